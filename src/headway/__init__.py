@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from headway.app.loading import load
     from headway.app.model import Model
     from headway.app.recipes import presets, recipes
+    from headway.app.remote import RemoteModel, connect
     from headway.attending import Attention
     from headway.domains.audio import Segment, Transcribing, Transcription
     from headway.domains.image_text import Matches
@@ -47,6 +48,7 @@ __all__ = [
     "Plan",
     "Quantized",
     "Recipe",
+    "RemoteModel",
     "Run",
     "Sampling",
     "SearchConfig",
@@ -59,6 +61,7 @@ __all__ = [
     "Verified",
     "__version__",
     "compare",
+    "connect",
     "export",
     "load",
     "plan",
@@ -109,6 +112,10 @@ lazily(
         ),
         ".app.loading": ("load",),
         ".app.model": ("Model",),
+        ".app.remote": (
+            "RemoteModel",
+            "connect",
+        ),
         ".app.recipes": (
             "presets",
             "recipes",

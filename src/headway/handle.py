@@ -19,7 +19,7 @@ from headway.formats.open import Opened
 from headway.formats.usage import Usage
 from headway.generate import Session, check_draft
 from headway.learn import Recipe
-from headway.nn.models import Cache, Generative
+from headway.nn.models import Cache, Generative, kinds
 
 _LOG = logging.getLogger(__name__)
 
@@ -63,6 +63,11 @@ class Handle:
     def context(self) -> int | None:
         """The number of tokens that the model sees at once; None if there is no limit."""
         return self.module.config.context
+
+    @property
+    def reads(self) -> list[Literal["texts", "images", "sounds"]]:
+        """Of what its inputs are; nothing of these for a model of states, say."""
+        return kinds.reads(self.module)
 
     @property
     def device(self) -> torch.device:

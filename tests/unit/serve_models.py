@@ -17,6 +17,7 @@ import headway as hw
 from headway.errors import UserError
 from headway.generate.scheduler import FullError, Request, Said
 from headway.serve.app import create_app
+from headway.serve.batches import Batcher
 from headway.serve.frame import Ready, ServerSettings
 from headway.serve.loop import EngineLoop, Steps, open_loop
 from headway.serve.served import Resident
@@ -33,7 +34,8 @@ def stories(data_dir: Path) -> Path:
 def ready(path: Path, name: str, steps: Steps | None = None) -> Ready:
     """A model that torch runs, written by `steps` or else one request after the other."""
     model = hw.load(path, "cpu", backend="torch")
-    return Ready(name, model, open_loop(model, name) if steps is None else EngineLoop(steps, name))
+    loop = open_loop(model, name) if steps is None else EngineLoop(steps, name)
+    return Ready(name, model, loop, Batcher(name))
 
 
 @contextmanager

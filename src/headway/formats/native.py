@@ -137,6 +137,12 @@ def native_config(directory: Path) -> ModelConfig:
     return read_model(directory / FILE)[1]
 
 
+def quantised_config(directory: Path) -> ModelConfig:
+    """The configuration of the quantized model in a folder."""
+    tensors, metadata = read_tensors(directory / QUANTISED, "quantize the model again")
+    return config_of(metadata, directory / QUANTISED, len(tensors))
+
+
 def config_of(metadata: dict[str, str], path: Path, tensors: int) -> ModelConfig:
     """The configuration in the header of a file of so many tensors. UserError where there is none that fits."""
     try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import msgspec
 from starlette.datastructures import FormData
@@ -19,6 +19,7 @@ from headway.app.model import Model
 from headway.codecs import TokenizerCodec
 from headway.codecs.chat import ChatTemplate
 from headway.generate.scheduler import Rule
+from headway.serve.batches import Batcher
 from headway.serve.loop import EngineLoop
 
 
@@ -50,12 +51,28 @@ class ServerSettings:
     log: bool = True  # a line of JSON on stdout for each request
 
 
+Reads = Literal["texts", "images", "sounds"]
+
+
+class Known(NamedTuple):
+    """What is known of a model before a weight is read."""
+
+    kind: str
+    verbs: list[str]  # what it can do; see headway.app.predictors
+    reads: list[Reads]
+    context: int | None  # tokens
+    parameters: int
+    changed: int  # seconds since 1970
+    alone: str | None  # why the texts that it writes are written one after the other; None where they need not be
+
+
 class Ready(NamedTuple):
-    """A model that is loaded. `loop` writes its texts; None where it writes none."""
+    """A model that is loaded. `loop` writes its texts; None where it writes none. All else it does by `batcher`."""
 
     name: str
     model: Model
     loop: EngineLoop | None
+    batcher: Batcher
 
 
 class Served(Protocol):
@@ -65,6 +82,14 @@ class Served(Protocol):
         """The model of a name, "" for the only one there is; loaded if it is not yet, and kept while it is used.
         StatusError 404 where there is none of this name, UserError or StatusError 503 where it cannot be loaded.
         """
+        ...
+
+    def listed(self) -> Mapping[str, Known]:
+        """What can be asked for, by name."""
+        ...
+
+    def known(self, name: str) -> Known:
+        """What is known of one. StatusError 404 where there is none of this name, 503 for one that is broken."""
         ...
 
     def loops(self) -> Mapping[str, EngineLoop]:

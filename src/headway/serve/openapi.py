@@ -55,7 +55,7 @@ def openapi(endpoints: Sequence[Endpoint]) -> dict[str, Any]:
     by_struct = dict(zip(structs, schemas))
     paths: dict[str, Any] = {}
     for each in endpoints:
-        paths.setdefault(each.path, {})[each.method.lower()] = _operation(each, by_struct)
+        paths.setdefault(each.path.replace(":path}", "}"), {})[each.method.lower()] = _operation(each, by_struct)
     return {
         "openapi": "3.1.0",
         "info": {"title": "headway", "version": "1", "description": "Models of headway in the form of the OpenAI API."},

@@ -6,7 +6,7 @@ import argparse
 import time
 
 from headway.app.cli.answers import answers, conclude, images
-from headway.app.cli.options import add_weights, load, number, torch_options, whole
+from headway.app.cli.options import add_server, add_weights, load, number, torch_options, whole
 from headway.app.cli.terminal import Terminal
 
 EXAMPLE = """
@@ -24,6 +24,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("--length-penalty", type=number(0), default=0.6, metavar="A", help="GNMT's alpha (default: 0.6)")
     add("--n-best", type=whole(1), default=1, metavar="N", help="N captions an image, best first (default: 1)")
     add_weights(parser)
+    add_server(parser)
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from headway.app.cli.generate import add_sampling, settings
+from headway.app.cli.generate import add_sampling, asked, settings
 from headway.app.cli.options import load, torch_options
 from headway.app.cli.terminal import Terminal
 from headway.errors import UserError
@@ -21,6 +21,7 @@ USER, ASSISTANT = "User: ", "Assistant:"
 KEYS = "Ctrl-C stops an answer, /reset forgets the conversation, Ctrl-D leaves."
 
 Turn = dict[str, str]  # what the user and the assistant say
+Message = dict[str, str]  # a role, and what it says
 Reply = Callable[[list[Turn]], Iterator[str]]
 
 
@@ -35,25 +36,44 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
     with torch_options(args):
         model = load(args)
-        turns = converse((as_text if model.usage.template is None else by_template)(model, args, terminal), terminal)
+        here = args.server is None
+        answers = by_server if not here else as_text if model.usage.template is None else by_template
+        turns = converse(answers(model, args, terminal), terminal)
     terminal.result({"turns": turns})
 
 
 def by_template(model, args: argparse.Namespace, terminal: Terminal) -> Reply:
     """Answers by the model's chat template."""
     sampling, limits = settings(args)
-    system = [{"role": "system", "content": args.system}] if args.system else []
+    system = instructions(args)
     talk = model.talk
     talk.ask([*system, {"role": "user", "content": "?"}], limits)  # a template may refuse a system's message
     terminal.note(KEYS)
 
     def reply(turns: list[Turn]) -> Iterator[str]:
-        told = [{"role": role, "content": turn[role]} for turn in turns for role in ("user", "assistant")]
-        ids, dropped = talk.ask([*system, *told[:-1]], limits)
+        ids, dropped = talk.ask([*system, *messages(turns)], limits)
         note_dropped(dropped, model, terminal)
         return talk.answer(ids, sampling, limits)
 
     return reply
+
+
+def by_server(model, args: argparse.Namespace, terminal: Terminal) -> Reply:
+    """Answers of a server, by the chat template of its model."""
+    system = instructions(args)
+    terminal.note(KEYS)
+    return lambda turns: model.chat_stream([*system, *messages(turns)], **asked(args))
+
+
+def instructions(args: argparse.Namespace) -> list[Message]:
+    """What the assistant is told before the conversation, as messages."""
+    return [{"role": "system", "content": args.system}] if args.system else []
+
+
+def messages(turns: list[Turn]) -> list[Message]:
+    """Turns of which the last is not answered yet, as messages."""
+    told: list[Message] = [{"role": role, "content": turn[role]} for turn in turns for role in ("user", "assistant")]
+    return told[:-1]
 
 
 def as_text(model, args: argparse.Namespace, terminal: Terminal) -> Reply:

@@ -9,7 +9,7 @@ from io import StringIO
 from typing import Any
 
 from headway.app.cli.answers import Failures, answers, conclude, images
-from headway.app.cli.options import load, torch_options, whole
+from headway.app.cli.options import add_server, load, torch_options, whole
 from headway.app.cli.terminal import Terminal
 from headway.app.cli.translate import chunks
 from headway.errors import UserError
@@ -37,6 +37,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("--top", type=whole(1), default=3, metavar="N", help="show the N most probable labels (default: 3)")
     add("--attention", metavar="FILE", help="draw where the model looks in the one image that is given")
     add("--truncate", action="store_true", help="cut texts and sounds that are too long for the model")
+    add_server(parser)
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
@@ -44,12 +45,12 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
     failures: Failures = []
     if args.attention and len(args.items) != 1:
         raise UserError(f"--attention draws one image, and {len(args.items)} are given; give one")
-    from headway.nn.models.kinds import is_vision
-
+    if args.attention and args.server is not None:
+        raise UserError("--attention is drawn where the model is; leave it out, or --server")
     with torch_options(args):
         model = load(args)
         say = told_as_csv if args.format == "csv" else told
-        items = images(args.items) if is_vision(model.module) else args.items
+        items = images(args.items) if "images" in model.reads else args.items
         for lines in [items] if items else chunks(sys.stdin):
             ask = lambda some: model.classify(list(map(pair, some)) if args.pairs else some, truncate=args.truncate)  # noqa: E731
             for line, probabilities in answers(lines, ask, failures):

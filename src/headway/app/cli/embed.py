@@ -7,7 +7,7 @@ import json
 import sys
 
 from headway.app.cli.answers import Failures, answers, conclude
-from headway.app.cli.options import load, torch_options
+from headway.app.cli.options import add_server, load, torch_options
 from headway.app.cli.terminal import Terminal
 from headway.app.cli.translate import chunks
 
@@ -23,6 +23,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("model", metavar="RUN|MODEL", help="a run directory or a published model")
     add("--truncate", action="store_true", help="cut lines that are too long for the model")
+    add_server(parser)
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from headway.app.cli.options import load, torch_options, whole
+from headway.app.cli.options import add_server, load, torch_options, whole
 from headway.app.cli.terminal import Terminal
 from headway.app.cli.translate import chunks
 
@@ -20,6 +20,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("model", metavar="RUN|MODEL", help="a run directory or a published model")
     add("texts", nargs="*", metavar="TEXT", help="texts with [MASK] or <mask> in them (default: lines of stdin)")
     add("--top", type=whole(1), default=5, metavar="N", help="show the N most probable (default: 5)")
+    add_server(parser)
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:

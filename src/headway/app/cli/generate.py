@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from headway.app.cli.options import add_cache, load, number, torch_options, whole
+from headway.app.cli.options import add_cache, add_server, load, number, torch_options, whole
 from headway.app.cli.terminal import Terminal
 from headway.errors import UserError
 
@@ -50,6 +51,7 @@ def add_sampling(parser: argparse.ArgumentParser, tokens: int) -> None:
     add_cache(parser)
     drafts = "a smaller model of the same tokenizer that guesses ahead: the same text, sooner where it guesses well"
     add("--draft", type=Path, metavar="RUN|MODEL", help=drafts)
+    add_server(parser)
 
 
 def settings(args: argparse.Namespace) -> tuple[Sampling, Limits]:
@@ -60,9 +62,19 @@ def settings(args: argparse.Namespace) -> tuple[Sampling, Limits]:
     return sampling, Limits(args.max_new_tokens, tuple(args.stop))
 
 
+def asked(args: argparse.Namespace) -> dict[str, Any]:
+    """The same, as a model of a server takes them."""
+    names = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "stop", "seed")
+    return {name: getattr(args, name) for name in names}
+
+
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
     prompt = read_prompt(args.prompt)
     with torch_options(args):
+        if args.server is not None:
+            text = said(load(args).stream(prompt, **asked(args)), prompt, terminal)
+            terminal.result({"prompt": prompt, "text": text})
+            return
         sampling, limits = settings(args)
         model = load(args)
         if args.json:
@@ -71,11 +83,18 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
             told = {name: getattr(completion, name) for name in names}
             terminal.result({"prompt": prompt, "tokens": completion.ids, **told, "beyond": model.beyond})
             return
-        pieces = model.continuations(prompt, sampling, limits)
-        terminal.say(prompt, end="")
-        for piece in pieces:
-            terminal.say(piece, end="")
-        terminal.say()
+        said(model.continuations(prompt, sampling, limits), prompt, terminal)
+
+
+def said(pieces: Iterator[str], prompt: str, terminal: Terminal) -> str:
+    """A text that is shown behind its prompt as it comes."""
+    terminal.say(prompt, end="")
+    text = ""
+    for piece in pieces:
+        terminal.say(piece, end="")
+        text += piece
+    terminal.say()
+    return text
 
 
 def read_prompt(text: str) -> str:

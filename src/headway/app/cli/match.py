@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from headway.app.cli.answers import Failures, answers, conclude, images
-from headway.app.cli.options import load, torch_options
+from headway.app.cli.options import add_server, load, torch_options
 from headway.app.cli.terminal import Terminal
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help='what texts are put into, as "a photo of a {}"; several are averaged',
     )
     add("--truncate", action="store_true", help="cut texts that are too long for the model")
+    add_server(parser)
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from headway.errors import UserError, nearest
 
@@ -151,10 +151,29 @@ def add_cache(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_server(parser: argparse.ArgumentParser) -> None:
+    """The option of commands that a server can answer."""
+    parser.add_argument(
+        "--server",
+        metavar="URL",
+        help="have a server of headway compute: the model is the one that it calls so (key: HEADWAY_API_KEY)",
+    )
+
+
+# What a server has chosen for itself, and what none of its answers can be asked with.
+_OWN = {"weights": None, "cache": "fp32", "draft": None, "device": "auto", "backend": "auto", "threads": None}
+_OWN |= {"deterministic": False}
+
+
 def load(args: argparse.Namespace) -> Model:
-    """The model that a command was given."""
+    """The model that a command was given, here or at a server. UserError for options that are a server's own."""
     import headway as hw
 
+    if getattr(args, "server", None) is not None:
+        chosen = [name for name, default in _OWN.items() if getattr(args, name, default) != default]
+        if chosen:
+            raise UserError(f"--{chosen[0]} is chosen where the server is started; leave it out, or --server")
+        return cast("Model", hw.connect(args.server, model=str(args.model)))  # which has the methods that commands use
     given = {name: getattr(args, name) for name in ("weights", "cache", "draft") if hasattr(args, name)}
     return hw.load(args.model, args.device, backend=args.backend, **given)
 
@@ -162,6 +181,9 @@ def load(args: argparse.Namespace) -> Model:
 @contextmanager
 def torch_options(args: argparse.Namespace) -> Iterator[None]:
     """Threads and deterministic kernels as the common options say, while a command works."""
+    if getattr(args, "server", None) is not None:
+        yield  # nothing is computed here
+        return
     import torch
 
     from headway.nn.kernels import deterministic

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from headway.app.cli.options import add_cache, load, number, torch_options, whole
+from headway.app.cli.options import add_cache, number, torch_options, whole
 from headway.app.cli.terminal import Terminal
 from headway.errors import UserError
 
@@ -23,7 +23,9 @@ KEYS = "a key that clients must show; may be given several times; @FILE: a line 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("models", nargs="+", metavar="RUN|MODEL", help="run directories or published models")
+    add("models", nargs="*", metavar="RUN|MODEL", help="run directories or published models, loaded when asked for")
+    add("--models", dest="folder", type=Path, metavar="DIR", help="a folder whose models are served, too")
+    add("--keep-alive", type=number(0), metavar="S", help="let a model go that was idle for S seconds (default: never)")
     add("--host", default="127.0.0.1", metavar="H", help="the address to listen at (default: 127.0.0.1)")
     add("--port", type=whole(0, 65535), default=8000, metavar="N", help="0 takes a free one (default: 8000)")
     add("--api-key", action="append", default=[], metavar="KEY|@FILE", help=KEYS)
@@ -47,9 +49,9 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
         from headway.serve.program import listener, run_server, url_of
     except ModuleNotFoundError as error:
         raise UserError(f"the server needs {error.name}; pip install 'headway[serve]'") from None
-    from headway.serve.frame import Ready, ServerSettings
+    from headway.serve.frame import ServerSettings
     from headway.serve.loop import open_loop
-    from headway.serve.served import Resident
+    from headway.serve.models import LoadOptions, ServedModels
 
     settings = ServerSettings(
         keys=tuple(key for given in args.api_key for key in keys_of(given)),
@@ -62,14 +64,13 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
     memory = None if args.cache_memory is None else int(args.cache_memory * 1e9)
     bound = listener(args.host, args.port, settings, args.insecure)
     with torch_options(args), bound:
-        models = []
-        for given in args.models:
-            model = load(argparse.Namespace(**{**vars(args), "model": given}))
-            name = Path(given).stem if Path(given).is_file() else Path(given).name
-            models.append(Ready(name, model, open_loop(model, name, args.slots, args.queue, memory)))
-        terminal.note(f"{', '.join(model.name for model in models)} at {url_of(bound)} (Ctrl-C ends it)")
-        run_server(Resident(models), settings, bound)
-    terminal.result({"models": [model.name for model in models]})
+        options = LoadOptions(args.device, args.weights, args.backend, args.cache, args.draft)
+        start = lambda model, name: open_loop(model, name, args.slots, args.queue, memory)  # noqa: E731
+        models = ServedModels(args.models, args.folder, options, start, args.keep_alive)
+        names = list(models.listed())
+        terminal.note(f"{', '.join(names)} at {url_of(bound)} (Ctrl-C ends it)")
+        run_server(models, settings, bound)
+    terminal.result({"models": names})
 
 
 def keys_of(given: str) -> list[ApiKey]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from headway.app.cli.options import load, torch_options
+from headway.app.cli.options import add_server, load, torch_options
 from headway.app.cli.terminal import Terminal
 from headway.app.cli.translate import chunks
 
@@ -20,6 +20,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("model", metavar="RUN|MODEL", help="a run directory or a published model")
     add("--split", action="store_true", help="lines are words with spaces between them, cut already")
     add("--truncate", action="store_true", help="cut lines that are too long for the model")
+    add_server(parser)
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:

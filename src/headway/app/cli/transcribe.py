@@ -6,18 +6,19 @@ import argparse
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from headway.app.cli.answers import Failures, conclude
-from headway.app.cli.options import add_cache, load, number, torch_options, whole
+from headway.app.cli.options import add_cache, add_server, load, number, torch_options, whole
 from headway.app.cli.terminal import Terminal
 from headway.errors import UserError
 
 if TYPE_CHECKING:
-    from headway.domains.audio import FileSound, SubtitleLines, Transcriber, Transcribing
+    from headway.domains.audio import FileSound, Segment, SubtitleLines, Transcribing, Transcription
 
 EXAMPLE = """
 headway transcribe path/to/whisper-tiny.en talk.mp3                        # a line for each segment
@@ -28,7 +29,9 @@ headway transcribe hf:openai/whisper-small recordings/ --out transcripts/     # 
 headway transcribe path/to/whisper-tiny.en a.flac --word-timestamps --json --weights int8
 """
 FORMATS = ("txt", "json", "srt", "vtt")
+Show = Callable[["Segment"], None]
 Progress = Any  # of rich, or None where stderr is no terminal
+Hear = Callable[["FileSound", Show, Progress], "Transcription"]
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -66,6 +69,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("--no-previous-text", action="store_true", help="do not give each window the text before it")
     add("--no-vad", action="store_true", help="also transcribe where no voice is detected")
     add_cache(parser)
+    add_server(parser)
 
 
 def temperatures(text: str) -> tuple[float, ...]:
@@ -90,13 +94,47 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
                 raise
             failures.append((path, error))
     with torch_options(args):
-        transcriber = load(args).transcriber(settings(args, lines))
+        hear = here(args, lines) if args.server is None else at_server(args, lines)
         for sound, place in sounds:
             try:
-                results.append(one(transcriber, sound, place, args.format, terminal, lines))
+                results.append(one(hear, sound, place, args.format, terminal, lines))
             except UserError as error:  # damage that shows only as a file is read; the others are worth having
                 failures.append((sound.path, error))
     conclude({"results": results}, failures, terminal)
+
+
+def here(args: argparse.Namespace, lines: SubtitleLines | None) -> Hear:
+    """Transcripts of the model, shown as they come."""
+    from headway.domains.audio import Telling, Transcription
+
+    transcriber = load(args).transcriber(settings(args, lines))
+
+    def hear(sound: FileSound, show: Show, progress: Progress) -> Transcription:
+        telling, segments = Telling(transcriber, sound, progress), []
+        for segment in telling:
+            segments.append(segment)
+            show(segment)
+        text = "".join(segment.text for segment in segments).strip()
+        return Transcription(text, telling.language, telling.duration, segments)
+
+    return hear
+
+
+def at_server(args: argparse.Namespace, lines: SubtitleLines | None) -> Hear:
+    """Transcripts of a server's model, which are whole when they come. UserError for what it cannot be asked."""
+    asked = settings(args, lines)
+    plain = replace(type(asked)(), language=asked.language, task=asked.task, initial=asked.initial, words=asked.words)
+    if asked != plain:
+        raise UserError("a server chooses beam, temperature, seed, voices and the text before; leave these out")
+    model = load(args)
+
+    def hear(sound: FileSound, show: Show, progress: Progress) -> Transcription:
+        found: Any = model.transcribe(sound.path, asked.language, asked.task, prompt=asked.initial, words=asked.words)
+        for segment in found.segments:
+            show(segment)
+        return found
+
+    return hear
 
 
 def settings(args: argparse.Namespace, lines: SubtitleLines | None) -> Transcribing:
@@ -163,7 +201,7 @@ def outputs(args: argparse.Namespace, names: Sequence[str]) -> Sequence[Path | N
 
 
 def one(
-    transcriber: Transcriber,
+    hear: Hear,
     sound: FileSound,
     place: Path | None,
     form: str,
@@ -171,20 +209,15 @@ def one(
     lines: SubtitleLines | None = None,
 ) -> dict[str, Any]:
     """Transcribe a file, and show or write it."""
-    from headway.domains.audio import Telling, Transcription, as_dict, written
+    from headway.domains.audio import as_dict, written
 
     started = time.monotonic()
     live = place is None and form == "txt"
+    show = lambda segment: terminal.say(segment.text.strip()) if live else None  # noqa: E731
     with bar(sound.path.name) as progress:
-        telling, segments = Telling(transcriber, sound, progress), []
-        for segment in telling:
-            segments.append(segment)
-            if live:
-                terminal.say(segment.text.strip())
-    text = "".join(segment.text for segment in segments).strip()
-    found = Transcription(text, telling.language, telling.duration, segments)
+        found = hear(sound, show, progress)
     seconds = time.monotonic() - started
-    nothing = "" if segments else ", in which nobody is heard to speak"
+    nothing = "" if found.segments else ", in which nobody is heard to speak"
     terminal.note(f"{sound.path}: {found.duration:.1f} s of sound in {seconds:.1f} s{nothing}")
     if not live:
         text = written(found, cast(Any, form), lines)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-from headway.app.cli.options import add_cache, load, number, torch_options, whole
+from headway.app.cli.options import add_cache, add_server, load, number, torch_options, whole
 from headway.app.cli.terminal import Terminal
 from headway.errors import UserError
 
@@ -27,6 +27,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("--length-penalty", type=number(0), default=0.6, metavar="A", help="GNMT's alpha (default: 0.6)")
     add("--n-best", type=whole(1), default=1, metavar="N", help="N lines a line, best first (default: 1)")
     add_cache(parser)
+    add_server(parser)
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:

@@ -44,7 +44,7 @@ def classify(
     A head of one output gives its number, as "value". Raises UserError for labels that do not fit the head
     "classes", an empty text, and one that is too long.
     """
-    rows = _rows(model, codec, texts, truncate)
+    rows = text_rows(model, codec, texts, truncate)
     said: dict[int, list[float]] = {}
     for some, logits in _outputs(model, "classes", rows):
         said.update(zip(some.tolist(), (logits if logits.shape[1] == 1 else logits.softmax(-1)).tolist()))
@@ -85,14 +85,19 @@ def embed(model: Transformer, codec: Codec, texts: Sequence[str], *, truncate: b
     Texts of nearly equal lengths are computed together, whatever their order. Raises UserError for an empty text and
     one that is too long.
     """
-    rows = _rows(model, codec, texts, truncate)
-    found = torch.empty(len(texts), model.config.width)
+    return embed_rows(model, text_rows(model, codec, texts, truncate))
+
+
+def embed_rows(model: Transformer, rows: FramedRows) -> Float[Tensor, "N D"]:
+    """`embed` of texts that are framed ids already."""
+    found = torch.empty(len(rows), model.config.width)
     for some, vectors in _outputs(model, "embedding", rows):
         found[torch.from_numpy(some)] = vectors.float().cpu()
     return found
 
 
-def _rows(model: Transformer, codec: Codec, texts: Sequence[Text], truncate: bool) -> FramedRows:
+def text_rows(model: Transformer, codec: Codec, texts: Sequence[Text], truncate: bool) -> FramedRows:
+    """What a model reads of texts, or of pairs of them. Errors as of `embed`."""
     for number, text in enumerate(texts):
         if any(not part.strip() for part in ([text] if isinstance(text, str) else text)):
             raise UserError(f"text {number + 1} of {len(texts)} is empty; write something there, or leave it out")

@@ -189,6 +189,16 @@ def reads_prompts(model: Asked) -> bool:
     return is_text(model) or is_translator(model) or is_transcriber(model) or is_two_tower(model) or is_captioner(model)
 
 
+def reads(model: Asked) -> list[Literal["texts", "images", "sounds"]]:
+    """Of what the inputs are of which it says something; nothing of these where they are states, or a board."""
+    found: list[Literal["texts", "images", "sounds"]] = []
+    if is_text(model) or is_translator(model) or is_two_tower(model):
+        found.append("texts")
+    if is_vision(model) or is_two_tower(model) or is_captioner(model):
+        found.append("images")
+    return [*found, "sounds"] if is_audio(model) or is_transcriber(model) else found
+
+
 def generates(model: Asked) -> bool:
     """Whether it writes symbols one after the other."""
     return is_causal(model) or is_encoder_decoder(model) or is_captioner(model)

@@ -1,0 +1,137 @@
+"""What many ask of one model is answered together: requests that wait while it is busy share its next call."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from headway.errors import UserError
+from headway.generate.scheduler import FullError
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@dataclass(eq=False)
+class _Asked:
+    """The items of one request, of which the first `len(answers)` have their answers."""
+
+    call: Callable[[list[Any]], Sequence[Any]]
+    kind: Hashable
+    items: list[Any]
+    done: asyncio.Future[list[Any]]
+    answers: list[Any] = field(default_factory=list)
+
+
+class Batcher:
+    """A model's thread for all that it does not write step by step. Its methods are called on the event loop.
+
+    A call takes items of several requests of one kind, at most `most`, and of a request that has more a part, after
+    which it waits for its turn again: a long one does not hold up the short ones. Requests whose asker has gone are
+    left out. Those of another kind have their turn in the order in which they came.
+    """
+
+    def __init__(self, name: str, most: int = 64, waiting: int = 256) -> None:
+        """`name` is the model's; at most `waiting` requests wait."""
+        self._name, self._most, self._waiting = name, most, waiting
+        self._thread = ThreadPoolExecutor(1, f"headway-{name}")
+        self._queue: deque[_Asked] = deque()
+        self._called: list[tuple[_Asked, list[Any]]] = []
+        self._serving: asyncio.Task[None] | None = None
+
+    async def ask(self, call: Callable[[list[T]], Sequence[R]], kind: Hashable, items: Sequence[T]) -> list[R]:
+        """The answer to each item. `call` answers several items, those of other requests of this `kind` among them:
+        what it does hangs on the kind and the items alone.
+
+        FullError where too many wait. A UserError of `call` goes to the request whose items it raises it for.
+        """
+        if len(self._queue) >= self._waiting:
+            raise FullError(f"{len(self._queue)} requests wait for {self._name}; ask again later")
+        asked = _Asked(call, kind, list(items), asyncio.get_running_loop().create_future())
+        self._queue.append(asked)
+        if self._serving is None:
+            self._serving = asyncio.create_task(self._serve())
+        return await asked.done
+
+    async def run(self, job: Callable[[], R]) -> R:
+        """What `job` gives, in the model's thread, in its turn and alone. FullError as of `ask`."""
+        [found] = await self.ask(lambda jobs: [each() for each in jobs], object(), [job])
+        return found
+
+    def state(self) -> dict[str, int]:
+        """How many requests are under way, and how many wait."""
+        return {"under_way": len(self._called), "waiting": len(self._queue)}
+
+    def close(self) -> None:
+        """End the thread, once what it does is done; who waits is cancelled."""
+        for asked in [*(asked for asked, _ in self._called), *self._queue]:
+            asked.done.cancel()
+        self._queue.clear()
+        self._thread.shutdown(wait=False)
+
+    async def _serve(self) -> None:
+        while called := self._next():
+            self._called = called
+            await self._answer(called)
+            self._queue.extend(asked for asked, _ in called if not asked.done.done())
+        self._called, self._serving = [], None
+
+    def _next(self) -> list[tuple[_Asked, list[Any]]]:
+        """The requests of the next call, which leave the queue, and which of their items it takes."""
+        self._queue = deque(asked for asked in self._queue if not asked.done.done())
+        room, kind = self._most, self._queue[0].kind if self._queue else None
+        some: list[tuple[_Asked, list[Any]]] = []
+        for asked in self._queue:
+            if asked.kind == kind and room > 0:
+                start = len(asked.answers)
+                some.append((asked, asked.items[start : start + room]))
+                room -= len(some[-1][1])
+        for asked, _ in some:
+            self._queue.remove(asked)
+        return some
+
+    async def _answer(self, some: list[tuple[_Asked, list[Any]]]) -> None:
+        try:
+            found = await self._call(some[0][0].call, [item for _, items in some for item in items])
+        except UserError as error:
+            [(asked, items), *others] = some
+            if not others and len(items) == len(asked.items):
+                _fail(asked, error)
+                return
+            # Whose fault it is the message does not say, and it counts items as they were called: each for itself.
+            for asked, _ in some:
+                if not asked.done.done():
+                    await self._answer_alone(asked)
+            return
+        except Exception as error:
+            for asked, _ in some:
+                _fail(asked, error)
+            return
+        for asked, items in some:
+            asked.answers += found[: len(items)]
+            found = found[len(items) :]
+            if len(asked.answers) == len(asked.items) and not asked.done.done():
+                asked.done.set_result(asked.answers)
+
+    async def _answer_alone(self, asked: _Asked) -> None:
+        try:
+            found = list(await self._call(asked.call, asked.items))
+        except Exception as error:
+            _fail(asked, error)
+        else:
+            if not asked.done.done():
+                asked.done.set_result(found)
+
+    async def _call(self, call: Callable[[list[Any]], Sequence[Any]], items: list[Any]) -> Sequence[Any]:
+        context = copy_context()  # which says, for one, which kernels compute
+        return await asyncio.get_running_loop().run_in_executor(self._thread, lambda: context.run(call, items))
+
+
+def _fail(asked: _Asked, error: Exception) -> None:
+    if not asked.done.done():
+        asked.done.set_exception(error)

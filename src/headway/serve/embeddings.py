@@ -1,0 +1,159 @@
+"""Vectors of texts and images: /v1/embeddings of the OpenAI API."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections.abc import Sequence
+from functools import partial
+from typing import Annotated, Any, Literal
+
+import msgspec
+import numpy as np
+from msgspec import Meta
+
+from headway.app.model import Model
+from headway.app.predictors import predictor
+from headway.domains.image_text import use as towers
+from headway.domains.understanding import use as encoders
+from headway.errors import UserError
+from headway.learn.rows import FramedRows, Limit, flat, frame_for, framed
+from headway.nn.models import TwoTower, kinds
+from headway.serve.errors import StatusError
+from headway.serve.frame import Context, Endpoint
+from headway.serve.media import image_of
+
+_MOST = 2048  # inputs of a request, as OpenAI's service takes
+_LITTLE_ENDIAN = np.dtype("<f4")
+
+
+class EmbeddingBody(msgspec.Struct, forbid_unknown_fields=True):
+    """Texts, or ids of the model's own tokenizer without its marks; images, as data: URLs, where the model reads them.
+    `truncate` cuts texts that are longer than the model reads, which are refused otherwise; `user` changes nothing.
+    """
+
+    input: str | list[str | int | list[int]]
+    model: str = ""
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: Annotated[int, Meta(ge=1)] | None = None
+    truncate: bool = False
+    user: str | None = None
+
+
+class InputVector(msgspec.Struct):
+    """The vector of one input, of unit length: numbers, or their 32 bits, the lowest byte first, in base64."""
+
+    index: int
+    embedding: list[float] | str
+    object: str = "embedding"
+
+
+class ReadTokens(msgspec.Struct):
+    """Tokens that the model read, its marks included; 0 for images."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingAnswer(msgspec.Struct):
+    data: list[InputVector]
+    model: str
+    usage: ReadTokens
+    object: str = "list"
+
+
+async def embed(body: EmbeddingBody, context: Context) -> EmbeddingAnswer:
+    """The vector of each input."""
+    items = _items(body.input)
+    async with context.served.using(body.model) as ready:
+        model = ready.model
+        predictor(model, "embed")  # UserError for a model that makes none
+        if body.dimensions not in (None, _width(model)):
+            raise StatusError(
+                400, f"the vectors of {ready.name} have {_width(model)} dimensions; leave dimensions out", "dimensions"
+            )
+        if kinds.is_vision(model.module) or _are_images(items):
+            images = await asyncio.to_thread(_images, model, items)
+            vectors = await ready.batcher.ask(partial(_seen, model), "images", images)
+            tokens = 0
+        else:
+            rows = await asyncio.to_thread(_rows, model, items, body.truncate)
+            vectors = await ready.batcher.ask(partial(_read, model), "texts", rows)
+            tokens = sum(map(len, rows))
+    context.noted["prompt_tokens"] = tokens
+    said = [vector.tolist() if body.encoding_format == "float" else _packed(vector) for vector in vectors]
+    data = [InputVector(index, vector) for index, vector in enumerate(said)]
+    return EmbeddingAnswer(data, ready.name, ReadTokens(tokens, tokens))
+
+
+def _items(given: str | Sequence[str | int | list[int]]) -> list[str | list[int]]:
+    """The inputs: one text, one row of ids, or several of one kind. UserError for anything else."""
+    if isinstance(given, str):
+        return [given]
+    if given and all(isinstance(item, int) for item in given):
+        return [list(given)]  # type: ignore[list-item]
+    if not 1 <= len(given) <= _MOST:
+        raise StatusError(400, f"input has {len(given):,} items; give 1 to {_MOST:,}", "input")
+    if len({type(item) for item in given}) > 1 or isinstance(given[0], int):
+        raise StatusError(400, "input mixes texts and ids; give one text, texts, ids, or rows of ids", "input")
+    return list(given)  # type: ignore[arg-type]
+
+
+def _are_images(items: Sequence[str | list[int]]) -> bool:
+    return all(isinstance(item, str) and item.startswith("data:image/") for item in items)
+
+
+def _images(model: Model, items: Sequence[str | list[int]]) -> list[np.ndarray]:
+    return [image_of(item, f"input {number}") for number, item in enumerate(items, 1)]
+
+
+def _rows(model: Model, items: Sequence[str | list[int]], truncate: bool) -> list[np.ndarray]:
+    """What the model reads of each text. UserErrors: an empty one, one too long, unknown ids."""
+    texts = [item for item in items if isinstance(item, str)]
+    rows = _of_texts(model, texts, truncate) if texts else _of_ids(model, items, truncate)  # type: ignore[arg-type]
+    return np.split(rows.ids, rows.offsets[1:-1])
+
+
+def _of_texts(model: Model, texts: Sequence[str], truncate: bool) -> FramedRows:
+    module: Any = model.module
+    if isinstance(module, TwoTower):
+        towers.check_texts(texts)
+        return towers.text_rows(model.codec, texts, module.config, truncate)
+    return encoders.text_rows(module, model.codec, texts, truncate)
+
+
+def _of_ids(model: Model, ids: Sequence[list[int]], truncate: bool) -> FramedRows:
+    module: Any = model.module
+    if isinstance(module, TwoTower):
+        raise UserError("this model compares images with texts, and reads no ids; give texts")
+    symbols = model.codec.size
+    for number, row in enumerate(ids, 1):
+        if not row or not all(0 <= each < symbols for each in row):
+            raise StatusError(
+                400, f"input {number} is not of ids from 0 to {symbols - 1}; there are no others", "input"
+            )
+    return framed(frame_for(model.codec, module.config), ids, None, Limit(module.config.context, truncate))
+
+
+def _read(model: Model, rows: list[np.ndarray]) -> list[np.ndarray]:
+    module: Any = model.module
+    together = FramedRows(*flat(rows))  # type: ignore[arg-type]
+    if isinstance(module, TwoTower):
+        return list(towers.text_vectors(module, together, np.arange(len(rows))).numpy())
+    return list(encoders.embed_rows(module, together).numpy())
+
+
+def _seen(model: Model, images: list[np.ndarray]) -> list[np.ndarray]:
+    return list(model.embed(images).numpy())
+
+
+def _width(model: Model) -> int:
+    module: Any = model.module
+    return module.width if isinstance(module, TwoTower) else module.config.width
+
+
+def _packed(vector: np.ndarray) -> str:
+    return base64.b64encode(vector.astype(_LITTLE_ENDIAN).tobytes()).decode()
+
+
+ENDPOINTS = (Endpoint("POST", "/v1/embeddings", embed, "the vector of each input", EmbeddingBody, EmbeddingAnswer),)

@@ -1,0 +1,319 @@
+"""The models of a server: known from the start, loaded when they are first asked for, and let go when nobody does."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from contextvars import copy_context
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar, cast
+
+from headway.app.loading import find_device, load
+from headway.app.model import Model
+from headway.app.predictors import verbs
+from headway.app.recipes import find_model
+from headway.engine import refusal
+from headway.errors import UserError, nearest
+from headway.formats.hub import find_folder
+from headway.formats.native import QUANTISED, Weights, quantised_config
+from headway.formats.open import open_config, open_usage
+from headway.formats.usage import read_usage
+from headway.generate.scheduler import FullError
+from headway.handle import Backend
+from headway.learn.run import RunDirectory
+from headway.memory import free_bytes
+from headway.nn.models import Cache, ModelConfig, Transformer, describe, kinds, outline
+from headway.received import HUB
+from headway.serve.batches import Batcher
+from headway.serve.errors import StatusError
+from headway.serve.frame import Known, Ready
+from headway.serve.loop import EngineLoop
+
+R = TypeVar("R")
+_LOG = logging.getLogger(__name__)
+_FILES = (".gguf", ".bin")  # models that are a file
+_BYTES = {None: 4, "fp32": 4, "int8": 2, "int4": 2}  # of a weight while a model is loaded; stored ones have 16 bits
+_RETRY = 10  # seconds after which memory may be free
+_POLL = 0.05  # seconds between looks at what is under way while the server ends
+_MOST = 1000  # models of a folder
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """How models are loaded: arguments of `headway.load`. A draft is that of models that write."""
+
+    device: str = "auto"
+    weights: Weights | None = None
+    backend: Backend = "auto"
+    cache: Cache = "fp32"
+    draft: str | Path | None = None
+
+
+@dataclass(eq=False)
+class _Entry:
+    """A model by its name: what is known of it, or what is wrong with it, and its state now."""
+
+    name: str
+    place: Path
+    known: Known | None = None
+    error: UserError | None = None
+    loading: asyncio.Task[Ready] | None = None
+    ready: Ready | None = None
+    users: int = 0
+    used: float = 0.0  # when it was last, by the monotonic clock
+    timer: asyncio.TimerHandle | None = None  # until it is let go
+
+
+class ServedModels:
+    """Models by name: those that were named, and those in a folder. Methods are called on the event loop; models are
+    loaded one at a time in a thread, as two at once would each take the memory that is free for its own.
+    """
+
+    def __init__(
+        self,
+        named: Sequence[str | Path],
+        folder: Path | None,
+        options: LoadOptions,
+        start_loop: Callable[[Model, str], EngineLoop | None],
+        keep_alive: float | None = None,
+    ) -> None:
+        """`start_loop` makes what writes the texts of a model, given with its name, where it writes some. A model that
+        nobody uses for `keep_alive` seconds is let go (None: only where memory is short).
+
+        UserError for a model that is named and cannot be served, for two of one name, and for a folder without models.
+        One in the folder that is broken is listed nowhere, and says why when it is asked for.
+        """
+        self._options, self._start_loop, self._keep_alive = options, start_loop, keep_alive
+        self._device = find_device(options.device)
+        self._entries: dict[str, _Entry] = {}
+        for path in named:
+            self._add(_name_of(path), find_folder(path))
+        for entry in self._entries.values():
+            entry.known = known(entry.place, options)
+        for place in [] if folder is None else _in_folder(folder):
+            self._add(_name_of(place), place)
+            entry = self._entries[_name_of(place)]
+            try:
+                entry.known = known(place, options)
+            except UserError as error:
+                entry.error = error
+                _LOG.warning("%s is not served: %s", entry.name, error)
+        if not any(entry.known for entry in self._entries.values()):
+            raise UserError("there is no model to serve; name some, or give a folder that holds some with --models")
+        self._thread = ThreadPoolExecutor(1, "headway-load")
+        self._turn = asyncio.Lock()  # of who loads
+        self._closing = False
+
+    def listed(self) -> dict[str, Known]:
+        return {name: entry.known for name, entry in self._entries.items() if entry.known is not None}
+
+    def known(self, name: str) -> Known:
+        entry = self._entry(name)
+        if entry.known is None:
+            raise _broken(entry, str(entry.error))
+        return entry.known
+
+    @asynccontextmanager
+    async def using(self, name: str) -> AsyncIterator[Ready]:
+        entry = self._entry(name)
+        if self._closing:
+            raise StatusError(503, "the server is being ended; ask another one", code="ending", retry_after=_RETRY)
+        self.known(entry.name)
+        entry.users += 1
+        if entry.timer is not None:
+            entry.timer.cancel()
+        try:
+            yield await self._loaded(entry)
+        except UserError as error:
+            if isinstance(error, (StatusError, FullError)):
+                raise
+            raise UserError(_unplaced(entry, str(error))) from error
+        finally:
+            entry.users -= 1
+            self._released(entry)
+
+    def loops(self) -> Mapping[str, EngineLoop]:
+        found = {name: entry.ready.loop for name, entry in self._entries.items() if entry.ready is not None}
+        return {name: loop for name, loop in found.items() if loop is not None}
+
+    def batchers(self) -> Mapping[str, Batcher]:
+        """The threads that answer for the models that are loaded now."""
+        return {name: entry.ready.batcher for name, entry in self._entries.items() if entry.ready is not None}
+
+    def ready(self) -> bool:
+        return not self._closing
+
+    async def start(self) -> None:
+        for name, each in self.listed().items():
+            if each.alone is not None:
+                _LOG.warning("%s is served one request at a time: %s", name, each.alone)
+
+    async def close(self, seconds: float) -> None:
+        self._closing, end = True, time.monotonic() + seconds
+        loops = [loop.close(seconds) for loop in self.loops().values()]  # each ends what it writes
+        await asyncio.gather(*loops)
+        while any(entry.users for entry in self._entries.values()) and time.monotonic() < end:
+            await asyncio.sleep(_POLL)
+        for entry in self._entries.values():
+            await self._unload(entry)
+        self._thread.shutdown(wait=False)
+
+    def _add(self, name: str, place: Path) -> None:
+        other = self._entries.get(name)
+        if other is not None:
+            raise UserError(f"{other.place} and {place} are both named {name}; rename one, or link to it")
+        self._entries[name] = _Entry(name, place)
+
+    def _entry(self, name: str) -> _Entry:
+        if not name and len(self._entries) == 1:
+            return next(iter(self._entries.values()))
+        if name not in self._entries:
+            remedy = nearest(name, self.listed())
+            raise StatusError(404, f"there is no model {name[:100]!r}; {remedy}", "model", "model_not_found")
+        return self._entries[name]
+
+    async def _loaded(self, entry: _Entry) -> Ready:
+        """The model, which the first who asks has loaded; it goes on where that one leaves, as others may wait."""
+        if entry.ready is not None:
+            return entry.ready
+        if entry.loading is None:
+            entry.loading = asyncio.create_task(self._load(entry))
+            entry.loading.add_done_callback(lambda task: task.cancelled() or task.exception())  # seen by all or by none
+        return await asyncio.shield(entry.loading)
+
+    async def _load(self, entry: _Entry) -> Ready:
+        try:
+            async with self._turn:
+                await self._make_room(entry)
+                started = time.monotonic()
+                entry.ready = await self._in_thread(lambda: self._open(entry))
+            _LOG.info("%s was loaded in %.1f s", entry.name, time.monotonic() - started)
+            return entry.ready
+        except StatusError:
+            raise
+        except Exception as error:  # of files that others wrote, and for want of memory: no other model's affair
+            _LOG.warning("%s cannot be loaded", entry.name, exc_info=None if isinstance(error, UserError) else error)
+            raise _broken(entry, str(error) or type(error).__name__) from error
+        finally:
+            entry.loading = None
+            self._released(entry)
+
+    def _open(self, entry: _Entry) -> Ready:
+        """Called in the thread: reading takes seconds, and so does what a program is made from."""
+        o, writes = self._options, "generate" in self.known(entry.name).verbs
+        model = load(entry.place, o.device, o.weights, o.backend, o.cache, o.draft if writes else None)
+        return Ready(entry.name, model, self._start_loop(model, entry.name), Batcher(entry.name))
+
+    async def _make_room(self, entry: _Entry) -> None:
+        """Let go what nobody uses, the least recently used first, until there is memory for a model. StatusError 503
+        where the others that are loaded are all in use.
+        """
+        needed = self.known(entry.name).parameters * _BYTES[self._options.weights]
+        while (free := free_bytes(self._device)) is not None and free < needed:
+            held = [each for each in self._entries.values() if each.ready is not None]
+            idle = [each for each in held if not each.users]
+            if not held:
+                return  # what loads it says what is missing
+            if not idle:
+                using = ", ".join(each.name for each in held)
+                message = f"{entry.name} needs {needed:,} bytes of memory and {free:,} are free while {using} is in use"
+                raise StatusError(503, f"{message}; ask again later", code="no_memory", retry_after=_RETRY)
+            await self._unload(min(idle, key=lambda each: each.used))
+
+    def _released(self, entry: _Entry) -> None:
+        entry.used = time.monotonic()
+        if entry.timer is not None:
+            entry.timer.cancel()
+        if self._keep_alive is None or entry.users or entry.ready is None or self._closing:
+            return
+        loop = asyncio.get_running_loop()
+        entry.timer = loop.call_later(self._keep_alive, lambda: loop.create_task(self._let_go(entry)))
+
+    async def _let_go(self, entry: _Entry) -> None:
+        if not entry.users:
+            await self._unload(entry)
+
+    async def _unload(self, entry: _Entry) -> None:
+        ready, entry.ready = entry.ready, None
+        if ready is None:
+            return
+        ready.batcher.close()
+        if ready.loop is not None:
+            await ready.loop.close(0)
+        del ready
+        await self._in_thread(gc.collect)  # modules hold each other
+        _LOG.info("%s was let go", entry.name)
+
+    async def _in_thread(self, job: Callable[[], R]) -> R:
+        context = copy_context()  # which says, for one, which kernels compute
+        return await asyncio.get_running_loop().run_in_executor(self._thread, lambda: context.run(job))
+
+
+def known(place: Path, options: LoadOptions) -> Known:
+    """What lies at a place, and how it is served. UserError for what is no model."""
+    if not place.exists():
+        raise UserError(f"{place} does not exist; give a run or a published model, a folder or a .gguf file")
+    run = RunDirectory(place).exists()
+    if (place / QUANTISED).is_file():
+        config, usage = quantised_config(place), read_usage(place)
+    elif run:
+        config, usage = find_model(str(place.resolve())), read_usage(place)
+    else:
+        config, usage = open_config(place), open_usage(place)
+    can = verbs(config, usage, run)
+    return Known(
+        kinds.kind_of(config),
+        can,
+        kinds.reads(config),
+        config.context,
+        describe(config)["parameters"],
+        int(place.stat().st_mtime),
+        _alone(config, options) if "generate" in can else None,
+    )
+
+
+def _alone(config: ModelConfig, options: LoadOptions) -> str | None:
+    if options.draft is not None:
+        return "a draft guesses for one sequence alone"
+    if options.backend == "torch" or find_device(options.device).type != "cpu":
+        return "torch writes its texts"
+    missing = refusal(cast(Transformer, outline(config)))
+    return None if missing is None else f"the compiled engine has no instruction for {missing}"
+
+
+def _name_of(path: str | Path) -> str:
+    """What clients call a model: the last part of its path, or its name on a hub."""
+    if str(path).startswith(HUB):
+        return str(path).removeprefix(HUB)
+    place = Path(os.path.abspath(path))  # a link has a name of its own
+    return place.stem if place.suffix in _FILES else place.name
+
+
+def _in_folder(folder: Path) -> list[Path]:
+    """What may be models: the folders in a folder, and files of the kinds that hold one. UserError for no folder."""
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder; give one that holds models")
+    found = sorted(place for place in folder.iterdir() if place.name[0] != "." and _may_be(place))
+    if len(found) > _MOST:
+        raise UserError(f"{folder} holds {len(found):,} folders and files, more than {_MOST:,}; name models one by one")
+    return found
+
+
+def _may_be(place: Path) -> bool:
+    return place.is_dir() or (place.is_file() and place.suffix in _FILES)
+
+
+def _broken(entry: _Entry, reason: str) -> StatusError:
+    return StatusError(503, f"{entry.name} cannot be served: {_unplaced(entry, reason)}", "model", "model_broken")
+
+
+def _unplaced(entry: _Entry, message: str) -> str:
+    """Clients need not know where a model lies."""
+    return message.replace(str(entry.place), entry.name)

@@ -1,0 +1,205 @@
+"""Sounds to text: /v1/audio/transcriptions and /v1/audio/translations of the OpenAI API."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import shutil
+import threading
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import Any, Literal, NamedTuple, cast, get_args
+
+import msgspec
+from starlette.datastructures import FormData, UploadFile
+from starlette.responses import PlainTextResponse, Response
+
+from headway.app.model import Model
+from headway.app.predictors import predictor
+from headway.domains.audio import FileSound, Task, Telling, Transcribing, Transcription, written
+from headway.errors import nearest
+from headway.serve.errors import StatusError
+from headway.serve.frame import Context, Endpoint
+from headway.serve.media import named
+
+AnswerFormat = Literal["json", "text", "srt", "verbose_json", "vtt"]
+_GRANULARITIES = "timestamp_granularities[]"
+_FIELDS = ("file", "model", "language", "prompt", "response_format", "temperature", _GRANULARITIES)
+_HOTTEST = 1.0  # temperature, as in OpenAI's service
+_LONGEST = 100  # characters of a file's name in messages
+
+
+class TranscriptText(msgspec.Struct):
+    text: str
+
+
+class SpokenWord(msgspec.Struct):
+    """A word, when it was spoken, in seconds, and its probability."""
+
+    word: str
+    start: float
+    end: float
+    probability: float
+
+
+class SpokenSegment(msgspec.Struct):
+    """A piece of a transcript; see headway.Segment. `seek` is where it begins, in hundredths of a second."""
+
+    id: int
+    seek: int
+    start: float
+    end: float
+    text: str
+    tokens: list[int]
+    temperature: float
+    avg_logprob: float
+    compression_ratio: float
+    no_speech_prob: float
+
+
+class VerboseTranscript(msgspec.Struct, omit_defaults=True):
+    """The text of a sound of `duration` seconds; `language` is a code, as en. Words and segments are there where they
+    were asked for.
+    """
+
+    task: str
+    language: str | None
+    duration: float
+    text: str
+    segments: list[SpokenSegment] | None = None
+    words: list[SpokenWord] | None = None
+
+
+class _Asked(NamedTuple):
+    """What a form asks for."""
+
+    file: UploadFile
+    model: str
+    how: Transcribing
+    form: AnswerFormat
+    granularities: Sequence[str]
+
+
+async def transcribe(form: FormData, context: Context) -> msgspec.Struct | Response:
+    """The text of a sound, in its language."""
+    return await _answer(form, "transcribe", context)
+
+
+async def translate(form: FormData, context: Context) -> msgspec.Struct | Response:
+    """The text of a sound, in English."""
+    return await _answer(form, "translate", context)
+
+
+async def _answer(form: FormData, task: Task, context: Context) -> msgspec.Struct | Response:
+    try:
+        asked = _asked(form, task)
+        found = await _transcript(asked, context)
+    finally:
+        await form.close()
+    if asked.form in ("srt", "vtt"):
+        kind = "text/vtt" if asked.form == "vtt" else "application/x-subrip"
+        return PlainTextResponse(written(found, cast(Any, asked.form)), media_type=kind)
+    if asked.form == "text":
+        return PlainTextResponse(f"{found.text}\n")
+    return TranscriptText(found.text) if asked.form == "json" else _verbose(found, asked)
+
+
+async def _transcript(asked: _Asked, context: Context) -> Transcription:
+    name = (asked.file.filename or "file")[:_LONGEST]
+    async with context.served.using(asked.model) as ready:
+        predictor(ready.model, "transcribe")  # UserError for a model that hears nothing
+        with NamedTemporaryFile(prefix="headway-") as file:  # which nobody else may read, and decoders want
+            await asyncio.to_thread(shutil.copyfileobj, asked.file.file, file)
+            file.flush()
+            gone = threading.Event()
+            try:
+                job = partial(_heard, ready.model, Path(file.name), name, asked.how, gone)
+                return await ready.batcher.run(job)
+            finally:
+                gone.set()
+
+
+def _heard(model: Model, path: Path, name: str, how: Transcribing, gone: threading.Event) -> Transcription:
+    """In the model's thread: the transcript, of which the rest is left out once the client is gone."""
+    with named(path, name):
+        telling = Telling(model.transcriber(how), FileSound(path))
+        segments = []
+        for segment in telling:
+            segments.append(segment)
+            if gone.is_set():
+                break
+    text = "".join(segment.text for segment in segments).strip()
+    return Transcription(text, telling.language, telling.duration, segments)
+
+
+def _asked(form: FormData, task: Task) -> _Asked:
+    """StatusError for a field that is not had, and for a value that it cannot take."""
+    for field in form:
+        if field not in _FIELDS:
+            told = f"the field {field[:_LONGEST]!r} is not had; {nearest(field, _FIELDS)}"
+            raise StatusError(400, told, field[:_LONGEST], "unknown_field")
+    file = form.get("file")
+    if not isinstance(file, UploadFile):
+        raise StatusError(400, "the form has no file; send the sound as its field file", "file")
+    texts = {name: _text(form, name) for name in _FIELDS if name not in ("file", _GRANULARITIES)}
+    answer = texts["response_format"] or "json"
+    if answer not in get_args(AnswerFormat):
+        remedy = nearest(answer, get_args(AnswerFormat))
+        raise StatusError(400, f"response_format {answer[:_LONGEST]!r} is unknown; {remedy}", "response_format")
+    granularities = form.getlist(_GRANULARITIES) or ["segment"]
+    if not all(each in ("word", "segment") for each in granularities):
+        raise StatusError(400, "timestamp_granularities are word and segment; choose from them", _GRANULARITIES)
+    if "word" in granularities and answer != "verbose_json":
+        raise StatusError(400, f"{answer} has no times of words; ask for response_format verbose_json", _GRANULARITIES)
+    how = Transcribing(texts["language"] or None, task, initial=texts["prompt"] or "", words="word" in granularities)
+    if temperature := _temperature(texts["temperature"]):  # 0 begins there, and goes up where a text is in doubt
+        how = replace(how, temperatures=(temperature,))
+    return _Asked(file, texts["model"] or "", how, cast(AnswerFormat, answer), cast(list[str], granularities))
+
+
+def _text(form: FormData, name: str) -> str | None:
+    values = form.getlist(name)
+    if len(values) > 1 or not all(isinstance(value, str) for value in values):
+        raise StatusError(400, f"the field {name} is to be one text; send it once", name)
+    return cast(str, values[0]) if values else None
+
+
+def _temperature(text: str | None) -> float:
+    try:
+        value = float(text or 0)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= _HOTTEST:
+        raise StatusError(
+            400, f"temperature is {(text or '')[:_LONGEST]!r}; give a number from 0 to {_HOTTEST:g}", "temperature"
+        )
+    return value
+
+
+def _verbose(found: Transcription, asked: _Asked) -> VerboseTranscript:
+    segments = [
+        SpokenSegment(
+            number, round(100 * s.start), s.start, s.end, s.text, s.tokens, s.temperature, s.avg_logprob,
+            s.compression_ratio, s.no_speech_prob,
+        )
+        for number, s in enumerate(found.segments)
+    ]  # fmt: skip
+    words = [SpokenWord(word.word, word.start, word.end, word.probability) for s in found.segments for word in s.words]
+    wanted = asked.granularities
+    return VerboseTranscript(
+        asked.how.task,
+        found.language,
+        found.duration,
+        found.text,
+        segments if "segment" in wanted else None,
+        words if "word" in wanted else None,
+    )
+
+
+ENDPOINTS = (
+    Endpoint("POST", "/v1/audio/transcriptions", transcribe, "the text of a sound", FormData, VerboseTranscript),
+    Endpoint("POST", "/v1/audio/translations", translate, "a sound in English text", FormData, VerboseTranscript),
+)

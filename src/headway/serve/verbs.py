@@ -1,0 +1,255 @@
+"""The verbs of headway over HTTP: the arguments of a model's method as JSON, and what it gives. And /v1/models.
+
+An argument that would be a file of one's own machine is a data: URL here. Requests for one verb with the same settings
+share a call of the model.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, is_dataclass
+from functools import partial
+from typing import Annotated, Any
+
+import msgspec
+import numpy as np
+from msgspec import Meta
+from torch import Tensor
+
+from headway.app.model import Model
+from headway.app.predictors import predictor
+from headway.errors import UserError
+from headway.nn.models import kinds
+from headway.serve.errors import StatusError
+from headway.serve.frame import Context, Endpoint, Known, Reads
+from headway.serve.media import image_of, sound_of
+
+_MOST = 2048  # items of a request
+_SERVED = (
+    "generate",
+    "chat",
+    "embed",
+    "transcribe",
+    "classify",
+    "tag",
+    "fill",
+    "translate",
+    "caption",
+    "match",
+    "score",
+)
+Beam = Annotated[int, Meta(ge=1, le=32)]
+Penalty = Annotated[float, Meta(ge=0, le=10)]
+Best = Annotated[int, Meta(ge=1, le=32)]
+Top = Annotated[int, Meta(ge=1, le=1000)]
+Texts = str | list[str]
+
+
+class ClassifyBody(msgspec.Struct, forbid_unknown_fields=True):
+    """`items` are a text, or texts, or pairs of them as lists of two; or images or sounds as data: URLs."""
+
+    items: str | list[str | list[str]]
+    model: str = ""
+    truncate: bool = False
+
+
+class TagBody(msgspec.Struct, forbid_unknown_fields=True):
+    """`texts` are a text, or texts, of which each may be a list of its words."""
+
+    texts: str | list[str | list[str]]
+    model: str = ""
+    truncate: bool = False
+
+
+class FillBody(msgspec.Struct, forbid_unknown_fields=True):
+    text: Texts
+    model: str = ""
+    top: Top = 5
+
+
+class TranslateBody(msgspec.Struct, forbid_unknown_fields=True):
+    lines: Texts
+    model: str = ""
+    beam: Beam = 4
+    length_penalty: Penalty = 0.6
+    n_best: Best | None = None
+
+
+class CaptionBody(msgspec.Struct, forbid_unknown_fields=True):
+    """`images` are data: URLs."""
+
+    images: Texts
+    model: str = ""
+    beam: Beam = 4
+    length_penalty: Penalty = 0.6
+    n_best: Best | None = None
+
+
+class MatchBody(msgspec.Struct, forbid_unknown_fields=True):
+    """`images` are data: URLs."""
+
+    images: Texts
+    texts: Texts
+    model: str = ""
+    templates: Texts = []
+    truncate: bool = False
+
+
+class ScoreBody(msgspec.Struct, forbid_unknown_fields=True):
+    texts: Texts
+    model: str = ""
+    sources: Texts | None = None
+
+
+class VerbAnswer(msgspec.Struct):
+    """What the method of this name gives: of one item where one was given, else a list with that of each."""
+
+    result: Any
+    model: str
+
+
+class ServedModel(msgspec.Struct):
+    """A model that can be asked for, what it can do, of what its inputs are, and the tokens that it reads at once."""
+
+    id: str
+    created: int
+    kind: str
+    verbs: list[str]
+    reads: list[Reads]
+    context: int | None
+    parameters: int
+    object: str = "model"
+    owned_by: str = "headway"
+
+
+class ModelList(msgspec.Struct):
+    data: list[ServedModel]
+    object: str = "list"
+
+
+async def models(body: None, context: Context) -> ModelList:
+    """What can be asked for, loaded or not."""
+    return ModelList([_told(name, known) for name, known in context.served.listed().items()])
+
+
+async def model(body: None, context: Context) -> ServedModel:
+    """One of them."""
+    return _told(context.path["name"], context.served.known(context.path["name"]))
+
+
+def _told(name: str, known: Known) -> ServedModel:
+    can = [verb for verb in known.verbs if verb in _SERVED or f"/v1/{verb}" in _PATHS]
+    return ServedModel(name, known.changed, known.kind, can, known.reads, known.context, known.parameters)
+
+
+async def classify(body: ClassifyBody, context: Context) -> VerbAnswer:
+    """The probability of each label."""
+
+    def read(model: Model, item: str | list[str], name: str) -> Any:
+        if kinds.is_vision_classifier(model.module):
+            return image_of(item, name)
+        if kinds.is_audio_classifier(model.module):
+            return sound_of(item, name)
+        if isinstance(item, list) and len(item) != 2:
+            raise UserError(f"{name} is a list of {len(item)}; give a text, or a pair of texts as a list of two")
+        return tuple(item) if isinstance(item, list) else item
+
+    return await _each("classify", body.items, read, {"truncate": body.truncate}, body.model, context)
+
+
+async def tag(body: TagBody, context: Context) -> VerbAnswer:
+    """The tag of each word, and the entities that they spell."""
+    return await _each("tag", body.texts, _as_it_is, {"truncate": body.truncate}, body.model, context)
+
+
+async def fill(body: FillBody, context: Context) -> VerbAnswer:
+    """The most probable tokens for each mask."""
+    return await _each("fill", body.text, _as_it_is, {"top": body.top}, body.model, context)
+
+
+async def translate(body: TranslateBody, context: Context) -> VerbAnswer:
+    """The translation of each line."""
+    return await _each("translate", body.lines, _as_it_is, _search(body), body.model, context)
+
+
+async def caption(body: CaptionBody, context: Context) -> VerbAnswer:
+    """The caption of each image."""
+    read = lambda model, item, name: image_of(item, name)  # noqa: E731
+    return await _each("caption", body.images, read, _search(body), body.model, context)
+
+
+async def match(body: MatchBody, context: Context) -> VerbAnswer:
+    """How well images and texts go together."""
+    async with context.served.using(body.model) as ready:
+        predictor(ready.model, "match")
+        texts, templates = body.texts, body.templates
+        given = [body.images] if isinstance(body.images, str) else body.images
+        pixels = await asyncio.to_thread(lambda: [image_of(item, f"image {n}") for n, item in enumerate(given, 1)])
+        images = pixels[0] if isinstance(body.images, str) else pixels
+        found = await ready.batcher.run(lambda: ready.model.match(images, texts, templates, body.truncate))
+    return VerbAnswer(plain(found), ready.name)
+
+
+async def score(body: ScoreBody, context: Context) -> VerbAnswer:
+    """The log probability of each token."""
+    async with context.served.using(body.model) as ready:
+        found = await ready.batcher.run(lambda: ready.model.score(body.texts, body.sources))  # type: ignore[arg-type]
+    return VerbAnswer(found, ready.name)
+
+
+def _search(body: TranslateBody | CaptionBody) -> dict[str, Any]:
+    return {"beam": body.beam, "length_penalty": body.length_penalty, "n_best": body.n_best}
+
+
+def _as_it_is(model: Model, item: Any, name: str) -> Any:
+    return item
+
+
+async def _each(
+    verb: str,
+    given: str | Sequence[Any],
+    read: Callable[[Model, Any, str], Any],
+    settings: dict[str, Any],
+    name: str,
+    context: Context,
+) -> VerbAnswer:
+    """What a verb says of each item, which `read` makes of what was given."""
+    items = [given] if isinstance(given, str) else given
+    if not 1 <= len(items) <= _MOST:
+        raise StatusError(400, f"{len(items):,} items were given; give 1 to {_MOST:,}")
+    async with context.served.using(name) as ready:
+        predictor(ready.model, verb)  # UserError for a model that has no such verb
+        read_one = partial(read, ready.model)
+        asked = await asyncio.to_thread(lambda: [read_one(item, f"item {n}") for n, item in enumerate(items, 1)])
+        kind = (verb, *settings.items())
+        answers = await ready.batcher.ask(lambda some: getattr(ready.model, verb)(some, **settings), kind, asked)
+    found = list(map(plain, answers))
+    return VerbAnswer(found[0] if isinstance(given, str) else found, ready.name)
+
+
+def plain(value: Any) -> Any:
+    """An answer as JSON can say it: what has names for its parts by these, arrays as lists."""
+    if isinstance(value, (Tensor, np.ndarray)):
+        return value.tolist()
+    if is_dataclass(value) and not isinstance(value, type):
+        return plain(asdict(value))
+    if isinstance(value, dict):
+        return {name: plain(part) for name, part in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        return plain(value._asdict())  # type: ignore[attr-defined]
+    return [plain(part) for part in value] if isinstance(value, (list, tuple)) else value
+
+
+ENDPOINTS = (
+    Endpoint("GET", "/v1/models", models, "the models, and what each can do", None, ModelList),
+    Endpoint("GET", "/v1/models/{name:path}", model, "one of the models", None, ServedModel),
+    Endpoint("POST", "/v1/classify", classify, "the probability of each label", ClassifyBody, VerbAnswer),
+    Endpoint("POST", "/v1/tag", tag, "the tag of each word", TagBody, VerbAnswer),
+    Endpoint("POST", "/v1/fill", fill, "the most probable tokens for each mask", FillBody, VerbAnswer),
+    Endpoint("POST", "/v1/translate", translate, "the translation of each line", TranslateBody, VerbAnswer),
+    Endpoint("POST", "/v1/caption", caption, "the caption of each image", CaptionBody, VerbAnswer),
+    Endpoint("POST", "/v1/match", match, "how well images and texts go together", MatchBody, VerbAnswer),
+    Endpoint("POST", "/v1/score", score, "the log probability of each token", ScoreBody, VerbAnswer),
+)
+_PATHS = {endpoint.path for endpoint in ENDPOINTS}

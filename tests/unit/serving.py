@@ -1,0 +1,30 @@
+"""A server in a thread of the test, for clients that need a port."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import uvicorn
+
+from headway.serve.app import create_app
+from headway.serve.frame import Served, ServerSettings
+
+
+@contextmanager
+def server(served: Served, settings: ServerSettings) -> Iterator[str]:
+    """The URL of a server of these models."""
+    running = uvicorn.Server(uvicorn.Config(create_app(served, settings), port=0, log_level="error", lifespan="on"))
+    thread = threading.Thread(target=running.run, daemon=True)
+    thread.start()
+    while not running.started:
+        assert thread.is_alive()
+        time.sleep(0.01)
+    port = running.servers[0].sockets[0].getsockname()[1]
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        running.should_exit = True
+        thread.join(20)

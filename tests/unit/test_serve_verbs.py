@@ -1,0 +1,223 @@
+"""Endpoints beside texts: vectors, transcripts, classes and the other verbs, and what each of them refuses."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from PIL import Image
+from sound_files import tone
+from starlette.testclient import TestClient
+
+import headway as hw
+from headway.codecs import train_codec
+from headway.config import override
+from headway.domains.audio import read_sound
+from headway.errors import UserError
+from headway.formats.native import save_model
+from headway.formats.published import save_published
+from headway.formats.usage import Usage
+from headway.nn.models import PooledHeadConfig, VocabularyHeadConfig, build
+from headway.nn.models.presets import preset, vit
+from headway.serve.app import create_app
+from headway.serve.frame import ServerSettings
+from headway.serve.loop import open_loop
+from headway.serve.media import image_of, sound_of
+from headway.serve.models import LoadOptions, ServedModels
+
+SIZES = {"width": 16, "depth": 1, "heads": 2, "context": 64}
+PROCESSOR = {"image_processor_type": "ViTImageProcessor", "size": {"height": 8, "width": 8}, "resample": 2}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, minilm: Path) -> Path:
+    """An encoder with three heads and a model of images, as they are drawn, and one that was trained."""
+    place = tmp_path_factory.mktemp("models")
+    codec = train_codec("byte", iter(["a text"]))
+    config: Any = override(preset("bert-base"), {**SIZES, "symbols": codec.size})
+    heads = {"vocabulary": VocabularyHeadConfig(), "classes": PooledHeadConfig(2)}
+    config = replace(config, heads={**config.heads, **heads, "tags": PooledHeadConfig(2, pool="tokens")})
+    (place / "encoder").mkdir()
+    save_model(build(config, seed=1), config, place / "encoder")
+    codec.save(place / "encoder")
+    seeing = vit(16, 2, 2, 4, classes=2, size=8)
+    save_published(build(seeing, seed=1), seeing, place / "vit", Usage(labels=("cat", "dog"), processor=PROCESSOR))
+    (place / "minilm").symlink_to(minilm)
+    return place
+
+
+@pytest.fixture(scope="module")
+def client(folder: Path) -> Iterator[TestClient]:
+    models = ServedModels([], folder, LoadOptions(device="cpu", backend="torch"), open_loop)
+    with TestClient(create_app(models, ServerSettings(log=False)), base_url="http://127.0.0.1") as client:
+        yield client
+
+
+def asked(client: TestClient, path: str, **body: Any) -> Any:
+    answer = client.post(path, json=body)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def refused(client: TestClient, path: str, status: int = 400, **body: Any) -> str:
+    answer = client.post(path, json=body)
+    assert answer.status_code == status, answer.text
+    message = answer.json()["error"]["message"]
+    assert "\n" not in message
+    return message
+
+
+def png(seed: int = 0) -> tuple[np.ndarray, str]:
+    pixels = np.random.default_rng(seed).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(file := io.BytesIO(), "png")
+    return pixels, f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def test_what_there_is(client: TestClient) -> None:
+    found = {each["id"]: each for each in client.get("/v1/models").json()["data"]}
+    assert found.keys() == {"encoder", "minilm", "vit"}
+    assert {"classify", "tag", "fill", "embed"} <= set(found["encoder"]["verbs"])
+    assert (found["minilm"]["verbs"], found["minilm"]["context"]) == (["embed"], 512)
+    assert (found["vit"]["reads"], found["encoder"]["reads"]) == (["images"], ["texts"])
+    assert client.get("/v1/models/vit").json() == found["vit"]
+    assert client.get("/v1/models/a/b").status_code == 404
+
+
+def test_vectors_of_texts_and_ids_in_both_encodings(client: TestClient, minilm: Path) -> None:
+    model = hw.load(minilm)
+    texts = ["A man is playing a guitar.", "The stock market fell today."]
+    found = asked(client, "/v1/embeddings", model="minilm", input=texts, dimensions=384, user="me")
+    vectors = torch.tensor([each["embedding"] for each in found["data"]])
+    torch.testing.assert_close(vectors, model.embed(texts), rtol=0, atol=1e-6)
+    ids = [model.codec.encode(text) for text in texts]
+    assert found["usage"]["prompt_tokens"] == found["usage"]["total_tokens"] == sum(map(len, ids)) + 4  # marks
+    packed = asked(client, "/v1/embeddings", model="minilm", input=ids, encoding_format="base64")
+    raw = b"".join(base64.b64decode(each["embedding"]) for each in packed["data"])
+    assert np.array_equal(np.frombuffer(raw, "<f4").reshape(2, 384), vectors.numpy())
+    one = asked(client, "/v1/embeddings", model="minilm", input=ids[0])["data"]
+    assert len(one) == 1
+    torch.testing.assert_close(torch.tensor(one[0]["embedding"]), vectors[0], rtol=0, atol=1e-6)
+    long = asked(client, "/v1/embeddings", model="minilm", input="so " * 600, truncate=True)
+    assert long["usage"]["prompt_tokens"] == 512
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({"input": []}, "input has 0 items; give 1 to 2,048"),
+        ({"input": ["a"] * 2049}, "input has 2,049 items"),
+        ({"input": ["a", 1]}, "input mixes texts and ids"),
+        ({"input": [[1], "a"]}, "input mixes texts and ids"),
+        ({"input": [[99_999_999]]}, "input 1 is not of ids from 0 to 30521"),
+        ({"input": [[1], []]}, "input 2 is not of ids"),
+        ({"input": [True]}, "bool"),
+        ({"input": ["a", " "]}, "text 2 of 2 is empty"),
+        ({"input": "so " * 600}, "has 602 tokens and the model reads 512 at most"),
+        ({"input": "a", "dimensions": 64}, "have 384 dimensions; leave dimensions out"),
+        ({"input": "a", "encoding_format": "int8"}, "encoding_format"),
+        ({"input": "a", "best_of": 2}, "'best_of' is not had"),
+        ({"input": "/etc/passwd", "model": "vit"}, "nothing is fetched or opened here"),
+    ],
+)
+def test_inputs_that_cannot_be(client: TestClient, body: dict[str, Any], message: str) -> None:
+    assert message in refused(client, "/v1/embeddings", **{"model": "minilm", **body})
+
+
+def test_verbs_say_what_the_model_says(client: TestClient, folder: Path) -> None:
+    model = hw.load(folder / "encoder", backend="torch")
+    found = asked(client, "/v1/classify", model="encoder", items=["a text", "another"])
+    assert found == {"result": [pytest.approx(each, abs=1e-6) for each in model.classify(["a text", "another"])],
+                     "model": "encoder"}  # fmt: skip
+    assert asked(client, "/v1/classify", model="encoder", items="a text")["result"] == found["result"][0]
+    [pair] = asked(client, "/v1/classify", model="encoder", items=[["a", "b"]])["result"]
+    assert pair == pytest.approx(model.classify(("a", "b")), abs=1e-6)
+    tagged = asked(client, "/v1/tag", model="encoder", texts=["one two", ["three"]])["result"]
+    wanted = model.tag(["one two", ["three"]])
+    assert [(each["words"], each["tags"]) for each in tagged] == [(each.words, each.tags) for each in wanted]
+    assert "3 items" not in refused(client, "/v1/fill", model="encoder", text="no mask here")
+    for path, body, message in (
+        ("/v1/classify", {"items": []}, "0 items were given"),
+        ("/v1/classify", {"items": [["a", "b", "c"]]}, "item 1 is a list of 3"),
+        ("/v1/classify", {"items": ["a", ["a", "b"]]}, "give pairs only, or single texts only"),
+        ("/v1/classify", {"items": ["x" * 100]}, "text 1 has"),
+        ("/v1/translate", {"lines": "Hallo"}, "encoder is a masked language model, which cannot translate"),
+        ("/v1/translate", {"lines": "Hallo", "beam": 1000}, "beam"),
+        ("/v1/caption", {"images": png()[1]}, "cannot write captions"),
+        ("/v1/match", {"images": png()[1], "texts": "a"}, "cannot match"),
+        ("/v1/score", {"texts": "a"}, "cannot score"),
+    ):
+        said = refused(client, path, model="encoder", **body)
+        assert message in said
+        assert str(folder) not in said
+    assert "no model 'encodr'" in refused(client, "/v1/classify", 404, model="encodr", items="a")
+    assert "no model ''" in refused(client, "/v1/classify", 404, items="a")
+
+
+def test_images_come_as_data_and_nothing_is_opened(client: TestClient, folder: Path, tmp_path: Path) -> None:
+    model = hw.load(folder / "vit")
+    pixels, url = png()
+    assert np.array_equal(image_of(url, "it"), pixels)
+    found = asked(client, "/v1/classify", model="vit", items=[url, png(1)[1]])["result"]
+    for row, wanted in zip(found, model.classify([pixels, png(1)[0]])):
+        assert row == pytest.approx(wanted, abs=1e-6)
+    vector = asked(client, "/v1/embeddings", model="vit", input=url)
+    torch.testing.assert_close(torch.tensor(vector["data"][0]["embedding"]), model.embed(pixels), rtol=0, atol=1e-6)
+    Image.fromarray(pixels).save(tmp_path / "here.png")
+    for given, message in (
+        (str(tmp_path / "here.png"), "nothing is fetched or opened here"),
+        ("http://127.0.0.1/cat.png", "nothing is fetched"),
+        ("file:///etc/passwd", "nothing is fetched"),
+        (url.replace("image/png", "text/plain"), "give it as data:image/"),
+        (url.replace(";base64", ""), "give it as data:image/"),
+        (url[:-40] + "!" * 40, "item 2 is not base64"),
+        (url[: len(url) // 8 * 4 + 2], "item 2 is"),
+        ("data:image/png;base64,AAAA", "item 2 is not an image that is known"),
+    ):
+        assert message in refused(client, "/v1/classify", model="vit", items=[url, given])
+
+
+def test_sounds_come_as_data_too(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "tone.wav", tone(440), 8000)
+    raw = (tmp_path / "tone.wav").read_bytes()
+    url = f"data:audio/wav;base64,{base64.b64encode(raw).decode()}"
+    assert np.array_equal(sound_of(url, "it"), read_sound(tmp_path / "tone.wav").numpy())
+    with pytest.raises(UserError, match=r"^item 3 is not a sound that can be read"):
+        sound_of(f"data:audio/wav;base64,{base64.b64encode(bytes(100)).decode()}", "item 3")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"response_format": "xml"}, "response_format 'xml' is unknown"),
+        ({"chunking_strategy": "auto"}, "the field 'chunking_strategy' is not had"),
+        ({"temperature": "NaN"}, "temperature is 'NaN'; give a number from 0 to 1"),
+        ({"temperature": "hot"}, "temperature is 'hot'"),
+        ({"timestamp_granularities[]": "word"}, "json has no times of words"),
+        ({"timestamp_granularities[]": "letter"}, "are word and segment"),
+        ({"prompt": ["a", "b"]}, "the field prompt is to be one text"),
+        ({}, "minilm is a model of texts"),
+    ],
+)
+def test_forms_that_cannot_be(client: TestClient, fields: dict[str, Any], message: str) -> None:
+    for path in ("/v1/audio/transcriptions", "/v1/audio/translations"):
+        answer = client.post(path, data={"model": "minilm", **fields}, files={"file": ("a.wav", b"RIFF")})
+        assert answer.status_code == 400
+        assert message in answer.json()["error"]["message"]
+    answer = client.post("/v1/audio/transcriptions", files={"model": (None, "minilm")})
+    assert "the form has no file" in answer.json()["error"]["message"]
+
+
+def test_the_document_has_all_of_it(client: TestClient) -> None:
+    document = client.get("/openapi.json").json()
+    assert {"/v1/embeddings", "/v1/audio/transcriptions", "/v1/models/{name}", "/v1/tag"} <= document["paths"].keys()
+    form = document["paths"]["/v1/audio/transcriptions"]["post"]["requestBody"]["content"]["multipart/form-data"]
+    assert form["schema"]["type"] == "object"
+    assert client.get("/docs").status_code == 200
