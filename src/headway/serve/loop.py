@@ -236,6 +236,10 @@ class EngineLoop:
             ticket = self._tickets.get(said.ticket)
             if ticket is None:  # it was taken back
                 continue
+            if said.error is not None:
+                self._forget(ticket.writing)
+                news.append((ticket.writing, said.error))
+                continue
             ticket.begun = True
             news.append((ticket.writing, Turn(ticket.place + said.copy, said)))
             if said.reason is not None:
