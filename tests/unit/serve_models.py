@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,13 +15,13 @@ import pytest
 from starlette.testclient import TestClient
 
 import headway as hw
-from headway.errors import UserError
+from headway.errors import UserError, nearest
 from headway.generate.scheduler import FullError, Request, Said
 from headway.serve.app import create_app
 from headway.serve.batches import Batcher
+from headway.serve.errors import StatusError
 from headway.serve.frame import Ready, ServerSettings
 from headway.serve.loop import EngineLoop, Steps, open_loop
-from headway.serve.served import Resident
 
 
 def stories(data_dir: Path) -> Path:
@@ -29,6 +30,41 @@ def stories(data_dir: Path) -> Path:
     if not path.is_file():
         pytest.skip(f"{path.parent} lacks stories260K.bin; get it from karpathy/tinyllamas")
     return path
+
+
+class Resident:
+    """Models that stay loaded, by their names."""
+
+    def __init__(self, models: Sequence[Ready]) -> None:
+        self._models: Mapping[str, Ready] = {model.name: model for model in models}
+        self._closed = False
+
+    @asynccontextmanager
+    async def using(self, name: str) -> AsyncIterator[Ready]:
+        """As `Served.using`."""
+        if not name and len(self._models) == 1:
+            name = next(iter(self._models))
+        if name not in self._models:
+            given = f"there is no model {name[:200]!r}" if name else "no model is named"
+            remedy = nearest(name, self._models) if name else f"choose from: {', '.join(self._models)}"
+            raise StatusError(404, f"{given}; {remedy}", "model", "model_not_found")
+        yield self._models[name]
+
+    def loops(self) -> Mapping[str, EngineLoop]:
+        """As `Served.loops`."""
+        return {name: model.loop for name, model in self._models.items() if model.loop is not None}
+
+    def ready(self) -> bool:
+        """As `Served.ready`."""
+        return not self._closed
+
+    async def start(self) -> None:
+        """As `Served.start`."""
+
+    async def close(self, seconds: float) -> None:
+        """As `Served.close`."""
+        self._closed = True
+        await asyncio.gather(*(loop.close(seconds) for loop in self.loops().values()))
 
 
 def ready(path: Path, name: str, steps: Steps | None = None) -> Ready:
@@ -60,12 +96,12 @@ class Held(NamedTuple):
 class Script:
     """Steps that say the ids of each prompt again, one a step, for each copy, and the next ids as less likely ones."""
 
-    def __init__(self, wait: float = 0.0, fails_at: int | None = None) -> None:
+    def __init__(self, wait: float = 0.0, fails_at: int | None = None, spell: Callable[[int], str] = chr) -> None:
         self.under_way: dict[int, tuple[Request, int]] = {}
         self.cancelled: list[int] = []
         self.threads: set[int] = set()
         self.steps = self.given = 0
-        self._wait, self._fails_at = wait, fails_at
+        self._wait, self._fails_at, self._spell = wait, fails_at, spell
 
     def submit(self, request: Request) -> int:
         self.threads.add(threading.get_ident())
@@ -91,7 +127,7 @@ class Script:
         for ticket, (request, place) in list(self.under_way.items()):
             last = place + 1 == len(request.prompt)
             for copy in range(request.copies):
-                text, reason = chr(request.prompt[place]), "length" if last else None
+                text, reason = self._spell(request.prompt[place]), "stop" if last else None
                 top = [(request.prompt[place] + more, -1.0 - more) for more in range(request.top)]
                 said.append(Said(ticket, copy, request.prompt[place], text, -1.0, top, reason))
             self.under_way[ticket] = (request, place + 1)
