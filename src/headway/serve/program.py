@@ -92,6 +92,7 @@ def run_server(served: Served, settings: ServerSettings, bound: socket.socket) -
         h11_max_incomplete_event_size=_HEADERS,
     )
     server = _Server(config, served, settings)
+    sys.setswitchinterval(0.001)  # an engine's thread that has ended a step waits no longer for that of requests
     bound.listen(2048)
     server.run([bound])
     if server.ended_by == signal.SIGINT:
