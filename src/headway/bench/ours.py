@@ -10,11 +10,25 @@ import numpy as np
 import torch
 
 import headway as hw
-from headway.bench.run import BEAM, END, NEW, OURS, WARM, WRITTEN, Job, Kind, answer, seconds_of, seconds_of_a_step
+from headway.bench.run import (
+    BEAM,
+    END,
+    NEW,
+    NOTED,
+    OURS,
+    WARM,
+    WRITTEN,
+    Job,
+    Kind,
+    answer,
+    seconds_of,
+    seconds_of_a_step,
+)
 from headway.codecs import train_codec
 from headway.data import SplitConfig, TokenCache
 from headway.domains.text.task import Documents, LanguageConfig, NextToken
-from headway.engine import PackedTensor
+from headway.engine import Engine, PackedTensor
+from headway.engine.timeline import Timeline
 from headway.formats.native import named_tensors
 from headway.formats.open import open_config, open_model
 from headway.generate import SearchConfig, translate_ids
@@ -62,7 +76,8 @@ _CPU = torch.device("cpu")
 def decode(model: Generative, job: Job) -> dict[str, float]:
     """Greedy steps after the prompts, one token a row each; none is guessed ahead."""
     prompts = job.prompts()
-    logits, decoding = model.start(make_prompt(prompts, None, _CPU), max(map(len, prompts)) + NEW)
+    noted = NOTED if job.timeline is not None else 0
+    logits, decoding = model.start(make_prompt(prompts, None, _CPU), max(map(len, prompts)) + NEW + noted)
 
     def steps(count: int) -> None:
         nonlocal logits, decoding
@@ -71,6 +86,10 @@ def decode(model: Generative, job: Job) -> dict[str, float]:
 
     steps(WARM)
     seconds = seconds_of(lambda: steps(NEW - WARM))
+    if job.timeline is not None and isinstance(model, Engine):
+        model.timeline = Timeline()
+        steps(noted)
+        model.timeline.write(Path(job.timeline))
     return {"tokens_per_second": job.rows * (NEW - WARM) / seconds, "weight_bytes": _read_bytes(model)}
 
 

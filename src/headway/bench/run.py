@@ -58,6 +58,7 @@ def seconds_of_a_step(step: Callable[[], object]) -> float:
 Kind = Literal["decode", "prefill", "translate", "train", "load"]
 
 PROMPT, NEW, WARM = 128, 128, 16  # decode: symbols read, symbols written, and those of them that are not timed
+NOTED = 8  # decode: more steps, of which a timeline is written
 READ = 512  # prefill: symbols of the longest prompt
 SHORTEST, LONGEST, WRITTEN, BEAM = 15, 35, 32, 4  # translate: symbols of sources and of each translation
 END = 0  # translate: the symbol that ends a sentence
@@ -78,6 +79,7 @@ class Job:
     backend: Literal["auto", "torch", "cpu"] = "auto"
     deterministic: bool = False
     cache: Literal["fp32", "int8"] = "fp32"
+    timeline: str | None = None  # where headway writes when its instructions ran
 
     @property
     def model(self) -> Path:
@@ -377,6 +379,7 @@ class Request:
     backend: str = "auto"
     deterministic: bool = False
     cache: str = "fp32"
+    timeline: Path | None = None
 
 
 def run(request: Request, note: Note = lambda line: None) -> dict[str, Any]:
@@ -387,6 +390,8 @@ def run(request: Request, note: Note = lambda line: None) -> dict[str, Any]:
     kind, shape = request.kind, request.shape or SHAPES[request.kind]
     check_peers(kind, request.against)
     forms = _forms(request)
+    if request.timeline is not None:
+        check_timeline(request.timeline, kind, forms, request.backend)
     if request.rows is not None and kind == "load":
         raise UserError(f"load reads files and has no {request.rows} rows; leave --rows out")
     config: Any = without_dropout(find_model(shape))
@@ -400,6 +405,7 @@ def run(request: Request, note: Note = lambda line: None) -> dict[str, Any]:
         threads, context = request.threads or torch.get_num_threads(), config.context
         settings: dict[str, Any] = {"backend": request.backend, "deterministic": request.deterministic}
         settings["cache"] = request.cache
+        settings["timeline"] = request.timeline and str(request.timeline)
         job = Job(kind, "fp32", folder, rows, threads, request.seed, config.symbols, context, **settings)
         for program in found:
             if program.prepares:
@@ -407,6 +413,16 @@ def run(request: Request, note: Note = lambda line: None) -> dict[str, Any]:
                 _process(program.module, "prepare", replace(job, form=program.form))
         runs, probes = _measured(found, job, request.repeats, note)
     return _result(request, shape, config, job, found, runs, probes)
+
+
+def check_timeline(path: Path, kind: Kind, forms: Sequence[str], backend: str) -> None:
+    """UserError where there would be no timeline, or several."""
+    if kind != "decode" or backend == "torch":
+        raise UserError(f"a timeline is of the engine's decode, not of {kind} by {backend}; leave --timeline out")
+    if len(forms) > 1:
+        raise UserError(f"a timeline is of one form of weights, not of {', '.join(forms)}; give one with --weights")
+    if not path.parent.is_dir():
+        raise UserError(f"folder {path.parent} of the timeline does not exist; make it first")
 
 
 def _forms(request: Request) -> tuple[str, ...]:

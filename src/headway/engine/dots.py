@@ -15,7 +15,7 @@ from numba.core import cgutils
 
 from headway.engine.machine import _F32, _I8, _I32, F32, compiled, f32, intrinsic
 from headway.engine.tiles import TILE
-from headway.engine.vectors import call_for
+from headway.engine.vectors import call, call_for
 
 _FULL = bool(binding.get_host_cpu_features().get("avx512f"))
 _LANES = 16 if _FULL else 8
@@ -123,7 +123,8 @@ def _finish(builder: Any, sums: list[Any], weights: list[Any], numbers: Any, col
         with cgutils.for_range(builder, builder.sub(columns, done)) as loop:
             offset = builder.add(done, loop.index)
             left, right = (builder.load(builder.gep(side, [offset])) for side in (base, numbers))
-            builder.store(builder.fadd(builder.load(total), builder.fmul(left, right)), total)
+            # Fused in every block, as a compiler may or may not do.
+            builder.store(call(builder, "fma.f32", _F32, left, right, builder.load(total)), total)
         builder.store(
             builder.load(total), builder.inttoptr(builder.add(out, number(4 * r)), _F32.as_pointer()), align=4
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from headway.app.cli.options import whole
@@ -30,6 +31,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="programs to measure beside: transformers, ctranslate2, llama.cpp",
     )
     add("--rows", type=whole(1), metavar="N", help="sequences, sentences, or rows of a training batch at once")
+    add("--timeline", type=Path, metavar="FILE", help="decode: when each thread ran each instruction of 8 more steps")
     add("--repeats", type=whole(1), default=3, metavar="N", help="processes of each program, in turn (default: 3)")
 
 
@@ -55,6 +57,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
         args.backend,
         args.deterministic,
         args.cache,
+        args.timeline,
     )
     found = measure(request, terminal.note)
     threads = "1 thread" if found["threads"] == 1 else f"{found['threads']} threads"
