@@ -327,6 +327,12 @@ def test_weights_that_are_no_numbers_are_refused() -> None:
         quantise(model, "int8")
 
 
+def test_weights_that_are_packed_already_are_refused() -> None:
+    model = quantise(small(), "int8")
+    with pytest.raises(UserError, match="in int8 or int4 already"):
+        quantise(model, "int4")
+
+
 INTEGERS = """
 import sys
 from llvmlite import binding

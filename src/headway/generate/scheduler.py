@@ -179,6 +179,7 @@ class Scheduler:
         with self._lock:
             for copy in [copy for copy in self._running if copy.ticket in self._cancelled]:
                 self._close(copy)
+            self._turns.drop(self._cancelled)  # which may have given way since
             self._cancelled.clear()
             self._admit()
         planned = self._plan()
