@@ -20,7 +20,7 @@ from headway.serve.expressions import literal, whole
 from headway.serve.schemas import LARGEST, held
 
 LIMITS = LLParserLimits(precompute_large_lexemes=False, verbose_errors=False)
-_SPACES = r"[\x20\x0A\x0D\x09]{1,64}"  # between the parts of JSON: a model may write white space without end
+_SPACES = r" |\r?\n[ \t]{0,32}"  # between the parts of JSON: models write white space as long as they may
 _ESCAPES = 'nrbtf\\"'  # with \u, a key could be spelt in two ways, and be taken for another
 _JSON = {"whitespace_pattern": _SPACES, "json_allowed_escapes": _ESCAPES}
 _CHOICES = 1000
@@ -40,7 +40,7 @@ def answer(request: dict[str, Any]) -> dict[str, str]:
 def _grammar(form: Mapping[str, Any]) -> str:
     kind = form["type"]
     if kind == "json_object":
-        return LLMatcher.grammar_from_json_schema({**guided({"type": "object"})})
+        return LLMatcher.grammar_from_json_schema(guided({"type": "object"}))
     if kind == "json_schema":
         return LLMatcher.grammar_from_json_schema(guided(held(form["schema"])))
     if kind == "regex":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from threading import Lock
 from weakref import WeakKeyDictionary
@@ -9,6 +10,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from jaxtyping import Bool, Int
 from llguidance import LLTokenizer
+from tokenizers import Tokenizer
 
 from headway.codecs import Codec, TokenizerCodec
 from headway.codecs.base import BYTES, decoder_steps, special_ids
@@ -17,7 +19,8 @@ from headway.errors import UserError
 
 SPECIAL = b"\xff"  # before what a special symbol is called; no text holds this byte
 _NEVER = {0xC0, 0xC1, *range(0xF5, 0x100)}  # bytes that are in no text
-_NEEDED = {9, 10, 13, *range(32, 127), *range(128, 256)} - _NEVER
+_BYTE = re.compile("<0x[0-9A-F]{2}>")
+_NEEDED = {*range(256)} - _NEVER
 
 
 class Symbols:
@@ -30,13 +33,17 @@ class Symbols:
 
     def __init__(self, codec: Codec, ends: tuple[int, ...]) -> None:
         """UserError for a codec whose texts are not its symbols' bytes, one after the other."""
+        if not isinstance(codec, TokenizerCodec):
+            raise UserError(
+                f"a {type(codec).__name__} writes no text, so that it holds to no form; use a model of texts"
+            )
         tokens = _bytes_of(codec)
         strange = next((end for end in ends if not 0 <= end < len(tokens)), None)
         if strange is not None or not ends:
             told = "no end symbol" if strange is None else f"no symbol {strange}, which is to end a text"
             raise UserError(f"the tokenizer has {told}, so that no form is ever complete; give the id of one")
         self.narrow: tuple[Int[np.ndarray, "W"], Int[np.ndarray, "W"]] | None = None
-        if isinstance(codec, TokenizerCodec) and decoder_steps(codec.tokenizer)[1:] == LINE_SPACE_STEPS:
+        if decoder_steps(codec.tokenizer)[1:] == LINE_SPACE_STEPS:
             within = np.array([b"\n " not in token for token in tokens])
             self.narrow = _packed(within & [not token.startswith(b" ") for token in tokens]), _packed(within)
         self.breaks = frozenset(i for i, token in enumerate(tokens) if token.endswith(b"\n"))
@@ -45,7 +52,7 @@ class Symbols:
         self.count = len(tokens)
         self.words = -(-len(tokens) // 32)
         self.ends = ends
-        self.tokenizer = LLTokenizer(_Wrapped(codec, tokens, ends[0]), eos_token=list(ends))  # type: ignore[arg-type]
+        self.tokenizer = LLTokenizer(_Wrapped(codec.tokenizer, tokens, ends[0]), eos_token=list(ends))  # type: ignore[arg-type]
 
 
 def _packed(marks: Bool[np.ndarray, "C"]) -> Int[np.ndarray, "W"]:
@@ -62,30 +69,27 @@ class _Wrapped:
     bos_token_id = None
     special_token_ids: tuple[int, ...] = ()
 
-    def __init__(self, codec: Codec, tokens: list[bytes], end: int) -> None:
+    def __init__(self, tokenizer: Tokenizer, tokens: list[bytes], end: int) -> None:
         self.tokens = tokens
         self.eos_token_id = end
-        self._codec = codec
-        self._ids = {token: i for i, token in reversed(list(enumerate(tokens)))}
+        self._tokenizer = tokenizer  # not its codec, which nothing here may keep alive
+        self._ids = {token: i for i, token in reversed(list(enumerate(tokens))) if token}
 
     def __call__(self, text: str) -> list[int]:
         """The symbols of a text amid another, as the codec would cut it; a form that leaves no choice is cut so."""
-        ids, written = self._codec.encode(text), text.encode()
+        ids, written = self._tokenizer.encode(text, add_special_tokens=False).ids, text.encode()
         joined = b"".join(self.tokens[i] for i in ids)
         if joined == b" " + written:  # what is put before the start of a text
             rest = self.tokens[ids[0]][1:]
-            ids = [*([self._ids[rest]] if rest in self._ids else self._each(rest)), *ids[1:]] if rest else ids[1:]
-            return ids
+            return [*([self._ids[rest]] if rest in self._ids else self._each(rest)), *ids[1:]]
         return ids if joined == written else self._each(written)
 
     def _each(self, written: bytes) -> list[int]:
         return [self._ids[bytes([byte])] for byte in written]
 
 
-def _bytes_of(codec: Codec) -> list[bytes]:
+def _bytes_of(codec: TokenizerCodec) -> list[bytes]:
     """The bytes that each symbol writes; empty for what writes none, and marked for special symbols."""
-    if not isinstance(codec, TokenizerCodec):
-        raise UserError(f"a {type(codec).__name__} writes no text, so that it holds to no form; use a model of texts")
     steps = decoder_steps(codec.tokenizer)
     kinds = [step["type"] for step in steps]
     if kinds[:1] == ["ByteLevel"] and steps[1:] in ([], LINE_SPACE_STEPS):
@@ -137,7 +141,7 @@ class _Pieces:
         self._replaced = replaced
 
     def __call__(self, name: str) -> bytes:
-        if len(name) == 6 and name.startswith("<0x") and name.endswith(">"):
+        if _BYTE.fullmatch(name):
             return bytes.fromhex(name[3:5])
         for pattern, content in self._replaced:
             name = name.replace(pattern, content)
