@@ -32,6 +32,7 @@ MODEL = {
     "Looking inside and judging": ("evaluate", "score", "attention", "logits"),
     "What it can do, ids, and what generates": (
         "verbs",
+        "reads",
         "generate_ids",
         "prompt_ids",
         "session",
@@ -49,7 +50,7 @@ HIDDEN = {
     "see_some",
     "watches",
 }  # what a notebook shows, and what predictors call
-FUNCTIONS = ("train", "compare", "plan", "load", "quantize", "export", "verify", "recipes", "presets")
+FUNCTIONS = ("train", "compare", "plan", "load", "connect", "quantize", "export", "verify", "recipes", "presets")
 SETTINGS = ("Sampling", "Limits", "SearchConfig", "Transcribing", "Recipe")
 ERRORS = ("UserError", "ConfigError", "SomeFailedError")
 

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from served import Resident
 from starlette.testclient import TestClient
 
 import headway as hw
-from headway.errors import UserError, nearest
+from headway.errors import UserError
 from headway.generate.scheduler import FullError, Request, Said
 from headway.serve.app import create_app
 from headway.serve.batches import Batcher
-from headway.serve.errors import StatusError
 from headway.serve.frame import Ready, ServerSettings
 from headway.serve.loop import EngineLoop, Steps, open_loop
 
@@ -30,41 +29,6 @@ def stories(data_dir: Path) -> Path:
     if not path.is_file():
         pytest.skip(f"{path.parent} lacks stories260K.bin; get it from karpathy/tinyllamas")
     return path
-
-
-class Resident:
-    """Models that stay loaded, by their names."""
-
-    def __init__(self, models: Sequence[Ready]) -> None:
-        self._models: Mapping[str, Ready] = {model.name: model for model in models}
-        self._closed = False
-
-    @asynccontextmanager
-    async def using(self, name: str) -> AsyncIterator[Ready]:
-        """As `Served.using`."""
-        if not name and len(self._models) == 1:
-            name = next(iter(self._models))
-        if name not in self._models:
-            given = f"there is no model {name[:200]!r}" if name else "no model is named"
-            remedy = nearest(name, self._models) if name else f"choose from: {', '.join(self._models)}"
-            raise StatusError(404, f"{given}; {remedy}", "model", "model_not_found")
-        yield self._models[name]
-
-    def loops(self) -> Mapping[str, EngineLoop]:
-        """As `Served.loops`."""
-        return {name: model.loop for name, model in self._models.items() if model.loop is not None}
-
-    def ready(self) -> bool:
-        """As `Served.ready`."""
-        return not self._closed
-
-    async def start(self) -> None:
-        """As `Served.start`."""
-
-    async def close(self, seconds: float) -> None:
-        """As `Served.close`."""
-        self._closed = True
-        await asyncio.gather(*(loop.close(seconds) for loop in self.loops().values()))
 
 
 def ready(path: Path, name: str, steps: Steps | None = None) -> Ready:

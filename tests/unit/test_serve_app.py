@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 from chat_models import echo_model
-from serve_models import Resident, Script, asking, events, ready, stories
+from serve_models import Script, asking, events, ready, stories
+from served import Resident
 from starlette.testclient import TestClient
 
 import headway as hw

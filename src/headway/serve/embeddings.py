@@ -24,6 +24,8 @@ from headway.serve.frame import Context, Endpoint
 from headway.serve.media import image_of
 
 _MOST = 2048  # inputs of a request, as OpenAI's service takes
+_AT_ONCE = 1 << 12  # characters
+_PADDING, _LEAST = 0.05, 8  # the most of a part, and its fewest rows
 _LITTLE_ENDIAN = np.dtype("<f4")
 
 
@@ -77,7 +79,9 @@ async def embed(body: EmbeddingBody, context: Context) -> EmbeddingAnswer:
             vectors = await ready.batcher.ask(partial(_seen, model), "images", images)
             tokens = 0
         else:
-            rows = await asyncio.to_thread(_rows, model, items, body.truncate)
+            short = sum(map(len, items)) <= _AT_ONCE  # sooner read than handed to a thread
+            reading = partial(_rows, model, items, body.truncate)
+            rows = reading() if short else await asyncio.to_thread(reading)
             vectors = await ready.batcher.ask(partial(_read, model), "texts", rows)
             tokens = sum(map(len, rows))
     context.noted["prompt_tokens"] = tokens
@@ -137,10 +141,26 @@ def _of_ids(model: Model, ids: Sequence[list[int]], truncate: bool) -> FramedRow
 
 def _read(model: Model, rows: list[np.ndarray]) -> list[np.ndarray]:
     module: Any = model.module
-    together = FramedRows(*flat(rows))  # type: ignore[arg-type]
-    if isinstance(module, TwoTower):
-        return list(towers.text_vectors(module, together, np.arange(len(rows))).numpy())
-    return list(encoders.embed_rows(module, together).numpy())
+    found = np.empty((len(rows), _width(model)), np.float32)
+    for part in _alike(np.array([len(row) for row in rows])):
+        together = FramedRows(*flat([rows[number] for number in part]))  # type: ignore[arg-type]
+        if isinstance(module, TwoTower):
+            found[part] = towers.text_vectors(module, together, np.arange(len(part))).numpy()
+        else:
+            found[part] = encoders.embed_rows(module, together).numpy()
+    return list(found)
+
+
+def _alike(lengths: np.ndarray) -> list[np.ndarray]:
+    """Numbers of rows of nearly equal lengths, so that little of what is computed is padding."""
+    order = np.argsort(lengths, kind="stable")
+    edges = [0]
+    for stop in range(1, len(order)):
+        count = stop - edges[-1]
+        padded = 1 - lengths[order[edges[-1] : stop + 1]].sum() / ((count + 1) * lengths[order[stop]])
+        if padded > _PADDING and count >= _LEAST:
+            edges.append(stop)
+    return np.split(order, edges[1:])
 
 
 def _seen(model: Model, images: list[np.ndarray]) -> list[np.ndarray]:

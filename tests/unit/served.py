@@ -1,0 +1,47 @@
+"""A server's models, where all are loaded before it starts and stay."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+
+from headway.errors import nearest
+from headway.serve.errors import StatusError
+from headway.serve.frame import Ready
+from headway.serve.loop import EngineLoop
+
+
+class Resident:
+    """Models that stay loaded, by their names."""
+
+    def __init__(self, models: Sequence[Ready]) -> None:
+        self._models: Mapping[str, Ready] = {model.name: model for model in models}
+        self._closed = False
+
+    @asynccontextmanager
+    async def using(self, name: str) -> AsyncIterator[Ready]:
+        """As `Served.using`."""
+        if not name and len(self._models) == 1:
+            name = next(iter(self._models))
+        if name not in self._models:
+            given = f"there is no model {name[:200]!r}" if name else "no model is named"
+            remedy = nearest(name, self._models) if name else f"choose from: {', '.join(self._models)}"
+            raise StatusError(404, f"{given}; {remedy}", "model", "model_not_found")
+        yield self._models[name]
+
+    def loops(self) -> Mapping[str, EngineLoop]:
+        """As `Served.loops`."""
+        return {name: model.loop for name, model in self._models.items() if model.loop is not None}
+
+    def ready(self) -> bool:
+        """As `Served.ready`."""
+        return not self._closed
+
+    async def start(self) -> None:
+        """As `Served.start`."""
+
+    async def close(self, seconds: float) -> None:
+        """As `Served.close`."""
+        self._closed = True
+        await asyncio.gather(*(loop.close(seconds) for loop in self.loops().values()))
