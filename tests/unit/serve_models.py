@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -60,12 +60,12 @@ class Held(NamedTuple):
 class Script:
     """Steps that say the ids of each prompt again, one a step, for each copy, and the next ids as less likely ones."""
 
-    def __init__(self, wait: float = 0.0, fails_at: int | None = None) -> None:
+    def __init__(self, wait: float = 0.0, fails_at: int | None = None, spell: Callable[[int], str] = chr) -> None:
         self.under_way: dict[int, tuple[Request, int]] = {}
         self.cancelled: list[int] = []
         self.threads: set[int] = set()
         self.steps = self.given = 0
-        self._wait, self._fails_at = wait, fails_at
+        self._wait, self._fails_at, self._spell = wait, fails_at, spell
 
     def submit(self, request: Request) -> int:
         self.threads.add(threading.get_ident())
@@ -91,7 +91,7 @@ class Script:
         for ticket, (request, place) in list(self.under_way.items()):
             last = place + 1 == len(request.prompt)
             for copy in range(request.copies):
-                text, reason = chr(request.prompt[place]), "length" if last else None
+                text, reason = self._spell(request.prompt[place]), "stop" if last else None
                 top = [(request.prompt[place] + more, -1.0 - more) for more in range(request.top)]
                 said.append(Said(ticket, copy, request.prompt[place], text, -1.0, top, reason))
             self.under_way[ticket] = (request, place + 1)

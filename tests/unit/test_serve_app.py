@@ -7,7 +7,7 @@ import json
 import logging
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from starlette.testclient import TestClient
 import headway as hw
 from headway.generate import Limits, Sampling
 from headway.serve.app import ENDPOINTS, create_app
-from headway.serve.frame import ApiKey, CallPart, ServerSettings, Spoken
+from headway.serve.frame import ApiKey, ServerSettings
 from headway.serve.openapi import openapi
 
 COMPLETE, CHAT = "/v1/completions", "/v1/chat/completions"
@@ -404,52 +404,39 @@ def test_a_body_that_comes_too_slowly_and_a_client_that_reads_nothing(data_dir: 
     asyncio.run(both())
 
 
-class Shouts:
-    """Tools whose calls are capital letters: each is a call of `shout` with that letter."""
-
-    offered: Sequence[Mapping[str, Any]] = ({"type": "function", "function": {"name": "shout"}},)
-    rule = None
-
-    def __init__(self) -> None:
-        self.calls = 0
-
-    def tools_for(self, codec: Any, template: Any, ends: Any, tools: Any, choice: Any, parallel: bool) -> Shouts:
-        self.asked = (tools, choice, parallel)
-        return self
-
-    def reader(self) -> Shouts:
-        return Shouts()
-
-    def push(self, id: int | None, text: str) -> Spoken:
-        if text != "b":
-            return Spoken(text)
-        begun = CallPart(self.calls, f"call-{self.calls}", "shout")
-        self.calls += 1
-        return Spoken("", [begun, CallPart(self.calls - 1, arguments='{"what": '), CallPart(0, arguments='"b"}')])
-
-    def finish(self) -> Spoken:
-        return Spoken("!")
+TOOLS_TEMPLATE = "{# with tools it writes <tool_call> #}{{ messages[-1].content }}"  # and the script says it again
+SHOUT = {"type": "function", "function": {"name": "shout", "parameters": {"type": "object", "properties": {}}}}
+CALL = '<tool_call>\n{"name": "shout", "arguments": {"what": "b"}}\n</tool_call>'
 
 
-def test_calls_of_tools_go_through_what_reads_them(server: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    shouts = Shouts()
-    monkeypatch.setattr("headway.serve.chat.tool_support", lambda: shouts)
-    tools = [{"type": "function", "function": {"name": "shout", "parameters": {}}}]
-    asked = {"model": "echo", "messages": said("Hi"), "temperature": 0, "tools": tools, "n": 2}
-    whole = server.post(CHAT, json=asked).json()
-    assert shouts.asked == (tools, "auto", True)
-    for choice in whole["choices"]:
-        assert choice["finish_reason"] == "tool_calls"
-        assert choice["message"]["content"] == "ac!"
+def test_calls_of_tools(tmp_path: Path) -> None:
+    folder = echo_model(tmp_path / "caller", context=400, template=TOOLS_TEMPLATE)
+    codec = hw.load(folder, "cpu").codec
+    with asking(ready(folder, "caller", Script(spell=lambda id: codec.decode([id])))) as client:
+        asked = {"messages": said(f"a{CALL}{CALL}"), "temperature": 0, "tools": [SHOUT], "n": 2}
+        whole = client.post(CHAT, json=asked).json()
         function = {"name": "shout", "arguments": '{"what": "b"}'}
-        assert choice["message"]["tool_calls"] == [{"id": "call-0", "type": "function", "function": function}]
-    parts = events(server.post(CHAT, json={**asked, "stream": True, "n": 1}).text)
-    deltas = [part["choices"][0]["delta"] for part in parts]
-    assert "".join(delta.get("content", "") for delta in deltas) == "ac!"
-    calls = [call for delta in deltas for call in delta.get("tool_calls", [])]
-    assert calls[0] == {"index": 0, "id": "call-0", "type": "function", "function": {"name": "shout", "arguments": ""}}
-    assert "".join(call["function"]["arguments"] for call in calls) == '{"what": "b"}'
-    assert parts[-1]["choices"][0]["finish_reason"] == "tool_calls"
-    called = {key: whole["choices"][0]["message"][key] for key in ("role", "content", "tool_calls")}
-    told = [*said("Hi"), called, {"role": "tool", "tool_call_id": "call-0", "content": "loud"}]
-    assert server.post(CHAT, json={**asked, "messages": told}).status_code == 200
+        for choice in whole["choices"]:
+            assert choice["finish_reason"] == "tool_calls"
+            assert choice["message"]["content"] == "a"
+            calls = choice["message"]["tool_calls"]
+            assert [call["function"] for call in calls] == [function] * 2
+            assert len({call["id"] for call in calls}) == 2
+        parts = events(client.post(CHAT, json={**asked, "stream": True, "n": 1}).text)
+        deltas = [part["choices"][0]["delta"] for part in parts]
+        assert "".join(delta.get("content", "") for delta in deltas) == "a"
+        calls = [call for delta in deltas for call in delta.get("tool_calls", [])]
+        assert [(call["index"], call["type"], call["function"]) for call in calls] == [
+            (0, "function", function),
+            (1, "function", function),
+        ]
+        assert parts[-1]["choices"][0]["finish_reason"] == "tool_calls"
+        called = {key: whole["choices"][0]["message"][key] for key in ("role", "content", "tool_calls")}
+        told = [*said("Hi"), called, {"role": "tool", "tool_call_id": calls[0]["id"], "content": "loud"}]
+        assert client.post(CHAT, json={**asked, "messages": told}).json()["choices"][0]["message"]["content"] == "loud"
+        free = client.post(CHAT, json={**asked, "tool_choice": "none"}).json()["choices"][0]["message"]
+        assert free["content"] == f"a{CALL}{CALL}"  # text, where nothing may be called
+        told[1]["tool_calls"][0]["function"]["arguments"] = "["
+        refused = client.post(CHAT, json={**asked, "messages": told})
+        assert refused.status_code == 400
+        refusal_of(refused.json(), "whose arguments are")

@@ -7,8 +7,6 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from headway.serve.frame import CallPart
-
 _Share = Annotated[float, Meta(ge=0, le=1)]
 _Penalty = Annotated[float, Meta(ge=-2, le=2)]
 _Count = Annotated[int, Meta(ge=1)]
@@ -184,20 +182,10 @@ class ChatAnswer(msgspec.Struct):
     object: Literal["chat.completion"] = "chat.completion"
 
 
-class FunctionPart(msgspec.Struct, omit_defaults=True):
-    """What is new of a call: its name, or a piece of its arguments."""
-
-    name: str | UnsetType = UNSET
-    arguments: str | UnsetType = UNSET
-
-
-class CalledToolPart(msgspec.Struct, omit_defaults=True):
-    """What is new of the call at `index`."""
+class CalledToolPart(CalledTool, kw_only=True):
+    """A call in a stream, where it is the one at `index` of its answer."""
 
     index: int
-    function: FunctionPart
-    id: str | UnsetType = UNSET
-    type: Literal["function"] | UnsetType = UNSET
 
 
 class AnswerPart(msgspec.Struct, omit_defaults=True):
@@ -226,11 +214,3 @@ class ChatAnswerPart(msgspec.Struct):
     choices: list[ChatChoicePart]
     usage: TokensUsed | UnsetType | None = UNSET
     object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
-
-
-def call_part(part: CallPart) -> CalledToolPart:
-    """A part of a call as the OpenAI API says it."""
-    function = FunctionPart(UNSET if part.name is None else part.name, part.arguments)
-    if part.id is None:
-        return CalledToolPart(part.index, function)
-    return CalledToolPart(part.index, function, part.id, "function")

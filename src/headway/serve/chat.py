@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections import defaultdict
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field, replace
+from itertools import count
 from typing import Any
 
+import msgspec
 from msgspec import UNSET
 
 from headway.domains.chat.predictors import Talk
@@ -21,6 +22,7 @@ from headway.serve.bodies import (
     AnswerPart,
     CalledFunction,
     CalledTool,
+    CalledToolPart,
     ChatAnswer,
     ChatAnswerPart,
     ChatBody,
@@ -30,10 +32,9 @@ from headway.serve.bodies import (
     ChatMessage,
     Finish,
     ToldToken,
-    call_part,
 )
 from headway.serve.errors import StatusError
-from headway.serve.frame import Calling, CallPart, Context, Endpoint, Events, Ready
+from headway.serve.frame import Context, Endpoint, Events, Ready
 from headway.serve.generating import (
     Prepared,
     copies_of,
@@ -42,9 +43,9 @@ from headway.serve.generating import (
     room_for,
     rule_of,
     sampling_of,
-    tool_support,
     used,
 )
+from headway.serve.tools import Toolbox, told
 
 _UNLIMITED = 4096  # tokens of an answer, where neither the request nor the context says how many
 
@@ -54,20 +55,13 @@ class _Answer:
     """An answer so far."""
 
     content: str = ""
-    calls: dict[int, CalledTool] = field(default_factory=dict)
+    calls: list[CalledTool] = field(default_factory=list)
     tokens: list[ToldToken] = field(default_factory=list)
     reason: Finish = "stop"
 
-    def add(self, part: CallPart) -> None:
-        call = self.calls.setdefault(part.index, CalledTool("", CalledFunction("")))
-        call.id = part.id or call.id
-        call.function.name += part.name or ""
-        call.function.arguments += part.arguments
-
     def choice(self, place: int, told: bool) -> ChatChoice:
-        calls = [call for _, call in sorted(self.calls.items())]
-        content = None if calls and not self.content else self.content
-        message = AnswerMessage(content, calls or UNSET)
+        content = None if self.calls and not self.content else self.content
+        message = AnswerMessage(content, self.calls or UNSET)
         return ChatChoice(place, message, ChatLogprobs(self.tokens) if told else None, self.reason)
 
 
@@ -80,8 +74,7 @@ async def answered(body: ChatBody, context: Context) -> ChatAnswer | Events:
         async for passage in found:
             answer = answers[passage.place]
             answer.content += passage.text
-            for part in passage.calls:
-                answer.add(part)
+            answer.calls += [CalledTool(id, CalledFunction(*function)) for id, *function in passage.calls]
             answer.tokens += [] if passage.token is None else [passage.token]
             answer.reason = passage.reason or answer.reason
         choices = [answer.choice(place, asked.told) for place, answer in sorted(answers.items())]
@@ -90,7 +83,7 @@ async def answered(body: ChatBody, context: Context) -> ChatAnswer | Events:
 
 async def _parts(body: ChatBody, context: Context) -> AsyncGenerator[ChatAnswerPart, None]:
     counted = body.stream_options is not None and body.stream_options.include_usage
-    created, begun = int(time.time()), set[int]()
+    created, begun, places = int(time.time()), set[int](), defaultdict[int, Iterator[int]](count)
     async with _prepared(body, context) as asked, aclosing(passages(asked, context)) as found:
         name, usage = asked.ready.name, None if counted else UNSET
         # One struct for all events: each is written out before the next is made.
@@ -101,7 +94,8 @@ async def _parts(body: ChatBody, context: Context) -> AsyncGenerator[ChatAnswerP
                 event.choices = [ChatChoicePart(place, AnswerPart("assistant", ""))]
                 yield event
             told = None if token is None else ChatLogprobs([token])
-            for delta in _deltas(text, calls, token is not None):
+            new = [CalledToolPart(id, CalledFunction(*function), index=next(places[place])) for id, *function in calls]
+            for delta in _deltas(text, new, token is not None):
                 event.choices = [ChatChoicePart(place, delta, told)]
                 told = None  # once
                 yield event
@@ -113,9 +107,9 @@ async def _parts(body: ChatBody, context: Context) -> AsyncGenerator[ChatAnswerP
             yield event
 
 
-def _deltas(text: str, calls: Sequence[CallPart], token: bool) -> list[AnswerPart]:
+def _deltas(text: str, calls: Sequence[CalledToolPart], token: bool) -> list[AnswerPart]:
     deltas = [AnswerPart(content=text)] if text or (token and not calls) else []
-    return [*deltas, *([AnswerPart(tool_calls=[call_part(call) for call in calls])] if calls else [])]
+    return [*deltas, *([AnswerPart(tool_calls=list(calls))] if calls else [])]
 
 
 @asynccontextmanager
@@ -129,22 +123,21 @@ async def _prepared(body: ChatBody, context: Context) -> AsyncIterator[Prepared]
         sampling = sampling_of(body, ready.model.module.config.symbols)
         talk = _talk(ready)
         limits = talk.turn(limits_of(body, ready.model, context))
-        calling = await _calling(body, talk, limits.stop_ids)
         rule = await rule_of(body, ready.model, limits.stop_ids)
-        if calling is not None and calling.rule is not None:
+        tools = _tools(body, talk)
+        if tools is not None and (calling := await asyncio.to_thread(tools.rule, limits.stop_ids)) is not None:
             if rule is not None:
                 raise StatusError(400, "a call is required and response_format is set; leave one of them out", "tools")
-            rule = calling.rule
-        tools = None if calling is None else calling.offered
+            rule = calling
         try:
-            ids = await asyncio.to_thread(talk.template.prompt, talk.codec, messages, tools)
+            ids = await asyncio.to_thread(talk.template.prompt, talk.codec, messages, tools and tools.told)
         except UserError as error:  # clients need not know where the model lies
             line = str(error).replace(str(ready.model.directory), ready.name)
             raise StatusError(400, line, "messages") from None
         room = room_for(ids, ready.model, "messages")
         most = _most(body) or room or _UNLIMITED
         limits = replace(limits, max_new_tokens=most if room is None else min(most, room))
-        readers = [] if calling is None else [calling.reader() for _ in range(copies)]
+        readers = [] if tools is None else [reader for _ in range(copies) if (reader := tools.reader()) is not None]
         request = Request(ids, sampling, limits, copies, rule, body.top_logprobs or 0, context.owner)
         yield Prepared(ready, [request], bool(body.logprobs), readers)
 
@@ -163,23 +156,21 @@ def _most(body: ChatBody) -> int | None:
     return body.max_tokens or body.max_completion_tokens
 
 
-async def _calling(body: ChatBody, talk: Talk, ends: Sequence[int]) -> Calling | None:
-    """The tools of a request; None without any."""
+def _tools(body: ChatBody, talk: Talk) -> Toolbox | None:
+    """The tools of a request; None without any. UserError for what cannot be called."""
     if not body.tools:
         if body.tool_choice not in (None, "none", "auto"):
             raise StatusError(400, "tool_choice asks for a call and there are no tools; give tools", "tool_choice")
         return None
-    choice, parallel = body.tool_choice or "auto", body.parallel_tool_calls is not False
-    return await asyncio.to_thread(
-        tool_support().tools_for, talk.codec, talk.template, ends, body.tools, choice, parallel
-    )
+    parallel = body.parallel_tool_calls is not False
+    return Toolbox(talk.codec, talk.template.text, body.tools, body.tool_choice or "auto", parallel)
 
 
 def _messages(given: Sequence[ChatMessage]) -> list[dict[str, Any]]:
     """Messages as chat templates read them. StatusError 400 for what none reads."""
     if not given:
         raise StatusError(400, "messages is empty; say something first", "messages")
-    return [_message(message, f"messages[{place}]") for place, message in enumerate(given)]
+    return told([_message(message, f"messages[{place}]") for place, message in enumerate(given)])
 
 
 def _message(message: ChatMessage, param: str) -> dict[str, Any]:
@@ -199,19 +190,8 @@ def _message(message: ChatMessage, param: str) -> dict[str, Any]:
     if message.tool_call_id is not UNSET:
         told["tool_call_id"] = message.tool_call_id
     if message.tool_calls:
-        told["tool_calls"] = [_call(call, param) for call in message.tool_calls]
+        told["tool_calls"] = msgspec.to_builtins(message.tool_calls)
     return told
-
-
-def _call(call: CalledTool, param: str) -> Mapping[str, Any]:
-    """A call as templates write it: its arguments as the object that they spell."""
-    try:
-        arguments = json.loads(call.function.arguments or "{}")
-    except (ValueError, RecursionError):
-        arguments = None
-    if not isinstance(arguments, dict):
-        raise StatusError(400, f"{param} calls with arguments that are no JSON object; give one as a text", param)
-    return {"id": call.id, "type": "function", "function": {"name": call.function.name, "arguments": arguments}}
 
 
 ENDPOINTS = (

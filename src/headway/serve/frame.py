@@ -6,7 +6,7 @@ all else (reading and checking of the body, keys, limits, errors, streams, clien
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol
@@ -16,9 +16,6 @@ from starlette.datastructures import FormData
 from starlette.responses import Response
 
 from headway.app.model import Model
-from headway.codecs import TokenizerCodec
-from headway.codecs.chat import ChatTemplate
-from headway.generate.scheduler import Rule
 from headway.serve.batches import Batcher
 from headway.serve.loop import EngineLoop
 
@@ -143,80 +140,3 @@ class Endpoint(NamedTuple):
     body: type[msgspec.Struct] | type[FormData] | None = None
     answer: type[msgspec.Struct] | None = None
     part: type[msgspec.Struct] | None = None
-
-
-class CallPart(msgspec.Struct, omit_defaults=True):
-    """What is new of one call of a tool: first its `id` and `name`, then its arguments, piece by piece."""
-
-    index: int  # which of the calls of an answer
-    id: str | None = None
-    name: str | None = None
-    arguments: str = ""
-
-
-class Spoken(NamedTuple):
-    """What a piece of a model's text means: words for people, and parts of calls."""
-
-    content: str
-    calls: Sequence[CallPart] = ()
-
-
-class ToolReader(Protocol):
-    """Reads what a model says, symbol by symbol, for calls of tools."""
-
-    def push(self, id: int | None, text: str) -> Spoken:
-        """What is certain once a symbol, and the text that came with it, are there."""
-        ...
-
-    def finish(self) -> Spoken:
-        """What was still held back; a call that has no end becomes content."""
-        ...
-
-
-class Calling(Protocol):
-    """The tools of one request, in the way of one model."""
-
-    @property
-    def offered(self) -> Sequence[Mapping[str, Any]] | None:
-        """The tools that the chat template is given; None for none."""
-        ...
-
-    @property
-    def rule(self) -> Callable[[], Rule] | None:
-        """Makes what holds an answer to a call, where one is required."""
-        ...
-
-    def reader(self) -> ToolReader:
-        """One for each choice of an answer."""
-        ...
-
-
-class ToolSupport(Protocol):
-    """What `headway.serve.tools` offers."""
-
-    def tools_for(
-        self,
-        codec: TokenizerCodec,
-        template: ChatTemplate,
-        ends: Iterable[int],
-        tools: Sequence[Mapping[str, Any]],
-        choice: str | Mapping[str, Any],
-        parallel: bool,
-    ) -> Calling:
-        """`ends` are ids that end an answer. UserError for tools, a choice or a template that cannot be served. It is
-        called in a thread, as it may take long.
-        """
-        ...
-
-
-class RuleSupport(Protocol):
-    """What `headway.serve.rules` offers."""
-
-    def rule_for(
-        self, codec: TokenizerCodec, form: Mapping[str, Any], ends: Iterable[int]
-    ) -> Callable[[], Rule] | None:
-        """What holds a text to a `response_format`; None where nothing is to be held to. `ends` are ids that end it,
-        beside the codec's end. UserError for a form that cannot be held to. It is called in a thread, as it may take
-        long.
-        """
-        ...

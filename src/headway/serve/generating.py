@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
-from importlib import import_module
-from importlib.util import find_spec
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 from headway.app.model import Model
@@ -17,10 +15,12 @@ from headway.errors import UserError
 from headway.generate import Limits, Sampling
 from headway.generate.scheduler import Request, Rule
 from headway.serve.bodies import Finish, LikelyToken, TokensUsed, ToldToken, WritingBody
+from headway.serve.calls import CallReader, ToolCall
 from headway.serve.errors import StatusError
-from headway.serve.frame import CallPart, Context, Ready, RuleSupport, ToolReader, ToolSupport
+from headway.serve.frame import Context, Ready
 from headway.serve.loop import EngineLoop
 from headway.serve.metrics import READ
+from headway.serve.rules import rule_for
 
 _BIASES = 1024  # symbols that logit_bias names
 _STOP = 1000  # characters of a stop string
@@ -105,22 +105,7 @@ async def rule_of(body: WritingBody, model: Model, ends: Iterable[int]) -> Calla
     cannot be held to.
     """
     form = body.response_format
-    if form is None or form == {"type": "text"}:
-        return None
-    rules = cast(RuleSupport, _support("rules", "response_format"))
-    return await asyncio.to_thread(rules.rule_for, text_codec(model), form, tuple(ends))
-
-
-def tool_support() -> ToolSupport:
-    """What reads and writes calls of tools."""
-    return cast(ToolSupport, _support("tools", "tools"))
-
-
-def _support(module: str, field: str) -> object:
-    name = f"headway.serve.{module}"
-    if find_spec(name) is None:
-        raise StatusError(400, f"{field} is not served yet; leave it out", field, "unsupported")
-    return import_module(name)
+    return None if form is None else await asyncio.to_thread(rule_for, text_codec(model), form, tuple(ends))
 
 
 def text_codec(model: Model) -> TokenizerCodec:
@@ -137,7 +122,7 @@ class Prepared(NamedTuple):
     ready: Ready
     requests: Sequence[Request]
     told: bool  # whether log probabilities are wanted
-    readers: Sequence[ToolReader] = ()
+    readers: Sequence[CallReader] = ()
 
 
 class Passage(NamedTuple):
@@ -145,7 +130,7 @@ class Passage(NamedTuple):
 
     place: int
     text: str
-    calls: Sequence[CallPart]
+    calls: Sequence[ToolCall]
     token: ToldToken | None  # where it is wanted
     reason: Finish | None
 
@@ -159,12 +144,12 @@ async def passages(asked: Prepared, context: Context) -> AsyncGenerator[Passage,
     called: set[int] = set()
     async with writer(asked.ready).write(asked.requests) as writing, aclosing(writing.turns()) as turns:
         async for place, said in turns:
-            text, calls, reason = said.text, [], said.reason
+            text, calls, reason = said.text, list[ToolCall](), said.reason
             if asked.readers:
                 reader = asked.readers[place]
-                spoken = [reader.push(said.id, said.text), *([reader.finish()] if reason is not None else [])]
-                text = "".join(each.content for each in spoken)
-                calls = [call for each in spoken for call in each.calls]
+                parts = [*reader.push(said.text, said.id), *(reader.flush() if reason is not None else [])]
+                text = "".join(part for part in parts if isinstance(part, str))
+                calls = [part for part in parts if isinstance(part, ToolCall)]
                 called.update([place] if calls else [])
             token = None
             if spell is not None and said.id is not None:

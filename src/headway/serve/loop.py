@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, Protocol
 
 from headway.app.model import Model
 from headway.engine import Engine
+from headway.generate import Limits
 from headway.generate.scheduler import Request, Said, Scheduler
 from headway.serve.alone import Alone
 from headway.serve.errors import StatusError
@@ -236,6 +237,10 @@ class EngineLoop:
             ticket = self._tickets.get(said.ticket)
             if ticket is None:  # it was taken back
                 continue
+            if said.error is not None:
+                self._forget(ticket.writing)
+                news.append((ticket.writing, said.error))
+                continue
             ticket.begun = True
             news.append((ticket.writing, Turn(ticket.place + said.copy, said)))
             if said.reason is not None:
@@ -272,7 +277,11 @@ def open_loop(
     """
     if "generate" not in model.verbs:
         return None
-    engine = model.generator
-    if isinstance(engine, Engine) and model.draft is None:
-        return EngineLoop(Scheduler(engine, model.codec, slots, waiting, cache_memory), name)
-    return EngineLoop(Alone(model.open_session(), waiting), name)
+    session = model.open_session()
+    if isinstance(session.model, Engine) and model.draft is None:
+        steps = Scheduler(session.model, session.codec, slots, waiting, cache_memory)
+        steps.submit(Request([0], limits=Limits(1)))  # what is compiled once is compiled before anybody waits for it
+        while steps.step():
+            pass
+        return EngineLoop(steps, name)
+    return EngineLoop(Alone(session, waiting), name)

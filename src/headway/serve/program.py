@@ -31,7 +31,7 @@ _FORCED = 5  # seconds after the grace, until what has still not ended is cut of
 
 
 def listener(host: str, port: int, settings: ServerSettings, insecure: bool = False) -> socket.socket:
-    """A socket that is bound and does not listen yet. UserError for an address that cannot be had, and for one that
+    """A socket that listens: whoever asks before the server has begun waits. UserError for an address that cannot be had, and for one that
     other machines reach where everybody would be served, unless that is meant (`insecure`).
     """
     if not (settings.keys or insecure or is_loopback(host)):
@@ -49,6 +49,7 @@ def listener(host: str, port: int, settings: ServerSettings, insecure: bool = Fa
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)
+        bound.listen(_CONNECTIONS)
     except OSError as error:
         bound.close()
         reasons = {
@@ -92,6 +93,7 @@ def run_server(served: Served, settings: ServerSettings, bound: socket.socket) -
         h11_max_incomplete_event_size=_HEADERS,
     )
     server = _Server(config, served, settings)
+    sys.setswitchinterval(0.001)  # an engine's thread that has ended a step waits no longer for that of requests
     bound.listen(2048)
     server.run([bound])
     if server.ended_by == signal.SIGINT:
