@@ -31,8 +31,8 @@ _FORCED = 5  # seconds after the grace, until what has still not ended is cut of
 
 
 def listener(host: str, port: int, settings: ServerSettings, insecure: bool = False) -> socket.socket:
-    """A socket that listens: whoever asks before the server has begun waits. UserError for an address that cannot be had, and for one that
-    other machines reach where everybody would be served, unless that is meant (`insecure`).
+    """A socket that listens: whoever asks before the server has begun waits. UserError for an address that cannot be
+    had, and for one that other machines reach where everybody would be served, unless that is meant (`insecure`).
     """
     if not (settings.keys or insecure or is_loopback(host)):
         raise UserError(
