@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 import signal
 import socket
 import time
@@ -18,13 +19,17 @@ import pytest
 from chat_models import echo_model
 from serve_models import stories
 
+import headway as hw
 from headway.app.cli.main import main
+from headway.generate import Limits, Sampling
 from processes import Program
 
 SERVE = """
 import sys
 import torch
+import headway as hw
 from headway.app.cli.main import main
+from headway.generate import Limits, Sampling
 from headway.serve import program
 
 program._ARRIVAL = 1.0  # a second for headers
@@ -45,10 +50,10 @@ class Server(NamedTuple):
         return f"http://127.0.0.1:{self.port}"
 
 
-def start(place: Path, *words: str) -> Server:
+def start(place: Path, *words: str, backend: str = "torch") -> Server:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    program = Program(place, SERVE, "serve", *words, "--port", str(port), "--backend", "torch", "--device", "cpu")
+    program = Program(place, SERVE, "serve", *words, "--port", str(port), "--backend", backend, "--device", "cpu")
     for _ in range(600):
         try:
             if httpx.get(f"http://127.0.0.1:{port}/ready").status_code == 200:
@@ -244,3 +249,38 @@ def test_what_cannot_be_started(words: list[str], why: str, capsys: pytest.Captu
 def test_a_port_that_is_taken(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["serve", "no/such/model", "--port", str(server.port)]) == 2
     assert f"port {server.port} of 127.0.0.1 is taken" in capsys.readouterr().err
+
+
+def test_whoever_else_is_asking_changes_no_answer(data_dir: Path, tmp_path: Path) -> None:
+    """On the engine, in a cache too small for all: each is told what the model says alone, bit for bit, whatever joins,
+    leaves, gives way or begins alike.
+    """
+    words = ("--weights", "int8", "--cache", "int8", "--slots", "5", "--cache-memory", "0.0006")
+    running = start(tmp_path, str(stories(data_dir)), *words, backend="cpu")
+    model = hw.load(stories(data_dir), backend="cpu", weights="int8", cache="int8")
+    draw = random.Random(3)
+    beginnings = ["Once upon a time", "Once upon a time there was a big red ball", "The dog", "Lily and Tom saw"]
+    asked = [(draw.choice(beginnings), draw.randrange(9), draw.choice([5, 30, 90])) for _ in range(24)]
+
+    def ask(one: tuple[str, int, int]) -> tuple[str, list[float]]:
+        prompt, seed, count = one
+        with openai.OpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0, timeout=100) as client:
+            if seed == 0:  # leaves at once
+                client.completions.create(model="stories260K", prompt=prompt, max_tokens=count, stream=True).close()
+                return "", []
+            found = client.completions.create(
+                model="stories260K", prompt=prompt, seed=seed, max_tokens=count, temperature=0.9, logprobs=0
+            ).choices[0]
+            assert found.logprobs is not None
+            return found.text, found.logprobs.token_logprobs or []
+
+    with ThreadPoolExecutor(12) as pool:
+        answers = list(pool.map(ask, asked))
+    for (prompt, seed, count), answer in zip(asked, answers):
+        alone = model.complete(prompt, Sampling(temperature=0.9, seed=seed), Limits(count))
+        assert seed == 0 or answer == (alone.text, alone.logprobs)
+    told = httpx.get(f"{running.url}/metrics").text
+    assert 'headway_scheduler_running{model="stories260K"} 0.0' in told
+    running.program.signal(signal.SIGTERM)
+    running.program.wait(20)
+    assert running.program.returncode == 0
