@@ -38,7 +38,7 @@ from measure import write
 
 SHAPE, FORM, PROMPT, NEW = "llama-135m", "int8", 128, 128
 CLIENTS = (1, 8, 32)
-# Where texts are drawn, hardly a guess of what comes next is right; drawn weights that are greedy soon repeat themselves.
+# Where texts are drawn, hardly a guess of what comes next is right; greedy drawn weights soon repeat themselves.
 ASKED = {"drawn": {"temperature": 1.0, "top_k": 40, "seed": 1}, "greedy": {"temperature": 0}}
 
 

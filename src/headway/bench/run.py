@@ -172,7 +172,7 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
     return {"min": min(values), "median": statistics.median(values), "max": max(values), "values": list(values)}
 
 
-OURS = "headway"
+OURS, OUR_PART = "headway", "headway.bench.ours"
 FORMS = ("fp32", "int8", "int4")
 _FINER = {"int4": "int8", "int8": "fp32", "bf16": "fp32"}  # what a peer without a form is measured in
 
@@ -224,7 +224,7 @@ class Contender:
     @property
     def module(self) -> str:
         """What its process runs."""
-        return f"headway.bench.peers.{self.name.replace('.', '_')}" if self.name in PEERS else "headway.bench.ours"
+        return f"headway.bench.peers.{self.name.replace('.', '_')}" if self.name in PEERS else OUR_PART
 
     @property
     def prepares(self) -> bool:
@@ -459,6 +459,8 @@ def _process(module: str, action: str, job: Job) -> dict[str, float]:
     pools = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), threads)
     path = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]))
     environment = {**os.environ, **pools, "HF_HUB_OFFLINE": "1", "PYTHONPATH": path}
+    if module == OUR_PART and job.kind not in ("train", "load"):
+        environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the commands that write texts have it
     command = [sys.executable, "-P", "-m", module, action, json.dumps(asdict(job))]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     lines = done.stdout.strip().splitlines()

@@ -17,7 +17,7 @@ from headway.engine.operations import BLOCK
 from headway.errors import ConfigError, UserError
 from headway.generate.choosing import Chooser, Chosen, Rule, choose
 from headway.generate.prefixes import Prefixes
-from headway.generate.prompts import Ids, check_number, check_prompts, context_of
+from headway.generate.prompts import Ids, check_number, check_prompts, context_of, one_thread
 from headway.generate.sampling import Sampler, Sampling, row_keys
 from headway.generate.session import Continuation, FinishReason, Limits
 from headway.generate.turns import Copy, FairQueue
@@ -183,7 +183,11 @@ class Scheduler:
             self._cancelled.clear()
             self._admit()
         planned = self._plan()
-        said = self._take(planned, self._engine.compute(list(planned.values()))) if planned else []
+        said = []
+        if planned:
+            logits = self._engine.compute(list(planned.values()))
+            with one_thread(self._engine):
+                said = self._take(planned, logits)
         with self._lock:
             for copy, piece in planned.items():
                 self._turns.charge(copy.owner, len(piece.ids))

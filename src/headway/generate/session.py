@@ -23,6 +23,7 @@ from headway.generate.prompts import (
     device_of,
     evaluating,
     make_prompt,
+    one_thread,
 )
 from headway.generate.sampling import Sampler, Sampling, row_keys
 from headway.generate.speculation import Draft, Extending, Lookup, Speculation
@@ -306,7 +307,8 @@ class _Batch:
                 guesser = Draft(draft, only.prompt, sampler, logits.shape[-1], only.said.limit)
             advance = Speculation(cast(Extending, model), guesser, only.said.limit).step
         while True:
-            chosen, logprobs = sampler.pick(logits, step)
+            with one_thread(model):
+                chosen, logprobs = sampler.pick(logits, step)
             pairs = torch.stack([chosen.double(), logprobs.double()])  # one transfer; a double holds any id exactly
             for row, symbol, logprob in zip(self.rows, *pairs.tolist()):
                 if not row.done:

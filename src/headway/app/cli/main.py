@@ -52,6 +52,8 @@ COMMANDS = {
     "data collect": "record episodes or demonstrations in environments",
     "data label": "positions of chess with the best moves and values that an engine finds",
 }
+# Their engine has threads of its own, and those of torch that wait busily would take its cores.
+_WRITING = ("generate", "chat", "serve", "translate", "transcribe", "caption")
 DEFAULTS = {"data": "list"}  # what a group of commands does when none is named
 
 # What torch says in a RuntimeError, on a processor and on a GPU.
@@ -104,6 +106,8 @@ def _dispatch(arguments: list[str]) -> None:
     if name not in COMMANDS:
         print(overview({full: text for full, text in COMMANDS.items() if full.split()[0] == name}))
         return
+    if name in _WRITING:
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     command = import_module(module_of(name))
     parser = Parser(f"headway {name}", COMMANDS[name], command.EXAMPLE)
     command.arguments(parser)
