@@ -136,7 +136,8 @@ async def soak(port: int, model: str, minutes: float, symbols: int, program: int
     writer.write(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
     metrics = (await reader.read()).decode()
     writer.close()
-    counts = {line.split("{")[0]: float(line.split()[-1]) for line in metrics.splitlines() if "_scheduler_" in line}
+    told = [line for line in metrics.splitlines() if line.startswith("headway_scheduler_")]
+    counts = {line.split("{")[0]: float(line.split()[-1]) for line in told}
     at = min(len(sizes) - 1, 30)  # after five minutes
     return {
         "minutes": minutes,
