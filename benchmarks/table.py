@@ -130,6 +130,7 @@ PARTS: dict[str, Callable[[Found], Iterator[Row]]] = {
             "load-135m",
         )
     },
+    "serve": speeds.serve,
     "forms": speeds.forms,
     "context": speeds.context,
     "rounding": speeds.rounding,

@@ -35,6 +35,16 @@ def engine(found: Found) -> Iterator[Row]:
     yield f"{ENGINE[found['kind']].format(**found)}, {found['shape']}{cache}: {goal.replace('_', ' ')}", ours, theirs
 
 
+def serve(found: Found) -> Iterator[Row]:
+    alone = ", ".join(rounded(speed) for speed in found["alone"].values())
+    for how, clients in found["clients"].items():
+        told = ", ".join(rounded(each["tokens_per_second"]) for each in clients.values())
+        counts = ", ".join(clients)
+        what = f"`headway serve`, {found['shape']} {found['form']}, {counts} clients, {how} texts after prompts of 128"
+        what += ": new tokens a second"
+        yield what, told, f"`bench decode` with as many rows, prompts left out {alone}"
+
+
 def context(found: Found) -> Iterator[Row]:
     """Of the caches, that which suits the weights: both fp32, or both int8."""
     told = []
