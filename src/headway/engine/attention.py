@@ -84,24 +84,9 @@ def pieces_of(highest: int, window: int) -> tuple[int, int]:
 
 @compiled
 def attend_piece(
-    form: int,
-    q: int,
-    tokens: int,
-    each: int,
-    blocks: int,
-    offset: int,
-    size: int,
-    piece: int,
-    follows: int,
-    highest: int,
-    climb: int,
-    window: int,
-    bias: int,
-    span: int,
-    cap: F32,
-    scratch: int,
-    out: int,
-) -> None:
+    form: int, q: int, tokens: int, each: int, blocks: int, offset: int, size: int, piece: int, follows: int,
+    highest: int, climb: int, window: int, bias: int, span: int, cap: F32, scratch: int, out: int,
+) -> None:  # fmt: skip
     """A piece of the context for `each` heads of one group in each of `tokens` rows, which read the same blocks; the
     keys of the group begin at byte `offset` of these. The first row sees positions up to `highest`, every further one
     `climb` more. There remain [tokens, each, size + 2] numbers at `out`: the maximum, the sum, and the values

@@ -84,6 +84,17 @@ def _widen(builder: Any, tile: Any, room: Any) -> None:
             builder.store(builder.and_(half, low), place).align = 64
 
 
+def _scale(builder: Any, whole: Any, shift: Any, factor: Any, scale: Any, total: Any) -> None:
+    """total += (whole sums + what the weights are moved up by) x scales of the weights x that of the numbers."""
+    found = builder.load(whole)
+    found.align = 64
+    if shift is not None:
+        found = builder.add(found, spread(builder, shift, _SUMS))
+    scales = builder.fmul(factor, spread(builder, scale, _FLOATS))
+    product = builder.fmul(builder.sitofp(found, _FLOATS), scales, flags=("contract",))
+    builder.store(builder.fadd(builder.load(total), product, flags=("contract",)), total)
+
+
 def _block(kind: int) -> Any:
     """As `tiles.tile_products` for exactly 16 rows of numbers; `room` is on a boundary of 64 bytes."""
     size = TILE8 if kind == INT8 else TILE4
@@ -99,8 +110,7 @@ def _block(kind: int) -> Any:
             weights, ws, numbers = pointer(args[0], _I8), pointer(args[1], _F32), pointer(args[2], _I8)
             scales, corr, result = pointer(args[4], _F32), pointer(args[5], _I32), pointer(args[7], _F32)
             groups, whole = args[6], pointer(args[8], _I8)
-            zero = ir.Constant(_FLOATS, [0.0] * TILE)
-            sums = [cgutils.alloca_once_value(builder, zero) for _ in range(BLOCK_ROWS)]
+            sums = [cgutils.alloca_once_value(builder, ir.Constant(_FLOATS, [0.0] * TILE)) for _ in range(BLOCK_ROWS)]
             rooms = [builder.gep(whole, [number(2 * n * TILE8)]) for n in range(_ABREAST)]
 
             def multiply(group: Any, n: int) -> None:
@@ -116,8 +126,7 @@ def _block(kind: int) -> Any:
                 place = builder.gep(numbers, [builder.mul(group, number(GROUP))])
                 call(builder, "x86.tileloadd64", _VOID, row, place, args[3])
                 call(builder, "x86.tileloadd64", _VOID, column, tile if kind == INT8 else widened, number(LINE))
-                name = "x86.tdpbssd" if kind == INT8 else "x86.tdpbsud"
-                call(builder, name, _VOID, total, row, column)
+                call(builder, "x86.tdpbssd" if kind == INT8 else "x86.tdpbsud", _VOID, total, row, column)
                 call(builder, "x86.tilestored64", _VOID, total, rooms[n], number(LINE))
 
             def add(group: Any, n: int) -> None:
@@ -125,15 +134,9 @@ def _block(kind: int) -> Any:
                 factor.align = 4
                 for b, total in enumerate(sums):
                     place = builder.add(builder.mul(groups, number(b)), group)
-                    found = builder.load(_at(builder, rooms[n], number(b * LINE), _SUMS))
-                    found.align = 64
-                    if kind != INT8:  # what the weights are moved up by
-                        found = builder.add(found, spread(builder, builder.load(builder.gep(corr, [place])), _SUMS))
-                    scale = spread(builder, builder.load(builder.gep(scales, [place])), _FLOATS)
-                    product = builder.fmul(
-                        builder.sitofp(found, _FLOATS), builder.fmul(factor, scale), flags=("contract",)
-                    )
-                    builder.store(builder.fadd(builder.load(total), product, flags=("contract",)), total)
+                    shift = None if kind == INT8 else builder.load(builder.gep(corr, [place]))
+                    scale = builder.load(builder.gep(scales, [place]))
+                    _scale(builder, _at(builder, rooms[n], number(b * LINE), _SUMS), shift, factor, scale, total)
 
             with cgutils.for_range(builder, builder.sdiv(groups, number(_ABREAST))) as loop:
                 some = [builder.add(builder.mul(loop.index, number(_ABREAST)), number(n)) for n in range(_ABREAST)]
@@ -146,8 +149,7 @@ def _block(kind: int) -> Any:
                 multiply(group, 0)
                 add(group, 0)
             for b, total in enumerate(sums):
-                place = _at(builder, result, number(TILE * b), _FLOATS)
-                builder.store(builder.load(total), place).align = 4
+                builder.store(builder.load(total), _at(builder, result, number(TILE * b), _FLOATS)).align = 4
             return context.get_dummy_value()
 
         return types.void(*[types.int64] * 9), generate

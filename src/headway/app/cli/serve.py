@@ -34,7 +34,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("--cors", action="append", default=[], metavar="ORIGIN", help="a web page that may ask; * for all")
     add("--slots", type=whole(1), default=64, metavar="N", help="texts that are written at once (default: 64)")
     add("--queue", type=whole(1), default=256, metavar="N", help="requests that wait for a model (default: 256)")
-    add("--cache-memory", type=number(0, above=True), metavar="G", help="GB of keys and values (default: a quarter of free memory)")
+    memory = "GB of keys and values (default: a quarter of free memory)"
+    add("--cache-memory", type=number(0, above=True), metavar="G", help=memory)
     add("--timeout", type=number(0, above=True), default=600.0, metavar="S", help="seconds of a request (default: 600)")
     add(
         "--grace", type=number(0), default=10.0, metavar="S", help="seconds for what is begun, at the end (default: 10)"
