@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 
 import msgspec
 from starlette.responses import Response
 
-from headway.errors import UserError
+from headway.errors import UserError, logger
 from headway.generate.scheduler import FullError
 
-_LOG = logging.getLogger(__name__)
+_LOG = logger(__name__)
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error", 503: "overloaded_error"}
 _LONGEST = 1000  # characters of a message: what it quotes may be long
 

@@ -6,7 +6,6 @@ import hashlib
 import hmac
 import ipaddress
 import json
-import logging
 import secrets
 import time
 from collections import Counter
@@ -15,13 +14,14 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from headway.errors import logger
 from headway.serve import metrics
 from headway.serve.errors import StatusError, error_response
 from headway.serve.frame import ApiKey, Context, Served, ServerSettings
 
 CONTEXT = "headway.context"  # where the scope has it
 OPEN = ("/health", "/ready")  # what asks whether the server lives shows no key, and knows it by any name
-_ACCESS = logging.getLogger("headway.access")
+_ACCESS = logger("headway.access")
 _NAMES = ("localhost", "ip6-localhost")
 _ANY = {"0.0.0.0", "::"}  # addresses to listen at, and no names
 _LONGEST = 200  # characters of a path or a name that the log shows

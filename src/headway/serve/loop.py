@@ -7,7 +7,6 @@ step says comes back with one wake-up of the event loop.
 from __future__ import annotations
 
 import asyncio
-import logging
 import threading
 import time
 from collections import deque
@@ -18,13 +17,14 @@ from typing import Any, NamedTuple, Protocol
 
 from headway.app.model import Model
 from headway.engine import Engine
+from headway.errors import logger
 from headway.generate import Limits
 from headway.generate.scheduler import Request, Said, Scheduler
 from headway.serve.alone import Alone
 from headway.serve.errors import StatusError
 from headway.serve.metrics import BETWEEN, FIRST, WRITTEN
 
-_LOG = logging.getLogger(__name__)
+_LOG = logger(__name__)
 _UNREAD = 8192  # symbols that may wait for one client
 _LAST_STEP = 5.0  # seconds that a step may still take when the loop is to end
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import logging
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -20,7 +19,7 @@ from headway.app.model import Model
 from headway.app.predictors import verbs
 from headway.app.recipes import find_model
 from headway.engine import refusal
-from headway.errors import UserError, nearest
+from headway.errors import UserError, logger, nearest
 from headway.formats.hub import find_folder
 from headway.formats.native import QUANTISED, Weights, quantised_config
 from headway.formats.open import open_config, open_usage
@@ -37,7 +36,7 @@ from headway.serve.frame import Known, Ready
 from headway.serve.loop import EngineLoop
 
 R = TypeVar("R")
-_LOG = logging.getLogger(__name__)
+_LOG = logger(__name__)
 _FILES = (".gguf", ".bin")  # models that are a file
 _BYTES = {None: 4, "fp32": 4, "int8": 2, "int4": 2}  # of a weight while a model is loaded; stored ones have 16 bits
 _RETRY = 10  # seconds after which memory may be free

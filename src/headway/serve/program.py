@@ -17,7 +17,7 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
-from headway.errors import UserError
+from headway.errors import UserError, logger
 from headway.serve.app import create_app
 from headway.serve.errors import StatusError, error_answer
 from headway.serve.frame import Served, ServerSettings
@@ -72,7 +72,7 @@ def url_of(bound: socket.socket) -> str:
 
 def run_server(served: Served, settings: ServerSettings, bound: socket.socket) -> None:
     """Serve until SIGTERM, or until Ctrl-C, which is raised as KeyboardInterrupt when all has ended."""
-    access = logging.getLogger("headway.access")
+    access = logger("headway.access")
     access.propagate = False
     access.setLevel(logging.INFO)
     lines = logging.StreamHandler(sys.stdout)
