@@ -48,7 +48,7 @@ def connect(url: str, api_key: str | None = None, model: str | None = None) -> R
 
     Raises UserError where no server answers, where it refuses, and for a model that it does not have.
     """
-    server = _Server(url, api_key or os.environ.get(KEY))
+    server = _Remote(url, api_key or os.environ.get(KEY))
     known = server.asked("GET", "/v1/models", None, lambda said: {each["id"]: _Known.of(each) for each in said["data"]})
     if model is None and len(known) != 1:
         raise UserError(f"{url} has {len(known)} models; name one of them: {', '.join(sorted(known)[:100])}")
@@ -66,7 +66,7 @@ class RemoteModel:
     what its inputs are: texts, images, sounds.
     """
 
-    def __init__(self, server: _Server, known: _Known) -> None:
+    def __init__(self, server: _Remote, known: _Known) -> None:
         self._server = server
         self.name, self.kind, self.verbs, self.reads, self.context, self.parameters = known
         self.beyond: list[str] = []  # what was beyond training is in the server's log
@@ -308,7 +308,7 @@ class _Known(NamedTuple):
         return cls(said["id"], *(said[name] for name in cls._fields[1:]))
 
 
-class _Server:
+class _Remote:
     """Requests to one server, each on a connection of its own, so that threads may share it."""
 
     def __init__(self, url: str, key: str | None) -> None:

@@ -28,7 +28,7 @@ from headway.codecs import train_codec
 from headway.data import SplitConfig, TokenCache
 from headway.domains.text.task import Documents, LanguageConfig, NextToken
 from headway.engine import Engine, PackedTensor
-from headway.engine.timeline import Timeline
+from headway.engine.timeline import StepTimeline
 from headway.formats.native import named_tensors
 from headway.formats.open import open_config, open_model
 from headway.generate import SearchConfig, translate_ids
@@ -90,7 +90,7 @@ def decode(model: Generative, job: Job) -> dict[str, float]:
     steps(WARM)
     seconds = seconds_of(lambda: steps(NEW - WARM))
     if job.timeline is not None and isinstance(model, Engine):
-        model.timeline = Timeline()
+        model.timeline = StepTimeline()
         steps(noted)
         model.timeline.write(Path(job.timeline))
     return {"tokens_per_second": job.rows * (NEW - WARM) / seconds, "weight_bytes": _read_bytes(model)}

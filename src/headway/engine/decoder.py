@@ -23,7 +23,7 @@ from headway.engine.pool import pool
 from headway.engine.program import SHARING
 from headway.engine.rows import Kept, Piece, Reading, Row, runs_of, states_of, together, write_runs
 from headway.engine.tiles import FP32
-from headway.engine.timeline import Timeline, run_noted
+from headway.engine.timeline import StepTimeline, run_noted
 from headway.errors import UserError
 from headway.layout import Layout
 from headway.nn.kernels import rough_attention
@@ -87,7 +87,7 @@ class Engine(nn.Module):
         self._state_numbers, self._symbols = program.state_numbers, program.symbols
         self.extends = program.state_numbers == 0  # whether one goes back behind what `extend` has read
         self._results = Results()
-        self.timeline: Timeline | None = None  # what notes when each instruction runs
+        self.timeline: StepTimeline | None = None  # what notes when each instruction runs
         self._own = Blocks(program.own.bytes, _window(decoder), self.pool)
         self._read = Blocks(program.read.bytes, threads=self.pool)
 
@@ -119,20 +119,16 @@ class Engine(nn.Module):
         """Rows that have read nothing yet, one for each of the sources, or `count` where there are none. The source is
         what `hear` takes, or what it gave.
         """
-        if not isinstance(self.model, EncoderDecoder):
-            assert count is not None
-            like = torch.zeros(count, 1)
-            states = self._decoder[0].stack.initial_states(count, 1, like=like)
-            return self.adopt(Decoding(states or (), None, torch.zeros(count, dtype=torch.long)))
-        if source is None or layout is None:
-            raise UserError("an encoder-decoder has no source to read; give prompt.source and prompt.source_layout")
-        heard = self.hear(source, layout)
-        positions, like, stack = torch.zeros(layout.batch, dtype=torch.long), torch.zeros(1, 1), self._decoder[0].stack
-        if heard.starts is None:
-            states = stack.initial_states(layout.batch, 1, like=like)
-        else:
-            states = stack.begin(heard.starts, 1, like=like)
-        return self.adopt(Decoding(states or (), heard.memories, positions))
+        stack, memories, starts = self._decoder[0].stack, None, None
+        if isinstance(self.model, EncoderDecoder):
+            if source is None or layout is None:
+                raise UserError("an encoder-decoder has no source to read; give prompt.source and prompt.source_layout")
+            memories, starts, _ = self.hear(source, layout)
+            count = layout.batch
+        assert count is not None
+        like = torch.zeros(1, 1)
+        states = stack.initial_states(count, 1, like=like) if starts is None else stack.begin(starts, 1, like=like)
+        return self.adopt(Decoding(states or (), memories, torch.zeros(count, dtype=torch.long)))
 
     def step(self, ids: Int[Tensor, "B"], decoding: Kept) -> tuple[Float[Tensor, "B C"], Kept]:
         logits, after = self.extend(ids[:, None], decoding)
@@ -230,15 +226,17 @@ class Engine(nn.Module):
             wanted += range(end - last, end)
         self._make_room(pieces)
         program = self._prepare([piece.row for piece in pieces], counts, places)
-        states = states_of([piece.row for piece in pieces])
-        program.find_states(states)
+        states = None
+        if self._state_numbers:
+            states = states_of([piece.row for piece in pieces])
+            program.find_states(states)
         logits = self._results.rows(len(wanted), program.symbols)
         program.write_logits(logits.data_ptr())
         if len(wanted) == batch:
             self._run(program, symbols, places, slice(None))
         else:
             self._run(program, symbols, places, slice(program.body))
-        if self._state_numbers and states.ctypes.data != pieces[0].row.state.ctypes.data:
+        if states is not None and states.ctypes.data != pieces[0].row.state.ctypes.data:
             for piece, state in zip(pieces, states):
                 piece.row.state[:] = state
         if 0 < len(wanted) < batch:
@@ -288,7 +286,7 @@ class Engine(nn.Module):
         table, floats = program.table[part], program.floats[part]
         said, where = symbols.ctypes.data, places.ctypes.data
         if self.timeline is not None:
-            self._run_noted(self.timeline, table, (table, floats, said, where, batch), scratch)
+            self._run_noted(self.timeline, (table, floats, said, where, batch), scratch)
             return
 
         def job(thread: int) -> None:
@@ -307,8 +305,8 @@ class Engine(nn.Module):
         with announced(program.run):
             self.pool.run(job)
 
-    def _run_noted(self, timeline: Timeline, table: np.ndarray, fields: tuple[Any, ...], scratch: list[int]) -> None:
-        threads, counter = self.pool.threads, self.pool.counter
+    def _run_noted(self, timeline: StepTimeline, fields: tuple[Any, ...], scratch: list[int]) -> None:
+        threads, counter, table = self.pool.threads, self.pool.counter, fields[0]
         ticks = timeline.room(threads, table)
         place = ticks.ctypes.data
         self.pool.run(lambda thread: run_noted(*fields, scratch[thread], counter, thread, threads, place))

@@ -57,7 +57,7 @@ def run_noted(
     noted[number] = _ticks()
 
 
-class Timeline:
+class StepTimeline:
     """What an engine notes of its steps while it is the engine's `timeline`."""
 
     def __init__(self) -> None:

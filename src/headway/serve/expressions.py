@@ -34,7 +34,7 @@ def whole(pattern: str, source: str, searched: bool = True) -> str:
     """
     if len(pattern) > LONGEST:
         raise UserError(f"{source} has a pattern of {len(pattern):,} characters; give {LONGEST:,} at most")
-    return f"(?s:{_Reader(pattern, source).whole(searched)})"
+    return f"(?s:{_ExpressionReader(pattern, source).whole(searched)})"
 
 
 def literal(text: str) -> str:
@@ -48,7 +48,7 @@ def _written(character: str) -> str:
     return f"\\x{{{ord(character):X}}}"
 
 
-class _Reader:
+class _ExpressionReader:
     """Reads a pattern from left to right and writes it anew."""
 
     def __init__(self, pattern: str, source: str) -> None:

@@ -73,7 +73,7 @@ class VerboseTranscript(msgspec.Struct, omit_defaults=True):
     words: list[SpokenWord] | None = None
 
 
-class _Asked(NamedTuple):
+class _Form(NamedTuple):
     """What a form asks for."""
 
     file: UploadFile
@@ -107,7 +107,7 @@ async def _answer(form: FormData, task: Task, context: Context) -> msgspec.Struc
     return TranscriptText(found.text) if asked.form == "json" else _verbose(found, asked)
 
 
-async def _transcript(asked: _Asked, context: Context) -> Transcription:
+async def _transcript(asked: _Form, context: Context) -> Transcription:
     name = (asked.file.filename or "file")[:_LONGEST]
     async with context.served.using(asked.model) as ready:
         predictor(ready.model, "transcribe")  # UserError for a model that hears nothing
@@ -135,7 +135,7 @@ def _heard(model: Model, path: Path, name: str, how: Transcribing, gone: threadi
     return Transcription(text, telling.language, telling.duration, segments)
 
 
-def _asked(form: FormData, task: Task) -> _Asked:
+def _asked(form: FormData, task: Task) -> _Form:
     """StatusError for a field that is not had, and for a value that it cannot take."""
     for field in form:
         if field not in _FIELDS:
@@ -157,7 +157,7 @@ def _asked(form: FormData, task: Task) -> _Asked:
     how = Transcribing(texts["language"] or None, task, initial=texts["prompt"] or "", words="word" in granularities)
     if temperature := _temperature(texts["temperature"]):  # 0 begins there, and goes up where a text is in doubt
         how = replace(how, temperatures=(temperature,))
-    return _Asked(file, texts["model"] or "", how, cast(AnswerFormat, answer), cast(list[str], granularities))
+    return _Form(file, texts["model"] or "", how, cast(AnswerFormat, answer), cast(list[str], granularities))
 
 
 def _text(form: FormData, name: str) -> str | None:
@@ -179,7 +179,7 @@ def _temperature(text: str | None) -> float:
     return value
 
 
-def _verbose(found: Transcription, asked: _Asked) -> VerboseTranscript:
+def _verbose(found: Transcription, asked: _Form) -> VerboseTranscript:
     segments = [
         SpokenSegment(
             number, round(100 * s.start), s.start, s.end, s.text, s.tokens, s.temperature, s.avg_logprob,

@@ -68,22 +68,23 @@ class FillBody(msgspec.Struct, forbid_unknown_fields=True):
     top: Top = 5
 
 
-class TranslateBody(msgspec.Struct, forbid_unknown_fields=True):
-    lines: Texts
+class SearchBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """What all that is written by beam search can say."""
+
     model: str = ""
     beam: Beam = 4
     length_penalty: Penalty = 0.6
     n_best: Best | None = None
 
 
-class CaptionBody(msgspec.Struct, forbid_unknown_fields=True):
+class TranslateBody(SearchBody, kw_only=True):
+    lines: Texts
+
+
+class CaptionBody(SearchBody, kw_only=True):
     """`images` are data: URLs."""
 
     images: Texts
-    model: str = ""
-    beam: Beam = 4
-    length_penalty: Penalty = 0.6
-    n_best: Best | None = None
 
 
 class MatchBody(msgspec.Struct, forbid_unknown_fields=True):
@@ -198,7 +199,7 @@ async def score(body: ScoreBody, context: Context) -> VerbAnswer:
     return VerbAnswer(found, ready.name)
 
 
-def _search(body: TranslateBody | CaptionBody) -> dict[str, Any]:
+def _search(body: SearchBody) -> dict[str, Any]:
     return {"beam": body.beam, "length_penalty": body.length_penalty, "n_best": body.n_best}
 
 
