@@ -1,4 +1,4 @@
-"""The page at /: the models, and a box to try one that writes. It asks for everything by the API, as any client does."""
+"""The page at /: the models, and a box to try one that writes. It asks for all that by the API, as any client does."""
 
 from __future__ import annotations
 

