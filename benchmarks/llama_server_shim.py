@@ -111,9 +111,8 @@ class Shim:
         process, found = self.process, {"top_k": 40, "top_p": 0.95, "min_p": 0.05}
         found |= {"temperature": process.temperature, "seed": process.seed}
         found |= {_RENAMED.get(name, name): value for name, value in body.items() if name not in _OF_LLAMA_CPP}
-        asked = found.get("max_tokens")
-        limits = [each for each in (asked, process.n_predict) if each is not None and each >= 0]
-        found["max_tokens"] = min(limits, default=self.context) or 1
+        most = found.get("max_tokens", process.n_predict)
+        found["max_tokens"] = self.context if most is None or most < 0 else most or 1
         if found.get("logit_bias"):
             found["logit_bias"] = self._biases(found["logit_bias"])
         if (grammar := found.pop("grammar", None)) is not None:
@@ -328,7 +327,7 @@ class Translator(BaseHTTPRequestHandler):
         connection = HTTPConnection("127.0.0.1", self.shim.running.port, timeout=120)
         heads = {name: self.headers[name] for name in _HEADS if name in self.headers}
         if self.shim.key is None:
-            heads["Authorization"] = f"Bearer {self.shim.owns}"
+            heads["authorization"] = f"Bearer {self.shim.owns}"
         connection.request(self.command, path, None if body is None else json.dumps(body), heads)
         assert connection.sock is not None
         ready, _, _ = select.select([connection.sock, self.connection], [], [])

@@ -3,8 +3,8 @@
     python benchmarks/llama_server_suite.py llama.cpp/tools/server/tests [FILE ...]
 
 Files are names in tests/unit without test_ and .py; without any, all of FILES are run. What was found of other files
-stays in the results. Two things are run that are switched off there: that known beginnings change no answer, and that
-neither do others who are served at the same time.
+stays in the results. Two things are run that are switched off there: that known beginnings change no answer, and
+(by the name `others`) that neither do others who are served at the same time.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from measure import RESULTS, write
 
 FILES = (
     "basic", "completion", "chat_completion", "tokenize", "template", "security", "ctx_shift", "ignore_eos",
-    "embedding", "rerank", "slot_save", "speculative", "tool_call",
+    "embedding", "rerank", "slot_save", "speculative", "tool_call", "others",
 )  # fmt: skip
 FILES_LEFT_OUT = {
     "compat_anthropic": "the API of Anthropic is not served",
@@ -128,12 +128,13 @@ def run(tests: Path, files: list[str]) -> dict[str, dict[str, Any]]:
         servers = Servers(Path(folder))
         take_over(utils, servers)
         os.chdir(tests)  # templates are named from there
-        paths = [f"unit/test_{name}.py" for name in files]
+        paths = [f"unit/test_{name}.py" for name in files if name != "others"]
         words = ["-c", "pytest.ini", "-p", "no:cacheprovider", "-q", "--tb=short", "-m", "not slow", *paths]
         try:
-            pytest.main(words, plugins=[recorder])
-            if "completion" in files:
-                recorder.found["completion::test_completion_parallel_slots (its comment)"] = beside_others(utils)
+            if paths:
+                pytest.main(words, plugins=[recorder])
+            if "others" in files:
+                recorder.found["others::test_completion_parallel_slots, its comment"] = beside_others(utils)
         finally:
             servers.close()
     return recorder.found
