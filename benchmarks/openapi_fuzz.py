@@ -2,8 +2,9 @@
 
     python benchmarks/openapi_fuzz.py --count 2000     # goes on where the results end; 50,000 are the whole
 
-The server has stories260K with a chat template and all-MiniLM-L6-v2. Each operation of the document gets requests that
-fit its schema, and requests that do not, in rounds; the number of a round is the seed of its requests. A fault is an
+The server has stories260K with a chat template, all-MiniLM-L6-v2 and Whisper tiny.en, which the requests name in turn.
+Each operation of the document gets requests that fit its schema, and requests that do not, in rounds; the number of a
+round is the seed of its requests. A fault is an
 answer of 500 or above, none within a minute, or one whose status, type or body the document does not have. Requests
 that the document allows and the server refuses (no such model, a conversation that no template takes) are counted, and
 so are those that it forbids and the server takes.
@@ -28,7 +29,7 @@ from schemathesis import GenerationMode
 from schemathesis.checks import CHECKS
 from schemathesis.core.failures import Failure, FailureGroup
 
-from live import MINILM, TEMPLATES, Options, Servers, owner
+from live import MINILM, TEMPLATES, WHISPER, Options, Servers, owner
 from measure import RESULTS, write
 
 _NAME = "openapi-fuzz"
@@ -37,6 +38,7 @@ _SECONDS = 60  # without an answer, which then counts as a hang
 _CHECKS = (
     "not_a_server_error", "status_code_conformance", "content_type_conformance", "response_schema_conformance",
 )  # fmt: skip
+_MODELS = ("stories", "minilm", "whisper")
 _FAULTS = 50  # of which the words are kept
 
 
@@ -54,6 +56,8 @@ class Results:
     def ask(self, case: Any, url: str, mode: GenerationMode, heads: dict[str, str]) -> None:
         named = f"{case.method} {case.operation.path}"
         self.operations[named] += 1
+        if isinstance(case.body, dict) and isinstance(case.body.get("model", ""), str):
+            case.body["model"] = _MODELS[self.operations[named] % len(_MODELS)]  # else hardly any request finds one
         started = time.monotonic()
         try:
             answer = case.call(base_url=url, headers=heads, timeout=_SECONDS)
@@ -92,20 +96,27 @@ def fuzzed(results: Results, url: str, heads: dict[str, str], count: int) -> Non
     while sum(results.operations.values()) < end:
         for operation in operations:
             for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE):
-                if mode is GenerationMode.NEGATIVE and operation.method.upper() == "GET":
-                    continue  # there is nothing in it that could be wrong
-
-                @seed(results.rounds)
-                @settings(
-                    max_examples=_EACH, database=None, deadline=None, phases=[Phase.generate],
-                    suppress_health_check=list(HealthCheck),
-                )  # fmt: skip
-                @given(case=operation.as_strategy(generation_mode=mode))
-                def one(case: Any, mode: GenerationMode = mode) -> None:
-                    results.ask(case, url, mode, heads)
-
-                one()
+                if mode is GenerationMode.POSITIVE or operation.method.upper() != "GET":  # nothing is wrong in these
+                    asked(results, operation, mode, url, heads)
         results.rounds += 1
+
+
+def asked(results: Results, operation: Any, mode: GenerationMode, url: str, heads: dict[str, str]) -> None:
+    """The requests of one kind for one operation in this round."""
+
+    @seed(results.rounds)
+    @settings(
+        max_examples=_EACH,
+        database=None,
+        deadline=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(case=operation.as_strategy(generation_mode=mode))
+    def one(case: Any) -> None:
+        results.ask(case, url, mode, heads)
+
+    one()
 
 
 def main() -> None:
@@ -117,7 +128,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         beside = Path(folder) / "beside"
         beside.mkdir()
-        (beside / "minilm").symlink_to(MINILM)
+        for name, target in (("minilm", MINILM), ("whisper", WHISPER)):
+            (beside / name).symlink_to(target)
         servers = Servers(Path(folder))
         try:
             running = servers.of(

@@ -15,6 +15,18 @@ from headway.serve.errors import ErrorAnswer
 from headway.serve.frame import Context, Endpoint
 
 _REFERENCE = "#/components/schemas/{name}"
+_FORM = {  # of a sound, which all forms are of
+    "type": "object",
+    "properties": {
+        "file": {"type": "string", "format": "binary"},
+        "timestamp_granularities[]": {"type": "array", "items": {"enum": ["segment", "word"]}},
+        "temperature": {"type": "number", "minimum": 0, "maximum": 1},
+        "response_format": {"enum": ["json", "text", "srt", "verbose_json", "vtt"]},
+        **{name: {"type": "string"} for name in ("model", "language", "prompt")},
+    },
+    "required": ["file"],
+    "additionalProperties": False,
+}
 _STATUSES = {
     "400": "what is asked cannot be",
     "401": "no key, or a wrong one",
@@ -78,7 +90,7 @@ def _operation(endpoint: Endpoint, schemas: dict[Any, Any]) -> dict[str, Any]:
         },
     }
     if endpoint.body is FormData:
-        told["requestBody"] = {"content": {"multipart/form-data": {"schema": {"type": "object"}}}, "required": True}
+        told["requestBody"] = {"content": {"multipart/form-data": {"schema": _FORM}}, "required": True}
     elif endpoint.body is not None:
         content = {"application/json": {"schema": schemas[endpoint.body]}}
         told["requestBody"] = {"content": content, "required": True}
