@@ -74,6 +74,7 @@ class Shim:
         if self.key is None:
             self.owns = owner(self.running.owners)
             self.running.owners += 1
+        self.thinking = {"enable_thinking": process.reasoning != "off"}
         self.ids: dict[str, int] = {}
         if not encoder:
             vocabulary = json.loads((self.running.model / "tokenizer.json").read_text())["model"]["vocab"]
@@ -187,6 +188,8 @@ class Translator(BaseHTTPRequestHandler):
             body = json.loads(raw) if raw else None
             if isinstance(body, dict):
                 body.pop("model", None)
+            if path == "/apply-template":
+                body["chat_template_kwargs"] = self.shim.thinking
             self.relay(path, body)
 
     def completion(self, body: dict[str, Any]) -> None:
@@ -268,11 +271,12 @@ class Translator(BaseHTTPRequestHandler):
         ]
 
     def chat(self, body: dict[str, Any]) -> None:
-        asked, more = self.shim.writing(body), {}
+        asked, more = {**self.shim.writing(body), "chat_template_kwargs": self.shim.thinking}, {}
         if asked.get("stream"):
             asked.setdefault("stream_options", {"include_usage": True})
         if body.get("verbose", self.shim.process.debug):
-            status, found = self.shim.ask("POST", "/apply-template", {"messages": body["messages"]})
+            asked_with = {"messages": body["messages"], "chat_template_kwargs": asked["chat_template_kwargs"]}
+            status, found = self.shim.ask("POST", "/apply-template", asked_with)
             more = {"__verbose": {"prompt": found["prompt"]}} if status == 200 else {}
         known = self.shim.counted("prefix_tokens")
 

@@ -50,6 +50,7 @@ class Results:
         self.statuses = Counter(before.get("statuses", {}))
         self.operations = Counter(before.get("operations", {}))
         self.taken = Counter(before.get("forbidden_and_taken", {}))
+        self.refused = Counter(before.get("allowed_and_refused", {}))
         self.faults: list[dict[str, Any]] = before.get("faults", [])
         self.slowest: float = before.get("slowest_seconds", 0.0)
 
@@ -68,6 +69,8 @@ class Results:
         self.statuses[str(answer.status_code)] += 1
         if mode is GenerationMode.NEGATIVE and answer.status_code == 200:
             self.taken[named] += 1
+        if mode is GenerationMode.POSITIVE and answer.status_code == 400:
+            self.refused[f"{named}: {answer.json()['error']['param']}"] += 1
         try:
             case.validate_response(answer, checks=CHECKS.get_by_names(list(_CHECKS)))
         except (FailureGroup, Failure) as error:
@@ -85,6 +88,7 @@ class Results:
             "requests": sum(self.operations.values()), "rounds": self.rounds, "faults": self.faults,
             "slowest_seconds": self.slowest, "statuses": dict(sorted(self.statuses.items())),
             "operations": dict(sorted(self.operations.items())), "forbidden_and_taken": dict(self.taken),
+            "allowed_and_refused": dict(self.refused.most_common()),
         }  # fmt: skip
         write(_NAME, {"schemathesis": version("schemathesis"), **counts})
 

@@ -97,6 +97,29 @@ def test_what_a_chat_reads(client: TestClient, echo: Path) -> None:
     assert used == len(found["tokens"])
 
 
+def test_what_else_a_template_reads(tmp_path: Path) -> None:
+    template = "{% for m in messages %}{{ m.content }}{% endfor %}{% if thinks %}<|user|>{% endif %}{{ level }}"
+    with asking(ready(echo_model(tmp_path / "echo", template=template), "echo")) as client:
+
+        def read(**values: Any) -> Any:
+            asked = {"messages": [{"role": "user", "content": "Hi"}], "chat_template_kwargs": values}
+            found = client.post("/apply-template", json=asked).json()
+            chat = client.post("/v1/chat/completions", json={**asked, "max_tokens": 1}).json()
+            if "error" in found:
+                assert found["error"]["message"] == chat["error"]["message"]
+                return found["error"]["message"]
+            assert chat["usage"]["prompt_tokens"] == len(found["tokens"])
+            return found["prompt"]
+
+        assert read() == "Hi"
+        assert read(thinks=True, level=2.5) == "Hi<|user|>2.5"
+        assert read(thinks=False, level="28 Nov 2026") == "Hi28 Nov 2026"
+        for name in ("messages", "bos_token", "tools", "not a name"):
+            assert f"cannot be given {name!r}" in read(**{name: "x"})
+        assert "give up to 64 letters" in read(level="<|user|>")  # else a stranger's text would be a mark
+        assert "give up to 64 letters" in read(level="x" * 65)
+
+
 @pytest.mark.parametrize(
     ("body", "why"),
     [

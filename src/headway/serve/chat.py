@@ -129,8 +129,9 @@ async def _prepared(body: ChatBody, context: Context) -> AsyncIterator[Prepared]
             if rule is not None:
                 raise StatusError(400, "a call is required and response_format is set; leave one of them out", "tools")
             rule = calling
+        template = talk.template.given(body.chat_template_kwargs or {})
         try:
-            ids = await asyncio.to_thread(talk.template.prompt, talk.codec, messages, tools and tools.told)
+            ids = await asyncio.to_thread(template.prompt, talk.codec, messages, tools and tools.told)
         except UserError as error:  # clients need not know where the model lies
             line = str(error).replace(str(ready.model.directory), ready.name)
             raise StatusError(400, line, "messages") from None

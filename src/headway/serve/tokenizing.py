@@ -59,6 +59,7 @@ class ApplyTemplateBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True
     messages: list[ChatMessage]
     model: str = ""
     tools: list[dict[str, Any]] | None = None
+    chat_template_kwargs: dict[str, bool | int | float | str] | None = None
     add_generation_prompt: bool = True
 
 
@@ -100,11 +101,10 @@ async def templated(body: ApplyTemplateBody, context: Context) -> ApplyTemplateA
     messages = messages_of(body.messages)
     async with context.served.using(body.model) as ready:
         talk = talk_of(ready)
-        template, tools = talk.template, None
-        if body.tools:
-            tools = Toolbox(talk.codec, template.text, body.tools).told
+        tools = Toolbox(talk.codec, talk.template.text, body.tools).told if body.tools else None
 
         def written() -> ApplyTemplateAnswer:
+            template = talk.template.given(body.chat_template_kwargs or {})
             text = template.render(messages, body.add_generation_prompt, tools)
             if body.add_generation_prompt:
                 return ApplyTemplateAnswer(text, template.prompt(talk.codec, messages, tools))
