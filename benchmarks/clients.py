@@ -164,7 +164,9 @@ def langchain(checks: Checks, url: str, key: str) -> None:
         assert asyncio.run(model.ainvoke("Once upon a time")).content == whole
 
     def tools() -> None:
-        model = ChatOpenAI(**{**own, "max_tokens": 300}).bind_tools([weather], tool_choice="weather")
+        model = ChatOpenAI(**{**own, "max_tokens": 300}).bind_tools(
+            [weather], tool_choice="weather", strict=True, parallel_tool_calls=False
+        )
         found = model.invoke("Once upon a time").tool_calls
         assert [call["name"] for call in found] == ["weather"], found
         assert weather.invoke(found[0]["args"]).startswith("It is fine in")
