@@ -2,7 +2,7 @@
 
     python benchmarks/openapi_fuzz.py --count 2000     # goes on where the results end; 50,000 are the whole
 
-The server has stories260K with a chat template, all-MiniLM-L6-v2 and Whisper tiny.en, which the requests name in turn.
+The server has stories260K with a chat template, all-MiniLM-L6-v2 and Whisper tiny.en, which the requests name.
 Each operation of the document gets requests that fit its schema, and requests that do not, in rounds; the number of a
 round is the seed of its requests. A fault is an
 answer of 500 or above, none within a minute, or one whose status, type or body the document does not have. Requests
@@ -38,7 +38,7 @@ _SECONDS = 60  # without an answer, which then counts as a hang
 _CHECKS = (
     "not_a_server_error", "status_code_conformance", "content_type_conformance", "response_schema_conformance",
 )  # fmt: skip
-_MODELS = ("stories", "minilm", "whisper")
+_MODELS, _FITTING = ("stories", "minilm", "whisper"), {"/embeddings": "minilm", "/audio/": "whisper"}
 _FAULTS = 50  # of which the words are kept
 
 
@@ -58,7 +58,9 @@ class Results:
         named = f"{case.method} {case.operation.path}"
         self.operations[named] += 1
         if isinstance(case.body, dict) and isinstance(case.body.get("model", ""), str):
-            case.body["model"] = _MODELS[self.operations[named] % len(_MODELS)]  # else hardly any request finds one
+            fitting = next((model for path, model in _FITTING.items() if path in named), "stories")
+            number = self.operations[named]
+            case.body["model"] = fitting if number % 4 else _MODELS[number // 4 % 3]  # else hardly any finds one
         started = time.monotonic()
         try:
             answer = case.call(base_url=url, headers=heads, timeout=_SECONDS)
