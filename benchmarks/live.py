@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -65,6 +66,9 @@ class Servers:
 
     folder: Path
     running: dict[Options, Running] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that none is left running
 
     def of(self, options: Options, alias: str) -> Running:
         found = self.running.pop(options, None)

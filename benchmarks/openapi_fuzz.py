@@ -105,6 +105,7 @@ def fuzzed(results: Results, url: str, heads: dict[str, str], count: int) -> Non
                 if mode is GenerationMode.POSITIVE or operation.method.upper() != "GET":  # nothing is wrong in these
                     asked(results, operation, mode, url, heads)
         results.rounds += 1
+        results.write()
 
 
 def asked(results: Results, operation: Any, mode: GenerationMode, url: str, heads: dict[str, str]) -> None:
@@ -145,7 +146,6 @@ def main() -> None:
             fuzzed(results, f"http://127.0.0.1:{running.port}", heads, args.count)
         finally:
             servers.close()
-            results.write()
     print(sum(results.operations.values()), "requests,", len(results.faults), "faults")
     sys.exit(bool(results.faults))
 
