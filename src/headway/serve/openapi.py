@@ -80,7 +80,9 @@ def openapi(endpoints: Sequence[Endpoint]) -> dict[str, Any]:
 def _operation(endpoint: Endpoint, schemas: dict[Any, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {"application/json": {"schema": schemas[endpoint.answer]}} if endpoint.answer else {}
     if endpoint.part is not None:
-        found["text/event-stream"] = {"schema": {"type": "string"}, "x-event": schemas[endpoint.part]}
+        said = {"type": "string", "contentMediaType": "application/json", "contentSchema": schemas[endpoint.part]}
+        event = {"type": "object", "properties": {"data": said}, "required": ["data"]}
+        found["text/event-stream"] = {"schema": event}  # of each event but the last, which says [DONE]
     refused = {"application/json": {"schema": schemas[ErrorAnswer]}}
     told: dict[str, Any] = {
         "summary": endpoint.summary,
