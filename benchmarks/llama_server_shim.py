@@ -11,6 +11,7 @@ import json
 import re
 import select
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from http.client import HTTPConnection, HTTPResponse
@@ -74,7 +75,8 @@ class Shim:
         if self.key is None:
             self.owns = owner(self.running.owners)
             self.running.owners += 1
-        self.thinking = {"enable_thinking": process.reasoning != "off"}
+        today = time.strftime("%d %b %Y")
+        self.values = {"enable_thinking": process.reasoning != "off", "date_string": today}  # which llama.cpp gives
         self.ids: dict[str, int] = {}
         if not encoder:
             vocabulary = json.loads((self.running.model / "tokenizer.json").read_text())["model"]["vocab"]
@@ -189,7 +191,7 @@ class Translator(BaseHTTPRequestHandler):
             if isinstance(body, dict):
                 body.pop("model", None)
             if path == "/apply-template":
-                body["chat_template_kwargs"] = self.shim.thinking
+                body["chat_template_kwargs"] = self.shim.values
             self.relay(path, body)
 
     def completion(self, body: dict[str, Any]) -> None:
@@ -271,7 +273,7 @@ class Translator(BaseHTTPRequestHandler):
         ]
 
     def chat(self, body: dict[str, Any]) -> None:
-        asked, more = {**self.shim.writing(body), "chat_template_kwargs": self.shim.thinking}, {}
+        asked, more = {**self.shim.writing(body), "chat_template_kwargs": self.shim.values}, {}
         if asked.get("stream"):
             asked.setdefault("stream_options", {"include_usage": True})
         if body.get("verbose", self.shim.process.debug):
