@@ -81,8 +81,8 @@ def _operation(endpoint: Endpoint, schemas: dict[Any, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {"application/json": {"schema": schemas[endpoint.answer]}} if endpoint.answer else {}
     if endpoint.part is not None:
         said = {"type": "string", "contentMediaType": "application/json", "contentSchema": schemas[endpoint.part]}
-        event = {"type": "object", "properties": {"data": said}, "required": ["data"]}
-        found["text/event-stream"] = {"schema": event}  # of each event but the last, which says [DONE]
+        data = {"anyOf": [said, {"const": "[DONE]"}]}  # which the last event says
+        found["text/event-stream"] = {"schema": {"type": "object", "properties": {"data": data}, "required": ["data"]}}
     refused = {"application/json": {"schema": schemas[ErrorAnswer]}}
     told: dict[str, Any] = {
         "summary": endpoint.summary,
