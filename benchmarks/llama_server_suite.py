@@ -147,7 +147,8 @@ class Recorder:
 
 def _said(report: pytest.TestReport) -> str:
     crash = getattr(report.longrepr, "reprcrash", None)
-    return " ".join(str(getattr(crash, "message", report.longrepr)).split())[:300]
+    told = " ".join(str(getattr(crash, "message", report.longrepr)).split())
+    return re.sub(r" at 0x[0-9a-f]+|/[^ ']*/tmp[^/ ']*", "", told)[:300]  # which differ from one run to the next
 
 
 def opened(tests: Path) -> ModuleType:
