@@ -1,11 +1,14 @@
-"""`headway serve` at work: texts of many clients at once, beside what the engine gives without a server.
+"""`headway serve` at work: texts of many clients at once, beside what the engine gives without a server, and beside
+llama.cpp's own server.
 
     python benchmarks/serve.py                      # 1, 8 and 32 clients: some five minutes on two cores
+    python benchmarks/serve.py --beside BIN         # and llama-server, at Q8_0, which is in that folder
     python benchmarks/serve.py --soak 30            # so many minutes of mixed load: leavers, wrong bodies, long prompts
 
 Server and clients share the processor. The client is a plain one of its own: a connection for each request, server-sent
-events read as they come. Prompts are drawn ids, 128 of them and 128 new ones, which nobody shares; the soak draws what
-it sends. `alone` is what `headway bench decode` measures with as many rows, whose prompts are as long.
+events read as they come. Both servers have the same weights and tokenizer, and work in turn. Prompts are drawn ids, 128
+of them and 128 new ones, which nobody shares; the soak draws what it sends. `alone` is what `headway bench decode`
+measures with as many rows, whose prompts are as long.
 """
 
 from __future__ import annotations
@@ -21,40 +24,78 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from urllib.request import urlopen
 
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import WhitespaceSplit
+from tokenizers import Tokenizer, decoders
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
 
-from headway.app.exchange import quantize
+from headway.app.exchange import export_model, quantize
 from headway.app.recipes import find_model
 from headway.bench.run import Request, run
 from headway.formats import native
+from headway.formats.open import open_model
 from headway.nn.models import build
 from measure import write
 
 SHAPE, FORM, PROMPT, NEW = "llama-135m", "int8", 128, 128
+ROUNDED = "Q8_0"  # what llama.cpp calls the same form
 CLIENTS = (1, 8, 32)
+READ = ("prompt_tokens", "prefix_tokens")  # of the scheduler: read, and known
 # Where texts are drawn, hardly a guess of what comes next is right; greedy drawn weights soon repeat themselves.
 ASKED = {"drawn": {"temperature": 1.0, "top_k": 40, "seed": 1}, "greedy": {"temperature": 0}}
 
 
-def write_words(place: Path, symbols: int) -> None:
-    """A tokenizer for whom every symbol is a word, so that each of them is told at once."""
-    words = Tokenizer(WordLevel({f"w{symbol}": symbol for symbol in range(symbols)}, unk_token="w0"))
-    words.pre_tokenizer = WhitespaceSplit()
-    words.save(str(place / "tokenizer.json"))
+def write_pieces(place: Path, symbols: int) -> None:
+    """A tokenizer of bytes and of made-up pieces of plain letters, in the form that both servers read."""
+    letters = [chr(code) for code in range(33, 127)]
+    pairs = [(first, second) for first in letters for second in letters]
+    merges = [*pairs, *((first + second, third) for first, second in pairs for third in letters)]
+    bytes_ = sorted(ByteLevel.alphabet())
+    merges = merges[: symbols - len(bytes_) - 1]
+    pieces = [*bytes_, *(first + second for first, second in merges), "<|endoftext|>"]
+    codec = Tokenizer(BPE({piece: number for number, piece in enumerate(pieces)}, merges))
+    codec.pre_tokenizer, codec.decoder = ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    codec.add_special_tokens(["<|endoftext|>"])
+    codec.save(str(place / "tokenizer.json"))
 
 
-def served(folder: Path, port: int, *words: str) -> subprocess.Popen[str]:
+@contextmanager
+def served(folder: Path, port: int, *words: str) -> Iterator[subprocess.Popen[str]]:
     command = [sys.executable, "-m", "headway", "serve", str(folder), "--port", str(port), *words, "--no-access-log"]
     program = subprocess.Popen(command, text=True, stderr=subprocess.PIPE)
     assert program.stderr is not None
     program.stderr.readline()  # it says where it listens
-    return program
+    try:
+        yield program
+    finally:
+        program.send_signal(signal.SIGTERM)
+        program.wait(60)
+
+
+@contextmanager
+def peer(programs: Path, model: Path, port: int, clients: int) -> Iterator[int]:
+    """llama.cpp's server with as many slots as clients."""
+    threads, room = str(os.cpu_count()), str(clients * (PROMPT + NEW + 8))
+    words = ["-m", str(model), "--port", str(port), "-c", room, "-np", str(clients), "-t", threads, "--no-webui"]
+    program = subprocess.Popen(
+        [str(programs / "llama-server"), *words], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+    )
+    try:
+        for _ in range(600):
+            time.sleep(0.1)
+            with suppress(OSError), urlopen(f"http://127.0.0.1:{port}/health", timeout=1):
+                break
+        yield port
+    finally:
+        program.terminate()
+        program.wait(60)
 
 
 async def post(port: int, body: dict[str, Any], leave_after: int | None = None) -> dict[str, Any]:
@@ -132,61 +173,100 @@ async def soak(port: int, model: str, minutes: float, symbols: int, program: int
 
     await asyncio.gather(watch(), *(client() for _ in range(64)))
     await asyncio.sleep(2)
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-    metrics = (await reader.read()).decode()
-    writer.close()
-    told = [line for line in metrics.splitlines() if line.startswith("headway_scheduler_")]
-    counts = {line.split("{")[0]: float(line.split()[-1]) for line in told}
+    counts = await metrics(port)
     at = min(len(sizes) - 1, 30)  # after five minutes
     return {
         "minutes": minutes,
         "statuses": {str(status): count for status, count in sorted(statuses.items())},
         "resident_kb_after_five_minutes_and_at_the_end": [sizes[at], sizes[-1]],
-        "scheduler_at_the_end": {name.removeprefix("headway_scheduler_"): n for name, n in counts.items() if n},
+        "scheduler_at_the_end": {name: number for name, number in counts.items() if number},
     }
+
+
+async def metrics(port: int) -> dict[str, float]:
+    """What /metrics says of the scheduler."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+    told = (await reader.read()).decode()
+    writer.close()
+    lines = [line for line in told.splitlines() if line.startswith("headway_scheduler_")]
+    return {line.split("{")[0].removeprefix("headway_scheduler_"): float(line.split()[-1]) for line in lines}
+
+
+async def shared(port: int, model: str, symbols: int) -> dict[str, int]:
+    """Tokens that are read of eight prompts of 1,024 whose first 900 are the same, the other seven after the first."""
+    draw = random.Random(900)
+    start = [draw.randrange(symbols) for _ in range(900)]
+    prompts = [[*start, *(draw.randrange(symbols) for _ in range(124))] for _ in range(8)]
+    bodies = [{"model": model, "prompt": prompt, "max_tokens": 1} for prompt in prompts]
+    before = await metrics(port)
+    await post(port, bodies[0])
+    await asyncio.gather(*(post(port, body) for body in bodies[1:]))
+    after = await metrics(port)
+    read, known = (int(sum(after[each] - before[each] for each in after if each.startswith(name))) for name in READ)
+    return {"read": read, "known": known, "new": 1024 + 7 * 124}
+
+
+def measured(
+    server: Callable[[int], AbstractContextManager[int]], model: str, symbols: int, ending: str
+) -> dict[str, Any]:
+    """Both kinds of texts for each number of clients, whose server listens at the port that it gives."""
+    found: dict[str, dict[str, Any]] = {how: {} for how in ASKED}
+    for clients in CLIENTS:
+        with server(clients) as port:
+            asyncio.run(load(port, model, 2, 1, symbols, {ending: True}))  # loads, and warms up
+            for how, more in ASKED.items():
+                rounds = 2 if clients > 1 else 3
+                said = asyncio.run(load(port, model, clients, rounds, symbols, {ending: True, **more}))
+                found[how][str(clients)] = said
+                print(model, how, clients, said, file=sys.stderr)
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--soak", type=float, metavar="MINUTES")
     parser.add_argument("--cache", default="fp32")
+    parser.add_argument("--beside", type=Path, metavar="BIN", help="the folder of llama-server")
     args = parser.parse_args()
     config: Any = find_model(SHAPE)
     with TemporaryDirectory() as folder, socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-        whole, place = Path(folder) / "whole", Path(folder) / "model"
+        whole, place, file = (Path(folder) / name for name in ("whole", "model", f"{ROUNDED}.gguf"))
         native.save_model(build(config, 0), config, whole)
         quantize(whole, place, FORM)
-        write_words(place, config.symbols)
+        for each in (whole, place):
+            write_pieces(each, config.symbols)
         free.close()
-        program = served(place, port, "--cache", args.cache)
-        try:
-            model = place.name
-            asyncio.run(load(port, model, 2, 1, config.symbols, {}))  # loads, and warms up
-            if args.soak:
-                found = asyncio.run(soak(port, model, args.soak, config.symbols, program.pid))
-                write("serve-soak", {"shape": SHAPE, "form": FORM, "cache": args.cache, **found})
-                return
-            counts = {
-                how: {
-                    str(n): asyncio.run(load(port, model, n, 2 if n > 1 else 3, config.symbols, more)) for n in CLIENTS
-                }
-                for how, more in ASKED.items()
-            }
-        finally:
-            program.send_signal(signal.SIGTERM)
-            program.wait(60)
+        result = {"shape": SHAPE, "form": FORM, "cache": args.cache, "prompt": PROMPT, "new": NEW}
+        if args.soak:
+            with served(place, port, "--cache", args.cache) as program:
+                asyncio.run(load(port, place.name, 2, 1, config.symbols, {}))
+                found = asyncio.run(soak(port, place.name, args.soak, config.symbols, program.pid))
+            write("serve-soak", {**result, **found})
+            return
+        with served(place, port, "--cache", args.cache):
+            ours = measured(lambda _: nullcontext(port), place.name, config.symbols, "ignore_end")
+            result["prompts_that_share_900_of_1024"] = asyncio.run(shared(port, place.name, config.symbols))
+        result["clients"] = ours
+        if args.beside is not None:
+            export_model(open_model(whole), file, "gguf", ROUNDED.lower())
+            beside = measured(partial(peer, args.beside, file, port), place.name, config.symbols, "ignore_eos")
+            result |= {"llama.cpp": beside, "times_llama.cpp": over(ours, beside)}
     alone = {}
     for rows in CLIENTS:
         request = Request("decode", SHAPE, (FORM,), rows=rows, repeats=1, cache=args.cache)
         alone[str(rows)] = run(request)["programs"][f"headway {FORM}"]["tokens_per_second"]["median"]
-    shares = {
-        how: {n: round(each["tokens_per_second"] / alone[n], 3) for n, each in found.items()}
-        for how, found in counts.items()
+    shares = {how: {n: round(each["tokens_per_second"] / alone[n], 3) for n, each in ours[how].items()} for how in ours}
+    write("serve", {**result, "alone": alone, "share_of_alone": shares, "threads": os.cpu_count()})
+
+
+def over(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
+    """How many times as many tokens a second."""
+    return {
+        how: {n: round(each["tokens_per_second"] / theirs[how][n]["tokens_per_second"], 2) for n, each in found.items()}
+        for how, found in ours.items()
     }
-    result = {"shape": SHAPE, "form": FORM, "cache": args.cache, "prompt": PROMPT, "new": NEW}
-    write("serve", {**result, "clients": counts, "alone": alone, "share_of_alone": shares, "threads": os.cpu_count()})
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from grammar import composed
-from mutate import damaged, damaged_json
+from mutate import damaged, damaged_json, half_mild
 from run import Reader
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
@@ -180,7 +180,7 @@ CODECS = {
     "idx": Reader("train-images-idx3-ubyte", idx_seeds, damaged, partial(read_idx, dimensions=3)),
     "processor": Reader("preprocessor_config.json", processor_seeds, damaged_json, read_prepared),
     "tokenizer": Reader("tokenizer.json", codec_seeds, damaged_json, read_codec),
-    "composed": Reader("tokenizer.json", codec_seeds, lambda _, draw: composed(draw), read_codec),
+    "composed": Reader("tokenizer.json", codec_seeds, lambda _, draw: composed(half_mild(draw)), read_codec),
     "sentencepiece": Reader("tokenizer.model", sentencepiece_seeds, damaged, read_codec),
     "ranks": Reader("qwen.tiktoken", ranks_seeds, damaged, read_codec),
     "wordpiece": Reader("vocab.txt", words_seeds, damaged, read_codec),

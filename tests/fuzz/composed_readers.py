@@ -14,6 +14,7 @@ from typing import Any
 from grammar_data import Parquet, composed_csv, composed_epd, composed_lines, composed_pgn, composed_template
 from grammar_models import composed_config, composed_gguf, composed_recipe, composed_tensors
 from model_readers import config_seeds, gguf_seeds, read_config_file, read_gguf, read_tensors, tensor_seeds
+from mutate import half_mild
 from run import Reader
 
 from headway.app.runs import read_recipe
@@ -132,31 +133,47 @@ def read_template(path: Path) -> None:
     template.render(TOLD, add_generation_prompt=True)
 
 
+def _composed(compose: Callable[[bytes, random.Random], bytes]) -> Callable[[bytes, random.Random], bytes]:
+    return lambda seed, draw: compose(seed, half_mild(draw))
+
+
 def _template(_: bytes, draw: random.Random) -> bytes:
     return composed_template(draw).encode("utf-8", "replace")
 
 
 COMPOSED = {
-    "composed-config": Reader("config.json", config_seeds, composed_config, read_config_file),
+    "composed-config": Reader("config.json", config_seeds, _composed(composed_config), read_config_file),
     "composed-recipe": Reader(
-        "recipe.json", recipe_seeds, lambda seed, draw: composed_recipe(seed, draw, kinds()), read_recipe_file
+        "recipe.json",
+        recipe_seeds,
+        _composed(lambda seed, draw: composed_recipe(seed, draw, kinds())),
+        read_recipe_file,
     ),
-    "composed-safetensors": Reader("a.safetensors", tensor_seeds, lambda _, draw: composed_tensors(draw), read_tensors),
-    "composed-gguf": Reader("a.gguf", gguf_seeds, lambda _, draw: composed_gguf(draw), read_gguf),
+    "composed-safetensors": Reader(
+        "a.safetensors", tensor_seeds, _composed(lambda _, draw: composed_tensors(draw)), read_tensors
+    ),
+    "composed-gguf": Reader("a.gguf", gguf_seeds, _composed(lambda _, draw: composed_gguf(draw)), read_gguf),
     "composed-parquet": Reader(
-        "a.parquet", parquet_seeds, lambda seed, draw: Parquet(seed).composed(draw), read_parquet
+        "a.parquet", parquet_seeds, _composed(lambda seed, draw: Parquet(seed).composed(draw)), read_parquet
     ),
-    "composed-csv": Reader("a.csv", lambda _: [b"text,label\na,b\n"], lambda _, draw: composed_csv(draw), read_rows),
+    "composed-csv": Reader(
+        "a.csv", lambda _: [b"text,label\na,b\n"], _composed(lambda _, draw: composed_csv(draw)), read_rows
+    ),
     "composed-jsonl": Reader(
-        "a.jsonl", lambda _: [b'{"text": "a"}\n'], lambda _, draw: composed_lines(draw), read_lines
+        "a.jsonl", lambda _: [b'{"text": "a"}\n'], _composed(lambda _, draw: composed_lines(draw)), read_lines
     ),
-    "composed-template": Reader("a.jinja", lambda _: [b"{{ messages[0].content }}"], _template, read_template),
+    "composed-template": Reader(
+        "a.jinja", lambda _: [b"{{ messages[0].content }}"], _composed(_template), read_template
+    ),
 }
 BOARD = b"rnbqkbnr/pppppppp/8/8/8/8/PPPPPPPP/RNBQKBNR w KQkq - bm e4;\n"
 GAME = b'[Event "x"]\n\n1. e4 e5 *\n'
 COMPOSED |= {
-    "composed-epd": Reader("a.epd", lambda _: [BOARD], lambda _, draw: composed_epd(draw), read_epd),
+    "composed-epd": Reader("a.epd", lambda _: [BOARD], _composed(lambda _, draw: composed_epd(draw)), read_epd),
     "composed-pgn": Reader(
-        "a.pgn", lambda _: [GAME], lambda _, draw: composed_pgn(draw), lambda path: deque(_chess(path), maxlen=0)
+        "a.pgn",
+        lambda _: [GAME],
+        _composed(lambda _, draw: composed_pgn(draw)),
+        lambda path: deque(_chess(path), maxlen=0),
     ),
 }

@@ -11,39 +11,25 @@ import random
 import struct
 from typing import Any
 
+# What good files hold stands first in each of these, and in what is chosen from below: see mutate.Mild.
 TEXTS = (
-    "",
-    " ",
-    "a",
     "good",
     "the cat sat",
+    "a",
     "\u00e9",
+    "\U0001f600",
+    "a\tb",
+    "1_000",
+    "{}",
+    "",
+    " ",
     "\u202e",
     "\0",
     "\x1b[2J",
     "\ufeff",
-    "\U0001f600",
-    "a\nb",
-    "a\rb",
-    'a"b',
-    "a\tb",
 )
-TEXTS += (
-    "\ufdd4",
-    "\u2028",
-    "x" * 3000,
-    "NaN",
-    "inf",
-    "-0",
-    "1e999",
-    "9" * 400,
-    "1_000",
-    "0x10",
-    "\u0661",
-    "null",
-    "{}",
-    "[",
-)
+TEXTS += ("a\nb", "a\rb", 'a"b', "\ufdd4", "\u2028", "x" * 3000, "NaN", "inf", "-0", "1e999", "9" * 400, "0x10")
+TEXTS += ("\u0661", "null", "[")
 LABELS = ("a", "b", "a", "b", "", "0", "1", "1.5", "\x1b", "B-X", "I-X", "O")
 TIMES = (
     "2024-01-01",
@@ -96,7 +82,7 @@ def composed_csv(draw: random.Random) -> bytes:
     writer = csv.writer(out, lineterminator=draw.choice(("\n", "\n", "\r\n", "\r")), escapechar="\\", **form)
     writer.writerow(header)
     start = draw.choice((0, 1_700_000_000))
-    for number in range(draw.choice((0, 1, 2, 30, 30, 200))):
+    for number in range(draw.choice((30, 30, 2, 1, 0, 200))):
         row = [_cell(name, draw) for name in header]
         if "time" in header and draw.random() < 0.9:
             row[header.index("time")] = str(start + number * 3600)
@@ -128,7 +114,7 @@ def _messages(draw: random.Random) -> Any:
             draw.choice(("role", "from")): draw.choice(ROLES[:3] if draw.random() < 0.9 else ROLES),
             "content": draw.choice(TEXTS[2:6]),
         }
-        for _ in range(draw.choice((0, 1, 2, 3, 9)))
+        for _ in range(draw.choice((2, 3, 1, 0, 9)))
     ]
     for turn in said:
         if draw.random() < 0.1:
@@ -140,7 +126,7 @@ def composed_lines(draw: random.Random) -> bytes:
     """JSON lines of texts, pairs, labelled texts, chats or preferences."""
     kind = draw.choice(("text", "pair", "label", "chat", "preference"))
     lines = []
-    for number in range(draw.choice((0, 1, 2, 9, 30))):
+    for number in range(draw.choice((9, 30, 2, 1, 0))):
         row: dict[str, Any] = {
             "text": {"text": f"{draw.choice(TEXTS)} {number}"},
             "pair": {"source": f"one {number}", "target": f"eins {number}"},
@@ -246,7 +232,7 @@ def _variation(draw: random.Random, depth: int) -> str:
 def composed_pgn(draw: random.Random) -> bytes:
     """Games with their tags, comments and variations, some of them legal."""
     games = []
-    for _ in range(draw.choice((0, 1, 2, 5))):
+    for _ in range(draw.choice((1, 2, 5, 0))):
         tags = {"Event": draw.choice(TEXTS), "Result": draw.choice(("1-0", "0-1", "1/2-1/2", "*", "x"))}
         if draw.random() < 0.4:
             tags |= {"SetUp": "1", "FEN": f"{composed_position(draw)} {draw.choice(('0 1', '-1 0', '10 x', ''))}"}

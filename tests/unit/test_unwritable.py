@@ -4,6 +4,8 @@ neither made nor written below is a file, which holds for a user of all rights t
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -33,6 +35,7 @@ def place(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "tokenizer train --kind byte --size 270 --data play.txt --out play.txt/out.json",
         "compare shakespeare --data play.txt --set model.depth=1,2 --tokens 99 --run play.txt/run",
         "attention model play.txt/out.png --text abc",
+        "claims vanishing-gradients --out play.txt/out",
     ],
 )
 def test_a_command_that_cannot_write_says_where(
@@ -76,6 +79,21 @@ def test_where_a_draft_can_be_neither_written_nor_removed(tmp_path: Path, monkey
         raise OSError(30, "Read-only file system", "x")
 
     monkeypatch.setattr(durable, "remove", refuse)
-    with pytest.raises(UserError, match=r"tokenizer.json could not be written: Read-only file system .*another folder"):
+    with pytest.raises(UserError, match=r"tokenizer.json could not be written: Read-only file system; .*another folder"):
         durable.write_text(tmp_path / "tokenizer.json", "new")
     assert (tmp_path / "tokenizer.json").read_bytes() == whole
+
+
+def test_a_folder_that_became_read_only_is_told_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As while a run is being trained: the space that is free there is beside the point."""
+    whole = tmp_path / "a.json"
+    durable.write_json(whole, 1)
+
+    def refuse(source: Path, target: Path) -> None:
+        raise PermissionError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(UserError, match="Read-only file system; let this user write there, or choose another folder"):
+        durable.write_json(whole, 2)
+    assert whole.read_text() == "1\n"
+    assert list(tmp_path.iterdir()) == [whole]

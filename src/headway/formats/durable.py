@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -124,6 +125,8 @@ def _sync(path: Path) -> None:
 
 
 def _reason(error: OSError, path: Path) -> str:
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"{error.strerror}; let this user write there, or choose another folder"
     try:
         free = f"{shutil.disk_usage(path.parent).free / 1e6:.0f} MB are free there"
     except OSError:

@@ -27,6 +27,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
     from headway.claims.experiments import chosen
     from headway.claims.runner import budget, gather, listing, run_claim, summary
+    from headway.data.store import check_out
 
     if args.device not in ("auto", "cpu"):
         raise UserError(f"claims are measured on the processor, not on {args.device!r}; leave --device out")
@@ -36,6 +37,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
         terminal.table([{key: row[key] for key in ("number", "name", "minutes", "title")} for row in rows])
         terminal.result({"claims": rows})
         return
+    check_out(args.out / "trials")
     if len(claims) > 1:
         terminal.note(f"{len(claims)} claims, about {budget(claims, args.full)} on one core")
     found = []
