@@ -312,6 +312,10 @@ def test_the_document_is_made_of_the_structs(server: TestClient) -> None:
     body = document["components"]["schemas"]["ChatBody"]
     assert body["additionalProperties"] is False
     assert {"messages", "tools", "response_format"} <= set(body["properties"])
+    stream = document["paths"][CHAT]["post"]["responses"]["200"]["content"]["text/event-stream"]["schema"]
+    said, last = stream["properties"]["data"]["anyOf"]
+    assert said["contentSchema"] == {"$ref": "#/components/schemas/ChatAnswerPart"}
+    assert last == {"const": "[DONE]"}
     page = server.get("/docs")
     assert "max_completion_tokens" in page.text
     assert "default-src 'none'" in page.headers["Content-Security-Policy"]

@@ -193,6 +193,9 @@ def test_sounds_come_as_data_too(tmp_path: Path) -> None:
         sound_of(f"data:audio/wav;base64,{base64.b64encode(bytes(100)).decode()}", "item 3")
 
 
+FIELDS = b"".join(b'--a\r\nContent-Disposition: form-data; name="%d"\r\n\r\nx\r\n' % n for n in range(1001)) + b"--a--"
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -213,11 +216,17 @@ def test_forms_that_cannot_be(client: TestClient, fields: dict[str, Any], messag
         assert message in answer.json()["error"]["message"]
     answer = client.post("/v1/audio/transcriptions", files={"model": (None, "minilm")})
     assert "the form has no file" in answer.json()["error"]["message"]
+    heads = {"Content-Type": "multipart/form-data; boundary=a"}
+    for raw in (b"x", b"--a\r\n[]--a--\r\n", b"--a\r\nContent-Disposition: form-data\r\n\r\nx\r\n--a--\r\n", FIELDS):
+        answer = client.post("/v1/audio/transcriptions", content=raw, headers=heads)
+        assert answer.status_code == 400
+        assert "the body is no form" in answer.json()["error"]["message"]
 
 
 def test_the_document_has_all_of_it(client: TestClient) -> None:
     document = client.get("/openapi.json").json()
     assert {"/v1/embeddings", "/v1/audio/transcriptions", "/v1/models/{name}", "/v1/tag"} <= document["paths"].keys()
     form = document["paths"]["/v1/audio/transcriptions"]["post"]["requestBody"]["content"]["multipart/form-data"]
-    assert form["schema"]["type"] == "object"
+    assert form["schema"]["required"] == ["file"]
+    assert {"language", "prompt", "response_format", "temperature"} <= form["schema"]["properties"].keys()
     assert client.get("/docs").status_code == 200

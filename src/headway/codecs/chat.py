@@ -11,6 +11,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
 from functools import cached_property
 from importlib.util import find_spec
 from itertools import groupby
@@ -129,6 +130,8 @@ _FREE, _FACTOR = 1 << 18, 4  # characters that it may write, and more for each t
 _TIMED = re.compile("strftime_now")  # what it writes differs from one time to the next
 _BLOCK = re.compile(r"\{%[-+]?\s*generation\b")
 _ANSWER = "Yes."
+_OWN = ("messages", "tools", "add_generation_prompt", "documents")  # the names that every template is given
+_WORDS = re.compile(r"[\w ,.:-]{0,64}")  # no mark is spelt by these
 Tools = Sequence[Any] | None
 
 
@@ -198,6 +201,23 @@ class ChatTemplate:
             raise UserError("chat templates need jinja2; pip install 'headway[chat]'")
         self._asked(None)
         self._locators: WeakKeyDictionary[TokenizerCodec, Locator] = WeakKeyDictionary()
+        self._values: Mapping[str, Any] = {}
+
+    def given(self, values: Mapping[str, bool | int | float | str]) -> ChatTemplate:
+        """The same template, which reads these values by their names, as `enable_thinking`. UserError for a name that
+        it has already, and for a text that may spell more than words.
+        """
+        own = {*self._marks, *_OWN}
+        for name, value in values.items():
+            if name in own or not name.isidentifier():
+                raise UserError(f"the template cannot be given {name!r:.80}; name another value that it reads")
+            if isinstance(value, str) and not _WORDS.fullmatch(value):
+                raise UserError(
+                    f"the template's {name!r:.80} is {value!r:.80}; give up to 64 letters, digits and spaces"
+                )
+        found = copy(self)
+        found._values = dict(values)
+        return found
 
     def render(self, messages: Sequence[Message], add_generation_prompt: bool = False, tools: Tools = None) -> str:
         """The conversation as text; with `add_generation_prompt` up to where the assistant's next answer begins.
@@ -275,8 +295,8 @@ class ChatTemplate:
         return self._locators[codec]
 
     def _write(self, messages: Sequence[Message], add_generation_prompt: bool, tools: Any) -> str:
-        asked = {"messages": list(messages), "tools": tools, "add_generation_prompt": add_generation_prompt}
-        return self._asked({**self._marks, **asked, "documents": None})
+        asked = list(messages), tools, add_generation_prompt, None
+        return self._asked({**self._values, **self._marks, **dict(zip(_OWN, asked))})
 
     def _asked(self, values: Mapping[str, Any] | None) -> str:
         """What the template writes with these values of its names; without any it is compiled alone."""

@@ -18,7 +18,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from headway.errors import nearest
-from headway.serve import chat, completions, embeddings, operation, tokenizing, transcriptions, verbs
+from headway.serve import chat, completions, embeddings, operation, page, tokenizing, transcriptions, verbs
 from headway.serve.errors import StatusError, error_answer, error_response, refusal
 from headway.serve.frame import Context, Endpoint, Events, Served, ServerSettings
 from headway.serve.gate import CONTEXT, Gate
@@ -33,6 +33,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     *transcriptions.ENDPOINTS,
     *verbs.ENDPOINTS,
     *operation.ENDPOINTS,
+    *page.ENDPOINTS,
 )
 _encode = msgspec.json.Encoder().encode
 

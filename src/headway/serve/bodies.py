@@ -61,6 +61,7 @@ class ChatBody(WritingBody, kw_only=True):
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
+    chat_template_kwargs: dict[str, bool | int | float | str] | None = None  # what else the template reads
 
 
 class TextPart(msgspec.Struct, forbid_unknown_fields=True):

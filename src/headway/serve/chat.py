@@ -117,11 +117,11 @@ async def _prepared(body: ChatBody, context: Context) -> AsyncIterator[Prepared]
     """What is asked, checked. StatusError 400 for what does not fit the model; nothing is left out to make it fit."""
     if body.top_logprobs and not body.logprobs:
         raise StatusError(400, "top_logprobs needs logprobs; set it to true", "top_logprobs")
-    messages = _messages(body.messages)
+    messages = messages_of(body.messages)
     async with context.served.using(body.model) as ready:
         copies = copies_of(body, 1, context)
         sampling = sampling_of(body, ready.model.module.config.symbols)
-        talk = _talk(ready)
+        talk = talk_of(ready)
         limits = talk.turn(limits_of(body, ready.model, context))
         rule = await rule_of(body, ready.model, limits.stop_ids)
         tools = _tools(body, talk)
@@ -129,8 +129,9 @@ async def _prepared(body: ChatBody, context: Context) -> AsyncIterator[Prepared]
             if rule is not None:
                 raise StatusError(400, "a call is required and response_format is set; leave one of them out", "tools")
             rule = calling
+        template = talk.template.given(body.chat_template_kwargs or {})
         try:
-            ids = await asyncio.to_thread(talk.template.prompt, talk.codec, messages, tools and tools.told)
+            ids = await asyncio.to_thread(template.prompt, talk.codec, messages, tools and tools.told)
         except UserError as error:  # clients need not know where the model lies
             line = str(error).replace(str(ready.model.directory), ready.name)
             raise StatusError(400, line, "messages") from None
@@ -142,7 +143,7 @@ async def _prepared(body: ChatBody, context: Context) -> AsyncIterator[Prepared]
         yield Prepared(ready, [request], bool(body.logprobs), readers)
 
 
-def _talk(ready: Ready) -> Talk:
+def talk_of(ready: Ready) -> Talk:
     """Conversations with a model. StatusError 400 where it holds none."""
     if ready.model.usage.template is None:
         told = f"{ready.name} has no chat template, so it knows no turns; use /v1/completions, or a chat model"
@@ -166,7 +167,7 @@ def _tools(body: ChatBody, talk: Talk) -> Toolbox | None:
     return Toolbox(talk.codec, talk.template.text, body.tools, body.tool_choice or "auto", parallel)
 
 
-def _messages(given: Sequence[ChatMessage]) -> list[dict[str, Any]]:
+def messages_of(given: Sequence[ChatMessage]) -> list[dict[str, Any]]:
     """Messages as chat templates read them. StatusError 400 for what none reads."""
     if not given:
         raise StatusError(400, "messages is empty; say something first", "messages")

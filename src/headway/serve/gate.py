@@ -21,6 +21,7 @@ from headway.serve.frame import ApiKey, Context, Served, ServerSettings
 
 CONTEXT = "headway.context"  # where the scope has it
 OPEN = ("/health", "/ready")  # what asks whether the server lives shows no key, and knows it by any name
+PAGES = ("/", "/docs", "/openapi.json")  # the same of every server: a browser opens them before a key can be typed in
 _ACCESS = logger("headway.access")
 _NAMES = ("localhost", "ip6-localhost")
 _ANY = {"0.0.0.0", "::"}  # addresses to listen at, and no names
@@ -60,7 +61,7 @@ class Gate:
             if visit.origin is not None and scope["method"] == "OPTIONS":
                 await Response(status_code=204, headers=_PREFLIGHT)(scope, receive, visit.send)
                 return
-            key = self._key(headers, context)
+            key = None if scope["path"] in PAGES else self._key(headers, context)
             if key is not None and key.under_way is not None and self._under_way[context.owner] >= key.under_way:
                 told = f"{key.under_way} requests of this key are under way, its most; wait for one to end"
                 raise StatusError(429, told, code="key_limit", retry_after=1)
@@ -87,7 +88,7 @@ class Gate:
     def _origin(self, headers: Headers) -> str | None:
         """The web page that asks, if it is one that may."""
         origin = headers.get("origin")
-        if origin is None:
+        if origin is None or origin.partition("://")[2] == headers["host"]:  # a page of this server's own
             return None
         if origin not in self._settings.origins and "*" not in self._settings.origins:
             told = f"the web page {origin[:_LONGEST]!r} may not ask this server; start it with --cors ORIGIN"

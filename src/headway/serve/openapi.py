@@ -15,6 +15,18 @@ from headway.serve.errors import ErrorAnswer
 from headway.serve.frame import Context, Endpoint
 
 _REFERENCE = "#/components/schemas/{name}"
+_FORM = {  # of a sound, which all forms are of
+    "type": "object",
+    "properties": {
+        "file": {"type": "string", "format": "binary"},
+        "timestamp_granularities[]": {"type": "array", "items": {"enum": ["segment", "word"]}},
+        "temperature": {"type": "number", "minimum": 0, "maximum": 1},
+        "response_format": {"enum": ["json", "text", "srt", "verbose_json", "vtt"]},
+        **{name: {"type": "string"} for name in ("model", "language", "prompt")},
+    },
+    "required": ["file"],
+    "additionalProperties": False,
+}
 _STATUSES = {
     "400": "what is asked cannot be",
     "401": "no key, or a wrong one",
@@ -68,7 +80,9 @@ def openapi(endpoints: Sequence[Endpoint]) -> dict[str, Any]:
 def _operation(endpoint: Endpoint, schemas: dict[Any, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {"application/json": {"schema": schemas[endpoint.answer]}} if endpoint.answer else {}
     if endpoint.part is not None:
-        found["text/event-stream"] = {"schema": {"type": "string"}, "x-event": schemas[endpoint.part]}
+        said = {"type": "string", "contentMediaType": "application/json", "contentSchema": schemas[endpoint.part]}
+        data = {"anyOf": [said, {"const": "[DONE]"}]}  # which the last event says
+        found["text/event-stream"] = {"schema": {"type": "object", "properties": {"data": data}, "required": ["data"]}}
     refused = {"application/json": {"schema": schemas[ErrorAnswer]}}
     told: dict[str, Any] = {
         "summary": endpoint.summary,
@@ -78,7 +92,7 @@ def _operation(endpoint: Endpoint, schemas: dict[Any, Any]) -> dict[str, Any]:
         },
     }
     if endpoint.body is FormData:
-        told["requestBody"] = {"content": {"multipart/form-data": {"schema": {"type": "object"}}}, "required": True}
+        told["requestBody"] = {"content": {"multipart/form-data": {"schema": _FORM}}, "required": True}
     elif endpoint.body is not None:
         content = {"application/json": {"schema": schemas[endpoint.body]}}
         told["requestBody"] = {"content": content, "required": True}

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 from starlette.datastructures import FormData
-from starlette.formparsers import MultiPartException
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 
 from headway.serve.errors import StatusError
@@ -51,8 +51,8 @@ async def read_form(request: Request, settings: ServerSettings) -> FormData:
             return await request.form(max_files=16, max_fields=_FIELDS, max_part_size=settings.body_bytes)
     except TimeoutError:
         raise _late(settings.receive_seconds) from None
-    except (MultiPartException, KeyError, UnicodeDecodeError, ValueError) as error:
-        reason = getattr(error, "message", None) or str(error)
+    except (HTTPException, KeyError, UnicodeDecodeError, ValueError) as error:  # the first is what the parser refuses
+        reason = getattr(error, "detail", None) or str(error)
         raise StatusError(400, f"the body is no form ({reason}); send multipart/form-data") from None
 
 

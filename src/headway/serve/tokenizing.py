@@ -1,30 +1,43 @@
-"""/tokenize and /detokenize: texts to the ids of a model's tokens, and back."""
+"""/tokenize and /detokenize: texts to the ids of a model's tokens, and back. /apply-template: what a chat reads."""
 
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import msgspec
 
+from headway.errors import UserError
+from headway.serve.bodies import ChatMessage
+from headway.serve.chat import messages_of, talk_of
 from headway.serve.errors import StatusError
 from headway.serve.frame import Context, Endpoint
-from headway.serve.generating import text_codec
+from headway.serve.generating import Spelling, text_codec
+from headway.serve.tools import Toolbox
 
 _MOST = 1 << 20  # ids of one request
 
 
 class TokenizeBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """`add_special` puts the marks around a text that a prompt begins with."""
+    """`add_special` puts the marks around a text that a prompt begins with; `with_pieces` asks for what ids spell."""
 
     content: str
     model: str = ""
     add_special: bool = False
+    with_pieces: bool = False
+
+
+class SpeltToken(msgspec.Struct):
+    """An id, and what it spells: its bytes as numbers where they are no text of their own."""
+
+    id: int
+    piece: str | list[int]
 
 
 class TokenizeAnswer(msgspec.Struct):
-    """Ids."""
+    """Ids, or ids with their pieces."""
 
-    tokens: list[int]
+    tokens: list[int | SpeltToken]
 
 
 class DetokenizeBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -40,10 +53,38 @@ class DetokenizeAnswer(msgspec.Struct):
     content: str
 
 
+class ApplyTemplateBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """A conversation as /v1/chat/completions takes it. `add_generation_prompt` lets the answer begin."""
+
+    messages: list[ChatMessage]
+    model: str = ""
+    tools: list[dict[str, Any]] | None = None
+    chat_template_kwargs: dict[str, bool | int | float | str] | None = None
+    add_generation_prompt: bool = True
+
+
+class ApplyTemplateAnswer(msgspec.Struct):
+    """What the model reads: as a text, in which marks that somebody wrote look like the template's own, and as ids."""
+
+    prompt: str
+    tokens: list[int]
+
+
 async def tokenized(body: TokenizeBody, context: Context) -> TokenizeAnswer:
     async with context.served.using(body.model) as ready:
         read = ready.model.prompt_ids if body.add_special else text_codec(ready.model).encode
-        return TokenizeAnswer(await asyncio.to_thread(read, body.content))
+        ids = await asyncio.to_thread(read, body.content)
+        if not body.with_pieces:
+            return TokenizeAnswer(list(ids))
+        spell = Spelling.of(ready.model).bytes
+        return TokenizeAnswer(await asyncio.to_thread(lambda: [SpeltToken(id, _piece(spell(id))) for id in ids]))
+
+
+def _piece(spelt: bytes) -> str | list[int]:
+    try:
+        return spelt.decode()
+    except UnicodeDecodeError:
+        return list(spelt)
 
 
 async def detokenized(body: DetokenizeBody, context: Context) -> DetokenizeAnswer:
@@ -56,7 +97,34 @@ async def detokenized(body: DetokenizeBody, context: Context) -> DetokenizeAnswe
         return DetokenizeAnswer(await asyncio.to_thread(codec.decode, body.tokens))
 
 
+async def templated(body: ApplyTemplateBody, context: Context) -> ApplyTemplateAnswer:
+    messages = messages_of(body.messages)
+    async with context.served.using(body.model) as ready:
+        talk = talk_of(ready)
+        tools = Toolbox(talk.codec, talk.template.text, body.tools).told if body.tools else None
+
+        def written() -> ApplyTemplateAnswer:
+            template = talk.template.given(body.chat_template_kwargs or {})
+            text = template.render(messages, body.add_generation_prompt, tools)
+            if body.add_generation_prompt:
+                return ApplyTemplateAnswer(text, template.prompt(talk.codec, messages, tools))
+            return ApplyTemplateAnswer(text, template.encode(talk.codec, messages, tools).ids)
+
+        try:
+            return await asyncio.to_thread(written)
+        except UserError as error:  # clients need not know where the model lies
+            raise StatusError(400, str(error).replace(str(ready.model.directory), ready.name), "messages") from None
+
+
 ENDPOINTS = (
     Endpoint("POST", "/tokenize", tokenized, "the tokens of a text", TokenizeBody, TokenizeAnswer),
     Endpoint("POST", "/detokenize", detokenized, "the text of tokens", DetokenizeBody, DetokenizeAnswer),
+    Endpoint(
+        "POST",
+        "/apply-template",
+        templated,
+        "a conversation as the model reads it",
+        ApplyTemplateBody,
+        ApplyTemplateAnswer,
+    ),
 )
