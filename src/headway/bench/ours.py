@@ -93,7 +93,8 @@ def decode(model: Generative, job: Job) -> dict[str, float]:
         model.timeline = StepTimeline()
         steps(noted)
         model.timeline.write(Path(job.timeline))
-    return {"tokens_per_second": job.rows * (NEW - WARM) / seconds, "weight_bytes": _read_bytes(model)}
+    found = {"tokens_per_second": job.rows * (NEW - WARM) / seconds, "weight_bytes": _read_bytes(model)}
+    return found | ({"cache_bytes": model.cache_bytes} if isinstance(model, Engine) else {})
 
 
 def prefill(model: Generative, job: Job) -> dict[str, float]:

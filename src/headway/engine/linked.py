@@ -97,7 +97,10 @@ class Linked:
         except OSError:
             return None
         digest, data = data[:32], data[32:]
-        return _entry(data) if data and hashlib.sha256(data).digest() == digest else None
+        if not data or hashlib.sha256(data).digest() != digest:
+            return None
+        _leave_compiler()
+        return _entry(data)
 
     def _compiled(self, arguments: tuple[Any, ...]) -> Callable[..., None]:
         """By numba; its machine code is kept for the next process."""
@@ -113,6 +116,18 @@ class Linked:
             except (CannotLinkError, OSError, RuntimeError):  # numba's error where it read the code from its own files
                 part.unlink(missing_ok=True)
         return self.function
+
+
+def _leave_compiler() -> None:
+    """Give back the pages of LLVM's own machine code, 25 MB: importing it has brought them in, and what is linked needs
+    none of them. They are those of a file, and come again where something is compiled after all.
+    """
+    maps = Path("/proc/self/maps")
+    for line in maps.read_text().splitlines() if maps.exists() else ():
+        span, rights, *_, path = line.split(maxsplit=5)
+        if rights == "r-xp" and Path(path).name.startswith("libllvmlite"):
+            first, last = (int(edge, 16) for edge in span.split("-"))
+            ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), mmap.MADV_DONTNEED)
 
 
 @contextmanager
