@@ -6,8 +6,8 @@
 
 It calls what `headway bench` calls: every program in a process of its own, the programs in turn, the same drawn weights
 and threads. A machine is one file of results/machines, with its rows, what was asked for and whether it was reached.
-nanoGPT is on no registry; its share of a machine's peak (134 and 112 GFLOP/s where fp32 products gave 184 at most, 6 flop a weight) is
-what headway's share here is held to.
+nanoGPT is on no registry; its share of a machine's peak (134 and 112 GFLOP/s where fp32 products gave 184 at most, 6
+flop a weight) is what headway's share here is held to.
 """
 
 from __future__ import annotations
@@ -103,10 +103,10 @@ QUICK = [row for row in ROWS if row != "decode-1.1b"]
 FAMILIES = ("xeon", "epyc", "ryzen", "core", "neoverse", "graviton")  # of processors, by which machines are called
 
 
-def name_of(processor: str, form: str) -> str:
-    """As xeon-amx: the family of the processor, where it is known, and the best form of products that the engine has."""
+def name_of(processor: str, instructions: str) -> str:
+    """As xeon-amx: the family of the processor, where it is known, and the best instructions that the engine has."""
     known = [family for family in FAMILIES if family in processor.lower()]
-    return "-".join([*known[:1], form])
+    return "-".join([*known[:1], instructions])
 
 
 def main() -> None:

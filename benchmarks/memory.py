@@ -7,8 +7,8 @@ decoding in 8 bits takes beyond what importing torch does.
 The step is that of a model of 12 layers and width 768 on 4 rows of 512 tokens. Its peak is measured twice in
 processes of their own: with the chunked cross-entropy, and with a loss that needs no logits (the sum of the
 features). The text is Shakespeare repeated to 1 GB, as one file. Decoding is that of `headway bench decode` with the
-shape of a 135M Llama, once to compile and once more to be measured: its peak, less that of `import torch` alone, is held
-to 1.5 times the weights and the keys and values.
+shape of a 135M Llama, once to compile and once more to be measured: its peak, less that of `import torch` alone, is
+held to 1.5 times the weights and the keys and values.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ ENGINE = (
 
 
 def extremes(row: str) -> Iterator[Found]:
-    """This row of the engine on the machine that favours it most, and on that which favours it least, if there are two."""
+    """This row of the engine where it stands best, and where it stands worst, if several measured it."""
     machines = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((RESULTS / "machines").glob("*.json"))]
     found = sorted((one["rows"][row] for one in machines if row in one["rows"]), key=margin, reverse=True)
     yield from [*found[:1], *found[1:][-1:]]
@@ -149,7 +149,7 @@ PARTS: dict[str, Callable[[Found], Iterator[Row]]] = {
     **{f"robotics-cameras-{task}": acting.robotics_cameras for task in ("reach", "door-open", "drawer-open")},
     "padding": texts.padding,
     "memory": texts.memory,
-    **{row: speeds.engine for row in ENGINE},
+    **dict.fromkeys(ENGINE, speeds.engine),
     "serve": speeds.serve,
     "forms": speeds.forms,
     "context": speeds.context,

@@ -454,8 +454,8 @@ def _measured(
     return runs, probes
 
 
-# What holds the kernels of torch, MKL, oneDNN and CTranslate2 to the processor that HEADWAY_FORM names. llama.cpp has none:
-# it takes what it was compiled for.
+# What holds torch, MKL, oneDNN and CTranslate2 to the processor that HEADWAY_FORM names. llama.cpp has none: it takes
+# what it was compiled for.
 _LESSER = {
     "vnni": {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_VNNI", "CT2_FORCE_CPU_ISA": "AVX512"},
     "avx2": {

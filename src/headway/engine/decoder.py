@@ -20,7 +20,7 @@ from headway.engine.machine import HAS_BF16_UNIT
 from headway.engine.operations import BLOCK
 from headway.engine.packed import PackedTensor
 from headway.engine.plan import StepProgram, check, lower
-from headway.engine.pool import pool
+from headway.engine.pool import most_threads, pool
 from headway.engine.program import SHARING
 from headway.engine.rows import Kept, Piece, Reading, Row, runs_of, states_of, together, write_runs
 from headway.engine.tiles import FP32
@@ -80,7 +80,7 @@ class Engine(nn.Module):
         self._decoder = [decoder]  # in a list, as it is a part of the model already
         self._lock = threading.Lock()
         self.weights, self.form = PackedWeights(), FORMS[cache]
-        self.pool = pool(threads or torch.get_num_threads())
+        self.pool = pool(threads or most_threads())
         self._packed = any(isinstance(parameter, PackedTensor) for parameter in decoder.parameters())
         self.most_rows = _MOST_ROWS
         program = self._lower(1, 256, 64)

@@ -105,8 +105,8 @@ class Linked:
     def _compiled(self, arguments: tuple[Any, ...]) -> Callable[..., None]:
         """By numba; its machine code is kept for the next process."""
         self.function.compile(tuple(numba.typeof(argument) for argument in arguments))
-        made = next(iter(self.function.overloads.values()))
         if self._path is not None:
+            made = next(iter(self.function.overloads.values()))
             part = self._path.with_name(f"{self._path.name}.{os.getpid()}")
             try:
                 data = made.library.serialize_using_object_code()[2][0]
@@ -202,8 +202,8 @@ def _content(data: bytes, section: _Section) -> bytes:
 
 
 def _laid_out(sections: list[_Section], symbols: list[_Symbol]) -> tuple[dict[int, int], dict[int, int], int, int]:
-    """Where in memory sections and common symbols lie, by their numbers; the size of all, and of what is not written to,
-    which lies first.
+    """Where in memory sections and common symbols lie, by their numbers; the size of all, and of what comes first and
+    is not written to.
     """
     places, end, fixed = {}, 0, 0
     for writable in (0, _WRITABLE):

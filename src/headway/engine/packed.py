@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_map
 
 from headway.config import to_dict
 from headway.engine.linked import Linked, announced
-from headway.engine.pool import pool
+from headway.engine.pool import most_threads, pool
 from headway.engine.products import ROOM, packed_product, unpack_rows
 from headway.engine.tiles import FP32, GROUP, INT4, INT8, TILE, TILE4, TILE8
 from headway.engine.tiling import pack_tiles
@@ -66,7 +66,7 @@ def pack(matrix: Float[Tensor, "R C"], form: Format) -> PackedMatrix:
     size, number = (TILE8, torch.int8) if form == "int8" else (TILE4, torch.uint8)
     codes, scales = torch.empty(tall, groups, size, dtype=number), torch.empty(tall, groups, TILE)
     fields = (CODES[form], whole.data_ptr(), rows, columns, codes.data_ptr(), scales.data_ptr())
-    threads = pool(torch.get_num_threads())
+    threads = pool(most_threads())
     with announced(_PACK):
         threads.run(lambda thread: _PACK(*fields, thread, threads.threads))
     return PackedMatrix(CODES[form], codes, scales, rows, columns)
@@ -215,7 +215,7 @@ def _product(packed: PackedMatrix, x: Float[Tensor, "B C"], bias: Tensor | None)
 
 def _threads(work: int) -> Any:
     """One thread for what is done before a second would wake."""
-    return pool(torch.get_num_threads() if work > 1 << 16 else 1)
+    return pool(most_threads() if work > 1 << 16 else 1)
 
 
 VERSION = "2"
