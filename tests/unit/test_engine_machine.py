@@ -122,6 +122,30 @@ def test_a_form_that_is_not_there_is_refused(tmp_path: Path) -> None:
     assert all(line.startswith("HEADWAY_FORM=") for line in said)
 
 
+LIGHT = """
+import sys
+import torch
+from headway.engine.packed import PackedMatrix, PackedTensor, parameter_of
+from headway.engine.tiles import INT8, TILE8
+from headway.formats.native import named_tensors
+
+module = torch.nn.Module()
+packed = PackedMatrix(INT8, torch.zeros(1, 1, TILE8, dtype=torch.int8), torch.ones(1, 1, 16), 16, 64)
+module.weight = parameter_of(PackedTensor(packed))
+module.eval().requires_grad_(False)
+assert [tensor.packed is packed for _, tensor in named_tensors(module)] == [True]
+assert isinstance(module.weight.detach(), PackedTensor)
+heavy = {"torch.distributed.tensor", "sympy", "scipy.linalg", "numba.np.linalg"} & set(sys.modules)
+assert not heavy, heavy
+"""
+
+
+def test_packed_weights_import_nothing_large(tmp_path: Path) -> None:
+    program = Program(tmp_path, LIGHT)
+    _, err = program.wait()
+    assert program.returncode == 0, err
+
+
 def _fill(table: np.ndarray, floats: np.ndarray, out: int, start: int) -> None:
     place = i64(out)
     for n in range(table.shape[0]):
