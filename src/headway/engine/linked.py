@@ -9,7 +9,6 @@ more, or that is of another kind than ELF, is left to numba.
 from __future__ import annotations
 
 import ctypes
-import ctypes.util
 import hashlib
 import mmap
 import os
@@ -36,6 +35,7 @@ _KINDS = {62: (1, 24), 183: (257, 260)}
 _PREFIX = b"_ZN7headway"  # of names that numba makes of ours; its functions for callers in Python begin otherwise
 # What only those callers ask for, or the last owner of an array: never reached from here.
 _NEVER = (b"numba_", b"NRT_Free", b"NRT_MemInfo_call_dtor", b"NRT_adapt_ndarray")
+_RETURNED = (0, -2)  # what numba's functions return: a value, or none
 _PAGE = mmap.PAGESIZE
 
 
@@ -99,17 +99,21 @@ class Linked:
         digest, data = data[:32], data[32:]
         if not data or hashlib.sha256(data).digest() != digest:
             return None
+        try:
+            found = _entry(data)
+        except CannotLinkError:  # in this process; numba has the same code
+            return None
         _leave_compiler()
-        return _entry(data)
+        return found
 
     def _compiled(self, arguments: tuple[Any, ...]) -> Callable[..., None]:
         """By numba; its machine code is kept for the next process."""
-        self.function.compile(tuple(numba.typeof(argument) for argument in arguments))
+        kinds = tuple(numba.typeof(argument) for argument in arguments)
+        self.function.compile(kinds)
         if self._path is not None:
-            made = next(iter(self.function.overloads.values()))
             part = self._path.with_name(f"{self._path.name}.{os.getpid()}")
             try:
-                data = made.library.serialize_using_object_code()[2][0]
+                data = self.function.overloads[kinds].library.serialize_using_object_code()[2][0]
                 _image(data)
                 part.write_bytes(hashlib.sha256(data).digest() + data)
                 part.replace(self._path)
@@ -149,11 +153,13 @@ def _entry(data: bytes) -> Callable[..., None]:
         fields: list[ctypes.c_int64] = [ctypes.c_int64(into), ctypes.c_int64(into + 32)]
         for argument in arguments:
             if isinstance(argument, np.ndarray):  # no owner, no parent, and then what it is
+                assert argument.flags.c_contiguous
                 numbers = (0, 0, argument.size, argument.itemsize, argument.ctypes.data)
                 fields += map(ctypes.c_int64, (*numbers, *argument.shape, *argument.strides))
             else:
                 fields.append(ctypes.c_int64(argument))
-        link(*fields)
+        if link(*fields) not in _RETURNED:
+            raise RuntimeError(f"compiled code of {len(data):,} bytes has failed")
 
     call.image = image  # type: ignore[attr-defined]  # the memory lives as long as what calls it
     return call
@@ -224,10 +230,12 @@ def _outside(name: bytes) -> int:
     """The address of what an object asks the process for; 0 where that is never called."""
     if not name or name.startswith(_NEVER):
         return 0
-    for library in (None, ctypes.util.find_library("m")):
-        found = getattr(ctypes.CDLL(library), name.decode("ascii", "replace"), None)
-        if found is not None:
-            return ctypes.cast(found, ctypes.c_void_p).value or 0
+    for library in (None, "libm.so.6"):
+        try:
+            found = getattr(ctypes.CDLL(library), name.decode("ascii", "replace"))
+        except (OSError, AttributeError):
+            continue
+        return ctypes.cast(found, ctypes.c_void_p).value or 0
     raise CannotLinkError(f"{name!r} is not in this process")
 
 

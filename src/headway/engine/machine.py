@@ -28,7 +28,7 @@ _I8, _I16, _I32, _I64, _F32 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.
 config: Any = settings  # numba fills it as it starts, which type checkers do not see
 intrinsic: Any = numba.extending.intrinsic  # what it makes takes one argument less than what it is made from
 _ARCH_PRCTL, _REQUEST, _TILE_DATA = 158, 0x1023, 18  # the system call by which Linux lends the matrix unit
-_SPINS = 4000  # looks at a barrier before the thread lets others run; some 50 microseconds
+_SPINS = 400  # looks at a barrier before the thread lets others run; some 10 to 20 microseconds
 
 
 # What a lesser processor lacks, by the instructions that HEADWAY_FORM names: features of LLVM by their beginnings.
