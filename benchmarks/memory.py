@@ -127,7 +127,9 @@ def main() -> None:
         for name in ("benchmark", "date", "machine"):
             found.pop(name, None)
         for name, part in WHOLE.items():
-            found |= part() if args.part in (None, name) else {}
+            if args.part in (None, name):
+                found |= part()
+                found["measured"] = {**found.get("measured", {}), name: time.strftime("%Y-%m-%d")}
         write("memory", found)
 
 
