@@ -262,7 +262,7 @@ def test_what_a_process_says_is_for_the_user(
 def test_all_programs_run_as_on_the_same_lesser_processor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found: list[dict[str, str]] = []
 
-    def noted(*words: Any, env: dict[str, str], **settings: Any) -> SimpleNamespace:
+    def noted(*words: object, env: dict[str, str], **settings: object) -> SimpleNamespace:
         found.append(env)
         return SimpleNamespace(returncode=0, stdout="{}", stderr="")
 

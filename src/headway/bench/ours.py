@@ -94,7 +94,9 @@ def decode(model: Generative, job: Job) -> dict[str, float]:
         steps(noted)
         model.timeline.write(Path(job.timeline))
     found = {"tokens_per_second": job.rows * (NEW - WARM) / seconds, "weight_bytes": _read_bytes(model)}
-    return found | ({"cache_bytes": model.cache_bytes} if isinstance(model, Engine) else {})
+    if isinstance(model, Engine):
+        found["cache_bytes"] = model.cache_bytes
+    return found
 
 
 def prefill(model: Generative, job: Job) -> dict[str, float]:
