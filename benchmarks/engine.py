@@ -1,24 +1,27 @@
 """The table of the CPU engine: decoding, prompts, translation, training and loading, beside other programs.
 
-    python benchmarks/engine.py                      # all rows: about an hour on 2 cores, 15 GB of disk
-    python benchmarks/engine.py --only decode-135m train-1m
+    python benchmarks/engine.py                              # each row but that of 1.1B once
+    python benchmarks/engine.py --only decode-1.1b decode-135m --repeats 3   # 15 GB of disk
+    HEADWAY_FORM=avx2 python benchmarks/engine.py            # as on a lesser processor
 
 It calls what `headway bench` calls: every program in a process of its own, the programs in turn, the same drawn weights
-and threads. A row is one file, engine-ROW.json, with what was asked for and whether it was reached. nanoGPT is on no
-registry; its share of a machine's peak (134 and 112 GFLOP/s where fp32 products gave 184 at most, 6 flop a weight) is
-what headway's share here is held to.
+and threads. A machine is one file of results/machines, with its rows, what was asked for and whether it was reached.
+nanoGPT is on no registry; its share of a machine's peak (134 and 112 GFLOP/s where fp32 products gave 184 at most, 6
+flop a weight) is what headway's share here is held to.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
+import time
 from dataclasses import dataclass, replace
 from typing import Any
 
 from headway.bench.run import Request, run
-from measure import write
+from measure import RESULTS, write
 
 ALL = ("transformers", "ctranslate2", "llama.cpp")
 
@@ -94,20 +97,36 @@ ROWS: dict[str, tuple[Request, list[Goal]]] = {
     "train-1m": (Request("train", "gpt-1m", against=("transformers",)), [Goal(FP32, 2.0, (HF,))]),
     "load-135m": (Request("load", "llama-135m", against=("transformers",)), []),
 }
+QUICK = [row for row in ROWS if row != "decode-1.1b"]
+
+
+FAMILIES = ("xeon", "epyc", "ryzen", "core", "neoverse", "graviton")  # of processors, by which machines are called
+
+
+def name_of(processor: str, instructions: str) -> str:
+    """As xeon-amx: the family of the processor, where it is known, and the best instructions that the engine has."""
+    known = [family for family in FAMILIES if family in processor.lower()]
+    return "-".join([*known[:1], instructions])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--only", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW", help=", ".join(ROWS))
+    parser.add_argument("--only", nargs="+", choices=ROWS, default=QUICK, metavar="ROW", help=", ".join(ROWS))
     parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--repeats", type=int, default=1)
     args = parser.parse_args()
-    for name in args.only:
-        request, goals = ROWS[name]
-        result = run(replace(request, threads=args.threads), lambda line: print(line, file=sys.stderr, flush=True))
+    for row in args.only:
+        request, goals = ROWS[row]
+        request = replace(request, threads=args.threads, repeats=args.repeats)
+        result = run(request, lambda line: print(line, file=sys.stderr, flush=True))
         asked = [goal.judged(result) for goal in goals]
         for each in asked:
             print(each, file=sys.stderr, flush=True)
-        write(f"engine-{name}", {**result, "asked": asked})
+        name = f"machines/{name_of(result['machine']['processor'], result['instructions'])}"
+        path = RESULTS / f"{name}.json"
+        rows = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else {}
+        rows[row] = {"date": time.strftime("%Y-%m-%d"), **result, "asked": asked}
+        write(name, {"rows": {each: rows[each] for each in ROWS if each in rows}})
 
 
 if __name__ == "__main__":

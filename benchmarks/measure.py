@@ -54,8 +54,8 @@ def report(result: dict[str, Any]) -> None:
 
 def write(name: str, result: dict[str, Any]) -> None:
     """Write results as they came, with machine and time."""
-    RESULTS.mkdir(exist_ok=True)
     whole = {"benchmark": name, "date": time.strftime("%Y-%m-%d"), "machine": machine(), **result}
     path = RESULTS / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(whole, indent=2, ensure_ascii=False) + "\n")
     print(f"wrote {path.relative_to(ROOT)}", file=sys.stderr)

@@ -1,22 +1,35 @@
-"""Memory: what cross-entropy at 50,000 symbols adds to a training step, and what tokenising 1 GB of text takes.
+"""Memory: what cross-entropy at 50,000 symbols adds to a training step, what tokenising 1 GB of text takes, and what
+decoding in 8 bits takes beyond what importing torch does.
 
     python benchmarks/memory.py                 # about 5 minutes
+    python benchmarks/memory.py decoding        # one part of it; the others stay as they were
 
 The step is that of a model of 12 layers and width 768 on 4 rows of 512 tokens. Its peak is measured twice in
 processes of their own: with the chunked cross-entropy, and with a loss that needs no logits (the sum of the
-features). The text is Shakespeare repeated to 1 GB, as one file.
+features). The text is Shakespeare repeated to 1 GB, as one file. Decoding is that of `headway bench decode` with the
+shape of a 135M Llama, after another shape for which all is compiled: its peak, less that of `import torch` alone, is
+held to 1.5 times the weights and the keys and values.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import resource
+import subprocess
+import sys
 import tempfile
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from measure import child, data_folder, report, write
+from headway.bench.run import Request, run
+from measure import RESULTS, child, data_folder, report, write
 
+MOST = 1.5  # times weights, keys and values
 SYMBOLS, ROWS, LENGTH = 50_000, 4, 512
 
 
@@ -70,21 +83,54 @@ def tokenise() -> dict[str, float]:
         }
 
 
+def cross_entropy() -> dict[str, Any]:
+    peaks = {loss: child("memory.py", loss)["peak_bytes"] for loss in ("none", "chunked", "whole")}
+    return {"peaks": peaks, "cross_entropy_adds": round(peaks["chunked"] / peaks["none"] - 1, 4)}
+
+
+def decoding() -> dict[str, Any]:
+    request = Request("decode", "llama-135m", ("int8",), repeats=1, threads=os.cpu_count())
+    run(replace(request, shape="gpt-10m"))  # compiles, if that is still to be done
+    found = run(request)["programs"]["headway int8"]
+    held = found["weight_bytes"] + int(found["cache_bytes"]["max"])
+    script = "import torch; print(next(s for s in open('/proc/self/status') if s.startswith('VmHWM')).split()[1])"
+    bare = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    alone = 1024 * int(bare.stdout)
+    beyond = (found["peak_bytes"] - alone) / held
+    return {
+        "importing_torch_bytes": alone,
+        "peak_bytes": found["peak_bytes"],
+        "weight_and_cache_bytes": held,
+        "beyond_torch": round(beyond, 3),
+        "enough": beyond < MOST,
+    }
+
+
+WHOLE: dict[str, Callable[[], dict[str, Any]]] = {
+    "cross-entropy": cross_entropy,
+    "tokenising": lambda: {"tokenising": child("memory.py", "tokenise")},
+    "decoding": lambda: {"decoding": decoding()},
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("part", nargs="?", choices=["none", "chunked", "whole", "tokenise"])
+    parser.add_argument("part", nargs="?", choices=["none", "chunked", "whole", "tokenise", *WHOLE])
     args = parser.parse_args()
     if args.part == "tokenise":
         report(tokenise())
-    elif args.part:
+    elif args.part and args.part not in WHOLE:
         report(step(args.part))
     else:
-        peaks = {loss: child("memory.py", loss)["peak_bytes"] for loss in ("none", "chunked", "whole")}
-        added = peaks["chunked"] / peaks["none"] - 1
-        write(
-            "memory",
-            {"peaks": peaks, "cross_entropy_adds": round(added, 4), "tokenising": child("memory.py", "tokenise")},
-        )
+        path = RESULTS / "memory.json"
+        found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        for name in ("benchmark", "date", "machine"):
+            found.pop(name, None)
+        for name, part in WHOLE.items():
+            if args.part in (None, name):
+                found |= part()
+                found["measured"] = {**found.get("measured", {}), name: time.strftime("%Y-%m-%d")}
+        write("memory", found)
 
 
 if __name__ == "__main__":

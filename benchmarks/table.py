@@ -21,8 +21,42 @@ CORES = {1: "one core", 2: "two cores"}
 WORN = ("(R)", "(TM)", " Processor", "CPU")  # what names of processors are decorated with
 
 
+ENGINE = (
+    "decode-135m",
+    "decode-135m-8",
+    "decode-1.1b",
+    "prefill-135m",
+    "translate",
+    "translate-cache",
+    "train-10m",
+    "train-30m",
+    "train-1m",
+    "load-135m",
+)  # rows of benchmarks/engine.py
+
+
+def extremes(row: str) -> Iterator[Found]:
+    """This row of the engine where it stands best, and where it stands worst, if several measured it."""
+    machines = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((RESULTS / "machines").glob("*.json"))]
+    found = sorted((one["rows"][row] for one in machines if row in one["rows"]), key=margin, reverse=True)
+    yield from [*found[:1], *found[1:][-1:]]
+
+
+def margin(found: Found) -> float:
+    """How far a row lies above the least of what was asked of it; where nothing was, how fast it is."""
+    if found["asked"]:
+        return min(each["reached"] / each["asked"] for each in found["asked"])
+    medians = [
+        each[found["goal"]]["median"] for title, each in found["programs"].items() if title.startswith("headway")
+    ]
+    return -min(medians) if found["goal"] == "seconds" else max(medians)
+
+
 def results(name: str) -> Iterator[Found]:
     """The result of this name, if there is one."""
+    if name in ENGINE:
+        yield from extremes(name)
+        return
     path = RESULTS / f"{name}.json"
     if path.exists():
         yield json.loads(path.read_text(encoding="utf-8"))
@@ -115,21 +149,7 @@ PARTS: dict[str, Callable[[Found], Iterator[Row]]] = {
     **{f"robotics-cameras-{task}": acting.robotics_cameras for task in ("reach", "door-open", "drawer-open")},
     "padding": texts.padding,
     "memory": texts.memory,
-    **{
-        f"engine-{name}": speeds.engine
-        for name in (
-            "decode-135m",
-            "decode-135m-8",
-            "decode-1.1b",
-            "prefill-135m",
-            "translate",
-            "translate-cache",
-            "train-10m",
-            "train-30m",
-            "train-1m",
-            "load-135m",
-        )
-    },
+    **dict.fromkeys(ENGINE, speeds.engine),
     "serve": speeds.serve,
     "forms": speeds.forms,
     "context": speeds.context,
@@ -140,10 +160,13 @@ PARTS: dict[str, Callable[[Found], Iterator[Row]]] = {
 }
 
 
-def where(machine: Found) -> str:
+def where(machine: Found, used: str | None = None) -> str:
+    """The processor, and the best units that it has, or those that were `used` where less of it was."""
     name = machine["processor"]
     for worn in WORN:
         name = name.replace(worn, "")
+    if used is not None:
+        return f"{name} ({used})"
     units = [unit for unit in ("amx_bf16", "avx512f", "avx2") if unit in machine["units"]]
     return f"{name} ({units[0].partition('_')[0]})" if units else name
 
@@ -152,7 +175,9 @@ def table() -> str:
     lines = ["| what | headway | beside | 2 cores of |", "|---|---|---|---|"]
     for name, rows in PARTS.items():
         for found in results(name):
-            lines += [f"| {' | '.join(row)} | {where(found['machine'])} |" for row in rows(found)]
+            lines += [
+                f"| {' | '.join(row)} | {where(found['machine'], found.get('instructions'))} |" for row in rows(found)
+            ]
     return "\n".join([*lines, *minutes(), *regrets(), *demos(), *claims()])
 
 

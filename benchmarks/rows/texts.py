@@ -68,6 +68,13 @@ def memory(found: Found) -> Iterator[Row]:
         f"{text['peak_bytes'] / 1e6:.0f} MB at most, {text['seconds']:.0f} s",
         "",
     )
+    held = found["decoding"]
+    yield (
+        "decoding with llama-135m in int8: peak memory beyond that of `import torch`",
+        f"{held['beyond_torch']:.2f} times weights, keys and values",
+        f"`import torch`: {held['importing_torch_bytes'] / 1e6:.0f} MB; weights, keys and values: "
+        f"{held['weight_and_cache_bytes'] / 1e6:.0f} MB",
+    )
 
 
 def banking77(found: Found) -> Iterator[Row]:

@@ -259,6 +259,24 @@ def test_what_a_process_says_is_for_the_user(
         run._process("headway.bench.ours", "measure", job("train", "fp32", tmp_path, GPT, 1))
 
 
+def test_all_programs_run_as_on_the_same_lesser_processor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[dict[str, str]] = []
+
+    def noted(*words: object, env: dict[str, str], **settings: object) -> SimpleNamespace:
+        found.append(env)
+        return SimpleNamespace(returncode=0, stdout="{}", stderr="")
+
+    monkeypatch.setattr("subprocess.run", noted)
+    for form in (None, "avx2"):
+        if form is not None:
+            monkeypatch.setenv("HEADWAY_FORM", form)
+        run._process("headway.bench.probe", "measure", job("decode", "fp32", tmp_path, GPT, 1))
+    whole, lesser = found
+    assert "ONEDNN_MAX_CPU_ISA" not in whole
+    told = {"ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
+    assert {**lesser, **told} == lesser
+
+
 def test_the_peers_are_imported_by_nothing() -> None:
     """And their packages by nothing but their modules."""
     names = {"transformers", "ctranslate2", "llama_cpp"}

@@ -93,7 +93,11 @@ def decode(model: Generative, job: Job) -> dict[str, float]:
         model.timeline = StepTimeline()
         steps(noted)
         model.timeline.write(Path(job.timeline))
-    return {"tokens_per_second": job.rows * (NEW - WARM) / seconds, "weight_bytes": _read_bytes(model)}
+    rate = job.rows * (NEW - WARM) / seconds
+    found: dict[str, float] = {"tokens_per_second": rate, "weight_bytes": _read_bytes(model)}
+    if isinstance(model, Engine):
+        found["cache_bytes"] = model.cache_bytes
+    return found
 
 
 def prefill(model: Generative, job: Job) -> dict[str, float]:

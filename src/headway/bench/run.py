@@ -26,6 +26,7 @@ import torch
 from headway.app.exchange import quantize
 from headway.app.recipes import find_model
 from headway.config import from_dict, to_dict
+from headway.engine.machine import FORM
 from headway.errors import UserError, nearest
 from headway.formats import native
 from headway.formats.published import save_published
@@ -432,7 +433,7 @@ def _forms(request: Request) -> tuple[str, ...]:
     wrong = [form for form in request.forms if form != "fp32"]
     if wrong:
         raise UserError(f"training needs weights in fp32, not in {wrong[0]}; leave --weights out")
-    able = any(unit in machine()["units"] for unit in _BF16)
+    able = "HEADWAY_FORM" not in os.environ and any(unit in machine()["units"] for unit in _BF16)
     return request.forms or (("fp32", "bf16") if able else ("fp32",))
 
 
@@ -453,12 +454,32 @@ def _measured(
     return runs, probes
 
 
+# What holds torch, MKL, oneDNN and CTranslate2 to the processor that HEADWAY_FORM names. llama.cpp has none: it takes
+# what it was compiled for.
+_LESSER = {
+    "vnni": {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_VNNI", "CT2_FORCE_CPU_ISA": "AVX512"},
+    "avx2": {
+        "ATEN_CPU_CAPABILITY": "avx2",
+        "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+        "ONEDNN_MAX_CPU_ISA": "AVX2",
+        "CT2_FORCE_CPU_ISA": "AVX2",
+    },
+    "portable": {
+        "ATEN_CPU_CAPABILITY": "default",
+        "MKL_ENABLE_INSTRUCTIONS": "SSE4_2",
+        "ONEDNN_MAX_CPU_ISA": "SSE41",
+        "CT2_FORCE_CPU_ISA": "GENERIC",
+    },
+}
+
+
 def _process(module: str, action: str, job: Job) -> dict[str, float]:
     """Run a module for a job. UserError for what it says that it cannot do; RuntimeError where it fails."""
     threads = str(job.threads)
+    lesser = _LESSER.get(os.environ.get("HEADWAY_FORM", ""), {})
     pools = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), threads)
     path = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]))
-    environment = {**os.environ, **pools, "HF_HUB_OFFLINE": "1", "PYTHONPATH": path}
+    environment = {**os.environ, **pools, **lesser, "HF_HUB_OFFLINE": "1", "PYTHONPATH": path}
     if module == OUR_PART and job.kind not in ("train", "load"):
         environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the commands that write texts have it
     command = [sys.executable, "-P", "-m", module, action, json.dumps(asdict(job))]
@@ -518,6 +539,7 @@ def _result(
     return {
         "kind": job.kind,
         **settings,
+        "instructions": FORM,
         "goal": goal,
         "bounds": bounds,
         "programs": measured,

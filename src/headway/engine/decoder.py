@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from headway.engine.builder import FEW, CannotLowerError, PackedWeights
 from headway.engine.cache import Blocks, Layer, OutOfBlocksError, flat_states, flat_summaries, write
 from headway.engine.keys import FORMS
-from headway.engine.machine import HAS_BF16_UNIT, announced
+from headway.engine.linked import announced
+from headway.engine.machine import HAS_BF16_UNIT
 from headway.engine.operations import BLOCK
 from headway.engine.packed import PackedTensor
 from headway.engine.plan import StepProgram, check, lower
-from headway.engine.pool import pool
+from headway.engine.pool import most_threads, pool
 from headway.engine.program import SHARING
 from headway.engine.rows import Kept, Piece, Reading, Row, runs_of, states_of, together, write_runs
 from headway.engine.tiles import FP32
@@ -79,7 +80,7 @@ class Engine(nn.Module):
         self._decoder = [decoder]  # in a list, as it is a part of the model already
         self._lock = threading.Lock()
         self.weights, self.form = PackedWeights(), FORMS[cache]
-        self.pool = pool(threads or torch.get_num_threads())
+        self.pool = pool(threads or most_threads())
         self._packed = any(isinstance(parameter, PackedTensor) for parameter in decoder.parameters())
         self.most_rows = _MOST_ROWS
         program = self._lower(1, 256, 64)

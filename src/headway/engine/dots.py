@@ -9,15 +9,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from llvmlite import binding, ir
+from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from headway.engine.machine import _F32, _I8, _I32, F32, compiled, f32, intrinsic
+from headway.engine.machine import _F32, _I8, _I32, F32, FEATURES, compiled, f32, intrinsic
 from headway.engine.tiles import TILE
 from headway.engine.vectors import call, call_for
 
-_FULL = bool(binding.get_host_cpu_features().get("avx512f"))
+_FULL = FEATURES.get("avx512f", False)
 _LANES = 16 if _FULL else 8
 _NUMBERS = ir.VectorType(_F32, _LANES)
 WEIGHTS = 4  # rows of weights of a block

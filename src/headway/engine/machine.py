@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import os
 import platform
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -23,45 +21,68 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.core import config as settings
 
+from headway.errors import UserError, nearest
+
 F32 = Any  # a number of single precision in compiled code, which numba knows and type checkers do not
 _I8, _I16, _I32, _I64, _F32 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
 config: Any = settings  # numba fills it as it starts, which type checkers do not see
 intrinsic: Any = numba.extending.intrinsic  # what it makes takes one argument less than what it is made from
-_MESSAGE = "compiling the CPU engine, once on this machine; some ten seconds"
 _ARCH_PRCTL, _REQUEST, _TILE_DATA = 158, 0x1023, 18  # the system call by which Linux lends the matrix unit
-_SPINS = 4000  # looks at a barrier before the thread lets others run; some 50 microseconds
+_SPINS = 400  # looks at a barrier before the thread lets others run; some 10 to 20 microseconds
 
 
-def _instructions() -> str:
-    """The best integer products of this processor that the engine has: vnni, avx2 or portable."""
+# What a lesser processor lacks, by the instructions that HEADWAY_FORM names: features of LLVM by their beginnings.
+_LACKING = {
+    "amx": (),
+    "vnni": ("amx",),
+    "avx2": ("amx", "avx512", "avx10", "avxvnni", "avxifma", "avxneconvert", "evex512"),
+    "portable": ("amx", "avx", "fma", "f16c", "evex512", "vaes", "vpclmulqdq", "xop"),
+}
+
+
+def _features() -> dict[str, bool]:
+    """What the processor has, or as much of it as one of HEADWAY_FORM would. UserError for a form that it has not."""
+    found, form = dict(binding.get_host_cpu_features()), os.environ.get("HEADWAY_FORM")
+    if form is None:
+        return found
+    if form not in _LACKING:
+        raise UserError(f"HEADWAY_FORM={form} is no form of the engine; {nearest(form, _LACKING)}")
+    left = {name: has and not name.startswith(_LACKING[form]) for name, has in found.items()}
+    own = _form(found)
+    if _form(left) != form:
+        raise UserError(f"HEADWAY_FORM={form}: this processor has {own} at most; give that, a lesser one, or none")
+    if own != form:
+        config.CPU_FEATURES = ",".join(f"{'+' if has else '-'}{name}" for name, has in sorted(left.items()))
+    return left
+
+
+def _form(features: dict[str, bool]) -> str:
+    """The best products that the engine has for a processor of these features: amx, vnni, avx2 or portable."""
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return "portable"
-    found = binding.get_host_cpu_features()
-    if _is_wide() or found.get("avxvnni"):
+    if _is_wide(features) and features.get("amx-tile") and features.get("amx-int8"):
+        return "amx"
+    if _is_wide(features) or features.get("avxvnni"):
         return "vnni"
-    return "avx2" if found.get("avx2") else "portable"
+    return "avx2" if features.get("avx2") else "portable"
 
 
-def _is_wide() -> bool:
+def _is_wide(features: dict[str, bool]) -> bool:
     """Whether integer products come in registers of 64 bytes."""
-    found = binding.get_host_cpu_features()
-    return bool(found.get("avx512vnni") and found.get("avx512vl"))
+    return bool(features.get("avx512vnni") and features.get("avx512vl"))
 
 
-INSTRUCTIONS = _instructions()
-WIDE = INSTRUCTIONS == "vnni" and _is_wide()
-
-
-def _has_matrix_unit() -> bool:
-    """Whether the processor has a unit that multiplies tiles, and the system lets this process use it."""
-    found = binding.get_host_cpu_features()
-    if not (WIDE and platform.system() == "Linux" and found.get("amx-tile") and found.get("amx-int8")):
-        return False
-    return ctypes.CDLL(None).syscall(_ARCH_PRCTL, _REQUEST, _TILE_DATA) == 0
-
-
-HAS_MATRIX_UNIT = _has_matrix_unit()
-HAS_BF16_UNIT = HAS_MATRIX_UNIT and bool(binding.get_host_cpu_features().get("amx-bf16"))
+FEATURES = _features()
+INSTRUCTIONS = "vnni" if _form(FEATURES) == "amx" else _form(FEATURES)  # integer products of vectors
+WIDE = INSTRUCTIONS == "vnni" and _is_wide(FEATURES)
+# The system lends the matrix unit to a process that asks for it.
+HAS_MATRIX_UNIT = (
+    _form(FEATURES) == "amx"
+    and platform.system() == "Linux"
+    and ctypes.CDLL(None).syscall(_ARCH_PRCTL, _REQUEST, _TILE_DATA) == 0
+)
+HAS_BF16_UNIT = HAS_MATRIX_UNIT and FEATURES.get("amx-bf16", False)
+FORM = "amx" if HAS_MATRIX_UNIT else INSTRUCTIONS
 
 
 def _cache() -> Path | None:
@@ -70,7 +91,8 @@ def _cache() -> Path | None:
     numba looks at the file of a function to see whether its machine code is old, not at those it calls: with a name of
     their own for each state of the source, no old code can be found.
     """
-    digest = hashlib.sha256(f"{INSTRUCTIONS} {WIDE} {HAS_MATRIX_UNIT}".encode())
+    processor = (binding.get_host_cpu_name(), config.CPU_FEATURES, INSTRUCTIONS, WIDE, HAS_MATRIX_UNIT)
+    digest = hashlib.sha256(repr(processor).encode())
     for path in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(path.read_bytes())
     bases = [Path(__file__).parent / "__pycache__", Path.home() / ".cache" / "headway"]
@@ -87,28 +109,19 @@ def _cache() -> Path | None:
     return None
 
 
-_CACHE = _cache()
+CACHE = _cache()  # where machine code is kept
 
 
 def compiled(function: Any) -> Any:
     """Machine code without the interpreter's lock, kept on disk where a directory can be written."""
     options: dict[str, Any] = {"nogil": True, "fastmath": _FLAGS, "error_model": "numpy", "boundscheck": False}
-    if _CACHE is None:
+    if CACHE is None:
         return njit(**options)(function)
-    before, config.CACHE_DIR = config.CACHE_DIR, str(_CACHE)
+    before, config.CACHE_DIR = config.CACHE_DIR, str(CACHE)
     try:
         return njit(cache=True, **options)(function)
     finally:
         config.CACHE_DIR = before
-
-
-@contextmanager
-def announced(function: Any) -> Iterator[None]:
-    """Says so on stderr where the first call of a compiled function, within, has to compile it, before that begins."""
-    pattern = f"*.{function.py_func.__name__}-*.nbi"  # numba's files of machine code are named for what they hold
-    if not getattr(function, "signatures", None) and (_CACHE is None or not any(_CACHE.rglob(pattern))):
-        print(_MESSAGE, file=sys.stderr, flush=True)
-    yield
 
 
 # Sums may be made in any order, but NaN and infinity stay what they are: a broken weight must be seen.

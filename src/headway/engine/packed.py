@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from headway.config import to_dict
-from headway.engine.machine import announced
-from headway.engine.pool import pool
+from headway.engine.linked import Linked, announced
+from headway.engine.pool import most_threads, pool
 from headway.engine.products import ROOM, packed_product, unpack_rows
 from headway.engine.tiles import FP32, GROUP, INT4, INT8, TILE, TILE4, TILE8
 from headway.engine.tiling import pack_tiles
@@ -28,6 +28,7 @@ from headway.formats.tensorfile import read_tensors
 from headway.nn.models.embeds import TokenEmbed
 from headway.nn.parts.projection import Projection
 
+_PACK, _UNPACK, _PRODUCT = Linked(pack_tiles), Linked(unpack_rows), Linked(packed_product)
 CODES: dict[str, int] = {"fp32": FP32, "int8": INT8, "int4": INT4}
 
 
@@ -65,9 +66,9 @@ def pack(matrix: Float[Tensor, "R C"], form: Format) -> PackedMatrix:
     size, number = (TILE8, torch.int8) if form == "int8" else (TILE4, torch.uint8)
     codes, scales = torch.empty(tall, groups, size, dtype=number), torch.empty(tall, groups, TILE)
     fields = (CODES[form], whole.data_ptr(), rows, columns, codes.data_ptr(), scales.data_ptr())
-    threads = pool(torch.get_num_threads())
-    with announced(pack_tiles):
-        threads.run(lambda thread: pack_tiles(*fields, thread, threads.threads))
+    threads = pool(most_threads())
+    with announced(_PACK):
+        threads.run(lambda thread: _PACK(*fields, thread, threads.threads))
     return PackedMatrix(CODES[form], codes, scales, rows, columns)
 
 
@@ -110,6 +111,8 @@ class PackedTensor(torch.Tensor):
             return _linear(*args, **kwargs)
         if func is F.embedding and isinstance(args[1], PackedTensor):
             return look_up(args[1].packed, args[0])  # its other arguments are for training
+        if func is torch.Tensor.detach:  # below, torch would import its distributed tensors, which take 37 MB
+            return PackedTensor(args[0].packed)
         if torch.is_inference_mode_enabled() and func.__name__ not in ("__get__", "detach"):
             # Parts of a tensor that came from outside of this mode cannot be made below.
             args, kwargs = tree_map(_plain, args), tree_map(_plain, kwargs)
@@ -178,7 +181,7 @@ def look_up(packed: PackedMatrix, ids: Int[Tensor, "..."]) -> Float[Tensor, "...
     out = torch.empty(rows.numel(), packed.columns)
     fields = (packed.kind, *packed.addresses, rows.data_ptr(), rows.numel(), packed.columns)
     threads = _threads(rows.numel() * packed.columns)
-    threads.run(lambda thread: unpack_rows(*fields, out.data_ptr(), thread, threads.threads))
+    threads.run(lambda thread: _UNPACK(*fields, out.data_ptr(), thread, threads.threads))
     return out.view(*ids.shape, packed.columns)
 
 
@@ -206,13 +209,13 @@ def _product(packed: PackedMatrix, x: Float[Tensor, "B C"], bias: Tensor | None)
         packed.columns,
         batch,
     )
-    threads.run(lambda thread: packed_product(*fields, room.ctypes.data, threads.counter, thread, threads.threads))
+    threads.run(lambda thread: _PRODUCT(*fields, room.ctypes.data, threads.counter, thread, threads.threads))
     return y
 
 
 def _threads(work: int) -> Any:
     """One thread for what is done before a second would wake."""
-    return pool(torch.get_num_threads() if work > 1 << 16 else 1)
+    return pool(most_threads() if work > 1 << 16 else 1)
 
 
 VERSION = "2"

@@ -6,9 +6,12 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
 from types import FrameType
 
 import numpy as np
+import torch
 
 
 class Pool:
@@ -66,6 +69,52 @@ def _uninterrupted() -> Iterator[None]:
         signal.signal(signal.SIGINT, own)
     if noted:
         own(*noted[0])
+
+
+_GROUPS = Path("/sys/fs/cgroup")  # where Linux shows groups of processes, and what they may take
+
+
+def most_threads() -> int:
+    """torch's threads, or fewer where this process may not take so many cores' time: threads that meet at barriers all
+    wait while the system holds one of them back.
+    """
+    quota = _own_quota()
+    return torch.get_num_threads() if quota is None else max(1, min(torch.get_num_threads(), int(quota)))
+
+
+@cache
+def _own_quota() -> float | None:
+    return cpu_quota(_GROUPS, Path("/proc/self/cgroup"))
+
+
+def cpu_quota(groups: Path, own: Path) -> float | None:
+    """How many cores' time the groups named in `own` may take, shown in `groups` by version 1 or 2; None: no bound."""
+    found = []
+    try:
+        lines = own.read_text().splitlines()
+    except OSError:  # not Linux
+        return None
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        # Within a container the path may be that of the host, and what is shown begins at the container's own group.
+        for root in (groups / controllers, groups / "cpu") if controllers else (groups, groups / "unified"):
+            folder = root / path.strip("/")
+            found += [_quota(place) for place in (folder, *folder.parents) if place.is_relative_to(root)]
+    return min((quota for quota in found if quota is not None), default=None)
+
+
+def _quota(group: Path) -> float | None:
+    """Of one group, in cores."""
+    try:
+        if (group / "cpu.max").exists():
+            most, period = (group / "cpu.max").read_text().split()
+        else:
+            most, period = ((group / f"cpu.cfs_{name}_us").read_text().strip() for name in ("quota", "period"))
+        return None if most in ("max", "-1") else int(most) / int(period)
+    except (OSError, ValueError, ZeroDivisionError):
+        return None
 
 
 _POOLS: dict[int, Pool] = {}

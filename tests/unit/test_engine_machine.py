@@ -1,0 +1,207 @@
+"""What the engine takes of a machine: some of its cores, a lesser processor, compiled code without the compiler."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numba
+import numpy as np
+import pytest
+import torch
+
+from headway.engine import linked, pool
+from headway.engine.linked import CannotLinkError, Linked
+from headway.engine.machine import FORM, i64
+from processes import Program
+
+
+def group(folder: Path, **files: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        (folder / name.replace("__", ".")).write_text(content)
+
+
+def test_the_least_quota_of_nested_groups_counts(tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    own.write_text("0::/outer/inner\n")
+    groups = tmp_path / "groups"
+    group(groups)
+    group(groups / "outer", cpu__max="150000 100000\n")
+    group(groups / "outer/inner", cpu__max="max 100000\n")
+    assert pool.cpu_quota(groups, own) == 1.5
+    group(groups / "outer/inner", cpu__max="50000 100000\n")
+    assert pool.cpu_quota(groups, own) == 0.5
+
+
+def test_groups_of_version_1_have_a_quota_too(tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    own.write_text("5:memory:/jobs\n2:cpu,cpuacct:/jobs\n0::/\n")
+    for place in (tmp_path / "one/cpu,cpuacct/jobs", tmp_path / "two/cpu/jobs"):
+        group(place, cpu__cfs_quota_us="400000\n", cpu__cfs_period_us="100000\n")
+    assert pool.cpu_quota(tmp_path / "one", own) == 4
+    assert pool.cpu_quota(tmp_path / "two", own) == 4
+    group(tmp_path / "two/cpu/jobs", cpu__cfs_quota_us="-1\n")
+    assert pool.cpu_quota(tmp_path / "two", own) is None
+
+
+def test_a_container_shows_its_own_group_as_the_first(tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    own.write_text("0::/docker/0123\n")
+    group(tmp_path, cpu__max="200000 100000\n")
+    assert pool.cpu_quota(tmp_path, own) == 2
+
+
+@pytest.mark.parametrize("content", ["", "many 100000\n", "100000 0\n", "1 2 3\n"])
+def test_a_quota_that_says_nothing_is_none(content: str, tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    own.write_text("0::/\n")
+    group(tmp_path, cpu__max=content)
+    assert pool.cpu_quota(tmp_path, own) is None
+    assert pool.cpu_quota(tmp_path, tmp_path / "nowhere") is None
+
+
+@pytest.mark.parametrize(("quota", "threads"), [(None, 4), (0.5, 1), (1.9, 1), (2.0, 2), (64.0, 4)])
+def test_no_more_threads_than_the_quota_feeds(
+    quota: float | None, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    monkeypatch.setattr(pool, "_own_quota", lambda: quota)
+    assert pool.most_threads() == threads
+
+
+LESSER = """
+import os, sys
+import numba
+numba.config.CACHE_DIR = sys.argv[1]
+os.environ["HEADWAY_FORM"] = "avx2"
+import numpy as np
+from headway.engine import dots, machine, tiles
+assert (machine.FORM, machine.INSTRUCTIONS) == ("avx2", "avx2")
+assert not (machine.WIDE or machine.HAS_MATRIX_UNIT or machine.HAS_BF16_UNIT or dots._FULL)
+
+def add(x, y):
+    for i in range(4096):
+        y[i] += x[i]
+
+add = numba.njit(add)
+x, y = np.ones(4096, np.float32), np.ones(4096, np.float32)
+add(x, y)
+assert (y == 2).all()
+code = next(iter(add.inspect_asm().values()))
+assert "ymm" in code and "zmm" not in code
+"""
+
+
+@pytest.mark.skipif(FORM not in ("vnni", "amx"), reason="this processor is no better than the lesser one")
+def test_the_engine_runs_as_on_a_lesser_processor(tmp_path: Path) -> None:
+    program = Program(tmp_path, LESSER, str(tmp_path))
+    _, err = program.wait()
+    assert program.returncode == 0, err
+
+
+REFUSED = """
+import os
+from headway.errors import UserError
+for form in ("avx512", "{more}"):
+    os.environ["HEADWAY_FORM"] = form
+    try:
+        import headway.engine
+    except UserError as error:
+        print(error)
+"""
+
+
+def test_a_form_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    out, _ = Program(tmp_path, REFUSED.replace("{more}", "vnni" if FORM in ("avx2", "portable") else "vmx")).wait()
+    said = out.strip().splitlines()
+    assert len(said) == 2
+    assert all(line.startswith("HEADWAY_FORM=") for line in said)
+
+
+LIGHT = """
+import sys
+import torch
+from headway.engine.packed import PackedMatrix, PackedTensor, parameter_of
+from headway.engine.tiles import INT8, TILE8
+from headway.formats.native import named_tensors
+
+module = torch.nn.Module()
+packed = PackedMatrix(INT8, torch.zeros(1, 1, TILE8, dtype=torch.int8), torch.ones(1, 1, 16), 16, 64)
+module.weight = parameter_of(PackedTensor(packed))
+module.eval().requires_grad_(False)
+assert [tensor.packed is packed for _, tensor in named_tensors(module)] == [True]
+assert isinstance(module.weight.detach(), PackedTensor)
+heavy = {"torch.distributed.tensor", "sympy", "scipy.linalg", "numba.np.linalg"} & set(sys.modules)
+assert not heavy, heavy
+"""
+
+
+def test_packed_weights_import_nothing_large(tmp_path: Path) -> None:
+    program = Program(tmp_path, LIGHT)
+    _, err = program.wait()
+    assert program.returncode == 0, err
+
+
+def _fill(table: np.ndarray, floats: np.ndarray, out: int, start: int) -> None:
+    place = i64(out)
+    for n in range(table.shape[0]):
+        place[n] = table[n, 1] + start if floats[n, 0] > 0 else -start
+
+
+_fill.__module__ = "headway.filling"  # by which names of machine code are known for ours
+
+
+@pytest.fixture(scope="module")
+def fill() -> Any:
+    return numba.njit(nogil=True)(_fill)
+
+
+def filled(function: Callable[..., None]) -> list[int]:
+    table, out = np.arange(12, dtype=np.int64).reshape(4, 3), np.zeros(4, np.int64)
+    floats = np.array([[1.0], [-1.0], [0.5], [0.0]])
+    function(table[1:], floats[1:], out.ctypes.data, 100)
+    return out.tolist()
+
+
+def test_compiled_code_is_linked_without_the_compiler(
+    fill: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(linked, "CACHE", tmp_path)
+    wanted = [-100, 107, -100, 0]
+    assert filled(Linked(fill)) == wanted
+    assert [path.name for path in tmp_path.iterdir()] == ["headway.filling._fill.object"]
+    alone = Linked(SimpleNamespace(py_func=_fill))  # nothing that could compile
+    assert filled(alone) == wanted
+    assert filled(alone) == wanted
+
+
+@pytest.mark.parametrize("place", [0, 40, 700, -1])
+def test_damaged_code_is_not_run(fill: Any, place: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linked, "CACHE", tmp_path)
+    filled(Linked(fill))
+    path = tmp_path / "headway.filling._fill.object"
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(AttributeError, match="compile"):  # it would be compiled anew, by nobody
+        filled(Linked(SimpleNamespace(py_func=_fill)))
+    path.write_bytes(data[:20])
+    assert filled(Linked(fill)) == [-100, 107, -100, 0]
+
+
+def test_objects_of_other_kinds_are_left_to_the_compiler(
+    fill: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(linked, "CACHE", tmp_path)
+    filled(Linked(fill))
+    data = (tmp_path / "headway.filling._fill.object").read_bytes()[32:]
+    with pytest.raises(CannotLinkError, match="ELF"):
+        linked._image(b"MZ" + data[2:])
+    with pytest.raises(CannotLinkError, match="processor"):
+        linked._image(data[:18] + struct.pack("<H", 8) + data[20:])
+    with pytest.raises(CannotLinkError, match="is not in this process"):
+        linked._image(data.replace(b"Py_IncRef", b"Py_Infreq"))
