@@ -26,6 +26,7 @@ Told = tuple[Float[Tensor, "B C"], Any]  # the logits after these symbols, and w
 Course = Generator[Next, Told, R]
 
 
+@torch.inference_mode()
 def follow(model: Generative, course: Course[R]) -> R:
     """What comes of one course."""
     try:
