@@ -70,8 +70,8 @@ async def load(port: int, clients: int, texts: list[str]) -> float:
     return time.perf_counter() - started
 
 
-def wait(port: int) -> None:
-    while True:
+def wait(program: subprocess.Popen[str], port: int) -> None:
+    while program.poll() is None:
         try:
             socket.create_connection(("127.0.0.1", port)).close()
             return
@@ -95,7 +95,7 @@ def main() -> None:
     program = served(args.model, port)
     texts, ours, theirs = sentences(args.count), [], []
     try:
-        wait(port)
+        wait(program, port)
         asyncio.run(load(port, args.clients, texts[: 2 * args.clients]))  # loads, and warms up
         for _ in range(args.repeats):
             used = cpu_of(program)
