@@ -29,14 +29,26 @@ from whisper_models import (
 
 from headway.app.cli.main import main
 from headway.app.model import Model
-from headway.domains.audio import SubtitleLines, Transcriber, Transcribing, Transcription, Word, written
+from headway.domains.audio import (
+    TOGETHER,
+    SubtitleLines,
+    Telling,
+    Transcriber,
+    Transcribing,
+    Transcription,
+    Word,
+    tell_on,
+    written,
+)
 from headway.domains.audio.listener import WhisperRule, WhisperTokens, compression_ratio, parts
 from headway.domains.audio.mel import RATE, log_mel
-from headway.domains.audio.transcribe import Segment
+from headway.domains.audio.sound import open_sound
+from headway.domains.audio.transcribe import Segment, tell_all
 from headway.domains.audio.words import align, merged, split_words, warp
 from headway.engine import Engine, Format, quantise
 from headway.errors import ConfigError, UserError
 from headway.formats.open import Opened
+from headway.generate.courses import follow
 from headway.layout import Layout
 from headway.nn.models import EncoderDecoder
 
@@ -170,6 +182,47 @@ def test_a_random_model_comes_to_an_end_and_repeats_itself_only_by_seed() -> Non
     assert sum(told.values()) == pytest.approx(1)
 
 
+def test_sounds_told_together_are_those_told_alone_whenever_they_join() -> None:
+    """Languages that are detected, texts before, beams and draws; a sound that fails costs the others nothing."""
+    real = model(3)
+    engine = Engine(real, threads=1)
+    hows = [{"beam": 2, "temperatures": (0.0, 1.0)}, {"language": "de", "beam": 3, "initial": "So"}, {"words": True}]
+    by = [
+        Transcriber(real, engine, codec(), USAGE, Transcribing(**{"vad": False, "best_of": 2, **how})) for how in hows
+    ]
+    sounds = [open_sound(noise(length * RATE // 2, seed)) for seed, length in enumerate((3, 5, 2))]
+    alone = [each.transcribe(sound) for each, sound in zip(by, sounds)]
+    going = [Telling(by[0], sounds[0])]
+
+    def fails(done: float, whole: float) -> None:
+        raise UserError("it is not whole; make it again")
+
+    broken = Telling(by[0], sounds[0], fails)
+    for join in (Telling(by[1], sounds[1]), Telling(by[2], sounds[2]), broken):
+        for _ in range(7):
+            tell_on(going)
+        going.append(join)
+    assert not any(telling.ended for telling in going)
+    while not all(telling.ended for telling in going):
+        tell_on(going)
+    assert [telling.transcription() for telling in going[:3]] == alone
+    assert len({found.text for found in alone}) == 3
+    with pytest.raises(UserError, match="not whole"):
+        list(broken)
+
+
+def test_several_sounds_are_those_one_by_one_and_what_fails_is_named(tmp_path: Path) -> None:
+    real = model(3)
+    config = Transcribing("en", beam=2, temperatures=(0.0,), vad=False)
+    by = Transcriber(real, Engine(real, threads=1), codec(), USAGE, config)
+    sounds = [noise(RATE + 1000 * seed, seed) for seed in range(TOGETHER + 2)]
+    alone = [by.transcribe(sound) for sound in sounds]
+    failed: dict[int, UserError] = {}
+    missing = tmp_path / "missing.wav"
+    assert tell_all(by, [*sounds[:1], missing, *sounds[1:], noise(10)], failed) == alone
+    assert sorted(failed) == [1, len(sounds) + 1]
+
+
 @pytest.mark.parametrize("form", ["fp32", "int8"])
 def test_the_engine_writes_what_torch_writes(form: Format) -> None:
     """Tasks, the text before, beams that share a memory, and draws."""
@@ -178,7 +231,9 @@ def test_the_engine_writes_what_torch_writes(form: Format) -> None:
     engine = Engine(real, threads=1)
     sides = [Transcriber(real, side, codec(), USAGE, Transcribing("de", beam=3)) for side in (real, engine)]
     ours = engine.hear(log_mel(noise(RATE), BANDS)[None], Layout.full(1, 100))
-    first, second = (side.listener.write(ours, tuple(b" before"), side.config) for side in sides)
+    first, second = (
+        follow(side.listener.generator, side.listener.writing(ours, tuple(b" before"), side.config)) for side in sides
+    )
     assert first.ids == second.ids
     assert first.logprob == pytest.approx(second.logprob, abs=0.03 if form == "int8" else 1e-4)
     assert first.silence == pytest.approx(second.silence, abs=1e-2)

@@ -15,12 +15,13 @@ from headway.generate import (
     Sampling,
     SearchConfig,
     beam_search,
-    draw_on,
+    drawing,
     score_ids,
     score_targets,
-    search_on,
+    searching,
     translate_ids,
 )
+from headway.generate.courses import follow
 from headway.generate.prompts import make_prompt
 from headway.generate.search import largest
 from headway.layout import Layout
@@ -229,7 +230,7 @@ def test_a_rule_forbids_before_probabilities_are_made() -> None:
         logits, decoding = model.start(prompt, 20)
         wanted = logits.clone()
         wanted[:, forbidden] = -torch.inf
-        found = search_on(model, logits, decoding, [1], END, SearchConfig(beam=1), rule=rule)
+        found = follow(model, searching(logits, decoding, [1], END, SearchConfig(beam=1), rule=rule))
     assert found[0][0].log_probability == pytest.approx(float(wanted.log_softmax(-1).max()), abs=1e-5)
 
 
@@ -251,7 +252,7 @@ def test_texts_are_drawn_by_their_seed_and_under_a_rule() -> None:
     def drawn(seed: int) -> list[Hypothesis]:
         with torch.inference_mode():
             logits, decoding = model.start(prompt, 20)
-            return draw_on(model, logits, decoding, 4, 6, (END,), Sampling(1.0, seed=seed), rule)
+            return follow(model, drawing(logits, decoding, 4, 6, (END,), Sampling(1.0, seed=seed), rule))
 
     found = drawn(1)
     assert found == drawn(1) != drawn(2)

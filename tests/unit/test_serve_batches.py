@@ -39,9 +39,9 @@ class Doubling:
         return [2 * item for item in items]
 
 
-def in_batcher(work: Callable[[Batcher], Awaitable[T]], most: int = 4, waiting: int = 100) -> T:
+def in_batcher(work: Callable[[Batcher], Awaitable[T]], most: int = 4, waiting: int = 100, courses: int = 8) -> T:
     async def inside() -> T:
-        batcher = Batcher("numbers", most, waiting)
+        batcher = Batcher("numbers", most, waiting, courses)
         try:
             return await work(batcher)
         finally:
@@ -120,6 +120,52 @@ def test_who_has_left_is_left_out_and_too_many_are_refused() -> None:
 
     in_batcher(work, waiting=3)
     assert double.calls == [[1], [2, 4]]
+
+
+def test_courses_go_on_together_and_who_comes_later_joins_them() -> None:
+    calls: list[list[str]] = []
+    left = {"a": 3, "b": 2, "c": 2, "d": 1}
+    begun = threading.Event()
+
+    def go_on(names: list[str]) -> list[str | None]:
+        calls.append(list(names))
+        begun.wait(10)
+        for name in names:
+            left[name] -= 1
+        return [None if left[name] else name.upper() for name in names]
+
+    async def work(batcher: Batcher) -> list[str]:
+        tasks = [asyncio.create_task(batcher.follow(go_on, "courses", name)) for name in "a"]
+        await asyncio.sleep(0)
+        tasks += [asyncio.create_task(batcher.follow(go_on, "courses", name)) for name in "bcd"]
+        await asyncio.sleep(0)
+        assert batcher.state() == {"under_way": 1, "waiting": 3}
+        begun.set()
+        return await asyncio.gather(*tasks)
+
+    assert in_batcher(work, courses=3) == ["A", "B", "C", "D"]
+    assert [sorted(names) for names in calls] == [["a"], ["a", "b", "c"], ["a", "b", "c"], ["d"]]
+
+
+def test_a_course_whose_asker_has_left_makes_room() -> None:
+    calls: list[list[str]] = []
+
+    def go_on(names: list[str]) -> list[str | None]:
+        calls.append(list(names))
+        return [None if name == "endless" else name for name in names]
+
+    async def work(batcher: Batcher) -> str:
+        endless = asyncio.create_task(batcher.follow(go_on, "courses", "endless"))
+        second = asyncio.create_task(batcher.follow(go_on, "courses", "second"))
+        while len(calls) < 3:
+            await asyncio.sleep(0.001)
+        assert not second.done()
+        endless.cancel()
+        return await second
+
+    assert in_batcher(work, courses=1) == "second"
+    with pytest.raises(FullError, match="0 requests wait for numbers"):
+        in_batcher(lambda batcher: batcher.follow(go_on, "courses", "second"), waiting=0)
 
 
 def test_an_end_cancels_those_who_wait() -> None:

@@ -6,6 +6,7 @@ import io
 import json
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
@@ -101,6 +102,16 @@ def test_a_transcript_is_that_of_the_model_here(url: str, folder: Path, tmp_path
         remote.transcribe(sound, "xx")
     with pytest.raises(UserError, match=r"nothing\.wav cannot be read"):
         remote.transcribe("nothing.wav")
+
+
+def test_transcripts_of_several_clients_at_once(url: str, folder: Path, tmp_path: Path) -> None:
+    sounds = [tmp_path / f"{seed}.wav" for seed in range(3)]
+    for seed, sound in enumerate(sounds):
+        soundfile.write(sound, whisper_models.noise(8000 + 6000 * seed, seed).numpy(), 16000)
+    here, remote = hw.load(folder / "drawn", backend="torch"), hw.connect(url, KEY, "drawn")
+    wanted = [here.transcribe(sound, "de", vad=True) for sound in sounds]
+    with ThreadPoolExecutor(len(sounds)) as clients:
+        assert list(clients.map(lambda sound: remote.transcribe(sound, "de"), sounds)) == wanted
 
 
 def test_what_cannot_be_connected_to_is_one_line(url: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,27 @@ from headway.serve.tools import Toolbox, delta, format_of, told
 HERMES = "{% if tools %}{{ tools }}<tool_call>{% endif %}"
 LLAMA = '{% if tools %}{{ tools }}{"name": , "parameters": }<|python_tag|>{% endif %}'
 MISTRAL = "{% if tools %}{{ tools }}[TOOL_CALLS]{% endif %}"
+# As the published templates write an earlier call, without what stands around it.
+DEVSTRAL = (
+    "{% if tools %}[AVAILABLE_TOOLS]{{ tools | tojson }}[/AVAILABLE_TOOLS]{% endif %}{% for c in message.tool_calls %}"
+    "{{- '[TOOL_CALLS]' + c.function.name + '[ARGS]' + c.function.arguments | tojson }}{% endfor %}"
+)
+SMALL = DEVSTRAL.replace("'[ARGS]'", "'[CALL_ID]' + c.id + '[ARGS]'")
+CODER = (
+    "{% if tools %}{{ tools }}{% endif %}{% for c in message.tool_calls %}{{- '\\n<tool_call>\\n<function=' + c.name + "
+    "'>\\n' }}{% for name, value in c.arguments | items %}{{- '<parameter=' + name + '>\\n' }}{{ value }}"
+    "{{- '\\n</parameter>\\n' }}{% endfor %}{{- '</function>\\n</tool_call>' }}{% endfor %}"
+)
+V3 = (
+    "{% for tool in message['tool_calls'] %}{{'<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>' + tool['type'] + "
+    "'<｜tool▁sep｜>' + tool['function']['name'] + '\\n' + '```json' + '\\n' + tool['function']['arguments'] + '\\n' + "
+    "'```' + '<｜tool▁call▁end｜>'}}{% endfor %}{{'<｜tool▁calls▁end｜>'}}"
+)
+V31 = (
+    "{% for tool in message['tool_calls'] %}{{'<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>'+ tool['function']['name']"
+    " + '<｜tool▁sep｜>' + tool['function']['arguments'] + '<｜tool▁call▁end｜>'}}{% endfor %}"
+    "{{'<｜tool▁calls▁end｜>'}}"
+)
 CITY = {
     "type": "object",
     "properties": {"city": {"type": "string", "maxLength": 9}, "days": {"type": "integer", "minimum": 1, "maximum": 5}},
@@ -59,6 +80,14 @@ def cut(text: str, seed: int, marks: dict[str, int]) -> list[tuple[str, int | No
 CALL = '{"name": "weather", "arguments": {"city": "Ulm"}}'
 ULM = ("weather", {"city": "Ulm"})
 TRAP = 'a </tool_call> <tool_call> [TOOL_CALLS] "quoted" \\ {'
+NOW = ("clock", {})
+ARGUED = json.dumps({"city": f"{TRAP} [ARGS] <｜tool▁call▁end｜> <｜tool▁sep｜>"}, ensure_ascii=False)
+TRAPS = ("weather", json.loads(ARGUED))
+CODED = "<tool_call>\n<function=weather>\n<parameter=city>\n{}\n</parameter>\n</function>\n</tool_call>"
+TAGS = "a </parameter> or\n</parameter>\n and </function> </tool_call> and <parameter=days>\n"
+DAYS = "<parameter=days>\n3\n</parameter>\n"
+BEGIN, END = "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>", "<｜tool▁call▁end｜><｜tool▁calls▁end｜>"
+NEXT, FENCED = "<｜tool▁call▁end｜>\n<｜tool▁call▁begin｜>", "function<｜tool▁sep｜>clock\n```json\n{}\n```"
 TRAPPED = json.dumps({"name": "weather", "arguments": {"city": TRAP}})
 
 
@@ -91,6 +120,21 @@ TRAPPED = json.dumps({"name": "weather", "arguments": {"city": TRAP}})
         (LLAMA, ' {"answer": 42} and more ', ' {"answer": 42} and more ', []),
         (LLAMA, 'Yes: {"name": "clock", "parameters": {}}', 'Yes: {"name": "clock", "parameters": {}}', []),
         (LLAMA, '<|python_tag|>brave.call("x")', 'brave.call("x")', []),
+        (DEVSTRAL, '[TOOL_CALLS]weather[ARGS]{"city": "Ulm"}', "", [ULM]),
+        (DEVSTRAL, f"I see[TOOL_CALLS]weather[ARGS]{ARGUED}", "I see", [TRAPS]),
+        (DEVSTRAL, '[TOOL_CALLS]weather[ARGS]{"city": ', 'weather[ARGS]{"city": ', []),
+        (DEVSTRAL, "[TOOL_CALLS]wheather[ARGS]{} so", "wheather[ARGS]{} so", []),
+        (SMALL, '[TOOL_CALLS]weather[CALL_ID]a1B2c3D4e[ARGS]{"city": "Ulm"}', "", [ULM]),
+        (CODER, CODED.format("Ulm"), "", [ULM]),
+        (CODER, f"So:\n{CODED.format(TAGS)}\n{CODED.format('Ulm')}", "So:", [("weather", {"city": TAGS}), ULM]),
+        (CODER, f"<tool_call>\n<function=weather>\n{DAYS}</function>\n</tool_call>", "", [("weather", {"days": 3})]),
+        (CODER, "<tool_call>\n<function=clock>\n</function>\n", "", [NOW]),
+        (CODER, "<tool_call>\n<function=clock>\nnow</function></tool_call>", None, []),
+        (CODER, "<tool_call> the <function= mark", None, []),
+        (V3, f"Yes.{BEGIN}function<｜tool▁sep｜>clock\n```json\n{{}}\n```{END}", "Yes.", [NOW]),
+        (V3, f"{BEGIN}function<｜tool▁sep｜>weather\n```json\n{ARGUED}\n```{NEXT}{FENCED}{END}", "", [TRAPS, NOW]),
+        (V31, f"{BEGIN}weather<｜tool▁sep｜>{ARGUED}{NEXT}clock<｜tool▁sep｜>{{}}{END}", "", [TRAPS, NOW]),
+        (V31, "<｜tool▁call▁begin｜>weather<｜tool▁sep｜>[1]", None, []),
     ],
 )
 def test_calls_are_read_in_any_pieces(
@@ -102,6 +146,27 @@ def test_calls_are_read_in_any_pieces(
         reader = tools.reader()
         assert reader is not None
         assert read(reader, cut(text, seed, marks)) == (text if said is None else said, calls)
+
+
+def test_marks_that_are_special_symbols_are_so_alone() -> None:
+    """Several calls, and the same marks as texts, which are data."""
+    special = ("[TOOL_CALLS]", "[ARGS]", "<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "<｜tool▁call▁end｜>")
+    codec = train_codec("byte", ["any"], special=("<|end|>", *special))
+    for template, calls in (
+        (DEVSTRAL, [["[TOOL_CALLS]", "weather", "[ARGS]", ARGUED], ["[TOOL_CALLS]", "clock", "[ARGS]", "{}"]]),
+        (
+            V31,
+            [[special[2], name, special[3], said, special[4]] for name, said in (("weather", ARGUED), ("clock", "{}"))],
+        ),
+        (V3, [[special[2], "function", special[3], "clock\n```json\n{}\n```", special[4]]]),
+    ):
+        tools = Toolbox(codec, template, TOOLS)
+        reader = tools.reader()
+        assert reader is not None
+        pieces = ["The [TOOL_CALLS] and <｜tool▁call▁begin｜>.", *(part for call in calls for part in call)]
+        symbols = [("", codec.token(part)) if part in special else (part, None) for part in pieces]
+        wanted = [TRAPS, NOW][-len(calls) :]
+        assert read(reader, symbols) == ("The [TOOL_CALLS] and <｜tool▁call▁begin｜>.", wanted)
 
 
 def test_no_more_is_held_back_than_may_be_a_mark(codec: TokenizerCodec) -> None:
@@ -139,7 +204,7 @@ def walk(codec: TokenizerCodec, tools: Toolbox, seed: int) -> list[int] | None:
     return None
 
 
-@pytest.mark.parametrize("template", [HERMES, LLAMA, MISTRAL])
+@pytest.mark.parametrize("template", [HERMES, LLAMA, MISTRAL, DEVSTRAL, SMALL, V3, V31])
 @pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "weather"}}])
 def test_a_call_that_is_required_comes(codec: TokenizerCodec, template: str, choice: Any) -> None:
     """What a model that knows nothing writes is a call that is read, with arguments of their schema."""
@@ -200,6 +265,12 @@ def test_strict_tools_are_held_to_where_a_call_is_free(
     assert not allowed_to_end(codec, tools, good[: len(good) - len(after) - 1])
 
 
+def test_plain_arguments_are_held_to_no_schema(codec: TokenizerCodec) -> None:
+    assert Toolbox(codec, CODER, TOOLS).rule() is None
+    with pytest.raises(UserError, match="held to no schema"):
+        Toolbox(codec, CODER, TOOLS, "required").rule()
+
+
 def test_free_and_forbidden_calls_have_no_rule(codec: TokenizerCodec) -> None:
     assert Toolbox(codec, HERMES, TOOLS).rule() is None
     none = Toolbox(codec, "no template", TOOLS, "none")
@@ -238,8 +309,8 @@ def test_a_schema_that_cannot_be_held_to_is_refused_by_the_tool(codec: Tokenizer
     [
         ("{{ messages }}", "takes no tools"),
         ("{{ tools }}", "in a format that is not known"),
-        ("{{ tools }}<tool_call><function=x>", "'<function='"),
-        ("{{ tools }}[TOOL_CALLS]x[ARGS]", "'\\[ARGS\\]'"),
+        ("{{ tools }}<tool_call>x<arg_key>", "'<arg_key>'"),
+        ("{{ tools }}<|channel|>", "channel"),
     ],
 )
 def test_other_formats_are_refused_by_name(codec: TokenizerCodec, template: str, said: str) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from headway.lazily import lazily
 
 if TYPE_CHECKING:
+    from headway.generate.courses import Course, Next, Told, step_together
     from headway.generate.sampling import GREEDY, Sampler, Sampling
     from headway.generate.scheduler import FullError, Request, Rule, Said, Scheduler, SchedulerState
     from headway.generate.score import Nats, score_ids, score_targets, strided_nats
@@ -15,8 +16,8 @@ if TYPE_CHECKING:
         Hypothesis,
         SearchConfig,
         beam_search,
-        draw_on,
-        search_on,
+        drawing,
+        searching,
         translate_ids,
     )
     from headway.generate.session import Completion, Event, Limits, Session
@@ -26,11 +27,13 @@ __all__ = [
     "GREEDY",
     "Completion",
     "Constraint",
+    "Course",
     "Event",
     "FullError",
     "Hypothesis",
     "Limits",
     "Nats",
+    "Next",
     "Request",
     "Rule",
     "Said",
@@ -40,18 +43,21 @@ __all__ = [
     "SchedulerState",
     "SearchConfig",
     "Session",
+    "Told",
     "beam_search",
     "check_draft",
-    "draw_on",
+    "drawing",
     "score_ids",
     "score_targets",
-    "search_on",
+    "searching",
+    "step_together",
     "strided_nats",
     "translate_ids",
 ]
 lazily(
     __name__,
     {
+        ".courses": ("Course", "Next", "Told", "step_together"),
         ".sampling": ("GREEDY", "Sampler", "Sampling"),
         ".scheduler": ("FullError", "Request", "Rule", "Said", "Scheduler", "SchedulerState"),
         ".score": ("Nats", "score_ids", "score_targets", "strided_nats"),
@@ -60,8 +66,8 @@ lazily(
             "Hypothesis",
             "SearchConfig",
             "beam_search",
-            "draw_on",
-            "search_on",
+            "drawing",
+            "searching",
             "translate_ids",
         ),
         ".session": ("Completion", "Event", "Limits", "Session"),

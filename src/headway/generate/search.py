@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from headway.errors import ConfigError, UserError
+from headway.generate.courses import Course, Next, follow
 from headway.generate.prompts import (
     Ids,
     batches,
@@ -114,11 +115,10 @@ def beam_search(
             f"a prompt and its limit make {capacity} symbols, over the context of {context}; lower the limit"
         )
     with evaluating(model):
-        return search_on(model, *model.start(prompt, capacity), limits, end, config, suppressed)
+        return follow(model, searching(*model.start(prompt, capacity), limits, end, config, suppressed))
 
 
-def search_on(
-    model: Generative,
+def searching(
     logits: Float[Tensor, "M C"],
     decoding: Any,
     limits: Sequence[int],
@@ -126,7 +126,7 @@ def search_on(
     config: SearchConfig = SearchConfig(),
     suppressed: Sequence[int] = (),
     rule: Constraint | None = None,
-) -> list[list[Hypothesis]]:
+) -> Course[list[list[Hypothesis]]]:
     """`beam_search` from where a generation stands, which has room for the `limits`; `rule` is asked at every step.
 
     The logits are used up; with a beam of 1, so are the decoding's positions from here on.
@@ -139,7 +139,7 @@ def search_on(
         symbols, decoding = search.advance(logits, decoding)
         if search.sentences == 0:
             return search.results()
-        logits, decoding = model.step(symbols, decoding)
+        logits, decoding = yield Next(symbols, decoding)
 
 
 class _Search:
@@ -339,8 +339,7 @@ def translate_ids(
     return results
 
 
-def draw_on(
-    model: Generative,
+def drawing(
     logits: Float[Tensor, "1 C"],
     decoding: Any,
     count: int,
@@ -348,7 +347,7 @@ def draw_on(
     ends: Collection[int],
     sampling: Sampling,
     rule: Constraint,
-) -> list[Hypothesis]:
+) -> Course[list[Hypothesis]]:
     """`count` continuations of at most `limit` symbols from where a generation stands, the likeliest a symbol first.
 
     Their scores are the mean log p of a symbol, the end included, at temperature 1 and under the rule.
@@ -372,7 +371,7 @@ def draw_on(
                 found[row] = _made(history[row, :step], totals[row], True)
         if all(found) or step + 1 == limit:
             break
-        logits, decoding = model.step(chosen, decoding)
+        logits, decoding = yield Next(chosen, decoding)
     whole = [one or _made(history[row, : step + 1], totals[row], False) for row, one in enumerate(found)]
     return sorted(whole, key=lambda one: -one.score)
 

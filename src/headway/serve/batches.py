@@ -36,11 +36,12 @@ class Batcher:
     left out. Those of another kind have their turn in the order in which they came.
     """
 
-    def __init__(self, name: str, most: int = 64, waiting: int = 256) -> None:
-        """`name` is the model's; at most `waiting` requests wait."""
+    def __init__(self, name: str, most: int = 64, waiting: int = 256, courses: int = 8) -> None:
+        """`name` is the model's; at most `waiting` requests wait, and `courses` of many calls are under way."""
         self._name, self._most, self._waiting = name, most, waiting
         self._thread = ThreadPoolExecutor(1, f"headway-{name}")
         self._queue: deque[_Asked] = deque()
+        self._courses, self._kept_waiting = asyncio.Semaphore(courses), 0
         self._called: list[tuple[_Asked, list[Any]]] = []
         self._serving: asyncio.Task[None] | None = None
 
@@ -50,13 +51,28 @@ class Batcher:
 
         FullError where too many wait. A UserError of `call` goes to the request whose items it raises it for.
         """
-        if len(self._queue) >= self._waiting:
-            raise FullError(f"{len(self._queue)} requests wait for {self._name}; ask again later")
-        asked = _Asked(call, kind, list(items), asyncio.get_running_loop().create_future())
-        self._queue.append(asked)
-        if self._serving is None:
-            self._serving = asyncio.create_task(self._serve())
-        return await asked.done
+        self._check_room()
+        return await self._put(call, kind, items)
+
+    async def follow(self, call: Callable[[list[T]], Sequence[R | None]], kind: Hashable, item: T) -> R:
+        """What becomes of something that takes many calls. Each `call` goes on with several of this `kind` for a while,
+        and gives None for those that have not ended; who comes meanwhile goes along from the next one.
+
+        At most `courses` are under way, as each keeps what it knows; the others wait. FullError as of `ask`.
+        """
+        self._check_room()
+        self._kept_waiting += 1
+        try:
+            await self._courses.acquire()
+        finally:
+            self._kept_waiting -= 1
+        try:
+            while True:
+                [found] = await self._put(call, kind, [item])
+                if found is not None:
+                    return found
+        finally:
+            self._courses.release()
 
     async def run(self, job: Callable[[], R]) -> R:
         """What `job` gives, in the model's thread, in its turn and alone. FullError as of `ask`."""
@@ -65,7 +81,7 @@ class Batcher:
 
     def state(self) -> dict[str, int]:
         """How many requests are under way, and how many wait."""
-        return {"under_way": len(self._called), "waiting": len(self._queue)}
+        return {"under_way": len(self._called), "waiting": len(self._queue) + self._kept_waiting}
 
     def close(self) -> None:
         """End the thread, once what it does is done; who waits is cancelled."""
@@ -74,11 +90,24 @@ class Batcher:
         self._queue.clear()
         self._thread.shutdown(wait=False)
 
+    def _check_room(self) -> None:
+        waiting = self.state()["waiting"]
+        if waiting >= self._waiting:
+            raise FullError(f"{waiting} requests wait for {self._name}; ask again later")
+
+    async def _put(self, call: Callable[[list[T]], Sequence[R]], kind: Hashable, items: Sequence[T]) -> list[R]:
+        asked = _Asked(call, kind, list(items), asyncio.get_running_loop().create_future())
+        self._queue.append(asked)
+        if self._serving is None:
+            self._serving = asyncio.create_task(self._serve())
+        return await asked.done
+
     async def _serve(self) -> None:
         while called := self._next():
             self._called = called
             await self._answer(called)
             self._queue.extend(asked for asked, _ in called if not asked.done.done())
+            await asyncio.sleep(0)  # those who ask again do so now, and go along with those who came meanwhile
         self._called, self._serving = [], None
 
     def _next(self) -> list[tuple[_Asked, list[Any]]]:

@@ -1,7 +1,9 @@
 """How published models write calls of tools, and the calls that are read from what they write.
 
 Hermes and Qwen put a JSON object between <tool_call> and </tool_call>, Mistral a list of them behind [TOOL_CALLS],
-Llama 3 an object with name and parameters at the start of an answer or behind <|python_tag|>.
+Llama 3 an object with name and parameters at the start of an answer or behind <|python_tag|>. Newer ones of Mistral
+and those of DeepSeek write the name and then the arguments as JSON, with marks between them; Qwen3-Coder writes each
+argument as plain text between marks of its own.
 """
 
 from __future__ import annotations
@@ -9,8 +11,8 @@ from __future__ import annotations
 import json
 import re
 import secrets
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import msgspec
@@ -22,6 +24,9 @@ class CallFormat:
 
     `opening` and `closing` are texts; where they are special symbols, which no text shows, `opening_symbol` and
     `closing_symbol` are their ids. `listed` calls are in one list. `bare` ones may stand at the start of an answer.
+    `named` ones are no JSON objects: behind the texts of `prefix` stands the name, in some an id behind `middle_id`,
+    then the arguments behind `middle`, and `suffix`; those without a `middle` are written as Qwen3-Coder does. `inner`
+    has the special symbols among these marks, by their texts. `around` stands around all calls and says nothing.
     """
 
     opening: str
@@ -31,6 +36,13 @@ class CallFormat:
     bare: bool = False
     opening_symbol: int | None = None
     closing_symbol: int | None = None
+    named: bool = False
+    prefix: Sequence[str] = ()
+    middle: str = ""
+    middle_id: str = ""
+    suffix: str = ""
+    around: Sequence[str] = ()
+    inner: Mapping[str, int] = field(default_factory=dict)
 
 
 class ToolCall(NamedTuple):
@@ -51,6 +63,9 @@ def calls_grammar(form: CallFormat, tools: Sequence[tuple[str, dict[str, Any]]],
     bodies = []
     for i, (name, schema) in enumerate(tools):
         lines.append(f"arguments{i}: %json {json.dumps(schema)}")
+        if form.named:
+            bodies.append(_named(form, name, f"arguments{i}"))
+            continue
         before = json.dumps(f'{{"name": {json.dumps(name)}, "{form.arguments}": ')
         bodies.append(f'{before} arguments{i} "}}"')
     lines.append(f"object: {' | '.join(bodies)}")
@@ -64,6 +79,9 @@ def calls_grammar(form: CallFormat, tools: Sequence[tuple[str, dict[str, Any]]],
         others = '(", " object)*' if parallel else ""
         lines.append(f'list: {opening} " "? "[" object {others} "]"')
         return "\n".join([f"start: {'list' if required else 'TEXT | TEXT list'}", *lines])
+    if form.named:
+        lines.append(f"call: {opening} object {closing if form.closing else ''}")
+        return "\n".join([f"start: {'' if required else 'TEXT | TEXT '}call{'+' if parallel else ''}", *lines])
     lines.append(f'call: {opening} "\\n" object "\\n" {closing}')
     if required:
         return "\n".join([f"start: call{' (NEXT call)*' if parallel else ''}", 'NEXT: "\\n"', *lines])
@@ -78,6 +96,15 @@ def _mark(text: str, symbol: int | None) -> str:
     return json.dumps(text) if symbol is None else f"<[{symbol}]>"
 
 
+def _named(form: CallFormat, name: str, arguments: str) -> str:
+    """What a grammar says of a call of this name."""
+    parts = [*form.prefix, name, *([form.middle_id] if form.middle_id else [])]
+    marks = [_mark(part, form.inner.get(part)) for part in parts]
+    own = ["/[A-Za-z0-9]{9}/"] if form.middle_id else []
+    suffix = [_mark(form.suffix, None)] if form.suffix else []
+    return " ".join([*marks, *own, _mark(form.middle, form.inner.get(form.middle)), arguments, *suffix])
+
+
 _SPACE = " \t\r\n"
 _ID = re.compile("[A-Za-z0-9]{9}")  # as Mistral's templates want it
 
@@ -89,11 +116,12 @@ class CallReader:
     string. What begins as a call and is none is said as it stands.
     """
 
-    def __init__(self, form: CallFormat, tools: Collection[str], parallel: bool = True) -> None:
-        """`tools` are the names that may be called; without `parallel` the first call is the last that is read."""
+    def __init__(self, form: CallFormat, tools: Mapping[str, Mapping[str, Any]], parallel: bool = True) -> None:
+        """`tools` are those that may be called, by name; without `parallel` the first call is the last that is read."""
         self.calls = 0
         self._form = form
-        self._tools = frozenset(tools)
+        self._tools = tools
+        self._inner = {symbol: text for text, symbol in form.inner.items()}
         self._parallel = parallel
         self._held = ""
         self._mark = ""  # how the mark of the call that is being read was written
@@ -116,6 +144,8 @@ class CallReader:
             found += self._begin(len(self._held))
         elif symbol is not None and symbol == self._form.closing_symbol and self._inside:
             self._closed = True
+        elif self._inside:
+            self._held += self._inner.get(-1 if symbol is None else symbol, "")
         self._held += text
         while (more := self._inside_call() if self._inside else self._outside()) is not None:
             found += more
@@ -124,7 +154,9 @@ class CallReader:
     def flush(self) -> list[str | ToolCall]:
         """What is still held back, at the end of an answer."""
         found: list[str | ToolCall] = []
-        if self._inside and self._scan.stop is not None:  # whole but for its closing mark
+        if self._inside and self._form.named:
+            found = (self._named_call(final=True) or ([], 0))[0]
+        elif self._inside and self._scan.stop is not None:  # whole but for its closing mark
             rest = self._held[self._scan.stop :].strip(_SPACE)
             found = self._calls(self._held[: self._scan.stop]) if self._form.closing.startswith(rest) else []
         self.calls += len(found)
@@ -144,6 +176,9 @@ class CallReader:
     def _outside(self) -> list[str | ToolCall] | None:
         """What the text that is held says next; None where more must come."""
         form, held = self._form, self._held
+        for mark in form.around:
+            if mark in held:
+                held = self._held = held.replace(mark, "")
         start = held.lstrip(_SPACE + ";" if self.calls else _SPACE)
         if not start:
             return None
@@ -157,13 +192,15 @@ class CallReader:
             place = held.find(form.opening)
             if place >= 0:
                 return self._begin(place, form.opening)
-            certain -= _overlap(held, form.opening)
+            certain -= max(_overlap(held, mark) for mark in (form.opening, *form.around))
         said = held[:certain].rstrip(_SPACE)
         self._held = held[len(said) :]
         return [said] if said else None
 
     def _inside_call(self) -> list[str | ToolCall] | None:
         form = self._form
+        if form.named:
+            return self._inside_named()
         stop = self._scan.go_on(self._held, "[" if form.listed else "{", self._heads())
         if stop is None:
             return None
@@ -180,6 +217,49 @@ class CallReader:
         self.calls += len(found)
         self._first = form.bare
         return found
+
+    def _inside_named(self) -> list[str | ToolCall] | None:
+        read = self._named_call()
+        if read is None:
+            return None
+        found, end = read
+        if not found:
+            return self._none()
+        self._inside, self._mark, self._held = False, "", self._held[end:]
+        self.calls += len(found)
+        return found
+
+    def _named_call(self, final: bool = False) -> tuple[list[str | ToolCall], int] | None:
+        """The call with which the text that is held begins, and where it ends; none where it is no call; None where
+        more must come. At the end of an answer the closing mark may be missing.
+        """
+        form, held = self._form, self._held
+        head = (_TAGGED if not form.middle else _head(form)).match(held)
+        if head is None:
+            return ([], 0) if final or len(held) > _LONGEST_HEAD or "{" in held else None
+        name, given = head["name"], head.groupdict().get("id")
+        if name not in self._tools:
+            return [], 0
+        if form.middle:
+            stop = self._scan.go_on(held[head.end() :], "{", ('"', "}"))
+            arguments = held[head.end() :][:stop] if stop else ""
+        else:
+            whole = final or "</function>" in held
+            stop, arguments = _tagged(held[head.end() :], self._tools[name]) if whole else (None, "")
+        if not stop:
+            return None if stop is None and not final else ([], 0)
+        closing = form.closing if form.closing_symbol is None else ""
+        end = _tail(held, head.end() + stop, [form.suffix, closing], final)
+        if end is not None and end >= 0 and form.closing_symbol is not None and not (self._closed or final):
+            end = -1 if held[end:].strip(_SPACE) else None
+        if end is None:
+            return None
+        try:
+            msgspec.json.decode(arguments, type=dict[str, Any])
+        except (msgspec.MsgspecError, RecursionError, UnicodeError):
+            return [], 0
+        made = secrets.token_hex(5)[:9] if form.middle == "[ARGS]" else f"call_{secrets.token_hex(12)}"
+        return ([ToolCall(given or made, name, arguments)], end) if end >= 0 else ([], 0)
 
     def _none(self) -> list[str | ToolCall]:
         """It was no call: its mark is said, and what follows is read on."""
@@ -254,6 +334,72 @@ class _Scan:
                     self.stop = self._place
                     return self.stop
         return None
+
+
+def _tail(text: str, place: int, marks: Sequence[str], final: bool) -> int | None:
+    """The place behind marks that follow each other, white space between them; -1 where something else stands there,
+    None where more must come.
+    """
+    for mark in filter(None, marks):
+        rest = text[place:].lstrip(_SPACE)
+        if rest.startswith(mark):
+            place = len(text) - len(rest) + len(mark)
+        elif mark.startswith(rest):
+            return len(text) if final else None
+        else:
+            return -1
+    return place
+
+
+_LONGEST_HEAD = 200  # characters before the arguments of a call
+_TAGGED = re.compile(r"\s*<function=(?P<name>[A-Za-z0-9_-]{1,64})>")
+_ARGUMENT = re.compile(r"\s*<parameter=(?P<name>[^>\n]{1,64})>\n?")
+# A mark in a value is a part of it, unless what comes behind a value follows.
+_VALUE_END = re.compile(r"\n?</parameter>(?=\s*(?:<parameter=[^>\n]+>|</function>\s*</tool_call>))")
+_FUNCTION_END = re.compile(r"\s*</function>")
+
+
+def _head(form: CallFormat) -> re.Pattern[str]:
+    own = f"(?:{re.escape(form.middle_id)}(?P<id>[A-Za-z0-9]{{9}}))?" if form.middle_id else ""
+    before = rf"\s*{re.escape(''.join(form.prefix))}(?P<name>[A-Za-z0-9_-]{{1,64}})"
+    return re.compile(rf"{before}{own}{re.escape(form.middle)}\s*")
+
+
+def _tagged(text: str, tool: Mapping[str, Any]) -> tuple[int | None, str]:
+    """Where the arguments of Qwen3-Coder end, behind </function>, and the same as JSON; None where more must come, and
+    0 where there are none.
+    """
+    found: dict[str, Any] = {}
+    properties, place = _inside(_inside(tool, "parameters"), "properties"), 0
+    while (ending := _FUNCTION_END.match(text, place)) is None:
+        begin = _ARGUMENT.match(text, place)
+        if begin is None:
+            rest = text[place:].lstrip(_SPACE)
+            going = any(mark.startswith(rest[: len(mark)]) for mark in ("<parameter=", "</function>"))
+            return (None if going and len(rest) <= _LONGEST_HEAD else 0), ""
+        end = _VALUE_END.search(text, begin.end())
+        if end is None:
+            return None, ""
+        kind = _inside(properties, begin["name"]).get("type", "string")
+        found[begin["name"]] = _value(text[begin.end() : end.start()], kind)
+        place = end.end()
+    return ending.end(), json.dumps(found, ensure_ascii=False)
+
+
+def _inside(schema: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """A part of a schema that nobody has checked."""
+    found = schema.get(name)
+    return found if isinstance(found, Mapping) else {}
+
+
+def _value(text: str, kind: Any) -> Any:
+    """What a plain text says of this type of a schema; the text itself where it is nothing of it."""
+    if kind == "string":
+        return text
+    try:
+        return json.loads(text.strip().lower() if kind in ("boolean", "null") else text, parse_constant=lambda _: text)
+    except (ValueError, RecursionError):
+        return text
 
 
 _HEAD = 80  # characters that show whether a call begins

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from headway.codecs import TokenizerCodec
@@ -19,12 +19,25 @@ _MOST = 128  # tools of a request
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _FIELDS, _PARAMETERS = ("name", "description", "parameters", "strict"), {"type": "object", "properties": {}}
 # What a template writes, in the order in which they are looked for: some write two.
+_DEEPSEEK = CallFormat(
+    "<｜tool▁call▁begin｜>",
+    "<｜tool▁call▁end｜>",
+    "arguments",
+    named=True,
+    middle="<｜tool▁sep｜>",
+    around=("<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"),
+)
+_FENCED = replace(_DEEPSEEK, prefix=("function", "<｜tool▁sep｜>"), middle="\n```json\n", suffix="```")
 _FORMATS = {
+    "[ARGS]": CallFormat("[TOOL_CALLS]", "", "arguments", named=True, middle="[ARGS]", middle_id="[CALL_ID]"),
     "[TOOL_CALLS]": CallFormat("[TOOL_CALLS]", "", "arguments", listed=True),
+    "<function=": CallFormat("<tool_call>", "</tool_call>", "arguments", named=True),
     "<tool_call>": CallFormat("<tool_call>", "</tool_call>", "arguments"),
     "<|python_tag|>": CallFormat("<|python_tag|>", "", "parameters", bare=True),
+    "```json": _FENCED,
+    "<｜tool▁sep｜>": _DEEPSEEK,
 }
-_OTHERS = ("<function=", "<arg_key>", "[ARGS]", "[CALL_ID]", "<|tool▁calls▁begin|>", "<|channel|>")  # of other formats
+_OTHERS = ("<arg_key>", "<|channel|>")  # of other formats
 
 
 def format_of(codec: TokenizerCodec, template: str) -> CallFormat:
@@ -32,23 +45,28 @@ def format_of(codec: TokenizerCodec, template: str) -> CallFormat:
 
     UserError for a template that takes no tools, or writes calls in a format that is not known here.
     """
-    known = "Hermes, Qwen, Llama 3 and Mistral"
-    if "tools" not in template:
+    known = "Hermes, Qwen, Llama 3, Mistral and DeepSeek"
+    if "tools" not in template and _DEEPSEEK.middle not in template:
         raise UserError(
             f"the chat template takes no tools; use a model that was taught to call them, as {known} have it"
         )
     strange = next((mark for mark in _OTHERS if mark in template), None)
-    found = next((form for mark, form in _FORMATS.items() if mark in template), None)
+    deepseek = _DEEPSEEK.middle in template
+    found = next(
+        (form for mark, form in _FORMATS.items() if mark in template and deepseek == (form.around != ())), None
+    )
     if found is None and codec.token("<|python_tag|>") is not None and '"parameters"' in template:
         found = _FORMATS["<|python_tag|>"]
     if strange is not None or found is None:
         how = f"with {strange!r}" if strange else "in a format"
         raise UserError(f"the chat template writes calls of tools {how} that is not known here; known are {known}")
+    if found.middle_id not in template:
+        found = replace(found, middle_id="")
     special = special_ids(codec.tokenizer)
-    opening, closing = (
-        symbol if (symbol := codec.token(mark or None)) in special else None for mark in (found.opening, found.closing)
-    )
-    return CallFormat(**{**asdict(found), "opening_symbol": opening, "closing_symbol": closing})
+    marks = (found.opening, found.closing, *found.prefix, found.middle, found.middle_id)
+    symbols = {mark: symbol for mark in marks if (symbol := codec.token(mark or None)) in special}
+    opening, closing = symbols.pop(found.opening, None), symbols.pop(found.closing, None)
+    return replace(found, opening_symbol=opening, closing_symbol=closing, inner=symbols)
 
 
 class Toolbox:
@@ -88,6 +106,10 @@ class Toolbox:
         strict = any(function.get("strict") for function in self._offered.values())
         if self._form is None or not (self._required or strict):
             return None
+        if self._form.named and not self._form.middle:
+            raise UserError(
+                "this model writes arguments as plain text, held to no schema; leave tool_choice and strict out"
+            )
         asked = {
             "type": "calls",
             "format": asdict(self._form),

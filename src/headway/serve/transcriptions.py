@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 import math
 import shutil
-import threading
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any, Literal, NamedTuple, cast, get_args
@@ -19,7 +17,7 @@ from starlette.responses import PlainTextResponse, Response
 
 from headway.app.model import Model
 from headway.app.predictors import predictor
-from headway.domains.audio import FileSound, Task, Telling, Transcribing, Transcription, written
+from headway.domains.audio import FileSound, Task, Telling, Transcribing, Transcription, tell_on, written
 from headway.errors import nearest
 from headway.serve.errors import StatusError
 from headway.serve.frame import Context, Endpoint
@@ -29,6 +27,7 @@ AnswerFormat = Literal["json", "text", "srt", "verbose_json", "vtt"]
 _GRANULARITIES = "timestamp_granularities[]"
 _FIELDS = ("file", "model", "language", "prompt", "response_format", "temperature", _GRANULARITIES)
 _HOTTEST = 1.0  # temperature, as in OpenAI's service
+_SYMBOLS = 16  # of each sound in a call, after which others may join
 _LONGEST = 100  # characters of a file's name in messages
 
 
@@ -114,25 +113,46 @@ async def _transcript(asked: _Form, context: Context) -> Transcription:
         with NamedTemporaryFile(prefix="headway-") as file:  # which nobody else may read, and decoders want
             await asyncio.to_thread(shutil.copyfileobj, asked.file.file, file)
             file.flush()
-            gone = threading.Event()
+            with named(Path(file.name), name):
+                sound = _Heard(ready.model, Path(file.name), asked.how)
+                found = await ready.batcher.follow(_go_on, "sounds", sound)
+                if isinstance(found, Exception):
+                    raise found
+                return found
+
+
+class _Heard:
+    """A sound that is told, which begins when its turn comes. Used in the model's thread."""
+
+    def __init__(self, model: Model, path: Path, how: Transcribing) -> None:
+        self.telling: Telling | None = None
+        self._model, self._path, self._how = model, path, how
+
+    def begin(self) -> None:
+        self.telling = Telling(self._model.transcriber(self._how), FileSound(self._path))
+
+    def found(self) -> Transcription | Exception | None:
+        """What came of it; None where it has not ended."""
+        if self.telling is None or not self.telling.ended:
+            return None
+        return self.telling.error or self.telling.transcription()
+
+
+def _go_on(sounds: list[_Heard]) -> list[Transcription | Exception | None]:
+    """In the model's thread: some symbols more of each, in steps that they share, until one of them has ended."""
+    failed: dict[_Heard, Exception] = {}
+    for sound in sounds:
+        if sound.telling is None:
             try:
-                job = partial(_heard, ready.model, Path(file.name), name, asked.how, gone)
-                return await ready.batcher.run(job)
-            finally:
-                gone.set()
-
-
-def _heard(model: Model, path: Path, name: str, how: Transcribing, gone: threading.Event) -> Transcription:
-    """In the model's thread: the transcript, of which the rest is left out once the client is gone."""
-    with named(path, name):
-        telling = Telling(model.transcriber(how), FileSound(path))
-        segments = []
-        for segment in telling:
-            segments.append(segment)
-            if gone.is_set():
-                break
-    text = "".join(segment.text for segment in segments).strip()
-    return Transcription(text, telling.language, telling.duration, segments)
+                sound.begin()
+            except Exception as error:  # of this sound, and no matter of the others
+                failed[sound] = error
+    tellings = [sound.telling for sound in sounds if sound.telling is not None]
+    for _ in range(_SYMBOLS if tellings else 0):
+        tell_on(tellings)
+        if any(telling.ended for telling in tellings):
+            break
+    return [failed.get(sound) or sound.found() for sound in sounds]
 
 
 def _asked(form: FormData, task: Task) -> _Form:

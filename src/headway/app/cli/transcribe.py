@@ -105,17 +105,15 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
 
 def here(args: argparse.Namespace, lines: SubtitleLines | None) -> Hear:
     """Transcripts of the model, shown as they come."""
-    from headway.domains.audio import Telling, Transcription
+    from headway.domains.audio import Telling
 
     transcriber = load(args).transcriber(settings(args, lines))
 
     def hear(sound: FileSound, show: Show, progress: Progress) -> Transcription:
-        telling, segments = Telling(transcriber, sound, progress), []
+        telling = Telling(transcriber, sound, progress)
         for segment in telling:
-            segments.append(segment)
             show(segment)
-        text = "".join(segment.text for segment in segments).strip()
-        return Transcription(text, telling.language, telling.duration, segments)
+        return telling.transcription()
 
     return hear
 

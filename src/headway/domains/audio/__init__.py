@@ -11,13 +11,14 @@ if TYPE_CHECKING:
     from headway.domains.audio.predictors import Sound
     from headway.domains.audio.sound import KINDS, FileSound, Given, read_sound
     from headway.domains.audio.subtitles import Format, SubtitleLines, as_dict, written
-    from headway.domains.audio.transcribe import Segment, Telling, Transcriber, Transcription
+    from headway.domains.audio.transcribe import TOGETHER, Segment, Telling, Transcriber, Transcription, tell_on
     from headway.domains.audio.words import Word
 
 __all__ = [
     "KINDS",
     "RECIPES",
     "TASKS",
+    "TOGETHER",
     "VERBS",
     "FileSound",
     "Format",
@@ -34,6 +35,7 @@ __all__ = [
     "Word",
     "as_dict",
     "read_sound",
+    "tell_on",
     "written",
 ]
 RECIPES = ("audio", "spoken-digits", "spoken-sequences", "transcription")
@@ -51,7 +53,7 @@ lazily(
         ".predictors": ("Sound",),
         ".sound": ("FileSound", "Given", "KINDS", "read_sound"),
         ".subtitles": ("Format", "SubtitleLines", "as_dict", "written"),
-        ".transcribe": ("Segment", "Telling", "Transcriber", "Transcription"),
+        ".transcribe": ("Segment", "TOGETHER", "Telling", "Transcriber", "Transcription", "tell_on"),
         ".words": ("Word",),
     },
 )

@@ -17,7 +17,7 @@ from headway.codecs import TokenizerCodec
 from headway.config import from_dict
 from headway.errors import ConfigError, UserError, nearest
 from headway.formats.usage import Usage
-from headway.generate import Sampling, SearchConfig, draw_on, search_on
+from headway.generate import Course, Hypothesis, Next, Sampling, SearchConfig, drawing, searching
 from headway.generate.prompts import evaluating
 from headway.given import check_fields
 from headway.layout import Layout
@@ -303,7 +303,7 @@ class Listener:
         return dict(sorted(zip(self.marks.languages, found), key=lambda pair: -pair[1]))
 
     @torch.inference_mode()
-    def write(self, heard: Heard, before: Sequence[int], config: Transcribing) -> HeardText:
+    def writing(self, heard: Heard, before: Sequence[int], config: Transcribing) -> Course[HeardText]:
         """The text of a window that follows the symbols `before`; `config.language` is known here.
 
         Half of the context is kept for the text before, in a model that is given any.
@@ -316,10 +316,12 @@ class Listener:
         logits, decoding = self._start(heard, [*prompt, opening[0]], len(opening) - 1 + limit)
         silence = 0.0 if marks.silence is None else float(logits[0].float().softmax(0)[marks.silence])
         for symbol in opening[1:]:
-            logits, decoding = self.generator.step(torch.tensor([symbol], device=logits.device), decoding)
+            logits, decoding = yield Next(torch.tensor([symbol], device=logits.device), decoding)
         tried: list[HeardText] = []
         for temperature in config.temperatures:
-            tried.append(self._attempt(logits.clone(), decoding, limit, silence, temperature, config))
+            found = yield from self._attempt(logits.clone(), decoding, limit, temperature, config)
+            text, mean = self.text(found.ids), found.log_probability / (len(found.ids) + found.finished)
+            tried.append(HeardText(found.ids, text, mean, compression_ratio(text), silence, temperature))
             doubtful = tried[-1].logprob < config.least_logprob
             silent = doubtful and tried[-1].silence > config.most_silence  # of which no other temperature makes more
             if silent or (not doubtful and tried[-1].compression <= config.most_compression):
@@ -336,20 +338,15 @@ class Listener:
             return self.generator.start(Prompt(prompt, layout, heard, layout), len(ids) + more)
 
     def _attempt(
-        self, logits: Tensor, decoding: Any, limit: int, silence: float, temperature: float, config: Transcribing
-    ) -> HeardText:
-        marks = self.marks
-        rule = WhisperRule(marks, config.timestamps)
-        with evaluating(self.generator):
-            if temperature == 0:
-                search = SearchConfig(config.beam, length_penalty=1.0, length_offset=0.0)
-                [[best]] = search_on(self.generator, logits, decoding, [limit], marks.end, search, rule=rule)
-            else:
-                sampling, ends = Sampling(temperature, seed=config.seed), (marks.end,)
-                best = draw_on(self.generator, logits, decoding, config.best_of, limit, ends, sampling, rule)[0]
-        text = self.text(best.ids)
-        mean = best.log_probability / (len(best.ids) + best.finished)
-        return HeardText(best.ids, text, mean, compression_ratio(text), silence, temperature)
+        self, logits: Tensor, decoding: Any, limit: int, temperature: float, config: Transcribing
+    ) -> Course[Hypothesis]:
+        rule, end = WhisperRule(self.marks, config.timestamps), self.marks.end
+        if temperature == 0:
+            search = SearchConfig(config.beam, length_penalty=1.0, length_offset=0.0)
+            [[best]] = yield from searching(logits, decoding, [limit], end, search, rule=rule)
+            return best
+        sampling = Sampling(temperature, seed=config.seed)
+        return (yield from drawing(logits, decoding, config.best_of, limit, (end,), sampling, rule))[0]
 
     def text(self, ids: Sequence[int]) -> str:
         """The text of symbols, without what is none."""

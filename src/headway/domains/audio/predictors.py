@@ -15,8 +15,8 @@ from torch import Tensor
 from headway import given
 from headway.domains.audio.classification import glance, middle_of, windowed
 from headway.domains.audio.listener import Task, Transcribing
-from headway.domains.audio.sound import Given, mono, open_sound, read_sound
-from headway.domains.audio.transcribe import Transcriber, Transcription
+from headway.domains.audio.sound import Given, mono, read_sound
+from headway.domains.audio.transcribe import Transcriber, Transcription, tell_all
 from headway.domains.audio.windows import bands_of, check_lengths, window_of
 from headway.errors import UserError
 from headway.formats.usage import named
@@ -78,8 +78,7 @@ def transcribe(
 ) -> Transcription | list[Transcription]:
     config = Transcribing(language, task, beam, initial=prompt, words=words, seed=seed, vad=vad)
     asked, by, failed = given.sounds(sound), transcriber(model, config), given.Failed()
-    found = list(given.each(asked.items, lambda _, each: by.transcribe(open_sound(each)), failed))
-    return asked.answer(found, failed, "sound")
+    return asked.answer(tell_all(by, asked.items, failed), failed, "sound")
 
 
 def transcriber(model: Handle, config: Transcribing) -> Transcriber:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+
+import torch
 
 from headway.card import Card, shows
 from headway.codecs import Codec, TokenizerCodec
@@ -24,10 +27,14 @@ from headway.domains.audio.sound import Given, Sound, open_sound
 from headway.domains.audio.words import Word, Words
 from headway.errors import UserError
 from headway.formats.usage import Usage
+from headway.generate import Course, Next, Told, step_together
+from headway.generate.prompts import evaluating
+from headway.given import Failed
 from headway.nn.models import EncoderDecoder, Heard
 
 FRAME = HOP / RATE  # seconds
 _CERTAIN = 0.5  # the temperature above which a text is no good beginning for the next
+TOGETHER = 8  # sounds: what is heard of each is kept while it is told
 Progress = Callable[[float, float], None]  # seconds that are done, and seconds there are
 
 
@@ -89,13 +96,15 @@ class Transcriber:
     def transcribe(self, sound: Given, progress: Progress | None = None) -> Transcription:
         """The whole of a sound: a file, or samples at 16,000 a second."""
         told = Telling(self, open_sound(sound), progress)
-        segments = list(told)
-        text = "".join(segment.text for segment in segments).strip()
-        return Transcription(text, told.language, told.duration, segments)
+        for _ in told:
+            pass
+        return told.transcription()
 
 
 class Telling:
-    """The segments of one sound as they come, by iteration; its `duration` is known before, its `language` after."""
+    """One sound as it is transcribed: its segments as they come, by iteration, or beside others, by `tell_on`. Its
+    `duration` is known before, its `language` after.
+    """
 
     def __init__(self, transcriber: Transcriber, sound: Sound, progress: Progress | None = None) -> None:
         """Reads the sound, and what is heard of it once more. UserError where it is not whole."""
@@ -113,8 +122,45 @@ class Telling:
         self.duration = self._timeline.duration
         self.language = transcriber.config.language
         self._spoken = 0.0  # where the last word ended
+        self.segments: list[Segment] = []  # so far
+        self.ended = False
+        self.error: Exception | None = None  # why it ended
+        self._course, self._wanted = self._told(), None
 
     def __iter__(self) -> Iterator[Segment]:
+        shown = 0
+        while not self.ended:
+            tell_on([self])
+            yield from self.segments[shown:]
+            shown = len(self.segments)
+        if self.error is not None:
+            raise self.error
+
+    def transcription(self) -> Transcription:
+        """What has been told."""
+        text = "".join(segment.text for segment in self.segments).strip()
+        return Transcription(text, self.language, self.duration, list(self.segments))
+
+    @property
+    def generator(self) -> Hearing:
+        """What writes it."""
+        return self._by.listener.generator
+
+    @property
+    def wanted(self) -> Next | None:
+        """The symbols for which it waits, once it has begun."""
+        return self._wanted
+
+    def hear(self, told: Told | None) -> None:
+        """Go on with what is told of `wanted`, or begin."""
+        try:
+            self._wanted = next(self._course) if told is None else self._course.send(told)
+        except StopIteration:
+            self._wanted, self.ended = None, True
+        except Exception as error:  # of this sound, and no matter of others that are told with it
+            self._wanted, self.ended, self.error = None, True, error
+
+    def _told(self) -> Course[None]:
         if self._windows is None:
             self._progress(self.duration, self.duration)
             return
@@ -126,7 +172,7 @@ class Telling:
             heard = listener.encode(self._windows.window(seek))
             if self.language is None:
                 self.language = next(iter(listener.languages(heard))) if by.marks.languages else by.marks.language
-            said = listener.write(heard, before, replace(config, language=self.language))
+            said = yield from listener.writing(heard, before, replace(config, language=self.language))
             if is_silent(said, config):
                 seek += count
             else:
@@ -134,7 +180,7 @@ class Telling:
                 found, done = self._timed(heard, found, seek, count, done)
                 for segment in self._segments(said, found, seek):
                     before = [*before, *segment.tokens][-listener.context :]
-                    yield segment
+                    self.segments.append(segment)
                 if not config.previous or said.temperature > _CERTAIN:
                     before = []
                 seek += done
@@ -172,3 +218,43 @@ class Telling:
                     round(start, 3), round(end, 3), text, part.ids, said.logprob, said.compression, said.silence,
                     said.temperature, tuple(words),
                 )  # fmt: skip
+
+
+@torch.inference_mode()
+def tell_on(tellings: Sequence[Telling]) -> None:
+    """Each a symbol further, or to the first one of its next window; those that have ended stand still. All are of one
+    model, and each is told what it is told alone, bit for bit.
+    """
+    going = [telling for telling in tellings if not telling.ended]
+    generator = tellings[0].generator
+    with evaluating(generator):
+        for telling in going:
+            if telling.wanted is None:
+                telling.hear(None)
+        waiting = [(telling, telling.wanted) for telling in going if telling.wanted is not None]
+        told = step_together(generator, [wanted for _, wanted in waiting])
+        for (telling, _), each in zip(waiting, told):
+            telling.hear(each)
+
+
+def tell_all(by: Transcriber, sounds: Sequence[Given], failed: Failed) -> list[Transcription]:
+    """The whole of each sound, in order, several at a time; what cannot be read goes into `failed`, by its place."""
+    waiting, going, found = deque(enumerate(sounds)), dict[int, Telling](), dict[int, Transcription]()
+    while waiting or going:
+        while waiting and len(going) < TOGETHER:
+            place, sound = waiting.popleft()
+            try:
+                going[place] = Telling(by, open_sound(sound))
+            except UserError as error:
+                failed[place] = error
+        if going:
+            tell_on(list(going.values()))
+        for place, telling in [(place, telling) for place, telling in going.items() if telling.ended]:
+            del going[place]
+            if isinstance(telling.error, UserError):
+                failed[place] = telling.error
+            elif telling.error is not None:
+                raise telling.error
+            else:
+                found[place] = telling.transcription()
+    return [found[place] for place in sorted(found)]
