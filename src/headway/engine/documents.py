@@ -115,30 +115,26 @@ def _soften(scores: int, begin: int, end: int, spans: int, sink: int) -> F32:
 
 @compiled
 def _lay_out(op: np.ndarray, numbers: np.ndarray, start: int, length: int, g: int, scratch: int) -> None:
-    """The keys of a group in a document as [length / COLUMNS, K, COLUMNS], with zeros behind the last, and its values
-    as [length, V], each row filled up with zeros to whole COLUMNS.
+    """The keys of a group in a document as [length / COLUMNS, K, COLUMNS], and its values as [length, V], each row in
+    whole COLUMNS. What stands behind the last is anything: no score and no column that comes of it is used.
     """
     heads, groups, size, half = op[3], op[4], op[5], op[14]
-    keys, values, spare, wide = at(op[21], scratch), at(op[22], scratch), at(op[25], scratch), filled(size)
-    for t in range((length + SPAN - 1) // SPAN * SPAN):
-        place, new = f32(keys + 4 * ((t // COLUMNS) * size * COLUMNS + t % COLUMNS)), f32(spare)
-        if t >= length:
+    keys, values, spare, wide = at(op[21], scratch), at(op[22], scratch), at(op[25], scratch), filled(op[5])
+    for t in range(length):
+        row, place = op[1] + (start + t) * op[2], f32(keys + 4 * ((t // COLUMNS) * size * COLUMNS + t % COLUMNS))
+        key = f32(row + 4 * (heads + g) * size)
+        if op[7] >= 0 or half > 0:
+            new = f32(spare)
             for d in range(size):
-                place[d * COLUMNS] = np.float32(0)
-            continue
-        row = op[1] + (start + t) * op[2]
-        key, value = f32(row + 4 * (heads + g) * size), f32(row + 4 * (heads + groups + g) * size)
+                new[d] = key[d]
+            cos, sin = op[12] + 4 * t * half, op[13] + 4 * t * half
+            prepare_head(spare, size, op[7], op[10], op[11], numbers[0], cos, sin, half)
+            key = new
         for d in range(size):
-            new[d] = key[d]
-        cos, sin = op[12] + 4 * t * half, op[13] + 4 * t * half
-        prepare_head(spare, size, op[7], op[10], op[11], numbers[0], cos, sin, half)
-        for d in range(size):
-            place[d * COLUMNS] = new[d]
-        kept = f32(values + 4 * t * wide)
+            place[d * COLUMNS] = key[d]
+        value, kept = f32(row + 4 * (heads + groups + g) * size), f32(values + 4 * t * wide)
         for d in range(size):
             kept[d] = value[d]
-        for d in range(size, wide):
-            kept[d] = np.float32(0)
 
 
 @compiled
@@ -149,15 +145,11 @@ def filled(size: int) -> int:
 
 @compiled
 def _queries(op: np.ndarray, numbers: np.ndarray, start: int, first: int, count: int, h: int, scratch: int) -> None:
-    """Those of a head from place `first` of a document on, [QUERIES, K], with zeros for those that there are not."""
+    """Those of a head from place `first` of a document on, [QUERIES, K]; behind the last stands anything."""
     size, half, place = op[5], op[14], at(op[23], scratch)
-    for i in range(QUERIES):
-        new = f32(place + 4 * i * size)
-        if i >= count:
-            for d in range(size):
-                new[d] = np.float32(0)
-            continue
-        old, t = f32(op[1] + (start + first + i) * op[2] + 4 * h * size), first + i
+    for i in range(count):
+        new, t = f32(place + 4 * i * size), first + i
+        old = f32(op[1] + (start + first + i) * op[2] + 4 * h * size)
         for d in range(size):
             new[d] = old[d]
         cos, sin = op[12] + 4 * t * half, op[13] + 4 * t * half
