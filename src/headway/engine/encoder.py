@@ -109,7 +109,7 @@ class StackProgram:
         tokens, workers = len(x), pool(self._threads or torch.get_num_threads())
         threads, counter = workers.threads, workers.counter
         if tokens > self._program.tokens or threads > len(self._program.room):
-            self._program = self._lower(max(_MOST_TOKENS, tokens), threads)
+            self._program = self._lower(max(_MOST_TOKENS, tokens, self._program.tokens), threads)
         program = self._program
         documents = np.array([len(lengths), 0, *np.cumsum(lengths)], np.int64)
         program.x.rows(tokens).copy_(x)
