@@ -124,7 +124,7 @@ class StackProgram:
 
     def _lower(self, tokens: int, threads: int) -> DocumentsProgram:
         with torch.inference_mode():
-            return _Lowering(self._stack, self._weights, tokens).program(threads)
+            return _StackLowering(self._stack, self._weights, tokens).program(threads)
 
 
 def use_programs(model: nn.Module) -> None:
@@ -157,7 +157,7 @@ def _parts(lengths: list[int]) -> Iterator[list[int]]:
         yield some
 
 
-class _Lowering(BlockLowering):
+class _StackLowering(BlockLowering):
     def __init__(self, stack: Stack, weights: PackedWeights, tokens: int) -> None:
         super().__init__(Builder(weights, tokens, 0), stack.width_in)
         self.stack, self.tokens = stack, tokens
