@@ -36,7 +36,8 @@ def test_minilm_in_int8_says_what_it_says_in_fp32(minilm: Path, data_dir: Path) 
     [program] = [stack.program for stack in stacks(rounded.module)]
     assert program is not None
     wanted, found = plain.embed(texts), rounded.embed(texts)
-    assert near(found, wanted)
+    assert near(found, wanted, least=0.998)
+    assert torch.cosine_similarity(found, wanted, dim=-1).mean() > 0.999
     x, layout = torch.randn(3, 8, 384, generator=torch.Generator().manual_seed(0)), Layout.padded([8, 2, 5])
     with torch.inference_mode():
         together = rounded.module.stack(x, layout).x
@@ -82,7 +83,7 @@ def test_classes_of_images() -> None:
 
 def test_what_whispers_encoder_hears() -> None:
     model = whisper_models.model().float().eval().requires_grad_(False)
-    frames = whisper_models.noise(2 * whisper_models.POSITIONS)[None]
+    frames = whisper_models.noise(2 * whisper_models.POSITIONS * whisper_models.BANDS).view(1, -1, whisper_models.BANDS)
     layout = Layout.full(1, frames.shape[1])
     with torch.inference_mode():
         wanted = model.encoder(frames, layout).x
