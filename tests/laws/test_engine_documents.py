@@ -5,6 +5,7 @@ tokens alone.
 from __future__ import annotations
 
 import random
+from copy import deepcopy
 from itertools import accumulate
 
 import numpy as np
@@ -163,6 +164,7 @@ def test_torch_reads_what_a_program_does_not() -> None:
     assert not program.fits(x, Layout(layout.positions, group=torch.ones(2, 6, dtype=torch.long)))
     assert not program.fits(x.double(), layout)
     assert not program.fits(x.clone().requires_grad_(), layout)
+    assert deepcopy(stack).program is None
     seen: list[Tensor] = []
     with recording(seen.append), torch.inference_mode():
         assert not program.fits(x, layout)

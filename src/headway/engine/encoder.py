@@ -105,6 +105,10 @@ class StackProgram:
                 begin = end
         return found
 
+    def __reduce__(self) -> tuple[type[None], tuple[()]]:
+        """A copy of a stack has no program, as its weights may come to be others."""
+        return type(None), ()
+
     def _run(self, x: Tensor, lengths: list[int], out: Tensor) -> None:
         tokens, workers = len(x), pool(self._threads or torch.get_num_threads())
         threads, counter = workers.threads, workers.counter
