@@ -60,7 +60,7 @@ def load(
         recipe = None
         if RunDirectory(place).exists():
             recipe = recipe_of(place)
-        opened = _open(place, weights)
+        opened = _open(place, weights, backend)
     if where.type != "cpu":
         size = sum(parameter.nbytes for parameter in opened.model.parameters())
         check_room(str(path), {"weights": size}, where, "use --device cpu, or a smaller model")
@@ -71,17 +71,20 @@ def load(
     return Model(opened._replace(model=opened.model.to(where)), place, recipe, backend, cache, guessing)
 
 
-def _open(place: Path, weights: Weights | None) -> Opened:
-    if (place / QUANTISED).is_file():
-        from headway.engine import load_quantised  # its compiler takes long to import
-
-        return Opened(load_quantised(place, weights), *use_of(place))
-    if weights in (None, "fp32"):
+def _open(place: Path, weights: Weights | None, backend: Backend) -> Opened:
+    if not (place / QUANTISED).is_file() and weights in (None, "fp32"):
         return open_model(place)
-    from headway.engine import quantise
+    from headway.engine import load_quantised, quantise, use_programs  # its compiler takes long to import
 
-    opened = open_model(place, None)  # as they are stored: never all of them in fp32 at once
-    return opened._replace(model=quantise(opened.model, weights))
+    if (place / QUANTISED).is_file():
+        opened = Opened(load_quantised(place, weights), *use_of(place))
+    else:
+        opened = open_model(place, None)  # as they are stored: never all of them in fp32 at once
+        assert weights is not None
+        opened = opened._replace(model=quantise(opened.model, weights))
+    if backend != "torch":
+        use_programs(opened.model)
+    return opened
 
 
 def find_device(name: str) -> torch.device:

@@ -3,6 +3,7 @@
 from headway.engine.builder import CannotLowerError
 from headway.engine.cache import OutOfBlocksError
 from headway.engine.decoder import Engine, refusal
+from headway.engine.encoder import StackProgram, use_programs
 from headway.engine.packed import Format, PackedTensor, load_quantised, quantise, save_quantised
 from headway.engine.rows import Kept, Piece, Row
 
@@ -15,8 +16,10 @@ __all__ = [
     "PackedTensor",
     "Piece",
     "Row",
+    "StackProgram",
     "load_quantised",
     "quantise",
     "refusal",
     "save_quantised",
+    "use_programs",
 ]

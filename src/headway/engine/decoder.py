@@ -1,4 +1,4 @@
-"""A model that generates by a compiled program, one step after the other; torch reads what an encoder reads."""
+"""A model that generates by a compiled program, one step after the other; its encoder is called as it is."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ class Engine(nn.Module):
         """`train` sets it for this module and then for the model, whose mode it is."""
 
     def start(self, prompt: Prompt, capacity: int) -> tuple[Float[Tensor, "B C"], Kept]:
-        """Read the prompts; torch reads their sources."""
+        """Read the prompts and, with the encoder, their sources."""
         check_prompt(prompt.layout, capacity, self.config.context)
         lengths = prompt.layout.lengths.cpu()
         kept = self.open(prompt.source, prompt.source_layout, len(lengths))
@@ -111,7 +111,7 @@ class Engine(nn.Module):
         return self.compute(pieces), kept.at(lengths)
 
     def hear(self, source: Any, layout: Layout) -> Heard:
-        """As EncoderDecoder.hear; where weights are packed, attention rounds to bf16 if that is fast here."""
+        """As EncoderDecoder.hear; where weights are packed, torch's attention rounds to bf16 if that is fast here."""
         assert isinstance(self.model, EncoderDecoder)
         with rough_attention(self._packed and HAS_BF16_UNIT):
             return self.model.hear(source, layout)

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from headway.engine import operations as code
+from headway.engine.blocks import BlockLowering, Inner
 from headway.engine.builder import STATES, Builder, CannotLowerError, PackedWeights, Slot, offset_of
 from headway.engine.cache import Memory, fixed_numbers, grows, memory_of, reads, state_numbers
 from headway.engine.linked import Linked
@@ -18,7 +19,6 @@ from headway.engine.lowering import (
     RECURRENT,
     AttentionLowering,
     activation_code,
-    feed_forward,
     lower_conditional,
 )
 from headway.engine.operations import GATED
@@ -28,7 +28,7 @@ from headway.nn.mixers.attention import QKNorm, SelfAttention, WideQKNorm
 from headway.nn.mixers.conditional_gru import ConditionalGRU
 from headway.nn.mixers.cross import CrossAttention
 from headway.nn.models import Transformer
-from headway.nn.models.block import Block, Branch, LayerScale, ParallelBlock
+from headway.nn.models.block import Block, Branch, LayerScale
 from headway.nn.models.embeds import TokenEmbed, TypeEmbed
 from headway.nn.models.heads import Maxout, Transform, VocabularyHead
 from headway.nn.models.stack import Stack
@@ -90,37 +90,36 @@ def check(model: Transformer) -> None:
             raise CannotLowerError(f"attention with the pattern {type(module.config.pattern).__name__} ({name})")
 
 
-class _Lowering:
+class _Lowering(BlockLowering):
     def __init__(
         self, model: Transformer, weights: PackedWeights, rows: int, capacity: int, reach: int, form: int
     ) -> None:
         blocks = [block for block in model.stack.blocks if isinstance(block, Block)]
         self.state_numbers = sum(state_numbers(block.mixer) for block in blocks)
-        self.model, self.build, self.capacity = model, Builder(weights, rows, self.state_numbers), capacity
+        super().__init__(Builder(weights, rows, self.state_numbers), model.config.width)
+        self.model, self.capacity = model, capacity
         self.form = form
         self.own = memory_of(blocks, rows, capacity, form, grows)
-        self.read = memory_of(blocks, rows, reach, form, reads)
-        self.x = self.build.lasting(model.config.width)
-        self.normed: dict[int, Slot] = {}  # by width
-        self.attention = AttentionLowering(self.build, self.own, self.read, capacity)
+        self.memory = memory_of(blocks, rows, reach, form, reads)
+        self.attention = AttentionLowering(self.build, self.own, self.memory, capacity)
+        self._layers = {"own": 0, "read": 0, "fixed": 0}  # where the next layer's part of each store begins
 
     def program(self, threads: int) -> StepProgram:
         build, model = self.build, self.model
         self._embed(model.embed)
         build.barrier()
-        layers = {"own": 0, "read": 0, "fixed": 0}
         for block in model.stack.blocks:
             assert isinstance(block, Block)
             build.again()
-            self._block(block, layers)
+            self.block(block)
         body = len(build)
-        symbols = self._head(model.heads["vocabulary"], self._norm(model.stack.norm, self.x))
+        symbols = self._head(model.heads["vocabulary"], self.norm(model.stack.norm, self.x))
         table, floats = build.table()
         stated = np.nonzero(table >= STATES)
         loop = _RUN_WHOLE if (table[:, 0] >= Opcode.COMBINE).any() else _RUN
         room = np.zeros((threads, build.scratch + 64), np.uint8)
         return StepProgram(
-            loop, table, floats, room, body, self.x, symbols, self.own, self.read, build.rows, self.capacity,
+            loop, table, floats, room, body, self.x, symbols, self.own, self.memory, build.rows, self.capacity,
             build.kept, (stated[0], stated[1]), table[stated] - STATES, self.state_numbers,
         )  # fmt: skip
 
@@ -152,75 +151,30 @@ class _Lowering:
         )
         if not isinstance(embed.norm, nn.Identity):
             self.build.barrier()
-            self._norm(embed.norm, self.x, self.x)
+            self.norm(embed.norm, self.x, self.x)
 
-    def _block(self, block: Block, layers: dict[str, int]) -> None:
-        if isinstance(block, ParallelBlock):
-            self._parallel(block, layers)
-            return
-        self._branch(block.mix, lambda x: self._mixer(block, x, layers))
-        if block.cross is not None and block.read is not None:
-            cross, start = block.cross, _next(layers, "read", reads(block, self.form))
-            self._branch(block.read, lambda x: (self.attention.read(cross, x, start), cross.out))
-        if block.feed_forward is not None and block.feed is not None:
-            self._branch(block.feed, lambda x: feed_forward(self.build, block.feed_forward, x))
-
-    def _parallel(self, block: ParallelBlock, layers: dict[str, int]) -> None:
-        first = self._norm(block.mix.before, self.x)
-        second, fed = first, None
-        if block.feed is not None and block.feed.before is not block.mix.before:
-            second = self._norm(block.feed.before, self.x, self.build.small(self.x.width))
-        mixed = self._mixer(block, first, layers)
-        if block.feed is not None:
-            fed = feed_forward(self.build, block.feed_forward, second)
-        self._join(block.mix, *mixed)
-        if block.feed is not None and fed is not None:
-            self._join(block.feed, *fed)
-
-    def _branch(self, branch: Branch, function: Any) -> None:
-        self._join(branch, *function(self._norm(branch.before, self.x)))
-
-    def _join(self, branch: Branch, inner: Slot, out: nn.Module) -> None:
-        """x = last(x + gain x after(out(inner))). Without a residual x may get another width."""
-        gain = branch.gain.gain if isinstance(branch.gain, LayerScale) else None
-        plain = isinstance(branch.after, nn.Identity) and gain is None and branch.residual
-        if plain and isinstance(out, Projection):
-            self.build.add(inner, out.matrix(), offset_of(out), self.x)
-        else:
-            if isinstance(out, Projection):
-                inner = self.build.project(inner, out)
-                self.build.barrier()
-            y = self._norm(branch.after, inner, self.build.small(inner.width))
-            if y.width != self.x.width:
-                self.x = self.build.lasting(y.width)
-            self.build.sum(y, self.x, branch.residual, gain)
-        self.build.barrier()
-        if not isinstance(branch.last, nn.Identity):
-            self._norm(branch.last, self.x, self.x)
-            self.build.barrier()
-
-    def _norm(self, norm: nn.Module, x: Slot, into: Slot | None = None) -> Slot:
-        """Normed rows, in scratch unless `into` says where; a norm that is none leaves them where they are."""
-        if isinstance(norm, nn.Identity):
-            return x
-        if x.width not in self.normed:
-            self.normed[x.width] = self.build.small(x.width, lasting=True)
-        y = into or self.normed[x.width]
-        self.build.norm(norm, x, y)
-        return y
-
-    def _mixer(self, block: Block, x: Slot, layers: dict[str, int]) -> tuple[Slot, nn.Module]:
+    def mix(self, block: Block, x: Slot) -> Inner:
         mixer = block.mixer
         if isinstance(mixer, ConditionalGRU):
-            layer = layers["fixed"] if fixed_numbers(mixer) else _next(layers, "read", reads(block, self.form))
-            layers["fixed"] += fixed_numbers(mixer)
-            return lower_conditional(self.build, mixer, x, self.read, layer), mixer.out
+            layer = self._layers["fixed"] if fixed_numbers(mixer) else self._next("read", reads(block, self.form))
+            self._layers["fixed"] += fixed_numbers(mixer)
+            return lower_conditional(self.build, mixer, x, self.memory, layer), mixer.out
         lowered = _RECURRENT.get(type(mixer))
         if lowered is not None:
             return lowered(self.build, mixer, x), cast(nn.Module, mixer.out)
         if not isinstance(mixer, SelfAttention):
             raise CannotLowerError(type(mixer).__name__)
-        return self.attention.own(mixer, x, _next(layers, "own", grows(block, self.form))), mixer.out
+        return self.attention.own(mixer, x, self._next("own", grows(block, self.form))), mixer.out
+
+    def read(self, block: Block, x: Slot) -> Inner:
+        assert block.cross is not None
+        return self.attention.read(block.cross, x, self._next("read", reads(block, self.form))), block.cross.out
+
+    def _next(self, which: str, size: int) -> int:
+        """The byte of a block at which a layer's keys begin, which take so many bytes."""
+        start = self._layers[which]
+        self._layers[which] += size
+        return start
 
     def _head(self, head: nn.Module, x: Slot) -> int:
         if not isinstance(head, VocabularyHead):
@@ -231,7 +185,7 @@ class _Lowering:
             activation = activation_code(head.transform.activation)
             self.build.multiply(x, dense.matrix(), offset_of(dense), y, activation=activation)
             self.build.barrier()
-            x = self._norm(head.transform.norm, y)
+            x = self.norm(head.transform.norm, y)
         elif isinstance(head.transform, Maxout):
             dense = head.transform.dense
             y = self.build.shared(dense.weight.shape[0] // 2)
@@ -292,10 +246,3 @@ _KNOWN = (
     nn.ModuleDict,
     nn.ParameterList,
 )
-
-
-def _next(layers: dict[str, int], which: str, size: int) -> int:
-    """The byte of a block at which a layer's keys begin, which take so many bytes."""
-    start = layers[which]
-    layers[which] += size
-    return start

@@ -13,10 +13,23 @@ from headway.engine import matrix_unit
 from headway.engine.dots import DOT_ROOM, PLAIN_ROWS, dots
 from headway.engine.machine import _F32, F32, HAS_MATRIX_UNIT, barrier, compiled, f32, i8, i64, intrinsic, u8
 from headway.engine.matrix_unit import acquire, block_products, release
-from headway.engine.operations import ADD, GATED, GELU_TANH, MAXOUT, NONE, RELU, SILU, STORE, activate, share
+from headway.engine.operations import (
+    ADD,
+    GATED,
+    GELU,
+    GELU_TANH,
+    MAXOUT,
+    NONE,
+    QUICK_GELU,
+    RELU,
+    SILU,
+    STORE,
+    activate,
+    share,
+)
 from headway.engine.rounding import quantise_row
 from headway.engine.tiles import FP32, GROUP, INT8, LINE, LINES4, TILE, TILE4, TILE8, tile_products
-from headway.engine.vectors import gelu_tanh_sixteen, silu_sixteen, spread
+from headway.engine.vectors import gelu_sixteen, gelu_tanh_sixteen, quick_gelu_sixteen, silu_sixteen, spread
 
 _SIXTEEN = ir.VectorType(_F32, TILE)
 
@@ -108,6 +121,10 @@ def _activate_sixteen(code: int, place: int, cap: F32) -> None:
         silu_sixteen(place)
     elif code == GELU_TANH:
         gelu_tanh_sixteen(place)
+    elif code == GELU:
+        gelu_sixteen(place)
+    elif code == QUICK_GELU:
+        quick_gelu_sixteen(place)
     else:
         y = f32(place)
         for i in range(TILE):

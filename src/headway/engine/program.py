@@ -38,6 +38,8 @@ class Opcode(IntEnum):
     ROUTE = 13
     SKIP = 14
     WEIGH = 15
+    ATTEND_DOCUMENTS = 16
+    BATCH = 17
 
 
 # The fields of each kind, in their order after the kind itself; floats follow a semicolon.
@@ -61,9 +63,12 @@ NAMES = {
     Opcode.ROUTE: "logits stride count active normalise weights sum sum_stride width",
     Opcode.SKIP: "weights count expert instructions",
     Opcode.WEIGH: "weights count expert src src_stride sum sum_stride width",
+    Opcode.ATTEND_DOCUMENTS: "qkv stride heads groups size after norm q_weight q_bias k_weight k_bias cos sin half "
+    "before biased bias span table sinks keys values q scores spare result out out_stride; eps cap scale",
+    Opcode.BATCH: "each",
 }
 EMBED, NORM, QUANTISE, MULTIPLY, ATTEND, MERGE, SUM, BARRIER = map(int, list(Opcode)[:8])
-COMBINE, CELL, ASSOCIATE, LINK, ADD_ATTEND, ROUTE, SKIP, WEIGH = map(int, list(Opcode)[8:])
+COMBINE, CELL, ASSOCIATE, LINK, ADD_ATTEND, ROUTE, SKIP, WEIGH = map(int, list(Opcode)[8:16])
 
 
 @compiled

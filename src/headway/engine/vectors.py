@@ -107,6 +107,27 @@ def _gelu_tanh(builder: Any, x: Any) -> Any:
     return builder.fmul(x, _sigmoid(builder, inner))
 
 
+# Abramowitz and Stegun 1964, 7.1.26: 1 - erf(z) = t (a1 + t (a2 + ...)) e^(-z z), t = 1 / (1 + p z), to 1.5e-7.
+_TAIL, _TAIL_RATE = (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592), 0.3275911
+
+
+def _gelu(builder: Any, x: Any) -> Any:
+    """x or 0, whichever is larger, less |x| times the chance of being further out than that."""
+    size = call(builder, "fabs.v16f32", _NUMBERS, x)
+    z = builder.fmul(size, _all(0.7071067811865476))
+    t = builder.fdiv(_all(1.0), _fused(builder, z, _all(_TAIL_RATE), _all(1.0)))
+    p = _all(_TAIL[0])
+    for factor in _TAIL[1:]:
+        p = _fused(builder, p, t, _all(factor))
+    beyond = builder.fmul(builder.fmul(p, t), _exp(builder, builder.fmul(builder.fmul(z, z), _all(-1.0))))
+    positive = builder.select(builder.fcmp_ordered(">", x, _all(0.0)), x, _all(0.0))
+    return builder.fsub(positive, builder.fmul(builder.fmul(size, _all(0.5)), beyond))
+
+
+def _quick_gelu(builder: Any, x: Any) -> Any:
+    return builder.fmul(x, _sigmoid(builder, builder.fmul(x, _all(1.702))))
+
+
 def _in_place(function: Callable[[Any, Any], Any]) -> Any:
     @intrinsic
     def apply(typing: Any, place: Any) -> Any:
@@ -143,3 +164,4 @@ def _exponentials(count: int) -> Any:
 
 exponentials_32 = _exponentials(2)
 silu_sixteen, gelu_tanh_sixteen = _in_place(_silu), _in_place(_gelu_tanh)
+gelu_sixteen, quick_gelu_sixteen = _in_place(_gelu), _in_place(_quick_gelu)

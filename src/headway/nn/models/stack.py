@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -53,6 +53,16 @@ class StackOutput(NamedTuple):
     terms: Terms
 
 
+class Compiled(Protocol):
+    """What computes whole documents in place of a stack's blocks (`headway.engine.encoder`)."""
+
+    def fits(self, x: Float[Tensor, "B T D"], layout: Layout) -> bool:
+        """Whether it computes these."""
+        ...
+
+    def __call__(self, x: Float[Tensor, "B T D"], layout: Layout) -> Float[Tensor, "B T E"]: ...
+
+
 class Stack(nn.Module):
     def __init__(self, config: StackConfig, width: int) -> None:
         super().__init__()
@@ -64,7 +74,8 @@ class Stack(nn.Module):
         if self.positions is not None:
             shared = nn.ModuleDict({**self.biases, POSITIONS: self.positions})
         self.blocks = nn.ModuleList()
-        self.width = width  # of the output
+        self.width_in = self.width = width  # of the input, and of the output
+        self.program: Compiled | None = None  # where weights are packed
         for block in config.blocks:
             self.blocks.append(build_block(block, self.width, shared))
             self.width = block.mixer.width_out(self.width)
@@ -77,6 +88,8 @@ class Stack(nn.Module):
         states: Sequence[State] | None = None,
         memories: Sequence[Memory] | None = None,
     ) -> StackOutput:
+        if self.program is not None and states is None and memories is None and self.program.fits(x, layout):
+            return StackOutput(self.program(x, layout), None, {})
         after: list[State] = []
         terms: Terms = {}
         none = [None] * len(self.blocks)

@@ -1,0 +1,82 @@
+"""Blocks as instructions: norms, residuals and feed-forwards around what a mixer does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import nn
+
+from headway.engine.builder import Builder, Slot, offset_of
+from headway.engine.lowering import feed_forward
+from headway.nn.models.block import Block, Branch, LayerScale, ParallelBlock
+from headway.nn.parts.projection import Projection
+
+Inner = tuple[Slot, nn.Module]  # what a branch computes, and the projection that is still to follow
+
+
+class BlockLowering:
+    """Lowers blocks over the residual stream `x`; how they mix, and read a memory, a subclass says."""
+
+    def __init__(self, build: Builder, width: int) -> None:
+        self.build, self.x = build, build.lasting(width)
+        self.normed: dict[int, Slot] = {}  # by width
+
+    def mix(self, block: Block, x: Slot) -> Inner:
+        raise NotImplementedError
+
+    def read(self, block: Block, x: Slot) -> Inner:
+        raise NotImplementedError
+
+    def block(self, block: Block) -> None:
+        if isinstance(block, ParallelBlock):
+            self._parallel(block)
+            return
+        self._branch(block.mix, lambda x: self.mix(block, x))
+        if block.cross is not None and block.read is not None:
+            self._branch(block.read, lambda x: self.read(block, x))
+        if block.feed_forward is not None and block.feed is not None:
+            self._branch(block.feed, lambda x: feed_forward(self.build, block.feed_forward, x))
+
+    def _parallel(self, block: ParallelBlock) -> None:
+        first = self.norm(block.mix.before, self.x)
+        second, fed = first, None
+        if block.feed is not None and block.feed.before is not block.mix.before:
+            second = self.norm(block.feed.before, self.x, self.build.small(self.x.width))
+        mixed = self.mix(block, first)
+        if block.feed is not None:
+            fed = feed_forward(self.build, block.feed_forward, second)
+        self._join(block.mix, *mixed)
+        if block.feed is not None and fed is not None:
+            self._join(block.feed, *fed)
+
+    def _branch(self, branch: Branch, function: Callable[[Slot], Inner]) -> None:
+        self._join(branch, *function(self.norm(branch.before, self.x)))
+
+    def _join(self, branch: Branch, inner: Slot, out: nn.Module) -> None:
+        """x = last(x + gain x after(out(inner))). Without a residual x may get another width."""
+        gain = branch.gain.gain if isinstance(branch.gain, LayerScale) else None
+        plain = isinstance(branch.after, nn.Identity) and gain is None and branch.residual
+        if plain and isinstance(out, Projection):
+            self.build.add(inner, out.matrix(), offset_of(out), self.x)
+        else:
+            if isinstance(out, Projection):
+                inner = self.build.project(inner, out)
+                self.build.barrier()
+            y = self.norm(branch.after, inner, self.build.small(inner.width))
+            if y.width != self.x.width:
+                self.x = self.build.lasting(y.width)
+            self.build.sum(y, self.x, branch.residual, gain)
+        self.build.barrier()
+        if not isinstance(branch.last, nn.Identity):
+            self.norm(branch.last, self.x, self.x)
+            self.build.barrier()
+
+    def norm(self, norm: nn.Module, x: Slot, into: Slot | None = None) -> Slot:
+        """Normed rows, in scratch unless `into` says where; a norm that is none leaves them where they are."""
+        if isinstance(norm, nn.Identity):
+            return x
+        if x.width not in self.normed:
+            self.normed[x.width] = self.build.small(x.width, lasting=True)
+        y = into or self.normed[x.width]
+        self.build.norm(norm, x, y)
+        return y

@@ -1,0 +1,258 @@
+"""Attention within whole documents that lie one after the other, as encoders read them, and the loop for it.
+
+Nothing is padded and nothing is kept: the keys and values of a head in one document are laid out for the products as
+they are needed. A few queries at a time see all that they may, so their weights are made in two passes (largest score,
+then exponentials), and where queries and keys are cut depends on their places in the document alone: what comes of a
+document hangs neither on its neighbours nor on the threads.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import binding, ir
+from numba import types
+from numba.core import cgutils
+
+from headway.engine.attention import prepare_head
+from headway.engine.keys import LOWEST
+from headway.engine.machine import _F32, F32, compiled, exp, f32, i64, intrinsic
+from headway.engine.operations import at, tanh
+from headway.engine.program import Opcode, run
+from headway.engine.vectors import exponentials_32, reduce, spread
+
+QUERIES = 6  # of a head, that share each load of a key or a value
+SPAN = 32  # keys for which weights are made at once
+CHUNK = 8 * QUERIES  # queries of a head in one document that a thread takes at once
+_LANES = 16 if binding.get_host_cpu_features().get("avx512f") else 8
+_NUMBERS, _SIXTEEN = ir.VectorType(_F32, _LANES), ir.VectorType(_F32, 16)
+_PARTS = 2  # vectors of a row under way
+COLUMNS = _PARTS * _LANES
+NO_BIAS, BY_DISTANCE, BY_DOCUMENT = range(3)
+_ATTEND, _BATCH = int(Opcode.ATTEND_DOCUMENTS), int(Opcode.BATCH)
+
+
+@intrinsic
+def _products(typing: Any, a: Any, a_stride: Any, b: Any, b_stride: Any, steps: Any, out: Any, out_stride: Any) -> Any:
+    """out[k, c] = sum over t up to `steps` of a[k, t] b[t, c], of QUERIES rows k and COLUMNS columns c. Strides are in
+    bytes.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        a, a_stride, b, b_stride, steps, out, out_stride = args
+        number = lambda value: ir.Constant(a.type, value)  # noqa: E731
+
+        def vectors(address: Any) -> list[Any]:
+            base = builder.inttoptr(address, _NUMBERS.as_pointer())
+            return [builder.gep(base, [number(part)]) for part in range(_PARTS)]
+
+        zero = ir.Constant(_NUMBERS, [0.0] * _LANES)
+        sums = [[cgutils.alloca_once_value(builder, zero) for _ in range(_PARTS)] for _ in range(QUERIES)]
+        for parts in sums:  # a loop of the caller's comes here again
+            for total in parts:
+                builder.store(zero, total)
+        places = (builder.add(a, builder.mul(a_stride, number(k))) for k in range(QUERIES))
+        rows = [builder.inttoptr(place, _F32.as_pointer()) for place in places]
+        with cgutils.for_range(builder, steps) as loop:
+            found = [
+                builder.load(place, align=4) for place in vectors(builder.add(b, builder.mul(b_stride, loop.index)))
+            ]
+            for row, parts in zip(rows, sums):
+                value = spread(builder, builder.load(builder.gep(row, [loop.index])), _NUMBERS)
+                for other, total in zip(found, parts):
+                    product = builder.fmul(value, other, flags=("contract",))
+                    builder.store(builder.fadd(builder.load(total), product, flags=("contract",)), total)
+        for k, parts in enumerate(sums):
+            for total, place in zip(parts, vectors(builder.add(out, builder.mul(out_stride, number(k))))):
+                builder.store(builder.load(total), place, align=4)
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 7), generate
+
+
+@intrinsic
+def _largest(typing: Any, numbers: Any, count: Any) -> Any:
+    """The largest of SPAN `count` numbers."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        def larger(a: Any, b: Any) -> Any:
+            return builder.select(builder.fcmp_ordered(">", a, b), a, b)
+
+        base = builder.inttoptr(args[0], _SIXTEEN.as_pointer())
+        top = cgutils.alloca_once(builder, _SIXTEEN)
+        builder.store(ir.Constant(_SIXTEEN, [float(LOWEST)] * 16), top)
+        with cgutils.for_range(builder, builder.mul(args[1], ir.Constant(args[1].type, SPAN // 16))) as loop:
+            found = builder.load(builder.gep(base, [loop.index]), align=4)
+            builder.store(larger(builder.load(top), found), top)
+        return reduce(builder, builder.load(top), larger)
+
+    return types.float32(types.int64, types.int64), generate
+
+
+@compiled
+def _soften(scores: int, begin: int, end: int, spans: int, sink: int) -> F32:
+    """Scores become weights in place, exp(score - largest) from `begin` to `end` of SPAN `spans` and 0 elsewhere; their
+    sum. A sink, at an address if any, takes part in it.
+    """
+    s, size = f32(scores), spans * SPAN
+    for t in range(begin):
+        s[t] = LOWEST
+    for t in range(end, size):
+        s[t] = LOWEST
+    top, total = _largest(scores, spans), np.float32(0)
+    if sink != 0:
+        top = max(top, f32(sink)[0])
+        total = exp(f32(sink)[0] - top)
+    for n in range(spans):
+        total += exponentials_32(scores + 4 * n * SPAN, top)
+    for t in range(begin):
+        s[t] = np.float32(0)
+    for t in range(end, size):
+        s[t] = np.float32(0)
+    return total
+
+
+@compiled
+def _lay_out(op: np.ndarray, numbers: np.ndarray, start: int, length: int, g: int, scratch: int) -> None:
+    """The keys of a group in a document as [length / COLUMNS, K, COLUMNS], and its values as [length, V], each row in
+    whole COLUMNS. What stands behind the last is anything: no score and no column that comes of it is used.
+    """
+    heads, groups, size, half = op[3], op[4], op[5], op[14]
+    keys, values, spare, wide = at(op[21], scratch), at(op[22], scratch), at(op[25], scratch), filled(op[5])
+    for t in range(length):
+        row, place = op[1] + (start + t) * op[2], f32(keys + 4 * ((t // COLUMNS) * size * COLUMNS + t % COLUMNS))
+        key = f32(row + 4 * (heads + g) * size)
+        if op[7] >= 0 or half > 0:
+            new = f32(spare)
+            for d in range(size):
+                new[d] = key[d]
+            cos, sin = op[12] + 4 * t * half, op[13] + 4 * t * half
+            prepare_head(spare, size, op[7], op[10], op[11], numbers[0], cos, sin, half)
+            key = new
+        for d in range(size):
+            place[d * COLUMNS] = key[d]
+        value, kept = f32(row + 4 * (heads + groups + g) * size), f32(values + 4 * t * wide)
+        for d in range(size):
+            kept[d] = value[d]
+
+
+@compiled
+def filled(size: int) -> int:
+    """So many numbers in whole COLUMNS."""
+    return (size + COLUMNS - 1) // COLUMNS * COLUMNS
+
+
+@compiled
+def _queries(op: np.ndarray, numbers: np.ndarray, start: int, first: int, count: int, h: int, scratch: int) -> None:
+    """Those of a head from place `first` of a document on, [QUERIES, K]; behind the last stands anything."""
+    size, half, place = op[5], op[14], at(op[23], scratch)
+    for i in range(count):
+        new, t = f32(place + 4 * i * size), first + i
+        old = f32(op[1] + (start + first + i) * op[2] + 4 * h * size)
+        for d in range(size):
+            new[d] = old[d]
+        cos, sin = op[12] + 4 * t * half, op[13] + 4 * t * half
+        prepare_head(place + 4 * i * size, size, op[7], op[8], op[9], numbers[0], cos, sin, half)
+        for d in range(size):
+            new[d] *= np.float32(numbers[2])
+
+
+@compiled
+def _add_bias(op: np.ndarray, scores: int, base: int, begin: int, end: int, query: int, n: int, h: int) -> None:
+    """To the scores of keys `begin` to `end`, which lie from key `base` on."""
+    s, heads, span = f32(scores), op[3], op[18]
+    if op[16] == BY_DISTANCE:
+        distances = f32(op[17] + 4 * (h * (2 * span - 1) + span - 1))
+        for t in range(begin, end):
+            s[t - base] += distances[t - query]
+    else:
+        given = f32(op[17] + 4 * ((n * heads + h) * span + query) * span)
+        fixed = f32(op[19] + 4 * (h * span + query) * span)
+        for t in range(begin, end):
+            s[t - base] += given[t] + fixed[t]
+
+
+@compiled
+def _attend_queries(
+    op: np.ndarray, numbers: np.ndarray, n: int, start: int, length: int, h: int, first: int, last: int, scratch: int
+) -> None:
+    """Those of one head from place `first` to `last` of document n, whose keys and values are laid out."""
+    size, before, after, wide = op[5], op[15], op[6], filled(op[5])
+    queries, scores, result = at(op[23], scratch), at(op[24], scratch), at(op[26], scratch)
+    keys, values, cap = at(op[21], scratch), at(op[22], scratch), np.float32(numbers[1])
+    step = 4 * ((length + SPAN - 1) // SPAN * SPAN)
+    for q in range(first, last, QUERIES):
+        count = min(QUERIES, last - q)
+        _queries(op, numbers, start, q, count, h, scratch)
+        low, high = max(0, q - before), min(length, q + count + after)
+        base, spans = low // SPAN * SPAN, (high + SPAN - 1) // SPAN - low // SPAN
+        for t in range(base, base + spans * SPAN, COLUMNS):
+            _products(queries, 4 * size, keys + 4 * t * size, 4 * COLUMNS, size, scores + 4 * (t - base), step)
+        for i in range(count):
+            row, query = scores + i * step, q + i
+            begin, end = max(0, query - before), min(length, query + 1 + after)
+            if cap > 0:
+                for t in range(begin - base, end - base):
+                    f32(row)[t] = cap * tanh(f32(row)[t] / cap)
+            if op[16] != NO_BIAS:
+                _add_bias(op, row, base, begin, end, query, n, h)
+            sink = 0 if op[20] == 0 else op[20] + 4 * h
+            f32(at(op[25], scratch))[i] = _soften(row, begin - base, end - base, spans, sink)
+        for c in range(0, wide, COLUMNS):
+            seen = values + 4 * (low * wide + c)
+            _products(scores + 4 * (low - base), step, seen, 4 * wide, high - low, result + 4 * c, 4 * wide)
+        for i in range(count):
+            out, found = f32(op[27] + (start + q + i) * op[28] + 4 * h * size), f32(result + 4 * i * wide)
+            inverse = np.float32(1) / f32(at(op[25], scratch))[i]
+            for d in range(size):
+                out[d] = found[d] * inverse
+
+
+@compiled
+def attend_documents(
+    op: np.ndarray, numbers: np.ndarray, documents: int, scratch: int, thread: int, threads: int
+) -> None:
+    """The share of one thread: chunks of queries of a head in a document, about as much work for each thread."""
+    heads, each, offsets = op[3], op[3] // op[4], i64(documents)
+    total = 0
+    for n in range(offsets[0]):
+        total += (offsets[n + 2] - offsets[n + 1]) * (offsets[n + 2] - offsets[n + 1]) * heads
+    least, most = thread * total // threads, (thread + 1) * total // threads
+    done, laid = 0, -1
+    for n in range(offsets[0]):
+        start, length = offsets[n + 1], offsets[n + 2] - offsets[n + 1]
+        for h in range(heads):
+            for first in range(0, length, CHUNK):
+                last, here = min(first + CHUNK, length), done
+                done += (last - first) * length
+                if here < least or here >= most:
+                    continue
+                if laid != n * heads + h // each:
+                    _lay_out(op, numbers, start, length, h // each, scratch)
+                    laid = n * heads + h // each
+                _attend_queries(op, numbers, n, start, length, h, first, last, scratch)
+
+
+@compiled
+def run_documents(
+    table: np.ndarray, floats: np.ndarray, documents: int, scratch: int, counter: int, thread: int, threads: int
+) -> None:
+    """All instructions for the tokens of whole documents. `documents` is the address of int64: how many there are, and
+    where each begins, with the end of the last.
+    """
+    offsets = i64(documents)
+    tokens = offsets[offsets[0] + 1]
+    batch, start, count = tokens, 0, table.shape[0]
+    while start < count:
+        stop = start
+        while stop < count and table[stop, 0] != _ATTEND and table[stop, 0] != _BATCH:
+            stop += 1
+        run(table[start:stop], floats[start:stop], documents, documents, batch, scratch, counter, thread, threads)
+        if stop < count:
+            op = table[stop]
+            if op[0] == _ATTEND:
+                attend_documents(op, floats[stop], documents, scratch, thread, threads)
+            else:
+                batch = offsets[0] * op[1] if op[1] else tokens
+        start = stop + 1

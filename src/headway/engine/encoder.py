@@ -1,0 +1,299 @@
+"""Stacks that read whole documents, as programs: encoders, towers, boards.
+
+A program reads the tokens of several documents one after the other, without padding. It is made where weights are
+packed (`use_programs`): torch's products of fp32 matrices are faster than the engine's. What has no instruction is left
+to torch.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from headway.engine.blocks import BlockLowering, Inner
+from headway.engine.builder import FEW, Builder, CannotLowerError, PackedWeights, Slot, norm_parts, offset_of
+from headway.engine.documents import (
+    BY_DISTANCE,
+    BY_DOCUMENT,
+    NO_BIAS,
+    QUERIES,
+    SPAN,
+    filled,
+    run_documents,
+)
+from headway.engine.machine import announced
+from headway.engine.operations import SILU
+from headway.engine.packed import PackedTensor
+from headway.engine.pool import pool
+from headway.engine.program import Opcode
+from headway.layout import Layout
+from headway.nn.kernels import recorder
+from headway.nn.mixers.attention import QKNorm, SelfAttention, WideQKNorm
+from headway.nn.models.block import Block
+from headway.nn.models.stack import Stack
+from headway.nn.parts.bias import Alibi, Relative, Smolgen
+from headway.nn.parts.feedforward import Experts
+from headway.visibility import Causal, Full, Local, Pattern
+
+_MOST_TOKENS = 512  # of one run of a program, unless a document is longer
+_FAR = 1 << 40  # further than any document reaches
+
+
+@dataclass(frozen=True)
+class DocumentsProgram:
+    """Instructions for up to `tokens` tokens."""
+
+    table: np.ndarray
+    floats: np.ndarray
+    room: np.ndarray  # [threads, bytes], the scratch of each thread
+    x: Slot  # what is read
+    y: Slot  # what comes of it
+    tokens: int
+    kept: list[Any]
+
+
+class StackProgram:
+    """What computes whole documents in place of a stack's blocks; CannotLowerError for what has no instruction.
+
+    What comes of a document depends on nothing but its tokens, bit for bit: neither on the others, nor on the threads.
+    """
+
+    def __init__(self, stack: Stack, threads: int | None = None) -> None:
+        """`threads` None: as many as torch has whenever it is called."""
+        self._stack = stack
+        self._weights, self._lock, self._threads = PackedWeights(), threading.Lock(), threads
+        # A bias that is made of all tokens of a board together asks for so many.
+        self._length = max((bias.config.length for bias in stack.modules() if isinstance(bias, Smolgen)), default=None)
+        self._program = self._lower(max(FEW + 1, self._length or 0), 1)
+
+    def fits(self, x: Float[Tensor, "B T D"], layout: Layout) -> bool:
+        """Whether these are documents from their beginning that see no groups, to be read without gradients, and
+        nobody looks at the weights of attention.
+        """
+        plain = x.device.type == "cpu" and x.dtype == torch.float32 and layout.group is None
+        read = not self._stack.training and not (torch.is_grad_enabled() and x.requires_grad)
+        fit = layout.dense if self._length else layout.dense or _are_whole(layout)
+        return plain and read and fit and recorder() is None and self._length in (None, layout.length)
+
+    def __call__(self, x: Float[Tensor, "B T D"], layout: Layout) -> Float[Tensor, "B T E"]:
+        """Zeros where there is padding."""
+        if layout.dense:
+            found = self.forward(x.flatten(0, 1), np.full(layout.batch, layout.length))
+            return found.unflatten(0, x.shape[:2])
+        begins = torch.cat([layout.positions[layout.keep] == 0, torch.ones(1, dtype=torch.bool)]).nonzero()[:, 0]
+        found = self.forward(x[layout.keep], np.diff(begins.numpy()))
+        y = x.new_zeros(*x.shape[:2], found.shape[1])
+        y[layout.keep] = found
+        return y
+
+    @torch.no_grad()
+    def forward(self, x: Float[Tensor, "N D"], lengths: np.ndarray) -> Float[Tensor, "N E"]:
+        """Documents of these lengths, int [B], one after the other."""
+        found, begin = torch.empty(x.shape[0], self._program.y.width), 0
+        with self._lock:  # a program has one place for what it computes
+            for some in _parts(lengths.tolist()):
+                end = begin + sum(some)
+                self._run(x[begin:end], some, found[begin:end])
+                begin = end
+        return found
+
+    def __reduce__(self) -> tuple[type[None], tuple[()]]:
+        """A copy of a stack has no program, as its weights may come to be others."""
+        return type(None), ()
+
+    def _run(self, x: Tensor, lengths: list[int], out: Tensor) -> None:
+        tokens, workers = len(x), pool(self._threads or torch.get_num_threads())
+        threads, counter = workers.threads, workers.counter
+        if tokens > self._program.tokens or threads > len(self._program.room):
+            self._program = self._lower(max(_MOST_TOKENS, tokens, self._program.tokens), threads)
+        program = self._program
+        documents = np.array([len(lengths), 0, *np.cumsum(lengths)], np.int64)
+        program.x.rows(tokens).copy_(x)
+        scratch, place = [room.ctypes.data for room in program.room], documents.ctypes.data
+
+        def job(thread: int) -> None:
+            run_documents(program.table, program.floats, place, scratch[thread], counter, thread, threads)
+
+        with announced(run_documents):
+            workers.run(job)
+        out.copy_(program.y.rows(tokens))
+
+    def _lower(self, tokens: int, threads: int) -> DocumentsProgram:
+        with torch.inference_mode():
+            return _StackLowering(self._stack, self._weights, tokens).program(threads)
+
+
+def use_programs(model: nn.Module) -> None:
+    """Have stacks whose weights are packed read whole documents by programs, as far as these have instructions."""
+    for stack in model.modules():
+        if not isinstance(stack, Stack) or not any(isinstance(p, PackedTensor) for p in stack.parameters()):
+            continue
+        try:
+            stack.program = StackProgram(stack)
+        except CannotLowerError:
+            continue
+
+
+def _are_whole(layout: Layout) -> bool:
+    kept = layout.positions[layout.keep]
+    after = torch.where(kept == 0, 0, kept.roll(1) + 1)
+    first = layout.positions.gather(1, layout.keep.int().argmax(1, keepdim=True))
+    return bool((kept == after).all()) and bool((first <= 0).all())
+
+
+def _parts(lengths: list[int]) -> Iterator[list[int]]:
+    """Documents that are computed together."""
+    some: list[int] = []
+    for length in lengths:
+        if some and sum(some) + length > _MOST_TOKENS:
+            yield some
+            some = []
+        some.append(length)
+    if some:
+        yield some
+
+
+class _StackLowering(BlockLowering):
+    def __init__(self, stack: Stack, weights: PackedWeights, tokens: int) -> None:
+        super().__init__(Builder(weights, tokens, 0), stack.width_in)
+        self.stack, self.tokens = stack, tokens
+        self._rotary: dict[Any, tuple[int, int, int]] = {}
+        self._distances: dict[int, int] = {}  # addresses of tables, by their modules
+        self._rooms: dict[int, dict[str, int]] = {}  # what attention works in, by the size of a head
+
+    def program(self, threads: int) -> DocumentsProgram:
+        build, read = self.build, self.x
+        for block in self.stack.blocks:
+            if not isinstance(block, Block):
+                raise CannotLowerError(type(block).__name__)
+            if isinstance(block.feed_forward, Experts):
+                raise CannotLowerError("experts in an encoder")
+            build.again()
+            self.block(block)
+        y = self.norm(self.stack.norm, self.x)
+        table, floats = build.table()
+        room = np.zeros((threads, build.scratch + 64), np.uint8)
+        return DocumentsProgram(table, floats, room, read, y, build.rows, build.kept)
+
+    def read(self, block: Block, x: Slot) -> Inner:
+        raise CannotLowerError("cross-attention in an encoder")
+
+    def mix(self, block: Block, x: Slot) -> Inner:
+        mixer, build = block.mixer, self.build
+        if not isinstance(mixer, SelfAttention):
+            raise CannotLowerError(f"{type(mixer).__name__} in an encoder")
+        if mixer.config.placed:
+            raise CannotLowerError("positions in queries and keys")
+        heads, groups, size = mixer.heads, mixer.groups, mixer.size
+        before, after = _reach(mixer.config.pattern)
+        bias = self._bias(mixer, x)
+        qkv = build.project(x, mixer.qkv)
+        build.barrier()
+        if isinstance(mixer.qk_norm, WideQKNorm):
+            q, k = qkv.columns(0, heads * size), qkv.columns(heads * size, groups * size)
+            build.norm(mixer.qk_norm.q, q, q)
+            build.norm(mixer.qk_norm.k, k, k)
+            build.barrier()
+        kind, eps, parts = -1, 0.0, [None, None, None, None]
+        if isinstance(mixer.qk_norm, QKNorm):
+            (kind, q_weight, q_bias, eps), (_, k_weight, k_bias, _) = map(
+                norm_parts, (mixer.qk_norm.q, mixer.qk_norm.k)
+            )
+            parts = [q_weight, q_bias, k_weight, k_bias]
+        q_weight, q_bias, k_weight, k_bias = map(build.constant, parts)
+        cos, sin, half = self._angles(mixer)
+        out = build.shared(heads * size)
+        build.emit(
+            Opcode.ATTEND_DOCUMENTS,
+            qkv=qkv.address, stride=qkv.stride, heads=heads, groups=groups, size=size, before=before, after=after,
+            norm=kind, q_weight=q_weight, q_bias=q_bias, k_weight=k_weight, k_bias=k_bias, cos=cos, sin=sin, half=half,
+            sinks=build.constant(mixer.sinks), out=out.address, out_stride=out.stride, **bias, **self._places(size),
+            eps=eps, cap=mixer.config.soft_cap or 0.0, scale=mixer.config.scale or 1 / math.sqrt(size),
+        )  # fmt: skip
+        build.barrier()
+        return out, mixer.out
+
+    def _angles(self, mixer: SelfAttention) -> tuple[int, int, int]:
+        if mixer.rotary is None:
+            return 0, 0, 0
+        kind = (mixer.rotary.config, mixer.rotary.size)
+        if kind not in self._rotary:
+            cos, sin = mixer.rotary.angles(Layout.full(1, self.tokens), torch.zeros(1))
+            self._rotary[kind] = (self.build.constant(cos), self.build.constant(sin), cos.shape[-1])
+        return self._rotary[kind]
+
+    def _places(self, size: int) -> dict[str, int]:
+        """Where a thread has keys and values of a head, queries, their weights and what comes of them."""
+        if size not in self._rooms:
+            spans, private = -(-self.tokens // SPAN) * SPAN, self.build.private_bytes
+            self._rooms[size] = {
+                "keys": private(4 * spans * size),
+                "values": private(4 * spans * filled(size)),
+                "q": private(4 * QUERIES * size),
+                "scores": private(4 * QUERIES * spans),
+                "spare": private(4 * max(size, QUERIES)),
+                "result": private(4 * QUERIES * filled(size)),
+            }
+        return self._rooms[size]
+
+    def _bias(self, mixer: SelfAttention, x: Slot) -> dict[str, int]:
+        """What is added to scores: a table by distance, or what is made of the tokens of each board."""
+        given = getattr(mixer._bias, "__self__", None)  # the module whose method it is
+        if given is None:
+            return {"biased": NO_BIAS, "bias": 0, "span": 0, "table": 0}
+        if isinstance(given, Smolgen):
+            return self._generated(given, x)
+        if not isinstance(given, (Alibi, Relative)):
+            raise CannotLowerError(f"the bias {type(given).__name__}")
+        if id(given) not in self._distances:
+            positions = torch.arange(2 * self.tokens - 1)[None]
+            middle = Layout(positions[:, self.tokens - 1 : self.tokens])
+            found = given(torch.zeros(1), middle, Layout(positions))
+            self._distances[id(given)] = self.build.constant(found[0, :, 0])
+        return {"biased": BY_DISTANCE, "bias": self._distances[id(given)], "span": self.tokens, "table": 0}
+
+    def _generated(self, smolgen: Smolgen, x: Slot) -> dict[str, int]:
+        """[B, H, T, T] of documents of exactly T tokens. Rows of numbers are those of a token first, then all of a
+        document's, then those of each of its heads.
+        """
+        build, config = self.build, smolgen.config
+        length, heads = config.length, config.heads
+        if heads > length:  # there is room for as many rows as tokens
+            raise CannotLowerError(f"a bias of {heads} heads over {length} tokens")
+        compressed = build.project(x, smolgen.compress)
+        build.barrier()
+        build.emit(Opcode.BATCH, each=1)
+        whole = Slot(compressed.address, length * compressed.stride, length * config.compressed)
+        for projection, norm in ((smolgen.summary, smolgen.summary_norm), (smolgen.split, smolgen.split_norm)):
+            hidden = build.shared(projection.weight.shape[0])
+            build.multiply(whole, projection.matrix(), offset_of(projection), hidden, activation=SILU)
+            build.barrier()
+            build.norm(norm, hidden, hidden)
+            build.barrier()
+            whole = hidden
+        build.emit(Opcode.BATCH, each=heads)
+        each = Slot(whole.address, 4 * config.generated, config.generated)
+        found = build.project(each, smolgen.spread)
+        build.barrier()
+        build.emit(Opcode.BATCH, each=0)
+        table = build.constant(smolgen.table)
+        return {"biased": BY_DOCUMENT, "bias": found.address, "span": length, "table": table}
+
+
+def _reach(pattern: Pattern) -> tuple[int, int]:
+    """How far back a position sees, and how far ahead."""
+    if isinstance(pattern, Full):
+        return _FAR, _FAR
+    if isinstance(pattern, Local):
+        return pattern.reach, pattern.reach
+    if isinstance(pattern, Causal):
+        return _FAR if pattern.window is None else pattern.window - 1, 0
+    raise CannotLowerError(f"attention with the pattern {type(pattern).__name__}")
