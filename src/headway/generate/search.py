@@ -355,7 +355,8 @@ def draw_on(
     """
     rows = torch.zeros(count, dtype=torch.long, device=logits.device)
     logits, decoding = logits[rows], decoding.select(rows)
-    sampler = Sampler(sampling, row_keys([()] * count), [()] * count, logits.shape[-1], logits.device)
+    pool = getattr(model, "pool", None)
+    sampler = Sampler(sampling, row_keys([()] * count), [()] * count, logits.shape[-1], logits.device, pool)
     history = torch.zeros(count, limit, dtype=torch.long, device=logits.device)
     found: list[Hypothesis | None] = [None] * count
     totals = [0.0] * count
