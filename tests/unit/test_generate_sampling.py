@@ -144,6 +144,27 @@ def test_biases_are_of_single_symbols_and_rows_have_counts_of_their_own(threads:
     assert [sampler.pick(logits[1:], step)[0].tolist() for step in range(4)] == [[0], [0], [0], [1]]
 
 
+def test_both_forms_count_the_same() -> None:
+    """Over a text that says many symbols more than once, with rows that leave."""
+    sampling = Sampling(
+        0.0, repetition_penalty=1.3, presence_penalty=0.4, frequency_penalty=0.3, logit_bias={3: 1.5, 40: -100}
+    )
+    prompts = [[1, 2, 2], [], [7]]
+    forms = [Sampler(sampling, [0, 1, 2], prompts, 60, pool=threads) for threads in (None, pool(1))]
+    generator = torch.Generator().manual_seed(4)
+    for step in range(80):
+        logits = torch.randn(len(forms[0].keys), 60, generator=generator)
+        if step == 40:
+            for sampler in forms:
+                sampler.select(torch.tensor([2, 0]))
+            logits = logits[:2]
+        ahead, same = (sampler.foresee(logits[:1, :50], step + 2, [5, 5]) for sampler in forms)
+        assert ahead == same
+        (chosen, logprobs), (other, values) = (sampler.pick(logits, step) for sampler in forms)
+        assert torch.equal(chosen, other)
+        torch.testing.assert_close(logprobs, values, rtol=0, atol=1e-6)
+
+
 def test_log_probabilities_are_the_models_own(threads: Pool | None) -> None:
     sampling = Sampling(temperature=0.1, top_k=1, repetition_penalty=3.0, seed=0)
     sampler = Sampler(sampling, [0], [[]], 5, pool=threads)

@@ -256,13 +256,13 @@ def _reach(
     near_low, near_high = low, low
     if groups > _FEW:
         from_low, from_high = low, high
-        while from_low < from_high:
+        while from_high - from_low > _NEAR // 2:
             middle = from_low + (from_high - from_low + 1) // 2
             if _SPREAD * _amount(x, tail, whole, groups, _number(middle), weighted, _SPREAD) >= goal:
                 from_low = middle
             else:
                 from_high = middle - 1
-        near_low, near_high = from_low - _NEAR, from_low + _NEAR
+        near_low, near_high = from_low - _NEAR, from_high + _NEAR
     while low < high:
         middle = low + (high - low + 1) // 2
         if looks == 0 and low < near_low <= high:

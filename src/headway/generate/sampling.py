@@ -215,7 +215,7 @@ class Sampler:
         may be of fewer symbols. Changes nothing.
         """
         if self.table is not None:
-            return int(self._by_table(self.table.after(after), logits.float(), step)[0])
+            return int(self._by_table(self.table.after(after), logits.float(), step)[0][0])
         now = self._said
         if self.sampling.adjusts and after:
             self._said = _Counted(*(None if part is None else part.clone() for part in now))
