@@ -44,6 +44,7 @@ def rows(size: int) -> dict[str, torch.Tensor]:
         "peaked": peaked,
         "far": smooth * 1e4,
         "one": torch.full((size,), -math.inf).index_fill(0, torch.tensor([size - 2]), 1.5),
+        "a few": torch.full((size,), -math.inf).index_copy(0, torch.arange(min(size, 70)), smooth[:70]),
     }
 
 

@@ -301,26 +301,29 @@ def _gather(x: int, tail: int, whole: int, groups: int, maxima: int, least: F32,
 
 @compiled
 def _kth(x: int, tail: int, whole: int, groups: int, maxima: int, top: F32, k: int, room: int, places: int) -> F32:
-    """The k-th largest number. Each of k groups has one that is as large as the k-th largest of their largest."""
+    """The k-th largest number. Each of k groups has one that is as large as the k-th largest of their largest; where
+    fewer have any but -inf, these are looked at.
+    """
     lowest = _number(_LOWEST)
     if 2 * k > groups:
         return _reach(x, tail, whole, groups, lowest, top, float(k), 0, room)
     of_groups = -(-groups // GROUP)
-    least = _reach(maxima, maxima, of_groups, of_groups, lowest, top, float(k), 0, room)
+    least = _reach(maxima, maxima, of_groups, of_groups, _number(_LOWEST + 1), top, float(k), 0, room)
     count = _gather(x, tail, whole, groups, maxima, least, room, places)
     found = -(-count // GROUP)
-    return _reach(room, room, found, found, least, top, float(k), 0, room)
+    return _reach(room, room, found, found, lowest, top, float(k), 0, room)
 
 
 @compiled
-def _largest(
-    x: int, tail: int, whole: int, groups: int, maxima: int, top: F32, count: int, room: int, places: int,
-    symbols: int, values: int,
+def _tell(
+    x: int, tail: int, whole: int, groups: int, maxima: int, top: F32, log_mass: float, count: int, room: int,
+    symbols: int, logprobs: int,
 ) -> None:  # fmt: skip
-    """The `count` largest numbers, the largest first and equal ones in their order, and where they stand."""
+    """The `count` likeliest symbols, the likeliest first and equal ones in their order, and their log probabilities."""
+    places = room + 4 * GROUP * groups
     least = _kth(x, tail, whole, groups, maxima, top, count, room, places)
     found = _gather(x, tail, whole, groups, maxima, least, room, places)
-    numbers, where, best, best_where, filled = f32(room), i32(places), f32(values), i32(symbols), 0
+    numbers, where, best, best_where, filled = f32(room), i32(places), f32(logprobs), i32(symbols), 0
     for n in range(found):
         if filled < count or numbers[n] > best[count - 1]:
             at = filled if filled < count else count - 1
@@ -331,6 +334,8 @@ def _largest(
             filled = min(filled + 1, count)
     for n in range(filled, count):  # where there are no numbers
         best[n], best_where[n] = np.float32(np.nan), np.int32(0)
+    for n in range(count):
+        best[n] = np.float32(np.float64(best[n]) - np.float64(top) - log_mass)
 
 
 @compiled
@@ -361,9 +366,9 @@ def _mask(group: int, symbols: int, mask: int) -> int:
     if not mask:
         return inside
     words = i32(mask)
-    bits = np.int64(words[2 * group]) & 0xFFFFFFFF
+    bits = words[2 * group] & 0xFFFFFFFF
     if rest > 32:
-        bits |= np.int64(words[2 * group + 1]) << 32
+        bits |= words[2 * group + 1] << 32
     return bits & inside
 
 
@@ -412,14 +417,6 @@ def _draw(weights: int, groups: int, least: F32, sums: int, target: float) -> in
 
 
 @compiled
-def _nucleus(weights: int, groups: int, count: int, top_p: float, total: float, room: int) -> F32:
-    """The least of the largest weights that together reach `top_p` of all."""
-    # What is below this cannot be among them, as all of that together is less than 1 - top_p.
-    least = np.float32(0.5 * (1.0 - top_p) * total / count)
-    return _reach(weights, weights, groups, groups, least, np.float32(1.0), top_p * total, 1, room)
-
-
-@compiled
 def _drawn(
     x: int, tail: int, whole: int, groups: int, symbols: int, maxima: int, top: F32, row: np.ndarray,
     numbers: np.ndarray, room: int,
@@ -440,13 +437,16 @@ def _drawn(
     total = _weigh(x, tail, whole, groups, top, np.float32(1.0 / heat), weights, sums)
     least = np.float32(0.0)
     if numbers[TOP_P] < 1:
-        least = _nucleus(weights, groups, count, numbers[TOP_P], total, spare)
+        # What is below this is not among the fewest that reach it, as all of that together is less than 1 - top_p.
+        bound = np.float32(0.5 * (1.0 - numbers[TOP_P]) * total / count)
+        goal = numbers[TOP_P] * total
+        least = _reach(weights, weights, groups, groups, bound, np.float32(1.0), goal, 1, spare)
         each, total = f64(sums), 0.0
         for group in range(groups):
             each[group] = _sum_above(weights + 4 * GROUP * group, least)
             total += each[group]
     drawn = _draw(weights, groups, least, sums, numbers[UNIFORM] * total)
-    return np.int64(i32(places)[drawn]) if gathered else drawn
+    return i32(places)[drawn] if gathered else drawn
 
 
 @compiled
@@ -468,59 +468,44 @@ def _fill_tail(x: int, symbols: int, tail: int) -> None:
 
 
 @compiled
-def _told(
-    x: int, tail: int, whole: int, groups: int, maxima: int, top: F32, log_mass: float, count: int, room: int,
-    symbols: int, values: int,
-) -> None:  # fmt: skip
-    """The likeliest symbols and their log probabilities."""
-    _largest(x, tail, whole, groups, maxima, top, count, room, room + 4 * GROUP * groups, symbols, values)
-    found = f32(values)
-    for n in range(count):
-        found[n] = np.float32(np.float64(found[n]) - np.float64(top) - log_mass)
-
-
-@compiled
 def _choose(
-    row: np.ndarray, numbers: np.ndarray, symbols: int, room: int, chosen: int, logprob: int, top_ids: int, tops: int
-) -> None:
-    """The next symbol of one row, -1 where its mask leaves none, and its log probability; `room` has `_room_bytes`."""
-    x, groups, whole = row[LOGITS], -(-symbols // GROUP), symbols // GROUP
+    rows: np.ndarray, numbers: np.ndarray, symbols: int, most: int, thread: int, threads: int, room: int,
+    symbols_at: int, logprobs_at: int, top_at: int, top_logprobs_at: int,
+) -> None:  # fmt: skip
+    """A thread's share of the rows: the next symbol of each, -1 where its mask leaves none, and its log probability; of
+    the likeliest as many as it asks for, where there is room for `most`.
+    """
+    chosen, logprobs = i64(symbols_at), f32(logprobs_at)
+    groups = -(-symbols // GROUP)
     tail, maxima = room, room + 4 * GROUP
     copied = maxima + 4 * GROUP * -(-groups // GROUP)
     room = copied + 4 * GROUP * groups
-    _fill_tail(x, symbols, tail)
-    first = _find_maxima(x, tail, whole, groups, maxima)
-    mass = 0.0
-    for group in range(groups):
-        mass += _mass_of(_group(x, tail, whole, group), first, np.float32(1.0), 0)
-    log_mass = math.log(mass)
-    if row[TOP]:
-        _told(x, tail, whole, groups, maxima, first, log_mass, row[TOP], room, top_ids, tops)
-    here, top = x, first
-    if row[MASK] or row[SAID_COUNT] or row[BIASED_COUNT]:
-        if not _copy(x, tail, whole, groups, row[MASK], symbols, copied):
-            i64(chosen)[0] = -1
-            return
-        _adjust(row, numbers, symbols, copied)
-        here, whole = copied, groups
-        top = _find_maxima(here, tail, whole, groups, maxima)
-    if numbers[TEMPERATURE] == 0 or not math.isfinite(top) or math.isnan(mass):
-        drawn = _first_of(here, tail, whole, groups, maxima, top)
-    else:
-        drawn = _drawn(here, tail, whole, groups, symbols, maxima, top, row, numbers, room)
-    i64(chosen)[0] = drawn
-    f32(logprob)[0] = np.float32(np.float64(f32(x)[drawn]) - np.float64(first) - log_mass)
-
-
-@compiled
-def _choose_rows(
-    rows: np.ndarray, numbers: np.ndarray, symbols: int, most: int, thread: int, threads: int, room: int, chosen: int,
-    logprobs: int, top_ids: int, tops: int,
-) -> None:  # fmt: skip
-    """A thread's share of the rows, of which each is told up to `most` likeliest symbols."""
     for n in range(thread, len(rows), threads):
-        told = 4 * n * most
-        _choose(rows[n], numbers[n], symbols, room, chosen + 8 * n, logprobs + 4 * n, top_ids + told, tops + told)
+        row, x, whole, mass = rows[n], rows[n, LOGITS], symbols // GROUP, 0.0
+        _fill_tail(x, symbols, tail)
+        first = _find_maxima(x, tail, whole, groups, maxima)
+        for group in range(groups):
+            mass += _mass_of(_group(x, tail, whole, group), first, np.float32(1.0), 0)
+        log_mass = math.log(mass)
+        if row[TOP]:
+            to = 4 * n * most
+            _tell(
+                x, tail, whole, groups, maxima, first, log_mass, row[TOP], room, top_at + to, top_logprobs_at + to
+            )  # fmt: skip
+        here, top = x, first
+        if row[MASK] or row[SAID_COUNT] or row[BIASED_COUNT]:
+            if not _copy(x, tail, whole, groups, row[MASK], symbols, copied):
+                chosen[n] = -1
+                continue
+            _adjust(row, numbers[n], symbols, copied)
+            here, whole = copied, groups
+            top = _find_maxima(here, tail, whole, groups, maxima)
+        if numbers[n, TEMPERATURE] == 0 or not math.isfinite(top) or math.isnan(mass):
+            drawn = _first_of(here, tail, whole, groups, maxima, top)
+        else:
+            drawn = _drawn(here, tail, whole, groups, symbols, maxima, top, row, numbers[n], room)
+        chosen[n] = drawn
+        logprobs[n] = np.float32(np.float64(f32(x)[drawn]) - np.float64(first) - log_mass)
 
 
 class Choices(NamedTuple):
@@ -554,9 +539,9 @@ def choose_symbols(rows: np.ndarray, numbers: np.ndarray, symbols: int, pool: Po
     rooms = _rooms_of(threads, symbols)
 
     def job(thread: int) -> None:
-        _choose_rows(rows, numbers, symbols, most, thread, threads, rooms[thread].ctypes.data, *places)
+        _choose(rows, numbers, symbols, most, thread, threads, rooms[thread].ctypes.data, *places)
 
-    with announced(_choose_rows):
+    with announced(_choose):
         if pool is None or threads == 1:
             job(0)
         else:

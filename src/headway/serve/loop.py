@@ -122,7 +122,7 @@ class EngineLoop:
     def __init__(self, steps: Steps, name: str) -> None:
         self.steps = steps
         self.name = name
-        self.first, self.between, self._written = (each.labels(name) for each in (FIRST, BETWEEN, WRITTEN))
+        self.first, self.between, self._written = FIRST.labels(name), BETWEEN.labels(name), WRITTEN.labels(name)
         self._wake = threading.Condition()
         self._asked: deque[Writing] = deque()
         self._back: deque[Writing] = deque()
