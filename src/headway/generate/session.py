@@ -296,7 +296,7 @@ class _Batch:
         prompts = [row.prompt for row in self.rows]
         prompt = make_prompt(prompts, self.sources, device)
         logits, decoding = model.start(prompt, max(len(row.prompt) + row.said.limit for row in self.rows))
-        pool = getattr(model, "pool", None)
+        pool = getattr(model, "pool", None)  # an engine's threads, which then choose as well
         sampler = Sampler(sampling, self.keys, prompts, logits.shape[-1], device, pool)
         step, finished, idle = 0, 0, None
         advance = model.step
