@@ -89,7 +89,8 @@ def microseconds(seconds: float) -> dict[str, dict[str, float]]:
 
 def shares(seconds: float) -> dict[str, Any]:
     """Of a step, for each way to choose."""
-    engine = Engine(quantise(build(find_model(SHAPE), 0), FORM))
+    model: Any = build(find_model(SHAPE), 0)
+    engine = Engine(quantise(model, FORM))
     rows = engine.open(count=ROWS).rows
     engine.compute([Piece(row, 0, [(n + 7 * symbol) % SYMBOLS for symbol in PROMPT]) for n, row in enumerate(rows)])
     step = [Piece(row, len(PROMPT), [n]) for n, row in enumerate(rows)]
