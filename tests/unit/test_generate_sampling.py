@@ -166,6 +166,15 @@ def test_both_forms_count_the_same() -> None:
         torch.testing.assert_close(logprobs, values, rtol=0, atol=1e-6)
 
 
+def test_many_symbols_are_chosen_alike_whoever_makes_the_logits() -> None:
+    logits, keys = 3 * torch.randn(3, 20_000, generator=torch.Generator().manual_seed(5)), row_keys([[1], [2], [3]])
+    for sampling in (GREEDY, Sampling(0.9, top_k=50, seed=1), Sampling(1.0, top_p=0.8, repetition_penalty=1.1, seed=2)):
+        one, other = (Sampler(sampling, keys, [[1], [2], [3]], 20_000, pool=threads) for threads in (None, pool(2)))
+        for step in range(3):
+            for found, wanted in zip(one.pick(logits, step), other.pick(logits, step)):
+                assert torch.equal(found, wanted)
+
+
 def test_log_probabilities_are_the_models_own(threads: Pool | None) -> None:
     sampling = Sampling(temperature=0.1, top_k=1, repetition_penalty=3.0, seed=0)
     sampler = Sampler(sampling, [0], [[]], 5, pool=threads)

@@ -1,8 +1,8 @@
 """How the next symbol of each row is chosen from its logits.
 
 Filters are thresholds, so that equal symbols share their fate and no order among them matters. Where the compiled
-engine makes the logits, it draws as well (`engine/drawing.py`); here are the same draws by torch, all rows in the same
-tensors, which suits an accelerator.
+engine makes the logits, it draws as well (`engine/drawing.py`), and on a processor wherever symbols are many; here are
+the same draws by torch, all rows in the same tensors, which suits an accelerator.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from headway.engine.pool import Pool
     from headway.generate.tables import DrawTable
 
+_MANY = 1 << 14  # symbols from which on compiled code chooses on a processor, whoever makes the logits
 _NUCLEUS = 256  # symbols looked at first for top_p: a nucleus is seldom larger, and sorting a vocabulary is slow
 _COLDEST, _HOTTEST = 1e-30, 1e30  # what lies beyond draws as these do, and would make numbers that are none
 
@@ -181,7 +182,7 @@ class Sampler:
         self.pool, self.table = pool, None
         seen = counts = self._bias = None
         self._said = _Counted(seen, counts)
-        if pool is not None:
+        if pool is not None or (torch.device(device).type == "cpu" and symbols >= _MANY):
             from headway.generate.tables import DrawTable  # with numba, which takes a second and torch does without
 
             self.table = DrawTable(sampling, prompts)
