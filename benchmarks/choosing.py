@@ -13,7 +13,7 @@ import argparse
 import os
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from headway.engine.pool import pool
 from headway.generate import Sampler, Sampling
 from headway.generate.choosing import Chooser, choose
 from headway.generate.sampling import row_keys
-from headway.nn.models import build
+from headway.nn.models import Transformer, build
 from measure import write
 
 SHAPE, FORM, ROWS, SYMBOLS = "llama-135m", "int8", 8, 49_152
@@ -79,8 +79,7 @@ def microseconds(seconds: float) -> dict[str, float]:
 
 def shares(seconds: float) -> dict[str, Any]:
     """Of a step, for each way to choose."""
-    model: Any = build(find_model(SHAPE), 0)
-    engine = Engine(quantise(model, FORM))
+    engine = Engine(quantise(cast(Transformer, build(find_model(SHAPE), 0)), FORM))
     rows = engine.open(count=ROWS).rows
     engine.compute([Piece(row, 0, [(n + 7 * symbol) % SYMBOLS for symbol in PROMPT]) for n, row in enumerate(rows)])
     step = [Piece(row, len(PROMPT), [n]) for n, row in enumerate(rows)]
