@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from headway.engine.pool import pool
 from headway.errors import UserError
 from headway.generate import Sampler, Sampling
 from headway.generate.choosing import Chooser, Chosen, choose
@@ -23,27 +24,45 @@ SAMPLINGS = [
 PROMPTS = [[n, 2 * n] for n in range(len(SAMPLINGS))]
 
 
-@pytest.mark.parametrize("symbols", [40, 3001])
+@pytest.mark.parametrize("symbols", [40, 64, 3001])
 def test_each_row_gets_what_its_sampler_alone_picks(symbols: int) -> None:
-    """On both sides of where a processor takes a row at a time."""
+    """Whatever the threads, and wherever its logits stand."""
     generator = torch.Generator().manual_seed(0)
+    places = torch.randperm(len(SAMPLINGS), generator=generator).tolist()
 
     def samplers() -> list[Sampler]:
         keys = row_keys(PROMPTS)
-        return [Sampler(s, [key], [prompt], symbols) for s, key, prompt in zip(SAMPLINGS, keys, PROMPTS)]
+        return [Sampler(s, [key], [prompt], symbols, pool=pool(1)) for s, key, prompt in zip(SAMPLINGS, keys, PROMPTS)]
 
-    plain, choosers = samplers(), [Chooser(sampler, None, top=3) for sampler in samplers()]
+    plain, choosers = samplers(), [Chooser(sampler, None, 3, symbols) for sampler in samplers()]
     for step in range(12):
         logits = 2 * torch.randn(len(SAMPLINGS), symbols, generator=generator)
         logits[:, :3] = 9.0  # equal ones
-        before = logits.clone()
-        for n, choice in enumerate(choose(logits, choosers)):
-            chosen, logprob = plain[n].pick(before[n : n + 1], step)
+        exact = logits.double().log_softmax(-1)
+        found = choose(logits, places, choosers, pool(1))
+        assert choose(logits, places, choosers, pool(3)) == found
+        for n, (place, choice) in enumerate(zip(places, found)):
+            chosen, logprob = plain[n].pick(logits[place : place + 1], step)
             assert isinstance(choice, Chosen)
             assert (choice.id, choice.logprob) == (int(chosen), float(logprob))
-            ordered = before[n].log_softmax(0).sort(descending=True, stable=True)
-            assert choice.top == list(zip(ordered.indices[:3].tolist(), ordered.values[:3].tolist()))
+            assert choice.logprob == pytest.approx(float(exact[place, choice.id]), abs=1e-6)
+            ordered = exact[place].sort(descending=True, stable=True)
+            assert [symbol for symbol, _ in choice.top] == ordered.indices[:3].tolist()
+            assert [value for _, value in choice.top] == pytest.approx(ordered.values[:3].tolist(), abs=1e-6)
             choosers[n].take(choice.id)
+
+
+def test_as_many_of_the_likeliest_are_told_as_are_asked_for() -> None:
+    symbols = 700
+    logits = torch.randn(4, symbols, generator=torch.Generator().manual_seed(3)).mul(4).round()  # with many equal ones
+    logits[3, 5:] = -torch.inf
+    wanted = [0, 1, 20, symbols]
+    choosers = [Chooser(Sampler(SAMPLINGS[0], [0], [[]], symbols, pool=pool(1)), None, n, symbols) for n in wanted]
+    for row, count, choice in zip(logits, wanted, choose(logits, range(4), choosers, pool(1))):
+        assert isinstance(choice, Chosen)
+        ordered = row.double().log_softmax(0).sort(descending=True, stable=True)
+        assert [symbol for symbol, _ in choice.top] == ordered.indices[:count].tolist()
+        assert [value for _, value in choice.top] == pytest.approx(ordered.values[:count].tolist(), abs=1e-5)
 
 
 class Allowing:
@@ -68,16 +87,17 @@ def test_masks_leave_the_allowed_symbols(symbols: int, temperature: float) -> No
     logits = torch.randn(5, symbols, generator=torch.Generator().manual_seed(1))
     rules = [None, Allowing([0, 31, 32, 39]), Allowing([symbols - 1]), Allowing([symbols]), Allowing([])]
     sampling = Sampling(temperature, seed=1)
-    choosers = [Chooser(Sampler(sampling, [n], [[]], symbols), rule, 0) for n, rule in enumerate(rules)]
-    before = logits.clone()
-    free, some, last, nothing, failed = choose(logits, choosers)
+    choosers = [
+        Chooser(Sampler(sampling, [n], [[]], symbols, pool=pool(1)), rule, 0, symbols) for n, rule in enumerate(rules)
+    ]
+    free, some, last, nothing, failed = choose(logits, range(5), choosers, pool(1))
     assert isinstance(free, Chosen)
     assert isinstance(some, Chosen)
     assert isinstance(last, Chosen)
-    assert free.id == int(Sampler(sampling, [0], [[]], symbols).pick(before[:1], 0)[0])
+    assert free.id == int(Sampler(sampling, [0], [[]], symbols, pool=pool(1)).pick(logits[:1], 0)[0])
     assert some.id in (0, 31, 32, 39)
-    assert temperature > 0 or some.id == max((0, 31, 32, 39), key=lambda symbol: float(before[1, symbol]))
-    assert some.logprob == float(before[1].log_softmax(0)[some.id])
+    assert temperature > 0 or some.id == max((0, 31, 32, 39), key=lambda symbol: float(logits[1, symbol]))
+    assert some.logprob == pytest.approx(float(logits[1].double().log_softmax(0)[some.id]), abs=1e-6)
     assert last.id == symbols - 1
     assert nothing is None, "what lies beyond the symbols is none"
     assert isinstance(failed, UserError)

@@ -1,4 +1,4 @@
-"""The sets that filters keep are those of a full sort, and draws follow what is kept."""
+"""The sets that filters keep are those of a full sort, and draws follow what is kept; by torch and by the engine."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from headway.engine.pool import pool
 from headway.generate import Sampling
-from headway.generate.sampling import draw, draw_row, kept, weigh
+from headway.generate.sampling import draw, weigh
+from headway.generate.tables import DrawTable, choose_by
 
 SIZES = (5, 300, 5000)
 SETTINGS = [
@@ -42,6 +44,7 @@ def rows(size: int) -> dict[str, torch.Tensor]:
         "peaked": peaked,
         "far": smooth * 1e4,
         "one": torch.full((size,), -math.inf).index_fill(0, torch.tensor([size - 2]), 1.5),
+        "a few": torch.full((size,), -math.inf).index_copy(0, torch.arange(min(size, 70)), smooth[:70]),
     }
 
 
@@ -62,39 +65,58 @@ def by_full_sort(logits: torch.Tensor, sampling: Sampling) -> set[int]:
     return set((keep & (weights > 0)).nonzero()[:, 0].tolist())
 
 
+def by_engine(logits: torch.Tensor, sampling: Sampling, uniform: np.ndarray) -> list[int]:
+    """What one row's logits give at each of some numbers."""
+    table = DrawTable(sampling, [()] * len(uniform))
+    return choose_by(table.fields, table.numbers, logits[None], [0] * len(uniform), uniform, pool(1)).symbols.tolist()
+
+
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("temperature", [1e-300, 1e-45, 1e-6, 0.3, 1.0, 50.0, 1e38, 1e300])
 def test_what_is_kept_is_what_a_full_sort_keeps(size: int, temperature: float) -> None:
+    """By the engine a number in the middle of a symbol's share draws that symbol: of the likeliest and the least likely
+    that are kept, and of others. One symbol more or less would move the shares.
+    """
+    chance = np.random.default_rng(size)
     for name, logits in rows(size).items():
         for settings in (*SETTINGS, {"top_p": 1 - 1e-9}):
             sampling = Sampling(temperature, **settings)  # type: ignore[arg-type]
             wanted = by_full_sort(logits, sampling)
-            symbols, weights = kept(logits.numpy(), sampling)
-            symbols = np.arange(size) if symbols is None else symbols
             assert wanted, (name, settings)
-            assert set(symbols[weights > 0].tolist()) == wanted, (name, settings)
             if sampling.top_p in (
                 1,
                 *(given.get("top_p") for given in SETTINGS),
-            ):  # in single precision, as all rows together are, the last 1e-7 is lost
+            ):  # in single precision, as torch has it, the last 1e-7 is lost
                 assert set(weigh(logits[None], sampling)[0].nonzero()[:, 0].tolist()) == wanted, (name, settings)
+            symbols = np.array(sorted(wanted))
+            scaled = logits.double().numpy()[symbols] / min(max(temperature, 1e-30), 1e30)
+            shares = np.exp(scaled - scaled.max())
+            shares /= shares.sum()
+            seen = np.flatnonzero(shares > 1e-5)
+            tried = np.unique([*seen[np.argsort(shares[seen])[[0, -1]]], *chance.choice(seen, min(len(seen), 12))])
+            middle = shares.cumsum()[tried] - shares[tried] / 2
+            assert by_engine(logits, sampling, middle) == symbols[tried].tolist(), (name, settings)
 
 
 @pytest.mark.parametrize("settings", SETTINGS)
 def test_both_forms_draw_the_same(settings: dict[str, float]) -> None:
-    """All rows together, and a row at a time where symbols are many; each draw lies where the distribution says."""
+    """Each draw lies where the distribution says."""
     generator = torch.Generator().manual_seed(1)
     logits, uniform = torch.randn(40, 3000, generator=generator) * 2, torch.rand(40, generator=generator)
     sampling = Sampling(0.8, **settings)  # type: ignore[arg-type]
     chosen = draw(logits, sampling, uniform)
     few = torch.cat([draw(half, sampling, numbers) for half, numbers in zip(logits.split(7), uniform.split(7))])
     assert torch.equal(chosen, few), "a draw depends on the batch"
+    table = DrawTable(sampling, [()] * 40)
+    by_table = table.choose(logits, uniform.numpy(), pool(1)).symbols
+    assert (table.choose(logits, uniform.numpy(), pool(2)).symbols == by_table).all(), "a draw depends on threads"
     heights = weigh(logits, sampling).double().cumsum(-1)
     heights = torch.cat([torch.zeros(40, 1, dtype=torch.float64), heights], -1) / heights[:, -1:]
-    low, high = (heights.gather(1, (chosen + move)[:, None])[:, 0] for move in (0, 1))
-    assert (low - 1e-6 <= uniform).all()
-    assert (uniform < high + 1e-6).all()
-    assert (high > low).all(), "a symbol of weight 0 was drawn"
+    for drawn in (chosen, torch.from_numpy(by_table)):
+        low, high = (heights.gather(1, (drawn + move)[:, None])[:, 0] for move in (0, 1))
+        assert (low - 1e-6 <= uniform).all()
+        assert (uniform < high + 1e-6).all()
+        assert (high > low).all(), "a symbol of weight 0 was drawn"
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -102,11 +124,10 @@ def test_the_ends_of_the_range_draw_what_has_weight(size: int) -> None:
     for name in ("infinities", "one", "far", "peaked"):
         logits = rows(size)[name]
         for temperature in (1e-40, 1.0, 1e40):
-            for uniform in (0.0, 1 - 2.0**-24):
-                sampling = Sampling(temperature)
-                together = draw(logits[None], sampling, torch.tensor([uniform]))
-                for chosen in (draw_row(logits.numpy(), sampling, uniform), int(together)):
-                    assert logits[chosen] > -math.inf, (name, temperature, uniform)
+            ends = np.array([0.0, 1 - 2.0**-24])
+            together = draw(logits.expand(2, -1), Sampling(temperature), torch.from_numpy(ends).float())
+            for chosen in (*by_engine(logits, Sampling(temperature), ends), *together.tolist()):
+                assert logits[chosen] > -math.inf, (name, temperature)
 
 
 def test_a_temperature_near_zero_takes_the_likeliest() -> None:
@@ -114,7 +135,9 @@ def test_a_temperature_near_zero_takes_the_likeliest() -> None:
     for size in SIZES:
         logits = rows(size)["smooth"]
         for temperature in (5e-324, 1e-40, 1e-20):
-            assert int(draw(logits[None], Sampling(temperature), torch.tensor([0.999]))) == int(logits.argmax())
+            sampling, uniform = Sampling(temperature), torch.tensor([0.999])
+            drawn = [int(draw(logits[None], sampling, uniform)), *by_engine(logits, sampling, uniform.numpy())]
+            assert drawn == [int(logits.argmax())] * 2
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -127,5 +150,8 @@ def test_no_distribution_gives_some_symbol_and_no_error(size: int) -> None:
             else rows(size)["smooth"].index_fill(0, torch.tensor([3]), value)
         )
         for settings in SETTINGS:
-            chosen = int(draw(logits[None], Sampling(**settings), torch.tensor([0.4])))  # type: ignore[arg-type]
-            assert 0 <= chosen < size
+            sampling, uniform = Sampling(**settings), torch.tensor([0.4])  # type: ignore[arg-type]
+            found = DrawTable(sampling, [()]).choose(logits[None], uniform.numpy(), pool(1))
+            assert math.isnan(found.logprobs[0])
+            for chosen in (int(draw(logits[None], sampling, uniform)), int(found.symbols[0])):
+                assert 0 <= chosen < size

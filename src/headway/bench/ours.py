@@ -32,7 +32,7 @@ from headway.engine.timeline import StepTimeline
 from headway.formats.native import named_tensors
 from headway.formats.open import open_config, open_model
 from headway.generate import SearchConfig, translate_ids
-from headway.generate.prompts import make_prompt, one_thread
+from headway.generate.prompts import make_prompt
 from headway.generate.sampling import likeliest
 from headway.learn import AdamWConfig, Recipe, TrainConfig
 from headway.learn.distributed import Processes
@@ -83,9 +83,7 @@ def decode(model: Generative, job: Job) -> dict[str, float]:
     def steps(count: int) -> None:
         nonlocal logits, decoding
         for _ in range(count):
-            with one_thread(model):
-                chosen = likeliest(logits)
-            logits, decoding = model.step(chosen, decoding)
+            logits, decoding = model.step(likeliest(logits), decoding)
 
     steps(WARM)
     seconds = seconds_of(lambda: steps(NEW - WARM))

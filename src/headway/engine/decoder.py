@@ -64,8 +64,6 @@ _MOST_ROWS = 512  # of one run of a program
 class Engine(nn.Module):
     """`model` with a compiled step of up to `most_rows` rows; its `config`, `start` and `step` are those of a model."""
 
-    own_threads = True  # it computes by these and not by torch's
-
     def __init__(
         self, model: Transformer | EncoderDecoder | Captioner, threads: int | None = None, cache: Cache = "fp32"
     ) -> None:

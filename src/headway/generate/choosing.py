@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol, cast
+from typing import NamedTuple, Protocol
 
 import numpy as np
-import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
+from headway.engine.drawing import MASK, TOP
+from headway.engine.pool import Pool
 from headway.errors import UserError
-from headway.generate.sampling import Sampler, draw, likeliest, uniforms
-
-_BITS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
-_BOUNDS = np.where(_BITS == 1, np.float32(np.inf), np.float32(-np.inf))  # of eight symbols, for each byte of a mask
-_GROUP = 64  # symbols of which only the largest is looked at first for `top`
+from headway.generate.sampling import Sampler, uniforms
+from headway.generate.tables import choose_by
 
 
 class Rule(Protocol):
@@ -39,78 +37,54 @@ class Chosen(NamedTuple):
 
 
 class Chooser:
-    """Chooses the symbols of one sequence one after the other. `sampler` has its one row."""
+    """Chooses the symbols of one sequence one after the other. `sampler` has its one row, and draws by an engine."""
 
-    def __init__(self, sampler: Sampler, rule: Rule | None, top: int) -> None:
-        """`top` is how many of the likeliest symbols are told with each."""
-        self.sampler, self.rule, self.top = sampler, rule, top
+    def __init__(self, sampler: Sampler, rule: Rule | None, top: int, symbols: int) -> None:
+        """`top` is how many of the likeliest of the `symbols` are told with each."""
+        assert sampler.table is not None
+        self.sampler, self.rule, self.table = sampler, rule, sampler.table
         self.step = 0
+        self.table.fields[:, TOP] = top
+        self._mask = np.zeros(0 if rule is None else -(-symbols // 32), np.int32)
 
-    def forbid(self, logits: Float[Tensor, "C"]) -> bool:
-        """Make what the rule does not allow impossible; whether anything is left."""
-        if self.rule is None:
-            return True
-        mask = np.zeros(-(-len(logits) // 32), np.int32)
-        self.rule.fill(mask)
-        bounds = _BOUNDS.take(mask.view(np.uint8), 0).ravel()[: len(logits)]
-        np.minimum(logits.numpy(), bounds, out=logits.numpy())  # ten times as quick as writing where a mask says
-        return bool(bounds.max() > 0)
+    def allow(self) -> None:
+        """Let come what the rule allows. UserError where it fails."""
+        if self.rule is not None:
+            self._mask[:] = 0
+            self.rule.fill(self._mask)
+            self.table.fields[:, MASK] = self._mask.ctypes.data
 
     def take(self, symbol: int) -> None:
         """Go on after this symbol."""
         self.step += 1
-        if self.sampler.sampling.adjusts:
-            self.sampler.add(torch.tensor([symbol]))
+        self.table.add([symbol])
         if self.rule is not None:
             self.rule.take(symbol)
 
 
-def choose(logits: Float[Tensor, "N C"], choosers: Sequence[Chooser]) -> list[Chosen | UserError | None]:
-    """What each goes on with, as its sampler alone would pick it; None where its rule leaves nothing, or what its rule
-    fails with. The logits are written over.
+def choose(
+    logits: Float[Tensor, "N C"], places: Sequence[int], choosers: Sequence[Chooser], pool: Pool
+) -> list[Chosen | UserError | None]:
+    """What each goes on with by the logits of its place, as its sampler alone would pick it; None where its rule leaves
+    nothing, or what its rule fails with.
     """
-    logprobs, found = logits.log_softmax(-1), cast("list[Chosen | UserError | None]", [None] * len(choosers))
-    groups: dict[object, list[int]] = {}  # of rows that are drawn alike
-    for n, chooser in enumerate(choosers):
-        sampling = chooser.sampler.sampling
-        if sampling.adjusts:
-            logits[n : n + 1] = chooser.sampler.adjusted(logits[n : n + 1])
+    failed: dict[int, UserError] = {}
+    for number, chooser in enumerate(choosers):
         try:
-            possible = chooser.forbid(logits[n])
+            chooser.allow()
         except UserError as error:
-            found[n] = error
-            continue
-        if possible:
-            filters = (sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p)
-            groups.setdefault(filters if sampling.temperature else None, []).append(n)
-    for places in groups.values():
-        some = logits if len(places) == len(choosers) else logits[places]
-        chosen = _together(some, [choosers[n] for n in places]).tolist()
-        values = logprobs[places, chosen].tolist()
-        for n, symbol, value in zip(places, chosen, values):
-            found[n] = Chosen(symbol, value, _largest(logprobs[n].numpy(), choosers[n].top))
-    return found
-
-
-def _largest(values: Float[np.ndarray, "C"], count: int) -> list[tuple[int, float]]:
-    """The places of the largest and what is there, the largest first and equal ones in their order. Whatever is among
-    the largest stands in one of as many groups that have the largest maxima.
-    """
-    if not count:
-        return []
-    starts = np.arange(0, len(values), _GROUP)
-    groups = np.argsort(-np.maximum.reduceat(values, starts), kind="stable")[:count]
-    places = np.sort((starts[groups, None] + np.arange(_GROUP)).ravel())
-    places = places[places < len(values)]
-    places = places[np.argsort(-values[places], kind="stable")[:count]]
-    return list(zip(places.tolist(), values[places].tolist()))
-
-
-def _together(logits: Float[Tensor, "R C"], choosers: Sequence[Chooser]) -> Int[Tensor, "R"]:
-    """Symbols of rows whose filters are equal."""
-    sampling = choosers[0].sampler.sampling
-    if sampling.temperature == 0:
-        return likeliest(logits)
+            failed[number] = error
     keys = np.concatenate([chooser.sampler.keys for chooser in choosers])
-    steps = np.array([chooser.step for chooser in choosers], np.uint64)
-    return draw(logits, sampling, uniforms(keys, steps))
+    uniform = uniforms(keys, np.array([chooser.step for chooser in choosers], np.uint64))
+    fields = np.concatenate([chooser.table.fields for chooser in choosers])
+    numbers = np.concatenate([chooser.table.numbers for chooser in choosers])
+    symbols, logprobs, top, top_logprobs = choose_by(fields, numbers, logits, places, uniform, pool)
+    found: list[Chosen | UserError | None] = []
+    for symbol, logprob, count, ids, values in zip(
+        symbols.tolist(), logprobs.tolist(), fields[:, TOP].tolist(), top.tolist(), top_logprobs.tolist()
+    ):
+        likeliest = list(zip(ids[:count], values[:count])) if count else []
+        found.append(None if symbol < 0 else Chosen(symbol, logprob, likeliest))
+    for number, error in failed.items():
+        found[number] = error
+    return found

@@ -123,20 +123,3 @@ def evaluating(model: Generative | nn.Module) -> Iterator[None]:
         yield
     finally:
         model.train(was_training)
-
-
-@contextmanager
-def one_thread(model: Generative) -> Iterator[None]:
-    """Within, torch computes by one thread where the model is the compiled engine, which has threads of its own: those
-    of torch would look for more work for some milliseconds, busily, on the cores that the engine's need next. Eight
-    rows on two cores are 1.3 times as fast without them.
-    """
-    threads = torch.get_num_threads()
-    if not getattr(model, "own_threads", False) or threads == 1:
-        yield
-        return
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

@@ -1,9 +1,8 @@
-"""Choosing the next symbol of each row from its logits.
+"""How the next symbol of each row is chosen from its logits.
 
-Filters are thresholds, so that equal symbols share their fate and no order among them matters. All rows together go
-through the same tensors, which suits an accelerator, and a processor where symbols are few. Where they are many,
-a row at a time is quicker there: what a filter drops is left out of all that follows, no vocabulary is sorted, and
-numpy wakes no other threads, for which the engine's own would have to wait.
+Filters are thresholds, so that equal symbols share their fate and no order among them matters. Where the compiled
+engine makes the logits, it draws as well (`engine/drawing.py`), and on a processor wherever symbols are many; here are
+the same draws by torch, all rows in the same tensors, which suits an accelerator.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import math
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -24,23 +23,13 @@ from headway.data.order import GOLDEN, mixed
 from headway.errors import ConfigError, UserError
 from headway.given import check_fields, shown
 
-_MANY = 2048  # symbols from which on a processor takes row by row
+if TYPE_CHECKING:
+    from headway.engine.pool import Pool
+    from headway.generate.tables import DrawTable
+
+_MANY = 1 << 14  # symbols from which on compiled code chooses on a processor, whoever makes the logits
 _NUCLEUS = 256  # symbols looked at first for top_p: a nucleus is seldom larger, and sorting a vocabulary is slow
-_GROUP = 64  # symbols of which only the largest is looked at first for top_k
 _COLDEST, _HOTTEST = 1e-30, 1e30  # what lies beyond draws as these do, and would make numbers that are none
-
-
-class Filters(Protocol):
-    """What `Sampling` says of them."""
-
-    @property
-    def temperature(self) -> float: ...
-    @property
-    def top_k(self) -> int | None: ...
-    @property
-    def top_p(self) -> float: ...
-    @property
-    def min_p(self) -> float: ...
 
 
 def likeliest(logits: Float[Tensor, "B C"]) -> Int[Tensor, "B"]:
@@ -50,20 +39,21 @@ def likeliest(logits: Float[Tensor, "B C"]) -> Int[Tensor, "B"]:
     return torch.from_numpy(logits.numpy().argmax(-1))  # ten times as quick as torch's
 
 
-def draw(logits: Float[Tensor, "B C"], filters: Filters, uniform: Float[Tensor, "B"]) -> Int[Tensor, "B"]:
+def draw(logits: Float[Tensor, "B C"], filters: Sampling, uniform: Float[Tensor, "B"]) -> Int[Tensor, "B"]:
     """A symbol of each row, by the inverse of the cumulative distribution at `uniform`, numbers in [0, 1).
 
-    Rows with a NaN or a +inf have no distribution; any symbol comes of them.
+    Rows with a NaN or a +inf have no distribution; any symbol comes of them. A symbol of weight 0 is never drawn, as
+    the target stays below the whole.
     """
-    if logits.device.type != "cpu" or logits.shape[-1] < _MANY:
-        return _draw(weigh(logits, filters), uniform)
-    numbers = zip(logits.numpy(), uniform.tolist())
-    return torch.tensor([draw_row(row, filters, number) for row, number in numbers])
+    heights = weigh(logits, filters).cumsum(-1)
+    whole = heights[:, -1:]
+    target = torch.minimum(uniform[:, None] * whole, torch.nextafter(whole, torch.zeros_like(whole)))
+    return torch.searchsorted(heights, target, right=True)[:, 0].clamp_(max=logits.shape[-1] - 1)
 
 
-def weigh(logits: Float[Tensor, "B C"], filters: Filters) -> Float[Tensor, "B C"]:
+def weigh(logits: Float[Tensor, "B C"], filters: Sampling) -> Float[Tensor, "B C"]:
     """Probabilities up to a factor, 0 for what the filters drop."""
-    logits = logits / _temperature(filters)
+    logits = logits / min(max(filters.temperature, _COLDEST), _HOTTEST)
     if filters.top_k is not None and filters.top_k < logits.shape[-1]:
         least = logits.topk(filters.top_k).values[:, -1:]
         logits = logits.masked_fill(logits < least, -math.inf)
@@ -76,55 +66,6 @@ def weigh(logits: Float[Tensor, "B C"], filters: Filters) -> Float[Tensor, "B C"
     return weights
 
 
-def draw_row(logits: Float[np.ndarray, "C"], filters: Filters, uniform: float) -> int:
-    """The same for one row."""
-    symbols, weights = kept(logits, filters)
-    if not len(weights):
-        return 0
-    heights = torch.from_numpy(weights).cumsum(0).numpy()  # in double precision, and quicker than numpy's
-    target = min(np.float32(uniform) * heights[-1], np.nextafter(heights[-1], np.float32(0)))
-    place = int(np.searchsorted(heights, target, side="right"))
-    return place if symbols is None else int(symbols[place])
-
-
-def kept(
-    logits: Float[np.ndarray, "C"], filters: Filters
-) -> tuple[Int[np.ndarray, "N"] | None, Float[np.ndarray, "N"]]:
-    """The symbols that the filters keep, None for all, and their probabilities up to a factor; no weights where there
-    is no distribution.
-    """
-    scaled = logits / np.float32(_temperature(filters))
-    largest, least, symbols = scaled.max(), -np.inf, None
-    if not np.isfinite(largest):
-        return None, scaled[:0]
-    if filters.top_k is not None and filters.top_k < len(scaled):
-        least = _kth_largest(scaled, filters.top_k)
-    if filters.min_p > 0:
-        least = max(least, largest + np.float32(math.log(filters.min_p)))
-    if least > -np.inf:
-        symbols = np.flatnonzero(scaled >= least)
-        scaled = scaled[symbols]
-    weights = torch.from_numpy(scaled).softmax(0).numpy()
-    if filters.top_p < 1:
-        inside = np.flatnonzero(weights >= _nucleus_of_row(weights, filters.top_p))
-        symbols, weights = inside if symbols is None else symbols[inside], weights[inside]
-    return symbols, weights
-
-
-def _kth_largest(values: Float[np.ndarray, "C"], count: int) -> np.float32:
-    """Found among the groups of neighbours that have the largest maxima, as any of the largest is in one of them."""
-    groups = len(values) // _GROUP
-    if groups > 2 * count:
-        whole = values[: groups * _GROUP].reshape(groups, _GROUP)
-        chosen = np.argpartition(whole.max(1), -count)[-count:]
-        values = np.concatenate([whole[chosen].ravel(), values[groups * _GROUP :]])
-    return np.partition(values, -count)[-count]
-
-
-def _temperature(filters: Filters) -> float:
-    return min(max(filters.temperature, _COLDEST), _HOTTEST)
-
-
 def _nucleus(weights: Float[Tensor, "B C"], top_p: float) -> Float[Tensor, "B 1"]:
     """The least weight of each row's nucleus."""
     symbols = weights.shape[-1]
@@ -135,25 +76,6 @@ def _nucleus(weights: Float[Tensor, "B C"], top_p: float) -> Float[Tensor, "B 1"
         if count == symbols or not bool(inside[:, -1].any()):
             return largest.gather(1, (inside.sum(-1, keepdim=True) - 1).clamp_(min=0))  # NaN is inside of nothing
         count = symbols
-
-
-def _nucleus_of_row(weights: Float[np.ndarray, "N"], top_p: float) -> np.float32:
-    """The least weight of the nucleus, from a sort of what can be in it alone: what is below its share of 1 - top_p
-    cannot, as all of that together is less than 1 - top_p.
-    """
-    total = float(torch.from_numpy(weights).sum(dtype=torch.float64))
-    places = np.flatnonzero(weights >= 0.5 * (1 - top_p) * total / len(weights))  # quicker than a mask as an index
-    possible = np.sort(weights[places])[::-1]
-    reached = possible.cumsum(dtype=np.float64)
-    return possible[min(int(np.searchsorted(reached, top_p * total)), len(possible) - 1)]
-
-
-def _draw(weights: Float[Tensor, "B C"], uniform: Float[Tensor, "B"]) -> Int[Tensor, "B"]:
-    """A symbol of weight 0 is never drawn, as the target stays below the whole."""
-    heights = weights.cumsum(-1)
-    whole = heights[:, -1:]
-    target = torch.minimum(uniform[:, None] * whole, torch.nextafter(whole, torch.zeros_like(whole)))
-    return torch.searchsorted(heights, target, right=True)[:, 0].clamp_(max=weights.shape[-1] - 1)
 
 
 @dataclass(frozen=True)
@@ -223,10 +145,10 @@ def _check(truth: bool, name: str, value: object, wanted: str) -> None:
 GREEDY = Sampling(temperature=0.0)
 
 
-def uniforms(keys: np.ndarray, steps: np.ndarray) -> Float[Tensor, "B"]:
+def uniforms(keys: np.ndarray, steps: np.ndarray) -> np.ndarray:
     """A number of 24 bits in [0, 1) a row, by its key, as a `Sampler` has it, and its step; both uint64 [B]."""
     drawn = mixed(keys + np.uint64(GOLDEN) * steps) >> np.uint64(40)
-    return torch.from_numpy(drawn.astype(np.float32)) * 2.0**-24
+    return drawn.astype(np.float32) * np.float32(2.0**-24)
 
 
 class _Counted(NamedTuple):
@@ -249,12 +171,22 @@ class Sampler:
         prompts: Sequence[Sequence[int]],
         symbols: int,
         device: torch.device | str = "cpu",
+        pool: Pool | None = None,
     ) -> None:
-        """`keys` are 63-bit numbers, one a row (see `row_keys`); `prompts` are what counts as repeated."""
+        """`keys` are 63-bit numbers, one a row (see `row_keys`); `prompts` are what counts as repeated; `pool` are the
+        threads of the engine that makes the logits, which chooses then as well.
+        """
         self.sampling = sampling
         seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
         self.keys = mixed((np.array(keys, np.uint64) ^ np.uint64(seed % (1 << 64))) - np.uint64(GOLDEN))
+        self.pool, self.table = pool, None
         seen = counts = self._bias = None
+        self._said = _Counted(seen, counts)
+        if pool is not None or (torch.device(device).type == "cpu" and symbols >= _MANY):
+            from headway.generate.tables import DrawTable  # with numba, which takes a second and torch does without
+
+            self.table = DrawTable(sampling, prompts)
+            return
         if sampling.repetition_penalty != 1.0:
             seen = torch.zeros(len(keys), symbols, dtype=torch.bool, device=device)
             for row, prompt in zip(seen, prompts):
@@ -270,7 +202,11 @@ class Sampler:
     def pick(self, logits: Float[Tensor, "B C"], step: int) -> tuple[Int[Tensor, "B"], Float[Tensor, "B"]]:
         """The next symbol of each row, and its log probability under the model as it is (no penalty, temperature 1)."""
         logits = logits.float()
-        chosen = self._choose(self.adjusted(logits), step)
+        if self.table is not None:
+            chosen, logprobs = self._by_table(self.table, logits, step)
+            self.add(chosen)
+            return chosen, logprobs
+        chosen = self._choose(self._adjusted(logits), step)
         self.add(chosen)
         # log_softmax works row by row; a sum over a row would depend on the shape of the batch.
         return chosen, logits.log_softmax(-1).gather(1, chosen[:, None])[:, 0]
@@ -279,22 +215,34 @@ class Sampler:
         """What `pick` would draw for the only row at a later step, once it has drawn `after`, from these logits; they
         may be of fewer symbols. Changes nothing.
         """
+        if self.table is not None:
+            return int(self._by_table(self.table.after(after), logits.float(), step)[0][0])
         now = self._said
         if self.sampling.adjusts and after:
             self._said = _Counted(*(None if part is None else part.clone() for part in now))
             self.add(torch.tensor([after], device=logits.device))
-        adjusted, self._said = self.adjusted(logits.float()), now
+        adjusted, self._said = self._adjusted(logits.float()), now
         return int(self._choose(adjusted, step)[0])
 
     def add(self, symbols: Int[Tensor, "B"] | Int[Tensor, "B N"]) -> None:
         """What each row has now said."""
+        if self.table is not None:
+            self.table.add(symbols.tolist())
+            return
         symbols = symbols.view(len(symbols), -1)
         if self._said.seen is not None:
             self._said.seen.scatter_(1, symbols, True)
         if self._said.counts is not None:
             self._said.counts.scatter_add_(1, symbols, torch.ones(symbols.shape, device=symbols.device))
 
-    def adjusted(self, logits: Float[Tensor, "B C"]) -> Float[Tensor, "B C"]:
+    def _by_table(
+        self, table: DrawTable, logits: Float[Tensor, "B C"], step: int
+    ) -> tuple[Int[Tensor, "B"], Float[Tensor, "B"]]:
+        uniform = uniforms(self.keys, np.full(len(self.keys), step, np.uint64))
+        chosen = table.choose(logits, uniform, self.pool)
+        return torch.from_numpy(chosen.symbols), torch.from_numpy(chosen.logprobs)
+
+    def _adjusted(self, logits: Float[Tensor, "B C"]) -> Float[Tensor, "B C"]:
         """Logits, of all symbols or the first of them, as penalties and bias leave them; they themselves where there
         are none.
         """
@@ -312,11 +260,13 @@ class Sampler:
         if self.sampling.temperature == 0:
             return likeliest(logits)
         uniform = uniforms(self.keys, np.full(len(self.keys), step, np.uint64))
-        return draw(logits, self.sampling, uniform.to(logits.device))
+        return draw(logits, self.sampling, torch.from_numpy(uniform).to(logits.device))
 
     def select(self, rows: Int[Tensor, "R"]) -> None:
         """Go on with these rows only."""
         self.keys = self.keys[rows.numpy(force=True)]
+        if self.table is not None:
+            self.table = self.table.select(rows.tolist())
         self._said = _Counted(*(None if part is None else part[rows] for part in self._said))
 
 

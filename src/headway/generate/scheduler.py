@@ -17,7 +17,7 @@ from headway.engine.operations import BLOCK
 from headway.errors import ConfigError, UserError
 from headway.generate.choosing import Chooser, Chosen, Rule, choose
 from headway.generate.prefixes import Prefixes
-from headway.generate.prompts import Ids, check_number, check_prompts, context_of, one_thread
+from headway.generate.prompts import Ids, check_number, check_prompts, context_of
 from headway.generate.sampling import Sampler, Sampling, row_keys
 from headway.generate.session import Continuation, FinishReason, Limits
 from headway.generate.turns import Copy, FairQueue
@@ -149,7 +149,8 @@ class Scheduler:
             if number == 0:
                 self._check_room(len(prompt), said.limit)
             rule = None if request.rule is None else request.rule()
-            chooser = Chooser(Sampler(request.sampling, [key], [prompt], symbols), rule, request.top)
+            sampler = Sampler(request.sampling, [key], [prompt], symbols, pool=self._engine.pool)
+            chooser = Chooser(sampler, rule, request.top, symbols)
             copies.append(Copy(0, number, request.owner, prompt, said, chooser))
         with self._lock:
             if len(self._unbegun) >= self._most_waiting:
@@ -186,8 +187,7 @@ class Scheduler:
         said = []
         if planned:
             logits = self._engine.compute(list(planned.values()))
-            with one_thread(self._engine):
-                said = self._take(planned, logits)
+            said = self._take(planned, logits)
         with self._lock:
             for copy, piece in planned.items():
                 self._turns.charge(copy.owner, len(piece.ids))
@@ -294,8 +294,7 @@ class Scheduler:
         said = []
         while choosing:
             places, going = [place for _, place in choosing], []
-            some = logits if places == list(range(len(logits))) else logits[places]
-            chosen = choose(some, [copy.chooser for copy, _ in choosing])
+            chosen = choose(logits, places, [copy.chooser for copy, _ in choosing], self._engine.pool)
             for (copy, place), choice in zip(choosing, chosen):
                 said.append(self._say(copy, choice))
                 left = guesses.get(copy, [])

@@ -23,7 +23,6 @@ from headway.generate.prompts import (
     device_of,
     evaluating,
     make_prompt,
-    one_thread,
 )
 from headway.generate.sampling import Sampler, Sampling, row_keys
 from headway.generate.speculation import Draft, Extending, Lookup, Speculation
@@ -297,7 +296,8 @@ class _Batch:
         prompts = [row.prompt for row in self.rows]
         prompt = make_prompt(prompts, self.sources, device)
         logits, decoding = model.start(prompt, max(len(row.prompt) + row.said.limit for row in self.rows))
-        sampler = Sampler(sampling, self.keys, prompts, logits.shape[-1], device)
+        pool = getattr(model, "pool", None)  # an engine's threads, which then choose as well
+        sampler = Sampler(sampling, self.keys, prompts, logits.shape[-1], device, pool)
         step, finished, idle = 0, 0, None
         advance = model.step
         if len(self.rows) == 1 and getattr(model, "extends", False):
@@ -307,8 +307,7 @@ class _Batch:
                 guesser = Draft(draft, only.prompt, sampler, logits.shape[-1], only.said.limit)
             advance = Speculation(cast(Extending, model), guesser, only.said.limit).step
         while True:
-            with one_thread(model):
-                chosen, logprobs = sampler.pick(logits, step)
+            chosen, logprobs = sampler.pick(logits, step)
             pairs = torch.stack([chosen.double(), logprobs.double()])  # one transfer; a double holds any id exactly
             for row, symbol, logprob in zip(self.rows, *pairs.tolist()):
                 if not row.done:

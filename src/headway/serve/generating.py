@@ -24,6 +24,7 @@ from headway.serve.rules import rule_for
 
 _BIASES = 1024  # symbols that logit_bias names
 _STOP = 1000  # characters of a stop string
+_NO_CALLS: Sequence[ToolCall] = ()
 _LEAST = -9999.0  # log probability of what cannot be: JSON has no infinity
 
 
@@ -144,7 +145,7 @@ async def passages(asked: Prepared, context: Context) -> AsyncGenerator[Passage,
     called: set[int] = set()
     async with writer(asked.ready).write(asked.requests) as writing, aclosing(writing.turns()) as turns:
         async for place, said in turns:
-            text, calls, reason = said.text, list[ToolCall](), said.reason
+            text, calls, reason = said.text, _NO_CALLS, said.reason
             if asked.readers:
                 reader = asked.readers[place]
                 parts = [*reader.push(said.text, said.id), *(reader.flush() if reason is not None else [])]

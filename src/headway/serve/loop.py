@@ -89,9 +89,9 @@ class Writing:
             return
         if isinstance(news, Turn):
             if self._last is None:
-                FIRST.labels(self._loop.name).observe(at - self._asked)
+                self._loop.first.observe(at - self._asked)
             elif at > self._last:  # copies that are written in the same step are one wait for the client
-                BETWEEN.labels(self._loop.name).observe(at - self._last)
+                self._loop.between.observe(at - self._last)
             self._last = at
         if len(self._news) >= _UNREAD:
             self._news.clear()
@@ -122,6 +122,7 @@ class EngineLoop:
     def __init__(self, steps: Steps, name: str) -> None:
         self.steps = steps
         self.name = name
+        self.first, self.between, self._written = FIRST.labels(name), BETWEEN.labels(name), WRITTEN.labels(name)
         self._wake = threading.Condition()
         self._asked: deque[Writing] = deque()
         self._back: deque[Writing] = deque()
@@ -258,7 +259,7 @@ class EngineLoop:
             _LOG.debug("the end of %s is not heard", self.name)
 
     def _hear(self, news: list[tuple[Writing, News]], at: float) -> None:
-        WRITTEN.labels(self.name).inc(sum(isinstance(each, Turn) and each.said.id is not None for _, each in news))
+        self._written.inc(sum(isinstance(each, Turn) and each.said.id is not None for _, each in news))
         for writing, each in news:
             writing.hear(each, at)
 

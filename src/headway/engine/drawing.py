@@ -1,0 +1,562 @@
+"""The next symbol of each of many rows of logits: penalties, biases and masks, filters, a draw, and log probabilities.
+
+A row is made by one thread, in one order, so what comes of it depends on nothing but itself. It is looked at in groups
+of 64 neighbours, of which first the largest are compared: most filters leave few symbols, and touch few groups.
+Thresholds are found by halving the numbers of single precision, in their order, until one of them is left.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from typing import Any, NamedTuple
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+
+from headway.engine.machine import _F32, _I32, _I64, F32, _pointer, announced, compiled, f32, i32, i64, intrinsic
+from headway.engine.pool import Pool
+from headway.engine.vectors import LANES, _exp, call, reduce, spread
+
+GROUP = 64  # symbols of which the largest is known
+_PARTS = GROUP // LANES
+_FEW = 64  # groups that are looked at in next to no time
+_SPREAD = 16  # groups of which one says about where a threshold lies
+_NEAR = 1 << 19  # places to both sides of there, a sixteenth of the number at most
+_LOOKS = 6  # after which what lies outside is left behind
+_ALONE = 3  # rows up to which waking other threads takes longer than they would save
+_LOWEST = -0x7F800000  # the place of -inf among all numbers
+_COLDEST, _HOTTEST = 1e-30, 1e30  # temperatures beyond which draws change no more, and numbers would be none
+
+# What a row is: addresses and sizes. SAID are symbols that penalties are for, TIMES how often the text holds each.
+LOGITS, MASK, SAID, TIMES, SAID_COUNT, BIASED, BIASES, BIASED_COUNT, TOP_K, TOP = range(10)
+# and numbers
+TEMPERATURE, TOP_P, MIN_P, UNIFORM, REPETITION, PRESENCE, FREQUENCY = range(7)
+FIELDS, NUMBERS = 10, 7
+
+_I1, _F64 = ir.IntType(1), ir.DoubleType()
+f64 = _pointer(types.float64, _F64)
+_SIXTEEN = ir.VectorType(_F32, LANES)
+
+
+def _load(builder: Any, address: Any) -> list[Any]:
+    """The vectors of a group."""
+    base = builder.inttoptr(address, _SIXTEEN.as_pointer())
+    return [builder.load(builder.gep(base, [ir.Constant(_I32, part)]), align=4) for part in range(_PARTS)]
+
+
+def _as_bits(builder: Any, parts: list[Any]) -> Any:
+    """A truth of each number of a group as bits, the first the lowest."""
+    bits: Any = ir.Constant(_I64, 0)
+    for number, part in enumerate(parts):
+        some = builder.zext(builder.bitcast(part, ir.IntType(LANES)), _I64)
+        bits = builder.or_(bits, builder.shl(some, ir.Constant(_I64, LANES * number)))
+    return bits
+
+
+@intrinsic
+def _marks(typing: Any, group: Any, least: Any) -> Any:
+    """Which numbers of a group are no smaller, as bits; what is no number is not among them."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        least = spread(builder, args[1], _SIXTEEN)
+        return _as_bits(builder, [builder.fcmp_ordered(">=", part, least) for part in _load(builder, args[0])])
+
+    return types.int64(types.int64, types.float32), generate
+
+
+@intrinsic
+def _count(typing: Any, bits: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return call(builder, "ctpop.i64", _I64, args[0])
+
+    return types.int64(types.int64), generate
+
+
+@intrinsic
+def _first(typing: Any, bits: Any) -> Any:
+    """The place of the lowest bit; some are set."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return call(builder, "cttz.i64", _I64, args[0], ir.Constant(_I1, 1))
+
+    return types.int64(types.int64), generate
+
+
+@intrinsic
+def _largest_of(typing: Any, group: Any) -> Any:
+    """The largest number of a group."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        def larger(a: Any, b: Any) -> Any:
+            return builder.select(builder.fcmp_ordered(">", b, a), b, a)
+
+        parts = _load(builder, args[0])
+        return reduce(builder, larger(larger(parts[0], parts[1]), larger(parts[2], parts[3])), larger)
+
+    return types.float32(types.int64), generate
+
+
+def _sum(builder: Any, parts: list[Any]) -> Any:
+    """The sum of a group, in double precision and in one order."""
+    a, b, c, d = (builder.fpext(part, ir.VectorType(_F64, LANES)) for part in parts)
+    return reduce(builder, builder.fadd(builder.fadd(a, b), builder.fadd(c, d)), builder.fadd)
+
+
+@intrinsic
+def _sum_above(typing: Any, group: Any, least: Any) -> Any:
+    """The sum of the numbers of a group that are no smaller."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        least, zero = spread(builder, args[1], _SIXTEEN), ir.Constant(_SIXTEEN, [0.0] * LANES)
+        parts = _load(builder, args[0])
+        return _sum(builder, [builder.select(builder.fcmp_ordered(">=", part, least), part, zero) for part in parts])
+
+    return types.float64(types.int64, types.float32), generate
+
+
+def _exponentials(stored: bool) -> Any:
+    @intrinsic
+    def apply(typing: Any, group: Any, top: Any, factor: Any, out: Any) -> Any:
+        """The sum of exp((x - top) factor) of a group, 0 below e^-87; each at `out` where they are stored."""
+
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            top, factor = (spread(builder, value, _SIXTEEN) for value in args[1:3])
+            least, zero = (ir.Constant(_SIXTEEN, [value] * LANES) for value in (-87.0, 0.0))
+            base, found = builder.inttoptr(args[3], _SIXTEEN.as_pointer()), []
+            for part, x in enumerate(_load(builder, args[0])):
+                power = builder.fmul(builder.fsub(x, top), factor)
+                value = builder.select(builder.fcmp_ordered("<", power, least), zero, _exp(builder, power))
+                found.append(value)
+                if stored:
+                    builder.store(value, builder.gep(base, [ir.Constant(_I32, part)]), align=4)
+            return _sum(builder, found)
+
+        return types.float64(types.int64, types.float32, types.float32, types.int64), generate
+
+    return apply
+
+
+_mass_of, _weigh_group = _exponentials(False), _exponentials(True)
+
+
+@intrinsic
+def _copy_marked(typing: Any, group: Any, bits: Any, out: Any) -> Any:
+    """A group with -inf where the bits are 0."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        never = ir.Constant(_SIXTEEN, [-math.inf] * LANES)
+        base = builder.inttoptr(args[2], _SIXTEEN.as_pointer())
+        for number, part in enumerate(_load(builder, args[0])):
+            some = builder.trunc(builder.lshr(args[1], ir.Constant(_I64, LANES * number)), ir.IntType(LANES))
+            truth = builder.bitcast(some, ir.VectorType(_I1, LANES))
+            builder.store(builder.select(truth, part, never), builder.gep(base, [ir.Constant(_I32, number)]), align=4)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), generate
+
+
+@intrinsic
+def _bits_of(typing: Any, number: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.sext(builder.bitcast(args[0], _I32), _I64)
+
+    return types.int64(types.float32), generate
+
+
+@intrinsic
+def _number_of(typing: Any, bits: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.bitcast(builder.trunc(args[0], _I32), _F32)
+
+    return types.float32(types.int64), generate
+
+
+@compiled
+def _place(number: F32) -> int:
+    """The place of a number among all of single precision; both zeros have the same."""
+    bits = _bits_of(number)
+    return bits if bits >= 0 else -(bits & 0x7FFFFFFF)
+
+
+@compiled
+def _number(place: int) -> F32:
+    return _number_of(place if place >= 0 else -place | 0x80000000)
+
+
+# A row of numbers lies at `x` in whole groups; what is left over lies at `tail`, filled up with -inf.
+
+
+@compiled
+def _group(x: int, tail: int, whole: int, group: int) -> int:
+    return x + 4 * GROUP * group if group < whole else tail
+
+
+@compiled
+def _find_maxima(x: int, tail: int, whole: int, groups: int, maxima: int) -> F32:
+    """The largest number of each group, filled up to whole groups of them with -inf; the largest of all."""
+    top, best = np.float32(-np.inf), f32(maxima)
+    for group in range(groups):
+        found = _largest_of(_group(x, tail, whole, group))
+        best[group] = found
+        top = found if found > top else top
+    for group in range(groups, -(-groups // GROUP) * GROUP):
+        best[group] = np.float32(-np.inf)
+    return top
+
+
+@compiled
+def _amount(x: int, tail: int, whole: int, groups: int, least: F32, weighted: int, step: int) -> float:
+    """How many numbers of every `step`-th group are no smaller, or the sum of these."""
+    total, count = 0.0, 0
+    if weighted:
+        for group in range(0, groups, step):
+            total += _sum_above(_group(x, tail, whole, group), least)
+        return total
+    for group in range(0, groups, step):
+        count += _count(_marks(_group(x, tail, whole, group), least))
+    return float(count)
+
+
+@compiled
+def _pad(x: int, count: int) -> int:
+    """Fill up with -inf to whole groups; how many these are."""
+    groups, numbers = -(-count // GROUP), f32(x)
+    for n in range(count, groups * GROUP):
+        numbers[n] = np.float32(-np.inf)
+    return groups
+
+
+@compiled
+def _between(x: int, tail: int, whole: int, groups: int, least: F32, most: F32, out: int) -> int:
+    """Gather the numbers of a range, in place where `out` is x; how many there are."""
+    found, count = f32(out), 0
+    above = _number(_place(most) + 1)
+    for group in range(groups):
+        here = _group(x, tail, whole, group)
+        numbers = f32(here)
+        bits = _marks(here, least) & ~_marks(here, above)
+        while bits:
+            found[count] = numbers[_first(bits)]
+            bits &= bits - 1
+            count += 1
+    return count
+
+
+@compiled
+def _reach(
+    x: int, tail: int, whole: int, groups: int, least: F32, most: F32, goal: float, weighted: int, room: int
+) -> F32:
+    """The largest number for which those that are no smaller are `goal` or more, or, weighted, have that sum. It is
+    known to lie between two. Of many numbers, a few groups say first about where it lies.
+    """
+    low, high = _place(least), _place(most)
+    before, over, looks = 0.0, 0.0, 0  # what is left out as too large, and is known to be too little
+    near_low, near_high = low, low
+    if groups > _FEW:
+        from_low, from_high = low, high
+        while from_high - from_low > _NEAR // 2:
+            middle = from_low + (from_high - from_low + 1) // 2
+            if _SPREAD * _amount(x, tail, whole, groups, _number(middle), weighted, _SPREAD) >= goal:
+                from_low = middle
+            else:
+                from_high = middle - 1
+        near_low, near_high = from_low - _NEAR, from_high + _NEAR
+    while low < high:
+        middle = low + (high - low + 1) // 2
+        if looks == 0 and low < near_low <= high:
+            middle = near_low
+        elif looks == 1 and low < near_high <= high:
+            middle = near_high
+        found = before + _amount(x, tail, whole, groups, _number(middle), weighted, 1)
+        if found >= goal:
+            low = middle
+        else:
+            high, over = middle - 1, found
+        looks += 1
+        if groups > _FEW and (looks == 2 or looks % _LOOKS == 0):
+            count = _between(x, tail, whole, groups, _number(low), _number(high), room)
+            groups = _pad(room, count)
+            x, whole, before = room, groups, over
+    return _number(low)
+
+
+@compiled
+def _gather(x: int, tail: int, whole: int, groups: int, maxima: int, least: F32, values: int, places: int) -> int:
+    """The numbers that are no smaller and where they stand, filled up to whole groups; how many there are."""
+    best, found, where, count = f32(maxima), f32(values), i32(places), 0
+    for group in range(groups):
+        if best[group] >= least:
+            here = _group(x, tail, whole, group)
+            numbers, bits = f32(here), _marks(here, least)
+            while bits:
+                place = _first(bits)
+                found[count], where[count] = numbers[place], np.int32(group * GROUP + place)
+                bits &= bits - 1
+                count += 1
+    _pad(values, count)
+    return count
+
+
+@compiled
+def _kth(x: int, tail: int, whole: int, groups: int, maxima: int, top: F32, k: int, room: int, places: int) -> F32:
+    """The k-th largest number. Each of k groups has one that is as large as the k-th largest of their largest; where
+    fewer have any but -inf, these are looked at.
+    """
+    lowest = _number(_LOWEST)
+    if 2 * k > groups:
+        return _reach(x, tail, whole, groups, lowest, top, float(k), 0, room)
+    of_groups = -(-groups // GROUP)
+    least = _reach(maxima, maxima, of_groups, of_groups, _number(_LOWEST + 1), top, float(k), 0, room)
+    count = _gather(x, tail, whole, groups, maxima, least, room, places)
+    found = -(-count // GROUP)
+    return _reach(room, room, found, found, lowest, top, float(k), 0, room)
+
+
+@compiled
+def _tell(
+    x: int, tail: int, whole: int, groups: int, maxima: int, top: F32, log_mass: float, count: int, room: int,
+    symbols: int, logprobs: int,
+) -> None:  # fmt: skip
+    """The `count` likeliest symbols, the likeliest first and equal ones in their order, and their log probabilities."""
+    places = room + 4 * GROUP * groups
+    least = _kth(x, tail, whole, groups, maxima, top, count, room, places)
+    found = _gather(x, tail, whole, groups, maxima, least, room, places)
+    numbers, where, best, best_where, filled = f32(room), i32(places), f32(logprobs), i32(symbols), 0
+    for n in range(found):
+        if filled < count or numbers[n] > best[count - 1]:
+            at = filled if filled < count else count - 1
+            while at > 0 and best[at - 1] < numbers[n]:
+                best[at], best_where[at] = best[at - 1], best_where[at - 1]
+                at -= 1
+            best[at], best_where[at] = numbers[n], where[n]
+            filled = min(filled + 1, count)
+    for n in range(filled, count):  # where there are no numbers
+        best[n], best_where[n] = np.float32(np.nan), np.int32(0)
+    for n in range(count):
+        best[n] = np.float32(np.float64(best[n]) - np.float64(top) - log_mass)
+
+
+@compiled
+def _adjust(row: np.ndarray, numbers: np.ndarray, symbols: int, y: int) -> None:
+    """Penalties and biases."""
+    logits, said, times = f32(y), i32(row[SAID]), i32(row[TIMES])
+    repetition, presence = np.float32(numbers[REPETITION]), np.float32(numbers[PRESENCE])
+    frequency = np.float32(numbers[FREQUENCY])
+    for n in range(row[SAID_COUNT]):
+        symbol = said[n]
+        if symbol < symbols:
+            x = logits[symbol]
+            x = x / repetition if x > 0 else x * repetition
+            if times[n] > 0:
+                x = x - presence - frequency * np.float32(times[n])
+            logits[symbol] = x
+    biased, biases = i32(row[BIASED]), f32(row[BIASES])
+    for n in range(row[BIASED_COUNT]):
+        if biased[n] < symbols:
+            logits[biased[n]] += biases[n]
+
+
+@compiled
+def _mask(group: int, symbols: int, mask: int) -> int:
+    """The bits of a group, those of no symbol left out."""
+    rest = symbols - group * GROUP
+    inside = -1 if rest >= GROUP else (1 << rest) - 1
+    if not mask:
+        return inside
+    words = i32(mask)
+    bits = words[2 * group] & 0xFFFFFFFF
+    if rest > 32:
+        bits |= words[2 * group + 1] << 32
+    return bits & inside
+
+
+@compiled
+def _copy(x: int, tail: int, whole: int, groups: int, mask: int, symbols: int, y: int) -> int:
+    """What the mask allows of a row, whose tail is filled up; whether anything is left."""
+    any_bits = 0
+    for group in range(groups):
+        bits = _mask(group, symbols, mask)
+        any_bits |= bits
+        _copy_marked(_group(x, tail, whole, group), bits, y + 4 * GROUP * group)
+    return any_bits
+
+
+@compiled
+def _weigh(x: int, tail: int, whole: int, groups: int, top: F32, factor: F32, weights: int, sums: int) -> float:
+    """Probabilities up to a factor, with the sum of each group; the sum of all."""
+    each, total = f64(sums), 0.0
+    for group in range(groups):
+        here = _group(x, tail, whole, group)
+        each[group] = _weigh_group(here, top, factor, weights + 4 * GROUP * group)
+        total += each[group]
+    return total
+
+
+@compiled
+def _draw(weights: int, groups: int, least: F32, sums: int, target: float) -> int:
+    """The first place up to which the weights that are no smaller sum to more than `target`, which is below the sum of
+    them all; a weight of 0 is never drawn.
+    """
+    each, reached, last, drawn = f64(sums), 0.0, 0, 0
+    for group in range(groups):
+        if each[group] > 0:
+            last = group
+            if reached + each[group] > target:
+                break
+            reached += each[group]
+    numbers = f32(weights + 4 * GROUP * last)
+    for n in range(GROUP):
+        if numbers[n] >= least and numbers[n] > 0:
+            drawn = n
+            reached += numbers[n]
+            if reached > target:
+                break
+    return last * GROUP + drawn
+
+
+@compiled
+def _drawn(
+    x: int, tail: int, whole: int, groups: int, symbols: int, maxima: int, top: F32, row: np.ndarray,
+    numbers: np.ndarray, room: int,
+) -> int:  # fmt: skip
+    """A symbol of what the filters keep, by the inverse of the cumulative distribution at the row's uniform number."""
+    size = 4 * GROUP * groups
+    weights, places, spare, sums = room, room + size, room + 2 * size, room + 3 * size
+    heat = min(max(numbers[TEMPERATURE], _COLDEST), _HOTTEST)
+    least, count, gathered = np.float32(-np.inf), symbols, False
+    if 0 < row[TOP_K] < symbols:
+        least = _kth(x, tail, whole, groups, maxima, top, row[TOP_K], spare, places)
+    if numbers[MIN_P] > 0:
+        least = max(least, np.float32(top + heat * math.log(numbers[MIN_P])))
+    if least > np.float32(-np.inf):
+        count = _gather(x, tail, whole, groups, maxima, least, weights, places)
+        gathered, groups = True, -(-count // GROUP)
+        x, whole = weights, groups
+    total = _weigh(x, tail, whole, groups, top, np.float32(1.0 / heat), weights, sums)
+    least = np.float32(0.0)
+    if numbers[TOP_P] < 1:
+        # What is below this is not among the fewest that reach it, as all of that together is less than 1 - top_p.
+        bound = np.float32(0.5 * (1.0 - numbers[TOP_P]) * total / count)
+        goal = numbers[TOP_P] * total
+        least = _reach(weights, weights, groups, groups, bound, np.float32(1.0), goal, 1, spare)
+        each, total = f64(sums), 0.0
+        for group in range(groups):
+            each[group] = _sum_above(weights + 4 * GROUP * group, least)
+            total += each[group]
+    drawn = _draw(weights, groups, least, sums, numbers[UNIFORM] * total)
+    return i32(places)[drawn] if gathered else drawn
+
+
+@compiled
+def _first_of(x: int, tail: int, whole: int, groups: int, maxima: int, top: F32) -> int:
+    """Where the largest number stands, the first of equal ones; 0 where there is none."""
+    best = f32(maxima)
+    for group in range(groups):
+        if best[group] >= top:
+            return group * GROUP + _first(_marks(_group(x, tail, whole, group), top))
+    return 0
+
+
+@compiled
+def _fill_tail(x: int, symbols: int, tail: int) -> None:
+    numbers, copied, whole = f32(x), f32(tail), symbols // GROUP * GROUP
+    for n in range(symbols - whole):
+        copied[n] = numbers[whole + n]
+    _pad(tail, symbols - whole)
+
+
+@compiled
+def _choose(
+    rows: np.ndarray, numbers: np.ndarray, symbols: int, most: int, thread: int, threads: int, room: int,
+    symbols_at: int, logprobs_at: int, top_at: int, top_logprobs_at: int,
+) -> None:  # fmt: skip
+    """A thread's share of the rows: the next symbol of each, -1 where its mask leaves none, and its log probability; of
+    the likeliest as many as it asks for, where there is room for `most`.
+    """
+    chosen, logprobs = i64(symbols_at), f32(logprobs_at)
+    groups = -(-symbols // GROUP)
+    tail, maxima = room, room + 4 * GROUP
+    copied = maxima + 4 * GROUP * -(-groups // GROUP)
+    room = copied + 4 * GROUP * groups
+    for n in range(thread, len(rows), threads):
+        row, x, whole, mass = rows[n], rows[n, LOGITS], symbols // GROUP, 0.0
+        _fill_tail(x, symbols, tail)
+        first = _find_maxima(x, tail, whole, groups, maxima)
+        for group in range(groups):
+            mass += _mass_of(_group(x, tail, whole, group), first, np.float32(1.0), 0)
+        log_mass = math.log(mass)
+        if row[TOP]:
+            to = 4 * n * most
+            _tell(
+                x, tail, whole, groups, maxima, first, log_mass, row[TOP], room, top_at + to, top_logprobs_at + to
+            )  # fmt: skip
+        here, top = x, first
+        if row[MASK] or row[SAID_COUNT] or row[BIASED_COUNT]:
+            if not _copy(x, tail, whole, groups, row[MASK], symbols, copied):
+                chosen[n] = -1
+                continue
+            _adjust(row, numbers[n], symbols, copied)
+            here, whole = copied, groups
+            top = _find_maxima(here, tail, whole, groups, maxima)
+        if numbers[n, TEMPERATURE] == 0 or not math.isfinite(top) or math.isnan(mass):
+            drawn = _first_of(here, tail, whole, groups, maxima, top)
+        else:
+            drawn = _drawn(here, tail, whole, groups, symbols, maxima, top, row, numbers[n], room)
+        chosen[n] = drawn
+        logprobs[n] = np.float32(np.float64(f32(x)[drawn]) - np.float64(first) - log_mass)
+
+
+class Choices(NamedTuple):
+    """What was chosen of each row: a symbol, -1 where its mask leaves none; its log probability in nats under the model
+    as it is, NaN where that has no distribution; and as many of the likeliest symbols as any row is told, with theirs.
+    """
+
+    symbols: np.ndarray  # int64 [R]
+    logprobs: np.ndarray  # float32 [R]
+    top: np.ndarray  # int32 [R, N]
+    top_logprobs: np.ndarray  # float32 [R, N]
+
+
+def choose_symbols(rows: np.ndarray, numbers: np.ndarray, symbols: int, pool: Pool | None) -> Choices:
+    """The next symbol of each row, as the table says: int64 [R, FIELDS] and float64 [R, NUMBERS].
+
+    LOGITS is the address of `symbols` numbers of single precision, which are not changed. MASK is that of a bit for
+    each, or 0. SAID_COUNT is 0 where no penalty is asked for, BIASED_COUNT where there is no bias; SAID, TIMES and
+    BIASED are addresses of int32, BIASES of single precision. TOP_K is 0 where all are kept. Without a pool, and of few
+    rows, the caller's thread does it all.
+    """
+    most = int(rows[:, TOP].max())
+    found = Choices(
+        np.empty(len(rows), np.int64),
+        np.empty(len(rows), np.float32),
+        np.empty((len(rows), most), np.int32),
+        np.empty((len(rows), most), np.float32),
+    )
+    places = [each.ctypes.data for each in found]
+    threads = 1 if pool is None or len(rows) <= _ALONE else pool.threads
+    rooms = _rooms_of(threads, symbols)
+
+    def job(thread: int) -> None:
+        _choose(rows, numbers, symbols, most, thread, threads, rooms[thread].ctypes.data, *places)
+
+    with announced(_choose):
+        if pool is None or threads == 1:
+            job(0)
+        else:
+            pool.run(job)
+    return found
+
+
+_own = threading.local()
+
+
+def _rooms_of(threads: int, symbols: int) -> list[np.ndarray]:
+    """Where each thread works for the thread that asks, whose own these are."""
+    groups = -(-symbols // GROUP)
+    size = 4 * GROUP * (1 + -(-groups // GROUP) + 4 * groups) + 8 * groups
+    rooms: list[np.ndarray] = getattr(_own, "rooms", [])
+    if len(rooms) < threads or rooms[0].nbytes < size:
+        _own.rooms = rooms = [np.empty(size, np.uint8) for _ in range(max(threads, len(rooms)))]
+    return rooms

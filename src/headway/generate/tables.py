@@ -1,0 +1,137 @@
+"""What the compiled chooser is told of the rows of a batch: settings as numbers, and symbols with their counts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from copy import copy
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Float
+from torch import Tensor
+
+from headway.engine.drawing import (
+    BIASED,
+    BIASED_COUNT,
+    BIASES,
+    FIELDS,
+    FREQUENCY,
+    LOGITS,
+    MIN_P,
+    NUMBERS,
+    PRESENCE,
+    REPETITION,
+    SAID,
+    SAID_COUNT,
+    TEMPERATURE,
+    TIMES,
+    TOP_K,
+    TOP_P,
+    UNIFORM,
+    Choices,
+    choose_symbols,
+)
+from headway.engine.pool import Pool
+
+if TYPE_CHECKING:
+    from headway.generate.sampling import Sampling
+
+_LARGEST = np.iinfo(np.int32).max
+
+
+class Tally:
+    """The symbols that penalties are for, and how often the text so far holds each."""
+
+    def __init__(self, prompt: Iterable[int] = ()) -> None:
+        """Those of the prompt are held 0 times."""
+        self._places = {symbol: place for place, symbol in enumerate(dict.fromkeys(prompt))}
+        self.symbols = np.fromiter(self._places, np.int32, len(self._places))
+        self.times = np.zeros(len(self._places), np.int32)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def add(self, symbol: int) -> None:
+        """The text holds it once more."""
+        place = self._places.setdefault(symbol, len(self._places))
+        if place == len(self.symbols):
+            self.symbols, self.times = (
+                np.append(old, np.zeros(place + 8, np.int32)) for old in (self.symbols, self.times)
+            )
+        self.symbols[place] = symbol
+        self.times[place] += 1
+
+    def copy(self) -> Tally:
+        """Another one, which goes on for itself."""
+        other = Tally()
+        other._places, other.symbols, other.times = dict(self._places), self.symbols.copy(), self.times.copy()
+        return other
+
+
+class DrawTable:
+    """The rows of one batch, all with the same settings, as `choose_symbols` takes them."""
+
+    def __init__(self, sampling: Sampling, prompts: Sequence[Iterable[int]]) -> None:
+        self.fields = np.zeros((len(prompts), FIELDS), np.int64)
+        self.numbers = np.zeros((len(prompts), NUMBERS))
+        self.fields[:, TOP_K] = min(sampling.top_k or 0, _LARGEST)
+        self.numbers[:, [TEMPERATURE, TOP_P, MIN_P]] = sampling.temperature, sampling.top_p, sampling.min_p
+        self.numbers[:, REPETITION] = sampling.repetition_penalty
+        self.numbers[:, [PRESENCE, FREQUENCY]] = sampling.presence_penalty, sampling.frequency_penalty
+        self._tallies: list[Tally] = []
+        repeats = sampling.repetition_penalty != 1.0
+        if repeats or sampling.presence_penalty or sampling.frequency_penalty:
+            self._tallies = [Tally(prompt if repeats else ()) for prompt in prompts]
+        biases = sampling.logit_bias or {}
+        self._biased = np.array(list(biases), np.int32), np.array(list(biases.values()), np.float32)
+        self.fields[:, [BIASED, BIASES]] = [part.ctypes.data for part in self._biased]
+        self.fields[:, BIASED_COUNT] = len(biases)
+        self._note()
+
+    def choose(self, logits: Float[Tensor, "B C"], uniform: np.ndarray, pool: Pool | None) -> Choices:
+        """The next symbol of each row, at numbers in [0, 1)."""
+        return choose_by(self.fields, self.numbers, logits, range(len(logits)), uniform, pool)
+
+    def add(self, symbols: Sequence[int]) -> None:
+        """What each row has now said."""
+        if self._tallies:
+            for tally, symbol in zip(self._tallies, symbols):
+                tally.add(symbol)
+            self._note()
+
+    def after(self, symbols: Sequence[int]) -> DrawTable:
+        """The table of the only row once it has said these."""
+        other = self._with([tally.copy() for tally in self._tallies], slice(None))
+        for symbol in symbols:
+            other.add([symbol])
+        return other
+
+    def select(self, rows: Sequence[int]) -> DrawTable:
+        """That of these rows alone."""
+        return self._with([self._tallies[row] for row in rows] if self._tallies else [], rows)
+
+    def _with(self, tallies: list[Tally], rows: Sequence[int] | slice) -> DrawTable:
+        other = copy(self)
+        other.fields, other.numbers, other._tallies = self.fields[rows].copy(), self.numbers[rows].copy(), tallies
+        other._note()
+        return other
+
+    def _note(self) -> None:
+        for row, tally in zip(self.fields, self._tallies):
+            row[SAID], row[TIMES], row[SAID_COUNT] = tally.symbols.ctypes.data, tally.times.ctypes.data, len(tally)
+
+
+def choose_by(
+    fields: np.ndarray,
+    numbers: np.ndarray,
+    logits: Float[Tensor, "N C"],
+    places: Sequence[int] | range,
+    uniform: np.ndarray,
+    pool: Pool | None,
+) -> Choices:
+    """What the rows of a table go on with, each by the logits of a place and at a number in [0, 1)."""
+    if logits.stride(1) != 1:
+        logits = logits.contiguous()
+    fields[:, LOGITS] = logits.data_ptr() + 4 * logits.stride(0) * np.array(places)
+    numbers[:, UNIFORM] = uniform
+    return choose_symbols(fields, numbers, logits.shape[1], pool)
