@@ -7,6 +7,8 @@ while it is in the unit, so that what the second costs passes while memory bring
 
 from __future__ import annotations
 
+from functools import partial
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -109,15 +111,13 @@ def _products(kind: int, blocks: int) -> Any:
         out: Any, room: Any,
     ) -> Any:  # fmt: skip
         def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            number = lambda value: ir.Constant(_I64, value)  # noqa: E731
-            pointer = lambda address, to: builder.inttoptr(address, to.as_pointer())  # noqa: E731
-            weights, ws, numbers = pointer(args[0], _I8), pointer(args[1], _F32), pointer(args[2], _I8)
-            scales, corr, result = pointer(args[4], _F32), pointer(args[5], _I32), pointer(args[7], _F32)
-            groups, whole = args[6], pointer(args[8], _I8)
-            zero, rows = ir.Constant(_FLOATS, [0.0] * TILE), blocks * BLOCK_ROWS
-            sums = [cgutils.alloca_once_value(builder, zero) for _ in range(rows)]
+            kinds = (_I8, _F32, _I8, None, _F32, _I32, None, _F32, _I8)
+            pointers = [kind and builder.inttoptr(arg, kind.as_pointer()) for arg, kind in zip(args, kinds)]
+            weights, ws, numbers, _, scales, corr, _, result, whole = pointers
+            stride, groups, number = args[3], args[6], partial(ir.Constant, _I64)
+            zero = ir.Constant(_FLOATS, [0.0] * TILE)
+            sums = [cgutils.alloca_once_value(builder, zero) for _ in range(blocks * BLOCK_ROWS)]
             rooms = [builder.gep(whole, [number(n * _EACH)]) for n in range(_ABREAST)]
-            further = builder.mul(args[3], number(BLOCK_ROWS))
 
             def multiply(group: Any, n: int) -> None:
                 """The whole sums of a group, in a room of its own."""
@@ -132,16 +132,15 @@ def _products(kind: int, blocks: int) -> Any:
                 for block in range(blocks):
                     total, row = _register(BLOCKS * n + block), _register(BLOCKS * _ABREAST + (n + block) % _ABREAST)
                     call(builder, "x86.tilezero", _VOID, total)
-                    call(builder, "x86.tileloadd64", _VOID, row, place, args[3])
+                    call(builder, "x86.tileloadd64", _VOID, row, place, stride)
                     call(builder, "x86.tdpbssd" if kind == INT8 else "x86.tdpbsud", _VOID, total, row, column)
-                    place = builder.gep(place, [further])
+                    place = builder.gep(place, [builder.mul(stride, number(BLOCK_ROWS))])
                 for block in range(blocks):
                     made = builder.gep(rooms[n], [number(block * TILE8)])
                     call(builder, "x86.tilestored64", _VOID, _register(BLOCKS * n + block), made, number(LINE))
 
             def add(group: Any, n: int) -> None:
-                factor = builder.load(_at(builder, ws, builder.mul(group, number(TILE)), _FLOATS))
-                factor.align = 4
+                factor = builder.load(_at(builder, ws, builder.mul(group, number(TILE)), _FLOATS), align=4)
                 for b, total in enumerate(sums):
                     place = builder.add(builder.mul(groups, number(b)), group)
                     shift = None if kind == INT8 else builder.load(builder.gep(corr, [place]))
@@ -149,11 +148,9 @@ def _products(kind: int, blocks: int) -> Any:
                     _scale(builder, _at(builder, rooms[n], number(b * LINE), _SUMS), shift, factor, scale, total)
 
             with cgutils.for_range(builder, builder.sdiv(groups, number(_ABREAST))) as loop:
-                some = [builder.add(builder.mul(loop.index, number(_ABREAST)), number(n)) for n in range(_ABREAST)]
-                for n, group in enumerate(some):
-                    multiply(group, n)
-                for n, group in enumerate(some):
-                    add(group, n)
+                first = builder.mul(loop.index, number(_ABREAST))
+                for part, n in product((multiply, add), range(_ABREAST)):
+                    part(builder.add(first, number(n)), n)
             done = builder.mul(builder.sdiv(groups, number(_ABREAST)), number(_ABREAST))
             with cgutils.for_range_slice(builder, done, groups, number(1)) as (group, _):
                 multiply(group, 0)

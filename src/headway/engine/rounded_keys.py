@@ -5,7 +5,7 @@ multiplies four bytes in each lane and the sums of neighbouring positions, or fe
 [2, BLOCK]: a key is its scale x whole numbers, and so is a value.
 
 What they are multiplied with, a query or the weights of a block's positions, becomes whole numbers too, each as two
-bytes: number = scale (RADIX high + low). That is 64 times finer than a key is kept. Whole sums are exact, so that no
+bytes: number = scale (RADIX high + low). That is 128 times finer than a key is kept. Whole sums are exact, so that no
 result depends on what is computed beside it.
 """
 
@@ -179,6 +179,9 @@ def _emit_scores(builder: Any, heads: int, args: Any) -> None:
         for n in range(each_line * part, each_line * (part + 1)):
             call_for(builder, _pointer(builder, builder.add(start, _number(_LINE * n)), _I8))
 
+    scales_ahead = builder.add(ahead, builder.mul(fours, _number(2 * size)))
+    for n in range(2 * 4 * BLOCK // _LINE):
+        call_for(builder, _pointer(builder, builder.add(scales_ahead, _number(_LINE * n)), _I8))
     for part in range(parts):
         lines = builder.add(keys, _number(FOUR * LANES * part))
         found = _sums(builder, _number(0), fours, addresses, half, lines, _number(size), partial(meanwhile, part))
@@ -215,7 +218,7 @@ def rounded_scores(
     """out[h, t] = scale[t] query[h] . key[t] for up to HEADS heads and BLOCK positions t. Queries are what `split`
     made, of `each` bytes; there are so many `fours` of features.
 
-    Meanwhile what is at `ahead` comes to the processor, as many bytes as keys and values have here.
+    Meanwhile what is at `ahead` comes to the processor, as many bytes as keys, values and scales have here.
     """
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
