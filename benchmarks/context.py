@@ -1,9 +1,10 @@
 """Decoding far into a context on a CPU: tokens a second by position, with weights and caches in fp32 and int8.
 
-    python benchmarks/context.py                     # about 2 minutes on 2 cores
+    python benchmarks/context.py                     # about 5 minutes on 2 cores, and 6 GB of memory
 
 Each form of the weights has a process of its own. Weights are drawn, and so are the keys and values of the positions
-before, which torch need not compute then. `cache_bytes` are those of the blocks that are held.
+before, which torch need not compute then. `cache_bytes` are those of the blocks that are held, `of_the_first` is the
+part of the rate at the first position that is left.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 from measure import child, report, spread, write
 
 FORMS = ("fp32", "int8")
-POSITIONS = (128, 1024, 2048, 4096, 8192)
+POSITIONS = (128, 1024, 2048, 4096, 8192, 16384, 32768)
 REPEATS, STEPS, WARM = 3, 12, 4
 
 
@@ -48,6 +49,9 @@ def speeds(shape: str, form: str, threads: int) -> dict[str, Any]:
                 rates = [rate(engine, kept) for _ in range(REPEATS)]
                 found[cache][str(position)] = {"tokens_a_second": spread(rates), "cache_bytes": size}
                 del kept
+            first = found[cache][str(POSITIONS[0])]["tokens_a_second"]["max"]
+            for measured in found[cache].values():
+                measured["of_the_first"] = measured["tokens_a_second"]["max"] / first
     return found
 
 

@@ -375,6 +375,48 @@ for columns in (64, 200):
         wanted = numbers @ unpack(packed).numpy().astype(np.float64).T
         assert (abs(found[:, :24] - wanted) < 1e-4 * np.maximum(1, abs(wanted))).all(), (form, columns)
         assert (found[:, 24:] == 0).all()
+
+# Three heads over a block of keys and values in 8 bits, of a size that is no whole vector.
+from headway.engine import rounded_keys as rounded
+size, heads, positions = 27, 3, 32
+place = lambda array, byte=0: np.int64(array.ctypes.data + byte)
+
+@numba.njit
+def one_block(queries, each, keys, scales, out, fours, weights, fades, values, size, made):
+    rounded.rounded_scores(3, queries, each, keys, scales, out, fours, keys)
+    rounded.rounded_weigh(3, weights, fades, 0, 32, values, size, made, size)
+
+def whole(numbers, most):
+    largest = abs(numbers).max(-1, keepdims=True)
+    return np.rint(numbers * (most / largest)) * (largest / most)
+
+drawn = np.random.default_rng(2)
+k, v, q, w = (drawn.standard_normal((n, m)).astype(np.float32) for n, m in ((32, 27), (32, 27), (3, 27), (3, 32)))
+k[:, 0], q[:, 0], w[:, 1] = -9, 9, 9  # at the ends of the codes
+keys, values, scales = np.zeros((7, 32, 4), np.int8), np.zeros((8, 27, 4), np.int8), np.zeros((2, 32), np.float32)
+room = np.zeros(rounded.rounding_bytes(size), np.uint8)
+numbers = room[:128].view(np.float32)
+for slot in range(positions):
+    numbers[:size] = k[slot]
+    scales[0, slot] = rounded.keep_key(place(room), size, place(keys), slot)
+    numbers[:size] = v[slot]
+    scales[1, slot] = rounded.keep_value(place(room), size, place(values), slot)
+parts = []
+for many in (q, w):
+    each = rounded.split_bytes(many.shape[1])
+    parts.append(np.zeros((heads, each), np.uint8))
+    for head in range(heads):
+        numbers[: many.shape[1]] = many[head]
+        rounded.split_query(place(room), many.shape[1], place(parts[-1], head * each))
+found, made = np.zeros((heads, positions), np.float32), np.ones((heads, size), np.float32)
+fades = np.array([0.5, 0.0, 2.0], np.float32)
+one_block(
+    place(parts[0]), rounded.split_bytes(size), place(keys), place(scales), place(found), 7, place(parts[1]),
+    place(fades), place(values), size, place(made),
+)
+assert np.allclose(found, whole(q, 127 * 128) @ whole(k, 127).T, rtol=1e-5, atol=1e-4)
+codes = np.rint(v * (127 / abs(v).max(-1, keepdims=True)))
+assert np.allclose(made, fades[:, None] + whole(w, 127 * 128) @ codes, rtol=1e-5, atol=1e-3)
 """
 
 

@@ -46,11 +46,14 @@ def kept_numbers(engine: Engine, kept: Kept, row: int, groups: int, size: int) -
     keys, values = [], []
     for block in kept.rows[row].blocks:
         room = torch.from_numpy(engine._own.view(block).copy()).view(groups, -1)
-        codes, scales = room.split([2 * size * BLOCK, 8 * BLOCK], 1)
-        scales = scales.contiguous().view(torch.float32).view(groups, 2, BLOCK)
-        one, two = codes.contiguous().view(torch.int8).float().split(size * BLOCK, 1)
-        keys.append(one.view(groups, size, BLOCK).permute(2, 0, 1) * scales[:, 0].T[:, :, None])
-        values.append(two.view(groups, BLOCK, size).transpose(0, 1) * scales[:, 1].T[:, :, None])
+        fours = -(-size // 4)
+        one, two, scales = (part.contiguous() for part in room.split([4 * fours * BLOCK, size * BLOCK, 8 * BLOCK], 1))
+        scales = scales.view(torch.float32).view(groups, 2, BLOCK)
+        one, two = one.view(torch.int8).float(), two.view(torch.int8).float()
+        one = one.view(groups, fours, BLOCK, 4).permute(2, 0, 1, 3).flatten(2)[..., :size]
+        two = two.view(groups, BLOCK // 4, size, 4).permute(1, 3, 0, 2).flatten(0, 1)
+        keys.append(one * scales[:, 0].T[:, :, None])
+        values.append(two * scales[:, 1].T[:, :, None])
     length = int(kept.positions[row])
     return torch.cat(keys)[:length], torch.cat(values)[:length]
 

@@ -112,29 +112,34 @@ def test_fewer_rows_after_many_use_their_own_program() -> None:
 
 @compiled
 def _on_the_unit(
-    kind: int, w: int, ws: int, x: int, stride: int, xs: int, corr: int, groups: int, out: int, room: int
-) -> None:
+    kind: int, w: int, ws: int, x: int, stride: int, xs: int, corr: int, groups: int, out: int, count: int,
+    room: int,
+) -> None:  # fmt: skip
     acquire(room + ROOM)
-    block_products(kind, w, ws, x, stride, xs, corr, groups, out, room)
+    block_products(kind, w, ws, x, stride, xs, corr, groups, out, count, room)
     release()
 
 
 @pytest.mark.skipif(not HAS_MATRIX_UNIT, reason="this processor has no matrix unit, or its system keeps it")
 @pytest.mark.parametrize("form", ["int8", "int4"])
 @pytest.mark.parametrize("columns", [64, 200, 512])
-def test_the_matrix_unit_gives_what_tiles_give(form: Format, columns: int) -> None:
-    packed, x = pack(torch.randn(16, columns) * 3, form), torch.randn(16, columns)
+@pytest.mark.parametrize("rows", [16, 32])
+def test_the_matrix_unit_gives_what_tiles_give(form: Format, columns: int, rows: int) -> None:
+    packed, x = pack(torch.randn(16, columns) * 3, form), torch.randn(rows, columns)
     assert packed.scales is not None
     groups = packed.scales.shape[1]
-    q, xs, corr = (np.zeros((16, n), kind) for n, kind in ((64 * groups, np.int8), (groups, "f4"), (groups, "i4")))
-    round_rows(packed.kind, x.data_ptr(), 4 * columns, columns, q.ctypes.data, xs.ctypes.data, corr.ctypes.data, 0, 16)
-    one, two, room = np.zeros((16, 16), "f4"), np.zeros((16, 16), "f4"), np.zeros(ROOM + CONFIGURATION + 64, np.uint8)
+    q, xs, corr = (np.zeros((rows, n), kind) for n, kind in ((64 * groups, np.int8), (groups, "f4"), (groups, "i4")))
+    round_rows(
+        packed.kind, x.data_ptr(), 4 * columns, columns, q.ctypes.data, xs.ctypes.data, corr.ctypes.data, 0, rows
+    )
+    one, two = np.zeros((rows, 16), "f4"), np.zeros((rows, 16), "f4")
+    room = np.zeros(ROOM + CONFIGURATION + 64, np.uint8)
     fields = (packed.kind, packed.weights.data_ptr(), packed.scales.data_ptr(), q.ctypes.data, 64 * groups)
     fields = (*fields, xs.ctypes.data, corr.ctypes.data, groups)
-    _on_the_unit(*fields, one.ctypes.data, -(-room.ctypes.data // 64) * 64)
-    tile_products(*fields, two.ctypes.data, 16)
+    _on_the_unit(*fields, one.ctypes.data, rows, -(-room.ctypes.data // 64) * 64)
+    tile_products(*fields, two.ctypes.data, rows)
     assert (one == two).all()
-    wanted = (q.reshape(16, groups, 64) * xs[:, :, None]).reshape(16, -1)[:, :columns] @ unpack(packed).numpy().T
+    wanted = (q.reshape(rows, groups, 64) * xs[:, :, None]).reshape(rows, -1)[:, :columns] @ unpack(packed).numpy().T
     np.testing.assert_allclose(one, wanted, rtol=1e-4, atol=1e-3)
 
 

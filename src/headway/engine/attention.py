@@ -10,9 +10,18 @@ from __future__ import annotations
 
 import numpy as np
 
-from headway.engine.keys import HEADS, LOWEST, scores, soften, weigh
-from headway.engine.machine import F32, compiled, exp, f32, i8, i64
+from headway.engine.keys import HEADS, LOWEST, key_bytes, scores, soften, value_bytes, weigh
+from headway.engine.machine import F32, compiled, exp, f32, i64
 from headway.engine.operations import BLOCK, PIECE, at, norm_row, share, tanh
+from headway.engine.rounded_keys import (
+    keep_key,
+    keep_value,
+    rounded_scores,
+    rounded_weigh,
+    rounding_bytes,
+    split,
+    split_bytes,
+)
 from headway.engine.tiles import FP32
 
 
@@ -28,38 +37,33 @@ def turn(x: int, cos: int, sin: int, half: int) -> None:
 
 @compiled
 def keep(form: int, key: int, value: int, place: int, size: int, slot: int) -> None:
-    """Write a key and a value at their slot of a group's part of a block."""
-    values = place + value_bytes(form, size)
-    k, v = f32(key), f32(value)
+    """Write a key and a value at their slot of a group's part of a block. In int8 the key is lost; where it stood there
+    is room for `rounding_bytes`.
+    """
+    values, k, v = place + key_bytes(form, size), f32(key), f32(value)
     if form == FP32:
         keys, kept = f32(place), f32(values)
         for d in range(size):
             keys[d * BLOCK + slot] = k[d]
             kept[slot * size + d] = v[d]
         return
-    scales = f32(place + 2 * value_bytes(form, size))
-    scales[slot] = _round(key, place + slot, BLOCK, size)
-    scales[BLOCK + slot] = _round(value, values + slot * size, 1, size)
+    scales = f32(values + value_bytes(form, size))
+    scales[slot] = keep_key(key, size, place, slot)
+    for d in range(size):
+        k[d] = v[d]
+    scales[BLOCK + slot] = keep_value(key, size, values, slot)
 
 
 @compiled
-def value_bytes(form: int, size: int) -> int:
-    """Of a group's values in a block, and of its keys."""
-    return (4 if form == FP32 else 1) * BLOCK * size
+def query_bytes(form: int, size: int) -> int:
+    """From one query that is ready to the next."""
+    return 4 * size if form == FP32 else split_bytes(size)
 
 
 @compiled
-def _round(numbers: int, out: int, step: int, size: int) -> F32:
-    """Whole numbers from -127 to 127, `step` bytes apart; their scale, which is NaN where a number is none."""
-    x, q = f32(numbers), i8(out)
-    largest = total = np.float32(0)
-    for d in range(size):
-        largest = max(largest, abs(x[d]))
-        total += x[d]
-    inverse = np.float32(127) / largest if largest > 0 else np.float32(0)
-    for d in range(size):
-        q[d * step] = np.int8(np.int32(np.rint(x[d] * inverse)))
-    return largest / np.float32(127) + np.float32(0) * total
+def scratch_bytes(size: int) -> int:
+    """What `attend_piece` needs for scores, their fades and what `split` makes of them, or what `keep` needs."""
+    return max(HEADS * (4 * BLOCK + 4 + split_bytes(BLOCK)), rounding_bytes(size))
 
 
 @compiled
@@ -83,6 +87,22 @@ def pieces_of(highest: int, window: int) -> tuple[int, int]:
 
 
 @compiled
+def _weights(scores: int, begin: int, end: int, piece: int) -> F32:
+    """`soften`, with weights of 0 outside of `begin` to `end`, where nothing may be."""
+    s = f32(scores)
+    if begin >= end:
+        for t in range(BLOCK):
+            s[t] = np.float32(0)
+        return np.float32(1)
+    fade = soften(scores, begin, end, piece)
+    for t in range(begin):
+        s[t] = np.float32(0)
+    for t in range(end, BLOCK):
+        s[t] = np.float32(0)
+    return fade
+
+
+@compiled
 def attend_piece(
     form: int, q: int, tokens: int, each: int, blocks: int, offset: int, size: int, piece: int, follows: int,
     highest: int, climb: int, window: int, bias: int, span: int, cap: F32, scratch: int, out: int,
@@ -95,8 +115,8 @@ def attend_piece(
     What a row has does not depend on the others: what they alone see has weights of 0 there. `follows` is the address
     of the keys that are wanted after this piece.
     """
-    table, part, queries, step = i64(blocks), value_bytes(form, size), tokens * each, 4 * (size + 2)
-    fades = scratch + 4 * HEADS * BLOCK
+    table, asked, queries, step = i64(blocks), query_bytes(form, size), tokens * each, 4 * (size + 2)
+    fades, weights = scratch + 4 * HEADS * BLOCK, scratch + 4 * HEADS * (BLOCK + 1)
     for query in range(queries):
         nothing(out + query * step, size)
     top = highest + climb * (tokens - 1)
@@ -104,10 +124,15 @@ def attend_piece(
     first, last = max(piece * PIECE, low) // BLOCK, min(piece * PIECE + PIECE - 1, top) // BLOCK + 1
     for n in range(first, last):
         keys = table[n] + offset
+        values = keys + key_bytes(form, size)
+        scales = values + value_bytes(form, size)
         ahead = table[n + 1] + offset if n + 1 < last else follows
         for start in range(0, queries, HEADS):
             count = min(queries - start, HEADS)
-            scores(form, count, q + 4 * start * size, keys, keys + 2 * part, scratch, size, ahead)
+            if form == FP32:
+                scores(count, q + start * asked, keys, scratch, size, ahead)
+            else:
+                rounded_scores(count, q + start * asked, asked, keys, scales, scratch, (size + 3) // 4, ahead)
             begins, ends = BLOCK, 0
             for i in range(count):
                 sees = highest + climb * ((start + i) // each)
@@ -115,29 +140,25 @@ def attend_piece(
                 end = min(sees + 1 - n * BLOCK, BLOCK)
                 row = scratch + 4 * i * BLOCK
                 s = f32(row)
-                if begin >= end:
-                    for t in range(BLOCK):
-                        s[t] = np.float32(0)
-                    f32(fades)[i] = np.float32(1)
-                    continue
-                begins, ends = min(begins, begin), max(ends, end)
-                if cap > 0:
-                    for t in range(BLOCK):
-                        s[t] = cap * tanh(s[t] / cap)
-                if bias != 0:
-                    distances = f32(bias + 4 * ((start + i) % each) * span)
-                    for t in range(begin, end):
-                        s[t] += distances[sees - n * BLOCK - t]
-                f32(fades)[i] = soften(row, begin, end, out + (start + i) * step)
-                for t in range(begin):
-                    s[t] = np.float32(0)
-                for t in range(end, BLOCK):
-                    s[t] = np.float32(0)
+                if begin < end:
+                    begins, ends = min(begins, begin), max(ends, end)
+                    if cap > 0:
+                        for t in range(BLOCK):
+                            s[t] = cap * tanh(s[t] / cap)
+                    if bias != 0:
+                        distances = f32(bias + 4 * ((start + i) % each) * span)
+                        for t in range(begin, end):
+                            s[t] += distances[sees - n * BLOCK - t]
+                f32(fades)[i] = _weights(row, begin, end, out + (start + i) * step)
                 if form != FP32:
-                    scales = f32(keys + 2 * part + 4 * BLOCK)
                     for t in range(begin, end):
-                        s[t] *= scales[t]
-            weigh(form, count, scratch, fades, begins, ends, keys + part, size, out + start * step + 8, step // 4)
+                        s[t] *= f32(scales)[BLOCK + t]
+                    split(row, BLOCK // 16, weights + i * split_bytes(BLOCK))
+            into = out + start * step + 8
+            if form == FP32:
+                weigh(count, scratch, fades, begins, ends, values, size, into, step // 4)
+            else:
+                rounded_weigh(count, weights, fades, begins, ends, values, size, into, step // 4)
 
 
 @compiled
@@ -206,4 +227,4 @@ def add_attend(op: np.ndarray, batch: int, scratch: int, thread: int, threads: i
                     s[t] += weight * tanh(asked + key[t])
             seen = min(count - n * BLOCK, BLOCK)
             fade[0] = soften(row, 0, seen, out)
-            weigh(FP32, 1, row, row + 4 * BLOCK, 0, seen, base + 4 * units * BLOCK, width, out + 8, 0)
+            weigh(1, row, row + 4 * BLOCK, 0, seen, base + 4 * units * BLOCK, width, out + 8, 0)

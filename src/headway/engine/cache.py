@@ -157,17 +157,18 @@ def write(store: Blocks, layers: list[Layer], length: int) -> list[int]:
 
 def _content(layer: Layer, begin: int, room: int, length: int) -> UInt8[Tensor, "N Y"]:
     """The bytes of a layer in each of the blocks from position `begin` on, as `keys` describes them."""
-    keys, values = (_ordered(part, begin, room, length) for part in layer[1:])
-    scales: list[Tensor] = []
-    if layer.form != FP32:
+    keys, values = (_ordered(part, begin, room, length).unflatten(0, (-1, BLOCK)) for part in layer[1:])
+    if layer.form == FP32:
+        parts = [keys.permute(0, 2, 3, 1), values.permute(0, 2, 1, 3)]
+    else:
         (keys, *one), (values, *two) = _rounded(keys), _rounded(values)
-        scales = [*one, *two]
-    orders = [(keys, (0, 2, 3, 1)), (values, (0, 2, 1, 3)), *((scale, (0, 2, 3, 1)) for scale in scales)]
-    parts = [part.unflatten(0, (-1, BLOCK)).permute(order).flatten(2).contiguous() for part, order in orders]
-    return torch.cat([part.view(torch.uint8) for part in parts], -1).flatten(1)
+        fours = nn.functional.pad(keys, (0, -keys.shape[-1] % 4)).unflatten(-1, (-1, 4)).permute(0, 2, 3, 1, 4)
+        values = values.unflatten(1, (-1, 4)).permute(0, 3, 1, 4, 2)
+        parts = [fours, values, *(scale.permute(0, 2, 3, 1) for scale in (*one, *two))]
+    return torch.cat([part.flatten(2).contiguous().view(torch.uint8) for part in parts], -1).flatten(1)
 
 
-def _rounded(part: Float[Tensor, "T G K"]) -> tuple[Tensor, Tensor]:
+def _rounded(part: Float[Tensor, "N T G K"]) -> tuple[Tensor, Tensor]:
     """Whole numbers and a scale for each position and group, as `attention.keep` makes them."""
     largest = part.abs().amax(-1, keepdim=True)
     inverse = torch.where(largest > 0, 127 / largest, 0)

@@ -1,13 +1,11 @@
 """Kernels over a block of keys and values: several query heads share each load.
 
 Within a layer a block has, for each group, keys as [K, BLOCK], so that the scores of neighbouring positions are made
-together, and values as [BLOCK, V]. In int8 the scales follow, [2, BLOCK]: a key is its scale x whole numbers, and so is
-a value. Numbers are widened in registers, so what is multiplied is fp32 in either form.
+together, and values as [BLOCK, V]. `rounded_keys` says what lies there in int8.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -16,7 +14,7 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from headway.engine.machine import _F32, _I8, _I32, F32, compiled, exp, f32, i8, intrinsic
+from headway.engine.machine import _F32, _I8, F32, compiled, exp, f32, intrinsic
 from headway.engine.operations import BLOCK
 from headway.engine.tiles import FP32, INT8
 from headway.engine.vectors import call_for, choose, exponentials_32, reduce, spread
@@ -33,8 +31,18 @@ _LINE = 64  # bytes that come from memory together
 
 def block_bytes(form: int, groups: int, keys: int, values: int) -> int:
     """Of a layer, whose keys and values have so many numbers in each group."""
-    size = 4 if form == FP32 else 1
-    return groups * BLOCK * (size * (keys + values) + (0 if form == FP32 else 8))
+    return groups * (key_bytes(form, keys) + value_bytes(form, values) + (0 if form == FP32 else 8 * BLOCK))
+
+
+@compiled
+def key_bytes(form: int, size: int) -> int:
+    """Of a group's keys in a block: in int8 features lie four together."""
+    return (4 * size if form == FP32 else (size + 3) // 4 * 4) * BLOCK
+
+
+@compiled
+def value_bytes(form: int, size: int) -> int:
+    return (4 if form == FP32 else 1) * BLOCK * size
 
 
 def _at(builder: Any, base: Any, offset: Any) -> Any:
@@ -42,12 +50,7 @@ def _at(builder: Any, base: Any, offset: Any) -> Any:
 
 
 def _load(builder: Any, base: Any, offset: Any) -> Any:
-    """A vector of fp32 from fp32 or int8."""
-    found = builder.load(_at(builder, base, offset))
-    found.align = 4 if base.type.pointee == _F32 else 1
-    if base.type.pointee == _F32:
-        return found
-    return builder.sitofp(builder.sext(found, ir.VectorType(_I32, _LANES)), _WIDE)
+    return builder.load(_at(builder, base, offset), align=4)
 
 
 def _multiply_add(builder: Any, total: Any, a: Any, b: Any) -> None:
@@ -66,41 +69,33 @@ def _clear(builder: Any, totals: list[list[Any]]) -> None:
             builder.store(ir.Constant(_WIDE, [0.0] * _LANES), total)
 
 
-def _emit_scores(builder: Any, form: int, heads: int, args: Any) -> None:
-    """`scores` for one form and number of heads."""
-    number = _F32 if form == FP32 else _I8
-    lines = 2 * BLOCK * (4 if form == FP32 else 1) // _LINE  # of keys and values, for each feature
+def _emit_scores(builder: Any, heads: int, args: Any) -> None:
+    """`scores` for one number of heads."""
+    lines = 2 * BLOCK * 4 // _LINE  # of keys and values, for each feature
     word = lambda value: ir.Constant(args[0].type, value)  # noqa: E731
-    kinds = (_F32, number, _F32, _F32)
-    query, k, scale, y = (builder.inttoptr(arg, kind.as_pointer()) for arg, kind in zip(args, kinds))
-    queries = [builder.gep(query, [builder.mul(args[4], word(h))]) for h in range(heads)]
+    query, k, y = (builder.inttoptr(arg, _F32.as_pointer()) for arg in args[:3])
+    queries = [builder.gep(query, [builder.mul(args[3], word(h))]) for h in range(heads)]
     totals = _totals(builder, heads)
     _clear(builder, totals)
-    with cgutils.for_range(builder, args[4]) as loop:
+    with cgutils.for_range(builder, args[3]) as loop:
         start = builder.mul(loop.index, word(BLOCK))
         found = [_load(builder, k, builder.add(start, word(_LANES * part))) for part in range(_PARTS)]
         for asked, total in zip(queries, totals):
             value = spread(builder, builder.load(builder.gep(asked, [loop.index])), _WIDE)
             for part in range(_PARTS):
                 _multiply_add(builder, total[part], found[part], value)
-        line = builder.add(args[5], builder.mul(loop.index, word(_LINE * lines)))
+        line = builder.add(args[4], builder.mul(loop.index, word(_LINE * lines)))
         for n in range(lines):
             call_for(builder, builder.inttoptr(builder.add(line, word(_LINE * n)), _I8.as_pointer()))
     for h, total in enumerate(totals):
         for part in range(_PARTS):
-            value = builder.load(total[part])
-            if form != FP32:
-                value = builder.fmul(value, _load(builder, scale, word(_LANES * part)))
-            stored = builder.store(value, _at(builder, y, word(h * BLOCK + _LANES * part)))
-            stored.align = 4
+            builder.store(builder.load(total[part]), _at(builder, y, word(h * BLOCK + _LANES * part)), align=4)
 
 
-def _emit_weigh(builder: Any, form: int, heads: int, args: Any) -> None:
-    """`_weigh` for one form and number of heads."""
-    number = _F32 if form == FP32 else _I8
+def _emit_weigh(builder: Any, heads: int, args: Any) -> None:
+    """`_weigh` for one number of heads."""
     word = lambda value: ir.Constant(args[0].type, value)  # noqa: E731
-    w, fade, y = (builder.inttoptr(args[n], _F32.as_pointer()) for n in (0, 1, 6))
-    v = builder.inttoptr(args[4], number.as_pointer())
+    w, fade, v, y = (builder.inttoptr(args[n], _F32.as_pointer()) for n in (0, 1, 4, 6))
     totals = _totals(builder, heads)
     with cgutils.for_range(builder, builder.sdiv(args[5], word(_CHUNK))) as outer:
         first = builder.mul(outer.index, word(_CHUNK))
@@ -123,56 +118,46 @@ def _emit_weigh(builder: Any, form: int, heads: int, args: Any) -> None:
                 stored.align = 4
 
 
-def _each(builder: Any, emit: Callable[..., None], args: Any) -> None:
-    """`emit` for the form and the number of heads that an intrinsic is called with, its first two arguments."""
-
-    def of(form: int) -> None:
-        counts = {heads: partial(emit, builder, form, heads, args[2:]) for heads in range(1, HEADS + 1)}
-        choose(builder, args[1], counts)
-
-    choose(builder, args[0], {form: partial(of, form) for form in (FP32, INT8)})
-
-
 @intrinsic
-def scores(typing: Any, form: Any, heads: Any, q: Any, keys: Any, scales: Any, out: Any, size: Any, ahead: Any) -> Any:
-    """out[h, t] = scale[t] sum over d of q[h, d] keys[d, t], for up to HEADS heads, BLOCK positions t, features d up to
-    `size`.
+def scores(typing: Any, heads: Any, q: Any, keys: Any, out: Any, size: Any, ahead: Any) -> Any:
+    """out[h, t] = sum over d of q[h, d] keys[d, t], for up to HEADS heads, BLOCK positions t, features d up to `size`.
 
     Meanwhile what is at `ahead` comes to the processor, as many bytes as keys and values have here: blocks lie far
     apart, and are too short for the processor to foresee.
     """
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        _each(builder, _emit_scores, args)
+        cases = {count: partial(_emit_scores, builder, count, args[1:]) for count in range(1, HEADS + 1)}
+        choose(builder, args[0], cases)
         return context.get_dummy_value()
 
-    return types.void(*[types.int64] * 8), generate
+    return types.void(*[types.int64] * 6), generate
 
 
 @intrinsic
 def _weigh(
-    typing: Any, form: Any, heads: Any, weights: Any, fades: Any, begin: Any, end: Any, values: Any, size: Any,
-    out: Any, step: Any,
-) -> Any:  # fmt: skip
+    typing: Any, heads: Any, weights: Any, fades: Any, begin: Any, end: Any, values: Any, size: Any, out: Any, step: Any
+) -> Any:
     """out[h, d] = fade[h] out[h, d] + sum over t from `begin` to `end` of weights[h, t] values[t, d], for features d up
     to `size` in twos of vectors. Weights of heads lie BLOCK apart, rows of `out` `step` numbers.
     """
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        _each(builder, _emit_weigh, args)
+        cases = {count: partial(_emit_weigh, builder, count, args[1:]) for count in range(1, HEADS + 1)}
+        choose(builder, args[0], cases)
         return context.get_dummy_value()
 
-    return types.void(*[types.int64] * 10), generate
+    return types.void(*[types.int64] * 9), generate
 
 
 @compiled
 def weigh(
-    form: int, heads: int, weights: int, fades: int, begin: int, end: int, values: int, size: int, out: int, step: int
+    heads: int, weights: int, fades: int, begin: int, end: int, values: int, size: int, out: int, step: int
 ) -> None:
     """out[h] = fade[h] out[h] + the values of positions `begin` to `end` by their weights, [heads, BLOCK]. Rows of
     `out` lie `step` numbers apart.
     """
-    _weigh(form, heads, weights, fades, begin, end, values, size, out, step)
+    _weigh(heads, weights, fades, begin, end, values, size, out, step)
     done = size // _CHUNK * _CHUNK
     for h in range(heads):
         w, y, fade = f32(weights + 4 * h * BLOCK), f32(out + 4 * h * step), f32(fades)[h]
@@ -180,10 +165,7 @@ def weigh(
             y[d] *= fade
         for t in range(begin, end):
             for d in range(done, size):
-                if form == FP32:
-                    y[d] += w[t] * f32(values)[t * size + d]
-                else:
-                    y[d] += w[t] * np.float32(i8(values)[t * size + d])
+                y[d] += w[t] * f32(values)[t * size + d]
 
 
 @intrinsic

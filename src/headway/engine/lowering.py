@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from headway.engine import cells, operations
+from headway.engine.attention import query_bytes, scratch_bytes
 from headway.engine.builder import Builder, CannotLowerError, Slot, norm_parts, offset_of
 from headway.engine.cache import Memory
-from headway.engine.keys import HEADS, block_bytes
+from headway.engine.keys import block_bytes
 from headway.engine.operations import ADD, BLOCK, GATED, PIECE
 from headway.engine.packed import unpack
 from headway.engine.program import SHARING, Opcode
@@ -109,8 +110,9 @@ class AttentionLowering:
             norm=kind, q_weight=q_weight, q_bias=q_bias, k_weight=k_weight, k_bias=k_bias,
             cos=angles[0], sin=angles[1], half=angles[2], window=window, bias=bias, span=self.capacity,
             tables=memory.tables.ctypes.data, table_step=memory.tables.shape[1], lengths=memory.lengths.ctypes.data,
-            layer=offset, pieces=pieces.address, q=self.build.private_bytes(4 * each * SHARING * size),
-            scores=self.build.private_bytes(4 * max(HEADS * (BLOCK + 1), size)), form=memory.form,
+            layer=offset, pieces=pieces.address,
+            q=self.build.private_bytes(each * SHARING * query_bytes(memory.form, size)),
+            scores=self.build.private_bytes(scratch_bytes(size)), form=memory.form,
             group_bytes=block_bytes(memory.form, 1, size, size), runs=memory.runs.ctypes.data, room=room,
             spare=self.build.private_bytes(4 * each * SHARING * (size + 2)),
             eps=eps, cap=cap, scale=scale or 1 / math.sqrt(size),

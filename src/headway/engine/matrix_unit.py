@@ -1,11 +1,14 @@
-"""Products of tiles with 16 rows of numbers at a time on a processor's matrix unit (Intel AMX).
+"""Products of tiles with 16 or 32 rows of numbers at a time on a processor's matrix unit (Intel AMX).
 
 The unit multiplies a block of 16 rows of 64 bytes with a tile, as it lies in memory, in one instruction. Its whole sums
-are those of the other forms, and so are the results, to the last bit.
+are those of the other forms, and so are the results, to the last bit. Of 32 rows both blocks are multiplied with a tile
+while it is in the unit, so that what the second costs passes while memory brings the next tile.
 """
 
 from __future__ import annotations
 
+from functools import partial
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -18,9 +21,12 @@ from headway.engine.tiles import GROUP, INT4, INT8, LINE, LINES4, TILE, TILE4, T
 from headway.engine.vectors import AHEAD, call, call_for, spread
 
 BLOCK_ROWS = 16  # rows of numbers
+BLOCKS = 2  # of them that a tile is multiplied with at once, at most
 CONFIGURATION = 64  # bytes that describe the unit's registers
 _ABREAST = 2  # groups: the unit multiplies one while the sums of the other are added
-ROOM = 2 * TILE8 * _ABREAST  # of scratch, for each: whole sums, and an int4 tile as bytes
+_EACH = (BLOCKS + 1) * TILE8  # bytes of scratch of a group: the whole sums of each block, and an int4 tile as bytes
+ROOM = _EACH * _ABREAST
+_REGISTERS = (BLOCKS + 2) * _ABREAST  # sums of each block, numbers, weights
 _SUMS, _FLOATS, _BYTES = ir.VectorType(_I32, TILE), ir.VectorType(_F32, TILE), ir.VectorType(_I8, LINE)
 _VOID = ir.VoidType()
 _WORDS = ir.VectorType(ir.IntType(16), LINE // 2)
@@ -56,7 +62,7 @@ def acquire(room: int) -> None:
         for i in range(CONFIGURATION):
             description[i] = np.uint8(0)
         description[0] = np.uint8(1)
-        for register in range(3 * _ABREAST):  # sums, numbers, weights
+        for register in range(_REGISTERS):
             description[16 + 2 * register] = np.uint8(LINE)
             description[48 + register] = np.uint8(BLOCK_ROWS)
         _configure(room)
@@ -95,8 +101,8 @@ def _scale(builder: Any, whole: Any, shift: Any, factor: Any, scale: Any, total:
     builder.store(builder.fadd(builder.load(total), product, flags=("contract",)), total)
 
 
-def _block(kind: int) -> Any:
-    """As `tiles.tile_products` for exactly 16 rows of numbers; `room` is on a boundary of 64 bytes."""
+def _products(kind: int, blocks: int) -> Any:
+    """As `tiles.tile_products` for exactly so many blocks of rows; `room` is on a boundary of 64 bytes."""
     size = TILE8 if kind == INT8 else TILE4
 
     @intrinsic
@@ -105,13 +111,13 @@ def _block(kind: int) -> Any:
         out: Any, room: Any,
     ) -> Any:  # fmt: skip
         def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            number = lambda value: ir.Constant(_I64, value)  # noqa: E731
-            pointer = lambda address, to: builder.inttoptr(address, to.as_pointer())  # noqa: E731
-            weights, ws, numbers = pointer(args[0], _I8), pointer(args[1], _F32), pointer(args[2], _I8)
-            scales, corr, result = pointer(args[4], _F32), pointer(args[5], _I32), pointer(args[7], _F32)
-            groups, whole = args[6], pointer(args[8], _I8)
-            sums = [cgutils.alloca_once_value(builder, ir.Constant(_FLOATS, [0.0] * TILE)) for _ in range(BLOCK_ROWS)]
-            rooms = [builder.gep(whole, [number(2 * n * TILE8)]) for n in range(_ABREAST)]
+            kinds = (_I8, _F32, _I8, None, _F32, _I32, None, _F32, _I8)
+            pointers = [kind and builder.inttoptr(arg, kind.as_pointer()) for arg, kind in zip(args, kinds)]
+            weights, ws, numbers, _, scales, corr, _, result, whole = pointers
+            stride, groups, number = args[3], args[6], partial(ir.Constant, _I64)
+            zero = ir.Constant(_FLOATS, [0.0] * TILE)
+            sums = [cgutils.alloca_once_value(builder, zero) for _ in range(blocks * BLOCK_ROWS)]
+            rooms = [builder.gep(whole, [number(n * _EACH)]) for n in range(_ABREAST)]
 
             def multiply(group: Any, n: int) -> None:
                 """The whole sums of a group, in a room of its own."""
@@ -119,19 +125,22 @@ def _block(kind: int) -> Any:
                 for line in range(0, size, LINE):
                     call_for(builder, builder.gep(tile, [number(AHEAD + line)]))
                 if kind != INT8:
-                    widened = builder.gep(rooms[n], [number(TILE8)])
+                    widened = builder.gep(rooms[n], [number(BLOCKS * TILE8)])
                     _widen(builder, tile, widened)
-                total, row, column = (_register(3 * n + part) for part in range(3))
-                call(builder, "x86.tilezero", _VOID, total)
-                place = builder.gep(numbers, [builder.mul(group, number(GROUP))])
-                call(builder, "x86.tileloadd64", _VOID, row, place, args[3])
+                column, place = _register(_REGISTERS - 1 - n), builder.gep(numbers, [builder.mul(group, number(GROUP))])
                 call(builder, "x86.tileloadd64", _VOID, column, tile if kind == INT8 else widened, number(LINE))
-                call(builder, "x86.tdpbssd" if kind == INT8 else "x86.tdpbsud", _VOID, total, row, column)
-                call(builder, "x86.tilestored64", _VOID, total, rooms[n], number(LINE))
+                for block in range(blocks):
+                    total, row = _register(BLOCKS * n + block), _register(BLOCKS * _ABREAST + (n + block) % _ABREAST)
+                    call(builder, "x86.tilezero", _VOID, total)
+                    call(builder, "x86.tileloadd64", _VOID, row, place, stride)
+                    call(builder, "x86.tdpbssd" if kind == INT8 else "x86.tdpbsud", _VOID, total, row, column)
+                    place = builder.gep(place, [builder.mul(stride, number(BLOCK_ROWS))])
+                for block in range(blocks):
+                    made = builder.gep(rooms[n], [number(block * TILE8)])
+                    call(builder, "x86.tilestored64", _VOID, _register(BLOCKS * n + block), made, number(LINE))
 
             def add(group: Any, n: int) -> None:
-                factor = builder.load(_at(builder, ws, builder.mul(group, number(TILE)), _FLOATS))
-                factor.align = 4
+                factor = builder.load(_at(builder, ws, builder.mul(group, number(TILE)), _FLOATS), align=4)
                 for b, total in enumerate(sums):
                     place = builder.add(builder.mul(groups, number(b)), group)
                     shift = None if kind == INT8 else builder.load(builder.gep(corr, [place]))
@@ -139,11 +148,9 @@ def _block(kind: int) -> Any:
                     _scale(builder, _at(builder, rooms[n], number(b * LINE), _SUMS), shift, factor, scale, total)
 
             with cgutils.for_range(builder, builder.sdiv(groups, number(_ABREAST))) as loop:
-                some = [builder.add(builder.mul(loop.index, number(_ABREAST)), number(n)) for n in range(_ABREAST)]
-                for n, group in enumerate(some):
-                    multiply(group, n)
-                for n, group in enumerate(some):
-                    add(group, n)
+                first = builder.mul(loop.index, number(_ABREAST))
+                for part, n in product((multiply, add), range(_ABREAST)):
+                    part(builder.add(first, number(n)), n)
             done = builder.mul(builder.sdiv(groups, number(_ABREAST)), number(_ABREAST))
             with cgutils.for_range_slice(builder, done, groups, number(1)) as (group, _):
                 multiply(group, 0)
@@ -157,16 +164,22 @@ def _block(kind: int) -> Any:
     return products
 
 
-_eight, _four = _block(INT8), _block(INT4)
+_eight_one, _eight_two, _four_one, _four_two = (
+    _products(kind, blocks) for kind in (INT8, INT4) for blocks in range(1, BLOCKS + 1)
+)
 
 
 @compiled
 def block_products(
-    kind: int, w: int, ws: int, x: int, stride: int, xs: int, corr: int, groups: int, out: int, room: int
+    kind: int, w: int, ws: int, x: int, stride: int, xs: int, corr: int, groups: int, out: int, count: int, room: int
 ) -> None:
-    """As `tiles.tile_products` for 16 rows of numbers, on a unit that `acquire` has set up."""
+    """As `tiles.tile_products` for 16 or 32 rows of numbers, on a unit that `acquire` has set up."""
     if HAS_MATRIX_UNIT:
-        if kind == INT8:
-            _eight(w, ws, x, stride, xs, corr, groups, out, room)
+        if kind == INT8 and count == BLOCK_ROWS:
+            _eight_one(w, ws, x, stride, xs, corr, groups, out, room)
+        elif kind == INT8:
+            _eight_two(w, ws, x, stride, xs, corr, groups, out, room)
+        elif count == BLOCK_ROWS:
+            _four_one(w, ws, x, stride, xs, corr, groups, out, room)
         else:
-            _four(w, ws, x, stride, xs, corr, groups, out, room)
+            _four_two(w, ws, x, stride, xs, corr, groups, out, room)

@@ -12,7 +12,7 @@ from numba.core import cgutils
 from headway.engine import matrix_unit
 from headway.engine.dots import DOT_ROOM, PLAIN_ROWS, dots
 from headway.engine.machine import _F32, F32, HAS_MATRIX_UNIT, barrier, compiled, f32, i8, i64, intrinsic, u8
-from headway.engine.matrix_unit import acquire, block_products, release
+from headway.engine.matrix_unit import BLOCK_ROWS, BLOCKS, acquire, block_products, release
 from headway.engine.operations import (
     ADD,
     GATED,
@@ -171,7 +171,7 @@ def larger_tile(values: int, bias: int, row: int, y: int, stride: int, count: in
             out[i] = gate(MAXOUT, x[one - 2 * row], x[two - 2 * row], bias, one, two)
 
 
-AT_ONCE = matrix_unit.BLOCK_ROWS  # rows of numbers that a tile is multiplied with before its products are stored
+AT_ONCE = BLOCKS * BLOCK_ROWS  # rows of numbers that a tile is multiplied with before its products are stored
 SPAN = 8  # tiles that all rows of numbers are multiplied with before the next ones, so that results fill pages
 _RESULTS = max(AT_ONCE, PLAIN_ROWS) * LINE  # bytes
 _UNIT_ROOM = matrix_unit.ROOM
@@ -191,10 +191,14 @@ def _tile(
 ) -> None:  # fmt: skip
     """The products of one tile's rows with `count` rows of numbers, [count, 16] at `out`."""
     weights, scales = w + tile * groups * (TILE8 if kind == INT8 else TILE4), ws + tile * groups * LINE
-    if HAS_MATRIX_UNIT and count == AT_ONCE:
-        block_products(kind, weights, scales, x, stride, xs, corr, groups, out, room + _UNIT)
-    else:
-        tile_products(kind, weights, scales, x, stride, xs, corr, groups, out, count)
+    done, step = 0, 4 * groups
+    if HAS_MATRIX_UNIT and count >= BLOCK_ROWS:
+        done = count // BLOCK_ROWS * BLOCK_ROWS
+        block_products(kind, weights, scales, x, stride, xs, corr, groups, out, done, room + _UNIT)
+    tile_products(
+        kind, weights, scales, x + done * stride, stride, xs + done * step, corr + done * step, groups,
+        out + done * LINE, count - done,
+    )  # fmt: skip
 
 
 @compiled
@@ -281,7 +285,7 @@ def multiply(
     first half is the gate, the second the other; with MAXOUT y is the larger of each pair of neighbours. Strides are in
     bytes; the scales and corrections of quantised numbers lie a group apart. `room` has ROOM bytes.
     """
-    room, on_unit = (room + 63) // 64 * 64, kind != FP32 and batch >= AT_ONCE
+    room, on_unit = (room + 63) // 64 * 64, kind != FP32 and batch >= BLOCK_ROWS
     if on_unit:
         acquire(room + _UNIT + _UNIT_ROOM)
     if mode == GATED:

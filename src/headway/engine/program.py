@@ -11,11 +11,23 @@ from enum import IntEnum
 
 import numpy as np
 
-from headway.engine.attention import add_attend, attend_piece, fold, keep, merge, nothing, pieces_of, prepare_head
+from headway.engine.attention import (
+    add_attend,
+    attend_piece,
+    fold,
+    keep,
+    merge,
+    nothing,
+    pieces_of,
+    prepare_head,
+    query_bytes,
+)
 from headway.engine.cells import associate, cell, combine, link
 from headway.engine.machine import barrier, compiled, exp, f32, i64
 from headway.engine.operations import BLOCK, PIECE, at, norm_row, share, share_rows
 from headway.engine.products import multiply, quantise, unpack_row
+from headway.engine.rounded_keys import split_query
+from headway.engine.tiles import FP32
 
 FIELDS, FLOATS = 30, 4
 SHARING = 8  # tokens of one sequence, or rows of one memory, that attend to it at once
@@ -125,13 +137,18 @@ def _keep(
 
 
 @compiled
-def _prepare_queries(op: np.ndarray, numbers: np.ndarray, places: int, b: int, tokens: int, g: int, q: int) -> None:
-    """Those of one group in rows b to b + `tokens`, [tokens, heads of a group, size] at q."""
+def _prepare_queries(
+    op: np.ndarray, numbers: np.ndarray, places: int, b: int, tokens: int, g: int, scratch: int
+) -> None:
+    """Those of one group in rows b to b + `tokens`, [tokens, heads of a group], as the keys' form asks."""
     heads, groups, size, half = op[3], op[4], op[5], op[14]
-    each = heads // groups
+    each, form = heads // groups, op[25]
     for query in range(tokens * each):
-        r = b + query // each
-        new, old = q + 4 * query * size, f32(op[1] + r * op[2] + 4 * (g * each + query % each) * size)
+        r, ready = b + query // each, at(op[23], scratch) + query * query_bytes(form, size)
+        new, old = (
+            ready if form == FP32 else at(op[24], scratch),
+            f32(op[1] + r * op[2] + 4 * (g * each + query % each) * size),
+        )
         place = max(i64(places)[r], 0)
         for d in range(size):
             f32(new)[d] = old[d]
@@ -140,6 +157,8 @@ def _prepare_queries(op: np.ndarray, numbers: np.ndarray, places: int, b: int, t
         )
         for d in range(size):
             f32(new)[d] *= np.float32(numbers[2])
+        if form != FP32:
+            split_query(new, size, ready)
 
 
 @compiled
@@ -219,7 +238,7 @@ def _attend(op: np.ndarray, numbers: np.ndarray, places: int, scratch: int, thre
             if low >= high:
                 continue
             after = _first_keys(op, places, n, g + 1) if g + 1 < groups else _first_keys(op, places, n + 1, 0)
-            _prepare_queries(op, numbers, places, b, tokens, g, at(op[23], scratch))
+            _prepare_queries(op, numbers, places, b, tokens, g, scratch)
             for piece in range(begin + low, begin + high):
                 follows = after if piece + 1 == begin + high else _keys_of(op, b, g, piece + 1)
                 _attend_run(op, numbers, b, tokens, g, piece, follows, highest, scratch)
@@ -237,7 +256,7 @@ def _attend_whole(op: np.ndarray, numbers: np.ndarray, places: int, scratch: int
             for h in range(g * each, g * each + each):
                 nothing(op[22] + 4 * (r * heads + h) * width, size)
         after = _first_keys(op, places, (task + threads) // groups, (task + threads) % groups)
-        _prepare_queries(op, numbers, places, b, tokens, g, at(op[23], scratch))
+        _prepare_queries(op, numbers, places, b, tokens, g, scratch)
         for piece in range(begin, end):
             follows = after if piece + 1 == end else _keys_of(op, b, g, piece + 1)
             _attend_run(op, numbers, b, tokens, g, piece, follows, highest, scratch)

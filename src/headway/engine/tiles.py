@@ -40,10 +40,10 @@ TILE8, TILE4 = LINES8 * LINE, LINES4 * LINE
 # What a weight is moved up by; AVX2 multiplies absolute values instead, as its sums of 16 bits could overflow.
 SHIFT8 = 128 if INSTRUCTIONS == "vnni" else 0
 SHIFT4 = 8
-_LANES = 16 if WIDE else 8  # sums in a register
-_PARTS = TILE // _LANES
-_BYTES, _WORDS = ir.VectorType(_I8, 4 * _LANES), ir.VectorType(_I16, 2 * _LANES)
-_SUMS, _FLOATS = ir.VectorType(_I32, _LANES), ir.VectorType(_F32, _LANES)
+LANES = 16 if WIDE else 8  # sums in a register
+_PARTS = TILE // LANES
+BYTES, _WORDS = ir.VectorType(_I8, 4 * LANES), ir.VectorType(_I16, 2 * LANES)
+SUMS, FLOATS = ir.VectorType(_I32, LANES), ir.VectorType(_F32, LANES)
 
 
 def _fill(kind: ir.VectorType, value: int) -> ir.Constant:
@@ -58,9 +58,9 @@ def _load(builder: Any, base: Any, offset: Any, kind: ir.VectorType, align: int 
 
 def _one_by_one(builder: Any, total: Any, w: Any, x: Any, signed: bool) -> Any:
     """The four products of a lane after each other, in whole numbers of 32 bits."""
-    weights, numbers = builder.bitcast(w, _SUMS), builder.bitcast(x, _SUMS)
+    weights, numbers = builder.bitcast(w, SUMS), builder.bitcast(x, SUMS)
     for byte in range(4):
-        up, down = _fill(_SUMS, 24 - 8 * byte), _fill(_SUMS, 24)
+        up, down = _fill(SUMS, 24 - 8 * byte), _fill(SUMS, 24)
         code = (builder.ashr if signed else builder.lshr)(builder.shl(weights, up), down)
         total = builder.add(total, builder.mul(code, builder.ashr(builder.shl(numbers, up), down)))
     return total
@@ -71,20 +71,22 @@ def _unsigned(builder: Any, total: Any, w: Any, x: Any) -> Any:
     if INSTRUCTIONS == "portable":
         return _one_by_one(builder, total, w, x, False)
     if INSTRUCTIONS == "vnni":
-        return call(builder, f"x86.avx512.vpdpbusd.{32 * _LANES}", _SUMS, total, w, x)
+        return call(builder, f"x86.avx512.vpdpbusd.{32 * LANES}", SUMS, total, w, x)
     pairs = call(builder, "x86.avx2.pmadd.ub.sw", _WORDS, w, x)
-    return builder.add(total, call(builder, "x86.avx2.pmadd.wd", _SUMS, pairs, _fill(_WORDS, 1)))
+    return builder.add(total, call(builder, "x86.avx2.pmadd.wd", SUMS, pairs, _fill(_WORDS, 1)))
 
 
-def _signed(builder: Any, totals: list[Any], w: Any, xs: list[Any]) -> list[Any]:
-    """Of each x; what concerns w alone is done once."""
+def signed(builder: Any, totals: list[Any], w: Any, xs: list[Any]) -> list[Any]:
+    """Each total + products of w with one of xs, bytes from -127 to 127, four to a lane. With VNNI w is moved up by
+    SHIFT8, which totals have to make up for. What concerns w alone is done once.
+    """
     if INSTRUCTIONS == "portable":
         return [_one_by_one(builder, total, w, x, True) for total, x in zip(totals, xs)]
     if INSTRUCTIONS == "vnni":
-        moved = builder.xor(w, _fill(_BYTES, 128))
+        moved = builder.xor(w, _fill(BYTES, 128))
         return [_unsigned(builder, total, moved, x) for total, x in zip(totals, xs)]
-    size = call(builder, "x86.avx2.psign.b", _BYTES, w, w)
-    turned = [call(builder, "x86.avx2.psign.b", _BYTES, x, w) for x in xs]
+    size = call(builder, "x86.avx2.psign.b", BYTES, w, w)
+    turned = [call(builder, "x86.avx2.psign.b", BYTES, x, w) for x in xs]
     return [_unsigned(builder, total, size, x) for total, x in zip(totals, turned)]
 
 
@@ -92,12 +94,12 @@ def _lines(builder: Any, kind: int, tile: Any, line: Any, part: int) -> list[tup
     """One stored line of a tile as vectors of bytes, each with the line of numbers that it is multiplied with, counted
     from `line` on.
     """
-    start = builder.add(builder.mul(line, ir.Constant(line.type, LINE)), ir.Constant(line.type, 4 * _LANES * part))
-    both = _load(builder, tile, start, _BYTES)
+    start = builder.add(builder.mul(line, ir.Constant(line.type, LINE)), ir.Constant(line.type, 4 * LANES * part))
+    both = _load(builder, tile, start, BYTES)
     if kind == INT8:
         return [(0, both)]
-    high = builder.bitcast(builder.lshr(builder.bitcast(both, _WORDS), _fill(_WORDS, 4)), _BYTES)
-    return [(0, builder.and_(both, _fill(_BYTES, 15))), (LINES4, builder.and_(high, _fill(_BYTES, 15)))]
+    high = builder.bitcast(builder.lshr(builder.bitcast(both, _WORDS), _fill(_WORDS, 4)), BYTES)
+    return [(0, builder.and_(both, _fill(BYTES, 15))), (LINES4, builder.and_(high, _fill(BYTES, 15)))]
 
 
 def _emit(builder: Any, kind: int, count: int, args: Any) -> None:
@@ -110,14 +112,14 @@ def _emit(builder: Any, kind: int, count: int, args: Any) -> None:
     weights, ws, result = pointer(args[0], _I8), pointer(args[1], _F32), pointer(args[7], _F32)
     xs = [pointer(builder.add(args[2], builder.mul(args[3], number(b))), _I8) for b in range(count)]
     scales, corr = pointer(args[4], _F32), pointer(args[5], _I32)
-    zero = ir.Constant(_FLOATS, [0.0] * _LANES)
+    zero = ir.Constant(FLOATS, [0.0] * LANES)
     sums = [[cgutils.alloca_once_value(builder, zero) for _ in range(_PARTS)] for _ in xs]
     with cgutils.for_range(builder, groups) as loop:
         group = loop.index
         tile = builder.gep(weights, [builder.mul(group, number(size))])
         places = [builder.add(builder.mul(groups, number(b)), group) for b in range(count)]
-        firsts = [spread(builder, builder.load(builder.gep(corr, [place])), _SUMS) for place in places]
-        totals = [[cgutils.alloca_once(builder, _SUMS) for _ in range(_PARTS)] for _ in xs]
+        firsts = [spread(builder, builder.load(builder.gep(corr, [place])), SUMS) for place in places]
+        totals = [[cgutils.alloca_once(builder, SUMS) for _ in range(_PARTS)] for _ in xs]
         for first, row in zip(firsts, totals):
             for total in row:
                 builder.store(first, total)
@@ -132,26 +134,26 @@ def _emit(builder: Any, kind: int, count: int, args: Any) -> None:
                     for base in numbers:
                         four = builder.load(builder.bitcast(builder.gep(base, [at]), _I32.as_pointer()))
                         four.align = 4
-                        fours.append(builder.bitcast(spread(builder, four, _SUMS), _BYTES))
+                        fours.append(builder.bitcast(spread(builder, four, SUMS), BYTES))
                     now = [builder.load(row[part]) for row in totals]
                     if kind == INT8:
-                        after = _signed(builder, now, line, fours)
+                        after = signed(builder, now, line, fours)
                     else:
                         after = [_unsigned(builder, total, line, four) for total, four in zip(now, fours)]
                     for row, total in zip(totals, after):
                         builder.store(total, row[part])
         for part in range(_PARTS):
-            at = builder.add(builder.mul(group, number(TILE)), number(_LANES * part))
-            factor = _load(builder, ws, at, _FLOATS, 4)
+            at = builder.add(builder.mul(group, number(TILE)), number(LANES * part))
+            factor = _load(builder, ws, at, FLOATS, 4)
             for row, total, place in zip(sums, totals, places):
-                scale = spread(builder, builder.load(builder.gep(scales, [place])), _FLOATS)
-                whole = builder.sitofp(builder.load(total[part]), _FLOATS)
+                scale = spread(builder, builder.load(builder.gep(scales, [place])), FLOATS)
+                whole = builder.sitofp(builder.load(total[part]), FLOATS)
                 product = builder.fmul(whole, builder.fmul(factor, scale), flags=("contract",))
                 builder.store(builder.fadd(builder.load(row[part]), product, flags=("contract",)), row[part])
     for b, row in enumerate(sums):
         for part, total in enumerate(row):
-            at = builder.gep(result, [number(TILE * b + _LANES * part)])
-            builder.store(builder.load(total), builder.bitcast(at, _FLOATS.as_pointer())).align = 4
+            at = builder.gep(result, [number(TILE * b + LANES * part)])
+            builder.store(builder.load(total), builder.bitcast(at, FLOATS.as_pointer())).align = 4
 
 
 def _vector_tile(count: int) -> Any:
