@@ -79,7 +79,9 @@ def test_where_a_draft_can_be_neither_written_nor_removed(tmp_path: Path, monkey
         raise OSError(30, "Read-only file system", "x")
 
     monkeypatch.setattr(durable, "remove", refuse)
-    with pytest.raises(UserError, match=r"tokenizer.json could not be written: Read-only file system; .*another folder"):
+    with pytest.raises(
+        UserError, match=r"tokenizer.json could not be written: Read-only file system; .*another folder"
+    ):
         durable.write_text(tmp_path / "tokenizer.json", "new")
     assert (tmp_path / "tokenizer.json").read_bytes() == whole
 
