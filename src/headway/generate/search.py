@@ -354,8 +354,7 @@ def drawing(
     """
     rows = torch.zeros(count, dtype=torch.long, device=logits.device)
     logits, decoding = logits[rows], decoding.select(rows)
-    pool = getattr(model, "pool", None)  # an engine's threads, which then choose as well
-    sampler = Sampler(sampling, row_keys([()] * count), [()] * count, logits.shape[-1], logits.device, pool)
+    sampler = Sampler(sampling, row_keys([()] * count), [()] * count, logits.shape[-1], logits.device)
     history = torch.zeros(count, limit, dtype=torch.long, device=logits.device)
     found: list[Hypothesis | None] = [None] * count
     totals = [0.0] * count
