@@ -1,21 +1,14 @@
-"""What the engine takes of a machine: some of its cores, a lesser processor, compiled code without the compiler."""
+"""What the engine takes of a machine: some of its cores, and a lesser processor."""
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
-import numba
-import numpy as np
 import pytest
 import torch
 
-from headway.engine import linked, pool
-from headway.engine.linked import CannotLinkError, Linked
-from headway.engine.machine import FORM, i64
+from headway.engine import pool
+from headway.engine.machine import FORM
 from processes import Program
 
 
@@ -135,7 +128,7 @@ module.weight = parameter_of(PackedTensor(packed))
 module.eval().requires_grad_(False)
 assert [tensor.packed is packed for _, tensor in named_tensors(module)] == [True]
 assert isinstance(module.weight.detach(), PackedTensor)
-heavy = {"torch.distributed.tensor", "sympy", "scipy.linalg", "numba.np.linalg"} & set(sys.modules)
+heavy = {"torch.distributed.tensor", "sympy"} & set(sys.modules)
 assert not heavy, heavy
 """
 
@@ -144,64 +137,3 @@ def test_packed_weights_import_nothing_large(tmp_path: Path) -> None:
     program = Program(tmp_path, LIGHT)
     _, err = program.wait()
     assert program.returncode == 0, err
-
-
-def _fill(table: np.ndarray, floats: np.ndarray, out: int, start: int) -> None:
-    place = i64(out)
-    for n in range(table.shape[0]):
-        place[n] = table[n, 1] + start if floats[n, 0] > 0 else -start
-
-
-_fill.__module__ = "headway.filling"  # by which names of machine code are known for ours
-
-
-@pytest.fixture(scope="module")
-def fill() -> Any:
-    return numba.njit(nogil=True)(_fill)
-
-
-def filled(function: Callable[..., None]) -> list[int]:
-    table, out = np.arange(12, dtype=np.int64).reshape(4, 3), np.zeros(4, np.int64)
-    floats = np.array([[1.0], [-1.0], [0.5], [0.0]])
-    function(table[1:], floats[1:], out.ctypes.data, 100)
-    return out.tolist()
-
-
-def test_compiled_code_is_linked_without_the_compiler(
-    fill: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(linked, "CACHE", tmp_path)
-    wanted = [-100, 107, -100, 0]
-    assert filled(Linked(fill)) == wanted
-    assert [path.name for path in tmp_path.iterdir()] == ["headway.filling._fill.object"]
-    alone = Linked(SimpleNamespace(py_func=_fill))  # nothing that could compile
-    assert filled(alone) == wanted
-    assert filled(alone) == wanted
-
-
-@pytest.mark.parametrize("place", [0, 40, 700, -1])
-def test_damaged_code_is_not_run(fill: Any, place: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linked, "CACHE", tmp_path)
-    filled(Linked(fill))
-    path = tmp_path / "headway.filling._fill.object"
-    data = bytearray(path.read_bytes())
-    data[place] ^= 1
-    path.write_bytes(data)
-    with pytest.raises(AttributeError, match="compile"):  # it would be compiled anew, by nobody
-        filled(Linked(SimpleNamespace(py_func=_fill)))
-    path.write_bytes(data[:20])
-    assert filled(Linked(fill)) == [-100, 107, -100, 0]
-
-
-def test_objects_of_other_kinds_are_left_to_the_compiler(
-    fill: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(linked, "CACHE", tmp_path)
-    filled(Linked(fill))
-    data = (tmp_path / "headway.filling._fill.object").read_bytes()[32:]
-    with pytest.raises(CannotLinkError, match="ELF"):
-        linked._image(b"MZ" + data[2:])
-    with pytest.raises(CannotLinkError, match="processor"):
-        linked._image(data[:18] + struct.pack("<H", 8) + data[20:])
-    with pytest.raises(CannotLinkError, match="is not in this process"):
-        linked._image(data.replace(b"Py_IncRef", b"Py_Infreq"))

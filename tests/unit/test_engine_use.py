@@ -19,8 +19,7 @@ import headway as hw
 from headway.app.cli import main as cli
 from headway.codecs import train_codec
 from headway.config import override
-from headway.engine import Engine, PackedTensor, linked
-from headway.engine.linked import Linked, announced
+from headway.engine import Engine, PackedTensor, machine
 from headway.errors import UserError
 from headway.formats.native import save_model
 from headway.formats.usage import Usage
@@ -272,16 +271,16 @@ def test_compiling_is_said_before_it_begins_and_only_then(
 ) -> None:
     def run() -> None: ...
 
-    function = Linked(SimpleNamespace(py_func=run))
-    monkeypatch.setattr(linked, "CACHE", tmp_path)
-    with announced(function):
+    function = SimpleNamespace(py_func=run, signatures=[])
+    monkeypatch.setattr(machine, "_CACHE", tmp_path)
+    with machine.announced(function):
         assert "compiling the CPU engine" in capsys.readouterr().err
     (tmp_path / "program_1").mkdir()
     (tmp_path / "program_1/program.run-1.py311.nbi").touch()
-    with announced(function):
+    with machine.announced(function):
         pass
-    (tmp_path / "program_1/program.run-1.py311.nbi").unlink()
-    (tmp_path / f"{run.__module__}.run.object").touch()
-    with announced(function):
+    function.signatures.append(())
+    monkeypatch.setattr(machine, "_CACHE", None)
+    with machine.announced(function):
         pass
     assert capsys.readouterr().err == ""

@@ -18,7 +18,6 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from headway.engine.keys import block_bytes
-from headway.engine.linked import Linked
 from headway.engine.machine import compiled, i64
 from headway.engine.operations import BLOCK, share
 from headway.engine.pool import Pool, pool
@@ -44,9 +43,6 @@ def copy_blocks(pairs: int, count: int, size: int, thread: int, threads: int) ->
         source, target = i64(places[2 * n]), i64(places[2 * n + 1])
         for i in range(size // 8):
             target[i] = source[i]
-
-
-_COPY = Linked(copy_blocks)
 
 
 class OutOfBlocksError(Exception):
@@ -118,7 +114,7 @@ class Blocks:
         """The content of the first block of each pair into the second."""
         places = np.array(pairs, np.int64)
         fields = (places.ctypes.data, len(pairs), self.size)
-        self.threads.run(lambda thread: _COPY(*fields, thread, self.threads.threads))
+        self.threads.run(lambda thread: copy_blocks(*fields, thread, self.threads.threads))
 
     def alone(self, block: int) -> bool:
         return self._users[block] == 1

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from headway.engine.builder import FEW, CannotLowerError, PackedWeights
 from headway.engine.cache import Blocks, Layer, OutOfBlocksError, flat_states, flat_summaries, write
 from headway.engine.keys import FORMS
-from headway.engine.linked import announced
-from headway.engine.machine import HAS_BF16_UNIT
+from headway.engine.machine import HAS_BF16_UNIT, announced
 from headway.engine.operations import BLOCK
 from headway.engine.packed import PackedTensor
 from headway.engine.plan import StepProgram, check, lower

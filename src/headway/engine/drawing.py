@@ -15,8 +15,7 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 
-from headway.engine.linked import Linked, announced
-from headway.engine.machine import _F32, _I32, _I64, F32, _pointer, compiled, f32, i32, i64, intrinsic
+from headway.engine.machine import _F32, _I32, _I64, F32, _pointer, announced, compiled, f32, i32, i64, intrinsic
 from headway.engine.pool import Pool
 from headway.engine.vectors import LANES, _exp, call, reduce, spread
 
@@ -509,9 +508,6 @@ def _choose(
         logprobs[n] = np.float32(np.float64(f32(x)[drawn]) - np.float64(first) - log_mass)
 
 
-_CHOOSE = Linked(_choose)
-
-
 class Choices(NamedTuple):
     """What was chosen of each row: a symbol, -1 where its mask leaves none; its log probability in nats under the model
     as it is, NaN where that has no distribution; and as many of the likeliest symbols as any row is told, with theirs.
@@ -543,9 +539,9 @@ def choose_symbols(rows: np.ndarray, numbers: np.ndarray, symbols: int, pool: Po
     rooms = _rooms_of(threads, symbols)
 
     def job(thread: int) -> None:
-        _CHOOSE(rows, numbers, symbols, most, thread, threads, rooms[thread].ctypes.data, *places)
+        _choose(rows, numbers, symbols, most, thread, threads, rooms[thread].ctypes.data, *places)
 
-    with announced(_CHOOSE):
+    with announced(_choose):
         if pool is None or threads == 1:
             job(0)
         else:

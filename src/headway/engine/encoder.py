@@ -29,7 +29,7 @@ from headway.engine.documents import (
     filled,
     run_documents,
 )
-from headway.engine.linked import Linked, announced
+from headway.engine.machine import announced
 from headway.engine.operations import SILU
 from headway.engine.packed import PackedTensor
 from headway.engine.pool import pool
@@ -45,7 +45,6 @@ from headway.visibility import Causal, Full, Local, Pattern
 
 _MOST_TOKENS = 512  # of one run of a program, unless a document is longer
 _FAR = 1 << 40  # further than any document reaches
-_RUN = Linked(run_documents)
 
 
 @dataclass(frozen=True)
@@ -121,9 +120,9 @@ class StackProgram:
         scratch, place = [room.ctypes.data for room in program.room], documents.ctypes.data
 
         def job(thread: int) -> None:
-            _RUN(program.table, program.floats, place, scratch[thread], counter, thread, threads)
+            run_documents(program.table, program.floats, place, scratch[thread], counter, thread, threads)
 
-        with announced(_RUN):
+        with announced(run_documents):
             workers.run(job)
         out.copy_(program.y.rows(tokens))
 

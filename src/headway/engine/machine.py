@@ -10,6 +10,9 @@ import ctypes
 import hashlib
 import os
 import platform
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -27,6 +30,7 @@ F32 = Any  # a number of single precision in compiled code, which numba knows an
 _I8, _I16, _I32, _I64, _F32 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
 config: Any = settings  # numba fills it as it starts, which type checkers do not see
 intrinsic: Any = numba.extending.intrinsic  # what it makes takes one argument less than what it is made from
+_MESSAGE = "compiling the CPU engine, once on this machine; some ten seconds"
 _ARCH_PRCTL, _REQUEST, _TILE_DATA = 158, 0x1023, 18  # the system call by which Linux lends the matrix unit
 _SPINS = 400  # looks at a barrier before the thread lets others run; some 10 to 20 microseconds
 
@@ -109,19 +113,28 @@ def _cache() -> Path | None:
     return None
 
 
-CACHE = _cache()  # where machine code is kept
+_CACHE = _cache()  # where machine code is kept
 
 
 def compiled(function: Any) -> Any:
     """Machine code without the interpreter's lock, kept on disk where a directory can be written."""
     options: dict[str, Any] = {"nogil": True, "fastmath": _FLAGS, "error_model": "numpy", "boundscheck": False}
-    if CACHE is None:
+    if _CACHE is None:
         return njit(**options)(function)
-    before, config.CACHE_DIR = config.CACHE_DIR, str(CACHE)
+    before, config.CACHE_DIR = config.CACHE_DIR, str(_CACHE)
     try:
         return njit(cache=True, **options)(function)
     finally:
         config.CACHE_DIR = before
+
+
+@contextmanager
+def announced(function: Any) -> Iterator[None]:
+    """Says so on stderr where the first call of a compiled function, within, has to compile it, before that begins."""
+    pattern = f"*.{function.py_func.__name__}-*.nbi"  # numba's files of machine code are named for what they hold
+    if not getattr(function, "signatures", None) and (_CACHE is None or not any(_CACHE.rglob(pattern))):
+        print(_MESSAGE, file=sys.stderr, flush=True)
+    yield
 
 
 # Sums may be made in any order, but NaN and infinity stay what they are: a broken weight must be seen.

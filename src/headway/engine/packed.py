@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from headway.config import to_dict
-from headway.engine.linked import Linked, announced
+from headway.engine.machine import announced
 from headway.engine.pool import most_threads, pool
 from headway.engine.products import ROOM, packed_product, unpack_rows
 from headway.engine.tiles import FP32, GROUP, INT4, INT8, TILE, TILE4, TILE8
@@ -28,7 +28,6 @@ from headway.formats.tensorfile import read_tensors
 from headway.nn.models.embeds import TokenEmbed
 from headway.nn.parts.projection import Projection
 
-_PACK, _UNPACK, _PRODUCT = Linked(pack_tiles), Linked(unpack_rows), Linked(packed_product)
 CODES: dict[str, int] = {"fp32": FP32, "int8": INT8, "int4": INT4}
 
 
@@ -67,8 +66,8 @@ def pack(matrix: Float[Tensor, "R C"], form: Format) -> PackedMatrix:
     codes, scales = torch.empty(tall, groups, size, dtype=number), torch.empty(tall, groups, TILE)
     fields = (CODES[form], whole.data_ptr(), rows, columns, codes.data_ptr(), scales.data_ptr())
     threads = pool(most_threads())
-    with announced(_PACK):
-        threads.run(lambda thread: _PACK(*fields, thread, threads.threads))
+    with announced(pack_tiles):
+        threads.run(lambda thread: pack_tiles(*fields, thread, threads.threads))
     return PackedMatrix(CODES[form], codes, scales, rows, columns)
 
 
@@ -181,7 +180,7 @@ def look_up(packed: PackedMatrix, ids: Int[Tensor, "..."]) -> Float[Tensor, "...
     out = torch.empty(rows.numel(), packed.columns)
     fields = (packed.kind, *packed.addresses, rows.data_ptr(), rows.numel(), packed.columns)
     threads = _threads(rows.numel() * packed.columns)
-    threads.run(lambda thread: _UNPACK(*fields, out.data_ptr(), thread, threads.threads))
+    threads.run(lambda thread: unpack_rows(*fields, out.data_ptr(), thread, threads.threads))
     return out.view(*ids.shape, packed.columns)
 
 
@@ -209,7 +208,7 @@ def _product(packed: PackedMatrix, x: Float[Tensor, "B C"], bias: Tensor | None)
         packed.columns,
         batch,
     )
-    threads.run(lambda thread: _PRODUCT(*fields, room.ctypes.data, threads.counter, thread, threads.threads))
+    threads.run(lambda thread: packed_product(*fields, room.ctypes.data, threads.counter, thread, threads.threads))
     return y
 
 

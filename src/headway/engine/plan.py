@@ -13,7 +13,6 @@ from headway.engine import operations as code
 from headway.engine.blocks import BlockLowering, Inner
 from headway.engine.builder import STATES, Builder, CannotLowerError, PackedWeights, Slot, offset_of
 from headway.engine.cache import Memory, fixed_numbers, grows, memory_of, reads, state_numbers
-from headway.engine.linked import Linked
 from headway.engine.lowering import (
     LINEAR,
     RECURRENT,
@@ -45,7 +44,7 @@ from headway.visibility import Causal
 class StepProgram:
     """Instructions for one new token of at most `rows` rows whose positions stay below `capacity`."""
 
-    run: Linked  # the compiled loop
+    run: Any  # the compiled loop
     table: np.ndarray
     floats: np.ndarray
     room: np.ndarray  # [threads, bytes], the scratch of each thread
@@ -116,7 +115,7 @@ class _Lowering(BlockLowering):
         symbols = self._head(model.heads["vocabulary"], self.norm(model.stack.norm, self.x))
         table, floats = build.table()
         stated = np.nonzero(table >= STATES)
-        loop = _RUN_WHOLE if (table[:, 0] >= Opcode.COMBINE).any() else _RUN
+        loop = run_whole if (table[:, 0] >= Opcode.COMBINE).any() else run
         room = np.zeros((threads, build.scratch + 64), np.uint8)
         return StepProgram(
             loop, table, floats, room, body, self.x, symbols, self.own, self.memory, build.rows, self.capacity,
@@ -208,7 +207,6 @@ class _Lowering(BlockLowering):
         return symbols
 
 
-_RUN, _RUN_WHOLE = Linked(run), Linked(run_whole)
 _RESULTS = 1 + NAMES[Opcode.MULTIPLY].split().index("y")
 _RECURRENT = RECURRENT | LINEAR
 _KNOWN = (
