@@ -34,7 +34,7 @@ class DecodedImages(NamedTuple):
     wrong: dict[int, str]
 
 
-class Reading(NamedTuple):
+class ImageReading(NamedTuple):
     """How images are read: `read(n)` gives one of `count`, of the `shape` [H, W, C], or raises a UserError that names
     it, and is called by several threads. `content` is whatever decides all pixels. Keys have `digest` bytes: a split
     that is drawn by them stays the same only while they do.
@@ -47,7 +47,7 @@ class Reading(NamedTuple):
     digest: int
 
 
-def open_images(reading: Reading, skip: bool = False) -> DecodedImages:
+def open_images(reading: ImageReading, skip: bool = False) -> DecodedImages:
     """The images, from the cache if the same contents have been decoded before.
 
     UserError for the first that cannot be read; with `skip` such are counted in the log, and stand in `wrong`.
@@ -71,7 +71,7 @@ def key_of(image: Pixels, digest: int) -> str:
     return hashlib.blake2b(image.tobytes(), digest_size=digest).hexdigest()
 
 
-def _build(part: Path, reading: Reading, skip: bool) -> None:
+def _build(part: Path, reading: ImageReading, skip: bool) -> None:
     wrong: dict[int, str] = {}
     with Columns(part, {"pixels": np.uint8, "digests": np.uint8}) as columns:
         for number, found in enumerate(_ahead(partial(_read, reading, skip), reading.count)):
@@ -82,7 +82,7 @@ def _build(part: Path, reading: Reading, skip: bool) -> None:
     write_info(part, {"wrong": {str(number): why for number, why in wrong.items()}})
 
 
-def _read(reading: Reading, skip: bool, number: int) -> Pixels | str:
+def _read(reading: ImageReading, skip: bool, number: int) -> Pixels | str:
     """An image or, with `skip`, what is wrong with it."""
     try:
         return reading.read(number)

@@ -70,7 +70,7 @@ class Transposed:
         return [whole.T]
 
 
-class Row:
+class OneRow:
     """A vector that the file holds as a matrix of one row (BART's bias of the logits), or a number as a vector of one
     (SigLIP's scale).
     """

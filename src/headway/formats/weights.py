@@ -35,7 +35,7 @@ class Weights(Protocol):
         ...
 
 
-class Piece(NamedTuple):
+class StoredPart(NamedTuple):
     """A tensor of the file, or one item and part of it where it is stacked (see `Stacked`)."""
 
     name: str
@@ -50,7 +50,7 @@ class Renamed:
     def __init__(self, weights: Weights, family: Family) -> None:
         self.source = weights.source
         self._weights = weights
-        self._own: dict[str, Piece] = {}
+        self._own: dict[str, StoredPart] = {}
         skipped = [re.compile(pattern) for pattern in family.skipped]
         for name in weights.names():
             renamed = name
@@ -60,21 +60,21 @@ class Renamed:
                 self._own.update(self._pieces(name, renamed, family))
         self._left = Counter(piece.name for piece in self._own.values())
 
-    def _pieces(self, name: str, renamed: str, family: Family) -> dict[str, Piece]:
+    def _pieces(self, name: str, renamed: str, family: Family) -> dict[str, StoredPart]:
         for fused in family.fused:
             if fused.whole in renamed:
                 parts = len(fused.parts)
                 self._check_parts(name, parts)
-                return {own: Piece(name, None, part, parts) for part, own in enumerate(fused.names(renamed))}
+                return {own: StoredPart(name, None, part, parts) for part, own in enumerate(fused.names(renamed))}
         for each in family.stacked:
             if re.search(each.pattern, renamed):
                 items, parts = self._items(name, len(each.names)), len(each.names)
                 return {
-                    re.sub(each.pattern, new.format(item), renamed): Piece(name, item, part, parts)
+                    re.sub(each.pattern, new.format(item), renamed): StoredPart(name, item, part, parts)
                     for item in range(items)
                     for part, new in enumerate(each.names)
                 }
-        return {renamed: Piece(name)}
+        return {renamed: StoredPart(name)}
 
     def _check_parts(self, name: str, parts: int) -> None:
         shape = tuple(self._weights.get(name).shape)

@@ -31,7 +31,7 @@ _SYMBOLS = 16  # of each sound in a call, after which others may join
 _LONGEST = 100  # characters of a file's name in messages
 
 
-class TranscriptText(msgspec.Struct):
+class TranscriptBody(msgspec.Struct):
     text: str
 
 
@@ -103,7 +103,7 @@ async def _answer(form: FormData, task: Task, context: Context) -> msgspec.Struc
         return PlainTextResponse(written(found, cast(Any, asked.form)), media_type=kind)
     if asked.form == "text":
         return PlainTextResponse(f"{found.text}\n")
-    return TranscriptText(found.text) if asked.form == "json" else _verbose(found, asked)
+    return TranscriptBody(found.text) if asked.form == "json" else _verbose(found, asked)
 
 
 async def _transcript(asked: _Form, context: Context) -> Transcription:

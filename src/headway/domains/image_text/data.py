@@ -16,7 +16,7 @@ from headway.codecs.processor import ImageProcessor, decode_image, pillow
 from headway.data import Table, read_table
 from headway.data.files import File, blocks
 from headway.data.fingerprint import fingerprint
-from headway.data.pixels import DecodedImages, Pixels, Reading, open_images
+from headway.data.pixels import DecodedImages, ImageReading, Pixels, open_images
 from headway.errors import UserError
 
 
@@ -106,4 +106,4 @@ def open_pictures(files: Sequence[File], processor: ImageProcessor, skip: bool) 
         file = files[number]
         return processor.pixels(decode_image(b"".join(blocks(file)), str(file)))
 
-    return open_images(Reading(read, len(files), shape, (fingerprint(files), steps), _DIGEST), skip)
+    return open_images(ImageReading(read, len(files), shape, (fingerprint(files), steps), _DIGEST), skip)

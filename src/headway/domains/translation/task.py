@@ -306,8 +306,8 @@ class PronounceConfig(PairsConfig):
         """A word as letters between spaces; capitals are read as small letters, which dictionaries have."""
         return " ".join(source.strip().lower())
 
-    def reading(self, codec: Codec) -> Spelling:
-        return Spelling(codec, self)
+    def reading(self, codec: Codec) -> SpeltCodec:
+        return SpeltCodec(codec, self)
 
     def train_codecs(self, paths: Sequence[Path]) -> Codecs:
         pairs = split_pairs(paths, "train", self.split)
@@ -316,7 +316,7 @@ class PronounceConfig(PairsConfig):
         return Codecs(codec, codec)
 
 
-class Spelling:
+class SpeltCodec:
     """The source's side of a codec, for a cache: words are spelt before they are encoded."""
 
     def __init__(self, codec: Codec, config: PronounceConfig) -> None:

@@ -16,7 +16,7 @@ from headway.data.files import File, kind_of, lines
 from headway.data.fingerprint import fingerprint
 from headway.data.idx import IdxPart, idx_files, is_idx, read_parts
 from headway.data.labelled import read_labelled
-from headway.data.pixels import DecodedImages, Pixels, Reading, key_of, open_images
+from headway.data.pixels import DecodedImages, ImageReading, Pixels, key_of, open_images
 from headway.data.splits import side_number
 from headway.errors import UserError
 from headway.received import place_of
@@ -48,7 +48,7 @@ def load_images(samples: LabelledImages, processor: ImageProcessor, skip: bool) 
         assert samples.grey is not None  # one of the two always is
         return processor.pixels(np.repeat(samples.grey[number][:, :, None], 3, axis=2))
 
-    return open_images(Reading(read, len(samples), shape, (content, how), _DIGEST), skip)
+    return open_images(ImageReading(read, len(samples), shape, (content, how), _DIGEST), skip)
 
 
 KINDS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from headway.formats.rules import Family, Row, TensorRule, copy, expect, layers, linear, rule
+from headway.formats.rules import Family, OneRow, TensorRule, copy, expect, layers, linear, rule
 from headway.formats.settings import Settings, published_activation
 from headway.nn.mixers import AttentionConfig, CrossAttentionConfig
 from headway.nn.models import (
@@ -148,7 +148,7 @@ def shared_table() -> list[TensorRule]:
 
 def head_rules(config: EncoderDecoderConfig) -> list[TensorRule]:
     biased = expect(config.decoder.heads["vocabulary"], VocabularyHeadConfig).bias
-    return [rule("decoder.heads.vocabulary.bias", LOGITS_BIAS, form=Row())] if biased else []
+    return [rule("decoder.heads.vocabulary.bias", LOGITS_BIAS, form=OneRow())] if biased else []
 
 
 def stack_rules(stack: StackConfig, side: str) -> list[TensorRule]:

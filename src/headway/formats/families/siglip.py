@@ -8,7 +8,7 @@ from typing import Any
 
 from headway.formats.families import clip
 from headway.formats.families.vit import sides
-from headway.formats.rules import Family, Row, TensorRule, Tokens, Whole, expect, linear, rule
+from headway.formats.rules import Family, OneRow, TensorRule, Tokens, Whole, expect, linear, rule
 from headway.formats.settings import Settings
 from headway.nn.models import PatchEmbedConfig, PooledHeadConfig, ProbeHeadConfig, TwoTowerConfig
 from headway.nn.models.two_tower import HEAD
@@ -75,8 +75,8 @@ def rules(config: TwoTowerConfig) -> list[TensorRule]:
         *linear(f"{ours}.feed_forward.down", f"{theirs}.mlp.fc2"),
         *clip.text_rules(config.right),
         *linear("right.heads.embedding.project", "text_model.head"),
-        rule("scale", "logit_scale", form=Row()),
-        rule("bias", "logit_bias", form=Row()),
+        rule("scale", "logit_scale", form=OneRow()),
+        rule("bias", "logit_bias", form=OneRow()),
     ]
 
 

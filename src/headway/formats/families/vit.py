@@ -9,7 +9,7 @@ from typing import Any
 from headway.errors import UserError
 from headway.formats.families.bert import encoder_written
 from headway.formats.heads import labels, outputs
-from headway.formats.rules import Family, Flat, Row, TensorRule, Tokens, expect, layers, linear, rule
+from headway.formats.rules import Family, Flat, OneRow, TensorRule, Tokens, expect, layers, linear, rule
 from headway.formats.settings import Settings, published_activation
 from headway.nn.mixers import AttentionConfig
 from headway.nn.models import (
@@ -140,7 +140,7 @@ def rules(kind: str, config: TransformerConfig) -> list[TensorRule]:
         rule("embed.project.weight", f"{patches}.weight", form=Flat((embed.channels, *embed.patch))),
         rule("embed.project.bias", f"{patches}.bias"),
         rule("embed.tokens.table", *(f"{kind}.embeddings.{name}" for name in tokens), form=Tokens()),
-        rule("embed.positions.table", f"{kind}.embeddings.position_embeddings", form=Row()),
+        rule("embed.positions.table", f"{kind}.embeddings.position_embeddings", form=OneRow()),
         *layers(len(config.stack.blocks), layer),
         *linear("stack.norm", f"{kind}.layernorm"),
         *head_rules(kind, config),

@@ -1,0 +1,44 @@
+"""How the package is written: one word for one thing, one story a file, functions that are seen whole."""
+
+from __future__ import annotations
+
+import ast
+from collections import defaultdict
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import headway
+
+LINES_OF_A_FILE, LINES_OF_A_FUNCTION = 600, 60
+
+
+@cache
+def sources() -> dict[Path, str]:
+    folder = Path(headway.__file__).parent
+    return {path.relative_to(folder): path.read_text(encoding="utf-8") for path in sorted(folder.rglob("*.py"))}
+
+
+def functions(tree: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    return (node for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)))
+
+
+def test_no_class_name_stands_twice() -> None:
+    found: defaultdict[str, list[Path]] = defaultdict(list)
+    for path, text in sources().items():
+        for node in ast.parse(text).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                found[node.name].append(path)
+    assert len(found) > 500
+    assert not {name: paths for name, paths in found.items() if len(paths) > 1}
+
+
+def test_files_and_functions_are_short() -> None:
+    long = [str(path) for path, text in sources().items() if text.count("\n") > LINES_OF_A_FILE]
+    for path, text in sources().items():
+        for node in functions(ast.parse(text)):
+            told = ast.get_docstring(node, clean=False) or ""
+            length = (node.end_lineno or 0) - node.lineno + 1 - len(told.splitlines())
+            if length > LINES_OF_A_FUNCTION:
+                long.append(f"{path}: {node.name} has {length} lines")
+    assert not long
