@@ -20,7 +20,7 @@ import time
 from dataclasses import dataclass, replace
 from typing import Any
 
-from headway.bench.run import Request, run
+from headway.bench.run import BenchRequest, run
 from measure import RESULTS, write
 
 ALL = ("transformers", "ctranslate2", "llama.cpp")
@@ -54,9 +54,9 @@ HF, CT2, CT2_INT8 = "transformers fp32", "ctranslate2 fp32", "ctranslate2 int8"
 F32, Q8, Q4 = "llama.cpp F32", "llama.cpp Q8_0", "llama.cpp Q4_0"
 NANOGPT = {"train-10m": 134 / 184, "train-30m": 112 / 184}  # of the most that products gave on its machine
 
-ROWS: dict[str, tuple[Request, list[Goal]]] = {
+ROWS: dict[str, tuple[BenchRequest, list[Goal]]] = {
     "decode-135m": (
-        Request("decode", "llama-135m", against=ALL),
+        BenchRequest("decode", "llama-135m", against=ALL),
         [
             Goal(FP32, 2.8, (HF,)),
             Goal(FP32, 1.1, (F32,)),
@@ -67,35 +67,35 @@ ROWS: dict[str, tuple[Request, list[Goal]]] = {
         ],
     ),
     "decode-135m-8": (
-        Request("decode", "llama-135m", against=ALL, rows=8),
+        BenchRequest("decode", "llama-135m", against=ALL, rows=8),
         [Goal(FP32, 2.0, (HF, CT2, F32)), Goal(INT8, 2.0, (CT2_INT8, Q8)), Goal(INT4, 2.0, (Q4,))],
     ),
     "decode-1.1b": (
-        Request("decode", "llama-1.1b", ("int8", "int4"), ("llama.cpp",)),
+        BenchRequest("decode", "llama-1.1b", ("int8", "int4"), ("llama.cpp",)),
         [Goal(INT8, 1.2, (Q8,)), Goal(INT4, 1.2, (Q4,))],
     ),
     "prefill-135m": (
-        Request("prefill", "llama-135m", against=ALL),
+        BenchRequest("prefill", "llama-135m", against=ALL),
         [Goal(FP32, 1.0, (HF, CT2, F32)), Goal(INT8, 1.3, (CT2_INT8,))],
     ),
     "translate": (
-        Request("translate", "marian-base", against=("transformers", "ctranslate2")),
+        BenchRequest("translate", "marian-base", against=("transformers", "ctranslate2")),
         [Goal(INT8, 1.2, (CT2_INT8,)), Goal(FP32, 4.0, (HF,)), Goal(INT8, 4.0, (HF,))],
     ),
     "translate-cache": (  # with keys and values in 8 bits, too
-        Request("translate", "marian-base", ("int8",), ("transformers", "ctranslate2"), cache="int8"),
+        BenchRequest("translate", "marian-base", ("int8",), ("transformers", "ctranslate2"), cache="int8"),
         [Goal(INT8, 1.2, (CT2_INT8,)), Goal(INT8, 4.0, (HF,))],
     ),
     "train-10m": (
-        Request("train", "gpt-10m", against=("transformers",)),
+        BenchRequest("train", "gpt-10m", against=("transformers",)),
         [Goal(FP32, 1.2, (HF,)), Goal(FP32, NANOGPT["train-10m"])],
     ),
     "train-30m": (
-        Request("train", "gpt-30m", against=("transformers",)),
+        BenchRequest("train", "gpt-30m", against=("transformers",)),
         [Goal(FP32, 1.2, (HF,)), Goal(FP32, NANOGPT["train-30m"])],
     ),
-    "train-1m": (Request("train", "gpt-1m", against=("transformers",)), [Goal(FP32, 2.0, (HF,))]),
-    "load-135m": (Request("load", "llama-135m", against=("transformers",)), []),
+    "train-1m": (BenchRequest("train", "gpt-1m", against=("transformers",)), [Goal(FP32, 2.0, (HF,))]),
+    "load-135m": (BenchRequest("load", "llama-135m", against=("transformers",)), []),
 }
 QUICK = [row for row in ROWS if row != "decode-1.1b"]
 

@@ -26,7 +26,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from headway.bench.run import Request, run
+from headway.bench.run import BenchRequest, run
 from measure import RESULTS, child, data_folder, report, write
 
 MOST = 1.5  # times weights, keys and values
@@ -89,7 +89,7 @@ def cross_entropy() -> dict[str, Any]:
 
 
 def decoding() -> dict[str, Any]:
-    request = Request("decode", "llama-135m", ("int8",), repeats=1, threads=os.cpu_count())
+    request = BenchRequest("decode", "llama-135m", ("int8",), repeats=1, threads=os.cpu_count())
     run(replace(request, shape="gpt-10m"))  # compiles, if that is still to be done
     found = run(request)["programs"]["headway int8"]
     held = found["weight_bytes"] + int(found["cache_bytes"]["max"])

@@ -38,7 +38,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 
 from headway.app.exchange import export_model, quantize
 from headway.app.recipes import find_model
-from headway.bench.run import Request, run
+from headway.bench.run import BenchRequest, run
 from headway.formats import native
 from headway.formats.open import open_model
 from headway.nn.models import build
@@ -255,7 +255,7 @@ def main() -> None:
             result |= {"llama.cpp": beside, "times_llama.cpp": over(ours, beside)}
     alone = {}
     for rows in CLIENTS:
-        request = Request("decode", SHAPE, (FORM,), rows=rows, repeats=1, cache=args.cache)
+        request = BenchRequest("decode", SHAPE, (FORM,), rows=rows, repeats=1, cache=args.cache)
         alone[str(rows)] = run(request)["programs"][f"headway {FORM}"]["tokens_per_second"]["median"]
     shares = {how: {n: round(each["tokens_per_second"] / alone[n], 3) for n, each in ours[how].items()} for how in ours}
     write("serve", {**result, "alone": alone, "share_of_alone": shares, "threads": os.cpu_count()})

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
-from headway.bench.run import Request, run
+from headway.bench.run import BenchRequest, run
 from measure import spread, write
 
 SHAPES, REPEATS = ("gpt-1m", "gpt-10m"), 3
@@ -39,7 +39,7 @@ def speed(shape: str, policy: str, beside: bool) -> float:
         os.environ.pop(name, None)
     os.environ.update(POLICIES[policy])
     with neighbour() if beside else nullcontext():
-        found = run(Request("train", shape, ("fp32",), threads=os.cpu_count(), repeats=1))
+        found = run(BenchRequest("train", shape, ("fp32",), threads=os.cpu_count(), repeats=1))
     return found["programs"]["headway fp32"]["tokens_per_second"]["median"]
 
 

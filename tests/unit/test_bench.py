@@ -17,9 +17,9 @@ from headway.bench.run import (
     NEW,
     PEERS,
     PROMPT,
+    BenchRequest,
     Contender,
     Job,
-    Request,
     check_space,
     comparisons,
     prepare_ours,
@@ -295,4 +295,4 @@ def test_the_peers_are_imported_by_nothing() -> None:
 def test_requests_have_the_kind_s_own_shape() -> None:
     for kind, name in run.SHAPES.items():
         run.check_shape(kind, name, preset(name))
-    assert Request("train").repeats == 3
+    assert BenchRequest("train").repeats == 3

@@ -364,7 +364,7 @@ Note = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Request:
+class BenchRequest:
     """What to measure. `forms` are the weights of headway, none for all that the kind has; `rows` None is the
     kind's own number: sequences, sentences, or rows of a batch.
     """
@@ -383,7 +383,7 @@ class Request:
     timeline: Path | None = None
 
 
-def run(request: Request, note: Note = lambda line: None) -> dict[str, Any]:
+def run(request: BenchRequest, note: Note = lambda line: None) -> dict[str, Any]:
     """Measure, and give settings, machine, bounds and all values by program. `note` is told of progress.
 
     Raises UserError, before anything is measured, for what cannot be.
@@ -426,7 +426,7 @@ def check_timeline(path: Path, kind: Kind, forms: Sequence[str], backend: str) -
         raise UserError(f"folder {path.parent} of the timeline does not exist; make it first")
 
 
-def _forms(request: Request) -> tuple[str, ...]:
+def _forms(request: BenchRequest) -> tuple[str, ...]:
     """The forms of headway's weights, or for training its precisions."""
     if request.kind != "train":
         return request.forms or FORMS
@@ -497,7 +497,7 @@ def _process(module: str, action: str, job: Job) -> dict[str, float]:
 
 
 def _result(
-    request: Request,
+    request: BenchRequest,
     shape: str,
     config: ModelConfig,
     job: Job,

@@ -40,12 +40,12 @@ def _names(text: str) -> list[str]:
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
-    from headway.bench.run import Request
+    from headway.bench.run import BenchRequest
     from headway.bench.run import run as measure
 
     if args.device not in ("auto", "cpu"):
         raise UserError(f"bench measures processors, not device {args.device}; leave --device out")
-    request = Request(
+    request = BenchRequest(
         args.kind,
         args.shape,
         () if args.weights is None else (args.weights,),
