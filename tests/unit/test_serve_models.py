@@ -217,3 +217,17 @@ def test_a_quantized_model_is_known_too(zoo: Path, tmp_path: Path) -> None:
     assert served(None, [tmp_path / "small"]).listed()["small"] == served(zoo).listed()["stories"]._replace(
         changed=int((tmp_path / "small").stat().st_mtime)
     )
+
+
+def test_two_may_ask_for_the_end(zoo: Path) -> None:
+    """The server and the application both do, and a model may be let go meanwhile, as nobody used it for a while."""
+
+    async def work(models: ServedModels) -> None:
+        await use(models, "stories")
+        await use(models, "tales")
+        await asyncio.gather(models.close(1), models.close(1))
+        assert not models.loops()
+        assert not models.batchers()
+
+    for keep_alive in (None, 0.0):
+        within(served(zoo, keep_alive=keep_alive), work)

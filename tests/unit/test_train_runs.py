@@ -440,7 +440,7 @@ def test_a_longer_run_is_as_if_it_had_been_asked_for_at_once(tmp_path: Path) -> 
     assert [path.name for path in (short / "trunk").iterdir()] == ["step-00000008"]
     run = train(short, recipe, resume=True, minutes=2 / 60, delay=0.002)
     steps = run.recipe.train.steps
-    assert steps > 50
+    assert steps > 30  # some hundred where nothing else is going on
     assert run.summary["minutes"] > 2 / 60
     assert {line["step"] for line in _figures(short)} >= {7, steps}
     assert run.summary["best"]["loss"] <= first.summary["best"]["loss"]

@@ -107,7 +107,8 @@ class ServedModels:
         if not any(entry.known for entry in self._entries.values()):
             raise UserError("there is no model to serve; name some, or give a folder that holds some with --models")
         self._thread = ThreadPoolExecutor(1, "headway-load")
-        self._turn = asyncio.Lock()  # of who loads
+        self._turn, self._letting_go = asyncio.Lock(), asyncio.Lock()  # of who loads, and of who unloads
+        self._end: asyncio.Future[None] | None = None
         self._closing = False
 
     def listed(self) -> dict[str, Known]:
@@ -155,6 +156,12 @@ class ServedModels:
                 _LOG.warning("%s is served one request at a time: %s", name, each.alone)
 
     async def close(self, seconds: float) -> None:
+        """Of several that ask for the end, the server and the application, the first says when."""
+        if self._end is None:
+            self._end = asyncio.ensure_future(self._close(seconds))
+        await asyncio.shield(self._end)
+
+    async def _close(self, seconds: float) -> None:
         self._closing, end = True, time.monotonic() + seconds
         loops = [loop.close(seconds) for loop in self.loops().values()]  # each ends what it writes
         await asyncio.gather(*loops)
@@ -240,15 +247,16 @@ class ServedModels:
             await self._unload(entry)
 
     async def _unload(self, entry: _Entry) -> None:
-        ready, entry.ready = entry.ready, None
-        if ready is None:
-            return
-        ready.batcher.close()
-        if ready.loop is not None:
-            await ready.loop.close(0)
-        del ready
-        await self._in_thread(gc.collect)  # modules hold each other
-        _LOG.info("%s was let go", entry.name)
+        async with self._letting_go:
+            ready, entry.ready = entry.ready, None
+            if ready is None:
+                return
+            ready.batcher.close()
+            if ready.loop is not None:
+                await ready.loop.close(0)
+            del ready
+            await self._in_thread(gc.collect)  # modules hold each other
+            _LOG.info("%s was let go", entry.name)
 
     async def _in_thread(self, job: Callable[[], R]) -> R:
         context = copy_context()  # which says, for one, which kernels compute

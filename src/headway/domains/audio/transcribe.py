@@ -232,7 +232,7 @@ def tell_on(tellings: Sequence[Telling]) -> None:
             if telling.wanted is None:
                 telling.hear(None)
         waiting = [(telling, telling.wanted) for telling in going if telling.wanted is not None]
-        told = step_together(generator, [wanted for _, wanted in waiting])
+        told = step_together(generator, [wanted for _, wanted in waiting]) if waiting else []
         for (telling, _), each in zip(waiting, told):
             telling.hear(each)
 
