@@ -42,7 +42,9 @@ def serve(found: Found) -> Iterator[Row]:
         counts = ", ".join(clients)
         what = f"`headway serve`, {found['shape']} {found['form']}, {counts} clients, {how} texts after prompts of 128"
         what += ": new tokens a second"
-        yield what, told, f"`bench decode` with as many rows, prompts left out {alone}"
+        theirs = ", ".join(rounded(each["tokens_per_second"]) for each in found["llama.cpp"][how].values())
+        beside = f"llama.cpp's server at Q8_0 {theirs}; `bench decode` with as many rows, prompts left out {alone}"
+        yield what, told, beside
 
 
 def context(found: Found) -> Iterator[Row]:
