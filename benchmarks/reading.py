@@ -26,7 +26,7 @@ from typing import Any
 
 from measure import child, report, write
 
-ROUNDS, REPEATS = 5, 4
+ROUNDS, REPEATS = 3, 4
 SAID = "the a cat dog bird sat ran flew on over mat road hill big small red blue green man woman saw took gave"
 
 
