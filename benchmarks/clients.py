@@ -22,7 +22,7 @@ from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI, OpenAIEmbeddings
 
 import headway as hw
-from live import MINILM, WHISPER, Options, Servers, owner
+from live import MINILM, Options, Servers, models_beside, owner
 from measure import data_folder, write
 
 TEMPLATE = (
@@ -184,10 +184,7 @@ def langchain(checks: Checks, url: str, key: str) -> None:
 def main() -> None:
     checks = Checks()
     with tempfile.TemporaryDirectory() as folder:
-        beside = Path(folder) / "beside"
-        beside.mkdir()
-        for name, target in (("minilm", MINILM), ("whisper", WHISPER)):
-            (beside / name).symlink_to(target)
+        beside = models_beside(Path(folder))
         servers = Servers(Path(folder))
         try:
             running = servers.of(Options("stories", TEMPLATE, 512, ("--models", str(beside)), None), "stories")

@@ -123,6 +123,15 @@ class Servers:
         return place
 
 
+def models_beside(folder: Path) -> Path:
+    """A folder of models for --models: one that makes vectors and one that hears."""
+    beside = folder / "beside"
+    beside.mkdir()
+    for name, target in (("minilm", MINILM), ("whisper", WHISPER)):
+        (beside / name).symlink_to(target)
+    return beside
+
+
 def owner(number: int) -> str:
     return f"owner-{number}"
 

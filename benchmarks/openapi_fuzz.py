@@ -29,7 +29,7 @@ from schemathesis import GenerationMode
 from schemathesis.checks import CHECKS
 from schemathesis.core.failures import Failure, FailureGroup
 
-from live import MINILM, TEMPLATES, WHISPER, Options, Servers, owner
+from live import TEMPLATES, Options, Servers, models_beside, owner
 from measure import RESULTS, write
 
 _NAME = "openapi-fuzz"
@@ -133,10 +133,7 @@ def main() -> None:
     place = RESULTS / f"{_NAME}.json"
     results = Results(json.loads(place.read_text()) if place.exists() else {})
     with tempfile.TemporaryDirectory() as folder:
-        beside = Path(folder) / "beside"
-        beside.mkdir()
-        for name, target in (("minilm", MINILM), ("whisper", WHISPER)):
-            (beside / name).symlink_to(target)
+        beside = models_beside(Path(folder))
         servers = Servers(Path(folder))
         try:
             running = servers.of(
