@@ -208,21 +208,27 @@ def test_headers_that_never_end(server: Server) -> None:
     opened.close()
 
 
-def test_the_end_lets_go_on_what_has_begun_and_refuses_what_waits(data_dir: Path, tmp_path: Path) -> None:
+def test_the_end_lets_go_on_what_has_begun_and_refuses_what_waits_or_comes(data_dir: Path, tmp_path: Path) -> None:
     server = start(tmp_path, str(stories(data_dir)), "--grace", "20")
-    url, asked = f"{server.url}/v1/completions", {**LONG, "max_tokens": 100, "n": 1}
-    with httpx.stream("POST", url, json=asked, timeout=30) as begun, ThreadPoolExecutor(1) as pool:
+    asked = {**LONG, "max_tokens": 100, "n": 1}
+    with httpx.stream("POST", f"{server.url}/v1/completions", json=asked, timeout=30) as begun:
         lines = begun.iter_lines()
         first = next(lines)
-        waits = pool.submit(httpx.post, url, json=LONG, timeout=30)
-        time.sleep(0.2)
+        waits = send(server, request(json.dumps(LONG).encode()))
+        server.program.signal(signal.SIGSTOP)  # a server that had no time to accept, when it is told to end
+        comes = send(server, request(json.dumps(LONG).encode()))
         server.program.signal(signal.SIGTERM)
+        time.sleep(0.3)
+        server.program.signal(signal.SIGCONT)
         rest = [line for line in lines if line]
-        refused = waits.result()
+        refused = [whole(each) for each in (waits, comes)]
     assert first.startswith("data: {")
     assert rest[-1] == "data: [DONE]"
     assert json.loads(rest[-2].removeprefix("data: "))["choices"][0]["finish_reason"] == "length"
-    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "ending")
+    for answer in refused:
+        head, _, body = answer.partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 503")
+        assert json.loads(body)["error"]["code"] == "ending"
     server.program.wait(20)
     assert server.program.returncode == 0
 

@@ -28,6 +28,8 @@ _HEADERS = 1 << 15  # bytes of a request's line and headers
 _ARRIVAL = 30.0  # seconds for the headers of a request
 _IDLE = 30  # seconds that a connection may wait for its next request
 _FORCED = 5  # seconds after the grace, until what has still not ended is cut off
+_TURNED_AWAY = 0.5  # seconds in which whoever comes at the end is still told so
+_TURNS = 10  # accept, connect, watch and read are one each
 
 
 def listener(host: str, port: int, settings: ServerSettings, insecure: bool = False) -> socket.socket:
@@ -116,8 +118,20 @@ class _Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         closing = asyncio.ensure_future(self._served.close(self._grace))
+        if not self.force_exit:
+            await self._turn_away()
         await super().shutdown(sockets)
         await closing
+
+    async def _turn_away(self) -> None:
+        """Answer whoever has come, or comes in the next moment: closed at once, a connection that waits to be accepted
+        or whose request waits to be read would be reset, and its client would not know why.
+        """
+        await asyncio.sleep(_TURNED_AWAY)
+        for _ in range(
+            _TURNS
+        ):  # of the loop: also where it had no time until now, all that has come is accepted and read
+            await asyncio.sleep(0)
 
 
 class Connection(H11Protocol):
