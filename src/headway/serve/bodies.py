@@ -97,12 +97,19 @@ class ChatMessage(msgspec.Struct, forbid_unknown_fields=True):
     refusal: str | None = None
 
 
+class PromptTokens(msgspec.Struct):
+    """Of the tokens of prompts: how many were known from earlier requests of the same key, and so were not read."""
+
+    cached_tokens: int
+
+
 class TokensUsed(msgspec.Struct):
-    """Numbers of tokens: read, written, and both."""
+    """Numbers of tokens: of prompts, each counted once, of what was written, and both."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptTokens
 
 
 class LikelyToken(msgspec.Struct):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
+from itertools import accumulate
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -14,7 +15,7 @@ from headway.codecs.base import BYTES, decoder_steps, special_ids
 from headway.errors import UserError
 from headway.generate import Limits, Sampling
 from headway.generate.scheduler import Request, Rule
-from headway.serve.bodies import Finish, LikelyToken, TokensUsed, ToldToken, WritingBody
+from headway.serve.bodies import Finish, LikelyToken, PromptTokens, TokensUsed, ToldToken, WritingBody
 from headway.serve.calls import CallReader, ToolCall
 from headway.serve.errors import StatusError
 from headway.serve.frame import Context, Ready
@@ -139,7 +140,9 @@ class Passage(NamedTuple):
 async def passages(asked: Prepared, context: Context) -> AsyncGenerator[Passage, None]:
     """All that is written, as it comes. The numbers of tokens are noted for the log, and for `used`."""
     read, written = sum(len(request.prompt) for request in asked.requests), 0
-    context.noted.update(model=asked.ready.name, prompt_tokens=read, completion_tokens=0)
+    firsts = accumulate((request.copies for request in asked.requests[:-1]), initial=0)
+    known = dict.fromkeys(firsts, 0)  # of each request, by the place of its first copy, which reads the prompt for all
+    context.noted.update(model=asked.ready.name, prompt_tokens=read, cached_tokens=0, completion_tokens=0)
     READ.labels(asked.ready.name).inc(read)
     spell = Spelling.of(asked.ready.model) if asked.told else None
     called: set[int] = set()
@@ -157,6 +160,9 @@ async def passages(asked: Prepared, context: Context) -> AsyncGenerator[Passage,
                 token = spell.told(said.id, said.logprob, said.top)
             written += said.id is not None
             context.noted["completion_tokens"] = written
+            if place in known:
+                known[place] = said.known
+                context.noted["cached_tokens"] = sum(known.values())
             done = "tool_calls" if reason == "stop" and place in called else reason
             yield Passage(place, text, calls, token, done)
 
@@ -206,6 +212,6 @@ _spellings: WeakKeyDictionary[TokenizerCodec, Spelling] = WeakKeyDictionary()
 
 
 def used(context: Context) -> TokensUsed:
-    """The numbers of tokens: of prompts, each counted once, and of what was written."""
-    read, written = int(context.noted["prompt_tokens"]), int(context.noted["completion_tokens"])
-    return TokensUsed(read, written, read + written)
+    """The numbers of tokens, as `passages` noted them."""
+    read, known, written = (int(context.noted[f"{name}_tokens"]) for name in ("prompt", "cached", "completion"))
+    return TokensUsed(read, written, read + written, PromptTokens(known))
