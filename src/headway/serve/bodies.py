@@ -190,10 +190,20 @@ class ChatAnswer(msgspec.Struct):
     object: Literal["chat.completion"] = "chat.completion"
 
 
-class CalledToolPart(CalledTool, kw_only=True):
-    """A call in a stream, where it is the one at `index` of its answer."""
+class CalledFunctionPart(msgspec.Struct):
+    """What is new of a function that is called: its name once, and its arguments piece by piece."""
+
+    arguments: str
+    name: str | UnsetType = UNSET
+
+
+class CalledToolPart(msgspec.Struct):
+    """What is new of the call at `index` of an answer. The first of its parts has `id`, `type` and the name."""
 
     index: int
+    function: CalledFunctionPart
+    id: str | UnsetType = UNSET
+    type: Literal["function"] | UnsetType = UNSET
 
 
 class AnswerPart(msgspec.Struct, omit_defaults=True):

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import defaultdict
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field, replace
-from itertools import count
 from typing import Any
 
 import msgspec
@@ -21,6 +20,7 @@ from headway.serve.bodies import (
     AnswerMessage,
     AnswerPart,
     CalledFunction,
+    CalledFunctionPart,
     CalledTool,
     CalledToolPart,
     ChatAnswer,
@@ -33,6 +33,7 @@ from headway.serve.bodies import (
     Finish,
     ToldToken,
 )
+from headway.serve.calls import Arguments, ToolCall
 from headway.serve.errors import StatusError
 from headway.serve.frame import Context, Endpoint, Events, Ready
 from headway.serve.generating import (
@@ -74,7 +75,8 @@ async def answered(body: ChatBody, context: Context) -> ChatAnswer | Events:
         async for passage in found:
             answer = answers[passage.place]
             answer.content += passage.text
-            answer.calls += [CalledTool(id, CalledFunction(*function)) for id, *function in passage.calls]
+            calls = [call for call in passage.calls if isinstance(call, ToolCall)]
+            answer.calls += [CalledTool(id, CalledFunction(*function)) for id, *function in calls]
             answer.tokens += [] if passage.token is None else [passage.token]
             answer.reason = passage.reason or answer.reason
         choices = [answer.choice(place, asked.told) for place, answer in sorted(answers.items())]
@@ -83,7 +85,7 @@ async def answered(body: ChatBody, context: Context) -> ChatAnswer | Events:
 
 async def _parts(body: ChatBody, context: Context) -> AsyncGenerator[ChatAnswerPart, None]:
     counted = body.stream_options is not None and body.stream_options.include_usage
-    created, begun, places = int(time.time()), set[int](), defaultdict[int, Iterator[int]](count)
+    created, begun, called = int(time.time()), set[int](), Counter[int]()
     async with _prepared(body, context) as asked, aclosing(passages(asked, context)) as found:
         name, usage = asked.ready.name, None if counted else UNSET
         # One struct for all events: each is written out before the next is made.
@@ -94,8 +96,11 @@ async def _parts(body: ChatBody, context: Context) -> AsyncGenerator[ChatAnswerP
                 event.choices = [ChatChoicePart(place, AnswerPart("assistant", ""))]
                 yield event
             told = None if token is None else ChatLogprobs([token])
-            new = [CalledToolPart(id, CalledFunction(*function), index=next(places[place])) for id, *function in calls]
-            for delta in _deltas(text, new, token is not None):
+            deltas = [AnswerPart(content=text)] if text or (token is not None and not calls) else []
+            for call in calls:
+                called[place] += isinstance(call, ToolCall)
+                deltas.append(AnswerPart(tool_calls=[_call_part(call, called[place] - 1)]))
+            for delta in deltas:
                 event.choices = [ChatChoicePart(place, delta, told)]
                 told = None  # once
                 yield event
@@ -107,9 +112,10 @@ async def _parts(body: ChatBody, context: Context) -> AsyncGenerator[ChatAnswerP
             yield event
 
 
-def _deltas(text: str, calls: Sequence[CalledToolPart], token: bool) -> list[AnswerPart]:
-    deltas = [AnswerPart(content=text)] if text or (token and not calls) else []
-    return [*deltas, *([AnswerPart(tool_calls=list(calls))] if calls else [])]
+def _call_part(call: ToolCall | Arguments, index: int) -> CalledToolPart:
+    if isinstance(call, Arguments):
+        return CalledToolPart(index, CalledFunctionPart(call.text))
+    return CalledToolPart(index, CalledFunctionPart(call.arguments, call.name), call.id, "function")
 
 
 @asynccontextmanager
@@ -138,9 +144,9 @@ async def _prepared(body: ChatBody, context: Context) -> AsyncIterator[Prepared]
         room = room_for(ids, ready.model, "messages")
         most = _most(body) or room or _UNLIMITED
         limits = replace(limits, max_new_tokens=most if room is None else min(most, room))
-        readers = [] if tools is None else [reader for _ in range(copies) if (reader := tools.reader()) is not None]
+        readers = [None if tools is None else tools.reader(body.stream) for _ in range(copies)]
         request = Request(ids, sampling, limits, copies, rule, body.top_logprobs or 0, context.owner)
-        yield Prepared(ready, [request], bool(body.logprobs), readers)
+        yield Prepared(ready, [request], bool(body.logprobs), [each for each in readers if each is not None])
 
 
 def talk_of(ready: Ready) -> Talk:

@@ -16,7 +16,7 @@ from headway.errors import UserError
 from headway.generate import Limits, Sampling
 from headway.generate.scheduler import Request, Rule
 from headway.serve.bodies import Finish, LikelyToken, PromptTokens, TokensUsed, ToldToken, WritingBody
-from headway.serve.calls import CallReader, ToolCall
+from headway.serve.calls import Arguments, CallReader, ToolCall
 from headway.serve.errors import StatusError
 from headway.serve.frame import Context, Ready
 from headway.serve.loop import EngineLoop
@@ -25,7 +25,7 @@ from headway.serve.rules import rule_for
 
 _BIASES = 1024  # symbols that logit_bias names
 _STOP = 1000  # characters of a stop string
-_NO_CALLS: Sequence[ToolCall] = ()
+_NO_CALLS: Sequence[ToolCall | Arguments] = ()
 _LEAST = -9999.0  # log probability of what cannot be: JSON has no infinity
 
 
@@ -132,7 +132,7 @@ class Passage(NamedTuple):
 
     place: int
     text: str
-    calls: Sequence[ToolCall]
+    calls: Sequence[ToolCall | Arguments]
     token: ToldToken | None  # where it is wanted
     reason: Finish | None
 
@@ -145,7 +145,6 @@ async def passages(asked: Prepared, context: Context) -> AsyncGenerator[Passage,
     context.noted.update(model=asked.ready.name, prompt_tokens=read, cached_tokens=0, completion_tokens=0)
     READ.labels(asked.ready.name).inc(read)
     spell = Spelling.of(asked.ready.model) if asked.told else None
-    called: set[int] = set()
     async with writer(asked.ready).write(asked.requests) as writing, aclosing(writing.turns()) as turns:
         async for place, said in turns:
             text, calls, reason = said.text, _NO_CALLS, said.reason
@@ -153,8 +152,8 @@ async def passages(asked: Prepared, context: Context) -> AsyncGenerator[Passage,
                 reader = asked.readers[place]
                 parts = [*reader.push(said.text, said.id), *(reader.flush() if reason is not None else [])]
                 text = "".join(part for part in parts if isinstance(part, str))
-                calls = [part for part in parts if isinstance(part, ToolCall)]
-                called.update([place] if calls else [])
+                calls = [part for part in parts if not isinstance(part, str)]
+                reason = "tool_calls" if reason == "stop" and reader.calls and not reader.broken else reason
             token = None
             if spell is not None and said.id is not None:
                 token = spell.told(said.id, said.logprob, said.top)
@@ -163,8 +162,7 @@ async def passages(asked: Prepared, context: Context) -> AsyncGenerator[Passage,
             if place in known:
                 known[place] = said.known
                 context.noted["cached_tokens"] = sum(known.values())
-            done = "tool_calls" if reason == "stop" and place in called else reason
-            yield Passage(place, text, calls, token, done)
+            yield Passage(place, text, calls, token, reason)
 
 
 class Spelling:
