@@ -104,6 +104,25 @@ def test_an_answer_by_the_models_template(server: TestClient) -> None:
         assert own[-1] == {"index": place, "delta": {}, "logprobs": None, "finish_reason": "stop"}
 
 
+def test_an_answer_that_has_begun_goes_on(server: TestClient) -> None:
+    begun = {"model": "echo", "messages": said("Hi", "a"), "continue_final_message": True, "temperature": 0}
+    for asked in (begun, {**begun, "add_generation_prompt": False}):
+        found = server.post(CHAT, json=asked).json()
+        assert found["choices"][0]["message"]["content"] == "bc"  # what is new alone
+        assert found["usage"]["prompt_tokens"] == len("|Hi||a")  # marks are a token each
+    parts = events(server.post(CHAT, json={**begun, "stream": True}).text)
+    assert "".join(part["choices"][0]["delta"].get("content", "") for part in parts) == "bc"
+    closed = {**begun, "continue_final_message": False, "add_generation_prompt": False}
+    assert server.post(CHAT, json=closed).json()["usage"]["prompt_tokens"] == len("|Hi||a|")
+    for extra in ({}, {"add_generation_prompt": True}):
+        opened = server.post(CHAT, json={**begun, "continue_final_message": False, **extra}).json()
+        assert opened["usage"]["prompt_tokens"] == len("|Hi||a||")
+    template = {"model": "echo", "messages": said("Hi", "a")}
+    told = server.post("/apply-template", json={**template, "continue_final_message": True}).json()
+    assert told["prompt"] == "<|user|>Hi<|stop|><|assistant|>a"
+    assert len(told["tokens"]) == len("|Hi||a")
+
+
 def test_texts_in_parts_and_the_role_of_developers(server: TestClient) -> None:
     parts = [{"type": "text", "text": "H"}, {"type": "text", "text": "i"}]
     asked = {"model": "echo", "temperature": 0}
@@ -212,6 +231,12 @@ WRONG_CHATS: list[tuple[dict[str, Any], str]] = [
     ({"max_tokens": 2, "max_completion_tokens": 2}, "are the same"),
     ({"tool_choice": "required"}, "there are no tools"),
     ({"functions": []}, "the field 'functions' is not had"),
+    ({"continue_final_message": True}, "the last message is of the role 'user'"),
+    ({"continue_final_message": True, "messages": said("Hi", "")}, "the last message says nothing"),
+    ({"continue_final_message": True, "add_generation_prompt": True, "messages": said("Hi", "a")}, "cannot both be"),
+    ({"continue_final_message": "yes"}, "Expected `bool`, got `str` at continue_final_message"),
+    ({"continue_final_message": None}, "Expected `bool`, got `null`"),
+    ({"add_generation_prompt": 1}, "Expected `bool | null`, got `int` at add_generation_prompt"),
 ]
 
 
@@ -432,10 +457,13 @@ def test_calls_of_tools(tmp_path: Path) -> None:
         deltas = [part["choices"][0]["delta"] for part in parts]
         assert "".join(delta.get("content", "") for delta in deltas) == "a"
         calls = [call for delta in deltas for call in delta.get("tool_calls", [])]
-        assert [(call["index"], call["type"], call["function"]) for call in calls] == [
-            (0, "function", function),
-            (1, "function", function),
+        begun = {"name": "shout", "arguments": ""}
+        assert [(call["index"], call["type"], call["function"]) for call in calls if "id" in call] == [
+            (0, "function", begun),
+            (1, "function", begun),
         ]
+        arguments = "".join(call["function"]["arguments"] for call in calls)  # in pieces; see test_serve_calls
+        assert arguments == function["arguments"] * 2
         assert parts[-1]["choices"][0]["finish_reason"] == "tool_calls"
         called = {key: whole["choices"][0]["message"][key] for key in ("role", "content", "tool_calls")}
         told = [*said("Hi"), called, {"role": "tool", "tool_call_id": calls[0]["id"], "content": "loud"}]

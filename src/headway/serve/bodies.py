@@ -62,6 +62,8 @@ class ChatBody(WritingBody, kw_only=True):
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
     chat_template_kwargs: dict[str, bool | int | float | str] | None = None  # what else the template reads
+    add_generation_prompt: bool | None = None  # whether an answer is begun; it is, unless the last message goes on
+    continue_final_message: bool = False  # whether the last message goes on, which is the assistant's
 
 
 class TextPart(msgspec.Struct, forbid_unknown_fields=True):

@@ -136,8 +136,9 @@ async def _prepared(body: ChatBody, context: Context) -> AsyncIterator[Prepared]
                 raise StatusError(400, "a call is required and response_format is set; leave one of them out", "tools")
             rule = calling
         template = talk.template.given(body.chat_template_kwargs or {})
+        end = opens(body.add_generation_prompt, body.continue_final_message), body.continue_final_message
         try:
-            ids = await asyncio.to_thread(template.prompt, talk.codec, messages, tools and tools.told)
+            ids = await asyncio.to_thread(template.prompt, talk.codec, messages, tools and tools.told, *end)
         except UserError as error:  # clients need not know where the model lies
             line = str(error).replace(str(ready.model.directory), ready.name)
             raise StatusError(400, line, "messages") from None
@@ -155,6 +156,14 @@ def talk_of(ready: Ready) -> Talk:
         told = f"{ready.name} has no chat template, so it knows no turns; use /v1/completions, or a chat model"
         raise StatusError(400, told, "model")
     return ready.model.talk
+
+
+def opens(add_generation_prompt: bool | None, continue_final_message: bool) -> bool:
+    """Whether an answer is begun. StatusError 400 where the last message is to go on as well."""
+    if add_generation_prompt and continue_final_message:
+        told = "continue_final_message and add_generation_prompt cannot both be; leave one of them out"
+        raise StatusError(400, told, "continue_final_message")
+    return not continue_final_message if add_generation_prompt is None else add_generation_prompt
 
 
 def _most(body: ChatBody) -> int | None:
