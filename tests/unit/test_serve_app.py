@@ -12,14 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chat_models import echo_model
+from chat_models import TEMPLATE, echo_model
 from serve_models import Script, asking, events, ready, stories
 from served import Resident
 from starlette.testclient import TestClient
 
 import headway as hw
 from headway.generate import Limits, Sampling
+from headway.nn.kernels import deterministic
 from headway.serve.app import ENDPOINTS, create_app
+from headway.serve.fingerprint import fingerprint
 from headway.serve.frame import ApiKey, ServerSettings
 from headway.serve.openapi import openapi
 
@@ -102,6 +104,39 @@ def test_an_answer_by_the_models_template(server: TestClient) -> None:
         assert own[0]["delta"] == {"role": "assistant", "content": ""}
         assert "".join(part["delta"].get("content", "") for part in own) == "abc"
         assert own[-1] == {"index": place, "delta": {}, "logprobs": None, "finish_reason": "stop"}
+
+
+def test_a_fingerprint_says_when_bits_may_differ(
+    server: TestClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = {"model": "echo", "max_tokens": 2}
+    for path, more in ((CHAT, {"messages": said("Hi")}), (COMPLETE, {"prompt": "Hi"})):
+        whole = server.post(path, json={**asked, **more}).json()["system_fingerprint"]
+        parts = events(server.post(path, json={**asked, **more, "stream": True}).text)
+        assert {part["system_fingerprint"] for part in parts} == {whole}
+        assert re.fullmatch("hw-[0-9a-f]{8}", whole)
+    folder = echo_model(tmp_path / "echo")
+
+    def now(place: Path = folder, **options: Any) -> str:
+        return fingerprint(hw.load(place, "cpu", **{"backend": "torch", **options}))
+
+    assert now() == now() == whole
+    found = [
+        whole,
+        now(echo_model(tmp_path / "long", context=49)),
+        now(echo_model(tmp_path / "other", template=TEMPLATE + "\n")),
+        now(weights="int8"),
+        now(backend="cpu"),
+        now(backend="cpu", cache="int8"),
+    ]
+    monkeypatch.setattr("headway.serve.fingerprint.FORM", "another")
+    found.append(now(backend="cpu"))
+    model = hw.load(folder, "cpu", backend="torch")
+    model.module.get_parameter("embed.table").data[0, 0] += 1e-7
+    found.append(fingerprint(model))
+    with deterministic():
+        found.append(now())
+    assert len(set(found)) == len(found)
 
 
 def test_an_answer_that_has_begun_goes_on(server: TestClient) -> None:

@@ -158,6 +158,7 @@ class CompletionAnswer(msgspec.Struct):
     id: str
     created: int
     model: str
+    system_fingerprint: str  # another one: the same request may give other bits
     choices: list[CompletionChoice]
     usage: TokensUsed | UnsetType | None = UNSET
     object: Literal["text_completion"] = "text_completion"
@@ -187,6 +188,7 @@ class ChatAnswer(msgspec.Struct):
     id: str
     created: int
     model: str
+    system_fingerprint: str  # another one: the same request may give other bits
     choices: list[ChatChoice]
     usage: TokensUsed
     object: Literal["chat.completion"] = "chat.completion"
@@ -231,6 +233,7 @@ class ChatAnswerPart(msgspec.Struct):
     id: str
     created: int
     model: str
+    system_fingerprint: str  # another one: the same request may give other bits
     choices: list[ChatChoicePart]
     usage: TokensUsed | UnsetType | None = UNSET
     object: Literal["chat.completion.chunk"] = "chat.completion.chunk"

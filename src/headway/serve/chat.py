@@ -80,16 +80,17 @@ async def answered(body: ChatBody, context: Context) -> ChatAnswer | Events:
             answer.tokens += [] if passage.token is None else [passage.token]
             answer.reason = passage.reason or answer.reason
         choices = [answer.choice(place, asked.told) for place, answer in sorted(answers.items())]
-        return ChatAnswer(f"chatcmpl-{context.id}", int(time.time()), asked.ready.name, choices, used(context))
+        name, mark = asked.ready.name, asked.ready.fingerprint
+        return ChatAnswer(f"chatcmpl-{context.id}", int(time.time()), name, mark, choices, used(context))
 
 
 async def _parts(body: ChatBody, context: Context) -> AsyncGenerator[ChatAnswerPart, None]:
     counted = body.stream_options is not None and body.stream_options.include_usage
     created, begun, called = int(time.time()), set[int](), Counter[int]()
     async with _prepared(body, context) as asked, aclosing(passages(asked, context)) as found:
-        name, usage = asked.ready.name, None if counted else UNSET
+        name, mark, usage = asked.ready.name, asked.ready.fingerprint, None if counted else UNSET
         # One struct for all events: each is written out before the next is made.
-        event = ChatAnswerPart(f"chatcmpl-{context.id}", created, name, [], usage)
+        event = ChatAnswerPart(f"chatcmpl-{context.id}", created, name, mark, [], usage)
         async for place, text, calls, token, reason in found:
             if place not in begun:
                 begun.add(place)
