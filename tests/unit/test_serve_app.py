@@ -257,7 +257,21 @@ WRONG_CHATS: list[tuple[dict[str, Any], str]] = [
     ({"messages": []}, "messages is empty"),
     ({"messages": [{"role": "king", "content": "x"}]}, "Invalid enum value 'king'"),
     ({"messages": [{"role": "user"}]}, r"messages\[0\] has no content"),
-    ({"messages": [{"role": "user", "content": [{"type": "image_url", "text": "x"}]}]}, "part of type 'image_url'"),
+    *(
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}, part]}]}, rf"content\[1\] {why}")
+        for part, why in (
+            ({"type": "image_url", "image_url": {"url": "data:,"}}, "is of type 'image_url', .* have /v1/caption make"),
+            ({"image_url": {"url": "http://a.example/"}, "type": "image_url"}, "is of type 'image_url'"),
+            ({"type": "input_audio", "input_audio": {}}, "is of type 'input_audio', .* have /v1/audio/transcriptions"),
+            ({"type": "file", "text": "x"}, "is of type 'file', and chats read texts alone; give parts of type text"),
+            ({"type": "text"}, "is no text"),
+            ({"type": "text", "text": 3}, "is no text"),
+            ({"type": 7, "text": "x"}, "is no text"),
+            ({"text": "x"}, "is no text"),
+            ({"type": "text", "text": "x", "cache_control": {}}, "has the field 'cache_control'"),
+        )
+    ),
+    ({"messages": [{"role": "user", "content": ["a"]}]}, "Expected `object`, got `str`"),
     ({"messages": [{"role": "system", "content": "x"}]}, "there is no system here"),
     ({"messages": said("x" * 60)}, "the prompt has 63 tokens, and the context of 48"),
     ({"messages": said(*["Hello you"] * 9)}, "and the context of 48"),  # no turn is left out

@@ -10,6 +10,12 @@ from msgspec import UNSET, Meta, UnsetType
 _Share = Annotated[float, Meta(ge=0, le=1)]
 _Penalty = Annotated[float, Meta(ge=-2, le=2)]
 _Count = Annotated[int, Meta(ge=1)]
+# A part of what is said. Others have other fields, by which none could be told what is wrong with it.
+_TEXT = {"type": {"const": "text"}, "text": {"type": "string"}}
+_Part = Annotated[
+    dict[str, Any],
+    Meta(extra_json_schema={"properties": _TEXT, "required": list(_TEXT), "additionalProperties": False}),
+]
 Finish = Literal["stop", "length", "tool_calls"]
 
 
@@ -66,13 +72,6 @@ class ChatBody(WritingBody, kw_only=True):
     continue_final_message: bool = False  # whether the last message goes on, which is the assistant's
 
 
-class TextPart(msgspec.Struct, forbid_unknown_fields=True):
-    """A part of what is said; other kinds than texts are not read."""
-
-    type: str
-    text: str | UnsetType = UNSET
-
-
 class CalledFunction(msgspec.Struct, forbid_unknown_fields=True):
     """A function, and its arguments as JSON in a text."""
 
@@ -92,7 +91,7 @@ class ChatMessage(msgspec.Struct, forbid_unknown_fields=True):
     """A turn. The role `developer` is read as `system`."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[TextPart] | None = None
+    content: str | list[_Part] | None = None
     name: str | UnsetType = UNSET
     tool_calls: list[CalledTool] | None = None
     tool_call_id: str | UnsetType = UNSET

@@ -193,11 +193,7 @@ def messages_of(given: Sequence[ChatMessage]) -> list[dict[str, Any]]:
 def _message(message: ChatMessage, param: str) -> dict[str, Any]:
     content = message.content
     if isinstance(content, list):
-        wrong = next((part.type for part in content if part.type != "text" or part.text is UNSET), None)
-        if wrong is not None:
-            fact = f"{param} has a part of type {wrong[:40]!r}, and texts alone are read"
-            raise StatusError(400, f"{fact}; give parts of type text", param)
-        content = "".join(str(part.text) for part in content)
+        content = "".join(_text(part, f"{param}.content[{place}]") for place, part in enumerate(content))
     if content is None and not (message.role == "assistant" and message.tool_calls):
         raise StatusError(400, f"{param} has no content; give a text", param)
     role = "system" if message.role == "developer" else message.role
@@ -209,6 +205,24 @@ def _message(message: ChatMessage, param: str) -> dict[str, Any]:
     if message.tool_calls:
         told["tool_calls"] = msgspec.to_builtins(message.tool_calls)
     return told
+
+
+_TEXTS_OF = {"image_url": "/v1/caption", "input_audio": "/v1/audio/transcriptions"}
+
+
+def _text(part: dict[str, Any], param: str) -> str:
+    """What a part of a message says. StatusError 400 for what is no text."""
+    kind, text = part.get("type"), part.get("text")
+    if isinstance(kind, str) and kind != "text":
+        remedy = f"have {_TEXTS_OF[kind]} make a text of it" if kind in _TEXTS_OF else "give parts of type text"
+        raise StatusError(400, f"{param} is of type {kind[:40]!r}, and chats read texts alone; {remedy}", param)
+    strange = next((field for field in part if field not in ("type", "text")), None)
+    if strange is not None:
+        told = f"{param} has the field {strange[:40]!r}, which a part of type text has not; leave it out"
+        raise StatusError(400, told, f"{param}.{strange[:40]}", "unknown_field")
+    if kind != "text" or not isinstance(text, str):
+        raise StatusError(400, f'{param} is no text; give {{"type": "text", "text": "..."}}', param)
+    return text
 
 
 ENDPOINTS = (
