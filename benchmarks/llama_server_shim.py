@@ -32,6 +32,7 @@ _RENAMED = {"n_predict": "max_tokens", "ignore_eos": "ignore_end", "repeat_penal
 # What says how llama.cpp goes about it, and nothing of the answer.
 _OF_LLAMA_CPP = {"cache_prompt", "id_slot", "model", "return_tokens", "response_fields", "n_probs", "verbose"}
 _OF_LLAMA_CPP |= {"backend_sampling", "timings_per_token", "return_progress", "speculative.p_min"}
+_ENDS = {"add_generation_prompt", "continue_final_message"}
 
 
 def take_over(utils: ModuleType, servers: Servers) -> None:
@@ -273,10 +274,13 @@ class Translator(BaseHTTPRequestHandler):
 
     def chat(self, body: dict[str, Any]) -> None:
         asked, more = {**self.shim.writing(body), "chat_template_kwargs": self.shim.values}, {}
+        last = body["messages"][-1] if isinstance(body.get("messages"), list) and body["messages"] else None
+        if isinstance(last, dict) and last.get("role") == "assistant" and not _ENDS & asked.keys():
+            asked["continue_final_message"] = True  # which llama.cpp does unasked
         if asked.get("stream"):
             asked.setdefault("stream_options", {"include_usage": True})
         if body.get("verbose", self.shim.process.debug):
-            asked_with = {"messages": body["messages"], "chat_template_kwargs": asked["chat_template_kwargs"]}
+            asked_with = {name: asked[name] for name in ("messages", "chat_template_kwargs", *_ENDS) if name in asked}
             status, found = self.shim.ask("POST", "/apply-template", asked_with)
             more = {"__verbose": {"prompt": found["prompt"]}} if status == 200 else {}
 
@@ -384,5 +388,5 @@ class Translator(BaseHTTPRequestHandler):
 
 
 def _told(event: dict[str, Any]) -> dict[str, Any]:
-    """The name that llama.cpp gives its build in each answer; ours gives none."""
+    """The name that llama.cpp gives its build in each answer, where ours names what decides on the bits."""
     return {**event, "system_fingerprint": "b-headway"} if "choices" in event else event
