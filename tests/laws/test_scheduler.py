@@ -135,6 +135,9 @@ def test_a_request_gets_what_it_would_get_alone(
     for ticket, request in asked.items():
         for copy, wanted in enumerate(alone(plain, request)):
             assert said_of(told[ticket, copy]) == wanted
+            known = [said.known for said in told[ticket, copy]]
+            assert known == sorted(known, reverse=True), "what was read once is not known from others any more"
+            assert all(count % BLOCK == 0 and count < len(request.prompt) for count in known)
     state = scheduler.state()
     assert state.prefix_tokens > 0
     assert state.accepted > 0
