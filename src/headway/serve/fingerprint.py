@@ -8,6 +8,7 @@ from importlib.metadata import version
 from typing import Any
 
 import torch
+from llvmlite import binding
 
 from headway import __version__
 from headway.config import to_dict
@@ -24,8 +25,8 @@ def fingerprint(model: Handle) -> str:
     """ "hw-" and 8 hexadecimal digits, equal where the same request with the same seed is answered with the same bits.
 
     They are made of the model's weights in their form, its configuration, tokenizer and chat template, and the form of
-    the cache; the versions of headway and of the libraries that compute; and the processor's form. Threads count only
-    where torch writes the texts. Takes a second for some 2 GB of weights.
+    the cache; the versions of headway and of the libraries that compute; and the processor's kind and form. Threads
+    count only where torch writes the texts. Takes a second for some 2 GB of weights.
     """
     codec, usage = model.open_session().codec, model.usage
     facts = {
@@ -42,11 +43,12 @@ def fingerprint(model: Handle) -> str:
 
 
 def _processor(model: Handle) -> list[Any]:
+    own = [binding.get_host_cpu_name()]
     if isinstance(model.generator, Engine):
-        return [FORM, WIDE]
+        return [*own, FORM, WIDE]
     if model.device.type != "cpu":
         return [model.device.type, torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else ""]
-    return [torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()]
+    return [*own, torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()]
 
 
 def _checksum(module: Any) -> int:
@@ -57,5 +59,5 @@ def _checksum(module: Any) -> int:
         parts = [tensor] if packed is None else [packed.weights, *([] if packed.scales is None else [packed.scales])]
         found = zlib.crc32(name.encode(), found)
         for part in parts:
-            found = zlib.crc32(part.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy(), found)
+            found = zlib.crc32(part.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data, found)
     return found
