@@ -257,12 +257,36 @@ def test_a_port_that_is_taken(server: Server, capsys: pytest.CaptureFixture[str]
     assert f"port {server.port} of 127.0.0.1 is taken" in capsys.readouterr().err
 
 
-def test_whoever_else_is_asking_changes_no_answer(data_dir: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def compiled(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server on the engine, with a small cache."""
+    words = ("--weights", "int8", "--cache", "int8", "--slots", "5", "--cache-memory", "0.0006")
+    running = start(tmp_path_factory.mktemp("compiled"), str(stories(data_dir)), *words, backend="cpu")
+    yield running
+    running.program.signal(signal.SIGTERM)
+    running.program.wait(20)
+    assert running.program.returncode == 0
+
+
+def test_how_much_of_a_prompt_was_known(compiled: Server) -> None:
+    ids = [1, *(100 + place for place in range(80))]
+    asked = {"prompt": [ids, [7, *ids]], "max_tokens": 3, "n": 2, "stream": False}
+    with httpx.Client(base_url=compiled.url, timeout=60) as client:
+        first, again = (client.post("/v1/completions", json=asked).json()["usage"] for _ in range(2))
+        streamed = {**asked, "prompt": ids[:40], "stream": True, "stream_options": {"include_usage": True}}
+        *_, last, _, _ = client.post("/v1/completions", json=streamed).text.split("\n\n")
+    assert first["prompt_tokens"] == again["prompt_tokens"] == 81 + 82
+    assert first["prompt_tokens_details"] == {"cached_tokens": 0}
+    assert again["prompt_tokens_details"] == {"cached_tokens": 2 * 64}  # whole blocks of 32
+    assert json.loads(last.removeprefix("data: "))["usage"]["prompt_tokens_details"] == {"cached_tokens": 32}
+    text = hw.connect(compiled.url).generate("Once upon a time", 4, temperature=0)
+    assert text == ", there was a"
+
+
+def test_whoever_else_is_asking_changes_no_answer(compiled: Server, data_dir: Path) -> None:
     """On the engine, in a cache too small for all: each is told what the model says alone, bit for bit, whatever joins,
     leaves, gives way or begins alike.
     """
-    words = ("--weights", "int8", "--cache", "int8", "--slots", "5", "--cache-memory", "0.0006")
-    running = start(tmp_path, str(stories(data_dir)), *words, backend="cpu")
     model = hw.load(stories(data_dir), backend="cpu", weights="int8", cache="int8")
     draw = random.Random(3)
     beginnings = ["Once upon a time", "Once upon a time there was a big red ball", "The dog", "Lily and Tom saw"]
@@ -270,7 +294,7 @@ def test_whoever_else_is_asking_changes_no_answer(data_dir: Path, tmp_path: Path
 
     def ask(one: tuple[str, int, int]) -> tuple[str, list[float]]:
         prompt, seed, count = one
-        with openai.OpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0, timeout=100) as client:
+        with openai.OpenAI(base_url=f"{compiled.url}/v1", api_key="none", max_retries=0, timeout=100) as client:
             if seed == 0:  # leaves at once
                 client.completions.create(model="stories260K", prompt=prompt, max_tokens=count, stream=True).close()
                 return "", []
@@ -285,8 +309,5 @@ def test_whoever_else_is_asking_changes_no_answer(data_dir: Path, tmp_path: Path
     for (prompt, seed, count), answer in zip(asked, answers):
         alone = model.complete(prompt, Sampling(temperature=0.9, seed=seed), Limits(count))
         assert seed == 0 or answer == (alone.text, alone.logprobs)
-    told = httpx.get(f"{running.url}/metrics").text
+    told = httpx.get(f"{compiled.url}/metrics").text
     assert 'headway_scheduler_running{model="stories260K"} 0.0' in told
-    running.program.signal(signal.SIGTERM)
-    running.program.wait(20)
-    assert running.program.returncode == 0
