@@ -8,28 +8,27 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import importlib
 import os
 import platform
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cached_property, update_wrapper
+from importlib import metadata
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
-import numba.extending
 import numpy as np
 from llvmlite import binding, ir
-from numba import njit, types
-from numba.core import cgutils
-from numba.core import config as settings
 
+from headway.engine.object_code import load_object, read_object, write_object
 from headway.errors import UserError, nearest
 
 F32 = Any  # a number of single precision in compiled code, which numba knows and type checkers do not
 _I8, _I16, _I32, _I64, _F32 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
-config: Any = settings  # numba fills it as it starts, which type checkers do not see
-intrinsic: Any = numba.extending.intrinsic  # what it makes takes one argument less than what it is made from
 _MESSAGE = "compiling the CPU engine, once on this machine; some ten seconds"
 _ARCH_PRCTL, _REQUEST, _TILE_DATA = 158, 0x1023, 18  # the system call by which Linux lends the matrix unit
 _SPINS = 400  # looks at a barrier before the thread lets others run; some 10 to 20 microseconds
@@ -44,20 +43,20 @@ _LACKING = {
 }
 
 
-def _features() -> dict[str, bool]:
-    """What the processor has, or as much of it as one of HEADWAY_FORM would. UserError for a form that it has not."""
+def _features() -> tuple[dict[str, bool], str | None]:
+    """What the processor has, or as much of it as one of HEADWAY_FORM would, and what the compiler is told of it where
+    that is less. UserError for a form that it has not.
+    """
     found, form = dict(binding.get_host_cpu_features()), os.environ.get("HEADWAY_FORM")
     if form is None:
-        return found
+        return found, None
     if form not in _LACKING:
         raise UserError(f"HEADWAY_FORM={form} is no form of the engine; {nearest(form, _LACKING)}")
     left = {name: has and not name.startswith(_LACKING[form]) for name, has in found.items()}
     own = _form(found)
     if _form(left) != form:
         raise UserError(f"HEADWAY_FORM={form}: this processor has {own} at most; give that, a lesser one, or none")
-    if own != form:
-        config.CPU_FEATURES = ",".join(f"{'+' if has else '-'}{name}" for name, has in sorted(left.items()))
-    return left
+    return left, None if own == form else ",".join(f"{'+' if has else '-'}{n}" for n, has in sorted(left.items()))
 
 
 def _form(features: dict[str, bool]) -> str:
@@ -76,7 +75,7 @@ def _is_wide(features: dict[str, bool]) -> bool:
     return bool(features.get("avx512vnni") and features.get("avx512vl"))
 
 
-FEATURES = _features()
+FEATURES, CPU_FEATURES = _features()
 INSTRUCTIONS = "vnni" if _form(FEATURES) == "amx" else _form(FEATURES)  # integer products of vectors
 WIDE = INSTRUCTIONS == "vnni" and _is_wide(FEATURES)
 # The system lends the matrix unit to a process that asks for it.
@@ -92,16 +91,18 @@ FORM = "amx" if HAS_MATRIX_UNIT else INSTRUCTIONS
 def _cache() -> Path | None:
     """A directory for what this very source is compiled to here, or None where none can be written.
 
-    numba looks at the file of a function to see whether its machine code is old, not at those it calls: with a name of
-    their own for each state of the source, no old code can be found.
+    With a name of their own for each state of the source, of the compiler and of the processor, no old code can be
+    found.
     """
-    processor = (binding.get_host_cpu_name(), config.CPU_FEATURES, INSTRUCTIONS, WIDE, HAS_MATRIX_UNIT)
-    digest = hashlib.sha256(repr(processor).encode())
+    processor = (binding.get_host_cpu_name(), CPU_FEATURES, INSTRUCTIONS, WIDE, HAS_MATRIX_UNIT)
+    asked = [os.environ.get(f"NUMBA_CPU_{name}") for name in ("NAME", "FEATURES")]
+    made_by = [metadata.version(package) for package in ("numba", "llvmlite")]
+    digest = hashlib.sha256(repr((processor, asked, made_by)).encode())
     for path in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(path.read_bytes())
     bases = [Path(__file__).parent / "__pycache__", Path.home() / ".cache" / "headway"]
-    if config.CACHE_DIR:
-        bases.insert(0, Path(config.CACHE_DIR))
+    if os.environ.get("NUMBA_CACHE_DIR"):
+        bases.insert(0, Path(os.environ["NUMBA_CACHE_DIR"]))
     for base in bases:
         place = base / f"engine-{digest.hexdigest()[:16]}"
         try:
@@ -113,50 +114,129 @@ def _cache() -> Path | None:
     return None
 
 
-_CACHE = _cache()  # where machine code is kept
+CACHE = _cache()  # where machine code is kept
+_LOADING = threading.RLock()
+_INT = np.dtype(np.int64).char
 
 
-def compiled(function: Any) -> Any:
-    """Machine code without the interpreter's lock, kept on disk where a directory can be written."""
-    options: dict[str, Any] = {"nogil": True, "fastmath": _FLAGS, "error_model": "numpy", "boundscheck": False}
-    if _CACHE is None:
-        return njit(**options)(function)
-    before, config.CACHE_DIR = config.CACHE_DIR, str(_CACHE)
-    try:
-        return njit(cache=True, **options)(function)
-    finally:
-        config.CACHE_DIR = before
+def _kind(argument: Any) -> str:
+    """As `load_object` names it."""
+    if type(argument) is int:
+        return _INT
+    kind: str = argument.dtype.char
+    return f"{kind}{argument.ndim}" if isinstance(argument, np.ndarray) else kind
+
+
+class Compiled:
+    """A function as machine code: as numba has it for others of its kind, which are compiled together, and as an object
+    file for calls from Python, with contiguous arrays and numbers, without the interpreter's lock.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+        self._ready: dict[tuple[str, ...], Callable[..., Any]] = {}
+        update_wrapper(self, function)
+
+    def __call__(self, *arguments: Any) -> Any:
+        kinds = tuple(map(_kind, arguments))
+        if kinds not in self._ready:
+            with _LOADING:
+                if kinds not in self._ready:
+                    self._ready[kinds] = self._load(kinds)
+        return self._ready[kinds](*arguments)
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether calls, such as there were before here or elsewhere, compile nothing."""
+        return bool(self._ready) or (CACHE is not None and any(CACHE.glob(f"{self._name}-*.object")))
+
+    @property
+    def _name(self) -> str:
+        return f"{self.function.__module__}.{self.function.__name__}"
+
+    def _load(self, kinds: tuple[str, ...]) -> Callable[..., Any]:
+        path = None if CACHE is None else CACHE / f"{self._name}-{'-'.join(kinds)}.object"
+        code = None if path is None else read_object(path)
+        if code is None:
+            from headway.engine.compiler import compile_object
+
+            code = compile_object(self.function, kinds)
+            if path is not None:
+                write_object(path, code)
+        return load_object(code, kinds)
+
+    @cached_property
+    def _dispatcher(self) -> Any:
+        from headway.engine.compiler import dispatcher
+
+        return dispatcher(self.function)
+
+    @property
+    def _numba_type_(self) -> Any:
+        """What numba asks of a name that a function of ours calls."""
+        return self._dispatcher._numba_type_
+
+
+compiled = Compiled
+
+
+class Intrinsic:
+    """What writes LLVM's code itself, called from compiled functions with one argument less than it has."""
+
+    def __init__(self, definition: Callable[..., Any]) -> None:
+        self.definition = definition
+
+    def __call__(self, *arguments: Any) -> Any:
+        raise NotImplementedError(f"{self.definition.__name__} is for compiled code alone")
+
+    @cached_property
+    def _numba_type_(self) -> Any:
+        from headway.engine.compiler import type_of_intrinsic
+
+        return type_of_intrinsic(self.definition)
+
+
+intrinsic: Any = Intrinsic
+
+
+class _Later:
+    """A module of numba's, imported when something of it is used, which is while something is compiled."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __getattr__(self, attribute: str) -> Any:
+        return getattr(importlib.import_module(self._name), attribute)
+
+
+types: Any = _Later("numba.core.types")
+cgutils: Any = _Later("numba.core.cgutils")
 
 
 @contextmanager
-def announced(function: Any) -> Iterator[None]:
+def announced(function: Compiled) -> Iterator[None]:
     """Says so on stderr where the first call of a compiled function, within, has to compile it, before that begins."""
-    pattern = f"*.{function.py_func.__name__}-*.nbi"  # numba's files of machine code are named for what they hold
-    if not getattr(function, "signatures", None) and (_CACHE is None or not any(_CACHE.rglob(pattern))):
+    if not function.is_compiled:
         print(_MESSAGE, file=sys.stderr, flush=True)
     yield
 
 
-# Sums may be made in any order, but NaN and infinity stay what they are: a broken weight must be seen.
-_FLAGS = {"reassoc", "nsz", "arcp", "contract", "afn"}
-
-
-def _pointer(kind: Any, llvm: ir.Type) -> Any:
+def _pointer(kind: str, llvm: ir.Type) -> Any:
     @intrinsic
     def at(typing: Any, address: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             return builder.inttoptr(args[0], llvm.as_pointer())
 
-        return types.CPointer(kind)(types.int64), generate
+        return types.CPointer(getattr(types, kind))(types.int64), generate
 
     return at
 
 
-f32 = _pointer(types.float32, _F32)
-i32 = _pointer(types.int32, _I32)
-i64 = _pointer(types.int64, _I64)
-i8 = _pointer(types.int8, _I8)
-u8 = _pointer(types.uint8, _I8)
+f32 = _pointer("float32", _F32)
+i32 = _pointer("int32", _I32)
+i64 = _pointer("int64", _I64)
+i8 = _pointer("int8", _I8)
+u8 = _pointer("uint8", _I8)
 
 
 @intrinsic

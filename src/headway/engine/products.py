@@ -6,12 +6,23 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import types
-from numba.core import cgutils
 
 from headway.engine import matrix_unit
 from headway.engine.dots import DOT_ROOM, PLAIN_ROWS, dots
-from headway.engine.machine import _F32, F32, HAS_MATRIX_UNIT, barrier, compiled, f32, i8, i64, intrinsic, u8
+from headway.engine.machine import (
+    _F32,
+    F32,
+    HAS_MATRIX_UNIT,
+    barrier,
+    cgutils,
+    compiled,
+    f32,
+    i8,
+    i64,
+    intrinsic,
+    types,
+    u8,
+)
 from headway.engine.matrix_unit import BLOCK_ROWS, BLOCKS, acquire, block_products, release
 from headway.engine.operations import (
     ADD,

@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import types
 
-from headway.engine.machine import compiled, i64, intrinsic
+from headway.engine.machine import compiled, i64, intrinsic, types
 from headway.engine.program import Opcode, idle, run_whole
 
 _SKIP = int(Opcode.SKIP)
