@@ -67,12 +67,11 @@ def test_no_more_threads_than_the_quota_feeds(
 
 
 LESSER = """
-import os, sys
-import numba
-numba.config.CACHE_DIR = sys.argv[1]
+import os
 os.environ["HEADWAY_FORM"] = "avx2"
+import numba
 import numpy as np
-from headway.engine import dots, machine, tiles
+from headway.engine import compiler, dots, machine, tiles
 assert (machine.FORM, machine.INSTRUCTIONS) == ("avx2", "avx2")
 assert not (machine.WIDE or machine.HAS_MATRIX_UNIT or machine.HAS_BF16_UNIT or dots._FULL)
 
@@ -91,7 +90,7 @@ assert "ymm" in code and "zmm" not in code
 
 @pytest.mark.skipif(FORM not in ("vnni", "amx"), reason="this processor is no better than the lesser one")
 def test_the_engine_runs_as_on_a_lesser_processor(tmp_path: Path) -> None:
-    program = Program(tmp_path, LESSER, str(tmp_path))
+    program = Program(tmp_path, LESSER, NUMBA_CACHE_DIR=str(tmp_path))
     _, err = program.wait()
     assert program.returncode == 0, err
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable
 from typing import Any
 
-import numba
+import numba.extending
 import numpy as np
 from numba import types
 from numba.core import config as settings
@@ -28,6 +27,7 @@ _OPTIONS: dict[str, Any] = {
     "boundscheck": False,
     "_nrt": False,
 }
+_FOREIGN = ("NRT_", "numba_", "Py", "_Py")  # how names of numba's and of the interpreter's functions begin
 
 
 def dispatcher(function: Callable[..., Any]) -> Any:
@@ -61,7 +61,8 @@ def compile_object(function: Callable[..., Any], kinds: tuple[str, ...]) -> Obje
     found = made.overloads[tuple(signature)]
     library: Any = found.library
     asked = {each.name for each in library._final_module.functions if each.is_declaration}
-    foreign = [name for name in asked if not name.startswith("llvm.") and not hasattr(ctypes.CDLL(None), name)]
-    assert not foreign, f"{function.__name__} asks for {foreign}, which are in no process without the compiler"
+    foreign = [name for name in asked if name.startswith(_FOREIGN)]
+    if foreign:
+        raise RuntimeError(f"{function.__name__} asks for {foreign}, which no process has without the compiler")
     data = library._codegen._tm.emit_object(library._final_module)
     return ObjectCode(found.fndesc.llvm_func_name, str(found.signature.return_type), data)

@@ -177,26 +177,23 @@ class Compiled:
         return self._dispatcher._numba_type_
 
 
-compiled = Compiled
+compiled = Compiled  # as it stands above functions
 
 
 class Intrinsic:
     """What writes LLVM's code itself, called from compiled functions with one argument less than it has."""
 
     def __init__(self, definition: Callable[..., Any]) -> None:
-        self.definition = definition
-
-    def __call__(self, *arguments: Any) -> Any:
-        raise NotImplementedError(f"{self.definition.__name__} is for compiled code alone")
+        self._definition = definition
 
     @cached_property
     def _numba_type_(self) -> Any:
         from headway.engine.compiler import type_of_intrinsic
 
-        return type_of_intrinsic(self.definition)
+        return type_of_intrinsic(self._definition)
 
 
-intrinsic: Any = Intrinsic
+intrinsic: Any = Intrinsic  # type checkers do not see that what it makes can be called in compiled code
 
 
 class _Later:

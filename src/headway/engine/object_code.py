@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from llvmlite import binding
 
-_RESULTS = {"none": None, "bool": ctypes.c_bool, "int64": ctypes.c_int64, "float32": ctypes.c_float}
+_RESULTS = {"none": None, "int64": ctypes.c_int64, "float32": ctypes.c_float}
 _RETURNED = (0, -2)  # what numba's functions say when they end well: with a value, or without one
 _DIGEST = hashlib.sha256().digest_size
 
@@ -73,8 +73,8 @@ def load_object(code: ObjectCode, kinds: tuple[str, ...]) -> Callable[..., Any]:
 
 
 def _give_back() -> None:
-    """Lets go of the pages of LLVM's own machine code, some 40 MB: importing it brings them in, and what is loaded needs
-    none of them. They are those of a file, and come again where they are run again.
+    """Lets go of the pages of LLVM's own machine code, some 35 MB: importing it brings them in, and what is loaded
+    needs none of them. They are pages of a file, and come again where they are run again.
     """
     maps = Path("/proc/self/maps")
     for line in maps.read_text().splitlines() if maps.exists() else ():
@@ -93,14 +93,15 @@ def _caller(address: int, result: Any, kinds: tuple[str, ...]) -> Callable[..., 
         if len(kind) > 1:
             fields += [ctypes.c_int64] * (5 + 2 * int(kind[1:]))
         else:
-            fields.append(ctypes.c_int64 if kind in "lq" else np.ctypeslib.as_ctypes_type(np.dtype(kind)))
+            fields.append(np.ctypeslib.as_ctypes_type(np.dtype(kind)))
     function = ctypes.CFUNCTYPE(ctypes.c_int32, *fields)(address)
 
     def call(*arguments: Any) -> Any:
         values: list[Any] = []
         for argument in arguments:
             if isinstance(argument, np.ndarray):
-                assert argument.flags.c_contiguous
+                if not argument.flags.c_contiguous:
+                    raise ValueError(f"an array {list(argument.shape)} for compiled code is not contiguous")
                 values += (0, 0, argument.size, argument.itemsize, argument.ctypes.data)
                 values += (*argument.shape, *argument.strides)
             else:
