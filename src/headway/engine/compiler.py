@@ -9,7 +9,7 @@ import numba.extending
 import numpy as np
 from numba import types
 from numba.core import config as settings
-from numba.core.registry import cpu_target
+from numba.core import registry
 
 from headway.engine import machine
 from headway.engine.object_code import ObjectCode
@@ -27,6 +27,7 @@ _OPTIONS: dict[str, Any] = {
     "boundscheck": False,
     "_nrt": False,
 }
+_ALONE: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}  # without ways in from Python
 _FOREIGN = ("NRT_", "numba_", "Py", "_Py")  # how names of numba's and of the interpreter's functions begin
 
 
@@ -44,8 +45,9 @@ def dispatcher(function: Callable[..., Any]) -> Any:
 def type_of_intrinsic(definition: Callable[..., Any]) -> Any:
     """Of what writes LLVM's code itself, for numba's inference of types."""
     made: Any = numba.extending.intrinsic(definition)
-    cpu_target.typing_context.refresh()
-    return cpu_target.typing_context.resolve_value_type(made)
+    context: Any = registry.cpu_target.typing_context
+    context.refresh()
+    return context.resolve_value_type(made)
 
 
 def compile_object(function: Callable[..., Any], kinds: tuple[str, ...]) -> ObjectCode:
@@ -56,7 +58,7 @@ def compile_object(function: Callable[..., Any], kinds: tuple[str, ...]) -> Obje
     for kind in kinds:
         number = getattr(types, np.dtype(kind[0]).name)
         signature.append(types.Array(number, int(kind[1:]), "C") if len(kind) > 1 else number)
-    made = numba.njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, **_OPTIONS)(function)
+    made = numba.njit(**_OPTIONS, **_ALONE)(function)
     made.compile(tuple(signature))
     found = made.overloads[tuple(signature)]
     library: Any = found.library
