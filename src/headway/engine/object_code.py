@@ -11,6 +11,7 @@ import hashlib
 import mmap
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,7 +50,8 @@ def write_object(path: Path, code: ObjectCode) -> None:
         part.write_bytes(hashlib.sha256(content).digest() + content)
         part.replace(path)
     except OSError:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink()
 
 
 _ENGINES: list[Any] = []  # what was loaded stays where it is as long as the process lives
@@ -77,7 +79,7 @@ def _give_back() -> None:
     needs none of them. They are pages of a file, and come again where they are run again.
     """
     maps = Path("/proc/self/maps")
-    for line in maps.read_text().splitlines() if maps.exists() else ():
+    for line in maps.read_text(errors="replace").splitlines() if maps.exists() else ():
         span, rights, *_, path = line.split(maxsplit=5)
         if rights == "r-xp" and Path(path).name.startswith("libllvmlite"):
             first, last = (int(edge, 16) for edge in span.split("-"))

@@ -219,7 +219,7 @@ class _Search:
     def _likeliest(self, logits: Float[Tensor, "MW C"], count: int) -> tuple[Tensor, Tensor]:
         """Log probabilities and symbols of each row, the likeliest first. The logits are used up."""
         if self.pool is not None:
-            from headway.engine.likeliest import find_likeliest  # with numba, which takes a second
+            from headway.engine.likeliest import find_likeliest  # with LLVM, which torch does without
 
             if len(self.suppressed) and self._allowed is None:
                 bits = np.ones(-(-logits.shape[-1] // 32) * 32, bool)
