@@ -84,6 +84,9 @@ def part(form: str, rows: int, threads: int) -> dict[str, Any]:
     size = sum(w.packed.bytes if isinstance(w, PackedTensor) else w.nbytes for w in weights)
     numbers = torch.ones(size // 4).chunk(threads)
 
+    def read_share(thread: int) -> None:
+        numbers[thread].sum()
+
     def steps() -> list[float]:
         said, decoding, took = logits, start, []
         for _ in range(STEPS):
@@ -96,7 +99,7 @@ def part(form: str, rows: int, threads: int) -> dict[str, Any]:
     alone, read = [], []
     with neighbours() as others:
         for _ in range(TURNS):
-            read.append(seconds_of(lambda: pool(threads).run(lambda thread: numbers[thread].sum())))
+            read.append(seconds_of(lambda: pool(threads).run(read_share)))
             for place in PLACES:
                 with going(others[place]):
                     took = steps()

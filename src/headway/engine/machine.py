@@ -232,7 +232,7 @@ def _futex(typing: Any, address: Any, what: Any, number: Any) -> Any:
 # What threads meet by: int64 in cache lines of their own. How many have come, and how many of them sleep; how often one
 # looks before it sleeps; and for each thread what is taken of its share.
 _SLEEPERS, _PATIENCE, _TAKEN, _LINE = 8, 64, 128, 64  # bytes from the counter on
-_LEAST_LOOKS, _MOST_LOOKS, _MORE_LOOKS = 16, 400, 8  # 400 are some 10 to 20 microseconds
+_LEAST_LOOKS, _MOST_LOOKS, _AFRESH = 16, 400, 64  # 400 are some 10 to 20 microseconds; meetings between fresh starts
 _PARTS = 20  # bits that count the parts of a share
 
 
@@ -243,17 +243,13 @@ def meeting(threads: int) -> np.ndarray:
     return room[start : start + _TAKEN + _LINE * threads].view(np.int64)
 
 
-def begin_anew(meeting: np.ndarray) -> None:
-    """Nobody has come, and nothing is taken; how often threads look stays as it is."""
-    meeting[: _PATIENCE // 8] = meeting[_TAKEN // 8 :] = 0
-
-
 @compiled
 def barrier(counter: int, threads: int) -> None:
     """Wait until all threads have come here.
 
     A thread looks for a while and then sleeps: where another program has interrupted the one that is waited for, that
-    gets the core of this one. Threads that had to sleep look half as often the next time, others a little more often.
+    gets the core of this one. After each sleep threads look half as often, and from time to time all begin afresh: a
+    short wait that a sleep made long would else make them sleep for ever.
     """
     if threads == 1:
         return
@@ -263,7 +259,9 @@ def barrier(counter: int, threads: int) -> None:
         if _load(counter + _SLEEPERS) > 0:
             _futex(counter, _WAKE, _ALL)
         return
-    patience, looks, slept = i64(counter + _PATIENCE), 0, False
+    patience, looks = i64(counter + _PATIENCE), 0
+    if goal // threads % _AFRESH == 1:
+        patience[0] = _MOST_LOOKS
     most = patience[0]
     while _load(counter) < goal:
         if looks < most:
@@ -272,9 +270,7 @@ def barrier(counter: int, threads: int) -> None:
         else:
             _sleep(counter, goal)
             most = max(most // 2, _LEAST_LOOKS)
-            patience[0], looks, slept = most, 0, True
-    if not slept and most < _MOST_LOOKS:
-        patience[0] = most + _MORE_LOOKS
+            patience[0], looks = most, 0
 
 
 @compiled

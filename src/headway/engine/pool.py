@@ -12,7 +12,7 @@ from types import FrameType
 
 import torch
 
-from headway.engine.machine import begin_anew, meeting
+from headway.engine.machine import meeting
 
 
 class Pool:
@@ -41,8 +41,7 @@ class Pool:
         left at a barrier would wait for ever.
         """
         with self._lock, _uninterrupted():
-            self._job = job
-            begin_anew(self._meeting)
+            self._job, self._meeting[:] = job, 0
             for start in self._start:
                 start.release()
             job(0)
