@@ -31,7 +31,10 @@ F32 = Any  # a number of single precision in compiled code, which numba knows an
 _I8, _I16, _I32, _I64, _F32 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
 _MESSAGE = "compiling the CPU engine, once on this machine; some ten seconds"
 _ARCH_PRCTL, _REQUEST, _TILE_DATA = 158, 0x1023, 18  # the system call by which Linux lends the matrix unit
-_SPINS = 400  # looks at a barrier before the thread lets others run; some 10 to 20 microseconds
+# The call of the system by which a thread sleeps while a number stays what it is: Linux, by processor.
+_FUTEX = {"x86_64": 202, "aarch64": 98}.get(platform.machine()) if platform.system() == "Linux" else None
+_SLEEPS = _FUTEX is not None
+_WAIT, _WAKE, _ALL = 128, 129, 1 << 30  # what is asked of it, among the threads of this process; more than there are
 
 
 # What a lesser processor lacks, by the instructions that HEADWAY_FORM names: features of LLVM by their beginnings.
@@ -247,7 +250,7 @@ def _add(typing: Any, address: Any, value: Any) -> Any:
 @intrinsic
 def _load(typing: Any, address: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.load_atomic(builder.inttoptr(args[0], _I64.as_pointer()), "acquire", 8)
+        return builder.load_atomic(builder.inttoptr(args[0], _I64.as_pointer()), "seq_cst", 8)
 
     return types.int64(types.int64), generate
 
@@ -278,18 +281,106 @@ def _give_way(typing: Any) -> Any:
     return types.void(), generate
 
 
+@intrinsic
+def _swap(typing: Any, address: Any, old: Any, new: Any) -> Any:
+    """Write `new` where `old` is; whether it was there."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        place = builder.inttoptr(args[0], _I64.as_pointer())
+        return builder.extract_value(builder.cmpxchg(place, args[1], args[2], "seq_cst", "seq_cst"), 1)
+
+    return types.boolean(types.int64, types.int64, types.int64), generate
+
+
+@intrinsic
+def _futex(typing: Any, address: Any, what: Any, number: Any) -> Any:
+    """Sleep while the 32 bits at an address are `number`, or wake so many threads that sleep there."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        if _SLEEPS:
+            kind = ir.FunctionType(_I64, [_I64], var_arg=True)
+            call = cgutils.get_or_insert_function(builder.module, kind, "syscall")
+            builder.call(call, [ir.Constant(_I64, _FUTEX), *args, ir.Constant(_I64, 0)])  # 0: for as long as it takes
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), generate
+
+
+# What threads meet by: int64 in cache lines of their own. How many have come, and how many of them sleep; how often one
+# looks before it sleeps; and for each thread what is taken of its share.
+_SLEEPERS, _PATIENCE, _TAKEN, _LINE = 8, 64, 128, 64  # bytes from the counter on
+_LEAST_LOOKS, _MOST_LOOKS, _AFRESH = 16, 400, 64  # 400 are some 10 to 20 microseconds; meetings between fresh starts
+_PARTS = 20  # bits that count the parts of a share
+
+
+def meeting(threads: int) -> np.ndarray:
+    """Zeros for so many threads, at whose address a `counter` is."""
+    room = np.zeros(_TAKEN + _LINE * (threads + 1), np.uint8)
+    start = -room.ctypes.data % _LINE
+    return room[start : start + _TAKEN + _LINE * threads].view(np.int64)
+
+
 @compiled
 def barrier(counter: int, threads: int) -> None:
-    """Wait until all threads have come here. `counter` is the address of an int64 that only grows."""
+    """Wait until all threads have come here.
+
+    A thread looks for a while and then sleeps: where another program has interrupted the one that is waited for, that
+    gets the core of this one. After each sleep threads look half as often, and from time to time all begin afresh: a
+    short wait that a sleep made long would else make them sleep for ever.
+    """
     if threads == 1:
         return
-    goal = (_add(counter, 1) // threads + 1) * threads
-    spins = 0
+    come = _add(counter, 1) + 1
+    goal = (come + threads - 1) // threads * threads
+    if come == goal:
+        if _load(counter + _SLEEPERS) > 0:
+            _futex(counter, _WAKE, _ALL)
+        return
+    patience, looks = i64(counter + _PATIENCE), 0
+    if goal // threads % _AFRESH == 1:
+        patience[0] = _MOST_LOOKS
+    most = patience[0]
     while _load(counter) < goal:
-        _relax()
-        spins += 1
-        if spins > _SPINS:
-            _give_way()
+        if looks < most:
+            _relax()
+            looks += 1
+        else:
+            _sleep(counter, goal)
+            most = max(most // 2, _LEAST_LOOKS)
+            patience[0], looks = most, 0
+
+
+@compiled
+def _sleep(counter: int, goal: int) -> None:
+    """Until others come. The last one sees that somebody sleeps, or this thread that the last one has come."""
+    if not _SLEEPS:
+        _give_way()
+        return
+    _add(counter + _SLEEPERS, 1)
+    come = _load(counter)
+    if come < goal:
+        _futex(counter, _WAIT, come)
+    _add(counter + _SLEEPERS, -1)
+
+
+@compiled
+def meetings(counter: int, threads: int) -> int:
+    """How often all threads have met, seen by one of them."""
+    return _load(counter) // threads
+
+
+@compiled
+def take(counter: int, owner: int, met: int, count: int) -> int:
+    """The number of a part of what is the share of `owner` since threads have met `met` times, which nobody else gets;
+    from `count` on where all parts are taken. There is one set of parts between two meetings.
+    """
+    place, first = counter + _TAKEN + _LINE * owner, met << _PARTS
+    seen = _load(place)
+    if seen >= first + count:
+        return count
+    if seen < first and _swap(place, seen, first + 1):
+        return 0
+    return _add(place, 1) - first
 
 
 @intrinsic

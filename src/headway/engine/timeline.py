@@ -101,4 +101,4 @@ class StepTimeline:
 
 def named(op: np.ndarray) -> str:
     kind = Opcode(int(op[0]))
-    return f"multiply {op[11]} x {op[13]}" if kind == Opcode.MULTIPLY else kind.name.lower()
+    return f"multiply {op[13]} x {op[14]}" if kind == Opcode.MULTIPLY else kind.name.lower()
