@@ -230,19 +230,19 @@ def test_rough_convolutions_round_their_factors_and_nothing_else() -> None:
         assert (found - wanted).abs().max() < 0.01 * wanted.abs().max()
 
 
-@pytest.mark.parametrize(("rows", "rounded"), [(64, True), (63, False)])
-def test_rough_products_round_what_has_rows_enough(rows: int, rounded: bool) -> None:
+@pytest.mark.parametrize(("rows", "many"), [(64, True), (63, False)])
+def test_rough_products_round_what_has_rows_enough(rows: int, many: bool) -> None:
     x, weight, bias = inputs(rows, 48, seed=1), inputs(40, 48, seed=2), inputs(40, seed=3)
     values = [value.float().requires_grad_() for value in (x, weight, bias)]
-    exact = linear(*values)
+    exact = linear(values[0], values[1], values[2])
     with products("bf16"):
-        rough, kept = linear(*values), linear(*values, rounded=True)
+        rough, kept = (linear(values[0], values[1], values[2], rounded) for rounded in (False, True))
     assert rough.dtype == exact.dtype
-    assert kept.dtype == (torch.bfloat16 if rounded else exact.dtype)
+    assert kept.dtype == (torch.bfloat16 if many else exact.dtype)
     assert torch.equal(rough, kept.float())
     for found, wanted in zip((rough, *gradients(rough.double(), values)), (exact, *gradients(exact.double(), values))):
         assert found.dtype == wanted.dtype
-        assert torch.equal(found, wanted) is not rounded
+        assert torch.equal(found, wanted) is not many
         assert (found - wanted).abs().max() < 0.01 * wanted.abs().max()
 
 

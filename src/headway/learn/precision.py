@@ -44,8 +44,8 @@ class Processor(NamedTuple):
     def multiplies_bf16(self) -> bool:
         """Whether products of bf16 take less time than those of fp32.
 
-        A matrix unit's do. VDPBF16PS multiplies twice as many numbers as a product of fp32 vectors; AMD's processors begin
-        as many of the one as of the other, Intel's a fourth (docs/decisions/0014).
+        A matrix unit's do. An instruction of AVX512_BF16 multiplies twice as many numbers as one of fp32 vectors; AMD's
+        processors begin as many of the one as of the other, Intel's a fourth (docs/decisions/0014).
         """
         return self.amx or (self.avx512_bf16 and self.name.startswith("AMD"))
 
@@ -82,8 +82,8 @@ def choose(setting: str, model: nn.Module, device: torch.device, processor: Proc
 
 
 def computed(precision: str, device: torch.device, processor: Processor | None = None) -> str:
-    """What a learner computes in, on a CPU that is `processor`, None for this one: fp32 where bf16 takes longer, so that
-    a recipe that says bf16 runs on any machine.
+    """What a learner computes in, on a CPU that is `processor`, None for this one: fp32 where bf16 takes longer, so
+    that a recipe that says bf16 runs on any machine.
     """
     multiplies = device.type != "cpu" or (processor or this_processor()).multiplies_bf16
     return precision if multiplies else "fp32"

@@ -49,7 +49,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, smoothing: float, rows: int
     ) -> Tensor:
         device = x.device.type
-        # Under autocast the products run in its dtype, rough ones in bf16; what is added up over classes and chunks stays fp32.
+        # Rough products run in bf16, under autocast in its dtype; what is added up over classes and chunks stays fp32.
         low = torch.bfloat16 if are_products_rough() else weight.dtype
         if torch.is_autocast_enabled(device):
             low = torch.get_autocast_dtype(device)

@@ -98,8 +98,8 @@ class _RoughLinear(torch.autograd.Function):
 def linear(
     x: Float[Tensor, "... D"], weight: Float[Tensor, "E D"], bias: Tensor | None = None, rounded: bool = False
 ) -> Float[Tensor, "... E"]:
-    """`x @ weight.T + bias`. Where factors are rounded to bf16, a `rounded` result stays so: for what goes into the next
-    product anyway.
+    """`x @ weight.T + bias`. Where factors are rounded to bf16, a `rounded` result stays so, for what goes into the
+    next product anyway.
     """
     if is_deterministic():
         rows = x.reshape(-1, x.shape[-1])

@@ -20,9 +20,9 @@ class Projection(nn.Module):
     `slices` are the output widths of the fused maps (query, key, value; gate, up): optimisers, adapters and published
     formats work slice by slice. `bias` may be said slice by slice (Whisper's keys have none); the parameter holds those
     that there are, one after the other. `writes` marks a map whose output is added to the residual stream, `recurrent`
-    one from a network's state to its next, which initialisation treats apart; `inner` one from which nothing but an activation
-    stands to the next product, so that its output need be no finer than that product's factors. Weights are made by
-    `headway.nn.parts.init`.
+    one from a network's state to its next, which initialisation treats apart; `inner` one with nothing but an
+    activation between it and the next product, so that its output need be no finer than that product's factors. Weights
+    are made by `headway.nn.parts.init`.
     """
 
     def __init__(
