@@ -26,6 +26,7 @@ from headway.nn.kernels import (
     gelu_tanh_reference,
     gru,
     gru_reference,
+    linear,
     linear_cross_entropy,
     linear_cross_entropy_reference,
     lstm,
@@ -227,6 +228,66 @@ def test_rough_convolutions_round_their_factors_and_nothing_else() -> None:
     assert rough.dtype == exact.dtype
     for found, wanted in zip((rough, *gradients(rough.double(), values)), (exact, *gradients(exact.double(), values))):
         assert (found - wanted).abs().max() < 0.01 * wanted.abs().max()
+
+
+@pytest.mark.parametrize(("rows", "many"), [(64, True), (63, False)])
+def test_rough_products_round_what_has_rows_enough(rows: int, many: bool) -> None:
+    x, weight, bias = inputs(rows, 48, seed=1), inputs(40, 48, seed=2), inputs(40, seed=3)
+    values = [value.float().requires_grad_() for value in (x, weight, bias)]
+    exact = linear(values[0], values[1], values[2])
+    with products("bf16"):
+        rough, kept = (linear(values[0], values[1], values[2], rounded) for rounded in (False, True))
+    assert rough.dtype == exact.dtype
+    assert kept.dtype == (torch.bfloat16 if many else exact.dtype)
+    assert torch.equal(rough, kept.float())
+    for found, wanted in zip((rough, *gradients(rough.double(), values)), (exact, *gradients(exact.double(), values))):
+        assert found.dtype == wanted.dtype
+        assert torch.equal(found, wanted) is not many
+        assert (found - wanted).abs().max() < 0.01 * wanted.abs().max()
+
+
+def test_rough_cross_entropy_is_close() -> None:
+    x, weight = (value.float().requires_grad_() for value in (inputs(70, 32, seed=1), inputs(50, 32, seed=2)))
+    labels = torch.arange(70) % 50
+    exact = linear_cross_entropy(x, weight, labels, chunk=32)
+    with products("bf16"):
+        rough = linear_cross_entropy(x, weight, labels, chunk=32)
+    close(rough, exact, rtol=0.01, atol=0)
+    for found, wanted in zip(gradients(rough.double(), [x, weight]), gradients(exact.double(), [x, weight])):
+        assert found.dtype == wanted.dtype
+        assert (found - wanted).norm() < 0.01 * wanted.norm()
+
+
+def test_gelu_of_bf16_is_computed_in_fp32() -> None:
+    x = (4 * inputs(70_000, seed=1)).bfloat16().requires_grad_()
+    wide = x.detach().float().requires_grad_()
+    found, wanted = gelu_tanh(x), gelu_tanh(wide)
+    assert torch.equal(found, wanted.bfloat16())
+    found.sum().backward()
+    wanted.sum().backward()
+    assert x.grad is not None
+    assert wide.grad is not None
+    assert torch.equal(x.grad, wide.grad.bfloat16())
+
+
+@pytest.mark.parametrize(
+    ("length", "size", "groups", "rounded"),
+    [(256, 64, 2, True), (255, 64, 2, False), (256, 32, 2, False), (256, 64, 1, False)],
+)
+@pytest.mark.parametrize("pattern", [Causal(), Full()])
+def test_rough_products_round_attention_of_long_rows(
+    length: int, size: int, groups: int, rounded: bool, pattern: Pattern
+) -> None:
+    shapes = ((2, length, 2, size), (2, length, groups, size), (2, length, groups, size))
+    values = [inputs(*shape, seed=i).float().requires_grad_() for i, shape in enumerate(shapes)]
+    layout = Layout.full(2, length)
+    exact = attend(*values, View(pattern, layout, layout), scale=0.2)  # type: ignore[arg-type]
+    with products("bf16"):
+        rough = attend(*values, View(pattern, layout, layout), scale=0.2)  # type: ignore[arg-type]
+    assert rough.dtype == exact.dtype
+    assert torch.equal(rough, exact) is not rounded
+    for found, wanted in zip((rough, *gradients(rough.double(), values)), (exact, *gradients(exact.double(), values))):
+        assert (found - wanted).norm() < 0.01 * wanted.norm()
 
 
 def test_rough_attention_rounds_what_has_no_mask_and_nothing_else() -> None:

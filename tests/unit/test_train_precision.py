@@ -7,14 +7,18 @@ import torch
 from tiny_task import SYMBOLS, CountingConfig, counting, counting_recipe
 from torch import nn
 
-from headway.learn import journal
+from headway.learn import journal, precision
 from headway.learn.distributed import Processes
 from headway.learn.learner import Learner
-from headway.learn.precision import choose, products, representative
+from headway.learn.precision import Processor, choose, computed, products, representative, this_processor
 from headway.nn.kernels.linear import are_products_rough
 from headway.nn.models import build
 
 CPU = torch.device("cpu")
+UNIT = Processor("Intel Xeon", True, True)
+ZEN4 = Processor("AMD EPYC 9354", False, True)
+COOPER_LAKE = Processor("Intel Xeon Gold 6328H", False, True)
+ZEN3 = Processor("AMD EPYC 7763", False, False)
 
 
 def test_settings_are_put_back() -> None:
@@ -26,29 +30,80 @@ def test_settings_are_put_back() -> None:
     assert not are_products_rough()
 
 
-def test_learning_in_bf16_follows_fp32_and_is_judged_in_fp32() -> None:
+def test_learning_in_bf16_follows_fp32_and_is_judged_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "this_processor", lambda: UNIT)
     losses = {}
-    for precision in ("fp32", "bf16"):
+    for name in ("fp32", "bf16"):
         recipe = counting_recipe(optim="muon", **{"model.symbols": SYMBOLS, "model.dropout": 0.0})
         task = counting(CountingConfig(), 1)
-        learner = Learner(build(recipe.model, 5), recipe, task, Processes(CPU), precision)
+        learner = Learner(build(recipe.model, 5), recipe, task, Processes(CPU), name)
         for step in range(10):
             learner.update(step, [task.examples.batch(step)])
         with learner.evaluating() as model:
             assert not are_products_rough()
-            losses[precision] = task.evaluate(model)["loss"]
+            losses[name] = task.evaluate(model)["loss"]
     assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.01)
-    assert losses["bf16"] != losses["fp32"]  # Newton-Schulz runs in bf16 on any machine
+    assert losses["bf16"] != losses["fp32"]
 
 
-@pytest.mark.parametrize(("unit", "width", "name"), [(True, 128, "bf16"), (True, 32, "fp32"), (False, 128, "fp32")])
-def test_auto_goes_by_the_processor_and_the_shapes(
-    monkeypatch: pytest.MonkeyPatch, unit: bool, width: int, name: str
-) -> None:
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: unit)
+@pytest.mark.parametrize(
+    ("processor", "width", "name", "reason"),
+    [
+        (UNIT, 128, "bf16", "matrix unit"),
+        (UNIT, 32, "fp32", "matrices of 32 rows"),
+        (ZEN4, 128, "bf16", "AVX512_BF16 multiplies it twice as fast"),
+        (ZEN4, 32, "fp32", "matrices of 32 rows"),
+        (COOPER_LAKE, 128, "fp32", "no faster than fp32"),
+        (ZEN3, 128, "fp32", "no products of bf16"),
+        (ZEN3, 32, "fp32", "no products of bf16"),
+    ],
+)
+def test_auto_goes_by_the_processor_and_the_shapes(processor: Processor, width: int, name: str, reason: str) -> None:
     model = nn.Sequential(nn.Linear(width, 4 * width), nn.Linear(4 * width, width))
-    assert {choose("auto", model, CPU).name for _ in range(5)} == {name}
-    assert choose("bf16", model, CPU) == ("bf16", "as set")
+    found = choose("auto", model, CPU, processor)
+    assert found.name == name
+    assert reason in found.reason
+
+
+def test_bf16_that_is_set_is_computed_in_fp32_where_that_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.Linear(128, 128)
+    for processor in (UNIT, ZEN4):
+        assert choose("bf16", model, CPU, processor) == ("bf16", "as set")
+        assert computed("bf16", CPU, processor) == "bf16"
+    for processor in (COOPER_LAKE, ZEN3):
+        name, reason = choose("bf16", model, CPU, processor)
+        assert (name, computed(name, CPU, processor)) == ("bf16", "fp32")
+        assert processor.reason in reason
+    assert computed("bf16", torch.device("cuda"), ZEN3) == "bf16"
+    monkeypatch.setattr(precision, "this_processor", lambda: ZEN3)
+    recipe = counting_recipe(**{"model.symbols": SYMBOLS})
+    learner = Learner(build(recipe.model, 5), recipe, counting(CountingConfig(), 1), Processes(CPU), "bf16")
+    assert learner.precision == "fp32"
+
+
+@pytest.mark.parametrize(
+    ("most", "tiles", "vectors"),
+    [
+        (None, True, True),
+        ("default", True, True),
+        ("AVX10_1_512_AMX", True, True),
+        ("avx512_core_bf16", False, True),
+        ("AVX512_CORE_FP16", False, True),
+        ("AVX512_CORE_VNNI", False, False),
+        ("AVX2", False, False),
+    ],
+)
+def test_what_onednn_may_not_use_is_not_there(
+    monkeypatch: pytest.MonkeyPatch, most: str | None, tiles: bool, vectors: bool
+) -> None:
+    has = {"cpu_name": "Intel Xeon", "amx_bf16": True, "avx512_bf16": True}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has)
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    if most is not None:
+        monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", most)
+    assert this_processor() == ("Intel Xeon", tiles, vectors)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"architecture": "aarch64"})
+    assert this_processor() == ("", False, False)
 
 
 def test_the_heaviest_shapes_are_measured() -> None:

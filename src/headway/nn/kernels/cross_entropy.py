@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from headway.nn.kernels.linear import are_products_rough, matrix_unit
+from headway.nn.kernels.linear import are_products_rough
 
 # Logits held at once: 64 MiB in fp32. The sum over rows is a product as deep as a chunk has rows, and with 50,000
 # symbols a quarter of this makes the three products 1.2 times as slow.
@@ -49,9 +49,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, smoothing: float, rows: int
     ) -> Tensor:
         device = x.device.type
-        # Under autocast the products run in its dtype; what is added up over classes and chunks stays fp32.
-        low = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
-        with torch.autocast(device, enabled=False), matrix_unit(are_products_rough()):
+        # Rough products run in bf16, under autocast in its dtype; what is added up over classes and chunks stays fp32.
+        low = torch.bfloat16 if are_products_rough() else weight.dtype
+        if torch.is_autocast_enabled(device):
+            low = torch.get_autocast_dtype(device)
+        with torch.autocast(device, enabled=False):
             total, gradients = _in_chunks(x, weight, bias, labels, smoothing, rows, low, ctx.needs_input_grad[:3])
         ctx.save_for_backward(*gradients)
         return total

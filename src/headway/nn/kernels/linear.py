@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 _ROWS = 16  # the fixed block height: one shape of product, whatever the batch, so one order of summation
+_LEAST_ROWS = 64  # below, rounding the weights costs more than the product gains
 _DETERMINISTIC: ContextVar[bool] = ContextVar("deterministic", default=False)
 
 Products = Literal["fp32", "bf16"]
@@ -40,10 +41,11 @@ def is_deterministic() -> bool:
 
 @contextmanager
 def products(kind: Products) -> Iterator[None]:
-    """Within this context the linear layers of a CPU multiply factors rounded to bf16 and add in fp32.
+    """Within this context linear layers, the cross-entropy's products and attention without a mask, on a CPU, round
+    their factors to bf16, for processors that multiply those faster (`headway.learn.precision`).
 
-    Processors with matrix units for bf16 do that several times as fast; tensors stay fp32, so nothing is cast. Only the
-    linear layers do it: torch's attention is slower that way.
+    Products add in fp32 and round their results; all tensors around them stay fp32, but for those between the two
+    products of a feed-forward layer. Recurrences and convolutions use torch's switch (`matrix_unit`).
     """
     token = _PRODUCTS.set(kind)
     try:
@@ -58,7 +60,10 @@ def are_products_rough() -> bool:
 
 @contextmanager
 def matrix_unit(use: bool) -> Iterator[None]:
-    """The switch that torch has for this, on for the products within if `use` is true."""
+    """torch's switch by which a matrix unit rounds the factors of fp32 products itself, on within if `use` is true.
+
+    For many small products, whose factors would have to be rounded one by one. Without a matrix unit it does nothing.
+    """
     settings = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     before = settings.fp32_precision
     if use:
@@ -70,33 +75,37 @@ def matrix_unit(use: bool) -> Iterator[None]:
 
 
 class _RoughLinear(torch.autograd.Function):
-    """A linear layer whose three products, forward and backward, all run under the switch."""
+    """A linear layer whose three products, forward and backward, multiply factors rounded to bf16."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        with matrix_unit(True):
-            return F.linear(x, weight, bias)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, rounded: bool) -> Tensor:
+        rough, matrix = x.bfloat16(), weight.bfloat16()
+        ctx.save_for_backward(rough, matrix)
+        ctx.kinds = x.dtype, weight.dtype
+        y = F.linear(rough, matrix, None if bias is None else bias.bfloat16())
+        return y if rounded else y.to(weight.dtype)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, weight = ctx.saved_tensors
-        rows = gradient.reshape(-1, gradient.shape[-1])
-        with matrix_unit(True):
-            dx = (rows @ weight).view_as(x) if ctx.needs_input_grad[0] else None
-            dweight = rows.T @ x.reshape(-1, x.shape[-1]) if ctx.needs_input_grad[1] else None
-        return dx, dweight, rows.sum(0) if ctx.needs_input_grad[2] else None
+        kind, kept = ctx.kinds
+        rows = gradient.reshape(-1, gradient.shape[-1]).bfloat16()
+        dx = (rows @ weight).view_as(x).to(kind) if ctx.needs_input_grad[0] else None
+        dweight = (rows.T @ x.reshape(-1, x.shape[-1])).to(kept) if ctx.needs_input_grad[1] else None
+        return dx, dweight, rows.sum(0).to(kept) if ctx.needs_input_grad[2] else None, None
 
 
 def linear(
-    x: Float[Tensor, "... D"], weight: Float[Tensor, "E D"], bias: Tensor | None = None
+    x: Float[Tensor, "... D"], weight: Float[Tensor, "E D"], bias: Tensor | None = None, rounded: bool = False
 ) -> Float[Tensor, "... E"]:
-    """`x @ weight.T + bias`."""
+    """`x @ weight.T + bias`. Where factors are rounded to bf16, a `rounded` result stays so, for what goes into the
+    next product anyway.
+    """
     if is_deterministic():
         rows = x.reshape(-1, x.shape[-1])
         padded = F.pad(rows, (0, 0, 0, -rows.shape[0] % _ROWS))
         blocks = [F.linear(block.contiguous(), weight, bias) for block in padded.split(_ROWS)]
         return torch.cat(blocks)[: rows.shape[0]].reshape(*x.shape[:-1], weight.shape[0])
-    if _PRODUCTS.get() == "bf16":
-        return _RoughLinear.apply(x, weight, bias)
+    if are_products_rough() and x.numel() >= _LEAST_ROWS * x.shape[-1]:
+        return _RoughLinear.apply(x, weight, bias, rounded)
     return F.linear(x, weight, bias)

@@ -26,7 +26,7 @@ class Dropout(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.p == 0:
             return x
-        return x * self._mask(x)
+        return (x * self._mask(x)).to(x.dtype)
 
     def _mask(self, x: Tensor) -> Tensor:
         dropped = round(self.p * _LEVELS)
@@ -35,7 +35,8 @@ class Dropout(nn.Module):
         draws = bits.view(torch.int16)[: x.numel()].view(x.shape)
         # `random_` leaves the sign bit of a word clear, so every fourth draw would lack its top bit: compare 15 bits.
         kept = (draws & 0x7FFF) >= dropped // 2
-        return kept.to(x.dtype).mul_(_LEVELS / (_LEVELS - dropped // 2 * 2))
+        # In bf16 the scale itself would be rounded, and with it the expectation.
+        return kept.to(torch.promote_types(x.dtype, torch.float32)).mul_(_LEVELS / (_LEVELS - dropped // 2 * 2))
 
     def extra_repr(self) -> str:
         return f"p={self.p}"
@@ -49,7 +50,7 @@ class DropPath(Dropout):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.p == 0:
             return x
-        return x * self._mask(x.new_empty(x.shape[0], *(1,) * (x.dim() - 1)))
+        return (x * self._mask(x.new_empty(x.shape[0], *(1,) * (x.dim() - 1)))).to(x.dtype)
 
 
 def attach_generator(model: nn.Module, device: torch.device | str = "cpu") -> torch.Generator:

@@ -78,7 +78,7 @@ class MLP(nn.Module):
     def __init__(self, config: MLPConfig, width: int) -> None:
         super().__init__()
         hidden = hidden_width(config.hidden, config.ratio, width)
-        self.up = Projection(width, hidden, config.bias)
+        self.up = Projection(width, hidden, config.bias, inner=True)
         self.down = Projection(hidden, width, config.bias, writes=True)
         self.activation = ACTIVATIONS[config.activation]
         self.dropout = Dropout(config.dropout)
@@ -110,7 +110,7 @@ class Gated(nn.Module):
     def __init__(self, config: GatedConfig, width: int) -> None:
         super().__init__()
         hidden = hidden_width(config.hidden, config.ratio, width)
-        self.gate_up = Projection(width, (hidden, hidden), config.bias)
+        self.gate_up = Projection(width, (hidden, hidden), config.bias, inner=True)
         self.down = Projection(hidden, width, config.bias, writes=True)
         self.activation = ACTIVATIONS[config.activation]
         self.dropout = Dropout(config.dropout)

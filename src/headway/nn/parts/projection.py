@@ -20,8 +20,9 @@ class Projection(nn.Module):
     `slices` are the output widths of the fused maps (query, key, value; gate, up): optimisers, adapters and published
     formats work slice by slice. `bias` may be said slice by slice (Whisper's keys have none); the parameter holds those
     that there are, one after the other. `writes` marks a map whose output is added to the residual stream, `recurrent`
-    one from a network's state to its next, which initialisation treats apart. Weights are made by
-    `headway.nn.parts.init`.
+    one from a network's state to its next, which initialisation treats apart; `inner` one with nothing but an
+    activation between it and the next product, so that its output need be no finer than that product's factors. Weights
+    are made by `headway.nn.parts.init`.
     """
 
     def __init__(
@@ -31,19 +32,21 @@ class Projection(nn.Module):
         bias: bool | Sequence[bool] = True,
         writes: bool = False,
         recurrent: bool = False,
+        inner: bool = False,
     ) -> None:
         super().__init__()
         self.slices = (slices,) if isinstance(slices, int) else tuple(slices)
         self.biased = (bias,) * len(self.slices) if isinstance(bias, bool) else tuple(bias)
         self.writes = writes
         self.recurrent = recurrent
+        self.inner = inner
         self.weight = nn.Parameter(torch.empty(sum(self.slices), width))
         self.weight.slices = self.slices  # type: ignore[attr-defined]
         held = sum(size for size, has in zip(self.slices, self.biased) if has)
         self.bias = nn.Parameter(torch.zeros(held)) if held else None
 
     def forward(self, x: Float[Tensor, "... D"]) -> Float[Tensor, "... E"]:
-        return linear(x, self.weight, None if self.bias is None else self.offset())
+        return linear(x, self.weight, None if self.bias is None else self.offset(), self.inner)
 
     def matrix(self) -> Float[Tensor, "E D"]:
         """The map as a matrix, with what adapters add to it, for those who multiply by it many times."""
