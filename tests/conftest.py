@@ -19,6 +19,7 @@ _NUMBERS = count()
 shapes.install()  # before anything imports headway
 
 torch.set_num_threads(1)  # tests run side by side, and the tensors are tiny
+os.fsync = os.fstat  # of an open file, too, but no test cuts the power, and thousands would wait for the disk
 
 
 def pytest_collection_finish() -> None:
