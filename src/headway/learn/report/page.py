@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import io
 import re
 import struct
@@ -93,6 +94,7 @@ def render(sections: Sections) -> str:
     return environment().get_template("page.html").render(page=sections)
 
 
+@functools.cache  # with the templates, which take longer to compile than to fill in
 def environment(*folders: Path) -> jinja2.Environment:
     """Templates of `folders` beside those here, which have the style and the parts that pages share."""
     try:
