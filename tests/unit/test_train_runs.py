@@ -184,7 +184,7 @@ def test_an_evaluation_that_is_broken_off_is_no_time_of_training(
         with pytest.raises(UserInterrupt):
             train(tmp_path / "a", counting_recipe(**SETTINGS))
     summary = json.loads((tmp_path / "a" / "run.json").read_text())
-    assert summary["seconds"] < 0.5 < summary["elapsed"]
+    assert summary["seconds"] < summary["elapsed"] - 0.5  # of the evaluation, which was broken off
     resumed = train(tmp_path / "a", counting_recipe(**SETTINGS), resume=True).summary
     assert resumed["elapsed"] > summary["elapsed"]
 
@@ -399,7 +399,7 @@ def test_minutes_fix_the_steps_of_a_recipe_that_repeats_the_run(tmp_path: Path) 
     timed, repeated = tmp_path / "timed", tmp_path / "repeated"
     start = time.perf_counter()
     run = train(timed, counting_recipe(), minutes=2 / 60)
-    assert 1.0 < time.perf_counter() - start < 8.0
+    assert 1.0 < time.perf_counter() - start < 30.0  # on a busy machine, too
     assert run.recipe.train.steps > 50
     assert run.summary["minutes"] == 2 / 60
     train(repeated, read_recipe(timed / "recipe.json"))
@@ -420,7 +420,7 @@ def test_a_plan_by_a_wrong_speed_is_made_anew(
     recipe = counting_recipe(schedule="wsd")
     start = time.perf_counter()
     run = train(timed, recipe, minutes=2 / 60, delay=0.002)
-    assert 1.0 < time.perf_counter() - start < 8.0
+    assert 1.0 < time.perf_counter() - start < 30.0  # on a busy machine, too
     planned = 1.94 / (0.004 * pessimism)
     assert run.summary["steps"] == run.recipe.train.steps == read_recipe(timed / "recipe.json").train.steps
     assert (run.recipe.train.steps < 0.9 * planned) == (pessimism < 1)
