@@ -24,6 +24,7 @@ from headway.errors import ConfigError
 from headway.generate import Limits, Sampling
 from headway.nn.models import Transformer, TransformerConfig, describe
 
+pytestmark = pytest.mark.usefixtures("brief_samples")
 CHARACTERS = 30_000
 SMALL_TEXT = {
     "model.width": 32,
