@@ -94,13 +94,19 @@ def render(sections: Sections) -> str:
     return environment().get_template("page.html").render(page=sections)
 
 
-@functools.cache  # with the templates, which take longer to compile than to fill in
 def environment(*folders: Path) -> jinja2.Environment:
-    """Templates of `folders` beside those here, which have the style and the parts that pages share."""
-    try:
-        import jinja2
-    except ImportError:
-        raise UserError(HOW_TO_INSTALL) from None
+    """Templates of `folders` beside those here, which have the style and the parts that pages share; UserError without
+    the extra `report`.
+    """
+    if not available():
+        raise UserError(HOW_TO_INSTALL)
+    return _environment(folders)
+
+
+@functools.cache  # with the templates, which take longer to compile than to fill in
+def _environment(folders: tuple[Path, ...]) -> jinja2.Environment:
+    import jinja2
+
     found = jinja2.Environment(
         loader=jinja2.FileSystemLoader([*folders, Path(__file__).parent]),
         autoescape=True,
