@@ -131,12 +131,17 @@ def working(server: Server) -> bool:
     return any(model["working"] for model in httpx.get(f"{server.url}/health").json()["models"].values())
 
 
-def until_idle(server: Server) -> float:
+def until_idle(server: Server) -> None:
     started = time.perf_counter()
     while working(server):
-        assert time.perf_counter() - started < 10
+        assert time.perf_counter() - started < 60
         time.sleep(0.02)
-    return time.perf_counter() - started
+
+
+def written(server: Server) -> float:
+    """Tokens of all answers until now."""
+    page = httpx.get(f"{server.url}/metrics", headers={"Authorization": f"Bearer {KEY}"}).text
+    return sum(float(line.split()[-1]) for line in page.splitlines() if line.startswith("headway_written_tokens_total"))
 
 
 def send(server: Server, raw: bytes) -> socket.socket:
@@ -163,6 +168,7 @@ def whole(opened: socket.socket) -> bytes:
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_who_leaves_in_the_middle_frees_the_model(server: Server, stream: bool) -> None:
+    before = written(server)
     opened = send(server, request(json.dumps({**LONG, "stream": stream}).encode()))
     if stream:
         assert opened.recv(64).startswith(b"HTTP/1.1 200")
@@ -171,7 +177,8 @@ def test_who_leaves_in_the_middle_frees_the_model(server: Server, stream: bool) 
             time.sleep(0.02)
     assert working(server)
     opened.close()
-    assert until_idle(server) < 1
+    until_idle(server)
+    assert written(server) - before < LONG["max_tokens"] * LONG["n"]  # it was not written to its end
 
 
 def test_bytes_that_are_no_request(server: Server) -> None:
@@ -197,15 +204,14 @@ def test_a_body_of_two_lengths_smuggles_nothing(server: Server) -> None:
 
 def test_headers_that_never_end(server: Server) -> None:
     opened = send(server, b"GET /health HTTP/1.1\r\n")
-    started = time.perf_counter()
-    for _ in range(30):
-        try:
+
+    def go_on() -> None:
+        for _ in range(600):
             opened.sendall(b"X-A: b\r\n")
-        except OSError:
-            break
-        time.sleep(0.1)
-    assert time.perf_counter() - started < 2.5
-    opened.close()
+            time.sleep(0.1)
+
+    with opened, pytest.raises(OSError, match=r"[Pp]ipe|reset"):
+        go_on()
 
 
 def test_the_end_lets_go_on_what_has_begun_and_refuses_what_waits_or_comes(data_dir: Path, tmp_path: Path) -> None:
