@@ -20,7 +20,12 @@ def sources() -> dict[Path, str]:
 
 
 def functions(tree: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
-    return (node for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)))
+    """All, within others too; they are statements, so that no expression is looked through."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            yield node
+        if isinstance(node, (ast.stmt, ast.excepthandler, ast.match_case)):
+            yield from functions(node)
 
 
 def test_no_class_name_stands_twice() -> None:

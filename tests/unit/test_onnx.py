@@ -130,7 +130,8 @@ def test_a_masked_model_in_a_folder(data_dir: Path, tmp_path: Path) -> None:
 def test_a_language_model(data_dir: Path, tmp_path: Path) -> None:
     """Ids, with the mark before a text, and logits are those of a prompt."""
     run = tmp_path / "run"
-    train_texts(run, play_file(data_dir, tmp_path), set={"task.packing": "documents", "optim.lr": 0.02})
+    shape = {"model.depth": 1, "task.packing": "documents", "optim.lr": 0.02}
+    train_texts(run, play_file(data_dir, tmp_path), set=shape)
     made, model = exported(run, tmp_path / "out" / "lm.onnx"), hw.load(run)
     assert facts(made)["kind"] == "language model"
     inputs = fed(made, Tokenizer.from_file(str(tmp_path / "out/tokenizer.json")), ["To be, or", "Go"])
