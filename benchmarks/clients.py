@@ -1,5 +1,6 @@
 """Clients that others wrote, against a live `headway serve` on loopback: the openai package, waiting and asynchronous,
-at every endpoint that it has a word for, and langchain-openai. A client's answer in parts must be its whole answer.
+at every endpoint that it has a word for, langchain-openai and litellm. A client's answer in parts must be its whole
+answer.
 
     python benchmarks/clients.py
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -17,6 +19,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
+os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # else it asks the internet for prices when it is imported
+import litellm
 import openai
 from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI, OpenAIEmbeddings
@@ -31,6 +35,12 @@ TEMPLATE = (
 )
 PROMPT, MESSAGES = "Once upon a time", [{"role": "user", "content": "Once upon a time"}]
 FIXED = {"temperature": 0.8, "seed": 7, "max_tokens": 24}
+CITY = {
+    "type": "object",
+    "properties": {"city": {"type": "string", "enum": ["Ulm", "Oslo"]}},
+    "required": ["city"],
+    "additionalProperties": False,
+}
 SOUND = "speech/pocketsphinx/cards-001.wav"
 SAID = "10 of clubs."
 
@@ -92,6 +102,31 @@ def waiting(checks: Checks, client: openai.OpenAI) -> None:
             told = [event.delta for event in events if event.type == "content.delta"]
         assert "".join(told) == whole.choices[0].message.content
 
+    def going_on() -> None:
+        begun: Any = [*MESSAGES, {"role": "assistant", "content": "there was a big"}]
+        asked: dict[str, Any] = {"model": "stories", "temperature": 0, "max_tokens": 8}
+        more = {"continue_final_message": True, "add_generation_prompt": False}
+        found = client.chat.completions.create(**asked, messages=begun, extra_body=more)
+        plain = client.completions.create(**asked, prompt=f"{PROMPT}\nthere was a big")
+        assert found.choices[0].message.content == plain.choices[0].text
+        assert found.system_fingerprint == plain.system_fingerprint
+
+    def tools() -> None:
+        function: Any = {"name": "weather", "parameters": CITY, "strict": True}
+        asked: dict[str, Any] = {
+            "model": "stories", "messages": MESSAGES, "seed": 3, "max_tokens": 300, "tool_choice": "required",
+            "tools": [{"type": "function", "function": function}], "parallel_tool_calls": False,
+        }  # fmt: skip
+        whole = client.chat.completions.create(**asked).choices[0]
+        with client.chat.completions.stream(**asked) as events:
+            pieces = [event for event in events if event.type == "tool_calls.function.arguments.delta"]
+            joined = events.get_final_completion().choices[0]
+        assert joined.finish_reason == whole.finish_reason == "tool_calls", whole
+        assert [call.function.arguments for call in joined.message.tool_calls or ()] == [
+            call.function.arguments for call in whole.message.tool_calls or ()
+        ]
+        assert len(pieces) > 3
+
     def forms() -> None:
         schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"], "maxProperties": 1}
         schema["additionalProperties"] = False
@@ -127,7 +162,7 @@ def waiting(checks: Checks, client: openai.OpenAI) -> None:
                 continue
             raise AssertionError(f"{wanted.__name__} was not raised")
 
-    for work in (models, completions, chats, forms, embeddings, sounds, refusals):
+    for work in (models, completions, chats, going_on, tools, forms, embeddings, sounds, refusals):
         checks.check(f"openai: {work.__name__}", work)
 
 
@@ -169,6 +204,10 @@ def langchain(checks: Checks, url: str, key: str) -> None:
         )
         found = model.invoke("Once upon a time").tool_calls
         assert [call["name"] for call in found] == ["weather"], found
+        whole, *more = model.stream("Once upon a time")
+        for part in more:
+            whole += part
+        assert [call["args"] for call in whole.tool_calls] == [call["args"] for call in found]
         assert weather.invoke(found[0]["args"]).startswith("It is fine in")
 
     def vectors() -> None:
@@ -179,6 +218,51 @@ def langchain(checks: Checks, url: str, key: str) -> None:
 
     for work in (chat, tools, vectors):
         checks.check(f"langchain-openai: {work.__name__}", work)
+
+
+def lite(checks: Checks, url: str, key: str) -> None:
+    """litellm, by its way to servers of the OpenAI API."""
+    litellm.suppress_debug_info = True  # which it prints for every name that is not in its list
+    own: dict[str, Any] = {"api_base": url, "api_key": key}
+    asked: dict[str, Any] = {"model": "openai/stories", "messages": MESSAGES, **own, **FIXED}
+
+    def chat() -> None:
+        whole: Any = litellm.completion(**asked)
+        assert whole.choices[0].message.content
+        assert whole.usage.completion_tokens == 24
+        assert joined(iter(litellm.completion(**asked, stream=True)), True) == whole.choices[0].message.content
+        again: Any = asyncio.run(litellm.acompletion(**asked))
+        assert again.choices[0].message.content == whole.choices[0].message.content
+
+    def tools() -> None:
+        function = {"type": "function", "function": {"name": "weather", "parameters": CITY}}
+        calling = {**asked, "max_tokens": 300, "tools": [function], "tool_choice": "required"}
+        whole: Any = litellm.completion(**calling)
+        parts = list(litellm.completion(**calling, stream=True))
+        built: Any = litellm.stream_chunk_builder(parts)
+        named = [(call.function.name, call.function.arguments) for call in whole.choices[0].message.tool_calls]
+        assert named == [(call.function.name, call.function.arguments) for call in built.choices[0].message.tool_calls]
+        assert json.loads(named[0][1])["city"] in ("Ulm", "Oslo")
+
+    def texts() -> None:
+        asked: dict[str, Any] = {"model": "text-completion-openai/stories", "prompt": PROMPT, **own, **FIXED}
+        whole: Any = litellm.text_completion(**asked)
+        assert joined(iter(litellm.text_completion(**asked, stream=True)), False) == whole.choices[0].text
+
+    def vectors() -> None:
+        found: Any = litellm.embedding("openai/minilm", ["a text", "another"], encoding_format="float", **own)
+        wanted = hw.load(MINILM).embed(["a text", "another"])
+        assert all(abs(a - b) < 1e-5 for row, own in zip(found.data, wanted) for a, b in zip(row["embedding"], own))
+
+    def refusals() -> None:
+        try:
+            litellm.completion(**{**asked, "messages": [{"role": "user", "content": "word " * 900}]})
+        except litellm.BadRequestError:
+            return
+        raise AssertionError("BadRequestError was not raised")
+
+    for work in (chat, tools, texts, vectors, refusals):
+        checks.check(f"litellm: {work.__name__}", work)
 
 
 def main() -> None:
@@ -192,9 +276,10 @@ def main() -> None:
             waiting(checks, openai.OpenAI(**own, max_retries=0, timeout=100))
             at_once(checks, openai.AsyncOpenAI(**own, max_retries=0, timeout=100))
             langchain(checks, own["base_url"], own["api_key"])
+            lite(checks, own["base_url"], own["api_key"])
         finally:
             servers.close()
-    packages = {name: version(name) for name in ("openai", "langchain-openai")}
+    packages = {name: version(name) for name in ("openai", "langchain-openai", "litellm")}
     write("clients", {"packages": packages, "checks": checks.found})
     sys.exit(any(each != "ok" for each in checks.found.values()))
 

@@ -32,6 +32,7 @@ _RENAMED = {"n_predict": "max_tokens", "ignore_eos": "ignore_end", "repeat_penal
 # What says how llama.cpp goes about it, and nothing of the answer.
 _OF_LLAMA_CPP = {"cache_prompt", "id_slot", "model", "return_tokens", "response_fields", "n_probs", "verbose"}
 _OF_LLAMA_CPP |= {"backend_sampling", "timings_per_token", "return_progress", "speculative.p_min"}
+_ENDS = {"add_generation_prompt", "continue_final_message"}
 
 
 def take_over(utils: ModuleType, servers: Servers) -> None:
@@ -201,17 +202,17 @@ class Translator(BaseHTTPRequestHandler):
         prompts = [self.plain(each) for each in (prompt if several else [prompt])]
         asked = {**self.shim.writing(body), "logprobs": body.get("n_probs", 0)}
         if not body.get("stream"):
-            known, answers = self.shim.counted("prefix_tokens"), []
+            answers = []
             for each in prompts:
                 status, found = self.upstream("/v1/completions", {**asked, "prompt": each})
                 if status != 200:
                     self.whole(status, self.shim.refused(status, found))
                     return
-                answers.append(self.told(found["choices"][0], found["usage"], body, asked, each, known))
+                answers.append(self.told(found["choices"][0], found["usage"], body, asked, each))
             self.whole(200, answers if several else answers[0])
             return
         asked |= {"prompt": prompts[0], "stream": True, "stream_options": {"include_usage": True}}
-        known, last, written = self.shim.counted("prefix_tokens"), {}, []
+        last, written = {}, []
         for event in self.streamed("/v1/completions", asked):
             for choice in event["choices"]:
                 written.append(choice)
@@ -225,7 +226,7 @@ class Translator(BaseHTTPRequestHandler):
                     self.event(part)
                 last = choice
             if event.get("usage"):
-                told = self.told({**last, "text": ""}, event["usage"], body, asked, prompts[0], known)
+                told = self.told({**last, "text": ""}, event["usage"], body, asked, prompts[0])
                 self.event({**told, "tokens": []})
 
     def plain(self, prompt: Any) -> Any:
@@ -237,12 +238,11 @@ class Translator(BaseHTTPRequestHandler):
         return prompt
 
     def told(
-        self, choice: dict[str, Any], usage: dict[str, int], body: dict[str, Any], asked: dict[str, Any], prompt: Any,
-        known: int,
+        self, choice: dict[str, Any], usage: dict[str, Any], body: dict[str, Any], asked: dict[str, Any], prompt: Any
     ) -> dict[str, Any]:  # fmt: skip
         """An answer in llama.cpp's form."""
         written, most = usage["completion_tokens"], asked["max_tokens"]
-        cached = max(0, self.shim.counted("prefix_tokens") - known)
+        cached = usage["prompt_tokens_details"]["cached_tokens"]
         spelt = choice["logprobs"]["tokens"] if choice["logprobs"] else []
         found = {
             "content": choice["text"],
@@ -274,18 +274,19 @@ class Translator(BaseHTTPRequestHandler):
 
     def chat(self, body: dict[str, Any]) -> None:
         asked, more = {**self.shim.writing(body), "chat_template_kwargs": self.shim.values}, {}
+        last = body["messages"][-1] if isinstance(body.get("messages"), list) and body["messages"] else None
+        if isinstance(last, dict) and last.get("role") == "assistant" and not _ENDS & asked.keys():
+            asked["continue_final_message"] = True  # which llama.cpp does unasked
         if asked.get("stream"):
             asked.setdefault("stream_options", {"include_usage": True})
         if body.get("verbose", self.shim.process.debug):
-            asked_with = {"messages": body["messages"], "chat_template_kwargs": asked["chat_template_kwargs"]}
+            asked_with = {name: asked[name] for name in ("messages", "chat_template_kwargs", *_ENDS) if name in asked}
             status, found = self.shim.ask("POST", "/apply-template", asked_with)
             more = {"__verbose": {"prompt": found["prompt"]}} if status == 200 else {}
-        known = self.shim.counted("prefix_tokens")
 
         def told(event: dict[str, Any]) -> dict[str, Any]:
             if usage := event.get("usage"):
-                cached = max(0, self.shim.counted("prefix_tokens") - known)
-                usage["prompt_tokens_details"] = {"cached_tokens": cached}
+                cached = usage["prompt_tokens_details"]["cached_tokens"]
                 event["timings"] = {"prompt_n": usage["prompt_tokens"] - cached, "cache_n": cached}
                 event["timings"] |= {"predicted_n": usage["completion_tokens"]}
             for choice in event.get("choices", ()):
@@ -387,5 +388,5 @@ class Translator(BaseHTTPRequestHandler):
 
 
 def _told(event: dict[str, Any]) -> dict[str, Any]:
-    """The name that llama.cpp gives its build in each answer; ours gives none."""
+    """The name that llama.cpp gives its build in each answer, where ours names what decides on the bits."""
     return {**event, "system_fingerprint": "b-headway"} if "choices" in event else event

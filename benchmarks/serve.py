@@ -7,8 +7,10 @@ llama.cpp's own server.
 
 Server and clients share the processor. The client is a plain one of its own: a connection for each request, server-sent
 events read as they come. Both servers have the same weights and tokenizer, and work in turn. Prompts are drawn ids, 128
-of them and 128 new ones, which nobody shares; the soak draws what it sends. `alone` is what `headway bench decode`
-measures with as many rows, whose prompts are as long.
+of them and 128 new ones, which nobody shares; those of `known` are the ones of `drawn` again, whose beginnings a server
+may know by then, so that it does little but decode. The soak draws what it sends. `alone` is what `headway bench
+decode` measures with as many rows, whose prompts are as long; `in_loop` the scheduler without a server, once all have
+begun.
 """
 
 from __future__ import annotations
@@ -37,19 +39,32 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 
 from headway.app.exchange import export_model, quantize
+from headway.app.loading import load as load_model
 from headway.app.recipes import find_model
 from headway.bench.run import BenchRequest, run
+from headway.engine import Engine
 from headway.formats import native
 from headway.formats.open import open_model
-from headway.nn.models import build
-from measure import write
+from headway.generate import Limits, Sampling
+from headway.generate.scheduler import Request, Scheduler
+from headway.nn.models import Cache, build
+from measure import child, report, write
 
 SHAPE, FORM, PROMPT, NEW = "llama-135m", "int8", 128, 128
 ROUNDED = "Q8_0"  # what llama.cpp calls the same form
 CLIENTS = (1, 8, 32)
 READ = ("prompt_tokens", "prefix_tokens")  # of the scheduler: read, and known
 # Where texts are drawn, hardly a guess of what comes next is right; greedy drawn weights soon repeat themselves.
-ASKED = {"drawn": {"temperature": 1.0, "top_k": 40, "seed": 1}, "greedy": {"temperature": 0}}
+DRAWN, GREEDY = {"temperature": 1.0, "top_k": 40, "seed": 1}, {"temperature": 0}
+TEXT = {
+    "type": "object",
+    "properties": {"text": {"type": "string"}},
+    "required": ["text"],
+}  # which drawn weights never end
+SCHEMA = {"type": "json_schema", "json_schema": {"name": "text", "schema": TEXT | {"additionalProperties": False}}}
+# What is asked, and whose prompts it takes.
+ASKED = {"drawn": (DRAWN, "drawn"), "known": (DRAWN, "drawn"), "greedy": (GREEDY, "greedy")}
+OURS = ASKED | {"schema": (DRAWN | {"response_format": SCHEMA}, "schema")}
 
 
 def write_pieces(place: Path, symbols: int) -> None:
@@ -129,8 +144,10 @@ def drawn(draw: random.Random, symbols: int) -> list[int]:
     return [draw.randrange(symbols) for _ in range(PROMPT)]
 
 
-async def load(port: int, model: str, clients: int, rounds: int, symbols: int, more: Any) -> dict[str, float]:
-    draw = random.Random(clients)
+async def load(
+    port: int, model: str, clients: int, rounds: int, symbols: int, more: Any, prompts: str = "first"
+) -> dict[str, float]:
+    draw = random.Random(f"{prompts} {clients}")
 
     async def one(prompts: list[list[int]]) -> list[dict[str, Any]]:
         body = {"model": model, "max_tokens": NEW, "ignore_end": True, **more}
@@ -208,19 +225,36 @@ async def shared(port: int, model: str, symbols: int) -> dict[str, int]:
 
 
 def measured(
-    server: Callable[[int], AbstractContextManager[int]], model: str, symbols: int, ending: str
+    server: Callable[[int], AbstractContextManager[int]], model: str, symbols: int, ending: str, asked: Any
 ) -> dict[str, Any]:
-    """Both kinds of texts for each number of clients, whose server listens at the port that it gives."""
-    found: dict[str, dict[str, Any]] = {how: {} for how in ASKED}
+    """Each kind of texts for each number of clients, whose server listens at the port that it gives."""
+    found: dict[str, dict[str, Any]] = {how: {} for how in asked}
     for clients in CLIENTS:
         with server(clients) as port:
             asyncio.run(load(port, model, 2, 1, symbols, {ending: True}))  # loads, and warms up
-            for how, more in ASKED.items():
+            for how, (more, prompts) in asked.items():
                 rounds = 2 if clients > 1 else 3
-                said = asyncio.run(load(port, model, clients, rounds, symbols, {ending: True, **more}))
+                said = asyncio.run(load(port, model, clients, rounds, symbols, {ending: True, **more}, prompts))
                 found[how][str(clients)] = said
                 print(model, how, clients, said, file=sys.stderr)
     return found
+
+
+def in_loop(place: str, rows: int, cache: Cache) -> float:
+    """Tokens a second of the scheduler, from when all prompts are read, without guesses worth their while."""
+    session = load_model(place, "cpu", cache=cache).open_session()
+    assert isinstance(session.model, Engine)
+    scheduler, draw = Scheduler(session.model, session.codec), random.Random(rows)
+    for _ in range(rows):
+        sampling = Sampling(temperature=1.0, top_k=40, seed=1)
+        scheduler.submit(Request(drawn(draw, session.model.config.symbols), sampling, Limits(NEW, ignore_end=True)))
+    begun: set[int] = set()
+    while len(begun) < rows:
+        begun |= {said.ticket for said in scheduler.step()}
+    started, tokens = time.perf_counter(), 0
+    while said := scheduler.step():
+        tokens += len(said)
+    return tokens / (time.perf_counter() - started)
 
 
 def main() -> None:
@@ -228,7 +262,11 @@ def main() -> None:
     parser.add_argument("--soak", type=float, metavar="MINUTES")
     parser.add_argument("--cache", default="fp32")
     parser.add_argument("--beside", type=Path, metavar="BIN", help="the folder of llama-server")
+    parser.add_argument("--in-loop", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.in_loop:
+        report({"tokens_per_second": in_loop(args.in_loop[0], int(args.in_loop[1]), args.cache)})
+        return
     config: Any = find_model(SHAPE)
     with TemporaryDirectory() as folder, socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
@@ -246,26 +284,31 @@ def main() -> None:
             write("serve-soak", {**result, **found})
             return
         with served(place, port, "--cache", args.cache):
-            ours = measured(lambda _: nullcontext(port), place.name, config.symbols, "ignore_end")
+            ours = measured(lambda _: nullcontext(port), place.name, config.symbols, "ignore_end", OURS)
             result["prompts_that_share_900_of_1024"] = asyncio.run(shared(port, place.name, config.symbols))
         result["clients"] = ours
         if args.beside is not None:
             export_model(open_model(whole), file, "gguf", ROUNDED.lower())
-            beside = measured(partial(peer, args.beside, file, port), place.name, config.symbols, "ignore_eos")
+            beside = measured(partial(peer, args.beside, file, port), place.name, config.symbols, "ignore_eos", ASKED)
             result |= {"llama.cpp": beside, "times_llama.cpp": over(ours, beside)}
-    alone = {}
-    for rows in CLIENTS:
-        request = BenchRequest("decode", SHAPE, (FORM,), rows=rows, repeats=1, cache=args.cache)
-        alone[str(rows)] = run(request)["programs"][f"headway {FORM}"]["tokens_per_second"]["median"]
-    shares = {how: {n: round(each["tokens_per_second"] / alone[n], 3) for n, each in ours[how].items()} for how in ours}
-    write("serve", {**result, "alone": alone, "share_of_alone": shares, "threads": os.cpu_count()})
+        alone, loop = {}, {}
+        for rows in map(str, CLIENTS):
+            words = ("--in-loop", str(place), rows, "--cache", args.cache)
+            loop[rows] = {"tokens_per_second": round(child("serve.py", *words)["tokens_per_second"], 1)}
+            request = BenchRequest("decode", SHAPE, (FORM,), rows=int(rows), repeats=1, cache=args.cache)
+            rate = run(request)["programs"][f"headway {FORM}"]["tokens_per_second"]["median"]
+            alone[rows] = {"tokens_per_second": round(rate, 1)}
+    shares = over({**ours, "in_loop": loop}, dict.fromkeys([*ours, "in_loop"], alone))
+    schema = over({"schema": ours["schema"]}, {"schema": ours["drawn"]})["schema"]
+    found = {"in_loop": loop, "alone": alone, "share_of_alone": shares, "schema_of_drawn": schema}
+    write("serve", {**result, **found, "threads": os.cpu_count()})
 
 
 def over(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
     """How many times as many tokens a second."""
     return {
-        how: {n: round(each["tokens_per_second"] / theirs[how][n]["tokens_per_second"], 2) for n, each in found.items()}
-        for how, found in ours.items()
+        how: {n: round(ours[how][n]["tokens_per_second"] / each["tokens_per_second"], 3) for n, each in found.items()}
+        for how, found in theirs.items()
     }
 
 

@@ -15,7 +15,6 @@ import asyncio
 import gzip
 import json
 import os
-import signal
 import socket
 import subprocess
 import time
@@ -70,15 +69,6 @@ async def load(port: int, clients: int, texts: list[str]) -> float:
     return time.perf_counter() - started
 
 
-def wait(program: subprocess.Popen[str], port: int) -> None:
-    while program.poll() is None:
-        try:
-            socket.create_connection(("127.0.0.1", port)).close()
-            return
-        except ConnectionRefusedError:
-            time.sleep(0.1)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
@@ -92,10 +82,8 @@ def main() -> None:
         return
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    program = served(args.model, port)
     texts, ours, theirs = sentences(args.count), [], []
-    try:
-        wait(program, port)
+    with served(args.model, port) as program:
         asyncio.run(load(port, args.clients, texts[: 2 * args.clients]))  # loads, and warms up
         for _ in range(args.repeats):
             used = cpu_of(program)
@@ -103,9 +91,6 @@ def main() -> None:
             ours.append({"seconds": seconds, "cpu": cpu_of(program) - used})
             theirs.append(child("serve_embeddings.py", "--alone", args.model, "--count", str(args.count)))
             print(ours[-1], theirs[-1], flush=True)
-    finally:
-        program.send_signal(signal.SIGTERM)
-        program.wait(60)
     found = {
         name: {
             "sentences_per_second": round(args.count / min(each["seconds"] for each in some), 1),

@@ -15,7 +15,6 @@ import asyncio
 import io
 import json
 import os
-import signal
 import socket
 import time
 from pathlib import Path
@@ -84,8 +83,7 @@ def main() -> None:
     found: dict[str, dict[str, float]] = {}
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    program = served(args.model, port, "--weights", args.form)
-    try:
+    with served(args.model, port, "--weights", args.form):
         for name, some in sounds().items():
             files = []
             for sound in some:
@@ -96,9 +94,6 @@ def main() -> None:
             print(name, found[name], flush=True)
             heard = [soundfile.read(io.BytesIO(file), dtype="float32")[0] for file in files]
             assert texts == [each.text for each in model.transcribe(heard)]
-    finally:
-        program.send_signal(signal.SIGTERM)
-        program.wait(60)
     write("serve-speech", {"clients": CLIENTS, "form": args.form, **found, "threads": os.cpu_count()})
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+from collections.abc import Iterator
 from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
@@ -19,6 +20,7 @@ _NUMBERS = count()
 shapes.install()  # before anything imports headway
 
 torch.set_num_threads(1)  # tests run side by side, and the tensors are tiny
+os.fsync = os.fstat  # of an open file, too, but no test cuts the power, and thousands would wait for the disk
 
 
 def pytest_collection_finish() -> None:
@@ -46,6 +48,14 @@ def _own_cache(
     else:
         place = tmp_path_factory.getbasetemp() / "caches" / str(next(_NUMBERS))
     monkeypatch.setenv("HEADWAY_CACHE", str(place / "cache"))
+
+
+@pytest.fixture(scope="module")
+def brief_samples() -> Iterator[None]:
+    """What runs on text show at their end is a few tokens; as many as people are shown take longer than short runs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("headway.domains.text.task._SAMPLE_TOKENS", 4)
+        yield
 
 
 def _weights(module: str, package: str) -> Path:

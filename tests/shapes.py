@@ -1,26 +1,36 @@
 """Shapes checked at run time as jaxtyping checks them, at a fifth of the cost.
 
 jaxtyping binds the arguments of every call and checks them twice, so that its messages may say more; in a suite of tiny
-tensors that is most of the time. Here beartype checks arguments and result once, in one scope of names.
+tensors that is most of the time. Here beartype checks arguments and result once, in one scope of names, and axes that
+are a name or a number, as nearly all are, are compared in a few steps.
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
+import re
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any, get_args, get_type_hints
 
 import jaxtyping
+import torch
 from beartype import beartype
 from jaxtyping import AbstractArray
+from jaxtyping._storage import get_shape_memo, pop_shape_memo, push_shape_memo
+from torch import Tensor
 
-_original = jaxtyping.jaxtyped
+jaxtyped = jaxtyping.jaxtyped
+# A name that is no `_`, which is any size, or a number.
+_PLAIN = re.compile(r"[A-Za-z]\w*|\d+").fullmatch
+is_by_jaxtyping = type(AbstractArray).__instancecheck__
 
 
 def install() -> None:
     """Of what `--jaxtyping-packages` imports from now on."""
     jaxtyping.jaxtyped = _jaxtyped
+    type(AbstractArray).__instancecheck__ = is_by_axes
 
 
 def _jaxtyped(*, typechecker: object) -> Callable[[Any], Any]:
@@ -38,7 +48,7 @@ def _of_class(made: type) -> type:
 
 def _of_function(made: Callable[..., Any]) -> Callable[..., Any]:
     if inspect.isgeneratorfunction(made) or inspect.iscoroutinefunction(made):
-        return _original(made, typechecker=beartype)  # its arguments are checked when it begins, in a scope of then
+        return jaxtyped(made, typechecker=beartype)  # its arguments are checked when it begins, in a scope of then
     told = made.__annotations__
     made.__annotations__ = {name: _read(hint, made) for name, hint in told.items()}
     has_shapes = any(map(_has_shapes, made.__annotations__.values()))
@@ -49,16 +59,15 @@ def _of_function(made: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(made)
     def within(*args: Any, **kwargs: Any) -> Any:
-        with _scope:
+        push_shape_memo({})  # names of axes mean the same within, and nothing outside
+        try:
             return checked(*args, **kwargs)
+        finally:
+            pop_shape_memo()
 
     outer = within if has_shapes else checked
     outer.__annotations__ = told
     return outer
-
-
-# jaxtyping's own: names of axes mean the same within, and nothing outside.
-_scope = _original("context")
 
 
 def _read(hint: Any, made: Callable[..., Any]) -> Any:
@@ -71,6 +80,36 @@ def _read(hint: Any, made: Callable[..., Any]) -> Any:
         return get_type_hints(of, made.__globals__, include_extras=True)["value"]
     except Exception:
         return Any
+
+
+def is_by_axes(kind: type[AbstractArray], value: Any) -> bool:
+    """What jaxtyping finds, which is asked itself where a type is of more than plain axes."""
+    axes = _plain_axes(kind)
+    if axes is None or not isinstance(value, Tensor):
+        return is_by_jaxtyping(kind, value)
+    shape = value.shape
+    if len(shape) != len(axes) or not _is_dtype(kind, value.dtype) or not isinstance(value, kind.array_type):
+        return False
+    known, *_ = get_shape_memo()
+    found: dict[str, int] = {}
+    for axis, size in zip(axes, shape):
+        if size != (axis if axis.__class__ is int else known[axis] if axis in known else found.setdefault(axis, size)):
+            return False
+    known.update(found)
+    return True
+
+
+@functools.cache
+def _plain_axes(kind: type[AbstractArray]) -> tuple[str | int, ...] | None:
+    """Names and sizes of all axes; None where any is optional, of any number, or computed."""
+    words = kind.dim_str.split()
+    return tuple(int(word) if word.isdigit() else word for word in words) if all(map(_PLAIN, words)) else None
+
+
+@functools.cache
+def _is_dtype(kind: type[AbstractArray], dtype: torch.dtype) -> bool:
+    """Whether the type takes tensors of that dtype, whatever their shape."""
+    return is_by_jaxtyping(kind.dtype[Any, "..."], SimpleNamespace(shape=(), dtype=dtype))
 
 
 def _has_shapes(hint: Any) -> bool:

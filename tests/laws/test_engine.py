@@ -334,11 +334,9 @@ def test_weights_that_are_packed_already_are_refused() -> None:
 
 
 INTEGERS = """
-import sys
 from llvmlite import binding
 import numba
 import numpy as np
-numba.config.CACHE_DIR = sys.argv[1]
 own = binding.get_host_cpu_features
 
 class Found(dict):
@@ -437,7 +435,7 @@ def test_each_form_of_integer_products_is_right(
     if not all(own.get(feature) for feature in features):
         pytest.skip(f"this processor has no {name}")
     script = INTEGERS.replace("{features}", repr(features)).replace("{name}", name).replace("{wide}", str(wide))
-    program = Program(tmp_path, script, str(tmp_path))
+    program = Program(tmp_path, script, NUMBA_CACHE_DIR=str(tmp_path))
     _, err = program.wait()
     assert program.returncode == 0, err
 

@@ -10,6 +10,7 @@ import torch
 from cases import CAUSAL, MIXERS, READERS, WIDTH, ids, shake
 
 from headway.engine import Engine, Format, Kept, quantise
+from headway.engine.program import NAMES, Opcode
 from headway.engine.rows import states_of
 from headway.generate import GREEDY, Limits, SearchConfig, Session, translate_ids
 from headway.layout import Layout
@@ -168,3 +169,24 @@ def test_a_state_that_is_selected_is_a_copy() -> None:
         engine.step(torch.tensor([1, 2]), chosen)
     assert np.array_equal(states_of(kept.rows), states)
     assert not np.array_equal(states_of(chosen.rows), states[::-1])
+
+
+def test_who_takes_parts_of_a_product_meets_who_uses_them() -> None:
+    """Between two barriers nothing else touches the rows of a product of which any thread may make parts."""
+    fields = NAMES[Opcode.MULTIPLY].split()
+    free, y, stride = (1 + fields.index(name) for name in ("free", "y", "y_stride"))
+    for name in [*FIXED, "attention-grouped"]:
+        engine = Engine(
+            decoder(around(name, "pre", residual=True), around(name, "pre", residual=True)).float(), threads=2
+        )
+        table = engine._programs[False].table
+        met, shared = (
+            np.flatnonzero(table[:, 0] == Opcode.BARRIER),
+            np.flatnonzero(table[:, free] * (table[:, 0] == Opcode.MULTIPLY)),
+        )
+        assert len(table) - 1 in shared  # the head's
+        for number in shared[:-1]:
+            place = np.searchsorted(met, number)
+            others = np.delete(table[met[place - 1] + 1 : met[place]], number - met[place - 1] - 1, 0)
+            first = table[number, y]
+            assert not ((others[:, 1:] >= first) & (others[:, 1:] < first + table[number, stride])).any()

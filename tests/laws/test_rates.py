@@ -16,7 +16,7 @@ from headway.learn.distributed import Processes
 from headway.learn.learner import Learner
 from headway.nn.models import build
 
-STEPS = 12
+STEPS = 8
 WIDTHS, DEPTHS = (32, 64, 128), (2, 4, 8)
 
 

@@ -135,6 +135,9 @@ def test_a_request_gets_what_it_would_get_alone(
     for ticket, request in asked.items():
         for copy, wanted in enumerate(alone(plain, request)):
             assert said_of(told[ticket, copy]) == wanted
+            known = [said.known for said in told[ticket, copy]]
+            assert known == sorted(known, reverse=True), "what was read once is not known from others any more"
+            assert all(count % BLOCK == 0 and count < len(request.prompt) for count in known)
     state = scheduler.state()
     assert state.prefix_tokens > 0
     assert state.accepted > 0
@@ -181,10 +184,12 @@ def test_copies_share_what_is_read_and_differ_in_what_they_write() -> None:
     again = scheduler.submit(request)
     told = finished(scheduler)
     assert [said_of(told[again, copy]) for copy in range(4)] == found
+    assert [told[again, copy][-1].known for copy in range(4)] == [2 * BLOCK] * 4
     assert scheduler.state().prompt_tokens == 72 + 72 - 2 * BLOCK
     other = scheduler.submit(Request(request.prompt, request.sampling, request.limits, owner="other"))
     told = finished(scheduler)
     assert said_of(told[other, 0]) == found[0]
+    assert told[other, 0][-1].known == 0
     assert scheduler.state().prompt_tokens == 2 * 72 - 2 * BLOCK + 72, "prefixes are known to their owner alone"
 
 
@@ -213,6 +218,25 @@ def test_copies_that_wait_for_a_prompt_give_way_with_who_reads_it() -> None:
         told.setdefault(key, []).extend(more)
     found = [said_of(told[2, copy]) for copy in range(3)]
     assert found == alone(plain, second)
+    assert [told[2, copy][-1].known for copy in range(3)] == [0] * 3, "what it had read itself is not known from others"
+    free_of_leaks(scheduler, engine)
+
+
+def test_what_is_read_again_counts_as_read() -> None:
+    """A beginning that was known, and is dropped while the one who began with it gives way."""
+    engine = Engine(attending(None), threads=1)
+    scheduler = Scheduler(engine, slots=4, cache_memory=5 * engine._own.size)
+    prompt = [3, 4] * 20
+    scheduler.submit(Request(prompt, Sampling(0.0), Limits(1)))
+    finished(scheduler)
+    scheduler.submit(Request([1], Sampling(9.0, seed=1), Limits(150)))
+    for _ in range(30):
+        scheduler.step()
+    ticket = scheduler.submit(Request(prompt, Sampling(9.0, seed=2), Limits(100)))
+    told = finished(scheduler)[ticket, 0]
+    assert scheduler.state().preemptions > 0
+    assert {said.known for said in told} == {BLOCK, 0}
+    assert [said.known for said in told] == sorted((said.known for said in told), reverse=True)
     free_of_leaks(scheduler, engine)
 
 

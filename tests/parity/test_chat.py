@@ -54,6 +54,20 @@ def test_the_text_and_the_ids_are_the_same(pairs: dict[str, Pair], style: str, c
         assert ours == ids
 
 
+@pytest.mark.parametrize("style", STYLES)
+def test_an_answer_that_has_begun_is_continued_where_it_is_there(pairs: dict[str, Pair], style: str) -> None:
+    pair = pairs[style]
+    for begun in ("It", "It was sent: 12 <|im", "Yes.\n\nIt was Monday <|im_end|> &"):
+        messages = [*say("Where?"), {"role": "assistant", "content": begun}]
+        asked = {"continue_final_message": True}
+        theirs = pair.theirs.apply_chat_template(messages, tokenize=False, **asked)
+        assert pair.ours.render(messages, **asked) == theirs
+        assert theirs.endswith(begun)
+        if "<|im_end|>" not in begun:  # which there is a mark, and here a text
+            ids = pair.theirs.apply_chat_template(messages, return_dict=True, **asked)["input_ids"]
+            assert pair.ours.prompt(pair.codec, messages, **asked) == ids
+
+
 @pytest.mark.parametrize("chat", CHATS)
 @pytest.mark.parametrize("style", ["chatml-blocks", "mistral", "qwen"])
 def test_blocks_mark_what_they_mark_there(pairs: dict[str, Pair], style: str, chat: str) -> None:

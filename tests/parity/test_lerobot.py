@@ -279,7 +279,7 @@ def test_training_goes_on_from_it(
     """By its own scales; the run is written back into LeRobot's format with them."""
     data = demonstrations(11)
     monkeypatch.setattr(robotics_task, "read_demonstrations", lambda paths, cache, size, cameras: data)
-    how: dict[str, Any] = {"train.steps": 20, "train.batch_size": 8, "train.precision": "fp32", "task.episodes": 0}
+    how: dict[str, Any] = {"train.steps": 5, "train.batch_size": 8, "train.precision": "fp32", "task.episodes": 0}
     how |= {"task.split.validation": 0.3, "task.split.test": 0.3, "optim.lr": 1e-3}
     run = tmp_path / "run"
     start = str(folders(case))

@@ -69,6 +69,7 @@ def opened(recipe: Recipe, path: Path, workspace: Path | None = None) -> Any:
     return recipe.task.open(recipe, [path], workspace or path.parent / "none")
 
 
-def train(run: Path, data: Path, recipe: Recipe, **given: Any) -> hw.Run:
+def train(run: Path, data: Path, recipe: Recipe, samples: int = 0, **given: Any) -> hw.Run:
+    """Samples take longer than these few steps."""
     settings = {"train.steps": 6, "train.keep": 9, "optim.lr": 0.001, **given.pop("set", {})}
-    return hw.train(recipe, data=data, set=settings, run=run, progress=False, samples=2, **given)
+    return hw.train(recipe, data=data, set=settings, run=run, progress=False, samples=samples, **given)

@@ -19,6 +19,7 @@ from headway.errors import UserError
 from headway.generate.scheduler import FullError, Request, Said
 from headway.serve.app import create_app
 from headway.serve.batches import Batcher
+from headway.serve.fingerprint import fingerprint
 from headway.serve.frame import Ready, ServerSettings
 from headway.serve.loop import EngineLoop, Steps, open_loop
 
@@ -35,7 +36,7 @@ def ready(path: Path, name: str, steps: Steps | None = None) -> Ready:
     """A model that torch runs, written by `steps` or else one request after the other."""
     model = hw.load(path, "cpu", backend="torch")
     loop = open_loop(model, name) if steps is None else EngineLoop(steps, name)
-    return Ready(name, model, loop, Batcher(name))
+    return Ready(name, model, loop, Batcher(name), fingerprint(model))
 
 
 @contextmanager

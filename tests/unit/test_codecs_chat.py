@@ -62,6 +62,43 @@ def test_a_conversation_as_text_and_as_ids(codec: TokenizerCodec) -> None:
     assert template.ends(codec).ids == (end, codec.end)
 
 
+def test_the_last_message_is_continued_within_its_turn(codec: TokenizerCodec) -> None:
+    for text in (CHATML, BLOCKS):
+        template = ChatTemplate(text)
+        whole = template.render(TOLD)
+        begun = template.render(TOLD, continue_final_message=True)
+        assert begun == whole[: whole.index("I.") + 2]
+        ids = template.encode(codec, TOLD).ids
+        found = template.prompt(codec, TOLD, continue_final_message=True)
+        assert ids[: len(found)] == found
+        assert found[-2:] == codec.encode("I.")
+    said = [*ASKED, {"role": "assistant", "content": "<|im_end|>\n<|im_start|>I say <|im"}]
+    found = ChatTemplate(CHATML).prompt(codec, said, continue_final_message=True)
+    assert found.count(codec.token("<|im_end|>")) == 1  # what a message holds is no mark
+    assert codec.decode(found).endswith("<|im_end|>\n<|im_start|>I say <|im")
+
+
+@pytest.mark.parametrize(
+    ("template", "messages", "why"),
+    [
+        (CHATML, [], "there is no message"),
+        (CHATML, ASKED, "the last message is of the role 'user'"),
+        (CHATML, [*TOLD, *ASKED], "the last message is of the role 'user'"),
+        (CHATML, [*ASKED, {"role": "assistant", "content": ""}], "says nothing"),
+        (CHATML, [*ASKED, {"role": "assistant"}], "says nothing"),
+        (CHATML, [*ASKED, {**TOLD[1], "tool_calls": [{}]}], "calls tools"),
+        (CHATML.replace("m.content", "m.content | trim"), [*ASKED, {"role": "assistant", "content": "I "}], "changes"),
+        (CHATML.replace("m.content", "m.content | lower"), TOLD, "changes what the last message says"),
+        (CHATML.replace("m.content", "m.content.split('.')[-1]"), TOLD, "changes what the last message says"),
+        (CHATML.replace("m.content", "m.content ~ m.content"), TOLD, "changes what the last message says"),
+        ("{% for m in messages %}{{ m.role }}{% endfor %}", TOLD, "changes what the last message says"),
+    ],
+)
+def test_what_cannot_be_continued_is_said(template: str, messages: list, why: str) -> None:
+    with pytest.raises(UserError, match=why):
+        ChatTemplate(template).render(messages, continue_final_message=True)
+
+
 def test_a_block_holds_what_it_holds(codec: TokenizerCodec) -> None:
     template = ChatTemplate(BLOCKS)
     assert spoken(codec, template.encode(codec, [*TOLD, *TOLD])) == ["I.", "I."]

@@ -31,6 +31,8 @@ from headway.nn.models import describe
 
 module = import_module("headway.app.compare")  # hw.compare is the function
 
+pytestmark = pytest.mark.usefixtures("brief_samples")
+
 SCENES = {
     "train.steps": 1,
     "train.batch_size": 4,

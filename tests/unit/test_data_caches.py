@@ -54,6 +54,14 @@ def codec(data_dir: Path) -> TokenizerCodec:
     return train_codec("bpe", documents([data_dir / "lm/tinyshakespeare.txt"]), 600)
 
 
+@pytest.fixture(scope="module")
+def play(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The first tenth of Shakespeare's plays."""
+    path = tmp_path_factory.mktemp("play") / "play.txt"
+    path.write_text((data_dir / "lm/tinyshakespeare.txt").read_text()[:110_000])
+    return path
+
+
 def left(cache: Path) -> list[str]:
     return sorted(path.name for path in cache.iterdir() if path.suffix != ".lock")
 
@@ -246,13 +254,12 @@ def test_a_place_that_cannot_be_a_folder(
         open_tokens([data_dir / "lm/tinyshakespeare.txt"], codec)
 
 
-def test_a_damaged_cache_is_said(data_dir: Path, codec: TokenizerCodec) -> None:
-    path = data_dir / "lm/tinyshakespeare.txt"
-    folder = open_tokens([path], codec).directory
+def test_a_damaged_cache_is_said(play: Path, codec: TokenizerCodec) -> None:
+    folder = open_tokens([play], codec).directory
     with open(folder / "ids.bin", "r+b") as file:
         file.truncate(1000)
     with pytest.raises(UserError, match=r"holds 1,000 bytes, not .*; remove .* to make it anew"):
-        open_tokens([path], codec)
+        open_tokens([play], codec)
 
 
 BUILD = """
@@ -269,23 +276,23 @@ print(len(open_tokens([sys.argv[1]], load_codec(sys.argv[2])).ids), flush=True)
 """
 
 
-def build(data_dir: Path, codec_folder: Path, wait: float) -> Program:
-    return Program(codec_folder, BUILD, str(data_dir / "lm/tinyshakespeare.txt"), str(codec_folder), str(wait))
+def build(play: Path, codec_folder: Path, wait: float) -> Program:
+    return Program(codec_folder, BUILD, str(play), str(codec_folder), str(wait))
 
 
-def test_of_several_processes_one_builds(data_dir: Path, codec: TokenizerCodec, cache: Path, tmp_path: Path) -> None:
+def test_of_several_processes_one_builds(play: Path, codec: TokenizerCodec, cache: Path, tmp_path: Path) -> None:
     codec.save(tmp_path)
-    outputs = [program.wait()[0] for program in [build(data_dir, tmp_path, 0.5) for _ in range(3)]]
+    outputs = [program.wait()[0] for program in [build(play, tmp_path, 0.5) for _ in range(3)]]
     assert "".join(outputs).count("building") == 1
     assert len({output.split()[-1] for output in outputs}) == 1
     assert len(left(cache)) == 1
 
 
 def test_a_killed_build_leaves_nothing_that_counts(
-    data_dir: Path, codec: TokenizerCodec, cache: Path, tmp_path: Path
+    play: Path, codec: TokenizerCodec, cache: Path, tmp_path: Path
 ) -> None:
     codec.save(tmp_path)
-    program = build(data_dir, tmp_path, 60)
+    program = build(play, tmp_path, 60)
     while "building" not in program.out or not any((cache / name / "info.json").exists() for name in left(cache)):
         assert program.returncode is None, program.wait()
         time.sleep(0.01)
@@ -293,7 +300,7 @@ def test_a_killed_build_leaves_nothing_that_counts(
     assert program.wait()[0] == "building\n"
     (half_made,) = left(cache)
     assert half_made.endswith(".part")
-    found = open_tokens([data_dir / "lm/tinyshakespeare.txt"], codec)
+    found = open_tokens([play], codec)
     assert left(cache) == [found.directory.name]
 
 

@@ -53,9 +53,9 @@ def settings(name: str) -> dict[str, Any]:
     return {**{key: value for key, value in TINY.items() if key not in own}, **shares}
 
 
-def train(name: str, folder: Path, set: dict[str, Any] | None = None, **given: Any) -> Run:
+def train(name: str, folder: Path, set: dict[str, Any] | None = None, samples: int = 0, **given: Any) -> Run:
     wanted = {**settings(name), **(set or {})}
-    return hw.train(tiny(name), set=wanted, run=folder, progress=False, samples=3, device="cpu", **given)
+    return hw.train(tiny(name), set=wanted, run=folder, progress=False, samples=samples, device="cpu", **given)
 
 
 def examples_of(task: Any) -> ImagesToCaption:
@@ -66,7 +66,7 @@ def examples_of(task: Any) -> ImagesToCaption:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run on scenes, which knows little."""
-    return train("scenes", tmp_path_factory.mktemp("runs") / "scenes").directory
+    return train("scenes", tmp_path_factory.mktemp("runs") / "scenes", samples=3).directory
 
 
 @pytest.fixture

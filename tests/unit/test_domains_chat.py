@@ -118,7 +118,7 @@ def _holds(row: torch.Tensor, part: torch.Tensor) -> bool:
 
 
 def test_a_run_is_resumed_to_the_bit_and_keeps_its_template(told: Path, tmp_path: Path) -> None:
-    run = train(tmp_path / "run", told, small(instruct()))
+    run = train(tmp_path / "run", told, small(instruct()), samples=2)
     usage = read_usage(run.directory)
     codec = load_codec(run.directory)
     assert codec.end in usage.ends

@@ -123,16 +123,16 @@ def test_the_command_and_going_on(stockfish: str, tmp_path: Path, capsys: pytest
 
 
 @pytest.mark.parametrize(
-    ("go", "message"),
+    ("go", "patience", "message"),
     [
-        ("time.sleep(60)", "said nothing for 0.5 s and was ended; check that it speaks UCI"),
-        ('print("info depth 1", flush=True); time.sleep(60)', "said nothing for 0.5 s and was ended"),
-        ("sys.exit(3)", "ended by itself with code 3"),
+        ("time.sleep(60)", 0.5, "said nothing for 0.5 s and was ended; check that it speaks UCI"),
+        ('print("info depth 1", flush=True); time.sleep(60)', 0.5, "said nothing for 0.5 s and was ended"),
+        ("sys.exit(3)", 50, "ended by itself with code 3"),
     ],
 )
-def test_a_program_that_hangs_or_dies_is_ended_and_told(tmp_path: Path, go: str, message: str) -> None:
+def test_a_program_that_hangs_or_dies_is_ended_and_told(tmp_path: Path, go: str, patience: float, message: str) -> None:
     with UciEngine(fake(tmp_path, go), patience=20) as engine:
-        engine.patience = 0.5
+        engine.patience = patience
         with pytest.raises(UserError, match=message):
             engine.ask(chess.STARTING_FEN, (), "nodes 1", 0.0)
         assert engine._process.wait(5) is not None
@@ -141,7 +141,7 @@ def test_a_program_that_hangs_or_dies_is_ended_and_told(tmp_path: Path, go: str,
 def test_a_program_that_tells_of_its_thinking_is_waited_for(tmp_path: Path) -> None:
     thinks = f'[(print("info depth 1", flush=True), time.sleep(0.1)) for _ in range(25)]; {ANSWER}'
     with UciEngine(fake(tmp_path, thinks), patience=20) as engine:
-        engine.patience = 1.0
+        engine.patience = 2.0  # less than it thinks
         assert engine.ask(chess.STARTING_FEN, (), "nodes 1", 0.0).best == "a2a3"
 
 

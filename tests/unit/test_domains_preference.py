@@ -170,7 +170,7 @@ def test_the_reference_is_computed_once_and_stays_with_the_run(
     original = choosing._build
     monkeypatch.setattr(choosing, "_build", lambda *given: (computed.append(1), original(*given))[1])
     recipe = small(preference())
-    run = train(tmp_path / "run", chosen, recipe, start=taught.directory)
+    run = train(tmp_path / "run", chosen, recipe, start=taught.directory, samples=2)
     train(tmp_path / "again", chosen, recipe, start=taught.directory)  # from the cache
     assert computed == [1]
     kept = load_file(run.directory / "reference.safetensors")

@@ -34,7 +34,7 @@ SMALL = {"model.width": 16, "model.depth": 1, "model.heads": 2, "train.steps": 2
 def test_a_gpt2_from_scratch_with_its_own_tokenizer(play: Path, data_dir: Path, tmp_path: Path) -> None:
     ranks = data_dir / "conformance/r50k_base.tiktoken"
     settings = {"model": "gpt2", **SMALL, "task.tokenizer": str(ranks), "task.context": 32}
-    run = hw.train("text", play, settings, run=tmp_path / "run", progress=False)
+    run = hw.train("text", play, settings, run=tmp_path / "run", samples=0, progress=False)
     config = run.recipe.model
     assert isinstance(config, TransformerConfig)
     assert (config.width, config.context, config.symbols) == (16, 1024, 50257)
@@ -48,14 +48,17 @@ def test_a_gpt2_from_scratch_with_its_own_tokenizer(play: Path, data_dir: Path, 
 
 
 def test_a_model_by_a_recipe_file(play: Path, tmp_path: Path) -> None:
-    first = hw.train("text", play, {"model": "gpt2", **SMALL, "task.size": 300, "task.context": 32}, run=tmp_path / "a")
+    sizes = {"model": "gpt2", **SMALL, "task.size": 300, "task.context": 32}
+    first = hw.train("text", play, sizes, run=tmp_path / "a", samples=0)
     settings = {"model": str(first.directory / "recipe.json"), "task.size": 300, "task.context": 32, "train.steps": 1}
-    second = hw.train("text", play, {**settings, "train.batch_tokens": 64}, run=tmp_path / "b", progress=False)
+    second = hw.train(
+        "text", play, {**settings, "train.batch_tokens": 64}, run=tmp_path / "b", samples=0, progress=False
+    )
     assert second.recipe.model == first.recipe.model
     plain = json.loads((first.directory / "recipe.json").read_text())
     plain["train"]["steps"] = 1
     (tmp_path / "own.json").write_text(json.dumps(plain))
-    third = hw.train(tmp_path / "own.json", play, run=tmp_path / "c", progress=False)
+    third = hw.train(tmp_path / "own.json", play, run=tmp_path / "c", samples=0, progress=False)
     assert third.recipe.model == first.recipe.model
 
 

@@ -35,7 +35,7 @@ CARRIED = {"model.mixer": "lstm", "task.carry_state": True}
 @pytest.fixture
 def speeches(data_dir: Path, tmp_path: Path) -> Path:
     """Documents of all lengths, some longer than a row."""
-    found = (data_dir / "lm/tinyshakespeare.txt").read_text()[:2000].split("\n\n")
+    found = (data_dir / "lm/tinyshakespeare.txt").read_text()[:1200].split("\n\n")
     path = tmp_path / "speeches.jsonl"
     path.write_text("".join(json.dumps({"text": speech}) + "\n" for speech in found))
     return path

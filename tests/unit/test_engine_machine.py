@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import platform
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from headway.engine import pool
-from headway.engine.machine import FORM
+from headway.engine.machine import FORM, barrier, compiled, i64, meetings, take
 from processes import Program
 
 
@@ -67,12 +70,11 @@ def test_no_more_threads_than_the_quota_feeds(
 
 
 LESSER = """
-import os, sys
-import numba
-numba.config.CACHE_DIR = sys.argv[1]
+import os
 os.environ["HEADWAY_FORM"] = "avx2"
+import numba
 import numpy as np
-from headway.engine import dots, machine, tiles
+from headway.engine import compiler, dots, machine, tiles
 assert (machine.FORM, machine.INSTRUCTIONS) == ("avx2", "avx2")
 assert not (machine.WIDE or machine.HAS_MATRIX_UNIT or machine.HAS_BF16_UNIT or dots._FULL)
 
@@ -91,7 +93,7 @@ assert "ymm" in code and "zmm" not in code
 
 @pytest.mark.skipif(FORM not in ("vnni", "amx"), reason="this processor is no better than the lesser one")
 def test_the_engine_runs_as_on_a_lesser_processor(tmp_path: Path) -> None:
-    program = Program(tmp_path, LESSER, str(tmp_path))
+    program = Program(tmp_path, LESSER, NUMBA_CACHE_DIR=str(tmp_path))
     _, err = program.wait()
     assert program.returncode == 0, err
 
@@ -137,3 +139,59 @@ def test_packed_weights_import_nothing_large(tmp_path: Path) -> None:
     program = Program(tmp_path, LIGHT)
     _, err = program.wait()
     assert program.returncode == 0, err
+
+
+@compiled
+def _meet_often(seen: int, made: int, rounds: int, parts: int, counter: int, thread: int, threads: int) -> int:
+    """How often a thread met another that was not where it should be. In every other round parts are taken."""
+    wrong, mine = 0, i64(seen)
+    for number in range(rounds):
+        mine[thread] = number
+        barrier(counter, threads)
+        for other in range(threads):
+            wrong += mine[other] != number
+        barrier(counter, threads)
+        if number % 2 == 0:
+            met = meetings(counter, threads)
+            for turn in range(threads):
+                owner = (thread + turn) % threads
+                part = take(counter, owner, met, parts)
+                while part < parts:
+                    i64(made)[(number * threads + owner) * parts + part] += 1
+                    part = take(counter, owner, met, parts)
+    return wrong
+
+
+@pytest.mark.parametrize("threads", [2, 5, 64])
+def test_threads_meet_and_each_part_is_taken_once(threads: int) -> None:
+    rounds, parts, workers = 40, 3, pool.pool(threads)
+    seen, made, wrong = np.zeros(threads, np.int64), np.zeros((rounds, threads, parts), np.int64), [-1] * threads
+    fields = (seen.ctypes.data, made.ctypes.data, rounds, parts, workers.counter)
+
+    def job(thread: int) -> None:
+        wrong[thread] = _meet_often(*fields, thread, threads)
+
+    for _ in range(3):
+        made[:] = 0
+        workers.run(job)
+        assert wrong == [0] * threads
+        assert (made[::2] == 1).all()
+        assert not made[1::2].any()
+
+
+@pytest.mark.skipif(
+    platform.system() != "Linux" or platform.machine() not in ("x86_64", "aarch64"), reason="threads do not sleep here"
+)
+def test_who_waits_long_takes_no_time_of_a_core() -> None:
+    workers, took = pool.pool(2), [0.0, 0.0]
+
+    def job(thread: int) -> None:
+        if thread == 0:
+            time.sleep(0.4)
+        began = time.thread_time()
+        barrier(workers.counter, 2)
+        took[thread] = time.thread_time() - began
+
+    workers.run(job)
+    workers.run(job)
+    assert max(took) < 0.1

@@ -7,7 +7,6 @@ import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, Literal
 
 import pytest
@@ -271,16 +270,14 @@ def test_compiling_is_said_before_it_begins_and_only_then(
 ) -> None:
     def run() -> None: ...
 
-    function = SimpleNamespace(py_func=run, signatures=[])
-    monkeypatch.setattr(machine, "_CACHE", tmp_path)
+    function = machine.Compiled(run)
+    monkeypatch.setattr(machine, "CACHE", tmp_path)
     with machine.announced(function):
         assert "compiling the CPU engine" in capsys.readouterr().err
-    (tmp_path / "program_1").mkdir()
-    (tmp_path / "program_1/program.run-1.py311.nbi").touch()
-    with machine.announced(function):
+        function()
+    with machine.announced(machine.Compiled(run)):  # as another process finds it
         pass
-    function.signatures.append(())
-    monkeypatch.setattr(machine, "_CACHE", None)
+    monkeypatch.setattr(machine, "CACHE", None)
     with machine.announced(function):
         pass
     assert capsys.readouterr().err == ""

@@ -63,7 +63,7 @@ def judged(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
 
 
 def same(
-    engine: Engine, draft: Generative | None, sampling: Sampling, prompt: list[int] = PROMPT, new: int = 150
+    engine: Engine, draft: Generative | None, sampling: Sampling, prompt: list[int] = PROMPT, new: int = 100
 ) -> None:
     limits = Limits(new, ignore_end=True)
     [found] = Session(engine, draft=draft).generate([prompt], sampling, limits)

@@ -26,14 +26,14 @@ TINY = {
 }
 
 
-def sentences(count: int) -> list[str]:
+def sentences(count: int, longest: int) -> list[str]:
     chance = random.Random(1)
-    return [" ".join(chance.choices(WORDS, k=chance.randint(5, 9))) for _ in range(count)]
+    return [" ".join(chance.choices(WORDS, k=chance.randint(longest // 2, longest))) for _ in range(count)]
 
 
 def write(folder: Path, name: str) -> list[Path]:
     """Data that a recipe takes."""
-    lines = sentences(120)
+    lines = sentences(120, longest=3 if name == "translation" else 9)  # an untrained model translates to the limit
     if name == "translation":
         both = {"en": lines, "de": [line[::-1] for line in lines]}
         for language, texts in both.items():

@@ -13,6 +13,7 @@ from headway.app.cli.main import _find, module_of
 from headway.app.cli.options import Parser, add_common
 
 ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.usefixtures("brief_samples")
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 

@@ -18,6 +18,7 @@ from headway.learn import AdamWConfig, MuonConfig, Recipe
 from headway.learn import scale as scales
 from headway.learn.scale import Fit, Law, Pace, Scale, choose, computing, settled, taken, with_user
 
+pytestmark = pytest.mark.usefixtures("brief_samples")
 TEXT = scale_of("text")
 assert TEXT is not None
 
@@ -110,7 +111,10 @@ def leaflet(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_minutes_choose_and_the_recipe_repeats_the_bits(leaflet: Path, tmp_path: Path) -> None:
+def test_minutes_choose_and_the_recipe_repeats_the_bits(
+    leaflet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scales, "_FEWEST", 1)
     user = {"model.width": 32, "model.heads": 2, "model.depth": 1}
     quiet = {"threads": 1, "samples": 0, "progress": False}
     run = hw.train("text", data=leaflet, set=user, minutes=0.5, run=tmp_path / "a", **quiet)  # type: ignore[arg-type]

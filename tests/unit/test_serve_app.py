@@ -12,14 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chat_models import echo_model
+from chat_models import TEMPLATE, echo_model
 from serve_models import Script, asking, events, ready, stories
 from served import Resident
 from starlette.testclient import TestClient
 
 import headway as hw
 from headway.generate import Limits, Sampling
+from headway.nn.kernels import deterministic
 from headway.serve.app import ENDPOINTS, create_app
+from headway.serve.fingerprint import fingerprint
 from headway.serve.frame import ApiKey, ServerSettings
 from headway.serve.openapi import openapi
 
@@ -47,7 +49,8 @@ def test_a_completion_is_what_the_model_writes_alone(server: TestClient, data_di
     assert choice["logprobs"]["token_logprobs"] == pytest.approx(alone.logprobs)
     assert "".join(choice["logprobs"]["tokens"]) == alone.text
     assert choice["logprobs"]["text_offset"][:2] == [0, len(choice["logprobs"]["tokens"][0])]
-    assert found["usage"] == {"prompt_tokens": 5, "completion_tokens": 12, "total_tokens": 17}
+    used = {"prompt_tokens": 5, "completion_tokens": 12, "total_tokens": 17}
+    assert found["usage"] == {**used, "prompt_tokens_details": {"cached_tokens": 0}}
 
 
 @pytest.mark.parametrize(
@@ -93,13 +96,66 @@ def test_an_answer_by_the_models_template(server: TestClient) -> None:
     assert [choice["message"]["content"] for choice in whole["choices"]] == ["abc", "abc"]
     assert {choice["finish_reason"] for choice in whole["choices"]} == {"stop"}
     assert [bytes(token["bytes"]) for token in whole["choices"][0]["logprobs"]["content"]] == [b"a", b"b", b"c"]
-    assert whole["usage"] == {"prompt_tokens": 14, "completion_tokens": 6, "total_tokens": 20}
+    assert whole["usage"]["prompt_tokens"] == 14
+    assert whole["usage"]["completion_tokens"] == 6
     parts = events(server.post(CHAT, json={**asked, "stream": True}).text)
     for place in (0, 1):
         own = [part["choices"][0] for part in parts if part["choices"][0]["index"] == place]
         assert own[0]["delta"] == {"role": "assistant", "content": ""}
         assert "".join(part["delta"].get("content", "") for part in own) == "abc"
         assert own[-1] == {"index": place, "delta": {}, "logprobs": None, "finish_reason": "stop"}
+
+
+def test_a_fingerprint_says_when_bits_may_differ(
+    server: TestClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = {"model": "echo", "max_tokens": 2}
+    for path, more in ((CHAT, {"messages": said("Hi")}), (COMPLETE, {"prompt": "Hi"})):
+        whole = server.post(path, json={**asked, **more}).json()["system_fingerprint"]
+        parts = events(server.post(path, json={**asked, **more, "stream": True}).text)
+        assert {part["system_fingerprint"] for part in parts} == {whole}
+        assert re.fullmatch("hw-[0-9a-f]{8}", whole)
+    folder = echo_model(tmp_path / "echo")
+
+    def now(place: Path = folder, **options: Any) -> str:
+        return fingerprint(hw.load(place, "cpu", **{"backend": "torch", **options}))
+
+    assert now() == now() == whole
+    found = [
+        whole,
+        now(echo_model(tmp_path / "long", context=49)),
+        now(echo_model(tmp_path / "other", template=TEMPLATE + "\n")),
+        now(weights="int8"),
+        now(backend="cpu"),
+        now(backend="cpu", cache="int8"),
+    ]
+    monkeypatch.setattr("headway.serve.fingerprint.FORM", "another")
+    found.append(now(backend="cpu"))
+    model = hw.load(folder, "cpu", backend="torch")
+    model.module.get_parameter("embed.table").data[0, 0] += 1e-7
+    found.append(fingerprint(model))
+    with deterministic():
+        found.append(now())
+    assert len(set(found)) == len(found)
+
+
+def test_an_answer_that_has_begun_goes_on(server: TestClient) -> None:
+    begun = {"model": "echo", "messages": said("Hi", "a"), "continue_final_message": True, "temperature": 0}
+    for asked in (begun, {**begun, "add_generation_prompt": False}):
+        found = server.post(CHAT, json=asked).json()
+        assert found["choices"][0]["message"]["content"] == "bc"  # what is new alone
+        assert found["usage"]["prompt_tokens"] == len("|Hi||a")  # marks are a token each
+    parts = events(server.post(CHAT, json={**begun, "stream": True}).text)
+    assert "".join(part["choices"][0]["delta"].get("content", "") for part in parts) == "bc"
+    closed = {**begun, "continue_final_message": False, "add_generation_prompt": False}
+    assert server.post(CHAT, json=closed).json()["usage"]["prompt_tokens"] == len("|Hi||a|")
+    for extra in ({}, {"add_generation_prompt": True}):
+        opened = server.post(CHAT, json={**begun, "continue_final_message": False, **extra}).json()
+        assert opened["usage"]["prompt_tokens"] == len("|Hi||a||")
+    template = {"model": "echo", "messages": said("Hi", "a")}
+    told = server.post("/apply-template", json={**template, "continue_final_message": True}).json()
+    assert told["prompt"] == "<|user|>Hi<|stop|><|assistant|>a"
+    assert len(told["tokens"]) == len("|Hi||a")
 
 
 def test_texts_in_parts_and_the_role_of_developers(server: TestClient) -> None:
@@ -201,7 +257,21 @@ WRONG_CHATS: list[tuple[dict[str, Any], str]] = [
     ({"messages": []}, "messages is empty"),
     ({"messages": [{"role": "king", "content": "x"}]}, "Invalid enum value 'king'"),
     ({"messages": [{"role": "user"}]}, r"messages\[0\] has no content"),
-    ({"messages": [{"role": "user", "content": [{"type": "image_url", "text": "x"}]}]}, "part of type 'image_url'"),
+    *(
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}, part]}]}, rf"content\[1\] {why}")
+        for part, why in (
+            ({"type": "image_url", "image_url": {"url": "data:,"}}, "is of type 'image_url', .* have /v1/caption make"),
+            ({"image_url": {"url": "http://a.example/"}, "type": "image_url"}, "is of type 'image_url'"),
+            ({"type": "input_audio", "input_audio": {}}, "is of type 'input_audio', .* have /v1/audio/transcriptions"),
+            ({"type": "file", "text": "x"}, "is of type 'file', and chats read texts alone; give parts of type text"),
+            ({"type": "text"}, "is no text"),
+            ({"type": "text", "text": 3}, "is no text"),
+            ({"type": 7, "text": "x"}, "is no text"),
+            ({"text": "x"}, "is no text"),
+            ({"type": "text", "text": "x", "cache_control": {}}, "has the field 'cache_control'"),
+        )
+    ),
+    ({"messages": [{"role": "user", "content": ["a"]}]}, "Expected `object`, got `str`"),
     ({"messages": [{"role": "system", "content": "x"}]}, "there is no system here"),
     ({"messages": said("x" * 60)}, "the prompt has 63 tokens, and the context of 48"),
     ({"messages": said(*["Hello you"] * 9)}, "and the context of 48"),  # no turn is left out
@@ -210,6 +280,12 @@ WRONG_CHATS: list[tuple[dict[str, Any], str]] = [
     ({"max_tokens": 2, "max_completion_tokens": 2}, "are the same"),
     ({"tool_choice": "required"}, "there are no tools"),
     ({"functions": []}, "the field 'functions' is not had"),
+    ({"continue_final_message": True}, "the last message is of the role 'user'"),
+    ({"continue_final_message": True, "messages": said("Hi", "")}, "the last message says nothing"),
+    ({"continue_final_message": True, "add_generation_prompt": True, "messages": said("Hi", "a")}, "cannot both be"),
+    ({"continue_final_message": "yes"}, "Expected `bool`, got `str` at continue_final_message"),
+    ({"continue_final_message": None}, "Expected `bool`, got `null`"),
+    ({"add_generation_prompt": 1}, "Expected `bool | null`, got `int` at add_generation_prompt"),
 ]
 
 
@@ -356,8 +432,9 @@ def test_time_is_limited(data_dir: Path) -> None:
         assert refusal_of(late.json(), "0.35 s have passed")["code"] == "timeout"
         *_, last, _ = client.post(COMPLETE, json={"prompt": [5] * 50, "stream": True}).text.split("\n\n")
         assert json.loads(last.removeprefix("data: "))["error"]["code"] == "timeout"
-        time.sleep(0.3)  # until the step under way has ended
-        assert client.get("/health").json()["models"]["s"]["working"] is False
+        ends = time.monotonic() + 4  # before all of the prompt is said
+        while client.get("/health").json()["models"]["s"]["working"]:  # until the step under way has ended
+            assert time.monotonic() < ends
 
 
 def test_a_body_that_comes_too_slowly_and_a_client_that_reads_nothing(data_dir: Path) -> None:
@@ -430,10 +507,13 @@ def test_calls_of_tools(tmp_path: Path) -> None:
         deltas = [part["choices"][0]["delta"] for part in parts]
         assert "".join(delta.get("content", "") for delta in deltas) == "a"
         calls = [call for delta in deltas for call in delta.get("tool_calls", [])]
-        assert [(call["index"], call["type"], call["function"]) for call in calls] == [
-            (0, "function", function),
-            (1, "function", function),
+        begun = {"name": "shout", "arguments": ""}
+        assert [(call["index"], call["type"], call["function"]) for call in calls if "id" in call] == [
+            (0, "function", begun),
+            (1, "function", begun),
         ]
+        arguments = "".join(call["function"]["arguments"] for call in calls)  # in pieces; see test_serve_calls
+        assert arguments == function["arguments"] * 2
         assert parts[-1]["choices"][0]["finish_reason"] == "tool_calls"
         called = {key: whole["choices"][0]["message"][key] for key in ("role", "content", "tool_calls")}
         told = [*said("Hi"), called, {"role": "tool", "tool_call_id": calls[0]["id"], "content": "loud"}]

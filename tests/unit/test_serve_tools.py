@@ -13,7 +13,7 @@ from headway.codecs import TokenizerCodec, train_codec
 from headway.codecs.chat import ChatTemplate
 from headway.errors import UserError
 from headway.serve.calls import CallReader, ToolCall
-from headway.serve.tools import Toolbox, delta, format_of, told
+from headway.serve.tools import Toolbox, format_of, told
 
 HERMES = "{% if tools %}{{ tools }}<tool_call>{% endif %}"
 LLAMA = '{% if tools %}{{ tools }}{"name": , "parameters": }<|python_tag|>{% endif %}'
@@ -325,7 +325,7 @@ def test_a_conversation_with_calls_goes_through_a_template(codec: TokenizerCodec
         '{% for c in m.tool_calls or [] %}<tool_call>\n{"name": "{{ c.function.name }}", "arguments": '
         "{{ c.function.arguments | tojson }}}\n</tool_call>{% endfor %}\n{% endfor %}"
     )
-    call = delta(ToolCall("call_1", "weather", '{"city": "Ulm"}'), 0)["tool_calls"][0]
+    call = {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Ulm"}'}}
     answer = {"role": "assistant", "content": None, "tool_calls": [call]}
     result = {"role": "tool", "tool_call_id": "call_1", "content": "rain"}
     text = template.render(told([answer, result]), tools=Toolbox(codec, HERMES, TOOLS).told)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ import headway as hw
 from headway.codecs import train_codec
 from headway.config import override
 from headway.domains.audio import read_sound
+from headway.domains.translation.recipes import encoder_decoder
 from headway.errors import UserError
 from headway.formats.native import save_model
 from headway.formats.published import save_published
@@ -159,6 +161,26 @@ def test_verbs_say_what_the_model_says(client: TestClient, folder: Path) -> None
         assert str(folder) not in said
     assert "no model 'encodr'" in refused(client, "/v1/classify", 404, model="encodr", items="a")
     assert "no model ''" in refused(client, "/v1/classify", 404, items="a")
+
+
+def test_translations_share_calls_and_are_what_each_is_alone(tmp_path: Path) -> None:
+    """On the engine, in int8: what torch computes of several lines may differ in its last bits from that of one."""
+    codec = train_codec("byte", iter(["a text"]))
+    config = encoder_decoder(width=64, depth=2, heads=2, hidden=128, symbols=codec.size, dropout=0.0)
+    (tmp_path / "translator").mkdir()
+    save_model(build(config, seed=1), config, tmp_path / "translator")
+    codec.save(tmp_path / "translator")
+    Usage(ends=(10,), decoder_start=0).save(tmp_path / "translator")
+    lines = [f"{number} {'Katze ' * number}" for number in range(1, 9)]
+    options = LoadOptions(device="cpu", backend="cpu", weights="int8")
+    alone = hw.load(tmp_path / "translator", "cpu", "int8", backend="cpu")
+    models = ServedModels([], tmp_path, options, open_loop)
+    with TestClient(create_app(models, ServerSettings(log=False)), base_url="http://127.0.0.1") as client:
+        ask = lambda line: asked(client, "/v1/translate", lines=line, n_best=3)["result"]  # noqa: E731
+        with ThreadPoolExecutor(8) as pool:
+            found = list(pool.map(ask, lines))
+    assert found == [alone.translate(line, n_best=3) for line in lines]
+    assert len({tuple(each) for each in found}) > 1
 
 
 def test_images_come_as_data_and_nothing_is_opened(client: TestClient, folder: Path, tmp_path: Path) -> None:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module
+from random import Random
 from typing import Any
 
 import pytest
 import torch
 from beartype.roar import BeartypeCallHintViolation
-from jaxtyping import install_import_hook
+from jaxtyping import Bool, Float, Float32, Int, Num, install_import_hook
+from torch import Tensor
 
+import shapes
 from headway.nn.kernels import rotate
 
 Wrong = (BeartypeCallHintViolation, TypeError)  # the second is jaxtyping's own
 ones = torch.ones
+AXES = ("", "B", "B D", "B B", "B 3", "3 B", "B D D", "B T D", "#B D", "B _", "... D", "*B D", "1")
 
 MODULE = """
 from __future__ import annotations
@@ -110,6 +114,27 @@ def test_a_name_that_comes_later_is_any(drawn: Any) -> None:
     assert drawn.late(3) == 1
     assert drawn.late.__annotations__ == {"value": "Later", "return": "int"}
     assert drawn.turned.__annotations__["return"] == "Float[Tensor, 'B D']"
+
+
+def test_plain_axes_are_compared_as_jaxtyping_compares_them() -> None:
+    """Checks one after the other within one scope, of which each binds names for the next."""
+    draw = Random(0)
+    kinds = [each[Tensor, axes] for each in (Float, Int, Bool, Num, Float32) for axes in AXES]
+    dtypes = (torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.int32, torch.bool)
+    found = []
+    for _ in range(300):
+        pairs = [
+            (draw.choice(kinds), ones([draw.choice((1, 2, 3)) for _ in range(draw.randrange(4))], dtype=dtype))
+            for dtype in draw.choices(dtypes, (9, 1, 1, 3, 1, 1), k=12)
+        ]
+        told = []
+        for check in (shapes.is_by_axes, shapes.is_by_jaxtyping):
+            with shapes.jaxtyped("context"):
+                told.append([check(kind, value) for kind, value in pairs])
+        assert told[0] == told[1]
+        found += told[0]
+    assert 100 < sum(found) < len(found) - 100
+    assert not any(shapes.is_by_axes(kind, value) for kind in kinds for value in (None, 1.0, [1.0]))
 
 
 def test_headway_is_imported_so() -> None:

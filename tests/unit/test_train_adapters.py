@@ -41,9 +41,10 @@ def play(data_dir: Path, tmp_path: Path) -> Path:
     return play_file(data_dir, tmp_path)
 
 
-@pytest.fixture
-def first(play: Path, tmp_path: Path) -> Path:
-    return train(tmp_path / "first", play, small()).directory
+@pytest.fixture(scope="module")
+def first(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("first")
+    return train(folder / "first", play_file(data_dir, folder), small()).directory
 
 
 def gated() -> TransformerConfig:
@@ -123,6 +124,7 @@ def test_every_optimiser_moves_every_slice(kind: str) -> None:
 
 
 def test_a_run_keeps_the_merged_model_and_goes_on_bit_for_bit(first: Path, play: Path, tmp_path: Path) -> None:
+    first = shutil.copytree(first, tmp_path / "first")  # which goes before the end
     settings = {"adapter.alpha": 32, "adapter.dropout": 0.1, "adapter.targets": "q,v,up", "train.ema": 0.5}
     settings |= {"optim.lr": 0.05, "optim.adam_lr": 0.01, "train.accumulate": 2}
     run = train(tmp_path / "run", play, start=first, lora=4, set=settings)

@@ -87,10 +87,15 @@ def test_a_run_leaves_all_that_is_promised(tmp_path: Path) -> None:
 SETTINGS = {"steps": 24, "ema": 0.9, "accumulate": 2, "checkpoint_every": 5, "average": 3, "optim": "muon"}
 
 
-def test_resume_after_a_kill_is_bit_for_bit(tmp_path: Path) -> None:
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    train(whole, counting_recipe(**SETTINGS))
-    program = _start(killed, "delay=0.02", *(f"{k}={v}" for k, v in SETTINGS.items()))
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was never stopped."""
+    return train(tmp_path_factory.mktemp("runs") / "whole", counting_recipe(**SETTINGS)).directory
+
+
+def test_resume_after_a_kill_is_bit_for_bit(whole: Path, tmp_path: Path) -> None:
+    killed = tmp_path / "killed"
+    program = _start(killed, "delay=0.05", *(f"{k}={v}" for k, v in SETTINGS.items()))
     _wait_for(killed / "checkpoints" / "step-00000010", program)
     program.signal(signal.SIGKILL)
     program.wait()
@@ -103,10 +108,9 @@ def test_resume_after_a_kill_is_bit_for_bit(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
-def test_ctrl_c_saves_and_resume_is_bit_for_bit(number: signal.Signals, tmp_path: Path) -> None:
-    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    train(whole, counting_recipe(**SETTINGS))
-    program = _start(stopped, "delay=0.02", *(f"{k}={v}" for k, v in SETTINGS.items()))
+def test_ctrl_c_saves_and_resume_is_bit_for_bit(number: signal.Signals, whole: Path, tmp_path: Path) -> None:
+    stopped = tmp_path / "stopped"
+    program = _start(stopped, "delay=0.05", *(f"{k}={v}" for k, v in SETTINGS.items()))
     _wait_for(stopped / "checkpoints" / "step-00000005", program)
     program.signal(number)
     output, _ = program.wait()
@@ -120,10 +124,9 @@ def test_ctrl_c_saves_and_resume_is_bit_for_bit(number: signal.Signals, tmp_path
 
 @pytest.mark.parametrize(("call", "step"), [(3, 9), (8, 24), (9, 24)])  # the last is of the mean of checkpoints
 def test_interrupt_within_an_evaluation_is_made_up_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int, step: int
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int, step: int
 ) -> None:
-    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    train(whole, counting_recipe(**SETTINGS))
+    stopped = tmp_path / "stopped"
     judge, calls = CountOn.judge, []
 
     def interrupted(self: CountOn, *arguments: Any) -> dict[str, float]:
@@ -184,15 +187,16 @@ def test_an_evaluation_that_is_broken_off_is_no_time_of_training(
         with pytest.raises(UserInterrupt):
             train(tmp_path / "a", counting_recipe(**SETTINGS))
     summary = json.loads((tmp_path / "a" / "run.json").read_text())
-    assert summary["seconds"] < 0.5 < summary["elapsed"]
+    assert summary["seconds"] < summary["elapsed"] - 0.5  # of the evaluation, which was broken off
     resumed = train(tmp_path / "a", counting_recipe(**SETTINGS), resume=True).summary
     assert resumed["elapsed"] > summary["elapsed"]
 
 
-def test_an_evaluation_that_is_made_up_for_stands_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_evaluation_that_is_made_up_for_stands_once(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also where the run that made up for it is killed before its next checkpoint."""
-    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    train(whole, counting_recipe(**SETTINGS))
+    stopped = tmp_path / "stopped"
 
     def interrupted(self: CountOn, *arguments: Any) -> dict[str, float]:
         os.kill(os.getpid(), signal.SIGINT)
@@ -398,8 +402,8 @@ def test_a_loss_that_is_not_finite_ends_the_run(tmp_path: Path) -> None:
 def test_minutes_fix_the_steps_of_a_recipe_that_repeats_the_run(tmp_path: Path) -> None:
     timed, repeated = tmp_path / "timed", tmp_path / "repeated"
     start = time.perf_counter()
-    run = train(timed, counting_recipe(), minutes=2 / 60)
-    assert 1.0 < time.perf_counter() - start < 8.0
+    run = train(timed, counting_recipe(), minutes=2 / 60, delay=0.01)
+    assert 1.0 < time.perf_counter() - start < 30.0  # on a busy machine, too
     assert run.recipe.train.steps > 50
     assert run.summary["minutes"] == 2 / 60
     train(repeated, read_recipe(timed / "recipe.json"))
@@ -419,8 +423,8 @@ def test_a_plan_by_a_wrong_speed_is_made_anew(
     monkeypatch.setattr(trainer, "measure", lambda *_: Speed(0.004 * pessimism, 0.001))
     recipe = counting_recipe(schedule="wsd")
     start = time.perf_counter()
-    run = train(timed, recipe, minutes=2 / 60, delay=0.002)
-    assert 1.0 < time.perf_counter() - start < 8.0
+    run = train(timed, recipe, minutes=2 / 60, delay=0.01)
+    assert 1.0 < time.perf_counter() - start < 30.0  # on a busy machine, too
     planned = 1.94 / (0.004 * pessimism)
     assert run.summary["steps"] == run.recipe.train.steps == read_recipe(timed / "recipe.json").train.steps
     assert (run.recipe.train.steps < 0.9 * planned) == (pessimism < 1)
@@ -438,7 +442,7 @@ def test_a_longer_run_is_as_if_it_had_been_asked_for_at_once(tmp_path: Path) -> 
     recipe = counting_recipe(steps=20, schedule="wsd", checkpoint_every=7)
     first = train(short, recipe)
     assert [path.name for path in (short / "trunk").iterdir()] == ["step-00000008"]
-    run = train(short, recipe, resume=True, minutes=4 / 60, delay=0.002)
+    run = train(short, recipe, resume=True, minutes=4 / 60, delay=0.01)
     steps = run.recipe.train.steps
     assert steps > 50
     assert run.summary["minutes"] > 4 / 60

@@ -35,9 +35,10 @@ def play(data_dir: Path, tmp_path: Path) -> Path:
     return play_file(data_dir, tmp_path)
 
 
-@pytest.fixture
-def first(play: Path, tmp_path: Path) -> Path:
-    return train(tmp_path / "first", play).directory
+@pytest.fixture(scope="module")
+def first(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("first")
+    return train(folder / "first", play_file(data_dir, folder)).directory
 
 
 @pytest.fixture
@@ -58,8 +59,9 @@ def test_a_run_goes_on_from_the_weights_and_the_tokenizer_of_another(first: Path
 
 
 def test_the_recipe_repeats_the_run_and_resume_does_not_need_the_start(first: Path, play: Path, tmp_path: Path) -> None:
+    first = shutil.copytree(first, tmp_path / "first")
     one = train(tmp_path / "one", play, start=first)
-    again = hw.train(one.directory / "recipe.json", run=tmp_path / "again", progress=False, samples=1)
+    again = hw.train(one.directory / "recipe.json", run=tmp_path / "again", progress=False, samples=0)
     moved = cut_back(one.directory, tmp_path / "moved", step=3)
     shutil.rmtree(first)
     resumed = train(moved, play, start=first, resume=True)

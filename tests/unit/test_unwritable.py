@@ -70,6 +70,21 @@ def test_a_place_is_tried_before_the_work(tmp_path: Path, monkeypatch: pytest.Mo
     assert [path.name for path in (tmp_path / "new").iterdir()] == []
 
 
+def test_what_is_written_is_synced_before_it_takes_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a lost power could leave a name without its content; then the folder is, which holds the name."""
+    told: list[object] = []
+    replace = os.replace
+    monkeypatch.setattr(os, "fsync", lambda handle: told.append(os.fstat(handle).st_ino))
+    monkeypatch.setattr(os, "replace", lambda *places: (told.append("renamed"), replace(*places)))
+    durable.write_text(tmp_path / "a.json", "1")
+    with durable.beside(tmp_path / "folder") as draft:
+        draft.mkdir()
+        (draft / "b.json").write_text("2")
+    inner, outer = tmp_path / "folder", tmp_path.stat().st_ino
+    written = [(inner / "b.json").stat().st_ino, inner.stat().st_ino]
+    assert told == [(tmp_path / "a.json").stat().st_ino, "renamed", outer, *written, "renamed", outer]
+
+
 def test_where_a_draft_can_be_neither_written_nor_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a file system that was mounted read-only meanwhile."""
     train_codec("byte", ["a"]).save(tmp_path)

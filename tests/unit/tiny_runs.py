@@ -42,8 +42,9 @@ def small() -> Recipe:
 
 
 def train(run: Path, data: Path, recipe: Recipe | str | None = None, **given: Any) -> Run:
+    """Without samples, which take longer than these few steps."""
     settings = {**SETTINGS, **given.pop("set", {})}
-    return hw.train(recipe or small(), data=data, set=settings, run=run, progress=False, samples=1, **given)
+    return hw.train(recipe or small(), data=data, set=settings, run=run, progress=False, samples=0, **given)
 
 
 def weights(directory: Path) -> dict[str, Tensor]:

@@ -74,7 +74,7 @@ def load(
 def _open(place: Path, weights: Weights | None, backend: Backend) -> Opened:
     if not (place / QUANTISED).is_file() and weights in (None, "fp32"):
         return open_model(place)
-    from headway.engine import load_quantised, quantise, use_programs  # its compiler takes long to import
+    from headway.engine import load_quantised, quantise, use_programs  # with LLVM, which models without it do not need
 
     if (place / QUANTISED).is_file():
         opened = Opened(load_quantised(place, weights), *use_of(place))

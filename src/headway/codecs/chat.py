@@ -28,7 +28,7 @@ from headway.codecs.guard import GUARD, RESERVED, SHIELD, Guard
 from headway.codecs.helper import Helper, HelperError
 from headway.codecs.marks import CONFIG, RoleTokens
 from headway.codecs.tokenizer import TokenizerCodec
-from headway.codecs.turns import ASSISTANT, Message, Span, SpentError, assistant_spans, block_spans
+from headway.codecs.turns import ASSISTANT, Message, Span, SpentError, assistant_spans, block_spans, until_said
 from headway.errors import UserError
 
 
@@ -219,14 +219,21 @@ class ChatTemplate:
         found._values = dict(values)
         return found
 
-    def render(self, messages: Sequence[Message], add_generation_prompt: bool = False, tools: Tools = None) -> str:
-        """The conversation as text; with `add_generation_prompt` up to where the assistant's next answer begins.
+    def render(
+        self,
+        messages: Sequence[Message],
+        add_generation_prompt: bool = False,
+        tools: Tools = None,
+        continue_final_message: bool = False,
+    ) -> str:
+        """The conversation as text; with `add_generation_prompt` up to where the assistant's next answer begins, and
+        with `continue_final_message` instead up to the end of what the assistant says in the last message.
 
         A message is a mapping with a role and a content, and whatever else the template reads. Raises UserError for
-        messages that the template refuses, and for a template that fails, takes too long or writes too much.
+        messages that the template refuses, for a template that fails, takes too long or writes too much, and for a last
+        message that cannot be continued.
         """
-        nothing = Guard(())
-        text = self._write(nothing.messages(messages), add_generation_prompt, nothing.value(tools))
+        text = self._guarded(Guard(()), messages, tools, add_generation_prompt, continue_final_message)
         return RESERVED.sub("", text)
 
     def encode(self, codec: TokenizerCodec, messages: Sequence[Message], tools: Tools = None) -> Chat:
@@ -247,12 +254,27 @@ class ChatTemplate:
         inside = [[i for i, token in enumerate(tokens) if token.within(span)] for span in spans]
         return Chat([token.id for token in tokens], [(places[0], places[-1] + 1) for places in inside if places])
 
-    def prompt(self, codec: TokenizerCodec, messages: Sequence[Message], tools: Tools = None) -> list[int]:
-        """The ids after which the assistant's next answer follows. No begin symbol is to be put before them."""
+    def prompt(
+        self,
+        codec: TokenizerCodec,
+        messages: Sequence[Message],
+        tools: Tools = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+    ) -> list[int]:
+        """The ids after which the assistant goes on, as `render` has them. No begin symbol is to be put before them."""
         locator = self._locator(codec)
-        guarded, tools = locator.guard.messages(messages), locator.guard.value(tools)
-        text, _ = block_spans(self._write(guarded, True, tools), locator.guard.spellings)
+        text = self._guarded(locator.guard, messages, tools, add_generation_prompt, continue_final_message)
         return [token.id for token in locator.tokens(text)]
+
+    def _guarded(
+        self, guard: Guard, messages: Sequence[Message], tools: Tools, add_generation_prompt: bool, continued: bool
+    ) -> str:
+        """The text of a conversation, with guards."""
+        guarded, tools = guard.messages(messages), guard.value(tools)
+        write = lambda some, ask: block_spans(self._write(some, ask, tools), guard.spellings)[0]  # noqa: E731
+        text = write(guarded, add_generation_prompt and not continued)
+        return until_said(write, guarded, text) if continued else text
 
     def fitting(self, codec: TokenizerCodec, messages: Sequence[Message], most: int | None) -> tuple[list[int], int]:
         """A prompt of at most `most` ids, and how many of the oldest turns had to be dropped for it.

@@ -63,6 +63,29 @@ def assistant_spans(render: Render, messages: Sequence[Message], whole: str, mar
     return spans
 
 
+def until_said(render: Render, messages: Sequence[Message], whole: str) -> str:
+    """The text of a conversation up to the end of what its last message says, which is the assistant's.
+
+    `render` and `whole` are as in `assistant_spans`. Raises UserError where the last message is another's, says nothing
+    or calls tools, and where it does not stand in `whole` as it is.
+    """
+    last = messages[-1] if messages else {}
+    content = last.get("content")
+    if last.get("role") != ASSISTANT:
+        who = f"the last message is of the role {last.get('role')!r:.40}" if messages else "there is no message"
+        raise UserError(f"{who}, and what is continued is an assistant's; end with one, or have a new answer")
+    if not isinstance(content, str) or not content or last.get("tool_calls"):
+        what = "calls tools" if last.get("tool_calls") else "says nothing"
+        raise UserError(f"the last message {what}, so it cannot be continued; give it a text alone")
+    split = _Around(render, messages, len(messages) - 1, whole).split()
+    if split is None or whole != f"{split[0]}{content}{split[1]}":
+        raise UserError(
+            "this chat template changes what the last message says, so that where to go on is not found; give it "
+            "without white space around it and without thoughts, or have a new answer"
+        )
+    return f"{split[0]}{content}"
+
+
 class _Around:
     """What a template writes before and after one message."""
 
@@ -76,7 +99,7 @@ class _Around:
         before = self._written(self._messages[: self._place], prompt=True)
         if before is not None and self._whole.startswith(before):
             return len(before)
-        split = self._split()
+        split = self.split()
         return len(split[0]) if split else None
 
     def stop(self, marks: Spellings) -> int | None:
@@ -85,13 +108,13 @@ class _Around:
             last = max((end for _, end in marks.find(until)), default=None)
             # A line break after the mark is the template's: nobody says it.
             return len(until) if last is None or until[last:].strip() else last
-        split = self._split()
+        split = self.split()
         if not split:
             return None
         stop = len(self._whole) - len(split[1])
         return marks.at(self._whole, stop) or stop
 
-    def _split(self) -> tuple[str, str] | None:
+    def split(self) -> tuple[str, str] | None:
         """The texts before and after the message's content, where the whole has them too."""
         message = {**self._messages[self._place], "content": _HERE}
         other = [*self._messages[: self._place], message, *self._messages[self._place + 1 :]]

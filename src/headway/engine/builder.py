@@ -61,6 +61,17 @@ class Slot:
         return Slot(at, self.stride, width)
 
 
+def _field(kind: Opcode, name: str) -> int:
+    """Where an instruction has it."""
+    return 1 + NAMES[kind].split().index(name)
+
+
+# Where instructions whose results may lie in scratch say so, and products that threads share as they come.
+_WRITTEN = {
+    int(kind): _field(kind, name)
+    for kind, name in ((Opcode.NORM, "dst"), (Opcode.QUANTISE, "q"), (Opcode.MERGE, "out"))
+}
+_FREE = _field(Opcode.MULTIPLY, "free")
 STATES = 1 << 60  # where addresses of states begin, until it is known whose they are
 FEW = 16  # rows of which each thread makes for itself what is small
 
@@ -100,12 +111,14 @@ class Builder:
         self._products = self.private_bytes(ROOM)
         self._stated = 0  # floats of a state that are in use
         self._whole: list[list[int]] = []
+        self._met = 0  # instructions up to the last barrier
         self._floats: list[list[float]] = []
 
     def __len__(self) -> int:
         return len(self._whole)
 
     def table(self) -> tuple[np.ndarray, np.ndarray]:
+        self._free()  # at the end of a program all meet
         return np.array(self._whole, np.int64).reshape(-1, FIELDS), np.array(self._floats, np.float64).reshape(
             -1, FLOATS
         )
@@ -186,7 +199,16 @@ class Builder:
         self._whole[start][4] = len(self._whole) - start - 1
 
     def barrier(self) -> None:
+        self._free()
         self.emit(Opcode.BARRIER)
+        self._met = len(self._whole)
+
+    def _free(self) -> None:
+        """Whoever is done may take parts of a product if threads have nothing else in common since they met."""
+        since = self._whole[self._met :]
+        common = [row for row in since if row[0] not in _WRITTEN or row[_WRITTEN[row[0]]] >= 0]
+        if len(common) == 1 and common[0][0] == Opcode.MULTIPLY:
+            common[0][_FREE] = 1
 
     def sum(self, x: Slot, y: Slot, residual: bool = True, gain: Tensor | None = None) -> None:
         """y = y (if residual) + gain x; no barrier follows."""
@@ -279,6 +301,7 @@ class Builder:
             columns=packed.columns,
             mode=mode,
             activation=activation,
+            free=False,
             room=self._products,
             cap=cap,
             scale=scale,

@@ -229,7 +229,7 @@ def memory_of(blocks: list[Block], rows: int, capacity: int, form: int, size: Ca
     """For so many rows and positions below `capacity`; `size` is what a block of the model keeps there, in bytes."""
     tables = np.zeros((rows, -(-capacity // BLOCK) + 1), np.int64)
     fixed = np.zeros((rows, sum(fixed_numbers(block.mixer) for block in blocks)), np.float32)
-    lengths, runs = np.zeros(rows, np.int64), np.zeros(rows + 2, np.int64)
+    lengths, runs = np.zeros(rows, np.int64), np.zeros(rows + 3, np.int64)
     return Memory(tables, lengths, sum(size(block, form) for block in blocks), form, fixed, runs)
 
 

@@ -272,9 +272,10 @@ class Engine(nn.Module):
                 if read.fixed.shape[1]:
                     read.fixed[begin:end] = reading.fixed
         each = [number for number, count in enumerate(counts) for _ in range(count)]
-        write_runs(own.runs, runs_of(each, places.tolist(), SHARING), end)
+        starts = runs_of(each, places.tolist(), SHARING)
+        write_runs(own.runs, starts, end, len(starts) == len({id(row) for row in rows}))
         if readings[0] is not None:
-            write_runs(read.runs, runs_of([readings[number] for number in each], None, SHARING), end)
+            write_runs(read.runs, runs_of([readings[number] for number in each], None, SHARING), end, True)
         return program
 
     def _run(self, program: StepProgram, symbols: np.ndarray, places: np.ndarray, part: slice) -> None:

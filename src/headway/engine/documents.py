@@ -12,12 +12,10 @@ from typing import Any
 
 import numpy as np
 from llvmlite import binding, ir
-from numba import types
-from numba.core import cgutils
 
 from headway.engine.attention import prepare_head
 from headway.engine.keys import LOWEST
-from headway.engine.machine import _F32, F32, compiled, exp, f32, i64, intrinsic
+from headway.engine.machine import _F32, F32, cgutils, compiled, exp, f32, i64, intrinsic, types
 from headway.engine.operations import at, tanh
 from headway.engine.program import Opcode, run
 from headway.engine.vectors import exponentials_32, reduce, spread

@@ -10,10 +10,8 @@ from __future__ import annotations
 from typing import Any
 
 from llvmlite import ir
-from numba import types
-from numba.core import cgutils
 
-from headway.engine.machine import _F32, _I8, _I32, F32, FEATURES, compiled, f32, intrinsic
+from headway.engine.machine import _F32, _I8, _I32, F32, FEATURES, cgutils, compiled, f32, intrinsic, types
 from headway.engine.tiles import TILE
 from headway.engine.vectors import call, call_for
 

@@ -13,9 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from llvmlite import ir
-from numba import types
 
-from headway.engine.machine import _F32, _I32, _I64, F32, _pointer, announced, compiled, f32, i32, i64, intrinsic
+from headway.engine.machine import _F32, _I32, _I64, F32, _pointer, announced, compiled, f32, i32, i64, intrinsic, types
 from headway.engine.pool import Pool
 from headway.engine.vectors import LANES, _exp, call, reduce, spread
 
@@ -36,7 +35,7 @@ TEMPERATURE, TOP_P, MIN_P, UNIFORM, REPETITION, PRESENCE, FREQUENCY = range(7)
 FIELDS, NUMBERS = 10, 7
 
 _I1, _F64 = ir.IntType(1), ir.DoubleType()
-f64 = _pointer(types.float64, _F64)
+f64 = _pointer("float64", _F64)
 _SIXTEEN = ir.VectorType(_F32, LANES)
 
 

@@ -11,10 +11,8 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import types
-from numba.core import cgutils
 
-from headway.engine.machine import _F32, _I8, F32, compiled, exp, f32, intrinsic
+from headway.engine.machine import _F32, _I8, F32, cgutils, compiled, exp, f32, intrinsic, types
 from headway.engine.operations import BLOCK
 from headway.engine.tiles import FP32, INT8
 from headway.engine.vectors import call_for, choose, exponentials_32, reduce, spread

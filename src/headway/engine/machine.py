@@ -8,31 +8,33 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import importlib
 import os
 import platform
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cached_property, update_wrapper
+from importlib import metadata
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
-import numba.extending
 import numpy as np
 from llvmlite import binding, ir
-from numba import njit, types
-from numba.core import cgutils
-from numba.core import config as settings
 
+from headway.engine.object_code import load_object, read_object, write_object
 from headway.errors import UserError, nearest
 
 F32 = Any  # a number of single precision in compiled code, which numba knows and type checkers do not
 _I8, _I16, _I32, _I64, _F32 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
-config: Any = settings  # numba fills it as it starts, which type checkers do not see
-intrinsic: Any = numba.extending.intrinsic  # what it makes takes one argument less than what it is made from
 _MESSAGE = "compiling the CPU engine, once on this machine; some ten seconds"
 _ARCH_PRCTL, _REQUEST, _TILE_DATA = 158, 0x1023, 18  # the system call by which Linux lends the matrix unit
-_SPINS = 400  # looks at a barrier before the thread lets others run; some 10 to 20 microseconds
+# The call of the system by which a thread sleeps while a number stays what it is: Linux, by processor.
+_FUTEX = {"x86_64": 202, "aarch64": 98}.get(platform.machine()) if platform.system() == "Linux" else None
+_SLEEPS = _FUTEX is not None
+_WAIT, _WAKE, _ALL = 128, 129, 1 << 30  # what is asked of it, among the threads of this process; more than there are
 
 
 # What a lesser processor lacks, by the instructions that HEADWAY_FORM names: features of LLVM by their beginnings.
@@ -44,20 +46,20 @@ _LACKING = {
 }
 
 
-def _features() -> dict[str, bool]:
-    """What the processor has, or as much of it as one of HEADWAY_FORM would. UserError for a form that it has not."""
+def _features() -> tuple[dict[str, bool], str | None]:
+    """What the processor has, or as much of it as one of HEADWAY_FORM would, and what the compiler is told of it where
+    that is less. UserError for a form that it has not.
+    """
     found, form = dict(binding.get_host_cpu_features()), os.environ.get("HEADWAY_FORM")
     if form is None:
-        return found
+        return found, None
     if form not in _LACKING:
         raise UserError(f"HEADWAY_FORM={form} is no form of the engine; {nearest(form, _LACKING)}")
     left = {name: has and not name.startswith(_LACKING[form]) for name, has in found.items()}
     own = _form(found)
     if _form(left) != form:
         raise UserError(f"HEADWAY_FORM={form}: this processor has {own} at most; give that, a lesser one, or none")
-    if own != form:
-        config.CPU_FEATURES = ",".join(f"{'+' if has else '-'}{name}" for name, has in sorted(left.items()))
-    return left
+    return left, None if own == form else ",".join(f"{'+' if has else '-'}{n}" for n, has in sorted(left.items()))
 
 
 def _form(features: dict[str, bool]) -> str:
@@ -76,7 +78,7 @@ def _is_wide(features: dict[str, bool]) -> bool:
     return bool(features.get("avx512vnni") and features.get("avx512vl"))
 
 
-FEATURES = _features()
+FEATURES, CPU_FEATURES = _features()
 INSTRUCTIONS = "vnni" if _form(FEATURES) == "amx" else _form(FEATURES)  # integer products of vectors
 WIDE = INSTRUCTIONS == "vnni" and _is_wide(FEATURES)
 # The system lends the matrix unit to a process that asks for it.
@@ -92,16 +94,18 @@ FORM = "amx" if HAS_MATRIX_UNIT else INSTRUCTIONS
 def _cache() -> Path | None:
     """A directory for what this very source is compiled to here, or None where none can be written.
 
-    numba looks at the file of a function to see whether its machine code is old, not at those it calls: with a name of
-    their own for each state of the source, no old code can be found.
+    With a name of their own for each state of the source, of the compiler and of the processor, no old code can be
+    found.
     """
-    processor = (binding.get_host_cpu_name(), config.CPU_FEATURES, INSTRUCTIONS, WIDE, HAS_MATRIX_UNIT)
-    digest = hashlib.sha256(repr(processor).encode())
+    processor = (binding.get_host_cpu_name(), CPU_FEATURES, INSTRUCTIONS, WIDE, HAS_MATRIX_UNIT)
+    asked = [os.environ.get(f"NUMBA_CPU_{name}") for name in ("NAME", "FEATURES")]
+    made_by = [metadata.version(package) for package in ("numba", "llvmlite")]
+    digest = hashlib.sha256(repr((processor, asked, made_by)).encode())
     for path in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(path.read_bytes())
     bases = [Path(__file__).parent / "__pycache__", Path.home() / ".cache" / "headway"]
-    if config.CACHE_DIR:
-        bases.insert(0, Path(config.CACHE_DIR))
+    if os.environ.get("NUMBA_CACHE_DIR"):
+        bases.insert(0, Path(os.environ["NUMBA_CACHE_DIR"]))
     for base in bases:
         place = base / f"engine-{digest.hexdigest()[:16]}"
         try:
@@ -113,50 +117,126 @@ def _cache() -> Path | None:
     return None
 
 
-_CACHE = _cache()  # where machine code is kept
+CACHE = _cache()  # where machine code is kept
+_LOADING = threading.RLock()
+_INT = np.dtype(np.int64).char
 
 
-def compiled(function: Any) -> Any:
-    """Machine code without the interpreter's lock, kept on disk where a directory can be written."""
-    options: dict[str, Any] = {"nogil": True, "fastmath": _FLAGS, "error_model": "numpy", "boundscheck": False}
-    if _CACHE is None:
-        return njit(**options)(function)
-    before, config.CACHE_DIR = config.CACHE_DIR, str(_CACHE)
-    try:
-        return njit(cache=True, **options)(function)
-    finally:
-        config.CACHE_DIR = before
+def _kind(argument: Any) -> str:
+    """As `load_object` names it."""
+    if type(argument) is int:
+        return _INT
+    kind: str = argument.dtype.char
+    return f"{kind}{argument.ndim}" if isinstance(argument, np.ndarray) else kind
+
+
+class Compiled:
+    """A function as machine code: as numba has it for others of its kind, which are compiled together, and as an object
+    file for calls from Python, with contiguous arrays and numbers, without the interpreter's lock.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+        self._ready: dict[tuple[str, ...], Callable[..., Any]] = {}
+        update_wrapper(self, function)
+
+    def __call__(self, *arguments: Any) -> Any:
+        kinds = tuple(map(_kind, arguments))
+        if kinds not in self._ready:
+            with _LOADING:
+                if kinds not in self._ready:
+                    self._ready[kinds] = self._load(kinds)
+        return self._ready[kinds](*arguments)
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether calls, such as there were before here or elsewhere, compile nothing."""
+        return bool(self._ready) or (CACHE is not None and any(CACHE.glob(f"{self._name}-*.object")))
+
+    @property
+    def _name(self) -> str:
+        return f"{self.function.__module__}.{self.function.__name__}"
+
+    def _load(self, kinds: tuple[str, ...]) -> Callable[..., Any]:
+        path = None if CACHE is None else CACHE / f"{self._name}-{'-'.join(kinds)}.object"
+        code = None if path is None else read_object(path)
+        if code is None:
+            from headway.engine.compiler import compile_object
+
+            code = compile_object(self.function, kinds)
+            if path is not None:
+                write_object(path, code)
+        return load_object(code, kinds)
+
+    @cached_property
+    def _dispatcher(self) -> Any:
+        from headway.engine.compiler import dispatcher
+
+        return dispatcher(self.function)
+
+    @property
+    def _numba_type_(self) -> Any:
+        """What numba asks of a name that a function of ours calls."""
+        return self._dispatcher._numba_type_
+
+
+compiled = Compiled  # as it stands above functions
+
+
+class Intrinsic:
+    """What writes LLVM's code itself, called from compiled functions with one argument less than it has."""
+
+    def __init__(self, definition: Callable[..., Any]) -> None:
+        self._definition = definition
+
+    @cached_property
+    def _numba_type_(self) -> Any:
+        from headway.engine.compiler import type_of_intrinsic
+
+        return type_of_intrinsic(self._definition)
+
+
+intrinsic: Any = Intrinsic  # type checkers do not see that what it makes can be called in compiled code
+
+
+class _Later:
+    """A module of numba's, imported when something of it is used, which is while something is compiled."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __getattr__(self, attribute: str) -> Any:
+        return getattr(importlib.import_module(self._name), attribute)
+
+
+types: Any = _Later("numba.core.types")
+cgutils: Any = _Later("numba.core.cgutils")
 
 
 @contextmanager
-def announced(function: Any) -> Iterator[None]:
+def announced(function: Compiled) -> Iterator[None]:
     """Says so on stderr where the first call of a compiled function, within, has to compile it, before that begins."""
-    pattern = f"*.{function.py_func.__name__}-*.nbi"  # numba's files of machine code are named for what they hold
-    if not getattr(function, "signatures", None) and (_CACHE is None or not any(_CACHE.rglob(pattern))):
+    if not function.is_compiled:
         print(_MESSAGE, file=sys.stderr, flush=True)
     yield
 
 
-# Sums may be made in any order, but NaN and infinity stay what they are: a broken weight must be seen.
-_FLAGS = {"reassoc", "nsz", "arcp", "contract", "afn"}
-
-
-def _pointer(kind: Any, llvm: ir.Type) -> Any:
+def _pointer(kind: str, llvm: ir.Type) -> Any:
     @intrinsic
     def at(typing: Any, address: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             return builder.inttoptr(args[0], llvm.as_pointer())
 
-        return types.CPointer(kind)(types.int64), generate
+        return types.CPointer(getattr(types, kind))(types.int64), generate
 
     return at
 
 
-f32 = _pointer(types.float32, _F32)
-i32 = _pointer(types.int32, _I32)
-i64 = _pointer(types.int64, _I64)
-i8 = _pointer(types.int8, _I8)
-u8 = _pointer(types.uint8, _I8)
+f32 = _pointer("float32", _F32)
+i32 = _pointer("int32", _I32)
+i64 = _pointer("int64", _I64)
+i8 = _pointer("int8", _I8)
+u8 = _pointer("uint8", _I8)
 
 
 @intrinsic
@@ -170,7 +250,7 @@ def _add(typing: Any, address: Any, value: Any) -> Any:
 @intrinsic
 def _load(typing: Any, address: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.load_atomic(builder.inttoptr(args[0], _I64.as_pointer()), "acquire", 8)
+        return builder.load_atomic(builder.inttoptr(args[0], _I64.as_pointer()), "seq_cst", 8)
 
     return types.int64(types.int64), generate
 
@@ -201,18 +281,106 @@ def _give_way(typing: Any) -> Any:
     return types.void(), generate
 
 
+@intrinsic
+def _swap(typing: Any, address: Any, old: Any, new: Any) -> Any:
+    """Write `new` where `old` is; whether it was there."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        place = builder.inttoptr(args[0], _I64.as_pointer())
+        return builder.extract_value(builder.cmpxchg(place, args[1], args[2], "seq_cst", "seq_cst"), 1)
+
+    return types.boolean(types.int64, types.int64, types.int64), generate
+
+
+@intrinsic
+def _futex(typing: Any, address: Any, what: Any, number: Any) -> Any:
+    """Sleep while the 32 bits at an address are `number`, or wake so many threads that sleep there."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        if _SLEEPS:
+            kind = ir.FunctionType(_I64, [_I64], var_arg=True)
+            call = cgutils.get_or_insert_function(builder.module, kind, "syscall")
+            builder.call(call, [ir.Constant(_I64, _FUTEX), *args, ir.Constant(_I64, 0)])  # 0: for as long as it takes
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), generate
+
+
+# What threads meet by: int64 in cache lines of their own. How many have come, and how many of them sleep; how often one
+# looks before it sleeps; and for each thread what is taken of its share.
+_SLEEPERS, _PATIENCE, _TAKEN, _LINE = 8, 64, 128, 64  # bytes from the counter on
+_LEAST_LOOKS, _MOST_LOOKS, _AFRESH = 16, 400, 64  # 400 are some 10 to 20 microseconds; meetings between fresh starts
+_PARTS = 20  # bits that count the parts of a share
+
+
+def meeting(threads: int) -> np.ndarray:
+    """Zeros for so many threads, at whose address a `counter` is."""
+    room = np.zeros(_TAKEN + _LINE * (threads + 1), np.uint8)
+    start = -room.ctypes.data % _LINE
+    return room[start : start + _TAKEN + _LINE * threads].view(np.int64)
+
+
 @compiled
 def barrier(counter: int, threads: int) -> None:
-    """Wait until all threads have come here. `counter` is the address of an int64 that only grows."""
+    """Wait until all threads have come here.
+
+    A thread looks for a while and then sleeps: where another program has interrupted the one that is waited for, that
+    gets the core of this one. After each sleep threads look half as often, and from time to time all begin afresh: a
+    short wait that a sleep made long would else make them sleep for ever.
+    """
     if threads == 1:
         return
-    goal = (_add(counter, 1) // threads + 1) * threads
-    spins = 0
+    come = _add(counter, 1) + 1
+    goal = (come + threads - 1) // threads * threads
+    if come == goal:
+        if _load(counter + _SLEEPERS) > 0:
+            _futex(counter, _WAKE, _ALL)
+        return
+    patience, looks = i64(counter + _PATIENCE), 0
+    if goal // threads % _AFRESH == 1:
+        patience[0] = _MOST_LOOKS
+    most = patience[0]
     while _load(counter) < goal:
-        _relax()
-        spins += 1
-        if spins > _SPINS:
-            _give_way()
+        if looks < most:
+            _relax()
+            looks += 1
+        else:
+            _sleep(counter, goal)
+            most = max(most // 2, _LEAST_LOOKS)
+            patience[0], looks = most, 0
+
+
+@compiled
+def _sleep(counter: int, goal: int) -> None:
+    """Until others come. The last one sees that somebody sleeps, or this thread that the last one has come."""
+    if not _SLEEPS:
+        _give_way()
+        return
+    _add(counter + _SLEEPERS, 1)
+    come = _load(counter)
+    if come < goal:
+        _futex(counter, _WAIT, come)
+    _add(counter + _SLEEPERS, -1)
+
+
+@compiled
+def meetings(counter: int, threads: int) -> int:
+    """How often all threads have met, seen by one of them."""
+    return _load(counter) // threads
+
+
+@compiled
+def take(counter: int, owner: int, met: int, count: int) -> int:
+    """The number of a part of what is the share of `owner` since threads have met `met` times, which nobody else gets;
+    from `count` on where all parts are taken. There is one set of parts between two meetings.
+    """
+    place, first = counter + _TAKEN + _LINE * owner, met << _PARTS
+    seen = _load(place)
+    if seen >= first + count:
+        return count
+    if seen < first and _swap(place, seen, first + 1):
+        return 0
+    return _add(place, 1) - first
 
 
 @intrinsic

@@ -13,10 +13,8 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import types
-from numba.core import cgutils
 
-from headway.engine.machine import _F32, _I8, _I32, _I64, HAS_MATRIX_UNIT, compiled, intrinsic, u8
+from headway.engine.machine import _F32, _I8, _I32, _I64, HAS_MATRIX_UNIT, cgutils, compiled, intrinsic, types, u8
 from headway.engine.tiles import GROUP, INT4, INT8, LINE, LINES4, TILE, TILE4, TILE8
 from headway.engine.vectors import AHEAD, call, call_for, spread
 

@@ -10,20 +10,21 @@ from functools import cache
 from pathlib import Path
 from types import FrameType
 
-import numpy as np
 import torch
+
+from headway.engine.machine import meeting
 
 
 class Pool:
     """`threads` workers, of which the caller is the first. They sleep between calls, and do not outlive the program.
 
-    Inside a call they meet at a barrier (`machine.barrier`), whose counter is at `counter`. Calls from several threads
-    come one after the other.
+    Inside a call they meet at a barrier (`machine.barrier`), whose counter is at `counter`, and take parts of each
+    other's shares (`machine.take`). Calls from several threads come one after the other.
     """
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
-        self._turns = np.zeros(8, np.int64)  # a cache line of its own
+        self._meeting = meeting(threads)
         self._lock = threading.Lock()
         self._start = [threading.Semaphore(0) for _ in range(threads - 1)]
         self._done = threading.Semaphore(0)
@@ -33,14 +34,14 @@ class Pool:
 
     @property
     def counter(self) -> int:
-        return self._turns.ctypes.data
+        return self._meeting.ctypes.data
 
     def run(self, job: Callable[[int], None]) -> None:
         """`job(thread)` on every thread; returns when all have finished. Ctrl-C waits until then, as a thread that was
         left at a barrier would wait for ever.
         """
         with self._lock, _uninterrupted():
-            self._job, self._turns[:] = job, 0
+            self._job, self._meeting[:] = job, 0
             for start in self._start:
                 start.release()
             job(0)

@@ -6,12 +6,25 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import types
-from numba.core import cgutils
 
 from headway.engine import matrix_unit
 from headway.engine.dots import DOT_ROOM, PLAIN_ROWS, dots
-from headway.engine.machine import _F32, F32, HAS_MATRIX_UNIT, barrier, compiled, f32, i8, i64, intrinsic, u8
+from headway.engine.machine import (
+    _F32,
+    F32,
+    HAS_MATRIX_UNIT,
+    barrier,
+    cgutils,
+    compiled,
+    f32,
+    i8,
+    i64,
+    intrinsic,
+    meetings,
+    take,
+    types,
+    u8,
+)
 from headway.engine.matrix_unit import BLOCK_ROWS, BLOCKS, acquire, block_products, release
 from headway.engine.operations import (
     ADD,
@@ -173,6 +186,8 @@ def larger_tile(values: int, bias: int, row: int, y: int, stride: int, count: in
 
 AT_ONCE = BLOCKS * BLOCK_ROWS  # rows of numbers that a tile is multiplied with before its products are stored
 SPAN = 8  # tiles that all rows of numbers are multiplied with before the next ones, so that results fill pages
+_PART = 1 << 15  # bytes of weights that a thread takes at once, a microsecond or two of memory
+_HELPED = 4  # threads of whose shares one takes parts, itself among them
 _RESULTS = max(AT_ONCE, PLAIN_ROWS) * LINE  # bytes
 _UNIT_ROOM = matrix_unit.ROOM
 _UNIT = 4 * _RESULTS  # where the matrix unit's room begins
@@ -232,10 +247,9 @@ def _sixteen(
 def _multiply(
     kind: int, w: int, ws: int, bias: int, x: int, xs: int, corr: int, stride: int, y: int, y_stride: int, start: int,
     rows: int, whole: int, columns: int, batch: int, mode: int, code: int, cap: F32, scale: F32, room: int,
-    thread: int, threads: int,
+    first: int, last: int,
 ) -> None:  # fmt: skip
     groups, most = groups_of(columns), PLAIN_ROWS if kind == FP32 else AT_ONCE
-    first, last = share((rows + TILE - 1) // TILE, thread, threads)
     for span in range(first, last, SPAN):
         for b in range(0, batch, most):
             count, step = min(most, batch - b), 4 * b * groups
@@ -250,11 +264,10 @@ def _multiply(
 @compiled
 def _gated(
     kind: int, w: int, ws: int, bias: int, x: int, xs: int, corr: int, stride: int, y: int, y_stride: int, rows: int,
-    columns: int, batch: int, code: int, room: int, thread: int, threads: int,
+    columns: int, batch: int, code: int, room: int, first: int, last: int,
 ) -> None:  # fmt: skip
     groups, each = groups_of(columns), TILE // 2 if code == MAXOUT else TILE
     gates, ups, most = room, room + _RESULTS, PLAIN_ROWS if kind == FP32 else AT_ONCE
-    first, last = share((rows + each - 1) // each, thread, threads)
     for span in range(first, last, SPAN):
         for b in range(0, batch, most):
             count, step = min(most, batch - b), 4 * b * groups
@@ -273,28 +286,62 @@ def _gated(
 
 
 @compiled
+def _tiles_of_part(kind: int, columns: int, batch: int) -> int:
+    tile = TILE * 4 * columns if kind == FP32 else groups_of(columns) * (TILE8 if kind == INT8 else TILE4)
+    return SPAN if batch > BLOCK_ROWS else max(1, min(SPAN, _PART // tile))
+
+
+@compiled
+def _next_part(counter: int, met: int, tiles: int, size: int, helped: int, thread: int, threads: int) -> Any:
+    """The first of the tiles that a thread makes next, the one after the last, and of whose share they are, counted
+    from its own on: when all of that is taken, it helps others.
+    """
+    while helped < min(threads, _HELPED):
+        owner = (thread + helped) % threads
+        first, last = share(tiles, owner, threads)
+        count = (last - first + size - 1) // size
+        part = take(counter, owner, met, count)
+        if part < count:
+            return first + part * size, min(first + (part + 1) * size, last), helped
+        helped += 1
+    return 0, 0, helped
+
+
+@compiled
 def multiply(
     kind: int, w: int, ws: int, bias: int, x: int, xs: int, corr: int, stride: int, y: int, y_stride: int, start: int,
     rows: int, whole: int, columns: int, batch: int, mode: int, code: int, cap: F32, scale: F32, room: int,
-    thread: int, threads: int,
+    counter: int, thread: int, threads: int,
 ) -> None:  # fmt: skip
     """y = activation(scale W x + bias), y += W x + bias, or (GATED) y = activation(gate x) * (up x), of `batch` rows of
     numbers; each weight comes from memory once.
 
     W is rows `start` to `start + rows` of a matrix of `whole` rows. GATED takes a whole matrix of 2 `rows` rows: the
     first half is the gate, the second the other; with MAXOUT y is the larger of each pair of neighbours. Strides are in
-    bytes; the scales and corrections of quantised numbers lie a group apart. `room` has ROOM bytes.
+    bytes; the scales and corrections of quantised numbers lie a group apart. `room` has ROOM bytes. With the counter of
+    a barrier threads that are done take parts of others' shares; with 0 each makes its own.
     """
     room, on_unit = (room + 63) // 64 * 64, kind != FP32 and batch >= BLOCK_ROWS
     if on_unit:
         acquire(room + _UNIT + _UNIT_ROOM)
-    if mode == GATED:
-        _gated(kind, w, ws, bias, x, xs, corr, stride, y, y_stride, rows, columns, batch, code, room, thread, threads)
-    else:
-        _multiply(
-            kind, w, ws, bias, x, xs, corr, stride, y, y_stride, start, rows, whole, columns, batch, mode, code, cap,
-            scale, room, thread, threads,
-        )  # fmt: skip
+    each = TILE // 2 if mode == GATED and code == MAXOUT else TILE
+    tiles, met, size, helped = (rows + each - 1) // each, 0, 0, 0
+    first, last = share(tiles, thread, threads)
+    counter = counter if threads > 1 else 0  # one alone meets nobody, and so is never seen to have met
+    if counter != 0:
+        met, size = meetings(counter, threads), _tiles_of_part(kind, columns, batch)
+        first, last, helped = _next_part(counter, met, tiles, size, helped, thread, threads)
+    while first < last:
+        if mode == GATED:
+            _gated(kind, w, ws, bias, x, xs, corr, stride, y, y_stride, rows, columns, batch, code, room, first, last)
+        else:
+            _multiply(
+                kind, w, ws, bias, x, xs, corr, stride, y, y_stride, start, rows, whole, columns, batch, mode, code,
+                cap, scale, room, first, last,
+            )  # fmt: skip
+        first = last
+        if counter != 0:
+            first, last, helped = _next_part(counter, met, tiles, size, helped, thread, threads)
     if on_unit:
         release()
 
@@ -354,8 +401,8 @@ def packed_product(
     quantise(kind, x, 4 * columns, columns, q, xs, corr, first, last)
     barrier(counter, threads)
     # Constants would be types of their own, for which all that multiplies would be compiled once more.
-    start, mode, code = np.int64(0), np.int64(STORE), np.int64(NONE)
+    start, mode, code, own = np.int64(0), np.int64(STORE), np.int64(NONE), np.int64(0)
     multiply(
         kind, w, ws, bias, q, xs, corr, groups_of(columns) * GROUP, y, 4 * rows, start, rows, rows, columns, batch,
-        mode, code, np.float32(0), np.float32(1), room + thread * ROOM, thread, threads,
+        mode, code, np.float32(0), np.float32(1), room + thread * ROOM, own, thread, threads,
     )  # fmt: skip

@@ -60,7 +60,7 @@ NAMES = {
     Opcode.NORM: "src src_stride dst dst_stride width norm weight bias; eps",
     Opcode.QUANTISE: "format src stride columns q scales corrections",
     Opcode.MULTIPLY: "format w scales bias x x_scales corrections stride y y_stride start rows whole columns mode "
-    "activation room; cap scale",
+    "activation free room; cap scale",
     Opcode.ATTEND: "qkv stride heads groups size writes norm q_weight q_bias k_weight k_bias cos sin half window bias "
     "span tables table_step lengths layer pieces q scores form group_bytes runs room spare; eps cap scale",
     Opcode.MERGE: "pieces heads size room sinks out stride lengths window",
@@ -119,21 +119,38 @@ def _keep(
     """Write the keys and values of the new tokens into their blocks, before any of them attends: several may be of one
     sequence.
     """
-    heads, groups, size, half = op[3], op[4], op[5], op[14]
+    groups = op[4]
     first, last = share(batch * groups, thread, threads)
     for task in range(first, last):
         b, g = task // groups, task % groups
-        place = i64(places)[b]
-        if place < 0:
-            continue
-        row, key = op[1] + b * op[2], at(op[24], scratch)
-        new, kept = f32(row + 4 * (heads + g) * size), f32(key)
-        for d in range(size):
-            kept[d] = new[d]
-        cos, sin = op[12] + 4 * place * half, op[13] + 4 * place * half
-        prepare_head(key, size, op[7], op[10], op[11], numbers[0], cos, sin, half)
-        block = i64(op[18] + 8 * b * op[19])[place // BLOCK] + op[21] + g * op[26]
-        keep(op[25], key, row + 4 * (heads + groups + g) * size, block, size, place % BLOCK)
+        if i64(places)[b] >= 0:
+            _keep_one(op, numbers, i64(places)[b], b, g, scratch)
+
+
+@compiled
+def _keep_one(op: np.ndarray, numbers: np.ndarray, place: int, b: int, g: int, scratch: int) -> None:
+    """Of one token and one group."""
+    heads, groups, size, half = op[3], op[4], op[5], op[14]
+    row, key = op[1] + b * op[2], at(op[24], scratch)
+    new, kept = f32(row + 4 * (heads + g) * size), f32(key)
+    for d in range(size):
+        kept[d] = new[d]
+    cos, sin = op[12] + 4 * place * half, op[13] + 4 * place * half
+    prepare_head(key, size, op[7], op[10], op[11], numbers[0], cos, sin, half)
+    block = i64(op[18] + 8 * b * op[19])[place // BLOCK] + op[21] + g * op[26]
+    keep(op[25], key, row + 4 * (heads + groups + g) * size, block, size, place % BLOCK)
+
+
+@compiled
+def _keep_run(
+    op: np.ndarray, numbers: np.ndarray, places: int, b: int, tokens: int, g: int, begin: int, end: int, scratch: int
+) -> None:
+    """Those of a run that come to lie in pieces `begin` to `end`, where nobody but who attends to these reads them."""
+    if op[6] and i64(op[27])[1]:
+        for r in range(b, b + tokens):
+            place = i64(places)[r]
+            if begin * PIECE <= place < end * PIECE:
+                _keep_one(op, numbers, place, r, g, scratch)
 
 
 @compiled
@@ -198,7 +215,7 @@ def _run_of(op: np.ndarray, places: int, n: int) -> tuple[int, int, int, int, in
     the one after the last.
     """
     runs = i64(op[27])
-    b, tokens = runs[n + 1], runs[n + 2] - runs[n + 1]
+    b, tokens = runs[n + 2], runs[n + 3] - runs[n + 2]
     highest = i64(places)[b] if op[6] else i64(op[20])[b] - 1
     if highest < 0:
         return b, tokens, highest, 0, 0
@@ -238,6 +255,7 @@ def _attend(op: np.ndarray, numbers: np.ndarray, places: int, scratch: int, thre
             if low >= high:
                 continue
             after = _first_keys(op, places, n, g + 1) if g + 1 < groups else _first_keys(op, places, n + 1, 0)
+            _keep_run(op, numbers, places, b, tokens, g, begin + low, begin + high, scratch)
             _prepare_queries(op, numbers, places, b, tokens, g, scratch)
             for piece in range(begin + low, begin + high):
                 follows = after if piece + 1 == begin + high else _keys_of(op, b, g, piece + 1)
@@ -256,6 +274,7 @@ def _attend_whole(op: np.ndarray, numbers: np.ndarray, places: int, scratch: int
             for h in range(g * each, g * each + each):
                 nothing(op[22] + 4 * (r * heads + h) * width, size)
         after = _first_keys(op, places, (task + threads) // groups, (task + threads) % groups)
+        _keep_run(op, numbers, places, b, tokens, g, begin, end, scratch)
         _prepare_queries(op, numbers, places, b, tokens, g, scratch)
         for piece in range(begin, end):
             follows = after if piece + 1 == end else _keys_of(op, b, g, piece + 1)
@@ -295,7 +314,7 @@ def run(
             multiply(
                 op[1], op[2], op[3], op[4], at(op[5], scratch), at(op[6], scratch), at(op[7], scratch), op[8], op[9],
                 op[10], op[11], op[12], op[13], op[14], batch, op[15], op[16], np.float32(numbers[0]),
-                np.float32(numbers[1]), at(op[17], scratch), thread, threads,
+                np.float32(numbers[1]), at(op[18], scratch), counter if op[17] else 0, thread, threads,
             )  # fmt: skip
         elif kind == NORM:
             _norm(op, numbers, batch, scratch, thread, threads)
@@ -304,7 +323,7 @@ def run(
             first, last = share_of(op[5], batch, thread, threads)
             quantise(op[1], at(op[2], scratch), op[3], op[4], q, xs, corr, first, last)
         elif kind == ATTEND:
-            if op[6]:
+            if op[6] and not i64(op[27])[1]:
                 _keep(op, numbers, places, batch, scratch, thread, threads)
                 barrier(counter, threads)
             if op[28] == 0:

@@ -17,11 +17,9 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import types
-from numba.core import cgutils
 
 from headway.engine.keys import HEADS
-from headway.engine.machine import _F32, _I8, _I32, _I64, F32, compiled, f32, i8, i32, intrinsic
+from headway.engine.machine import _F32, _I8, _I32, _I64, F32, cgutils, compiled, f32, i8, i32, intrinsic, types
 from headway.engine.operations import BLOCK
 from headway.engine.tiles import BYTES, FLOATS, LANES, SHIFT8, SUMS, signed
 from headway.engine.vectors import call, call_for, choose, reduce, spread

@@ -6,9 +6,8 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import types
 
-from headway.engine.machine import _F32, _I8, _I32, F32, compiled, f32, i8, i32, intrinsic
+from headway.engine.machine import _F32, _I8, _I32, F32, compiled, f32, i8, i32, intrinsic, types
 from headway.engine.tiles import GROUP, INT8, SHIFT4, SHIFT8
 from headway.engine.vectors import call, reduce, spread
 

@@ -186,6 +186,8 @@ def runs_of(sources: Sequence[object], places: Iterable[int] | None, most: int) 
     return starts
 
 
-def write_runs(runs: np.ndarray, starts: Sequence[int], rows: int) -> None:
-    """As programs read them: how many, where each begins, and where the last ends."""
-    runs[0], runs[1 : len(starts) + 1], runs[len(starts) + 1] = len(starts), starts, rows
+def write_runs(runs: np.ndarray, starts: Sequence[int], rows: int, apart: bool) -> None:
+    """As programs read them: how many, whether none reads what another writes, where each begins, and where the last
+    ends.
+    """
+    runs[0], runs[1], runs[2 : len(starts) + 2], runs[len(starts) + 2] = len(starts), apart, starts, rows

@@ -17,8 +17,6 @@ from functools import partial
 from typing import Any
 
 from llvmlite import ir
-from numba import types
-from numba.core import cgutils
 
 from headway.engine.machine import (
     _F32,
@@ -27,8 +25,10 @@ from headway.engine.machine import (
     _I32,
     INSTRUCTIONS,
     WIDE,
+    cgutils,
     compiled,
     intrinsic,
+    types,
 )
 from headway.engine.vectors import AHEAD, call, call_for, choose, spread
 

@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import types
 
-from headway.engine.machine import compiled, i64, intrinsic
+from headway.engine.machine import compiled, i64, intrinsic, types
 from headway.engine.program import Opcode, idle, run_whole
 
 _SKIP = int(Opcode.SKIP)
@@ -102,4 +101,4 @@ class StepTimeline:
 
 def named(op: np.ndarray) -> str:
     kind = Opcode(int(op[0]))
-    return f"multiply {op[11]} x {op[13]}" if kind == Opcode.MULTIPLY else kind.name.lower()
+    return f"multiply {op[13]} x {op[14]}" if kind == Opcode.MULTIPLY else kind.name.lower()

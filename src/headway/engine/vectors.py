@@ -6,10 +6,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from llvmlite import ir
-from numba import types
-from numba.core import cgutils
 
-from headway.engine.machine import _F32, _I8, _I32, intrinsic
+from headway.engine.machine import _F32, _I8, _I32, cgutils, intrinsic, types
 
 AHEAD = 4096  # bytes that weights are called for before they are used
 

@@ -183,7 +183,7 @@ class Sampler:
         seen = counts = self._bias = None
         self._said = _Counted(seen, counts)
         if pool is not None or (torch.device(device).type == "cpu" and symbols >= _MANY):
-            from headway.generate.tables import DrawTable  # with numba, which takes a second and torch does without
+            from headway.generate.tables import DrawTable  # with LLVM, which torch does without
 
             self.table = DrawTable(sampling, prompts)
             return

@@ -69,6 +69,7 @@ class Said(NamedTuple):
     top: list[tuple[int, float]]  # the likeliest symbols and their log probabilities, likeliest first
     reason: FinishReason | None
     error: UserError | None = None  # why it ended where the model gives no numbers, or its rule failed
+    known: int = 0  # symbols of the prompt that were never read for this copy, as they were known whenever it began
 
 
 class SchedulerState(NamedTuple):
@@ -221,6 +222,7 @@ class Scheduler:
                     return
                 copy.row, copy.read = self._blank.fork(), len(blocks) * BLOCK
                 copy.row.begin_with(blocks)
+                copy.known = min(copy.known, copy.read)
                 self._counts["prefix_tokens"] += copy.read
             self._turns.begin(copy)
             self._unbegun.discard(copy.ticket)
@@ -319,7 +321,7 @@ class Scheduler:
             self._prefixes.keep(copy.owner, copy.ids, copy.row)
         followers, copy.followers = copy.followers, []
         for follower in followers:
-            follower.row, follower.read = copy.row.fork(), copy.read
+            follower.row, follower.read, follower.known = copy.row.fork(), copy.read, copy.known
         return followers
 
     def _say(self, copy: Copy, choice: Chosen | UserError | None) -> Said:
@@ -327,7 +329,7 @@ class Scheduler:
             if choice is None:
                 copy.done = True
                 text, reason = copy.said.finish("", "stop")
-                return Said(copy.ticket, copy.number, None, text, 0.0, [], reason)
+                return Said(copy.ticket, copy.number, None, text, 0.0, [], reason, known=copy.known)
             if isinstance(choice, UserError):
                 raise choice
             check_number(choice.logprob)
@@ -338,10 +340,10 @@ class Scheduler:
         symbol, text, reason = copy.said.push(choice.id)
         copy.done = reason is not None
         if symbol is None:
-            return Said(copy.ticket, copy.number, None, text, 0.0, [], reason)
+            return Said(copy.ticket, copy.number, None, text, 0.0, [], reason, known=copy.known)
         copy.guesser.add(symbol)
         self._counts["written_tokens"] += 1
-        return Said(copy.ticket, copy.number, symbol, text, choice.logprob, choice.top, reason)
+        return Said(copy.ticket, copy.number, symbol, text, choice.logprob, choice.top, reason, known=copy.known)
 
     def _close(self, copy: Copy) -> None:
         """It runs no longer; what it has read stays known as long as nobody needs the room."""

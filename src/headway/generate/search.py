@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -28,6 +29,9 @@ from headway.generate.prompts import (
 from headway.generate.sampling import Sampler, Sampling, row_keys
 from headway.given import check_fields
 from headway.nn.models import GenerationProgress, Generative, Prompt
+
+if TYPE_CHECKING:
+    from headway.engine.pool import Pool
 
 _LEAVE = 0.25  # the part of the sentences that must be done before the rest is copied together
 _CHUNK = 64  # symbols that are compared as one before the largest are sought among them
@@ -114,8 +118,10 @@ def beam_search(
         raise UserError(
             f"a prompt and its limit make {capacity} symbols, over the context of {context}; lower the limit"
         )
+    pool = getattr(model, "pool", None)  # an engine's threads, which then look for the likeliest as well
     with evaluating(model):
-        return follow(model, searching(*model.start(prompt, capacity), limits, end, config, suppressed))
+        started = model.start(prompt, capacity)
+        return follow(model, searching(*started, limits, end, config, suppressed, pool=pool))
 
 
 def searching(
@@ -126,12 +132,14 @@ def searching(
     config: SearchConfig = SearchConfig(),
     suppressed: Sequence[int] = (),
     rule: Constraint | None = None,
+    pool: Pool | None = None,
 ) -> Course[list[list[Hypothesis]]]:
     """`beam_search` from where a generation stands, which has room for the `limits`; `rule` is asked at every step.
+    `pool` are the threads of the engine that makes the logits.
 
     The logits are used up; with a beam of 1, so are the decoding's positions from here on.
     """
-    search = _Search(limits, end, config, suppressed, logits.device, rule)
+    search = _Search(limits, end, config, suppressed, logits.device, rule, pool)
     if config.beam > 1:
         rows = torch.arange(len(limits), device=logits.device).repeat_interleave(config.beam)
         logits, decoding = logits[rows], decoding.select(rows)
@@ -153,9 +161,11 @@ class _Search:
         suppressed: Sequence[int],
         device: torch.device,
         rule: Constraint | None = None,
+        pool: Pool | None = None,
     ) -> None:
-        self.config, self.end, self.rule = config, end, rule
+        self.config, self.end, self.rule, self.pool = config, end, rule, pool
         self.suppressed = torch.tensor(suppressed, dtype=torch.long, device=device)
+        self._allowed: np.ndarray | None = None  # bits of all but these, once their number is known
         self.length = 0
         count, beam = len(limits), config.beam
         self.found: list[list[Hypothesis]] = [[] for _ in limits]
@@ -177,13 +187,10 @@ class _Search:
     ) -> tuple[Int[Tensor, "MW"], GenerationProgress]:
         """Grow every hypothesis by a symbol: what to feed the model next, for the sentences that are left."""
         self.length += 1
-        logp = logits.float()
+        logits = logits.float()
         if self.rule is not None:
-            self.rule(logp, self.history[:, : self.length - 1])
-        torch.log_softmax(logp, -1, out=logp)  # in place: new memory of that size would come page by page
-        if len(self.suppressed):
-            logp.index_fill_(1, self.suppressed, -math.inf)
-        totals, parents, symbols = self._candidates(logp)
+            self.rule(logits, self.history[:, : self.length - 1])
+        totals, parents, symbols = self._candidates(logits)
         ends = symbols == self.end
         ending = ends & (totals != -math.inf) & ~self.done[:, None]
         if bool(ending.any()):
@@ -196,19 +203,34 @@ class _Search:
         ranked = (sorted(h, key=lambda x: (x.finished, x.score), reverse=True) for h in self.found)
         return [hypotheses[: self.config.n_best] for hypotheses in ranked]
 
-    def _candidates(self, logp: Float[Tensor, "MW C"]) -> tuple[Tensor, Tensor, Tensor]:
+    def _candidates(self, logits: Float[Tensor, "MW C"]) -> tuple[Tensor, Tensor, Tensor]:
         """The best continuations of each sentence, best first: log p, beam and symbol, each [M, W].
 
         Those beyond the places that finished hypotheses leave have log p -inf, and no one follows them.
         """
-        beam = self.config.beam
-        values, symbols = largest(logp, min(beam, logp.shape[-1]))
-        each = values.shape[-1]
+        beam, each = self.config.beam, min(self.config.beam, logits.shape[-1])
+        values, symbols = self._likeliest(logits, each)
         sums = (values.view(-1, beam, each) + self.totals[:, :, None]).flatten(1)
         totals, which = sums.topk(beam)
-        places = torch.arange(beam, device=logp.device)
+        places = torch.arange(beam, device=logits.device)
         totals = totals.masked_fill(places >= beam - self.finished[:, None], -math.inf)
         return totals, which // each, symbols.view(-1, beam * each).gather(1, which)
+
+    def _likeliest(self, logits: Float[Tensor, "MW C"], count: int) -> tuple[Tensor, Tensor]:
+        """Log probabilities and symbols of each row, the likeliest first. The logits are used up."""
+        if self.pool is not None:
+            from headway.engine.likeliest import find_likeliest  # with LLVM, which torch does without
+
+            if len(self.suppressed) and self._allowed is None:
+                bits = np.ones(-(-logits.shape[-1] // 32) * 32, bool)
+                bits[self.suppressed.numpy()] = False
+                self._allowed = np.packbits(bits, bitorder="little").view(np.int32)
+            symbols, logprobs = find_likeliest(logits.numpy(), count, self._allowed, self.pool)
+            return torch.from_numpy(logprobs), torch.from_numpy(symbols).long()
+        torch.log_softmax(logits, -1, out=logits)  # in place: new memory of that size would come page by page
+        if len(self.suppressed):
+            logits.index_fill_(1, self.suppressed, -math.inf)
+        return largest(logits, count)
 
     def _finish(self, ending: Bool[Tensor, "M W"], totals: Tensor, parents: Tensor) -> None:
         """Note the hypotheses that end here."""

@@ -22,6 +22,7 @@ class Copy:
         self.guesser, self.prudence = Lookup(prompt), Prudence()
         self.row: Row | None = None
         self.read = 0  # how many of its ids the row has read
+        self.known = len(prompt)  # of the prompt, how many symbols it found known whenever it began
         self.followers: list[Copy] = []
         self.done = False
 

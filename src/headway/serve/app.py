@@ -124,27 +124,32 @@ class _Sending:
         self._send = send
         self._seconds = seconds
         self._begun = False
+        self._loop = asyncio.get_running_loop()
+        self._since: float | None = None  # when what is being sent was begun
 
     async def whole(self, response: Response) -> None:
-        headers = response.raw_headers
-        await self._put({"type": "http.response.start", "status": response.status_code, "headers": headers})
-        await self._put({"type": "http.response.body", "body": response.body})
+        async with self._watched():
+            headers = response.raw_headers
+            await self._put({"type": "http.response.start", "status": response.status_code, "headers": headers})
+            await self._put({"type": "http.response.body", "body": response.body})
 
     async def events(self, parts: AsyncIterator[msgspec.Struct]) -> None:
         """The parts as they come. Nothing is sent before the first is there: until then an error has a status."""
-        async for part in parts:
-            if not self._begun:
-                headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store")]
-                await self._put({"type": "http.response.start", "status": 200, "headers": headers})
-            await self._event(_encode(part))
-        await self._event(b"[DONE]")
-        await self._put({"type": "http.response.body", "body": b""})
+        async with self._watched():
+            async for part in parts:
+                if not self._begun:
+                    headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store")]
+                    await self._put({"type": "http.response.start", "status": 200, "headers": headers})
+                await self._event(_encode(part))
+            await self._event(b"[DONE]")
+            await self._put({"type": "http.response.body", "body": b""})
 
     async def refuse(self, error: StatusError) -> None:
         """An error as the answer, or as the last event where a stream has begun."""
         if not self._begun:
             await self.whole(error_response(error))
-        else:
+            return
+        async with self._watched():
             await self._event(_encode(error_answer(error)))
             await self._put({"type": "http.response.body", "body": b""})
 
@@ -152,12 +157,36 @@ class _Sending:
         await self._put({"type": "http.response.body", "body": b"data: " + data + b"\n\n", "more_body": True})
 
     async def _put(self, message: dict[str, Any]) -> None:
-        self._begun = True
+        self._begun, self._since = True, self._loop.time()
+        await self._send(message)
+        self._since = None
+
+    @asynccontextmanager
+    async def _watched(self) -> AsyncIterator[None]:
+        """Within, a client must take in time what is sent. One timer looks after all that is sent, as one for each
+        event would cost as much as the event.
+        """
+
+        def look() -> None:
+            nonlocal timer
+            now = loop.time()
+            if self._since is not None and now >= self._since + self._seconds:
+                limit.reschedule(now)
+            else:
+                timer = loop.call_at((self._since or now) + self._seconds, look)
+
+        loop = self._loop
+        timer = loop.call_later(self._seconds, look)
+        limit = asyncio.timeout(None)
         try:
-            async with asyncio.timeout(self._seconds):
-                await self._send(message)
+            async with limit:
+                yield
         except TimeoutError:
+            if not limit.expired():
+                raise
             raise ClientLeftError(f"nothing was read for {self._seconds:g} s") from None
+        finally:
+            timer.cancel()
 
 
 class ClientLeftError(Exception):

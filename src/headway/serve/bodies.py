@@ -10,6 +10,12 @@ from msgspec import UNSET, Meta, UnsetType
 _Share = Annotated[float, Meta(ge=0, le=1)]
 _Penalty = Annotated[float, Meta(ge=-2, le=2)]
 _Count = Annotated[int, Meta(ge=1)]
+# A part of what is said. Others have other fields, by which none could be told what is wrong with it.
+_TEXT = {"type": {"const": "text"}, "text": {"type": "string"}}
+_Part = Annotated[
+    dict[str, Any],
+    Meta(extra_json_schema={"properties": _TEXT, "required": list(_TEXT), "additionalProperties": False}),
+]
 Finish = Literal["stop", "length", "tool_calls"]
 
 
@@ -62,13 +68,8 @@ class ChatBody(WritingBody, kw_only=True):
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
     chat_template_kwargs: dict[str, bool | int | float | str] | None = None  # what else the template reads
-
-
-class TextPart(msgspec.Struct, forbid_unknown_fields=True):
-    """A part of what is said; other kinds than texts are not read."""
-
-    type: str
-    text: str | UnsetType = UNSET
+    add_generation_prompt: bool | None = None  # whether an answer is begun; it is, unless the last message goes on
+    continue_final_message: bool = False  # whether the last message goes on, which is the assistant's
 
 
 class CalledFunction(msgspec.Struct, forbid_unknown_fields=True):
@@ -90,19 +91,26 @@ class ChatMessage(msgspec.Struct, forbid_unknown_fields=True):
     """A turn. The role `developer` is read as `system`."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[TextPart] | None = None
+    content: str | list[_Part] | None = None
     name: str | UnsetType = UNSET
     tool_calls: list[CalledTool] | None = None
     tool_call_id: str | UnsetType = UNSET
     refusal: str | None = None
 
 
+class PromptTokens(msgspec.Struct):
+    """Of the tokens of prompts: how many were known from earlier requests of the same key, and so were not read."""
+
+    cached_tokens: int
+
+
 class TokensUsed(msgspec.Struct):
-    """Numbers of tokens: read, written, and both."""
+    """Numbers of tokens: of prompts, each counted once, of what was written, and both."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptTokens
 
 
 class LikelyToken(msgspec.Struct):
@@ -149,6 +157,7 @@ class CompletionAnswer(msgspec.Struct):
     id: str
     created: int
     model: str
+    system_fingerprint: str  # another one: the same request may give other bits
     choices: list[CompletionChoice]
     usage: TokensUsed | UnsetType | None = UNSET
     object: Literal["text_completion"] = "text_completion"
@@ -178,15 +187,26 @@ class ChatAnswer(msgspec.Struct):
     id: str
     created: int
     model: str
+    system_fingerprint: str  # another one: the same request may give other bits
     choices: list[ChatChoice]
     usage: TokensUsed
     object: Literal["chat.completion"] = "chat.completion"
 
 
-class CalledToolPart(CalledTool, kw_only=True):
-    """A call in a stream, where it is the one at `index` of its answer."""
+class CalledFunctionPart(msgspec.Struct):
+    """What is new of a function that is called: its name once, and its arguments piece by piece."""
+
+    arguments: str
+    name: str | UnsetType = UNSET
+
+
+class CalledToolPart(msgspec.Struct):
+    """What is new of the call at `index` of an answer. The first of its parts has `id`, `type` and the name."""
 
     index: int
+    function: CalledFunctionPart
+    id: str | UnsetType = UNSET
+    type: Literal["function"] | UnsetType = UNSET
 
 
 class AnswerPart(msgspec.Struct, omit_defaults=True):
@@ -212,6 +232,7 @@ class ChatAnswerPart(msgspec.Struct):
     id: str
     created: int
     model: str
+    system_fingerprint: str  # another one: the same request may give other bits
     choices: list[ChatChoicePart]
     usage: TokensUsed | UnsetType | None = UNSET
     object: Literal["chat.completion.chunk"] = "chat.completion.chunk"

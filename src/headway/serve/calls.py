@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from headway.serve.following import FollowedObject
+
 
 @dataclass(frozen=True)
 class CallFormat:
@@ -46,11 +48,20 @@ class CallFormat:
 
 
 class ToolCall(NamedTuple):
-    """A call: its id, the tool's name and a JSON object as it was written."""
+    """A call: its id, the tool's name and a JSON object as it was written; "" where `Arguments` follow."""
 
     id: str
     name: str
     arguments: str
+
+
+class Arguments(NamedTuple):
+    """More of the arguments of the last call."""
+
+    text: str
+
+
+Part = str | ToolCall | Arguments  # of an answer
 
 
 def calls_grammar(form: CallFormat, tools: Sequence[tuple[str, dict[str, Any]]], required: bool, parallel: bool) -> str:
@@ -109,20 +120,45 @@ _SPACE = " \t\r\n"
 _ID = re.compile("[A-Za-z0-9]{9}")  # as Mistral's templates want it
 
 
+@dataclass
+class _Begun:
+    """A call that was handed over before it ended, and where its arguments stand in the text that is held."""
+
+    name: str
+    start: int
+    stop: int
+    followed: FollowedObject = field(default_factory=FollowedObject)
+
+
 class CallReader:
     """Reads the text of an answer as it arrives: what is said, and the calls of tools once they are whole.
 
     A mark is held back while it may be one, and a call until it ends. A mark inside a string of JSON is part of the
     string. What begins as a call and is none is said as it stands.
+
+    With `pieces` a call is handed over once its name is known among the tools and an object begins behind it, and then
+    its arguments as they come, as long as they are JSON. One that turns out to be no call is `broken`: its arguments
+    stay what they are, and what stands behind them is said. Where a name follows its arguments, or these are no JSON
+    as they come, a call is handed over whole all the same.
     """
 
-    def __init__(self, form: CallFormat, tools: Mapping[str, Mapping[str, Any]], parallel: bool = True) -> None:
+    def __init__(
+        self,
+        form: CallFormat,
+        tools: Mapping[str, Mapping[str, Any]],
+        parallel: bool = True,
+        pieces: bool = False,
+    ) -> None:
         """`tools` are those that may be called, by name; without `parallel` the first call is the last that is read."""
-        self.calls = 0
+        self.calls = 0  # that are whole
+        self.broken = False
         self._form = form
         self._tools = tools
         self._inner = {symbol: text for text, symbol in form.inner.items()}
         self._parallel = parallel
+        # A list that may hold one call alone is judged as a whole.
+        self._pieces = pieces and (parallel or not form.listed)
+        self._begun: list[_Begun] = []  # of the calls that are being read
         self._held = ""
         self._mark = ""  # how the mark of the call that is being read was written
         self._inside = False
@@ -135,9 +171,9 @@ class CallReader:
         """Whether no more calls are read, so that nothing more need be written."""
         return self.calls > 0 and not self._parallel
 
-    def push(self, text: str, symbol: int | None = None) -> list[str | ToolCall]:
+    def push(self, text: str, symbol: int | None = None) -> list[Part]:
         """What is certain after a symbol and the text that it completed, in order."""
-        found: list[str | ToolCall] = []
+        found: list[Part] = []
         if symbol is not None and symbol == self._form.opening_symbol and not self.full:
             if self._inside:
                 found += self.flush()
@@ -147,25 +183,89 @@ class CallReader:
         elif self._inside:
             self._held += self._inner.get(-1 if symbol is None else symbol, "")
         self._held += text
-        while (more := self._inside_call() if self._inside else self._outside()) is not None:
-            found += more
+        more: Sequence[Part] | None = ()
+        while more is not None:
+            found += [*more, *self._follow()]
+            more = self._inside_call() if self._inside else self._outside()
         return found
 
-    def flush(self) -> list[str | ToolCall]:
+    def flush(self) -> list[Part]:
         """What is still held back, at the end of an answer."""
-        found: list[str | ToolCall] = []
+        found: list[ToolCall] = []
         if self._inside and self._form.named:
             found = (self._named_call(final=True) or ([], 0))[0]
         elif self._inside and self._scan.stop is not None:  # whole but for its closing mark
             rest = self._held[self._scan.stop :].strip(_SPACE)
             found = self._calls(self._held[: self._scan.stop]) if self._form.closing.startswith(rest) else []
-        self.calls += len(found)
-        rest = "" if found else self._mark + self._held
-        self._held, self._mark, self._inside = "", "", False
-        between = self.calls > 0 and not rest.strip(_SPACE)
-        return [*found, *([rest] if rest and not between else [])]
+        if not self._agrees(found):
+            self._break()
+        elif found:
+            self._held = self._mark = ""
+        rest, new = self._mark + self._held, self._ended(found)
+        self._held = ""
+        between = (self.calls > 0 or self.broken) and not rest.strip(_SPACE)
+        return [*new, *([rest] if rest and not between else [])]
 
-    def _begin(self, place: int, mark: str = "") -> list[str | ToolCall]:
+    def _follow(self) -> list[Part]:
+        """What is new of the arguments of calls that are not whole yet."""
+        found: list[Part] = []
+        while self._inside and self._pieces:
+            if not self._begun or self._begun[-1].followed.ended:
+                call = self._next_call()
+                if call is None:
+                    break
+                found.append(call)
+            last = self._begun[-1]
+            stop = last.followed.go_on(self._held, last.stop)
+            if stop > last.stop:
+                found.append(Arguments(self._held[last.stop : stop]))
+            last.stop = stop
+            if last.followed.failed:
+                self._break()
+            elif not last.followed.ended:
+                break
+        return found
+
+    def _next_call(self) -> ToolCall | None:
+        """The call whose arguments begin next; None where that is not clear, or not yet."""
+        form, held, given = self._form, self._held, ""
+        if self._begun and not form.listed:
+            return None
+        if form.named:
+            head = _head(form).match(held) if form.middle else None
+            name = "" if head is None else head["name"]
+            given = "" if head is None else head.groupdict().get("id") or ""
+        else:
+            place = self._begun[-1].stop if self._begun else 0
+            head = _object_head(form, bool(self._begun)).match(held, place, place + _LONGEST_HEAD)
+            try:
+                members = {} if head is None else msgspec.json.decode(head["members"] + '"":""}', type=dict[str, str])
+            except (msgspec.MsgspecError, UnicodeError):
+                return None
+            name, given = members.get("name", ""), members.get("id", "")
+        if head is None or name not in self._tools or held[head.end() : head.end() + 1] != "{":
+            return None
+        self._begun.append(_Begun(name, head.end(), head.end()))
+        return ToolCall(self._id(given), name, "")
+
+    def _agrees(self, found: Sequence[ToolCall]) -> bool:
+        """Whether calls are those that were handed over already, and more."""
+        begun = [(each.name, self._held[each.start : each.stop]) for each in self._begun]
+        return [(call.name, call.arguments) for call in found[: len(begun)]] == begun
+
+    def _break(self) -> None:
+        """What was handed over in pieces is no call: the rest is read on as text."""
+        self._held, self._mark = self._held[self._begun[-1].stop :], ""
+        self._inside = self._first = False
+        self._begun, self.broken = [], True
+
+    def _ended(self, found: list[ToolCall]) -> list[ToolCall]:
+        """Calls that have ended, without those that were handed over already."""
+        new, self._begun, self._mark, self._inside = found[len(self._begun) :], [], "", False
+        self.calls += len(found)
+        return new
+
+    def _begin(self, place: int, mark: str = "") -> list[Part]:
         """A call begins at a place of the text that is held; what was said before it."""
         said = self._held[:place].rstrip(_SPACE)
         # White space before a call is no part of what is said, but is, if it is none.
@@ -173,7 +273,7 @@ class CallReader:
         self._inside, self._closed, self._scan = True, False, _Scan()
         return [said] if said else []
 
-    def _outside(self) -> list[str | ToolCall] | None:
+    def _outside(self) -> list[Part] | None:
         """What the text that is held says next; None where more must come."""
         form, held = self._form, self._held
         for mark in form.around:
@@ -197,7 +297,7 @@ class CallReader:
         self._held = held[len(said) :]
         return [said] if said else None
 
-    def _inside_call(self) -> list[str | ToolCall] | None:
+    def _inside_call(self) -> Sequence[Part] | None:
         form = self._form
         if form.named:
             return self._inside_named()
@@ -205,7 +305,7 @@ class CallReader:
         if stop is None:
             return None
         found, rest = self._calls(self._held[:stop]), self._held[stop:].lstrip(_SPACE)
-        if not found:
+        if not found or not self._agrees(found):
             return self._none()
         if form.closing_symbol is not None and not self._closed:
             return None if not rest else self._none()
@@ -213,23 +313,21 @@ class CallReader:
             return None if form.closing.startswith(rest) else self._none()
         closing = len(form.closing) if form.closing_symbol is None else 0
         after = rest[closing:] if form.closing else self._held[stop:]
-        self._inside, self._mark, self._held = False, "", after
-        self.calls += len(found)
+        new, self._held = self._ended(found), after
         self._first = form.bare
-        return found
+        return new
 
-    def _inside_named(self) -> list[str | ToolCall] | None:
+    def _inside_named(self) -> Sequence[Part] | None:
         read = self._named_call()
         if read is None:
             return None
         found, end = read
-        if not found:
+        if not found or not self._agrees(found):
             return self._none()
-        self._inside, self._mark, self._held = False, "", self._held[end:]
-        self.calls += len(found)
-        return found
+        new, self._held = self._ended(found), self._held[end:]
+        return new
 
-    def _named_call(self, final: bool = False) -> tuple[list[str | ToolCall], int] | None:
+    def _named_call(self, final: bool = False) -> tuple[list[ToolCall], int] | None:
         """The call with which the text that is held begins, and where it ends; none where it is no call; None where
         more must come. At the end of an answer the closing mark may be missing.
         """
@@ -258,11 +356,20 @@ class CallReader:
             msgspec.json.decode(arguments, type=dict[str, Any])
         except (msgspec.MsgspecError, RecursionError, UnicodeError):
             return [], 0
-        made = secrets.token_hex(5)[:9] if form.middle == "[ARGS]" else f"call_{secrets.token_hex(12)}"
-        return ([ToolCall(given or made, name, arguments)], end) if end >= 0 else ([], 0)
+        return ([ToolCall(self._id(given), name, arguments)], end) if end >= 0 else ([], 0)
 
-    def _none(self) -> list[str | ToolCall]:
+    def _id(self, given: Any) -> str:
+        """The id of a call: the one that the model gave it, where it is one."""
+        if isinstance(given, str) and _ID.fullmatch(given):
+            return given
+        short = self._form.listed or self._form.middle == "[ARGS]"
+        return secrets.token_hex(5)[:9] if short else f"call_{secrets.token_hex(12)}"
+
+    def _none(self) -> list[Part]:
         """It was no call: its mark is said, and what follows is read on."""
+        if self._begun:
+            self._break()
+            return []
         self._inside = self._first = False
         mark, self._mark = self._mark, ""
         if mark.endswith(self._form.opening):
@@ -274,14 +381,14 @@ class CallReader:
         """How an object that is a call may begin, behind its brace."""
         return ('"name"', f'"{self._form.arguments}"', '"id"', '"type"')
 
-    def _calls(self, text: str) -> list[str | ToolCall]:
+    def _calls(self, text: str) -> list[ToolCall]:
         """The calls that a JSON value is; none where it is anything else."""
         form = self._form
         try:
             items = msgspec.json.decode(
                 text, type=list[dict[str, msgspec.Raw]] if form.listed else dict[str, msgspec.Raw]
             )
-            found: list[str | ToolCall] = []
+            found: list[ToolCall] = []
             for item in items if isinstance(items, list) else [items]:
                 name = msgspec.json.decode(item["name"], type=str)
                 arguments = bytes(item[form.arguments]).decode()
@@ -289,9 +396,7 @@ class CallReader:
                     return []
                 msgspec.json.decode(arguments, type=dict[str, Any])
                 given = msgspec.json.decode(item.get("id", b'""'))
-                own = isinstance(given, str) and _ID.fullmatch(given)
-                made = secrets.token_hex(5)[:9] if form.listed else f"call_{secrets.token_hex(12)}"
-                found.append(ToolCall(given if own else made, name, arguments))
+                found.append(ToolCall(self._id(given), name, arguments))
         except (msgspec.MsgspecError, KeyError, RecursionError, UnicodeError):
             return []
         return found if self._parallel or len(found) == 1 else []
@@ -357,6 +462,19 @@ _ARGUMENT = re.compile(r"\s*<parameter=(?P<name>[^>\n]{1,64})>\n?")
 # A mark in a value is a part of it, unless what comes behind a value follows.
 _VALUE_END = re.compile(r"\n?</parameter>(?=\s*(?:<parameter=[^>\n]+>|</function>\s*</tool_call>))")
 _FUNCTION_END = re.compile(r"\s*</function>")
+
+
+# What may stand in an object before the arguments: few characters, so that looking for them again takes no time.
+_GAP = "[ \t\r\n]*"
+_MEMBER = rf'{_GAP}"(?:name|id|type)"{_GAP}:{_GAP}"(?:[^"\\]|\\.)*"{_GAP},'
+
+
+def _object_head(form: CallFormat, later: bool) -> re.Pattern[str]:
+    """What stands before the arguments of a call that is an object; of a `later` one of a list, behind those of the
+    one before it.
+    """
+    before = rf"{_GAP}\}}{_GAP}," if later else rf"{_GAP}\[" if form.listed else ""
+    return re.compile(rf'{before}{_GAP}(?P<members>\{{(?:{_MEMBER})*){_GAP}"{form.arguments}"{_GAP}:{_GAP}')
 
 
 def _head(form: CallFormat) -> re.Pattern[str]:

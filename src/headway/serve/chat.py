@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import defaultdict
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field, replace
-from itertools import count
 from typing import Any
 
 import msgspec
@@ -21,6 +20,7 @@ from headway.serve.bodies import (
     AnswerMessage,
     AnswerPart,
     CalledFunction,
+    CalledFunctionPart,
     CalledTool,
     CalledToolPart,
     ChatAnswer,
@@ -33,6 +33,7 @@ from headway.serve.bodies import (
     Finish,
     ToldToken,
 )
+from headway.serve.calls import Arguments, ToolCall
 from headway.serve.errors import StatusError
 from headway.serve.frame import Context, Endpoint, Events, Ready
 from headway.serve.generating import (
@@ -74,28 +75,33 @@ async def answered(body: ChatBody, context: Context) -> ChatAnswer | Events:
         async for passage in found:
             answer = answers[passage.place]
             answer.content += passage.text
-            answer.calls += [CalledTool(id, CalledFunction(*function)) for id, *function in passage.calls]
+            calls = [call for call in passage.calls if isinstance(call, ToolCall)]
+            answer.calls += [CalledTool(id, CalledFunction(*function)) for id, *function in calls]
             answer.tokens += [] if passage.token is None else [passage.token]
             answer.reason = passage.reason or answer.reason
         choices = [answer.choice(place, asked.told) for place, answer in sorted(answers.items())]
-        return ChatAnswer(f"chatcmpl-{context.id}", int(time.time()), asked.ready.name, choices, used(context))
+        name, mark = asked.ready.name, asked.ready.fingerprint
+        return ChatAnswer(f"chatcmpl-{context.id}", int(time.time()), name, mark, choices, used(context))
 
 
 async def _parts(body: ChatBody, context: Context) -> AsyncGenerator[ChatAnswerPart, None]:
     counted = body.stream_options is not None and body.stream_options.include_usage
-    created, begun, places = int(time.time()), set[int](), defaultdict[int, Iterator[int]](count)
+    created, begun, called = int(time.time()), set[int](), Counter[int]()
     async with _prepared(body, context) as asked, aclosing(passages(asked, context)) as found:
-        name, usage = asked.ready.name, None if counted else UNSET
+        name, mark, usage = asked.ready.name, asked.ready.fingerprint, None if counted else UNSET
         # One struct for all events: each is written out before the next is made.
-        event = ChatAnswerPart(f"chatcmpl-{context.id}", created, name, [], usage)
+        event = ChatAnswerPart(f"chatcmpl-{context.id}", created, name, mark, [], usage)
         async for place, text, calls, token, reason in found:
             if place not in begun:
                 begun.add(place)
                 event.choices = [ChatChoicePart(place, AnswerPart("assistant", ""))]
                 yield event
             told = None if token is None else ChatLogprobs([token])
-            new = [CalledToolPart(id, CalledFunction(*function), index=next(places[place])) for id, *function in calls]
-            for delta in _deltas(text, new, token is not None):
+            deltas = [AnswerPart(content=text)] if text or (token is not None and not calls) else []
+            for call in calls:
+                called[place] += isinstance(call, ToolCall)
+                deltas.append(AnswerPart(tool_calls=[_call_part(call, called[place] - 1)]))
+            for delta in deltas:
                 event.choices = [ChatChoicePart(place, delta, told)]
                 told = None  # once
                 yield event
@@ -107,9 +113,10 @@ async def _parts(body: ChatBody, context: Context) -> AsyncGenerator[ChatAnswerP
             yield event
 
 
-def _deltas(text: str, calls: Sequence[CalledToolPart], token: bool) -> list[AnswerPart]:
-    deltas = [AnswerPart(content=text)] if text or (token and not calls) else []
-    return [*deltas, *([AnswerPart(tool_calls=list(calls))] if calls else [])]
+def _call_part(call: ToolCall | Arguments, index: int) -> CalledToolPart:
+    if isinstance(call, Arguments):
+        return CalledToolPart(index, CalledFunctionPart(call.text))
+    return CalledToolPart(index, CalledFunctionPart(call.arguments, call.name), call.id, "function")
 
 
 @asynccontextmanager
@@ -130,17 +137,18 @@ async def _prepared(body: ChatBody, context: Context) -> AsyncIterator[Prepared]
                 raise StatusError(400, "a call is required and response_format is set; leave one of them out", "tools")
             rule = calling
         template = talk.template.given(body.chat_template_kwargs or {})
+        end = opens(body.add_generation_prompt, body.continue_final_message), body.continue_final_message
         try:
-            ids = await asyncio.to_thread(template.prompt, talk.codec, messages, tools and tools.told)
+            ids = await asyncio.to_thread(template.prompt, talk.codec, messages, tools and tools.told, *end)
         except UserError as error:  # clients need not know where the model lies
             line = str(error).replace(str(ready.model.directory), ready.name)
             raise StatusError(400, line, "messages") from None
         room = room_for(ids, ready.model, "messages")
         most = _most(body) or room or _UNLIMITED
         limits = replace(limits, max_new_tokens=most if room is None else min(most, room))
-        readers = [] if tools is None else [reader for _ in range(copies) if (reader := tools.reader()) is not None]
+        readers = [None if tools is None else tools.reader(body.stream) for _ in range(copies)]
         request = Request(ids, sampling, limits, copies, rule, body.top_logprobs or 0, context.owner)
-        yield Prepared(ready, [request], bool(body.logprobs), readers)
+        yield Prepared(ready, [request], bool(body.logprobs), [each for each in readers if each is not None])
 
 
 def talk_of(ready: Ready) -> Talk:
@@ -149,6 +157,14 @@ def talk_of(ready: Ready) -> Talk:
         told = f"{ready.name} has no chat template, so it knows no turns; use /v1/completions, or a chat model"
         raise StatusError(400, told, "model")
     return ready.model.talk
+
+
+def opens(add_generation_prompt: bool | None, continue_final_message: bool) -> bool:
+    """Whether an answer is begun. StatusError 400 where the last message is to go on as well."""
+    if add_generation_prompt and continue_final_message:
+        told = "continue_final_message and add_generation_prompt cannot both be; leave one of them out"
+        raise StatusError(400, told, "continue_final_message")
+    return not continue_final_message if add_generation_prompt is None else add_generation_prompt
 
 
 def _most(body: ChatBody) -> int | None:
@@ -177,11 +193,7 @@ def messages_of(given: Sequence[ChatMessage]) -> list[dict[str, Any]]:
 def _message(message: ChatMessage, param: str) -> dict[str, Any]:
     content = message.content
     if isinstance(content, list):
-        wrong = next((part.type for part in content if part.type != "text" or part.text is UNSET), None)
-        if wrong is not None:
-            fact = f"{param} has a part of type {wrong[:40]!r}, and texts alone are read"
-            raise StatusError(400, f"{fact}; give parts of type text", param)
-        content = "".join(str(part.text) for part in content)
+        content = "".join(_text(part, f"{param}.content[{place}]") for place, part in enumerate(content))
     if content is None and not (message.role == "assistant" and message.tool_calls):
         raise StatusError(400, f"{param} has no content; give a text", param)
     role = "system" if message.role == "developer" else message.role
@@ -193,6 +205,24 @@ def _message(message: ChatMessage, param: str) -> dict[str, Any]:
     if message.tool_calls:
         told["tool_calls"] = msgspec.to_builtins(message.tool_calls)
     return told
+
+
+_TEXTS_OF = {"image_url": "/v1/caption", "input_audio": "/v1/audio/transcriptions"}
+
+
+def _text(part: dict[str, Any], param: str) -> str:
+    """What a part of a message says. StatusError 400 for what is no text."""
+    kind, text = part.get("type"), part.get("text")
+    if isinstance(kind, str) and kind != "text":
+        remedy = f"have {_TEXTS_OF[kind]} make a text of it" if kind in _TEXTS_OF else "give parts of type text"
+        raise StatusError(400, f"{param} is of type {kind[:40]!r}, and chats read texts alone; {remedy}", param)
+    strange = next((field for field in part if field not in ("type", "text")), None)
+    if strange is not None:
+        told = f"{param} has the field {strange[:40]!r}, which a part of type text has not; leave it out"
+        raise StatusError(400, told, f"{param}.{strange[:40]}", "unknown_field")
+    if kind != "text" or not isinstance(text, str):
+        raise StatusError(400, f'{param} is no text; give {{"type": "text", "text": "..."}}', param)
+    return text
 
 
 ENDPOINTS = (

@@ -54,7 +54,8 @@ async def completed(body: CompletionBody, context: Context) -> CompletionAnswer 
             CompletionChoice(place, text.text, _logprobs(text.tokens, 0) if asked.told else None, text.reason)
             for place, text in sorted(texts.items())
         ]
-        return CompletionAnswer(f"cmpl-{context.id}", int(time.time()), asked.ready.name, choices, used(context))
+        name, mark = asked.ready.name, asked.ready.fingerprint
+        return CompletionAnswer(f"cmpl-{context.id}", int(time.time()), name, mark, choices, used(context))
 
 
 async def _parts(body: CompletionBody, context: Context) -> AsyncGenerator[CompletionAnswer, None]:
@@ -62,8 +63,9 @@ async def _parts(body: CompletionBody, context: Context) -> AsyncGenerator[Compl
     offsets: defaultdict[int, int] = defaultdict(int)
     created = int(time.time())
     async with _prepared(body, context) as asked, aclosing(passages(asked, context)) as found:
+        name, mark, usage = asked.ready.name, asked.ready.fingerprint, None if counted else UNSET
         # One struct for all events: each is written out before the next is made.
-        answer = CompletionAnswer(f"cmpl-{context.id}", created, asked.ready.name, [], usage=None if counted else UNSET)
+        answer = CompletionAnswer(f"cmpl-{context.id}", created, name, mark, [], usage)
         async for place, text, _, token, reason in found:
             if not text and token is None and reason is None:
                 continue

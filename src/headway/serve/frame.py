@@ -64,12 +64,15 @@ class Known(NamedTuple):
 
 
 class Ready(NamedTuple):
-    """A model that is loaded. `loop` writes its texts; None where it writes none. All else it does by `batcher`."""
+    """A model that is loaded. `loop` writes its texts; None where it writes none. All else it does by `batcher`.
+    `fingerprint` says what decides the bits of its texts.
+    """
 
     name: str
     model: Model
     loop: EngineLoop | None
     batcher: Batcher
+    fingerprint: str = ""
 
 
 class Served(Protocol):

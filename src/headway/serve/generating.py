@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
+from itertools import accumulate
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -14,8 +15,8 @@ from headway.codecs.base import BYTES, decoder_steps, special_ids
 from headway.errors import UserError
 from headway.generate import Limits, Sampling
 from headway.generate.scheduler import Request, Rule
-from headway.serve.bodies import Finish, LikelyToken, TokensUsed, ToldToken, WritingBody
-from headway.serve.calls import CallReader, ToolCall
+from headway.serve.bodies import Finish, LikelyToken, PromptTokens, TokensUsed, ToldToken, WritingBody
+from headway.serve.calls import Arguments, CallReader, ToolCall
 from headway.serve.errors import StatusError
 from headway.serve.frame import Context, Ready
 from headway.serve.loop import EngineLoop
@@ -24,7 +25,7 @@ from headway.serve.rules import rule_for
 
 _BIASES = 1024  # symbols that logit_bias names
 _STOP = 1000  # characters of a stop string
-_NO_CALLS: Sequence[ToolCall] = ()
+_NO_CALLS: Sequence[ToolCall | Arguments] = ()
 _LEAST = -9999.0  # log probability of what cannot be: JSON has no infinity
 
 
@@ -131,7 +132,7 @@ class Passage(NamedTuple):
 
     place: int
     text: str
-    calls: Sequence[ToolCall]
+    calls: Sequence[ToolCall | Arguments]
     token: ToldToken | None  # where it is wanted
     reason: Finish | None
 
@@ -139,10 +140,11 @@ class Passage(NamedTuple):
 async def passages(asked: Prepared, context: Context) -> AsyncGenerator[Passage, None]:
     """All that is written, as it comes. The numbers of tokens are noted for the log, and for `used`."""
     read, written = sum(len(request.prompt) for request in asked.requests), 0
-    context.noted.update(model=asked.ready.name, prompt_tokens=read, completion_tokens=0)
+    firsts = accumulate((request.copies for request in asked.requests[:-1]), initial=0)
+    known = dict.fromkeys(firsts, 0)  # of each request, by the place of its first copy, which reads the prompt for all
+    context.noted.update(model=asked.ready.name, prompt_tokens=read, cached_tokens=0, completion_tokens=0)
     READ.labels(asked.ready.name).inc(read)
     spell = Spelling.of(asked.ready.model) if asked.told else None
-    called: set[int] = set()
     async with writer(asked.ready).write(asked.requests) as writing, aclosing(writing.turns()) as turns:
         async for place, said in turns:
             text, calls, reason = said.text, _NO_CALLS, said.reason
@@ -150,15 +152,17 @@ async def passages(asked: Prepared, context: Context) -> AsyncGenerator[Passage,
                 reader = asked.readers[place]
                 parts = [*reader.push(said.text, said.id), *(reader.flush() if reason is not None else [])]
                 text = "".join(part for part in parts if isinstance(part, str))
-                calls = [part for part in parts if isinstance(part, ToolCall)]
-                called.update([place] if calls else [])
+                calls = [part for part in parts if not isinstance(part, str)]
+                reason = "tool_calls" if reason == "stop" and reader.calls and not reader.broken else reason
             token = None
             if spell is not None and said.id is not None:
                 token = spell.told(said.id, said.logprob, said.top)
             written += said.id is not None
             context.noted["completion_tokens"] = written
-            done = "tool_calls" if reason == "stop" and place in called else reason
-            yield Passage(place, text, calls, token, done)
+            if place in known:
+                known[place] = said.known
+                context.noted["cached_tokens"] = sum(known.values())
+            yield Passage(place, text, calls, token, reason)
 
 
 class Spelling:
@@ -206,6 +210,6 @@ _spellings: WeakKeyDictionary[TokenizerCodec, Spelling] = WeakKeyDictionary()
 
 
 def used(context: Context) -> TokensUsed:
-    """The numbers of tokens: of prompts, each counted once, and of what was written."""
-    read, written = int(context.noted["prompt_tokens"]), int(context.noted["completion_tokens"])
-    return TokensUsed(read, written, read + written)
+    """The numbers of tokens, as `passages` noted them."""
+    read, known, written = (int(context.noted[f"{name}_tokens"]) for name in ("prompt", "cached", "completion"))
+    return TokensUsed(read, written, read + written, PromptTokens(known))

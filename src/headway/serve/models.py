@@ -32,6 +32,7 @@ from headway.nn.models import Cache, ModelConfig, Transformer, describe, kinds, 
 from headway.received import HUB
 from headway.serve.batches import Batcher
 from headway.serve.errors import StatusError
+from headway.serve.fingerprint import fingerprint
 from headway.serve.frame import Known, Ready
 from headway.serve.loop import EngineLoop
 
@@ -215,7 +216,8 @@ class ServedModels:
         """Called in the thread: reading takes seconds, and so does what a program is made from."""
         o, writes = self._options, "generate" in self.known(entry.name).verbs
         model = load(entry.place, o.device, o.weights, o.backend, o.cache, o.draft if writes else None)
-        return Ready(entry.name, model, self._start_loop(model, entry.name), Batcher(entry.name))
+        loop = self._start_loop(model, entry.name)
+        return Ready(entry.name, model, loop, Batcher(entry.name), fingerprint(model) if writes else "")
 
     async def _make_room(self, entry: _Entry) -> None:
         """Let go what nobody uses, the least recently used first, until there is memory for a model. StatusError 503

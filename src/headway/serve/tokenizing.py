@@ -9,7 +9,7 @@ import msgspec
 
 from headway.errors import UserError
 from headway.serve.bodies import ChatMessage
-from headway.serve.chat import messages_of, talk_of
+from headway.serve.chat import messages_of, opens, talk_of
 from headway.serve.errors import StatusError
 from headway.serve.frame import Context, Endpoint
 from headway.serve.generating import Spelling, text_codec
@@ -54,13 +54,14 @@ class DetokenizeAnswer(msgspec.Struct):
 
 
 class ApplyTemplateBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """A conversation as /v1/chat/completions takes it. `add_generation_prompt` lets the answer begin."""
+    """A conversation as /v1/chat/completions takes it."""
 
     messages: list[ChatMessage]
     model: str = ""
     tools: list[dict[str, Any]] | None = None
     chat_template_kwargs: dict[str, bool | int | float | str] | None = None
-    add_generation_prompt: bool = True
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool = False
 
 
 class ApplyTemplateAnswer(msgspec.Struct):
@@ -99,16 +100,16 @@ async def detokenized(body: DetokenizeBody, context: Context) -> DetokenizeAnswe
 
 async def templated(body: ApplyTemplateBody, context: Context) -> ApplyTemplateAnswer:
     messages = messages_of(body.messages)
+    begun = opens(body.add_generation_prompt, body.continue_final_message)
     async with context.served.using(body.model) as ready:
         talk = talk_of(ready)
         tools = Toolbox(talk.codec, talk.template.text, body.tools).told if body.tools else None
 
         def written() -> ApplyTemplateAnswer:
             template = talk.template.given(body.chat_template_kwargs or {})
-            text = template.render(messages, body.add_generation_prompt, tools)
-            if body.add_generation_prompt:
-                return ApplyTemplateAnswer(text, template.prompt(talk.codec, messages, tools))
-            return ApplyTemplateAnswer(text, template.encode(talk.codec, messages, tools).ids)
+            text = template.render(messages, begun, tools, body.continue_final_message)
+            ids = template.prompt(talk.codec, messages, tools, begun, body.continue_final_message)
+            return ApplyTemplateAnswer(text, ids)
 
         try:
             return await asyncio.to_thread(written)

@@ -12,7 +12,7 @@ from headway.codecs import TokenizerCodec
 from headway.codecs.base import special_ids
 from headway.errors import UserError, nearest
 from headway.generate.scheduler import Rule
-from headway.serve.calls import CallFormat, CallReader, ToolCall
+from headway.serve.calls import CallFormat, CallReader
 from headway.serve.rules import compiled
 
 _MOST = 128  # tools of a request
@@ -122,9 +122,11 @@ class Toolbox:
         }
         return compiled(self._codec, asked, ends)
 
-    def reader(self) -> CallReader | None:
-        """What reads one answer; None where no tool may be called, so that all of it is text."""
-        return None if self._form is None else CallReader(self._form, self._offered, self._parallel)
+    def reader(self, pieces: bool = False) -> CallReader | None:
+        """What reads one answer, with `pieces` calls as they come; None where no tool may be called, so that all of it
+        is text.
+        """
+        return None if self._form is None else CallReader(self._form, self._offered, self._parallel, pieces)
 
 
 def _functions(tools: Any) -> dict[str, Mapping[str, Any]]:
@@ -201,11 +203,3 @@ def _object(arguments: Any, place: int) -> Mapping[str, Any]:
     if not isinstance(read, Mapping):
         raise UserError(f"message {place} has a call whose arguments are {arguments!r:.60}; give a JSON object as text")
     return read
-
-
-def delta(part: str | ToolCall, place: int) -> dict[str, Any]:
-    """A part of an answer as the delta of a chunk; `place` is the number of the call among those of the answer."""
-    if isinstance(part, str):
-        return {"content": part}
-    function = {"name": part.name, "arguments": part.arguments}
-    return {"tool_calls": [{"index": place, "id": part.id, "type": "function", "function": function}]}

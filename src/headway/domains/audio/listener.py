@@ -343,7 +343,8 @@ class Listener:
         rule, end = WhisperRule(self.marks, config.timestamps), self.marks.end
         if temperature == 0:
             search = SearchConfig(config.beam, length_penalty=1.0, length_offset=0.0)
-            [[best]] = yield from searching(logits, decoding, [limit], end, search, rule=rule)
+            pool = getattr(self.generator, "pool", None)  # an engine's threads
+            [[best]] = yield from searching(logits, decoding, [limit], end, search, rule=rule, pool=pool)
             return best
         sampling = Sampling(temperature, seed=config.seed)
         return (yield from drawing(logits, decoding, config.best_of, limit, (end,), sampling, rule))[0]

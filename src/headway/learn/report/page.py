@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import io
 import re
 import struct
@@ -94,11 +95,18 @@ def render(sections: Sections) -> str:
 
 
 def environment(*folders: Path) -> jinja2.Environment:
-    """Templates of `folders` beside those here, which have the style and the parts that pages share."""
-    try:
-        import jinja2
-    except ImportError:
-        raise UserError(HOW_TO_INSTALL) from None
+    """Templates of `folders` beside those here, which have the style and the parts that pages share; UserError without
+    the extra `report`.
+    """
+    if not available():
+        raise UserError(HOW_TO_INSTALL)
+    return _environment(folders)
+
+
+@functools.cache  # with the templates, which take longer to compile than to fill in
+def _environment(folders: tuple[Path, ...]) -> jinja2.Environment:
+    import jinja2
+
     found = jinja2.Environment(
         loader=jinja2.FileSystemLoader([*folders, Path(__file__).parent]),
         autoescape=True,

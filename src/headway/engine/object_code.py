@@ -1,0 +1,117 @@
+"""Compiled functions as object files: kept on disk, loaded by LLVM, called from Python.
+
+The compiler is not needed for any of that; importing it and having it read back what it made takes a second and a
+hundred megabytes. Relocations, and functions of the system that the code calls, are the business of LLVM's own loader.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import mmap
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from llvmlite import binding
+
+_RESULTS = {"none": None, "int64": ctypes.c_int64, "float32": ctypes.c_float}
+_RETURNED = (0, -2)  # what numba's functions say when they end well: with a value, or without one
+_DIGEST = hashlib.sha256().digest_size
+
+
+class ObjectCode(NamedTuple):
+    symbol: str  # the name of the function in the object file
+    result: str  # what it returns, by numba's name
+    data: bytes  # the object file
+
+
+def read_object(path: Path) -> ObjectCode | None:
+    """None where there is no such file, or where it is not as `write_object` left it."""
+    try:
+        held = path.read_bytes()
+    except OSError:
+        return None
+    digest, content = held[:_DIGEST], held[_DIGEST:]
+    if hashlib.sha256(content).digest() != digest:
+        return None
+    symbol, result, data = content.split(b"\0", 2)
+    return ObjectCode(symbol.decode(), result.decode(), data)
+
+
+def write_object(path: Path, code: ObjectCode) -> None:
+    """In one step, so that no other process reads a part of it. Where it cannot be written, nothing is kept."""
+    content = b"\0".join((code.symbol.encode(), code.result.encode(), code.data))
+    part = path.with_name(f"{path.name}.{os.getpid()}")
+    try:
+        part.write_bytes(hashlib.sha256(content).digest() + content)
+        part.replace(path)
+    except OSError:
+        with suppress(OSError):
+            part.unlink()
+
+
+_ENGINES: list[Any] = []  # what was loaded stays where it is as long as the process lives
+
+
+def load_object(code: ObjectCode, kinds: tuple[str, ...]) -> Callable[..., Any]:
+    """What calls the function with arguments of these kinds, which are those that it was compiled for.
+
+    A kind is the letter of a numpy type, and for an array, which must be contiguous, also how many dimensions it has.
+    """
+    binding.initialize_native_target()
+    binding.initialize_native_asmprinter()
+    machine = binding.Target.from_default_triple().create_target_machine(jit=True)
+    engine = binding.create_mcjit_compiler(binding.parse_assembly(""), machine)
+    engine.add_object_file(binding.ObjectFileRef.from_data(code.data))
+    engine.finalize_object()
+    _ENGINES.append(engine)
+    address = engine.get_function_address(code.symbol)
+    _give_back()
+    return _caller(address, _RESULTS[code.result], kinds)
+
+
+def _give_back() -> None:
+    """Lets go of the pages of LLVM's own machine code, some 35 MB: importing it brings them in, and what is loaded
+    needs none of them. They are pages of a file, and come again where they are run again.
+    """
+    maps = Path("/proc/self/maps")
+    for line in maps.read_text(errors="replace").splitlines() if maps.exists() else ():
+        span, rights, *_, path = line.split(maxsplit=5)
+        if rights == "r-xp" and Path(path).name.startswith("libllvmlite"):
+            first, last = (int(edge, 16) for edge in span.split("-"))
+            ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), mmap.MADV_DONTNEED)
+
+
+def _caller(address: int, result: Any, kinds: tuple[str, ...]) -> Callable[..., Any]:
+    """By numba's convention: where the result and an exception go, then all arguments; an array is no owner and no
+    parent, how many numbers it has, the bytes of one, where they lie, its shape and its strides.
+    """
+    fields: list[Any] = [ctypes.c_void_p, ctypes.c_void_p]
+    for kind in kinds:
+        if len(kind) > 1:
+            fields += [ctypes.c_int64] * (5 + 2 * int(kind[1:]))
+        else:
+            fields.append(np.ctypeslib.as_ctypes_type(np.dtype(kind)))
+    function = ctypes.CFUNCTYPE(ctypes.c_int32, *fields)(address)
+
+    def call(*arguments: Any) -> Any:
+        values: list[Any] = []
+        for argument in arguments:
+            if isinstance(argument, np.ndarray):
+                if not argument.flags.c_contiguous:
+                    raise ValueError(f"an array {list(argument.shape)} for compiled code is not contiguous")
+                values += (0, 0, argument.size, argument.itemsize, argument.ctypes.data)
+                values += (*argument.shape, *argument.strides)
+            else:
+                values.append(argument if type(argument) is int else argument.item())
+        room, raised = (ctypes.c_int64 * 2)(), ctypes.c_void_p()
+        status = function(ctypes.addressof(room), ctypes.addressof(raised), *values)
+        if status not in _RETURNED:
+            raise RuntimeError(f"compiled code has failed ({status})")
+        return None if result is None else result.from_buffer(room).value
+
+    return call
