@@ -10,7 +10,7 @@ import pytest
 import tiny_runs
 
 from headway.engine import compiler, machine
-from headway.engine.machine import Compiled, f32, i64
+from headway.engine.machine import CompiledFunction, f32, i64
 from headway.engine.object_code import read_object
 from headway.engine.rounded_keys import keep_key, padded, rounding_bytes
 from processes import Program
@@ -39,7 +39,7 @@ def largest(table: np.ndarray, numbers: np.ndarray, at: int, scale: float) -> in
 def test_arrays_and_numbers_come_as_they_are_and_results_too() -> None:
     drawn = np.random.default_rng(1)
     table, numbers = drawn.integers(-9, 9, (5, 7)), drawn.standard_normal((5, 7))
-    out, function = np.zeros((4, 7), np.float32), Compiled(largest)
+    out, function = np.zeros((4, 7), np.float32), CompiledFunction(largest)
     for scale in (np.float32(0.5), np.float64(2.0)):  # each kind of number has code of its own
         found = function(table[1:], numbers[1:], out.ctypes.data, scale)
         assert np.allclose(out, table[1:] * numbers[1:] * float(scale), rtol=1e-6)
@@ -86,20 +86,20 @@ def test_what_is_kept_is_run_without_the_compiler(data_dir: Path, tmp_path: Path
 def test_what_is_damaged_is_made_anew(
     damage: Callable[[bytes], bytes], kept: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert Compiled(padded.function)(20) == 32
+    assert CompiledFunction(padded.function)(20) == 32
     [path] = kept.glob("*.object")
     path.write_bytes(damage(path.read_bytes()))
     assert read_object(path) is None
-    assert Compiled(padded.function)(33) == 48
+    assert CompiledFunction(padded.function)(33) == 48
     assert read_object(path) is not None
     monkeypatch.setattr(compiler, "compile_object", None)  # from here on nothing is compiled
-    assert Compiled(padded.function)(1) == 16
+    assert CompiledFunction(padded.function)(1) == 16
 
 
 @pytest.mark.parametrize("place", [None, "nowhere"])
 def test_where_nothing_can_be_kept(place: str | None, kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "CACHE", place and kept / place)
-    assert Compiled(padded.function)(20) == 32
+    assert CompiledFunction(padded.function)(20) == 32
     assert not list(kept.iterdir())
 
 
@@ -110,7 +110,7 @@ def test_code_that_asks_for_the_compiler_is_not_kept(kept: Path) -> None:
         print(count)
 
     with pytest.raises(RuntimeError, match=r"says asks for .*which no process has without the compiler"):
-        Compiled(says)(3)
+        CompiledFunction(says)(3)
     assert not list(kept.iterdir())
 
 
@@ -140,7 +140,7 @@ def test_several_processes_compile_at_once_and_fork(tmp_path: Path) -> None:
 
 def test_arguments_are_what_the_code_was_compiled_for() -> None:
     """An address and a number of single precision are never taken for each other."""
-    function = Compiled(lambda x, y: x + y)
+    function = CompiledFunction(lambda x, y: x + y)
     assert function(1, np.int64(2)) == 3
     assert function(np.float32(0.5), np.float32(2)) == 2.5
     out = np.zeros(2, np.int64)
@@ -148,5 +148,5 @@ def test_arguments_are_what_the_code_was_compiled_for() -> None:
     def put(at: int, value: int) -> None:
         i64(at)[1] = value
 
-    assert Compiled(put)(out.ctypes.data, -7) is None
+    assert CompiledFunction(put)(out.ctypes.data, -7) is None
     assert out.tolist() == [0, -7]

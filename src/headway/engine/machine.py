@@ -130,7 +130,7 @@ def _kind(argument: Any) -> str:
     return f"{kind}{argument.ndim}" if isinstance(argument, np.ndarray) else kind
 
 
-class Compiled:
+class CompiledFunction:
     """A function as machine code: as numba has it for others of its kind, which are compiled together, and as an object
     file for calls from Python, with contiguous arrays and numbers, without the interpreter's lock.
     """
@@ -180,7 +180,7 @@ class Compiled:
         return self._dispatcher._numba_type_
 
 
-compiled = Compiled  # as it stands above functions
+compiled = CompiledFunction  # as it stands above functions
 
 
 class Intrinsic:
@@ -214,7 +214,7 @@ cgutils: Any = _Later("numba.core.cgutils")
 
 
 @contextmanager
-def announced(function: Compiled) -> Iterator[None]:
+def announced(function: CompiledFunction) -> Iterator[None]:
     """Says so on stderr where the first call of a compiled function, within, has to compile it, before that begins."""
     if not function.is_compiled:
         print(_MESSAGE, file=sys.stderr, flush=True)
