@@ -1,6 +1,7 @@
 """Decoding alone and beside a program that takes half of a core, and what a plain read of as many bytes takes.
 
-    python benchmarks/neighbour.py                # about 4 minutes
+    python benchmarks/neighbour.py                             # about 2 minutes
+    python benchmarks/neighbour.py --beside BIN MODEL.gguf     # and llama-bench, which is in that folder, in the same way
 
 The other program works for 5 ms and sleeps for 5 ms, on the last core or wherever the system puts it. All that is
 compared is measured in one process, by short turns, and the other program is stopped while it is not its turn.
@@ -8,6 +9,7 @@ compared is measured in one process, by short turns, and the other program is st
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -17,6 +19,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -114,8 +117,28 @@ def part(form: str, rows: int, threads: int) -> dict[str, Any]:
     }
 
 
+def peer(programs: str, model: str) -> dict[str, Any]:
+    """llama.cpp with two threads, one row."""
+    words = [str(Path(programs) / "llama-bench"), "-m", model, "-p", "0", "-n", str(STEPS * 3), "-t", "2", "-o", "json"]
+    rates: dict[str, list[float]] = {place: [] for place in PLACES}
+    with neighbours() as others:
+        for _ in range(3):
+            for place in PLACES:
+                with going(others[place]):
+                    told = subprocess.run(words, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL).stdout
+                rates[place] += [round(each, 1) for each in json.loads(told)[0]["samples_ts"]]
+    middle = {place: statistics.median(values) for place, values in rates.items()}
+    return {
+        "tokens_per_second": {place: spread(values) for place, values in rates.items()},
+        "beside_over_alone": {place: round(middle[place] / middle["alone"], 3) for place in PLACES[1:]},
+    }
+
+
 def main() -> None:
     result = {}
+    if sys.argv[1:2] == ["--beside"]:
+        result["llama.cpp, 1 rows, 2 threads"] = peer(*sys.argv[2:])
+        print(result, file=sys.stderr)
     for form, rows, threads in CASES:
         name = f"{form}, {rows} rows, {threads} threads"
         result[name] = child("neighbour.py", form, str(rows), str(threads))
@@ -124,7 +147,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
+    if len(sys.argv) > 1 and sys.argv[1] != "--beside":
         report(part(sys.argv[1], int(sys.argv[2]), int(sys.argv[3])))
     else:
         main()
