@@ -1,7 +1,7 @@
 """Decoding alone and beside a program that takes half of a core, and what a plain read of as many bytes takes.
 
     python benchmarks/neighbour.py                             # about 2 minutes
-    python benchmarks/neighbour.py --beside BIN MODEL.gguf     # and llama-bench, which is in that folder, in the same way
+    python benchmarks/neighbour.py --beside BIN MODEL.gguf     # and llama-bench, which is in that folder
 
 The other program works for 5 ms and sleeps for 5 ms, on the last core or wherever the system puts it. All that is
 compared is measured in one process, by short turns, and the other program is stopped while it is not its turn.
