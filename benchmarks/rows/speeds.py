@@ -36,15 +36,18 @@ def engine(found: Found) -> Iterator[Row]:
 
 
 def serve(found: Found) -> Iterator[Row]:
-    alone = ", ".join(rounded(speed) for speed in found["alone"].values())
+    told = lambda speeds: ", ".join(rounded(each["tokens_per_second"]) for each in speeds.values())  # noqa: E731
+    texts = {
+        "drawn": "drawn texts after prompts of 128",
+        "known": "drawn texts after prompts that were read before",
+        "greedy": "greedy texts after prompts of 128",
+        "schema": "texts that a JSON schema holds",
+    }
     for how, clients in found["clients"].items():
-        told = ", ".join(rounded(each["tokens_per_second"]) for each in clients.values())
-        counts = ", ".join(clients)
-        what = f"`headway serve`, {found['shape']} {found['form']}, {counts} clients, {how} texts after prompts of 128"
-        what += ": new tokens a second"
-        theirs = ", ".join(rounded(each["tokens_per_second"]) for each in found["llama.cpp"][how].values())
-        beside = f"llama.cpp's server at Q8_0 {theirs}; `bench decode` with as many rows, prompts left out {alone}"
-        yield what, told, beside
+        what = f"`headway serve`, {found['shape']} {found['form']}, {', '.join(clients)} clients, {texts[how]}"
+        beside = [f"llama.cpp's server at Q8_0 {told(found['llama.cpp'][how])}"] if how in found["llama.cpp"] else []
+        beside.append(f"`bench decode` with as many rows, prompts left out {told(found['alone'])}")
+        yield f"{what}: new tokens a second", told(clients), "; ".join(beside)
 
 
 def context(found: Found) -> Iterator[Row]:
