@@ -25,7 +25,7 @@ from headway.serve.media import image_of
 
 _MOST = 2048  # inputs of a request, as OpenAI's service takes
 _AT_ONCE = 1 << 12  # characters
-_PADDING, _LEAST = 0.05, 8  # the most of a part, and its fewest rows
+_PADDING, _FEW = 0.05, 64  # the most of a part, and tokens of it that cost less than another part
 _LITTLE_ENDIAN = np.dtype("<f4")
 
 
@@ -156,9 +156,9 @@ def _alike(lengths: np.ndarray) -> list[np.ndarray]:
     order = np.argsort(lengths, kind="stable")
     edges = [0]
     for stop in range(1, len(order)):
-        count = stop - edges[-1]
-        padded = 1 - lengths[order[edges[-1] : stop + 1]].sum() / ((count + 1) * lengths[order[stop]])
-        if padded > _PADDING and count >= _LEAST:
+        inside = lengths[order[edges[-1] : stop + 1]]
+        padding = len(inside) * inside[-1] - inside.sum()
+        if padding > max(_FEW, _PADDING * inside.sum()):
             edges.append(stop)
     return np.split(order, edges[1:])
 
