@@ -283,7 +283,7 @@ def main() -> None:
             with served(place, port, "--cache", args.cache, "--cache-memory", SOAKED) as program:
                 asyncio.run(load(port, place.name, 2, 1, config.symbols, {}))
                 found = asyncio.run(soak(port, place.name, args.soak, config.symbols, program.pid))
-            write("serve-soak", {**result, "cache_memory_gb": float(SOAKED), **found})
+            write(f"serve-soak-{args.soak:g}-minutes", {**result, "cache_memory_gb": float(SOAKED), **found})
             return
         with served(place, port, "--cache", args.cache):
             ours = measured(lambda _: nullcontext(port), place.name, config.symbols, "ignore_end", OURS)
