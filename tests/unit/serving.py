@@ -10,13 +10,15 @@ from contextlib import contextmanager
 import uvicorn
 
 from headway.serve.app import create_app
+from headway.serve.connection import Connection
 from headway.serve.frame import Served, ServerSettings
 
 
 @contextmanager
 def server(served: Served, settings: ServerSettings) -> Iterator[str]:
     """The URL of a server of these models."""
-    running = uvicorn.Server(uvicorn.Config(create_app(served, settings), port=0, log_level="error", lifespan="on"))
+    app = create_app(served, settings)
+    running = uvicorn.Server(uvicorn.Config(app, http=Connection, ws="none", port=0, log_level="error", lifespan="on"))
     thread = threading.Thread(target=running.run, daemon=True)
     thread.start()
     while not running.started:

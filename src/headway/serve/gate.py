@@ -51,11 +51,6 @@ class Gate:
             if scope["path"] in OPEN:
                 await self._app(scope, receive, visit.send)
                 return
-            if (
-                "transfer-encoding" in headers and "content-length" in headers
-            ):  # who stands between may read it otherwise
-                await error_response(_TWO_LENGTHS, {"Connection": "close"})(scope, receive, visit.send)
-                return
             self._check_host(headers)
             visit.origin = self._origin(headers)
             if visit.origin is not None and scope["method"] == "OPTIONS":
@@ -110,7 +105,6 @@ class Gate:
         return found
 
 
-_TWO_LENGTHS = StatusError(400, "Content-Length and Transfer-Encoding say two lengths; send one of them")
 _PREFLIGHT = {
     "Access-Control-Allow-Methods": "GET, POST",
     "Access-Control-Allow-Headers": "Authorization, Content-Type",

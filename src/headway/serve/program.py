@@ -1,4 +1,4 @@
-"""The server as a program: a socket, connections that must not dawdle, and an end that lets nobody hang."""
+"""The server as a program: a socket, and an end that lets nobody hang."""
 
 from __future__ import annotations
 
@@ -9,23 +9,16 @@ import signal
 import socket
 import sys
 from types import FrameType
-from typing import Any
 
-import msgspec
 import uvicorn
 from uvicorn.config import Config
-from uvicorn.protocols.http.h11_impl import H11Protocol
-from uvicorn.server import ServerState
 
 from headway.errors import UserError, logger
 from headway.serve.app import create_app
-from headway.serve.errors import StatusError, error_answer
+from headway.serve.connection import CONNECTIONS, Connection
 from headway.serve.frame import Served, ServerSettings
 from headway.serve.gate import is_loopback
 
-_CONNECTIONS = 1024  # at once
-_HEADERS = 1 << 15  # bytes of a request's line and headers
-_ARRIVAL = 30.0  # seconds for the headers of a request
 _IDLE = 30  # seconds that a connection may wait for its next request
 _FORCED = 5  # seconds after the grace, until what has still not ended is cut off
 _TURNED_AWAY = 0.5  # seconds in which whoever comes at the end is still told so
@@ -51,7 +44,7 @@ def listener(host: str, port: int, settings: ServerSettings, insecure: bool = Fa
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)
-        bound.listen(_CONNECTIONS)
+        bound.listen(CONNECTIONS)
     except OSError as error:
         bound.close()
         reasons = {
@@ -92,7 +85,6 @@ def run_server(served: Served, settings: ServerSettings, bound: socket.socket) -
         server_header=False,
         timeout_keep_alive=_IDLE,
         timeout_graceful_shutdown=int(settings.grace) + _FORCED,
-        h11_max_incomplete_event_size=_HEADERS,
     )
     server = _Server(config, served, settings)
     sys.setswitchinterval(0.001)  # an engine's thread that has ended a step waits no longer for that of requests
@@ -132,69 +124,3 @@ class _Server(uvicorn.Server):
             _TURNS
         ):  # of the loop: also where it had no time until now, all that has come is accepted and read
             await asyncio.sleep(0)
-
-
-class Connection(H11Protocol):
-    """A connection whose headers must arrive in time, and which can be cut off; what is refused here has the form of
-    all other errors.
-    """
-
-    def __init__(
-        self,
-        config: Config,
-        server_state: ServerState,
-        app_state: dict[str, Any],
-        _loop: asyncio.AbstractEventLoop | None = None,
-    ) -> None:
-        super().__init__(config, server_state, {**app_state, "abort": self._abort}, _loop)
-        self._deadline: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        if len(self.connections) > _CONNECTIONS:
-            told = f"{_CONNECTIONS:,} connections are open, the most; ask again in a moment"
-            self._refuse(StatusError(503, told, code="connections", retry_after=1))
-            return
-        self._expect()
-
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        if self.transport.is_closing() or (self.cycle is not None and not self.cycle.response_complete):
-            self._rest()
-        elif self._deadline is None:
-            self._expect()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._rest()
-        super().connection_lost(exc)
-
-    def send_400_response(self, msg: str) -> None:
-        told = f"the request is no HTTP, or its headers have more than {_HEADERS:,} bytes; send HTTP/1.1"
-        self._refuse(StatusError(400, told, code="invalid_http"))
-
-    def _expect(self) -> None:
-        self._deadline = self.loop.call_later(_ARRIVAL, self._late)
-
-    def _rest(self) -> None:
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
-
-    def _late(self) -> None:
-        told = f"the headers did not arrive within {_ARRIVAL:g} s; send them faster"
-        self._refuse(StatusError(408, told, code="headers_timeout"))
-
-    def _refuse(self, error: StatusError) -> None:
-        """Written by hand: where the bytes that came are no HTTP, h11 says nothing more."""
-        body = msgspec.json.encode(error_answer(error))
-        status = {400: "Bad Request", 408: "Request Timeout", 503: "Service Unavailable"}[error.status]
-        self._rest()
-        self.transport.write(
-            f"HTTP/1.1 {error.status} {status}\r\nContent-Type: application/json\r\nConnection: close\r\n"
-            f"Content-Length: {len(body)}\r\n\r\n".encode()
-            + body
-        )
-        self.transport.close()
-
-    def _abort(self) -> None:
-        self.transport.abort()
