@@ -7,7 +7,7 @@ import json
 import logging
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from headway.generate import Limits, Sampling
 from headway.nn.kernels import deterministic
 from headway.serve.app import ENDPOINTS, create_app
 from headway.serve.fingerprint import fingerprint
-from headway.serve.frame import ApiKey, ServerSettings
+from headway.serve.frame import CLIENT, ApiKey, ServerSettings
 from headway.serve.openapi import openapi
 
 COMPLETE, CHAT = "/v1/completions", "/v1/chat/completions"
@@ -437,11 +437,22 @@ def test_time_is_limited(data_dir: Path) -> None:
             assert time.monotonic() < ends
 
 
+class Reader:
+    """Who asks, as a connection knows it."""
+
+    def __init__(self) -> None:
+        self.leaving: Callable[[], None] | None = None
+        self.gone = self.full = False
+
+    def abort(self) -> None:
+        self.gone = True
+
+
 def test_a_body_that_comes_too_slowly_and_a_client_that_reads_nothing(data_dir: Path) -> None:
     """As the server of HTTP says it: messages that do not come, and a way back that takes nothing."""
     model = ready(stories(data_dir), "s", Script())
     app = create_app(Resident([model]), ServerSettings(receive_seconds=0.1, stalled_seconds=0.1))
-    aborted: list[bool] = []
+    client = Reader()
     headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
     scope = {
         "type": "http",
@@ -449,7 +460,7 @@ def test_a_body_that_comes_too_slowly_and_a_client_that_reads_nothing(data_dir: 
         "path": COMPLETE,
         "query_string": b"",
         "headers": headers,
-        "state": {"abort": lambda: aborted.append(True)},
+        "state": {CLIENT: client},
     }
 
     async def ask(messages: list[dict[str, Any]], room: int) -> list[dict[str, Any]]:
@@ -464,6 +475,7 @@ def test_a_body_that_comes_too_slowly_and_a_client_that_reads_nothing(data_dir: 
             if len(sent) == room:
                 await asyncio.sleep(60)
             sent.append(message)
+            client.full = len(sent) == room
 
         await asyncio.wait_for(app(dict(scope), receive, send), 5)
         return sent
@@ -471,12 +483,12 @@ def test_a_body_that_comes_too_slowly_and_a_client_that_reads_nothing(data_dir: 
     async def both() -> None:
         start, _ = await ask([{"type": "http.request", "body": b"{", "more_body": True}], 9)
         assert start["status"] == 408
-        assert aborted == []
+        assert not client.gone
         body = json.dumps({"prompt": [5] * 50, "stream": True}).encode()
         sent = await ask([{"type": "http.request", "body": body, "more_body": False}], 4)
         assert sent[0]["status"] == 200
         assert len(sent) == 4
-        assert aborted == [True]
+        assert client.gone
         await asyncio.sleep(0.05)
         assert model.loop is not None
         assert not model.loop.working

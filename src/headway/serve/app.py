@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from typing import Any
 
 import msgspec
@@ -20,7 +20,7 @@ from starlette.types import Receive, Scope, Send
 from headway.errors import nearest
 from headway.serve import chat, completions, embeddings, operation, page, tokenizing, transcriptions, verbs
 from headway.serve.errors import StatusError, error_answer, error_response, refusal
-from headway.serve.frame import Context, Endpoint, Events, Served, ServerSettings
+from headway.serve.frame import CLIENT, Client, Context, Endpoint, Events, Served, ServerSettings
 from headway.serve.gate import CONTEXT, Gate
 from headway.serve.openapi import pages
 from headway.serve.receiving import read_body, read_form
@@ -82,13 +82,17 @@ class _Answering:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         context: Context = scope[CONTEXT]
         context.route, context.path = self._endpoint.path, scope.get("path_params", {})
-        sending = _Sending(send, context.settings.stalled_seconds)
+        client: Client | None = scope.get("state", {}).get(CLIENT)
+        sending = _Sending(send, client, context.settings.stalled_seconds)
         try:
             try:
-                async with asyncio.timeout(context.settings.seconds):
+                async with asyncio.timeout(context.settings.seconds) as limit:
                     body = await self._received(Request(scope, receive), context.settings)
-                    await _unless_left(receive, lambda: self._answer(body, context, sending))
+                    with _unless_left(client, limit):
+                        await self._answer(body, context, sending)
             except TimeoutError:
+                if client is not None and client.gone:
+                    raise ClientLeftError("the client has gone") from None
                 told = f"{context.settings.seconds:g} s have passed without an end; ask for less, or later"
                 await sending.refuse(StatusError(408, told, code="timeout"))
             except ClientLeftError:
@@ -97,8 +101,8 @@ class _Answering:
                 await sending.refuse(refusal(error))
         except ClientLeftError as error:
             context.noted["left"] = str(error)
-            if (abort := scope.get("state", {}).get("abort")) is not None:
-                abort()  # what it has not read is thrown away
+            if client is not None:
+                client.abort()  # what it has not read is thrown away
                 await asyncio.sleep(0)  # until the connection is known to be lost
 
     async def _received(self, request: Request, settings: ServerSettings) -> Any:
@@ -120,93 +124,67 @@ class _Answering:
 class _Sending:
     """The way to a client, who may read slowly, or not at all."""
 
-    def __init__(self, send: Send, seconds: float) -> None:
+    def __init__(self, send: Send, client: Client | None, seconds: float) -> None:
         self._send = send
+        self._client = client
         self._seconds = seconds
         self._begun = False
-        self._loop = asyncio.get_running_loop()
-        self._since: float | None = None  # when what is being sent was begun
 
     async def whole(self, response: Response) -> None:
-        async with self._watched():
-            headers = response.raw_headers
-            await self._put({"type": "http.response.start", "status": response.status_code, "headers": headers})
-            await self._put({"type": "http.response.body", "body": response.body})
+        headers = response.raw_headers
+        await self._put({"type": "http.response.start", "status": response.status_code, "headers": headers})
+        await self._put({"type": "http.response.body", "body": response.body})
 
     async def events(self, parts: AsyncIterator[msgspec.Struct]) -> None:
         """The parts as they come. Nothing is sent before the first is there: until then an error has a status."""
-        async with self._watched():
-            async for part in parts:
-                if not self._begun:
-                    headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store")]
-                    await self._put({"type": "http.response.start", "status": 200, "headers": headers})
-                await self._event(_encode(part))
-            await self._event(b"[DONE]")
-            await self._put({"type": "http.response.body", "body": b""})
+        async for part in parts:
+            if not self._begun:
+                headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store")]
+                await self._put({"type": "http.response.start", "status": 200, "headers": headers})
+            await self._event(_encode(part))
+        await self._event(b"[DONE]")
+        await self._put({"type": "http.response.body", "body": b""})
 
     async def refuse(self, error: StatusError) -> None:
         """An error as the answer, or as the last event where a stream has begun."""
         if not self._begun:
             await self.whole(error_response(error))
             return
-        async with self._watched():
-            await self._event(_encode(error_answer(error)))
-            await self._put({"type": "http.response.body", "body": b""})
+        await self._event(_encode(error_answer(error)))
+        await self._put({"type": "http.response.body", "body": b""})
 
     async def _event(self, data: bytes) -> None:
         await self._put({"type": "http.response.body", "body": b"data: " + data + b"\n\n", "more_body": True})
 
     async def _put(self, message: dict[str, Any]) -> None:
-        self._begun, self._since = True, self._loop.time()
-        await self._send(message)
-        self._since = None
-
-    @asynccontextmanager
-    async def _watched(self) -> AsyncIterator[None]:
-        """Within, a client must take in time what is sent. One timer looks after all that is sent, as one for each
-        event would cost as much as the event.
-        """
-
-        def look() -> None:
-            nonlocal timer
-            now = loop.time()
-            if self._since is not None and now >= self._since + self._seconds:
-                limit.reschedule(now)
-            else:
-                timer = loop.call_at((self._since or now) + self._seconds, look)
-
-        loop = self._loop
-        timer = loop.call_later(self._seconds, look)
-        limit = asyncio.timeout(None)
+        self._begun = True
+        if self._client is None or not self._client.full:
+            await self._send(message)  # at once; to look after that would cost as much as an event
+            return
+        limit = asyncio.timeout(self._seconds)
         try:
             async with limit:
-                yield
+                await self._send(message)
         except TimeoutError:
             if not limit.expired():
                 raise
             raise ClientLeftError(f"nothing was read for {self._seconds:g} s") from None
-        finally:
-            timer.cancel()
 
 
 class ClientLeftError(Exception):
     """Nobody is there any more who could be told anything."""
 
 
-async def _unless_left(receive: Receive, work: Callable[[], Awaitable[None]]) -> None:
-    """Do the work; cancel it as soon as the client has gone."""
-
-    async def left() -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
-
-    working, leaving = asyncio.ensure_future(work()), asyncio.ensure_future(left())
+@contextmanager
+def _unless_left(client: Client | None, limit: asyncio.Timeout) -> Iterator[None]:
+    """What is done within has no time left as soon as the client goes."""
+    if client is None:
+        yield
+        return
+    if client.gone:
+        raise ClientLeftError("the client has gone")
+    client.leaving = lambda: limit.reschedule(0)
     try:
-        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise ClientLeftError("the client has gone")
-        await working
+        yield
     finally:
-        for task in (working, leaving):
-            task.cancel()
-        await asyncio.gather(working, leaving, return_exceptions=True)
+        client.leaving = None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import httptools
@@ -19,6 +19,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from headway.serve.errors import StatusError, error_answer
+from headway.serve.frame import CLIENT
 
 CONNECTIONS = 1024  # at once
 _HEAD = 1 << 15  # bytes of a request's line and headers
@@ -39,7 +40,9 @@ class Connection(HttpToolsProtocol):
         app_state: dict[str, Any],
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
-        super().__init__(config, server_state, {**app_state, "abort": self._abort}, _loop)
+        super().__init__(config, server_state, {**app_state, CLIENT: self}, _loop)
+        self.leaving: Callable[[], None] | None = None
+        self.gone = False
         self._deadline: asyncio.TimerHandle | None = None
         self._come = bytearray()  # and is not read yet
         self._left = 0  # bytes of the body that is read, or _CHUNKS
@@ -61,6 +64,16 @@ class Connection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._rest()
         super().connection_lost(exc)
+        self.gone = True
+        if self.leaving is not None:
+            self.leaving()
+
+    @property
+    def full(self) -> bool:
+        return self.flow.write_paused
+
+    def abort(self) -> None:
+        self.transport.abort()
 
     def on_message_begin(self) -> None:
         if self._left:
@@ -179,9 +192,6 @@ class Connection(HttpToolsProtocol):
                 + body
             )
         self.transport.close()
-
-    def _abort(self) -> None:
-        self.transport.abort()
 
 
 def _length(headers: Iterable[tuple[bytes, bytes]], version: str) -> int:

@@ -6,7 +6,7 @@ import asyncio
 import base64
 from collections.abc import Sequence
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 import numpy as np
@@ -24,7 +24,7 @@ from headway.serve.frame import Context, Endpoint
 from headway.serve.media import image_of
 
 _MOST = 2048  # inputs of a request, as OpenAI's service takes
-_AT_ONCE = 1 << 12  # characters
+_AT_ONCE = 1 << 12  # characters, which are sooner read than handed to a thread of their own
 _PADDING, _FEW = 0.05, 64  # the most of a part, and tokens of it that cost less than another part
 _LITTLE_ENDIAN = np.dtype("<f4")
 
@@ -64,6 +64,13 @@ class EmbeddingAnswer(msgspec.Struct):
     object: str = "list"
 
 
+class _Vector(NamedTuple):
+    """The vector of an input, and how many tokens were read of it."""
+
+    vector: np.ndarray
+    tokens: int
+
+
 async def embed(body: EmbeddingBody, context: Context) -> EmbeddingAnswer:
     """The vector of each input."""
     items = _items(body.input)
@@ -79,11 +86,17 @@ async def embed(body: EmbeddingBody, context: Context) -> EmbeddingAnswer:
             vectors = await ready.batcher.ask(partial(_seen, model), "images", images)
             tokens = 0
         else:
-            short = sum(map(len, items)) <= _AT_ONCE  # sooner read than handed to a thread
             reading = partial(_rows, model, items, body.truncate)
-            rows = reading() if short else await asyncio.to_thread(reading)
-            vectors = await ready.batcher.ask(partial(_read, model), "texts", rows)
-            tokens = sum(map(len, rows))
+            short = sum(map(len, items)) <= _AT_ONCE
+            if short and isinstance(items[0], str):
+                rows: Sequence[Any] = items  # which the model's thread reads, with those of others
+            else:
+                rows = reading() if short else await asyncio.to_thread(reading)
+            found = await ready.batcher.ask(partial(_read, model, body.truncate), ("texts", body.truncate), rows)
+            if None in found:
+                reading()  # says which it is, and what is wrong with it
+            vectors, counts = zip(*found)
+            tokens = sum(counts)
     context.noted["prompt_tokens"] = tokens
     said = [vector.tolist() if body.encoding_format == "float" else _packed(vector) for vector in vectors]
     data = [InputVector(index, vector) for index, vector in enumerate(said)]
@@ -139,16 +152,33 @@ def _of_ids(model: Model, ids: Sequence[list[int]], truncate: bool) -> FramedRow
     return framed(frame_for(model.codec, module.config), ids, None, Limit(module.config.context, truncate))
 
 
-def _read(model: Model, rows: list[np.ndarray]) -> list[np.ndarray]:
+def _read(model: Model, truncate: bool, items: Sequence[str | np.ndarray]) -> list[_Vector | None]:
+    """The vectors of texts, or of what the model reads of them; None for a text that it cannot read."""
     module: Any = model.module
-    found = np.empty((len(rows), _width(model)), np.float32)
-    for part in _alike(np.array([len(row) for row in rows])):
-        together = FramedRows(*flat([rows[number] for number in part]))  # type: ignore[arg-type]
+    rows = _rows_of_each(model, truncate, items)
+    places = [place for place, row in enumerate(rows) if row is not None]
+    found: list[_Vector | None] = [None] * len(rows)
+    for part in _alike(np.array([len(rows[place]) for place in places])) if places else ():
+        together = FramedRows(*flat([rows[places[number]] for number in part]))
         if isinstance(module, TwoTower):
-            found[part] = towers.text_vectors(module, together, np.arange(len(part))).numpy()
+            vectors = towers.text_vectors(module, together, np.arange(len(part)))
         else:
-            found[part] = encoders.embed_rows(module, together).numpy()
-    return list(found)
+            vectors = encoders.embed_rows(module, together)
+        for number, vector in zip(part, vectors.numpy()):
+            found[places[number]] = _Vector(vector, len(rows[places[number]]))
+    return found
+
+
+def _rows_of_each(model: Model, truncate: bool, items: Sequence[str | np.ndarray]) -> list[Any]:
+    """What is read of each, texts all at once. One that cannot be read is None, and no matter of the others."""
+    texts = [item for item in items if isinstance(item, str)]
+    try:
+        read = iter(_rows(model, texts, truncate) if texts else ())
+    except UserError:
+        if len(items) == 1:
+            return [None]
+        return [row for item in items for row in _rows_of_each(model, truncate, [item])]
+    return [next(read) if isinstance(item, str) else item for item in items]
 
 
 def _alike(lengths: np.ndarray) -> list[np.ndarray]:

@@ -109,6 +109,26 @@ class Served(Protocol):
         ...
 
 
+CLIENT = "client"  # where the state of a request has it
+
+
+class Client(Protocol):
+    """Who asks, as its connection knows it. `leaving` is called when it goes."""
+
+    leaving: Callable[[], None] | None
+
+    @property
+    def gone(self) -> bool: ...
+    @property
+    def full(self) -> bool:
+        """Whether so much waits to be read that the next sending will wait for it."""
+        ...
+
+    def abort(self) -> None:
+        """Cut the connection off."""
+        ...
+
+
 @dataclass
 class Context:
     """One request, as an endpoint sees it."""

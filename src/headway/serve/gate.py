@@ -6,11 +6,13 @@ import hashlib
 import hmac
 import ipaddress
 import json
+import random
 import secrets
 import time
 from collections import Counter
+from functools import lru_cache
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -26,6 +28,7 @@ _ACCESS = logger("headway.access")
 _NAMES = ("localhost", "ip6-localhost")
 _ANY = {"0.0.0.0", "::"}  # addresses to listen at, and no names
 _LONGEST = 200  # characters of a path or a name that the log shows
+_NUMBERS = random.Random(secrets.token_bytes())  # of requests: to tell them apart
 _LEFT = 499  # the status in the log where the client went before it had its answer
 
 
@@ -44,7 +47,7 @@ class Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        context = scope[CONTEXT] = Context(self._settings, self._served, f"req-{secrets.token_hex(12)}")
+        context = scope[CONTEXT] = Context(self._settings, self._served, f"req-{_NUMBERS.getrandbits(96):024x}")
         headers = Headers(scope=scope)
         visit = _Visit(scope, send, context)
         try:
@@ -126,12 +129,10 @@ class _Visit:
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self._status = message["status"]
-            headers = MutableHeaders(scope=message)
-            headers["X-Request-Id"] = self._context.id
-            headers["X-Content-Type-Options"] = "nosniff"
+            headers = message["headers"]
+            headers += [(b"x-request-id", self._context.id.encode()), (b"x-content-type-options", b"nosniff")]
             if self.origin is not None:
-                headers["Access-Control-Allow-Origin"] = self.origin
-                headers.add_vary_header("Origin")
+                headers += [(b"access-control-allow-origin", self.origin.encode("latin-1")), (b"vary", b"Origin")]
         await self._send(message)
 
     def end(self, log: bool) -> None:
@@ -165,6 +166,7 @@ def host_of(header: str) -> str:
     return name.partition(":")[0].rstrip(".")
 
 
+@lru_cache(maxsize=256)
 def is_loopback(name: str) -> bool:
     """Whether a name or an address is this machine's own, which no other machine reaches."""
     try:
