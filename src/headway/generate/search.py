@@ -172,6 +172,7 @@ class _Search:
         self.numbers = list(range(count))
         self.limits = torch.tensor(limits, device=device)
         self.totals = torch.full((count, beam), -math.inf, device=device)  # log p of each beam
+        self._before = torch.ones(beam, beam, dtype=torch.bool, device=device).tril(-1)  # which beams come before each
         self.totals[:, 0] = 0.0  # all beams are equal at first; one is enough
         self.history = torch.zeros(count * beam, max(limits), dtype=torch.long, device=device)
         self.finished = torch.zeros(count, dtype=torch.long, device=device)  # how many hypotheses
@@ -255,7 +256,7 @@ class _Search:
         beam = self.config.beam
         if beam > 1:
             same = parents[:, :, None] == parents[:, None, :]
-            later = same.tril(-1).any(-1)  # the parent has a better child, which stays
+            later = (same & self._before).any(-1)  # the parent has a better child, which stays
             childless = torch.ones_like(later).scatter_(1, parents, False)
             sentence, child = later.nonzero(as_tuple=True)
             _, free = childless.nonzero(as_tuple=True)  # as many in each sentence, in the same order of sentences

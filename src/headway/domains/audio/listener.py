@@ -125,6 +125,7 @@ def languages_of(codec: TokenizerCodec, symbols: int) -> dict[str, int]:
 
 STEP = 0.02  # seconds from one time to the next
 FRAMES = 2  # log-mel frames of a step
+_FIRST = 4096  # symbols
 
 
 @dataclass(frozen=True)
@@ -153,9 +154,11 @@ class WhisperRule:
             times[:, round(self.latest / STEP) + 1 :] = -torch.inf
         else:
             self._forbid(logits, history)
-            likelier = times.float().logsumexp(1) > text.amax(1)
-            for row in likelier.nonzero()[:, 0].tolist():
-                text[row] = -torch.inf
+            together = times.float().logsumexp(1)
+            # Mostly one of the first symbols, which are the frequent ones, is likelier; the others need no look then.
+            for row in (together > text[:, :_FIRST].amax(1)).nonzero()[:, 0].tolist():
+                if together[row] > text[row].amax():
+                    text[row] = -torch.inf
 
     def _forbid(self, logits: Tensor, history: Int[Tensor, "R T"]) -> None:
         """Row by row, as mostly there is little to forbid. The start counts as a time before the first symbol; the end
