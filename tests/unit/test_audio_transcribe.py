@@ -37,6 +37,7 @@ from headway.domains.audio import (
     Transcribing,
     Transcription,
     Word,
+    listener,
     tell_on,
     written,
 )
@@ -83,7 +84,11 @@ def histories(length: int) -> Iterator[list[int]]:
 
 @pytest.mark.parametrize("length", [0, 1, 2, 3, 5, 8])
 @pytest.mark.parametrize("towards", [-4.0, 0.0, 4.0])
-def test_the_rule_is_that_of_transformers(length: int, towards: float) -> None:
+@pytest.mark.parametrize("first", [4, 4096])  # symbols that are looked at first: a few, and all
+def test_the_rule_is_that_of_transformers(
+    length: int, towards: float, first: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listener, "_FIRST", first)
     logits_process = pytest.importorskip("transformers.generation.logits_process")
     rows = list(histories(length)) if length else [[]] * 8
     logits = torch.randn(8, SYMBOLS, generator=torch.Generator().manual_seed(length))

@@ -29,6 +29,7 @@ from headway.formats.published import save_published
 from headway.formats.usage import Usage
 from headway.nn.models import PooledHeadConfig, VocabularyHeadConfig, build
 from headway.nn.models.presets import preset, vit
+from headway.serve import embeddings
 from headway.serve.app import create_app
 from headway.serve.frame import ServerSettings
 from headway.serve.loop import open_loop
@@ -131,6 +132,26 @@ def test_vectors_of_texts_and_ids_in_both_encodings(client: TestClient, minilm: 
 )
 def test_inputs_that_cannot_be(client: TestClient, body: dict[str, Any], message: str) -> None:
     assert message in refused(client, "/v1/embeddings", **{"model": "minilm", **body})
+
+
+def test_a_text_that_cannot_be_read_is_no_matter_of_those_beside_it(client: TestClient, minilm: Path) -> None:
+    texts = ["a", " ", "so " * 600, "the stock market", "a man"]
+    together = embeddings._read(hw.load(minilm), False, texts)
+    assert [vector is None for vector in together] == [False, True, True, False, False]
+
+    def ask(text: str) -> Any:
+        return client.post("/v1/embeddings", json={"model": "minilm", "input": text})
+
+    with ThreadPoolExecutor(10) as clients:
+        found = list(clients.map(ask, texts * 4))
+    for answer, vector in zip(found, together * 4):
+        assert answer.status_code == (400 if vector is None else 200)
+        if vector is not None:
+            told = answer.json()
+            assert told["usage"]["prompt_tokens"] == vector.tokens
+            np.testing.assert_allclose(told["data"][0]["embedding"], vector.vector, rtol=0, atol=1e-6)
+    assert "is empty" in found[1].json()["error"]["message"]
+    assert "reads 512 at most" in found[2].json()["error"]["message"]
 
 
 def test_verbs_say_what_the_model_says(client: TestClient, folder: Path) -> None:
