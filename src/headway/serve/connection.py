@@ -33,6 +33,8 @@ _PHRASES = {400: "Bad Request", 408: "Request Timeout", 503: "Service Unavailabl
 class Connection(HttpToolsProtocol):
     """A connection whose heads must arrive in time and be of one meaning, and which can be cut off."""
 
+    parser: httptools.HttpRequestParser  # type: ignore[assignment]  # None once the connection is lost
+
     def __init__(
         self,
         config: Config,

@@ -6,7 +6,7 @@ import asyncio
 import base64
 from collections.abc import Sequence
 from functools import partial
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, cast
 
 import msgspec
 import numpy as np
@@ -89,7 +89,7 @@ async def embed(body: EmbeddingBody, context: Context) -> EmbeddingAnswer:
             reading = partial(_rows, model, items, body.truncate)
             short = sum(map(len, items)) <= _AT_ONCE
             if short and isinstance(items[0], str):
-                rows: Sequence[Any] = items  # which the model's thread reads, with those of others
+                rows = cast(list[Any], items)  # which the model's thread reads, with those of others
             else:
                 rows = reading() if short else await asyncio.to_thread(reading)
             found = await ready.batcher.ask(partial(_read, model, body.truncate), ("texts", body.truncate), rows)
