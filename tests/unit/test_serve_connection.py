@@ -69,7 +69,7 @@ class Wire:
         self.connection.connection_made(self.pipe)
 
     async def _app(self, scope: Any, receive: Any, send: Any) -> None:
-        body, more = b"", True
+        body, more = b"", scope["path"] != "/unread"
         while more:
             message = await receive()
             if message["type"] == "http.disconnect":
@@ -287,6 +287,16 @@ def test_a_body_in_chunks_is_answered_whatever_comes_behind_it(behind: bytes) ->
     assert pipe.said.startswith(b"HTTP/1.1 200 ")
     assert pipe.said.count(b"HTTP/1.1 ") == 1
     assert pipe.closed
+
+
+@pytest.mark.parametrize("raw", [WHOLE[3], WHOLE[5]])
+def test_the_rest_of_a_body_that_nobody_wanted_is_no_request(raw: bytes) -> None:
+    raw = raw.replace(b"/x", b"/unread")
+    for cut in (-1, -4, raw.index(b"\r\n\r\n") + 4):
+        found, pipe = read(raw[:cut], raw[cut:], WHOLE[0])
+        assert [each.target for each in found] == [b"/unread", b"/"]
+        assert pipe.said.count(b"HTTP/1.1 200 ") == 2
+        assert not pipe.closed
 
 
 def test_a_body_that_breaks_off_is_refused_in_place_of_its_answer() -> None:
