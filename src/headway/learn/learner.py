@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from headway.data.order import GOLDEN, mixed
+from headway.engine.slopes import GELU_TANH
 from headway.errors import UserError
 from headway.formats.native import named_tensors
 from headway.learn.distributed import Carried, Processes
@@ -21,6 +22,7 @@ from headway.learn.optim import Optimizer
 from headway.learn.precision import computed, products
 from headway.learn.recipe import Recipe
 from headway.learn.task import Task
+from headway.nn.kernels import gelu_passes
 from headway.nn.models import Loss
 from headway.nn.parts.dropout import attach_generator
 
@@ -85,7 +87,7 @@ class Learner:
         self._generator.manual_seed(_dropout_seed(train.seed, step, self.processes.rank))
         self.flat.zero_grads()
         names, divided = (), False
-        with products(self.precision, self.device):
+        with products(self.precision, self.device), gelu_passes(None if train.compile else GELU_TANH):
             counts = self._counts(batches)
             for place, batch in enumerate(batches):
                 losses = self._loss(place, batch.to(self.device))
