@@ -1,4 +1,4 @@
-"""GELU as a training wants it, value and slope in one pass over memory, and what its gradient becomes on the way back."""
+"""GELU as a training wants it: value and slope in one pass over memory, and its gradient in one on the way back."""
 
 from __future__ import annotations
 

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from headway.nn.kernels.linear import is_deterministic
 
@@ -73,13 +74,15 @@ class GeluPasses(NamedTuple):
     gradients: Callable[[Tensor, Tensor, Tensor, Tensor], None]  # gradient, slope; into dx, and added to dbias
 
 
-_PASSES: ContextVar[GeluPasses | None] = ContextVar("passes", default=None)
+_PASSES: ContextVar[Callable[[], GeluPasses] | None] = ContextVar("passes", default=None)
 
 
 @contextmanager
-def gelu_passes(passes: GeluPasses | None) -> Iterator[None]:
-    """Within this context large hidden layers are trained with these on a CPU; None: with torch's operations alone."""
-    token = _PASSES.set(passes)
+def gelu_passes(load: Callable[[], GeluPasses] | None) -> Iterator[None]:
+    """Within this context large hidden layers are trained on a CPU with what `load` gives, which is not called before
+    there is one; None: with torch's operations alone.
+    """
+    token = _PASSES.set(load)
     try:
         yield
     finally:
@@ -90,7 +93,7 @@ def is_gelu_compiled(x: Float[Tensor, "... D"], width: int) -> bool:
     """Whether `gelu_tanh` of a layer from `x` to `width`, which is being trained, is one compiled pass."""
     if _PASSES.get() is None or is_deterministic() or not torch.is_grad_enabled() or torch.get_num_threads() > _FEW:
         return False
-    fits = width % _VECTOR == 0 and x.numel() // x.shape[-1] * width >= _MANY
+    fits = width % _VECTOR == 0 and x.shape[:-1].numel() * width >= _MANY
     return fits and x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16)
 
 
@@ -109,8 +112,10 @@ def gelu_tanh(x: Tensor) -> Tensor:
 
 
 def shifted_gelu_tanh(x: Float[Tensor, "... F"], bias: Float[Tensor, "F"]) -> Float[Tensor, "... F"]:
-    """`gelu_tanh` of x + bias where it `is_gelu_compiled`: two passes over memory less than the sum and its gradient."""
-    return _CompiledGelu.apply(x, bias)
+    """`gelu_tanh` of x + bias where it `is_gelu_compiled`, without passes of their own for the sum and the bias's
+    gradient.
+    """
+    return _CompiledGelu.apply(x, bias.float())
 
 
 class _CompiledGelu(torch.autograd.Function):
@@ -118,9 +123,9 @@ class _CompiledGelu(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, bias: Tensor) -> Tensor:
-        passes = _PASSES.get()
-        assert passes is not None  # as is_gelu_compiled has said
-        x = x.contiguous()
+        load = _PASSES.get()
+        assert load is not None  # as is_gelu_compiled has said
+        passes, x = load(), x.contiguous()
         value, slope = torch.empty_like(x), torch.empty_like(x)
         passes.value_and_slope(x, bias, value, slope)
         ctx.save_for_backward(slope)
@@ -128,6 +133,7 @@ class _CompiledGelu(torch.autograd.Function):
         return value
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         (slope,) = ctx.saved_tensors
         dx, dbias = torch.empty_like(slope), slope.new_zeros(slope.shape[-1], dtype=torch.float32)

@@ -81,7 +81,7 @@ class MLP(nn.Module):
         self.up = Projection(width, hidden, config.bias, inner=True)
         self.down = Projection(hidden, width, config.bias, writes=True)
         self.activation = ACTIVATIONS[config.activation]
-        self.joins = config.activation == "gelu_tanh" and config.bias
+        self.joins = config.activation == "gelu_tanh"  # with the bias before it
         self.dropout = Dropout(config.dropout)
 
     def forward(self, x: Float[Tensor, "B T D"], layout: Layout) -> tuple[Float[Tensor, "B T D"], Terms]:
@@ -89,8 +89,8 @@ class MLP(nn.Module):
 
     def _inner(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T F"]:
         """activation(up(x)); where that is compiled, the bias is added in the pass of the activation."""
-        bias = self.up.bias
-        if not self.joins or bias is None or self.up.is_hooked or not is_gelu_compiled(x, len(bias)):
+        bias, joins = self.up.bias, self.joins and not self.up.is_hooked
+        if bias is None or not (joins and bias.requires_grad and is_gelu_compiled(x, len(bias))):
             return self.activation(self.up(x))
         return shifted_gelu_tanh(self.up.product(x), bias)
 
