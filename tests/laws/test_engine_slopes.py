@@ -35,7 +35,8 @@ def test_value_and_gradients(kind: torch.dtype) -> None:
     near = {"rtol": 2e-5, "atol": 2e-5} if kind == torch.float32 else {"rtol": 2**-7, "atol": 2**-7}
     for got, right in zip(found[:2], wanted):
         torch.testing.assert_close(got.double(), right, **near)
-    torch.testing.assert_close(found[2].double(), wanted[2], rtol=1e-5, atol=1e-3)  # of 550 rows
+    most = 1e-6 if kind == torch.float32 else 2**-8
+    assert (found[2] - wanted[2]).norm() < most * wanted[2].norm()
     for once, again in zip(found, _of(x, bias, weights, compiled=True)):
         assert torch.equal(once, again)
 
