@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 import pytest
 import torch
 from tiny_task import SYMBOLS, CountingConfig, counting, counting_recipe
 
+import headway.learn.learner as learner_module
 from headway.errors import UserError
 from headway.learn.distributed import Processes
 from headway.learn.examples import Batch
 from headway.learn.learner import Learner, Update
 from headway.nn.models import build
+
+pointwise_module = import_module("headway.nn.kernels.pointwise")  # the package has a function of that name
 
 
 def _learner(counted: bool = False, losses: int = 1, **settings: Any) -> Learner:
@@ -20,6 +24,27 @@ def _learner(counted: bool = False, losses: int = 1, **settings: Any) -> Learner
     recipe = counting_recipe(**{"model.symbols": SYMBOLS, "model.dropout": 0.0, "optim.eps": 1e-3, **settings})
     task = counting(CountingConfig(losses=losses), 1, ahead=counted)
     return Learner(build(recipe.model, 5).double(), recipe, task, Processes(torch.device("cpu")))
+
+
+def test_large_layers_are_trained_by_compiled_gelu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is compiled as a whole, or is not large, loads none."""
+    loaded: list[int] = []
+    load = learner_module._compiled_gelu
+    monkeypatch.setattr(learner_module, "_compiled_gelu", lambda: (loaded.append(1), load())[1])
+    recipe = counting_recipe(**{"model.symbols": SYMBOLS, "model.stack.blocks.0.feed_forward.activation": "gelu_tanh"})
+    task = counting(CountingConfig(), 1)
+    found = []
+    for most in (1 << 18, 64, 64):
+        monkeypatch.setattr(pointwise_module, "_MANY", most)
+        learner = Learner(build(recipe.model, 5), recipe, task, Processes(torch.device("cpu")))
+        for step in range(2):
+            learner.update(step, [task.examples.batch(step)])  # type: ignore[attr-defined]
+        found.append((learner.flat.data.clone(), len(loaded)))
+    (plain, none), (compiled, few), (again, more) = found
+    assert (none, more) == (0, 2 * few)
+    assert few == 2  # a layer, and two steps
+    torch.testing.assert_close(compiled, plain)
+    assert torch.equal(compiled, again)
 
 
 def _joined(batches: list[Batch]) -> Batch:

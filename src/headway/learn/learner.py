@@ -21,6 +21,7 @@ from headway.learn.optim import Optimizer
 from headway.learn.precision import computed, products
 from headway.learn.recipe import Recipe
 from headway.learn.task import Task
+from headway.nn.kernels import GeluPasses, gelu_passes
 from headway.nn.models import Loss
 from headway.nn.parts.dropout import attach_generator
 
@@ -85,7 +86,7 @@ class Learner:
         self._generator.manual_seed(_dropout_seed(train.seed, step, self.processes.rank))
         self.flat.zero_grads()
         names, divided = (), False
-        with products(self.precision, self.device):
+        with products(self.precision, self.device), gelu_passes(None if train.compile else _compiled_gelu):
             counts = self._counts(batches)
             for place, batch in enumerate(batches):
                 losses = self._loss(place, batch.to(self.device))
@@ -207,6 +208,12 @@ class Learner:
         if self.average is not None:
             decay = min(self.recipe.train.ema or 0.0, (1 + step) / (10 + step))
             self.average.lerp_(self.flat.data, 1 - decay)
+
+
+def _compiled_gelu() -> GeluPasses:
+    from headway.engine.slopes import GELU_TANH  # with LLVM, which small models are trained without
+
+    return GELU_TANH
 
 
 def _dropout_seed(seed: int, step: int, rank: int) -> int:

@@ -18,13 +18,17 @@ from headway.nn.kernels.linear import Products, deterministic, is_deterministic,
 from headway.nn.kernels.linear_scan import linear_scan, linear_scan_quadratic, linear_scan_reference
 from headway.nn.kernels.links import links, links_reference
 from headway.nn.kernels.pointwise import (
+    GeluPasses,
+    gelu_passes,
     gelu_tanh,
     gelu_tanh_reference,
+    is_gelu_compiled,
     pointwise,
     relu_squared,
     relu_squared_reference,
     rms_norm,
     rms_norm_reference,
+    shifted_gelu_tanh,
 )
 from headway.nn.kernels.scan import (
     ElmanWeights,
@@ -44,6 +48,7 @@ __all__ = [
     "IGNORED",
     "ElmanWeights",
     "GRUWeights",
+    "GeluPasses",
     "LSTMWeights",
     "Products",
     "RunSteps",
@@ -59,11 +64,13 @@ __all__ = [
     "deterministic",
     "elman",
     "elman_reference",
+    "gelu_passes",
     "gelu_tanh",
     "gelu_tanh_reference",
     "gru",
     "gru_reference",
     "is_deterministic",
+    "is_gelu_compiled",
     "linear",
     "linear_cross_entropy",
     "linear_cross_entropy_reference",
@@ -85,5 +92,6 @@ __all__ = [
     "rotate",
     "rotate_reference",
     "rough_attention",
+    "shifted_gelu_tanh",
     "unroll",
 ]

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from headway.nn.kernels.linear import is_deterministic
 
@@ -57,6 +60,41 @@ class _ReluSquared(torch.autograd.Function):
 # gelu_tanh(x) = x sigmoid(v), v = x t, t = a + b x^2
 _A, _B = 2 * math.sqrt(2 / math.pi), 2 * math.sqrt(2 / math.pi) * 0.044715
 _AT_ONCE = 1 << 16  # elements a thread: a block and what is made of it stay in a core's cache
+_MANY = 1 << 18  # elements from which on it pays to load compiled code
+_FEW = 3  # threads that are no faster together than compiled code is on one
+_VECTOR = 16  # numbers that compiled code computes at once
+
+
+class GeluPasses(NamedTuple):
+    """`gelu_tanh` in one pass over memory each way, compiled. All tensors are contiguous, rows a multiple of 16 wide;
+    biases are fp32, all others of one type, fp32 or bf16.
+    """
+
+    value_and_slope: Callable[[Tensor, Tensor, Tensor, Tensor], None]  # x, bias; into value, slope of x + bias
+    gradients: Callable[[Tensor, Tensor, Tensor, Tensor], None]  # gradient, slope; into dx, and added to dbias
+
+
+_PASSES: ContextVar[Callable[[], GeluPasses] | None] = ContextVar("passes", default=None)
+
+
+@contextmanager
+def gelu_passes(load: Callable[[], GeluPasses] | None) -> Iterator[None]:
+    """Within this context large hidden layers are trained on a CPU with what `load` gives, which is not called before
+    there is one; None: with torch's operations alone.
+    """
+    token = _PASSES.set(load)
+    try:
+        yield
+    finally:
+        _PASSES.reset(token)
+
+
+def is_gelu_compiled(x: Float[Tensor, "... D"], width: int) -> bool:
+    """Whether `gelu_tanh` of a layer from `x` to `width`, which is being trained, is one compiled pass."""
+    if _PASSES.get() is None or is_deterministic() or not torch.is_grad_enabled() or torch.get_num_threads() > _FEW:
+        return False
+    fits = width % _VECTOR == 0 and x.shape[:-1].numel() * width >= _MANY
+    return fits and x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16)
 
 
 def gelu_tanh_reference(x: Tensor) -> Tensor:
@@ -66,9 +104,41 @@ def gelu_tanh_reference(x: Tensor) -> Tensor:
 
 def gelu_tanh(x: Tensor) -> Tensor:
     """x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) (Hendrycks and Gimpel 2016, section 2)."""
+    if x.requires_grad and x.dim() and is_gelu_compiled(x, x.shape[-1]):
+        return shifted_gelu_tanh(x, x.new_zeros(x.shape[-1], dtype=torch.float32))
     if x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64, torch.bfloat16) and x.requires_grad:
         return _GeluTanh.apply(x)
     return F.gelu(x, approximate="tanh")
+
+
+def shifted_gelu_tanh(x: Float[Tensor, "... F"], bias: Float[Tensor, "F"]) -> Float[Tensor, "... F"]:
+    """`gelu_tanh` of x + bias where it `is_gelu_compiled`, without passes of their own for the sum and the bias's
+    gradient.
+    """
+    return _CompiledGelu.apply(x, bias.float())
+
+
+class _CompiledGelu(torch.autograd.Function):
+    """As `_GeluTanh` it makes the derivative with the value."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, bias: Tensor) -> Tensor:
+        load = _PASSES.get()
+        assert load is not None  # as is_gelu_compiled has said
+        passes, x = load(), x.contiguous()
+        value, slope = torch.empty_like(x), torch.empty_like(x)
+        passes.value_and_slope(x, bias, value, slope)
+        ctx.save_for_backward(slope)
+        ctx.passes = passes
+        return value
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        (slope,) = ctx.saved_tensors
+        dx, dbias = torch.empty_like(slope), slope.new_zeros(slope.shape[-1], dtype=torch.float32)
+        ctx.passes.gradients(gradient.contiguous(), slope, dx, dbias)
+        return dx, dbias
 
 
 class _GeluTanh(torch.autograd.Function):

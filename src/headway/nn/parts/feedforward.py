@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from headway.config import family, register
 from headway.errors import ConfigError
 from headway.layout import Layout
-from headway.nn.kernels.pointwise import gelu_tanh, pointwise, relu_squared
+from headway.nn.kernels.pointwise import gelu_tanh, is_gelu_compiled, pointwise, relu_squared, shifted_gelu_tanh
 from headway.nn.parts.dropout import Dropout
 from headway.nn.parts.projection import Projection
 
@@ -81,10 +81,18 @@ class MLP(nn.Module):
         self.up = Projection(width, hidden, config.bias, inner=True)
         self.down = Projection(hidden, width, config.bias, writes=True)
         self.activation = ACTIVATIONS[config.activation]
+        self.joins = config.activation == "gelu_tanh"  # with the bias before it
         self.dropout = Dropout(config.dropout)
 
     def forward(self, x: Float[Tensor, "B T D"], layout: Layout) -> tuple[Float[Tensor, "B T D"], Terms]:
-        return self.down(self.dropout(self.activation(self.up(x)))), {}
+        return self.down(self.dropout(self._inner(x))), {}
+
+    def _inner(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T F"]:
+        """activation(up(x)); where that is compiled, the bias is added in the pass of the activation."""
+        bias, joins = self.up.bias, self.joins and not self.up.is_hooked
+        if bias is None or not (joins and bias.requires_grad and is_gelu_compiled(x, len(bias))):
+            return self.activation(self.up(x))
+        return shifted_gelu_tanh(self.up.product(x), bias)
 
 
 @register("gated")

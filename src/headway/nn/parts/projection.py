@@ -48,9 +48,18 @@ class Projection(nn.Module):
     def forward(self, x: Float[Tensor, "... D"]) -> Float[Tensor, "... E"]:
         return linear(x, self.weight, None if self.bias is None else self.offset(), self.inner)
 
+    def product(self, x: Float[Tensor, "... D"]) -> Float[Tensor, "... E"]:
+        """What comes before the bias and what adapters add."""
+        return linear(x, self.weight, rounded=self.inner)
+
+    @property
+    def is_hooked(self) -> bool:
+        """Whether adapters add to it."""
+        return bool(self._forward_hooks)
+
     def matrix(self) -> Float[Tensor, "E D"]:
         """The map as a matrix, with what adapters add to it, for those who multiply by it many times."""
-        if not self._forward_hooks:
+        if not self.is_hooked:
             return self.weight
         y = self(torch.eye(self.weight.shape[1], dtype=self.weight.dtype, device=self.weight.device))
         return (y - self.offset()).t()
