@@ -35,6 +35,7 @@ from headway.engine.operations import (
     NONE,
     QUICK_GELU,
     RELU,
+    ROUNDED,
     SILU,
     STORE,
     activate,
@@ -185,12 +186,13 @@ def larger_tile(values: int, bias: int, row: int, y: int, stride: int, count: in
 
 
 AT_ONCE = BLOCKS * BLOCK_ROWS  # rows of numbers that a tile is multiplied with before its products are stored
-SPAN = 8  # tiles that all rows of numbers are multiplied with before the next ones, so that results fill pages
+SPAN = 4  # tiles that all rows of numbers are multiplied with before the next ones: few, as they are to stay near
 _PART = 1 << 15  # bytes of weights that a thread takes at once, a microsecond or two of memory
 _HELPED = 4  # threads of whose shares one takes parts, itself among them
 _RESULTS = max(AT_ONCE, PLAIN_ROWS) * LINE  # bytes
 _UNIT_ROOM = matrix_unit.ROOM
-_UNIT = 4 * _RESULTS  # where the matrix unit's room begins
+_MADE = 4 * _RESULTS  # where numbers that are to be rounded lie
+_UNIT = _MADE + AT_ONCE * 4 * GROUP  # where the matrix unit's room begins
 ROOM = 64 + _UNIT + max(_UNIT_ROOM + matrix_unit.CONFIGURATION, DOT_ROOM)  # of scratch of a product
 
 
@@ -286,6 +288,27 @@ def _gated(
 
 
 @compiled
+def _rounded(
+    kind: int, w: int, ws: int, bias: int, x: int, xs: int, corr: int, stride: int, y: int, y_kind: int, ys: int,
+    y_corr: int, rows: int, columns: int, batch: int, code: int, cap: F32, scale: F32, room: int, first: int, last: int,
+) -> None:  # fmt: skip
+    """Groups `first` to `last` of what is rounded, each of several tiles."""
+    groups, into, made = groups_of(columns), groups_of(rows), room + _MADE
+    for g in range(first, last):
+        row, width = g * GROUP, min(GROUP, rows - g * GROUP)
+        offset = 0 if bias == 0 else bias + 4 * row
+        for b in range(0, batch, AT_ONCE):
+            count, step, numbers = min(AT_ONCE, batch - b), 4 * b * groups, x + b * stride
+            for t in range(0, width, TILE):
+                tile = (row + t) // TILE
+                _tile(kind, w, ws, tile, groups, numbers, stride, xs + step, corr + step, room, room, count)
+                store_tile(STORE, code, made, 4 * GROUP, t, room, count, min(TILE, width - t), offset, cap, scale)
+            for k in range(count):
+                n = (b + k) * into + g
+                quantise_row(made + 4 * k * GROUP, width, y_kind, y + n * GROUP, ys + 4 * n, y_corr + 4 * n, 1)
+
+
+@compiled
 def _tiles_of_part(kind: int, columns: int, batch: int) -> int:
     tile = TILE * 4 * columns if kind == FP32 else groups_of(columns) * (TILE8 if kind == INT8 else TILE4)
     return SPAN if batch > BLOCK_ROWS else max(1, min(SPAN, _PART // tile))
@@ -309,12 +332,13 @@ def _next_part(counter: int, met: int, tiles: int, size: int, helped: int, threa
 
 @compiled
 def multiply(
-    kind: int, w: int, ws: int, bias: int, x: int, xs: int, corr: int, stride: int, y: int, y_stride: int, start: int,
-    rows: int, whole: int, columns: int, batch: int, mode: int, code: int, cap: F32, scale: F32, room: int,
-    counter: int, thread: int, threads: int,
+    kind: int, w: int, ws: int, bias: int, x: int, xs: int, corr: int, stride: int, y: int, y_stride: int, y_kind: int,
+    ys: int, y_corr: int, start: int, rows: int, whole: int, columns: int, batch: int, mode: int, code: int, cap: F32,
+    scale: F32, room: int, counter: int, thread: int, threads: int,
 ) -> None:  # fmt: skip
     """y = activation(scale W x + bias), y += W x + bias, or (GATED) y = activation(gate x) * (up x), of `batch` rows of
-    numbers; each weight comes from memory once.
+    numbers; each weight comes from memory once. ROUNDED is the first of these of a whole matrix, rounded for weights of
+    `y_kind`, its scales and corrections at `ys` and `y_corr`.
 
     W is rows `start` to `start + rows` of a matrix of `whole` rows. GATED takes a whole matrix of 2 `rows` rows: the
     first half is the gate, the second the other; with MAXOUT y is the larger of each pair of neighbours. Strides are in
@@ -324,16 +348,22 @@ def multiply(
     room, on_unit = (room + 63) // 64 * 64, kind != FP32 and batch >= BLOCK_ROWS
     if on_unit:
         acquire(room + _UNIT + _UNIT_ROOM)
-    each = TILE // 2 if mode == GATED and code == MAXOUT else TILE
+    each = TILE // 2 if mode == GATED and code == MAXOUT else GROUP if mode == ROUNDED else TILE
     tiles, met, size, helped = (rows + each - 1) // each, 0, 0, 0
     first, last = share(tiles, thread, threads)
     counter = counter if threads > 1 else 0  # one alone meets nobody, and so is never seen to have met
     if counter != 0:
         met, size = meetings(counter, threads), _tiles_of_part(kind, columns, batch)
+        size = max(1, size * TILE // GROUP) if mode == ROUNDED else size
         first, last, helped = _next_part(counter, met, tiles, size, helped, thread, threads)
     while first < last:
         if mode == GATED:
             _gated(kind, w, ws, bias, x, xs, corr, stride, y, y_stride, rows, columns, batch, code, room, first, last)
+        elif mode == ROUNDED:
+            _rounded(
+                kind, w, ws, bias, x, xs, corr, stride, y, y_kind, ys, y_corr, rows, columns, batch, code, cap, scale,
+                room, first, last,
+            )  # fmt: skip
         else:
             _multiply(
                 kind, w, ws, bias, x, xs, corr, stride, y, y_stride, start, rows, whole, columns, batch, mode, code,
@@ -401,8 +431,8 @@ def packed_product(
     quantise(kind, x, 4 * columns, columns, q, xs, corr, first, last)
     barrier(counter, threads)
     # Constants would be types of their own, for which all that multiplies would be compiled once more.
-    start, mode, code, own = np.int64(0), np.int64(STORE), np.int64(NONE), np.int64(0)
+    start, mode, code, none = np.int64(0), np.int64(STORE), np.int64(NONE), np.int64(0)
     multiply(
-        kind, w, ws, bias, q, xs, corr, groups_of(columns) * GROUP, y, 4 * rows, start, rows, rows, columns, batch,
-        mode, code, np.float32(0), np.float32(1), room + thread * ROOM, own, thread, threads,
+        kind, w, ws, bias, q, xs, corr, groups_of(columns) * GROUP, y, 4 * rows, none, none, none, start, rows,
+        rows, columns, batch, mode, code, np.float32(0), np.float32(1), room + thread * ROOM, none, thread, threads,
     )  # fmt: skip
