@@ -35,6 +35,7 @@ from headway.engine.operations import (
     NONE,
     QUICK_GELU,
     RELU,
+    RELU_SQUARED,
     ROUNDED,
     SILU,
     STORE,
@@ -43,7 +44,14 @@ from headway.engine.operations import (
 )
 from headway.engine.rounding import quantise_row
 from headway.engine.tiles import FP32, GROUP, INT8, LINE, LINES4, TILE, TILE4, TILE8, tile_products
-from headway.engine.vectors import gelu_sixteen, gelu_tanh_sixteen, quick_gelu_sixteen, silu_sixteen, spread
+from headway.engine.vectors import (
+    gelu_sixteen,
+    gelu_tanh_sixteen,
+    quick_gelu_sixteen,
+    relu_squared_sixteen,
+    silu_sixteen,
+    spread,
+)
 
 _SIXTEEN = ir.VectorType(_F32, TILE)
 
@@ -139,6 +147,8 @@ def _activate_sixteen(code: int, place: int, cap: F32) -> None:
         gelu_sixteen(place)
     elif code == QUICK_GELU:
         quick_gelu_sixteen(place)
+    elif code == RELU_SQUARED:
+        relu_squared_sixteen(place)
     else:
         y = f32(place)
         for i in range(TILE):
@@ -204,14 +214,16 @@ def groups_of(columns: int) -> int:
 @compiled
 def _tile(
     kind: int, w: int, ws: int, tile: int, groups: int, x: int, stride: int, xs: int, corr: int, out: int, room: int,
-    count: int,
+    count: int, new: bool,
 ) -> None:  # fmt: skip
-    """The products of one tile's rows with `count` rows of numbers, [count, 16] at `out`."""
+    """The products of one tile's rows with `count` rows of numbers, [count, 16] at `out`. Where the tile is `new`, not
+    near from other rows, the unit's products call for what follows it.
+    """
     weights, scales = w + tile * groups * (TILE8 if kind == INT8 else TILE4), ws + tile * groups * LINE
     done, step = 0, 4 * groups
     if HAS_MATRIX_UNIT and count >= BLOCK_ROWS:
         done = count // BLOCK_ROWS * BLOCK_ROWS
-        block_products(kind, weights, scales, x, stride, xs, corr, groups, out, done, room + _UNIT)
+        block_products(kind, weights, scales, x, stride, xs, corr, groups, out, done, room + _UNIT, new)
     tile_products(
         kind, weights, scales, x + done * stride, stride, xs + done * step, corr + done * step, groups,
         out + done * LINE, count - done,
@@ -221,7 +233,7 @@ def _tile(
 @compiled
 def _sixteen(
     kind: int, w: int, ws: int, row: int, rows: int, columns: int, x: int, stride: int, xs: int, corr: int, out: int,
-    room: int, count: int,
+    room: int, count: int, new: bool,
 ) -> None:  # fmt: skip
     """The products of rows `row` to `row` + 15 of a matrix of `rows` rows, [count, 16] at `out`. Where they do not
     begin with a tile, two tiles have them.
@@ -231,12 +243,12 @@ def _sixteen(
         return
     groups = groups_of(columns)
     tile, shift = row // TILE, row % TILE
-    _tile(kind, w, ws, tile, groups, x, stride, xs, corr, out, room, count)
+    _tile(kind, w, ws, tile, groups, x, stride, xs, corr, out, room, count, new)
     if shift == 0:
         return
     after, spare = (tile + 1) * TILE < rows, room + 3 * _RESULTS
     if after:
-        _tile(kind, w, ws, tile + 1, groups, x, stride, xs, corr, spare, room, count)
+        _tile(kind, w, ws, tile + 1, groups, x, stride, xs, corr, spare, room, count, new)
     for k in range(count):
         one, two = f32(out + k * LINE), f32(spare + k * LINE)
         for i in range(TILE - shift):
@@ -255,10 +267,10 @@ def _multiply(
     for span in range(first, last, SPAN):
         for b in range(0, batch, most):
             count, step = min(most, batch - b), 4 * b * groups
-            numbers = x + b * stride
+            numbers, scales, sums = x + b * stride, xs + step, corr + step
             for t in range(span, min(span + SPAN, last)):
                 row = start + t * TILE
-                _sixteen(kind, w, ws, row, whole, columns, numbers, stride, xs + step, corr + step, room, room, count)
+                _sixteen(kind, w, ws, row, whole, columns, numbers, stride, scales, sums, room, room, count, b == 0)
                 out, here = y + b * y_stride, min(TILE, rows - t * TILE)
                 store_tile(mode, code, out, y_stride, t * TILE, room, count, here, bias, cap, scale)
 
@@ -277,10 +289,12 @@ def _gated(
             for t in range(span, min(span + SPAN, last)):
                 unit, here = t * each, min(each, rows - t * each)
                 row = 2 * unit if code == MAXOUT else unit
-                _sixteen(kind, w, ws, row, 2 * rows, columns, numbers, stride, scales, sums, gates, room, count)
+                _sixteen(kind, w, ws, row, 2 * rows, columns, numbers, stride, scales, sums, gates, room, count, b == 0)
                 if code != MAXOUT:
                     row += rows
-                    _sixteen(kind, w, ws, row, 2 * rows, columns, numbers, stride, scales, sums, ups, room, count)
+                    _sixteen(
+                        kind, w, ws, row, 2 * rows, columns, numbers, stride, scales, sums, ups, room, count, b == 0
+                    )
                 if code == MAXOUT:
                     larger_tile(gates, bias, unit, y + b * y_stride, y_stride, count, here)
                 else:
@@ -298,10 +312,11 @@ def _rounded(
         row, width = g * GROUP, min(GROUP, rows - g * GROUP)
         offset = 0 if bias == 0 else bias + 4 * row
         for b in range(0, batch, AT_ONCE):
-            count, step, numbers = min(AT_ONCE, batch - b), 4 * b * groups, x + b * stride
+            count, step = min(AT_ONCE, batch - b), 4 * b * groups
+            numbers, scales, sums = x + b * stride, xs + step, corr + step
             for t in range(0, width, TILE):
                 tile = (row + t) // TILE
-                _tile(kind, w, ws, tile, groups, numbers, stride, xs + step, corr + step, room, room, count)
+                _tile(kind, w, ws, tile, groups, numbers, stride, scales, sums, room, room, count, b == 0)
                 store_tile(STORE, code, made, 4 * GROUP, t, room, count, min(TILE, width - t), offset, cap, scale)
             for k in range(count):
                 n = (b + k) * into + g

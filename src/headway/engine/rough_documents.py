@@ -237,8 +237,9 @@ _weigh_one, _weigh_two = _weigh(1), _weigh(2)
 def _power(builder: Any, x: Any) -> Any:
     """2^x of each, 0 from -127 down; x is at most 0. What is no number stays none."""
     x = builder.select(builder.fcmp_ordered("<", x, _all(_LEAST_POWER)), _all(_LEAST_POWER), x)
-    moved = builder.fadd(x, _all(_ROUNDER))
-    left = builder.fsub(x, builder.fsub(moved, _all(_ROUNDER)))
+    # Flags of their own keep the compiler from leaving out what is added and taken away.
+    moved = builder.fadd(x, _all(_ROUNDER), flags=("contract",))
+    left = builder.fsub(x, builder.fsub(moved, _all(_ROUNDER), flags=("contract",)), flags=("contract",))
     p = _all(_POWERS[0])
     for factor in _POWERS[1:]:
         p = _fused(builder, p, left, _all(factor))
@@ -413,10 +414,13 @@ def _hide(scores: int, base: int, begin: int, end: int, query: int, before: int,
     """Keys `begin` to `end`, which not all of a tile of queries see, get the lowest score where one does not."""
     for t in range(begin, end):
         s = f32(scores + (t - base) * _LINE)
-        least, most = (t - after - query, t + before - query) if t < length else (BLOCK_ROWS, 0)
-        for i in range(BLOCK_ROWS):
-            if i < least or i > most:
+        if t >= length:
+            for i in range(BLOCK_ROWS):
                 s[i] = LOWEST
+        else:
+            for i in range(BLOCK_ROWS):
+                if i < t - after - query or i > t + before - query:
+                    s[i] = LOWEST
 
 
 @compiled
