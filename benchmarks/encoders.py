@@ -40,7 +40,7 @@ from headway.nn.models.presets import clip, squares, vit
 from headway.nn.models.stack import Stack
 from measure import child, data_folder, report, write
 
-SENTENCES, FIFTH, PAIRS, NODES = 1000, 5, 100_000, 400
+SENTENCES, FIFTH, PAIRS, NODES, IMAGES = 1000, 5, 100_000, 400, 4
 Ways = dict[str, Callable[[], Any]]
 
 
@@ -160,7 +160,7 @@ def drawn(config: Any) -> tuple[torch.nn.Module, torch.nn.Module]:
 
 
 def images(repeats: int) -> dict[str, Any]:
-    pixels = torch.from_numpy(np.random.default_rng(0).standard_normal((16, 3, 224, 224), np.float32))
+    pixels = torch.from_numpy(np.random.default_rng(0).standard_normal((IMAGES, 3, 224, 224), np.float32))
     tower = clip((768, 12, 12), (64, 1, 1), 512, 32, 224, 100, 8)  # beside it a tower of texts that nobody asks
 
     @torch.inference_mode()
