@@ -126,7 +126,8 @@ def sentences(folder: str, repeats: int) -> dict[str, Any]:
         found[name]["cosine"] = round(float((x * said["fp32"]).sum(-1).mean()), 5)
         same = np.corrcoef(ranks(alike[name]), ranks(alike["fp32"]))[0, 1]
         found[name]["spearman_with_fp32"] = round(100 * float(same), 3)
-    learnt, intents = (part[::FIFTH] for part in questions("train"))
+    texts, numbers = questions("train")
+    learnt, intents = texts[::FIFTH], numbers[::FIFTH]
     for form, model in models.items():
         x = model.embed(learnt)
         means = torch.stack([x[torch.from_numpy(intents == n)].mean(0) for n in range(intents.max() + 1)])
