@@ -124,14 +124,11 @@ def _emit(builder: Any, kind: int, count: int, args: Any) -> None:
             for total in row:
                 builder.store(first, total)
         numbers = [builder.gep(x, [builder.mul(group, number(GROUP))]) for x in xs]
-        # All sums of one half of the rows, where registers do not hold those of both.
-        for parts in [range(_PARTS)] if count * _PARTS <= 8 else [range(part, part + 1) for part in range(_PARTS)]:
-            with cgutils.for_range(builder, number(lines)) as inner:
-                if 0 in parts:
-                    ahead_line = builder.add(builder.mul(inner.index, number(LINE)), number(AHEAD))
-                    call_for(builder, builder.gep(tile, [ahead_line]))
-                pairs = [(part, *found) for part in parts for found in _lines(builder, kind, tile, inner.index, part)]
-                for part, ahead, line in pairs:
+        with cgutils.for_range(builder, number(lines)) as inner:
+            ahead_line = builder.add(builder.mul(inner.index, number(LINE)), number(AHEAD))
+            call_for(builder, builder.gep(tile, [ahead_line]))
+            for part in range(_PARTS):
+                for ahead, line in _lines(builder, kind, tile, inner.index, part):
                     at = builder.mul(builder.add(inner.index, number(ahead)), number(4))
                     fours = []
                     for base in numbers:
