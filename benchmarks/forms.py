@@ -67,7 +67,8 @@ def part(form: str) -> None:
                 started = time.perf_counter()
                 multiply(
                     packed.kind, packed.weights.data_ptr(), packed.scales.data_ptr(), 0, *places, SIZE, y.data_ptr(),
-                    4 * SIZE, 0, SIZE, SIZE, SIZE, rows, 0, 0, np.float32(0), np.float32(1), room.ctypes.data, 0, 1,
+                    4 * SIZE, 0, 0, 0, 0, SIZE, SIZE, SIZE, rows, 0, 0, np.float32(0), np.float32(1), room.ctypes.data,
+                    0, 0, 1,
                 )  # fmt: skip
                 seconds.append(time.perf_counter() - started)
             best = min(seconds)

@@ -116,7 +116,7 @@ def _on_the_unit(
     room: int,
 ) -> None:  # fmt: skip
     acquire(room + ROOM)
-    block_products(kind, w, ws, x, stride, xs, corr, groups, out, count, room)
+    block_products(kind, w, ws, x, stride, xs, corr, groups, out, count, room, True)
     release()
 
 

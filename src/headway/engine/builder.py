@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from headway.engine import operations as code
-from headway.engine.operations import ADD, GATED, STORE
+from headway.engine.operations import ADD, GATED, ROUNDED, STORE
 from headway.engine.packed import PackedMatrix, PackedTensor, pack
 from headway.engine.products import ROOM
 from headway.engine.program import FIELDS, FLOATS, NAMES, Opcode
@@ -59,6 +59,15 @@ class Slot:
     def columns(self, start: int, width: int) -> Slot:
         at = self.address + 4 * start if self.address >= 0 else self.address - 4 * start
         return Slot(at, self.stride, width)
+
+
+@dataclass(frozen=True)
+class RoundedSlot(Slot):
+    """Rows of numbers in int8, in whole groups, with the addresses of their scales and corrections, a group each."""
+
+    format: int  # of the weights that they are for
+    scales: int
+    corrections: int
 
 
 def _field(kind: Opcode, name: str) -> int:
@@ -262,6 +271,18 @@ class Builder:
         )
         self._meet(y)
 
+    def inner(self, x: Slot, weight: Tensor, bias: Tensor | None, activation: int, reader: Tensor) -> Slot:
+        """activation(W x + bias) in new rows that all threads see, for the matrix `reader` to be multiplied with: of
+        many rows rounded at once, where that asks for it. No barrier follows.
+        """
+        packed, wanted = self.weights.matrix(weight), self.weights.matrix(reader)
+        if self.wide and FP32 not in (packed.kind, wanted.kind):
+            y: Slot = self._rounded(packed.rows, wanted.kind, self._pair)
+        else:
+            y = self.shared(packed.rows)
+        self.multiply(x, weight, bias, y, activation=activation)
+        return y
+
     def multiply(
         self,
         x: Slot,
@@ -280,9 +301,10 @@ class Builder:
         """
         packed = self.weights.matrix(weight)
         first, last = rows or (0, packed.rows)
-        quantised = (0, 0, 0)
-        if packed.kind != FP32:
-            x, quantised = self._quantise(x, packed)
+        if packed.kind != FP32 and not isinstance(x, RoundedSlot):
+            x = self._quantise(x, packed)
+        numbers = (x.scales, x.corrections) if isinstance(x, RoundedSlot) else (0, 0)
+        made = (y.format, y.scales, y.corrections) if isinstance(y, RoundedSlot) else (0, 0, 0)
         self.emit(
             Opcode.MULTIPLY,
             format=packed.kind,
@@ -290,8 +312,8 @@ class Builder:
             scales=packed.addresses[1],
             bias=self.constant(None if bias is None else bias[first:]),
             x=x.address,
-            x_scales=quantised[1],
-            corrections=quantised[2],
+            x_scales=numbers[0],
+            corrections=numbers[1],
             stride=x.stride,
             y=y.address,
             y_stride=y.stride,
@@ -299,10 +321,13 @@ class Builder:
             rows=(last - first) // 2 if mode == GATED else last - first,
             whole=packed.rows,
             columns=packed.columns,
-            mode=mode,
+            mode=ROUNDED if isinstance(y, RoundedSlot) else mode,
             activation=activation,
             free=False,
             room=self._products,
+            y_format=made[0],
+            y_scales=made[1],
+            y_corrections=made[2],
             cap=cap,
             scale=scale,
         )
@@ -316,24 +341,21 @@ class Builder:
             self._pairs[size, part] = [self._bytes(size), self._bytes(size)]
         return self._pairs[size, part][self._turn % 2]
 
-    def _quantise(self, x: Slot, packed: PackedMatrix) -> tuple[Slot, tuple[int, int, int]]:
-        groups = -(-packed.columns // GROUP)
-        sizes = (groups * GROUP * self.rows, 4 * groups * self.rows, 4 * groups * self.rows)
-        if self.wide:
-            places = (self._pair(sizes[0], 0), self._pair(sizes[1], 1), self._pair(sizes[2], 2))
-        else:
-            places = (self.private_bytes(sizes[0]), self.private_bytes(sizes[1]), self.private_bytes(sizes[2]))
+    def _rounded(self, width: int, form: int, room: Callable[[int, int], int]) -> RoundedSlot:
+        """`room` says where so many bytes of codes (0), scales (1) or corrections (2) may lie."""
+        groups = -(-width // GROUP)
+        each = groups * self.rows
+        codes, scales, corrections = (room(count * each, part) for part, count in enumerate((GROUP, 4, 4)))
         self._turn += 1
+        return RoundedSlot(codes, groups * GROUP, width, form, scales, corrections)
+
+    def _quantise(self, x: Slot, packed: PackedMatrix) -> RoundedSlot:
+        room = self._pair if self.wide else lambda size, _: self.private_bytes(size)
+        y = self._rounded(packed.columns, packed.kind, room)
         self.emit(
-            Opcode.QUANTISE,
-            format=packed.kind,
-            src=x.address,
-            stride=x.stride,
-            columns=packed.columns,
-            q=places[0],
-            scales=places[1],
-            corrections=places[2],
-        )
+            Opcode.QUANTISE, format=packed.kind, src=x.address, stride=x.stride, columns=packed.columns, q=y.address,
+            scales=y.scales, corrections=y.corrections,
+        )  # fmt: skip
         if self.wide:
             self.barrier()
-        return Slot(places[0], groups * GROUP, packed.columns), places
+        return y

@@ -1,4 +1,4 @@
-"""Attention within whole documents that lie one after the other, as encoders read them, and the loop for it.
+"""Attention within whole documents that lie one after the other, as encoders read them.
 
 Nothing is padded and nothing is kept: the keys and values of a head in one document are laid out for the products as
 they are needed. A few queries at a time see all that they may, so their weights are made in two passes (largest score,
@@ -15,20 +15,17 @@ from llvmlite import binding, ir
 
 from headway.engine.attention import prepare_head
 from headway.engine.keys import LOWEST
-from headway.engine.machine import _F32, F32, cgutils, compiled, exp, f32, i64, intrinsic, types
+from headway.engine.machine import _F32, F32, cgutils, compiled, exp, f32, intrinsic, types
 from headway.engine.operations import at, tanh
-from headway.engine.program import Opcode, run
 from headway.engine.vectors import exponentials_32, reduce, spread
 
 QUERIES = 6  # of a head, that share each load of a key or a value
 SPAN = 32  # keys for which weights are made at once
-CHUNK = 8 * QUERIES  # queries of a head in one document that a thread takes at once
 _LANES = 16 if binding.get_host_cpu_features().get("avx512f") else 8
 _NUMBERS, _SIXTEEN = ir.VectorType(_F32, _LANES), ir.VectorType(_F32, 16)
 _PARTS = 2  # vectors of a row under way
 COLUMNS = _PARTS * _LANES
 NO_BIAS, BY_DISTANCE, BY_DOCUMENT = range(3)
-_ATTEND, _BATCH = int(Opcode.ATTEND_DOCUMENTS), int(Opcode.BATCH)
 
 
 @intrinsic
@@ -112,7 +109,7 @@ def _soften(scores: int, begin: int, end: int, spans: int, sink: int) -> F32:
 
 
 @compiled
-def _lay_out(op: np.ndarray, numbers: np.ndarray, start: int, length: int, g: int, scratch: int) -> None:
+def lay_out(op: np.ndarray, numbers: np.ndarray, start: int, length: int, g: int, scratch: int) -> None:
     """The keys of a group in a document as [length / COLUMNS, K, COLUMNS], and its values as [length, V], each row in
     whole COLUMNS. What stands behind the last is anything: no score and no column that comes of it is used.
     """
@@ -172,7 +169,7 @@ def _add_bias(op: np.ndarray, scores: int, base: int, begin: int, end: int, quer
 
 
 @compiled
-def _attend_queries(
+def attend_queries(
     op: np.ndarray, numbers: np.ndarray, n: int, start: int, length: int, h: int, first: int, last: int, scratch: int
 ) -> None:
     """Those of one head from place `first` to `last` of document n, whose keys and values are laid out."""
@@ -205,52 +202,3 @@ def _attend_queries(
             inverse = np.float32(1) / f32(at(op[25], scratch))[i]
             for d in range(size):
                 out[d] = found[d] * inverse
-
-
-@compiled
-def attend_documents(
-    op: np.ndarray, numbers: np.ndarray, documents: int, scratch: int, thread: int, threads: int
-) -> None:
-    """The share of one thread: chunks of queries of a head in a document, about as much work for each thread."""
-    heads, each, offsets = op[3], op[3] // op[4], i64(documents)
-    total = 0
-    for n in range(offsets[0]):
-        total += (offsets[n + 2] - offsets[n + 1]) * (offsets[n + 2] - offsets[n + 1]) * heads
-    least, most = thread * total // threads, (thread + 1) * total // threads
-    done, laid = 0, -1
-    for n in range(offsets[0]):
-        start, length = offsets[n + 1], offsets[n + 2] - offsets[n + 1]
-        for h in range(heads):
-            for first in range(0, length, CHUNK):
-                last, here = min(first + CHUNK, length), done
-                done += (last - first) * length
-                if here < least or here >= most:
-                    continue
-                if laid != n * heads + h // each:
-                    _lay_out(op, numbers, start, length, h // each, scratch)
-                    laid = n * heads + h // each
-                _attend_queries(op, numbers, n, start, length, h, first, last, scratch)
-
-
-@compiled
-def run_documents(
-    table: np.ndarray, floats: np.ndarray, documents: int, scratch: int, counter: int, thread: int, threads: int
-) -> None:
-    """All instructions for the tokens of whole documents. `documents` is the address of int64: how many there are, and
-    where each begins, with the end of the last.
-    """
-    offsets = i64(documents)
-    tokens = offsets[offsets[0] + 1]
-    batch, start, count = tokens, 0, table.shape[0]
-    while start < count:
-        stop = start
-        while stop < count and table[stop, 0] != _ATTEND and table[stop, 0] != _BATCH:
-            stop += 1
-        run(table[start:stop], floats[start:stop], documents, documents, batch, scratch, counter, thread, threads)
-        if stop < count:
-            op = table[stop]
-            if op[0] == _ATTEND:
-                attend_documents(op, floats[stop], documents, scratch, thread, threads)
-            else:
-                batch = offsets[0] * op[1] if op[1] else tokens
-        start = stop + 1

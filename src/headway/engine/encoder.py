@@ -27,13 +27,14 @@ from headway.engine.documents import (
     QUERIES,
     SPAN,
     filled,
-    run_documents,
 )
-from headway.engine.machine import announced
+from headway.engine.machine import HAS_BF16_UNIT, announced
 from headway.engine.operations import SILU
 from headway.engine.packed import PackedTensor
 from headway.engine.pool import pool
 from headway.engine.program import Opcode
+from headway.engine.reading import run_documents
+from headway.engine.rough_documents import rough_bytes
 from headway.layout import Layout
 from headway.nn.kernels import recorder
 from headway.nn.mixers.attention import QKNorm, SelfAttention, WideQKNorm
@@ -43,7 +44,7 @@ from headway.nn.parts.bias import Alibi, Relative, Smolgen
 from headway.nn.parts.feedforward import Experts
 from headway.visibility import Causal, Full, Local, Pattern
 
-_MOST_TOKENS = 512  # of one run of a program, unless a document is longer
+_MOST_TOKENS = 128  # of one run of a program, unless a document is longer
 _FAR = 1 << 40  # further than any document reaches
 
 
@@ -117,7 +118,7 @@ class StackProgram:
         program = self._program
         documents = np.array([len(lengths), 0, *np.cumsum(lengths)], np.int64)
         program.x.rows(tokens).copy_(x)
-        scratch, place = [room.ctypes.data for room in program.room], documents.ctypes.data
+        scratch, place = [-(-room.ctypes.data // 64) * 64 for room in program.room], documents.ctypes.data
 
         def job(thread: int) -> None:
             run_documents(program.table, program.floats, place, scratch[thread], counter, thread, threads)
@@ -167,7 +168,7 @@ class _StackLowering(BlockLowering):
         self.stack, self.tokens = stack, tokens
         self._rotary: dict[Any, tuple[int, int, int]] = {}
         self._distances: dict[int, int] = {}  # addresses of tables, by their modules
-        self._rooms: dict[int, dict[str, int]] = {}  # what attention works in, by the size of a head
+        self._rooms: dict[tuple[int, bool], dict[str, int]] = {}  # what attention works in, by the size of a head
 
     def program(self, threads: int) -> DocumentsProgram:
         build, read = self.build, self.x
@@ -215,7 +216,8 @@ class _StackLowering(BlockLowering):
             Opcode.ATTEND_DOCUMENTS,
             qkv=qkv.address, stride=qkv.stride, heads=heads, groups=groups, size=size, before=before, after=after,
             norm=kind, q_weight=q_weight, q_bias=q_bias, k_weight=k_weight, k_bias=k_bias, cos=cos, sin=sin, half=half,
-            sinks=build.constant(mixer.sinks), out=out.address, out_stride=out.stride, **bias, **self._places(size),
+            sinks=build.constant(mixer.sinks), out=out.address, out_stride=out.stride, **bias,
+            **self._places(size, HAS_BF16_UNIT and isinstance(mixer.qkv.weight, PackedTensor)),
             eps=eps, cap=mixer.config.soft_cap or 0.0, scale=mixer.config.scale or 1 / math.sqrt(size),
         )  # fmt: skip
         build.barrier()
@@ -230,19 +232,18 @@ class _StackLowering(BlockLowering):
             self._rotary[kind] = (self.build.constant(cos), self.build.constant(sin), cos.shape[-1])
         return self._rotary[kind]
 
-    def _places(self, size: int) -> dict[str, int]:
+    def _places(self, size: int, rough: bool) -> dict[str, int]:
         """Where a thread has keys and values of a head, queries, their weights and what comes of them."""
-        if size not in self._rooms:
+        if (size, rough) not in self._rooms:
             spans, private = -(-self.tokens // SPAN) * SPAN, self.build.private_bytes
-            self._rooms[size] = {
-                "keys": private(4 * spans * size),
-                "values": private(4 * spans * filled(size)),
-                "q": private(4 * QUERIES * size),
-                "scores": private(4 * QUERIES * spans),
-                "spare": private(4 * max(size, QUERIES)),
-                "result": private(4 * QUERIES * filled(size)),
-            }
-        return self._rooms[size]
+            if rough:
+                sizes = rough_bytes(size, self.tokens)
+            else:
+                each = (size, spans, max(size, QUERIES) / QUERIES, filled(size))
+                sizes = (4 * spans * size, 4 * spans * filled(size), *(round(4 * QUERIES * part) for part in each))
+            names = ("keys", "values", "q", "scores", "spare", "result")
+            self._rooms[size, rough] = {"rough": rough, **dict(zip(names, map(private, sizes)))}
+        return self._rooms[size, rough]
 
     def _bias(self, mixer: SelfAttention, x: Slot) -> dict[str, int]:
         """What is added to scores: a table by distance, or what is made of the tokens of each board."""

@@ -160,8 +160,8 @@ def feed_forward(build: Builder, feed: nn.Module | None, x: Slot) -> tuple[Slot,
     if isinstance(feed, Experts):
         return _experts(build, feed, x), nn.Identity()
     if isinstance(feed, MLP):
-        hidden = build.shared(feed.up.weight.shape[0])
-        build.multiply(x, feed.up.matrix(), offset_of(feed.up), hidden, activation=activation_code(feed.activation))
+        code, reader = activation_code(feed.activation), feed.down.matrix()
+        hidden = build.inner(x, feed.up.matrix(), offset_of(feed.up), code, reader)
     elif isinstance(feed, Gated):
         hidden = build.shared(feed.gate_up.weight.shape[0] // 2)
         matrix, offset = feed.gate_up.matrix(), offset_of(feed.gate_up)

@@ -2,13 +2,13 @@
 
 The unit multiplies a block of 16 rows of 64 bytes with a tile, as it lies in memory, in one instruction. Its whole sums
 are those of the other forms, and so are the results, to the last bit. Of 32 rows both blocks are multiplied with a tile
-while it is in the unit, so that what the second costs passes while memory brings the next tile.
+while it is in the unit, so that what the second costs passes while memory brings the next tile. What the unit has made
+waits for a few groups, and is then added up for 16 rows, whose sums registers hold.
 """
 
 from __future__ import annotations
 
 from functools import partial
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -21,10 +21,9 @@ from headway.engine.vectors import AHEAD, call, call_for, spread
 BLOCK_ROWS = 16  # rows of numbers
 BLOCKS = 2  # of them that a tile is multiplied with at once, at most
 CONFIGURATION = 64  # bytes that describe the unit's registers
-_ABREAST = 2  # groups: the unit multiplies one while the sums of the other are added
-_EACH = (BLOCKS + 1) * TILE8  # bytes of scratch of a group: the whole sums of each block, and an int4 tile as bytes
-ROOM = _EACH * _ABREAST
-_REGISTERS = (BLOCKS + 2) * _ABREAST  # sums of each block, numbers, weights
+_WAITING = 6  # groups whose whole sums wait until they are added up
+ROOM = (_WAITING * BLOCKS + 2) * TILE8  # bytes of scratch: what waits, and two int4 tiles as bytes
+_REGISTERS, _WEIGHTS = 8, 7  # sums of each block, numbers of each block, weights; attention needs all
 _SUMS, _FLOATS, _BYTES = ir.VectorType(_I32, TILE), ir.VectorType(_F32, TILE), ir.VectorType(_I8, LINE)
 _VOID = ir.VoidType()
 _WORDS = ir.VectorType(ir.IntType(16), LINE // 2)
@@ -88,6 +87,10 @@ def _widen(builder: Any, tile: Any, room: Any) -> None:
             builder.store(builder.and_(half, low), place).align = 64
 
 
+def _waiting(builder: Any, room: Any, number: Any) -> Any:
+    return builder.gep(room, [builder.mul(number, ir.Constant(_I64, BLOCKS * TILE8))])
+
+
 def _scale(builder: Any, whole: Any, shift: Any, factor: Any, scale: Any, total: Any) -> None:
     """total += (whole sums + what the weights are moved up by) x scales of the weights x that of the numbers."""
     found = builder.load(whole)
@@ -99,65 +102,80 @@ def _scale(builder: Any, whole: Any, shift: Any, factor: Any, scale: Any, total:
     builder.store(builder.fadd(builder.load(total), product, flags=("contract",)), total)
 
 
+def _add(
+    builder: Any, room: Any, count: Any, factors: Any, shifts: Any, scales: Any, groups: Any, places: list[Any]
+) -> None:
+    """The whole sums of a block in `count` groups, which wait, to those at `places`, in registers meanwhile."""
+    sums = [cgutils.alloca_once(builder, _FLOATS) for _ in places]
+    for place, total in zip(places, sums):
+        builder.store(builder.load(place, align=4), total)
+    with cgutils.for_range(builder, count) as loop:
+        factor = builder.load(_at(builder, factors, builder.mul(loop.index, ir.Constant(_I64, TILE)), _FLOATS), align=4)
+        found, here = _waiting(builder, room, loop.index), loop.index
+        for row, total in enumerate(sums):
+            shift = shifts and builder.load(builder.gep(shifts, [here]))
+            scale = builder.load(builder.gep(scales, [here]))
+            _scale(builder, _at(builder, found, ir.Constant(_I64, row * LINE), _SUMS), shift, factor, scale, total)
+            here = builder.add(here, groups)
+    for place, total in zip(places, sums):
+        builder.store(builder.load(total), place).align = 4
+
+
 def _products(kind: int, blocks: int) -> Any:
     """As `tiles.tile_products` for exactly so many blocks of rows; `room` is on a boundary of 64 bytes."""
-    size = TILE8 if kind == INT8 else TILE4
+    size, name = (TILE8, "x86.tdpbssd") if kind == INT8 else (TILE4, "x86.tdpbsud")
 
     @intrinsic
     def products(
         typing: Any, w: Any, w_scales: Any, x: Any, stride: Any, x_scales: Any, corrections: Any, groups: Any,
-        out: Any, room: Any,
+        out: Any, room: Any, new: Any,
     ) -> Any:  # fmt: skip
         def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            kinds = (_I8, _F32, _I8, None, _F32, _I32, None, _F32, _I8)
+            kinds = (_I8, _F32, _I8, None, _F32, _I32, None, _F32, _I8, None)
             pointers = [kind and builder.inttoptr(arg, kind.as_pointer()) for arg, kind in zip(args, kinds)]
-            weights, ws, numbers, _, scales, corr, _, result, whole = pointers
+            weights, ws, numbers, _, scales, corr, _, result, whole, _ = pointers
             stride, groups, number = args[3], args[6], partial(ir.Constant, _I64)
-            zero = ir.Constant(_FLOATS, [0.0] * TILE)
-            sums = [cgutils.alloca_once_value(builder, zero) for _ in range(blocks * BLOCK_ROWS)]
-            rooms = [builder.gep(whole, [number(n * _EACH)]) for n in range(_ABREAST)]
+            spare = builder.gep(whole, [number(_WAITING * BLOCKS * TILE8)])
+            begin = [_at(builder, result, number(TILE * row), _FLOATS) for row in range(blocks * BLOCK_ROWS)]
+            for place in begin:
+                builder.store(ir.Constant(_FLOATS, [0.0] * TILE), place).align = 4
 
-            def multiply(group: Any, n: int) -> None:
+            def multiply(group: Any, n: Any) -> None:
                 """The whole sums of a group, in a room of its own."""
-                tile, widened = builder.gep(weights, [builder.mul(group, number(size))]), rooms[n]
-                for line in range(0, size, LINE):
-                    call_for(builder, builder.gep(tile, [number(AHEAD + line)]))
+                tile = widened = builder.gep(weights, [builder.mul(group, number(size))])
+                with builder.if_then(args[9]):
+                    for line in range(0, size, LINE):
+                        call_for(builder, builder.gep(tile, [number(AHEAD + line)]))
                 if kind != INT8:
-                    widened = builder.gep(rooms[n], [number(BLOCKS * TILE8)])
+                    widened = builder.gep(spare, [builder.mul(builder.and_(n, number(1)), number(TILE8))])
                     _widen(builder, tile, widened)
-                column, place = _register(_REGISTERS - 1 - n), builder.gep(numbers, [builder.mul(group, number(GROUP))])
-                call(builder, "x86.tileloadd64", _VOID, column, tile if kind == INT8 else widened, number(LINE))
+                place, room = builder.gep(numbers, [builder.mul(group, number(GROUP))]), _waiting(builder, whole, n)
+                call(builder, "x86.tileloadd64", _VOID, _register(_WEIGHTS), widened, number(LINE))
                 for block in range(blocks):
-                    total, row = _register(BLOCKS * n + block), _register(BLOCKS * _ABREAST + (n + block) % _ABREAST)
+                    total, row = _register(block), _register(BLOCKS + block)
                     call(builder, "x86.tilezero", _VOID, total)
                     call(builder, "x86.tileloadd64", _VOID, row, place, stride)
-                    call(builder, "x86.tdpbssd" if kind == INT8 else "x86.tdpbsud", _VOID, total, row, column)
+                    call(builder, name, _VOID, total, row, _register(_WEIGHTS))
                     place = builder.gep(place, [builder.mul(stride, number(BLOCK_ROWS))])
                 for block in range(blocks):
-                    made = builder.gep(rooms[n], [number(block * TILE8)])
-                    call(builder, "x86.tilestored64", _VOID, _register(BLOCKS * n + block), made, number(LINE))
+                    made = builder.gep(room, [number(block * TILE8)])
+                    call(builder, "x86.tilestored64", _VOID, _register(block), made, number(LINE))
 
-            def add(group: Any, n: int) -> None:
-                factor = builder.load(_at(builder, ws, builder.mul(group, number(TILE)), _FLOATS), align=4)
-                for b, total in enumerate(sums):
-                    place = builder.add(builder.mul(groups, number(b)), group)
-                    shift = None if kind == INT8 else builder.load(builder.gep(corr, [place]))
-                    scale = builder.load(builder.gep(scales, [place]))
-                    _scale(builder, _at(builder, rooms[n], number(b * LINE), _SUMS), shift, factor, scale, total)
-
-            with cgutils.for_range(builder, builder.sdiv(groups, number(_ABREAST))) as loop:
-                first = builder.mul(loop.index, number(_ABREAST))
-                for part, n in product((multiply, add), range(_ABREAST)):
-                    part(builder.add(first, number(n)), n)
-            done = builder.mul(builder.sdiv(groups, number(_ABREAST)), number(_ABREAST))
-            with cgutils.for_range_slice(builder, done, groups, number(1)) as (group, _):
-                multiply(group, 0)
-                add(group, 0)
-            for b, total in enumerate(sums):
-                builder.store(builder.load(total), _at(builder, result, number(TILE * b), _FLOATS)).align = 4
+            with cgutils.for_range_slice(builder, number(0), groups, number(_WAITING)) as (first, _):
+                left = builder.sub(groups, first)
+                count = builder.select(builder.icmp_signed("<", left, number(_WAITING)), left, number(_WAITING))
+                with cgutils.for_range(builder, count) as loop:
+                    multiply(builder.add(first, loop.index), loop.index)
+                for block in range(blocks):
+                    room = builder.gep(whole, [number(block * TILE8)])
+                    places = begin[block * BLOCK_ROWS : (block + 1) * BLOCK_ROWS]
+                    row = builder.add(builder.mul(groups, number(block * BLOCK_ROWS)), first)
+                    factors = builder.gep(ws, [builder.mul(first, number(TILE))])
+                    given = (None if kind == INT8 else builder.gep(corr, [row]), builder.gep(scales, [row]))
+                    _add(builder, room, count, factors, *given, groups, places)
             return context.get_dummy_value()
 
-        return types.void(*[types.int64] * 9), generate
+        return types.void(*[types.int64] * 9, types.boolean), generate
 
     return products
 
@@ -169,15 +187,16 @@ _eight_one, _eight_two, _four_one, _four_two = (
 
 @compiled
 def block_products(
-    kind: int, w: int, ws: int, x: int, stride: int, xs: int, corr: int, groups: int, out: int, count: int, room: int
-) -> None:
+    kind: int, w: int, ws: int, x: int, stride: int, xs: int, corr: int, groups: int, out: int, count: int, room: int,
+    new: bool,
+) -> None:  # fmt: skip
     """As `tiles.tile_products` for 16 or 32 rows of numbers, on a unit that `acquire` has set up."""
     if HAS_MATRIX_UNIT:
         if kind == INT8 and count == BLOCK_ROWS:
-            _eight_one(w, ws, x, stride, xs, corr, groups, out, room)
+            _eight_one(w, ws, x, stride, xs, corr, groups, out, room, new)
         elif kind == INT8:
-            _eight_two(w, ws, x, stride, xs, corr, groups, out, room)
+            _eight_two(w, ws, x, stride, xs, corr, groups, out, room, new)
         elif count == BLOCK_ROWS:
-            _four_one(w, ws, x, stride, xs, corr, groups, out, room)
+            _four_one(w, ws, x, stride, xs, corr, groups, out, room, new)
         else:
-            _four_two(w, ws, x, stride, xs, corr, groups, out, room)
+            _four_two(w, ws, x, stride, xs, corr, groups, out, room, new)

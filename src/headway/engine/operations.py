@@ -11,7 +11,7 @@ from headway.engine.tiles import TILE
 
 LAYER, RMS = 0, 1
 NONE, RELU, GELU, GELU_TANH, QUICK_GELU, RELU_SQUARED, SILU, TANH, SOFT_CAP, MAXOUT = range(10)
-STORE, ADD, GATED = 0, 1, 2
+STORE, ADD, GATED, ROUNDED = range(4)
 BLOCK = 32  # positions of a block of keys and values
 PIECE = 2 * BLOCK  # positions of a piece of a context
 

@@ -35,6 +35,8 @@ from headway.engine.operations import (
     NONE,
     QUICK_GELU,
     RELU,
+    RELU_SQUARED,
+    ROUNDED,
     SILU,
     STORE,
     activate,
@@ -42,7 +44,14 @@ from headway.engine.operations import (
 )
 from headway.engine.rounding import quantise_row
 from headway.engine.tiles import FP32, GROUP, INT8, LINE, LINES4, TILE, TILE4, TILE8, tile_products
-from headway.engine.vectors import gelu_sixteen, gelu_tanh_sixteen, quick_gelu_sixteen, silu_sixteen, spread
+from headway.engine.vectors import (
+    gelu_sixteen,
+    gelu_tanh_sixteen,
+    quick_gelu_sixteen,
+    relu_squared_sixteen,
+    silu_sixteen,
+    spread,
+)
 
 _SIXTEEN = ir.VectorType(_F32, TILE)
 
@@ -138,6 +147,8 @@ def _activate_sixteen(code: int, place: int, cap: F32) -> None:
         gelu_sixteen(place)
     elif code == QUICK_GELU:
         quick_gelu_sixteen(place)
+    elif code == RELU_SQUARED:
+        relu_squared_sixteen(place)
     else:
         y = f32(place)
         for i in range(TILE):
@@ -185,12 +196,13 @@ def larger_tile(values: int, bias: int, row: int, y: int, stride: int, count: in
 
 
 AT_ONCE = BLOCKS * BLOCK_ROWS  # rows of numbers that a tile is multiplied with before its products are stored
-SPAN = 8  # tiles that all rows of numbers are multiplied with before the next ones, so that results fill pages
+SPAN = 4  # tiles that all rows of numbers are multiplied with before the next ones: few, as they are to stay near
 _PART = 1 << 15  # bytes of weights that a thread takes at once, a microsecond or two of memory
 _HELPED = 4  # threads of whose shares one takes parts, itself among them
 _RESULTS = max(AT_ONCE, PLAIN_ROWS) * LINE  # bytes
 _UNIT_ROOM = matrix_unit.ROOM
-_UNIT = 4 * _RESULTS  # where the matrix unit's room begins
+_MADE = 4 * _RESULTS  # where numbers that are to be rounded lie
+_UNIT = _MADE + AT_ONCE * 4 * GROUP  # where the matrix unit's room begins
 ROOM = 64 + _UNIT + max(_UNIT_ROOM + matrix_unit.CONFIGURATION, DOT_ROOM)  # of scratch of a product
 
 
@@ -202,14 +214,16 @@ def groups_of(columns: int) -> int:
 @compiled
 def _tile(
     kind: int, w: int, ws: int, tile: int, groups: int, x: int, stride: int, xs: int, corr: int, out: int, room: int,
-    count: int,
+    count: int, new: bool,
 ) -> None:  # fmt: skip
-    """The products of one tile's rows with `count` rows of numbers, [count, 16] at `out`."""
+    """The products of one tile's rows with `count` rows of numbers, [count, 16] at `out`. Where the tile is `new`, not
+    near from other rows, the unit's products call for what follows it.
+    """
     weights, scales = w + tile * groups * (TILE8 if kind == INT8 else TILE4), ws + tile * groups * LINE
     done, step = 0, 4 * groups
     if HAS_MATRIX_UNIT and count >= BLOCK_ROWS:
         done = count // BLOCK_ROWS * BLOCK_ROWS
-        block_products(kind, weights, scales, x, stride, xs, corr, groups, out, done, room + _UNIT)
+        block_products(kind, weights, scales, x, stride, xs, corr, groups, out, done, room + _UNIT, new)
     tile_products(
         kind, weights, scales, x + done * stride, stride, xs + done * step, corr + done * step, groups,
         out + done * LINE, count - done,
@@ -219,7 +233,7 @@ def _tile(
 @compiled
 def _sixteen(
     kind: int, w: int, ws: int, row: int, rows: int, columns: int, x: int, stride: int, xs: int, corr: int, out: int,
-    room: int, count: int,
+    room: int, count: int, new: bool,
 ) -> None:  # fmt: skip
     """The products of rows `row` to `row` + 15 of a matrix of `rows` rows, [count, 16] at `out`. Where they do not
     begin with a tile, two tiles have them.
@@ -229,12 +243,12 @@ def _sixteen(
         return
     groups = groups_of(columns)
     tile, shift = row // TILE, row % TILE
-    _tile(kind, w, ws, tile, groups, x, stride, xs, corr, out, room, count)
+    _tile(kind, w, ws, tile, groups, x, stride, xs, corr, out, room, count, new)
     if shift == 0:
         return
     after, spare = (tile + 1) * TILE < rows, room + 3 * _RESULTS
     if after:
-        _tile(kind, w, ws, tile + 1, groups, x, stride, xs, corr, spare, room, count)
+        _tile(kind, w, ws, tile + 1, groups, x, stride, xs, corr, spare, room, count, new)
     for k in range(count):
         one, two = f32(out + k * LINE), f32(spare + k * LINE)
         for i in range(TILE - shift):
@@ -253,10 +267,10 @@ def _multiply(
     for span in range(first, last, SPAN):
         for b in range(0, batch, most):
             count, step = min(most, batch - b), 4 * b * groups
-            numbers = x + b * stride
+            numbers, scales, sums = x + b * stride, xs + step, corr + step
             for t in range(span, min(span + SPAN, last)):
                 row = start + t * TILE
-                _sixteen(kind, w, ws, row, whole, columns, numbers, stride, xs + step, corr + step, room, room, count)
+                _sixteen(kind, w, ws, row, whole, columns, numbers, stride, scales, sums, room, room, count, b == 0)
                 out, here = y + b * y_stride, min(TILE, rows - t * TILE)
                 store_tile(mode, code, out, y_stride, t * TILE, room, count, here, bias, cap, scale)
 
@@ -275,14 +289,38 @@ def _gated(
             for t in range(span, min(span + SPAN, last)):
                 unit, here = t * each, min(each, rows - t * each)
                 row = 2 * unit if code == MAXOUT else unit
-                _sixteen(kind, w, ws, row, 2 * rows, columns, numbers, stride, scales, sums, gates, room, count)
+                _sixteen(kind, w, ws, row, 2 * rows, columns, numbers, stride, scales, sums, gates, room, count, b == 0)
                 if code != MAXOUT:
                     row += rows
-                    _sixteen(kind, w, ws, row, 2 * rows, columns, numbers, stride, scales, sums, ups, room, count)
+                    _sixteen(
+                        kind, w, ws, row, 2 * rows, columns, numbers, stride, scales, sums, ups, room, count, b == 0
+                    )
                 if code == MAXOUT:
                     larger_tile(gates, bias, unit, y + b * y_stride, y_stride, count, here)
                 else:
                     gate_tile(code, gates, ups, bias, unit, rows, y + b * y_stride, y_stride, count, here)
+
+
+@compiled
+def _rounded(
+    kind: int, w: int, ws: int, bias: int, x: int, xs: int, corr: int, stride: int, y: int, y_kind: int, ys: int,
+    y_corr: int, rows: int, columns: int, batch: int, code: int, cap: F32, scale: F32, room: int, first: int, last: int,
+) -> None:  # fmt: skip
+    """Groups `first` to `last` of what is rounded, each of several tiles."""
+    groups, into, made = groups_of(columns), groups_of(rows), room + _MADE
+    for g in range(first, last):
+        row, width = g * GROUP, min(GROUP, rows - g * GROUP)
+        offset = 0 if bias == 0 else bias + 4 * row
+        for b in range(0, batch, AT_ONCE):
+            count, step = min(AT_ONCE, batch - b), 4 * b * groups
+            numbers, scales, sums = x + b * stride, xs + step, corr + step
+            for t in range(0, width, TILE):
+                tile = (row + t) // TILE
+                _tile(kind, w, ws, tile, groups, numbers, stride, scales, sums, room, room, count, b == 0)
+                store_tile(STORE, code, made, 4 * GROUP, t, room, count, min(TILE, width - t), offset, cap, scale)
+            for k in range(count):
+                n = (b + k) * into + g
+                quantise_row(made + 4 * k * GROUP, width, y_kind, y + n * GROUP, ys + 4 * n, y_corr + 4 * n, 1)
 
 
 @compiled
@@ -309,12 +347,13 @@ def _next_part(counter: int, met: int, tiles: int, size: int, helped: int, threa
 
 @compiled
 def multiply(
-    kind: int, w: int, ws: int, bias: int, x: int, xs: int, corr: int, stride: int, y: int, y_stride: int, start: int,
-    rows: int, whole: int, columns: int, batch: int, mode: int, code: int, cap: F32, scale: F32, room: int,
-    counter: int, thread: int, threads: int,
+    kind: int, w: int, ws: int, bias: int, x: int, xs: int, corr: int, stride: int, y: int, y_stride: int, y_kind: int,
+    ys: int, y_corr: int, start: int, rows: int, whole: int, columns: int, batch: int, mode: int, code: int, cap: F32,
+    scale: F32, room: int, counter: int, thread: int, threads: int,
 ) -> None:  # fmt: skip
     """y = activation(scale W x + bias), y += W x + bias, or (GATED) y = activation(gate x) * (up x), of `batch` rows of
-    numbers; each weight comes from memory once.
+    numbers; each weight comes from memory once. ROUNDED is the first of these of a whole matrix, rounded for weights of
+    `y_kind`, its scales and corrections at `ys` and `y_corr`.
 
     W is rows `start` to `start + rows` of a matrix of `whole` rows. GATED takes a whole matrix of 2 `rows` rows: the
     first half is the gate, the second the other; with MAXOUT y is the larger of each pair of neighbours. Strides are in
@@ -324,16 +363,22 @@ def multiply(
     room, on_unit = (room + 63) // 64 * 64, kind != FP32 and batch >= BLOCK_ROWS
     if on_unit:
         acquire(room + _UNIT + _UNIT_ROOM)
-    each = TILE // 2 if mode == GATED and code == MAXOUT else TILE
+    each = TILE // 2 if mode == GATED and code == MAXOUT else GROUP if mode == ROUNDED else TILE
     tiles, met, size, helped = (rows + each - 1) // each, 0, 0, 0
     first, last = share(tiles, thread, threads)
     counter = counter if threads > 1 else 0  # one alone meets nobody, and so is never seen to have met
     if counter != 0:
         met, size = meetings(counter, threads), _tiles_of_part(kind, columns, batch)
+        size = max(1, size * TILE // GROUP) if mode == ROUNDED else size
         first, last, helped = _next_part(counter, met, tiles, size, helped, thread, threads)
     while first < last:
         if mode == GATED:
             _gated(kind, w, ws, bias, x, xs, corr, stride, y, y_stride, rows, columns, batch, code, room, first, last)
+        elif mode == ROUNDED:
+            _rounded(
+                kind, w, ws, bias, x, xs, corr, stride, y, y_kind, ys, y_corr, rows, columns, batch, code, cap, scale,
+                room, first, last,
+            )  # fmt: skip
         else:
             _multiply(
                 kind, w, ws, bias, x, xs, corr, stride, y, y_stride, start, rows, whole, columns, batch, mode, code,
@@ -401,8 +446,8 @@ def packed_product(
     quantise(kind, x, 4 * columns, columns, q, xs, corr, first, last)
     barrier(counter, threads)
     # Constants would be types of their own, for which all that multiplies would be compiled once more.
-    start, mode, code, own = np.int64(0), np.int64(STORE), np.int64(NONE), np.int64(0)
+    start, mode, code, none = np.int64(0), np.int64(STORE), np.int64(NONE), np.int64(0)
     multiply(
-        kind, w, ws, bias, q, xs, corr, groups_of(columns) * GROUP, y, 4 * rows, start, rows, rows, columns, batch,
-        mode, code, np.float32(0), np.float32(1), room + thread * ROOM, own, thread, threads,
+        kind, w, ws, bias, q, xs, corr, groups_of(columns) * GROUP, y, 4 * rows, none, none, none, start, rows,
+        rows, columns, batch, mode, code, np.float32(0), np.float32(1), room + thread * ROOM, none, thread, threads,
     )  # fmt: skip

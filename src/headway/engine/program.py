@@ -60,7 +60,7 @@ NAMES = {
     Opcode.NORM: "src src_stride dst dst_stride width norm weight bias; eps",
     Opcode.QUANTISE: "format src stride columns q scales corrections",
     Opcode.MULTIPLY: "format w scales bias x x_scales corrections stride y y_stride start rows whole columns mode "
-    "activation free room; cap scale",
+    "activation free room y_format y_scales y_corrections; cap scale",
     Opcode.ATTEND: "qkv stride heads groups size writes norm q_weight q_bias k_weight k_bias cos sin half window bias "
     "span tables table_step lengths layer pieces q scores form group_bytes runs room spare; eps cap scale",
     Opcode.MERGE: "pieces heads size room sinks out stride lengths window",
@@ -76,7 +76,7 @@ NAMES = {
     Opcode.SKIP: "weights count expert instructions",
     Opcode.WEIGH: "weights count expert src src_stride sum sum_stride width",
     Opcode.ATTEND_DOCUMENTS: "qkv stride heads groups size after norm q_weight q_bias k_weight k_bias cos sin half "
-    "before biased bias span table sinks keys values q scores spare result out out_stride; eps cap scale",
+    "before biased bias span table sinks keys values q scores spare result out out_stride rough; eps cap scale",
     Opcode.BATCH: "each",
 }
 EMBED, NORM, QUANTISE, MULTIPLY, ATTEND, MERGE, SUM, BARRIER = map(int, list(Opcode)[:8])
@@ -313,8 +313,9 @@ def run(
         if kind == MULTIPLY:
             multiply(
                 op[1], op[2], op[3], op[4], at(op[5], scratch), at(op[6], scratch), at(op[7], scratch), op[8], op[9],
-                op[10], op[11], op[12], op[13], op[14], batch, op[15], op[16], np.float32(numbers[0]),
-                np.float32(numbers[1]), at(op[18], scratch), counter if op[17] else 0, thread, threads,
+                op[10], op[19], op[20], op[21], op[11], op[12], op[13], op[14], batch, op[15], op[16],
+                np.float32(numbers[0]), np.float32(numbers[1]), at(op[18], scratch), counter if op[17] else 0,
+                thread, threads,
             )  # fmt: skip
         elif kind == NORM:
             _norm(op, numbers, batch, scratch, thread, threads)

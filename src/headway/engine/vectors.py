@@ -126,6 +126,11 @@ def _quick_gelu(builder: Any, x: Any) -> Any:
     return builder.fmul(x, _sigmoid(builder, builder.fmul(x, _all(1.702))))
 
 
+def _relu_squared(builder: Any, x: Any) -> Any:
+    positive = builder.select(builder.fcmp_ordered("<=", x, _all(0.0)), _all(0.0), x)  # what is no number stays
+    return builder.fmul(positive, positive)
+
+
 def _in_place(function: Callable[[Any, Any], Any]) -> Any:
     @intrinsic
     def apply(typing: Any, place: Any) -> Any:
@@ -163,3 +168,4 @@ def _exponentials(count: int) -> Any:
 exponentials_32 = _exponentials(2)
 silu_sixteen, gelu_tanh_sixteen = _in_place(_silu), _in_place(_gelu_tanh)
 gelu_sixteen, quick_gelu_sixteen = _in_place(_gelu), _in_place(_quick_gelu)
+relu_squared_sixteen = _in_place(_relu_squared)

@@ -1,0 +1,74 @@
+"""The loop that runs a program for the tokens of whole documents."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from headway.engine.documents import QUERIES, attend_queries, lay_out
+from headway.engine.machine import compiled, i64
+from headway.engine.matrix_unit import acquire, release
+from headway.engine.operations import at
+from headway.engine.program import Opcode, run
+from headway.engine.rough_documents import QUERIES_AT_ONCE, attend_rough, lay_out_rough
+
+CHUNK = QUERIES * QUERIES_AT_ONCE // 2  # queries of a head in one document that a thread takes at once: whole tiles
+_ATTEND, _BATCH = int(Opcode.ATTEND_DOCUMENTS), int(Opcode.BATCH)
+
+
+@compiled
+def attend_documents(
+    op: np.ndarray, numbers: np.ndarray, documents: int, scratch: int, thread: int, threads: int
+) -> None:
+    """The share of one thread: chunks of queries of a head in a document, about as much work for each thread."""
+    heads, each, offsets, rough = op[3], op[3] // op[4], i64(documents), op[29] != 0
+    if rough:
+        acquire(at(op[25], scratch))
+    total = 0
+    for n in range(offsets[0]):
+        total += (offsets[n + 2] - offsets[n + 1]) * (offsets[n + 2] - offsets[n + 1]) * heads
+    least, most = thread * total // threads, (thread + 1) * total // threads
+    done, laid = 0, -1
+    for n in range(offsets[0]):
+        start, length = offsets[n + 1], offsets[n + 2] - offsets[n + 1]
+        for h in range(heads):
+            for first in range(0, length, CHUNK):
+                last, here = min(first + CHUNK, length), done
+                done += (last - first) * length
+                if here < least or here >= most:
+                    continue
+                if laid != n * heads + h // each:
+                    if rough:
+                        lay_out_rough(op, numbers, start, length, h // each, scratch)
+                    else:
+                        lay_out(op, numbers, start, length, h // each, scratch)
+                    laid = n * heads + h // each
+                if rough:
+                    attend_rough(op, numbers, n, start, length, h, first, last, scratch)
+                else:
+                    attend_queries(op, numbers, n, start, length, h, first, last, scratch)
+    if rough:
+        release()
+
+
+@compiled
+def run_documents(
+    table: np.ndarray, floats: np.ndarray, documents: int, scratch: int, counter: int, thread: int, threads: int
+) -> None:
+    """All instructions for the tokens of whole documents. `documents` is the address of int64: how many there are, and
+    where each begins, with the end of the last.
+    """
+    offsets = i64(documents)
+    tokens = offsets[offsets[0] + 1]
+    batch, start, count = tokens, 0, table.shape[0]
+    while start < count:
+        stop = start
+        while stop < count and table[stop, 0] != _ATTEND and table[stop, 0] != _BATCH:
+            stop += 1
+        run(table[start:stop], floats[start:stop], documents, documents, batch, scratch, counter, thread, threads)
+        if stop < count:
+            op = table[stop]
+            if op[0] == _ATTEND:
+                attend_documents(op, floats[stop], documents, scratch, thread, threads)
+            else:
+                batch = offsets[0] * op[1] if op[1] else tokens
+        start = stop + 1

@@ -1,0 +1,495 @@
+"""Attention within whole documents by bf16 on a processor's matrix unit; softmax is in fp32.
+
+Tiles of 16 queries of a head meet some keys at a time, and what they have seen before fades as a larger score comes
+(Milakov and Gimelshein 2018). Where queries and keys are cut depends on their places in the document alone, as in
+`documents`. Queries are columns, so that a vector has one number of each, and nothing is added up within vectors. They
+and the keys are sums of two numbers of bf16, of whose four products the least is left out: a score may be large, and
+its error is one of the weight. Weights and values are rounded once.
+
+A tile holds numbers in pairs, each as a word of 32 bits: with number r of 32 goes number 16 + r, of queries and keys
+alike, and of weights and values, so that whole vectors become pairs.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+
+from headway.engine.attention import prepare_head
+from headway.engine.documents import BY_DISTANCE, NO_BIAS, SPAN
+from headway.engine.keys import LOWEST
+from headway.engine.machine import _F32, _I32, _I64, F32, HAS_BF16_UNIT, cgutils, compiled, f32, intrinsic, types
+from headway.engine.matrix_unit import BLOCK_ROWS, BLOCKS, _register
+from headway.engine.operations import at, tanh
+from headway.engine.vectors import call, spread
+
+QUERIES_AT_ONCE = BLOCKS * BLOCK_ROWS
+KEYS_AT_ONCE = 256  # whose scores for so many queries stay near
+_TILE, _LINE = 1024, 64  # bytes
+_SCORES = KEYS_AT_ONCE * _LINE  # bytes of those of a tile of queries
+_LANES = 16
+_FLOATS, _WORDS = ir.VectorType(_F32, _LANES), ir.VectorType(_I32, _LANES)
+_VOID = ir.VoidType()
+# 2^r for r from -1/2 to 1/2, to 1e-4, where bf16 keeps 4e-3; exact at 0, so that the least power is 0.
+_POWERS = (0.05500869, 0.24221063, 0.69328292, 1.0)
+_LOG2_E, _LEAST_POWER = 1.4426950408889634, -127.0
+_ROUNDER = 1.5 * 2**23  # a number to which this is added keeps no fraction, and the whole in its lowest bits
+
+
+def _all(value: float) -> ir.Constant:
+    return ir.Constant(_FLOATS, [value] * _LANES)
+
+
+def _word(value: int) -> ir.Constant:
+    return ir.Constant(_WORDS, [value] * _LANES)
+
+
+def _number(value: int) -> ir.Constant:
+    return ir.Constant(_I64, value)
+
+
+def _load(builder: Any, address: Any, kind: ir.VectorType, offset: int = 0) -> Any:
+    place = builder.add(address, _number(offset))
+    return builder.load(builder.inttoptr(place, kind.as_pointer()), align=4)
+
+
+def _store(builder: Any, value: Any, address: Any, offset: int = 0) -> None:
+    place = builder.add(address, _number(offset))
+    builder.store(value, builder.inttoptr(place, value.type.as_pointer()), align=4)
+
+
+def _fused(builder: Any, a: Any, b: Any, c: Any) -> Any:
+    return builder.fadd(builder.fmul(a, b, flags=("contract",)), c, flags=("contract",))
+
+
+def _rounded(builder: Any, x: Any) -> Any:
+    """bf16 in the upper halves of words, to the nearest; what is no number stays none."""
+    bits = builder.bitcast(x, _WORDS)
+    odd = builder.and_(builder.lshr(bits, _word(16)), _word(1))
+    bits = builder.add(builder.add(bits, _word(0x7FFF)), odd)
+    return builder.select(builder.fcmp_unordered("uno", x, x), _word(0x7FC00000), bits)
+
+
+def _pairs(builder: Any, low: Any, high: Any) -> Any:
+    return builder.or_(builder.lshr(low, _word(16)), builder.and_(high, _word(0xFFFF0000)))
+
+
+@intrinsic
+def _pair(typing: Any, low: Any, high: Any, out: Any) -> Any:
+    """16 pairs of the numbers at two addresses."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        halves = [_rounded(builder, _load(builder, address, _FLOATS)) for address in args[:2]]
+        _store(builder, _pairs(builder, *halves), args[2])
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 3), generate
+
+
+@intrinsic
+def _split(typing: Any, x: Any, factor: Any, out: Any) -> Any:
+    """16 pairs of the 32 numbers at an address times a factor, and a tile further those of what rounding leaves."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        x, factor, out = args
+        first, second = [], []
+        for offset in (0, _LINE):
+            value = builder.fmul(_load(builder, x, _FLOATS, offset), spread(builder, factor, _FLOATS))
+            first.append(_rounded(builder, value))
+            kept = builder.bitcast(builder.and_(first[-1], _word(0xFFFF0000)), _FLOATS)
+            second.append(_rounded(builder, builder.fsub(value, kept)))
+        _store(builder, _pairs(builder, *first), out)
+        _store(builder, _pairs(builder, *second), out, _TILE)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.float32, types.int64), generate
+
+
+def _turned(builder: Any, rows: list[Any]) -> list[Any]:
+    """16 rows of 16 become columns."""
+    found, size = list(rows), 1
+    while size < _LANES:  # blocks of this size change places across the diagonal
+        lower = [lane if not lane & size else _LANES + lane - size for lane in range(_LANES)]
+        upper = [lane + size if not lane & size else _LANES + lane for lane in range(_LANES)]
+        for row in range(_LANES):
+            if not row & size:
+                a, b = found[row], found[row + size]
+                found[row], found[row + size] = (
+                    builder.shuffle_vector(a, b, ir.Constant(_WORDS, order)) for order in (lower, upper)
+                )
+        size *= 2
+    return found
+
+
+@intrinsic
+def _transpose(typing: Any, tile: Any, out: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        rows = [_load(builder, args[0], _WORDS, _LINE * row) for row in range(_LANES)]
+        for row, words in enumerate(_turned(builder, rows)):
+            _store(builder, words, args[1], _LINE * row)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), generate
+
+
+@intrinsic
+def _divide(typing: Any, tile: Any, totals: Any, out: Any) -> Any:
+    """16 numbers of each query, which are columns, by their totals, as rows."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        inverse = builder.fdiv(_all(1.0), _load(builder, args[1], _FLOATS))
+        rows = [builder.fmul(_load(builder, args[0], _FLOATS, _LINE * row), inverse) for row in range(_LANES)]
+        for row, numbers in enumerate(_turned(builder, rows)):
+            _store(builder, numbers, args[2], _LINE * row)
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 3), generate
+
+
+def _take(builder: Any, register: int, address: Any) -> None:
+    place = builder.inttoptr(address, ir.IntType(8).as_pointer())
+    call(builder, "x86.tileloadd64", _VOID, _register(register), place, _number(_LINE))
+
+
+def _put(builder: Any, register: int, address: Any) -> None:
+    place = builder.inttoptr(address, ir.IntType(8).as_pointer())
+    call(builder, "x86.tilestored64", _VOID, _register(register), place, _number(_LINE))
+
+
+def _add_products(builder: Any, total: int, rows: int, columns: int) -> None:
+    call(builder, "x86.tdpbf16ps", _VOID, *map(_register, (total, rows, columns)))
+
+
+_KEYS, _QUERIES = BLOCKS, BLOCKS + 2  # registers behind those of sums: both parts of keys, and of each tile of queries
+
+
+def _scores(blocks: int) -> Any:
+    """Scores of `count` tiles of keys, which are rows, with `blocks` tiles of queries. `chunks` of 32 numbers make a
+    key; of each both parts follow each other.
+    """
+
+    @intrinsic
+    def products(typing: Any, keys: Any, q: Any, chunks: Any, count: Any, out: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            keys, q, chunks, count, out = args
+            each = builder.mul(chunks, _number(2 * _TILE))
+            with cgutils.for_range(builder, count) as tiles:
+                for block in range(blocks):
+                    call(builder, "x86.tilezero", _VOID, _register(block))
+                tile = builder.add(keys, builder.mul(each, tiles.index))
+                with cgutils.for_range(builder, chunks) as loop:
+                    start = builder.mul(loop.index, _number(2 * _TILE))
+                    for part in range(2):
+                        place = builder.add(builder.add(tile, start), _number(part * _TILE))
+                        _take(builder, _KEYS + part, place)
+                    for block in range(blocks):
+                        asked = builder.add(builder.add(q, start), builder.mul(each, _number(block)))
+                        first = _QUERIES + 2 * block
+                        for part in range(2):
+                            _take(builder, first + part, builder.add(asked, _number(part * _TILE)))
+                        _add_products(builder, block, _KEYS, first)
+                        _add_products(builder, block, _KEYS + 1, first)
+                        _add_products(builder, block, _KEYS, first + 1)
+                here = builder.add(out, builder.mul(tiles.index, _number(_TILE)))
+                for block in range(blocks):
+                    _put(builder, block, builder.add(here, _number(block * _SCORES)))
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * 5), generate
+
+    return products
+
+
+def _weigh(blocks: int) -> Any:
+    """To a tile of sums, of 16 numbers of a value, add `count` times 32 values times their weights, for `blocks` tiles
+    of queries, whose sums lie `step` bytes apart.
+    """
+
+    @intrinsic
+    def products(typing: Any, values: Any, weights: Any, count: Any, out: Any, step: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            values, weights, count, out, step = args
+            sums = [builder.add(out, builder.mul(step, _number(block))) for block in range(blocks)]
+            for block, place in enumerate(sums):
+                _take(builder, block, place)
+            with cgutils.for_range(builder, count) as loop:
+                start = builder.mul(loop.index, _number(_TILE))
+                _take(builder, _KEYS, builder.add(values, start))
+                for block in range(blocks):
+                    seen = builder.add(builder.add(weights, start), _number(block * _SCORES))
+                    _take(builder, _QUERIES + block, seen)
+                    _add_products(builder, block, _KEYS, _QUERIES + block)
+            for block, place in enumerate(sums):
+                _put(builder, block, place)
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * 5), generate
+
+    return products
+
+
+_scores_one, _scores_two = _scores(1), _scores(2)
+_weigh_one, _weigh_two = _weigh(1), _weigh(2)
+
+
+def _power(builder: Any, x: Any) -> Any:
+    """2^x of each, 0 from -127 down; x is at most 0. What is no number stays none."""
+    x = builder.select(builder.fcmp_ordered("<", x, _all(_LEAST_POWER)), _all(_LEAST_POWER), x)
+    # Flags of their own keep the compiler from leaving out what is added and taken away.
+    moved = builder.fadd(x, _all(_ROUNDER), flags=("contract",))
+    left = builder.fsub(x, builder.fsub(moved, _all(_ROUNDER), flags=("contract",)), flags=("contract",))
+    p = _all(_POWERS[0])
+    for factor in _POWERS[1:]:
+        p = _fused(builder, p, left, _all(factor))
+    whole = builder.shl(builder.bitcast(moved, _WORDS), _word(23))
+    return builder.bitcast(builder.add(builder.bitcast(p, _WORDS), whole), _FLOATS)
+
+
+@intrinsic
+def _soften(typing: Any, scores: Any, spans: Any, kept: Any, sums: Any, rows: Any) -> Any:
+    """Of SPAN `spans` keys the scores of 16 queries become weights exp(score - top), in pairs, in their place. At
+    `kept` are the largest scores so far and the sums of weights; these and `rows` rows of sums fade.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        scores, spans, kept, sums, rows = args
+
+        def larger(a: Any, b: Any) -> Any:
+            return builder.select(builder.fcmp_ordered(">", a, b), a, b)
+
+        before = _load(builder, kept, _FLOATS)
+        tops = [cgutils.alloca_once(builder, _FLOATS) for _ in range(2)]
+        totals = [cgutils.alloca_once(builder, _FLOATS) for _ in range(2)]
+        for top, total in zip(tops, totals):
+            builder.store(before, top)
+            builder.store(_all(0.0), total)
+        with cgutils.for_range(builder, builder.mul(spans, _number(SPAN // 2))) as loop:
+            here = builder.add(scores, builder.mul(loop.index, _number(2 * _LINE)))
+            for offset, top in zip((0, _LINE), tops):
+                builder.store(larger(builder.load(top), _load(builder, here, _FLOATS, offset)), top)
+        top = larger(*map(builder.load, tops))
+        _store(builder, top, kept)
+        # What has seen nothing has weights of 0: no score is above the lowest one.
+        base = builder.select(builder.fcmp_ordered(">", top, _all(float(LOWEST))), top, _all(0.0))
+        most = builder.fmul(base, _all(-_LOG2_E))
+        with cgutils.for_range(builder, spans) as loop:
+            start = builder.mul(loop.index, _number(SPAN * _LINE))
+            with cgutils.for_range(builder, _number(_LANES)) as pairs:
+                here = builder.add(builder.add(scores, start), builder.mul(pairs.index, _number(_LINE)))
+                halves = []
+                for offset, total in zip((0, _TILE), totals):
+                    score = _load(builder, here, _FLOATS, offset)
+                    weight = _power(builder, _fused(builder, score, _all(_LOG2_E), most))
+                    builder.store(builder.fadd(builder.load(total), weight), total)
+                    halves.append(builder.add(builder.bitcast(weight, _WORDS), _word(0x8000)))
+                _store(builder, _pairs(builder, *halves), builder.sub(here, builder.udiv(start, _number(2))))
+        fade = _power(builder, builder.fmul(builder.fsub(before, top), _all(_LOG2_E)))
+        total = builder.fadd(*map(builder.load, totals))
+        _store(builder, _fused(builder, _load(builder, kept, _FLOATS, _LINE), fade, total), kept, _LINE)
+        with cgutils.for_range(builder, rows) as loop:
+            place = builder.add(sums, builder.mul(loop.index, _number(_LINE)))
+            _store(builder, builder.fmul(_load(builder, place, _FLOATS), fade), place)
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 5), generate
+
+
+@compiled
+def whole_chunks(size: int) -> int:
+    """So many numbers in chunks of 32."""
+    return (size + 31) // 32 * 32
+
+
+def rough_bytes(size: int, keys: int) -> tuple[int, ...]:
+    """What keys, values and queries of a head take, their scores, rows that become tiles, and what comes of it."""
+    wide, spans = -(-size // 32) * 32, -(-keys // SPAN) * SPAN
+    sums = BLOCKS * (_LINE * wide + 2 * _LINE)
+    return 4 * wide * spans, 2 * wide * spans, 4 * wide * QUERIES_AT_ONCE, BLOCKS * _SCORES, (12 + _LINE) * wide, sums
+
+
+@compiled
+def _copied(source: int, size: int, room: int) -> None:
+    new, old = f32(room), f32(source)
+    for d in range(size):
+        new[d] = old[d]
+    for d in range(size, whole_chunks(size)):
+        new[d] = np.float32(0)
+
+
+@compiled
+def _prepared(op: np.ndarray, numbers: np.ndarray, source: int, t: int, weight: int, bias: int, room: int) -> int:
+    """The address of a query or a key at place t, normed and turned, in whole chunks: in the room, or where it is."""
+    size, half = op[5], op[14]
+    if op[7] < 0 and half == 0 and size == whole_chunks(size):
+        return source
+    _copied(source, size, room)
+    cos, sin = op[12] + 4 * t * half, op[13] + 4 * t * half
+    prepare_head(room, size, op[7], weight, bias, numbers[0], cos, sin, half)
+    return room
+
+
+@compiled
+def _value(source: int, size: int, room: int) -> int:
+    if size == whole_chunks(size):
+        return source
+    _copied(source, size, room)
+    return room
+
+
+@compiled
+def _zeros(room: int, count: int) -> None:
+    zeros = f32(room)
+    for d in range(count):
+        zeros[d] = np.float32(0)
+
+
+@compiled
+def lay_out_rough(op: np.ndarray, numbers: np.ndarray, start: int, length: int, g: int, scratch: int) -> None:
+    """The keys of a group in a document as tiles [length / 16, K / 32, both parts] of 16 keys, and its values as tiles
+    [V / 16, length / 32] of 16 numbers of each; behind the last are zeros.
+    """
+    size, stride, wide = op[5], op[2], whole_chunks(op[5])
+    keys, values, room = at(op[21], scratch), at(op[22], scratch), at(op[25], scratch)
+    key = op[1] + start * stride + 4 * (op[3] + g) * size
+    value, other, zero, spans = key + 4 * op[4] * size, room + 4 * wide, room + 8 * wide, (length + SPAN - 1) // SPAN
+    pairs = room + 12 * wide
+    _zeros(zero, wide)
+    for t in range(spans * SPAN):
+        place = zero
+        if t < length:
+            place = _prepared(op, numbers, key + t * stride, t, op[10], op[11], room)
+        tile = keys + t // BLOCK_ROWS * (wide // 32) * 2 * _TILE + t % BLOCK_ROWS * _LINE
+        for c in range(wide // 32):
+            _split(place + 2 * c * _LINE, np.float32(1), tile + 2 * c * _TILE)
+    for n in range(spans):
+        for r in range(BLOCK_ROWS):
+            t = n * SPAN + r
+            low = _value(value + t * stride, size, room) if t < length else zero
+            t += BLOCK_ROWS
+            high = _value(value + t * stride, size, other) if t < length else zero
+            for c in range(wide // 16):
+                _pair(low + c * _LINE, high + c * _LINE, pairs + c * _TILE + r * _LINE)
+        for c in range(wide // 16):
+            _transpose(pairs + c * _TILE, values + (c * spans + n) * _TILE)
+
+
+@compiled
+def _queries(op: np.ndarray, numbers: np.ndarray, start: int, first: int, count: int, h: int, scratch: int) -> None:
+    """Those of a head from place `first` of a document on as tiles [queries / 16, K / 32, both parts], each query a
+    column; behind the last are zeros.
+    """
+    room, q, wide, scale = at(op[25], scratch), at(op[23], scratch), whole_chunks(op[5]), np.float32(numbers[2])
+    zero, pairs, parts = room + 8 * wide, room + 12 * wide, wide // 16
+    for block in range((count + BLOCK_ROWS - 1) // BLOCK_ROWS):
+        for i in range(BLOCK_ROWS):
+            t, place = first + block * BLOCK_ROWS + i, zero
+            if t < first + count:
+                source = op[1] + (start + t) * op[2] + 4 * h * op[5]
+                place = _prepared(op, numbers, source, t, op[8], op[9], room)
+            for c in range(wide // 32):
+                _split(place + 2 * c * _LINE, scale, pairs + 2 * c * _TILE + i * _LINE)
+        for part in range(parts):
+            _transpose(pairs + part * _TILE, q + (block * parts + part) * _TILE)
+
+
+@compiled
+def _add_biases(op: np.ndarray, scores: int, base: int, end: int, query: int, count: int, n: int, h: int) -> None:
+    """To the scores of keys `base` to `end`, each with a tile of queries from `query` on."""
+    span = op[18]
+    for t in range(base, end):
+        s = f32(scores + (t - base) * _LINE)
+        for i in range(count):
+            if op[16] == BY_DISTANCE:
+                s[i] += f32(op[17] + 4 * (h * (2 * span - 1) + span - 1))[t - query - i]
+            else:
+                given = f32(op[17] + 4 * ((n * op[3] + h) * span + query + i) * span)
+                fixed = f32(op[19] + 4 * (h * span + query + i) * span)
+                s[i] += given[t] + fixed[t]
+
+
+@compiled
+def _hide(scores: int, base: int, begin: int, end: int, query: int, before: int, after: int, length: int) -> None:
+    """Keys `begin` to `end`, which not all of a tile of queries see, get the lowest score where one does not."""
+    for t in range(begin, end):
+        s = f32(scores + (t - base) * _LINE)
+        if t >= length:
+            for i in range(BLOCK_ROWS):
+                s[i] = LOWEST
+        else:
+            for i in range(BLOCK_ROWS):
+                if i < t - after - query or i > t + before - query:
+                    s[i] = LOWEST
+
+
+@compiled
+def _weights(
+    op: np.ndarray, cap: F32, base: int, spans: int, n: int, length: int, h: int, query: int, count: int, scores: int
+) -> None:
+    """Scores of a tile of queries with SPAN `spans` keys from `base` on, ready to be softened."""
+    end = base + spans * SPAN
+    if cap > 0:
+        s = f32(scores)
+        for i in range(spans * SPAN * BLOCK_ROWS):
+            s[i] = cap * tanh(s[i] / cap)
+    if op[16] != NO_BIAS:
+        _add_biases(op, scores, base, min(end, length), query, count, n, h)
+    before, after = op[15], op[6]
+    first, last = max(base, query + BLOCK_ROWS - 1 - before), min(end, min(length, query + after + 1))
+    _hide(scores, base, base, min(first, end), query, before, after, length)
+    _hide(scores, base, max(last, min(first, end)), end, query, before, after, length)
+
+
+@compiled
+def attend_rough(
+    op: np.ndarray, numbers: np.ndarray, n: int, start: int, length: int, h: int, first: int, last: int, scratch: int
+) -> None:
+    """As `documents.attend_queries`, of what `lay_out_rough` has laid out."""
+    if not HAS_BF16_UNIT:
+        return
+    wide, spans, cap = whole_chunks(op[5]), (length + SPAN - 1) // SPAN, np.float32(numbers[1])
+    keys, values, q, scores = at(op[21], scratch), at(op[22], scratch), at(op[23], scratch), at(op[24], scratch)
+    sums, chunks = at(op[26], scratch), wide // 32
+    tops, step = sums + BLOCKS * _LINE * wide, _LINE * wide
+    for query in range(first, last, QUERIES_AT_ONCE):
+        count = min(QUERIES_AT_ONCE, last - query)
+        blocks = (count + BLOCK_ROWS - 1) // BLOCK_ROWS
+        _queries(op, numbers, start, query, count, h, scratch)
+        _zeros(sums, blocks * BLOCK_ROWS * wide)
+        for i in range(blocks * BLOCK_ROWS):
+            kept = f32(tops + i // BLOCK_ROWS * 2 * _LINE)
+            kept[i % BLOCK_ROWS] = LOWEST if op[20] == 0 else f32(op[20])[h]
+            kept[BLOCK_ROWS + i % BLOCK_ROWS] = np.float32(0 if op[20] == 0 else 1)
+        low, high = max(0, query - op[15]) // SPAN, (min(length, query + count + op[6]) + SPAN - 1) // SPAN
+        for span in range(low, high, KEYS_AT_ONCE // SPAN):
+            some = min(high - span, KEYS_AT_ONCE // SPAN)
+            tiles = keys + 2 * span * chunks * 2 * _TILE
+            if blocks == 1:
+                _scores_one(tiles, q, chunks, 2 * some, scores)
+            else:
+                _scores_two(tiles, q, chunks, 2 * some, scores)
+            for b in range(blocks):
+                here, place = scores + b * _SCORES, query + b * BLOCK_ROWS
+                _weights(op, cap, span * SPAN, some, n, length, h, place, min(BLOCK_ROWS, last - place), here)
+                _soften(here, some, tops + 2 * b * _LINE, sums + b * step, wide)
+            for c in range(wide // 16):
+                seen, into = values + (c * spans + span) * _TILE, sums + c * _TILE
+                if blocks == 1:
+                    _weigh_one(seen, scores, some, into, step)
+                else:
+                    _weigh_two(seen, scores, some, into, step)
+        for b in range(blocks):
+            _finish(op, start, h, query + b * BLOCK_ROWS, last, sums + b * step, tops + (2 * b + 1) * _LINE, scratch)
+
+
+@compiled
+def _finish(op: np.ndarray, start: int, h: int, query: int, last: int, sums: int, totals: int, scratch: int) -> None:
+    """What comes of a tile of queries, to where it is read."""
+    size, made = op[5], at(op[25], scratch) + 12 * whole_chunks(op[5])
+    for c in range((size + 15) // 16):
+        _divide(sums + c * _TILE, totals, made)
+        for i in range(min(BLOCK_ROWS, last - query)):
+            out, found = f32(op[27] + (start + query + i) * op[28] + 4 * (h * size + 16 * c)), f32(made + i * _LINE)
+            for d in range(min(16, size - 16 * c)):
+                out[d] = found[d]
