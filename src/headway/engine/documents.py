@@ -14,10 +14,10 @@ import numpy as np
 from llvmlite import binding, ir
 
 from headway.engine.attention import prepare_head
-from headway.engine.keys import LOWEST
 from headway.engine.machine import _F32, F32, cgutils, compiled, exp, f32, i64, intrinsic, types
 from headway.engine.operations import at, tanh
 from headway.engine.program import Opcode, run
+from headway.engine.softmax import LOWEST
 from headway.engine.vectors import exponentials_32, reduce, spread
 
 QUERIES = 6  # of a head, that share each load of a key or a value
