@@ -20,6 +20,7 @@ from headway.layout import Layout
 from headway.nn.mixers import AttentionConfig
 from headway.nn.mixers.attention import KeyValues, SelfAttention
 from headway.nn.models import BlockConfig, Cache, Prompt, StackConfig, Transformer, TransformerConfig
+from headway.nn.models.block import Block
 from headway.nn.parts.positions import RotaryConfig
 from headway.visibility import Causal
 
@@ -171,8 +172,11 @@ def test_memories_are_kept_in_int8_too() -> None:
         wanted, found = (stepped(e, e.start(prompt, 20)[1], ids(3, 9, seed=2))[0] for e in engines)  # type: ignore[arg-type]
         assert 0 < (found - wanted).norm() < 0.05 * wanted.norm()
         first = (found - wanted).norm()
-        cross_keys = model.decoder.stack.blocks[0].cross.kv.bias  # type: ignore[union-attr]
-        cross_keys[: len(cross_keys) // 2] += 50  # which moves all scores of a query alike
+        block = model.decoder.stack.blocks[0]
+        assert isinstance(block, Block)
+        assert block.cross is not None
+        assert block.cross.kv.bias is not None
+        block.cross.kv.bias[: block.cross.groups * block.cross.size] += 50  # which moves all scores of a query alike
         wanted, found = (stepped(e, e.start(prompt, 20)[1], ids(3, 9, seed=2))[0] for e in engines)  # type: ignore[arg-type]
         assert (found - wanted).norm() < 2 * first
     assert engines[1]._read.size <= 0.5 * engines[0]._read.size  # tiny heads: as much again for scales

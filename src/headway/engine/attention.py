@@ -117,6 +117,39 @@ def _score(
 
 
 @compiled
+def _soften_heads(
+    form: int, start: int, count: int, each: int, highest: int, climb: int, window: int, bias: int, span: int, cap: F32,
+    near: int, far: int, scratch: int, out: int, step: int,
+) -> tuple[int, int]:  # fmt: skip
+    """Scores of `count` queries from `start` on become weights, as `form` asks; the positions of the chunk that any of
+    them sees. `highest` counts from the chunk's first position. Scales of values are at `near` and `far`.
+    """
+    fades = f32(scratch + 4 * HEADS * CHUNK)
+    weights, begins, ends = scratch + 4 * HEADS * (CHUNK + 2), CHUNK, 0
+    for i in range(count):
+        sees = highest + climb * ((start + i) // each)
+        begin = max(sees - window + 1, 0) if window > 0 else 0
+        end = min(sees + 1, CHUNK)
+        if begin < end:
+            begins, ends = min(begins, begin), max(ends, end)
+        row = scratch + 4 * i * CHUNK
+        s = f32(row)
+        if cap > 0:
+            for t in range(begin, end):
+                s[t] = cap * tanh(s[t] / cap)
+        if bias != 0:
+            distances = f32(bias + 4 * ((start + i) % each) * span)
+            for t in range(begin, end):
+                s[t] += distances[sees - t]
+        if form == FP32:
+            fades[i] = soften(row, begin, end, out + i * step)
+        else:
+            made = weights + i * split_bytes(CHUNK)
+            fades[i] = soften_rounded(row, begin, end, out + i * step, near, far, made, made + HEAD)
+    return begins, ends
+
+
+@compiled
 def attend_piece(
     form: int, q: int, tokens: int, each: int, blocks: int, offset: int, size: int, piece: int, follows: int,
     onwards: int, highest: int, climb: int, window: int, bias: int, span: int, cap: F32, turns: int, half: int,
@@ -134,7 +167,8 @@ def attend_piece(
     table, asked, queries, step = i64(blocks), query_bytes(form, size), tokens * each, 4 * (size + 2)
     fades = scratch + 4 * HEADS * CHUNK
     products, weights = fades + 4 * HEADS, fades + 8 * HEADS
-    key, value = key_bytes(form, size), value_bytes(form, size)
+    key = key_bytes(form, size)
+    scales = key + value_bytes(form, size) + 4 * BLOCK
     for query in range(queries):
         nothing(out + query * step, size)
     top = highest + climb * (tokens - 1)
@@ -151,46 +185,14 @@ def attend_piece(
         ahead_near, ahead_far = i64(wanted)[0] + begins_at, i64(wanted)[1] + begins_at
         turned = turns + 4 * padded(2 * half) * n if turns != 0 else 0
         for start in range(0, queries, HEADS):
-            count = min(queries - start, HEADS)
+            count, asking = min(queries - start, HEADS), q + start * asked
             if form != FP32:
-                bases(q + start * asked, count, size, turned, half, products)
-            _score(
-                form,
-                q + start * asked,
-                asked,
-                count,
-                near,
-                far,
-                has_near,
-                has_far,
-                size,
-                ahead_near,
-                ahead_far,
-                scratch,
-            )
-            begins, ends = CHUNK, 0
-            for i in range(count):
-                sees = highest + climb * ((start + i) // each) - n * CHUNK
-                begin = max(sees - window + 1, 0) if window > 0 else 0
-                end = min(sees + 1, CHUNK)
-                if begin < end:
-                    begins, ends = min(begins, begin), max(ends, end)
-                row, result = scratch + 4 * i * CHUNK, out + (start + i) * step
-                s = f32(row)
-                if cap > 0:
-                    for t in range(begin, end):
-                        s[t] = cap * tanh(s[t] / cap)
-                if bias != 0:
-                    distances = f32(bias + 4 * ((start + i) % each) * span)
-                    for t in range(begin, end):
-                        s[t] += distances[sees - t]
-                if form == FP32:
-                    f32(fades)[i] = soften(row, begin, end, result)
-                else:
-                    scales, made = key + value + 4 * BLOCK, weights + i * split_bytes(CHUNK)
-                    f32(fades)[i] = soften_rounded(
-                        row, begin, end, result, near + scales, far + scales, made, made + HEAD
-                    )
+                bases(asking, count, size, turned, half, products)
+            _score(form, asking, asked, count, near, far, has_near, has_far, size, ahead_near, ahead_far, scratch)
+            begins, ends = _soften_heads(
+                form, start, count, each, highest - n * CHUNK, climb, window, bias, span, cap, near + scales,
+                far + scales, scratch, out + start * step, step,
+            )  # fmt: skip
             into = out + start * step + 8
             if form == FP32:
                 weigh(

@@ -350,7 +350,7 @@ class Engine(nn.Module):
             layers = []
             if length:
                 layers = [
-                    Layer(self.form, state.keys[row], state.values[row], self._means_until(block.mixer, length))
+                    Layer(self.form, state.keys[row], state.values[row], self._means_until(block, length))
                     for block, state in zip(self._decoder[0].stack.blocks, decoding.states)
                     if isinstance(state, KeyValues)
                 ]
@@ -358,9 +358,10 @@ class Engine(nn.Module):
             rows.append(Row(self._own, write(self._own, layers, length), reading, states[row].copy()))
         return Kept(together(rows), decoding.positions.cpu(), readings)
 
-    def _means_until(self, mixer: nn.Module, length: int) -> Float[Tensor, "P G K"] | None:
+    def _means_until(self, block: nn.Module, length: int) -> Float[Tensor, "P G K"] | None:
+        mixer = cast(SelfAttention, block.mixer)
         mean = self.means.get(mixer)
-        return None if mean is None else mean_by_position(cast(SelfAttention, mixer), mean, length)
+        return None if mean is None else mean_by_position(mixer, mean, length)
 
     def _mean_of(self, keys: Float[Tensor, "S G K"]) -> Float[Tensor, "1 G K"] | None:
         """Of a memory, whose scores it moves all alike: softmax does not see it."""
