@@ -19,7 +19,7 @@ from headway.generate import Limits, Sampling, Session
 from headway.layout import Layout
 from headway.nn.mixers import AttentionConfig
 from headway.nn.mixers.attention import KeyValues, SelfAttention
-from headway.nn.models import BlockConfig, Cache, Prompt, StackConfig, Transformer, TransformerConfig
+from headway.nn.models import BlockConfig, Cache, EncoderDecoder, Prompt, StackConfig, Transformer, TransformerConfig
 from headway.nn.models.block import Block
 from headway.nn.parts.positions import RotaryConfig
 from headway.visibility import Causal
@@ -172,6 +172,7 @@ def test_memories_are_kept_in_int8_too() -> None:
         wanted, found = (stepped(e, e.start(prompt, 20)[1], ids(3, 9, seed=2))[0] for e in engines)  # type: ignore[arg-type]
         assert 0 < (found - wanted).norm() < 0.05 * wanted.norm()
         first = (found - wanted).norm()
+        assert isinstance(model, EncoderDecoder)
         block = model.decoder.stack.blocks[0]
         assert isinstance(block, Block)
         assert block.cross is not None
