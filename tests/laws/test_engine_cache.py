@@ -11,7 +11,7 @@ from cases import BIASES, HEADS, MIXERS, WIDTH, ids, seq2seq
 from test_engine import LOWERED, follow, lowered, ready
 from torch import Tensor
 
-from headway.engine import Engine, Kept, quantise
+from headway.engine import Engine, Kept, Piece, quantise
 from headway.engine.means import mean_by_position
 from headway.engine.operations import BLOCK
 from headway.formats.llama2c import load_llama2c
@@ -120,6 +120,14 @@ def test_an_int8_cache_is_near_with_every_kind_of_attention(name: str) -> None:
             for engine in (Engine(model, threads=2, cache=cache) for cache in CACHES)
         )
         assert 0 < (found - wanted).norm() < 0.02 * wanted.norm()
+
+
+def test_models_without_keys_have_nothing_to_take_a_mean_of() -> None:
+    stack = StackConfig((BlockConfig(MIXERS["lstm"]),), biases=BIASES)
+    engine = Engine(ready(TransformerConfig(WIDTH, 23, 20, stack)), threads=1, cache="int8")  # type: ignore[arg-type]
+    assert not engine.means
+    with torch.inference_mode():
+        assert engine.compute([Piece(engine.open(count=1).rows[0], 0, [1, 2])]).isfinite().all()
 
 
 MOVED = {

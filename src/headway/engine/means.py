@@ -38,7 +38,9 @@ _SYMBOLS, _SEED = 64, 0
 
 
 def mean_keys(engine: Engine, model: Transformer) -> KeyMeans:
-    """Those of an engine's model. The engine keeps keys in fp32."""
+    """Those of an engine's model, none where it keeps no keys. The engine keeps them in fp32."""
+    if not engine._own.size:
+        return {}
     count = min(_SYMBOLS, model.config.context or _SYMBOLS)
     chance = torch.Generator().manual_seed(_SEED)
     ids = torch.randint(model.config.symbols, (count,), generator=chance).tolist()
