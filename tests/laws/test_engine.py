@@ -374,47 +374,61 @@ for columns in (64, 200):
         assert (abs(found[:, :24] - wanted) < 1e-4 * np.maximum(1, abs(wanted))).all(), (form, columns)
         assert (found[:, 24:] == 0).all()
 
-# Three heads over a block of keys and values in 8 bits, of a size that is no whole vector.
+# Three heads over a chunk of keys and values in 8 bits, of a size that is no whole vector.
 from headway.engine import rounded_keys as rounded
-size, heads, positions = 27, 3, 32
+from headway.engine.softmax import soften_rounded
+size, heads, positions = 27, 3, 64
 place = lambda array, byte=0: np.int64(array.ctypes.data + byte)
 
 @numba.njit
-def one_block(queries, each, keys, scales, out, fours, weights, fades, values, size, made):
-    rounded.rounded_scores(3, queries, each, keys, scales, out, fours, keys)
-    rounded.rounded_weigh(3, weights, fades, 0, 32, values, size, made, size)
+def one_chunk(queries, each, bases, keys, scales, out, pieces, weights, apart, fades, values, size, made):
+    for block in range(2):
+        rounded.rounded_scores(
+            3, queries, each, 32, bases, keys + 896 * block, scales + 256 * block, out + 128 * block, 7, keys
+        )
+    for h in range(3):
+        at, own = weights + h * apart, scales + 128
+        fades[h] = soften_rounded(out + 256 * h, 0, 64, pieces + 8 * h, own, own + 256, at, at + 16)
+    far = values + 864
+    rounded.rounded_weigh(3, weights, fades.ctypes.data, 0, 64, values, far, values, far, size, made, size)
 
 def whole(numbers, most):
     largest = abs(numbers).max(-1, keepdims=True)
     return np.rint(numbers * (most / largest)) * (largest / most)
 
 drawn = np.random.default_rng(2)
-k, v, q, w = (drawn.standard_normal((n, m)).astype(np.float32) for n, m in ((32, 27), (32, 27), (3, 27), (3, 32)))
-k[:, 0], q[:, 0], w[:, 1] = -9, 9, 9  # at the ends of the codes
-keys, values, scales = np.zeros((7, 32, 4), np.int8), np.zeros((8, 27, 4), np.int8), np.zeros((2, 32), np.float32)
+k, v, q = (drawn.standard_normal((n, 27)).astype(np.float32) for n in (64, 64, 3))
+k[:, 0], q[:, 0] = -9, 9  # at the ends of the codes
+v[:, 1] = 9 * np.sign(v[:, 1])
+keys, values = np.zeros((2, 7, 32, 4), np.int8), np.zeros((2, 8, 27, 4), np.int8)
+scales = np.zeros((2, 2, 32), np.float32)
 room = np.zeros(rounded.rounding_bytes(size), np.uint8)
 numbers = room[:128].view(np.float32)
-for slot in range(positions):
-    numbers[:size] = k[slot]
-    scales[0, slot] = rounded.keep_key(place(room), size, place(keys), slot)
-    numbers[:size] = v[slot]
-    scales[1, slot] = rounded.keep_value(place(room), size, place(values), slot)
-parts = []
-for many in (q, w):
-    each = rounded.split_bytes(many.shape[1])
-    parts.append(np.zeros((heads, each), np.uint8))
-    for head in range(heads):
-        numbers[: many.shape[1]] = many[head]
-        rounded.split_query(place(room), many.shape[1], place(parts[-1], head * each))
+for t in range(positions):
+    block, slot = t // 32, t % 32
+    numbers[:size] = k[t]
+    scales[block, 0, slot] = rounded.keep_key(place(room), size, place(keys, 896 * block), slot)
+    numbers[:size] = v[t]
+    scales[block, 1, slot] = rounded.keep_value(place(room), size, place(values, 864 * block), slot)
+each, apart = rounded.split_query_bytes(size), rounded.split_bytes(positions)
+queries, weights = np.zeros((heads, each), np.uint8), np.zeros((heads, apart), np.uint8)
+for head in range(heads):
+    numbers[:size] = q[head]
+    rounded.split_query(place(room), size, 0, 13, place(queries, head * each))
+bases, fades = np.array([0.5, -1.0, 2.0], np.float32), np.zeros(3, np.float32)
+wanted = bases[:, None] + whole(q, 127 * 128) @ whole(k, 127).T
+pieces = np.stack([wanted.max(1) - 1, [2, 2, 2]], 1).astype(np.float32)
 found, made = np.zeros((heads, positions), np.float32), np.ones((heads, size), np.float32)
-fades = np.array([0.5, 0.0, 2.0], np.float32)
-one_block(
-    place(parts[0]), rounded.split_bytes(size), place(keys), place(scales), place(found), 7, place(parts[1]),
-    place(fades), place(values), size, place(made),
+one_chunk(
+    place(queries), each, place(bases), place(keys), place(scales), place(found), place(pieces), place(weights), apart,
+    fades, place(values), size, place(made),
 )
-assert np.allclose(found, whole(q, 127 * 128) @ whole(k, 127).T, rtol=1e-5, atol=1e-4)
+assert np.allclose(found, wanted, rtol=1e-5, atol=1e-4)
+powers = np.exp(wanted - wanted.max(1, keepdims=True))
+assert np.allclose(fades, np.exp(-1), rtol=1e-4)
+assert np.allclose(pieces, np.stack([wanted.max(1), 2 * np.exp(-1) + powers.sum(1)], 1), rtol=1e-4, atol=1e-4)
 codes = np.rint(v * (127 / abs(v).max(-1, keepdims=True)))
-assert np.allclose(made, fades[:, None] + whole(w, 127 * 128) @ codes, rtol=1e-5, atol=1e-3)
+assert np.allclose(made, np.exp(-1) + powers * scales[:, 1].ravel() @ codes, rtol=2e-3, atol=2e-3)
 """
 
 

@@ -11,14 +11,17 @@ from cases import BIASES, HEADS, MIXERS, WIDTH, ids, seq2seq
 from test_engine import LOWERED, follow, lowered, ready
 from torch import Tensor
 
-from headway.engine import Engine, Kept, quantise
+from headway.engine import Engine, Kept, Piece, quantise
+from headway.engine.means import mean_by_position
 from headway.engine.operations import BLOCK
 from headway.formats.llama2c import load_llama2c
 from headway.generate import Limits, Sampling, Session
 from headway.layout import Layout
 from headway.nn.mixers import AttentionConfig
-from headway.nn.mixers.attention import KeyValues
-from headway.nn.models import BlockConfig, Cache, Prompt, StackConfig, Transformer, TransformerConfig
+from headway.nn.mixers.attention import KeyValues, SelfAttention
+from headway.nn.models import BlockConfig, Cache, EncoderDecoder, Prompt, StackConfig, Transformer, TransformerConfig
+from headway.nn.models.block import Block
+from headway.nn.parts.positions import RotaryConfig
 from headway.visibility import Causal
 
 CACHES: list[Cache] = ["fp32", "int8"]
@@ -42,7 +45,7 @@ def stepped(engine: Engine, kept: Kept, tokens: Tensor) -> tuple[Tensor, Kept]:
 
 
 def kept_numbers(engine: Engine, kept: Kept, row: int, groups: int, size: int) -> tuple[Tensor, Tensor]:
-    """The keys and values [T, G, K] of a row, of a model with one layer, from its blocks in int8."""
+    """The keys, less their mean, and values [T, G, K] of a row, of a model with one layer, from its blocks in int8."""
     keys, values = [], []
     for block in kept.rows[row].blocks:
         room = torch.from_numpy(engine._own.view(block).copy()).view(groups, -1)
@@ -58,6 +61,13 @@ def kept_numbers(engine: Engine, kept: Kept, row: int, groups: int, size: int) -
     return torch.cat(keys)[:length], torch.cat(values)[:length]
 
 
+def means(engine: Engine, length: int) -> Tensor:
+    """What was taken from the keys [T, G, K] of a model with one layer."""
+    [(mixer, mean)] = engine.means.items()
+    assert isinstance(mixer, SelfAttention)
+    return mean_by_position(mixer, mean, length)[:length]
+
+
 @pytest.mark.parametrize("size", [6, 32, 80])
 def test_int8_keys_and_values_are_within_half_a_step(size: int) -> None:
     """Those of the prompt, which torch computed, and those that the program writes."""
@@ -71,8 +81,8 @@ def test_int8_keys_and_values_are_within_half_a_step(size: int) -> None:
             _, theirs = model.step(column, theirs)
     found = kept_numbers(engine, ours, 0, 1, size)
     assert isinstance(theirs.states[0], KeyValues)
-    for part, whole in zip(found, theirs.states[0]):
-        wanted = whole[0, :77]
+    for part, whole, taken in zip(found, theirs.states[0], (means(engine, 77), torch.zeros(77, 1, size))):
+        wanted = whole[0, :77] - taken
         step = wanted.abs().amax(-1, keepdim=True) / 127
         assert bool(((part - wanted).abs() <= 0.501 * step + 1e-6).all())
         assert not torch.equal(part, wanted)
@@ -90,7 +100,7 @@ def test_int8_attention_is_that_to_the_rounded_numbers(heads: int, size: int) ->
         _, theirs = model.start(Prompt(ids(1, 200), Layout.full(1, 200)), 230)
         ours = engine.adopt(theirs)
         keys, values = kept_numbers(engine, ours, 0, 1, size)
-        for whole, rounded in zip(theirs.states[0], (keys, values)):
+        for whole, rounded in zip(theirs.states[0], (keys + means(engine, 200), values)):
             whole[0, :200] = rounded
         exact = plain.adopt(theirs)
         found, wanted = engine.step(torch.tensor([3]), ours)[0], model.step(torch.tensor([3]), theirs)[0]
@@ -112,6 +122,52 @@ def test_an_int8_cache_is_near_with_every_kind_of_attention(name: str) -> None:
         assert 0 < (found - wanted).norm() < 0.02 * wanted.norm()
 
 
+def test_models_without_keys_have_nothing_to_take_a_mean_of() -> None:
+    stack = StackConfig((BlockConfig(MIXERS["lstm"]),), biases=BIASES)
+    engine = Engine(ready(TransformerConfig(WIDTH, 23, 20, stack)), threads=1, cache="int8")  # type: ignore[arg-type]
+    assert not engine.means
+    with torch.inference_mode():
+        assert engine.compute([Piece(engine.open(count=1).rows[0], 0, [1, 2])]).isfinite().all()
+
+
+MOVED = {
+    "no positions": AttentionConfig(3, kv_heads=1, head_size=16),
+    "rotary": AttentionConfig(3, kv_heads=1, head_size=16, rotary=RotaryConfig()),
+    "a part turned": AttentionConfig(3, head_size=16, rotary=RotaryConfig(fraction=0.5)),
+    "two groups, capped": AttentionConfig(4, kv_heads=2, head_size=20, rotary=RotaryConfig(), soft_cap=30.0),
+    "sinks": AttentionConfig(3, head_size=16, rotary=RotaryConfig(), sinks=True),
+}
+
+
+@pytest.mark.parametrize("name", MOVED)
+def test_what_keys_have_in_common_costs_no_bits(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys that are moved far, in a feature that turns slowly, are rounded as finely as they were: by the prompt, which
+    torch read, and by the program.
+    """
+    model = attending(MOVED[name])
+    mixer = model.stack.blocks[0].mixer
+    assert isinstance(mixer, SelfAttention)
+    assert mixer.qkv.bias is not None
+    prompt, tokens = Prompt(ids(2, 130), Layout.padded([130, 3], 130)), ids(2, 30, seed=3)
+
+    def cost() -> float:
+        plain, rounded = (Engine(model, threads=2, cache=cache) for cache in CACHES)
+        _, theirs = model.start(prompt, 200)
+        wanted, found = (stepped(engine, engine.adopt(theirs), tokens)[0] for engine in (plain, rounded))
+        assert torch.equal(rounded.start(prompt, 200)[0], Engine(model, 1, cache="int8").start(prompt, 200)[0])
+        return float((found - wanted).norm() / wanted.norm())
+
+    with torch.inference_mode():
+        before = cost()
+        keys = mixer.qkv.bias[mixer.heads * mixer.size :][: mixer.groups * mixer.size].view(mixer.groups, -1)
+        half = mixer.rotary.frequencies.shape[-1] if mixer.rotary else mixer.size
+        keys[:, half - 1] += 60
+        keys[:, -1] -= 40
+        assert cost() < 3 * before
+        monkeypatch.setattr("headway.engine.decoder.mean_keys", lambda engine, model: {})
+        assert cost() > 5 * before
+
+
 def test_memories_are_kept_in_int8_too() -> None:
     config = seq2seq("all")
     decoder = lowered(config.decoder)
@@ -123,6 +179,15 @@ def test_memories_are_kept_in_int8_too() -> None:
         engines = [Engine(model, threads=2, cache=cache) for cache in CACHES]
         wanted, found = (stepped(e, e.start(prompt, 20)[1], ids(3, 9, seed=2))[0] for e in engines)  # type: ignore[arg-type]
         assert 0 < (found - wanted).norm() < 0.05 * wanted.norm()
+        first = (found - wanted).norm()
+        assert isinstance(model, EncoderDecoder)
+        block = model.decoder.stack.blocks[0]
+        assert isinstance(block, Block)
+        assert block.cross is not None
+        assert block.cross.kv.bias is not None
+        block.cross.kv.bias[: block.cross.groups * block.cross.size] += 50  # which moves all scores of a query alike
+        wanted, found = (stepped(e, e.start(prompt, 20)[1], ids(3, 9, seed=2))[0] for e in engines)  # type: ignore[arg-type]
+        assert (found - wanted).norm() < 2 * first
     assert engines[1]._read.size <= 0.5 * engines[0]._read.size  # tiny heads: as much again for scales
 
 
@@ -221,8 +286,8 @@ def test_what_is_no_number_is_seen_in_int8() -> None:
 
 
 def test_an_int8_cache_costs_a_real_model_little(data_dir: Path) -> None:
-    """stories260K on a story of its own: the loss in nats, and the divergence of what it expects. Over four stories the
-    divergence is 0.0017, while int8 weights make 0.0014; rounded values alone 0.00001, so it is the keys that cost.
+    """stories260K on a story of its own: the loss in nats, and the divergence of what it expects, which is 0.0017 where
+    keys are rounded as they are; int8 weights make 0.0014.
     """
     path = data_dir / "weights" / "stories260K.bin"
     if not path.is_file():
@@ -241,5 +306,5 @@ def test_an_int8_cache_costs_a_real_model_little(data_dir: Path) -> None:
         )
     losses = [-logs[:-1].gather(1, tokens[0, 1:, None]).mean() for logs in (wanted, found)]
     divergence = (wanted.exp() * (wanted - found)).sum(-1).mean()
-    assert abs(losses[1] - losses[0]) < 0.003
-    assert 0 < divergence < 0.003
+    assert abs(losses[1] - losses[0]) < 0.001
+    assert 0 < divergence < 0.0006

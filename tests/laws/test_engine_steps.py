@@ -12,20 +12,22 @@ from test_engine import LOWERED
 from test_engine_rows import translator
 
 from headway.engine import Engine, Format, Kept, OutOfBlocksError, Piece, Row, quantise
+from headway.engine.operations import FAR, NEAR
 from headway.layout import Layout
 from headway.nn.models import BlockConfig, Cache, Transformer, build
+from headway.visibility import Causal
 
 FEEDS = list(FEED_FORWARDS.values())
 CONTEXT = 200
 TEXT = ids(1, CONTEXT, seed=7)[0].tolist()  # of which every row reads a part
 
 
-def model_of(names: list[str], form: Format) -> Transformer:
+def model_of(names: list[str], form: Format, context: int = CONTEXT) -> Transformer:
     blocks = tuple(
         BlockConfig(MIXERS[name], None, FEEDS[n % len(FEEDS)], placement=("pre", "post")[n % 2])  # type: ignore[arg-type]
         for n, name in enumerate(names)
     )
-    config = replace(hybrid(), context=CONTEXT)
+    config = replace(hybrid(), context=context)
     model = build(replace(config, stack=replace(config.stack, blocks=blocks))).eval()
     shake(model)
     assert isinstance(model, Transformer)
@@ -100,6 +102,35 @@ def test_rows_that_come_and_go_say_what_they_say_alone(form: Format, cache: Cach
             driver.step(most)
         driver.rows.clear()
         assert engine._own.held == 0
+
+
+@pytest.mark.parametrize("cache", ["fp32", "int8"])
+def test_far_positions_do_not_hang_on_how_they_are_reached(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where pieces of a context have become long: read at once, in parts, symbol by symbol, beside twenty others, and
+    with any number of threads, bit for bit; near to what torch says.
+    """
+    length = NEAR + FAR + 70
+    text = ids(1, length, seed=3)[0].tolist()
+    window = replace(MIXERS["attention-window"], pattern=Causal(window=NEAR + 100))  # type: ignore[call-arg]
+    monkeypatch.setitem(MIXERS, "attention-window", window)
+    with torch.inference_mode():
+        model = model_of(["attention-grouped", "attention-window"], "fp32", 2048)
+        engine, last = Engine(model, threads=2, cache=cache), text[-20:]
+        [row] = engine.open(count=1).rows
+        wanted = engine.compute([Piece(row, 0, text, 20)]).clone()
+        exact = model.logits(torch.tensor([text]))[0, -20:]
+        assert (wanted - exact).norm() < (1e-5 if cache == "fp32" else 0.02) * exact.norm()
+        start = length - 20
+        for threads in (1, 3):
+            engine = Engine(model, threads=threads, cache=cache)
+            [row] = engine.open(count=1).rows
+            for begin, end in ((0, 90), (90, 1100), (1100, 1107), (1107, start)):
+                engine.compute([Piece(row, begin, text[begin:end])])
+            others = [Piece(one, 0, text[:n]) for n, one in enumerate(engine.open(count=20).rows, start=1)]
+            found = engine.compute([*others, Piece(row.fork(), start, last, 20)])
+            assert torch.equal(found[-20:], wanted)
+            singly = [engine.compute([Piece(row, start + n, [symbol])]) for n, symbol in enumerate(last)]
+            assert torch.equal(torch.cat(singly), wanted)
 
 
 @pytest.mark.parametrize("name", ["lstm", "gru", "gated-delta", "dynamic-links"])

@@ -1,27 +1,32 @@
 """Attention of one new token a row over keys and values, or a memory, that lie in blocks.
 
 A block has BLOCK positions of all layers, as `keys` says; a row's table lists the addresses of its blocks. Contexts are
-cut into pieces of PIECE positions, each with its own maximum and sum (Milakov and Gimelshein 2018; Dao et al. 2023),
-which threads work on at once and which are joined in their order. Where they are cut is the same for any number of
-threads, rows or tokens, and so is what comes of them, to the last bit.
+cut into pieces, each with its own maximum and sum (Dao et al. 2023), which threads work on at once and which are joined
+in their order: of CHUNK positions at first, so that threads have enough of a short context, and longer ones later, so
+that joining them stays cheap. Where they are cut is the same for any number of threads, rows or tokens, and so is what
+comes of them, to the last bit.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from headway.engine.keys import HEADS, LOWEST, key_bytes, scores, soften, value_bytes, weigh
+from headway.engine.keys import HEADS, key_bytes, scores, value_bytes, weigh
 from headway.engine.machine import F32, compiled, exp, f32, i64
-from headway.engine.operations import BLOCK, PIECE, at, norm_row, share, tanh
+from headway.engine.operations import BLOCK, CHUNK, FAR, NEAR, at, norm_row, share, tanh
 from headway.engine.rounded_keys import (
+    HEAD,
+    bases,
     keep_key,
     keep_value,
+    padded,
     rounded_scores,
     rounded_weigh,
     rounding_bytes,
-    split,
     split_bytes,
+    split_query_bytes,
 )
+from headway.engine.softmax import LOWEST, nothing, soften, soften_rounded
 from headway.engine.tiles import FP32
 
 
@@ -57,22 +62,26 @@ def keep(form: int, key: int, value: int, place: int, size: int, slot: int) -> N
 @compiled
 def query_bytes(form: int, size: int) -> int:
     """From one query that is ready to the next."""
-    return 4 * size if form == FP32 else split_bytes(size)
+    return 4 * size if form == FP32 else split_query_bytes(size)
 
 
 @compiled
 def scratch_bytes(size: int) -> int:
-    """What `attend_piece` needs for scores, their fades and what `split` makes of them, or what `keep` needs."""
-    return max(HEADS * (4 * BLOCK + 4 + split_bytes(BLOCK)), rounding_bytes(size))
+    """What `attend_piece` needs for scores, fades, products with means and rounded weights, or what `keep` needs."""
+    return max(HEADS * (4 * CHUNK + 8 + split_bytes(CHUNK)), rounding_bytes(size))
 
 
 @compiled
-def nothing(piece: int, size: int) -> None:
-    """A piece that has seen no position: its maximum, its sum, and the weighted values."""
-    result = f32(piece)
-    result[0], result[1] = LOWEST, np.float32(0)
-    for d in range(size):
-        result[2 + d] = np.float32(0)
+def piece_of(position: int) -> int:
+    """The piece in which a position lies."""
+    return position // CHUNK if position < NEAR else NEAR // CHUNK + (position - NEAR) // FAR
+
+
+@compiled
+def piece_start(piece: int) -> int:
+    """The first position of a piece."""
+    near = NEAR // CHUNK
+    return piece * CHUNK if piece <= near else NEAR + (piece - near) * FAR
 
 
 @compiled
@@ -83,82 +92,118 @@ def pieces_of(highest: int, window: int) -> tuple[int, int]:
     if highest < 0:
         return 0, 0
     lowest = max(0, highest - window + 1) if window > 0 else 0
-    return lowest // PIECE, highest // PIECE + 1
+    return piece_of(lowest), piece_of(highest) + 1
 
 
 @compiled
-def _weights(scores: int, begin: int, end: int, piece: int) -> F32:
-    """`soften`, with weights of 0 outside of `begin` to `end`, where nothing may be."""
-    s = f32(scores)
-    if begin >= end:
-        for t in range(BLOCK):
-            s[t] = np.float32(0)
-        return np.float32(1)
-    fade = soften(scores, begin, end, piece)
-    for t in range(begin):
-        s[t] = np.float32(0)
-    for t in range(end, BLOCK):
-        s[t] = np.float32(0)
-    return fade
+def _score(
+    form: int, q: int, asked: int, count: int, near: int, far: int, has_near: bool, has_far: bool, size: int,
+    ahead_near: int, ahead_far: int, scratch: int,
+) -> None:  # fmt: skip
+    """Scores of a chunk, of those of its blocks that there are: [heads, CHUNK] at `scratch`."""
+    scales, products = key_bytes(form, size) + value_bytes(form, size), scratch + 4 * HEADS * (CHUNK + 1)
+    half, fours = padded(size), (size + 3) // 4
+    if has_near:
+        if form == FP32:
+            scores(count, q, near, scratch, size, ahead_near)
+        else:
+            rounded_scores(count, q, asked, half, products, near, near + scales, scratch, fours, ahead_near)
+    if has_far:
+        out = scratch + 4 * BLOCK
+        if form == FP32:
+            scores(count, q, far, out, size, ahead_far)
+        else:
+            rounded_scores(count, q, asked, half, products, far, far + scales, out, fours, ahead_far)
+
+
+@compiled
+def _soften_heads(
+    form: int, start: int, count: int, each: int, highest: int, climb: int, window: int, bias: int, span: int, cap: F32,
+    near: int, far: int, scratch: int, out: int, step: int,
+) -> tuple[int, int]:  # fmt: skip
+    """Scores of `count` queries from `start` on become weights, as `form` asks; the positions of the chunk that any of
+    them sees. `highest` counts from the chunk's first position. Scales of values are at `near` and `far`.
+    """
+    fades = f32(scratch + 4 * HEADS * CHUNK)
+    weights, begins, ends = scratch + 4 * HEADS * (CHUNK + 2), CHUNK, 0
+    for i in range(count):
+        sees = highest + climb * ((start + i) // each)
+        begin = max(sees - window + 1, 0) if window > 0 else 0
+        end = min(sees + 1, CHUNK)
+        if begin < end:
+            begins, ends = min(begins, begin), max(ends, end)
+        row = scratch + 4 * i * CHUNK
+        s = f32(row)
+        if cap > 0:
+            for t in range(begin, end):
+                s[t] = cap * tanh(s[t] / cap)
+        if bias != 0:
+            distances = f32(bias + 4 * ((start + i) % each) * span)
+            for t in range(begin, end):
+                s[t] += distances[sees - t]
+        if form == FP32:
+            fades[i] = soften(row, begin, end, out + i * step)
+        else:
+            made = weights + i * split_bytes(CHUNK)
+            fades[i] = soften_rounded(row, begin, end, out + i * step, near, far, made, made + HEAD)
+    return begins, ends
 
 
 @compiled
 def attend_piece(
     form: int, q: int, tokens: int, each: int, blocks: int, offset: int, size: int, piece: int, follows: int,
-    highest: int, climb: int, window: int, bias: int, span: int, cap: F32, scratch: int, out: int,
+    onwards: int, highest: int, climb: int, window: int, bias: int, span: int, cap: F32, turns: int, half: int,
+    scratch: int, out: int,
 ) -> None:  # fmt: skip
     """A piece of the context for `each` heads of one group in each of `tokens` rows, which read the same blocks; the
     keys of the group begin at byte `offset` of these. The first row sees positions up to `highest`, every further one
     `climb` more. There remain [tokens, each, size + 2] numbers at `out`: the maximum, the sum, and the values
     weighted by exp(score - maximum). `bias` is of the first head, by the distance back.
 
-    What a row has does not depend on the others: what they alone see has weights of 0 there. `follows` is the address
-    of the keys that are wanted after this piece.
+    What a row has does not depend on the others: what they alone see has weights of 0 there. `follows` is where a
+    table lists the blocks that are wanted after this piece, from byte `onwards` on. `turns` is the table of cosines and
+    sines that means of keys are turned by, `half` of each.
     """
     table, asked, queries, step = i64(blocks), query_bytes(form, size), tokens * each, 4 * (size + 2)
-    fades, weights = scratch + 4 * HEADS * BLOCK, scratch + 4 * HEADS * (BLOCK + 1)
+    fades = scratch + 4 * HEADS * CHUNK
+    products, weights = fades + 4 * HEADS, fades + 8 * HEADS
+    key = key_bytes(form, size)
+    scales = key + value_bytes(form, size) + 4 * BLOCK
     for query in range(queries):
         nothing(out + query * step, size)
     top = highest + climb * (tokens - 1)
     low = max(0, highest - window + 1) if window > 0 else 0
-    first, last = max(piece * PIECE, low) // BLOCK, min(piece * PIECE + PIECE - 1, top) // BLOCK + 1
+    first, last = max(piece_start(piece), low) // CHUNK, min(piece_start(piece + 1) - 1, top) // CHUNK + 1
     for n in range(first, last):
-        keys = table[n] + offset
-        values = keys + key_bytes(form, size)
-        scales = values + value_bytes(form, size)
-        ahead = table[n + 1] + offset if n + 1 < last else follows
+        has_near, has_far = low < n * CHUNK + BLOCK, top >= n * CHUNK + BLOCK
+        near, far = table[2 * n] + offset, table[2 * n + 1] + offset
+        if not has_near:
+            near = far
+        if not has_far:
+            far = near
+        wanted, begins_at = (blocks + 16 * (n + 1), offset) if n + 1 < last else (follows, onwards)
+        ahead_near, ahead_far = i64(wanted)[0] + begins_at, i64(wanted)[1] + begins_at
+        turned = turns + 4 * padded(2 * half) * n if turns != 0 else 0
         for start in range(0, queries, HEADS):
-            count = min(queries - start, HEADS)
-            if form == FP32:
-                scores(count, q + start * asked, keys, scratch, size, ahead)
-            else:
-                rounded_scores(count, q + start * asked, asked, keys, scales, scratch, (size + 3) // 4, ahead)
-            begins, ends = BLOCK, 0
-            for i in range(count):
-                sees = highest + climb * ((start + i) // each)
-                begin = max(sees - window + 1 - n * BLOCK, 0) if window > 0 else 0
-                end = min(sees + 1 - n * BLOCK, BLOCK)
-                row = scratch + 4 * i * BLOCK
-                s = f32(row)
-                if begin < end:
-                    begins, ends = min(begins, begin), max(ends, end)
-                    if cap > 0:
-                        for t in range(BLOCK):
-                            s[t] = cap * tanh(s[t] / cap)
-                    if bias != 0:
-                        distances = f32(bias + 4 * ((start + i) % each) * span)
-                        for t in range(begin, end):
-                            s[t] += distances[sees - n * BLOCK - t]
-                f32(fades)[i] = _weights(row, begin, end, out + (start + i) * step)
-                if form != FP32:
-                    for t in range(begin, end):
-                        s[t] *= f32(scales)[BLOCK + t]
-                    split(row, BLOCK // 16, weights + i * split_bytes(BLOCK))
+            count, asking = min(queries - start, HEADS), q + start * asked
+            if form != FP32:
+                bases(asking, count, size, turned, half, products)
+            _score(form, asking, asked, count, near, far, has_near, has_far, size, ahead_near, ahead_far, scratch)
+            begins, ends = _soften_heads(
+                form, start, count, each, highest - n * CHUNK, climb, window, bias, span, cap, near + scales,
+                far + scales, scratch, out + start * step, step,
+            )  # fmt: skip
             into = out + start * step + 8
             if form == FP32:
-                weigh(count, scratch, fades, begins, ends, values, size, into, step // 4)
+                weigh(
+                    count, scratch, fades, begins, ends, near + key, far + key, ahead_near + key, ahead_far + key,
+                    size, into, step // 4,
+                )  # fmt: skip
             else:
-                rounded_weigh(count, weights, fades, begins, ends, values, size, into, step // 4)
+                rounded_weigh(
+                    count, weights, fades, begins, ends, near + key, far + key, ahead_near + key, ahead_far + key,
+                    size, into, step // 4,
+                )  # fmt: skip
 
 
 @compiled
@@ -208,23 +253,27 @@ def add_attend(op: np.ndarray, batch: int, scratch: int, thread: int, threads: i
     """score . tanh(query + key) of each position and what the values give, in pieces as `attend_piece` leaves them."""
     units, width, room = op[3], op[4], op[12]
     weights, row = f32(op[5]), at(op[11], scratch)
-    s, fade = f32(row), f32(row + 4 * BLOCK)
+    s, fade = f32(row), f32(row + 4 * CHUNK)
     first, last = share(batch * room, thread, threads)
     for task in range(first, last):
         b, piece = task // room, task % room
         query, table, count = f32(op[1] + b * op[2]), i64(op[6] + 8 * b * op[7]), i64(op[8])[b]
-        if piece * PIECE >= count:
+        if piece_start(piece) >= count:
             continue
-        out = op[10] + 4 * task * (width + 2)
+        out, values = op[10] + 4 * task * (width + 2), op[9] + 4 * units * BLOCK
         nothing(out, width)
-        for n in range(piece * PIECE // BLOCK, min(piece * PIECE + PIECE - 1, count - 1) // BLOCK + 1):
-            base = table[n] + op[9]
-            for t in range(BLOCK):
+        end = min(piece_start(piece + 1), count)
+        for start in range(piece_start(piece), end, CHUNK):
+            seen = min(end - start, CHUNK)
+            near, far = table[start // BLOCK], table[(start + seen - 1) // BLOCK]
+            for t in range(CHUNK):
                 s[t] = np.float32(0)
-            for a in range(units):
-                asked, weight, key = query[a], weights[a], f32(base + 4 * a * BLOCK)
-                for t in range(BLOCK):
-                    s[t] += weight * tanh(asked + key[t])
-            seen = min(count - n * BLOCK, BLOCK)
+            for half in range((seen + BLOCK - 1) // BLOCK):
+                base = (far if half else near) + op[9]
+                for a in range(units):
+                    asked, weight, key = query[a], weights[a], f32(base + 4 * a * BLOCK)
+                    for t in range(BLOCK):
+                        s[half * BLOCK + t] += weight * tanh(asked + key[t])
             fade[0] = soften(row, 0, seen, out)
-            weigh(1, row, row + 4 * BLOCK, 0, seen, base + 4 * units * BLOCK, width, out + 8, 0)
+            near, far = near + values, far + values
+            weigh(1, row, row + 4 * CHUNK, 0, seen, near, far, near, far, width, out + 8, 0)

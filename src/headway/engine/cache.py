@@ -129,11 +129,14 @@ class Blocks:
 
 
 class Layer(NamedTuple):
-    """What a layer keeps of a row. Position p lies in slot p modulo S. `form` is what the blocks have: FP32 or INT8."""
+    """What a layer keeps of a row. Position p lies in slot p modulo S. `form` is what the blocks have: FP32 or INT8;
+    in INT8 keys are kept less their `mean`, of each position from 0 on, or one of all.
+    """
 
     form: int
     keys: Float[Tensor, "S G K"]
     values: Float[Tensor, "S G V"]
+    mean: Float[Tensor, "P G K"] | None = None
 
 
 def write(store: Blocks, layers: list[Layer], length: int) -> list[int]:
@@ -153,7 +156,10 @@ def write(store: Blocks, layers: list[Layer], length: int) -> list[int]:
 
 def _content(layer: Layer, begin: int, room: int, length: int) -> UInt8[Tensor, "N Y"]:
     """The bytes of a layer in each of the blocks from position `begin` on, as `keys` describes them."""
-    keys, values = (_ordered(part, begin, room, length).unflatten(0, (-1, BLOCK)) for part in layer[1:])
+    keys, values = (_ordered(part, begin, room, length) for part in (layer.keys, layer.values))
+    if layer.mean is not None:
+        keys = keys - (layer.mean if len(layer.mean) == 1 else layer.mean[begin : begin + room])
+    keys, values = keys.unflatten(0, (-1, BLOCK)), values.unflatten(0, (-1, BLOCK))
     if layer.form == FP32:
         parts = [keys.permute(0, 2, 3, 1), values.permute(0, 2, 1, 3)]
     else:

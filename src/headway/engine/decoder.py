@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from headway.engine.builder import FEW, CannotLowerError, PackedWeights
 from headway.engine.cache import Blocks, Layer, OutOfBlocksError, flat_states, flat_summaries, write
 from headway.engine.keys import FORMS
 from headway.engine.machine import HAS_BF16_UNIT, announced
+from headway.engine.means import KeyMeans, mean_by_position, mean_keys
 from headway.engine.operations import BLOCK
 from headway.engine.packed import PackedTensor
 from headway.engine.plan import StepProgram, check, lower
@@ -80,6 +81,8 @@ class Engine(nn.Module):
         self.pool = pool(threads or most_threads())
         self._packed = any(isinstance(parameter, PackedTensor) for parameter in decoder.parameters())
         self.most_rows = _MOST_ROWS
+        rounds = cache == "int8" and isinstance(model, Transformer)  # a decoder that reads sources has read none yet
+        self.means: KeyMeans = mean_keys(Engine(model, threads), decoder) if rounds else {}
         program = self._lower(1, 256, 64)
         self._programs = {False: program}  # of few rows, and of many
         self._state_numbers, self._symbols = program.state_numbers, program.symbols
@@ -322,7 +325,9 @@ class Engine(nn.Module):
 
     def _lower(self, rows: int, capacity: int, reach: int) -> StepProgram:
         with torch.inference_mode():
-            return lower(self._decoder[0], self.weights, rows, capacity, reach, self.form, self.pool.threads)
+            return lower(
+                self._decoder[0], self.weights, rows, capacity, reach, self.form, self.means, self.pool.threads
+            )
 
     def adopt(self, decoding: Decoding) -> Kept:
         """States of torch as blocks, and as rows of numbers."""
@@ -335,7 +340,7 @@ class Engine(nn.Module):
             layers = [
                 Layer(FP32, m.keys[row][:, None], m.values[row][:, None])
                 if isinstance(m, Annotations)
-                else Layer(self.form, m.keys[row], m.values[row])
+                else Layer(self.form, m.keys[row], m.values[row], self._mean_of(m.keys[row, :length]))
                 for m in memories
             ]
             numbers = fixed[row] if len(fixed) else np.zeros(0, np.float32)
@@ -344,11 +349,25 @@ class Engine(nn.Module):
         for row, length in enumerate(lengths):
             layers = []
             if length:
-                past = [state for state in decoding.states if isinstance(state, KeyValues)]
-                layers = [Layer(self.form, state.keys[row], state.values[row]) for state in past]
+                layers = [
+                    Layer(self.form, state.keys[row], state.values[row], self._means_until(block, length))
+                    for block, state in zip(self._decoder[0].stack.blocks, decoding.states)
+                    if isinstance(state, KeyValues)
+                ]
             reading = readings[row // each] if readings else None
             rows.append(Row(self._own, write(self._own, layers, length), reading, states[row].copy()))
         return Kept(together(rows), decoding.positions.cpu(), readings)
+
+    def _means_until(self, block: nn.Module, length: int) -> Float[Tensor, "P G K"] | None:
+        mixer = cast(SelfAttention, block.mixer)
+        mean = self.means.get(mixer)
+        return None if mean is None else mean_by_position(mixer, mean, length)
+
+    def _mean_of(self, keys: Float[Tensor, "S G K"]) -> Float[Tensor, "1 G K"] | None:
+        """Of a memory, whose scores it moves all alike: softmax does not see it."""
+        if self.form == FP32:
+            return None
+        return torch.from_numpy(keys.numpy().mean(0, dtype=np.float64, keepdims=True).astype(np.float32))
 
 
 def decoder_of(model: Transformer | EncoderDecoder | Captioner) -> Transformer:

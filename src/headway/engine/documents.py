@@ -14,9 +14,9 @@ import numpy as np
 from llvmlite import binding, ir
 
 from headway.engine.attention import prepare_head
-from headway.engine.keys import LOWEST
 from headway.engine.machine import _F32, F32, cgutils, compiled, exp, f32, intrinsic, types
 from headway.engine.operations import at, tanh
+from headway.engine.softmax import LOWEST
 from headway.engine.vectors import exponentials_32, reduce, spread
 
 QUERIES = 6  # of a head, that share each load of a key or a value

@@ -16,7 +16,7 @@ from llvmlite import ir
 
 from headway.engine.machine import _F32, _I32, _I64, F32, _pointer, announced, compiled, f32, i32, i64, intrinsic, types
 from headway.engine.pool import Pool
-from headway.engine.vectors import LANES, _exp, call, reduce, spread
+from headway.engine.vectors import LANES, call, exponential, reduce, spread
 
 GROUP = 64  # symbols of which the largest is known
 _PARTS = GROUP // LANES
@@ -126,7 +126,7 @@ def _exponentials(stored: bool) -> Any:
             base, found = builder.inttoptr(args[3], _SIXTEEN.as_pointer()), []
             for part, x in enumerate(_load(builder, args[0])):
                 power = builder.fmul(builder.fsub(x, top), factor)
-                value = builder.select(builder.fcmp_ordered("<", power, least), zero, _exp(builder, power))
+                value = builder.select(builder.fcmp_ordered("<", power, least), zero, exponential(builder, power))
                 found.append(value)
                 if stored:
                     builder.store(value, builder.gep(base, [ir.Constant(_I32, part)]), align=4)

@@ -9,21 +9,19 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-import numpy as np
 from llvmlite import ir
 
-from headway.engine.machine import _F32, _I8, F32, cgutils, compiled, exp, f32, intrinsic, types
-from headway.engine.operations import BLOCK
+from headway.engine.machine import _F32, _I8, cgutils, compiled, f32, intrinsic, types
+from headway.engine.operations import BLOCK, CHUNK
 from headway.engine.tiles import FP32, INT8
-from headway.engine.vectors import call_for, choose, exponentials_32, reduce, spread
+from headway.engine.vectors import call_for, choose, spread
 
 FORMS: dict[str, int] = {"fp32": FP32, "int8": INT8}
 HEADS = 4  # that are computed at once
-LOWEST = np.float32(-3.0e38)  # below all scores
 _LANES = 16
 _WIDE = ir.VectorType(_F32, _LANES)
 _PARTS = 2  # vectors of each head under way
-_CHUNK = _PARTS * _LANES
+_COLUMNS = _PARTS * _LANES
 _LINE = 64  # bytes that come from memory together
 
 
@@ -69,7 +67,7 @@ def _clear(builder: Any, totals: list[list[Any]]) -> None:
 
 def _emit_scores(builder: Any, heads: int, args: Any) -> None:
     """`scores` for one number of heads."""
-    lines = 2 * BLOCK * 4 // _LINE  # of keys and values, for each feature
+    lines = BLOCK * 4 // _LINE  # of keys, for each feature
     word = lambda value: ir.Constant(args[0].type, value)  # noqa: E731
     query, k, y = (builder.inttoptr(arg, _F32.as_pointer()) for arg in args[:3])
     queries = [builder.gep(query, [builder.mul(args[3], word(h))]) for h in range(heads)]
@@ -87,26 +85,37 @@ def _emit_scores(builder: Any, heads: int, args: Any) -> None:
             call_for(builder, builder.inttoptr(builder.add(line, word(_LINE * n)), _I8.as_pointer()))
     for h, total in enumerate(totals):
         for part in range(_PARTS):
-            builder.store(builder.load(total[part]), _at(builder, y, word(h * BLOCK + _LANES * part)), align=4)
+            builder.store(builder.load(total[part]), _at(builder, y, word(h * CHUNK + _LANES * part)), align=4)
 
 
 def _emit_weigh(builder: Any, heads: int, args: Any) -> None:
     """`_weigh` for one number of heads."""
     word = lambda value: ir.Constant(args[0].type, value)  # noqa: E731
-    w, fade, v, y = (builder.inttoptr(args[n], _F32.as_pointer()) for n in (0, 1, 4, 6))
+    weights, fades, begin, end, near, far, ahead_near, ahead_far, size, out, step = args
+    w, fade, y = (builder.inttoptr(address, _F32.as_pointer()) for address in (weights, fades, out))
+    blocks = [
+        (0, *halves(builder, begin, end, 0), near, ahead_near),
+        (1, *halves(builder, begin, end, 1), far, ahead_far),
+    ]
     totals = _totals(builder, heads)
-    with cgutils.for_range(builder, builder.sdiv(args[5], word(_CHUNK))) as outer:
-        first = builder.mul(outer.index, word(_CHUNK))
+    with cgutils.for_range(builder, builder.sdiv(size, word(_COLUMNS))) as outer:
+        first = builder.mul(outer.index, word(_COLUMNS))
         _clear(builder, totals)
-        with cgutils.for_range_slice(builder, args[2], args[3], word(1)) as (t, _):
-            start = builder.add(first, builder.mul(t, args[5]))
-            found = [_load(builder, v, builder.add(start, word(_LANES * part))) for part in range(_PARTS)]
-            for h, total in enumerate(totals):
-                weight = spread(builder, builder.load(builder.gep(w, [builder.add(t, word(h * BLOCK))])), _WIDE)
-                for part in range(_PARTS):
-                    _multiply_add(builder, total[part], found[part], weight)
+        for number, low, high, values, ahead in blocks:
+            v = builder.inttoptr(values, _F32.as_pointer())
+            with cgutils.for_range_slice(builder, low, high, word(1)) as (t, _):
+                start = builder.add(first, builder.mul(t, size))
+                found = [_load(builder, v, builder.add(start, word(_LANES * part))) for part in range(_PARTS)]
+                for h, total in enumerate(totals):
+                    place = builder.add(t, word(h * CHUNK + number * BLOCK))
+                    weight = spread(builder, builder.load(builder.gep(w, [place])), _WIDE)
+                    for part in range(_PARTS):
+                        _multiply_add(builder, total[part], found[part], weight)
+                line = builder.add(ahead, builder.mul(start, word(4)))
+                for n in range(4 * _COLUMNS // _LINE):
+                    call_for(builder, builder.inttoptr(builder.add(line, word(_LINE * n)), _I8.as_pointer()))
         for h, total in enumerate(totals):
-            row = builder.add(first, builder.mul(args[7], word(h)))
+            row = builder.add(first, builder.mul(step, word(h)))
             faded = spread(builder, builder.load(builder.gep(fade, [word(h)])), _WIDE)
             for part in range(_PARTS):
                 offset = builder.add(row, word(_LANES * part))
@@ -116,12 +125,24 @@ def _emit_weigh(builder: Any, heads: int, args: Any) -> None:
                 stored.align = 4
 
 
+def halves(builder: Any, begin: Any, end: Any, number: int) -> tuple[Any, Any]:
+    """Of positions `begin` to `end` of a chunk those in its first (0) or second (1) block, counted from there."""
+    zero, block = ir.Constant(begin.type, 0), ir.Constant(begin.type, BLOCK)
+
+    def within(place: Any) -> Any:
+        place = builder.sub(place, ir.Constant(begin.type, number * BLOCK))
+        place = builder.select(builder.icmp_signed("<", place, zero), zero, place)
+        return builder.select(builder.icmp_signed(">", place, block), block, place)
+
+    return within(begin), within(end)
+
+
 @intrinsic
 def scores(typing: Any, heads: Any, q: Any, keys: Any, out: Any, size: Any, ahead: Any) -> Any:
     """out[h, t] = sum over d of q[h, d] keys[d, t], for up to HEADS heads, BLOCK positions t, features d up to `size`.
+    Rows of `out` lie CHUNK numbers apart.
 
-    Meanwhile what is at `ahead` comes to the processor, as many bytes as keys and values have here: blocks lie far
-    apart, and are too short for the processor to foresee.
+    Meanwhile keys at `ahead` come to the processor: blocks lie far apart, and are too short for it to foresee.
     """
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -134,69 +155,36 @@ def scores(typing: Any, heads: Any, q: Any, keys: Any, out: Any, size: Any, ahea
 
 @intrinsic
 def _weigh(
-    typing: Any, heads: Any, weights: Any, fades: Any, begin: Any, end: Any, values: Any, size: Any, out: Any, step: Any
-) -> Any:
-    """out[h, d] = fade[h] out[h, d] + sum over t from `begin` to `end` of weights[h, t] values[t, d], for features d up
-    to `size` in twos of vectors. Weights of heads lie BLOCK apart, rows of `out` `step` numbers.
-    """
+    typing: Any, heads: Any, weights: Any, fades: Any, begin: Any, end: Any, near: Any, far: Any, ahead_near: Any,
+    ahead_far: Any, size: Any, out: Any, step: Any,
+) -> Any:  # fmt: skip
+    """`weigh` for features up to `size` in twos of vectors."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         cases = {count: partial(_emit_weigh, builder, count, args[1:]) for count in range(1, HEADS + 1)}
         choose(builder, args[0], cases)
         return context.get_dummy_value()
 
-    return types.void(*[types.int64] * 9), generate
+    return types.void(*[types.int64] * 12), generate
 
 
 @compiled
 def weigh(
-    heads: int, weights: int, fades: int, begin: int, end: int, values: int, size: int, out: int, step: int
-) -> None:
-    """out[h] = fade[h] out[h] + the values of positions `begin` to `end` by their weights, [heads, BLOCK]. Rows of
-    `out` lie `step` numbers apart.
+    heads: int, weights: int, fades: int, begin: int, end: int, near: int, far: int, ahead_near: int, ahead_far: int,
+    size: int, out: int, step: int,
+) -> None:  # fmt: skip
+    """out[h, d] = fade[h] out[h, d] + sum over t from `begin` to `end` of weights[h, t] values[t, d], of a chunk whose
+    first values are at `near` and others at `far`. Weights of heads lie CHUNK apart, rows of `out` `step` numbers.
+
+    Meanwhile values at `ahead_near` and `ahead_far` come to the processor.
     """
-    _weigh(heads, weights, fades, begin, end, values, size, out, step)
-    done = size // _CHUNK * _CHUNK
+    _weigh(heads, weights, fades, begin, end, near, far, ahead_near, ahead_far, size, out, step)
+    done = size // _COLUMNS * _COLUMNS
     for h in range(heads):
-        w, y, fade = f32(weights + 4 * h * BLOCK), f32(out + 4 * h * step), f32(fades)[h]
+        w, y, fade = f32(weights + 4 * h * CHUNK), f32(out + 4 * h * step), f32(fades)[h]
         for d in range(done, size):
             y[d] *= fade
         for t in range(begin, end):
+            values, place = f32(near if t < BLOCK else far), t % BLOCK * size
             for d in range(done, size):
-                y[d] += w[t] * f32(values)[t * size + d]
-
-
-@intrinsic
-def _peak(typing: Any, numbers: Any) -> Any:
-    """The largest of BLOCK numbers."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        base = builder.inttoptr(args[0], _F32.as_pointer())
-        parts = [_load(builder, base, ir.Constant(args[0].type, _LANES * n)) for n in range(BLOCK // _LANES)]
-        while len(parts) > 1:
-            parts = [_larger(builder, *parts[n : n + 2]) for n in range(0, len(parts), 2)]
-        return reduce(builder, parts[0], lambda low, high: _larger(builder, low, high))
-
-    return types.float32(types.int64), generate
-
-
-def _larger(builder: Any, a: Any, b: Any) -> Any:
-    return builder.select(builder.fcmp_ordered(">", a, b), a, b)
-
-
-@compiled
-def soften(scores: int, begin: int, end: int, piece: int) -> F32:
-    """Scores of positions `begin` to `end` of a block become weights in place, exp(score - maximum). The maximum and
-    the sum, which a piece begins with, follow; returns by what former weights must be multiplied.
-    """
-    s, result = f32(scores), f32(piece)
-    for t in range(begin):
-        s[t] = LOWEST
-    for t in range(end, BLOCK):
-        s[t] = LOWEST
-    top = max(result[0], _peak(scores))
-    fade = exp(result[0] - top)
-    total = exponentials_32(scores, top)
-    result[0] = top
-    result[1] = result[1] * fade + total
-    return fade
+                y[d] += w[t] * values[place + d]

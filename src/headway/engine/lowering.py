@@ -14,7 +14,8 @@ from headway.engine.attention import query_bytes, scratch_bytes
 from headway.engine.builder import Builder, CannotLowerError, Slot, norm_parts, offset_of
 from headway.engine.cache import Memory
 from headway.engine.keys import block_bytes
-from headway.engine.operations import ADD, BLOCK, GATED, PIECE
+from headway.engine.means import turns_by_chunk
+from headway.engine.operations import ADD, BLOCK, CHUNK, FAR, GATED, NEAR
 from headway.engine.packed import unpack
 from headway.engine.program import SHARING, Opcode
 from headway.layout import Layout
@@ -42,9 +43,10 @@ class AttentionLowering:
 
     def __init__(self, build: Builder, own: Memory, memory: Memory, capacity: int) -> None:
         self.build, self.memories, self.capacity = build, (own, memory), capacity
-        self.rotary: dict[Any, tuple[int, int, int]] = {}
+        self.rotary: dict[Any, tuple[int, int, int, int]] = {}  # cosines, sines, how many, and both by chunks
 
-    def own(self, mixer: SelfAttention, x: Slot, offset: int) -> Slot:
+    def own(self, mixer: SelfAttention, x: Slot, offset: int, mean: Tensor | None) -> Slot:
+        """`mean` is that of the mixer's keys, None where these are kept as they are."""
         heads, groups, size, pattern = mixer.heads, mixer.groups, mixer.size, mixer.config.pattern
         assert isinstance(pattern, Causal)  # plan.check sees to it
         qkv = self.build.shared((heads + 2 * groups) * size)
@@ -56,18 +58,19 @@ class AttentionLowering:
             self.build.norm(mixer.qk_norm.k, k, k)
             self.build.barrier()
         norms = (mixer.qk_norm.q, mixer.qk_norm.k) if isinstance(mixer.qk_norm, QKNorm) else None
-        angles, rotary = (0, 0, 0), mixer.rotary
+        angles, rotary = (0, 0, 0, 0), mixer.rotary
         if rotary is not None:
             kind = (rotary.config, rotary.size)
             if kind not in self.rotary:
                 cos, sin = rotary.angles(Layout.full(1, self.capacity), torch.zeros(1))
-                self.rotary[kind] = (self.build.constant(cos), self.build.constant(sin), cos.shape[-1])
+                turns = self.build.constant(turns_by_chunk(cos, sin))
+                self.rotary[kind] = (self.build.constant(cos), self.build.constant(sin), cos.shape[-1], turns)
             angles = self.rotary[kind]
         bias = self._bias(mixer)
         return self._attend(
             qkv, heads, groups, size, self.memories[0], offset,
             writes=True, norms=norms, angles=angles, window=pattern.window or 0, bias=bias,
-            cap=mixer.config.soft_cap or 0.0, scale=mixer.config.scale, sinks=mixer.sinks,
+            cap=mixer.config.soft_cap or 0.0, scale=mixer.config.scale, sinks=mixer.sinks, mean=mean,
         )  # fmt: skip
 
     def read(self, cross: CrossAttention, x: Slot, offset: int) -> Slot:
@@ -89,12 +92,13 @@ class AttentionLowering:
         *,
         writes: bool = False,
         norms: tuple[nn.Module, nn.Module] | None = None,
-        angles: tuple[int, int, int] = (0, 0, 0),
+        angles: tuple[int, int, int, int] = (0, 0, 0, 0),
         window: int = 0,
         bias: int = 0,
         cap: float = 0.0,
         scale: float | None = None,
         sinks: Tensor | None = None,
+        mean: Tensor | None = None,
     ) -> Slot:
         kind, eps, parts = -1, 0.0, [None, None, None, None]
         if norms is not None:
@@ -114,7 +118,8 @@ class AttentionLowering:
             q=self.build.private_bytes(each * SHARING * query_bytes(memory.form, size)),
             scores=self.build.private_bytes(scratch_bytes(size)), form=memory.form,
             group_bytes=block_bytes(memory.form, 1, size, size), runs=memory.runs.ctypes.data, room=room,
-            spare=self.build.private_bytes(4 * each * SHARING * (size + 2)),
+            spare=self.build.private_bytes(4 * each * SHARING * (size + 2)), mean=self.build.constant(mean),
+            turns=0 if mean is None else angles[3],
             eps=eps, cap=cap, scale=scale or 1 / math.sqrt(size),
         )  # fmt: skip
         self.build.barrier()
@@ -133,7 +138,9 @@ class AttentionLowering:
 
 def pieces_within(positions: int) -> int:
     """In how many pieces so many positions that follow each other may lie."""
-    return (positions - 2) // PIECE + 2
+    if positions <= NEAR:
+        return (positions - 2) // CHUNK + 2
+    return NEAR // CHUNK + (positions - NEAR + CHUNK - 2) // FAR + 1
 
 
 _CODES = {
@@ -309,7 +316,7 @@ def _read(build: Builder, mixer: ConditionalGRU, h: Slot, context: Slot, memory:
         Opcode.ADD_ATTEND, query=query.address, stride=query.stride, units=query.width, width=context.width,
         score=build.constant(unpack(build.weights.matrix(mixer.score.matrix()))), tables=memory.tables.ctypes.data,
         table_step=memory.tables.shape[1], lengths=memory.lengths.ctypes.data, layer=layer, pieces=pieces.address,
-        scores=build.private_bytes(4 * BLOCK + 4), room=room,
+        scores=build.private_bytes(4 * CHUNK + 4), room=room,
     )  # fmt: skip
     build.barrier()
     build.merge(pieces, 1, room, context, memory.lengths.ctypes.data)

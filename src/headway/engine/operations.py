@@ -13,7 +13,8 @@ LAYER, RMS = 0, 1
 NONE, RELU, GELU, GELU_TANH, QUICK_GELU, RELU_SQUARED, SILU, TANH, SOFT_CAP, MAXOUT = range(10)
 STORE, ADD, GATED, ROUNDED = range(4)
 BLOCK = 32  # positions of a block of keys and values
-PIECE = 2 * BLOCK  # positions of a piece of a context
+CHUNK = 2 * BLOCK  # positions whose weights are made at once
+NEAR, FAR = 1024, 512  # pieces of a context are chunks up to position NEAR, and have FAR positions from there on
 
 
 @compiled

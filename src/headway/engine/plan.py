@@ -20,6 +20,7 @@ from headway.engine.lowering import (
     activation_code,
     lower_conditional,
 )
+from headway.engine.means import KeyMeans
 from headway.engine.operations import GATED
 from headway.engine.program import NAMES, Opcode, run, run_whole
 from headway.layout import Layout
@@ -70,12 +71,13 @@ class StepProgram:
 
 
 def lower(
-    model: Transformer, weights: PackedWeights, rows: int, capacity: int, reach: int, form: int, threads: int
-) -> StepProgram:
-    """The program of a decoder that reads memories of at most `reach` positions and keeps keys and values in a `form`
-    of numbers. Raises CannotLowerError.
+    model: Transformer, weights: PackedWeights, rows: int, capacity: int, reach: int, form: int, means: KeyMeans,
+    threads: int,
+) -> StepProgram:  # fmt: skip
+    """The program of a decoder that reads memories of at most `reach` positions and keeps keys, less these means, and
+    values in a `form` of numbers. Raises CannotLowerError.
     """
-    return _Lowering(model, weights, rows, capacity, reach, form).program(threads)
+    return _Lowering(model, weights, rows, capacity, reach, form, means).program(threads)
 
 
 def check(model: Transformer) -> None:
@@ -91,13 +93,14 @@ def check(model: Transformer) -> None:
 
 class _Lowering(BlockLowering):
     def __init__(
-        self, model: Transformer, weights: PackedWeights, rows: int, capacity: int, reach: int, form: int
-    ) -> None:
+        self, model: Transformer, weights: PackedWeights, rows: int, capacity: int, reach: int, form: int,
+        means: KeyMeans,
+    ) -> None:  # fmt: skip
         blocks = [block for block in model.stack.blocks if isinstance(block, Block)]
         self.state_numbers = sum(state_numbers(block.mixer) for block in blocks)
         super().__init__(Builder(weights, rows, self.state_numbers), model.config.width)
         self.model, self.capacity = model, capacity
-        self.form = form
+        self.form, self.means = form, means
         self.own = memory_of(blocks, rows, capacity, form, grows)
         self.memory = memory_of(blocks, rows, reach, form, reads)
         self.attention = AttentionLowering(self.build, self.own, self.memory, capacity)
@@ -163,7 +166,9 @@ class _Lowering(BlockLowering):
             return lowered(self.build, mixer, x), cast(nn.Module, mixer.out)
         if not isinstance(mixer, SelfAttention):
             raise CannotLowerError(type(mixer).__name__)
-        return self.attention.own(mixer, x, self._next("own", grows(block, self.form))), mixer.out
+        return self.attention.own(
+            mixer, x, self._next("own", grows(block, self.form)), self.means.get(mixer)
+        ), mixer.out
 
     def read(self, block: Block, x: Slot) -> Inner:
         assert block.cross is not None

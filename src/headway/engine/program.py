@@ -17,20 +17,22 @@ from headway.engine.attention import (
     fold,
     keep,
     merge,
-    nothing,
+    piece_of,
+    piece_start,
     pieces_of,
     prepare_head,
     query_bytes,
 )
 from headway.engine.cells import associate, cell, combine, link
 from headway.engine.machine import barrier, compiled, exp, f32, i64
-from headway.engine.operations import BLOCK, PIECE, at, norm_row, share, share_rows
+from headway.engine.operations import BLOCK, CHUNK, at, norm_row, share, share_rows
 from headway.engine.products import multiply, quantise, unpack_row
-from headway.engine.rounded_keys import split_query
+from headway.engine.rounded_keys import padded, split_query, take_mean
+from headway.engine.softmax import nothing
 from headway.engine.tiles import FP32
 
-FIELDS, FLOATS = 30, 4
-SHARING = 8  # tokens of one sequence, or rows of one memory, that attend to it at once
+FIELDS, FLOATS = 32, 4
+SHARING = 16  # tokens of one sequence, or rows of one memory, that attend to it at once
 
 
 class Opcode(IntEnum):
@@ -62,7 +64,7 @@ NAMES = {
     Opcode.MULTIPLY: "format w scales bias x x_scales corrections stride y y_stride start rows whole columns mode "
     "activation free room y_format y_scales y_corrections; cap scale",
     Opcode.ATTEND: "qkv stride heads groups size writes norm q_weight q_bias k_weight k_bias cos sin half window bias "
-    "span tables table_step lengths layer pieces q scores form group_bytes runs room spare; eps cap scale",
+    "span tables table_step lengths layer pieces q scores form group_bytes runs room spare mean turns; eps cap scale",
     Opcode.MERGE: "pieces heads size room sinks out stride lengths window",
     Opcode.SUM: "src src_stride dst dst_stride width residual gain",
     Opcode.BARRIER: "",
@@ -137,6 +139,8 @@ def _keep_one(op: np.ndarray, numbers: np.ndarray, place: int, b: int, g: int, s
         kept[d] = new[d]
     cos, sin = op[12] + 4 * place * half, op[13] + 4 * place * half
     prepare_head(key, size, op[7], op[10], op[11], numbers[0], cos, sin, half)
+    if op[30] != 0:
+        take_mean(key, size, op[30] + 4 * g * size, op[31] + 4 * padded(2 * half) * (place // CHUNK), half)
     block = i64(op[18] + 8 * b * op[19])[place // BLOCK] + op[21] + g * op[26]
     keep(op[25], key, row + 4 * (heads + groups + g) * size, block, size, place % BLOCK)
 
@@ -149,7 +153,7 @@ def _keep_run(
     if op[6] and i64(op[27])[1]:
         for r in range(b, b + tokens):
             place = i64(places)[r]
-            if begin * PIECE <= place < end * PIECE:
+            if piece_start(begin) <= place < piece_start(end):
                 _keep_one(op, numbers, place, r, g, scratch)
 
 
@@ -175,13 +179,13 @@ def _prepare_queries(
         for d in range(size):
             f32(new)[d] *= np.float32(numbers[2])
         if form != FP32:
-            split_query(new, size, ready)
+            split_query(new, size, op[30] + 4 * g * size if op[30] != 0 else 0, half, ready)
 
 
 @compiled
 def _attend_run(
-    op: np.ndarray, numbers: np.ndarray, b: int, tokens: int, g: int, piece: int, follows: int, highest: int,
-    scratch: int,
+    op: np.ndarray, numbers: np.ndarray, b: int, tokens: int, g: int, piece: int, follows: int, onwards: int,
+    highest: int, scratch: int,
 ) -> None:  # fmt: skip
     """One piece for the rows of a run and the heads of a group, whose queries are ready: [tokens, heads, size + 2] at
     `spare`. What each row sees of it then goes where its pieces lie, or is folded into what it has.
@@ -191,7 +195,8 @@ def _attend_run(
     bias, spare = 0 if op[16] == 0 else op[16] + 4 * g * each * op[17], at(op[29], scratch)
     attend_piece(
         op[25], at(op[23], scratch), tokens, each, op[18] + 8 * b * op[19], op[21] + g * op[26], size, piece, follows,
-        highest, op[6], window, bias, op[17], np.float32(numbers[1]), at(op[24], scratch), spare,
+        onwards, highest, op[6], window, bias, op[17], np.float32(numbers[1]), op[31], op[14], at(op[24], scratch),
+        spare,
     )  # fmt: skip
     for r in range(tokens):
         begin, end = pieces_of(highest + op[6] * r, window)
@@ -223,43 +228,71 @@ def _run_of(op: np.ndarray, places: int, n: int) -> tuple[int, int, int, int, in
 
 
 @compiled
-def _keys_of(op: np.ndarray, b: int, g: int, piece: int) -> int:
-    """The address of the first keys of a piece."""
-    return i64(op[18] + 8 * b * op[19])[piece * PIECE // BLOCK] + op[21] + g * op[26]
+def _blocks_of(op: np.ndarray, b: int, position: int) -> int:
+    """Where the table of a row lists the block of the first position of a chunk."""
+    return op[18] + 8 * (b * op[19] + position // CHUNK * CHUNK // BLOCK)
 
 
 @compiled
-def _first_keys(op: np.ndarray, places: int, n: int, g: int) -> int:
-    """The address of the first keys that a run of rows sees; where there is no such run, those of the last one."""
+def _first_blocks(op: np.ndarray, places: int, n: int) -> int:
+    """Where the first blocks that a run of rows sees are listed; where there is no such run, those of the last one."""
     n = min(n, i64(op[27])[0] - 1)
     b, _, highest, begin, _ = _run_of(op, places, n)
     lowest = max(0, highest - op[15] + 1) if op[15] > 0 else 0
-    return i64(op[18] + 8 * b * op[19])[max(begin * PIECE, lowest) // BLOCK] + op[21] + g * op[26]
+    return _blocks_of(op, b, max(piece_start(begin), lowest))
+
+
+@compiled
+def _attend_pieces(
+    op: np.ndarray, numbers: np.ndarray, places: int, n: int, g: int, low: int, high: int, next_run: int,
+    next_group: int, scratch: int,
+) -> None:  # fmt: skip
+    """Pieces `low` to `high` of a run and a group; what follows is of another."""
+    b, tokens, highest, _, _ = _run_of(op, places, n)
+    onwards = op[21] + g * op[26]
+    _keep_run(op, numbers, places, b, tokens, g, low, high, scratch)
+    _prepare_queries(op, numbers, places, b, tokens, g, scratch)
+    for piece in range(low, high):
+        follows = _blocks_of(op, b, piece_start(piece + 1))
+        if piece + 1 == high:
+            follows, onwards = _first_blocks(op, places, next_run), op[21] + next_group * op[26]
+        _attend_run(op, numbers, b, tokens, g, piece, follows, onwards, highest, scratch)
+
+
+@compiled
+def _reach(op: np.ndarray, places: int, n: int) -> tuple[int, int, int, int]:
+    """The pieces that a run sees, from the first to the one after the last; where they begin, and their positions."""
+    _, tokens, highest, begin, end = _run_of(op, places, n)
+    start, top = piece_start(begin), highest + op[6] * (tokens - 1)
+    return begin, end, start, min(piece_start(end), top + 1) - start
+
+
+@compiled
+def _piece_after(first: int, begin: int, end: int, positions: int, all_of_it: int) -> int:
+    """The first piece, of `begin` to `end`, whose middle lies so many positions or more from where they begin."""
+    if positions >= all_of_it:
+        return end
+    return min(end, max(begin, piece_of(max(0, first + positions - CHUNK // 2 - 1)) + (positions > CHUNK // 2)))
 
 
 @compiled
 def _attend(op: np.ndarray, numbers: np.ndarray, places: int, scratch: int, thread: int, threads: int) -> None:
-    """Of few rows: the pieces are shared among the threads, and joined later."""
+    """Of few rows: the pieces are shared among the threads by their positions, and joined later."""
     groups, runs = op[4], i64(op[27])[0]
     total = 0
     for n in range(runs):
-        _, _, _, begin, end = _run_of(op, places, n)
-        total += (end - begin) * groups
+        total += _reach(op, places, n)[3] * groups
     first, last = share(total, thread, threads)
     done = 0
     for n in range(runs):
-        b, tokens, highest, begin, end = _run_of(op, places, n)
+        begin, end, start, positions = _reach(op, places, n)
         for g in range(groups):
-            low, high = max(first - done, 0), min(last - done, end - begin)
-            done += end - begin
-            if low >= high:
-                continue
-            after = _first_keys(op, places, n, g + 1) if g + 1 < groups else _first_keys(op, places, n + 1, 0)
-            _keep_run(op, numbers, places, b, tokens, g, begin + low, begin + high, scratch)
-            _prepare_queries(op, numbers, places, b, tokens, g, scratch)
-            for piece in range(begin + low, begin + high):
-                follows = after if piece + 1 == begin + high else _keys_of(op, b, g, piece + 1)
-                _attend_run(op, numbers, b, tokens, g, piece, follows, highest, scratch)
+            low = _piece_after(start, begin, end, first - done, positions)
+            high = _piece_after(start, begin, end, last - done, positions)
+            done += positions
+            if low < high:
+                after = (n, g + 1) if g + 1 < groups else (n + 1, 0)
+                _attend_pieces(op, numbers, places, n, g, low, high, after[0], after[1], scratch)
 
 
 @compiled
@@ -268,17 +301,12 @@ def _attend_whole(op: np.ndarray, numbers: np.ndarray, places: int, scratch: int
     heads, groups, size, width = op[3], op[4], op[5], op[5] + 2
     each = heads // groups
     for task in range(thread, i64(op[27])[0] * groups, threads):
-        b, tokens, highest, begin, end = _run_of(op, places, task // groups)
-        g = task % groups
+        n, g, after = task // groups, task % groups, task + threads
+        b, tokens, _, begin, end = _run_of(op, places, n)
         for r in range(b, b + tokens):
             for h in range(g * each, g * each + each):
                 nothing(op[22] + 4 * (r * heads + h) * width, size)
-        after = _first_keys(op, places, (task + threads) // groups, (task + threads) % groups)
-        _keep_run(op, numbers, places, b, tokens, g, begin, end, scratch)
-        _prepare_queries(op, numbers, places, b, tokens, g, scratch)
-        for piece in range(begin, end):
-            follows = after if piece + 1 == end else _keys_of(op, b, g, piece + 1)
-            _attend_run(op, numbers, b, tokens, g, piece, follows, highest, scratch)
+        _attend_pieces(op, numbers, places, n, g, begin, end, after // groups, after % groups, scratch)
 
 
 @compiled

@@ -4,32 +4,35 @@ Keys of a group lie as [K / 4, BLOCK, 4], padded with zeros, and values as [BLOC
 multiplies four bytes in each lane and the sums of neighbouring positions, or features, stay apart. Scales follow,
 [2, BLOCK]: a key is its scale x whole numbers, and so is a value.
 
-What they are multiplied with, a query or the weights of a block's positions, becomes whole numbers too, each as two
+What they are multiplied with, a query or the weights of a chunk's positions, becomes whole numbers too, each as two
 bytes: number = scale (RADIX high + low). That is 128 times finer than a key is kept. Whole sums are exact, so that no
 result depends on what is computed beside it.
+
+Keys are kept as they differ from a mean, which `means` describes: `split_query` also makes what a query's products with
+means are made of, and `bases` adds these to its scores.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import numpy as np
 from llvmlite import ir
 
-from headway.engine.keys import HEADS
-from headway.engine.machine import _F32, _I8, _I32, _I64, F32, cgutils, compiled, f32, i8, i32, intrinsic, types
-from headway.engine.operations import BLOCK
-from headway.engine.tiles import BYTES, FLOATS, LANES, SHIFT8, SUMS, signed
+from headway.engine.keys import HEADS, halves
+from headway.engine.machine import _F32, _I8, _I32, _I64, F32, WIDE, cgutils, compiled, f32, i8, i32, intrinsic, types
+from headway.engine.operations import BLOCK, CHUNK
+from headway.engine.softmax import MOST, RADIX, RADIX_BITS, dot
+from headway.engine.tiles import BYTES, FLOATS, LANES, SHIFT8, SUMS, signed, unsigned
 from headway.engine.vectors import call, call_for, choose, reduce, spread
 
 FOUR = 4  # whole numbers of a lane
-RADIX, MOST = 128, 127 * 128  # of numbers as two bytes
 HEAD = 16  # bytes of such numbers before their bytes: the scale, and what takes away that keys are moved up
 _SIXTEEN = 16
 _NUMBERS, _WHOLE, _CODES = (ir.VectorType(kind, _SIXTEEN) for kind in (_F32, _I32, _I8))
 _LINE = 64  # bytes that come from memory together
+_TOGETHER = 2 if WIDE else 1  # vectors of positions, or of features, whose sums are under way
 _CONTRACT = ("contract",)
 
 
@@ -111,7 +114,7 @@ def split(typing: Any, x: Any, vectors: Any, out: Any) -> Any:
         low = builder.add(high, builder.mul(vectors, _number(_SIXTEEN)))
         zero = ir.Constant(_WHOLE, [0] * _SIXTEEN)
         sums = [cgutils.alloca_once_value(builder, zero) for _ in range(2)]
-        bits = ir.Constant(_WHOLE, [RADIX.bit_length() - 1] * _SIXTEEN)
+        bits = ir.Constant(_WHOLE, [RADIX_BITS] * _SIXTEEN)
         half = ir.Constant(_WHOLE, [RADIX // 2] * _SIXTEEN)
         with cgutils.for_range(builder, vectors) as loop:
             whole = _whole(builder, x, loop.index, factor)
@@ -129,94 +132,121 @@ def split(typing: Any, x: Any, vectors: Any, out: Any) -> Any:
     return types.void(types.int64, types.int64, types.int64), generate
 
 
-def _sums(
-    builder: Any, begin: Any, end: Any, heads: list[Any], half: Any, lines: Any, step: Any,
-    meanwhile: Callable[[Any], None] | None = None,
-) -> list[Any]:  # fmt: skip
-    """For each head the sums over fours from `begin` to `end` of its numbers x those of a line in each lane, as floats.
-    Heads are addresses of what `split` made, with `half` bytes of high ones; lines lie `step` bytes apart.
-    """
-    halves = [[builder.add(head, _number(HEAD)) for head in heads]]
-    halves.append([builder.add(high, half) for high in halves[0]])
-    totals = [[cgutils.alloca_once(builder, SUMS) for _ in heads] for _ in halves]
-    for n, row in enumerate(totals):
-        for head, total in zip(heads, row):
-            shift = _at(builder, builder.add(head, _number(4 + 4 * n)), _I32, 4)
-            builder.store(spread(builder, shift, SUMS), total)
-    flat = [total for row in totals for total in row]
-    with cgutils.for_range_slice(builder, begin, end, _number(1)) as (four, _):
-        line = _at(builder, builder.add(lines, builder.mul(four, step)), BYTES, 1)
-        place = builder.mul(four, _number(FOUR))
-        asked = [
-            builder.bitcast(spread(builder, _at(builder, builder.add(base, place), _I32, 4), SUMS), BYTES)
-            for row in halves
-            for base in row
-        ]
-        for total, new in zip(flat, signed(builder, [builder.load(total) for total in flat], line, asked)):
-            builder.store(new, total)
-        if meanwhile is not None:
-            meanwhile(four)
-    found, radix = [], ir.Constant(FLOATS, [float(RADIX)] * LANES)
-    for high, low in zip(*totals):
-        above, below = (builder.sitofp(builder.load(total), FLOATS) for total in (high, low))
-        found.append(builder.fadd(builder.fmul(above, radix, flags=_CONTRACT), below, flags=_CONTRACT))
-    return found
+def _spread_fours(builder: Any, bases: list[Any], four: Any) -> list[Any]:
+    """Four bytes of each of several rows, in all lanes."""
+    place = builder.mul(four, _number(FOUR))
+    found = [_at(builder, builder.add(base, place), _I32, 4) for base in bases]
+    return [builder.bitcast(spread(builder, value, SUMS), BYTES) for value in found]
+
+
+def _joined(builder: Any, high: Any, low: Any) -> Any:
+    """RADIX high + low, of whole sums, as floats."""
+    above, below = (builder.sitofp(builder.load(total), FLOATS) for total in (high, low))
+    radix = ir.Constant(FLOATS, [float(RADIX)] * LANES)
+    return builder.fadd(builder.fmul(above, radix, flags=_CONTRACT), below, flags=_CONTRACT)
+
+
+def _bytes_of(builder: Any, addresses: list[Any], half: Any) -> list[Any]:
+    """Where all high and then all low bytes of numbers begin, of which each half takes so many."""
+    high = [builder.add(address, _number(HEAD)) for address in addresses]
+    return high + [builder.add(base, half) for base in high]
 
 
 def _emit_scores(builder: Any, heads: int, args: Any) -> None:
     """`rounded_scores` for one number of heads."""
-    queries, each, keys, scales, out, fours, ahead = args
+    queries, each, half, bases, keys, scales, out, fours, ahead = args
     addresses = [builder.add(queries, builder.mul(each, _number(h))) for h in range(heads)]
-    half = builder.sdiv(builder.sub(each, _number(HEAD)), _number(2))
-    size = BLOCK * FOUR  # of a line of all positions
-    parts = BLOCK // LANES
-    each_line = 2 * size // _LINE // parts  # of keys and values that are called for with a four of a part
-
-    def meanwhile(part: int, four: Any) -> None:
-        start = builder.add(ahead, builder.mul(four, _number(2 * size)))
-        for n in range(each_line * part, each_line * (part + 1)):
-            call_for(builder, _pointer(builder, builder.add(start, _number(_LINE * n)), _I8))
-
-    scales_ahead = builder.add(ahead, builder.mul(fours, _number(2 * size)))
+    rows = _bytes_of(builder, addresses, half)
+    size = BLOCK * FOUR  # bytes of a line of all positions
+    scales_ahead = builder.add(ahead, builder.sub(scales, keys))
     for n in range(2 * 4 * BLOCK // _LINE):
         call_for(builder, _pointer(builder, builder.add(scales_ahead, _number(_LINE * n)), _I8))
-    for part in range(parts):
-        lines = builder.add(keys, _number(FOUR * LANES * part))
-        found = _sums(builder, _number(0), fours, addresses, half, lines, _number(size), partial(meanwhile, part))
-        factor = _at(builder, builder.add(scales, _number(4 * LANES * part)), FLOATS, 4)
-        for h, (address, value) in enumerate(zip(addresses, found)):
-            scale = builder.fmul(factor, spread(builder, _at(builder, address, _F32, 4), FLOATS))
-            place = builder.add(out, _number(4 * (h * BLOCK + LANES * part)))
-            builder.store(builder.fmul(value, scale), _pointer(builder, place, FLOATS), align=4)
+    for first in range(0, BLOCK // LANES, _TOGETHER):
+        parts = range(first, first + _TOGETHER)
+        totals = {part: [cgutils.alloca_once(builder, SUMS) for _ in rows] for part in parts}
+        for n in range(len(rows)):
+            shift = _at(builder, builder.add(addresses[n % heads], _number(4 + 4 * (n // heads))), _I32, 4)
+            for part in parts:
+                builder.store(spread(builder, shift, SUMS), totals[part][n])
+        with cgutils.for_range(builder, fours) as loop:
+            asked = _spread_fours(builder, rows, loop.index)
+            offset = builder.mul(loop.index, _number(size))
+            for part in parts:
+                place = builder.add(offset, _number(FOUR * LANES * part))
+                line = _at(builder, builder.add(keys, place), BYTES, 1)
+                for total, new in zip(
+                    totals[part], signed(builder, [builder.load(total) for total in totals[part]], line, asked)
+                ):
+                    builder.store(new, total)
+                call_for(builder, _pointer(builder, builder.add(ahead, place), _I8))
+        for part in parts:
+            factor = _at(builder, builder.add(scales, _number(4 * LANES * part)), FLOATS, 4)
+            for h, address in enumerate(addresses):
+                scale = builder.fmul(factor, spread(builder, _at(builder, address, _F32, 4), FLOATS))
+                base = spread(builder, _at(builder, builder.add(bases, _number(4 * h)), _F32, 4), FLOATS)
+                value = builder.fmul(_joined(builder, totals[part][h], totals[part][heads + h]), scale, flags=_CONTRACT)
+                place = builder.add(out, _number(4 * (h * CHUNK + LANES * part)))
+                builder.store(builder.fadd(value, base, flags=_CONTRACT), _pointer(builder, place, FLOATS), align=4)
 
 
 def _emit_weigh(builder: Any, heads: int, args: Any) -> None:
     """`_weigh` for one number of heads."""
-    weights, fades, begin, end, values, size, out, step = args
-    addresses = [builder.add(weights, _number(h * (HEAD + 2 * BLOCK))) for h in range(heads)]
-    factors = [spread(builder, _at(builder, address, _F32, 4), FLOATS) for address in addresses]
-    faded = [_at(builder, builder.add(fades, _number(4 * h)), _F32, 4) for h in range(heads)]
-    faded = [spread(builder, fade, FLOATS) for fade in faded]
-    line = builder.mul(size, _number(FOUR))
-    with cgutils.for_range(builder, builder.sdiv(size, _number(LANES))) as loop:
-        start = builder.mul(loop.index, _number(4 * LANES))  # bytes of LANES floats, and of as many fours
-        found = _sums(builder, begin, end, addresses, _number(BLOCK), builder.add(values, start), line)
-        for h, value in enumerate(found):
-            place = builder.add(builder.add(out, start), builder.mul(step, _number(4 * h)))
-            pointer = _pointer(builder, place, FLOATS)
-            old = builder.fmul(builder.load(pointer, align=4), faded[h], flags=_CONTRACT)
-            new = builder.fadd(builder.fmul(value, factors[h], flags=_CONTRACT), old, flags=_CONTRACT)
-            builder.store(new, pointer, align=4)
+    weights, fades, begin, end, near, far, ahead_near, ahead_far, size, out, step = args
+    addresses = [builder.add(weights, _number(h * (HEAD + 2 * CHUNK))) for h in range(heads)]
+    rows = _bytes_of(builder, addresses, _number(CHUNK))
+    line_bytes, vectors = builder.mul(size, _number(FOUR)), builder.sdiv(size, _number(LANES))
+    blocks = []
+    for number, values, ahead in ((0, near, ahead_near), (1, far, ahead_far)):
+        low, high = halves(builder, begin, end, number)
+        low, high = (
+            builder.sdiv(builder.add(place, _number(more)), _number(FOUR))
+            for place, more in ((low, 0), (high, FOUR - 1))
+        )
+        blocks.append(([builder.add(row, _number(number * BLOCK)) for row in rows], low, high, values, ahead))
+
+    def columns(vector: Any, together: int) -> None:
+        start = builder.mul(vector, _number(4 * LANES))  # bytes of LANES floats, and of as many fours
+        totals = [[cgutils.alloca_once(builder, SUMS) for _ in rows] for _ in range(together)]
+        for total in (total for some in totals for total in some):
+            builder.store(ir.Constant(SUMS, [0] * LANES), total)
+        for own, low, high, values, ahead in blocks:
+            with cgutils.for_range_slice(builder, low, high, _number(1)) as (four, _):
+                asked = _spread_fours(builder, own, four)
+                place = builder.add(builder.mul(four, line_bytes), start)
+                for part, some in enumerate(totals):
+                    there = builder.add(place, _number(4 * LANES * part))
+                    line = _at(builder, builder.add(values, there), BYTES, 1)
+                    for total, weight in zip(some, asked):
+                        builder.store(unsigned(builder, builder.load(total), weight, line), total)
+                    call_for(builder, _pointer(builder, builder.add(ahead, there), _I8))
+        for part, some in enumerate(totals):
+            for h, address in enumerate(addresses):
+                there = builder.add(builder.add(out, start), _number(4 * LANES * part))
+                pointer = _pointer(builder, builder.add(there, builder.mul(step, _number(4 * h))), FLOATS)
+                fade = spread(builder, _at(builder, builder.add(fades, _number(4 * h)), _F32, 4), FLOATS)
+                scale = spread(builder, _at(builder, address, _F32, 4), FLOATS)
+                old = builder.fmul(builder.load(pointer, align=4), fade, flags=_CONTRACT)
+                value = builder.fmul(_joined(builder, some[h], some[heads + h]), scale, flags=_CONTRACT)
+                builder.store(builder.fadd(value, old, flags=_CONTRACT), pointer, align=4)
+
+    whole = builder.mul(builder.sdiv(vectors, _number(_TOGETHER)), _number(_TOGETHER))
+    with cgutils.for_range_slice(builder, _number(0), whole, _number(_TOGETHER)) as (vector, _):
+        columns(vector, _TOGETHER)
+    if _TOGETHER > 1:
+        with cgutils.for_range_slice(builder, whole, vectors, _number(1)) as (vector, _):
+            columns(vector, 1)
 
 
 @intrinsic
 def rounded_scores(
-    typing: Any, heads: Any, queries: Any, each: Any, keys: Any, scales: Any, out: Any, fours: Any, ahead: Any
-) -> Any:
-    """out[h, t] = scale[t] query[h] . key[t] for up to HEADS heads and BLOCK positions t. Queries are what `split`
-    made, of `each` bytes; there are so many `fours` of features.
+    typing: Any, heads: Any, queries: Any, each: Any, half: Any, bases: Any, keys: Any, scales: Any, out: Any,
+    fours: Any, ahead: Any,
+) -> Any:  # fmt: skip
+    """out[h, t] = base[h] + scale[t] query[h] . key[t] for up to HEADS heads and BLOCK positions t. Queries lie
+    `each` bytes apart and are what `split` made, `half` bytes of high ones; there are so many `fours` of features. Rows
+    of `out` lie CHUNK numbers apart.
 
-    Meanwhile what is at `ahead` comes to the processor, as many bytes as keys, values and scales have here.
+    Meanwhile keys and scales at `ahead` come to the processor.
     """
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -224,42 +254,44 @@ def rounded_scores(
         choose(builder, args[0], cases)
         return context.get_dummy_value()
 
-    return types.void(*[types.int64] * 8), generate
+    return types.void(*[types.int64] * 10), generate
 
 
 @intrinsic
 def _weigh(
-    typing: Any, heads: Any, weights: Any, fades: Any, begin: Any, end: Any, values: Any, size: Any, out: Any, step: Any
-) -> Any:
-    """`rounded_weigh` for features in whole vectors, of fours `begin` to `end` of positions."""
+    typing: Any, heads: Any, weights: Any, fades: Any, begin: Any, end: Any, near: Any, far: Any, ahead_near: Any,
+    ahead_far: Any, size: Any, out: Any, step: Any,
+) -> Any:  # fmt: skip
+    """`rounded_weigh` for features in whole vectors."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         cases = {count: partial(_emit_weigh, builder, count, args[1:]) for count in range(1, HEADS + 1)}
         choose(builder, args[0], cases)
         return context.get_dummy_value()
 
-    return types.void(*[types.int64] * 9), generate
+    return types.void(*[types.int64] * 12), generate
 
 
 @compiled
 def rounded_weigh(
-    heads: int, weights: int, fades: int, begin: int, end: int, values: int, size: int, out: int, step: int
-) -> None:
-    """out[h] = fade[h] out[h] + the values of positions `begin` to `end` by their weights, BLOCK of each head as
-    `split` makes them. Rows of `out` lie `step` numbers apart.
+    heads: int, weights: int, fades: int, begin: int, end: int, near: int, far: int, ahead_near: int, ahead_far: int,
+    size: int, out: int, step: int,
+) -> None:  # fmt: skip
+    """`keys.weigh` by weights that `soften_rounded` made: of each head the scale, HEAD bytes on all first and then all
+    second bytes.
     """
-    begin, end = begin // FOUR, (end + FOUR - 1) // FOUR
-    _weigh(heads, weights, fades, begin, end, values, size, out, step)
-    codes = i8(values)
+    _weigh(heads, weights, fades, begin, end, near, far, ahead_near, ahead_far, size, out, step)
     for h in range(heads):
-        split_at = weights + h * (HEAD + 2 * BLOCK)
-        y, fade, scale = f32(out + 4 * h * step), f32(fades)[h], f32(split_at)[0]
-        high, low = i8(split_at + HEAD), i8(split_at + HEAD + BLOCK)
+        made = weights + h * (HEAD + 2 * CHUNK)
+        y, fade, scale = f32(out + 4 * h * step), f32(fades)[h], f32(made)[0]
+        high, low = i8(made + HEAD), i8(made + HEAD + CHUNK)
         for d in range(size // LANES * LANES, size):
             total = np.int32(0)
-            for t in range(FOUR * begin, FOUR * end):
+            for t in range(begin, end):
                 weight = np.int32(RADIX) * np.int32(high[t]) + np.int32(low[t])
-                total += weight * np.int32(codes[(t // FOUR * size + d) * FOUR + t % FOUR])
+                place = t % BLOCK
+                code = i8(near if t < BLOCK else far)[(place // FOUR * size + d) * FOUR + place % FOUR]
+                total += weight * np.int32(code)
             y[d] = y[d] * fade + scale * np.float32(total)
 
 
@@ -271,10 +303,53 @@ def _pad(x: int, size: int) -> None:
 
 
 @compiled
-def split_query(x: int, size: int, out: int) -> None:
-    """`split` of numbers at x, where there is room for whole vectors."""
+def split_query_bytes(size: int) -> int:
+    """What `split_query` makes of a query: its bytes, `size` floats in whole vectors, and one more."""
+    return split_bytes(size) + 4 * padded(size) + 4
+
+
+@compiled
+def split_query(x: int, size: int, mean: int, half: int, out: int) -> None:
+    """`split` of numbers at x, where there is room for whole vectors. And its product with the mean of keys, where
+    there is one: what cosines and sines are multiplied by, `half` of each, and what is not turned.
+    """
+    moved, q, m = f32(out + split_bytes(size)), f32(x), f32(mean)
+    rest = np.float32(0)
+    if mean != 0:
+        for d in range(half):
+            moved[d] = q[d] * m[d] + q[half + d] * m[half + d]
+            moved[half + d] = q[half + d] * m[d] - q[d] * m[half + d]
+        for d in range(2 * half, padded(2 * half)):
+            moved[d] = np.float32(0)
+        for d in range(2 * half, size):
+            rest += q[d] * m[d]
+    moved[padded(size)] = rest
     _pad(x, size)
     split(x, padded(size) // _SIXTEEN, out)
+
+
+@compiled
+def bases(queries: int, count: int, size: int, turns: int, half: int, out: int) -> None:
+    """The products of queries with the mean of keys, as it stands in a chunk: `turns` is the address of its cosines and
+    sines, 0 where there is no mean.
+    """
+    for n in range(count):
+        moved = queries + n * split_query_bytes(size) + split_bytes(size)
+        base = f32(moved)[padded(size)]
+        if turns != 0:
+            base += dot(moved, turns, padded(2 * half) // _SIXTEEN)
+        f32(out)[n] = base
+
+
+@compiled
+def take_mean(key: int, size: int, mean: int, turns: int, half: int) -> None:
+    """A key less the mean as it stands in its chunk."""
+    k, m, c, s = f32(key), f32(mean), f32(turns), f32(turns + 4 * half)
+    for d in range(half):
+        k[d] -= m[d] * c[d] - m[half + d] * s[d]
+        k[half + d] -= m[half + d] * c[d] + m[d] * s[d]
+    for d in range(2 * half, size):
+        k[d] -= m[d]
 
 
 @compiled

@@ -66,7 +66,7 @@ def _one_by_one(builder: Any, total: Any, w: Any, x: Any, signed: bool) -> Any:
     return total
 
 
-def _unsigned(builder: Any, total: Any, w: Any, x: Any) -> Any:
+def unsigned(builder: Any, total: Any, w: Any, x: Any) -> Any:
     """total + products of unsigned w with signed x, four to a lane."""
     if INSTRUCTIONS == "portable":
         return _one_by_one(builder, total, w, x, False)
@@ -84,10 +84,10 @@ def signed(builder: Any, totals: list[Any], w: Any, xs: list[Any]) -> list[Any]:
         return [_one_by_one(builder, total, w, x, True) for total, x in zip(totals, xs)]
     if INSTRUCTIONS == "vnni":
         moved = builder.xor(w, _fill(BYTES, 128))
-        return [_unsigned(builder, total, moved, x) for total, x in zip(totals, xs)]
+        return [unsigned(builder, total, moved, x) for total, x in zip(totals, xs)]
     size = call(builder, "x86.avx2.psign.b", BYTES, w, w)
     turned = [call(builder, "x86.avx2.psign.b", BYTES, x, w) for x in xs]
-    return [_unsigned(builder, total, size, x) for total, x in zip(totals, turned)]
+    return [unsigned(builder, total, size, x) for total, x in zip(totals, turned)]
 
 
 def _lines(builder: Any, kind: int, tile: Any, line: Any, part: int) -> list[tuple[int, Any]]:
@@ -139,7 +139,7 @@ def _emit(builder: Any, kind: int, count: int, args: Any) -> None:
                     if kind == INT8:
                         after = signed(builder, now, line, fours)
                     else:
-                        after = [_unsigned(builder, total, line, four) for total, four in zip(now, fours)]
+                        after = [unsigned(builder, total, line, four) for total, four in zip(now, fours)]
                     for row, total in zip(totals, after):
                         builder.store(total, row[part])
         for part in range(_PARTS):

@@ -73,7 +73,7 @@ def _fused(builder: Any, a: Any, b: Any, c: Any) -> Any:
     return builder.fadd(builder.fmul(a, b, flags=_CONTRACT), c, flags=_CONTRACT)
 
 
-def _exp(builder: Any, x: Any) -> Any:
+def exponential(builder: Any, x: Any) -> Any:
     """machine.exp of each; what is no number stays none."""
     x = builder.select(builder.fcmp_ordered("<", x, _all(-87.0)), _all(-87.0), x)
     x = builder.select(builder.fcmp_ordered(">", x, _all(88.0)), _all(88.0), x)
@@ -89,7 +89,7 @@ def _exp(builder: Any, x: Any) -> Any:
 
 
 def _sigmoid(builder: Any, x: Any) -> Any:
-    return builder.fdiv(_all(1.0), builder.fadd(_all(1.0), _exp(builder, builder.fmul(x, _all(-1.0)))))
+    return builder.fdiv(_all(1.0), builder.fadd(_all(1.0), exponential(builder, builder.fmul(x, _all(-1.0)))))
 
 
 def _silu(builder: Any, x: Any) -> Any:
@@ -117,7 +117,7 @@ def _gelu(builder: Any, x: Any) -> Any:
     p = _all(_TAIL[0])
     for factor in _TAIL[1:]:
         p = _fused(builder, p, t, _all(factor))
-    beyond = builder.fmul(builder.fmul(p, t), _exp(builder, builder.fmul(builder.fmul(z, z), _all(-1.0))))
+    beyond = builder.fmul(builder.fmul(p, t), exponential(builder, builder.fmul(builder.fmul(z, z), _all(-1.0))))
     positive = builder.select(builder.fcmp_ordered(">", x, _all(0.0)), x, _all(0.0))
     return builder.fsub(positive, builder.fmul(builder.fmul(size, _all(0.5)), beyond))
 
@@ -155,7 +155,7 @@ def _exponentials(count: int) -> Any:
             total: Any = _all(0.0)
             for part in range(count):
                 pointer = builder.gep(base, [ir.Constant(_I32, part)])
-                value = _exp(builder, builder.fsub(builder.load(pointer, align=4), most))
+                value = exponential(builder, builder.fsub(builder.load(pointer, align=4), most))
                 builder.store(value, pointer, align=4)
                 total = builder.fadd(total, value)
             return reduce(builder, total, builder.fadd)

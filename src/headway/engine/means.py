@@ -1,0 +1,97 @@
+"""What the keys of a model are on average. In 8 bits they are kept as they differ from that.
+
+Features of keys that hardly change from token to token are large in many models, and would take the few bits from the
+others. So before keys are turned by rotary positions, each layer has a mean of them. It belongs to the model, and hence
+is the same for all rows. Turned as the positions of a chunk are on average, it is taken from the keys of that chunk;
+what it would have added to the scores is added again (`rounded_keys.bases`). Where a position lies is all that this
+hangs on.
+
+The symbols that are read for the mean are the model's own: some are drawn, and after each what the model says follows
+them. Symbols that are only drawn have other means than texts do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from headway.engine.cache import grows
+from headway.engine.operations import BLOCK, CHUNK
+from headway.engine.rounded_keys import padded
+from headway.engine.rows import Piece
+from headway.engine.tiles import FP32
+from headway.layout import Layout
+from headway.nn.mixers.attention import SelfAttention
+from headway.nn.models import Transformer
+from headway.nn.models.block import Block
+
+if TYPE_CHECKING:
+    from headway.engine.decoder import Engine
+
+KeyMeans = Mapping[nn.Module, Float[Tensor, "G K"]]  # of the keys of mixers, before they are turned
+_SYMBOLS, _SEED = 64, 0
+
+
+def mean_keys(engine: Engine, model: Transformer) -> KeyMeans:
+    """Those of an engine's model, none where it keeps no keys. The engine keeps them in fp32."""
+    if not engine._own.size:
+        return {}
+    count = min(_SYMBOLS, model.config.context or _SYMBOLS)
+    chance = torch.Generator().manual_seed(_SEED)
+    ids = torch.randint(model.config.symbols, (count,), generator=chance).tolist()
+    logits = engine.compute([Piece(engine.open(count=1).rows[0], 0, ids, count)])
+    noise = -torch.empty_like(logits).exponential_(generator=chance).log()
+    ids = [ids[0], *(logits + noise).argmax(-1)[:-1].tolist()]  # one of each distribution (Gumbel 1954)
+    row = engine.open(count=1).rows[0]
+    engine.compute([Piece(row, 0, ids, count)])
+    content = np.stack([engine._own.view(block) for block in row.blocks]).view(np.float32)
+    found, start = {}, 0
+    for block in model.stack.blocks:
+        assert isinstance(block, Block)
+        mixer, stop = block.mixer, start + grows(block, FP32) // 4
+        if isinstance(mixer, SelfAttention):
+            keys = content[:, start:stop].reshape(len(content), mixer.groups, -1)[..., : mixer.size * BLOCK]
+            keys = keys.reshape(-1, mixer.groups, mixer.size, BLOCK).transpose(0, 3, 1, 2)
+            found[mixer] = _mean(mixer, keys.reshape(-1, mixer.groups, mixer.size)[:count])
+        start = stop
+    return found
+
+
+def _mean(mixer: SelfAttention, keys: Float[np.ndarray, "T G K"]) -> Float[Tensor, "G K"]:
+    """Of keys as they were before they were turned. Sums of numpy hang on no threads."""
+    if mixer.rotary is not None:
+        cos, sin = (part.numpy() for part in _angles(mixer, len(keys)))
+        half = cos.shape[-1]
+        a, b, size = keys[..., :half], keys[..., half : 2 * half], cos**2 + sin**2
+        keys = np.concatenate([(a * cos + b * sin) / size, (b * cos - a * sin) / size, keys[..., 2 * half :]], -1)
+    return torch.from_numpy(keys.mean(0, dtype=np.float64).astype(np.float32))
+
+
+def _angles(mixer: SelfAttention, length: int) -> tuple[Float[Tensor, "T 1 R"], Float[Tensor, "T 1 R"]]:
+    assert mixer.rotary is not None
+    cos, sin = mixer.rotary.angles(Layout.full(1, length), torch.zeros(1))
+    return cos[0], sin[0]
+
+
+def turns_by_chunk(cos: Float[Tensor, "*_ T 1 R"], sin: Float[Tensor, "*_ T 1 R"]) -> Float[Tensor, "N P"]:
+    """Cosines and sines of rotary positions, on average over each chunk: R of each, padded to whole vectors."""
+    means = [part.numpy().reshape(-1, CHUNK, part.shape[-1]).mean(1, dtype=np.float64) for part in (cos, sin)]
+    both = torch.from_numpy(np.concatenate(means, -1).astype(np.float32))
+    return nn.functional.pad(both, (0, padded(both.shape[-1]) - both.shape[-1]))
+
+
+def mean_by_position(mixer: SelfAttention, mean: Float[Tensor, "G K"], length: int) -> Float[Tensor, "T G K"]:
+    """What is taken from the keys of positions 0 to `length` and somewhat more."""
+    if mixer.rotary is None:
+        return mean.expand(-(-length // CHUNK) * CHUNK, *mean.shape)
+    cos, sin = _angles(mixer, -(-length // CHUNK) * CHUNK)
+    half = cos.shape[-1]
+    cos, sin = turns_by_chunk(cos, sin)[:, None, : 2 * half].split(half, -1)
+    a, b = mean[:, :half], mean[:, half : 2 * half]
+    rest = mean[:, 2 * half :].expand(len(cos), -1, -1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin, rest], -1).repeat_interleave(CHUNK, 0)

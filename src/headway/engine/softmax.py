@@ -1,0 +1,163 @@
+"""Scores of a chunk of positions become weights in one pass: exp(score - maximum), 0 where a query sees nothing.
+
+What chunks before have left is multiplied by the same factor for all of them where the maximum grows (Milakov and
+Gimelshein 2018).
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+from llvmlite import ir
+
+from headway.engine.machine import _F32, _I8, _I32, _I64, cgutils, compiled, f32, intrinsic, types
+from headway.engine.operations import BLOCK, CHUNK
+from headway.engine.vectors import call, exponential, reduce, spread
+
+LOWEST = np.float32(-3.0e38)  # below all scores
+RADIX_BITS = 7  # of whole numbers as two bytes
+RADIX = 1 << RADIX_BITS
+MOST = 127 * RADIX  # the largest of them
+_SIXTEEN = 16
+_NUMBERS, _WHOLE, _CODES = (ir.VectorType(kind, _SIXTEEN) for kind in (_F32, _I32, _I8))
+_PARTS = CHUNK // _SIXTEEN
+
+
+class _Softened(NamedTuple):
+    """Code for the weights of a chunk, sixteen at a time, and by what former ones are multiplied."""
+
+    weights: list[Any]
+    seen: list[Any]
+    fade: Any
+
+
+def _number(value: int) -> ir.Constant:
+    return ir.Constant(_I64, value)
+
+
+def _at(builder: Any, address: Any, offset: int, kind: ir.Type) -> Any:
+    return builder.inttoptr(builder.add(address, _number(offset)), kind.as_pointer())
+
+
+def _load(builder: Any, address: Any, part: int) -> Any:
+    """The next sixteen floats."""
+    return builder.load(_at(builder, address, 4 * _SIXTEEN * part, _NUMBERS), align=4)
+
+
+def _larger(builder: Any, a: Any, b: Any) -> Any:
+    return builder.select(builder.fcmp_ordered(">", a, b), a, b)
+
+
+def _folded(values: list[Any], join: Any) -> Any:
+    """One vector of several, by halves."""
+    while len(values) > 1:
+        values = [join(*values[n : n + 2]) for n in range(0, len(values), 2)]
+    return values[0]
+
+
+def _emit(builder: Any, scores: Any, begin: Any, end: Any, piece: Any) -> _Softened:
+    lanes = [ir.Constant(_WHOLE, [_SIXTEEN * part + i for i in range(_SIXTEEN)]) for part in range(_PARTS)]
+    bounds = [spread(builder, builder.trunc(bound, _I32), _WHOLE) for bound in (begin, end)]
+    seen = [
+        builder.and_(builder.icmp_signed(">=", lane, bounds[0]), builder.icmp_signed("<", lane, bounds[1]))
+        for lane in lanes
+    ]
+    nothing, zero = ir.Constant(_NUMBERS, [float(LOWEST)] * _SIXTEEN), ir.Constant(_NUMBERS, [0.0] * _SIXTEEN)
+    found = [builder.select(mask, _load(builder, scores, part), nothing) for part, mask in enumerate(seen)]
+    larger = partial(_larger, builder)
+    before, summed = (_at(builder, piece, 4 * n, _F32) for n in range(2))
+    old = builder.load(before)
+    top = larger(reduce(builder, _folded(found, larger), larger), old)
+    most = spread(builder, top, _NUMBERS)
+    powers = [exponential(builder, builder.fsub(value, most)) for value in found]
+    weights = [builder.select(mask, power, zero) for mask, power in zip(seen, powers)]
+    total = reduce(builder, _folded(weights, builder.fadd), builder.fadd)
+    faded = exponential(builder, spread(builder, builder.fsub(old, top), _NUMBERS))
+    fade = builder.extract_element(faded, ir.Constant(_I32, 0))
+    builder.store(top, before)
+    kept = builder.fmul(builder.load(summed), fade, flags=("contract",))
+    builder.store(builder.fadd(kept, total, flags=("contract",)), summed)
+    return _Softened(weights, seen, fade)
+
+
+@intrinsic
+def soften(typing: Any, scores: Any, begin: Any, end: Any, piece: Any) -> Any:
+    """CHUNK scores become weights in place, of positions `begin` to `end`. The maximum and the sum, which a piece
+    begins with, follow; returns by what former weights must be multiplied.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        made = _emit(builder, *args)
+        for part, weight in enumerate(made.weights):
+            builder.store(weight, _at(builder, args[0], 4 * _SIXTEEN * part, _NUMBERS), align=4)
+        return made.fade
+
+    return types.float32(*[types.int64] * 4), generate
+
+
+@intrinsic
+def soften_rounded(
+    typing: Any, scores: Any, begin: Any, end: Any, piece: Any, near: Any, far: Any, out: Any, codes: Any
+) -> Any:
+    """`soften`, of which there remain weights x scales of values (BLOCK at `near` and at `far`) as whole numbers: at
+    `out` a scale, at `codes` CHUNK bytes and then CHUNK more; number = scale (RADIX first + second), both below RADIX.
+    What is no number makes the scale none.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        scores, begin, end, piece, near, far, out, codes = args
+        made = _emit(builder, scores, begin, end, piece)
+        zero, half = ir.Constant(_NUMBERS, [0.0] * _SIXTEEN), BLOCK // _SIXTEEN
+        scales = [_load(builder, base, part) for base in (near, far) for part in range(half)]
+        scaled = [
+            builder.select(mask, builder.fmul(weight, scale), zero)
+            for mask, weight, scale in zip(made.seen, made.weights, scales)
+        ]
+
+        def above(a: Any, b: Any) -> Any:  # in the order of bits NaN is the largest of what is not negative
+            return builder.select(builder.icmp_unsigned(">", a, b), a, b)
+
+        sizes = ir.Constant(_WHOLE, [0x7FFFFFFF] * _SIXTEEN)
+        bits = [builder.and_(builder.bitcast(value, _WHOLE), sizes) for value in scaled]
+        largest = builder.bitcast(reduce(builder, _folded(bits, above), above), _F32)
+        most, nought = ir.Constant(_F32, float(MOST)), ir.Constant(_F32, 0.0)
+        factor = builder.select(builder.fcmp_ordered(">", largest, nought), builder.fdiv(most, largest), nought)
+        builder.store(builder.fdiv(largest, most), builder.inttoptr(out, _F32.as_pointer()))
+        moved, low = (ir.Constant(_WHOLE, [value] * _SIXTEEN) for value in (RADIX_BITS, RADIX - 1))
+        factors = spread(builder, factor, _NUMBERS)
+        for part, value in enumerate(scaled):
+            whole = builder.fptosi(call(builder, "rint.v16f32", _NUMBERS, builder.fmul(value, factors)), _WHOLE)
+            for place, code in ((0, builder.lshr(whole, moved)), (CHUNK, builder.and_(whole, low))):
+                at = _at(builder, codes, place + _SIXTEEN * part, _CODES)
+                builder.store(builder.trunc(code, _CODES), at, align=1)
+        return made.fade
+
+    return types.float32(*[types.int64] * 8), generate
+
+
+@compiled
+def nothing(piece: int, size: int) -> None:
+    """A piece that has seen no position: its maximum, its sum, and the weighted values."""
+    result = f32(piece)
+    result[0], result[1] = LOWEST, np.float32(0)
+    for d in range(size):
+        result[2 + d] = np.float32(0)
+
+
+@intrinsic
+def dot(typing: Any, a: Any, b: Any, vectors: Any) -> Any:
+    """The sum of products of so many times sixteen floats."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        total = cgutils.alloca_once(builder, _NUMBERS)
+        builder.store(ir.Constant(_NUMBERS, [0.0] * _SIXTEEN), total)
+        with cgutils.for_range(builder, args[2]) as loop:
+            step = builder.mul(loop.index, _number(4 * _SIXTEEN))
+            one, other = (_load(builder, builder.add(base, step), 0) for base in args[:2])
+            product = builder.fmul(one, other, flags=("contract",))
+            builder.store(builder.fadd(builder.load(total), product, flags=("contract",)), total)
+        return reduce(builder, builder.load(total), builder.fadd)
+
+    return types.float32(*[types.int64] * 3), generate
