@@ -8,7 +8,7 @@ import numpy as np
 from llvmlite import ir
 
 from headway.engine import matrix_unit
-from headway.engine.dots import DOT_ROOM, PLAIN_ROWS, dots
+from headway.engine.dots import FEW, MANY, PANEL_ROOM, TILES, few_dots, many_dots
 from headway.engine.machine import (
     _F32,
     F32,
@@ -185,13 +185,15 @@ def larger_tile(values: int, bias: int, row: int, y: int, stride: int, count: in
 
 
 AT_ONCE = BLOCKS * BLOCK_ROWS  # rows of numbers that a tile is multiplied with before its products are stored
-SPAN = 8  # tiles that all rows of numbers are multiplied with before the next ones, so that results fill pages
+SPAN = TILES  # that all rows of numbers are multiplied with before the next ones, so that results fill pages
 _PART = 1 << 15  # bytes of weights that a thread takes at once, a microsecond or two of memory
 _HELPED = 4  # threads of whose shares one takes parts, itself among them
-_RESULTS = max(AT_ONCE, PLAIN_ROWS) * LINE  # bytes
+_RESULTS = AT_ONCE * LINE  # bytes
 _UNIT_ROOM = matrix_unit.ROOM
 _UNIT = 4 * _RESULTS  # where the matrix unit's room begins
-ROOM = 64 + _UNIT + max(_UNIT_ROOM + matrix_unit.CONFIGURATION, DOT_ROOM)  # of scratch of a product
+_APART = MANY * LINE  # bytes from the results of a tile to those of the next
+_PANELS = 2 * SPAN * _APART  # where the room of fp32's panels begins
+ROOM = 64 + max(_UNIT + _UNIT_ROOM + matrix_unit.CONFIGURATION, _PANELS + PANEL_ROOM)  # of scratch of a product
 
 
 @compiled
@@ -225,7 +227,7 @@ def _sixteen(
     begin with a tile, two tiles have them.
     """
     if kind == FP32:
-        dots(w + row * 4 * columns, min(TILE, rows - row), columns, x, stride, out, LINE, count, room + _UNIT)
+        few_dots(w + row * 4 * columns, min(TILE, rows - row), columns, x, stride, count, out)
         return
     groups = groups_of(columns)
     tile, shift = row // TILE, row % TILE
@@ -244,21 +246,48 @@ def _sixteen(
 
 
 @compiled
+def _tiles(
+    kind: int, w: int, ws: int, row: int, tiles: int, rows: int, columns: int, x: int, stride: int, xs: int, corr: int,
+    out: int, room: int, count: int,
+) -> None:  # fmt: skip
+    """`_sixteen` of so many tiles, _APART."""
+    if kind == FP32 and count > FEW:
+        here = min(tiles * TILE, rows - row)
+        many_dots(w + row * 4 * columns, here, columns, x, stride, count, out, room + _PANELS)
+    else:
+        _sixteen(kind, w, ws, row, rows, columns, x, stride, xs, corr, out, room, count)
+
+
+@compiled
+def _at_once(kind: int, rows: int) -> tuple[int, int]:
+    """How many of so many rows of numbers are multiplied before the products are stored, and with how many tiles."""
+    if kind == FP32 and rows > FEW:
+        parts = (rows + MANY - 1) // MANY
+        return (rows + parts - 1) // parts, SPAN
+    return min(AT_ONCE, rows), 1
+
+
+@compiled
 def _multiply(
     kind: int, w: int, ws: int, bias: int, x: int, xs: int, corr: int, stride: int, y: int, y_stride: int, start: int,
     rows: int, whole: int, columns: int, batch: int, mode: int, code: int, cap: F32, scale: F32, room: int,
     first: int, last: int,
 ) -> None:  # fmt: skip
-    groups, most = groups_of(columns), PLAIN_ROWS if kind == FP32 else AT_ONCE
+    groups = groups_of(columns)
     for span in range(first, last, SPAN):
-        for b in range(0, batch, most):
-            count, step = min(most, batch - b), 4 * b * groups
-            numbers = x + b * stride
-            for t in range(span, min(span + SPAN, last)):
-                row = start + t * TILE
-                _sixteen(kind, w, ws, row, whole, columns, numbers, stride, xs + step, corr + step, room, room, count)
-                out, here = y + b * y_stride, min(TILE, rows - t * TILE)
-                store_tile(mode, code, out, y_stride, t * TILE, room, count, here, bias, cap, scale)
+        b = 0
+        while b < batch:
+            count, most = _at_once(kind, batch - b)
+            step, numbers = 4 * b * groups, x + b * stride
+            for t in range(span, min(span + SPAN, last), most):
+                row, tiles = start + t * TILE, min(most, last - t)
+                _tiles(
+                    kind, w, ws, row, tiles, whole, columns, numbers, stride, xs + step, corr + step, room, room, count
+                )
+                for tile in range(t, t + tiles):
+                    out, values, here = y + b * y_stride, room + (tile - t) * _APART, min(TILE, rows - tile * TILE)
+                    store_tile(mode, code, out, y_stride, tile * TILE, values, count, here, bias, cap, scale)
+            b += count
 
 
 @compiled
@@ -266,29 +295,32 @@ def _gated(
     kind: int, w: int, ws: int, bias: int, x: int, xs: int, corr: int, stride: int, y: int, y_stride: int, rows: int,
     columns: int, batch: int, code: int, room: int, first: int, last: int,
 ) -> None:  # fmt: skip
-    groups, each = groups_of(columns), TILE // 2 if code == MAXOUT else TILE
-    gates, ups, most = room, room + _RESULTS, PLAIN_ROWS if kind == FP32 else AT_ONCE
+    groups, each, pairs = groups_of(columns), TILE // 2 if code == MAXOUT else TILE, code == MAXOUT
     for span in range(first, last, SPAN):
-        for b in range(0, batch, most):
-            count, step = min(most, batch - b), 4 * b * groups
-            numbers, scales, sums = x + b * stride, xs + step, corr + step
-            for t in range(span, min(span + SPAN, last)):
-                unit, here = t * each, min(each, rows - t * each)
-                row = 2 * unit if code == MAXOUT else unit
-                _sixteen(kind, w, ws, row, 2 * rows, columns, numbers, stride, scales, sums, gates, room, count)
-                if code != MAXOUT:
+        b = 0
+        while b < batch:
+            count, most = _at_once(kind, batch - b)
+            step, numbers, out = 4 * b * groups, x + b * stride, y + b * y_stride
+            scales, sums, ups = xs + step, corr + step, room + (_RESULTS if most == 1 else SPAN * _APART)
+            for t in range(span, min(span + SPAN, last), most):
+                row, tiles = t * TILE, min(most, last - t)
+                _tiles(kind, w, ws, row, tiles, 2 * rows, columns, numbers, stride, scales, sums, room, room, count)
+                if not pairs:
                     row += rows
-                    _sixteen(kind, w, ws, row, 2 * rows, columns, numbers, stride, scales, sums, ups, room, count)
-                if code == MAXOUT:
-                    larger_tile(gates, bias, unit, y + b * y_stride, y_stride, count, here)
-                else:
-                    gate_tile(code, gates, ups, bias, unit, rows, y + b * y_stride, y_stride, count, here)
+                    _tiles(kind, w, ws, row, tiles, 2 * rows, columns, numbers, stride, scales, sums, ups, room, count)
+                for tile in range(t, t + tiles):
+                    unit, here, at = tile * each, min(each, rows - tile * each), (tile - t) * _APART
+                    if pairs:
+                        larger_tile(room + at, bias, unit, out, y_stride, count, here)
+                    else:
+                        gate_tile(code, room + at, ups + at, bias, unit, rows, out, y_stride, count, here)
+            b += count
 
 
 @compiled
 def _tiles_of_part(kind: int, columns: int, batch: int) -> int:
     tile = TILE * 4 * columns if kind == FP32 else groups_of(columns) * (TILE8 if kind == INT8 else TILE4)
-    return SPAN if batch > BLOCK_ROWS else max(1, min(SPAN, _PART // tile))
+    return SPAN if batch > (FEW if kind == FP32 else BLOCK_ROWS) else max(1, min(SPAN, _PART // tile))
 
 
 @compiled
