@@ -30,8 +30,9 @@ MANY = 256  # at most, that lie near while panels go by
 TILES = 8  # of weights, whose panels lie near at once
 _ABREAST = 2 if _FULL else 1  # panels that rows of numbers meet at once
 _ROWS = 14 if _FULL else 6  # of numbers, for whose sums with so many panels there are registers
-_COLUMNS = 256
+_COLUMNS = 256  # at most, that are summed one after the other
 _STEP = 16  # columns: a line of memory of each row of weights
+_AHEAD = 192  # columns that weights are called for before they are used
 _PANEL = _COLUMNS * LINE
 PANEL_ROOM = TILES * _PANEL
 
@@ -87,25 +88,30 @@ def _four_columns(builder: Any, rows: list[Any], column: Any) -> list[Any]:
     ]
 
 
-def _each_column(
-    builder: Any, w: Any, size: Any, rows: Any, begin: Any, end: Any, use: Callable[[Any, Any], None]
-) -> None:
-    """Have `use` write what becomes of each column of _LANES rows of weights, a vector and its number. From `rows` on
-    the last row stands for those that are not there.
-    """
-    last = builder.sub(rows, _word(1))
-    bases = []
+def _weights(builder: Any, w: Any, columns: Any, rows: Any) -> list[Any]:
+    """Where _LANES rows begin. From `rows` on the last row stands for those that are not there."""
+    last, bases = builder.sub(rows, _word(1)), []
     for n in range(_LANES):
         row = builder.select(builder.icmp_signed("<", _word(n), rows), _word(n), last)
-        bases.append(_pointer(builder, builder.add(w, builder.mul(row, size))))
+        bases.append(builder.gep(_pointer(builder, w), [builder.mul(row, columns)]))
+    return bases
+
+
+def _each_column(
+    builder: Any, bases: list[Any], columns: Any, begin: Any, end: Any, use: Callable[[Any, Any], None]
+) -> None:
+    """Have `use` write what becomes of columns `begin` to `end` of _LANES rows of weights: of each a vector, and its
+    number.
+    """
+    after = builder.mul(columns, _word(_LANES - 1))
     count = builder.sdiv(builder.sub(end, begin), _word(_STEP))
     whole = builder.add(begin, builder.mul(count, _word(_STEP)))
     with cgutils.for_range_slice(builder, begin, whole, _word(_STEP)) as (column, _):
-        # Of the rows that follow, as much as is used up of these.
-        ahead = builder.add(builder.mul(size, _word(_LANES)), builder.mul(column, _word(4 * _LANES)))
-        ahead = builder.add(w, ahead)
-        for n in range(_LANES):
-            call_for(builder, builder.inttoptr(builder.add(ahead, _word(64 * n)), _I8.as_pointer()))
+        # What is wanted soon, of the same rows or of those that follow.
+        ahead = builder.add(column, _word(_AHEAD))
+        ahead = builder.select(builder.icmp_signed("<", ahead, columns), ahead, builder.add(ahead, after))
+        for base in bases:
+            call_for(builder, builder.gep(base, [ahead]))
         for four in range(0, _STEP, 4):
             here = builder.add(column, _word(four))
             for n, weights in enumerate(_four_columns(builder, bases, here)):
@@ -119,8 +125,10 @@ def _each_column(
 
 
 def _sums(builder: Any, count: int) -> list[Any]:
-    zero = ir.Constant(_NUMBERS, [0.0] * _LANES)
-    return [cgutils.alloca_once_value(builder, zero) for _ in range(count)]
+    sums = [cgutils.alloca_once(builder, _NUMBERS) for _ in range(count)]
+    for total in sums:
+        builder.store(ir.Constant(_NUMBERS, [0.0] * _LANES), total)
+    return sums
 
 
 def _put(builder: Any, sums: list[Any], places: list[Any], begin: Any) -> None:
@@ -142,50 +150,61 @@ def _rows(builder: Any, base: Any, stride: Any, count: int) -> list[Any]:
 
 
 def _emit_few(builder: Any, count: int, args: Any) -> None:
-    w, size, rows, x, stride, begin, end, out = args
-    numbers, sums = _rows(builder, x, stride, count), _sums(builder, count)
-
-    def use(weights: Any, column: Any) -> None:
-        for base, total in zip(numbers, sums):
-            number = spread(builder, builder.load(builder.gep(base, [column])), _NUMBERS)
-            builder.store(_fused(builder, weights, number, builder.load(total)), total)
-
-    _each_column(builder, w, size, rows, begin, end, use)
+    w, rows, columns, block, x, stride, out = args
+    weights, numbers = _weights(builder, w, columns, rows), _rows(builder, x, stride, count)
     places = [_vector(builder, base, _word(0)) for base in _rows(builder, out, _word(LINE), count)]
-    _put(builder, sums, places, begin)
+    with cgutils.for_range_slice(builder, _word(0), columns, block) as (begin, _):
+        sums = _sums(builder, count)
+
+        def use(weights: Any, column: Any) -> None:
+            for base, total in zip(numbers, sums):
+                number = spread(builder, builder.load(builder.gep(base, [column])), _NUMBERS)
+                builder.store(_fused(builder, weights, number, builder.load(total)), total)
+
+        end = builder.add(begin, block)
+        end = builder.select(builder.icmp_signed("<", end, columns), end, columns)
+        _each_column(builder, weights, columns, begin, end, use)
+        _put(builder, sums, places, begin)
 
 
 @intrinsic
-def _few(
-    typing: Any, count: Any, w: Any, size: Any, rows: Any, x: Any, stride: Any, begin: Any, end: Any, out: Any
-) -> Any:
-    """Products of _LANES rows of weights, `size` bytes each, with up to FEW rows of numbers, columns `begin` to `end`,
-    added at `out` to those of the columns before.
-    """
+def _few(typing: Any, count: Any, w: Any, rows: Any, columns: Any, block: Any, x: Any, stride: Any, out: Any) -> Any:
+    """Products of _LANES rows of weights with up to FEW rows of numbers."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         choose(builder, args[0], {n: partial(_emit_few, builder, n, args[1:]) for n in range(1, FEW + 1)})
         return context.get_dummy_value()
 
-    return types.void(*[types.int64] * 9), generate
+    return types.void(*[types.int64] * 8), generate
 
 
 @intrinsic
-def _transpose(typing: Any, w: Any, size: Any, rows: Any, begin: Any, end: Any, panel: Any) -> Any:
+def _transpose(typing: Any, w: Any, rows: Any, columns: Any, begin: Any, end: Any, panel: Any) -> Any:
     """Columns `begin` to `end` of _LANES rows of weights, a line of the panel each."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        *where, panel = args
+        w, rows, columns, begin, end, panel = args
         base = _pointer(builder, panel)
 
         def use(weights: Any, column: Any) -> None:
-            line = builder.mul(builder.sub(column, where[3]), _word(TILE))
+            line = builder.mul(builder.sub(column, begin), _word(TILE))
             builder.store(weights, _vector(builder, base, line), align=4)
 
-        _each_column(builder, *where, use)
+        _each_column(builder, _weights(builder, w, columns, rows), columns, begin, end, use)
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * 6), generate
+
+
+@intrinsic
+def _call(typing: Any, place: Any) -> Any:
+    """Have a line of memory brought near."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        call_for(builder, builder.inttoptr(args[0], _I8.as_pointer()))
+        return context.get_dummy_value()
+
+    return types.void(types.int64), generate
 
 
 def _emit_many(builder: Any, count: int, args: Any) -> None:
@@ -228,35 +247,54 @@ def _many(
 
 
 @compiled
-def few_dots(w: int, rows: int, columns: int, x: int, stride: int, count: int, out: int) -> None:
-    """The products of up to TILE neighbouring rows of weights with up to FEW rows of numbers, [count, 16] at `out`."""
-    size = 4 * columns
-    for part in range(0, min(rows, TILE), _LANES):
-        for begin in range(0, columns, _COLUMNS):
-            end, to = min(begin + _COLUMNS, columns), out + 4 * part
-            _few(count, w + part * size, size, rows - part, x, stride, begin, end, to)
+def _block(columns: int) -> int:
+    """How many columns are summed at once: lines of memory, _COLUMNS at most, as equal as can be."""
+    parts = (columns + _COLUMNS - 1) // _COLUMNS
+    return ((columns + parts - 1) // parts + _STEP - 1) // _STEP * _STEP
 
 
 @compiled
-def many_dots(w: int, rows: int, columns: int, x: int, stride: int, count: int, out: int, room: int) -> None:
+def few_dots(w: int, rows: int, columns: int, x: int, stride: int, count: int, out: int) -> None:
+    """The products of up to TILE neighbouring rows of weights with up to FEW rows of numbers, [count, 16] at `out`."""
+    for row in range(0, min(rows, TILE), _LANES):
+        _few(count, w + 4 * row * columns, rows - row, columns, _block(columns), x, stride, out + 4 * row)
+
+
+@compiled
+def _call_ahead(w: int, columns: int, begin: int, end: int, first: int, last: int) -> None:
+    """Have those columns of rows `first` to `last` brought near."""
+    for row in range(first, last):
+        for place in range(w + 4 * (row * columns + begin), w + 4 * (row * columns + end), LINE):
+            _call(place)
+
+
+@compiled
+def many_dots(
+    w: int, rows: int, columns: int, x: int, stride: int, count: int, out: int, room: int, follows: int
+) -> None:
     """The products of up to TILES tiles of neighbouring rows of weights with FEW to MANY rows of numbers, [tiles, MANY,
-    16] at `out`. `room` has PANEL_ROOM bytes.
+    16] at `out`. `room` has PANEL_ROOM bytes. Rows at `follows` are wanted next; 0: none.
     """
-    size, turns, last = 4 * columns, (count + _ROWS - 1) // _ROWS, (rows - 1) // TILE
-    for begin in range(0, columns, _COLUMNS):
-        end = min(begin + _COLUMNS, columns)
+    turns, tiles, block = (count + _ROWS - 1) // _ROWS, (rows + TILE - 1) // TILE, _block(columns)
+    calls = turns * ((tiles + _ABREAST - 1) // _ABREAST)
+    for begin in range(0, columns, block):
+        end, done = min(begin + block, columns), 0
         for row in range(0, rows, _LANES):
             panel = room + row // TILE * _PANEL + 4 * (row % TILE)
-            _transpose(w + row * size, size, rows - row, begin, end, panel)
+            _transpose(w + 4 * row * columns, rows - row, columns, begin, end, panel)
         for turn in range(turns):
             low, high = share(count, turn, turns)
-            numbers = x + low * stride + 4 * begin
-            for tile in range(0, last + 1, _ABREAST):
-                # An odd tile at the end is met twice.
-                other, to = min(tile + _ABREAST - 1, last), out + low * LINE
+            for tile in range(0, tiles, _ABREAST):
+                first, last = share(rows, done, calls)
+                if end < columns:
+                    _call_ahead(w, columns, end, min(end + block, columns), first, last)
+                elif follows != 0:
+                    _call_ahead(follows, columns, 0, block, first, last)
+                done += 1
+                other = min(tile + _ABREAST, tiles) - 1  # an odd tile at the end is met twice
                 _many(
-                    high - low, room + tile * _PANEL, room + other * _PANEL, numbers, stride, end - begin, begin,
-                    to + tile * MANY * LINE, to + other * MANY * LINE,
+                    high - low, room + tile * _PANEL, room + other * _PANEL, x + low * stride + 4 * begin, stride,
+                    end - begin, begin, out + (tile * MANY + low) * LINE, out + (other * MANY + low) * LINE,
                 )  # fmt: skip
 
 

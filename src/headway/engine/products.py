@@ -247,13 +247,13 @@ def _sixteen(
 
 @compiled
 def _tiles(
-    kind: int, w: int, ws: int, row: int, tiles: int, rows: int, columns: int, x: int, stride: int, xs: int, corr: int,
-    out: int, room: int, count: int,
+    kind: int, w: int, ws: int, row: int, tiles: int, follows: int, rows: int, columns: int, x: int, stride: int,
+    xs: int, corr: int, out: int, room: int, count: int,
 ) -> None:  # fmt: skip
-    """`_sixteen` of so many tiles, _APART."""
+    """`_sixteen` of so many tiles, whose products lie _APART. Rows from `follows` on come next."""
     if kind == FP32 and count > FEW:
-        here = min(tiles * TILE, rows - row)
-        many_dots(w + row * 4 * columns, here, columns, x, stride, count, out, room + _PANELS)
+        here, ahead = min(tiles * TILE, rows - row), w + follows * 4 * columns if follows < rows else 0
+        many_dots(w + row * 4 * columns, here, columns, x, stride, count, out, room + _PANELS, ahead)
     else:
         _sixteen(kind, w, ws, row, rows, columns, x, stride, xs, corr, out, room, count)
 
@@ -282,8 +282,9 @@ def _multiply(
             for t in range(span, min(span + SPAN, last), most):
                 row, tiles = start + t * TILE, min(most, last - t)
                 _tiles(
-                    kind, w, ws, row, tiles, whole, columns, numbers, stride, xs + step, corr + step, room, room, count
-                )
+                    kind, w, ws, row, tiles, row + tiles * TILE, whole, columns, numbers, stride, xs + step,
+                    corr + step, room, room, count,
+                )  # fmt: skip
                 for tile in range(t, t + tiles):
                     out, values, here = y + b * y_stride, room + (tile - t) * _APART, min(TILE, rows - tile * TILE)
                     store_tile(mode, code, out, y_stride, tile * TILE, values, count, here, bias, cap, scale)
@@ -304,10 +305,16 @@ def _gated(
             scales, sums, ups = xs + step, corr + step, room + (_RESULTS if most == 1 else SPAN * _APART)
             for t in range(span, min(span + SPAN, last), most):
                 row, tiles = t * TILE, min(most, last - t)
-                _tiles(kind, w, ws, row, tiles, 2 * rows, columns, numbers, stride, scales, sums, room, room, count)
+                after = row + tiles * TILE
+                _tiles(
+                    kind, w, ws, row, tiles, after if pairs else row + rows, 2 * rows, columns, numbers, stride, scales,
+                    sums, room, room, count,
+                )  # fmt: skip
                 if not pairs:
-                    row += rows
-                    _tiles(kind, w, ws, row, tiles, 2 * rows, columns, numbers, stride, scales, sums, ups, room, count)
+                    _tiles(
+                        kind, w, ws, row + rows, tiles, after, 2 * rows, columns, numbers, stride, scales, sums, ups,
+                        room, count,
+                    )  # fmt: skip
                 for tile in range(t, t + tiles):
                     unit, here, at = tile * each, min(each, rows - tile * each), (tile - t) * _APART
                     if pairs:
