@@ -33,6 +33,7 @@ _ROWS = 14 if _FULL else 6  # of numbers, for whose sums with so many panels the
 _COLUMNS = 256  # at most, that are summed one after the other
 _STEP = 16  # columns: a line of memory of each row of weights
 _AHEAD = 192  # columns that weights are called for before they are used
+_PAGE = 4096  # bytes
 _PANEL = _COLUMNS * LINE
 PANEL_ROOM = TILES * _PANEL
 
@@ -98,20 +99,21 @@ def _weights(builder: Any, w: Any, columns: Any, rows: Any) -> list[Any]:
 
 
 def _each_column(
-    builder: Any, bases: list[Any], columns: Any, begin: Any, end: Any, use: Callable[[Any, Any], None]
+    builder: Any,
+    bases: list[Any],
+    begin: Any,
+    end: Any,
+    use: Callable[[Any, Any], None],
+    ahead: Callable[[Any], None] | None = None,
 ) -> None:
     """Have `use` write what becomes of columns `begin` to `end` of _LANES rows of weights: of each a vector, and its
-    number.
+    number. `ahead` comes before each line of columns, of which it is given the first.
     """
-    after = builder.mul(columns, _word(_LANES - 1))
     count = builder.sdiv(builder.sub(end, begin), _word(_STEP))
     whole = builder.add(begin, builder.mul(count, _word(_STEP)))
     with cgutils.for_range_slice(builder, begin, whole, _word(_STEP)) as (column, _):
-        # What is wanted soon, of the same rows or of those that follow.
-        ahead = builder.add(column, _word(_AHEAD))
-        ahead = builder.select(builder.icmp_signed("<", ahead, columns), ahead, builder.add(ahead, after))
-        for base in bases:
-            call_for(builder, builder.gep(base, [ahead]))
+        if ahead is not None:
+            ahead(column)
         for four in range(0, _STEP, 4):
             here = builder.add(column, _word(four))
             for n, weights in enumerate(_four_columns(builder, bases, here)):
@@ -122,6 +124,27 @@ def _each_column(
             weight = builder.load(builder.gep(base, [column]))
             weights = builder.insert_element(weights, weight, ir.Constant(_I32, n))
         use(weights, column)
+
+
+def _call_rows(builder: Any, w: Any, bases: list[Any], columns: Any, column: Any) -> None:
+    """Have as many weights as a line of each row has brought near, which are wanted soon.
+
+    Rows that fill pages are foreseen by the processor, and weights are called for a little before that. Several shorter
+    ones lie in a page, which it does not follow: so the rows after these are called for in the order of memory.
+    """
+    short = builder.icmp_signed("<", columns, _word(_PAGE // 4))
+    with builder.if_else(short) as (in_order, by_row):
+        with in_order:
+            start = builder.mul(builder.add(columns, column), _word(_LANES))
+            place = builder.gep(_pointer(builder, w), [start])
+            for n in range(_LANES):
+                call_for(builder, builder.gep(place, [_word(LINE // 4 * n)]), cache=2)
+        with by_row:
+            soon = builder.add(column, _word(_AHEAD))
+            after = builder.add(soon, builder.mul(columns, _word(_LANES - 1)))
+            soon = builder.select(builder.icmp_signed("<", soon, columns), soon, after)
+            for base in bases:
+                call_for(builder, builder.gep(base, [soon]))
 
 
 def _sums(builder: Any, count: int) -> list[Any]:
@@ -163,7 +186,7 @@ def _emit_few(builder: Any, count: int, args: Any) -> None:
 
         end = builder.add(begin, block)
         end = builder.select(builder.icmp_signed("<", end, columns), end, columns)
-        _each_column(builder, weights, columns, begin, end, use)
+        _each_column(builder, weights, begin, end, use, partial(_call_rows, builder, w, weights, columns))
         _put(builder, sums, places, begin)
 
 
@@ -190,7 +213,7 @@ def _transpose(typing: Any, w: Any, rows: Any, columns: Any, begin: Any, end: An
             line = builder.mul(builder.sub(column, begin), _word(TILE))
             builder.store(weights, _vector(builder, base, line), align=4)
 
-        _each_column(builder, _weights(builder, w, columns, rows), columns, begin, end, use)
+        _each_column(builder, _weights(builder, w, columns, rows), begin, end, use)
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * 6), generate
