@@ -34,6 +34,9 @@ _COLUMNS = 256  # at most, that are summed one after the other
 _STEP = 16  # columns: a line of memory of each row of weights
 _AHEAD = 192  # columns that weights are called for before they are used
 _PAGE = 4096  # bytes
+_IN_ORDER = (
+    "contract",
+)  # without a flag of its own an addition gets the compiler's, which let sums change their order
 _PANEL = _COLUMNS * LINE
 PANEL_ROOM = TILES * _PANEL
 
@@ -54,7 +57,11 @@ def _fused(builder: Any, a: Any, b: Any, c: Any) -> Any:
     """a b + c, rounded once wherever the processor can: said explicitly, as compilers may do either."""
     if FEATURES.get("fma", True):
         return call(builder, f"fma.v{_LANES}f32", _NUMBERS, a, b, c)
-    return builder.fadd(builder.fmul(a, b), c)
+    return _added(builder, c, builder.fmul(a, b, flags=_IN_ORDER))
+
+
+def _added(builder: Any, a: Any, b: Any) -> Any:
+    return builder.fadd(a, b, flags=_IN_ORDER)
 
 
 def _shuffled(builder: Any, a: Any, b: Any, order: list[int]) -> Any:
@@ -164,7 +171,7 @@ def _put(builder: Any, sums: list[Any], places: list[Any], begin: Any) -> None:
         with goes_on:
             before = [builder.load(place, align=4) for place in places]  # all, as places may be the same
             for total, place, old in zip(sums, places, before):
-                builder.store(builder.fadd(old, builder.load(total)), place, align=4)
+                builder.store(_added(builder, old, builder.load(total)), place, align=4)
 
 
 def _rows(builder: Any, base: Any, stride: Any, count: int) -> list[Any]:
@@ -224,7 +231,7 @@ def _call(typing: Any, place: Any) -> Any:
     """Have a line of memory brought near."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        call_for(builder, builder.inttoptr(args[0], _I8.as_pointer()))
+        call_for(builder, builder.inttoptr(args[0], _I8.as_pointer()), cache=2)
         return context.get_dummy_value()
 
     return types.void(types.int64), generate
