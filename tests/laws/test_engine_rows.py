@@ -12,6 +12,7 @@ from test_engine import LOWERED
 
 from headway.engine import Engine, Format, quantise
 from headway.engine.decoder import Kept, Results
+from headway.engine.dots import FEW, MANY, PANEL_ROOM, TILES, few_dots, many_dots
 from headway.engine.machine import HAS_MATRIX_UNIT, compiled
 from headway.engine.matrix_unit import CONFIGURATION, ROOM, acquire, block_products, release
 from headway.engine.packed import pack, unpack
@@ -141,6 +142,35 @@ def test_the_matrix_unit_gives_what_tiles_give(form: Format, columns: int, rows:
     assert (one == two).all()
     wanted = (q.reshape(rows, groups, 64) * xs[:, :, None]).reshape(rows, -1)[:, :columns] @ unpack(packed).numpy().T
     np.testing.assert_allclose(one, wanted, rtol=1e-4, atol=1e-3)
+
+
+def dots_of(w: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """w x^T of up to TILES tiles of rows, by the form for so many rows of numbers."""
+    (rows, columns), count = w.shape, len(x)
+    fields, stride = (w.ctypes.data, rows, columns, x.ctypes.data), 4 * columns
+    if count > FEW:
+        out, room = np.full((TILES, MANY, 16), np.nan, "f4"), np.zeros(PANEL_ROOM, np.uint8)
+        many_dots(*fields, stride, count, out.ctypes.data, room.ctypes.data, w.ctypes.data)
+        return np.concatenate(list(out[:, :count]), 1)[:, :rows]
+    out = np.full((count, 16 * TILES), np.nan, "f4")
+    for row in range(0, rows, 16):
+        few = np.zeros((count, 16), "f4")
+        few_dots(w[row:].ctypes.data, min(16, rows - row), columns, x.ctypes.data, stride, count, few.ctypes.data)
+        out[:, row : row + 16] = few
+    return out[:, :rows]
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(128, 576), (37, 100), (16, 1536), (3, 1), (104, 257)])
+def test_fp32_products_do_not_depend_on_how_many_rows_there_are(rows: int, columns: int) -> None:
+    """Bit for bit, wherever weights lie in memory; and nearer to float64 than sums of all columns in turn."""
+    rng = np.random.default_rng(rows)
+    w = rng.standard_normal(rows * columns + 2).astype("f4")[2:].reshape(rows, columns)
+    x = rng.standard_normal((MANY, columns)).astype("f4")
+    alone = np.concatenate([dots_of(w, row[None]) for row in x])
+    for count in (*range(1, 45), 128, 255, MANY):
+        assert (dots_of(w, x[:count]) == alone[:count]).all()
+    errors = alone - x.astype("f8") @ w.astype("f8").T
+    assert np.sqrt(np.square(errors).mean()) < 3e-7 * np.sqrt(columns)
 
 
 @pytest.mark.parametrize("columns", [128, 70])

@@ -239,8 +239,7 @@ def link(op: np.ndarray, numbers: np.ndarray, places: int, batch: int, scratch: 
         numbers_in, drive, out = f32(x + b * op[4]), f32(op[1] + b * op[2]), f32(op[9] + b * op[10])
         for n in range(first, last):
             row = f32(op[5] + b * op[6] + 4 * n * width)
-            place = op[9] + b * op[10] + 4 * n  # where the value comes to lie
-            value = tanh(drive[n] + dot(op[5] + b * op[6] + 4 * n * width, x + b * op[4], width, place))
+            value = tanh(drive[n] + dot(op[5] + b * op[6] + 4 * n * width, x + b * op[4], width))
             out[n] = value
             for i in range(width):
                 row[i] = decay * row[i] + rate * value * numbers_in[i]

@@ -1,187 +1,337 @@
 """Products of fp32 weights, as they lie in memory, with rows of numbers.
 
-A block of a few rows of weights is multiplied with a few rows of numbers at once, so that each number that comes from
-memory is used several times. Every product is summed in the same order whatever the block is: a row of numbers does
-not depend on its neighbours.
+The lanes of a register are rows of weights, so that no sum goes across lanes: weights are transposed in registers, four
+columns at a time, and each column is multiplied with one number of every row. Few rows of numbers meet the weights as
+they come from memory; many meet panels of them, which lie transposed in the nearest caches.
+
+Every product is summed in one order whatever the form: _COLUMNS columns one after the other, from 0 on, and these sums
+one after the other. A row of numbers does not depend on its neighbours.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from llvmlite import ir
 
 from headway.engine.machine import _F32, _I8, _I32, F32, FEATURES, cgutils, compiled, f32, intrinsic, types
-from headway.engine.tiles import TILE
-from headway.engine.vectors import call, call_for
+from headway.engine.operations import share
+from headway.engine.tiles import LINE, TILE
+from headway.engine.vectors import call, call_for, choose, spread
 
 _FULL = FEATURES.get("avx512f", False)
 _LANES = 16 if _FULL else 8
-_NUMBERS = ir.VectorType(_F32, _LANES)
-WEIGHTS = 4  # rows of weights of a block
-NUMBERS = 6 if _FULL else 3  # and of numbers, for whose products there are registers
-PLAIN_ROWS = 24  # of numbers, that a tile of weights is multiplied with before the next one
-_COLUMNS = 768  # at once, of so many rows of numbers that they stay near
-_PARTIAL = 4 * _LANES  # bytes of a sum that is under way
-DOT_ROOM = TILE * NUMBERS * _PARTIAL
+_PARTS = TILE // _LANES  # registers of a tile's rows
+_NUMBERS, _FOUR = ir.VectorType(_F32, _LANES), ir.VectorType(_F32, 4)
+FEW = 8  # rows of numbers, whose sums fit beside weights that are being transposed
+MANY = 256  # at most, that lie near while panels go by
+TILES = 8  # of weights, whose panels lie near at once
+_ABREAST = 2 if _FULL else 1  # panels that rows of numbers meet at once
+_ROWS = 14 if _FULL else 6  # of numbers, for whose sums with so many panels there are registers
+_COLUMNS = 256  # at most, that are summed one after the other
+_STEP = 16  # columns: a line of memory of each row of weights
+_AHEAD = 192  # columns that weights are called for before they are used
+_PAGE = 4096  # bytes
+_IN_ORDER = (
+    "contract",
+)  # without a flag of its own an addition gets the compiler's, which let sums change their order
+_PANEL = _COLUMNS * LINE
+PANEL_ROOM = TILES * _PANEL
+
+
+def _word(value: int) -> ir.Constant:
+    return ir.Constant(ir.IntType(64), value)
+
+
+def _pointer(builder: Any, address: Any) -> Any:
+    return builder.inttoptr(address, _F32.as_pointer())
+
+
+def _vector(builder: Any, base: Any, offset: Any, kind: ir.VectorType = _NUMBERS) -> Any:
+    return builder.bitcast(builder.gep(base, [offset]), kind.as_pointer())
+
+
+def _fused(builder: Any, a: Any, b: Any, c: Any) -> Any:
+    """a b + c, rounded once wherever the processor can: said explicitly, as compilers may do either."""
+    if FEATURES.get("fma", True):
+        return call(builder, f"fma.v{_LANES}f32", _NUMBERS, a, b, c)
+    return _added(builder, c, builder.fmul(a, b, flags=_IN_ORDER))
+
+
+def _added(builder: Any, a: Any, b: Any) -> Any:
+    return builder.fadd(a, b, flags=_IN_ORDER)
 
 
 def _shuffled(builder: Any, a: Any, b: Any, order: list[int]) -> Any:
     return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(_I32, len(order)), order))
 
 
-def _pairs(builder: Any, a: Any, b: Any) -> Any:
-    """The sums of neighbours, of four lanes of a and then of four of b at a time."""
-    orders = [
-        [start + place for start in range(0, _LANES, 4) for place in (odd, 2 + odd, _LANES + odd, _LANES + 2 + odd)]
-        for odd in (0, 1)
+def _joined(builder: Any, parts: list[Any]) -> Any:
+    """Short vectors as one."""
+    while len(parts) > 1:
+        order = list(range(2 * parts[0].type.count))
+        parts = [_shuffled(builder, *parts[n : n + 2], order) for n in range(0, len(parts), 2)]
+    return parts[0]
+
+
+def _within(builder: Any, a: Any, b: Any, order: list[int]) -> Any:
+    """Numbers of a (0 to 3) and of b (4 to 7), chosen alike in each four lanes."""
+    places = [start + place % 4 + place // 4 * _LANES for start in range(0, _LANES, 4) for place in order]
+    return _shuffled(builder, a, b, places)
+
+
+def _four_columns(builder: Any, rows: list[Any], column: Any) -> list[Any]:
+    """Those from `column` on of _LANES rows."""
+    fours = [builder.load(_vector(builder, row, column, _FOUR), align=4) for row in rows]
+    a, b, c, d = (_joined(builder, fours[n::4]) for n in range(4))
+    low, high = [0, 4, 1, 5], [2, 6, 3, 7]
+    ab, cd = _within(builder, a, b, low), _within(builder, c, d, low)
+    ab_after, cd_after = _within(builder, a, b, high), _within(builder, c, d, high)
+    return [
+        _within(builder, one, two, order)
+        for one, two in ((ab, cd), (ab_after, cd_after))
+        for order in ([0, 1, 4, 5], [2, 3, 6, 7])
     ]
-    return builder.fadd(*(_shuffled(builder, a, b, order) for order in orders))
 
 
-def _four_sums(builder: Any, vectors: list[Any]) -> Any:
-    """The sum of each of four vectors."""
-    found = _pairs(builder, _pairs(builder, *vectors[:2]), _pairs(builder, *vectors[2:]))
-    while found.type.count > 4:
-        half = found.type.count // 2
-        parts = (_shuffled(builder, found, found, list(range(start, start + half))) for start in (0, half))
-        found = builder.fadd(*parts)
-    return found
+def _weights(builder: Any, w: Any, columns: Any, rows: Any) -> list[Any]:
+    """Where _LANES rows begin. From `rows` on the last row stands for those that are not there."""
+    last, bases = builder.sub(rows, _word(1)), []
+    for n in range(_LANES):
+        row = builder.select(builder.icmp_signed("<", _word(n), rows), _word(n), last)
+        bases.append(builder.gep(_pointer(builder, w), [builder.mul(row, columns)]))
+    return bases
 
 
-def _block(rows: int, count: int) -> Any:
-    """out[k, r] = weights[r] . numbers[k], for `rows` rows of weights and `count` of numbers. Strides are in bytes.
+def _each_column(
+    builder: Any,
+    bases: list[Any],
+    begin: Any,
+    end: Any,
+    use: Callable[[Any, Any], None],
+    ahead: Callable[[Any], None] | None = None,
+) -> None:
+    """Have `use` write what becomes of columns `begin` to `end` of _LANES rows of weights: of each a vector, and its
+    number. `ahead` comes before each line of columns, of which it is given the first.
+    """
+    count = builder.sdiv(builder.sub(end, begin), _word(_STEP))
+    whole = builder.add(begin, builder.mul(count, _word(_STEP)))
+    with cgutils.for_range_slice(builder, begin, whole, _word(_STEP)) as (column, _):
+        if ahead is not None:
+            ahead(column)
+        for four in range(0, _STEP, 4):
+            here = builder.add(column, _word(four))
+            for n, weights in enumerate(_four_columns(builder, bases, here)):
+                use(weights, builder.add(here, _word(n)))
+    with cgutils.for_range_slice(builder, whole, end, _word(1)) as (column, _):
+        weights = ir.Constant(_NUMBERS, ir.Undefined)
+        for n, base in enumerate(bases):
+            weight = builder.load(builder.gep(base, [column]))
+            weights = builder.insert_element(weights, weight, ir.Constant(_I32, n))
+        use(weights, column)
 
-    Of the columns those from `begin` to `end`, which is a multiple of the lanes, or all there are. What is not whole
-    yet lies in `room`, and is taken up from there.
+
+def _call_rows(builder: Any, w: Any, bases: list[Any], columns: Any, column: Any) -> None:
+    """Have as many weights as a line of each row has brought near, which are wanted soon.
+
+    Rows that fill pages are foreseen by the processor, and weights are called for a little before that. Several shorter
+    ones lie in a page, which it does not follow: so the rows after these are called for in the order of memory.
+    """
+    short = builder.icmp_signed("<", columns, _word(_PAGE // 4))
+    with builder.if_else(short) as (in_order, by_row):
+        with in_order:
+            start = builder.mul(builder.add(columns, column), _word(_LANES))
+            place = builder.gep(_pointer(builder, w), [start])
+            for n in range(_LANES):
+                call_for(builder, builder.gep(place, [_word(LINE // 4 * n)]), cache=2)
+        with by_row:
+            soon = builder.add(column, _word(_AHEAD))
+            after = builder.add(soon, builder.mul(columns, _word(_LANES - 1)))
+            soon = builder.select(builder.icmp_signed("<", soon, columns), soon, after)
+            for base in bases:
+                call_for(builder, builder.gep(base, [soon]))
+
+
+def _sums(builder: Any, count: int) -> list[Any]:
+    sums = [cgutils.alloca_once(builder, _NUMBERS) for _ in range(count)]
+    for total in sums:
+        builder.store(ir.Constant(_NUMBERS, [0.0] * _LANES), total)
+    return sums
+
+
+def _put(builder: Any, sums: list[Any], places: list[Any], begin: Any) -> None:
+    """Sums of the columns from `begin` on, added to what those before have left."""
+    first = builder.icmp_signed("==", begin, _word(0))
+    with builder.if_else(first) as (starts, goes_on):
+        with starts:
+            for total, place in zip(sums, places):
+                builder.store(builder.load(total), place, align=4)
+        with goes_on:
+            before = [builder.load(place, align=4) for place in places]  # all, as places may be the same
+            for total, place, old in zip(sums, places, before):
+                builder.store(_added(builder, old, builder.load(total)), place, align=4)
+
+
+def _rows(builder: Any, base: Any, stride: Any, count: int) -> list[Any]:
+    places = (builder.add(base, builder.mul(stride, _word(n))) for n in range(count))
+    return [_pointer(builder, place) for place in places]
+
+
+def _emit_few(builder: Any, count: int, args: Any) -> None:
+    w, rows, columns, block, x, stride, out = args
+    weights, numbers = _weights(builder, w, columns, rows), _rows(builder, x, stride, count)
+    places = [_vector(builder, base, _word(0)) for base in _rows(builder, out, _word(LINE), count)]
+    with cgutils.for_range_slice(builder, _word(0), columns, block) as (begin, _):
+        sums = _sums(builder, count)
+
+        def use(weights: Any, column: Any) -> None:
+            for base, total in zip(numbers, sums):
+                number = spread(builder, builder.load(builder.gep(base, [column])), _NUMBERS)
+                builder.store(_fused(builder, weights, number, builder.load(total)), total)
+
+        end = builder.add(begin, block)
+        end = builder.select(builder.icmp_signed("<", end, columns), end, columns)
+        _each_column(builder, weights, begin, end, use, partial(_call_rows, builder, w, weights, columns))
+        _put(builder, sums, places, begin)
+
+
+@intrinsic
+def _few(typing: Any, count: Any, w: Any, rows: Any, columns: Any, block: Any, x: Any, stride: Any, out: Any) -> Any:
+    """Products of _LANES rows of weights with up to FEW rows of numbers."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        choose(builder, args[0], {n: partial(_emit_few, builder, n, args[1:]) for n in range(1, FEW + 1)})
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 8), generate
+
+
+@intrinsic
+def _transpose(typing: Any, w: Any, rows: Any, columns: Any, begin: Any, end: Any, panel: Any) -> Any:
+    """Columns `begin` to `end` of _LANES rows of weights, a line of the panel each."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        w, rows, columns, begin, end, panel = args
+        base = _pointer(builder, panel)
+
+        def use(weights: Any, column: Any) -> None:
+            line = builder.mul(builder.sub(column, begin), _word(TILE))
+            builder.store(weights, _vector(builder, base, line), align=4)
+
+        _each_column(builder, _weights(builder, w, columns, rows), begin, end, use)
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 6), generate
+
+
+@intrinsic
+def _call(typing: Any, place: Any) -> Any:
+    """Have a line of memory brought near."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        call_for(builder, builder.inttoptr(args[0], _I8.as_pointer()), cache=2)
+        return context.get_dummy_value()
+
+    return types.void(types.int64), generate
+
+
+def _emit_many(builder: Any, count: int, args: Any) -> None:
+    *panels, x, stride, columns, begin = args[:6]
+    outs = args[6:]
+    numbers, sums = _rows(builder, x, stride, count), _sums(builder, count * _ABREAST * _PARTS)
+    bases = [_pointer(builder, panel) for panel in panels[:_ABREAST]]
+    with cgutils.for_range(builder, columns) as loop:
+        line = builder.mul(loop.index, _word(TILE))
+        offsets = [builder.add(line, _word(_LANES * part)) for part in range(_PARTS)]
+        weights = [builder.load(_vector(builder, base, at), align=4) for base in bases for at in offsets]
+        for n, row in enumerate(numbers):
+            number = spread(builder, builder.load(builder.gep(row, [loop.index])), _NUMBERS)
+            for weight, total in zip(weights, sums[n * len(weights) : (n + 1) * len(weights)]):
+                builder.store(_fused(builder, weight, number, builder.load(total)), total)
+    lines = [_rows(builder, out, _word(LINE), count) for out in outs[:_ABREAST]]
+    places = [
+        _vector(builder, lines[tile][n], _word(_LANES * part))
+        for n in range(count)
+        for tile in range(_ABREAST)
+        for part in range(_PARTS)
+    ]
+    _put(builder, sums, places, begin)
+
+
+@intrinsic
+def _many(
+    typing: Any, count: Any, one: Any, two: Any, x: Any, stride: Any, columns: Any, begin: Any, out: Any, other: Any
+) -> Any:
+    """Products of two panels, or where _ABREAST is 1 of the first, with `count` rows of numbers, added at `out` and
+    `other` to those of the columns before `begin`.
     """
 
-    @intrinsic
-    def dots(
-        typing: Any, w: Any, w_stride: Any, x: Any, x_stride: Any, begin: Any, end: Any, columns: Any, out: Any,
-        out_stride: Any, room: Any,
-    ) -> Any:  # fmt: skip
-        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            w, w_stride, x, x_stride, begin, end, columns, out, out_stride, room = args
-            word = w.type
-            number = lambda value: ir.Constant(word, value)  # noqa: E731
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        counts = range(min(many // -(-many // _ROWS) for many in range(FEW + 1, MANY + 1)), _ROWS + 1)
+        choose(builder, args[0], {n: partial(_emit_many, builder, n, args[1:]) for n in counts})
+        return context.get_dummy_value()
 
-            def pointers(base: Any, stride: Any, many: int) -> list[Any]:
-                places = (builder.add(base, builder.mul(stride, number(n))) for n in range(many))
-                return [builder.inttoptr(place, _F32.as_pointer()) for place in places]
-
-            def vector(base: Any, offset: Any) -> Any:
-                return builder.bitcast(builder.gep(base, [offset]), _NUMBERS.as_pointer())
-
-            weights, numbers = pointers(w, w_stride, rows), pointers(x, x_stride, count)
-            zero = ir.Constant(_NUMBERS, [0.0] * _LANES)
-            sums = [cgutils.alloca_once_value(builder, zero) for _ in range(rows * count)]
-            partial = builder.inttoptr(room, _F32.as_pointer())
-            places = [vector(partial, number(_LANES * n)) for n in range(rows * count)]
-            with builder.if_then(builder.icmp_signed(">", begin, number(0)), likely=False):
-                for place, total in zip(places, sums):
-                    builder.store(builder.load(place, align=4), total)
-            start = builder.sdiv(begin, number(_LANES))
-            with cgutils.for_range_slice(builder, start, builder.sdiv(end, number(_LANES)), number(1)) as (index, _):
-                here = builder.mul(index, number(_LANES))
-                found = [builder.load(vector(base, here), align=4) for base in weights]
-                if count > 1:  # the next block's, as little is under way at once here
-                    for base in weights:
-                        ahead = builder.ptrtoint(builder.gep(base, [here]), word)
-                        ahead = builder.add(ahead, builder.mul(w_stride, number(rows)))
-                        call_for(builder, builder.inttoptr(ahead, _I8.as_pointer()))
-                for k, base in enumerate(numbers):
-                    other = builder.load(vector(base, here), align=4)
-                    for weight, total in zip(found, sums[k * rows : (k + 1) * rows]):
-                        product = builder.fmul(weight, other, flags=("contract",))
-                        builder.store(builder.fadd(builder.load(total), product, flags=("contract",)), total)
-            with builder.if_else(builder.icmp_signed("<", end, columns), likely=False) as (goes_on, ends):
-                with goes_on:
-                    for place, total in zip(places, sums):
-                        builder.store(builder.load(total), place, align=4)
-                with ends:
-                    for k, base in enumerate(numbers):
-                        place = builder.add(out, builder.mul(out_stride, number(k)))
-                        _finish(builder, sums[k * rows : (k + 1) * rows], weights, base, columns, place)
-            return context.get_dummy_value()
-
-        return types.void(*[types.int64] * 10), generate
-
-    return dots
-
-
-def _finish(builder: Any, sums: list[Any], weights: list[Any], numbers: Any, columns: Any, out: Any) -> None:
-    """Add up what the lanes hold and what is left of the columns, and store it: of one row of numbers."""
-    number = lambda value: ir.Constant(columns.type, value)  # noqa: E731
-    done = builder.mul(builder.sdiv(columns, number(_LANES)), number(_LANES))
-    found = _four_sums(builder, [builder.load(sums[r if r < len(sums) else 0]) for r in range(WEIGHTS)])
-    for r, base in enumerate(weights):
-        total = cgutils.alloca_once_value(builder, builder.extract_element(found, ir.Constant(_I32, r)))
-        builder.store(builder.extract_element(found, ir.Constant(_I32, r)), total)
-        with cgutils.for_range(builder, builder.sub(columns, done)) as loop:
-            offset = builder.add(done, loop.index)
-            left, right = (builder.load(builder.gep(side, [offset])) for side in (base, numbers))
-            # Fused in every block, as a compiler may or may not do.
-            builder.store(call(builder, "fma.f32", _F32, left, right, builder.load(total)), total)
-        builder.store(
-            builder.load(total), builder.inttoptr(builder.add(out, number(4 * r)), _F32.as_pointer()), align=4
-        )
-
-
-_four_full, _one_full, _one_one = _block(WEIGHTS, NUMBERS), _block(1, NUMBERS), _block(1, 1)
-_four_three, _four_two, _four_one = (_block(WEIGHTS, count) for count in (3, 2, 1))
+    return types.void(*[types.int64] * 9), generate
 
 
 @compiled
-def _full(w: int, rows: int, x: int, stride: int, columns: int, out: int, step: int, room: int) -> None:
-    """NUMBERS rows of numbers, which stay near while weights go by."""
-    size, each = 4 * columns, WEIGHTS * NUMBERS * _PARTIAL
-    for begin in range(0, columns, _COLUMNS):
-        end = columns if columns - begin <= _COLUMNS else begin + _COLUMNS
-        for n in range(rows // WEIGHTS):
-            weights, to, partial = w + n * WEIGHTS * size, out + 4 * n * WEIGHTS, room + n * each
-            _four_full(weights, size, x, stride, begin, end, columns, to, step, partial)
-    for r in range(rows // WEIGHTS * WEIGHTS, rows):
-        _one_full(w + r * size, size, x, stride, 0, columns, columns, out + 4 * r, step, room)
+def _block(columns: int) -> int:
+    """How many columns are summed at once: lines of memory, _COLUMNS at most, as equal as can be."""
+    parts = (columns + _COLUMNS - 1) // _COLUMNS
+    return ((columns + parts - 1) // parts + _STEP - 1) // _STEP * _STEP
 
 
 @compiled
-def _few(w: int, rows: int, x: int, stride: int, columns: int, out: int, step: int, count: int, room: int) -> None:
-    """Fewer rows of numbers, all of them with each block of weights, so that these come from memory once."""
-    r, size = 0, 4 * columns
-    while r + WEIGHTS <= rows:
-        weights, to, k = w + r * size, out + 4 * r, 0
-        if k + 3 <= count:
-            _four_three(weights, size, x, stride, 0, columns, columns, to, step, room)
-            k += 3
-        if k + 2 <= count:
-            _four_two(weights, size, x + k * stride, stride, 0, columns, columns, to + k * step, step, room)
-            k += 2
-        if k < count:
-            _four_one(weights, size, x + k * stride, stride, 0, columns, columns, to + k * step, step, room)
-        r += WEIGHTS
-    while r < rows:
-        for k in range(count):
-            to = out + 4 * r + k * step
-            _one_one(w + r * size, size, x + k * stride, stride, 0, columns, columns, to, step, room)
-        r += 1
+def few_dots(w: int, rows: int, columns: int, x: int, stride: int, count: int, out: int) -> None:
+    """The products of up to TILE neighbouring rows of weights with up to FEW rows of numbers, [count, 16] at `out`."""
+    for row in range(0, min(rows, TILE), _LANES):
+        _few(count, w + 4 * row * columns, rows - row, columns, _block(columns), x, stride, out + 4 * row)
 
 
 @compiled
-def dots(w: int, rows: int, columns: int, x: int, stride: int, out: int, step: int, count: int, room: int) -> None:
-    """The products of up to TILE neighbouring rows of weights with `count` rows of numbers, each at
-    out + k step + 4 r. `room` has DOT_ROOM bytes.
+def _call_ahead(w: int, columns: int, begin: int, end: int, first: int, last: int) -> None:
+    """Have those columns of rows `first` to `last` brought near."""
+    for row in range(first, last):
+        for place in range(w + 4 * (row * columns + begin), w + 4 * (row * columns + end), LINE):
+            _call(place)
+
+
+@compiled
+def many_dots(
+    w: int, rows: int, columns: int, x: int, stride: int, count: int, out: int, room: int, follows: int
+) -> None:
+    """The products of up to TILES tiles of neighbouring rows of weights with FEW to MANY rows of numbers, [tiles, MANY,
+    16] at `out`. `room` has PANEL_ROOM bytes. Rows at `follows` are wanted next; 0: none.
     """
-    k = 0
-    while k + NUMBERS <= count:
-        _full(w, rows, x + k * stride, stride, columns, out + k * step, step, room)
-        k += NUMBERS
-    if k < count:
-        _few(w, rows, x + k * stride, stride, columns, out + k * step, step, count - k, room)
+    turns, tiles, block = (count + _ROWS - 1) // _ROWS, (rows + TILE - 1) // TILE, _block(columns)
+    calls = turns * ((tiles + _ABREAST - 1) // _ABREAST)
+    for begin in range(0, columns, block):
+        end, done = min(begin + block, columns), 0
+        for row in range(0, rows, _LANES):
+            panel = room + row // TILE * _PANEL + 4 * (row % TILE)
+            _transpose(w + 4 * row * columns, rows - row, columns, begin, end, panel)
+        for turn in range(turns):
+            low, high = share(count, turn, turns)
+            for tile in range(0, tiles, _ABREAST):
+                first, last = share(rows, done, calls)
+                if end < columns:
+                    _call_ahead(w, columns, end, min(end + block, columns), first, last)
+                elif follows != 0:
+                    _call_ahead(follows, columns, 0, block, first, last)
+                done += 1
+                other = min(tile + _ABREAST, tiles) - 1  # an odd tile at the end is met twice
+                _many(
+                    high - low, room + tile * _PANEL, room + other * _PANEL, x + low * stride + 4 * begin, stride,
+                    end - begin, begin, out + (tile * MANY + low) * LINE, out + (other * MANY + low) * LINE,
+                )  # fmt: skip
 
 
 @compiled
-def dot(w: int, x: int, columns: int, place: int) -> F32:
-    """The product of two rows, which also lies at `place` afterwards."""
-    _one_one(w, 0, x, 0, 0, columns, columns, place, 0, 0)
-    return f32(place)[0]
+def dot(w: int, x: int, columns: int) -> F32:
+    """The product of two rows."""
+    one, two, total = f32(w), f32(x), f32(w)[0] * f32(x)[0]
+    for i in range(1, columns):
+        total += one[i] * two[i]
+    return total

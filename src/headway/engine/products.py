@@ -8,9 +8,10 @@ import numpy as np
 from llvmlite import ir
 
 from headway.engine import matrix_unit
-from headway.engine.dots import DOT_ROOM, PLAIN_ROWS, dots
+from headway.engine.dots import FEW, MANY, PANEL_ROOM, TILES, few_dots, many_dots
 from headway.engine.machine import (
     _F32,
+    _I8,
     F32,
     HAS_MATRIX_UNIT,
     barrier,
@@ -45,6 +46,7 @@ from headway.engine.operations import (
 from headway.engine.rounding import quantise_row
 from headway.engine.tiles import FP32, GROUP, INT8, LINE, LINES4, TILE, TILE4, TILE8, tile_products
 from headway.engine.vectors import (
+    call_for,
     gelu_sixteen,
     gelu_tanh_sixteen,
     quick_gelu_sixteen,
@@ -87,6 +89,22 @@ def _block(adds: bool, rectifies: bool, offset: bool) -> Any:
         return types.void(*[types.int64] * 4, types.float32, types.int64), generate
 
     return put
+
+
+@intrinsic
+def _call_for_results(typing: Any, y: Any, stride: Any, count: Any) -> Any:
+    """Have the line at y brought near in each of `count` rows `stride` bytes apart. Results of many rows lie on as many
+    pages, and each would wait for its line after the products instead of during them.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        y, stride, count = args
+        with cgutils.for_range(builder, count) as loop:
+            place = builder.add(y, builder.mul(loop.index, stride))
+            call_for(builder, builder.inttoptr(place, _I8.as_pointer()), to_write=True)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), generate
 
 
 _store, _store_biased = _block(False, False, False), _block(False, False, True)
@@ -196,14 +214,16 @@ def larger_tile(values: int, bias: int, row: int, y: int, stride: int, count: in
 
 
 AT_ONCE = BLOCKS * BLOCK_ROWS  # rows of numbers that a tile is multiplied with before its products are stored
-SPAN = 4  # tiles that all rows of numbers are multiplied with before the next ones: few, as they are to stay near
+SPAN = 4  # tiles of packed weights that all rows of numbers are multiplied with: few, as they are to stay near
 _PART = 1 << 15  # bytes of weights that a thread takes at once, a microsecond or two of memory
 _HELPED = 4  # threads of whose shares one takes parts, itself among them
-_RESULTS = max(AT_ONCE, PLAIN_ROWS) * LINE  # bytes
+_RESULTS = AT_ONCE * LINE  # bytes
 _UNIT_ROOM = matrix_unit.ROOM
 _MADE = 4 * _RESULTS  # where numbers that are to be rounded lie
 _UNIT = _MADE + AT_ONCE * 4 * GROUP  # where the matrix unit's room begins
-ROOM = 64 + _UNIT + max(_UNIT_ROOM + matrix_unit.CONFIGURATION, DOT_ROOM)  # of scratch of a product
+_APART = MANY * LINE  # bytes from the results of a tile to those of the next
+_PANELS = 2 * TILES * _APART  # where the room of fp32's panels begins
+ROOM = 64 + max(_UNIT + _UNIT_ROOM + matrix_unit.CONFIGURATION, _PANELS + PANEL_ROOM)  # of scratch of a product
 
 
 @compiled
@@ -239,7 +259,7 @@ def _sixteen(
     begin with a tile, two tiles have them.
     """
     if kind == FP32:
-        dots(w + row * 4 * columns, min(TILE, rows - row), columns, x, stride, out, LINE, count, room + _UNIT)
+        few_dots(w + row * 4 * columns, min(TILE, rows - row), columns, x, stride, count, out)
         return
     groups = groups_of(columns)
     tile, shift = row // TILE, row % TILE
@@ -258,21 +278,57 @@ def _sixteen(
 
 
 @compiled
+def _tiles(
+    kind: int, w: int, ws: int, row: int, tiles: int, follows: int, rows: int, columns: int, x: int, stride: int,
+    xs: int, corr: int, out: int, room: int, count: int, new: bool,
+) -> None:  # fmt: skip
+    """`_sixteen` of so many tiles, whose products lie _APART. Rows from `follows` on come next."""
+    if kind == FP32 and count > FEW:
+        here, ahead = min(tiles * TILE, rows - row), w + follows * 4 * columns if follows < rows else 0
+        many_dots(w + row * 4 * columns, here, columns, x, stride, count, out, room + _PANELS, ahead)
+    else:
+        _sixteen(kind, w, ws, row, rows, columns, x, stride, xs, corr, out, room, count, new)
+
+
+@compiled
+def _span_of(kind: int) -> int:
+    """How many tiles all rows of numbers are multiplied with before the next ones."""
+    return TILES if kind == FP32 else SPAN
+
+
+@compiled
+def _at_once(kind: int, rows: int) -> tuple[int, int]:
+    """How many of so many rows of numbers are multiplied before the products are stored, and with how many tiles."""
+    if kind == FP32 and rows > FEW:
+        parts = (rows + MANY - 1) // MANY
+        return (rows + parts - 1) // parts, TILES
+    return min(AT_ONCE, rows), 1
+
+
+@compiled
 def _multiply(
     kind: int, w: int, ws: int, bias: int, x: int, xs: int, corr: int, stride: int, y: int, y_stride: int, start: int,
     rows: int, whole: int, columns: int, batch: int, mode: int, code: int, cap: F32, scale: F32, room: int,
     first: int, last: int,
 ) -> None:  # fmt: skip
-    groups, most = groups_of(columns), PLAIN_ROWS if kind == FP32 else AT_ONCE
-    for span in range(first, last, SPAN):
-        for b in range(0, batch, most):
-            count, step = min(most, batch - b), 4 * b * groups
-            numbers, scales, sums = x + b * stride, xs + step, corr + step
-            for t in range(span, min(span + SPAN, last)):
-                row = start + t * TILE
-                _sixteen(kind, w, ws, row, whole, columns, numbers, stride, scales, sums, room, room, count, b == 0)
-                out, here = y + b * y_stride, min(TILE, rows - t * TILE)
-                store_tile(mode, code, out, y_stride, t * TILE, room, count, here, bias, cap, scale)
+    groups, together = groups_of(columns), _span_of(kind)
+    for span in range(first, last, together):
+        b = 0
+        while b < batch:
+            count, most = _at_once(kind, batch - b)
+            step, numbers = 4 * b * groups, x + b * stride
+            for t in range(span, min(span + together, last), most):
+                row, tiles = start + t * TILE, min(most, last - t)
+                if kind != FP32:
+                    _call_for_results(y + b * y_stride + 4 * t * TILE, y_stride, count)
+                _tiles(
+                    kind, w, ws, row, tiles, row + tiles * TILE, whole, columns, numbers, stride, xs + step,
+                    corr + step, room, room, count, b == 0,
+                )  # fmt: skip
+                for tile in range(t, t + tiles):
+                    out, values, here = y + b * y_stride, room + (tile - t) * _APART, min(TILE, rows - tile * TILE)
+                    store_tile(mode, code, out, y_stride, tile * TILE, values, count, here, bias, cap, scale)
+            b += count
 
 
 @compiled
@@ -280,25 +336,35 @@ def _gated(
     kind: int, w: int, ws: int, bias: int, x: int, xs: int, corr: int, stride: int, y: int, y_stride: int, rows: int,
     columns: int, batch: int, code: int, room: int, first: int, last: int,
 ) -> None:  # fmt: skip
-    groups, each = groups_of(columns), TILE // 2 if code == MAXOUT else TILE
-    gates, ups, most = room, room + _RESULTS, PLAIN_ROWS if kind == FP32 else AT_ONCE
-    for span in range(first, last, SPAN):
-        for b in range(0, batch, most):
-            count, step = min(most, batch - b), 4 * b * groups
-            numbers, scales, sums = x + b * stride, xs + step, corr + step
-            for t in range(span, min(span + SPAN, last)):
-                unit, here = t * each, min(each, rows - t * each)
-                row = 2 * unit if code == MAXOUT else unit
-                _sixteen(kind, w, ws, row, 2 * rows, columns, numbers, stride, scales, sums, gates, room, count, b == 0)
-                if code != MAXOUT:
-                    row += rows
-                    _sixteen(
-                        kind, w, ws, row, 2 * rows, columns, numbers, stride, scales, sums, ups, room, count, b == 0
-                    )
-                if code == MAXOUT:
-                    larger_tile(gates, bias, unit, y + b * y_stride, y_stride, count, here)
-                else:
-                    gate_tile(code, gates, ups, bias, unit, rows, y + b * y_stride, y_stride, count, here)
+    groups, each, pairs = groups_of(columns), TILE // 2 if code == MAXOUT else TILE, code == MAXOUT
+    together = _span_of(kind)
+    for span in range(first, last, together):
+        b = 0
+        while b < batch:
+            count, most = _at_once(kind, batch - b)
+            step, numbers, out = 4 * b * groups, x + b * stride, y + b * y_stride
+            scales, sums, ups = xs + step, corr + step, room + (_RESULTS if most == 1 else TILES * _APART)
+            for t in range(span, min(span + together, last), most):
+                row, tiles = t * TILE, min(most, last - t)
+                if kind != FP32:
+                    _call_for_results(out + 4 * t * each, y_stride, count)
+                after = row + tiles * TILE
+                _tiles(
+                    kind, w, ws, row, tiles, after if pairs else row + rows, 2 * rows, columns, numbers, stride, scales,
+                    sums, room, room, count, b == 0,
+                )  # fmt: skip
+                if not pairs:
+                    _tiles(
+                        kind, w, ws, row + rows, tiles, after, 2 * rows, columns, numbers, stride, scales, sums, ups,
+                        room, count, b == 0,
+                    )  # fmt: skip
+                for tile in range(t, t + tiles):
+                    unit, here, at = tile * each, min(each, rows - tile * each), (tile - t) * _APART
+                    if pairs:
+                        larger_tile(room + at, bias, unit, out, y_stride, count, here)
+                    else:
+                        gate_tile(code, room + at, ups + at, bias, unit, rows, out, y_stride, count, here)
+            b += count
 
 
 @compiled
@@ -326,7 +392,8 @@ def _rounded(
 @compiled
 def _tiles_of_part(kind: int, columns: int, batch: int) -> int:
     tile = TILE * 4 * columns if kind == FP32 else groups_of(columns) * (TILE8 if kind == INT8 else TILE4)
-    return SPAN if batch > BLOCK_ROWS else max(1, min(SPAN, _PART // tile))
+    span = _span_of(kind)
+    return span if batch > (FEW if kind == FP32 else BLOCK_ROWS) else max(1, min(span, _PART // tile))
 
 
 @compiled
