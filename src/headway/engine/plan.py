@@ -21,7 +21,7 @@ from headway.engine.lowering import (
     lower_conditional,
 )
 from headway.engine.operations import GATED
-from headway.engine.program import NAMES, Opcode, run, run_whole
+from headway.engine.program import NAMES, Opcode, run_step, run_whole_step
 from headway.layout import Layout
 from headway.nn.mixers.attention import QKNorm, SelfAttention, WideQKNorm
 from headway.nn.mixers.conditional_gru import ConditionalGRU
@@ -115,7 +115,7 @@ class _Lowering(BlockLowering):
         symbols = self._head(model.heads["vocabulary"], self.norm(model.stack.norm, self.x))
         table, floats = build.table()
         stated = np.nonzero(table >= STATES)
-        loop = run_whole if (table[:, 0] >= Opcode.COMBINE).any() else run
+        loop = run_whole_step if (table[:, 0] >= Opcode.COMBINE).any() else run_step
         room = np.zeros((threads, build.scratch + 64), np.uint8)
         return StepProgram(
             loop, table, floats, room, body, self.x, symbols, self.own, self.memory, build.rows, self.capacity,
