@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from headway.engine.drawing import GROUP, ROWS, choose_rows
+from headway.engine.drawing import ASKED, GROUP, ROWS, choose_rows
 from headway.engine.machine import announced
 from headway.engine.pool import Pool
 
@@ -36,26 +37,32 @@ class Choosing:
         logits; both stay where they are until it is chosen. No row is told of more than `most` likeliest symbols.
         """
         count = len(rows)
-        found, tops = np.empty((2, count), np.int64), np.empty((2, count, most), np.int32)
-        self.choices = Choices(found[0], found[1].view(np.float64), tops[0], tops[1].view(np.float32))
-        self._rows = np.array(rows, np.int64)
-        at, top_at = found.ctypes.data, tops.ctypes.data
-        places = (self._rows.ctypes.data, count, most, at, at + 8 * count, top_at, top_at + 4 * count * most)
-        self._asked = np.array((0, 0, 0, 0, 0, *places), np.int64)
+        # In one piece of memory, as each array costs more to make than a row to choose: what is asked, rows, and finds.
+        ends = (ASKED, ASKED + 2 * count, ASKED + 3 * count, ASKED + 4 * count)
+        self._whole = whole = np.empty(ends[-1], np.int64)
+        self._tops = tops = np.empty((2, count, most if count else 0), np.int32)
+        self._at = at = whole.ctypes.data
+        top_at = tops.ctypes.data if most else 0
+        finds = (at + 8 * ends[1], at + 8 * ends[2], top_at, top_at + 4 * count * most)
+        whole[: ends[1]] = [0, 0, 0, 0, 0, at + 8 * ASKED, count, most, *finds, *chain.from_iterable(rows)]
+        self.choices = Choices(
+            whole[ends[1] : ends[2]], whole[ends[2] :].view(np.float64), tops[0], tops[1].view(np.float32)
+        )
+        self._count = count
 
     def by(self, logits: int, stride: int, symbols: int, threads: int) -> int:
         """What `choose_rows` is given where these are the address of the logits and the bytes from one row to the next,
         in the calling thread's own room.
         """
-        rooms = rooms_of(threads, symbols)
-        self._asked[:ROWS] = logits, stride, symbols, rooms.ctypes.data, rooms.shape[1]
-        return self._asked.ctypes.data
+        rooms, at = rooms_of(threads, symbols)
+        self._whole[:ROWS] = logits, stride, symbols, at, rooms.shape[1]
+        return self._at
 
     def run(self, logits: Float[Tensor, "N C"], pool: Pool | None) -> Choices:
         """Choose by logits that are there. Without a pool, and of few rows, the caller's thread does it all."""
         if logits.stride(1) != 1:
             logits = logits.contiguous()
-        threads = 1 if pool is None or len(self._rows) <= _ALONE else pool.threads
+        threads = 1 if pool is None or self._count <= _ALONE else pool.threads
         asked = self.by(logits.data_ptr(), 4 * logits.stride(0), logits.shape[1], threads)
         with announced(choose_rows):
             if pool is None or threads == 1:
@@ -68,11 +75,12 @@ class Choosing:
 _own = threading.local()
 
 
-def rooms_of(threads: int, symbols: int) -> np.ndarray:
-    """Where each thread works for the thread that asks, whose own these are: uint8 [threads, N]."""
+def rooms_of(threads: int, symbols: int) -> tuple[np.ndarray, int]:
+    """Where each thread works for the thread that asks, whose own these are: uint8 [threads, N], and the address."""
     groups = -(-symbols // GROUP)
     size = 4 * GROUP * (1 + -(-groups // GROUP) + 4 * groups) + 8 * groups
-    rooms: np.ndarray | None = getattr(_own, "rooms", None)
-    if rooms is None or rooms.shape[0] < threads or rooms.shape[1] < size:
-        _own.rooms = rooms = np.empty((threads, -(-size // 64) * 64), np.uint8)
-    return rooms
+    kept: tuple[np.ndarray, int] | None = getattr(_own, "rooms", None)
+    if kept is None or kept[0].shape[0] < threads or kept[0].shape[1] < size:
+        rooms = np.empty((threads, -(-size // 64) * 64), np.uint8)
+        _own.rooms = kept = rooms, rooms.ctypes.data
+    return kept

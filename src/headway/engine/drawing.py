@@ -31,7 +31,7 @@ from headway.engine.machine import (
     take,
     types,
 )
-from headway.engine.vectors import LANES, _exp, call, reduce, spread
+from headway.engine.vectors import LANES, _exp, call, call_for, reduce, spread
 
 GROUP = 64  # symbols of which the largest is known
 _PARTS = GROUP // LANES
@@ -53,6 +53,7 @@ FIELDS, NUMBERS = 9, 7
 # described, and of the place of its logits; what is found goes to CHOSEN (int64), LOGPROBS (double precision) and, MOST
 # a row, the two of the likeliest.
 LOGITS, STRIDE, SYMBOLS, ROOM, ROOM_BYTES, ROWS, COUNT, MOST, CHOSEN, LOGPROBS, TOPS, TOP_LOGPROBS = range(12)
+ASKED = 12
 
 _I1, _F64 = ir.IntType(1), ir.DoubleType()
 f64 = _pointer("float64", _F64)
@@ -174,6 +175,19 @@ def _copy_marked(typing: Any, group: Any, bits: Any, out: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64, types.int64), generate
+
+
+@intrinsic
+def _soon(typing: Any, group: Any) -> Any:
+    """Have a group brought near."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        base = builder.inttoptr(args[0], _SIXTEEN.as_pointer())
+        for part in range(_PARTS):
+            call_for(builder, builder.gep(base, [ir.Constant(_I32, part)]))
+        return context.get_dummy_value()
+
+    return types.void(types.int64), generate
 
 
 @intrinsic
@@ -488,12 +502,14 @@ def _fill_tail(x: int, symbols: int, tail: int) -> None:
 
 
 @compiled
-def _choose(asked: int, n: int, thread: int) -> None:
+def _choose(asked: int, n: int, thread: int, threads: int) -> None:
     """The next symbol of a row, -1 where its mask leaves none, and its log probability; of the likeliest as many as it
-    asks for.
+    asks for. The logits of the row that this thread is likely to take next come nearer while exponentials are made.
     """
     call = i64(asked)
-    at, x, symbols = i64(call[ROWS])[2 * n], call[LOGITS] + call[STRIDE] * i64(call[ROWS])[2 * n + 1], call[SYMBOLS]
+    rows, symbols = i64(call[ROWS]), call[SYMBOLS]
+    at, x = rows[2 * n], call[LOGITS] + call[STRIDE] * rows[2 * n + 1]
+    ahead = call[LOGITS] + call[STRIDE] * rows[2 * min(n + threads, call[COUNT] - 1) + 1]
     row, numbers, room = i64(at), f64(at + 8 * FIELDS), call[ROOM] + call[ROOM_BYTES] * thread
     groups, whole, mass = -(-symbols // GROUP), symbols // GROUP, 0.0
     tail, maxima = room, room + 4 * GROUP
@@ -503,6 +519,7 @@ def _choose(asked: int, n: int, thread: int) -> None:
     first = _find_maxima(x, tail, whole, groups, maxima)
     for group in range(groups):
         mass += _mass_of(_group(x, tail, whole, group), first, np.float32(1.0), 0)
+        _soon(ahead + 4 * GROUP * group)
     log_mass = math.log(mass)
     if row[TOP]:
         to = 4 * n * call[MOST]
@@ -533,11 +550,11 @@ def choose_rows(asked: int, counter: int, thread: int, threads: int) -> None:
     count = i64(asked)[COUNT]
     if threads == 1:
         for n in range(count):
-            _choose(asked, n, 0)
+            _choose(asked, n, 0, 1)
         return
     barrier(counter, threads)
     met = meetings(counter, threads)
     n = take(counter, 0, met, count)
     while n < count:
-        _choose(asked, n, thread)
+        _choose(asked, n, thread, threads)
         n = take(counter, 0, met, count)

@@ -54,11 +54,11 @@ def find_likeliest(
     found = np.empty((rows, count), np.int32), np.empty((rows, count), np.float32)
     places = [each.ctypes.data for each in found]
     mask = 0 if allowed is None else allowed.ctypes.data
-    rooms = rooms_of(pool.threads, symbols)
+    rooms, at = rooms_of(pool.threads, symbols)
     start, stride = logits.ctypes.data, logits.strides[0]
 
     def job(thread: int) -> None:
-        room = rooms[thread].ctypes.data
+        room = at + rooms.shape[1] * thread
         _find_likeliest(start, stride, rows, symbols, mask, count, thread, pool.threads, room, *places)
 
     with announced(_find_likeliest):
