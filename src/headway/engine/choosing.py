@@ -39,16 +39,14 @@ class Choosing:
         count = len(rows)
         # In one piece of memory, as each array costs more to make than a row to choose: what is asked, rows, and finds.
         ends = (ASKED, ASKED + 2 * count, ASKED + 3 * count, ASKED + 4 * count)
-        self._whole = whole = np.empty(ends[-1], np.int64)
-        self._tops = tops = np.empty((2, count, most if count else 0), np.int32)
-        self._at = at = whole.ctypes.data
-        top_at = tops.ctypes.data if most else 0
+        whole, tops = np.empty(ends[-1], np.int64), np.empty((2, count, most), np.int32)
+        at, top_at = whole.ctypes.data, tops.ctypes.data if most else 0
         finds = (at + 8 * ends[1], at + 8 * ends[2], top_at, top_at + 4 * count * most)
         whole[: ends[1]] = [0, 0, 0, 0, 0, at + 8 * ASKED, count, most, *finds, *chain.from_iterable(rows)]
         self.choices = Choices(
             whole[ends[1] : ends[2]], whole[ends[2] :].view(np.float64), tops[0], tops[1].view(np.float32)
         )
-        self._count = count
+        self._count, self._whole, self._at = count, whole, at
 
     def by(self, logits: int, stride: int, symbols: int, threads: int) -> int:
         """What `choose_rows` is given where these are the address of the logits and the bytes from one row to the next,

@@ -294,8 +294,7 @@ class Engine(nn.Module):
         to be chosen.
         """
         batch, threads, counter = len(places), self.pool.threads, self.pool.counter
-        scratch = [room.ctypes.data for room in program.room]
-        table, floats = program.table[part], program.floats[part]
+        table, floats, scratch = program.table[part], program.floats[part], program.scratch
         said, where = symbols.ctypes.data, places.ctypes.data
         if self.timeline is not None:
             self._run_noted(self.timeline, (table, floats, said, where, batch), scratch)

@@ -47,7 +47,7 @@ class StepProgram:
     run: Any  # the compiled loop
     table: np.ndarray
     floats: np.ndarray
-    room: np.ndarray  # [threads, bytes], the scratch of each thread
+    scratch: list[int]  # where each thread works
     body: int  # instructions before those of the head
     x: Slot  # what the head reads
     symbols: int  # logits of a row
@@ -117,8 +117,9 @@ class _Lowering(BlockLowering):
         stated = np.nonzero(table >= STATES)
         loop = run_whole_step if (table[:, 0] >= Opcode.COMBINE).any() else run_step
         room = np.zeros((threads, build.scratch + 64), np.uint8)
+        build.kept.append(room)
         return StepProgram(
-            loop, table, floats, room, body, self.x, symbols, self.own, self.memory, build.rows, self.capacity,
+            loop, table, floats, [part.ctypes.data for part in room], body, self.x, symbols, self.own, self.memory, build.rows, self.capacity,
             build.kept, (stated[0], stated[1]), table[stated] - STATES, self.state_numbers,
         )  # fmt: skip
 

@@ -175,7 +175,6 @@ class Scheduler:
         with self._lock:
             return SchedulerState(**{**self._counts, "waiting": len(self._turns), "most_blocks": self._store.most})
 
-    @torch.inference_mode()
     def step(self) -> list[Said]:
         """One step of the engine. Nothing where no request is under way."""
         with self._lock:
@@ -247,8 +246,9 @@ class Scheduler:
         and then the youngest gives way.
         """
         planned = self._pieces(guessing=self._engine.extends)
-        if self._engine.lacking(list(planned.values())):
-            planned = self._pieces(guessing=False)
+        if not self._engine.lacking(list(planned.values())):
+            return planned
+        planned = self._pieces(guessing=False)
         while lacking := self._engine.lacking(list(planned.values())):
             if self._prefixes is None or not self._prefixes.drop(lacking):
                 youngest = max((copy for copy in self._running if copy.row is not None), key=lambda one: one.age)
