@@ -3,8 +3,9 @@
     python benchmarks/choosing.py        # some two minutes
 
 Rows are of 49,152 drawn logits, normal with a deviation of 3; a row is chosen on one thread, one way after the other,
-the fastest of each. What the scheduler does in Python for it is counted in. `share_of_step` is that of a step of the
-135M shape in int8 that 8 texts of 128 symbols share, against `Engine.compute`, in turns, on all cores.
+the fastest of each. What the scheduler does in Python for it is counted in. `share_of_step` is what a step of the 135M
+shape in int8, which 8 texts of 128 symbols share, takes more where it chooses as well, what Python does for that before
+and after it counted in: on all cores, the median of the differences to a step just before that does not choose.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from headway.app.recipes import find_model
 from headway.engine import Engine, Piece, quantise
 from headway.engine.pool import pool
 from headway.generate import Sampler, Sampling
-from headway.generate.choosing import Chooser, choose
+from headway.generate.choosing import Choice, Chooser, choose
 from headway.generate.sampling import row_keys
 from headway.nn.models import Transformer, build
 from measure import write
