@@ -24,7 +24,7 @@ from headway.app.recipes import find_model
 from headway.engine import Engine, Piece, quantise
 from headway.engine.pool import pool
 from headway.generate import Sampler, Sampling
-from headway.generate.choosing import Choice, Chooser, choose
+from headway.generate.choosing import Chooser, StepChoice, choose
 from headway.generate.sampling import row_keys
 from headway.nn.models import Transformer, build
 from measure import write
@@ -94,7 +94,7 @@ def shares(seconds: float) -> dict[str, Any]:
             begun = time.perf_counter()
             engine.compute(step)
             between = time.perf_counter()
-            choice = Choice(made, range(ROWS))
+            choice = StepChoice(made, range(ROWS))
             engine.compute(step, choice.choosing)
             choice.found()
             plain.append(between - begun)

@@ -74,7 +74,7 @@ class Chooser:
         self._numbers[UNIFORM] = self._drawn[place]
 
 
-class Choice:
+class StepChoice:
     """What sequences go on with by the logits of one step, each by those of its place, as its sampler alone would pick
     it: `choosing` says to the engine what it has to choose, and `found` what came of it.
     """
@@ -109,7 +109,7 @@ class Choice:
 def choose(
     logits: Float[Tensor, "N C"], places: Sequence[int], choosers: Sequence[Chooser], pool: Pool
 ) -> list[Chosen | UserError | None]:
-    """`Choice.found`, by logits that are there."""
-    choice = Choice(choosers, places)
+    """`StepChoice.found`, by logits that are there."""
+    choice = StepChoice(choosers, places)
     choice.choosing.run(logits, pool)
     return choice.found()

@@ -15,7 +15,7 @@ from headway.codecs import Codec
 from headway.engine import Engine, Piece
 from headway.engine.operations import BLOCK
 from headway.errors import ConfigError, UserError
-from headway.generate.choosing import Choice, Chooser, Chosen, Rule, choose
+from headway.generate.choosing import Chooser, Chosen, Rule, StepChoice, choose
 from headway.generate.prefixes import Prefixes
 from headway.generate.prompts import Ids, check_number, check_prompts, context_of
 from headway.generate.sampling import Sampler, Sampling, row_keys
@@ -187,7 +187,7 @@ class Scheduler:
         said = []
         if planned:
             choosing = _choosing(planned)
-            choice = Choice([copy.chooser for copy, _ in choosing], [place for _, place in choosing])
+            choice = StepChoice([copy.chooser for copy, _ in choosing], [place for _, place in choosing])
             logits = self._engine.compute(list(planned.values()), choice.choosing)
             said = self._take(planned, logits, choosing, choice.found())
         with self._lock:
