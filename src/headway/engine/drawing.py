@@ -22,6 +22,7 @@ from headway.engine.machine import (
     F32,
     _pointer,
     barrier,
+    comes_last,
     compiled,
     f32,
     i32,
@@ -544,13 +545,14 @@ def _choose(asked: int, n: int, thread: int, threads: int) -> None:
 
 @compiled
 def choose_rows(asked: int, counter: int, thread: int, threads: int) -> None:
-    """The next symbol of each row, once all threads have come here: whoever is free takes the next row. `asked` is the
-    address that `Choosing.by` gives.
+    """The next symbol of each row, once all threads have come here: whoever is free takes the next row. Of one row it
+    is whoever comes last, and nobody waits. `asked` is the address that `Choosing.by` gives.
     """
     count = i64(asked)[COUNT]
-    if threads == 1:
-        for n in range(count):
-            _choose(asked, n, 0, 1)
+    if threads == 1 or count == 1:
+        if threads == 1 or comes_last(counter, threads):
+            for n in range(count):
+                _choose(asked, n, thread, 1)
         return
     barrier(counter, threads)
     met = meetings(counter, threads)
