@@ -9,8 +9,8 @@ Server and clients share the processor. The client is a plain one of its own: a 
 events read as they come. Both servers have the same weights and tokenizer, and work in turn. Prompts are drawn ids, 128
 of them and 128 new ones, which nobody shares; those of `known` are the ones of `drawn` again, whose beginnings a server
 may know by then, so that it does little but decode. The soak draws what it sends. `alone` is what `headway bench
-decode` measures with as many rows, whose prompts are as long; `in_loop` the scheduler without a server, once all have
-begun.
+decode` measures with as many rows; `in_loop` the scheduler without a server on the very prompts of `alone`, which are
+read in one step, and timed as these are once they are known.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from headway.app.exchange import export_model, quantize
 from headway.app.loading import load as load_model
 from headway.app.recipes import find_model
-from headway.bench.run import BenchRequest, run
+from headway.bench.run import WARM, BenchRequest, Job, run
 from headway.engine import Engine
 from headway.formats import native
 from headway.formats.open import open_model
@@ -243,16 +243,16 @@ def measured(
 
 
 def in_loop(place: str, rows: int, cache: Cache) -> float:
-    """Tokens a second of the scheduler, from when all prompts are read, without guesses worth their while."""
+    """Tokens a second of the scheduler after the prompts, without guesses worth their while."""
     session = load_model(place, "cpu", cache=cache).open_session()
     assert isinstance(session.model, Engine)
-    scheduler, draw = Scheduler(session.model, session.codec), random.Random(rows)
-    for _ in range(rows):
+    job = Job("decode", FORM, place, rows, session.model.pool.threads, 0, session.model.config.symbols, None)
+    scheduler = Scheduler(session.model, session.codec, step_tokens=rows * PROMPT)  # all begin, and end, together
+    for prompt in job.prompts():
         sampling = Sampling(temperature=1.0, top_k=40, seed=1)
-        scheduler.submit(Request(drawn(draw, session.model.config.symbols), sampling, Limits(NEW, ignore_end=True)))
-    begun: set[int] = set()
-    while len(begun) < rows:
-        begun |= {said.ticket for said in scheduler.step()}
+        scheduler.submit(Request(prompt, sampling, Limits(NEW, ignore_end=True)))
+    for _ in range(WARM):
+        scheduler.step()
     started, tokens = time.perf_counter(), 0
     while said := scheduler.step():
         tokens += len(said)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from cases import FEED_FORWARDS, MIXERS, hybrid, ids, shake
@@ -12,7 +13,12 @@ from test_engine import LOWERED
 from test_engine_rows import translator
 
 from headway.engine import Engine, Format, Kept, OutOfBlocksError, Piece, Row, quantise
+from headway.engine.choosing import Choosing
+from headway.engine.drawing import UNIFORM
 from headway.engine.operations import FAR, NEAR
+from headway.engine.pool import pool
+from headway.generate import Sampling
+from headway.generate.tables import DrawTable
 from headway.layout import Layout
 from headway.nn.models import BlockConfig, Cache, Transformer, build
 from headway.visibility import Causal
@@ -47,7 +53,7 @@ class Driver:
 
     def __init__(self, engine: Engine, wanted: list[torch.Tensor], seed: int, guesses: bool) -> None:
         self.engine, self.wanted, self.guesses = engine, wanted, guesses
-        self.draw = random.Random(seed)
+        self.draw, self.other = random.Random(seed), random.Random(seed)
         self.rows: list[list] = []  # of each the row, its offset, and how far it is
 
     def step(self, most: int) -> None:
@@ -78,7 +84,15 @@ class Driver:
         if not pieces:
             self.rows.clear()
             return
-        logits, end = self.engine.compute(pieces), 0
+        count = sum(wanted for _, wanted in expected)
+        table, places = DrawTable(Sampling(0.9, top_k=7), [()] * count), list(range(count))
+        self.other.shuffle(places)
+        uniform = np.array([self.other.random() for _ in places])
+        table.numbers[:, UNIFORM] = uniform
+        choosing = Choosing(list(zip(table.addresses, places)))
+        logits, end = self.engine.compute(pieces, choosing), 0
+        for chosen, behind in zip(choosing.choices, table.choose(logits[places], uniform, pool(1))):
+            assert (chosen == behind).all(), "a step chooses otherwise than is chosen behind it"
         for kept, wanted in expected:
             begin, end = end, end + wanted
             assert torch.equal(logits[begin : begin + len(kept)], kept)

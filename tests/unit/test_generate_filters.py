@@ -11,7 +11,7 @@ import torch
 from headway.engine.pool import pool
 from headway.generate import Sampling
 from headway.generate.sampling import draw, weigh
-from headway.generate.tables import DrawTable, choose_by
+from headway.generate.tables import DrawTable
 
 SIZES = (5, 300, 5000)
 SETTINGS = [
@@ -68,7 +68,7 @@ def by_full_sort(logits: torch.Tensor, sampling: Sampling) -> set[int]:
 def by_engine(logits: torch.Tensor, sampling: Sampling, uniform: np.ndarray) -> list[int]:
     """What one row's logits give at each of some numbers."""
     table = DrawTable(sampling, [()] * len(uniform))
-    return choose_by(table.fields, table.numbers, logits[None], [0] * len(uniform), uniform, pool(1)).symbols.tolist()
+    return table.choose(logits.expand(len(uniform), -1), uniform, pool(1)).symbols.tolist()
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from headway.engine.builder import FEW, CannotLowerError, PackedWeights
 from headway.engine.cache import Blocks, Layer, OutOfBlocksError, flat_states, flat_summaries, write
+from headway.engine.choosing import Choosing
 from headway.engine.keys import FORMS
 from headway.engine.machine import HAS_BF16_UNIT, announced
 from headway.engine.means import KeyMeans, mean_by_position, mean_keys
@@ -150,10 +151,11 @@ class Engine(nn.Module):
         after = torch.where(positions < 0, positions, positions + length)
         return logits.view(len(positions), length, -1), decoding.at(after)
 
-    def compute(self, pieces: Sequence[Piece]) -> Float[Tensor, "N C"]:
+    def compute(self, pieces: Sequence[Piece], choosing: Choosing | None = None) -> Float[Tensor, "N C"]:
         """One step: each piece is written into its row, and the logits that are wanted come in the order of the pieces.
         What comes of a piece depends on its row alone, bit for bit: neither on the others, nor on how its symbols are
-        cut into pieces.
+        cut into pieces. With `choosing`, whose places are those of the logits, the choices are there as well: the last
+        instruction makes them, or, where one run of the program does not make all logits, the same code behind it.
 
         A row whose mixers have states gives these up: they are those after its last symbol. OutOfBlocksError, with
         nothing written, where `limit_cache` leaves too little.
@@ -163,10 +165,16 @@ class Engine(nn.Module):
             self._read.gather()
             if self._own.most is not None and self.lacking(pieces):
                 raise OutOfBlocksError(f"{self.lacking(pieces):.0f} blocks of keys and values are lacking")
-            if self._state_numbers:
-                return self._compute_columns(pieces)
-            found = [self._compute(part) for part in self._parts(pieces)]
-        return found[0] if len(found) == 1 else torch.cat(found)
+            if self._state_numbers and max(len(piece.ids) for piece in pieces) > 1:
+                logits = self._compute_columns(pieces)
+            else:
+                parts = list(self._parts(pieces))
+                if len(parts) == 1 and self.timeline is None:
+                    return self._compute(pieces, choosing)
+                logits = torch.cat([self._compute(part) for part in parts])
+        if choosing is not None:
+            choosing.run(logits, self.pool)
+        return logits
 
     def limit_cache(self, size: int | None) -> None:
         """Keep at most so many bytes of keys and values."""
@@ -215,7 +223,7 @@ class Engine(nn.Module):
                     logits[places[:count]], places = found, places[count:]
         return logits
 
-    def _compute(self, pieces: Sequence[Piece]) -> Float[Tensor, "N C"]:
+    def _compute(self, pieces: Sequence[Piece], choosing: Choosing | None = None) -> Float[Tensor, "N C"]:
         counts = [len(piece.ids) for piece in pieces]
         batch = sum(counts)
         symbols, places = np.empty(batch, np.int64), np.empty(batch, np.int64)
@@ -233,8 +241,11 @@ class Engine(nn.Module):
             program.find_states(states)
         logits = self._results.rows(len(wanted), program.symbols)
         program.write_logits(logits.data_ptr())
+        asked = 0
+        if choosing is not None:
+            asked = choosing.by(logits.data_ptr(), 4 * program.symbols, program.symbols, self.pool.threads)
         if len(wanted) == batch:
-            self._run(program, symbols, places, slice(None))
+            self._run(program, symbols, places, slice(None), asked)
         else:
             self._run(program, symbols, places, slice(program.body))
         if states is not None and states.ctypes.data != pieces[0].row.state.ctypes.data:
@@ -243,7 +254,7 @@ class Engine(nn.Module):
         if 0 < len(wanted) < batch:
             x = program.x.rows(batch)
             x[: len(wanted)] = x[wanted]
-            self._run(program, symbols[wanted], places[wanted], slice(program.body, None))
+            self._run(program, symbols[wanted], places[wanted], slice(program.body, None), asked)
         for row, start, ids, last in pieces:
             row.forget(start + len(ids) - last)  # whoever wants logits may go back to where the first of them is
         return logits
@@ -281,28 +292,19 @@ class Engine(nn.Module):
             write_runs(read.runs, runs_of([readings[number] for number in each], None, SHARING), end, True)
         return program
 
-    def _run(self, program: StepProgram, symbols: np.ndarray, places: np.ndarray, part: slice) -> None:
-        """A part of the instructions for tokens that are `symbols` at `places`."""
+    def _run(self, program: StepProgram, symbols: np.ndarray, places: np.ndarray, part: slice, asked: int = 0) -> None:
+        """A part of the instructions for tokens that are `symbols` at `places`; with the last of them, what is `asked`
+        to be chosen.
+        """
         batch, threads, counter = len(places), self.pool.threads, self.pool.counter
-        scratch = [room.ctypes.data for room in program.room]
-        table, floats = program.table[part], program.floats[part]
+        table, floats, scratch = program.table[part], program.floats[part], program.scratch
         said, where = symbols.ctypes.data, places.ctypes.data
         if self.timeline is not None:
             self._run_noted(self.timeline, (table, floats, said, where, batch), scratch)
             return
 
         def job(thread: int) -> None:
-            program.run(
-                table,
-                floats,
-                said,
-                where,
-                batch,
-                scratch[thread],
-                counter,
-                thread,
-                threads,
-            )
+            program.run(table, floats, said, where, batch, scratch[thread], counter, thread, threads, asked)
 
         with announced(program.run):
             self.pool.run(job)

@@ -1,22 +1,38 @@
 """The next symbol of each of many rows of logits: penalties, biases and masks, filters, a draw, and log probabilities.
 
-A row is made by one thread, in one order, so what comes of it depends on nothing but itself. It is looked at in groups
-of 64 neighbours, of which first the largest are compared: most filters leave few symbols, and touch few groups.
-Thresholds are found by halving the numbers of single precision, in their order, until one of them is left.
+A row is made by one thread, in one order, so what comes of it depends on nothing but itself. What is said of a row lies
+in memory of its own for as long as the row does; the threads that made the logits take the rows as they come, without
+having been called in between (`program.run_step`). A row is looked at in groups of 64 neighbours, of which first the
+largest are compared: most filters leave few symbols, and touch few groups. Thresholds are found by halving the numbers
+of single precision, in their order, until one of them is left.
 """
 
 from __future__ import annotations
 
 import math
-import threading
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from llvmlite import ir
 
-from headway.engine.machine import _F32, _I32, _I64, F32, _pointer, announced, compiled, f32, i32, i64, intrinsic, types
-from headway.engine.pool import Pool
-from headway.engine.vectors import LANES, call, exponential, reduce, spread
+from headway.engine.machine import (
+    _F32,
+    _I32,
+    _I64,
+    F32,
+    _pointer,
+    barrier,
+    comes_last,
+    compiled,
+    f32,
+    i32,
+    i64,
+    intrinsic,
+    meetings,
+    take,
+    types,
+)
+from headway.engine.vectors import LANES, call, call_for, exponential, reduce, spread
 
 GROUP = 64  # symbols of which the largest is known
 _PARTS = GROUP // LANES
@@ -24,15 +40,21 @@ _FEW = 64  # groups that are looked at in next to no time
 _SPREAD = 16  # groups of which one says about where a threshold lies
 _NEAR = 1 << 19  # places to both sides of there, a sixteenth of the number at most
 _LOOKS = 6  # after which what lies outside is left behind
-_ALONE = 3  # rows up to which waking other threads takes longer than they would save
 _LOWEST = -0x7F800000  # the place of -inf among all numbers
 _COLDEST, _HOTTEST = 1e-30, 1e30  # temperatures beyond which draws change no more, and numbers would be none
 
-# What a row is: addresses and sizes. SAID are symbols that penalties are for, TIMES how often the text holds each.
-LOGITS, MASK, SAID, TIMES, SAID_COUNT, BIASED, BIASES, BIASED_COUNT, TOP_K, TOP = range(10)
-# and numbers
+# What is said of a row: addresses and sizes. MASK has a bit for each symbol, or is 0. SAID are symbols that penalties
+# are for, TIMES how often the text holds each; SAID_COUNT is 0 where no penalty is asked for, BIASED_COUNT where there
+# is no bias. SAID, TIMES and BIASED are of int32, BIASES of single precision. TOP_K is 0 where all are kept.
+MASK, SAID, TIMES, SAID_COUNT, BIASED, BIASES, BIASED_COUNT, TOP_K, TOP = range(9)
+# and, right behind these, numbers in double precision
 TEMPERATURE, TOP_P, MIN_P, UNIFORM, REPETITION, PRESENCE, FREQUENCY = range(7)
-FIELDS, NUMBERS = 10, 7
+FIELDS, NUMBERS = 9, 7
+# What is asked of all threads: addresses and sizes (`Choosing` fills them in). ROWS are pairs of where a row is
+# described, and of the place of its logits; what is found goes to CHOSEN (int64), LOGPROBS (double precision) and, MOST
+# a row, the two of the likeliest.
+LOGITS, STRIDE, SYMBOLS, ROOM, ROOM_BYTES, ROWS, COUNT, MOST, CHOSEN, LOGPROBS, TOPS, TOP_LOGPROBS = range(12)
+ASKED = 12
 
 _I1, _F64 = ir.IntType(1), ir.DoubleType()
 f64 = _pointer("float64", _F64)
@@ -154,6 +176,19 @@ def _copy_marked(typing: Any, group: Any, bits: Any, out: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64, types.int64), generate
+
+
+@intrinsic
+def _soon(typing: Any, group: Any) -> Any:
+    """Have a group brought near."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        base = builder.inttoptr(args[0], _SIXTEEN.as_pointer())
+        for part in range(_PARTS):
+            call_for(builder, builder.gep(base, [ir.Constant(_I32, part)]))
+        return context.get_dummy_value()
+
+    return types.void(types.int64), generate
 
 
 @intrinsic
@@ -338,8 +373,9 @@ def _tell(
 
 
 @compiled
-def _adjust(row: np.ndarray, numbers: np.ndarray, symbols: int, y: int) -> None:
-    """Penalties and biases."""
+def _adjust(at: int, symbols: int, y: int) -> None:
+    """Penalties and biases of the row that is described there."""
+    row, numbers = i64(at), f64(at + 8 * FIELDS)
     logits, said, times = f32(y), i32(row[SAID]), i32(row[TIMES])
     repetition, presence = np.float32(numbers[REPETITION]), np.float32(numbers[PRESENCE])
     frequency = np.float32(numbers[FREQUENCY])
@@ -417,10 +453,10 @@ def _draw(weights: int, groups: int, least: F32, sums: int, target: float) -> in
 
 @compiled
 def _drawn(
-    x: int, tail: int, whole: int, groups: int, symbols: int, maxima: int, top: F32, row: np.ndarray,
-    numbers: np.ndarray, room: int,
+    x: int, tail: int, whole: int, groups: int, symbols: int, maxima: int, top: F32, at: int, room: int
 ) -> int:  # fmt: skip
     """A symbol of what the filters keep, by the inverse of the cumulative distribution at the row's uniform number."""
+    row, numbers = i64(at), f64(at + 8 * FIELDS)
     size = 4 * GROUP * groups
     weights, places, spare, sums = room, room + size, room + 2 * size, room + 3 * size
     heat = min(max(numbers[TEMPERATURE], _COLDEST), _HOTTEST)
@@ -467,95 +503,60 @@ def _fill_tail(x: int, symbols: int, tail: int) -> None:
 
 
 @compiled
-def _choose(
-    rows: np.ndarray, numbers: np.ndarray, symbols: int, most: int, thread: int, threads: int, room: int,
-    symbols_at: int, logprobs_at: int, top_at: int, top_logprobs_at: int,
-) -> None:  # fmt: skip
-    """A thread's share of the rows: the next symbol of each, -1 where its mask leaves none, and its log probability; of
-    the likeliest as many as it asks for, where there is room for `most`.
+def _choose(asked: int, n: int, thread: int, threads: int) -> None:
+    """The next symbol of a row, -1 where its mask leaves none, and its log probability; of the likeliest as many as it
+    asks for. The logits of the row that this thread is likely to take next come nearer while exponentials are made.
     """
-    chosen, logprobs = i64(symbols_at), f32(logprobs_at)
-    groups = -(-symbols // GROUP)
+    call = i64(asked)
+    rows, symbols = i64(call[ROWS]), call[SYMBOLS]
+    at, x = rows[2 * n], call[LOGITS] + call[STRIDE] * rows[2 * n + 1]
+    ahead = call[LOGITS] + call[STRIDE] * rows[2 * min(n + threads, call[COUNT] - 1) + 1]
+    row, numbers, room = i64(at), f64(at + 8 * FIELDS), call[ROOM] + call[ROOM_BYTES] * thread
+    groups, whole, mass = -(-symbols // GROUP), symbols // GROUP, 0.0
     tail, maxima = room, room + 4 * GROUP
     copied = maxima + 4 * GROUP * -(-groups // GROUP)
     room = copied + 4 * GROUP * groups
-    for n in range(thread, len(rows), threads):
-        row, x, whole, mass = rows[n], rows[n, LOGITS], symbols // GROUP, 0.0
-        _fill_tail(x, symbols, tail)
-        first = _find_maxima(x, tail, whole, groups, maxima)
-        for group in range(groups):
-            mass += _mass_of(_group(x, tail, whole, group), first, np.float32(1.0), 0)
-        log_mass = math.log(mass)
-        if row[TOP]:
-            to = 4 * n * most
-            _tell(
-                x, tail, whole, groups, maxima, first, log_mass, row[TOP], room, top_at + to, top_logprobs_at + to
-            )  # fmt: skip
-        here, top = x, first
-        if row[MASK] or row[SAID_COUNT] or row[BIASED_COUNT]:
-            if not _copy(x, tail, whole, groups, row[MASK], symbols, copied):
-                chosen[n] = -1
-                continue
-            _adjust(row, numbers[n], symbols, copied)
-            here, whole = copied, groups
-            top = _find_maxima(here, tail, whole, groups, maxima)
-        if numbers[n, TEMPERATURE] == 0 or not math.isfinite(top) or math.isnan(mass):
-            drawn = _first_of(here, tail, whole, groups, maxima, top)
-        else:
-            drawn = _drawn(here, tail, whole, groups, symbols, maxima, top, row, numbers[n], room)
-        chosen[n] = drawn
-        logprobs[n] = np.float32(np.float64(f32(x)[drawn]) - np.float64(first) - log_mass)
+    _fill_tail(x, symbols, tail)
+    first = _find_maxima(x, tail, whole, groups, maxima)
+    for group in range(groups):
+        mass += _mass_of(_group(x, tail, whole, group), first, np.float32(1.0), 0)
+        _soon(ahead + 4 * GROUP * group)
+    log_mass = math.log(mass)
+    if row[TOP]:
+        to = 4 * n * call[MOST]
+        _tell(
+            x, tail, whole, groups, maxima, first, log_mass, row[TOP], room, call[TOPS] + to, call[TOP_LOGPROBS] + to
+        )  # fmt: skip
+    here, top = x, first
+    if row[MASK] or row[SAID_COUNT] or row[BIASED_COUNT]:
+        if not _copy(x, tail, whole, groups, row[MASK], symbols, copied):
+            i64(call[CHOSEN])[n] = -1
+            return
+        _adjust(at, symbols, copied)
+        here, whole = copied, groups
+        top = _find_maxima(here, tail, whole, groups, maxima)
+    if numbers[TEMPERATURE] == 0 or not math.isfinite(top) or math.isnan(mass):
+        drawn = _first_of(here, tail, whole, groups, maxima, top)
+    else:
+        drawn = _drawn(here, tail, whole, groups, symbols, maxima, top, at, room)
+    i64(call[CHOSEN])[n] = drawn
+    f64(call[LOGPROBS])[n] = np.float32(np.float64(f32(x)[drawn]) - np.float64(first) - log_mass)
 
 
-class Choices(NamedTuple):
-    """What was chosen of each row: a symbol, -1 where its mask leaves none; its log probability in nats under the model
-    as it is, NaN where that has no distribution; and as many of the likeliest symbols as any row is told, with theirs.
+@compiled
+def choose_rows(asked: int, counter: int, thread: int, threads: int) -> None:
+    """The next symbol of each row, once all threads have come here: whoever is free takes the next row. Of one row it
+    is whoever comes last, and nobody waits. `asked` is the address that `Choosing.by` gives.
     """
-
-    symbols: np.ndarray  # int64 [R]
-    logprobs: np.ndarray  # float32 [R]
-    top: np.ndarray  # int32 [R, N]
-    top_logprobs: np.ndarray  # float32 [R, N]
-
-
-def choose_symbols(rows: np.ndarray, numbers: np.ndarray, symbols: int, pool: Pool | None) -> Choices:
-    """The next symbol of each row, as the table says: int64 [R, FIELDS] and float64 [R, NUMBERS].
-
-    LOGITS is the address of `symbols` numbers of single precision, which are not changed. MASK is that of a bit for
-    each, or 0. SAID_COUNT is 0 where no penalty is asked for, BIASED_COUNT where there is no bias; SAID, TIMES and
-    BIASED are addresses of int32, BIASES of single precision. TOP_K is 0 where all are kept. Without a pool, and of few
-    rows, the caller's thread does it all.
-    """
-    most = int(rows[:, TOP].max())
-    found = Choices(
-        np.empty(len(rows), np.int64),
-        np.empty(len(rows), np.float32),
-        np.empty((len(rows), most), np.int32),
-        np.empty((len(rows), most), np.float32),
-    )
-    places = [each.ctypes.data for each in found]
-    threads = 1 if pool is None or len(rows) <= _ALONE else pool.threads
-    rooms = _rooms_of(threads, symbols)
-
-    def job(thread: int) -> None:
-        _choose(rows, numbers, symbols, most, thread, threads, rooms[thread].ctypes.data, *places)
-
-    with announced(_choose):
-        if pool is None or threads == 1:
-            job(0)
-        else:
-            pool.run(job)
-    return found
-
-
-_own = threading.local()
-
-
-def _rooms_of(threads: int, symbols: int) -> list[np.ndarray]:
-    """Where each thread works for the thread that asks, whose own these are."""
-    groups = -(-symbols // GROUP)
-    size = 4 * GROUP * (1 + -(-groups // GROUP) + 4 * groups) + 8 * groups
-    rooms: list[np.ndarray] = getattr(_own, "rooms", [])
-    if len(rooms) < threads or rooms[0].nbytes < size:
-        _own.rooms = rooms = [np.empty(size, np.uint8) for _ in range(max(threads, len(rooms)))]
-    return rooms
+    count = i64(asked)[COUNT]
+    if threads == 1 or count == 1:
+        if threads == 1 or comes_last(counter, threads):
+            for n in range(count):
+                _choose(asked, n, thread, 1)
+        return
+    barrier(counter, threads)
+    met = meetings(counter, threads)
+    n = take(counter, 0, met, count)
+    while n < count:
+        _choose(asked, n, thread, threads)
+        n = take(counter, 0, met, count)

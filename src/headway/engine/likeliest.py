@@ -6,7 +6,8 @@ import math
 
 import numpy as np
 
-from headway.engine.drawing import GROUP, _copy, _fill_tail, _find_maxima, _group, _mass_of, _rooms_of, _tell
+from headway.engine.choosing import rooms_of
+from headway.engine.drawing import GROUP, _copy, _fill_tail, _find_maxima, _group, _mass_of, _tell
 from headway.engine.machine import announced, compiled
 from headway.engine.pool import Pool
 
@@ -53,11 +54,11 @@ def find_likeliest(
     found = np.empty((rows, count), np.int32), np.empty((rows, count), np.float32)
     places = [each.ctypes.data for each in found]
     mask = 0 if allowed is None else allowed.ctypes.data
-    rooms = _rooms_of(pool.threads, symbols)
+    rooms, at = rooms_of(pool.threads, symbols)
     start, stride = logits.ctypes.data, logits.strides[0]
 
     def job(thread: int) -> None:
-        room = rooms[thread].ctypes.data
+        room = at + rooms.shape[1] * thread
         _find_likeliest(start, stride, rows, symbols, mask, count, thread, pool.threads, room, *places)
 
     with announced(_find_likeliest):

@@ -364,6 +364,12 @@ def _sleep(counter: int, goal: int) -> None:
 
 
 @compiled
+def comes_last(counter: int, threads: int) -> bool:
+    """Come to a barrier at which nobody waits: whether all others have come before."""
+    return (_add(counter, 1) + 1) % threads == 0
+
+
+@compiled
 def meetings(counter: int, threads: int) -> int:
     """How often all threads have met, seen by one of them."""
     return _load(counter) // threads

@@ -22,7 +22,7 @@ from headway.engine.lowering import (
 )
 from headway.engine.means import KeyMeans
 from headway.engine.operations import GATED
-from headway.engine.program import NAMES, Opcode, run, run_whole
+from headway.engine.program import NAMES, Opcode, run_step, run_whole_step
 from headway.layout import Layout
 from headway.nn.mixers.attention import QKNorm, SelfAttention, WideQKNorm
 from headway.nn.mixers.conditional_gru import ConditionalGRU
@@ -48,7 +48,7 @@ class StepProgram:
     run: Any  # the compiled loop
     table: np.ndarray
     floats: np.ndarray
-    room: np.ndarray  # [threads, bytes], the scratch of each thread
+    scratch: list[int]  # where each thread works
     body: int  # instructions before those of the head
     x: Slot  # what the head reads
     symbols: int  # logits of a row
@@ -118,11 +118,12 @@ class _Lowering(BlockLowering):
         symbols = self._head(model.heads["vocabulary"], self.norm(model.stack.norm, self.x))
         table, floats = build.table()
         stated = np.nonzero(table >= STATES)
-        loop = run_whole if (table[:, 0] >= Opcode.COMBINE).any() else run
+        loop = run_whole_step if (table[:, 0] >= Opcode.COMBINE).any() else run_step
         room = np.zeros((threads, build.scratch + 64), np.uint8)
+        build.kept.append(room)
         return StepProgram(
-            loop, table, floats, room, body, self.x, symbols, self.own, self.memory, build.rows, self.capacity,
-            build.kept, (stated[0], stated[1]), table[stated] - STATES, self.state_numbers,
+            loop, table, floats, [part.ctypes.data for part in room], body, self.x, symbols, self.own, self.memory,
+            build.rows, self.capacity, build.kept, (stated[0], stated[1]), table[stated] - STATES, self.state_numbers,
         )  # fmt: skip
 
     def _embed(self, embed: nn.Module) -> None:

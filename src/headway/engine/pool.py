@@ -26,11 +26,10 @@ class Pool:
         self.threads = threads
         self._meeting = meeting(threads)
         self._lock = threading.Lock()
-        self._start = [threading.Semaphore(0) for _ in range(threads - 1)]
-        self._done = threading.Semaphore(0)
+        self._start, self._done = ([_held() for _ in range(threads - 1)] for _ in range(2))
         self._job: Callable[[int], None] = lambda thread: None
-        for number, start in enumerate(self._start, start=1):
-            threading.Thread(target=self._work, args=(number, start), daemon=True).start()
+        for number in range(1, threads):
+            threading.Thread(target=self._work, args=(number,), daemon=True).start()
 
     @property
     def counter(self) -> int:
@@ -45,14 +44,22 @@ class Pool:
             for start in self._start:
                 start.release()
             job(0)
-            for _ in self._start:
-                self._done.acquire()
+            for done in self._done:
+                done.acquire()
 
-    def _work(self, number: int, start: threading.Semaphore) -> None:
+    def _work(self, number: int) -> None:
+        start, done = self._start[number - 1], self._done[number - 1]
         while True:
             start.acquire()
             self._job(number)
-            self._done.release()
+            done.release()
+
+
+def _held() -> threading.Lock:
+    """A lock that one thread takes when another lets go: a semaphore would be code of Python's own, at each step."""
+    lock = threading.Lock()
+    lock.acquire()
+    return lock
 
 
 @contextmanager

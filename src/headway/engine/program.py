@@ -24,6 +24,7 @@ from headway.engine.attention import (
     query_bytes,
 )
 from headway.engine.cells import associate, cell, combine, link
+from headway.engine.drawing import choose_rows
 from headway.engine.machine import barrier, compiled, exp, f32, i64
 from headway.engine.operations import BLOCK, CHUNK, at, norm_row, share, share_rows
 from headway.engine.products import multiply, quantise, unpack_row
@@ -462,3 +463,41 @@ def run_whole(
             else:
                 weigh(op, batch, scratch, thread, threads)
         start = stop + 1
+
+
+@compiled
+def run_step(
+    table: np.ndarray,
+    floats: np.ndarray,
+    symbols: int,
+    places: int,
+    batch: int,
+    scratch: int,
+    counter: int,
+    thread: int,
+    threads: int,
+    asked: int,
+) -> None:
+    """`run`, and then what comes next of each row that is asked for (`drawing.choose_rows`); 0: of none."""
+    run(table, floats, symbols, places, batch, scratch, counter, thread, threads)
+    if asked:
+        choose_rows(asked, counter, thread, threads)
+
+
+@compiled
+def run_whole_step(
+    table: np.ndarray,
+    floats: np.ndarray,
+    symbols: int,
+    places: int,
+    batch: int,
+    scratch: int,
+    counter: int,
+    thread: int,
+    threads: int,
+    asked: int,
+) -> None:
+    """`run_step` with all instructions."""
+    run_whole(table, floats, symbols, places, batch, scratch, counter, thread, threads)
+    if asked:
+        choose_rows(asked, counter, thread, threads)

@@ -19,10 +19,10 @@ from llvmlite import ir
 
 from headway.engine.attention import prepare_head
 from headway.engine.documents import BY_DISTANCE, NO_BIAS, SPAN
-from headway.engine.softmax import LOWEST
 from headway.engine.machine import _F32, _I32, _I64, F32, HAS_BF16_UNIT, cgutils, compiled, f32, intrinsic, types
 from headway.engine.matrix_unit import BLOCK_ROWS, BLOCKS, _register
 from headway.engine.operations import at, tanh
+from headway.engine.softmax import LOWEST
 from headway.engine.vectors import call, spread
 
 QUERIES_AT_ONCE = BLOCKS * BLOCK_ROWS

@@ -9,11 +9,13 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from headway.engine.drawing import MASK, TOP
+from headway.engine.choosing import Choosing
+from headway.engine.drawing import MASK, TOP, UNIFORM
 from headway.engine.pool import Pool
 from headway.errors import UserError
 from headway.generate.sampling import Sampler, uniforms
-from headway.generate.tables import choose_by
+
+_AHEAD = 64  # draws that are made at once, as one takes nearly as long
 
 
 class Rule(Protocol):
@@ -42,49 +44,72 @@ class Chooser:
     def __init__(self, sampler: Sampler, rule: Rule | None, top: int, symbols: int) -> None:
         """`top` is how many of the likeliest of the `symbols` are told with each."""
         assert sampler.table is not None
-        self.sampler, self.rule, self.table = sampler, rule, sampler.table
+        self.rule, self.top, self._table, self._keys = rule, top, sampler.table, sampler.keys
+        [self.address] = self._table.addresses
         self.step = 0
-        self.table.fields[:, TOP] = top
+        self._fields, self._numbers = self._table.fields[0], self._table.numbers[0]
         self._mask = np.zeros(0 if rule is None else -(-symbols // 32), np.int32)
+        self._fields[TOP], self._fields[MASK] = top, self._mask.ctypes.data if rule is not None else 0
+        self._draw()
 
     def allow(self) -> None:
         """Let come what the rule allows. UserError where it fails."""
         if self.rule is not None:
             self._mask[:] = 0
             self.rule.fill(self._mask)
-            self.table.fields[:, MASK] = self._mask.ctypes.data
 
     def take(self, symbol: int) -> None:
         """Go on after this symbol."""
         self.step += 1
-        self.table.add([symbol])
+        self._draw()
+        self._table.add([symbol])
         if self.rule is not None:
             self.rule.take(symbol)
+
+    def _draw(self) -> None:
+        """Put down the number that the next symbol is drawn by."""
+        place = self.step % _AHEAD
+        if place == 0:
+            self._drawn = uniforms(self._keys, np.arange(self.step, self.step + _AHEAD, dtype=np.uint64)).tolist()
+        self._numbers[UNIFORM] = self._drawn[place]
+
+
+class StepChoice:
+    """What sequences go on with by the logits of one step, each by those of its place, as its sampler alone would pick
+    it: `choosing` says to the engine what it has to choose, and `found` what came of it.
+    """
+
+    def __init__(self, choosers: Sequence[Chooser], places: Sequence[int]) -> None:
+        self._failed: dict[int, UserError] = {}
+        for number, chooser in enumerate(choosers):
+            try:
+                chooser.allow()
+            except UserError as error:
+                self._failed[number] = error
+        self._told = [chooser.top for chooser in choosers]
+        rows = [(chooser.address, place) for chooser, place in zip(choosers, places)]
+        self.choosing = Choosing(rows, max(self._told, default=0))
+
+    def found(self) -> list[Chosen | UserError | None]:
+        """None where a rule leaves nothing, or what it fails with."""
+        symbols, logprobs, top, top_logprobs = self.choosing.choices
+        found: list[Chosen | UserError | None] = [
+            None if symbol < 0 else Chosen(symbol, logprob, [])
+            for symbol, logprob in zip(symbols.tolist(), logprobs.tolist())
+        ]
+        for number, count in enumerate(self._told):
+            chosen = found[number]
+            if count and isinstance(chosen, Chosen):
+                chosen.top.extend(zip(top[number, :count].tolist(), top_logprobs[number, :count].tolist()))
+        for number, error in self._failed.items():
+            found[number] = error
+        return found
 
 
 def choose(
     logits: Float[Tensor, "N C"], places: Sequence[int], choosers: Sequence[Chooser], pool: Pool
 ) -> list[Chosen | UserError | None]:
-    """What each goes on with by the logits of its place, as its sampler alone would pick it; None where its rule leaves
-    nothing, or what its rule fails with.
-    """
-    failed: dict[int, UserError] = {}
-    for number, chooser in enumerate(choosers):
-        try:
-            chooser.allow()
-        except UserError as error:
-            failed[number] = error
-    keys = np.concatenate([chooser.sampler.keys for chooser in choosers])
-    uniform = uniforms(keys, np.array([chooser.step for chooser in choosers], np.uint64))
-    fields = np.concatenate([chooser.table.fields for chooser in choosers])
-    numbers = np.concatenate([chooser.table.numbers for chooser in choosers])
-    symbols, logprobs, top, top_logprobs = choose_by(fields, numbers, logits, places, uniform, pool)
-    found: list[Chosen | UserError | None] = []
-    for symbol, logprob, count, ids, values in zip(
-        symbols.tolist(), logprobs.tolist(), fields[:, TOP].tolist(), top.tolist(), top_logprobs.tolist()
-    ):
-        likeliest = list(zip(ids[:count], values[:count])) if count else []
-        found.append(None if symbol < 0 else Chosen(symbol, logprob, likeliest))
-    for number, error in failed.items():
-        found[number] = error
-    return found
+    """`StepChoice.found`, by logits that are there."""
+    choice = StepChoice(choosers, places)
+    choice.choosing.run(logits, pool)
+    return choice.found()

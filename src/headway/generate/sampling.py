@@ -240,7 +240,7 @@ class Sampler:
     ) -> tuple[Int[Tensor, "B"], Float[Tensor, "B"]]:
         uniform = uniforms(self.keys, np.full(len(self.keys), step, np.uint64))
         chosen = table.choose(logits, uniform, self.pool)
-        return torch.from_numpy(chosen.symbols), torch.from_numpy(chosen.logprobs)
+        return torch.from_numpy(chosen.symbols), torch.from_numpy(chosen.logprobs).float()
 
     def _adjusted(self, logits: Float[Tensor, "B C"]) -> Float[Tensor, "B C"]:
         """Logits, of all symbols or the first of them, as penalties and bias leave them; they themselves where there

@@ -15,7 +15,7 @@ from headway.codecs import Codec
 from headway.engine import Engine, Piece
 from headway.engine.operations import BLOCK
 from headway.errors import ConfigError, UserError
-from headway.generate.choosing import Chooser, Chosen, Rule, choose
+from headway.generate.choosing import Chooser, Chosen, Rule, StepChoice, choose
 from headway.generate.prefixes import Prefixes
 from headway.generate.prompts import Ids, check_number, check_prompts, context_of
 from headway.generate.sampling import Sampler, Sampling, row_keys
@@ -175,7 +175,6 @@ class Scheduler:
         with self._lock:
             return SchedulerState(**{**self._counts, "waiting": len(self._turns), "most_blocks": self._store.most})
 
-    @torch.inference_mode()
     def step(self) -> list[Said]:
         """One step of the engine. Nothing where no request is under way."""
         with self._lock:
@@ -187,8 +186,10 @@ class Scheduler:
         planned = self._plan()
         said = []
         if planned:
-            logits = self._engine.compute(list(planned.values()))
-            said = self._take(planned, logits)
+            choosing = _choosing(planned)
+            choice = StepChoice([copy.chooser for copy, _ in choosing], [place for _, place in choosing])
+            logits = self._engine.compute(list(planned.values()), choice.choosing)
+            said = self._take(planned, logits, choosing, choice.found())
         with self._lock:
             for copy, piece in planned.items():
                 self._turns.charge(copy.owner, len(piece.ids))
@@ -245,8 +246,9 @@ class Scheduler:
         and then the youngest gives way.
         """
         planned = self._pieces(guessing=self._engine.extends)
-        if self._engine.lacking(list(planned.values())):
-            planned = self._pieces(guessing=False)
+        if not self._engine.lacking(list(planned.values())):
+            return planned
+        planned = self._pieces(guessing=False)
         while lacking := self._engine.lacking(list(planned.values())):
             if self._prefixes is None or not self._prefixes.drop(lacking):
                 youngest = max((copy for copy in self._running if copy.row is not None), key=lambda one: one.age)
@@ -278,43 +280,48 @@ class Scheduler:
                 room -= len(guesses)
         return planned
 
-    def _take(self, planned: dict[Copy, Piece], logits: Float[Tensor, "N C"]) -> list[Said]:
-        """What comes of the logits of what was planned."""
-        choosing: list[tuple[Copy, int]] = []  # with the place of the logits
+    def _take(
+        self,
+        planned: dict[Copy, Piece],
+        logits: Float[Tensor, "N C"],
+        choosing: list[tuple[Copy, int]],
+        chosen: list[Chosen | UserError | None],
+    ) -> list[Said]:
+        """What comes of what was planned, and of what was chosen; where guesses came true, by further logits, too."""
         guesses: dict[Copy, list[int]] = {}  # that have not been judged
-        place = 0
         for copy, piece in planned.items():
-            assert copy.row is not None
             count = len(piece.ids) - max(0, piece.wanted - 1)
             self._counts["prompt_tokens"] += count if copy.reads_prompt else 0
-            copy.read, guesses[copy] = copy.read + count, list(piece.ids[count:])
-            if piece.wanted:
-                choosing.append((copy, place))
-                if copy.reads_prompt:
-                    choosing += [(follower, place) for follower in self._share_prompt(copy)]
-            place += piece.wanted
+            copy.read += count
+            if piece.wanted > 1:
+                guesses[copy] = list(piece.ids[count:])
+            if piece.wanted and copy.reads_prompt:
+                self._share_prompt(copy)
         said = []
         while choosing:
-            places, going = [place for _, place in choosing], []
-            chosen = choose(logits, places, [copy.chooser for copy, _ in choosing], self._engine.pool)
+            going = []
             for (copy, place), choice in zip(choosing, chosen):
                 said.append(self._say(copy, choice))
-                left = guesses.get(copy, [])
-                if said[-1].reason is None and left and left[0] == said[-1].id:
+                left = guesses.get(copy)
+                if left and said[-1].reason is None and left[0] == said[-1].id:
                     copy.read += 1
                     going.append((copy, place + 1))
                     del left[0]
             choosing = going
-        for copy, left in guesses.items():
-            guessed = max(0, planned[copy].wanted - 1)
-            copy.prudence.judge(guessed, guessed - len(left))
+            if going:
+                places = [place for _, place in going]
+                chosen = choose(logits, places, [copy.chooser for copy, _ in going], self._engine.pool)
+        for copy, piece in planned.items():
+            guessed = max(0, piece.wanted - 1)
+            right = guessed - len(guesses.get(copy, ()))
+            copy.prudence.judge(guessed, right)
             self._counts["guessed"] += guessed
-            self._counts["accepted"] += guessed - len(left)
+            self._counts["accepted"] += right
         for copy in [copy for copy in self._running if copy.done]:
             self._close(copy)
         return said
 
-    def _share_prompt(self, copy: Copy) -> list[Copy]:
+    def _share_prompt(self, copy: Copy) -> None:
         """Let those who follow go on from what it has read, and remember it."""
         assert copy.row is not None
         if self._prefixes is not None:
@@ -322,7 +329,6 @@ class Scheduler:
         followers, copy.followers = copy.followers, []
         for follower in followers:
             follower.row, follower.read, follower.known = copy.row.fork(), copy.read, copy.known
-        return followers
 
     def _say(self, copy: Copy, choice: Chosen | UserError | None) -> Said:
         try:
@@ -353,3 +359,17 @@ class Scheduler:
                 self._prefixes.keep(copy.owner, copy.ids[: copy.read], copy.row)
             copy.row.close()
         copy.row, copy.read = None, 0
+
+
+def _choosing(planned: dict[Copy, Piece]) -> list[tuple[Copy, int]]:
+    """Who goes on after a step, and the place of the logits by which: those whose prompt is then read, with whoever
+    follows them, and those that write.
+    """
+    found, place = [], 0
+    for copy, piece in planned.items():
+        if piece.wanted:
+            found.append((copy, place))
+            if copy.reads_prompt:
+                found += [(follower, place) for follower in copy.followers]
+        place += piece.wanted
+    return found

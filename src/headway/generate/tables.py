@@ -1,4 +1,6 @@
-"""What the compiled chooser is told of the rows of a batch: settings as numbers, and symbols with their counts."""
+"""What the compiled chooser is told of rows: settings as numbers, and symbols with their counts. It stays where it is
+for as long as the rows do, so that a step tells of a row no more than where that is.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +12,13 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
+from headway.engine.choosing import Choices, Choosing
 from headway.engine.drawing import (
     BIASED,
     BIASED_COUNT,
     BIASES,
     FIELDS,
     FREQUENCY,
-    LOGITS,
     MIN_P,
     NUMBERS,
     PRESENCE,
@@ -28,8 +30,6 @@ from headway.engine.drawing import (
     TOP_K,
     TOP_P,
     UNIFORM,
-    Choices,
-    choose_symbols,
 )
 from headway.engine.pool import Pool
 
@@ -69,11 +69,10 @@ class Tally:
 
 
 class DrawTable:
-    """The rows of one batch, all with the same settings, as `choose_symbols` takes them."""
+    """The rows of one batch, all with the same settings, as a `Choosing` takes them."""
 
     def __init__(self, sampling: Sampling, prompts: Sequence[Iterable[int]]) -> None:
-        self.fields = np.zeros((len(prompts), FIELDS), np.int64)
-        self.numbers = np.zeros((len(prompts), NUMBERS))
+        self._place(np.zeros((len(prompts), FIELDS + NUMBERS), np.int64))
         self.fields[:, TOP_K] = min(sampling.top_k or 0, _LARGEST)
         self.numbers[:, [TEMPERATURE, TOP_P, MIN_P]] = sampling.temperature, sampling.top_p, sampling.min_p
         self.numbers[:, REPETITION] = sampling.repetition_penalty
@@ -90,7 +89,8 @@ class DrawTable:
 
     def choose(self, logits: Float[Tensor, "B C"], uniform: np.ndarray, pool: Pool | None) -> Choices:
         """The next symbol of each row, at numbers in [0, 1)."""
-        return choose_by(self.fields, self.numbers, logits, range(len(logits)), uniform, pool)
+        self.numbers[:, UNIFORM] = uniform
+        return Choosing([(address, place) for place, address in enumerate(self.addresses)]).run(logits, pool)
 
     def add(self, symbols: Sequence[int]) -> None:
         """What each row has now said."""
@@ -112,26 +112,17 @@ class DrawTable:
 
     def _with(self, tallies: list[Tally], rows: Sequence[int] | slice) -> DrawTable:
         other = copy(self)
-        other.fields, other.numbers, other._tallies = self.fields[rows].copy(), self.numbers[rows].copy(), tallies
+        other._tallies = tallies
+        other._place(self._whole[rows].copy())
         other._note()
         return other
+
+    def _place(self, whole: np.ndarray) -> None:
+        """`addresses` are where the rows lie, int64 [B, FIELDS + NUMBERS]."""
+        self._whole, self.fields, self.numbers = whole, whole[:, :FIELDS], whole[:, FIELDS:].view(np.float64)
+        first, step = whole.ctypes.data, whole.strides[0]
+        self.addresses = [first + step * row for row in range(len(whole))]
 
     def _note(self) -> None:
         for row, tally in zip(self.fields, self._tallies):
             row[SAID], row[TIMES], row[SAID_COUNT] = tally.symbols.ctypes.data, tally.times.ctypes.data, len(tally)
-
-
-def choose_by(
-    fields: np.ndarray,
-    numbers: np.ndarray,
-    logits: Float[Tensor, "N C"],
-    places: Sequence[int] | range,
-    uniform: np.ndarray,
-    pool: Pool | None,
-) -> Choices:
-    """What the rows of a table go on with, each by the logits of a place and at a number in [0, 1)."""
-    if logits.stride(1) != 1:
-        logits = logits.contiguous()
-    fields[:, LOGITS] = logits.data_ptr() + 4 * logits.stride(0) * np.array(places)
-    numbers[:, UNIFORM] = uniform
-    return choose_symbols(fields, numbers, logits.shape[1], pool)
