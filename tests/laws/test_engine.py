@@ -381,7 +381,7 @@ place = lambda array, byte=0: np.int64(array.ctypes.data + byte)
 
 @numba.njit
 def one_block(queries, each, keys, scales, out, fours, weights, fades, values, size, made):
-    rounded.rounded_scores(3, queries, each, keys, scales, out, fours, keys)
+    rounded.rounded_scores(3, queries, each, keys, scales, out, fours, 32, keys, 32)
     rounded.rounded_weigh(3, weights, fades, 0, 32, values, size, made, size)
 
 def whole(numbers, most):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from headway.engine.keys import HEADS, LOWEST, key_bytes, scores, soften, value_bytes, weigh
+from headway.engine.keys import HEADS, LOWEST, key_bytes, put_outside, scores, soften, value_bytes, weigh
 from headway.engine.machine import F32, compiled, exp, f32, i64
 from headway.engine.operations import BLOCK, PIECE, at, norm_row, share, tanh
 from headway.engine.rounded_keys import (
@@ -36,22 +36,43 @@ def turn(x: int, cos: int, sin: int, half: int) -> None:
 
 
 @compiled
-def keep(form: int, key: int, value: int, place: int, size: int, slot: int) -> None:
-    """Write a key and a value at their slot of a group's part of a block. In int8 the key is lost; where it stood there
-    is room for `rounding_bytes`.
+def keep(form: int, key: int, value: int, place: int, size: int, width: int, slot: int) -> None:
+    """Write a key of `size` numbers and a value of `width` at their slot of a group's part of a block. In int8 the key
+    is lost; where it stood there is room for `rounding_bytes` of each.
     """
     values, k, v = place + key_bytes(form, size), f32(key), f32(value)
     if form == FP32:
         keys, kept = f32(place), f32(values)
         for d in range(size):
             keys[d * BLOCK + slot] = k[d]
-            kept[slot * size + d] = v[d]
+        for d in range(width):
+            kept[slot * width + d] = v[d]
         return
-    scales = f32(values + value_bytes(form, size))
+    scales = f32(values + value_bytes(form, width))
     scales[slot] = keep_key(key, size, place, slot)
-    for d in range(size):
+    for d in range(width):
         k[d] = v[d]
-    scales[BLOCK + slot] = keep_value(key, size, values, slot)
+    scales[BLOCK + slot] = keep_value(key, width, values, slot)
+
+
+@compiled
+def keep_positions(
+    form: int, keys: int, values: int, slots: int, groups: int, size: int, width: int, begin: int, end: int,
+    blocks: int, offset: int, group_bytes: int, room: int,
+) -> None:  # fmt: skip
+    """`keep` positions `begin` to `end`, of which p lies in slot p modulo `slots` of float32 keys [slots, groups, size]
+    and values [slots, groups, width]. `blocks` are the addresses of the blocks from that of `begin` on, in which the
+    first group's part is at byte `offset`.
+    """
+    table, key = i64(blocks), f32(room)
+    for p in range(begin, end):
+        block = table[p // BLOCK - begin // BLOCK] + offset
+        for g in range(groups):
+            row = p % slots * groups + g
+            old = f32(keys + 4 * row * size)
+            for d in range(size):
+                key[d] = old[d]
+            keep(form, room, values + 4 * row * width, block + g * group_bytes, size, width, p % BLOCK)
 
 
 @compiled
@@ -89,23 +110,15 @@ def pieces_of(highest: int, window: int) -> tuple[int, int]:
 @compiled
 def _weights(scores: int, begin: int, end: int, piece: int) -> F32:
     """`soften`, with weights of 0 outside of `begin` to `end`, where nothing may be."""
-    s = f32(scores)
-    if begin >= end:
-        for t in range(BLOCK):
-            s[t] = np.float32(0)
-        return np.float32(1)
-    fade = soften(scores, begin, end, piece)
-    for t in range(begin):
-        s[t] = np.float32(0)
-    for t in range(end, BLOCK):
-        s[t] = np.float32(0)
+    fade = soften(scores, begin, end, piece) if begin < end else np.float32(1)
+    put_outside(scores, begin, end, np.float32(0))
     return fade
 
 
 @compiled
 def attend_piece(
     form: int, q: int, tokens: int, each: int, blocks: int, offset: int, size: int, piece: int, follows: int,
-    highest: int, climb: int, window: int, bias: int, span: int, cap: F32, scratch: int, out: int,
+    wanted: int, highest: int, climb: int, window: int, bias: int, span: int, cap: F32, scratch: int, out: int,
 ) -> None:  # fmt: skip
     """A piece of the context for `each` heads of one group in each of `tokens` rows, which read the same blocks; the
     keys of the group begin at byte `offset` of these. The first row sees positions up to `highest`, every further one
@@ -113,7 +126,7 @@ def attend_piece(
     weighted by exp(score - maximum). `bias` is of the first head, by the distance back.
 
     What a row has does not depend on the others: what they alone see has weights of 0 there. `follows` is the address
-    of the keys that are wanted after this piece.
+    of the keys after this piece, of which so many positions are `wanted`.
     """
     table, asked, queries, step = i64(blocks), query_bytes(form, size), tokens * each, 4 * (size + 2)
     fades, weights = scratch + 4 * HEADS * BLOCK, scratch + 4 * HEADS * (BLOCK + 1)
@@ -126,13 +139,16 @@ def attend_piece(
         keys = table[n] + offset
         values = keys + key_bytes(form, size)
         scales = values + value_bytes(form, size)
-        ahead = table[n + 1] + offset if n + 1 < last else follows
+        seen, ahead, more = min(top + 1 - n * BLOCK, BLOCK), follows, wanted
+        if n + 1 < last:
+            ahead, more = table[n + 1] + offset, top + 1 - (n + 1) * BLOCK
         for start in range(0, queries, HEADS):
             count = min(queries - start, HEADS)
             if form == FP32:
-                scores(count, q + start * asked, keys, scratch, size, ahead)
+                scores(count, q + start * asked, keys, scratch, size, seen, ahead, more)
             else:
-                rounded_scores(count, q + start * asked, asked, keys, scales, scratch, (size + 3) // 4, ahead)
+                fours = (size + 3) // 4
+                rounded_scores(count, q + start * asked, asked, keys, scales, scratch, fours, seen, ahead, more)
             begins, ends = BLOCK, 0
             for i in range(count):
                 sees = highest + climb * ((start + i) // each)
@@ -143,7 +159,7 @@ def attend_piece(
                 if begin < end:
                     begins, ends = min(begins, begin), max(ends, end)
                     if cap > 0:
-                        for t in range(BLOCK):
+                        for t in range(begin, end):
                             s[t] = cap * tanh(s[t] / cap)
                     if bias != 0:
                         distances = f32(bias + 4 * ((start + i) % each) * span)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 
-from headway.engine.machine import _F32, _I8, F32, cgutils, compiled, exp, f32, intrinsic, types
+from headway.engine.machine import _F32, _I8, _I32, F32, cgutils, compiled, exp, f32, intrinsic, types
 from headway.engine.operations import BLOCK
 from headway.engine.tiles import FP32, INT8
 from headway.engine.vectors import call_for, choose, exponentials_32, reduce, spread
@@ -23,6 +23,7 @@ LOWEST = np.float32(-3.0e38)  # below all scores
 _LANES = 16
 _WIDE = ir.VectorType(_F32, _LANES)
 _PARTS = 2  # vectors of each head under way
+HALF = BLOCK // 2  # positions that one of them has, and one line of what lies in a block
 _CHUNK = _PARTS * _LANES
 _LINE = 64  # bytes that come from memory together
 
@@ -56,9 +57,9 @@ def _multiply_add(builder: Any, total: Any, a: Any, b: Any) -> None:
     builder.store(builder.fadd(builder.load(total), product, flags=("contract",)), total)
 
 
-def _totals(builder: Any, heads: int) -> list[list[Any]]:
+def _totals(builder: Any, heads: int, parts: int = _PARTS) -> list[list[Any]]:
     zero = ir.Constant(_WIDE, [0.0] * _LANES)
-    return [[cgutils.alloca_once_value(builder, zero) for _ in range(_PARTS)] for _ in range(heads)]
+    return [[cgutils.alloca_once_value(builder, zero) for _ in range(parts)] for _ in range(heads)]
 
 
 def _clear(builder: Any, totals: list[list[Any]]) -> None:
@@ -67,27 +68,47 @@ def _clear(builder: Any, totals: list[list[Any]]) -> None:
             builder.store(ir.Constant(_WIDE, [0.0] * _LANES), total)
 
 
-def _emit_scores(builder: Any, heads: int, args: Any) -> None:
-    """`scores` for one number of heads."""
-    lines = 2 * BLOCK * 4 // _LINE  # of keys and values, for each feature
+def call_for_block(builder: Any, ahead: Any, wanted: Any, index: Any, count: Any) -> None:
+    """The part `index` of `count` of bringing a group's keys and values near that begin at `ahead`: of its first
+    positions alone, where no more of them than half of the block are `wanted`.
+
+    Blocks lie far apart, and are too short for the processor to foresee. In each part keys have a line for each half
+    of the positions, whatever their form, and so have values.
+    """
+    word = partial(ir.Constant, ahead.type)
+    half = builder.mul(count, word(_LINE))  # bytes of the values of half of the positions
+    keys = builder.add(ahead, builder.mul(index, word(2 * _LINE)))
+    values = builder.add(builder.add(ahead, builder.mul(half, word(2))), builder.mul(index, word(_LINE)))
+
+    def call(place: Any) -> None:
+        call_for(builder, builder.inttoptr(place, _I8.as_pointer()))
+
+    call(keys)
+    call(values)
+    with builder.if_then(builder.icmp_signed(">", wanted, word(HALF))):
+        call(builder.add(keys, word(_LINE)))
+        call(builder.add(values, half))
+
+
+def _emit_scores(builder: Any, heads: int, parts: int, args: Any) -> None:
+    """`scores` for one number of heads, and of vectors of positions."""
     word = lambda value: ir.Constant(args[0].type, value)  # noqa: E731
     query, k, y = (builder.inttoptr(arg, _F32.as_pointer()) for arg in args[:3])
-    queries = [builder.gep(query, [builder.mul(args[3], word(h))]) for h in range(heads)]
-    totals = _totals(builder, heads)
+    _, _, _, size, ahead, wanted = args
+    queries = [builder.gep(query, [builder.mul(size, word(h))]) for h in range(heads)]
+    totals = _totals(builder, heads, parts)
     _clear(builder, totals)
-    with cgutils.for_range(builder, args[3]) as loop:
+    with cgutils.for_range(builder, size) as loop:
         start = builder.mul(loop.index, word(BLOCK))
-        found = [_load(builder, k, builder.add(start, word(_LANES * part))) for part in range(_PARTS)]
+        found = [_load(builder, k, builder.add(start, word(_LANES * part))) for part in range(parts)]
         for asked, total in zip(queries, totals):
             value = spread(builder, builder.load(builder.gep(asked, [loop.index])), _WIDE)
-            for part in range(_PARTS):
-                _multiply_add(builder, total[part], found[part], value)
-        line = builder.add(args[4], builder.mul(loop.index, word(_LINE * lines)))
-        for n in range(lines):
-            call_for(builder, builder.inttoptr(builder.add(line, word(_LINE * n)), _I8.as_pointer()))
+            for one, keys in zip(total, found):
+                _multiply_add(builder, one, keys, value)
+        call_for_block(builder, ahead, wanted, loop.index, size)
     for h, total in enumerate(totals):
-        for part in range(_PARTS):
-            builder.store(builder.load(total[part]), _at(builder, y, word(h * BLOCK + _LANES * part)), align=4)
+        for part, one in enumerate(total):
+            builder.store(builder.load(one), _at(builder, y, word(h * BLOCK + _LANES * part)), align=4)
 
 
 def _emit_weigh(builder: Any, heads: int, args: Any) -> None:
@@ -117,19 +138,28 @@ def _emit_weigh(builder: Any, heads: int, args: Any) -> None:
 
 
 @intrinsic
-def scores(typing: Any, heads: Any, q: Any, keys: Any, out: Any, size: Any, ahead: Any) -> Any:
-    """out[h, t] = sum over d of q[h, d] keys[d, t], for up to HEADS heads, BLOCK positions t, features d up to `size`.
+def scores(
+    typing: Any, heads: Any, q: Any, keys: Any, out: Any, size: Any, seen: Any, ahead: Any, wanted: Any
+) -> Any:
+    """out[h, t] = sum over d of q[h, d] keys[d, t], for up to HEADS heads, features d up to `size`, and positions t of
+    the block: all, or the first half, where no more are `seen`.
 
-    Meanwhile what is at `ahead` comes to the processor, as many bytes as keys and values have here: blocks lie far
-    apart, and are too short for the processor to foresee.
+    Meanwhile the block at `ahead` comes to the processor, of which so many positions are `wanted`.
     """
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        cases = {count: partial(_emit_scores, builder, count, args[1:]) for count in range(1, HEADS + 1)}
-        choose(builder, args[0], cases)
+        heads, q, keys, out, size, seen, ahead, wanted = args
+        cases = {
+            2 * count + parts: partial(_emit_scores, builder, count, parts, (q, keys, out, size, ahead, wanted))
+            for count in range(1, HEADS + 1)
+            for parts in (1, _PARTS)
+        }
+        beyond = builder.icmp_signed(">", seen, ir.Constant(seen.type, HALF))
+        parts = builder.select(beyond, *(ir.Constant(heads.type, parts) for parts in (_PARTS, 1)))
+        choose(builder, builder.add(builder.mul(heads, ir.Constant(heads.type, 2)), parts), cases)
         return context.get_dummy_value()
 
-    return types.void(*[types.int64] * 6), generate
+    return types.void(*[types.int64] * 8), generate
 
 
 @intrinsic
@@ -184,16 +214,33 @@ def _larger(builder: Any, a: Any, b: Any) -> Any:
     return builder.select(builder.fcmp_ordered(">", a, b), a, b)
 
 
+@intrinsic
+def put_outside(typing: Any, numbers: Any, begin: Any, end: Any, other: Any) -> Any:
+    """`other` in place of those of BLOCK numbers that do not lie from `begin` to `end`."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        numbers, *bounds, other = args
+        base = builder.inttoptr(numbers, _F32.as_pointer())
+        places = ir.VectorType(_I32, _LANES)
+        begin, end = (spread(builder, builder.trunc(bound, _I32), places) for bound in bounds)
+        for start in range(0, BLOCK, _LANES):
+            here = ir.Constant(places, list(range(start, start + _LANES)))
+            inside = builder.and_(builder.icmp_signed(">=", here, begin), builder.icmp_signed("<", here, end))
+            place = _at(builder, base, ir.Constant(numbers.type, start))
+            kept = builder.select(inside, builder.load(place, align=4), spread(builder, other, _WIDE))
+            builder.store(kept, place, align=4)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64, types.float32), generate
+
+
 @compiled
 def soften(scores: int, begin: int, end: int, piece: int) -> F32:
     """Scores of positions `begin` to `end` of a block become weights in place, exp(score - maximum). The maximum and
     the sum, which a piece begins with, follow; returns by what former weights must be multiplied.
     """
-    s, result = f32(scores), f32(piece)
-    for t in range(begin):
-        s[t] = LOWEST
-    for t in range(end, BLOCK):
-        s[t] = LOWEST
+    result = f32(piece)
+    put_outside(scores, begin, end, LOWEST)
     top = max(result[0], _peak(scores))
     fade = exp(result[0] - top)
     total = exponentials_32(scores, top)

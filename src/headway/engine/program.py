@@ -138,7 +138,7 @@ def _keep_one(op: np.ndarray, numbers: np.ndarray, place: int, b: int, g: int, s
     cos, sin = op[12] + 4 * place * half, op[13] + 4 * place * half
     prepare_head(key, size, op[7], op[10], op[11], numbers[0], cos, sin, half)
     block = i64(op[18] + 8 * b * op[19])[place // BLOCK] + op[21] + g * op[26]
-    keep(op[25], key, row + 4 * (heads + groups + g) * size, block, size, place % BLOCK)
+    keep(op[25], key, row + 4 * (heads + groups + g) * size, block, size, size, place % BLOCK)
 
 
 @compiled
@@ -180,8 +180,8 @@ def _prepare_queries(
 
 @compiled
 def _attend_run(
-    op: np.ndarray, numbers: np.ndarray, b: int, tokens: int, g: int, piece: int, follows: int, highest: int,
-    scratch: int,
+    op: np.ndarray, numbers: np.ndarray, b: int, tokens: int, g: int, piece: int, follows: int, wanted: int,
+    highest: int, scratch: int,
 ) -> None:  # fmt: skip
     """One piece for the rows of a run and the heads of a group, whose queries are ready: [tokens, heads, size + 2] at
     `spare`. What each row sees of it then goes where its pieces lie, or is folded into what it has.
@@ -191,7 +191,7 @@ def _attend_run(
     bias, spare = 0 if op[16] == 0 else op[16] + 4 * g * each * op[17], at(op[29], scratch)
     attend_piece(
         op[25], at(op[23], scratch), tokens, each, op[18] + 8 * b * op[19], op[21] + g * op[26], size, piece, follows,
-        highest, op[6], window, bias, op[17], np.float32(numbers[1]), at(op[24], scratch), spare,
+        wanted, highest, op[6], window, bias, op[17], np.float32(numbers[1]), at(op[24], scratch), spare,
     )  # fmt: skip
     for r in range(tokens):
         begin, end = pieces_of(highest + op[6] * r, window)
@@ -223,18 +223,19 @@ def _run_of(op: np.ndarray, places: int, n: int) -> tuple[int, int, int, int, in
 
 
 @compiled
-def _keys_of(op: np.ndarray, b: int, g: int, piece: int) -> int:
-    """The address of the first keys of a piece."""
-    return i64(op[18] + 8 * b * op[19])[piece * PIECE // BLOCK] + op[21] + g * op[26]
+def _keys_of(op: np.ndarray, b: int, tokens: int, g: int, highest: int, block: int) -> tuple[int, int]:
+    """The address of the keys of one of a run's blocks, and how many of its positions the run sees, or more."""
+    address = i64(op[18] + 8 * b * op[19])[block] + op[21] + g * op[26]
+    return address, highest + op[6] * (tokens - 1) + 1 - block * BLOCK
 
 
 @compiled
-def _first_keys(op: np.ndarray, places: int, n: int, g: int) -> int:
-    """The address of the first keys that a run of rows sees; where there is no such run, those of the last one."""
+def _first_keys(op: np.ndarray, places: int, n: int, g: int) -> tuple[int, int]:
+    """`_keys_of` the first block that a run of rows sees; where there is no such run, of the last one's."""
     n = min(n, i64(op[27])[0] - 1)
-    b, _, highest, begin, _ = _run_of(op, places, n)
+    b, tokens, highest, begin, _ = _run_of(op, places, n)
     lowest = max(0, highest - op[15] + 1) if op[15] > 0 else 0
-    return i64(op[18] + 8 * b * op[19])[max(begin * PIECE, lowest) // BLOCK] + op[21] + g * op[26]
+    return _keys_of(op, b, tokens, g, highest, max(begin * PIECE, lowest) // BLOCK)
 
 
 @compiled
@@ -258,8 +259,10 @@ def _attend(op: np.ndarray, numbers: np.ndarray, places: int, scratch: int, thre
             _keep_run(op, numbers, places, b, tokens, g, begin + low, begin + high, scratch)
             _prepare_queries(op, numbers, places, b, tokens, g, scratch)
             for piece in range(begin + low, begin + high):
-                follows = after if piece + 1 == begin + high else _keys_of(op, b, g, piece + 1)
-                _attend_run(op, numbers, b, tokens, g, piece, follows, highest, scratch)
+                follows, wanted = after
+                if piece + 1 < begin + high:
+                    follows, wanted = _keys_of(op, b, tokens, g, highest, (piece + 1) * PIECE // BLOCK)
+                _attend_run(op, numbers, b, tokens, g, piece, follows, wanted, highest, scratch)
 
 
 @compiled
@@ -277,8 +280,10 @@ def _attend_whole(op: np.ndarray, numbers: np.ndarray, places: int, scratch: int
         _keep_run(op, numbers, places, b, tokens, g, begin, end, scratch)
         _prepare_queries(op, numbers, places, b, tokens, g, scratch)
         for piece in range(begin, end):
-            follows = after if piece + 1 == end else _keys_of(op, b, g, piece + 1)
-            _attend_run(op, numbers, b, tokens, g, piece, follows, highest, scratch)
+            follows, wanted = after
+            if piece + 1 < end:
+                follows, wanted = _keys_of(op, b, tokens, g, highest, (piece + 1) * PIECE // BLOCK)
+            _attend_run(op, numbers, b, tokens, g, piece, follows, wanted, highest, scratch)
 
 
 @compiled

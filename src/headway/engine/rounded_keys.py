@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 
-from headway.engine.keys import HEADS
+from headway.engine.keys import HEADS, call_for_block
 from headway.engine.machine import _F32, _I8, _I32, _I64, F32, cgutils, compiled, f32, i8, i32, intrinsic, types
 from headway.engine.operations import BLOCK
 from headway.engine.tiles import BYTES, FLOATS, LANES, SHIFT8, SUMS, signed
@@ -165,29 +165,28 @@ def _sums(
 
 def _emit_scores(builder: Any, heads: int, args: Any) -> None:
     """`rounded_scores` for one number of heads."""
-    queries, each, keys, scales, out, fours, ahead = args
+    queries, each, keys, scales, out, fours, seen, ahead, wanted = args
     addresses = [builder.add(queries, builder.mul(each, _number(h))) for h in range(heads)]
     half = builder.sdiv(builder.sub(each, _number(HEAD)), _number(2))
     size = BLOCK * FOUR  # of a line of all positions
-    parts = BLOCK // LANES
-    each_line = 2 * size // _LINE // parts  # of keys and values that are called for with a four of a part
-
-    def meanwhile(part: int, four: Any) -> None:
-        start = builder.add(ahead, builder.mul(four, _number(2 * size)))
-        for n in range(each_line * part, each_line * (part + 1)):
-            call_for(builder, _pointer(builder, builder.add(start, _number(_LINE * n)), _I8))
 
     scales_ahead = builder.add(ahead, builder.mul(fours, _number(2 * size)))
     for n in range(2 * 4 * BLOCK // _LINE):
         call_for(builder, _pointer(builder, builder.add(scales_ahead, _number(_LINE * n)), _I8))
-    for part in range(parts):
+
+    def emit(part: int, meanwhile: Callable[[Any], None] | None) -> None:
         lines = builder.add(keys, _number(FOUR * LANES * part))
-        found = _sums(builder, _number(0), fours, addresses, half, lines, _number(size), partial(meanwhile, part))
+        found = _sums(builder, _number(0), fours, addresses, half, lines, _number(size), meanwhile)
         factor = _at(builder, builder.add(scales, _number(4 * LANES * part)), FLOATS, 4)
         for h, (address, value) in enumerate(zip(addresses, found)):
             scale = builder.fmul(factor, spread(builder, _at(builder, address, _F32, 4), FLOATS))
             place = builder.add(out, _number(4 * (h * BLOCK + LANES * part)))
             builder.store(builder.fmul(value, scale), _pointer(builder, place, FLOATS), align=4)
+
+    emit(0, lambda four: call_for_block(builder, ahead, wanted, four, fours))
+    for part in range(1, BLOCK // LANES):
+        with builder.if_then(builder.icmp_signed(">", seen, _number(LANES * part))):
+            emit(part, None)
 
 
 def _emit_weigh(builder: Any, heads: int, args: Any) -> None:
@@ -211,12 +210,13 @@ def _emit_weigh(builder: Any, heads: int, args: Any) -> None:
 
 @intrinsic
 def rounded_scores(
-    typing: Any, heads: Any, queries: Any, each: Any, keys: Any, scales: Any, out: Any, fours: Any, ahead: Any
-) -> Any:
-    """out[h, t] = scale[t] query[h] . key[t] for up to HEADS heads and BLOCK positions t. Queries are what `split`
-    made, of `each` bytes; there are so many `fours` of features.
+    typing: Any, heads: Any, queries: Any, each: Any, keys: Any, scales: Any, out: Any, fours: Any, seen: Any,
+    ahead: Any, wanted: Any,
+) -> Any:  # fmt: skip
+    """out[h, t] = scale[t] query[h] . key[t] for up to HEADS heads and at least the `seen` first positions t of the
+    block. Queries are what `split` made, of `each` bytes; there are so many `fours` of features.
 
-    Meanwhile what is at `ahead` comes to the processor, as many bytes as keys, values and scales have here.
+    Meanwhile the block at `ahead` comes to the processor, of which so many positions are `wanted`.
     """
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -224,7 +224,7 @@ def rounded_scores(
         choose(builder, args[0], cases)
         return context.get_dummy_value()
 
-    return types.void(*[types.int64] * 8), generate
+    return types.void(*[types.int64] * 10), generate
 
 
 @intrinsic
