@@ -11,6 +11,7 @@ from headway.engine import matrix_unit
 from headway.engine.dots import DOT_ROOM, PLAIN_ROWS, dots
 from headway.engine.machine import (
     _F32,
+    _I8,
     F32,
     HAS_MATRIX_UNIT,
     barrier,
@@ -42,7 +43,7 @@ from headway.engine.operations import (
 )
 from headway.engine.rounding import quantise_row
 from headway.engine.tiles import FP32, GROUP, INT8, LINE, LINES4, TILE, TILE4, TILE8, tile_products
-from headway.engine.vectors import gelu_sixteen, gelu_tanh_sixteen, quick_gelu_sixteen, silu_sixteen, spread
+from headway.engine.vectors import call_for, gelu_sixteen, gelu_tanh_sixteen, quick_gelu_sixteen, silu_sixteen, spread
 
 _SIXTEEN = ir.VectorType(_F32, TILE)
 
@@ -78,6 +79,22 @@ def _block(adds: bool, rectifies: bool, offset: bool) -> Any:
         return types.void(*[types.int64] * 4, types.float32, types.int64), generate
 
     return put
+
+
+@intrinsic
+def _call_for_results(typing: Any, y: Any, stride: Any, count: Any) -> Any:
+    """Have the line at y brought near in each of `count` rows `stride` bytes apart. Results of many rows lie on as many
+    pages, and each would wait for its line after the products instead of during them.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        y, stride, count = args
+        with cgutils.for_range(builder, count) as loop:
+            place = builder.add(y, builder.mul(loop.index, stride))
+            call_for(builder, builder.inttoptr(place, _I8.as_pointer()), to_write=True)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), generate
 
 
 _store, _store_biased = _block(False, False, False), _block(False, False, True)
@@ -255,9 +272,9 @@ def _multiply(
             count, step = min(most, batch - b), 4 * b * groups
             numbers = x + b * stride
             for t in range(span, min(span + SPAN, last)):
-                row = start + t * TILE
+                row, out, here = start + t * TILE, y + b * y_stride, min(TILE, rows - t * TILE)
+                _call_for_results(out + 4 * t * TILE, y_stride, count)
                 _sixteen(kind, w, ws, row, whole, columns, numbers, stride, xs + step, corr + step, room, room, count)
-                out, here = y + b * y_stride, min(TILE, rows - t * TILE)
                 store_tile(mode, code, out, y_stride, t * TILE, room, count, here, bias, cap, scale)
 
 
@@ -275,6 +292,7 @@ def _gated(
             for t in range(span, min(span + SPAN, last)):
                 unit, here = t * each, min(each, rows - t * each)
                 row = 2 * unit if code == MAXOUT else unit
+                _call_for_results(y + b * y_stride + 4 * unit, y_stride, count)
                 _sixteen(kind, w, ws, row, 2 * rows, columns, numbers, stride, scales, sums, gates, room, count)
                 if code != MAXOUT:
                     row += rows

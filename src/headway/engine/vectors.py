@@ -49,11 +49,11 @@ def choose(builder: Any, value: Any, cases: Mapping[int, Callable[[], None]]) ->
     builder.position_at_end(after)
 
 
-def call_for(builder: Any, place: Any) -> None:
+def call_for(builder: Any, place: Any, to_write: bool = False) -> None:
     """Have the line of memory at a pointer brought near. Where several products are made of a weight, few weights are
     under way at once, and memory would wait for the arithmetic.
     """
-    hints = (ir.Constant(_I32, value) for value in (0, 3, 1))
+    hints = (ir.Constant(_I32, value) for value in (int(to_write), 3, 1))
     call(builder, "prefetch.p0i8", ir.VoidType(), builder.bitcast(place, _I8.as_pointer()), *hints)
 
 
