@@ -138,9 +138,7 @@ def _emit_weigh(builder: Any, heads: int, args: Any) -> None:
 
 
 @intrinsic
-def scores(
-    typing: Any, heads: Any, q: Any, keys: Any, out: Any, size: Any, seen: Any, ahead: Any, wanted: Any
-) -> Any:
+def scores(typing: Any, heads: Any, q: Any, keys: Any, out: Any, size: Any, seen: Any, ahead: Any, wanted: Any) -> Any:
     """out[h, t] = sum over d of q[h, d] keys[d, t], for up to HEADS heads, features d up to `size`, and positions t of
     the block: all, or the first half, where no more are `seen`.
 

@@ -46,9 +46,7 @@ def _find_likeliest(
         )  # fmt: skip
 
 
-def find_likeliest(
-    logits: np.ndarray, count: int, never: Sequence[int], pool: Pool
-) -> tuple[np.ndarray, np.ndarray]:
+def find_likeliest(logits: np.ndarray, count: int, never: Sequence[int], pool: Pool) -> tuple[np.ndarray, np.ndarray]:
     """The `count` likeliest symbols of each row of float32 [R, C], the likeliest first and equal ones in their order:
     int32 [R, N], and their log probabilities among all symbols in nats: float32 [R, N].
 
