@@ -24,6 +24,7 @@ WORN = ("(R)", "(TM)", " Processor", "CPU")  # what names of processors are deco
 ENGINE = (
     "decode-135m",
     "decode-135m-8",
+    "decode-135m-32",
     "decode-1.1b",
     "prefill-135m",
     "translate",
