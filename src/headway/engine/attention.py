@@ -41,22 +41,44 @@ def turn(x: int, cos: int, sin: int, half: int) -> None:
 
 
 @compiled
-def keep(form: int, key: int, value: int, place: int, size: int, slot: int) -> None:
-    """Write a key and a value at their slot of a group's part of a block. In int8 the key is lost; where it stood there
-    is room for `rounding_bytes`.
+def keep(form: int, key: int, value: int, place: int, size: int, width: int, slot: int) -> None:
+    """Write a key of `size` numbers and a value of `width` at their slot of a group's part of a block. In int8 the key
+    is lost; where it stood there is room for `rounding_bytes` of each.
     """
     values, k, v = place + key_bytes(form, size), f32(key), f32(value)
     if form == FP32:
         keys, kept = f32(place), f32(values)
         for d in range(size):
             keys[d * BLOCK + slot] = k[d]
-            kept[slot * size + d] = v[d]
+        for d in range(width):
+            kept[slot * width + d] = v[d]
         return
-    scales = f32(values + value_bytes(form, size))
+    scales = f32(values + value_bytes(form, width))
     scales[slot] = keep_key(key, size, place, slot)
-    for d in range(size):
+    for d in range(width):
         k[d] = v[d]
-    scales[BLOCK + slot] = keep_value(key, size, values, slot)
+    scales[BLOCK + slot] = keep_value(key, width, values, slot)
+
+
+@compiled
+def keep_positions(
+    form: int, keys: int, values: int, mean: int, means: int, slots: int, groups: int, size: int, width: int,
+    begin: int, end: int, blocks: int, offset: int, group_bytes: int, room: int,
+) -> None:  # fmt: skip
+    """`keep` positions `begin` to `end`, of which p lies in slot p modulo `slots` of float32 keys [slots, groups, size]
+    and values [slots, groups, width]. Of the keys the mean is taken away, [means, groups, size]: that of the position,
+    or one of all, or none. `blocks` are the addresses of the blocks from that of `begin` on, in which the first group's
+    part is at byte `offset`.
+    """
+    table, key = i64(blocks), f32(room)
+    for p in range(begin, end):
+        block = table[p // BLOCK - begin // BLOCK] + offset
+        for g in range(groups):
+            row, middle = p % slots * groups + g, g if means == 1 else p * groups + g
+            old, less = f32(keys + 4 * row * size), f32(mean + 4 * middle * size)
+            for d in range(size):
+                key[d] = old[d] - less[d] if means > 0 else old[d]
+            keep(form, room, values + 4 * row * width, block + g * group_bytes, size, width, p % BLOCK)
 
 
 @compiled

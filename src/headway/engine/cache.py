@@ -14,13 +14,15 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor, nn
 
+from headway.engine.attention import keep_positions
 from headway.engine.keys import block_bytes
 from headway.engine.machine import compiled, i64
 from headway.engine.operations import BLOCK, share
 from headway.engine.pool import Pool, pool
+from headway.engine.rounded_keys import rounding_bytes
 from headway.engine.tiles import FP32
 from headway.nn.mixers.associative import Associative, FastWeights
 from headway.nn.mixers.attention import SelfAttention
@@ -143,46 +145,23 @@ def write(store: Blocks, layers: list[Layer], length: int) -> list[int]:
     """New blocks with the positions below `length` that are still seen; 0 for blocks of which none is."""
     if not layers:
         return []
-    first = store.first_seen(length)
+    first, start = store.first_seen(length), 0
     blocks = [store.take() for _ in range(first, -(-length // BLOCK))]
-    start = 0
-    for layer in layers:
-        content = _content(layer, first * BLOCK, len(blocks) * BLOCK, length).numpy()
-        for block, part in zip(blocks, content):
-            store.view(block)[start : start + len(part)] = part
-        start += content.shape[1]
+    table = np.array(blocks, np.int64)
+    for form, *both, mean in layers:
+        keys, values = (part.float().contiguous() for part in both)
+        means = torch.zeros(0) if mean is None else mean.float().contiguous()
+        (slots, groups, size), width = keys.shape, values.shape[-1]
+        room = np.empty(rounding_bytes(max(size, width)), np.uint8)
+        each = block_bytes(form, 1, size, width)
+        begin = max(first * BLOCK, length - slots)
+        places = table.ctypes.data + 8 * (begin // BLOCK - first)
+        keep_positions(
+            form, keys.data_ptr(), values.data_ptr(), means.data_ptr(), len(means), slots, groups, size, width, begin,
+            length, places, start, each, room.ctypes.data,
+        )  # fmt: skip
+        start += groups * each
     return [0] * first + blocks
-
-
-def _content(layer: Layer, begin: int, room: int, length: int) -> UInt8[Tensor, "N Y"]:
-    """The bytes of a layer in each of the blocks from position `begin` on, as `keys` describes them."""
-    keys, values = (_ordered(part, begin, room, length) for part in (layer.keys, layer.values))
-    if layer.mean is not None:
-        keys = keys - (layer.mean if len(layer.mean) == 1 else layer.mean[begin : begin + room])
-    keys, values = keys.unflatten(0, (-1, BLOCK)), values.unflatten(0, (-1, BLOCK))
-    if layer.form == FP32:
-        parts = [keys.permute(0, 2, 3, 1), values.permute(0, 2, 1, 3)]
-    else:
-        (keys, *one), (values, *two) = _rounded(keys), _rounded(values)
-        fours = nn.functional.pad(keys, (0, -keys.shape[-1] % 4)).unflatten(-1, (-1, 4)).permute(0, 2, 3, 1, 4)
-        values = values.unflatten(1, (-1, 4)).permute(0, 3, 1, 4, 2)
-        parts = [fours, values, *(scale.permute(0, 2, 3, 1) for scale in (*one, *two))]
-    return torch.cat([part.flatten(2).contiguous().view(torch.uint8) for part in parts], -1).flatten(1)
-
-
-def _rounded(part: Float[Tensor, "N T G K"]) -> tuple[Tensor, Tensor]:
-    """Whole numbers and a scale for each position and group, as `attention.keep` makes them."""
-    largest = part.abs().amax(-1, keepdim=True)
-    inverse = torch.where(largest > 0, 127 / largest, 0)
-    return (part * inverse).round().to(torch.int8), largest / 127
-
-
-def _ordered(part: Float[Tensor, "S G K"], begin: int, room: int, length: int) -> Float[Tensor, "T G K"]:
-    slots, out = part.shape[0], part.new_zeros(room, *part.shape[1:], dtype=torch.float32)
-    first = max(begin, length - slots)
-    held = part[first:length] if length <= slots else part[torch.arange(first, length) % slots]
-    out[first - begin : length - begin] = held.float()
-    return out
 
 
 def state_numbers(mixer: nn.Module) -> int:

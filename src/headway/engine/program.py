@@ -143,7 +143,7 @@ def _keep_one(op: np.ndarray, numbers: np.ndarray, place: int, b: int, g: int, s
     if op[30] != 0:
         take_mean(key, size, op[30] + 4 * g * size, op[31] + 4 * padded(2 * half) * (place // CHUNK), half)
     block = i64(op[18] + 8 * b * op[19])[place // BLOCK] + op[21] + g * op[26]
-    keep(op[25], key, row + 4 * (heads + groups + g) * size, block, size, place % BLOCK)
+    keep(op[25], key, row + 4 * (heads + groups + g) * size, block, size, size, place % BLOCK)
 
 
 @compiled

@@ -7,7 +7,6 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -165,7 +164,6 @@ class _Search:
     ) -> None:
         self.config, self.end, self.rule, self.pool = config, end, rule, pool
         self.suppressed = torch.tensor(suppressed, dtype=torch.long, device=device)
-        self._allowed: np.ndarray | None = None  # bits of all but these, once their number is known
         self.length = 0
         count, beam = len(limits), config.beam
         self.found: list[list[Hypothesis]] = [[] for _ in limits]
@@ -222,11 +220,7 @@ class _Search:
         if self.pool is not None:
             from headway.engine.likeliest import find_likeliest  # with LLVM, which torch does without
 
-            if len(self.suppressed) and self._allowed is None:
-                bits = np.ones(-(-logits.shape[-1] // 32) * 32, bool)
-                bits[self.suppressed.numpy()] = False
-                self._allowed = np.packbits(bits, bitorder="little").view(np.int32)
-            symbols, logprobs = find_likeliest(logits.numpy(), count, self._allowed, self.pool)
+            symbols, logprobs = find_likeliest(logits.numpy(), count, self.suppressed.tolist(), self.pool)
             return torch.from_numpy(logprobs), torch.from_numpy(symbols).long()
         torch.log_softmax(logits, -1, out=logits)  # in place: new memory of that size would come page by page
         if len(self.suppressed):
