@@ -119,21 +119,21 @@ def pieces_of(highest: int, window: int) -> tuple[int, int]:
 
 @compiled
 def _score(
-    form: int, q: int, asked: int, count: int, near: int, far: int, has_near: bool, has_far: bool, size: int,
+    form: int, q: int, asked: int, count: int, near: int, far: int, has_near: bool, seen: int, size: int,
     ahead_near: int, ahead_far: int, scratch: int,
 ) -> None:  # fmt: skip
-    """Scores of a chunk, of those of its blocks that there are: [heads, CHUNK] at `scratch`."""
+    """Scores of the positions of a chunk that are `seen`, [heads, CHUNK] at `scratch`; others may be there as well."""
     scales, products = key_bytes(form, size) + value_bytes(form, size), scratch + 4 * HEADS * (CHUNK + 1)
     half, fours = padded(size), (size + 3) // 4
     if has_near:
         if form == FP32:
-            scores(count, q, near, scratch, size, ahead_near)
+            scores(count, q, near, scratch, size, seen, ahead_near)
         else:
             rounded_scores(count, q, asked, half, products, near, near + scales, scratch, fours, ahead_near)
-    if has_far:
+    if seen > BLOCK:
         out = scratch + 4 * BLOCK
         if form == FP32:
-            scores(count, q, far, out, size, ahead_far)
+            scores(count, q, far, out, size, seen - BLOCK, ahead_far)
         else:
             rounded_scores(count, q, asked, half, products, far, far + scales, out, fours, ahead_far)
 
@@ -148,8 +148,8 @@ def _soften_heads(
     """
     fades = f32(scratch + 4 * HEADS * CHUNK)
     weights, begins, ends = scratch + 4 * HEADS * (CHUNK + 2), CHUNK, 0
+    sees, head = highest + climb * (start // each), start % each
     for i in range(count):
-        sees = highest + climb * ((start + i) // each)
         begin = max(sees - window + 1, 0) if window > 0 else 0
         end = min(sees + 1, CHUNK)
         if begin < end:
@@ -157,10 +157,10 @@ def _soften_heads(
         row = scratch + 4 * i * CHUNK
         s = f32(row)
         if cap > 0:
-            for t in range(begin, end):
+            for t in range(CHUNK):  # all, so that each is made in the same way
                 s[t] = cap * tanh(s[t] / cap)
         if bias != 0:
-            distances = f32(bias + 4 * ((start + i) % each) * span)
+            distances = f32(bias + 4 * head * span)
             for t in range(begin, end):
                 s[t] += distances[sees - t]
         if form == FP32:
@@ -168,6 +168,9 @@ def _soften_heads(
         else:
             made = weights + i * split_bytes(CHUNK)
             fades[i] = soften_rounded(row, begin, end, out + i * step, near, far, made, made + HEAD)
+        head += 1
+        if head == each:
+            sees, head = sees + climb, 0
     return begins, ends
 
 
@@ -197,11 +200,11 @@ def attend_piece(
     low = max(0, highest - window + 1) if window > 0 else 0
     first, last = max(piece_start(piece), low) // CHUNK, min(piece_start(piece + 1) - 1, top) // CHUNK + 1
     for n in range(first, last):
-        has_near, has_far = low < n * CHUNK + BLOCK, top >= n * CHUNK + BLOCK
+        has_near, seen = low < n * CHUNK + BLOCK, top + 1 - n * CHUNK
         near, far = table[2 * n] + offset, table[2 * n + 1] + offset
         if not has_near:
             near = far
-        if not has_far:
+        if seen <= BLOCK:
             far = near
         wanted, begins_at = (blocks + 16 * (n + 1), offset) if n + 1 < last else (follows, onwards)
         ahead_near, ahead_far = i64(wanted)[0] + begins_at, i64(wanted)[1] + begins_at
@@ -210,7 +213,7 @@ def attend_piece(
             count, asking = min(queries - start, HEADS), q + start * asked
             if form != FP32:
                 bases(asking, count, size, turned, half, products)
-            _score(form, asking, asked, count, near, far, has_near, has_far, size, ahead_near, ahead_far, scratch)
+            _score(form, asking, asked, count, near, far, has_near, seen, size, ahead_near, ahead_far, scratch)
             begins, ends = _soften_heads(
                 form, start, count, each, highest - n * CHUNK, climb, window, bias, span, cap, near + scales,
                 far + scales, scratch, out + start * step, step,

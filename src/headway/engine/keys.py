@@ -11,7 +11,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from headway.engine.machine import _F32, _I8, cgutils, compiled, f32, intrinsic, types
+from headway.engine.machine import _F32, cgutils, compiled, intrinsic, types
 from headway.engine.operations import BLOCK, CHUNK
 from headway.engine.tiles import FP32, INT8
 from headway.engine.vectors import call_for, choose, spread
@@ -41,12 +41,12 @@ def value_bytes(form: int, size: int) -> int:
     return (4 if form == FP32 else 1) * BLOCK * size
 
 
-def _at(builder: Any, base: Any, offset: Any) -> Any:
-    return builder.bitcast(builder.gep(base, [offset]), ir.VectorType(base.type.pointee, _LANES).as_pointer())
+def _at(builder: Any, base: Any, offset: Any, kind: ir.VectorType = _WIDE) -> Any:
+    return builder.bitcast(builder.gep(base, [offset]), kind.as_pointer())
 
 
-def _load(builder: Any, base: Any, offset: Any) -> Any:
-    return builder.load(_at(builder, base, offset), align=4)
+def _load(builder: Any, base: Any, offset: Any, kind: ir.VectorType = _WIDE) -> Any:
+    return builder.load(_at(builder, base, offset, kind), align=4)
 
 
 def _multiply_add(builder: Any, total: Any, a: Any, b: Any) -> None:
@@ -54,42 +54,37 @@ def _multiply_add(builder: Any, total: Any, a: Any, b: Any) -> None:
     builder.store(builder.fadd(builder.load(total), product, flags=("contract",)), total)
 
 
-def _totals(builder: Any, heads: int) -> list[list[Any]]:
-    zero = ir.Constant(_WIDE, [0.0] * _LANES)
-    return [[cgutils.alloca_once_value(builder, zero) for _ in range(_PARTS)] for _ in range(heads)]
+def _totals(builder: Any, heads: int, parts: int, kind: ir.VectorType = _WIDE) -> list[list[Any]]:
+    """Sums of zero: of each head so many vectors."""
+    totals = [[cgutils.alloca_once(builder, kind) for _ in range(parts)] for _ in range(heads)]
+    for total in (total for some in totals for total in some):
+        builder.store(ir.Constant(kind, [0.0] * kind.count), total)
+    return totals
 
 
-def _clear(builder: Any, totals: list[list[Any]]) -> None:
-    for parts in totals:
-        for total in parts:
-            builder.store(ir.Constant(_WIDE, [0.0] * _LANES), total)
-
-
-def _emit_scores(builder: Any, heads: int, args: Any) -> None:
-    """`scores` for one number of heads."""
-    lines = BLOCK * 4 // _LINE  # of keys, for each feature
+def _emit_scores(builder: Any, heads: int, parts: int, args: Any) -> None:
+    """`scores` for one number of heads, and of vectors of positions."""
     word = lambda value: ir.Constant(args[0].type, value)  # noqa: E731
-    query, k, y = (builder.inttoptr(arg, _F32.as_pointer()) for arg in args[:3])
-    queries = [builder.gep(query, [builder.mul(args[3], word(h))]) for h in range(heads)]
-    totals = _totals(builder, heads)
-    _clear(builder, totals)
-    with cgutils.for_range(builder, args[3]) as loop:
-        start = builder.mul(loop.index, word(BLOCK))
-        found = [_load(builder, k, builder.add(start, word(_LANES * part))) for part in range(_PARTS)]
-        for asked, total in zip(queries, totals):
+    q, keys, out, size, ahead = args
+    query, k, y, called = (builder.inttoptr(arg, _F32.as_pointer()) for arg in (q, keys, out, ahead))
+    queries = [builder.gep(query, [builder.mul(size, word(h))]) for h in range(heads)]
+    totals = _totals(builder, heads, parts)
+    with cgutils.for_range(builder, size) as loop:
+        offsets = [builder.add(builder.mul(loop.index, word(BLOCK)), word(_LANES * part)) for part in range(parts)]
+        found = [_load(builder, k, offset) for offset in offsets]
+        for asked, some in zip(queries, totals):
             value = spread(builder, builder.load(builder.gep(asked, [loop.index])), _WIDE)
-            for part in range(_PARTS):
-                _multiply_add(builder, total[part], found[part], value)
-        line = builder.add(args[4], builder.mul(loop.index, word(_LINE * lines)))
-        for n in range(lines):
-            call_for(builder, builder.inttoptr(builder.add(line, word(_LINE * n)), _I8.as_pointer()))
-    for h, total in enumerate(totals):
-        for part in range(_PARTS):
-            builder.store(builder.load(total[part]), _at(builder, y, word(h * CHUNK + _LANES * part)), align=4)
+            for total, vector in zip(some, found):
+                _multiply_add(builder, total, vector, value)
+        for offset in offsets:
+            call_for(builder, builder.gep(called, [offset]))
+    for h, some in enumerate(totals):
+        for part, total in enumerate(some):
+            builder.store(builder.load(total), _at(builder, y, word(h * CHUNK + _LANES * part)), align=4)
 
 
 def _emit_weigh(builder: Any, heads: int, args: Any) -> None:
-    """`_weigh` for one number of heads."""
+    """`weigh` for one number of heads: features in twos of vectors, then eight at a time, and then one by one."""
     word = lambda value: ir.Constant(args[0].type, value)  # noqa: E731
     weights, fades, begin, end, near, far, ahead_near, ahead_far, size, out, step = args
     w, fade, y = (builder.inttoptr(address, _F32.as_pointer()) for address in (weights, fades, out))
@@ -97,32 +92,37 @@ def _emit_weigh(builder: Any, heads: int, args: Any) -> None:
         (0, *halves(builder, begin, end, 0), near, ahead_near),
         (1, *halves(builder, begin, end, 1), far, ahead_far),
     ]
-    totals = _totals(builder, heads)
-    with cgutils.for_range(builder, builder.sdiv(size, word(_COLUMNS))) as outer:
-        first = builder.mul(outer.index, word(_COLUMNS))
-        _clear(builder, totals)
+
+    def columns(first: Any, lanes: int, parts: int) -> None:
+        kind = ir.VectorType(_F32, lanes)
+        totals = _totals(builder, heads, parts, kind)
         for number, low, high, values, ahead in blocks:
-            v = builder.inttoptr(values, _F32.as_pointer())
+            v, called = (builder.inttoptr(address, _F32.as_pointer()) for address in (values, ahead))
             with cgutils.for_range_slice(builder, low, high, word(1)) as (t, _):
                 start = builder.add(first, builder.mul(t, size))
-                found = [_load(builder, v, builder.add(start, word(_LANES * part))) for part in range(_PARTS)]
-                for h, total in enumerate(totals):
+                found = [_load(builder, v, builder.add(start, word(lanes * part)), kind) for part in range(parts)]
+                for h, some in enumerate(totals):
                     place = builder.add(t, word(h * CHUNK + number * BLOCK))
-                    weight = spread(builder, builder.load(builder.gep(w, [place])), _WIDE)
-                    for part in range(_PARTS):
-                        _multiply_add(builder, total[part], found[part], weight)
-                line = builder.add(ahead, builder.mul(start, word(4)))
-                for n in range(4 * _COLUMNS // _LINE):
-                    call_for(builder, builder.inttoptr(builder.add(line, word(_LINE * n)), _I8.as_pointer()))
-        for h, total in enumerate(totals):
+                    weight = spread(builder, builder.load(builder.gep(w, [place])), kind)
+                    for total, vector in zip(some, found):
+                        _multiply_add(builder, total, vector, weight)
+                for line in range(0, 4 * lanes * parts, _LINE):
+                    call_for(builder, builder.gep(called, [builder.add(start, word(line // 4))]))
+        for h, some in enumerate(totals):
             row = builder.add(first, builder.mul(step, word(h)))
-            faded = spread(builder, builder.load(builder.gep(fade, [word(h)])), _WIDE)
-            for part in range(_PARTS):
-                offset = builder.add(row, word(_LANES * part))
-                old = builder.fmul(_load(builder, y, offset), faded, flags=("contract",))
-                new = builder.fadd(old, builder.load(total[part]), flags=("contract",))
-                stored = builder.store(new, _at(builder, y, offset))
-                stored.align = 4
+            faded = spread(builder, builder.load(builder.gep(fade, [word(h)])), kind)
+            for part, total in enumerate(some):
+                place = _at(builder, y, builder.add(row, word(lanes * part)), kind)
+                old = builder.fmul(builder.load(place, align=4), faded, flags=("contract",))
+                builder.store(builder.fadd(old, builder.load(total), flags=("contract",)), place, align=4)
+
+    done = word(0)
+    for lanes, parts in ((_LANES, _PARTS), (8, 1), (1, 1)):
+        step_of = word(lanes * parts)
+        whole = builder.mul(builder.sdiv(size, step_of), step_of)
+        with cgutils.for_range_slice(builder, done, whole, step_of) as (first, _):
+            columns(first, lanes, parts)
+        done = whole
 
 
 def halves(builder: Any, begin: Any, end: Any, number: int) -> tuple[Any, Any]:
@@ -138,27 +138,39 @@ def halves(builder: Any, begin: Any, end: Any, number: int) -> tuple[Any, Any]:
 
 
 @intrinsic
-def scores(typing: Any, heads: Any, q: Any, keys: Any, out: Any, size: Any, ahead: Any) -> Any:
-    """out[h, t] = sum over d of q[h, d] keys[d, t], for up to HEADS heads, BLOCK positions t, features d up to `size`.
-    Rows of `out` lie CHUNK numbers apart.
+def scores(typing: Any, heads: Any, q: Any, keys: Any, out: Any, size: Any, seen: Any, ahead: Any) -> Any:
+    """out[h, t] = sum over d of q[h, d] keys[d, t], for up to HEADS heads, features d up to `size`, and positions t of
+    the block: all, or the first half, where no more are `seen`. Rows of `out` lie CHUNK numbers apart.
 
-    Meanwhile keys at `ahead` come to the processor: blocks lie far apart, and are too short for it to foresee.
+    Meanwhile as many keys at `ahead` come to the processor: blocks lie far apart, and are too short for it to foresee.
     """
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        cases = {count: partial(_emit_scores, builder, count, args[1:]) for count in range(1, HEADS + 1)}
-        choose(builder, args[0], cases)
+        heads, q, keys, out, size, seen, ahead = args
+        number = partial(ir.Constant, heads.type)
+        cases = {
+            _PARTS * count + parts: partial(_emit_scores, builder, count, parts, (q, keys, out, size, ahead))
+            for count in range(1, HEADS + 1)
+            for parts in range(1, _PARTS + 1)
+        }
+        beyond = builder.icmp_signed(">", seen, number(_LANES))
+        parts = builder.select(beyond, number(_PARTS), number(1))
+        choose(builder, builder.add(builder.mul(heads, number(_PARTS)), parts), cases)
         return context.get_dummy_value()
 
-    return types.void(*[types.int64] * 6), generate
+    return types.void(*[types.int64] * 7), generate
 
 
 @intrinsic
-def _weigh(
+def weigh(
     typing: Any, heads: Any, weights: Any, fades: Any, begin: Any, end: Any, near: Any, far: Any, ahead_near: Any,
     ahead_far: Any, size: Any, out: Any, step: Any,
 ) -> Any:  # fmt: skip
-    """`weigh` for features up to `size` in twos of vectors."""
+    """out[h, d] = fade[h] out[h, d] + sum over t from `begin` to `end` of weights[h, t] values[t, d], of a chunk whose
+    first values are at `near` and others at `far`. Weights of heads lie CHUNK apart, rows of `out` `step` numbers.
+
+    Meanwhile values at `ahead_near` and `ahead_far` come to the processor.
+    """
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         cases = {count: partial(_emit_weigh, builder, count, args[1:]) for count in range(1, HEADS + 1)}
@@ -166,25 +178,3 @@ def _weigh(
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * 12), generate
-
-
-@compiled
-def weigh(
-    heads: int, weights: int, fades: int, begin: int, end: int, near: int, far: int, ahead_near: int, ahead_far: int,
-    size: int, out: int, step: int,
-) -> None:  # fmt: skip
-    """out[h, d] = fade[h] out[h, d] + sum over t from `begin` to `end` of weights[h, t] values[t, d], of a chunk whose
-    first values are at `near` and others at `far`. Weights of heads lie CHUNK apart, rows of `out` `step` numbers.
-
-    Meanwhile values at `ahead_near` and `ahead_far` come to the processor.
-    """
-    _weigh(heads, weights, fades, begin, end, near, far, ahead_near, ahead_far, size, out, step)
-    done = size // _COLUMNS * _COLUMNS
-    for h in range(heads):
-        w, y, fade = f32(weights + 4 * h * CHUNK), f32(out + 4 * h * step), f32(fades)[h]
-        for d in range(done, size):
-            y[d] *= fade
-        for t in range(begin, end):
-            values, place = f32(near if t < BLOCK else far), t % BLOCK * size
-            for d in range(done, size):
-                y[d] += w[t] * values[place + d]
