@@ -231,7 +231,7 @@ def _call(typing: Any, place: Any) -> Any:
     """Have a line of memory brought near."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        call_for(builder, builder.inttoptr(args[0], _I8.as_pointer()), cache=2)
+        call_for(builder, builder.inttoptr(args[0], _I8.as_pointer()))
         return context.get_dummy_value()
 
     return types.void(types.int64), generate
