@@ -21,6 +21,7 @@ from headway.engine.attention import keep_positions
 from headway.engine.keys import block_bytes
 from headway.engine.machine import compiled, i64
 from headway.engine.operations import BLOCK, share
+from headway.engine.pages import large_pages
 from headway.engine.pool import Pool, pool
 from headway.engine.rounded_keys import rounding_bytes
 from headway.engine.tiles import FP32
@@ -33,7 +34,6 @@ from headway.nn.models import Decoding
 from headway.nn.models.block import Block
 
 _SLAB = 1 << 24  # bytes that are asked for at once
-_LINE = 64  # vectors that lie across two lines of memory are slow
 
 
 @compiled
@@ -84,10 +84,9 @@ class Blocks:
             raise OutOfBlocksError(f"all {self.most} blocks of keys and values are in use")
         if not self._free:
             count = max(1, _SLAB // max(1, self.size))
-            slab = np.empty(count * self.size + _LINE, np.uint8)
+            slab = large_pages(count * self.size)
             self._slabs.append(slab)
-            start = -(-slab.ctypes.data // _LINE) * _LINE
-            self._free = [start + self.size * i for i in reversed(range(count))]
+            self._free = [slab.ctypes.data + self.size * i for i in reversed(range(count))]
         block = self._free.pop()
         self._users[block] = 1
         return block

@@ -14,7 +14,7 @@ from llvmlite import ir
 from headway.engine.machine import _F32, cgutils, compiled, intrinsic, types
 from headway.engine.operations import BLOCK, CHUNK
 from headway.engine.tiles import FP32, INT8
-from headway.engine.vectors import call_for, choose, spread
+from headway.engine.vectors import STREAMED, call_for, choose, spread
 
 FORMS: dict[str, int] = {"fp32": FP32, "int8": INT8}
 HEADS = 4  # that are computed at once
@@ -77,7 +77,7 @@ def _emit_scores(builder: Any, heads: int, parts: int, args: Any) -> None:
             for total, vector in zip(some, found):
                 _multiply_add(builder, total, vector, value)
         for offset in offsets:
-            call_for(builder, builder.gep(called, [offset]))
+            call_for(builder, builder.gep(called, [offset]), STREAMED)
     for h, some in enumerate(totals):
         for part, total in enumerate(some):
             builder.store(builder.load(total), _at(builder, y, word(h * CHUNK + _LANES * part)), align=4)
@@ -107,7 +107,7 @@ def _emit_weigh(builder: Any, heads: int, args: Any) -> None:
                     for total, vector in zip(some, found):
                         _multiply_add(builder, total, vector, weight)
                 for line in range(0, 4 * lanes * parts, _LINE):
-                    call_for(builder, builder.gep(called, [builder.add(start, word(line // 4))]))
+                    call_for(builder, builder.gep(called, [builder.add(start, word(line // 4))]), STREAMED)
         for h, some in enumerate(totals):
             row = builder.add(first, builder.mul(step, word(h)))
             faded = spread(builder, builder.load(builder.gep(fade, [word(h)])), kind)

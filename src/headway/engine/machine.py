@@ -309,7 +309,7 @@ def _futex(typing: Any, address: Any, what: Any, number: Any) -> Any:
 # What threads meet by: int64 in cache lines of their own. How many have come, and how many of them sleep; how often one
 # looks before it sleeps; and for each thread what is taken of its share.
 _SLEEPERS, _PATIENCE, _TAKEN, _LINE = 8, 64, 128, 64  # bytes from the counter on
-_LEAST_LOOKS, _MOST_LOOKS, _AFRESH = 16, 400, 64  # 400 are some 10 to 20 microseconds; meetings between fresh starts
+_LEAST_LOOKS, _MOST_LOOKS, _AFRESH = 16, 4000, 64  # 4,000 take 100 to 200 us; meetings between fresh starts
 _PARTS = 20  # bits that count the parts of a share
 
 

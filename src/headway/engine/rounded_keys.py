@@ -25,7 +25,7 @@ from headway.engine.machine import _F32, _I8, _I32, _I64, F32, WIDE, cgutils, co
 from headway.engine.operations import BLOCK, CHUNK
 from headway.engine.softmax import MOST, RADIX, RADIX_BITS, dot
 from headway.engine.tiles import BYTES, FLOATS, LANES, SHIFT8, SUMS, signed, unsigned
-from headway.engine.vectors import call, call_for, choose, reduce, spread
+from headway.engine.vectors import STREAMED, call, call_for, choose, reduce, spread
 
 FOUR = 4  # whole numbers of a lane
 HEAD = 16  # bytes of such numbers before their bytes: the scale, and what takes away that keys are moved up
@@ -160,7 +160,7 @@ def _emit_scores(builder: Any, heads: int, args: Any) -> None:
     size = BLOCK * FOUR  # bytes of a line of all positions
     scales_ahead = builder.add(ahead, builder.sub(scales, keys))
     for n in range(2 * 4 * BLOCK // _LINE):
-        call_for(builder, _pointer(builder, builder.add(scales_ahead, _number(_LINE * n)), _I8))
+        call_for(builder, _pointer(builder, builder.add(scales_ahead, _number(_LINE * n)), _I8), STREAMED)
     for first in range(0, BLOCK // LANES, _TOGETHER):
         parts = range(first, first + _TOGETHER)
         totals = {part: [cgutils.alloca_once(builder, SUMS) for _ in rows] for part in parts}
@@ -178,7 +178,7 @@ def _emit_scores(builder: Any, heads: int, args: Any) -> None:
                     totals[part], signed(builder, [builder.load(total) for total in totals[part]], line, asked)
                 ):
                     builder.store(new, total)
-                call_for(builder, _pointer(builder, builder.add(ahead, place), _I8))
+                call_for(builder, _pointer(builder, builder.add(ahead, place), _I8), STREAMED)
         for part in parts:
             factor = _at(builder, builder.add(scales, _number(4 * LANES * part)), FLOATS, 4)
             for h, address in enumerate(addresses):
@@ -218,7 +218,7 @@ def _emit_weigh(builder: Any, heads: int, args: Any) -> None:
                     line = _at(builder, builder.add(values, there), BYTES, 1)
                     for total, weight in zip(some, asked):
                         builder.store(unsigned(builder, builder.load(total), weight, line), total)
-                    call_for(builder, _pointer(builder, builder.add(ahead, there), _I8))
+                    call_for(builder, _pointer(builder, builder.add(ahead, there), _I8), STREAMED)
         for part, some in enumerate(totals):
             for h, address in enumerate(addresses):
                 there = builder.add(builder.add(out, start), _number(4 * LANES * part))

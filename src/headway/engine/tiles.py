@@ -30,7 +30,7 @@ from headway.engine.machine import (
     intrinsic,
     types,
 )
-from headway.engine.vectors import AHEAD, call, call_for, choose, spread
+from headway.engine.vectors import AHEAD, STREAMED, call, call_for, choose, spread
 
 FP32, INT8, INT4 = 0, 1, 2
 GROUP, TILE = 64, 16  # columns and rows of a tile
@@ -42,6 +42,7 @@ SHIFT8 = 128 if INSTRUCTIONS == "vnni" else 0
 SHIFT4 = 8
 LANES = 16 if WIDE else 8  # sums in a register
 _PARTS = TILE // LANES
+_SCALES_AHEAD = 8  # groups
 BYTES, _WORDS = ir.VectorType(_I8, 4 * LANES), ir.VectorType(_I16, 2 * LANES)
 SUMS, FLOATS = ir.VectorType(_I32, LANES), ir.VectorType(_F32, LANES)
 
@@ -124,9 +125,10 @@ def _emit(builder: Any, kind: int, count: int, args: Any) -> None:
             for total in row:
                 builder.store(first, total)
         numbers = [builder.gep(x, [builder.mul(group, number(GROUP))]) for x in xs]
+        call_for(builder, builder.gep(ws, [builder.mul(builder.add(group, number(_SCALES_AHEAD)), number(TILE))]))
         with cgutils.for_range(builder, number(lines)) as inner:
             ahead_line = builder.add(builder.mul(inner.index, number(LINE)), number(AHEAD))
-            call_for(builder, builder.gep(tile, [ahead_line]))
+            call_for(builder, builder.gep(tile, [ahead_line]), STREAMED if kind == INT8 else 3)
             for part in range(_PARTS):
                 for ahead, line in _lines(builder, kind, tile, inner.index, part):
                     at = builder.mul(builder.add(inner.index, number(ahead)), number(4))

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from llvmlite import ir
+from llvmlite import binding, ir
 
 from headway.engine.machine import _F32, _I8, _I32, cgutils, intrinsic, types
 
 AHEAD = 4096  # bytes that weights are called for before they are used
+# The cache that what is read once is called into. The first one of AMD's processors waits for few lines at once.
+STREAMED = 2 if binding.get_host_cpu_name().startswith("znver") else 3
 
 
 def spread(builder: Any, value: Any, kind: ir.VectorType) -> Any:
