@@ -75,6 +75,10 @@ ROWS: dict[str, tuple[BenchRequest, list[Goal]]] = {
         BenchRequest("decode", "llama-135m", ("int8", "int4"), ("llama.cpp",), rows=32),
         [Goal(INT8, 3.0, (Q8,)), Goal(INT4, 3.0, (Q4,))],
     ),
+    "decode-135m-32-cache": (
+        BenchRequest("decode", "llama-135m", ("int8", "int4"), ("llama.cpp",), rows=32, cache="int8"),
+        [Goal(INT8, 3.0, (Q8,)), Goal(INT4, 3.0, (Q4,))],
+    ),
     "decode-1.1b": (
         BenchRequest("decode", "llama-1.1b", ("int8", "int4"), ("llama.cpp",)),
         [Goal(INT8, 1.2, (Q8,)), Goal(INT4, 1.2, (Q4,))],
