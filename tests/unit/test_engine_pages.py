@@ -1,0 +1,26 @@
+"""Memory in large pages."""
+
+import numpy as np
+import pytest
+
+from headway.engine.pages import large_pages
+
+
+@pytest.mark.parametrize("size", [1, 100, (1 << 21) + 1])
+def test_they_are_zeros_that_can_be_written_and_begin_where_vectors_do(size: int) -> None:
+    room = large_pages(size)
+    assert room.shape == (size,) and not room.any() and room.ctypes.data % 64 == 0
+    room[:] = np.arange(size) % 251
+    assert (room == np.arange(size) % 251).all()
+
+
+def test_a_view_keeps_them() -> None:
+    views = [large_pages(1 << 16)[-8:] for _ in range(64)]
+    for n, view in enumerate(views):
+        view[:] = n
+    assert [int(view[0]) for view in views] == list(range(64))
+
+
+def test_more_than_there_is_is_said_so() -> None:
+    with pytest.raises(MemoryError, match="1152921504606846976 bytes"):
+        large_pages(1 << 60)
