@@ -27,7 +27,7 @@ from headway.generate import Sampler, Sampling
 from headway.generate.choosing import Chooser, StepChoice, choose
 from headway.generate.sampling import row_keys
 from headway.nn.models import Transformer, build
-from measure import write
+from measure import write_of_machine
 
 SHAPE, FORM, ROWS, SYMBOLS = "llama-135m", "int8", 8, 49_152
 PROMPT = list(range(100, 228))
@@ -115,7 +115,7 @@ def main() -> None:
     found = microseconds(args.seconds)
     torch.set_num_threads(os.cpu_count() or 1)
     step = shares(args.seconds)
-    write(
+    write_of_machine(
         "choosing",
         {"symbols": SYMBOLS, "rows": ROWS, "microseconds_a_row": found, "shape": SHAPE, "form": FORM, **step},
     )

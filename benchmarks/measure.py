@@ -12,6 +12,7 @@ from typing import Any
 
 from headway.bench.run import machine
 from headway.bench.run import spread as spread  # for all benchmarks
+from headway.engine.machine import FORM
 
 RESULTS = Path(__file__).parent / "results"
 ROOT = Path(__file__).parent.parent
@@ -50,6 +51,20 @@ def timeline(run: Any) -> tuple[float, list[dict[str, Any]]]:
 def report(result: dict[str, Any]) -> None:
     """Hand a part's result to whoever started it."""
     print(json.dumps(result), flush=True)
+
+
+FAMILIES = ("xeon", "epyc", "ryzen", "core", "neoverse", "graviton")  # of processors, by which machines are called
+
+
+def name_of(processor: str, instructions: str) -> str:
+    """As xeon-amx: the family of the processor, where it is known, and the best instructions that the engine has."""
+    known = [family for family in FAMILIES if family in processor.lower()]
+    return "-".join([*known[:1], instructions])
+
+
+def write_of_machine(name: str, result: dict[str, Any]) -> None:
+    """`write` what is kept of each kind of machine."""
+    write(f"machines/{name_of(machine()['processor'], FORM)}/{name}", result)
 
 
 def write(name: str, result: dict[str, Any]) -> None:

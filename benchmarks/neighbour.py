@@ -31,7 +31,7 @@ from headway.engine.pool import pool
 from headway.generate.prompts import make_prompt
 from headway.generate.sampling import likeliest
 from headway.nn.models import build
-from measure import child, report, spread, write
+from measure import child, report, spread, write_of_machine
 
 SHAPE, PROMPT, STEPS, TURNS = "llama-135m", 64, 20, 12
 CASES = [("int8", rows, threads) for rows in (1, 8) for threads in (1, 2)] + [("fp32", 1, 2), ("int4", 1, 2)]
@@ -143,7 +143,7 @@ def main() -> None:
         name = f"{form}, {rows} rows, {threads} threads"
         result[name] = child("neighbour.py", form, str(rows), str(threads))
         print(name, result[name]["beside_over_alone"], result[name]["least_ms"], file=sys.stderr)
-    write("neighbour", {"what": f"decoding of {SHAPE} alone and beside a program that takes half a core", **result})
+    write_of_machine("neighbour", {"what": f"decoding of {SHAPE} alone and beside a program that takes half a core", **result})
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ from headway.formats.open import open_model
 from headway.generate import Limits, Sampling
 from headway.generate.scheduler import Request, Scheduler
 from headway.nn.models import Cache, build
-from measure import child, report, write
+from measure import child, report, write, write_of_machine
 
 SHAPE, FORM, PROMPT, NEW = "llama-135m", "int8", 128, 128
 ROUNDED = "Q8_0"  # what llama.cpp calls the same form
@@ -303,7 +303,7 @@ def main() -> None:
     shares = over({**ours, "in_loop": loop}, dict.fromkeys([*ours, "in_loop"], alone))
     schema = over({"schema": ours["schema"]}, {"schema": ours["drawn"]})["schema"]
     found = {"in_loop": loop, "alone": alone, "share_of_alone": shares, "schema_of_drawn": schema}
-    write("serve", {**result, **found, "threads": os.cpu_count()})
+    write_of_machine("serve", {**result, **found, "threads": os.cpu_count()})
 
 
 def over(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:

@@ -25,6 +25,7 @@ ENGINE = (
     "decode-135m",
     "decode-135m-8",
     "decode-135m-32",
+    "decode-135m-32-cache",
     "decode-1.1b",
     "prefill-135m",
     "translate",
@@ -54,13 +55,13 @@ def margin(found: Found) -> float:
 
 
 def results(name: str) -> Iterator[Found]:
-    """The result of this name, if there is one."""
+    """The results of this name: of one machine, or of each kind."""
     if name in ENGINE:
         yield from extremes(name)
         return
-    path = RESULTS / f"{name}.json"
-    if path.exists():
-        yield json.loads(path.read_text(encoding="utf-8"))
+    for path in (RESULTS / f"{name}.json", *sorted((RESULTS / "machines").glob(f"*/{name}.json"))):
+        if path.exists():
+            yield json.loads(path.read_text(encoding="utf-8"))
 
 
 def claims() -> Iterator[str]:
