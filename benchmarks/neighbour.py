@@ -143,7 +143,8 @@ def main() -> None:
         name = f"{form}, {rows} rows, {threads} threads"
         result[name] = child("neighbour.py", form, str(rows), str(threads))
         print(name, result[name]["beside_over_alone"], result[name]["least_ms"], file=sys.stderr)
-    write_of_machine("neighbour", {"what": f"decoding of {SHAPE} alone and beside a program that takes half a core", **result})
+    what = f"decoding of {SHAPE} alone and beside a program that takes half a core"
+    write_of_machine("neighbour", {"what": what, **result})
 
 
 if __name__ == "__main__":
