@@ -205,6 +205,19 @@ def test_scans(name: str, runs: str, use: str) -> None:
         close(one, other)
 
 
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64])
+@pytest.mark.parametrize("columns", [1, 16, 27, 36, 75, 101])
+@pytest.mark.parametrize("rows", [2, 6, 33])
+def test_deterministic_products_do_not_depend_on_where_a_row_begins(kind: torch.dtype, columns: int, rows: int) -> None:
+    """Rows of an odd length begin at all places of a line of memory."""
+    weight, offset = inputs(rows, columns, seed=1).to(kind), inputs(rows, seed=2).to(kind)
+    same = inputs(columns, seed=3).to(kind).expand(37, columns).contiguous()
+    with deterministic():
+        for bias in (None, offset):
+            found = linear(same, weight, bias)
+            assert torch.equal(found, found[:1].expand_as(found))
+
+
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize(("taps", "stride", "reach"), [(3, 1, 1), (3, 2, 1), (4, 2, 0), (5, 3, 2)])
 def test_convolve(taps: int, stride: int, reach: int, bias: bool) -> None:

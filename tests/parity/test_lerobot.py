@@ -73,9 +73,16 @@ def test_lerobot_still_does_so(case: str) -> None:
 
 @every
 def test_the_way_back(case: str, folders: Callable[[str], Path], tmp_path: Path) -> None:
-    """By headway's own folder into LeRobot's: weights bit for bit, the same actions."""
+    """By headway's own folder into LeRobot's: weights bit for bit, the same actions.
+
+    To the bit these are not the same everywhere: torch's products on AMD's processors depend on where weights lie in
+    memory, which is where they lie in their file.
+    """
     assert cli(["import", str(folders(case)), str(tmp_path / "ours")]) == 0
-    np.testing.assert_array_equal(done(tmp_path / "ours", case), done(folders(case), case))
+    one, two = (hw.load(place).module.state_dict() for place in (folders(case), tmp_path / "ours"))
+    assert one.keys() == two.keys()
+    assert all(torch.equal(weight, two[name]) for name, weight in one.items())
+    np.testing.assert_allclose(done(tmp_path / "ours", case), done(folders(case), case), **CLOSE)
     assert cli(["export", str(tmp_path / "ours"), str(tmp_path / "theirs")]) == 0
     own, back = (load_file(place / "model.safetensors") for place in (folders(case), tmp_path / "theirs"))
     own = {name: each for name, each in own.items() if "normalize_" not in name}

@@ -13,6 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 _ROWS = 16  # the fixed block height: one shape of product, whatever the batch, so one order of summation
+# On AMD's processors what torch's products of a row add up first depends on where in a line of memory it begins.
+_COLUMNS = 16
 _LEAST_ROWS = 64  # below, rounding the weights costs more than the product gains
 _DETERMINISTIC: ContextVar[bool] = ContextVar("deterministic", default=False)
 
@@ -102,9 +104,10 @@ def linear(
     next product anyway.
     """
     if is_deterministic():
-        rows = x.reshape(-1, x.shape[-1])
-        padded = F.pad(rows, (0, 0, 0, -rows.shape[0] % _ROWS))
-        blocks = [F.linear(block.contiguous(), weight, bias) for block in padded.split(_ROWS)]
+        rows, more = x.reshape(-1, x.shape[-1]), -x.shape[-1] % _COLUMNS
+        padded = F.pad(rows, (0, more, 0, -rows.shape[0] % _ROWS))
+        wide = F.pad(weight, (0, more)) if more else weight
+        blocks = [F.linear(block.contiguous(), wide, bias) for block in padded.split(_ROWS)]
         return torch.cat(blocks)[: rows.shape[0]].reshape(*x.shape[:-1], weight.shape[0])
     if are_products_rough() and x.numel() >= _LEAST_ROWS * x.shape[-1]:
         return _RoughLinear.apply(x, weight, bias, rounded)
