@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from measure import child, data_folder, report, write
+from measure import child, data_folder, report, write_of_machine
 from serve import served
 
 
@@ -99,7 +99,7 @@ def main() -> None:
         for name, some in (("served", ours), ("alone", theirs))
     }
     share = round(found["served"]["sentences_per_second"] / found["alone"]["sentences_per_second"], 3)
-    write("serve-embeddings", {"clients": args.clients, "sentences": args.count, **found, "share": share})
+    write_of_machine("serve-embeddings", {"clients": args.clients, "sentences": args.count, **found, "share": share})
 
 
 if __name__ == "__main__":

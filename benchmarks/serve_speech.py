@@ -24,7 +24,7 @@ import numpy as np
 import soundfile
 
 import headway as hw
-from measure import write
+from measure import write_of_machine
 from serve import served
 from transcription import RATE, utterances
 
@@ -94,7 +94,7 @@ def main() -> None:
             print(name, found[name], flush=True)
             heard = [soundfile.read(io.BytesIO(file), dtype="float32")[0] for file in files]
             assert texts == [each.text for each in model.transcribe(heard)]
-    write("serve-speech", {"clients": CLIENTS, "form": args.form, **found, "threads": os.cpu_count()})
+    write_of_machine("serve-speech", {"clients": CLIENTS, "form": args.form, **found, "threads": os.cpu_count()})
 
 
 if __name__ == "__main__":
