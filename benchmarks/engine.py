@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from headway.bench.run import BenchRequest, run
-from measure import RESULTS, name_of, write
+from measure import RESULTS, kind_of_machine, write
 
 ALL = ("transformers", "ctranslate2", "llama.cpp")
 
@@ -125,7 +125,7 @@ def main() -> None:
         asked = [goal.judged(result) for goal in goals if goal.ours in result["programs"]]  # not each trains in bf16
         for each in asked:
             print(each, file=sys.stderr, flush=True)
-        name = f"machines/{name_of(result['machine']['processor'], result['instructions'])}"
+        name = f"machines/{kind_of_machine()}"
         path = RESULTS / f"{name}.json"
         rows = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else {}
         rows[row] = {"date": time.strftime("%Y-%m-%d"), **result, "asked": asked}

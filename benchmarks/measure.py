@@ -56,15 +56,15 @@ def report(result: dict[str, Any]) -> None:
 FAMILIES = ("xeon", "epyc", "ryzen", "core", "neoverse", "graviton")  # of processors, by which machines are called
 
 
-def name_of(processor: str, instructions: str) -> str:
+def kind_of_machine() -> str:
     """As xeon-amx: the family of the processor, where it is known, and the best instructions that the engine has."""
-    known = [family for family in FAMILIES if family in processor.lower()]
-    return "-".join([*known[:1], instructions])
+    processor = machine()["processor"].lower()
+    return "-".join([*[family for family in FAMILIES if family in processor][:1], FORM])
 
 
 def write_of_machine(name: str, result: dict[str, Any]) -> None:
     """`write` what is kept of each kind of machine."""
-    write(f"machines/{name_of(machine()['processor'], FORM)}/{name}", result)
+    write(f"machines/{kind_of_machine()}/{name}", result)
 
 
 def write(name: str, result: dict[str, Any]) -> None:

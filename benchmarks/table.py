@@ -59,9 +59,8 @@ def results(name: str) -> Iterator[Found]:
     if name in ENGINE:
         yield from extremes(name)
         return
-    for path in (RESULTS / f"{name}.json", *sorted((RESULTS / "machines").glob(f"*/{name}.json"))):
-        if path.exists():
-            yield json.loads(path.read_text(encoding="utf-8"))
+    for path in (*RESULTS.glob(f"{name}.json"), *sorted(RESULTS.glob(f"machines/*/{name}.json"))):
+        yield json.loads(path.read_text(encoding="utf-8"))
 
 
 def claims() -> Iterator[str]:

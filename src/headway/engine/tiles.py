@@ -128,6 +128,7 @@ def _emit(builder: Any, kind: int, count: int, args: Any) -> None:
         call_for(builder, builder.gep(ws, [builder.mul(builder.add(group, number(_SCALES_AHEAD)), number(TILE))]))
         with cgutils.for_range(builder, number(lines)) as inner:
             ahead_line = builder.add(builder.mul(inner.index, number(LINE)), number(AHEAD))
+            # int4 is bound by arithmetic as much as by memory, and was slower from the second cache.
             call_for(builder, builder.gep(tile, [ahead_line]), STREAMED if kind == INT8 else 3)
             for part in range(_PARTS):
                 for ahead, line in _lines(builder, kind, tile, inner.index, part):

@@ -10,7 +10,7 @@ from llvmlite import binding, ir
 from headway.engine.machine import _F32, _I8, _I32, cgutils, intrinsic, types
 
 AHEAD = 4096  # bytes that weights are called for before they are used
-# The cache that what is read once is called into. The first one of AMD's processors waits for few lines at once.
+# The cache that what is read once is called into: the one with which AMD's processors, and others, were faster (0021).
 STREAMED = 2 if binding.get_host_cpu_name().startswith("znver") else 3
 
 
