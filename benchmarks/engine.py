@@ -91,7 +91,7 @@ ROWS: dict[str, tuple[BenchRequest, list[Goal]]] = {
         BenchRequest("translate", "marian-base", against=("transformers", "ctranslate2")),
         [Goal(INT8, 1.5, (CT2_INT8,)), Goal(FP32, 4.0, (HF,)), Goal(INT8, 4.0, (HF,))],
     ),
-    "translate-cache": (  # with keys and values in 8 bits, too
+    "translate-cache": (
         BenchRequest("translate", "marian-base", ("int8",), ("transformers", "ctranslate2"), cache="int8"),
         [Goal(INT8, 1.5, (CT2_INT8,)), Goal(INT8, 4.0, (HF,))],
     ),

@@ -262,7 +262,7 @@ def in_loop(place: str, rows: int, cache: Cache) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--soak", type=float, metavar="MINUTES")
-    parser.add_argument("--cache", default="fp32")
+    parser.add_argument("--cache", default="fp16", help="what headway takes for these weights: fp16")
     parser.add_argument("--beside", type=Path, metavar="BIN", help="the folder of llama-server")
     parser.add_argument("--in-loop", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()

@@ -31,7 +31,8 @@ def engine(found: Found) -> Iterator[Row]:
     speeds = {title: rounded(each[goal]["median"]) for title, each in programs.items()}
     ours = ", ".join(f"{title.split()[-1]} {speed}" for title, speed in speeds.items() if title.startswith("headway "))
     theirs = ", ".join(f"{title} {speed}" for title, speed in speeds.items() if not title.startswith("headway "))
-    cache = ", keys and values in 8 bits" if found.get("cache") == "int8" else ""
+    keeps = found["kind"] in ("decode", "prefill", "translate") and found["cache"] is not None
+    cache = f", keys and values in {found['cache']}" if keeps else ""
     yield f"{ENGINE[found['kind']].format(**found)}, {found['shape']}{cache}: {goal.replace('_', ' ')}", ours, theirs
 
 

@@ -34,7 +34,7 @@ class Handle:
         directory: Path,
         recipe: Recipe | None = None,
         backend: Backend = "auto",
-        cache: Cache = "fp32",
+        cache: Cache | None = None,
         draft: Handle | None = None,
     ) -> None:
         """UserError for a draft of other symbols."""
@@ -43,7 +43,7 @@ class Handle:
         self.usage: Usage = opened.usage
         self.recipe = recipe
         self.backend = backend
-        self.cache: Cache = cache
+        self.cache: Cache | None = cache
         self._codec = opened.codec
         self.beyond: list[str] = []
         self.draft = draft
@@ -120,9 +120,9 @@ class _Generator:
     when it is first used: importing its compiler takes longer than loading a small model.
     """
 
-    def __init__(self, module: Any, backend: Backend, cache: Cache) -> None:
+    def __init__(self, module: Any, backend: Backend, cache: Cache | None) -> None:
         self.module, self.backend = module, backend
-        self.cache: Cache = cache
+        self.cache: Cache | None = cache
 
     def now(self) -> Generative:
         """The chosen one. UserError as of `Handle.generator`."""
@@ -135,7 +135,8 @@ class _Generator:
         try:
             return Engine(self.module, cache=self.cache)
         except CannotLowerError as error:
-            if self.backend == "cpu" or self.cache != "fp32":
-                remedy = "use --backend torch" if self.cache == "fp32" else "use --cache fp32 and --backend torch"
+            if self.backend == "cpu" or self.cache not in (None, "fp32"):
+                plain = self.cache in (None, "fp32")
+                remedy = "use --backend torch" if plain else "use --cache fp32 and --backend torch"
                 raise UserError(f"the CPU engine has no instruction for {error}; {remedy}") from None
             return self.module

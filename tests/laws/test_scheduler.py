@@ -117,7 +117,7 @@ def free_of_leaks(scheduler: Scheduler, engine: Engine) -> None:
 CASES = [  # form, cache, threads, blocks of the cache, tokens of prompts in a step
     ("fp32", "fp32", 1, 9, 7),
     ("fp32", "int8", 2, 200, 64),
-    ("int8", "fp32", 2, 7, 64),
+    ("int8", "fp16", 2, 7, 64),
     ("int8", "int8", 1, 6, 1),
 ]
 

@@ -153,7 +153,7 @@ def test_keys_and_values_may_be_kept_in_int8(run: Path, capsys: pytest.CaptureFi
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"cache": "int4"}, "cache 'int4' is unknown; use fp32 or int8"),
+        ({"cache": "int4"}, "cache 'int4' is unknown; use fp32 or fp16 or int8"),
         ({"weights": "int3"}, "weights 'int3' are unknown; use fp32 or int8 or int4"),
         ({"backend": "gpu"}, "backend 'gpu' is unknown; use auto or torch or cpu"),
         ({"cache": "int8", "backend": "torch"}, "which backend torch is not"),

@@ -27,7 +27,7 @@ def load(
     device: str = "auto",
     weights: Weights | None = None,
     backend: Backend = "auto",
-    cache: Cache = "fp32",
+    cache: Cache | None = None,
     draft: str | Path | None = None,
 ) -> Model:
     """Load a model that is ready to be used: from the directory of a run, or a published model from its folder, its
@@ -37,7 +37,8 @@ def load(
     weights: "int8" or "int4" quantises the matrices for the CPU engine; None leaves them as they are stored.
     backend: what generates text: "cpu" is the compiled engine, "torch" the torch module, "auto" the engine for all
     models that it can run.
-    cache: the number format of the KV cache; "int8" takes a quarter of the memory and needs the CPU engine.
+    cache: the number format of the KV cache; "fp16" takes half of the memory of "fp32" and "int8" a quarter, and both
+    need the CPU engine. None is fp16 for quantised weights there, and otherwise fp32.
     draft: a smaller model with the same tokenizer, for speculative decoding.
 
     Raises UserError for a path that holds no model, and for choices that do not go together.
@@ -46,10 +47,10 @@ def load(
         raise UserError(f"weights {weights!r} are unknown; use {' or '.join(get_args(Weights))}")
     if backend not in get_args(Backend):
         raise UserError(f"backend {backend!r} is unknown; use {' or '.join(get_args(Backend))}")
-    if cache not in get_args(Cache):
+    if cache is not None and cache not in get_args(Cache):
         raise UserError(f"cache {cache!r} is unknown; use {' or '.join(get_args(Cache))}")
     where = find_device(device)
-    if cache != "fp32" and (where.type != "cpu" or backend == "torch"):
+    if cache not in (None, "fp32") and (where.type != "cpu" or backend == "torch"):
         asked = f"device {where}" if where.type != "cpu" else "backend torch"
         raise UserError(f"a cache of {cache} is the CPU engine's, which {asked} is not; leave one of them out")
     if where.type != "cpu" and (backend == "cpu" or weights not in (None, "fp32")):

@@ -32,7 +32,15 @@ from headway.formats import native
 from headway.formats.published import save_published
 from headway.formats.usage import Usage
 from headway.memory import check_room
-from headway.nn.models import EncoderDecoder, EncoderDecoderConfig, ModelConfig, TransformerConfig, build, describe
+from headway.nn.models import (
+    Cache,
+    EncoderDecoder,
+    EncoderDecoderConfig,
+    ModelConfig,
+    TransformerConfig,
+    build,
+    describe,
+)
 from headway.nn.models.describe import flop_per_token
 from headway.nn.models.embeds import TokenEmbed
 
@@ -79,7 +87,7 @@ class Job:
     context: int | None
     backend: Literal["auto", "torch", "cpu"] = "auto"
     deterministic: bool = False
-    cache: Literal["fp32", "int8"] = "fp32"
+    cache: Cache | None = None  # None: what headway takes for these weights
     timeline: str | None = None  # where headway writes when its instructions ran
 
     @property
@@ -379,7 +387,7 @@ class BenchRequest:
     repeats: int = REPEATS
     backend: str = "auto"
     deterministic: bool = False
-    cache: str = "fp32"
+    cache: Cache | None = None
     timeline: Path | None = None
 
 

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from headway.engine.keys import HEADS, key_bytes, scores, value_bytes, weigh
+from headway.engine.fp16 import put_fp16
+from headway.engine.keys import FP16, HEADS, key_bytes, scores, value_bytes, weigh
 from headway.engine.machine import F32, compiled, exp, f32, i64
 from headway.engine.operations import BLOCK, CHUNK, FAR, NEAR, at, norm_row, share, tanh
 from headway.engine.rounded_keys import (
@@ -27,7 +28,7 @@ from headway.engine.rounded_keys import (
     split_query_bytes,
 )
 from headway.engine.softmax import LOWEST, nothing, soften, soften_rounded
-from headway.engine.tiles import FP32
+from headway.engine.tiles import FP32, INT8
 
 
 @compiled
@@ -52,6 +53,12 @@ def keep(form: int, key: int, value: int, place: int, size: int, width: int, slo
             keys[d * BLOCK + slot] = k[d]
         for d in range(width):
             kept[slot * width + d] = v[d]
+        return
+    if form == FP16:
+        for d in range(size):
+            put_fp16(place + 2 * (d * BLOCK + slot), k[d])
+        for d in range(width):
+            put_fp16(values + 2 * (slot * width + d), v[d])
         return
     scales = f32(values + value_bytes(form, width))
     scales[slot] = keep_key(key, size, place, slot)
@@ -84,7 +91,7 @@ def keep_positions(
 @compiled
 def query_bytes(form: int, size: int) -> int:
     """From one query that is ready to the next."""
-    return 4 * size if form == FP32 else split_query_bytes(size)
+    return split_query_bytes(size) if form == INT8 else 4 * size
 
 
 @compiled
@@ -126,16 +133,16 @@ def _score(
     scales, products = key_bytes(form, size) + value_bytes(form, size), scratch + 4 * HEADS * (CHUNK + 1)
     half, fours = padded(size), (size + 3) // 4
     if has_near:
-        if form == FP32:
-            scores(count, q, near, scratch, size, seen, ahead_near)
-        else:
+        if form == INT8:
             rounded_scores(count, q, asked, half, products, near, near + scales, scratch, fours, ahead_near)
+        else:
+            scores(form, count, q, near, scratch, size, seen, ahead_near)
     if seen > BLOCK:
         out = scratch + 4 * BLOCK
-        if form == FP32:
-            scores(count, q, far, out, size, seen - BLOCK, ahead_far)
-        else:
+        if form == INT8:
             rounded_scores(count, q, asked, half, products, far, far + scales, out, fours, ahead_far)
+        else:
+            scores(form, count, q, far, out, size, seen - BLOCK, ahead_far)
 
 
 @compiled
@@ -163,11 +170,11 @@ def _soften_heads(
             distances = f32(bias + 4 * head * span)
             for t in range(begin, end):
                 s[t] += distances[sees - t]
-        if form == FP32:
-            fades[i] = soften(row, begin, end, out + i * step)
-        else:
+        if form == INT8:
             made = weights + i * split_bytes(CHUNK)
             fades[i] = soften_rounded(row, begin, end, out + i * step, near, far, made, made + HEAD)
+        else:
+            fades[i] = soften(row, begin, end, out + i * step)
         head += 1
         if head == each:
             sees, head = sees + climb, 0
@@ -211,7 +218,7 @@ def attend_piece(
         turned = turns + 4 * padded(2 * half) * n if turns != 0 else 0
         for start in range(0, queries, HEADS):
             count, asking = min(queries - start, HEADS), q + start * asked
-            if form != FP32:
+            if form == INT8:
                 bases(asking, count, size, turned, half, products)
             _score(form, asking, asked, count, near, far, has_near, seen, size, ahead_near, ahead_far, scratch)
             begins, ends = _soften_heads(
@@ -219,15 +226,15 @@ def attend_piece(
                 far + scales, scratch, out + start * step, step,
             )  # fmt: skip
             into = out + start * step + 8
-            if form == FP32:
-                weigh(
-                    count, scratch, fades, begins, ends, near + key, far + key, ahead_near + key, ahead_far + key,
-                    size, into, step // 4,
-                )  # fmt: skip
-            else:
+            if form == INT8:
                 rounded_weigh(
                     count, weights, fades, begins, ends, near + key, far + key, ahead_near + key, ahead_far + key,
                     size, into, step // 4,
+                )  # fmt: skip
+            else:
+                weigh(
+                    form, count, scratch, fades, begins, ends, near + key, far + key, ahead_near + key,
+                    ahead_far + key, size, into, step // 4,
                 )  # fmt: skip
 
 
@@ -301,4 +308,4 @@ def add_attend(op: np.ndarray, batch: int, scratch: int, thread: int, threads: i
                         s[half * BLOCK + t] += weight * tanh(asked + key[t])
             fade[0] = soften(row, 0, seen, out)
             near, far = near + values, far + values
-            weigh(1, row, row + 4 * CHUNK, 0, seen, near, far, near, far, width, out + 8, 0)
+            weigh(FP32, 1, row, row + 4 * CHUNK, 0, seen, near, far, near, far, width, out + 8, 0)

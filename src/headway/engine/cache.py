@@ -130,8 +130,8 @@ class Blocks:
 
 
 class Layer(NamedTuple):
-    """What a layer keeps of a row. Position p lies in slot p modulo S. `form` is what the blocks have: FP32 or INT8;
-    in INT8 keys are kept less their `mean`, of each position from 0 on, or one of all.
+    """What a layer keeps of a row. Position p lies in slot p modulo S. `form` is one of `keys.FORMS`; in INT8 keys are
+    kept less their `mean`, of each position from 0 on, or one of all.
     """
 
     form: int
@@ -204,7 +204,7 @@ class Memory(NamedTuple):
     tables: np.ndarray  # [rows, blocks], addresses
     lengths: np.ndarray  # [rows]
     bytes: int  # of a block
-    form: int  # of keys and values: FP32 or INT8
+    form: int  # of keys and values
     fixed: np.ndarray  # [rows, N]
     runs: np.ndarray  # how many runs of rows that read the same blocks there are, where each begins, and all end
 

@@ -24,7 +24,7 @@ from headway.engine.plan import StepProgram, check, lower
 from headway.engine.pool import most_threads, pool
 from headway.engine.program import SHARING
 from headway.engine.rows import Kept, Piece, Reading, Row, runs_of, states_of, together, write_runs
-from headway.engine.tiles import FP32
+from headway.engine.tiles import FP32, INT8
 from headway.engine.timeline import StepTimeline, run_noted
 from headway.errors import UserError
 from headway.layout import Layout
@@ -66,9 +66,11 @@ class Engine(nn.Module):
     """`model` with a compiled step of up to `most_rows` rows; its `config`, `start` and `step` are those of a model."""
 
     def __init__(
-        self, model: Transformer | EncoderDecoder | Captioner, threads: int | None = None, cache: Cache = "fp32"
+        self, model: Transformer | EncoderDecoder | Captioner, threads: int | None = None, cache: Cache | None = None
     ) -> None:
-        """`cache` is what keys and values are kept in. Raises CannotLowerError for what has no instruction."""
+        """`cache` is what keys and values are kept in; None: fp16 beside quantised weights, otherwise fp32. Raises
+        CannotLowerError for what has no instruction.
+        """
         super().__init__()
         self.model, self.config = model, model.config
         decoder = decoder_of(model)
@@ -78,12 +80,13 @@ class Engine(nn.Module):
             raise CannotLowerError(f"a model on {', '.join(sorted(devices))}")
         self._decoder = [decoder]  # in a list, as it is a part of the model already
         self._lock = threading.Lock()
-        self.weights, self.form = PackedWeights(), FORMS[cache]
-        self.pool = pool(threads or most_threads())
         self._packed = any(isinstance(parameter, PackedTensor) for parameter in decoder.parameters())
+        self.cache: Cache = cache or ("fp16" if self._packed else "fp32")
+        self.weights, self.form = PackedWeights(), FORMS[self.cache]
+        self.pool = pool(threads or most_threads())
         self.most_rows = _MOST_ROWS
         rounds = cache == "int8" and isinstance(model, Transformer)  # a decoder that reads sources has read none yet
-        self.means: KeyMeans = mean_keys(Engine(model, threads), decoder) if rounds else {}
+        self.means: KeyMeans = mean_keys(Engine(model, threads, "fp32"), decoder) if rounds else {}
         program = self._lower(1, 256, 64)
         self._programs = {False: program}  # of few rows, and of many
         self._state_numbers, self._symbols = program.state_numbers, program.symbols
@@ -367,7 +370,7 @@ class Engine(nn.Module):
 
     def _mean_of(self, keys: Float[Tensor, "S G K"]) -> Float[Tensor, "1 G K"] | None:
         """Of a memory, whose scores it moves all alike: softmax does not see it."""
-        if self.form == FP32:
+        if self.form != INT8:
             return None
         return torch.from_numpy(keys.numpy().mean(0, dtype=np.float64, keepdims=True).astype(np.float32))
 

@@ -1,52 +1,64 @@
 """Kernels over a block of keys and values: several query heads share each load.
 
 Within a layer a block has, for each group, keys as [K, BLOCK], so that the scores of neighbouring positions are made
-together, and values as [BLOCK, V]. `rounded_keys` says what lies there in int8.
+together, and values as [BLOCK, V]: in fp32, or in fp16, whose numbers are widened when they are read, so that all sums
+are fp32 ones. `rounded_keys` says what lies there in int8.
 """
 
 from __future__ import annotations
 
 from functools import partial
+from itertools import product
 from typing import Any
 
 from llvmlite import ir
 
-from headway.engine.machine import _F32, cgutils, compiled, intrinsic, types
+from headway.engine.fp16 import widen
+from headway.engine.machine import _F32, _I16, cgutils, compiled, intrinsic, types
 from headway.engine.operations import BLOCK, CHUNK
 from headway.engine.tiles import FP32, INT8
 from headway.engine.vectors import STREAMED, call_for, choose, spread
 
-FORMS: dict[str, int] = {"fp32": FP32, "int8": INT8}
+FP16 = 3  # a form beside those of weights
+FORMS: dict[str, int] = {"fp32": FP32, "fp16": FP16, "int8": INT8}
 HEADS = 4  # that are computed at once
 _LANES = 16
 _WIDE = ir.VectorType(_F32, _LANES)
 _PARTS = 2  # vectors of each head under way
 _COLUMNS = _PARTS * _LANES
 _LINE = 64  # bytes that come from memory together
+_KINDS = {FP32: _F32, FP16: _I16}
+_BYTES = {FP32: 4, FP16: 2}  # of a number
 
 
 def block_bytes(form: int, groups: int, keys: int, values: int) -> int:
     """Of a layer, whose keys and values have so many numbers in each group."""
-    return groups * (key_bytes(form, keys) + value_bytes(form, values) + (0 if form == FP32 else 8 * BLOCK))
+    return groups * (key_bytes(form, keys) + value_bytes(form, values) + (8 * BLOCK if form == INT8 else 0))
 
 
 @compiled
 def key_bytes(form: int, size: int) -> int:
     """Of a group's keys in a block: in int8 features lie four together."""
-    return (4 * size if form == FP32 else (size + 3) // 4 * 4) * BLOCK
+    if form == INT8:
+        return (size + 3) // 4 * 4 * BLOCK
+    return (2 if form == FP16 else 4) * size * BLOCK
 
 
 @compiled
 def value_bytes(form: int, size: int) -> int:
-    return (4 if form == FP32 else 1) * BLOCK * size
+    if form == INT8:
+        return BLOCK * size
+    return (2 if form == FP16 else 4) * BLOCK * size
 
 
 def _at(builder: Any, base: Any, offset: Any, kind: ir.VectorType = _WIDE) -> Any:
     return builder.bitcast(builder.gep(base, [offset]), kind.as_pointer())
 
 
-def _load(builder: Any, base: Any, offset: Any, kind: ir.VectorType = _WIDE) -> Any:
-    return builder.load(_at(builder, base, offset, kind), align=4)
+def _load(builder: Any, form: int, base: Any, offset: Any, kind: ir.VectorType = _WIDE) -> Any:
+    """Numbers of a form, from the one at `offset` on, as fp32 ones."""
+    found = builder.load(_at(builder, base, offset, ir.VectorType(_KINDS[form], kind.count)), align=_BYTES[form])
+    return found if form == FP32 else widen(builder, found)
 
 
 def _multiply_add(builder: Any, total: Any, a: Any, b: Any) -> None:
@@ -62,29 +74,30 @@ def _totals(builder: Any, heads: int, parts: int, kind: ir.VectorType = _WIDE) -
     return totals
 
 
-def _emit_scores(builder: Any, heads: int, parts: int, args: Any) -> None:
-    """`scores` for one number of heads, and of vectors of positions."""
+def _emit_scores(builder: Any, form: int, heads: int, parts: int, args: Any) -> None:
+    """`scores` for one form and number of heads, and of vectors of positions."""
     word = lambda value: ir.Constant(args[0].type, value)  # noqa: E731
     q, keys, out, size, ahead = args
-    query, k, y, called = (builder.inttoptr(arg, _F32.as_pointer()) for arg in (q, keys, out, ahead))
+    query, y = (builder.inttoptr(arg, _F32.as_pointer()) for arg in (q, out))
+    k, called = (builder.inttoptr(arg, _KINDS[form].as_pointer()) for arg in (keys, ahead))
     queries = [builder.gep(query, [builder.mul(size, word(h))]) for h in range(heads)]
     totals = _totals(builder, heads, parts)
     with cgutils.for_range(builder, size) as loop:
         offsets = [builder.add(builder.mul(loop.index, word(BLOCK)), word(_LANES * part)) for part in range(parts)]
-        found = [_load(builder, k, offset) for offset in offsets]
+        found = [_load(builder, form, k, offset) for offset in offsets]
         for asked, some in zip(queries, totals):
             value = spread(builder, builder.load(builder.gep(asked, [loop.index])), _WIDE)
             for total, vector in zip(some, found):
                 _multiply_add(builder, total, vector, value)
-        for offset in offsets:
+        for offset in offsets[:: _LINE // (_LANES * _BYTES[form])]:
             call_for(builder, builder.gep(called, [offset]), STREAMED)
     for h, some in enumerate(totals):
         for part, total in enumerate(some):
             builder.store(builder.load(total), _at(builder, y, word(h * CHUNK + _LANES * part)), align=4)
 
 
-def _emit_weigh(builder: Any, heads: int, args: Any) -> None:
-    """`weigh` for one number of heads: features in twos of vectors, then eight at a time, and then one by one."""
+def _emit_weigh(builder: Any, form: int, heads: int, args: Any) -> None:
+    """`weigh` for one form and number of heads: features in twos of vectors, then eight at a time, then one by one."""
     word = lambda value: ir.Constant(args[0].type, value)  # noqa: E731
     weights, fades, begin, end, near, far, ahead_near, ahead_far, size, out, step = args
     w, fade, y = (builder.inttoptr(address, _F32.as_pointer()) for address in (weights, fades, out))
@@ -97,17 +110,18 @@ def _emit_weigh(builder: Any, heads: int, args: Any) -> None:
         kind = ir.VectorType(_F32, lanes)
         totals = _totals(builder, heads, parts, kind)
         for number, low, high, values, ahead in blocks:
-            v, called = (builder.inttoptr(address, _F32.as_pointer()) for address in (values, ahead))
+            v, called = (builder.inttoptr(address, _KINDS[form].as_pointer()) for address in (values, ahead))
             with cgutils.for_range_slice(builder, low, high, word(1)) as (t, _):
                 start = builder.add(first, builder.mul(t, size))
-                found = [_load(builder, v, builder.add(start, word(lanes * part)), kind) for part in range(parts)]
+                places = [builder.add(start, word(lanes * part)) for part in range(parts)]
+                found = [_load(builder, form, v, place, kind) for place in places]
                 for h, some in enumerate(totals):
                     place = builder.add(t, word(h * CHUNK + number * BLOCK))
                     weight = spread(builder, builder.load(builder.gep(w, [place])), kind)
                     for total, vector in zip(some, found):
                         _multiply_add(builder, total, vector, weight)
-                for line in range(0, 4 * lanes * parts, _LINE):
-                    call_for(builder, builder.gep(called, [builder.add(start, word(line // 4))]), STREAMED)
+                for line in range(0, lanes * parts, _LINE // _BYTES[form]):
+                    call_for(builder, builder.gep(called, [builder.add(start, word(line))]), STREAMED)
         for h, some in enumerate(totals):
             row = builder.add(first, builder.mul(step, word(h)))
             faded = spread(builder, builder.load(builder.gep(fade, [word(h)])), kind)
@@ -138,33 +152,35 @@ def halves(builder: Any, begin: Any, end: Any, number: int) -> tuple[Any, Any]:
 
 
 @intrinsic
-def scores(typing: Any, heads: Any, q: Any, keys: Any, out: Any, size: Any, seen: Any, ahead: Any) -> Any:
+def scores(typing: Any, form: Any, heads: Any, q: Any, keys: Any, out: Any, size: Any, seen: Any, ahead: Any) -> Any:
     """out[h, t] = sum over d of q[h, d] keys[d, t], for up to HEADS heads, features d up to `size`, and positions t of
-    the block: all, or the first half, where no more are `seen`. Rows of `out` lie CHUNK numbers apart.
+    the block: all, or the first half, where no more are `seen`. `form` is FP32 or FP16. Rows of `out` lie CHUNK
+    numbers apart.
 
     Meanwhile as many keys at `ahead` come to the processor: blocks lie far apart, and are too short for it to foresee.
     """
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        heads, q, keys, out, size, seen, ahead = args
+        form, heads, q, keys, out, size, seen, ahead = args
         number = partial(ir.Constant, heads.type)
         cases = {
-            _PARTS * count + parts: partial(_emit_scores, builder, count, parts, (q, keys, out, size, ahead))
-            for count in range(1, HEADS + 1)
-            for parts in range(1, _PARTS + 1)
+            (kind * (HEADS + 1) + count) * _PARTS + parts - 1: partial(
+                _emit_scores, builder, kind, count, parts, (q, keys, out, size, ahead)
+            )
+            for kind, count, parts in product(_KINDS, range(1, HEADS + 1), range(1, _PARTS + 1))
         }
-        beyond = builder.icmp_signed(">", seen, number(_LANES))
-        parts = builder.select(beyond, number(_PARTS), number(1))
-        choose(builder, builder.add(builder.mul(heads, number(_PARTS)), parts), cases)
+        beyond = builder.zext(builder.icmp_signed(">", seen, number(_LANES)), heads.type)
+        both = builder.add(builder.mul(form, number(HEADS + 1)), heads)
+        choose(builder, builder.add(builder.mul(both, number(_PARTS)), beyond), cases)
         return context.get_dummy_value()
 
-    return types.void(*[types.int64] * 7), generate
+    return types.void(*[types.int64] * 8), generate
 
 
 @intrinsic
 def weigh(
-    typing: Any, heads: Any, weights: Any, fades: Any, begin: Any, end: Any, near: Any, far: Any, ahead_near: Any,
-    ahead_far: Any, size: Any, out: Any, step: Any,
+    typing: Any, form: Any, heads: Any, weights: Any, fades: Any, begin: Any, end: Any, near: Any, far: Any,
+    ahead_near: Any, ahead_far: Any, size: Any, out: Any, step: Any,
 ) -> Any:  # fmt: skip
     """out[h, d] = fade[h] out[h, d] + sum over t from `begin` to `end` of weights[h, t] values[t, d], of a chunk whose
     first values are at `near` and others at `far`. Weights of heads lie CHUNK apart, rows of `out` `step` numbers.
@@ -173,8 +189,13 @@ def weigh(
     """
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        cases = {count: partial(_emit_weigh, builder, count, args[1:]) for count in range(1, HEADS + 1)}
-        choose(builder, args[0], cases)
+        form, heads, *others = args
+        number = partial(ir.Constant, heads.type)
+        cases = {
+            kind * (HEADS + 1) + count: partial(_emit_weigh, builder, kind, count, others)
+            for kind, count in product(_KINDS, range(1, HEADS + 1))
+        }
+        choose(builder, builder.add(builder.mul(form, number(HEADS + 1)), heads), cases)
         return context.get_dummy_value()
 
-    return types.void(*[types.int64] * 12), generate
+    return types.void(*[types.int64] * 13), generate

@@ -30,7 +30,7 @@ from headway.engine.operations import BLOCK, CHUNK, at, norm_row, share, share_r
 from headway.engine.products import multiply, quantise, unpack_row
 from headway.engine.rounded_keys import padded, split_query, take_mean
 from headway.engine.softmax import nothing
-from headway.engine.tiles import FP32
+from headway.engine.tiles import INT8
 
 FIELDS, FLOATS = 32, 4
 SHARING = 16  # tokens of one sequence, or rows of one memory, that attend to it at once
@@ -168,7 +168,7 @@ def _prepare_queries(
     for query in range(tokens * each):
         r, ready = b + query // each, at(op[23], scratch) + query * query_bytes(form, size)
         new, old = (
-            ready if form == FP32 else at(op[24], scratch),
+            at(op[24], scratch) if form == INT8 else ready,
             f32(op[1] + r * op[2] + 4 * (g * each + query % each) * size),
         )
         place = max(i64(places)[r], 0)
@@ -179,7 +179,7 @@ def _prepare_queries(
         )
         for d in range(size):
             f32(new)[d] *= np.float32(numbers[2])
-        if form != FP32:
+        if form == INT8:
             split_query(new, size, op[30] + 4 * g * size if op[30] != 0 else 0, half, ready)
 
 

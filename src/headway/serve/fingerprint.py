@@ -34,7 +34,7 @@ def fingerprint(model: Handle) -> str:
         "model": to_dict(model.module.config),
         "tokenizer": None if codec is None else codec.fingerprint(),
         "usage": [usage.begin, usage.ends, usage.suppressed, usage.template],
-        "cache": model.cache,
+        "cache": model.generator.cache if isinstance(model.generator, Engine) else "fp32",
         "versions": [__version__, *map(version, _LIBRARIES)],
         "processor": _processor(model),
         "deterministic": is_deterministic(),

@@ -52,7 +52,7 @@ class LoadOptions:
     device: str = "auto"
     weights: Weights | None = None
     backend: Backend = "auto"
-    cache: Cache = "fp32"
+    cache: Cache | None = None
     draft: str | Path | None = None
 
 

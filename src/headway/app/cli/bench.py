@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from headway.app.cli.options import whole
+from headway.app.cli.options import add_cache_form, whole
 from headway.app.cli.terminal import Terminal
 from headway.errors import UserError
 
@@ -22,7 +22,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("kind", choices=KINDS, metavar="|".join(KINDS), help="what to measure, on random weights and tokens")
     add("--shape", metavar="NAME", help="a preset, recipe, run or model, of which only the shape is used")
     add("--weights", choices=("fp32", "int8", "int4"), help="number format of the weights (default: all)")
-    add("--cache", choices=("fp32", "int8"), default="fp32", help="number format of headway's KV cache")
+    add_cache_form(parser)
     add(
         "--against",
         default=[],

@@ -146,9 +146,13 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
 def add_cache(parser: argparse.ArgumentParser) -> None:
     """The options of commands that generate with keys and values of their past."""
     add_weights(parser)
-    parser.add_argument(
-        "--cache", choices=("fp32", "int8"), default="fp32", help="number format of the KV cache (default: fp32)"
-    )
+    add_cache_form(parser)
+
+
+def add_cache_form(parser: argparse.ArgumentParser) -> None:
+    """The format of keys and values alone."""
+    default = "default: fp16 for quantised weights, otherwise fp32"
+    parser.add_argument("--cache", choices=("fp32", "fp16", "int8"), help=f"number format of the KV cache ({default})")
 
 
 def add_server(parser: argparse.ArgumentParser) -> None:
@@ -161,7 +165,7 @@ def add_server(parser: argparse.ArgumentParser) -> None:
 
 
 # What a server has chosen for itself, and what none of its answers can be asked with.
-_OWN = {"weights": None, "cache": "fp32", "draft": None, "device": "auto", "backend": "auto", "threads": None}
+_OWN = {"weights": None, "cache": None, "draft": None, "device": "auto", "backend": "auto", "threads": None}
 _OWN |= {"deterministic": False}
 
 

@@ -25,7 +25,7 @@ from headway.nn.models.transformer import ModelConfig, Prompt, Transformer, Tran
 from headway.nn.models.two_tower import TwoTower, TwoTowerConfig
 from headway.nn.models.unet_policy import UNetPolicy, UNetPolicyConfig
 
-Cache = Literal["fp32", "int8"]  # the numbers that keys and values are kept in
+Cache = Literal["fp32", "fp16", "int8"]  # the numbers that keys and values are kept in
 
 
 class GenerationProgress(Protocol):

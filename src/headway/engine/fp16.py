@@ -1,0 +1,80 @@
+"""Numbers in 16 bits, IEEE 754's binary16: widened to fp32, and written as the nearest that there is.
+
+Where a processor has no instructions for either, whole numbers do the same, to the last bit.
+"""
+
+from __future__ import annotations
+
+import platform
+from typing import Any
+
+from llvmlite import ir
+
+from headway.engine.machine import _F32, _I16, _I32, FEATURES, intrinsic, types
+from headway.engine.vectors import call
+
+_MOST = 65504.0
+_LEAST_NORMAL = 2.0**-14
+_UNIT = 2.0**-24  # what numbers below that are multiples of
+_MOVED, _CUT = 112, 13  # how much smaller exponents are than those of fp32, and bits that fractions lack
+_SIGN, _REST, _EXPONENT, _FRACTION = 0x8000, 0x7FFF, 0x7C00, 0x03FF
+_NONE = 0x7E00  # what is no number
+_HAS_HALVES = FEATURES.get("f16c", False) or platform.machine() in ("aarch64", "arm64")
+
+
+def _all(kind: ir.Type, value: float) -> ir.Constant:
+    return ir.Constant(kind, [value] * kind.count if isinstance(kind, ir.VectorType) else value)
+
+
+def widen(builder: Any, codes: Any) -> Any:
+    """16 bits each as fp32."""
+    count = codes.type.count
+    wide, whole = ir.VectorType(_F32, count), ir.VectorType(_I32, count)
+    if _HAS_HALVES:
+        return builder.fpext(builder.bitcast(codes, ir.VectorType(ir.HalfType(), count)), wide)
+    code = builder.zext(codes, whole)
+    exponent = builder.and_(code, _all(whole, _EXPONENT))
+    normal = builder.add(
+        builder.shl(builder.and_(code, _all(whole, _REST)), _all(whole, _CUT)), _all(whole, _MOVED << 23)
+    )
+    tiny = builder.uitofp(builder.and_(code, _all(whole, _FRACTION)), wide)
+    tiny = builder.bitcast(builder.fmul(tiny, _all(wide, _UNIT)), whole)
+    endless = builder.or_(normal, _all(whole, 0xFF << 23))
+    size = builder.select(builder.icmp_unsigned("==", exponent, _all(whole, 0)), tiny, normal)
+    size = builder.select(builder.icmp_unsigned("==", exponent, _all(whole, _EXPONENT)), endless, size)
+    sign = builder.shl(builder.and_(code, _all(whole, _SIGN)), _all(whole, 16))
+    return builder.bitcast(builder.or_(size, sign), wide)
+
+
+def _narrow(builder: Any, value: Any) -> Any:
+    """A number of at most _MOST as 16 bits: the nearest, of two that are as near the even one."""
+    if _HAS_HALVES:
+        return builder.bitcast(builder.fptrunc(value, ir.HalfType()), _I16)
+    bits = builder.bitcast(value, _I32)
+    size = builder.and_(bits, _all(_I32, 0x7FFFFFFF))
+    odd = builder.and_(builder.lshr(size, _all(_I32, _CUT)), _all(_I32, 1))
+    rounded = builder.add(builder.add(size, odd), _all(_I32, (1 << _CUT - 1) - 1))
+    normal = builder.lshr(builder.sub(rounded, _all(_I32, _MOVED << 23)), _all(_I32, _CUT))
+    number = builder.bitcast(size, _F32)
+    units = call(builder, "rint.f32", _F32, builder.fmul(number, _all(_F32, 1 / _UNIT)))
+    is_tiny = builder.fcmp_ordered("<", number, _all(_F32, _LEAST_NORMAL))
+    tiny = builder.fptoui(builder.select(is_tiny, units, _all(_F32, 0.0)), _I32)
+    code = builder.select(is_tiny, tiny, normal)
+    code = builder.select(builder.fcmp_unordered("uno", value, value), _all(_I32, _NONE), code)
+    sign = builder.lshr(builder.and_(bits, _all(_I32, _SIGN << 16)), _all(_I32, 16))
+    return builder.trunc(builder.or_(code, sign), _I16)
+
+
+@intrinsic
+def put_fp16(typing: Any, place: Any, value: Any) -> Any:
+    """Write a number at an address: the nearest, and what is larger than any as the largest. NaN stays NaN."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        place, value = args
+        most, least = _all(_F32, _MOST), _all(_F32, -_MOST)
+        value = builder.select(builder.fcmp_ordered(">", value, most), most, value)
+        value = builder.select(builder.fcmp_ordered("<", value, least), least, value)
+        builder.store(_narrow(builder, value), builder.inttoptr(place, _I16.as_pointer()), align=2)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.float32), generate
