@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from headway.engine.fp16 import put_fp16
+from headway.engine.fp16 import put_fp16, widen_all
 from headway.engine.keys import FP16, HEADS, key_bytes, scores, value_bytes, weigh
 from headway.engine.machine import F32, compiled, exp, f32, i64
 from headway.engine.operations import BLOCK, CHUNK, FAR, NEAR, at, norm_row, share, tanh
@@ -95,9 +95,32 @@ def query_bytes(form: int, size: int) -> int:
 
 
 @compiled
-def scratch_bytes(size: int) -> int:
-    """What `attend_piece` needs for scores, fades, products with means and rounded weights, or what `keep` needs."""
-    return max(HEADS * (4 * CHUNK + 8 + split_bytes(CHUNK)), rounding_bytes(size))
+def _softening_bytes() -> int:
+    """What `attend_piece` needs for scores, fades, products with means and rounded weights, in whole lines."""
+    return (HEADS * (4 * CHUNK + 8 + split_bytes(CHUNK)) + 63) // 64 * 64
+
+
+@compiled
+def scratch_bytes(form: int, size: int) -> int:
+    """What `attend_piece` needs, which widens the two blocks of a chunk in fp16 where many ask, or what `keep` does."""
+    widened = 2 * _widened_bytes(size) if form == FP16 else 0
+    return max(_softening_bytes() + widened, rounding_bytes(size))
+
+
+@compiled
+def _widened_bytes(size: int) -> int:
+    """Of a group's part of a block in fp32."""
+    return key_bytes(FP32, size) + value_bytes(FP32, size)
+
+
+@compiled
+def _widened(near: int, far: int, ahead_near: int, ahead_far: int, size: int, room: int) -> tuple[int, int]:
+    """Where a group's parts of the blocks of a chunk are then in fp32. Those `ahead` come to the processor."""
+    widen_all(near, 2 * size, room, ahead_near)
+    if far == near:
+        return room, room
+    widen_all(far, 2 * size, room + _widened_bytes(size), ahead_far)
+    return room, room + _widened_bytes(size)
 
 
 @compiled
@@ -199,8 +222,10 @@ def attend_piece(
     table, asked, queries, step = i64(blocks), query_bytes(form, size), tokens * each, 4 * (size + 2)
     fades = scratch + 4 * HEADS * CHUNK
     products, weights = fades + 4 * HEADS, fades + 8 * HEADS
-    key = key_bytes(form, size)
-    scales = key + value_bytes(form, size) + 4 * BLOCK
+    wide = form == FP16 and queries > 2 * HEADS  # fewer are as fast by fp16 itself
+    kind = FP32 if wide else form
+    key = key_bytes(kind, size)
+    scales = key + value_bytes(kind, size) + 4 * BLOCK
     for query in range(queries):
         nothing(out + query * step, size)
     top = highest + climb * (tokens - 1)
@@ -215,25 +240,28 @@ def attend_piece(
             far = near
         wanted, begins_at = (blocks + 16 * (n + 1), offset) if n + 1 < last else (follows, onwards)
         ahead_near, ahead_far = i64(wanted)[0] + begins_at, i64(wanted)[1] + begins_at
+        if wide:
+            near, far = _widened(near, far, ahead_near, ahead_far, size, scratch + _softening_bytes())
+            ahead_near, ahead_far = near, far  # nothing more
         turned = turns + 4 * padded(2 * half) * n if turns != 0 else 0
         for start in range(0, queries, HEADS):
             count, asking = min(queries - start, HEADS), q + start * asked
-            if form == INT8:
+            if kind == INT8:
                 bases(asking, count, size, turned, half, products)
-            _score(form, asking, asked, count, near, far, has_near, seen, size, ahead_near, ahead_far, scratch)
+            _score(kind, asking, asked, count, near, far, has_near, seen, size, ahead_near, ahead_far, scratch)
             begins, ends = _soften_heads(
-                form, start, count, each, highest - n * CHUNK, climb, window, bias, span, cap, near + scales,
+                kind, start, count, each, highest - n * CHUNK, climb, window, bias, span, cap, near + scales,
                 far + scales, scratch, out + start * step, step,
             )  # fmt: skip
             into = out + start * step + 8
-            if form == INT8:
+            if kind == INT8:
                 rounded_weigh(
                     count, weights, fades, begins, ends, near + key, far + key, ahead_near + key, ahead_far + key,
                     size, into, step // 4,
                 )  # fmt: skip
             else:
                 weigh(
-                    form, count, scratch, fades, begins, ends, near + key, far + key, ahead_near + key,
+                    kind, count, scratch, fades, begins, ends, near + key, far + key, ahead_near + key,
                     ahead_far + key, size, into, step // 4,
                 )  # fmt: skip
 

@@ -17,7 +17,7 @@ from headway.engine.attention import prepare_head
 from headway.engine.machine import _F32, F32, cgutils, compiled, exp, f32, intrinsic, types
 from headway.engine.operations import at, tanh
 from headway.engine.softmax import LOWEST
-from headway.engine.vectors import exponentials_32, reduce, spread
+from headway.engine.vectors import constant, exponentials_32, fused, reduce, spread, word
 
 QUERIES = 6  # of a head, that share each load of a key or a value
 SPAN = 32  # keys for which weights are made at once
@@ -36,18 +36,17 @@ def _products(typing: Any, a: Any, a_stride: Any, b: Any, b_stride: Any, steps: 
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         a, a_stride, b, b_stride, steps, out, out_stride = args
-        number = lambda value: ir.Constant(a.type, value)  # noqa: E731
 
         def vectors(address: Any) -> list[Any]:
             base = builder.inttoptr(address, _NUMBERS.as_pointer())
-            return [builder.gep(base, [number(part)]) for part in range(_PARTS)]
+            return [builder.gep(base, [word(part)]) for part in range(_PARTS)]
 
-        zero = ir.Constant(_NUMBERS, [0.0] * _LANES)
+        zero = constant(_NUMBERS, 0.0)
         sums = [[cgutils.alloca_once_value(builder, zero) for _ in range(_PARTS)] for _ in range(QUERIES)]
         for parts in sums:  # a loop of the caller's comes here again
             for total in parts:
                 builder.store(zero, total)
-        places = (builder.add(a, builder.mul(a_stride, number(k))) for k in range(QUERIES))
+        places = (builder.add(a, builder.mul(a_stride, word(k))) for k in range(QUERIES))
         rows = [builder.inttoptr(place, _F32.as_pointer()) for place in places]
         with cgutils.for_range(builder, steps) as loop:
             found = [
@@ -56,10 +55,9 @@ def _products(typing: Any, a: Any, a_stride: Any, b: Any, b_stride: Any, steps: 
             for row, parts in zip(rows, sums):
                 value = spread(builder, builder.load(builder.gep(row, [loop.index])), _NUMBERS)
                 for other, total in zip(found, parts):
-                    product = builder.fmul(value, other, flags=("contract",))
-                    builder.store(builder.fadd(builder.load(total), product, flags=("contract",)), total)
+                    builder.store(fused(builder, value, other, builder.load(total)), total)
         for k, parts in enumerate(sums):
-            for total, place in zip(parts, vectors(builder.add(out, builder.mul(out_stride, number(k))))):
+            for total, place in zip(parts, vectors(builder.add(out, builder.mul(out_stride, word(k))))):
                 builder.store(builder.load(total), place, align=4)
         return context.get_dummy_value()
 
@@ -76,7 +74,7 @@ def _largest(typing: Any, numbers: Any, count: Any) -> Any:
 
         base = builder.inttoptr(args[0], _SIXTEEN.as_pointer())
         top = cgutils.alloca_once(builder, _SIXTEEN)
-        builder.store(ir.Constant(_SIXTEEN, [float(LOWEST)] * 16), top)
+        builder.store(constant(_SIXTEEN, float(LOWEST)), top)
         with cgutils.for_range(builder, builder.mul(args[1], ir.Constant(args[1].type, SPAN // 16))) as loop:
             found = builder.load(builder.gep(base, [loop.index]), align=4)
             builder.store(larger(builder.load(top), found), top)

@@ -19,7 +19,7 @@ from llvmlite import ir
 from headway.engine.machine import _F32, _I8, _I32, F32, FEATURES, cgutils, compiled, f32, intrinsic, types
 from headway.engine.operations import share
 from headway.engine.tiles import LINE, TILE
-from headway.engine.vectors import call, call_for, choose, spread
+from headway.engine.vectors import call, call_for, choose, constant, spread, word
 
 _FULL = FEATURES.get("avx512f", False)
 _LANES = 16 if _FULL else 8
@@ -39,10 +39,6 @@ _IN_ORDER = (
 )  # without a flag of its own an addition gets the compiler's, which let sums change their order
 _PANEL = _COLUMNS * LINE
 PANEL_ROOM = TILES * _PANEL
-
-
-def _word(value: int) -> ir.Constant:
-    return ir.Constant(ir.IntType(64), value)
 
 
 def _pointer(builder: Any, address: Any) -> Any:
@@ -98,9 +94,9 @@ def _four_columns(builder: Any, rows: list[Any], column: Any) -> list[Any]:
 
 def _weights(builder: Any, w: Any, columns: Any, rows: Any) -> list[Any]:
     """Where _LANES rows begin. From `rows` on the last row stands for those that are not there."""
-    last, bases = builder.sub(rows, _word(1)), []
+    last, bases = builder.sub(rows, word(1)), []
     for n in range(_LANES):
-        row = builder.select(builder.icmp_signed("<", _word(n), rows), _word(n), last)
+        row = builder.select(builder.icmp_signed("<", word(n), rows), word(n), last)
         bases.append(builder.gep(_pointer(builder, w), [builder.mul(row, columns)]))
     return bases
 
@@ -116,16 +112,16 @@ def _each_column(
     """Have `use` write what becomes of columns `begin` to `end` of _LANES rows of weights: of each a vector, and its
     number. `ahead` comes before each line of columns, of which it is given the first.
     """
-    count = builder.sdiv(builder.sub(end, begin), _word(_STEP))
-    whole = builder.add(begin, builder.mul(count, _word(_STEP)))
-    with cgutils.for_range_slice(builder, begin, whole, _word(_STEP)) as (column, _):
+    count = builder.sdiv(builder.sub(end, begin), word(_STEP))
+    whole = builder.add(begin, builder.mul(count, word(_STEP)))
+    with cgutils.for_range_slice(builder, begin, whole, word(_STEP)) as (column, _):
         if ahead is not None:
             ahead(column)
         for four in range(0, _STEP, 4):
-            here = builder.add(column, _word(four))
+            here = builder.add(column, word(four))
             for n, weights in enumerate(_four_columns(builder, bases, here)):
-                use(weights, builder.add(here, _word(n)))
-    with cgutils.for_range_slice(builder, whole, end, _word(1)) as (column, _):
+                use(weights, builder.add(here, word(n)))
+    with cgutils.for_range_slice(builder, whole, end, word(1)) as (column, _):
         weights = ir.Constant(_NUMBERS, ir.Undefined)
         for n, base in enumerate(bases):
             weight = builder.load(builder.gep(base, [column]))
@@ -139,16 +135,16 @@ def _call_rows(builder: Any, w: Any, bases: list[Any], columns: Any, column: Any
     Rows that fill pages are foreseen by the processor, and weights are called for a little before that. Several shorter
     ones lie in a page, which it does not follow: so the rows after these are called for in the order of memory.
     """
-    short = builder.icmp_signed("<", columns, _word(_PAGE // 4))
+    short = builder.icmp_signed("<", columns, word(_PAGE // 4))
     with builder.if_else(short) as (in_order, by_row):
         with in_order:
-            start = builder.mul(builder.add(columns, column), _word(_LANES))
+            start = builder.mul(builder.add(columns, column), word(_LANES))
             place = builder.gep(_pointer(builder, w), [start])
             for n in range(_LANES):
-                call_for(builder, builder.gep(place, [_word(LINE // 4 * n)]), cache=2)
+                call_for(builder, builder.gep(place, [word(LINE // 4 * n)]), cache=2)
         with by_row:
-            soon = builder.add(column, _word(_AHEAD))
-            after = builder.add(soon, builder.mul(columns, _word(_LANES - 1)))
+            soon = builder.add(column, word(_AHEAD))
+            after = builder.add(soon, builder.mul(columns, word(_LANES - 1)))
             soon = builder.select(builder.icmp_signed("<", soon, columns), soon, after)
             for base in bases:
                 call_for(builder, builder.gep(base, [soon]))
@@ -157,13 +153,13 @@ def _call_rows(builder: Any, w: Any, bases: list[Any], columns: Any, column: Any
 def _sums(builder: Any, count: int) -> list[Any]:
     sums = [cgutils.alloca_once(builder, _NUMBERS) for _ in range(count)]
     for total in sums:
-        builder.store(ir.Constant(_NUMBERS, [0.0] * _LANES), total)
+        builder.store(constant(_NUMBERS, 0.0), total)
     return sums
 
 
 def _put(builder: Any, sums: list[Any], places: list[Any], begin: Any) -> None:
     """Sums of the columns from `begin` on, added to what those before have left."""
-    first = builder.icmp_signed("==", begin, _word(0))
+    first = builder.icmp_signed("==", begin, word(0))
     with builder.if_else(first) as (starts, goes_on):
         with starts:
             for total, place in zip(sums, places):
@@ -175,15 +171,15 @@ def _put(builder: Any, sums: list[Any], places: list[Any], begin: Any) -> None:
 
 
 def _rows(builder: Any, base: Any, stride: Any, count: int) -> list[Any]:
-    places = (builder.add(base, builder.mul(stride, _word(n))) for n in range(count))
+    places = (builder.add(base, builder.mul(stride, word(n))) for n in range(count))
     return [_pointer(builder, place) for place in places]
 
 
 def _emit_few(builder: Any, count: int, args: Any) -> None:
     w, rows, columns, block, x, stride, out = args
     weights, numbers = _weights(builder, w, columns, rows), _rows(builder, x, stride, count)
-    places = [_vector(builder, base, _word(0)) for base in _rows(builder, out, _word(LINE), count)]
-    with cgutils.for_range_slice(builder, _word(0), columns, block) as (begin, _):
+    places = [_vector(builder, base, word(0)) for base in _rows(builder, out, word(LINE), count)]
+    with cgutils.for_range_slice(builder, word(0), columns, block) as (begin, _):
         sums = _sums(builder, count)
 
         def use(weights: Any, column: Any) -> None:
@@ -217,7 +213,7 @@ def _transpose(typing: Any, w: Any, rows: Any, columns: Any, begin: Any, end: An
         base = _pointer(builder, panel)
 
         def use(weights: Any, column: Any) -> None:
-            line = builder.mul(builder.sub(column, begin), _word(TILE))
+            line = builder.mul(builder.sub(column, begin), word(TILE))
             builder.store(weights, _vector(builder, base, line), align=4)
 
         _each_column(builder, _weights(builder, w, columns, rows), begin, end, use)
@@ -243,16 +239,16 @@ def _emit_many(builder: Any, count: int, args: Any) -> None:
     numbers, sums = _rows(builder, x, stride, count), _sums(builder, count * _ABREAST * _PARTS)
     bases = [_pointer(builder, panel) for panel in panels[:_ABREAST]]
     with cgutils.for_range(builder, columns) as loop:
-        line = builder.mul(loop.index, _word(TILE))
-        offsets = [builder.add(line, _word(_LANES * part)) for part in range(_PARTS)]
+        line = builder.mul(loop.index, word(TILE))
+        offsets = [builder.add(line, word(_LANES * part)) for part in range(_PARTS)]
         weights = [builder.load(_vector(builder, base, at), align=4) for base in bases for at in offsets]
         for n, row in enumerate(numbers):
             number = spread(builder, builder.load(builder.gep(row, [loop.index])), _NUMBERS)
             for weight, total in zip(weights, sums[n * len(weights) : (n + 1) * len(weights)]):
                 builder.store(_fused(builder, weight, number, builder.load(total)), total)
-    lines = [_rows(builder, out, _word(LINE), count) for out in outs[:_ABREAST]]
+    lines = [_rows(builder, out, word(LINE), count) for out in outs[:_ABREAST]]
     places = [
-        _vector(builder, lines[tile][n], _word(_LANES * part))
+        _vector(builder, lines[tile][n], word(_LANES * part))
         for n in range(count)
         for tile in range(_ABREAST)
         for part in range(_PARTS)

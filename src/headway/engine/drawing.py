@@ -32,7 +32,7 @@ from headway.engine.machine import (
     take,
     types,
 )
-from headway.engine.vectors import LANES, call, call_for, exponential, reduce, spread
+from headway.engine.vectors import LANES, call, call_for, constant, exponential, reduce, spread, word
 
 GROUP = 64  # symbols of which the largest is known
 _PARTS = GROUP // LANES
@@ -69,10 +69,10 @@ def _load(builder: Any, address: Any) -> list[Any]:
 
 def _as_bits(builder: Any, parts: list[Any]) -> Any:
     """A truth of each number of a group as bits, the first the lowest."""
-    bits: Any = ir.Constant(_I64, 0)
+    bits: Any = word(0)
     for number, part in enumerate(parts):
         some = builder.zext(builder.bitcast(part, ir.IntType(LANES)), _I64)
-        bits = builder.or_(bits, builder.shl(some, ir.Constant(_I64, LANES * number)))
+        bits = builder.or_(bits, builder.shl(some, word(LANES * number)))
     return bits
 
 
@@ -130,7 +130,7 @@ def _sum_above(typing: Any, group: Any, least: Any) -> Any:
     """The sum of the numbers of a group that are no smaller."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        least, zero = spread(builder, args[1], _SIXTEEN), ir.Constant(_SIXTEEN, [0.0] * LANES)
+        least, zero = spread(builder, args[1], _SIXTEEN), constant(_SIXTEEN, 0.0)
         parts = _load(builder, args[0])
         return _sum(builder, [builder.select(builder.fcmp_ordered(">=", part, least), part, zero) for part in parts])
 
@@ -144,7 +144,7 @@ def _exponentials(stored: bool) -> Any:
 
         def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             top, factor = (spread(builder, value, _SIXTEEN) for value in args[1:3])
-            least, zero = (ir.Constant(_SIXTEEN, [value] * LANES) for value in (-87.0, 0.0))
+            least, zero = (constant(_SIXTEEN, value) for value in (-87.0, 0.0))
             base, found = builder.inttoptr(args[3], _SIXTEEN.as_pointer()), []
             for part, x in enumerate(_load(builder, args[0])):
                 power = builder.fmul(builder.fsub(x, top), factor)
@@ -167,10 +167,10 @@ def _copy_marked(typing: Any, group: Any, bits: Any, out: Any) -> Any:
     """A group with -inf where the bits are 0."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        never = ir.Constant(_SIXTEEN, [-math.inf] * LANES)
+        never = constant(_SIXTEEN, -math.inf)
         base = builder.inttoptr(args[2], _SIXTEEN.as_pointer())
         for number, part in enumerate(_load(builder, args[0])):
-            some = builder.trunc(builder.lshr(args[1], ir.Constant(_I64, LANES * number)), ir.IntType(LANES))
+            some = builder.trunc(builder.lshr(args[1], word(LANES * number)), ir.IntType(LANES))
             truth = builder.bitcast(some, ir.VectorType(_I1, LANES))
             builder.store(builder.select(truth, part, never), builder.gep(base, [ir.Constant(_I32, number)]), align=4)
         return context.get_dummy_value()

@@ -10,9 +10,10 @@ from typing import Any
 
 from llvmlite import ir
 
-from headway.engine.machine import _F32, _I16, _I32, FEATURES, intrinsic, types
-from headway.engine.vectors import call
+from headway.engine.machine import _F32, _I16, _I32, FEATURES, cgutils, intrinsic, types
+from headway.engine.vectors import STREAMED, call, call_for, constant, pointer, word
 
+_LINE = 32  # numbers that come from memory together
 _MOST = 65504.0
 _LEAST_NORMAL = 2.0**-14
 _UNIT = 2.0**-24  # what numbers below that are multiples of
@@ -22,10 +23,6 @@ _NONE = 0x7E00  # what is no number
 _HAS_HALVES = FEATURES.get("f16c", False) or platform.machine() in ("aarch64", "arm64")
 
 
-def _all(kind: ir.Type, value: float) -> ir.Constant:
-    return ir.Constant(kind, [value] * kind.count if isinstance(kind, ir.VectorType) else value)
-
-
 def widen(builder: Any, codes: Any) -> Any:
     """16 bits each as fp32."""
     count = codes.type.count
@@ -33,16 +30,16 @@ def widen(builder: Any, codes: Any) -> Any:
     if _HAS_HALVES:
         return builder.fpext(builder.bitcast(codes, ir.VectorType(ir.HalfType(), count)), wide)
     code = builder.zext(codes, whole)
-    exponent = builder.and_(code, _all(whole, _EXPONENT))
+    exponent = builder.and_(code, constant(whole, _EXPONENT))
     normal = builder.add(
-        builder.shl(builder.and_(code, _all(whole, _REST)), _all(whole, _CUT)), _all(whole, _MOVED << 23)
+        builder.shl(builder.and_(code, constant(whole, _REST)), constant(whole, _CUT)), constant(whole, _MOVED << 23)
     )
-    tiny = builder.uitofp(builder.and_(code, _all(whole, _FRACTION)), wide)
-    tiny = builder.bitcast(builder.fmul(tiny, _all(wide, _UNIT)), whole)
-    endless = builder.or_(normal, _all(whole, 0xFF << 23))
-    size = builder.select(builder.icmp_unsigned("==", exponent, _all(whole, 0)), tiny, normal)
-    size = builder.select(builder.icmp_unsigned("==", exponent, _all(whole, _EXPONENT)), endless, size)
-    sign = builder.shl(builder.and_(code, _all(whole, _SIGN)), _all(whole, 16))
+    tiny = builder.uitofp(builder.and_(code, constant(whole, _FRACTION)), wide)
+    tiny = builder.bitcast(builder.fmul(tiny, constant(wide, _UNIT)), whole)
+    endless = builder.or_(normal, constant(whole, 0xFF << 23))
+    size = builder.select(builder.icmp_unsigned("==", exponent, constant(whole, 0)), tiny, normal)
+    size = builder.select(builder.icmp_unsigned("==", exponent, constant(whole, _EXPONENT)), endless, size)
+    sign = builder.shl(builder.and_(code, constant(whole, _SIGN)), constant(whole, 16))
     return builder.bitcast(builder.or_(size, sign), wide)
 
 
@@ -51,18 +48,38 @@ def _narrow(builder: Any, value: Any) -> Any:
     if _HAS_HALVES:
         return builder.bitcast(builder.fptrunc(value, ir.HalfType()), _I16)
     bits = builder.bitcast(value, _I32)
-    size = builder.and_(bits, _all(_I32, 0x7FFFFFFF))
-    odd = builder.and_(builder.lshr(size, _all(_I32, _CUT)), _all(_I32, 1))
-    rounded = builder.add(builder.add(size, odd), _all(_I32, (1 << _CUT - 1) - 1))
-    normal = builder.lshr(builder.sub(rounded, _all(_I32, _MOVED << 23)), _all(_I32, _CUT))
+    size = builder.and_(bits, constant(_I32, 0x7FFFFFFF))
+    odd = builder.and_(builder.lshr(size, constant(_I32, _CUT)), constant(_I32, 1))
+    rounded = builder.add(builder.add(size, odd), constant(_I32, (1 << _CUT - 1) - 1))
+    normal = builder.lshr(builder.sub(rounded, constant(_I32, _MOVED << 23)), constant(_I32, _CUT))
     number = builder.bitcast(size, _F32)
-    units = call(builder, "rint.f32", _F32, builder.fmul(number, _all(_F32, 1 / _UNIT)))
-    is_tiny = builder.fcmp_ordered("<", number, _all(_F32, _LEAST_NORMAL))
-    tiny = builder.fptoui(builder.select(is_tiny, units, _all(_F32, 0.0)), _I32)
+    units = call(builder, "rint.f32", _F32, builder.fmul(number, constant(_F32, 1 / _UNIT)))
+    is_tiny = builder.fcmp_ordered("<", number, constant(_F32, _LEAST_NORMAL))
+    tiny = builder.fptoui(builder.select(is_tiny, units, constant(_F32, 0.0)), _I32)
     code = builder.select(is_tiny, tiny, normal)
-    code = builder.select(builder.fcmp_unordered("uno", value, value), _all(_I32, _NONE), code)
-    sign = builder.lshr(builder.and_(bits, _all(_I32, _SIGN << 16)), _all(_I32, 16))
+    code = builder.select(builder.fcmp_unordered("uno", value, value), constant(_I32, _NONE), code)
+    sign = builder.lshr(builder.and_(bits, constant(_I32, _SIGN << 16)), constant(_I32, 16))
     return builder.trunc(builder.or_(code, sign), _I16)
+
+
+@intrinsic
+def widen_all(typing: Any, source: Any, lines: Any, target: Any, ahead: Any) -> Any:
+    """So many times 32 numbers, from an address on to another, as fp32. Meanwhile as many at `ahead` come to the
+    processor.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        source, lines, target, ahead = args
+        codes, wide = ir.VectorType(_I16, _LINE), ir.VectorType(_F32, _LINE)
+        with cgutils.for_range(builder, lines) as loop:
+            start = builder.mul(loop.index, word(2 * _LINE))
+            found = builder.load(pointer(builder, builder.add(source, start), codes), align=2)
+            place = builder.add(target, builder.mul(start, word(2)))
+            builder.store(widen(builder, found), pointer(builder, place, wide), align=4)
+            call_for(builder, pointer(builder, builder.add(ahead, start), _I16), STREAMED)
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 4), generate
 
 
 @intrinsic
@@ -71,10 +88,10 @@ def put_fp16(typing: Any, place: Any, value: Any) -> Any:
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         place, value = args
-        most, least = _all(_F32, _MOST), _all(_F32, -_MOST)
+        most, least = constant(_F32, _MOST), constant(_F32, -_MOST)
         value = builder.select(builder.fcmp_ordered(">", value, most), most, value)
         value = builder.select(builder.fcmp_ordered("<", value, least), least, value)
-        builder.store(_narrow(builder, value), builder.inttoptr(place, _I16.as_pointer()), align=2)
+        builder.store(_narrow(builder, value), pointer(builder, place, _I16), align=2)
         return context.get_dummy_value()
 
     return types.void(types.int64, types.float32), generate

@@ -17,7 +17,7 @@ from headway.engine.fp16 import widen
 from headway.engine.machine import _F32, _I16, cgutils, compiled, intrinsic, types
 from headway.engine.operations import BLOCK, CHUNK
 from headway.engine.tiles import FP32, INT8
-from headway.engine.vectors import STREAMED, call_for, choose, spread
+from headway.engine.vectors import STREAMED, call_for, choose, constant, fused, spread, word
 
 FP16 = 3  # a form beside those of weights
 FORMS: dict[str, int] = {"fp32": FP32, "fp16": FP16, "int8": INT8}
@@ -62,21 +62,19 @@ def _load(builder: Any, form: int, base: Any, offset: Any, kind: ir.VectorType =
 
 
 def _multiply_add(builder: Any, total: Any, a: Any, b: Any) -> None:
-    product = builder.fmul(a, b, flags=("contract",))
-    builder.store(builder.fadd(builder.load(total), product, flags=("contract",)), total)
+    builder.store(fused(builder, a, b, builder.load(total)), total)
 
 
 def _totals(builder: Any, heads: int, parts: int, kind: ir.VectorType = _WIDE) -> list[list[Any]]:
     """Sums of zero: of each head so many vectors."""
     totals = [[cgutils.alloca_once(builder, kind) for _ in range(parts)] for _ in range(heads)]
     for total in (total for some in totals for total in some):
-        builder.store(ir.Constant(kind, [0.0] * kind.count), total)
+        builder.store(constant(kind, 0.0), total)
     return totals
 
 
 def _emit_scores(builder: Any, form: int, heads: int, parts: int, args: Any) -> None:
     """`scores` for one form and number of heads, and of vectors of positions."""
-    word = lambda value: ir.Constant(args[0].type, value)  # noqa: E731
     q, keys, out, size, ahead = args
     query, y = (builder.inttoptr(arg, _F32.as_pointer()) for arg in (q, out))
     k, called = (builder.inttoptr(arg, _KINDS[form].as_pointer()) for arg in (keys, ahead))
@@ -98,7 +96,6 @@ def _emit_scores(builder: Any, form: int, heads: int, parts: int, args: Any) -> 
 
 def _emit_weigh(builder: Any, form: int, heads: int, args: Any) -> None:
     """`weigh` for one form and number of heads: features in twos of vectors, then eight at a time, then one by one."""
-    word = lambda value: ir.Constant(args[0].type, value)  # noqa: E731
     weights, fades, begin, end, near, far, ahead_near, ahead_far, size, out, step = args
     w, fade, y = (builder.inttoptr(address, _F32.as_pointer()) for address in (weights, fades, out))
     blocks = [
@@ -127,8 +124,7 @@ def _emit_weigh(builder: Any, form: int, heads: int, args: Any) -> None:
             faded = spread(builder, builder.load(builder.gep(fade, [word(h)])), kind)
             for part, total in enumerate(some):
                 place = _at(builder, y, builder.add(row, word(lanes * part)), kind)
-                old = builder.fmul(builder.load(place, align=4), faded, flags=("contract",))
-                builder.store(builder.fadd(old, builder.load(total), flags=("contract",)), place, align=4)
+                builder.store(fused(builder, builder.load(place, align=4), faded, builder.load(total)), place, align=4)
 
     done = word(0)
     for lanes, parts in ((_LANES, _PARTS), (8, 1), (1, 1)):
@@ -141,7 +137,7 @@ def _emit_weigh(builder: Any, form: int, heads: int, args: Any) -> None:
 
 def halves(builder: Any, begin: Any, end: Any, number: int) -> tuple[Any, Any]:
     """Of positions `begin` to `end` of a chunk those in its first (0) or second (1) block, counted from there."""
-    zero, block = ir.Constant(begin.type, 0), ir.Constant(begin.type, BLOCK)
+    zero, block = word(0), word(BLOCK)
 
     def within(place: Any) -> Any:
         place = builder.sub(place, ir.Constant(begin.type, number * BLOCK))
@@ -162,16 +158,15 @@ def scores(typing: Any, form: Any, heads: Any, q: Any, keys: Any, out: Any, size
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         form, heads, q, keys, out, size, seen, ahead = args
-        number = partial(ir.Constant, heads.type)
         cases = {
             (kind * (HEADS + 1) + count) * _PARTS + parts - 1: partial(
                 _emit_scores, builder, kind, count, parts, (q, keys, out, size, ahead)
             )
             for kind, count, parts in product(_KINDS, range(1, HEADS + 1), range(1, _PARTS + 1))
         }
-        beyond = builder.zext(builder.icmp_signed(">", seen, number(_LANES)), heads.type)
-        both = builder.add(builder.mul(form, number(HEADS + 1)), heads)
-        choose(builder, builder.add(builder.mul(both, number(_PARTS)), beyond), cases)
+        beyond = builder.zext(builder.icmp_signed(">", seen, word(_LANES)), heads.type)
+        both = builder.add(builder.mul(form, word(HEADS + 1)), heads)
+        choose(builder, builder.add(builder.mul(both, word(_PARTS)), beyond), cases)
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * 8), generate
@@ -190,12 +185,11 @@ def weigh(
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         form, heads, *others = args
-        number = partial(ir.Constant, heads.type)
         cases = {
             kind * (HEADS + 1) + count: partial(_emit_weigh, builder, kind, count, others)
             for kind, count in product(_KINDS, range(1, HEADS + 1))
         }
-        choose(builder, builder.add(builder.mul(form, number(HEADS + 1)), heads), cases)
+        choose(builder, builder.add(builder.mul(form, word(HEADS + 1)), heads), cases)
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * 13), generate

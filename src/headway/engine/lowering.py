@@ -116,7 +116,7 @@ class AttentionLowering:
             tables=memory.tables.ctypes.data, table_step=memory.tables.shape[1], lengths=memory.lengths.ctypes.data,
             layer=offset, pieces=pieces.address,
             q=self.build.private_bytes(each * SHARING * query_bytes(memory.form, size)),
-            scores=self.build.private_bytes(scratch_bytes(size)), form=memory.form,
+            scores=self.build.private_bytes(scratch_bytes(memory.form, size)), form=memory.form,
             group_bytes=block_bytes(memory.form, 1, size, size), runs=memory.runs.ctypes.data, room=room,
             spare=self.build.private_bytes(4 * each * SHARING * (size + 2)), mean=self.build.constant(mean),
             turns=0 if mean is None else angles[3],

@@ -16,7 +16,7 @@ from llvmlite import ir
 
 from headway.engine.machine import _F32, _I8, _I32, _I64, HAS_MATRIX_UNIT, cgutils, compiled, intrinsic, types, u8
 from headway.engine.tiles import GROUP, INT4, INT8, LINE, LINES4, TILE, TILE4, TILE8
-from headway.engine.vectors import AHEAD, call, call_for, spread
+from headway.engine.vectors import AHEAD, call, call_for, constant, fused, spread, word
 
 BLOCK_ROWS = 16  # rows of numbers
 BLOCKS = 2  # of them that a tile is multiplied with at once, at most
@@ -77,18 +77,18 @@ def _at(builder: Any, base: Any, offset: Any, kind: ir.VectorType) -> Any:
 
 def _widen(builder: Any, tile: Any, room: Any) -> None:
     """An int4 tile as bytes from 0 to 15."""
-    low = ir.Constant(_BYTES, [15] * LINE)
+    low = constant(_BYTES, 15)
     for line in range(LINES4):
-        both = builder.load(_at(builder, tile, ir.Constant(_I64, line * LINE), _BYTES))
+        both = builder.load(_at(builder, tile, word(line * LINE), _BYTES))
         both.align = 1
-        shifted = builder.lshr(builder.bitcast(both, _WORDS), ir.Constant(_WORDS, [4] * _WORDS.count))
+        shifted = builder.lshr(builder.bitcast(both, _WORDS), constant(_WORDS, 4))
         for start, half in ((0, both), (LINES4, builder.bitcast(shifted, _BYTES))):
-            place = _at(builder, room, ir.Constant(_I64, (start + line) * LINE), _BYTES)
+            place = _at(builder, room, word((start + line) * LINE), _BYTES)
             builder.store(builder.and_(half, low), place).align = 64
 
 
 def _waiting(builder: Any, room: Any, number: Any) -> Any:
-    return builder.gep(room, [builder.mul(number, ir.Constant(_I64, BLOCKS * TILE8))])
+    return builder.gep(room, [builder.mul(number, word(BLOCKS * TILE8))])
 
 
 def _scale(builder: Any, whole: Any, shift: Any, factor: Any, scale: Any, total: Any) -> None:
@@ -98,8 +98,7 @@ def _scale(builder: Any, whole: Any, shift: Any, factor: Any, scale: Any, total:
     if shift is not None:
         found = builder.add(found, spread(builder, shift, _SUMS))
     scales = builder.fmul(factor, spread(builder, scale, _FLOATS))
-    product = builder.fmul(builder.sitofp(found, _FLOATS), scales, flags=("contract",))
-    builder.store(builder.fadd(builder.load(total), product, flags=("contract",)), total)
+    builder.store(fused(builder, builder.sitofp(found, _FLOATS), scales, builder.load(total)), total)
 
 
 def _add(
@@ -110,12 +109,12 @@ def _add(
     for place, total in zip(places, sums):
         builder.store(builder.load(place, align=4), total)
     with cgutils.for_range(builder, count) as loop:
-        factor = builder.load(_at(builder, factors, builder.mul(loop.index, ir.Constant(_I64, TILE)), _FLOATS), align=4)
+        factor = builder.load(_at(builder, factors, builder.mul(loop.index, word(TILE)), _FLOATS), align=4)
         found, here = _waiting(builder, room, loop.index), loop.index
         for row, total in enumerate(sums):
             shift = shifts and builder.load(builder.gep(shifts, [here]))
             scale = builder.load(builder.gep(scales, [here]))
-            _scale(builder, _at(builder, found, ir.Constant(_I64, row * LINE), _SUMS), shift, factor, scale, total)
+            _scale(builder, _at(builder, found, word(row * LINE), _SUMS), shift, factor, scale, total)
             here = builder.add(here, groups)
     for place, total in zip(places, sums):
         builder.store(builder.load(total), place).align = 4
@@ -138,7 +137,7 @@ def _products(kind: int, blocks: int) -> Any:
             spare = builder.gep(whole, [number(_WAITING * BLOCKS * TILE8)])
             begin = [_at(builder, result, number(TILE * row), _FLOATS) for row in range(blocks * BLOCK_ROWS)]
             for place in begin:
-                builder.store(ir.Constant(_FLOATS, [0.0] * TILE), place).align = 4
+                builder.store(constant(_FLOATS, 0.0), place).align = 4
 
             def multiply(group: Any, n: Any) -> None:
                 """The whole sums of a group, in a room of its own."""

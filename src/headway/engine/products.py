@@ -47,12 +47,14 @@ from headway.engine.rounding import quantise_row
 from headway.engine.tiles import FP32, GROUP, INT8, LINE, LINES4, TILE, TILE4, TILE8, tile_products
 from headway.engine.vectors import (
     call_for,
+    constant,
     gelu_sixteen,
     gelu_tanh_sixteen,
     quick_gelu_sixteen,
     relu_squared_sixteen,
     silu_sixteen,
     spread,
+    word,
 )
 
 _SIXTEEN = ir.VectorType(_F32, TILE)
@@ -71,10 +73,10 @@ def _block(adds: bool, rectifies: bool, offset: bool) -> Any:
     def put(typing: Any, x: Any, y: Any, stride: Any, bias: Any, scale: Any, count: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             factor = spread(builder, args[4], _SIXTEEN)
-            zero, word = ir.Constant(_SIXTEEN, [0.0] * TILE), args[0].type
+            zero = constant(_SIXTEEN, 0.0)
             moved = builder.load(_numbers(builder, args[3]), align=4) if offset else zero
             with cgutils.for_range(builder, args[5]) as loop:
-                source = builder.add(args[0], builder.mul(loop.index, ir.Constant(word, LINE)))
+                source = builder.add(args[0], builder.mul(loop.index, word(LINE)))
                 target = _numbers(builder, builder.add(args[1], builder.mul(loop.index, args[2])))
                 values = builder.fmul(builder.load(_numbers(builder, source), align=4), factor)
                 if offset:

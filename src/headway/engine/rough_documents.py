@@ -12,6 +12,7 @@ alike, and of weights and values, so that whole vectors become pairs.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,11 +20,11 @@ from llvmlite import ir
 
 from headway.engine.attention import prepare_head
 from headway.engine.documents import BY_DISTANCE, NO_BIAS, SPAN
-from headway.engine.machine import _F32, _I32, _I64, F32, HAS_BF16_UNIT, cgutils, compiled, f32, intrinsic, types
+from headway.engine.machine import _F32, _I32, F32, HAS_BF16_UNIT, cgutils, compiled, f32, intrinsic, types
 from headway.engine.matrix_unit import BLOCK_ROWS, BLOCKS, _register
 from headway.engine.operations import at, tanh
 from headway.engine.softmax import LOWEST
-from headway.engine.vectors import call, spread
+from headway.engine.vectors import call, constant, fused, spread, word
 
 QUERIES_AT_ONCE = BLOCKS * BLOCK_ROWS
 KEYS_AT_ONCE = 256  # whose scores for so many queries stay near
@@ -31,6 +32,7 @@ _TILE, _LINE = 1024, 64  # bytes
 _SCORES = KEYS_AT_ONCE * _LINE  # bytes of those of a tile of queries
 _LANES = 16
 _FLOATS, _WORDS = ir.VectorType(_F32, _LANES), ir.VectorType(_I32, _LANES)
+_all, _word = partial(constant, _FLOATS), partial(constant, _WORDS)
 _VOID = ir.VoidType()
 # 2^r for r from -1/2 to 1/2, to 1e-4, where bf16 keeps 4e-3; exact at 0, so that the least power is 0.
 _POWERS = (0.05500869, 0.24221063, 0.69328292, 1.0)
@@ -38,30 +40,14 @@ _LOG2_E, _LEAST_POWER = 1.4426950408889634, -127.0
 _ROUNDER = 1.5 * 2**23  # a number to which this is added keeps no fraction, and the whole in its lowest bits
 
 
-def _all(value: float) -> ir.Constant:
-    return ir.Constant(_FLOATS, [value] * _LANES)
-
-
-def _word(value: int) -> ir.Constant:
-    return ir.Constant(_WORDS, [value] * _LANES)
-
-
-def _number(value: int) -> ir.Constant:
-    return ir.Constant(_I64, value)
-
-
 def _load(builder: Any, address: Any, kind: ir.VectorType, offset: int = 0) -> Any:
-    place = builder.add(address, _number(offset))
+    place = builder.add(address, word(offset))
     return builder.load(builder.inttoptr(place, kind.as_pointer()), align=4)
 
 
 def _store(builder: Any, value: Any, address: Any, offset: int = 0) -> None:
-    place = builder.add(address, _number(offset))
+    place = builder.add(address, word(offset))
     builder.store(value, builder.inttoptr(place, value.type.as_pointer()), align=4)
-
-
-def _fused(builder: Any, a: Any, b: Any, c: Any) -> Any:
-    return builder.fadd(builder.fmul(a, b, flags=("contract",)), c, flags=("contract",))
 
 
 def _rounded(builder: Any, x: Any) -> Any:
@@ -150,12 +136,12 @@ def _divide(typing: Any, tile: Any, totals: Any, out: Any) -> Any:
 
 def _take(builder: Any, register: int, address: Any) -> None:
     place = builder.inttoptr(address, ir.IntType(8).as_pointer())
-    call(builder, "x86.tileloadd64", _VOID, _register(register), place, _number(_LINE))
+    call(builder, "x86.tileloadd64", _VOID, _register(register), place, word(_LINE))
 
 
 def _put(builder: Any, register: int, address: Any) -> None:
     place = builder.inttoptr(address, ir.IntType(8).as_pointer())
-    call(builder, "x86.tilestored64", _VOID, _register(register), place, _number(_LINE))
+    call(builder, "x86.tilestored64", _VOID, _register(register), place, word(_LINE))
 
 
 def _add_products(builder: Any, total: int, rows: int, columns: int) -> None:
@@ -174,27 +160,27 @@ def _scores(blocks: int) -> Any:
     def products(typing: Any, keys: Any, q: Any, chunks: Any, count: Any, out: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             keys, q, chunks, count, out = args
-            each = builder.mul(chunks, _number(2 * _TILE))
+            each = builder.mul(chunks, word(2 * _TILE))
             with cgutils.for_range(builder, count) as tiles:
                 for block in range(blocks):
                     call(builder, "x86.tilezero", _VOID, _register(block))
                 tile = builder.add(keys, builder.mul(each, tiles.index))
                 with cgutils.for_range(builder, chunks) as loop:
-                    start = builder.mul(loop.index, _number(2 * _TILE))
+                    start = builder.mul(loop.index, word(2 * _TILE))
                     for part in range(2):
-                        place = builder.add(builder.add(tile, start), _number(part * _TILE))
+                        place = builder.add(builder.add(tile, start), word(part * _TILE))
                         _take(builder, _KEYS + part, place)
                     for block in range(blocks):
-                        asked = builder.add(builder.add(q, start), builder.mul(each, _number(block)))
+                        asked = builder.add(builder.add(q, start), builder.mul(each, word(block)))
                         first = _QUERIES + 2 * block
                         for part in range(2):
-                            _take(builder, first + part, builder.add(asked, _number(part * _TILE)))
+                            _take(builder, first + part, builder.add(asked, word(part * _TILE)))
                         _add_products(builder, block, _KEYS, first)
                         _add_products(builder, block, _KEYS + 1, first)
                         _add_products(builder, block, _KEYS, first + 1)
-                here = builder.add(out, builder.mul(tiles.index, _number(_TILE)))
+                here = builder.add(out, builder.mul(tiles.index, word(_TILE)))
                 for block in range(blocks):
-                    _put(builder, block, builder.add(here, _number(block * _SCORES)))
+                    _put(builder, block, builder.add(here, word(block * _SCORES)))
             return context.get_dummy_value()
 
         return types.void(*[types.int64] * 5), generate
@@ -211,14 +197,14 @@ def _weigh(blocks: int) -> Any:
     def products(typing: Any, values: Any, weights: Any, count: Any, out: Any, step: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             values, weights, count, out, step = args
-            sums = [builder.add(out, builder.mul(step, _number(block))) for block in range(blocks)]
+            sums = [builder.add(out, builder.mul(step, word(block))) for block in range(blocks)]
             for block, place in enumerate(sums):
                 _take(builder, block, place)
             with cgutils.for_range(builder, count) as loop:
-                start = builder.mul(loop.index, _number(_TILE))
+                start = builder.mul(loop.index, word(_TILE))
                 _take(builder, _KEYS, builder.add(values, start))
                 for block in range(blocks):
-                    seen = builder.add(builder.add(weights, start), _number(block * _SCORES))
+                    seen = builder.add(builder.add(weights, start), word(block * _SCORES))
                     _take(builder, _QUERIES + block, seen)
                     _add_products(builder, block, _KEYS, _QUERIES + block)
             for block, place in enumerate(sums):
@@ -242,7 +228,7 @@ def _power(builder: Any, x: Any) -> Any:
     left = builder.fsub(x, builder.fsub(moved, _all(_ROUNDER), flags=("contract",)), flags=("contract",))
     p = _all(_POWERS[0])
     for factor in _POWERS[1:]:
-        p = _fused(builder, p, left, _all(factor))
+        p = fused(builder, p, left, _all(factor))
     whole = builder.shl(builder.bitcast(moved, _WORDS), _word(23))
     return builder.bitcast(builder.add(builder.bitcast(p, _WORDS), whole), _FLOATS)
 
@@ -265,8 +251,8 @@ def _soften(typing: Any, scores: Any, spans: Any, kept: Any, sums: Any, rows: An
         for top, total in zip(tops, totals):
             builder.store(before, top)
             builder.store(_all(0.0), total)
-        with cgutils.for_range(builder, builder.mul(spans, _number(SPAN // 2))) as loop:
-            here = builder.add(scores, builder.mul(loop.index, _number(2 * _LINE)))
+        with cgutils.for_range(builder, builder.mul(spans, word(SPAN // 2))) as loop:
+            here = builder.add(scores, builder.mul(loop.index, word(2 * _LINE)))
             for offset, top in zip((0, _LINE), tops):
                 builder.store(larger(builder.load(top), _load(builder, here, _FLOATS, offset)), top)
         top = larger(*map(builder.load, tops))
@@ -275,21 +261,21 @@ def _soften(typing: Any, scores: Any, spans: Any, kept: Any, sums: Any, rows: An
         base = builder.select(builder.fcmp_ordered(">", top, _all(float(LOWEST))), top, _all(0.0))
         most = builder.fmul(base, _all(-_LOG2_E))
         with cgutils.for_range(builder, spans) as loop:
-            start = builder.mul(loop.index, _number(SPAN * _LINE))
-            with cgutils.for_range(builder, _number(_LANES)) as pairs:
-                here = builder.add(builder.add(scores, start), builder.mul(pairs.index, _number(_LINE)))
+            start = builder.mul(loop.index, word(SPAN * _LINE))
+            with cgutils.for_range(builder, word(_LANES)) as pairs:
+                here = builder.add(builder.add(scores, start), builder.mul(pairs.index, word(_LINE)))
                 halves = []
                 for offset, total in zip((0, _TILE), totals):
                     score = _load(builder, here, _FLOATS, offset)
-                    weight = _power(builder, _fused(builder, score, _all(_LOG2_E), most))
+                    weight = _power(builder, fused(builder, score, _all(_LOG2_E), most))
                     builder.store(builder.fadd(builder.load(total), weight), total)
                     halves.append(builder.add(builder.bitcast(weight, _WORDS), _word(0x8000)))
-                _store(builder, _pairs(builder, *halves), builder.sub(here, builder.udiv(start, _number(2))))
+                _store(builder, _pairs(builder, *halves), builder.sub(here, builder.udiv(start, word(2))))
         fade = _power(builder, builder.fmul(builder.fsub(before, top), _all(_LOG2_E)))
         total = builder.fadd(*map(builder.load, totals))
-        _store(builder, _fused(builder, _load(builder, kept, _FLOATS, _LINE), fade, total), kept, _LINE)
+        _store(builder, fused(builder, _load(builder, kept, _FLOATS, _LINE), fade, total), kept, _LINE)
         with cgutils.for_range(builder, rows) as loop:
-            place = builder.add(sums, builder.mul(loop.index, _number(_LINE)))
+            place = builder.add(sums, builder.mul(loop.index, word(_LINE)))
             _store(builder, builder.fmul(_load(builder, place, _FLOATS), fade), place)
         return context.get_dummy_value()
 

@@ -21,11 +21,11 @@ import numpy as np
 from llvmlite import ir
 
 from headway.engine.keys import HEADS, halves
-from headway.engine.machine import _F32, _I8, _I32, _I64, F32, WIDE, cgutils, compiled, f32, i8, i32, intrinsic, types
+from headway.engine.machine import _F32, _I8, _I32, F32, WIDE, cgutils, compiled, f32, i8, i32, intrinsic, types
 from headway.engine.operations import BLOCK, CHUNK
 from headway.engine.softmax import MOST, RADIX, RADIX_BITS, dot
 from headway.engine.tiles import BYTES, FLOATS, LANES, SHIFT8, SUMS, signed, unsigned
-from headway.engine.vectors import STREAMED, call, call_for, choose, reduce, spread
+from headway.engine.vectors import STREAMED, call, call_for, choose, constant, fused, pointer, reduce, spread, word
 
 FOUR = 4  # whole numbers of a lane
 HEAD = 16  # bytes of such numbers before their bytes: the scale, and what takes away that keys are moved up
@@ -48,16 +48,8 @@ def split_bytes(size: int) -> int:
     return HEAD + 2 * padded(size)
 
 
-def _number(value: int) -> ir.Constant:
-    return ir.Constant(_I64, value)
-
-
-def _pointer(builder: Any, address: Any, kind: ir.Type) -> Any:
-    return builder.inttoptr(address, kind.as_pointer())
-
-
 def _at(builder: Any, address: Any, kind: ir.Type, align: int) -> Any:
-    return builder.load(_pointer(builder, address, kind), align=align)
+    return builder.load(pointer(builder, address, kind), align=align)
 
 
 def _scale(builder: Any, x: Any, vectors: Any, most: int) -> tuple[Any, Any]:
@@ -66,10 +58,10 @@ def _scale(builder: Any, x: Any, vectors: Any, most: int) -> tuple[Any, Any]:
     def larger(a: Any, b: Any) -> Any:
         return builder.select(builder.fcmp_ordered(">", b, a), b, a)
 
-    zero, one = ir.Constant(_NUMBERS, [0.0] * _SIXTEEN), ir.Constant(_F32, 0.0)
+    zero, one = constant(_NUMBERS, 0.0), ir.Constant(_F32, 0.0)
     top, broken = (cgutils.alloca_once_value(builder, zero) for _ in range(2))
     with cgutils.for_range(builder, vectors) as loop:
-        found = _at(builder, builder.add(x, builder.mul(loop.index, _number(4 * _SIXTEEN))), _NUMBERS, 4)
+        found = _at(builder, builder.add(x, builder.mul(loop.index, word(4 * _SIXTEEN))), _NUMBERS, 4)
         builder.store(larger(builder.load(top), call(builder, "fabs.v16f32", _NUMBERS, found)), top)
         builder.store(builder.fadd(builder.load(broken), builder.fmul(found, zero)), broken)
     largest = reduce(builder, builder.load(top), larger)
@@ -80,14 +72,14 @@ def _scale(builder: Any, x: Any, vectors: Any, most: int) -> tuple[Any, Any]:
 
 
 def _whole(builder: Any, x: Any, vector: Any, factor: Any) -> Any:
-    found = _at(builder, builder.add(x, builder.mul(vector, _number(4 * _SIXTEEN))), _NUMBERS, 4)
+    found = _at(builder, builder.add(x, builder.mul(vector, word(4 * _SIXTEEN))), _NUMBERS, 4)
     moved = builder.fmul(found, spread(builder, factor, _NUMBERS))
     return builder.fptosi(call(builder, "rint.v16f32", _NUMBERS, moved), _WHOLE)
 
 
 def _put(builder: Any, whole: Any, base: Any, vector: Any) -> None:
-    place = builder.add(base, builder.mul(vector, _number(_SIXTEEN)))
-    builder.store(builder.trunc(whole, _CODES), _pointer(builder, place, _CODES), align=1)
+    place = builder.add(base, builder.mul(vector, word(_SIXTEEN)))
+    builder.store(builder.trunc(whole, _CODES), pointer(builder, place, _CODES), align=1)
 
 
 @intrinsic
@@ -110,12 +102,12 @@ def split(typing: Any, x: Any, vectors: Any, out: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         x, vectors, out = args
         scale, factor = _scale(builder, x, vectors, MOST)
-        high = builder.add(out, _number(HEAD))
-        low = builder.add(high, builder.mul(vectors, _number(_SIXTEEN)))
-        zero = ir.Constant(_WHOLE, [0] * _SIXTEEN)
+        high = builder.add(out, word(HEAD))
+        low = builder.add(high, builder.mul(vectors, word(_SIXTEEN)))
+        zero = constant(_WHOLE, 0)
         sums = [cgutils.alloca_once_value(builder, zero) for _ in range(2)]
-        bits = ir.Constant(_WHOLE, [RADIX_BITS] * _SIXTEEN)
-        half = ir.Constant(_WHOLE, [RADIX // 2] * _SIXTEEN)
+        bits = constant(_WHOLE, RADIX_BITS)
+        half = constant(_WHOLE, RADIX // 2)
         with cgutils.for_range(builder, vectors) as loop:
             whole = _whole(builder, x, loop.index, factor)
             above = builder.ashr(builder.add(whole, half), bits)
@@ -123,10 +115,10 @@ def split(typing: Any, x: Any, vectors: Any, out: Any) -> Any:
             for part, base, total in ((above, high, sums[0]), (below, low, sums[1])):
                 _put(builder, part, base, loop.index)
                 builder.store(builder.add(builder.load(total), part), total)
-        builder.store(scale, _pointer(builder, out, _F32))
+        builder.store(scale, pointer(builder, out, _F32))
         for n, total in enumerate(sums):
             moved = builder.mul(reduce(builder, builder.load(total), builder.add), ir.Constant(_I32, -SHIFT8))
-            builder.store(moved, _pointer(builder, builder.add(out, _number(4 + 4 * n)), _I32))
+            builder.store(moved, pointer(builder, builder.add(out, word(4 + 4 * n)), _I32))
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64, types.int64), generate
@@ -134,7 +126,7 @@ def split(typing: Any, x: Any, vectors: Any, out: Any) -> Any:
 
 def _spread_fours(builder: Any, bases: list[Any], four: Any) -> list[Any]:
     """Four bytes of each of several rows, in all lanes."""
-    place = builder.mul(four, _number(FOUR))
+    place = builder.mul(four, word(FOUR))
     found = [_at(builder, builder.add(base, place), _I32, 4) for base in bases]
     return [builder.bitcast(spread(builder, value, SUMS), BYTES) for value in found]
 
@@ -142,98 +134,97 @@ def _spread_fours(builder: Any, bases: list[Any], four: Any) -> list[Any]:
 def _joined(builder: Any, high: Any, low: Any) -> Any:
     """RADIX high + low, of whole sums, as floats."""
     above, below = (builder.sitofp(builder.load(total), FLOATS) for total in (high, low))
-    radix = ir.Constant(FLOATS, [float(RADIX)] * LANES)
-    return builder.fadd(builder.fmul(above, radix, flags=_CONTRACT), below, flags=_CONTRACT)
+    radix = constant(FLOATS, float(RADIX))
+    return fused(builder, above, radix, below)
 
 
 def _bytes_of(builder: Any, addresses: list[Any], half: Any) -> list[Any]:
     """Where all high and then all low bytes of numbers begin, of which each half takes so many."""
-    high = [builder.add(address, _number(HEAD)) for address in addresses]
+    high = [builder.add(address, word(HEAD)) for address in addresses]
     return high + [builder.add(base, half) for base in high]
 
 
 def _emit_scores(builder: Any, heads: int, args: Any) -> None:
     """`rounded_scores` for one number of heads."""
     queries, each, half, bases, keys, scales, out, fours, ahead = args
-    addresses = [builder.add(queries, builder.mul(each, _number(h))) for h in range(heads)]
+    addresses = [builder.add(queries, builder.mul(each, word(h))) for h in range(heads)]
     rows = _bytes_of(builder, addresses, half)
     size = BLOCK * FOUR  # bytes of a line of all positions
     scales_ahead = builder.add(ahead, builder.sub(scales, keys))
     for n in range(2 * 4 * BLOCK // _LINE):
-        call_for(builder, _pointer(builder, builder.add(scales_ahead, _number(_LINE * n)), _I8), STREAMED)
+        call_for(builder, pointer(builder, builder.add(scales_ahead, word(_LINE * n)), _I8), STREAMED)
     for first in range(0, BLOCK // LANES, _TOGETHER):
         parts = range(first, first + _TOGETHER)
         totals = {part: [cgutils.alloca_once(builder, SUMS) for _ in rows] for part in parts}
         for n in range(len(rows)):
-            shift = _at(builder, builder.add(addresses[n % heads], _number(4 + 4 * (n // heads))), _I32, 4)
+            shift = _at(builder, builder.add(addresses[n % heads], word(4 + 4 * (n // heads))), _I32, 4)
             for part in parts:
                 builder.store(spread(builder, shift, SUMS), totals[part][n])
         with cgutils.for_range(builder, fours) as loop:
             asked = _spread_fours(builder, rows, loop.index)
-            offset = builder.mul(loop.index, _number(size))
+            offset = builder.mul(loop.index, word(size))
             for part in parts:
-                place = builder.add(offset, _number(FOUR * LANES * part))
+                place = builder.add(offset, word(FOUR * LANES * part))
                 line = _at(builder, builder.add(keys, place), BYTES, 1)
                 for total, new in zip(
                     totals[part], signed(builder, [builder.load(total) for total in totals[part]], line, asked)
                 ):
                     builder.store(new, total)
-                call_for(builder, _pointer(builder, builder.add(ahead, place), _I8), STREAMED)
+                call_for(builder, pointer(builder, builder.add(ahead, place), _I8), STREAMED)
         for part in parts:
-            factor = _at(builder, builder.add(scales, _number(4 * LANES * part)), FLOATS, 4)
+            factor = _at(builder, builder.add(scales, word(4 * LANES * part)), FLOATS, 4)
             for h, address in enumerate(addresses):
                 scale = builder.fmul(factor, spread(builder, _at(builder, address, _F32, 4), FLOATS))
-                base = spread(builder, _at(builder, builder.add(bases, _number(4 * h)), _F32, 4), FLOATS)
-                value = builder.fmul(_joined(builder, totals[part][h], totals[part][heads + h]), scale, flags=_CONTRACT)
-                place = builder.add(out, _number(4 * (h * CHUNK + LANES * part)))
-                builder.store(builder.fadd(value, base, flags=_CONTRACT), _pointer(builder, place, FLOATS), align=4)
+                base = spread(builder, _at(builder, builder.add(bases, word(4 * h)), _F32, 4), FLOATS)
+                value = _joined(builder, totals[part][h], totals[part][heads + h])
+                place = builder.add(out, word(4 * (h * CHUNK + LANES * part)))
+                builder.store(fused(builder, value, scale, base), pointer(builder, place, FLOATS), align=4)
 
 
 def _emit_weigh(builder: Any, heads: int, args: Any) -> None:
     """`_weigh` for one number of heads."""
     weights, fades, begin, end, near, far, ahead_near, ahead_far, size, out, step = args
-    addresses = [builder.add(weights, _number(h * (HEAD + 2 * CHUNK))) for h in range(heads)]
-    rows = _bytes_of(builder, addresses, _number(CHUNK))
-    line_bytes, vectors = builder.mul(size, _number(FOUR)), builder.sdiv(size, _number(LANES))
+    addresses = [builder.add(weights, word(h * (HEAD + 2 * CHUNK))) for h in range(heads)]
+    rows = _bytes_of(builder, addresses, word(CHUNK))
+    line_bytes, vectors = builder.mul(size, word(FOUR)), builder.sdiv(size, word(LANES))
     blocks = []
     for number, values, ahead in ((0, near, ahead_near), (1, far, ahead_far)):
         low, high = halves(builder, begin, end, number)
         low, high = (
-            builder.sdiv(builder.add(place, _number(more)), _number(FOUR))
-            for place, more in ((low, 0), (high, FOUR - 1))
+            builder.sdiv(builder.add(place, word(more)), word(FOUR)) for place, more in ((low, 0), (high, FOUR - 1))
         )
-        blocks.append(([builder.add(row, _number(number * BLOCK)) for row in rows], low, high, values, ahead))
+        blocks.append(([builder.add(row, word(number * BLOCK)) for row in rows], low, high, values, ahead))
 
     def columns(vector: Any, together: int) -> None:
-        start = builder.mul(vector, _number(4 * LANES))  # bytes of LANES floats, and of as many fours
+        start = builder.mul(vector, word(4 * LANES))  # bytes of LANES floats, and of as many fours
         totals = [[cgutils.alloca_once(builder, SUMS) for _ in rows] for _ in range(together)]
         for total in (total for some in totals for total in some):
-            builder.store(ir.Constant(SUMS, [0] * LANES), total)
+            builder.store(constant(SUMS, 0), total)
         for own, low, high, values, ahead in blocks:
-            with cgutils.for_range_slice(builder, low, high, _number(1)) as (four, _):
+            with cgutils.for_range_slice(builder, low, high, word(1)) as (four, _):
                 asked = _spread_fours(builder, own, four)
                 place = builder.add(builder.mul(four, line_bytes), start)
                 for part, some in enumerate(totals):
-                    there = builder.add(place, _number(4 * LANES * part))
+                    there = builder.add(place, word(4 * LANES * part))
                     line = _at(builder, builder.add(values, there), BYTES, 1)
                     for total, weight in zip(some, asked):
                         builder.store(unsigned(builder, builder.load(total), weight, line), total)
-                    call_for(builder, _pointer(builder, builder.add(ahead, there), _I8), STREAMED)
+                    call_for(builder, pointer(builder, builder.add(ahead, there), _I8), STREAMED)
         for part, some in enumerate(totals):
             for h, address in enumerate(addresses):
-                there = builder.add(builder.add(out, start), _number(4 * LANES * part))
-                pointer = _pointer(builder, builder.add(there, builder.mul(step, _number(4 * h))), FLOATS)
-                fade = spread(builder, _at(builder, builder.add(fades, _number(4 * h)), _F32, 4), FLOATS)
+                there = builder.add(builder.add(out, start), word(4 * LANES * part))
+                target = pointer(builder, builder.add(there, builder.mul(step, word(4 * h))), FLOATS)
+                fade = spread(builder, _at(builder, builder.add(fades, word(4 * h)), _F32, 4), FLOATS)
                 scale = spread(builder, _at(builder, address, _F32, 4), FLOATS)
-                old = builder.fmul(builder.load(pointer, align=4), fade, flags=_CONTRACT)
+                old = builder.fmul(builder.load(target, align=4), fade, flags=_CONTRACT)
                 value = builder.fmul(_joined(builder, some[h], some[heads + h]), scale, flags=_CONTRACT)
-                builder.store(builder.fadd(value, old, flags=_CONTRACT), pointer, align=4)
+                builder.store(builder.fadd(value, old, flags=_CONTRACT), target, align=4)
 
-    whole = builder.mul(builder.sdiv(vectors, _number(_TOGETHER)), _number(_TOGETHER))
-    with cgutils.for_range_slice(builder, _number(0), whole, _number(_TOGETHER)) as (vector, _):
+    whole = builder.mul(builder.sdiv(vectors, word(_TOGETHER)), word(_TOGETHER))
+    with cgutils.for_range_slice(builder, word(0), whole, word(_TOGETHER)) as (vector, _):
         columns(vector, _TOGETHER)
     if _TOGETHER > 1:
-        with cgutils.for_range_slice(builder, whole, vectors, _number(1)) as (vector, _):
+        with cgutils.for_range_slice(builder, whole, vectors, word(1)) as (vector, _):
             columns(vector, 1)
 
 

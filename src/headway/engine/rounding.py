@@ -9,7 +9,7 @@ from llvmlite import ir
 
 from headway.engine.machine import _F32, _I8, _I32, F32, compiled, f32, i8, i32, intrinsic, types
 from headway.engine.tiles import GROUP, INT8, SHIFT4, SHIFT8
-from headway.engine.vectors import call, reduce, spread
+from headway.engine.vectors import call, constant, reduce, spread
 
 _LANES = 16
 _FLOATS, _WHOLE, _BYTES = (ir.VectorType(kind, _LANES) for kind in (_F32, _I32, _I8))
@@ -38,7 +38,7 @@ def _largest(typing: Any, x: Any) -> Any:
             return builder.select(builder.fcmp_ordered(">", b, a), b, a)
 
         parts = _numbers(builder, args[0])
-        zero = ir.Constant(_FLOATS, [0.0] * _LANES)
+        zero = constant(_FLOATS, 0.0)
         top, broken = call(builder, "fabs.v16f32", _FLOATS, parts[0]), builder.fmul(parts[0], zero)
         for part in parts[1:]:
             size = call(builder, "fabs.v16f32", _FLOATS, part)

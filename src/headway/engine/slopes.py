@@ -10,7 +10,7 @@ from llvmlite import ir
 from torch import Tensor
 
 from headway.engine.machine import announced, compiled, f32, intrinsic, types
-from headway.engine.vectors import _NUMBERS, _WHOLE, LANES, _all, _fused, _sigmoid
+from headway.engine.vectors import _NUMBERS, _WHOLE, LANES, _all, _sigmoid, constant, fused
 from headway.nn.kernels.pointwise import GeluPasses
 
 _HALVES = ir.VectorType(ir.IntType(16), LANES)
@@ -23,10 +23,10 @@ def _gelu_tanh_and_slope(builder: Any, x: Any) -> tuple[Any, Any]:
     """x s(v) of v = x t, t = a + b x^2, whose slope is s + x s (1 - s) (3 t - 2 a), with the sigmoid s."""
     near = builder.select(builder.fcmp_ordered("<", x, _all(-_FAR)), _all(-_FAR), x)
     near = builder.select(builder.fcmp_ordered(">", near, _all(_FAR)), _all(_FAR), near)
-    t = _fused(builder, builder.fmul(near, near), _all(_B), _all(_A))
+    t = fused(builder, builder.fmul(near, near), _all(_B), _all(_A))
     s = _sigmoid(builder, builder.fmul(near, t))
     rise = builder.fmul(builder.fmul(near, s), builder.fsub(_all(1.0), s))
-    return builder.fmul(x, s), _fused(builder, rise, _fused(builder, t, _all(3.0), _all(-2 * _A)), s)
+    return builder.fmul(x, s), fused(builder, rise, fused(builder, t, _all(3.0), _all(-2 * _A)), s)
 
 
 def _load(builder: Any, address: Any, rounded: bool) -> Any:
@@ -34,7 +34,7 @@ def _load(builder: Any, address: Any, rounded: bool) -> Any:
     if not rounded:
         return builder.load(builder.inttoptr(address, _NUMBERS.as_pointer()), align=4)
     held = builder.load(builder.inttoptr(address, _HALVES.as_pointer()), align=2)
-    wide = builder.shl(builder.zext(held, _WHOLE), ir.Constant(_WHOLE, [16] * LANES))
+    wide = builder.shl(builder.zext(held, _WHOLE), constant(_WHOLE, 16))
     return builder.bitcast(wide, _NUMBERS)
 
 
@@ -43,10 +43,10 @@ def _store(builder: Any, x: Any, address: Any, rounded: bool) -> None:
     if not rounded:
         builder.store(x, builder.inttoptr(address, _NUMBERS.as_pointer()), align=4)
         return
-    bits, sixteen = builder.bitcast(x, _WHOLE), ir.Constant(_WHOLE, [16] * LANES)
-    odd = builder.and_(builder.lshr(bits, sixteen), ir.Constant(_WHOLE, [1] * LANES))
-    bits = builder.add(builder.add(bits, ir.Constant(_WHOLE, [0x7FFF] * LANES)), odd)
-    bits = builder.select(builder.fcmp_unordered("uno", x, x), ir.Constant(_WHOLE, [0x7FC00000] * LANES), bits)
+    bits, sixteen = builder.bitcast(x, _WHOLE), constant(_WHOLE, 16)
+    odd = builder.and_(builder.lshr(bits, sixteen), constant(_WHOLE, 1))
+    bits = builder.add(builder.add(bits, constant(_WHOLE, 0x7FFF)), odd)
+    bits = builder.select(builder.fcmp_unordered("uno", x, x), constant(_WHOLE, 0x7FC00000), bits)
     halves = builder.trunc(builder.lshr(bits, sixteen), _HALVES)
     builder.store(halves, builder.inttoptr(address, _HALVES.as_pointer()), align=2)
 

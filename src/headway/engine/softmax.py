@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from llvmlite import ir
 
-from headway.engine.machine import _F32, _I8, _I32, _I64, cgutils, compiled, f32, intrinsic, types
+from headway.engine.machine import _F32, _I8, _I32, cgutils, compiled, f32, intrinsic, types
 from headway.engine.operations import BLOCK, CHUNK
-from headway.engine.vectors import call, exponential, reduce, spread
+from headway.engine.vectors import call, constant, exponential, fused, reduce, spread, word
 
 LOWEST = np.float32(-3.0e38)  # below all scores
 RADIX_BITS = 7  # of whole numbers as two bytes
@@ -33,12 +33,8 @@ class _Softened(NamedTuple):
     fade: Any
 
 
-def _number(value: int) -> ir.Constant:
-    return ir.Constant(_I64, value)
-
-
 def _at(builder: Any, address: Any, offset: int, kind: ir.Type) -> Any:
-    return builder.inttoptr(builder.add(address, _number(offset)), kind.as_pointer())
+    return builder.inttoptr(builder.add(address, word(offset)), kind.as_pointer())
 
 
 def _load(builder: Any, address: Any, part: int) -> Any:
@@ -64,7 +60,7 @@ def _emit(builder: Any, scores: Any, begin: Any, end: Any, piece: Any) -> _Softe
         builder.and_(builder.icmp_signed(">=", lane, bounds[0]), builder.icmp_signed("<", lane, bounds[1]))
         for lane in lanes
     ]
-    nothing, zero = ir.Constant(_NUMBERS, [float(LOWEST)] * _SIXTEEN), ir.Constant(_NUMBERS, [0.0] * _SIXTEEN)
+    nothing, zero = constant(_NUMBERS, float(LOWEST)), constant(_NUMBERS, 0.0)
     found = [builder.select(mask, _load(builder, scores, part), nothing) for part, mask in enumerate(seen)]
     larger = partial(_larger, builder)
     before, summed = (_at(builder, piece, 4 * n, _F32) for n in range(2))
@@ -77,8 +73,7 @@ def _emit(builder: Any, scores: Any, begin: Any, end: Any, piece: Any) -> _Softe
     faded = exponential(builder, spread(builder, builder.fsub(old, top), _NUMBERS))
     fade = builder.extract_element(faded, ir.Constant(_I32, 0))
     builder.store(top, before)
-    kept = builder.fmul(builder.load(summed), fade, flags=("contract",))
-    builder.store(builder.fadd(kept, total, flags=("contract",)), summed)
+    builder.store(fused(builder, builder.load(summed), fade, total), summed)
     return _Softened(weights, seen, fade)
 
 
@@ -109,7 +104,7 @@ def soften_rounded(
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         scores, begin, end, piece, near, far, out, codes = args
         made = _emit(builder, scores, begin, end, piece)
-        zero, half = ir.Constant(_NUMBERS, [0.0] * _SIXTEEN), BLOCK // _SIXTEEN
+        zero, half = constant(_NUMBERS, 0.0), BLOCK // _SIXTEEN
         scales = [_load(builder, base, part) for base in (near, far) for part in range(half)]
         scaled = [
             builder.select(mask, builder.fmul(weight, scale), zero)
@@ -119,13 +114,13 @@ def soften_rounded(
         def above(a: Any, b: Any) -> Any:  # in the order of bits NaN is the largest of what is not negative
             return builder.select(builder.icmp_unsigned(">", a, b), a, b)
 
-        sizes = ir.Constant(_WHOLE, [0x7FFFFFFF] * _SIXTEEN)
+        sizes = constant(_WHOLE, 0x7FFFFFFF)
         bits = [builder.and_(builder.bitcast(value, _WHOLE), sizes) for value in scaled]
         largest = builder.bitcast(reduce(builder, _folded(bits, above), above), _F32)
         most, nought = ir.Constant(_F32, float(MOST)), ir.Constant(_F32, 0.0)
         factor = builder.select(builder.fcmp_ordered(">", largest, nought), builder.fdiv(most, largest), nought)
         builder.store(builder.fdiv(largest, most), builder.inttoptr(out, _F32.as_pointer()))
-        moved, low = (ir.Constant(_WHOLE, [value] * _SIXTEEN) for value in (RADIX_BITS, RADIX - 1))
+        moved, low = (constant(_WHOLE, value) for value in (RADIX_BITS, RADIX - 1))
         factors = spread(builder, factor, _NUMBERS)
         for part, value in enumerate(scaled):
             whole = builder.fptosi(call(builder, "rint.v16f32", _NUMBERS, builder.fmul(value, factors)), _WHOLE)
@@ -152,12 +147,11 @@ def dot(typing: Any, a: Any, b: Any, vectors: Any) -> Any:
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         total = cgutils.alloca_once(builder, _NUMBERS)
-        builder.store(ir.Constant(_NUMBERS, [0.0] * _SIXTEEN), total)
+        builder.store(constant(_NUMBERS, 0.0), total)
         with cgutils.for_range(builder, args[2]) as loop:
-            step = builder.mul(loop.index, _number(4 * _SIXTEEN))
+            step = builder.mul(loop.index, word(4 * _SIXTEEN))
             one, other = (_load(builder, builder.add(base, step), 0) for base in args[:2])
-            product = builder.fmul(one, other, flags=("contract",))
-            builder.store(builder.fadd(builder.load(total), product, flags=("contract",)), total)
+            builder.store(fused(builder, one, other, builder.load(total)), total)
         return reduce(builder, builder.load(total), builder.fadd)
 
     return types.float32(*[types.int64] * 3), generate

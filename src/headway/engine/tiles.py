@@ -30,7 +30,7 @@ from headway.engine.machine import (
     intrinsic,
     types,
 )
-from headway.engine.vectors import AHEAD, STREAMED, call, call_for, choose, spread
+from headway.engine.vectors import AHEAD, STREAMED, call, call_for, choose, constant, fused, pointer, spread, word
 
 FP32, INT8, INT4 = 0, 1, 2
 GROUP, TILE = 64, 16  # columns and rows of a tile
@@ -47,10 +47,6 @@ BYTES, _WORDS = ir.VectorType(_I8, 4 * LANES), ir.VectorType(_I16, 2 * LANES)
 SUMS, FLOATS = ir.VectorType(_I32, LANES), ir.VectorType(_F32, LANES)
 
 
-def _fill(kind: ir.VectorType, value: int) -> ir.Constant:
-    return ir.Constant(kind, [value] * kind.count)
-
-
 def _load(builder: Any, base: Any, offset: Any, kind: ir.VectorType, align: int = 1) -> Any:
     found = builder.load(builder.bitcast(builder.gep(base, [offset]), kind.as_pointer()))
     found.align = align
@@ -61,7 +57,7 @@ def _one_by_one(builder: Any, total: Any, w: Any, x: Any, signed: bool) -> Any:
     """The four products of a lane after each other, in whole numbers of 32 bits."""
     weights, numbers = builder.bitcast(w, SUMS), builder.bitcast(x, SUMS)
     for byte in range(4):
-        up, down = _fill(SUMS, 24 - 8 * byte), _fill(SUMS, 24)
+        up, down = constant(SUMS, 24 - 8 * byte), constant(SUMS, 24)
         code = (builder.ashr if signed else builder.lshr)(builder.shl(weights, up), down)
         total = builder.add(total, builder.mul(code, builder.ashr(builder.shl(numbers, up), down)))
     return total
@@ -74,7 +70,7 @@ def unsigned(builder: Any, total: Any, w: Any, x: Any) -> Any:
     if INSTRUCTIONS == "vnni":
         return call(builder, f"x86.avx512.vpdpbusd.{32 * LANES}", SUMS, total, w, x)
     pairs = call(builder, "x86.avx2.pmadd.ub.sw", _WORDS, w, x)
-    return builder.add(total, call(builder, "x86.avx2.pmadd.wd", SUMS, pairs, _fill(_WORDS, 1)))
+    return builder.add(total, call(builder, "x86.avx2.pmadd.wd", SUMS, pairs, constant(_WORDS, 1)))
 
 
 def signed(builder: Any, totals: list[Any], w: Any, xs: list[Any]) -> list[Any]:
@@ -84,7 +80,7 @@ def signed(builder: Any, totals: list[Any], w: Any, xs: list[Any]) -> list[Any]:
     if INSTRUCTIONS == "portable":
         return [_one_by_one(builder, total, w, x, True) for total, x in zip(totals, xs)]
     if INSTRUCTIONS == "vnni":
-        moved = builder.xor(w, _fill(BYTES, 128))
+        moved = builder.xor(w, constant(BYTES, 128))
         return [unsigned(builder, total, moved, x) for total, x in zip(totals, xs)]
     size = call(builder, "x86.avx2.psign.b", BYTES, w, w)
     turned = [call(builder, "x86.avx2.psign.b", BYTES, x, w) for x in xs]
@@ -95,44 +91,45 @@ def _lines(builder: Any, kind: int, tile: Any, line: Any, part: int) -> list[tup
     """One stored line of a tile as vectors of bytes, each with the line of numbers that it is multiplied with, counted
     from `line` on.
     """
-    start = builder.add(builder.mul(line, ir.Constant(line.type, LINE)), ir.Constant(line.type, 4 * LANES * part))
+    start = builder.add(builder.mul(line, word(LINE)), word(4 * LANES * part))
     both = _load(builder, tile, start, BYTES)
     if kind == INT8:
         return [(0, both)]
-    high = builder.bitcast(builder.lshr(builder.bitcast(both, _WORDS), _fill(_WORDS, 4)), BYTES)
-    return [(0, builder.and_(both, _fill(BYTES, 15))), (LINES4, builder.and_(high, _fill(BYTES, 15)))]
+    high = builder.bitcast(builder.lshr(builder.bitcast(both, _WORDS), constant(_WORDS, 4)), BYTES)
+    return [(0, builder.and_(both, constant(BYTES, 15))), (LINES4, builder.and_(high, constant(BYTES, 15)))]
 
 
 def _emit(builder: Any, kind: int, count: int, args: Any) -> None:
     """What `_vector_tile` does, for weights of one kind."""
     size, lines = (TILE8, LINES8) if kind == INT8 else (TILE4, LINES4)
-    word = args[0].type
-    number = lambda value: ir.Constant(word, value)  # noqa: E731
-    pointer = lambda address, to: builder.inttoptr(address, to.as_pointer())  # noqa: E731
     groups = args[6]
-    weights, ws, result = pointer(args[0], _I8), pointer(args[1], _F32), pointer(args[7], _F32)
-    xs = [pointer(builder.add(args[2], builder.mul(args[3], number(b))), _I8) for b in range(count)]
-    scales, corr = pointer(args[4], _F32), pointer(args[5], _I32)
-    zero = ir.Constant(FLOATS, [0.0] * LANES)
+    weights, ws, result = (
+        pointer(builder, args[0], _I8),
+        pointer(builder, args[1], _F32),
+        pointer(builder, args[7], _F32),
+    )
+    xs = [pointer(builder, builder.add(args[2], builder.mul(args[3], word(b))), _I8) for b in range(count)]
+    scales, corr = pointer(builder, args[4], _F32), pointer(builder, args[5], _I32)
+    zero = constant(FLOATS, 0.0)
     sums = [[cgutils.alloca_once_value(builder, zero) for _ in range(_PARTS)] for _ in xs]
     with cgutils.for_range(builder, groups) as loop:
         group = loop.index
-        tile = builder.gep(weights, [builder.mul(group, number(size))])
-        places = [builder.add(builder.mul(groups, number(b)), group) for b in range(count)]
+        tile = builder.gep(weights, [builder.mul(group, word(size))])
+        places = [builder.add(builder.mul(groups, word(b)), group) for b in range(count)]
         firsts = [spread(builder, builder.load(builder.gep(corr, [place])), SUMS) for place in places]
         totals = [[cgutils.alloca_once(builder, SUMS) for _ in range(_PARTS)] for _ in xs]
         for first, row in zip(firsts, totals):
             for total in row:
                 builder.store(first, total)
-        numbers = [builder.gep(x, [builder.mul(group, number(GROUP))]) for x in xs]
-        call_for(builder, builder.gep(ws, [builder.mul(builder.add(group, number(_SCALES_AHEAD)), number(TILE))]))
-        with cgutils.for_range(builder, number(lines)) as inner:
-            ahead_line = builder.add(builder.mul(inner.index, number(LINE)), number(AHEAD))
+        numbers = [builder.gep(x, [builder.mul(group, word(GROUP))]) for x in xs]
+        call_for(builder, builder.gep(ws, [builder.mul(builder.add(group, word(_SCALES_AHEAD)), word(TILE))]))
+        with cgutils.for_range(builder, word(lines)) as inner:
+            ahead_line = builder.add(builder.mul(inner.index, word(LINE)), word(AHEAD))
             # int4 is bound by arithmetic as much as by memory, and was slower from the second cache.
             call_for(builder, builder.gep(tile, [ahead_line]), STREAMED if kind == INT8 else 3)
             for part in range(_PARTS):
                 for ahead, line in _lines(builder, kind, tile, inner.index, part):
-                    at = builder.mul(builder.add(inner.index, number(ahead)), number(4))
+                    at = builder.mul(builder.add(inner.index, word(ahead)), word(4))
                     fours = []
                     for base in numbers:
                         four = builder.load(builder.bitcast(builder.gep(base, [at]), _I32.as_pointer()))
@@ -146,16 +143,16 @@ def _emit(builder: Any, kind: int, count: int, args: Any) -> None:
                     for row, total in zip(totals, after):
                         builder.store(total, row[part])
         for part in range(_PARTS):
-            at = builder.add(builder.mul(group, number(TILE)), number(LANES * part))
+            at = builder.add(builder.mul(group, word(TILE)), word(LANES * part))
             factor = _load(builder, ws, at, FLOATS, 4)
             for row, total, place in zip(sums, totals, places):
                 scale = spread(builder, builder.load(builder.gep(scales, [place])), FLOATS)
                 whole = builder.sitofp(builder.load(total[part]), FLOATS)
-                product = builder.fmul(whole, builder.fmul(factor, scale), flags=("contract",))
-                builder.store(builder.fadd(builder.load(row[part]), product, flags=("contract",)), row[part])
+                both = builder.fmul(factor, scale)
+                builder.store(fused(builder, whole, both, builder.load(row[part])), row[part])
     for b, row in enumerate(sums):
         for part, total in enumerate(row):
-            at = builder.gep(result, [number(TILE * b + LANES * part)])
+            at = builder.gep(result, [word(TILE * b + LANES * part)])
             builder.store(builder.load(total), builder.bitcast(at, FLOATS.as_pointer())).align = 4
 
 

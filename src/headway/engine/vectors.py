@@ -3,15 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from llvmlite import binding, ir
 
-from headway.engine.machine import _F32, _I8, _I32, cgutils, intrinsic, types
+from headway.engine.machine import _F32, _I8, _I32, _I64, cgutils, intrinsic, types
 
+_CONTRACT = ("contract",)
 AHEAD = 4096  # bytes that weights are called for before they are used
 # The cache that what is read once is called into: the one with which AMD's processors, and others, were faster (0021).
 STREAMED = 2 if binding.get_host_cpu_name().startswith("znver") else 3
+
+
+def word(value: int) -> ir.Constant:
+    """An address, or a number of elements, bytes or turns of a loop."""
+    return ir.Constant(_I64, value)
+
+
+def constant(kind: ir.Type, value: float) -> ir.Constant:
+    """A number, in all lanes of a vector."""
+    return ir.Constant(kind, [value] * kind.count if isinstance(kind, ir.VectorType) else value)
+
+
+def pointer(builder: Any, address: Any, kind: ir.Type) -> Any:
+    return builder.inttoptr(address, kind.as_pointer())
+
+
+def fused(builder: Any, a: Any, b: Any, c: Any) -> Any:
+    """a b + c, in this order, whatever the compiler may do elsewhere; rounded once where the processor can."""
+    return builder.fadd(builder.fmul(a, b, flags=_CONTRACT), c, flags=_CONTRACT)
 
 
 def spread(builder: Any, value: Any, kind: ir.VectorType) -> Any:
@@ -61,37 +82,36 @@ def call_for(builder: Any, place: Any, cache: int = 3, to_write: bool = False) -
 
 LANES = 16
 _NUMBERS, _WHOLE = ir.VectorType(_F32, LANES), ir.VectorType(_I32, LANES)
-_CONTRACT = ("contract",)
+_all = partial(constant, _NUMBERS)
 # e^r = 1 + r + r^2 (...), as machine.exp has it
 _SERIES = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
-
-
-def _all(value: float) -> ir.Constant:
-    return ir.Constant(_NUMBERS, [value] * LANES)
-
-
-def _fused(builder: Any, a: Any, b: Any, c: Any) -> Any:
-    """a b + c."""
-    return builder.fadd(builder.fmul(a, b, flags=_CONTRACT), c, flags=_CONTRACT)
 
 
 def exponential(builder: Any, x: Any) -> Any:
     """machine.exp of each; what is no number stays none."""
     x = builder.select(builder.fcmp_ordered("<", x, _all(-87.0)), _all(-87.0), x)
     x = builder.select(builder.fcmp_ordered(">", x, _all(88.0)), _all(88.0), x)
-    n = call(builder, "floor.v16f32", _NUMBERS, _fused(builder, x, _all(1.4426950408889634), _all(0.5)))
-    r = _fused(builder, n, _all(2.12194440e-4), _fused(builder, n, _all(-0.693359375), x))
+    n = call(
+        builder,
+        "floor.v16f32",
+        _NUMBERS,
+        fused(builder, x, _all(1.4426950408889634), _all(0.5)),
+    )
+    r = fused(builder, n, _all(2.12194440e-4), fused(builder, n, _all(-0.693359375), x))
     p = _all(_SERIES[0])
     for factor in _SERIES[1:]:
-        p = _fused(builder, p, r, _all(factor))
-    p = builder.fadd(_fused(builder, builder.fmul(p, r), r, r), _all(1.0))
-    power = builder.add(builder.fptosi(n, _WHOLE), ir.Constant(_WHOLE, [127] * LANES))
-    power = builder.shl(power, ir.Constant(_WHOLE, [23] * LANES))
+        p = fused(builder, p, r, _all(factor))
+    p = builder.fadd(fused(builder, builder.fmul(p, r), r, r), _all(1.0))
+    power = builder.add(builder.fptosi(n, _WHOLE), constant(_WHOLE, 127))
+    power = builder.shl(power, constant(_WHOLE, 23))
     return builder.fmul(p, builder.bitcast(power, _NUMBERS))
 
 
 def _sigmoid(builder: Any, x: Any) -> Any:
-    return builder.fdiv(_all(1.0), builder.fadd(_all(1.0), exponential(builder, builder.fmul(x, _all(-1.0)))))
+    return builder.fdiv(
+        _all(1.0),
+        builder.fadd(_all(1.0), exponential(builder, builder.fmul(x, _all(-1.0)))),
+    )
 
 
 def _silu(builder: Any, x: Any) -> Any:
@@ -102,7 +122,13 @@ def _gelu_tanh(builder: Any, x: Any) -> Any:
     """0.5 x (1 + tanh(y)) is x sigmoid(2 y)."""
     square = builder.fmul(x, x)
     inner = builder.fmul(
-        x, _fused(builder, square, _all(2 * 0.044715 * 0.7978845608028654), _all(2 * 0.7978845608028654))
+        x,
+        fused(
+            builder,
+            square,
+            _all(2 * 0.044715 * 0.7978845608028654),
+            _all(2 * 0.7978845608028654),
+        ),
     )
     return builder.fmul(x, _sigmoid(builder, inner))
 
@@ -115,10 +141,10 @@ def _gelu(builder: Any, x: Any) -> Any:
     """x or 0, whichever is larger, less |x| times the chance of being further out than that."""
     size = call(builder, "fabs.v16f32", _NUMBERS, x)
     z = builder.fmul(size, _all(0.7071067811865476))
-    t = builder.fdiv(_all(1.0), _fused(builder, z, _all(_TAIL_RATE), _all(1.0)))
+    t = builder.fdiv(_all(1.0), fused(builder, z, _all(_TAIL_RATE), _all(1.0)))
     p = _all(_TAIL[0])
     for factor in _TAIL[1:]:
-        p = _fused(builder, p, t, _all(factor))
+        p = fused(builder, p, t, _all(factor))
     beyond = builder.fmul(builder.fmul(p, t), exponential(builder, builder.fmul(builder.fmul(z, z), _all(-1.0))))
     positive = builder.select(builder.fcmp_ordered(">", x, _all(0.0)), x, _all(0.0))
     return builder.fsub(positive, builder.fmul(builder.fmul(size, _all(0.5)), beyond))
