@@ -91,12 +91,7 @@ def exponential(builder: Any, x: Any) -> Any:
     """machine.exp of each; what is no number stays none."""
     x = builder.select(builder.fcmp_ordered("<", x, _all(-87.0)), _all(-87.0), x)
     x = builder.select(builder.fcmp_ordered(">", x, _all(88.0)), _all(88.0), x)
-    n = call(
-        builder,
-        "floor.v16f32",
-        _NUMBERS,
-        fused(builder, x, _all(1.4426950408889634), _all(0.5)),
-    )
+    n = call(builder, "floor.v16f32", _NUMBERS, fused(builder, x, _all(1.4426950408889634), _all(0.5)))
     r = fused(builder, n, _all(2.12194440e-4), fused(builder, n, _all(-0.693359375), x))
     p = _all(_SERIES[0])
     for factor in _SERIES[1:]:
@@ -108,10 +103,7 @@ def exponential(builder: Any, x: Any) -> Any:
 
 
 def _sigmoid(builder: Any, x: Any) -> Any:
-    return builder.fdiv(
-        _all(1.0),
-        builder.fadd(_all(1.0), exponential(builder, builder.fmul(x, _all(-1.0)))),
-    )
+    return builder.fdiv(_all(1.0), builder.fadd(_all(1.0), exponential(builder, builder.fmul(x, _all(-1.0)))))
 
 
 def _silu(builder: Any, x: Any) -> Any:
@@ -122,13 +114,7 @@ def _gelu_tanh(builder: Any, x: Any) -> Any:
     """0.5 x (1 + tanh(y)) is x sigmoid(2 y)."""
     square = builder.fmul(x, x)
     inner = builder.fmul(
-        x,
-        fused(
-            builder,
-            square,
-            _all(2 * 0.044715 * 0.7978845608028654),
-            _all(2 * 0.7978845608028654),
-        ),
+        x, fused(builder, square, _all(2 * 0.044715 * 0.7978845608028654), _all(2 * 0.7978845608028654))
     )
     return builder.fmul(x, _sigmoid(builder, inner))
 
