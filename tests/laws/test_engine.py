@@ -356,6 +356,7 @@ for columns in (64, 200):
     weight, x = torch.randn(24, columns) * 3, np.random.default_rng(1).standard_normal((15, columns)).astype(np.float32)
     weight[:, :3] = torch.tensor([9.0, -9.0, 9.0])  # at the ends of the codes, where sums of 16 bits may overflow
     x[:, :3] = 9.0
+    weight[5], weight[6], x[4], x[5] = 9.0, -9.0, 9.0, -9.0  # and those of as many as are added there
     for form in ("int8", "int4"):
         packed = pack(weight, form)
         groups = packed.scales.shape[1]

@@ -14,7 +14,7 @@ from llvmlite import ir
 
 from headway.engine.machine import _F32, _I8, _I32, cgutils, compiled, f32, intrinsic, types
 from headway.engine.operations import BLOCK, CHUNK
-from headway.engine.vectors import call, constant, exponential, fused, reduce, spread, word
+from headway.engine.vectors import call, constant, exponential, folded, fused, reduce, spread, word
 
 LOWEST = np.float32(-3.0e38)  # below all scores
 RADIX_BITS = 7  # of whole numbers as two bytes
@@ -46,13 +46,6 @@ def _larger(builder: Any, a: Any, b: Any) -> Any:
     return builder.select(builder.fcmp_ordered(">", a, b), a, b)
 
 
-def _folded(values: list[Any], join: Any) -> Any:
-    """One vector of several, by halves."""
-    while len(values) > 1:
-        values = [join(*values[n : n + 2]) for n in range(0, len(values), 2)]
-    return values[0]
-
-
 def _emit(builder: Any, scores: Any, begin: Any, end: Any, piece: Any) -> _Softened:
     lanes = [ir.Constant(_WHOLE, [_SIXTEEN * part + i for i in range(_SIXTEEN)]) for part in range(_PARTS)]
     bounds = [spread(builder, builder.trunc(bound, _I32), _WHOLE) for bound in (begin, end)]
@@ -65,11 +58,11 @@ def _emit(builder: Any, scores: Any, begin: Any, end: Any, piece: Any) -> _Softe
     larger = partial(_larger, builder)
     before, summed = (_at(builder, piece, 4 * n, _F32) for n in range(2))
     old = builder.load(before)
-    top = larger(reduce(builder, _folded(found, larger), larger), old)
+    top = larger(reduce(builder, folded(found, larger), larger), old)
     most = spread(builder, top, _NUMBERS)
     powers = [exponential(builder, builder.fsub(value, most)) for value in found]
     weights = [builder.select(mask, power, zero) for mask, power in zip(seen, powers)]
-    total = reduce(builder, _folded(weights, builder.fadd), builder.fadd)
+    total = reduce(builder, folded(weights, builder.fadd), builder.fadd)
     faded = exponential(builder, spread(builder, builder.fsub(old, top), _NUMBERS))
     fade = builder.extract_element(faded, ir.Constant(_I32, 0))
     builder.store(top, before)
@@ -116,7 +109,7 @@ def soften_rounded(
 
         sizes = constant(_WHOLE, 0x7FFFFFFF)
         bits = [builder.and_(builder.bitcast(value, _WHOLE), sizes) for value in scaled]
-        largest = builder.bitcast(reduce(builder, _folded(bits, above), above), _F32)
+        largest = builder.bitcast(reduce(builder, folded(bits, above), above), _F32)
         most, nought = ir.Constant(_F32, float(MOST)), ir.Constant(_F32, 0.0)
         factor = builder.select(builder.fcmp_ordered(">", largest, nought), builder.fdiv(most, largest), nought)
         builder.store(builder.fdiv(largest, most), builder.inttoptr(out, _F32.as_pointer()))

@@ -30,7 +30,19 @@ from headway.engine.machine import (
     intrinsic,
     types,
 )
-from headway.engine.vectors import AHEAD, STREAMED, call, call_for, choose, constant, fused, pointer, spread, word
+from headway.engine.vectors import (
+    AHEAD,
+    STREAMED,
+    call,
+    call_for,
+    choose,
+    constant,
+    folded,
+    fused,
+    pointer,
+    spread,
+    word,
+)
 
 FP32, INT8, INT4 = 0, 1, 2
 GROUP, TILE = 64, 16  # columns and rows of a tile
@@ -87,6 +99,14 @@ def signed(builder: Any, totals: list[Any], w: Any, xs: list[Any]) -> list[Any]:
     return [unsigned(builder, total, size, x) for total, x in zip(totals, turned)]
 
 
+def _four_bytes(builder: Any, base: Any, line: Any) -> Any:
+    """Those of a line of numbers, in all lanes."""
+    place = builder.gep(base, [builder.mul(line, word(4))])
+    four = builder.load(builder.bitcast(place, _I32.as_pointer()))
+    four.align = 4
+    return builder.bitcast(spread(builder, four, SUMS), BYTES)
+
+
 def _lines(builder: Any, kind: int, tile: Any, line: Any, part: int) -> list[tuple[int, Any]]:
     """One stored line of a tile as vectors of bytes, each with the line of numbers that it is multiplied with, counted
     from `line` on.
@@ -99,57 +119,77 @@ def _lines(builder: Any, kind: int, tile: Any, line: Any, part: int) -> list[tup
     return [(0, builder.and_(both, constant(BYTES, 15))), (LINES4, builder.and_(high, constant(BYTES, 15)))]
 
 
+def _narrow(builder: Any, total: Any, lines: list[Any], fours: list[Any]) -> Any:
+    """total + products of lines of int4 weights with fours of a row, by AVX2: products of two weights of at most 15 are
+    below 2^12, so that those of eight lines are added in 16 bits, twice as many at once.
+    """
+    words = [call(builder, "x86.avx2.pmadd.ub.sw", _WORDS, *both) for both in zip(lines, fours)]
+    return builder.add(total, call(builder, "x86.avx2.pmadd.wd", SUMS, folded(words, builder.add), constant(_WORDS, 1)))
+
+
+def _multiplied(
+    builder: Any, kind: int, narrow: bool, totals: list[Any], lines: list[Any], fours: list[list[Any]]
+) -> list[Any]:
+    """Each total + products of some lines with those four bytes of its row, in all lanes, that each line is for."""
+    if narrow:
+        return [_narrow(builder, total, lines, own) for total, own in zip(totals, fours)]
+    for line, now in zip(lines, zip(*fours)):
+        if kind == INT8:
+            totals = signed(builder, totals, line, list(now))
+        else:
+            totals = [unsigned(builder, total, line, four) for total, four in zip(totals, now)]
+    return totals
+
+
 def _emit(builder: Any, kind: int, count: int, args: Any) -> None:
     """What `_vector_tile` does, for weights of one kind."""
     size, lines = (TILE8, LINES8) if kind == INT8 else (TILE4, LINES4)
+    narrow = kind == INT4 and INSTRUCTIONS == "avx2" and count > 1
+    together = 4 if narrow else 1  # lines
+    # Of many rows one part after the other: so many sums would not stay in registers.
+    passes = [[part] for part in range(_PARTS)] if count > 2 or narrow else [list(range(_PARTS))]
     groups = args[6]
-    weights, ws, result = (
-        pointer(builder, args[0], _I8),
-        pointer(builder, args[1], _F32),
-        pointer(builder, args[7], _F32),
-    )
+    weights = pointer(builder, args[0], _I8)
+    ws, result = (pointer(builder, arg, _F32) for arg in (args[1], args[7]))
     xs = [pointer(builder, builder.add(args[2], builder.mul(args[3], word(b))), _I8) for b in range(count)]
     scales, corr = pointer(builder, args[4], _F32), pointer(builder, args[5], _I32)
-    zero = constant(FLOATS, 0.0)
-    sums = [[cgutils.alloca_once_value(builder, zero) for _ in range(_PARTS)] for _ in xs]
+    sums = [[cgutils.alloca_once_value(builder, constant(FLOATS, 0.0)) for _ in range(_PARTS)] for _ in xs]
     with cgutils.for_range(builder, groups) as loop:
         group = loop.index
         tile = builder.gep(weights, [builder.mul(group, word(size))])
         places = [builder.add(builder.mul(groups, word(b)), group) for b in range(count)]
         firsts = [spread(builder, builder.load(builder.gep(corr, [place])), SUMS) for place in places]
         totals = [[cgutils.alloca_once(builder, SUMS) for _ in range(_PARTS)] for _ in xs]
-        for first, row in zip(firsts, totals):
-            for total in row:
-                builder.store(first, total)
         numbers = [builder.gep(x, [builder.mul(group, word(GROUP))]) for x in xs]
         call_for(builder, builder.gep(ws, [builder.mul(builder.add(group, word(_SCALES_AHEAD)), word(TILE))]))
-        with cgutils.for_range(builder, word(lines)) as inner:
-            ahead_line = builder.add(builder.mul(inner.index, word(LINE)), word(AHEAD))
-            # int4 is bound by arithmetic as much as by memory, and was slower from the second cache.
-            call_for(builder, builder.gep(tile, [ahead_line]), STREAMED if kind == INT8 else 3)
-            for part in range(_PARTS):
-                for ahead, line in _lines(builder, kind, tile, inner.index, part):
-                    at = builder.mul(builder.add(inner.index, word(ahead)), word(4))
-                    fours = []
-                    for base in numbers:
-                        four = builder.load(builder.bitcast(builder.gep(base, [at]), _I32.as_pointer()))
-                        four.align = 4
-                        fours.append(builder.bitcast(spread(builder, four, SUMS), BYTES))
+        for parts in passes:
+            for first, row in zip(firsts, totals):
+                for part in parts:
+                    builder.store(first, row[part])
+            with cgutils.for_range_slice(builder, word(0), word(lines), word(together)) as (first, _):
+                here = [builder.add(first, word(line)) for line in range(together)]
+                for line in here if 0 in parts else ():
+                    ahead = builder.add(builder.mul(line, word(LINE)), word(AHEAD))
+                    # int4 is bound by arithmetic as much as by memory, and was slower from the second cache.
+                    call_for(builder, builder.gep(tile, [ahead]), STREAMED if kind == INT8 else 3)
+                for part in parts:
+                    found = [(line, *each) for line in here for each in _lines(builder, kind, tile, line, part)]
+                    fours = [
+                        [_four_bytes(builder, base, builder.add(line, word(ahead))) for line, ahead, _ in found]
+                        for base in numbers
+                    ]
                     now = [builder.load(row[part]) for row in totals]
-                    if kind == INT8:
-                        after = signed(builder, now, line, fours)
-                    else:
-                        after = [unsigned(builder, total, line, four) for total, four in zip(now, fours)]
+                    after = _multiplied(builder, kind, narrow, now, [line for *_, line in found], fours)
                     for row, total in zip(totals, after):
                         builder.store(total, row[part])
-        for part in range(_PARTS):
-            at = builder.add(builder.mul(group, word(TILE)), word(LANES * part))
-            factor = _load(builder, ws, at, FLOATS, 4)
-            for row, total, place in zip(sums, totals, places):
-                scale = spread(builder, builder.load(builder.gep(scales, [place])), FLOATS)
-                whole = builder.sitofp(builder.load(total[part]), FLOATS)
-                both = builder.fmul(factor, scale)
-                builder.store(fused(builder, whole, both, builder.load(row[part])), row[part])
+            for part in parts:
+                at = builder.add(builder.mul(group, word(TILE)), word(LANES * part))
+                factor = _load(builder, ws, at, FLOATS, 4)
+                for row, total, place in zip(sums, totals, places):
+                    scale = spread(builder, builder.load(builder.gep(scales, [place])), FLOATS)
+                    whole = builder.sitofp(builder.load(total[part]), FLOATS)
+                    both = builder.fmul(factor, scale)
+                    builder.store(fused(builder, whole, both, builder.load(row[part])), row[part])
     for b, row in enumerate(sums):
         for part, total in enumerate(row):
             at = builder.gep(result, [word(TILE * b + LANES * part)])

@@ -42,6 +42,13 @@ def spread(builder: Any, value: Any, kind: ir.VectorType) -> Any:
     return builder.shuffle_vector(one, ir.Constant(kind, ir.Undefined), order)
 
 
+def folded(values: list[Any], join: Callable[[Any, Any], Any]) -> Any:
+    """One vector of 2^n, by halves."""
+    while len(values) > 1:
+        values = [join(*values[n : n + 2]) for n in range(0, len(values), 2)]
+    return values[0]
+
+
 def reduce(builder: Any, x: Any, join: Callable[[Any, Any], Any]) -> Any:
     """One number of all lanes, by halves."""
     while x.type.count > 1:
