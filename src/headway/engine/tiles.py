@@ -120,8 +120,8 @@ def _lines(builder: Any, kind: int, tile: Any, line: Any, part: int) -> list[tup
 
 
 def _narrow(builder: Any, total: Any, lines: list[Any], fours: list[Any]) -> Any:
-    """total + products of lines of int4 weights with fours of a row, by AVX2: products of two weights of at most 15 are
-    below 2^12, so that those of eight lines are added in 16 bits, twice as many at once.
+    """total + products of lines of int4 weights with fours of a row, by AVX2: two products with weights of at most 15
+    are below 2^12 together, so that those of eight lines are added in 16 bits, twice as many at once.
     """
     words = [call(builder, "x86.avx2.pmadd.ub.sw", _WORDS, *both) for both in zip(lines, fours)]
     return builder.add(total, call(builder, "x86.avx2.pmadd.wd", SUMS, folded(words, builder.add), constant(_WORDS, 1)))
