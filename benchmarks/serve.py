@@ -3,10 +3,11 @@ llama.cpp's own server.
 
     python benchmarks/serve.py                      # 1, 8 and 32 clients: some five minutes on two cores
     python benchmarks/serve.py --beside BIN         # and llama-server, at Q8_0, which is in that folder
+    python benchmarks/serve.py --vllm BIN           # and vLLM, in bf16, of the environment with that folder
     python benchmarks/serve.py --soak 30            # so many minutes of mixed load: leavers, wrong bodies, long prompts
 
 Server and clients share the processor. The client is a plain one of its own: a connection for each request, server-sent
-events read as they come. Both servers have the same weights and tokenizer, and work in turn. Prompts are drawn ids, 128
+events read as they come. All servers have the same weights and tokenizer, and work in turn. Prompts are drawn ids, 128
 of them and 128 new ones, which nobody shares; those of `known` are the ones of `drawn` again, whose beginnings a server
 may know by then, so that it does little but decode. The soak draws what it sends. `alone` is what `headway bench
 decode` measures with as many rows; `in_loop` the scheduler without a server on the very prompts of `alone`, which are
@@ -52,6 +53,8 @@ from measure import child, report, write, write_of_machine
 
 SHAPE, FORM, PROMPT, NEW = "llama-135m", "int8", 128, 128
 ROUNDED = "Q8_0"  # what llama.cpp calls the same form
+MODEL = "model"  # what each server calls it
+WAITED = 6000  # tenths of a second that a server may take until it is ready
 CLIENTS = (1, 8, 32)
 SOAKED = "1"  # GB of known beginnings, which are full before five minutes are over
 READ = ("prompt_tokens", "prefix_tokens")  # of the scheduler: read, and known
@@ -95,17 +98,31 @@ def served(folder: Path, port: int, *words: str) -> Iterator[subprocess.Popen[st
         program.wait(60)
 
 
-@contextmanager
-def peer(programs: Path, model: Path, port: int, clients: int) -> Iterator[int]:
-    """llama.cpp's server with as many slots as clients."""
+def llama_server(programs: Path, model: Path, port: int, clients: int) -> AbstractContextManager[int]:
+    """llama.cpp's, with as many slots as clients."""
     threads, room = str(os.cpu_count()), str(clients * (PROMPT + NEW + 8))
     words = ["-m", str(model), "--port", str(port), "-c", room, "-np", str(clients), "-t", threads, "--no-webui"]
-    program = subprocess.Popen(
-        [str(programs / "llama-server"), *words], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
-    )
+    return peer([str(programs / "llama-server"), *words], port)
+
+
+def vllm_server(programs: Path, model: Path, port: int, clients: int) -> AbstractContextManager[int]:
+    """vLLM's, in an environment of its own."""
+    room = str(2 * (PROMPT + NEW))
+    words = [str(model), "--served-model-name", MODEL, "--port", str(port), "--dtype", "bfloat16"]
+    words += ["--max-model-len", room, "--max-num-seqs", str(clients)]
+    path = f"{programs}{os.pathsep}{os.environ['PATH']}"  # where it looks for what builds its kernels
+    return peer([str(programs / "vllm"), "serve", *words], port, PATH=path, VLLM_CPU_KVCACHE_SPACE="2")
+
+
+@contextmanager
+def peer(command: list[str], port: int, **environment: str) -> Iterator[int]:
+    """Another's server, once it says that it is well."""
+    none = subprocess.DEVNULL
+    program = subprocess.Popen(command, stderr=none, stdout=none, env={**os.environ, **environment})
     try:
-        for _ in range(600):
+        for _ in range(WAITED):
             time.sleep(0.1)
+            assert program.poll() is None, f"{command[0]} ended with {program.returncode}"
             with suppress(OSError), urlopen(f"http://127.0.0.1:{port}/health", timeout=1):
                 break
         yield port
@@ -264,6 +281,7 @@ def main() -> None:
     parser.add_argument("--soak", type=float, metavar="MINUTES")
     parser.add_argument("--cache", default="fp16", help="what headway takes for these weights: fp16")
     parser.add_argument("--beside", type=Path, metavar="BIN", help="the folder of llama-server")
+    parser.add_argument("--vllm", type=Path, metavar="BIN", help="the folder of vllm")
     parser.add_argument("--in-loop", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.in_loop:
@@ -272,7 +290,7 @@ def main() -> None:
     config: Any = find_model(SHAPE)
     with TemporaryDirectory() as folder, socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-        whole, place, file = (Path(folder) / name for name in ("whole", "model", f"{ROUNDED}.gguf"))
+        whole, place, file, published = (Path(folder) / name for name in ("whole", MODEL, f"{ROUNDED}.gguf", "hf"))
         native.save_model(build(config, 0), config, whole)
         quantize(whole, place, FORM)
         for each in (whole, place):
@@ -291,8 +309,16 @@ def main() -> None:
         result["clients"] = ours
         if args.beside is not None:
             export_model(open_model(whole), file, "gguf", ROUNDED.lower())
-            beside = measured(partial(peer, args.beside, file, port), place.name, config.symbols, "ignore_eos", ASKED)
+            beside = measured(
+                partial(llama_server, args.beside, file, port), MODEL, config.symbols, "ignore_eos", ASKED
+            )
             result |= {"llama.cpp": beside, "times_llama.cpp": over(ours, beside)}
+        if args.vllm is not None:
+            export_model(open_model(whole), published)
+            beside = measured(
+                partial(vllm_server, args.vllm, published, port), MODEL, config.symbols, "ignore_eos", ASKED
+            )
+            result |= {"vllm": beside, "times_vllm": over(ours, beside)}
         alone, loop = {}, {}
         for rows in map(str, CLIENTS):
             words = ("--in-loop", str(place), rows, "--cache", args.cache)

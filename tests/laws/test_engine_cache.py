@@ -345,15 +345,16 @@ def test_one_layer_that_sees_everything_keeps_everything() -> None:
 
 
 @pytest.mark.parametrize("cache", CACHES)
-def test_what_is_no_number_is_seen(cache: Cache) -> None:
-    """NaN among keys or values gives NaN, whoever wrote it."""
+@pytest.mark.parametrize("broken", [torch.nan, torch.inf])
+def test_what_is_no_number_is_seen(cache: Cache, broken: float) -> None:
+    """NaN or infinity among keys or values gives NaN, whoever wrote it."""
     mixer = AttentionConfig(HEADS)
     for row in (WIDTH, 2 * WIDTH):  # where keys and values begin
         model = attending(mixer)
         engine = Engine(model, cache=cache)
         with torch.inference_mode():
             _, kept = engine.start(Prompt(ids(1, 40), Layout.full(1, 40)), 80)
-            model.stack.blocks[0].mixer.qkv.weight[row] = torch.nan  # type: ignore[union-attr,index]
+            model.stack.blocks[0].mixer.qkv.weight[row] = broken  # type: ignore[union-attr,index]
             logits, _ = engine.step(torch.tensor([1]), kept)
         assert bool(logits.isnan().any())
 

@@ -5,6 +5,7 @@ Where a processor has no instructions for either, whole numbers do the same, to 
 
 from __future__ import annotations
 
+import math
 import platform
 from typing import Any
 
@@ -44,7 +45,7 @@ def widen(builder: Any, codes: Any) -> Any:
 
 
 def _narrow(builder: Any, value: Any) -> Any:
-    """A number of at most _MOST as 16 bits: the nearest, of two that are as near the even one."""
+    """A number of at most _MOST, or an infinite one, as 16 bits: the nearest, of two as near the even one."""
     if _HAS_HALVES:
         return builder.bitcast(builder.fptrunc(value, ir.HalfType()), _I16)
     bits = builder.bitcast(value, _I32)
@@ -57,6 +58,7 @@ def _narrow(builder: Any, value: Any) -> Any:
     is_tiny = builder.fcmp_ordered("<", number, constant(_F32, _LEAST_NORMAL))
     tiny = builder.fptoui(builder.select(is_tiny, units, constant(_F32, 0.0)), _I32)
     code = builder.select(is_tiny, tiny, normal)
+    code = builder.select(builder.fcmp_ordered("==", number, constant(_F32, math.inf)), constant(_I32, _EXPONENT), code)
     code = builder.select(builder.fcmp_unordered("uno", value, value), constant(_I32, _NONE), code)
     sign = builder.lshr(builder.and_(bits, constant(_I32, _SIGN << 16)), constant(_I32, 16))
     return builder.trunc(builder.or_(code, sign), _I16)
@@ -84,13 +86,16 @@ def widen_all(typing: Any, source: Any, lines: Any, target: Any, ahead: Any) -> 
 
 @intrinsic
 def put_fp16(typing: Any, place: Any, value: Any) -> Any:
-    """Write a number at an address: the nearest, and what is larger than any as the largest. NaN stays NaN."""
+    """Write a number at an address: the nearest, and what is larger than any as the largest. NaN and infinity stay what
+    they are, so that a broken weight is seen.
+    """
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         place, value = args
-        most, least = constant(_F32, _MOST), constant(_F32, -_MOST)
-        value = builder.select(builder.fcmp_ordered(">", value, most), most, value)
-        value = builder.select(builder.fcmp_ordered("<", value, least), least, value)
+        for most, end in ((_MOST, math.inf), (-_MOST, -math.inf)):
+            beyond = builder.fcmp_ordered(">" if most > 0 else "<", value, constant(_F32, most))
+            beyond = builder.and_(beyond, builder.fcmp_ordered("!=", value, constant(_F32, end)))
+            value = builder.select(beyond, constant(_F32, most), value)
         builder.store(_narrow(builder, value), pointer(builder, place, _I16), align=2)
         return context.get_dummy_value()
 
