@@ -46,8 +46,7 @@ def serve(found: Found) -> Iterator[Row]:
     }
     for how, clients in found["clients"].items():
         what = f"`headway serve`, {found['shape']} {found['form']}, {', '.join(clients)} clients, {texts[how]}"
-        names = {"llama.cpp": "llama.cpp's server at Q8_0", "vllm": "vLLM in bf16"}
-        beside = [f"{said} {told(found[name][how])}" for name, said in names.items() if how in found.get(name, ())]
+        beside = [f"llama.cpp's server at Q8_0 {told(found['llama.cpp'][how])}"] if how in found["llama.cpp"] else []
         beside.append(f"`bench decode` with as many rows, prompts left out {told(found['alone'])}")
         yield f"{what}: new tokens a second", told(clients), "; ".join(beside)
 
