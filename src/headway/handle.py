@@ -135,8 +135,8 @@ class _Generator:
         try:
             return Engine(self.module, cache=self.cache)
         except CannotLowerError as error:
-            if self.backend == "cpu" or self.cache not in (None, "fp32"):
-                plain = self.cache in (None, "fp32")
+            plain = self.cache in (None, "fp32")
+            if self.backend == "cpu" or not plain:
                 remedy = "use --backend torch" if plain else "use --cache fp32 and --backend torch"
                 raise UserError(f"the CPU engine has no instruction for {error}; {remedy}") from None
             return self.module
