@@ -12,6 +12,8 @@ from headway.given import shown, typed
 from headway.handle import Handle
 from headway.in_memory import Data, Paths, kept
 from headway.learn import Recipe, Task
+from headway.learn.fingerprint import differences, fingerprint
+from headway.learn.run import RunDirectory
 from headway.received import HUB, hub_confirmed
 
 
@@ -23,7 +25,7 @@ def evaluate(
     limit: int | None = None,
     stride: int | None = None,
 ) -> dict[str, Any]:
-    """The metrics of a run by its own task, whatever its domain."""
+    """The metrics of a run by its own task, whatever its domain; with a "note" where the data are not the run's own."""
     recipe = model.recipe
     assert recipe is not None  # the table has it for runs only
     if data is None:
@@ -31,7 +33,9 @@ def evaluate(
     with kept(data, recipe.domain) as paths:
         task = open_task(recipe, model.directory, paths)
         wanted = split or (task.final_split if data is None else task.stated)
-        return _judged(model, task, wanted, limit, stride)
+        other = differences(RunDirectory(model.directory).read_status().get("data"), fingerprint(task))
+        note = {} if other is None else {"note": f"these are not the data that the run was trained on: {other}"}
+        return {**_judged(model, task, wanted, limit, stride), **note}
 
 
 def evaluate_published(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,9 @@ from headway.formats.open import Opened
 from headway.formats.usage import Usage
 from headway.given import typed
 from headway.in_memory import Data, kept
-from headway.learn import Recipe, Run, Task, Trainer, claim
+from headway.learn import Recipe, Run, Task, Trainer
 from headway.learn.budget import FEW, Clock, check_minutes
+from headway.learn.distributed import is_first
 from headway.learn.page import report_run, with_results
 from headway.learn.report import Picture, heatmap
 from headway.learn.report.page import HOW_TO_INSTALL, available
@@ -79,8 +81,9 @@ def train(
     check_minutes([] if minutes is None else [minutes])
     found = named(recipe)
     directory = Path("runs") / found.name if run is None else Path(run)
-    begun = claim(directory, resume)
-    with kept(data, found.domain, directory) as paths:
+    place = RunDirectory(directory)
+    begun = place.claim(resume)
+    with place.holding() if is_first() else nullcontext(), kept(data, found.domain, directory) as paths:
         if begun:
             chosen = recorded(directory, found.name, paths, set, seed, start, lora)
             fitted = Fitted(chosen, open_task(chosen, directory))
@@ -90,7 +93,7 @@ def train(
         trainer = Trainer(
             fitted.recipe,
             fitted.task,
-            directory,
+            place,
             device=where,
             threads=threads,
             progress=progress,

@@ -26,6 +26,7 @@ from headway.given import shown, typed
 from headway.in_memory import Paths
 from headway.learn import Recipe, Task, UserInterrupt, measure_of, unit_of
 from headway.learn.budget import Clock, check_minutes
+from headway.learn.fingerprint import differences, fingerprint
 from headway.learn.journal import duration
 from headway.learn.page import figure, heading, is_rate, points, scaled, title
 from headway.learn.precision import Precision, choose
@@ -35,6 +36,7 @@ from headway.learn.report.charts import Points
 from headway.learn.report.page import HOW_TO_INSTALL
 from headway.learn.run import RunDirectory, free_directory, read_metrics
 from headway.nn.models import outline
+from headway.outputs import check_tree
 
 FILE = "compare.json"  # what is compared, in the directory of a comparison
 CODECS = "codecs"  # those of its task configs, in the order of the variants
@@ -173,6 +175,13 @@ def compare(
     if tokens is not None:
         several = [replace(each, recipe=tasks.lasting(each.recipe, tokens)) for each in several]
     plan["fitted"] = to_dict(base)
+    plan["data"] = fingerprint(tasks.of(several[0].recipe))
+    other = differences(read_json(directory / FILE).get("data"), plan["data"]) if begun else None
+    if other is not None:
+        raise UserError(
+            f"the runs of {directory} were trained on other data: these have {other}; pass the comparison's data, or "
+            "choose another directory with --run"
+        )
     RunDirectory(directory).create()
     if not begun:
         write_json(directory / FILE, plan)
@@ -299,6 +308,7 @@ def _claim(directory: Path, resume: bool, base: Recipe, plan: Mapping[str, Any])
             f"{directory} was started with another comparison: {changed}; resume it with its own settings, or choose "
             "another directory with --run"
         )
+    check_tree(directory)
     return True
 
 
@@ -326,7 +336,8 @@ def _trial(
     if summary.get("scores"):
         return ComparedRun(place, summary, read_metrics(there.metrics))
     if not summary:
-        task.save(place)
+        with there.holding():  # whose lock shows that the codec belongs to a run
+            task.save(place)
     run = train(recipe, minutes=minutes, run=place, resume=True, device=device, threads=threads, steps_alone=True)
     return ComparedRun(run.directory, run.summary, run.metrics)
 

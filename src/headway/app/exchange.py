@@ -29,6 +29,7 @@ from headway.formats.published import CONFIG, save_published
 from headway.given import typed
 from headway.learn.run import RunDirectory
 from headway.nn.models import ModelConfig
+from headway.outputs import check_kind
 
 Format = Literal["hf", "gguf", "onnx"]
 _OF_TRAINING = (
@@ -52,7 +53,7 @@ def import_model(opened: Opened, directory: Path) -> None:
 @contextmanager
 def _whole(directory: Path) -> Iterator[Path]:
     """A folder to write in that stands at `directory`, with digests, once all of it is written."""
-    with beside(Path(os.path.abspath(directory))) as draft:
+    with beside(Path(os.path.realpath(directory)), new=True) as draft:
         draft.mkdir()
         yield draft
         seal(draft)
@@ -85,6 +86,7 @@ def quantize(model: str | Path, out: str | Path, weights: Weights = "int8") -> Q
         if RunDirectory(place).exists():
             for path in place.iterdir():
                 if path.is_file() and path.name not in _OF_TRAINING:
+                    check_kind(path, os.lstat(path))  # a copy of a file elsewhere may not be for others
                     shutil.copy2(path, draft / path.name)
         else:
             _save_use(opened, draft)

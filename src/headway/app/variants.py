@@ -102,6 +102,8 @@ def variants(
     for values in product(*grid.values()):
         settings = dict(zip(grid, values))
         name = _name({key: value for key, value in settings.items() if len(grid[key]) > 1})
+        if not name.strip("."):  # which would be the folder of the comparison, or the one above it
+            raise UserError(f"a variant would be called {name!r}; give values with letters or digits")
         if any(name == other.name for other in found):
             raise UserError(f"two variants would be called {name!r}; give values that differ in letters or digits")
         chosen = override(recipe, settings)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -43,6 +44,10 @@ class Recorded:
 
     def keys(self) -> list[str]:
         """A name of each episode by what it holds: equal ones have equal names."""
+        return self._keys
+
+    @cached_property
+    def _keys(self) -> list[str]:
         pairs = zip(self.starts.tolist(), self.ends.tolist())
         return [_digest(self.states[start:end], self.actions[start:end]) for start, end in pairs]
 

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+
 from headway.data.files import File, HubSplit
 from headway.data.sources import Aligned
 from headway.received import opened
@@ -41,6 +43,22 @@ def fingerprint(sources: Iterable[File | HubSplit | Aligned]) -> str:
             if file.path not in seen:
                 seen[file.path] = _hash_of(file.path)
             digest.update(repr((seen[file.path], file.member, file.kind, file.side)).encode())
+    return digest.hexdigest()
+
+
+def digest_of(values: Iterable[np.ndarray | Sequence[str]]) -> str:
+    """A name for arrays and lists of strings by what they hold, in their order."""
+    digest = hashlib.blake2b(digest_size=16)
+    for each in values:
+        if isinstance(each, np.ndarray):
+            digest.update(f"{each.dtype.str}{each.shape}".encode())
+            digest.update(np.ascontiguousarray(each).reshape(-1).view(np.uint8).data)
+            continue
+        digest.update(f"{len(each)} strings".encode())
+        for text in each:
+            encoded = text.encode("utf-8", "surrogatepass")
+            digest.update(len(encoded).to_bytes(8, "little"))
+            digest.update(encoded)
     return digest.hexdigest()
 
 

@@ -191,6 +191,11 @@ class Frames(Protocol):
     size: tuple[int, int]
     recorded: tuple[int, int]
 
+    @property
+    def content(self) -> str:
+        """A name for what the pictures were decoded from, wherever that is."""
+        ...
+
     def __len__(self) -> int: ...
     def read(self, steps: np.ndarray) -> np.ndarray:
         """The pictures of steps int64 [K], in any order: uint8 [K, H, W, 3]."""
@@ -205,6 +210,7 @@ class MappedFrames:
     ) -> None:
         """Raises UserError for a file that is not of this length."""
         self.size, self.recorded = size, recorded or size
+        self.content = folder.name  # which the cache makes of the files' contents
         shape = (count, *size, 3)
         self._pixels = read_column(folder, name, np.uint8, int(np.prod(shape))).reshape(shape)
 
@@ -223,6 +229,10 @@ class JoinedFrames:
         self.size, self.recorded = parts[0].size, parts[0].recorded
         self._parts = parts
         self._ends = np.cumsum([len(part) for part in parts], dtype=np.int64)
+
+    @property
+    def content(self) -> str:
+        return " ".join(part.content for part in self._parts)
 
     def __len__(self) -> int:
         return int(self._ends[-1])

@@ -307,6 +307,7 @@ class KeptFrames:
 
     def __init__(self, folder: Path, name: str, count: int, size: tuple[int, int]) -> None:
         self.size = self.recorded = size
+        self.content = name
         self._folder, self._name, self._count = folder, name, count
 
     def __len__(self) -> int:

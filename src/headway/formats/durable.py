@@ -33,10 +33,11 @@ _DTYPES = {
 
 
 @contextmanager
-def beside(path: Path) -> Iterator[Path]:
+def beside(path: Path, new: bool = False) -> Iterator[Path]:
     """Gives the place to write what shall stand at `path` (a file or a folder); renames it there when all went well.
 
     A failure (a full disk, no permission) removes the draft, leaves what stood at `path` as it was and is a UserError.
+    With `new` so is whatever else has been written to `path` meanwhile.
     """
     draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
     try:
@@ -44,7 +45,9 @@ def beside(path: Path) -> Iterator[Path]:
         remove(draft)
         yield draft
         _sync_all(draft)
-        if path.is_dir():
+        if new:
+            _make_room(path)
+        elif path.is_dir():
             remove(path)
         os.replace(draft, path)
         _sync(path.parent)
@@ -53,6 +56,14 @@ def beside(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # where nothing may be written, nothing is there to be removed
             remove(draft)
+
+
+def _make_room(path: Path) -> None:
+    """Remove an empty folder. UserError for anything else that is at `path`."""
+    with suppress(OSError):
+        path.rmdir()
+    if os.path.lexists(path):
+        raise UserError(f"{path} was written by another program meanwhile; choose another path")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -99,8 +110,10 @@ def read_json(path: Path) -> Any:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a folder if there is one. A folder is renamed first, so that none is ever left half complete."""
-    if path.is_dir():
+    """Remove a file or a folder if there is one. A folder is renamed first, so that none is ever left half complete; of
+    a link nothing but the link is removed.
+    """
+    if path.is_dir() and not path.is_symlink():
         doomed = path if path.name.startswith(".") else path.with_name(f".{path.name}.{os.getpid()}.removed")
         if doomed != path:
             os.replace(path, doomed)

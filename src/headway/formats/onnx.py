@@ -86,6 +86,7 @@ def save_onnx(model: nn.Module, usage: Usage, codec: Codec | None, path: Path, s
         path.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=path.parent) as drafts:
             program.save(Path(drafts) / path.name, external_data=large)
+            check_places(path, files)  # again, because another program may have written them meanwhile
             for name, content in files.items():  # before the model, without which they say nothing
                 write_json(path.parent / name, content)
             for draft in sorted(Path(drafts).iterdir(), reverse=True):  # the weights before the file that names them

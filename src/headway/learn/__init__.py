@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from headway.learn.loop import UserInterrupt
     from headway.learn.optim import AdamWConfig, MuonConfig, OptimConfig, SGDConfig
     from headway.learn.recipe import Recipe, TrainConfig, read_recipe, write_recipe
-    from headway.learn.run import Run, claim, open_recipe, open_run
+    from headway.learn.run import Run, open_recipe, open_run
     from headway.learn.schedule import (
         ConstantConfig,
         CosineConfig,
@@ -54,7 +54,6 @@ __all__ = [
     "Trainer",
     "UserInterrupt",
     "WSDConfig",
-    "claim",
     "measure_of",
     "noam_peak",
     "open_recipe",
@@ -69,7 +68,7 @@ lazily(
         ".loop": ("UserInterrupt",),
         ".optim": ("AdamWConfig", "MuonConfig", "OptimConfig", "SGDConfig"),
         ".recipe": ("Recipe", "TrainConfig", "read_recipe", "write_recipe"),
-        ".run": ("Run", "claim", "open_recipe", "open_run"),
+        ".run": ("Run", "open_recipe", "open_run"),
         ".schedule": (
             "ConstantConfig",
             "CosineConfig",

@@ -15,6 +15,7 @@ from headway.formats.digests import damage, is_sealed, seal
 from headway.formats.durable import beside, read_json, remove, write_json, write_tensors
 from headway.formats.tensorfile import read_tensors
 from headway.learn.learner import Learner
+from headway.outputs import check_folder
 
 if TYPE_CHECKING:
     from headway.learn.training import RunState
@@ -47,11 +48,13 @@ class Checkpoints:
         self.directory = directory
 
     def all(self) -> list[Path]:
-        """Complete checkpoints, the oldest first."""
+        """Complete checkpoints, the oldest first. UserError where their folder has become a link."""
+        check_folder(self.directory)
         return sorted(self.directory.glob("step-" + "[0-9]" * 8))
 
     def clean(self) -> None:
         """Remove what a killed process left half written."""
+        check_folder(self.directory)
         for path in self.directory.glob(".step-*"):
             remove(path)
 
@@ -63,6 +66,7 @@ class Checkpoints:
         """
         learner, progress = run.learner, run.progress
         path = self.directory / f"step-{progress.step:08d}"
+        check_folder(self.directory)
         with beside(path) as draft:
             draft.mkdir()
             native.save_tensors(learner.kept(), run.recipe.model, draft)

@@ -32,6 +32,11 @@ _BEAT, _LOST = 5.0, 60
 _DONE = 1 << 40  # more signs than any process gives
 
 
+def is_first() -> bool:
+    """Whether this is the process that writes, by the environment of torchrun; a lone process is."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
 class Processes:
     """The processes that train one model together; alone, every operation is free.
 

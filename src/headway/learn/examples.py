@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
@@ -129,6 +129,9 @@ class ByTokens(NamedTuple):
         yield from self.plan.in_order()[shard.rank :: shard.world]
 
 
+Contents = Mapping[str, Sequence[np.ndarray | Sequence[str]]]
+
+
 class Samples(Protocol):
     """The samples of one split, numbered from 0."""
 
@@ -187,6 +190,12 @@ class Examples:
     def count(self, split: str) -> int:
         """The samples of a split."""
         return len(self.of(split))
+
+    def contents(self) -> Contents:
+        """All that was read of the data, beside the splits, by what people call each part: "texts", "labels". By them a
+        run notices that it goes on with other data. Digests that were made anyway stand for what they are of.
+        """
+        return {}
 
     def save(self, directory: Path) -> None:
         """Write what using the model needs beside its weights: codec, processor."""

@@ -16,6 +16,10 @@ from headway.learn.optim import AdamWConfig, OptimConfig
 from headway.learn.schedule import CosineConfig, ScheduleConfig
 from headway.learn.task import TaskConfig
 from headway.nn.models import ModelConfig
+from headway.received import shown
+
+_NOT_IN_NAMES = '/\\:*?"<>|'  # of recipes, because no file system has them all
+_LONGEST_NAME = 128  # bytes
 
 
 @dataclass(frozen=True)
@@ -127,6 +131,15 @@ class Recipe:
     start: str | None = None
     adapter: AdapterConfig | None = None
     reasons: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """ConfigError for a name that is not one, as runs are written to a folder of that name."""
+        name = self.name
+        odd = next((each for each in name if each in _NOT_IN_NAMES or not each.isprintable()), None)
+        if not name or len(name.encode()) > _LONGEST_NAME or odd is not None or name.strip(". ") != name:
+            raise ConfigError(
+                f"the recipe's name is {shown(name)!r}; use letters, digits and hyphens, at most {_LONGEST_NAME} bytes"
+            )
 
     def row_length(self, wanted: int | None) -> int:
         """Tokens of a row: the `wanted` ones (task.context), none for all that the model takes. ConfigError for none at

@@ -27,6 +27,7 @@ from headway.formats.durable import read_json, remove, write_json, write_text
 from headway.learn.recipe import Recipe, read_recipe
 from headway.learn.task import Task
 from headway.nn.kernels import is_deterministic
+from headway.outputs import check_tree, open_own, visible_names
 
 # Names the loggers to use beside metrics.jsonl: HEADWAY_LOG=tensorboard,wandb
 VARIABLE = "HEADWAY_LOG"
@@ -45,7 +46,7 @@ class MetricsFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file = path.open("a", encoding="utf-8", buffering=1)  # by line, for who follows it
+        self._file = open_own(path)  # written line by line, for programs that follow it
 
     def write(self, line: dict[str, Any]) -> None:
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
@@ -206,30 +207,36 @@ class RunDirectory:
 
     @contextmanager
     def holding(self) -> Iterator[None]:
-        """Keep other processes out; UserError where one is at this run. The system ends it when the process dies.
+        """Keep other processes out; UserError where one is at this run, and for a folder that holds something else. The
+        system ends it when the process dies.
 
-        A folder in which nothing came of it is removed.
+        Folders that were made for it and in which nothing came of it are removed.
         """
         if self._holders:
             yield
             return
+        made = [path for path in (self.path, *self.path.parents) if not os.path.lexists(path)]
         with self._hold():
             self._holders = 1
             try:
                 yield
             finally:
                 self._holders = 0
-                if not self.exists():
+                # Where other files are, the lock shows that they belong to a run that was begun.
+                if not self.exists() and not visible_names(self.path):
                     self._lock.unlink(missing_ok=True)
                     with suppress(OSError):  # something else is there
-                        self.path.rmdir()
+                        for path in made:
+                            path.rmdir()
 
     def _hold(self) -> IO[str]:
         """The file that is locked as long as it is open."""
         while True:
+            if not self.exists():
+                self._check_free()
             self.create()
             try:
-                file = self._lock.open("a+")
+                file = open_own(self._lock, update=True)
             except OSError as error:
                 raise UserError(
                     f"{self.path} cannot be written: {error.strerror}; choose another with --run"
@@ -243,7 +250,7 @@ class RunDirectory:
                     "directory with --run"
                 )
             with suppress(OSError):
-                if os.fstat(file.fileno()).st_ino == self._lock.stat().st_ino:  # else its folder was removed meanwhile
+                if os.path.samestat(os.fstat(file.fileno()), os.lstat(self._lock)):  # else it was removed meanwhile
                     file.truncate(0)
                     file.write(str(os.getpid()))
                     file.flush()
@@ -251,13 +258,12 @@ class RunDirectory:
             file.close()
 
     def claim(self, resume: bool) -> bool:
-        """Whether a run is here to go on with. UserError for one that was not asked for, or of another format."""
+        """Whether a run is here to go on with. UserError for one that was not asked for, or of another format; for a
+        folder that is not empty and holds no run; and for links in it, through which files elsewhere would be changed.
+        """
         if not self.exists():
-            if next(self.checkpoints.glob("step-*"), None) is not None:
-                raise UserError(
-                    f"{self.path} holds checkpoints of a run that has lost its {self.status.name}; restore that, or "
-                    "choose another directory with --run"
-                )
+            self._check_free()
+            check_tree(self.path)
             return False
         status = self.read_status()
         if not resume:
@@ -265,7 +271,25 @@ class RunDirectory:
                 f"{self.path} already holds a run ({status.get('status')}); "
                 "resume it with --resume, or choose another directory with --run"
             )
+        check_tree(self.path)
         return True
+
+    def _check_free(self) -> None:
+        """UserError for a folder of other things than what a run that was killed at its start has left."""
+        found = visible_names(self.path)
+        if not found:
+            return
+        if next(self.checkpoints.glob("step-*"), None) is not None:
+            raise UserError(
+                f"{self.path} holds checkpoints of a run that has lost its {self.status.name}; restore that, or "
+                "choose another directory with --run"
+            )
+        begun = os.path.lexists(self._lock) and next(self.path.glob("*.safetensors"), None) is None
+        if not begun:
+            raise UserError(
+                f"{self.path} is not empty and holds no run ({found}); its files would be overwritten: choose another "
+                "directory with --run"
+            )
 
     def read_status(self) -> dict[str, Any]:
         """run.json, after a check of its format."""
@@ -297,11 +321,6 @@ def _locked(file: IO[str]) -> bool:
     except (ImportError, OSError):
         return True
     return True
-
-
-def claim(directory: Path, resume: bool) -> bool:
-    """Check a run directory before any work; see RunDirectory.claim. To be called before a task is opened in it."""
-    return RunDirectory(directory).claim(resume)
 
 
 def free_directory(wanted: Path) -> Path:

@@ -16,6 +16,7 @@ from headway.formats.published import nearest_form
 from headway.learn.budget import Clock, Speed, StepsBudget, TimeBudget, measure, plan, planned
 from headway.learn.checkpoint import Progress, step_of
 from headway.learn.distributed import Processes
+from headway.learn.fingerprint import agreed, differences, fingerprint
 from headway.learn.journal import Display, Journal, open_display
 from headway.learn.loop import Foretell, Interrupts, Loop, UserInterrupt
 from headway.learn.memory import check_memory, kept_heap
@@ -47,7 +48,7 @@ class Trainer:
         self,
         recipe: Recipe,
         task: Task,
-        run_directory: Path,
+        run_directory: Path | RunDirectory,
         *,
         device: torch.device | str | None = None,
         threads: int | None = None,
@@ -66,7 +67,8 @@ class Trainer:
         processes = Processes(torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")))
         model = task.adapt(recipe.model)
         recipe = replace(recipe, model=model if recipe.start is None else keep_symbols(model, recipe.model))
-        self.run = RunState(recipe, task, RunDirectory(run_directory), processes, clock or Clock(), minutes)
+        place = run_directory if isinstance(run_directory, RunDirectory) else RunDirectory(run_directory)
+        self.run = RunState(recipe, task, place, processes, clock or Clock(), minutes)
         self.shown = progress and processes.first
         self.judged = judged
         self.foretell = foretell
@@ -104,6 +106,7 @@ class Trainer:
         run, processes = self.run, self.run.processes
         processes.share_of(run.recipe.train.accumulate)
         check_loggers()
+        run.data = agreed(fingerprint(run.task), processes)
         found = processes.tell(run.directory.claim(resume) if processes.first else None)
         status = run.directory.read_status() if found else {}
         ended = status.get("status") == "finished"
@@ -149,13 +152,23 @@ class Trainer:
                 f"{run.directory.path} was judged by {goal}, and is now by {run.task.goal}; give it the data and the "
                 "environment that it was started with (HEADWAY_ENV, where that is one of your own)"
             )
-        changed = difference(recorded, replace(run.recipe, train=train, schedule=schedule))
+        other = differences(status.get("data"), run.data)
+        known = bool(run.data) and isinstance(status.get("data"), dict)
+        data = recorded.data if known else run.recipe.data  # of known data not the path counts, but the contents
+        changed = difference(recorded, replace(run.recipe, train=train, schedule=schedule, data=data))
+        if other is not None and (changed is None or changed.startswith("model")):  # which data may change, too
+            raise UserError(
+                f"{run.directory.path} was trained on other data: these have {other}; pass the run's data, or train on "
+                f"these in a new run that starts from it: --from {run.directory.path} --run NEW"
+            )
         if changed:
             raise UserError(
                 f"{run.directory.path} was started with another recipe: {changed}; "
                 "resume it with its own settings, or choose another directory with --run"
             )
-        run.recipe = recorded
+        run.recipe = replace(recorded, data=run.recipe.data)
+        if run.recipe != recorded:  # the same data in another place, where the run finds them from now on
+            run.write_recipe()
         run.fresh = tuple(status.get("fresh", ()))
         run.minutes = status.get("minutes")
         run.before = status.get("elapsed") or 0.0

@@ -55,6 +55,7 @@ class RunState:
         self.before = 0.0
         self.budget: TimeBudget | None = None
         self.progress = Progress()
+        self.data: dict[str, int | str] = {}  # the fingerprint of its data, which is that of all processes
         self.metrics: MetricsFile | None = None
         self.checkpoints = Checkpoints(directory.checkpoints)
         self.trunk = Checkpoints(directory.trunk)
@@ -150,6 +151,7 @@ class RunState:
                 "fresh": list(self.fresh),
                 "goal": self.task.goal,
                 "unit": unit_of(self.task),
+                "data": self.data,
                 "best": progress.best,
                 "forecast": progress.forecast,
                 **environment(self.processes.device, self.processes.world),

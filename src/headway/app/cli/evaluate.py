@@ -38,6 +38,9 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
         terminal.note(
             f"evaluated on the {scores['split']} part of {', '.join(map(str, args.data))}; --split all takes all"
         )
+    if "note" in scores:
+        terminal.note(scores["note"])
     for name, value in scores.items():
-        terminal.say(f"{name}: {cell(value)}")
+        if name != "note":
+            terminal.say(f"{name}: {cell(value)}")
     terminal.result(scores)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from io import TextIOWrapper
 from keyword import iskeyword
+from pathlib import Path
+from typing import Any
 
 from headway.app.cli.options import Parser, add_common
 from headway.app.cli.terminal import Terminal
 from headway.errors import UserError, nearest, printable
+from headway.outputs import check_output
 
 # Each has a module of its own (see `module_of`) with EXAMPLE, arguments(parser) and run(args, terminal).
 COMMANDS = {
@@ -60,6 +63,8 @@ DEFAULTS = {"data": "list"}  # what a group of commands does when none is named
 _NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 
 _LONGEST = 1500  # characters of a message
+_OUTPUTS = ("out", "picture", "attention", "render", "pgn", "timeline")  # arguments that name files to write
+_MODELS = ("model", "draft")  # in whose folders results may be kept
 DONE, FAILED, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
 
 
@@ -113,7 +118,22 @@ def _dispatch(arguments: list[str]) -> None:
     command.arguments(parser)
     add_common(parser)
     args = parser.parse_args(rest)
+    _check_outputs(vars(args))
     command.run(args, Terminal(args.json))
+
+
+def _check_outputs(args: Mapping[str, Any]) -> None:
+    """UserError, before any work, for an output file that is an input of the same command."""
+    inputs = [
+        item
+        for name, value in args.items()
+        if name not in _OUTPUTS
+        for item in (value if isinstance(value, list) else [value])
+        if isinstance(item, (str, Path)) and not (name in _MODELS and os.path.isdir(item))
+    ]
+    for name in _OUTPUTS:
+        if isinstance(args.get(name), (str, Path)):
+            check_output(Path(args[name]), inputs)
 
 
 def module_of(command: str) -> str:

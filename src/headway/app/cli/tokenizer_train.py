@@ -26,11 +26,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
     from headway.codecs import train_codec
+    from headway.codecs.tokenizer import settings_of
     from headway.data.sources import documents
     from headway.data.store import check_out, taking
+    from headway.outputs import check_new
 
     if args.out.suffix != ".json":
         raise UserError(f"--out {args.out} is no .json file; name one, such as tokenizer.json")
+    check_new(args.out, settings_of(args.out))
     check_out(args.out)
     codec = train_codec(args.kind, documents(args.data), args.size, lowercase=args.lowercase)
     with taking(args.out):

@@ -186,6 +186,7 @@ def listed(paths: Sequence[Path]) -> list[tuple[Path, str]]:
 def outputs(args: argparse.Namespace, names: Sequence[str]) -> Sequence[Path | None]:
     """Where the transcript of each file goes. UserError for two of one name, and for what cannot be told apart."""
     from headway.data.store import check_out
+    from headway.outputs import check_new
 
     if args.out is None:
         if len(names) > 1 and args.format in ("srt", "vtt"):
@@ -195,6 +196,7 @@ def outputs(args: argparse.Namespace, names: Sequence[str]) -> Sequence[Path | N
     twice = next((place for place, count in Counter(places).items() if count > 1), None)
     if twice is not None:
         raise UserError(f"{twice} would be written for two files; transcribe them apart, or rename one")
+    check_new(*places)
     for place in {place.parent: place for place in places}.values():
         check_out(place)
     return places

@@ -26,7 +26,7 @@ from headway.domains.agents.experience import DoneSteps, Estimation, Experience,
 from headway.environments import AT_ONCE, PICTURED, VARIABLE, Copies, check_stored, seeds_of, worth
 from headway.errors import ConfigError, UserError
 from headway.learn import WHOLE, Recipe, Shard, Task, TaskConfig
-from headway.learn.examples import Batch, Explored
+from headway.learn.examples import Batch, Contents, Explored
 from headway.learn.objective import Objective
 from headway.learn.report import Picture
 from headway.nn.models import (
@@ -160,6 +160,9 @@ class Explorations(Explored):
     @property
     def period(self) -> int:
         return self.config.epochs * (self.gathered // self.rows)
+
+    def contents(self) -> Contents:
+        return {"environment": ([self.copies.name],)}
 
     @property
     def final_split(self) -> str:

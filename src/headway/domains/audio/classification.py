@@ -27,7 +27,7 @@ from headway.domains.audio.windows import bands_of, check_lengths, settled, with
 from headway.errors import ConfigError
 from headway.formats.familiar import Alike, Familiar
 from headway.learn import Recipe, Task, TaskConfig
-from headway.learn.examples import Batch, Chance
+from headway.learn.examples import Batch, Chance, Contents
 from headway.learn.objectives.classes import HEAD, Classes, Classified, ClassSamples, check_classes
 from headway.learn.recipe import batch_size_of
 from headway.learn.report import Picture
@@ -104,6 +104,9 @@ class LabelledSounds(Classified):
         )
         self.seed, self.size = recipe.train.seed, batch_size_of(recipe)
         self.label(samples, config.split, "sounds", "a folder", workspace)
+
+    def contents(self) -> Contents:
+        return {**super().contents(), "sounds": ([self.sounds.keys[row] for row in self.kept.tolist()],)}
 
     def adapt(self, model: ModelConfig) -> ModelConfig:
         """`model` with the window. Raises UserError for empty splits."""

@@ -46,7 +46,7 @@ from headway.domains.audio.store import open_sounds
 from headway.domains.audio.windows import settled
 from headway.errors import ConfigError, UserError, nearest
 from headway.learn import Recipe, Task
-from headway.learn.examples import Batch, ByCount, Chance, spread
+from headway.learn.examples import Batch, ByCount, Chance, Contents, spread
 from headway.learn.objectives.written import Ids, Sources
 from headway.learn.report import Picture
 from headway.learn.report.confusion import Span
@@ -204,6 +204,13 @@ class SpokenSequences(SpokenSounds):
         self.times = [cast(int, codec.token(name)) for name in time_names(frames * HOP / RATE)]
         self.places = {symbol: place for place, symbol in enumerate(self.times)}
         check_targets(np.array([3 * config.most + 1]), model.context, "a sequence of the most digits")
+
+    def contents(self) -> Contents:
+        return {
+            "sounds": (self.sounds.keys,),
+            "digits": (np.asarray(self.takes.digits),),
+            "speakers": (self.takes.speakers,),
+        }
 
     @property
     def final_split(self) -> str:

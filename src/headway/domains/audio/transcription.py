@@ -37,7 +37,7 @@ from headway.domains.audio.store import Transcripts, open_sounds, read_transcrip
 from headway.domains.audio.windows import check_lengths, frames_of, settled
 from headway.errors import ConfigError, UserError, logger, nearest
 from headway.learn import Recipe, Task
-from headway.learn.examples import Batch, Chance, Numbered, Selected
+from headway.learn.examples import Batch, Chance, Contents, Numbered, Selected
 from headway.learn.objectives.written import Sources
 from headway.learn.report import Picture
 from headway.metrics.errors import english_normalizer, english_words
@@ -112,6 +112,9 @@ class SpokenTexts(SpokenSounds, Numbered):
             return cast(TokenizerCodec, load_codec(workspace))
         texts = (f" {self.rows.texts[row]}" for row in self.splits.rows("train").tolist())
         return train_codec(self.config.codec, texts, self.config.size, special=(END, START, PLAIN), fewer=True)
+
+    def contents(self) -> Contents:
+        return {"sounds": ([self.sounds.keys[row] for row in self.kept.tolist()],), "transcripts": (self.rows.texts,)}
 
     def take(self, rows: np.ndarray, chance: Chance | None = None) -> Batch:
         places = [None] * len(rows) if chance is None else chance.places.tolist()

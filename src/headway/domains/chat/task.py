@@ -25,12 +25,13 @@ from headway.data.dialogues import ASSISTANT, Message, Messages, dialogue_source
 from headway.data.files import File
 from headway.data.marked import Marked, MarkedCache, MarkedSample, WholeRows, open_marked
 from headway.data.splits import divided
+from headway.data.store import column_digest
 from headway.errors import ConfigError, UserError, logger
 from headway.formats.usage import read_usage
 from headway.generate import Limits, Sampling, Session
 from headway.layout import Layout
 from headway.learn import Recipe, Task, TaskConfig
-from headway.learn.examples import Batch, ByCount, Chance, Numbered, Selected
+from headway.learn.examples import Batch, ByCount, Chance, Contents, Numbered, Selected
 from headway.learn.objectives.written import Likelihood
 from headway.metrics import language_scores
 from headway.nn.models import ModelConfig, Transformer, TransformerConfig
@@ -116,6 +117,10 @@ class Conversations(Numbered):
 
     def some(self, rows: np.ndarray, limit: int | None) -> np.ndarray:
         return rows[:limit]
+
+    def contents(self) -> Contents:
+        texts, replies = (column_digest(self.cache.directory, *names) for names in (("ids", "offsets"), ("marks",)))
+        return {self.what: ([texts],), "replies": ([replies],)}
 
     def save(self, directory: Path) -> None:
         """The codec, and with the template what a chat needs to know."""

@@ -10,6 +10,7 @@ from torch import nn
 
 from headway.codecs.boards import fens
 from headway.data import Splits
+from headway.data.store import column_digest
 from headway.domains.chess.judge import BoardJudge, Judge, place_of
 from headway.domains.chess.limits import SearchLimits
 from headway.domains.chess.player import Player
@@ -17,7 +18,7 @@ from headway.domains.chess.positions import Positions
 from headway.domains.chess.puct import expected_of
 from headway.domains.chess.rules import board_of, chess, drawing, move_of
 from headway.learn import Recipe
-from headway.learn.examples import Numbered
+from headway.learn.examples import Contents, Numbered
 from headway.learn.objective import Objective
 from headway.learn.recipe import batch_size_of
 from headway.learn.report import Picture
@@ -124,6 +125,10 @@ class PositionRows(Numbered):
 
     def __init__(self, recipe: Recipe, source: Positions, splits: Splits) -> None:
         self.size, self.seed, self.source, self.splits = batch_size_of(recipe), recipe.train.seed, source, splits
+
+    def contents(self) -> Contents:
+        parts = {"positions": ("positions", "earlier"), "moves": ("counts", "moves"), "values": ("values", "worths")}
+        return {name: ([column_digest(self.source.folder, *columns)],) for name, columns in parts.items()}
 
 
 P = TypeVar("P", bound=PositionRows)

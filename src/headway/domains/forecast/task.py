@@ -19,7 +19,7 @@ from headway.data.splits import Splits
 from headway.errors import ConfigError, UserError
 from headway.formats.durable import read_json, write_text
 from headway.learn import Recipe, Task, TaskConfig
-from headway.learn.examples import Batch, Chance, spread
+from headway.learn.examples import Batch, Chance, Contents, spread
 from headway.learn.objectives.quantiles import Around, Continued, Quantiles
 from headway.learn.recipe import batch_size_of
 from headway.metrics.forecasts import seasonal_error, simple_forecasts
@@ -177,6 +177,9 @@ class Windows(Continued):
             mean = max(float(np.abs(errors[best]).mean()), 1e-3)
             quantiles = np.quantile(errors[best] / mean, LEVELS, axis=0).T.round(4).tolist()
             self.codec = replace(self.codec, line=best, spread=mean, errors=tuple(map(tuple, quantiles)))
+
+    def contents(self) -> Contents:
+        return {"series": ([one.name for one in self.found],), "values": (self.values, self.seen, self.starts)}
 
     def around(self, rows: np.ndarray) -> Around:
         places = self.at.values[rows][:, None]

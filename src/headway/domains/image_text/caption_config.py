@@ -99,12 +99,14 @@ BEGIN, END = "<s>", "</s>"
 
 @dataclass(frozen=True)
 class Captioned:
-    """N samples. `pixels(rows)` are their images, all of one size; `images` are equal for samples of the same image,
-    whose captions are one another's alternatives; `sides` are the samples of each split, "train", "validation", "test"
-    and perhaps others; `shown(row)` is a sample's name for people, `place(row)` where it stands, for messages.
+    """N samples. `pixels(rows)` are their images, all of one size; `keys` name the contents of these; `images` are
+    equal for samples of the same image, whose captions are one another's alternatives; `sides` are the samples of each
+    split, "train", "validation", "test" and perhaps others; `shown(row)` is a sample's name for people, `place(row)`
+    where it stands, for messages.
     """
 
     captions: Sequence[str]
+    keys: Sequence[str]
     images: Int[np.ndarray, "N"]
     sides: dict[str, Int[np.ndarray, "K"]]
     pixels: Callable[[Int[np.ndarray, "B"]], UInt8[np.ndarray, "B H W 3"]]
@@ -134,6 +136,7 @@ def captioned(
     keys = pictures.keys if found.groups is None else found.groups
     return Captioned(
         captions=[found.texts[row] for row in rows.tolist()],
+        keys=[pictures.keys[image] for image in of.tolist()],
         images=same[of],
         sides=sides_of([keys[image] for image in of.tolist()], found.named[of], split),
         pixels=lambda chosen: np.asarray(pictures.pixels[of[chosen]]),
@@ -271,6 +274,7 @@ class ScenesConfig(CaptionsConfig):
         drawn = _Scenes(self.seed, first)
         return Captioned(
             captions=drawn.captions(int(edges[-1])),
+            keys=(),  # as captions say what the scenes show
             images=np.arange(edges[-1]),
             sides=sides,
             pixels=lambda rows: np.stack([scenes.draw(drawn.scene(row)) for row in rows.tolist()]),

@@ -24,7 +24,7 @@ from headway.generate import SearchConfig
 from headway.generate.prompts import device_of, evaluating
 from headway.layout import Layout
 from headway.learn import Recipe
-from headway.learn.examples import Batch, Chance, Numbered, Selected
+from headway.learn.examples import Batch, Chance, Contents, Numbered, Selected
 from headway.learn.objective import judged
 from headway.learn.objectives.written import Ids, Sourced, Sources, Written, shifted
 from headway.learn.recipe import batch_size_of
@@ -175,6 +175,9 @@ class ImagesToCaption(Sourced, Numbered):
         read, layout, labels = shifted(ids, (self.begin,), self.end)
         computed = read.numel() + self.model.prefix * len(ids)
         return Batch((images, read, layout), labels, sum(map(len, ids)) + len(ids), computed)
+
+    def contents(self) -> Contents:
+        return {"images": (self.data.keys,), "captions": (self.data.captions,)}
 
     def shown(self, row: int) -> str:
         return self.data.shown(row)

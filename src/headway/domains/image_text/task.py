@@ -28,7 +28,7 @@ from headway.errors import ConfigError
 from headway.formats.usage import Usage, read_usage
 from headway.generate.prompts import device_of, evaluating
 from headway.learn import Recipe, Task, TaskConfig, TrainConfig
-from headway.learn.examples import Batch, Chance, Numbered
+from headway.learn.examples import Batch, Chance, Contents, Numbered
 from headway.learn.objectives.contrast import Contrast, check_sides, coupled, of_parts
 from headway.learn.report import Picture
 from headway.learn.rows import in_parts
@@ -206,6 +206,9 @@ class CaptionedImages(Numbered):
         parts = in_parts(self.rows, texts, _PADDING, self.config.at_once)
         targets = torch.from_numpy(of), torch.from_numpy(same)
         return Batch((pixels, parts), targets, len(of), len(rows) * self.patches + parts.computed)
+
+    def contents(self) -> Contents:
+        return {"images": (self.pictures.keys,), "texts": (self.captions.texts, self.captions.of)}
 
     def inputs(self, images: np.ndarray) -> Float[Tensor, "B 3 H W"]:
         """What the model reads of images."""

@@ -30,7 +30,7 @@ from headway.errors import UserError
 from headway.generate.prompts import device_of
 from headway.layout import Layout
 from headway.learn import Recipe, Task, TaskConfig
-from headway.learn.examples import Batch, ByCount, Chance, Examples
+from headway.learn.examples import Batch, ByCount, Chance, Contents, Examples
 from headway.learn.objective import Objective, judged
 from headway.learn.task import codec_of
 from headway.metrics import perplexity, wilson
@@ -163,6 +163,9 @@ class MaskedTexts(Examples):
         if shape not in self._full:
             self._full[shape] = Layout.full(*shape)
         return self._full[shape]
+
+    def contents(self) -> Contents:
+        return {"texts": (self.cache.keys,)}
 
     def save(self, directory: Path) -> None:
         self.codec.save(directory)

@@ -22,7 +22,7 @@ from headway.data.order import epoch_seed, sample_at
 from headway.domains.robotics.codec import Camera, RobotCodec
 from headway.errors import ConfigError
 from headway.learn import Shard
-from headway.learn.examples import Batch, ByCount, Chance, Examples
+from headway.learn.examples import Batch, ByCount, Chance, Contents, Examples
 from headway.nn.models import ActConfig, Chunks, ModelConfig, Observations, RobotPolicyConfig
 from headway.nn.models.robot import in_order
 
@@ -109,6 +109,11 @@ class Demonstrated(Examples):
         first, last = self._starts[steps][:, None], self._ends[steps][:, None] - 1
         actions = self._actions[places.clip(first, last)]
         return Chunks(torch.from_numpy(actions), torch.from_numpy((first <= places) & (places <= last)))
+
+    def contents(self) -> Contents:
+        data = self.data
+        pictures = [f"{name}: {data.cameras[name].content}" for name in sorted(data.cameras)]
+        return {"states and actions": (data.keys(),), "pictures": (pictures,), "tasks": (data.names, data.tasks)}
 
     def save(self, directory: Path) -> None:
         self.codec.save(directory)

@@ -30,7 +30,7 @@ from headway.formats.familiar import Familiar
 from headway.generate import Limits, Sampling, Session, strided_nats
 from headway.layout import Layout
 from headway.learn import Recipe, Task, TaskConfig
-from headway.learn.examples import Batch, ByCount, Chance, Examples, Samples
+from headway.learn.examples import Batch, ByCount, Chance, Contents, Examples, Samples
 from headway.learn.objective import Carrying
 from headway.learn.objectives.written import Likelihood
 from headway.learn.task import codec_of
@@ -182,6 +182,9 @@ class Documents(Examples):
         rows = self.packed("validation")
         places = np.unique(np.linspace(0, len(rows) - 1, count).astype(int))
         return rows.windows(places).inputs[:, : max(1, self.context // 4)].tolist()
+
+    def contents(self) -> Contents:
+        return {"texts": (self.cache.keys,)}
 
     def save(self, directory: Path) -> None:
         self.codec.save(directory)

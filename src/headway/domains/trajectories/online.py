@@ -20,7 +20,7 @@ from headway.domains.trajectories.windows import StepWindows, Trajectories
 from headway.environments import SEEDS, Copies, played
 from headway.errors import ConfigError, UserError
 from headway.generate.prompts import evaluating
-from headway.learn.examples import WHOLE, Batch, Chance, Explored, Shard
+from headway.learn.examples import WHOLE, Batch, Chance, Contents, Explored, Shard
 from headway.nn.models import Transformer
 
 _STARTS, _ORDER = 16, 17  # so that what is drawn has nothing to do with other draws from the same seed
@@ -118,6 +118,9 @@ class OwnEpisodes(Trajectories, Explored):
         self.curve: list[tuple[float, float, float]] = []  # of each own episode: what was asked for, return, steps
         self._kept: list[int] = []  # recorded episodes of the buffer, from the worst to the best
         self._own: list[Episode] = []  # those of its own in the buffer, from the oldest to the newest
+
+    def contents(self) -> Contents:
+        return {**super().contents(), "environment": ([self.copies.name],)}
 
     @property
     def steps(self) -> int:

@@ -17,7 +17,7 @@ from headway.data.episodes import Episodes, steps_within
 from headway.domains.trajectories.codec import TrajectoryCodec
 from headway.errors import ConfigError
 from headway.layout import Layout
-from headway.learn.examples import Batch, ByCount, Chance, Examples
+from headway.learn.examples import Batch, ByCount, Chance, Contents, Examples
 from headway.nn.models import (
     ConvolutionsConfig,
     ModelConfig,
@@ -99,6 +99,9 @@ class Trajectories(Examples):
             )
         heads = {name: head for name, head in config.heads.items() if name != "actions" or before.discrete == discrete}
         return replace(config, embed=embed, heads=heads)
+
+    def contents(self) -> Contents:
+        return {"states and actions": (self.episodes.keys(),), "rewards": (self.episodes.rewards,)}
 
     def save(self, directory: Path) -> None:
         self.codec.save(directory)

@@ -16,6 +16,7 @@ from headway.codecs import Codec, train_codec
 from headway.config import register
 from headway.data import IGNORED, Column, Pair, PairBatches, grouped, open_pairs, split_pairs
 from headway.data import pairs as read_all
+from headway.data.store import column_digest
 from headway.domains.translation.config import BEGIN, END, Codecs, PairMarks, PairsConfig, check_recipe, with_symbols
 from headway.domains.translation.translator import translate_hypotheses
 from headway.errors import logger
@@ -24,7 +25,7 @@ from headway.generate import SearchConfig
 from headway.generate.prompts import evaluating
 from headway.layout import Layout
 from headway.learn import Recipe, Task
-from headway.learn.examples import Batch, ByTokens, Chance, spread
+from headway.learn.examples import Batch, ByTokens, Chance, Contents, spread
 from headway.learn.objectives.written import Ids, Sourced, Sources, Written
 from headway.learn.report import Picture, heatmap
 from headway.metrics import bleu, pronunciation_error_rates, translation_scores
@@ -161,6 +162,11 @@ class ParallelText(Sourced):
         for split in ("train", "validation"):
             self.of(split)
         return with_symbols(model, self.codecs)
+
+    def contents(self) -> Contents:
+        first, second = ("target", "source") if self.reverse else ("source", "target")
+        targets = column_digest(self.cache.directory, "target_ids", "target_offsets")
+        return {f"{first} texts": (self.cache.keys,), f"{second} texts": ([targets],)}
 
     def save(self, directory: Path) -> None:
         self.codecs.save(directory)

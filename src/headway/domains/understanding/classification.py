@@ -15,7 +15,7 @@ from headway.data import Splits, Table, read_table, sides_of
 from headway.domains.understanding.texts import EncodedTexts, EncoderTaskConfig, batch_tokens, check_encoder
 from headway.errors import UserError, logger
 from headway.learn import Recipe, Task
-from headway.learn.examples import Batch, Chance
+from headway.learn.examples import Batch, Chance, Contents
 from headway.learn.objectives.classes import HEAD, Classes, Classified
 from headway.learn.objectives.regression import Regression, Valued
 from headway.learn.rows import frame_for, framed
@@ -105,6 +105,10 @@ class TableTexts(EncodedTexts):
         """Symbols, and what is to be said of their texts, [B]."""
         inputs = self.rows.inputs(rows)
         return Batch(inputs, torch.from_numpy(self.targets[rows]), len(rows), inputs.computed)
+
+    def contents(self) -> Contents:
+        columns = self.table.columns
+        return {**super().contents(), "texts": tuple(columns[use] for use in ("text", "text2") if use in columns)}
 
     def shown(self, row: int) -> str:
         return " | ".join(self.table.columns[use][row] for use in ("text", "text2") if use in self.table.columns)

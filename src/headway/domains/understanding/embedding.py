@@ -18,7 +18,7 @@ from headway.data.splits import key_of
 from headway.domains.understanding.texts import EncoderTaskConfig, check_encoder
 from headway.errors import ConfigError, UserError
 from headway.learn import Recipe, Task
-from headway.learn.examples import Batch, ByCount, Chance, Examples, spread
+from headway.learn.examples import Batch, ByCount, Chance, Contents, Examples, spread
 from headway.learn.objectives.contrast import Contrast, check_sides, coupled, of_parts
 from headway.learn.rows import FramedRows, frame_for, framed, in_parts, said_of
 from headway.metrics import nearest_centroid, neighbour_recall, partner_recall
@@ -110,6 +110,9 @@ class RelatedTexts(Examples):
         if self.labels is not None:
             return self.labels[rows]
         return np.array([key_of(self.lines[row]) for row in rows.tolist()], np.uint64)
+
+    def contents(self) -> Contents:
+        return {"texts": (self.lines,), **({} if self.labels is None else {"labels": (self.labels,)})}
 
     def save(self, directory: Path) -> None:
         self.codec.save(directory)

@@ -18,7 +18,7 @@ from headway.config import register
 from headway.data import IGNORED, Splits, TaggedText, read_conll, sides_of
 from headway.domains.understanding.texts import EncodedTexts, EncoderTaskConfig, batch_tokens, check_encoder
 from headway.learn import Recipe, Task
-from headway.learn.examples import Batch, Chance, Selected
+from headway.learn.examples import Batch, Chance, Contents, Selected
 from headway.learn.objective import Objective, judged
 from headway.learn.objectives.classes import Classified
 from headway.learn.rows import FramedRows, Limit, frame_for, framed
@@ -82,6 +82,9 @@ class TaggedSentences(EncodedTexts, Classified):
         numbers = self.numbered(tags, trained, lambda tag: place(int(owner[tag])), workspace)
         self.classes[np.arange(self.places.shape[1]) < np.array(counts)[:, None]] = numbers
         self.classes[self.places < 0] = IGNORED
+
+    def contents(self) -> Contents:
+        return {**super().contents(), "texts": ([" ".join(one.words) for one in self.sentences],)}
 
     def some(self, rows: np.ndarray, limit: int | None) -> np.ndarray:
         return rows[:limit]

@@ -26,7 +26,7 @@ from headway.formats.hub import named_folder
 from headway.formats.open import open_model
 from headway.formats.usage import read_usage
 from headway.learn import Recipe, Task, TaskConfig
-from headway.learn.examples import Batch, Chance
+from headway.learn.examples import Batch, Chance, Contents
 from headway.learn.objectives.classes import HEAD, Classes, Classified, ClassSamples, check_classes
 from headway.learn.recipe import batch_size_of
 from headway.learn.report import Picture
@@ -92,6 +92,7 @@ class Images(Classified):
         images = load_images(samples, reader, config.skip_bad)
         kept = np.setdiff1d(np.arange(len(samples)), list(images.wrong))
         self.rows = kept
+        self.keys = [images.keys[row] for row in kept.tolist()]
         self.images = images.pixels
         self.files = samples.files
         self.places = samples.places
@@ -100,7 +101,7 @@ class Images(Classified):
         labelled = ClassSamples(
             labels,
             samples.named[kept],
-            [images.keys[row] for row in kept.tolist()],
+            self.keys,
             lambda row: samples.places[int(kept[row])],
         )
         self.seed, self.size = recipe.train.seed, batch_size_of(recipe)
@@ -143,6 +144,9 @@ class Images(Classified):
 
     def _normalised(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
         return ((x * self.factor - self.mean) / self.std).contiguous()
+
+    def contents(self) -> Contents:
+        return {**super().contents(), "images": (self.keys,)}
 
     def shown(self, row: int) -> str:
         """The name of its file, or its place in one."""

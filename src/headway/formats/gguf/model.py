@@ -241,7 +241,7 @@ def _check(draft: FileContents, architecture: str, dialect: Dialect, family: Fam
 
 def _write(draft: FileContents, path: Path, precision: Precision) -> None:
     package = gguf()
-    with beside(path) as place:
+    with beside(path, new=True) as place:
         writer = package.GGUFWriter(place, draft.values["general.architecture"])
         for key, value in draft.values.items():
             if key != "general.architecture":  # which the writer has said

@@ -17,7 +17,7 @@ from headway.data import SplitConfig, Splits, sides_of
 from headway.data.splits import side_number
 from headway.errors import UserError, nearest
 from headway.formats.usage import read_usage
-from headway.learn.examples import Batch, Numbered, Selected
+from headway.learn.examples import Batch, Contents, Numbered, Selected
 from headway.learn.objective import Objective, judged
 from headway.learn.report import Picture
 from headway.learn.report.confusion import confusions
@@ -95,6 +95,9 @@ class Classified(Numbered):
         if wrong is not None:
             raise unknown_label(given[wrong], place(wrong), self.labels)
         return np.fromiter((numbers[label] for label in given), np.int64, len(given))
+
+    def contents(self) -> Contents:
+        return {**super().contents(), "labels": (self.labels, self.classes)}
 
     def save(self, directory: Path) -> None:
         save_labels(directory, self.labels)

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import nn
 
 from headway.errors import UserError
-from headway.learn.examples import Batch, Numbered, Selected
+from headway.learn.examples import Batch, Contents, Numbered, Selected
 from headway.learn.objective import Objective, judged
 from headway.learn.objectives.classes import HEAD, save_labels
 from headway.metrics import correlation_scores
@@ -22,6 +22,9 @@ class Valued(Numbered):
     """Samples with a number each. A domain says what the inputs of samples are (`take`) and how people see them."""
 
     values: Float[np.ndarray, "N"]
+
+    def contents(self) -> Contents:
+        return {**super().contents(), "numbers": (self.values,)}
 
     @property
     def deviation(self) -> float:
