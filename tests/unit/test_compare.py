@@ -277,7 +277,7 @@ def test_resume_begins_where_there_is_nothing(
     assert cli.main(command(book, tmp_path / "c", "--resume", "--seeds", "2")) == cli.INTERRUPTED
     assert "headway: variant attention-1 stopped; the same command with" in capsys.readouterr().err
     begun = json.loads((tmp_path / "c/compare.json").read_text(encoding="utf-8"))
-    assert begun.keys() == {"recipe", "fitted", "grid", "minutes", "tokens", "seeds"}
+    assert begun.keys() == {"recipe", "fitted", "grid", "minutes", "tokens", "seeds", "data"}
     assert begun["grid"]["model.mixer"] == MIXERS
     assert cli.main(command(book, tmp_path / "c", "--resume", "--seeds", "2")) == cli.INTERRUPTED
 

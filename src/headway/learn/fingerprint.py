@@ -17,7 +17,7 @@ from headway.learn.distributed import Processes
 from headway.learn.task import Task
 
 _VERSION = 1
-_SHOWN = 4  # differences that a message names
+_ALL = "samples"
 
 
 def fingerprint(task: Task) -> dict[str, int | str]:
@@ -30,7 +30,7 @@ def fingerprint(task: Task) -> dict[str, int | str]:
     found: dict[str, int | str] = {"version": _VERSION}
     splits = getattr(task.examples, "splits", None)
     if isinstance(splits, Splits):
-        found["samples"] = len(splits.every)
+        found[_ALL] = len(splits.every)
         found |= {f"{side} samples": len(rows) for side, rows in splits.sides.items()}
     found |= {name: digest_of(values) for name, values in contents.items()}
     if isinstance(splits, Splits):
@@ -44,14 +44,16 @@ def differences(recorded: Any, found: Mapping[str, int | str]) -> str | None:
     """
     if not isinstance(recorded, dict) or not found or recorded.get("version") != _VERSION:
         return None
-    told = []
+    told: list[str] = []
     for name, value in found.items():
         before = recorded.get(name, value)  # a part that the run's version did not know
         if before == value:
             continue
         counts = isinstance(value, int) and isinstance(before, int)
         told.append(f"{value:,} {name}, not {before:,}" if counts else f"other {name}")
-    return ", ".join(told[:_SHOWN]) + (", ..." if len(told) > _SHOWN else "") if told else None
+        if name == _ALL:  # with more or fewer samples all else is another, too
+            break
+    return ", ".join(told) or None
 
 
 def agreed(own: dict[str, int | str], processes: Processes) -> dict[str, int | str]:

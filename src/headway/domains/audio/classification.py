@@ -106,7 +106,7 @@ class LabelledSounds(Classified):
         self.label(samples, config.split, "sounds", "a folder", workspace)
 
     def contents(self) -> Contents:
-        return {**super().contents(), "sounds": ([self.sounds.keys[row] for row in self.kept.tolist()],)}
+        return {**super().contents(), "sounds": ([self.sounds.keys[row] for row in map(int, self.kept)],)}
 
     def adapt(self, model: ModelConfig) -> ModelConfig:
         """`model` with the window. Raises UserError for empty splits."""

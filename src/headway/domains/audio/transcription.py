@@ -114,7 +114,7 @@ class SpokenTexts(SpokenSounds, Numbered):
         return train_codec(self.config.codec, texts, self.config.size, special=(END, START, PLAIN), fewer=True)
 
     def contents(self) -> Contents:
-        return {"sounds": ([self.sounds.keys[row] for row in self.kept.tolist()],), "transcripts": (self.rows.texts,)}
+        return {"sounds": ([self.sounds.keys[row] for row in map(int, self.kept)],), "transcripts": (self.rows.texts,)}
 
     def take(self, rows: np.ndarray, chance: Chance | None = None) -> Batch:
         places = [None] * len(rows) if chance is None else chance.places.tolist()
