@@ -20,6 +20,8 @@ def pictures(steps: int, seed: int = 0) -> np.ndarray:
 class Held:
     """Pictures in memory."""
 
+    content = "grey"
+
     def __init__(self, pixels: np.ndarray) -> None:
         self.pixels = pixels
         self.size = self.recorded = pixels.shape[1:3]

@@ -79,6 +79,8 @@ def picture(places: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 class Pictures:
     """Frames that are drawn from states when they are read."""
 
+    content = "drawn"
+
     def __init__(self, states: np.ndarray, size: tuple[int, int], recorded: tuple[int, int] | None = None) -> None:
         self.states, self.size, self.recorded = states, size, recorded or size
 
