@@ -14,7 +14,7 @@ from headway.errors import UserError
 
 _NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)  # Windows has neither flag: there the checks before and after must do
 _NO_WAIT = getattr(os, "O_NONBLOCK", 0)
-_REPARSE_POINT = 0x400  # links and junctions of Windows
+_JUNCTION = 0xA0000003  # the tag of Windows for a folder that leads elsewhere and is no symbolic link
 _FOREIGN = ("wandb",)  # folders in which another library puts links of its own
 
 
@@ -53,7 +53,7 @@ def check_folder(path: Path) -> None:
 
 def check_kind(path: Path, found: os.stat_result) -> None:
     """UserError for what is neither a plain file nor a folder."""
-    if stat.S_ISLNK(found.st_mode) or getattr(found, "st_file_attributes", 0) & _REPARSE_POINT:
+    if stat.S_ISLNK(found.st_mode) or getattr(found, "st_reparse_tag", 0) == _JUNCTION:
         target = _target(path)
         raise UserError(f"{path} is a link to {target}, which must not be written to; put a copy in place of the link")
     if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
@@ -92,8 +92,10 @@ def visible_names(folder: Path, shown: int = 3) -> str:
         names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
     except FileNotFoundError:
         return ""
+    except NotADirectoryError:
+        raise UserError(f"{folder} is not a folder; choose another path") from None
     except OSError as error:
-        raise UserError(f"{folder} cannot be read as a folder ({error.strerror}); choose another") from error
+        raise UserError(f"{folder} cannot be read ({error.strerror}); correct its permissions") from error
     return ", ".join(names[:shown]) + (", ..." if len(names) > shown else "")
 
 

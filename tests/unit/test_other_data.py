@@ -8,7 +8,6 @@ from collections.abc import Callable
 from datetime import date
 from importlib import import_module
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import chess_data
@@ -24,6 +23,7 @@ import headway as hw
 from headway import domains
 from headway.app.cli.main import USER_ERROR, main
 from headway.app.recipes import configured, open_task
+from headway.data.fingerprint import digest_of
 from headway.data.recordings import write_episodes
 from headway.data.store import column_digest
 from headway.errors import UserError
@@ -352,9 +352,8 @@ def test_a_comparison_goes_on_with_no_other_data(
     assert "all were trained on other data: these have other texts" in capsys.readouterr().err
 
 
-def test_numbers_are_told_apart_by_type_and_shape() -> None:
-    def of(values: Any) -> dict[str, int | str]:
-        return fingerprint(SimpleNamespace(examples=SimpleNamespace(contents=lambda: {"a": (values,)})))  # type: ignore[arg-type]
-
-    found = [np.zeros(4), np.zeros((2, 2)), np.zeros(4, np.float32), ["", "0"], ["0", ""], ["0"], np.zeros(0)]
-    assert len({str(of(values)) for values in found}) == len(found)
+def test_what_differs_in_type_shape_or_limits_has_another_digest() -> None:
+    found = [np.zeros(4), np.zeros((2, 2)), np.zeros(4, np.float32), ["", "0"], ["0", ""], ["0"], [], np.zeros(0)]
+    many = [["ab"] * 5000, ["ab"] * 4095 + ["abab"] + ["ab"] * 903, ["\ud800"]]
+    digests = {digest_of([values]) for values in [*found, *many]}
+    assert len(digests) == len(found) + len(many)

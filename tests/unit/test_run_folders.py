@@ -247,6 +247,12 @@ def test_a_folder_with_weights_is_no_run_that_was_killed_at_its_start(tmp_path: 
     (tmp_path / "model-00001-of-00002.safetensors").write_text("mine")
     with pytest.raises(UserError, match="is not empty and holds no run"):
         count(tmp_path, counting_recipe(steps=2))
+    (tmp_path / "model-00001-of-00002.safetensors").unlink()
+    (tmp_path / "report.html").write_text("mine")
+    for other in ("", "made by another program"):
+        (tmp_path / ".lock").write_text(other)
+        with pytest.raises(UserError, match="is not empty and holds no run"):
+            count(tmp_path, counting_recipe(steps=2))
 
 
 def test_a_folder_of_the_users_is_left_as_it_was_where_no_run_begins(tmp_path: Path) -> None:

@@ -65,7 +65,8 @@ def train(
     minutes: train for a time rather than for a number of steps. It covers everything, evaluation and report included,
     and `spent` seconds of it are taken to be gone already; with `steps_alone` it covers the training steps only.
     run: the directory of the run; by default runs/NAME.
-    resume: continue the run that is there; a finished run goes on for `minutes` more.
+    resume: continue the run that is there; a finished run goes on for `minutes` more. The data must be the same,
+    wherever they are now.
     finish: end a run that was stopped within a tenth of the steps it has made, at a falling learning rate.
     start, from_: a run or a published model to fine-tune (two names of one argument): its configuration, tokenizer and
     weights are taken over, with new heads where the task needs them.

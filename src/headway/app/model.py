@@ -545,7 +545,8 @@ class Model(Handle):
         limit: evaluate on at most so many samples.
         stride: for language models, read the texts in overlapping windows.
 
-        A published model can be evaluated on `data` as a language model, or as one that matches images and texts.
+        A published model can be evaluated on `data` as a language model, or as one that matches images and texts. Of a
+        run, "note" in the result says how the data differ from those that it was trained on, if they do.
         Raises UserError for a split that does not exist, and for data that do not fit.
         """
         ...

@@ -13,6 +13,8 @@ from headway.data.files import File, HubSplit
 from headway.data.sources import Aligned
 from headway.received import opened
 
+_STRINGS = 4096  # that are joined at once
+
 
 class Encoder(Protocol):
     """What caching asks of a codec."""
@@ -55,10 +57,10 @@ def digest_of(values: Iterable[np.ndarray | Sequence[str]]) -> str:
             digest.update(np.ascontiguousarray(each).reshape(-1).view(np.uint8).data)
             continue
         digest.update(f"{len(each)} strings".encode())
-        for text in each:
-            encoded = text.encode("utf-8", "surrogatepass")
-            digest.update(len(encoded).to_bytes(8, "little"))
-            digest.update(encoded)
+        for start in range(0, len(each), _STRINGS):
+            some = each[start : start + _STRINGS]
+            digest.update(np.fromiter(map(len, some), np.int64, len(some)).data)
+            digest.update("".join(some).encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
 
 

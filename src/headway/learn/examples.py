@@ -197,6 +197,12 @@ class Examples:
         """
         return {}
 
+    @property
+    def splits_read(self) -> Splits | None:
+        """The splits as the data have them, where samples are numbered."""
+        found = getattr(self, "splits", None)
+        return found if isinstance(found, Splits) else None
+
     def save(self, directory: Path) -> None:
         """Write what using the model needs beside its weights: codec, processor."""
 

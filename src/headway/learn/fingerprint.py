@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from headway.data import Splits
 from headway.data.fingerprint import digest_of
 from headway.errors import UserError
 from headway.learn.distributed import Processes
@@ -28,12 +27,12 @@ def fingerprint(task: Task) -> dict[str, int | str]:
     if not contents:
         return {}
     found: dict[str, int | str] = {"version": _VERSION}
-    splits = getattr(task.examples, "splits", None)
-    if isinstance(splits, Splits):
+    splits = task.examples.splits_read
+    if splits is not None:
         found[_ALL] = len(splits.every)
         found |= {f"{side} samples": len(rows) for side, rows in splits.sides.items()}
     found |= {name: digest_of(values) for name, values in contents.items()}
-    if isinstance(splits, Splits):
+    if splits is not None:
         found["splits"] = digest_of(splits.sides.values())
     return found
 

@@ -28,6 +28,7 @@ from headway.learn.recipe import Recipe, read_recipe
 from headway.learn.task import Task
 from headway.nn.kernels import is_deterministic
 from headway.outputs import check_tree, open_own, visible_names
+from headway.received import opened
 
 # Names the loggers to use beside metrics.jsonl: HEADWAY_LOG=tensorboard,wandb
 VARIABLE = "HEADWAY_LOG"
@@ -142,6 +143,7 @@ def open_loggers(directory: Path, settings: dict[str, Any]) -> list[Logger]:
 
 FORMAT = 1
 _APART = ("checkpoints", "trunk", "data", "tensorboard", "wandb")  # folders that the digests of a run say nothing of
+_PROCESS = 20  # digits of its number at most
 _PACKAGES = ("headway", "torch", "numpy", "safetensors", "tokenizers")
 
 
@@ -243,7 +245,7 @@ class RunDirectory:
                 ) from error
             if not _locked(file):
                 file.seek(0)
-                holder = file.read(20).strip()
+                holder = file.read(_PROCESS).strip()
                 file.close()
                 raise UserError(
                     f"{self.path} is being trained by another process ({holder}); wait for its end, or choose another "
@@ -284,7 +286,11 @@ class RunDirectory:
                 f"{self.path} holds checkpoints of a run that has lost its {self.status.name}; restore that, or "
                 "choose another directory with --run"
             )
-        begun = os.path.lexists(self._lock) and next(self.path.glob("*.safetensors"), None) is None
+        try:
+            with opened(self._lock) as file:
+                begun = file.read(_PROCESS).isdigit() and next(self.path.glob("*.safetensors"), None) is None
+        except UserError:  # there is none
+            begun = False
         if not begun:
             raise UserError(
                 f"{self.path} is not empty and holds no run ({found}); its files would be overwritten: choose another "

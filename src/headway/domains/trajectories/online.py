@@ -16,7 +16,7 @@ from headway.data import Splits
 from headway.data.episodes import Episode, Episodes, joined, together
 from headway.domains.trajectories.acting import Actor
 from headway.domains.trajectories.codec import TrajectoryCodec
-from headway.domains.trajectories.windows import StepWindows, Trajectories
+from headway.domains.trajectories.windows import StepWindows, Trajectories, contents_of
 from headway.environments import SEEDS, Copies, played
 from headway.errors import ConfigError, UserError
 from headway.generate.prompts import evaluating
@@ -114,13 +114,17 @@ class OwnEpisodes(Trajectories, Explored):
     ) -> None:
         super().__init__(episodes, splits, codec, size, seed, returns=returns, following=following)
         self.recorded, self.online, self.copies, self.follow = episodes, online, copies, follow
-        self._given = splits.sides["train"]
+        self._splits, self._given = splits, splits.sides["train"]
         self.curve: list[tuple[float, float, float]] = []  # of each own episode: what was asked for, return, steps
         self._kept: list[int] = []  # recorded episodes of the buffer, from the worst to the best
         self._own: list[Episode] = []  # those of its own in the buffer, from the oldest to the newest
 
     def contents(self) -> Contents:
-        return {**super().contents(), "environment": ([self.copies.name],)}
+        return {"environment": ([self.copies.name],), **contents_of(self.recorded)}
+
+    @property
+    def splits_read(self) -> Splits:
+        return self._splits
 
     @property
     def steps(self) -> int:

@@ -101,10 +101,15 @@ class Trajectories(Examples):
         return replace(config, embed=embed, heads=heads)
 
     def contents(self) -> Contents:
-        return {"states and actions": (self.episodes.keys(),), "rewards": (self.episodes.rewards,)}
+        return contents_of(self.episodes)
 
     def save(self, directory: Path) -> None:
         self.codec.save(directory)
+
+
+def contents_of(episodes: Episodes) -> Contents:
+    """What there is in recorded episodes."""
+    return {"states and actions": (episodes.keys(),), "rewards": (episodes.rewards,)}
 
 
 class StepWindows:
