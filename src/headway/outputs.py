@@ -15,7 +15,8 @@ from headway.errors import UserError
 _NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)  # Windows has neither flag: there the checks before and after must do
 _NO_WAIT = getattr(os, "O_NONBLOCK", 0)
 _JUNCTION = 0xA0000003  # the tag of Windows for a folder that leads elsewhere and is no symbolic link
-_FOREIGN = ("wandb",)  # folders in which another library puts links of its own
+_FOREIGN = ("wandb",)  # folders in which another library puts links of its own, and how deep they are: of a run, and
+_FOREIGN_DEPTH = 2  # of the runs of a comparison
 
 
 def check_tree(folder: Path) -> None:
@@ -23,16 +24,19 @@ def check_tree(folder: Path) -> None:
 
     The folder itself may be reached by a link, because the user named it.
     """
-    waiting = [folder]
+    waiting = [(folder, 1)]
     while waiting:
+        place, depth = waiting.pop()
         try:
-            with os.scandir(waiting.pop()) as entries:
-                for entry in entries:
-                    found = entry.stat(follow_symlinks=False)
-                    check_kind(Path(entry.path), found)
-                    if stat.S_ISDIR(found.st_mode) and entry.name not in _FOREIGN:
-                        waiting.append(Path(entry.path))
-        except (FileNotFoundError, NotADirectoryError):  # removed meanwhile, or never there
+            with os.scandir(place) as entries:
+                names = [entry.name for entry in entries]
+            for name in names:
+                with suppress(FileNotFoundError):  # it was removed meanwhile
+                    found = os.lstat(place / name)
+                    check_kind(place / name, found)
+                    if stat.S_ISDIR(found.st_mode) and not (name in _FOREIGN and depth <= _FOREIGN_DEPTH):
+                        waiting.append((place / name, depth + 1))
+        except (FileNotFoundError, NotADirectoryError):  # of a run that is still to be made
             continue
         except OSError as error:
             raise UserError(

@@ -264,7 +264,7 @@ def test_a_run_goes_on_with_no_other_data(stopped: Path, tmp_path: Path, capsys:
 
 def test_a_run_goes_on_where_its_data_have_moved_to(stopped: Path, tmp_path: Path) -> None:
     run = shutil.copytree(stopped, tmp_path / "run")
-    moved = shutil.copy(stopped.parent / "play.txt", tmp_path / "moved.txt")
+    moved = Path(shutil.copy(stopped.parent / "play.txt", tmp_path / "moved.txt"))
     found = again(run, moved)
     assert found.summary["status"] == "finished"
     assert found.recipe.data == (str(moved),)
