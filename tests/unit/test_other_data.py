@@ -21,7 +21,7 @@ from tiny_runs import SETTINGS, cut_back, play_file, small, train
 
 import headway as hw
 from headway import domains
-from headway.app.cli.main import USER_ERROR, main
+from headway.app.cli.main import INTERRUPTED, USER_ERROR, main
 from headway.app.recipes import configured, open_task
 from headway.data.fingerprint import digest_of
 from headway.data.recordings import write_episodes
@@ -35,6 +35,7 @@ from headway.learn.objectives.quantiles import Continued
 from headway.learn.objectives.regression import Valued
 from headway.learn.objectives.written import Sourced
 
+pytestmark = pytest.mark.usefixtures("brief_samples")
 WORDS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 SPLIT = {"task.split.validation": 0.3, "task.split.test": 0.2}
 Write = Callable[[Path, bool], Path]
@@ -338,18 +339,35 @@ def test_a_comparison_goes_on_with_no_other_data(
     data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     play = play_file(data_dir, tmp_path)
-    settings = [f"{key}={value}" for key, value in (*SETTINGS.items(), ("model.width", 32), ("model.depth", "1,2"))]
+    settings = [f"{key}={value}" for key, value in (*SETTINGS.items(), ("model.width", 16), ("model.depth", 1))]
+    settings += ["model.heads=1", "optim.lr=0.001,0.002"]
     words = ["compare", "text", "--data", str(play), "--set", *settings, "--run", str(tmp_path / "all"), "--resume"]
+    begin: Any = import_module("headway.app.compare")._trial
+    begun: list[Path] = []
 
-    def stop(*given: Any, **named: Any) -> None:
-        raise KeyboardInterrupt
+    def one(recipe: Recipe, task: Any, place: Path, *given: Any) -> Any:
+        begun.append(place)
+        if len(begun) == 2:
+            raise KeyboardInterrupt
+        return begin(recipe, task, place, *given)
 
-    monkeypatch.setattr("headway.app.compare.train", stop)
-    assert main(words) == 130
-    play.write_text(play.read_text().replace("Citizen", "citizen", 1))
+    monkeypatch.setattr("headway.app.compare._trial", one)
+    for name in ("compare", "api"):  # no pages
+        monkeypatch.setattr(f"headway.app.{name}.available", lambda: False)
+    assert main(words) == INTERRUPTED
+    first = cut_back(begun[0], tmp_path / "cut", 1)
+    shutil.rmtree(begun[0])
+    first.rename(begun[0])
+    words[3] = str(play.rename(tmp_path / "moved.txt"))
+    text = Path(words[3]).read_text()
+    Path(words[3]).write_text(text.replace("Citizen", "citizen", 1))
     capsys.readouterr()
     assert main(words) == USER_ERROR
     assert "all were trained on other data: these have other texts" in capsys.readouterr().err
+    Path(words[3]).write_text(text)
+    assert main(words) == 0
+    for place in begun[:2]:
+        assert json.loads((place / "run.json").read_text())["status"] == "finished"
 
 
 def test_what_differs_in_type_shape_or_limits_has_another_digest() -> None:

@@ -164,6 +164,7 @@ def compare(
     begun = _claim(directory, resume, asked, plan)
     if begun:
         base = from_dict(Recipe, read_json(directory / FILE).get("fitted", plan["recipe"]), f"{directory / FILE}")
+        base = replace(base, data=asked.data)  # which may have moved
     else:
         base = _fitted(recipe, asked, grid, minutes, where, threads)
     tasks = Tasks(directory / CODECS)
@@ -322,7 +323,8 @@ def _changed(before: Any, file: Path, base: Recipe, plan: Mapping[str, Any]) -> 
         one, two = (json.dumps(each.get(name)) for each in (found, plan))  # the order of settings names variants
         if one != two:
             return f"{name} is {one}, not {two}"
-    return difference(recipe, base)
+    moved = isinstance(found.get("data"), dict)  # of which the contents are compared, once they are read
+    return difference(replace(recipe, data=base.data) if moved else recipe, base)
 
 
 def _trial(
@@ -338,7 +340,8 @@ def _trial(
     if not summary:
         with there.holding():  # whose lock shows that the codec belongs to a run
             task.save(place)
-    run = train(recipe, minutes=minutes, run=place, resume=True, device=device, threads=threads, steps_alone=True)
+    how: Any = {"resume": True, "device": device, "threads": threads, "steps_alone": True}
+    run = train(recipe, data=recipe.data or None, minutes=minutes, run=place, **how)
     return ComparedRun(run.directory, run.summary, run.metrics)
 
 

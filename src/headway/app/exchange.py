@@ -174,7 +174,9 @@ def check_format(form: str, dtype: str | None) -> None:
 
 
 def check_free(directory: Path) -> None:
-    """UserError for a place that holds something already."""
+    """UserError for a place that holds something already, or is a link to nothing."""
+    if directory.is_symlink() and not directory.exists():
+        raise UserError(f"{directory} is a link to {os.readlink(directory)}, which does not exist; remove the link")
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise UserError(f"{directory} already exists and is not empty; choose another place")
 

@@ -162,7 +162,7 @@ class Explorations(Explored):
         return self.config.epochs * (self.gathered // self.rows)
 
     def contents(self) -> Contents:
-        return {"environment": ([self.copies.name],)}
+        return {"environments": ([self.copies.name],)}
 
     @property
     def final_split(self) -> str:

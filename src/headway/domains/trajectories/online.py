@@ -120,7 +120,7 @@ class OwnEpisodes(Trajectories, Explored):
         self._own: list[Episode] = []  # those of its own in the buffer, from the oldest to the newest
 
     def contents(self) -> Contents:
-        return {"environment": ([self.copies.name],), **contents_of(self.recorded)}
+        return {"environments": ([self.copies.name],), **contents_of(self.recorded)}
 
     @property
     def splits_read(self) -> Splits:
