@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType, SimpleNamespace
+from types import FrameType
 from typing import Any
 
 from grammar_models import composed_object, varied
@@ -84,7 +84,8 @@ class Trial:
             if word == "{data}":
                 found += map(str, self.data)
             else:
-                found.append(words.get(word) or word.replace("{data}", str(self.data[0])).replace("{folder}", str(self.folder)))
+                place = word.replace("{data}", str(self.data[0])).replace("{folder}", str(self.folder))
+                found.append(words.get(word, place))
         return tuple(found)
 
 
@@ -120,7 +121,8 @@ def _deep(tree: Any, mild: random.Random, draw: random.Random) -> Any:
     """Some values at the top, or those of something at any depth, are others."""
     if draw.random() < 0.1:
         return draw.choice(VALUES)
-    inner = [key for key, value in tree.items() if isinstance(value, (dict, list)) and value] if isinstance(tree, dict) else []
+    entries = tree.items() if isinstance(tree, dict) else ()
+    inner = [key for key, value in entries if isinstance(value, (dict, list)) and value]
     if inner and draw.random() < 0.6:
         key = draw.choice(sorted(inner))
         return {**tree, key: _deep(tree[key], mild, draw)}
@@ -150,7 +152,7 @@ def fuzz_runs(trial: Trial, seed: int, first: int, count: int, until: float = fl
     for index in range(first, first + count):
         if time.process_time() > until:
             break
-        _, command, path = trial.damaged(draw_of(seed, index))
+        _, command, path = trial.damaged(draw_of(seed, f"{trial.name}:{index}"))
         code, said = ran(command)
         if code == cli.DONE:
             outcome.done += 1

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import headway as hw
-from headway.config import override
 from headway.domains import recipe as find_recipe
 from headway.domains.text.recipes import modern
 from headway.learn import Recipe

@@ -30,10 +30,11 @@ from headway.learn.journal import duration
 from headway.learn.page import figure, heading, is_rate, points, scaled, title
 from headway.learn.precision import Precision, choose
 from headway.learn.recipe import difference
+from headway.learn.records import read_metrics
 from headway.learn.report import Picture, Sections, available, bar_chart, line_chart, write_report
 from headway.learn.report.charts import Points
 from headway.learn.report.page import HOW_TO_INSTALL
-from headway.learn.run import RunDirectory, free_directory, read_metrics
+from headway.learn.run import RunDirectory, free_directory
 from headway.nn.models import outline
 
 FILE = "compare.json"  # what is compared, in the directory of a comparison

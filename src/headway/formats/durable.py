@@ -91,11 +91,16 @@ def read_json(path: Path) -> Any:
     """The data of a JSON file; a missing or broken one is a UserError."""
     if os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for
         raise UserError(f"{path} is no plain file; restore it from a copy")
+    with opened(path) as file:
+        return parse_json(file.read(), str(path))
+
+
+def parse_json(text: bytes, source: str) -> Any:
+    """The data of JSON text; anything else is a UserError that names the source."""
     try:
-        with opened(path) as file:
-            return json.loads(file.read().decode("utf-8"))
+        return json.loads(text.decode("utf-8"))
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not JSON: {error}; restore it from a copy") from error
+        raise UserError(f"{source} is not JSON: {error}; restore it from a copy") from error
 
 
 def remove(path: Path) -> None:

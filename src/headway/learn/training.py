@@ -13,12 +13,13 @@ from headway.formats.durable import remove
 from headway.formats.usage import read_usage
 from headway.learn.adapters import merged
 from headway.learn.budget import Clock, TimeBudget
-from headway.learn.checkpoint import Checkpoints, Progress
+from headway.learn.checkpoint import Checkpoints
 from headway.learn.distributed import Processes
 from headway.learn.learner import Learner
 from headway.learn.precision import Precision
 from headway.learn.recipe import Recipe, write_recipe
-from headway.learn.run import MetricsFile, Run, RunDirectory, environment, read_metrics, truncate_metrics
+from headway.learn.records import Progress, read_metrics
+from headway.learn.run import MetricsFile, Run, RunDirectory, environment, truncate_metrics
 from headway.learn.start import initial_model
 from headway.learn.task import Task, unit_of
 from headway.nn.models import describe, outline
