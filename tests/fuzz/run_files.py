@@ -27,7 +27,7 @@ from headway.errors import UserError
 from headway.formats.digests import seal
 from headway.formats.durable import remove
 
-_TRAINED = 4  # seconds of training, after which Ctrl-C ends it: a file may well ask for a million steps
+_TRAINED = 4  # seconds of training, after which Ctrl-C ends it, and again: a file may well ask for a million steps
 _RESEALED = 0.8  # of the runs have digests that fit what was changed
 _INPUT = "the cat sang\n"  # standard input, of commands that read it
 _HEADERS = ".safetensors"
@@ -265,7 +265,7 @@ def _interrupted(trains: bool) -> Iterator[None]:
         os.kill(os.getpid(), signal.SIGINT)
 
     before = signal.signal(signal.SIGVTALRM, press)
-    signal.setitimer(signal.ITIMER_VIRTUAL, _TRAINED)
+    signal.setitimer(signal.ITIMER_VIRTUAL, _TRAINED, _TRAINED)
     try:
         yield
     finally:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from headway.drafts import draft_of
 from headway.errors import UserError
 from headway.received import opened
 
@@ -38,7 +39,7 @@ def beside(path: Path) -> Iterator[Path]:
 
     A failure (a full disk, no permission) removes the draft, leaves what stood at `path` as it was and is a UserError.
     """
-    draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
+    draft = draft_of(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         remove(draft)
@@ -106,7 +107,7 @@ def parse_json(text: bytes, source: str) -> Any:
 def remove(path: Path) -> None:
     """Remove a file or a folder if there is one. A folder is renamed first, so that none is ever left half complete."""
     if path.is_dir():
-        doomed = path if path.name.startswith(".") else path.with_name(f".{path.name}.{os.getpid()}.removed")
+        doomed = path if path.name.startswith(".") else draft_of(path, "removed")
         if doomed != path:
             os.replace(path, doomed)
         shutil.rmtree(doomed, ignore_errors=True)
