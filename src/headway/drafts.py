@@ -38,7 +38,8 @@ def clean(folder: Path) -> int:
     if os.name != "posix":  # elsewhere, to ask for a process ends it
         return count
     with suppress(OSError), os.scandir(folder) as entries:
-        for count, entry in enumerate(entries, 1):
+        for entry in entries:
+            count += 1
             found = _NAME.fullmatch(entry.name) if entry.name.startswith(".") else None
             if found is None or _may_live(Path(entry), int(found[1]), found[2]):
                 continue
