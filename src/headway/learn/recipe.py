@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from headway.config import differences, dumps, from_dict, setting, to_dict
-from headway.errors import ConfigError
+from headway.errors import ConfigError, UserError
 from headway.formats.durable import read_json, write_text
 from headway.learn.adapters import AdapterConfig
 from headway.learn.optim import AdamWConfig, OptimConfig
@@ -169,6 +169,15 @@ def difference(first: Recipe, second: Recipe) -> str | None:
             if found:
                 return found
     return None
+
+
+def check_model(recipe: Recipe, model: ModelConfig, directory: Path) -> None:
+    """UserError for a model that is not of the configuration in the recipe of its run."""
+    if model != recipe.model:
+        changed = next(differences(to_dict(model), to_dict(recipe.model), "model"), "its kind")
+        raise UserError(
+            f"the weights in {directory} do not belong to its recipe.json ({changed}); restore both from one copy"
+        )
 
 
 def batch_size_of(recipe: Recipe) -> int:

@@ -25,7 +25,7 @@ from headway.formats import native
 from headway.formats.digests import FILE as DIGESTS
 from headway.formats.digests import digests
 from headway.formats.durable import read_json, remove, write_json, write_text
-from headway.learn.recipe import Recipe, read_recipe
+from headway.learn.recipe import Recipe, check_model, read_recipe
 from headway.learn.records import Status, read_metrics
 from headway.learn.task import Task
 from headway.nn.kernels import is_deterministic
@@ -308,6 +308,7 @@ def open_run(directory: Path, device: torch.device | str = "cpu") -> Run:
         raise UserError(f"{place.path} holds no run (no run.json); give the directory of a `headway train`")
     recipe, summary = open_recipe(directory), place.read_status()
     model = native.load_model(place.path, device)
+    check_model(recipe, model.config, directory)  # type: ignore[arg-type]
     return Run(place.path, recipe, model, None, read_metrics(place.metrics), summary)
 
 

@@ -17,7 +17,7 @@ from headway.learn.checkpoint import Checkpoints
 from headway.learn.distributed import Processes
 from headway.learn.learner import Learner
 from headway.learn.precision import Precision
-from headway.learn.recipe import Recipe, write_recipe
+from headway.learn.recipe import Recipe, check_model, write_recipe
 from headway.learn.records import Progress, read_metrics
 from headway.learn.run import MetricsFile, Run, RunDirectory, environment, truncate_metrics
 from headway.learn.start import initial_model
@@ -161,5 +161,6 @@ class RunState:
         """What it has come to, with the best model."""
         place = self.directory
         model = native.load_model(place.path, self.processes.device, self.outline)
+        check_model(self.recipe, model.config, place.path)  # type: ignore[arg-type]
         del self.outline  # it is the model now
         return Run(place.path, self.recipe, model, self.task, read_metrics(place.metrics), place.read_status())
