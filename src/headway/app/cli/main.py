@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -76,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _dispatch(arguments)
         sys.stdout.flush()
     except UserError as error:
-        return _fail(str(error), USER_ERROR, arguments)
+        return _fail(_few_files(error) or str(error), USER_ERROR, arguments)
     except UnicodeEncodeError as error:
         told = f"{error.object[: error.start + 20]!r} holds bytes that are no UTF-8; write it anew"
         return _fail(told, USER_ERROR, arguments)
@@ -89,8 +90,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
     except Exception as error:
-        return _fail(_describe(error), FAILED, arguments)
+        few = _few_files(error)
+        return _fail(few or _describe(error), USER_ERROR if few else FAILED, arguments)
     return DONE
+
+
+def _few_files(error: BaseException | None) -> str | None:
+    """What to say where an error, or one that it came of, is that no more files can be opened; None for others."""
+    while error is not None:
+        if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE) or os.strerror(errno.EMFILE) in str(error):
+            return f"too few files can be open at once ({_open_files()}); allow more, for example: ulimit -n 1024"
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _open_files() -> str:
+    try:
+        import resource
+    except ImportError:
+        return "the system's limit"
+    return f"the limit is {resource.getrlimit(resource.RLIMIT_NOFILE)[0]}"
 
 
 def _dispatch(arguments: list[str]) -> None:
