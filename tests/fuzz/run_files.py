@@ -28,6 +28,7 @@ from headway.formats.digests import seal
 from headway.formats.durable import remove
 
 _TRAINED = 4  # seconds of training, after which Ctrl-C ends it, and again: a file may well ask for a million steps
+_COMPILED = 900  # seconds of the first command of a machine, which compiles the engine
 _RESEALED = 0.8  # of the runs have digests that fit what was changed
 _INPUT = "the cat sang\n"  # standard input, of commands that read it
 _HEADERS = ".safetensors"
@@ -47,6 +48,12 @@ class Trial:
         self.recipe = json.loads((self.folder / "run" / "recipe.json").read_text(encoding="utf-8"))["name"]
         self._stop(self.folder / "stopped")
         self.commands = (*EVERY, *KINDS[self.name].commands * 3)
+        for command in KINDS[self.name].commands:  # what is not damaged is read, or the fuzzer would test nothing
+            remove(self.folder / "damaged")
+            shutil.copytree(self.folder / "run", self.folder / "damaged")
+            code, said = ran(self._filled(command, self.folder / "damaged"), seconds=_COMPILED)
+            if code != cli.DONE:
+                raise RuntimeError(f"{' '.join(command)}: {code} {said}")
 
     def _stop(self, copy: Path) -> None:
         """A copy as if it had been stopped at its first checkpoint."""
@@ -166,12 +173,12 @@ def fuzz_runs(trial: Trial, seed: int, first: int, count: int, until: float = fl
     return outcome
 
 
-def ran(command: Command) -> tuple[int | str, str]:
-    """The exit code of a command, and what it wrote to stderr."""
+def ran(command: Command, seconds: int = SECONDS) -> tuple[int | str, str]:
+    """The exit code of a command that may take so many seconds, and what it wrote to stderr."""
     out, said = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(said), _standard_input(), _log_to(said):
         try:
-            with limited(SECONDS), _interrupted(command[0] == "train"):
+            with limited(seconds), _interrupted(command[0] == "train"):
                 code: int | str = _OTHERS[command[0]](command) if command[0] in _OTHERS else cli.main(_words(command))
         except TooSlow as error:
             code = f"TooSlow: {error}"

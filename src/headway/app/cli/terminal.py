@@ -21,8 +21,7 @@ class Terminal:
     """Where a command writes. With --json, stdout carries the JSON result alone.
 
     What names, labels and models say may hold control characters and marks of direction. Files and other programs get
-    them as they are; a
-    terminal, which would obey them, gets their escapes.
+    them as they are; a terminal, which would obey them, gets their escapes.
     """
 
     def __init__(self, json: bool = False) -> None:
