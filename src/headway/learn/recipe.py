@@ -17,6 +17,16 @@ from headway.learn.schedule import CosineConfig, ScheduleConfig
 from headway.learn.task import TaskConfig
 from headway.nn.models import ModelConfig
 
+# Settings beyond these are mistakes: no machine does as much, or has the memory for it.
+_MOST = {
+    "steps": 10**9,
+    "batch_tokens": 10**9,
+    "batch_size": 10**9,
+    "accumulate": 10**6,
+    "keep": 10**6,
+    "average": 10**6,
+}
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -66,6 +76,9 @@ class TrainConfig:
             value, least = getattr(self, name), 1 if name in counted else 0
             if value is not None and value < least:
                 raise ConfigError(f"train.{name} is {value}; give {least} or more")
+        for name, most in _MOST.items():
+            if (getattr(self, name) or 0) > most:
+                raise ConfigError(f"train.{name} is {getattr(self, name)}; give {most:,} or less")
         if self.seed >= 2**63:
             raise ConfigError(f"train.seed is {self.seed}; give a number below 2^63")
         if self.clip is not None and not 0 < self.clip < math.inf:

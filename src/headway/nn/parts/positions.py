@@ -35,6 +35,13 @@ class RotaryConfig:
     fraction: float = 1.0  # share of a head's features that is turned
     scaling: ScalingConfig | None = None  # for contexts longer than those of training
 
+    def __post_init__(self) -> None:
+        if not (self.theta > 0 and 0 < self.fraction <= 1):
+            raise ConfigError(
+                f"rotary theta {self.theta} and fraction {self.fraction} do not fit; give a theta above "
+                "0 and a fraction from 0 to 1"
+            )
+
 
 class Angles(NamedTuple):
     cos: Float[Tensor, "#B T 1 R"]
