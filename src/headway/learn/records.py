@@ -47,7 +47,7 @@ def _is_score(value: Any) -> bool:
     return abs(value) <= _HUGE or not math.isfinite(value)
 
 
-Count = Annotated[int, Range(0, 2**62)]
+Count = Annotated[int, Range(0)]
 Seconds = Annotated[float, Range(0, 1e12)]
 
 
