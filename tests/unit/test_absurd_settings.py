@@ -26,6 +26,28 @@ ABSURD = [
 ]
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("model.stack.blocks.0.mixer.heads", "0", "heads 0 and kv_heads None are not numbers of heads; give 1 or more"),
+        ("model.stack.blocks.0.mixer.kv_heads", "-1", "heads 4 and kv_heads -1 are not numbers of heads"),
+        ("model.stack.blocks.0.mixer.rotary.fraction", "100000", "rotary.fraction 100000.0; give a theta above 0"),
+        ("model.stack.blocks.0.mixer.rotary.theta", "0", "rotary.theta is 0.0 and rotary.fraction 1.0; give a theta"),
+        ("model.stack.blocks.0.feed_forward.ratio", "1e25", "the sizes of the model "),
+    ],
+)
+def test_sizes_that_fit_no_model_are_one_line(
+    key: str, value: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "a.txt"
+    data.write_text("the cat sat on the mat\n" * 100)
+    given = ["--set", "task.codec=char", "task.size=null", f"{key}={value}"]
+    assert cli.main(["train", "text", "--data", str(data), "--run", str(tmp_path / "run"), *given]) == cli.USER_ERROR
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(("key", "value", "message"), ABSURD)
 def test_a_setting_that_no_training_survives_is_one_line(
     key: str, value: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -38,8 +38,8 @@ class RotaryConfig:
     def __post_init__(self) -> None:
         if not (self.theta > 0 and 0 < self.fraction <= 1):
             raise ConfigError(
-                f"rotary theta {self.theta} and fraction {self.fraction} do not fit; give a theta above "
-                "0 and a fraction from 0 to 1"
+                f"rotary.theta is {self.theta} and rotary.fraction {self.fraction}; give a theta above 0, and a "
+                "fraction above 0 and at most 1"
             )
 
 
@@ -95,6 +95,10 @@ class SinusoidalConfig(PositionsConfig):
 
     theta: float = 10000.0  # base of the wavelengths
     interleaved: bool = True
+
+    def __post_init__(self) -> None:
+        if self.theta <= 0:
+            raise ConfigError(f"positions.theta is {self.theta}; give a number above 0")
 
     def build(self, width: int, context: int | None) -> nn.Module:
         if width % 2:
