@@ -19,7 +19,7 @@ from typing import Any
 from grammar_models import composed_object, varied
 from mutate import VALUES, damaged_json, draw_of, half_mild
 from run import SECONDS, TooSlow, limited
-from run_makers import EVERY, KINDS, Command
+from run_makers import KINDS, Command
 
 import headway as hw
 from headway.app.cli import main as cli
@@ -28,6 +28,7 @@ from headway.formats.digests import seal
 from headway.formats.durable import remove
 
 _TRAINED = 4  # seconds of training, after which Ctrl-C ends it, and again: a file may well ask for a million steps
+_WAITED = 1200  # seconds of the clock, after which a command counts as hanging
 _COMPILED = 900  # seconds of the first command of a machine, which compiles the engine
 _RESEALED = 0.8  # of the runs have digests that fit what was changed
 _INPUT = "the cat sang\n"  # standard input, of commands that read it
@@ -44,11 +45,14 @@ class Trial:
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True)
-        self.data = KINDS[self.name].make(self.folder)
-        self.recipe = json.loads((self.folder / "run" / "recipe.json").read_text(encoding="utf-8"))["name"]
-        self._stop(self.folder / "stopped")
-        self.commands = (*EVERY, *KINDS[self.name].commands * 3)
-        for command in KINDS[self.name].commands:  # what is not damaged is read, or the fuzzer would test nothing
+        kind = KINDS[self.name]
+        self.data = kind.make(self.folder)
+        self.recipe = ""
+        if kind.every:
+            self.recipe = json.loads((self.folder / "run" / "recipe.json").read_text(encoding="utf-8"))["name"]
+            self._stop(self.folder / "stopped")
+        self.commands = (*kind.every, *kind.commands * 3)
+        for command in kind.commands:  # what is not damaged is read, or the fuzzer would test nothing
             remove(self.folder / "damaged")
             shutil.copytree(self.folder / "run", self.folder / "damaged")
             code, said = ran(self._filled(command, self.folder / "damaged"), seconds=_COMPILED)
@@ -77,7 +81,8 @@ class Trial:
         if draw.random() < 0.8:  # digests are refused for what they are, and tokenizers have a fuzzer of their own
             files = [path for path in files if path.name not in ("digests.json", "tokenizer.json")]
         path = draw.choice(files)
-        path.write_bytes(changed(path.read_bytes(), path.suffix, draw))
+        data = changed(path.read_bytes(), path.suffix, draw)
+        path.write_bytes(data.replace(b'"compile": true', b'"compile": false'))  # which takes a minute, as it should
         if path.name != "digests.json" and draw.random() < _RESEALED:
             for sealed in (path.parent, run):
                 if (sealed / "digests.json").is_file():
@@ -174,11 +179,11 @@ def fuzz_runs(trial: Trial, seed: int, first: int, count: int, until: float = fl
 
 
 def ran(command: Command, seconds: int = SECONDS) -> tuple[int | str, str]:
-    """The exit code of a command that may take so many seconds, and what it wrote to stderr."""
+    """The exit code of a command that may take so many seconds of a core, and what it wrote to stderr."""
     out, said = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(said), _standard_input(), _log_to(said):
         try:
-            with limited(seconds), _interrupted(command[0] == "train"):
+            with limited(_WAITED), _computing(seconds), _interrupted(command[0] in ("train", "compare")):
                 code: int | str = _OTHERS[command[0]](command) if command[0] in _OTHERS else cli.main(_words(command))
         except TooSlow as error:
             code = f"TooSlow: {error}"
@@ -259,6 +264,22 @@ def _log_to(stream: io.StringIO) -> Iterator[None]:
         yield
     finally:
         logging.lastResort = before
+
+
+@contextlib.contextmanager
+def _computing(seconds: int) -> Iterator[None]:
+    """TooSlow after so many seconds of a core: others may be at work on this machine."""
+
+    def stop(signal_number: int, frame: FrameType | None) -> None:
+        raise TooSlow(f"more than {seconds} s of a core")
+
+    before = signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
 
 
 @contextlib.contextmanager

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import headway as hw
+from headway.config import override
 from headway.domains import recipe as find_recipe
 from headway.domains.text.recipes import modern
 from headway.learn import Recipe
+from headway.learn.recipe import write_recipe
 
 UNIT = Path(__file__).parents[1] / "unit"  # whose small data and recipes are used here
 WORDS = ("the", "a", "old", "red", "cat", "dog", "bird", "saw", "heard", "then", "house", "tree", "ran", "sang")
@@ -45,10 +47,13 @@ EVERY: tuple[Command, ...] = (
 
 
 class RunKind(NamedTuple):
-    """`make(folder)` trains a run `folder/run` and returns its data; `commands` use the run next to those of EVERY."""
+    """`make(folder)` trains a run `folder/run` and returns its data; `commands` use the run next to those of EVERY,
+    which a comparison of runs has not.
+    """
 
     make: Callable[[Path], list[Path]]
     commands: tuple[Command, ...]
+    every: tuple[Command, ...] = EVERY
 
 
 def train(folder: Path, recipe: Recipe | str, data: list[Path], settings: Mapping[str, Any], **more: Any) -> list[Path]:
@@ -170,6 +175,17 @@ def forecast(folder: Path) -> list[Path]:
     return train(folder, "forecast", [path], sizes)
 
 
+def comparison(folder: Path) -> list[Path]:
+    """Two variants of two steps each."""
+    path = folder / "text.txt"
+    path.write_text("\n\n".join(lines(200)), encoding="utf-8")
+    recipe = replace(find_recipe("text"), model=modern(width=16, depth=1, heads=2, window=16, symbols=1))
+    recipe = override(recipe, {**FEW, "train.batch_tokens": 64, "task.context": 16, "task.size": 280})
+    write_recipe(replace(recipe, data=(str(path),)), folder / "recipe.json")
+    hw.compare(folder / "recipe.json", {"train.steps": [2, 3]}, run=folder / "run")
+    return [path]
+
+
 def _made(folder: Path) -> Path:
     folder.mkdir()
     return folder
@@ -192,6 +208,11 @@ KINDS: dict[str, RunKind] = {
     "trajectories": RunKind(trajectories, (("rollout", "{run}", "--episodes", "1"),)),
     "robotics": RunKind(robotics, (("rollout", "{run}", "--episodes", "1"),)),
     "chess": RunKind(chess, (("chess suite", "{run}", "{folder}/suite.epd"),)),
+    "comparison": RunKind(
+        comparison,
+        (("compare", "{folder}/recipe.json", "--set", "train.steps=2,3", "--run", "{run}", "--resume"),),
+        every=(),
+    ),
     "forecast": RunKind(forecast, (("forecast", "{run}", "--data", "{data}", "--steps", "3"),)),
 }
 sys.path.append(str(UNIT))

@@ -14,9 +14,7 @@ CASES = 15
 
 
 @pytest.mark.parametrize("name", ["text", "classification", "trajectories"])
-def test_a_run_with_another_file_is_used_or_refused(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_with_another_file_is_used_or_refused(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if name == "trajectories":
         pytest.importorskip("gymnasium", reason="gymnasium is not installed: pip install 'headway[rl]'")
     monkeypatch.setattr("headway.app.api.available", lambda: False)  # pages have tests of their own, and take long

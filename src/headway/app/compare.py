@@ -325,6 +325,9 @@ def _trial(
     there = RunDirectory(place)
     summary = there.read_status() if there.exists() else {}
     if summary.get("scores"):
+        for part in ("best", "scores"):
+            if not isinstance((summary.get(part) or {}).get(task.goal), (int, float)):
+                raise UserError(f"{there.status} has no {task.goal} in {part!r}; remove {place} to train it again")
         return ComparedRun(place, summary, read_metrics(there.metrics))
     if not summary:
         task.save(place)
