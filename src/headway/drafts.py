@@ -18,6 +18,7 @@ from pathlib import Path
 
 _NAME = re.compile(r"\..+\.(\d{1,9})(?:-([0-9a-f]{8}))?\.(?:draft|removed)(?:\.\w+)*", re.DOTALL)
 _FOREIGN = 86_400  # seconds without a change, after which a draft of another machine or of an earlier boot is removed
+_LONG, _SHOWN = 200, 40  # bytes of a name that leave room for more, of the 255 of a system; characters of a longer one
 _LARGE = 1000  # entries of a folder, which is looked through once in a process
 _CLEANED: set[Path] = set()  # such folders
 
@@ -27,7 +28,10 @@ def draft_of(path: Path, purpose: str = "draft") -> Path:
     folder = path.parent
     if folder not in _CLEANED and clean(folder) > _LARGE:
         _CLEANED.add(folder)
-    return path.with_name(f".{path.name}.{os.getpid()}-{_machine()}.{purpose}")
+    name = path.name
+    if len(os.fsencode(name)) > _LONG:
+        name = f"{name[:_SHOWN]}-{blake2b(os.fsencode(name), digest_size=8).hexdigest()}"
+    return path.with_name(f".{name}.{os.getpid()}-{_machine()}.{purpose}")
 
 
 def clean(folder: Path) -> int:

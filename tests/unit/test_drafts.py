@@ -73,3 +73,11 @@ def test_only_drafts_are_removed_and_links_are_not_followed(tmp_path: Path) -> N
     clean(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*others, "kept"])
     assert (kept / "text.txt").read_text() == "mine"
+
+
+def test_every_name_that_a_file_can_have_has_a_draft(tmp_path: Path) -> None:
+    names = ["z" * 254 + end for end in "ab"] + ["\U0001f600" * 63, "a.json"]
+    found = [draft_of(tmp_path / name) for name in names]
+    assert len(set(found)) == len(names)
+    for path in found:
+        path.touch()
