@@ -60,6 +60,7 @@ DEFAULTS = {"data": "list"}  # what a group of commands does when none is named
 # What torch says in a RuntimeError, on a processor and on a GPU.
 _NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 
+_LEAST_MEMORY = 1 << 30  # bytes of addresses, which torch and a small model take
 _LONGEST = 1500  # characters of a message
 DONE, FAILED, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
 
@@ -99,17 +100,11 @@ def _few_files(error: BaseException | None) -> str | None:
     """What to say where an error, or one that it came of, is that no more files can be opened; None for others."""
     while error is not None:
         if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE) or os.strerror(errno.EMFILE) in str(error):
-            return f"too few files can be open at once ({_open_files()}); allow more, for example: ulimit -n 1024"
+            most = _limit("RLIMIT_NOFILE")
+            limit = "the system's" if most is None else most
+            return f"too few files can be open at once (the limit is {limit}); allow more, for example: ulimit -n 1024"
         error = error.__cause__ or error.__context__
     return None
-
-
-def _open_files() -> str:
-    try:
-        import resource
-    except ImportError:
-        return "the system's limit"
-    return f"the limit is {resource.getrlimit(resource.RLIMIT_NOFILE)[0]}"
 
 
 def _dispatch(arguments: list[str]) -> None:
@@ -132,7 +127,28 @@ def _dispatch(arguments: list[str]) -> None:
     command.arguments(parser)
     add_common(parser)
     args = parser.parse_args(rest)
+    _check_memory()
     command.run(args, Terminal(args.json))
+
+
+def _check_memory() -> None:
+    """UserError where a process may have so little memory that torch's libraries would end it without a word."""
+    most = _limit("RLIMIT_AS")
+    if most is not None and most < _LEAST_MEMORY:
+        raise UserError(
+            f"a process may have {most / 1e6:,.0f} MB of memory here, which is too little for torch; "
+            f"allow {_LEAST_MEMORY / 1e6:,.0f} MB or more, for example: ulimit -v {_LEAST_MEMORY >> 10}"
+        )
+
+
+def _limit(name: str) -> int | None:
+    """A limit of this process; None where there is none, or no such thing."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    found = resource.getrlimit(getattr(resource, name))[0]
+    return None if found == resource.RLIM_INFINITY else found
 
 
 def module_of(command: str) -> str:

@@ -1,4 +1,4 @@
-"""A process that may open too few files says so, whatever could not be opened."""
+"""A process that may open too few files, or have too little memory, says so."""
 
 from __future__ import annotations
 
@@ -69,3 +69,14 @@ def test_what_came_of_too_few_files_is_named_as_such(
         assert capsys.readouterr().err.startswith("headway: too few files can be open at once (the limit is ")
     with no_more_files(), pytest.raises(UserError, match=r"a\.json cannot be read: Too many open files"):
         read_json(path)
+
+
+def test_too_little_memory_is_one_line_before_torch_is_loaded(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (400 << 20, resource.RLIM_INFINITY))
+    assert cli.main(["show", "gpt2"]) == cli.USER_ERROR
+    message = "a process may have 419 MB of memory here, which is too little for torch; allow 1,074 MB or more"
+    assert capsys.readouterr().err == f"headway: {message}, for example: ulimit -v 1048576\n"
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    assert cli.main(["show", "gpt2"]) == cli.DONE
