@@ -3,6 +3,11 @@
     python benchmarks/fuzz.py                        # 100,000 files a reader, about 10 minutes each
     python benchmarks/fuzz.py --count 2000 gguf      # fewer, of one reader
     python benchmarks/fuzz.py --count 2000 composed  # of readers whose names begin so: valid structure, hostile values
+    python benchmarks/fuzz.py --minutes 120 runs     # JSON files of runs, then the commands that read them
+
+`runs` trains a run of a few steps in each domain, composes one of its JSON files (or the JSON header of a file of
+tensors) anew, and gives the run to one of the commands that read it: it ends well or is refused in one line. It goes on
+with all domains in turn until the minutes of a core are spent, those of earlier runs included.
 
 What is damaged, and how, stands in tests/fuzz. Each reader has a process of its own, and its result is written when it
 is done; a run that was stopped goes on with the readers that have not had so many files. A failure is any exception but
@@ -12,17 +17,22 @@ UserError, a warning, the death of the process, 30 s on a file, or 512 MiB more 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import itertools
 import json
+import os
 import subprocess
 import sys
 import tempfile
+import time
 import warnings
 from pathlib import Path
 from typing import Any
 
 from measure import RESULTS, ROOT, child, report, write
 
-sys.path.insert(0, str(ROOT / "tests" / "fuzz"))
+sys.path[:0] = [str(ROOT / "tests" / "fuzz"), str(ROOT / "tests")]
+_CASES = 150  # of a process that fuzzes runs
 
 
 def part(name: str, seed: int, count: int) -> dict[str, Any]:
@@ -40,6 +50,53 @@ def part(name: str, seed: int, count: int) -> dict[str, Any]:
         "seconds": round(found.seconds, 1),
         "grown_bytes": found.grown,
     }
+
+
+def part_of_runs(name: str, seed: int, first: int, count: int) -> dict[str, Any]:
+    """Some cases of a domain. Nothing is written so that it would outlast a power cut, which takes most of the time."""
+    import torch
+    from run_files import Trial, fuzz_runs
+
+    warnings.simplefilter("error")
+    torch.set_num_threads(1)
+    os.fsync = os.fstat
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["HEADWAY_CACHE"] = str(Path(folder) / "cache")
+        trial = Trial(name, Path(folder) / name)
+        found = fuzz_runs(trial, seed, first, count)
+    return {"seconds": round(time.process_time(), 1), **dataclasses.asdict(found)}
+
+
+def fuzz_all_runs(seed: int, minutes: float, wanted: list[str]) -> None:
+    """All domains in turn; results are written after each."""
+    from run_makers import KINDS
+
+    path = RESULTS / "fuzz_runs.json"
+    earlier = json.loads(path.read_text()) if path.exists() else {}
+    found: dict[str, Any] = earlier["runs"] if earlier.get("seed") == seed else {}
+    spent = sum(each["seconds"] for each in found.values())
+    for name in itertools.cycle(wanted or KINDS):
+        if spent >= 60 * minutes:
+            break
+        known = found.setdefault(name, dict.fromkeys(("cases", "done", "refused", "stopped", "seconds"), 0))
+        failures = known.setdefault("failures", {})
+        first = known["cases"]
+        try:
+            share = ("--seed", str(seed), "--first", str(first), "--count", str(_CASES))
+            result = child("fuzz.py", "--part", *share, f"run:{name}")
+        except subprocess.CalledProcessError as error:
+            result = {"failures": {f"{name} from {first}": f"the process ended with {error.returncode}"}}
+        known["cases"] += _CASES
+        for key in ("done", "refused", "stopped", "seconds"):
+            known[key] = round(known[key] + result.get(key, 0), 1)
+        failures |= result["failures"]
+        spent += result.get("seconds", 0)
+        print(name, {key: value for key, value in known.items() if key != "failures"}, file=sys.stderr)
+        for index, failure in result["failures"].items():
+            print(f"  {index}: {failure}", file=sys.stderr)
+        total = sum(len(each["failures"]) for each in found.values())
+        summary = {"seed": seed, "failures": total, "core_minutes": round(spent / 60, 1)}
+        write("fuzz_runs", {**summary, "cases": sum(each["cases"] for each in found.values()), "runs": found})
 
 
 def measured(name: str, seed: int, count: int) -> dict[str, Any]:
@@ -64,8 +121,14 @@ def main() -> None:
     parser.add_argument("readers", nargs="*", metavar="READER", help=f"or how their names begin: {', '.join(READERS)}")
     parser.add_argument("--count", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--minutes", type=float, default=120, help="of a core, for `runs`")
+    parser.add_argument("--first", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--part", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.part and args.readers[0].startswith("run:"):
+        return report(part_of_runs(args.readers[0].removeprefix("run:"), args.seed, args.first, args.count))
+    if args.readers[:1] == ["runs"]:
+        return fuzz_all_runs(args.seed, args.minutes, args.readers[1:])
     if args.part:
         return report(part(args.readers[0], args.seed, args.count))
     found = done(args.seed)

@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from functools import cache
 from importlib import import_module
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, NotRequired, Required, TypeVar, Union, get_args, get_origin
 
 from headway.errors import ConfigError, nearest
 
@@ -28,6 +29,8 @@ T = TypeVar("T")
 _KINDS: dict[type, dict[str, type]] = {}
 _ELSEWHERE: dict[type, Callable[[], Mapping[str, str]]] = {}
 _BITS = 63  # of whole numbers: what tensors and generators take
+_SHOWN = 200  # characters of a value in a message
+_LARGEST = 1e30  # of numbers: their squares still fit into a double, and themselves into a float of 32 bits
 Setter = Callable[[Any, Any], Any]
 _SETTERS: dict[type, dict[str, Setter]] = {}
 _waiting: ContextVar[bool] = ContextVar("waiting", default=False)  # whether checks wait until all settings are taken
@@ -77,8 +80,25 @@ def to_dict(config: Any) -> Any:
 
 
 def from_dict(cls: type[T], data: Any, path: str = "") -> T:
-    """Build a config from plain data. Unknown keys, kinds and wrong types are ConfigErrors that name the path."""
+    """Build a config from plain data. Unknown keys, kinds and wrong types are ConfigErrors that name the path.
+
+    A TypedDict takes unknown keys, too: files of runs may hold more than this version knows. A field may be annotated
+    with checks, such as `Range`.
+    """
     return _read(cls, data, path or cls.__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """A check for numbers: `Annotated[int, Range(0)]`. Both ends belong to it."""
+
+    low: float
+    high: float = math.inf
+
+    def __call__(self, value: float, path: str) -> None:
+        if not self.low <= value <= self.high:
+            most = "or more" if self.high == math.inf else f"to {self.high:g}"
+            raise ConfigError(f"{path} is {value}; give {self.low:g} {most}")
 
 
 def dumps(config: Any) -> str:
@@ -88,13 +108,20 @@ def dumps(config: Any) -> str:
 
 @cache
 def _hints(cls: type) -> dict[str, Any]:
-    return typing.get_type_hints(cls)
+    return typing.get_type_hints(cls, include_extras=True)
 
 
 def _read(hint: Any, data: Any, path: str) -> Any:
     origin, args = get_origin(hint), get_args(hint)
     if hint is Any:
         return data
+    if origin in (Required, NotRequired):
+        return _read(args[0], data, path)
+    if origin is Annotated:
+        value = _read(args[0], data, path)
+        for check in args[1:]:
+            check(value, path)
+        return value
     if origin in (Union, types.UnionType):
         if data is None and type(None) in args:
             return None
@@ -106,14 +133,16 @@ def _read(hint: Any, data: Any, path: str) -> Any:
                 continue
         return _read(last, data, path)
     if origin is Literal:
-        if data not in args:
-            raise ConfigError(f"{path} is {data!r}; choose from: {', '.join(map(str, args))}")
+        if not isinstance(data, (str, int)) or data not in args:
+            raise ConfigError(f"{path} is {_shown(data)}; choose from: {', '.join(map(str, args))}")
         return data
     if origin is tuple or origin is list:
         return _read_sequence(origin, args, data, path)
     if origin in (dict, Mapping):
         _expect(isinstance(data, Mapping), path, data, "a mapping")
         return {key: _read(args[1], value, f"{path}.{key}") for key, value in data.items()}
+    if typing.is_typeddict(hint):
+        return _read_typed_dict(hint, data, path)
     if dataclasses.is_dataclass(hint) or hint in _KINDS:
         return _read_dataclass(hint, data, path)
     if isinstance(data, int) and data.bit_length() > _BITS:
@@ -124,17 +153,35 @@ def _read(hint: Any, data: Any, path: str) -> Any:
         raise ConfigError(f"{path} is {data!r}; give a whole number")
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
     _expect(isinstance(data, hint), path, data, names.get(hint, str(hint)))
+    if hint is float and not -_LARGEST <= data <= _LARGEST:
+        raise ConfigError(f"{path} is {data}; give a number from -{_LARGEST:g} to {_LARGEST:g}")
     return data
 
 
 def _expect(truth: bool, path: str, data: Any, wanted: str) -> None:
     if not truth:
-        raise ConfigError(f"{path} is {data!r}; give {wanted}")
+        raise ConfigError(f"{path} is {_shown(data)}; give {wanted}")
+
+
+def _shown(data: Any) -> str:
+    """A value for a message: of a very long one the start."""
+    text = repr(data)
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
+
+
+def _read_typed_dict(hint: Any, data: Any, path: str) -> dict[str, Any]:
+    _expect(isinstance(data, dict), path, data, "a JSON object")
+    hints = _hints(hint)
+    for key, wanted in hints.items():  # `__required_keys__` is wrong where annotations are strings
+        required = get_origin(wanted) is Required or (hint.__total__ and get_origin(wanted) is not NotRequired)
+        if required and key not in data:
+            raise ConfigError(f"{path} has no {key!r}; restore it from a copy")
+    return {key: _read(hints[key], value, f"{path}: {key}") if key in hints else value for key, value in data.items()}
 
 
 def _read_sequence(origin: Any, args: Sequence[Any], data: Any, path: str) -> Any:
     if not isinstance(data, (list, tuple)):
-        raise ConfigError(f"{path} is {data!r}; give a list")
+        raise ConfigError(f"{path} is {_shown(data)}; give a list")
     if origin is tuple and args[-1] is not Ellipsis:
         _expect(len(data) == len(args), path, data, f"{len(args)} values")
         return tuple(_read(a, d, f"{path}.{i}") for i, (a, d) in enumerate(zip(args, data)))

@@ -20,6 +20,7 @@ import numpy as np
 from headway.data.files import kind_of
 from headway.data.sources import PAIR_KINDS, TEXT_KINDS
 from headway.data.tables import TABLE_KINDS
+from headway.drafts import draft_of
 from headway.errors import UserError
 from headway.given import shown
 from headway.learn.run import RunDirectory
@@ -132,7 +133,7 @@ def _plain(value: Any, where: str) -> Any:
 
 def _written(rows: Iterator[dict[str, Any]], folder: Path) -> tuple[Path, bool]:
     """The file of the rows, named by what is in it, and whether it was not there before."""
-    unfinished, digest = folder / f".{os.getpid()}.part", hashlib.blake2b(digest_size=8)
+    unfinished, digest = draft_of(folder / "rows"), hashlib.blake2b(digest_size=8)
     first = next(rows, None)  # before the folder is made
     if first is None:
         raise UserError("the data hold no rows; give some")

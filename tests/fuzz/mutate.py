@@ -14,7 +14,7 @@ VALUES += (float("nan"), float("inf"), "", "x", "relu", "\ud800", [], [0], [[]],
 NEAR = 4096  # bytes: where headers are
 
 
-def draw_of(seed: int, index: int) -> random.Random:
+def draw_of(seed: int, index: int | str) -> random.Random:
     return random.Random(f"{seed}:{index}")
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import shlex
+import shutil
 import signal
 from collections.abc import Callable
 from dataclasses import replace
@@ -265,6 +266,19 @@ def test_what_is_finished_is_read_and_other_settings_are_refused(
         assert cli.main(other) == cli.USER_ERROR
         assert message in capsys.readouterr().err
     assert names == []
+
+
+def test_a_trial_without_its_scores_is_refused(
+    whole: Path, book: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(whole, tmp_path / "copy")
+    path = tmp_path / "copy" / MIXERS[0] / "run.json"
+    status = json.loads(path.read_text(encoding="utf-8"))
+    for part, value in (("best", None), ("scores", {"split": "test"})):
+        path.write_text(json.dumps({**status, part: value}), encoding="utf-8")
+        assert cli.main(command(book, tmp_path / "copy", "--resume")) == cli.USER_ERROR
+        line = capsys.readouterr().err.splitlines()[-1]
+        assert line.startswith(f"headway: {path} has no loss in '{part}'; remove ")
 
 
 def test_resume_begins_where_there_is_nothing(

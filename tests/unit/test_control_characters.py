@@ -123,3 +123,25 @@ def test_results_are_shown_on_a_terminal_and_whole_in_a_file(
     assert printable(SCREEN) in capsys.readouterr().out
     Terminal().note(f"one\n{SCREEN}")
     assert capsys.readouterr().err == f"one\n{printable(SCREEN)}\n"
+
+
+BIDIRECTIONAL = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+
+
+@pytest.mark.parametrize("watched", [True, False])
+def test_marks_of_direction_are_escapes_on_a_terminal(
+    watched: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: watched)
+    escaped = "".join(f"\\u{ord(mark):04x}" for mark in BIDIRECTIONAL)
+    Terminal().say(f"invoice{BIDIRECTIONAL}.txt, \u05e9\u05dc\u05d5\u05dd")
+    assert capsys.readouterr().out == f"invoice{escaped if watched else BIDIRECTIONAL}.txt, \u05e9\u05dc\u05d5\u05dd\n"
+    Terminal(json=True).result({"label": BIDIRECTIONAL})
+    told = capsys.readouterr().out
+    assert json.loads(told) == {"label": BIDIRECTIONAL}
+    assert (BIDIRECTIONAL in told) is not watched
+    Terminal().table([{"label": BIDIRECTIONAL}])
+    assert escaped in capsys.readouterr().out
+    Terminal().note(BIDIRECTIONAL)
+    assert capsys.readouterr().err == f"{escaped}\n"
+    assert str(UserError(BIDIRECTIONAL)) == escaped

@@ -337,7 +337,7 @@ def test_what_fails_while_a_film_is_made_is_told(own: Path, monkeypatch: pytest.
     for steps in (1, 40):
         with pytest.raises(UserError, match="the disk is full"):
             filmed(steps)
-    assert not [*own.glob("*.mp4"), *own.glob(".part*")]
+    assert not [*own.glob("*.mp4"), *own.glob(".*draft*")]
 
 
 def test_a_reel_is_never_long() -> None:

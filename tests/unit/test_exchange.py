@@ -147,7 +147,9 @@ def test_what_is_killed_half_way_leaves_nothing_that_loads(words: tuple[str, ...
     program.wait()
     assert program.returncode == -9
     assert not out.exists()
+    assert [path.name.startswith(".out.") for path in folder.parent.glob(".out*")] == [True]
     assert cli.main(given) == cli.DONE
+    assert not list(folder.parent.glob(".out*"))
     assert hw.verify(out).damaged == hw.verify(out).unknown == ()
 
 

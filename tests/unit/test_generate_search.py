@@ -199,6 +199,8 @@ def test_bad_input_is_refused_before_work() -> None:
         SearchConfig(n_best=5)
     with pytest.raises(ConfigError, match="length_penalty is -1"):
         SearchConfig(length_penalty=-1.0)
+    with pytest.raises(ConfigError, match=r"length_penalty is 1e\+25; give a number from 0 \(none\) to 20"):
+        SearchConfig(length_penalty=1e25)
     with pytest.raises(ConfigError, match="most_extra 0"):
         SearchConfig(most_extra=0)
     prompt = make_prompt([[2], [3, 4]], None, CPU)

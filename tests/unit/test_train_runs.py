@@ -25,12 +25,12 @@ from headway.errors import ConfigError, UserError
 from headway.formats import durable, native
 from headway.learn import Recipe, Trainer, UserInterrupt, checkpoint, open_run, read_recipe, trainer
 from headway.learn.budget import Speed
-from headway.learn.checkpoint import Progress
 from headway.learn.journal import Journal, Plain
 from headway.learn.learner import Update
 from headway.learn.loop import Loop
 from headway.learn.page import repeat
-from headway.learn.run import RunDirectory, read_metrics
+from headway.learn.records import Progress, read_metrics
+from headway.learn.run import RunDirectory
 from headway.learn.training import RunState
 from headway.nn.kernels import deterministic
 from headway.nn.models import Transformer
@@ -454,7 +454,7 @@ def test_a_longer_run_is_as_if_it_had_been_asked_for_at_once(tmp_path: Path) -> 
     for name in names:
         place = Path("checkpoints", name, native.FILE)
         assert (short / place).read_bytes() == (whole / place).read_bytes()
-    run.summary["scores"] = {"loss": 1.0}  # as judged: then only more minutes go on with it
+    run.summary["scores"] = {"split": "test", "loss": 1.0}  # as judged: then only more minutes go on with it
     RunDirectory(short).write_status(run.summary)
     with pytest.raises(UserError, match=r"minutes more lead to [\d,]+; give at least"):
         train(short, recipe, resume=True, minutes=0.8 / 60, delay=0.01)

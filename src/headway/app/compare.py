@@ -31,10 +31,11 @@ from headway.learn.journal import duration
 from headway.learn.page import figure, heading, is_rate, points, scaled, title
 from headway.learn.precision import Precision, choose
 from headway.learn.recipe import difference
+from headway.learn.records import read_metrics
 from headway.learn.report import Picture, Sections, available, bar_chart, line_chart, write_report
 from headway.learn.report.charts import Points
 from headway.learn.report.page import HOW_TO_INSTALL
-from headway.learn.run import RunDirectory, free_directory, read_metrics
+from headway.learn.run import RunDirectory, free_directory
 from headway.nn.models import outline
 from headway.outputs import check_tree
 
@@ -336,6 +337,9 @@ def _trial(
     there = RunDirectory(place)
     summary = there.read_status() if there.exists() else {}
     if summary.get("scores"):
+        for part in ("best", "scores"):
+            if not isinstance((summary.get(part) or {}).get(task.goal), (int, float)):
+                raise UserError(f"{there.status} has no {task.goal} in {part!r}; remove {place} to train it again")
         return ComparedRun(place, summary, read_metrics(there.metrics))
     if not summary:
         with there.holding():  # whose lock shows that the codec belongs to a run

@@ -16,6 +16,7 @@ from headway.formats.open import Opened, open_model, use_of
 from headway.given import typed
 from headway.handle import Backend
 from headway.lazily import resting
+from headway.learn.recipe import check_model
 from headway.learn.run import RunDirectory
 from headway.memory import check_room
 from headway.nn.models import Cache
@@ -62,6 +63,8 @@ def load(
         if RunDirectory(place).exists():
             recipe = recipe_of(place)
         opened = _open(place, weights, backend)
+        if recipe is not None:
+            check_model(recipe, opened.model.config, place)  # type: ignore[arg-type]
     if where.type != "cpu":
         size = sum(parameter.nbytes for parameter in opened.model.parameters())
         check_room(str(path), {"weights": size}, where, "use --device cpu, or a smaller model")

@@ -19,6 +19,7 @@ from headway.codecs.base import ByteStream, Codec, FallbackStream, StreamDecoder
 from headway.codecs.bounds import check_marks, check_pieces
 from headway.codecs.files import is_panic
 from headway.codecs.marks import END_OF_TEXT, RoleTokens, guessed
+from headway.drafts import draft_of
 from headway.errors import UserError
 
 __all__ = ["END_OF_TEXT", "FILE", "TokenizerCodec"]
@@ -164,9 +165,9 @@ def settings_of(file: Path) -> Path:
 
 
 def _replace(file: Path, text: str) -> None:
-    beside = file.with_name(f"{file.name}.{os.getpid()}.part")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, file)
+    draft = draft_of(file)
+    draft.write_text(text, encoding="utf-8")
+    os.replace(draft, file)
 
 
 def _shut_out_special(tokenizer: Tokenizer) -> None:

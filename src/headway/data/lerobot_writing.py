@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from headway.data.lerobot_info import ACTION, INFO, OWN, STATES
 from headway.data.parquet import packaged_parquet
 from headway.data.store import taking
 from headway.data.video import Film, Frames, packaged_av
+from headway.drafts import draft_of
 from headway.errors import UserError
 
 _FILE = "chunk-{chunk_index:03d}/file-{file_index:03d}"
@@ -43,7 +43,7 @@ def write_lerobot(folder: Path, found: Demonstrations, robot: int | None = None)
     """
     if found.rate is None:
         raise UserError(f"{folder} needs the steps of a second, which are not known; write an .npz file")
-    part = folder.with_name(f".{secrets.token_hex(4)}.part.{folder.name}")
+    part = draft_of(folder)
     try:
         with taking(folder):
             part.mkdir(parents=True)

@@ -6,7 +6,6 @@ import json
 import math
 import os
 import re
-import secrets
 import zipfile
 import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -22,6 +21,7 @@ from headway.data.episodes import Episode, Episodes, joined, together
 from headway.data.files import File, find_files, honoured
 from headway.data.splits import side_number
 from headway.data.store import taking
+from headway.drafts import draft_of
 from headway.errors import UserError, nearest
 from headway.received import check_whole, opened, place_of
 
@@ -85,7 +85,7 @@ def outline(paths: Sequence[Path | str]) -> list[int]:
 def write_episodes(path: Path, episodes: Episodes) -> None:
     """One .npz of flat arrays: states, actions, rewards, and where each episode ends; written beside, then renamed."""
     arrays: dict[str, Any] = {name: getattr(episodes, name) for name in ("states", "actions", "rewards", "ends", "cut")}
-    part = path.with_name(f".{secrets.token_hex(4)}.part.{path.name}")
+    part = draft_of(path)
     try:
         with taking(path):
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,6 @@ import hashlib
 import http.client
 import importlib.util
 import os
-import secrets
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from headway.data.idx import read_idx
 from headway.data.recordings import read_episodes
 from headway.data.sources import pairs
 from headway.data.store import cache_root, writing
+from headway.drafts import draft_of
 from headway.errors import UserError, nearest
 
 
@@ -119,7 +119,7 @@ def download(known: KnownSet, folder: Path, progress: Callable[[int, int], None]
 def _fetch(file: KnownFile, final: Path, progress: Callable[[int, int], None] | None) -> None:
     with writing(final.parent):
         # The name keeps its end, because verifying reads the file by its extension.
-        part = final.with_name(f".{secrets.token_hex(4)}.part.{final.name}")
+        part = draft_of(final, f"draft{final.suffix}")
         try:
             digest = _receive(file, part, progress)
             _verify(file, part, digest)

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from headway.data.store import read_column
+from headway.drafts import draft_of
 from headway.errors import UserError
 from headway.received import opened
 
@@ -39,7 +40,7 @@ class Film:
     """
 
     def __init__(self, path: Path, rate: float | Fraction, jumps: int | None = None, quick: bool = False) -> None:
-        self._path, self._part = path, path.with_name(f".part.{path.name}")
+        self._path, self._part = path, draft_of(path, f"draft{path.suffix}")
         whole = rate if isinstance(rate, Fraction) else round(rate)
         self._rate, self._jumps, self._quick = min(max(whole, 1), FASTEST), jumps, quick
         self._stream: Any = None

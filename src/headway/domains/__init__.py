@@ -8,6 +8,7 @@ of its module `recipes` says how those that fit themselves grow with data and ti
 
 from __future__ import annotations
 
+import os
 import pkgutil
 from collections.abc import Callable
 from functools import cache
@@ -87,6 +88,8 @@ def scale_of(name: str) -> Scale | None:
 
 @cache
 def _domains() -> tuple[str, ...]:
+    for folder in __path__:
+        os.scandir(folder).close()  # an error, where no more files can be opened: pkgutil would find nothing
     return tuple(module.name for module in pkgutil.iter_modules(__path__))
 
 

@@ -18,12 +18,12 @@ from contextlib import contextmanager
 from functools import cached_property, update_wrapper
 from importlib import metadata
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import Any
 
 import numpy as np
 from llvmlite import binding, ir
 
+from headway.engine.code_cache import code_folder
 from headway.engine.object_code import load_object, read_object, write_object
 from headway.errors import UserError, nearest
 
@@ -92,7 +92,7 @@ FORM = "amx" if HAS_MATRIX_UNIT else INSTRUCTIONS
 
 
 def _cache() -> Path | None:
-    """A directory for what this very source is compiled to here, or None where none can be written.
+    """A folder for what this very source is compiled to here, or None where none can be written.
 
     With a name of their own for each state of the source, of the compiler and of the processor, no old code can be
     found.
@@ -103,18 +103,7 @@ def _cache() -> Path | None:
     digest = hashlib.sha256(repr((processor, asked, made_by)).encode())
     for path in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(path.read_bytes())
-    bases = [Path(__file__).parent / "__pycache__", Path.home() / ".cache" / "headway"]
-    if os.environ.get("NUMBA_CACHE_DIR"):
-        bases.insert(0, Path(os.environ["NUMBA_CACHE_DIR"]))
-    for base in bases:
-        place = base / f"engine-{digest.hexdigest()[:16]}"
-        try:
-            place.mkdir(parents=True, exist_ok=True)
-            with TemporaryFile(dir=place):
-                return place
-        except OSError:
-            continue
-    return None
+    return code_folder(f"engine-{digest.hexdigest()[:16]}")
 
 
 CACHE = _cache()  # where machine code is kept

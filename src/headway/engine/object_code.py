@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import mmap
-import os
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -17,6 +16,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from llvmlite import binding
+
+from headway.drafts import draft_of
 
 _RESULTS = {"none": None, "int64": ctypes.c_int64, "float32": ctypes.c_float}
 _RETURNED = (0, -2)  # what numba's functions say when they end well: with a value, or without one
@@ -45,7 +46,7 @@ def read_object(path: Path) -> ObjectCode | None:
 def write_object(path: Path, code: ObjectCode) -> None:
     """In one step, so that no other process reads a part of it. Where it cannot be written, nothing is kept."""
     content = b"\0".join((code.symbol.encode(), code.result.encode(), code.data))
-    part = path.with_name(f"{path.name}.{os.getpid()}")
+    part = draft_of(path)
     try:
         part.write_bytes(hashlib.sha256(content).digest() + content)
         part.replace(path)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from headway.drafts import draft_of
 from headway.errors import UserError
 from headway.received import opened
 
@@ -39,7 +40,7 @@ def beside(path: Path, new: bool = False) -> Iterator[Path]:
     A failure (a full disk, no permission) removes the draft, leaves what stood at `path` as it was and is a UserError.
     With `new` so is whatever else has been written to `path` meanwhile.
     """
-    draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
+    draft = draft_of(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         remove(draft)
@@ -102,11 +103,16 @@ def read_json(path: Path) -> Any:
     """The data of a JSON file; a missing or broken one is a UserError."""
     if os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for
         raise UserError(f"{path} is no plain file; restore it from a copy")
+    with opened(path) as file:
+        return parse_json(file.read(), str(path))
+
+
+def parse_json(text: bytes, source: str) -> Any:
+    """The data of JSON text; anything else is a UserError that names the source."""
     try:
-        with opened(path) as file:
-            return json.loads(file.read().decode("utf-8"))
+        return json.loads(text.decode("utf-8"))
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not JSON: {error}; restore it from a copy") from error
+        raise UserError(f"{source} is not JSON: {error}; restore it from a copy") from error
 
 
 def remove(path: Path) -> None:
@@ -114,7 +120,7 @@ def remove(path: Path) -> None:
     a link nothing but the link is removed.
     """
     if path.is_dir() and not path.is_symlink():
-        doomed = path if path.name.startswith(".") else path.with_name(f".{path.name}.{os.getpid()}.removed")
+        doomed = path if path.name.startswith(".") else draft_of(path, "removed")
         if doomed != path:
             os.replace(path, doomed)
         shutil.rmtree(doomed, ignore_errors=True)

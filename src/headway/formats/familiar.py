@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from headway.config import from_dict, to_dict
+from headway.errors import ConfigError
 from headway.formats.durable import read_json, write_json
 
 SMALLEST = 4  # pixels of a side
@@ -33,6 +34,14 @@ class Alike:
     scale: tuple[tuple[float, ...], ...]
     limit: float
     contrast: float
+
+    def __post_init__(self) -> None:
+        count = len(self.middle)
+        if len(self.scale) != count or any(len(row) != count for row in self.scale):
+            raise ConfigError(
+                f"{FILE} does not fit together ({count} numbers of a look, {len(self.scale)} rows of a scale); restore "
+                "it from a copy"
+            )
 
     @staticmethod
     def of(looks: Float[np.ndarray, "N F"], seed: int = 0) -> Alike | None:

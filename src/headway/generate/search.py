@@ -36,6 +36,9 @@ _LEAVE = 0.25  # the part of the sentences that must be done before the rest is 
 _CHUNK = 64  # symbols that are compared as one before the largest are sought among them
 
 
+_STEEPEST = 20  # of a length penalty: with 10, twice as long counts a thousand times
+
+
 @dataclass(frozen=True)
 class SearchConfig:
     """Beam search: `beam` hypotheses are followed for each sentence (1 is greedy), and the `n_best` best are returned.
@@ -58,8 +61,8 @@ class SearchConfig:
             raise ConfigError(f"beam is {self.beam}; give a whole number from 1 on")
         if not 1 <= self.n_best <= self.beam:
             raise ConfigError(f"n_best is {self.n_best} of a beam of {self.beam}; give 1 to {self.beam}, or widen it")
-        if not 0 <= self.length_penalty < math.inf:
-            raise ConfigError(f"length_penalty is {self.length_penalty}; give 0 (none) or more")
+        if not 0 <= self.length_penalty <= _STEEPEST:
+            raise ConfigError(f"length_penalty is {self.length_penalty}; give a number from 0 (none) to {_STEEPEST}")
         if not 0 <= self.length_offset < math.inf:
             raise ConfigError(f"length_offset is {self.length_offset}; give 0 or more, as in 5")
         if self.most_ratio < 0 or self.most_extra < 1:

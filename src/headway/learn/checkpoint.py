@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,33 +12,16 @@ import torch
 from headway.errors import UserError
 from headway.formats import native
 from headway.formats.digests import damage, is_sealed, seal
-from headway.formats.durable import beside, read_json, remove, write_json, write_tensors
+from headway.formats.durable import beside, remove, write_json, write_tensors
 from headway.formats.tensorfile import read_tensors
 from headway.learn.learner import Learner
+from headway.learn.records import read_progress
 from headway.outputs import check_folder
 
 if TYPE_CHECKING:
     from headway.learn.training import RunState
 
 _VERSION = 1
-
-
-@dataclass
-class Progress:
-    """Where a run stands: `step` updates are done.
-
-    There is no state of a random number generator: dropout is seeded from (seed, step), and the order of the data is a
-    function of the step. `evaluated` is the last step with an evaluation, `stale` the evaluations since the best one,
-    `forecast` what the first evaluation said of the end.
-    """
-
-    step: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
-    evaluated: int = 0
-    stale: int = 0
-    best: dict[str, Any] | None = None
-    forecast: dict[str, Any] | None = None
 
 
 class Checkpoints:
@@ -89,7 +72,8 @@ class Checkpoints:
                 remove(other)
         with beside(self.directory / path.name) as draft:
             shutil.copytree(path, draft)
-            write_json(draft / "state.json", {**read_json(path / "state.json"), "best": best})
+            progress = replace(read_progress(path / "state.json", _VERSION), best=best)
+            write_json(draft / "state.json", {"version": _VERSION, **asdict(progress)})
             seal(draft)
 
     def set_aside_damaged(self) -> list[str]:
@@ -115,7 +99,10 @@ class Checkpoints:
         if not paths:
             return
         path = paths[-1]
-        run.progress = _read_progress(path / "state.json")
+        run.progress = read_progress(path / "state.json", _VERSION)
+        best, goal = run.progress.best, run.task.goal
+        if best is not None and not isinstance(best.get(goal), (int, float)):
+            raise UserError(f"{path / 'state.json'} has no {goal} in its best evaluation; restore it from a copy")
         load_weights(run.learner, path)
         remedy = f"remove {path} to resume from the checkpoint before"
         run.learner.load_state_dict(read_tensors(path / "optimizer.safetensors", remedy)[0])
@@ -137,7 +124,7 @@ def _problem(path: Path) -> str | None:
     try:
         if is_sealed(path):
             return next(iter(damage(path)), None)
-        read_json(path / "state.json")
+        read_progress(path / "state.json", _VERSION)
         native.read_model(path / native.FILE)
         read_tensors(path / "optimizer.safetensors", "")
     except UserError as error:
@@ -159,13 +146,3 @@ def load_weights(learner: Learner, directory: Path) -> None:
     native.check_tensors(places, tensors, path)
     for name, own in places.items():
         own.data.copy_(tensors[name])
-
-
-def _read_progress(path: Path) -> Progress:
-    data = dict(read_json(path))
-    version = data.pop("version", None)
-    if version != _VERSION:
-        raise UserError(
-            f"{path} has version {version}, this headway reads {_VERSION}; resume with the version that wrote it"
-        )
-    return Progress(**data)

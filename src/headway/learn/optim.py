@@ -18,6 +18,7 @@ from headway.errors import ConfigError, UserError
 
 _ALIGNED = 64  # bytes: a vector register and a cache line
 _TAIL = 32
+_MOST = 1000.0  # a setting of an optimiser: with a greater one, the first step leaves no number finite
 
 
 class FlatParameters:
@@ -100,13 +101,16 @@ class OptimConfig:
     lr: float = 1e-3  # peak learning rate; the schedule multiplies it
 
     def __post_init__(self) -> None:
-        if not 0 < self.lr < math.inf:
-            raise ConfigError(f"optim.lr is {self.lr}; give a number above 0")
+        if not 0 < self.lr <= _MOST:
+            raise ConfigError(f"optim.lr is {self.lr}; give a number above 0, at most {_MOST:g}")
         for field in fields(self):
             value = getattr(self, field.name)
             numbers = value if isinstance(value, tuple) else (value,)
-            if any(isinstance(number, float) and not 0 <= number < math.inf for number in numbers):
-                raise ConfigError(f"optim.{field.name} is {value}; give 0 or more")
+            if any(isinstance(number, (int, float)) and not 0 <= number <= _MOST for number in numbers):
+                raise ConfigError(f"optim.{field.name} is {value}; give a number from 0 to {_MOST:g}")
+            decays = field.name.endswith(("betas", "momentum"))
+            if decays and any(number >= 1 for number in numbers):
+                raise ConfigError(f"optim.{field.name} is {value}; give decays from 0 to below 1")
 
     def groups(self, model: nn.Module, precision: str) -> list[Group]:
         """Which rule each trainable parameter is under. `precision` is that of matrix products: fp32 or bf16."""

@@ -184,7 +184,11 @@ def is_rate(name: str) -> bool:
 
 def points(lines: Iterable[Mapping[str, Any]], name: str, x: str = "step") -> Points:
     """One metric of the lines that have it, over another figure; rates in per cent."""
-    return [(float(line[x]), scaled(name, line[name])) for line in lines if line.get(name) is not None]
+    return [
+        (float(line[x]), scaled(name, line[name]))
+        for line in lines
+        if line.get(name) is not None and line.get(x) is not None
+    ]
 
 
 def scaled(name: str, value: float) -> float:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from headway.config import differences, dumps, from_dict, setting, to_dict
-from headway.errors import ConfigError
+from headway.errors import ConfigError, UserError
 from headway.formats.durable import read_json, write_text
 from headway.learn.adapters import AdapterConfig
 from headway.learn.optim import AdamWConfig, OptimConfig
@@ -20,6 +20,16 @@ from headway.received import shown
 
 _NOT_IN_NAMES = '/\\:*?"<>|'  # of recipes, because no file system has them all
 _LONGEST_NAME = 128  # bytes
+
+# Settings beyond these are mistakes: no machine does as much, or has the memory for it.
+_MOST = {
+    "steps": 10**9,
+    "batch_tokens": 10**9,
+    "batch_size": 10**9,
+    "accumulate": 10**6,
+    "keep": 10**6,
+    "average": 10**6,
+}
 
 
 @dataclass(frozen=True)
@@ -70,6 +80,9 @@ class TrainConfig:
             value, least = getattr(self, name), 1 if name in counted else 0
             if value is not None and value < least:
                 raise ConfigError(f"train.{name} is {value}; give {least} or more")
+        for name, most in _MOST.items():
+            if (getattr(self, name) or 0) > most:
+                raise ConfigError(f"train.{name} is {getattr(self, name)}; give {most:,} or less")
         if self.seed >= 2**63:
             raise ConfigError(f"train.seed is {self.seed}; give a number below 2^63")
         if self.clip is not None and not 0 < self.clip < math.inf:
@@ -182,6 +195,15 @@ def difference(first: Recipe, second: Recipe) -> str | None:
             if found:
                 return found
     return None
+
+
+def check_model(recipe: Recipe, model: ModelConfig, directory: Path) -> None:
+    """UserError for a model that is not of the configuration in the recipe of its run."""
+    if model != recipe.model:
+        changed = next(differences(to_dict(model), to_dict(recipe.model), "model"), "its kind")
+        raise UserError(
+            f"the weights in {directory} do not belong to its recipe.json ({changed}); restore both from one copy"
+        )
 
 
 def batch_size_of(recipe: Recipe) -> int:

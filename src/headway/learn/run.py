@@ -19,12 +19,14 @@ import torch
 from torch import nn
 
 from headway.card import Card, figures, shows
+from headway.config import from_dict
 from headway.errors import UserError, nearest
 from headway.formats import native
 from headway.formats.digests import FILE as DIGESTS
 from headway.formats.digests import digests
 from headway.formats.durable import read_json, remove, write_json, write_text
-from headway.learn.recipe import Recipe, read_recipe
+from headway.learn.recipe import Recipe, check_model, read_recipe
+from headway.learn.records import Status, read_metrics
 from headway.learn.task import Task
 from headway.nn.kernels import is_deterministic
 from headway.outputs import check_tree, open_own, visible_names
@@ -65,11 +67,6 @@ class MetricsFile:
             self._file.close()
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl; a last line cut off by a kill is left out."""
-    return list(_lines(path)) if path.is_file() else []
-
-
 def truncate_metrics(path: Path, step: int, evaluated: int) -> None:
     """Drop what will be written again: lines after `step`, evaluations after `evaluated` and of a mean at the end."""
 
@@ -80,15 +77,6 @@ def truncate_metrics(path: Path, step: int, evaluated: int) -> None:
 
     kept = filter(stays, read_metrics(path))
     write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept))
-
-
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open(encoding="utf-8") as file:
-        for text in file:
-            try:
-                yield json.loads(text)
-            except json.JSONDecodeError:
-                return
 
 
 class TensorBoard:
@@ -303,10 +291,10 @@ class RunDirectory:
         found = status.get("format") if isinstance(status, dict) else None
         if found != FORMAT:
             raise UserError(
-                f"{self.path} is a run of format {found}, this headway reads {FORMAT}; "
+                f"{self.path} is a run of format {str(found)[:50]}, this headway reads {FORMAT}; "
                 "use the version that wrote it, or choose another directory"
             )
-        return status
+        return dict(from_dict(Status, status, str(self.status)))
 
     def write_status(self, status: dict[str, Any]) -> None:
         """Replace run.json, and write digests of the run if it is at rest."""
@@ -340,13 +328,12 @@ def free_directory(wanted: Path) -> Path:
 
 def open_run(directory: Path, device: torch.device | str = "cpu") -> Run:
     """A run's best model, recipe, metrics and summary; its task, which needs data, is None."""
-    from headway.learn.run import read_metrics  # and what writes them
-
     place = RunDirectory(directory)
     if not place.exists():
         raise UserError(f"{place.path} holds no run (no run.json); give the directory of a `headway train`")
     recipe, summary = open_recipe(directory), place.read_status()
     model = native.load_model(place.path, device)
+    check_model(recipe, model.config, directory)  # type: ignore[arg-type]
     return Run(place.path, recipe, model, None, read_metrics(place.metrics), summary)
 
 

@@ -82,8 +82,8 @@ class CosineConfig(ScheduleConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.floor < math.inf:
-            raise ConfigError(f"schedule.floor is {self.floor}; give 0 or more")
+        if not 0 <= self.floor <= 1:
+            raise ConfigError(f"schedule.floor is {self.floor}; give a part of the peak, from 0 to 1")
 
     def after(self, step: int, rise: int, steps: int) -> float:
         done = min(1.0, (step + 1 - rise) / max(1, steps - rise))

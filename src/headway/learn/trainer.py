@@ -14,7 +14,7 @@ from headway.errors import ConfigError, UserError
 from headway.formats.durable import remove
 from headway.formats.published import nearest_form
 from headway.learn.budget import Clock, Speed, StepsBudget, TimeBudget, measure, plan, planned
-from headway.learn.checkpoint import Progress, step_of
+from headway.learn.checkpoint import step_of
 from headway.learn.distributed import Processes
 from headway.learn.fingerprint import agreed, differences, fingerprint
 from headway.learn.journal import Display, Journal, open_display
@@ -22,6 +22,7 @@ from headway.learn.loop import Foretell, Interrupts, Loop, UserInterrupt
 from headway.learn.memory import check_memory, kept_heap
 from headway.learn.precision import Precision, choose
 from headway.learn.recipe import Recipe, difference, read_recipe
+from headway.learn.records import Progress
 from headway.learn.run import Run, RunDirectory, check_loggers, open_loggers
 from headway.learn.start import Agreement, agree, keep_symbols, open_start
 from headway.learn.task import Task, unit_of

@@ -13,12 +13,13 @@ from headway.formats.durable import remove
 from headway.formats.usage import read_usage
 from headway.learn.adapters import merged
 from headway.learn.budget import Clock, TimeBudget
-from headway.learn.checkpoint import Checkpoints, Progress
+from headway.learn.checkpoint import Checkpoints
 from headway.learn.distributed import Processes
 from headway.learn.learner import Learner
 from headway.learn.precision import Precision
-from headway.learn.recipe import Recipe, write_recipe
-from headway.learn.run import MetricsFile, Run, RunDirectory, environment, read_metrics, truncate_metrics
+from headway.learn.recipe import Recipe, check_model, write_recipe
+from headway.learn.records import Progress, read_metrics
+from headway.learn.run import MetricsFile, Run, RunDirectory, environment, truncate_metrics
 from headway.learn.start import initial_model
 from headway.learn.task import Task, unit_of
 from headway.nn.models import describe, outline
@@ -162,5 +163,6 @@ class RunState:
         """What it has come to, with the best model."""
         place = self.directory
         model = native.load_model(place.path, self.processes.device, self.outline)
+        check_model(self.recipe, model.config, place.path)  # type: ignore[arg-type]
         del self.outline  # it is the model now
         return Run(place.path, self.recipe, model, self.task, read_metrics(place.metrics), place.read_status())

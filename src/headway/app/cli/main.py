@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -62,6 +63,7 @@ DEFAULTS = {"data": "list"}  # what a group of commands does when none is named
 # What torch says in a RuntimeError, on a processor and on a GPU.
 _NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 
+_LEAST_MEMORY = 1 << 30  # bytes of addresses, which torch and a small model take
 _LONGEST = 1500  # characters of a message
 _OUTPUTS = ("out", "picture", "attention", "render", "pgn", "timeline")  # arguments that name files to write
 _MODELS = ("model", "draft")  # in whose folders results may be kept
@@ -81,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _dispatch(arguments)
         sys.stdout.flush()
     except UserError as error:
-        return _fail(str(error), USER_ERROR, arguments)
+        return _fail(_few_files(error) or str(error), USER_ERROR, arguments)
     except UnicodeEncodeError as error:
         told = f"{error.object[: error.start + 20]!r} holds bytes that are no UTF-8; write it anew"
         return _fail(told, USER_ERROR, arguments)
@@ -94,8 +96,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
     except Exception as error:
-        return _fail(_describe(error), FAILED, arguments)
+        few = _few_files(error)
+        return _fail(few or _describe(error), USER_ERROR if few else FAILED, arguments)
     return DONE
+
+
+def _few_files(error: BaseException | None) -> str | None:
+    """What to say where an error, or one that it came of, is that no more files can be opened; None for others."""
+    while error is not None:
+        if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE) or os.strerror(errno.EMFILE) in str(error):
+            most = _limit("RLIMIT_NOFILE")
+            limit = "the system's" if most is None else most
+            return f"too few files can be open at once (the limit is {limit}); allow more, for example: ulimit -n 1024"
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _dispatch(arguments: list[str]) -> None:
@@ -118,6 +132,7 @@ def _dispatch(arguments: list[str]) -> None:
     command.arguments(parser)
     add_common(parser)
     args = parser.parse_args(rest)
+    _check_memory()
     _check_outputs(vars(args))
     command.run(args, Terminal(args.json))
 
@@ -134,6 +149,26 @@ def _check_outputs(args: Mapping[str, Any]) -> None:
     for name in _OUTPUTS:
         if isinstance(args.get(name), (str, Path)):
             check_output(Path(args[name]), inputs)
+
+
+def _check_memory() -> None:
+    """UserError where a process may have so little memory that torch's libraries would end it without a word."""
+    most = _limit("RLIMIT_AS")
+    if most is not None and most < _LEAST_MEMORY:
+        raise UserError(
+            f"a process may have {most / 1e6:,.0f} MB of memory here, which is too little for torch; "
+            f"allow {_LEAST_MEMORY / 1e6:,.0f} MB or more, for example: ulimit -v {_LEAST_MEMORY >> 10}"
+        )
+
+
+def _limit(name: str) -> int | None:
+    """A limit of this process; None where there is none, or no such thing."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    found = resource.getrlimit(getattr(resource, name))[0]
+    return None if found == resource.RLIM_INFINITY else found
 
 
 def module_of(command: str) -> str:

@@ -13,14 +13,15 @@ from typing import Any
 
 from headway.errors import printable
 
-_OBEYED = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # control characters, but for tabs and ends of lines
+# Control characters, except tabs and ends of lines, and marks that change the direction in which a line is shown.
+_OBEYED = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
 class Terminal:
     """Where a command writes. With --json, stdout carries the JSON result alone.
 
-    What names, labels and models say may hold control characters. Files and other programs get them as they are; a
-    terminal, which would obey them, gets their escapes.
+    What names, labels and models say may hold control characters and marks of direction. Files and other programs get
+    them as they are; a terminal, which would obey them, gets their escapes.
     """
 
     def __init__(self, json: bool = False) -> None:

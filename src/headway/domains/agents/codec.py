@@ -9,7 +9,7 @@ import numpy as np
 
 from headway.config import from_dict, to_dict
 from headway.environments import Copies, Spaces
-from headway.errors import UserError
+from headway.errors import ConfigError, UserError
 from headway.formats.durable import read_json, write_json
 
 FILE = "agent.json"  # beside the model of an agent
@@ -35,6 +35,13 @@ class AgentCodec:
     environment: str
     horizon: int | None = None
     draw: bool = False
+
+    def __post_init__(self) -> None:
+        if min(self.states, self.actions, self.context, self.horizon or 1) < 1 or len(self.low) != len(self.high):
+            raise ConfigError(
+                f"{FILE} does not fit together ({self.states} states, {self.told}, context {self.context}, horizon "
+                f"{self.horizon}, {len(self.high)} upper bounds); restore it from a copy"
+            )
 
     @property
     def actions(self) -> int:

@@ -16,7 +16,7 @@ from headway.config import dumps, from_dict, register
 from headway.data.calendar import Calendar
 from headway.data.series import Series, SeriesColumns, ends, places, read_series
 from headway.data.splits import Splits
-from headway.errors import ConfigError, UserError
+from headway.errors import ConfigError, UserError, nearest
 from headway.formats.durable import read_json, write_text
 from headway.learn import Recipe, Task, TaskConfig
 from headway.learn.examples import Batch, Chance, Contents, spread
@@ -27,6 +27,7 @@ from headway.nn.models import ModelConfig, NumbersConfig, StatesEmbedConfig, Tra
 
 FILE = "forecast.json"  # beside a model: what it reads of series, and how what it says is scaled
 LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+_LONGEST = 1 << 24  # steps of a context, a horizon or a season
 _FLAT = 0.05  # of the deviation of a whole series is the least that a window is scaled by
 
 
@@ -63,6 +64,20 @@ class WindowCodec:
     line: str = "last"
     spread: float = 1.0
     errors: tuple[tuple[float, ...], ...] = ((0.0,),)
+
+    def __post_init__(self) -> None:
+        counts = (self.context, self.horizon, self.season, self.patch)
+        widths = {len(row) for row in self.errors}
+        whole = min(*counts, self.step) > 0 and max(counts) <= _LONGEST and self.context % self.patch == 0
+        fits = whole and self.spread > 0
+        if not fits or len(self.errors) not in (1, self.horizon) or widths not in ({1}, {len(LEVELS)}):
+            raise ConfigError(
+                f"{FILE} does not fit together (context {self.context}, horizon {self.horizon}, season {self.season}, "
+                f"patch {self.patch}, {len(self.errors)} rows of errors); restore it from a copy"
+            )
+        lines = simple_forecasts(np.zeros((1, self.context)), 1, self.season)
+        if self.line not in lines:
+            raise ConfigError(f"{FILE}: line is {self.line!r}; {nearest(self.line, lines)}")
 
     @property
     def numbers(self) -> int:

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 from headway.config import from_dict, to_dict
-from headway.errors import UserError
+from headway.errors import ConfigError, UserError
 from headway.formats.durable import read_json, write_json
 
 FILE = "robotics.json"  # beside a policy: how what it reads and says is scaled
@@ -62,6 +62,19 @@ class RobotCodec:
     rate: float | None = None
     scaling: Literal["deviation", "range"] | None = None
     farthest: float | None = 10.0  # of a number that hardly moved in the demonstrations, and does now
+
+    def __post_init__(self) -> None:
+        states, actions = len(self.mean), len(self.shift)
+        fits = len(self.std) == states <= self.recorded and len(self.scale) == actions > 0
+        positive = (self.execute, self.longest + 1, 1 if self.rate is None else self.rate, self.farthest or 1)
+        sides = [side for camera in self.cameras for side in (*camera.recorded, *camera.read)]
+        named = len(self.environments) == len(self.names)
+        if not (fits and named and min((*positive, *sides)) > 0) or 0 in (*self.std, *self.scale):
+            raise ConfigError(
+                f"{FILE} does not fit together ({states} means of {self.recorded} numbers, {len(self.std)} deviations, "
+                f"{actions} shifts, {len(self.scale)} scales, {len(self.names)} tasks, {len(self.environments)} "
+                f"environments, execute {self.execute}, longest {self.longest}); restore it from a copy"
+            )
 
     @property
     def camera_names(self) -> tuple[str, ...]:

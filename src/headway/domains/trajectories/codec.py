@@ -9,7 +9,7 @@ import numpy as np
 
 from headway.config import from_dict, to_dict
 from headway.data.episodes import Episodes, steps_within
-from headway.errors import UserError
+from headway.errors import ConfigError, UserError
 from headway.formats.durable import read_json, write_json
 
 FILE = "trajectories.json"  # beside a model: how what it reads and says is scaled
@@ -34,6 +34,16 @@ class TrajectoryCodec:
     target: float
     environment: str = ""
     draw: bool = False
+
+    def __post_init__(self) -> None:
+        numbers = self.shape[0] if len(self.shape) == 1 else 0
+        fits = len(self.shape) in (1, 3) and len(self.mean) == len(self.std) == numbers and min(self.shape) > 0
+        acts = self.actions > 0 and 0 not in (self.scale, *self.std, *self.reach)
+        if not (fits and acts and self.context > 0):
+            raise ConfigError(
+                f"{FILE} does not fit together (shape {self.shape}, {len(self.mean)} means, {len(self.std)} "
+                f"deviations, {self.told}, context {self.context}); restore it from a copy"
+            )
 
     @property
     def actions(self) -> int:

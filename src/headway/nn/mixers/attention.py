@@ -79,6 +79,8 @@ def head_size(heads: int, size: int | None, width: int) -> int:
 def shared_heads(heads: int, kv_heads: int | None) -> int:
     """G: the number of key and value heads."""
     groups = kv_heads or heads
+    if groups < 1:
+        raise ConfigError(f"heads {heads} and kv_heads {kv_heads} are not numbers of heads; give 1 or more")
     if heads % groups:
         fitting = ", ".join(str(n) for n in range(1, min(heads, 64) + 1) if heads % n == 0)
         raise ConfigError(f"heads {heads} is not divisible by kv_heads {groups}; choose kv_heads from {fitting}")

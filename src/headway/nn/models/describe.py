@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from itertools import groupby
 from typing import Any, cast
@@ -41,15 +42,23 @@ from headway.visibility import Causal
 def outline(config: ModelConfig) -> nn.Module:
     """The model of `config` with weights that are shapes alone, on the meta device. What no file holds of a model, such
     as tables of positions, is made on the processor all the same, so that an outline can be filled from a file.
-    ConfigError for sizes whose product no computer can count.
+    ConfigError for sizes whose product no computer can count, and for those that do not fit together.
     """
+    with _fitting(), torch.device("meta"):
+        return config.build(seed=None)
+
+
+@contextmanager
+def _fitting() -> Iterator[None]:
+    """What goes wrong as a model is made of shapes alone is the fault of its configuration."""
     try:
-        with torch.device("meta"):
-            return config.build(seed=None)
-    except (RuntimeError, OverflowError) as error:
-        raise ConfigError(
-            f"the sizes of the model are too large ({str(error).partition(chr(10))[0]}); correct them"
-        ) from error
+        yield
+    except ConfigError:
+        raise
+    except (ArithmeticError, LookupError, TypeError, ValueError, RuntimeError) as error:
+        fault = "are too large" if isinstance(error, (RuntimeError, OverflowError)) else "do not fit together"
+        reason = str(error).partition("\n")[0][:200]
+        raise ConfigError(f"the sizes of the model {fault} ({reason}); correct them") from error
 
 
 def describe(model: nn.Module | ModelConfig) -> dict[str, Any]:
@@ -64,6 +73,11 @@ def describe(model: nn.Module | ModelConfig) -> dict[str, Any]:
     """
     if isinstance(model, ModelConfig):
         model = outline(model)
+    with _fitting():
+        return _described(model)
+
+
+def _described(model: nn.Module) -> dict[str, Any]:
     config = cast(ModelConfig, model.config)
     parameters = {id(p): p for p in model.parameters() if p.requires_grad}.values()
     count = sum(p.numel() for p in parameters)

@@ -35,6 +35,13 @@ class RotaryConfig:
     fraction: float = 1.0  # share of a head's features that is turned
     scaling: ScalingConfig | None = None  # for contexts longer than those of training
 
+    def __post_init__(self) -> None:
+        if not (self.theta > 0 and 0 < self.fraction <= 1):
+            raise ConfigError(
+                f"rotary.theta is {self.theta} and rotary.fraction {self.fraction}; give a theta above 0, and a "
+                "fraction above 0 and at most 1"
+            )
+
 
 class Angles(NamedTuple):
     cos: Float[Tensor, "#B T 1 R"]
@@ -88,6 +95,10 @@ class SinusoidalConfig(PositionsConfig):
 
     theta: float = 10000.0  # base of the wavelengths
     interleaved: bool = True
+
+    def __post_init__(self) -> None:
+        if self.theta <= 0:
+            raise ConfigError(f"positions.theta is {self.theta}; give a number above 0")
 
     def build(self, width: int, context: int | None) -> nn.Module:
         if width % 2:

@@ -1,0 +1,110 @@
+"""Where compiled code is kept: in a folder of its own, of which nobody else can write a part."""
+
+from __future__ import annotations
+
+import os
+import stat
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryFile
+
+from headway.errors import logger
+
+_LOG = logger(__name__)
+_OTHERS = 0o022  # who may write: the group and everybody
+
+
+def code_folder(name: str) -> Path | None:
+    """The folder `name` in NUMBA_CACHE_DIR, the package's own cache, ~/.cache/headway or the system's folder for
+    temporary files: the first that can be written, and not by other users. None where there is none.
+
+    Code that is found there is run. A folder that other users can write to, or could put another one in the place of,
+    is passed over with a warning.
+    """
+    open_to_others = None
+    for base in _bases():
+        folder = base / name
+        try:
+            reason = exposure(folder)  # of what there is of it
+            if reason is None:
+                _make(folder)
+                reason = exposure(folder)
+            if reason is not None:
+                open_to_others = open_to_others or reason
+                continue
+            with TemporaryFile(dir=folder):
+                pass
+        except OSError:
+            continue
+        if open_to_others:
+            _LOG.warning("%s, so compiled code is kept in %s; chmod go-w and chown change that", open_to_others, base)
+        return folder
+    if open_to_others:
+        _LOG.warning("%s, so compiled code is not kept; chmod go-w and chown change that", open_to_others)
+    return None
+
+
+def _bases() -> Iterator[Path]:
+    if os.environ.get("NUMBA_CACHE_DIR"):
+        yield Path(os.environ["NUMBA_CACHE_DIR"])
+    yield Path(__file__).parent / "__pycache__"
+    yield Path(os.path.expanduser("~")) / ".cache" / "headway"
+    if hasattr(os, "getuid"):
+        yield Path(tempfile.gettempdir()) / f"headway-{os.getuid()}"
+
+
+def _make(folder: Path) -> None:
+    """With its parents, none of which others can write to, whatever the user's mask says of new files."""
+    before = os.umask(_OTHERS)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    finally:
+        os.umask(before)
+    if before & _OTHERS != _OTHERS and folder.stat().st_uid == os.getuid():
+        folder.chmod(0o700)  # others cannot reach the files that will be made in it
+
+
+def exposure(folder: Path) -> str | None:
+    """Why other users could change what is in a folder, or put another folder in its place; None where they cannot."""
+    if not hasattr(os, "getuid"):
+        return None
+    folder = Path(os.path.abspath(folder))
+    real = folder.resolve()
+    for place in dict.fromkeys((folder, *folder.parents, real, *real.parents)):
+        if not os.path.lexists(place):
+            continue
+        found = place.lstat()
+        # In a sticky folder, as /tmp is, others can change nothing but what is their own; a link has no rights.
+        sticky = place not in (folder, real) and bool(found.st_mode & stat.S_ISVTX)
+        if not _is_ours(found, sticky or stat.S_ISLNK(found.st_mode)):
+            return f"other users can write to {place}"
+    if not folder.exists() or not folder.stat().st_mode & 0o011:
+        return None  # nobody else reaches what is in it
+    for parent, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            found = os.lstat(os.path.join(parent, name))
+            if stat.S_ISLNK(found.st_mode) or not _is_ours(found):
+                return f"other users can write to {os.path.join(parent, name)}"
+    return None
+
+
+def _is_ours(found: os.stat_result, by_owner: bool = False) -> bool:
+    """Whether only this user and the system's own can write; `by_owner` where the owner alone decides."""
+    if found.st_uid not in (0, os.getuid()):
+        return False
+    if by_owner or not found.st_mode & _OTHERS:
+        return True
+    return not found.st_mode & stat.S_IWOTH and _is_private(found.st_gid)
+
+
+def _is_private(group: int) -> bool:
+    """Whether a group is that of this user alone, which many systems make for each."""
+    import grp
+    import pwd
+
+    try:
+        name, known = pwd.getpwuid(os.getuid()).pw_name, grp.getgrgid(group)
+    except KeyError:
+        return False
+    return known.gr_name == name and set(known.gr_mem) <= {name}

@@ -1,0 +1,170 @@
+"""What a run records of itself: the fields of run.json, of a checkpoint's state.json, and of a line of metrics.jsonl.
+
+Each is declared once, and checked by `from_dict` whenever it is read: a run may come from a stranger. Fields that are
+not named here are kept as they are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any, Literal, NotRequired, Required, TypedDict
+
+from headway.config import Range, from_dict
+from headway.errors import ConfigError, UserError
+from headway.formats.durable import parse_json, read_json
+from headway.received import opened
+
+_HUGE = 1e100  # of a score: more is a mistake, and its square no number
+_TEXTS = ("split", "weights")  # what a score is of
+_REMEDY = "restore it from a copy"
+
+
+def check_scores(scores: Mapping[str, Any], path: str) -> None:
+    """Scores by their names: numbers (None where there is none), the two ends of NAME_interval, and texts in
+    NAME_signature. ConfigError for anything else.
+    """
+    for name, value in scores.items():
+        if value is None:
+            continue
+        if name in _TEXTS or name.endswith("_signature"):
+            right, wanted = isinstance(value, str), "text"
+        elif name.endswith("_interval"):
+            right = isinstance(value, list) and len(value) == 2 and all(map(_is_score, value))
+            wanted = "two numbers"
+        else:
+            right, wanted = _is_score(value), "a number"
+        if not right:
+            text = repr(value)
+            raise ConfigError(f"{path}: {name} is {text[:100]}{'...' * (len(text) > 100)}, not {wanted}; {_REMEDY}")
+
+
+def _is_score(value: Any) -> bool:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return abs(value) <= _HUGE or not math.isfinite(value)
+
+
+Count = Annotated[int, Range(0)]
+Seconds = Annotated[float, Range(0, 1e12)]
+
+
+class Forecast(TypedDict):
+    """What an early evaluation said of the end."""
+
+    step: Count
+    loss: float
+    loss_interval: tuple[float, float]
+
+
+class Line(TypedDict):
+    """A line of metrics.jsonl: the figures of a step, or, with a "split", the scores of an evaluation. The best
+    evaluation so far is such a line, too.
+    """
+
+    step: Count
+    split: NotRequired[str]
+
+
+def check_line(line: Mapping[str, Any], path: str) -> None:
+    """A step and scores; ConfigError for anything else."""
+    from_dict(Line, line, path)
+    check_scores(line, path)
+
+
+class Judged(TypedDict, total=False):
+    """Scores of the final split, which were measured on `judged` of its `judged_of` samples where time was short."""
+
+    split: Required[str]
+    judged: Count
+    judged_of: Count
+
+
+class Status(TypedDict, total=False):
+    """run.json."""
+
+    format: Required[int]
+    status: Required[Literal["running", "interrupted", "finished"]]
+    recipe: str
+    parameters: Required[Count]
+    steps: Required[Count]
+    step: Required[Count]
+    tokens: Required[Count]
+    seconds: Required[Seconds]
+    elapsed: Seconds | None
+    minutes: Seconds | None
+    precision: str
+    precision_reason: str
+    fresh: tuple[str, ...]
+    goal: str
+    unit: str
+    best: Annotated[dict[str, Any], check_line] | None
+    forecast: Forecast | None
+    scores: Annotated[Judged, check_scores] | None
+    samples: list[dict[str, str]]
+    judging_seconds: Seconds
+    report: str | None
+    packages: dict[str, str]
+    python: str
+    machine: dict[str, str | int | None]
+    device: str
+    threads: Count
+    deterministic: bool
+    processes: Count
+
+
+@dataclass
+class Progress:
+    """Where a run stands: `step` updates are done. state.json holds this and a version.
+
+    There is no state of a random number generator: dropout is seeded from (seed, step), and the order of the data is a
+    function of the step. `evaluated` is the last step with an evaluation, `stale` the evaluations since the best one,
+    `forecast` what the first evaluation said of the end.
+    """
+
+    step: Count = 0
+    tokens: Count = 0
+    seconds: Seconds = 0.0
+    evaluated: Count = 0
+    stale: Count = 0
+    best: Annotated[dict[str, Any], check_line] | None = None
+    forecast: Forecast | None = None
+
+
+def read_progress(path: Path, version: int) -> Progress:
+    """The state of a checkpoint. UserError for one of another version, and for one that is not as it was written."""
+    data = read_json(path)
+    found = data.pop("version", None) if isinstance(data, dict) else None
+    if found != version:
+        raise ConfigError(
+            f"{path} has version {str(found)[:50]}, this headway reads {version}; resume with the version that wrote it"
+        )
+    missing = [field.name for field in fields(Progress) if field.name not in data]
+    if missing:
+        raise ConfigError(f"{path} has no {missing[0]!r}; {_REMEDY}")
+    progress = from_dict(Progress, data, str(path))
+    if f"step-{progress.step:08d}" != path.parent.name:
+        raise ConfigError(f"{path} is of step {progress.step:,}, and its folder is {path.parent.name}; {_REMEDY}")
+    return progress
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl; a last line that was cut off by a kill is left out."""
+    if not path.is_file():
+        return []
+    with opened(path) as file:
+        texts = file.read().splitlines()
+    found: list[dict[str, Any]] = []
+    for number, text in enumerate(texts, 1):
+        source = f"{path}, line {number}"
+        try:
+            line = parse_json(text, source)
+        except UserError:
+            if number < len(texts):
+                raise
+            break
+        check_line(line, source)
+        found.append(line)
+    return found
