@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from headway.data.containers import packaged_av
 from headway.data.demonstrations import Demonstrations
 from headway.data.lerobot_info import ACTION, INFO, OWN, STATES
 from headway.data.parquet import packaged_parquet
 from headway.data.store import taking
-from headway.data.video import Film, Frames, packaged_av
+from headway.data.video import Film, Frames
 from headway.errors import UserError
 
 _FILE = "chunk-{chunk_index:03d}/file-{file_index:03d}"

@@ -12,12 +12,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from headway.data.containers import open_container, packaged_av
 from headway.domains.audio.mel import RATE, Resampler
 from headway.errors import UserError
 from headway.received import check_whole, opened, size_of
 
-# What is in one file. A playlist, which FFmpeg reads too, would name other files and hosts.
-_FORMATS = "mov,matroska,webm,ogg,mp3,aac,flac,wav,w64,aiff,avi,asf,flv,mpeg,mpegts,amr,caf,ac3,ape,wv,tta,dsf,au"
+_MISSING = (
+    "is none of .wav, .flac, .ogg and .mp3, and other sounds need the package av; pip install 'headway[audio]'"
+)
 _TELL_LENGTH = ("mov", "matroska")  # whose headers say how long they are; others are guessed from the size
 _TOGETHER = 256  # frames of a codec, a thousand samples each or so, that are given at once
 _SAMPLE = 2  # bytes of a sample, as most are recorded
@@ -43,7 +45,7 @@ class ContainerReader:
 
     def read(self) -> Iterator[Float[Tensor, "N channels"]]:
         """The samples in pieces. UserError where they are damaged, or end before the header says."""
-        av, count = _pyav(self.path), 0
+        av, count = packaged_av(f"{self.path} {_MISSING}"), 0
         with self._opened() as stream:
             said, resampler = _seconds(stream), av.AudioResampler("fltp", rate=self.rate)
             pieces: list[Tensor] = []
@@ -66,11 +68,9 @@ class ContainerReader:
 
     @contextmanager
     def _opened(self) -> Iterator[Any]:
-        av = _pyav(self.path)
-        opened(self.path).close()  # what is no plain file would keep the library waiting
-        options = {"format_whitelist": _FORMATS, "protocol_whitelist": "file"}
+        av = packaged_av(f"{self.path} {_MISSING}")
         try:
-            with av.open(str(self.path.resolve()), options=options, metadata_errors="ignore") as container:
+            with open_container(self.path) as container:
                 if not container.streams.audio:
                     raise UserError(f"{self.path} holds no sound; give a file that does")
                 yield container.streams.audio[0]
@@ -100,15 +100,6 @@ def check_length(path: Path, seconds: float) -> None:
 def check_packing(path: Path, seconds: float, rate: int) -> None:
     """UserError for a sound that is longer than so few bytes can hold: hours of silence."""
     check_whole(f"{path}, of {seconds:,.0f} s,", path.stat().st_size, round(seconds * rate) * _SAMPLE)
-
-
-def _pyav(path: Path) -> Any:
-    try:
-        import av
-    except ImportError as error:
-        raise UserError(f"{path} is none of .wav, .flac, .ogg and .mp3, and other sounds need the package av; "
-                        "pip install 'headway[audio]'") from error  # fmt: skip
-    return av
 
 
 KINDS = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac", ".mp4", ".mov", ".mkv", ".webm", ".wma", ".aiff")
