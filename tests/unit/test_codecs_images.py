@@ -134,7 +134,7 @@ def progressive(scans: int, after: bytes = b"", before: bytes = b"") -> bytes:
     out = io.BytesIO()
     Image.fromarray(pixels(16, 16)).save(out, "JPEG", progressive=True)
     whole = out.getvalue()
-    first, last = whole.index(b"\xff\xda"), whole.rindex(b"\xff\xda")
+    last = whole.rindex(b"\xff\xda")
     return whole[:2] + before + whole[2:-2] + whole[last:-2] * scans + whole[-2:] + after
 
 
@@ -160,12 +160,12 @@ def test_scans_of_a_jpeg_are_counted_before_it_is_decoded(tmp_path: Path) -> Non
 def test_parts_of_a_jpeg_that_take_long_together_are_counted() -> None:
     exif = segment(0xE1, b"Exif\0\0A")
     assert decode_image(progressive(0, before=exif * 90), "a.jpg").shape == (16, 16, 3)
-    with pytest.raises(UserError, match="a.jpg has over 100 parts of Exif data"):
+    with pytest.raises(UserError, match="has over 100 parts of Exif data"):
         decode_image(progressive(0, before=exif * 101), "a.jpg")
 
 
 def test_runs_of_a_large_bmp_are_refused() -> None:
-    for wide, message in ((4000, "too few|not enough|truncated"), (5000, "a.bmp is a compressed BMP file of 5000 x 5000")):
+    for wide, message in ((4000, "cut off or corrupt"), (5000, "is a compressed BMP file of 5000 x 5000")):
         runs = b"\x01\x01\0\0\0\1"
         head = struct.pack("<IiiHHIIiiII", 40, wide, wide, 1, 8, 1, len(runs), 0, 0, 256, 0) + bytes(1024)
         file = b"BM" + struct.pack("<IHHI", 14 + len(head) + len(runs), 0, 0, 14 + len(head)) + head + runs
