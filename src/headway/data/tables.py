@@ -16,6 +16,7 @@ import numpy as np
 from headway.data.files import File, find_files, honoured, lines
 from headway.data.splits import side_number
 from headway.errors import UserError, nearest
+from headway.parsing import DuplicateKeyError, parse_json
 from headway.received import place_of
 
 _LONG, _NESTED = 1 << 20, 1 << 20  # characters, and lists and objects in a line of more, of 100 bytes or so each
@@ -32,7 +33,9 @@ def _parsed_line(file: File, number: int, line: str) -> dict[str, Any]:
     if len(line) > _LONG and line.count("[") + line.count("{") > _NESTED:
         raise UserError(f"{file}, line {number} holds over {_NESTED:,} lists and objects; write one object a line")
     try:
-        row = json.loads(line)
+        row = parse_json(line)
+    except DuplicateKeyError as error:
+        raise UserError(f"{file}, line {number} has {error}; keep one of them") from error
     except (ValueError, RecursionError) as error:
         reason = f"{error.msg}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
         raise UserError(f"{file}, line {number} is not JSON ({reason}); write one object a line") from error

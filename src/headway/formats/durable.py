@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from headway.errors import UserError
+from headway.parsing import DuplicateKeyError, parse_json
 from headway.received import opened
 
 _ALIGNED = 64  # bytes: where the first tensor starts
@@ -93,7 +94,9 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} is no plain file; restore it from a copy")
     try:
         with opened(path) as file:
-            return json.loads(file.read().decode("utf-8"))
+            return parse_json(file.read().decode("utf-8"))
+    except DuplicateKeyError as error:
+        raise UserError(f"{path} has {error}; keep one of them, or restore it from a copy") from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON: {error}; restore it from a copy") from error
 

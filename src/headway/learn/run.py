@@ -27,6 +27,7 @@ from headway.formats.durable import read_json, remove, write_json, write_text
 from headway.learn.recipe import Recipe, read_recipe
 from headway.learn.task import Task
 from headway.nn.kernels import is_deterministic
+from headway.parsing import DuplicateKeyError, parse_json
 
 # Names the loggers to use beside metrics.jsonl: HEADWAY_LOG=tensorboard,wandb
 VARIABLE = "HEADWAY_LOG"
@@ -84,7 +85,9 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
     with path.open(encoding="utf-8") as file:
         for text in file:
             try:
-                yield json.loads(text)
+                yield parse_json(text)
+            except DuplicateKeyError as error:
+                raise UserError(f"{path} has {error}; keep one of them") from error
             except json.JSONDecodeError:
                 return
 
