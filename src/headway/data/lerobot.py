@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from headway.data.columns import check_header
 from headway.data.demonstrations import Demonstrations, check_numbers
 from headway.data.files import File
 from headway.data.fingerprint import fingerprint
@@ -137,7 +138,9 @@ def _opened(path: Path) -> Any:
     if not path.is_file():
         raise UserError(f"there is no {path}; {AGAIN}")
     with sound(path, "Parquet"):
-        return open_parquet(path, "robotics")
+        file = open_parquet(path, "robotics")
+        check_header(str(path), file.schema_arrow.names)
+        return file
 
 
 def _check_file(path: Path, file: Any, rows: int, wanted: dict[str, int]) -> None:

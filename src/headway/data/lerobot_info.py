@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from headway.data.columns import check_header
 from headway.data.parquet import check_table, index_of, open_parquet, rows_at_once
 from headway.data.splits import named_side, side_number
 from headway.errors import UserError, nearest
@@ -141,6 +142,7 @@ def read_rows(path: Path, columns: Callable[[str], bool] = lambda name: True) ->
     _check_small(path)
     with sound(path, "Parquet"):
         file = open_parquet(path, "robotics")
+        check_header(str(path), file.schema_arrow.names)
         names = [name for name in file.schema_arrow.names if columns(name)]
         index = index_of(path)
         check_table(index, str(path), path.stat().st_size, names)

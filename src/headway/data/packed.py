@@ -183,7 +183,7 @@ class _Decompressed(io.RawIOBase):
         self._place += len(taken)
         return taken
 
-    def readinto(self, buffer: bytearray) -> int:  # type: ignore[override]
+    def readinto(self, buffer: memoryview, /) -> int:  # type: ignore[override]
         taken = self._take(len(buffer))
         buffer[: len(taken)] = taken
         return len(taken)

@@ -17,6 +17,9 @@ from headway.learn.schedule import CosineConfig, ScheduleConfig
 from headway.learn.task import TaskConfig
 from headway.nn.models import ModelConfig
 
+# Of what is made at once: a micro-batch, and the list of those of a step.
+_MOST = {"batch_tokens": 1 << 24, "batch_size": 1 << 20, "accumulate": 10_000}
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -66,6 +69,10 @@ class TrainConfig:
             value, least = getattr(self, name), 1 if name in counted else 0
             if value is not None and value < least:
                 raise ConfigError(f"train.{name} is {value}; give {least} or more")
+        for name, most in _MOST.items():
+            value = getattr(self, name)
+            if value is not None and value > most:
+                raise ConfigError(f"train.{name} is {value:,}; give {most:,} or less")
         if self.seed >= 2**63:
             raise ConfigError(f"train.seed is {self.seed}; give a number below 2^63")
         if self.clip is not None and not 0 < self.clip < math.inf:

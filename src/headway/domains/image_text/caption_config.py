@@ -18,6 +18,7 @@ from headway.codecs.processor import ImageProcessor
 from headway.codecs.tokenizer import FILE as TOKENIZER
 from headway.config import register
 from headway.data import SplitConfig, find_set, sides_of
+from headway.data.splits import Sides
 from headway.domains.image_text import scenes
 from headway.domains.image_text.data import CaptionColumns, Captions, open_pictures, read_captions
 from headway.domains.image_text.emoji import read_emoji
@@ -106,7 +107,7 @@ class Captioned:
 
     captions: Sequence[str]
     images: Int[np.ndarray, "N"]
-    sides: dict[str, Int[np.ndarray, "K"]]
+    sides: Sides
     pixels: Callable[[Int[np.ndarray, "B"]], UInt8[np.ndarray, "B H W 3"]]
     shown: Callable[[int], str]
     place: Callable[[int], str]
@@ -272,7 +273,7 @@ class ScenesConfig(CaptionsConfig):
         return Captioned(
             captions=drawn.captions(int(edges[-1])),
             images=np.arange(edges[-1]),
-            sides=sides,
+            sides=Sides(sides),
             pixels=lambda rows: np.stack([scenes.draw(drawn.scene(row)) for row in rows.tolist()]),
             shown=lambda row: f"{'novel ' if row >= first else ''}scene {row}",
             place=lambda row: f"scene {row}",
