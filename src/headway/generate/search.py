@@ -36,6 +36,15 @@ _LEAVE = 0.25  # the part of the sentences that must be done before the rest is 
 _CHUNK = 64  # symbols that are compared as one before the largest are sought among them
 
 
+WIDEST = 1024  # hypotheses, all of which are computed at once
+
+
+def check_beam(name: str, value: int) -> None:
+    """ConfigError for a number of hypotheses that is out of range; `name` is that of the setting."""
+    if not 1 <= value <= WIDEST:
+        raise ConfigError(f"{name} is {value:,}; give 1 to {WIDEST:,}")
+
+
 @dataclass(frozen=True)
 class SearchConfig:
     """Beam search: `beam` hypotheses are followed for each sentence (1 is greedy), and the `n_best` best are returned.
@@ -54,8 +63,7 @@ class SearchConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if self.beam < 1:
-            raise ConfigError(f"beam is {self.beam}; give a whole number from 1 on")
+        check_beam("beam", self.beam)
         if not 1 <= self.n_best <= self.beam:
             raise ConfigError(f"n_best is {self.n_best} of a beam of {self.beam}; give 1 to {self.beam}, or widen it")
         if not 0 <= self.length_penalty < math.inf:

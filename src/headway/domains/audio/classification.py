@@ -105,6 +105,10 @@ class LabelledSounds(Classified):
         self.seed, self.size = recipe.train.seed, batch_size_of(recipe)
         self.label(samples, config.split, "sounds", "a folder", workspace)
 
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        return (*super().remarks, *(f"{each[0].upper()}{each[1:]}" for each in self.sounds.remarks))
+
     def adapt(self, model: ModelConfig) -> ModelConfig:
         """`model` with the window. Raises UserError for empty splits."""
         for split in ("train", "validation"):

@@ -26,6 +26,7 @@ from headway.errors import ConfigError, UserError
 from headway.formats.hub import named_folder
 from headway.formats.open import open_config, open_model, use_of
 from headway.formats.usage import Usage, read_usage
+from headway.generate.search import check_beam
 from headway.learn import Recipe, Task, TaskConfig
 from headway.nn.models import CaptionerConfig, PatchEmbedConfig, TokenEmbedConfig, TransformerConfig
 
@@ -172,7 +173,8 @@ class CaptionsConfig(TaskConfig):
     def __post_init__(self) -> None:
         if not 0 <= self.smoothing < 1:
             raise ConfigError(f"task.smoothing is {self.smoothing}; give a share from 0 to below 1")
-        for name, least in (("longest", 1), ("beam", 1), ("shift", 0)):
+        check_beam("task.beam", self.beam)
+        for name, least in (("longest", 1), ("shift", 0)):
             if getattr(self, name) < least:
                 raise ConfigError(f"task.{name} is {getattr(self, name)}; give {least} or more")
 
