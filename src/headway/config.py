@@ -24,6 +24,7 @@ from importlib import import_module
 from typing import Annotated, Any, Literal, NotRequired, Required, TypeVar, Union, get_args, get_origin
 
 from headway.errors import ConfigError, nearest
+from headway.parsing import DuplicateKeyError, parse_json
 
 T = TypeVar("T")
 _KINDS: dict[type, dict[str, type]] = {}
@@ -221,7 +222,9 @@ def _read_dataclass(cls: Any, data: Any, path: str) -> Any:
 def parse_value(text: str) -> Any:
     """A command-line value: JSON where it parses as JSON, else the text itself."""
     try:
-        return json.loads(text)
+        return parse_json(text)
+    except DuplicateKeyError as error:
+        raise ConfigError(f"the setting {text!r} has {error}; keep one of them") from None
     except json.JSONDecodeError:
         return None if text in ("None", "none") else text
 

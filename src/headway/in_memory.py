@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from headway.data.columns import check_header
 from headway.data.files import kind_of
 from headway.data.sources import PAIR_KINDS, TEXT_KINDS
 from headway.data.tables import TABLE_KINDS
@@ -86,6 +87,7 @@ def _mappings(data: Any) -> Iterable[Any]:
         return data.iter_rows(named=True)
     if hasattr(data, "itertuples"):  # pandas
         names = list(data.columns)
+        check_header("the table", [str(name) for name in names])
         return (dict(zip(names, values)) for values in data.itertuples(index=False, name=None))
     if isinstance(data, Mapping):
         name = next(iter(data), "train")
@@ -105,6 +107,8 @@ def _rows(items: Iterator[Any], domain: str) -> Iterator[dict[str, Any]]:
             wanted = "texts, or mappings with a text" if domain in _OF_TEXTS else "mappings from column to value"
             raise UserError(f"row {number} of the data is {shown(item)}; give {wanted}")
         found = {str(key): _plain(value, f"row {number}: {key!r}") for key, value in row.items()}
+        if len(found) < len(row):  # as of 1 and "1"
+            check_header(f"row {number} of the data", [str(key) for key in row], "keys")
         if isinstance(found.get("path"), str):  # else it would be sought beside the file that is written
             found["path"] = os.path.abspath(os.path.expanduser(found["path"]))
         yield found

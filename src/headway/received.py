@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from io import BufferedReader
 from pathlib import Path
-from typing import IO, BinaryIO, NamedTuple, cast
+from typing import IO, BinaryIO, NamedTuple, Protocol
 
 from headway.errors import UserError
 
@@ -22,7 +22,7 @@ _BLOCK = 1 << 20
 _FREE = 1 << 26  # bytes that any file may expand to, however small it is
 _FREE_LINES = 1 << 24  # of these, bytes that are read line by line: each line takes its time, be it empty
 _SIP = 1 << 17
-_XZ = b"\xfd7zXZ\0"
+_FRAMES, _FRAME = 100_000, 64  # compressed frames that any file may have, and bytes for each further one
 _PIECE = 1 << 12  # compressed bytes, where what they expand to cannot be asked for in parts
 _DICTIONARY = 1 << 28  # bytes that a decompressor may look back
 _LONGEST = 80  # characters of a path that a message shows
@@ -145,10 +145,17 @@ def expanded(raw: IO[bytes], suffix: str, packed: int, what: str) -> Iterator[by
     where they are more than the limits let through; one of DAMAGE for a stream that is damaged.
     """
     size = 0
-    for block in _READERS.get(suffix, _plain)(raw, what):
+    for block in decompressed(raw, suffix, what):
         size += len(block)
         check_expansion(what, packed, size, _FREE_LINES)
         yield block
+
+
+def decompressed(raw: IO[bytes], suffix: str, what: str) -> Iterator[bytes]:
+    """The bytes of a stream, compressed as its suffix says, in blocks of at most about a mebibyte. UserError for frames
+    without number; one of DAMAGE for a stream that is damaged.
+    """
+    return _READERS.get(suffix, _plain)(raw, what)
 
 
 def _plain(raw: IO[bytes], what: str) -> Iterator[bytes]:
@@ -156,32 +163,77 @@ def _plain(raw: IO[bytes], what: str) -> Iterator[bytes]:
         yield block
 
 
+class _Frame(Protocol):
+    """A decompressor of one frame: a member of .gz, a stream of .bz2 or .xz."""
+
+    @property
+    def eof(self) -> bool: ...
+    @property
+    def needs_input(self) -> bool: ...
+    @property
+    def unused_data(self) -> bytes: ...
+    def decompress(self, data: bytes, max_length: int = -1) -> bytes: ...
+
+
+class _Member:
+    """zlib's decompressor as those of bz2 and lzma are."""
+
+    def __init__(self) -> None:
+        self._inner = zlib.decompressobj(16 + zlib.MAX_WBITS)
+
+    @property
+    def eof(self) -> bool:
+        return self._inner.eof
+
+    @property
+    def needs_input(self) -> bool:
+        return not self._inner.unconsumed_tail
+
+    @property
+    def unused_data(self) -> bytes:
+        return self._inner.unused_data
+
+    def decompress(self, data: bytes, max_length: int = -1) -> bytes:
+        return self._inner.decompress(self._inner.unconsumed_tail + data, max(0, max_length))
+
+
 def _gz(raw: IO[bytes], what: str) -> Iterator[bytes]:
-    with gzip.open(raw) as stream:
-        yield from _plain(cast(IO[bytes], stream), what)
+    return _frames(raw, what, _Member, b"")  # what follows and is not a member is damage, as gzip has it
 
 
 def _bz2(raw: IO[bytes], what: str) -> Iterator[bytes]:
-    with bz2.open(raw) as stream:
-        yield from _plain(cast(IO[bytes], stream), what)
+    return _frames(raw, what, bz2.BZ2Decompressor, b"BZh")
 
 
 def _xz(raw: IO[bytes], what: str) -> Iterator[bytes]:
-    """A decompressor for each stream, as only that takes a limit of memory."""
-    held = raw.read(_SIP)
+    return _frames(raw, what, lambda: lzma.LZMADecompressor(memlimit=_DICTIONARY), b"\xfd7zXZ\0")
+
+
+def _frames(raw: IO[bytes], what: str, begin: Callable[[], _Frame], magic: bytes) -> Iterator[bytes]:
+    """A decompressor for each frame: a file may have several. What follows the last one and does not start with `magic`
+    is passed over, as the tools of these formats do; zeros pad.
+    """
+    held, count, size = raw.read(_SIP), 0, 0
     while held:
-        stream = lzma.LZMADecompressor(memlimit=_DICTIONARY)
-        while not stream.eof:
-            if stream.needs_input and not held and not (held := raw.read(_SIP)):
+        count += 1
+        _check_frames(what, count, size)
+        frame = begin()
+        while not frame.eof:
+            if frame.needs_input and not held and not (held := raw.read(_SIP)):
                 raise EOFError("it ends before its last stream does")
-            if block := stream.decompress(held if stream.needs_input else b"", _BLOCK):
+            try:
+                block = frame.decompress(held if frame.needs_input else b"", _BLOCK)
+            except OSError as error:  # of bz2
+                raise zlib.error(str(error)) from error
+            if block:
+                size += len(block)
                 yield block
             held = b""
-        held = stream.unused_data.lstrip(b"\0")
+        held = frame.unused_data.lstrip(b"\0")
         while not held and (more := raw.read(_SIP)):
-            held = more.lstrip(b"\0")  # zeros pad streams
-        if not _XZ.startswith(held[: len(_XZ)]):
-            return  # what stands after the last stream is passed over, as xz's own tools do
+            held = more.lstrip(b"\0")
+        if not magic.startswith(held[: len(magic)]):
+            return
 
 
 def _zst(raw: IO[bytes], what: str) -> Iterator[bytes]:
@@ -190,19 +242,28 @@ def _zst(raw: IO[bytes], what: str) -> Iterator[bytes]:
         import zstandard
     except ImportError as error:
         raise UserError(f"{what} needs the package zstandard; pip install 'headway[data]'") from error
-    frame = zstandard.ZstdDecompressor().decompressobj()
+    frame, count, size = zstandard.ZstdDecompressor().decompressobj(), 1, 0
     try:
         while block := raw.read(_PIECE):
             while block:
                 if frame.eof:
+                    count += 1
+                    _check_frames(what, count, size)
                     frame = zstandard.ZstdDecompressor().decompressobj()
                 if text := frame.decompress(block):
+                    size += len(text)
                     yield text
                 block = frame.unused_data if frame.eof else b""
     except zstandard.ZstdError as error:
         raise UserError(f"{what} is damaged ({error}); fetch or compress it again") from error
     if not frame.eof:
         raise EOFError("it ends before its last frame does")
+
+
+def _check_frames(what: str, count: int, size: int) -> None:
+    """UserError for frames that hold hardly anything: each takes its time, be it empty."""
+    if count > _FRAMES + size // _FRAME:
+        raise UserError(f"{what} has {count:,} compressed frames in its first {size:,} bytes; compress it again as one")
 
 
 _READERS: dict[str, Callable[[IO[bytes], str], Iterator[bytes]]] = {".gz": _gz, ".bz2": _bz2, ".xz": _xz, ".zst": _zst}

@@ -12,6 +12,8 @@ from whisper_models import folder
 
 from headway.app.cli.main import main
 from headway.domains.audio import FileSound, read_sound, sound
+from headway.domains.audio.sound import ArraySound
+from headway.domains.audio.store import open_sounds
 from headway.errors import UserError
 
 av = pytest.importorskip("av")
@@ -128,3 +130,42 @@ def test_a_folder_is_transcribed_file_by_file(tmp_path: Path, capsys: pytest.Cap
     for given, message in (([tmp_path / "empty"], "holds no sounds"), ([data, "--format", "vtt"], "run into one")):
         assert main(["transcribe", place, *map(str, given), *QUICK]) == 2
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac", "m4a"])
+def test_channels_that_cancel_are_told(suffix: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    wave = tone(440, 1.0, rate=16000)
+    quiet = np.zeros((8000, 2), np.float32)  # which decides nothing
+    both = np.concatenate([quiet, np.stack([0.5 * wave, -0.5 * wave], 1)])
+    path = tmp_path / f"a.{suffix}"
+    if suffix == "m4a":
+        with av.open(str(path), "w") as container:
+            stream = container.add_stream("aac", rate=16000, layout="stereo")
+            stream.bit_rate = 320_000
+            frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(both.T), format="fltp", layout="stereo")
+            frame.sample_rate = 16000
+            container.mux(stream.encode(frame))
+            container.mux(stream.encode())
+    else:
+        write(path, both, 16000)
+    heard = read_sound(path).numpy()
+    assert heard[-8000:].std() == pytest.approx(0.5 * wave[-8000:].std(), rel=0.05)
+    assert caplog.text.count("its channels cancel each other when they are averaged, so only the loudest is read") == 1
+    caplog.clear()
+    write(path.with_suffix(".wav"), np.stack([wave, 0.1 * wave[::-1]], 1), 16000)
+    assert read_sound(path.with_suffix(".wav")).numpy()[-8000:].std() == pytest.approx(0.5 * wave.std(), rel=0.1)
+    assert not caplog.text
+    assert next(ArraySound(both).blocks())[-8000:].std() == pytest.approx(0.5 * wave.std(), rel=0.05)
+    assert "the sound: its channels cancel" in caplog.text
+
+
+def test_a_set_reports_channels_that_cancel_each_other(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    wave = tone(440, 0.3)
+    files = [write(tmp_path / "a.wav", np.stack([wave, -wave], 1)), write(tmp_path / "b.wav", wave)]
+    for _ in range(2):  # decoded, and from the cache
+        caplog.clear()
+        sounds = open_sounds(files)
+        assert caplog.text.count("the channels of 1 of 2 sounds cancel each other") == 1
+        assert str(files[0]) in caplog.text
+    assert sounds.remarks
+    assert float(sounds[0].std()) == pytest.approx(float(sounds[1].std()), rel=0.1)

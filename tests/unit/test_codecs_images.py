@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import struct
 import zlib
 from pathlib import Path
@@ -11,9 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+import headway
 from headway.codecs import processor as module
-from headway.codecs.processor import ImageProcessor, read_image
+from headway.codecs.processor import ImageProcessor, decode_image, read_image
 from headway.errors import UserError
+from headway.images import HOW_TO_INSTALL
 
 Image = pytest.importorskip("PIL.Image")
 
@@ -124,6 +127,59 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded(side: int, tmp_pat
         read_image(tmp_path / "bomb.png")
 
 
+def progressive(scans: int, after: bytes = b"", before: bytes = b"") -> bytes:
+    """A progressive JPEG with so many more scans than its own, each of which repeats the last; `before` and `after` are
+    bytes before its first scan and after its end.
+    """
+    out = io.BytesIO()
+    Image.fromarray(pixels(16, 16)).save(out, "JPEG", progressive=True)
+    whole = out.getvalue()
+    last = whole.rindex(b"\xff\xda")
+    return whole[:2] + before + whole[2:-2] + whole[last:-2] * scans + whole[-2:] + after
+
+
+def segment(marker: int, data: bytes) -> bytes:
+    return bytes([0xFF, marker]) + struct.pack(">H", len(data) + 2) + data
+
+
+def test_scans_of_a_jpeg_are_counted_before_it_is_decoded(tmp_path: Path) -> None:
+    message = "a.jpg is a JPEG file of over 64 scans; save it again with fewer"
+    (tmp_path / "a.jpg").write_bytes(progressive(100))
+    with pytest.raises(UserError, match=message):
+        read_image(tmp_path / "a.jpg")
+    with pytest.raises(UserError, match=message):
+        decode_image(progressive(100), "a.jpg")
+    hidden = segment(0xE5, b"\xff\xd9" * 9)  # what looks like the end is in a part that is passed over
+    with pytest.raises(UserError, match=message):
+        decode_image(progressive(100, before=hidden), "a.jpg")
+    scan = segment(0xDA, bytes(6)) * 100  # in a film after the image, or in the camera's notes
+    assert decode_image(progressive(40, after=scan), "a.jpg").shape == (16, 16, 3)
+    assert decode_image(progressive(40, before=segment(0xE5, scan)), "a.jpg").shape == (16, 16, 3)
+
+
+def test_parts_of_a_jpeg_that_take_long_together_are_counted() -> None:
+    exif = segment(0xE1, b"Exif\0\0A")
+    assert decode_image(progressive(0, before=exif * 90), "a.jpg").shape == (16, 16, 3)
+    with pytest.raises(UserError, match="has over 100 parts of Exif data"):
+        decode_image(progressive(0, before=exif * 101), "a.jpg")
+
+
+def test_runs_of_a_large_bmp_are_refused() -> None:
+    for wide, message in ((4000, "cut off or corrupt"), (5000, "is a compressed BMP file of 5000 x 5000")):
+        runs = b"\x01\x01\0\0\0\1"
+        head = struct.pack("<IiiHHIIiiII", 40, wide, wide, 1, 8, 1, len(runs), 0, 0, 256, 0) + bytes(1024)
+        file = b"BM" + struct.pack("<IHHI", 14 + len(head) + len(runs), 0, 0, 14 + len(head)) + head + runs
+        with pytest.raises(UserError, match=message):
+            decode_image(file, "a.bmp")
+
+
+def test_images_are_opened_in_one_module() -> None:
+    root = Path(headway.__file__).parent
+    opener = re.compile(r"\bImage\.open\(|pillow\(\)\.open\(|from PIL\.Image import")
+    found = [str(path.relative_to(root)) for path in root.rglob("*.py") if opener.search(path.read_text("utf-8"))]
+    assert found == ["images.py"]
+
+
 def test_what_is_no_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.png").write_text("hello", encoding="utf-8")
     (tmp_path / "a.eps").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", encoding="utf-8")
@@ -133,7 +189,7 @@ def test_what_is_no_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     for place in (tmp_path, tmp_path / "none.png"):
         with pytest.raises(UserError, match="is not a file; give image files"):
             read_image(place)
-    monkeypatch.setattr(module, "pillow", lambda: (_ for _ in ()).throw(UserError(module.HOW_TO_INSTALL)))
+    monkeypatch.setattr(module, "pillow", lambda: (_ for _ in ()).throw(UserError(HOW_TO_INSTALL)))
     with pytest.raises(UserError, match=r"install headway\[vision\]"):
         read_image(tmp_path / "a.png")
 

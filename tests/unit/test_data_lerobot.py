@@ -150,6 +150,12 @@ def test_pictures_may_be_a_column(folder: Path) -> None:
     found = of(folder)
     check_same(found, made())
     np.testing.assert_array_equal(found.cameras["front"].read(np.arange(15)), pictures(15))
+    Image.fromarray(pictures(1)[0]).save(buffer := io.BytesIO(), "JPEG", progressive=True)
+    whole = buffer.getvalue()
+    slow = whole[:-2] + whole[whole.rindex(b"\xff\xda") : -2] * 100 + whole[-2:]  # a scan, a hundred times more
+    rewritten(folder / "data/chunk-000/file-000.parquet", lambda columns: columns.update({KEY: [slow] * 15}))
+    with pytest.raises(UserError, match=f"row 0, {KEY} is a JPEG file of over 64 scans"):
+        of(folder)
 
 
 def test_pictures_are_decoded_once_and_scaled_if_asked(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

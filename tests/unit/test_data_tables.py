@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import json
+import time
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from headway.data import SplitConfig, find_set, read_conll, read_table, sides_of
+from headway.data import SplitConfig, find_set, pairs, read_conll, read_table, sides_of
+from headway.data.delimited import delimited
+from headway.data.files import File
+from headway.data.spellings import join_spellings
 from headway.errors import UserError
 
 COLUMNS = {"text": "text", "label": "label"}
@@ -147,3 +152,134 @@ def test_a_table_of_one_column_has_commas(tmp_path: Path) -> None:
         read_table([write(tmp_path / "b.csv", "text;label\na;b;c\n")], COLUMNS)
     with pytest.raises(UserError, match=r"not UTF-8 at byte 11 \(0x80\), but perhaps cp1252, .*iconv -f CP1252"):
         read_table([write(tmp_path / "c.csv", "text;label\n€;b\n", "cp1252")], COLUMNS)
+
+
+def fields_of(path: Path) -> list[list[str]]:
+    return [fields for _, fields in delimited(File(path))]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", "text,label,text\nx,y,z\n", "two columns named 'text' .1 and 3.; rename or remove one"),
+        ("a.tsv", "text\tlabel\tid\tlabel\nx\ty\t1\tz\n", "two columns named 'label' .2 and 4."),
+        ("a.csv", "text,label, label\nx,y,z\n", "two columns named 'label' .2 and 3."),
+        ("a.jsonl", '{"text": "x", "label": "y", "label": "z"}\n', "line 1 has the key 'label' twice .'y' and 'z'."),
+    ],
+)
+def test_what_is_named_twice_is_refused(tmp_path: Path, name: str, content: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        read_table([write(tmp_path / name, content)], COLUMNS)
+
+
+def test_columns_of_a_table_that_spreadsheets_leave_empty_are_passed_over(tmp_path: Path) -> None:
+    table = read_table([write(tmp_path / "a.csv", "\ufeff text ,label,,\r\nx,y,,\r\n")], COLUMNS)
+    assert table.columns == {"text": ["x"], "label": ["y"]}
+
+
+@pytest.mark.parametrize(
+    ("header", "said"),
+    [
+        ("sentence,Class", "no (column|key) 'text' .did you mean 'sentence'.*task.text=sentence"),
+        ("text,labels", "no (column|key) 'label' .did you mean 'labels'.*task.label=labels"),
+        ("text,target", "did you mean 'target'.*task.label=target"),
+        ("text,Category", "did you mean 'Category'.*task.label=Category"),
+        ("text,lable", "did you mean 'lable'"),
+        ("text,xyz", "choose from: text, xyz"),
+    ],
+)
+def test_a_column_of_another_name_is_suggested(tmp_path: Path, header: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        read_table([write(tmp_path / "a.csv", f"{header}\nx,y\n")], COLUMNS)
+    keys = header.split(",")
+    with pytest.raises(UserError, match=said):
+        read_table([write(tmp_path / "a.jsonl", json.dumps(dict.fromkeys(keys, "x")) + "\n")], COLUMNS)
+
+
+QUOTED = ['He said "no"', "a\tb", "two\nlines", 'both "x"\nand', '"', '""', "plain", '"all of it"', 'ends"\n\nso']
+
+
+@pytest.mark.parametrize("order", [("text", "label"), ("label", "text"), ("id", "text", "label")])
+@pytest.mark.parametrize("quoting", [csv.QUOTE_MINIMAL, csv.QUOTE_ALL])
+def test_quotes_of_a_tsv_are_read_as_csv_writes_them(tmp_path: Path, order: tuple[str, ...], quoting: int) -> None:
+    """pandas' to_csv(sep="\\t") writes by csv, with these settings."""
+    rows = [[text if name == "text" else f"{name}{n}" for name in order] for n, text in enumerate(QUOTED)]
+    with open(tmp_path / "a.tsv", "w", newline="") as file:
+        csv.writer(file, delimiter="\t", quoting=quoting, lineterminator="\n").writerows([order, *rows])  # type: ignore[arg-type]
+    assert fields_of(tmp_path / "a.tsv") == [list(order), *rows]
+
+
+def test_lone_quotes_of_a_tsv_are_text(tmp_path: Path) -> None:
+    rows = [
+        ['"Hello', "a"], ['5" disk', "b"], ['world"', "c"], ['"Yes"', "d"], ['"Yes" he said', "e"], ['"', "f"],
+        ["it's", '"'], ['a "b" c', "g"], ['"a" and "b"', "h"], ['""x', "i"], ['x""', '"lone'], ["last", "z"],
+    ]  # fmt: skip
+    path = write(tmp_path / "a.tsv", "text\tlabel\n" + "".join("\t".join(row) + "\n" for row in rows))
+    assert fields_of(path)[1:] == rows
+    assert read_table([path], COLUMNS).places[-1][1] == len(rows) + 1
+    write(tmp_path / "pairs.tsv", "".join("\t".join(row) + "\n" for row in rows) + '"say ""so"""\t"CC\nBY"\n')
+    assert [list(pair) for pair in pairs([tmp_path / "pairs.tsv"])] == [*rows, ['say "so"', "CC\nBY"]]
+
+
+def test_lines_that_quotes_might_join_are_looked_at_once(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.tsv", "text\tlabel\n" + '"x\ty\n' * 20_000 + '"open\n')
+    started = time.process_time()
+    found = fields_of(path)
+    assert (len(found), found[1], found[-1]) == (20_002, ['"x', "y"], ['"open'])
+    assert time.process_time() - started < 2  # and not their number squared
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv"])
+def test_a_field_longer_than_csv_reads_by_itself(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, mark = csv.field_size_limit(), "\t" if name == "a.tsv" else ","
+    text = 'a "long"\ntext, ' * 20_000
+    with open(tmp_path / name, "w", newline="") as file:
+        csv.writer(file, delimiter=mark).writerows([("text", "label"), (text, "y"), ("short", "z")])
+    assert read_table([tmp_path / name], COLUMNS).columns == {"text": [text, "short"], "label": ["y", "z"]}
+    assert csv.field_size_limit() == before
+    reading = delimited(File(tmp_path / name))
+    next(reading)
+    reading.close()
+    monkeypatch.setenv("HEADWAY_LIMIT_LINE", "200000")
+    if name == "a.csv":
+        with pytest.raises(UserError, match=r"line .* is in a longer field, more than HEADWAY_LIMIT_LINE=200000"):
+            fields_of(tmp_path / name)
+    else:
+        assert fields_of(tmp_path / name)[1] == ['"a ""long""']  # as it stands: it has too few columns
+    assert csv.field_size_limit() == before
+
+
+def test_samples_that_are_held_out_are_counted(caplog: pytest.LogCaptureFixture) -> None:
+    keys, named = ["a", "b", "c", "b", "b"], np.array([1, 1, 1, 3, 1], np.uint8)
+    sides = sides_of(keys, named, SplitConfig(0.0, 0.0))
+    assert (sides.removed, sides["train"].tolist()) == (2, [0, 2])
+    assert "2 of 4 training samples are left out, because validation or test files contain the same" in caplog.text
+    caplog.clear()
+    assert sides_of(keys[:3], named[:3], SplitConfig(0.3, 0.3)).removed == 0
+    assert not caplog.text
+
+
+@pytest.mark.parametrize(
+    ("given", "joined"),
+    [
+        (["a", "b"], ["a", "b"]),
+        (["caf\u00e9", "cafe\u0301", "x"], ["caf\u00e9", "caf\u00e9", "x"]),
+        (["pos", " pos", "pos\u00a0", "\ufeffpos", "neg"], ["pos", "pos", "pos", "pos", "neg"]),
+        (["1", "1.0", "2.00", "1.5"], ["1", "1", "2.00", "1.5"]),
+        (["1.0", "0.0"], ["1.0", "0.0"]),
+        (["True", "true", "FALSE", "False", "1"], ["true", "true", "false", "false", "1"]),
+        (["1.1", "1.10", "01", "1"], ["1.1", "1.10", "01", "1"]),
+        (["Pos", "pos"], ["Pos", "pos"]),
+    ],
+)
+def test_spellings_of_a_label_are_one(given: list[str], joined: list[str], caplog: pytest.LogCaptureFixture) -> None:
+    found = join_spellings(given)
+    assert found.labels == joined
+    assert bool(found.remarks) == (len(set(given)) > len(set(joined)))
+    assert bool(found.remarks) == ("labels that differ only in how they are written are joined" in caplog.text)
+    assert join_spellings(found.labels) == (joined, ())
+
+
+def test_labels_keep_the_spelling_of_a_run() -> None:
+    assert join_spellings(["1.0", "2", "x\u00a0"], ("1", "2", "x")).labels == ["1", "2", "x"]
+    assert join_spellings(["1", "1.0"], ("1", "1.0")).labels == ["1", "1.0"]  # of a run that has both

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -224,7 +225,7 @@ def test_first_symbols_by_every_kind_of_codec(speeches: Path, kind: Any) -> None
         (embedding, {"task.temperature": 0}, "task.temperature is 0"),
         (embedding, {"train.batch_size": 500}, "exceeds the .* pairs to train on"),
         (classification, {"train.batch_size": 8}, "made by tokens: set train.batch_tokens alone"),
-        (classification, {"task.label": "category"}, "no column 'category'.*task.label=NAME"),
+        (classification, {"task.label": "category"}, "no column 'category'.*did you mean 'label'.*task.label=label"),
         (classification, {"model.context": 8}, "tokens and the model reads 8 at most; shorten it, or ask"),
         (pairs, {}, "no column 'text2'"),
     ],
@@ -305,3 +306,48 @@ def test_models_without_the_head_say_so(questions: Path) -> None:
     with pytest.raises(UserError, match="text 2 of 2 is empty"):
         embed(model, task.examples.codec, ["a text", " "])
     assert embed(model, task.examples.codec, []).shape == (0, 32)
+
+
+def table(path: Path, rows: list[tuple[str, str]]) -> Path:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("text", "label"), *rows])
+    return path
+
+
+def test_spellings_of_a_label_are_one_class_from_training_to_use(tmp_path: Path, caplog: Any) -> None:
+    spellings = ("1", "1.0", "1\u00a0"), ("caf\u00e9", "cafe\u0301", " caf\u00e9")
+    rows = [(f"text {n} of {'cats' if n % 2 else 'dogs'}", spellings[n % 2][n % 3]) for n in range(120)]
+    examples = opened(small(classification()), table(tmp_path / "a.csv", rows)).examples
+    assert examples.labels == ("1", "caf\u00e9")
+    assert examples.classes.tolist() == [n % 2 for n in range(120)]
+    assert caplog.text.count("labels that differ only in how they are written are joined: '1' and") == 1
+    assert [remark[:6] for remark in examples.remarks] == ["Labels"]
+    examples.save(tmp_path / "run")
+    other = [(text, {"1": "1.00"}.get(label, label)) for text, label in rows]
+    again = opened(small(classification()), table(tmp_path / "b.csv", other), tmp_path / "run").examples
+    assert again.labels == ("1", "caf\u00e9")
+    assert again.classes.tolist() == examples.classes.tolist()
+
+
+def test_tags_and_groups_are_joined_too(tmp_path: Path) -> None:
+    tags = ("B-CAF\u00c9", "B-CAFE\u0301")
+    lines = "".join(f"word{n} {tags[n % 2]}\nother O\n\n" for n in range(60))
+    (tmp_path / "a.conll").write_text(lines, encoding="utf-8")
+    found = opened(small(tagging()), tmp_path / "a.conll").examples
+    assert found.labels == ("B-CAF\u00c9", "O")
+    rows = [(f"text {n}", ("a", "a ", "b")[n % 3]) for n in range(120)]
+    groups = opened(small(embedding()), table(tmp_path / "a.csv", rows)).examples
+    assert sorted(set(groups.labels.tolist())) == [0, 1]
+    assert groups.remarks
+
+
+def test_samples_that_the_test_part_has_are_reported(tmp_path: Path, caplog: Any) -> None:
+    rows = [(f"text {n}", "ab"[n % 2]) for n in range(90)]
+    table(tmp_path / "train.csv", rows)
+    table(tmp_path / "test.csv", rows[:7])
+    found = opened(small(classification()), tmp_path).examples
+    assert "training samples are left out, because validation or test files contain the same" in caplog.text
+    validated = {found.table.columns["text"][row] for row in found.splits.rows("validation")}
+    removed = 7 - len(validated & {text for text, _ in rows[:7]})
+    assert found.splits.removed == removed > 0
+    assert found.remarks[0].startswith(f"{removed} of the samples to train on were left out, because validation or test files")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import bz2
 import gzip
 import io
+import lzma
 import os
 import tarfile
 import zipfile
@@ -13,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import headway
+from headway import received
 from headway.data.files import File, blocks, lines, members
 from headway.errors import UserError
 from headway.formats.hub import find_folder, named_folder
@@ -156,3 +159,52 @@ def test_millions_of_blank_lines_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("one\n" + "\n" * 8_000_000 + "two\n")
     with pytest.raises(UserError, match="over 4,000,000 blank lines one after the other; take them out"):
         list(lines(File(tmp_path / "a.txt")))
+
+
+EMPTY = {
+    ".gz": gzip.compress(b"", mtime=0),
+    ".bz2": bz2.compress(b""),
+    ".xz": lzma.compress(b""),
+    ".zst": b"\x28\xb5\x2f\xfd\x20\x00\x01\x00\x00",
+}
+
+
+@pytest.mark.parametrize("suffix", EMPTY)
+def test_frames_that_hold_nothing_are_counted(suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if suffix == ".zst":
+        pytest.importorskip("zstandard", reason="zstandard is not installed: pip install 'headway[data]'")
+    monkeypatch.setattr(received, "_FRAMES", 50)
+    read = lambda packed: b"".join(expanded(io.BytesIO(packed), suffix, len(packed), "a"))  # noqa: E731
+    assert read(EMPTY[suffix] * 50) == b""
+    with pytest.raises(UserError, match="a has 51 compressed frames in its first 0 bytes; compress it again as one"):
+        read(EMPTY[suffix] * 60)
+    full = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}.get(suffix)
+    if full is not None:
+        assert read(full(b"x" * 100) * 200) == b"x" * 20_000
+
+
+@pytest.mark.parametrize("kind", ["gz", "bz2", "xz"])
+def test_damage_of_compressed_streams_is_told(kind: str, tmp_path: Path) -> None:
+    packed = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress}[kind](os.urandom(5000))
+    bent = packed[:2000] + bytes(200) + packed[2200:]
+    for content in (packed[:3000], packed[:-3], bent, *([packed + b"garbage"] if kind == "gz" else [])):
+        (tmp_path / f"a.txt.{kind}").write_bytes(content)
+        with pytest.raises(UserError, match="is damaged"):
+            list(blocks(File(tmp_path / f"a.txt.{kind}")))
+    for content in (packed + bytes(600), packed + packed, *([packed + b"garbage"] if kind != "gz" else [])):
+        (tmp_path / f"a.txt.{kind}").write_bytes(content)
+        assert sum(map(len, blocks(File(tmp_path / f"a.txt.{kind}")))) == 5000 * content.count(packed)
+
+
+def test_frames_of_an_archive_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(received, "_FRAMES", 50)
+    with tarfile.open(tmp_path / "b.tar", "w") as packed:
+        entry = tarfile.TarInfo("a.txt")
+        entry.size = 4
+        packed.addfile(entry, io.BytesIO(b"text"))
+    for suffix, empty in EMPTY.items():
+        if suffix == ".zst":
+            continue
+        (tmp_path / f"a.tar{suffix}").write_bytes(empty * 60)
+        with pytest.raises(UserError, match="51 compressed frames"):
+            members(tmp_path / f"a.tar{suffix}")

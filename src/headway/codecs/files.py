@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from headway.errors import UserError
+from headway.parsing import DuplicateKeyError, parse_json
 from headway.received import opened
 
 LIMIT = 1 << 27  # bytes; the largest published vocabularies have some 40 MB
@@ -46,7 +46,9 @@ def read_object(path: Path) -> dict[str, Any]:
 
 def parse_object(text: str, path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(text)
+        found = parse_json(text)
+    except DuplicateKeyError as error:
+        raise UserError(f"{path} has {error}; keep one of them, or download it again") from error
     except (ValueError, RecursionError) as error:
         reason = str(error) if isinstance(error, ValueError) else "it is nested too deeply"
         raise UserError(f"{path} is not JSON: {reason}; download it again") from error

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
+
+from headway.parsing import DECODER
 
 _PARTS = ("normalizer", "pre_tokenizer", "post_processor", "decoder", "added_tokens", "truncation", "padding", "model")
 _NEXT = re.compile(r'\}\s*,\s*"((?:[^"\\]|\\.)*)"\s*:')
 _BRACES = 1 << 16
 _SPACE = re.compile(r"[ \t\r\n]*")
 _PREFIX, _TEXT = '"continuing_subword_prefix"', re.compile(r'\s*:\s*"[^"]')
-_DECODER = json.JSONDecoder()
 
 
 def outline(text: str) -> dict[str, Any]:
@@ -20,11 +20,11 @@ def outline(text: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     at = _after("{", text, 0)
     while True:
-        name, at = _DECODER.raw_decode(text, at)
+        name, at = DECODER.raw_decode(text, at)
         at = _after(":", text, at)
         if name == "model" and not _more(text, at) and not _prefixed(text, at):
             return found
-        value, at = _DECODER.raw_decode(text, at)
+        value, at = DECODER.raw_decode(text, at)
         if name in found:
             raise ValueError(f"it has two entries named {name!r:.40}")
         found[name] = value

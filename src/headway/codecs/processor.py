@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import io
-import logging
 import re
 import threading
-import warnings
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,24 +16,10 @@ from jaxtyping import Float32, UInt8
 
 from headway.config import from_dict
 from headway.errors import UserError, nearest
+from headway.images import FORMATS, open_image, pillow
 
-# Pillow knows more, but some of its readers start other programs (EPS) and few of the rest hold pictures.
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
-logging.getLogger("PIL").addHandler(logging.NullHandler())  # or it would print of bad files what our error says
-# Nor its advice on metadata. Filters are the process's own, so that threads which decode cannot each set theirs.
-warnings.filterwarnings("ignore", module=r"PIL\.")
 _LARGE = 1 << 23  # pixels; of images of more, one is decoded at a time
 _ONE_BY_ONE = threading.Lock()
-HOW_TO_INSTALL = "images need Pillow; install headway[vision]"
-
-
-def pillow() -> Any:
-    """Pillow's module Image; UserError where it is not installed."""
-    try:
-        from PIL import Image
-    except ImportError:
-        raise UserError(HOW_TO_INSTALL) from None
-    return Image
 
 
 def read_image(path: Path | str) -> UInt8[np.ndarray, "H W 3"]:
@@ -58,10 +42,8 @@ def decode_image(data: bytes, name: str) -> UInt8[np.ndarray, "H W 3"]:
 def _read(source: Path | io.BytesIO, place: str) -> UInt8[np.ndarray, "H W 3"]:
     Image = pillow()
     try:
-        with Image.open(source, formats=FORMATS) as image:
-            _check_size(image, place)
-            with _ONE_BY_ONE if image.width * image.height > _LARGE else nullcontext():
-                return _rgb(image, place)
+        with open_image(source, place) as image, _turn(image):
+            return _rgb(image, place)
     except UserError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning, MemoryError) as error:
@@ -72,11 +54,9 @@ def _read(source: Path | io.BytesIO, place: str) -> UInt8[np.ndarray, "H W 3"]:
         raise UserError(f"{place} is cut off or corrupt ({_said(error)}); get the file again") from None
 
 
-def _check_size(image: Any, place: str) -> None:
-    """UserError above Pillow's limit, where it would only warn, up to twice as many pixels."""
-    (wide, high), most = image.size, pillow().MAX_IMAGE_PIXELS
-    if most is not None and wide * high > most:
-        raise UserError(f"{place} has too many pixels ({wide} x {high}, more than {most:,}); make the image smaller")
+def _turn(image: Any) -> AbstractContextManager[Any]:
+    """What a large image waits for, as one of them is decoded at a time."""
+    return _ONE_BY_ONE if image.width * image.height > _LARGE else nullcontext()
 
 
 def write_image(pixels: UInt8[np.ndarray, "H W 3"], path: Path | str) -> None:

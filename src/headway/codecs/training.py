@@ -31,6 +31,7 @@ UNKNOWN = {"text": " <unk>", "space": "<unk>"}  # in text it has the space befor
 LONGEST_WORD = 100  # bytes; WordPiece gives up on longer ones, so they are cut
 RARE = 2  # a pair seen less often is noise
 UNLIMITED = (1 << 31) - 1
+LARGEST = 1 << 24  # size of a vocabulary
 ALPHABET = sorted(BYTES, key=BYTES.__getitem__)
 _BREAK = re.compile(r"(?<=\S)(?=\s)")
 
@@ -109,6 +110,8 @@ def _check_size(kind: str, size: int | None, special: int) -> None:
         raise UserError(f"size {size} is not that of a byte codec; give {whole}, or none")
     elif size < least:
         raise UserError(f"size {size} is too small for a {kind} codec; give {least} or more")
+    elif size > LARGEST:  # for which the library takes memory at once, and ends the process if there is not enough
+        raise UserError(f"size {size:,} is too large for a codec; give {LARGEST:,} or less")
 
 
 def _check_filled(tokenizer: Tokenizer, kind: str, size: int | None, special: Sequence[str]) -> None:

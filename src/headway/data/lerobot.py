@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from headway.data.columns import check_header
 from headway.data.demonstrations import Demonstrations, check_numbers
 from headway.data.files import File
 from headway.data.fingerprint import fingerprint
@@ -32,6 +33,7 @@ from headway.data.parquet import index_of, open_parquet
 from headway.data.store import Columns, cache_key, open_or_build, writing
 from headway.data.video import Frames, MappedFrames, read_frames
 from headway.errors import UserError, nearest
+from headway.images import open_image, pillow
 from headway.received import check_whole
 
 _FORMAT = 1
@@ -136,7 +138,9 @@ def _opened(path: Path) -> Any:
     if not path.is_file():
         raise UserError(f"there is no {path}; {AGAIN}")
     with sound(path, "Parquet"):
-        return open_parquet(path, "robotics")
+        file = open_parquet(path, "robotics")
+        check_header(str(path), file.schema_arrow.names)
+        return file
 
 
 def _check_file(path: Path, file: Any, rows: int, wanted: dict[str, int]) -> None:
@@ -262,18 +266,17 @@ def _embedded(path: Path, camera: CameraFeature, size: tuple[int, int]) -> Itera
 
 def _picture(data: bytes, where: str, wanted: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
     try:
-        from PIL import Image
-    except ImportError as error:
-        raise UserError(f"{where} needs the package pillow; pip install 'headway[robotics]'") from error
-    try:
-        image = Image.open(io.BytesIO(data), formats=("PNG", "JPEG"))
-        if (image.height, image.width) == wanted:  # known before it is decoded
-            scaled = image.convert("RGB")
-            if size != wanted:
-                scaled = scaled.resize((size[1], size[0]), Image.Resampling.BOX)
-            return np.asarray(scaled)
+        with open_image(io.BytesIO(data), where, ("PNG", "JPEG")) as image:
+            found = (image.height, image.width)
+            if found == wanted:  # known before it is decoded
+                scaled = image.convert("RGB")
+                if size != wanted:
+                    scaled = scaled.resize((size[1], size[0]), pillow().Resampling.BOX)
+                return np.asarray(scaled)
+    except UserError:
+        raise
     except Exception as error:
         raise UserError(f"{where} is damaged or no PNG or JPEG ({error}); {AGAIN}") from error
     raise UserError(
-        f"{where} is {image.height} x {image.width}, and info.json says {wanted[0]} x {wanted[1]}; correct it there"
+        f"{where} is {found[0]} x {found[1]}, and info.json says {wanted[0]} x {wanted[1]}; correct it there"
     )

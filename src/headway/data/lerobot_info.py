@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -10,9 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from headway.data.columns import check_header
 from headway.data.parquet import check_table, index_of, open_parquet, rows_at_once
 from headway.data.splits import named_side, side_number
 from headway.errors import UserError, nearest
+from headway.parsing import parse_json
 from headway.received import opened
 
 INFO = "meta/info.json"
@@ -130,7 +131,7 @@ def read_environments(folder: Path) -> dict[str, str]:
 def read_json(path: Path) -> dict[str, Any]:
     """An object of a JSON file; UserError for another one."""
     with sound(path, "JSON"):
-        found = json.loads(_text(path))
+        found = parse_json(_text(path))
     if not isinstance(found, dict):
         raise UserError(f"{path} holds no object; {AGAIN}")
     return found
@@ -141,6 +142,7 @@ def read_rows(path: Path, columns: Callable[[str], bool] = lambda name: True) ->
     _check_small(path)
     with sound(path, "Parquet"):
         file = open_parquet(path, "robotics")
+        check_header(str(path), file.schema_arrow.names)
         names = [name for name in file.schema_arrow.names if columns(name)]
         index = index_of(path)
         check_table(index, str(path), path.stat().st_size, names)
@@ -274,7 +276,7 @@ def _side(info: Info, number: int) -> int:
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
     with sound(path, "JSON lines"):
-        rows = [json.loads(line) for line in _text(path).splitlines() if line.strip()]
+        rows = [parse_json(line) for line in _text(path).splitlines() if line.strip()]
     for row in rows:
         if not isinstance(row, dict):
             raise UserError(f"{path} has a line that is not an object; {AGAIN}")

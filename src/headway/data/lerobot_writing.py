@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from headway.data.containers import packaged_av
 from headway.data.demonstrations import Demonstrations
 from headway.data.lerobot_info import ACTION, INFO, OWN, STATES
 from headway.data.parquet import packaged_parquet
 from headway.data.store import taking
-from headway.data.video import Film, Frames, packaged_av
+from headway.data.video import Film, Frames
 from headway.drafts import draft_of
 from headway.errors import UserError
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import bz2
-import gzip
 import io
-import lzma
 import os
 import tarfile
 import threading
@@ -16,13 +13,13 @@ from pathlib import Path
 from typing import IO, BinaryIO, Protocol, TypeVar, cast
 
 from headway.errors import UserError
-from headway.received import DAMAGE, check_expansion, exceeded, limits, opened, size_of
+from headway.received import DAMAGE, check_expansion, decompressed, exceeded, limits, opened, size_of
 
 E = TypeVar("E")
 _ENTRY = 128  # bytes of a .zip's directory that a member may take on average: 46, and its name
 _HEADER = 1 << 24  # bytes of a .tar that describe one member: name, links, times
 _SLOW = 1 << 12  # bytes of a member whose method expands them all at once
-_MAGIC = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
+_MAGIC = {b"\x1f\x8b": ".gz", b"BZh": ".bz2", b"\xfd7zXZ": ".xz", b"\x28\xb5\x2f\xfd": ".zst"}
 _LAST = threading.local()
 
 
@@ -130,8 +127,9 @@ class _Tar:
         raw = opened(path)
         start = raw.read(6)
         raw.seek(0)
-        opener = next((opener for magic, opener in _MAGIC.items() if start.startswith(magic)), None)
-        stream = _Bounded(path, raw, raw if opener is None else cast(BinaryIO, opener(raw)))
+        suffix = next((suffix for magic, suffix in _MAGIC.items() if start.startswith(magic)), None)
+        plain = raw if suffix is None else io.BufferedReader(_Decompressed(raw, suffix, str(path)))
+        stream = _Bounded(path, raw, plain)
         self._path = path
         self._entries: dict[str, tarfile.TarInfo] = {}
         with _sound(path, stream):
@@ -156,6 +154,48 @@ class _Tar:
         found = self._archive.extractfile(entry)
         assert found is not None
         return found
+
+
+class _Decompressed(io.RawIOBase):
+    """A compressed file as one that can be sought in: backwards, it is decompressed from its start again."""
+
+    def __init__(self, raw: BinaryIO, suffix: str, what: str) -> None:
+        self._raw, self._how = raw, (suffix, what)
+        self._restart()
+
+    def _restart(self) -> None:
+        self._raw.seek(0)
+        self._blocks, self._block, self._place = decompressed(self._raw, *self._how), memoryview(b""), 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._place
+
+    def _take(self, most: int) -> memoryview:
+        if not self._block:
+            self._block = memoryview(next(self._blocks, b""))
+        taken, self._block = self._block[:most], self._block[most:]
+        self._place += len(taken)
+        return taken
+
+    def readinto(self, buffer: memoryview, /) -> int:  # type: ignore[override]
+        taken = self._take(len(buffer))
+        buffer[: len(taken)] = taken
+        return len(taken)
+
+    def seek(self, place: int, whence: int = 0, /) -> int:
+        if whence != io.SEEK_SET:
+            raise io.UnsupportedOperation("a compressed file is sought in from its start only")
+        if place < self._place:
+            self._restart()
+        while self._place < place and self._take(place - self._place):
+            pass
+        return self._place
 
 
 class _Bounded(io.RawIOBase):

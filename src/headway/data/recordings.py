@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -23,6 +22,7 @@ from headway.data.splits import side_number
 from headway.data.store import taking
 from headway.drafts import draft_of
 from headway.errors import UserError, nearest
+from headway.parsing import parse_json
 from headway.received import check_whole, opened, place_of
 
 KINDS = (".npz", ".hdf5", ".h5")
@@ -356,8 +356,8 @@ def _minari_environment(path: Path) -> str:
     """What Minari's metadata.json beside a file says of where it was recorded."""
     try:
         with opened(path.parent / "metadata.json") as file:
-            said = json.loads(file.read(_NOTES))
+            said = parse_json(file.read(_NOTES))
         spec = said["env_spec"]
-        return str((json.loads(spec) if isinstance(spec, str) else spec)["id"])
+        return str((parse_json(spec) if isinstance(spec, str) else spec)["id"])
     except (UserError, ValueError, KeyError, TypeError, RecursionError):
         return ""

@@ -11,6 +11,8 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from headway.data.columns import check_header, suggestion
+from headway.data.delimited import tabbed
 from headway.data.files import (
     ARCHIVES,
     File,
@@ -30,7 +32,7 @@ from headway.data.files import (
 )
 from headway.data.parquet import check_table, index_of, open_parquet, rows_at_once
 from headway.data.tables import objects, text_of
-from headway.errors import UserError, nearest
+from headway.errors import UserError
 from headway.received import check_expansion, place_of
 
 _COLUMN = "text"
@@ -78,10 +80,9 @@ def _sound_parquet(file: File) -> Iterator[None]:
 
 
 def _check_column(file: File, schema: Any) -> None:
+    check_header(str(file), schema.names)
     if _COLUMN not in schema.names:
-        raise UserError(f"{file} has no column {_COLUMN!r}; {nearest(_COLUMN, schema.names)}")
-    if (count := schema.names.count(_COLUMN)) > 1:
-        raise UserError(f"{file} has {count} columns {_COLUMN!r}; keep one of them")
+        raise UserError(f"{file} has no column {_COLUMN!r}; {suggestion(_COLUMN, schema.names)}")
     if str(schema.field(_COLUMN).type) not in ("string", "large_string", "string_view"):
         raise UserError(f"{file}: column {_COLUMN!r} is of type {schema.field(_COLUMN).type}; give strings")
 
@@ -299,11 +300,11 @@ def _aligned(source: Aligned) -> Iterator[Pair]:
 
 def _tabbed(source: File) -> Iterator[Pair]:
     """Source TAB target; further columns (Tatoeba's attribution) and blank lines are passed over."""
-    for number, line in enumerate(lines(source), 1):
-        columns = line.split("\t")
+    text = lines(source)
+    for number, columns in tabbed(next(text, ""), text):
         if len(columns) >= 2:
             yield Pair(columns[0], columns[1])
-        elif line.strip():
+        elif columns[0].strip():
             raise UserError(f"{source}, line {number} has no TAB; write: source, TAB, target")
 
 

@@ -13,8 +13,9 @@ import numpy as np
 
 from headway.config import checked
 from headway.data.order import mixed
-from headway.errors import ConfigError, UserError, nearest
+from headway.errors import ConfigError, UserError, logger, nearest
 
+_LOG = logger(__name__)
 SIDES = ("train", "validation", "test")
 _WORDS = {"training": "train", "val": "validation", "valid": "validation", "dev": "validation"}
 _NAMED = re.compile(r"(?:^|[-_.])(train|training|val|valid|validation|dev|test)(?:[-_.]?\d[\w.-]*)?$", re.IGNORECASE)
@@ -94,20 +95,37 @@ def assign(keys: np.ndarray, named: np.ndarray, given: Collection[int], config: 
     return np.where(named <= side_number("train"), drawn, named).astype(np.uint8)
 
 
-def divided(keys: np.ndarray, named: np.ndarray, config: SplitConfig) -> dict[str, np.ndarray]:
-    """The samples of each split, int64 [N], from their keys, uint64 [N], and what files' names say [N].
+class Sides(dict[str, np.ndarray]):
+    """The samples of each split by number, int64 each. `removed` counts those that are left out of training because
+    validation or test has equal ones.
+    """
+
+    def __init__(self, sides: Mapping[str, np.ndarray], removed: int = 0) -> None:
+        super().__init__(sides)
+        self.removed = removed
+
+
+def divided(keys: np.ndarray, named: np.ndarray, config: SplitConfig) -> Sides:
+    """The samples of each split from their keys, uint64 [N], and what files' names say [N].
 
     Equal keys are never both trained on and held out: where files are named, such samples of the training side are left
-    out of it.
+    out of it, and the log reports how many.
     """
     assigned = assign(keys, named, frozenset(np.unique(named).tolist()), config)
     found = {side: np.flatnonzero(assigned == side_number(side)) for side in SIDES}
     held_out = np.unique(keys[assigned != side_number("train")])
-    found["train"] = found["train"][~np.isin(keys[found["train"]], held_out)]
-    return found
+    training = found["train"]
+    found["train"] = training[~np.isin(keys[training], held_out)]
+    removed = len(training) - len(found["train"])
+    if removed:
+        _LOG.warning(
+            "%s of %s training samples are left out, because validation or test files contain the same ones",
+            f"{removed:,}", f"{len(training):,}",
+        )  # fmt: skip
+    return Sides(found, removed)
 
 
-def sides_of(keys: Sequence[str], named: np.ndarray, config: SplitConfig) -> dict[str, np.ndarray]:
+def sides_of(keys: Sequence[str], named: np.ndarray, config: SplitConfig) -> Sides:
     """The samples of each split, `divided` by the texts that are their keys."""
     return divided(np.fromiter(map(key_of, keys), np.uint64, len(keys)), named, config)
 
@@ -140,6 +158,11 @@ class Splits(NamedTuple):
     def holds(self, split: str) -> bool:
         """Whether a split has samples."""
         return len(self.every if split == "all" else self.sides.get(split, ())) > 0
+
+    @property
+    def removed(self) -> int:
+        """How many samples are left out of training because validation or test has equal ones."""
+        return self.sides.removed if isinstance(self.sides, Sides) else 0
 
     @property
     def final(self) -> str:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from headway.data.columns import check_header, likely, suggestion
+from headway.data.delimited import delimited
 from headway.data.files import File, find_files, honoured, lines
 from headway.data.splits import side_number
-from headway.errors import UserError, nearest
+from headway.errors import UserError
+from headway.parsing import DuplicateKeyError, parse_json
 from headway.received import place_of
 
 _LONG, _NESTED = 1 << 20, 1 << 20  # characters, and lists and objects in a line of more, of 100 bytes or so each
@@ -32,7 +33,9 @@ def _parsed_line(file: File, number: int, line: str) -> dict[str, Any]:
     if len(line) > _LONG and line.count("[") + line.count("{") > _NESTED:
         raise UserError(f"{file}, line {number} holds over {_NESTED:,} lists and objects; write one object a line")
     try:
-        row = json.loads(line)
+        row = parse_json(line)
+    except DuplicateKeyError as error:
+        raise UserError(f"{file}, line {number} has {error}; keep one of them") from error
     except (ValueError, RecursionError) as error:
         reason = f"{error.msg}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
         raise UserError(f"{file}, line {number} is not JSON ({reason}); write one object a line") from error
@@ -44,7 +47,7 @@ def _parsed_line(file: File, number: int, line: str) -> dict[str, Any]:
 def text_of(file: File, number: int, row: dict[str, Any], key: str) -> str:
     """The text under a key; UserError where there is none or it is no text."""
     if key not in row:
-        raise UserError(f"{file}, line {number} has no key {key!r}; {nearest(key, row) if row else 'it is empty'}")
+        raise UserError(f"{file}, line {number} has no key {key!r}; {suggestion(key, list(row))}")
     return sound_text(file, number, key, row[key])
 
 
@@ -127,7 +130,6 @@ def _columns(file: File, number: int, line: str) -> tuple[str, str]:
 
 
 TABLE_KINDS = (".csv", ".tsv", ".jsonl")
-_SEPARATORS = (",", ";", "\t")  # of equally many columns the first
 
 
 @dataclass(frozen=True)
@@ -207,7 +209,7 @@ def _header(file: File) -> list[str]:
     """The names of a file's columns."""
     if file.kind == ".jsonl":
         return next((list(row) for _, row in objects(file)), [])
-    return next(_parsed(file), (0, []))[1]
+    return [name.strip() for name in next(delimited(file), (0, []))[1]]
 
 
 def _rows(file: File, wanted: Mapping[str, str], missing: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
@@ -217,8 +219,9 @@ def _rows(file: File, wanted: Mapping[str, str], missing: str) -> Iterator[tuple
             _check_names(f"{file}, line {line}", "key", row, wanted, missing)
             yield line, row
         return
-    rows = _parsed(file)
-    _, header = next(rows, (0, []))
+    rows = delimited(file)
+    header = [name.strip() for name in next(rows, (0, []))[1]]
+    check_header(str(file), header)
     _check_names(str(file), "column", header, wanted, missing)
     for line, values in rows:
         if len(values) != len(header):
@@ -233,34 +236,10 @@ def _check_names(
 ) -> None:
     for use, name in wanted.items():
         if name not in found:
-            known = nearest(name, found) if found else "it is empty"
-            raise UserError(f"{where} has no {what} {name!r} ({known}); {missing.format(use=use)}")
-
-
-def _parsed(file: File) -> Iterator[tuple[int, list[str]]]:
-    """The rows of a .csv (with quotes, RFC 4180) or .tsv (without), blank ones left out, with the line they end on.
-
-    What parts the columns of a .csv is what its first line has most of: commas, semicolons or TABs.
-    """
-    source = (line + "\n" for line in lines(file))
-    tabs, header = file.kind == ".tsv", next(source, "")
-    separator = "\t" if tabs else max(_SEPARATORS, key=lambda one: _width(header, one))
-    quoting = csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL
-    reader = csv.reader(chain([header], source), delimiter=separator, quoting=quoting, strict=True)
-    try:
-        for row in reader:
-            if row:
-                yield reader.line_num, row
-    except csv.Error as error:
-        raise UserError(f"{file}, line {reader.line_num} cannot be read ({error}); check its quotes") from error
-
-
-def _width(header: str, separator: str) -> int:
-    """How many columns a first line would have; what is wrong with it is told by who reads all lines."""
-    try:
-        return len(next(csv.reader([header], delimiter=separator), []))
-    except csv.Error:
-        return 0
+            meant = likely(use, found) or "NAME"
+            known = suggestion(name, list(found), use)
+            remedy = missing.format(use=use).replace("NAME", meant)
+            raise UserError(f"{where} has no {what} {name!r} ({known}); {remedy}")
 
 
 def _text(file: File, line: int, name: str, value: Any) -> str:

@@ -10,10 +10,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from headway.data.containers import create_container, open_container, packaged_av
 from headway.data.store import read_column
 from headway.drafts import draft_of
 from headway.errors import UserError
-from headway.received import opened
 
 FASTEST = 240  # frames a second that players show
 _X264 = "libx264"
@@ -51,7 +51,7 @@ class Film:
 
     def __enter__(self) -> Film:
         with self._told():
-            self._container = packaged_av().open(str(self._part), "w")
+            self._container = create_container(self._part)
         return self
 
     def __exit__(self, kind: object, *error: object) -> None:
@@ -130,9 +130,8 @@ def _check_size(path: Path, shown: Any, size: tuple[int, int]) -> None:
 
 def _numbered(path: Path, rate: float, size: tuple[int, int]) -> Iterator[tuple[int, Any]]:
     """All frames with their numbers, which their times say."""
-    opened(path).close()  # what is no plain file would keep the library waiting
     with _sound(path):
-        container = packaged_av().open(str(path))
+        container = open_container(path)
     with container:
         if not container.streams.video:
             raise UserError(f"{path} holds no video; fetch the data set again")
@@ -173,15 +172,6 @@ def _sound(path: Path) -> Iterator[None]:
     except Exception as error:
         reason = (str(error) or type(error).__name__).split("\n")[0]
         raise UserError(f"{path} is damaged or no video ({reason}); fetch the data set again") from error
-
-
-def packaged_av() -> Any:
-    """The package av; UserError where it is not."""
-    try:
-        import av
-    except ImportError as error:
-        raise UserError("videos need the package av; pip install 'headway[rl]'") from error
-    return av
 
 
 class Frames(Protocol):

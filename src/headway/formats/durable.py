@@ -16,6 +16,7 @@ from torch import Tensor
 
 from headway.drafts import draft_of
 from headway.errors import UserError
+from headway.parsing import DuplicateKeyError, parse_json
 from headway.received import opened
 
 _ALIGNED = 64  # bytes: where the first tensor starts
@@ -104,13 +105,15 @@ def read_json(path: Path) -> Any:
     if os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for
         raise UserError(f"{path} is no plain file; restore it from a copy")
     with opened(path) as file:
-        return parse_json(file.read(), str(path))
+        return decode_json(file.read(), str(path))
 
 
-def parse_json(text: bytes, source: str) -> Any:
-    """The data of JSON text; anything else is a UserError that names the source."""
+def decode_json(text: bytes, source: str) -> Any:
+    """The data of JSON text in UTF-8; anything else is a UserError that names the source."""
     try:
-        return json.loads(text.decode("utf-8"))
+        return parse_json(text.decode("utf-8"))
+    except DuplicateKeyError as error:
+        raise UserError(f"{source} has {error}; keep one of them, or restore it from a copy") from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{source} is not JSON: {error}; restore it from a copy") from error
 

@@ -19,6 +19,7 @@ from headway.formats.durable import write_tensors
 from headway.formats.tensorfile import read_tensors
 from headway.memory import check_room
 from headway.nn.models import ModelConfig, outline
+from headway.parsing import parse_json
 
 if TYPE_CHECKING:
     from headway.formats.rules import Family
@@ -146,7 +147,7 @@ def quantised_config(directory: Path) -> ModelConfig:
 def config_of(metadata: dict[str, str], path: Path, tensors: int) -> ModelConfig:
     """The configuration in the header of a file of so many tensors. UserError where there is none that fits."""
     try:
-        said = json.loads(metadata.get("config", ""))
+        said = parse_json(metadata.get("config", ""))
         blocks = _blocks(said)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} has no configuration in its header ({error}); restore it from a copy") from None

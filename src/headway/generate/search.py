@@ -37,6 +37,13 @@ _CHUNK = 64  # symbols that are compared as one before the largest are sought am
 
 
 _STEEPEST = 20  # of a length penalty: with 10, twice as long counts a thousand times
+WIDEST = 1024  # hypotheses, all of which are computed at once
+
+
+def check_beam(name: str, value: int) -> None:
+    """ConfigError for a number of hypotheses that is out of range; `name` is that of the setting."""
+    if not 1 <= value <= WIDEST:
+        raise ConfigError(f"{name} is {value:,}; give 1 to {WIDEST:,}")
 
 
 @dataclass(frozen=True)
@@ -57,8 +64,7 @@ class SearchConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if self.beam < 1:
-            raise ConfigError(f"beam is {self.beam}; give a whole number from 1 on")
+        check_beam("beam", self.beam)
         if not 1 <= self.n_best <= self.beam:
             raise ConfigError(f"n_best is {self.n_best} of a beam of {self.beam}; give 1 to {self.beam}, or widen it")
         if not 0 <= self.length_penalty <= _STEEPEST:

@@ -171,6 +171,11 @@ class Examples:
         """The splits that there may be."""
         return (*SIDES, "all")
 
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What was changed or left out of the data as they were read, in sentences for the report."""
+        return ()
+
     def adapt(self, model: ModelConfig) -> ModelConfig:
         """`model` with what only the data decide of its inputs: symbols, channels, sizes. UserError where there is
         nothing to train it on or to judge it by.
@@ -214,6 +219,14 @@ class Examples:
         """Give back what is held: simulators, and what they draw with."""
 
 
+def removals(splits: Splits) -> tuple[str, ...]:
+    """What is said in the report of samples that are left out of training."""
+    if not splits.removed:
+        return ()
+    what = f"{splits.removed:,} of the {splits.what} to train on"
+    return (f"{what} were left out, because validation or test files contain the same ones.",)
+
+
 class Numbered(Examples):
     """Samples of one table, each in one split. A domain says what the model reads of rows of the table (`take`).
 
@@ -248,6 +261,10 @@ class Numbered(Examples):
 
     def of(self, split: str) -> Selected:
         return Selected(self, self.numbers(split))
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        return removals(self.splits)
 
     @property
     def final_split(self) -> str:

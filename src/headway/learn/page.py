@@ -92,6 +92,7 @@ def run_sections(run: Run, pictures: Sequence[Picture] = ()) -> Sections:
             f"After {forecast['step']:,} steps a validation loss of {short(forecast['loss'])} ({low} to {high}) was "
             f"forecast for the end; the best is {short(best['loss'])}."
         )
+    said += () if run.task is None else run.task.examples.remarks
     return Sections(
         title=recipe.name,
         subtitle=recipe.description,

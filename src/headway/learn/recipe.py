@@ -21,12 +21,12 @@ from headway.received import shown
 _NOT_IN_NAMES = '/\\:*?"<>|'  # of recipes, because no file system has them all
 _LONGEST_NAME = 128  # bytes
 
-# Settings beyond these are mistakes: no machine does as much, or has the memory for it.
+# Settings beyond these are mistakes: no machine does as much, or has the memory for a micro-batch or a list of them.
 _MOST = {
     "steps": 10**9,
-    "batch_tokens": 10**9,
-    "batch_size": 10**9,
-    "accumulate": 10**6,
+    "batch_tokens": 1 << 24,
+    "batch_size": 1 << 20,
+    "accumulate": 10_000,
     "keep": 10**6,
     "average": 10**6,
 }
@@ -81,8 +81,9 @@ class TrainConfig:
             if value is not None and value < least:
                 raise ConfigError(f"train.{name} is {value}; give {least} or more")
         for name, most in _MOST.items():
-            if (getattr(self, name) or 0) > most:
-                raise ConfigError(f"train.{name} is {getattr(self, name)}; give {most:,} or less")
+            value = getattr(self, name)
+            if value is not None and value > most:
+                raise ConfigError(f"train.{name} is {value:,}; give {most:,} or less")
         if self.seed >= 2**63:
             raise ConfigError(f"train.seed is {self.seed}; give a number below 2^63")
         if self.clip is not None and not 0 < self.clip < math.inf:

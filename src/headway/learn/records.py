@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, NotRequired, Required, TypedDict
 
 from headway.config import Range, from_dict
 from headway.errors import ConfigError, UserError
-from headway.formats.durable import parse_json, read_json
+from headway.formats.durable import decode_json, read_json
 from headway.received import opened
 
 _HUGE = 1e100  # of a score: more is a mistake, and its square no number
@@ -160,7 +160,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     for number, text in enumerate(texts, 1):
         source = f"{path}, line {number}"
         try:
-            line = parse_json(text, source)
+            line = decode_json(text, source)
         except UserError:
             if number < len(texts):
                 raise

@@ -108,6 +108,10 @@ class LabelledSounds(Classified):
     def contents(self) -> Contents:
         return {**super().contents(), "sounds": ([self.sounds.keys[row] for row in map(int, self.kept)],)}
 
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        return (*super().remarks, *(f"{each[0].upper()}{each[1:]}" for each in self.sounds.remarks))
+
     def adapt(self, model: ModelConfig) -> ModelConfig:
         """`model` with the window. Raises UserError for empty splits."""
         for split in ("train", "validation"):

@@ -23,7 +23,7 @@ from headway.data.fingerprint import fingerprint
 from headway.data.labelled import Labelled
 from headway.data.order import epoch_seed
 from headway.data.packed import open_packed
-from headway.data.splits import side_number
+from headway.data.splits import Sides, side_number
 from headway.data.store import cache_key, cache_root, open_or_build
 from headway.domains.audio.augment import chance as drawn
 from headway.domains.audio.augment import noisy, varied
@@ -186,8 +186,8 @@ class SpokenSequences(SpokenSounds):
         self.config, self.takes = config, takes
         self.sounds = open_sounds(takes.files, config.skip_bad)
         good = np.setdiff1d(np.arange(len(takes.files)), self.sounds.bad)
-        sides = sides_of(self.sounds.keys, takes.named(None), config.split)
-        sides = {side: np.setdiff1d(rows, self.sounds.bad) for side, rows in sides.items()}
+        found = sides_of(self.sounds.keys, takes.named(None), config.split)
+        sides = Sides({side: np.setdiff1d(rows, self.sounds.bad) for side, rows in found.items()}, found.removed)
         self.splits = Splits(sides, good, "recordings", "recordings")
         names = np.array(takes.speakers)
         self.voices = {

@@ -12,12 +12,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from headway.data.containers import open_container, packaged_av
 from headway.domains.audio.mel import RATE, Resampler
-from headway.errors import UserError
+from headway.errors import UserError, logger
 from headway.received import check_whole, opened, size_of
 
-# What is in one file. A playlist, which FFmpeg reads too, would name other files and hosts.
-_FORMATS = "mov,matroska,webm,ogg,mp3,aac,flac,wav,w64,aiff,avi,asf,flv,mpeg,mpegts,amr,caf,ac3,ape,wv,tta,dsf,au"
+_LOG = logger(__name__)
+_MISSING = (
+    "is none of .wav, .flac, .ogg and .mp3, and other sounds need the package av; pip install 'headway[audio]'"
+)
 _TELL_LENGTH = ("mov", "matroska")  # whose headers say how long they are; others are guessed from the size
 _TOGETHER = 256  # frames of a codec, a thousand samples each or so, that are given at once
 _SAMPLE = 2  # bytes of a sample, as most are recorded
@@ -43,7 +46,7 @@ class ContainerReader:
 
     def read(self) -> Iterator[Float[Tensor, "N channels"]]:
         """The samples in pieces. UserError where they are damaged, or end before the header says."""
-        av, count = _pyav(self.path), 0
+        av, count = packaged_av(f"{self.path} {_MISSING}"), 0
         with self._opened() as stream:
             said, resampler = _seconds(stream), av.AudioResampler("fltp", rate=self.rate)
             pieces: list[Tensor] = []
@@ -66,11 +69,9 @@ class ContainerReader:
 
     @contextmanager
     def _opened(self) -> Iterator[Any]:
-        av = _pyav(self.path)
-        opened(self.path).close()  # what is no plain file would keep the library waiting
-        options = {"format_whitelist": _FORMATS, "protocol_whitelist": "file"}
+        av = packaged_av(f"{self.path} {_MISSING}")
         try:
-            with av.open(str(self.path.resolve()), options=options, metadata_errors="ignore") as container:
+            with open_container(self.path) as container:
                 if not container.streams.audio:
                     raise UserError(f"{self.path} holds no sound; give a file that does")
                 yield container.streams.audio[0]
@@ -102,15 +103,6 @@ def check_packing(path: Path, seconds: float, rate: int) -> None:
     check_whole(f"{path}, of {seconds:,.0f} s,", path.stat().st_size, round(seconds * rate) * _SAMPLE)
 
 
-def _pyav(path: Path) -> Any:
-    try:
-        import av
-    except ImportError as error:
-        raise UserError(f"{path} is none of .wav, .flac, .ogg and .mp3, and other sounds need the package av; "
-                        "pip install 'headway[audio]'") from error  # fmt: skip
-    return av
-
-
 KINDS = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac", ".mp4", ".mov", ".mkv", ".webm", ".wma", ".aiff")
 BLOCK = 1 << 18  # samples of a file that are read at once
 _CHANNELS = 8  # of a sound, up to which blocks are whole
@@ -127,12 +119,14 @@ class Sound(Protocol):
 
 class FileSound:
     """A file as numbers between -1 and 1 at `rate` samples a second, its channels averaged; it lasts so many `seconds`.
+    Where they would cancel each other, as one of them is out of phase, only the loudest is read: `opposed` says so once
+    the sound has been read, and the log does if it is `told`.
 
     UserError for what is no sound, and for one of more than a day; what is damaged further on is found as it is read.
     """
 
-    def __init__(self, path: Path | str, rate: int = RATE) -> None:
-        self.path, self.rate = Path(path), rate
+    def __init__(self, path: Path | str, rate: int = RATE, told: bool = True) -> None:
+        self.path, self.rate, self.told, self.opposed = Path(path), rate, told, False
         self.source = str(self.path)
         if not self.path.is_file():
             what = "is a folder" if self.path.is_dir() else "is no file" if self.path.exists() else "does not exist"
@@ -150,12 +144,15 @@ class FileSound:
         """The sound from its start, in pieces. UserError where the file ends before its header says, and for samples
         that are no numbers.
         """
-        resampler, count = Resampler(self._reader.rate, self.rate), 0
+        resampler, count, mix = Resampler(self._reader.rate, self.rate), 0, ChannelMix(self.source)
         for samples in self._reader.read():
             count += len(samples)
             check_length(self.path, count / self._reader.rate)
             check_packing(self.path, count / self._reader.rate, max(self.rate, self._reader.rate))
-            yield resampler.push(mono(samples, self.source))
+            yield resampler.push(mix.mono(samples))
+        self.opposed = mix.chosen is not None
+        if self.opposed and self.told:
+            _LOG.warning("%s: %s", self.source, OPPOSED)
         yield resampler.finish()
 
 
@@ -211,7 +208,10 @@ class ArraySound:
         if not len(found):
             raise UserError(f"{source} has 0 samples; leave it out")
         self.source = source
-        self._samples = mono(found.float().view(len(found), -1), source)
+        mix = ChannelMix(source)
+        self._samples = mix.mono(found.float().view(len(found), -1))
+        if mix.chosen is not None:
+            _LOG.warning("%s: %s", source, OPPOSED)
 
     def blocks(self) -> Iterator[Float[Tensor, "N"]]:
         """The sound from its start, in pieces."""
@@ -235,6 +235,31 @@ def open_sound(given: Given) -> Sound:
 def read_sound(path: Path | str, rate: int = RATE) -> Float[Tensor, "N"]:
     """A whole file. Errors as of a FileSound."""
     return torch.cat(list(FileSound(path, rate).blocks()))
+
+
+OPPOSED = "its channels cancel each other when they are averaged, so only the loudest is read"
+_SILENT, _CANCELLED = 1e-8, 1e-3  # powers: of silence, and of what is left of the channels' own
+
+
+class ChannelMix:
+    """One channel of several, in pieces: their mean, or the loudest where the mean leaves less than a thousandth of
+    their power (-30 dB). The first piece that is not silent decides; `chosen` is the channel that is read alone.
+    """
+
+    def __init__(self, source: str) -> None:
+        self.source, self._decided = source, False
+        self.chosen: int | None = None
+
+    def mono(self, samples: Float[Tensor, "N channels"]) -> Float[Tensor, "N"]:
+        """UserError where samples are no numbers."""
+        if not self._decided and samples.shape[1] > 1:
+            powers = samples.double().square().mean(0)
+            power = float(powers.mean())
+            if power > _SILENT:
+                self._decided = True
+                if float(samples.double().mean(1).square().mean()) < _CANCELLED * power:
+                    self.chosen = int(powers.argmax())
+        return mono(samples if self.chosen is None else samples[:, self.chosen, None], self.source)
 
 
 def mono(samples: Float[Tensor, "N channels"], source: str = "the sound") -> Float[Tensor, "N"]:

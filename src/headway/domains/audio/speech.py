@@ -26,6 +26,7 @@ from headway.errors import ConfigError, UserError
 from headway.formats.usage import read_usage
 from headway.generate import SearchConfig, beam_search
 from headway.generate.prompts import device_of, evaluating
+from headway.generate.search import check_beam
 from headway.layout import Layout
 from headway.learn import Recipe
 from headway.learn.examples import Batch, Chance, Samples
@@ -50,8 +51,7 @@ class SpeechConfig(SoundTaskConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.beam < 1:
-            raise ConfigError(f"task.beam is {self.beam}; give 1 or more")
+        check_beam("task.beam", self.beam)
 
 
 class Utterance(NamedTuple):

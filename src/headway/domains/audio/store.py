@@ -17,12 +17,12 @@ from torch import Tensor
 from headway.data.store import Columns, cache_key, cache_root, open_or_build, read_column, read_info, write_info
 from headway.data.tables import TABLE_KINDS, read_table
 from headway.domains.audio.mel import RATE
-from headway.domains.audio.sound import KINDS, read_sound
+from headway.domains.audio.sound import KINDS, FileSound
 from headway.errors import UserError, logger
 from headway.received import opened, place_of
 
 _LOG = logger(__name__)
-_FORMAT = 1
+_FORMAT = 2
 _AT_ONCE = 256  # sounds that are in memory together while they are decoded
 _SHOWN = 3
 
@@ -30,13 +30,15 @@ _SHOWN = 3
 class Sounds:
     """The samples of files at 16,000 a second, as `read_sound` gives them; `keys` are names for their contents.
 
-    `bad` are the files that could not be read, of which there are none here unless that was asked for.
+    `bad` are the files that could not be read, of which there are none here unless that was asked for; of the
+    `opposed` ones only the loudest channel was read, as their channels cancel each other.
     """
 
     def __init__(self, files: Sequence[Path], keys: Sequence[str], folder: Path) -> None:
         info = read_info(folder)
         self.files, self.keys = files, keys
         self.bad: list[int] = info["bad"]
+        self.opposed: list[int] = info["opposed"]
         self._offsets = np.asarray(read_column(folder, "offsets", np.int64, len(files) + 1))
         self._samples = read_column(folder, "samples", np.float32, info["samples"])
 
@@ -47,6 +49,15 @@ class Sounds:
     def lengths(self) -> np.ndarray:
         """Samples of each, int64 [N]."""
         return np.diff(self._offsets)
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What is to be known of how the sounds were read, in sentences."""
+        if not self.opposed:
+            return ()
+        names = ", ".join(str(self.files[number]) for number in self.opposed[:_SHOWN])
+        what = f"the channels of {len(self.opposed)} of {len(self)} sounds cancel each other when they are averaged"
+        return (f"{what}, so only the loudest of them is read ({names}).",)
 
     def __getitem__(self, number: int) -> Float[Tensor, "N"]:
         return torch.from_numpy(np.array(self._samples[self._offsets[number] : self._offsets[number + 1]]))
@@ -67,6 +78,8 @@ def open_sounds(files: Sequence[Path], skip: bool = False) -> Sounds:
             _read(files[found.bad[0]], skip=False)  # which says what is wrong with it
         names = ", ".join(str(files[number]) for number in found.bad[:_SHOWN])
         _LOG.warning("%d of %d sounds cannot be read and are left out (%s)", len(found.bad), len(files), names)
+    for remark in found.remarks:
+        _LOG.warning("%s", remark)
     return found
 
 
@@ -77,28 +90,32 @@ def _digest(path: Path) -> str:
 
 def _build(part: Path, files: Sequence[Path], workers: ThreadPoolExecutor, skip: bool) -> None:
     bad: list[int] = []
+    opposed: list[int] = []
     total = 0
     with Columns(part, {"samples": np.float32, "offsets": np.int64}) as columns:
         columns.append("offsets", [0])
-        for number, sound in enumerate(_decoded(files, workers, skip)):
-            if sound is None:
+        for number, found in enumerate(_decoded(files, workers, skip)):
+            if found is None:
                 bad.append(number)
             else:
-                columns.append("samples", sound.numpy())
-                total += len(sound)
+                columns.append("samples", found[0].numpy())
+                total += len(found[0])
+                opposed += [number] if found[1] else []
             columns.append("offsets", [total])
-    write_info(part, {"samples": total, "bad": bad})
+    write_info(part, {"samples": total, "bad": bad, "opposed": opposed})
 
 
-def _decoded(files: Sequence[Path], workers: ThreadPoolExecutor, skip: bool) -> Iterator[Tensor | None]:
+def _decoded(files: Sequence[Path], workers: ThreadPoolExecutor, skip: bool) -> Iterator[tuple[Tensor, bool] | None]:
     """In the order of the files, whatever worker is done first."""
     for start in range(0, len(files), _AT_ONCE):
         yield from workers.map(lambda path: _read(path, skip), files[start : start + _AT_ONCE])
 
 
-def _read(path: Path, skip: bool) -> Tensor | None:
+def _read(path: Path, skip: bool) -> tuple[Tensor, bool] | None:
+    """The samples of a file, and whether its channels cancel each other."""
     try:
-        return read_sound(path)
+        sound = FileSound(path, told=False)
+        return torch.cat(list(sound.blocks())), sound.opposed
     except UserError as error:
         if not os.path.isfile(path):
             raise

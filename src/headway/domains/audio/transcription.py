@@ -89,6 +89,10 @@ class SpokenTexts(SpokenSounds, Numbered):
         sizes = np.array([len(marks.prompt) + len(ids) for ids in self.ids])
         check_targets(sizes, model.context, self.rows.places[int(sizes.argmax())])
 
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        return (*super().remarks, *(f"{each[0].upper()}{each[1:]}" for each in self.sounds.remarks))
+
     def _fitting(
         self, recipe: Recipe, model: EncoderDecoderConfig, found: Transcripts, workspace: Path
     ) -> tuple[int, np.ndarray]:

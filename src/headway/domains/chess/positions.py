@@ -13,7 +13,7 @@ from headway.codecs.boards import POSITION
 from headway.data.files import File
 from headway.data.fingerprint import fingerprint
 from headway.data.packing import ranges
-from headway.data.splits import SplitConfig, divided, key_of, side_number
+from headway.data.splits import Sides, SplitConfig, divided, key_of, side_number
 from headway.data.store import Columns, cache_key, cache_root, open_or_build, read_column, read_info, write_info
 from headway.domains.chess.rules import Record, positions_of
 from headway.domains.chess.sources import PositionRun, ReadTally, chess_files, samples
@@ -77,7 +77,7 @@ class Positions:
         moves[owner, columns], worths[owner, columns] = self.moves[places], self.worths[places]
         return Targets(moves, worths, np.asarray(self.values[rows], np.float32))
 
-    def split(self, config: SplitConfig) -> dict[str, np.ndarray]:
+    def split(self, config: SplitConfig) -> Sides:
         """The positions of each split, int64 [N]; those of a game fall on the same side."""
         return divided(np.asarray(self.keys), np.asarray(self.sides), config)
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from headway.codecs.boards import MOVES
 from headway.data import Splits
+from headway.data.splits import Sides
 from headway.domains.chess.config import SearchlessConfig, Target
 from headway.domains.chess.data import PositionObjective, PositionRows
 from headway.domains.chess.judge import VALUE as HEAD
@@ -40,7 +41,8 @@ class Fens(PositionRows):
             "state_value": ~np.isnan(source.values[:, 0]),
             "action_value": worths[source.starts[1:]] > worths[source.starts[:-1]],
         }[config.target]
-        sides = {side: rows[known[rows]] for side, rows in source.split(config.split).items()}
+        found = source.split(config.split)
+        sides = Sides({side: rows[known[rows]] for side, rows in found.items()}, found.removed)
         what, give = f"positions that {config.target} is learnt from", "games with results, or evaluations, in files"
         super().__init__(recipe, source, Splits(sides, np.flatnonzero(known), what, give))
         self.target, self.bins = config.target, config.bins

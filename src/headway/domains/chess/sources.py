@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from headway.codecs.boards import MIRROR, NUMBERS
+from headway.data.columns import check_header
 from headway.data.files import File, find_files, honoured, lines, unpacked
 from headway.data.splits import key_of
 from headway.domains.chess.pgn import Game, games
@@ -224,6 +225,7 @@ def rows_of(file: File, *wanted: Sequence[str]) -> Iterator[tuple[str, dict[str,
     reader = csv.reader((line + "\n" for line in lines(file)), strict=True)
     try:
         header = next(reader, [])
+        check_header(str(file), header)
         names = [_column(file, header, each) for each in wanted]
         for row in reader:
             where = f"{file}, line {reader.line_num}"

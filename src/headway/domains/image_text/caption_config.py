@@ -18,6 +18,7 @@ from headway.codecs.processor import ImageProcessor
 from headway.codecs.tokenizer import FILE as TOKENIZER
 from headway.config import register
 from headway.data import SplitConfig, find_set, sides_of
+from headway.data.splits import Sides
 from headway.domains.image_text import scenes
 from headway.domains.image_text.data import CaptionColumns, Captions, open_pictures, read_captions
 from headway.domains.image_text.emoji import read_emoji
@@ -25,6 +26,7 @@ from headway.errors import ConfigError, UserError
 from headway.formats.hub import named_folder
 from headway.formats.open import open_config, open_model, use_of
 from headway.formats.usage import Usage, read_usage
+from headway.generate.search import check_beam
 from headway.learn import Recipe, Task, TaskConfig
 from headway.nn.models import CaptionerConfig, PatchEmbedConfig, TokenEmbedConfig, TransformerConfig
 
@@ -108,7 +110,7 @@ class Captioned:
     captions: Sequence[str]
     keys: Sequence[str]
     images: Int[np.ndarray, "N"]
-    sides: dict[str, Int[np.ndarray, "K"]]
+    sides: Sides
     pixels: Callable[[Int[np.ndarray, "B"]], UInt8[np.ndarray, "B H W 3"]]
     shown: Callable[[int], str]
     place: Callable[[int], str]
@@ -174,7 +176,8 @@ class CaptionsConfig(TaskConfig):
     def __post_init__(self) -> None:
         if not 0 <= self.smoothing < 1:
             raise ConfigError(f"task.smoothing is {self.smoothing}; give a share from 0 to below 1")
-        for name, least in (("longest", 1), ("beam", 1), ("shift", 0)):
+        check_beam("task.beam", self.beam)
+        for name, least in (("longest", 1), ("shift", 0)):
             if getattr(self, name) < least:
                 raise ConfigError(f"task.{name} is {getattr(self, name)}; give {least} or more")
 
@@ -276,7 +279,7 @@ class ScenesConfig(CaptionsConfig):
             captions=drawn.captions(int(edges[-1])),
             keys=(),  # as captions say what the scenes show
             images=np.arange(edges[-1]),
-            sides=sides,
+            sides=Sides(sides),
             pixels=lambda rows: np.stack([scenes.draw(drawn.scene(row)) for row in rows.tolist()]),
             shown=lambda row: f"{'novel ' if row >= first else ''}scene {row}",
             place=lambda row: f"scene {row}",

@@ -16,6 +16,7 @@ from headway.codecs import Codec
 from headway.codecs.processor import ImageProcessor
 from headway.config import override
 from headway.data import SIDES, Splits
+from headway.data.splits import Sides
 from headway.domains.image_text.caption import marks, write
 from headway.domains.image_text.caption_config import Captioned, CaptionsConfig
 from headway.errors import UserError, logger
@@ -127,7 +128,7 @@ class ImagesToCaption(Sourced, Numbered):
         sides = self._without_long(samples.sides)
         self.splits = Splits(sides, np.sort(np.concatenate(list(sides.values()))), "captions", "a file")
 
-    def _without_long(self, sides: dict[str, Int[np.ndarray, "K"]]) -> dict[str, Int[np.ndarray, "K"]]:
+    def _without_long(self, sides: Sides) -> Sides:
         room, longest = self.model.context, self.config.longest
         most = longest if room is None else min(longest, room - 1)
         lengths = np.fromiter(map(len, self.ids), np.int64, len(self.ids))
@@ -144,7 +145,7 @@ class ImagesToCaption(Sourced, Numbered):
             _LOG.warning(
                 "%s of %s captions of over %d symbols are left out", f"{len(long):,}", f"{len(lengths):,}", most
             )
-        return {side: rows[~np.isin(rows, long)] for side, rows in sides.items()}
+        return Sides({side: rows[~np.isin(rows, long)] for side, rows in sides.items()}, sides.removed)
 
     def adapt(self, model: ModelConfig) -> ModelConfig:
         """The model with its parts from elsewhere and the codec's symbols. UserError for a split without samples."""

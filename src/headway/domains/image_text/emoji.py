@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -21,6 +20,7 @@ from headway.domains.image_text.recall import AT
 from headway.domains.image_text.task import CaptionedImages, ImageTextConfig, Matching
 from headway.errors import UserError
 from headway.learn import Recipe, Task
+from headway.parsing import parse_json
 from headway.received import opened
 
 _SIDE = 16  # pixels that images are compared by, as means of larger fields
@@ -66,7 +66,7 @@ def read_emoji(paths: Sequence[Path]) -> Captions:
     archive, names = (_one(paths, suffix) for suffix in (".zip", ".json"))
     try:
         with opened(names) as file:
-            listed: list[dict[str, Any]] = json.loads(file.read())
+            listed: list[dict[str, Any]] = parse_json(file.read())
         codes = {_code(each): each["en"]["name"] for each in listed}
         images = [File(archive, each["file"]) for each in listed]
         groups = [group_of(code, codes) for code in codes]

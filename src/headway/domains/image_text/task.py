@@ -20,7 +20,7 @@ from headway.codecs.processor import ImageProcessor
 from headway.config import register
 from headway.data import SplitConfig, Splits, epoch_seed, sides_of
 from headway.data.order import mixed
-from headway.data.splits import key_of
+from headway.data.splits import Sides, key_of
 from headway.domains.image_text.data import CaptionColumns, Captions, open_pictures, read_captions
 from headway.domains.image_text.recall import nearest_pictures, recall
 from headway.domains.image_text.use import text_rows, text_vectors
@@ -170,7 +170,8 @@ class CaptionedImages(Numbered):
         self.patches = cast(PatchEmbedConfig, towers.left.embed).length
         self.pictures = open_pictures(captions.images, self.processor, config.skip_bad)
         found = sides_of(captions.groups or self.pictures.keys, captions.named, config.split)
-        sides = {side: np.setdiff1d(images, list(self.pictures.wrong)) for side, images in found.items()}
+        wrong = list(self.pictures.wrong)
+        sides = Sides({side: np.setdiff1d(images, wrong) for side, images in found.items()}, found.removed)
         self.splits = Splits(sides, np.sort(np.concatenate(list(sides.values()))), "images", "tables")
         self.order = np.argsort(captions.of, kind="stable")  # texts, image by image
         self.starts = np.searchsorted(captions.of[self.order], np.arange(len(captions.images) + 1))

@@ -22,7 +22,7 @@ from headway.data.order import epoch_seed, sample_at
 from headway.domains.robotics.codec import Camera, RobotCodec
 from headway.errors import ConfigError
 from headway.learn import Shard
-from headway.learn.examples import Batch, ByCount, Chance, Contents, Examples
+from headway.learn.examples import Batch, ByCount, Chance, Contents, Examples, removals
 from headway.nn.models import ActConfig, Chunks, ModelConfig, Observations, RobotPolicyConfig
 from headway.nn.models.robot import in_order
 
@@ -64,6 +64,10 @@ class Demonstrated(Examples):
 
     def of(self, split: str) -> ChunkWindows:
         return ChunkWindows(self, self.splits.rows(split))
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        return removals(self.splits)
 
     @property
     def final_split(self) -> str:

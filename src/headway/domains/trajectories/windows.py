@@ -17,7 +17,7 @@ from headway.data.episodes import Episodes, steps_within
 from headway.domains.trajectories.codec import TrajectoryCodec
 from headway.errors import ConfigError
 from headway.layout import Layout
-from headway.learn.examples import Batch, ByCount, Chance, Contents, Examples
+from headway.learn.examples import Batch, ByCount, Chance, Contents, Examples, removals
 from headway.nn.models import (
     ConvolutionsConfig,
     ModelConfig,
@@ -61,6 +61,10 @@ class Trajectories(Examples):
 
     def of(self, split: str) -> StepWindows:
         return StepWindows(self, self.splits.rows(split))
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        return removals(self.splits)
 
     @property
     def final_split(self) -> str:

@@ -13,6 +13,7 @@ from headway.config import override, register
 from headway.data import SplitConfig, split_pairs
 from headway.data.fingerprint import Encoder
 from headway.errors import ConfigError, UserError
+from headway.generate.search import check_beam
 from headway.learn import Recipe, Task, TaskConfig
 from headway.nn.models import EncoderDecoderConfig, ModelConfig
 
@@ -69,10 +70,9 @@ class PairsConfig(TaskConfig):
     def __post_init__(self) -> None:
         if not 0 <= self.smoothing < 1:
             raise ConfigError(f"task.smoothing is {self.smoothing}; give a share from 0 to below 1")
-        for name in ("longest", "beam"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"task.{name} is {value}; give 1 or more")
+        check_beam("task.beam", self.beam)
+        if self.longest is not None and self.longest < 1:
+            raise ConfigError(f"task.longest is {self.longest}; give 1 or more")
 
     def prepare(self, source: str) -> str:
         """A source as its codec reads it."""

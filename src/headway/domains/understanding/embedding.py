@@ -14,11 +14,12 @@ from torch import Tensor, nn
 
 from headway.config import register
 from headway.data import Splits, Table, epoch_seed, read_table, sides_of
-from headway.data.splits import key_of
+from headway.data.spellings import join_spellings
+from headway.data.splits import Sides, key_of
 from headway.domains.understanding.texts import EncoderTaskConfig, check_encoder
 from headway.errors import ConfigError, UserError
 from headway.learn import Recipe, Task
-from headway.learn.examples import Batch, ByCount, Chance, Contents, Examples, spread
+from headway.learn.examples import Batch, ByCount, Chance, Contents, Examples, removals, spread
 from headway.learn.objectives.contrast import Contrast, check_sides, coupled, of_parts
 from headway.learn.rows import FramedRows, frame_for, framed, in_parts, said_of
 from headway.metrics import nearest_centroid, neighbour_recall, partner_recall
@@ -68,7 +69,9 @@ class RelatedTexts(Examples):
     def __init__(self, config: EmbeddingConfig, recipe: Recipe, size: int, table: Table, workspace: Path) -> None:
         self.seed, self.size = recipe.train.seed, size
         self.texts, self.partners = table.columns["text"], table.columns.get("text2")
-        self.labels = None if self.partners is not None else np.unique(table.columns["label"], return_inverse=True)[1]
+        joined = join_spellings(table.columns.get("label", ()))
+        self.joined = joined.remarks
+        self.labels = None if self.partners is not None else np.unique(joined.labels, return_inverse=True)[1]
         sides = sides_of(self.texts, table.named, config.split)
         columns = [self.texts, *([] if self.partners is None else [self.partners])]
         trained = (column[row] for column in columns for row in sides["train"])
@@ -77,7 +80,8 @@ class RelatedTexts(Examples):
         encoded = [ids for column in columns for ids in self.codec.encode_batch(column)]
         frame, limit = frame_for(self.codec, check_encoder(recipe.model)), config.limit(recipe)
         self.rows: FramedRows = framed(frame, encoded, None, limit, lambda row: table.place(row % len(self.texts)))
-        kept, every = {side: self._related(texts) for side, texts in sides.items()}, np.arange(len(self.texts))
+        kept = Sides({side: self._related(texts) for side, texts in sides.items()}, sides.removed)
+        every = np.arange(len(self.texts))
         self.splits = Splits(kept, self._related(every), "texts with a partner")
 
     def _related(self, texts: np.ndarray) -> np.ndarray:
@@ -88,6 +92,10 @@ class RelatedTexts(Examples):
 
     def of(self, split: str) -> RelatedSplit:
         return RelatedSplit(self, self.splits.rows(split))
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        return (*removals(self.splits), *self.joined)
 
     @property
     def final_split(self) -> str:

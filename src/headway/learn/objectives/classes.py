@@ -14,7 +14,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from headway.data import SplitConfig, Splits, sides_of
-from headway.data.splits import side_number
+from headway.data.spellings import join_spellings, plain
+from headway.data.splits import Sides, side_number
 from headway.errors import UserError, nearest
 from headway.formats.usage import read_usage
 from headway.learn.examples import Batch, Contents, Numbered, Selected
@@ -73,11 +74,13 @@ class Classified(Numbered):
     """Samples with a class each. A domain says what the inputs of samples are (`take`) and how people see them."""
 
     labels: tuple[str, ...]
+    joined: tuple[str, ...] = ()  # which spellings of labels were joined, for the report
     classes: Int[np.ndarray, "N *T"]  # the number of each sample's label, or of those of its tokens
 
     def label(self, samples: ClassSamples, split: SplitConfig, what: str, give: str, workspace: Path) -> None:
         """Settle classes and splits. UserError for labels that training never sees, and for fewer than two."""
         self.stated = _stated(samples.named)
+        samples = replace(samples, labels=self._joined(samples.labels, workspace))
         sides = _with_all_classes(sides_of(samples.keys, samples.named, split), samples)
         self.splits = Splits(sides, np.arange(len(samples.labels)), what, give)
         trained = {samples.labels[int(row)] for row in sides["train"]}
@@ -89,6 +92,8 @@ class Classified(Numbered):
         """Settle the labels, by those that are `trained` on, and the numbers of the `given` ones, which stand at
         `place`. UserError for labels that training never sees, and for fewer than two.
         """
+        names = dict(zip(given, self._joined(given, workspace)))
+        given, trained = [names[label] for label in given], {names[label] for label in trained}
         self.labels = labels_of(trained or set(given), workspace)
         numbers = {label: number for number, label in enumerate(self.labels)}
         wrong = next((row for row, label in enumerate(given) if label not in numbers), None)
@@ -98,6 +103,16 @@ class Classified(Numbered):
 
     def contents(self) -> Contents:
         return {**super().contents(), "labels": (self.labels, self.classes)}
+
+    def _joined(self, given: Sequence[str], workspace: Path) -> list[str]:
+        """Labels in the spelling of the run or the model that is in the workspace, or in one spelling each."""
+        found = join_spellings(given, read_usage(workspace).labels)
+        self.joined += found.remarks
+        return found.labels
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        return (*super().remarks, *self.joined)
 
     def save(self, directory: Path) -> None:
         save_labels(directory, self.labels)
@@ -160,7 +175,7 @@ def _stated(named: np.ndarray) -> str:
     return next((side for side in ("test", "validation") if (named == side_number(side)).any()), "all")
 
 
-def _with_all_classes(sides: dict[str, np.ndarray], samples: ClassSamples) -> dict[str, np.ndarray]:
+def _with_all_classes(sides: Sides, samples: ClassSamples) -> Sides:
     """The sides without those samples that were drawn to be held out and whose class training would never see: these
     are trained on, with all that equal them.
     """
@@ -173,11 +188,11 @@ def _with_all_classes(sides: dict[str, np.ndarray], samples: ClassSamples) -> di
     wanted = {keys[row] for row in np.flatnonzero(drawn) if labels[row] in lost} - stated
     back = np.flatnonzero(np.fromiter((key in wanted for key in keys), bool, len(keys)))
     kept = {side: rows[~np.isin(rows, back)] for side, rows in sides.items()}
-    return {**kept, "train": np.union1d(kept["train"], back)}
+    return Sides({**kept, "train": np.union1d(kept["train"], back)}, sides.removed)
 
 
 def check_classes(given: Collection[str], kept: Collection[str], unit: str) -> None:
     """UserError for a class of which nothing was left that can be read."""
-    lost = set(given) - set(kept)
+    lost = set(map(plain, given)) - set(map(plain, kept))
     if kept and lost:
         raise UserError(f"no {unit} of the class {min(lost)!r} can be read; add {unit}s that can, or remove the class")

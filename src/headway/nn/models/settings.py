@@ -94,6 +94,7 @@ def _both(parts: tuple[str, str], name: str, model: Any, value: Any) -> Any:
     return replace(model, **{part: change(getattr(model, part), one) for part, one in zip(parts, each)})
 
 
+_DEEPEST = 10_000  # blocks of a stack
 _ALL = ("width", "depth", "heads", "mixer", "dropout", "drop_path")
 _TWO: dict[type, tuple[tuple[str, str], tuple[str, ...]]] = {
     EncoderDecoderConfig: (("encoder", "decoder"), ("width", "depth", "heads", "dropout")),
@@ -244,7 +245,10 @@ def whole(name: str, value: Any) -> int:
 
 def depth(stack: StackConfig, value: Any) -> StackConfig:
     """The pattern of blocks repeated or cut to `value` blocks."""
-    return dataclasses.replace(stack, blocks=cycle(stack.blocks, whole("model.depth", value)))
+    count = whole("model.depth", value)
+    if count > _DEEPEST:
+        raise ConfigError(f"model.depth is {count:,}; give {_DEEPEST:,} or less")
+    return dataclasses.replace(stack, blocks=cycle(stack.blocks, count))
 
 
 def heads(stack: StackConfig, value: Any) -> StackConfig:

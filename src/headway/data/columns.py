@@ -1,0 +1,51 @@
+"""The columns of tables by their names: none twice, and what a column that is missing may be called instead."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from headway.errors import UserError, nearest
+
+# What published sets call a column, the most usual first.
+_OTHERS = {
+    "label": (
+        "label", "labels", "class", "target", "category", "sentiment", "intent", "classes", "categories", "class_name",
+        "label_text", "tag", "topic", "emotion", "rating", "stars", "score", "y", "gold", "gold_label", "coarse_label",
+    ),
+    "text": (
+        "text", "texts", "sentence", "review", "content", "document", "body", "comment", "message", "tweet", "question",
+        "sentence1", "text1", "premise", "question1", "utterance", "query", "title", "description", "input", "string",
+    ),
+    "text2": ("text2", "sentence2", "hypothesis", "question2", "answer", "passage", "positive", "text_b", "target"),
+    "path": ("path", "file", "filename", "file_name", "filepath", "file_path", "image", "audio", "img", "image_path"),
+    "caption": ("caption", "captions", "text", "description", "title", "alt", "sentence"),
+    "source": ("source", "src", "input", "text", "original"),
+    "target": ("target", "tgt", "translation", "output", "label", "reference"),
+}  # fmt: skip
+
+
+def check_header(where: str, names: Sequence[str], places: str = "columns") -> None:
+    """UserError for a name that two columns have, with both of their numbers. Columns without a name, as programs leave
+    behind the last one, are never looked up.
+    """
+    first: dict[str, int] = {}
+    for number, name in enumerate(names, 1):
+        if name and name in first:
+            raise UserError(
+                f"{where} has two {places} named {name!r} ({first[name]} and {number}); rename or remove one of them"
+            )
+        first[name] = number
+
+
+def likely(use: str, names: Iterable[str]) -> str | None:
+    """The column that is usually meant by `use` ("label", ...), whatever its case; None where there is none."""
+    known = {name.strip().lower().replace(" ", "_"): name for name in names}
+    return next((known[other] for other in _OTHERS.get(use, ()) if other in known), None)
+
+
+def suggestion(name: str, names: Sequence[str], use: str = "") -> str:
+    """The end of a message about a column that is missing: what else may be meant."""
+    if not names:
+        return "it is empty"
+    found = likely(use or name, names)
+    return nearest(name, names) if found is None else f"did you mean {found!r}?"

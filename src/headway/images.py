@@ -1,0 +1,91 @@
+"""Image files opened by Pillow, once it is known that decoding them takes no more than their pixels are worth."""
+
+from __future__ import annotations
+
+import io
+import logging
+import mmap
+import re
+import warnings
+from collections.abc import Collection, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+from headway.errors import UserError
+
+# Pillow knows more, but some of its readers start other programs (EPS) and few of the rest hold pictures.
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+HOW_TO_INSTALL = "images need Pillow; install headway[vision]"
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # or it would print of bad files what our error says
+# Nor its advice on metadata. Filters are the process's own, so that threads which decode cannot each set theirs.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+_SCANS = 64  # of a JPEG file: each takes time for all pixels, in a hundred bytes; encoders write 10 to 20
+_EXIF = 100  # parts of a JPEG file's Exif data, which Pillow joins one by one
+_RUNS = 1 << 24  # pixels of a compressed BMP file, which Pillow decodes in Python
+_JPEG, _MARKER = b"\xff\xd8", re.compile(rb"\xff([^\x00\xff])")
+_START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
+_ALONE = {0x01, *range(0xD0, 0xD9)}  # markers that no length follows
+
+
+def pillow() -> Any:
+    """Pillow's module Image; UserError where it is not installed."""
+    try:
+        from PIL import Image
+    except ImportError:
+        raise UserError(HOW_TO_INSTALL) from None
+    return Image
+
+
+@contextmanager
+def open_image(source: Path | io.BytesIO, name: str, formats: Collection[str] = FORMATS) -> Iterator[Any]:
+    """Pillow's image of a plain file, not decoded yet; `name` is for messages. UserError for too many pixels, scans or
+    parts; for what is not an image, and when it is decoded, whatever Pillow raises.
+    """
+    Image = pillow()
+    _check_jpeg(source, name)
+    with Image.open(source, formats=formats) as image:
+        (wide, high), most = image.size, Image.MAX_IMAGE_PIXELS
+        if most is not None and wide * high > most:  # Pillow only warns, up to twice as many
+            raise UserError(f"{name} has too many pixels ({wide} x {high}, more than {most:,}); make the image smaller")
+        if wide * high > _RUNS and any(tile[0] == "bmp_rle" for tile in image.tile):
+            raise UserError(f"{name} is a compressed BMP file of {wide} x {high} pixels; save it as PNG")
+        yield image
+
+
+def _check_jpeg(source: Path | io.BytesIO, name: str) -> None:
+    if isinstance(source, io.BytesIO):
+        _check_parts(source.getvalue(), name)
+        return
+    with open(source, "rb") as file:
+        if file.read(len(_JPEG)) == _JPEG:
+            with closing(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)) as data:
+                _check_parts(data, name)
+
+
+def _check_parts(data: bytes | mmap.mmap, name: str) -> None:
+    """UserError for a JPEG file of too many scans or parts of Exif."""
+    if data[: len(_JPEG)] != _JPEG:
+        return
+    if _more(rb"Exif\0\0", data, _EXIF):
+        raise UserError(f"{name} has over {_EXIF} parts of Exif data; save it again without them")
+    # Bytes of metadata can look like a scan, so that many of these are a reason to look closer.
+    if _more(rb"\xff\xda", data, _SCANS) and _scans(data) > _SCANS:
+        raise UserError(f"{name} is a JPEG file of over {_SCANS} scans; save it again with fewer")
+
+
+def _more(pattern: bytes, data: bytes | mmap.mmap, most: int) -> bool:
+    return any(count >= most for count, _ in enumerate(re.finditer(pattern, data)))
+
+
+def _scans(data: bytes | mmap.mmap) -> int:
+    """How many scans libjpeg decodes of an image, counted up to the limit and one more."""
+    place, count = len(_JPEG), 0
+    while count <= _SCANS and (found := _MARKER.search(data, place)):
+        place, marker = found.end(), found[1][0]
+        if marker == _END_OF_IMAGE and count:
+            break
+        count += marker == _START_OF_SCAN
+        if marker not in _ALONE and marker != _END_OF_IMAGE:
+            place += max(2, int.from_bytes(data[place : place + 2], "big"))
+    return count

@@ -1,0 +1,37 @@
+"""JSON that others wrote. An object that names a key twice is refused: readers differ in which of the values counts."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+_LENGTH = 40  # characters of a key or a value that a message shows
+
+
+class DuplicateKeyError(ValueError):
+    """An object names a key twice. Its text names the key and both values, as in "the key 'a' twice (1 and 2)"."""
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The data of a JSON text; bytes may be in UTF-8, UTF-16 or UTF-32. ValueError for what is not JSON."""
+    return DECODER.decode(text if isinstance(text, str) else text.decode(json.detect_encoding(text)))
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) == len(pairs):
+        return found
+    first: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in first:
+            raise DuplicateKeyError(f"the key {_short(key)} twice ({_short(first[key])} and {_short(value)})")
+        first[key] = value
+    raise AssertionError("no key is there twice")
+
+
+def _short(value: Any) -> str:
+    text = repr(value) if not isinstance(value, (dict, list)) else "{...}" if isinstance(value, dict) else "[...]"
+    return text if len(text) <= _LENGTH else f"{text[:_LENGTH]}..."
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=_once)
