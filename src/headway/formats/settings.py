@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from headway.config import from_dict
@@ -37,19 +37,26 @@ ACTIVATION_NAMES: dict[str, ActivationName] = {
 class Settings:
     """The values of a config.json; `source` says where they come from, for messages.
 
-    `context` is the longest sequence that the model is asked to serve, None for what it was made for.
+    `context` is the longest sequence that the model is asked to serve, None for what it was made for. `used` are the
+    keys that were read, those below `path` (such as "text_config.") with it in front; all parts share it.
     """
 
     values: Mapping[str, Any]
     source: str
     context: int | None = None
+    used: set[str] = field(default_factory=set, compare=False, repr=False)
+    path: str = ""
+
+    def _value(self, name: str) -> Any:
+        self.used.add(self.path + name)
+        return self.values.get(name)
 
     def __contains__(self, name: str) -> bool:
-        return self.values.get(name) is not None
+        return self._value(name) is not None
 
     def get(self, name: str, kind: type[T], default: T | None = None) -> T:
         """A value of a type; UserError where it is absent (or null) without a default, or of another type."""
-        found = self.values.get(name)
+        found = self._value(name)
         if found is None:
             if default is None:
                 raise UserError(f"{self.source} lacks {name!r}; {nearest(name, self.values)}")
@@ -69,7 +76,7 @@ class Settings:
 
     def optional(self, name: str, kind: type[T]) -> T | None:
         """A value of a type, or None where it is absent or null."""
-        found = self.values.get(name)
+        found = self._value(name)
         return None if found is None else from_dict(kind, found, f"{self.source}: {name}")
 
     def first(self, names: tuple[str, ...], kind: type[T], default: T | None = None) -> T:
@@ -79,10 +86,10 @@ class Settings:
 
     def refuse(self, name: str, *expected: Any) -> None:
         """UserError for a setting that is there with a value that is not among those we can compute."""
-        found = self.values.get(name)
+        found = self._value(name)
         if found is not None and found not in expected:
-            known = ", ".join(map(repr, expected))
-            raise UserError(f"{self.source}: {name} is {found!r}, which is not supported; it may be {known}")
+            known = ", ".join(map(repr, expected)) or "left out"
+            raise UserError(f"{self.source}: {name} is {found!r:.200}, which is not supported; it may be {known}")
 
     def activation(self, name: str, default: str | None = None) -> ActivationName:
         """An activation by its published name."""
@@ -93,10 +100,10 @@ class Settings:
 
     def part(self, name: str) -> Settings:
         """The settings below a key, empty where it is absent or null."""
-        found = self.values.get(name) or {}
+        found = self._value(name) or {}
         if not isinstance(found, Mapping):
             raise UserError(f"{self.source}: {name} is {found!r}; it should be a mapping of settings")
-        return Settings(found, f"{self.source}: {name}")
+        return Settings(found, f"{self.source}: {name}", self.context, self.used, f"{self.path}{name}.")
 
     @property
     def architecture(self) -> str:
@@ -110,13 +117,15 @@ class Settings:
         `kind` picks the parameters of a kind of layer where they are given by kind (full_attention, ...). A scaling by
         the length of the sequence is made for `context`, and without it for the length of training.
         """
-        given = self.part("rope_parameters")
+        given, scaling = self.part("rope_parameters"), self.part("rope_scaling")
         if kind is not None and kind in given:
             given = given.part(kind)
-        scaling = given if given.values else self.part("rope_scaling")
-        base = given.first(("rope_theta",), float, self.get("rope_theta", float, theta))
+            given = replace(given, values={**given.values, **scaling.values})
+        elif scaling.values:  # as in transformers, the old spelling wins if a file has both
+            given = scaling
+        base = given.get("rope_theta", float, self.get("rope_theta", float, theta))
         part = given.get("partial_rotary_factor", float, self.get("partial_rotary_factor", float, fraction))
-        return RotaryConfig(base, part, self._scaling(scaling))
+        return RotaryConfig(base, part, self._scaling(given))
 
     def served(self, rotary: RotaryConfig) -> int:
         """The most positions that a model with these rotary positions serves; see `rotary`."""

@@ -72,9 +72,8 @@ def read(settings: Settings, names: Collection[str]) -> TwoTowerConfig:
 
 def tower_settings(settings: Settings, name: str, defaults: Mapping[str, Any]) -> Settings:
     """Those of a tower; what older files say beside them (`..._config_dict`) has the last word."""
-    given, older = settings.part(f"{name}_config").values, settings.part(f"{name}_config_dict").values
-    values = {**defaults, **given, **({**defaults, **older} if older else {})}
-    return Settings(values, f"{settings.source}: {name}_config")
+    given, older = settings.part(f"{name}_config"), settings.part(f"{name}_config_dict").values
+    return replace(given, values={**defaults, **given.values, **({**defaults, **older} if older else {})})
 
 
 def read_tower(settings: Settings, embed: Any, pattern: Pattern, head: Any) -> TransformerConfig:
@@ -191,4 +190,6 @@ FAMILY = Family(
     skipped=(NUMBERS,),
     defaults={"projection_dim": 512, "logit_scale_init_value": 2.6592},
     older=("text_config_dict", "vision_config_dict"),
+    towers=("text_config", "vision_config"),
+    ignored=("projection_dim",),
 )

@@ -116,6 +116,8 @@ FAMILY = Family(
     rules,
     renames=((r"^(?=(embeddings|transformer)\.)", "distilbert."),),
     skipped=(r"\.embeddings\.position_ids$",),
+    aliases={"hidden_size": "dim", "num_attention_heads": "n_heads", "num_hidden_layers": "n_layers"},
+    ignored=("sinusoidal_pos_embds", "tie_weights_"),  # the table of positions is in the file
     defaults={
         "vocab_size": 30522,
         "dim": 768,

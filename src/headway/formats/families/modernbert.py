@@ -62,10 +62,15 @@ def layer_kinds(settings: Settings) -> list[str]:
 
 def read_block(settings: Settings, norm: LayerNormConfig, kind: str, first: bool) -> BlockConfig:
     older, theta = THETAS[kind]
-    bias = settings.get("attention_bias", bool)
-    mixer = AttentionConfig(
+    bias, width, heads = (
+        settings.get("attention_bias", bool),
+        settings.get("hidden_size", int),
         settings.get("num_attention_heads", int),
-        pattern=Full() if kind == ALL else Local(settings.get("local_attention", int) // 2),
+    )
+    settings.refuse("head_dim", width // heads)
+    mixer = AttentionConfig(
+        heads,
+        pattern=Full() if kind == ALL else Local(reach(settings)),
         rotary=settings.rotary(kind, settings.get(older, float, theta)),
         qkv_bias=bias,
         out_bias=bias,
@@ -78,6 +83,11 @@ def read_block(settings: Settings, norm: LayerNormConfig, kind: str, first: bool
         dropout=settings.get("mlp_dropout", float),
     )
     return BlockConfig(mixer, None, feed, norm, mixer_norm=not first)
+
+
+def reach(settings: Settings) -> int:
+    """How far a layer that slides sees to each side; `sliding_window` says it if it is there."""
+    return settings.get("sliding_window", int, settings.get("local_attention", int) // 2)
 
 
 def read_heads(settings: Settings, names: Collection[str], norm: LayerNormConfig) -> dict[str, HeadConfig]:
@@ -202,7 +212,8 @@ FAMILY = Family(
     write,
     rules,
     renames=((r"^(?=(embeddings|layers|final_norm)\.)", "model."),),
-    older=("global_attn_every_n_layers", "global_rope_theta", "local_rope_theta", "rope_theta", "rope_scaling"),
+    ignored=("sparse_prediction", "sparse_pred_ignore_index"),  # of the loss
+    older=("sliding_window", "global_attn_every_n_layers", "global_rope_theta", "local_rope_theta", "rope_theta", "rope_scaling"),
     defaults={
         "vocab_size": 50368,
         "hidden_size": 768,

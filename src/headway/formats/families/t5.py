@@ -82,6 +82,8 @@ def read_feed(settings: Settings) -> FeedForwardConfig:
     """`feed_forward_proj` is an activation, or "gated-" and one; a gated "gelu" is the tanh approximation."""
     hidden, rate = settings.get("d_ff", int), settings.get("dropout_rate", float)
     said = settings.get("feed_forward_proj", str)
+    settings.refuse("is_gated_act", said.startswith("gated-"))  # settings that transformers writes next to it
+    settings.refuse("dense_act_fn", "gelu_new" if said == "gated-gelu" else said.removeprefix("gated-"))
     if not said.startswith("gated-"):
         return MLPConfig(hidden, activation=settings.activation("feed_forward_proj"), bias=False, dropout=rate)
     name = {"gated-gelu": "gelu_new"}.get(said, said.removeprefix("gated-"))
@@ -176,6 +178,13 @@ FAMILY = Family(
     read,
     write,
     rules,
+    aliases={
+        "hidden_size": "d_model",
+        "num_attention_heads": "num_heads",
+        "num_hidden_layers": "num_layers",
+        "head_dim": "d_kv",
+    },
+    ignored=("n_positions",),
     skipped=(r"\.EncDecAttention\.relative_attention_bias\.weight$",),  # older files have one that nothing used
     defaults={
         "vocab_size": 32128,

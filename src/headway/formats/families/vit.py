@@ -47,6 +47,7 @@ DEFAULTS: dict[str, Any] = {
 
 def read(kind: str, settings: Settings, names: Collection[str]) -> TransformerConfig:
     rate = settings.get("hidden_dropout_prob", float)
+    settings.refuse("head_dim", settings.get("hidden_size", int) // settings.get("num_attention_heads", int))
     norm = LayerNormConfig(settings.get("layer_norm_eps", float))
     mixer = AttentionConfig(
         settings.get("num_attention_heads", int),
@@ -177,6 +178,7 @@ def family(kind: str) -> Family:
             (attention + r"mlp\.fc2\.", r"\1output.dense."),
         ),
         defaults=DEFAULTS,
+        ignored=("encoder_stride", "pooler_output_size"),  # the latter is checked if there is a pooler
     )
 
 
