@@ -209,7 +209,7 @@ def changes(base: Mapping[str, Any], every: bool) -> Iterator[tuple[str, Setting
     """
     yield "as it is", deepcopy(dict(base))
     for name, change in COMMON.items():
-        if every or "rope" not in name:
+        if "rope" not in name or (every and "rope_parameters" in base):
             yield name, changed(base, change)
     if not every:
         return
@@ -243,9 +243,9 @@ def own_keys(base: Mapping[str, Any]) -> dict[str, Settings]:
         elif isinstance(value, bool):
             values = [not value]
         elif isinstance(value, int):
-            values = [value + 1, value * 2, 0]
+            values = [value + 1, 0]
         elif isinstance(value, float):
-            values = [value * 2, value + 0.03, 0.0]
+            values = [value + 0.03, 0.0]
         else:
             values = []
         for other in values:

@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
 import traceback
+import warnings
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -168,14 +170,14 @@ def random(*shape: int, seed: int = 4) -> Tensor:
 
 def token_rows(config: Any, lengths: list[int]) -> tuple[Tensor, Tensor, Layout]:
     """Random ids of several lengths, their attention mask, and the layout; no id is that of the padding."""
-    layout = Layout.padded(lengths)
     vocab = min(getattr(config, "vocab_size", VOCAB), getattr(config, "decoder_vocab_size", None) or VOCAB, VOCAB)
-    pad = getattr(config, "pad_token_id", None)
+    layout, pad = Layout.padded(lengths), getattr(config, "pad_token_id", None)
+    if not isinstance(pad, int) or not 0 <= pad < vocab:  # transformers cannot tell tokens from padding
+        layout = Layout.full(len(lengths), lengths[-1])
     ids = torch.randint(5, vocab, layout.positions.shape, generator=torch.Generator().manual_seed(0))
-    if isinstance(pad, int):
-        ids = torch.where(ids == pad, 4, ids)
-    fill = pad if isinstance(pad, int) and 0 <= pad < vocab else 0
-    return ids.masked_fill(~layout.keep, fill), layout.keep.long(), layout
+    if pad is not None:
+        ids = torch.where(ids == pad, 4, ids).masked_fill(~layout.keep, pad)
+    return ids, layout.keep.long(), layout
 
 
 Outputs = tuple[Tensor, Tensor | None]  # theirs or ours, and which of its positions are tokens
@@ -445,6 +447,8 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="write the results to this file")
     args = parser.parse_args()
     torch.set_num_threads(1)
+    warnings.filterwarnings("ignore")
+    logging.getLogger("headway").setLevel(logging.ERROR)
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     rows: dict[str, dict[str, Outcome]] = {}
@@ -463,14 +467,15 @@ def main() -> int:
             for change, settings in changes(base, every=first):
                 if args.only is None or args.only in change:
                     found[change] = try_case(subject, settings, change)
+            for change, outcome in found.items():
+                if outcome.kind == "wrong":
+                    print(f"WRONG {subject.name}: {change}: {outcome.detail}")
             print(f"{subject.name}: {dict(Counter(each.kind for each in found.values()))}", flush=True)
     return report(rows, args.out)
 
 
 def report(rows: dict[str, dict[str, Outcome]], out: Path | None) -> int:
     wrong = [(name, change, o.detail) for name, row in rows.items() for change, o in row.items() if o.kind == "wrong"]
-    for name, change, detail in wrong:
-        print(f"WRONG {name}: {change}: {detail}")
     totals = Counter(each.kind for row in rows.values() for each in row.values())
     print(dict(totals))
     if out is not None:
@@ -484,6 +489,12 @@ def report(rows: dict[str, dict[str, Outcome]], out: Path | None) -> int:
             }
             for name, row in rows.items()
         }
+        if out.is_file():  # what was run before stays
+            before = json.loads(out.read_text(encoding="utf-8"))["cases"]
+            cases = dict(sorted({**before, **cases}.items()))
+            totals = Counter()
+            for case in cases.values():
+                totals.update(case["counts"])
         text = json.dumps({"machine": machine(), "totals": dict(totals), "cases": cases}, indent=1, ensure_ascii=False)
         out.write_text(text + "\n", encoding="utf-8")
     return 1 if wrong else 0

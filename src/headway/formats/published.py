@@ -216,7 +216,8 @@ def _untied(config: Any, family: Family, weights: Renamed) -> Any:
     if copy is None:
         return config
     config = replace(config, tie=_UNTIED.get(config.tie, config.tie))
-    if differing_copy(family.rules(config), weights) is not None:
+    rules = family.rules(config)
+    if not any(copy in each.theirs and not each.copy for each in rules) or differing_copy(rules, weights) is not None:
         raise UserError(
             f"{weights.source}: {copy} differs from the tensor that it is tied to, which {family.name} models cannot "
             "have here; remove it from the file if the tied one is meant"

@@ -115,6 +115,11 @@ def windows_by_layer(settings: Settings) -> list[int | None]:
     depth, window = settings.get("num_hidden_layers", int), settings.optional("sliding_window", int)
     kinds = layer_types(settings, depth) if "layer_types" in settings else None
     if window is None or not settings.get("use_sliding_window", bool, True):
+        if kinds is not None and SLIDING in kinds:
+            raise UserError(
+                f"{settings.source}: layer_types has {SLIDING!r}, but no window is used; set sliding_window (and "
+                f"use_sliding_window), or make all layers {WHOLE!r}"
+            )
         return [None] * depth
     if kinds is not None:
         return [window if kind == SLIDING else None for kind in kinds]

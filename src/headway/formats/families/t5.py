@@ -82,13 +82,14 @@ def read_feed(settings: Settings) -> FeedForwardConfig:
     """`feed_forward_proj` is an activation, or "gated-" and one; a gated "gelu" is the tanh approximation."""
     hidden, rate = settings.get("d_ff", int), settings.get("dropout_rate", float)
     said = settings.get("feed_forward_proj", str)
-    settings.refuse("is_gated_act", said.startswith("gated-"))  # settings that transformers writes next to it
-    settings.refuse("dense_act_fn", "gelu_new" if said == "gated-gelu" else said.removeprefix("gated-"))
-    if not said.startswith("gated-"):
-        return MLPConfig(hidden, activation=settings.activation("feed_forward_proj"), bias=False, dropout=rate)
     name = {"gated-gelu": "gelu_new"}.get(said, said.removeprefix("gated-"))
     activation = Settings({"feed_forward_proj": name}, settings.source).activation("feed_forward_proj")
-    return GatedConfig(hidden, activation=activation, dropout=rate)
+    gated = said.startswith("gated-")
+    settings.refuse("is_gated_act", gated)  # which transformers writes, and reads again
+    settings.refuse("dense_act_fn", name)
+    if gated:
+        return GatedConfig(hidden, activation=activation, dropout=rate)
+    return MLPConfig(hidden, activation=activation, bias=False, dropout=rate)
 
 
 def write(config: EncoderDecoderConfig) -> dict[str, Any]:
