@@ -248,8 +248,9 @@ def own_keys(base: Mapping[str, Any]) -> dict[str, Settings]:
             values = [value + 0.03, 0.0]
         else:
             values = []
+        derived = {"dense_act_fn": LEFT_OUT, "is_gated_act": LEFT_OUT} if key == "feed_forward_proj" else {}
         for other in values:
-            found[f"{key} = {other!r}"] = {key: other}
+            found[f"{key} = {other!r}"] = {**derived, key: other}
         found[f"{key} null"] = {key: None}
         found[f"{key} left out"] = {key: LEFT_OUT}
     return found

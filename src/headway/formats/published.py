@@ -212,7 +212,10 @@ def _untied(config: Any, family: Family, weights: Renamed) -> Any:
     """`config` with a head of its own if the file has a head that differs from the table it should be tied to, as in
     transformers. UserError if the family has no such form.
     """
-    copy = differing_copy(family.rules(config), weights)
+    try:
+        copy = differing_copy(family.rules(config), weights)
+    except _OTHER_SHAPE:  # settings that fit no model, as `undrawn` says
+        copy = None
     if copy is None:
         return config
     config = replace(config, tie=_UNTIED.get(config.tie, config.tie))

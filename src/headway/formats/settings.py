@@ -59,6 +59,8 @@ class Settings:
         found = self._value(name)
         if found is None:
             if default is None:
+                if name in self.values:
+                    raise UserError(f"{self.source}: {name} is null; give a value, or leave it out")
                 raise UserError(f"{self.source} lacks {name!r}; {nearest(name, self.values)}")
             return default
         return from_dict(kind, found, f"{self.source}: {name}")

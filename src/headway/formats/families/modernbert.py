@@ -10,6 +10,7 @@ from collections.abc import Collection
 from typing import Any
 
 from headway.errors import UserError, nearest
+from headway.formats.families.bert import BOTH_WAYS
 from headway.formats.heads import architecture, classifier, labels, outputs
 from headway.formats.rules import Family, TensorRule, Whole, expect, layers, linear, rule, vocabulary
 from headway.formats.settings import Settings, published_activation, rope_parameters
@@ -212,7 +213,7 @@ FAMILY = Family(
     write,
     rules,
     renames=((r"^(?=(embeddings|layers|final_norm)\.)", "model."),),
-    ignored=("sparse_prediction", "sparse_pred_ignore_index"),  # of the loss
+    ignored=(BOTH_WAYS, "sparse_prediction", "sparse_pred_ignore_index"),  # of the loss
     older=("sliding_window", "global_attn_every_n_layers", "global_rope_theta", "local_rope_theta", "rope_theta", "rope_scaling"),
     defaults={
         "vocab_size": 50368,

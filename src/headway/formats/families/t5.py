@@ -33,7 +33,8 @@ def read(settings: Settings, names: Collection[str]) -> EncoderDecoderConfig:
     settings.refuse("architectures", ["T5ForConditionalGeneration"], ["T5WithLMHeadModel"])
     depth = settings.get("num_layers", int)
     width, symbols = settings.get("d_model", int), settings.get("vocab_size", int)
-    scaled = settings.get("scale_decoder_outputs", bool, settings.get("tie_word_embeddings", bool))
+    default = "scale_decoder_outputs" not in settings.values and settings.get("tie_word_embeddings", bool)
+    scaled = settings.get("scale_decoder_outputs", bool, default)  # a null is false to transformers
     # Later files of version 1.1 say that their head is tied, and hold another one nevertheless.
     tied = settings.get("tie_word_embeddings", bool) and (scaled or "lm_head.weight" not in names)
     embed = TokenEmbedConfig(dropout=settings.get("dropout_rate", float))

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from headway.errors import UserError
-from headway.formats.families.bert import encoder_written
+from headway.formats.families.bert import BOTH_WAYS, encoder_written
 from headway.formats.heads import labels, outputs
 from headway.formats.rules import Family, Flat, OneRow, TensorRule, Tokens, expect, layers, linear, rule
 from headway.formats.settings import Settings, published_activation
@@ -178,7 +178,7 @@ def family(kind: str) -> Family:
             (attention + r"mlp\.fc2\.", r"\1output.dense."),
         ),
         defaults=DEFAULTS,
-        ignored=("encoder_stride", "pooler_output_size"),  # the latter is checked if there is a pooler
+        ignored=(BOTH_WAYS, "encoder_stride", "pooler_output_size"),  # the latter is checked if there is a pooler
     )
 
 
