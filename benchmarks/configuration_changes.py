@@ -94,7 +94,11 @@ COMMON: dict[str, Settings] = {
     "problem_type unknown": {"problem_type": "ranking"},
     "one label": {"id2label": {"0": "score"}, "label2id": {"score": 0}},
     "one label, regression": {"id2label": {"0": "score"}, "label2id": {"score": 0}, "problem_type": "regression"},
-    "one label, multi_label": {"id2label": {"0": "s"}, "label2id": {"s": 0}, "problem_type": "multi_label_classification"},
+    "one label of several": {
+        "id2label": {"0": "a"},
+        "label2id": {"a": 0},
+        "problem_type": "multi_label_classification",
+    },
     "num_labels 1": {"id2label": LEFT_OUT, "label2id": LEFT_OUT, "num_labels": 1},
     "num_labels 4": {"id2label": LEFT_OUT, "label2id": LEFT_OUT, "num_labels": 4},
     "num_labels null": {"id2label": LEFT_OUT, "label2id": LEFT_OUT, "num_labels": None},
@@ -110,7 +114,7 @@ COMMON: dict[str, Settings] = {
     "sliding layer types": {"layer_types": [NAMES_OF_KINDS[1]] * 4, "sliding_window": 4, "use_sliding_window": True},
     "mixed layer types": {"layer_types": [*NAMES_OF_KINDS] * 2, "sliding_window": 4, "use_sliding_window": True},
     "layer types without a window": {"layer_types": [*NAMES_OF_KINDS] * 2, "sliding_window": None},
-    "layer types, windows off": {"layer_types": [*NAMES_OF_KINDS] * 2, "sliding_window": 4, "use_sliding_window": False},
+    "windows off": {"layer_types": [*NAMES_OF_KINDS] * 2, "sliding_window": 4, "use_sliding_window": False},
     "too few layer types": {"layer_types": [NAMES_OF_KINDS[0]]},
     "unknown layer types": {"layer_types": ["chunked_attention"] * 4, "attention_chunk_size": 4},
     "sliding_window_pattern": {"layer_types": LEFT_OUT, "sliding_window_pattern": 2},
@@ -194,7 +198,7 @@ COMMON: dict[str, Settings] = {
     "rope_interleaved": {"rope_interleaved": True},
     "original_max_position_embeddings": {"original_max_position_embeddings": 16},
     **{f"rope {name}": {"rope_parameters": value} for name, value in ROPES.items()},
-    **{f"rope_scaling {name}": {"rope_parameters": LEFT_OUT, "rope_scaling": value} for name, value in SCALINGS.items()},
+    **{f"rope_scaling {name}": {"rope_parameters": LEFT_OUT, "rope_scaling": v} for name, v in SCALINGS.items()},
     **{
         f"rope_scaling {name}, original": {"rope_scaling": value, "original_max_position_embeddings": 24}
         for name, value in SCALINGS.items()

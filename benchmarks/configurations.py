@@ -28,18 +28,18 @@ from typing import Any
 
 import torch
 import transformers
-from configuration_changes import TIED, WEIGHT_CHANGES, changes
-from measure import data_folder
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, ImageClassificationPipeline, TextClassificationPipeline
 
+from configuration_changes import TIED, WEIGHT_CHANGES, changes
 from headway.bench.run import machine
 from headway.errors import UserError
 from headway.formats.published import load_published
 from headway.formats.usage import named_scores
 from headway.layout import Layout
 from headway.nn.models import TokenInputs, TrajectoryInputs
+from measure import data_folder
 
 TOLERANCE = 2e-4  # in units of the largest output, if that is above 1
 LENGTHS = [19, 6, 13]
@@ -62,7 +62,7 @@ ENCODER = {
     "vocab_size": VOCAB,
     "max_position_embeddings": 40,
     "hidden_size": 16,
-    "num_hidden_layers": 3,
+    "num_hidden_layers": 4,
     "num_attention_heads": 4,
     "intermediate_size": 24,
     "pad_token_id": 0,
@@ -122,7 +122,8 @@ def subjects() -> Iterator[Subject]:
         if family == "gpt_neox":
             del base["num_key_value_heads"]
         yield Subject(family, f"{stem}ForCausalLM", base, "decoder")
-        classes = "Gemma3TextForSequenceClassification" if family == "gemma3_text" else f"{stem}ForSequenceClassification"
+        classes = f"{stem}Text" if family == "gemma3_text" else stem
+        classes += "ForSequenceClassification"
         if hasattr(transformers, classes):
             yield Subject(family, classes, {**base, **LABELS}, "classes")
     for family, stem in (("gpt2", "GPT2"), ("openai-gpt", "OpenAIGPT")):
@@ -132,7 +133,7 @@ def subjects() -> Iterator[Subject]:
         "bert": ("Bert", ENCODER),
         "roberta": ("Roberta", {**ENCODER, "pad_token_id": 1}),
         "xlm-roberta": ("XLMRoberta", {**ENCODER, "pad_token_id": 1}),
-        "distilbert": ("DistilBert", {"vocab_size": VOCAB, "max_position_embeddings": 40, "dim": 16, "n_layers": 3}
+        "distilbert": ("DistilBert", {"vocab_size": VOCAB, "max_position_embeddings": 40, "dim": 16, "n_layers": 4}
         | {"n_heads": 4, "hidden_dim": 24, "pad_token_id": 0}),
         "modernbert": ("ModernBert", {**ENCODER, "local_attention": 6, "bos_token_id": 1, "eos_token_id": 2}
         | {"cls_token_id": 1, "sep_token_id": 2, "num_hidden_layers": 4}),
@@ -366,21 +367,23 @@ def compare(subject: Subject, folder: Path) -> Outcome:
 
 def compare_scores(subject: Subject, theirs: Any, logits: Tensor, usage: Any) -> Outcome:
     """What both programs make of the logits: probabilities by softmax or label by label, or the numbers."""
-    pipeline = ImageClassificationPipeline if subject.kind.startswith("image") else TextClassificationPipeline
+    images = subject.kind.startswith("image")
+    pipeline = ImageClassificationPipeline if images else TextClassificationPipeline
     judge = pipeline.__new__(pipeline)
     judge.model = theirs
     for row in logits:
         output = type("Output", (dict,), {"logits": row[None]})(logits=row[None])
         try:
-            wanted = {each["label"]: each["score"] for each in judge.postprocess(output, top_k=theirs.config.num_labels)}
+            options = {"top_k": theirs.config.num_labels} if images else {"top_k": None, "_legacy": False}
+            wanted = {each["label"]: each["score"] for each in judge.postprocess(output, **options)}
         except Exception as error:
             return Outcome("unsupported", f"{type(error).__name__}: {str(error)[:160]}")
         try:
             found = named_scores(row[None], usage)[0]
         except UserError as error:
             return Outcome("refused", str(error))
-        if len(found) == 1:  # headway calls a single number "value"
-            found = dict(zip(wanted, found.values()))
+        if found.keys() == {"value"}:  # a single output is returned as it is, unless it is a label's
+            found, wanted = dict(found), {"value": float(row)}
         if found.keys() != wanted.keys() or max(abs(found[name] - wanted[name]) for name in wanted) > TOLERANCE:
             return Outcome("wrong", f"scores are {found}, those of transformers {wanted}")
     return Outcome("equal")
@@ -415,9 +418,7 @@ def smaller(settings: Mapping[str, Any]) -> dict[str, Any]:
             value = 4 if value == settings.get("num_attention_heads") else 2
         elif isinstance(value, Mapping):
             value = smaller(value)
-        elif name in ("short_factor", "long_factor"):
-            value = value[:4]
-        elif name in ("layer_types", "no_rope_layers"):
+        elif name in ("short_factor", "long_factor", "layer_types", "no_rope_layers"):
             value = value[:4]
         elif name in SMALLER and isinstance(value, int) and not isinstance(value, bool):
             value = min(SMALLER[name], value)
@@ -463,7 +464,7 @@ def main() -> int:
             base["architectures"] = [subject.name]
             base.pop("transformers_version", None)
             found = rows[f"{subject.family} {subject.name}"] = {}
-            first = not any(name.startswith(f"{subject.family} ") for name in rows if name != f"{subject.family} {subject.name}")
+            first = sum(name.startswith(f"{subject.family} ") for name in rows) == 1
             for change, settings in changes(base, every=first):
                 if args.only is None or args.only in change:
                     found[change] = try_case(subject, settings, change)

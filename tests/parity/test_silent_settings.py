@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from decoder_models import CONFIGS, SMALL, SYMBOLS, copied, logits, make, ours_of, rope
+from decoder_models import CONFIGS, SYMBOLS, copied, logits, make, ours_of, rope
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 from twins import Twins, batch, difference, perturb, twins
 
 import headway as hw

@@ -10,35 +10,43 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from headway.errors import UserError, logger
+from headway.errors import logger
 from headway.formats.rules import Family
 from headway.formats.settings import Settings
 
 _LOG = logger(__name__)
 _MOST = 8  # unknown settings that a warning names
 
-_ORIGIN = "architectures auto_map model_type name_or_path _name_or_path _commit_hash transformers_version tokenizer_class"
-_ORIGIN += " tokenizer_name finetuning_task task_specific_params transformers.js_config unsloth_version unsloth_fixed"
-_NUMBERS = "dtype torch_dtype use_bfloat16 fp16 bf16 fusion_config attn_implementation _attn_implementation"
-_NUMBERS += " _attn_implementation_autoset _experts_implementation experts_implementation reorder_and_upcast_attn"
-_OUTPUTS = "return_dict output_attentions output_hidden_states output_past output_router_logits output_scores torchscript"
-_OUTPUTS += " return_dict_in_generate use_cache use_return_dict cache_implementation chunk_size_feed_forward"
-_OUTPUTS += " tie_last_hidden_states pretraining_tp deterministic_flash_attn"
-_TRAINING = "initializer_range initializer_factor initializer_cutoff_factor init_std gradient_checkpointing dropout"
-_TRAINING += " attention_dropout attention_probs_dropout_prob activation_dropout hidden_dropout hidden_dropout_prob"
-_TRAINING += " classifier_dropout classif_dropout resid_pdrop embd_pdrop attn_pdrop qa_dropout seq_classif_dropout layerdrop"
-_TRAINING += " encoder_layerdrop decoder_layerdrop router_jitter_noise router_aux_loss_coef loss_type"
-_TRAINING += " label_smoothing tf_legacy_loss keys_to_ignore_at_inference"
-_USE = "id2label label2id num_labels _num_labels problem_type function_to_apply"
-_USE += " bos_token_id eos_token_id pad_token_id sep_token_id cls_token_id mask_token_id unk_token_id"
-_USE += " decoder_start_token_id prefix max_sequence_length model_max_length is_encoder_decoder is_decoder"
-_GENERATION = "bad_words_ids begin_suppress_tokens suppress_tokens do_sample early_stopping diversity_penalty epsilon_cutoff"
-_GENERATION += " encoder_no_repeat_ngram_size encoder_repetition_penalty eta_cutoff exponential_decay_length_penalty"
-_GENERATION += " forced_bos_token_id forced_eos_token_id forced_decoder_ids force_bos_token_to_be_generated length_penalty"
-_GENERATION += " max_length min_length max_new_tokens no_repeat_ngram_size num_beams num_beam_groups num_return_sequences"
-_GENERATION += " remove_invalid_values repetition_penalty temperature top_k top_p typical_p assistant_confidence_threshold"
-_GENERATION += " assistant_lookbehind num_assistant_tokens num_assistant_tokens_schedule target_lookbehind"
-IGNORED = frozenset(" ".join((_ORIGIN, _NUMBERS, _OUTPUTS, _TRAINING, _USE, _GENERATION)).split())
+IGNORED = frozenset(
+    """
+    architectures auto_map model_type name_or_path _name_or_path _commit_hash transformers_version tokenizer_class
+    tokenizer_name finetuning_task task_specific_params transformers.js_config unsloth_version unsloth_fixed
+
+    dtype torch_dtype use_bfloat16 fp16 bf16 fusion_config attn_implementation _attn_implementation
+    _attn_implementation_autoset _experts_implementation experts_implementation reorder_and_upcast_attn
+
+    return_dict output_attentions output_hidden_states output_past output_router_logits output_scores torchscript
+    return_dict_in_generate use_cache use_return_dict cache_implementation chunk_size_feed_forward
+    tie_last_hidden_states pretraining_tp deterministic_flash_attn
+
+    initializer_range initializer_factor initializer_cutoff_factor init_std gradient_checkpointing dropout
+    attention_dropout attention_probs_dropout_prob activation_dropout hidden_dropout hidden_dropout_prob
+    classifier_dropout classif_dropout resid_pdrop embd_pdrop attn_pdrop qa_dropout seq_classif_dropout layerdrop
+    encoder_layerdrop decoder_layerdrop router_jitter_noise router_aux_loss_coef loss_type label_smoothing
+    tf_legacy_loss keys_to_ignore_at_inference
+
+    id2label label2id num_labels _num_labels function_to_apply bos_token_id eos_token_id pad_token_id sep_token_id
+    cls_token_id mask_token_id unk_token_id decoder_start_token_id prefix max_sequence_length model_max_length
+    is_encoder_decoder is_decoder
+
+    bad_words_ids begin_suppress_tokens suppress_tokens do_sample early_stopping diversity_penalty epsilon_cutoff
+    encoder_no_repeat_ngram_size encoder_repetition_penalty eta_cutoff exponential_decay_length_penalty
+    forced_bos_token_id forced_eos_token_id forced_decoder_ids force_bos_token_to_be_generated length_penalty
+    max_length min_length max_new_tokens no_repeat_ngram_size num_beams num_beam_groups num_return_sequences
+    remove_invalid_values repetition_penalty temperature top_k top_p typical_p assistant_confidence_threshold
+    assistant_lookbehind num_assistant_tokens num_assistant_tokens_schedule target_lookbehind
+    """.split()  # noqa: SIM905
+)
 
 # Settings that transformers heeds in every family, and the values that are computed here; null always is.
 FIXED: Mapping[str, tuple[Any, ...]] = {

@@ -14,6 +14,7 @@ from headway.nn.parts.positions import RotaryConfig, ScalingConfig
 from headway.nn.parts.scaling import DynamicScaling, LinearScaling, Llama3Scaling, LongRopeScaling, YarnScaling
 
 T = TypeVar("T")
+_TRAINED = "original_max_position_embeddings"
 
 # How published configurations call activations: `gelu` is exact, `gelu_new` and others the tanh approximation.
 ACTIVATION_NAMES: dict[str, ActivationName] = {
@@ -113,21 +114,40 @@ class Settings:
         found = self.values.get("architectures") or [""]
         return str(found[0])
 
-    def rotary(self, kind: str | None = None, theta: float = 10000.0, fraction: float = 1.0) -> RotaryConfig:
-        """Rotary positions in the old spelling (rope_theta, rope_scaling) or the new one (rope_parameters).
+    def rotary(self, theta: float = 10000.0, fraction: float = 1.0) -> RotaryConfig:
+        """Rotary positions in the old spelling (rope_theta, rope_scaling), which wins as in transformers if a file has
+        both, or in the new one (rope_parameters).
 
-        `kind` picks the parameters of a kind of layer where they are given by kind (full_attention, ...). A scaling by
-        the length of the sequence is made for `context`, and without it for the length of training.
+        A scaling by the length of the sequence is made for `context`, and without it for the length of training.
         """
-        given, scaling = self.part("rope_parameters"), self.part("rope_scaling")
-        if kind is not None and kind in given:
-            given = given.part(kind)
-            given = replace(given, values={**given.values, **scaling.values})
-        elif scaling.values:  # as in transformers, the old spelling wins if a file has both
-            given = scaling
-        base = given.get("rope_theta", float, self.get("rope_theta", float, theta))
+        scaling = self.part("rope_scaling")
+        given = scaling if scaling.values else self.part("rope_parameters")
+        longest = self.get("max_position_embeddings", int, 2048)
+        original = self.get(_TRAINED, int, given.get(_TRAINED, int, longest))
+        return self._rotary(given, self.get("rope_theta", float, theta), fraction, original)
+
+    def rotary_of(self, kind: str, theta: float, scaled: bool = True) -> RotaryConfig:
+        """Rotary positions of a kind of layer (full_attention, ...), whose parameters are below its name.
+
+        `scaled` says whether rope_scaling is for this kind. UserError for parameters that belong to no kind.
+        """
+        kinds = self.part("rope_parameters")
+        given = kinds.part(kind)
+        loose = [name for name, value in kinds.values.items() if not isinstance(value, Mapping) and value is not None]
+        if loose:
+            raise UserError(
+                f"{kinds.source}: {loose[0]} belongs to no kind of layer; put it below full_attention, "
+                "sliding_attention or both"
+            )
+        if scaled:
+            given = replace(given, values={**given.values, **self.part("rope_scaling").values})
+        original = given.get(_TRAINED, int, self.get("max_position_embeddings", int, 2048))
+        return self._rotary(given, theta, 1.0, original)
+
+    def _rotary(self, given: Settings, theta: float, fraction: float, original: int) -> RotaryConfig:
+        base = given.get("rope_theta", float, theta)
         part = given.get("partial_rotary_factor", float, self.get("partial_rotary_factor", float, fraction))
-        return RotaryConfig(base, part, self._scaling(given))
+        return RotaryConfig(base, part, self._scaling(given, original))
 
     def served(self, rotary: RotaryConfig) -> int:
         """The most positions that a model with these rotary positions serves; see `rotary`."""
@@ -148,13 +168,11 @@ class Settings:
             )
         return max(default, self.context or default)
 
-    def _scaling(self, given: Settings) -> ScalingConfig | None:
+    def _scaling(self, given: Settings, original: int) -> ScalingConfig | None:
         kind = given.first(("rope_type", "type"), str, "default")
         if kind in ("su", "yarn") and "short_factor" in given:  # what longrope was called at first
             kind = "longrope"
         longest = self.get("max_position_embeddings", int, 2048)
-        trained = "original_max_position_embeddings"
-        original = self.get(trained, int, given.get(trained, int, longest))
         if kind == "default":
             return None
         if kind == "linear":

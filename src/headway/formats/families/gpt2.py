@@ -14,7 +14,6 @@ from headway.nn.parts.feedforward import MLPConfig
 from headway.nn.parts.norm import LayerNormConfig
 from headway.nn.parts.positions import LearnedConfig
 
-
 ALIASES = {
     "hidden_size": "n_embd",
     "max_position_embeddings": "n_positions",

@@ -63,16 +63,12 @@ def layer_kinds(settings: Settings) -> list[str]:
 
 def read_block(settings: Settings, norm: LayerNormConfig, kind: str, first: bool) -> BlockConfig:
     older, theta = THETAS[kind]
-    bias, width, heads = (
-        settings.get("attention_bias", bool),
-        settings.get("hidden_size", int),
-        settings.get("num_attention_heads", int),
-    )
-    settings.refuse("head_dim", width // heads)
+    bias, heads = settings.get("attention_bias", bool), settings.get("num_attention_heads", int)
+    settings.refuse("head_dim", settings.get("hidden_size", int) // heads)
     mixer = AttentionConfig(
         heads,
         pattern=Full() if kind == ALL else Local(reach(settings)),
-        rotary=settings.rotary(kind, settings.get(older, float, theta)),
+        rotary=settings.rotary_of(kind, settings.get(older, float, theta)),
         qkv_bias=bias,
         out_bias=bias,
         dropout=settings.get("attention_dropout", float),
@@ -214,7 +210,14 @@ FAMILY = Family(
     rules,
     renames=((r"^(?=(embeddings|layers|final_norm)\.)", "model."),),
     ignored=(BOTH_WAYS, "sparse_prediction", "sparse_pred_ignore_index"),  # of the loss
-    older=("sliding_window", "global_attn_every_n_layers", "global_rope_theta", "local_rope_theta", "rope_theta", "rope_scaling"),
+    older=(
+        "sliding_window",
+        "global_attn_every_n_layers",
+        "global_rope_theta",
+        "local_rope_theta",
+        "rope_theta",
+        "rope_scaling",
+    ),
     defaults={
         "vocab_size": 50368,
         "hidden_size": 768,
