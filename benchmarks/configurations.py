@@ -110,7 +110,11 @@ def subjects() -> Iterator[Subject]:
         "qwen3": ("Qwen3", {**windows, "max_window_layers": 2, "head_dim": 10}),
         "gemma": ("Gemma", {"head_dim": 10}),
         "gemma2": ("Gemma2", {"head_dim": 10, "sliding_window": 5, "query_pre_attn_scalar": 7}),
-        "gemma3_text": ("Gemma3", {"head_dim": 10, "sliding_window": 5, "query_pre_attn_scalar": 7}),
+        "gemma3_text": (
+            "Gemma3",
+            {"head_dim": 10, "sliding_window": 5, "query_pre_attn_scalar": 7}
+            | {"layer_types": ["sliding_attention", "full_attention"] * 2},
+        ),
         "phi3": ("Phi3", {"original_max_position_embeddings": 64, "sliding_window": 5}),
         "olmo2": ("Olmo2", {}),
         "smollm3": ("SmolLM3", {**windows, "no_rope_layer_interval": 2}),
@@ -238,8 +242,9 @@ def run_towers(kind: str, theirs: Any) -> tuple[Callable[[], Outputs], Callable[
     height, width = (size, size) if isinstance(size, int) else size
     pixels, length = random(3, vision.num_channels, height, width), text.max_position_embeddings
     ids = torch.randint(5, min(text.vocab_size, VOCAB) - 2, (4, length), generator=torch.Generator().manual_seed(5))
-    ids[:, -1] = min(text.vocab_size, VOCAB) - 1
-    ids[1, 4:] = min(text.vocab_size, VOCAB) - 1
+    named = text.eos_token_id != 2 and text.eos_token_id < text.vocab_size  # older files mean the highest id by 2
+    ids[:, -1] = text.eos_token_id if named else min(text.vocab_size, VOCAB) - 1
+    ids[1, 4:] = ids[0, -1]
     return lambda: (theirs(input_ids=ids, pixel_values=pixels).logits_per_image, None), lambda ours: ours(pixels, ids)
 
 

@@ -139,8 +139,12 @@ class Settings:
                 f"{kinds.source}: {loose[0]} belongs to no kind of layer; put it below full_attention, "
                 "sliding_attention or both"
             )
+        self.refuse("partial_rotary_factor", 1.0)  # which is read below each kind
+        scaling = self.part("rope_scaling")
         if scaled:
-            given = replace(given, values={**given.values, **self.part("rope_scaling").values})
+            if "type" in scaling and "rope_type" not in scaling:
+                raise UserError(f"{scaling.source} names no rope_type; write rope_type instead of type")
+            given = replace(given, values={**given.values, **scaling.values})
         original = given.get(_TRAINED, int, self.get("max_position_embeddings", int, 2048))
         return self._rotary(given, theta, 1.0, original)
 

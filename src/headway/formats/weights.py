@@ -196,6 +196,11 @@ def _check_names(rules: Sequence[TensorRule], weights: Weights, own: dict[str, T
     there, used, made = set(weights.names()), set(), set()
     for each in _made(rules):
         made.add(each.ours)
+        if each.ours not in own:
+            raise UserError(
+                f"{weights.source}: a model of these settings has no place for {each.theirs[0]}; config.json and "
+                "weights do not belong together"
+            )
         for name in each.theirs:
             used.add(name)
             if name not in there:
