@@ -101,7 +101,8 @@ def test_a_head_in_the_file_is_not_dropped_for_the_tied_one(name: str, tmp_path:
     head = "embed_out.weight" if name.startswith("GPTNeoX") else "lm_head.weight"
     tensors = load_file(made.folder / "model.safetensors")
     other = copied(made.folder, tmp_path / "b", {**tensors, head: table.flip(0).contiguous()})
-    assert load_published(other).model.config.tie == "none"
+    config: Any = load_published(other).model.config
+    assert config.tie == "none"
     assert same(made.theirs, other)
     equal = copied(made.folder, tmp_path / "c", {**tensors, head: table.clone()})
     assert load_published(equal).model.config == made.ours.config
@@ -220,7 +221,7 @@ def test_settings_mean_what_they_mean_to_transformers(case: str, tmp_path: Path)
     assert same(made.theirs, copied(made.folder, tmp_path / "b", **settings))
 
 
-REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
+REFUSED: dict[str, tuple[str, Any]] = {
     "quantization_config": ("LlamaForCausalLM", {"quant_method": "fp8"}),
     "per_layer_config": ("LlamaForCausalLM", {"1": {"hidden_act": "relu"}}),
     "transformers_weights": ("LlamaForCausalLM", "other.safetensors"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from torch import Tensor
 
@@ -50,7 +50,10 @@ class Usage:
     def problem(self) -> ProblemType | None:
         """What the outputs of a classifier mean; None if nothing says it. UserError for an unknown problem_type."""
         found = self.settings.get(PROBLEM)
-        return None if found is None else from_dict(ProblemType, found, f"config.json: {PROBLEM}")
+        if found is not None and found not in get_args(ProblemType):
+            known = ", ".join(get_args(ProblemType))
+            raise UserError(f"{PROBLEM} is {found!r:.80}, which is not supported; it may be {known}")
+        return found
 
     def for_problem(self, problem: ProblemType, labels: tuple[str, ...] = ()) -> Usage:
         """The usage of a model that was trained on this kind of problem."""

@@ -153,7 +153,7 @@ def differing_copy(rules: Sequence[TensorRule], weights: Weights) -> str | None:
     there = weights.names()
     for each in rules:
         source = sources.get(each.ours) if each.copy else None
-        if source in there and each.theirs[0] in there:
+        if source is not None and source in there and each.theirs[0] in there:
             tensor, repeated = weights.get(source), weights.get(each.theirs[0])
             if tensor.shape != repeated.shape or not torch.equal(tensor, repeated):
                 return each.theirs[0]
