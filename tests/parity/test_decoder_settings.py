@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from twins import Twins, batch, difference, twins
 
 from headway.config import override
+from headway.errors import UserError
 from headway.formats.families import families
 from headway.formats.published import computed, load_published, save_published
 from headway.formats.settings import Settings
@@ -239,7 +240,7 @@ SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", 
 
 @pytest.mark.parametrize("key", list(CONFIGS), ids=lambda key: f"{key[0]}-{key[1]}")
 def test_each_setting_left_out_has_their_default(key: tuple[str, str]) -> None:
-    """One at a time, from a file of other sizes."""
+    """One at a time, from a file of other sizes; layers that slide without a window are refused either way."""
     config = CONFIGS[key]
     family = families()[config.model_type]
 
@@ -247,7 +248,13 @@ def test_each_setting_left_out_has_their_default(key: tuple[str, str]) -> None:
         return computed(family.read(Settings({**family.defaults, **values}, key[0]), ()))
 
     values = config.to_dict()
-    for name in values.keys() - {"model_type", *SIZES}:
+    needed = {"use_sliding_window"} if values.get("use_sliding_window") else set()
+    if needed and config.model_type == "smollm3":  # whose sliding_window is null by default
+        needed.add("sliding_window")
+    for name in needed:
+        with pytest.raises(UserError, match="layer_types has 'sliding_attention', but no window is used"):
+            read(without(values, name))
+    for name in values.keys() - {"model_type", *SIZES, *needed}:
         rest = without(values, name)
         theirs = type(config).from_dict(rest).to_dict()
         assert read(rest) == read(theirs), f"{name} is {theirs.get(name)!r} where it is left out"

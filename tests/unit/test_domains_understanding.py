@@ -96,7 +96,7 @@ def test_classification_overfits_one_batch_and_is_used(questions: Path, tmp_path
     assert read_usage(tmp_path).labels == texts.labels
     first = texts.of("train").some(1)
     text = texts.table.columns["text"][first.rows[0]]
-    found = classify(model, texts.codec, texts.labels, [text, "hello"])
+    found = classify(model, texts.codec, Usage(labels=texts.labels), [text, "hello"])
     assert list(found[0].values()) == sorted(found[0].values(), reverse=True)
     assert sum(found[1].values()) == pytest.approx(1.0, abs=1e-5)
     logits, right = task.objective.logits(model, first)
@@ -114,8 +114,8 @@ def test_sizes_and_order_of_texts_do_not_change_what_is_said(questions: Path) ->
     task = opened(recipe, questions)
     model = build(task.adapt(recipe.model))
     codec, labels, texts = task.examples.codec, task.examples.labels, task.examples.table.columns["text"][:40]
-    together = classify(model, codec, labels, texts)
-    alone = [classify(model, codec, labels, [text])[0] for text in reversed(texts)]
+    together = classify(model, codec, Usage(labels=labels), texts)
+    alone = [classify(model, codec, Usage(labels=labels), [text])[0] for text in reversed(texts)]
     for one, other in zip(together, reversed(alone)):
         assert one == pytest.approx(other, abs=1e-5)
     vectors = embed(model, codec, texts)
@@ -145,12 +145,11 @@ def test_pairs_overfit_one_batch_and_are_used(sentences: Path) -> None:
     assert torch.equal(types, ((marks.cumsum(1) - marks.long() > 0) & batch.inputs.layout.keep).long())
     model, _, loss = overfit(task, recipe)
     assert loss < 0.05
-    found = classify(
-        model, task.examples.codec, task.examples.labels, [("Hello there.", "Guten Tag."), ("Hello there.", "Nein.")]
-    )
+    usage, given = Usage(labels=task.examples.labels), [("Hello there.", "Guten Tag."), ("Hello there.", "Nein.")]
+    found = classify(model, task.examples.codec, usage, given)
     assert set(found[0]) == {"same", "other"}
     with pytest.raises(UserError, match="1 of 2 are pairs"):
-        classify(model, task.examples.codec, task.examples.labels, [("a", "b"), "c"])
+        classify(model, task.examples.codec, usage, [("a", "b"), "c"])
 
 
 def test_numbers_are_foretold_as_numbers(sentences: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -163,7 +162,7 @@ def test_numbers_are_foretold_as_numbers(sentences: Path, caplog: pytest.LogCapt
     assert loss < 0.1
     scores = task.evaluate(model)
     assert scores.keys() >= {"pearson", "pearson_interval", "spearman", "spearman_interval", "samples"}
-    said = classify(model, task.examples.codec, (), [("Hello.", "Hallo.")])[0]
+    said = classify(model, task.examples.codec, Usage(), [("Hello.", "Hallo.")])[0]
     assert list(said) == ["value"]
     assert opened(small(pairs(), **{"task.target": "class"}), path).examples.labels == ("0", "1", "4.5")
 
@@ -252,10 +251,10 @@ def test_long_texts_are_cut_where_that_is_asked_for(questions: Path) -> None:
     task = opened(recipe, questions)
     assert task.examples.rows.lengths.max() == 12
     model = build(task.adapt(recipe.model))
-    long = " ".join(["money"] * 40)
+    long, usage = " ".join(["money"] * 40), Usage(labels=task.examples.labels)
     with pytest.raises(UserError, match=r"text 2 has \d+ tokens and the model reads 12 at most"):
-        classify(model, task.examples.codec, task.examples.labels, ["short", long])
-    assert len(classify(model, task.examples.codec, task.examples.labels, ["short", long], truncate=True)) == 2
+        classify(model, task.examples.codec, usage, ["short", long])
+    assert len(classify(model, task.examples.codec, usage, ["short", long], truncate=True)) == 2
 
 
 def test_the_longer_of_two_texts_is_cut_first() -> None:
@@ -302,7 +301,7 @@ def test_models_without_the_head_say_so(questions: Path) -> None:
     with pytest.raises(UserError, match=said):
         hw.Model(Opened(model, Usage(), task.examples.codec), Path("m")).tag("a text")
     with pytest.raises(UserError, match="gives 6 classes and 2 have names"):
-        classify(model, task.examples.codec, ("a", "b"), ["a text"])
+        classify(model, task.examples.codec, Usage(labels=("a", "b")), ["a text"])
     with pytest.raises(UserError, match="text 2 of 2 is empty"):
         embed(model, task.examples.codec, ["a text", " "])
     assert embed(model, task.examples.codec, []).shape == (0, 32)

@@ -53,6 +53,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory, minilm: Path) -> Path:
     codec.save(place / "encoder")
     seeing = vit(16, 2, 2, 4, classes=2, size=8)
     save_published(build(seeing, seed=1), seeing, place / "vit", Usage(labels=("cat", "dog"), processor=PROCESSOR))
+    several = Usage(labels=("one", "other"), settings={"problem_type": "multi_label_classification"})
+    (place / "several").mkdir()
+    save_model(build(config, seed=1), config, place / "several")
+    codec.save(place / "several")
+    several.save(place / "several")
     (place / "minilm").symlink_to(minilm)
     return place
 
@@ -86,7 +91,7 @@ def png(seed: int = 0) -> tuple[np.ndarray, str]:
 
 def test_what_there_is(client: TestClient) -> None:
     found = {each["id"]: each for each in client.get("/v1/models").json()["data"]}
-    assert found.keys() == {"encoder", "minilm", "vit"}
+    assert found.keys() == {"encoder", "minilm", "several", "vit"}
     assert {"classify", "tag", "fill", "embed"} <= set(found["encoder"]["verbs"])
     assert (found["minilm"]["verbs"], found["minilm"]["context"]) == (["embed"], 512)
     assert (found["vit"]["reads"], found["encoder"]["reads"]) == (["images"], ["texts"])
@@ -160,6 +165,9 @@ def test_verbs_say_what_the_model_says(client: TestClient, folder: Path) -> None
     assert found == {"result": [pytest.approx(each, abs=1e-6) for each in model.classify(["a text", "another"])],
                      "model": "encoder"}  # fmt: skip
     assert asked(client, "/v1/classify", model="encoder", items="a text")["result"] == found["result"][0]
+    several = asked(client, "/v1/classify", model="several", items="a text")["result"]
+    assert several == pytest.approx(hw.load(folder / "several").classify("a text"), abs=1e-6)
+    assert abs(sum(several.values()) - 1) > 0.01  # each label has a probability of its own
     [pair] = asked(client, "/v1/classify", model="encoder", items=[["a", "b"]])["result"]
     assert pair == pytest.approx(model.classify(("a", "b")), abs=1e-6)
     tagged = asked(client, "/v1/tag", model="encoder", texts=["one two", ["three"]])["result"]

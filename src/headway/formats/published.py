@@ -23,10 +23,11 @@ from headway.formats.durable import read_json, write_json, write_tensors
 from headway.formats.families import families, find_family
 from headway.formats.native import read_config, undrawn
 from headway.formats.rules import Family
+from headway.formats.setting_keys import check_fixed, report_unknown, with_aliases
 from headway.formats.settings import Settings
 from headway.formats.tensorfile import Shards
 from headway.formats.usage import Usage
-from headway.formats.weights import Renamed, fill, joined, unfilled
+from headway.formats.weights import Renamed, differing_copy, fill, joined, unfilled
 from headway.nn.mixers import AttentionConfig
 from headway.nn.models import ActConfig, ModelConfig, PooledHeadConfig, TransformerConfig, TwoTowerConfig
 from headway.nn.models.kinds import generates
@@ -152,6 +153,7 @@ def load_published(directory: Path, dtype: torch.dtype | None = torch.float32, c
     """
     directory = Path(directory)
     found = _read(directory, context)
+    report_unknown(found.family, found.settings)
     model = undrawn(with_embedding(found.config, directory), found.shards.size, found.shards.source, dtype)
     fill(model, found.family.rules(found.config), found.weights, dtype)
     marks = read_marks(directory, found.settings)
@@ -194,10 +196,36 @@ class _FolderHead(NamedTuple):
 def _read(directory: Path, context: int | None) -> _FolderHead:
     settings = read_settings(directory)
     family = find_family(settings)
-    settings = Settings({**family.defaults, **settings.values}, settings.source, context)
+    values = with_aliases(family, settings.values)
+    settings = Settings({**family.defaults, **values}, settings.source, context)
+    check_fixed(family, settings)
     shards = open_shards(directory)
     weights = Renamed(shards, family)
-    return _FolderHead(settings, family, read_config(family, settings, weights.names()), shards, weights)
+    config = _untied(read_config(family, settings, weights.names()), family, weights)
+    return _FolderHead(settings, family, config, shards, weights)
+
+
+_UNTIED = {"head": "none", "all": "embeddings"}
+
+
+def _untied(config: Any, family: Family, weights: Renamed) -> Any:
+    """`config` with a head of its own if the file has a head that differs from the table it should be tied to, as in
+    transformers. UserError if the family has no such form.
+    """
+    try:
+        copy = differing_copy(family.rules(config), weights)
+    except _OTHER_SHAPE:  # settings that fit no model, as `undrawn` says
+        copy = None
+    if copy is None:
+        return config
+    config = replace(config, tie=_UNTIED.get(config.tie, config.tie))
+    rules = family.rules(config)
+    if not any(copy in each.theirs and not each.copy for each in rules) or differing_copy(rules, weights) is not None:
+        raise UserError(
+            f"{weights.source}: {copy} differs from the tensor that it is tied to, which {family.name} models cannot "
+            "have here; remove it from the file if the tied one is meant"
+        )
+    return config
 
 
 def save_published(model: nn.Module, config: ModelConfig, directory: Path, usage: Usage | None = None) -> str:

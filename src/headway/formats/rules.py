@@ -257,6 +257,10 @@ class Family:
     expressions for tensors that are no weights (masks, position numbers). `older` are spellings of settings that
     `write` says in a newer way; an export leaves them out. `fused` are tensors of the file that hold several of the
     rules'; `beside` is how what lies beside the weights is read and written, where it is not transformers'.
+
+    `fixed` are settings that the family's class in transformers computes with and that have to be null or one of these
+    values here; `ignored` are those that change no output, even if they are fixed elsewhere (see `setting_keys`).
+    `aliases` are common names that stand for settings of the family; `towers` are settings that hold those of a part.
     """
 
     name: str
@@ -270,3 +274,7 @@ class Family:
     older: tuple[str, ...] = ()
     fused: tuple[Fused, ...] = ()
     beside: Beside | None = None
+    fixed: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    ignored: Collection[str] = ()
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    towers: tuple[str, ...] = ()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from headway.config import from_dict
@@ -14,6 +14,7 @@ from headway.nn.parts.positions import RotaryConfig, ScalingConfig
 from headway.nn.parts.scaling import DynamicScaling, LinearScaling, Llama3Scaling, LongRopeScaling, YarnScaling
 
 T = TypeVar("T")
+_TRAINED = "original_max_position_embeddings"
 
 # How published configurations call activations: `gelu` is exact, `gelu_new` and others the tanh approximation.
 ACTIVATION_NAMES: dict[str, ActivationName] = {
@@ -37,21 +38,30 @@ ACTIVATION_NAMES: dict[str, ActivationName] = {
 class Settings:
     """The values of a config.json; `source` says where they come from, for messages.
 
-    `context` is the longest sequence that the model is asked to serve, None for what it was made for.
+    `context` is the longest sequence that the model is asked to serve, None for what it was made for. `used` are the
+    keys that were read, those below `path` (such as "text_config.") with it in front; all parts share it.
     """
 
     values: Mapping[str, Any]
     source: str
     context: int | None = None
+    used: set[str] = field(default_factory=set, compare=False, repr=False)
+    path: str = ""
+
+    def _value(self, name: str) -> Any:
+        self.used.add(self.path + name)
+        return self.values.get(name)
 
     def __contains__(self, name: str) -> bool:
-        return self.values.get(name) is not None
+        return self._value(name) is not None
 
     def get(self, name: str, kind: type[T], default: T | None = None) -> T:
         """A value of a type; UserError where it is absent (or null) without a default, or of another type."""
-        found = self.values.get(name)
+        found = self._value(name)
         if found is None:
             if default is None:
+                if name in self.values:
+                    raise UserError(f"{self.source}: {name} is null; give a value, or leave it out")
                 raise UserError(f"{self.source} lacks {name!r}; {nearest(name, self.values)}")
             return default
         return from_dict(kind, found, f"{self.source}: {name}")
@@ -69,7 +79,7 @@ class Settings:
 
     def optional(self, name: str, kind: type[T]) -> T | None:
         """A value of a type, or None where it is absent or null."""
-        found = self.values.get(name)
+        found = self._value(name)
         return None if found is None else from_dict(kind, found, f"{self.source}: {name}")
 
     def first(self, names: tuple[str, ...], kind: type[T], default: T | None = None) -> T:
@@ -79,10 +89,10 @@ class Settings:
 
     def refuse(self, name: str, *expected: Any) -> None:
         """UserError for a setting that is there with a value that is not among those we can compute."""
-        found = self.values.get(name)
+        found = self._value(name)
         if found is not None and found not in expected:
-            known = ", ".join(map(repr, expected))
-            raise UserError(f"{self.source}: {name} is {found!r}, which is not supported; it may be {known}")
+            known = ", ".join(map(repr, expected)) or "left out"
+            raise UserError(f"{self.source}: {name} is {found!r:.200}, which is not supported; it may be {known}")
 
     def activation(self, name: str, default: str | None = None) -> ActivationName:
         """An activation by its published name."""
@@ -93,10 +103,10 @@ class Settings:
 
     def part(self, name: str) -> Settings:
         """The settings below a key, empty where it is absent or null."""
-        found = self.values.get(name) or {}
+        found = self._value(name) or {}
         if not isinstance(found, Mapping):
             raise UserError(f"{self.source}: {name} is {found!r}; it should be a mapping of settings")
-        return Settings(found, f"{self.source}: {name}")
+        return Settings(found, f"{self.source}: {name}", self.context, self.used, f"{self.path}{name}.")
 
     @property
     def architecture(self) -> str:
@@ -104,19 +114,44 @@ class Settings:
         found = self.values.get("architectures") or [""]
         return str(found[0])
 
-    def rotary(self, kind: str | None = None, theta: float = 10000.0, fraction: float = 1.0) -> RotaryConfig:
-        """Rotary positions in the old spelling (rope_theta, rope_scaling) or the new one (rope_parameters).
+    def rotary(self, theta: float = 10000.0, fraction: float = 1.0) -> RotaryConfig:
+        """Rotary positions in the old spelling (rope_theta, rope_scaling), which wins as in transformers if a file has
+        both, or in the new one (rope_parameters).
 
-        `kind` picks the parameters of a kind of layer where they are given by kind (full_attention, ...). A scaling by
-        the length of the sequence is made for `context`, and without it for the length of training.
+        A scaling by the length of the sequence is made for `context`, and without it for the length of training.
         """
-        given = self.part("rope_parameters")
-        if kind is not None and kind in given:
-            given = given.part(kind)
-        scaling = given if given.values else self.part("rope_scaling")
-        base = given.first(("rope_theta",), float, self.get("rope_theta", float, theta))
+        scaling = self.part("rope_scaling")
+        given = scaling if scaling.values else self.part("rope_parameters")
+        longest = self.get("max_position_embeddings", int, 2048)
+        original = self.get(_TRAINED, int, given.get(_TRAINED, int, longest))
+        return self._rotary(given, self.get("rope_theta", float, theta), fraction, original)
+
+    def rotary_of(self, kind: str, theta: float, scaled: bool = True) -> RotaryConfig:
+        """Rotary positions of a kind of layer (full_attention, ...), whose parameters are below its name.
+
+        `scaled` says whether rope_scaling is for this kind. UserError for parameters that belong to no kind.
+        """
+        kinds = self.part("rope_parameters")
+        given = kinds.part(kind)
+        loose = [name for name, value in kinds.values.items() if not isinstance(value, Mapping) and value is not None]
+        if loose:
+            raise UserError(
+                f"{kinds.source}: {loose[0]} belongs to no kind of layer; put it below full_attention, "
+                "sliding_attention or both"
+            )
+        self.refuse("partial_rotary_factor", 1.0)  # which is read below each kind
+        scaling = self.part("rope_scaling")
+        if scaled:
+            if "type" in scaling and "rope_type" not in scaling:
+                raise UserError(f"{scaling.source} names no rope_type; write rope_type instead of type")
+            given = replace(given, values={**given.values, **scaling.values})
+        original = given.get(_TRAINED, int, self.get("max_position_embeddings", int, 2048))
+        return self._rotary(given, theta, 1.0, original)
+
+    def _rotary(self, given: Settings, theta: float, fraction: float, original: int) -> RotaryConfig:
+        base = given.get("rope_theta", float, theta)
         part = given.get("partial_rotary_factor", float, self.get("partial_rotary_factor", float, fraction))
-        return RotaryConfig(base, part, self._scaling(scaling))
+        return RotaryConfig(base, part, self._scaling(given, original))
 
     def served(self, rotary: RotaryConfig) -> int:
         """The most positions that a model with these rotary positions serves; see `rotary`."""
@@ -137,13 +172,11 @@ class Settings:
             )
         return max(default, self.context or default)
 
-    def _scaling(self, given: Settings) -> ScalingConfig | None:
+    def _scaling(self, given: Settings, original: int) -> ScalingConfig | None:
         kind = given.first(("rope_type", "type"), str, "default")
         if kind in ("su", "yarn") and "short_factor" in given:  # what longrope was called at first
             kind = "longrope"
         longest = self.get("max_position_embeddings", int, 2048)
-        trained = "original_max_position_embeddings"
-        original = self.get(trained, int, given.get(trained, int, longest))
         if kind == "default":
             return None
         if kind == "linear":

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
+
+from torch import Tensor
 
 from headway.config import from_dict, to_dict
 from headway.errors import UserError
 from headway.formats.durable import read_json, write_json
 
 FILE = "usage.json"
+ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
+PROBLEM = "problem_type"  # the setting of a published model that says what its classifier's outputs mean
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,34 @@ class Usage:
 
     def save(self, directory: Path) -> None:
         write_json(directory / FILE, to_dict(self))
+
+    @property
+    def problem(self) -> ProblemType | None:
+        """What the outputs of a classifier mean; None if nothing says it. UserError for an unknown problem_type."""
+        found = self.settings.get(PROBLEM)
+        if found is not None and found not in get_args(ProblemType):
+            known = ", ".join(get_args(ProblemType))
+            raise UserError(f"{PROBLEM} is {found!r:.80}, which is not supported; it may be {known}")
+        return found
+
+    def for_problem(self, problem: ProblemType, labels: tuple[str, ...] = ()) -> Usage:
+        """The usage of a model that was trained on this kind of problem."""
+        return replace(self, labels=labels, settings={**self.settings, PROBLEM: problem})
+
+
+def named_scores(logits: Tensor, usage: Usage) -> list[dict[str, float]]:
+    """What a head's logits, [N, C], say of the classes: probabilities, the greatest first.
+
+    Each class has a probability of its own if the model was trained for several labels at once. Outputs of a regression
+    are returned as they are, and so is the output of a head that has only one, as "value".
+    """
+    logits = logits.float()
+    if usage.problem == "multi_label_classification":
+        logits = logits.sigmoid()
+    elif usage.problem != "regression" and logits.shape[-1] > 1:
+        logits = logits.softmax(-1)
+    one = logits.shape[-1] == 1 and usage.problem != "multi_label_classification"
+    return [{"value": row[0]} if one else named(row, usage.labels) for row in logits.tolist()]
 
 
 def read_usage(directory: Path) -> Usage:

@@ -121,7 +121,7 @@ def fill(model: nn.Module, rules: Sequence[TensorRule], weights: Weights, dtype:
     own = dict(named_tensors(model))
     _check_names(rules, weights, own)
     for each in _made(rules):
-        parts = [weights.get(name) for name in each.theirs]
+        parts = [_number_tensor(weights, name) for name in each.theirs]
         slices, place = _slices(each, parts, weights), own[each.ours]
         shape = _shape(slices)
         if shape != place.shape:
@@ -133,6 +133,31 @@ def fill(model: nn.Module, rules: Sequence[TensorRule], weights: Weights, dtype:
         replace_tensor(place, _laid(slices, dtype or slices[0].dtype))
         for name in each.theirs:
             weights.done(name)
+
+
+def _number_tensor(weights: Weights, name: str) -> Tensor:
+    """A tensor of the file. UserError for integers and flags: they are codes of a quantisation, and no weights."""
+    found = weights.get(name)
+    if not found.is_floating_point():
+        kind = str(found.dtype).removeprefix("torch.")
+        raise UserError(
+            f"{weights.source}: {name} has dtype {kind}, which only a quantised model has; use the model that it was "
+            "made from, with weights in float32, float16 or bfloat16"
+        )
+    return found
+
+
+def differing_copy(rules: Sequence[TensorRule], weights: Weights) -> str | None:
+    """The first tensor of the file that should repeat another one, which is tied to it, and does not."""
+    sources = {each.ours: each.theirs[0] for each in _made(rules) if len(each.theirs) == 1}
+    there = weights.names()
+    for each in rules:
+        source = sources.get(each.ours) if each.copy else None
+        if source is not None and source in there and each.theirs[0] in there:
+            tensor, repeated = weights.get(source), weights.get(each.theirs[0])
+            if tensor.shape != repeated.shape or not torch.equal(tensor, repeated):
+                return each.theirs[0]
+    return None
 
 
 def _slices(each: TensorRule, parts: list[Tensor], weights: Weights) -> list[Tensor]:
@@ -171,6 +196,11 @@ def _check_names(rules: Sequence[TensorRule], weights: Weights, own: dict[str, T
     there, used, made = set(weights.names()), set(), set()
     for each in _made(rules):
         made.add(each.ours)
+        if each.ours not in own:
+            raise UserError(
+                f"{weights.source}: a model of these settings has no place for {each.theirs[0]}; config.json and "
+                "weights do not belong together"
+            )
         for name in each.theirs:
             used.add(name)
             if name not in there:

@@ -19,7 +19,7 @@ from headway.domains.audio.sound import Given, mono, read_sound
 from headway.domains.audio.transcribe import Transcriber, Transcription, tell_all
 from headway.domains.audio.windows import bands_of, check_lengths, window_of
 from headway.errors import UserError
-from headway.formats.usage import named
+from headway.formats.usage import named_scores
 from headway.generate.prompts import device_of, evaluating
 from headway.given import typed
 from headway.handle import Handle
@@ -37,7 +37,7 @@ def classify(model: Handle, items: Any, truncate: bool = False) -> Labels | list
     _check(asked.items)
     heard: dict[int, np.ndarray] = {}
     watch = heard.__setitem__ if model.watches else None
-    said: list[list[float]] = []
+    scores: list[dict[str, float]] = []
     config: Any = model.module.config
 
     def frames(number: int, sound: Sound) -> Float[Tensor, "T M"]:
@@ -59,9 +59,9 @@ def classify(model: Handle, items: Any, truncate: bool = False) -> Labels | list
         read = given.each(asked.items, frames, failed)
         while some := list(islice(read, _AT_ONCE)):
             inputs = torch.stack(some)
-            said += model.module.output("classes", inputs.to(device_of(model.module))).float().softmax(-1).tolist()
+            scores += named_scores(model.module.output("classes", inputs.to(device_of(model.module))), model.usage)
     model.see_some(asked.items, heard, "sound")
-    return asked.answer([named(row, model.usage.labels) for row in said], failed, "sound")
+    return asked.answer(scores, failed, "sound")
 
 
 @typed

@@ -20,7 +20,7 @@ Labels = dict[str, float]
 def classify(model: Handle, items: Text | Iterable[Text], truncate: bool = False) -> Labels | list[Labels]:
     asked = given.texts_or_pairs(items)
     _meet(model, [text if isinstance(text, str) else " ".join(text) for text in asked.items])
-    return asked.answer(use.classify(model.module, model.codec, model.usage.labels, asked.items, truncate=truncate))
+    return asked.answer(use.classify(model.module, model.codec, model.usage, asked.items, truncate=truncate))
 
 
 @typed

@@ -16,7 +16,7 @@ from headway.codecs import Codec
 from headway.codecs.tokenizer import TokenizerCodec, word_pieces
 from headway.domains.understanding.tagging import WordRows, read_tags
 from headway.errors import UserError
-from headway.formats.usage import named
+from headway.formats.usage import Usage, named_scores
 from headway.generate.prompts import device_of, evaluating
 from headway.learn.rows import AT_ONCE, FramedRows, Limit, frame_for, framed
 from headway.metrics import EntitySpan, spans
@@ -37,19 +37,17 @@ class TaggedWords(NamedTuple):
 
 
 def classify(
-    model: Transformer, codec: Codec, labels: Sequence[str], texts: Sequence[Text], *, truncate: bool = False
+    model: Transformer, codec: Codec, usage: Usage, texts: Sequence[Text], *, truncate: bool = False
 ) -> list[dict[str, float]]:
-    """The probability of each label for each text or pair of texts, the most probable first.
+    """The probability of each label for each text or pair of texts, the most probable first; see `named_scores`.
 
-    A head of one output gives its number, as "value". Raises UserError for labels that do not fit the head
-    "classes", an empty text, and one that is too long.
+    Raises UserError for labels that do not fit the head "classes", an empty text, and one that is too long.
     """
     rows = text_rows(model, codec, texts, truncate)
-    said: dict[int, list[float]] = {}
+    scores: dict[int, dict[str, float]] = {}
     for some, logits in _outputs(model, "classes", rows):
-        said.update(zip(some.tolist(), (logits if logits.shape[1] == 1 else logits.softmax(-1)).tolist()))
-    rows = (said[row] for row in range(len(texts)))
-    return [{"value": row[0]} if len(row) == 1 else named(row, labels) for row in rows]
+        scores.update(zip(some.tolist(), named_scores(logits, usage)))
+    return [scores[row] for row in range(len(texts))]
 
 
 def tag(

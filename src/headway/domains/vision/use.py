@@ -15,7 +15,7 @@ from torch import Tensor
 
 from headway.codecs.processor import ImageProcessor, read_image
 from headway.errors import UserError
-from headway.formats.usage import Usage, named
+from headway.formats.usage import Usage, named_scores
 from headway.generate.prompts import device_of, evaluating
 from headway.given import Failed, each
 from headway.nn.models import PatchEmbed, Transformer
@@ -35,17 +35,17 @@ def classify(
     failed: Failed | None = None,
     watch: Watch | None = None,
 ) -> list[dict[str, float]]:
-    """The probability of each label for each image, a file or its pixels, the most probable first.
+    """The probability of each label for each image, a file or its pixels, the most probable first; see `named_scores`.
 
     `source` is the model's place, for messages; images that cannot be read are left out and put into `failed`, where
     that is given; `watch` is given the place of each image and the pixels that the model sees. Raises UserError for a
     model without a preprocessor_config.json, and for what is no sound image.
     """
-    said: list[list[float]] = []
+    scores: list[dict[str, float]] = []
     with evaluating(model), torch.inference_mode():
         for inputs in _inputs(model, usage, images, source, failed, watch):
-            said += model.output("classes", inputs).float().softmax(-1).tolist()
-    return [named(row, usage.labels) for row in said]
+            scores += named_scores(model.output("classes", inputs), usage)
+    return scores
 
 
 def embed(

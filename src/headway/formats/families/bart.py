@@ -39,6 +39,13 @@ DEFAULTS: dict[str, Any] = {
     "scale_embedding": False,
     "tie_word_embeddings": True,
 }
+ALIASES = {
+    "num_attention_heads": "encoder_attention_heads",
+    "hidden_size": "d_model",
+    "num_hidden_layers": "encoder_layers",
+}
+OLDER = ("add_bias_logits", "extra_pos_embeddings", "static_position_embeddings", "do_blenderbot_90_layernorm")
+OLDER += ("student_encoder_layers", "student_decoder_layers", "replacing_rate")  # which no class reads any more
 LOGITS_BIAS = "final_logits_bias"
 
 
@@ -182,6 +189,8 @@ FAMILY = Family(
     write,
     rules,
     renames=((r"^(?=(shared|encoder|decoder)\.)", "model."),),
+    aliases=ALIASES,
+    ignored=OLDER,
     defaults={
         **DEFAULTS,
         "vocab_size": 50265,

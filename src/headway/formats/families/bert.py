@@ -44,6 +44,10 @@ DEFAULTS: dict[str, Any] = {
     "tie_word_embeddings": True,
 }
 
+BOTH_WAYS = "is_causal"  # which no encoder reads
+OLDER = ("directionality", "pooler_fc_size", "pooler_num_attention_heads", "pooler_num_fc_layers")
+OLDER += ("pooler_size_per_head", "pooler_type")  # which no class reads
+
 
 def read(settings: Settings, names: Collection[str]) -> TransformerConfig:
     heads: dict[str, HeadConfig] = {}
@@ -200,5 +204,6 @@ FAMILY = Family(
         (r"LayerNorm\.beta$", "LayerNorm.bias"),
     ),
     skipped=(r"\.embeddings\.position_ids$",),
+    ignored=(*OLDER, BOTH_WAYS),
     defaults=DEFAULTS,
 )

@@ -57,7 +57,13 @@ VISION: dict[str, Any] = {
 def read(settings: Settings, names: Collection[str]) -> TwoTowerConfig:
     settings.refuse("architectures", ["CLIPModel"])
     text, vision = (tower_settings(settings, *each) for each in (("text", TEXT), ("vision", VISION)))
-    shared = settings.get("projection_dim", int)
+    shared, end, vocab = (
+        settings.get("projection_dim", int),
+        text.get("eos_token_id", int),
+        text.get("vocab_size", int),
+    )
+    if end >= vocab:
+        raise UserError(f"{text.source}: eos_token_id is {end}, but vocab_size is {vocab}; no text would have an end")
     norm = LayerNormConfig(vision.get("layer_norm_eps", float))
     embed = PatchEmbedConfig(
         sides(vision, "patch_size"), sides(vision, "image_size"), vision.get("num_channels", int), bias=False, norm=norm
@@ -66,15 +72,14 @@ def read(settings: Settings, names: Collection[str]) -> TwoTowerConfig:
         read_tower(vision, embed, Full(), PooledHeadConfig(shared, bias=False)),
         read_text(text, Causal(), PooledHeadConfig(shared, pool="last", bias=False)),
         settings.get("logit_scale_init_value", float),
-        end="highest" if text.get("eos_token_id", int) == _LOWEST_END else text.get("eos_token_id", int),
+        end="highest" if end == _LOWEST_END else end,
     )
 
 
 def tower_settings(settings: Settings, name: str, defaults: Mapping[str, Any]) -> Settings:
     """Those of a tower; what older files say beside them (`..._config_dict`) has the last word."""
-    given, older = settings.part(f"{name}_config").values, settings.part(f"{name}_config_dict").values
-    values = {**defaults, **given, **({**defaults, **older} if older else {})}
-    return Settings(values, f"{settings.source}: {name}_config")
+    given, older = settings.part(f"{name}_config"), settings.part(f"{name}_config_dict").values
+    return replace(given, values={**defaults, **given.values, **({**defaults, **older} if older else {})})
 
 
 def read_tower(settings: Settings, embed: Any, pattern: Pattern, head: Any) -> TransformerConfig:
@@ -191,4 +196,6 @@ FAMILY = Family(
     skipped=(NUMBERS,),
     defaults={"projection_dim": 512, "logit_scale_init_value": 2.6592},
     older=("text_config_dict", "vision_config_dict"),
+    towers=("text_config", "vision_config"),
+    ignored=("projection_dim",),
 )

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from headway.errors import UserError
-from headway.formats.families.gpt2 import read_block, stack_rules, written_stack
+from headway.formats.families.gpt2 import ALIASES, OLDER, read_block, stack_rules, written_stack
 from headway.formats.rules import Family, TensorRule, expect, linear, rule
 from headway.formats.settings import Settings
 from headway.nn.models import (
@@ -110,6 +110,8 @@ FAMILY = Family(
     write,
     rules,
     skipped=(r"\.attn\.(bias|masked_bias)$",),
+    aliases={name: own for name, own in ALIASES.items() if name != "hidden_size"},
+    ignored=OLDER,
     defaults={
         "hidden_size": 128,
         "state_dim": 17,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
+from headway.formats.families.bert import BOTH_WAYS
 from headway.formats.heads import architecture, classifier, labels, outputs
 from headway.formats.rules import Family, TensorRule, copy, expect, layers, linear, rule
 from headway.formats.settings import Settings, published_activation
@@ -116,6 +117,8 @@ FAMILY = Family(
     rules,
     renames=((r"^(?=(embeddings|transformer)\.)", "distilbert."),),
     skipped=(r"\.embeddings\.position_ids$",),
+    aliases={"hidden_size": "dim", "num_attention_heads": "n_heads", "num_hidden_layers": "n_layers"},
+    ignored=(BOTH_WAYS, "sinusoidal_pos_embds", "tie_weights_"),  # the table of positions is in the file
     defaults={
         "vocab_size": 30522,
         "dim": 768,

@@ -32,6 +32,7 @@ def read_sandwich(settings: Settings, every: int) -> TransformerConfig:
     said = {
         "hidden_act": settings.get("hidden_activation", str),
         "layer_types": settings.get("layer_types", list[str], kinds),
+        "use_sliding_window": True,  # which is no setting of this family
     }
     settings = replace(settings, values={**settings.values, **said})
     config = llama.with_windows(gemma.read_gemma(settings), llama.windows_by_layer(settings))

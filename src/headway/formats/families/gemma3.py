@@ -13,17 +13,15 @@ from headway.formats.families import gemma, gemma2, llama
 from headway.formats.heads import PublishedClasses
 from headway.formats.settings import Settings, rope_parameters
 from headway.nn.models import BlockConfig, TransformerConfig
-from headway.nn.parts.positions import RotaryConfig
 from headway.visibility import Causal
 
 CLASSES = PublishedClasses("Gemma3ForCausalLM", "Gemma3TextForSequenceClassification", "Gemma3TextModel")
 
 
 def read(settings: Settings, names: Collection[str]) -> TransformerConfig:
-    whole = settings.rotary(llama.WHOLE, theta=1e6)
-    local = RotaryConfig(settings.get("rope_local_base_freq", float, 1e4))
-    if "rope_parameters" in settings:
-        local = settings.rotary(llama.SLIDING, theta=1e4)
+    settings.refuse("attn_logit_softcapping")  # a setting that transformers has, and does not compute with
+    whole = settings.rotary_of(llama.WHOLE, settings.get("rope_theta", float, 1e6))
+    local = settings.rotary_of(llama.SLIDING, settings.get("rope_local_base_freq", float, 1e4), scaled=False)
     norm = gemma.offset_norm(settings)
 
     def layer(i: int, block: BlockConfig) -> BlockConfig:

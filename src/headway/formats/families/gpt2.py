@@ -14,6 +14,16 @@ from headway.nn.parts.feedforward import MLPConfig
 from headway.nn.parts.norm import LayerNormConfig
 from headway.nn.parts.positions import LearnedConfig
 
+ALIASES = {
+    "hidden_size": "n_embd",
+    "max_position_embeddings": "n_positions",
+    "num_attention_heads": "n_head",
+    "num_hidden_layers": "n_layer",
+}
+SUMMARY = ("summary_activation", "summary_first_dropout", "summary_last_dropout", "summary_proj_to_labels")
+SUMMARY += ("summary_type", "summary_use_proj")  # of the second head of a class that is not read
+OLDER = ("n_ctx", "n_special", "predict_special_tokens")  # which no class reads any more
+
 
 def read(settings: Settings, names: Collection[str]) -> TransformerConfig:
     width = settings.get("n_embd", int)
@@ -109,6 +119,8 @@ FAMILY = Family(
     rules,
     renames=((r"^(?=(wte|wpe|h|ln_f)\.)", "transformer."),),
     skipped=(r"\.attn\.(bias|masked_bias)$",),
+    aliases=ALIASES,
+    ignored=(*SUMMARY, *OLDER),
     defaults={
         "vocab_size": 50257,
         "n_positions": 1024,

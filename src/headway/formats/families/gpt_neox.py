@@ -22,6 +22,7 @@ def read(settings: Settings, names: Collection[str]) -> TransformerConfig:
     rotary = settings.rotary(
         theta=settings.get("rotary_emb_base", float, 10000.0), fraction=settings.get("rotary_pct", float, 0.25)
     )
+    settings.refuse("head_dim", settings.get("hidden_size", int) // settings.get("num_attention_heads", int))
     norm, dropout = LayerNormConfig(settings.get("layer_norm_eps", float)), settings.get("hidden_dropout", float)
     mixer = AttentionConfig(
         settings.get("num_attention_heads", int),

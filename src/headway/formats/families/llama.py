@@ -113,10 +113,16 @@ def windows_by_layer(settings: Settings) -> list[int | None]:
     Without it those from `max_window_layers` on do (Qwen).
     """
     depth, window = settings.get("num_hidden_layers", int), settings.optional("sliding_window", int)
+    kinds = layer_types(settings, depth) if "layer_types" in settings else None
     if window is None or not settings.get("use_sliding_window", bool, True):
+        if kinds is not None and SLIDING in kinds:
+            raise UserError(
+                f"{settings.source}: layer_types has {SLIDING!r}, but no window is used; set sliding_window (and "
+                f"use_sliding_window), or make all layers {WHOLE!r}"
+            )
         return [None] * depth
-    if "layer_types" in settings:
-        return [window if kind == SLIDING else None for kind in layer_types(settings, depth)]
+    if kinds is not None:
+        return [window if kind == SLIDING else None for kind in kinds]
     first = settings.get("max_window_layers", int, 0)
     return [window if i >= first else None for i in range(depth)]
 

@@ -9,8 +9,10 @@ from dataclasses import replace
 from typing import Any
 
 from headway.formats.families.bart import (
+    ALIASES,
     DEFAULTS,
     LOGITS_BIAS,
+    OLDER,
     head_rules,
     read_sides,
     shared_table,
@@ -76,6 +78,8 @@ FAMILY = Family(
     write,
     rules,
     renames=((r"^(?=(shared|encoder|decoder)\.)", "model."),),
+    aliases=ALIASES,
+    ignored=(*OLDER, "decoder_vocab_size"),  # which is the common one unless there are two tables
     skipped=(r"\.embed_positions\.weight$",),
     defaults={
         **DEFAULTS,

@@ -70,6 +70,7 @@ _PLAIN = llama.family(
 )
 FAMILY = replace(
     _PLAIN,
+    aliases={"num_experts": "num_local_experts"},
     renames=(*_PLAIN.renames, (r"\.mlp\.gate\.weight$", ".block_sparse_moe.gate.weight")),
     stacked=(
         Stacked(

@@ -10,6 +10,7 @@ from collections.abc import Collection
 from typing import Any
 
 from headway.errors import UserError, nearest
+from headway.formats.families.bert import BOTH_WAYS
 from headway.formats.heads import architecture, classifier, labels, outputs
 from headway.formats.rules import Family, TensorRule, Whole, expect, layers, linear, rule, vocabulary
 from headway.formats.settings import Settings, published_activation, rope_parameters
@@ -62,11 +63,12 @@ def layer_kinds(settings: Settings) -> list[str]:
 
 def read_block(settings: Settings, norm: LayerNormConfig, kind: str, first: bool) -> BlockConfig:
     older, theta = THETAS[kind]
-    bias = settings.get("attention_bias", bool)
+    bias, heads = settings.get("attention_bias", bool), settings.get("num_attention_heads", int)
+    settings.refuse("head_dim", settings.get("hidden_size", int) // heads)
     mixer = AttentionConfig(
-        settings.get("num_attention_heads", int),
-        pattern=Full() if kind == ALL else Local(settings.get("local_attention", int) // 2),
-        rotary=settings.rotary(kind, settings.get(older, float, theta)),
+        heads,
+        pattern=Full() if kind == ALL else Local(reach(settings)),
+        rotary=settings.rotary_of(kind, settings.get(older, float, theta)),
         qkv_bias=bias,
         out_bias=bias,
         dropout=settings.get("attention_dropout", float),
@@ -78,6 +80,11 @@ def read_block(settings: Settings, norm: LayerNormConfig, kind: str, first: bool
         dropout=settings.get("mlp_dropout", float),
     )
     return BlockConfig(mixer, None, feed, norm, mixer_norm=not first)
+
+
+def reach(settings: Settings) -> int:
+    """How far a layer that slides sees to each side; `sliding_window` says it if it is there."""
+    return settings.get("sliding_window", int, settings.get("local_attention", int) // 2)
 
 
 def read_heads(settings: Settings, names: Collection[str], norm: LayerNormConfig) -> dict[str, HeadConfig]:
@@ -202,7 +209,15 @@ FAMILY = Family(
     write,
     rules,
     renames=((r"^(?=(embeddings|layers|final_norm)\.)", "model."),),
-    older=("global_attn_every_n_layers", "global_rope_theta", "local_rope_theta", "rope_theta", "rope_scaling"),
+    ignored=(BOTH_WAYS, "sparse_prediction", "sparse_pred_ignore_index"),  # of the loss
+    older=(
+        "sliding_window",
+        "global_attn_every_n_layers",
+        "global_rope_theta",
+        "local_rope_theta",
+        "rope_theta",
+        "rope_scaling",
+    ),
     defaults={
         "vocab_size": 50368,
         "hidden_size": 768,

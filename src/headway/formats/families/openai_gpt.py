@@ -6,7 +6,7 @@ from collections.abc import Collection
 from typing import Any
 
 from headway.errors import UserError, nearest
-from headway.formats.families.gpt2 import conv
+from headway.formats.families.gpt2 import ALIASES, OLDER, SUMMARY, conv
 from headway.formats.heads import PublishedClasses, head_rules, read_heads, write_heads
 from headway.formats.rules import Family, TensorRule, expect, layers, linear, rule
 from headway.formats.settings import Settings
@@ -89,6 +89,8 @@ FAMILY = Family(
     rules,
     renames=((r"^(?=(tokens_embed|positions_embed|h)\.)", "transformer."),),
     skipped=(r"\.attn\.bias$", r"position_ids$"),
+    aliases=ALIASES,
+    ignored=(*SUMMARY, *OLDER),
     defaults={
         "vocab_size": 40478,
         "n_positions": 512,

@@ -8,6 +8,7 @@ from typing import Any
 
 from headway.errors import UserError
 from headway.formats.families.bert import (
+    BOTH_WAYS,
     DEFAULTS,
     classifier_dropout,
     encoder,
@@ -93,6 +94,7 @@ def _family(name: str, stem: str, **defaults: Any) -> Family:
         rules,
         renames=((r"^(?=(embeddings|encoder|pooler)\.)", "roberta."),),
         skipped=(r"\.embeddings\.position_ids$",),
+        ignored=(BOTH_WAYS,),
         defaults={**DEFAULTS, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2, **defaults},
     )
 

@@ -80,4 +80,4 @@ def rules(config: TwoTowerConfig) -> list[TensorRule]:
     ]
 
 
-FAMILY = Family("siglip", read, write, rules, skipped=(clip.NUMBERS,))
+FAMILY = Family("siglip", read, write, rules, skipped=(clip.NUMBERS,), towers=("text_config", "vision_config"))

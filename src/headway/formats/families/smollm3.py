@@ -16,7 +16,8 @@ from headway.nn.models import BlockConfig, TransformerConfig
 def read(settings: Settings, names: Collection[str]) -> TransformerConfig:
     depth = settings.get("num_hidden_layers", int)
     turned = rotary_layers(settings, depth)
-    if "layer_types" not in settings:  # windows are for the layers without positions
+    windowed = settings.get("use_sliding_window", bool) and "sliding_window" in settings
+    if windowed and "layer_types" not in settings:  # windows are for the layers without positions
         kinds = [llama.WHOLE if turns else llama.SLIDING for turns in turned]
         settings = replace(settings, values={**settings.values, "layer_types": kinds})
 

@@ -18,6 +18,7 @@ from headway.nn.parts.norm import LayerNormConfig, RMSNormConfig
 
 def read(settings: Settings, names: Collection[str]) -> TransformerConfig:
     settings.refuse("qk_layernorm", False)  # a norm with weights of its own for each head
+    settings.refuse("head_dim", settings.get("hidden_size", int) // settings.get("num_attention_heads", int))
     norm, parallel = LayerNormConfig(settings.get("layer_norm_eps", float)), settings.get("use_parallel_residual", bool)
     config = llama.with_mixers(
         llama.read_plain(settings), head_size=None, qkv_bias=settings.get("use_qkv_bias", bool), out_bias=False

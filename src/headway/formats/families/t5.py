@@ -33,7 +33,8 @@ def read(settings: Settings, names: Collection[str]) -> EncoderDecoderConfig:
     settings.refuse("architectures", ["T5ForConditionalGeneration"], ["T5WithLMHeadModel"])
     depth = settings.get("num_layers", int)
     width, symbols = settings.get("d_model", int), settings.get("vocab_size", int)
-    scaled = settings.get("scale_decoder_outputs", bool, settings.get("tie_word_embeddings", bool))
+    default = "scale_decoder_outputs" not in settings.values and settings.get("tie_word_embeddings", bool)
+    scaled = settings.get("scale_decoder_outputs", bool, default)  # a null is false to transformers
     # Later files of version 1.1 say that their head is tied, and hold another one nevertheless.
     tied = settings.get("tie_word_embeddings", bool) and (scaled or "lm_head.weight" not in names)
     embed = TokenEmbedConfig(dropout=settings.get("dropout_rate", float))
@@ -82,11 +83,14 @@ def read_feed(settings: Settings) -> FeedForwardConfig:
     """`feed_forward_proj` is an activation, or "gated-" and one; a gated "gelu" is the tanh approximation."""
     hidden, rate = settings.get("d_ff", int), settings.get("dropout_rate", float)
     said = settings.get("feed_forward_proj", str)
-    if not said.startswith("gated-"):
-        return MLPConfig(hidden, activation=settings.activation("feed_forward_proj"), bias=False, dropout=rate)
     name = {"gated-gelu": "gelu_new"}.get(said, said.removeprefix("gated-"))
     activation = Settings({"feed_forward_proj": name}, settings.source).activation("feed_forward_proj")
-    return GatedConfig(hidden, activation=activation, dropout=rate)
+    gated = said.startswith("gated-")
+    settings.refuse("is_gated_act", gated)  # which transformers writes, and reads again
+    settings.refuse("dense_act_fn", name)
+    if gated:
+        return GatedConfig(hidden, activation=activation, dropout=rate)
+    return MLPConfig(hidden, activation=activation, bias=False, dropout=rate)
 
 
 def write(config: EncoderDecoderConfig) -> dict[str, Any]:
@@ -176,6 +180,13 @@ FAMILY = Family(
     read,
     write,
     rules,
+    aliases={
+        "hidden_size": "d_model",
+        "num_attention_heads": "num_heads",
+        "num_hidden_layers": "num_layers",
+        "head_dim": "d_kv",
+    },
+    ignored=("n_positions",),
     skipped=(r"\.EncDecAttention\.relative_attention_bias\.weight$",),  # older files have one that nothing used
     defaults={
         "vocab_size": 32128,

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from headway.errors import UserError
-from headway.formats.families.bert import encoder_written
+from headway.formats.families.bert import BOTH_WAYS, encoder_written
 from headway.formats.heads import labels, outputs
 from headway.formats.rules import Family, Flat, OneRow, TensorRule, Tokens, expect, layers, linear, rule
 from headway.formats.settings import Settings, published_activation
@@ -47,6 +47,7 @@ DEFAULTS: dict[str, Any] = {
 
 def read(kind: str, settings: Settings, names: Collection[str]) -> TransformerConfig:
     rate = settings.get("hidden_dropout_prob", float)
+    settings.refuse("head_dim", settings.get("hidden_size", int) // settings.get("num_attention_heads", int))
     norm = LayerNormConfig(settings.get("layer_norm_eps", float))
     mixer = AttentionConfig(
         settings.get("num_attention_heads", int),
@@ -177,6 +178,7 @@ def family(kind: str) -> Family:
             (attention + r"mlp\.fc2\.", r"\1output.dense."),
         ),
         defaults=DEFAULTS,
+        ignored=(BOTH_WAYS, "encoder_stride", "pooler_output_size"),  # the latter is checked if there is a pooler
     )
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from headway.formats.families.bart import sizes
+from headway.formats.families.bart import ALIASES, sizes
 from headway.formats.rules import Family, Flat, TensorRule, copy, expect, layers, linear, rule
 from headway.formats.settings import Settings, published_activation
 from headway.nn.mixers import AttentionConfig, CrossAttentionConfig
@@ -24,6 +24,8 @@ from headway.nn.parts.feedforward import MLPConfig
 from headway.nn.parts.positions import LearnedConfig
 from headway.visibility import Causal, Full, Pattern
 
+AUGMENTATION = ("apply_spec_augment", "mask_time_prob", "mask_time_length", "mask_time_min_masks")
+AUGMENTATION += ("mask_feature_prob", "mask_feature_length", "mask_feature_min_masks", "median_filter_width")
 TAPS = 3  # of both convolutions
 DEFAULTS: dict[str, Any] = {
     "vocab_size": 51865,
@@ -160,4 +162,13 @@ def cross_rules(ours: str, theirs: str) -> list[TensorRule]:
     ]
 
 
-FAMILY = Family("whisper", read, write, rules, renames=((r"^(?=(encoder|decoder)\.)", "model."),), defaults=DEFAULTS)
+FAMILY = Family(
+    "whisper",
+    read,
+    write,
+    rules,
+    renames=((r"^(?=(encoder|decoder)\.)", "model."),),
+    defaults=DEFAULTS,
+    aliases={**ALIASES, "num_key_value_heads": "encoder_attention_heads"},
+    ignored=AUGMENTATION,
+)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar, cast
 
@@ -51,8 +51,9 @@ def unknown_label(label: str, where: str, known: Collection[str]) -> UserError:
 
 
 def save_labels(directory: Path, labels: tuple[str, ...]) -> None:
-    """Write the labels into the usage.json beside a model, whatever else it says."""
-    replace(read_usage(directory), labels=labels).save(directory)
+    """Write the labels of a classifier, or none for a regression, into the usage.json next to a model."""
+    problem = "single_label_classification" if labels else "regression"
+    read_usage(directory).for_problem(problem, labels).save(directory)
 
 
 HEAD = "classes"

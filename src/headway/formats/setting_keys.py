@@ -1,0 +1,109 @@
+"""Which settings of a published config.json are accounted for, so that none is passed over in silence.
+
+Every key that the class of a family in transformers reads is read here (`Settings.used`, or a default of the family),
+changes no output (`IGNORED`, `Family.ignored`), or may have one value only (`FIXED`, `Family.fixed`). What remains is
+unknown to both programs, and is reported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from headway.errors import logger
+from headway.formats.rules import Family
+from headway.formats.settings import Settings
+
+_LOG = logger(__name__)
+_MOST = 8  # unknown settings that a warning names
+
+IGNORED = frozenset(
+    """
+    architectures auto_map model_type name_or_path _name_or_path _commit_hash transformers_version tokenizer_class
+    tokenizer_name finetuning_task task_specific_params transformers.js_config unsloth_version unsloth_fixed
+
+    dtype torch_dtype use_bfloat16 fp16 bf16 fusion_config attn_implementation _attn_implementation
+    _attn_implementation_autoset _experts_implementation experts_implementation reorder_and_upcast_attn
+
+    return_dict output_attentions output_hidden_states output_past output_router_logits output_scores torchscript
+    return_dict_in_generate use_cache use_return_dict cache_implementation chunk_size_feed_forward
+    tie_last_hidden_states pretraining_tp deterministic_flash_attn
+
+    initializer_range initializer_factor initializer_cutoff_factor init_std gradient_checkpointing dropout
+    attention_dropout attention_probs_dropout_prob activation_dropout hidden_dropout hidden_dropout_prob
+    classifier_dropout classif_dropout resid_pdrop embd_pdrop attn_pdrop qa_dropout seq_classif_dropout layerdrop
+    encoder_layerdrop decoder_layerdrop router_jitter_noise router_aux_loss_coef loss_type label_smoothing
+    tf_legacy_loss keys_to_ignore_at_inference
+
+    id2label label2id num_labels _num_labels function_to_apply bos_token_id eos_token_id pad_token_id sep_token_id
+    cls_token_id mask_token_id unk_token_id decoder_start_token_id prefix max_sequence_length model_max_length
+    is_encoder_decoder is_decoder
+
+    bad_words_ids begin_suppress_tokens suppress_tokens do_sample early_stopping diversity_penalty epsilon_cutoff
+    encoder_no_repeat_ngram_size encoder_repetition_penalty eta_cutoff exponential_decay_length_penalty
+    forced_bos_token_id forced_eos_token_id forced_decoder_ids force_bos_token_to_be_generated length_penalty
+    max_length min_length max_new_tokens no_repeat_ngram_size num_beams num_beam_groups num_return_sequences
+    remove_invalid_values repetition_penalty temperature top_k top_p typical_p assistant_confidence_threshold
+    assistant_lookbehind num_assistant_tokens num_assistant_tokens_schedule target_lookbehind
+    """.split()  # noqa: SIM905
+)
+
+# Settings that transformers heeds in every family, and the values that are computed here; null always is.
+FIXED: Mapping[str, tuple[Any, ...]] = {
+    "is_causal": (True,),
+    "per_layer_config": ({},),
+    "pruned_heads": ({},),
+    "quantization_config": ({},),
+    "compression_config": ({},),
+    "transformers_weights": (),
+    "sub_configs": ({},),
+    "problem_type": ("single_label_classification", "multi_label_classification", "regression"),
+}
+
+
+def check_fixed(family: Family, settings: Settings) -> None:
+    """UserError for a setting with a value that is not computed."""
+    for part in _parts(family, settings):
+        for name, values in {**FIXED, **family.fixed}.items():
+            if name not in family.ignored:
+                part.refuse(name, *values)
+
+
+def known_keys(family: Family) -> set[str]:
+    """The settings that are accounted for before any is read."""
+    return {*IGNORED, *FIXED, *family.fixed, *family.ignored, *family.defaults, *family.older, *family.aliases}
+
+
+def unknown_keys(family: Family, settings: Settings) -> list[str]:
+    """The settings that nothing has accounted for once `family` has read them."""
+    known = known_keys(family)
+    found = [
+        part.path + name
+        for part in _parts(family, settings)
+        for name, value in part.values.items()
+        if name not in known and part.path + name not in settings.used and value is not None
+    ]
+    return sorted(found)
+
+
+def report_unknown(family: Family, settings: Settings) -> None:
+    """One line in the log for the settings that neither program knows."""
+    found = unknown_keys(family, settings)
+    if found:
+        more = f" and {len(found) - _MOST} more" if len(found) > _MOST else ""
+        _LOG.warning(
+            f"{settings.source} has settings that {family.name} models are not known to have: "
+            f"{', '.join(found[:_MOST])}{more}; they are ignored, as in transformers"
+        )
+
+
+def with_aliases(family: Family, values: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` with common names of settings under the family's own: as in transformers, the common name wins."""
+    common = {own: values[name] for name, own in family.aliases.items() if values.get(name) is not None}
+    return {**{name: value for name, value in values.items() if name not in family.aliases}, **common}
+
+
+def _parts(family: Family, settings: Settings) -> Iterator[Settings]:
+    yield settings
+    for name in family.towers:
+        yield settings.part(name)
