@@ -65,7 +65,8 @@ def test_a_fault_in_a_mask_is_raised() -> None:
     assert not fill_masks([MaskBudget(lambda: None)])
 
 
-def test_one_expression_does_not_hold_up_others(data_dir: Path) -> None:
+def test_one_expression_does_not_hold_up_others(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(masks, "MASK_SECONDS", 0.005)  # which a mask of this expression takes on any machine
     model = hw.load(stories(data_dir), "cpu")
     session = model.open_session()
     assert isinstance(session.model, Engine)
@@ -83,10 +84,10 @@ def test_one_expression_does_not_hold_up_others(data_dir: Path) -> None:
         return list(said.values())
 
     [alone] = texts(plain)
-    rule = rule_for(model.codec, {"type": "regex", "regex": "[bc](a{400}){1000}"})
+    rule = rule_for(model.codec, {"type": "regex", "regex": "[bc](a{150}){1000}"})
     held, other = texts(Request(prompt, Sampling(seed=1), Limits(20), rule=rule), plain)
     assert len(held) == 2
-    assert "takes more than 0.1 s of a processor" in str(held[-1].error)
+    assert "takes more than 0.005 s of a processor" in str(held[-1].error)
     assert [(each.id, each.logprob) for each in other] == [(each.id, each.logprob) for each in alone]
 
 
