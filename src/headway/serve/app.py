@@ -12,7 +12,7 @@ from starlette.applications import Starlette
 from starlette.datastructures import FormData
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
@@ -21,7 +21,7 @@ from headway.errors import nearest
 from headway.serve import chat, completions, embeddings, operation, page, tokenizing, transcriptions, verbs
 from headway.serve.errors import StatusError, error_answer, error_response, refusal
 from headway.serve.frame import CLIENT, Client, Context, Endpoint, Events, Served, ServerSettings
-from headway.serve.gate import CONTEXT, Gate
+from headway.serve.gate import CLIENT_LEFT, CONTEXT, Gate
 from headway.serve.openapi import pages
 from headway.serve.receiving import read_body, read_form
 
@@ -94,13 +94,15 @@ class _Answering:
                 if client is not None and client.gone:
                     raise ClientLeftError("the client has gone") from None
                 told = f"{context.settings.seconds:g} s have passed without an end; ask for less, or later"
-                await sending.refuse(StatusError(408, told, code="timeout"))
+                await _refuse(StatusError(408, told, code="timeout"), context, sending)
             except ClientLeftError:
                 raise
+            except ClientDisconnect:
+                raise ClientLeftError("the client left before its body had come") from None
             except Exception as error:
-                await sending.refuse(refusal(error))
+                await _refuse(refusal(error), context, sending)
         except ClientLeftError as error:
-            context.noted["left"] = str(error)
+            context.noted["left"], context.outcome = str(error), CLIENT_LEFT
             if client is not None:
                 client.abort()  # what it has not read is thrown away
                 await asyncio.sleep(0)  # until the connection is known to be lost
@@ -128,7 +130,7 @@ class _Sending:
         self._send = send
         self._client = client
         self._seconds = seconds
-        self._begun = False
+        self.begun = False
 
     async def whole(self, response: Response) -> None:
         headers = response.raw_headers
@@ -138,7 +140,7 @@ class _Sending:
     async def events(self, parts: AsyncIterator[msgspec.Struct]) -> None:
         """The parts as they come. Nothing is sent before the first is there: until then an error has a status."""
         async for part in parts:
-            if not self._begun:
+            if not self.begun:
                 headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store")]
                 await self._put({"type": "http.response.start", "status": 200, "headers": headers})
             await self._event(_encode(part))
@@ -147,7 +149,7 @@ class _Sending:
 
     async def refuse(self, error: StatusError) -> None:
         """An error as the answer, or as the last event where a stream has begun."""
-        if not self._begun:
+        if not self.begun:
             await self.whole(error_response(error))
             return
         await self._event(_encode(error_answer(error)))
@@ -157,7 +159,7 @@ class _Sending:
         await self._put({"type": "http.response.body", "body": b"data: " + data + b"\n\n", "more_body": True})
 
     async def _put(self, message: dict[str, Any]) -> None:
-        self._begun = True
+        self.begun = True
         if self._client is None or not self._client.full:
             await self._send(message)  # at once; to look after that would cost as much as an event
             return
@@ -169,6 +171,13 @@ class _Sending:
             if not limit.expired():
                 raise
             raise ClientLeftError(f"nothing was read for {self._seconds:g} s") from None
+
+
+async def _refuse(error: StatusError, context: Context, sending: _Sending) -> None:
+    """Send an error; the log has it where a stream has begun, as the status sent was another one."""
+    if sending.begun:
+        context.noted["error"], context.outcome = error_answer(error).error.message, error.status
+    await sending.refuse(error)
 
 
 class ClientLeftError(Exception):

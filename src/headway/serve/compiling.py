@@ -108,7 +108,9 @@ def _tried(grammar: str, symbols: int) -> str:
     began = time.process_time()
     first = any(matcher.compute_bitmask())
     if (took := time.process_time() - began) > _FIRST:
-        raise UserError(f"the form takes {took:.1f} s to find its first token, {_FIRST:g} are the most; use a simpler one")
+        raise UserError(
+            f"the form takes {took:.1f} s to find its first token, {_FIRST:g} are the most; use a simpler one"
+        )
     if not first or matcher.is_error():
         raise UserError("nothing fits the form; give one that allows some text")
     return grammar
