@@ -8,7 +8,7 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from typing import Any, NamedTuple
 
 import msgspec
@@ -79,7 +79,7 @@ def slow(request: pytest.FixtureRequest) -> Iterator[Slow]:
         return Padded("")
 
     async def stream(body: Padded, context: Context) -> Events:
-        async def parts() -> Any:
+        async def parts() -> AsyncGenerator[msgspec.Struct, None]:
             yield Padded("first")
             if body.text == "fails":
                 raise UserError("the answer is damaged; ask again")
@@ -102,7 +102,7 @@ def slow(request: pytest.FixtureRequest) -> Iterator[Slow]:
     level = log.level
     log.addHandler(kept)
     log.setLevel(logging.INFO)
-    with server(Resident([]), ServerSettings(), endpoints, request.param) as url:
+    with server(Resident([]), ServerSettings(), endpoints, request.param) as url:  # type: ignore[arg-type]
         yield Slow(url, begun, ended, lines)
     log.removeHandler(kept)
     log.setLevel(level)

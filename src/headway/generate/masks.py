@@ -1,7 +1,7 @@
 """The masks of a step, computed in a thread next to the engine's: one that takes too long ends its own sequence alone.
 
-A call into the library that computes masks cannot be interrupted. So the thread of a mask that is late is left to itself,
-a new one computes the others, and nobody waits for it.
+A call into the library that computes masks cannot be interrupted. So the thread of a mask that is late is left to
+itself, a new one computes the others, and nobody waits for it.
 """
 
 from __future__ import annotations
