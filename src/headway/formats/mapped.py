@@ -41,8 +41,8 @@ def copied() -> Iterator[None]:
 class Mapped:
     """A whole file as private memory: tensors are views of it, and what is written to them never reaches the file.
 
-    To read a map of a file that was cut ends the process, and one that was changed in place gives the new bytes. Neither
-    is so within `copied`, and for `bytes`.
+    A read of a map whose file was cut ends the process, and one of a file changed in place gives the new bytes.
+    Neither happens within `copied`, nor in `bytes`.
     """
 
     def __init__(self, path: Path) -> None:

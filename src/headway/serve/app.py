@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager
+from difflib import get_close_matches
 from typing import Any
 
 import msgspec
@@ -17,7 +18,6 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from headway.errors import nearest
 from headway.serve import chat, completions, embeddings, operation, page, tokenizing, transcriptions, verbs
 from headway.serve.errors import StatusError, error_answer, error_response, refusal
 from headway.serve.frame import CLIENT, Client, Context, Endpoint, Events, Served, ServerSettings
@@ -35,6 +35,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     *operation.ENDPOINTS,
     *page.ENDPOINTS,
 )
+_NEAR = 0.85  # of two paths that are alike, between 0 and 1, before one is suggested for the other
 _encode = msgspec.json.Encoder().encode
 
 
@@ -53,7 +54,9 @@ def create_app(served: Served, settings: ServerSettings, endpoints: Sequence[End
         assert isinstance(error, HTTPException)
         asked, known = f"{request.method} {request.url.path[:200]}", ", ".join(paths)
         if error.status_code == 404:
-            remedy = nearest(request.url.path, paths)
+            path = request.url.path[:200]
+            near = [f"/v1{path}"] if f"/v1{path}" in paths else get_close_matches(path, paths, n=1, cutoff=_NEAR)
+            remedy = f"did you mean {near[0]!r}?" if near else "/docs lists the paths"
             return error_response(StatusError(404, f"there is no {asked}; {remedy}", code="unknown_path"))
         allowed = [endpoint.method for endpoint in every if endpoint.path == request.url.path]
         remedy = f"use {' or '.join(allowed)}" if allowed else f"the paths are {known}"

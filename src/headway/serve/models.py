@@ -20,6 +20,7 @@ from headway.app.predictors import verbs
 from headway.app.recipes import find_model
 from headway.engine import refusal
 from headway.errors import UserError, logger, nearest
+from headway.formats.gguf import SUFFIX, GgufFile
 from headway.formats.hub import find_folder
 from headway.formats.mapped import copied
 from headway.formats.native import QUANTISED, Weights, quantised_config
@@ -39,7 +40,8 @@ from headway.serve.loop import EngineLoop
 
 R = TypeVar("R")
 _LOG = logger(__name__)
-_FILES = (".gguf", ".bin")  # models that are a file
+_SERVED: dict[str, Weights] = {"Q8_0": "int8", "Q4_0": "int4", "Q4_1": "int4", "Q4_K": "int4"}  # by formats of GGUF
+_FILES = (SUFFIX, ".bin")  # models that are a file
 _BYTES = {None: 4, "fp32": 4, "int8": 2, "int4": 2}  # of a weight while a model is loaded; stored ones have 16 bits
 _RETRY = 10  # seconds after which memory may be free
 _LOOK = 1.0  # seconds between two looks at the files of a model
@@ -130,6 +132,10 @@ class ServedModels:
 
     def listed(self) -> dict[str, Known]:
         return {name: entry.known for name, entry in self._entries.items() if entry.known is not None}
+
+    def notes(self) -> list[str]:
+        """What the start says of models: in which format those that are quantised are served, and why."""
+        return [f"{name}: {each.note}" for name, each in self.listed().items() if each.note is not None]
 
     def known(self, name: str) -> Known:
         entry = self._entry(name)
@@ -274,11 +280,11 @@ class ServedModels:
         """Called in the thread: reading takes seconds, and so does what a program is made from. UserError where a file
         changes meanwhile, as no one state of it was read then.
         """
-        o = self._options
+        o, place = self._options, entry.place
         with recorded() as files, copied():
-            found = known(entry.place, o)
+            found = known(place, o)
             writes = "generate" in found.verbs
-            model = load(entry.place, o.device, o.weights, o.backend, o.cache, o.draft if writes else None)
+            model = load(place, o.device, found.weights, o.backend, o.cache, o.draft if writes else None)
         changed = next((path for path, state in states_now(files).items() if state != files[path]), None)
         if changed is not None:
             raise UserError(f"{Path(changed).name} was changed while it was read; ask again when it is whole")
@@ -290,7 +296,8 @@ class ServedModels:
         """Let go what nobody uses, the least recently used first, until there is memory for a model. StatusError 503
         where the others that are loaded are all in use.
         """
-        needed = self.known(entry.name).parameters * _BYTES[self._options.weights]
+        found = self.known(entry.name)
+        needed = found.parameters * _BYTES[found.weights]
         while (free := free_bytes(self._device)) is not None and free < needed:
             held = [each for each in self._entries.values() if each.loaded is not None]
             idle = [each for each in held if not each.users]
@@ -352,6 +359,7 @@ def known(place: Path, options: LoadOptions) -> Known:
     else:
         config, usage = open_config(place), open_usage(place)
     can = verbs(config, usage, run)
+    alone = _alone(config, options) if "generate" in can else None
     return Known(
         kinds.kind_of(config),
         can,
@@ -359,8 +367,27 @@ def known(place: Path, options: LoadOptions) -> Known:
         config.context,
         describe(config)["parameters"],
         int(place.stat().st_mtime),
-        _alone(config, options) if "generate" in can else None,
+        alone,
+        *_weights(place, options, alone),
     )
+
+
+def _weights(place: Path, options: LoadOptions, alone: str | None) -> tuple[Weights | None, str | None]:
+    """The format to load weights in: as asked for, or that of a quantised GGUF file, with a note that says so."""
+    if options.weights is not None or place.suffix != SUFFIX:
+        return options.weights, None
+    kind = GgufFile(place).main_kind()
+    if kind.dtype is not None:
+        return None, None
+    weights = _SERVED.get(kind.name)
+    reason = f"{kind.name} has neither 8 nor 4 bits" if weights is None else alone
+    if find_device(options.device).type != "cpu":
+        reason = "int8 and int4 need the CPU"
+    elif options.backend == "torch":
+        reason = "torch computes it"
+    if reason is not None:
+        return None, f"weights in {kind.name} are served in fp32, as {reason}"
+    return weights, f"weights in {kind.name} are served in {weights}; --weights fp32 serves their exact values"
 
 
 def _alone(config: ModelConfig, options: LoadOptions) -> str | None:
