@@ -26,6 +26,7 @@ _RANK = 32  # dimensions: more than any format's tensors have
 
 _COPIES: ContextVar[bool] = ContextVar("copies", default=False)
 _CHUNK = 1 << 16  # bytes of a header that are read at once
+_LARGE = 1 << 20  # bytes from which a copy has pages of its own
 
 
 @contextmanager
@@ -101,7 +102,7 @@ class Mapped:
 
     def _copy(self, start: int, size: int) -> Tensor:
         """Bytes of the file in new memory. UserError where the file has been cut since it was opened."""
-        found = torch.empty(size, dtype=torch.uint8)
+        found = _memory(size)
         try:
             self._open.seek(start)
             count = self._open.readinto(found.numpy().data)
@@ -110,6 +111,13 @@ class Mapped:
         if count < size:
             raise UserError(f"{self.source} was cut while it was read; read it again when it is whole")
         return found
+
+
+def _memory(size: int) -> Tensor:
+    """New memory, of many bytes the system's again as soon as no tensor needs it."""
+    if size < _LARGE or not hasattr(mmap, "MAP_ANONYMOUS"):
+        return torch.empty(size, dtype=torch.uint8)
+    return torch.frombuffer(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), dtype=torch.uint8)
 
 
 def one_view(tensors: Sequence[Tensor]) -> Tensor | None:

@@ -69,9 +69,9 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
         start = lambda model, name: open_loop(model, name, args.slots, args.queue, memory)  # noqa: E731
         models = ServedModels(args.models, args.folder, options, start, args.keep_alive)
         names = list(models.listed())
+        terminal.note(f"{', '.join(names)} at {url_of(bound)} (Ctrl-C ends it)")
         for note in models.notes():
             terminal.note(note)
-        terminal.note(f"{', '.join(names)} at {url_of(bound)} (Ctrl-C ends it)")
         run_server(models, settings, bound)
     terminal.result({"models": names})
 
