@@ -104,7 +104,8 @@ class Shim:
         return answer.status, json.loads(text) if answer.headers["content-type"] == "application/json" else text
 
     def counted(self, name: str) -> int:
-        found = re.search(rf"^headway_scheduler_{name}{{.*}} (\S+)$", self.ask("GET", "/metrics")[1], re.MULTILINE)
+        page = self.ask("GET", "/metrics")[1]
+        found = re.search(rf"^headway_scheduler_{name}(?:_total)?{{.*}} (\S+)$", page, re.MULTILINE)
         return int(float(found[1])) if found else 0
 
     def tokens(self, text: str) -> list[int]:

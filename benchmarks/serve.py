@@ -225,7 +225,8 @@ async def metrics(port: int) -> dict[str, float]:
     told = (await reader.read()).decode()
     writer.close()
     lines = [line for line in told.splitlines() if line.startswith("headway_scheduler_")]
-    return {line.split("{")[0].removeprefix("headway_scheduler_"): float(line.split()[-1]) for line in lines}
+    names = [line.split("{")[0].removeprefix("headway_scheduler_").removesuffix("_total") for line in lines]
+    return dict(zip(names, (float(line.split()[-1]) for line in lines)))
 
 
 async def shared(port: int, model: str, symbols: int) -> dict[str, int]:

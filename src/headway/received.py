@@ -10,7 +10,9 @@ import stat
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from io import BufferedReader
 from pathlib import Path
 from typing import IO, BinaryIO, NamedTuple, Protocol
@@ -130,10 +132,51 @@ def opened(path: Path | str) -> BufferedReader:
             raise UserError(f"{shown(path)} is not a plain file; give a file")
         if hasattr(os, "set_blocking"):
             os.set_blocking(handle, True)
+        if (states := _RECORDED.get()) is not None:
+            states.setdefault(os.path.abspath(path), _state(os.fstat(handle)))
         return open(handle, "rb")
     except BaseException:
         os.close(handle)
         raise
+
+
+class FileState(NamedTuple):
+    """What changes where a file is replaced, cut or written to."""
+
+    device: int
+    inode: int
+    size: int
+    changed: int  # ns since 1970
+
+
+FileStates = dict[str, FileState | None]  # by absolute path; None for a file that is not there
+_RECORDED: ContextVar[FileStates | None] = ContextVar("recorded", default=None)
+
+
+@contextmanager
+def recorded() -> Iterator[FileStates]:
+    """The files that are opened within, in the state in which each was opened first."""
+    states: FileStates = {}
+    token = _RECORDED.set(states)
+    try:
+        yield states
+    finally:
+        _RECORDED.reset(token)
+
+
+def states_now(paths: Iterable[str]) -> FileStates:
+    """These files as they are now."""
+    found: FileStates = {}
+    for path in paths:
+        try:
+            found[path] = _state(os.stat(path))
+        except OSError:
+            found[path] = None
+    return found
+
+
+def _state(found: os.stat_result) -> FileState:
+    return FileState(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
 
 
 def size_of(stream: BinaryIO) -> int:

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import uvicorn
 
-from headway.serve.app import create_app
+from headway.serve.app import ENDPOINTS, create_app
 from headway.serve.connection import Connection
-from headway.serve.frame import Served, ServerSettings
+from headway.serve.frame import Endpoint, Served, ServerSettings
 
 
 @contextmanager
-def server(served: Served, settings: ServerSettings) -> Iterator[str]:
-    """The URL of a server of these models."""
-    app = create_app(served, settings)
-    running = uvicorn.Server(uvicorn.Config(app, http=Connection, ws="none", port=0, log_level="error", lifespan="on"))
+def server(
+    served: Served, settings: ServerSettings, endpoints: Sequence[Endpoint] = ENDPOINTS, loop: str = "auto"
+) -> Iterator[str]:
+    """The URL of a server of these models, which `loop` runs: auto, asyncio or uvloop."""
+    app = create_app(served, settings, endpoints)
+    config = uvicorn.Config(app, http=Connection, ws="none", port=0, log_level="error", lifespan="on", loop=loop)
+    running = uvicorn.Server(config)
     thread = threading.Thread(target=running.run, daemon=True)
     thread.start()
     while not running.started:

@@ -7,11 +7,12 @@ import shutil
 import threading
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 
 import headway as hw
+from headway.engine import PackedTensor
 from headway.errors import UserError
 from headway.serve import models as serving
 from headway.serve.errors import StatusError
@@ -231,3 +232,27 @@ def test_two_may_ask_for_the_end(zoo: Path) -> None:
 
     for keep_alive in (None, 0.0):
         within(served(zoo, keep_alive=keep_alive), work)
+
+
+def test_quantised_gguf_files_are_served_as_they_are_quantised(zoo: Path, tmp_path: Path) -> None:
+    for name, dtype in (("eight", "Q8_0"), ("plain", "F16")):
+        hw.export(zoo / "stories.bin", tmp_path / f"{name}.gguf", dtype=dtype)
+
+    def found(**options: Any) -> ServedModels:
+        return ServedModels([], tmp_path, LoadOptions(device="cpu", **options), open_loop)
+
+    models = found()
+    assert (models.known("eight").weights, models.known("plain").weights) == ("int8", None)
+    assert models.notes() == ["eight: weights in Q8_0 are served in int8; --weights fp32 serves their exact values"]
+    assert not found(weights="fp32").notes()
+    assert found(weights="int4").known("eight").weights == "int4"
+    assert found(backend="torch").notes() == ["eight: weights in Q8_0 are served in fp32, as torch computes it"]
+    assert found(backend="torch").known("eight").weights is None
+
+    async def work(models: ServedModels) -> None:
+        async with models.using("eight") as eight, models.using("plain") as plain:
+            for ready, packed in ((eight, True), (plain, False)):
+                tables = [each for each in ready.model.module.parameters() if isinstance(each, PackedTensor)]
+                assert bool(tables) == packed
+
+    within(models, work)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from chat_models import echo_model
-from serve_models import asking, ready, stories
+from serve_models import asking, events, ready, stories
 from starlette.testclient import TestClient
 
 import headway as hw
@@ -45,6 +45,40 @@ def test_a_page_whose_own_script_alone_runs(client: TestClient) -> None:
     # Nothing is read from elsewhere, no handler stands in the text, and no text of a model becomes markup.
     assert not re.search(
         r"""\ssrc=|https?://|\son[a-z]+=|style=|innerHTML|insertAdjacent|document\.write|eval\(""", page.text
+    )
+
+
+def test_the_box_is_above_the_table_and_an_answer_has_its_numbers(client: TestClient) -> None:
+    page = client.get("/").text
+    assert (
+        page.index('<section id="writing"') < page.index('<section id="models"') < page.index('<section id="elsewhere"')
+    )
+    for text in (
+        "Cut by its limit of ",
+        "Cut by the end of its context. ",
+        "without max_tokens ends after 16 tokens",
+        " tokens read",
+        " per second`",
+        "mean log probability ",
+    ):
+        assert text in page
+    # What the page reads of an answer is in it.
+    chat = {"model": "echo", "messages": [{"role": "user", "content": "Hi"}], "logprobs": True}
+    text = {"model": "stories", "prompt": "Once", "logprobs": 0}
+    for path, body in (("chat/completions", chat), ("completions", text)):
+        body |= {"stream": True, "stream_options": {"include_usage": True}, "max_tokens": 3}
+        parts = events(client.post(f"/v1/{path}", json=body, headers=KEY).text)
+        choices = [part["choices"][0] for part in parts if part["choices"]]
+        told = [each.get("logprobs") or {} for each in choices]
+        found = [each.get("token_logprobs") or [token["logprob"] for token in each.get("content", [])] for each in told]
+        assert sum(map(len, found)) == 3
+        assert choices[-1]["finish_reason"] == "length"
+        assert parts[-1]["usage"]["completion_tokens"] == 3
+    assert (
+        client.post("/v1/completions", json={"model": "stories", "prompt": "Once"}, headers=KEY).json()["usage"][
+            "completion_tokens"
+        ]
+        == 16
     )
 
 

@@ -1,5 +1,5 @@
-"""A file of numbers mapped into memory, and its header read from front to back, where no number in it is believed
-before it is checked.
+"""A file of numbers mapped or copied into memory, and its header read from front to back, where no number in it is
+believed before it is checked.
 """
 
 from __future__ import annotations
@@ -7,9 +7,12 @@ from __future__ import annotations
 import math
 import mmap
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import NoReturn
+from weakref import finalize
 
 import torch
 from torch import Tensor
@@ -21,31 +24,66 @@ _LARGEST = 1 << 62  # bytes: what a tensor's shape may claim, so that no product
 _RANK = 32  # dimensions: more than any format's tensors have
 
 
+_COPIES: ContextVar[bool] = ContextVar("copies", default=False)
+_CHUNK = 1 << 16  # bytes of a header that are read at once
+_LARGE = 1 << 20  # bytes from which a copy has pages of its own
+
+
+@contextmanager
+def copied() -> Iterator[None]:
+    """Within, tensors of files are copies in memory of their own, which nobody changes who writes to the files."""
+    token = _COPIES.set(True)
+    try:
+        yield
+    finally:
+        _COPIES.reset(token)
+
+
 class Mapped:
-    """A whole file as private memory: tensors are views of it, and what is written to them never reaches the file."""
+    """A whole file as private memory: tensors are views of it, and what is written to them never reaches the file.
+
+    A read of a map whose file was cut ends the process, and one of a file changed in place gives the new bytes.
+    Neither happens within `copied`, nor in `bytes`.
+    """
 
     def __init__(self, path: Path) -> None:
         self.source = str(path)
         if path.exists() and not path.is_file():
             raise UserError(f"{path} is no plain file; give a file")
+        self._copies: dict[tuple[int, int], Tensor] | None = {} if _COPIES.get() else None
+        self._chunk, self._chunk_start = b"", 0
         try:
-            with opened(path) as file:
-                self.size = file.seek(0, 2)
-                # A private map is writable, as torch expects of its memory, and costs nothing until it is written to.
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) if self.size else None
-                self._all = torch.frombuffer(self._map, dtype=torch.uint8) if self._map else torch.empty(0)
+            self._open = opened(path)
+            finalize(self, self._open.close)
+            self.size = self._open.seek(0, 2)
+            # A private map is writable, as torch expects of its memory, and costs nothing until it is written to.
+            wanted = self.size and self._copies is None
+            self._map = mmap.mmap(self._open.fileno(), 0, access=mmap.ACCESS_COPY) if wanted else None
+            self._all = torch.frombuffer(self._map, dtype=torch.uint8) if self._map else torch.empty(0)
         except (OSError, ValueError) as error:
             raise UserError(f"{path} cannot be read: {error}; check the path") from error
 
     def bytes(self, start: int, size: int) -> bytes:
         """A copy of `size` bytes from `start`; the caller has checked that they are there."""
-        return b"" if self._map is None else self._map[start : start + size]
+        if size > _CHUNK:
+            return bytes(self._copy(start, size).numpy())
+        first = start - self._chunk_start
+        if not 0 <= first <= len(self._chunk) - size:
+            self._chunk = bytes(self._copy(start, min(_CHUNK, self.size - start)).numpy())
+            self._chunk_start, first = start, 0
+        return self._chunk[first : first + size]
 
     def tensor(self, start: int, dtype: torch.dtype, shape: Sequence[int]) -> Tensor:
-        """A view of the file from byte `start`; a copy where its numbers lie across their natural borders."""
+        """The numbers from byte `start`: a view of the map, or a copy where they lie across their natural borders, and
+        within `copied`, where it is kept until it is dropped.
+        """
         size = math.prod(shape) * dtype.itemsize
-        if size == 0 or self._map is None:
+        if size == 0:
             return torch.empty(tuple(shape), dtype=dtype)
+        if self._copies is not None:
+            if (start, size) not in self._copies:
+                self._copies[start, size] = self._copy(start, size)
+            return self._copies[start, size].view(dtype).view(tuple(shape))
         raw = self._all[start : start + size]
         return (raw.clone() if start % dtype.itemsize else raw).view(dtype).view(tuple(shape))
 
@@ -54,11 +92,32 @@ class Mapped:
 
         What was written to views of them is lost, so this is for readers that have not handed them out to be changed.
         """
+        if self._copies is not None:
+            self._copies.pop((start, size), None)
         if self._map is None or not hasattr(mmap, "MADV_DONTNEED"):
             return
         first = start - start % mmap.PAGESIZE
         if size:
             self._map.madvise(mmap.MADV_DONTNEED, first, start + size - first)
+
+    def _copy(self, start: int, size: int) -> Tensor:
+        """Bytes of the file in new memory. UserError where the file has been cut since it was opened."""
+        found = _memory(size)
+        try:
+            self._open.seek(start)
+            count = self._open.readinto(found.numpy().data)
+        except OSError as error:
+            raise UserError(f"{self.source} cannot be read: {error.strerror}; check the path") from error
+        if count < size:
+            raise UserError(f"{self.source} was cut while it was read; read it again when it is whole")
+        return found
+
+
+def _memory(size: int) -> Tensor:
+    """New memory, of many bytes the system's again as soon as no tensor needs it."""
+    if size < _LARGE or not hasattr(mmap, "MAP_ANONYMOUS"):
+        return torch.empty(size, dtype=torch.uint8)
+    return torch.frombuffer(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), dtype=torch.uint8)
 
 
 def one_view(tensors: Sequence[Tensor]) -> Tensor | None:

@@ -16,7 +16,7 @@ from torch.utils import swap_tensors
 from headway.config import from_dict, to_dict
 from headway.errors import ConfigError, UserError, nearest
 from headway.formats.durable import write_tensors
-from headway.formats.tensorfile import read_tensors
+from headway.formats.tensorfile import TensorFile
 from headway.memory import check_room
 from headway.nn.models import ModelConfig, outline
 from headway.parsing import parse_json
@@ -126,22 +126,27 @@ def load_model(directory: Path, device: torch.device | str = "cpu", known: nn.Mo
 
 def read_model(path: Path) -> tuple[dict[str, Tensor], ModelConfig]:
     """Memory-mapped tensors by name, and the configuration, of a native model file."""
+    file, config = _header(path)
+    return {name: file.get(name) for name in file.names()}, config
+
+
+def _header(path: Path) -> tuple[TensorFile, ModelConfig]:
     if not path.is_file():
         raise UserError(f"{path} does not exist; give a run or model folder that holds {FILE}")
-    tensors, metadata = read_tensors(path, "restore it from a copy")
-    check_version(metadata, path)
-    return tensors, config_of(metadata, path, len(tensors))
+    file = TensorFile(path, "restore it from a copy")
+    check_version(file.metadata, path)
+    return file, config_of(file.metadata, path, len(file.names()))
 
 
 def native_config(directory: Path) -> ModelConfig:
     """The configuration of the model in a folder."""
-    return read_model(directory / FILE)[1]
+    return _header(directory / FILE)[1]
 
 
 def quantised_config(directory: Path) -> ModelConfig:
     """The configuration of the quantized model in a folder."""
-    tensors, metadata = read_tensors(directory / QUANTISED, "quantize the model again")
-    return config_of(metadata, directory / QUANTISED, len(tensors))
+    file = TensorFile(directory / QUANTISED, "quantize the model again")
+    return config_of(file.metadata, directory / QUANTISED, len(file.names()))
 
 
 def config_of(metadata: dict[str, str], path: Path, tensors: int) -> ModelConfig:

@@ -13,6 +13,7 @@ from headway.engine.choosing import Choosing
 from headway.engine.drawing import MASK, TOP, UNIFORM
 from headway.engine.pool import Pool
 from headway.errors import UserError
+from headway.generate.masks import MaskBudget, fill_masks
 from headway.generate.sampling import Sampler, uniforms
 
 _AHEAD = 64  # draws that are made at once, as one takes nearly as long
@@ -50,13 +51,14 @@ class Chooser:
         self._fields, self._numbers = self._table.fields[0], self._table.numbers[0]
         self._mask = np.zeros(0 if rule is None else -(-symbols // 32), np.int32)
         self._fields[TOP], self._fields[MASK] = top, self._mask.ctypes.data if rule is not None else 0
+        self.masks = None if rule is None else MaskBudget(self._allow)
         self._draw()
 
-    def allow(self) -> None:
+    def _allow(self) -> None:
         """Let come what the rule allows. UserError where it fails."""
-        if self.rule is not None:
-            self._mask[:] = 0
-            self.rule.fill(self._mask)
+        assert self.rule is not None
+        self._mask[:] = 0
+        self.rule.fill(self._mask)
 
     def take(self, symbol: int) -> None:
         """Go on after this symbol."""
@@ -81,11 +83,8 @@ class StepChoice:
 
     def __init__(self, choosers: Sequence[Chooser], places: Sequence[int]) -> None:
         self._failed: dict[int, UserError] = {}
-        for number, chooser in enumerate(choosers):
-            try:
-                chooser.allow()
-            except UserError as error:
-                self._failed[number] = error
+        if any(chooser.masks is not None for chooser in choosers):
+            self._failed = fill_masks([chooser.masks for chooser in choosers])
         self._told = [chooser.top for chooser in choosers]
         rows = [(chooser.address, place) for chooser, place in zip(choosers, places)]
         self.choosing = Choosing(rows, max(self._told, default=0))

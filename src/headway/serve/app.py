@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager
+from difflib import get_close_matches
 from typing import Any
 
 import msgspec
@@ -12,16 +13,15 @@ from starlette.applications import Starlette
 from starlette.datastructures import FormData
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from headway.errors import nearest
 from headway.serve import chat, completions, embeddings, operation, page, tokenizing, transcriptions, verbs
 from headway.serve.errors import StatusError, error_answer, error_response, refusal
 from headway.serve.frame import CLIENT, Client, Context, Endpoint, Events, Served, ServerSettings
-from headway.serve.gate import CONTEXT, Gate
+from headway.serve.gate import CLIENT_LEFT, CONTEXT, Gate
 from headway.serve.openapi import pages
 from headway.serve.receiving import read_body, read_form
 
@@ -35,6 +35,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     *operation.ENDPOINTS,
     *page.ENDPOINTS,
 )
+_NEAR = 0.85  # of two paths that are alike, between 0 and 1, before one is suggested for the other
 _encode = msgspec.json.Encoder().encode
 
 
@@ -53,7 +54,9 @@ def create_app(served: Served, settings: ServerSettings, endpoints: Sequence[End
         assert isinstance(error, HTTPException)
         asked, known = f"{request.method} {request.url.path[:200]}", ", ".join(paths)
         if error.status_code == 404:
-            remedy = nearest(request.url.path, paths)
+            path = request.url.path[:200]
+            near = [f"/v1{path}"] if f"/v1{path}" in paths else get_close_matches(path, paths, n=1, cutoff=_NEAR)
+            remedy = f"did you mean {near[0]!r}?" if near else "/docs lists the paths"
             return error_response(StatusError(404, f"there is no {asked}; {remedy}", code="unknown_path"))
         allowed = [endpoint.method for endpoint in every if endpoint.path == request.url.path]
         remedy = f"use {' or '.join(allowed)}" if allowed else f"the paths are {known}"
@@ -94,13 +97,15 @@ class _Answering:
                 if client is not None and client.gone:
                     raise ClientLeftError("the client has gone") from None
                 told = f"{context.settings.seconds:g} s have passed without an end; ask for less, or later"
-                await sending.refuse(StatusError(408, told, code="timeout"))
+                await _refuse(StatusError(408, told, code="timeout"), context, sending)
             except ClientLeftError:
                 raise
+            except ClientDisconnect:
+                raise ClientLeftError("the client left before its body had come") from None
             except Exception as error:
-                await sending.refuse(refusal(error))
+                await _refuse(refusal(error), context, sending)
         except ClientLeftError as error:
-            context.noted["left"] = str(error)
+            context.noted["left"], context.outcome = str(error), CLIENT_LEFT
             if client is not None:
                 client.abort()  # what it has not read is thrown away
                 await asyncio.sleep(0)  # until the connection is known to be lost
@@ -128,7 +133,7 @@ class _Sending:
         self._send = send
         self._client = client
         self._seconds = seconds
-        self._begun = False
+        self.begun = False
 
     async def whole(self, response: Response) -> None:
         headers = response.raw_headers
@@ -138,7 +143,7 @@ class _Sending:
     async def events(self, parts: AsyncIterator[msgspec.Struct]) -> None:
         """The parts as they come. Nothing is sent before the first is there: until then an error has a status."""
         async for part in parts:
-            if not self._begun:
+            if not self.begun:
                 headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store")]
                 await self._put({"type": "http.response.start", "status": 200, "headers": headers})
             await self._event(_encode(part))
@@ -147,7 +152,7 @@ class _Sending:
 
     async def refuse(self, error: StatusError) -> None:
         """An error as the answer, or as the last event where a stream has begun."""
-        if not self._begun:
+        if not self.begun:
             await self.whole(error_response(error))
             return
         await self._event(_encode(error_answer(error)))
@@ -157,7 +162,7 @@ class _Sending:
         await self._put({"type": "http.response.body", "body": b"data: " + data + b"\n\n", "more_body": True})
 
     async def _put(self, message: dict[str, Any]) -> None:
-        self._begun = True
+        self.begun = True
         if self._client is None or not self._client.full:
             await self._send(message)  # at once; to look after that would cost as much as an event
             return
@@ -169,6 +174,13 @@ class _Sending:
             if not limit.expired():
                 raise
             raise ClientLeftError(f"nothing was read for {self._seconds:g} s") from None
+
+
+async def _refuse(error: StatusError, context: Context, sending: _Sending) -> None:
+    """Send an error; the log has it where a stream has begun, as the status sent was another one."""
+    if sending.begun:
+        context.noted["error"], context.outcome = error_answer(error).error.message, error.status
+    await sending.refuse(error)
 
 
 class ClientLeftError(Exception):

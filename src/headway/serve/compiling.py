@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
@@ -24,6 +25,7 @@ _SPACES = r" |\r?\n[ \t]{0,32}"  # between the parts of JSON: models write white
 _ESCAPES = 'nrbtf\\"'  # with \u, a key could be spelt in two ways, and be taken for another
 _JSON = {"whitespace_pattern": _SPACES, "json_allowed_escapes": _ESCAPES}
 _CHOICES = 1000
+_FIRST = 0.3  # seconds of a processor that finding the first token of an answer may take
 # What a lark grammar may hold that is no grammar of ours: strings and expressions, then comments.
 _TEXTS = re.compile(r'"(?:\\.|[^"\\\n])*"i?|/(?![/*])(?:\\.|[^/\\\n])+/[imslux]*|(?://|#)[^\n]*')
 _STRANGE = re.compile(r"%json|%llguidance|%regex|<|@|\b(?:max_tokens|temperature|stop|stop_capture|suffix|lazy)\b")
@@ -103,7 +105,13 @@ def _tried(grammar: str, symbols: int) -> str:
     matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=LIMITS)
     if told or failed or matcher.is_error():
         raise UserError(refusal(told[0] if told else matcher.get_error()))
-    if not any(matcher.compute_bitmask()) or matcher.is_error():
+    began = time.process_time()
+    first = any(matcher.compute_bitmask())
+    if (took := time.process_time() - began) > _FIRST:
+        raise UserError(
+            f"the form takes {took:.1f} s to find its first token, {_FIRST:g} are the most; use a simpler one"
+        )
+    if not first or matcher.is_error():
         raise UserError("nothing fits the form; give one that allows some text")
     return grammar
 

@@ -98,6 +98,7 @@ class Connection(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         self._whole = True
         super().on_message_complete()
+        self.flow.resume_reading()  # paused, nobody would see the client go: the application asks for nothing more
 
     def on_response_complete(self) -> None:
         super().on_response_complete()

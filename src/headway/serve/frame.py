@@ -16,6 +16,7 @@ from starlette.datastructures import FormData
 from starlette.responses import Response
 
 from headway.app.model import Model
+from headway.formats.native import Weights
 from headway.serve.batches import Batcher
 from headway.serve.loop import EngineLoop
 
@@ -61,6 +62,8 @@ class Known(NamedTuple):
     parameters: int
     changed: int  # seconds since 1970
     alone: str | None  # why the texts that it writes are written one after the other; None where they need not be
+    weights: Weights | None = None  # the number format that its weights are loaded in; None for fp32
+    note: str | None = None  # for the start: in which format quantised weights are served, and why
 
 
 class Ready(NamedTuple):
@@ -140,6 +143,7 @@ class Context:
     route: str = ""  # the endpoint's path
     path: Mapping[str, str] = field(default_factory=dict)  # what stands in the path for {name}
     noted: dict[str, str | int] = field(default_factory=dict)  # for the log: the model, numbers of tokens
+    outcome: int | None = None  # the status for the log where the answer did not end as the status sent says
 
 
 class Events(NamedTuple):

@@ -29,7 +29,7 @@ _NAMES = ("localhost", "ip6-localhost")
 _ANY = {"0.0.0.0", "::"}  # addresses to listen at, and no names
 _LONGEST = 200  # characters of a path or a name that the log shows
 _NUMBERS = random.Random(secrets.token_bytes())  # of requests: to tell them apart
-_LEFT = 499  # the status in the log where the client went before it had its answer
+CLIENT_LEFT = 499  # the status in the log where the client went before it had its whole answer
 
 
 class Gate:
@@ -124,7 +124,7 @@ class _Visit:
         self._send = send
         self._context = context
         self._began = time.monotonic()
-        self._status = _LEFT
+        self._status = CLIENT_LEFT
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -139,7 +139,8 @@ class _Visit:
         """Count the request, and write its line: nothing of what was said in it."""
         took = time.monotonic() - self._began
         context, route = self._context, self._context.route or "other"
-        metrics.ANSWERED.labels(route, str(self._status)).inc()
+        status = context.outcome or self._status
+        metrics.ANSWERED.labels(route, str(status)).inc()
         metrics.SECONDS.labels(route).observe(took)
         if not log:
             return
@@ -151,7 +152,8 @@ class _Visit:
             "key": context.owner or None,
             "method": self._scope["method"][:_LONGEST],
             "path": self._scope["path"][:_LONGEST],
-            "status": self._status,
+            "status": status,
+            **({} if status == self._status else {"sent": self._status}),
             "ms": round(took * 1000, 1),
             **context.noted,
         }

@@ -20,7 +20,9 @@ from headway.app.predictors import verbs
 from headway.app.recipes import find_model
 from headway.engine import refusal
 from headway.errors import UserError, logger, nearest
+from headway.formats.gguf import SUFFIX, GgufFile
 from headway.formats.hub import find_folder
+from headway.formats.mapped import copied
 from headway.formats.native import QUANTISED, Weights, quantised_config
 from headway.formats.open import open_config, open_usage
 from headway.formats.usage import read_usage
@@ -29,7 +31,7 @@ from headway.handle import Backend
 from headway.learn.run import RunDirectory
 from headway.memory import free_bytes
 from headway.nn.models import Cache, ModelConfig, Transformer, describe, kinds, outline
-from headway.received import HUB
+from headway.received import HUB, FileStates, recorded, states_now
 from headway.serve.batches import Batcher
 from headway.serve.errors import StatusError
 from headway.serve.fingerprint import fingerprint
@@ -38,9 +40,11 @@ from headway.serve.loop import EngineLoop
 
 R = TypeVar("R")
 _LOG = logger(__name__)
-_FILES = (".gguf", ".bin")  # models that are a file
+_SERVED: dict[str, Weights] = {"Q8_0": "int8", "Q4_0": "int4", "Q4_1": "int4", "Q4_K": "int4"}  # by formats of GGUF
+_FILES = (SUFFIX, ".bin")  # models that are a file
 _BYTES = {None: 4, "fp32": 4, "int8": 2, "int4": 2}  # of a weight while a model is loaded; stored ones have 16 bits
 _RETRY = 10  # seconds after which memory may be free
+_LOOK = 1.0  # seconds between two looks at the files of a model
 _POLL = 0.05  # seconds between looks at what is under way while the server ends
 _MOST = 1000  # models of a folder
 
@@ -57,6 +61,16 @@ class LoadOptions:
 
 
 @dataclass(eq=False)
+class _Loaded:
+    """A model in memory, what is known of it, and the files that it was read from as they were then."""
+
+    ready: Ready
+    known: Known
+    files: FileStates
+    users: int = 0
+
+
+@dataclass(eq=False)
 class _Entry:
     """A model by its name: what is known of it, or what is wrong with it, and its state now."""
 
@@ -64,9 +78,11 @@ class _Entry:
     place: Path
     known: Known | None = None
     error: UserError | None = None
-    loading: asyncio.Task[Ready] | None = None
-    ready: Ready | None = None
-    users: int = 0
+    loading: asyncio.Task[_Loaded] | None = None
+    loaded: _Loaded | None = None
+    look: float = 0.0  # when to look at its files again, by the monotonic clock
+    tried: FileStates | None = None  # the changed files that it was last loaded again from
+    users: int = 0  # who waits for it included
     used: float = 0.0  # when it was last, by the monotonic clock
     timer: asyncio.TimerHandle | None = None  # until it is let go
 
@@ -107,6 +123,8 @@ class ServedModels:
                 _LOG.warning("%s is not served: %s", entry.name, error)
         if not any(entry.known for entry in self._entries.values()):
             raise UserError("there is no model to serve; name some, or give a folder that holds some with --models")
+        self._replaced: set[_Loaded] = set()  # by newer ones, and still in use
+        self._retiring: set[asyncio.Task[None]] = set()
         self._thread = ThreadPoolExecutor(1, "headway-load")
         self._turn, self._letting_go = asyncio.Lock(), asyncio.Lock()  # of who loads, and of who unloads
         self._end: asyncio.Future[None] | None = None
@@ -114,6 +132,10 @@ class ServedModels:
 
     def listed(self) -> dict[str, Known]:
         return {name: entry.known for name, entry in self._entries.items() if entry.known is not None}
+
+    def notes(self) -> list[str]:
+        """What the start says of models: in which format those that are quantised are served, and why."""
+        return [f"{name}: {each.note}" for name, each in self.listed().items() if each.note is not None]
 
     def known(self, name: str) -> Known:
         entry = self._entry(name)
@@ -130,23 +152,31 @@ class ServedModels:
         entry.users += 1
         if entry.timer is not None:
             entry.timer.cancel()
+        loaded = None
         try:
-            yield await self._loaded(entry)
+            loaded = await self._loaded(entry)
+            loaded.users += 1
+            yield loaded.ready
         except UserError as error:
             if isinstance(error, (StatusError, FullError)):
                 raise
             raise UserError(_unplaced(entry, str(error))) from error
         finally:
             entry.users -= 1
+            if loaded is not None:
+                loaded.users -= 1
+                if loaded in self._replaced and not loaded.users:
+                    self._replaced.remove(loaded)
+                    self._retire(loaded, entry.name)
             self._released(entry)
 
     def loops(self) -> Mapping[str, EngineLoop]:
-        found = {name: entry.ready.loop for name, entry in self._entries.items() if entry.ready is not None}
+        found = {name: entry.loaded.ready.loop for name, entry in self._entries.items() if entry.loaded is not None}
         return {name: loop for name, loop in found.items() if loop is not None}
 
     def batchers(self) -> Mapping[str, Batcher]:
         """The threads that answer for the models that are loaded now."""
-        return {name: entry.ready.batcher for name, entry in self._entries.items() if entry.ready is not None}
+        return {name: entry.loaded.ready.batcher for name, entry in self._entries.items() if entry.loaded is not None}
 
     def ready(self) -> bool:
         return not self._closing
@@ -164,12 +194,14 @@ class ServedModels:
 
     async def _close(self, seconds: float) -> None:
         self._closing, end = True, time.monotonic() + seconds
-        loops = [loop.close(seconds) for loop in self.loops().values()]  # each ends what it writes
+        older = [each.ready.loop for each in self._replaced if each.ready.loop is not None]
+        loops = [loop.close(seconds) for loop in (*self.loops().values(), *older)]  # each ends what it writes
         await asyncio.gather(*loops)
         while any(entry.users for entry in self._entries.values()) and time.monotonic() < end:
             await asyncio.sleep(_POLL)
         for entry in self._entries.values():
             await self._unload(entry)
+        await asyncio.gather(*(self._let_go(each, "an older one") for each in self._replaced), *self._retiring)
         self._thread.shutdown(wait=False)
 
     def _add(self, name: str, place: Path) -> None:
@@ -186,46 +218,88 @@ class ServedModels:
             raise StatusError(404, f"there is no model {name[:100]!r}; {remedy}", "model", "model_not_found")
         return self._entries[name]
 
-    async def _loaded(self, entry: _Entry) -> Ready:
-        """The model, which the first who asks has loaded; it goes on where that one leaves, as others may wait."""
-        if entry.ready is not None:
-            return entry.ready
+    async def _loaded(self, entry: _Entry) -> _Loaded:
+        """The model, which the first who asks has loaded; it goes on where that one leaves, as others may wait. Where
+        its files have changed, it is loaded again, and the one that is there answers until then.
+        """
+        if entry.loaded is not None:
+            if entry.loading is None and self._has_changed(entry, entry.loaded):
+                self._begin(entry)
+            return entry.loaded
         if entry.loading is None:
-            entry.loading = asyncio.create_task(self._load(entry))
-            entry.loading.add_done_callback(lambda task: task.cancelled() or task.exception())  # seen by all or by none
+            self._begin(entry)
+        assert entry.loading is not None
         return await asyncio.shield(entry.loading)
 
-    async def _load(self, entry: _Entry) -> Ready:
+    def _begin(self, entry: _Entry) -> None:
+        entry.loading = asyncio.create_task(self._load(entry))
+        entry.loading.add_done_callback(lambda task: task.cancelled() or task.exception())  # seen by all or by none
+
+    def _has_changed(self, entry: _Entry, loaded: _Loaded) -> bool:
+        """Whether files of a model have changed since it was loaded, and since it was last tried to load it again."""
+        now = time.monotonic()
+        if now < entry.look:
+            return False
+        entry.look = now + _LOOK
+        found = states_now(loaded.files)
+        if found in (loaded.files, entry.tried):
+            return False
+        entry.tried = found
+        return True
+
+    async def _load(self, entry: _Entry) -> _Loaded:
         try:
             async with self._turn:
                 await self._make_room(entry)
                 started = time.monotonic()
-                entry.ready = await self._in_thread(lambda: self._open(entry))
-            _LOG.info("%s was loaded in %.1f s", entry.name, time.monotonic() - started)
-            return entry.ready
-        except StatusError:
+                made = await self._in_thread(lambda: self._open(entry))
+            older, entry.loaded, entry.known, entry.tried = entry.loaded, made, made.known, None
+            again = " again, as its files have changed" if older is not None else ""
+            _LOG.info("%s was loaded%s in %.1f s", entry.name, again, time.monotonic() - started)
+            if older is not None and older.users:
+                self._replaced.add(older)
+            elif older is not None:
+                self._retire(older, entry.name)
+            return made
+        except StatusError as error:
+            if entry.loaded is not None:
+                entry.tried = None  # memory may be free at the next look
+                _LOG.warning("%s has changed and is served as it was: %s", entry.name, error)
             raise
         except Exception as error:  # of files that others wrote, and for want of memory: no other model's affair
-            _LOG.warning("%s cannot be loaded", entry.name, exc_info=None if isinstance(error, UserError) else error)
+            told = "has changed, cannot be loaded again and is served as it was" if entry.loaded else "cannot be loaded"
+            reason = error if isinstance(error, UserError) else type(error).__name__
+            trace = None if isinstance(error, UserError) else error
+            _LOG.warning("%s %s: %s", entry.name, told, reason, exc_info=trace)
             raise _broken(entry, str(error) or type(error).__name__) from error
         finally:
             entry.loading = None
             self._released(entry)
 
-    def _open(self, entry: _Entry) -> Ready:
-        """Called in the thread: reading takes seconds, and so does what a program is made from."""
-        o, writes = self._options, "generate" in self.known(entry.name).verbs
-        model = load(entry.place, o.device, o.weights, o.backend, o.cache, o.draft if writes else None)
+    def _open(self, entry: _Entry) -> _Loaded:
+        """Called in the thread: reading takes seconds, and so does what a program is made from. UserError where a file
+        changes meanwhile, as no one state of it was read then.
+        """
+        o, place = self._options, entry.place
+        with recorded() as files, copied():
+            found = known(place, o)
+            writes = "generate" in found.verbs
+            model = load(place, o.device, found.weights, o.backend, o.cache, o.draft if writes else None)
+        changed = next((path for path, state in states_now(files).items() if state != files[path]), None)
+        if changed is not None:
+            raise UserError(f"{Path(changed).name} was changed while it was read; ask again when it is whole")
         loop = self._start_loop(model, entry.name)
-        return Ready(entry.name, model, loop, Batcher(entry.name), fingerprint(model) if writes else "")
+        ready = Ready(entry.name, model, loop, Batcher(entry.name), fingerprint(model) if writes else "")
+        return _Loaded(ready, found, files)
 
     async def _make_room(self, entry: _Entry) -> None:
         """Let go what nobody uses, the least recently used first, until there is memory for a model. StatusError 503
         where the others that are loaded are all in use.
         """
-        needed = self.known(entry.name).parameters * _BYTES[self._options.weights]
+        found = self.known(entry.name)
+        needed = found.parameters * _BYTES[found.weights]
         while (free := free_bytes(self._device)) is not None and free < needed:
-            held = [each for each in self._entries.values() if each.ready is not None]
+            held = [each for each in self._entries.values() if each.loaded is not None]
             idle = [each for each in held if not each.users]
             if not held:
                 return  # what loads it says what is missing
@@ -239,26 +313,34 @@ class ServedModels:
         entry.used = time.monotonic()
         if entry.timer is not None:
             entry.timer.cancel()
-        if self._keep_alive is None or entry.users or entry.ready is None or self._closing:
+        if self._keep_alive is None or entry.users or entry.loaded is None or self._closing:
             return
         loop = asyncio.get_running_loop()
-        entry.timer = loop.call_later(self._keep_alive, lambda: loop.create_task(self._let_go(entry)))
+        entry.timer = loop.call_later(self._keep_alive, lambda: loop.create_task(self._unload_idle(entry)))
 
-    async def _let_go(self, entry: _Entry) -> None:
+    async def _unload_idle(self, entry: _Entry) -> None:
         if not entry.users:
             await self._unload(entry)
 
     async def _unload(self, entry: _Entry) -> None:
+        loaded, entry.loaded = entry.loaded, None
+        if loaded is not None:
+            await self._let_go(loaded, entry.name)
+
+    def _retire(self, loaded: _Loaded, name: str) -> None:
+        """Let it go once whoever called this has no more of it."""
+        task = asyncio.create_task(self._let_go(loaded, name))
+        self._retiring.add(task)
+        task.add_done_callback(self._retiring.discard)
+
+    async def _let_go(self, loaded: _Loaded, name: str) -> None:
         async with self._letting_go:
-            ready, entry.ready = entry.ready, None
-            if ready is None:
-                return
-            ready.batcher.close()
-            if ready.loop is not None:
-                await ready.loop.close(0)
-            del ready
+            loaded.ready.batcher.close()
+            if loaded.ready.loop is not None:
+                await loaded.ready.loop.close(0)
+            del loaded.ready, loaded
             await self._in_thread(gc.collect)  # modules hold each other
-            _LOG.info("%s was let go", entry.name)
+            _LOG.info("%s was let go", name)
 
     async def _in_thread(self, job: Callable[[], R]) -> R:
         context = copy_context()  # which says, for one, which kernels compute
@@ -277,6 +359,7 @@ def known(place: Path, options: LoadOptions) -> Known:
     else:
         config, usage = open_config(place), open_usage(place)
     can = verbs(config, usage, run)
+    alone = _alone(config, options) if "generate" in can else None
     return Known(
         kinds.kind_of(config),
         can,
@@ -284,8 +367,27 @@ def known(place: Path, options: LoadOptions) -> Known:
         config.context,
         describe(config)["parameters"],
         int(place.stat().st_mtime),
-        _alone(config, options) if "generate" in can else None,
+        alone,
+        *_weights(place, options, alone),
     )
+
+
+def _weights(place: Path, options: LoadOptions, alone: str | None) -> tuple[Weights | None, str | None]:
+    """The format to load weights in: as asked for, or that of a quantised GGUF file, with a note that says so."""
+    if options.weights is not None or place.suffix != SUFFIX:
+        return options.weights, None
+    kind = GgufFile(place).main_kind()
+    if kind.dtype is not None:
+        return None, None
+    weights = _SERVED.get(kind.name)
+    reason = f"{kind.name} has neither 8 nor 4 bits" if weights is None else alone
+    if find_device(options.device).type != "cpu":
+        reason = "int8 and int4 need the CPU"
+    elif options.backend == "torch":
+        reason = "torch computes it"
+    if reason is not None:
+        return None, f"weights in {kind.name} are served in fp32, as {reason}"
+    return weights, f"weights in {kind.name} are served in {weights}; --weights fp32 serves their exact values"
 
 
 def _alone(config: ModelConfig, options: LoadOptions) -> str | None:

@@ -6,6 +6,7 @@ import msgspec
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import Response
 
+from headway import __version__
 from headway.serve import metrics
 from headway.serve.errors import StatusError
 from headway.serve.frame import Context, Endpoint
@@ -50,6 +51,16 @@ async def ready(body: None, context: Context) -> ReadyAnswer:
     return ReadyAnswer("ready")
 
 
+class VersionAnswer(msgspec.Struct):
+    """The version of headway."""
+
+    version: str
+
+
+async def version(body: None, context: Context) -> VersionAnswer:
+    return VersionAnswer(__version__)
+
+
 async def counted(body: None, context: Context) -> Response:
     loops = context.served.loops()
     page = metrics.page(lambda: {name: loop.steps.state()._asdict() for name, loop in loops.items()})
@@ -59,5 +70,6 @@ async def counted(body: None, context: Context) -> Response:
 ENDPOINTS = (
     Endpoint("GET", "/health", health, "whether every model that has work takes steps", answer=HealthAnswer),
     Endpoint("GET", "/ready", ready, "whether requests are served", answer=ReadyAnswer),
+    Endpoint("GET", "/version", version, "the version of headway", answer=VersionAnswer),
     Endpoint("GET", "/metrics", counted, "what the server counts, for Prometheus"),
 )

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 from starlette.datastructures import FormData
 from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException
 from starlette.requests import ClientDisconnect, Request
 
 from headway.serve.errors import StatusError
@@ -22,7 +23,9 @@ _FIELDS = 1000  # of a form
 
 
 async def read_body(request: Request, decoder: msgspec.json.Decoder[Any], settings: ServerSettings) -> Any:
-    """The JSON body of a request as the decoder's struct. StatusError 400, 408, 413 or 415 for what is none."""
+    """The JSON body of a request as the decoder's struct. StatusError 400, 408, 413 or 415 for what is none, and
+    ClientDisconnect where the client leaves before its end.
+    """
     _check_type(request, "application/json")
     raw = await _received(request, settings.body_bytes, settings.receive_seconds)
     if len(raw) <= _AT_ONCE:
@@ -31,19 +34,23 @@ async def read_body(request: Request, decoder: msgspec.json.Decoder[Any], settin
 
 
 async def read_form(request: Request, settings: ServerSettings) -> FormData:
-    """The fields and files of a form. StatusError 400, 408, 413 or 415 for what is none."""
+    """The fields and files of a form. Errors as of `read_body`."""
     _check_type(request, "multipart/form-data")
     _check_length(request, settings.form_bytes)
-    read = 0
+    read, left = 0, False
     take = request.stream
 
     async def bounded() -> Any:
-        nonlocal read
-        async for piece in take():
-            read += len(piece)
-            if read > settings.form_bytes:
-                raise _too_large(f"more than {settings.form_bytes:,}", settings.form_bytes)
-            yield piece
+        nonlocal read, left
+        try:
+            async for piece in take():
+                read += len(piece)
+                if read > settings.form_bytes:
+                    raise _too_large(f"more than {settings.form_bytes:,}", settings.form_bytes)
+                yield piece
+        except ClientDisconnect:
+            left = True
+            raise MultiPartException("the client left") from None  # on which the parser closes its files
 
     request.stream = bounded  # type: ignore[method-assign]  # which starlette's parser reads
     try:
@@ -52,6 +59,8 @@ async def read_form(request: Request, settings: ServerSettings) -> FormData:
     except TimeoutError:
         raise _late(settings.receive_seconds) from None
     except (HTTPException, KeyError, UnicodeDecodeError, ValueError) as error:  # the first is what the parser refuses
+        if left:
+            raise ClientDisconnect from None
         reason = getattr(error, "detail", None) or str(error)
         raise StatusError(400, f"the body is no form ({reason}); send multipart/form-data") from None
 
@@ -131,8 +140,6 @@ async def _received(request: Request, most: int, seconds: float) -> bytes:
                 pieces.append(piece)
     except TimeoutError:
         raise _late(seconds) from None
-    except ClientDisconnect:
-        raise StatusError(400, "the client left before its body had come; send all of it") from None
     return b"".join(pieces)
 
 

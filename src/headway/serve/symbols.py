@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from itertools import accumulate
 from threading import Lock
 from weakref import WeakKeyDictionary
 
@@ -21,6 +22,7 @@ SPECIAL = b"\xff"  # before what a special symbol is called; no text holds this 
 _NEVER = {0xC0, 0xC1, *range(0xF5, 0x100)}  # bytes that are in no text
 _BYTE = re.compile("<0x[0-9A-F]{2}>")
 _NEEDED = {*range(256)} - _NEVER
+_FORCED, _CUT = 256, 64  # characters of a forced text that are tokenized, and of these the last, which a cut may change
 
 
 class ByteSymbols:
@@ -76,13 +78,23 @@ class _Wrapped:
         self._ids = {token: i for i, token in reversed(list(enumerate(tokens))) if token}
 
     def __call__(self, text: str) -> list[int]:
-        """The symbols of a text amid another, as the codec would cut it; a form that leaves no choice is cut so."""
+        """The symbols of a text amid another, as the codec would cut it; a form that leaves no choice is cut so.
+
+        Of a long text only the first symbols: each of them has the rest tokenized again.
+        """
+        if len(text) > _FORCED:
+            return self._first(text)
         ids, written = self._tokenizer.encode(text, add_special_tokens=False).ids, text.encode()
         joined = b"".join(self.tokens[i] for i in ids)
         if joined == b" " + written:  # what is put before the start of a text
             rest = self.tokens[ids[0]][1:]
             return [*([self._ids[rest]] if rest in self._ids else self._each(rest)), *ids[1:]]
         return ids if joined == written else self._each(written)
+
+    def _first(self, text: str) -> list[int]:
+        ids, sure = self(text[:_FORCED]), len(text[: _FORCED - _CUT].encode())
+        ends = accumulate(len(self.tokens[i]) for i in ids)
+        return [i for i, end in zip(ids, ends) if end <= sure] or ids[:1]
 
     def _each(self, written: bytes) -> list[int]:
         return [self._ids[bytes([byte])] for byte in written]

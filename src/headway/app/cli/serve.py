@@ -70,6 +70,8 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
         models = ServedModels(args.models, args.folder, options, start, args.keep_alive)
         names = list(models.listed())
         terminal.note(f"{', '.join(names)} at {url_of(bound)} (Ctrl-C ends it)")
+        for note in models.notes():
+            terminal.note(note)
         run_server(models, settings, bound)
     terminal.result({"models": names})
 

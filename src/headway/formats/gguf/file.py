@@ -10,6 +10,7 @@ quantised blocks into numbers.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
 from types import ModuleType
@@ -108,6 +109,13 @@ class GgufFile:
 
     def kind(self, name: str) -> NumberFormat:
         return KINDS[self._entries[name].number]
+
+    def main_kind(self) -> NumberFormat:
+        """The number format of most of its weights."""
+        counts: Counter[int] = Counter()
+        for entry in self._entries.values():
+            counts[entry.number] += math.prod(entry.shape)
+        return KINDS[counts.most_common(1)[0][0]] if counts else KINDS[0]
 
     def get(self, name: str) -> Tensor:
         """A tensor as it is stored, or the 32-bit numbers that its quantised blocks stand for."""

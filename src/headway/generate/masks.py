@@ -1,0 +1,175 @@
+"""The masks of a step, computed in a thread next to the engine's: one that takes too long ends its own sequence alone.
+
+A call into the library that computes masks cannot be interrupted. So the thread of a mask that is late is left to
+itself, a new one computes the others, and nobody waits for it.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from queue import Empty, SimpleQueue
+
+from headway.errors import UserError
+
+MASK_SECONDS = 0.1  # of a processor, for one mask
+_TOTAL, _PER_TOKEN = 1.0, 0.005  # and for all masks of a sequence
+_LATE_THREADS = 4  # that may still compute masks nobody waits for; each may hold a gigabyte
+_POLL = 0.005  # seconds, at least, between two looks at a mask that is late
+_CPU_CLOCK: Callable[[int], int] | None = getattr(time, "pthread_getcpuclockid", None)  # macOS lacks it
+
+Fill = Callable[[], None]
+
+
+class MaskBudget:
+    """The time that the masks of one sequence have taken. `fill` computes the next one."""
+
+    def __init__(self, fill: Fill) -> None:
+        self.fill = fill
+        self.masks = 0
+        self._seconds = 0.0
+
+    def spend(self, seconds: float) -> None:
+        """Count a mask. UserError for more than one mask, or all of them, may take."""
+        self.masks += 1
+        self._seconds += seconds
+        if seconds > MASK_SECONDS:
+            raise _slow()
+        if self._seconds > (most := _TOTAL + _PER_TOKEN * self.masks):
+            raise UserError(
+                f"finding the tokens that may follow took {self._seconds:.2f} s for {self.masks} tokens of this form, "
+                f"the limit is {most:.2f} s; use a simpler form"
+            )
+
+
+def fill_masks(budgets: Sequence[MaskBudget | None]) -> dict[int, UserError]:
+    """Compute the next mask of each sequence that has a budget. The errors of those that failed, by their index."""
+    failed: dict[int, UserError] = {}
+    waiting = [index for index, budget in enumerate(budgets) if budget is not None]
+    while waiting:
+        job = _Job([(index, budget) for index in waiting if (budget := budgets[index]) is not None], failed)
+        late = _own_thread().run(job)
+        waiting = [] if late is None else waiting[waiting.index(late) + 1 :]
+    return failed
+
+
+class _Job:
+    """Masks one after the other. `run` is the mask thread's; `give_up` is called by who waits."""
+
+    def __init__(self, budgets: Sequence[tuple[int, MaskBudget]], failed: dict[int, UserError]) -> None:
+        self.done: SimpleQueue[Exception | None] = SimpleQueue()
+        self._budgets, self._failed = budgets, failed
+        self._lock = threading.Lock()
+        self._current: tuple[int, float] | None = None  # index, and the thread's clock when it began
+        self._left = False
+        self._clock: Callable[[], float] = time.monotonic
+
+    def run(self) -> bool:
+        """Whether somebody still waits for it."""
+        if _CPU_CLOCK is not None:
+            clock = _CPU_CLOCK(threading.get_ident())
+            self._clock = lambda: time.clock_gettime(clock)
+        for index, budget in self._budgets:
+            error: UserError | None = None
+            with self._lock:
+                began = self._clock()
+                self._current = index, began
+            try:
+                if not budget.masks and _late.count >= _LATE_THREADS:
+                    raise UserError(f"{_late.count} forms take too long already; ask again in a moment")
+                budget.fill()
+            except UserError as refused:
+                error = refused
+            except Exception as fault:
+                self.done.put(fault)
+                return True
+            with self._lock:
+                if self._left:
+                    return False
+                try:
+                    budget.spend(self._clock() - began)
+                except UserError as refused:
+                    error = error or refused
+                if error is not None:
+                    self._failed[index] = error
+                self._current = None
+        self.done.put(None)
+        return True
+
+    def used(self) -> float:
+        """Seconds that the current mask has taken."""
+        current = self._current
+        return 0.0 if current is None else self._clock() - current[1]
+
+    def give_up(self) -> int | None:
+        """The index of the mask that is late, which fails; nobody waits for this job any more. None if none is late."""
+        with self._lock:
+            if self._current is None or self.used() <= MASK_SECONDS:
+                return None
+            self._left = True
+            self._failed[self._current[0]] = _slow()
+            return self._current[0]
+
+
+class _MaskThread:
+    """A thread that waits for jobs, and ends with this object."""
+
+    def __init__(self) -> None:
+        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
+        threading.Thread(target=_work, args=(self._jobs,), name="masks", daemon=True).start()
+
+    def run(self, job: _Job) -> int | None:
+        """Wait for a job. The index of the mask that is late, after which the thread is of no more use."""
+        self._jobs.put(job)
+        while True:
+            try:
+                fault = job.done.get(timeout=max(_POLL, MASK_SECONDS - job.used()))
+            except Empty:
+                late = job.give_up()
+                if late is not None:
+                    _late.add(1)
+                    _threads.own = None
+                    return late
+                continue
+            if fault is not None:
+                raise fault
+            return None
+
+    def __del__(self) -> None:
+        self._jobs.put(None)
+
+
+def _work(jobs: SimpleQueue[_Job | None]) -> None:
+    while (job := jobs.get()) is not None:
+        if not job.run():
+            _late.add(-1)
+
+
+class _Count:
+    def __init__(self) -> None:
+        self.count = 0
+        self._lock = threading.Lock()
+
+    def add(self, more: int) -> None:
+        with self._lock:
+            self.count += more
+
+
+_late = _Count()
+_threads = threading.local()
+
+
+def _own_thread() -> _MaskThread:
+    """That of the thread that calls."""
+    found = getattr(_threads, "own", None)
+    if found is None:
+        found = _threads.own = _MaskThread()
+    return found
+
+
+def _slow() -> UserError:
+    return UserError(
+        f"finding the tokens that may follow takes more than {MASK_SECONDS:g} s of a processor in this form; use a "
+        "simpler one"
+    )
