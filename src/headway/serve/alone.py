@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import count
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from headway.engine import Engine
 from headway.errors import UserError
 from headway.generate import Event, Session
 from headway.generate.scheduler import FullError, Request, Said
+from headway.generate.score import TokenScore, score_prompt
 
 
 class AloneState(NamedTuple):
@@ -29,21 +31,42 @@ class Alone:
         self._session = session
         self._most = waiting
         self._numbers = count(1)
-        self._queue: deque[tuple[int, Iterator[Event]]] = deque()  # the first is under way
+        self._queue: deque[tuple[int, Iterator[Said]]] = deque()  # the first is under way
 
     def submit(self, request: Request) -> int:
         """A number for the request. UserError for one that cannot be; FullError where too many wait."""
         if request.rule is not None or request.top:
-            asked = "held to a form" if request.rule is not None else "told with the likeliest other tokens"
+            asked = "held to a form or to some tokens"
+            if request.rule is None:
+                asked = "told with the likeliest other tokens"
             raise UserError(
                 f"answers of this model are not {asked}, as the compiled engine does not run it; leave that out"
             )
         if len(self._queue) > self._most:
             raise FullError(f"{self._most} requests wait already; ask again in a moment")
-        events = self._session.events([request.prompt] * request.copies, request.sampling, request.limits)
-        number = next(self._numbers)
-        self._queue.append((number, events))
+        number, session = next(self._numbers), self._session
+        request.check(session.model)
+        events: Iterator[Event] = iter(())
+        if request.generates:
+            events = session.events([request.prompt] * request.copies, request.sampling, request.limits)
+        self._queue.append((number, self._said(number, request, events)))
         return number
+
+    def _said(self, number: int, request: Request, events: Iterator[Event]) -> Iterator[Said]:
+        scores: Sequence[TokenScore] = ()
+        if request.prompt_top is not None:
+            model: Any = self._session.model
+            scores = score_prompt(
+                model.model if isinstance(model, Engine) else model, request.prompt, request.prompt_top
+            )
+        for copy in range(0 if request.generates else request.copies):
+            yield Said(number, copy, None, "", 0.0, [], "length", scores=scores)
+        begun: set[int] = set()
+        for event in events:
+            copy, reason = event.sequence, None if event.completion is None else event.completion.finish_reason
+            first = () if copy in begun else scores
+            begun.add(copy)
+            yield Said(number, copy, event.id, event.text, event.logprob, [], reason, scores=first)
 
     def cancel(self, ticket: int) -> None:
         """Forget a request."""
@@ -53,13 +76,11 @@ class Alone:
         """The next step of the first request. Nothing where there is none."""
         if not self._queue:
             return []
-        ticket, events = self._queue[0]
-        event = next(events, None)
-        if event is None:
+        said = next(self._queue[0][1], None)
+        if said is None:
             self._queue.popleft()
             return []
-        reason = None if event.completion is None else event.completion.finish_reason
-        return [Said(ticket, event.sequence, event.id, event.text, event.logprob, [], reason)]
+        return [said]
 
     def state(self) -> AloneState:
         """How many requests there are."""

@@ -13,6 +13,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from headway.serve.errors import StatusError
 from headway.serve.frame import ServerSettings
+from headway.serve.neutral import without_neutral
 
 _AT_ONCE = 1 << 16  # bytes that are looked through on the event loop; more are, in a thread
 _MARKS = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[\[{]|[\]}]', re.DOTALL)  # texts are skipped whole
@@ -61,7 +62,10 @@ def decode(raw: bytes, decoder: msgspec.json.Decoder[Any], depth: int) -> Any:
     if raw.count(b"[") + raw.count(b"{") > depth:
         _check_depth(raw, depth)
     try:
-        return decoder.decode(raw)
+        try:
+            return decoder.decode(raw)
+        except msgspec.ValidationError:  # perhaps for a field that asks for nothing
+            return msgspec.convert(without_neutral(msgspec.json.decode(raw), decoder.type), decoder.type)
     except msgspec.ValidationError as error:
         raise _invalid(str(error), decoder.type) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
