@@ -229,8 +229,9 @@ class Scheduler:
             if leader is not None:
                 leader.followers.append(copy)
             else:
-                skips = self._prefixes is not None and not copy.scores_prompt  # a score needs its logits
-                blocks = self._prefixes.find(copy.owner, copy.ids) if skips else []
+                blocks: list[int] = []
+                if self._prefixes is not None and not copy.scores_prompt:  # a score needs its logits
+                    blocks = self._prefixes.find(copy.owner, copy.ids)
                 if not self._fits(copy, blocks):
                     return
                 copy.row, copy.read = self._blank.fork(), len(blocks) * BLOCK

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from itertools import count
-from typing import Any, NamedTuple
+from typing import NamedTuple, cast
 
 from headway.engine import Engine
 from headway.errors import UserError
 from headway.generate import Event, Session
 from headway.generate.scheduler import FullError, Request, Said
 from headway.generate.score import TokenScore, score_prompt
+from headway.nn.models import Transformer
 
 
 class AloneState(NamedTuple):
@@ -55,10 +56,9 @@ class Alone:
     def _said(self, number: int, request: Request, events: Iterator[Event]) -> Iterator[Said]:
         scores: Sequence[TokenScore] = ()
         if request.prompt_top is not None:
-            model: Any = self._session.model
-            scores = score_prompt(
-                model.model if isinstance(model, Engine) else model, request.prompt, request.prompt_top
-            )
+            model = self._session.model
+            module = cast(Transformer, model.model if isinstance(model, Engine) else model)
+            scores = score_prompt(module, request.prompt, request.prompt_top)
         for copy in range(0 if request.generates else request.copies):
             yield Said(number, copy, None, "", 0.0, [], "length", scores=scores)
         begun: set[int] = set()

@@ -95,8 +95,8 @@ class WritingBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 class CompletionBody(WritingBody, kw_only=True):
-    """Of /v1/completions: continues a text, or each of several, or tokens. With `echo` the answer begins with the prompt;
-    `max_tokens` may then be 0.
+    """Of /v1/completions: continues a text, or each of several, or tokens. With `echo` the answer begins with the
+    prompt; `max_tokens` may then be 0.
     """
 
     prompt: str | list[str | int | list[int]]
@@ -225,7 +225,7 @@ class TextLogprobs(msgspec.Struct):
 
 
 class PromptToken(msgspec.Struct):
-    """A token that might come at a place of a prompt: its log probability, its rank, 1 for the likeliest, and its text."""
+    """A token that a prompt has or might have had: its log probability, its rank, 1 for the likeliest, and its text."""
 
     logprob: float
     rank: int

@@ -116,9 +116,9 @@ class _Told:
         self._codec = text_codec(asked.ready.model)
         self._spell = Spelling.of(asked.ready.model)
         self._places: dict[int, _Offsets] = {}
-        prompt = body.prompt
-        whole = body.truncate_prompt_tokens is None
-        self._given = [prompt] if isinstance(prompt, str) else prompt if whole and isinstance(prompt[0], str) else []
+        texts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
+        kept = body.truncate_prompt_tokens is None and isinstance(texts[0], str)
+        self._given = texts if kept else []
 
     def of(self, passage: Passage) -> tuple[str, TextLogprobs | None]:
         text, logprobs, place = passage.text, None, passage.place

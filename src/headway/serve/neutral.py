@@ -47,10 +47,11 @@ def without_neutral(value: Any, struct: type[msgspec.Struct], path: str = "") ->
         if (known := neutral.get(name)) is not None:
             if known.accepts(each, value):
                 continue
-            if known.reason is not None:
+            reason = f"it must be a {known.kind.__name__}; leave it out" if known.kind else known.reason
+            if reason is not None:
                 shown = msgspec.json.encode(each).decode("utf-8", "replace")
                 shown = shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}..."
-                raise StatusError(400, f"{path}{name} is {shown}, but {known.reason}", f"{path}{name}", "unsupported")
+                raise StatusError(400, f"{path}{name} is {shown}, but {reason}", f"{path}{name}", "unsupported")
         inner = fields.get(name)
         if inner is not None and isinstance(each, list):
             each = [without_neutral(item, inner, f"{path}{name}[{place}].") for place, item in enumerate(each)]

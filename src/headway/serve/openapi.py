@@ -22,6 +22,8 @@ _FORM = {  # of a sound, which all forms are of
     "properties": {
         "file": {"type": "string", "format": "binary"},
         "timestamp_granularities[]": {"type": "array", "items": {"enum": ["segment", "word"]}},
+        "stream": {"enum": ["false"]},
+        "chunking_strategy": {"enum": ["auto"]},
         "temperature": {"type": "number", "minimum": 0, "maximum": 1},
         "response_format": {"enum": ["json", "text", "srt", "verbose_json", "vtt"]},
         **{name: {"type": "string"} for name in ("model", "language", "prompt")},

@@ -65,7 +65,8 @@ def decode(raw: bytes, decoder: msgspec.json.Decoder[Any], depth: int) -> Any:
         try:
             return decoder.decode(raw)
         except msgspec.ValidationError:  # perhaps for a field that asks for nothing
-            return msgspec.convert(without_neutral(msgspec.json.decode(raw), decoder.type), decoder.type)
+            struct: Any = decoder.type
+            return msgspec.convert(without_neutral(msgspec.json.decode(raw), struct), struct)
     except msgspec.ValidationError as error:
         raise _invalid(str(error), decoder.type) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
