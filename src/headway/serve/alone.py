@@ -45,11 +45,12 @@ class Alone:
             )
         if len(self._queue) > self._most:
             raise FullError(f"{self._most} requests wait already; ask again in a moment")
-        number, session = next(self._numbers), self._session
+        session = self._session
         request.check(session.model)
         events: Iterator[Event] = iter(())
         if request.generates:
             events = session.events([request.prompt] * request.copies, request.sampling, request.limits)
+        number = next(self._numbers)
         self._queue.append((number, self._said(number, request, events)))
         return number
 
