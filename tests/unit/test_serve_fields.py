@@ -286,6 +286,7 @@ def test_usage_in_every_event(server: TestClient, path: str) -> None:
     parts = events(server.post(path, json={**body, "max_tokens": 4, "stream": True, "stream_options": options}).text)
     counts = [part["usage"]["completion_tokens"] for part in parts]
     assert counts == sorted(counts)
+    assert counts[0] == (path == COMPLETE), "an event with nothing but a role has no token"
     assert parts[-1]["choices"] == []
 
 
@@ -329,3 +330,11 @@ def test_tools_without_a_description_work_with_every_template() -> None:
         text = ChatTemplate(template).render([{"role": "user", "content": "x"}], tools=told)
         assert "None" not in text
         assert "null" not in text.replace('"null"', "").replace("null:", "").replace("<tool_call>null", "")
+
+
+def test_a_call_without_arguments_goes_back_as_it_came(server: TestClient) -> None:
+    call = {"id": "a", "type": "function", "index": 0, "function": {"name": "f", "arguments": ""}}
+    turns = [*HELLO, {"role": "assistant", "content": None, "tool_calls": [call]}]
+    turns.append({"role": "tool", "tool_call_id": "a", "content": "done", "name": None})
+    found = server.post(CHAT, json={"model": "echo", "messages": turns, "temperature": 0})
+    assert found.json()["choices"][0]["message"]["content"] == "abc"

@@ -111,13 +111,14 @@ async def _parts(body: ChatBody, context: Context) -> AsyncGenerator[ChatAnswerP
         # One struct for all events: each is written out before the next is made.
         event = ChatAnswerPart(f"chatcmpl-{context.id}", created, name, mark, [], usage)
         async for place, text, calls, token, reason, id, _ in found:
-            event.usage = used(context) if always else usage
             if place not in begun:
                 begun.add(place)
+                event.usage = used(context, pending=id is not None) if always else usage
                 event.choices = [ChatChoicePart(place, AnswerPart("assistant", ""))]
                 event.prompt_token_ids = list(asked.requests[0].prompt) if body.return_token_ids else UNSET
                 yield event
                 event.prompt_token_ids = UNSET
+            event.usage = used(context) if always else usage
             told = None if token is None else ChatLogprobs([token])
             ids = [id] if id is not None and body.return_token_ids else UNSET
             silent = token is not None or ids is not UNSET
@@ -220,7 +221,7 @@ def _tools(body: ChatBody, talk: Talk) -> Toolbox | None:
             raise StatusError(400, "tool_choice asks for a call and there are no tools; give tools", "tool_choice")
         return None
     parallel = body.parallel_tool_calls is not False
-    return Toolbox(talk.codec, talk.template.text, body.tools, body.tool_choice or "auto", parallel)
+    return Toolbox(talk.codec, talk.template.text, body.tools, "auto" if body.tool_choice is None else body.tool_choice, parallel)
 
 
 def messages_of(given: Sequence[ChatMessage]) -> list[dict[str, Any]]:

@@ -320,7 +320,8 @@ class Spelling:
 _spellings: WeakKeyDictionary[TokenizerCodec, Spelling] = WeakKeyDictionary()
 
 
-def used(context: Context) -> TokensUsed:
-    """The numbers of tokens, as `passages` noted them."""
+def used(context: Context, pending: int = 0) -> TokensUsed:
+    """The numbers of tokens, as `passages` noted them, without those that the client has not been sent."""
     read, known, written = (int(context.noted[f"{name}_tokens"]) for name in ("prompt", "cached", "completion"))
+    written -= pending
     return TokensUsed(read, written, read + written, PromptTokens(known))

@@ -206,7 +206,7 @@ def _is_call(call: Any) -> bool:
 
 def _object(arguments: Any, place: int) -> Mapping[str, Any]:
     try:
-        read = json.loads(arguments) if isinstance(arguments, str) else arguments
+        read = json.loads(arguments or "{}") if isinstance(arguments, str) else arguments
     except (ValueError, RecursionError):
         read = None
     if not isinstance(read, Mapping):
