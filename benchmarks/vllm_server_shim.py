@@ -1,5 +1,5 @@
-"""What stands between vLLM's tests and ours: `headway serve` in place of `vllm serve`, a small model in place of those of
-the hub, and empty modules in place of vLLM's own.
+"""What stands between vLLM's tests and ours: `headway serve` in place of `vllm serve`, a small model in place of those
+of the hub, and empty modules in place of vLLM's own.
 
 Tests of vLLM's classes, which ask no server anything, are left out where they make one. A client's model names lose
 what is before the slash, as models here are named by the last part of their path.

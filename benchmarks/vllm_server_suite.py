@@ -27,8 +27,9 @@ FILES = (
     "openai/completion/test_completion.py", "openai/completion/test_prompt_validation.py",
     "openai/chat_completion/test_chat.py", "openai/chat_completion/test_chat_completion.py",
     "openai/chat_completion/test_chat_echo.py", "openai/chat_completion/test_chat_logit_bias_validation.py",
-    "openai/chat_completion/test_logprob_token_ids.py", "openai/chat_completion/test_completion_with_function_calling.py",
-    "openai/test_return_token_ids.py", "openai/test_return_tokens_as_ids.py", "openai/test_chunked_prompt.py",
+    "openai/chat_completion/test_logprob_token_ids.py",
+    "openai/chat_completion/test_completion_with_function_calling.py", "openai/test_return_token_ids.py",
+    "openai/test_return_tokens_as_ids.py", "openai/test_chunked_prompt.py",
 )  # fmt: skip
 NOT_RUN = {
     "audio, image and video tests": "messages of a chat are texts",

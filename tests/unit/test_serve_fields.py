@@ -63,6 +63,7 @@ def refused(server: TestClient, path: str, **fields: Any) -> dict[str, Any]:
 
 
 HELLO = [{"role": "user", "content": "Hi"}]
+BARE = {"type": "function", "function": {"name": "bare"}}
 NOTHING: list[tuple[str, dict[str, Any]]] = [
     *((path, fields) for path in (COMPLETE, CHAT) for fields in (
         {"store": False}, {"metadata": {}}, {"service_tier": "auto"}, {"service_tier": "default"}, {"echo": False},
@@ -120,6 +121,7 @@ MORE: list[tuple[str, dict[str, Any], str]] = [
     *((CHAT, fields, why) for fields, why in (
         ({"modalities": ["text", "audio"]}, "modalities is"),
         ({"audio": {"voice": "x"}}, "audio is"),
+        ({"tools": [BARE], "tool_choice": {}}, "tool_choice is {}; give none"),
         ({"reasoning_effort": "high"}, "reasoning_effort is 'high', which the chat template does not read"),
         ({"messages": [{**HELLO[0], "audio": {"id": "x"}}]}, 'messages[0].audio is {"id":"x"}, but messages are texts'),
         ({"messages": [{**HELLO[0], "field": 1}]}, "the field 'field' is not had at messages[0].field"),
@@ -307,8 +309,8 @@ def test_an_effort_of_reasoning_goes_to_the_template(tmp_path: Path) -> None:
         assert tokens("thinks", reasoning_effort="none") - tokens("thinks") == len("off") - len("on")
 
 
-BARE = [
-    {"type": "function", "function": {"name": "bare"}},
+TOOLS = [
+    BARE,
     {"type": "function", "function": {"name": "null", "description": None, "parameters": None, "strict": None}},
 ]
 
@@ -325,7 +327,7 @@ def test_tools_without_a_description_work_with_every_template() -> None:
         "{{ t | tojson }}",
     ):
         template = "{% for t in tools %}<tool_call>" + part + "{% endfor %}"
-        told = Toolbox(codec, template, BARE).told
+        told = Toolbox(codec, template, TOOLS).told
         assert told is not None
         text = ChatTemplate(template).render([{"role": "user", "content": "x"}], tools=told)
         assert "None" not in text

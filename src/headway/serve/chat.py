@@ -220,8 +220,8 @@ def _tools(body: ChatBody, talk: Talk) -> Toolbox | None:
         if body.tool_choice not in (None, "none", "auto"):
             raise StatusError(400, "tool_choice asks for a call and there are no tools; give tools", "tool_choice")
         return None
-    parallel = body.parallel_tool_calls is not False
-    return Toolbox(talk.codec, talk.template.text, body.tools, "auto" if body.tool_choice is None else body.tool_choice, parallel)
+    parallel, choice = body.parallel_tool_calls is not False, "auto" if body.tool_choice is None else body.tool_choice
+    return Toolbox(talk.codec, talk.template.text, body.tools, choice, parallel)
 
 
 def messages_of(given: Sequence[ChatMessage]) -> list[dict[str, Any]]:
