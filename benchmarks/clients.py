@@ -4,8 +4,8 @@ whole answer.
 
     python benchmarks/clients.py [CLIENT ...]
 
-The server has stories260K with a chat template that tells of tools, all-MiniLM-L6-v2 and Whisper tiny.en. What was found
-of other clients stays in the results.
+The server has stories260K with a chat template that tells of tools, all-MiniLM-L6-v2 and Whisper tiny.en. What was
+found of other clients stays in the results.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import asyncio
 import json
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import openai
 
-import clients_frameworks as frameworks
 import headway as hw
 from clients_checks import CITY, FIXED, MESSAGES, PROMPT, SAID, SOUND, Checks, Running, joined
 from live import MINILM, Options, Servers, models_beside, owner
@@ -158,21 +158,22 @@ def package(checks: Checks, running: Running) -> None:
 
 
 class Client(NamedTuple):
-    """The packages of a client, and what checks it."""
+    """The packages of a client, and the function that checks it, in a module that is imported where it is asked for."""
 
     packages: tuple[str, ...]
-    check: Callable[[Checks, Running], None]
+    module: str
+    function: str
 
 
 LLAMA_INDEX = ("llama-index-llms-openai-like", "llama-index-embeddings-openai-like")
 CLIENTS = {
-    "openai": Client(("openai",), package),
-    "langchain": Client(("langchain-openai",), frameworks.langchain),
-    "litellm": Client(("litellm",), frameworks.lite),
-    "llama-index": Client(LLAMA_INDEX, frameworks.llama_index),
-    "instructor": Client(("instructor",), frameworks.instructing),
-    "pydantic-ai": Client(("pydantic-ai-slim",), frameworks.agents),
-    "lm-eval": Client(("lm-eval",), frameworks.harness),
+    "openai": Client(("openai",), "clients", "package"),
+    "langchain": Client(("langchain-openai",), "clients_frameworks", "langchain"),
+    "litellm": Client(("litellm",), "clients_frameworks", "lite"),
+    "llama-index": Client(LLAMA_INDEX, "clients_frameworks", "llama_index"),
+    "instructor": Client(("instructor",), "clients_frameworks", "instructing"),
+    "pydantic-ai": Client(("pydantic-ai-slim",), "clients_frameworks", "agents"),
+    "lm-eval": Client(("lm-eval",), "clients_frameworks", "harness"),
 }
 
 
@@ -190,7 +191,8 @@ def main() -> None:
             started = servers.of(Options("stories", TEMPLATE, 512, ("--models", str(beside)), None), "stories")
             running = Running(f"http://127.0.0.1:{started.port}/v1", owner(0), started.model)
             for name in names:
-                CLIENTS[name].check(checks, running)
+                _, module, function = CLIENTS[name]
+                getattr(import_module(module), function)(checks, running)
         finally:
             servers.close()
     own = {package: version(package) for name in names for package in CLIENTS[name].packages}

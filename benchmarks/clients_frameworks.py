@@ -22,7 +22,7 @@ from llama_index.embeddings.openai_like import OpenAILikeEmbedding
 from llama_index.llms.openai_like import OpenAILike
 from lm_eval.api.instance import Instance
 from lm_eval.models.openai_completions import LocalChatCompletion, LocalCompletionsAPI
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 from pydantic_ai import Agent, NativeOutput
 from pydantic_ai.models.openai import OpenAIChatModel
 from pydantic_ai.providers.openai import OpenAIProvider
@@ -37,6 +37,7 @@ from measure import data_folder
 class Weather(BaseModel):
     """The weather of a city."""
 
+    model_config = ConfigDict(extra="forbid")  # a model that knows no JSON would add fields without end
     city: Literal["Ulm", "Oslo"]
 
 
@@ -172,7 +173,9 @@ def llama_index(checks: Checks, running: Running) -> None:
 
     def tools() -> None:
         model = OpenAILike(**asked, max_tokens=300, is_chat_model=True, is_function_calling_model=True)
-        function = FunctionTool.from_defaults(weather.func, name="weather", description="The weather of a city.")
+        function = FunctionTool.from_defaults(
+            weather.func, name="weather", description="The weather of a city.", fn_schema=Weather
+        )
         found = model.chat_with_tools([function], user_msg=PROMPT, tool_required=True, allow_parallel_tool_calls=False)
         [call] = model.get_tool_calls_from_response(found)
         assert call.tool_name == "weather"
@@ -225,7 +228,7 @@ def agents(checks: Checks, running: Running) -> None:
 
     def tools() -> None:
         called: list[str] = []
-        agent = Agent(model, output_type=Weather, model_settings={**settings, "max_tokens": 200, "seed": 4})
+        agent = Agent(model, output_type=Weather, model_settings={**settings, "max_tokens": 200})
 
         @agent.tool_plain
         def wind(city: Literal["Ulm", "Oslo"]) -> str:
@@ -234,7 +237,8 @@ def agents(checks: Checks, running: Running) -> None:
             return "none"
 
         for seed in range(9):
-            found = agent.run_sync(PROMPT, model_settings={**settings, "max_tokens": 200, "seed": seed})
+            own = {**settings, "max_tokens": 200, "seed": seed, "temperature": 2.0}
+            found = agent.run_sync(PROMPT, model_settings=own)
             assert found.output.city in ("Ulm", "Oslo")
         assert called
 
@@ -249,14 +253,14 @@ def agents(checks: Checks, running: Running) -> None:
 def harness(checks: Checks, running: Running) -> None:
     """lm-evaluation-harness: what it asks over HTTP is what it gets of the model itself."""
     os.environ["OPENAI_API_KEY"] = running.key
-    common = {"model": "stories", "tokenizer": str(running.model), "max_length": 512}
+    common = {"model": "stories", "tokenizer": str(running.model), "max_length": 512, "num_concurrent": 1}
     here = HarnessModel(running.model)
 
     def asked(kind: str, *arguments: Any) -> list[Instance]:
         return [Instance(kind, {}, each, number) for number, each in enumerate(arguments)]
 
     def likelihoods() -> None:
-        model = LocalCompletionsAPI(base_url=f"{running.url}/completions", num_concurrent=1, batch_size=4, **common)
+        model = LocalCompletionsAPI(f"{running.url}/completions", batch_size=4, add_bos_token=True, **common)
         pairs = [("Once upon a time", " there was"), ("Lily saw a", " big red ball"), ("The dog", " xyz"), ("A", " b")]
         wanted = here.loglikelihood(asked("loglikelihood", *pairs))
         found = model.loglikelihood(asked("loglikelihood", *pairs))
@@ -265,17 +269,18 @@ def harness(checks: Checks, running: Running) -> None:
             assert greedy == own, (found, wanted)
 
     def rolling() -> None:
-        model = LocalCompletionsAPI(base_url=f"{running.url}/completions", num_concurrent=1, batch_size=1, **common)
+        model = LocalCompletionsAPI(f"{running.url}/completions", batch_size=1, **common)
         texts = [("Once upon a time there was a girl.",), ("The dog saw a cat. " * 60,)]
         found = model.loglikelihood_rolling(asked("loglikelihood_rolling", *texts))
         wanted = here.loglikelihood_rolling(asked("loglikelihood_rolling", *texts))
-        assert all(abs(a - b) < 0.05 * abs(b) for a, b in zip(found, wanted)), (found, wanted)
+        assert all(abs(a - b) < 1e-3 * abs(b) for a, b in zip(found, wanted)), (found, wanted)
 
     def generations() -> None:
-        model = LocalCompletionsAPI(base_url=f"{running.url}/completions", num_concurrent=1, batch_size=1, **common)
+        model = LocalCompletionsAPI(f"{running.url}/completions", batch_size=1, add_bos_token=True, **common)
         pairs = [(PROMPT, {"until": ["."], "max_gen_toks": 24}), ("The dog", {"until": ["\n"], "max_gen_toks": 12})]
         found = model.generate_until(asked("generate_until", *pairs))
-        assert found == here.generate_until(asked("generate_until", *pairs)), found
+        wanted = here.generate_until(asked("generate_until", *pairs))
+        assert found == wanted, (found, wanted)
 
     def chats() -> None:
         model = LocalChatCompletion(
