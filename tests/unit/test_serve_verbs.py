@@ -23,7 +23,7 @@ from starlette.testclient import TestClient
 import headway as hw
 from headway.codecs import train_codec
 from headway.config import override
-from headway.domains.audio import read_sound
+from headway.domains.audio import Segment, Transcription, Word, read_sound
 from headway.domains.translation.recipes import encoder_decoder
 from headway.errors import UserError
 from headway.formats.native import save_model
@@ -31,7 +31,7 @@ from headway.formats.published import save_published
 from headway.formats.usage import Usage
 from headway.nn.models import PooledHeadConfig, VocabularyHeadConfig, build
 from headway.nn.models.presets import preset, vit
-from headway.serve import embeddings
+from headway.serve import embeddings, transcriptions
 from headway.serve.app import create_app
 from headway.serve.frame import ServerSettings
 from headway.serve.loop import open_loop
@@ -257,6 +257,23 @@ def test_sounds_come_as_data_too(tmp_path: Path) -> None:
     assert np.array_equal(sound_of(url, "it"), read_sound(tmp_path / "tone.wav").numpy())
     with pytest.raises(UserError, match=r"^item 3 is not a sound that can be read"):
         sound_of(f"data:audio/wav;base64,{base64.b64encode(bytes(100)).decode()}", "item 3")
+
+
+def test_words_are_told_without_their_space(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = (Word(" Hello", 0.0, 0.5, 0.9), Word(" there.", 0.5, 1.0, 0.8))
+    segment = Segment(0.0, 1.0, " Hello there.", [1, 2], 0.0, -0.1, 1.0, 0.0, words)
+
+    async def told(*_: Any) -> Transcription:
+        return Transcription("Hello there.", "en", 1.0, [segment])
+
+    monkeypatch.setattr(transcriptions, "_transcript", told)
+    for granularities in ("timestamp_granularities[]", "timestamp_granularities"):
+        fields = {"response_format": "verbose_json", granularities: "word", "stream": "false", "prompt": ""}
+        fields["chunking_strategy"] = "auto"
+        found = client.post("/v1/audio/transcriptions", data=fields, files={"file": ("a.wav", b"RIFF")}).json()
+        assert "segments" not in found
+        assert [word["word"] for word in found["words"]] == ["Hello", "there."]
+        assert "".join(word["text"] for word in found["words"]) == segment.text
 
 
 FIELDS = b"".join(b'--a\r\nContent-Disposition: form-data; name="%d"\r\n\r\nx\r\n' % n for n in range(1001)) + b"--a--"
