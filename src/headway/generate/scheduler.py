@@ -339,12 +339,13 @@ class Scheduler:
         """Note how well the prompts' next tokens were predicted, where that is wanted."""
         place = 0
         for copy, piece in planned.items():
-            first = copy.read + (skipped := max(0, len(copy.scores) - copy.read))  # scored before it gave way
-            ids = copy.ids[first + 1 : copy.read + 1 + len(piece.ids)] if copy.scores_prompt else []
-            if ids:
-                assert copy.prompt_top is not None
-                places = range(place + skipped, place + skipped + len(ids))
-                copy.scores += score_tokens(logits, places, ids, copy.prompt_top, self._engine.pool)
+            if copy.prompt_top is not None and copy.scores_prompt:
+                first = max(copy.read, len(copy.scores))  # what was scored before it gave way is skipped
+                ids = copy.ids[first + 1 : copy.read + 1 + len(piece.ids)]
+                begin = place + first - copy.read
+                if ids:
+                    places = range(begin, begin + len(ids))
+                    copy.scores += score_tokens(logits, places, ids, copy.prompt_top, self._engine.pool)
             place += piece.wanted
 
     def _share_prompt(self, copy: Copy) -> None:

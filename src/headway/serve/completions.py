@@ -115,27 +115,31 @@ class _Told:
         self._body, self._asked = body, asked
         self._codec = text_codec(asked.ready.model)
         self._spell = Spelling.of(asked.ready.model)
-        self._places: dict[int, _Offsets] = {}
+        self._begun, self._offsets = set[int](), dict[int, _Offsets]()
         texts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
         kept = body.truncate_prompt_tokens is None and isinstance(texts[0], str)
         self._given = texts if kept else []
 
     def of(self, passage: Passage) -> tuple[str, TextLogprobs | None]:
-        text, logprobs, place = passage.text, None, passage.place
-        echoes = self._body.echo and place not in self._places
-        request = self._asked.request(place)
-        if place not in self._places:
-            self._places[place] = _Offsets(self._codec, () if self._body.echo else request.prompt)
-        if echoes:
-            number = self._asked.requests.index(request)
-            text = (str(self._given[number]) if self._given else self._codec.decode(request.prompt)) + text
-        if self._asked.told:
-            offsets = self._places[place]
-            if echoes:
-                logprobs = self._of_prompt(request, passage, offsets)
-            if passage.token is not None and passage.id is not None:
-                logprobs = _joined(logprobs, _logprobs(passage.token, offsets.next(passage.id)))
-        return text, logprobs
+        """The text and the log probabilities that a passage adds."""
+        place, prompt = passage.place, ("", None)
+        if place not in self._begun:
+            self._begun.add(place)
+            prompt = self._begin(passage)
+        if passage.token is None or passage.id is None:
+            return prompt[0] + passage.text, prompt[1]
+        logprobs = _logprobs(passage.token, self._offsets[place].next(passage.id))
+        return prompt[0] + passage.text, _joined(prompt[1], logprobs)
+
+    def _begin(self, passage: Passage) -> tuple[str, TextLogprobs | None]:
+        """What comes before the first passage of a sequence."""
+        request, echoes = self._asked.request(passage.place), self._body.echo
+        offsets = self._offsets[passage.place] = _Offsets(self._codec, () if echoes else request.prompt)
+        if not echoes:
+            return "", None
+        number = self._asked.requests.index(request)
+        text = str(self._given[number]) if self._given else self._codec.decode(request.prompt)
+        return text, self._of_prompt(request, passage, offsets) if self._asked.told else None
 
     def _of_prompt(self, request: Request, passage: Passage, offsets: _Offsets) -> TextLogprobs:
         by_id, first = self._asked.by_id, request.prompt[0]
