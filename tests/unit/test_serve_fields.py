@@ -109,6 +109,7 @@ MORE: list[tuple[str, dict[str, Any], str]] = [
         ({"allowed_token_ids": []}, "allowed_token_ids is empty"),
         ({"allowed_token_ids": [-1]}, "allowed_token_ids has the id -1"),
         ({"truncate_prompt_tokens": 0}, "truncate_prompt_tokens is 0"),
+        ({"min_tokens": 3, "max_tokens": 2}, "min_tokens is 3, more than max_tokens, 2"),
         ({"prompt_logprobs": -1}, "Expected `int` >= 0 at prompt_logprobs"),
         ({"prompt_logprobs": 1, "stream": True}, "a stream has no prompt_logprobs"),
         ({"structured_outputs": {"grammar": "x"}}, "structured_outputs has grammar; pass one of json, json_object"),

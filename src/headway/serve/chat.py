@@ -95,7 +95,8 @@ async def answered(body: ChatBody, context: Context) -> ChatAnswer | Events:
         name, mark = asked.ready.name, asked.ready.fingerprint
         whole = ChatAnswer(f"chatcmpl-{context.id}", int(time.time()), name, mark, choices, used(context))
         if body.prompt_logprobs is not None:
-            whole.prompt_logprobs = Spelling.of(asked.ready.model).scored(answers[0].scores, body.prompt_logprobs)
+            spell = Spelling.of(asked.ready.model).scored
+            whole.prompt_logprobs = await asyncio.to_thread(spell, answers[0].scores, body.prompt_logprobs)
         if body.return_token_ids:
             whole.prompt_token_ids = list(asked.requests[0].prompt)
         return whole

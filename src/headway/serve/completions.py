@@ -69,12 +69,13 @@ async def completed(body: CompletionBody, context: Context) -> CompletionAnswer 
         async for passage in found:
             text = texts[passage.place]
             text.first = text.first or passage
-            written, logprobs = told.of(passage)
+            written, logprobs = await told.of(passage)
             text.text += written
             text.logprobs = _joined(text.logprobs, logprobs)
             text.ids += [] if passage.id is None else [passage.id]
             text.reason = passage.reason
-        choices = [told.choice(place, text) for place, text in sorted(texts.items())]
+        whole = lambda: [told.choice(place, text) for place, text in sorted(texts.items())]  # noqa: E731
+        choices = whole() if body.prompt_logprobs is None else await asyncio.to_thread(whole)
         name, mark = asked.ready.name, asked.ready.fingerprint
         return CompletionAnswer(f"cmpl-{context.id}", int(time.time()), name, mark, choices, used(context))
 
@@ -91,7 +92,7 @@ async def _parts(body: CompletionBody, context: Context) -> AsyncGenerator[Compl
         answer = CompletionAnswer(f"cmpl-{context.id}", created, name, mark, [], usage)
         async for passage in found:
             place, reason = passage.place, passage.reason
-            text, logprobs = told.of(passage)
+            text, logprobs = await told.of(passage)
             if not text and logprobs is None and reason is None and not body.return_token_ids:
                 continue
             choice = CompletionChoice(place, text, logprobs, reason)
@@ -120,12 +121,14 @@ class _Told:
         kept = body.truncate_prompt_tokens is None and isinstance(texts[0], str)
         self._given = texts if kept else []
 
-    def of(self, passage: Passage) -> tuple[str, TextLogprobs | None]:
-        """The text and the log probabilities that a passage adds."""
+    async def of(self, passage: Passage) -> tuple[str, TextLogprobs | None]:
+        """The text and the log probabilities that a passage adds. Those of a prompt, which may be long, are spelt in a
+        thread.
+        """
         place, prompt = passage.place, ("", None)
         if place not in self._begun:
             self._begun.add(place)
-            prompt = self._begin(passage)
+            prompt = await asyncio.to_thread(self._begin, passage) if self._body.echo else self._begin(passage)
         if passage.token is None or passage.id is None:
             return prompt[0] + passage.text, prompt[1]
         logprobs = _logprobs(passage.token, self._offsets[place].next(passage.id))

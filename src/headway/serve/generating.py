@@ -124,6 +124,11 @@ def check_body(body: WritingBody) -> None:
         raise StatusError(400, "stream_options needs stream; set stream to true, or leave it out", "stream_options")
     if body.prompt_logprobs is not None and body.stream:
         raise StatusError(400, "a stream has no prompt_logprobs; set stream to false", "prompt_logprobs")
+    most = body.max_tokens or getattr(body, "max_completion_tokens", None)
+    if most is not None and body.min_tokens > most:
+        raise StatusError(
+            400, f"min_tokens is {body.min_tokens}, more than max_tokens, {most}; ask for fewer", "min_tokens"
+        )
     if body.structured_outputs is not None and body.response_format is not None:
         told = "response_format and structured_outputs are both set; leave one of them out"
         raise StatusError(400, told, "structured_outputs")
