@@ -181,8 +181,7 @@ def test_echo_is_what_score_says(server: TestClient, model: hw.Model, name: str)
     """As lm-evaluation-harness asks: the log probabilities of the prompt's tokens."""
     wanted, ids = model.score(PROMPT), model.prompt_ids(PROMPT)
     for tokens, prompt in ((0, PROMPT), (0, ids), (1, ids)):
-        top = 0 if name == "torch" and tokens else 1
-        [choice] = completion(server, model=name, prompt=prompt, echo=True, logprobs=top, max_tokens=tokens)["choices"]
+        [choice] = completion(server, model=name, prompt=prompt, echo=True, logprobs=1, max_tokens=tokens)["choices"]
         told = choice["logprobs"]
         assert choice["text"].startswith(PROMPT)
         assert (choice["text"] == PROMPT) == (tokens == 0)
@@ -195,6 +194,16 @@ def test_echo_is_what_score_says(server: TestClient, model: hw.Model, name: str)
         for token, offset in list(zip(told["tokens"], told["text_offset"]))[2:]:
             assert choice["text"][offset:].startswith(token)
     assert choice["finish_reason"] == "length"
+
+
+def test_the_likeliest_tokens_are_those_of_the_engine_where_torch_generates(server: TestClient) -> None:
+    asked = {"logprobs": 3, "n": 2, "max_tokens": 7, "stop": [" girl nam"], "temperature": 0}
+    ours, torchs = (completion(server, model=name, **asked)["choices"] for name in ("stories", "torch"))
+    for mine, other in zip(ours, torchs, strict=True):
+        assert mine["text"] == other["text"]
+        for top, others in zip(mine["logprobs"]["top_logprobs"], other["logprobs"]["top_logprobs"], strict=True):
+            assert list(top) == list(others)
+            assert list(top.values()) == pytest.approx(list(others.values()), abs=1e-4)
 
 
 def test_a_prompt_is_scored_as_its_tokens_were_generated(server: TestClient) -> None:
