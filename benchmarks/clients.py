@@ -1,74 +1,37 @@
 """Clients that others wrote, against a live `headway serve` on loopback: the openai package, waiting and asynchronous,
-at every endpoint that it has a word for, langchain-openai and litellm. A client's answer in parts must be its whole
-answer.
+at every endpoint that it has a word for, and those of clients_frameworks.py. A client's answer in parts must be its
+whole answer.
 
-    python benchmarks/clients.py
+    python benchmarks/clients.py [CLIENT ...]
 
-The server has stories260K with a chat template that tells of tools, all-MiniLM-L6-v2 and Whisper tiny.en.
+The server has stories260K with a chat template that tells of tools, all-MiniLM-L6-v2 and Whisper tiny.en. What was
+found of other clients stays in the results.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
-import os
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
-os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # else it asks the internet for prices when it is imported
-import litellm
 import openai
-from langchain_core.tools import tool
-from langchain_openai import ChatOpenAI, OpenAIEmbeddings
 
 import headway as hw
+from clients_checks import CITY, FIXED, MESSAGES, PROMPT, SAID, SOUND, Checks, Running, joined
 from live import MINILM, Options, Servers, models_beside, owner
-from measure import data_folder, write
+from measure import RESULTS, data_folder, write
 
 TEMPLATE = (
     "{{ bos_token }}{% if tools %}{% for tool in tools %}{{ tool.function.name }} {% endfor %}<tool_call>{% endif %}"
     "{% for message in messages %}{{ message.content }}\n{% endfor %}"
 )
-PROMPT, MESSAGES = "Once upon a time", [{"role": "user", "content": "Once upon a time"}]
-FIXED = {"temperature": 0.8, "seed": 7, "max_tokens": 24}
-CITY = {
-    "type": "object",
-    "properties": {"city": {"type": "string", "enum": ["Ulm", "Oslo"]}},
-    "required": ["city"],
-    "additionalProperties": False,
-}
-SOUND = "speech/pocketsphinx/cards-001.wav"
-SAID = "10 of clubs."
-
-
-@tool
-def weather(city: Literal["Ulm", "Oslo"]) -> str:
-    """The weather of a city."""
-    return f"It is fine in {city}."
-
-
-class Checks:
-    """What each client got."""
-
-    def __init__(self) -> None:
-        self.found: dict[str, str] = {}
-
-    def check(self, name: str, work: Callable[[], Any]) -> None:
-        try:
-            work()
-            self.found[name] = "ok"
-        except Exception as error:  # of a client: it is a result
-            self.found[name] = f"{type(error).__name__}: {error}"[:400]
-        print(name, self.found[name], flush=True)
-
-
-def joined(parts: Iterator[Any], chat: bool) -> str:
-    choices = [choice for part in parts for choice in part.choices]
-    return "".join((choice.delta.content if chat else choice.text) or "" for choice in choices)
 
 
 async def listed(parts: AsyncIterator[Any]) -> list[Any]:
@@ -185,102 +148,55 @@ def at_once(checks: Checks, client: openai.AsyncOpenAI) -> None:
         assert (await client.audio.transcriptions.create(model="whisper", file=sound)).text == SAID
         await client.close()
 
-    checks.check("openai, asynchronous", lambda: asyncio.run(all_of_it()))
+    checks.check("openai: asynchronous", lambda: asyncio.run(all_of_it()))
 
 
-def langchain(checks: Checks, url: str, key: str) -> None:
-    own: dict[str, Any] = {"base_url": url, "api_key": key, "model": "stories", **FIXED}
-
-    def chat() -> None:
-        model = ChatOpenAI(**own)
-        whole = model.invoke("Once upon a time").content
-        assert whole
-        assert "".join(str(part.content) for part in model.stream("Once upon a time")) == whole
-        assert asyncio.run(model.ainvoke("Once upon a time")).content == whole
-
-    def tools() -> None:
-        model = ChatOpenAI(**{**own, "max_tokens": 300}).bind_tools(
-            [weather], tool_choice="weather", strict=True, parallel_tool_calls=False
-        )
-        found = model.invoke("Once upon a time").tool_calls
-        assert [call["name"] for call in found] == ["weather"], found
-        whole, *more = model.stream("Once upon a time")
-        for part in more:
-            whole += part
-        assert [call["args"] for call in whole.tool_calls] == [call["args"] for call in found]
-        assert weather.invoke(found[0]["args"]).startswith("It is fine in")
-
-    def vectors() -> None:
-        asked: dict[str, Any] = {"base_url": url, "api_key": key, "model": "minilm"}
-        found = OpenAIEmbeddings(**asked, check_embedding_ctx_length=False).embed_documents(["a text", "another"])
-        wanted = hw.load(MINILM).embed(["a text", "another"])
-        assert all(abs(a - b) < 1e-5 for row, own in zip(found, wanted) for a, b in zip(row, own))
-
-    for work in (chat, tools, vectors):
-        checks.check(f"langchain-openai: {work.__name__}", work)
+def package(checks: Checks, running: Running) -> None:
+    own: dict[str, Any] = {"base_url": running.url, "api_key": running.key, "max_retries": 0, "timeout": 100}
+    waiting(checks, openai.OpenAI(**own))
+    at_once(checks, openai.AsyncOpenAI(**own))
 
 
-def lite(checks: Checks, url: str, key: str) -> None:
-    """litellm, by its way to servers of the OpenAI API."""
-    litellm.suppress_debug_info = True  # which it prints for every name that is not in its list
-    own: dict[str, Any] = {"api_base": url, "api_key": key}
-    asked: dict[str, Any] = {"model": "openai/stories", "messages": MESSAGES, **own, **FIXED}
+class Client(NamedTuple):
+    """The packages of a client, and the function that checks it, in a module that is imported where it is asked for."""
 
-    def chat() -> None:
-        whole: Any = litellm.completion(**asked)
-        assert whole.choices[0].message.content
-        assert whole.usage.completion_tokens == 24
-        assert joined(iter(litellm.completion(**asked, stream=True)), True) == whole.choices[0].message.content
-        again: Any = asyncio.run(litellm.acompletion(**asked))
-        assert again.choices[0].message.content == whole.choices[0].message.content
+    packages: tuple[str, ...]
+    module: str
+    function: str
 
-    def tools() -> None:
-        function = {"type": "function", "function": {"name": "weather", "parameters": CITY}}
-        calling = {**asked, "max_tokens": 300, "tools": [function], "tool_choice": "required"}
-        whole: Any = litellm.completion(**calling)
-        parts = list(litellm.completion(**calling, stream=True))
-        built: Any = litellm.stream_chunk_builder(parts)
-        named = [(call.function.name, call.function.arguments) for call in whole.choices[0].message.tool_calls]
-        assert named == [(call.function.name, call.function.arguments) for call in built.choices[0].message.tool_calls]
-        assert json.loads(named[0][1])["city"] in ("Ulm", "Oslo")
 
-    def texts() -> None:
-        asked: dict[str, Any] = {"model": "text-completion-openai/stories", "prompt": PROMPT, **own, **FIXED}
-        whole: Any = litellm.text_completion(**asked)
-        assert joined(iter(litellm.text_completion(**asked, stream=True)), False) == whole.choices[0].text
-
-    def vectors() -> None:
-        found: Any = litellm.embedding("openai/minilm", ["a text", "another"], encoding_format="float", **own)
-        wanted = hw.load(MINILM).embed(["a text", "another"])
-        assert all(abs(a - b) < 1e-5 for row, own in zip(found.data, wanted) for a, b in zip(row["embedding"], own))
-
-    def refusals() -> None:
-        try:
-            litellm.completion(**{**asked, "messages": [{"role": "user", "content": "word " * 900}]})
-        except litellm.BadRequestError:
-            return
-        raise AssertionError("BadRequestError was not raised")
-
-    for work in (chat, tools, texts, vectors, refusals):
-        checks.check(f"litellm: {work.__name__}", work)
+LLAMA_INDEX = ("llama-index-llms-openai-like", "llama-index-embeddings-openai-like")
+CLIENTS = {
+    "openai": Client(("openai",), "clients", "package"),
+    "langchain": Client(("langchain-openai",), "clients_frameworks", "langchain"),
+    "litellm": Client(("litellm",), "clients_frameworks", "lite"),
+    "llama-index": Client(LLAMA_INDEX, "clients_frameworks", "llama_index"),
+    "instructor": Client(("instructor",), "clients_frameworks", "instructing"),
+    "pydantic-ai": Client(("pydantic-ai-slim",), "clients_frameworks", "agents"),
+    "lm-eval": Client(("lm-eval",), "clients_frameworks", "harness"),
+}
 
 
 def main() -> None:
-    checks = Checks()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("clients", nargs="*", choices=[*CLIENTS, []], metavar="CLIENT")
+    names = parser.parse_args().clients or list(CLIENTS)
+    place = RESULTS / "clients.json"
+    before = json.loads(place.read_text()) if place.exists() else {"packages": {}, "checks": {}}
+    checks = Checks({name: each for name, each in before["checks"].items() if name.partition(":")[0] not in names})
     with tempfile.TemporaryDirectory() as folder:
         beside = models_beside(Path(folder))
         servers = Servers(Path(folder))
         try:
-            running = servers.of(Options("stories", TEMPLATE, 512, ("--models", str(beside)), None), "stories")
-            own: dict[str, Any] = {"base_url": f"http://127.0.0.1:{running.port}/v1", "api_key": owner(0)}
-            waiting(checks, openai.OpenAI(**own, max_retries=0, timeout=100))
-            at_once(checks, openai.AsyncOpenAI(**own, max_retries=0, timeout=100))
-            langchain(checks, own["base_url"], own["api_key"])
-            lite(checks, own["base_url"], own["api_key"])
+            started = servers.of(Options("stories", TEMPLATE, 512, ("--models", str(beside)), None), "stories")
+            running = Running(f"http://127.0.0.1:{started.port}/v1", owner(0), started.model)
+            for name in names:
+                _, module, function = CLIENTS[name]
+                getattr(import_module(module), function)(checks, running)
         finally:
             servers.close()
-    packages = {name: version(name) for name in ("openai", "langchain-openai", "litellm")}
-    write("clients", {"packages": packages, "checks": checks.found})
+    own = {package: version(package) for name in names for package in CLIENTS[name].packages}
+    write("clients", {"packages": {**before["packages"], **own}, "checks": dict(sorted(checks.found.items()))})
     sys.exit(any(each != "ok" for each in checks.found.values()))
 
 

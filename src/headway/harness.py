@@ -109,7 +109,7 @@ class HarnessModel(LM):
         rows = [[*before, *after][-(room + 1) :] for before, after in pairs]
         found: list[tuple[float, bool]] = [(0.0, True)] * len(rows)
         for chosen in batches([len(row) for row in rows], _TOKENS):
-            features, _, _ = self.module(*pad([row[:-1] for row in (rows[i] for i in chosen)], self.model.device))
+            features = self.module(*pad([rows[i][:-1] for i in chosen], self.model.device)).x
             for x, i in zip(features, chosen):
                 count = min(len(pairs[i][1]), len(rows[i]) - 1)
                 targets = torch.tensor(rows[i][-count:], device=x.device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +13,14 @@ import pytest
 from cases import FEED_FORWARDS, HEADS, MIXERS, WIDTH
 from test_engine_rows import ready
 
-from headway.engine import Engine, quantise
+from headway.engine import Engine, Piece, quantise
 from headway.engine.operations import BLOCK
 from headway.errors import UserError
 from headway.formats.llama2c import load_llama2c, load_pieces
 from headway.generate import Limits, Sampling, Session
+from headway.generate.choosing import score_tokens
 from headway.generate.scheduler import FullError, Request, Said, Scheduler
+from headway.generate.score import score_ids, score_prompt
 from headway.generate.speculation import Prudence
 from headway.nn.mixers import AttentionConfig
 from headway.nn.models import BlockConfig, Cache, StackConfig, Transformer, TransformerConfig
@@ -144,6 +147,69 @@ def test_a_request_gets_what_it_would_get_alone(
     assert (state.preemptions > 0) == (blocks < 100)
     assert len(asked) < count
     free_of_leaks(scheduler, engine)
+
+
+@pytest.mark.parametrize(("form", "cache", "threads", "blocks", "step_tokens"), CASES)
+def test_scores_of_a_prompt_depend_on_nothing_else(
+    form: str, cache: Cache, threads: int, blocks: int, step_tokens: int
+) -> None:
+    chance = random.Random(f"scores {form} {cache}")
+    model = quantise(attending(None, None), form)  # type: ignore[arg-type]
+    engine, plain = (Engine(model, threads, cache) for _ in range(2))  # type: ignore[arg-type]
+    scheduler = Scheduler(engine, slots=5, cache_memory=blocks * engine._own.size, step_tokens=step_tokens)
+    requests = [
+        replace(request, prompt_top=chance.choice([None, 0, 3]), generates=chance.random() < 0.6)
+        for request in requests_of(chance, 24 // threads)
+    ]
+    asked, told = drive(scheduler, requests, chance, cancels=0.06)
+    for ticket, request in asked.items():
+        prompt, top = list(request.prompt), request.prompt_top or 0
+        [row] = plain.open(count=1).rows
+        logits = plain.compute([Piece(row, 0, prompt, len(prompt))])
+        wanted = score_tokens(logits, range(len(prompt) - 1), prompt[1:], top, plain.pool) if len(prompt) > 1 else []
+        row.close()
+        for copy, texts in enumerate(alone(plain, request)):
+            said = told[ticket, copy]
+            assert said[0].scores == ([] if request.prompt_top is None else wanted)
+            assert not any(each.scores for each in said[1:])
+            assert said_of(said) == (texts if request.generates else ([], [], "length"))
+    assert scheduler.state().preemptions > 0 or step_tokens != 7
+    free_of_leaks(scheduler, engine)
+
+
+def test_a_prompt_is_scored_as_it_would_be_generated() -> None:
+    """Bit for bit; and as torch scores it, up to the rounding of sums."""
+    model = attending(None)
+    scheduler = Scheduler(Engine(model, threads=1), slots=2)
+    scheduler.submit(Request([1, 2], Sampling(0), Limits(40, ignore_end=True), top=3))
+    said = [each for parts in finished(scheduler).values() for each in parts]
+    text = [1, 2, *(each.id for each in said if each.id is not None)]
+    scheduler.submit(Request(text, prompt_top=3, generates=False))
+    [[scored]] = finished(scheduler).values()
+    assert [(each.id, each.logprob, each.top) for each in scored.scores[1:]] == [
+        (each.id, each.logprob, each.top) for each in said
+    ]
+    assert all(each.rank == 1 for each in scored.scores[1:]), "greedy"
+    by_torch = score_prompt(model, text, 3)
+    assert [each.logprob for each in by_torch] == score_ids(model, [text])[0]
+    assert [each.logprob for each in scored.scores] == pytest.approx([each.logprob for each in by_torch], abs=1e-5)
+    assert [[id for id, _ in each.top] for each in scored.scores] == [[id for id, _ in each.top] for each in by_torch]
+
+
+def test_a_prompt_that_fills_the_context_can_be_scored() -> None:
+    scheduler = Scheduler(Engine(attending(None), threads=1))
+    scheduler.submit(Request([2] * 160, copies=2, prompt_top=0, generates=False))
+    told = finished(scheduler)
+    assert [len(said.scores) for [said] in told.values()] == [159, 159]
+
+
+def test_more_copies_than_sequences_wait() -> None:
+    engine = Engine(attending(None), threads=1)
+    scheduler = Scheduler(engine, slots=2)
+    request = Request([1, 2, 3], Sampling(0.9, seed=4), Limits(6), copies=7)
+    scheduler.submit(request)
+    told = finished(scheduler)
+    assert [said_of(told[1, copy]) for copy in range(7)] == alone(engine, request)
 
 
 @pytest.mark.parametrize("names", [("gru", "attention-window"), ("lstm",)])
@@ -343,8 +409,9 @@ def test_requests_that_cannot_be_are_refused_at_once() -> None:
         (Request([2] * 160), "fills the context of 160"),
         (Request([SYMBOLS]), "holds the id 23"),
         (Request([1], Sampling(logit_bias={SYMBOLS: 1.0})), "logit_bias holds the id 23"),
-        (Request([1], copies=3), "3 copies are more than the 2 sequences"),
         (Request([1], top=24), "top is 24"),
+        (Request([1], prompt_top=24), "top is 24"),
+        (Request([2] * 161, generates=False), "exceeds|fills"),
         (Request([2] * 90, limits=Limits(8)), "a prompt of 90 tokens and 8 new ones need .* bytes"),
         (Request([2], limits=Limits(stop=("x",))), "stop string 'x' needs text"),
     ]:

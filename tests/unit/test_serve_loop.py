@@ -196,8 +196,8 @@ def test_alone_a_request_after_the_other_is_what_a_session_writes() -> None:
     alone.cancel(alone.submit(Request([7], limits=limits)))
     with pytest.raises(UserError, match="0 tokens"):
         alone.submit(Request([], limits=limits))
-    with pytest.raises(UserError, match="likeliest other tokens"):
-        alone.submit(Request([2], top=1))
+    with pytest.raises(UserError, match="cannot be held to a form"):
+        alone.submit(Request([2], rule=lambda: None))  # type: ignore[arg-type,return-value]
     alone.submit(Request([8], limits=limits))
     with pytest.raises(FullError, match="2 requests wait already"):
         alone.submit(Request([9], limits=limits))

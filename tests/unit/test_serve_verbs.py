@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
+import json
+import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -21,7 +23,7 @@ from starlette.testclient import TestClient
 import headway as hw
 from headway.codecs import train_codec
 from headway.config import override
-from headway.domains.audio import read_sound
+from headway.domains.audio import Segment, Transcription, Word, read_sound
 from headway.domains.translation.recipes import encoder_decoder
 from headway.errors import UserError
 from headway.formats.native import save_model
@@ -29,7 +31,7 @@ from headway.formats.published import save_published
 from headway.formats.usage import Usage
 from headway.nn.models import PooledHeadConfig, VocabularyHeadConfig, build
 from headway.nn.models.presets import preset, vit
-from headway.serve import embeddings
+from headway.serve import embeddings, transcriptions
 from headway.serve.app import create_app
 from headway.serve.frame import ServerSettings
 from headway.serve.loop import open_loop
@@ -129,7 +131,10 @@ def test_vectors_of_texts_and_ids_in_both_encodings(client: TestClient, minilm: 
         ({"input": [True]}, "bool"),
         ({"input": ["a", " "]}, "text 2 of 2 is empty"),
         ({"input": "so " * 600}, "has 602 tokens and the model reads 512 at most"),
-        ({"input": "a", "dimensions": 64}, "have 384 dimensions; leave dimensions out"),
+        (
+            {"input": "a", "dimensions": 64},
+            "its configuration names no shorter ones (matryoshka_dimensions)",
+        ),
         ({"input": "a", "encoding_format": "int8"}, "encoding_format"),
         ({"input": "a", "best_of": 2}, "'best_of' is not had"),
         ({"input": "/etc/passwd", "model": "vit"}, "nothing is fetched or opened here"),
@@ -137,6 +142,24 @@ def test_vectors_of_texts_and_ids_in_both_encodings(client: TestClient, minilm: 
 )
 def test_inputs_that_cannot_be(client: TestClient, body: dict[str, Any], message: str) -> None:
     assert message in refused(client, "/v1/embeddings", **{"model": "minilm", **body})
+
+
+def test_shorter_vectors_where_the_model_was_trained_for_them(minilm: Path, tmp_path: Path) -> None:
+    settings = json.loads((minilm / "config.json").read_text())
+    for name, more in (("any", {"is_matryoshka": True}), ("some", {"matryoshka_dimensions": [64, 128]})):
+        shutil.copytree(minilm, tmp_path / name)
+        (tmp_path / name / "config.json").write_text(json.dumps({**settings, **more}))
+    models = ServedModels([], tmp_path, LoadOptions(device="cpu", backend="torch"), open_loop)
+    with TestClient(create_app(models, ServerSettings(log=False)), base_url="http://127.0.0.1") as client:
+        whole = torch.tensor(asked(client, "/v1/embeddings", model="any", input="a")["data"][0]["embedding"])
+        for name, size in (("any", 5), ("any", 384), ("some", 64), ("some", 384)):
+            found = asked(client, "/v1/embeddings", model=name, input="a", dimensions=size)["data"][0]["embedding"]
+            wanted = whole[:size] / whole[:size].norm()
+            torch.testing.assert_close(torch.tensor(found), wanted, rtol=0, atol=1e-6)
+        for name, size, why in (("any", 385, "has 384 dimensions; ask for fewer"), ("some", 5, "trained for 64, 128")):
+            answer = client.post("/v1/embeddings", json={"model": name, "input": "a", "dimensions": size})
+            assert (answer.status_code, answer.json()["error"]["param"]) == (400, "dimensions")
+            assert why in answer.json()["error"]["message"]
 
 
 def test_a_text_that_cannot_be_read_is_no_matter_of_those_beside_it(client: TestClient, minilm: Path) -> None:
@@ -244,6 +267,23 @@ def test_sounds_come_as_data_too(tmp_path: Path) -> None:
         sound_of(f"data:audio/wav;base64,{base64.b64encode(bytes(100)).decode()}", "item 3")
 
 
+def test_words_are_told_without_their_space(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = (Word(" Hello", 0.0, 0.5, 0.9), Word(" there.", 0.5, 1.0, 0.8))
+    segment = Segment(0.0, 1.0, " Hello there.", [1, 2], 0.0, -0.1, 1.0, 0.0, words)
+
+    async def told(*_: Any) -> Transcription:
+        return Transcription("Hello there.", "en", 1.0, [segment])
+
+    monkeypatch.setattr(transcriptions, "_transcript", told)
+    for granularities in ("timestamp_granularities[]", "timestamp_granularities"):
+        fields = {"response_format": "verbose_json", granularities: "word", "stream": "false", "prompt": ""}
+        fields["chunking_strategy"] = "auto"
+        found = client.post("/v1/audio/transcriptions", data=fields, files={"file": ("a.wav", b"RIFF")}).json()
+        assert "segments" not in found
+        assert [word["word"] for word in found["words"]] == ["Hello", "there."]
+        assert "".join(word["text"] for word in found["words"]) == segment.text
+
+
 FIELDS = b"".join(b'--a\r\nContent-Disposition: form-data; name="%d"\r\n\r\nx\r\n' % n for n in range(1001)) + b"--a--"
 
 
@@ -251,7 +291,9 @@ FIELDS = b"".join(b'--a\r\nContent-Disposition: form-data; name="%d"\r\n\r\nx\r\
     ("fields", "message"),
     [
         ({"response_format": "xml"}, "response_format 'xml' is unknown"),
-        ({"chunking_strategy": "auto"}, "the field 'chunking_strategy' is not had"),
+        ({"chunking_strategy": "server_vad"}, "chunking_strategy is 'server_vad', but sounds are cut as"),
+        ({"stream": "true"}, "stream is 'true', but a transcript comes whole"),
+        ({"best_of": "2"}, "the field 'best_of' is not had"),
         ({"temperature": "NaN"}, "temperature is 'NaN'; give a number from 0 to 1"),
         ({"temperature": "hot"}, "temperature is 'hot'"),
         ({"timestamp_granularities[]": "word"}, "json has no times of words"),

@@ -457,7 +457,7 @@ def _transcription(said: Fields) -> Transcription:
     """A transcript with its segments, each with those of the words that begin before it ends."""
     from headway.domains.audio import Segment, Transcription, Word
 
-    words = [Word(each["word"], each["start"], each["end"], each["probability"]) for each in said.get("words") or ()]
+    words = [Word(each["text"], each["start"], each["end"], each["probability"]) for each in said.get("words") or ()]
     segments, names = [], [field.name for field in fields(Segment) if field.name != "words"]
     for each in said.get("segments") or ():
         own = [word for word in words if word.start < each["end"]]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -14,7 +15,9 @@ from headway.engine.drawing import MASK, TOP, UNIFORM
 from headway.engine.pool import Pool
 from headway.errors import UserError
 from headway.generate.masks import MaskBudget, fill_masks
-from headway.generate.sampling import Sampler, uniforms
+from headway.generate.sampling import Sampler, Sampling, uniforms
+from headway.generate.score import TokenScore
+from headway.generate.tables import DrawTable
 
 _AHEAD = 64  # draws that are made at once, as one takes nearly as long
 
@@ -112,3 +115,23 @@ def choose(
     choice = StepChoice(choosers, places)
     choice.choosing.run(logits, pool)
     return choice.found()
+
+
+def score_tokens(
+    logits: Float[Tensor, "N C"], places: Sequence[int], ids: Sequence[int], top: int, pool: Pool
+) -> list[TokenScore]:
+    """How well the logits at each place predict an id, with `top` of the likeliest. The code that chooses computes the
+    log probabilities, so they are, bit for bit, those of a token that is chosen there.
+    """
+    count, symbols = len(ids), logits.shape[1]
+    tokens, table = np.array(ids), DrawTable(Sampling(temperature=0), [()] * count)
+    masks = np.zeros((count, -(-symbols // 32)), np.uint32)  # which allow one token each
+    masks[np.arange(count), tokens // 32] = np.uint32(1) << (tokens % 32).astype(np.uint32)
+    table.fields[:, MASK] = masks.ctypes.data + masks.strides[0] * np.arange(count)
+    table.fields[:, TOP] = top
+    chosen, logprobs, likeliest, values = Choosing(list(zip(table.addresses, places)), top).run(logits, pool)
+    logprobs[chosen != tokens] = -np.inf  # a logit of -inf, which a mask does not let through
+    rows, index = logits[list(places)], torch.from_numpy(tokens)
+    ranks = (rows > rows.gather(1, index[:, None])).sum(1) + 1
+    tops = [list(zip(*each)) for each in zip(likeliest.tolist(), values.tolist())]
+    return list(map(TokenScore, ids, logprobs.tolist(), ranks.tolist(), tops if top else [[] for _ in ids]))

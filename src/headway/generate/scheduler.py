@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,15 +15,16 @@ from headway.codecs import Codec
 from headway.engine import Engine, Piece
 from headway.engine.operations import BLOCK
 from headway.errors import ConfigError, UserError
-from headway.generate.choosing import Chooser, Chosen, Rule, StepChoice, choose
+from headway.generate.choosing import Chooser, Chosen, Rule, StepChoice, choose, score_tokens
 from headway.generate.prefixes import Prefixes
-from headway.generate.prompts import Ids, check_number, check_prompts, context_of
+from headway.generate.prompts import Ids, check_ids, check_number, check_prompts, context_of
 from headway.generate.sampling import Sampler, Sampling, row_keys
+from headway.generate.score import TokenScore
 from headway.generate.session import Continuation, FinishReason, Limits
 from headway.generate.turns import Copy, FairQueue
 from headway.given import check_fields
 from headway.memory import free_bytes
-from headway.nn.models import EncoderDecoder
+from headway.nn.models import EncoderDecoder, Generative
 
 _CHECKED = 16  # symbols of a step up to which guesses are added: more would take their time from others
 _SHARE = 4  # the part of the free memory that the cache takes where nothing is said: one in so many
@@ -36,8 +37,8 @@ class FullError(UserError):
 
 @dataclass(frozen=True)
 class Request:
-    """A prompt and what is wanted of it: `copies` continuations, drawn as `Session` would draw those of so many equal
-    prompts.
+    """A prompt and what is wanted of it: `copies` continuations, sampled as `Session` would sample those of so many
+    equal prompts; and with `prompt_top` the score of each of its tokens. Without `generates` there are only the scores.
     """
 
     prompt: Ids
@@ -47,13 +48,24 @@ class Request:
     rule: Callable[[], Rule] | None = None  # makes one for each copy
     top: int = 0  # of how many of the likeliest symbols log probabilities are told with each symbol
     owner: str = ""  # prefixes are shared among the requests of one owner, and time fairly between owners
+    prompt_top: int | None = None  # of how many of the likeliest tokens each score reports; None: no scores
+    generates: bool = True
 
     def __post_init__(self) -> None:
         check_fields(self)
         if self.copies < 1:
             raise ConfigError(f"copies is {self.copies}; give a whole number from 1 on")
-        if self.top < 0:
-            raise ConfigError(f"top is {self.top}; give a whole number from 0 on")
+        for name, top in (("top", self.top), ("prompt_top", self.prompt_top or 0)):
+            if top < 0:
+                raise ConfigError(f"{name} is {top}; give a whole number from 0 on")
+
+    def check(self, model: Generative) -> None:
+        """UserError for a prompt that this model cannot read, or that leaves no room for what is wanted."""
+        prompt = self.prompt
+        if not self.generates and len(prompt) > 1:  # the last token is only scored
+            check_ids("prompt", [prompt], model.config.symbols)
+            prompt = prompt[:-1]
+        check_prompts(model, [prompt])
 
 
 class Said(NamedTuple):
@@ -70,6 +82,7 @@ class Said(NamedTuple):
     reason: FinishReason | None
     error: UserError | None = None  # why it ended where the model gives no numbers, or its rule failed
     known: int = 0  # symbols of the prompt that were never read for this copy, as they were known whenever it began
+    scores: Sequence[TokenScore] = ()  # of the prompt's tokens from the second on, with the first that is said
 
 
 class SchedulerState(NamedTuple):
@@ -137,12 +150,10 @@ class Scheduler:
     def submit(self, request: Request) -> int:
         """A number for the request. UserError for one that cannot be; FullError where too many wait."""
         symbols = self._engine.config.symbols
-        check_prompts(self._engine, [request.prompt])
+        request.check(self._engine)
         request.sampling.check_symbols(symbols)
-        if request.copies > self._slots:
-            raise UserError(f"{request.copies} copies are more than the {self._slots} sequences at once; ask for fewer")
-        if request.top > symbols:
-            raise UserError(f"top is {request.top}; this model has {symbols} symbols, ask for fewer")
+        if (top := max(request.top, request.prompt_top or 0)) > symbols:
+            raise UserError(f"top is {top}; this model has {symbols} symbols, ask for fewer")
         prompt, context = list(request.prompt), context_of(self._engine)
         copies = []
         for number, key in enumerate(row_keys([prompt] * request.copies)):
@@ -152,7 +163,7 @@ class Scheduler:
             rule = None if request.rule is None else request.rule()
             sampler = Sampler(request.sampling, [key], [prompt], symbols, pool=self._engine.pool)
             chooser = Chooser(sampler, rule, request.top, symbols)
-            copies.append(Copy(0, number, request.owner, prompt, said, chooser))
+            copies.append(Copy(number, request.owner, prompt, said, chooser, request.prompt_top, request.generates))
         with self._lock:
             if len(self._unbegun) >= self._most_waiting:
                 raise FullError(f"{self._most_waiting} requests wait already; ask again later")
@@ -218,7 +229,9 @@ class Scheduler:
             if leader is not None:
                 leader.followers.append(copy)
             else:
-                blocks = [] if self._prefixes is None else self._prefixes.find(copy.owner, copy.ids)
+                blocks: list[int] = []
+                if self._prefixes is not None and not copy.scores_prompt:  # a score needs its logits
+                    blocks = self._prefixes.find(copy.owner, copy.ids)
                 if not self._fits(copy, blocks):
                     return
                 copy.row, copy.read = self._blank.fork(), len(blocks) * BLOCK
@@ -269,7 +282,8 @@ class Scheduler:
             count = min(copy.unread, budget, self._longest) if copy.unread > 1 else 1
             if copy.row is not None and count:
                 ids = copy.ids[copy.read : copy.read + count]
-                planned[copy] = Piece(copy.row, copy.read, ids, int(count == copy.unread))
+                wanted = count if copy.scores_prompt else int(count == copy.unread)
+                planned[copy] = Piece(copy.row, copy.read, ids, wanted)
                 budget -= count if copy.unread > 1 else 0
         room = _CHECKED - sum(len(piece.ids) for piece in planned.values())
         for copy, piece in planned.items():
@@ -289,14 +303,15 @@ class Scheduler:
     ) -> list[Said]:
         """What comes of what was planned, and of what was chosen; where guesses came true, by further logits, too."""
         guesses: dict[Copy, list[int]] = {}  # that have not been judged
+        self._score(planned, logits)
         for copy, piece in planned.items():
-            count = len(piece.ids) - max(0, piece.wanted - 1)
+            count = min(len(piece.ids), copy.unread)
             self._counts["prompt_tokens"] += count if copy.reads_prompt else 0
             copy.read += count
-            if piece.wanted > 1:
-                guesses[copy] = list(piece.ids[count:])
-            if piece.wanted and copy.reads_prompt:
+            guesses[copy] = list(piece.ids[count:])
+            if not copy.unread and copy.reads_prompt:
                 self._share_prompt(copy)
+        guessed = {copy: len(ids) for copy, ids in guesses.items()}
         said = []
         while choosing:
             going = []
@@ -311,15 +326,27 @@ class Scheduler:
             if going:
                 places = [place for _, place in going]
                 chosen = choose(logits, places, [copy.chooser for copy, _ in going], self._engine.pool)
-        for copy, piece in planned.items():
-            guessed = max(0, piece.wanted - 1)
-            right = guessed - len(guesses.get(copy, ()))
-            copy.prudence.judge(guessed, right)
-            self._counts["guessed"] += guessed
+        for copy, count in guessed.items():
+            right = count - len(guesses[copy])
+            copy.prudence.judge(count, right)
+            self._counts["guessed"] += count
             self._counts["accepted"] += right
         for copy in [copy for copy in self._running if copy.done]:
             self._close(copy)
         return said
+
+    def _score(self, planned: dict[Copy, Piece], logits: Float[Tensor, "N C"]) -> None:
+        """Note how well the prompts' next tokens were predicted, where that is wanted."""
+        place = 0
+        for copy, piece in planned.items():
+            if copy.prompt_top is not None and copy.scores_prompt:
+                first = max(copy.read, len(copy.scores))  # what was scored before it gave way is skipped
+                ids = copy.ids[first + 1 : copy.read + 1 + len(piece.ids)]
+                begin = place + first - copy.read
+                if ids:
+                    places = range(begin, begin + len(ids))
+                    copy.scores += score_tokens(logits, places, ids, copy.prompt_top, self._engine.pool)
+            place += piece.wanted
 
     def _share_prompt(self, copy: Copy) -> None:
         """Let those who follow go on from what it has read, and remember it."""
@@ -329,13 +356,17 @@ class Scheduler:
         followers, copy.followers = copy.followers, []
         for follower in followers:
             follower.row, follower.read, follower.known = copy.row.fork(), copy.read, copy.known
+            follower.scores = copy.scores
 
     def _say(self, copy: Copy, choice: Chosen | UserError | None) -> Said:
+        scores, copy.scores = copy.scores, []
         try:
-            if choice is None:
+            for each in scores:
+                check_number(each.logprob)
+            if choice is None or not copy.generates:
                 copy.done = True
-                text, reason = copy.said.finish("", "stop")
-                return Said(copy.ticket, copy.number, None, text, 0.0, [], reason, known=copy.known)
+                text, reason = copy.said.finish("", "stop" if copy.generates else "length")
+                return Said(copy.ticket, copy.number, None, text, 0.0, [], reason, known=copy.known, scores=scores)
             if isinstance(choice, UserError):
                 raise choice
             check_number(choice.logprob)
@@ -346,10 +377,11 @@ class Scheduler:
         symbol, text, reason = copy.said.push(choice.id)
         copy.done = reason is not None
         if symbol is None:
-            return Said(copy.ticket, copy.number, None, text, 0.0, [], reason, known=copy.known)
+            return Said(copy.ticket, copy.number, None, text, 0.0, [], reason, known=copy.known, scores=scores)
         copy.guesser.add(symbol)
         self._counts["written_tokens"] += 1
-        return Said(copy.ticket, copy.number, symbol, text, choice.logprob, choice.top, reason, known=copy.known)
+        said = (copy.ticket, copy.number, symbol, text, choice.logprob, choice.top, reason)
+        return Said(*said, known=copy.known, scores=scores)
 
     def _close(self, copy: Copy) -> None:
         """It runs no longer; what it has read stays known as long as nobody needs the room."""
@@ -367,9 +399,11 @@ def _choosing(planned: dict[Copy, Piece]) -> list[tuple[Copy, int]]:
     """
     found, place = [], 0
     for copy, piece in planned.items():
-        if piece.wanted:
-            found.append((copy, place))
+        guessed = len(piece.ids) - copy.unread
+        if guessed >= 0:
+            last = place + piece.wanted - 1 - guessed
+            found.append((copy, last))
             if copy.reads_prompt:
-                found += [(follower, place) for follower in copy.followers]
+                found += [(follower, last) for follower in copy.followers]
         place += piece.wanted
     return found

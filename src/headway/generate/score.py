@@ -15,6 +15,17 @@ from headway.nn.kernels import IGNORED
 from headway.nn.models import EncoderDecoder, Transformer
 
 
+class TokenScore(NamedTuple):
+    """How well a model predicts a token of a text: the log probability, in nats; the rank, 1 for the likeliest token;
+    and the likeliest tokens with theirs, likeliest first.
+    """
+
+    id: int
+    logprob: float
+    rank: int
+    top: list[tuple[int, float]]
+
+
 class _Window(NamedTuple):
     """A stretch of a text that is read at once: `labels` follow `inputs`, IGNORED where another window scores them."""
 
@@ -48,6 +59,22 @@ def score_ids(
         return model(ids, layout).x
 
     return _score(model, windows, read, len(texts), batch_tokens)
+
+
+@torch.inference_mode()
+def score_prompt(model: Transformer, ids: Ids, top: int) -> list[TokenScore]:
+    """Each token but the first, with `top` of the likeliest; the log probabilities are those of `score_ids` for it."""
+    check_ids("prompt", [ids], model.config.symbols)
+    if len(ids) < 2:
+        return []
+    inputs, layout = pad([ids[:-1]], device_of(model))
+    with evaluating(model):
+        scores = model.heads["vocabulary"](model(inputs, layout).x[0]).log_softmax(-1)  # type: ignore[operator]
+    own = scores.gather(1, torch.tensor(ids[1:], device=scores.device)[:, None])
+    ranks = (scores > own).sum(1) + 1
+    values, tokens = scores.topk(min(top, scores.shape[-1]))
+    likeliest = [list(zip(*each)) for each in zip(tokens.tolist(), values.tolist())]
+    return list(map(TokenScore, ids[1:], own[:, 0].tolist(), ranks.tolist(), likeliest))
 
 
 @torch.inference_mode()

@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable
 from headway.engine import Row
 from headway.generate.choosing import Chooser
 from headway.generate.prompts import Ids
+from headway.generate.score import TokenScore
 from headway.generate.session import Continuation
 from headway.generate.speculation import Lookup, Prudence
 
@@ -17,8 +18,23 @@ from headway.generate.speculation import Lookup, Prudence
 class Copy:
     """One copy of a request. Without a row it waits, or follows a copy that reads the prompt for it, too."""
 
-    def __init__(self, ticket: int, number: int, owner: str, prompt: Ids, said: Continuation, chooser: Chooser) -> None:
-        self.ticket, self.number, self.owner, self.said, self.chooser = ticket, number, owner, said, chooser
+    def __init__(
+        self,
+        number: int,
+        owner: str,
+        prompt: Ids,
+        said: Continuation,
+        chooser: Chooser,
+        prompt_top: int | None = None,
+        generates: bool = True,
+    ) -> None:
+        """`prompt_top` is how many of the likeliest tokens are reported for each token of the prompt; None: the prompt
+        is not scored. Without `generates` the copy ends where its prompt does.
+        """
+        self.ticket = 0  # of its request, once that has one
+        self.number, self.owner, self.said, self.chooser = number, owner, said, chooser
+        self.prompt_top, self.generates = prompt_top, generates
+        self.scores: list[TokenScore] = []  # of the prompt's tokens, from the second on
         self.guesser, self.prudence = Lookup(prompt), Prudence()
         self.row: Row | None = None
         self.read = 0  # how many of its ids the row has read
@@ -43,6 +59,11 @@ class Copy:
     @property
     def reads_prompt(self) -> bool:
         return self.row is not None and not self.said.ids
+
+    @property
+    def scores_prompt(self) -> bool:
+        """Whether the logits after each token of its prompt are wanted."""
+        return self.prompt_top is not None and not self.said.ids
 
 
 class FairQueue:

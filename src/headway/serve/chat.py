@@ -16,6 +16,7 @@ from msgspec import UNSET
 from headway.domains.chat.predictors import Talk
 from headway.errors import UserError
 from headway.generate.scheduler import Request
+from headway.generate.score import TokenScore
 from headway.serve.bodies import (
     AnswerMessage,
     AnswerPart,
@@ -38,16 +39,22 @@ from headway.serve.errors import StatusError
 from headway.serve.frame import Context, Endpoint, Events, Ready
 from headway.serve.generating import (
     Prepared,
+    Spelling,
+    check_body,
     copies_of,
     limits_of,
+    narrowed_rule,
     passages,
+    prompt_top,
     room_for,
     rule_of,
     sampling_of,
+    truncated,
     used,
 )
 from headway.serve.tools import Toolbox, told
 
+_TRUNCATED = 256  # tokens of an answer for which truncate_prompt_tokens -1 leaves room where nothing is said
 _UNLIMITED = 4096  # tokens of an answer, where neither the request nor the context says how many
 
 
@@ -58,16 +65,19 @@ class _Answer:
     content: str = ""
     calls: list[CalledTool] = field(default_factory=list)
     tokens: list[ToldToken] = field(default_factory=list)
+    ids: list[int] = field(default_factory=list)
+    scores: Sequence[TokenScore] = ()
     reason: Finish = "stop"
 
-    def choice(self, place: int, told: bool) -> ChatChoice:
+    def choice(self, place: int, told: bool, with_ids: bool) -> ChatChoice:
         content = None if self.calls and not self.content else self.content
-        message = AnswerMessage(content, self.calls or UNSET)
-        return ChatChoice(place, message, ChatLogprobs(self.tokens) if told else None, self.reason)
+        message, tokens = AnswerMessage(content, self.calls or UNSET), ChatLogprobs(self.tokens) if told else None
+        return ChatChoice(place, message, tokens, self.reason, self.ids if with_ids else None)
 
 
 async def answered(body: ChatBody, context: Context) -> ChatAnswer | Events:
     """The answers to a conversation, whole or in parts."""
+    check_body(body)
     if body.stream:
         return Events(_parts(body, context))
     answers: defaultdict[int, _Answer] = defaultdict(_Answer)
@@ -78,32 +88,48 @@ async def answered(body: ChatBody, context: Context) -> ChatAnswer | Events:
             calls = [call for call in passage.calls if isinstance(call, ToolCall)]
             answer.calls += [CalledTool(id, CalledFunction(*function)) for id, *function in calls]
             answer.tokens += [] if passage.token is None else [passage.token]
+            answer.ids += [] if passage.id is None else [passage.id]
+            answer.scores = answer.scores or passage.scores
             answer.reason = passage.reason or answer.reason
-        choices = [answer.choice(place, asked.told) for place, answer in sorted(answers.items())]
+        choices = [answer.choice(place, asked.told, body.return_token_ids) for place, answer in sorted(answers.items())]
         name, mark = asked.ready.name, asked.ready.fingerprint
-        return ChatAnswer(f"chatcmpl-{context.id}", int(time.time()), name, mark, choices, used(context))
+        whole = ChatAnswer(f"chatcmpl-{context.id}", int(time.time()), name, mark, choices, used(context))
+        if body.prompt_logprobs is not None:
+            spell = Spelling.of(asked.ready.model).scored
+            whole.prompt_logprobs = await asyncio.to_thread(spell, answers[0].scores, body.prompt_logprobs)
+        if body.return_token_ids:
+            whole.prompt_token_ids = list(asked.requests[0].prompt)
+        return whole
 
 
 async def _parts(body: ChatBody, context: Context) -> AsyncGenerator[ChatAnswerPart, None]:
-    counted = body.stream_options is not None and body.stream_options.include_usage
+    options = body.stream_options
+    counted = options is not None and options.include_usage
+    always = counted and options is not None and options.continuous_usage_stats
     created, begun, called = int(time.time()), set[int](), Counter[int]()
     async with _prepared(body, context) as asked, aclosing(passages(asked, context)) as found:
         name, mark, usage = asked.ready.name, asked.ready.fingerprint, None if counted else UNSET
         # One struct for all events: each is written out before the next is made.
         event = ChatAnswerPart(f"chatcmpl-{context.id}", created, name, mark, [], usage)
-        async for place, text, calls, token, reason in found:
+        async for place, text, calls, token, reason, id, _ in found:
             if place not in begun:
                 begun.add(place)
+                event.usage = used(context, pending=id is not None) if always else usage
                 event.choices = [ChatChoicePart(place, AnswerPart("assistant", ""))]
+                event.prompt_token_ids = list(asked.requests[0].prompt) if body.return_token_ids else UNSET
                 yield event
+                event.prompt_token_ids = UNSET
+            event.usage = used(context) if always else usage
             told = None if token is None else ChatLogprobs([token])
-            deltas = [AnswerPart(content=text)] if text or (token is not None and not calls) else []
+            ids = [id] if id is not None and body.return_token_ids else UNSET
+            silent = token is not None or ids is not UNSET
+            deltas = [AnswerPart(content=text)] if text or (silent and not calls) else []
             for call in calls:
                 called[place] += isinstance(call, ToolCall)
                 deltas.append(AnswerPart(tool_calls=[_call_part(call, called[place] - 1)]))
             for delta in deltas:
-                event.choices = [ChatChoicePart(place, delta, told)]
-                told = None  # once
+                event.choices = [ChatChoicePart(place, delta, told, None, ids)]
+                told, ids = None, UNSET  # once
                 yield event
             if reason is not None:
                 event.choices = [ChatChoicePart(place, AnswerPart(), None, reason)]
@@ -136,19 +162,35 @@ async def _prepared(body: ChatBody, context: Context) -> AsyncIterator[Prepared]
             if rule is not None:
                 raise StatusError(400, "a call is required and response_format is set; leave one of them out", "tools")
             rule = calling
-        template = talk.template.given(body.chat_template_kwargs or {})
+        rule = narrowed_rule(rule, body, ready.model, limits)
+        template = talk.template.given(_template_values(body, talk.template.text))
         end = opens(body.add_generation_prompt, body.continue_final_message), body.continue_final_message
         try:
             ids = await asyncio.to_thread(template.prompt, talk.codec, messages, tools and tools.told, *end)
         except UserError as error:  # clients need not know where the model lies
             line = str(error).replace(str(ready.model.directory), ready.name)
             raise StatusError(400, line, "messages") from None
+        ids = truncated(ids, body, ready.model, _most(body) or _TRUNCATED)
         room = room_for(ids, ready.model, "messages")
         most = _most(body) or room or _UNLIMITED
         limits = replace(limits, max_new_tokens=most if room is None else min(most, room))
         readers = [None if tools is None else tools.reader(body.stream) for _ in range(copies)]
-        request = Request(ids, sampling, limits, copies, rule, body.top_logprobs or 0, context.owner)
-        yield Prepared(ready, [request], bool(body.logprobs), [each for each in readers if each is not None])
+        request = Request(ids, sampling, limits, copies, rule, body.top_logprobs or 0, context.owner, prompt_top(body))
+        own = [each for each in readers if each is not None]
+        yield Prepared(ready, [request], bool(body.logprobs), own, body.return_tokens_as_token_ids)
+
+
+def _template_values(body: ChatBody, template: str) -> dict[str, bool | int | float | str]:
+    """What else the chat template reads. StatusError 400 for an effort of reasoning that it does not."""
+    values, effort = dict(body.chat_template_kwargs or {}), body.reasoning_effort
+    if effort is None:
+        return values
+    if "reasoning_effort" in template:
+        return {"reasoning_effort": effort, **values}
+    if effort != "none":
+        told = f"reasoning_effort is {effort[:40]!r}, which the chat template does not read; leave it out"
+        raise StatusError(400, told, "reasoning_effort", "unsupported")
+    return {"enable_thinking": False, **values} if "enable_thinking" in template else values
 
 
 def talk_of(ready: Ready) -> Talk:
@@ -179,8 +221,8 @@ def _tools(body: ChatBody, talk: Talk) -> Toolbox | None:
         if body.tool_choice not in (None, "none", "auto"):
             raise StatusError(400, "tool_choice asks for a call and there are no tools; give tools", "tool_choice")
         return None
-    parallel = body.parallel_tool_calls is not False
-    return Toolbox(talk.codec, talk.template.text, body.tools, body.tool_choice or "auto", parallel)
+    parallel, choice = body.parallel_tool_calls is not False, "auto" if body.tool_choice is None else body.tool_choice
+    return Toolbox(talk.codec, talk.template.text, body.tools, choice, parallel)
 
 
 def messages_of(given: Sequence[ChatMessage]) -> list[dict[str, Any]]:
@@ -216,7 +258,9 @@ def _text(part: dict[str, Any], param: str) -> str:
     if isinstance(kind, str) and kind != "text":
         remedy = f"have {_TEXTS_OF[kind]} make a text of it" if kind in _TEXTS_OF else "give parts of type text"
         raise StatusError(400, f"{param} is of type {kind[:40]!r}, and chats read texts alone; {remedy}", param)
-    strange = next((field for field in part if field not in ("type", "text")), None)
+    strange = next(
+        (field for field, value in part.items() if field not in ("type", "text") and value is not None), None
+    )
     if strange is not None:
         told = f"{param} has the field {strange[:40]!r}, which a part of type text has not; leave it out"
         raise StatusError(400, told, f"{param}.{strange[:40]}", "unknown_field")

@@ -6,7 +6,7 @@ import asyncio
 import base64
 from collections.abc import Sequence
 from functools import partial
-from typing import Annotated, Any, Literal, NamedTuple, cast
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, cast
 
 import msgspec
 import numpy as np
@@ -14,14 +14,16 @@ from msgspec import Meta
 
 from headway.app.model import Model
 from headway.app.predictors import predictor
+from headway.codecs.files import object_or_empty
 from headway.domains.image_text import use as towers
 from headway.domains.understanding import use as encoders
 from headway.errors import UserError
 from headway.learn.rows import FramedRows, Limit, flat, frame_for, framed
 from headway.nn.models import TwoTower, kinds
 from headway.serve.errors import StatusError
-from headway.serve.frame import Context, Endpoint
+from headway.serve.frame import Context, Endpoint, Ready
 from headway.serve.media import image_of
+from headway.serve.neutral import Neutral, Neutrals
 
 _MOST = 2048  # inputs of a request, as OpenAI's service takes
 _AT_ONCE = 1 << 12  # characters, which are sooner read than handed to a thread of their own
@@ -32,6 +34,7 @@ _LITTLE_ENDIAN = np.dtype("<f4")
 class EmbeddingBody(msgspec.Struct, forbid_unknown_fields=True):
     """Texts, or ids of the model's own tokenizer without its marks; images, as data: URLs, where the model reads them.
     `truncate` cuts texts that are longer than the model reads, which are refused otherwise; `user` changes nothing.
+    `dimensions` are fewer than the model has only where it was trained for that.
     """
 
     input: str | list[str | int | list[int]]
@@ -40,6 +43,13 @@ class EmbeddingBody(msgspec.Struct, forbid_unknown_fields=True):
     dimensions: Annotated[int, Meta(ge=1)] | None = None
     truncate: bool = False
     user: str | None = None
+
+    NEUTRAL: ClassVar[Neutrals] = {
+        "add_special_tokens": Neutral((True,), "special tokens belong to what the model reads; leave it out"),
+        "truncate_prompt_tokens": Neutral((), "texts are cut where the model's context ends; use truncate"),
+        "priority": Neutral((0,), "API keys are served in turns; leave it out"),
+        "normalize": Neutral((True,), "vectors have unit length; leave it out"),
+    }
 
 
 class InputVector(msgspec.Struct):
@@ -78,9 +88,7 @@ async def embed(body: EmbeddingBody, context: Context) -> EmbeddingAnswer:
         model = ready.model
         predictor(model, "embed")  # UserError for a model that makes none
         if body.dimensions not in (None, _width(model)):
-            raise StatusError(
-                400, f"the vectors of {ready.name} have {_width(model)} dimensions; leave dimensions out", "dimensions"
-            )
+            await asyncio.to_thread(_check_dimensions, body.dimensions, ready)
         if kinds.is_vision(model.module) or _are_images(items):
             images = await asyncio.to_thread(_images, model, items)
             vectors = await ready.batcher.ask(partial(_seen, model), "images", images)
@@ -98,6 +106,8 @@ async def embed(body: EmbeddingBody, context: Context) -> EmbeddingAnswer:
             vectors, counts = zip(*found)
             tokens = sum(counts)
     context.noted["prompt_tokens"] = tokens
+    if body.dimensions not in (None, _width(model)):
+        vectors = [_shortened(vector, body.dimensions) for vector in vectors]
     said = [vector.tolist() if body.encoding_format == "float" else _packed(vector) for vector in vectors]
     data = [InputVector(index, vector) for index, vector in enumerate(said)]
     return EmbeddingAnswer(data, ready.name, ReadTokens(tokens, tokens))
@@ -200,6 +210,30 @@ def _seen(model: Model, images: list[np.ndarray]) -> list[np.ndarray]:
 def _width(model: Model) -> int:
     module: Any = model.module
     return module.width if isinstance(module, TwoTower) else module.config.width
+
+
+def _check_dimensions(wanted: int, ready: Ready) -> None:
+    """StatusError 400 where a model was not trained so that the beginnings of its vectors are vectors as well (Kusupati
+    et al. 2022, Matryoshka representations): its configuration says so by these names, as for vLLM.
+    """
+    width, settings = _width(ready.model), object_or_empty(ready.model.directory / "config.json")
+    sizes, told = settings.get("matryoshka_dimensions"), ""
+    if isinstance(sizes, list) and sizes:
+        if wanted in sizes and wanted <= width:
+            return
+        told = f", and was trained for {', '.join(map(str, sizes))}; choose one of these"
+    elif settings.get("is_matryoshka") is True:
+        if wanted <= width:
+            return
+        told = "; ask for fewer"
+    told = told or ", and its configuration names no shorter ones (matryoshka_dimensions); leave dimensions out"
+    raise StatusError(400, f"a vector of {ready.name} has {width} dimensions{told}"[:500], "dimensions")
+
+
+def _shortened(vector: np.ndarray, dimensions: int) -> np.ndarray:
+    """The first numbers of a vector, of unit length again."""
+    short = vector[:dimensions]
+    return short / max(float(np.linalg.norm(short)), float(np.finfo(np.float32).tiny))
 
 
 def _packed(vector: np.ndarray) -> str:

@@ -18,21 +18,16 @@ from starlette.responses import Response
 from headway.app.model import Model
 from headway.formats.native import Weights
 from headway.serve.batches import Batcher
+from headway.serve.keys import ApiKey, KeyFile
 from headway.serve.loop import EngineLoop
-
-
-class ApiKey(NamedTuple):
-    """A key that clients show. At most `under_way` of its requests are served at once; None sets no limit."""
-
-    secret: str
-    under_way: int | None = None
 
 
 @dataclass(frozen=True)
 class ServerSettings:
     """What a server allows. Seconds, bytes and counts; each is a limit beyond which a request is refused."""
 
-    keys: tuple[ApiKey, ...] = ()  # none: everybody is served
+    keys: tuple[ApiKey, ...] = ()  # neither these nor files: everybody is served
+    key_files: tuple[KeyFile, ...] = ()  # of more keys, read again when they change
     hosts: tuple[str, ...] = ()  # names of the server beside those of loopback, without ports
     origins: tuple[str, ...] = ()  # web pages that may ask, as https://example.org; "*" are all
     body_bytes: int = 8 << 20  # of a JSON body

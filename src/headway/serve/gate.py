@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import ipaddress
 import json
 import random
@@ -19,7 +17,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from headway.errors import logger
 from headway.serve import metrics
 from headway.serve.errors import StatusError, error_response
-from headway.serve.frame import ApiKey, Context, Served, ServerSettings
+from headway.serve.frame import Context, Served, ServerSettings
+from headway.serve.keys import ApiKey, KeyRing
 
 CONTEXT = "headway.context"  # where the scope has it
 OPEN = ("/health", "/ready")  # what asks whether the server lives shows no key, and knows it by any name
@@ -39,7 +38,7 @@ class Gate:
         self._app = app
         self._served = served
         self._settings = settings
-        self._keys = [(hashlib.sha256(key.secret.encode()).digest(), key) for key in settings.keys]
+        self._keys = KeyRing(settings.keys, settings.key_files)
         self._hosts = {host.lower().rstrip(".") for host in settings.hosts} - _ANY
         self._under_way: Counter[str] = Counter()
 
@@ -94,18 +93,16 @@ class Gate:
         return origin
 
     def _key(self, headers: Headers, context: Context) -> ApiKey | None:
-        if not self._keys:
+        if not self._keys.needed:
             return None
         scheme, _, secret = headers.get("authorization", "").partition(" ")
-        shown = hashlib.sha256(secret.strip().encode()).digest()
-        found = None
-        for number, (digest, key) in enumerate(self._keys, 1):  # all of them, so that time tells nothing
-            if hmac.compare_digest(digest, shown):
-                found, context.owner = key, f"key-{number}"
+        found = self._keys.find(secret.strip())
         if found is None or scheme.lower() != "bearer":
             given = "the API key is not known here" if secret else "there is no API key"
             raise StatusError(401, f"{given}; send the header Authorization: Bearer KEY", code="invalid_api_key")
-        return found
+        key, number = found
+        context.owner = f"key-{number}"
+        return key
 
 
 _PREFLIGHT = {

@@ -13,13 +13,17 @@ from starlette.responses import HTMLResponse, Response
 
 from headway.serve.errors import ErrorAnswer
 from headway.serve.frame import Context, Endpoint
+from headway.serve.neutral import structs_within
 
 _REFERENCE = "#/components/schemas/{name}"
+_JSON = {str: "string", int: "integer"}
 _FORM = {  # of a sound, which all forms are of
     "type": "object",
     "properties": {
         "file": {"type": "string", "format": "binary"},
         "timestamp_granularities[]": {"type": "array", "items": {"enum": ["segment", "word"]}},
+        "stream": {"enum": ["false"]},
+        "chunking_strategy": {"enum": ["auto"]},
         "temperature": {"type": "number", "minimum": 0, "maximum": 1},
         "response_format": {"enum": ["json", "text", "srt", "verbose_json", "vtt"]},
         **{name: {"type": "string"} for name in ("model", "language", "prompt")},
@@ -65,6 +69,11 @@ def openapi(endpoints: Sequence[Endpoint]) -> dict[str, Any]:
         structs += [kind for kind in (each.body, each.answer, each.part) if kind not in (None, FormData, *structs)]
     schemas, components = msgspec.json.schema_components(structs, ref_template=_REFERENCE)
     by_struct = dict(zip(structs, schemas))
+    for struct in {inner for each in structs for inner in structs_within(each)}:
+        own: dict[str, Any] = components[struct.__name__].get("properties", {})
+        for name, neutral in getattr(struct, "NEUTRAL", {}).items():
+            kind = int if neutral.default_of else neutral.kind
+            own.setdefault(name, {"type": [_JSON[kind], "null"]} if kind else {"enum": [None, *neutral.values]})
     paths: dict[str, Any] = {}
     for each in endpoints:
         paths.setdefault(each.path.replace(":path}", "}"), {})[each.method.lower()] = _operation(each, by_struct)

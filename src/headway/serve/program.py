@@ -29,7 +29,7 @@ def listener(host: str, port: int, settings: ServerSettings, insecure: bool = Fa
     """A socket that listens: whoever asks before the server has begun waits. UserError for an address that cannot be
     had, and for one that other machines reach where everybody would be served, unless that is meant (`insecure`).
     """
-    if not (settings.keys or insecure or is_loopback(host)):
+    if not (settings.keys or settings.key_files or insecure or is_loopback(host)):
         raise UserError(
             f"{host} is reached by other machines, and without --api-key everybody is served; give keys, or --insecure "
             "if that is meant"

@@ -14,6 +14,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from headway.serve.errors import StatusError
 from headway.serve.frame import ServerSettings
+from headway.serve.neutral import without_neutral
 
 _AT_ONCE = 1 << 16  # bytes that are looked through on the event loop; more are, in a thread
 _MARKS = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[\[{]|[\]}]', re.DOTALL)  # texts are skipped whole
@@ -70,7 +71,11 @@ def decode(raw: bytes, decoder: msgspec.json.Decoder[Any], depth: int) -> Any:
     if raw.count(b"[") + raw.count(b"{") > depth:
         _check_depth(raw, depth)
     try:
-        return decoder.decode(raw)
+        try:
+            return decoder.decode(raw)
+        except msgspec.ValidationError:  # perhaps for a field that asks for nothing
+            struct: Any = decoder.type
+            return msgspec.convert(without_neutral(msgspec.json.decode(raw), struct), struct)
     except msgspec.ValidationError as error:
         raise _invalid(str(error), decoder.type) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

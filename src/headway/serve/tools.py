@@ -95,7 +95,7 @@ class Toolbox:
         self._offered = {name: self._functions[name] for name in wanted}
         self._form = format_of(codec, template) if wanted else None
         self._parallel = parallel and not (self._form is not None and self._form.bare and self._required)
-        self.told = list(tools) if wanted else None
+        self.told = [_complete(tool, template) for tool in tools] if wanted else None
 
     def rule(self, ends: Iterable[int] = ()) -> Callable[[], Rule] | None:
         """What makes a rule for each answer: a call where one is required, and arguments of their schema.
@@ -141,7 +141,7 @@ def _functions(tools: Any) -> dict[str, Mapping[str, Any]]:
         name = function.get("name")
         if not isinstance(name, str) or not _NAME.fullmatch(name):
             raise UserError(f"tool {i} has the name {name!r:.80}; give 1 to 64 of the letters a-z, A-Z, 0-9, _ and -")
-        strange = next((field for field in function if field not in _FIELDS), None)
+        strange = next((field for field, value in function.items() if field not in _FIELDS and value is not None), None)
         if strange is not None:
             raise UserError(f"tool {name!r} has the field {strange!r:.60}; {nearest(strange, _FIELDS)}")
         parameters = function.get("parameters") or _PARAMETERS
@@ -151,6 +151,15 @@ def _functions(tools: Any) -> dict[str, Mapping[str, Any]]:
             raise UserError(f"two tools have the name {name!r}; give each its own")
         found[name] = function
     return found
+
+
+def _complete(tool: Mapping[str, Any], template: str) -> dict[str, Any]:
+    """A tool as chat templates expect it: without fields that are null, and with those that the template reads."""
+    function = {name: value for name, value in tool["function"].items() if value is not None}
+    for name, default in (("description", ""), ("parameters", _PARAMETERS)):
+        if re.search(rf"\.{name}\b|\[['\"]{name}['\"]\]", template):
+            function.setdefault(name, default)
+    return {**{name: value for name, value in tool.items() if value is not None}, "function": function}
 
 
 def _choice(choice: Any, functions: Mapping[str, Any]) -> tuple[bool, list[str]]:
@@ -197,7 +206,7 @@ def _is_call(call: Any) -> bool:
 
 def _object(arguments: Any, place: int) -> Mapping[str, Any]:
     try:
-        read = json.loads(arguments) if isinstance(arguments, str) else arguments
+        read = json.loads(arguments or "{}") if isinstance(arguments, str) else arguments
     except (ValueError, RecursionError):
         read = None
     if not isinstance(read, Mapping):

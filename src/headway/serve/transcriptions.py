@@ -22,10 +22,17 @@ from headway.errors import nearest
 from headway.serve.errors import StatusError
 from headway.serve.frame import Context, Endpoint
 from headway.serve.media import named
+from headway.serve.neutral import Neutral
 
 AnswerFormat = Literal["json", "text", "srt", "verbose_json", "vtt"]
-_GRANULARITIES = "timestamp_granularities[]"
+_GRANULARITIES, _PLAIN_GRANULARITIES = "timestamp_granularities[]", "timestamp_granularities"
 _FIELDS = ("file", "model", "language", "prompt", "response_format", "temperature", _GRANULARITIES)
+_NEUTRAL = {
+    "stream": Neutral(("false", "False"), "a transcript comes whole; leave it out"),
+    "chunking_strategy": Neutral(("auto",), "sounds are cut as the model was trained for; leave it out"),
+    "include[]": Neutral((), "log probabilities are those of segments, in verbose_json; leave it out"),
+    "top_p": Neutral(("1", "1.0"), "transcripts are searched for by beams; leave it out"),
+}
 _HOTTEST = 1.0  # temperature, as in OpenAI's service
 _SYMBOLS = 16  # of each sound in a call, after which others may join
 _LONGEST = 100  # characters of a file's name in messages
@@ -36,12 +43,15 @@ class TranscriptBody(msgspec.Struct):
 
 
 class SpokenWord(msgspec.Struct):
-    """A word, when it was spoken, in seconds, and its probability."""
+    """A word, when it was spoken, in seconds, its probability, and the word as it is a part of the text: with the space
+    before it.
+    """
 
     word: str
     start: float
     end: float
     probability: float
+    text: str
 
 
 class SpokenSegment(msgspec.Struct):
@@ -157,8 +167,14 @@ def _go_on(sounds: list[_Heard]) -> list[Transcription | Exception | None]:
 
 def _asked(form: FormData, task: Task) -> _Form:
     """StatusError for a field that is not had, and for a value that it cannot take."""
-    for field in form:
-        if field not in _FIELDS:
+    for field, value in form.multi_items():
+        neutral = _NEUTRAL.get(field)
+        if not value or (neutral is not None and neutral.accepts(value, {})):
+            continue
+        if neutral is not None:
+            told = f"{field} is {str(value)[:_LONGEST]!r}, but {neutral.reason}"
+            raise StatusError(400, told, field, "unsupported")
+        if field not in (*_FIELDS, _PLAIN_GRANULARITIES):
             told = f"the field {field[:_LONGEST]!r} is not had; {nearest(field, _FIELDS)}"
             raise StatusError(400, told, field[:_LONGEST], "unknown_field")
     file = form.get("file")
@@ -169,7 +185,7 @@ def _asked(form: FormData, task: Task) -> _Form:
     if answer not in get_args(AnswerFormat):
         remedy = nearest(answer, get_args(AnswerFormat))
         raise StatusError(400, f"response_format {answer[:_LONGEST]!r} is unknown; {remedy}", "response_format")
-    granularities = form.getlist(_GRANULARITIES) or ["segment"]
+    granularities = form.getlist(_GRANULARITIES) + form.getlist(_PLAIN_GRANULARITIES) or ["segment"]
     if not all(each in ("word", "segment") for each in granularities):
         raise StatusError(400, "timestamp_granularities are word and segment; choose from them", _GRANULARITIES)
     if "word" in granularities and answer != "verbose_json":
@@ -207,7 +223,11 @@ def _verbose(found: Transcription, asked: _Form) -> VerboseTranscript:
         )
         for number, s in enumerate(found.segments)
     ]  # fmt: skip
-    words = [SpokenWord(word.word, word.start, word.end, word.probability) for s in found.segments for word in s.words]
+    words = [
+        SpokenWord(word.word.strip(), word.start, word.end, word.probability, word.word)
+        for s in found.segments
+        for word in s.words
+    ]
     wanted = asked.granularities
     return VerboseTranscript(
         asked.how.task,

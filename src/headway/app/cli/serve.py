@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from headway.app.cli.options import add_cache, number, torch_options, whole
 from headway.app.cli.terminal import Terminal
 from headway.errors import UserError
-
-if TYPE_CHECKING:
-    from headway.serve.frame import ApiKey
 
 EXAMPLE = """
 headway serve runs/my-answers --weights int8
 headway serve runs/my-answers --host 0.0.0.0 --allow-host chat.example.org --api-key @keys.txt
 curl localhost:8000/v1/completions -H 'Content-Type: application/json' -d '{"prompt": "Once upon a time"}'
 """
-KEYS = "a key that clients must show; may be given several times; @FILE: a line each, KEY or KEY N, at most N at once"
+KEYS = (
+    "API key that clients must send; repeatable; @FILE: a file with a line KEY or KEY N each, at most N requests at "
+    "once, read again when it changes"
+)
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,11 +50,13 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
     except ModuleNotFoundError as error:
         raise UserError(f"the server needs {error.name}; pip install 'headway[serve]'") from None
     from headway.serve.frame import ServerSettings
+    from headway.serve.keys import KeyFile, parsed
     from headway.serve.loop import open_loop
     from headway.serve.models import LoadOptions, ServedModels
 
     settings = ServerSettings(
-        keys=tuple(key for given in args.api_key for key in keys_of(given)),
+        keys=tuple(key for given in args.api_key if given[:1] != "@" for key in parsed([given], given)),
+        key_files=tuple(KeyFile(Path(given[1:])) for given in args.api_key if given[:1] == "@"),
         hosts=(args.host, *args.allow_host),
         origins=tuple(args.cors),
         seconds=args.timeout,
@@ -74,28 +75,3 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
             terminal.note(note)
         run_server(models, settings, bound)
     terminal.result({"models": names})
-
-
-def keys_of(given: str) -> list[ApiKey]:
-    """A key, or those of a file. UserError for a file that cannot be read, and for what no header can hold."""
-    from headway.serve.frame import ApiKey
-
-    if not given.startswith("@"):
-        lines = [given]
-    else:
-        try:
-            lines = Path(given[1:]).read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or "it is not UTF-8"
-            raise UserError(f"the file of keys {given[1:]} cannot be read ({reason}); give a text file") from None
-    found = []
-    for line in lines:
-        secret, _, most = line.partition("#")[0].strip().partition(" ")
-        if not secret:
-            continue
-        if not (secret.isascii() and secret.isprintable()) or (most and not (most.isdecimal() and int(most) > 0)):
-            raise UserError("a line of keys is not KEY or KEY N; give printable ASCII without spaces, N from 1 on")
-        found.append(ApiKey(secret, int(most) if most else None))
-    if not found:
-        raise UserError(f"--api-key {given!r} holds no key; give one, or leave it out")
-    return found

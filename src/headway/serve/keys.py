@@ -1,0 +1,132 @@
+"""API keys: those that were named at the start, and those of files, which are read again when they change."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import stat
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from headway.errors import UserError, logger
+
+_LOG = logger(__name__)
+_LOOK = 1.0  # seconds between two looks at a file
+_BYTES = 1 << 20  # of a file
+
+_Version = tuple[int, int, int, int]
+
+
+class ApiKey(NamedTuple):
+    """A key that clients show. At most `under_way` of its requests are served at once; None sets no limit."""
+
+    secret: str
+    under_way: int | None = None
+
+
+class KeyFile:
+    """A file with a line for each key: `KEY`, or `KEY N`; `#` begins a remark."""
+
+    def __init__(self, path: Path) -> None:
+        """UserError for a file that cannot be read or has no key."""
+        self._path = path
+        self.keys: list[ApiKey] = []
+        self._version = self._read()
+
+    def refresh(self) -> bool:
+        """Read the file again if it has changed, and report whether its keys have. A file that is gone or broken leaves
+        the keys as they were and one line in the log.
+        """
+        try:
+            found = os.stat(self._path)
+            if not stat.S_ISREG(found.st_mode) or (version := _version(found)) == self._version:
+                return False
+        except OSError as error:
+            version = (0, 0, 0, error.errno or 0)
+            if version == self._version:
+                return False
+        before, self._version = self.keys, version
+        try:
+            self._version = self._read()
+        except UserError as error:
+            _LOG.warning("the API keys stay as they were: %s", error)
+        return self.keys != before
+
+    def _read(self) -> _Version:
+        try:
+            # A pipe, which a shell may pass, is read once, at the start.
+            with self._path.open("rb") as file:
+                version = _version(os.fstat(file.fileno()))
+                raw = file.read(_BYTES + 1)
+                text = raw.decode()
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "it is not UTF-8"
+            raise UserError(f"the file of keys {self._path} cannot be read ({reason}); give a text file") from None
+        if len(raw) > _BYTES:
+            raise UserError(f"the file of keys {self._path} has more than {_BYTES:,} bytes; give a smaller one")
+        self.keys = parsed(text.splitlines(), f"@{self._path}")
+        return version
+
+
+def _version(found: os.stat_result) -> _Version:
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def parsed(lines: Sequence[str], source: str) -> list[ApiKey]:
+    """The keys of lines. UserError for a line that no header can hold, and for none."""
+    found = []
+    for line in lines:
+        secret, _, most = line.partition("#")[0].strip().partition(" ")
+        if not secret:
+            continue
+        if not (secret.isascii() and secret.isprintable()) or (most and not (most.isdecimal() and int(most) > 0)):
+            raise UserError("a line of keys is not KEY or KEY N; give printable ASCII without spaces, N from 1 on")
+        found.append(ApiKey(secret, int(most) if most else None))
+    if not found:
+        raise UserError(f"--api-key {source!r} holds no key; give one, or leave it out")
+    return found
+
+
+class KeyRing:
+    """The keys that are valid now. Each has a number for as long as the server runs, in the order in which they were
+    first read, and none ever gets that of another: what is cached for a key is that key's alone.
+    """
+
+    def __init__(self, keys: Sequence[ApiKey], files: Sequence[KeyFile]) -> None:
+        self._fixed, self._files = keys, files
+        self._numbers: dict[bytes, int] = {}
+        self._valid: list[tuple[bytes, int, ApiKey]] = []
+        self._next = time.monotonic() + _LOOK
+        self._number()
+
+    @property
+    def needed(self) -> bool:
+        """Whether requests must have a key."""
+        return bool(self._fixed or self._files)
+
+    def find(self, secret: str) -> tuple[ApiKey, int] | None:
+        """A valid key and its number."""
+        if self._files and time.monotonic() >= self._next:
+            self._next = time.monotonic() + _LOOK
+            changed = [file.refresh() for file in self._files]
+            if any(changed):
+                self._number()
+        shown, found = _digest(secret), None
+        for digest, number, key in self._valid:  # all of them, so that time tells nothing
+            if hmac.compare_digest(digest, shown):
+                found = key, number
+        return found
+
+    def _number(self) -> None:
+        keys = [*self._fixed, *(key for file in self._files for key in file.keys)]
+        digests = [_digest(key.secret) for key in keys]
+        for digest in digests:
+            self._numbers.setdefault(digest, len(self._numbers) + 1)
+        self._valid = [(digest, self._numbers[digest], key) for digest, key in zip(digests, keys)]
+
+
+def _digest(secret: str) -> bytes:
+    return hashlib.sha256(secret.encode()).digest()

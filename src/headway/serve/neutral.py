@@ -1,0 +1,83 @@
+"""Fields that clients send although they ask for nothing.
+
+A struct of a body may have a table `NEUTRAL`. A field that is listed there is accepted at the values that ask for
+nothing, and refused by name, with the reason, at any other. `null` asks for nothing in every field, known or not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import cache
+from typing import Any, NamedTuple, get_args, get_type_hints
+
+import msgspec
+
+from headway.serve.errors import StatusError
+
+_SHOWN = 60  # characters of a value in a message
+
+
+class Neutral(NamedTuple):
+    """What a field may be where it asks for nothing."""
+
+    values: tuple[Any, ...] = ()
+    reason: str | None = None  # why no other value is accepted, and what to do; None: the struct has this field too
+    default_of: str | None = None  # a field of the body whose value, 1 without one, is accepted as well
+    kind: type | None = None  # of hints for other servers: every value of it is accepted
+
+    def accepts(self, value: Any, body: Mapping[str, Any]) -> bool:
+        if self.kind is not None and type(value) is self.kind:
+            return True
+        same = self.default_of is not None and value == (body.get(self.default_of) or 1)
+        return same or any(value == each and type(value) is type(each) for each in self.values)
+
+
+Neutrals = dict[str, Neutral]
+
+
+def without_neutral(value: Any, struct: type[msgspec.Struct], path: str = "") -> Any:
+    """Parsed JSON of a struct without the fields that ask for nothing. StatusError 400 for one that asks for more."""
+    if not isinstance(value, dict):
+        return value
+    fields, found = _fields(struct), {}
+    neutral: Mapping[str, Neutral] = getattr(struct, "NEUTRAL", {})
+    for name, each in value.items():
+        if each is None:
+            continue
+        if (known := neutral.get(name)) is not None:
+            if known.accepts(each, value):
+                continue
+            reason = f"it must be a {known.kind.__name__}; leave it out" if known.kind else known.reason
+            if reason is not None:
+                shown = msgspec.json.encode(each).decode("utf-8", "replace")
+                shown = shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}..."
+                raise StatusError(400, f"{path}{name} is {shown}, but {reason}", f"{path}{name}", "unsupported")
+        inner = fields.get(name)
+        if inner is not None and isinstance(each, list):
+            each = [without_neutral(item, inner, f"{path}{name}[{place}].") for place, item in enumerate(each)]
+        elif inner is not None:
+            each = without_neutral(each, inner, f"{path}{name}.")
+        found[name] = each
+    return found
+
+
+def structs_within(struct: type[msgspec.Struct]) -> Iterator[type[msgspec.Struct]]:
+    """A struct and all that its fields are of."""
+    yield struct
+    for inner in _fields(struct).values():
+        if inner is not None and inner is not struct:
+            yield from structs_within(inner)
+
+
+@cache
+def _fields(struct: type[msgspec.Struct]) -> dict[str, type[msgspec.Struct] | None]:
+    """The struct that the value of each field, or each item of its list, is of."""
+    hints = get_type_hints(struct)
+    return {field.encode_name: next(_structs(hints[field.name]), None) for field in msgspec.structs.fields(struct)}
+
+
+def _structs(hint: Any) -> Iterator[type[msgspec.Struct]]:
+    if isinstance(hint, type) and issubclass(hint, msgspec.Struct):
+        yield hint
+    for inner in get_args(hint):
+        yield from _structs(inner)
