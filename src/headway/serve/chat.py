@@ -71,7 +71,7 @@ async def answered(body: ChatBody, context: Context) -> ChatAnswer | Events:
     if body.stream:
         return Events(_parts(body, context))
     answers: defaultdict[int, _Answer] = defaultdict(_Answer)
-    async with _prepared(body, context) as asked, aclosing(passages(asked, context)) as found:
+    async with prepared(body, context) as asked, aclosing(passages(asked, context)) as found:
         async for passage in found:
             answer = answers[passage.place]
             answer.content += passage.text
@@ -87,7 +87,7 @@ async def answered(body: ChatBody, context: Context) -> ChatAnswer | Events:
 async def _parts(body: ChatBody, context: Context) -> AsyncGenerator[ChatAnswerPart, None]:
     counted = body.stream_options is not None and body.stream_options.include_usage
     created, begun, called = int(time.time()), set[int](), Counter[int]()
-    async with _prepared(body, context) as asked, aclosing(passages(asked, context)) as found:
+    async with prepared(body, context) as asked, aclosing(passages(asked, context)) as found:
         name, mark, usage = asked.ready.name, asked.ready.fingerprint, None if counted else UNSET
         # One struct for all events: each is written out before the next is made.
         event = ChatAnswerPart(f"chatcmpl-{context.id}", created, name, mark, [], usage)
@@ -120,7 +120,7 @@ def _call_part(call: ToolCall | Arguments, index: int) -> CalledToolPart:
 
 
 @asynccontextmanager
-async def _prepared(body: ChatBody, context: Context) -> AsyncIterator[Prepared]:
+async def prepared(body: ChatBody, context: Context) -> AsyncIterator[Prepared]:
     """What is asked, checked. StatusError 400 for what does not fit the model; nothing is left out to make it fit."""
     if body.top_logprobs and not body.logprobs:
         raise StatusError(400, "top_logprobs needs logprobs; set it to true", "top_logprobs")

@@ -44,7 +44,7 @@ async def completed(body: CompletionBody, context: Context) -> CompletionAnswer 
     if body.stream:
         return Events(_parts(body, context))
     texts: defaultdict[int, _Text] = defaultdict(_Text)
-    async with _prepared(body, context) as asked, aclosing(passages(asked, context)) as found:
+    async with prepared(body, context) as asked, aclosing(passages(asked, context)) as found:
         async for passage in found:
             text = texts[passage.place]
             text.text += passage.text
@@ -62,7 +62,7 @@ async def _parts(body: CompletionBody, context: Context) -> AsyncGenerator[Compl
     counted = body.stream_options is not None and body.stream_options.include_usage
     offsets: defaultdict[int, int] = defaultdict(int)
     created = int(time.time())
-    async with _prepared(body, context) as asked, aclosing(passages(asked, context)) as found:
+    async with prepared(body, context) as asked, aclosing(passages(asked, context)) as found:
         name, mark, usage = asked.ready.name, asked.ready.fingerprint, None if counted else UNSET
         # One struct for all events: each is written out before the next is made.
         answer = CompletionAnswer(f"cmpl-{context.id}", created, name, mark, [], usage)
@@ -92,7 +92,7 @@ def _logprobs(tokens: list[ToldToken], offset: int) -> TextLogprobs:
 
 
 @asynccontextmanager
-async def _prepared(body: CompletionBody, context: Context) -> AsyncIterator[Prepared]:
+async def prepared(body: CompletionBody, context: Context) -> AsyncIterator[Prepared]:
     """What is asked, checked. StatusError 400 for what does not fit the model."""
     async with context.served.using(body.model) as ready:
         model = ready.model

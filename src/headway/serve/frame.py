@@ -18,6 +18,7 @@ from starlette.responses import Response
 from headway.app.model import Model
 from headway.serve.batches import Batcher
 from headway.serve.loop import EngineLoop
+from headway.serve.wire import SERVER_SENT, Wire
 
 
 class ApiKey(NamedTuple):
@@ -143,7 +144,7 @@ class Context:
 
 
 class Events(NamedTuple):
-    """An answer that comes in parts: each is sent as a server-sent event as soon as it is there."""
+    """An answer that comes in parts: each is sent as soon as it is there, in the format of the endpoint's stream."""
 
     parts: AsyncGenerator[msgspec.Struct, None]
 
@@ -153,7 +154,7 @@ Serve = Callable[[Any, Context], Awaitable[msgspec.Struct | Events | Response]]
 
 class Endpoint(NamedTuple):
     """What is served at a path. `body` is the struct of a JSON body, None where there is none, and FormData for a form
-    with files. `part` is the struct of a stream's events.
+    with files. `part` is the struct of a stream's parts, which are written as `wire` does.
     """
 
     method: str
@@ -163,3 +164,4 @@ class Endpoint(NamedTuple):
     body: type[msgspec.Struct] | type[FormData] | None = None
     answer: type[msgspec.Struct] | None = None
     part: type[msgspec.Struct] | None = None
+    wire: Wire = SERVER_SENT
