@@ -22,6 +22,7 @@ from headway.serve import (
     chat,
     completions,
     embeddings,
+    ollama,
     operation,
     page,
     responses,
@@ -43,6 +44,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     *embeddings.ENDPOINTS,
     *transcriptions.ENDPOINTS,
     *verbs.ENDPOINTS,
+    *ollama.ENDPOINTS,
     *operation.ENDPOINTS,
     *page.ENDPOINTS,
 )
