@@ -143,11 +143,11 @@ def test_the_command(zoo: Path, capsys: pytest.CaptureFixture[str], monkeypatch:
     assert main([*asked, "--json"]) == 0
     results = json.loads(capsys.readouterr().out)["results"]
     assert [(one["index"], one["document"]) for one in results] == [(one.index, one.document) for one in wanted]
-    assert main([*asked, *DOCUMENTS]) == 0
+    assert main([*asked, "--documents", *DOCUMENTS]) == 0
     assert capsys.readouterr().out.splitlines() == [f"{one.score:.4f}\t{one.document}" for one in wanted]
-    assert main([*asked, *DOCUMENTS, "--top", "1"]) == 0
+    assert main([*asked, "--top", "1", "--documents", *DOCUMENTS]) == 0
     assert capsys.readouterr().out == f"{wanted[0].score:.4f}\t{wanted[0].document}\n"
-    assert main([*asked, "a", ""]) == 2
+    assert main([*asked, "--documents", "a", ""]) == 2
     assert capsys.readouterr().err.count("\n") == 1
 
 

@@ -10,15 +10,15 @@ from headway.app.cli.terminal import Terminal
 
 EXAMPLE = """
 headway rerank path/to/ms-marco-MiniLM-L6-v2 --query "how are pearls made" < documents.txt
-headway rerank runs/pairs --query "a question" "one text" "another text" --top 1
+headway rerank runs/pairs --query "a question" --documents "one text" "another text" --top 1
 """
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("model", metavar="RUN|MODEL", help="a run or a published model that gives pairs of texts one number")
-    add("documents", nargs="*", metavar="DOCUMENT", help="texts (default: the lines of standard input)")
     add("--query", required=True, metavar="TEXT", help="what the documents are ranked by")
+    add("--documents", nargs="+", metavar="TEXT", help="the documents (default: the lines of standard input)")
     add("--top", type=whole(1), metavar="N", help="show the N most relevant documents (default: all)")
     add("--truncate", action="store_true", help="cut what is too long for the model, the longer text first")
     add_server(parser)
