@@ -166,6 +166,53 @@ def test_arguments_in_pieces_are_those_that_come_whole(
         assert len(found[1]) == count
 
 
+FRAGMENTS = (
+    CALL,
+    SLIPPED,
+    COMMAS,
+    BARE,
+    CODED.format("Ulm"),
+    "weather",
+    "clock",
+    "text",
+    "<tool_call>",
+    "</tool_call>",
+)
+FRAGMENTS += (
+    "[TOOL_CALLS]",
+    "<|python_tag|>",
+    "[ARGS]",
+    "[CALL_ID]a1B2c3D4e",
+    "<function=",
+    "</function>",
+    "</parameter>",
+)
+FRAGMENTS += (
+    '{"name": "clock", ',
+    '"arguments": ',
+    '"parameters": {"n": 1,}',
+    "```",
+    "<parameter=days>\n",
+    *'{}[]",;:\\` \n',
+)
+
+
+def test_whatever_is_written_pieces_and_whole_agree(codec: TokenizerCodec) -> None:
+    """And neither hangs on how a text is cut, unless a call broke off that was handed over."""
+    draw, calls = random.Random(3), 0
+    boxes = {template: Toolbox(codec, template, TOOLS) for template in (HERMES, LLAMA, MISTRAL, DEVSTRAL, SMALL, CODER)}
+    for _ in range(300):
+        template = draw.choice(list(boxes))
+        text = "".join(draw.choice(FRAGMENTS) for _ in range(draw.randint(1, 9)))
+        marks = {mark: codec.token(mark) or 0 for mark in ("[TOOL_CALLS]", "<|python_tag|>") if mark in template}
+        found = [whole(boxes[template].reader, cut(text, seed, marks)) for seed in range(3)]
+        assert found[0] == found[1] == found[2]
+        pieces = in_pieces(boxes[template].reader, cut(text, 4, marks))
+        assert pieces[2] or pieces == found[0]
+        calls += len(found[0][1])
+    assert calls > 10
+
+
 def test_an_id_that_the_model_gives_is_kept(codec: TokenizerCodec) -> None:
     for template, text in ((HERMES, f"<tool_call>{FULL}"), (SMALL, "[TOOL_CALLS]weather[CALL_ID]a1B2c3D4e[ARGS]{")):
         reader = Toolbox(codec, template, TOOLS).reader(pieces=True)

@@ -214,6 +214,11 @@ class CallReader:
         """Whether no more calls are read, so that nothing more need be written."""
         return self.calls > 0 and not self._parallel
 
+    @property
+    def _between(self) -> str:
+        """What may stand between calls, in addition to white space."""
+        return ";," if self._first and self.calls else ""
+
     def push(self, text: str, symbol: int | None = None) -> list[Part]:
         """What is certain after a symbol and the text that it completed, in order."""
         found: list[Part] = []
@@ -250,7 +255,7 @@ class CallReader:
             self._held = self._mark = ""
         rest, new = self._mark + self._held, self._ended(found)
         self._held = ""
-        between = (self.calls > 0 or self.broken) and not rest.strip(SPACE)
+        between = (self.calls > 0 or self.broken) and not rest.strip(SPACE + self._between)
         return [*new, *([rest] if rest and not between else [])]
 
     def _shaped(self) -> CallFormat | None:
@@ -340,7 +345,7 @@ class CallReader:
         for mark in form.around:
             if mark in held:
                 held = self._held = held.replace(mark, "")
-        start = held.lstrip(SPACE + ";," if self.calls and form.bare else SPACE)
+        start = held.lstrip(SPACE + self._between)
         if not start:
             return None
         if self._first and not self.full:
@@ -368,9 +373,10 @@ class CallReader:
     def _object_in(self, held: str) -> int | None:
         """Where in a text an object begins that may be a call; None where there is none."""
         for place in (found.start() for found in re.finditer("{", held)):
+            if not may_begin(held[place + 1 : place + _BEGIN].lstrip(SPACE), _HEADS):
+                continue
             before = self._said + held[:place]
-            begins = may_begin(held[place + 1 : place + _BEGIN].lstrip(SPACE), _HEADS)
-            if begins and not _QUOTING.search(before) and before.count("```") % 2 == 0:
+            if not _QUOTING.search(before[-_BEGIN:]) and before.count("```") % 2 == 0:
                 return place
         return None
 
