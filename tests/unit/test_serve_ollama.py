@@ -128,6 +128,18 @@ def test_the_package_calls_tools(client: Any, stream: bool) -> None:
     )
 
 
+def test_arguments_are_as_they_were_written(http: TestClient) -> None:
+    """Whole numbers of any size too."""
+    call = f'<tool_call>{{"name": "weather", "arguments": {{"n": {10**30}}}}}</tool_call>'
+    tools = [{"type": "function", "function": {"name": "weather"}}]
+    body = {"model": "parrot", "messages": said(call), "tools": tools, "stream": False}
+    answer = http.post("/api/chat", json=body).json()
+    [called] = answer["message"]["tool_calls"]
+    assert called["function"]["arguments"] == {"n": 10**30}
+    again = [{"role": "assistant", "content": "", "tool_calls": [called]}, {"role": "tool", "content": "hot"}]
+    assert http.post("/api/chat", json={**body, "messages": again}).json()["message"]["content"] == "hot"
+
+
 def test_the_package_generates(client: Any, models: list[Any], data_dir: Path) -> None:
     """A prompt of a model with a chat template is a message; raw ones, and those of others, are continued."""
     assert client.generate("shown", "x", system="s").response == "system:s|user:x|"

@@ -12,6 +12,7 @@ from contextlib import AbstractAsyncContextManager, aclosing
 from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
 from msgspec import UNSET
 
 from headway import __version__
@@ -321,7 +322,8 @@ def _say(line: Line, text: str, thinking: str, calls: list[MessageCall], tokens:
 
 def _calls(passage: Passage) -> list[MessageCall]:
     whole = [call for call in passage.calls if isinstance(call, ToolCall)]
-    return [MessageCall(CallFunction(call.name, json.loads(call.arguments)), call.id) for call in whole]
+    as_written: Any = [msgspec.Raw(call.arguments.encode()) for call in whole]
+    return [MessageCall(CallFunction(call.name, raw), call.id) for call, raw in zip(whole, as_written)]
 
 
 def _thoughts(body: TextBody, prepared: Prepared) -> Thoughts:
