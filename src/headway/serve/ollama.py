@@ -82,8 +82,8 @@ async def generated(body: GenerateBody, context: Context) -> Line | Events:
             messages.append(ChatMessage("user", prompt))
             return await _answer(body, chat.prepared(_chat_body(body, name, messages), context), context)
         if body.system:
-            told = f"{name} is given the prompt alone here; put what system says into it"
-            raise StatusError(400, told, "system")
+            problem = f"{name} is given the prompt alone here; put what system says into it"
+            raise StatusError(400, problem, "system")
         settings = _settings(body)
         settings["max_tokens"] = settings["max_tokens"] or ready.model.context or _UNLIMITED
         logprobs = (body.top_logprobs or 0) if body.logprobs or body.top_logprobs else None
@@ -157,8 +157,8 @@ async def version(body: None, context: Context) -> VersionAnswer:
 async def refused(body: None, context: Context) -> VersionAnswer:
     """StatusError 400: models are chosen where the server is started."""
     what = context.route.rpartition("/")[2] if "{" not in context.route else "blobs"
-    told = f"{what} is not served here: the models are those that headway serve was started with"
-    raise StatusError(400, f"{told}; start it with another one, or with --models FOLDER", code="not_served")
+    problem = f"{what} is not served here: the models are those that headway serve was started with"
+    raise StatusError(400, f"{problem}; start it with another one, or with --models FOLDER", code="not_served")
 
 
 def _name(name: str, context: Context) -> str:
@@ -188,12 +188,12 @@ def _settings(body: TextBody) -> dict[str, Any]:
     for name, off in _OFF.items():
         value = getattr(options, name)
         if value is not None and value not in off:
-            told = f"options.{name} is {value:g}, and that way of sampling is not known here; leave it out"
-            raise StatusError(400, told, f"options.{name}")
+            problem = f"options.{name} is {value:g}, and that way of sampling is not known here; leave it out"
+            raise StatusError(400, problem, f"options.{name}")
     penalty = options.repeat_penalty if options.repeat_last_n != 0 else None
     if penalty not in (None, 1.0) and (options.repeat_last_n or -1) > 0:
-        told = f"options.repeat_last_n is {options.repeat_last_n}, and repeat_penalty counts all tokens here"
-        raise StatusError(400, f"{told}; leave it out, or send -1", "options.repeat_last_n")
+        problem = f"options.repeat_last_n is {options.repeat_last_n}, and repeat_penalty counts all tokens here"
+        raise StatusError(400, f"{problem}; leave it out, or send -1", "options.repeat_last_n")
     form = body.format
     if isinstance(form, str) and form not in ("", "json"):
         raise StatusError(400, f'format is {form[:80]!r}; send "json" or a JSON schema', "format")
@@ -239,8 +239,10 @@ def _messages(given: Sequence[OllamaMessage]) -> list[ChatMessage]:
     found, waiting = [], []
     for place, message in enumerate(given):
         if message.images:
-            told = f"messages[{place}] has images, which models that write do not read; have /v1/caption describe them"
-            raise StatusError(400, told, f"messages[{place}].images")
+            problem = (
+                f"messages[{place}] has images, which models that write do not read; have /v1/caption describe them"
+            )
+            raise StatusError(400, problem, f"messages[{place}].images")
         one = ChatMessage(message.role, message.content)
         if message.tool_calls:
             ids = [call.id or f"call{place:02d}{index:03d}" for index, call in enumerate(message.tool_calls)]
@@ -357,20 +359,20 @@ def _infill_marks(ready: Ready) -> list[int] | None:
 def _infilled(ready: Ready, prompt: str, suffix: str) -> list[int]:
     marks, codec = _infill_marks(ready), text_codec(ready.model)
     if marks is None:
-        told = f"{ready.name} does not write between two texts: its tokenizer has none of {_MARKS[0][0]} and others"
-        raise StatusError(400, f"{told}; leave suffix out", "suffix")
+        problem = f"{ready.name} does not write between two texts: its tokenizer has none of {_MARKS[0][0]} and others"
+        raise StatusError(400, f"{problem}; leave suffix out", "suffix")
     before, behind, between = marks
     return [before, *codec.encode(prompt), behind, *codec.encode(suffix), between]
 
 
 def _listed(name: str, known: Known) -> dict[str, Any]:
-    told = f"{name} {known.changed} {known.parameters}"
+    identity = f"{name} {known.changed} {known.parameters}"
     return {
         "name": name,
         "model": name,
         "modified_at": _time(known.changed),
         "size": 4 * known.parameters,
-        "digest": hashlib.sha256(told.encode()).hexdigest(),
+        "digest": hashlib.sha256(identity.encode()).hexdigest(),
         "details": Details(_size(known.parameters)),
     }
 

@@ -79,8 +79,8 @@ def _texts(documents: Sequence[str | dict[str, Any]]) -> list[str]:
     for index, document in enumerate(documents):
         text = document.get("text") if isinstance(document, dict) and len(document) == 1 else document
         if not isinstance(text, str):
-            told = f'documents[{index}] is not a text; send a string, or {{"text": "..."}}'
-            raise StatusError(400, told, f"documents[{index}]")
+            problem = f'documents[{index}] is not a text; send a string, or {{"text": "..."}}'
+            raise StatusError(400, problem, f"documents[{index}]")
         found.append(text)
     return found
 

@@ -76,7 +76,7 @@ class OutputText(msgspec.Struct):
 
 
 class OutputMessage(msgspec.Struct, tag="message"):
-    """What the assistant says."""
+    """A message of the assistant."""
 
     id: str
     content: list[OutputText]
@@ -95,14 +95,14 @@ class FunctionCall(msgspec.Struct, tag="function_call"):
 
 
 class InputTokens(msgspec.Struct):
-    """Of the tokens of the input: how many were known from earlier requests. Nothing is paid for writing to a cache."""
+    """Of the tokens of the input: how many were cached by earlier requests. Writing to the cache is not counted."""
 
     cached_tokens: int
     cache_write_tokens: int = 0
 
 
 class OutputTokens(msgspec.Struct):
-    """Of the tokens of the output: none are told apart as reasoning."""
+    """Of the tokens of the output: those of reasoning are not counted separately."""
 
     reasoning_tokens: int = 0
 
@@ -124,7 +124,7 @@ class IncompleteDetails(msgspec.Struct):
 
 
 class Response(msgspec.Struct, kw_only=True):
-    """The answer, or what there is of it in an event of a stream, and the settings that it was asked for with."""
+    """The answer, in an event of a stream the part so far, and the settings of the request."""
 
     id: str
     created_at: int
@@ -325,8 +325,8 @@ class _Output:
         else:
             if not _is_object(item.arguments):  # it broke off, or turned out not to be a call
                 item.status = "incomplete"
-            told = {"item_id": item.id, "name": item.name, "arguments": item.arguments}
-            yield self._event("response.function_call_arguments.done", output_index=index, **told)
+            fields = {"item_id": item.id, "name": item.name, "arguments": item.arguments}
+            yield self._event("response.function_call_arguments.done", output_index=index, **fields)
         yield self._event("response.output_item.done", output_index=index, item=item)
 
     def _where(self, message: OutputMessage) -> dict[str, Any]:
@@ -370,8 +370,8 @@ def chat_body(body: ResponseBody) -> ChatBody:
         if value not in nothing:
             raise StatusError(400, f"{name} is {_short(value)}, and {remedy}", name)
     if any(value not in (None, "none") for value in (body.reasoning or {}).values()):
-        told = "reasoning is set, and no reasoning is told apart here; leave it out, or set chat_template_kwargs"
-        raise StatusError(400, told, "reasoning")
+        problem = "reasoning is set, and is not separated from answers here; leave it out, or use chat_template_kwargs"
+        raise StatusError(400, problem, "reasoning")
     if any(value not in (None, False) for value in (body.stream_options or {}).values()):
         raise StatusError(400, "stream_options has nothing to choose here; leave it out", "stream_options")
     strange = next((name for name in body.include or () if name not in _INCLUDE), None)
@@ -425,8 +425,8 @@ def _messages(body: ResponseBody) -> list[ChatMessage]:
         elif kind == "function_call_output":
             id = _string(item, "call_id", param)
             if id not in calls:
-                told = f"{param} is the output of the call {id[:80]!r}, which is not among the items before it"
-                raise StatusError(400, f"{told}; send its function_call too", f"{param}.call_id")
+                problem = f"{param} is the output of the call {id[:80]!r}, which is not among the items before it"
+                raise StatusError(400, f"{problem}; send its function_call too", f"{param}.call_id")
             found.append(ChatMessage("tool", _content(item.get("output"), f"{param}.output"), tool_call_id=id))
         else:
             known = "message, function_call and function_call_output"
@@ -438,8 +438,8 @@ def _messages(body: ResponseBody) -> list[ChatMessage]:
 def _message(item: Mapping[str, Any], param: str) -> ChatMessage:
     role = item.get("role")
     if role not in ("user", "assistant", "system", "developer"):
-        told = f"{param} has the role {_short(role)}; use user, assistant, system or developer"
-        raise StatusError(400, told, f"{param}.role")
+        problem = f"{param} has the role {_short(role)}; use user, assistant, system or developer"
+        raise StatusError(400, problem, f"{param}.role")
     return ChatMessage("system" if role == "developer" else role, _content(item.get("content"), f"{param}.content"))
 
 
@@ -480,12 +480,12 @@ _FUNCTION = ("name", "description", "parameters", "strict")
 def _tool(tool: Mapping[str, Any], param: str) -> dict[str, Any]:
     kind = tool.get("type")
     if kind != "function":
-        told = f"{param} is of type {_short(kind)}, and functions alone are served; call it yourself, as a function"
-        raise StatusError(400, told, f"{param}.type")
+        problem = f"{param} is of type {_short(kind)}, and functions alone are served; call it yourself, as a function"
+        raise StatusError(400, problem, f"{param}.type")
     strange = next((name for name, value in tool.items() if name not in (*_FUNCTION, "type") and value), None)
     if strange is not None:
-        told = f"{param} has the field {strange[:40]!r}; use {', '.join(_FUNCTION)}"
-        raise StatusError(400, told, f"{param}.{strange[:40]}", "unknown_field")
+        problem = f"{param} has the field {strange[:40]!r}; use {', '.join(_FUNCTION)}"
+        raise StatusError(400, problem, f"{param}.{strange[:40]}", "unknown_field")
     return {"type": kind, "function": {name: tool[name] for name in _FUNCTION if tool.get(name) is not None}}
 
 
@@ -498,8 +498,8 @@ def _choice(choice: str | dict[str, Any] | None) -> str | dict[str, Any] | None:
 def _form(text: Mapping[str, Any]) -> dict[str, Any] | None:
     """The response_format that `text` asks for."""
     if text.get("verbosity") not in (None, "medium"):
-        told = f"text.verbosity is {_short(text['verbosity'])}, which is not known here; say it in instructions"
-        raise StatusError(400, told, "text.verbosity")
+        problem = f"text.verbosity is {_short(text['verbosity'])}, which is not known here; say it in instructions"
+        raise StatusError(400, problem, "text.verbosity")
     strange = next((name for name in text if name not in ("format", "verbosity")), None)
     if strange is not None:
         raise StatusError(400, f"text has the field {strange[:40]!r}; use format", f"text.{strange[:40]}")

@@ -1,4 +1,4 @@
-"""What a model thinks before it answers, told apart from the answer."""
+"""The thoughts of a model, separated from its answer."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ OPEN, CLOSE = "<think>", "</think>"
 
 
 class Thoughts:
-    """Tells what a model thinks, between <think> and </think> at the start of its answer, from what it says."""
+    """Separates the thoughts, between <think> and </think> at the start of the output, from the answer."""
 
     def __init__(self, thinks: bool, begun: bool) -> None:
         """Whether it thinks, and whether the template has it begin with that."""
