@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from headway.domains.audio import Segment, Transcribing, Transcription
     from headway.domains.image_text import Matches
     from headway.domains.masked import Candidate
-    from headway.domains.understanding import TaggedWords
+    from headway.domains.understanding import RankedDocument, TaggedWords
     from headway.domains.vision import Look
     from headway.errors import ConfigError, SomeFailedError, UserError
     from headway.generate import Completion, Limits, Sampling, SearchConfig
@@ -47,6 +47,7 @@ __all__ = [
     "Model",
     "Plan",
     "Quantized",
+    "RankedDocument",
     "Recipe",
     "RemoteModel",
     "Run",
@@ -91,7 +92,7 @@ lazily(
         ),
         ".domains.image_text": ("Matches",),
         ".domains.masked": ("Candidate",),
-        ".domains.understanding": ("TaggedWords",),
+        ".domains.understanding": ("RankedDocument", "TaggedWords"),
         ".domains.vision": ("Look",),
         ".errors": (
             "ConfigError",

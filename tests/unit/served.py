@@ -6,9 +6,11 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 
+from headway.app.predictors import verbs
 from headway.errors import nearest
+from headway.nn.models import describe, kinds
 from headway.serve.errors import StatusError
-from headway.serve.frame import Ready
+from headway.serve.frame import Known, Ready
 from headway.serve.loop import EngineLoop
 
 
@@ -30,6 +32,16 @@ class Resident:
             raise StatusError(404, f"{given}; {remedy}", "model", "model_not_found")
         yield self._models[name]
 
+    def listed(self) -> Mapping[str, Known]:
+        """As `Served.listed`."""
+        return {name: _known(ready) for name, ready in self._models.items()}
+
+    def known(self, name: str) -> Known:
+        """As `Served.known`."""
+        if name not in self._models:
+            raise StatusError(404, f"there is no model {name[:200]!r}", "model", "model_not_found")
+        return _known(self._models[name])
+
     def loops(self) -> Mapping[str, EngineLoop]:
         """As `Served.loops`."""
         return {name: model.loop for name, model in self._models.items() if model.loop is not None}
@@ -45,3 +57,10 @@ class Resident:
         """As `Served.close`."""
         self._closed = True
         await asyncio.gather(*(loop.close(seconds) for loop in self.loops().values()))
+
+
+def _known(ready: Ready) -> Known:
+    model, config = ready.model, ready.model.module.config
+    can = verbs(config, model.usage, model.recipe is not None)
+    count = describe(config)["parameters"]
+    return Known(kinds.kind_of(config), can, kinds.reads(config), config.context, count, 1_700_000_000, None)

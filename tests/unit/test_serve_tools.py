@@ -86,6 +86,9 @@ TRAPS = ("weather", json.loads(ARGUED))
 CODED = "<tool_call>\n<function=weather>\n<parameter=city>\n{}\n</parameter>\n</function>\n</tool_call>"
 TAGS = "a </parameter> or\n</parameter>\n and </function> </tool_call> and <parameter=days>\n"
 DAYS = "<parameter=days>\n3\n</parameter>\n"
+BARE = "<function=weather>\n<parameter=city>\nUlm\n</parameter>\n</function>"
+LAST = '{"arguments": {"city": "Ulm"}, "name": "weather"}'
+FOR_DAYS = ("weather", {"city": "Ulm", "days": 3})
 BEGIN, END = "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>", "<｜tool▁call▁end｜><｜tool▁calls▁end｜>"
 NEXT, FENCED = "<｜tool▁call▁end｜>\n<｜tool▁call▁begin｜>", "function<｜tool▁sep｜>clock\n```json\n{}\n```"
 TRAPPED = json.dumps({"name": "weather", "arguments": {"city": TRAP}})
@@ -118,7 +121,43 @@ TRAPPED = json.dumps({"name": "weather", "arguments": {"city": TRAP}})
         (LLAMA, '<|python_tag|>{"type": "function", "name": "weather", "parameters": {"city": "Ulm"}}', "", [ULM]),
         (LLAMA, '{"name": "clock", "parameters": {}}; {"name": "clock", "parameters": {}}', "", [("clock", {})] * 2),
         (LLAMA, ' {"answer": 42} and more ', ' {"answer": 42} and more ', []),
-        (LLAMA, 'Yes: {"name": "clock", "parameters": {}}', 'Yes: {"name": "clock", "parameters": {}}', []),
+        (LLAMA, 'Yes: {"name": "clock", "parameters": {}}', "Yes:", [NOW]),
+        # What models slip into, as vLLM's tests list it.
+        (HERMES, f"<tool_call>{CALL.replace('arguments', 'parameters')}</tool_call>", "", [ULM]),
+        (HERMES, '<tool_call>{"name": "weather", "arguments": "{\\"city\\": \\"Ulm\\",}"}</tool_call>', "", [ULM]),
+        (HERMES, '<tool_call>{"name": "weather", "arguments": {"city": "Ulm", } ,\n}</tool_call>', "", [ULM]),
+        (HERMES, f"<tool_call>\n{CALL}\n<tool_call>\n{CALL}\n", "", [ULM, ULM]),
+        (HERMES, '<tool_call>{"name": "clock", "arguments": {,}}</tool_call>', None, []),
+        (HERMES, '<tool_call>{"name": "clock", "arguments": {}, "parameters": {}}</tool_call>', None, []),
+        (LLAMA, f"{CALL}", "", [ULM]),
+        (LLAMA, f"Here: {CALL}; {CALL} Is that all?", "Here: Is that all?", [ULM, ULM]),
+        (LLAMA, f"{CALL}\n{CALL},{CALL}", "", [ULM] * 3),
+        (LLAMA, f"{CALL} I used {{weather}} with {{'x': 1}}.", " I used {weather} with {'x': 1}.", [ULM]),
+        (LLAMA, f'{CALL} The arguments were {{"city": "Ulm"}}', ' The arguments were {"city": "Ulm"}', [ULM]),
+        (LLAMA, f"Hm.<|python_tag|>{CALL}", "Hm.", [ULM]),
+        (LLAMA, '{"name": "clock", "parameters": {now}}', None, []),
+        (LLAMA, '{"name": "clock"}', None, []),
+        (LLAMA, '{"parameters": {}}', None, []),
+        # Ordinary texts, of which none is a call.
+        (LLAMA, f"Call it as `{CALL}`, or:\n```json\n{CALL}\n```\nDone.", None, []),
+        (LLAMA, f'The list [{CALL}, {CALL}] and ("x": {CALL})'.replace("\\", ""), None, []),
+        (LLAMA, 'As in {"tools": {"name": "clock", "parameters": {}}}', None, []),
+        (LLAMA, "f(x) = {x, {name}} and {", None, []),
+        (LLAMA, 'Yes: {"name": "Ann", "parameters": {}} {"name": "clock", "age": 3}', None, []),
+        (MISTRAL, f"[TOOL_CALLS]{CALL}", "", [ULM]),
+        (MISTRAL, '[TOOL_CALLS]weather{"city": "Ulm"} so', " so", [ULM]),
+        (MISTRAL, '[TOOL_CALLS]weather[ARGS]{"city": "Ulm",}', "", [ULM]),
+        (MISTRAL, f"[TOOL_CALLS] [{LAST}, {CALL},]\nextra", "\nextra", [ULM, ULM]),
+        (MISTRAL, "[TOOL_CALLS]clock", "clock", []),
+        (DEVSTRAL, f"hi{{hi[TOOL_CALLS] [{CALL}]", "hi{hi", [ULM]),
+        (SMALL, '[TOOL_CALLS]weather{"city": "Ulm"}', "", [ULM]),
+        (CODER, CODED.format("Ulm").replace("<tool_call>\n", ""), "", [ULM]),
+        (CODER, f"So: {BARE}\n{BARE} and", "So: and", [ULM, ULM]),
+        (CODER, f"<tool_call>{BARE}{CODED.format('Ulm')}", "", [ULM, ULM]),
+        (CODER, f"<tool_call>\n{BARE}\n", "", [ULM]),
+        (CODER, f"<tool_call><function=weather>\n<parameter=city>\nUlm\n{DAYS}</function></tool_call>", "", [FOR_DAYS]),
+        (CODER, "<function=wheather>\n</function> and <function=", None, []),
+        (CODER, "<function=weather\n</function>", None, []),
         (LLAMA, '<|python_tag|>brave.call("x")', 'brave.call("x")', []),
         (DEVSTRAL, '[TOOL_CALLS]weather[ARGS]{"city": "Ulm"}', "", [ULM]),
         (DEVSTRAL, f"I see[TOOL_CALLS]weather[ARGS]{ARGUED}", "I see", [TRAPS]),
@@ -146,6 +185,60 @@ def test_calls_are_read_in_any_pieces(
         reader = tools.reader()
         assert reader is not None
         assert read(reader, cut(text, seed, marks)) == (text if said is None else said, calls)
+
+
+def test_each_call_of_mistrals_may_have_its_mark(codec: TokenizerCodec) -> None:
+    mark = codec.token("[TOOL_CALLS]") or 0
+    reader = Toolbox(codec, MISTRAL, TOOLS).reader()
+    assert reader is not None
+    symbols = [
+        ("", mark),
+        ('weather{"city": "Ulm"}', None),
+        ("", mark),
+        ("clock{}", None),
+        ("", mark),
+        (f"[{CALL}]", None),
+    ]
+    assert read(reader, symbols) == ("", [ULM, NOW, ULM])
+
+
+def test_an_answer_that_is_held_to_a_rule_makes_no_slips(codec: TokenizerCodec) -> None:
+    """Arguments of a strict tool are held to its schema, and those in the middle of a text were not."""
+    strict = [{**WEATHER, "function": {**WEATHER["function"], "strict": True}}]  # type: ignore[dict-item]
+    reader = Toolbox(codec, LLAMA, strict).reader()
+    assert reader is not None
+    assert read(reader, [(f"Yes: {CALL}", None)]) == (f"Yes: {CALL}", [])
+
+
+def test_values_of_coders_are_of_the_types_that_the_schema_allows(codec: TokenizerCodec) -> None:
+    null, place = {"type": "null"}, {"$ref": "#/$defs/Place"}
+    kinds: dict[str, Any] = {
+        "count": {"anyOf": [{"type": "integer"}, null], "default": 5},
+        "name": {"anyOf": [{"type": "string"}, null]},
+        "none": {"type": ["string", "null"]},
+        "either": {"anyOf": [{"type": "string"}, {"type": "integer"}]},
+        "many": {"oneOf": [{"type": "array"}, null]},
+        "place": place,
+        "places": {"anyOf": [place, null]},
+        "sure": {"type": ["boolean", "integer"]},
+        "odd": {"type": "integer"},
+        "loop": {"$ref": "#/$defs/Loop"},
+        "other": {},
+    }
+    given = {"count": "5", "name": "5", "none": "null", "either": "5", "many": '["a",]', "place": '{"x": 1}'}
+    given |= {"places": '{"x": 1}', "sure": "True", "odd": "five", "loop": "5", "other": "5"}
+    wanted = {**given, "count": 5, "none": None, "many": ["a"], "place": {"x": 1}, "places": {"x": 1}, "sure": True}
+    schema = {
+        "type": "object",
+        "properties": kinds,
+        "$defs": {"Place": {"type": "object"}, "Loop": {"$ref": "#/$defs/Loop"}},
+    }
+    tool = {"type": "function", "function": {"name": "f", "parameters": schema}}
+    reader = Toolbox(codec, CODER, [tool]).reader()
+    assert reader is not None
+    values = "".join(f"<parameter={name}>\n{value}\n</parameter>\n" for name, value in given.items())
+    text = f"<tool_call>\n<function=f>\n{values}</function>\n</tool_call>"
+    assert read(reader, [(text, None)]) == ("", [("f", wanted)])
 
 
 def test_marks_that_are_special_symbols_are_so_alone() -> None:

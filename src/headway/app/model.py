@@ -288,6 +288,19 @@ class Model(Handle):
         """
         ...
 
+    @verb
+    def rerank(
+        self, query: str, documents: Texts, top_n: int | None = None, truncate: bool = False
+    ) -> list[understanding.RankedDocument]:
+        """The documents by their relevance to a query, from 0 to 1, the most relevant first, by a cross-encoder. With
+        `top_n` that many of them.
+
+        truncate: cut what is longer than the model reads, the longer of the two texts first; otherwise it is an error.
+
+        Raises UserError for a model with another number of outputs than one.
+        """
+        ...
+
     @overload
     def tag(self, texts: str, truncate: bool = ...) -> understanding.TaggedWords: ...
 

@@ -49,6 +49,9 @@ VERBS = {
     "caption": Verb("write captions", "take a run of the recipe caption"),
     "fill": Verb("fill in masks", "take a masked language model, such as a BERT"),
     "classify": Verb("classify", "fine-tune one: headway train classification|vision|audio --from MODEL --data FILE"),
+    "rerank": Verb(
+        "rank documents", "take a cross-encoder, such as a BERT with one label, or fine-tune one: headway train pairs"
+    ),
     "tag": Verb("tag words", "fine-tune one: headway train tagging --from MODEL --data FILE"),
     "match": Verb("match images and texts", "take a CLIP or SigLIP"),
     "embed": Verb("make vectors", "take an encoder, such as a BERT, a ViT or a CLIP"),

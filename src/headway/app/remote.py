@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from headway.domains.audio import Transcription
     from headway.domains.image_text import Matches
     from headway.domains.masked import Candidate
-    from headway.domains.understanding import TaggedWords
+    from headway.domains.understanding import RankedDocument, TaggedWords
 
 T = TypeVar("T")
 Texts = Iterable[str]
@@ -165,6 +165,23 @@ class RemoteModel:
         many, one = ([items], True) if pair else _listed(items)
         given = [self._sent(item) for item in many]
         return self._answers("classify", "items", given, one, truncate=truncate)
+
+    def rerank(
+        self, query: str, documents: Texts, top_n: int | None = None, truncate: bool = False
+    ) -> list[RankedDocument]:
+        """The documents by their relevance to a query, the most relevant first; see `headway.Model.rerank`."""
+        from headway.domains.understanding import RankedDocument
+
+        many = _listed(documents)[0]
+        if not many:
+            return []
+
+        def read(said: Fields) -> list[RankedDocument]:
+            places = [(one["index"], one["relevance_score"]) for one in said["results"]]
+            return [RankedDocument(index, score, many[index]) for index, score in places]
+
+        asked = {"query": query, "documents": many, "truncate": truncate}
+        return self._asked("/v1/rerank", asked if top_n is None else {**asked, "top_n": top_n}, read)
 
     def tag(self, texts: str | Iterable[str | Texts], truncate: bool = False) -> TaggedWords | list[TaggedWords]:
         """The words of a text, the tag of each and the entities they spell; or those of each of many texts."""

@@ -18,7 +18,19 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from headway.serve import chat, completions, embeddings, operation, page, tokenizing, transcriptions, verbs
+from headway.serve import (
+    chat,
+    completions,
+    embeddings,
+    ollama,
+    operation,
+    page,
+    rerank,
+    responses,
+    tokenizing,
+    transcriptions,
+    verbs,
+)
 from headway.serve.errors import StatusError, error_answer, error_response, refusal
 from headway.serve.frame import CLIENT, Client, Context, Endpoint, Events, Served, ServerSettings
 from headway.serve.gate import CLIENT_LEFT, CONTEXT, Gate
@@ -28,10 +40,13 @@ from headway.serve.receiving import read_body, read_form
 ENDPOINTS: tuple[Endpoint, ...] = (
     *chat.ENDPOINTS,
     *completions.ENDPOINTS,
+    *responses.ENDPOINTS,
     *tokenizing.ENDPOINTS,
     *embeddings.ENDPOINTS,
+    *rerank.ENDPOINTS,
     *transcriptions.ENDPOINTS,
     *verbs.ENDPOINTS,
+    *ollama.ENDPOINTS,
     *operation.ENDPOINTS,
     *page.ENDPOINTS,
 )
@@ -57,13 +72,15 @@ def create_app(served: Served, settings: ServerSettings, endpoints: Sequence[End
             path = request.url.path[:200]
             near = [f"/v1{path}"] if f"/v1{path}" in paths else get_close_matches(path, paths, n=1, cutoff=_NEAR)
             remedy = f"did you mean {near[0]!r}?" if near else "/docs lists the paths"
-            return error_response(StatusError(404, f"there is no {asked}; {remedy}", code="unknown_path"))
+            wrong = StatusError(404, f"there is no {asked}; {remedy}", code="unknown_path")
+            return error_response(wrong, path=request.url.path)
         allowed = [endpoint.method for endpoint in every if endpoint.path == request.url.path]
         remedy = f"use {' or '.join(allowed)}" if allowed else f"the paths are {known}"
-        return error_response(StatusError(error.status_code, f"{asked} is not had; {remedy}"), error.headers)
+        wrong = StatusError(error.status_code, f"{asked} is not had; {remedy}")
+        return error_response(wrong, error.headers, request.url.path)
 
     async def failed(request: Request, error: Exception) -> Response:
-        return error_response(refusal(error))
+        return error_response(refusal(error), path=request.url.path)
 
     return Starlette(
         routes=[Route(each.path, _Answering(each), methods=[each.method]) for each in every],
@@ -86,7 +103,7 @@ class _Answering:
         context: Context = scope[CONTEXT]
         context.route, context.path = self._endpoint.path, scope.get("path_params", {})
         client: Client | None = scope.get("state", {}).get(CLIENT)
-        sending = _Sending(send, client, context.settings.stalled_seconds)
+        sending = _Sending(send, client, context.settings.stalled_seconds, self._endpoint)
         try:
             try:
                 async with asyncio.timeout(context.settings.seconds) as limit:
@@ -129,7 +146,8 @@ class _Answering:
 class _Sending:
     """The way to a client, who may read slowly, or not at all."""
 
-    def __init__(self, send: Send, client: Client | None, seconds: float) -> None:
+    def __init__(self, send: Send, client: Client | None, seconds: float, endpoint: Endpoint) -> None:
+        self._wire, self._path, self._sent = endpoint.wire, endpoint.path, 0
         self._send = send
         self._client = client
         self._seconds = seconds
@@ -144,22 +162,25 @@ class _Sending:
         """The parts as they come. Nothing is sent before the first is there: until then an error has a status."""
         async for part in parts:
             if not self.begun:
-                headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store")]
+                media_type = self._wire.media_type.encode()
+                headers = [(b"content-type", media_type), (b"cache-control", b"no-store")]
                 await self._put({"type": "http.response.start", "status": 200, "headers": headers})
-            await self._event(_encode(part))
-        await self._event(b"[DONE]")
+            await self._part(self._wire.part(part))
+            self._sent += 1
+        if self._wire.end:
+            await self._part(self._wire.end)
         await self._put({"type": "http.response.body", "body": b""})
 
     async def refuse(self, error: StatusError) -> None:
-        """An error as the answer, or as the last event where a stream has begun."""
+        """An error as the answer, or as the last part where a stream has begun."""
         if not self.begun:
-            await self.whole(error_response(error))
+            await self.whole(error_response(error, path=self._path))
             return
-        await self._event(_encode(error_answer(error)))
+        await self._part(self._wire.part(self._wire.error(error_answer(error, self._path), self._sent)))
         await self._put({"type": "http.response.body", "body": b""})
 
-    async def _event(self, data: bytes) -> None:
-        await self._put({"type": "http.response.body", "body": b"data: " + data + b"\n\n", "more_body": True})
+    async def _part(self, written: bytes) -> None:
+        await self._put({"type": "http.response.body", "body": written, "more_body": True})
 
     async def _put(self, message: dict[str, Any]) -> None:
         self.begun = True
@@ -179,7 +200,7 @@ class _Sending:
 async def _refuse(error: StatusError, context: Context, sending: _Sending) -> None:
     """Send an error; the log has it where a stream has begun, as the status sent was another one."""
     if sending.begun:
-        context.noted["error"], context.outcome = error_answer(error).error.message, error.status
+        context.noted["error"], context.outcome = str(error), error.status
     await sending.refuse(error)
 
 

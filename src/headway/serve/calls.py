@@ -4,6 +4,10 @@ Hermes and Qwen put a JSON object between <tool_call> and </tool_call>, Mistral 
 Llama 3 an object with name and parameters at the start of an answer or behind <|python_tag|>. Newer ones of Mistral
 and those of DeepSeek write the name and then the arguments as JSON, with marks between them; Qwen3-Coder writes each
 argument as plain text between marks of its own.
+
+Models slip. Read as calls are also: `parameters` for `arguments` and the reverse, arguments that are a string with an
+object in it, a comma before a closing bracket, a missing last mark, text before a call of Llama's, a call of
+Qwen3-Coder's without <tool_call>, and behind [TOOL_CALLS] whatever any of Mistral's models write.
 """
 
 from __future__ import annotations
@@ -12,12 +16,26 @@ import json
 import re
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import msgspec
 
-from headway.serve.following import FollowedObject
+from headway.serve.call_text import (
+    ARGUMENTS,
+    FUNCTION,
+    LONGEST_HEAD,
+    SPACE,
+    TAGGED,
+    Scan,
+    head,
+    may_begin,
+    object_head,
+    overlap,
+    tagged,
+    tail,
+)
+from headway.serve.following import FollowedObject, without_trailing_commas
 
 
 @dataclass(frozen=True)
@@ -116,8 +134,26 @@ def _named(form: CallFormat, name: str, arguments: str) -> str:
     return " ".join([*marks, *own, _mark(form.middle, form.inner.get(form.middle)), arguments, *suffix])
 
 
-_SPACE = " \t\r\n"
+MISTRAL = "[TOOL_CALLS]"
 _ID = re.compile("[A-Za-z0-9]{9}")  # as Mistral's templates want it
+
+
+# Where an object in the middle of a text is a quotation or a part of other JSON, and not a call.
+_QUOTING = re.compile(r"""(?:[\[{(`'"]|"\s*:|[}\]]\s*,)\s*$""")
+_HEADS = tuple(f'"{name}"' for name in (*ARGUMENTS, "name", "id", "type"))  # how an object that is a call begins
+_BEGIN = 80  # characters that show whether a call begins
+
+
+def _shapes(form: CallFormat) -> dict[str, CallFormat]:
+    """The formats that calls are read in, by the character behind their mark; "" is any other."""
+    if form.opening != MISTRAL:
+        return {"": form}
+    inner = {"middle": "[ARGS]", "middle_id": "[CALL_ID]"}
+    return {
+        "[": replace(form, listed=True, named=False),
+        "{": replace(form, listed=False, named=False),
+        "": replace(form, listed=False, named=True, **inner),
+    }
 
 
 @dataclass
@@ -148,28 +184,40 @@ class CallReader:
         tools: Mapping[str, Mapping[str, Any]],
         parallel: bool = True,
         pieces: bool = False,
+        prose: bool = True,
     ) -> None:
-        """`tools` are those that may be called, by name; without `parallel` the first call is the last that is read."""
+        """`tools` are those that may be called, by name; without `parallel` the first call is the last that is read.
+        With `prose` a call of a `bare` format may come after text.
+        """
         self.calls = 0  # that are whole
         self.broken = False
         self._form = form
+        self._shapes = _shapes(form)
+        self._shape: CallFormat | None = None  # of the call that is being read, once it shows
+        self._coder = form.named and not form.middle
         self._tools = tools
         self._inner = {symbol: text for text, symbol in form.inner.items()}
         self._parallel = parallel
-        # A list that may hold one call alone is judged as a whole.
-        self._pieces = pieces and (parallel or not form.listed)
+        self._pieces = pieces
+        self._prose = prose and form.bare
+        self._said = ""  # so far, where that shows whether a call may begin
         self._begun: list[_Begun] = []  # of the calls that are being read
         self._held = ""
         self._mark = ""  # how the mark of the call that is being read was written
         self._inside = False
         self._first = form.bare  # a call may begin without a mark
         self._closed = False  # by a symbol
-        self._scan = _Scan()
+        self._scan = Scan()
 
     @property
     def full(self) -> bool:
         """Whether no more calls are read, so that nothing more need be written."""
         return self.calls > 0 and not self._parallel
+
+    @property
+    def _between(self) -> str:
+        """What may stand between calls, in addition to white space."""
+        return ";," if self._first and self.calls else ""
 
     def push(self, text: str, symbol: int | None = None) -> list[Part]:
         """What is certain after a symbol and the text that it completed, in order."""
@@ -185,26 +233,37 @@ class CallReader:
         self._held += text
         more: Sequence[Part] | None = ()
         while more is not None:
-            found += [*more, *self._follow()]
+            new = [*more, *self._follow()]
+            if self._prose:
+                self._said += "".join(part for part in new if isinstance(part, str))
+            found += new
             more = self._inside_call() if self._inside else self._outside()
         return found
 
     def flush(self) -> list[Part]:
         """What is still held back, at the end of an answer."""
         found: list[ToolCall] = []
-        if self._inside and self._form.named:
-            found = (self._named_call(final=True) or ([], 0))[0]
-        elif self._inside and self._scan.stop is not None:  # whole but for its closing mark
-            rest = self._held[self._scan.stop :].strip(_SPACE)
-            found = self._calls(self._held[: self._scan.stop]) if self._form.closing.startswith(rest) else []
+        form = self._shaped() if self._inside else None
+        if form is not None and form.named:
+            found = (self._named_call(form, final=True) or ([], 0))[0]
+        elif form is not None and self._scan.stop is not None:  # whole but for its closing mark
+            rest = self._held[self._scan.stop :].strip(SPACE)
+            found = self._calls(form, self._held[: self._scan.stop]) if form.closing.startswith(rest) else []
         if not self._agrees(found):
             self._break()
         elif found:
             self._held = self._mark = ""
         rest, new = self._mark + self._held, self._ended(found)
         self._held = ""
-        between = (self.calls > 0 or self.broken) and not rest.strip(_SPACE)
+        between = (self.calls > 0 or self.broken) and not rest.strip(SPACE + self._between)
         return [*new, *([rest] if rest and not between else [])]
+
+    def _shaped(self) -> CallFormat | None:
+        """The format of the call that is being read; None while its first character is to come."""
+        start = self._held.lstrip(SPACE)[:1]
+        if self._shape is None and start:
+            self._shape = self._shapes.get(start, self._shapes[""])
+        return self._shape
 
     def _follow(self) -> list[Part]:
         """What is new of the arguments of calls that are not whole yet."""
@@ -217,8 +276,10 @@ class CallReader:
                 found.append(call)
             last = self._begun[-1]
             stop = last.followed.go_on(self._held, last.stop)
-            if stop > last.stop:
-                found.append(Arguments(self._held[last.stop : stop]))
+            dropped = last.followed.dropped
+            new = "".join(self._held[place] for place in range(last.stop, stop) if place not in dropped)
+            if new:
+                found.append(Arguments(new))
             last.stop = stop
             if last.followed.failed:
                 self._break()
@@ -228,29 +289,33 @@ class CallReader:
 
     def _next_call(self) -> ToolCall | None:
         """The call whose arguments begin next; None where that is not clear, or not yet."""
-        form, held, given = self._form, self._held, ""
-        if self._begun and not form.listed:
+        form, held, given = self._shaped(), self._held, ""
+        # A list that may hold one call alone is judged as a whole.
+        if form is None or (self._begun and not form.listed) or (form.listed and not self._parallel):
             return None
         if form.named:
-            head = _head(form).match(held) if form.middle else None
-            name = "" if head is None else head["name"]
-            given = "" if head is None else head.groupdict().get("id") or ""
+            start = self._head(form).match(held) if form.middle else None
+            name = "" if start is None else start["name"]
+            given = "" if start is None else start.groupdict().get("id") or ""
         else:
             place = self._begun[-1].stop if self._begun else 0
-            head = _object_head(form, bool(self._begun)).match(held, place, place + _LONGEST_HEAD)
+            start = object_head(form.listed, bool(self._begun)).match(held, place, place + LONGEST_HEAD)
             try:
-                members = {} if head is None else msgspec.json.decode(head["members"] + '"":""}', type=dict[str, str])
+                members = {} if start is None else msgspec.json.decode(start["members"] + '"":""}', type=dict[str, str])
             except (msgspec.MsgspecError, UnicodeError):
                 return None
             name, given = members.get("name", ""), members.get("id", "")
-        if head is None or name not in self._tools or held[head.end() : head.end() + 1] != "{":
+        if start is None or name not in self._tools or held[start.end() : start.end() + 1] != "{":
             return None
-        self._begun.append(_Begun(name, head.end(), head.end()))
+        self._begun.append(_Begun(name, start.end(), start.end()))
         return ToolCall(self._id(given), name, "")
+
+    def _head(self, form: CallFormat) -> re.Pattern[str]:
+        return head("".join(form.prefix), form.middle_id, form.middle, form.opening == MISTRAL)
 
     def _agrees(self, found: Sequence[ToolCall]) -> bool:
         """Whether calls are those that were handed over already, and more."""
-        begun = [(each.name, self._held[each.start : each.stop]) for each in self._begun]
+        begun = [(each.name, without_trailing_commas(self._held[each.start : each.stop])) for each in self._begun]
         return [(call.name, call.arguments) for call in found[: len(begun)]] == begun
 
     def _break(self) -> None:
@@ -267,10 +332,11 @@ class CallReader:
 
     def _begin(self, place: int, mark: str = "") -> list[Part]:
         """A call begins at a place of the text that is held; what was said before it."""
-        said = self._held[:place].rstrip(_SPACE)
+        said = self._held[:place].rstrip(SPACE)
         # White space before a call is no part of what is said, but is, if it is none.
         self._mark, self._held = self._held[len(said) : place] + mark, self._held[place + len(mark) :]
-        self._inside, self._closed, self._scan = True, False, _Scan()
+        self._inside, self._closed, self._scan = True, False, Scan()
+        self._shape = None if len(self._shapes) > 1 else self._form
         return [said] if said else []
 
     def _outside(self) -> list[Part] | None:
@@ -279,7 +345,7 @@ class CallReader:
         for mark in form.around:
             if mark in held:
                 held = self._held = held.replace(mark, "")
-        start = held.lstrip(_SPACE + ";" if self.calls else _SPACE)
+        start = held.lstrip(SPACE + self._between)
         if not start:
             return None
         if self._first and not self.full:
@@ -288,37 +354,60 @@ class CallReader:
                 return []
             self._first = False
         certain = len(held)
-        if form.opening_symbol is None and not self.full:
-            place = held.find(form.opening)
-            if place >= 0:
-                return self._begin(place, form.opening)
-            certain -= max(_overlap(held, mark) for mark in (form.opening, *form.around))
-        said = held[:certain].rstrip(_SPACE)
+        if not self.full:
+            marks = [form.opening] if form.opening_symbol is None else []
+            places = {place: mark for mark in marks if (place := held.find(mark)) >= 0}
+            if self._coder:  # without the mark around it; what it begins with is read with the call
+                marks.append(FUNCTION)
+                places |= {place: "" for place in [held.find(FUNCTION)] if place >= 0}
+            if self._prose and (place := self._object_in(held)) is not None:
+                places[place] = ""
+            if places:
+                return self._begin(min(places), places[min(places)])
+            if marks:
+                certain -= max(overlap(held, mark) for mark in (*marks, *form.around))
+        said = held[:certain].rstrip(SPACE)
         self._held = held[len(said) :]
         return [said] if said else None
 
+    def _object_in(self, held: str) -> int | None:
+        """Where in a text an object begins that may be a call; None where there is none."""
+        for place in (found.start() for found in re.finditer("{", held)):
+            if not may_begin(held[place + 1 : place + _BEGIN].lstrip(SPACE), _HEADS):
+                continue
+            before = self._said + held[:place]
+            if not _QUOTING.search(before[-_BEGIN:]) and before.count("```") % 2 == 0:
+                return place
+        return None
+
     def _inside_call(self) -> Sequence[Part] | None:
-        form = self._form
+        form = self._shaped()
+        if form is None:
+            return None
         if form.named:
-            return self._inside_named()
-        stop = self._scan.go_on(self._held, "[" if form.listed else "{", self._heads())
+            return self._inside_named(form)
+        stop = self._scan.go_on(self._held, "[" if form.listed else "{", _HEADS)
         if stop is None:
             return None
-        found, rest = self._calls(self._held[:stop]), self._held[stop:].lstrip(_SPACE)
+        found, rest = self._calls(form, self._held[:stop]), self._held[stop:].lstrip(SPACE)
         if not found or not self._agrees(found):
             return self._none()
         if form.closing_symbol is not None and not self._closed:
             return None if not rest else self._none()
-        if form.closing_symbol is None and not rest.startswith(form.closing):
-            return None if form.closing.startswith(rest) else self._none()
-        closing = len(form.closing) if form.closing_symbol is None else 0
-        after = rest[closing:] if form.closing else self._held[stop:]
+        closing = form.closing if form.closing_symbol is None else ""
+        if not rest.startswith(closing):
+            again = form.opening if form.opening_symbol is None else ""
+            if not rest.startswith(again or closing):
+                undecided = closing.startswith(rest) or again.startswith(rest)
+                return None if undecided else self._none()
+            closing = ""  # it is missing, and the next call begins
+        after = rest[len(closing) :] if form.closing else self._held[stop:]
         new, self._held = self._ended(found), after
         self._first = form.bare
         return new
 
-    def _inside_named(self) -> Sequence[Part] | None:
-        read = self._named_call()
+    def _inside_named(self, form: CallFormat) -> Sequence[Part] | None:
+        read = self._named_call(form)
         if read is None:
             return None
         found, end = read
@@ -327,29 +416,36 @@ class CallReader:
         new, self._held = self._ended(found), self._held[end:]
         return new
 
-    def _named_call(self, final: bool = False) -> tuple[list[ToolCall], int] | None:
+    def _named_call(self, form: CallFormat, final: bool = False) -> tuple[list[ToolCall], int] | None:
         """The call with which the text that is held begins, and where it ends; none where it is no call; None where
         more must come. At the end of an answer the closing mark may be missing.
         """
-        form, held = self._form, self._held
-        head = (_TAGGED if not form.middle else _head(form)).match(held)
-        if head is None:
-            return ([], 0) if final or len(held) > _LONGEST_HEAD or "{" in held else None
-        name, given = head["name"], head.groupdict().get("id")
+        held = self._held
+        bare = self._coder and not self._mark.strip(SPACE) and form.opening_symbol is None
+        start = (self._head(form) if form.middle else TAGGED).match(held)
+        if start is None:
+            return ([], 0) if final or len(held) > LONGEST_HEAD or "{" in held else None
+        name, given = start["name"], start.groupdict().get("id")
         if name not in self._tools:
             return [], 0
         if form.middle:
-            stop = self._scan.go_on(held[head.end() :], "{", ('"', "}"))
-            arguments = held[head.end() :][:stop] if stop else ""
+            stop = self._scan.go_on(held[start.end() :], "{", ('"', "}"))
+            arguments = without_trailing_commas(held[start.end() :][:stop]) if stop else ""
         else:
             whole = final or "</function>" in held
-            stop, arguments = _tagged(held[head.end() :], self._tools[name]) if whole else (None, "")
+            stop, arguments = tagged(held[start.end() :], self._tools[name], bare, final) if whole else (None, "")
         if not stop:
             return None if stop is None and not final else ([], 0)
         closing = form.closing if form.closing_symbol is None else ""
-        end = _tail(held, head.end() + stop, [form.suffix, closing], final)
+        end = tail(held, start.end() + stop, [form.suffix, closing], final)
         if end is not None and end >= 0 and form.closing_symbol is not None and not (self._closed or final):
-            end = -1 if held[end:].strip(_SPACE) else None
+            end = -1 if held[end:].strip(SPACE) else None
+        if end == -1 and self._coder:  # its last mark is missing; text may follow one that had no first mark
+            rest = held[start.end() + stop :].lstrip(SPACE)
+            if bare or rest.startswith((form.opening, FUNCTION)):
+                end = start.end() + stop
+            elif form.opening.startswith(rest) or FUNCTION.startswith(rest):
+                end = None
         if end is None:
             return None
         try:
@@ -362,8 +458,7 @@ class CallReader:
         """The id of a call: the one that the model gave it, where it is one."""
         if isinstance(given, str) and _ID.fullmatch(given):
             return given
-        short = self._form.listed or self._form.middle == "[ARGS]"
-        return secrets.token_hex(5)[:9] if short else f"call_{secrets.token_hex(12)}"
+        return secrets.token_hex(5)[:9] if self._form.opening == MISTRAL else f"call_{secrets.token_hex(12)}"
 
     def _none(self) -> list[Part]:
         """It was no call: its mark is said, and what follows is read on."""
@@ -372,162 +467,27 @@ class CallReader:
             return []
         self._inside = self._first = False
         mark, self._mark = self._mark, ""
-        if mark.endswith(self._form.opening):
-            return [mark]
-        self._held = mark + self._held
-        return []
+        if not mark.endswith(self._form.opening):  # it began by itself, and would begin again
+            mark, self._held = mark + self._held[:1], self._held[1:]
+        return [mark]
 
-    def _heads(self) -> tuple[str, ...]:
-        """How an object that is a call may begin, behind its brace."""
-        return ('"name"', f'"{self._form.arguments}"', '"id"', '"type"')
-
-    def _calls(self, text: str) -> list[ToolCall]:
+    def _calls(self, form: CallFormat, text: str) -> list[ToolCall]:
         """The calls that a JSON value is; none where it is anything else."""
-        form = self._form
+        kind = list[dict[str, msgspec.Raw]] if form.listed else dict[str, msgspec.Raw]
         try:
-            items = msgspec.json.decode(
-                text, type=list[dict[str, msgspec.Raw]] if form.listed else dict[str, msgspec.Raw]
-            )
+            items = msgspec.json.decode(without_trailing_commas(text), type=kind)
             found: list[ToolCall] = []
             for item in items if isinstance(items, list) else [items]:
                 name = msgspec.json.decode(item["name"], type=str)
-                arguments = bytes(item[form.arguments]).decode()
-                if name not in self._tools or not set(item) <= {"name", form.arguments, "id", "type"}:
+                [key] = [key for key in ARGUMENTS if key in item]
+                arguments = bytes(item[key]).decode()
+                if name not in self._tools or not set(item) <= {"name", key, "id", "type"}:
                     return []
+                if arguments.startswith('"'):  # an object in a string
+                    arguments = without_trailing_commas(msgspec.json.decode(arguments, type=str)).strip(SPACE)
                 msgspec.json.decode(arguments, type=dict[str, Any])
                 given = msgspec.json.decode(item.get("id", b'""'))
                 found.append(ToolCall(self._id(given), name, arguments))
-        except (msgspec.MsgspecError, KeyError, RecursionError, UnicodeError):
+        except (msgspec.MsgspecError, KeyError, RecursionError, ValueError):
             return []
         return found if self._parallel or len(found) == 1 else []
-
-
-class _Scan:
-    """Finds where a JSON value ends, in a text that grows."""
-
-    def __init__(self) -> None:
-        self.stop: int | None = None
-        self._place = 0
-        self._depth = 0
-        self._in_string = False
-
-    def go_on(self, text: str, first: str, heads: tuple[str, ...]) -> int | None:
-        """The end of the value in `text`, also where it is clear that it is no call; None where more must come."""
-        if self.stop is not None:
-            return self.stop
-        start = text[:_HEAD].lstrip(_SPACE)
-        if start and (start[0] != first or not _may_begin(start.lstrip("[" + _SPACE)[1:].lstrip(_SPACE), heads)):
-            return 0
-        while self._place < len(text):
-            match = (_STRING if self._in_string else _OPEN).search(text, self._place)
-            if match is None:
-                self._place = len(text)
-                return None
-            mark = match[0]
-            if mark == "\\":
-                if match.end() == len(text):  # what it escapes is still to come
-                    self._place = match.start()
-                    return None
-                self._place = match.end() + 1
-                continue
-            self._place = match.end()
-            if mark == '"':
-                self._in_string = not self._in_string
-            else:
-                self._depth += 1 if mark in "{[" else -1
-                if self._depth <= 0:
-                    self.stop = self._place
-                    return self.stop
-        return None
-
-
-def _tail(text: str, place: int, marks: Sequence[str], final: bool) -> int | None:
-    """The place behind marks that follow each other, white space between them; -1 where something else stands there,
-    None where more must come.
-    """
-    for mark in filter(None, marks):
-        rest = text[place:].lstrip(_SPACE)
-        if rest.startswith(mark):
-            place = len(text) - len(rest) + len(mark)
-        elif mark.startswith(rest):
-            return len(text) if final else None
-        else:
-            return -1
-    return place
-
-
-_LONGEST_HEAD = 200  # characters before the arguments of a call
-_TAGGED = re.compile(r"\s*<function=(?P<name>[A-Za-z0-9_-]{1,64})>")
-_ARGUMENT = re.compile(r"\s*<parameter=(?P<name>[^>\n]{1,64})>\n?")
-# A mark in a value is a part of it, unless what comes behind a value follows.
-_VALUE_END = re.compile(r"\n?</parameter>(?=\s*(?:<parameter=[^>\n]+>|</function>\s*</tool_call>))")
-_FUNCTION_END = re.compile(r"\s*</function>")
-
-
-# What may stand in an object before the arguments: few characters, so that looking for them again takes no time.
-_GAP = "[ \t\r\n]*"
-_MEMBER = rf'{_GAP}"(?:name|id|type)"{_GAP}:{_GAP}"(?:[^"\\]|\\.)*"{_GAP},'
-
-
-def _object_head(form: CallFormat, later: bool) -> re.Pattern[str]:
-    """What stands before the arguments of a call that is an object; of a `later` one of a list, behind those of the
-    one before it.
-    """
-    before = rf"{_GAP}\}}{_GAP}," if later else rf"{_GAP}\[" if form.listed else ""
-    return re.compile(rf'{before}{_GAP}(?P<members>\{{(?:{_MEMBER})*){_GAP}"{form.arguments}"{_GAP}:{_GAP}')
-
-
-def _head(form: CallFormat) -> re.Pattern[str]:
-    own = f"(?:{re.escape(form.middle_id)}(?P<id>[A-Za-z0-9]{{9}}))?" if form.middle_id else ""
-    before = rf"\s*{re.escape(''.join(form.prefix))}(?P<name>[A-Za-z0-9_-]{{1,64}})"
-    return re.compile(rf"{before}{own}{re.escape(form.middle)}\s*")
-
-
-def _tagged(text: str, tool: Mapping[str, Any]) -> tuple[int | None, str]:
-    """Where the arguments of Qwen3-Coder end, behind </function>, and the same as JSON; None where more must come, and
-    0 where there are none.
-    """
-    found: dict[str, Any] = {}
-    properties, place = _inside(_inside(tool, "parameters"), "properties"), 0
-    while (ending := _FUNCTION_END.match(text, place)) is None:
-        begin = _ARGUMENT.match(text, place)
-        if begin is None:
-            rest = text[place:].lstrip(_SPACE)
-            going = any(mark.startswith(rest[: len(mark)]) for mark in ("<parameter=", "</function>"))
-            return (None if going and len(rest) <= _LONGEST_HEAD else 0), ""
-        end = _VALUE_END.search(text, begin.end())
-        if end is None:
-            return None, ""
-        kind = _inside(properties, begin["name"]).get("type", "string")
-        found[begin["name"]] = _value(text[begin.end() : end.start()], kind)
-        place = end.end()
-    return ending.end(), json.dumps(found, ensure_ascii=False)
-
-
-def _inside(schema: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """A part of a schema that nobody has checked."""
-    found = schema.get(name)
-    return found if isinstance(found, Mapping) else {}
-
-
-def _value(text: str, kind: Any) -> Any:
-    """What a plain text says of this type of a schema; the text itself where it is nothing of it."""
-    if kind == "string":
-        return text
-    try:
-        return json.loads(text.strip().lower() if kind in ("boolean", "null") else text, parse_constant=lambda _: text)
-    except (ValueError, RecursionError):
-        return text
-
-
-_HEAD = 80  # characters that show whether a call begins
-_STRING, _OPEN = re.compile(r'[\\"]'), re.compile(r'["{}\[\]]')
-
-
-def _may_begin(text: str, heads: tuple[str, ...]) -> bool:
-    return any(text.startswith(head) or head.startswith(text) for head in heads)
-
-
-def _overlap(text: str, mark: str) -> int:
-    """The length of the longest end of `text` with which `mark` begins."""
-    return next((n for n in range(min(len(text), len(mark) - 1), 0, -1) if text.endswith(mark[:n])), 0)

@@ -81,7 +81,7 @@ async def answered(body: ChatBody, context: Context) -> ChatAnswer | Events:
     if body.stream:
         return Events(_parts(body, context))
     answers: defaultdict[int, _Answer] = defaultdict(_Answer)
-    async with _prepared(body, context) as asked, aclosing(passages(asked, context)) as found:
+    async with prepared(body, context) as asked, aclosing(passages(asked, context)) as found:
         async for passage in found:
             answer = answers[passage.place]
             answer.content += passage.text
@@ -107,7 +107,7 @@ async def _parts(body: ChatBody, context: Context) -> AsyncGenerator[ChatAnswerP
     counted = options is not None and options.include_usage
     always = counted and options is not None and options.continuous_usage_stats
     created, begun, called = int(time.time()), set[int](), Counter[int]()
-    async with _prepared(body, context) as asked, aclosing(passages(asked, context)) as found:
+    async with prepared(body, context) as asked, aclosing(passages(asked, context)) as found:
         name, mark, usage = asked.ready.name, asked.ready.fingerprint, None if counted else UNSET
         # One struct for all events: each is written out before the next is made.
         event = ChatAnswerPart(f"chatcmpl-{context.id}", created, name, mark, [], usage)
@@ -146,7 +146,7 @@ def _call_part(call: ToolCall | Arguments, index: int) -> CalledToolPart:
 
 
 @asynccontextmanager
-async def _prepared(body: ChatBody, context: Context) -> AsyncIterator[Prepared]:
+async def prepared(body: ChatBody, context: Context) -> AsyncIterator[Prepared]:
     """What is asked, checked. StatusError 400 for what does not fit the model; nothing is left out to make it fit."""
     if body.top_logprobs and not body.logprobs:
         raise StatusError(400, "top_logprobs needs logprobs; set it to true", "top_logprobs")

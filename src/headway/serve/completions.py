@@ -64,7 +64,7 @@ async def completed(body: CompletionBody, context: Context) -> CompletionAnswer 
     if body.stream:
         return Events(_parts(body, context))
     texts: defaultdict[int, _Text] = defaultdict(_Text)
-    async with _prepared(body, context) as asked, aclosing(passages(asked, context)) as found:
+    async with prepared(body, context) as asked, aclosing(passages(asked, context)) as found:
         told = _Told(body, asked)
         async for passage in found:
             text = texts[passage.place]
@@ -85,7 +85,7 @@ async def _parts(body: CompletionBody, context: Context) -> AsyncGenerator[Compl
     counted = options is not None and options.include_usage
     always = counted and options is not None and options.continuous_usage_stats
     created, begun = int(time.time()), set[int]()
-    async with _prepared(body, context) as asked, aclosing(passages(asked, context)) as found:
+    async with prepared(body, context) as asked, aclosing(passages(asked, context)) as found:
         name, mark, usage = asked.ready.name, asked.ready.fingerprint, None if counted else UNSET
         told = _Told(body, asked)
         # One struct for all events: each is written out before the next is made.
@@ -200,7 +200,7 @@ def _name(token: LikelyToken) -> str:
 
 
 @asynccontextmanager
-async def _prepared(body: CompletionBody, context: Context) -> AsyncIterator[Prepared]:
+async def prepared(body: CompletionBody, context: Context) -> AsyncIterator[Prepared]:
     """What is asked, checked. StatusError 400 for what does not fit the model."""
     generates = body.max_tokens != 0
     if not generates and not body.echo and body.prompt_logprobs is None:

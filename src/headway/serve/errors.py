@@ -12,6 +12,7 @@ from headway.generate.scheduler import FullError
 
 _LOG = logger(__name__)
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error", 503: "overloaded_error"}
+PLAIN = "/api/"  # paths of ollama's API, whose clients show an error that is a string
 _LONGEST = 1000  # characters of a message: what it quotes may be long
 
 
@@ -50,6 +51,12 @@ class ErrorAnswer(msgspec.Struct):
     error: ErrorObject
 
 
+class PlainError(msgspec.Struct):
+    """Every refusal of ollama's API has this body; in a stream it is the last line."""
+
+    error: str
+
+
 def refusal(error: BaseException) -> StatusError:
     """An error as the client may see it. What is no UserError is a fault of the server: it is logged, and the client
     learns its class alone.
@@ -64,19 +71,22 @@ def refusal(error: BaseException) -> StatusError:
     return StatusError(500, f"the server failed ({type(error).__name__}); its log says where", code="server_failed")
 
 
-def error_answer(error: StatusError) -> ErrorAnswer:
+def error_answer(error: StatusError, path: str = "") -> ErrorAnswer | PlainError:
+    """The body of an error as clients of this path read it."""
     kind = _TYPES.get(error.status, "server_error" if error.status >= 500 else "invalid_request_error")
     line = " ".join("".join(c if c.isprintable() else " " for c in str(error)).split())
     if len(line) > _LONGEST:
         line = f"{line[: _LONGEST // 2]} ... {line[-_LONGEST // 2 :]}"
+    if path.startswith(PLAIN):
+        return PlainError(line)
     return ErrorAnswer(ErrorObject(line, kind, error.param, error.code))
 
 
-def error_response(error: StatusError, headers: Mapping[str, str] | None = None) -> Response:
-    """An error as a whole answer, with these headers beside its own."""
+def error_response(error: StatusError, headers: Mapping[str, str] | None = None, path: str = "") -> Response:
+    """An error as a whole answer to a request for this path, with these headers next to its own."""
     told = dict(headers or {})
     if error.retry_after is not None:
         told["Retry-After"] = str(error.retry_after)
     if error.status == 401:
         told["WWW-Authenticate"] = "Bearer"
-    return Response(msgspec.json.encode(error_answer(error)), error.status, told, "application/json")
+    return Response(msgspec.json.encode(error_answer(error, path)), error.status, told, "application/json")

@@ -7,6 +7,14 @@ from itertools import pairwise
 
 _PLAIN = re.compile(r'[^"\\\x00-\x1f]*')  # of a text, what stands for itself
 _CLOSED = ("{}", "[]")
+_GAP = re.compile(r"[ \t\r\n]*")
+# Strings, commas that no value stands before, and those that none follows.
+_COMMA = re.compile(r'"(?:[^"\\]|\\.)*+"|[{\[,:][ \t\r\n]*,|,(?=[ \t\r\n]*[}\]])', re.DOTALL)
+
+
+def without_trailing_commas(text: str) -> str:
+    """JSON without the commas that stand before a closing bracket, as models write them."""
+    return _COMMA.sub(lambda found: "" if found[0] == "," else found[0], text)
 
 
 def _states() -> dict[str, dict[str, str]]:
@@ -49,21 +57,35 @@ _CLOSING = ("first name", "first item", "done")
 
 
 class FollowedObject:
-    """A JSON object of which more comes. It goes on, or has `ended`, or has `failed`: then what came is none."""
+    """A JSON object of which more comes. It goes on, or has `ended`, or has `failed`: then what came is none. Commas
+    before a closing bracket are taken, and their places `dropped`.
+    """
 
     def __init__(self) -> None:
         self.ended = self.failed = False
+        self.dropped: list[int] = []
         self._state = "start"
         self._open: list[str] = []  # brackets
 
     def go_on(self, text: str, place: int) -> int:
-        """How far the object reaches in `text`, whose part before `place` it has followed already."""
+        """How far the object reaches in `text`, whose part before `place` it has followed already. A comma is left for
+        the next time until what follows it has come.
+        """
         while place < len(text) and not self.ended:
             if self._state in ("name", "text"):
                 plain = _PLAIN.match(text, place)
                 place = place if plain is None else plain.end()
                 if place == len(text):
                     break
+            if text[place] == "," and (self._state == "done" or self._state in _NUMBERS):
+                gap = _GAP.match(text, place + 1)
+                after = text[gap.end() : gap.end() + 1] if gap is not None else ""
+                if not after:
+                    break
+                if after in "}]":
+                    self.dropped.append(place)
+                    self._state, place = "done", place + 1
+                    continue
             if not self._take(text[place]):
                 self.failed = True
                 break

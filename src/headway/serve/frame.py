@@ -20,6 +20,7 @@ from headway.formats.native import Weights
 from headway.serve.batches import Batcher
 from headway.serve.keys import ApiKey, KeyFile
 from headway.serve.loop import EngineLoop
+from headway.serve.wire import SERVER_SENT, Wire
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,7 @@ class Context:
 
 
 class Events(NamedTuple):
-    """An answer that comes in parts: each is sent as a server-sent event as soon as it is there."""
+    """An answer that comes in parts: each is sent as soon as it is there, in the format of the endpoint's stream."""
 
     parts: AsyncGenerator[msgspec.Struct, None]
 
@@ -152,7 +153,7 @@ Serve = Callable[[Any, Context], Awaitable[msgspec.Struct | Events | Response]]
 
 class Endpoint(NamedTuple):
     """What is served at a path. `body` is the struct of a JSON body, None where there is none, and FormData for a form
-    with files. `part` is the struct of a stream's events.
+    with files. `part` is the struct of a stream's parts, which are written as `wire` does.
     """
 
     method: str
@@ -162,3 +163,4 @@ class Endpoint(NamedTuple):
     body: type[msgspec.Struct] | type[FormData] | None = None
     answer: type[msgspec.Struct] | None = None
     part: type[msgspec.Struct] | None = None
+    wire: Wire = SERVER_SENT

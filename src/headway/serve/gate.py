@@ -68,7 +68,7 @@ class Gate:
             finally:
                 self._under_way[context.owner] -= 1
         except StatusError as error:
-            await error_response(error)(scope, receive, visit.send)
+            await error_response(error, path=scope["path"])(scope, receive, visit.send)
         finally:
             visit.end(self._settings.log)
 

@@ -11,9 +11,10 @@ import msgspec
 from starlette.datastructures import FormData
 from starlette.responses import HTMLResponse, Response
 
-from headway.serve.errors import ErrorAnswer
+from headway.serve.errors import PLAIN, ErrorAnswer, PlainError
 from headway.serve.frame import Context, Endpoint
 from headway.serve.neutral import structs_within
+from headway.serve.wire import JSON_LINES, NAMED
 
 _REFERENCE = "#/components/schemas/{name}"
 _JSON = {str: "string", int: "integer"}
@@ -64,7 +65,7 @@ def pages(endpoints: Sequence[Endpoint]) -> tuple[Endpoint, ...]:
 
 def openapi(endpoints: Sequence[Endpoint]) -> dict[str, Any]:
     """The OpenAPI 3.1 document of these endpoints."""
-    structs: list[Any] = [ErrorAnswer]
+    structs: list[Any] = [ErrorAnswer, PlainError]
     for each in endpoints:
         structs += [kind for kind in (each.body, each.answer, each.part) if kind not in (None, FormData, *structs)]
     schemas, components = msgspec.json.schema_components(structs, ref_template=_REFERENCE)
@@ -89,10 +90,9 @@ def openapi(endpoints: Sequence[Endpoint]) -> dict[str, Any]:
 def _operation(endpoint: Endpoint, schemas: dict[Any, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {"application/json": {"schema": schemas[endpoint.answer]}} if endpoint.answer else {}
     if endpoint.part is not None:
-        said = {"type": "string", "contentMediaType": "application/json", "contentSchema": schemas[endpoint.part]}
-        data = {"anyOf": [said, {"const": "[DONE]"}]}  # which the last event says
-        found["text/event-stream"] = {"schema": {"type": "object", "properties": {"data": data}, "required": ["data"]}}
-    refused = {"application/json": {"schema": schemas[ErrorAnswer]}}
+        found[endpoint.wire.media_type.partition(";")[0]] = {"schema": _stream(endpoint, schemas[endpoint.part])}
+    errors = PlainError if endpoint.path.startswith(PLAIN) else ErrorAnswer
+    refused = {"application/json": {"schema": schemas[errors]}}
     told: dict[str, Any] = {
         "summary": endpoint.summary,
         "responses": {
@@ -109,6 +109,18 @@ def _operation(endpoint: Endpoint, schemas: dict[Any, Any]) -> dict[str, Any]:
     if parts:
         told["parameters"] = [{"name": n, "in": "path", "required": True, "schema": {"type": "string"}} for n in parts]
     return told
+
+
+def _stream(endpoint: Endpoint, part: dict[str, Any]) -> dict[str, Any]:
+    """The schema of what a stream consists of: of a line, or of an event."""
+    if endpoint.wire is JSON_LINES:
+        return part
+    data: dict[str, Any] = {"type": "string", "contentMediaType": "application/json", "contentSchema": part}
+    if endpoint.wire.end:
+        data = {"anyOf": [data, {"const": "[DONE]"}]}  # which the last event says
+    names = {"event": {"type": "string"}} if endpoint.wire is NAMED else {}
+    properties = {**names, "data": data}
+    return {"type": "object", "properties": properties, "required": list(properties)}
 
 
 _STYLE = """

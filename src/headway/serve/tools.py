@@ -12,7 +12,7 @@ from headway.codecs import TokenizerCodec
 from headway.codecs.base import special_ids
 from headway.errors import UserError, nearest
 from headway.generate.scheduler import Rule
-from headway.serve.calls import CallFormat, CallReader
+from headway.serve.calls import MISTRAL, CallFormat, CallReader
 from headway.serve.rules import compiled
 
 _MOST = 128  # tools of a request
@@ -63,7 +63,9 @@ def format_of(codec: TokenizerCodec, template: str) -> CallFormat:
     if found.middle_id not in template:
         found = replace(found, middle_id="")
     special = special_ids(codec.tokenizer)
-    marks = (found.opening, found.closing, *found.prefix, found.middle, found.middle_id)
+    marks = [found.opening, found.closing, *found.prefix, found.middle, found.middle_id]
+    if found.opening == MISTRAL:  # whose models write the marks of others, too
+        marks += ["[ARGS]", "[CALL_ID]"]
     symbols = {mark: symbol for mark in marks if (symbol := codec.token(mark or None)) in special}
     opening, closing = symbols.pop(found.opening, None), symbols.pop(found.closing, None)
     return replace(found, opening_symbol=opening, closing_symbol=closing, inner=symbols)
@@ -94,6 +96,8 @@ class Toolbox:
         self._required, wanted = _choice(choice, self._functions)
         self._offered = {name: self._functions[name] for name in wanted}
         self._form = format_of(codec, template) if wanted else None
+        # Answers are held to a rule, and so make no slips.
+        self._held = self._required or any(function.get("strict") for function in self._offered.values())
         self._parallel = parallel and not (self._form is not None and self._form.bare and self._required)
         self.told = [_complete(tool, template) for tool in tools] if wanted else None
 
@@ -103,8 +107,7 @@ class Toolbox:
         None where the model is free: by "auto", unless a tool is `strict`. As slow as `rule_for`; UserError for a
         schema that cannot be held to.
         """
-        strict = any(function.get("strict") for function in self._offered.values())
-        if self._form is None or not (self._required or strict):
+        if self._form is None or not self._held:
             return None
         if self._form.named and not self._form.middle:
             raise UserError(
@@ -126,7 +129,9 @@ class Toolbox:
         """What reads one answer, with `pieces` calls as they come; None where no tool may be called, so that all of it
         is text.
         """
-        return None if self._form is None else CallReader(self._form, self._offered, self._parallel, pieces)
+        if self._form is None:
+            return None
+        return CallReader(self._form, self._offered, self._parallel, pieces, prose=not self._held)
 
 
 def _functions(tools: Any) -> dict[str, Mapping[str, Any]]:

@@ -30,6 +30,7 @@ _SERVED = (
     "generate",
     "chat",
     "embed",
+    "rerank",
     "transcribe",
     "classify",
     "tag",

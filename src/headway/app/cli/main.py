@@ -38,6 +38,7 @@ COMMANDS = {
     "classify": "texts, pairs of texts or images to labels with probabilities",
     "caption": "images to what they show",
     "attention": "where a model of texts looks, as a picture",
+    "rerank": "documents by their relevance to a query",
     "tag": "a tag for each word of each line, and the entities they spell",
     "embed": "lines to vectors, a JSON list a line",
     "serve": "models over HTTP, in the form of the OpenAI API",

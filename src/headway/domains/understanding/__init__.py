@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from headway.domains.understanding.classification import ClassificationConfig, TextPairsConfig
     from headway.domains.understanding.embedding import EmbeddingConfig
     from headway.domains.understanding.tagging import TaggingConfig
-    from headway.domains.understanding.use import TaggedWords, Text, classify, embed, tag
+    from headway.domains.understanding.use import RankedDocument, TaggedWords, Text, classify, embed, rerank, tag
 
 __all__ = [
     "RECIPES",
@@ -18,23 +18,30 @@ __all__ = [
     "VERBS",
     "ClassificationConfig",
     "EmbeddingConfig",
+    "RankedDocument",
     "TaggedWords",
     "TaggingConfig",
     "Text",
     "TextPairsConfig",
     "classify",
     "embed",
+    "rerank",
     "tag",
 ]
 RECIPES = ("classification", "pairs", "tagging", "embedding", "banking77")
 TASKS = {"classification": "classification", "embedding": "embedding", "pairs": "classification", "tagging": "tagging"}
-VERBS = {"classify": "is_text_classifier", "embed": "is_text", "tag": "is_tagger"}
+VERBS = {
+    "classify": "is_text_classifier",
+    "embed": "is_text",
+    "rerank": "is_cross_encoder",
+    "tag": "is_tagger",
+}
 lazily(
     __name__,
     {
         ".classification": ("ClassificationConfig", "TextPairsConfig"),
         ".embedding": ("EmbeddingConfig",),
         ".tagging": ("TaggingConfig",),
-        ".use": ("TaggedWords", "Text", "classify", "embed", "tag"),
+        ".use": ("RankedDocument", "TaggedWords", "Text", "classify", "embed", "rerank", "tag"),
     },
 )

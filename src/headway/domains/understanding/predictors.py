@@ -9,7 +9,8 @@ from torch import Tensor
 
 from headway import given
 from headway.domains.understanding import use
-from headway.domains.understanding.use import TaggedWords, Text
+from headway.domains.understanding.use import RankedDocument, TaggedWords, Text
+from headway.errors import UserError
 from headway.given import typed
 from headway.handle import Handle
 
@@ -21,6 +22,17 @@ def classify(model: Handle, items: Text | Iterable[Text], truncate: bool = False
     asked = given.texts_or_pairs(items)
     _meet(model, [text if isinstance(text, str) else " ".join(text) for text in asked.items])
     return asked.answer(use.classify(model.module, model.codec, model.usage, asked.items, truncate=truncate))
+
+
+@typed
+def rerank(
+    model: Handle, query: str, documents: Iterable[str], top_n: int | None = None, truncate: bool = False
+) -> list[RankedDocument]:
+    items = given.texts([documents] if isinstance(documents, str) else documents, "document").items
+    if top_n is not None and top_n < 1:
+        raise UserError(f"top_n is {top_n}; use a whole number from 1 on, or None for all")
+    _meet(model, [query, *items])
+    return use.rerank(model.module, model.codec, query, items, truncate=truncate)[:top_n]
 
 
 @typed

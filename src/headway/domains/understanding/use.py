@@ -36,6 +36,14 @@ class TaggedWords(NamedTuple):
     entities: list[EntitySpan]
 
 
+class RankedDocument(NamedTuple):
+    """A document, its index among those that were ranked, and how relevant it is, from 0 to 1."""
+
+    index: int
+    score: float
+    document: str
+
+
 def classify(
     model: Transformer, codec: Codec, usage: Usage, texts: Sequence[Text], *, truncate: bool = False
 ) -> list[dict[str, float]]:
@@ -92,6 +100,48 @@ def embed_rows(model: Transformer, rows: FramedRows) -> Float[Tensor, "N D"]:
     for some, vectors in _outputs(model, "embedding", rows):
         found[torch.from_numpy(some)] = vectors.float().cpu()
     return found
+
+
+def rerank(
+    model: Transformer, codec: Codec, query: str, documents: Sequence[str], *, truncate: bool = False
+) -> list[RankedDocument]:
+    """The documents by their relevance to a query, the most relevant first; equal ones in their order.
+
+    Raises UserError for an empty query or document, and for a pair that is too long.
+    """
+    rows = pair_rows(model, codec, [(query, document) for document in documents], truncate)
+    found = [RankedDocument(*one) for one in zip(range(len(documents)), relevance(model, rows), documents)]
+    return sorted(found, key=lambda one: -one.score)
+
+
+def relevance(model: Transformer, rows: FramedRows) -> list[float]:
+    """The sigmoid of the one output of a cross-encoder, for each pair of texts."""
+    found = np.zeros(len(rows))
+    for some, logits in _outputs(model, "classes", rows):
+        found[some] = logits[:, 0].float().sigmoid().cpu().numpy()
+    return found.tolist()
+
+
+def pair_rows(model: Transformer, codec: Codec, pairs: Sequence[tuple[str, str]], truncate: bool) -> FramedRows:
+    """What a cross-encoder reads of queries and documents. UserError as of `rerank`."""
+    for number, (query, document) in enumerate(pairs, 1):
+        if not query.strip():
+            raise UserError("the query is empty; write what the documents are ranked by")
+        if not document.strip():
+            raise UserError(f"document {number} of {len(pairs)} is empty; write something there, or leave it out")
+    if not pairs:
+        return framed(frame_for(codec, model.config), [], [])
+    queries, documents = (codec.encode_batch(list(side)) for side in zip(*pairs))
+    frame, most = frame_for(codec, model.config), model.config.context
+    for number, (query, document) in enumerate(zip(queries, documents), 1):
+        room = len(query) + len(document) if most is None or truncate else most - frame.marks(2)
+        if len(query) + len(document) > room:
+            raise UserError(
+                f"document {number} of {len(pairs)} has {len(document)} tokens and the query {len(query)}, and the "
+                f"model reads {room} of both together; shorten them, or ask for them to be cut (truncate=True, "
+                "--truncate)"
+            )
+    return framed(frame, queries, documents, Limit(most, truncate))
 
 
 def text_rows(model: Transformer, codec: Codec, texts: Sequence[Text], truncate: bool) -> FramedRows:

@@ -20,6 +20,7 @@ from headway.nn.models.embeds import EmbedConfig, OneHotEmbedConfig, TokenEmbedC
 from headway.nn.models.encoder_decoder import EncoderDecoderConfig
 from headway.nn.models.frames import FramesEmbedConfig, SpectrogramEmbedConfig
 from headway.nn.models.patches import PatchEmbedConfig
+from headway.nn.models.pooled import PooledHeadConfig
 from headway.nn.models.trajectories import TrajectoryEmbedConfig
 from headway.nn.models.transformer import ModelConfig, Prompt, Transformer, TransformerConfig
 from headway.nn.models.two_tower import TwoTower, TwoTowerConfig
@@ -98,6 +99,12 @@ def is_masked(model: Asked) -> bool:
 def is_text_classifier(model: Asked) -> bool:
     """A stack that says the class of a text, or of two."""
     return is_text(model) and _says(model, "classes")
+
+
+def is_cross_encoder(model: Asked) -> bool:
+    """A stack that gives a text, or a pair of texts, one number: how relevant one is to the other, say."""
+    head = getattr(_config(model), "heads", {}).get("classes")
+    return is_text_classifier(model) and isinstance(head, PooledHeadConfig) and head.outputs == 1
 
 
 def is_tagger(model: Asked) -> bool:

@@ -1,0 +1,34 @@
+"""`headway rerank`: documents by their relevance to a query."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from headway.app.cli.options import add_server, load, torch_options, whole
+from headway.app.cli.terminal import Terminal
+
+EXAMPLE = """
+headway rerank path/to/ms-marco-MiniLM-L6-v2 --query "how are pearls made" < documents.txt
+headway rerank runs/pairs --query "a question" --documents "one text" "another text" --top 1
+"""
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("model", metavar="RUN|MODEL", help="a run or a published model that gives pairs of texts one number")
+    add("--query", required=True, metavar="TEXT", help="what the documents are ranked by")
+    add("--documents", nargs="+", metavar="TEXT", help="the documents (default: the lines of standard input)")
+    add("--top", type=whole(1), metavar="N", help="show the N most relevant documents (default: all)")
+    add("--truncate", action="store_true", help="cut what is too long for the model, the longer text first")
+    add_server(parser)
+
+
+def run(args: argparse.Namespace, terminal: Terminal) -> None:
+    documents = args.documents or [line.rstrip("\n") for line in sys.stdin]
+    with torch_options(args):
+        model = load(args)
+        found = model.rerank(args.query, documents, args.top, args.truncate)
+    for one in found:
+        terminal.say(f"{one.score:.4f}\t{one.document}")
+    terminal.result({"query": args.query, "results": [one._asdict() for one in found], "beyond": model.beyond})

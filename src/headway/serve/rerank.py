@@ -1,0 +1,97 @@
+"""/v1/rerank: documents by their relevance to a query, with the fields of Jina's and Cohere's services."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from headway.app.model import Model
+from headway.app.predictors import predictor
+from headway.domains.understanding import use
+from headway.serve.embeddings import ReadTokens
+from headway.serve.errors import StatusError
+from headway.serve.frame import Context, Endpoint
+
+_MOST = 2048  # documents of a request
+
+
+class RerankBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """`documents` are texts, or objects with a text. `truncate` cuts what is longer than the model reads, which is
+    refused otherwise; `user` changes nothing.
+    """
+
+    query: str
+    documents: list[str | dict[str, Any]]
+    model: str = ""
+    top_n: Annotated[int, Meta(ge=1)] | None = None
+    return_documents: bool | None = None
+    truncate: bool = False
+    user: str | None = None
+
+
+class DocumentText(msgspec.Struct):
+    """A document."""
+
+    text: str
+
+
+class RankedResult(msgspec.Struct):
+    """A document by its index in the request, and how relevant it is, from 0 to 1."""
+
+    index: int
+    relevance_score: float
+    document: DocumentText | UnsetType = UNSET
+
+
+class RerankAnswer(msgspec.Struct):
+    """The documents, the most relevant first. `usage` counts what the model read, queries and its marks included."""
+
+    id: str
+    model: str
+    results: list[RankedResult]
+    usage: ReadTokens
+
+
+async def rerank(body: RerankBody, context: Context) -> RerankAnswer:
+    """The documents by their relevance."""
+    documents = _texts(body.documents)
+    async with context.served.using(body.model) as ready:
+        predictor(ready.model, "rerank")  # UserError for a model that ranks nothing
+        pairs = [(body.query, document) for document in documents]
+        kind = ("rerank", body.truncate)
+        found = await ready.batcher.ask(partial(_relevance, ready.model, body.truncate), kind, pairs)
+    tokens = sum(count for _, count in found)
+    context.noted.update(model=ready.name, prompt_tokens=tokens)
+    order = sorted(range(len(found)), key=lambda index: -found[index][0])[: body.top_n]
+    shown = {index: DocumentText(documents[index]) for index in order} if body.return_documents else {}
+    results = [RankedResult(index, found[index][0], shown.get(index, UNSET)) for index in order]
+    return RerankAnswer(f"rerank-{context.id}", ready.name, results, ReadTokens(tokens, tokens))
+
+
+def _texts(documents: Sequence[str | dict[str, Any]]) -> list[str]:
+    if not 1 <= len(documents) <= _MOST:
+        raise StatusError(400, f"documents has {len(documents):,} items; send 1 to {_MOST:,}", "documents")
+    found = []
+    for index, document in enumerate(documents):
+        text = document.get("text") if isinstance(document, dict) and len(document) == 1 else document
+        if not isinstance(text, str):
+            problem = f'documents[{index}] is not a text; send a string, or {{"text": "..."}}'
+            raise StatusError(400, problem, f"documents[{index}]")
+        found.append(text)
+    return found
+
+
+def _relevance(model: Model, truncate: bool, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, int]]:
+    """The relevance of each pair, and how many tokens were read of it."""
+    rows = use.pair_rows(model.module, model.codec, pairs, truncate)
+    return list(zip(use.relevance(model.module, rows), rows.lengths.tolist()))
+
+
+ENDPOINTS = tuple(
+    Endpoint("POST", path, rerank, "documents by their relevance to a query", RerankBody, RerankAnswer)
+    for path in ("/v1/rerank", "/v2/rerank")  # the second as Cohere's package asks
+)

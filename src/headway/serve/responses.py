@@ -1,0 +1,525 @@
+"""/v1/responses: OpenAI's Responses API, for texts and tools. Its requests become those of /v1/chat/completions."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from headway.serve.bodies import CalledFunction, CalledTool, ChatBody, ChatMessage, Finish, ToldToken
+from headway.serve.calls import Arguments, ToolCall
+from headway.serve.chat import prepared
+from headway.serve.errors import StatusError
+from headway.serve.frame import Context, Endpoint, Events
+from headway.serve.generating import Passage, Prepared, passages, used
+from headway.serve.wire import NAMED
+
+Count = Annotated[int, Meta(ge=1)]
+Status = Literal["in_progress", "completed", "incomplete"]
+
+
+class ResponseBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """`input` is a user's text, or items: messages, function_call and function_call_output. `seed`, `stop`, `top_k`,
+    `min_p`, `repetition_penalty` and `chat_template_kwargs` are those of /v1/chat/completions. `user`, `metadata`,
+    `safety_identifier` and `prompt_cache_key` change nothing.
+    """
+
+    input: str | list[dict[str, Any]]
+    model: str = ""  # may be left out where the server has one model
+    instructions: str | None = None
+    stream: bool | None = None
+    max_output_tokens: Count | None = None
+    temperature: Annotated[float, Meta(ge=0)] | None = None
+    top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    text: dict[str, Any] | None = None
+    include: list[str] | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    top_k: Count | None = None
+    min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    repetition_penalty: Annotated[float, Meta(gt=0)] | None = None
+    chat_template_kwargs: dict[str, bool | int | float | str] | None = None
+    user: str | None = None
+    metadata: dict[str, str] | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    prompt_cache_retention: str | None = None
+    # What follows is taken where it asks for nothing; see _UNSERVED.
+    store: bool | None = None
+    previous_response_id: str | None = None
+    conversation: str | dict[str, Any] | None = None
+    background: bool | None = None
+    prompt: dict[str, Any] | None = None
+    truncation: str | None = None
+    service_tier: str | None = None
+    reasoning: dict[str, Any] | None = None
+    max_tool_calls: int | None = None
+    stream_options: dict[str, Any] | None = None
+
+
+class OutputText(msgspec.Struct):
+    """A text, and the log probabilities of its tokens where they are asked for."""
+
+    text: str = ""
+    logprobs: list[ToldToken] = []
+    annotations: list[dict[str, Any]] = []
+    type: Literal["output_text"] = "output_text"
+
+
+class OutputMessage(msgspec.Struct, tag="message"):
+    """A message of the assistant."""
+
+    id: str
+    content: list[OutputText]
+    status: Status = "in_progress"
+    role: Literal["assistant"] = "assistant"
+
+
+class FunctionCall(msgspec.Struct, tag="function_call"):
+    """A call of a tool. `call_id` is what the item with its output repeats."""
+
+    id: str
+    call_id: str
+    name: str
+    arguments: str
+    status: Status = "in_progress"
+
+
+class InputTokens(msgspec.Struct):
+    """Of the tokens of the input: how many were cached by earlier requests. Writing to the cache is not counted."""
+
+    cached_tokens: int
+    cache_write_tokens: int = 0
+
+
+class OutputTokens(msgspec.Struct):
+    """Of the tokens of the output: those of reasoning are not counted separately."""
+
+    reasoning_tokens: int = 0
+
+
+class ResponseUsage(msgspec.Struct):
+    """Numbers of tokens."""
+
+    input_tokens: int
+    output_tokens: int
+    total_tokens: int
+    input_tokens_details: InputTokens
+    output_tokens_details: OutputTokens
+
+
+class IncompleteDetails(msgspec.Struct):
+    """Why a response is incomplete."""
+
+    reason: Literal["max_output_tokens"]
+
+
+class Response(msgspec.Struct, kw_only=True):
+    """The answer, in an event of a stream the part so far, and the settings of the request."""
+
+    id: str
+    created_at: int
+    model: str
+    output: list[OutputMessage | FunctionCall]
+    status: Status
+    usage: ResponseUsage | None = None
+    incomplete_details: IncompleteDetails | None = None
+    completed_at: int | None = None
+    instructions: str | None
+    max_output_tokens: int | None
+    metadata: dict[str, str]
+    parallel_tool_calls: bool
+    temperature: float
+    text: dict[str, Any]
+    tool_choice: str | dict[str, Any]
+    tools: list[dict[str, Any]]
+    top_p: float
+    top_logprobs: int
+    user: str | None
+    error: None = None
+    previous_response_id: None = None
+    reasoning: None = None
+    service_tier: Literal["default"] = "default"
+    store: Literal[False] = False
+    truncation: Literal["disabled"] = "disabled"
+    object: Literal["response"] = "response"
+
+
+class ResponseEvent(msgspec.Struct, kw_only=True):
+    """An event of a stream. `type` says which of the fields it has, as in the OpenAI API."""
+
+    type: str
+    sequence_number: int
+    response: Response | UnsetType = UNSET
+    output_index: int | UnsetType = UNSET
+    item: OutputMessage | FunctionCall | UnsetType = UNSET
+    item_id: str | UnsetType = UNSET
+    content_index: int | UnsetType = UNSET
+    part: OutputText | UnsetType = UNSET
+    delta: str | UnsetType = UNSET
+    text: str | UnsetType = UNSET
+    logprobs: list[ToldToken] | UnsetType = UNSET
+    name: str | UnsetType = UNSET
+    arguments: str | UnsetType = UNSET
+
+
+async def responded(body: ResponseBody, context: Context) -> Response | Events:
+    """The answer to a conversation, whole or as events."""
+    chat = chat_body(body)
+    if body.stream:
+        return Events(_events(body, chat, context))
+    async with _prepared(chat, context) as asked, aclosing(passages(asked, context)) as found:
+        output = _Output(_response(body, asked, context))
+        async for passage in found:
+            for _ in output.take(passage):
+                pass
+        for _ in output.close(context):
+            pass
+        return output.response
+
+
+async def _events(body: ResponseBody, chat: ChatBody, context: Context) -> AsyncGenerator[ResponseEvent, None]:
+    async with _prepared(chat, context) as asked, aclosing(passages(asked, context)) as found:
+        output = _Output(_response(body, asked, context))
+        async for passage in found:
+            for event in output.take(passage):
+                yield event
+        for event in output.close(context):
+            yield event
+
+
+_PARAMS = {"messages": "input", "max_tokens": "max_output_tokens", "response_format": "text.format"}
+
+
+@asynccontextmanager
+async def _prepared(chat: ChatBody, context: Context) -> AsyncIterator[Prepared]:
+    """A chat, prepared; errors name the fields of this API."""
+    try:
+        async with prepared(chat, context) as asked:
+            yield asked
+    except StatusError as error:
+        error.param = _PARAMS.get(error.param or "", error.param)
+        raise
+
+
+def _response(body: ResponseBody, asked: Prepared, context: Context) -> Response:
+    return Response(
+        id=f"resp_{context.id.removeprefix('req-')}",
+        created_at=int(time.time()),
+        model=asked.ready.name,
+        output=[],
+        status="in_progress",
+        instructions=body.instructions,
+        max_output_tokens=body.max_output_tokens,
+        metadata=body.metadata or {},
+        parallel_tool_calls=body.parallel_tool_calls is not False,
+        temperature=1.0 if body.temperature is None else body.temperature,
+        text={"format": {"type": "text"}, **(body.text or {})},
+        tool_choice=body.tool_choice or "auto",
+        tools=body.tools or [],
+        top_p=1.0 if body.top_p is None else body.top_p,
+        top_logprobs=body.top_logprobs or 0,
+        user=body.user,
+    )
+
+
+class _Output:
+    """The items of a response, made of passages, and the events that report them. Items and the response are changed
+    in place: each event is written before the next is made.
+    """
+
+    def __init__(self, response: Response) -> None:
+        self.response = response
+        self._number = 0  # of the next event
+        self._item: OutputMessage | FunctionCall | None = None  # to which more may be added
+        self._tokens: list[ToldToken] = []  # of the text that comes next
+        self._reason: Finish = "stop"
+
+    def take(self, passage: Passage) -> Iterator[ResponseEvent]:
+        if not self._number:
+            yield self._event("response.created", response=self.response)
+            yield self._event("response.in_progress", response=self.response)
+        self._tokens += [] if passage.token is None else [passage.token]
+        if passage.text:
+            yield from self._text(passage.text)
+        for call in passage.calls:
+            if isinstance(call, ToolCall):
+                yield from self._call(call)
+            elif isinstance(self._item, FunctionCall):
+                yield self._arguments(self._item, call)
+        self._reason = passage.reason or self._reason
+
+    def close(self, context: Context) -> Iterator[ResponseEvent]:
+        """What ends a response, after all passages."""
+        response, cut = self.response, self._reason == "length"
+        if not response.output:
+            yield from self._text("")
+        yield from self._done("incomplete" if cut else "completed")
+        counts = used(context)
+        cached = InputTokens(counts.prompt_tokens_details.cached_tokens)
+        response.usage = ResponseUsage(
+            counts.prompt_tokens, counts.completion_tokens, counts.total_tokens, cached, OutputTokens()
+        )
+        response.status = "incomplete" if cut else "completed"
+        if cut:
+            response.incomplete_details = IncompleteDetails("max_output_tokens")
+        else:
+            response.completed_at = int(time.time())
+        yield self._event(f"response.{response.status}", response=response)
+
+    def _text(self, text: str) -> Iterator[ResponseEvent]:
+        if not isinstance(self._item, OutputMessage):
+            yield from self._done()
+            message = OutputMessage(self._id("msg"), [])
+            yield from self._add(message)
+            message.content.append(OutputText())
+            yield self._event("response.content_part.added", **self._where(message), part=message.content[0])
+        else:
+            message = self._item
+        part, tokens, self._tokens = message.content[0], self._tokens, []
+        part.text += text
+        part.logprobs += tokens
+        yield self._event("response.output_text.delta", **self._where(message), delta=text, logprobs=tokens)
+
+    def _call(self, call: ToolCall) -> Iterator[ResponseEvent]:
+        yield from self._done()
+        self._tokens = []  # which spell the call
+        item = FunctionCall(self._id("fc"), call.id, call.name, "")
+        yield from self._add(item)
+        if call.arguments:
+            yield self._arguments(item, Arguments(call.arguments))
+
+    def _arguments(self, item: FunctionCall, more: Arguments) -> ResponseEvent:
+        item.arguments += more.text
+        self._tokens = []
+        where = {"item_id": item.id, "output_index": len(self.response.output) - 1}
+        return self._event("response.function_call_arguments.delta", **where, delta=more.text)
+
+    def _add(self, item: OutputMessage | FunctionCall) -> Iterator[ResponseEvent]:
+        self._item = item
+        self.response.output.append(item)
+        yield self._event("response.output_item.added", output_index=len(self.response.output) - 1, item=item)
+
+    def _done(self, status: Status = "completed") -> Iterator[ResponseEvent]:
+        """The last item ends."""
+        item, self._item = self._item, None
+        if item is None:
+            return
+        item.status = status
+        index = len(self.response.output) - 1
+        if isinstance(item, OutputMessage):
+            part, where = item.content[0], self._where(item)
+            part.logprobs += self._tokens
+            self._tokens = []
+            yield self._event("response.output_text.done", **where, text=part.text, logprobs=part.logprobs)
+            yield self._event("response.content_part.done", **where, part=part)
+        else:
+            if not _is_object(item.arguments):  # it broke off, or turned out not to be a call
+                item.status = "incomplete"
+            fields = {"item_id": item.id, "name": item.name, "arguments": item.arguments}
+            yield self._event("response.function_call_arguments.done", output_index=index, **fields)
+        yield self._event("response.output_item.done", output_index=index, item=item)
+
+    def _where(self, message: OutputMessage) -> dict[str, Any]:
+        return {"item_id": message.id, "output_index": len(self.response.output) - 1, "content_index": 0}
+
+    def _id(self, kind: str) -> str:
+        return f"{kind}_{self.response.id.removeprefix('resp_')}_{len(self.response.output)}"
+
+    def _event(self, kind: str, **fields: Any) -> ResponseEvent:
+        self._number += 1
+        return ResponseEvent(type=kind, sequence_number=self._number - 1, **fields)
+
+
+def _is_object(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+_ALONE = "responses are not stored here; leave it out, and send the earlier items in input"
+_UNSERVED: dict[str, tuple[tuple[Any, ...], str]] = {  # what asks for nothing, and what to do about all else
+    "store": ((None, False), _ALONE),
+    "previous_response_id": ((None,), _ALONE),
+    "conversation": ((None,), _ALONE),
+    "background": ((None, False), "the answer is computed while the client waits; leave it out"),
+    "prompt": ((None,), "prompts are not stored here; send instructions and input"),
+    "truncation": ((None, "disabled"), "nothing is left out to make a conversation fit; shorten input"),
+    "service_tier": ((None, "auto", "default"), "there is one tier; leave it out"),
+    "max_tool_calls": ((None,), "tools are called by the client; leave it out"),
+}
+_INCLUDED = "message.output_text.logprobs"
+# Of the output that a client sends back; the second is what models that reason would add, and adds nothing here.
+_INCLUDE = (_INCLUDED, "reasoning.encrypted_content")
+
+
+def chat_body(body: ResponseBody) -> ChatBody:
+    """The same request to /v1/chat/completions. StatusError 400 for what this server does not do."""
+    for name, (nothing, remedy) in _UNSERVED.items():
+        value = getattr(body, name)
+        if value not in nothing:
+            raise StatusError(400, f"{name} is {_short(value)}, and {remedy}", name)
+    if any(value not in (None, "none") for value in (body.reasoning or {}).values()):
+        problem = "reasoning is set, and is not separated from answers here; leave it out, or use chat_template_kwargs"
+        raise StatusError(400, problem, "reasoning")
+    if any(value not in (None, False) for value in (body.stream_options or {}).values()):
+        raise StatusError(400, "stream_options has nothing to choose here; leave it out", "stream_options")
+    strange = next((name for name in body.include or () if name not in _INCLUDE), None)
+    if strange is not None:
+        raise StatusError(400, f"include names {strange[:80]!r}; use {_INCLUDED}, or leave it out", "include")
+    return ChatBody(
+        messages=_messages(body),
+        model=body.model,
+        stream=bool(body.stream),
+        max_tokens=body.max_output_tokens,
+        temperature=body.temperature,
+        top_p=body.top_p,
+        top_k=body.top_k,
+        min_p=body.min_p,
+        repetition_penalty=body.repetition_penalty,
+        seed=body.seed,
+        stop=body.stop,
+        logprobs=_INCLUDED in (body.include or ()) or bool(body.top_logprobs),
+        top_logprobs=body.top_logprobs,
+        response_format=_form(body.text or {}),
+        tools=[_tool(tool, f"tools[{place}]") for place, tool in enumerate(body.tools or ())] or None,
+        tool_choice=_choice(body.tool_choice),
+        parallel_tool_calls=body.parallel_tool_calls,
+        chat_template_kwargs=body.chat_template_kwargs,
+    )
+
+
+def _short(value: object) -> str:
+    return f"{json.dumps(value)[:80]}"
+
+
+def _messages(body: ResponseBody) -> list[ChatMessage]:
+    items = [{"role": "user", "content": body.input}] if isinstance(body.input, str) else body.input
+    found = [ChatMessage("system", body.instructions)] if body.instructions else []
+    calls: set[str] = set()
+    for place, item in enumerate(items):
+        param = f"input[{place}]"
+        kind = item.get("type", "message")
+        if kind == "message":
+            message = _message(item, param)
+            if found and found[-1].role == message.role == "system":  # templates take one, at the start
+                found[-1].content = f"{found[-1].content}\n\n{message.content}"
+            else:
+                found.append(message)
+        elif kind == "function_call":
+            call = _function_call(item, param)
+            calls.add(call.id)
+            if not found or found[-1].role != "assistant":
+                found.append(ChatMessage("assistant"))
+            found[-1].tool_calls = [*(found[-1].tool_calls or ()), call]
+        elif kind == "function_call_output":
+            id = _string(item, "call_id", param)
+            if id not in calls:
+                problem = f"{param} is the output of the call {id[:80]!r}, which is not among the items before it"
+                raise StatusError(400, f"{problem}; send its function_call too", f"{param}.call_id")
+            found.append(ChatMessage("tool", _content(item.get("output"), f"{param}.output"), tool_call_id=id))
+        else:
+            known = "message, function_call and function_call_output"
+            remedy = f"{_ALONE}" if kind == "item_reference" else f"send items of type {known}"
+            raise StatusError(400, f"{param} is of type {_short(kind)}, which is not read here; {remedy}", param)
+    return found
+
+
+def _message(item: Mapping[str, Any], param: str) -> ChatMessage:
+    role = item.get("role")
+    if role not in ("user", "assistant", "system", "developer"):
+        problem = f"{param} has the role {_short(role)}; use user, assistant, system or developer"
+        raise StatusError(400, problem, f"{param}.role")
+    return ChatMessage("system" if role == "developer" else role, _content(item.get("content"), f"{param}.content"))
+
+
+def _function_call(item: Mapping[str, Any], param: str) -> CalledTool:
+    function = CalledFunction(_string(item, "name", param), _string(item, "arguments", param))
+    return CalledTool(_string(item, "call_id", param), function)
+
+
+def _string(item: Mapping[str, Any], name: str, param: str) -> str:
+    if not isinstance(found := item.get(name), str):
+        raise StatusError(400, f"{param} has {name} {_short(found)}; send a string", f"{param}.{name}")
+    return found
+
+
+_TEXTS_OF = {"input_image": "have /v1/caption describe it", "input_file": "send its text"}
+
+
+def _content(content: object, param: str) -> str:
+    """The text of a message or of a call's output. StatusError 400 for anything else."""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, Sequence):
+        raise StatusError(400, f"{param} is {_short(content)}; send a string, or a list of texts", param)
+    texts = []
+    for place, part in enumerate(content):
+        at = f"{param}[{place}]"
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if kind not in ("input_text", "output_text", "text"):
+            remedy = _TEXTS_OF.get(str(kind), "send input_text")
+            raise StatusError(400, f"{at} is of type {_short(kind)}, and texts alone are read; {remedy}", at)
+        texts.append(_string(part, "text", at))
+    return "".join(texts)
+
+
+_FUNCTION = ("name", "description", "parameters", "strict")
+
+
+def _tool(tool: Mapping[str, Any], param: str) -> dict[str, Any]:
+    kind = tool.get("type")
+    if kind != "function":
+        problem = f"{param} is of type {_short(kind)}, and functions alone are served; call it yourself, as a function"
+        raise StatusError(400, problem, f"{param}.type")
+    strange = next((name for name, value in tool.items() if name not in (*_FUNCTION, "type") and value), None)
+    if strange is not None:
+        problem = f"{param} has the field {strange[:40]!r}; use {', '.join(_FUNCTION)}"
+        raise StatusError(400, problem, f"{param}.{strange[:40]}", "unknown_field")
+    return {"type": kind, "function": {name: tool[name] for name in _FUNCTION if tool.get(name) is not None}}
+
+
+def _choice(choice: str | dict[str, Any] | None) -> str | dict[str, Any] | None:
+    if not isinstance(choice, dict) or choice.get("type") != "function":
+        return choice  # others are refused with all choices
+    return {"type": "function", "function": {"name": choice.get("name")}}
+
+
+def _form(text: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The response_format that `text` asks for."""
+    if text.get("verbosity") not in (None, "medium"):
+        problem = f"text.verbosity is {_short(text['verbosity'])}, which is not known here; say it in instructions"
+        raise StatusError(400, problem, "text.verbosity")
+    strange = next((name for name in text if name not in ("format", "verbosity")), None)
+    if strange is not None:
+        raise StatusError(400, f"text has the field {strange[:40]!r}; use format", f"text.{strange[:40]}")
+    form = text.get("format")
+    if form is None or (isinstance(form, dict) and form.get("type") != "json_schema"):
+        return form
+    if not isinstance(form, dict):
+        raise StatusError(400, f'text.format is {_short(form)}; send {{"type": ...}}', "text.format")
+    return {"type": "json_schema", "json_schema": {name: form[name] for name in form if name != "type"}}
+
+
+ENDPOINTS = (
+    Endpoint(
+        "POST",
+        "/v1/responses",
+        responded,
+        "the next answer in a conversation, in the form of OpenAI's Responses API",
+        ResponseBody,
+        Response,
+        ResponseEvent,
+        NAMED,
+    ),
+)

@@ -1,0 +1,56 @@
+"""How the parts of a stream are written: as server-sent events, as events with names, or as lines of JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple, cast
+
+import msgspec
+
+from headway.serve.errors import ErrorAnswer, ErrorObject, PlainError
+
+_encode = msgspec.json.Encoder().encode
+
+
+class Wire(NamedTuple):
+    """A format of streams: its media type, the bytes of a part, those that end a stream, and the part that reports an
+    error after so many other parts.
+    """
+
+    media_type: str
+    part: Callable[[msgspec.Struct], bytes]
+    end: bytes = b""
+    error: Callable[[ErrorAnswer | PlainError, int], msgspec.Struct] = lambda answer, number: answer
+
+
+class ErrorEvent(msgspec.Struct):
+    """The last event of a stream of named events that failed. `error` is what other streams end with."""
+
+    code: str | None
+    message: str
+    param: str | None
+    sequence_number: int
+    error: ErrorObject
+    type: str = "error"
+
+
+def _event(part: msgspec.Struct) -> bytes:
+    return b"data: " + _encode(part) + b"\n\n"
+
+
+def _named_event(part: msgspec.Struct) -> bytes:
+    return b"event: " + cast(ErrorEvent, part).type.encode() + b"\n" + _event(part)
+
+
+def _error_event(answer: ErrorAnswer | PlainError, number: int) -> ErrorEvent:
+    error = cast(ErrorObject, answer.error)
+    return ErrorEvent(error.code, error.message, error.param, number, error)
+
+
+def _line(part: msgspec.Struct) -> bytes:
+    return _encode(part) + b"\n"
+
+
+SERVER_SENT = Wire("text/event-stream; charset=utf-8", _event, b"data: [DONE]\n\n")
+NAMED = Wire("text/event-stream; charset=utf-8", _named_event, error=_error_event)  # by the parts' field `type`
+JSON_LINES = Wire("application/x-ndjson", _line)
