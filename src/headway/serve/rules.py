@@ -20,7 +20,7 @@ from headway.codecs.helper import Helper, HelperError
 from headway.errors import UserError, nearest
 from headway.generate.scheduler import Rule
 from headway.serve.compiling import LIMITS, refusal
-from headway.serve.schemas import LARGEST
+from headway.serve.schemas.documents import LARGEST
 from headway.serve.symbols import ByteSymbols, symbols_of
 
 SECONDS = 3.0  # of a processor, that compiling a form may take
