@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from typing import Any
 
@@ -84,6 +84,7 @@ class _Answering:
         context.route, context.path = self._endpoint.path, scope.get("path_params", {})
         client: Client | None = scope.get("state", {}).get(CLIENT)
         sending = _Sending(send, client, context.settings.stalled_seconds)
+        sending.headers = context.headers
         try:
             try:
                 async with asyncio.timeout(context.settings.seconds) as limit:
@@ -129,6 +130,7 @@ class _Sending:
         self._client = client
         self._seconds = seconds
         self._begun = False
+        self.headers: Mapping[str, str] = {}  # added to those of each answer
 
     async def whole(self, response: Response) -> None:
         headers = response.raw_headers
@@ -158,6 +160,9 @@ class _Sending:
 
     async def _put(self, message: dict[str, Any]) -> None:
         self._begun = True
+        if self.headers and message["type"] == "http.response.start":
+            added = [(name.encode(), value.encode()) for name, value in self.headers.items()]
+            message["headers"] = [*message["headers"], *added]
         if self._client is None or not self._client.full:
             await self._send(message)  # at once; to look after that would cost as much as an event
             return

@@ -64,9 +64,7 @@ class Arguments(NamedTuple):
 Part = str | ToolCall | Arguments  # of an answer
 
 
-def calls_grammar(
-    form: CallFormat, tools: Sequence[tuple[str, str, list[str]]], required: bool, parallel: bool
-) -> str:
+def calls_grammar(form: CallFormat, tools: Sequence[tuple[str, str, list[str]]], required: bool, parallel: bool) -> str:
     """A lark grammar of answers in which all calls are of these tools: names, and rules of their arguments.
 
     Unless a call is `required`, any text may come before it or in its stead.

@@ -136,6 +136,7 @@ async def _prepared(body: ChatBody, context: Context) -> AsyncIterator[Prepared]
             if rule is not None:
                 raise StatusError(400, "a call is required and response_format is set; leave one of them out", "tools")
             rule = calling
+        context.headers |= {} if rule is None else rule.headers
         template = talk.template.given(body.chat_template_kwargs or {})
         end = opens(body.add_generation_prompt, body.continue_final_message), body.continue_final_message
         try:

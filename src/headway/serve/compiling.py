@@ -27,11 +27,12 @@ _STRANGE = re.compile(r"%json|%llguidance|%regex|<|@|\b(?:max_tokens|temperature
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
-    """The grammar of a form, for llguidance, with what it ignores and leaves to be looked after, or why it is refused."""
+    """The grammar of a form, for llguidance, what it ignores and leaves open, or why it is refused."""
     try:
         grammar, of_schemas = _grammar(request["form"])
         ignored = dict.fromkeys(name for each in of_schemas for name in each.ignored)
-        return {"grammar": _tried(grammar, request["symbols"]), "ignored": list(ignored)}
+        shapes = [] if request["form"]["type"] == "calls" else [shape for each in of_schemas for shape in each.shapes]
+        return {"grammar": _tried(grammar, request["symbols"]), "ignored": list(ignored), "shapes": shapes}
     except UserError as error:
         return {"refused": str(error)}
 
@@ -53,6 +54,10 @@ def _grammar(form: Mapping[str, Any]) -> tuple[str, list[Grammar]]:
         (each["name"], grammar_of(each["schema"], f"the tool {each['name']!r:.80}", f"s{i}"))
         for i, each in enumerate(form["tools"])
     ]
+    for name, made in tools:
+        if made.shapes:
+            what = f"the tool {name!r:.80} asks for items or keys that do not come twice"
+            raise UserError(f"{what}, which calls cannot be held to; leave uniqueItems and minProperties out")
     format_ = CallFormat(**form["format"])
     rules = [(name, made.start, made.lines) for name, made in tools]
     return calls_grammar(format_, rules, form["required"], form["parallel"]), [made for _, made in tools]

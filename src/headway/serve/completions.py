@@ -101,6 +101,7 @@ async def _prepared(body: CompletionBody, context: Context) -> AsyncIterator[Pre
         sampling = sampling_of(body, model.module.config.symbols)
         limits = limits_of(body, model, context)
         rule = await rule_of(body, model, limits.stop_ids)
+        context.headers |= {} if rule is None else rule.headers
         requests = []
         for ids in await asyncio.to_thread(_prompts, body, model):
             room = room_for(ids, model, "prompt")

@@ -140,6 +140,7 @@ class Context:
     route: str = ""  # the endpoint's path
     path: Mapping[str, str] = field(default_factory=dict)  # what stands in the path for {name}
     noted: dict[str, str | int] = field(default_factory=dict)  # for the log: the model, numbers of tokens
+    headers: dict[str, str] = field(default_factory=dict)  # of the answer, added to its own
 
 
 class Events(NamedTuple):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from itertools import accumulate
 from typing import Any, NamedTuple
@@ -14,14 +14,14 @@ from headway.codecs import TokenizerCodec
 from headway.codecs.base import BYTES, decoder_steps, special_ids
 from headway.errors import UserError
 from headway.generate import Limits, Sampling
-from headway.generate.scheduler import Request, Rule
+from headway.generate.scheduler import Request
 from headway.serve.bodies import Finish, LikelyToken, PromptTokens, TokensUsed, ToldToken, WritingBody
 from headway.serve.calls import Arguments, CallReader, ToolCall
 from headway.serve.errors import StatusError
 from headway.serve.frame import Context, Ready
 from headway.serve.loop import EngineLoop
 from headway.serve.metrics import READ
-from headway.serve.rules import rule_for
+from headway.serve.rules import FormMaker, rule_for
 
 _BIASES = 1024  # symbols that logit_bias names
 _STOP = 1000  # characters of a stop string
@@ -102,7 +102,7 @@ def room_for(ids: Sequence[int], model: Model, param: str) -> int | None:
     return model.context - len(ids)
 
 
-async def rule_of(body: WritingBody, model: Model, ends: Iterable[int]) -> Callable[[], Rule] | None:
+async def rule_of(body: WritingBody, model: Model, ends: Iterable[int]) -> FormMaker | None:
     """What holds a text to `response_format`, and lets `ends` end it; None for plain text. UserError for a form that
     cannot be held to.
     """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from functools import cached_property
 from threading import Lock
 from weakref import WeakKeyDictionary
 
@@ -49,10 +50,16 @@ class ByteSymbols:
         self.breaks = frozenset(i for i, token in enumerate(tokens) if token.endswith(b"\n"))
         for end in ends:  # what ends a text is no part of it
             tokens[end] = SPECIAL + tokens[end].removeprefix(SPECIAL)
+        self.tokens = tokens
         self.count = len(tokens)
         self.words = -(-len(tokens) // 32)
         self.ends = ends
         self.tokenizer = LLTokenizer(_Wrapped(codec.tokenizer, tokens, ends[0]), eos_token=list(ends))  # type: ignore[arg-type]
+
+    @cached_property
+    def quoting(self) -> Int[np.ndarray, "N"]:
+        """Ids of the symbols that write a quotation mark."""
+        return np.array([i for i, token in enumerate(self.tokens) if b'"' in token], np.int64)
 
 
 def _packed(marks: Bool[np.ndarray, "C"]) -> Int[np.ndarray, "W"]:

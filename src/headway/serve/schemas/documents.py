@@ -31,7 +31,7 @@ _KEYWORDS: dict[str, tuple[int, int]] = {
     **dict.fromkeys(("if", "then", "else"), (7, 2020)),
     **dict.fromkeys(("dependentRequired", "dependentSchemas", "minContains", "maxContains"), (2019, 2020)),
     **dict.fromkeys(("unevaluatedProperties", "unevaluatedItems"), (2019, 2020)),
-    "dependencies": (4, 7),
+    "dependencies": (4, 2020),  # newer drafts allow to go on with it
     "additionalItems": (4, 2019),
     "prefixItems": (2020, 2020),
     "$recursiveRef": (2019, 2019),
@@ -82,8 +82,9 @@ class Document:
                 raise self.refused("", f"the $schema {named!r:.80}", "use a draft from 4 to 2020-12")
             else:
                 self.ignore("$schema")
-        root = Node(schema, "", "", draft)
-        self._resources[""] = root
+        named = _identifier(schema, draft)
+        root = Node(schema, "" if named is None else urldefrag(named)[0], "", draft)
+        self._resources[root.base] = self._resources[""] = root
         for node in self._walk(root, 0):
             self._collect(node)
         self.root = self.number(root)
@@ -142,22 +143,17 @@ class Document:
         if not isinstance(reference, str):
             raise self.refused(path, f"the {keyword} {json.dumps(reference):.80}", "use one as #/$defs/name")
         uri, fragment = urldefrag(_absolute(node.base, reference))
-        dynamic = keyword == "$dynamicRef" and self._dynamic.get(fragment, 0) > 1
-        if dynamic or (keyword == "$recursiveRef" and self._dynamic.get("", 0)):
+        is_dynamic = keyword == "$dynamicRef" and self._dynamic.get(fragment, 0) > 1
+        if is_dynamic or (keyword == "$recursiveRef" and self._dynamic.get("", 0)):
             raise self.refused(path, f"a {keyword} that depends on where it is used", "use $ref")
         found = self._anchors.get(f"{uri}#{fragment}") if fragment else None
-        resource = self._resources.get(uri) or (self._resources[""] if uri == self._root_uri() else None)
+        resource = self._resources.get(uri)
         if found is None and resource is not None and (not fragment or fragment.startswith("/")):
             found = self._at(resource, [_unescaped(part) for part in fragment.split("/")[1:]])
         if found is None:
             what = f"the {keyword} {reference!r:.80} to what is not in it"
             raise self.refused(path, what, "put the schema into $defs and refer to it as #/$defs/name")
         return self.number(found)
-
-    def _root_uri(self) -> str:
-        root = self._resources[""].schema
-        named = root.get("$id", root.get("id")) if isinstance(root, Mapping) else None
-        return urldefrag(named)[0] if isinstance(named, str) else ""
 
     def _at(self, resource: Node, names: list[str]) -> Node | None:
         """What a JSON pointer leads to, if that can be a schema."""
@@ -204,11 +200,6 @@ class Document:
         if depth > DEEPEST:
             raise UserError(f"{self.source} has schemas more than {DEEPEST} deep; use a flatter one")
         schema = node.schema
-        if depth == 0 and isinstance(schema, Mapping):
-            named = _identifier(schema, node.draft)
-            if named is not None:
-                node = node._replace(base=urldefrag(named)[0])
-                self._resources[""] = node
         yield node
         if not isinstance(schema, Mapping):
             return

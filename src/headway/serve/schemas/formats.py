@@ -26,8 +26,8 @@ _DAYS = "(?:[0-9]+Y(?:[0-9]+M(?:[0-9]+D)?)?|[0-9]+M(?:[0-9]+D)?|[0-9]+D)"
 _UUID = "^[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$"
 _POINTER = r"(?:/(?:[^/~]|~[01])*)*"
 _ATOM = (
-    r"(?:[A-Za-z0-9_ ,:;=@#%&!'\"<>/~`-]|\\[dDwWsSnrtfv.*+?()\[\]{}^$|\\/-]|\."
-    r"|\[\^?(?:[A-Za-z0-9_ ,:;=@#%&!'\"<>/~`.*+?()$|]|A-Z|a-z|0-9|\\[dDwWsSnrt\]\\-])+\])(?:[*+?]|\{[1-9]\})?"
+    r"(?:(?:[A-Za-z0-9_ ,:;=@#%&!'\"<>/~`-]|\\[dDwWsSnrtfv.*+?()\[\]{}^$|\\/-]|\."
+    r"|\[\^?(?:[A-Za-z0-9_ ,:;=@#%&!'\"<>/~`.*+?()$|]|A-Z|a-z|0-9|\\[dDwWsSnrt\]\\-])+\])(?:[*+?]|\{[1-9]\})?)"
 )
 # What of each format is written: never anything else, though not all of it (no leap seconds, no quoted addresses).
 FORMATS = {

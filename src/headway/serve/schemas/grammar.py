@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 from headway.errors import UserError
 from headway.serve.expressions import Terminal, either, joined, literal, spelt
@@ -11,9 +11,9 @@ from headway.serve.schemas.contents import Contents
 from headway.serve.schemas.documents import Document
 from headway.serve.schemas.numbers import UnknownError
 from headway.serve.schemas.reading import Reader
+from headway.serve.schemas.shapes import Shape
 from headway.serve.schemas.values import (
     ALL,
-    ANY,
     NEVER,
     Arrays,
     Contained,
@@ -39,17 +39,6 @@ _MARKS = {
     "COLON": f"{_SPACE}:{_SPACE}",
 }
 _QUOTE = Terminal(r"\x{22}")
-
-
-class Shape(NamedTuple):
-    """What arrays and objects of one place may be, where some must not repeat what they hold."""
-
-    kind: str  # "array" or "object"
-    distinct: bool  # whether items, or keys, must not come twice
-    first: list[int]  # places of the first items
-    named: dict[str, int]  # of members
-    others: list[int]  # of all other items or members
-    values: list[str] | None  # all that items may be, as JSON, where these are few
 
 
 @dataclass

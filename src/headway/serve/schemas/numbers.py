@@ -12,6 +12,7 @@ from fractions import Fraction
 from headway.serve.expressions import Terminal, both, either
 
 _DIGITS = 400  # of a bound: no number of JSON that a program reads has more
+_LARGEST = 100_000  # of a multiple: llguidance has a state for each remainder
 _LISTED = 1000  # multiples that are listed one by one
 _WHOLE = "-?(?:0|[1-9][0-9]*)"
 _PLAIN = rf"{_WHOLE}(?:\.[0-9]+)?"
@@ -136,7 +137,7 @@ class Numbers:
             last = math.floor(Fraction(self.high) / unit)
             last -= self.high_open and last * unit == Fraction(self.high)
             schema["maximum"] = _number(last * unit)
-        if self.whole is False or any(each is None for each in schema.values()):
+        if self.whole is False or unit.numerator > _LARGEST or any(each is None for each in schema.values()):
             return None
         return json.dumps({**schema, "x-guidance": {"whitespace_flexible": False}})
 
@@ -208,7 +209,7 @@ def _at_least(bound: Decimal | None, is_open: bool) -> Terminal | None:
     if bound > 0:
         return Terminal(_more(bound, is_open))
     if bound == 0:
-        return Terminal(_more(bound, True) if is_open else rf"[0-9.]+|-0(?:\.0+)?")
+        return Terminal(_more(bound, True) if is_open else r"[0-9.]+|-0(?:\.0+)?")
     return Terminal(f"[0-9.]+|-(?:{_less(-bound, is_open)})")
 
 

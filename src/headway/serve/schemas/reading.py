@@ -30,7 +30,6 @@ from headway.serve.schemas.values import (
     Scope,
     Strings,
     Values,
-    fit,
 )
 
 _TYPES: dict[str, Values] = {
@@ -273,7 +272,9 @@ class Reader:
         if isinstance(value, list):
             items = tuple(self._constant_fit(node, each, depth) for each in value)
             return Values(arrays=(Arrays(items, NEVER, len(items), len(items)),))
-        members = {self._text(node, "const", name): self._constant_fit(node, each, depth) for name, each in value.items()}
+        members = {
+            self._text(node, "const", name): self._constant_fit(node, each, depth) for name, each in value.items()
+        }
         others = frozenset([(Scope(names=frozenset(members)), NEVER)])
         names = tuple(members)
         return Values(objects=(Objects(tuple(members.items()), others, required=names, least=len(names)),))
@@ -286,7 +287,7 @@ class Reader:
         found = Numbers()
         for name in _NUMBERS:
             value = keywords.get(name)
-            if name not in keywords or isinstance(value, bool) and name.startswith("ex") and node.draft in (0, 4):
+            if name not in keywords or (isinstance(value, bool) and name.startswith("ex") and node.draft in (0, 4)):
                 continue
             bound = self._decimal(node, name, value)
             if name == "multipleOf":
