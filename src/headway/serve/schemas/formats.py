@@ -10,9 +10,10 @@ _DATE = (
     f"|02-(?:0[1-9]|1[0-9]|2[0-8]))|{_LEAP}-02-29)"
 )
 _BYTE = "(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
-_LABEL = "[A-Za-z0-9]{1,20}(?:-[A-Za-z0-9]{1,20}){0,2}"  # 62 characters at most, without the marks of IDNA
-_HOST = rf"{_LABEL}(?:\.{_LABEL}){{0,3}}"
-_EMAIL = rf"^[A-Za-z0-9_+-]{{1,30}}(?:\.[A-Za-z0-9_+-]{{1,30}}){{0,1}}@{_HOST}$"
+_LABEL = "[A-Za-z0-9](?:-?[A-Za-z0-9]){0,31}"  # 63 characters at most, without the marks of IDNA
+_HOST = rf"{_LABEL}(?:\.{_LABEL}){{0,8}}"
+_NAMES = "[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
+_EMAIL = rf"^(?=[^@]{{1,64}}@){_NAMES}(?:\.{_NAMES})*@(?=.{{1,253}}$){_HOST}$"
 _IPV4 = rf"{_BYTE}(?:\.{_BYTE}){{3}}"
 _PATH = r"(?:[A-Za-z0-9._~!$&'()*+,;=:@-]|%[0-9A-Fa-f]{2})"
 _QUERY = rf"(?:\?(?:{_PATH}|[/?])*)?(?:#(?:{_PATH}|[/?])*)?"
@@ -37,8 +38,8 @@ FORMATS = {
     "duration": f"^P(?:[0-9]+W|{_DAYS}(?:T{_PARTS})?|T{_PARTS})$",
     "email": _EMAIL,
     "idn-email": _EMAIL,
-    "hostname": f"^{_HOST}$",
-    "idn-hostname": f"^{_HOST}$",
+    "hostname": f"^(?=.{{1,253}}$){_HOST}$",
+    "idn-hostname": f"^(?=.{{1,253}}$){_HOST}$",
     "ipv4": f"^{_IPV4}$",
     "ipv6": "^(?:(?:[0-9a-fA-F]{1,4}:){7}[0-9a-fA-F]{1,4}"
     + "".join(f"|(?:[0-9a-fA-F]{{1,4}}:){{1,{7 - n}}}(?::[0-9a-fA-F]{{1,4}}){{1,{n}}}" for n in range(1, 7))
