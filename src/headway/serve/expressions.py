@@ -242,17 +242,20 @@ class _Writer:
             if any(isinstance(part, _Look) for part in parts[last + 1 :]):
                 raise self._refused("a look ahead behind its end")
             parts, after = parts[:last], Terminal("")
-        return joined([before, self._sequence(parts, after)])
+        return joined([before, self._sequence(parts, after, not before.expression)])
 
-    def _sequence(self, parts: list[_Node], after: Terminal) -> Terminal:
-        """The parts and what comes `after`; a look ahead is about all that follows."""
+    def _sequence(self, parts: list[_Node], after: Terminal, first: bool) -> Terminal:
+        """The parts and what comes `after`; a look ahead is about all that follows. The `first` part starts a text."""
         place = next((i for i, part in enumerate(parts) if isinstance(part, _Look)), None)
         if place is None:
             return joined([*map(self._part, parts), after])
-        look, rest = parts[place], self._sequence(parts[place + 1 :], after)
+        first = first and place == 0
+        look, rest = parts[place], self._sequence(parts[place + 1 :], after, first)
         assert isinstance(look, _Look)
         ahead = []
         for each in self._flat(look.ahead.options):
+            if first and each[:1] == [_Anchor(False)]:
+                each = each[1:]
             if _Anchor(False) in each:
                 raise self._refused("an anchor in a look ahead")
             whole = self._ended(each, Terminal(""), self._any)

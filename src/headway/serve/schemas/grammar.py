@@ -238,7 +238,7 @@ class _Writer:
             raise UnknownError("arrays with more than one 'contains'")
         wanted: Contained = next(iter(record.contains))
         top = wanted.least if wanted.most is None else wanted.most + 1
-        last = max(len(record.first), record.least) if most is None else most
+        last = max(len(record.first), record.least, 1) if most is None else most
         if (last + 1) * (top + 1) > _STATES:
             raise UnknownError("arrays that contain so many items")
         comma, close, name = self._mark("COMMA"), self._mark("CLOSE_LIST"), self._name("c")

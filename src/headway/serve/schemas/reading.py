@@ -220,7 +220,7 @@ class Reader:
                 raise self._refused(node, name, f"{json.dumps(each):.40}", "use a list of names")
             else:
                 schema = self.values(self._inner(node, each, name, key))
-                needed = schema.intersection(Values(objects=(self._needing(node, name, [key]),)))
+                needed = Values(objects=(self._needing(node, name, [key]),)).intersection(schema)
             absent = Values(objects=(Objects(((self._text(node, name, key), NEVER),)),))
             others = Values(True, BOOLEANS, ALL.numbers, ALL.strings, ALL.arrays, ())
             found = found.intersection(others.union(needed).union(absent))
@@ -228,7 +228,8 @@ class Reader:
 
     def _needing(self, node: Node, keyword: str, names: list[Any]) -> Objects:
         texts = tuple(dict.fromkeys(self._text(node, keyword, each) for each in names))
-        return Objects(required=texts, least=len(texts))
+        named = tuple((text, ANY) for text in texts if keyword != "required")  # in this order
+        return Objects(named, required=texts, least=len(texts))
 
     def _listed(self, node: Node, keyword: str, value: Any) -> list[Fit]:
         if not isinstance(value, list) or not value:
