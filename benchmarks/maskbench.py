@@ -52,19 +52,42 @@ def is_in_masks(rule: Rule, codec: Codec, text: str) -> bool:
     return True
 
 
+def as_ordered(schema: Any, value: Any) -> Any:
+    """A value with its keys in the order in which the schema names them somewhere, and 2.0 as 2."""
+    places: dict[str, int] = {}
+
+    def look(part: Any) -> None:
+        for name, each in part.items() if isinstance(part, dict) else enumerate(part) if isinstance(part, list) else ():
+            if name in ("properties", "required") and isinstance(each, (dict, list)):
+                for key in each:
+                    places.setdefault(str(key), len(places))
+            look(each)
+
+    def ordered(part: Any) -> Any:
+        if isinstance(part, dict):
+            return {key: ordered(part[key]) for key in sorted(part, key=lambda key: places.get(key, len(places)))}
+        if isinstance(part, list):
+            return [ordered(each) for each in part]
+        return int(part) if isinstance(part, float) and part.is_integer() else part
+
+    look(schema)
+    return ordered(value)
+
+
 def fits_in_some_order(make: Callable[[], Rule], codec: Codec, value: Any) -> bool:
     """Whether an instance may be written with its keys in some order. `codec` writes bytes."""
-    left = [TRIED]
+    tried = 0
 
     def begins(text: str) -> bool:
-        left[0] -= 1
+        nonlocal tried
+        tried += 1
         rule = make()
         try:
             for token in codec.encode(text):
                 rule.take(token)
         except UserError:
             return False
-        return left[0] >= 0
+        return tried <= TRIED
 
     def texts(before: str, value: Any) -> Iterator[str]:
         if isinstance(value, dict) and value:
@@ -75,7 +98,7 @@ def fits_in_some_order(make: Callable[[], Rule], codec: Codec, value: Any) -> bo
             yield text
 
     def members(before: str, left: dict[str, Any]) -> Iterator[str]:
-        if not left:
+        if not left and begins(before + "}"):
             yield before + "}"
         for name, each in left.items():
             begun = f"{before}{'' if before.endswith('{') else ', '}{json.dumps(name, ensure_ascii=False)}: "
@@ -128,7 +151,8 @@ def main() -> None:
             if valid:
                 counts["valid"] += 1
                 counts["valid_as_given"] += taken
-                if not taken and not fits_in_some_order(compiled(of_bytes, found["schema"]), of_bytes, test["data"]):
+                ordered = None if taken else as_ordered(found["schema"], test["data"])
+                if not taken and not fits_in_some_order(compiled(of_bytes, found["schema"]), of_bytes, ordered):
                     lists["valid_refused"].append(f"{file.stem} {i}")
             else:
                 counts["invalid"] += 1
