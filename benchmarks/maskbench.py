@@ -2,9 +2,9 @@
 
     python benchmarks/maskbench.py DATA      # maskbench/data of github.com/guidance-ai/jsonschemabench
 
-Each instance is given to the rule of its schema token by token, as GPT-2's tokenizer cuts it; for the first valid and the
-first invalid one of each tenth schema the mask of each token is computed too. A valid instance whose keys stand in another order
-than the grammar asks for is tried in that order (JSON objects have none), and counted apart.
+Each instance is given to the rule of its schema token by token, as GPT-2's tokenizer cuts it; for the first valid and
+the first invalid one of each tenth schema the mask of each token is computed too. A valid instance whose keys have
+another order than the grammar asks for is tried in that order (JSON objects have none), and counted apart.
 """
 
 from __future__ import annotations
