@@ -88,7 +88,7 @@ _Node = _Characters | _Sequence | _Choice | _Repeat | _Look | _Anchor
 
 
 @dataclass(frozen=True)
-class Terminal:
+class LarkTerminal:
     """Part of a terminal of lark: an expression, or what is joined of several."""
 
     expression: str
@@ -98,32 +98,32 @@ class Terminal:
         return f"/{self.expression or '(?:)'}/" if self.plain else f"({self.expression})"
 
 
-def joined(parts: Iterable[Terminal]) -> Terminal:
+def joined(parts: Iterable[LarkTerminal]) -> LarkTerminal:
     """One after the other."""
-    found: list[Terminal] = []
+    found: list[LarkTerminal] = []
     for part in parts:
         if found and found[-1].plain and part.plain:
-            found[-1] = Terminal(found[-1].expression + part.expression)
+            found[-1] = LarkTerminal(found[-1].expression + part.expression)
         elif part.expression or not part.plain:
             found.append(part)
     if not found:
-        return Terminal("")
-    return found[0] if len(found) == 1 else Terminal(" ".join(part.lark() for part in found), False)
+        return LarkTerminal("")
+    return found[0] if len(found) == 1 else LarkTerminal(" ".join(part.lark() for part in found), False)
 
 
-def either(parts: Sequence[Terminal]) -> Terminal:
+def either(parts: Sequence[LarkTerminal]) -> LarkTerminal:
     if len(parts) == 1:
         return parts[0]
     if all(part.plain for part in parts):
-        return Terminal(f"(?:{'|'.join(part.expression for part in parts)})")
-    return Terminal(" | ".join(part.lark() for part in parts), False)
+        return LarkTerminal(f"(?:{'|'.join(part.expression for part in parts)})")
+    return LarkTerminal(" | ".join(part.lark() for part in parts), False)
 
 
-def both(parts: Sequence[Terminal], without: Sequence[Terminal] = ()) -> Terminal:
+def both(parts: Sequence[LarkTerminal], without: Sequence[LarkTerminal] = ()) -> LarkTerminal:
     """What fits all `parts`, one at least, and none of `without`."""
     if len(parts) == 1 and not without:
         return parts[0]
-    return Terminal(" & ".join([*(part.lark() for part in parts), *(f"~{part.lark()}" for part in without)]), False)
+    return LarkTerminal(" & ".join([*(part.lark() for part in parts), *(f"~{part.lark()}" for part in without)]), False)
 
 
 def literal(text: str) -> str:
@@ -165,7 +165,7 @@ class Expression:
     pattern: str
     source: str
 
-    def terminal(self, searched: bool, quoted: bool) -> Terminal:
+    def terminal(self, searched: bool, quoted: bool) -> LarkTerminal:
         """A terminal for whole texts that the pattern is found in (`searched`), or that it matches from end to end.
 
         `quoted` gives them as they are spelt in a JSON string.
@@ -179,10 +179,10 @@ class _Writer:
     def __init__(self, expression: Expression, searched: bool, quoted: bool) -> None:
         self._expression = expression
         self._quoted = quoted
-        self._any = Terminal(f"{CHARACTER}*" if quoted else "(?s:.)*")
-        self._around = self._any if searched else Terminal("")
+        self._any = LarkTerminal(f"{CHARACTER}*" if quoted else "(?s:.)*")
+        self._around = self._any if searched else LarkTerminal("")
 
-    def terminal(self, choice: _Choice) -> Terminal:
+    def terminal(self, choice: _Choice) -> LarkTerminal:
         written = []
         for parts in self._flat(choice.options):
             whole = self._anchored(parts)
@@ -223,7 +223,7 @@ class _Writer:
                 raise self._refused(f"anchors in more than {_BRANCHES} places")
         return found
 
-    def _anchored(self, parts: list[_Node]) -> Terminal | None:
+    def _anchored(self, parts: list[_Node]) -> LarkTerminal | None:
         """A sequence with its anchors; None where nothing fits them."""
         first = max((i for i, part in enumerate(parts) if part == _Anchor(False)), default=None)
         before = self._around
@@ -231,20 +231,20 @@ class _Writer:
             if not all(_may_be_empty(part) for part in parts[:first]):
                 return None
             looks = [part for part in parts[:first] if isinstance(part, _Look)]
-            parts, before = [*looks, *parts[first + 1 :]], Terminal("")
+            parts, before = [*looks, *parts[first + 1 :]], LarkTerminal("")
         return self._ended(parts, before, self._around)
 
-    def _ended(self, parts: list[_Node], before: Terminal, after: Terminal) -> Terminal | None:
+    def _ended(self, parts: list[_Node], before: LarkTerminal, after: LarkTerminal) -> LarkTerminal | None:
         last = min((i for i, part in enumerate(parts) if part == _Anchor(True)), default=None)
         if last is not None:
             if not all(_may_be_empty(part) for part in parts[last + 1 :]):
                 return None
             if any(isinstance(part, _Look) for part in parts[last + 1 :]):
                 raise self._refused("a look ahead behind its end")
-            parts, after = parts[:last], Terminal("")
+            parts, after = parts[:last], LarkTerminal("")
         return joined([before, self._sequence(parts, after, not before.expression)])
 
-    def _sequence(self, parts: list[_Node], after: Terminal, first: bool) -> Terminal:
+    def _sequence(self, parts: list[_Node], after: LarkTerminal, first: bool) -> LarkTerminal:
         """The parts and what comes `after`; a look ahead is about all that follows. The `first` part starts a text."""
         place = next((i for i, part in enumerate(parts) if isinstance(part, _Look)), None)
         if place is None:
@@ -258,7 +258,7 @@ class _Writer:
                 each = each[1:]
             if _Anchor(False) in each:
                 raise self._refused("an anchor in a look ahead")
-            whole = self._ended(each, Terminal(""), self._any)
+            whole = self._ended(each, LarkTerminal(""), self._any)
             if whole is not None:
                 ahead.append(whole)
         if not ahead:
@@ -266,9 +266,9 @@ class _Writer:
         seen = both([rest], [either(ahead)]) if look.negative else both([rest, either(ahead)])
         return joined([*map(self._part, parts[:place]), seen])
 
-    def _part(self, part: _Node) -> Terminal:
+    def _part(self, part: _Node) -> LarkTerminal:
         if isinstance(part, _Characters):
-            return Terminal(self._characters(part))
+            return LarkTerminal(self._characters(part))
         if isinstance(part, _Choice):
             return either([self._part(option) for option in part.options])
         if isinstance(part, _Sequence):
@@ -278,7 +278,7 @@ class _Writer:
         if suffix is None:
             most = "" if part.most is None else part.most
             suffix = f"{{{part.least}}}" if part.least == part.most else f"{{{part.least},{most}}}"
-        return Terminal(f"(?:{self._part(part.part).expression}){suffix}")
+        return LarkTerminal(f"(?:{self._part(part.part).expression}){suffix}")
 
     def _characters(self, part: _Characters) -> str:
         if part.properties:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from itertools import chain, combinations
 from typing import Any
 
-from headway.serve.expressions import CHARACTER, Terminal, both, either, literal, spelt
+from headway.serve.expressions import CHARACTER, LarkTerminal, both, either, literal, spelt
 from headway.serve.schemas.formats import AROUND
 from headway.serve.schemas.matching import is_void, matches, pattern_terminal
 from headway.serve.schemas.numbers import Numbers, UnknownError
@@ -15,16 +15,16 @@ from headway.serve.schemas.values import (
     NEVER,
     Arrays,
     Fit,
+    JsonValues,
     Objects,
-    Pattern,
     RecursionWithinError,
     Scope,
+    StringPattern,
     Strings,
-    Values,
     fit,
 )
 
-ANY_STRING = Terminal(f"{CHARACTER}*")
+ANY_STRING = LarkTerminal(f"{CHARACTER}*")
 _LONGEST = 1 << 16  # characters of a string
 _PATTERNS = 6  # of the keys of an object
 _LOOKS = 20_000  # records that are looked into for one schema
@@ -33,7 +33,7 @@ _LOOKS = 20_000  # records that are looked into for one schema
 class Contents:
     """Looks into sets of values. `values` says what fits."""
 
-    def __init__(self, values: Callable[[Fit], Values], source: str) -> None:
+    def __init__(self, values: Callable[[Fit], JsonValues], source: str) -> None:
         self._values = values
         self._source = source
         self._known: dict[Fit, bool] = {}
@@ -63,7 +63,7 @@ class Contents:
         self._is_assumed = (before or (self._is_assumed and found)) and bool(self._within)
         return found
 
-    def is_all_void(self, values: Values) -> bool:
+    def is_all_void(self, values: JsonValues) -> bool:
         if values.null or values.booleans:
             return False
         return all(map(self.is_void, (*values.numbers, *values.strings, *values.arrays, *values.objects)))
@@ -96,7 +96,7 @@ class Contents:
             return True
         return any(not any(self.is_in(scope, name) for name in possible) for scope, _ in record.some)
 
-    def strings(self, record: Strings, exact: bool = True) -> Terminal | None:
+    def strings(self, record: Strings, exact: bool = True) -> LarkTerminal | None:
         """How the strings are spelt, without quotation marks; None where it is known that there are none.
 
         Of formats plain strings alone where it is to be `exact`, or else more than are of them. UnknownError where
@@ -113,22 +113,22 @@ class Contents:
                 for text in sorted(record.values)
                 if all(matches(each, text) for each in held) and not any(matches(each, text) for each in not_held)
             ]
-            return either([Terminal(literal(spelt(text))) for text in texts]) if texts else None
+            return either([LarkTerminal(literal(spelt(text))) for text in texts]) if texts else None
         if record.least > _LONGEST:
             raise UnknownError(f"strings of {record.least:,} characters")
         most = record.most if record.most is None or record.most < _LONGEST else _LONGEST
         if record.least or most is not None:
-            held.append(Terminal(f"{CHARACTER}{{{record.least},{'' if most is None else most}}}"))
-        excluded = [Terminal(literal(spelt(text))) for text in sorted(record.excluded)]
+            held.append(LarkTerminal(f"{CHARACTER}{{{record.least},{'' if most is None else most}}}"))
+        excluded = [LarkTerminal(literal(spelt(text))) for text in sorted(record.excluded)]
         others = [*not_held, *([either(excluded)] if excluded else [])]
         found = both(held or [ANY_STRING], others)
         return None if (len(held) > 1 or others) and is_void(found) else found
 
-    def _pattern(self, pattern: Pattern, exact: bool) -> Terminal | None:
+    def _pattern(self, pattern: StringPattern, exact: bool) -> LarkTerminal | None:
         if not pattern.is_format or exact:
             return pattern_terminal(pattern, self._source)
         around = AROUND.get(pattern.text)
-        return None if around is None else pattern_terminal(Pattern(around), self._source)
+        return None if around is None else pattern_terminal(StringPattern(around), self._source)
 
     def names(self, record: Objects) -> list[str]:
         """All keys that are named, in the order in which they are written."""
@@ -154,16 +154,16 @@ class Contents:
         shared = [each.intersection(exactly) for each in self._values(keys).strings]
         return any(each is not None and self.strings(each, exact) is not None for each in shared)
 
-    def others(self, record: Objects) -> list[tuple[Terminal, Fit]]:
+    def others(self, record: Objects) -> list[tuple[LarkTerminal, Fit]]:
         """Keys that are not named, and what their members must fit."""
         scopes = [scope for scope, _ in record.scoped]
         patterns = sorted({each for scope in scopes for each in (*scope.patterns, *filter(None, [scope.pattern]))})
         if len(patterns) > _PATTERNS:
             raise UnknownError(f"objects with {len(patterns)} patterns of keys, more than {_PATTERNS}")
         keys = self._keys(record.keys)
-        named = [Terminal(literal(spelt(name))) for name in self.names(record)]
+        named = [LarkTerminal(literal(spelt(name))) for name in self.names(record)]
         without = [either(named)] if named else []
-        found: dict[Fit, list[tuple[Pattern, ...]]] = {}
+        found: dict[Fit, list[tuple[StringPattern, ...]]] = {}
         for some in chain.from_iterable(combinations(patterns, count) for count in range(len(patterns) + 1)):
             wanted = fit(*(each for scope, each in record.scoped if _covers(scope, some)))
             found.setdefault(wanted, []).append(some)
@@ -182,14 +182,14 @@ class Contents:
                     options.append((key, wanted))
         return options
 
-    def _keys(self, keys: Fit) -> list[Terminal]:
+    def _keys(self, keys: Fit) -> list[LarkTerminal]:
         if keys == ANY or Strings() in (records := self._values(keys).strings):
             return []
         spelled = [each for each in map(self.strings, records) if each is not None]
-        return [either(spelled) if spelled else both([Terminal("a"), Terminal("b")])]
+        return [either(spelled) if spelled else both([LarkTerminal("a"), LarkTerminal("b")])]
 
 
-def _covers(scope: Scope, patterns: tuple[Pattern, ...]) -> bool:
+def _covers(scope: Scope, patterns: tuple[StringPattern, ...]) -> bool:
     """Whether keys that are not named, and that hold these patterns and no others, are in a scope."""
     if scope.pattern is not None:
         return scope.pattern in patterns

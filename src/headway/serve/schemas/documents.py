@@ -45,7 +45,7 @@ _OF_DOCUMENT = ("$schema", "$id", "id", "$anchor", "$dynamicAnchor", "$recursive
 _DOCUMENTING = ("title", "description", "default", "examples", "example", "$comment", "deprecated", "$vocabulary")
 
 
-class Node(NamedTuple):
+class SchemaNode(NamedTuple):
     """A schema within a document."""
 
     schema: Mapping[str, Any] | bool
@@ -66,11 +66,11 @@ class Document:
         if size > LARGEST:
             raise UserError(f"{source} has {size:,} characters; use {LARGEST:,} at most")
         self.source = source
-        self.nodes: list[Node] = []
+        self.nodes: list[SchemaNode] = []
         self._numbers: dict[int, int] = {}  # of schemas, by the identity of their objects
         self._ignored: dict[str, None] = {}
-        self._resources: dict[str, Node] = {}  # by URI
-        self._anchors: dict[str, Node] = {}
+        self._resources: dict[str, SchemaNode] = {}  # by URI
+        self._anchors: dict[str, SchemaNode] = {}
         self._dynamic: dict[str, int] = {}  # how often each dynamic anchor is there
         draft = ANY_DRAFT
         if isinstance(schema, Mapping) and "$schema" in schema:
@@ -83,7 +83,7 @@ class Document:
             else:
                 self.ignore("$schema")
         named = _identifier(schema, draft)
-        root = Node(schema, "" if named is None else urldefrag(named)[0], "", draft)
+        root = SchemaNode(schema, "" if named is None else urldefrag(named)[0], "", draft)
         self._resources[root.base] = self._resources[""] = root
         for node in self._walk(root, 0):
             self._collect(node)
@@ -102,7 +102,7 @@ class Document:
         """Keywords and formats that ask for nothing that is checked, in the order of their appearance."""
         return list(self._ignored)
 
-    def number(self, node: Node) -> int:
+    def number(self, node: SchemaNode) -> int:
         """The number of a schema, the same each time."""
         found = self._numbers.get(id(node.schema)) if isinstance(node.schema, Mapping) else None
         if found is None:
@@ -115,11 +115,11 @@ class Document:
                 self._numbers[id(node.schema)] = found
         return found
 
-    def inner(self, node: Node, schema: Any, *names: str | int) -> int:
+    def inner(self, node: SchemaNode, schema: Any, *names: str | int) -> int:
         """The number of a schema within another."""
         return self.number(self._inner(node, schema, *names))
 
-    def keywords(self, node: Node) -> dict[str, Any]:
+    def keywords(self, node: SchemaNode) -> dict[str, Any]:
         """What a schema demands: keywords that its draft knows. Others are noted as ignored."""
         schema, draft = node.schema, node.draft
         assert isinstance(schema, Mapping)
@@ -137,7 +137,7 @@ class Document:
                 self.ignore(name)
         return found
 
-    def target(self, node: Node, keyword: str, reference: Any) -> int:
+    def target(self, node: SchemaNode, keyword: str, reference: Any) -> int:
         """The number of the schema that a reference leads to."""
         path = f"{node.path}/{keyword}"
         if not isinstance(reference, str):
@@ -155,7 +155,7 @@ class Document:
             raise self.refused(path, what, "put the schema into $defs and refer to it as #/$defs/name")
         return self.number(found)
 
-    def _at(self, resource: Node, names: list[str]) -> Node | None:
+    def _at(self, resource: SchemaNode, names: list[str]) -> SchemaNode | None:
         """What a JSON pointer leads to, if that can be a schema."""
         node: Any = resource
         value: Any = resource.schema
@@ -169,13 +169,13 @@ class Document:
             node = self._inner(node, value, name)
         return node if isinstance(value, (bool, Mapping)) else None
 
-    def _inner(self, node: Node, schema: Any, *names: str | int) -> Node:
+    def _inner(self, node: SchemaNode, schema: Any, *names: str | int) -> SchemaNode:
         path = node.path + "".join(f"/{_escaped(str(name))}" for name in names)
         named = _identifier(schema, node.draft)
         base = node.base if named is None else urldefrag(_absolute(node.base, named))[0]
-        return Node(schema, base, path, node.draft)
+        return SchemaNode(schema, base, path, node.draft)
 
-    def _collect(self, node: Node) -> None:
+    def _collect(self, node: SchemaNode) -> None:
         """Note the names that a schema gives itself."""
         schema = node.schema
         if not isinstance(schema, Mapping):
@@ -195,7 +195,7 @@ class Document:
         if schema.get("$recursiveAnchor") is True:
             self._dynamic[""] = self._dynamic.get("", 0) + 1
 
-    def _walk(self, node: Node, depth: int) -> Iterator[Node]:
+    def _walk(self, node: SchemaNode, depth: int) -> Iterator[SchemaNode]:
         """The schema and all that are in it where drafts have schemas."""
         if depth > DEEPEST:
             raise UserError(f"{self.source} has schemas more than {DEEPEST} deep; use a flatter one")

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from headway.errors import UserError
-from headway.serve.expressions import Terminal, either, joined, literal, spelt
+from headway.serve.expressions import LarkTerminal, either, joined, literal, spelt
 from headway.serve.schemas.contents import Contents
 from headway.serve.schemas.documents import Document
 from headway.serve.schemas.numbers import UnknownError
-from headway.serve.schemas.reading import Reader
+from headway.serve.schemas.reading import SchemaReader
 from headway.serve.schemas.shapes import Shape
 from headway.serve.schemas.values import (
     ALL,
@@ -18,9 +18,9 @@ from headway.serve.schemas.values import (
     Arrays,
     Contained,
     Fit,
+    JsonValues,
     Objects,
     RecursionWithinError,
-    Values,
     fit,
 )
 
@@ -38,7 +38,7 @@ _MARKS = {
     "COMMA": f"{_SPACE},{_SPACE}",
     "COLON": f"{_SPACE}:{_SPACE}",
 }
-_QUOTE = Terminal(r"\x{22}")
+_QUOTE = LarkTerminal(r"\x{22}")
 
 
 @dataclass
@@ -58,7 +58,7 @@ def grammar_of(schema: Any, source: str = "the schema", prefix: str = "") -> Gra
     each demand that cannot be held to.
     """
     document = Document(schema, source)
-    reader = Reader(document)
+    reader = SchemaReader(document)
     try:
         root = reader.root()
         if reader.contents.is_fit_void(root):
@@ -80,7 +80,7 @@ def grammar_of(schema: Any, source: str = "the schema", prefix: str = "") -> Gra
 class _Writer:
     """Writes rules for sets of values, each once."""
 
-    def __init__(self, reader: Reader, prefix: str) -> None:
+    def __init__(self, reader: SchemaReader, prefix: str) -> None:
         self._reader = reader
         self._contents: Contents = reader.contents
         self._prefix = prefix
@@ -147,7 +147,7 @@ class _Writer:
             self._line(f"{found}: {body}")
         return found
 
-    def _terminal(self, terminal: Terminal | None) -> str:
+    def _terminal(self, terminal: LarkTerminal | None) -> str:
         if terminal is None:
             raise UnknownError("values of which none is known")
         body = terminal.lark()
@@ -159,12 +159,12 @@ class _Writer:
         return found
 
     def _mark(self, name: str) -> str:
-        return self._terminal(Terminal(_MARKS[name]))
+        return self._terminal(LarkTerminal(_MARKS[name]))
 
-    def _scalars(self, values: Values) -> tuple[Terminal | None, list[str]]:
+    def _scalars(self, values: JsonValues) -> tuple[LarkTerminal | None, list[str]]:
         """A terminal for what is neither an array nor an object, and llguidance's schemas for the rest of it."""
-        options = [Terminal("null")] if values.null else []
-        options += [Terminal("true" if each else "false") for each in sorted(values.booleans)]
+        options = [LarkTerminal("null")] if values.null else []
+        options += [LarkTerminal("true" if each else "false") for each in sorted(values.booleans)]
         fragments = []
         for number in values.numbers:
             terminal = number.terminal()
@@ -294,7 +294,7 @@ class _Writer:
                     return []
                 continue
             shape[name] = each
-            key = self._terminal(joined([_QUOTE, Terminal(literal(spelt(name))), _QUOTE]))
+            key = self._terminal(joined([_QUOTE, LarkTerminal(literal(spelt(name))), _QUOTE]))
             entries.append((f"{key} {colon} {self.symbol(each)}", required))
         others = contents.others(record)
         tail = ""

@@ -6,9 +6,9 @@ from functools import lru_cache
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
-from headway.serve.expressions import Terminal, expression, spelt
+from headway.serve.expressions import LarkTerminal, expression, spelt
 from headway.serve.schemas.formats import FORMATS
-from headway.serve.schemas.values import Pattern
+from headway.serve.schemas.values import StringPattern
 
 LIMITS = LLParserLimits(precompute_large_lexemes=False, verbose_errors=False)
 
@@ -35,14 +35,14 @@ def byte_tokenizer(specials: int = 0) -> LLTokenizer:
 
 
 @lru_cache(maxsize=1024)
-def pattern_terminal(pattern: Pattern, source: str) -> Terminal:
+def pattern_terminal(pattern: StringPattern, source: str) -> LarkTerminal:
     """Strings that hold a pattern, as JSON spells them between their quotation marks."""
     text = FORMATS[pattern.text] if pattern.is_format else pattern.text
     return expression(text, source).terminal(searched=True, quoted=True)
 
 
 @lru_cache(maxsize=4096)
-def is_void(terminal: Terminal) -> bool:
+def is_void(terminal: LarkTerminal) -> bool:
     """Whether it is known that a terminal matches nothing."""
     matcher = LLMatcher(byte_tokenizer(), f"start: T\nT: {terminal.lark()}", log_level=0, limits=LIMITS)
     if matcher.is_error() or matcher.is_accepting():
@@ -57,7 +57,7 @@ def _matcher(lark: str) -> LLMatcher:
 
 
 @lru_cache(maxsize=1 << 16)
-def matches(terminal: Terminal, text: str) -> bool:
+def matches(terminal: LarkTerminal, text: str) -> bool:
     """Whether a terminal of quoted strings matches a string."""
     matcher = _matcher(terminal.lark())
     taken = matcher.try_consume_tokens([1 + byte for byte in spelt(text).encode()])

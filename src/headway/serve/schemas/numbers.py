@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from decimal import Context, Decimal
 from fractions import Fraction
 
-from headway.serve.expressions import Terminal, both, either
+from headway.serve.expressions import LarkTerminal, both, either
 
 _DIGITS = 400  # of a bound: no number of JSON that a program reads has more
 _LARGEST = 100_000  # of a multiple: llguidance has a state for each remainder
@@ -105,25 +105,27 @@ class Numbers:
         values = [unit * i for i in range(first, last + 1)]
         return [value for value in values if self.whole is not False or value.denominator > 1]
 
-    def terminal(self) -> Terminal | None:
+    def terminal(self) -> LarkTerminal | None:
         """How the numbers are spelt; None where only `fragment` says that."""
         if self.low is not None and self.low == self.high:
-            return Terminal(_spelt(self.low))
+            return LarkTerminal(_spelt(self.low))
         bounds = [_at_least(self.low, self.low_open), _at_most(self.high, self.high_open)]
         if self.step is not None:
             values = self._multiples()
             if values is not None:
-                return either([Terminal(_spelt(_decimal(value))) for value in values])
+                return either([LarkTerminal(_spelt(_decimal(value))) for value in values])
             shape = _power(self._unit() or Fraction(1))
-            broken = [] if self.whole is None or self.whole else [Terminal(_BROKEN)]
-            return None if shape is None else both([Terminal(shape), *broken, *(bound for bound in bounds if bound)])
+            broken = [] if self.whole is None or self.whole else [LarkTerminal(_BROKEN)]
+            return (
+                None if shape is None else both([LarkTerminal(shape), *broken, *(bound for bound in bounds if bound)])
+            )
         if self.whole is False:
-            return both([Terminal(_BROKEN), *(bound for bound in bounds if bound)])
+            return both([LarkTerminal(_BROKEN), *(bound for bound in bounds if bound)])
         if self.whole:
-            return both([Terminal(_WHOLE), *(bound for bound in bounds if bound)])
+            return both([LarkTerminal(_WHOLE), *(bound for bound in bounds if bound)])
         if not any(bounds):
-            return Terminal(_ANY)
-        return both([Terminal(_PLAIN), *(bound for bound in bounds if bound)])
+            return LarkTerminal(_ANY)
+        return both([LarkTerminal(_PLAIN), *(bound for bound in bounds if bound)])
 
     def fragment(self) -> str | None:
         """The same as a schema of llguidance's, for multiples of what is no power of ten; None where it knows none."""
@@ -202,25 +204,25 @@ def _power(unit: Fraction) -> str | None:
     return None
 
 
-def _at_least(bound: Decimal | None, is_open: bool) -> Terminal | None:
+def _at_least(bound: Decimal | None, is_open: bool) -> LarkTerminal | None:
     """Numbers without an exponent from a bound on."""
     if bound is None:
         return None
     if bound > 0:
-        return Terminal(_more(bound, is_open))
+        return LarkTerminal(_more(bound, is_open))
     if bound == 0:
-        return Terminal(_more(bound, True) if is_open else r"[0-9.]+|-0(?:\.0+)?")
-    return Terminal(f"[0-9.]+|-(?:{_less(-bound, is_open)})")
+        return LarkTerminal(_more(bound, True) if is_open else r"[0-9.]+|-0(?:\.0+)?")
+    return LarkTerminal(f"[0-9.]+|-(?:{_less(-bound, is_open)})")
 
 
-def _at_most(bound: Decimal | None, is_open: bool) -> Terminal | None:
+def _at_most(bound: Decimal | None, is_open: bool) -> LarkTerminal | None:
     if bound is None:
         return None
     if bound < 0:
-        return Terminal(f"-(?:{_more(-bound, is_open)})")
+        return LarkTerminal(f"-(?:{_more(-bound, is_open)})")
     if bound == 0:
-        return Terminal(f"-(?:{_more(bound, True)})" if is_open else r"-[0-9.]+|0(?:\.0+)?")
-    return Terminal(f"-[0-9.]+|{_less(bound, is_open)}")
+        return LarkTerminal(f"-(?:{_more(bound, True)})" if is_open else r"-[0-9.]+|0(?:\.0+)?")
+    return LarkTerminal(f"-[0-9.]+|{_less(bound, is_open)}")
 
 
 def _parts(bound: Decimal) -> tuple[str, str]:

@@ -12,7 +12,7 @@ from typing import Any
 from headway.errors import UserError
 from headway.serve.expressions import expression
 from headway.serve.schemas.contents import Contents
-from headway.serve.schemas.documents import DEEPEST, Document, Node
+from headway.serve.schemas.documents import DEEPEST, Document, SchemaNode
 from headway.serve.schemas.formats import FORMATS
 from headway.serve.schemas.numbers import Numbers, UnknownError, decimal
 from headway.serve.schemas.values import (
@@ -24,22 +24,22 @@ from headway.serve.schemas.values import (
     Arrays,
     Contained,
     Fit,
+    JsonValues,
     Objects,
-    Pattern,
     RecursionWithinError,
     Scope,
+    StringPattern,
     Strings,
-    Values,
 )
 
-_TYPES: dict[str, Values] = {
-    "null": Values(null=True),
-    "boolean": Values(booleans=BOOLEANS),
-    "integer": Values(numbers=(Numbers(whole=True),)),
-    "number": Values(numbers=ALL.numbers),
-    "string": Values(strings=ALL.strings),
-    "array": Values(arrays=ALL.arrays),
-    "object": Values(objects=ALL.objects),
+_TYPES: dict[str, JsonValues] = {
+    "null": JsonValues(null=True),
+    "boolean": JsonValues(booleans=BOOLEANS),
+    "integer": JsonValues(numbers=(Numbers(whole=True),)),
+    "number": JsonValues(numbers=ALL.numbers),
+    "string": JsonValues(strings=ALL.strings),
+    "array": JsonValues(arrays=ALL.arrays),
+    "object": JsonValues(objects=ALL.objects),
 }
 _NUMBERS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
 _STRINGS = ("minLength", "maxLength", "pattern", "format")
@@ -51,20 +51,23 @@ _LATER = ("dependencies", "dependentRequired", "dependentSchemas", "if", "not")
 _HALF = range(0xD800, 0xE000)
 
 
-class Reader:
+class SchemaReader:
     """Reads the schemas of a document. A fit names schemas by numbers from 2 on."""
 
     def __init__(self, document: Document) -> None:
         self.document = document
-        self._made: list[Node | Values | Fit] = [NOTHING, NOTHING]  # what the numbers of a fit stand for; 1 is nothing
+        self._made: list[SchemaNode | JsonValues | Fit] = [
+            NOTHING,
+            NOTHING,
+        ]  # what the numbers of a fit stand for; 1 is nothing
         self._numbers: dict[Any, int] = {}
-        self._values: dict[Fit, Values | None] = {}  # None while it is read
+        self._values: dict[Fit, JsonValues | None] = {}  # None while it is read
         self.contents = Contents(self.values, document.source)
 
     def root(self) -> Fit:
         return self._fit_of(self.document.root)
 
-    def values(self, wanted: Fit) -> Values:
+    def values(self, wanted: Fit) -> JsonValues:
         """What fits. RecursionWithinError where that depends on itself."""
         if wanted in self._values:
             found = self._values[wanted]
@@ -81,7 +84,7 @@ class Reader:
                     found = found.intersection(self.values(frozenset([number])))
                 else:
                     made = self._made[number]
-                    found = made if isinstance(made, Values) else self._made_of(made)
+                    found = made if isinstance(made, JsonValues) else self._made_of(made)
         except BaseException:
             del self._values[wanted]
             raise
@@ -96,14 +99,14 @@ class Reader:
             return frozenset([-next(iter(wanted))])
         return frozenset([-self._number(wanted, wanted)]) if wanted else NEVER
 
-    def _number(self, key: Any, made: Node | Values | Fit) -> int:
+    def _number(self, key: Any, made: SchemaNode | JsonValues | Fit) -> int:
         if key not in self._numbers:
             self._made.append(made)
             self._numbers[key] = len(self._made) - 1
         return self._numbers[key]
 
-    def _made_of(self, made: Node | Fit) -> Values:
-        return self._read(made) if isinstance(made, Node) else self.values(made)
+    def _made_of(self, made: SchemaNode | Fit) -> JsonValues:
+        return self._read(made) if isinstance(made, SchemaNode) else self.values(made)
 
     def _fit_of(self, number: int) -> Fit:
         """The fit of a schema of the document."""
@@ -112,16 +115,16 @@ class Reader:
             return ANY if node.schema else NEVER
         return frozenset([self._number(("node", number), node)])
 
-    def _inner(self, node: Node, schema: Any, *names: str | int) -> Fit:
+    def _inner(self, node: SchemaNode, schema: Any, *names: str | int) -> Fit:
         return self._fit_of(self.document.inner(node, schema, *names))
 
-    def _difference(self, values: Values, other: Values) -> Values:
+    def _difference(self, values: JsonValues, other: JsonValues) -> JsonValues:
         return values.difference(other, self.negated, self.contents.is_void)
 
-    def _refused(self, node: Node, keyword: str, what: str, remedy: str = "leave it out") -> UserError:
+    def _refused(self, node: SchemaNode, keyword: str, what: str, remedy: str = "leave it out") -> UserError:
         return self.document.refused(f"{node.path}/{keyword}", what, remedy)
 
-    def _read(self, node: Node) -> Values:
+    def _read(self, node: SchemaNode) -> JsonValues:
         """What a schema allows."""
         keywords = self.document.keywords(node)
         found, done = ALL, set()
@@ -139,7 +142,7 @@ class Reader:
                 found = self._applied(node, name, keywords, found)
         return found
 
-    def _applied(self, node: Node, name: str, keywords: dict[str, Any], found: Values) -> Values:
+    def _applied(self, node: SchemaNode, name: str, keywords: dict[str, Any], found: JsonValues) -> JsonValues:
         """`found` as far as one of the other keywords allows it."""
         value = keywords[name]
         if name in ("type", "enum", "const"):
@@ -169,14 +172,14 @@ class Reader:
             return found
         raise self._refused(node, name, f"the keyword {name!r}", "use additionalProperties or items")
 
-    def _known(self, node: Node, keyword: str, read: Callable[[], Values]) -> Values:
+    def _known(self, node: SchemaNode, keyword: str, read: Callable[[], JsonValues]) -> JsonValues:
         try:
             return read()
         except UnknownError as error:
             what = f"a {keyword!r} that asks for {error}"
             raise self._refused(node, keyword, what, "say what is allowed instead") from None
 
-    def _one_of(self, node: Node, options: list[Fit], found: Values) -> Values:
+    def _one_of(self, node: SchemaNode, options: list[Fit], found: JsonValues) -> JsonValues:
         """What fits one of the options and no other."""
         sets = [found.intersection(self.values(each)) for each in options]
         clashes = {
@@ -195,11 +198,11 @@ class Reader:
             some = some.union(each)
         return some
 
-    def _are_apart(self, one: Values, other: Values) -> bool:
+    def _are_apart(self, one: JsonValues, other: JsonValues) -> bool:
         shared = one.intersection(other)
         return shared.is_nothing or self.contents.is_all_void(shared)
 
-    def _condition(self, node: Node, keywords: dict[str, Any], found: Values) -> Values:
+    def _condition(self, node: SchemaNode, keywords: dict[str, Any], found: JsonValues) -> JsonValues:
         if "then" not in keywords and "else" not in keywords:
             return found
         test = self.values(self._inner(node, keywords["if"], "if"))
@@ -210,33 +213,33 @@ class Reader:
             false = false.intersection(self.values(self._inner(node, keywords["else"], "else")))
         return true.union(false)
 
-    def _dependent(self, node: Node, name: str, value: Any, found: Values) -> Values:
+    def _dependent(self, node: SchemaNode, name: str, value: Any, found: JsonValues) -> JsonValues:
         """What other keys, or what else, is asked for where a key is there."""
         self._check(node, name, value, Mapping, "an object")
         for key, each in value.items():
             if isinstance(each, list) and name != "dependentSchemas":
-                needed = Values(objects=(self._needing(node, name, [key, *each]),))
+                needed = JsonValues(objects=(self._needing(node, name, [key, *each]),))
             elif name == "dependentRequired":
                 raise self._refused(node, name, f"{json.dumps(each):.40}", "use a list of names")
             else:
                 schema = self.values(self._inner(node, each, name, key))
-                needed = Values(objects=(self._needing(node, name, [key]),)).intersection(schema)
-            absent = Values(objects=(Objects(((self._text(node, name, key), NEVER),)),))
-            others = Values(True, BOOLEANS, ALL.numbers, ALL.strings, ALL.arrays, ())
+                needed = JsonValues(objects=(self._needing(node, name, [key]),)).intersection(schema)
+            absent = JsonValues(objects=(Objects(((self._text(node, name, key), NEVER),)),))
+            others = JsonValues(True, BOOLEANS, ALL.numbers, ALL.strings, ALL.arrays, ())
             found = found.intersection(others.union(needed).union(absent))
         return found
 
-    def _needing(self, node: Node, keyword: str, names: list[Any]) -> Objects:
+    def _needing(self, node: SchemaNode, keyword: str, names: list[Any]) -> Objects:
         texts = tuple(dict.fromkeys(self._text(node, keyword, each) for each in names))
         named = tuple((text, ANY) for text in texts if keyword != "required")  # in this order
         return Objects(named, required=texts, least=len(texts))
 
-    def _listed(self, node: Node, keyword: str, value: Any) -> list[Fit]:
+    def _listed(self, node: SchemaNode, keyword: str, value: Any) -> list[Fit]:
         if not isinstance(value, list) or not value:
             raise self._refused(node, keyword, f"{json.dumps(value):.40}", "use a list of schemas")
         return [self._inner(node, each, keyword, i) for i, each in enumerate(value)]
 
-    def _type(self, node: Node, value: Any) -> Values:
+    def _type(self, node: SchemaNode, value: Any) -> JsonValues:
         named = value if isinstance(value, list) else [value]
         found = NOTHING
         for each in named:
@@ -247,44 +250,44 @@ class Reader:
             raise self._refused(node, "type", "[]", f"use some of {', '.join(_TYPES)}")
         return found
 
-    def _enum(self, node: Node, value: Any) -> Values:
+    def _enum(self, node: SchemaNode, value: Any) -> JsonValues:
         if not isinstance(value, list) or not value:
             raise self._refused(node, "enum", f"{json.dumps(value):.40}", "use a list of values")
         strings = [each for each in value if isinstance(each, str)]
         texts = frozenset(self._text(node, "enum", each) for each in strings)
-        found = Values(strings=(Strings(values=texts),) if texts else ())
+        found = JsonValues(strings=(Strings(values=texts),) if texts else ())
         for each in value:
             if not isinstance(each, str):
                 found = found.union(self._constant(node, each))
         return found
 
-    def _constant(self, node: Node, value: Any, depth: int = 0) -> Values:
+    def _constant(self, node: SchemaNode, value: Any, depth: int = 0) -> JsonValues:
         if depth > DEEPEST:
             raise UserError(f"{self.document.source} has values more than {DEEPEST} deep; use flatter ones")
         if value is None:
             return _TYPES["null"]
         if isinstance(value, bool):
-            return Values(booleans=frozenset([value]))
+            return JsonValues(booleans=frozenset([value]))
         if isinstance(value, (int, float)):
             number = self._decimal(node, "const", value)
-            return Values(numbers=(Numbers(number, number),))
+            return JsonValues(numbers=(Numbers(number, number),))
         if isinstance(value, str):
-            return Values(strings=(Strings(values=frozenset([self._text(node, "const", value)])),))
+            return JsonValues(strings=(Strings(values=frozenset([self._text(node, "const", value)])),))
         if isinstance(value, list):
             items = tuple(self._constant_fit(node, each, depth) for each in value)
-            return Values(arrays=(Arrays(items, NEVER, len(items), len(items)),))
+            return JsonValues(arrays=(Arrays(items, NEVER, len(items), len(items)),))
         members = {
             self._text(node, "const", name): self._constant_fit(node, each, depth) for name, each in value.items()
         }
         others = frozenset([(Scope(names=frozenset(members)), NEVER)])
         names = tuple(members)
-        return Values(objects=(Objects(tuple(members.items()), others, required=names, least=len(names)),))
+        return JsonValues(objects=(Objects(tuple(members.items()), others, required=names, least=len(names)),))
 
-    def _constant_fit(self, node: Node, value: Any, depth: int) -> Fit:
+    def _constant_fit(self, node: SchemaNode, value: Any, depth: int) -> Fit:
         made = self._constant(node, value, depth + 1)
         return frozenset([self._number(("const", made), made)])
 
-    def _numbers_of(self, node: Node, keywords: dict[str, Any]) -> Values:
+    def _numbers_of(self, node: SchemaNode, keywords: dict[str, Any]) -> JsonValues:
         found = Numbers()
         for name in _NUMBERS:
             value = keywords.get(name)
@@ -303,11 +306,11 @@ class Reader:
                 each = Numbers(high=bound, high_open=is_open)
             both_fit = found.intersection(each)
             if both_fit is None:
-                return Values(True, BOOLEANS, (), ALL.strings, ALL.arrays, ALL.objects)
+                return JsonValues(True, BOOLEANS, (), ALL.strings, ALL.arrays, ALL.objects)
             found = both_fit
-        return Values(True, BOOLEANS, (found,), ALL.strings, ALL.arrays, ALL.objects)
+        return JsonValues(True, BOOLEANS, (found,), ALL.strings, ALL.arrays, ALL.objects)
 
-    def _strings_of(self, node: Node, keywords: dict[str, Any]) -> Values:
+    def _strings_of(self, node: SchemaNode, keywords: dict[str, Any]) -> JsonValues:
         least = self._count(node, keywords, "minLength") or 0
         found: Strings | None = Strings(least=least, most=self._count(node, keywords, "maxLength"))
         if found.most is not None and found.most < least:
@@ -323,14 +326,14 @@ class Reader:
             pattern = self._pattern(text, name == "format")
             found = found and found.intersection(Strings(fits=frozenset([pattern])))
         strings = (found,) if found else ()
-        return Values(True, BOOLEANS, ALL.numbers, strings, ALL.arrays, ALL.objects)
+        return JsonValues(True, BOOLEANS, ALL.numbers, strings, ALL.arrays, ALL.objects)
 
-    def _pattern(self, text: str, is_format: bool = False) -> Pattern:
+    def _pattern(self, text: str, is_format: bool = False) -> StringPattern:
         if not is_format:
             expression(text, self.document.source)
-        return Pattern(text, is_format)
+        return StringPattern(text, is_format)
 
-    def _arrays_of(self, node: Node, keywords: dict[str, Any]) -> Values:
+    def _arrays_of(self, node: SchemaNode, keywords: dict[str, Any]) -> JsonValues:
         first: list[Fit] = []
         others = ANY
         items = keywords.get("items", True)
@@ -355,16 +358,16 @@ class Reader:
             )
         )
         arrays = () if found is None else (found,)
-        return Values(True, BOOLEANS, ALL.numbers, ALL.strings, arrays, ALL.objects)
+        return JsonValues(True, BOOLEANS, ALL.numbers, ALL.strings, arrays, ALL.objects)
 
-    def _contained(self, node: Node, keywords: dict[str, Any]) -> frozenset[Contained]:
+    def _contained(self, node: SchemaNode, keywords: dict[str, Any]) -> frozenset[Contained]:
         if "contains" not in keywords:
             return frozenset()
         least, most = self._count(node, keywords, "minContains"), self._count(node, keywords, "maxContains")
         inside = self._inner(node, keywords["contains"], "contains")
         return frozenset([Contained(inside, 1 if least is None else least, most)])
 
-    def _objects_of(self, node: Node, keywords: dict[str, Any]) -> Values:
+    def _objects_of(self, node: SchemaNode, keywords: dict[str, Any]) -> JsonValues:
         named = self._schemas(node, keywords, "properties")
         patterned = {
             self._pattern(text): each for text, each in self._schemas(node, keywords, "patternProperties").items()
@@ -384,18 +387,18 @@ class Reader:
         found = Objects(tuple(named.items()), frozenset(scoped), keys=keys, least=least, most=most)
         found = found.intersection(self._needing(node, "required", required))
         objects = () if found is None else (found,)
-        return Values(True, BOOLEANS, ALL.numbers, ALL.strings, ALL.arrays, objects)
+        return JsonValues(True, BOOLEANS, ALL.numbers, ALL.strings, ALL.arrays, objects)
 
-    def _schemas(self, node: Node, keywords: dict[str, Any], name: str) -> dict[str, Fit]:
+    def _schemas(self, node: SchemaNode, keywords: dict[str, Any], name: str) -> dict[str, Fit]:
         value = keywords.get(name, {})
         self._check(node, name, value, Mapping, "an object of schemas")
         return {self._text(node, name, key): self._inner(node, each, name, key) for key, each in value.items()}
 
-    def _check(self, node: Node, keyword: str, value: Any, wanted: type, remedy: str) -> None:
+    def _check(self, node: SchemaNode, keyword: str, value: Any, wanted: type, remedy: str) -> None:
         if not isinstance(value, wanted):
             raise self._refused(node, keyword, f"{json.dumps(value):.40}", f"use {remedy}")
 
-    def _count(self, node: Node, keywords: dict[str, Any], name: str) -> int | None:
+    def _count(self, node: SchemaNode, keywords: dict[str, Any], name: str) -> int | None:
         value = keywords.get(name)
         if name not in keywords:
             return None
@@ -403,7 +406,7 @@ class Reader:
             raise self._refused(node, name, f"{json.dumps(value):.40}", "use a whole number from 0 on")
         return int(value)
 
-    def _decimal(self, node: Node, keyword: str, value: Any) -> Decimal:
+    def _decimal(self, node: SchemaNode, keyword: str, value: Any) -> Decimal:
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise self._refused(node, keyword, f"{json.dumps(value):.40}", "use a number")
         number = decimal(value)
@@ -411,7 +414,7 @@ class Reader:
             raise self._refused(node, keyword, "a number of more than 400 digits", "use a smaller one")
         return number
 
-    def _text(self, node: Node, keyword: str, text: Any) -> str:
+    def _text(self, node: SchemaNode, keyword: str, text: Any) -> str:
         """A string that JSON can hold."""
         self._check(node, keyword, text, str, "a string")
         if any(ord(character) in _HALF for character in text):

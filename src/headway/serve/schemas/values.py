@@ -31,7 +31,7 @@ def fit(*fits: Fit) -> Fit:
     return NEVER if 1 in found or any(-number in found for number in found) else found - {-1}
 
 
-class Pattern(NamedTuple):
+class StringPattern(NamedTuple):
     """A pattern that a string holds, or the name of a format."""
 
     text: str
@@ -44,8 +44,8 @@ class Strings:
 
     values: frozenset[str] | None = None
     excluded: frozenset[str] = frozenset()
-    fits: frozenset[Pattern] = frozenset()
-    misfits: frozenset[Pattern] = frozenset()
+    fits: frozenset[StringPattern] = frozenset()
+    misfits: frozenset[StringPattern] = frozenset()
     least: int = 0
     most: int | None = None
 
@@ -148,9 +148,9 @@ class Arrays:
 class Scope(NamedTuple):
     """Keys that a pattern is found in, or, without one, all others than some names and those of some patterns."""
 
-    pattern: Pattern | None = None
+    pattern: StringPattern | None = None
     names: frozenset[str] = frozenset()
-    patterns: frozenset[Pattern] = frozenset()
+    patterns: frozenset[StringPattern] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -210,7 +210,7 @@ BOOLEANS = frozenset((False, True))
 
 
 @dataclass(frozen=True)
-class Values:
+class JsonValues:
     """A set of JSON values."""
 
     null: bool = False
@@ -224,8 +224,8 @@ class Values:
     def is_nothing(self) -> bool:
         return not (self.null or self.booleans or self.numbers or self.strings or self.arrays or self.objects)
 
-    def intersection(self, other: Values) -> Values:
-        return Values(
+    def intersection(self, other: JsonValues) -> JsonValues:
+        return JsonValues(
             self.null and other.null,
             self.booleans & other.booleans,
             _products(self.numbers, other.numbers),
@@ -234,8 +234,8 @@ class Values:
             _products(self.objects, other.objects),
         )
 
-    def union(self, other: Values) -> Values:
-        return Values(
+    def union(self, other: JsonValues) -> JsonValues:
+        return JsonValues(
             self.null or other.null,
             self.booleans | other.booleans,
             _bounded([*self.numbers, *other.numbers]),
@@ -244,11 +244,13 @@ class Values:
             _bounded([*self.objects, *other.objects]),
         )
 
-    def difference(self, other: Values, negated: Callable[[Fit], Fit], is_void: Callable[[Any], bool]) -> Values:
+    def difference(
+        self, other: JsonValues, negated: Callable[[Fit], Fit], is_void: Callable[[Any], bool]
+    ) -> JsonValues:
         """The values that are not in the other set. `negated` gives what does not fit, and `is_void` whether it is
         known that a record holds nothing. UnknownError where the difference is not known.
         """
-        return Values(
+        return JsonValues(
             self.null and not other.null,
             self.booleans - other.booleans,
             _differences(self.numbers, other.numbers, lambda each: each.complement(), is_void),
@@ -258,8 +260,8 @@ class Values:
         )
 
 
-ALL = Values(True, BOOLEANS, (Numbers(),), (Strings(),), (Arrays(),), (Objects(),))
-NOTHING = Values()
+ALL = JsonValues(True, BOOLEANS, (Numbers(),), (Strings(),), (Arrays(),), (Objects(),))
+NOTHING = JsonValues()
 
 
 def _products(ones: Sequence[Record], others: Sequence[Record]) -> tuple[Record, ...]:
