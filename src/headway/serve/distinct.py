@@ -32,14 +32,14 @@ class Distinct:
     """What one answer repeats. Its text is valid JSON so far, which the grammar sees to."""
 
     def __init__(
-        self, shapes: Sequence[Sequence[Sequence[Any]]], tokens: Sequence[bytes], quoting: Int[np.ndarray, "N"]
+        self, shapes: Sequence[Sequence[Sequence[Any]]], tokens: Sequence[bytes], ending: Sequence[Int[np.ndarray, "N"]]
     ) -> None:
-        """`shapes` are those of `schemas.grammar`, `tokens` all bytes of a tokenizer's, `quoting` the ids of those with
-        a quotation mark.
+        """`shapes` are those of `schemas.grammar`, `tokens` all bytes of a tokenizer's, `ending` the ids of those
+        that may end a string, and that may end another value.
         """
         self._shapes = [[Shape(*each) for each in place] for place in shapes]
         self._tokens = tokens
-        self._quoting = quoting
+        self._ending = ending
         self._text = bytearray()
         self._levels: tuple[_Level, ...] = ()
         self._mode = "value"
@@ -51,9 +51,9 @@ class Distinct:
         listed = level is not None and level.seen is not None and any(shape.values for shape in level.shapes)
         if self._levels and not self._reaches():
             return
-        if self._mode in ("string", "key") and not listed:
-            quoting = self._quoting
-            ids = quoting[mask[quoting // 32] >> quoting % 32 & 1 != 0]
+        if not listed:
+            ending = self._ending[self._mode not in ("string", "key", "string escape", "key escape")]
+            ids = ending[bits[ending // 32] >> (ending % 32).astype(np.uint32) & 1 != 0]
         else:
             ids = np.unpackbits(mask.view(np.uint8), bitorder="little").nonzero()[0]
         for i in ids.tolist():

@@ -69,7 +69,7 @@ class FormMaker:
 
     def __call__(self) -> Rule:
         shapes = self._made.shapes
-        distinct = Distinct(shapes, self._symbols.tokens, self._symbols.quoting) if shapes else None
+        distinct = Distinct(shapes, self._symbols.tokens, self._symbols.ending) if shapes else None
         return FormRule(self._made.matcher.deep_copy(), self._symbols, distinct)
 
 
