@@ -216,6 +216,38 @@ CASES: dict[str, tuple[Any, list[Any], list[Any]]] = {
         ["1.2.3.4", "::1"],
         ["a"],
     ),
+    "numbers that are listed": ({"enum": list(range(3000))}, [0, 2999], [3000, 1.5]),
+    "conditions on one key": (
+        {
+            "type": "object",
+            "properties": {"k": {"enum": list("abcdefghijkl")}},
+            "required": ["k"],
+            "allOf": [
+                {"if": {"properties": {"k": {"const": k}}}, "then": {"required": [f"{k}1"]}} for k in "abcdefghijkl"
+            ],
+        },
+        [{"k": "a", "a1": 1}, {"k": "l", "l1": 0}],
+        [{"k": "a"}, {"k": "a", "b1": 1}],
+    ),
+    "pydantic's types": (
+        {
+            "type": "object",
+            "properties": {
+                "bytes": {"type": "string", "format": "binary"},
+                "path": {"type": "string", "format": "path"},
+                "address": {"type": "string", "format": "ipv4"},
+                "set": {"type": "array", "items": {"type": "string"}, "uniqueItems": True},
+            },
+            "required": ["bytes", "path", "address", "set"],
+        },
+        [{"bytes": "a", "path": "/b", "address": "10.0.0.1", "set": ["a", "b"]}],
+        [{"bytes": "a", "path": "/b", "address": "10.0.0", "set": []}],
+    ),
+    "Zod's record": (
+        {"type": "object", "propertyNames": {"type": "string"}, "additionalProperties": {"type": "integer"}},
+        [{}, {"a": 1, "b": 2}],
+        [{"a": "x"}],
+    ),
     "recursion": (
         {
             "$ref": "#/$defs/n",

@@ -139,7 +139,7 @@ class SchemaReader:
                         found = found.intersection(read(node, keywords))
                     break
             else:
-                found = self._applied(node, name, keywords, found)
+                found = self._applied(node, name, keywords, found).without(self.contents.is_void)
         return found
 
     def _applied(self, node: SchemaNode, name: str, keywords: dict[str, Any], found: JsonValues) -> JsonValues:
@@ -152,7 +152,7 @@ class SchemaReader:
             return found.intersection(self.values(self._fit_of(self.document.target(node, name, value))))
         if name == "allOf":
             for each in self._listed(node, name, value):
-                found = found.intersection(self.values(each))
+                found = found.intersection(self.values(each)).without(self.contents.is_void)
             return found
         if name == "anyOf":
             some = NOTHING
@@ -255,10 +255,11 @@ class SchemaReader:
             raise self._refused(node, "enum", f"{json.dumps(value):.40}", "use a list of values")
         strings = [each for each in value if isinstance(each, str)]
         texts = frozenset(self._text(node, "enum", each) for each in strings)
-        found = JsonValues(strings=(Strings(values=texts),) if texts else ())
-        for each in value:
-            if not isinstance(each, str):
-                found = found.union(self._constant(node, each))
+        others = [self._constant(node, each) for each in value if not isinstance(each, str)]
+        numbers = tuple(dict.fromkeys(number for each in others for number in each.numbers))
+        found = JsonValues(numbers=numbers, strings=(Strings(values=texts),) if texts else ())
+        for each in others:
+            found = found if each.numbers else found.union(each)
         return found
 
     def _constant(self, node: SchemaNode, value: Any, depth: int = 0) -> JsonValues:

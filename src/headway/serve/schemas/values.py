@@ -14,6 +14,8 @@ from headway.errors import UserError
 from headway.serve.schemas.numbers import Numbers, UnknownError
 
 MOST = 512  # alternatives of one type
+_LOOKED = 4  # alternatives up to which those that hold nothing are kept
+_NUMBERS = 1 << 13  # for numbers, which are listed one by one
 # Schemas that all must be fit, by number; a negative one must not be fit. Of no schemas is fit by all.
 Fit = frozenset[int]
 ANY: Fit = frozenset()
@@ -244,6 +246,14 @@ class JsonValues:
             _bounded([*self.objects, *other.objects]),
         )
 
+    def without(self, is_void: Callable[[Any], bool]) -> JsonValues:
+        """The same without alternatives of which it is known that they hold nothing."""
+
+        def left(records: tuple[Record, ...]) -> tuple[Record, ...]:
+            return tuple(each for each in records if not is_void(each)) if len(records) > _LOOKED else records
+
+        return replace(self, strings=left(self.strings), arrays=left(self.arrays), objects=left(self.objects))
+
     def difference(
         self, other: JsonValues, negated: Callable[[Fit], Fit], is_void: Callable[[Any], bool]
     ) -> JsonValues:
@@ -296,7 +306,7 @@ def _differences(
 
 def _bounded(records: Iterable[Record]) -> tuple[Record, ...]:
     found = tuple(dict.fromkeys(records))
-    if len(found) > MOST:
+    if len(found) > (_NUMBERS if found and isinstance(found[0], Numbers) else MOST):
         raise _too_many()
     return found
 
