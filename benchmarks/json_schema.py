@@ -1,4 +1,4 @@
-"""The JSON-Schema-Test-Suite (draft 2020-12) through json_schema: no instance that is invalid may be written.
+"""The JSON-Schema-Test-Suite (drafts 4 to 2020-12) through json_schema: no instance that is invalid may be written.
 
     python benchmarks/json_schema.py SUITE      # a checkout of github.com/json-schema-org/JSON-Schema-Test-Suite
 
@@ -27,6 +27,14 @@ from headway.generate.scheduler import Rule
 from headway.serve.rules import rule_for
 from measure import write
 
+DRAFTS = {
+    "draft4": "http://json-schema.org/draft-04/schema#",
+    "draft6": "http://json-schema.org/draft-06/schema#",
+    "draft7": "http://json-schema.org/draft-07/schema#",
+    "draft2019-09": "https://json-schema.org/draft/2019-09/schema",
+    "draft2020-12": "https://json-schema.org/draft/2020-12/schema",
+}
+
 
 def accepts(rule: Rule, codec: Codec, text: str) -> bool:
     """Whether a text may be written and end there."""
@@ -41,11 +49,12 @@ def accepts(rule: Rule, codec: Codec, text: str) -> bool:
     return bool(mask[end // 32] >> end % 32 & 1)
 
 
-def judge(codec: Codec, group: dict[str, Any], name: str, found: dict[str, Any]) -> None:
-    """Add what comes of one schema and its instances."""
+def judge(codec: Codec, group: dict[str, Any], name: str, draft: str, found: dict[str, Any]) -> None:
+    """Add what comes of one schema, which is of `draft` where it names no other, and its instances."""
     found["schemas"] += 1
+    schema = group["schema"] if isinstance(group["schema"], bool) else {"$schema": DRAFTS[draft], **group["schema"]}
     try:
-        make = rule_for(codec, {"type": "json_schema", "json_schema": {"schema": group["schema"]}})
+        make = rule_for(codec, {"type": "json_schema", "json_schema": {"schema": schema}})
     except UserError as error:
         found["refused"][re.sub(r" at '.*?'(?=,)", "", str(error))] += 1
         found["refused_schemas"].append(f"{name}: {group['description']}")
@@ -72,20 +81,21 @@ def main() -> None:
     parser.add_argument("suite", type=Path, help="a checkout of the suite")
     suite = parser.parse_args().suite
     codec = train_codec("byte", ["any"])
-    results = {}
-    for part in ("required", "optional"):
-        folder = suite / "tests/draft2020-12"
-        files = sorted(folder.glob("*.json") if part == "required" else (folder / "optional").rglob("*.json"))
-        counts = dict.fromkeys(("schemas", "held", "valid", "valid_accepted", "invalid"), 0)
-        lists = {name: [] for name in ("invalid_accepted", "valid_not_accepted", "refused_schemas")}
-        found: dict[str, Any] = {**counts, "refused": Counter(), **lists}
-        for file in files:
-            for group in json.loads(file.read_text(encoding="utf-8")):
-                judge(codec, group, str(file.relative_to(folder)), found)
-        found["refused"] = dict(found["refused"].most_common())
-        results[part] = found
-        print(part, {name: value for name, value in found.items() if isinstance(value, int)})
-        print("\n".join(found["invalid_accepted"]) or "no invalid instance was accepted")
+    results: dict[str, dict[str, Any]] = {}
+    for draft in DRAFTS:
+        folder = suite / "tests" / draft
+        for part in ("required", "optional"):
+            files = sorted(folder.glob("*.json") if part == "required" else (folder / "optional").rglob("*.json"))
+            counts = dict.fromkeys(("schemas", "held", "valid", "valid_accepted", "invalid"), 0)
+            lists = {name: [] for name in ("invalid_accepted", "valid_not_accepted", "refused_schemas")}
+            found: dict[str, Any] = {**counts, "refused": Counter(), **lists}
+            for file in files:
+                for group in json.loads(file.read_text(encoding="utf-8")):
+                    judge(codec, group, str(file.relative_to(folder)), draft, found)
+            found["refused"] = dict(found["refused"].most_common())
+            results.setdefault(draft, {})[part] = found
+            print(draft, part, {name: value for name, value in found.items() if isinstance(value, int)})
+            print("\n".join(found["invalid_accepted"]) or "no invalid instance was accepted")
     commit = subprocess.run(["git", "-C", suite, "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
     versions = {"llguidance": version("llguidance"), "suite": commit or "not a checkout"}
     write("json-schema", {"versions": versions, **results})

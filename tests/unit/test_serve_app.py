@@ -534,3 +534,13 @@ def test_calls_of_tools(tmp_path: Path) -> None:
         refused = client.post(CHAT, json={**asked, "messages": told})
         assert refused.status_code == 400
         refusal_of(refused.json(), "whose arguments are")
+
+
+def test_what_a_schema_says_in_vain_is_listed_in_a_header(server: TestClient) -> None:
+    schema = {"type": "integer", "maximum": 9, "minimum": 0, "maxLenght": 3, "x-mine": 1}
+    form = {"type": "json_schema", "json_schema": {"name": "one", "schema": schema}}
+    asked = {**ONCE, "max_tokens": 4, "response_format": form}
+    for stream in (False, True):
+        answer = server.post(COMPLETE, json={**asked, "stream": stream})
+        assert answer.headers["x-headway-ignored"] == "maxLenght, x-mine"
+    assert "x-headway-ignored" not in server.post(COMPLETE, json={**ONCE, "max_tokens": 1}).headers

@@ -22,9 +22,8 @@ from headway.errors import UserError
 from headway.formats.llama2c import load_pieces
 from headway.generate.scheduler import Rule
 from headway.serve import rules
-from headway.serve.expressions import whole
+from headway.serve.expressions import expression
 from headway.serve.rules import rule_for
-from headway.serve.schemas import held
 
 BOOK = {
     "$defs": {"person": {"type": "object", "properties": {"name": {"type": "string", "maxLength": 5}}}},
@@ -227,6 +226,7 @@ def accepts(codec: TokenizerCodec, schema: Any, text: str) -> bool:
             '{"k":"a"}',
         ),
         ({"x-guidance": {"lenient": True}, "type": "integer"}, "7", '"7"'),
+        ({"maxLenght": 3, "type": "string", "format": "unheard-of"}, '"abcd"', "3"),  # unknown words demand nothing
         (True, '[{"a": null}]', "[1,]"),
     ],
 )
@@ -267,51 +267,47 @@ def test_patterns_mean_what_they_mean_to_ecma(
 
 @pytest.mark.parametrize(
     "pattern",
-    ["a\\b", "(?=a)", "(?i)a", "(a)\\1", "\\cA", "a**", "(", "a)", "[", "[z-a]", "[]", "x(^a)", "a{3,2}", "a{99999999}",
-     "\\", "\\p{Greek}", "{", "a^b", "*", "\\u{110000}", "\\ud800", "(" * 40, "[\\d-x]", "\\Z", "a" * 5000],
+    ["a\\b", "(?<=a)", "(?i)a", "(a)\\1", "\\cA", "a**", "(", "a)", "[", "[z-a]", "[]", "x(^a)", "a{3,2}",
+     "a{99999999}", "\\", "\\p{Greek}", "{2}", "a^b", "*", "\\u{110000}", "\\ud800", "(" * 40, "(^a)*", "\\Z", "a" * 5000,
+     "((?=a)b)+"],
 )  # fmt: skip
 def test_patterns_that_cannot_be_held_to_are_refused(pattern: str) -> None:
     with pytest.raises(UserError) as refused:
-        whole(pattern, "the schema")
+        expression(pattern, "the schema")
     assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize(
     ("schema", "said"),
     [
-        ({"not": {}}, "the keyword 'not'"),
-        ({"properties": {"a": {"if": {}}}}, "the keyword 'if' at '/properties/a'"),
-        ({"type": "array", "uniqueItems": True}, "'uniqueItems'"),
-        ({"type": "array", "contains": {}}, "'contains'"),
-        ({"maxLenght": 3}, "'maxLenght'"),
-        ({"$schema": "http://json-schema.org/draft-04/schema#"}, "use draft 2020-12"),
-        ({"properties": {"a": {"$id": "x"}}}, "'\\$id'"),
-        ({"$ref": "https://example.org/x"}, "use one as #/"),
-        ({"$ref": "#/$defs/none"}, "what is no schema"),
-        ({"const": {"$ref": 1}, "allOf": [{"$ref": "#/const"}]}, "what is no schema"),
-        ({"type": "text"}, "give some of null"),
-        ({"type": []}, "give some of"),
+        ({"not": {}}, "nothing fits"),
+        ({"properties": {"a": {"unevaluatedProperties": False}}}, "'unevaluatedProperties' at '/properties/a"),
+        ({"type": "number", "not": {"multipleOf": 3}}, "not multiples"),
+        ({"type": "array", "contains": {"const": 1}, "not": {"uniqueItems": True}}, "come twice"),
+        ({"$schema": "http://json-schema.org/draft-03/schema#"}, "use a draft from 4 to 2020-12"),
+        ({"$ref": "https://example.org/x"}, "what is not in it"),
+        ({"$ref": "#/$defs/none"}, "what is not in it"),
+        ({"const": {"$ref": 1}, "allOf": [{"$ref": "#/const/$ref"}]}, "what is not in it"),
+        ({"type": "text"}, "use some of null"),
+        ({"type": []}, "use some of"),
         ({"enum": []}, "a list of values"),
-        ({"const": "nul\0"}, "U\\+0000"),
-        ({"minimum": 9007199254740993}, "15 digits"),
-        ({"minimum": "3"}, "give a number"),
+        ({"const": "\ud800"}, "half a character"),
+        ({"minimum": 10**500}, "400 digits"),
+        ({"minimum": "3"}, "use a number"),
         ({"multipleOf": 0}, "above 0"),
-        ({"minLength": 1_000_000_000}, "65,536 at most"),
+        ({"minLength": 1_000_000_000, "type": "string"}, "1,000,000,000 characters"),
         ({"minItems": -1}, "from 0 on"),
         ({"minLength": 1.5}, "from 0 on"),
-        ({"minProperties": 3, "required": ["a"]}, "minProperties 3"),
-        ({"format": "iri"}, "use one of date"),
-        ({"items": [{}]}, "where a schema belongs"),
+        ({"$schema": "https://json-schema.org/draft/2020-12/schema", "items": [{}]}, "where a schema belongs"),
         ({"anyOf": []}, "a list of schemas"),
         ({"properties": []}, "an object of schemas"),
-        ({"required": [1]}, "a list of names"),
-        ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, "share nothing"),
+        ({"required": [1]}, "use a string"),
+        ({"oneOf": [{"multipleOf": 3}, {"multipleOf": 5}]}, "share values"),
         ({"$ref": "#"}, "without end"),
         ({"type": "object", "properties": {"a": {"$ref": "#"}}, "required": ["a"]}, "without end"),
         ({"type": "array", "items": {"$ref": "#"}, "minItems": 1}, "without end"),
-        (False, "allows nothing"),
-        ({"type": "string", "allOf": [{"type": "integer"}]}, "cannot be held to"),
-        ({"type": "object", "patternProperties": {"a": {"type": "integer"}, "b": {"type": "string"}}}, "disjoint"),
+        (False, "nothing fits"),
+        ({"type": "string", "allOf": [{"type": "integer"}]}, "nothing fits"),
     ],
 )
 def test_what_cannot_be_held_to_is_refused_before_the_first_symbol(
@@ -449,7 +445,3 @@ def test_a_symbol_against_the_form_is_an_error(codecs: dict[str, TokenizerCodec]
     with pytest.raises(UserError):
         rule.fill(np.zeros(9, np.int32))
 
-
-def test_own_words_of_a_schema_say_the_same() -> None:
-    read = held({"title": "T", "type": "string", "maxLength": 3.0, "deprecated": True, "x-mine": 1})
-    assert read == {"type": "string", "maxLength": 3}

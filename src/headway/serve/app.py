@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from difflib import get_close_matches
 from typing import Any
@@ -103,7 +103,7 @@ class _Answering:
         context: Context = scope[CONTEXT]
         context.route, context.path = self._endpoint.path, scope.get("path_params", {})
         client: Client | None = scope.get("state", {}).get(CLIENT)
-        sending = _Sending(send, client, context.settings.stalled_seconds, self._endpoint)
+        sending = _Sending(send, client, context, self._endpoint)
         try:
             try:
                 async with asyncio.timeout(context.settings.seconds) as limit:
@@ -146,11 +146,12 @@ class _Answering:
 class _Sending:
     """The way to a client, who may read slowly, or not at all."""
 
-    def __init__(self, send: Send, client: Client | None, seconds: float, endpoint: Endpoint) -> None:
+    def __init__(self, send: Send, client: Client | None, context: Context, endpoint: Endpoint) -> None:
         self._wire, self._path, self._sent = endpoint.wire, endpoint.path, 0
+        self._headers: Mapping[str, str] = context.headers  # added to those of each answer
         self._send = send
         self._client = client
-        self._seconds = seconds
+        self._seconds = context.settings.stalled_seconds
         self.begun = False
 
     async def whole(self, response: Response) -> None:
@@ -184,6 +185,9 @@ class _Sending:
 
     async def _put(self, message: dict[str, Any]) -> None:
         self.begun = True
+        if self._headers and message["type"] == "http.response.start":
+            added = [(name.encode(), value.encode()) for name, value in self._headers.items()]
+            message["headers"] = [*message["headers"], *added]
         if self._client is None or not self._client.full:
             await self._send(message)  # at once; to look after that would cost as much as an event
             return

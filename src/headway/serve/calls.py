@@ -82,16 +82,16 @@ class Arguments(NamedTuple):
 Part = str | ToolCall | Arguments  # of an answer
 
 
-def calls_grammar(form: CallFormat, tools: Sequence[tuple[str, dict[str, Any]]], required: bool, parallel: bool) -> str:
-    """A lark grammar of answers in which all calls are of these tools, with arguments of their schemas.
+def calls_grammar(form: CallFormat, tools: Sequence[tuple[str, str, list[str]]], required: bool, parallel: bool) -> str:
+    """A lark grammar of answers in which all calls are of these tools: names, and rules of their arguments.
 
     Unless a call is `required`, any text may come before it or in its stead.
     """
     opening, closing = _mark(form.opening, form.opening_symbol), _mark(form.closing, form.closing_symbol)
     lines = ["TEXT: /(.|\\n)*/"]
     bodies = []
-    for i, (name, schema) in enumerate(tools):
-        lines.append(f"arguments{i}: %json {json.dumps(schema)}")
+    for i, (name, start, rules) in enumerate(tools):
+        lines += [f"arguments{i}: {start}", *rules]
         if form.named:
             bodies.append(_named(form, name, f"arguments{i}"))
             continue

@@ -162,7 +162,8 @@ async def prepared(body: ChatBody, context: Context) -> AsyncIterator[Prepared]:
             if rule is not None:
                 raise StatusError(400, "a call is required and response_format is set; leave one of them out", "tools")
             rule = calling
-        rule = narrowed_rule(rule, body, ready.model, limits)
+        context.headers |= {} if rule is None else rule.headers
+        held = narrowed_rule(rule, body, ready.model, limits)
         template = talk.template.given(_template_values(body, talk.template.text))
         end = opens(body.add_generation_prompt, body.continue_final_message), body.continue_final_message
         try:
@@ -175,7 +176,7 @@ async def prepared(body: ChatBody, context: Context) -> AsyncIterator[Prepared]:
         most = _most(body) or room or _UNLIMITED
         limits = replace(limits, max_new_tokens=most if room is None else min(most, room))
         readers = [None if tools is None else tools.reader(body.stream) for _ in range(copies)]
-        request = Request(ids, sampling, limits, copies, rule, body.top_logprobs or 0, context.owner, prompt_top(body))
+        request = Request(ids, sampling, limits, copies, held, body.top_logprobs or 0, context.owner, prompt_top(body))
         own = [each for each in readers if each is not None]
         yield Prepared(ready, [request], bool(body.logprobs), own, body.return_tokens_as_token_ids)
 

@@ -10,20 +10,17 @@ import json
 import re
 import time
 from collections.abc import Mapping
-from functools import lru_cache
 from typing import Any
 
-from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+from llguidance import LLMatcher
 
 from headway.errors import UserError
 from headway.serve.calls import CallFormat, calls_grammar
-from headway.serve.expressions import literal, whole
-from headway.serve.schemas import LARGEST, held
+from headway.serve.expressions import expression, literal
+from headway.serve.schemas.documents import LARGEST
+from headway.serve.schemas.grammar import Grammar, grammar_of
+from headway.serve.schemas.matching import LIMITS, byte_tokenizer
 
-LIMITS = LLParserLimits(precompute_large_lexemes=False, verbose_errors=False)
-_SPACES = r" |\r?\n[ \t]{0,32}"  # between the parts of JSON: models write white space as long as they may
-_ESCAPES = 'nrbtf\\"'  # with \u, a key could be spelt in two ways, and be taken for another
-_JSON = {"whitespace_pattern": _SPACES, "json_allowed_escapes": _ESCAPES}
 _CHOICES = 1000
 _FIRST = 0.3  # seconds of a processor that finding the first token of an answer may take
 # What a lark grammar may hold that is no grammar of ours: strings and expressions, then comments.
@@ -31,36 +28,41 @@ _TEXTS = re.compile(r'"(?:\\.|[^"\\\n])*"i?|/(?![/*])(?:\\.|[^/\\\n])+/[imslux]*
 _STRANGE = re.compile(r"%json|%llguidance|%regex|<|@|\b(?:max_tokens|temperature|stop|stop_capture|suffix|lazy)\b")
 
 
-def answer(request: dict[str, Any]) -> dict[str, str]:
-    """The grammar of a form, for llguidance, or why it is refused."""
+def answer(request: dict[str, Any]) -> dict[str, Any]:
+    """The grammar of a form, for llguidance, what it ignores and leaves open, or why it is refused."""
     try:
-        return {"grammar": _tried(_grammar(request["form"]), request["symbols"])}
+        grammar, of_schemas = _grammar(request["form"])
+        ignored = dict.fromkeys(name for each in of_schemas for name in each.ignored)
+        shapes = [] if request["form"]["type"] == "calls" else [shape for each in of_schemas for shape in each.shapes]
+        return {"grammar": _tried(grammar, request["symbols"]), "ignored": list(ignored), "shapes": shapes}
     except UserError as error:
         return {"refused": str(error)}
 
 
-def _grammar(form: Mapping[str, Any]) -> str:
+def _grammar(form: Mapping[str, Any]) -> tuple[str, list[Grammar]]:
+    """A form's grammar, and those of the schemas in it."""
     kind = form["type"]
-    if kind == "json_object":
-        return LLMatcher.grammar_from_json_schema(guided({"type": "object"}))
-    if kind == "json_schema":
-        return LLMatcher.grammar_from_json_schema(guided(held(form["schema"])))
+    if kind in ("json_object", "json_schema"):
+        made = grammar_of({"type": "object"} if kind == "json_object" else form["schema"])
+        return "\n".join([f"start: {made.start}", *made.lines]), [made]
     if kind == "regex":
-        return LLMatcher.grammar_from_regex(whole(form["regex"], "the form", searched=False))
+        terminal = expression(form["regex"], "the form").terminal(searched=False, quoted=False)
+        return f"start: T\nT: {terminal.lark()}", []
     if kind == "choice":
-        return LLMatcher.grammar_from_regex(_choices(form["choice"]))
+        return LLMatcher.grammar_from_regex(_choices(form["choice"])), []
     if kind == "lark":
-        return LLMatcher.grammar_from_lark(_checked(form["lark"]))
-    tools = [(each["name"], guided(held(each["schema"], f"the tool {each['name']!r:.80}"))) for each in form["tools"]]
+        return LLMatcher.grammar_from_lark(_checked(form["lark"])), []
+    tools = [
+        (each["name"], grammar_of(each["schema"], f"the tool {each['name']!r:.80}", f"s{i}"))
+        for i, each in enumerate(form["tools"])
+    ]
+    for name, made in tools:
+        if made.shapes:
+            what = f"the tool {name!r:.80} asks for items or keys that do not come twice"
+            raise UserError(f"{what}, which calls cannot be held to; leave uniqueItems and minProperties out")
     format_ = CallFormat(**form["format"])
-    return LLMatcher.grammar_from_lark(calls_grammar(format_, tools, form["required"], form["parallel"]))
-
-
-def guided(schema: dict[str, Any] | bool) -> dict[str, Any]:
-    """The schema with what is ours to say of white space and escapes."""
-    if schema is False:
-        raise UserError("the schema allows nothing, so that no JSON fits it; say what is allowed")
-    return {**({} if schema is True else schema), "x-guidance": _JSON}
+    rules = [(name, made.start, made.lines) for name, made in tools]
+    return calls_grammar(format_, rules, form["required"], form["parallel"]), [made for _, made in tools]
 
 
 def _choices(texts: list[str]) -> str:
@@ -77,30 +79,9 @@ def _checked(grammar: str) -> str:
     return grammar
 
 
-@lru_cache(maxsize=8)
-def _tokenizer(symbols: int) -> LLTokenizer:
-    """Special symbols, at ids that a grammar may name, then the bytes."""
-    return LLTokenizer(_Bytes(symbols))  # type: ignore[arg-type]
-
-
-class _Bytes:
-    is_tokenizer_wrapper = True
-    bos_token_id = None
-    special_token_ids: tuple[int, ...] = ()
-
-    def __init__(self, symbols: int) -> None:
-        self.eos_token_id = symbols
-        self._first = symbols + 1
-        specials = [b"\xff<%d>" % i for i in range(symbols + 1)]
-        self.tokens = [*specials, *(bytes([i]) for i in range(255))]
-
-    def __call__(self, text: str) -> list[int]:
-        return [self._first + byte for byte in text.encode()]
-
-
 def _tried(grammar: str, symbols: int) -> str:
     """The grammar, once it has been compiled. UserError where it cannot be held to as it stands, or nothing fits."""
-    tokenizer = _tokenizer(symbols)
+    tokenizer = byte_tokenizer(symbols)
     failed, told = LLMatcher.validate_grammar_with_warnings(grammar, tokenizer, limits=LIMITS)
     matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=LIMITS)
     if told or failed or matcher.is_error():

@@ -211,7 +211,9 @@ async def prepared(body: CompletionBody, context: Context) -> AsyncIterator[Prep
         copies = copies_of(body, count, context)
         sampling = sampling_of(body, model.module.config.symbols)
         limits = limits_of(body, model, context)
-        rule = narrowed_rule(await rule_of(body, model, limits.stop_ids), body, model, limits)
+        form = await rule_of(body, model, limits.stop_ids)
+        context.headers |= {} if form is None else form.headers
+        rule = narrowed_rule(form, body, model, limits)
         most = _TOKENS if body.max_tokens is None else max(1, body.max_tokens)
         top, requests = body.logprobs if generates else 0, []
         for ids in await asyncio.to_thread(_prompts, body, model):

@@ -140,6 +140,7 @@ class Context:
     path: Mapping[str, str] = field(default_factory=dict)  # what stands in the path for {name}
     noted: dict[str, str | int] = field(default_factory=dict)  # for the log: the model, numbers of tokens
     outcome: int | None = None  # the status for the log where the answer did not end as the status sent says
+    headers: dict[str, str] = field(default_factory=dict)  # of the answer, added to its own
 
 
 class Events(NamedTuple):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from itertools import accumulate
 from typing import Any, NamedTuple
@@ -33,7 +33,7 @@ from headway.serve.frame import Context, Ready
 from headway.serve.loop import EngineLoop
 from headway.serve.masks import narrowed
 from headway.serve.metrics import READ
-from headway.serve.rules import rule_for
+from headway.serve.rules import FormMaker, rule_for
 
 _BIASES = 1024  # symbols that logit_bias names
 _STOP_IDS = 1024  # ids of stop_token_ids
@@ -161,7 +161,7 @@ def room_for(ids: Sequence[int], model: Model, param: str, generates: bool = Tru
     return model.context - len(ids)
 
 
-async def rule_of(body: WritingBody, model: Model, ends: Iterable[int]) -> Callable[[], Rule] | None:
+async def rule_of(body: WritingBody, model: Model, ends: Iterable[int]) -> FormMaker | None:
     """What holds a text to `response_format`, and lets `ends` end it; None for plain text. UserError for a form that
     cannot be held to.
     """

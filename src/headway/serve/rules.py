@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping
 from threading import Lock
-from typing import Any
+from typing import Any, NamedTuple
+from urllib.parse import quote
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -20,11 +21,13 @@ from headway.codecs.helper import Helper, HelperError
 from headway.errors import UserError, nearest
 from headway.generate.scheduler import Rule
 from headway.serve.compiling import LIMITS, refusal
-from headway.serve.schemas import LARGEST
+from headway.serve.distinct import Distinct
+from headway.serve.schemas.documents import LARGEST
 from headway.serve.symbols import ByteSymbols, symbols_of
 
 SECONDS = 3.0  # of a processor, that compiling a form may take
 _MEMORY = 1 << 30  # bytes, for the same
+_NAME, _HEADER = 60, 1024  # characters of a keyword, and of the header with those that are ignored
 _KEPT, _ROOM = 64, 1 << 21  # compiled forms of a codec, and characters of their grammars
 _FIELDS = {
     "text": (),
@@ -38,7 +41,39 @@ _NAMED = ("name", "schema", "strict", "description")
 _helper = Helper("headway.serve.compiling", _MEMORY)
 
 
-def rule_for(codec: Codec, form: Mapping[str, Any], ends: Iterable[int] = ()) -> Callable[[], Rule] | None:
+class _Compiled(NamedTuple):
+    matcher: LLMatcher
+    ignored: list[str]
+    shapes: list[Any]
+
+
+class FormMaker:
+    """Makes the rule of each answer in a form. `ignored` are keywords and formats of schemas that demand nothing."""
+
+    def __init__(self, made: _Compiled, symbols: ByteSymbols) -> None:
+        self._made = made
+        self._symbols = symbols
+        self.ignored = made.ignored
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """A header that lists what is ignored, escaped as in URLs, as far as it has room; or nothing."""
+        listed = ""
+        for name in self.ignored:
+            named = quote(name[:_NAME], safe="$:.")
+            if len(listed) + len(named) + 7 > _HEADER:
+                listed += ", ..."
+                break
+            listed += f", {named}" if listed else named
+        return {"x-headway-ignored": listed} if listed else {}
+
+    def __call__(self) -> Rule:
+        shapes = self._made.shapes
+        distinct = Distinct(shapes, self._symbols.tokens, self._symbols.ending) if shapes else None
+        return FormRule(self._made.matcher.deep_copy(), self._symbols, distinct)
+
+
+def rule_for(codec: Codec, form: Mapping[str, Any], ends: Iterable[int] = ()) -> FormMaker | None:
     """What makes a rule for each answer in a form; None for the form "text", which has none.
 
     `form` is a `response_format` of OpenAI's, or one of {"type": "regex", "regex": ...}, whose pattern is ECMA's and
@@ -81,7 +116,7 @@ def _asked(kind: str, form: Mapping[str, Any]) -> dict[str, Any]:
     return {"type": kind, kind: value}
 
 
-def compiled(codec: Codec, form: Mapping[str, Any], ends: Iterable[int] = ()) -> Callable[[], Rule]:
+def compiled(codec: Codec, form: Mapping[str, Any], ends: Iterable[int] = ()) -> FormMaker:
     """What makes a rule for each answer in a form as `headway.serve.compiling` takes it.
 
     The newest forms of a codec are kept, and so is that one was refused.
@@ -98,17 +133,17 @@ def compiled(codec: Codec, form: Mapping[str, Any], ends: Iterable[int] = ()) ->
     made = kept.of((symbols.ends, key), lambda: _compile(symbols, json.loads(key)))
     if isinstance(made, UserError):
         raise UserError(str(made))
-    return lambda: FormRule(made.deep_copy(), symbols)
+    return FormMaker(made, symbols)
 
 
 class _Kept:
     """The newest forms, as many as have room."""
 
     def __init__(self) -> None:
-        self._forms: dict[tuple[tuple[int, ...], str], LLMatcher | UserError] = {}
+        self._forms: dict[tuple[tuple[int, ...], str], _Compiled | UserError] = {}
         self._lock = Lock()
 
-    def of(self, key: tuple[tuple[int, ...], str], make: Callable[[], LLMatcher | UserError]) -> LLMatcher | UserError:
+    def of(self, key: tuple[tuple[int, ...], str], make: Callable[[], _Compiled | UserError]) -> _Compiled | UserError:
         with self._lock:
             made = self._forms.pop(key, None)
             if made is not None:
@@ -126,7 +161,7 @@ _compiled: WeakKeyDictionary[Codec, _Kept] = WeakKeyDictionary()
 _lock = Lock()
 
 
-def _compile(symbols: ByteSymbols, request: Mapping[str, Any]) -> LLMatcher | UserError:
+def _compile(symbols: ByteSymbols, request: Mapping[str, Any]) -> _Compiled | UserError:
     try:
         told = _helper.ask(request, SECONDS)
     except HelperError as error:
@@ -139,14 +174,17 @@ def _compile(symbols: ByteSymbols, request: Mapping[str, Any]) -> LLMatcher | Us
     if "refused" in told:
         return UserError(told["refused"])
     matcher = LLMatcher(symbols.tokenizer, told["grammar"], log_level=0, limits=LIMITS)
-    return UserError(refusal(matcher.get_error())) if matcher.is_error() else matcher
+    if matcher.is_error():
+        return UserError(refusal(matcher.get_error()))
+    return _Compiled(matcher, told["ignored"], told["shapes"])
 
 
 class FormRule:
     """The rule of one answer. It raises UserError where the form has become too complex to go on."""
 
-    def __init__(self, matcher: LLMatcher, symbols: ByteSymbols) -> None:
+    def __init__(self, matcher: LLMatcher, symbols: ByteSymbols, distinct: Distinct | None = None) -> None:
         self._matcher = matcher
+        self._distinct = distinct
         self._symbols = symbols
         self._starts_line = True
 
@@ -160,6 +198,8 @@ class FormRule:
         if self._symbols.narrow is not None:  # a space that is dropped would be missing from the form
             starting, within = self._symbols.narrow
             mask[:words] &= starting if self._starts_line else within
+        if self._distinct is not None:
+            self._distinct.narrow(mask[:words])
         if self._matcher.is_error() or not mask.any():
             raise UserError(refusal(self._matcher.get_error() or "no symbol goes on with it"))
 
@@ -168,3 +208,5 @@ class FormRule:
         self._starts_line = symbol in self._symbols.breaks
         if not self._matcher.consume_token(symbol):
             raise UserError(refusal(self._matcher.get_error() or f"symbol {symbol} is none of it"))
+        if self._distinct is not None and symbol not in self._symbols.ends and not self._distinct.take(symbol):
+            raise UserError(refusal("an item or a key comes twice"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from functools import cached_property
 from itertools import accumulate
 from threading import Lock
 from weakref import WeakKeyDictionary
@@ -21,6 +22,7 @@ from headway.errors import UserError
 SPECIAL = b"\xff"  # before what a special symbol is called; no text holds this byte
 _NEVER = {0xC0, 0xC1, *range(0xF5, 0x100)}  # bytes that are in no text
 _BYTE = re.compile("<0x[0-9A-F]{2}>")
+_ENDING = re.compile(rb"[,\]}\s]|^[tfn]")  # of a literal the first letter, as it can only go on
 _NEEDED = {*range(256)} - _NEVER
 _FORCED, _CUT = 256, 64  # characters of a forced text that are tokenized, and of these the last, which a cut may change
 
@@ -51,10 +53,18 @@ class ByteSymbols:
         self.breaks = frozenset(i for i, token in enumerate(tokens) if token.endswith(b"\n"))
         for end in ends:  # what ends a text is no part of it
             tokens[end] = SPECIAL + tokens[end].removeprefix(SPECIAL)
+        self.tokens = tokens
         self.count = len(tokens)
         self.words = -(-len(tokens) // 32)
         self.ends = ends
         self.tokenizer = LLTokenizer(_Wrapped(codec.tokenizer, tokens, ends[0]), eos_token=list(ends))  # type: ignore[arg-type]
+
+    @cached_property
+    def ending(self) -> tuple[Int[np.ndarray, "N"], Int[np.ndarray, "N"]]:
+        """Ids of the symbols with which a JSON string may end, and of those with which another value may."""
+        in_strings = [i for i, token in enumerate(self.tokens) if b'"' in token]
+        outside = [i for i, token in enumerate(self.tokens) if _ENDING.search(token) or token.count(b'"') > 1]
+        return np.array(in_strings, np.int64), np.array(outside, np.int64)
 
 
 def _packed(marks: Bool[np.ndarray, "C"]) -> Int[np.ndarray, "W"]:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
 from headway.codecs import TokenizerCodec
 from headway.codecs.base import special_ids
 from headway.errors import UserError, nearest
-from headway.generate.scheduler import Rule
 from headway.serve.calls import MISTRAL, CallFormat, CallReader
-from headway.serve.rules import compiled
+from headway.serve.rules import FormMaker, compiled
 
 _MOST = 128  # tools of a request
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -101,7 +100,7 @@ class Toolbox:
         self._parallel = parallel and not (self._form is not None and self._form.bare and self._required)
         self.told = [_complete(tool, template) for tool in tools] if wanted else None
 
-    def rule(self, ends: Iterable[int] = ()) -> Callable[[], Rule] | None:
+    def rule(self, ends: Iterable[int] = ()) -> FormMaker | None:
         """What makes a rule for each answer: a call where one is required, and arguments of their schema.
 
         None where the model is free: by "auto", unless a tool is `strict`. As slow as `rule_for`; UserError for a

@@ -1,0 +1,209 @@
+"""Items and keys that must not come twice: what no grammar can say is looked after here, byte by byte."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from decimal import Decimal
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Int
+
+from headway.serve.schemas.shapes import Shape
+from headway.serve.symbols import SPECIAL
+
+_LITERALS = {b"t"[0]: "true", b"f"[0]: "false", b"n"[0]: "null"}
+_OPENING = frozenset(b"[{")
+
+
+class _Level(NamedTuple):
+    """An array or object that is being written."""
+
+    is_array: bool
+    shapes: tuple[Shape, ...]  # what it may be
+    seen: frozenset[Any] | None  # items or keys so far; None where they may come twice
+    index: int = 0  # of the item
+    start: int = 0  # of the item or key, in bytes
+    key: str = ""
+
+
+class Distinct:
+    """What one answer repeats. Its text is valid JSON so far, which the grammar sees to."""
+
+    def __init__(
+        self, shapes: Sequence[Sequence[Sequence[Any]]], tokens: Sequence[bytes], ending: Sequence[Int[np.ndarray, "N"]]
+    ) -> None:
+        """`shapes` are those of `schemas.grammar`, `tokens` all bytes of a tokenizer's, `ending` the ids of those
+        that may end a string, and that may end another value.
+        """
+        self._shapes = [[Shape(*each) for each in place] for place in shapes]
+        self._tokens = tokens
+        self._ending = ending
+        self._text = bytearray()
+        self._levels: tuple[_Level, ...] = ()
+        self._mode = "value"
+
+    def narrow(self, mask: Int[np.ndarray, "W"]) -> None:
+        """Take the tokens out of a mask with which something would come twice."""
+        bits = mask.view(np.uint32)
+        level = self._levels[-1] if self._levels else None
+        listed = level is not None and level.seen is not None and any(shape.values for shape in level.shapes)
+        if self._levels and not self._reaches():
+            return
+        if not listed:
+            ending = self._ending[self._mode not in ("string", "key", "string escape", "key escape")]
+            ids = ending[bits[ending // 32] >> (ending % 32).astype(np.uint32) & 1 != 0]
+        else:
+            ids = np.unpackbits(mask.view(np.uint8), bitorder="little").nonzero()[0]
+        for i in ids.tolist():
+            if not self._tokens[i].startswith(SPECIAL) and not self._may(self._tokens[i]):
+                bits[i // 32] &= ~np.uint32(1 << i % 32)
+
+    def take(self, token: int) -> bool:
+        """Go on with a token. False where something comes twice with it."""
+        return all(self._fed(byte) for byte in self._tokens[token])
+
+    def _reaches(self) -> bool:
+        """Whether something that must not come twice is here, or can be within what is being written."""
+        return any(level.seen is not None for level in self._levels) or any(
+            place >= 0
+            for shape in self._levels[-1].shapes
+            for place in (*shape.first, *shape.named.values(), *shape.others)
+        )
+
+    def _may(self, token: bytes) -> bool:
+        levels, mode, length = self._levels, self._mode, len(self._text)
+        fits = all(self._fed(byte) for byte in token) and self._goes_on()
+        self._levels, self._mode = levels, mode
+        del self._text[length:]
+        return fits
+
+    def _goes_on(self) -> bool:
+        """Whether the item that is begun can become one that is not there yet, where all are listed."""
+        if not self._levels or self._mode not in ("string", "scalar"):
+            return True
+        level = self._levels[-1]
+        lists = [shape.values for shape in level.shapes if shape.distinct]
+        if level.seen is None or not lists or any(values is None for values in lists):
+            return True
+        begun = self._text[level.start :].decode(errors="ignore")
+        return any(
+            value.startswith(begun) and _canonical(json.loads(value)) not in level.seen
+            for values in lists
+            for value in values or ()
+        )
+
+    def _fed(self, byte: int) -> bool:
+        """Go on by a byte. False where something comes twice."""
+        self._text.append(byte)
+        mode = self._mode
+        if mode in ("string", "key"):
+            if byte == 0x5C:
+                self._mode = f"{mode} escape"
+            elif byte == 0x22:
+                return self._ended(len(self._text)) if mode == "string" else self._named()
+            return True
+        if mode in ("string escape", "key escape"):
+            self._mode = mode.split()[0]
+            return True
+        if byte in b" \t\r\n" and mode != "scalar":
+            return True
+        if mode == "value":
+            return self._begun(byte) if byte != 0x5D else self._closed()
+        if mode == "member":
+            if byte == 0x22:
+                self._mode = "key"
+                self._levels = (*self._levels[:-1], self._levels[-1]._replace(start=len(self._text) - 1))
+                return True
+            return self._closed()
+        if mode == "colon":
+            self._mode = "value"
+            return True
+        if mode == "scalar":
+            if byte not in b" \t\r\n,]}":
+                return True
+            if not self._ended(len(self._text) - 1):
+                return False
+            if byte in b" \t\r\n":
+                return True
+        level = self._levels[-1]
+        if byte != 0x2C:
+            return self._closed()
+        self._mode = "value" if level.is_array else "member"
+        return True
+
+    def _begun(self, byte: int) -> bool:
+        """The first byte of a value."""
+        if not self._levels:
+            places = [0]
+        else:
+            level = self._levels[-1]
+            if level.is_array:
+                self._levels = (*self._levels[:-1], level._replace(start=len(self._text) - 1))
+                if (
+                    byte in _LITERALS
+                    and level.seen is not None
+                    and _canonical(json.loads(_LITERALS[byte])) in level.seen
+                ):
+                    return False
+            places = []
+            for shape in level.shapes:
+                if level.is_array and level.index < len(shape.first):
+                    places.append(shape.first[level.index])
+                elif not level.is_array and level.key in shape.named:
+                    places.append(shape.named[level.key])
+                else:
+                    places += shape.others
+        if byte not in _OPENING:
+            self._mode = "string" if byte == 0x22 else "scalar"
+            return True
+        kind = "array" if byte == 0x5B else "object"
+        shapes = tuple(shape for place in places if place >= 0 for shape in self._shapes[place] if shape.kind == kind)
+        seen = frozenset() if any(shape.distinct for shape in shapes) else None
+        self._levels = (*self._levels, _Level(kind == "array", shapes, seen))
+        self._mode = "value" if kind == "array" else "member"
+        return True
+
+    def _ended(self, end: int) -> bool:
+        """A value is there."""
+        self._mode = "after"
+        if not self._levels or not (level := self._levels[-1]).is_array:
+            return True
+        seen = level.seen
+        if seen is not None:
+            item = _canonical(json.loads(self._text[level.start : end], parse_float=Decimal))
+            if item in seen:
+                return False
+            seen |= {item}
+        self._levels = (*self._levels[:-1], level._replace(seen=seen, index=level.index + 1))
+        return True
+
+    def _named(self) -> bool:
+        """A key is there."""
+        self._mode = "colon"
+        level = self._levels[-1]
+        key = json.loads(self._text[level.start :])
+        if level.seen is not None and key in level.seen:
+            return False
+        seen = None if level.seen is None else level.seen | {key}
+        self._levels = (*self._levels[:-1], level._replace(seen=seen, key=key))
+        return True
+
+    def _closed(self) -> bool:
+        """An array or object ends."""
+        self._levels = self._levels[:-1]
+        return self._ended(len(self._text))
+
+
+def _canonical(value: Any) -> Any:
+    """A value so that equal ones of JSON are equal: 1 and 1.0 are, 1 and true are not."""
+    if isinstance(value, bool) or value is None:
+        return ("literal", value)
+    if isinstance(value, (int, Decimal)):
+        return ("number", Decimal(value).normalize())
+    if isinstance(value, list):
+        return ("array", tuple(map(_canonical, value)))
+    if isinstance(value, dict):
+        return ("object", frozenset((name, _canonical(each)) for name, each in value.items()))
+    return ("string", value)

@@ -1,0 +1,244 @@
+"""A JSON schema as a document: the draft it is written in, the schemas within it, and what references lead to."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+from urllib.parse import unquote, urldefrag, urljoin
+
+from headway.errors import UserError
+
+LARGEST = 1 << 18  # characters of a schema
+DEEPEST = 64  # levels of schemas within schemas
+_LISTED = 64  # names of ignored keywords that are collected
+NEWEST = 2020
+ANY_DRAFT = 0  # a schema without $schema: 2020-12, and what older drafts said in other words
+_DRAFTS = {
+    "json-schema.org/draft-04/schema": 4,
+    "json-schema.org/draft-06/schema": 6,
+    "json-schema.org/draft-07/schema": 7,
+    "json-schema.org/draft/2019-09/schema": 2019,
+    "json-schema.org/draft/2020-12/schema": 2020,
+}
+# Keywords that demand something, with the first and the last draft that knows each.
+_KEYWORDS: dict[str, tuple[int, int]] = {
+    **dict.fromkeys(("type", "enum", "properties", "required", "additionalProperties", "patternProperties"), (4, 2020)),
+    **dict.fromkeys(("minProperties", "maxProperties", "items", "minItems", "maxItems", "uniqueItems"), (4, 2020)),
+    **dict.fromkeys(("minLength", "maxLength", "pattern", "format", "minimum", "maximum", "multipleOf"), (4, 2020)),
+    **dict.fromkeys(("exclusiveMinimum", "exclusiveMaximum", "allOf", "anyOf", "oneOf", "not", "$ref"), (4, 2020)),
+    **dict.fromkeys(("const", "contains", "propertyNames"), (6, 2020)),
+    **dict.fromkeys(("if", "then", "else"), (7, 2020)),
+    **dict.fromkeys(("dependentRequired", "dependentSchemas", "minContains", "maxContains"), (2019, 2020)),
+    **dict.fromkeys(("unevaluatedProperties", "unevaluatedItems"), (2019, 2020)),
+    "dependencies": (4, 2020),  # newer drafts allow to go on with it
+    "additionalItems": (4, 2019),
+    "prefixItems": (2020, 2020),
+    "$recursiveRef": (2019, 2019),
+    "$dynamicRef": (2020, 2020),
+}
+_ONE = ("items", "additionalItems", "additionalProperties", "contains", "propertyNames", "not", "if", "then", "else")
+_SCHEMA_AT = (*_ONE, "unevaluatedProperties", "unevaluatedItems")
+_SCHEMAS_AT = ("allOf", "anyOf", "oneOf", "prefixItems", "items")
+_NAMED_SCHEMAS_AT = ("properties", "patternProperties", "$defs", "definitions", "dependencies", "dependentSchemas")
+_OF_DOCUMENT = ("$schema", "$id", "id", "$anchor", "$dynamicAnchor", "$recursiveAnchor", "$defs", "definitions")
+_DOCUMENTING = ("title", "description", "default", "examples", "example", "$comment", "deprecated", "$vocabulary")
+
+
+class SchemaNode(NamedTuple):
+    """A schema within a document."""
+
+    schema: Mapping[str, Any] | bool
+    base: str  # the URI that its references are relative to
+    path: str  # from the document's root, a JSON pointer
+    draft: int
+
+
+class Document:
+    """The schemas of a document by number. Those that the document does not contain as such can be added."""
+
+    def __init__(self, schema: Any, source: str) -> None:
+        """UserError for a schema that is not JSON, and for one that is too large or too deep."""
+        try:
+            size = len(json.dumps(schema, allow_nan=False))
+        except (ValueError, TypeError, RecursionError):
+            raise UserError(f"{source} is not JSON, or nested too deeply; send a JSON schema") from None
+        if size > LARGEST:
+            raise UserError(f"{source} has {size:,} characters; use {LARGEST:,} at most")
+        self.source = source
+        self.nodes: list[SchemaNode] = []
+        self._numbers: dict[int, int] = {}  # of schemas, by the identity of their objects
+        self._ignored: dict[str, None] = {}
+        self._resources: dict[str, SchemaNode] = {}  # by URI
+        self._anchors: dict[str, SchemaNode] = {}
+        self._dynamic: dict[str, int] = {}  # how often each dynamic anchor is there
+        draft = ANY_DRAFT
+        if isinstance(schema, Mapping) and "$schema" in schema:
+            named = schema["$schema"]
+            plain = named.rstrip("#").split("://")[-1] if isinstance(named, str) else ""
+            if plain in _DRAFTS:
+                draft = _DRAFTS[plain]
+            elif "json-schema.org/" in plain:
+                raise self.refused("", f"the $schema {named!r:.80}", "use a draft from 4 to 2020-12")
+            else:
+                self.ignore("$schema")
+        named = _identifier(schema, draft)
+        root = SchemaNode(schema, "" if named is None else urldefrag(named)[0], "", draft)
+        self._resources[root.base] = self._resources[""] = root
+        for node in self._walk(root, 0):
+            self._collect(node)
+        self.root = self.number(root)
+
+    def refused(self, path: str, what: str, remedy: str = "leave it out") -> UserError:
+        where = f" at {path!r:.100}" if path else ""
+        return UserError(f"{self.source} has {what}{where}, which cannot be held to; {remedy}")
+
+    def ignore(self, name: str) -> None:
+        if len(self._ignored) < _LISTED:
+            self._ignored[name] = None
+
+    @property
+    def ignored(self) -> list[str]:
+        """Keywords and formats that ask for nothing that is checked, in the order of their appearance."""
+        return list(self._ignored)
+
+    def number(self, node: SchemaNode) -> int:
+        """The number of a schema, the same each time."""
+        found = self._numbers.get(id(node.schema)) if isinstance(node.schema, Mapping) else None
+        if found is None:
+            if not isinstance(node.schema, (bool, Mapping)):
+                given = json.dumps(node.schema)
+                raise self.refused(node.path, f"{given:.40} where a schema belongs", "use an object or a boolean")
+            self.nodes.append(node)
+            found = len(self.nodes) - 1
+            if isinstance(node.schema, Mapping):
+                self._numbers[id(node.schema)] = found
+        return found
+
+    def inner(self, node: SchemaNode, schema: Any, *names: str | int) -> int:
+        """The number of a schema within another."""
+        return self.number(self._inner(node, schema, *names))
+
+    def keywords(self, node: SchemaNode) -> dict[str, Any]:
+        """What a schema demands: keywords that its draft knows. Others are noted as ignored."""
+        schema, draft = node.schema, node.draft
+        assert isinstance(schema, Mapping)
+        if "$ref" in schema and 4 <= draft <= 7:  # what stands next to a reference says nothing
+            for name in schema:
+                if name != "$ref" and name not in (*_DOCUMENTING, *_OF_DOCUMENT):
+                    self.ignore(name)
+            return {"$ref": schema["$ref"]}
+        found = {}
+        for name, value in schema.items():
+            first, last = _KEYWORDS.get(name, (9999, 0))
+            if first <= draft <= last or (draft == ANY_DRAFT and last):
+                found[name] = value
+            elif name not in _OF_DOCUMENT and name not in _DOCUMENTING:
+                self.ignore(name)
+        return found
+
+    def target(self, node: SchemaNode, keyword: str, reference: Any) -> int:
+        """The number of the schema that a reference leads to."""
+        path = f"{node.path}/{keyword}"
+        if not isinstance(reference, str):
+            raise self.refused(path, f"the {keyword} {json.dumps(reference):.80}", "use one as #/$defs/name")
+        uri, fragment = urldefrag(_absolute(node.base, reference))
+        is_dynamic = keyword == "$dynamicRef" and self._dynamic.get(fragment, 0) > 1
+        if is_dynamic or (keyword == "$recursiveRef" and self._dynamic.get("", 0)):
+            raise self.refused(path, f"a {keyword} that depends on where it is used", "use $ref")
+        found = self._anchors.get(f"{uri}#{fragment}") if fragment else None
+        resource = self._resources.get(uri)
+        if found is None and resource is not None and (not fragment or fragment.startswith("/")):
+            found = self._at(resource, [_unescaped(part) for part in fragment.split("/")[1:]])
+        if found is None:
+            what = f"the {keyword} {reference!r:.80} to what is not in it"
+            raise self.refused(path, what, "put the schema into $defs and refer to it as #/$defs/name")
+        return self.number(found)
+
+    def _at(self, resource: SchemaNode, names: list[str]) -> SchemaNode | None:
+        """What a JSON pointer leads to, if that can be a schema."""
+        node: Any = resource
+        value: Any = resource.schema
+        for name in names:
+            if isinstance(value, Mapping) and name in value:
+                value = value[name]
+            elif isinstance(value, list) and name.isdigit() and int(name) < len(value):
+                value = value[int(name)]
+            else:
+                return None
+            node = self._inner(node, value, name)
+        return node if isinstance(value, (bool, Mapping)) else None
+
+    def _inner(self, node: SchemaNode, schema: Any, *names: str | int) -> SchemaNode:
+        path = node.path + "".join(f"/{_escaped(str(name))}" for name in names)
+        named = _identifier(schema, node.draft)
+        base = node.base if named is None else urldefrag(_absolute(node.base, named))[0]
+        return SchemaNode(schema, base, path, node.draft)
+
+    def _collect(self, node: SchemaNode) -> None:
+        """Note the names that a schema gives itself."""
+        schema = node.schema
+        if not isinstance(schema, Mapping):
+            return
+        named = _identifier(schema, node.draft)
+        if named is not None:
+            uri, fragment = urldefrag(_absolute(node.base, named))
+            if fragment:
+                self._anchors[f"{uri}#{fragment}"] = node
+            else:
+                self._resources.setdefault(uri, node)
+        for keyword in ("$anchor", "$dynamicAnchor"):
+            if isinstance(schema.get(keyword), str) and node.draft in (ANY_DRAFT, 2019, 2020):
+                self._anchors[f"{node.base}#{schema[keyword]}"] = node
+                if keyword == "$dynamicAnchor":
+                    self._dynamic[schema[keyword]] = self._dynamic.get(schema[keyword], 0) + 1
+        if schema.get("$recursiveAnchor") is True:
+            self._dynamic[""] = self._dynamic.get("", 0) + 1
+
+    def _walk(self, node: SchemaNode, depth: int) -> Iterator[SchemaNode]:
+        """The schema and all that are in it where drafts have schemas."""
+        if depth > DEEPEST:
+            raise UserError(f"{self.source} has schemas more than {DEEPEST} deep; use a flatter one")
+        schema = node.schema
+        yield node
+        if not isinstance(schema, Mapping):
+            return
+        for name, value in schema.items():
+            within: list[tuple[tuple[str | int, ...], Any]] = []
+            if name in _SCHEMA_AT and isinstance(value, Mapping):
+                within = [((name,), value)]
+            elif name in _SCHEMAS_AT and isinstance(value, list):
+                within = [((name, i), each) for i, each in enumerate(value)]
+            elif name in _NAMED_SCHEMAS_AT and isinstance(value, Mapping):
+                within = [((name, key), each) for key, each in value.items()]
+            for names, each in within:
+                if isinstance(each, Mapping):
+                    yield from self._walk(self._inner(node, each, *names), depth + 1)
+
+
+def _identifier(schema: Any, draft: int) -> str | None:
+    if not isinstance(schema, Mapping) or ("$ref" in schema and 4 <= draft <= 7):
+        return None
+    named = schema.get("id" if draft == 4 else "$id")
+    if draft == ANY_DRAFT and not isinstance(named, str):
+        named = schema.get("id")
+    return named if isinstance(named, str) else None
+
+
+def _absolute(base: str, reference: str) -> str:
+    """A reference as a URI. Names as urn:name are bases too, which urljoin does not know."""
+    if reference.startswith("#") or not reference:
+        return urldefrag(base)[0] + reference
+    try:
+        return urljoin(base, reference)
+    except ValueError:
+        return reference
+
+
+def _escaped(name: str) -> str:
+    """A name as a part of a JSON pointer."""
+    return name.replace("~", "~0").replace("/", "~1")
+
+
+def _unescaped(part: str) -> str:
+    return unquote(part).replace("~1", "/").replace("~0", "~")
