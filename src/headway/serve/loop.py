@@ -188,7 +188,7 @@ class EngineLoop:
                 self._forget(writing)
             if self._until is not None:
                 news += self._end_some(self._until)
-            if self._tickets:
+            if self._tickets or back:  # what was taken back is let go by a step, also where nothing else is under way
                 news += self._step()
             self._moved = time.monotonic()
             self._tell(news)
