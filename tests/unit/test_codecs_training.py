@@ -200,6 +200,8 @@ def test_texts_are_read_once_and_as_they_come(lines: list[str]) -> None:
         ("unigram", ["", ""], 300, {}, "no text to train a codec on"),
         ("bpe", ["a b"], None, {}, "a bpe codec needs a size"),
         ("bpe", ["a b"], 256, {}, "size 256 is too small for a bpe codec; give 257 or more"),
+        ("bpe", ["a b"], 10**12, {}, "size 1,000,000,000,000 is too large for a codec; give 16,777,216 or less"),
+        ("word", ["a b"], 2**31, {}, "is too large for a codec"),
         ("word", ["a b"], 2, {}, "size 2 is too small for a word codec; give 3 or more"),
         ("byte", ["a b"], 300, {}, "size 300 is not that of a byte codec; give 257"),
         ("word", ["a b"], 300, {}, "it gives a word codec of 4 symbols; give 4 or less"),
