@@ -21,7 +21,7 @@ logging.getLogger("PIL").addHandler(logging.NullHandler())  # or it would print 
 # Nor its advice on metadata. Filters are the process's own, so that threads which decode cannot each set theirs.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 _SCANS = 64  # of a JPEG file: each takes time for all pixels, in a hundred bytes; encoders write 10 to 20
-_SCANNED = 1 << 31  # pixels times scans
+_USUAL, _SCANNED = 20, 1 << 31  # scans of most files; pixels times scans
 _EXIF = 100  # parts of a JPEG file's Exif data, which Pillow joins one by one
 _RUNS = 1 << 24  # pixels of a compressed BMP file, which Pillow decodes in Python
 _JPEG, _MARKER = b"\xff\xd8", re.compile(rb"\xff([^\x00\xff])")
@@ -70,16 +70,22 @@ def _check_jpeg(source: Path | io.BytesIO, name: str) -> int:
 def _checked(data: bytes | mmap.mmap, name: str) -> int:
     if data[: len(_JPEG)] != _JPEG:
         return 0
-    if _more(rb"Exif\0\0", data, _EXIF):
+    if _count(data, b"Exif\0\0", _EXIF) > _EXIF:
         raise UserError(f"{name} has over {_EXIF} parts of Exif data; save it again without them")
-    scans = _scans(data)
+    scans = _count(data, b"\xff\xda", _USUAL)
+    if scans > _USUAL:  # metadata can look like scans, which only a closer look tells
+        scans = _scans(data)
     if scans > _SCANS:
         raise UserError(f"{name} is a JPEG file of over {_SCANS} scans; save it again with fewer")
     return scans
 
 
-def _more(pattern: bytes, data: bytes | mmap.mmap, most: int) -> bool:
-    return any(count >= most for count, _ in enumerate(re.finditer(pattern, data)))
+def _count(data: bytes | mmap.mmap, mark: bytes, most: int) -> int:
+    """How often `mark` is there, counted up to `most` and one more."""
+    count, place = 0, data.find(mark)
+    while place >= 0 and count <= most:
+        count, place = count + 1, data.find(mark, place + len(mark))
+    return count
 
 
 def _scans(data: bytes | mmap.mmap) -> int:
