@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import tarfile
+import time
 from pathlib import Path
 
 import pytest
@@ -229,3 +230,11 @@ def test_what_cannot_be_loaded(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text('{"version": "1.0"}')
     with pytest.raises(UserError, match="cannot be read as a tokenizer"):
         load_codec(tmp_path)
+
+
+@pytest.mark.parametrize("long", ["x", "-", " "])
+def test_a_long_word_does_not_take_its_length_squared(long: str) -> None:
+    started = time.process_time()
+    codec = train_codec("bpe", ["a b c d e f"] * 9 + [long * 50_000 + "z"], 300, fewer=True)
+    assert time.process_time() - started < 1
+    assert codec.decode(codec.encode(long * 3000)) == long * 3000
