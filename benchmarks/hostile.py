@@ -24,13 +24,14 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import hostile_contents
 import hostile_files
 import hostile_models
 import hostile_texts
 from hostile_case import Case
 from measure import RESULTS, write
 
-SOURCES = (hostile_files, hostile_texts, hostile_models)
+SOURCES = (hostile_files, hostile_contents, hostile_texts, hostile_models)
 _SECONDS, _MEMORY = 10, 1 << 30  # that a command may take: of a core, and bytes beyond a good file
 _STOPPED, _WAITED = 60, 600  # seconds of a core, and of the clock, after which it is stopped
 _TOLD = 300  # characters of an error that are kept

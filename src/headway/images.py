@@ -21,6 +21,7 @@ logging.getLogger("PIL").addHandler(logging.NullHandler())  # or it would print 
 # Nor its advice on metadata. Filters are the process's own, so that threads which decode cannot each set theirs.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 _SCANS = 64  # of a JPEG file: each takes time for all pixels, in a hundred bytes; encoders write 10 to 20
+_USUAL, _SCANNED = 20, 1 << 31  # scans of most files; pixels times scans
 _EXIF = 100  # parts of a JPEG file's Exif data, which Pillow joins one by one
 _RUNS = 1 << 24  # pixels of a compressed BMP file, which Pillow decodes in Python
 _JPEG, _MARKER = b"\xff\xd8", re.compile(rb"\xff([^\x00\xff])")
@@ -43,39 +44,48 @@ def open_image(source: Path | io.BytesIO, name: str, formats: Collection[str] = 
     parts; for what is not an image, and when it is decoded, whatever Pillow raises.
     """
     Image = pillow()
-    _check_jpeg(source, name)
+    scans = _check_jpeg(source, name)
     with Image.open(source, formats=formats) as image:
         (wide, high), most = image.size, Image.MAX_IMAGE_PIXELS
         if most is not None and wide * high > most:  # Pillow only warns, up to twice as many
             raise UserError(f"{name} has too many pixels ({wide} x {high}, more than {most:,}); make the image smaller")
+        if wide * high * scans > _SCANNED:
+            raise UserError(f"{name} is a JPEG file of {scans} scans of {wide} x {high} pixels; save it with fewer")
         if wide * high > _RUNS and any(tile[0] == "bmp_rle" for tile in image.tile):
             raise UserError(f"{name} is a compressed BMP file of {wide} x {high} pixels; save it as PNG")
         yield image
 
 
-def _check_jpeg(source: Path | io.BytesIO, name: str) -> None:
+def _check_jpeg(source: Path | io.BytesIO, name: str) -> int:
+    """The scans of a file, 0 of what is not a JPEG file. UserError for too many of them, or of parts of Exif."""
     if isinstance(source, io.BytesIO):
-        _check_parts(source.getvalue(), name)
-        return
+        return _checked(source.getvalue(), name)
     with open(source, "rb") as file:
-        if file.read(len(_JPEG)) == _JPEG:
-            with closing(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)) as data:
-                _check_parts(data, name)
+        if file.read(len(_JPEG)) != _JPEG:
+            return 0
+        with closing(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)) as data:
+            return _checked(data, name)
 
 
-def _check_parts(data: bytes | mmap.mmap, name: str) -> None:
-    """UserError for a JPEG file of too many scans or parts of Exif."""
+def _checked(data: bytes | mmap.mmap, name: str) -> int:
     if data[: len(_JPEG)] != _JPEG:
-        return
-    if _more(rb"Exif\0\0", data, _EXIF):
+        return 0
+    if _count(data, b"Exif\0\0", _EXIF) > _EXIF:
         raise UserError(f"{name} has over {_EXIF} parts of Exif data; save it again without them")
-    # Bytes of metadata can look like a scan, so that many of these are a reason to look closer.
-    if _more(rb"\xff\xda", data, _SCANS) and _scans(data) > _SCANS:
+    scans = _count(data, b"\xff\xda", _USUAL)
+    if scans > _USUAL:  # metadata can look like scans, which only a closer look tells
+        scans = _scans(data)
+    if scans > _SCANS:
         raise UserError(f"{name} is a JPEG file of over {_SCANS} scans; save it again with fewer")
+    return scans
 
 
-def _more(pattern: bytes, data: bytes | mmap.mmap, most: int) -> bool:
-    return any(count >= most for count, _ in enumerate(re.finditer(pattern, data)))
+def _count(data: bytes | mmap.mmap, mark: bytes, most: int) -> int:
+    """How often `mark` is there, counted up to `most` and one more."""
+    count, place = 0, data.find(mark)
+    while place >= 0 and count <= most:
+        count, place = count + 1, data.find(mark, place + len(mark))
+    return count
 
 
 def _scans(data: bytes | mmap.mmap) -> int:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import headway
+from headway import images
 from headway.codecs import processor as module
 from headway.codecs.processor import ImageProcessor, decode_image, read_image
 from headway.errors import UserError
@@ -142,7 +143,7 @@ def segment(marker: int, data: bytes) -> bytes:
     return bytes([0xFF, marker]) + struct.pack(">H", len(data) + 2) + data
 
 
-def test_scans_of_a_jpeg_are_counted_before_it_is_decoded(tmp_path: Path) -> None:
+def test_scans_of_a_jpeg_are_counted_before_it_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     message = "a.jpg is a JPEG file of over 64 scans; save it again with fewer"
     (tmp_path / "a.jpg").write_bytes(progressive(100))
     with pytest.raises(UserError, match=message):
@@ -152,6 +153,11 @@ def test_scans_of_a_jpeg_are_counted_before_it_is_decoded(tmp_path: Path) -> Non
     hidden = segment(0xE5, b"\xff\xd9" * 9)  # what looks like the end is in a part that is passed over
     with pytest.raises(UserError, match=message):
         decode_image(progressive(100, before=hidden), "a.jpg")
+    monkeypatch.setattr(images, "_SCANNED", 16 * 16 * 40)
+    with pytest.raises(UserError, match=r"a.jpg is a JPEG file of 4\d scans of 16 x 16 pixels; save it with fewer"):
+        decode_image(progressive(35), "a.jpg")
+    assert decode_image(progressive(10), "a.jpg").shape == (16, 16, 3)
+    monkeypatch.undo()
     scan = segment(0xDA, bytes(6)) * 100  # in a film after the image, or in the camera's notes
     assert decode_image(progressive(40, after=scan), "a.jpg").shape == (16, 16, 3)
     assert decode_image(progressive(40, before=segment(0xE5, scan)), "a.jpg").shape == (16, 16, 3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import tarfile
+import time
 from pathlib import Path
 
 import pytest
@@ -200,6 +201,8 @@ def test_texts_are_read_once_and_as_they_come(lines: list[str]) -> None:
         ("unigram", ["", ""], 300, {}, "no text to train a codec on"),
         ("bpe", ["a b"], None, {}, "a bpe codec needs a size"),
         ("bpe", ["a b"], 256, {}, "size 256 is too small for a bpe codec; give 257 or more"),
+        ("bpe", ["a b"], 10**12, {}, "size 1,000,000,000,000 is too large for a codec; give 16,777,216 or less"),
+        ("word", ["a b"], 2**31, {}, "is too large for a codec"),
         ("word", ["a b"], 2, {}, "size 2 is too small for a word codec; give 3 or more"),
         ("byte", ["a b"], 300, {}, "size 300 is not that of a byte codec; give 257"),
         ("word", ["a b"], 300, {}, "it gives a word codec of 4 symbols; give 4 or less"),
@@ -227,3 +230,11 @@ def test_what_cannot_be_loaded(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text('{"version": "1.0"}')
     with pytest.raises(UserError, match="cannot be read as a tokenizer"):
         load_codec(tmp_path)
+
+
+@pytest.mark.parametrize("long", ["x", "-", " "])
+def test_a_long_word_does_not_take_its_length_squared(long: str) -> None:
+    started = time.process_time()
+    codec = train_codec("bpe", ["a b c d e f"] * 9 + [long * 50_000 + "z"], 300, fewer=True)
+    assert time.process_time() - started < 1
+    assert codec.decode(codec.encode(long * 3000)) == long * 3000

@@ -12,7 +12,7 @@ from headway import domains
 from headway.config import from_dict, kinds, override, to_dict
 from headway.data import known_set
 from headway.domains import homes, recipe, recipes, tasks
-from headway.errors import UserError
+from headway.errors import ConfigError, UserError
 from headway.learn import Recipe, TaskConfig
 from headway.nn.models import describe
 
@@ -76,3 +76,22 @@ def test_a_domain_that_cannot_be_imported_breaks_itself_alone(monkeypatch: pytes
             recipe("chess")
     finally:
         domains._makers.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("name", "most"),
+    [
+        ("train.batch_tokens", 1 << 24),
+        ("train.batch_size", 1 << 20),
+        ("train.accumulate", 10_000),
+        ("model.depth", 10_000),
+        ("task.beam", 1024),
+    ],
+)
+def test_sizes_that_fill_the_memory_are_refused(name: str, most: int) -> None:
+    found = recipe("translation")
+    if name != "model.depth":  # which takes a while to build
+        override(found, {name: most})
+    for value in (most + 1, 10**12, 2**62):
+        with pytest.raises(ConfigError, match=f"beam is|{name} is"):
+            override(found, {name: value})

