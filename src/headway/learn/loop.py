@@ -18,7 +18,7 @@ from headway.learn.budget import TimeBudget
 from headway.learn.examples import Batch, Explored
 from headway.learn.journal import Journal
 from headway.learn.recipe import Recipe
-from headway.learn.records import Forecast
+from headway.learn.records import PredictedLoss
 from headway.learn.scale import LossForecast, computing
 from headway.learn.training import RunState
 
@@ -218,7 +218,7 @@ class Loop:
             return
         seen, size = progress.tokens, computing(self.run.outline)
         low, loss, high = self.foretell(metrics["loss"], size, seen, seen * steps / progress.step)
-        progress.forecast = Forecast(step=progress.step, loss=loss, loss_interval=(low, high))
+        progress.forecast = PredictedLoss(step=progress.step, loss=loss, loss_interval=(low, high))
         self.journal.display.say(f"forecast from here: validation loss {loss:.3g} at the end ({low:.3g} to {high:.3g})")
 
     def _measured(self) -> dict[str, float] | None:

@@ -51,7 +51,7 @@ Count = Annotated[int, Range(0)]
 Seconds = Annotated[float, Range(0, 1e12)]
 
 
-class Forecast(TypedDict):
+class PredictedLoss(TypedDict):
     """What an early evaluation said of the end."""
 
     step: Count
@@ -59,7 +59,7 @@ class Forecast(TypedDict):
     loss_interval: tuple[float, float]
 
 
-class Line(TypedDict):
+class MetricsLine(TypedDict):
     """A line of metrics.jsonl: the figures of a step, or, with a "split", the scores of an evaluation. The best
     evaluation so far is such a line, too.
     """
@@ -70,7 +70,7 @@ class Line(TypedDict):
 
 def check_line(line: Mapping[str, Any], path: str) -> None:
     """A step and scores; ConfigError for anything else."""
-    from_dict(Line, line, path)
+    from_dict(MetricsLine, line, path)
     check_scores(line, path)
 
 
@@ -101,7 +101,7 @@ class Status(TypedDict, total=False):
     goal: str
     unit: str
     best: Annotated[dict[str, Any], check_line] | None
-    forecast: Forecast | None
+    forecast: PredictedLoss | None
     scores: Annotated[Judged, check_scores] | None
     samples: list[dict[str, str]]
     judging_seconds: Seconds
@@ -130,7 +130,7 @@ class Progress:
     evaluated: Count = 0
     stale: Count = 0
     best: Annotated[dict[str, Any], check_line] | None = None
-    forecast: Forecast | None = None
+    forecast: PredictedLoss | None = None
 
 
 def read_progress(path: Path, version: int) -> Progress:

@@ -30,21 +30,21 @@ from headway.serve.ollama_bodies import (
     EmbeddingsAnswer,
     EmbeddingsBody,
     GenerateBody,
-    Line,
     LineMessage,
     ListedModel,
     MessageCall,
     ModelBody,
     ModelsAnswer,
     OllamaChatBody,
+    OllamaLine,
     OllamaMessage,
+    OllamaVersion,
     Options,
     RunningAnswer,
     RunningModel,
     ShowAnswer,
     ShowBody,
     TextBody,
-    VersionAnswer,
 )
 from headway.serve.thinking import CLOSE, OPEN, Thoughts
 from headway.serve.wire import JSON_LINES
@@ -53,7 +53,7 @@ VERSION = "0.12.11"  # of ollama, whose API this is: its clients ask for a versi
 _UNLIMITED = 4096  # tokens of a text, where neither the request nor the context limits it
 
 
-async def chatted(body: OllamaChatBody, context: Context) -> Line | Events:
+async def chatted(body: OllamaChatBody, context: Context) -> OllamaLine | Events:
     """The next answer in a conversation."""
     name = _name(body.model, context)
     if not body.messages:
@@ -62,7 +62,7 @@ async def chatted(body: OllamaChatBody, context: Context) -> Line | Events:
     return await _answer(body, asked, context)
 
 
-async def generated(body: GenerateBody, context: Context) -> Line | Events:
+async def generated(body: GenerateBody, context: Context) -> OllamaLine | Events:
     """The answer to a prompt, or its continuation."""
     if body.images:
         raise StatusError(400, "images are not read by models that write; have /v1/caption describe them", "images")
@@ -150,11 +150,11 @@ async def show(body: ShowBody, context: Context) -> ShowAnswer:
         return ShowAnswer(details, info, can, _time(known.changed), template)
 
 
-async def version(body: None, context: Context) -> VersionAnswer:
-    return VersionAnswer(VERSION, __version__)
+async def version(body: None, context: Context) -> OllamaVersion:
+    return OllamaVersion(VERSION, __version__)
 
 
-async def refused(body: None, context: Context) -> VersionAnswer:
+async def refused(body: None, context: Context) -> OllamaVersion:
     """StatusError 400: models are chosen where the server is started."""
     what = context.route.rpartition("/")[2] if "{" not in context.route else "blobs"
     problem = f"{what} is not served here: the models are those that headway serve was started with"
@@ -166,11 +166,11 @@ def _name(name: str, context: Context) -> str:
     return name if name in context.served.listed() else name.removesuffix(":latest")
 
 
-async def _loaded(body: ModelBody, name: str, context: Context) -> Line:
+async def _loaded(body: ModelBody, name: str, context: Context) -> OllamaLine:
     started = time.perf_counter_ns()
     async with context.served.using(name):
         took = time.perf_counter_ns() - started
-    line = Line(model=body.model, created_at=_now(), done=True, done_reason="load")
+    line = OllamaLine(model=body.model, created_at=_now(), done=True, done_reason="load")
     line.total_duration = line.load_duration = took
     if isinstance(body, OllamaChatBody):
         line.message = LineMessage("")
@@ -261,7 +261,7 @@ def _messages(given: Sequence[OllamaMessage]) -> list[ChatMessage]:
     return found
 
 
-async def _answer(body: TextBody, asked: AbstractAsyncContextManager[Prepared], context: Context) -> Line | Events:
+async def _answer(body: TextBody, asked: AbstractAsyncContextManager[Prepared], context: Context) -> OllamaLine | Events:
     lines = _lines(body, asked, context)
     if body.stream is not False:
         return Events(lines)
@@ -279,7 +279,7 @@ async def _answer(body: TextBody, asked: AbstractAsyncContextManager[Prepared], 
 
 async def _lines(
     body: TextBody, asked: AbstractAsyncContextManager[Prepared], context: Context
-) -> AsyncGenerator[Line, None]:
+) -> AsyncGenerator[OllamaLine, None]:
     started = time.perf_counter_ns()
     async with asked as prepared, aclosing(passages(prepared, context)) as found:
         loaded = read = time.perf_counter_ns()
@@ -306,14 +306,14 @@ async def _lines(
         yield last
 
 
-def _line(body: TextBody) -> Line:
-    line = Line(model=body.model, created_at=_now())
+def _line(body: TextBody) -> OllamaLine:
+    line = OllamaLine(model=body.model, created_at=_now())
     if isinstance(body, OllamaChatBody):
         line.message = LineMessage("")
     return line
 
 
-def _say(line: Line, text: str, thinking: str, calls: list[MessageCall], tokens: list[ToldToken]) -> None:
+def _say(line: OllamaLine, text: str, thinking: str, calls: list[MessageCall], tokens: list[ToldToken]) -> None:
     """Put what is said into a line."""
     if line.message is UNSET:
         line.response, line.thinking = text, thinking or UNSET
@@ -395,11 +395,11 @@ def _now() -> str:
 
 ENDPOINTS = (
     Endpoint(
-        "POST", "/api/chat", chatted, "the next answer in a conversation, for clients of ollama", OllamaChatBody, Line,
-        Line, JSON_LINES,
+        "POST", "/api/chat", chatted, "the next answer in a conversation, for clients of ollama", OllamaChatBody, OllamaLine,
+        OllamaLine, JSON_LINES,
     ),
     Endpoint(
-        "POST", "/api/generate", generated, "the answer to a prompt, for clients of ollama", GenerateBody, Line, Line,
+        "POST", "/api/generate", generated, "the answer to a prompt, for clients of ollama", GenerateBody, OllamaLine, OllamaLine,
         JSON_LINES,
     ),
     Endpoint("POST", "/api/embed", embedded, "the vector of each input, for clients of ollama", EmbedBody, EmbedAnswer),
@@ -410,7 +410,7 @@ ENDPOINTS = (
     Endpoint("GET", "/api/tags", tags, "the models, for clients of ollama", None, ModelsAnswer),
     Endpoint("POST", "/api/show", show, "one of the models, for clients of ollama", ShowBody, ShowAnswer),
     Endpoint("GET", "/api/ps", running, "the models that are loaded, for clients of ollama", None, RunningAnswer),
-    Endpoint("GET", "/api/version", version, "the version of ollama's API that is served", None, VersionAnswer),
+    Endpoint("GET", "/api/version", version, "the version of ollama's API that is served", None, OllamaVersion),
     *(Endpoint("POST", f"/api/{each}", refused, "refused: models are chosen where the server is started")
       for each in ("pull", "push", "create", "copy", "blobs/{digest}")),
     Endpoint("DELETE", "/api/delete", refused, "refused: models are chosen where the server is started"),

@@ -148,7 +148,7 @@ class LineMessage(msgspec.Struct):
     role: Literal["assistant"] = "assistant"
 
 
-class Line(msgspec.Struct, kw_only=True):
+class OllamaLine(msgspec.Struct, kw_only=True):
     """An answer, or a line of one: with `message` of a chat, with `response` of a prompt. The last one is `done` and
     has the numbers of tokens, and durations in nanoseconds.
     """
@@ -236,7 +236,7 @@ class ShowAnswer(msgspec.Struct):
     modelfile: str = ""
 
 
-class VersionAnswer(msgspec.Struct):
+class OllamaVersion(msgspec.Struct):
     """The version of ollama's API that is served, and headway's own."""
 
     version: str
