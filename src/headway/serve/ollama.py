@@ -261,7 +261,9 @@ def _messages(given: Sequence[OllamaMessage]) -> list[ChatMessage]:
     return found
 
 
-async def _answer(body: TextBody, asked: AbstractAsyncContextManager[Prepared], context: Context) -> OllamaLine | Events:
+async def _answer(
+    body: TextBody, asked: AbstractAsyncContextManager[Prepared], context: Context
+) -> OllamaLine | Events:
     lines = _lines(body, asked, context)
     if body.stream is not False:
         return Events(lines)
@@ -395,12 +397,12 @@ def _now() -> str:
 
 ENDPOINTS = (
     Endpoint(
-        "POST", "/api/chat", chatted, "the next answer in a conversation, for clients of ollama", OllamaChatBody, OllamaLine,
-        OllamaLine, JSON_LINES,
+        "POST", "/api/chat", chatted, "the next answer in a conversation, for clients of ollama", OllamaChatBody,
+        OllamaLine, OllamaLine, JSON_LINES,
     ),
     Endpoint(
-        "POST", "/api/generate", generated, "the answer to a prompt, for clients of ollama", GenerateBody, OllamaLine, OllamaLine,
-        JSON_LINES,
+        "POST", "/api/generate", generated, "the answer to a prompt, for clients of ollama", GenerateBody,
+        OllamaLine, OllamaLine, JSON_LINES,
     ),
     Endpoint("POST", "/api/embed", embedded, "the vector of each input, for clients of ollama", EmbedBody, EmbedAnswer),
     Endpoint(
