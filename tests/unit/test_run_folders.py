@@ -186,7 +186,7 @@ def test_of_a_link_the_link_is_removed(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "folder"]
 
 
-BAD_NAMES = ("", ".", "..", "../../x", "/tmp/x", "a/b", "a\\b", "C:x", "a\0b", "a\nb", ".hidden", "a.", " a", "a" * 129)
+BAD_NAMES = ("", ".", "..", "../../x", "/x/y", "a/b", "a\\b", "C:x", "a\0b", "a\nb", ".hidden", "a.", " a", "a" * 129)
 
 
 @pytest.mark.parametrize("name", BAD_NAMES)
