@@ -32,7 +32,7 @@ from typing import Any
 from measure import RESULTS, ROOT, child, report, write
 
 sys.path[:0] = [str(ROOT / "tests" / "fuzz"), str(ROOT / "tests")]
-_CASES = 150  # of a process that fuzzes runs
+_CASES = 50  # of a process that fuzzes runs
 
 
 def part(name: str, seed: int, count: int) -> dict[str, Any]:

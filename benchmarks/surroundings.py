@@ -282,7 +282,6 @@ def main() -> None:
     args = parser.parse_args()
     wanted = args.groups or list(GROUPS)
     path = RESULTS / "surroundings.json"
-    earlier = json.loads(path.read_text())["groups"] if path.exists() else {}
     os.environ["PYTHONPATH"] = str(ROOT / "src")
     for group in wanted:
         with tempfile.TemporaryDirectory() as name:
@@ -302,7 +301,8 @@ def main() -> None:
                     f"{outcome:<24} {found['seconds']:>6} s  {trial.name}: {found['error'] or found['output']}",
                     flush=True,
                 )
-            earlier[group] = results
+        earlier = json.loads(path.read_text())["groups"] if path.exists() else {}
+        earlier[group] = results
         tried = [each for results in earlier.values() for each in results]
         write(
             "surroundings",
