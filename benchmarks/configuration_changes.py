@@ -204,6 +204,10 @@ COMMON: dict[str, Settings] = {
         for name, value in SCALINGS.items()
     },
 }
+# Keys whose defaults make a model of full size; tests/parity/test_decoder_settings.py compares those defaults.
+SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size", "n_embd", "n_layer", "d_model", "d_ff")
+SIZES += ("dim", "hidden_dim", "n_layers", "num_layers", "encoder_layers", "decoder_layers", "num_local_experts")
+SIZES += ("encoder_ffn_dim", "decoder_ffn_dim", "num_attention_heads", "head_dim", "image_size", "max_ep_len")
 SWITCHED_OFF = ("architectures", "model_type", "id2label", "label2id", "transformers_version")
 
 
@@ -255,8 +259,9 @@ def own_keys(base: Mapping[str, Any]) -> dict[str, Settings]:
         derived = {"dense_act_fn": LEFT_OUT, "is_gated_act": LEFT_OUT} if key == "feed_forward_proj" else {}
         for other in values:
             found[f"{key} = {other!r}"] = {**derived, key: other}
-        found[f"{key} null"] = {key: None}
-        found[f"{key} left out"] = {key: LEFT_OUT}
+        if key not in SIZES:
+            found[f"{key} null"] = {key: None}
+            found[f"{key} left out"] = {key: LEFT_OUT}
     return found
 
 

@@ -202,7 +202,8 @@ def run_text(kind: str, theirs: Any) -> tuple[Callable[[], Outputs], Callable[[A
         output = theirs(**given)
         if kind == "hidden":
             return output.last_hidden_state, layout.keep
-        return output.logits, None if kind == "classes" else layout.keep
+        scores = output.prediction_logits if "prediction_logits" in output else output.logits
+        return scores, None if kind == "classes" else layout.keep
 
     def run_ours(ours: Any) -> Tensor:
         if kind == "decoder":
@@ -216,8 +217,9 @@ def run_seq2seq(kind: str, theirs: Any) -> tuple[Callable[[], Outputs], Callable
     target, mask, layout = token_rows(theirs.config, [11, 7, 4])
     given = {"decoder_input_ids": target, "decoder_attention_mask": mask}
     if kind == "speech":
-        frames = random(3, 24, theirs.config.num_mel_bins)
-        given["input_features"], source, about = frames.transpose(1, 2), frames, Layout.full(3, 24)
+        length = 2 * theirs.config.max_source_positions
+        frames = random(3, length, theirs.config.num_mel_bins)
+        given["input_features"], source, about = frames.transpose(1, 2), frames, Layout.full(3, length)
     else:
         source, attended, about = token_rows(theirs.config, LENGTHS)
         given |= {"input_ids": source, "attention_mask": attended}
@@ -441,7 +443,8 @@ def real_cases(families: list[str]) -> Iterator[tuple[str, Subject, dict[str, An
         if family not in known or (families and family not in families):
             continue
         alike = next(each for each in kinds.values() if each.family == family)
-        subject = kinds.get(name, Subject(family, name, {}, "hidden" if name.endswith("Model") else alike.kind))
+        kind = "masked" if name.endswith("ForPreTraining") else "hidden" if name.endswith("Model") else alike.kind
+        subject = kinds.get(name, Subject(family, name, {}, kind))
         yield path.parent.name, subject, smaller(settings)
 
 

@@ -87,8 +87,8 @@ def unknown_keys(family: Family, settings: Settings) -> list[str]:
 
 
 def report_unknown(family: Family, settings: Settings) -> None:
-    """One line in the log for the settings that neither program knows."""
-    found = unknown_keys(family, settings)
+    """One line in the log for the settings that neither program knows; LeRobot's files name no model_type."""
+    found = unknown_keys(family, settings) if "model_type" in settings else []
     if found:
         more = f" and {len(found) - _MOST} more" if len(found) > _MOST else ""
         _LOG.warning(

@@ -6,6 +6,7 @@ Query, key and value of each head lie together in one tensor.
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import replace
 from typing import Any
 
 from headway.formats.heads import PublishedClasses, head_rules, read_heads, write_heads
@@ -19,7 +20,8 @@ from headway.nn.parts.positions import RotaryConfig
 
 
 def read(settings: Settings, names: Collection[str]) -> TransformerConfig:
-    rotary = settings.rotary(
+    # The fraction is rotary_pct or below rope_parameters; the name of other families is not read.
+    rotary = replace(settings, values={**settings.values, "partial_rotary_factor": None}).rotary(
         theta=settings.get("rotary_emb_base", float, 10000.0), fraction=settings.get("rotary_pct", float, 0.25)
     )
     settings.refuse("head_dim", settings.get("hidden_size", int) // settings.get("num_attention_heads", int))
