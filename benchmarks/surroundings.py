@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 from measure import RESULTS, ROOT, write
 
-_SECONDS = 600  # of the clock, after which a command counts as hanging
+_SECONDS, _WAITED = 600, 3600  # of a core and of the clock, after which a command counts as hanging
 _FILES = 1_000_000
 _LINKS = 20_000  # names of one file
 _DEEP = 4000  # characters of a path
@@ -59,6 +59,7 @@ def ran(trial: Trial, folder: Path) -> dict[str, Any]:
     """What a trial took and wrote."""
 
     def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_CPU, (_SECONDS, _SECONDS + 10))
         for kind, most in trial.limits.items():
             resource.setrlimit(kind, (most, most))
 
@@ -76,7 +77,7 @@ def ran(trial: Trial, folder: Path) -> dict[str, Any]:
     )
     late = False
     try:
-        out, err = process.communicate(timeout=_SECONDS)
+        out, err = process.communicate(timeout=_WAITED)
     except subprocess.TimeoutExpired:
         late = True
         os.killpg(process.pid, signal.SIGKILL)
@@ -84,7 +85,7 @@ def ran(trial: Trial, folder: Path) -> dict[str, Any]:
     lines = err.decode("utf-8", "replace").strip().splitlines()
     errors = [line for line in lines if line.startswith("headway: ")] or lines[-1:]
     wrong = {
-        f"no end in {_SECONDS} s": late,
+        f"no end in {_SECONDS} s": late or process.returncode == -signal.SIGXCPU,
         f"exit {process.returncode}": not late and process.returncode not in trial.codes,
         "a traceback": any(line.startswith("Traceback") for line in lines),
         "several lines of error": process.returncode == 2 and sum(line.startswith("headway: ") for line in lines) > 1,
