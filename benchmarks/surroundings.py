@@ -253,7 +253,7 @@ def descriptors(folder: Path) -> Iterator[Trial]:
 
 
 def forms(folder: Path) -> Iterator[Trial]:
-    for form in ("portable", "avx2", "vnni", "amx", "", "AVX2", "avx2 ", "sse9"):
+    for form in ("", "AVX2", "avx2 ", "sse9", "amx", "vnni", "avx2", "portable"):
         codes = (2,) if form not in ("portable", "avx2", "vnni", "amx") else (0, 2)
         yield Trial(
             f"HEADWAY_FORM={form!r}: generate",
@@ -282,7 +282,6 @@ def main() -> None:
     parser.add_argument("groups", nargs="*", metavar="GROUP", help=f"of {', '.join(GROUPS)}")
     args = parser.parse_args()
     wanted = args.groups or list(GROUPS)
-    path = RESULTS / "surroundings.json"
     os.environ["PYTHONPATH"] = str(ROOT / "src")
     for group in wanted:
         with tempfile.TemporaryDirectory() as name:
@@ -302,13 +301,16 @@ def main() -> None:
                     f"{outcome:<24} {found['seconds']:>6} s  {trial.name}: {found['error'] or found['output']}",
                     flush=True,
                 )
-        earlier = json.loads(path.read_text())["groups"] if path.exists() else {}
-        earlier[group] = results
-        tried = [each for results in earlier.values() for each in results]
-        write(
-            "surroundings",
-            {"tried": len(tried), "faults": sum(bool(each["faults"]) for each in tried), "groups": earlier},
-        )
+                _note(group, results)
+
+
+def _note(group: str, results: list[dict[str, Any]]) -> None:
+    """Write the results of a group next to those of the others."""
+    path = RESULTS / "surroundings.json"
+    groups = {**(json.loads(path.read_text())["groups"] if path.exists() else {}), group: results}
+    tried = [each for some in groups.values() for each in some]
+    faults = sum(bool(each["faults"]) for each in tried)
+    write("surroundings", {"tried": len(tried), "faults": faults, "groups": groups})
 
 
 if __name__ == "__main__":
