@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 from measure import RESULTS, ROOT, write
 
-_SECONDS = 600  # of the clock, after which a command counts as hanging
+_SECONDS, _WAITED = 600, 3600  # of a core and of the clock, after which a command counts as hanging
 _FILES = 1_000_000
 _LINKS = 20_000  # names of one file
 _DEEP = 4000  # characters of a path
@@ -59,6 +59,7 @@ def ran(trial: Trial, folder: Path) -> dict[str, Any]:
     """What a trial took and wrote."""
 
     def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_CPU, (_SECONDS, _SECONDS + 10))
         for kind, most in trial.limits.items():
             resource.setrlimit(kind, (most, most))
 
@@ -76,7 +77,7 @@ def ran(trial: Trial, folder: Path) -> dict[str, Any]:
     )
     late = False
     try:
-        out, err = process.communicate(timeout=_SECONDS)
+        out, err = process.communicate(timeout=_WAITED)
     except subprocess.TimeoutExpired:
         late = True
         os.killpg(process.pid, signal.SIGKILL)
@@ -84,7 +85,7 @@ def ran(trial: Trial, folder: Path) -> dict[str, Any]:
     lines = err.decode("utf-8", "replace").strip().splitlines()
     errors = [line for line in lines if line.startswith("headway: ")] or lines[-1:]
     wrong = {
-        f"no end in {_SECONDS} s": late,
+        f"no end in {_SECONDS} s": late or process.returncode == -signal.SIGXCPU,
         f"exit {process.returncode}": not late and process.returncode not in trial.codes,
         "a traceback": any(line.startswith("Traceback") for line in lines),
         "several lines of error": process.returncode == 2 and sum(line.startswith("headway: ") for line in lines) > 1,
@@ -252,7 +253,7 @@ def descriptors(folder: Path) -> Iterator[Trial]:
 
 
 def forms(folder: Path) -> Iterator[Trial]:
-    for form in ("portable", "avx2", "vnni", "amx", "", "AVX2", "avx2 ", "sse9"):
+    for form in ("", "AVX2", "avx2 ", "sse9", "amx", "vnni", "avx2", "portable"):
         codes = (2,) if form not in ("portable", "avx2", "vnni", "amx") else (0, 2)
         yield Trial(
             f"HEADWAY_FORM={form!r}: generate",
@@ -281,7 +282,6 @@ def main() -> None:
     parser.add_argument("groups", nargs="*", metavar="GROUP", help=f"of {', '.join(GROUPS)}")
     args = parser.parse_args()
     wanted = args.groups or list(GROUPS)
-    path = RESULTS / "surroundings.json"
     os.environ["PYTHONPATH"] = str(ROOT / "src")
     for group in wanted:
         with tempfile.TemporaryDirectory() as name:
@@ -301,13 +301,16 @@ def main() -> None:
                     f"{outcome:<24} {found['seconds']:>6} s  {trial.name}: {found['error'] or found['output']}",
                     flush=True,
                 )
-        earlier = json.loads(path.read_text())["groups"] if path.exists() else {}
-        earlier[group] = results
-        tried = [each for results in earlier.values() for each in results]
-        write(
-            "surroundings",
-            {"tried": len(tried), "faults": sum(bool(each["faults"]) for each in tried), "groups": earlier},
-        )
+                _note(group, results)
+
+
+def _note(group: str, results: list[dict[str, Any]]) -> None:
+    """Write the results of a group next to those of the others."""
+    path = RESULTS / "surroundings.json"
+    groups = {**(json.loads(path.read_text())["groups"] if path.exists() else {}), group: results}
+    tried = [each for some in groups.values() for each in some]
+    faults = sum(bool(each["faults"]) for each in tried)
+    write("surroundings", {"tried": len(tried), "faults": faults, "groups": groups})
 
 
 if __name__ == "__main__":

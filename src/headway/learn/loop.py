@@ -218,7 +218,7 @@ class Loop:
             return
         seen, size = progress.tokens, computing(self.run.outline)
         low, loss, high = self.foretell(metrics["loss"], size, seen, seen * steps / progress.step)
-        progress.forecast = PredictedLoss(step=progress.step, loss=loss, loss_interval=(low, high))
+        progress.forecast = PredictedLoss(step=progress.step, loss=loss, loss_interval=[low, high])
         self.journal.display.say(f"forecast from here: validation loss {loss:.3g} at the end ({low:.3g} to {high:.3g})")
 
     def _measured(self) -> dict[str, float] | None:

@@ -47,6 +47,11 @@ def _is_score(value: Any) -> bool:
     return abs(value) <= _HUGE or not math.isfinite(value)
 
 
+def _check_ends(values: list[float], path: str) -> None:
+    if len(values) != 2:
+        raise ConfigError(f"{path} has {len(values)} numbers, not the two ends of an interval; {_REMEDY}")
+
+
 Count = Annotated[int, Range(0)]
 Seconds = Annotated[float, Range(0, 1e12)]
 
@@ -56,7 +61,7 @@ class PredictedLoss(TypedDict):
 
     step: Count
     loss: float
-    loss_interval: tuple[float, float]
+    loss_interval: Annotated[list[float], _check_ends]
 
 
 class MetricsLine(TypedDict):
@@ -97,11 +102,12 @@ class Status(TypedDict, total=False):
     minutes: Seconds | None
     precision: str
     precision_reason: str
-    fresh: tuple[str, ...]
+    fresh: list[str]
     goal: str
     unit: str
     best: Annotated[dict[str, Any], check_line] | None
     forecast: PredictedLoss | None
+    data: dict[str, int | str]
     scores: Annotated[Judged, check_scores] | None
     samples: list[dict[str, str]]
     judging_seconds: Seconds
