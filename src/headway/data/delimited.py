@@ -16,6 +16,7 @@ from headway.received import exceeded, limits
 
 Row = tuple[int, list[str]]  # with the number of the line that it ends on
 _SEPARATORS = (",", ";", "\t")  # of equally many columns the first
+_OBJECT = 64  # bytes, about, that a line takes beside its characters
 _LONG = threading.Lock()  # held while csv's limit of a field, which is the process's own, is raised
 
 
@@ -165,7 +166,7 @@ def _broken(line: str, columns: int, ahead: _Ahead) -> list[str]:
         if following is None or size > most:
             return [line]
         parts.append(following)
-        size += len(following) + 1
+        size += len(following) + _OBJECT
         rest = _REST.match(following)
         end = 0 if rest is None else rest.end()
         if end < len(following):
