@@ -5,8 +5,9 @@
 
 For each case transformers makes a model of the changed config.json, with random weights, and saves it. Then both
 programs open the folder. A case is "equal" if the outputs agree, "refused" if headway ends with a UserError,
-"unsupported" if transformers itself cannot open or run the model, and "wrong" otherwise. Exit 0 if no case is wrong;
-results/configurations.json has the counts, every refusal and every wrong case.
+"unsupported" if transformers itself cannot open or run the model, and "wrong" otherwise. Exit 0 if no case is wrong.
+`--out results/configurations.json` writes the counts, every refusal and every wrong case; families that are not run
+keep the results that the file has.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import re
 import sys
+import time
 import traceback
 import warnings
 import zlib
@@ -492,7 +495,11 @@ def report(rows: dict[str, dict[str, Outcome]], out: Path | None) -> int:
             name: {
                 "counts": dict(Counter(each.kind for each in row.values())),
                 **{
-                    kind: {change: o.detail for change, o in row.items() if o.kind == kind}
+                    kind: {
+                        change: re.sub(r"/\S+/model\b", "FOLDER", o.detail)
+                        for change, o in row.items()
+                        if o.kind == kind
+                    }
                     for kind in ("refused", "unsupported", "wrong")
                 },
             }
@@ -504,7 +511,8 @@ def report(rows: dict[str, dict[str, Outcome]], out: Path | None) -> int:
             totals = Counter()
             for case in cases.values():
                 totals.update(case["counts"])
-        text = json.dumps({"machine": machine(), "totals": dict(totals), "cases": cases}, indent=1, ensure_ascii=False)
+        found = {"machine": machine(), "date": time.strftime("%Y-%m-%d"), "totals": dict(totals), "cases": cases}
+        text = json.dumps(found, indent=1, ensure_ascii=False)
         out.write_text(text + "\n", encoding="utf-8")
     return 1 if wrong else 0
 

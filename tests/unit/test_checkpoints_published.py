@@ -82,7 +82,7 @@ def test_slices_that_do_not_fit_together_are_shown(folder: Path) -> None:
     ({"model_type": "lama"}, "no family 'lama'; did you mean 'llama'? (known: "),
     ({"model_type": 3}, "model_type is 3; give text"),
     ({"auto_map": {"AutoModel": "x.Y"}}, "asks for code of its own"),
-    ({"vocab_size": None}, "lacks 'vocab_size'"),
+    ({"vocab_size": None}, "vocab_size is null; give a value, or leave it out"),
     ({"hidden_act": "gelo"}, "hidden_act is 'gelo'; did you mean 'gelu'?"),
     ({"hidden_size": "wide"}, "hidden_size is 'wide'; give a whole number"),
     ({"rope_parameters": {"rope_type": "yearn"}}, "rope_type is 'yearn'; did you mean 'yarn'?"),
