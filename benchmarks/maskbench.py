@@ -2,8 +2,8 @@
 
     python benchmarks/maskbench.py DATA      # maskbench/data of github.com/guidance-ai/jsonschemabench
 
-Each instance is given to the rule of its schema byte by byte. Of each twentieth schema that is done token by token, too,
-as GPT-2's tokenizer cuts it, with the mask of each token computed. A valid instance whose keys have another order than
+Each instance is given to the rule of its schema byte by byte. Of each twentieth schema that is done token by token,
+too, as GPT-2 cuts it, with the mask of each token computed. A valid instance whose keys have another order than
 the grammar asks for is tried in that order (JSON objects have none), and counted apart.
 """
 
