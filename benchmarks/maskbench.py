@@ -2,9 +2,9 @@
 
     python benchmarks/maskbench.py DATA      # maskbench/data of github.com/guidance-ai/jsonschemabench
 
-Each instance is given to the rule of its schema token by token, as GPT-2's tokenizer cuts it; for the first valid and
-the first invalid one of each tenth schema the mask of each token is computed too. A valid instance whose keys have
-another order than the grammar asks for is tried in that order (JSON objects have none), and counted apart.
+Each instance is given to the rule of its schema byte by byte. Of each twentieth schema that is done token by token,
+too, as GPT-2 cuts it, with the mask of each token computed. A valid instance whose keys have another order than
+the grammar asks for is tried in that order (JSON objects have none), and counted apart.
 """
 
 from __future__ import annotations
@@ -14,28 +14,43 @@ import json
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from llguidance import LLMatcher
 
 from headway.codecs import Codec, load_codec, train_codec
 from headway.errors import UserError
 from headway.generate.scheduler import Rule
+from headway.serve.compiling import answer
 from headway.serve.rules import rule_for
+from headway.serve.schemas.matching import LIMITS, byte_tokenizer
 from json_schema import accepts
 from measure import data_folder, write
 
-TRIED = 2000  # beginnings of an instance that are tried in the search for the order of its keys
-MASKED = 10  # one schema of so many has its masks computed
+TRIED = 3000  # parts of an instance that are tried in the search for the order of its keys
+MASKED = 20  # one schema of so many has its masks computed
 
 
-def compiled(codec: Codec, schema: Any) -> Callable[[], Rule]:
-    make = rule_for(codec, {"type": "json_schema", "json_schema": {"schema": schema}})
-    assert make is not None
-    return make
+class Found(NamedTuple):
+    """What comes of one schema."""
+
+    name: str
+    refused: str | None
+    seconds: float
+    counts: Counter[str]
+    invalid_accepted: list[int]
+    valid_refused: list[int]
+
+
+@cache
+def codecs(ranks: Path) -> tuple[Codec, Codec]:
+    return train_codec("byte", ["any"]), load_codec(ranks)
 
 
 def is_in_masks(rule: Rule, codec: Codec, text: str) -> bool:
@@ -74,46 +89,81 @@ def as_ordered(schema: Any, value: Any) -> Any:
     return ordered(value)
 
 
-def fits_in_some_order(make: Callable[[], Rule], codec: Codec, value: Any) -> bool:
-    """Whether an instance may be written with its keys in some order. `codec` writes bytes."""
+def fits_in_some_order(schema: Any, value: Any) -> bool:
+    """Whether an instance may be written with its keys in some order."""
+    grammar = answer({"form": {"type": "json_schema", "schema": schema}, "symbols": 0})["grammar"]
     tried = 0
 
-    def begins(text: str) -> bool:
+    def on(matcher: LLMatcher, text: str) -> Iterator[LLMatcher]:
         nonlocal tried
         tried += 1
-        rule = make()
-        try:
-            for token in codec.encode(text):
-                rule.take(token)
-        except UserError:
-            return False
-        return tried <= TRIED
+        copy, raw = matcher.deep_copy(), text.encode()
+        if tried <= TRIED and copy.try_consume_tokens([1 + byte for byte in raw]) == len(raw):
+            yield copy
 
-    def texts(before: str, value: Any) -> Iterator[str]:
+    def texts(matcher: LLMatcher, value: Any) -> Iterator[LLMatcher]:
         if isinstance(value, dict) and value:
-            yield from members(before + "{", value)
+            for begun in on(matcher, "{"):
+                yield from members(begun, value, "")
         elif isinstance(value, list) and value:
-            yield from items(before + "[", value)
-        elif begins(text := before + json.dumps(value, ensure_ascii=False)):
-            yield text
+            for begun in on(matcher, "["):
+                yield from items(begun, value)
+        else:
+            yield from on(matcher, json.dumps(value, ensure_ascii=False))
 
-    def members(before: str, left: dict[str, Any]) -> Iterator[str]:
-        if not left and begins(before + "}"):
-            yield before + "}"
+    def members(matcher: LLMatcher, left: dict[str, Any], comma: str) -> Iterator[LLMatcher]:
+        if not left:
+            yield from on(matcher, "}")
         for name, each in left.items():
-            begun = f"{before}{'' if before.endswith('{') else ', '}{json.dumps(name, ensure_ascii=False)}: "
-            if begins(begun):
-                for text in texts(begun, each):
-                    yield from members(text, {key: other for key, other in left.items() if key != name})
+            for begun in on(matcher, f"{comma}{json.dumps(name, ensure_ascii=False)}: "):
+                for told in texts(begun, each):
+                    yield from members(told, {key: other for key, other in left.items() if key != name}, ", ")
 
-    def items(before: str, left: list[Any]) -> Iterator[str]:
-        for text in texts(before, left[0]):
-            if len(left) > 1:
-                yield from items(text + ", ", left[1:])
-            else:
-                yield text + "]"
+    def items(matcher: LLMatcher, left: list[Any]) -> Iterator[LLMatcher]:
+        for told in texts(matcher, left[0]):
+            for begun in on(told, ", " if len(left) > 1 else "]"):
+                if len(left) > 1:
+                    yield from items(begun, left[1:])
+                else:
+                    yield begun
 
-    return any(accepts(make(), codec, text) for text in texts("", value))
+    start = LLMatcher(byte_tokenizer(), grammar, log_level=0, limits=LIMITS)
+    return any(matcher.is_accepting() for matcher in texts(start, as_ordered(schema, value)))
+
+
+def evaluate(ranks: Path, numbered: tuple[int, Path]) -> Found:
+    number, file = numbered
+    content = json.loads(file.read_text(encoding="utf-8"))
+    of_bytes, of_tokens = codecs(ranks)
+    form = {"type": "json_schema", "json_schema": {"schema": content["schema"]}}
+    counts: Counter[str] = Counter(schemas=1)
+    started = time.perf_counter()
+    try:
+        make = rule_for(of_bytes, form)
+        by_tokens = rule_for(of_tokens, form) if number % MASKED == 0 else None
+    except UserError as error:
+        told = re.sub(r" at '.*?'(?=,)|'(?:[^'\\]|\\.)*'", "", str(error))
+        return Found(file.stem, re.sub(r"[\d.,]*\d", "N", told), 0, counts, [], [])
+    assert make is not None
+    found = Found(file.stem, None, time.perf_counter() - started, counts, [], [])
+    counts["taken"] += 1
+    for i, test in enumerate(content["tests"]):
+        text = json.dumps(test["data"], ensure_ascii=False)
+        taken = accepts(make(), of_bytes, text)
+        if by_tokens is not None:
+            counts["instances_by_masks"] += 1
+            counts["masks_that_differ"] += is_in_masks(by_tokens(), of_tokens, text) != taken
+        if test["valid"]:
+            counts["valid"] += 1
+            counts["valid_as_given"] += taken
+            if not taken and not fits_in_some_order(content["schema"], test["data"]):
+                found.valid_refused.append(i)
+        else:
+            counts["invalid"] += 1
+            compact = json.dumps(test["data"], ensure_ascii=False, separators=(",", ":"))
+            if taken or accepts(make(), of_bytes, compact):
+                found.invalid_accepted.append(i)
+    return found
 
 
 def main() -> None:
@@ -121,50 +171,31 @@ def main() -> None:
     parser.add_argument("data", type=Path, help="the folder maskbench/data")
     parser.add_argument("--ranks", type=Path, default=data_folder() / "conformance/r50k_base.tiktoken")
     parser.add_argument("--every", type=int, default=1, help="evaluate one schema of so many (default: 1)")
+    parser.add_argument("--workers", type=int, default=1, help="processes to use (default: 1)")
     arguments = parser.parse_args()
-    codec, of_bytes = load_codec(arguments.ranks), train_codec("byte", ["any"])
-    counts: Counter[str] = Counter()
-    refused: Counter[str] = Counter()
-    lists: dict[str, list[str]] = {"invalid_accepted": [], "valid_refused": [], "refused_schemas": []}
-    seconds = []
-    for file in sorted(arguments.data.glob("*.json"))[:: arguments.every]:
-        found = json.loads(file.read_text(encoding="utf-8"))
-        counts["schemas"] += 1
-        started = time.perf_counter()
-        try:
-            make = compiled(codec, found["schema"])
-        except UserError as error:
-            told = re.sub(r" at '.*?'(?=,)|'(?:[^'\\]|\\.)*'", "", str(error))
-            refused[re.sub(r"[\d.,]*\d", "N", told)] += 1
-            lists["refused_schemas"].append(file.stem)
-            continue
-        seconds.append(time.perf_counter() - started)
-        counts["taken"] += 1
-        seen = set()
-        for i, test in enumerate(found["tests"]):
-            valid, text = test["valid"], json.dumps(test["data"], ensure_ascii=False)
-            taken = accepts(make(), codec, text)
-            if valid not in seen and counts["schemas"] % MASKED == 1:
-                seen.add(valid)
-                counts["instances_by_masks"] += 1
-                counts["masks_that_differ"] += is_in_masks(make(), codec, text) != taken
-            if valid:
-                counts["valid"] += 1
-                counts["valid_as_given"] += taken
-                ordered = None if taken else as_ordered(found["schema"], test["data"])
-                if not taken and not fits_in_some_order(compiled(of_bytes, found["schema"]), of_bytes, ordered):
-                    lists["valid_refused"].append(f"{file.stem} {i}")
-            else:
-                counts["invalid"] += 1
-                compact = json.dumps(test["data"], separators=(",", ":"))
-                if taken or accepts(make(), codec, compact):
-                    lists["invalid_accepted"].append(f"{file.stem} {i}")
+    files = list(enumerate(sorted(arguments.data.glob("*.json"))))[:: arguments.every]
+    with ProcessPoolExecutor(arguments.workers) as pool:
+        results = list(pool.map(partial(evaluate, arguments.ranks), files, chunksize=20))
+    counts = sum((each.counts for each in results), Counter())
+    seconds = [each.seconds for each in results if each.refused is None]
     times = {f"seconds_{share}": round(float(np.quantile(seconds, share / 100)), 4) for share in (50, 99, 100)}
+    lists = {
+        "invalid_accepted": [f"{each.name} {i}" for each in results for i in each.invalid_accepted],
+        "valid_refused": [f"{each.name} {i}" for each in results for i in each.valid_refused],
+        "refused_schemas": [each.name for each in results if each.refused is not None],
+    }
+    refused = Counter(each.refused for each in results if each.refused is not None)
     print(dict(counts), {name: len(each) for name, each in lists.items()}, times)
-    write("maskbench", {
-        "versions": {"llguidance": version("llguidance")},
-        **counts, **times, "refused": dict(refused.most_common()), **lists,
-    })  # fmt: skip
+    write(
+        "maskbench",
+        {
+            "versions": {"llguidance": version("llguidance")},
+            **counts,
+            **times,
+            "refused": dict(refused.most_common()),
+            **lists,
+        },
+    )
 
 
 if __name__ == "__main__":
