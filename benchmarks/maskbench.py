@@ -68,18 +68,21 @@ def is_in_masks(rule: Rule, codec: Codec, text: str) -> bool:
 
 
 def as_ordered(schema: Any, value: Any) -> Any:
-    """A value with its keys in the order in which the schema names them somewhere, and 2.0 as 2."""
-    places: dict[str, int] = {}
+    """A value with the keys of each object in the order of those `properties` that name most of them, and 2.0 as 2."""
+    orders: list[dict[str, int]] = []
 
     def look(part: Any) -> None:
-        for name, each in part.items() if isinstance(part, dict) else enumerate(part) if isinstance(part, list) else ():
-            if name in ("properties", "required") and isinstance(each, (dict, list)):
-                for key in each:
-                    places.setdefault(str(key), len(places))
+        if isinstance(part, dict):
+            named, required = part.get("properties"), part.get("required")
+            if isinstance(named, dict):
+                keys = [*named, *(required if isinstance(required, list) else [])]
+                orders.append({str(key): i for i, key in reversed(list(enumerate(keys)))})
+        for each in part.values() if isinstance(part, dict) else part if isinstance(part, list) else ():
             look(each)
 
     def ordered(part: Any) -> Any:
         if isinstance(part, dict):
+            places = max(orders, key=lambda order: len(order.keys() & part.keys()), default={})
             return {key: ordered(part[key]) for key in sorted(part, key=lambda key: places.get(key, len(places)))}
         if isinstance(part, list):
             return [ordered(each) for each in part]
