@@ -80,6 +80,18 @@ def test_a_folder_is_read_in_order_with_what_lies_below(tmp_path: Path, play: st
     assert list(documents([tmp_path])) == [play, "second", "third"]
 
 
+def test_runs_in_a_folder_of_data_are_not_read(tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "mine"
+    run.mkdir(parents=True)
+    (tmp_path / "own.jsonl").write_text('{"text": "some words"}\n')
+    for name in ("run.json", "recipe.json", "metrics.jsonl"):
+        (run / name).write_text('{"text": "of the run"}\n')
+    assert list(documents([tmp_path])) == ["some words"]
+    (tmp_path / "own.jsonl").unlink()
+    with pytest.raises(UserError, match="nothing that can be read"):
+        list(documents([tmp_path]))
+
+
 def test_archives_are_read_like_folders(data_dir: Path, tmp_path: Path) -> None:
     packed = data_dir / "lm/wikitext-2-raw-valid-test.tar.xz"
     texts = list(documents([packed]))

@@ -88,13 +88,17 @@ def honoured(files: list[File]) -> list[File]:
 
 def _in_folder(folder: Path, kinds: Collection[str], apart: Collection[Path]) -> list[File]:
     found: list[File] = []
-    for path in sorted(folder.rglob("*")):
+    paths = sorted(folder.rglob("*"))
+    # The runs of `train --data .` are not data, and they grow.
+    runs = {path.parent for path in paths if path.name == "run.json" and path.with_name("recipe.json").is_file()}
+    left_out = {*apart, *runs} - {folder}
+    for path in paths:
         parts = path.relative_to(folder).parts
         hidden = any(part.startswith(".") for part in parts)
         # An empty file among others says nothing, so it is passed over; given by itself it is an error.
         if hidden or kind_of(path.name) not in kinds or not path.is_file() or path.stat().st_size == 0:
             continue
-        if any(above in apart for above in path.parents):
+        if any(above in left_out for above in path.parents):
             continue
         outer = next(filter(None, map(named_side, [*reversed(parts[:-1]), folder.name])), None)
         files = find_files(path, kinds)
