@@ -21,6 +21,8 @@ from headway.serve.embeddings import EmbeddingBody
 from headway.serve.fingerprint import fingerprint
 from headway.serve.frame import Ready
 from headway.serve.loop import open_loop
+from headway.serve.ollama_bodies import Options
+from headway.serve.responses import ResponseBody, ResponseText
 
 COMPLETE, CHAT = "/v1/completions", "/v1/chat/completions"
 PROMPT = "Once upon a time there was a girl"
@@ -139,7 +141,8 @@ def test_what_asks_for_more_is_refused_by_name(server: TestClient, path: str, fi
 
 def test_every_neutral_field_is_in_the_document_and_has_a_reason(server: TestClient) -> None:
     schemas = server.get("/openapi.json").json()["components"]["schemas"]
-    for struct in (CompletionBody, ChatBody, ChatMessage, StreamOptions, EmbeddingBody):
+    structs = (CompletionBody, ChatBody, ChatMessage, StreamOptions, EmbeddingBody, ResponseBody, ResponseText, Options)
+    for struct in structs:
         own = {field.encode_name for field in msgspec.structs.fields(struct)}
         for name, neutral in struct.NEUTRAL.items():
             assert name in schemas[struct.__name__]["properties"]
