@@ -48,7 +48,7 @@ def weather(city: Literal["Ulm", "Oslo"]) -> str:
 
 
 def langchain(checks: Checks, running: Running) -> None:
-    url, key, _ = running
+    url, key = running.url, running.key
     own: dict[str, Any] = {"base_url": url, "api_key": key, "model": "stories", **FIXED}
 
     def chat() -> None:
@@ -93,7 +93,7 @@ def langchain(checks: Checks, running: Running) -> None:
 
 def lite(checks: Checks, running: Running) -> None:
     """litellm, by its way to servers of the OpenAI API."""
-    url, key, _ = running
+    url, key = running.url, running.key
     litellm.suppress_debug_info = True  # which it prints for every name that is not in its list
     own: dict[str, Any] = {"api_base": url, "api_key": key}
     asked: dict[str, Any] = {"model": "openai/stories", "messages": MESSAGES, **own, **FIXED}
