@@ -1,11 +1,11 @@
 """Clients that others wrote, against a live `headway serve` on loopback: the openai package, waiting and asynchronous,
-at every endpoint that it has a word for, and those of clients_frameworks.py. A client's answer in parts must be its
-whole answer.
+at every endpoint that it has a word for, and those of clients_frameworks.py and clients_protocols.py. A client's answer
+in parts must be its whole answer.
 
     python benchmarks/clients.py [CLIENT ...]
 
-The server has stories260K with a chat template that tells of tools, all-MiniLM-L6-v2 and Whisper tiny.en. What was
-found of other clients stays in the results.
+The server has stories260K with a chat template that tells of tools, all-MiniLM-L6-v2, Whisper tiny.en, and the models
+of clients_models.py. What was found of other clients stays in the results.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import openai
 
 import headway as hw
 from clients_checks import CITY, FIXED, MESSAGES, PROMPT, SAID, SOUND, Checks, Running, joined
+from clients_models import caller, ranker
 from live import MINILM, Options, Servers, models_beside, owner
 from measure import RESULTS, data_folder, write
 
@@ -32,6 +33,7 @@ TEMPLATE = (
     "{{ bos_token }}{% if tools %}{% for tool in tools %}{{ tool.function.name }} {% endfor %}<tool_call>{% endif %}"
     "{% for message in messages %}{{ message.content }}\n{% endfor %}"
 )
+MODELS = {"stories", "minilm", "whisper", "caller", "ranker"}
 
 
 async def listed(parts: AsyncIterator[Any]) -> list[Any]:
@@ -43,7 +45,7 @@ def waiting(checks: Checks, client: openai.OpenAI) -> None:
 
     def models() -> None:
         names = {model.id for model in client.models.list()}
-        assert names == {"stories", "minilm", "whisper"}, names
+        assert names == MODELS, names
         assert client.models.retrieve("minilm").id == "minilm"
 
     def completions() -> None:
@@ -143,7 +145,7 @@ def at_once(checks: Checks, client: openai.AsyncOpenAI) -> None:
         assert joined(iter(await listed(await client.completions.create(**text, stream=True))), False) == whole
         vectors = await asyncio.gather(*(client.embeddings.create(model="minilm", input=f"text {n}") for n in range(4)))
         assert all(len(each.data[0].embedding) == 384 for each in vectors)
-        assert len([model async for model in client.models.list()]) == 3
+        assert {model.id async for model in client.models.list()} == MODELS
         sound = ("a.wav", (data_folder() / SOUND).read_bytes())
         assert (await client.audio.transcriptions.create(model="whisper", file=sound)).text == SAID
         await client.close()
@@ -174,6 +176,10 @@ CLIENTS = {
     "instructor": Client(("instructor",), "clients_frameworks", "instructing"),
     "pydantic-ai": Client(("pydantic-ai-slim",), "clients_frameworks", "agents"),
     "lm-eval": Client(("lm-eval",), "clients_frameworks", "harness"),
+    "openai-responses": Client(("openai",), "clients_protocols", "responses"),
+    "ollama": Client(("ollama",), "clients_protocols", "ollama_package"),
+    "cohere": Client(("cohere",), "clients_protocols", "cohere_package"),
+    "jina": Client(("httpx",), "clients_protocols", "jina"),
 }
 
 
@@ -186,10 +192,12 @@ def main() -> None:
     checks = Checks({name: each for name, each in before["checks"].items() if name.partition(":")[0] not in names})
     with tempfile.TemporaryDirectory() as folder:
         beside = models_beside(Path(folder))
+        caller(beside / "caller", TEMPLATE)
+        ranker(beside / "ranker")
         servers = Servers(Path(folder))
         try:
             started = servers.of(Options("stories", TEMPLATE, 512, ("--models", str(beside)), None), "stories")
-            running = Running(f"http://127.0.0.1:{started.port}/v1", owner(0), started.model)
+            running = Running(f"http://127.0.0.1:{started.port}/v1", owner(0), started.model, beside)
             for name in names:
                 _, module, function = CLIENTS[name]
                 getattr(import_module(module), function)(checks, running)

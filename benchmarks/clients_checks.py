@@ -39,8 +39,9 @@ def joined(parts: Iterator[Any], chat: bool) -> str:
 
 
 class Running(NamedTuple):
-    """The server that clients ask. `model` is the folder of the model that it calls stories."""
+    """The server that clients ask. `model` is the folder of the model stories, and `beside` has the others."""
 
     url: str
     key: str
     model: Path
+    beside: Path

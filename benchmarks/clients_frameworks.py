@@ -24,11 +24,12 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.openai_completions import LocalChatCompletion, LocalCompletionsAPI
 from pydantic import BaseModel, ConfigDict
 from pydantic_ai import Agent, NativeOutput
-from pydantic_ai.models.openai import OpenAIChatModel
+from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
 from pydantic_ai.providers.openai import OpenAIProvider
 
 import headway as hw
 from clients_checks import CITY, FIXED, MESSAGES, PROMPT, SAID, SOUND, Checks, Running, joined
+from clients_models import DOCUMENTS, QUERY
 from headway.harness import HarnessModel
 from live import MINILM
 from measure import data_folder
@@ -48,7 +49,7 @@ def weather(city: Literal["Ulm", "Oslo"]) -> str:
 
 
 def langchain(checks: Checks, running: Running) -> None:
-    url, key, _ = running
+    url, key = running.url, running.key
     own: dict[str, Any] = {"base_url": url, "api_key": key, "model": "stories", **FIXED}
 
     def chat() -> None:
@@ -87,13 +88,26 @@ def langchain(checks: Checks, running: Running) -> None:
         turns = [HumanMessage(PROMPT), AIMessage("", tool_calls=calls), ToolMessage("fine", tool_call_id="1")]
         assert model.invoke(turns).usage_metadata["output_tokens"] == 8
 
-    for work in (chat, tools, forms, history, vectors):
+    def responses() -> None:
+        there: dict[str, Any] = {**own, "use_responses_api": True, "extra_body": {"seed": own["seed"]}}
+        del there["seed"]  # which the openai package does not know here
+        model, long = ChatOpenAI(**there), ChatOpenAI(**{**there, "max_tokens": 300})
+        whole = model.invoke(PROMPT).text
+        assert whole == ChatOpenAI(**own).invoke(PROMPT).text
+        assert "".join(part.text for part in model.stream(PROMPT)) == whole
+        assert long.with_structured_output(Weather, method="json_schema").invoke(PROMPT).city in ("Ulm", "Oslo")
+        choice: dict[str, Any] = {"tool_choice": "weather", "strict": True, "parallel_tool_calls": False}
+        called = long.bind_tools([weather], **choice).invoke(PROMPT)
+        [call] = called.tool_calls
+        assert model.invoke([HumanMessage(PROMPT), called, ToolMessage("fine", tool_call_id=call["id"])]).content
+
+    for work in (chat, tools, forms, history, responses, vectors):
         checks.check(f"langchain: {work.__name__}", work)
 
 
 def lite(checks: Checks, running: Running) -> None:
     """litellm, by its way to servers of the OpenAI API."""
-    url, key, _ = running
+    url, key = running.url, running.key
     litellm.suppress_debug_info = True  # which it prints for every name that is not in its list
     own: dict[str, Any] = {"api_base": url, "api_key": key}
     asked: dict[str, Any] = {"model": "openai/stories", "messages": MESSAGES, **own, **FIXED}
@@ -147,7 +161,42 @@ def lite(checks: Checks, running: Running) -> None:
             found: Any = litellm.transcription("openai/whisper", file, **own)
         assert found.text == SAID
 
-    for work in (chat, tools, forms, history, texts, vectors, sounds, refusals):
+    def responses() -> None:
+        found: Any = litellm.responses(model="openai/stories", input=PROMPT, max_output_tokens=24, **own)
+        assert found.output[0].content[0].text
+        *_, last = litellm.responses(model="openai/stories", input=PROMPT, max_output_tokens=24, stream=True, **own)
+        assert last.response.output[0].content[0].text
+
+    def ollama() -> None:
+        """By its way to servers of ollama's API."""
+        root, heads = url.removesuffix("/v1"), {"Authorization": f"Bearer {key}"}
+        there: dict[str, Any] = {"messages": MESSAGES, "api_base": root, "extra_headers": heads, **FIXED}
+        whole: Any = litellm.completion("ollama_chat/stories", **there)
+        wanted: Any = litellm.completion(**asked)
+        assert whole.choices[0].message.content == wanted.choices[0].message.content
+        parts = iter(litellm.completion("ollama_chat/stories", **there, stream=True))
+        assert joined(parts, True) == whole.choices[0].message.content
+        there["max_tokens"] = 300
+        formed: Any = litellm.completion("ollama_chat/stories", **there, response_format=Weather)
+        assert Weather.model_validate_json(formed.choices[0].message.content)
+        function = {"type": "function", "function": {"name": "weather", "parameters": CITY}}
+        calling: Any = litellm.completion("ollama_chat/caller", **{**there, "temperature": 0}, tools=[function])
+        assert json.loads(calling.choices[0].message.tool_calls[0].function.arguments) == {"city": "Ulm"}
+        vectors: Any = litellm.embedding("ollama/minilm", ["a text"], api_base=root, extra_headers=heads)
+        assert len(vectors.data[0]["embedding"]) == 384
+
+    def ranks() -> None:
+        """By its ways to Cohere's and Jina's services, and to vLLM."""
+        wanted = hw.load(running.beside / "ranker").rerank(QUERY, DOCUMENTS, top_n=2)
+        root = url.removesuffix("/v1")
+        for service, base in (("cohere", f"{root}/v2/rerank"), ("jina_ai", root), ("hosted_vllm", url)):
+            found: Any = litellm.rerank(
+                model=f"{service}/ranker", query=QUERY, documents=DOCUMENTS, top_n=2, api_base=base, api_key=key
+            )
+            assert [each["index"] for each in found.results] == [each.index for each in wanted], service
+            assert abs(found.results[0]["relevance_score"] - wanted[0].score) < 1e-5, service
+
+    for work in (chat, tools, forms, history, texts, vectors, sounds, responses, ollama, ranks, refusals):
         checks.check(f"litellm: {work.__name__}", work)
 
 
@@ -206,13 +255,20 @@ def instructing(checks: Checks, running: Running) -> None:
         *_, last = client.chat.completions.create_partial(**asked, response_model=Weather)
         assert last.city in ("Ulm", "Oslo")
 
+    def responses() -> None:
+        client = instructor.from_openai(openai.OpenAI(**own), mode=instructor.Mode.RESPONSES_TOOLS)
+        more: dict[str, Any] = {"model": "stories", "input": PROMPT, "max_output_tokens": 300, "max_retries": 1}
+        assert client.responses.create(**more, response_model=Weather).city in ("Ulm", "Oslo")
+
+    checks.check("instructor: responses_tools", responses)
     for name in ("TOOLS", "TOOLS_STRICT", "JSON_SCHEMA"):
         checks.check(f"instructor: {name.lower()}", lambda name=name: mode(name))
 
 
 def agents(checks: Checks, running: Running) -> None:
     """pydantic-ai."""
-    model = OpenAIChatModel("stories", provider=OpenAIProvider(base_url=running.url, api_key=running.key))
+    provider = OpenAIProvider(base_url=running.url, api_key=running.key)
+    model = OpenAIChatModel("stories", provider=provider)
     settings: Any = {"temperature": 0.8, "seed": 7, "max_tokens": 24}
 
     def chat() -> None:
@@ -246,7 +302,16 @@ def agents(checks: Checks, running: Running) -> None:
         agent = Agent(model, output_type=NativeOutput(Weather), model_settings={**settings, "max_tokens": 200})
         assert agent.run_sync(PROMPT).output.city in ("Ulm", "Oslo")
 
-    for work in (chat, tools, forms):
+    def responses() -> None:
+        there, more = OpenAIResponsesModel("stories", provider=provider), {**settings, "max_tokens": 200}
+        agent = Agent(there, model_settings={"max_tokens": 24})
+        first = agent.run_sync(PROMPT)
+        assert agent.run_sync(PROMPT, message_history=first.all_messages()).output
+        for kind in (Weather, NativeOutput(Weather)):
+            found: Any = Agent(there, output_type=kind, model_settings=more).run_sync(PROMPT)
+            assert found.output.city in ("Ulm", "Oslo")
+
+    for work in (chat, tools, forms, responses):
         checks.check(f"pydantic-ai: {work.__name__}", work)
 
 

@@ -40,7 +40,7 @@ NOT_RUN = {
     "test_include_reasoning, test_thinking_token_budget": "of vLLM's parsers of reasoning, which is content here",
 }
 OTHER_MODEL = "needs a model that knows the answer; this one is random"
-COUNTED = "counts the tokens of another model's tokenizer"
+COUNTED = "counts the tokens of another model's tokenizer, of an answer that does not end early"
 LAST_PART = "the last part of a stream has finish_reason alone, as OpenAI's has; vLLM sends it with the last text"
 NO_IDS = "log probabilities are told of the likeliest tokens, and not of any ids"
 NO_BEAMS = "served texts are sampled; there is no beam search"
@@ -73,10 +73,6 @@ REASONS: tuple[tuple[str, str], ...] = (
     ("test_chat_logit_bias_(invalid|multiple)", "names the first id that is wrong, and those that there are"),
     ("test_function_tool_use.*-auto-", OTHER_MODEL),
     ("test_function_tool_use\\[\\w+-True-", "reasoning is a part of the content"),
-    (
-        "test_function_tool_use|test_max_tokens_with_tool_choice",
-        "the keyword strict is in a schema, where there is none",
-    ),
     ("test_named_tool_use", "needs a model that writes two names"),
     ("test_chat_completion_with_tool_use", OTHER_MODEL),
     ("test_chat_completion_with_emoji_and_token_ids", ENDS),

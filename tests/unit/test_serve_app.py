@@ -314,6 +314,16 @@ def test_headers_that_let_nobody_in(server: TestClient, headers: dict[str, str],
     refusal_of(found.json(), why)
 
 
+def test_json_without_a_type_is_taken_where_no_web_page_asks(server: TestClient) -> None:
+    """As litellm asks for ollama's paths."""
+    body = json.dumps(ONCE).encode()
+    assert "content-type" not in server.build_request("POST", COMPLETE, content=body).headers
+    assert server.post(COMPLETE, content=body).status_code == 200
+    found = server.post(COMPLETE, content=body, headers={"Origin": "http://localhost"})
+    assert found.status_code == 415
+    refusal_of(found.json(), "the header Content-Type is missing")
+
+
 def test_other_names_and_web_pages_that_are_allowed(data_dir: Path) -> None:
     page = "https://page.example"
     with asking(ready(stories(data_dir), "s"), hosts=("api.example",), origins=(page,)) as client:

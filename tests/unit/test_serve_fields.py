@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,8 @@ from headway.serve.embeddings import EmbeddingBody
 from headway.serve.fingerprint import fingerprint
 from headway.serve.frame import Ready
 from headway.serve.loop import open_loop
+from headway.serve.ollama_bodies import Options
+from headway.serve.responses import ResponseBody, ResponseText
 
 COMPLETE, CHAT = "/v1/completions", "/v1/chat/completions"
 PROMPT = "Once upon a time there was a girl"
@@ -139,7 +142,8 @@ def test_what_asks_for_more_is_refused_by_name(server: TestClient, path: str, fi
 
 def test_every_neutral_field_is_in_the_document_and_has_a_reason(server: TestClient) -> None:
     schemas = server.get("/openapi.json").json()["components"]["schemas"]
-    for struct in (CompletionBody, ChatBody, ChatMessage, StreamOptions, EmbeddingBody):
+    structs = (CompletionBody, ChatBody, ChatMessage, StreamOptions, EmbeddingBody, ResponseBody, ResponseText, Options)
+    for struct in structs:
         own = {field.encode_name for field in msgspec.structs.fields(struct)}
         for name, neutral in struct.NEUTRAL.items():
             assert name in schemas[struct.__name__]["properties"]
@@ -350,3 +354,18 @@ def test_a_call_without_arguments_goes_back_as_it_came(server: TestClient) -> No
     turns.append({"role": "tool", "tool_call_id": "a", "content": "done", "name": None})
     found = server.post(CHAT, json={"model": "echo", "messages": turns, "temperature": 0})
     assert found.json()["choices"][0]["message"]["content"] == "abc"
+
+
+def test_a_form_is_of_texts_and_not_of_calls(server: TestClient) -> None:
+    """As instructor asks by the Responses API."""
+    city = {"type": "object", "properties": {"city": {"enum": ["Ulm"]}}, "required": ["city"]}
+    city["additionalProperties"] = False
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "array", "maxItems": 0}}}
+    function: dict[str, Any] = {"name": "weather", "parameters": city}
+    tool = {"type": "function", "function": function}
+    asked = {"model": "echo", "messages": HELLO, "response_format": form, "tools": [tool], "parallel_tool_calls": False}
+    found = server.post(CHAT, json={**asked, "tool_choice": "required", "seed": 1, "max_tokens": 100}).json()
+    [call] = found["choices"][0]["message"]["tool_calls"]
+    assert json.loads(call["function"]["arguments"]) == {"city": "Ulm"}
+    function["strict"] = True
+    assert "a tool is strict and response_format is set" in refused(server, CHAT, **asked)["message"]

@@ -280,6 +280,7 @@ def test_models_are_not_changed(client: Any, tmp_path: Path) -> None:
         ("chat", {"messages": [{"role": "user", "content": "x", "images": ["aGk="]}]}, "have /v1/caption"),
         ("chat", {"messages": said("x"), "options": {"tempreature": 1}}, "'tempreature'"),
         ("chat", {"messages": said("x"), "options": {"mirostat": 2}}, "options.mirostat is 2"),
+        ("chat", {"messages": said("x"), "options": {"typical_p": 0.5, "tfs_z": 1}}, "options.typical_p is 0.5, but"),
         ("chat", {"messages": said("x"), "options": {"repeat_penalty": 1.1, "repeat_last_n": 64}}, "send -1"),
         ("chat", {"messages": said("x"), "options": {"temperature": -1}}, "options.temperature"),
         ("chat", {"messages": said("x"), "format": "yaml"}, 'send "json" or a JSON schema'),

@@ -176,12 +176,21 @@ def test_log_probabilities_are_those_of_chats(client: TestClient) -> None:
     ("more", "param", "told"),
     [
         ({"store": True}, "store", "responses are not stored here; leave it out, and send the earlier items"),
-        ({"previous_response_id": "resp_1"}, "previous_response_id", 'is "resp_1", and responses are not stored'),
+        ({"previous_response_id": "resp_1"}, "previous_response_id", 'is "resp_1", but responses are not stored'),
+        ({"conversation": {"id": "x"}}, "conversation", "send the earlier items in input"),
+        ({"prompt": {"id": "x"}}, "prompt", "send instructions and input"),
+        ({"max_tool_calls": 1}, "max_tool_calls", "tools are called by the client"),
+        ({"service_tier": "flex"}, "service_tier", "there is one tier"),
+        ({"prompt_cache_key": 1}, "prompt_cache_key", "it must be a str"),
+        ({"stream_options": {"include_obfuscation": True}}, "stream_options.include_obfuscation", "set it to false"),
         ({"background": True}, "background", "the answer is computed while the client waits"),
         ({"truncation": "auto"}, "truncation", "shorten input"),
-        ({"reasoning": {"effort": "high"}}, "reasoning", "leave it out"),
+        ({"reasoning": {"effort": "high"}}, "reasoning.effort", 'effort is "high", but reasoning is not separated'),
+        ({"reasoning": "high"}, "reasoning", "Expected `object | null`"),
         ({"include": ["file_search_call.results"]}, "include", "use message.output_text.logprobs"),
-        ({"text": {"verbosity": "low"}}, "text.verbosity", "say it in instructions"),
+        ({"text": {"verbosity": "low"}}, "text.verbosity", "write it into instructions"),
+        ({"text": {"form": {}}}, "text.form", "the field 'form' is not had at text.form"),
+        ({"text": {"format": "json"}}, "text.format", "Expected `object | null`"),
         ({"text": {"format": {"type": "json_schema", "name": "x"}}}, None, "no schema"),
         ({"tools": [{"type": "web_search"}]}, "tools[0].type", '"web_search", and functions alone are served'),
         ({"tool_choice": "required"}, "tool_choice", "there are no tools"),
@@ -210,7 +219,8 @@ def test_what_asks_for_nothing_is_taken(client: TestClient) -> None:
     nothing |= dict.fromkeys(("reasoning", "max_tool_calls", "stream", "tools", "tool_choice", "text", "include"))
     assert asked(client, "parrot", "x", **nothing)["output"][0]["content"][0]["text"] == "x"
     nothing = {"store": False, "background": False, "truncation": "disabled", "service_tier": "auto", "tools": []}
-    nothing |= {"reasoning": {"effort": None}, "text": {"format": {"type": "text"}, "verbosity": "medium"}}
+    nothing |= {"text": {"format": {"type": "text"}, "verbosity": "medium"}}
+    nothing |= {"reasoning": {"effort": "none", "summary": None}, "prompt_cache_key": "x", "safety_identifier": "x"}
     nothing |= {"include": ["reasoning.encrypted_content"], "stream_options": {"include_obfuscation": False}}
     assert asked(client, "parrot", "x", **nothing)["output"][0]["content"][0]["text"] == "x"
 

@@ -24,7 +24,7 @@ Finish = Literal["stop", "length", "tool_calls"]
 
 
 _STORED = "nothing is stored here; leave it out"
-_HINT = Neutral(kind=str)  # for caches and abuse detection of a hosted service; no answer depends on it
+HINT = Neutral(kind=str)  # for caches and abuse detection of a hosted service; no answer depends on it
 
 
 class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
@@ -75,9 +75,9 @@ class WritingBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
         "store": Neutral((False,), _STORED),
         "metadata": Neutral(({},), _STORED),
         "service_tier": Neutral(("auto", "default"), "there is one tier; leave it out"),
-        "safety_identifier": _HINT,
-        "prompt_cache_key": _HINT,
-        "prompt_cache_retention": _HINT,
+        "safety_identifier": HINT,
+        "prompt_cache_key": HINT,
+        "prompt_cache_retention": HINT,
         "best_of": Neutral((), "answers are not ranked; generate them with n and choose among them", "n"),
         "top_k": Neutral((0, -1)),
         "use_beam_search": Neutral((False,), "texts are sampled; leave it out"),

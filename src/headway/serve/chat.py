@@ -159,8 +159,8 @@ async def prepared(body: ChatBody, context: Context) -> AsyncIterator[Prepared]:
         rule = await rule_of(body, ready.model, limits.stop_ids)
         tools = _tools(body, talk)
         if tools is not None and (calling := await asyncio.to_thread(tools.rule, limits.stop_ids)) is not None:
-            if rule is not None:
-                raise StatusError(400, "a call is required and response_format is set; leave one of them out", "tools")
+            if rule is not None and not tools.required:  # otherwise there is no text, whose form it is
+                raise StatusError(400, "a tool is strict and response_format is set; leave one of them out", "tools")
             rule = calling
         context.headers |= {} if rule is None else rule.headers
         held = narrowed_rule(rule, body, ready.model, limits)

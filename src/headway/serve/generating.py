@@ -16,6 +16,7 @@ from headway.errors import UserError
 from headway.generate import Limits, Sampling
 from headway.generate.scheduler import Request, Rule
 from headway.generate.score import TokenScore
+from headway.serve.allowed_tokens import narrowed
 from headway.serve.bodies import (
     CompletionBody,
     Finish,
@@ -31,7 +32,6 @@ from headway.serve.calls import Arguments, CallReader, ToolCall
 from headway.serve.errors import StatusError
 from headway.serve.frame import Context, Ready
 from headway.serve.loop import EngineLoop
-from headway.serve.masks import narrowed
 from headway.serve.metrics import READ
 from headway.serve.rules import FormMaker, rule_for
 

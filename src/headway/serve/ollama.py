@@ -179,17 +179,9 @@ async def _loaded(body: ModelBody, name: str, context: Context) -> OllamaLine:
     return line
 
 
-_OFF = {"typical_p": (1.0,), "tfs_z": (1.0,), "mirostat": (0,)}  # where these settings change nothing
-
-
 def _settings(body: TextBody) -> dict[str, Any]:
     """Fields of /v1/completions for the options. StatusError 400 for what this server does not do."""
     options = body.options or Options()
-    for name, off in _OFF.items():
-        value = getattr(options, name)
-        if value is not None and value not in off:
-            problem = f"options.{name} is {value:g}, and that way of sampling is not known here; leave it out"
-            raise StatusError(400, problem, f"options.{name}")
     penalty = options.repeat_penalty if options.repeat_last_n != 0 else None
     if penalty not in (None, 1.0) and (options.repeat_last_n or -1) > 0:
         problem = f"options.repeat_last_n is {options.repeat_last_n}, and repeat_penalty counts all tokens here"

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from headway.serve.bodies import ToldToken
+from headway.serve.neutral import Neutral, Neutrals
 
 Share = Annotated[float, Meta(ge=0, le=1)]
 Image = str  # in base64
+_SAMPLING = "that way of sampling is not known here; leave it out"
 
 
 class Options(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -27,9 +29,6 @@ class Options(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     repeat_last_n: int | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
-    typical_p: float | None = None
-    tfs_z: float | None = None
-    mirostat: int | None = None
     mirostat_tau: float | None = None
     mirostat_eta: float | None = None
     penalize_newline: bool | None = None
@@ -47,6 +46,12 @@ class Options(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     use_mmap: bool | None = None
     use_mlock: bool | None = None
     embedding_only: bool | None = None
+
+    NEUTRAL: ClassVar[Neutrals] = {
+        "typical_p": Neutral((1, 1.0), _SAMPLING),
+        "tfs_z": Neutral((1, 1.0), _SAMPLING),
+        "mirostat": Neutral((0,), _SAMPLING),
+    }
 
 
 class ModelBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):

@@ -118,7 +118,8 @@ def _invalid(told: str, struct: Any) -> StatusError:
 def _check_type(request: Request, wanted: str) -> None:
     found = request.headers.get("content-type", "")
     kind, _, rest = found.partition(";")
-    if kind.strip().lower() != wanted:
+    left_out = not found and wanted == "application/json" and "origin" not in request.headers  # not by a web page
+    if kind.strip().lower() != wanted and not left_out:
         given = f"is {found[:80]!r}" if found else "is missing"
         raise StatusError(415, f"the header Content-Type {given}; send {wanted}", code="unsupported_media_type")
     if wanted == "application/json" and "charset" in rest.lower() and "utf-8" not in rest.lower():

@@ -6,27 +6,55 @@ import json
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from headway.serve.bodies import CalledFunction, CalledTool, ChatBody, ChatMessage, Finish, ToldToken
+from headway.serve.bodies import HINT, CalledFunction, CalledTool, ChatBody, ChatMessage, Finish, ToldToken
 from headway.serve.calls import Arguments, ToolCall
 from headway.serve.chat import prepared
 from headway.serve.errors import StatusError
 from headway.serve.frame import Context, Endpoint, Events
 from headway.serve.generating import Passage, Prepared, passages, used
+from headway.serve.neutral import Neutral, Neutrals
 from headway.serve.wire import NAMED
 
 Count = Annotated[int, Meta(ge=1)]
 Status = Literal["in_progress", "completed", "incomplete"]
 
 
+_ALONE = "responses are not stored here; leave it out, and send the earlier items in input"
+_REASONING = "reasoning is not separated from answers; leave it out, or use chat_template_kwargs"
+
+
+class ResponseText(msgspec.Struct, forbid_unknown_fields=True):
+    """The form of the answer, as in response_format."""
+
+    format: dict[str, Any] | None = None
+    NEUTRAL: ClassVar[Neutrals] = {
+        "verbosity": Neutral(("medium",), "models have no verbosity; write it into instructions")
+    }
+
+
+class ReasoningOptions(msgspec.Struct, forbid_unknown_fields=True):
+    """Nothing of it is served."""
+
+    NEUTRAL: ClassVar[Neutrals] = {
+        name: Neutral(("none",), _REASONING) for name in ("effort", "summary", "generate_summary")
+    }
+
+
+class EventOptions(msgspec.Struct, forbid_unknown_fields=True):
+    """Nothing of it is served."""
+
+    NEUTRAL: ClassVar[Neutrals] = {"include_obfuscation": Neutral((False,), "events are not padded; set it to false")}
+
+
 class ResponseBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """`input` is a user's text, or items: messages, function_call and function_call_output. `seed`, `stop`, `top_k`,
-    `min_p`, `repetition_penalty` and `chat_template_kwargs` are those of /v1/chat/completions. `user`, `metadata`,
-    `safety_identifier` and `prompt_cache_key` change nothing.
+    `min_p`, `repetition_penalty` and `chat_template_kwargs` are those of /v1/chat/completions. `user` and `metadata`
+    are repeated in the answer, and change nothing else.
     """
 
     input: str | list[dict[str, Any]]
@@ -40,7 +68,7 @@ class ResponseBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
-    text: dict[str, Any] | None = None
+    text: ResponseText | None = None
     include: list[str] | None = None
     seed: int | None = None
     stop: str | list[str] | None = None
@@ -50,20 +78,22 @@ class ResponseBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     chat_template_kwargs: dict[str, bool | int | float | str] | None = None
     user: str | None = None
     metadata: dict[str, str] | None = None
-    safety_identifier: str | None = None
-    prompt_cache_key: str | None = None
-    prompt_cache_retention: str | None = None
-    # What follows is taken where it asks for nothing; see _UNSERVED.
-    store: bool | None = None
-    previous_response_id: str | None = None
-    conversation: str | dict[str, Any] | None = None
-    background: bool | None = None
-    prompt: dict[str, Any] | None = None
-    truncation: str | None = None
-    service_tier: str | None = None
-    reasoning: dict[str, Any] | None = None
-    max_tool_calls: int | None = None
-    stream_options: dict[str, Any] | None = None
+    reasoning: ReasoningOptions | None = None
+    stream_options: EventOptions | None = None
+
+    NEUTRAL: ClassVar[Neutrals] = {
+        "store": Neutral((False,), _ALONE),
+        "previous_response_id": Neutral((), _ALONE),
+        "conversation": Neutral((), _ALONE),
+        "background": Neutral((False,), "the answer is computed while the client waits; leave it out"),
+        "prompt": Neutral((), "prompts are not stored here; send instructions and input"),
+        "truncation": Neutral(("disabled",), "nothing is left out to make a conversation fit; shorten input"),
+        "service_tier": Neutral(("auto", "default"), "there is one tier; leave it out"),
+        "max_tool_calls": Neutral((), "tools are called by the client; leave it out"),
+        "safety_identifier": HINT,
+        "prompt_cache_key": HINT,
+        "prompt_cache_retention": HINT,
+    }
 
 
 class OutputText(msgspec.Struct):
@@ -223,7 +253,7 @@ def _response(body: ResponseBody, asked: Prepared, context: Context) -> Response
         metadata=body.metadata or {},
         parallel_tool_calls=body.parallel_tool_calls is not False,
         temperature=1.0 if body.temperature is None else body.temperature,
-        text={"format": {"type": "text"}, **(body.text or {})},
+        text={"format": (body.text and body.text.format) or {"type": "text"}},
         tool_choice=body.tool_choice or "auto",
         tools=body.tools or [],
         top_p=1.0 if body.top_p is None else body.top_p,
@@ -347,17 +377,6 @@ def _is_object(text: str) -> bool:
         return False
 
 
-_ALONE = "responses are not stored here; leave it out, and send the earlier items in input"
-_UNSERVED: dict[str, tuple[tuple[Any, ...], str]] = {  # what asks for nothing, and what to do about all else
-    "store": ((None, False), _ALONE),
-    "previous_response_id": ((None,), _ALONE),
-    "conversation": ((None,), _ALONE),
-    "background": ((None, False), "the answer is computed while the client waits; leave it out"),
-    "prompt": ((None,), "prompts are not stored here; send instructions and input"),
-    "truncation": ((None, "disabled"), "nothing is left out to make a conversation fit; shorten input"),
-    "service_tier": ((None, "auto", "default"), "there is one tier; leave it out"),
-    "max_tool_calls": ((None,), "tools are called by the client; leave it out"),
-}
 _INCLUDED = "message.output_text.logprobs"
 # Of the output that a client sends back; the second is what models that reason would add, and adds nothing here.
 _INCLUDE = (_INCLUDED, "reasoning.encrypted_content")
@@ -365,15 +384,6 @@ _INCLUDE = (_INCLUDED, "reasoning.encrypted_content")
 
 def chat_body(body: ResponseBody) -> ChatBody:
     """The same request to /v1/chat/completions. StatusError 400 for what this server does not do."""
-    for name, (nothing, remedy) in _UNSERVED.items():
-        value = getattr(body, name)
-        if value not in nothing:
-            raise StatusError(400, f"{name} is {_short(value)}, and {remedy}", name)
-    if any(value not in (None, "none") for value in (body.reasoning or {}).values()):
-        problem = "reasoning is set, and is not separated from answers here; leave it out, or use chat_template_kwargs"
-        raise StatusError(400, problem, "reasoning")
-    if any(value not in (None, False) for value in (body.stream_options or {}).values()):
-        raise StatusError(400, "stream_options has nothing to choose here; leave it out", "stream_options")
     strange = next((name for name in body.include or () if name not in _INCLUDE), None)
     if strange is not None:
         raise StatusError(400, f"include names {strange[:80]!r}; use {_INCLUDED}, or leave it out", "include")
@@ -391,7 +401,7 @@ def chat_body(body: ResponseBody) -> ChatBody:
         stop=body.stop,
         logprobs=_INCLUDED in (body.include or ()) or bool(body.top_logprobs),
         top_logprobs=body.top_logprobs,
-        response_format=_form(body.text or {}),
+        response_format=_form(body.text and body.text.format),
         tools=[_tool(tool, f"tools[{place}]") for place, tool in enumerate(body.tools or ())] or None,
         tool_choice=_choice(body.tool_choice),
         parallel_tool_calls=body.parallel_tool_calls,
@@ -495,19 +505,10 @@ def _choice(choice: str | dict[str, Any] | None) -> str | dict[str, Any] | None:
     return {"type": "function", "function": {"name": choice.get("name")}}
 
 
-def _form(text: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The response_format that `text` asks for."""
-    if text.get("verbosity") not in (None, "medium"):
-        problem = f"text.verbosity is {_short(text['verbosity'])}, which is not known here; say it in instructions"
-        raise StatusError(400, problem, "text.verbosity")
-    strange = next((name for name in text if name not in ("format", "verbosity")), None)
-    if strange is not None:
-        raise StatusError(400, f"text has the field {strange[:40]!r}; use format", f"text.{strange[:40]}")
-    form = text.get("format")
-    if form is None or (isinstance(form, dict) and form.get("type") != "json_schema"):
+def _form(form: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The same form as response_format."""
+    if form is None or form.get("type") != "json_schema":
         return form
-    if not isinstance(form, dict):
-        raise StatusError(400, f'text.format is {_short(form)}; send {{"type": ...}}', "text.format")
     return {"type": "json_schema", "json_schema": {name: form[name] for name in form if name != "type"}}
 
 

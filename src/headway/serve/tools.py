@@ -73,7 +73,7 @@ def format_of(codec: TokenizerCodec, template: str) -> CallFormat:
 class Toolbox:
     """The tools of one request, and what its `tool_choice` asks for.
 
-    `told` is what the chat template is given: None where no tool may be called.
+    `told` is what the chat template is given: None where no tool may be called. `required`: the answer is calls alone.
     """
 
     def __init__(
@@ -92,12 +92,12 @@ class Toolbox:
             raise UserError(f"parallel_tool_calls is {parallel!r:.40}; give true or false")
         self._codec = codec
         self._functions = _functions(tools)
-        self._required, wanted = _choice(choice, self._functions)
+        self.required, wanted = _choice(choice, self._functions)
         self._offered = {name: self._functions[name] for name in wanted}
         self._form = format_of(codec, template) if wanted else None
         # Answers are held to a rule, and so make no slips.
-        self._held = self._required or any(function.get("strict") for function in self._offered.values())
-        self._parallel = parallel and not (self._form is not None and self._form.bare and self._required)
+        self._held = self.required or any(function.get("strict") for function in self._offered.values())
+        self._parallel = parallel and not (self._form is not None and self._form.bare and self.required)
         self.told = [_complete(tool, template) for tool in tools] if wanted else None
 
     def rule(self, ends: Iterable[int] = ()) -> FormMaker | None:
@@ -119,7 +119,7 @@ class Toolbox:
                 {"name": name, "schema": function.get("parameters") or _PARAMETERS}
                 for name, function in self._offered.items()
             ],
-            "required": self._required,
+            "required": self.required,
             "parallel": self._parallel,
         }
         return compiled(self._codec, asked, ends)
