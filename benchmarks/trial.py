@@ -59,15 +59,13 @@ def _clients(found: dict[str, Any]) -> tuple[str, bool]:
 
 
 def _configurations(found: dict[str, Any]) -> tuple[str, bool]:
-    wrong = len(found["wrong"])
-    return f"{wrong} wrong of {sum(found['counts'].values()):,}", wrong == 0
+    families, wrong = {name.split()[0] for name in found["cases"]}, found["totals"].get("wrong", 0)
+    return f"{wrong} wrong of {sum(found['totals'].values()):,} in {len(families)} families", wrong == 0
 
 
 def _fuzz(found: dict[str, Any]) -> tuple[str, bool]:
-    readers = {name: one for name, one in found["readers"].items() if name.startswith("run")}
-    failures = sum(len(one["failures"]) for one in readers.values())
-    minutes = sum(one["seconds"] for one in readers.values()) / 60
-    return f"{minutes:.0f} minutes of a core, {failures} failures", failures == 0 and minutes >= 120
+    done = f"{found['core_minutes']:.0f} minutes of a core, {found['cases']:,} cases, {found['failures']} failures"
+    return done, found["failures"] == 0 and found["core_minutes"] >= 120
 
 
 def _surroundings(found: dict[str, Any]) -> tuple[str, bool]:
@@ -105,13 +103,20 @@ ROWS = {
         "changed configurations of published models, compared with transformers",
         "0 wrong",
         "configurations",
-        (("configurations.py",),),
+        (("configurations.py", "--out", "results/configurations.json"),),
+        _configurations,
+    ),
+    "real": Row(
+        "configurations of published models, made smaller, compared with transformers",
+        "0 wrong",
+        "configurations-real",
+        (("configurations.py", "--real", "--out", "results/configurations-real.json"),),
         _configurations,
     ),
     "fuzz": Row(
         "JSON files of runs by grammar, and the commands that read them",
         "120 minutes of a core, 0 failures",
-        "fuzz",
+        "fuzz_runs",
         (("fuzz.py", "--minutes", "120", "runs"),),
         _fuzz,
     ),

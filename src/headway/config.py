@@ -155,7 +155,8 @@ def _read(hint: Any, data: Any, path: str) -> Any:
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
     _expect(isinstance(data, hint), path, data, names.get(hint, str(hint)))
     if hint is float and not -_LARGEST <= data <= _LARGEST:
-        raise ConfigError(f"{path} is {data}; give a number from -{_LARGEST:g} to {_LARGEST:g}")
+        wanted = f"number from -{_LARGEST:g} to {_LARGEST:g}" if math.isfinite(data) else "finite number"
+        raise ConfigError(f"{path} is {data}; give a {wanted}")
     return data
 
 

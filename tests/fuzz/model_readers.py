@@ -51,7 +51,7 @@ SEEN = {  # by a policy, and what it does
     **dict.fromkeys(("n_encoder_layers", "n_decoder_layers", "n_vae_encoder_layers"), 1),
     "down_dims": [8, 16],
 }
-TOWERS = {"text_config": SMALL, "vision_config": {**SMALL, "image_size": 32}}  # of a model of two
+TOWERS = {"text_config": {**SMALL, "eos_token_id": 2}, "vision_config": {**SMALL, "image_size": 32}}  # of a model of two
 HELD = 1 << 20  # bytes of weights that a config is checked against
 NAMES = [f"tensor {i}" for i in range(100)]  # and the tensors there
 
@@ -130,8 +130,9 @@ def gguf_seeds(folder: Path) -> list[bytes]:
         family = families()[name]
         settings = {**family.defaults, **SMALL, "head_dim": 4}
         config = family.read(Settings(settings, name), ())
-        save_gguf(build(config), config, folder / "a.gguf", train_codec("bpe", texts, 270), precision=precision)  # type: ignore[arg-type]
-        found.append((folder / "a.gguf").read_bytes())
+        path = folder / f"{name}.gguf"  # no file is replaced
+        save_gguf(build(config), config, path, train_codec("bpe", texts, 270), precision=precision)  # type: ignore[arg-type]
+        found.append(path.read_bytes())
     return found
 
 

@@ -99,7 +99,7 @@ def test_transcripts_lie_beside_their_sounds(tmp_path: Path) -> None:
     table = folder / "all.jsonl"
     table.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert read_transcripts([table], "file", "said").texts == found.texts
-    with pytest.raises(UserError, match=r"no key 'path'.*task\.path=NAME"):
+    with pytest.raises(UserError, match=r"no key 'path' \(did you mean 'file'\?\).*task\.path=file"):
         read_transcripts([table])
 
 

@@ -76,8 +76,8 @@ def test_a_tokenizer_and_a_setting_with_a_key_twice_are_refused() -> None:
 OWN = {
     "app/cli/compare.py", "app/remote.py", "bench/run.py", "codecs/base.py", "codecs/bounds.py", "codecs/helper.py",
     "codecs/tokenizer.py", "codecs/training.py", "data/store.py", "domains/masked/fill.py", "formats/gguf/tokens.py",
-    "formats/onnx.py", "formats/published.py", "formats/tensorfile.py", "learn/distributed.py", "serve/calls.py",
-    "serve/rules.py", "serve/tools.py",
+    "formats/onnx.py", "formats/published.py", "formats/tensorfile.py", "learn/distributed.py", "serve/call_text.py",
+    "serve/calls.py", "serve/distinct.py", "serve/responses.py", "serve/rules.py", "serve/tools.py",
 }  # fmt: skip
 
 

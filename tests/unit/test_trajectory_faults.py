@@ -106,7 +106,8 @@ def test_scales_of_another_environment_are_told(
 ) -> None:
     config = decision_gym(3, 1, width=16, depth=1, heads=1)
     save_model(build(config), config, tmp_path)
-    given = (0.0,) * shape[0], (1.0,) * shape[0]
+    numbers = shape[0] if len(shape) == 1 else 0  # images have no scales
+    given = (0.0,) * numbers, (1.0,) * numbers
     TrajectoryCodec(shape, *given, 1.0, choices, reach, 4, 0.0, "Pendulum-v1").save(tmp_path)
     message = rf"has a model of states of 3 numbers and actions of 1 numbers, and its trajectories\.json is of {told}"
     with pytest.raises(UserError, match=message):

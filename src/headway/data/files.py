@@ -86,12 +86,15 @@ def honoured(files: list[File]) -> list[File]:
     return [replace(file, side=None) for file in files]
 
 
+def is_run(folder: Path) -> bool:
+    """Whether a folder is that of a run, which grows: `train --data .` does not read its own files."""
+    return (folder / ".lock").is_file() or ((folder / "run.json").is_file() and (folder / "recipe.json").is_file())
+
+
 def _in_folder(folder: Path, kinds: Collection[str], apart: Collection[Path]) -> list[File]:
     found: list[File] = []
     paths = sorted(folder.rglob("*"))
-    # The runs of `train --data .` are not data, and they grow.
-    runs = {path.parent for path in paths if path.name == "run.json" and path.with_name("recipe.json").is_file()}
-    left_out = {*apart, *runs} - {folder}
+    left_out = {*apart, *(path for path in paths if is_run(path))}
     for path in paths:
         parts = path.relative_to(folder).parts
         hidden = any(part.startswith(".") for part in parts)

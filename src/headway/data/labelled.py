@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from headway.data.files import is_run
 from headway.data.splits import named_side, side_number
 from headway.data.tables import TABLE_KINDS, read_table
 from headway.errors import UserError, logger
@@ -117,4 +118,5 @@ def _of_class(folder: Path, side: int, kinds: Collection[str], what: str) -> Ite
 
 
 def _folders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    folders = (path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return sorted(path for path in folders if not is_run(path))

@@ -157,18 +157,18 @@ def read_progress(path: Path, version: int) -> Progress:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl; a last line that was cut off by a kill is left out."""
+    """The lines of a metrics.jsonl; a last line without its end, as a kill leaves it, is left out."""
     if not path.is_file():
         return []
     with opened(path) as file:
-        texts = file.read().splitlines()
+        content = file.read()
     found: list[dict[str, Any]] = []
-    for number, text in enumerate(texts, 1):
+    for number, text in enumerate(content.splitlines(keepends=True), 1):
         source = f"{path}, line {number}"
         try:
             line = decode_json(text, source)
         except UserError:
-            if number < len(texts):
+            if text.endswith(b"\n"):
                 raise
             break
         check_line(line, source)
