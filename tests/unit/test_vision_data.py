@@ -52,6 +52,13 @@ def test_a_folder_for_each_class_is_decoded_once_to_what_the_model_reads(folder:
     assert rows == 60
 
 
+def test_the_folder_of_a_run_is_no_class(folder: Path, tmp_path: Path) -> None:
+    """`train vision --data photos --run photos/run` locks the run before it reads the photos."""
+    (folder / "run").mkdir()
+    (folder / "run" / ".lock").touch()
+    assert opened(folder, tmp_path).labels == ("blue", "green", "red")
+
+
 def test_named_folders_and_tables_say_the_split(folder: Path, tmp_path: Path) -> None:
     for split, files in (("train", slice(0, 14)), ("val", slice(14, 17)), ("test", slice(17, 20))):
         for name in COLOURS:
