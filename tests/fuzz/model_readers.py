@@ -51,7 +51,8 @@ SEEN = {  # by a policy, and what it does
     **dict.fromkeys(("n_encoder_layers", "n_decoder_layers", "n_vae_encoder_layers"), 1),
     "down_dims": [8, 16],
 }
-TOWERS = {"text_config": {**SMALL, "eos_token_id": 2}, "vision_config": {**SMALL, "image_size": 32}}  # of a model of two
+# Of a model of two.
+TOWERS = {"text_config": {**SMALL, "eos_token_id": 2}, "vision_config": {**SMALL, "image_size": 32}}
 HELD = 1 << 20  # bytes of weights that a config is checked against
 NAMES = [f"tensor {i}" for i in range(100)]  # and the tensors there
 
