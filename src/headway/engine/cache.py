@@ -21,7 +21,6 @@ from headway.engine.attention import keep_positions
 from headway.engine.keys import block_bytes
 from headway.engine.machine import compiled, i64
 from headway.engine.operations import BLOCK, share
-from headway.engine.pages import large_pages
 from headway.engine.pool import Pool, pool
 from headway.engine.rounded_keys import rounding_bytes
 from headway.engine.tiles import FP32
@@ -32,6 +31,7 @@ from headway.nn.mixers.dynamic_links import DynamicLinks, FastLinks
 from headway.nn.mixers.recurrence import Recurrence, Vectors
 from headway.nn.models import Decoding
 from headway.nn.models.block import Block
+from headway.pages import large_pages
 
 _SLAB = 1 << 24  # bytes that are asked for at once
 

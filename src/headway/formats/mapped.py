@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import NoReturn
 from weakref import finalize
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from headway.errors import UserError
+from headway.pages import large_pages
 from headway.received import opened
 
 _LARGEST = 1 << 62  # bytes: what a tensor's shape may claim, so that no product leaves 64 bits
@@ -26,7 +28,7 @@ _RANK = 32  # dimensions: more than any format's tensors have
 
 _COPIES: ContextVar[bool] = ContextVar("copies", default=False)
 _CHUNK = 1 << 16  # bytes of a header that are read at once
-_LARGE = 1 << 20  # bytes from which a copy has pages of its own
+_SMALL, _SLAB, _LINE = 1 << 16, 1 << 25, 64  # bytes
 
 
 @contextmanager
@@ -51,6 +53,7 @@ class Mapped:
         if path.exists() and not path.is_file():
             raise UserError(f"{path} is no plain file; give a file")
         self._copies: dict[tuple[int, int], Tensor] | None = {} if _COPIES.get() else None
+        self._slabs = _Slabs()
         self._chunk, self._chunk_start = b"", 0
         try:
             self._open = opened(path)
@@ -102,7 +105,7 @@ class Mapped:
 
     def _copy(self, start: int, size: int) -> Tensor:
         """Bytes of the file in new memory. UserError where the file has been cut since it was opened."""
-        found = _memory(size)
+        found = self._slabs.take(size)
         try:
             self._open.seek(start)
             count = self._open.readinto(found.numpy().data)
@@ -113,11 +116,22 @@ class Mapped:
         return found
 
 
-def _memory(size: int) -> Tensor:
-    """New memory, of many bytes the system's again as soon as no tensor needs it."""
-    if size < _LARGE or not hasattr(mmap, "MAP_ANONYMOUS"):
-        return torch.empty(size, dtype=torch.uint8)
-    return torch.frombuffer(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), dtype=torch.uint8)
+class _Slabs:
+    """Memory for copies: many of them one after the other in large pages, which go back to the system as soon as no
+    tensor needs any of a slab. Small ones have memory of their own, as they are often needed for longer.
+    """
+
+    def __init__(self) -> None:
+        self._slab, self._used = np.empty(0, np.uint8), 0
+
+    def take(self, size: int) -> Tensor:
+        """New memory of `size` bytes, from the start of a line of memory."""
+        if size < _SMALL:
+            return torch.empty(size, dtype=torch.uint8)
+        if len(self._slab) - self._used < size:
+            self._slab, self._used = large_pages(max(size, _SLAB)), 0
+        start, self._used = self._used, self._used + size + -size % _LINE
+        return torch.from_numpy(self._slab[start : start + size])
 
 
 def one_view(tensors: Sequence[Tensor]) -> Tensor | None:
