@@ -92,6 +92,7 @@ MIXERS: dict[str, MixerConfig] = {
     "dynamic-links-cells": DynamicLinksConfig(cells=12, decay=0.7, rate=2.0),
 }
 TRUNCATED = {"elman-truncated"}  # learns by what is, on purpose, not the gradient of its output
+MIX_NOTHING = {"pointwise"}  # on purpose: the control of experiments, a layer in which tokens do not meet
 CAUSAL = sorted(name for name, config in MIXERS.items() if config.causal)
 
 READERS: dict[str, ConditionalGRUConfig] = {  # mixers that read a memory, of 6 numbers a token
@@ -159,14 +160,20 @@ def make_reader(name: str) -> Mixer:
 
 
 def shake(module: nn.Module, seed: int = 3) -> None:
-    """Every weight drawn anew, those that usually start at zero or one included."""
+    """Draw every parameter: matrices and tables as models do, vectors by noise around their starting values, and
+    whatever else a module holds by noise of a matrix's size, so that no parameter hides behind a neutral start.
+    """
     module.double()
+    before = {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
     initialise(module, InitConfig(std=0.4, residual="same", embedding=0.6), 1, seed)
     generator = torch.Generator().manual_seed(seed)
-    for parameter in module.parameters():
-        if parameter.dim() == 1:
+    for name, parameter in module.named_parameters():
+        noise = 0.3 if parameter.dim() == 1 else 0.4 * torch.equal(parameter, before[name])
+        if noise:
             with torch.no_grad():
-                parameter.add_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * 0.3)
+                parameter.add_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * noise)
+    frozen = [name for name, parameter in module.named_parameters() if torch.equal(parameter, before[name])]
+    assert not frozen, f"{type(module).__name__}: {frozen} kept their starting values"
 
 
 def inputs(*shape: int, seed: int = 0) -> torch.Tensor:

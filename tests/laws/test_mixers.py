@@ -5,7 +5,7 @@ from __future__ import annotations
 import cases
 import pytest
 import torch
-from cases import CAUSAL, MIXERS, WIDTH, inputs, make_mixer
+from cases import CAUSAL, MIX_NOTHING, MIXERS, WIDTH, inputs, make_mixer
 
 from headway.layout import Layout
 from headway.nn.mixers import select
@@ -53,6 +53,23 @@ def test_later_inputs_change_nothing_earlier(name: str) -> None:
     before, after = (mixer.parallel(value, Layout.full(2, 8)) for value in (x, changed))
     close(after[:, :5], before[:, :5], rtol=0, atol=0)
     assert (after[:, 5:] != before[:, 5:]).all(-1).all()
+
+
+@pytest.mark.parametrize("name", sorted(set(MIXERS) - MIX_NOTHING))
+def test_outputs_depend_on_other_tokens(name: str) -> None:
+    """A mixer mixes: a causal one carries every token to the next output, any other one reaches both neighbours."""
+    mixer, x = make_mixer(name), inputs(2, 6, WIDTH)
+    changed = x.clone()
+    changed[:, 1] += 1.0
+    moved = (mixer.parallel(x, Layout.full(2, 6)) != mixer.parallel(changed, Layout.full(2, 6))).any(-1)
+    reached = [2] if name in CAUSAL else [0, 2]
+    assert moved[:, reached].all(), f"a change of token 1 does not reach the outputs {reached}: {moved.tolist()}"
+
+
+def test_a_mixer_that_ignores_other_tokens_breaks_the_law(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(MIXERS, "pretender", MIXERS["pointwise"])
+    with pytest.raises(AssertionError, match="token 1 does not reach"):
+        test_outputs_depend_on_other_tokens("pretender")
 
 
 @causal
