@@ -18,12 +18,13 @@ import math
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
 from importlib import import_module
 from typing import Annotated, Any, Literal, NotRequired, Required, TypeVar, Union, get_args, get_origin
 
-from headway.errors import ConfigError, nearest
+from headway.errors import ConfigError, InapplicableError, nearest
 from headway.parsing import DuplicateKeyError, parse_json
 
 T = TypeVar("T")
@@ -263,15 +264,38 @@ def override(config: T, settings: Mapping[str, Any]) -> T:
     `schedule=cosine`: another kind, with its own defaults. Settings are taken together: what they come to is checked,
     not what lies between them. Raises ConfigError for anything else.
     """
-    token = _waiting.set(True)
-    try:
+    with _unchecked():
         for key, value in settings.items():
             config = _replace(config, key.split("."), value, key)
-    finally:
-        _waiting.reset(token)
     if settings:
         _check(config)
     return config
+
+
+def applicable(config: Any, settings: Mapping[str, Any], fixed: Mapping[str, Any]) -> dict[str, Any]:
+    """The `settings` that `config` has once the `fixed` ones are set: an LSTM has no heads."""
+    with _unchecked():
+        for key, value in fixed.items():
+            config = _replace(config, key.split("."), value, key)
+        return {key: value for key, value in settings.items() if _has(config, key, value)}
+
+
+def _has(config: Any, key: str, value: Any) -> bool:
+    try:
+        _replace(config, key.split("."), value, key)
+    except InapplicableError:
+        return False
+    return True
+
+
+@contextmanager
+def _unchecked() -> Iterator[None]:
+    """Leave configs unchecked in between, as several settings may only fit together."""
+    token = _waiting.set(True)
+    try:
+        yield
+    finally:
+        _waiting.reset(token)
 
 
 def _check(config: Any) -> None:
@@ -347,7 +371,7 @@ def _replace(config: Any, parts: list[str], value: Any, key: str) -> Any:
         family = next(base for base in type(config).__mro__ if base in _KINDS)
         return config if same else _read_dataclass(family, {"kind": value}, key[: -len(".kind")])
     if name not in settings_of(config):
-        raise ConfigError(f"{key}: no setting {name!r} here; {nearest(name, settings_of(config))}")
+        raise InapplicableError(f"{key}: no setting {name!r} here; {nearest(name, settings_of(config))}")
     setter = shortcuts(type(config)).get(name)
     if setter is not None and not rest:
         return setter(config, value)

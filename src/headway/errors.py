@@ -60,6 +60,10 @@ class ConfigError(UserError):
     """A configuration that cannot be read or built: an unknown setting, or a value out of range."""
 
 
+class InapplicableError(ConfigError):
+    """A setting that this configuration does not have, such as the heads of an LSTM."""
+
+
 # Names that are looked at, as comparing takes long, and that are said; characters of a name.
 _COMPARED, _NAMED, _LENGTH = 1000, 100, 200
 

@@ -5,18 +5,21 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 import headway as hw
 from headway.app.cli import main as cli
+from headway.config import kinds, override
+from headway.domains import homes, scale_of
 from headway.domains import recipe as named
-from headway.domains import scale_of
-from headway.errors import UserError
+from headway.errors import ConfigError, UserError
 from headway.learn import AdamWConfig, MuonConfig, Recipe
 from headway.learn import scale as scales
-from headway.learn.scale import Fit, Law, Pace, Scale, choose, computing, settled, taken, with_user
+from headway.learn.scale import Fit, Law, Pace, Scale, choose, computing, settled, shape_of, taken, with_user
+from headway.nn.mixers import MixerConfig
 
 pytestmark = pytest.mark.usefixtures("brief_samples")
 TEXT = scale_of("text")
@@ -198,3 +201,31 @@ def test_batches_of_the_user_are_told_as_they_are() -> None:
     fit, _ = choose(named("text"), TEXT, {"train.batch_size": 3}, 10**7, 300.0, pace)  # type: ignore[arg-type]
     assert fit.batch == 384
     assert fit.steps == pytest.approx(fit.seen / 384, abs=1)
+
+
+SIZED = sorted(name for name in homes() if (scale := scale_of(name)) and scale.sizes(named(name)))
+
+
+@pytest.mark.parametrize("name", SIZED)
+def test_every_mixer_that_fits_a_recipe_has_sizes_to_choose_from(name: str) -> None:
+    """A recurrence has no heads, and a plan that chooses a number of heads still trains one."""
+    scale, fitting = scale_of(name), dict[str, Recipe]()
+    assert scale is not None
+    for kind in kinds(MixerConfig):
+        with suppress(ConfigError):  # of another direction, or without the encoder that it reads
+            fitting[kind] = override(named(name), {"model.mixer": kind})
+    for kind, recipe in fitting.items():
+        models = [with_user(recipe, size, {"model.mixer": kind}).model for size in scale.sizes(recipe)]
+        assert len({shape_of(model)[0] for model in models}) > 1
+    assert fitting.keys() >= set(kinds(MixerConfig)) - {"bidirectional", "conditional_gru"}
+
+
+def test_a_plan_for_an_lstm_leaves_out_the_heads_that_it_chooses_for_attention() -> None:
+    assert TEXT is not None
+    user = {"model.mixer": "lstm"}
+    best, fits = choose(override(named("text"), user), TEXT, user, 10**6, 600.0, paced())
+    assert len(fits) > 1
+    recipe = settled(named("text"), best, TEXT, 10**6, user)
+    assert {block.mixer.kind for block in recipe.model.stack.blocks} == {"lstm"}  # type: ignore[union-attr]
+    with pytest.raises(ConfigError, match="no heads"):  # the user's own are still refused
+        choose(named("text"), TEXT, {**user, "model.heads": 2}, 10**6, 600.0, paced())

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from torch import nn
 
-from headway.config import override
+from headway.config import applicable, override
 from headway.errors import ConfigError, UserError
 from headway.learn.optim import MuonConfig
 from headway.learn.recipe import Recipe
@@ -226,8 +226,8 @@ def _overlap(key: str, own: str) -> bool:
 
 
 def with_user(recipe: Recipe, settings: Settings, user: Settings) -> Recipe:
-    """`recipe` with what was chosen and, above it, what the user sets."""
-    return override(recipe, {**taken(settings, user), **user})
+    """`recipe` with the chosen settings and, above them, the user's, whose mixer may lack a chosen one."""
+    return override(recipe, {**applicable(recipe, taken(settings, user), user), **user})
 
 
 def ladder(recipe: Recipe, scale: Scale, user: Settings) -> list[Rung]:

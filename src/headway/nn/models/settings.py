@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, cast
 
 from headway.config import from_dict, setting, shortcuts
-from headway.errors import ConfigError
+from headway.errors import ConfigError, InapplicableError
 from headway.nn.mixers import BidirectionalConfig, MixerConfig, RecurrenceConfig
 from headway.nn.models.act import ActConfig
 from headway.nn.models.block import BlockConfig
@@ -255,7 +255,7 @@ def heads(stack: StackConfig, value: Any) -> StackConfig:
     """Every attention with `value` heads; key and value heads keep their share where it divides."""
     count = whole("model.heads", value)
     if not any(hasattr(part, "heads") for block in stack.blocks for part in (block.mixer, block.cross)):
-        raise ConfigError(f"model.heads={count}: this model has no heads; leave the setting out")
+        raise InapplicableError(f"model.heads={count}: this model has no heads; leave the setting out")
 
     def change(block: BlockConfig) -> BlockConfig:
         cross = None if block.cross is None else _with_heads(block.cross, count)
@@ -319,7 +319,7 @@ def cells(stack: StackConfig, value: int) -> StackConfig:
     blocks = tuple(dataclasses.replace(block, mixer=_with_cells(block.mixer, value)) for block in stack.blocks)
     inner = [b.mixer.mixer if isinstance(b.mixer, BidirectionalConfig) else b.mixer for b in blocks]
     if not any(hasattr(mixer, "cells") for mixer in inner):
-        raise ConfigError(f"model.cells={value}: no mixer here has cells; leave the setting out")
+        raise InapplicableError(f"model.cells={value}: no mixer here has cells; leave the setting out")
     return dataclasses.replace(stack, blocks=blocks)
 
 
