@@ -544,6 +544,14 @@ def test_an_evaluation_that_is_no_number_is_never_the_best(tmp_path: Path, monke
         train(tmp_path / "b", counting_recipe())
 
 
+def test_of_equal_goals_the_model_of_the_smaller_loss_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = iter([(0.5, 3.0), (0.75, 2.0), (0.75, 1.0), (0.75, 1.5), (0.5, 0.1)])
+    monkeypatch.setattr(CountOn, "goal", "accuracy")
+    monkeypatch.setattr(CountOn, "goal_better", "max")
+    monkeypatch.setattr(CountOn, "judge", lambda *_: dict(zip(("accuracy", "loss"), next(scores, (0.1, 9.0)))))
+    assert train(tmp_path, counting_recipe()).summary["best"] == {"step": 6, "accuracy": 0.75, "loss": 1.0}
+
+
 @pytest.mark.parametrize(
     "setting", ["optim.lr", "optim.eps", "schedule.warmup", "schedule.floor", "train.clip", "optim.weight_decay"]
 )

@@ -94,11 +94,14 @@ class RunState:
         return self.recipe.optim.lr * self.recipe.schedule.factor(self.progress.step - 1, self.recipe.train.steps)
 
     def judge(self, metrics: dict[str, Any]) -> bool:
-        """Note an evaluation; whether it is the best so far."""
+        """Note an evaluation; whether it is the best so far. Of equal goals the one of the smaller loss is better."""
         progress, goal = self.progress, self.task.goal
         sign = 1 if self.task.goal_better == "min" else -1
-        found, best = metrics[goal], math.nan if progress.best is None else progress.best[goal]
-        better = math.isfinite(found) and not sign * found >= sign * best  # whatever is a number is better than none
+        found = (sign * metrics[goal], metrics.get("loss", math.inf))
+        best = (math.nan, math.nan)
+        if progress.best is not None:
+            best = (sign * progress.best[goal], progress.best.get("loss", math.inf))
+        better = math.isfinite(found[0]) and not found[0] > best[0] and not (found[0] == best[0] and found[1] >= best[1])
         if better:
             progress.best = {"step": progress.step, **metrics}
         progress.stale = 0 if better else progress.stale + 1
