@@ -101,7 +101,7 @@ class RunState:
         best = (math.nan, math.nan)
         if progress.best is not None:
             best = (sign * progress.best[goal], progress.best.get("loss", math.inf))
-        better = math.isfinite(found[0]) and not found[0] > best[0] and not (found[0] == best[0] and found[1] >= best[1])
+        better = math.isfinite(found[0]) and not found >= best  # any number is better than none
         if better:
             progress.best = {"step": progress.step, **metrics}
         progress.stale = 0 if better else progress.stale + 1
