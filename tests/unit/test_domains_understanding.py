@@ -293,6 +293,15 @@ def test_the_pooler_of_a_start_is_kept(questions: Path) -> None:
     assert opened(mean, questions).adapt(mean.model).heads == {"classes": PooledHeadConfig(6, pool="mean")}
 
 
+def test_the_pooling_of_sentence_vectors_comes_before_a_pooler(questions: Path) -> None:
+    recipe = replace(small(classification()), start="somewhere")
+    pooler, vectors = PooledHeadConfig(dense=True, activation="tanh"), PooledHeadConfig(pool="mean", unit=True)
+    start = replace(recipe, model=replace(recipe.model, heads={"pooled": pooler, "embedding": vectors}))
+    assert opened(start, questions).adapt(start.model).heads == {"classes": PooledHeadConfig(6, pool="mean")}
+    first = override(start, {"task.pool": "first"})  # the published form of BERT's classifiers
+    assert opened(first, questions).adapt(first.model).heads == {"classes": replace(pooler, outputs=6)}
+
+
 def test_models_without_the_head_say_so(questions: Path) -> None:
     recipe = small(classification())
     task = opened(recipe, questions)

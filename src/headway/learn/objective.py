@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
@@ -65,6 +65,12 @@ class Objective(Generic[E]):
     ) -> dict[str, Any]:
         """`judge` in windows of texts that advance by `stride`. UserError where no texts go on."""
         raise UserError("this is not a language model, so it has no windows; leave the stride out")
+
+    def fit_head(self, model: nn.Module, examples: E, fresh: Collection[str], limit: int) -> bool:
+        """Fit a head whose parameters are among the `fresh` ones of a model that has learned before to at most `limit`
+        training samples, before the first step; False if there is nothing to fit.
+        """
+        return False
 
     def samples(self, model: nn.Module, examples: E, count: int) -> list[dict[str, str]]:
         """Held-out samples for people: columns by name, such as prompt and output, or source, output and reference."""

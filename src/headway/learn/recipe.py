@@ -45,6 +45,8 @@ class TrainConfig:
     ema: the decay of a moving average of the weights, which is then what is evaluated and kept.
     average: the run ends with the mean of so many last checkpoints, which is kept if it is better.
     precision: of matrix products in training; "auto" goes by the processor. Evaluation is always fp32.
+    linear_probe: in a run that starts from a model, the most training samples to whose vectors a fresh head of classes
+        is fitted before the first step; 0: the head starts as drawn.
     patience: training ends after so many evaluations without a better one.
     frozen: parts of the model that stay as they are ("tower"), parameters, or patterns of their names ("*.bias").
     """
@@ -63,6 +65,7 @@ class TrainConfig:
     seed: int = 1234  # of weights, order, dropout and all else that is drawn
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     compile: bool = False  # whether torch.compile compiles the model
+    linear_probe: int = 4096  # training samples that a fresh head is fitted to, in a run that starts from a model
     patience: int | None = None
     frozen: tuple[str, ...] = ()
 
@@ -76,7 +79,7 @@ class TrainConfig:
             "patience",
             "evaluate_limit",
         )
-        for name in (*counted, "evaluate_every", "checkpoint_every", "average", "seed"):
+        for name in (*counted, "evaluate_every", "checkpoint_every", "average", "seed", "linear_probe"):
             value, least = getattr(self, name), 1 if name in counted else 0
             if value is not None and value < least:
                 raise ConfigError(f"train.{name} is {value}; give {least} or more")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
@@ -68,6 +68,9 @@ class Task:
 
     def count(self, split: str) -> int:
         return self.objective.count(self.examples, split)
+
+    def fit_head(self, model: nn.Module, fresh: Collection[str], limit: int) -> bool:
+        return self.objective.fit_head(model, self.examples, fresh, limit)
 
     def samples(self, model: nn.Module, count: int) -> list[dict[str, str]]:
         return self.objective.samples(model, self.examples, count)

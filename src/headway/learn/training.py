@@ -60,6 +60,7 @@ class RunState:
         self.metrics: MetricsFile | None = None
         self.checkpoints = Checkpoints(directory.checkpoints)
         self.trunk = Checkpoints(directory.trunk)
+        self.probed = False  # whether the head of this process's model was fitted, and not yet trained
         self._saved = 0  # the step of the last checkpoint
 
     @cached_property
@@ -73,14 +74,18 @@ class RunState:
         if first:
             remove(self.directory.digests)
             self.checkpoints.clean()
-        model = initial_model(recipe, self.fresh, self.directory.base, bool(self.checkpoints.all()), first)
+        begun = bool(self.checkpoints.all())
+        model = initial_model(recipe, self.fresh, self.directory.base, begun, first)
+        limit = 0 if begun or recipe.start is None else recipe.train.linear_probe
+        self.probed = limit > 0 and self.task.fit_head(model.to(self.processes.device), self.fresh, limit)
         self.learner = Learner(model, recipe, self.task, self.processes, self.precision.name)
         self.progress = Progress()
         self.checkpoints.load_newest(self)
         self._saved = self.progress.step
         self.before = max(self.before, self.progress.seconds)  # of a run that was killed nothing later is known
         if first:
-            truncate_metrics(self.directory.metrics, self.progress.step, self.progress.evaluated)
+            evaluated = self.progress.evaluated if begun else -1
+            truncate_metrics(self.directory.metrics, self.progress.step, evaluated)
             self.metrics = MetricsFile(self.directory.metrics)
 
     def adopt(self, recipe: Recipe) -> None:

@@ -23,7 +23,7 @@ from headway.nn.models import ModelConfig, PooledHeadConfig, TransformerConfig
 from headway.nn.models.pooled import Pool
 
 _LOG = logger(__name__)
-_POOLERS = ("classes", "pooled", "next")  # heads of a start model that pool as classes need it
+_POOLERS = ("classes", "embedding", "pooled", "next")  # heads of a start model that pool as classes need it
 
 
 @register("classification")
@@ -146,14 +146,16 @@ class Pooling(NamedTuple):
     started: bool
 
     def head(self, model: ModelConfig, outputs: int) -> TransformerConfig:
-        """`model` with one head over whole texts. A model that was started from keeps its pooler (BERT's), or gets one
-        of BERT's kind; one from scratch takes the mean of its tokens; one that sees only earlier tokens, its last.
+        """`model` with one head over whole texts. A model that was started from keeps its own pooling: that of its
+        sentence vectors, or else its pooler (BERT's), or it gets one of BERT's kind. One from scratch takes the mean of
+        its tokens; one that sees only earlier tokens, its last.
         """
         encoder = check_encoder(model)
         rate = encoder.embed.dropout
-        known = next((encoder.heads[name] for name in _POOLERS if name in encoder.heads), None)
-        if self.pool is None and isinstance(known, PooledHeadConfig):
-            head = replace(known, outputs=outputs, dropout=known.dropout or rate)
+        heads = (encoder.heads.get(name) for name in _POOLERS)
+        poolers = [head for head in heads if isinstance(head, PooledHeadConfig) and self.pool in (None, head.pool)]
+        if poolers:
+            head = replace(poolers[0], outputs=outputs, dropout=poolers[0].dropout or rate, unit=False)
         elif self.pool is None and self.started and not encoder.stack.causal:
             head = PooledHeadConfig(outputs, dense=True, activation="tanh", dropout=rate)
         else:

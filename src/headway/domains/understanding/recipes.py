@@ -117,7 +117,7 @@ def banking77() -> Recipe:
     part picks the best model.
 
     The mean of the tokens is judged, as that is what sentence encoders are trained for; BERT's pooler, which its
-    published format of classifiers has, takes --set task.pool=none.
+    published format of classifiers has, takes --set task.pool=first.
     """
     return Recipe(
         name="banking77",

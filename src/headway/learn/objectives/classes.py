@@ -20,10 +20,13 @@ from headway.errors import UserError, nearest
 from headway.formats.usage import read_usage
 from headway.learn.examples import Batch, Contents, Numbered, Selected
 from headway.learn.objective import Objective, judged
+from headway.learn.objectives.linear import fit_linear
 from headway.learn.report import Picture
 from headway.learn.report.confusion import confusions
 from headway.metrics import class_scores
 from headway.nn.models import Loss, Transformer
+from headway.nn.models.pooled import PooledHead
+from headway.nn.parts.projection import Projection
 
 _RECIPE = "recipe.json"  # in a workspace it says that the run has begun, so that what lies there is its own
 
@@ -146,6 +149,35 @@ class Classes(Objective[C], Generic[C]):
             found = found if len(found) else said.new_empty(len(samples), said.shape[-1])
             found[numbers], right[numbers] = said, batch.targets.cpu()
         return found, right
+
+    def fit_head(self, model: nn.Module, examples: C, fresh: Collection[str], limit: int) -> bool:
+        """Logistic regression on what the head's last map reads of each sample."""
+        head = model.heads[HEAD] if f"heads.{HEAD}.project.weight" in fresh else None  # type: ignore[index]
+        if not isinstance(head, PooledHead) or head.config.pool == "tokens":
+            return False
+        project = cast(Projection, head.project)
+        parts = (self._vectors(model, project, examples.of(side).some(limit)) for side in ("train", "validation"))
+        fitted = fit_linear(*parts, classes=len(examples.labels))
+        with torch.no_grad():
+            project.weight.copy_(fitted.weight)
+            if project.bias is not None:
+                project.bias.copy_(fitted.bias)
+        return True
+
+    def _vectors(
+        self, model: nn.Module, project: Projection, samples: Selected
+    ) -> tuple[Float[Tensor, "N D"], Int[Tensor, "N"]]:
+        """What `project` reads of samples, and their classes, on the processor."""
+        read, vectors = list[Tensor](), torch.zeros(len(samples), project.weight.shape[1])
+        classes = torch.zeros(len(samples), dtype=torch.long)
+        hook = project.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
+        try:
+            for numbers, batch in judged(model, samples):
+                cast(Transformer, model).output(HEAD, *batch.inputs)
+                vectors[numbers], classes[numbers] = read.pop().float().cpu(), batch.targets.cpu()
+        finally:
+            hook.remove()
+        return vectors, classes
 
     def judge(self, model: nn.Module, examples: C, split: str, limit: int | None = None) -> dict[str, Any]:
         """Loss (nats a sample, without smoothing), accuracy and macro F1 over a split, or `limit` samples of it."""
