@@ -38,7 +38,7 @@ def check_header(where: str, names: Sequence[str], places: str = "columns") -> N
 
 
 def likely(use: str, names: Iterable[str]) -> str | None:
-    """The column that is usually meant by `use` ("label", ...), whatever its case; None where there is none."""
+    """The column that is usually meant by `use` ("label", ...), whatever its case; None if no column is likely."""
     known = {name.strip().lower().replace(" ", "_"): name for name in names}
     return next((known[other] for other in _OTHERS.get(use, ()) if other in known), None)
 

@@ -94,7 +94,9 @@ def is_run(folder: Path) -> bool:
 def _in_folder(folder: Path, kinds: Collection[str], apart: Collection[Path]) -> list[File]:
     found: list[File] = []
     paths = sorted(folder.rglob("*"))
-    left_out = {*apart, *(path for path in paths if is_run(path))}
+    # Only the folders of files with a run's names are looked into: there may be a million others.
+    runs = {path.parent for path in paths if path.name in (".lock", "run.json") and is_run(path.parent)}
+    left_out = {*apart, *(runs - {folder})}
     for path in paths:
         parts = path.relative_to(folder).parts
         hidden = any(part.startswith(".") for part in parts)

@@ -103,8 +103,8 @@ class Loop:
         run, progress, accumulate = self.run, self.run.progress, self.run.recipe.train.accumulate
         share = run.processes.share_of(accumulate)
         stream = run.task.batches("train", run.processes.shard, progress.step * accumulate)
-        stopped_before_it = self._evaluation_due() and progress.evaluated < progress.step  # between a step and this
-        if run.probed or stopped_before_it:
+        overdue = self._evaluation_due() and progress.evaluated < progress.step  # stopped between a step and this
+        if run.probed or overdue:
             self._evaluate()
         if run.budget is not None:
             run.budget.begin(progress.step, progress.seconds)

@@ -163,7 +163,7 @@ def _check_memory() -> None:
 
 
 def _limit(name: str) -> int | None:
-    """A limit of this process; None where there is none, or no such thing."""
+    """A resource limit of this process; None if it is unlimited or unknown to this system."""
     try:
         import resource
     except ImportError:
