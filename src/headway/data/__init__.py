@@ -23,7 +23,7 @@ if TYPE_CHECKING:
         read_pairs,
         text_sources,
     )
-    from headway.data.splits import SIDES, SplitConfig, Splits, fraction, sides_of
+    from headway.data.splits import SIDES, ClassSplitConfig, SplitConfig, Splits, fraction, sides_of
     from headway.data.tables import Table, Tagged, TaggedText, read_conll, read_table
     from headway.data.tokens import TokenCache, load_tokens, open_tokens
 
@@ -41,6 +41,7 @@ __all__ = [
     "PairBatches",
     "PairCache",
     "Spans",
+    "ClassSplitConfig",
     "SplitConfig",
     "Splits",
     "Streams",
@@ -94,7 +95,7 @@ lazily(
             "read_pairs",
             "text_sources",
         ),
-        ".splits": ("SIDES", "SplitConfig", "Splits", "fraction", "sides_of"),
+        ".splits": ("SIDES", "ClassSplitConfig", "SplitConfig", "Splits", "fraction", "sides_of"),
         ".tables": ("Table", "Tagged", "TaggedText", "read_conll", "read_table"),
         ".tokens": ("TokenCache", "load_tokens", "open_tokens"),
     },

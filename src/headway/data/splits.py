@@ -39,6 +39,14 @@ class SplitConfig:
             raise ConfigError(f"validation and test together take {total} of the data; leave some to train on")
 
 
+@checked
+@dataclass(frozen=True)
+class ClassSplitConfig(SplitConfig):
+    """Shares of the training split that are held out of labelled samples."""
+
+    stratify: bool = False  # hold out nearly the same share of every class
+
+
 def larger_share(side: str) -> str:
     """What to say of a split that is empty."""
     return "smaller shares of the others" if side == "train" else f"a larger share, as task.split.{side}=0.2"
@@ -81,18 +89,52 @@ def shares_to_draw(named: Collection[int], config: SplitConfig) -> tuple[float, 
     return validation, test
 
 
-def assign(keys: np.ndarray, named: np.ndarray, given: Collection[int], config: SplitConfig) -> np.ndarray:
+def assign(
+    keys: np.ndarray,
+    named: np.ndarray,
+    given: Collection[int],
+    config: SplitConfig,
+    classes: np.ndarray | None = None,
+) -> np.ndarray:
     """The side numbers of sources, uint8 [N].
 
     `keys` uint64 [N] are the sources' own, `named` uint8 [N] what their files' names say, and `given` all the
     numbers that names give in this corpus. Files that name no side belong to training, from which missing
-    sides are drawn.
+    sides are drawn, of each of the `classes` [N] by itself if there are any.
     """
-    validation, test = shares_to_draw(given, config)
+    shares = shares_to_draw(given, config)
     place = fractions(keys, config.seed)
-    drawn = np.where(place < test, side_number("test"), side_number("train"))
-    drawn = np.where((place >= test) & (place < test + validation), side_number("validation"), drawn)
+    if classes is None:
+        validation, test = shares
+        drawn = np.where(place < test, side_number("test"), side_number("train"))
+        drawn = np.where((place >= test) & (place < test + validation), side_number("validation"), drawn)
+    else:
+        drawn = _stratified(keys, place, classes, named <= side_number("train"), shares)
     return np.where(named <= side_number("train"), drawn, named).astype(np.uint8)
+
+
+def _stratified(
+    keys: np.ndarray, place: np.ndarray, classes: np.ndarray, free: np.ndarray, shares: tuple[float, float]
+) -> np.ndarray:
+    """The side numbers of sources where the same share of every class is held out, as nearly as whole samples can be.
+
+    Systematic sampling: the distinct keys of `free` sources are put in order by class and, within a class, by their
+    random `place`, and every 1 / share-th of them is held out; but the first of each class is trained on.
+    """
+    keys, first, number = np.unique(keys, return_index=True, return_inverse=True)
+    chosen = np.flatnonzero(free[first])
+    chosen = chosen[np.lexsort((place[first[chosen]], classes[first[chosen]]))]
+    starts = np.append(True, np.diff(classes[first[chosen]]) != 0)[: len(chosen)]
+    held = chosen[~starts][_every(sum(shares), int((~starts).sum()))]
+    validated = _every(shares[0] / (sum(shares) or 1.0), len(held))
+    found = np.full(len(keys), side_number("train"))
+    found[held] = np.where(validated, side_number("validation"), side_number("test"))
+    return found[number]
+
+
+def _every(share: float, count: int) -> np.ndarray:
+    """A `share` of `count` places at equal distances, bool [count]."""
+    return np.diff(np.floor(share * np.arange(count + 1) + 0.5)) > 0
 
 
 class Sides(dict[str, np.ndarray]):
@@ -105,13 +147,18 @@ class Sides(dict[str, np.ndarray]):
         self.removed = removed
 
 
-def divided(keys: np.ndarray, named: np.ndarray, config: SplitConfig) -> Sides:
-    """The samples of each split from their keys, uint64 [N], and what files' names say [N].
+def divided(
+    keys: np.ndarray, named: np.ndarray, config: SplitConfig, labels: Sequence[str] | None = None
+) -> Sides:
+    """The samples of each split from their keys, uint64 [N], what files' names say [N], and, if the config stratifies,
+    their `labels`.
 
     Equal keys are never both trained on and held out: where files are named, such samples of the training side are left
     out of it, and the log reports how many.
     """
-    assigned = assign(keys, named, frozenset(np.unique(named).tolist()), config)
+    stratify = labels is not None and isinstance(config, ClassSplitConfig) and config.stratify
+    classes = np.unique(np.array(labels, object), return_inverse=True)[1] if stratify else None
+    assigned = assign(keys, named, frozenset(np.unique(named).tolist()), config, classes)
     found = {side: np.flatnonzero(assigned == side_number(side)) for side in SIDES}
     held_out = np.unique(keys[assigned != side_number("train")])
     training = found["train"]
@@ -125,9 +172,11 @@ def divided(keys: np.ndarray, named: np.ndarray, config: SplitConfig) -> Sides:
     return Sides(found, removed)
 
 
-def sides_of(keys: Sequence[str], named: np.ndarray, config: SplitConfig) -> Sides:
+def sides_of(
+    keys: Sequence[str], named: np.ndarray, config: SplitConfig, labels: Sequence[str] | None = None
+) -> Sides:
     """The samples of each split, `divided` by the texts that are their keys."""
-    return divided(np.fromiter(map(key_of, keys), np.uint64, len(keys)), named, config)
+    return divided(np.fromiter(map(key_of, keys), np.uint64, len(keys)), named, config, labels)
 
 
 class Splits(NamedTuple):

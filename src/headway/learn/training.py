@@ -24,6 +24,9 @@ from headway.learn.start import initial_model
 from headway.learn.task import Task, unit_of
 from headway.nn.models import describe, outline
 
+_CHANCE = 2  # samples by which two shares of them differ by chance
+_SHARES = ("accuracy", "f1", "recall_at_1", "exact_match")  # goals that are shares of the samples
+
 
 class RunState:
     """A run that is under way, and the one owner of its state: the recipe as it stands, the directory, how far it has
@@ -99,14 +102,19 @@ class RunState:
         return self.recipe.optim.lr * self.recipe.schedule.factor(self.progress.step - 1, self.recipe.train.steps)
 
     def judge(self, metrics: dict[str, Any]) -> bool:
-        """Note an evaluation; whether it is the best so far. Of equal goals the one of the smaller loss is better."""
+        """Note an evaluation; whether it is the best so far.
+
+        Of goals that differ by no more than chance the one with the smaller loss is better: in a validation split of
+        N samples, shares of them that differ by two samples.
+        """
         progress, goal = self.progress, self.task.goal
-        sign = 1 if self.task.goal_better == "min" else -1
-        found = (sign * metrics[goal], metrics.get("loss", math.inf))
-        best = (math.nan, math.nan)
-        if progress.best is not None:
-            best = (sign * progress.best[goal], progress.best.get("loss", math.inf))
-        better = math.isfinite(found[0]) and not found >= best  # any number is better than none
+        better = math.isfinite(metrics[goal])
+        if better and progress.best is not None:
+            sign = 1 if self.task.goal_better == "max" else -1
+            gain = sign * (metrics[goal] - progress.best[goal])
+            chance = _CHANCE / metrics["samples"] if goal in _SHARES and metrics.get("samples") else 0.0
+            loss, before = metrics.get("loss", math.inf), progress.best.get("loss", math.inf)
+            better = gain > chance or (gain >= -chance and loss < before)
         if better:
             progress.best = {"step": progress.step, **metrics}
         progress.stale = 0 if better else progress.stale + 1

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from headway.config import register
-from headway.data import SplitConfig
+from headway.data import ClassSplitConfig
 from headway.data.labelled import Labelled, read_labelled
 from headway.domains.audio.augment import SoundAugmentConfig, masked, noisy, placed, varied
 from headway.domains.audio.augment import chance as drawn
@@ -50,7 +50,7 @@ class SoundTaskConfig(TaskConfig):
     skip_bad: bool = False  # leave out what cannot be used, and count it
     smoothing: float = 0.0  # share of each label that is spread over all
     augment: SoundAugmentConfig = SoundAugmentConfig()  # what training changes of sounds
-    split: SplitConfig = SplitConfig(validation=0.1, test=0.1)  # what is held out
+    split: ClassSplitConfig = ClassSplitConfig(validation=0.1, test=0.1)  # what is held out
 
     def __post_init__(self) -> None:
         if self.seconds is not None and not 0.02 <= self.seconds <= 3600:

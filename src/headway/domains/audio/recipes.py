@@ -13,7 +13,7 @@ from typing import NamedTuple, cast
 import numpy as np
 
 from headway.config import override
-from headway.data import SplitConfig
+from headway.data import ClassSplitConfig, SplitConfig
 from headway.data.labelled import read_labelled
 from headway.data.splits import side_number
 from headway.domains.audio.augment import SoundAugmentConfig
@@ -43,7 +43,8 @@ def audio() -> Recipe:
         data=(),
         model=listener(width=128, depth=4, heads=4, classes=2),
         task=SoundsConfig(
-            augment=SoundAugmentConfig(shift=0.1, gain=6.0, time_masks=2, time_width=0.1, band_masks=2, band_width=12)
+            augment=SoundAugmentConfig(shift=0.1, gain=6.0, time_masks=2, time_width=0.1, band_masks=2, band_width=12),
+            split=ClassSplitConfig(validation=0.1, test=0.1, stratify=True),
         ),
         optim=MUON,
         schedule=SCHEDULE,
@@ -74,7 +75,7 @@ def spoken_digits() -> Recipe:
                 band_masks=2,
                 band_width=12,
             ),
-            split=SplitConfig(validation=0.1, test=0.0),
+            split=ClassSplitConfig(validation=0.1, test=0.0),
         ),
         optim=MUON,
         schedule=WSDConfig(warmup=50, decay=0.7),

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from headway.config import register
-from headway.data import Splits, Table, read_table, sides_of
+from headway.data import ClassSplitConfig, Splits, Table, read_table, sides_of
 from headway.domains.understanding.texts import EncodedTexts, EncoderTaskConfig, batch_tokens, check_encoder
 from headway.errors import UserError, logger
 from headway.learn import Recipe, Task
@@ -21,6 +21,7 @@ from headway.learn.objectives.regression import Regression, Valued
 from headway.learn.rows import frame_for, framed
 from headway.nn.models import ModelConfig, PooledHeadConfig, TransformerConfig
 from headway.nn.models.pooled import Pool
+from headway.nn.parts.norm import RMSNormConfig
 
 _LOG = logger(__name__)
 _POOLERS = ("classes", "embedding", "pooled", "next")  # heads of a start model that pool as classes need it
@@ -40,6 +41,7 @@ class ClassificationConfig(EncoderTaskConfig):
     label: str = "label"  # column of the labels
     pool: Literal["first", "mean", "last"] | None = None
     smoothing: float = 0.0
+    split: ClassSplitConfig = ClassSplitConfig(validation=0.1, test=0.1)  # what is held out
 
     def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Task:
         """Raises UserError for data that cannot be read, hold too little, or do not fit the model."""
@@ -88,12 +90,20 @@ class TableTexts(EncodedTexts):
 
     targets: np.ndarray
 
-    def __init__(self, config: ClassificationConfig, recipe: Recipe, table: Table, workspace: Path) -> None:
+    def __init__(
+        self,
+        config: ClassificationConfig,
+        recipe: Recipe,
+        table: Table,
+        workspace: Path,
+        classes: Sequence[str] | None = None,
+    ) -> None:
+        """`classes` [N] are the samples' labels where splits may be stratified by them."""
         texts, seconds = table.columns["text"], table.columns.get("text2")
         self.table = table
         self.what = "pair" if seconds else "text"
         self.seed, self.size = recipe.train.seed, batch_tokens(recipe)
-        self.splits = Splits(sides_of(texts, table.named, config.split), np.arange(len(table)))
+        self.splits = Splits(sides_of(texts, table.named, config.split, classes), np.arange(len(table)))
         trained = (column[row] for column in (texts, seconds or []) for row in self.splits.sides["train"] if column)
         self.codec = config.codec_of(trained, workspace)
         first = self.codec.encode_batch(texts)
@@ -118,8 +128,8 @@ class LabelledTexts(TableTexts, Classified):
     """Texts or pairs with classes."""
 
     def __init__(self, config: ClassificationConfig, recipe: Recipe, table: Table, workspace: Path) -> None:
-        super().__init__(config, recipe, table, workspace)
         given = table.columns["label"]
+        super().__init__(config, recipe, table, workspace, given)
         trained = {given[row] for row in self.splits.sides["train"]}
         self.targets = self.classes = self.numbered(given, trained, table.place, workspace)
 
@@ -155,7 +165,9 @@ class Pooling(NamedTuple):
         heads = (encoder.heads.get(name) for name in _POOLERS)
         poolers = [head for head in heads if isinstance(head, PooledHeadConfig) and self.pool in (None, head.pool)]
         if poolers:
-            head = replace(poolers[0], outputs=outputs, dropout=poolers[0].dropout or rate, unit=False)
+            # Sentence vectors were trained at unit length, which their classes are read from, too.
+            norm = RMSNormConfig(weight=False) if poolers[0].unit else poolers[0].norm
+            head = replace(poolers[0], outputs=outputs, dropout=poolers[0].dropout or rate, unit=False, norm=norm)
         elif self.pool is None and self.started and not encoder.stack.causal:
             head = PooledHeadConfig(outputs, dense=True, activation="tanh", dropout=rate)
         else:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast
 
-from headway.data import SplitConfig, read_conll, read_table
+from headway.data import ClassSplitConfig, read_conll, read_table
 from headway.data.splits import side_number
 from headway.domains.understanding.classification import ClassificationConfig, TextPairsConfig
 from headway.domains.understanding.embedding import EmbeddingConfig
@@ -27,6 +27,7 @@ from headway.visibility import Full
 
 MUON = MuonConfig(lr=0.02, weight_decay=0.1, adam_lr=3e-3, adam_betas=(0.9, 0.98), adam_weight_decay=0.05)
 SCHEDULE = WSDConfig(warmup=0.02, decay=0.6)
+_SPLIT = ClassSplitConfig(validation=0.1, test=0.1, stratify=True)
 
 
 def encoder(width: int, depth: int, heads: int, dropout: float = 0.1) -> TransformerConfig:
@@ -56,7 +57,7 @@ def classification() -> Recipe:
         description="any texts with labels: .csv, .tsv or .jsonl with text and label",
         data=(),
         model=fresh(width=128, depth=2, heads=4),
-        task=ClassificationConfig(),
+        task=ClassificationConfig(split=_SPLIT),
         optim=MUON,
         schedule=SCHEDULE,
         train=TrainConfig(steps=2000, batch_tokens=1024),
@@ -72,7 +73,7 @@ def pairs() -> Recipe:
         description="any pairs of texts with labels or numbers: .csv, .tsv or .jsonl with text, text2 and label",
         data=(),
         model=fresh(width=128, depth=2, heads=4),
-        task=TextPairsConfig(),
+        task=TextPairsConfig(split=_SPLIT),
         optim=MUON,
         schedule=SCHEDULE,
         train=TrainConfig(steps=2000, batch_tokens=1024),
@@ -125,7 +126,7 @@ def banking77() -> Recipe:
         description="questions to a bank, 77 intents",
         data=("banking77",),
         model=encoder(width=128, depth=2, heads=4),
-        task=ClassificationConfig(label="category", pool="mean", split=SplitConfig(validation=0.1, test=0.0)),
+        task=ClassificationConfig(label="category", pool="mean", split=ClassSplitConfig(validation=0.1, test=0.0)),
         optim=AdamWConfig(lr=4e-4, betas=(0.9, 0.98), weight_decay=0.01),
         schedule=CosineConfig(warmup=0.1, floor=0.0),
         train=TrainConfig(steps=720, batch_tokens=1024, evaluate_every=120),

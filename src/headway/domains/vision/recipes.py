@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from headway.data import SplitConfig
+from headway.data import ClassSplitConfig
 from headway.domains.vision.augment import ImageAugmentConfig
 from headway.domains.vision.samples import read_samples
 from headway.domains.vision.survey import Survey, survey
@@ -68,7 +68,11 @@ def vision() -> Recipe:
         description="any images with classes: a folder for each, IDX files, or a .csv of path and label",
         data=(),
         model=small_vit(width=128, depth=6, heads=4, patch=8, size=64),
-        task=VisionConfig(smoothing=0.1, augment=ImageAugmentConfig(flip=0.5, crop=0.5, erase=0.25)),
+        task=VisionConfig(
+            smoothing=0.1,
+            augment=ImageAugmentConfig(flip=0.5, crop=0.5, erase=0.25),
+            split=ClassSplitConfig(stratify=True),
+        ),
         optim=MuonConfig(lr=0.008, weight_decay=0.1, adam_lr=2e-3, adam_weight_decay=0.05),
         schedule=WSDConfig(warmup=0.02, decay=0.6),
         train=TrainConfig(steps=2000, batch_size=64),
@@ -87,7 +91,7 @@ def fashion_mnist() -> Recipe:
         data=("fashion-mnist",),
         model=small_vit(width=128, depth=3, heads=4, patch=4, size=28, channels=1, more=2),
         task=VisionConfig(
-            split=SplitConfig(validation=0.05, test=0.0),
+            split=ClassSplitConfig(validation=0.05, test=0.0),
             smoothing=0.1,
             augment=ImageAugmentConfig(flip=0.5, shift=2, erase=0.25),
             names=CLOTHES,
@@ -108,7 +112,7 @@ def digits() -> Recipe:
         data=("digits",),
         model=small_vit(width=64, depth=4, heads=4, patch=2, size=8, channels=1, more=1),
         task=VisionConfig(
-            split=SplitConfig(validation=0.1, test=0.1),
+            split=ClassSplitConfig(validation=0.1, test=0.1),
             smoothing=0.1,
             augment=ImageAugmentConfig(crop=0.8, rotate=10.0, shift=1),
         ),

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from headway.codecs.processor import ImageProcessor
 from headway.config import register
-from headway.data import SplitConfig
+from headway.data import ClassSplitConfig
 from headway.domains.vision.augment import Augment, ImageAugmentConfig
 from headway.domains.vision.looking import pictures
 from headway.domains.vision.samples import LabelledImages, load_images, read_samples
@@ -56,7 +56,7 @@ class VisionConfig(TaskConfig):
     or a published model of the same classes, from which a second token learns (Touvron et al. 2021, hard distillation).
     """
 
-    split: SplitConfig = SplitConfig()  # what is held out
+    split: ClassSplitConfig = ClassSplitConfig()  # what is held out
     smoothing: float = 0.0
     augment: ImageAugmentConfig = field(default_factory=ImageAugmentConfig)  # what training changes of images
     names: tuple[str, ...] = ()

@@ -85,7 +85,7 @@ class Classified(Numbered):
         """Settle classes and splits. UserError for labels that training never sees, and for fewer than two."""
         self.stated = _stated(samples.named)
         samples = replace(samples, labels=self._joined(samples.labels, workspace))
-        sides = _with_all_classes(sides_of(samples.keys, samples.named, split), samples)
+        sides = _with_all_classes(sides_of(samples.keys, samples.named, split, samples.labels), samples)
         self.splits = Splits(sides, np.arange(len(samples.labels)), what, give)
         trained = {samples.labels[int(row)] for row in sides["train"]}
         self.classes = self.numbered(samples.labels, trained, samples.place, workspace)
