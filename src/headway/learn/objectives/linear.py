@@ -27,8 +27,10 @@ def fit_linear(
     train: tuple[Float[Tensor, "N D"], Int[Tensor, "N"]],
     validation: tuple[Float[Tensor, "M D"], Int[Tensor, "M"]],
     classes: int,
+    weights: Float[Tensor, "C"] | None = None,
 ) -> LinearHead:
     """Multinomial logistic regression with an L2 penalty, the best of four by accuracy, then loss, on `validation`.
+    With `weights` of the classes in the loss, the best of four by loss.
 
     Fine-tuning from such a head keeps what the model has learned, where a random head's first gradients distort it
     (Kumar et al. 2022, "Fine-tuning can distort pretrained features", section 3).
@@ -36,12 +38,13 @@ def fit_linear(
     scale = train[0].double().norm(dim=1).mean().clamp(min=1e-12)
     vectors, held_out = train[0].double() / scale, validation[0].double() / scale
     head = LinearHead(vectors.new_zeros(classes, vectors.shape[1]), vectors.new_zeros(classes))
+    weights = None if weights is None else weights.double()
     best: tuple[tuple[float, float], LinearHead] | None = None
     for strength in _STRENGTHS:
-        head = _fitted(head, vectors, train[1], strength)
+        head = _fitted(head, vectors, train[1], strength, weights)
         logits = head(held_out)
-        hits = (logits.argmax(-1) == validation[1]).double().mean().item()
-        score = hits, -F.cross_entropy(logits, validation[1]).item()
+        hits = (logits.argmax(-1) == validation[1]).double().mean().item() if weights is None else 0.0
+        score = hits, -F.cross_entropy(logits, validation[1], weights).item()
         if best is None or score > best[0]:
             best = score, head
     assert best is not None
@@ -49,7 +52,7 @@ def fit_linear(
     return LinearHead((weight / scale).float(), bias.float())
 
 
-def _fitted(start: LinearHead, vectors: Tensor, targets: Tensor, strength: float) -> LinearHead:
+def _fitted(start: LinearHead, vectors: Tensor, targets: Tensor, strength: float, weights: Tensor | None) -> LinearHead:
     weight, bias = (parameter.clone().requires_grad_() for parameter in start)
     optimiser = torch.optim.LBFGS(
         [weight, bias], max_iter=_ITERATIONS, tolerance_grad=1e-5, tolerance_change=1e-7, line_search_fn="strong_wolfe"
@@ -57,7 +60,7 @@ def _fitted(start: LinearHead, vectors: Tensor, targets: Tensor, strength: float
 
     def closure() -> Tensor:
         optimiser.zero_grad()
-        errors = F.cross_entropy(F.linear(vectors, weight, bias), targets)
+        errors = F.cross_entropy(F.linear(vectors, weight, bias), targets, weights)
         loss = errors + weight.square().sum() / (2 * strength * len(targets))
         loss.backward()
         return loss
