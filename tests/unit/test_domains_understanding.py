@@ -29,6 +29,7 @@ from headway.formats.usage import Usage, read_usage
 from headway.learn import Shard, unit_of
 from headway.learn.rows import Limit, framed
 from headway.nn.models import PooledHeadConfig, build
+from headway.nn.parts.norm import RMSNormConfig
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +100,7 @@ def test_classification_overfits_one_batch_and_is_used(questions: Path, tmp_path
     found = classify(model, texts.codec, Usage(labels=texts.labels), [text, "hello"])
     assert list(found[0].values()) == sorted(found[0].values(), reverse=True)
     assert sum(found[1].values()) == pytest.approx(1.0, abs=1e-5)
-    logits, right = task.objective.logits(model, first)
+    logits, right = task.objective.outputs(model, first)
     assert next(iter(found[0])) == texts.labels[int(logits.argmax())]
     assert texts.labels[int(right)] == texts.table.columns["label"][first.rows[0]]
     assert task.pictures(model)[0].caption.startswith(f"{task.count(task.final_split):,} {task.final_split} texts")
@@ -152,11 +153,14 @@ def test_pairs_overfit_one_batch_and_are_used(sentences: Path) -> None:
         classify(model, task.examples.codec, usage, [("a", "b"), "c"])
 
 
-def test_numbers_are_foretold_as_numbers(sentences: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_numbers_of_pairs_are_predicted_as_numbers(sentences: Path) -> None:
     path = write_pairs(sentences.with_name("pairs.jsonl"), sentences, ["4.5", "0", "1"])
     recipe = small(pairs())
     task = opened(recipe, path)
-    assert "all labels are numbers" in caplog.text
+    assert task.reasons == (
+        "predicts a number for each pair: all labels are numbers (task.target=number; class to change that)",
+    )
+    assert task.settled(recipe).task.target == "number"
     assert task.goal == "spearman"
     model, _, loss = overfit(task, recipe)
     assert loss < 0.1
@@ -297,7 +301,8 @@ def test_the_pooling_of_sentence_vectors_comes_before_a_pooler(questions: Path) 
     recipe = replace(small(classification()), start="somewhere")
     pooler, vectors = PooledHeadConfig(dense=True, activation="tanh"), PooledHeadConfig(pool="mean", unit=True)
     start = replace(recipe, model=replace(recipe.model, heads={"pooled": pooler, "embedding": vectors}))
-    assert opened(start, questions).adapt(start.model).heads == {"classes": PooledHeadConfig(6, pool="mean")}
+    head = PooledHeadConfig(6, pool="mean", norm=RMSNormConfig(weight=False))  # at unit length, as they were trained
+    assert opened(start, questions).adapt(start.model).heads == {"classes": head}
     first = override(start, {"task.pool": "first"})  # the published form of BERT's classifiers
     assert opened(first, questions).adapt(first.model).heads == {"classes": replace(pooler, outputs=6)}
 

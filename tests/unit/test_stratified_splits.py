@@ -28,8 +28,8 @@ def test_every_class_has_nearly_the_same_share_in_each_split() -> None:
     labels = [f"{number // 10:02}" for number in range(200)]  # twenty classes of ten
     counts = held_out(labels)
     assert set(counts["train"]) <= {8, 9}
-    assert set(counts["validation"]) <= {0, 1, 2} and sum(counts["validation"]) == 18
-    assert set(counts["test"]) <= {0, 1, 2} and sum(counts["test"]) == 18
+    assert max(*counts["validation"], *counts["test"]) <= 2
+    assert sum(counts["validation"]) == sum(counts["test"]) == 18
     drawn = held_out(labels, SplitConfig(validation=0.1, test=0.1))
     assert min(drawn["train"]) < 7  # as drawn at random, some classes lose much more
 
@@ -58,7 +58,7 @@ def test_files_that_name_a_split_keep_it() -> None:
 
 
 @pytest.mark.parametrize(
-    "samples, evaluations, kept",
+    ("samples", "evaluations", "kept"),
     [
         (50, [(0.60, 1.2), (0.62, 1.9), (0.60, 1.1)], 2),  # one sample more is chance: the smaller loss wins
         (50, [(0.60, 1.2), (0.70, 1.9)], 1),  # five samples are not

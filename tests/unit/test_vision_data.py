@@ -13,8 +13,9 @@ from vision_data import COLOURS, colours, opened, tiny
 
 from headway.data.idx import read_idx
 from headway.domains import recipe as find_recipe
-from headway.domains.vision.task import ImageClasses, Images, VisionConfig
+from headway.domains.vision.task import Images, VisionConfig
 from headway.errors import ConfigError, UserError
+from headway.learn.objectives.classes import Classes
 
 Image = pytest.importorskip("PIL.Image")
 
@@ -42,7 +43,7 @@ def test_a_folder_for_each_class_is_decoded_once_to_what_the_model_reads(folder:
     assert task.labels == ("blue", "green", "red")
     assert task.images.shape == (60, 16, 16, 3)
     assert isinstance(task.images.base, np.memmap)
-    model = ImageClasses("image").adapt(task.adapt(tiny().model), task)
+    model = Classes("image").adapt(task.adapt(tiny().model), task)
     assert model.heads["classes"].outputs == 3  # type: ignore[attr-defined]
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.bin")}
     again = opened(folder, tmp_path)

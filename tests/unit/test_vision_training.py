@@ -20,10 +20,11 @@ from vision_data import COLOURS, SETTINGS, colours, opened, tiny
 import headway as hw
 from headway.app.cli import main as cli
 from headway.app.cli.answers import Failures, answers
-from headway.domains.vision.task import ImageClasses, Images, Teacher
+from headway.domains.vision.task import Images, Teacher
 from headway.errors import ConfigError, UserError
 from headway.formats.usage import read_usage
 from headway.learn.examples import Chance
+from headway.learn.objectives.classes import Classes
 from headway.learn.report.confusion import confusions
 from headway.learn.report.page import png
 from headway.nn.models import DistilledHeadConfig, Transformer
@@ -71,7 +72,7 @@ def test_it_learns_the_colours_and_is_used_at_once(run: Any, folder: Path, capsy
     first = images.of("all").some(1)
     torch.testing.assert_close(
         torch.tensor([list(model.classify([images.files[first.rows[0]]])[0].values())]),  # type: ignore[index]
-        ImageClasses("image").logits(model.module, first)[0].softmax(-1).sort(descending=True).values,
+        Classes("image").outputs(model.module, first)[0].softmax(-1).sort(descending=True).values,
         rtol=1e-4,
         atol=1e-5,
     )

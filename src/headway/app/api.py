@@ -181,6 +181,7 @@ def _finish(run: Run, task: Task, count: int, progress: bool, left: float | None
     if progress:
         print("evaluating the best model", file=sys.stderr, flush=True)
     started = time.perf_counter()
+    task.calibrate(run.model, run.directory)
     scores = _judged(run, task, left)
     run = with_results(run, scores, task.samples(run.model, count) if count else [])
     run.summary["judging_seconds"] = round(time.perf_counter() - started, 3)

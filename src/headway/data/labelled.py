@@ -23,58 +23,69 @@ _SHOWN = 3  # kinds of files that a message names
 class Labelled:
     """Files, the label of each, and what is said of its split, uint8 [N] (`data.splits.side_number`, 0 for nothing).
 
-    `places` says where a sample was named, for messages.
+    `places` says where a sample was named, for messages. Labels of a table may be missing (empty) and be lists.
+    `folders` says whether all labels are the names of folders.
     """
 
     files: list[Path]
     labels: list[str]
     named: np.ndarray
     places: list[str]
+    folders: bool = True
 
     def __len__(self) -> int:
         return len(self.files)
 
+    def select(self, rows: np.ndarray) -> Labelled:
+        """Some of the files, in this order."""
+        chosen = rows.tolist()
+        files, labels = [self.files[row] for row in chosen], [self.labels[row] for row in chosen]
+        return Labelled(files, labels, self.named[rows], [self.places[row] for row in chosen], self.folders)
 
-def read_labelled(paths: Sequence[Path | str], kinds: Collection[str], what: str) -> Labelled:
+
+def read_labelled(paths: Sequence[Path | str], kinds: Collection[str], what: str, label: str = "label") -> Labelled:
     """The files of `kinds` (".png", ...) below folders that hold a folder for each class, which may stand in folders
     named train, val and test; or those that .csv, .tsv and .jsonl files name in columns `path` and `label`, relative to
-    the table's folder.
+    the table's folder (see `read_table` for labels that are lists, or several columns).
 
     `what` is what such a file is to people ("image"). Files of other kinds in a folder of a class are left out, and
     counted in the log. UserErrors: a path that is neither, a class without files, a file that is not there.
     """
     found = Labelled([], [], np.zeros(0, np.uint8), [])
     named: list[int] = []
+    tables = False
     if not paths:
         raise UserError(f"no {what}s are given; name a folder that holds a folder for each class, or a .csv of paths")
     for path in map(Path, paths):
         place = place_of(path)
-        rows = _of_folder(place, kinds, what) if place.is_dir() else _of_table(place, what)
+        tables = tables or not place.is_dir()
+        rows = _of_folder(place, kinds, what) if place.is_dir() else _of_table(place, what, label)
         for file, label, side, where in rows:
             found.files.append(file)
             found.labels.append(label)
             found.places.append(where)
             named.append(side)
-    return Labelled(found.files, found.labels, np.array(named, np.uint8), found.places)
+    return Labelled(found.files, found.labels, np.array(named, np.uint8), found.places, not tables)
 
 
 _Row = tuple[Path, str, int, str]
 
 
-def _of_table(path: Path, what: str) -> Iterator[_Row]:
+def _of_table(path: Path, what: str, label: str) -> Iterator[_Row]:
     if path.suffix.lower() not in TABLE_KINDS:
         fact = "is no folder and no table" if path.exists() else "does not exist"
         raise UserError(
             f"{path} {fact}; give a folder of {what}s, a folder for each class, or a .csv of path and label"
         )
-    table = read_table([path], {"path": "path", "label": "label"}, remedy="name the columns path and label")
-    for row, (name, label) in enumerate(zip(table.columns["path"], table.columns["label"])):
+    columns = {"path": "path", "label": label}
+    table = read_table([path], columns, remedy="name the columns path and label", answer="label")
+    for row, (name, answer) in enumerate(zip(table.columns["path"], table.columns["label"])):
         file = path.parent / Path(name).expanduser()
         if not file.is_file():
             raise UserError(
                 f"{table.place(row)}: {name} is not a file in {path.parent}; correct it, or leave the line out"
             )
-        yield file, label, int(table.named[row]), table.place(row)
+        yield file, answer, int(table.named[row]), table.place(row)
 
 
 def _of_folder(folder: Path, kinds: Collection[str], what: str) -> Iterator[_Row]:

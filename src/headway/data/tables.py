@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -146,6 +147,12 @@ class Table:
     def __len__(self) -> int:
         return len(self.places)
 
+    def select(self, rows: np.ndarray) -> Table:
+        """The table of some rows, in this order."""
+        chosen = rows.tolist()
+        columns = {use: [values[row] for row in chosen] for use, values in self.columns.items()}
+        return Table(columns, self.named[rows], [self.places[row] for row in chosen])
+
     def place(self, row: int) -> str:
         file, line = self.places[row]
         return f"{file}, line {line}"
@@ -156,28 +163,85 @@ def read_table(
     columns: Mapping[str, str],
     optional: Sequence[str] = (),
     remedy: str = "name the one that is meant with task.{use}=NAME",
+    answer: str | None = None,
 ) -> Table:
     """The rows of all files; `columns` maps what a column is for ("text", "label") to its name in the files.
 
-    A column that is `optional` is left out where the first file lacks it. UserErrors: a column that is missing (with
-    the nearest and the `remedy`), a row of another length, an empty value, what is not UTF-8, no rows at all.
+    A column that is `optional` is left out where the first file lacks it. The column for the `answer` may have missing
+    values (empty texts in the result) and lists (as JSON); it may be several columns of 0 and 1 with commas between
+    their names or, where no column has its name, all that hold 0 and 1: their names become a JSON list. UserErrors: a
+    column that is missing (with the nearest and the `remedy`), a row of another length, an empty value, what is not
+    UTF-8, no rows at all.
     """
     if not paths:
         raise UserError("no files of texts are given; name at least one .csv, .tsv or .jsonl")
     files = honoured([file for path in paths for file in find_files(place_of(path), TABLE_KINDS)])
     wanted = {use: name for use, name in columns.items() if use not in optional or name in _header(files[0])}
+    flags = () if answer is None else _flags(files[0], wanted, answer)
+    needed = {use: name for use, name in wanted.items() if use != answer or not flags} | {flag: flag for flag in flags}
     table = Table({use: [] for use in wanted}, np.zeros(0, np.uint8), [])
     named: list[int] = []
     for file in files:
         side = 0 if file.side is None else side_number(file.side)
-        for line, row in _rows(file, wanted, remedy):
+        for line, row in _rows(file, needed, remedy):
             for use, values in table.columns.items():
-                values.append(_text(file, line, wanted[use], row[wanted[use]]))
+                if use == answer:
+                    found = _flagged(file, line, flags, row) if flags else _answer(file, line, wanted[use], row)
+                else:
+                    found = _text(file, line, wanted[use], row[wanted[use]])
+                values.append(found)
             table.places.append((file, line))
             named.append(side)
     if not named:
         raise UserError(f"{', '.join(map(str, files[:3]))}: there are no rows; give some")
     return Table(table.columns, np.array(named, np.uint8), table.places)
+
+
+_FLAGS = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "true": True}
+
+
+def _flags(file: File, wanted: Mapping[str, str], answer: str) -> tuple[str, ...]:
+    """The columns of 0 and 1 that say together what labels a row has; none where the column of labels exists."""
+    name, header = wanted[answer], _header(file)
+    if name in header:
+        return ()
+    parts = tuple(part.strip() for part in name.split(","))
+    if len(parts) > 1 and all(part in header for part in parts):
+        return parts
+    others = [column for column in header if column and column not in wanted.values()]
+    for _, row in _rows(file, {}, ""):
+        others = [column for column in others if _plain(row.get(column)) in _FLAGS]
+        if len(others) < 2:
+            return ()
+    return tuple(others)
+
+
+def _flagged(file: File, line: int, flags: Sequence[str], row: Mapping[str, Any]) -> str:
+    """The names of the columns that hold 1, as a JSON list; an empty text where all are empty."""
+    values = {flag: _plain(row[flag]) for flag in flags}
+    if not any(values.values()):
+        return ""
+    wrong = next((flag for flag in flags if values[flag] not in _FLAGS), None)
+    if wrong is not None:
+        raise UserError(f"{file}, line {line}: {wrong!r} is {row[wrong]!r}; write 0 or 1")
+    return json.dumps([flag for flag in flags if _FLAGS[values[flag]]], ensure_ascii=False)
+
+
+def _answer(file: File, line: int, name: str, row: Mapping[str, Any]) -> str:
+    """A value that may be missing, or a list of texts or numbers."""
+    value = row[name]
+    if isinstance(value, list):
+        if not all(isinstance(item, (str, int, float)) for item in value):
+            raise UserError(f"{file}, line {line}: {name!r} is a list of other things than texts; give texts")
+        return json.dumps(value, ensure_ascii=False)
+    return _text(file, line, name, value) if _plain(value) else ""
+
+
+def _plain(value: Any) -> str:
+    """A value in lower case, empty for what is missing."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    return str(value).strip().lower()
 
 
 class TableRow(NamedTuple):

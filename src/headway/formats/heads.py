@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from copy import copy, deepcopy
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import nn
 
 from headway.errors import UserError
 from headway.formats.rules import TensorRule, linear, rule, vocabulary
 from headway.formats.settings import Settings
-from headway.nn.models import DistilledHeadConfig, HeadConfig, PooledHeadConfig, TransformerConfig, VocabularyHeadConfig
+from headway.nn.models import (
+    DistilledHeadConfig,
+    HeadConfig,
+    ModelConfig,
+    PooledHeadConfig,
+    TransformerConfig,
+    VocabularyHeadConfig,
+)
 
 POOLER = PooledHeadConfig(dense=True, activation="tanh")  # Devlin et al. 2019: the first token through a dense layer
 
@@ -67,6 +78,39 @@ def pooler(heads: Mapping[str, HeadConfig], theirs: str, outputs: Mapping[str, s
         if name in heads:
             found += linear(f"heads.{name}.project", theirs_out)
     return found
+
+
+NUMBER = "number"  # our head for regressions; published models call theirs as that for classes
+
+
+def as_classes(config: ModelConfig) -> ModelConfig:
+    """`config` with a head for a number as published models have it: one for a single class, neither scaled nor
+    shifted.
+    """
+    head = config.heads.get(NUMBER) if isinstance(config, TransformerConfig) else None
+    if not isinstance(config, TransformerConfig) or not isinstance(head, PooledHeadConfig):
+        return config
+    others = {name: other for name, other in config.heads.items() if name != NUMBER}
+    return replace(config, heads={**others, "classes": replace(head, scale=1.0, shift=0.0)})
+
+
+@torch.no_grad()
+def with_classes(model: nn.Module) -> nn.Module:
+    """`model` with the head of `as_classes`, whose weights scale and shift by themselves; it shares all others.
+    UserError for a head without a bias.
+    """
+    heads: Any = getattr(model, "heads", {})
+    if NUMBER not in heads:
+        return model
+    config, twin = heads[NUMBER].config, copy(model)
+    head = deepcopy(heads[NUMBER])
+    if head.project.bias is None:
+        raise UserError("the head has no bias, which a published regression needs; export to ONNX: --format onnx")
+    head.project.weight.mul_(config.scale)
+    head.project.bias.mul_(config.scale).add_(config.shift)
+    head.config = replace(config, scale=1.0, shift=0.0)
+    twin._modules = {**model._modules, "heads": nn.ModuleDict({"classes": head})}
+    return twin
 
 
 CLASSES = "heads.classes.project.weight"

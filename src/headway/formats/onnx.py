@@ -38,14 +38,20 @@ from headway.nn.models import (
     UNetPolicy,
 )
 from headway.nn.models.heads import VocabularyHeadConfig
+from headway.nn.models.kinds import predicting_head
 from headway.nn.models.pooled import DistilledHeadConfig, PooledHeadConfig, pool
 from headway.nn.parts.feedforward import GatedConfig, MLPConfig
 
 SUFFIX = ".onnx"
-LABELS = "labels.json"
+LABELS, THRESHOLDS = "labels.json", "thresholds.json"
 INSTALL = "ONNX files need the packages onnx and onnxscript; install headway[onnx]"
 _ONE_FILE = 3 << 29  # bytes of weights; protobuf, which the file is, ends at 2 GB
-_LOGITS = {"classes": "text classifier", "tags": "tagger", "vocabulary": "masked language model"}
+_LOGITS = {
+    "classes": "text classifier",
+    "number": "text regressor",
+    "tags": "tagger",
+    "vocabulary": "masked language model",
+}
 _HEADS = (VocabularyHeadConfig, PooledHeadConfig, DistilledHeadConfig)
 
 Output = Callable[[Encoded], Tensor]
@@ -214,7 +220,9 @@ def _graph_of_images(model: Transformer, usage: Usage, source: str) -> Graph:
     size = ImageProcessor.read(usage.processor, f"{source}: {PROCESSOR}").shape or embed.size
     how = "first" if embed.tokens else "mean"
     outputs["image_embedding"] = lambda x: F.normalize(pool(x.x, x.layout, how, embed.registers), dim=-1)
-    kind = "image classifier" if "classes" in model.heads else "image encoder"
+    kind = {"classes": "image classifier", "number": "image regressor"}.get(
+        predicting_head(model) or "", "image encoder"
+    )
     example = {"pixel_values": torch.zeros(2, embed.channels, *size)}
     rows, columns = embed.grid(size)
     module = _Images(model, outputs.values(), embed.tokens + embed.registers + rows * columns)
@@ -261,6 +269,8 @@ def _files(kind: str, usage: Usage, codec: Codec | None) -> dict[str, Any]:
         found[TOKENIZER] = json.loads(_framing(codec, kind != "language model").to_str())
     if usage.labels:
         found[LABELS] = list(usage.labels)
+    if usage.thresholds:
+        found[THRESHOLDS] = dict(zip(usage.labels, usage.thresholds))
     return found
 
 

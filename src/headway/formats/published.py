@@ -21,12 +21,13 @@ from headway.config import differences, to_dict
 from headway.errors import UserError
 from headway.formats.durable import read_json, write_json, write_tensors
 from headway.formats.families import families, find_family
+from headway.formats.heads import as_classes, with_classes
 from headway.formats.native import read_config, undrawn
 from headway.formats.rules import Family
 from headway.formats.setting_keys import check_fixed, report_unknown, with_aliases
 from headway.formats.settings import Settings
 from headway.formats.tensorfile import Shards
-from headway.formats.usage import Usage
+from headway.formats.usage import THRESHOLDS, Usage
 from headway.formats.weights import Renamed, differing_copy, fill, joined, unfilled
 from headway.nn.mixers import AttentionConfig
 from headway.nn.models import ActConfig, ModelConfig, PooledHeadConfig, TransformerConfig, TwoTowerConfig
@@ -234,10 +235,12 @@ def save_published(model: nn.Module, config: ModelConfig, directory: Path, usage
     The family is the one it came from or else the first that can say its configuration. UserError where none can.
     """
     usage = usage or Usage()
-    bare = without_embedding(config)
+    bare, model = as_classes(without_embedding(config)), with_classes(model)
     family = _fitting(bare, usage.family)
     kept = {name: value for name, value in usage.settings.items() if name not in ("torch_dtype", *family.older)}
     said = {**kept, **family.write(bare), **written_marks(usage), "dtype": _dtype(model)}
+    if usage.thresholds:
+        said[THRESHOLDS] = list(usage.thresholds)
     tensors = joined(unfilled(model, family.rules(bare)), family.fused)
     directory.mkdir(parents=True, exist_ok=True)
     if family.beside is not None:
@@ -275,6 +278,7 @@ def _fitting(config: ModelConfig, name: str) -> Family:
 
 def nearest_form(config: ModelConfig, order: Sequence[Family] = ()) -> str | None:
     """What keeps a configuration from the published form that is nearest to it, in words; None where it has one."""
+    config = as_classes(config)
     near: list[tuple[list[str], str]] = []
     others: Counter[str] = Counter()
     meant = to_dict(computed(config))
@@ -333,6 +337,7 @@ def read_marks(directory: Path, settings: Settings) -> dict[str, Any]:
         "forced": () if forced is None else (forced,),
         "suppressed": tuple(row[0] for row in bad if len(row) == 1),
         "labels": _labels(settings.part("id2label")),
+        "thresholds": tuple(settings.optional(THRESHOLDS, list[float]) or ()),
     }
 
 

@@ -15,6 +15,7 @@ from headway.formats.durable import read_json, write_json
 
 FILE = "usage.json"
 ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
+THRESHOLDS = "thresholds"  # of our exports: the probability from which on each of several labels is predicted
 PROBLEM = "problem_type"  # the setting of a published model that says what its classifier's outputs mean
 
 
@@ -25,7 +26,8 @@ class Usage:
     `family` and `settings` (its config.json as it was) let it be exported again, as does `generation`, its
     generation_config.json. `begin` is put before a prompt, any of `ends` ends a text. A decoder starts with
     `decoder_start`, then `forced` ids if there are; `suppressed` ids are never written. `labels` name the classes
-    of a "classes" head, in order. `template` is a jinja2 chat template. `lowercase` and other changes of text are
+    of a "classes" head, in order, and `thresholds` are the probabilities from which on each of several labels at once
+    is predicted. `template` is a jinja2 chat template. `lowercase` and other changes of text are
     the tokenizer's own. `processor` is its preprocessor_config.json: how images become its inputs.
     """
 
@@ -39,6 +41,7 @@ class Usage:
     forced: tuple[int, ...] = ()
     suppressed: tuple[int, ...] = ()
     labels: tuple[str, ...] = ()
+    thresholds: tuple[float, ...] = ()
     template: str | None = None
     generation: dict[str, Any] = field(default_factory=dict)
     processor: dict[str, Any] = field(default_factory=dict)
@@ -57,7 +60,8 @@ class Usage:
 
     def for_problem(self, problem: ProblemType, labels: tuple[str, ...] = ()) -> Usage:
         """The usage of a model that was trained on this kind of problem."""
-        return replace(self, labels=labels, settings={**self.settings, PROBLEM: problem})
+        settings = {name: value for name, value in self.settings.items() if name != THRESHOLDS}
+        return replace(self, labels=labels, thresholds=(), settings={**settings, PROBLEM: problem})
 
 
 def named_scores(logits: Tensor, usage: Usage) -> list[dict[str, float]]:

@@ -72,6 +72,9 @@ class Objective(Generic[E]):
         """
         return False
 
+    def calibrate(self, model: nn.Module, examples: E, directory: Path) -> None:
+        """Choose on validation what a finished model needs to decide (thresholds), and write it into its directory."""
+
     def samples(self, model: nn.Module, examples: E, count: int) -> list[dict[str, str]]:
         """Held-out samples for people: columns by name, such as prompt and output, or source, output and reference."""
         return []

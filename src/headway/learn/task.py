@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
@@ -27,11 +27,19 @@ class Task:
     """Examples and an objective: all that the trainer, the budget and the reports know of what is learned.
 
     `goal` is the score that picks the best model, `goal_better` which way is better; `unit` is what the loss is counted
-    by, and `measure` what it is, for people.
+    by, and `measure` what it is, for people. `chosen` are settings of the task's config that the data decided, and
+    `reasons` say why.
     """
 
-    def __init__(self, examples: Examples, objective: Objective[Any]) -> None:
+    def __init__(
+        self,
+        examples: Examples,
+        objective: Objective[Any],
+        chosen: Mapping[str, Any] | None = None,
+        reasons: Sequence[str] = (),
+    ) -> None:
         self.examples, self.objective = examples, objective
+        self.chosen, self.reasons = chosen or {}, tuple(reasons)
         self.goal: str = objective.goal
         self.goal_better: Literal["min", "max"] = objective.goal_better
         self.unit, self.measure = objective.unit, objective.measure
@@ -68,6 +76,15 @@ class Task:
 
     def count(self, split: str) -> int:
         return self.objective.count(self.examples, split)
+
+    def settled(self, recipe: Recipe) -> Recipe:
+        """`recipe` with the settings that the data decided, and the reasons that it does not have yet."""
+        reasons = (*recipe.reasons, *(reason for reason in self.reasons if reason not in recipe.reasons))
+        return replace(recipe, task=replace(recipe.task, **self.chosen), reasons=reasons)
+
+    def calibrate(self, model: nn.Module, directory: Path) -> None:
+        """Choose on validation what a finished model needs to decide, and write it into its directory."""
+        self.objective.calibrate(model, self.examples, directory)
 
     def fit_head(self, model: nn.Module, fresh: Collection[str], limit: int) -> bool:
         return self.objective.fit_head(model, self.examples, fresh, limit)

@@ -68,6 +68,7 @@ class Trainer:
         processes = Processes(torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")))
         model = task.adapt(recipe.model)
         recipe = replace(recipe, model=model if recipe.start is None else keep_symbols(model, recipe.model))
+        recipe = task.settled(recipe)
         place = run_directory if isinstance(run_directory, RunDirectory) else RunDirectory(run_directory)
         self.run = RunState(recipe, task, place, processes, clock or Clock(), minutes)
         self.shown = progress and processes.first

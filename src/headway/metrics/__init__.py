@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         elo_difference,
         wilson,
     )
+    from headway.metrics.targets import balanced_scores, best_thresholds, label_scores, number_scores
     from headway.metrics.texts import (
         bits_per_byte,
         bleu,
@@ -49,6 +50,8 @@ if TYPE_CHECKING:
 __all__ = [
     "EntitySpan",
     "accuracy",
+    "balanced_scores",
+    "best_thresholds",
     "bits_per_byte",
     "bleu",
     "bootstrap",
@@ -66,9 +69,11 @@ __all__ = [
     "f1_score",
     "fewest_edits",
     "has_spans",
+    "label_scores",
     "language_scores",
     "nearest_centroid",
     "neighbour_recall",
+    "number_scores",
     "partner_recall",
     "perplexity",
     "pronunciation_error_rates",
@@ -104,6 +109,7 @@ lazily(
             "elo_difference",
             "wilson",
         ),
+        ".targets": ("balanced_scores", "best_thresholds", "label_scores", "number_scores"),
         ".texts": (
             "bits_per_byte",
             "bleu",

@@ -20,7 +20,7 @@ from headway.data.labelled import Labelled, read_labelled
 from headway.domains.audio.augment import SoundAugmentConfig, masked, noisy, placed, varied
 from headway.domains.audio.augment import chance as drawn
 from headway.domains.audio.mel import HOP, SHORTEST, log_mel
-from headway.domains.audio.pictures import class_pictures
+from headway.domains.audio.pictures import seconds
 from headway.domains.audio.sound import KINDS
 from headway.domains.audio.store import open_sounds
 from headway.domains.audio.windows import bands_of, check_lengths, settled, with_window
@@ -28,9 +28,12 @@ from headway.errors import ConfigError
 from headway.formats.familiar import Alike, Familiar
 from headway.learn import Recipe, Task, TaskConfig
 from headway.learn.examples import Batch, Chance, Contents
-from headway.learn.objectives.classes import HEAD, Classes, Classified, ClassSamples, check_classes
+from headway.learn.objectives.classes import HEAD, ClassSamples, check_classes
+from headway.learn.objectives.predicted import Prediction
+from headway.learn.objectives.targets import Chosen, TargetConfig, Targeted, choose_target, target_task
 from headway.learn.recipe import batch_size_of
 from headway.learn.report import Picture
+from headway.learn.report.confusion import spectrogram
 from headway.nn.models import DistilledHeadConfig, ModelConfig, PooledHeadConfig, TransformerConfig
 
 _MEASURED = 1_000  # sounds of which it is taken how they are at a first hearing, some 2 ms each
@@ -61,8 +64,9 @@ class SoundTaskConfig(TaskConfig):
 
 @register("sounds")
 @dataclass(frozen=True)
-class SoundsConfig(SoundTaskConfig):
-    """Give each sound its class. Data are folders of sounds, a folder for each class, or tables of path and label.
+class SoundsConfig(SoundTaskConfig, TargetConfig):
+    """Give each sound its class or, from a table, its number or any of several labels. Data are folders of sounds, a
+    folder for each class, or tables of path and label.
 
     A sound that is longer than the window is an error, or with `crop` cut: to any part in training, to its middle else.
     """
@@ -71,17 +75,19 @@ class SoundsConfig(SoundTaskConfig):
 
     def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Task:
         """Raises UserError for data that cannot be read, hold too little, or do not fit the model."""
-        return self.over(recipe, read_labelled(recipe.files(data), KINDS, "sound"), workspace)
+        return self.over(recipe, read_labelled(recipe.files(data), KINDS, "sound", self.label), workspace)
 
     def over(self, recipe: Recipe, found: Labelled, workspace: Path) -> Task:
         """The task over these sounds."""
-        return Task(LabelledSounds(self, recipe, found, workspace), SoundClasses("sound", self.smoothing))
+        chosen = choose_target(found.labels, found.places.__getitem__, self, "sound", self.skip_bad, found.folders)
+        sounds = LabelledSounds(self, recipe, found.select(chosen.rows), chosen, workspace)
+        return target_task(sounds, self, "sound", self.smoothing, workspace)
 
 
-class LabelledSounds(Classified):
-    """Windows of sounds with a label each, changed at random in training."""
+class LabelledSounds(Targeted):
+    """Windows of sounds with what is predicted for each, changed at random in training."""
 
-    def __init__(self, config: SoundsConfig, recipe: Recipe, found: Labelled, workspace: Path) -> None:
+    def __init__(self, config: SoundsConfig, recipe: Recipe, found: Labelled, chosen: Chosen, workspace: Path) -> None:
         if not isinstance(recipe.model, TransformerConfig):
             raise ConfigError(f"classes need a transformer, and the model is a {type(recipe.model).__name__}")
         self.config = config
@@ -91,7 +97,8 @@ class LabelledSounds(Classified):
         self.sounds = sounds
         self.files = [found.files[row] for row in self.kept]
         labels, places = ([column[row] for row in self.kept] for column in (found.labels, found.places))
-        check_classes(found.labels, labels, "sound")
+        if chosen.target.kind == "class":
+            check_classes(found.labels, labels, "sound")
         lengths = sounds.lengths[self.kept]
         self.frames = settled(recipe, recipe.model, lengths, config.seconds, workspace)
         heard = with_window(recipe.model, self.frames)
@@ -103,7 +110,7 @@ class LabelledSounds(Classified):
             labels, found.named[self.kept], [sounds.keys[row] for row in map(int, self.kept)], places.__getitem__
         )
         self.seed, self.size = recipe.train.seed, batch_size_of(recipe)
-        self.label(samples, config.split, "sounds", "a folder", workspace)
+        self.settle(samples, chosen, config.split, "sounds", "a folder", workspace)
 
     def contents(self) -> Contents:
         return {**super().contents(), "sounds": ([self.sounds.keys[row] for row in map(int, self.kept)],)}
@@ -120,13 +127,13 @@ class LabelledSounds(Classified):
         return with_window(model, self.frames)
 
     def take(self, rows: np.ndarray, chance: Chance | None = None) -> Batch:
-        """Log-mel frames of the windows, Float[B, T, M], and classes."""
+        """Log-mel frames of the windows, Float[B, T, M], and targets."""
         draws = [None] * len(rows) if chance is None else [drawn(self.seed, int(place)) for place in chance.places]
         windows = [self._window(row, draw) for row, draw in zip(rows.tolist(), draws)]
         frames = spectra(torch.stack(windows), self.frames, self.bands)
         augment = self.config.augment
         seen = torch.stack([x if draw is None else masked(x, augment, draw) for x, draw in zip(frames, draws)])
-        return Batch((seen,), torch.from_numpy(self.classes[rows]), len(rows), len(rows) * self.tokens)
+        return Batch((seen,), torch.from_numpy(self.targets[rows]), len(rows), len(rows) * self.tokens)
 
     def _window(self, row: int, draw: np.random.Generator | None) -> Float[Tensor, "N"]:
         sound, augment = self.sounds[self.kept[row]], self.config.augment
@@ -143,23 +150,26 @@ class LabelledSounds(Classified):
     def shown(self, row: int) -> str:
         return self.files[row].name
 
-
-class SoundClasses(Classes[LabelledSounds]):
-    """The class of a sound."""
-
-    def adapt(self, model: ModelConfig, examples: LabelledSounds) -> ModelConfig:
-        """`model` with a head of as many classes as there are."""
+    def with_head(self, model: ModelConfig, name: str, outputs: int) -> TransformerConfig:
+        """`model` with its own head, or one over the mean of its tokens."""
         assert isinstance(model, TransformerConfig)
-        head = model.heads.get(HEAD, PooledHeadConfig(pool="mean"))
+        head = model.heads.get(name) or model.heads.get(HEAD, PooledHeadConfig(pool="mean"))
         if not isinstance(head, (PooledHeadConfig, DistilledHeadConfig)):
-            raise ConfigError(f"the head {HEAD!r} is a {type(head).__name__}; choose one of kind pooled or distilled")
-        return replace(model, heads={HEAD: replace(head, outputs=len(examples.labels))})
+            raise ConfigError(f"the head {name!r} is a {type(head).__name__}; choose one of kind pooled or distilled")
+        if isinstance(head, DistilledHeadConfig):
+            head = replace(head, outputs=outputs) if name == HEAD else PooledHeadConfig(outputs, "mean")
+        else:
+            head = replace(head, outputs=outputs, scale=1.0, shift=0.0)
+        return replace(model, heads={name: head})
 
-    def pictures(self, model: nn.Module, examples: LabelledSounds) -> list[Picture]:
-        """What is taken for what on the split that is judged last, and two sounds as they are heard."""
-        logits, right = self.logits(model, examples.of(examples.final_split))
-        shown = [(examples.shown(row), examples.take(np.array([row])).inputs[0][0]) for row in examples.spread(2)]
-        return class_pictures(examples.labels, right.numpy(), logits.argmax(-1).numpy(), shown)
+    def gallery(self, model: nn.Module, shown: Sequence[Prediction]) -> list[Picture]:
+        """Two sounds as they are heard."""
+        found = []
+        for row in self.spread(2):
+            frames = self.take(np.array([row])).inputs[0][0]
+            figure = spectrogram(frames.numpy(), seconds(len(frames)))
+            found.append(Picture("A sound as it is heard", self.shown(row), figure))
+        return found
 
 
 def windowed(sound: Float[Tensor, "N"], frames: int, bands: int) -> Float[Tensor, "T M"]:

@@ -10,17 +10,7 @@ from torch import Tensor
 
 from headway.domains.audio.mel import HOP, RATE
 from headway.learn.report import Picture
-from headway.learn.report.confusion import Span, confusions, spectrogram
-
-
-def class_pictures(
-    labels: Sequence[str], right: np.ndarray, said: np.ndarray, heard: Sequence[tuple[str, Float[Tensor, "T M"]]]
-) -> list[Picture]:
-    """Confusions of classes int [N], and the spectrograms of some sounds by name."""
-    pictures = confusions(right, said, labels, "sounds")
-    for name, frames in heard:
-        pictures.append(Picture("A sound as it is heard", name, spectrogram(frames.numpy(), seconds(len(frames)))))
-    return pictures
+from headway.learn.report.confusion import Span, spectrogram
 
 
 def alignment_picture(

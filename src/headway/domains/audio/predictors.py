@@ -23,6 +23,7 @@ from headway.formats.usage import named_scores
 from headway.generate.prompts import device_of, evaluating
 from headway.given import typed
 from headway.handle import Handle
+from headway.nn.models import kinds
 
 Watch = Callable[[int, Float[np.ndarray, "F"]], None]
 Sound = str | Path | Float[np.ndarray, "N"]
@@ -39,6 +40,7 @@ def classify(model: Handle, items: Any, truncate: bool = False) -> Labels | list
     watch = heard.__setitem__ if model.watches else None
     scores: list[dict[str, float]] = []
     config: Any = model.module.config
+    head = kinds.predicting_head(model.module) or "classes"
 
     def frames(number: int, sound: Sound) -> Float[Tensor, "T M"]:
         if isinstance(sound, np.ndarray):
@@ -59,7 +61,8 @@ def classify(model: Handle, items: Any, truncate: bool = False) -> Labels | list
         read = given.each(asked.items, frames, failed)
         while some := list(islice(read, _AT_ONCE)):
             inputs = torch.stack(some)
-            scores += named_scores(model.module.output("classes", inputs.to(device_of(model.module))), model.usage)
+            outputs = model.module.output(head, inputs.to(device_of(model.module)))
+            scores += named_scores(outputs, model.usage)
     model.see_some(asked.items, heard, "sound")
     return asked.answer(scores, failed, "sound")
 

@@ -167,10 +167,7 @@ class LabelledScale(Scale):
     def corpus(self, recipe: Recipe, paths: Sequence[Path]) -> tuple[int, int]:
         """Samples that no file's name holds out, and their characters. UserError for what cannot be read."""
         task = cast(ClassificationConfig, recipe.task)
-        names = {"text": task.text, "label": task.label}
-        if isinstance(task, TextPairsConfig):
-            names["text2"] = task.text2
-        return _table(paths, names)
+        return _table(paths, task.columns, answer="label")
 
     def regularised(self, recipe: Recipe, epochs: float, crowd: float) -> Settings:
         rate = 0.0 if epochs < 3 else 0.1 if epochs < 10 else 0.2 if epochs < 40 else 0.3
@@ -217,8 +214,10 @@ class EmbeddingScale(LabelledScale):
         return _table(paths, {"text": task.text, "text2": task.text2, "label": task.label}, ("text2", "label"))
 
 
-def _table(paths: Sequence[Path], names: dict[str, str], optional: Sequence[str] = ()) -> tuple[int, int]:
-    table = read_table(paths, names, optional)
+def _table(
+    paths: Sequence[Path], names: dict[str, str], optional: Sequence[str] = (), answer: str | None = None
+) -> tuple[int, int]:
+    table = read_table(paths, names, optional, answer=answer)
     texts = [table.columns[use] for use in ("text", "text2") if use in table.columns]
     kept = [row for row, side in enumerate(table.named) if side <= side_number("train")]
     return len(kept), sum(len(column[row]) for column in texts for row in kept)

@@ -20,7 +20,7 @@ from headway.formats.usage import Usage, named_scores
 from headway.generate.prompts import device_of, evaluating
 from headway.learn.rows import AT_ONCE, FramedRows, Limit, frame_for, framed
 from headway.metrics import EntitySpan, spans
-from headway.nn.models import Transformer
+from headway.nn.models import Transformer, kinds
 from headway.nn.models.pooled import pool
 
 Text = str | tuple[str, str]
@@ -53,7 +53,7 @@ def classify(
     """
     rows = text_rows(model, codec, texts, truncate)
     scores: dict[int, dict[str, float]] = {}
-    for some, logits in _outputs(model, "classes", rows):
+    for some, logits in _outputs(model, kinds.predicting_head(model) or "classes", rows):
         scores.update(zip(some.tolist(), named_scores(logits, usage)))
     return [scores[row] for row in range(len(texts))]
 
@@ -117,7 +117,7 @@ def rerank(
 def relevance(model: Transformer, rows: FramedRows) -> list[float]:
     """The sigmoid of the one output of a cross-encoder, for each pair of texts."""
     found = np.zeros(len(rows))
-    for some, logits in _outputs(model, "classes", rows):
+    for some, logits in _outputs(model, kinds.predicting_head(model) or "classes", rows):
         found[some] = logits[:, 0].float().sigmoid().cpu().numpy()
     return found.tolist()
 

@@ -1,4 +1,4 @@
-"""Where a model looks in images, and the pictures of a classifier's page."""
+"""Where a model looks in images, and pictures of some of them for the page of a run."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from headway.formats.usage import Usage
 from headway.generate.prompts import device_of, evaluating
 from headway.learn import examples
 from headway.learn.report import Picture, Tile, tiled
-from headway.learn.report.confusion import confusions
-from headway.nn.models import PatchEmbed, PooledHead, Transformer, attention_maps
+from headway.nn.models import PatchEmbed, PooledHead, Transformer, attention_maps, kinds
 from headway.nn.models.describe import rollout
 
 if TYPE_CHECKING:
-    from headway.domains.vision.task import ImageClasses, Images
+    from headway.domains.vision.task import Images
+    from headway.learn.objectives.predicted import Prediction
 
 
 _LEAST = 224  # pixels of the shorter side of a picture
@@ -97,7 +97,7 @@ def weights_of(model: Transformer, inputs: Float[Tensor, "B C H W"]) -> Iterator
         return
     before = embed.tokens + embed.registers
     rolled = rollout(maps)
-    head = dict(model.heads.items()).get("classes")
+    head = dict(model.heads.items()).get(kinds.predicting_head(model) or "")
     mean = not embed.tokens or (isinstance(head, PooledHead) and head.config.pool == "mean")
     rows = rolled[:, before:].mean(1) if mean else rolled[:, : embed.tokens].mean(1)
     grid = embed.grid((inputs.shape[2], inputs.shape[3]))
@@ -109,27 +109,24 @@ def weights_of(model: Transformer, inputs: Float[Tensor, "B C H W"]) -> Iterator
 _SHOWN = 12  # images
 
 
-def pictures(task: ImageClasses, images: Images, model: Transformer) -> list[Picture]:
-    """What is taken for what in the split that is judged last, and some of its images, half of them mistaken."""
-    samples = images.of(images.final_split)
-    rows, (logits, classes) = samples.rows, task.logits(model, samples)
-    said, right = logits.argmax(-1).numpy(), classes.numpy()
-    wrong = rows[said != right]
-    chosen = np.sort(
-        np.concatenate([examples.spread(wrong, _SHOWN // 2), examples.spread(rows[said == right], _SHOWN // 2)])
-    )
-    answers = dict(zip(rows.tolist(), said.tolist()))
-    tiles = []
-    for row in chosen.tolist():
-        pixels = np.asarray(images.images[images.rows[row]])
-        seen = np.broadcast_to(pixels, (*pixels.shape[:2], 3))
-        name, true = images.labels[answers[row]], images.labels[images.classes[row]]
-        weights = next(weights_of(model, *images.take(np.array([row])).inputs), None)
-        beside = None if weights is None else Look(seen, weights).picture()
-        tiles.append(Tile(seen, name if name == true else f"{name}, not {true}", right=name == true, beside=beside))
-    looks = "; beside each one where the model looks" if any(tile.beside is not None for tile in tiles) else ""
-    caption = f"some that are right, and some that are not{looks}"
-    return [
-        *confusions(right, said, images.labels, f"{images.final_split} images"),
-        Picture("Images", caption, tiled(tiles), wide=True),
+def image_tiles(images: Images, model: Transformer, predicted: Sequence[Prediction]) -> Picture:
+    """Some images with what is predicted for them, half of them wrong where that can be said."""
+    wrong, others = ([one for one in predicted if (one.right is False) == kind] for kind in (True, False))
+    chosen = [
+        group[place]
+        for group, most in ((wrong, _SHOWN // 2), (others, _SHOWN - min(len(wrong), _SHOWN // 2)))
+        for place in examples.spread(np.arange(len(group)), most).tolist()
     ]
+    tiles = []
+    for one in sorted(chosen):
+        pixels = np.asarray(images.images[images.rows[one.row]])
+        seen = np.broadcast_to(pixels, (*pixels.shape[:2], 3))
+        weights = next(weights_of(model, *images.take(np.array([one.row])).inputs), None)
+        beside = None if weights is None else Look(seen, weights).picture()
+        between = {None: " for ", False: ", not "}
+        told = one.output if one.right else f"{one.output}{between[one.right]}{one.reference}"
+        tiles.append(Tile(seen, told, right=one.right, beside=beside))
+    looks = "; beside each one where the model looks" if any(tile.beside is not None for tile in tiles) else ""
+    told = all(tile.right is not None for tile in tiles)
+    kinds = "some that are right, and some that are not" if told else "what is predicted for what is right"
+    return Picture("Images", f"{kinds}{looks}", tiled(tiles), wide=True)

@@ -59,7 +59,8 @@ _LEVELS = 16  # the whitest pixel of scikit-learn's digits
 class LabelledImages:
     """The label of each image, what is said of its split, uint8 [N] (0 for nothing), and its place for messages.
 
-    Either `files` hold the images, or `grey` does, [N, H, W].
+    Either `files` hold the images, or `grey` does, [N, H, W]. `classes` says whether the labels are known to be
+    classes: names of folders, or those of sets in other formats than tables of paths.
     """
 
     labels: list[str]
@@ -67,15 +68,26 @@ class LabelledImages:
     places: Sequence[str]
     files: list[Path] | None = None
     grey: UInt8[np.ndarray, "N H W"] | None = None
+    classes: bool = True
 
     def __len__(self) -> int:
         return len(self.labels)
 
+    def select(self, rows: np.ndarray) -> LabelledImages:
+        """Some of the images, in this order."""
+        if len(rows) == len(self):
+            return self
+        chosen = [int(row) for row in rows]
+        labels, places = [self.labels[row] for row in chosen], [self.places[row] for row in chosen]
+        files = None if self.files is None else [self.files[row] for row in chosen]
+        grey = None if self.grey is None else self.grey[rows]
+        return LabelledImages(labels, self.named[rows], places, files, grey, self.classes)
 
-def read_samples(paths: Sequence[Path], names: Sequence[str] = ()) -> LabelledImages:
+
+def read_samples(paths: Sequence[Path], names: Sequence[str] = (), label: str = "label") -> LabelledImages:
     """Folders of image files, a folder for each class; tables of path and label; folders of IDX files; tables of
     numbers without a header, a row an image, its class last. `names` are those of the classes that are numbers, from 0
-    on.
+    on, and `label` the column of labels in tables of paths.
     """
     known = [place_of(path) for path in paths]
     inside = [file for path in known for file in (idx_files(path) if path.is_dir() else [path])]
@@ -83,8 +95,8 @@ def read_samples(paths: Sequence[Path], names: Sequence[str] = ()) -> LabelledIm
         return _of_parts(read_parts(inside), names)
     if len(known) == 1 and known[0].is_file() and _is_numbers(known[0]):
         return _of_numbers(known[0], names)
-    found = read_labelled(known, KINDS, "image")
-    return LabelledImages(found.labels, found.named, found.places, found.files)
+    found = read_labelled(known, KINDS, "image", label)
+    return LabelledImages(found.labels, found.named, found.places, found.files, classes=found.folders)
 
 
 def _of_parts(parts: Sequence[IdxPart], names: Sequence[str]) -> LabelledImages:

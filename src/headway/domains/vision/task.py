@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,7 +18,7 @@ from headway.codecs.processor import ImageProcessor
 from headway.config import register
 from headway.data import ClassSplitConfig
 from headway.domains.vision.augment import Augment, ImageAugmentConfig
-from headway.domains.vision.looking import pictures
+from headway.domains.vision.looking import image_tiles
 from headway.domains.vision.samples import LabelledImages, load_images, read_samples
 from headway.domains.vision.use import processor_of
 from headway.errors import ConfigError, UserError
@@ -27,7 +28,9 @@ from headway.formats.open import open_model
 from headway.formats.usage import read_usage
 from headway.learn import Recipe, Task, TaskConfig
 from headway.learn.examples import Batch, Chance, Contents
-from headway.learn.objectives.classes import HEAD, Classes, Classified, ClassSamples, check_classes
+from headway.learn.objectives.classes import HEAD, Classes, ClassSamples, check_classes
+from headway.learn.objectives.predicted import Prediction
+from headway.learn.objectives.targets import Chosen, TargetConfig, Targeted, choose_target, target_task
 from headway.learn.recipe import batch_size_of
 from headway.learn.report import Picture
 from headway.nn.models import (
@@ -48,12 +51,13 @@ _MEASURED = 10_000  # images whose mean and deviation are taken
 
 @register("vision")
 @dataclass(frozen=True)
-class VisionConfig(TaskConfig):
-    """Give each image its class.
+class VisionConfig(TaskConfig, TargetConfig):
+    """Give each image its class or, from a table, its number or any of several labels.
 
     `smoothing` spreads that share of each label over all classes (Szegedy et al. 2016). `names` are those of classes
-    that data have as numbers. `skip_bad` leaves images out that cannot be read, and counts them. `teacher` is a run
-    or a published model of the same classes, from which a second token learns (Touvron et al. 2021, hard distillation).
+    that data have as numbers. `skip_bad` leaves out images that cannot be read or have no label, and counts them.
+    `teacher` is a run or a published model of the same classes, from which a second token learns (Touvron et al. 2021,
+    hard distillation).
     """
 
     split: ClassSplitConfig = ClassSplitConfig()  # what is held out
@@ -65,18 +69,27 @@ class VisionConfig(TaskConfig):
 
     def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Task:
         """Raises UserError for images that cannot be read, hold too little, or do not fit the model."""
-        paths = recipe.files(data)
-        images = Images(self, recipe, read_samples(paths, self.names), workspace)
+        samples = read_samples(recipe.files(data), self.names, self.label)
+        place = samples.places.__getitem__
+        chosen = choose_target(samples.labels, place, self, "image", self.skip_bad, samples.classes)
+        images = Images(self, recipe, samples.select(chosen.rows), chosen, workspace)
         if self.teacher is None:
-            return Task(images, ImageClasses("image", self.smoothing))
+            return target_task(images, self, "image", self.smoothing, workspace)
+        if chosen.target.kind != "class":
+            raise ConfigError(
+                f"task.teacher is {self.teacher!r}, which teaches classes, and {chosen.target.reason}; leave it out"
+            )
         # a run that has begun had a teacher
-        return Task(images, Taught(self, images, opened=not (workspace / "recipe.json").exists()))
+        taught = partial(Taught, self, images, not (workspace / "recipe.json").exists())
+        return target_task(images, self, "image", self.smoothing, workspace, taught)
 
 
-class Images(Classified):
+class Images(Targeted):
     """Images as the model reads them, changed at random in training."""
 
-    def __init__(self, config: VisionConfig, recipe: Recipe, samples: LabelledImages, workspace: Path) -> None:
+    def __init__(
+        self, config: VisionConfig, recipe: Recipe, samples: LabelledImages, chosen: Chosen, workspace: Path
+    ) -> None:
         self.config = config
         embed = recipe.model.embed if isinstance(recipe.model, TransformerConfig) else None
         if not isinstance(embed, PatchEmbedConfig):
@@ -97,7 +110,8 @@ class Images(Classified):
         self.files = samples.files
         self.places = samples.places
         labels = [samples.labels[row] for row in kept.tolist()]
-        check_classes(samples.labels, labels, "image")
+        if chosen.target.kind == "class":
+            check_classes(samples.labels, labels, "image")
         labelled = ClassSamples(
             labels,
             samples.named[kept],
@@ -105,7 +119,7 @@ class Images(Classified):
             lambda row: samples.places[int(kept[row])],
         )
         self.seed, self.size = recipe.train.seed, batch_size_of(recipe)
-        self.label(labelled, config.split, "images", "a folder", workspace)
+        self.settle(labelled, chosen, config.split, "images", "a folder", workspace)
         self.augment = Augment(config.augment, self.seed)
         if not known:
             self.processor = {**self.processor, **self._measured()}
@@ -132,14 +146,16 @@ class Images(Classified):
         return {"image_mean": mean.round(4).tolist(), "image_std": std.round(4).tolist()}
 
     def take(self, rows: np.ndarray, chance: Chance | None = None) -> Batch:
-        """Normalised pixels, Float[B, C, H, W], and classes; in training changed and mixed at random."""
-        found, labels = np.asarray(self.images[self.rows[rows]]), torch.from_numpy(self.classes[rows])
+        """Normalised pixels, Float[B, C, H, W], and targets; in training changed and mixed at random."""
+        found, labels = np.asarray(self.images[self.rows[rows]]), torch.from_numpy(self.targets[rows])
         if chance is None:
             pixels = self._normalised(torch.from_numpy(found).permute(0, 3, 1, 2).float())
             return Batch((pixels,), labels, len(rows), len(rows) * self.embed.length)
         pixels = self.augment.erase(self._normalised(self.augment.pixels(found, chance.places)), chance.places)
         if self.config.augment.mixup or self.config.augment.cutmix:
-            pixels, labels = self.augment.mix(pixels, F.one_hot(labels, len(self.labels)).float(), chance.places)
+            shares = F.one_hot(labels, len(self.labels)).float() if self.target.kind == "class" else labels
+            pixels, mixed = self.augment.mix(pixels, shares.view(len(rows), -1), chance.places)
+            labels = mixed.view_as(shares)
         return Batch((pixels,), labels, len(rows), len(rows) * self.embed.length)
 
     def _normalised(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
@@ -166,32 +182,33 @@ class Images(Classified):
         super().save(directory)
         replace(read_usage(directory), processor=self.processor).save(directory)
 
-
-class ImageClasses(Classes[Images]):
-    """The class of an image."""
-
-    def adapt(self, model: ModelConfig, examples: Images) -> ModelConfig:
-        """`model` with a head of as many classes as there are."""
+    def with_head(self, model: ModelConfig, name: str, outputs: int) -> TransformerConfig:
+        """`model` with its own head, or one over its class token or the mean of its patches."""
         assert isinstance(model, TransformerConfig)  # as the examples have seen
-        before, embed, count = model.heads.get(HEAD), examples.embed, len(examples.labels)
-        if isinstance(before, (DistilledHeadConfig, PooledHeadConfig)):
-            return replace(model, heads={HEAD: replace(before, outputs=count)})
-        head = PooledHeadConfig(count, "first" if embed.tokens else "mean", skip=embed.registers)
-        return replace(model, heads={HEAD: head})
+        before, embed = model.heads.get(name) or model.heads.get(HEAD), self.embed
+        if isinstance(before, PooledHeadConfig):
+            head = replace(before, outputs=outputs, scale=1.0, shift=0.0)
+        elif isinstance(before, DistilledHeadConfig) and name == HEAD:
+            head = replace(before, outputs=outputs)
+        else:
+            head = PooledHeadConfig(outputs, "first" if embed.tokens else "mean", skip=embed.registers)
+        return replace(model, heads={name: head})
 
-    def pictures(self, model: nn.Module, examples: Images) -> list[Picture]:
-        """What is taken for what, and where the model looks in some images."""
-        return pictures(self, examples, cast(Transformer, model))
+    def gallery(self, model: nn.Module, shown: Sequence[Prediction]) -> list[Picture]:
+        """Where the model looks in some images."""
+        return [image_tiles(self, cast(Transformer, model), shown)]
 
 
-class Taught(ImageClasses):
+class Taught(Classes[Images]):
     """The mean of the cross-entropies of labels and, by a second token, of the class that a teacher names (Touvron et
     al. 2021, equation 3).
     """
 
-    def __init__(self, config: VisionConfig, images: Images, opened: bool) -> None:
-        """`opened` asks for the teacher at once, so that one that cannot be read is told before any work."""
-        super().__init__("image", config.smoothing)
+    def __init__(self, config: VisionConfig, images: Images, opened: bool, *settings: Any) -> None:
+        """`opened` asks for the teacher at once, so that one that cannot be read is told before any work; `settings`
+        are those of `Classes`.
+        """
+        super().__init__(*settings)
         self._path, self._images, self._teacher = config.teacher or "", images, None
         if opened:
             self._teacher = Teacher.open(self._path, images.labels)
@@ -205,8 +222,8 @@ class Taught(ImageClasses):
         student, (pixels,) = cast(Transformer, model), batch.inputs
         labelled, taught = cast(DistilledHead, student.heads[HEAD]).both(student(pixels).x)
         says = self._teacher.classes(pixels, self._images.mean, self._images.std)
-        given = F.cross_entropy(labelled, batch.targets, reduction="sum", label_smoothing=self.smoothing)
-        return {"loss": Loss((given + F.cross_entropy(taught, says, reduction="sum")) / 2, batch.tokens)}
+        given = self.entropy(labelled, batch.targets, self.smoothing)
+        return {"loss": Loss((given + self.entropy(taught, says)) / 2, batch.tokens)}
 
 
 def _processor(given: dict[str, Any], embed: PatchEmbedConfig) -> tuple[dict[str, Any], bool]:

@@ -18,7 +18,7 @@ from headway.errors import UserError
 from headway.formats.usage import Usage, named_scores
 from headway.generate.prompts import device_of, evaluating
 from headway.given import Failed, each
-from headway.nn.models import PatchEmbed, Transformer
+from headway.nn.models import PatchEmbed, Transformer, kinds
 from headway.nn.models.pooled import pool
 
 Image = str | Path | UInt8[np.ndarray, "H W 3"] | UInt8[np.ndarray, "H W"]
@@ -44,7 +44,7 @@ def classify(
     scores: list[dict[str, float]] = []
     with evaluating(model), torch.inference_mode():
         for inputs in _inputs(model, usage, images, source, failed, watch):
-            scores += named_scores(model.output("classes", inputs), usage)
+            scores += named_scores(model.output(kinds.predicting_head(model) or "classes", inputs), usage)
     return scores
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar, cast
+from typing import Any, ClassVar, Generic, TypeVar, cast
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -18,15 +17,13 @@ from headway.data.spellings import join_spellings, plain
 from headway.data.splits import Sides, side_number
 from headway.errors import UserError, nearest
 from headway.formats.usage import read_usage
-from headway.learn.examples import Batch, Contents, Numbered, Selected
-from headway.learn.objective import Objective, judged
-from headway.learn.objectives.linear import fit_linear
+from headway.learn.examples import Batch, Contents, Numbered
+from headway.learn.objectives.linear import LinearHead, fit_linear
+from headway.learn.objectives.predicted import Goals, Predicted, Predicting, Prediction, Vectors, one_per_class
 from headway.learn.report import Picture
 from headway.learn.report.confusion import confusions
-from headway.metrics import class_scores
-from headway.nn.models import Loss, Transformer
-from headway.nn.models.pooled import PooledHead
-from headway.nn.parts.projection import Projection
+from headway.metrics import balanced_scores
+from headway.nn.models import Loss, ModelConfig, Transformer
 
 _RECIPE = "recipe.json"  # in a workspace it says that the run has begun, so that what lies there is its own
 
@@ -53,12 +50,6 @@ def unknown_label(label: str, where: str, known: Collection[str]) -> UserError:
     return UserError(f"{where}: the label {label!r} is never seen in training ({near}); correct it, or train with it")
 
 
-def save_labels(directory: Path, labels: tuple[str, ...]) -> None:
-    """Write the labels of a classifier, or none for a regression, into the usage.json next to a model."""
-    problem = "single_label_classification" if labels else "regression"
-    read_usage(directory).for_problem(problem, labels).save(directory)
-
-
 HEAD = "classes"
 
 
@@ -83,7 +74,7 @@ class Classified(Numbered):
 
     def label(self, samples: ClassSamples, split: SplitConfig, what: str, give: str, workspace: Path) -> None:
         """Settle classes and splits. UserError for labels that training never sees, and for fewer than two."""
-        self.stated = _stated(samples.named)
+        self.stated = stated_split(samples.named)
         samples = replace(samples, labels=self._joined(samples.labels, workspace))
         sides = _with_all_classes(sides_of(samples.keys, samples.named, split, samples.labels), samples)
         self.splits = Splits(sides, np.arange(len(samples.labels)), what, give)
@@ -119,89 +110,95 @@ class Classified(Numbered):
         return (*super().remarks, *self.joined)
 
     def save(self, directory: Path) -> None:
-        save_labels(directory, self.labels)
+        read_usage(directory).for_problem("single_label_classification", self.labels).save(directory)
 
 
-C = TypeVar("C", bound=Classified)
+class ClassifiedWhole(Classified, Predicted):
+    """Samples with one class each."""
 
 
-class Classes(Objective[C], Generic[C]):
-    """Cross-entropy of the head "classes" with labels, int64 [B], or with the share of each class, [B, C]; judged by
-    accuracy. `smoothing` spreads that share of each label over all classes (Szegedy et al. 2016).
+C = TypeVar("C", bound=ClassifiedWhole)
+
+
+class Classes(Predicting[C], Generic[C]):
+    """Cross-entropy of the head "classes" with labels, int64 [B], or with the share of each class, [B, C].
+
+    `smoothing` spreads that share of each label over all classes (Szegedy et al. 2016); `weights` [C] are those of the
+    classes in the loss, and `rare` the classes whose F1 is told apart.
     """
 
-    goal = "accuracy"
-    goal_better: Literal["min", "max"] = "max"
+    head = HEAD
+    goals: ClassVar[Goals] = {
+        "accuracy": "max",
+        "f1": "max",
+        "balanced_accuracy": "max",
+        "rare_f1": "max",
+        "loss": "min",
+    }
 
-    def __init__(self, unit: str, smoothing: float = 0.0) -> None:
-        self.unit, self.smoothing = unit, smoothing
+    def __init__(
+        self,
+        unit: str,
+        smoothing: float = 0.0,
+        weights: Float[Tensor, "C"] | None = None,
+        rare: Collection[int] = (),
+        goal: str = "accuracy",
+    ) -> None:
+        super().__init__(unit, goal)
+        self.smoothing, self.weights, self.rare = smoothing, weights, rare
+        if goal == "rare_f1" and not rare:
+            raise UserError("task.goal is 'rare_f1', and no class is rare; use f1")
+
+    @property
+    def measure(self) -> str:
+        return super().measure if self.weights is None else f"{super().measure}, classes weighted"
+
+    def adapt(self, model: ModelConfig, examples: C) -> ModelConfig:
+        """`model` with a head of as many classes as there are."""
+        return examples.with_head(model, HEAD, len(examples.labels))
 
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Loss]:
         logits = cast(Transformer, model).output(HEAD, *batch.inputs)
-        total = F.cross_entropy(logits, batch.targets, reduction="sum", label_smoothing=self.smoothing)
-        return {"loss": Loss(total, batch.tokens)}
+        return {"loss": Loss(self.entropy(logits, batch.targets, self.smoothing), batch.tokens)}
 
-    def logits(self, model: nn.Module, samples: Selected) -> tuple[Float[Tensor, "N C"], Int[Tensor, "N"]]:
-        """What the model says of samples, and their classes, on the processor."""
-        found, right = torch.zeros(0), torch.zeros(len(samples), dtype=torch.long)
-        for numbers, batch in judged(model, samples):
-            said = cast(Transformer, model).output(HEAD, *batch.inputs).float().cpu()
-            found = found if len(found) else said.new_empty(len(samples), said.shape[-1])
-            found[numbers], right[numbers] = said, batch.targets.cpu()
-        return found, right
+    def entropy(self, logits: Float[Tensor, "B C"], targets: Tensor, smoothing: float = 0.0) -> Float[Tensor, ""]:
+        """The sum of the cross-entropies, each times the weight of its class."""
+        weights = None if self.weights is None else self.weights.to(logits)
+        return F.cross_entropy(logits, targets, weights, reduction="sum", label_smoothing=smoothing)
 
-    def fit_head(self, model: nn.Module, examples: C, fresh: Collection[str], limit: int) -> bool:
-        """Logistic regression on what the head's last map reads of each sample."""
-        head = model.heads[HEAD] if f"heads.{HEAD}.project.weight" in fresh else None  # type: ignore[index]
-        if not isinstance(head, PooledHead) or head.config.pool == "tokens":
-            return False
-        project = cast(Projection, head.project)
-        parts = (self._vectors(model, project, examples.of(side).some(limit)) for side in ("train", "validation"))
-        fitted = fit_linear(*parts, classes=len(examples.labels))
-        with torch.no_grad():
-            project.weight.copy_(fitted.weight)
-            if project.bias is not None:
-                project.bias.copy_(fitted.bias)
-        return True
-
-    def _vectors(
-        self, model: nn.Module, project: Projection, samples: Selected
-    ) -> tuple[Float[Tensor, "N D"], Int[Tensor, "N"]]:
-        """What `project` reads of samples, and their classes, on the processor."""
-        read, vectors = list[Tensor](), torch.zeros(len(samples), project.weight.shape[1])
-        classes = torch.zeros(len(samples), dtype=torch.long)
-        hook = project.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
-        try:
-            for numbers, batch in judged(model, samples):
-                cast(Transformer, model).output(HEAD, *batch.inputs)
-                vectors[numbers], classes[numbers] = read.pop().float().cpu(), batch.targets.cpu()
-        finally:
-            hook.remove()
-        return vectors, classes
+    def fitted(self, train: Vectors, validation: Vectors, outputs: int) -> LinearHead:
+        """Logistic regression."""
+        return fit_linear(train, validation, outputs, self.weights)
 
     def judge(self, model: nn.Module, examples: C, split: str, limit: int | None = None) -> dict[str, Any]:
-        """Loss (nats a sample, without smoothing), accuracy and macro F1 over a split, or `limit` samples of it."""
-        logits, right = self.logits(model, examples.of(split).some(limit))
-        nats = float(F.cross_entropy(logits, right))
-        return {"loss": nats, **class_scores(logits.argmax(-1).numpy(), right.numpy())}
+        """Loss (nats a sample, without smoothing), accuracy, macro F1 and balanced accuracy over a split, or `limit`
+        samples of it. Where classes are rare, balanced scores come first.
+        """
+        logits, right = self.outputs(model, examples.of(split).some(limit))
+        weights = None if self.weights is None else self.weights.float()
+        nats = float(F.cross_entropy(logits, right, weights))
+        scores = balanced_scores(logits.argmax(-1).numpy(), right.numpy(), self.rare)
+        return {**scores, "loss": nats} if self.rare else {"loss": nats, **scores}
 
-    def samples(self, model: nn.Module, examples: C, count: int) -> list[dict[str, str]]:
-        """Held-out samples with the class that is said and the one that is right."""
-        rows = examples.spread(count)
-        said, right = self.logits(model, Selected(examples, rows))
+    def predictions(
+        self, examples: C, rows: Int[np.ndarray, "N"], outputs: Float[Tensor, "N C"], targets: Tensor
+    ) -> list[Prediction]:
+        names = examples.labels
         return [
-            {"source": examples.shown(row), "output": examples.labels[one], "reference": examples.labels[other]}
-            for row, one, other in zip(rows.tolist(), said.argmax(-1).tolist(), right.tolist())
+            Prediction(row, names[one], names[other], one == other)
+            for row, one, other in zip(rows.tolist(), outputs.argmax(-1).tolist(), targets.tolist())
         ]
 
-    def pictures(self, model: nn.Module, examples: C) -> list[Picture]:
-        """What is taken for what on the split that is judged last."""
-        split = examples.final_split
-        logits, right = self.logits(model, examples.of(split))
-        return confusions(right.numpy(), logits.argmax(-1).numpy(), examples.labels, f"{split} {self.unit}s")
+    def errors_first(self, outputs: Float[Tensor, "N C"], targets: Tensor) -> Int[np.ndarray, "N"]:
+        return one_per_class((outputs.argmax(-1) != targets).numpy(), targets.numpy())
+
+    def charts(self, examples: C, outputs: Float[Tensor, "N C"], targets: Tensor) -> list[Picture]:
+        """Which classes are taken for which."""
+        what = f"{examples.final_split} {self.unit}s"
+        return confusions(targets.numpy(), outputs.argmax(-1).numpy(), examples.labels, what)
 
 
-def _stated(named: np.ndarray) -> str:
+def stated_split(named: np.ndarray) -> str:
     """The part of samples that is judged where files say of which split they are: test, or validation; all where they
     hold none of these.
     """

@@ -28,10 +28,13 @@ def fit_linear(
     train: tuple[Float[Tensor, "N D"], Int[Tensor, "N"]],
     validation: tuple[Float[Tensor, "M D"], Int[Tensor, "M"]],
     classes: int,
+    weights: Float[Tensor, "C"] | None = None,
 ) -> LinearHead:
-    """Multinomial logistic regression with an L2 penalty: the strongest of four whose accuracy on `validation` is within
-    one standard error of the best (Hastie et al. 2009, section 7.10), so that chance in a small part decides little and
-    the head leaves training something to learn.
+    """Multinomial logistic regression with an L2 penalty, and with `weights` of the classes in the loss.
+
+    The penalty is the strongest of four whose accuracy on `validation` is within one standard error of the best (Hastie
+    et al. 2009, section 7.10): chance in a small part decides little, and the head leaves training something to learn.
+    With `weights` it is the one of the smallest loss.
 
     Fine-tuning from such a head keeps what the model has learned, where a random head's first gradients distort it
     (Kumar et al. 2022, "Fine-tuning can distort pretrained features", section 3).
@@ -39,18 +42,22 @@ def fit_linear(
     scale = train[0].double().norm(dim=1).mean().clamp(min=1e-12)
     vectors, held_out = train[0].double() / scale, validation[0].double() / scale
     head = LinearHead(vectors.new_zeros(classes, vectors.shape[1]), vectors.new_zeros(classes))
-    heads, hits = [], []
+    weights = None if weights is None else weights.double()
+    heads, shares, losses = [], [], []
     for strength in _STRENGTHS:
-        head = _fitted(head, vectors, train[1], strength)
+        head = _fitted(head, vectors, train[1], strength, weights)
+        logits = head(held_out)
         heads.append(head)
-        hits.append((head(held_out).argmax(-1) == validation[1]).double().mean().item())
-    best = max(hits)
+        shares.append((logits.argmax(-1) == validation[1]).double().mean().item())
+        losses.append(F.cross_entropy(logits, validation[1], weights).item())
+    best = max(shares)
     within = best - math.sqrt(best * (1 - best) / max(1, len(held_out)))
-    weight, bias = next(head for head, share in zip(heads, hits) if share >= within)
+    found = next(i for i, share in enumerate(shares) if share >= within)
+    weight, bias = heads[found if weights is None else losses.index(min(losses))]
     return LinearHead((weight / scale).float(), bias.float())
 
 
-def _fitted(start: LinearHead, vectors: Tensor, targets: Tensor, strength: float) -> LinearHead:
+def _fitted(start: LinearHead, vectors: Tensor, targets: Tensor, strength: float, weights: Tensor | None) -> LinearHead:
     weight, bias = (parameter.clone().requires_grad_() for parameter in start)
     optimiser = torch.optim.LBFGS(
         [weight, bias], max_iter=_ITERATIONS, tolerance_grad=1e-5, tolerance_change=1e-7, line_search_fn="strong_wolfe"
@@ -58,7 +65,7 @@ def _fitted(start: LinearHead, vectors: Tensor, targets: Tensor, strength: float
 
     def closure() -> Tensor:
         optimiser.zero_grad()
-        errors = F.cross_entropy(F.linear(vectors, weight, bias), targets)
+        errors = F.cross_entropy(F.linear(vectors, weight, bias), targets, weights)
         loss = errors + weight.square().sum() / (2 * strength * len(targets))
         loss.backward()
         return loss

@@ -2,84 +2,128 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar, cast
+from dataclasses import replace
+from typing import Any, ClassVar, Generic, TypeVar, cast
 
 import numpy as np
 import torch
-from jaxtyping import Float
-from torch import nn
+from jaxtyping import Float, Int
+from torch import Tensor, nn
 
 from headway.errors import UserError
-from headway.learn.examples import Batch, Contents, Numbered, Selected
-from headway.learn.objective import Objective, judged
-from headway.learn.objectives.classes import HEAD, save_labels
-from headway.metrics import correlation_scores
-from headway.nn.models import Loss, Transformer
+from headway.learn.examples import Batch, Selected
+from headway.learn.objectives.linear import LinearHead
+from headway.learn.objectives.predicted import Goals, Predicted, Predicting, Prediction, Vectors, head_of
+from headway.learn.report import Picture
+from headway.learn.report.predictions import scatter_chart
+from headway.metrics import number_scores
+from headway.nn.models import Loss, ModelConfig, PooledHeadConfig, Transformer, TransformerConfig
+from headway.nn.parts.projection import Projection
+
+NUMBER = "number"  # the head
+_STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # penalties, relative to the mean square of the vectors
+_DIGITS = 4  # of a number in a sample
 
 
-class Valued(Numbered):
+class Valued(Predicted):
     """Samples with a number each. A domain says what the inputs of samples are (`take`) and how people see them."""
 
     values: Float[np.ndarray, "N"]
-
-    def contents(self) -> Contents:
-        return {**super().contents(), "numbers": (self.values,)}
-
-    @property
-    def deviation(self) -> float:
-        """The standard deviation of the numbers to train on. UserError where they are all the same."""
-        trained = self.values[self.splits.sides["train"]]
-        found = float(trained.std()) if len(trained) else 1.0
-        if found == 0:
-            raise UserError(f"all labels are {self.values[0]:g}, so there is nothing to predict; give others")
-        return found
 
 
 V = TypeVar("V", bound=Valued)
 
 
-class Regression(Objective[V], Generic[V]):
-    """Squared error of the one output of the head "classes" in units of the numbers' variance; judged by Spearman's
-    correlation.
+class Regression(Predicting[V], Generic[V]):
+    """Squared error of the one output of the head "number", in units of the variance of the training targets: the head
+    scales and shifts its output, so that it learns standardised targets.
     """
 
-    goal = "spearman"
-    goal_better: Literal["min", "max"] = "max"
-
-    def __init__(self, unit: str, deviation: float) -> None:
-        self.unit, self.deviation = unit, deviation
+    head = NUMBER
+    goals: ClassVar[Goals] = {
+        "r2": "max",
+        "mean_absolute_error": "min",
+        "pearson": "max",
+        "spearman": "max",
+        "loss": "min",
+    }
+    scored = "numbers"
 
     @property
     def measure(self) -> str:
         return "squared error in units of the variance"
 
-    def loss(self, model: nn.Module, batch: Batch) -> dict[str, Loss]:
-        said = cast(Transformer, model).output(HEAD, *batch.inputs)[:, 0]
-        return {"loss": Loss(((said - batch.targets) / self.deviation).square().sum(), batch.tokens)}
+    def adapt(self, model: ModelConfig, examples: V) -> ModelConfig:
+        """`model` with a head of one number, scaled as the numbers to train on. UserError where these are all equal."""
+        trained = examples.values[examples.splits.rows("train")].astype(np.float64)
+        if trained.min() == trained.max():
+            raise UserError(f"all labels are {trained[0]:g}, so there is nothing to predict; add samples with others")
+        found = examples.with_head(model, NUMBER, 1)
+        assert isinstance(found, TransformerConfig)  # as the examples have seen
+        head = cast(PooledHeadConfig, found.heads[NUMBER])
+        return replace(found, heads={NUMBER: replace(head, scale=float(trained.std()), shift=float(trained.mean()))})
 
-    def said(self, model: nn.Module, samples: Selected) -> tuple[Float[np.ndarray, "N"], Float[np.ndarray, "N"]]:
-        """The numbers that the model says of samples, and theirs."""
-        found, right = torch.zeros(len(samples)), torch.zeros(len(samples))
-        for numbers, batch in judged(model, samples):
-            found[numbers] = cast(Transformer, model).output(HEAD, *batch.inputs)[:, 0].float().cpu()
-            right[numbers] = batch.targets.cpu()
-        return found.numpy(), right.numpy()
+    def loss(self, model: nn.Module, batch: Batch) -> dict[str, Loss]:
+        said = cast(Transformer, model).output(head_of(model, NUMBER), *batch.inputs)[:, 0]
+        return {"loss": Loss(((said - batch.targets) / _scaled(model).scale).square().sum(), batch.tokens)}
+
+    def fitted(self, train: Vectors, validation: Vectors, outputs: int) -> LinearHead:
+        """Ridge regression."""
+        return fit_ridge(train, validation)
+
+    def _vectors(self, model: nn.Module, project: Projection, samples: Selected) -> Vectors:
+        vectors, targets = super()._vectors(model, project, samples)
+        head = _scaled(model)
+        return vectors, (targets.double() - head.shift) / head.scale
 
     def judge(self, model: nn.Module, examples: V, split: str, limit: int | None = None) -> dict[str, Any]:
-        """Mean squared error in units of the variance, and both correlations, over a split or `limit` of it."""
-        said, right = self.said(model, examples.of(split).some(limit))
-        errors = (said - right) / self.deviation
-        return {"loss": float(np.square(errors).mean()), **correlation_scores(said, right)}
+        """Mean squared error in units of the variance, R2, the mean absolute error and both correlations, over a split
+        or `limit` samples of it.
+        """
+        outputs, targets = self.outputs(model, examples.of(split).some(limit))
+        said, right = outputs[:, 0].double().numpy(), targets.double().numpy()
+        errors = (said - right) / _scaled(model).scale
+        return {"loss": float(np.square(errors).mean()), **number_scores(said, right)}
 
-    def samples(self, model: nn.Module, examples: V, count: int) -> list[dict[str, str]]:
-        """Held-out samples with the number that is said and the one that is right."""
-        rows = examples.spread(count)
-        said, right = self.said(model, Selected(examples, rows))
+    def predictions(
+        self, examples: V, rows: Int[np.ndarray, "N"], outputs: Float[Tensor, "N C"], targets: Tensor
+    ) -> list[Prediction]:
         return [
-            {"source": examples.shown(row), "said": f"{one:.2f}", "given": f"{other:g}"}
-            for row, one, other in zip(rows.tolist(), said.tolist(), right.tolist())
+            Prediction(row, f"{one:.{_DIGITS}g}", f"{other:.{_DIGITS}g}")
+            for row, one, other in zip(rows.tolist(), outputs[:, 0].tolist(), targets.tolist())
         ]
 
-    def save(self, directory: Path) -> None:
-        save_labels(directory, ())
+    def errors_first(self, outputs: Float[Tensor, "N C"], targets: Tensor) -> Int[np.ndarray, "N"]:
+        """The largest errors first."""
+        return np.argsort(-(outputs[:, 0] - targets).abs().numpy(), kind="stable")
+
+    def charts(self, examples: V, outputs: Float[Tensor, "N C"], targets: Tensor) -> list[Picture]:
+        """The numbers that are predicted over those that are right."""
+        caption = f"predicted numbers over those of the {examples.final_split} {self.unit}s; equal on the dashed line"
+        chart = scatter_chart(targets.numpy(), outputs[:, 0].numpy(), "number in the data", "predicted number")
+        return [Picture("Predicted numbers", caption, chart)]
+
+
+def _scaled(model: nn.Module) -> PooledHeadConfig:
+    """The head of numbers of a model."""
+    return cast(PooledHeadConfig, cast(Any, model).heads[head_of(model, NUMBER)].config)
+
+
+def fit_ridge(
+    train: tuple[Float[Tensor, "N D"], Float[Tensor, "N"]], validation: tuple[Float[Tensor, "M D"], Float[Tensor, "M"]]
+) -> LinearHead:
+    """Least squares with an L2 penalty on the weights, the best of six penalties by the squared error on validation."""
+    mean, middle = train[0].double().mean(0), train[1].double().mean()
+    vectors, targets = train[0].double() - mean, train[1].double() - middle
+    products, right = vectors.T @ vectors, vectors.T @ targets
+    unit = products.diagonal().mean().clamp(min=1e-12)
+    best: tuple[float, Tensor] | None = None
+    for strength in _STRENGTHS:
+        penalty = strength * unit * torch.eye(len(products), dtype=products.dtype)
+        weight = torch.linalg.solve(products + penalty, right)
+        error = ((validation[0].double() - mean) @ weight + middle - validation[1].double()).square().mean().item()
+        if best is None or error < best[0]:
+            best = error, weight
+    assert best is not None
+    weight = best[1]
+    return LinearHead(weight[None].float(), (middle - mean @ weight)[None].float())

@@ -64,7 +64,7 @@ def line_chart(
     room = 0.0 if log else 0.04 * (max(ys) - min(ys))
     low, high = _shares(max(ys)) if share else (min(ys) - room, max(ys) + room)
     y_axis = Axis(low, high, HEIGHT - BOTTOM, TOP, log=log and min(ys) > 0)
-    marks = _frame(x_axis, y_axis, x_label)
+    marks = frame(x_axis, y_axis, x_label)
     # One colour after the other, then all again with dashes.
     own = {name: Stroke(index % COLOURS, index // COLOURS % 2 == 1) for index, name in enumerate(kept)}
     drawn = {name: (strokes or {}).get(name, stroke).classes() for name, stroke in own.items()}
@@ -180,7 +180,8 @@ class Axis:
         return [i * step for i in range(first, last + 1)]
 
 
-def _frame(x_axis: Axis, y_axis: Axis, x_label: str) -> list[str]:
+def frame(x_axis: Axis, y_axis: Axis, x_label: str) -> list[str]:
+    """Ticks, grid lines, the base line and the label of the x axis."""
     base, marks = HEIGHT - BOTTOM, []
     for tick, name in _named(y_axis.ticks(5)):
         y = y_axis.place(tick)

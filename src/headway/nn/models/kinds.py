@@ -96,15 +96,20 @@ def is_masked(model: Asked) -> bool:
     return has_vocabulary(model) and not _sees_before(model)
 
 
+def predicting_head(model: Asked) -> Literal["classes", "number"] | None:
+    """The head that predicts something of an input as a whole: classes or labels, or a number."""
+    return "classes" if _says(model, "classes") else "number" if _says(model, "number") else None
+
+
 def is_text_classifier(model: Asked) -> bool:
-    """A stack that says the class of a text, or of two."""
-    return is_text(model) and _says(model, "classes")
+    """A stack that predicts a class, a number or labels for a text, or for two."""
+    return is_text(model) and predicting_head(model) is not None
 
 
 def is_cross_encoder(model: Asked) -> bool:
     """A stack that gives a text, or a pair of texts, one number: how relevant one is to the other, say."""
-    head = getattr(_config(model), "heads", {}).get("classes")
-    return is_text_classifier(model) and isinstance(head, PooledHeadConfig) and head.outputs == 1
+    head = getattr(_config(model), "heads", {}).get(predicting_head(model))
+    return is_text(model) and isinstance(head, PooledHeadConfig) and head.outputs == 1
 
 
 def is_tagger(model: Asked) -> bool:
@@ -137,8 +142,8 @@ def is_audio(model: Asked) -> bool:
 
 
 def is_audio_classifier(model: Asked) -> bool:
-    """A stack that says the class of a sound."""
-    return is_audio(model) and _says(model, "classes")
+    """A stack that predicts a class, a number or labels for a sound."""
+    return is_audio(model) and predicting_head(model) is not None
 
 
 def is_vision(model: Asked) -> TypeGuard[Transformer | TransformerConfig]:
@@ -147,8 +152,8 @@ def is_vision(model: Asked) -> TypeGuard[Transformer | TransformerConfig]:
 
 
 def is_vision_classifier(model: Asked) -> bool:
-    """A stack that says the class of an image."""
-    return is_vision(model) and _says(model, "classes")
+    """A stack that predicts a class, a number or labels for an image."""
+    return is_vision(model) and predicting_head(model) is not None
 
 
 def is_two_tower(model: Asked) -> TypeGuard[TwoTower | TwoTowerConfig]:

@@ -73,7 +73,8 @@ class PooledHeadConfig(HeadConfig):
 
     Then, each where it is asked for: norm(activation(dense(x))) (BERT's pooler: dense, tanh), dropout, a linear map to
     `outputs` classes or numbers, and unit length (`unit`, sentence embeddings). `bias` is that of the map to the
-    outputs, `dense_bias` that of dense.
+    outputs, `dense_bias` that of dense. Outputs are multiplied by `scale`, and `shift` is added: of numbers, the
+    deviation and the mean of those that were trained on.
     """
 
     outputs: int | None = None  # classes or numbers; none: no map follows
@@ -86,6 +87,8 @@ class PooledHeadConfig(HeadConfig):
     unit: bool = False  # whether outputs have unit length
     dense_bias: bool = True  # of the dense map
     skip: int = 0  # first tokens that the mean leaves out
+    scale: float = 1.0  # what outputs are multiplied by
+    shift: float = 0.0  # what is added to outputs
 
     def build(self, width: int, symbols: int, table: nn.Parameter | None) -> PooledHead:
         return PooledHead(self, width)
@@ -105,6 +108,8 @@ class PooledHead(nn.Module):
         """[B, E], or [B, T, E] where each token stands for itself."""
         x = self.norm(self.activation(self.dense(pool(x, layout, self.config.pool, self.config.skip))))
         x = self.project(self.dropout(x))
+        if self.config.scale != 1.0 or self.config.shift != 0.0:
+            x = x * self.config.scale + self.config.shift
         return F.normalize(x, dim=-1) if self.config.unit else x
 
 

@@ -1,0 +1,169 @@
+"""Several labels at once for each sample, whatever a sample is: a yes or no for each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from headway.formats.usage import read_usage
+from headway.learn.examples import Batch
+from headway.learn.objectives.classes import HEAD
+from headway.learn.objectives.linear import LinearHead
+from headway.learn.objectives.predicted import Goals, Predicted, Predicting, Prediction, Vectors, one_per_class
+from headway.learn.report import Picture
+from headway.learn.report.predictions import label_table
+from headway.metrics import best_thresholds, label_scores
+from headway.nn.models import Loss, ModelConfig, Transformer
+
+_NOTHING = "(no label)"
+_STRENGTHS = (1.0, 10.0, 100.0, 1000.0)  # inverse penalties, from strong to weak regularisation
+_ITERATIONS = 200
+
+
+class MultiLabelled(Predicted):
+    """Samples with any number of labels each."""
+
+    labels: tuple[str, ...]
+
+
+M = TypeVar("M", bound=MultiLabelled)
+
+
+class Labels(Predicting[M], Generic[M]):
+    """Binary cross-entropy of each output of the head "classes" with whether a sample has the label.
+
+    `weights` [C] are those of samples that have a label. `thresholds` are the probabilities from which on labels are
+    predicted; while there are none, those that are best for the samples that are evaluated.
+    """
+
+    head = HEAD
+    goals: ClassVar[Goals] = {"f1_micro": "max", "f1": "max", "exact_match": "max", "loss": "min"}
+    scored = "several labels"
+
+    def __init__(
+        self,
+        unit: str,
+        weights: Float[Tensor, "C"] | None = None,
+        goal: str = "f1_micro",
+        thresholds: Sequence[float] = (),
+    ) -> None:
+        super().__init__(unit, goal)
+        self.weights, self.thresholds = weights, tuple(thresholds)
+
+    @property
+    def measure(self) -> str:
+        return "nats a label" if self.weights is None else "nats a label, labels weighted"
+
+    def adapt(self, model: ModelConfig, examples: M) -> ModelConfig:
+        """`model` with a head of as many labels as there are."""
+        return examples.with_head(model, HEAD, len(examples.labels))
+
+    def loss(self, model: nn.Module, batch: Batch) -> dict[str, Loss]:
+        logits = cast(Transformer, model).output(HEAD, *batch.inputs)
+        return {"loss": Loss(self._entropy(logits, batch.targets).sum() / logits.shape[1], batch.tokens)}
+
+    def _entropy(self, logits: Float[Tensor, "B C"], targets: Float[Tensor, "B C"]) -> Float[Tensor, "B C"]:
+        weights = None if self.weights is None else self.weights.to(logits)
+        return F.binary_cross_entropy_with_logits(logits, targets, reduction="none", pos_weight=weights)
+
+    def fitted(self, train: Vectors, validation: Vectors, outputs: int) -> LinearHead:
+        """A logistic regression for each label."""
+        return fit_labels(train, validation, self.weights)
+
+    def judge(self, model: nn.Module, examples: M, split: str, limit: int | None = None) -> dict[str, Any]:
+        """Loss (nats a label), F1 over all labels and in the mean over labels, precision, recall, and how often all
+        labels are right, over a split or `limit` samples of it.
+        """
+        logits, right = self.outputs(model, examples.of(split).some(limit))
+        scores, truth = logits.sigmoid().numpy(), right.bool().numpy()
+        thresholds = self.thresholds or best_thresholds(scores, truth)
+        return {"loss": float(self._entropy(logits, right).mean()), **label_scores(scores >= thresholds, truth)}
+
+    def calibrate(self, model: nn.Module, examples: M, directory: Path) -> None:
+        """Choose the thresholds on validation, and write them into usage.json."""
+        logits, right = self.outputs(model, examples.of("validation"))
+        found = best_thresholds(logits.sigmoid().numpy(), right.bool().numpy())
+        self.thresholds = tuple(round(threshold, 6) for threshold in found)
+        replace(read_usage(directory), thresholds=self.thresholds).save(directory)
+
+    def _decided(self, outputs: Float[Tensor, "N C"]) -> np.ndarray:
+        return outputs.sigmoid().numpy() >= np.array(self.thresholds or 0.5)
+
+    def predictions(
+        self, examples: M, rows: Int[np.ndarray, "N"], outputs: Float[Tensor, "N C"], targets: Tensor
+    ) -> list[Prediction]:
+        told = [
+            [", ".join(name for name, has in zip(examples.labels, row) if has) or _NOTHING for row in table.tolist()]
+            for table in (self._decided(outputs), targets.bool().numpy())
+        ]
+        return [Prediction(row, one, other, one == other) for row, one, other in zip(rows.tolist(), *told)]
+
+    def errors_first(self, outputs: Float[Tensor, "N C"], targets: Tensor) -> Int[np.ndarray, "N"]:
+        """One for each label that is wrong before the second of any; a sample counts for its first wrong label, or else
+        for the first that it has.
+        """
+        truth = targets.bool().numpy()
+        differs = self._decided(outputs) != truth
+        wrong = differs.any(1)
+        kind = np.where(wrong, differs.argmax(1), np.where(truth.any(1), truth.argmax(1), truth.shape[1]))
+        return one_per_class(wrong, kind)
+
+    def charts(self, examples: M, outputs: Float[Tensor, "N C"], targets: Tensor) -> list[Picture]:
+        """How well each label is told."""
+        thresholds = self.thresholds or (0.5,) * len(examples.labels)
+        what = f"{examples.final_split} {self.unit}s"
+        return [label_table(self._decided(outputs), targets.bool().numpy(), examples.labels, thresholds, what)]
+
+
+def fit_labels(
+    train: tuple[Float[Tensor, "N D"], Float[Tensor, "N C"]],
+    validation: tuple[Float[Tensor, "M D"], Float[Tensor, "M C"]],
+    weights: Float[Tensor, "C"] | None = None,
+) -> LinearHead:
+    """A logistic regression with an L2 penalty for each label, all with the penalty of four that is best on validation
+    by loss; `weights` are those of samples that have a label.
+    """
+    scale = train[0].double().norm(dim=1).mean().clamp(min=1e-12)
+    vectors, held_out = train[0].double() / scale, validation[0].double() / scale
+    targets, truth = train[1].double(), validation[1].double()
+    positive = None if weights is None else weights.double()
+    start = vectors.new_zeros(targets.shape[1], vectors.shape[1]), vectors.new_zeros(targets.shape[1])
+    weight, bias = (parameter.requires_grad_() for parameter in start)
+
+    def loss(given: Tensor, right: Tensor) -> Tensor:
+        return F.binary_cross_entropy_with_logits(F.linear(given, weight, bias), right, pos_weight=positive)
+
+    def descend(strength: float) -> None:
+        optimiser = torch.optim.LBFGS(
+            [weight, bias],
+            max_iter=_ITERATIONS,
+            tolerance_grad=1e-6,
+            tolerance_change=1e-9,
+            line_search_fn="strong_wolfe",
+        )
+
+        def closure() -> Tensor:
+            optimiser.zero_grad()
+            total = loss(vectors, targets) + weight.square().sum() / (2 * strength * targets.numel())
+            total.backward()
+            return total
+
+        optimiser.step(closure)
+
+    best: tuple[float, Tensor, Tensor] | None = None
+    for strength in _STRENGTHS:
+        descend(strength)
+        with torch.no_grad():
+            found = loss(held_out, truth).item()
+            if best is None or found < best[0]:
+                best = found, weight.clone(), bias.clone()
+    assert best is not None
+    return LinearHead((best[1] / scale).float(), best[2].float())

@@ -1,0 +1,160 @@
+"""What is predicted of each sample as a whole by one pooled head: the part that classes, numbers and labels share."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import ClassVar, Generic, Literal, NamedTuple, TypeVar, cast
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from headway.errors import UserError
+from headway.learn.examples import Numbered, Selected
+from headway.learn.objective import Objective, judged
+from headway.learn.objectives.linear import LinearHead
+from headway.learn.report import Picture
+from headway.nn.models import ModelConfig, Transformer
+from headway.nn.models.pooled import PooledHead
+from headway.nn.parts.projection import Projection
+
+_SEARCHED = 1000  # samples among which those to show are chosen
+Goals = Mapping[str, Literal["min", "max"]]  # scores, and which way is better
+Vectors = tuple[Float[Tensor, "N D"], Tensor]
+
+
+class Prediction(NamedTuple):
+    """What a model predicts for a row, and what is right, for people; `right` where it can be said."""
+
+    row: int
+    output: str
+    reference: str
+    right: bool | None = None
+
+
+class Predicted(Numbered):
+    """Samples of which something is predicted. A domain says how its models get a head, and draws some samples."""
+
+    def with_head(self, model: ModelConfig, name: str, outputs: int) -> ModelConfig:
+        """`model` with one head, so called, of so many outputs a sample."""
+        raise NotImplementedError
+
+    def gallery(self, model: nn.Module, shown: Sequence[Prediction]) -> list[Picture]:
+        """Pictures of some samples with what is predicted for them."""
+        return []
+
+
+P = TypeVar("P", bound=Predicted)
+
+
+class Predicting(Objective[P], Generic[P]):
+    """An objective over the outputs of one pooled head, called `head`.
+
+    `goals` are the scores by which the best model may be picked, and which way is better.
+    """
+
+    head: str
+    goals: ClassVar[Goals]
+
+    def __init__(self, unit: str, goal: str) -> None:
+        if goal not in self.goals:
+            known = ", ".join(self.goals)
+            raise UserError(f"task.goal is {goal!r}, which is not a score of {self.scored}; use one of {known}")
+        self.unit, self.goal, self.goal_better = unit, goal, self.goals[goal]
+
+    scored: str = "classes"
+
+    def outputs(self, model: nn.Module, samples: Selected) -> tuple[Float[Tensor, "N C"], Tensor]:
+        """The head's outputs for samples, and their targets, on the processor."""
+        found, right, name = torch.zeros(0), torch.zeros(0), head_of(model, self.head)
+        for numbers, batch in judged(model, samples):
+            said, targets = cast(Transformer, model).output(name, *batch.inputs).float().cpu(), batch.targets.cpu()
+            if not len(found):
+                found = said.new_empty(len(samples), said.shape[-1])
+                right = targets.new_empty(len(samples), *targets.shape[1:])
+            found[numbers], right[numbers] = said, targets
+        return found, right
+
+    def fit_head(self, model: nn.Module, examples: P, fresh: Collection[str], limit: int) -> bool:
+        """Fit the head's last map to what it reads of each sample."""
+        head = model.heads[self.head] if f"heads.{self.head}.project.weight" in fresh else None  # type: ignore[index]
+        if not isinstance(head, PooledHead) or head.config.pool == "tokens":
+            return False
+        project = cast(Projection, head.project)
+        train, validation = (
+            self._vectors(model, project, examples.of(side).some(limit)) for side in ("train", "validation")
+        )
+        fitted = self.fitted(train, validation, project.weight.shape[0])
+        with torch.no_grad():
+            project.weight.copy_(fitted.weight)
+            if project.bias is not None:
+                project.bias.copy_(fitted.bias)
+        return True
+
+    def fitted(self, train: Vectors, validation: Vectors, outputs: int) -> LinearHead:
+        """The linear map from vectors to outputs that is best on validation."""
+        raise NotImplementedError
+
+    def _vectors(self, model: nn.Module, project: Projection, samples: Selected) -> Vectors:
+        """What `project` reads of samples, and their targets, on the processor."""
+        read, vectors, found = list[Tensor](), torch.zeros(len(samples), project.weight.shape[1]), torch.zeros(0)
+        hook = project.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
+        try:
+            for numbers, batch in judged(model, samples):
+                cast(Transformer, model).output(self.head, *batch.inputs)
+                targets = batch.targets.cpu()
+                found = found if len(found) else targets.new_empty(len(samples), *targets.shape[1:])
+                vectors[numbers], found[numbers] = read.pop().float().cpu(), targets
+        finally:
+            hook.remove()
+        return vectors, found
+
+    def predictions(
+        self, examples: P, rows: Int[np.ndarray, "N"], outputs: Float[Tensor, "N C"], targets: Tensor
+    ) -> list[Prediction]:
+        """What is predicted for rows, and what is right."""
+        raise NotImplementedError
+
+    def errors_first(self, outputs: Float[Tensor, "N C"], targets: Tensor) -> Int[np.ndarray, "N"]:
+        """The order in which samples are worth showing."""
+        raise NotImplementedError
+
+    def samples(self, model: nn.Module, examples: P, count: int) -> list[dict[str, str]]:
+        """Held-out samples with what is predicted and what is right: errors first, one per class."""
+        samples = examples.of(examples.final_split).some(_SEARCHED)
+        outputs, targets = self.outputs(model, samples)
+        chosen = self.errors_first(outputs, targets)[:count]
+        found = self.predictions(examples, samples.rows[chosen], outputs[chosen], targets[chosen])
+        return [
+            {"source": examples.shown(each.row), "output": each.output, "reference": each.reference} for each in found
+        ]
+
+    def pictures(self, model: nn.Module, examples: P) -> list[Picture]:
+        """The scores of each class or label, or numbers next to those predicted, and some samples."""
+        samples = examples.of(examples.final_split)
+        outputs, targets = self.outputs(model, samples)
+        told = self.predictions(examples, samples.rows, outputs, targets)
+        return [*self.charts(examples, outputs, targets), *examples.gallery(model, told)]
+
+    def charts(self, examples: P, outputs: Float[Tensor, "N C"], targets: Tensor) -> list[Picture]:
+        """Pictures of the outputs on the split that is evaluated last."""
+        raise NotImplementedError
+
+
+def head_of(model: nn.Module, name: str) -> str:
+    """The head of this name, or that for classes: of runs from before numbers had a head of their own."""
+    return name if name in cast(Transformer, model).heads else "classes"
+
+
+def one_per_class(wrong: np.ndarray, classes: np.ndarray) -> Int[np.ndarray, "N"]:
+    """Samples in an order for people: those that are `wrong` before the others, and in both parts one of each class,
+    the rarest first, before the second of any.
+    """
+    counts = np.bincount(classes)
+    turn = np.zeros(len(classes), np.int64)  # how many of its part and class come before it
+    for part in (wrong, ~wrong):
+        for label in np.unique(classes[part]):
+            rows = np.flatnonzero(part & (classes == label))
+            turn[rows] = np.arange(len(rows))
+    return np.lexsort((classes, counts[classes], turn, ~wrong))

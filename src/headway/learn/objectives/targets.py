@@ -1,0 +1,249 @@
+"""What a task predicts for each sample (a class, a number or several labels), and how it weighs and judges that."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import numpy as np
+import torch
+
+from headway.config import setting
+from headway.data.spellings import join_spellings
+from headway.data.splits import SplitConfig, Splits, sides_of
+from headway.data.targets import Target, TargetKind, kept_rows, label_set, many_hot, numbers, target_of
+from headway.errors import ConfigError, UserError, logger
+from headway.formats.usage import ProblemType, read_usage
+from headway.learn.examples import Contents
+from headway.learn.objectives.classes import Classes, ClassifiedWhole, ClassSamples, stated_split
+from headway.learn.objectives.labels import Labels, MultiLabelled
+from headway.learn.objectives.predicted import Predicting
+from headway.learn.objectives.regression import Regression, Valued
+from headway.learn.task import Task
+
+_LOG = logger(__name__)
+_RARE = 0.2  # of the share that all classes would have if they were equally frequent
+_WEIGHED = 0.5  # task.balance where classes are rare: the root of the inverse frequency
+_NAMED = 3  # rare classes that a message names
+_PROBLEMS: dict[TargetKind, ProblemType] = {
+    "class": "single_label_classification",
+    "number": "regression",
+    "labels": "multi_label_classification",
+}
+Goal = Literal[
+    "auto",
+    "accuracy",
+    "balanced_accuracy",
+    "exact_match",
+    "f1",
+    "f1_micro",
+    "loss",
+    "mean_absolute_error",
+    "pearson",
+    "r2",
+    "rare_f1",
+    "spearman",
+]
+
+
+@dataclass(frozen=True)
+class TargetConfig:
+    """What is predicted, and by what the best model is picked."""
+
+    every_number: ClassVar[bool] = False  # whether all labels that are numbers are predicted as numbers
+    number_goal: ClassVar[str] = "r2"
+
+    label: str = "label"  # column of the labels; several columns of 0 and 1 with commas between them
+    target: Literal["auto", "class", "number", "labels"] = "auto"  # one class, one number, or several labels a sample
+    balance: float | Literal["auto"] = "auto"  # 0: all samples count alike in the loss; 1: all classes do
+    goal: Goal = "auto"  # score that picks the best model: f1 where classes are rare, else accuracy; r2; f1_micro
+
+
+@setting(TargetConfig, "balance")
+def _balance(config: TargetConfig, value: Any) -> TargetConfig:
+    """A number from 0 to 1; true and false for 1 and 0."""
+    if value == "auto":
+        return replace(config, balance="auto")
+    found = 0.0 if value is None else value
+    if not isinstance(found, (bool, int, float)) or not 0 <= found <= 1:
+        raise ConfigError(f"task.balance is {value!r}; use auto, or a number from 0 (off) to 1 (classes count alike)")
+    return replace(config, balance=float(found))
+
+
+@setting(TargetConfig, "label")
+def _label(config: TargetConfig, value: Any) -> TargetConfig:
+    """A name, or a list of names."""
+    names = value if isinstance(value, list) else [value]
+    if not names or not all(isinstance(name, str) for name in names):
+        raise ConfigError(f"task.label is {value!r}; use the name of a column")
+    return replace(config, label=",".join(names))
+
+
+class Chosen(NamedTuple):
+    """What labels are and why, the rows that have one, int64 [K], and what to report of the others."""
+
+    target: Target
+    rows: np.ndarray
+    remarks: tuple[str, ...] = ()
+
+
+def choose_target(
+    labels: Sequence[str],
+    place: Callable[[int], str],
+    config: TargetConfig,
+    what: str,
+    skip: bool,
+    folders: bool = False,
+) -> Chosen:
+    """Settle what the labels are. Labels that name `folders` are classes. UserError for a missing label, unless such
+    samples are to be skipped. `what` names a sample.
+    """
+    wanted = "class" if folders and config.target == "auto" else config.target
+    rows = kept_rows(labels, place, wanted, skip, what)
+    remarks = ()
+    if len(rows) < len(labels):
+        remarks = (f"{len(labels) - len(rows):,} of {len(labels):,} {what}s have no label and are skipped.",)
+        _LOG.warning("%s", remarks[0].removesuffix("."))
+    if folders and config.target == "auto":
+        return Chosen(Target("class", "the folders are named"), rows, remarks)
+    return Chosen(target_of([labels[int(row)] for row in rows], config.target, config.every_number), rows, remarks)
+
+
+class Targeted(ClassifiedWhole, Valued, MultiLabelled):
+    """Samples with a class, a number or several labels each; `targets` are classes int64 [N], numbers float32 [N] or,
+    for each label, 0 or 1, float32 [N, C].
+    """
+
+    target: Target
+    targets: np.ndarray
+    noted: tuple[str, ...] = ()
+
+    def settle(
+        self, samples: ClassSamples, chosen: Chosen, split: SplitConfig, what: str, give: str, workspace: Path
+    ) -> None:
+        """Settle splits and targets. UserErrors: labels that training never sees, fewer than two classes, what is not a
+        number.
+        """
+        if chosen.target.kind == "class":
+            self.target, self.noted = chosen.target, chosen.remarks
+            self.label(samples, split, what, give, workspace)
+            self.targets = self.classes
+            return
+        self.stated = stated_split(samples.named)
+        self.splits = Splits(sides_of(samples.keys, samples.named, split), np.arange(len(samples.labels)), what, give)
+        self.assign(samples.labels, chosen, samples.place, workspace)
+
+    def assign(self, labels: Sequence[str], chosen: Chosen, place: Callable[[int], str], workspace: Path) -> None:
+        """Settle the targets, once there are splits. Errors as of `settle`."""
+        self.target, self.noted = chosen.target, chosen.remarks
+        if chosen.target.kind == "class":
+            trained = {labels[int(row)] for row in self.splits.sides["train"]}
+            self.targets = self.classes = self.numbered(labels, trained, place, workspace)
+        elif chosen.target.kind == "number":
+            self.labels = ()
+            self.targets = self.values = numbers(labels, place)
+        else:
+            sets = [label_set(label) for label in labels]
+            flat = join_spellings([label for labels in sets for label in labels])
+            names = iter(flat.labels)
+            sets = [tuple(next(names) for _ in labels) for labels in sets]
+            self.joined += flat.remarks
+            begun = (workspace / "recipe.json").exists()
+            saved = read_usage(workspace).labels if begun else ()
+            self.labels = saved or tuple(sorted({label for labels in sets for label in labels}))
+            if not self.labels:
+                raise UserError("no sample has a label, so there is nothing to learn; add some")
+            self.targets = many_hot(sets, self.labels, place)
+
+    def contents(self) -> Contents:
+        if self.target.kind == "number":
+            return {"numbers": (self.targets,)}
+        return {"labels": (self.labels, self.targets)}
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        return (*super().remarks, *self.noted)
+
+    def save(self, directory: Path) -> None:
+        read_usage(directory).for_problem(_PROBLEMS[self.target.kind], self.labels).save(directory)
+
+
+def target_task(
+    examples: Targeted,
+    config: TargetConfig,
+    unit: str,
+    smoothing: float,
+    workspace: Path,
+    classes: Callable[..., Classes[Any]] = Classes,
+) -> Task:
+    """The task of predicting the targets of `examples`, with the settings that were chosen and the reasons. `classes`
+    makes the objective of classes.
+    """
+    target, given = examples.target, config.balance
+    wanted = None if config.goal == "auto" else config.goal
+    reasons: list[str] = []
+    balance: float = 0.0 if given == "auto" else given
+    objective: Predicting[Any]
+    if target.kind == "number":
+        goal = wanted or config.number_goal
+        objective = Regression(unit, goal)
+        what = f"a number for each {unit}"
+    elif target.kind == "labels":
+        goal = wanted or "f1_micro"
+        weights = _label_weights(examples, balance) if balance else None
+        thresholds = read_usage(workspace).thresholds if (workspace / "recipe.json").exists() else ()
+        objective = Labels(unit, weights, goal, thresholds)
+        what = f"any of {len(examples.labels):,} labels for each {unit}, with a threshold per label"
+    else:
+        counts = np.bincount(examples.targets[examples.splits.sides["train"]], minlength=len(examples.labels))
+        rare = rare_classes(counts)
+        if rare and given == "auto":
+            balance = _WEIGHED
+        goal = wanted or ("f1" if rare else "accuracy")
+        weights = class_weights(counts, balance) if balance else None
+        objective = classes(unit, smoothing, weights, rare, goal)
+        what = f"one of {len(examples.labels):,} classes for each {unit}"
+        if rare:
+            reasons.append(_rarity(examples, counts, rare, balance, goal))
+    other = {"class": "number or labels", "number": "class", "labels": "class"}[target.kind]
+    told = f"predicts {what}: {target.reason}"
+    if config.target == "auto":
+        reasons.insert(0, f"{told} (task.target={target.kind}; {other} to change that)")
+    chosen = {"target": target.kind, "balance": balance, "goal": goal}
+    return Task(examples, objective, chosen, tuple(reasons))
+
+
+def rare_classes(counts: np.ndarray) -> tuple[int, ...]:
+    """The classes that have less than a fifth of the training samples that they would have if all had as many."""
+    return tuple(np.flatnonzero(counts < _RARE * counts.sum() / len(counts)).tolist())
+
+
+def class_weights(counts: np.ndarray, balance: float) -> torch.Tensor:
+    """The weight of each class in the loss, float32 [C], by its training samples: their inverse share to the power
+    `balance`, so that the mean over the samples is 1. A class without any counts as one with one.
+    """
+    present = np.maximum(counts, 1).astype(np.float64)
+    weights = present**-balance
+    return torch.from_numpy(weights * present.sum() / (weights * present).sum()).float()
+
+
+def _label_weights(examples: Targeted, balance: float) -> torch.Tensor:
+    """The weight of samples that have a label, next to those that do not, float32 [C]."""
+    trained = examples.targets[examples.splits.sides["train"]]
+    having = np.maximum(trained.sum(0), 1)
+    return torch.from_numpy(np.maximum((len(trained) - having) / having, 1e-3) ** balance).float()
+
+
+def _rarity(examples: Targeted, counts: np.ndarray, rare: Sequence[int], balance: float, goal: str) -> str:
+    """What follows from rare classes, for people."""
+    total, names = int(counts.sum()), examples.labels
+    shown = ", ".join(f"{names[row]!r} ({counts[row]:,})" for row in sorted(rare, key=counts.__getitem__)[:_NAMED])
+    more = f" and {len(rare) - _NAMED:,} more" if len(rare) > _NAMED else ""
+    common = int(counts.argmax())
+    weighed = f"the loss weighs classes (task.balance={balance:g})" if balance else "the loss does not weigh classes"
+    return (
+        f"rare among {total:,} training samples: {shown}{more}; {weighed}, and {goal} picks the best model "
+        f"(task.goal={goal}); always answering {names[common]!r} would be right in {counts[common] / total:.1%}"
+    )

@@ -1,0 +1,143 @@
+"""Scores of rare classes, of several labels at once, and of numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import numpy as np
+from jaxtyping import Bool, Float
+from numpy.typing import ArrayLike
+
+from headway.errors import UserError
+from headway.metrics.classification import Scores, class_scores
+from headway.metrics.intervals import bootstrap, bootstrap_mean, bootstrap_ratio, correlation_scores
+
+_POSITIVES = 3  # validation samples of a label from which on its threshold is its own
+
+
+def balanced_scores(predicted: ArrayLike, labels: ArrayLike, rare: Collection[int] = ()) -> Scores:
+    """`class_scores` of classes [N], int, and `balanced_accuracy`, the mean recall of the classes that occur.
+
+    Where some classes are `rare`, `rare_f1` (the mean of their F1) and the other balanced scores come first.
+    """
+    plain = class_scores(predicted, labels)
+    table = np.stack([np.asarray(labels), np.asarray(predicted)], axis=1)
+    balanced = _with_interval("balanced_accuracy", table, _balanced)
+    if not rare:
+        return {**plain, **balanced, "samples": plain["samples"]}
+    chosen = np.array(sorted(rare))
+    first = _with_interval("rare_f1", table, lambda draws, kinds: _f1_of(draws, kinds, chosen))
+    f1 = {name: plain[name] for name in ("f1", "f1_interval")}
+    return {**first, **f1, **balanced, **plain}
+
+
+def _with_interval(name: str, table: np.ndarray, statistic: object) -> Scores:
+    kinds, times = np.unique(table, axis=0, return_counts=True)
+    value = statistic(times[None], kinds)[0]  # type: ignore[operator]
+    return {name: float(np.nan_to_num(value)), f"{name}_interval": bootstrap(table, statistic)}  # type: ignore[arg-type]
+
+
+def _balanced(draws: np.ndarray, kinds: np.ndarray) -> np.ndarray:
+    """The mean over the classes that occur of the share of their samples that is right, [R]."""
+    labels, predicted = kinds.T
+    recalls = []
+    for label in np.unique(labels):
+        of_label = labels == label
+        total = draws[:, of_label].sum(1)
+        recalls.append(np.where(total > 0, draws[:, of_label & (predicted == label)].sum(1) / np.maximum(total, 1), -1))
+    found = np.array(recalls)
+    return np.where(found >= 0, found, 0).sum(0) / np.maximum((found >= 0).sum(0), 1)
+
+
+def _f1_of(draws: np.ndarray, kinds: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """The mean F1 [R] of some classes; 0 of one that is neither predicted nor labelled."""
+    labels, predicted = kinds.T
+    scores = np.zeros((len(classes), len(draws)))
+    for place, label in enumerate(classes):
+        hits = draws[:, (labels == label) & (predicted == label)].sum(1)
+        both = draws[:, labels == label].sum(1) + draws[:, predicted == label].sum(1)
+        scores[place] = 2 * hits / np.maximum(both, 1)
+    return scores.mean(0)
+
+
+def label_scores(predicted: Bool[np.ndarray, "N C"], labels: Bool[np.ndarray, "N C"]) -> Scores:
+    """Scores of several labels at once: `f1_micro`, `precision` and `recall` over all labels of all samples, `f1`, the
+    mean F1 of the labels that occur or are predicted, and `exact_match`, the share of samples whose labels are all
+    right.
+    """
+    if not len(labels):
+        raise UserError("there are 0 samples to measure; give at least one")
+    hits = (predicted & labels).sum(1)
+    said, true = predicted.sum(1), labels.sum(1)
+    both = said + true
+    exact = (predicted == labels).all(1)
+    table = np.concatenate([predicted & labels, predicted.astype(np.int64) + labels], axis=1).astype(np.int64)
+    return {
+        "f1_micro": float(2 * hits.sum() / max(1, both.sum())),
+        "f1_micro_interval": bootstrap_ratio(2 * hits, both) if both.sum() else [0.0, 0.0],
+        **_with_interval("f1", table, _macro),
+        "precision": float(hits.sum() / max(1, said.sum())),
+        "recall": float(hits.sum() / max(1, true.sum())),
+        "exact_match": float(exact.mean()),
+        "exact_match_interval": bootstrap_mean(exact),
+        "samples": len(labels),
+    }
+
+
+def _macro(draws: np.ndarray, kinds: np.ndarray) -> np.ndarray:
+    """Mean F1 [R] over labels, from hits and predicted + labelled [K, 2 C]."""
+    hits, both = np.split((draws @ kinds).astype(np.float64), 2, axis=1)
+    seen = both > 0
+    return (2 * hits / np.where(seen, both, 1)).sum(1) / np.maximum(seen.sum(1), 1)
+
+
+def best_thresholds(scores: Float[np.ndarray, "N C"], labels: Bool[np.ndarray, "N C"]) -> list[float]:
+    """For each label the probability from which on it is predicted, so that its F1 on these samples is greatest.
+
+    Labels that hardly any of the samples has get the threshold that is best for all labels together.
+    """
+    shared = _threshold(scores.reshape(-1), labels.reshape(-1))
+    return [
+        _threshold(scores[:, label], labels[:, label]) if labels[:, label].sum() >= _POSITIVES else shared
+        for label in range(scores.shape[1])
+    ]
+
+
+def _threshold(scores: Float[np.ndarray, "N"], labels: Bool[np.ndarray, "N"]) -> float:
+    """Half way between two scores; of equally good ones that which is nearest to 1/2. 1/2 where no label is 1."""
+    if not labels.any():
+        return 0.5
+    order = np.argsort(-scores, kind="stable")
+    ranked, hits = scores[order].astype(np.float64), np.cumsum(labels[order])
+    f1 = 2 * hits / (np.arange(1, len(ranked) + 1) + labels.sum())
+    lower = np.append(ranked[1:], 0.0)
+    cuts = (ranked + lower) / 2
+    distinct = ranked > lower  # equal scores cannot be parted
+    best = f1[distinct].max(initial=0.0)
+    good = cuts[distinct & (f1 >= best - 1e-12)]
+    return float(np.clip(good[np.abs(good - 0.5).argmin()], 1e-6, 1 - 1e-6)) if len(good) else 0.5
+
+
+def number_scores(predicted: ArrayLike, labels: ArrayLike) -> Scores:
+    """Scores of numbers [N]: `r2`, the share of the variance that is explained (0 where the labels are all equal),
+    `mean_absolute_error` in the unit of the labels, and both correlations.
+    """
+    table = np.stack([np.asarray(predicted), np.asarray(labels)], axis=1).astype(np.float64)
+    if len(table) < 2:
+        raise UserError(f"{len(table)} samples have no correlation; give at least two")
+    errors = np.abs(table[:, 0] - table[:, 1])
+    return {
+        **_with_interval("r2", table, _r2),
+        "mean_absolute_error": float(errors.mean()),
+        "mean_absolute_error_interval": bootstrap_mean(errors),
+        **correlation_scores(table[:, 0], table[:, 1]),
+    }
+
+
+def _r2(draws: np.ndarray, kinds: np.ndarray) -> np.ndarray:
+    """1 - squared errors / squared deviations of the labels, [R]; NaN where these are all equal."""
+    predicted, labels = (kinds - kinds[:, 1].mean()).T
+    count = draws.sum(1)
+    variance = draws @ labels**2 - (draws @ labels) ** 2 / count
+    known = variance > 1e-12 * np.maximum(1.0, draws @ labels**2)
+    return np.where(known, 1 - (draws @ (predicted - labels) ** 2) / np.where(known, variance, 1.0), np.nan)
