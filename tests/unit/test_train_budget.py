@@ -168,7 +168,9 @@ def test_where_stderr_is_no_terminal_lines_are_plain() -> None:
     assert isinstance(open_display(False, 1, 1.0, "cpu"), Silent)
 
 
-def _judged(losses: Callable[[int], float], patience: int | None, seconds: float = 1000.0) -> tuple[Recipe, list[float]]:
+def _judged(
+    losses: Callable[[int], float], patience: int | None, seconds: float = 1000.0
+) -> tuple[Recipe, list[float]]:
     """A run of steps of 0.1 s that few data limit to 100 at first, whose evaluation after step k is losses(k): its last
     recipe, and the rates of its steps.
     """
