@@ -166,3 +166,48 @@ def test_a_live_line_shows_the_same_as_a_plain_one(capsys: pytest.CaptureFixture
 def test_where_stderr_is_no_terminal_lines_are_plain() -> None:
     assert isinstance(open_display(True, 1, 1.0, "cpu"), Plain)
     assert isinstance(open_display(False, 1, 1.0, "cpu"), Silent)
+
+
+def _judged(
+    losses: Callable[[int], float], patience: int | None, seconds: float = 1000.0
+) -> tuple[Recipe, list[float]]:
+    """A run of steps of 0.1 s that few data limit to 100 at first, whose evaluation after step k is losses(k): its last
+    recipe, and the rates of its steps.
+    """
+    clock, speed = Stopped(), Speed(0.1, 0.0, 1.0)
+    recipe = planned(_recipe(TrainConfig(), WSDConfig(warmup=0.06, decay=0.8)), speed, seconds, 100)
+    budget = TimeBudget(cast(Clock, clock), seconds, speed, 100, patience)
+    budget.begin(0, 0.0)
+    done, best, stale, rates = 0, float("inf"), 0, []
+    while done < recipe.train.steps:
+        rates.append(recipe.schedule.factor(done, recipe.train.steps))
+        clock.now, done = clock.now + 0.1, done + 1
+        budget.stepped(0.1)
+        changed = budget.due(done, recipe.train.steps)
+        if done % recipe.train.evaluation_interval == 0:
+            loss = losses(done)
+            best, stale = (loss, 0) if loss < best else (best, stale + 1)
+            changed |= budget.weigh(recipe, done, stale)
+        if changed and (found := budget.revise(recipe, done, clock.now, judged=True)) is not None:
+            recipe = found.of(recipe)
+    return recipe, rates
+
+
+def test_a_plan_for_few_data_grows_while_evaluations_improve() -> None:
+    recipe, rates = _judged(lambda step: 1 / step, patience=3)
+    assert recipe.train.steps > 1000  # as the time allows: nothing but the plan limits it
+    assert max(rates[200:]) == 1.0
+    assert rates == [recipe.schedule.factor(step, len(rates)) for step in range(len(rates))]  # the recipe repeats it
+
+
+def test_a_plan_for_few_data_ends_soon_after_the_last_better_evaluation() -> None:
+    recipe, rates = _judged(lambda step: abs(40 - step), patience=3)
+    assert recipe.train.evaluation_interval == 5
+    assert recipe.train.steps == 40 + 3 * 5 + 3 * 5
+    assert rates[-1] < 0.1  # at a rate that has fallen
+    assert rates == [recipe.schedule.factor(step, len(rates)) for step in range(len(rates))]
+
+
+def test_a_plan_without_patience_keeps_its_steps_when_evaluations_get_worse() -> None:
+    recipe, _ = _judged(lambda step: step, patience=None)
+    assert recipe.train.steps == 100

@@ -22,16 +22,23 @@ def test_rates_fall_with_the_width_and_adapters_take_more() -> None:
     assert rates(384, LoRAConfig())["optim"]["lr"] == pytest.approx(10 * whole[1])
 
 
-def test_few_samples_are_read_often_and_what_is_written_less() -> None:
-    assert [round(epochs_of(count, False)) for count in (50, 770, 9000, 100_000)] == [40, 22, 6, 3]
-    assert epochs_of(50, True) == 8.0
+def test_fewer_samples_are_planned_for_more_epochs() -> None:
+    assert [round(epochs_of(count)) for count in (50, 770, 9000, 100_000)] == [40, 22, 6, 3]
 
 
-def test_the_plan_ends_where_more_reading_helps_no_more() -> None:
+def test_few_conversations_are_planned_for_as_many_epochs_as_labels() -> None:
+    """37 conversations of 130 tokens, of which the assistant says 60, in rows of 128: not 8 epochs in 10 steps."""
+    plan = tuned(37, 37 * 60, Pace(3000.0, 0.005, 0.45), 50.0, "train.batch_tokens", least=128)
+    assert plan.epochs == pytest.approx(40, rel=0.05)
+    assert plan.steps > 150
+    assert "more of them while validation improves" in plan.reason
+
+
+def test_the_first_plan_is_limited_by_the_amount_of_data() -> None:
     long = tuned(9000, 9000, LABELS, 3600.0, "train.batch_tokens")
     assert long.settings == {"train.batch_tokens": 1024}
     assert long.epochs == pytest.approx(6.3, abs=0.1)
-    assert "no more when they are read more often" in long.reason
+    assert "more of them while validation improves" in long.reason
     short = tuned(9000, 9000, LABELS, 30.0, "train.batch_tokens")
     assert short.steps < long.steps
     assert short.epochs < 0.5

@@ -103,6 +103,7 @@ def train(
             judged=True,
             foretell=foretelling(fitted.recipe, fitted.task),
             most=fitted.most,
+            patience=fitted.patience,
             steps_alone=steps_alone,
         )
         with trainer.holding():

@@ -35,15 +35,19 @@ from headway.nn.models import describe, outline
 _SHARE, _LEAST, _MOST = 0.003, 0.15, 2.0  # of the time goes into measuring one size, but within these seconds
 _BEFORE = 0.94  # of the minutes is training: the rest are evaluations and the judgement at the end
 _GRACE = 10.0  # seconds that data are read in any case: small ones are refused with the minutes that would do
+_PATIENCE = 3  # evaluations without a better one
 _LATER = 12  # times as many minutes, of which a plan says what they would be good for
 
 
 class Fitted(NamedTuple):
-    """A recipe with all that was open, its task over the data, and the steps beyond which more help no more."""
+    """A recipe with all that was open, its task over the data, the steps that the amount of data allows at first, and
+    the evaluations without a better one after which the run ends soon.
+    """
 
     recipe: Recipe
     task: Task
     most: int | None = None
+    patience: int | None = None
 
 
 @shows
@@ -208,6 +212,10 @@ def tune(
     if scale is None or recipe.start is None:
         return None
     task, processes = begin_task(recipe, directory), Processes(device)
+    sized = with_user(recipe, scale.settle_start(recipe, task), user)
+    if sized != recipe:
+        task.close()
+        recipe, task = sized, begin_task(sized, directory)
     known = replace(recipe, model=keep_symbols(task.adapt(recipe.model), recipe.model))
     model = outline(known.model)
     fresh = agree(model, open_start(recipe.start).model, recipe.start).fresh
@@ -217,10 +225,11 @@ def tune(
     found = tuned(task.count("train"), scale.amount(task), pace, seconds, scale.batch, row)
     chosen = replace(with_user(recipe, found.settings, user), reasons=(found.reason,))
     most = None if _endless(task, user) else found.useful
-    if chosen.train == recipe.train:
-        return Fitted(chosen, task, most)
-    task.close()
-    return Fitted(chosen, begin_task(chosen, directory), most)
+    patience = _PATIENCE if task.goal == "loss" else None  # other scores of few samples change by chance
+    if chosen.train != recipe.train:
+        task.close()
+        task = begin_task(chosen, directory)
+    return Fitted(chosen, task, most, patience)
 
 
 def _endless(task: Task, user: Mapping[str, Any]) -> bool:

@@ -28,6 +28,7 @@ _SHARE = 0.02  # of the time goes into measuring, but within these seconds
 _LEAST, _MOST = 0.3, 6.0
 _MARGIN = 0.985  # of what is left is planned: checkpoints, and lines that are written
 _EVALUATIONS = 10  # a run, if they do not cost more than this share of it
+_OFTEN = 20  # evaluations of a plan that the amount of data limits, whose length depends on them
 _EVALUATION_SHARE = 0.05
 _CHANGE, _FEW_STEPS = 0.03, 3  # a plan whose rest would not change by more stays as it is
 _LOOKS = 12  # a plan is looked at after such a part of what is left
@@ -181,8 +182,7 @@ def plan(train: TrainConfig, speed: Speed, seconds: float) -> TrainConfig:
         steps = int(usable / (speed.step + speed.evaluation / train.evaluate_every))
         every = train.evaluate_every
     else:
-        fitting = int(_EVALUATION_SHARE * usable / speed.evaluation) if speed.evaluation > 0 else _EVALUATIONS
-        evaluations = min(max(1, fitting), _EVALUATIONS)
+        evaluations = _affordable(speed, usable, _EVALUATIONS)
         steps = int((usable - evaluations * speed.evaluation) / speed.step)
         every = -(-max(steps, 1) // evaluations)
     if steps < 1:
@@ -194,11 +194,18 @@ def plan(train: TrainConfig, speed: Speed, seconds: float) -> TrainConfig:
     return replace(train, steps=steps, evaluate_every=every)
 
 
+def _affordable(speed: Speed, seconds: float, most: int) -> int:
+    """How many evaluations take 5 % of the time: 1 to `most`."""
+    if speed.evaluation <= 0:
+        return most
+    return min(max(1, int(_EVALUATION_SHARE * seconds / speed.evaluation)), most)
+
+
 def planned(recipe: Recipe, speed: Speed, seconds: float, most: int | None = None) -> Recipe:
     """`recipe` with the steps that fit into `seconds`, or with `most` of them, and a schedule whose parts are steps."""
     train = plan(recipe.train, speed, seconds)
     if most is not None and most < train.steps:
-        every = -(-most * train.evaluate_every // train.steps)
+        every = -(-most // _affordable(speed, seconds, _OFTEN))
         train = replace(train, steps=most, evaluate_every=recipe.train.evaluate_every or every)
     return replace(recipe, train=train, schedule=recipe.schedule.planned(train.steps))
 
@@ -228,7 +235,8 @@ class TimeBudget:
     clock: Clock
     seconds: float
     speed: Speed
-    most: int | None = None  # steps beyond which more help no more
+    most: int | None = None  # steps that the amount of data allows, by the evaluations so far; None: any number
+    patience: int | None = None  # evaluations without a better one after which the run ends soon
     few: int = _FEW_STEPS
     _since: tuple[int, float] = (0, 0.0)
     _next: int = 0
@@ -256,6 +264,23 @@ class TimeBudget:
             ending = self.speed.ending * min(1.0, seconds / self.speed.evaluation)
             self.speed = self.speed._replace(evaluation=seconds, ending=ending)
 
+    def weigh(self, recipe: Recipe, step: int, stale: int) -> bool:
+        """Whether the evaluation after `step`, with `stale` ones since the best, changes the steps that the amount of
+        data allows.
+
+        While evaluations improve, the learning rate does not begin to fall. After `patience` ones without a better one
+        it falls to 0 within as many intervals, which ends the run.
+        """
+        before, train = self.most, recipe.train
+        if before is None:
+            return False
+        flat, following = recipe.schedule.flat(train.steps), step + train.evaluation_interval
+        if not stale and flat is not None and step < flat <= following:
+            self.most = max(before, -(-train.steps * (following + 1) // flat))
+        elif self.patience is not None and stale >= self.patience:
+            self.most = min(before, step + self.patience * train.evaluation_interval)
+        return self.most != before
+
     def due(self, step: int, steps: int) -> bool:
         """Whether the plan is to be looked at after `step` of `steps`; the first call tells from where on."""
         if not self._next:
@@ -272,7 +297,7 @@ class TimeBudget:
         """
         steps = recipe.train.steps
         begun, before = self._since
-        each = (seconds - before - self._slept) / max(1, done - begun)
+        each = (seconds - before - self._slept) / (done - begun) if done > begun else self._typical
         self.begin(done, seconds)
         self._next = done + max(2, (steps - done) // _LOOKS)
         every = recipe.train.evaluation_interval

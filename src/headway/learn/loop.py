@@ -142,16 +142,31 @@ class Loop:
 
     def _look(self, budget: TimeBudget) -> None:
         """Plan anew by the speed since the last look."""
-        run, before = self.run, self.run.recipe.train.steps
-        found = budget.revise(run.recipe, run.progress.step, self.journal.seconds(), run.progress.evaluated > 0)
-        told = run.processes.tell(None if found is None else to_dict(found.of(run.recipe)))
-        if told is None:
-            return
-        run.adopt(from_dict(Recipe, told))
-        steps = run.recipe.train.steps
-        self.journal.plan(steps)
+        before = self.run.recipe.train.steps
+        steps = self._revise(budget)
         if abs(steps - before) > _TOLD * before:
             self.journal.display.say(f"planned anew by the speed since: {steps:,} steps, not {before:,}")
+
+    def _weigh(self, budget: TimeBudget) -> None:
+        """Go on for longer, or end soon, by the evaluations so far."""
+        run, progress, before = self.run, self.run.progress, self.run.recipe.train.steps
+        if not run.processes.tell(budget.weigh(run.recipe, progress.step, progress.stale)):
+            return
+        steps = self._revise(budget)
+        if steps < before and progress.stale:
+            self.journal.display.say(
+                f"the last {progress.stale} evaluations were not better: the learning rate falls to 0 by step {steps:,}"
+            )
+
+    def _revise(self, budget: TimeBudget) -> int:
+        """The steps of the run, once the budget has revised its plan."""
+        run = self.run
+        found = budget.revise(run.recipe, run.progress.step, self.journal.seconds(), run.progress.evaluated > 0)
+        revised = run.processes.tell(None if found is None else to_dict(found.of(run.recipe)))
+        if revised is not None:
+            run.adopt(from_dict(Recipe, revised))
+            self.journal.plan(run.recipe.train.steps)
+        return run.recipe.train.steps
 
     def _keep_trunk(self) -> None:
         """Save where the rate begins to fall: a longer run goes on from there."""
@@ -205,6 +220,8 @@ class Loop:
                     run.keep_model()
         if metrics is None:
             self._stop()
+        if run.budget is not None and 0 < run.progress.step < run.recipe.train.steps:
+            self._weigh(run.budget)
 
     def _foretell(self, metrics: dict[str, Any]) -> None:
         """After the first evaluation, early in a run, tell how it will end."""

@@ -171,6 +171,12 @@ class Scale:
         """
         return Settled({})
 
+    def settle_start(self, recipe: Recipe, task: Task) -> Settings:
+        """What the data of a run that starts from a model decide once they are open: length of rows, shares held
+        out.
+        """
+        return {}
+
     def sizes(self, recipe: Recipe) -> Sequence[Settings]:
         """Settings of models, from small to large."""
         return [
@@ -343,7 +349,7 @@ def explained(choice: Fit, fits: Sequence[Fit], scale: Scale, unique: int, secon
     steps = f"steps of {choice.batch:,} {'tokens' if scale.batch.endswith('tokens') else 'samples'}"
     read = f"{_count(choice.seen)} {scale.unit}s, {epochs:.2g} times all there are,"
     fitting = f"fit into {seconds / 60:.2g} minutes"
-    told = "are enough: more readings of them teach no more" if choice.exhausted else fitting
+    told = "are planned at first, and more while validation improves" if choice.exhausted else fitting
     first = f"{_count(choice.parameters)} parameters (width {width}, {depth} layers) in {steps}: {read} {told}"
     others = [fit for fit in fits if fit is not choice]
     told = ", ".join(f"{_count(fit.parameters)}: {fit.loss - choice.loss:+.2f}" for fit in others)

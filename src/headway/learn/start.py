@@ -247,14 +247,14 @@ _WIDTH, _RATE = 384, 4e-4  # of the model whose rate was tried: all-MiniLM-L6-v2
 _LEAST, _MOST = 1e-5, 1e-3  # rates
 _ADAPTER = 10.0  # times the rate of the whole model
 _EPOCHS, _FEWEST, _OFTENEST = 600.0, 3.0, 40.0
-_WRITTEN = 8.0  # the most readings of texts that are written, which are known by heart sooner than labels
 _STEPS = 300  # that a plan should have at least
 _SMALL, _LARGE = 8, 64  # samples of a batch
+_FEW_WRITTEN = 4  # texts of a batch, where there are few: a text has many targets
 
 
 class Tuned(NamedTuple):
-    """The batches of a run that begins from a model; the steps beyond which it gains nothing (`useful`), those that fit
-    into the time if they are fewer (`steps`), the readings of the data that these are, and why, for people.
+    """The batches of a run that begins from a model; the steps that so few data allow at first (`useful`), those that
+    fit into the time if they are fewer (`steps`), the epochs that these are, and why, for people.
     """
 
     settings: Settings
@@ -280,12 +280,11 @@ def rates(width: int, adapter: AdapterConfig | None) -> Settings:
     }
 
 
-def epochs_of(samples: int, written: bool) -> float:
-    """How often so many samples are read before more of it helps no more: 40 times a few hundred, 6 times 10,000, 3
-    times 40,000 and more; texts that are `written` 8 times at most.
+def epochs_of(samples: int) -> float:
+    """The epochs that are planned at first for so many samples: 40 of a few hundred, 6 of 10,000, 3 of 40,000 and more.
+    Evaluations decide whether there are more.
     """
-    found = min(max(_EPOCHS / math.sqrt(max(1, samples)), _FEWEST), _OFTENEST)
-    return min(found, _WRITTEN) if written else found
+    return min(max(_EPOCHS / math.sqrt(max(1, samples)), _FEWEST), _OFTENEST)
 
 
 def tuned(
@@ -302,17 +301,18 @@ def tuned(
     Batches are large enough to be quick and small enough for some hundred steps.
     """
     each = targets / max(1, samples)
-    epochs = epochs_of(samples, written=each > 2)
-    wanted = min(max(samples * epochs / _STEPS, _SMALL), _LARGE)
+    epochs = epochs_of(samples)
+    wanted = min(max(samples * epochs / _STEPS, _SMALL if each <= 2 else _FEW_WRITTEN), _LARGE)
     units = max(least, 2 ** round(math.log2(max(1.0, wanted * each / pace.share))))
     learnt = units * pace.share  # targets a step
     useful = max(1, math.ceil(epochs * targets / learnt))
     steps = max(1, min(useful, int(seconds / (pace.overhead + learnt / pace.targets))))
     read = steps * learnt / max(1, targets)
     early = steps == useful
+    plan = f"plan: {read:.2g} epochs of {samples:,} samples in {steps:,} steps"
     why = (
-        f"{samples:,} samples teach a model that has learnt before no more when they are read more often"
+        "more of them while validation improves"
         if early
-        else f"as often as they can be read in {seconds / 60:.2g} minutes; {epochs:.2g} times would help"
+        else f"as many as {seconds / 60:.2g} minutes allow; {epochs:.2g} epochs would help"
     )
-    return Tuned({batch: units}, useful, steps, read, f"{read:.2g} times all data in {steps:,} steps: {why}")
+    return Tuned({batch: units}, useful, steps, read, f"{plan}, {why}")

@@ -39,8 +39,9 @@ class Trainer:
     `minutes` fixes `train.steps` by the measured speed, so that the whole takes about so long, all that came before it
     (starting the process, reading the data) and comes after it included; the `clock` tells what has gone, and `judged`
     whether the finished model is judged in that time, too; with `steps_alone` the minutes are those of its steps, and
-    all else comes on top. `foretell` says early how it will end; no more
-    than `most` steps are planned, however many minutes there are. The recipe
+    all else comes on top. `foretell` says early how it will end. At first
+    no more than `most` steps are planned, and more while evaluations improve; after `patience` ones without a better
+    one the run ends soon. The recipe
     written to the run's directory has these steps and the precision chosen: trained again, on the same machine and
     threads, it gives the same bits.
     """
@@ -59,6 +60,7 @@ class Trainer:
         judged: bool = False,
         foretell: Foretell | None = None,
         most: int | None = None,
+        patience: int | None = None,
         steps_alone: bool = False,
     ) -> None:
         if minutes is not None and minutes <= 0:
@@ -74,7 +76,7 @@ class Trainer:
         self.shown = progress and processes.first
         self.judged = judged
         self.foretell = foretell
-        self.most = most
+        self.most, self.patience = most, patience
         self.steps_alone = steps_alone
         self.extended = False  # whether it goes on for longer than it was begun for
         self._agreement: Agreement | None = None
@@ -210,7 +212,7 @@ class Trainer:
         given = recipe, run.fresh, run.task, run.processes, run.precision.name
         speed = measure(*given, self._left(seconds), self.judged, self.steps_alone)
         kind = StepsBudget if self.steps_alone else TimeBudget
-        run.budget = kind(run.clock, seconds, speed, self.most)
+        run.budget = kind(run.clock, seconds, speed, self.most, self.patience)
         return speed
 
     def _left(self, seconds: float) -> float:

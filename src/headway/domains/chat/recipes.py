@@ -14,7 +14,7 @@ import numpy as np
 
 from headway.data.dialogues import dialogue_sources, read_chats
 from headway.domains.chat.preference import PreferenceConfig
-from headway.domains.chat.task import Chats, InstructConfig
+from headway.domains.chat.task import Chats, Conversations, InstructConfig
 from headway.errors import UserError
 from headway.learn import AdamWConfig, MuonConfig, Recipe, Task, TrainConfig, WSDConfig
 from headway.learn.scale import Scale, Settings, Settled, Shapes, below
@@ -69,6 +69,18 @@ _VOCABULARIES = ((3e5, 512), (1.5e6, 1024), (8e6, 2048), (4e7, 4096), (math.inf,
 _CHARACTERS = 2  # that a token has at least, in the mean of a conversation
 _MARKS = 8  # tokens around a message
 _CONTEXTS = (128, 256, 512, 1024, 2048)
+_FEW = 200  # conversations, most of which are needed for training
+
+
+def _rows(scale: Scale, recipe: Recipe, task: Task) -> Settings:
+    """Rows that hold the longest conversation, as far as the model reads, and shares held out."""
+    cache = cast(Conversations, task.examples).cache
+    longest = int(cache.lengths.max()) - 1  # a last token is predicted and not read
+    context = next((number for number in _CONTEXTS if longest <= number), _CONTEXTS[-1])
+    shares = scale.held_out(len(cache))
+    if len(cache) < _FEW:
+        shares = {"task.split.validation": 0.15, "task.split.test": 0.1}
+    return {"task.context": min(context, recipe.model.context or context), **shares}
 
 
 @dataclass(frozen=True)
@@ -93,6 +105,9 @@ class InstructScale(Scale):
         rows = {"task.context": context, "model.context": context}
         return Settled({"task.size": symbols, "model.symbols": symbols, **rows, **self.held_out(count)}, reason)
 
+    def settle_start(self, recipe: Recipe, task: Task) -> Settings:
+        return _rows(self, recipe, task)
+
     def amount(self, task: Task) -> int:
         chats = cast(Chats, cast(Task, task).examples)
         said = np.add.reduceat(chats.cache.marks, chats.cache.offsets[:-1], dtype=np.int64)
@@ -105,6 +120,9 @@ class InstructScale(Scale):
 @dataclass(frozen=True)
 class PreferenceScale(Scale):
     """Choices say which of two answers is better, not how to answer: none is learnt from them alone."""
+
+    def settle_start(self, recipe: Recipe, task: Task) -> Settings:
+        return _rows(self, recipe, task)
 
     def settle(self, recipe: Recipe, paths: Sequence[Path], minutes: float) -> Settled:
         raise UserError(
