@@ -19,7 +19,7 @@ from headway.learn import (
     TrainConfig,
     WSDConfig,
 )
-from headway.learn.budget import Clock, Speed, StepsBudget, TimeBudget, plan, planned
+from headway.learn.budget import Clock, Speed, TimeBudget, plan, planned
 from headway.learn.journal import Live, Plain, Silent, open_display
 from headway.nn.models import TransformerConfig
 
@@ -67,13 +67,11 @@ def _recipe(train: TrainConfig, schedule: ScheduleConfig) -> Recipe:
     return Recipe("a", "text", "", (), TransformerConfig(), TaskConfig(), schedule=schedule, train=train)
 
 
-def _run(
-    seconds: float, speeds: Callable[[int], float], schedule: ScheduleConfig, kind: type[TimeBudget] = TimeBudget
-) -> tuple[Recipe, float, list[float]]:
+def _run(seconds: float, speeds: Callable[[int], float], schedule: ScheduleConfig) -> tuple[Recipe, float, list[float]]:
     """A run of so many seconds whose step k takes speeds(k): its last recipe, the seconds it took, and its rates."""
     clock = Stopped()
     recipe = planned(_recipe(TrainConfig(), schedule), Speed(speeds(0), 0.0, 1.0), seconds)
-    budget = kind(cast(Clock, clock), seconds, Speed(speeds(0), 0.0, 1.0))
+    budget = TimeBudget(cast(Clock, clock), seconds, Speed(speeds(0), 0.0, 1.0))
     done, spent, rates = 0, 0.0, []
     budget.begin(0, 0.0)
     while done < recipe.train.steps:
@@ -110,14 +108,6 @@ def test_time_in_which_the_machine_slept_is_not_counted() -> None:
     recipe, took, _ = _run(100.0, lambda step: 0.1 if step != 500 else 3600.0, FLAT)
     assert recipe.train.steps == pytest.approx(975, abs=15)
     assert took == pytest.approx(100, rel=0.03)
-
-
-@pytest.mark.parametrize("first", [0.5, 2.0, 6.0])
-def test_time_of_steps_alone_is_kept_also_by_few_long_ones(first: float) -> None:
-    """The first step tells nothing of the others; a night in which the machine slept is given back."""
-    speeds = {0: first, 12: 2.0 + 3600.0}
-    _, took, _ = _run(60.0, lambda step: speeds.get(step, 2.0), FLAT, StepsBudget)
-    assert took - 1.0 == pytest.approx(60, abs=4)  # two steps
 
 
 def test_evaluations_that_were_made_stay_where_they_are() -> None:

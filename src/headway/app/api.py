@@ -52,7 +52,6 @@ def train(
     samples: int = 10,
     spent: float = 0.0,
     progress: bool = True,
-    steps_alone: bool = False,
 ) -> Run:
     """Train a recipe, and return the run with its best model, its test scores, samples and (with the extra `report`) a
     page.
@@ -63,7 +62,7 @@ def train(
     `data` in the run's directory, where its recipe finds them again.
     set: settings by dotted names, such as {"model.width": 256}.
     minutes: train for a time rather than for a number of steps. It covers everything, evaluation and report included,
-    and `spent` seconds of it are taken to be gone already; with `steps_alone` it covers the training steps only.
+    and `spent` seconds of it are taken to be gone already.
     run: the directory of the run; by default runs/NAME.
     resume: continue the run that is there; a finished run goes on for `minutes` more. The data must be the same,
     wherever they are now.
@@ -103,7 +102,6 @@ def train(
             judged=True,
             foretell=foretelling(fitted.recipe, fitted.task),
             most=fitted.most,
-            steps_alone=steps_alone,
         )
         with trainer.holding():
             ended = trainer.fit(resume, finish)

@@ -143,17 +143,14 @@ def measure(
     precision: str,
     seconds: float,
     judged: bool,
-    steps_alone: bool = False,
 ) -> Speed:
     """The speed of `recipe` on this machine, from the first batches of its data, for a run of about `seconds`.
 
     What follows the last step, where it is `judged`, is the judgement of the best model on the final split, its samples
-    and its page, and what it plays. Where the time is that of `steps_alone`, all else counts as nothing.
+    and its page, and what it plays.
     """
     meter = Meter(recipe, fresh, task, processes, precision)
     each = meter.each(min(max(_SHARE * seconds, _LEAST), _MOST))
-    if steps_alone:
-        return Speed(processes.tell(each), 0.0)
     evaluation = meter.evaluation("validation", recipe.train.evaluate_limit)
     shown = task.showing() * evaluation
     ending = _ending(meter, seconds) + shown if judged else 0.0
@@ -229,7 +226,6 @@ class TimeBudget:
     seconds: float
     speed: Speed
     most: int | None = None  # steps beyond which more help no more
-    few: int = _FEW_STEPS
     _since: tuple[int, float] = (0, 0.0)
     _next: int = 0
     _typical: float = 0.0
@@ -279,28 +275,12 @@ class TimeBudget:
         usable = _MARGIN * self.left() - self.speed.ending - self.speed.evaluation
         rest = max(int(done < steps), int(usable / (each + self.speed.evaluation / every)))
         wanted = done + rest if self.most is None else min(done + rest, self.most)
-        if abs(wanted - steps) <= max(self.few, _CHANGE * (steps - done)):
+        if abs(wanted - steps) <= max(_FEW_STEPS, _CHANGE * (steps - done)):
             return None
         schedule = recipe.schedule.moved(done, steps, wanted)
         if not judged:
             every = max(done + 1, round(every * wanted / steps))
         return None if schedule is None else Revision(wanted, schedule, every)
-
-
-@dataclass
-class StepsBudget(TimeBudget):
-    """Time for the steps alone, and kept to the step: what comes before, between and after them takes none of it."""
-
-    few: int = 0
-    _asleep: float = 0.0
-
-    def begin(self, step: int, seconds: float) -> None:
-        self._asleep += self._slept
-        super().begin(step, seconds)
-
-    def left(self) -> float:
-        """At the last look, before which so much was used."""
-        return self.seconds - self._since[1] + self._asleep
 
 
 def wait(device: torch.device) -> None:
