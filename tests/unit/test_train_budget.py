@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import cast
 
@@ -108,6 +109,25 @@ def test_time_in_which_the_machine_slept_is_not_counted() -> None:
     recipe, took, _ = _run(100.0, lambda step: 0.1 if step != 500 else 3600.0, FLAT)
     assert recipe.train.steps == pytest.approx(975, abs=15)
     assert took == pytest.approx(100, rel=0.03)
+
+
+def test_the_final_split_is_evaluated_as_a_whole_in_a_tenth_of_the_time() -> None:
+    """Also if the time that was planned for it turns out a little short; else in what is left, or half of that."""
+    clock = Stopped()
+    for final, now, limit in ((9.0, 95.0, math.inf), (30.0, 80.0, 18.0), (30.0, 99.0, 5.0)):
+        clock.now = now
+        budget = TimeBudget(cast(Clock, clock), 100.0, Speed(0.1, 2.0, min(final, 10.0) + 2.0, final))
+        assert budget.for_final() == pytest.approx(limit)
+
+
+def test_an_evaluation_tells_how_long_the_final_one_will_take() -> None:
+    budget = TimeBudget(cast(Clock, Stopped()), 100.0, Speed(0.1, 4.0, 12.0, 20.0))
+    budget.evaluated(1.0)  # it ends its texts now
+    assert budget.speed == Speed(0.1, 1.0, 7.0, 5.0)
+    budget.evaluated(1.5)
+    assert budget.speed == Speed(0.1, 1.5, 9.5, 7.5)
+    budget.evaluated(6.0)
+    assert budget.speed == Speed(0.1, 6.0, 12.0, 30.0)
 
 
 def test_evaluations_that_were_made_stay_where_they_are() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -194,15 +195,16 @@ def _finish(run: Run, task: Task, count: int, progress: bool, left: float | None
 def _judged(run: Run, task: Task, left: float | None) -> dict[str, Any]:
     """The scores of the final split, of as many of its samples as there is time for."""
     split = task.final_split
-    if left is None:
+    if left is None or left == math.inf:
         return {"split": split, **task.evaluate(run.model, split)}
-    started, whole = time.perf_counter(), task.count(split)
-    few = min(FEW, whole)
-    scores = task.evaluate(run.model, split, few)
-    took = time.perf_counter() - started
-    limit = min(whole, max(few, int(few * (left - took) / took)))
-    if limit > few:
+    whole = task.count(split)
+    scores, limit, more = {}, 0, min(FEW, whole)
+    while more == whole > limit or more >= max(1, 2 * limit):  # few samples at once take longer than their part of many
+        started, limit = time.perf_counter(), more
         scores = task.evaluate(run.model, split, None if limit == whole else limit)
+        took = time.perf_counter() - started
+        left -= took
+        more = min(whole, int(limit * left / took))
     return {"split": split, **scores, **({} if limit == whole else {"judged": limit, "judged_of": whole})}
 
 

@@ -32,18 +32,22 @@ _EVALUATION_SHARE = 0.05
 _CHANGE, _FEW_STEPS = 0.03, 3  # a plan whose rest would not change by more stays as it is
 _LOOKS = 12  # a plan is looked at after such a part of what is left
 _REPORT = 2.0  # seconds for samples, pictures and the page
-_ENDING_SHARE = 0.06  # of the time: the most that the judgement at the end takes
-FEW = 64  # samples from which the time of that judgement is told
+_FINAL_SHARE = 0.1  # of the time: the most that the evaluation on the final split takes
+_FINAL_MEASURED = 0.01  # of the time goes into measuring how long that takes, but at least
+FEW = 64  # samples of it are evaluated
 _NAP = 20.0  # times as long as the others, and these seconds: a step in which the machine was asleep, or stopped
 _NAP_SECONDS = 5.0
 
 
 class Speed(NamedTuple):
-    """Seconds for a step, for an evaluation, and for all that follows the last step."""
+    """Seconds for a step, for an evaluation, for all that follows the last step, and for an evaluation of all of the
+    final split, of which there may be time for a part only.
+    """
 
     step: float
     evaluation: float
     ending: float = 0.0
+    final: float = 0.0
 
 
 def check_minutes(minutes: Sequence[float]) -> None:
@@ -153,19 +157,25 @@ def measure(
     each = meter.each(min(max(_SHARE * seconds, _LEAST), _MOST))
     evaluation = meter.evaluation("validation", recipe.train.evaluate_limit)
     shown = task.showing() * evaluation
-    ending = _ending(meter, seconds) + shown if judged else 0.0
-    return Speed(*processes.tell([each, evaluation, ending]))
+    if not judged:
+        return Speed(*processes.tell([each, evaluation]))
+    final = _final(meter, seconds)
+    ending = min(final, _FINAL_SHARE * seconds) + _REPORT + shown
+    return Speed(*processes.tell([each, evaluation, ending, final]))
 
 
-def _ending(meter: Meter, seconds: float) -> float:
-    """Seconds for what follows the last step, told from a few samples of the final split. Where that is much it gets
-    its share of the time, and judges fewer samples: a model that has learnt nothing may write without end.
+def _final(meter: Meter, seconds: float) -> float:
+    """Seconds for an evaluation of all of the final split, from some of its samples. A model that has learnt nothing
+    may take longer, as it may write without end.
     """
-    task = meter.task
-    split = task.final_split
-    count = task.count(split)
-    few = min(FEW, count)
-    return min(meter.evaluation(split, few) * count / max(1, few), _ENDING_SHARE * seconds) + _REPORT
+    split = meter.task.final_split
+    count = meter.task.count(split)
+    some = min(FEW, count)
+    took = meter.evaluation(split, some)
+    more = min(count, int(some * _FINAL_MEASURED * seconds / max(took, 1e-9)))
+    if more > 2 * some:
+        some, took = more, meter.evaluation(split, more)
+    return took * count / max(1, some)
 
 
 def plan(train: TrainConfig, speed: Speed, seconds: float) -> TrainConfig:
@@ -234,9 +244,12 @@ class TimeBudget:
     def left(self) -> float:
         return self.seconds - self.clock.worked()
 
-    def for_judgement(self) -> float:
-        """Seconds for the judgement of the finished model: what is left of the time, or half of what was planned."""
-        return max(self.left() - _REPORT, 0.5 * _ENDING_SHARE * self.seconds)
+    def for_final(self) -> float:
+        """Seconds for the evaluation on the final split: no limit where all of it takes less than its share of the
+        time, as was planned; else what is left, or half of that share.
+        """
+        share = _FINAL_SHARE * self.seconds
+        return math.inf if self.speed.final < share else max(self.left() - _REPORT, 0.5 * share)
 
     def stepped(self, seconds: float) -> None:
         """After a step: one that took far longer than the others is one in which the machine slept."""
@@ -247,10 +260,11 @@ class TimeBudget:
             self._typical = seconds if not self._typical else 0.9 * self._typical + 0.1 * seconds
 
     def evaluated(self, seconds: float) -> None:
-        """After an evaluation: what it took is expected of the others, and the end in proportion."""
+        """After an evaluation: what it took is expected of the others, and of the final one in proportion."""
         if self.speed.evaluation > 0:
-            ending = self.speed.ending * min(1.0, seconds / self.speed.evaluation)
-            self.speed = self.speed._replace(evaluation=seconds, ending=ending)
+            final, share = self.speed.final * seconds / self.speed.evaluation, _FINAL_SHARE * self.seconds
+            ending = self.speed.ending + min(final, share) - min(self.speed.final, share)
+            self.speed = self.speed._replace(evaluation=seconds, ending=ending, final=final)
 
     def due(self, step: int, steps: int) -> bool:
         """Whether the plan is to be looked at after `step` of `steps`; the first call tells from where on."""

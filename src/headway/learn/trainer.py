@@ -96,9 +96,9 @@ class Trainer:
         return self.run.directory.holding() if self.run.processes.first else nullcontext()
 
     def left(self) -> float | None:
-        """The seconds that its minutes leave for what follows; None where they say nothing of it."""
+        """The seconds that its minutes leave for the evaluation on the final split; None without minutes."""
         budget = self.run.budget
-        return None if budget is None else budget.for_judgement()
+        return None if budget is None else budget.for_final()
 
     def _fit(self, resume: bool, finish: bool) -> None:
         run, processes = self.run, self.run.processes
