@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import sys
 from collections.abc import Iterator
 from importlib import import_module
@@ -271,6 +272,26 @@ def test_evaluate_and_show_print_json(text_run: Path, capsys: pytest.CaptureFixt
     assert {"parameters", "weights_bytes", "flop_per_token", "state_bytes_per_token", "tree"} <= set(facts)
     _, out, _ = command(capsys, "show", "transformer-base", "--json")
     assert json.loads(out)["parameters"] == 63_082_496
+
+
+def test_evaluate_writes_its_scores_into_the_report(
+    text_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Those of all samples; scores of a part, or of another split, stay out of it."""
+    run = shutil.copytree(text_run, tmp_path / "run")
+    before = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    marred = {**before, "scores": {**before["scores"], "loss": 9.25, "judged": 1, "judged_of": 2}}
+    (run / "run.json").write_text(json.dumps(marred), encoding="utf-8")
+    command(capsys, "evaluate", str(run), "--device", "cpu", "--split", "train", "--limit", "2")
+    command(capsys, "evaluate", str(run), "--device", "cpu", "--limit", "1")
+    assert json.loads((run / "run.json").read_text(encoding="utf-8"))["scores"]["loss"] == 9.25
+    code, out, _ = command(capsys, "evaluate", str(run), "--device", "cpu")
+    after = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    assert (code, after["scores"], after["samples"]) == (0, before["scores"], before["samples"])
+    if before["report"] is not None:
+        assert f"report: {run / 'report.html'}" in out
+        assert (run / "report.html").read_text(encoding="utf-8").count("9.25") == 0
+    assert hw.load(run).module is not None  # digests are those of the new files
 
 
 def test_recipes_lists_names_sizes_data_and_scores(capsys: pytest.CaptureFixture[str]) -> None:

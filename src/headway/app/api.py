@@ -27,6 +27,7 @@ from headway.learn import Recipe, Run, Task, Trainer
 from headway.learn.budget import FEW, Clock, check_minutes
 from headway.learn.distributed import is_first
 from headway.learn.page import report_run, with_results
+from headway.learn.records import read_metrics
 from headway.learn.report import Picture, heatmap
 from headway.learn.report.page import HOW_TO_INSTALL, available
 from headway.learn.run import RunDirectory
@@ -190,6 +191,23 @@ def _finish(run: Run, task: Task, count: int, progress: bool, left: float | None
         print(HOW_TO_INSTALL, file=sys.stderr, flush=True)
     RunDirectory(run.directory).write_status(run.summary)
     return run
+
+
+def record_evaluation(model: Model, task: Task, scores: Mapping[str, Any]) -> str | None:
+    """Write the scores of a finished run on its final split into its summary and its page, and return the path of that;
+    None for a run that is not finished. Raises UserError for one that cannot be written.
+    """
+    place = RunDirectory(model.directory)
+    with place.holding():
+        summary = place.read_status()
+        if model.recipe is None or summary.get("status") != "finished" or not summary.get("scores"):
+            return None
+        run = Run(place.path, model.recipe, model.module, task, read_metrics(place.metrics), summary)
+        run = with_results(run, scores, summary.get("samples") or ())
+        if available():
+            run.summary["report"] = str(report_run(run, task.pictures(run.model) or _attention(run)))
+        place.write_status(run.summary)
+    return run.summary["report"]
 
 
 def _judged(run: Run, task: Task, left: float | None) -> dict[str, Any]:

@@ -348,7 +348,7 @@ def _fitted(
     if threads is not None:
         torch.set_num_threads(threads)
     first = {key: values[0] for key, values in grid.items()}
-    found = fitting(recipe, first, minutes, Clock(), device)
+    found = fitting(override(recipe, first), first, minutes, Clock(), device)
     if found is None:
         return recipe
     with found:
