@@ -198,6 +198,31 @@ def test_an_encoder_decoder_translates_scores_and_shows_its_attention(word_run: 
     with pytest.raises(hw.UserError, match="1 targets and 2 sources; give each target its source"):
         model.score(["HH EH D"], sources=["head", "red"])
     assert all(score < 0 for score in scores)
+
+
+def test_a_run_translates_as_it_is_evaluated(word_run: Path) -> None:
+    """By the beam and the length penalty of its task, unless others are asked for."""
+    model = hw.load(word_run, device="cpu", backend="torch")
+    task = model.recipe.task  # type: ignore[union-attr]
+    assert (task.beam, task.length_penalty) == (5, 0.6)  # type: ignore[attr-defined]
+    assert len(model.translate("head", n_best=5)) == 5
+    assert model.translate("head", scores=True) == model.translate("head", beam=5, scores=True)
+    [best, *_] = model.translate("head", n_best=7, scores=True)  # more than the beam widen it
+    assert best[1] >= model.translate("head", scores=True)[0][1]
+
+
+def test_translations_are_sampled(word_run: Path) -> None:
+    model = hw.load(word_run, device="cpu", backend="torch")
+    hot = model.translate(["head", "way", ""], n_best=4, temperature=5.0, seed=1)
+    assert hot == model.translate(["head", "way", ""], n_best=4, temperature=5.0, seed=1)
+    assert hot != model.translate(["head", "way", ""], n_best=4, temperature=5.0, seed=2)
+    assert len({*hot[0], *hot[1]}) > 4
+    assert hot[2] == [""]
+    cold = model.translate("head", n_best=2, temperature=0.0, scores=True)
+    assert cold[0] == cold[1]
+    assert cold[0][0] == model.translate("head", beam=1)
+    with pytest.raises(hw.UserError, match="beam is 2 and temperature 1; search with a beam or sample, not both"):
+        model.translate("head", beam=2, temperature=1.0)
     found = model.attention("head", target="HH EH D")
     assert found.source == ["h", "e", "a", "d", "<end>"]
     assert found.symbols == ["<begin>", "HH", "EH", "D"]
@@ -246,12 +271,20 @@ def test_translate_takes_a_line_and_gives_a_line(
 ) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO("head\n\nway\n"))
     code, out, err = command(capsys, "translate", str(word_run), "--beam", "2", "--device", "cpu")
-    assert (code, err) == (0, "")
+    assert (code, err) == (0, "line 2 is empty, and so is its translation\n")
     assert out.count("\n") == 3
     assert out.split("\n")[1] == ""
     monkeypatch.setattr(sys, "stdin", io.StringIO("head\n"))
     _, out, _ = command(capsys, "translate", str(word_run), "--beam", "2", "--n-best", "2", "--json", "--device", "cpu")
-    assert [len(some) for some in json.loads(out)["translations"]] == [2]
+    found = json.loads(out)
+    assert [len(some) for some in found["translations"]] == [len(some) for some in found["scores"]] == [2]
+    _, out, _ = command(capsys, "translate", str(word_run), "head", "way", "--n-best", "2", "--device", "cpu")
+    scores = [float(line.split("\t")[0]) for line in out.splitlines()]
+    assert scores[0] >= scores[1]
+    assert scores[2] >= scores[3]
+    code, _, err = command(capsys, "translate", str(word_run), str(word_run / "run.json"), "--device", "cpu")
+    assert code == 2
+    assert f"pass its lines: headway translate {word_run} < {word_run / 'run.json'}" in err
 
 
 def test_chat_answers_until_the_end_of_input(

@@ -102,6 +102,7 @@ def train(
             minutes=minutes,
             clock=clock,
             judged=True,
+            samples=samples,
             foretell=foretelling(fitted.recipe, fitted.task),
             most=fitted.most,
         )

@@ -43,7 +43,7 @@ FILE = "compare.json"  # what is compared, in the directory of a comparison
 CODECS = "codecs"  # those of its task configs, in the order of the variants
 _PRECISION = "train.precision"
 _UNEVEN = 0.1  # part of the longest time by which another may be shorter before that is a caution
-_PAGE = 1.0  # seconds for the page of a comparison
+_PAGE = 0.6  # seconds for the page of a comparison
 
 
 class ComparedRun(NamedTuple):

@@ -31,7 +31,8 @@ _EVALUATIONS = 10  # a run, if they do not cost more than this share of it
 _EVALUATION_SHARE = 0.05
 _CHANGE, _FEW_STEPS = 0.03, 3  # a plan whose rest would not change by more stays as it is
 _LOOKS = 12  # a plan is looked at after such a part of what is left
-_REPORT = 2.0  # seconds for samples, pictures and the page
+_PAGE = 0.8  # seconds for pictures and the page
+_PLAYED = 2.0  # and for samples and page where they are not timed before, as they would play
 _FINAL_SHARE = 0.1  # of the time: the most that the evaluation on the final split takes
 _FINAL_MEASURED = 0.01  # of the time goes into measuring how long that takes, but at least
 FEW = 64  # samples of it are evaluated
@@ -128,6 +129,14 @@ class Meter:
         count = self.processes.tell(period * max(2, min(1000, round(seconds / rough))))
         return self.steps(count) / count
 
+    def samples(self, count: int) -> float:
+        """Seconds for so many samples, by a model that has learnt next to nothing."""
+        start = time.perf_counter()
+        if self.processes.first and count:
+            with self.learner.evaluating() as model:
+                self.task.samples(model, count)
+        return time.perf_counter() - start
+
     def evaluation(self, split: str, limit: int | None) -> float:
         """Seconds for an evaluation of at most `limit` samples, by a model that has learnt."""
         start = time.perf_counter()
@@ -147,20 +156,22 @@ def measure(
     precision: str,
     seconds: float,
     judged: bool,
+    samples: int = 0,
 ) -> Speed:
     """The speed of `recipe` on this machine, from the first batches of its data, for a run of about `seconds`.
 
-    What follows the last step, where it is `judged`, is the judgement of the best model on the final split, its samples
-    and its page, and what it plays.
+    What follows the last step, where it is `judged`, is the judgement of the best model on the final split, so many
+    `samples` and its page, and what it plays.
     """
     meter = Meter(recipe, fresh, task, processes, precision)
     each = meter.each(min(max(_SHARE * seconds, _LEAST), _MOST))
     evaluation = meter.evaluation("validation", recipe.train.evaluate_limit)
-    shown = task.showing() * evaluation
     if not judged:
         return Speed(*processes.tell([each, evaluation]))
-    final = _final(meter, seconds)
-    ending = min(final, _FINAL_SHARE * seconds) + _REPORT + shown
+    final, played = _final(meter, seconds), task.showing() * evaluation
+    plays = played > 0 or isinstance(task.examples, Explored)
+    shown = played + _PLAYED if plays else meter.samples(samples) + _PAGE
+    ending = min(final, _FINAL_SHARE * seconds) + shown
     return Speed(*processes.tell([each, evaluation, ending, final]))
 
 
@@ -249,7 +260,11 @@ class TimeBudget:
         time, as was planned; else what is left, or half of that share.
         """
         share = _FINAL_SHARE * self.seconds
-        return math.inf if self.speed.final < share else max(self.left() - _REPORT, 0.5 * share)
+        return math.inf if self.speed.final < share else max(self.left() - self._shown(), 0.5 * share)
+
+    def _shown(self) -> float:
+        """Seconds for samples, pictures and the page."""
+        return self.speed.ending - min(self.speed.final, _FINAL_SHARE * self.seconds)
 
     def stepped(self, seconds: float) -> None:
         """After a step: one that took far longer than the others is one in which the machine slept."""
@@ -262,8 +277,8 @@ class TimeBudget:
     def evaluated(self, seconds: float) -> None:
         """After an evaluation: what it took is expected of the others, and of the final one in proportion."""
         if self.speed.evaluation > 0:
-            final, share = self.speed.final * seconds / self.speed.evaluation, _FINAL_SHARE * self.seconds
-            ending = self.speed.ending + min(final, share) - min(self.speed.final, share)
+            final = self.speed.final * seconds / self.speed.evaluation
+            ending = self._shown() + min(final, _FINAL_SHARE * self.seconds)
             self.speed = self.speed._replace(evaluation=seconds, ending=ending, final=final)
 
     def due(self, step: int, steps: int) -> bool:

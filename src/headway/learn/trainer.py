@@ -38,9 +38,9 @@ class Trainer:
 
     `minutes` fixes `train.steps` by the measured speed, so that the whole takes about so long, all that came before it
     (starting the process, reading the data) and comes after it included; the `clock` tells what has gone, and `judged`
-    whether the finished model is judged in that time, too. `foretell` says early how it will end; no more
-    than `most` steps are planned, however many minutes there are. The recipe
-    written to the run's directory has these steps and the precision chosen: trained again, on the same machine and
+    whether the finished model is judged in that time, too, and shows so many `samples`. `foretell` says early how it
+    will end; no more than `most` steps are planned, however many minutes there are. The recipe written to the run's
+    directory has these steps and the precision chosen: trained again, on the same machine and
     threads, it gives the same bits.
     """
 
@@ -56,6 +56,7 @@ class Trainer:
         minutes: float | None = None,
         clock: Clock | None = None,
         judged: bool = False,
+        samples: int = 0,
         foretell: Foretell | None = None,
         most: int | None = None,
     ) -> None:
@@ -69,7 +70,7 @@ class Trainer:
         place = run_directory if isinstance(run_directory, RunDirectory) else RunDirectory(run_directory)
         self.run = RunState(recipe, task, place, processes, clock or Clock(), minutes)
         self.shown = progress and processes.first
-        self.judged = judged
+        self.judged, self.samples = judged, samples
         self.foretell = foretell
         self.most = most
         self.extended = False  # whether it goes on for longer than it was begun for
@@ -204,7 +205,7 @@ class Trainer:
         """The speed of a recipe on this machine; the budget of the run begins with it."""
         run = self.run
         given = recipe, run.fresh, run.task, run.processes, run.precision.name
-        speed = measure(*given, self._left(seconds), self.judged)
+        speed = measure(*given, self._left(seconds), self.judged, self.samples)
         run.budget = TimeBudget(run.clock, seconds, speed, self.most)
         return speed
 
