@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import cast
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -20,8 +21,9 @@ from headway.learn import (
     TrainConfig,
     WSDConfig,
 )
-from headway.learn.budget import Clock, Speed, TimeBudget, plan, planned
+from headway.learn.budget import Clock, Revision, Speed, TimeBudget, plan, planned
 from headway.learn.journal import Live, Plain, Silent, open_display
+from headway.learn.loop import Loop
 from headway.nn.models import TransformerConfig
 
 
@@ -128,6 +130,25 @@ def test_an_evaluation_tells_how_long_the_final_one_will_take() -> None:
     assert budget.speed == Speed(0.1, 1.5, 9.5, 7.5)
     budget.evaluated(6.0)
     assert budget.speed == Speed(0.1, 6.0, 12.0, 30.0)
+
+
+def test_another_plan_is_told_once_when_it_has_settled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not while it changes from look to look; what changes later is seen in the progress line."""
+    monkeypatch.setattr("headway.learn.loop.to_dict", lambda recipe: recipe)
+    monkeypatch.setattr("headway.learn.loop.from_dict", lambda kind, recipe: recipe)
+    recipe, said, lines = _recipe(TrainConfig(steps=1000), FLAT.planned(1000)), [], []
+    display = SimpleNamespace(say=said.append)
+    journal = SimpleNamespace(seconds=lambda: 1.0, plan=lines.append, display=display)
+    run = SimpleNamespace(recipe=recipe, progress=SimpleNamespace(step=9, evaluated=0))
+    run.processes = SimpleNamespace(tell=lambda found: found)
+    run.adopt = lambda found: setattr(run, "recipe", found)
+    loop = Loop(cast(Any, run), cast(Any, journal), cast(Any, None))
+    for steps in (1000, 700, 560, 450, 455, 440, 900, 890, 880):
+        plan = None if steps == run.recipe.train.steps else Revision(steps, recipe.schedule, 100)
+        loop._look(cast(Any, SimpleNamespace(revise=lambda *given, plan=plan: plan)))
+        assert bool(said) == (steps in (455, 440, 900, 890, 880))
+    assert said == ["455 steps fit into the time instead of 1,000, by the speed so far"]
+    assert lines == [700, 560, 450, 455, 440, 900, 890, 880]
 
 
 def test_evaluations_that_were_made_stay_where_they_are() -> None:

@@ -28,7 +28,19 @@ from headway.learn.examples import Explored
 from headway.learn.loop import Foretell
 from headway.learn.memory import check_memory, training_bytes
 from headway.learn.precision import choose as choose_precision
-from headway.learn.scale import Fit, Pace, Scale, choose, computing, explained, ladder, settled, shape_of, with_user
+from headway.learn.scale import (
+    Fit,
+    Pace,
+    Scale,
+    choose,
+    computing,
+    digits,
+    explained,
+    ladder,
+    settled,
+    shape_of,
+    with_user,
+)
 from headway.learn.start import agree, keep_symbols, open_start, tuned
 from headway.nn.models import describe, outline
 
@@ -262,8 +274,8 @@ def outgrown(recipe: Recipe, task: Task, seen: int, minutes: float) -> str | Non
     if scale.law.loss(larger, seen * own / larger, unique) > scale.law.loss(own, seen, unique):
         return None
     return (
-        f"its size is the limit now: in {minutes:.3g} minutes a model of {larger / own:.2g} times the parameters, "
-        "started anew, would learn more"
+        f"its size is the limit now: in {digits(minutes)} minutes a model of {digits(larger / own)} times the "
+        "parameters, trained from the start, would learn more"
     )
 
 
@@ -333,10 +345,10 @@ class _Fixed:
     def plan(self, minutes: float) -> Plan:
         recipe = planned(self.recipe, self.speed, 60 * minutes - self.spent)
         width, layers = shape_of(recipe.model)
-        reason = f"the size is that of the recipe; a step takes {self.speed.step:.2g} s"
+        reason = f"the size is that of the recipe; a step takes {digits(self.speed.step)} s"
         return Plan(
             minutes,
-            (f"{reason}, an evaluation {self.speed.evaluation:.2g} s",),
+            (f"{reason}, an evaluation {digits(self.speed.evaluation)} s",),
             self.parameters,
             width,
             layers,

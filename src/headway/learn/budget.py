@@ -18,6 +18,7 @@ from headway.learn.distributed import Processes
 from headway.learn.examples import Explored
 from headway.learn.learner import Learner
 from headway.learn.recipe import Recipe, TrainConfig
+from headway.learn.scale import digits
 from headway.learn.schedule import ScheduleConfig
 from headway.learn.start import prepared
 from headway.learn.task import Task
@@ -205,8 +206,8 @@ def plan(train: TrainConfig, speed: Speed, seconds: float) -> TrainConfig:
         every = -(-max(steps, 1) // evaluations)
     if steps < 1:
         raise UserError(
-            f"{max(seconds, 0):.0f} s are left for training, but a step takes {speed.step:.2g} s, an evaluation "
-            f"{speed.evaluation:.2g} s and what follows them {speed.ending:.2g} s; give more --minutes, or set "
+            f"{max(seconds, 0):.0f} s are left for training, but a step takes {digits(speed.step)} s, an evaluation "
+            f"{digits(speed.evaluation)} s and what follows them {digits(speed.ending)} s; give more --minutes, or set "
             "train.evaluate_limit lower"
         )
     return replace(train, steps=steps, evaluate_every=every)

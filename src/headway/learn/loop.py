@@ -80,7 +80,7 @@ class Interrupts:
 # seen then.
 Foretell = Callable[[float, int, float, float], LossForecast]
 _EARLY = 0.05  # of a run, before which nothing is foretold
-_TOLD = 0.1  # a plan that changes by less is changed in silence
+_TOLD = 0.1  # a plan that changes by less has settled; one that differs by more from the first is told
 
 
 class Loop:
@@ -94,6 +94,7 @@ class Loop:
         self.journal = journal
         self.interrupts = interrupts
         self.foretell = foretell
+        self._planned: int | None = run.recipe.train.steps  # at first; None once another number was told
 
     def train(self) -> None:
         """Train to the last step, or until no evaluation has been better for `train.patience` ones.
@@ -145,13 +146,14 @@ class Loop:
         run, before = self.run, self.run.recipe.train.steps
         found = budget.revise(run.recipe, run.progress.step, self.journal.seconds(), run.progress.evaluated > 0)
         told = run.processes.tell(None if found is None else to_dict(found.of(run.recipe)))
-        if told is None:
+        if told is not None:
+            run.adopt(from_dict(Recipe, told))
+            self.journal.plan(run.recipe.train.steps)
+        steps, first = run.recipe.train.steps, self._planned
+        if first is None or abs(steps - before) > _TOLD * before or abs(steps - first) <= _TOLD * first:
             return
-        run.adopt(from_dict(Recipe, told))
-        steps = run.recipe.train.steps
-        self.journal.plan(steps)
-        if abs(steps - before) > _TOLD * before:
-            self.journal.display.say(f"planned anew by the speed since: {steps:,} steps, not {before:,}")
+        self._planned = None  # it has settled, and is told once
+        self.journal.display.say(f"{steps:,} steps fit into the time instead of {first:,}, by the speed so far")
 
     def _keep_trunk(self) -> None:
         """Save where the rate begins to fall: a longer run goes on from there."""

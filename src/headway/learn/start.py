@@ -22,7 +22,7 @@ from headway.formats.native import FILE, load_model, named_tensors, save_model
 from headway.formats.open import Opened, open_model
 from headway.learn.adapters import AdapterConfig, adapted
 from headway.learn.recipe import Recipe
-from headway.learn.scale import Pace, Settings
+from headway.learn.scale import Pace, Settings, digits, span
 from headway.nn.models import (
     ActConfig,
     CaptionerConfig,
@@ -311,8 +311,8 @@ def tuned(
     read = steps * learnt / max(1, targets)
     early = steps == useful
     why = (
-        f"{samples:,} samples teach a model that has learnt before no more when they are read more often"
+        f"{samples:,} samples teach a model that has learnt before no more in further epochs"
         if early
-        else f"as often as they can be read in {seconds / 60:.2g} minutes; {epochs:.2g} times would help"
+        else f"as many as fit into {span(seconds)}; {digits(epochs)} would help"
     )
-    return Tuned({batch: units}, useful, steps, read, f"{read:.2g} times all data in {steps:,} steps: {why}")
+    return Tuned({batch: units}, useful, steps, read, f"{digits(read)} epochs in {steps:,} steps: {why}")

@@ -24,6 +24,7 @@ from headway.learn.precision import Precision, choose
 from headway.learn.recipe import Recipe, difference, read_recipe
 from headway.learn.records import Progress
 from headway.learn.run import Run, RunDirectory, check_loggers, open_loggers
+from headway.learn.scale import digits
 from headway.learn.start import Agreement, agree, keep_symbols, open_start
 from headway.learn.task import Task, unit_of
 from headway.learn.training import RunState
@@ -233,7 +234,7 @@ class Trainer:
             needed = 1.1 * minutes * (steps - done) / rest.steps
             raise UserError(
                 f"{place} has made {steps:,} steps, and its rate began to fall after {done:,}: {minutes:g} "
-                f"minutes more lead to {wanted:,}; give at least {needed:.2g}"
+                f"minutes more lead to {wanted:,}; give at least {digits(needed)}"
             )
         schedule = recipe.schedule.again(done, steps, wanted)
         if schedule is None:
