@@ -123,6 +123,8 @@ def plan(
     data: Data | None = None,
     minutes: float | Sequence[float] = (5, 30, 120),
     set: Mapping[str, Any] | None = None,
+    start: str | Path | None = None,
+    lora: int | None = None,
     *,
     device: str = "auto",
     threads: int | None = None,
@@ -140,7 +142,7 @@ def plan(
     if threads is not None:
         torch.set_num_threads(threads)
     with kept(data, named(recipe).domain) as paths:
-        return plans(configured(recipe, paths, set, seed), set or {}, several, where, spent)
+        return plans(configured(recipe, paths, set, seed, start, lora), set or {}, several, where, spent)
 
 
 def _begun(

@@ -41,7 +41,7 @@ from headway.learn.scale import (
     shape_of,
     with_user,
 )
-from headway.learn.start import agree, keep_symbols, open_start, tuned
+from headway.learn.start import Tuned, agree, keep_symbols, open_start, tuned
 from headway.nn.models import describe, outline
 
 _SHARE, _LEAST, _MOST = 0.003, 0.15, 2.0  # of the time goes into measuring one size, but within these seconds
@@ -219,20 +219,39 @@ def tune(
     scale = scale_of(recipe.name)
     if scale is None or recipe.start is None:
         return None
-    task, processes = begin_task(recipe, directory), Processes(device)
-    known = replace(recipe, model=keep_symbols(task.adapt(recipe.model), recipe.model))
-    model = outline(known.model)
-    fresh = agree(model, open_start(recipe.start).model, recipe.start).fresh
-    pace = _timed(known, model, task, processes, scale.batch, minutes, fresh)
-    seconds = processes.tell(_BEFORE * 60 * minutes - clock.worked())
-    row = recipe.task.context or 1 if scale.batch == "train.batch_tokens" else 1
-    found = tuned(task.count("train"), scale.amount(task), pace, seconds, scale.batch, row)
-    chosen = replace(with_user(recipe, found.settings, user), reasons=(found.reason,))
+    task = begin_task(recipe, directory)
+    chosen, found = _tuned(recipe, scale, task, user, minutes, clock, device)
     most = None if _endless(task, user) else found.useful
     if chosen.train == recipe.train:
         return Fitted(chosen, task, most)
     task.close()
     return Fitted(chosen, begin_task(chosen, directory), most)
+
+
+def _tuned(
+    recipe: Recipe,
+    scale: Scale,
+    task: Task,
+    user: Mapping[str, Any],
+    minutes: float,
+    clock: Clock,
+    device: torch.device,
+) -> tuple[Recipe, Tuned]:
+    """A generic recipe that begins from a model, with the batches that suit the samples and the time, and its plan."""
+    processes = Processes(device)
+    known = replace(recipe, model=keep_symbols(task.adapt(recipe.model), recipe.model))
+    pace = _timed(known, outline(known.model), task, processes, scale.batch, minutes, _fresh(known))
+    seconds = processes.tell(_BEFORE * 60 * minutes - clock.worked())
+    row = recipe.task.context or 1 if scale.batch == "train.batch_tokens" else 1
+    found = tuned(task.count("train"), scale.amount(task), pace, seconds, scale.batch, row)
+    return replace(with_user(recipe, found.settings, user), reasons=(found.reason,)), found
+
+
+def _fresh(recipe: Recipe) -> tuple[str, ...]:
+    """The parameters that what a recipe starts from does not have; none of a recipe without a start."""
+    if recipe.start is None:
+        return ()
+    return agree(outline(recipe.model), open_start(recipe.start).model, recipe.start).fresh
 
 
 def _endless(task: Task, user: Mapping[str, Any]) -> bool:
@@ -289,13 +308,13 @@ def plans(
 ) -> list[Plan]:
     """A plan for each number of minutes, of which `spent` seconds go before the data are opened.
 
-    A generic recipe is fitted to each; of a recipe whose size is its own the steps are planned. Minutes that are too
-    few have a plan that says so. UserError where that are all of them.
+    A generic recipe is fitted to each, or to each tuned from its start; of a recipe whose size is its own the steps are
+    planned. Minutes that are too few have a plan that says so. UserError where that are all of them.
     """
     paces: dict[str, Pace] = {}
     found, first = [], None
     scaled = fitting(recipe, user, minutes[0], Clock(), device) is not None
-    fixed = None if scaled else _Fixed(recipe, minutes, device, spent)
+    fixed = None if scaled else _Fixed(recipe, user, minutes, device, spent)
     for number in minutes:
         try:
             found.append(_fitted(recipe, user, number, device, spent, paces) if fixed is None else fixed.plan(number))
@@ -323,37 +342,59 @@ def _fitted(
 
 
 class _Fixed:
-    """A recipe whose size is its own, measured once."""
+    """A recipe whose size is its own, or that of the model it starts from, measured once."""
 
-    def __init__(self, recipe: Recipe, minutes: Sequence[float], device: torch.device, spent: float) -> None:
-        clock, processes = Clock(spent), Processes(device)
+    def __init__(
+        self,
+        recipe: Recipe,
+        user: Mapping[str, Any],
+        minutes: Sequence[float],
+        device: torch.device,
+        spent: float,
+    ) -> None:
+        clock, processes, scale = Clock(spent), Processes(device), scale_of(recipe.name)
+        self.most: int | None = None
         with TemporaryDirectory() as folder:
             task = begin_task(recipe, Path(folder))
             try:
-                self.recipe = replace(recipe, model=task.adapt(recipe.model))
-                model = outline(self.recipe.model)
+                if scale is not None and recipe.start is not None:
+                    recipe, found = _tuned(recipe, scale, task, user, min(minutes), Clock(), device)
+                    self.most = None if _endless(task, user) else found.useful
+                    task.close()
+                    task = begin_task(recipe, Path(folder))
+                adapted = task.adapt(recipe.model)
+                self.recipe = replace(
+                    recipe, model=adapted if recipe.start is None else keep_symbols(adapted, recipe.model)
+                )
+                model, fresh = outline(self.recipe.model), _fresh(self.recipe)
                 self.parameters = describe(model)["parameters"]
                 precision, _ = choose_precision(self.recipe.train.precision, model, device)
-                check_memory(self.recipe, model, (), device)
+                check_memory(self.recipe, model, fresh, device)
                 self.memory = sum(training_bytes(self.recipe, model).values())
-                self.speed = measure(self.recipe, (), task, processes, precision, 60 * min(minutes), judged=True)
+                self.speed = measure(self.recipe, fresh, task, processes, precision, 60 * min(minutes), judged=True)
                 self.batch = next(task.batches("train")).tokens * self.recipe.train.accumulate  # targets of a step
+                self.targets = None if scale is None else max(1, scale.amount(task))
             finally:
                 task.close()
         self.spent = clock.worked()
 
     def plan(self, minutes: float) -> Plan:
-        recipe = planned(self.recipe, self.speed, 60 * minutes - self.spent)
+        recipe = planned(self.recipe, self.speed, 60 * minutes - self.spent, self.most)
         width, layers = shape_of(recipe.model)
-        reason = f"the size is that of the recipe; a step takes {digits(self.speed.step)} s"
+        steps = recipe.train.steps
+        whose = "the recipe" if recipe.start is None else recipe.start
+        reasons = [f"the size is that of {whose}"]
+        if self.most is not None and steps == self.most:
+            reasons.append("more epochs teach no more")
+        times = f"a step takes {digits(self.speed.step)} s, an evaluation {digits(self.speed.evaluation)} s"
         return Plan(
             minutes,
-            (f"{reason}, an evaluation {digits(self.speed.evaluation)} s",),
+            ("; ".join([*reasons, times]),),
             self.parameters,
             width,
             layers,
             self.batch,
-            recipe.train.steps,
-            None,
+            steps,
+            None if self.targets is None else steps * self.batch / self.targets,
             self.memory,
         )
