@@ -26,6 +26,13 @@ def evaluate(
     stride: int | None = None,
 ) -> dict[str, Any]:
     """The metrics of a run by its own task, whatever its domain; with a "note" where the data are not the run's own."""
+    return scores_and_task(model, data, split, limit, stride)[0]
+
+
+def scores_and_task(
+    model: Handle, data: Data | None, split: str | None, limit: int | None, stride: int | None
+) -> tuple[dict[str, Any], Task]:
+    """`evaluate`, with the task that it opened."""
     recipe = model.recipe
     assert recipe is not None  # the table has it for runs only
     if data is None:
@@ -35,7 +42,7 @@ def evaluate(
         wanted = split or (task.final_split if data is None else task.stated)
         other = differences(RunDirectory(model.directory).read_status().get("data"), fingerprint(task))
         note = {} if other is None else {"note": f"these are not the data that the run was trained on: {other}"}
-        return {**_judged(model, task, wanted, limit, stride), **note}
+        return {**_judged(model, task, wanted, limit, stride), **note}, task
 
 
 def evaluate_published(

@@ -24,7 +24,6 @@ from headway.data.tables import TABLE_KINDS
 from headway.drafts import draft_of
 from headway.errors import UserError
 from headway.given import shown
-from headway.learn.run import RunDirectory
 
 Paths = str | Path | Sequence[str | Path]
 Data = str | Path | Iterable[Any]  # files, or what `kept` takes beside them
@@ -37,14 +36,16 @@ _MISSING = ("NAType", "NaTType")  # as pandas has them
 
 
 @contextmanager
-def kept(data: Data | None, domain: str, directory: Path | None = None) -> Iterator[Paths | None]:
+def kept(
+    data: Data | None, domain: str, directory: Path | None = None, record: str = "recipe.json"
+) -> Iterator[Paths | None]:
     """`data` as paths: those of files as they are, anything else written to a file of JSON lines.
 
     That may be a table of pandas or polars, a Dataset, or any iterable of rows (mappings) or, for a domain of texts, of
     texts; it is read once, a row at a time. A list of strings is of texts where none of the first is a path and most
     have spaces. The file lies in `data` below the `directory` of a run, where its recipe finds it again, under a name
-    that its content decides; if no run with it begins there, it is removed. Without a directory it lasts as long as the
-    context. UserError for what cannot be such rows.
+    that its content decides; if the `record` that is written there does not name it, it is removed. Without a directory
+    it lasts as long as the context. UserError for what cannot be such rows.
     """
     if data is None or isinstance(data, (str, Path)):
         yield data
@@ -60,8 +61,8 @@ def kept(data: Data | None, domain: str, directory: Path | None = None) -> Itera
         try:
             yield path
         finally:
-            recipe = None if directory is None else RunDirectory(directory).recipe
-            read = recipe is not None and recipe.is_file() and path.name in recipe.read_text(encoding="utf-8")
+            file = None if directory is None else directory / record
+            read = file is not None and file.is_file() and path.name in file.read_text(encoding="utf-8")
             if directory is not None and new and not read:
                 _remove(path)
 

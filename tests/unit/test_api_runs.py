@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import sys
 from collections.abc import Iterator
 from importlib import import_module
@@ -197,6 +198,31 @@ def test_an_encoder_decoder_translates_scores_and_shows_its_attention(word_run: 
     with pytest.raises(hw.UserError, match="1 targets and 2 sources; give each target its source"):
         model.score(["HH EH D"], sources=["head", "red"])
     assert all(score < 0 for score in scores)
+
+
+def test_a_run_translates_as_it_is_evaluated(word_run: Path) -> None:
+    """By the beam and the length penalty of its task, unless others are asked for."""
+    model = hw.load(word_run, device="cpu", backend="torch")
+    task = model.recipe.task  # type: ignore[union-attr]
+    assert (task.beam, task.length_penalty) == (5, 0.6)  # type: ignore[attr-defined]
+    assert len(model.translate("head", n_best=5)) == 5
+    assert model.translate("head", scores=True) == model.translate("head", beam=5, scores=True)
+    [best, *_] = model.translate("head", n_best=7, scores=True)  # more than the beam widen it
+    assert best[1] >= model.translate("head", scores=True)[0][1]
+
+
+def test_translations_are_sampled(word_run: Path) -> None:
+    model = hw.load(word_run, device="cpu", backend="torch")
+    hot = model.translate(["head", "way", ""], n_best=4, temperature=5.0, seed=1)
+    assert hot == model.translate(["head", "way", ""], n_best=4, temperature=5.0, seed=1)
+    assert hot != model.translate(["head", "way", ""], n_best=4, temperature=5.0, seed=2)
+    assert len({*hot[0], *hot[1]}) > 4
+    assert hot[2] == [""]
+    cold = model.translate("head", n_best=2, temperature=0.0, scores=True)
+    assert cold[0] == cold[1]
+    assert cold[0][0] == model.translate("head", beam=1)
+    with pytest.raises(hw.UserError, match="beam is 2 and temperature 1; search with a beam or sample, not both"):
+        model.translate("head", beam=2, temperature=1.0)
     found = model.attention("head", target="HH EH D")
     assert found.source == ["h", "e", "a", "d", "<end>"]
     assert found.symbols == ["<begin>", "HH", "EH", "D"]
@@ -245,12 +271,20 @@ def test_translate_takes_a_line_and_gives_a_line(
 ) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO("head\n\nway\n"))
     code, out, err = command(capsys, "translate", str(word_run), "--beam", "2", "--device", "cpu")
-    assert (code, err) == (0, "")
+    assert (code, err) == (0, "line 2 is empty, and so is its translation\n")
     assert out.count("\n") == 3
     assert out.split("\n")[1] == ""
     monkeypatch.setattr(sys, "stdin", io.StringIO("head\n"))
     _, out, _ = command(capsys, "translate", str(word_run), "--beam", "2", "--n-best", "2", "--json", "--device", "cpu")
-    assert [len(some) for some in json.loads(out)["translations"]] == [2]
+    found = json.loads(out)
+    assert [len(some) for some in found["translations"]] == [len(some) for some in found["scores"]] == [2]
+    _, out, _ = command(capsys, "translate", str(word_run), "head", "way", "--n-best", "2", "--device", "cpu")
+    scores = [float(line.split("\t")[0]) for line in out.splitlines()]
+    assert scores[0] >= scores[1]
+    assert scores[2] >= scores[3]
+    code, _, err = command(capsys, "translate", str(word_run), str(word_run / "run.json"), "--device", "cpu")
+    assert code == 2
+    assert f"pass its lines: headway translate {word_run} < {word_run / 'run.json'}" in err
 
 
 def test_chat_answers_until_the_end_of_input(
@@ -271,6 +305,26 @@ def test_evaluate_and_show_print_json(text_run: Path, capsys: pytest.CaptureFixt
     assert {"parameters", "weights_bytes", "flop_per_token", "state_bytes_per_token", "tree"} <= set(facts)
     _, out, _ = command(capsys, "show", "transformer-base", "--json")
     assert json.loads(out)["parameters"] == 63_082_496
+
+
+def test_evaluate_writes_its_scores_into_the_report(
+    text_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Those of all samples; scores of a part, or of another split, stay out of it."""
+    run = shutil.copytree(text_run, tmp_path / "run")
+    before = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    marred = {**before, "scores": {**before["scores"], "loss": 9.25, "judged": 1, "judged_of": 2}}
+    (run / "run.json").write_text(json.dumps(marred), encoding="utf-8")
+    command(capsys, "evaluate", str(run), "--device", "cpu", "--split", "train", "--limit", "2")
+    command(capsys, "evaluate", str(run), "--device", "cpu", "--limit", "1")
+    assert json.loads((run / "run.json").read_text(encoding="utf-8"))["scores"]["loss"] == 9.25
+    code, out, _ = command(capsys, "evaluate", str(run), "--device", "cpu")
+    after = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    assert (code, after["scores"], after["samples"]) == (0, before["scores"], before["samples"])
+    if before["report"] is not None:
+        assert f"report: {run / 'report.html'}" in out
+        assert (run / "report.html").read_text(encoding="utf-8").count("9.25") == 0
+    assert hw.load(run).module is not None  # digests are those of the new files
 
 
 def test_recipes_lists_names_sizes_data_and_scores(capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,6 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import understanding_data
 
 import headway as hw
 from headway.app.cli import demo
@@ -137,18 +138,23 @@ def test_what_is_said_is_what_was_measured(book: Path, tmp_path: Path, monkeypat
     recipe = configured("text", str(book), {**SMALL, "train.precision": "auto"}, None)
     found, asked = told(monkeypatch, recipe, {"model.mixer": list(own)}, tmp_path / "c", minutes=1.0)
     assert [run.train.precision for run, _ in asked] == ["fp32", "fp32"]
-    assert all(named["minutes"] == 1.0 and named["steps_alone"] for _, named in asked)
+    assert all(named["minutes"] == 1.0 for _, named in asked)
+    assert all(0 < named["spent"] < 30 for _, named in asked)  # the preparation, a half each, and the page
     assert list(found.notes) == [
-        "Each was trained for 1:00 of steps on the same data; evaluations and the judgement come on top.",
-        "Measured: 12.0 to 60.0 s, 8 to 40 steps, 9,000 tokens.",
-        "Caution: the least time is 20% of the most, as the machine's speed changed or steps are few; give more "
-        "--minutes.",
+        "Each was trained in 1:00 of its own, everything included, on the same data.",
+        "Measured: 12.0 to 60.0 s of training, 8 to 40 steps, 9,000 tokens.",
+        "Caution: the shortest training took 20% of the longest, as evaluations take longer, the machine's speed "
+        "changed or steps are few; give more --minutes.",
         "Widths were adjusted so that all have about as many parameters as the first.",
         "The sizes differ by at most 0.0% from the first.",
         "All matrix products of training are in fp32 (narrow); alone, attention would be trained in bf16.",
         "Of one run each: another seed may move a result by as much as two variants differ (--seeds 3).",
     ]
     assert {"validation loss", "test loss", "tokens/s"} < found.table()[0].keys()
+    assert all(
+        isinstance(value, (int, float)) for row in found.table() for name, value in row.items() if name != "variant"
+    )
+    assert found.formatted()[0]["size"] == "100.0%"
     curves = {picture.title: str(picture.figure) for picture in module.sections(found, "").curves}
     assert curves["Training loss"].count("<polyline") == 2
 
@@ -163,6 +169,49 @@ def test_equal_tokens_are_more_steps_of_smaller_batches(
     assert found.notes[0] == "Each was trained on about 5,120 tokens on the same data."
     with pytest.raises(UserError, match=r"both minutes \(1\) and tokens \(5\) are asked for; give one of them"):
         compare(recipe, grid, minutes=1.0, tokens=5, run=tmp_path / "d", device="cpu")
+    assert not (tmp_path / "d").exists()
+
+
+def test_runs_share_the_time_of_all(tmp_path: Path) -> None:
+    """What comes before the first, and what one takes too long, is taken from those that follow."""
+    clock, asked = SimpleNamespace(now=20.0), []
+    clock.worked = lambda: clock.now
+    task: Any = SimpleNamespace(save=lambda place: None)
+    tasks: Any = SimpleNamespace(of=lambda recipe: task)
+    recipe = find_recipe("shakespeare")
+    several = [module.Variant(name, recipe, recipe.model, 1) for name in ("a", "b", "c")]
+    with pytest.MonkeyPatch.context() as patch:
+
+        def train(recipe: Recipe, **named: Any) -> Any:
+            left = 60 * named["minutes"] - named["spent"]
+            asked.append(left)
+            clock.now += left + (3.0 if len(asked) == 1 else 0.0)
+            return SimpleNamespace(directory=named["run"], summary={"parameters": 1}, metrics=[])
+
+        patch.setattr(module, "train", train)
+        module._Trials(tmp_path, tasks, 2.0, clock, "cpu", None).results(several, 1)
+    page = module._PAGE
+    assert asked == pytest.approx([(340 - page) / 3, (340 - page) / 3 - 1.5, (340 - page) / 3 - 1.5])
+    assert clock.now == pytest.approx(360 - page)
+
+
+def test_rows_in_memory_are_compared_and_kept_for_resuming(tmp_path: Path) -> None:
+    rows = [{"text": f"{('red', 'blue')[number % 2]} {number}", "label": "ab"[number % 2]} for number in range(60)]
+    frame: Any = SimpleNamespace(
+        columns=list(rows[0]), itertuples=lambda index, name: [tuple(r.values()) for r in rows]
+    )
+    recipe = understanding_data.small(find_recipe("classification"), **{"train.steps": 1, "train.precision": "fp32"})
+    grid = {"train.batch_tokens": [128, 256]}
+    found = compare(recipe, grid, frame, run=tmp_path / "c", device="cpu")
+    [file] = (tmp_path / "c/data").iterdir()
+    assert found.recipe.data == (str(file),)
+    again = compare(recipe, grid, frame, run=tmp_path / "c", device="cpu", resume=True)
+    assert again.table() == found.table()
+    with pytest.raises(UserError, match="is not empty; go on"):
+        compare(recipe, grid, frame, run=tmp_path / "c", device="cpu")
+    assert file.is_file()
+    with pytest.raises(UserError, match="only one variant"):
+        compare(recipe, {"train.batch_tokens": [128]}, frame, run=tmp_path / "d", device="cpu")
     assert not (tmp_path / "d").exists()
 
 

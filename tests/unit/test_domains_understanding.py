@@ -104,6 +104,9 @@ def test_classification_overfits_one_batch_and_is_used(questions: Path, tmp_path
     assert next(iter(found[0])) == texts.labels[int(logits.argmax())]
     assert texts.labels[int(right)] == texts.table.columns["label"][first.rows[0]]
     assert task.pictures(model)[0].caption.startswith(f"{task.count(task.final_split):,} {task.final_split} texts")
+    few = task.evaluate(model, task.final_split, 7)
+    assert few["samples"] == 7
+    assert task.pictures(model)[0].caption.startswith(f"7 {task.final_split} texts")  # those of the score
     assert unit_of(task) == "text"
     sample = task.samples(model, 3)[0]
     assert sample["source"] in texts.table.columns["text"]

@@ -85,6 +85,12 @@ def test_too_little_time_says_how_much_would_do() -> None:
         )
 
 
+def test_numbers_are_told_without_exponents() -> None:
+    told = [scales.digits(number) for number in (430.4, 1234567, 9.94, 9.96, 0.3, 0.0000231, 0.0)]
+    assert told == ["430", "1,234,567", "9.9", "10", "0.3", "0.000023", "0"]
+    assert [scales.span(seconds) for seconds in (0.41, 41.3, 108.0)] == ["0.41 s", "41 s", "1.8 minutes"]
+
+
 def test_repeats_are_worth_less_and_less() -> None:
     law = Law()
     once = [law.loss(1e6, 1e6, unique) for unique in (1e6, 1e5, 1e4)]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import cast
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -19,8 +21,9 @@ from headway.learn import (
     TrainConfig,
     WSDConfig,
 )
-from headway.learn.budget import Clock, Speed, StepsBudget, TimeBudget, plan, planned
+from headway.learn.budget import Clock, Revision, Speed, TimeBudget, plan, planned
 from headway.learn.journal import Live, Plain, Silent, open_display
+from headway.learn.loop import Loop
 from headway.nn.models import TransformerConfig
 
 
@@ -67,13 +70,11 @@ def _recipe(train: TrainConfig, schedule: ScheduleConfig) -> Recipe:
     return Recipe("a", "text", "", (), TransformerConfig(), TaskConfig(), schedule=schedule, train=train)
 
 
-def _run(
-    seconds: float, speeds: Callable[[int], float], schedule: ScheduleConfig, kind: type[TimeBudget] = TimeBudget
-) -> tuple[Recipe, float, list[float]]:
+def _run(seconds: float, speeds: Callable[[int], float], schedule: ScheduleConfig) -> tuple[Recipe, float, list[float]]:
     """A run of so many seconds whose step k takes speeds(k): its last recipe, the seconds it took, and its rates."""
     clock = Stopped()
     recipe = planned(_recipe(TrainConfig(), schedule), Speed(speeds(0), 0.0, 1.0), seconds)
-    budget = kind(cast(Clock, clock), seconds, Speed(speeds(0), 0.0, 1.0))
+    budget = TimeBudget(cast(Clock, clock), seconds, Speed(speeds(0), 0.0, 1.0))
     done, spent, rates = 0, 0.0, []
     budget.begin(0, 0.0)
     while done < recipe.train.steps:
@@ -112,12 +113,42 @@ def test_time_in_which_the_machine_slept_is_not_counted() -> None:
     assert took == pytest.approx(100, rel=0.03)
 
 
-@pytest.mark.parametrize("first", [0.5, 2.0, 6.0])
-def test_time_of_steps_alone_is_kept_also_by_few_long_ones(first: float) -> None:
-    """The first step tells nothing of the others; a night in which the machine slept is given back."""
-    speeds = {0: first, 12: 2.0 + 3600.0}
-    _, took, _ = _run(60.0, lambda step: speeds.get(step, 2.0), FLAT, StepsBudget)
-    assert took - 1.0 == pytest.approx(60, abs=4)  # two steps
+def test_the_final_split_is_evaluated_as_a_whole_in_a_tenth_of_the_time() -> None:
+    """Also if the time that was planned for it turns out a little short; else in what is left, or half of that."""
+    clock = Stopped()
+    for final, now, limit in ((9.0, 95.0, math.inf), (30.0, 80.0, 18.0), (30.0, 99.0, 5.0)):
+        clock.now = now
+        budget = TimeBudget(cast(Clock, clock), 100.0, Speed(0.1, 2.0, min(final, 10.0) + 2.0, final))
+        assert budget.for_final() == pytest.approx(limit)
+
+
+def test_an_evaluation_tells_how_long_the_final_one_will_take() -> None:
+    budget = TimeBudget(cast(Clock, Stopped()), 100.0, Speed(0.1, 4.0, 12.0, 20.0))
+    budget.evaluated(1.0)  # it ends its texts now
+    assert budget.speed == Speed(0.1, 1.0, 7.0, 5.0)
+    budget.evaluated(1.5)
+    assert budget.speed == Speed(0.1, 1.5, 9.5, 7.5)
+    budget.evaluated(6.0)
+    assert budget.speed == Speed(0.1, 6.0, 12.0, 30.0)
+
+
+def test_another_plan_is_told_once_when_it_has_settled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not while it changes from look to look; what changes later is seen in the progress line."""
+    monkeypatch.setattr("headway.learn.loop.to_dict", lambda recipe: recipe)
+    monkeypatch.setattr("headway.learn.loop.from_dict", lambda kind, recipe: recipe)
+    recipe, said, lines = _recipe(TrainConfig(steps=1000), FLAT.planned(1000)), [], []
+    display = SimpleNamespace(say=said.append)
+    journal = SimpleNamespace(seconds=lambda: 1.0, plan=lines.append, display=display)
+    run = SimpleNamespace(recipe=recipe, progress=SimpleNamespace(step=9, evaluated=0))
+    run.processes = SimpleNamespace(tell=lambda found: found)
+    run.adopt = lambda found: setattr(run, "recipe", found)
+    loop = Loop(cast(Any, run), cast(Any, journal), cast(Any, None))
+    for steps in (1000, 700, 560, 450, 455, 440, 900, 890, 880):
+        plan = None if steps == run.recipe.train.steps else Revision(steps, recipe.schedule, 100)
+        loop._look(cast(Any, SimpleNamespace(revise=lambda *given, plan=plan: plan)))
+        assert bool(said) == (steps in (455, 440, 900, 890, 880))
+    assert said == ["455 steps fit into the time instead of 1,000, by the speed so far"]
+    assert lines == [700, 560, 450, 455, 440, 900, 890, 880]
 
 
 def test_evaluations_that_were_made_stay_where_they_are() -> None:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
 import pytest
 import tiny_runs
+import understanding_data
 
+import headway as hw
+from headway.app.cli.main import main
 from headway.app.recipes import configured
+from headway.domains import recipe as find_recipe
 from headway.learn import AdamWConfig, WSDConfig
 from headway.learn.adapters import LoRAConfig
 from headway.learn.scale import Pace
@@ -42,7 +48,7 @@ def test_the_first_plan_is_limited_by_the_amount_of_data() -> None:
     short = tuned(9000, 9000, LABELS, 30.0, "train.batch_tokens")
     assert short.steps < long.steps
     assert short.epochs < 0.5
-    assert "would help" in short.reason
+    assert re.fullmatch(r"[\d.]+ epochs in \d+ steps: as many as fit into 30 s; 6.3 would help", short.reason)
 
 
 def test_small_sets_have_small_batches_and_rows_whole_ones() -> None:
@@ -65,3 +71,26 @@ def test_a_generic_recipe_with_a_start_gets_the_rates_of_tuning(data_dir: Path, 
     adapter = configured("text", play, {}, None, start, lora=4)
     assert adapter.optim.lr == pytest.approx(10 * generic.optim.lr)
     assert configured("shakespeare", play, {}, None, start).optim.kind == "muon"  # type: ignore[attr-defined]
+
+
+def test_fine_tuning_is_planned_as_it_is_trained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The model is the start's, batches and the most steps are those of fine-tuning, and nothing is written."""
+    rows = [{"text": f"{('red', 'blue')[number % 2]} {number}", "label": "ab"[number % 2]} for number in range(60)]
+    small = understanding_data.small(find_recipe("classification"), **{"train.steps": 1, "train.precision": "fp32"})
+    start = tmp_path / "start"
+    hw.train(small, rows, run=start, device="cpu", progress=False, samples=0)
+    data = tmp_path / "more.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    asked = ["classification", "--data", str(data), "--from", str(start), "--device", "cpu", "--json"]
+    assert main(["plan", *asked, "--minutes", "0.1,600"]) == 0
+    short, long = json.loads(capsys.readouterr().out)["plans"]
+    for plan in (short, long):
+        assert (plan["width"], plan["layers"]) == (32, 1)
+        assert plan["reasons"][0].startswith(f"the size is that of {start}")
+        assert plan["epochs"] == pytest.approx(plan["steps"] * plan["batch"] / 42, rel=0.01)  # 42 of 60 are trained on
+    assert "more epochs teach no more" in long["reasons"][0]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["more.jsonl", "start"]
+    (adapter,) = hw.plan("classification", data, 0.2, start=start, lora=4, device="cpu")
+    assert adapter.width == 32
+    with pytest.raises(hw.UserError, match="has no key 'label'"):
+        hw.plan("classification", [{"text": "a"}], 1, start=start, device="cpu")

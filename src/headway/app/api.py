@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -26,6 +27,7 @@ from headway.learn import Recipe, Run, Task, Trainer
 from headway.learn.budget import FEW, Clock, check_minutes
 from headway.learn.distributed import is_first
 from headway.learn.page import report_run, with_results
+from headway.learn.records import read_metrics
 from headway.learn.report import Picture, heatmap
 from headway.learn.report.page import HOW_TO_INSTALL, available
 from headway.learn.run import RunDirectory
@@ -52,7 +54,6 @@ def train(
     samples: int = 10,
     spent: float = 0.0,
     progress: bool = True,
-    steps_alone: bool = False,
 ) -> Run:
     """Train a recipe, and return the run with its best model, its test scores, samples and (with the extra `report`) a
     page.
@@ -63,7 +64,7 @@ def train(
     `data` in the run's directory, where its recipe finds them again.
     set: settings by dotted names, such as {"model.width": 256}.
     minutes: train for a time rather than for a number of steps. It covers everything, evaluation and report included,
-    and `spent` seconds of it are taken to be gone already; with `steps_alone` it covers the training steps only.
+    and `spent` seconds of it are taken to be gone already.
     run: the directory of the run; by default runs/NAME.
     resume: continue the run that is there; a finished run goes on for `minutes` more. The data must be the same,
     wherever they are now.
@@ -101,10 +102,10 @@ def train(
             minutes=minutes,
             clock=clock,
             judged=True,
+            samples=samples,
             foretell=foretelling(fitted.recipe, fitted.task),
             most=fitted.most,
             patience=fitted.patience,
-            steps_alone=steps_alone,
         )
         with trainer.holding():
             ended = trainer.fit(resume, finish)
@@ -123,6 +124,8 @@ def plan(
     data: Data | None = None,
     minutes: float | Sequence[float] = (5, 30, 120),
     set: Mapping[str, Any] | None = None,
+    start: str | Path | None = None,
+    lora: int | None = None,
     *,
     device: str = "auto",
     threads: int | None = None,
@@ -140,7 +143,7 @@ def plan(
     if threads is not None:
         torch.set_num_threads(threads)
     with kept(data, named(recipe).domain) as paths:
-        return plans(configured(recipe, paths, set, seed), set or {}, several, where, spent)
+        return plans(configured(recipe, paths, set, seed, start, lora), set or {}, several, where, spent)
 
 
 def _begun(
@@ -195,18 +198,36 @@ def _finish(run: Run, task: Task, count: int, progress: bool, left: float | None
     return run
 
 
+def record_evaluation(model: Model, task: Task, scores: Mapping[str, Any]) -> str | None:
+    """Write the scores of a finished run on its final split into its summary and its page, and return the path of that;
+    None for a run that is not finished. Raises UserError for one that cannot be written.
+    """
+    place = RunDirectory(model.directory)
+    with place.holding():
+        summary = place.read_status()
+        if model.recipe is None or summary.get("status") != "finished" or not summary.get("scores"):
+            return None
+        run = Run(place.path, model.recipe, model.module, task, read_metrics(place.metrics), summary)
+        run = with_results(run, scores, summary.get("samples") or ())
+        if available():
+            run.summary["report"] = str(report_run(run, task.pictures(run.model) or _attention(run)))
+        place.write_status(run.summary)
+    return run.summary["report"]
+
+
 def _judged(run: Run, task: Task, left: float | None) -> dict[str, Any]:
     """The scores of the final split, of as many of its samples as there is time for."""
     split = task.final_split
-    if left is None:
+    if left is None or left == math.inf:
         return {"split": split, **task.evaluate(run.model, split)}
-    started, whole = time.perf_counter(), task.count(split)
-    few = min(FEW, whole)
-    scores = task.evaluate(run.model, split, few)
-    took = time.perf_counter() - started
-    limit = min(whole, max(few, int(few * (left - took) / took)))
-    if limit > few:
+    whole = task.count(split)
+    scores, limit, more = {}, 0, min(FEW, whole)
+    while more == whole > limit or more >= max(1, 2 * limit):  # few samples at once take longer than their part of many
+        started, limit = time.perf_counter(), more
         scores = task.evaluate(run.model, split, None if limit == whole else limit)
+        took = time.perf_counter() - started
+        left -= took
+        more = min(whole, int(limit * left / took))
     return {"split": split, **scores, **({} if limit == whole else {"judged": limit, "judged_of": whole})}
 
 

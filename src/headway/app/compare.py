@@ -23,7 +23,7 @@ from headway.config import from_dict, override, to_dict
 from headway.errors import UserError
 from headway.formats.durable import read_json, write_json
 from headway.given import shown, typed
-from headway.in_memory import Paths
+from headway.in_memory import Data, kept
 from headway.learn import Recipe, Task, UserInterrupt, measure_of, unit_of
 from headway.learn.budget import Clock, check_minutes
 from headway.learn.fingerprint import differences, fingerprint
@@ -43,6 +43,7 @@ FILE = "compare.json"  # what is compared, in the directory of a comparison
 CODECS = "codecs"  # those of its task configs, in the order of the variants
 _PRECISION = "train.precision"
 _UNEVEN = 0.1  # part of the longest time by which another may be shorter before that is a caution
+_PAGE = 0.6  # seconds for the page of a comparison
 
 
 class ComparedRun(NamedTuple):
@@ -100,38 +101,48 @@ class Comparison:
         means = {result.variant.name: fmean(result.best(self.goal)) for result in self.results}
         best = (min if self.better == "min" else max)(means, key=lambda name: means[name])
         facts = {"of": ", ".join(self.settings), "variants": len(means), "best": best, self.goal: means[best]}
-        return Card(f"Comparison {self.directory}", facts, self.table(), self.report)
+        return Card(f"Comparison {self.directory}", facts, self.formatted(), self.report)
 
     def table(self) -> list[dict[str, Any]]:
-        """A row for each variant: its size, its best validation score (with the range over seeds), test score and
-        speed.
+        """A row of numbers for each variant: its parameters, its size as a multiple of the first, its best validation
+        score (with the lowest and the highest over seeds), test score and speed.
         """
         goal, rows = self.goal, []
         size = self.results[0].variant.parameters
         for result in self.results:
             found = result.best(goal)
             row: dict[str, Any] = {"variant": result.variant.name, "parameters": result.variant.parameters}
-            row["size"] = f"{result.variant.parameters / size:.1%}"
+            row["size"] = round(result.variant.parameters / size, 4)
             if any(other.variant.width is not None for other in self.results):
                 row["width"] = result.variant.width or result.variant.recipe.model.width
-            row[f"validation {title(goal)}"] = figure(goal, fmean(found))
+            row[f"validation {title(goal)}"] = fmean(found)
             if len(found) > 1:
-                row["range"] = f"{figure(goal, min(found))} to {figure(goal, max(found))}"
+                row |= {"lowest": min(found), "highest": max(found)}
             final = [trial.summary["scores"] for trial in result.trials]
             if final[0]["split"] != "validation":
-                row[f"{final[0]['split']} {title(goal)}"] = figure(goal, fmean(scores[goal] for scores in final))
+                row[f"{final[0]['split']} {title(goal)}"] = fmean(scores[goal] for scores in final)
             row["steps"] = round(result.mean("step"))
             row[f"{self.unit}s/s"] = round(result.mean("tokens") / result.mean("seconds"))
             row["seconds"] = round(result.mean("seconds"), 1)
             rows.append(row)
         return rows
 
+    def formatted(self) -> list[dict[str, Any]]:
+        """`table` for people: rates in per cent, few digits."""
+        scored = {f"{part} {title(self.goal)}" for part in ("validation", "test")} | {"lowest", "highest"}
+        write = {name: lambda value: figure(self.goal, value) for name in scored}
+        write["size"] = lambda value: f"{value:.1%}"
+        return [
+            {name: write[name](value) if name in write else value for name, value in row.items()}
+            for row in self.table()
+        ]
+
 
 @typed
 def compare(
     recipe: str | Path | Recipe,
     grid: Mapping[str, Sequence[Any]],
-    data: Paths | None = None,
+    data: Data | None = None,
     minutes: float | None = None,
     seeds: int = 1,
     resume: bool = False,
@@ -141,12 +152,14 @@ def compare(
     device: str = "auto",
     threads: int | None = None,
     seed: int | None = None,
+    spent: float = 0.0,
 ) -> Comparison:
     """Train a recipe once for every combination of the grid's values, `seeds` times each, and compare the results.
 
     grid: values to try by setting, such as {"model.mixer": ["attention", "lstm"]}.
-    minutes, tokens: the budget of each variant: minutes of training steps (evaluation comes on top), or about as many
-    tokens (or whatever the task counts). Without either, each trains for the recipe's steps.
+    minutes, tokens: the budget of each run: minutes that include everything (its share of the planning, training,
+    evaluation and its page), or about as many tokens (or whatever the task counts) of training. Without either, each
+    trains for the recipe's steps. `spent` seconds of all the minutes are gone already.
     resume: continue the comparison that is there, or begin one.
     run: the directory of the comparison; by default a new one in runs/.
 
@@ -157,68 +170,117 @@ def compare(
     check_minutes([] if minutes is None else [minutes])
     if minutes is not None and tokens is not None:
         raise UserError(f"both minutes ({minutes:g}) and tokens ({tokens:,}) are asked for; give one of them")
+    clock = Clock(spent)
     directory = _place(recipe, grid, seeds, resume, run)
-    where = find_device(device)
-    asked = configured(recipe, data, {}, seed)
-    plan = {"recipe": to_dict(asked), "grid": to_dict(grid), "seeds": seeds, "tokens": tokens}
-    plan["minutes"] = None if minutes is None else float(minutes)
-    begun = _claim(directory, resume, asked, plan)
-    if begun:
-        base = from_dict(Recipe, read_json(directory / FILE).get("fitted", plan["recipe"]), f"{directory / FILE}")
-        base = replace(base, data=asked.data)  # which may have moved
-    else:
-        base = _fitted(recipe, asked, grid, minutes, where, threads)
-    tasks = Tasks(directory / CODECS)
-    several = variants(base, grid, tasks.adapted)
-    own = _precisions(several, where)
-    if _PRECISION not in grid:
-        base = override(base, {_PRECISION: _common(base, own)})
-        several = [replace(each, recipe=override(each.recipe, {_PRECISION: base.train.precision})) for each in several]
-    if tokens is not None:
-        several = [replace(each, recipe=tasks.lasting(each.recipe, tokens)) for each in several]
-    plan["fitted"] = to_dict(base)
-    plan["data"] = fingerprint(tasks.of(several[0].recipe))
-    other = differences(read_json(directory / FILE).get("data"), plan["data"]) if begun else None
-    if other is not None:
-        raise UserError(
-            f"the runs of {directory} were trained on other data: these have {other}; pass the comparison's data, or "
-            "choose another directory with --run"
-        )
-    RunDirectory(directory).create()
-    if not begun:
-        write_json(directory / FILE, plan)
-    tasks.save()
-    results = [_result(variant, tasks, directory, minutes, seeds, device, threads) for variant in several]
+    begun = _is_begun(directory, resume)
+    with kept(data, named(recipe).domain, directory, FILE) as paths:
+        asked = configured(recipe, paths, {}, seed)
+        plan = {"recipe": to_dict(asked), "grid": to_dict(grid), "seeds": seeds, "tokens": tokens}
+        plan["minutes"] = None if minutes is None else float(minutes)
+        if begun:
+            _check_same(directory, asked, plan)
+            base = from_dict(Recipe, read_json(directory / FILE).get("fitted", plan["recipe"]), f"{directory / FILE}")
+            base = replace(base, data=asked.data)  # which may have moved
+        else:
+            base = _fitted(recipe, asked, grid, minutes, find_device(device), threads)
+        tasks = Tasks(directory / CODECS)
+        base, several, precision = _in_one_precision(base, asked, grid, tasks, find_device(device))
+        if tokens is not None:
+            several = [replace(each, recipe=tasks.lasting(each.recipe, tokens)) for each in several]
+        _write_plan(directory, {**plan, "fitted": to_dict(base), "data": fingerprint(tasks.of(several[0].recipe))})
+        tasks.save()
+        trials = _Trials(directory, tasks, minutes, clock, device, threads)
+        results = trials.results(several, seeds)
     first = tasks.of(results[0].variant.recipe)
-    said = "" if _PRECISION in grid else _said_precision(base, own if asked.train.precision == "auto" else {})
-    notes = list(_notes(results, minutes, tokens, seeds, unit_of(first), said))
+    notes = list(_notes(results, minutes, tokens, seeds, unit_of(first), precision))
     differ = [key for key, values in grid.items() if len(values) > 1]
     kinds = first.goal, first.goal_better, unit_of(first), measure_of(first)
     command = "" if isinstance(recipe, Recipe) else _command(str(recipe), grid, asked.data, plan, directory)
     return _reported(Comparison(directory, base, differ, *kinds, results, notes), command)
 
 
-def _result(
-    variant: Variant,
-    tasks: Tasks,
-    directory: Path,
-    minutes: float | None,
-    seeds: int,
-    device: str,
-    threads: int | None,
-) -> Result:
-    """The runs of a variant, one a seed."""
-    task, trials = tasks.of(variant.recipe), []
-    for number in range(seeds):
-        name = f"{variant.name}-{number + 1}" if seeds > 1 else variant.name
-        chosen = override(variant.recipe, {"train.seed": variant.recipe.train.seed + number})
+@dataclass(frozen=True)
+class _Trials:
+    """The runs of a comparison, which share the time of all: what was needed before the first, and what one takes
+    beyond its share, is spread over those that follow. What one leaves is not: others would have more than it had.
+    """
+
+    directory: Path
+    tasks: Tasks
+    minutes: float | None
+    clock: Clock
+    device: str
+    threads: int | None
+
+    def results(self, several: Sequence[Variant], seeds: int) -> list[Result]:
+        """The runs of each variant, one a seed."""
+        places = [[self._place(variant, number, seeds) for number in range(seeds)] for variant in several]
+        left = sum(not self._finished(place) for some in places for place in some)
+        end = 60 * (self.minutes or 0.0) * left - _PAGE  # of the clock
+        equal = (end - self.clock.worked()) / max(1, left)
+        results = []
+        for variant, some in zip(several, places):
+            task, trials = self.tasks.of(variant.recipe), []
+            for number, place in enumerate(some):
+                finished = self._finished(place)
+                share = min(equal, (end - self.clock.worked()) / max(1, left))
+                left -= not finished
+                chosen = override(variant.recipe, {"train.seed": variant.recipe.train.seed + number})
+                trials.append(self._read(place, task) if finished else self._trained(chosen, task, place, share))
+            results.append(Result(replace(variant, parameters=trials[0].summary["parameters"]), trials))
+        return results
+
+    def _place(self, variant: Variant, number: int, seeds: int) -> Path:
+        return self.directory / (f"{variant.name}-{number + 1}" if seeds > 1 else variant.name)
+
+    def _finished(self, place: Path) -> bool:
+        """Whether the run at `place` was trained and evaluated before."""
+        there = RunDirectory(place)
+        return there.exists() and bool(there.read_status().get("scores"))
+
+    def _read(self, place: Path, task: Task) -> ComparedRun:
+        there = RunDirectory(place)
+        summary = there.read_status()
+        for part in ("best", "scores"):
+            if not isinstance((summary.get(part) or {}).get(task.goal), (int, float)):
+                raise UserError(f"{there.status} has no {task.goal} in {part!r}; remove {place} to train it again")
+        return ComparedRun(place, summary, read_metrics(there.metrics))
+
+    def _trained(self, recipe: Recipe, task: Task, place: Path, seconds: float) -> ComparedRun:
+        """The run at `place`, which continues or starts with the codec of `task`; with minutes, it ends in `seconds`
+        from now.
+        """
+        there = RunDirectory(place)
+        if not there.exists():
+            with there.holding():  # whose lock shows that the codec belongs to a run
+                task.save(place)
+        how: dict[str, Any] = {"resume": True, "device": self.device, "threads": self.threads}
+        if self.minutes is not None:
+            how |= {"minutes": self.minutes, "spent": 60 * self.minutes - seconds}
         try:
-            trials.append(_trial(chosen, task, directory / name, minutes, device, threads))
+            run = train(recipe, data=recipe.data or None, run=place, **how)
         except KeyboardInterrupt as interrupt:
             where = interrupt.where if isinstance(interrupt, UserInterrupt) else "stopped"
-            remedy = f"the same command with --run {shlex.quote(str(directory))} --resume goes on"
-            raise UserInterrupt(f"variant {name} {where}", remedy) from interrupt
-    return Result(replace(variant, parameters=trials[0].summary["parameters"]), trials)
+            remedy = f"the same command with --run {shlex.quote(str(self.directory))} --resume goes on"
+            raise UserInterrupt(f"variant {place.name} {where}", remedy) from interrupt
+        return ComparedRun(run.directory, run.summary, run.metrics)
+
+
+def _in_one_precision(
+    base: Recipe, asked: Recipe, grid: Mapping[str, Sequence[Any]], tasks: Tasks, device: torch.device
+) -> tuple[Recipe, list[Variant], str]:
+    """The recipe and its variants, all of which train in one precision unless the grid compares precisions; and which
+    that is, for people.
+    """
+    several = variants(base, grid, tasks.adapted)
+    if _PRECISION in grid:
+        return base, several, ""
+    own = _precisions(several, device)
+    common = _common(base, own)
+    told = _said_precision(common, own if asked.train.precision == "auto" else {})
+    one = {_PRECISION: common}
+    several = [replace(each, recipe=override(each.recipe, one)) for each in several]
+    return override(base, one), several, told
 
 
 def _precisions(found: Sequence[Variant], device: torch.device) -> dict[str, Precision]:
@@ -234,8 +296,7 @@ def _common(base: Recipe, own: Mapping[str, Precision]) -> str:
     return names.pop() if len(names) == 1 else "fp32"
 
 
-def _said_precision(base: Recipe, own: Mapping[str, Precision]) -> str:
-    common = base.train.precision
+def _said_precision(common: str, own: Mapping[str, Precision]) -> str:
     others = [name for name, precision in own.items() if precision.name != common]
     reason = next((precision.reason for precision in own.values() if precision.name == common), "as set")
     told = f"; alone, {', '.join(others)} would be trained in {own[others[0]].name}" if others else ""
@@ -287,15 +348,15 @@ def _fitted(
     if threads is not None:
         torch.set_num_threads(threads)
     first = {key: values[0] for key, values in grid.items()}
-    found = fitting(recipe, first, minutes, Clock(), device)
+    found = fitting(override(recipe, first), first, minutes, Clock(), device)
     if found is None:
         return recipe
     with found:
         return found.fit().recipe
 
 
-def _claim(directory: Path, resume: bool, base: Recipe, plan: Mapping[str, Any]) -> bool:
-    """Whether this comparison is here to go on with. UserError for anything else, and for one that is not resumed."""
+def _is_begun(directory: Path, resume: bool) -> bool:
+    """Whether a comparison is here to continue. UserError for anything else, and for one that is not resumed."""
     if not directory.exists() or not any(directory.iterdir()):
         return False
     file = directory / FILE
@@ -304,6 +365,12 @@ def _claim(directory: Path, resume: bool, base: Recipe, plan: Mapping[str, Any])
         raise UserError(f"{directory} is not empty; {remedy} another directory with --run")
     if not file.is_file():
         raise UserError(f"{directory} holds no comparison (no {FILE}); choose another directory with --run")
+    return True
+
+
+def _check_same(directory: Path, base: Recipe, plan: Mapping[str, Any]) -> None:
+    """UserError for another comparison than the one that was begun here."""
+    file = directory / FILE
     changed = _changed(read_json(file), file, base, plan)
     if changed:
         raise UserError(
@@ -311,7 +378,21 @@ def _claim(directory: Path, resume: bool, base: Recipe, plan: Mapping[str, Any])
             "another directory with --run"
         )
     check_tree(directory)
-    return True
+
+
+def _write_plan(directory: Path, plan: Mapping[str, Any]) -> None:
+    """Write down what is compared, unless it is here already. UserError for other data than those."""
+    file = directory / FILE
+    RunDirectory(directory).create()
+    if not file.exists():
+        write_json(file, plan)
+        return
+    other = differences(read_json(file).get("data"), plan["data"])
+    if other is not None:
+        raise UserError(
+            f"the runs of {directory} were trained on other data: these have {other}; pass the comparison's data, or "
+            "choose another directory with --run"
+        )
 
 
 def _changed(before: Any, file: Path, base: Recipe, plan: Mapping[str, Any]) -> str | None:
@@ -328,27 +409,6 @@ def _changed(before: Any, file: Path, base: Recipe, plan: Mapping[str, Any]) -> 
     return difference(replace(recipe, data=base.data) if moved else recipe, base)
 
 
-def _trial(
-    recipe: Recipe, task: Task, place: Path, minutes: float | None, device: str, threads: int | None
-) -> ComparedRun:
-    """The run at `place`: as it lies there where it was trained and judged before; else it goes on, or begins with the
-    codec of `task`.
-    """
-    there = RunDirectory(place)
-    summary = there.read_status() if there.exists() else {}
-    if summary.get("scores"):
-        for part in ("best", "scores"):
-            if not isinstance((summary.get(part) or {}).get(task.goal), (int, float)):
-                raise UserError(f"{there.status} has no {task.goal} in {part!r}; remove {place} to train it again")
-        return ComparedRun(place, summary, read_metrics(there.metrics))
-    if not summary:
-        with there.holding():  # whose lock shows that the codec belongs to a run
-            task.save(place)
-    how: Any = {"resume": True, "device": device, "threads": threads, "steps_alone": True}
-    run = train(recipe, data=recipe.data or None, minutes=minutes, run=place, **how)
-    return ComparedRun(run.directory, run.summary, run.metrics)
-
-
 def _reported(found: Comparison, command: str) -> Comparison:
     """A comparison with its page, where the extra for pages is installed."""
     if available():
@@ -362,20 +422,19 @@ def _notes(
 ) -> Iterator[str]:
     """What all were given and made of it, how far they differ in size, and whether chance may have decided."""
     if minutes is not None:
-        asked = f"for {duration(60 * minutes)} of steps"
+        asked = f"in {duration(60 * minutes)} of its own, everything included,"
     elif tokens is not None:
         asked = f"on about {tokens:,} {unit}s"
     else:
         asked = f"for {_span([result.variant.recipe.train.steps for result in results])} steps"
-    rest = "; evaluations and the judgement come on top" if minutes is not None else ""
-    yield f"Each was trained {asked} on the same data{f', {seeds} times' if seeds > 1 else ''}{rest}."
+    yield f"Each was trained {asked} on the same data{f', {seeds} times' if seeds > 1 else ''}."
     keys = ("seconds", "step", "tokens")
     seconds, steps, seen = ([number for result in results for number in result.each(key)] for key in keys)
-    yield f"Measured: {_span(seconds, 1)} s, {_span(steps)} steps, {_span(seen)} {unit}s."
+    yield f"Measured: {_span(seconds, 1)} s of training, {_span(steps)} steps, {_span(seen)} {unit}s."
     if minutes is not None and min(seconds) < (1 - _UNEVEN) * max(seconds):
         yield (
-            f"Caution: the least time is {min(seconds) / max(seconds):.0%} of the most, as the machine's speed changed "
-            "or steps are few; give more --minutes."
+            f"Caution: the shortest training took {min(seconds) / max(seconds):.0%} of the longest, as evaluations "
+            "take longer, the machine's speed changed or steps are few; give more --minutes."
         )
     compared = [result.variant for result in results]
     if any(variant.width is not None for variant in compared):
@@ -419,7 +478,7 @@ def sections(comparison: Comparison, command: str) -> Sections:
                 line_chart(losses, "seconds", "loss", log=True),
             ),
         ],
-        table=comparison.table(),
+        table=comparison.formatted(),
         notes=comparison.notes,
         configuration=to_dict(comparison.recipe),
         command=command,

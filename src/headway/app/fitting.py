@@ -28,8 +28,20 @@ from headway.learn.examples import Explored
 from headway.learn.loop import Foretell
 from headway.learn.memory import check_memory, training_bytes
 from headway.learn.precision import choose as choose_precision
-from headway.learn.scale import Fit, Pace, Scale, choose, computing, explained, ladder, settled, shape_of, with_user
-from headway.learn.start import agree, keep_symbols, open_start, tuned
+from headway.learn.scale import (
+    Fit,
+    Pace,
+    Scale,
+    choose,
+    computing,
+    digits,
+    explained,
+    ladder,
+    settled,
+    shape_of,
+    with_user,
+)
+from headway.learn.start import Tuned, agree, keep_symbols, open_start, tuned
 from headway.nn.models import describe, outline
 
 _SHARE, _LEAST, _MOST = 0.003, 0.15, 2.0  # of the time goes into measuring one size, but within these seconds
@@ -211,25 +223,46 @@ def tune(
     scale = scale_of(recipe.name)
     if scale is None or recipe.start is None:
         return None
+    chosen, task, found = _tuned(recipe, scale, user, minutes, clock, device, directory)
+    most = None if _endless(task, user) else found.useful
+    patience = _PATIENCE if task.goal == "loss" else None  # other scores of few samples change by chance
+    return Fitted(chosen, task, most, patience)
+
+
+def _tuned(
+    recipe: Recipe,
+    scale: Scale,
+    user: Mapping[str, Any],
+    minutes: float,
+    clock: Clock,
+    device: torch.device,
+    directory: Path,
+) -> tuple[Recipe, Task, Tuned]:
+    """A generic recipe that begins from a model, with the batches that suit the samples and the time; its task; and the
+    plan.
+    """
     task, processes = begin_task(recipe, directory), Processes(device)
     sized = with_user(recipe, scale.settle_start(recipe, task), user)
     if sized != recipe:
         task.close()
         recipe, task = sized, begin_task(sized, directory)
     known = replace(recipe, model=keep_symbols(task.adapt(recipe.model), recipe.model))
-    model = outline(known.model)
-    fresh = agree(model, open_start(recipe.start).model, recipe.start).fresh
-    pace = _timed(known, model, task, processes, scale.batch, minutes, fresh)
+    pace = _timed(known, outline(known.model), task, processes, scale.batch, minutes, _fresh(known))
     seconds = processes.tell(_BEFORE * 60 * minutes - clock.worked())
     row = recipe.task.context or 1 if scale.batch == "train.batch_tokens" else 1
     found = tuned(task.count("train"), scale.amount(task), pace, seconds, scale.batch, row)
     chosen = replace(with_user(recipe, found.settings, user), reasons=(found.reason,))
-    most = None if _endless(task, user) else found.useful
-    patience = _PATIENCE if task.goal == "loss" else None  # other scores of few samples change by chance
     if chosen.train != recipe.train:
         task.close()
         task = begin_task(chosen, directory)
-    return Fitted(chosen, task, most, patience)
+    return chosen, task, found
+
+
+def _fresh(recipe: Recipe) -> tuple[str, ...]:
+    """The parameters that what a recipe starts from does not have; none of a recipe without a start."""
+    if recipe.start is None:
+        return ()
+    return agree(outline(recipe.model), open_start(recipe.start).model, recipe.start).fresh
 
 
 def _endless(task: Task, user: Mapping[str, Any]) -> bool:
@@ -271,8 +304,8 @@ def outgrown(recipe: Recipe, task: Task, seen: int, minutes: float) -> str | Non
     if scale.law.loss(larger, seen * own / larger, unique) > scale.law.loss(own, seen, unique):
         return None
     return (
-        f"its size is the limit now: in {minutes:.3g} minutes a model of {larger / own:.2g} times the parameters, "
-        "started anew, would learn more"
+        f"its size is the limit now: in {digits(minutes)} minutes a model of {digits(larger / own)} times the "
+        "parameters, trained from the start, would learn more"
     )
 
 
@@ -286,13 +319,13 @@ def plans(
 ) -> list[Plan]:
     """A plan for each number of minutes, of which `spent` seconds go before the data are opened.
 
-    A generic recipe is fitted to each; of a recipe whose size is its own the steps are planned. Minutes that are too
-    few have a plan that says so. UserError where that are all of them.
+    A generic recipe is fitted to each, or to each tuned from its start; of a recipe whose size is its own the steps are
+    planned. Minutes that are too few have a plan that says so. UserError where that are all of them.
     """
     paces: dict[str, Pace] = {}
     found, first = [], None
     scaled = fitting(recipe, user, minutes[0], Clock(), device) is not None
-    fixed = None if scaled else _Fixed(recipe, minutes, device, spent)
+    fixed = None if scaled else _Fixed(recipe, user, minutes, device, spent)
     for number in minutes:
         try:
             found.append(_fitted(recipe, user, number, device, spent, paces) if fixed is None else fixed.plan(number))
@@ -320,37 +353,59 @@ def _fitted(
 
 
 class _Fixed:
-    """A recipe whose size is its own, measured once."""
+    """A recipe whose size is its own, or that of the model it starts from, measured once."""
 
-    def __init__(self, recipe: Recipe, minutes: Sequence[float], device: torch.device, spent: float) -> None:
-        clock, processes = Clock(spent), Processes(device)
+    def __init__(
+        self,
+        recipe: Recipe,
+        user: Mapping[str, Any],
+        minutes: Sequence[float],
+        device: torch.device,
+        spent: float,
+    ) -> None:
+        clock, processes, scale = Clock(spent), Processes(device), scale_of(recipe.name)
+        self.most: int | None = None
         with TemporaryDirectory() as folder:
-            task = begin_task(recipe, Path(folder))
+            if scale is not None and recipe.start is not None:
+                given = scale, user, min(minutes), Clock(), device, Path(folder)
+                recipe, task, found = _tuned(recipe, *given)
+                self.most = None if _endless(task, user) else found.useful
+            else:
+                task = begin_task(recipe, Path(folder))
             try:
-                self.recipe = replace(recipe, model=task.adapt(recipe.model))
-                model = outline(self.recipe.model)
+                adapted = task.adapt(recipe.model)
+                self.recipe = replace(
+                    recipe, model=adapted if recipe.start is None else keep_symbols(adapted, recipe.model)
+                )
+                model, fresh = outline(self.recipe.model), _fresh(self.recipe)
                 self.parameters = describe(model)["parameters"]
                 precision, _ = choose_precision(self.recipe.train.precision, model, device)
-                check_memory(self.recipe, model, (), device)
+                check_memory(self.recipe, model, fresh, device)
                 self.memory = sum(training_bytes(self.recipe, model).values())
-                self.speed = measure(self.recipe, (), task, processes, precision, 60 * min(minutes), judged=True)
+                self.speed = measure(self.recipe, fresh, task, processes, precision, 60 * min(minutes), judged=True)
                 self.batch = next(task.batches("train")).tokens * self.recipe.train.accumulate  # targets of a step
+                self.targets = None if scale is None else max(1, scale.amount(task))
             finally:
                 task.close()
         self.spent = clock.worked()
 
     def plan(self, minutes: float) -> Plan:
-        recipe = planned(self.recipe, self.speed, 60 * minutes - self.spent)
+        recipe = planned(self.recipe, self.speed, 60 * minutes - self.spent, self.most)
         width, layers = shape_of(recipe.model)
-        reason = f"the size is that of the recipe; a step takes {self.speed.step:.2g} s"
+        steps = recipe.train.steps
+        whose = "the recipe" if recipe.start is None else recipe.start
+        reasons = [f"the size is that of {whose}"]
+        if self.most is not None and steps == self.most:
+            reasons.append("more epochs teach no more")
+        times = f"a step takes {digits(self.speed.step)} s, an evaluation {digits(self.speed.evaluation)} s"
         return Plan(
             minutes,
-            (f"{reason}, an evaluation {self.speed.evaluation:.2g} s",),
+            ("; ".join([*reasons, times]),),
             self.parameters,
             width,
             layers,
             self.batch,
-            recipe.train.steps,
-            None,
+            steps,
+            None if self.targets is None else steps * self.batch / self.targets,
             self.memory,
         )

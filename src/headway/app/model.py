@@ -224,27 +224,55 @@ class Model(Handle):
         ...
 
     @overload
-    def translate(self, lines: str, beam: int = ..., length_penalty: float = ..., n_best: None = ...) -> str: ...
-
-    @overload
-    def translate(self, lines: str, beam: int = ..., length_penalty: float = ..., *, n_best: int) -> list[str]: ...
+    def translate(
+        self, lines: str, beam: int | None = ..., length_penalty: float | None = ..., n_best: None = ...
+    ) -> str: ...
 
     @overload
     def translate(
-        self, lines: Texts, beam: int = ..., length_penalty: float = ..., n_best: None = ...
+        self, lines: Texts, beam: int | None = ..., length_penalty: float | None = ..., n_best: None = ...
     ) -> list[str]: ...
 
     @overload
     def translate(
-        self, lines: Texts, beam: int = ..., length_penalty: float = ..., *, n_best: int
+        self, lines: str, beam: int | None = ..., length_penalty: float | None = ..., *, n_best: int
+    ) -> list[str]: ...
+
+    @overload
+    def translate(
+        self, lines: Texts, beam: int | None = ..., length_penalty: float | None = ..., *, n_best: int
     ) -> list[list[str]]: ...
+
+    @overload
+    def translate(
+        self,
+        lines: str | Texts,
+        beam: int | None = ...,
+        length_penalty: float | None = ...,
+        n_best: int | None = ...,
+        temperature: float | None = ...,
+        seed: int | None = ...,
+        scores: bool = ...,
+    ) -> Any: ...
 
     @verb
     def translate(
-        self, lines: str | Texts, beam: int = 4, length_penalty: float = 0.6, n_best: int | None = None
-    ) -> str | list[str] | list[list[str]]:
-        """The translation of a line, or of each of many; with `n_best`, a list of the best ones for each. A `beam` of 1
-        is greedy. Raises UserError for a model that is no encoder-decoder for texts.
+        self,
+        lines: str | Texts,
+        beam: int | None = None,
+        length_penalty: float | None = None,
+        n_best: int | None = None,
+        temperature: float | None = None,
+        seed: int | None = None,
+        scores: bool = False,
+    ) -> Any:
+        """The translation of a line, or of each of many; with `n_best`, a list of the best ones for each.
+
+        beam, length_penalty: the search; a beam of 1 is greedy. By default a run translates as it is evaluated.
+        temperature, seed: sample instead of searching.
+        scores: return (text, score) for each: log p by the length penalty; of samples, the mean log p of a token.
+
+        Raises UserError for a model that is no encoder-decoder for texts.
         """
         ...
 

@@ -204,13 +204,21 @@ class RemoteModel:
         return self._answers("fill", "text", many, one, read, top=top)
 
     def translate(
-        self, lines: str | Texts, beam: int = 4, length_penalty: float = 0.6, n_best: int | None = None
-    ) -> str | list[str] | list[list[str]]:
+        self,
+        lines: str | Texts,
+        beam: int | None = None,
+        length_penalty: float | None = None,
+        n_best: int | None = None,
+        temperature: float | None = None,
+        seed: int | None = None,
+        scores: bool = False,
+    ) -> Any:
         """The translation of a line, or of each of many; with `n_best`, a list of the best ones for each."""
         many, one = _listed(lines)
-        return self._answers(
-            "translate", "lines", many, one, beam=beam, length_penalty=length_penalty, n_best=n_best
-        )  # fmt: skip
+        search = {"beam": beam, "length_penalty": length_penalty, "n_best": n_best}
+        read = lambda found: [(text, score) for text, score in found] if scores else found  # noqa: E731
+        how = {**search, "temperature": temperature, "seed": seed, "scores": scores or None}
+        return self._answers("translate", "lines", many, one, read, **how)
 
     def caption(
         self,

@@ -333,8 +333,10 @@ def translate_ids(
     prefixes: Sequence[Ids] | None = None,
     suppressed: Ids = (),
     batch_tokens: int = 16384,
+    sampling: Sampling | None = None,
 ) -> list[list[Hypothesis]]:
-    """The `n_best` translations of each source, best first, without `begin` and `end`.
+    """The `n_best` translations of each source, best first, without `begin` and `end`; with `sampling`, as many samples
+    instead, whose scores are the mean log p of a symbol.
 
     `begin` is what decoding starts with, whatever that symbol means elsewhere (Marian: padding). `prefixes` are
     what each translation must begin with; they are part of the ids and of the length that is allowed, not of the
@@ -358,11 +360,39 @@ def translate_ids(
     sizes = [len(sources[i]) + config.beam * (len(prompts[i]) + limits[i]) for i in spoken]
     for batch in batches(sizes, batch_tokens):
         chosen = [spoken[i] for i in batch]
-        prompt = make_prompt([prompts[i] for i in chosen], [sources[i] for i in chosen], device_of(model))
-        found = beam_search(model, prompt, [limits[i] for i in chosen], end, config, suppressed)
+        if sampling is None:
+            prompt = make_prompt([prompts[i] for i in chosen], [sources[i] for i in chosen], device_of(model))
+            found = beam_search(model, prompt, [limits[i] for i in chosen], end, config, suppressed)
+        else:
+            found = [
+                _sampled(model, prompts[i], sources[i], limits[i], end, config.n_best, suppressed, sampling)
+                for i in chosen
+            ]
         for i, hypotheses in zip(chosen, found):
             results[i] = [h._replace(ids=[*forced[i], *h.ids]) for h in hypotheses]
     return results
+
+
+@torch.inference_mode()
+def _sampled(
+    model: Generative,
+    prompt: Ids,
+    source: Ids,
+    limit: int,
+    end: int,
+    count: int,
+    suppressed: Ids,
+    sampling: Sampling,
+) -> list[Hypothesis]:
+    """`count` samples of the translation of one source."""
+    forbidden = torch.tensor(list(suppressed), dtype=torch.long, device=device_of(model))
+
+    def rule(logits: Float[Tensor, "R C"], history: Int[Tensor, "R T"]) -> None:
+        logits.index_fill_(1, forbidden, -math.inf)
+
+    with evaluating(model):
+        logits, decoding = model.start(make_prompt([prompt], [source], device_of(model)), len(prompt) + limit)
+        return follow(model, drawing(logits.float(), decoding, count, limit, (end,), sampling, rule))
 
 
 def drawing(

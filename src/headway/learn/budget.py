@@ -18,6 +18,7 @@ from headway.learn.distributed import Processes
 from headway.learn.examples import Explored
 from headway.learn.learner import Learner
 from headway.learn.recipe import Recipe, TrainConfig
+from headway.learn.scale import digits
 from headway.learn.schedule import ScheduleConfig
 from headway.learn.start import prepared
 from headway.learn.task import Task
@@ -32,19 +33,24 @@ _OFTEN = 20  # evaluations of a plan that the amount of data limits, whose lengt
 _EVALUATION_SHARE = 0.05
 _CHANGE, _FEW_STEPS = 0.03, 3  # a plan whose rest would not change by more stays as it is
 _LOOKS = 12  # a plan is looked at after such a part of what is left
-_REPORT = 2.0  # seconds for samples, pictures and the page
-_ENDING_SHARE = 0.06  # of the time: the most that the judgement at the end takes
-FEW = 64  # samples from which the time of that judgement is told
+_PAGE = 0.8  # seconds for pictures and the page
+_PLAYED = 2.0  # and for samples and page where they are not timed before, as they would play
+_FINAL_SHARE = 0.1  # of the time: the most that the evaluation on the final split takes
+_FINAL_MEASURED = 0.01  # of the time goes into measuring how long that takes, but at least
+FEW = 64  # samples of it are evaluated
 _NAP = 20.0  # times as long as the others, and these seconds: a step in which the machine was asleep, or stopped
 _NAP_SECONDS = 5.0
 
 
 class Speed(NamedTuple):
-    """Seconds for a step, for an evaluation, and for all that follows the last step."""
+    """Seconds for a step, for an evaluation, for all that follows the last step, and for an evaluation of all of the
+    final split, of which there may be time for a part only.
+    """
 
     step: float
     evaluation: float
     ending: float = 0.0
+    final: float = 0.0
 
 
 def check_minutes(minutes: Sequence[float]) -> None:
@@ -125,6 +131,14 @@ class Meter:
         count = self.processes.tell(period * max(2, min(1000, round(seconds / rough))))
         return self.steps(count) / count
 
+    def samples(self, count: int) -> float:
+        """Seconds for so many samples, by a model that has learnt next to nothing."""
+        start = time.perf_counter()
+        if self.processes.first and count:
+            with self.learner.evaluating() as model:
+                self.task.samples(model, count)
+        return time.perf_counter() - start
+
     def evaluation(self, split: str, limit: int | None) -> float:
         """Seconds for an evaluation of at most `limit` samples, by a model that has learnt."""
         start = time.perf_counter()
@@ -144,32 +158,37 @@ def measure(
     precision: str,
     seconds: float,
     judged: bool,
-    steps_alone: bool = False,
+    samples: int = 0,
 ) -> Speed:
     """The speed of `recipe` on this machine, from the first batches of its data, for a run of about `seconds`.
 
-    What follows the last step, where it is `judged`, is the judgement of the best model on the final split, its samples
-    and its page, and what it plays. Where the time is that of `steps_alone`, all else counts as nothing.
+    What follows the last step, where it is `judged`, is the judgement of the best model on the final split, so many
+    `samples` and its page, and what it plays.
     """
     meter = Meter(recipe, fresh, task, processes, precision)
     each = meter.each(min(max(_SHARE * seconds, _LEAST), _MOST))
-    if steps_alone:
-        return Speed(processes.tell(each), 0.0)
     evaluation = meter.evaluation("validation", recipe.train.evaluate_limit)
-    shown = task.showing() * evaluation
-    ending = _ending(meter, seconds) + shown if judged else 0.0
-    return Speed(*processes.tell([each, evaluation, ending]))
+    if not judged:
+        return Speed(*processes.tell([each, evaluation]))
+    final, played = _final(meter, seconds), task.showing() * evaluation
+    plays = played > 0 or isinstance(task.examples, Explored)
+    shown = played + _PLAYED if plays else meter.samples(samples) + _PAGE
+    ending = min(final, _FINAL_SHARE * seconds) + shown
+    return Speed(*processes.tell([each, evaluation, ending, final]))
 
 
-def _ending(meter: Meter, seconds: float) -> float:
-    """Seconds for what follows the last step, told from a few samples of the final split. Where that is much it gets
-    its share of the time, and judges fewer samples: a model that has learnt nothing may write without end.
+def _final(meter: Meter, seconds: float) -> float:
+    """Seconds for an evaluation of all of the final split, from some of its samples. A model that has learnt nothing
+    may take longer, as it may write without end.
     """
-    task = meter.task
-    split = task.final_split
-    count = task.count(split)
-    few = min(FEW, count)
-    return min(meter.evaluation(split, few) * count / max(1, few), _ENDING_SHARE * seconds) + _REPORT
+    split = meter.task.final_split
+    count = meter.task.count(split)
+    some = min(FEW, count)
+    took = meter.evaluation(split, some)
+    more = min(count, int(some * _FINAL_MEASURED * seconds / max(took, 1e-9)))
+    if more > 2 * some:
+        some, took = more, meter.evaluation(split, more)
+    return took * count / max(1, some)
 
 
 def plan(train: TrainConfig, speed: Speed, seconds: float) -> TrainConfig:
@@ -187,8 +206,8 @@ def plan(train: TrainConfig, speed: Speed, seconds: float) -> TrainConfig:
         every = -(-max(steps, 1) // evaluations)
     if steps < 1:
         raise UserError(
-            f"{max(seconds, 0):.0f} s are left for training, but a step takes {speed.step:.2g} s, an evaluation "
-            f"{speed.evaluation:.2g} s and what follows them {speed.ending:.2g} s; give more --minutes, or set "
+            f"{max(seconds, 0):.0f} s are left for training, but a step takes {digits(speed.step)} s, an evaluation "
+            f"{digits(speed.evaluation)} s and what follows them {digits(speed.ending)} s; give more --minutes, or set "
             "train.evaluate_limit lower"
         )
     return replace(train, steps=steps, evaluate_every=every)
@@ -237,7 +256,6 @@ class TimeBudget:
     speed: Speed
     most: int | None = None  # steps that the amount of data allows, by the evaluations so far; None: any number
     patience: int | None = None  # evaluations without a better one after which the run ends soon
-    few: int = _FEW_STEPS
     _since: tuple[int, float] = (0, 0.0)
     _next: int = 0
     _typical: float = 0.0
@@ -246,9 +264,16 @@ class TimeBudget:
     def left(self) -> float:
         return self.seconds - self.clock.worked()
 
-    def for_judgement(self) -> float:
-        """Seconds for the judgement of the finished model: what is left of the time, or half of what was planned."""
-        return max(self.left() - _REPORT, 0.5 * _ENDING_SHARE * self.seconds)
+    def for_final(self) -> float:
+        """Seconds for the evaluation on the final split: no limit where all of it takes less than its share of the
+        time, as was planned; else what is left, or half of that share.
+        """
+        share = _FINAL_SHARE * self.seconds
+        return math.inf if self.speed.final < share else max(self.left() - self._shown(), 0.5 * share)
+
+    def _shown(self) -> float:
+        """Seconds for samples, pictures and the page."""
+        return self.speed.ending - min(self.speed.final, _FINAL_SHARE * self.seconds)
 
     def stepped(self, seconds: float) -> None:
         """After a step: one that took far longer than the others is one in which the machine slept."""
@@ -259,10 +284,11 @@ class TimeBudget:
             self._typical = seconds if not self._typical else 0.9 * self._typical + 0.1 * seconds
 
     def evaluated(self, seconds: float) -> None:
-        """After an evaluation: what it took is expected of the others, and the end in proportion."""
+        """After an evaluation: what it took is expected of the others, and of the final one in proportion."""
         if self.speed.evaluation > 0:
-            ending = self.speed.ending * min(1.0, seconds / self.speed.evaluation)
-            self.speed = self.speed._replace(evaluation=seconds, ending=ending)
+            final = self.speed.final * seconds / self.speed.evaluation
+            ending = self._shown() + min(final, _FINAL_SHARE * self.seconds)
+            self.speed = self.speed._replace(evaluation=seconds, ending=ending, final=final)
 
     def weigh(self, recipe: Recipe, step: int, stale: int) -> bool:
         """Whether the evaluation after `step`, with `stale` ones since the best, changes the steps that the amount of
@@ -304,28 +330,12 @@ class TimeBudget:
         usable = _MARGIN * self.left() - self.speed.ending - self.speed.evaluation
         rest = max(int(done < steps), int(usable / (each + self.speed.evaluation / every)))
         wanted = done + rest if self.most is None else min(done + rest, self.most)
-        if abs(wanted - steps) <= max(self.few, _CHANGE * (steps - done)):
+        if abs(wanted - steps) <= max(_FEW_STEPS, _CHANGE * (steps - done)):
             return None
         schedule = recipe.schedule.moved(done, steps, wanted)
         if not judged:
             every = max(done + 1, round(every * wanted / steps))
         return None if schedule is None else Revision(wanted, schedule, every)
-
-
-@dataclass
-class StepsBudget(TimeBudget):
-    """Time for the steps alone, and kept to the step: what comes before, between and after them takes none of it."""
-
-    few: int = 0
-    _asleep: float = 0.0
-
-    def begin(self, step: int, seconds: float) -> None:
-        self._asleep += self._slept
-        super().begin(step, seconds)
-
-    def left(self) -> float:
-        """At the last look, before which so much was used."""
-        return self.seconds - self._since[1] + self._asleep
 
 
 def wait(device: torch.device) -> None:

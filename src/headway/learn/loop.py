@@ -80,7 +80,7 @@ class Interrupts:
 # seen then.
 Foretell = Callable[[float, int, float, float], LossForecast]
 _EARLY = 0.05  # of a run, before which nothing is foretold
-_TOLD = 0.1  # a plan that changes by less is changed in silence
+_TOLD = 0.1  # a plan that changes by less has settled; one that differs by more from the first is told
 
 
 class Loop:
@@ -94,6 +94,7 @@ class Loop:
         self.journal = journal
         self.interrupts = interrupts
         self.foretell = foretell
+        self._planned: int | None = run.recipe.train.steps  # at first; None once another number was told
 
     def train(self) -> None:
         """Train to the last step, or until no evaluation has been better for `train.patience` ones.
@@ -143,9 +144,11 @@ class Loop:
     def _look(self, budget: TimeBudget) -> None:
         """Plan anew by the speed since the last look."""
         before = self.run.recipe.train.steps
-        steps = self._revise(budget)
-        if abs(steps - before) > _TOLD * before:
-            self.journal.display.say(f"planned anew by the speed since: {steps:,} steps, not {before:,}")
+        steps, first = self._revise(budget), self._planned
+        if first is None or abs(steps - before) > _TOLD * before or abs(steps - first) <= _TOLD * first:
+            return
+        self._planned = None  # it has settled, and is told once
+        self.journal.display.say(f"{steps:,} steps fit into the time instead of {first:,}, by the speed so far")
 
     def _weigh(self, budget: TimeBudget) -> None:
         """Go on for longer, or end soon, by the evaluations so far."""

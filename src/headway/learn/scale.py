@@ -280,7 +280,7 @@ def choose(
         which = "a model of this size" if len(rungs) == 1 else "the smallest model"
         raise UserError(
             f"{max(seconds, 0):.0f} s are left for training, in which {which} makes {best.steps} steps and learns "
-            f"nothing of use; give {max(0.1, (needed - seconds) / 60):.2g} --minutes more"
+            f"nothing of use; give {digits(max(0.1, (needed - seconds) / 60))} --minutes more"
         )
     return best, fits
 
@@ -347,13 +347,23 @@ def explained(choice: Fit, fits: Sequence[Fit], scale: Scale, unique: int, secon
     width, depth = shape_of(choice.model)
     epochs = choice.seen / max(1, unique)
     steps = f"steps of {choice.batch:,} {'tokens' if scale.batch.endswith('tokens') else 'samples'}"
-    read = f"{_count(choice.seen)} {scale.unit}s, {epochs:.2g} times all there are,"
-    fitting = f"fit into {seconds / 60:.2g} minutes"
+    read = f"{_count(choice.seen)} {scale.unit}s ({digits(epochs)} epochs)"
+    fitting = f"fit into {span(seconds)}"
     told = "are planned at first, and more while validation improves" if choice.exhausted else fitting
     first = f"{_count(choice.parameters)} parameters (width {width}, {depth} layers) in {steps}: {read} {told}"
     others = [fit for fit in fits if fit is not choice]
     told = ", ".join(f"{_count(fit.parameters)}: {fit.loss - choice.loss:+.2f}" for fit in others)
     return (first, f"of {len(fits)} sizes the lowest loss predicted ({told})") if others else (first,)
+
+
+def digits(number: float) -> str:
+    """A number for people: 430 and 1,230 as whole numbers, smaller ones with two digits, and none with an exponent."""
+    return f"{number:,.0f}" if abs(number) >= 9.95 else f"{float(f'{number:.2g}'):.10f}".rstrip("0").rstrip(".")
+
+
+def span(seconds: float) -> str:
+    """A time for people: 41 s, or 1.8 minutes."""
+    return f"{digits(seconds)} s" if seconds < 60 else f"{digits(seconds / 60)} minutes"
 
 
 def _count(number: float) -> str:

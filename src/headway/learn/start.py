@@ -22,7 +22,7 @@ from headway.formats.native import FILE, load_model, named_tensors, save_model
 from headway.formats.open import Opened, open_model
 from headway.learn.adapters import AdapterConfig, adapted
 from headway.learn.recipe import Recipe
-from headway.learn.scale import Pace, Settings
+from headway.learn.scale import Pace, Settings, digits, span
 from headway.nn.models import (
     ActConfig,
     CaptionerConfig,
@@ -313,6 +313,6 @@ def tuned(
     why = (
         "more of them while validation improves"
         if early
-        else f"as many as {seconds / 60:.2g} minutes allow; {epochs:.2g} epochs would help"
+        else f"as many as fit into {span(seconds)}; {digits(epochs)} epochs would help"
     )
     return Tuned({batch: units}, useful, steps, read, f"{plan}, {why}")

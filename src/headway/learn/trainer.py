@@ -13,7 +13,7 @@ from headway.config import from_dict, to_dict
 from headway.errors import ConfigError, UserError
 from headway.formats.durable import remove
 from headway.formats.published import nearest_form
-from headway.learn.budget import Clock, Speed, StepsBudget, TimeBudget, measure, plan, planned
+from headway.learn.budget import Clock, Speed, TimeBudget, measure, plan, planned
 from headway.learn.checkpoint import step_of
 from headway.learn.distributed import Processes
 from headway.learn.fingerprint import agreed, differences, fingerprint
@@ -24,6 +24,7 @@ from headway.learn.precision import Precision, choose
 from headway.learn.recipe import Recipe, difference, read_recipe
 from headway.learn.records import Progress
 from headway.learn.run import Run, RunDirectory, check_loggers, open_loggers
+from headway.learn.scale import digits
 from headway.learn.start import Agreement, agree, keep_symbols, open_start
 from headway.learn.task import Task, unit_of
 from headway.learn.training import RunState
@@ -38,11 +39,10 @@ class Trainer:
 
     `minutes` fixes `train.steps` by the measured speed, so that the whole takes about so long, all that came before it
     (starting the process, reading the data) and comes after it included; the `clock` tells what has gone, and `judged`
-    whether the finished model is judged in that time, too; with `steps_alone` the minutes are those of its steps, and
-    all else comes on top. `foretell` says early how it will end. At first
-    no more than `most` steps are planned, and more while evaluations improve; after `patience` ones without a better
-    one the run ends soon. The recipe
-    written to the run's directory has these steps and the precision chosen: trained again, on the same machine and
+    whether the finished model is judged in that time, too, and shows so many `samples`. `foretell` says early how it
+    will end. At first no more than `most` steps are planned, and more while evaluations improve; after `patience` ones
+    without a better one the run ends soon. The recipe written to the run's
+    directory has these steps and the precision chosen: trained again, on the same machine and
     threads, it gives the same bits.
     """
 
@@ -58,10 +58,10 @@ class Trainer:
         minutes: float | None = None,
         clock: Clock | None = None,
         judged: bool = False,
+        samples: int = 0,
         foretell: Foretell | None = None,
         most: int | None = None,
         patience: int | None = None,
-        steps_alone: bool = False,
     ) -> None:
         if minutes is not None and minutes <= 0:
             raise UserError(f"{minutes:g} minutes; give a number above 0")
@@ -74,10 +74,9 @@ class Trainer:
         place = run_directory if isinstance(run_directory, RunDirectory) else RunDirectory(run_directory)
         self.run = RunState(recipe, task, place, processes, clock or Clock(), minutes)
         self.shown = progress and processes.first
-        self.judged = judged
+        self.judged, self.samples = judged, samples
         self.foretell = foretell
         self.most, self.patience = most, patience
-        self.steps_alone = steps_alone
         self.extended = False  # whether it goes on for longer than it was begun for
         self._agreement: Agreement | None = None
         self._damaged: list[str] = []  # what is wrong with checkpoints that it does not go on from
@@ -102,9 +101,9 @@ class Trainer:
         return self.run.directory.holding() if self.run.processes.first else nullcontext()
 
     def left(self) -> float | None:
-        """The seconds that its minutes leave for what follows; None where they say nothing of it."""
+        """The seconds that its minutes leave for the evaluation on the final split; None without minutes."""
         budget = self.run.budget
-        return None if budget is None or self.steps_alone else budget.for_judgement()
+        return None if budget is None else budget.for_final()
 
     def _fit(self, resume: bool, finish: bool) -> None:
         run, processes = self.run, self.run.processes
@@ -210,14 +209,13 @@ class Trainer:
         """The speed of a recipe on this machine; the budget of the run begins with it."""
         run = self.run
         given = recipe, run.fresh, run.task, run.processes, run.precision.name
-        speed = measure(*given, self._left(seconds), self.judged, self.steps_alone)
-        kind = StepsBudget if self.steps_alone else TimeBudget
-        run.budget = kind(run.clock, seconds, speed, self.most, self.patience)
+        speed = measure(*given, self._left(seconds), self.judged, self.samples)
+        run.budget = TimeBudget(run.clock, seconds, speed, self.most, self.patience)
         return speed
 
     def _left(self, seconds: float) -> float:
-        """What is left of the `seconds` that there are for all of it, or for the steps alone."""
-        return seconds if self.steps_alone else seconds - self.run.clock.worked()
+        """What is left of the `seconds` that there are for all of it."""
+        return seconds - self.run.clock.worked()
 
     def _extend(self, minutes: float, status: dict[str, Any]) -> None:
         """Go on for so many minutes more, from where the rate began to fall, or from the last step before."""
@@ -239,7 +237,7 @@ class Trainer:
             needed = 1.1 * minutes * (steps - done) / rest.steps
             raise UserError(
                 f"{place} has made {steps:,} steps, and its rate began to fall after {done:,}: {minutes:g} "
-                f"minutes more lead to {wanted:,}; give at least {needed:.2g}"
+                f"minutes more lead to {wanted:,}; give at least {digits(needed)}"
             )
         schedule = recipe.schedule.again(done, steps, wanted)
         if schedule is None:
@@ -317,8 +315,7 @@ class Trainer:
             f"training {recipe.train.steps:,} steps in {run.directory.path}; matrix products in {name} ({reason})"
         )
         if run.minutes is not None:
-            what = " of steps alone" if self.steps_alone else ""
-            display.say(f"as many as fit into {run.minutes:g} minutes{what} at the speed measured")
+            display.say(f"as many as fit into {run.minutes:g} minutes at the speed measured")
         for reason in recipe.reasons if not progress.step else ():
             display.say(reason)
         missing = None if progress.step or recipe.start is not None else _form_missing(recipe.model)

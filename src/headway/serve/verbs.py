@@ -69,23 +69,27 @@ class FillBody(msgspec.Struct, forbid_unknown_fields=True):
     top: Top = 5
 
 
-class SearchBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """What all that is written by beam search can say."""
+class TranslateBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """By default a run translates as it is evaluated; with a temperature it samples instead of searching."""
 
+    lines: Texts
+    model: str = ""
+    beam: Beam | None = None
+    length_penalty: Penalty | None = None
+    n_best: Best | None = None
+    temperature: Annotated[float, Meta(ge=0)] | None = None
+    seed: int | None = None
+    scores: bool = False
+
+
+class CaptionBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """`images` are data: URLs."""
+
+    images: Texts
     model: str = ""
     beam: Beam = 4
     length_penalty: Penalty = 0.6
     n_best: Best | None = None
-
-
-class TranslateBody(SearchBody, kw_only=True):
-    lines: Texts
-
-
-class CaptionBody(SearchBody, kw_only=True):
-    """`images` are data: URLs."""
-
-    images: Texts
 
 
 class MatchBody(msgspec.Struct, forbid_unknown_fields=True):
@@ -172,13 +176,16 @@ async def fill(body: FillBody, context: Context) -> VerbAnswer:
 
 async def translate(body: TranslateBody, context: Context) -> VerbAnswer:
     """The translation of each line."""
-    return await _each("translate", body.lines, _as_it_is, _search(body), body.model, context)
+    names = ("beam", "length_penalty", "n_best", "temperature", "seed", "scores")
+    how = {name: getattr(body, name) for name in names}
+    return await _each("translate", body.lines, _as_it_is, how, body.model, context)
 
 
 async def caption(body: CaptionBody, context: Context) -> VerbAnswer:
     """The caption of each image."""
     read = lambda model, item, name: image_of(item, name)  # noqa: E731
-    return await _each("caption", body.images, read, _search(body), body.model, context)
+    how = {"beam": body.beam, "length_penalty": body.length_penalty, "n_best": body.n_best}
+    return await _each("caption", body.images, read, how, body.model, context)
 
 
 async def match(body: MatchBody, context: Context) -> VerbAnswer:
@@ -198,10 +205,6 @@ async def score(body: ScoreBody, context: Context) -> VerbAnswer:
     async with context.served.using(body.model) as ready:
         found = await ready.batcher.run(lambda: ready.model.score(body.texts, body.sources))  # type: ignore[arg-type]
     return VerbAnswer(found, ready.name)
-
-
-def _search(body: SearchBody) -> dict[str, Any]:
-    return {"beam": body.beam, "length_penalty": body.length_penalty, "n_best": body.n_best}
 
 
 def _as_it_is(model: Model, item: Any, name: str) -> Any:

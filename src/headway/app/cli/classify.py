@@ -6,20 +6,23 @@ import argparse
 import csv
 import sys
 from io import StringIO
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from headway.app.cli.answers import Failures, answers, conclude, images
+from headway.app.cli.answers import Failures, answers, conclude, images, sounds, texts
 from headway.app.cli.options import add_server, load, torch_options, whole
 from headway.app.cli.terminal import Terminal
-from headway.app.cli.translate import chunks
+from headway.app.cli.translate import numbered
 from headway.errors import UserError
+
+if TYPE_CHECKING:
+    from headway.app.model import Model
 
 EXAMPLE = """
 headway classify runs/banking77 "I lost my card" "What is the exchange rate?"
 headway classify runs/pairs --pairs < pairs.tsv                     # two texts a line, a TAB between them
 headway classify path/to/vit cat.png dog.jpg
 headway classify runs/mine cat.png --attention cat-attention.png    # and draw where the model looks
-headway classify runs/spoken-digits seven.wav
+headway classify runs/spoken-digits seven.wav recordings/
 """
 
 
@@ -30,7 +33,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "items",
         nargs="*",
         metavar="ITEM",
-        help="texts, or files of images or sounds, or folders of images (default: the lines of standard input)",
+        help="texts, or files or folders of images or sounds (default: the lines of standard input)",
     )
     add("--pairs", action="store_true", help="each item is two texts with a TAB between them")
     add("--format", choices=("txt", "csv"), default="txt", help="csv: item,label,probability (default: txt)")
@@ -50,12 +53,12 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
     with torch_options(args):
         model = load(args)
         say = told_as_csv if args.format == "csv" else told
-        items = images(args.items) if "images" in model.reads else args.items
-        for lines in [items] if items else chunks(sys.stdin):
-            ask = lambda some: model.classify(list(map(pair, some)) if args.pairs else some, truncate=args.truncate)  # noqa: E731
-            for line, probabilities in answers(lines, ask, failures):
-                if probabilities is not None:
-                    found.append({"item": line, "labels": dict(list(probabilities.items())[: args.top])})
+        items = _items(args, model)
+        ask = lambda some: model.classify(list(map(pair, some)) if args.pairs else some, truncate=args.truncate)  # noqa: E731
+        for first, lines in [(None, items)] if items else numbered(sys.stdin):
+            for line, probabilities in answers(lines, ask, failures, first=first):
+                if probabilities is not None or first is not None:  # a line keeps its place
+                    found.append({"item": line, "labels": dict(list((probabilities or {}).items())[: args.top])})
                     say(found[-1], len(found) == 1, terminal)
         if args.attention:
             from headway.codecs.processor import write_image
@@ -65,15 +68,23 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
     conclude({"results": found, "beyond": model.beyond}, failures, terminal)
 
 
+def _items(args: argparse.Namespace, model: Model) -> list[str]:
+    if "images" in model.reads:
+        return images(args.items)
+    if "sounds" in model.reads:
+        return sounds(args.items)
+    return texts(args.items, f"headway classify {args.model}")
+
+
 def told(row: dict[str, Any], first: bool, terminal: Terminal) -> None:
     shown = "  ".join(f"{name} {value:.3f}" for name, value in row["labels"].items())
     terminal.say(f"{shown}\t{row['item']}")
 
 
 def told_as_csv(row: dict[str, Any], first: bool, terminal: Terminal) -> None:
-    """A line for each label, the most probable first; above the first of all their names."""
+    """A line for each label, the most probable first, or one without a label; above the first of all their names."""
     table = StringIO()
-    lines = [(row["item"], label, f"{share:.6g}") for label, share in row["labels"].items()]
+    lines = [(row["item"], label, f"{share:.6g}") for label, share in row["labels"].items()] or [(row["item"], "", "")]
     csv.writer(table, lineterminator="\n").writerows([("item", "label", "probability"), *lines] if first else lines)
     terminal.say(table.getvalue(), end="")
 

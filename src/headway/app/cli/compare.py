@@ -49,15 +49,15 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
             device=args.device,
             threads=args.threads,
             seed=args.seed,
+            spent=terminal.seconds(),
         )
-    rows = found.table()
-    terminal.table(rows)
+    terminal.table(found.formatted())
     terminal.say()
     for note in found.notes:
         terminal.say(note)
     if found.report is not None:
         terminal.say(f"report: {found.report}")
-    terminal.result({"goal": found.goal, "better": found.better, "variants": rows, "report": found.report})
+    terminal.result({"goal": found.goal, "better": found.better, "variants": found.table(), "report": found.report})
 
 
 def parse_grid(pairs: list[str]) -> dict[str, list[Any]]:

@@ -1,4 +1,4 @@
-"""`headway embed`: lines to vectors, a JSON list a line; null for a file that is damaged."""
+"""`headway embed`: lines to vectors, a JSON list per line; null for an empty line or a damaged file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 from headway.app.cli.answers import Failures, answers, conclude
 from headway.app.cli.options import add_server, load, torch_options
 from headway.app.cli.terminal import Terminal
-from headway.app.cli.translate import chunks
+from headway.app.cli.translate import numbered
 
 EXAMPLE = """
 headway embed path/to/all-MiniLM-L6-v2 < lines > vectors.jsonl
@@ -31,9 +31,9 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
     count = width = 0
     with torch_options(args):
         model = load(args)
-        for lines in chunks(sys.stdin):
-            ask = lambda some: model.embed(some, truncate=args.truncate)  # noqa: E731
-            for _, vector in answers(lines, ask, failures, lambda found: found.tolist()):
+        ask = lambda some: model.embed(some, truncate=args.truncate)  # noqa: E731
+        for first, lines in numbered(sys.stdin):
+            for _, vector in answers(lines, ask, failures, lambda found: found.tolist(), first):
                 told = None if vector is None else [float(f"{value:.{DIGITS}g}") for value in vector]
                 print(json.dumps(told), flush=False)
                 count, width = count + 1, len(vector or ()) or width

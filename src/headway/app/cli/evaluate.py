@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from headway.app.cli.options import add_data, add_weights, load, torch_options, whole
 from headway.app.cli.terminal import Terminal, cell
+from headway.errors import UserError
+
+if TYPE_CHECKING:
+    from headway.app.model import Model
+    from headway.learn import Task
 
 EXAMPLE = """
-headway evaluate runs/shakespeare
+headway evaluate runs/shakespeare                                   # and write the scores into its report
 headway evaluate runs/en-de --data newstest.en newstest.de --json
 headway evaluate runs/photos --data more-photos/                    # its test part, or all of it if it has none
 headway evaluate models/gpt2 --data wiki.test.raw --stride 512
@@ -32,8 +38,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
     with torch_options(args):
-        model = load(args)
-        scores = model.evaluate(args.data, split=args.split, limit=args.limit, stride=args.stride)
+        from headway.evaluation import scores_and_task
+
+        model, task = load(args), None
+        if model.recipe is None:
+            scores = model.evaluate(args.data, split=args.split, limit=args.limit, stride=args.stride)
+        else:
+            scores, task = scores_and_task(model, args.data, args.split, args.limit, args.stride)
     if args.data and args.split is None and scores["split"] != "all":
         terminal.note(
             f"evaluated on the {scores['split']} part of {', '.join(map(str, args.data))}; --split all takes all"
@@ -43,4 +54,20 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
     for name, value in scores.items():
         if name != "note":
             terminal.say(f"{name}: {cell(value)}")
+    others = (args.data, args.limit, args.stride, args.weights)
+    if task is not None and scores["split"] == task.final_split and all(other is None for other in others):
+        _record(model, task, scores, terminal)
     terminal.result(scores)
+
+
+def _record(model: Model, task: Task, scores: dict[str, Any], terminal: Terminal) -> None:
+    """Write the scores into the report of the run, where that is possible."""
+    from headway.app.api import record_evaluation
+
+    try:
+        report = record_evaluation(model, task, scores)
+    except UserError as error:
+        terminal.note(f"the report of the run keeps its former scores: {error}")
+        return
+    if report is not None:
+        terminal.say(f"report: {report}")

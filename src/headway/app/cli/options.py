@@ -79,6 +79,14 @@ def add_recipe(parser: argparse.ArgumentParser, settings: str = "settings of the
     )
 
 
+def add_start(parser: argparse.ArgumentParser) -> None:
+    """What fine-tuning starts from, and whether it trains an adapter."""
+    parser.add_argument("--from", dest="start", metavar="RUN|MODEL", help="start from its weights and tokenizer")
+    parser.add_argument(
+        "--lora", type=whole(1), metavar="RANK", help="train a low-rank adapter (LoRA) instead of all weights"
+    )
+
+
 def add_data(parser: argparse.ArgumentParser, about: str) -> None:
     """Paths of data, which a word of the shell is even where it looks like a text."""
     parser.add_argument("--data", nargs="+", action="extend", type=_path, metavar="PATH", help=about)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 
-from headway.app.cli.options import add_recipe, number, torch_options
+from headway.app.cli.options import add_recipe, add_start, number, torch_options
 from headway.app.cli.terminal import Terminal
 from headway.config import parse_settings
 
 EXAMPLE = """
 headway plan text --data my-books/ --minutes 5,30,120
+headway plan classification --data questions.csv --minutes 2,10 --from path/to/all-MiniLM-L6-v2
 headway plan translation --data train.en train.de --minutes 30 --set model.width=256
 """
 _USUAL = [5.0, 30.0, 120.0]
@@ -19,6 +20,7 @@ _SHOWN = ("minutes", "parameters", "width", "layers", "batch", "steps", "epochs"
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", metavar="RECIPE", help="a name from `headway recipes`, or a recipe.json")
     add_recipe(parser, "settings that are not to be chosen")
+    add_start(parser)
     parser.add_argument(
         "--minutes", type=_numbers, default=_USUAL, metavar="M,M,...", help="minutes to plan for (default: 5,30,120)"
     )
@@ -39,6 +41,8 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
             data=args.data,
             minutes=args.minutes,
             set=parse_settings(args.set),
+            start=args.start,
+            lora=args.lora,
             device=args.device,
             threads=args.threads,
             seed=args.seed,

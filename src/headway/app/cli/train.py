@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from headway.app.cli.options import add_recipe, number, torch_options, whole
+from headway.app.cli.options import add_recipe, add_start, number, torch_options
 from headway.app.cli.terminal import Terminal
 from headway.config import parse_settings
 from headway.errors import UserError
@@ -26,10 +26,7 @@ SHOWN = 3  # samples; the report has more
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", metavar="RECIPE", help="a name from `headway recipes`, or a recipe.json")
     add_training(parser)
-    parser.add_argument("--from", dest="start", metavar="RUN|MODEL", help="start from its weights and tokenizer")
-    parser.add_argument(
-        "--lora", type=whole(1), metavar="RANK", help="train a low-rank adapter (LoRA) instead of all weights"
-    )
+    add_start(parser)
     parser.add_argument("--run", type=Path, metavar="DIR", help="run directory (default: runs/RECIPE)")
     parser.add_argument(
         "--resume", action="store_true", help="continue the run, or start it; a finished one for more --minutes"

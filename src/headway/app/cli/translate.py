@@ -9,13 +9,15 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
+from headway.app.cli.answers import texts
 from headway.app.cli.options import add_cache, add_server, load, number, torch_options, whole
 from headway.app.cli.terminal import Terminal
 from headway.errors import UserError
 
 EXAMPLE = """
+headway translate runs/multi30k-en-de "Two dogs play in the snow." --n-best 3
 headway translate runs/multi30k-en-de --beam 4 < source.en > target.de
-echo "Two dogs play in the snow." | headway translate runs/multi30k-en-de --n-best 3
+headway translate runs/multi30k-en-de --temperature 0.8 --n-best 5 --seed 1 < source.en
 """
 CHUNK = 512  # lines read before any is written: enough to batch lines of equal length
 
@@ -23,28 +25,42 @@ CHUNK = 512  # lines read before any is written: enough to batch lines of equal 
 def arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("model", type=Path, metavar="RUN|MODEL", help="a run directory or a published model")
-    add("--beam", type=whole(1), default=4, metavar="N", help="beams a line; 1 is greedy (default: 4)")
-    add("--length-penalty", type=number(0), default=0.6, metavar="A", help="GNMT's alpha (default: 0.6)")
-    add("--n-best", type=whole(1), default=1, metavar="N", help="N lines a line, best first (default: 1)")
+    add("texts", nargs="*", metavar="TEXT", help="what to translate (default: the lines of standard input)")
+    add(
+        "--beam",
+        type=whole(1),
+        metavar="N",
+        help="beams per line; 1 is greedy (default: as the run is evaluated, or 4)",
+    )
+    add("--length-penalty", type=number(0), metavar="A", help="GNMT's alpha (default: as the run is evaluated, or 0.6)")
+    add("--n-best", type=whole(1), metavar="N", help="write N translations per line, best first, as score, TAB, text")
+    add("--temperature", type=number(0), metavar="T", help="sample at this temperature instead of searching")
     add_cache(parser)
     add_server(parser)
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
-    started, count, outputs = time.monotonic(), 0, []
+    started, count, outputs, scores = time.monotonic(), 0, [], []
+    how = {"beam": args.beam, "length_penalty": args.length_penalty, "n_best": args.n_best or 1}
+    how |= {"temperature": args.temperature, "seed": args.seed}
+    given = texts(args.texts, f"headway translate {args.model}")
     with torch_options(args):
         model = load(args)
-        for lines in chunks(sys.stdin):
-            found = model.translate(lines, beam=args.beam, length_penalty=args.length_penalty, n_best=args.n_best)
+        for first, lines in [(1, given)] if given else numbered(sys.stdin):
+            for place, (line, some) in enumerate(zip(lines, model.translate(lines, scores=True, **how)), first):
+                if not line.strip():
+                    terminal.note(f"line {place} is empty, and so is its translation")
+                for text, score in some:
+                    terminal.say(text if args.n_best is None else f"{score:.4f}\t{text}")
+                if args.json:
+                    outputs.append([text for text, _ in some])
+                    scores.append([score for _, score in some])
             count += len(lines)
-            for line in found:
-                terminal.say("\n".join(line))
-            if args.json:
-                outputs.extend(found)
     if not count:
-        raise UserError("there is no line to translate; give some on standard input: headway translate RUN < FILE")
+        raise UserError("there is no line to translate; pass a text, or lines: headway translate RUN < FILE")
     seconds = time.monotonic() - started
-    terminal.result({"translations": outputs, "lines": count, "seconds": seconds, "beyond": model.beyond})
+    found = {"translations": outputs, "scores": scores} if args.json else {}
+    terminal.result({**found, "lines": count, "seconds": seconds, "beyond": model.beyond})
 
 
 def chunks(lines: Iterator[str]) -> Iterator[list[str]]:
@@ -52,3 +68,11 @@ def chunks(lines: Iterator[str]) -> Iterator[list[str]]:
     size = 1 if sys.stdin.isatty() else CHUNK
     while chunk := [line.rstrip("\r\n") for line in islice(lines, size)]:
         yield chunk
+
+
+def numbered(lines: Iterator[str]) -> Iterator[tuple[int, list[str]]]:
+    """Each chunk after the number of its first line, from 1 on."""
+    first = 1
+    for chunk in chunks(lines):
+        yield first, chunk
+        first += len(chunk)

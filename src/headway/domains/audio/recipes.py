@@ -13,7 +13,7 @@ from typing import NamedTuple, cast
 import numpy as np
 
 from headway.config import override
-from headway.data import ClassSplitConfig, SplitConfig
+from headway.data import ClassSplitConfig
 from headway.data.labelled import read_labelled
 from headway.data.splits import side_number
 from headway.domains.audio.augment import SoundAugmentConfig
@@ -25,7 +25,7 @@ from headway.domains.audio.store import read_transcripts
 from headway.domains.audio.transcription import SpokenTexts, TranscriptionConfig
 from headway.errors import UserError
 from headway.learn import MuonConfig, Recipe, Task, TrainConfig, WSDConfig
-from headway.learn.scale import Law, Scale, Settings, Settled, Shapes
+from headway.learn.scale import Law, Scale, Settings, Settled, Shapes, digits
 from headway.nn.models import EncoderDecoderConfig
 from headway.nn.models.presets import listener, whisper
 from headway.nn.parts.init import InitConfig
@@ -105,7 +105,7 @@ def spoken_sequences() -> Recipe:
         model=writer(width=128, depth=(3, 2), heads=4, symbols=214, context=32, dropout=0.0),
         task=SpokenSequencesConfig(
             augment=SoundAugmentConfig(gain=6.0, speeds=(0.9, 0.95, 1.0, 1.05, 1.1)),
-            split=SplitConfig(validation=0.1, test=0.0),
+            split=ClassSplitConfig(validation=0.1, test=0.0),
         ),
         optim=MUON,
         schedule=WSDConfig(warmup=50, decay=0.7),
@@ -178,7 +178,7 @@ class SoundsScale(Scale):
         cut = lengths.longest > window
         seconds = {"task.seconds": window, "model.context": math.ceil(window / 0.02)}
         settings = {**seconds, **({"task.crop": True} if cut else {})}
-        longer = f"; of longer ones, {lengths.longest:.2g} s at the most, a part is heard" if cut else ""
+        longer = f"; of longer ones, {digits(lengths.longest)} s at the most, a part is heard" if cut else ""
         reason = f"windows of {window:g} s for {count:,} sounds{longer}"
         return Settled({**settings, **self.held_out(count), **_changes(count, window)}, reason)
 
@@ -212,7 +212,8 @@ class SpeechScale(Scale):
             settings |= {"task.codec": "bpe", "task.size": 1000 if symbols < 20_000_000 else 4000}
         if task.seconds is None:
             settings |= {"task.seconds": math.ceil(10 * min(lengths.longest, 30.0) + 0.5) / 10}
-        reason = f"{lengths.total / 3600:.2g} hours of speech, {len(said):,} words, {len(set(said)):,} different ones"
+        hours = digits(lengths.total / 3600)
+        reason = f"{hours} hours of speech, {len(said):,} words, {len(set(said)):,} different ones"
         return Settled(settings, reason)
 
     def amount(self, task: Task) -> int:
@@ -245,8 +246,9 @@ def check_speech(hours: float, said: int, different: int) -> None:
         return
     needed = min(_HOURS, hours * _TIMES * max(1, different) / max(1, said))
     raise UserError(
-        f"there are {hours:.2g} hours of speech with {different:,} different words, from which a model that has heard "
-        f"nothing else learns no writing; give about {needed:.2g} hours, or begin from a published Whisper with --from"
+        f"there are {digits(hours)} hours of speech with {different:,} different words, from which a model that has "
+        f"heard nothing else learns no writing; give about {digits(needed)} hours, or begin from a published Whisper "
+        "with --from"
     )
 
 

@@ -13,7 +13,7 @@ from headway.data.files import File, lines
 from headway.domains.chess.config import ChessConfig, GamesConfig, SearchlessConfig
 from headway.errors import UserError
 from headway.learn import AdamWConfig, CosineConfig, MuonConfig, Recipe, TrainConfig, WSDConfig
-from headway.learn.scale import Law, Scale, Settings, Settled, Shapes
+from headway.learn.scale import Law, Scale, Settings, Settled, Shapes, digits
 from headway.nn.models.presets import searchless, squares
 
 
@@ -106,9 +106,9 @@ def _counted(task: GamesConfig, paths: Sequence[Path], minutes: float) -> int:
         seconds += (time.perf_counter() - begun) * max(1.0, number / max(1, tried))
     if seconds > _READING * 60 * minutes:
         raise UserError(
-            f"to read about {count:,} positions for the first time takes about {seconds / 60:.2g} of the "
-            f"{minutes:g} minutes; give {seconds / 60 / _READING:.2g} --minutes or more, or fewer files: what was read "
-            "is kept, and the next run needs no time for it"
+            f"to read about {count:,} positions for the first time takes about {digits(seconds / 60)} of the "
+            f"{minutes:g} minutes; give {digits(seconds / 60 / _READING)} --minutes or more, or fewer files: what was "
+            "read is kept, and the next run needs no time for it"
         )
     return count
 

@@ -11,7 +11,7 @@ from typing import cast
 from headway.data import characters
 from headway.domains.masked.task import MaskedConfig, MaskedTexts
 from headway.learn import MuonConfig, Recipe, Task, TrainConfig, WSDConfig
-from headway.learn.scale import Law, Scale, Settings, Settled, Shapes, below
+from headway.learn.scale import Law, Scale, Settings, Settled, Shapes, below, digits
 from headway.nn.mixers import AttentionConfig
 from headway.nn.models import (
     BlockConfig,
@@ -90,7 +90,7 @@ class MaskedScale(Scale):
             return Settled({})
         size = characters(paths, _LOOKED_AT)
         symbols = below(_VOCABULARIES, size)
-        reason = f"a vocabulary of {symbols:,} for {size / 1e6:.2g} million characters"
+        reason = f"a vocabulary of {symbols:,} for {digits(size / 1e6)} million characters"
         return Settled({"task.size": symbols, "model.symbols": symbols}, reason)
 
     def amount(self, task: Task) -> int:

@@ -11,7 +11,7 @@ from typing import cast
 from headway.data import SplitConfig, characters
 from headway.domains.text.task import Documents, LanguageConfig
 from headway.learn import MuonConfig, Recipe, Task, TrainConfig, WSDConfig
-from headway.learn.scale import Scale, Settings, Settled, Shapes, below, strain
+from headway.learn.scale import Scale, Settings, Settled, Shapes, below, digits, strain
 from headway.nn.mixers import AttentionConfig
 from headway.nn.models import BlockConfig, StackConfig, TokenEmbedConfig, TransformerConfig, cycle
 from headway.nn.parts.feedforward import GatedConfig, MLPConfig
@@ -126,7 +126,8 @@ class TextScale(Scale):
     def settle(self, recipe: Recipe, paths: Sequence[Path], minutes: float) -> Settled:
         size = characters(paths, _LOOKED_AT)
         symbols = below(_VOCABULARIES, size)
-        return Settled({"task.size": symbols}, f"a vocabulary of {symbols:,} for {size / 1e6:.2g} million characters")
+        reason = f"a vocabulary of {symbols:,} for {digits(size / 1e6)} million characters"
+        return Settled({"task.size": symbols}, reason)
 
     def amount(self, task: Task) -> int:
         return cast(Documents, cast(Task, task).examples).tokens("train")

@@ -14,7 +14,7 @@ from headway.attending import Attention, check_text, of_first, symbols_of
 from headway.domains.translation.config import PairsConfig
 from headway.domains.translation.translator import Translator
 from headway.errors import UserError
-from headway.generate import SearchConfig
+from headway.generate import Sampling, SearchConfig
 from headway.given import typed
 from headway.handle import Handle
 from headway.layout import Layout
@@ -26,11 +26,35 @@ Texts = Iterable[str]
 
 @typed
 def translate(
-    model: Handle, lines: str | Texts, beam: int = 4, length_penalty: float = 0.6, n_best: int | None = None
-) -> str | list[str] | list[list[str]]:
-    asked, search = given.texts(lines, "line"), SearchConfig(beam, length_penalty, 1 if n_best is None else n_best)
-    found = _translator(model).translate(asked.items, search) if asked.items else []
-    return asked.answer([best[0] for best in found] if n_best is None else found)
+    model: Handle,
+    lines: str | Texts,
+    beam: int | None = None,
+    length_penalty: float | None = None,
+    n_best: int | None = None,
+    temperature: float | None = None,
+    seed: int | None = None,
+    scores: bool = False,
+) -> Any:
+    asked, sampling, count = given.texts(lines, "line"), None, 1 if n_best is None else n_best
+    if temperature is None:
+        search = _search(model, beam, length_penalty, count)
+    elif beam is not None:
+        raise UserError(f"beam is {beam} and temperature {temperature:g}; search with a beam or sample, not both")
+    else:
+        search, sampling = SearchConfig(count, n_best=count), Sampling(temperature, seed=seed)
+    found = _translator(model).translate(asked.items, search, sampling) if asked.items else []
+    if scores:
+        return asked.answer(found)
+    texts = [[text for text, _ in some] for some in found]
+    return asked.answer([some[0] for some in texts] if n_best is None else texts)
+
+
+def _search(model: Handle, beam: int | None, length_penalty: float | None, count: int) -> SearchConfig:
+    """The search that was asked for; what was left open is as a run is evaluated."""
+    task: Any = SearchConfig() if model.recipe is None else model.recipe.task
+    own = task if isinstance(task, (PairsConfig, SearchConfig)) else SearchConfig()
+    width = max(own.beam, count) if beam is None else beam
+    return SearchConfig(width, own.length_penalty if length_penalty is None else length_penalty, count)
 
 
 @torch.inference_mode()

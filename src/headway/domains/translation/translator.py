@@ -11,7 +11,7 @@ from headway.codecs.tokenizer import framed
 from headway.domains.translation.config import Codecs, PairMarks, PairsConfig
 from headway.errors import UserError
 from headway.formats.usage import Usage
-from headway.generate import Hypothesis, SearchConfig, score_targets, translate_ids
+from headway.generate import Hypothesis, Sampling, SearchConfig, score_targets, translate_ids
 from headway.nn.models import EncoderDecoder, Generative
 
 Ids = list[int]
@@ -58,8 +58,12 @@ class Translator:
         read = lambda texts: [framed(codec, text) for text in texts]  # noqa: E731
         return Translator(model, generator, Codecs(codec, codec), read, start, usage.ends[0], usage.forced, suppressed)
 
-    def translate(self, lines: Sequence[str], search: SearchConfig) -> list[list[str]]:
-        """The `n_best` translations of each line, best first; an empty line has an empty one."""
+    def translate(
+        self, lines: Sequence[str], search: SearchConfig, sampling: Sampling | None = None
+    ) -> list[list[tuple[str, float]]]:
+        """The `n_best` translations of each line, or as many samples, with their scores, best first; an empty line has
+        an empty one.
+        """
         sources = [ids if line.strip() else [] for line, ids in zip(lines, self.read(lines))]
         self.met(lines, sources)
         prefixes = [self.forced if source else () for source in sources]
@@ -71,8 +75,9 @@ class Translator:
             config=search,
             prefixes=prefixes,
             suppressed=self.suppressed,
+            sampling=sampling,
         )
-        return [[self.codecs.target.decode(best.ids) for best in some] for some in found]
+        return [[(self.codecs.target.decode(best.ids), best.score) for best in some] for some in found]
 
     def score(self, targets: Sequence[str], sources: Sequence[str]) -> list[list[float]]:
         """log p of each target token and of the end after it, in nats."""

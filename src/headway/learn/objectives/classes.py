@@ -174,7 +174,7 @@ class Classes(Predicting[C], Generic[C]):
         """Loss (nats a sample, without smoothing), accuracy, macro F1 and balanced accuracy over a split, or `limit`
         samples of it. Where classes are rare, balanced scores come first.
         """
-        logits, right = self.outputs(model, examples.of(split).some(limit))
+        logits, right = self.evaluated(model, examples, split, limit)
         weights = None if self.weights is None else self.weights.float()
         nats = float(F.cross_entropy(logits, right, weights))
         scores = balanced_scores(logits.argmax(-1).numpy(), right.numpy(), self.rare)

@@ -82,7 +82,7 @@ class Labels(Predicting[M], Generic[M]):
         """Loss (nats a label), F1 over all labels and in the mean over labels, precision, recall, and how often all
         labels are right, over a split or `limit` samples of it.
         """
-        logits, right = self.outputs(model, examples.of(split).some(limit))
+        logits, right = self.evaluated(model, examples, split, limit)
         scores, truth = logits.sigmoid().numpy(), right.bool().numpy()
         thresholds = self.thresholds or best_thresholds(scores, truth)
         return {"loss": float(self._entropy(logits, right).mean()), **label_scores(scores >= thresholds, truth)}

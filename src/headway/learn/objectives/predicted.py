@@ -64,6 +64,7 @@ class Predicting(Objective[P], Generic[P]):
         self.unit, self.goal, self.goal_better = unit, goal, self.goals[goal]
 
     scored: str = "classes"
+    _evaluated: tuple[nn.Module, str, Selected, Float[Tensor, "N C"], Tensor] | None = None  # last
 
     def outputs(self, model: nn.Module, samples: Selected) -> tuple[Float[Tensor, "N C"], Tensor]:
         """The head's outputs for samples, and their targets, on the processor."""
@@ -75,6 +76,14 @@ class Predicting(Objective[P], Generic[P]):
                 right = targets.new_empty(len(samples), *targets.shape[1:])
             found[numbers], right[numbers] = said, targets
         return found, right
+
+    def evaluated(
+        self, model: nn.Module, examples: P, split: str, limit: int | None
+    ) -> tuple[Float[Tensor, "N C"], Tensor]:
+        """`outputs` for a split or `limit` samples of it, which the pictures of this model show, too."""
+        samples = examples.of(split).some(limit)
+        self._evaluated = model, split, samples, *self.outputs(model, samples)
+        return self._evaluated[3:]
 
     def fit_head(self, model: nn.Module, examples: P, fresh: Collection[str], limit: int) -> bool:
         """Fit the head's last map to what it reads of each sample."""
@@ -131,9 +140,13 @@ class Predicting(Objective[P], Generic[P]):
         ]
 
     def pictures(self, model: nn.Module, examples: P) -> list[Picture]:
-        """The scores of each class or label, or numbers next to those predicted, and some samples."""
-        samples = examples.of(examples.final_split)
-        outputs, targets = self.outputs(model, samples)
+        """The scores of each class or label, or numbers next to those predicted, and some samples: those of the final
+        split that the score of this model is of, or all.
+        """
+        if self._evaluated is None or self._evaluated[:2] != (model, examples.final_split):
+            self.evaluated(model, examples, examples.final_split, None)
+        assert self._evaluated is not None
+        samples, outputs, targets = self._evaluated[2:]
         told = self.predictions(examples, samples.rows, outputs, targets)
         return [*self.charts(examples, outputs, targets), *examples.gallery(model, told)]
 

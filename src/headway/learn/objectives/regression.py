@@ -80,7 +80,7 @@ class Regression(Predicting[V], Generic[V]):
         """Mean squared error in units of the variance, R2, the mean absolute error and both correlations, over a split
         or `limit` samples of it.
         """
-        outputs, targets = self.outputs(model, examples.of(split).some(limit))
+        outputs, targets = self.evaluated(model, examples, split, limit)
         said, right = outputs[:, 0].double().numpy(), targets.double().numpy()
         errors = (said - right) / _scaled(model).scale
         return {"loss": float(np.square(errors).mean()), **number_scores(said, right)}
