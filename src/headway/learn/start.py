@@ -311,8 +311,8 @@ def tuned(
     read = steps * learnt / max(1, targets)
     early = steps == useful
     why = (
-        f"{samples:,} samples teach a model that has learnt before no more when they are read more often"
+        f"at most {epochs:.2g} epochs: {samples:,} samples teach a model that has learned before no more after these"
         if early
-        else f"as often as they can be read in {seconds / 60:.2g} minutes; {epochs:.2g} times would help"
+        else f"as many epochs as fit into the time; up to {epochs:.2g} would help"
     )
-    return Tuned({batch: units}, useful, steps, read, f"{read:.2g} times all data in {steps:,} steps: {why}")
+    return Tuned({batch: units}, useful, steps, read, why)
