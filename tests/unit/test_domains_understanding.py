@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
@@ -27,6 +28,8 @@ from headway.errors import ConfigError, UserError
 from headway.formats.open import Opened
 from headway.formats.usage import Usage, read_usage
 from headway.learn import Shard, unit_of
+from headway.learn.page import notes
+from headway.learn.report.confusion import tag_confusions
 from headway.learn.rows import Limit, framed
 from headway.nn.models import PooledHeadConfig, build
 from headway.nn.parts.norm import RMSNormConfig
@@ -191,6 +194,37 @@ def test_tagging_overfits_one_batch_and_is_used(speeches: Path, tmp_path: Path) 
     assert found[1].words == ["MENENIUS", ":", "What", "work's", ",", "my", "countrymen", "?"]
     assert [(one.start, one.stop) for one in found[0].entities] == [(0, 2)]
     assert task.samples(model, 2)[0].keys() == {"source", "output", "reference"}
+
+
+def test_a_page_has_the_scores_of_each_kind_of_entity_and_says_what_was_done(speeches: Path, tmp_path: Path) -> None:
+    settings = {"task.size": 400, "model.width": 32, "model.depth": 1, "model.heads": 2, "train.batch_tokens": 256}
+    run = hw.train(
+        "tagging",
+        data=speeches,
+        set={**settings, "train.steps": 5, "task.split": {"validation": 0.2, "test": 0.2}},
+        run=tmp_path / "who-speaks",
+        progress=False,
+    )
+    page = (run.directory / "report.html").read_text(encoding="utf-8")
+    assert "<title>who-speaks: tagging</title>" in page
+    table = page[page.index("<b>Entities</b>") :]
+    assert re.search(r'<td class="label">WHO</td><td class="short">\d+</td>(<td class="short">[\d.]+ %</td>|-)', table)
+    assert "outside" in page[page.index("<b>Confusions</b>") :]
+    batches = len(run.task.examples.of("train").training().plan)
+    assert run.summary["epochs"] == pytest.approx(5 / batches)
+    done = f"Trained for 5 steps ({run.summary['tokens']:,} words, {5 / batches:.1f} epochs)"
+    assert done in page
+    assert any(note.startswith(done) for note in notes((), run.summary))
+    assert run.summary["trained"] == run.summary["parameters"] == sum(p.numel() for p in run.model.parameters())
+
+
+def test_words_without_entities_are_confused_by_their_tags() -> None:
+    right, said = [["NN", "VB"], ["NN"]], [["NN", "NN"], ["NN"]]
+    matrix, pairs, classes = tag_confusions(right, said, "test words", entities=False)
+    assert matrix.caption.startswith("3 test words")
+    assert "1 of 1" in str(pairs.figure)
+    assert classes.title == "Classes"
+    assert "outside" not in str(matrix.figure)
 
 
 def test_only_first_symbols_of_words_are_labelled(speeches: Path) -> None:

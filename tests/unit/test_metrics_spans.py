@@ -6,6 +6,7 @@ import pytest
 
 from headway.errors import UserError
 from headway.metrics import EntitySpan, entity_scores, has_spans, spans, tag_scores
+from headway.metrics.classification import entity_counts
 
 
 @pytest.mark.parametrize(
@@ -45,6 +46,16 @@ def test_a_wrong_kind_and_a_wrong_edge_are_wrong() -> None:
     assert entity_scores([["B-PER"]], [["B-LOC"]])["f1"] == 0.0
     assert entity_scores([["B-PER", "O"]], [["B-PER", "I-PER"]])["f1"] == 0.0
     assert entity_scores([["O"]], [["O"]])["f1"] == 0.0
+
+
+def test_each_kind_of_entity_is_counted() -> None:
+    labels = [["B-PER", "I-PER", "O", "B-LOC"], ["O", "B-ORG", "B-PER"]]
+    predicted = [["B-PER", "O", "O", "B-LOC"], ["O", "B-LOC", "B-PER"]]
+    counts = entity_counts(predicted, labels)
+    assert counts == {"LOC": (1, 2, 1), "ORG": (1, 0, 0), "PER": (2, 2, 1)}
+    scores = entity_scores(predicted, labels)
+    hits, predictions = (sum(one[place] for one in counts.values()) for place in (2, 1))
+    assert scores["precision"] == hits / predictions
 
 
 def test_tags_without_entities_have_accuracy_alone() -> None:

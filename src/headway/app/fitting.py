@@ -163,8 +163,8 @@ class Fitting:
         best, fits = choose(self.recipe, self.scale, self.user, self.unique, seconds, self.pace)
         reasons = (*filter(None, [self.reason]), *explained(best, fits, self.scale, self.unique, seconds))
         later = self._later(fits)
-        if later is not None and later.parameters > 1.2 * best.parameters:
-            reasons = (*reasons, f"in {_LATER} times the minutes a model of {later.parameters:,} would learn more")
+        if later is not None and later.size > 1.2 * best.size:
+            reasons = (*reasons, f"in {_LATER} times the minutes a model of {later.size:,} would learn more")
         return replace(settled(self.recipe, best, self.scale, self.unique, self.user), reasons=reasons), best
 
     def pace(self, recipe: Recipe) -> Pace:

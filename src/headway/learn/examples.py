@@ -98,6 +98,11 @@ class ByCount(NamedTuple):
     size: int
     seed: int | None = None
 
+    @property
+    def epoch(self) -> float:
+        """Batches that read as many samples as there are."""
+        return self.samples / self.size
+
     def endless(self, shard: Shard, start: int) -> Iterator[tuple[Chance, Int[np.ndarray, "B"]]]:
         for number in count(start + shard.rank, shard.world):
             places = np.arange(number * self.size, (number + 1) * self.size)
@@ -116,6 +121,11 @@ class ByTokens(NamedTuple):
 
     plan: PairBatches
     samples: int
+
+    @property
+    def epoch(self) -> float:
+        """Batches that read each sample once."""
+        return len(self.plan)
 
     def endless(self, shard: Shard, start: int) -> Iterator[tuple[Chance, Int[np.ndarray, "B"]]]:
         batches, known = [], -1
@@ -195,6 +205,12 @@ class Examples:
     def count(self, split: str) -> int:
         """The samples of a split."""
         return len(self.of(split))
+
+    def epoch(self) -> float | None:
+        """Training batches that read each sample once; None if the batches come in an order of their own."""
+        if type(self).batches is not Examples.batches:
+            return None
+        return getattr(self.of("train").training(), "epoch", None)
 
     def contents(self) -> Contents:
         """All that was read of the data, beside the splits, by what people call each part: "texts", "labels". By them a

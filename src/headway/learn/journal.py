@@ -281,6 +281,11 @@ def duration(seconds: float) -> str:
     return f"{minutes}:{rest:02d}" if minutes else f"{rest} s"
 
 
+def epochs_text(epochs: float) -> str:
+    """Epochs as 0.4 epochs, 3.1 epochs or 1,200 epochs."""
+    return f"{epochs:,.0f} epochs" if epochs >= 10 else f"{epochs:.1f} epochs"
+
+
 _FAR = 3.0  # a loss that is above the first by so many times it, and by as much
 _LONG = 20  # steps, and a part of the run, after which one that stays far above the first is no accident
 _REMEDY = "lower optim.lr, lengthen schedule.warmup, or set train.clip"

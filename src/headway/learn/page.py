@@ -11,7 +11,7 @@ from typing import Any
 
 from headway.config import to_dict
 from headway.learn import Run, measure_of, unit_of
-from headway.learn.journal import duration
+from headway.learn.journal import duration, epochs_text
 from headway.learn.report.charts import Points, line_chart, short
 from headway.learn.report.page import Picture, Sections, shortfalls, write_report
 
@@ -55,6 +55,8 @@ RATES = (
     "exact_match",
     "exact_match_novel",
     "f1",
+    "precision",
+    "recall",
     "puzzle_accuracy",
     "legal_rate",
 )
@@ -94,7 +96,7 @@ def run_sections(run: Run, pictures: Sequence[Picture] = ()) -> Sections:
         )
     said += () if run.task is None else run.task.examples.remarks
     return Sections(
-        title=recipe.name,
+        title=run_title(run.directory, recipe.name),
         subtitle=recipe.description,
         headline=_headline(run),
         curves=curves(run.metrics, measure_of(run.task)),
@@ -109,9 +111,9 @@ def run_sections(run: Run, pictures: Sequence[Picture] = ()) -> Sections:
 
 
 def notes(reasons: Sequence[str], summary: Mapping[str, Any]) -> list[str]:
-    """Why the run is as it is, what its scores are of, and why they are bad, in sentences."""
+    """What was done, the `reasons` of the plan, what the scores are of, and why they are bad, in sentences."""
     scores = summary.get("scores") or {}
-    found = [f"{reason[:1].upper()}{reason[1:]}." for reason in reasons]
+    found = [*_done(summary), *(f"Plan: {reason}." for reason in reasons)]
     if scores.get("judged") is not None:
         part, whole = scores["judged"], scores["judged_of"]
         found.append(
@@ -119,6 +121,28 @@ def notes(reasons: Sequence[str], summary: Mapping[str, Any]) -> list[str]:
             "`headway evaluate` judges by all of them."
         )
     return [*found, *shortfalls(scores, summary.get("samples") or ())]
+
+
+def run_title(directory: Path, name: str) -> str:
+    """The name of a run or a comparison, which is that of its directory, with `name`, which says of what."""
+    own = directory.resolve().name
+    return name if own in ("", name) else f"{own}: {name}"
+
+
+def _done(summary: Mapping[str, Any]) -> list[str]:
+    """What was trained, and which model was kept, in a sentence; nothing for a summary without steps."""
+    if not summary.get("step"):
+        return []
+    unit, epochs, best = summary.get("unit", "token"), summary.get("epochs"), summary.get("best") or {}
+    amount = f"{summary['tokens']:,} {unit}s" + ("" if epochs is None else f", {epochs_text(epochs)}")
+    steps = f"{summary['step']:,} steps ({amount})"
+    early = summary["step"] < summary.get("steps", 0)
+    ended = f", and stopped before step {summary['steps']:,}" if early else ""
+    found = f"Trained for {steps} in {duration(summary.get('seconds') or 0.0)}{ended}."
+    if "step" not in best:
+        return [found]
+    kept = f"the one of step {best['step']:,}" if best["step"] else "the one before the first step"
+    return [f"{found[:-1]}; the best model is {kept}."]
 
 
 def _headline(run: Run) -> dict[str, Any]:
@@ -235,6 +259,9 @@ def _facts(summary: Mapping[str, Any], unit: str) -> dict[str, dict[str, Any]]:
     time = {
         "steps": summary.get("step"),
         f"{unit}s": summary.get("tokens"),
+        **({} if summary.get("epochs") is None else {"epochs": summary["epochs"]}),
+        "parameters": summary.get("parameters"),
+        **({} if summary.get("trained") is None else {"of these trained": summary["trained"]}),
         "training": duration(summary.get("seconds") or 0.0),
         "with evaluations": duration(summary.get("elapsed") or 0.0),
         "precision": f"{summary.get('precision')} ({summary.get('precision_reason')})",

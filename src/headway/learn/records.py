@@ -97,6 +97,8 @@ class Status(TypedDict, total=False):
     steps: Required[Count]
     step: Required[Count]
     tokens: Required[Count]
+    epochs: Annotated[float, Range(0)] | None
+    trained: Count | None
     seconds: Required[Seconds]
     elapsed: Seconds | None
     minutes: Seconds | None

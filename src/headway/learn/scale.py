@@ -118,11 +118,14 @@ class Pace(NamedTuple):
 
 
 class Rung(NamedTuple):
-    """A size of the ladder: its settings without the user's, the recipe of this size, and what computes in it."""
+    """A size of the ladder: its settings without the user's, the recipe of this size, the parameters that a target is
+    multiplied by, and all parameters of the model (`size`).
+    """
 
     settings: Settings
     recipe: Recipe
     parameters: int
+    size: int
 
 
 class Fit(NamedTuple):
@@ -133,6 +136,7 @@ class Fit(NamedTuple):
     settings: Settings
     model: ModelConfig
     parameters: int
+    size: int
     pace: Pace
     batch: int
     seen: float
@@ -247,7 +251,8 @@ def ladder(recipe: Recipe, scale: Scale, user: Settings) -> list[Rung]:
         if any(sized.model == other.recipe.model for other in found):
             continue
         try:
-            found.append(Rung(taken(settings, user), sized, computing(sized.model)))
+            costs = describe(sized.model)
+            found.append(Rung(taken(settings, user), sized, max(1, costs["flop_per_token"] // 2), costs["parameters"]))
         except ConfigError as error:
             faults.append(error)
     if not found:
@@ -294,7 +299,7 @@ def fitted(rung: Rung, scale: Scale, unique: int, seconds: float, pace: Pace, ow
     A batch of B targets takes t = o + B / p seconds, o those of the optimiser, and what N targets teach is worth N / (1
     + B / B') of them (McCandlish et al. 2018, equation 2.11), B' the noise scale: most is learnt at B = sqrt(o p B').
     """
-    settings, recipe, parameters = rung
+    settings, recipe, parameters, size = rung
     seen = max(seconds, 0.0) * pace.targets
     noise = scale.noise * math.sqrt(max(seen, 1.0))
     wanted = math.sqrt(max(pace.overhead * pace.targets, 1.0) * noise)
@@ -306,7 +311,7 @@ def fitted(rung: Rung, scale: Scale, unique: int, seconds: float, pace: Pace, ow
     seen = max(seconds, 0.0) * each / (pace.overhead + each / pace.targets)
     loss = scale.law.loss(parameters, seen / (1 + each / noise), unique)
     enough = max(_ENOUGH * scale.law.repeats * unique, _FEWEST * scale.few * each)
-    return Fit(settings, recipe.model, parameters, pace, batch, min(seen, enough), loss, seen > enough)
+    return Fit(settings, recipe.model, parameters, size, pace, batch, min(seen, enough), loss, seen > enough)
 
 
 def _power(number: float) -> int:
@@ -350,9 +355,9 @@ def explained(choice: Fit, fits: Sequence[Fit], scale: Scale, unique: int, secon
     read = f"{_count(choice.seen)} {scale.unit}s ({digits(epochs)} epochs)"
     fitting = f"fit into {span(seconds)}"
     told = "are planned at first, and more while validation improves" if choice.exhausted else fitting
-    first = f"{_count(choice.parameters)} parameters (width {width}, {depth} layers) in {steps}: {read} {told}"
+    first = f"{_count(choice.size)} parameters (width {width}, {depth} layers) in {steps}: {read} {told}"
     others = [fit for fit in fits if fit is not choice]
-    told = ", ".join(f"{_count(fit.parameters)}: {fit.loss - choice.loss:+.2f}" for fit in others)
+    told = ", ".join(f"{_count(fit.size)}: {fit.loss - choice.loss:+.2f}" for fit in others)
     return (first, f"of {len(fits)} sizes the lowest loss predicted ({told})") if others else (first,)
 
 

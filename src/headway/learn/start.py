@@ -311,8 +311,8 @@ def tuned(
     early = steps == useful
     plan = f"plan: {read:.2g} epochs of {samples:,} samples in {steps:,} steps"
     why = (
-        "more of them while validation improves"
+        f"at first {digits(epochs)} epochs of {samples:,} samples, more while validation improves"
         if early
-        else f"as many as fit into {span(seconds)}; {digits(epochs)} epochs would help"
+        else f"as many epochs of {samples:,} samples as fit into {span(seconds)}; {digits(epochs)} would help"
     )
-    return Tuned({batch: units}, useful, steps, read, f"{plan}, {why}")
+    return Tuned({batch: units}, useful, steps, read, why)

@@ -17,7 +17,7 @@ from headway.learn.budget import Clock, Speed, TimeBudget, measure, plan, planne
 from headway.learn.checkpoint import step_of
 from headway.learn.distributed import Processes
 from headway.learn.fingerprint import agreed, differences, fingerprint
-from headway.learn.journal import Display, Journal, open_display
+from headway.learn.journal import Display, Journal, epochs_text, open_display
 from headway.learn.loop import Foretell, Interrupts, Loop, UserInterrupt
 from headway.learn.memory import check_memory, kept_heap
 from headway.learn.precision import Precision, choose
@@ -311,11 +311,13 @@ class Trainer:
         run, recipe, progress = self.run, self.run.recipe, self.run.progress
         name, reason = run.precision
         whole, trained = run.costs["parameters"], run.learner.trained
+        epochs = run.epochs(recipe.train.steps)
         display.say(
-            f"training {recipe.train.steps:,} steps in {run.directory.path}; matrix products in {name} ({reason})"
+            f"training {recipe.train.steps:,} steps{'' if epochs is None else f' ({epochs_text(epochs)})'} in "
+            f"{run.directory.path}; matrix products in {name} ({reason})"
         )
         if run.minutes is not None:
-            display.say(f"as many as fit into {run.minutes:g} minutes at the speed measured")
+            display.say(f"this is the plan for {run.minutes:g} minutes at the speed measured")
         for reason in recipe.reasons if not progress.step else ():
             display.say(reason)
         missing = None if progress.step or recipe.start is not None else _form_missing(recipe.model)

@@ -56,6 +56,7 @@ class RunState:
         self.costs = describe(self.outline)
         self.precision = Precision(recipe.train.precision, "as set")
         self.fresh: tuple[str, ...] = ()
+        self.trained: int | None = None  # parameters that are trained, known once there is a model
         self.before = 0.0
         self.budget: TimeBudget | None = None
         self.progress = Progress()
@@ -71,6 +72,14 @@ class RunState:
         """The one outline of its model, from which all is told that is asked before there are weights."""
         return outline(self.recipe.model)
 
+    def epochs(self, steps: int) -> float | None:
+        """How often so many steps read all training samples; None for samples that the model makes."""
+        return None if self._epoch is None else steps * self.recipe.train.accumulate / self._epoch
+
+    @cached_property
+    def _epoch(self) -> float | None:
+        return self.task.examples.epoch()
+
     def start(self) -> None:
         """Make the model, and go on from the newest checkpoint."""
         recipe, first = self.recipe, self.processes.first
@@ -82,6 +91,7 @@ class RunState:
         limit = 0 if begun or recipe.start is None else recipe.train.linear_probe
         self.probed = limit > 0 and self.task.fit_head(model.to(self.processes.device), self.fresh, limit)
         self.learner = Learner(model, recipe, self.task, self.processes, self.precision.name)
+        self.trained = self.learner.trained
         self.progress = Progress()
         self.checkpoints.load_newest(self)
         self._saved = self.progress.step
@@ -157,9 +167,11 @@ class RunState:
                 "status": status,
                 "recipe": self.recipe.name,
                 "parameters": self.costs["parameters"],
+                "trained": self.trained,
                 "steps": self.recipe.train.steps,
                 "step": progress.step,
                 "tokens": progress.tokens,
+                "epochs": self.epochs(progress.step),
                 "seconds": round(progress.seconds, 3),
                 "elapsed": round(self.before + self.clock.worked(), 3),
                 "minutes": self.minutes,

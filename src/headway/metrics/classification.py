@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -110,12 +111,8 @@ def entity_scores(predicted: Sequence[Sequence[str]], labels: Sequence[Sequence[
 
     The interval of `f1` draws sentences anew. Where there is no entity on a side, its rate is 0.
     """
-    hits, said, true = [], [], []
-    for one, other in zip(predicted, labels, strict=True):
-        ours, theirs = set(spans(one)), set(spans(other))
-        hits.append(len(ours & theirs))
-        said.append(len(ours))
-        true.append(len(theirs))
+    matched = [_matches(one, other) for one, other in zip(predicted, labels, strict=True)]
+    hits, said, true = ([sum(part.values()) for part in parts] for parts in zip(*matched)) if matched else ([], [], [])
     doubled, both = [2 * hit for hit in hits], [a + b for a, b in zip(said, true)]
     return {
         "f1": sum(doubled) / max(1, sum(both)),
@@ -123,6 +120,35 @@ def entity_scores(predicted: Sequence[Sequence[str]], labels: Sequence[Sequence[
         "precision": sum(hits) / max(1, sum(said)),
         "recall": sum(hits) / max(1, sum(true)),
     }
+
+
+class EntityCounts(NamedTuple):
+    """Entities of one kind: those that are labelled, those that are predicted, and those that are both."""
+
+    labelled: int
+    predicted: int
+    hits: int
+
+
+def entity_counts(predicted: Sequence[Sequence[str]], labels: Sequence[Sequence[str]]) -> dict[str, EntityCounts]:
+    """The counts of each kind of entity over all sentences, by name, in alphabetical order."""
+    hits, said, true = Counter[str](), Counter[str](), Counter[str]()
+    for one, other in zip(predicted, labels, strict=True):
+        for total, part in zip((hits, said, true), _matches(one, other)):
+            total.update(part)
+    return {kind: EntityCounts(true[kind], said[kind], hits[kind]) for kind in sorted({*said, *true})}
+
+
+def _matches(predicted: Sequence[str], labels: Sequence[str]) -> tuple[Counter[str], Counter[str], Counter[str]]:
+    """How many entities of each kind a sentence has: those in both its tags, those predicted, those labelled."""
+    ours, theirs = set(spans(predicted)), set(spans(labels))
+    hits, said, true = (Counter(span.kind for span in found) for found in (ours & theirs, ours, theirs))
+    return hits, said, true
+
+
+def entity_kind(tag: str) -> str:
+    """The kind of entity that a tag of a word belongs to; O of a word outside."""
+    return _parts(tag)[1] or OUTSIDE
 
 
 def tag_scores(predicted: Sequence[Sequence[str]], labels: Sequence[Sequence[str]]) -> Scores:

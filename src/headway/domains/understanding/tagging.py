@@ -21,6 +21,8 @@ from headway.learn import Recipe, Task
 from headway.learn.examples import Batch, Chance, Contents, Selected
 from headway.learn.objective import Objective, judged
 from headway.learn.objectives.classes import Classified
+from headway.learn.report import Picture
+from headway.learn.report.confusion import tag_confusions
 from headway.learn.rows import FramedRows, Limit, frame_for, framed
 from headway.metrics import has_spans, tag_scores
 from headway.metrics.classification import OUTSIDE
@@ -152,6 +154,13 @@ class Tags(Objective[TaggedSentences]):
                 {"source": " ".join(words), "output": _marked(words, tags), "reference": _marked(words, right)}
             )
         return shown
+
+    def pictures(self, model: nn.Module, examples: TaggedSentences) -> list[Picture]:
+        """Which kinds of entities, or which tags, are taken for which on the split that is judged last."""
+        split = examples.final_split
+        samples = examples.of(split)
+        right = [examples.sentences[row].tags for row in samples.rows]
+        return tag_confusions(right, self.tags(model, samples)[0], f"{split} words", has_spans(examples.labels))
 
 
 def _nats(logits: Float[Tensor, "B T C"], batch: Batch) -> Loss:

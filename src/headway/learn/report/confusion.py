@@ -1,4 +1,4 @@
-"""Pictures of classes taken for each other, and of sounds along time."""
+"""Pictures of classes and tags taken for each other, and of sounds along time."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 
 from headway.learn.report.charts import Axis, shorten, svg, text
 from headway.learn.report.page import Picture, data_uri
+from headway.metrics.classification import OUTSIDE, EntityCounts, entity_counts, entity_kind
 
 _MOST = 24  # classes that a picture shows: those that are mistaken most
 _PAIRS = 10  # of classes that are listed
@@ -18,11 +19,16 @@ _NAME = 18  # characters
 
 
 def confusions(
-    right: Int[np.ndarray, "N"], said: Int[np.ndarray, "N"], labels: Sequence[str], what: str
+    right: Int[np.ndarray, "N"],
+    said: Int[np.ndarray, "N"],
+    labels: Sequence[str],
+    what: str,
+    entities: Mapping[str, EntityCounts] | None = None,
 ) -> list[Picture]:
     """Which classes are taken for which, and how well each is told, of N samples that are `what` ("test images").
 
-    Of many classes, those are shown that are mistaken most.
+    Of many classes, those are shown that are mistaken most. Where samples are words of `entities`, these are scored
+    instead of the classes.
     """
     counts = np.zeros((len(labels), len(labels)), np.int64)
     np.add.at(counts, (right, said), 1)
@@ -44,9 +50,42 @@ def confusions(
     long = max(map(len, labels)) > _NAME
     if pairs:
         found.append(Picture("Most confused", "what it is, and what is said of it", _table(pairs), wide=long))
+    if entities is not None:
+        return [*found, Picture("Entities", f"of {what}, the lowest F1 first", _table(_by_kind(entities)), wide=long)]
     told = f"of {what}, the worst first{f'; {_MOST} of {len(labels)} classes' if len(labels) > _MOST else ''}"
     found.append(Picture("Classes", told, _table(_by_class(counts, labels)), wide=long))
     return found
+
+
+def tag_confusions(
+    right: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]], what: str, entities: bool
+) -> list[Picture]:
+    """`confusions` of the words of sentences by their tags or, where tags mark `entities`, by the kind of entity, with
+    the scores of each kind.
+    """
+    name = entity_kind if entities else str
+    labels = sorted({name(tag) for tags in (*right, *predicted) for tag in tags}, key=lambda one: (one == OUTSIDE, one))
+    numbers = {label: number for number, label in enumerate(labels)}
+    words, said = (
+        np.fromiter((numbers[name(tag)] for tags in each for tag in tags), np.int64) for each in (right, predicted)
+    )
+    counts = entity_counts(predicted, right) if entities else None
+    return confusions(words, said, ["outside" if one == OUTSIDE else one for one in labels], what, counts)
+
+
+def _by_kind(entities: Mapping[str, EntityCounts]) -> list[dict[str, str]]:
+    """Precision, recall and F1 of each kind of entity, the least F1 first."""
+    rows = sorted((2 * one.hits / (one.labelled + one.predicted), kind, one) for kind, one in entities.items())
+    return [
+        {
+            "class": kind,
+            "entities": f"{one.labelled:,}",
+            "recall": _share(one.hits, one.labelled),
+            "precision": _share(one.hits, one.predicted),
+            "F1": f"{100 * f1:.1f} %",
+        }
+        for f1, kind, one in rows[:_MOST]
+    ]
 
 
 def _by_class(counts: np.ndarray, labels: Sequence[str]) -> list[dict[str, str]]:

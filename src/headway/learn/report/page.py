@@ -114,7 +114,7 @@ def _environment(folders: tuple[Path, ...]) -> jinja2.Environment:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    found.filters.update(svg=_markup, value=value, branches=branches)
+    found.filters.update(svg=_markup, value=value, branches=branches, breadths=breadths)
     return found
 
 
@@ -143,6 +143,15 @@ def value(item: Any) -> str:
     if isinstance(item, (list, tuple)):
         return ", ".join(value(i) for i in item)
     return str(item)
+
+
+_SHORT = 24  # characters of a cell that is not broken into lines
+
+
+def breadths(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Whether the cells of a table's columns are "short", or "long" texts that are broken into lines."""
+    longest = {name: max(len(value(row[name])) for row in rows if name in row) for name in rows[0]}
+    return {name: "long" if length > _SHORT else "short" for name, length in longest.items()}
 
 
 class TreeNode(NamedTuple):
