@@ -15,8 +15,9 @@ from trajectory_data import SETTINGS, made, opened, saved, tiny
 
 from headway.app.recipes import configured, open_task
 from headway.data.recordings import write_episodes
-from headway.domains.trajectories.acting import Actor
+from headway.domains.trajectories.acting import Actor, RecordingActors, play
 from headway.domains.trajectories.codec import read_codec
+from headway.environments import Mixture, Recorder
 from headway.errors import ConfigError, UserError
 from headway.layout import Layout
 from headway.learn import WHOLE, Shard
@@ -360,6 +361,27 @@ def test_episodes_by_chance_are_added(tmp_path: Path) -> None:
     assert len(with_some.examples.episodes) == len(without.examples.episodes) + 5
     again = opened(path, tmp_path, **{"task.random": 5})
     assert again.examples.episodes.keys() == with_some.examples.episodes.keys()
+
+
+def test_a_recording_holds_what_the_model_plays_by_itself(tmp_path: Path) -> None:
+    task = opened(saved(tmp_path), tmp_path, **{"model.embed.timesteps": 500})
+    model, codec, copies = built(task), task.examples.codec, task.objective.copies
+    recorder = Recorder(copies, [Mixture(RecordingActors(model, codec), 0.0)], seed=3, horizon=None)
+    recorder.run(3, at_once=2)
+    played = play(model, codec, copies, codec.target, range(3, 6))
+    np.testing.assert_array_equal(recorder.episodes().returns, played.returns)
+
+
+def test_what_a_model_did_by_chance_is_what_it_remembers(tmp_path: Path) -> None:
+    task = opened(saved(tmp_path), tmp_path)
+    actors = RecordingActors(built(task), task.examples.codec)
+    actors.begin(0, 7)
+    first = np.zeros((1, 4), np.float32)
+    other = 1 - int(actors.act([0], first)[0])
+    actors.took(0, other, 2.5)
+    actor = actors._actors[0]
+    assert int(actor._actions[-1]) == other
+    assert actor.to_go.tolist() == [task.examples.codec.target - 2.5]
 
 
 def test_seeds_of_evaluations_are_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from headway.data.video import check_film
-from headway.domains.agents.acting import AgentPolicy, play
+from headway.domains.agents.acting import AgentPolicy, RecordingAgents, play
 from headway.domains.agents.codec import FILE, AgentCodec, check_fits, read_codec
 from headway.environments import (
     AT_ONCE,
@@ -72,6 +72,13 @@ def rollout(
     scores = worth(found, name)
     results = [{**scores, "returns": found.returns.tolist()}]
     return {"environment": name, "seed": start, **scores, "results": results, "render": film}
+
+
+def recording_policy(model: Handle, copies: Copies, horizon: int | None) -> RecordingAgents:
+    """The agent of a run as a policy for `headway data collect`. UserError for another environment than it fits."""
+    codec = _codec(model)
+    check_fits(codec, copies.spaces, copies.name)
+    return RecordingAgents(model.module, codec, len(copies))
 
 
 def _codec(model: Handle) -> AgentCodec:

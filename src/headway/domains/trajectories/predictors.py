@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from headway.data.video import check_film
-from headway.domains.trajectories.acting import check_fits, play
+from headway.domains.trajectories.acting import RecordingActors, check_fits, play
 from headway.domains.trajectories.codec import FILE, TrajectoryCodec, read_codec
 from headway.environments import (
     AT_ONCE,
@@ -78,6 +79,22 @@ def rollout(
             results.append({"target_return": target, **scores, "returns": played.returns.tolist()})
     first = {key: value for key, value in results[0].items() if key != "returns"}
     return {"environment": name, "seed": start, **first, "results": results, "render": film}
+
+
+def recording_policy(model: Handle, copies: Copies, horizon: int | None) -> RecordingActors:
+    """The model of a run as a policy for `headway data collect`, asked for the return of its run. UserError for another
+    environment than it fits, and for episodes of at most `horizon` steps that may be too long for it.
+    """
+    codec, embed = read_codec(model.directory), model.module.config.embed
+    _check_scales(embed, codec, model.directory)
+    check_fits(codec, copies)
+    longest = min(each for each in (horizon, copies.horizon, math.inf) if each is not None)
+    if longest > embed.timesteps:
+        raise UserError(
+            f"{model.directory} knows {embed.timesteps:,} timesteps, and an episode of {copies.name!r} may have more; "
+            f"pass --horizon {embed.timesteps}"
+        )
+    return RecordingActors(model.module, codec)
 
 
 def _check_scales(embed: TrajectoryEmbedConfig, codec: TrajectoryCodec, directory: Path) -> None:
