@@ -154,9 +154,7 @@ def _recorder(args: argparse.Namespace, copies: Copies, task: int, shots: Shots 
     from headway.environments import Demonstrating, Mixture, Recorder, check_demonstrable, open_policy
 
     policies = [
-        _policy_of_run(name, args, copies)
-        if _is_run(name)
-        else open_policy(name, copies.spaces, copies.name)
+        _policy_of_run(name, args, copies) if _is_run(name) else open_policy(name, copies.spaces, copies.name)
         for name in _policies(args, copies.name)
     ]
     mixtures = [Mixture(policy, share) for policy in policies for share in args.mix]
