@@ -37,6 +37,7 @@ TITLES = {
     "steps_mean": "steps to success",
     "length_mean": "steps of an episode",
     "f1": "F1",
+    "mean_recall_at_1": "recall at 1, mean of both directions",
     "policy": "nats of a move",
     "value": "nats of an outcome",
     "score_error": "error of the expected score",
