@@ -42,7 +42,9 @@ def scores_and_task(
         wanted = split or (task.final_split if data is None else task.stated)
         other = differences(RunDirectory(model.directory).read_status().get("data"), fingerprint(task))
         note = {} if other is None else {"note": f"these are not the data that the run was trained on: {other}"}
-        return {**_judged(model, task, wanted, limit, stride), **note}, task
+        scores = _judged(model, task, wanted, limit, stride)
+        remark = task.remark(model.module)
+        return {**scores, **({"remark": remark} if remark else {}), **note}, task
 
 
 def evaluate_published(

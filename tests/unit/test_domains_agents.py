@@ -6,7 +6,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -18,8 +18,10 @@ import headway as hw
 from headway.app import api
 from headway.app.cli import main as cli
 from headway.config import override
+from headway.data.recordings import read_episodes
 from headway.domains import recipe as find_recipe
-from headway.domains.agents.codec import AgentCodec
+from headway.domains.agents import acting
+from headway.domains.agents.codec import AgentCodec, read_codec
 from headway.domains.agents.distributions import Categorical, Normal, chances, drawn, likeliest
 from headway.domains.agents.experience import Estimation, Experience, LastStates, ReturnScale, advantages
 from headway.domains.agents.pictures import learning_curve
@@ -462,6 +464,31 @@ def test_the_command_line(own: Path, capsys: pytest.CaptureFixture[str], monkeyp
     monkeypatch.setitem(__import__("sys").modules, "gymnasium", None)
     _, err = said("train", "ppo", "--run", "runs/c", "--set", "task.env=CartPole-v1", code=2)
     assert "pip install 'headway[rl]'" in err
+
+
+def test_the_agent_of_a_run_records_the_episodes_that_it_plays(
+    own: Path, capsys: pytest.CaptureFixture[str], no_page: None
+) -> None:
+    """Each row is of its own age and remembers its own last states; random actions are part of what it remembers."""
+    recipe = tiny(**{"task.env": "CartPole-v1", "train.steps": 2, "task.context": 3, "task.draw": True})
+    run = hw.train(recipe, run=own / "run", progress=False, samples=0)
+    command = ["data", "collect", "CartPole-v1", "--policy", "run", "--seed", "5", "--horizon", "20"]
+    assert cli.main([*command, "--episodes", "5", "--at-once", "2", "--out", "own.npz"]) == 0
+    with Copies("CartPole-v1", 2) as copies:
+        played = acting.play(cast(Any, run.model), read_codec(run.directory), copies, range(5, 10))
+    recorded = read_episodes([Path("own.npz")])
+    np.testing.assert_array_equal(recorded.returns, played.returns)
+    assert recorded.environment == "CartPole-v1"
+    assert cli.main([*command[:5], "random", "--mix", "0", "0.5", "--episodes", "8", "--out", "mixed.npz"]) == 0
+    assert len(read_episodes([Path("mixed.npz")])) == 8
+    capsys.readouterr()
+    for words, message in (
+        (["data", "collect", "Acrobot-v1", "--policy", "run", "--out", "b.npz"], "states of 6 numbers"),
+        (["data", "collect", "CartPole-v1", "--policy", ".", "--out", "b.npz"], "holds no model"),
+        (["data", "collect", "CartPole-v1", "--policy", "nobody", "--out", "b.npz"], "the folder of a run"),
+    ):
+        assert cli.main(words) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_an_agent_says_what_it_cannot_read(tmp_path: Path, no_page: None) -> None:

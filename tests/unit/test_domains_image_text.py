@@ -163,6 +163,24 @@ def test_recall_is_counted_as_by_hand() -> None:
     assert by["recall_at_1"] == 1.0
 
 
+def test_the_best_model_finds_most_in_both_directions(tmp_path: Path) -> None:
+    """The goal is the mean of both; the loss of all held-out texts breaks its ties."""
+    here = task(draw(tmp_path), **{"task.split.validation": 0.4, "train.batch_size": 2})
+    model = here.adapt(configured("image-text", tmp_path, TINY, None).model).build(0).eval()
+    scores = here.evaluate(model)
+    assert (here.goal, here.goal_better) == ("mean_recall_at_1", "max")
+    assert scores[here.goal] == (scores["recall_at_1"] + scores["image_recall_at_1"]) / 2
+    images = here.examples.splits.rows("validation")
+    texts, of = here.examples.asked(images)
+    left = torch.from_numpy(here.objective.images(model, here.examples, images))
+    right = torch.from_numpy(here.objective.texts(model, here.examples, texts))
+    with torch.no_grad():
+        logits = model.logits(left, right)
+    same = torch.from_numpy(here.examples.same(images, texts))
+    assert same[torch.from_numpy(of), torch.arange(len(of))].all()
+    assert scores["loss"] == pytest.approx(plain_clip(logits, torch.from_numpy(of), same) / len(of), rel=1e-5)
+
+
 def test_baselines_know_what_chance_gives() -> None:
     pixels = np.zeros((3, 16, 16, 3), np.uint8)
     pixels[1] += 100

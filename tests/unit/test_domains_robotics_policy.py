@@ -20,6 +20,7 @@ from headway.domains.robotics.policy import Acting, Policy, ensembled, structure
 from headway.domains.robotics.rollout import PlayedEpisodes, play, together, worth  # noqa: E402
 from headway.environments import Copies  # noqa: E402
 from headway.errors import UserError  # noqa: E402
+from headway.learn.report.films import Reel  # noqa: E402
 from headway.nn.models import Observations  # noqa: E402
 
 
@@ -158,15 +159,15 @@ def test_an_expert_succeeds_and_its_steps_are_counted(tmp_path: Path, monkeypatc
     """Side by side as alone; the film sees every step of the first episode."""
     given(monkeypatch, made(("reach", "left")))
     codec = opened(tmp_path, **{"task.ensemble": None}).examples.codec
-    frames: list[np.ndarray] = []
+    reel = Reel(most=1000)
     with Copies(codec.environments[0], 3, drawn=True) as copies:
-        played = play(expert(codec), codec, copies, "reach", range(7), lambda draw: frames.append(draw()))
+        played = play(expert(codec), codec, copies, "reach", range(7), reel)
         one = play(expert(codec), codec, copies, "reach", [4])
     assert played.succeeded is not None
     assert played.succeeded.min() > 0
     assert one.succeeded is not None
     assert one.succeeded[0] == played.succeeded[4]
-    assert len(frames) == played.lengths[0] == played.succeeded[0]
+    assert len(reel.frames) == played.lengths[0] == played.succeeded[0]
     assert played.returns.tolist() == [-float(length) for length in played.lengths]
     with Copies(codec.environments[1], 3) as copies:  # where the same actions lead away
         lost = worth(play(expert(codec), codec, copies, "left", range(6)), 30)

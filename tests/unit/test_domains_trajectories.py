@@ -15,8 +15,11 @@ from trajectory_data import SETTINGS, made, opened, saved, tiny
 
 from headway.app.recipes import configured, open_task
 from headway.data.recordings import write_episodes
-from headway.domains.trajectories.acting import Actor
+from headway.domains.trajectories.acting import Actor, RecordingActors, play
+from headway.domains.trajectories.asking import by_returns
 from headway.domains.trajectories.codec import read_codec
+from headway.domains.trajectories.pictures import Point
+from headway.environments import Mixture, Recorder
 from headway.errors import ConfigError, UserError
 from headway.layout import Layout
 from headway.learn import WHOLE, Shard
@@ -360,6 +363,71 @@ def test_episodes_by_chance_are_added(tmp_path: Path) -> None:
     assert len(with_some.examples.episodes) == len(without.examples.episodes) + 5
     again = opened(path, tmp_path, **{"task.random": 5})
     assert again.examples.episodes.keys() == with_some.examples.episodes.keys()
+
+
+def test_a_recording_holds_what_the_model_plays_by_itself(tmp_path: Path) -> None:
+    task = opened(saved(tmp_path), tmp_path, **{"model.embed.timesteps": 500})
+    model, codec, copies = built(task), task.examples.codec, task.objective.copies
+    recorder = Recorder(copies, [Mixture(RecordingActors(model, codec), 0.0)], seed=3, horizon=None)
+    recorder.run(3, at_once=2)
+    played = play(model, codec, copies, codec.target, range(3, 6))
+    np.testing.assert_array_equal(recorder.episodes().returns, played.returns)
+
+
+def test_what_a_model_did_by_chance_is_what_it_remembers(tmp_path: Path) -> None:
+    task = opened(saved(tmp_path), tmp_path)
+    actors = RecordingActors(built(task), task.examples.codec)
+    actors.begin(0, 7)
+    first = np.zeros((1, 4), np.float32)
+    other = 1 - int(actors.act([0], first)[0])
+    actors.took(0, other, 2.5)
+    actor = actors._actors[0]
+    assert int(actor._actions[-1]) == other
+    assert actor.to_go.tolist() == [task.examples.codec.target - 2.5]
+
+
+@pytest.mark.parametrize(
+    ("reached", "said"),
+    [
+        ((-119.0, -119.0, -119.0), "it reached -119 on average: what it reaches does not depend on the return asked"),
+        ((-121.0, -119.0, -120.0), "it reached from -121 to -119 on average: what it reaches does not depend"),
+        ((-195.0, -152.0, -111.0), "it reached from -195 to -111 on average: it follows the return asked for."),
+        ((-150.0, -140.0, -125.0), "it follows the return asked for in part."),
+    ],
+)
+def test_what_is_reached_is_set_beside_what_was_asked_for(reached: tuple[float, ...], said: str) -> None:
+    points = [Point(target, np.array([mean - 1, mean + 1])) for target, mean in zip((-200.0, -150.0, -110.0), reached)]
+    found = by_returns(points)
+    assert found.startswith("Asked for returns from -200 to -110, it reached")
+    assert said in found
+    assert by_returns(points[:1]) == ""
+
+
+@pytest.mark.parametrize("discrete", [True, False])
+def test_actions_that_pay_no_heed_to_the_return_are_told(discrete: bool, tmp_path: Path) -> None:
+    task = opened(saved(tmp_path, discrete=discrete, count=300), tmp_path, **OFFLINE)
+    model = built(task)
+    weights = list(model.embed.get_submodule("returns").parameters())
+    with torch.no_grad():
+        for weight in weights:
+            weight.copy_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)))
+        found = task.remark(model)
+        for weight in weights:
+            weight.zero_()
+    assert found.startswith("Asked for a return of ")
+    assert "no difference" not in found
+    assert task.remark(model).endswith("held-out steps: the return asked for makes no difference.")
+    deaf = opened(saved(tmp_path, discrete=discrete), tmp_path, **OFFLINE, **{"task.condition": False})
+    assert deaf.remark(built(deaf, **{"task.condition": False})) == ""
+
+
+def test_data_of_one_return_are_told(tmp_path: Path) -> None:
+    episodes = made()
+    rewards = np.zeros_like(episodes.rewards)
+    rewards[episodes.ends - 1] = 7
+    write_episodes(tmp_path / "a.npz", replace(episodes, rewards=rewards))
+    task = opened(tmp_path / "a.npz", tmp_path)
+    assert task.remark(built(task)) == "All episodes that it learned from have a return of 7, so it knows of no other."
 
 
 def test_seeds_of_evaluations_are_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ from headway.environments import (
     open_policy,
     spaces_of,
 )
-from headway.environments.playing import filming, shown_of
+from headway.environments.playing import FilmConfig, film_of, filming, labelled, played, shown_of, side_by_side
 from headway.errors import UserError
 from headway.learn.report.films import Reel, strip
 
@@ -306,17 +306,76 @@ def test_only_what_a_film_shows_is_drawn(own: Path) -> None:
 
     for name in ("a.mp4", "b.mp4"):
         drawn.clear()
-        with filming(own / name, 80.0) as watch:
+        with filming(FilmConfig(own / name), 80.0) as watch:
             assert watch is not None
             for step in range(80):
-                watch(partial(shown, step))
+                watch.step(partial(shown, step), 0, 0.0)
         assert drawn == list(range(0, 80, 3))
     assert (own / "a.mp4").read_bytes() == (own / "b.mp4").read_bytes()
     with av.open(str(own / "a.mp4")) as film:
-        seen = [(frame.time, frame.to_ndarray(format="rgb24")) for frame in film.decode(video=0)]
+        seen = [(frame.time, frame.to_ndarray(format="rgb24")[:32]) for frame in film.decode(video=0)]
     np.testing.assert_allclose([time for time, _ in seen], np.arange(27) * 3 / 80, atol=1e-3)
     wanted = [frames[step].mean((0, 1)) for step in drawn]
     np.testing.assert_allclose([image.mean((0, 1)) for _, image in seen], wanted, atol=8)
+
+
+class Right:
+    """Walks to the right; episode 1 a step later than the others."""
+
+    limit = None
+
+    def __init__(self, seeds: Any) -> None:
+        self.late = np.array([seed == 1 for seed in seeds])
+
+    def act(self, states: np.ndarray) -> np.ndarray:
+        found = np.where(self.late, 0, 1)
+        self.late[:] = False
+        return found
+
+    def take(self, rewards: np.ndarray) -> None: ...
+
+    def select(self, rows: np.ndarray) -> None:
+        self.late = self.late[rows]
+
+
+@pytest.mark.parametrize("speed", [1.0, 2.0, 0.5])
+def test_a_film_shows_several_episodes_at_its_speed(own: Path, speed: float) -> None:
+    """One after the other, in steps of a fifth of a second, each with its end; what is played stays the same."""
+    av = pytest.importorskip("av", reason="av is not installed: pip install 'headway[rl]'")
+    with Copies("walks:Walk", 3, drawn=True) as copies:
+        plain = played(Right, copies, range(5))  # type: ignore[arg-type]
+        with filming(film_of(own / "a.mp4", 2, speed), copies.frame_rate) as watch:
+            found = played(Right, copies, range(5), watch)  # type: ignore[arg-type]
+    for name in ("returns", "lengths"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(plain, name))
+    assert plain.lengths.tolist() == [3, 4, 3, 3, 3]
+    with av.open(str(own / "a.mp4")) as film:
+        frames = [(frame.time, frame.to_ndarray(format="rgb24")) for frame in film.decode(video=0)]
+    held = max(1, round(0.7 * 5 * speed))
+    places = [0, 1, 2, *[3] * held, 0, 0, 1, 2, *[3] * held]
+    np.testing.assert_allclose([frame[:20].mean() for _, frame in frames], [50 * place for place in places], atol=8)
+    np.testing.assert_allclose([time for time, _ in frames], np.arange(len(places)) / (5 * speed), atol=1e-3)
+
+
+def test_episodes_that_are_watched_come_first_in_their_groups() -> None:
+    assert side_by_side(5, 3, None) == [[0, 1, 2], [3, 4]]
+    assert side_by_side(6, 3, Reel()) == [[0, 1, 2], [3, 4, 5]]
+    assert side_by_side(1, 3, Reel()) == [[0]]
+
+
+def test_the_line_below_a_picture_says_what_it_shows() -> None:
+    frame = np.full((40, 300, 3), 90, np.uint8)
+    one, other = labelled(frame, "episode 1 of 2   return 5"), labelled(frame, "episode 2 of 2   return 5")
+    assert one.shape == (64, 300, 3)
+    np.testing.assert_array_equal(one[:40], frame)
+    assert (one[40:] < 128).any()
+    assert (one[40:] != other[40:]).any()
+
+
+@pytest.mark.parametrize(("episodes", "speed"), [(0, 1.0), (2, 0.0), (2, float("inf"))])
+def test_a_film_of_nothing_is_told(episodes: int, speed: float, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="give 1 episode or more, and a speed above 0"):
+        film_of(tmp_path / "a.mp4", episodes, speed)
 
 
 def test_what_fails_while_a_film_is_made_is_told(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -324,10 +383,10 @@ def test_what_fails_while_a_film_is_made_is_told(own: Path, monkeypatch: pytest.
     pytest.importorskip("av", reason="av is not installed: pip install 'headway[rl]'")
 
     def filmed(steps: int, error: BaseException | None = None) -> None:
-        with filming(own / "a.mp4", 30.0) as watch:
+        with filming(FilmConfig(own / "a.mp4"), 30.0) as watch:
             assert watch is not None
             for _ in range(steps):
-                watch(lambda: np.zeros((32, 48, 3), np.uint8))
+                watch.step(lambda: np.zeros((32, 48, 3), np.uint8), 0, 0.0)
             if error is not None:
                 raise error
 
@@ -345,7 +404,7 @@ def test_a_reel_is_never_long() -> None:
     for length in (1, 7, 8, 100, 1000):
         reel = Reel(most=8)
         for _ in range(length):
-            reel.take(lambda: np.zeros((4, 6, 3), np.uint8))
+            reel.step(lambda: np.zeros((4, 6, 3), np.uint8))
         steps = [step for step, _ in reel.frames]
         assert len(steps) < 8
         assert len(set(np.diff(steps))) <= 1

@@ -49,6 +49,8 @@ def test_a_run_learns_to_find_what_it_saw(run: Path, capsys: pytest.CaptureFixtu
     summary = json.loads((run / "run.json").read_text(encoding="utf-8"))
     assert summary["scores"]["recall_at_1"] > 0.8
     assert summary["scores"]["recall_at_1_xx"] > 0.8
+    assert summary["scores"]["loss"] < 2
+    assert summary["goal"] == "mean_recall_at_1"
     page = (run / "report.html").read_text(encoding="utf-8")
     assert "Nearest images of a text" in page
     assert "data:image/png;base64," in page

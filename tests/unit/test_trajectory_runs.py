@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import sys
 from pathlib import Path
@@ -46,6 +47,14 @@ def test_a_run_says_what_it_is_worth(run: Path) -> None:
     assert scores["samples"] == 2
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     assert any("return_mean" in line for line in lines)
+
+
+def test_a_run_says_whether_it_heeds_the_return_asked_for(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    remark = json.loads((run / "run.json").read_text(encoding="utf-8"))["remark"]
+    assert remark.startswith("Asked for returns from ")
+    assert remark in html.unescape((run / "report.html").read_text(encoding="utf-8"))
+    assert cli.main(["evaluate", str(run), "--json"]) == cli.DONE
+    assert said(capsys)["remark"].startswith("Asked for returns from ")
 
 
 def test_the_report_shows_returns_and_film(run: Path) -> None:
@@ -107,13 +116,14 @@ def test_a_rollout_is_filmed(run: Path, tmp_path: Path, capsys: pytest.CaptureFi
     av = pytest.importorskip("av", reason="av is not installed: pip install 'headway[rl]'")
     pytest.importorskip("pygame", reason="pygame is not installed: pip install 'headway[rl]'")
     film = tmp_path / "a.mp4"
-    assert cli.main(["rollout", str(run), "--episodes", "2", "--render", str(film), "--json"]) == cli.DONE
-    found = said(capsys)
-    with av.open(str(film)) as opened:
-        frames = sum(1 for _ in opened.decode(video=0))
-    steps = int(found["results"][0]["returns"][0])  # a reward of 1 for each
-    assert frames == -(-steps // 2)  # of 50 steps a second every other one is shown
-    assert found["render"] == str(film)
+    for more, every in (([], 2), (["--speed", "2"], 4)):  # of 50 steps per second, at most 30 frames are shown
+        assert cli.main(["rollout", str(run), "--episodes", "2", "--render", str(film), *more, "--json"]) == cli.DONE
+        found = said(capsys)
+        with av.open(str(film)) as opened:
+            frames = sum(1 for _ in opened.decode(video=0))
+        steps = [int(each) for each in found["results"][0]["returns"]]  # a reward of 1 for each
+        assert frames == sum(-(-each // every) for each in steps) + 2 * round(0.7 * 25)
+        assert found["render"] == str(film)
 
 
 OWN = """
@@ -151,6 +161,7 @@ def test_an_environment_of_ones_own(
         (["--env", "Acrobot-v1"], "takes actions of 3 choices, and this model says 2 choices"),
         (["--env", "CartPoll-v1"], "did you mean 'CartPole-v1'?"),
         (["--render", "film.gif"], "film.gif is not the name of a video"),
+        (["--speed", "2"], "--speed is for a video; add --render FILE.mp4"),
         (["--episodes", "0"], "'0' is not a whole number from 1 on"),
         (["--target-return", "much"], "'much' is not a number from"),
     ],

@@ -188,6 +188,8 @@ def _finish(run: Run, task: Task, count: int, progress: bool, left: float | None
     task.calibrate(run.model, run.directory)
     scores = _judged(run, task, left)
     run = with_results(run, scores, task.samples(run.model, count) if count else [])
+    if remark := task.remark(run.model):
+        run.summary["remark"] = remark
     run.summary["judging_seconds"] = round(time.perf_counter() - started, 3)
     run.summary["report"] = None
     if available():

@@ -493,6 +493,8 @@ class Model(Handle):
         draw: bool | None = None,
         execute: int | None = None,
         ensemble: float | Literal["run"] | None = "run",
+        render_episodes: int = 3,
+        speed: float = 1.0,
     ) -> dict[str, Any]:
         """Play episodes in an environment. Returns the mean return with its interval for an agent or a model of
         trajectories, and the success rate for a robot's policy; `results` has them for each target return or task.
@@ -500,7 +502,9 @@ class Model(Handle):
         env: an id of gymnasium, metaworld/NAME, or module:Name of your own; several for a robot; None is the
         environment in which the run was evaluated.
         episodes: how many; episode i starts from seed `seed` + i.
-        render: the path of a video of the first episode.
+        render: the path of a video of the first `render_episodes` episodes, one after the other, with the number and
+        the return of each; of each target return, or of the first task of a robot.
+        speed: how many times as fast as real time (the environment's render_fps) the video is.
         target_return: the return to ask for, for models of trajectories.
         draw: whether actions are sampled, or the most probable is taken (None: as in the run); for agents, and for the
         discrete actions of models of trajectories.

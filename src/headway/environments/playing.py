@@ -7,14 +7,14 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from fractions import Fraction
-from itertools import count
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
-from headway.data.video import Film
+from headway.data.video import Film, check_film
 from headway.environments.copies import Copies
 from headway.errors import UserError, logger
 from headway.metrics import bootstrap_mean
@@ -74,41 +74,122 @@ def start_of(seed: int | None) -> int:
     return SEEDS["test"] if seed is None else seed
 
 
-Watch = Callable[[Callable[[], np.ndarray]], None]
-"""Is given, at each step of an episode, what draws it: uint8 [H, W, 3]."""
+class Watch(Protocol):
+    """Watches the first `episodes` that are played, one after the other. `draw` returns the picture of now, uint8 [H,
+    W, 3]; `gained` is the return so far.
+    """
+
+    @property
+    def episodes(self) -> int: ...
+
+    def step(self, draw: Callable[[], np.ndarray], episode: int, gained: float) -> None:
+        """Before an action of an episode, which are counted from 0."""
+        ...
+
+    def end(self, draw: Callable[[], np.ndarray], episode: int, gained: float) -> None:
+        """After the last action of an episode."""
+        ...
+
 
 _RATE = 30.0  # frames a second, where nothing says, and the most of a film
 _WAITING = 8  # frames that are drawn and not yet encoded, each of some 750 kB
+_FINE = 1000  # the largest denominator of frames a second
+_HELD = 0.7  # seconds that the end of an episode is shown
+_BAR, _LETTERS = 24, 14  # pixels of the line below a picture, and of its letters
 
 
-@contextmanager
-def filming(path: Path | None, rate: float | None) -> Iterator[Watch | None]:
-    """What films an episode, `rate` steps a second where that is known; None without a path.
+class FilmConfig(NamedTuple):
+    """A video of the first `episodes`, `speed` times as fast as real time."""
+
+    path: Path
+    episodes: int = 3
+    speed: float = 1.0
+
+
+def film_of(path: str | Path | None, episodes: int, speed: float) -> FilmConfig | None:
+    """The film that is asked for. UserError for one that cannot be made, before any work."""
+    if path is None:
+        return None
+    if episodes < 1 or not 0 < speed < math.inf:
+        raise UserError(
+            f"a film of {episodes} episodes at {speed:g} times their speed cannot be made; give 1 episode or more, and "
+            "a speed above 0"
+        )
+    check_film(Path(path))
+    return FilmConfig(Path(path), episodes, speed)
+
+
+@dataclass
+class FilmedEpisodes:
+    """Films episodes into a film. A line below the picture has the number and the return of the episode, and
+    `asked`: what was asked of the model.
 
     Frames are encoded in a thread of their own, while the next are played, and no more are drawn than the film shows.
     """
-    if path is None:
+
+    film: Film
+    encoder: ThreadPoolExecutor
+    every: int
+    rate: Fraction
+    episodes: int
+    asked: str = ""
+    _steps: int = 0
+    _waiting: deque[Future[None]] = field(default_factory=deque)
+
+    def step(self, draw: Callable[[], np.ndarray], episode: int, gained: float) -> None:
+        if self._steps % self.every == 0:
+            self._add(draw(), episode, gained)
+        self._steps += 1
+
+    def end(self, draw: Callable[[], np.ndarray], episode: int, gained: float) -> None:
+        frame = draw()
+        for _ in range(max(1, round(_HELD * self.rate))):
+            self._add(frame, episode, gained)
+        self._steps = 0
+
+    def finish(self) -> None:
+        for each in self._waiting:
+            each.result()
+
+    def _add(self, frame: np.ndarray, episode: int, gained: float) -> None:
+        text = f"episode {episode + 1} of {self.episodes}{self.asked}   return {gained:.5g}"
+        self._waiting.append(self.encoder.submit(lambda: self.film.add(labelled(frame, text))))
+        if len(self._waiting) > _WAITING:
+            self._waiting.popleft().result()
+
+
+@contextmanager
+def filming(config: FilmConfig | None, rate: float | None) -> Iterator[FilmedEpisodes | None]:
+    """What films episodes of `rate` steps a second, where that is known; None without a film."""
+    if config is None:
         yield None
         return
-    every, shown = shown_of(rate or _RATE)
-    steps, waiting = count(), deque[Future[None]]()
-    with Film(path, shown, quick=True) as film, ThreadPoolExecutor(1, "film") as encoder:
+    every, shown = shown_of((rate or _RATE) * config.speed)
+    if shown < 1:
+        raise UserError(
+            f"a film at speed {config.speed:g} would have {float(shown):.2g} frames per second; raise --speed"
+        )
+    with Film(config.path, shown, quick=True) as film, ThreadPoolExecutor(1, "film") as encoder:
+        filmed = FilmedEpisodes(film, encoder, every, shown, config.episodes)
+        yield filmed
+        filmed.finish()
 
-        def watch(draw: Callable[[], np.ndarray]) -> None:
-            if next(steps) % every == 0:
-                waiting.append(encoder.submit(film.add, draw()))
-            if len(waiting) > _WAITING:
-                waiting.popleft().result()
 
-        yield watch
-        for each in waiting:
-            each.result()
+def labelled(frame: np.ndarray, text: str) -> np.ndarray:
+    """A picture with a line of text below it, as much of it as fits; the picture alone without the package pillow."""
+    try:
+        from PIL import Image, ImageDraw, ImageFont
+    except ImportError:
+        return frame
+    bar = Image.new("RGB", (frame.shape[1], _BAR), "#e8e8e8")
+    ImageDraw.Draw(bar).text((6, (_BAR - _LETTERS) // 2), text, "black", ImageFont.load_default(_LETTERS))
+    return np.concatenate([frame, np.asarray(bar)])
 
 
 def shown_of(rate: float) -> tuple[int, Fraction]:
     """Of how many steps a film shows one, and how many frames a second these are: at most 30."""
     every = max(1, math.ceil(rate / _RATE))
-    return every, Fraction(max(1, round(rate)), every)
+    return every, Fraction(rate).limit_denominator(_FINE) / every
 
 
 AT_ONCE = 16  # episodes side by side
@@ -156,29 +237,40 @@ def check_single(execute: int | None, ensemble: float | Literal["run"] | None, s
 def played(
     player: Callable[[Sequence[int]], Playing], copies: Copies, seeds: Sequence[int], watch: Watch | None = None
 ) -> Returns:
-    """An episode from each seed; `player` makes who plays those of some seeds, and `watch` sees each step of the first
-    one.
-    """
-    found: list[tuple[float, int, bool]] = []
-    at_once = min(AT_ONCE, len(copies))
-    for start in range(0, len(seeds), at_once):
-        some = seeds[start : start + at_once]
-        found += _side_by_side(player(some), copies, some, watch if not start else None)
-    returns, lengths, cut = zip(*found)
+    """An episode from each seed; `player` makes who plays those of some seeds, and `watch` sees the first of them."""
+    found: dict[int, tuple[float, int, bool]] = {}
+    for some in side_by_side(len(seeds), min(AT_ONCE, len(copies)), watch):
+        found |= zip(some, _side_by_side(player([seeds[number] for number in some]), copies, seeds, some, watch))
+    returns, lengths, cut = zip(*(found[number] for number in range(len(seeds))))
     return Returns(np.array(returns), np.array(lengths), sum(cut))
 
 
+def side_by_side(episodes: int, most: int, watch: Watch | None) -> list[list[int]]:
+    """Which episodes are played at once: at most so many, of which the first is in the copy that can be drawn, so that
+    those that are watched come first in a group each.
+    """
+    watched = 0 if watch is None else min(watch.episodes, episodes)
+    groups = [[number] for number in range(watched)]
+    rest = deque(range(watched, episodes))
+    for group in groups:
+        group += [rest.popleft() for _ in range(min(most - 1, len(rest)))]
+    while rest:
+        groups.append([rest.popleft() for _ in range(min(most, len(rest)))])
+    return groups
+
+
 def _side_by_side(
-    player: Playing, copies: Copies, seeds: Sequence[int], watch: Watch | None
+    player: Playing, copies: Copies, seeds: Sequence[int], numbers: Sequence[int], watch: Watch | None
 ) -> list[tuple[float, int, bool]]:
-    """Return and length of each episode, and whether it was cut off by the player's limit."""
+    """Return and length of the episodes with these numbers, and whether each was cut off by the player's limit."""
     longest = player.limit
-    rows = np.arange(len(seeds))
-    states = np.stack([copies.reset(row, seed) for row, seed in enumerate(seeds)])
-    returns, lengths, cut = np.zeros(len(seeds)), np.zeros(len(seeds), int), np.zeros(len(seeds), bool)
+    rows = np.arange(len(numbers))
+    states = np.stack([copies.reset(row, seeds[number]) for row, number in enumerate(numbers)])
+    returns, lengths, cut = np.zeros(len(rows)), np.zeros(len(rows), int), np.zeros(len(rows), bool)
+    watch = watch if watch is not None and numbers[0] < watch.episodes else None
     while len(rows):
         if watch is not None and rows[0] == 0:
-            watch(copies.frame)
+            watch.step(copies.frame, numbers[0], float(returns[0]))
         actions = player.act(states)
         if copies.spaces.choices is None:
             actions = np.clip(actions, copies.spaces.low, copies.spaces.high)
@@ -191,6 +283,8 @@ def _side_by_side(
         cut[rows] = ~over & (longest is not None) & (lengths[rows] >= (longest or 0))
         player.take(rewards)
         going = np.flatnonzero(~over & ~cut[rows])
+        if watch is not None and rows[0] == 0 and 0 not in going:
+            watch.end(copies.frame, numbers[0], float(returns[0]))
         if len(going) < len(rows):
             player.select(going)
         rows, states = rows[going], np.array([steps[place].state for place in going])

@@ -23,6 +23,21 @@ from headway.errors import UserError
 Policy = Callable[[np.ndarray], np.ndarray]
 """States [B, *shape] to actions: choices int [B], or numbers [B, A]."""
 
+
+class RowPolicy:
+    """A policy that remembers the episodes in which it acts, one per row."""
+
+    def begin(self, row: int, seed: int) -> None:
+        """Start an episode in a row."""
+
+    def act(self, rows: Sequence[int], states: np.ndarray) -> np.ndarray:
+        """The actions of some rows by their states [B, *shape], as a `Policy` returns them."""
+        raise NotImplementedError
+
+    def took(self, row: int, action: np.ndarray | int, reward: float) -> None:
+        """The action that was carried out in a row, which may be a random one, and its reward."""
+
+
 RANDOM, EXPERT = "random", "expert"
 _LAYER = re.compile(r"weight_(\d+)")
 
@@ -65,7 +80,10 @@ def open_policy(name: str, spaces: Spaces, environment: str = "") -> Policy | No
         found = own_function(name, "the policy")
         assert found is not None
         return _fitting(found, name, spaces)
-    raise UserError(f"the policy {name!r} is not known; give random, expert, the .npz of a network, or module:function")
+    raise UserError(
+        f"the policy {name!r} is not known; give random, expert, the folder of a run, the .npz of a network, or "
+        "module:function"
+    )
 
 
 def default_policy(environment: str) -> str:
@@ -133,7 +151,7 @@ TRIES = 4  # episodes that are played at most for each that is kept
 class Mixture(NamedTuple):
     """A policy (None: chance) of whose actions a share is replaced by random ones."""
 
-    policy: Policy | None
+    policy: Policy | RowPolicy | None
     noise: float
 
 
@@ -209,7 +227,10 @@ class Recorder:
                 for index, (policy, noise) in enumerate(self.mixtures):
                     rows = [row for row, each in running.items() if each.number % len(self.mixtures) == index]
                     # A policy is asked once for all its rows.
-                    asked = policy(np.stack([running[row].states[-1] for row in rows])) if policy and rows else None
+                    asked = None
+                    if policy is not None and rows:
+                        seen = np.stack([running[row].states[-1] for row in rows])
+                        asked = policy.act(rows, seen) if isinstance(policy, RowPolicy) else policy(seen)
                     for place, row in enumerate(rows):
                         generator = running[row].generator
                         by_chance = asked is None or (noise > 0 and generator.random() < noise)
@@ -234,7 +255,14 @@ class Recorder:
     def _begin(self, row: int, number: int) -> _Running:
         generator = np.random.default_rng([self.seed, number])
         state = self.copies.reset(row, self.seed + number)
+        policy = self._policy(number)
+        if isinstance(policy, RowPolicy):
+            policy.begin(row, self.seed + number)
         return _Running(number, generator, [state], [self.copies.pictures(row)])
+
+    def _policy(self, number: int) -> Policy | RowPolicy | None:
+        """Who acts in an episode."""
+        return self.mixtures[number % len(self.mixtures)].policy
 
     def _step(self, row: int, each: _Running, action: np.ndarray | np.integer | int) -> bool:
         """One step of a row; whether its episode is finished. Actions are kept as the environment took them."""
@@ -242,6 +270,9 @@ class Recorder:
         step = self.copies.step(row, action)
         each.actions.append(int(action) if spaces.choices is not None else np.clip(action, spaces.low, spaces.high))
         each.rewards.append(step.reward)
+        policy = self._policy(each.number)
+        if isinstance(policy, RowPolicy):
+            policy.took(row, each.actions[-1], step.reward)
         if step.success and each.done is None:
             each.done = len(each.rewards)
         steps = len(each.rewards)

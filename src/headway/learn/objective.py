@@ -79,6 +79,10 @@ class Objective(Generic[E]):
         """Held-out samples for people: columns by name, such as prompt and output, or source, output and reference."""
         return []
 
+    def remark(self, model: nn.Module, examples: E) -> str:
+        """What a user should know of the finished model beside its scores, in a sentence; "" for nothing."""
+        return ""
+
     def pictures(self, model: nn.Module, examples: E) -> list[Picture]:
         """For the page of a run."""
         return []

@@ -37,6 +37,7 @@ TITLES = {
     "steps_mean": "steps to success",
     "length_mean": "steps of an episode",
     "f1": "F1",
+    "mean_recall_at_1": "recall at 1, mean of both directions",
     "policy": "nats of a move",
     "value": "nats of an outcome",
     "score_error": "error of the expected score",
@@ -120,6 +121,8 @@ def notes(reasons: Sequence[str], summary: Mapping[str, Any]) -> list[str]:
             f"The {scores['split']} split was judged by {part:,} of its {whole:,} samples, as the time allowed; "
             "`headway evaluate` judges by all of them."
         )
+    if summary.get("remark"):
+        found.append(summary["remark"])
     return [*found, *shortfalls(scores, summary.get("samples") or ())]
 
 

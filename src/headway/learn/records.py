@@ -112,6 +112,7 @@ class Status(TypedDict, total=False):
     data: dict[str, int | str]
     scores: Annotated[Judged, check_scores] | None
     samples: list[dict[str, str]]
+    remark: str
     judging_seconds: Seconds
     report: str | None
     packages: dict[str, str]

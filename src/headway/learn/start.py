@@ -309,7 +309,6 @@ def tuned(
     steps = max(1, min(useful, int(seconds / (pace.overhead + learnt / pace.targets))))
     read = steps * learnt / max(1, targets)
     early = steps == useful
-    plan = f"plan: {read:.2g} epochs of {samples:,} samples in {steps:,} steps"
     why = (
         f"at first {digits(epochs)} epochs of {samples:,} samples, more while validation improves"
         if early

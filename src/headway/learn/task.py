@@ -92,6 +92,9 @@ class Task:
     def samples(self, model: nn.Module, count: int) -> list[dict[str, str]]:
         return self.objective.samples(model, self.examples, count)
 
+    def remark(self, model: nn.Module) -> str:
+        return self.objective.remark(model, self.examples)
+
     def pictures(self, model: nn.Module) -> list[Picture]:
         return self.objective.pictures(model, self.examples)
 

@@ -10,16 +10,17 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from headway.app.cli.options import number, whole
+from headway.app.cli.options import number, torch_options, whole
 from headway.app.cli.terminal import Terminal
 from headway.errors import UserError
 
 if TYPE_CHECKING:
-    from headway.environments import Copies, Recorder, Shots
+    from headway.environments import Copies, Recorder, RowPolicy, Shots
 
 EXAMPLE = """
 headway data collect CartPole-v1 --episodes 200 --out random.npz
-headway data collect Pendulum-v1 --policy good.npz --mix 0 0.3 1 --out mixed.npz
+headway data collect CartPole-v1 --policy runs/ppo random --mix 0 0.5 --out mixed.npz
+headway data collect Pendulum-v1 --policy good.npz --mix 0 0.3 1 --out levels.npz
 headway data collect my_module:MyEnv --policy my_module:act random --horizon 500 --out mine.npz
 headway data collect metaworld/reach-v3 metaworld/door-open-v3 --episodes 50 --out arm
 headway data collect metaworld/reach-v3 --episodes 50 --cameras corner2 gripperPOV --out seen
@@ -34,8 +35,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--policy",
         nargs="+",
         metavar="POLICY",
-        help="random, expert (Meta-World's, of which only episodes that succeed are kept), the .npz of a network, or "
-        "module:function from states [B, S] to actions (default: expert where there is one, else random)",
+        help="random, expert (Meta-World's, of which only episodes that succeed are kept), the folder of a run of ppo "
+        "or trajectories, the .npz of a network, or module:function from states [B, S] to actions (default: expert "
+        "where there is one, else random)",
     )
     add(
         "--mix",
@@ -78,6 +80,8 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
             terminal.note(f"{recorder.copies.name}: {done:,} of {args.episodes:,} episodes{failed}")
 
     with ExitStack() as stack:
+        if any(map(_is_run, args.policy or ())):
+            stack.enter_context(torch_options(args))
         shots = stack.enter_context(Shots(args.out.parent)) if args.cameras else None
         copies = []
         for name in args.env:
@@ -149,7 +153,10 @@ def _successes_alone(args: argparse.Namespace, environment: str) -> bool:
 def _recorder(args: argparse.Namespace, copies: Copies, task: int, shots: Shots | None) -> Recorder:
     from headway.environments import Demonstrating, Mixture, Recorder, check_demonstrable, open_policy
 
-    policies = [open_policy(name, copies.spaces, copies.name) for name in _policies(args, copies.name)]
+    policies = [
+        _policy_of_run(name, args, copies) if _is_run(name) else open_policy(name, copies.spaces, copies.name)
+        for name in _policies(args, copies.name)
+    ]
     mixtures = [Mixture(policy, share) for policy in policies for share in args.mix]
     demonstrating = Demonstrating() if _successes_alone(args, copies.name) else None
     recorder = Recorder(copies, mixtures, args.seed or 0, args.horizon, demonstrating)
@@ -158,6 +165,28 @@ def _recorder(args: argparse.Namespace, copies: Copies, task: int, shots: Shots 
     if not args.out.suffix:
         check_demonstrable(recorder)
     return recorder
+
+
+def _is_run(policy: str) -> bool:
+    return Path(policy).expanduser().is_dir()
+
+
+def _policy_of_run(name: str, args: argparse.Namespace, copies: Copies) -> RowPolicy:
+    """The agent that a run trained. UserError for a run of another kind, and for one that does not fit."""
+    import headway as hw
+    from headway.domains.agents import predictors as agents
+    from headway.domains.trajectories import predictors as trajectories
+    from headway.nn.models import kinds
+
+    model = hw.load(Path(name).expanduser(), args.device)
+    if kinds.is_agent(model.module):
+        return agents.recording_policy(model, copies, args.horizon)
+    if kinds.is_trajectories(model.module):
+        return trajectories.recording_policy(model, copies, args.horizon)
+    raise UserError(
+        f"the policy {name} is {kinds.kind_of(model.module.config)}; give a run of ppo or trajectories, random, the "
+        ".npz of a network, or module:function"
+    )
 
 
 def _write(recorders: Sequence[Recorder], args: argparse.Namespace, shots: Shots | None) -> int:

@@ -7,11 +7,12 @@ from pathlib import Path
 
 from headway.app.cli.options import load, number, torch_options, whole
 from headway.app.cli.terminal import Terminal
+from headway.errors import UserError
 
 EXAMPLE = """
 headway rollout runs/cartpole
 headway rollout runs/cartpole --target-return 100 300 500 --episodes 20 --json
-headway rollout runs/mine --env my_module:MyEnv --render episode.mp4
+headway rollout runs/mine --env my_module:MyEnv --render episodes.mp4 --render-episodes 5 --speed 2
 headway rollout runs/robot --env metaworld/reach-v3 metaworld/door-open-v3 --episodes 50
 """
 
@@ -55,7 +56,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         metavar="M|none",
         help="coefficient of a robot's temporal ensembling (default: as in the run)",
     )
-    add("--render", type=Path, metavar="FILE.mp4", help="a video of the first episode")
+    add("--render", type=Path, metavar="FILE.mp4", help="a video of the first episodes, with the return of each")
+    add("--render-episodes", type=whole(1), metavar="N", help="episodes in the video (default: 3)")
+    add(
+        "--speed",
+        type=number(0, above=True),
+        metavar="X",
+        help="speed of the video, 1 is the environment's render_fps (default: 1)",
+    )
 
 
 def _weight(text: str) -> float | str | None:
@@ -68,6 +76,10 @@ def _weight(text: str) -> float | str | None:
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
     from headway.learn.page import filled
 
+    filmed = {name: getattr(args, name) for name in ("render_episodes", "speed") if getattr(args, name) is not None}
+    if filmed and args.render is None:
+        option = next(iter(filmed)).replace("_", "-")
+        raise UserError(f"--{option} is for a video; add --render FILE.mp4, or leave it out")
     with torch_options(args):
         model = load(args)
         found = model.rollout(
@@ -79,6 +91,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
             args.draw,
             args.execute,
             args.ensemble,
+            **filmed,
         )
     robot = "task" in found["results"][0]
     where = "" if robot else f"{found['environment']}, "

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from headway.domains.agents.codec import AgentCodec
 from headway.domains.agents.distributions import chances, drawn, likeliest
 from headway.domains.agents.experience import LastStates, layout_of, policy_of
-from headway.environments import Copies, Returns, played
+from headway.environments import Copies, Returns, RowPolicy, played
 from headway.environments.playing import Watch
 from headway.errors import UserError
 from headway.generate.prompts import device_of, evaluating
@@ -39,13 +39,7 @@ class Agents:
         """An action for each row, int [B] or float32 [B, A] in the environment's numbers."""
         for row, state in enumerate(states):
             self._last.add(row, state)
-        device, discrete = device_of(self.model), self.codec.choices is not None
-        layout = layout_of(self._last.lengths, self.codec.context, device)
-        said = policy_of(self.model, self.model(torch.from_numpy(self._last.seen).to(device), layout)).cpu().numpy()
-        if not self.codec.draw:
-            return self.codec.done(likeliest(said, discrete))
-        chance = np.stack([chances(each, (), discrete, self.codec.actions) for each in self._chances])
-        return self.codec.done(drawn(said, discrete, chance))
+        return _actions(self.model, self.codec, self._last.seen, self._last.lengths, self._chances)
 
     def took(self, actions: np.ndarray) -> None:
         """An agent does not look at what it did."""
@@ -57,6 +51,44 @@ class Agents:
         """Go on in some of the episodes."""
         self._chances = [self._chances[row] for row in rows.tolist()]
         self._last.select(rows)
+
+
+def _actions(
+    model: Transformer,
+    codec: AgentCodec,
+    seen: Float[np.ndarray, "B K S"],
+    lengths: np.ndarray,
+    generators: Sequence[np.random.Generator],
+) -> np.ndarray:
+    """An action for each row by its last states, in the environment's numbers."""
+    device, discrete = device_of(model), codec.choices is not None
+    encoded = model(torch.from_numpy(seen).to(device), layout_of(lengths, codec.context, device))
+    said = policy_of(model, encoded).cpu().numpy()
+    if not codec.draw:
+        return codec.done(likeliest(said, discrete))
+    chance = np.stack([chances(each, (), discrete, codec.actions) for each in generators])
+    return codec.done(drawn(said, discrete, chance))
+
+
+class RecordingAgents(RowPolicy):
+    """An agent that acts in the episodes of a recording, each of its own age."""
+
+    def __init__(self, model: Transformer, codec: AgentCodec, rows: int) -> None:
+        self.model, self.codec = model, codec
+        self._last = LastStates(rows, codec.context, codec.states)
+        self._chances = [np.random.default_rng()] * rows
+
+    def begin(self, row: int, seed: int) -> None:
+        self._last.lengths[row] = 0
+        self._chances[row] = np.random.default_rng([_DRAWS, seed])
+
+    def act(self, rows: Sequence[int], states: np.ndarray) -> np.ndarray:
+        for row, state in zip(rows, states):
+            self._last.add(row, state)
+        some = np.array(rows)
+        with evaluating(self.model), torch.no_grad():
+            generators = [self._chances[row] for row in rows]
+            return _actions(self.model, self.codec, self._last.seen[some], self._last.lengths[some], generators)
 
 
 def play(

@@ -38,5 +38,5 @@ def film_strip(model: Transformer, codec: AgentCodec, environment: str) -> Itera
     """An episode as it is played now."""
     reel = Reel()
     with Copies(environment, 1, drawn=True) as copies:
-        found = play(model, codec, copies, [PICTURED], reel.take)
+        found = play(model, codec, copies, [PICTURED], reel)
     yield FilmedEpisode("An episode", f"a return of {float(found.returns[0]):.5g} in {found.lengths[0]} steps", reel)

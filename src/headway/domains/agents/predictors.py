@@ -7,8 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from headway.data.video import check_film
-from headway.domains.agents.acting import AgentPolicy, play
+from headway.domains.agents.acting import AgentPolicy, RecordingAgents, play
 from headway.domains.agents.codec import FILE, AgentCodec, check_fits, read_codec
 from headway.environments import (
     AT_ONCE,
@@ -21,7 +20,7 @@ from headway.environments import (
     targets_of,
     worth,
 )
-from headway.environments.playing import filming
+from headway.environments.playing import film_of, filming
 from headway.errors import UserError
 from headway.given import typed
 from headway.handle import Handle
@@ -45,11 +44,14 @@ def rollout(
     draw: bool | None = None,
     execute: int | None = None,
     ensemble: float | Literal["run"] | None = "run",
+    render_episodes: int = 3,
+    speed: float = 1.0,
 ) -> dict[str, Any]:
     """Episodes that an agent plays: the mean of their returns with its interval, and each in `results`.
 
     `env` is named by the user: an id of gymnasium's or module:Name; None is where the run learnt. Episode i starts from
-    `seed` + i (None: the seeds of the test). `render` is a video of the first one. `draw` draws actions as in training,
+    `seed` + i (None: the seeds of the test). `render` is a video of the first
+    `render_episodes`, `speed` times as fast as real time. `draw` draws actions as in training,
     or does not (None: as the run says). Raises UserError, before any work, for an environment that does not fit.
     """
     check_episodes(episodes, seed)
@@ -61,9 +63,7 @@ def rollout(
     codec = _codec(model)
     codec = codec if draw is None else replace(codec, draw=draw)
     name = named or check_stored(codec.environment)
-    film = None if render is None else Path(render)
-    if film is not None:
-        check_film(film)
+    film = film_of(render, min(render_episodes, episodes), speed)
     start = start_of(seed)
     with Copies(name, min(AT_ONCE, episodes), drawn=film is not None) as copies:
         check_fits(codec, copies.spaces, name)
@@ -71,7 +71,14 @@ def rollout(
             found = play(model.module, codec, copies, range(start, start + episodes), watch)
     scores = worth(found, name)
     results = [{**scores, "returns": found.returns.tolist()}]
-    return {"environment": name, "seed": start, **scores, "results": results, "render": film}
+    return {"environment": name, "seed": start, **scores, "results": results, "render": film and film.path}
+
+
+def recording_policy(model: Handle, copies: Copies, horizon: int | None) -> RecordingAgents:
+    """The agent of a run as a policy for `headway data collect`. UserError for another environment than it fits."""
+    codec = _codec(model)
+    check_fits(codec, copies.spaces, copies.name)
+    return RecordingAgents(model.module, codec, len(copies))
 
 
 def _codec(model: Handle) -> AgentCodec:

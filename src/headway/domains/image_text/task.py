@@ -11,7 +11,7 @@ from typing import Any, Literal, cast
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from headway.codecs import END_OF_TEXT, FILE, Codec, Kind, load_codec, sentence_codec
@@ -29,7 +29,14 @@ from headway.formats.usage import Usage, read_usage
 from headway.generate.prompts import device_of, evaluating
 from headway.learn import Recipe, Task, TaskConfig, TrainConfig
 from headway.learn.examples import Batch, Chance, Contents, Numbered
-from headway.learn.objectives.contrast import Contrast, check_sides, coupled, of_parts
+from headway.learn.objectives.contrast import (
+    Contrast,
+    check_sides,
+    coupled,
+    of_parts,
+    sigmoid_contrast,
+    softmax_contrast,
+)
 from headway.learn.report import Picture
 from headway.learn.rows import in_parts
 from headway.nn.models import Loss, ModelConfig, PatchEmbedConfig, TwoTower, TwoTowerConfig
@@ -77,6 +84,7 @@ class ImageMovesConfig:
 SPECIAL = ("<|startoftext|>", END_OF_TEXT)  # CLIP's
 _KEPT = ("image_processor_type", "feature_extractor_type", "image_mean", "image_std", "resample", "rescale_factor")
 _IMAGES_AT_ONCE = 64
+_BLOCK = 1024  # images whose texts compete with each other in the loss of a split
 _PADDING = 0.2  # of texts, which are short: more parts would take longer than what they save
 _PICTURED = 8  # texts and images in the pictures of a report
 
@@ -202,11 +210,15 @@ class CaptionedImages(Numbered):
             pixels = self.config.augment(pixels, epoch_seed(self.seed, int(chance.places[0])))
         texts = self._drawn(rows, rows if chance is None else chance.places)
         of = np.repeat(np.arange(len(rows)), self.config.captions)
-        own = np.concatenate([_pair(self.alike[image], self.said[self.texts_of(image)]) for image in rows])
-        same = np.isin(_pair(self.alike[rows][:, None], self.said[texts][None]), own)
+        same = self.same(rows, texts)
         parts = in_parts(self.rows, texts, _PADDING, self.config.at_once)
         targets = torch.from_numpy(of), torch.from_numpy(same)
         return Batch((pixels, parts), targets, len(of), len(rows) * self.patches + parts.computed)
+
+    def same(self, images: np.ndarray, texts: np.ndarray) -> Bool[np.ndarray, "M N"]:
+        """Which texts say of which images what one of their own texts says."""
+        own = np.concatenate([_pair(self.alike[image], self.said[self.texts_of(image)]) for image in images])
+        return np.isin(_pair(self.alike[images][:, None], self.said[texts][None]), own)
 
     def contents(self) -> Contents:
         return {"images": (self.pictures.keys,), "texts": (self.captions.texts, self.captions.of)}
@@ -248,9 +260,9 @@ class CaptionedImages(Numbered):
 
 
 class Matching(Contrast[CaptionedImages]):
-    """Texts and images find each other."""
+    """Texts and images find each other: the best model is the one that finds most in both directions."""
 
-    goal = "recall_at_1"
+    goal = "mean_recall_at_1"
 
     def __init__(self, config: ImageTextConfig) -> None:
         self.config, self.kind = config, config.loss
@@ -270,14 +282,42 @@ class Matching(Contrast[CaptionedImages]):
     def judge(
         self, model: nn.Module, examples: CaptionedImages, split: str, limit: int | None = None
     ) -> dict[str, Any]:
-        """Recall of texts given an image and of images given a text, at 1 and 5, among all of the split."""
+        """Recall of texts given an image and of images given a text, at 1 and 5, among all of the split, the mean of
+        both directions, and the loss.
+        """
         images = examples.of(split).some(limit).rows
         (texts, of), spoken = examples.asked(images), examples.captions.languages
         languages = None if spoken is None else [spoken[row] for row in texts.tolist()]
         vectors = self.images(model, examples, images), self.texts(model, examples, texts)
-        found = recall(*vectors, of, languages)
+        scores = recall(*vectors, of, languages)
+        both = (scores["recall_at_1"] + scores["image_recall_at_1"]) / 2
+        found = {self.goal: both, **scores, "loss": self._held_out(model, examples, images, texts, of, *vectors)}
         bad = len(examples.pictures.wrong)
         return {**found, "skipped_images": bad} if bad else found
+
+    def _held_out(
+        self,
+        model: nn.Module,
+        examples: CaptionedImages,
+        images: np.ndarray,
+        texts: np.ndarray,
+        of: np.ndarray,
+        left: np.ndarray,
+        right: np.ndarray,
+    ) -> float:
+        """The loss per text, of blocks of images with their texts."""
+        towers, total = cast(TwoTower, model), 0.0
+        contrast = softmax_contrast if self.kind == "softmax" else sigmoid_contrast
+        for start in range(0, len(images), _BLOCK):
+            block = np.flatnonzero((of >= start) & (of < start + _BLOCK))
+            some = slice(start, start + _BLOCK)
+            vectors = (torch.from_numpy(each).to(device_of(towers)) for each in (left[some], right[block]))
+            same = torch.from_numpy(examples.same(images[some], texts[block])).to(device_of(towers))
+            with torch.no_grad():
+                logits = towers.logits(*vectors)
+            own = torch.from_numpy(of[block] - start).to(device_of(towers))
+            total += float(contrast(logits, own, same))
+        return total / len(texts)
 
     def texts(self, model: nn.Module, examples: CaptionedImages, texts: np.ndarray) -> Float[np.ndarray, "N E"]:
         """The vectors of texts."""

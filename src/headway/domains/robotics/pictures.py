@@ -39,7 +39,7 @@ def film_strips(model: RobotPolicy, codec: RobotCodec, tasks: Sequence[str]) -> 
     for task in tasks:
         reel = Reel()
         with open_copies(codec, places[task], 1, drawn=True) as copies:
-            played = play(model, codec, copies, task, [PICTURED], reel.take)
+            played = play(model, codec, copies, task, [PICTURED], reel)
         if played.succeeded is None:
             caption = f"{played.lengths[0]} steps, a return of {float(played.returns[0]):.5g}"
         else:

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from headway.data.demonstrations import task_of
-from headway.data.video import check_film
 from headway.domains.robotics.codec import RobotCodec
 from headway.domains.robotics.policy import Policy
 from headway.domains.robotics.published import codec_of
 from headway.domains.robotics.rollout import limit_of, open_each, play, together, worth
 from headway.environments import check_episodes, check_stored, start_of, targets_of
-from headway.environments.playing import filming
+from headway.environments.playing import film_of, filming
 from headway.errors import UserError
 from headway.given import typed
 from headway.handle import Handle
@@ -41,25 +40,25 @@ def rollout(
     draw: bool | None = None,
     execute: int | None = None,
     ensemble: float | Literal["run"] | None = "run",
+    render_episodes: int = 3,
+    speed: float = 1.0,
 ) -> dict[str, Any]:
     """Episodes that a policy plays of each task: `results` for each, and what they come to in all.
 
     `env` are named by the user: ids of gymnasium's, metaworld/NAME or module:Name; none are those where the run was
     judged. Episode i of each starts from `seed` + i (None: the seeds of the test). `render` is a video of the first
-    one. `execute` and `ensemble` are those of the task, None and "run" as the run has them. Raises UserError, before
-    any work, for environments that do not fit.
+    `render_episodes` of the first task, `speed` times as fast as real time. `execute` and `ensemble` are those of the
+    task, None and "run" as the run has them. Raises UserError, before any work, for environments that do not fit.
     """
     check_episodes(episodes, seed)
     directory = model.directory
     if draw is not None or targets_of(target_return):
         raise UserError(f"{directory} is a robot's policy, which is asked for no return and draws nothing")
     envs = [env] if isinstance(env, str) else list(env or ())
-    film = None if render is None else Path(render)
+    film = film_of(render, min(render_episodes, episodes), speed)
     codec = _carried_out(codec_of(directory, model.usage), model.module, execute, ensemble)
     known = _known(codec, directory, bool(envs))
     names = envs or list(known.values())
-    if film is not None:
-        check_film(film)
     start = start_of(seed)
     seeds = range(start, start + episodes)
     results, all_played = [], []
@@ -78,7 +77,7 @@ def rollout(
             all_played.append(played)
     where = names[0] if len(names) == 1 else names
     whole = together(results, all_played)
-    return {"environment": where, "seed": start, **whole, "results": results, "render": film}
+    return {"environment": where, "seed": start, **whole, "results": results, "render": film and film.path}
 
 
 def _carried_out(

@@ -12,7 +12,7 @@ from headway.domains.robotics.codec import RobotCodec
 from headway.domains.robotics.policy import Acting
 from headway.domains.robotics.windows import observed
 from headway.environments import Copies
-from headway.environments.playing import Watch
+from headway.environments.playing import Watch, side_by_side
 from headway.errors import UserError
 from headway.metrics import bootstrap_mean, wilson
 from headway.nn.models import Observations, RobotPolicy
@@ -84,30 +84,38 @@ def check_fits(codec: RobotCodec, copies: Copies) -> None:
 def play(
     model: RobotPolicy, codec: RobotCodec, copies: Copies, task: str, seeds: Sequence[int], watch: Watch | None = None
 ) -> PlayedEpisodes:
-    """An episode of a task from each seed, until it succeeds or ends; `watch` sees each step of the first one."""
-    parts = []
-    for start in range(0, len(seeds), len(copies)):
-        some = seeds[start : start + len(copies)]
-        parts.append(_side_by_side(model, codec, copies, task, some, watch if not start else None))
+    """An episode of a task from each seed, until it succeeds or ends; `watch` sees the first of them."""
+    groups = side_by_side(len(seeds), len(copies), watch)
+    parts = [_side_by_side(model, codec, copies, task, seeds, some, watch) for some in groups]
+    order = np.argsort(np.concatenate(groups))
     succeeded, lengths, returns = zip(*parts)
     known = None
     if any(each is not None for each in succeeded):
         known = np.concatenate([np.zeros_like(own) if each is None else each for each, own in zip(succeeded, lengths)])
-    return PlayedEpisodes(known, np.concatenate(lengths), np.concatenate(returns))
+    known = None if known is None else known[order]
+    return PlayedEpisodes(known, np.concatenate(lengths)[order], np.concatenate(returns)[order])
 
 
 def _side_by_side(
-    model: RobotPolicy, codec: RobotCodec, copies: Copies, task: str, seeds: Sequence[int], watch: Watch | None
+    model: RobotPolicy,
+    codec: RobotCodec,
+    copies: Copies,
+    task: str,
+    seeds: Sequence[int],
+    numbers: Sequence[int],
+    watch: Watch | None,
 ) -> PlayedEpisodes:
-    acting = Acting(model, codec, seeds)
+    """The episodes with these numbers."""
+    acting = Acting(model, codec, [seeds[number] for number in numbers])
     limit = limit_of(codec, copies)
-    rows = np.arange(len(seeds))
-    states = np.stack([copies.reset(row, seed) for row, seed in enumerate(seeds)])
-    succeeded, told = np.zeros(len(seeds), np.int64), False
-    lengths, returns = np.zeros(len(seeds), np.int64), np.zeros(len(seeds))
+    rows = np.arange(len(numbers))
+    states = np.stack([copies.reset(row, seeds[number]) for row, number in enumerate(numbers)])
+    succeeded, told = np.zeros(len(rows), np.int64), False
+    lengths, returns = np.zeros(len(rows), np.int64), np.zeros(len(rows))
+    watch = watch if watch is not None and numbers[0] < watch.episodes else None
     while len(rows):
         if watch is not None and rows[0] == 0:
-            watch(copies.frame)
+            watch.step(copies.frame, numbers[0], float(returns[0]))
         here, present = rows, states
         actions = acting.act(lambda: _looked(codec, copies, task, here, present))  # noqa: B023 (called at once)
         steps = [copies.step(row, action) for row, action in zip(rows.tolist(), actions)]
@@ -118,6 +126,8 @@ def _side_by_side(
         succeeded[rows[done]] = lengths[rows[done]]
         over = done | np.array([step.ended or step.cut for step in steps]) | (lengths[rows] >= limit)
         going = np.flatnonzero(~over)
+        if watch is not None and rows[0] == 0 and 0 not in going:
+            watch.end(copies.frame, numbers[0], float(returns[0]))
         if len(going) < len(rows):
             acting.select(going)
         rows, states = rows[going], np.array([steps[place].state for place in going])

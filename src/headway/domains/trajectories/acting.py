@@ -12,7 +12,7 @@ from torch import Tensor
 
 from headway.data.episodes import described
 from headway.domains.trajectories.codec import TrajectoryCodec
-from headway.environments import Copies, Returns, played
+from headway.environments import Copies, Returns, RowPolicy, played
 from headway.environments.playing import Watch
 from headway.errors import UserError
 from headway.generate.prompts import device_of, evaluating
@@ -127,6 +127,25 @@ class Actor:
         shape = (len(self.to_go), 0) if self.codec.choices is not None else (len(self.to_go), 0, len(self.codec.reach))
         kind = torch.long if self.codec.choices is not None else torch.float32
         return torch.zeros(shape, dtype=kind, device=self._device)
+
+
+class RecordingActors(RowPolicy):
+    """A model that acts in the episodes of a recording, asked for the return that it was trained to be asked for."""
+
+    def __init__(self, model: Transformer, codec: TrajectoryCodec) -> None:
+        self.model, self.codec = model, codec
+        self._actors: dict[int, Actor] = {}  # one per row: their episodes differ in age
+
+    def begin(self, row: int, seed: int) -> None:
+        self._actors[row] = Actor(self.model, self.codec, [self.codec.target], [seed])
+
+    def act(self, rows: Sequence[int], states: np.ndarray) -> np.ndarray:
+        with evaluating(self.model):
+            return np.concatenate([self._actors[row].act(state[None]) for row, state in zip(rows, states)])
+
+    def took(self, row: int, action: np.ndarray | int, reward: float) -> None:
+        self._actors[row].took(np.array([action]))
+        self._actors[row].take(np.array([reward]))
 
 
 def check_fits(codec: TrajectoryCodec, copies: Copies) -> None:

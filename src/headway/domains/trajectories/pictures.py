@@ -75,6 +75,6 @@ def film_strips(
     with Copies(environment, 1, drawn=True) as copies:
         for target in targets:
             reel = Reel()
-            played = play(model, codec, copies, target, [PICTURED], reel.take)
+            played = play(model, codec, copies, target, [PICTURED], reel)
             caption = f"reached {float(played.returns[0]):.5g} in {played.lengths[0]} steps"
             yield FilmedEpisode(f"An episode that is asked for {target:.5g}", caption, reel)

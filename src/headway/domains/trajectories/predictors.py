@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from headway.data.video import check_film
-from headway.domains.trajectories.acting import check_fits, play
+from headway.domains.trajectories.acting import RecordingActors, check_fits, play
 from headway.domains.trajectories.codec import FILE, TrajectoryCodec, read_codec
 from headway.environments import (
     AT_ONCE,
     Copies,
+    Returns,
     check_episodes,
     check_single,
     check_stored,
@@ -21,7 +22,7 @@ from headway.environments import (
     targets_of,
     worth,
 )
-from headway.environments.playing import filming
+from headway.environments.playing import film_of, filming
 from headway.errors import UserError
 from headway.given import typed
 from headway.handle import Handle
@@ -39,12 +40,15 @@ def rollout(
     draw: bool | None = None,
     execute: int | None = None,
     ensemble: float | Literal["run"] | None = "run",
+    render_episodes: int = 3,
+    speed: float = 1.0,
 ) -> dict[str, Any]:
     """Episodes that a model plays: `results` for each return that is asked for (none: that of the run), and those of
     the first beside them.
 
     `env` is named by the user: an id of gymnasium's or module:Name; None is where the run was judged. Episode i starts
-    from `seed` + i (None: the seeds of the test). `render` is a video of the first one. `draw` draws choices by their
+    from `seed` + i (None: the seeds of the test). `render` is a video of the first `render_episodes` for each
+    return, `speed` times as fast as real time. `draw` draws choices by their
     probabilities, or does not (None: as the run says). Raises UserError, before any
     work, for scales or an environment that do not fit, and for what the model has no use for.
     """
@@ -63,21 +67,39 @@ def rollout(
     name = named or check_stored(codec.environment)
     if not name:
         raise UserError(f"{directory} does not say where it acts; name an environment with --env")
-    film = None if render is None else Path(render)
-    if film is not None:
-        check_film(film)
+    film = film_of(render, min(render_episodes, episodes), speed)
     start = start_of(seed)
     seeds = range(start, start + episodes)
-    results = []
+    results: list[dict[str, Any]] = []
+    all_played: list[tuple[float, Returns]] = []
     with Copies(name, min(AT_ONCE, episodes), drawn=film is not None) as copies:
         check_fits(codec, copies)
-        for number, target in enumerate(targets or [codec.target]):
-            with filming(None if number else film, copies.frame_rate) as watch:
-                played = play(model.module, codec, copies, target, seeds, watch)
+        with filming(film, copies.frame_rate) as watch:
+            for target in targets or [codec.target]:
+                if watch is not None and embed.returns:
+                    watch.asked = f", asked for {target:.5g}"
+                all_played.append((target, play(model.module, codec, copies, target, seeds, watch)))
+        for target, played in all_played:
             scores = worth(played, copies.name)
             results.append({"target_return": target, **scores, "returns": played.returns.tolist()})
     first = {key: value for key, value in results[0].items() if key != "returns"}
-    return {"environment": name, "seed": start, **first, "results": results, "render": film}
+    return {"environment": name, "seed": start, **first, "results": results, "render": film and film.path}
+
+
+def recording_policy(model: Handle, copies: Copies, horizon: int | None) -> RecordingActors:
+    """The model of a run as a policy for `headway data collect`, asked for the return of its run. UserError for another
+    environment than it fits, and for episodes of at most `horizon` steps that may be too long for it.
+    """
+    codec, embed = read_codec(model.directory), model.module.config.embed
+    _check_scales(embed, codec, model.directory)
+    check_fits(codec, copies)
+    longest = min(each for each in (horizon, copies.horizon, math.inf) if each is not None)
+    if longest > embed.timesteps:
+        raise UserError(
+            f"{model.directory} knows {embed.timesteps:,} timesteps, and an episode of {copies.name!r} may have more; "
+            f"pass --horizon {embed.timesteps}"
+        )
+    return RecordingActors(model.module, codec)
 
 
 def _check_scales(embed: TrajectoryEmbedConfig, codec: TrajectoryCodec, directory: Path) -> None:

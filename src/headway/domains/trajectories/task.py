@@ -16,7 +16,7 @@ from headway.config import checked, register
 from headway.data import SplitConfig, Splits, sides_of
 from headway.data.episodes import Episodes, described, joined
 from headway.data.recordings import read_episodes
-from headway.domains.trajectories import pictures
+from headway.domains.trajectories import asking, pictures
 from headway.domains.trajectories.acting import check_fits, play
 from headway.domains.trajectories.codec import FILE, TrajectoryCodec, fitted, read_codec
 from headway.domains.trajectories.online import OnlineConfig, OwnEpisodes
@@ -40,6 +40,7 @@ from headway.nn.models import (
     step_heads,
 )
 
+_TARGETS = 5  # returns that are asked for, where nobody says how many
 _SHOWN = 6.0  # evaluations: what is played for the page of a run takes about so long
 _LOG = logger(__name__)
 
@@ -317,6 +318,19 @@ class StepActions(Objective[Trajectories]):
         if not self.config.condition:
             return [examples.codec.target]
         return np.unique(np.linspace(returns.min(), returns.max(), max(2, count))).tolist()
+
+    def remark(self, model: nn.Module, examples: Trajectories) -> str:
+        """Whether it makes a difference which return is asked for: by episodes, or else by held-out actions."""
+        if not self.config.condition:
+            return ""
+        ends = self._targets(examples, 2)
+        if len(ends) < 2:
+            return f"All episodes that it learned from have a return of {ends[0]:.5g}, so it knows of no other."
+        if self.copies is None:
+            return asking.by_actions(model, examples, self.codec, examples.final_split, (ends[0], ends[1]))
+        if not self._asked:
+            self.samples(model, examples, _TARGETS)
+        return asking.by_returns(self._asked)
 
     def pictures(self, model: nn.Module, examples: Trajectories) -> list[Picture]:
         """Returns as it learnt from its own episodes, returns against what was asked for, and an episode as a strip of

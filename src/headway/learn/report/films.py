@@ -42,19 +42,26 @@ def filmed(played: Callable[P, Iterator[FilmedEpisode]]) -> Callable[P, list[Pic
 
 
 class Reel:
-    """Frames at even distances of an episode of any length, no more than `most`, with the step of each."""
+    """Frames at even distances of an episode of any length, no more than `most`, with the step of each. It watches one
+    episode.
+    """
+
+    episodes = 1
 
     def __init__(self, most: int = 32) -> None:
         self.most, self.frames = most, list[tuple[int, np.ndarray]]()
         self._step, self._every = 0, 1
 
-    def take(self, draw: Callable[[], np.ndarray]) -> None:
+    def step(self, draw: Callable[[], np.ndarray], episode: int = 0, gained: float = 0.0) -> None:
         """A further step; `draw` is called where its frame is wanted."""
         if self._step % self._every == 0:
             self.frames.append((self._step, draw()))
         self._step += 1
         if len(self.frames) == self.most:
             self.frames, self._every = self.frames[::2], 2 * self._every
+
+    def end(self, draw: Callable[[], np.ndarray], episode: int = 0, gained: float = 0.0) -> None:
+        """What comes after the last step is not shown."""
 
 
 def strip(frames: Sequence[tuple[int, np.ndarray]], count: int = 8, height: int = 96) -> str:
