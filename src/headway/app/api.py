@@ -181,7 +181,10 @@ def _finish(run: Run, task: Task, count: int, progress: bool, left: float | None
     if progress:
         print("evaluating the best model", file=sys.stderr, flush=True)
     started = time.perf_counter()
-    scores = _judged(run, task, left)
+    for line in task.settle(run.model, run.directory):
+        if progress:
+            print(line, file=sys.stderr, flush=True)
+    scores = _judged(run, task, None if left is None else left - (time.perf_counter() - started))
     run = with_results(run, scores, task.samples(run.model, count) if count else [])
     run.summary["judging_seconds"] = round(time.perf_counter() - started, 3)
     run.summary["report"] = None

@@ -72,6 +72,10 @@ class Objective(Generic[E]):
         """
         return False
 
+    def settle(self, model: nn.Module, examples: E) -> list[str]:
+        """Choose by the validation part how the best model is used, once training has ended; lines for people."""
+        return []
+
     def samples(self, model: nn.Module, examples: E, count: int) -> list[dict[str, str]]:
         """Held-out samples for people: columns by name, such as prompt and output, or source, output and reference."""
         return []

@@ -72,6 +72,13 @@ class Task:
     def fit_head(self, model: nn.Module, fresh: Collection[str], limit: int) -> bool:
         return self.objective.fit_head(model, self.examples, fresh, limit)
 
+    def settle(self, model: nn.Module, directory: Path) -> list[str]:
+        """Choose how the best model is used, and save it beside the model; lines for people."""
+        lines = self.objective.settle(model, self.examples)
+        if lines:
+            self.save(directory)
+        return lines
+
     def samples(self, model: nn.Module, count: int) -> list[dict[str, str]]:
         return self.objective.samples(model, self.examples, count)
 

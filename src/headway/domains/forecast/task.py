@@ -16,6 +16,8 @@ from headway.config import dumps, from_dict, register
 from headway.data.calendar import Calendar
 from headway.data.series import Series, SeriesColumns, ends, places, read_series
 from headway.data.splits import Splits
+from headway.domains.forecast.mixture import Baseline, Mixture, choose_mixture
+from headway.domains.forecast.smoothing import LAST, LAST_SEASON, Form, Smoothed, best_forms, smoothed
 from headway.errors import ConfigError, UserError, nearest
 from headway.formats.durable import read_json, write_text
 from headway.learn import Recipe, Task, TaskConfig
@@ -52,7 +54,8 @@ class WindowCodec:
     Values are read less their mean, by their deviation (z), beside the place of each step in the season. What is said
     are differences from the quantiles of a simple forecast, in its mean error over training, the `spread`: the `line`
     and, in that unit, the quantiles of its `errors` at each step of the horizon. A model that has learnt nothing yet
-    says these. `unit` and `step` are those of the times.
+    says these. `unit` and `step` are those of the times. The `mixture` with a simple forecast is chosen once
+    training has ended.
     """
 
     context: int
@@ -64,6 +67,7 @@ class WindowCodec:
     line: str = "last"
     spread: float = 1.0
     errors: tuple[tuple[float, ...], ...] = ((0.0,),)
+    mixture: Mixture | None = None
 
     def __post_init__(self) -> None:
         counts = (self.context, self.horizon, self.season, self.patch)
@@ -96,6 +100,15 @@ class WindowCodec:
         inputs = torch.from_numpy(np.stack(parts, -1).astype(np.float32)).reshape(len(past), -1, self.numbers)
         line, unit = simple_forecasts(past, self.horizon, self.season)[self.line], unit[..., None] * self.spread
         return Window(inputs, line[..., None] + unit * np.array(self.errors), unit)
+
+    @property
+    def naive(self) -> Form:
+        """The seasonal naive forecast, or the last value where there are no seasons."""
+        return LAST_SEASON if 1 < self.season <= self.context else LAST
+
+    def forms(self, baseline: Baseline, series: Sequence[Float[np.ndarray, "N"]]) -> list[Form]:
+        """Those in which a baseline smooths each series."""
+        return [self.naive] * len(series) if baseline == "naive" else best_forms(series, self.season)
 
 
 def flat(values: Float[np.ndarray, "N"]) -> float:
@@ -183,6 +196,7 @@ class Windows(Continued):
         parts = [one.values[: n if n > season else None] for one, n in zip(found, trained)]
         self.least = np.array([flat(part) for part in parts])
         self.scales = np.array([seasonal_error(part, season) for part in parts])
+        self._smoothed: dict[tuple[int, bool, Baseline], Smoothed] = {}
         if known is None:  # with the simple forecast that is best in training, and its errors there
             rows = spread(self.splits.rows("train"), _JUDGED)
             windows, unit = self.around(rows), self.window(rows).unit[..., 0]
@@ -210,6 +224,61 @@ class Windows(Continued):
 
     def scaled(self, rows: np.ndarray, said: np.ndarray) -> np.ndarray:
         return self.window(rows).scaled(said)
+
+    def simple(self, rows: np.ndarray, baseline: Baseline) -> Float[np.ndarray, "N S Q"]:
+        """Quantiles by a baseline, fitted to what comes before the split of each row."""
+        series, steps = self.at.series[rows], self.at.steps[rows]
+        found = np.empty((len(rows), self.horizon, len(LEVELS)))
+        for tested in (False, True):
+            here = (steps >= self.at.tests[series]) == tested
+            self._smooth(np.unique(series[here]).tolist(), tested, baseline)
+            for number in np.unique(series[here]).tolist():
+                some = here & (series == number)
+                known = self._smoothed[number, tested, baseline]
+                found[some] = known.quantiles(steps[some], self.horizon, LEVELS)
+        return found
+
+    def _smooth(self, numbers: Sequence[int], tested: bool, baseline: Baseline) -> None:
+        """Smooth the series with these numbers that are not smoothed yet."""
+        missing = [number for number in numbers if (number, tested, baseline) not in self._smoothed]
+        if not missing:
+            return
+        ends = self.at.tests if tested else self.at.ends
+        lengths = [int(ends[n]) if ends[n] > self.codec.season else len(self.found[n].values) for n in missing]
+        parts = [self.found[number].values[:length] for number, length in zip(missing, lengths)]
+        for number, length, form in zip(missing, lengths, self.codec.forms(baseline, parts)):
+            whole = smoothed(self.found[number].values, length, form, self.codec.season)
+            self._smoothed[number, tested, baseline] = whole
+
+    def final(self, rows: np.ndarray, said: np.ndarray) -> np.ndarray:
+        mixture = self.codec.mixture
+        return said if mixture is None else mixture.mixed(said, self.simple(rows, mixture.baseline))
+
+    def baselines(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        return {} if self.codec.mixture is None else {"smoothing": self.simple(rows, "smoothing")}
+
+    def settle(self, rows: np.ndarray, said: np.ndarray) -> str:
+        """Choose the mixture by what the network says of the validation rows. Its baseline is the better one over
+        training and validation: one that has few parameters is hardly better on what it was fitted to.
+        """
+        scales = np.where(np.isfinite(self.scales), self.scales, self.least)
+        before = spread(np.concatenate([self.splits.rows("train"), rows]), _JUDGED)
+
+        def error(baseline: Baseline) -> float:
+            known, middle = self.around(before), self.simple(before, baseline)[..., len(LEVELS) // 2]
+            return float((np.abs(known.after - middle) / scales[self.at.series[before], None])[known.there].mean())
+
+        better: Baseline = min(("smoothing", "naive"), key=error)
+        known = self.around(rows)
+        others: dict[Baseline, np.ndarray] = {each: self.simple(rows, each) for each in ("smoothing", "naive")}
+        mixture = choose_mixture(said, others, better, known.after, known.there, scales[self.at.series[rows]])
+        self.codec = replace(self.codec, mixture=mixture)
+        return str(mixture)
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        mixture = self.codec.mixture
+        return (*super().remarks, *(() if mixture is None else (f"{mixture}.".capitalize(),)))
 
     def take(self, rows: np.ndarray, chance: Chance | None = None) -> Batch:
         """Patches, and the numbers to be said less each quantile of the simple forecast, in its unit."""
