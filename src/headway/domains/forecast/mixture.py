@@ -1,84 +1,95 @@
-"""Forecasts of a network mixed with simple ones, by how good each is on the validation part."""
+"""Forecasts of a network mixed with simple ones, by how good each is."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
 
 from headway.errors import ConfigError
 
-Baseline = Literal["smoothing", "naive"]
-_NAMES: Mapping[Baseline, str] = {"smoothing": "exponential smoothing", "naive": "the seasonal naive forecast"}
 _SHARES = np.linspace(0, 1, 21)
 _CLOSE = 1.05  # times the least error: shares of which it is no more are equally good
-_WINDOWS = 4.0  # windows apart from each other, with which widths go half the way
+_NETWORK, _WIDTHS = 2.0, 4.0  # windows apart from each other, with which the choice counts half
 _WIDEST = 5.0
 
 
+class Forecasts(NamedTuple):
+    """What each says of the same windows, in the scale of the data."""
+
+    network: Float[np.ndarray, "N S Q"]
+    smoothing: Float[np.ndarray, "N S Q"]
+    naive: Float[np.ndarray, "N S Q"]
+
+
+class Observed(NamedTuple):
+    """What came in windows, which of it there is, and what errors are measured in."""
+
+    values: Float[np.ndarray, "N S"]
+    there: Bool[np.ndarray, "N S"]
+    scales: Float[np.ndarray, "N"]
+
+    def error(self, said: Float[np.ndarray, "N S Q"]) -> float:
+        """The mean absolute scaled error of the medians."""
+        return float((np.abs(self.values - said[..., said.shape[-1] // 2]) / self.scales[:, None])[self.there].mean())
+
+
 @dataclass(frozen=True)
-class Mixture:
-    """Quantiles are means of the network's and those of a `baseline`, which has this `share`; their distances from the
-    median are then multiplied by `widths`, below it and above. `errors` are mean absolute scaled errors on the
-    validation part: of the network, exponential smoothing and the seasonal naive forecast.
+class ForecastMixture:
+    """Quantiles are means of those of the network, exponential smoothing and the seasonal naive forecast by their
+    `shares`; their distances from the median are then multiplied by `widths`, below it and above. `errors` are mean
+    absolute scaled errors of the three on the validation part.
     """
 
-    share: float
-    baseline: Baseline
+    shares: tuple[float, float, float]
     widths: tuple[float, float]
     errors: tuple[float, float, float]
 
     def __post_init__(self) -> None:
-        if not 0 <= self.share <= 1 or min(self.widths) <= 0:
-            found = f"the share {self.share:g} and the widths {self.widths}"
+        if min(self.shares) < 0 or abs(sum(self.shares) - 1) > 1e-3 or min(self.widths) <= 0:
+            found = f"the shares {self.shares} and the widths {self.widths}"
             raise ConfigError(f"a mixture has {found}; restore forecast.json from a copy")
 
-    def mixed(self, own: Float[np.ndarray, "N S Q"], other: Float[np.ndarray, "N S Q"]) -> Float[np.ndarray, "N S Q"]:
-        """The network's quantiles with those of the baseline."""
-        found = (1 - self.share) * own + self.share * other
-        middle = found.shape[-1] // 2
+    def mixed(self, said: Forecasts) -> Float[np.ndarray, "N S Q"]:
+        found = np.sum([share * each for share, each in zip(self.shares, said) if share], 0)
+        middle = said.network.shape[-1] // 2
         sides = np.array([self.widths[0]] * middle + [1.0] + [self.widths[1]] * middle)
         return found[..., middle, None] + sides * (found - found[..., middle, None])
 
     def __str__(self) -> str:
-        network, smoothing, naive = (f"{error:.3g}" for error in self.errors)
-        part = "the network alone"
-        if self.share:
-            part = f"{100 * self.share:.0f} % {_NAMES[self.baseline]}"
+        errors = [f"{error:.3g}" for error in self.errors]
+        shares = [f"{100 * share:.0f} %" for share in self.shares]
         return (
-            f"mean absolute scaled error on the validation part: the network {network}, exponential smoothing "
-            f"{smoothing}, the seasonal naive forecast {naive}; forecasts are {part}"
+            f"forecasts are {shares[0]} the network, {shares[1]} exponential smoothing and {shares[2]} seasonal naive; "
+            f"on the validation part their mean absolute scaled errors are {errors[0]}, {errors[1]} and {errors[2]}"
         )
 
 
-def choose_mixture(
-    own: Float[np.ndarray, "N S Q"],
-    others: Mapping[Baseline, Float[np.ndarray, "N S Q"]],
-    baseline: Baseline,
-    came: Float[np.ndarray, "N S"],
-    there: Bool[np.ndarray, "N S"],
-    scales: Float[np.ndarray, "N"],
-) -> Mixture:
-    """The mixture with a baseline by windows of the validation part. Its share is the mean of all shares that are about
-    as good as the best one. With its widths a tenth of the values is beyond either edge; they are nearer to 1 where
-    there are few windows.
+def choose_mixture(simple: Forecasts, past: Observed, said: Forecasts, came: Observed) -> ForecastMixture:
+    """The mixture by windows of the validation part, `said` and `came`. How the simple forecasts are mixed depends on
+    those of training and validation, `simple` and `past`, as they have few parameters to fit to them.
+
+    A share is the mean of all that are about as good as the best one. That of the network is less the fewer windows
+    there are, and with the widths, which go with them to 1, a tenth of the values is beyond either edge.
     """
-    middle = own.shape[-1] // 2
+    naive = _share(simple.smoothing, simple.naive, past)
+    both = (1 - naive) * said.smoothing + naive * said.naive
+    apart = said.network.shape[0] / said.network.shape[1]
+    network = _share(both, said.network, came) * apart / (apart + _NETWORK)
+    shares = (round(network, 4), round((1 - network) * (1 - naive), 4), round((1 - network) * naive, 4))
+    found = ForecastMixture(shares, (1.0, 1.0), (0.0, 0.0, 0.0)).mixed(said)[came.there]
+    middle, certain = found[:, found.shape[1] // 2], apart / (apart + _WIDTHS)
+    widths = [_width(came.values[came.there], middle, found[:, edge]) ** certain for edge in (0, -1)]
+    network, smoothing, naive = map(came.error, said)
+    return ForecastMixture(shares, (round(widths[0], 4), round(widths[1], 4)), (network, smoothing, naive))
 
-    def error(said: Float[np.ndarray, "N S Q"]) -> float:
-        return float(np.mean((np.abs(came - said[..., middle]) / scales[:, None])[there]))
 
-    errors = (error(own), error(others["smoothing"]), error(others["naive"]))
-    tried = np.array([error((1 - share) * own + share * others[baseline]) for share in _SHARES])
-    share = round(float(_SHARES[tried <= _CLOSE * tried.min()].mean()), 4)
-    found = Mixture(share, baseline, (1.0, 1.0), errors).mixed(own, others[baseline])
-    apart = own.shape[0] / own.shape[1]
-    certain = apart / (apart + _WINDOWS)
-    widths = [_width(came[there], found[there][:, middle], found[there][:, edge]) ** certain for edge in (0, -1)]
-    return Mixture(share, baseline, (round(widths[0], 4), round(widths[1], 4)), errors)
+def _share(one: Float[np.ndarray, "N S Q"], other: Float[np.ndarray, "N S Q"], came: Observed) -> float:
+    """That of the other."""
+    errors = np.array([came.error((1 - share) * one + share * other) for share in _SHARES])
+    return float(_SHARES[errors <= _CLOSE * errors.min()].mean())
 
 
 def _width(came: Float[np.ndarray, "N"], middle: Float[np.ndarray, "N"], edge: Float[np.ndarray, "N"]) -> float:

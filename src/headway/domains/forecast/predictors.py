@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from headway.domains.forecast.smoothing import smoothed
+from headway.domains.forecast.mixture import Forecasts
+from headway.domains.forecast.smoothing import best_forms, smoothed
 from headway.domains.forecast.task import LEVELS, ForecastConfig, WindowCodec, flat, read_codec
 from headway.errors import UserError
 from headway.evaluation import listed
@@ -59,19 +60,20 @@ def forecast(model: Handle, data: Data | None = None, steps: int | None = None) 
             read = codec.read(past, at + done, least)
             quantiles = objective.said(model.module, [read.inputs.to(model.device)])
             own = read.scaled(quantiles.cpu().double().numpy())[:, : count - done]
-            said.append(
-                own if codec.mixture is None else codec.mixture.mixed(own, simple[:, done : done + own.shape[1]])
-            )
+            others = (each[:, done : done + own.shape[1]] for each in simple)
+            said.append(own if codec.mixture is None else codec.mixture.mixed(Forecasts(own, *others)))
             past = np.concatenate([past, said[-1][..., len(LEVELS) // 2]], 1)[:, -codec.context :]
     values = np.moveaxis(np.concatenate(said, 1), -1, 1).tolist()
     named = [dict(zip([f"q{level}" for level in LEVELS], some)) for some in values]
     return [Forecast(*parts) for parts in zip([one.name for one in found], times, named, first.tolist())]
 
 
-def _simple(codec: WindowCodec, series: Sequence[np.ndarray], count: int) -> Float[np.ndarray, "N S Q"]:
-    """Quantiles of so many steps after each series by the baseline that the run mixes in."""
-    if codec.mixture is None:
-        return np.zeros((len(series), count, len(LEVELS)))
-    known = zip(series, codec.forms(codec.mixture.baseline, series))
-    whole = [smoothed(values, len(values), form, codec.season) for values, form in known]
-    return np.concatenate([one.quantiles(np.array([len(one.level)]), count, LEVELS) for one in whole])
+def _simple(codec: WindowCodec, series: Sequence[np.ndarray], count: int) -> Float[np.ndarray, "2 N S Q"]:
+    """Quantiles of so many steps after each series by exponential smoothing and by the seasonal naive forecast."""
+    found = np.zeros((2, len(series), count, len(LEVELS)))
+    if codec.mixture is not None:
+        for number, (values, best) in enumerate(zip(series, best_forms(series, codec.season))):
+            for each, form in zip(found, (best, codec.naive)):
+                whole = smoothed(values, len(values), form, codec.season)
+                each[number] = whole.quantiles(np.array([len(values)]), count, LEVELS)[0]
+    return found

@@ -21,7 +21,7 @@ _TINY = 1e-24  # of a mean square
 _MOST = 700.0  # logarithm of a forecast
 
 
-class Form(NamedTuple):
+class SmoothingForm(NamedTuple):
     """Weights of an error in level, trend and season, and how a trend is damped (Hyndman et al. 2008, additive errors).
     What a form does not have starts with 0 and stays there.
     """
@@ -35,7 +35,10 @@ class Form(NamedTuple):
     of_logarithms: bool = False
 
 
-LAST, LAST_SEASON = Form(1.0, 0.0, 1.0, 0.0), Form(0.0, 0.0, 1.0, 1.0, seasonal=True)  # naive and seasonal naive
+LAST, LAST_SEASON = (
+    SmoothingForm(1.0, 0.0, 1.0, 0.0),
+    SmoothingForm(0.0, 0.0, 1.0, 1.0, seasonal=True),
+)  # naive and seasonal naive
 
 
 class Start(NamedTuple):
@@ -51,7 +54,7 @@ class Smoothed(NamedTuple):
     is that of the error of a step.
     """
 
-    form: Form
+    form: SmoothingForm
     season: int
     deviation: float
     level: Float[np.ndarray, "N"]
@@ -70,14 +73,14 @@ class Smoothed(NamedTuple):
         return np.exp(found.clip(max=_MOST)) if form.of_logarithms else found
 
 
-def best_forms(series: Sequence[Float[np.ndarray, "N"]], season: int) -> list[Form]:
+def best_forms(series: Sequence[Float[np.ndarray, "N"]], season: int) -> list[SmoothingForm]:
     """The form of least AIC (Akaike 1974) of each series, by its last values."""
     some = [values[-_VALUES:] for values in series]
-    columns: list[tuple[int, Form]] = []
+    columns: list[tuple[int, SmoothingForm]] = []
     for number in sorted(range(len(some)), key=lambda number: -len(some[number])):
         for of_logarithms in (False, True)[: 1 + bool(some[number].min() > 0)]:
             columns += [(number, form) for form in _forms(1 < season < len(some[number]) // 2, of_logarithms)]
-    scores: list[dict[Form, float]] = [{} for _ in some]
+    scores: list[dict[SmoothingForm, float]] = [{} for _ in some]
     at_once = max(1, _CELLS // (max(map(len, some)) + season))
     for begin in range(0, len(columns), at_once):
         part = columns[begin : begin + at_once]
@@ -86,7 +89,7 @@ def best_forms(series: Sequence[Float[np.ndarray, "N"]], season: int) -> list[Fo
     return [min(each, key=lambda form: each[form]) for each in scores]
 
 
-def smoothed(values: Float[np.ndarray, "N"], end: int, form: Form, season: int) -> Smoothed:
+def smoothed(values: Float[np.ndarray, "N"], end: int, form: SmoothingForm, season: int) -> Smoothed:
     """A series in a form that starts by what is before the step `end`, whose errors there the deviation is of."""
     values = np.log(values) if form.of_logarithms else values
     level, trend, start = _start(values[:end], season, form)
@@ -103,20 +106,20 @@ def smoothed(values: Float[np.ndarray, "N"], end: int, form: Form, season: int) 
     return Smoothed(form, season, float(np.sqrt(total / end)), *states)
 
 
-def _forms(seasonal: bool, of_logarithms: bool) -> list[Form]:
+def _forms(seasonal: bool, of_logarithms: bool) -> list[SmoothingForm]:
     """All that are tried, those without a season among them."""
     found = []
     for level, has_season in product(_LEVEL, (False, True)[: 1 + seasonal]):
         for season in [share * (1 - level) for share in _SEASON] if has_season else [0.0]:
-            found.append(Form(level, 0.0, 1.0, season, False, has_season, of_logarithms))
+            found.append(SmoothingForm(level, 0.0, 1.0, season, False, has_season, of_logarithms))
             found += [
-                Form(level, level * trend, damping, season, True, has_season, of_logarithms)
+                SmoothingForm(level, level * trend, damping, season, True, has_season, of_logarithms)
                 for trend, damping in product(_TREND, _DAMPING)
             ]
     return found
 
 
-def _start(values: Float[np.ndarray, "N"], season: int, form: Form) -> Start:
+def _start(values: Float[np.ndarray, "N"], season: int, form: SmoothingForm) -> Start:
     """By the first seasons, or the first values."""
     if form == LAST_SEASON:
         return Start(0.0, 0.0, np.resize(values, season))
@@ -134,7 +137,7 @@ def _start(values: Float[np.ndarray, "N"], season: int, form: Form) -> Start:
 
 
 def _errors(
-    series: Sequence[Float[np.ndarray, "N"]], columns: Sequence[tuple[int, Form]], season: int
+    series: Sequence[Float[np.ndarray, "N"]], columns: Sequence[tuple[int, SmoothingForm]], season: int
 ) -> Float[np.ndarray, "C"]:
     """Sums of squared errors: each column is a series, by its number, in a form. The longest series come first."""
     lengths = np.array([len(series[number]) for number, _ in columns])
@@ -158,7 +161,7 @@ def _errors(
     return total
 
 
-def _aic(form: Form, values: Float[np.ndarray, "N"], season: int, square: float) -> float:
+def _aic(form: SmoothingForm, values: Float[np.ndarray, "N"], season: int, square: float) -> float:
     """Of normal errors; those of logarithms are of values by their size."""
     weights = 2 + 2 * form.has_trend + (form.damping < 1) + (form.season > 0)
     states = 1 + form.has_trend + season * form.seasonal

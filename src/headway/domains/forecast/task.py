@@ -16,8 +16,8 @@ from headway.config import dumps, from_dict, register
 from headway.data.calendar import Calendar
 from headway.data.series import Series, SeriesColumns, ends, places, read_series
 from headway.data.splits import Splits
-from headway.domains.forecast.mixture import Baseline, Mixture, choose_mixture
-from headway.domains.forecast.smoothing import LAST, LAST_SEASON, Form, Smoothed, best_forms, smoothed
+from headway.domains.forecast.mixture import Forecasts, ForecastMixture, Observed, choose_mixture
+from headway.domains.forecast.smoothing import LAST, LAST_SEASON, SmoothingForm, Smoothed, best_forms, smoothed
 from headway.errors import ConfigError, UserError, nearest
 from headway.formats.durable import read_json, write_text
 from headway.learn import Recipe, Task, TaskConfig
@@ -67,7 +67,7 @@ class WindowCodec:
     line: str = "last"
     spread: float = 1.0
     errors: tuple[tuple[float, ...], ...] = ((0.0,),)
-    mixture: Mixture | None = None
+    mixture: ForecastMixture | None = None
 
     def __post_init__(self) -> None:
         counts = (self.context, self.horizon, self.season, self.patch)
@@ -102,13 +102,9 @@ class WindowCodec:
         return Window(inputs, line[..., None] + unit * np.array(self.errors), unit)
 
     @property
-    def naive(self) -> Form:
+    def naive(self) -> SmoothingForm:
         """The seasonal naive forecast, or the last value where there are no seasons."""
         return LAST_SEASON if 1 < self.season <= self.context else LAST
-
-    def forms(self, baseline: Baseline, series: Sequence[Float[np.ndarray, "N"]]) -> list[Form]:
-        """Those in which a baseline smooths each series."""
-        return [self.naive] * len(series) if baseline == "naive" else best_forms(series, self.season)
 
 
 def flat(values: Float[np.ndarray, "N"]) -> float:
@@ -196,7 +192,7 @@ class Windows(Continued):
         parts = [one.values[: n if n > season else None] for one, n in zip(found, trained)]
         self.least = np.array([flat(part) for part in parts])
         self.scales = np.array([seasonal_error(part, season) for part in parts])
-        self._smoothed: dict[tuple[int, bool, Baseline], Smoothed] = {}
+        self._smoothed: dict[tuple[int, bool], tuple[Smoothed, Smoothed]] = {}
         if known is None:  # with the simple forecast that is best in training, and its errors there
             rows = spread(self.splits.rows("train"), _JUDGED)
             windows, unit = self.around(rows), self.window(rows).unit[..., 0]
@@ -225,53 +221,52 @@ class Windows(Continued):
     def scaled(self, rows: np.ndarray, said: np.ndarray) -> np.ndarray:
         return self.window(rows).scaled(said)
 
-    def simple(self, rows: np.ndarray, baseline: Baseline) -> Float[np.ndarray, "N S Q"]:
-        """Quantiles by a baseline, fitted to what comes before the split of each row."""
+    def simple(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Quantiles [N, S, Q] by exponential smoothing and by the seasonal naive forecast, fitted to what comes before
+        the split of each row.
+        """
         series, steps = self.at.series[rows], self.at.steps[rows]
-        found = np.empty((len(rows), self.horizon, len(LEVELS)))
-        for tested in (False, True):
-            here = (steps >= self.at.tests[series]) == tested
-            self._smooth(np.unique(series[here]).tolist(), tested, baseline)
-            for number in np.unique(series[here]).tolist():
-                some = here & (series == number)
-                known = self._smoothed[number, tested, baseline]
-                found[some] = known.quantiles(steps[some], self.horizon, LEVELS)
-        return found
+        found = np.empty((2, len(rows), self.horizon, len(LEVELS)))
+        tested = steps >= self.at.tests[series]
+        for late in (False, True):
+            numbers = np.unique(series[tested == late]).tolist()
+            self._smooth([number for number in numbers if (number, late) not in self._smoothed], late)
+            for number in numbers:
+                some = (tested == late) & (series == number)
+                for each, known in zip(found, self._smoothed[number, late]):
+                    each[some] = known.quantiles(steps[some], self.horizon, LEVELS)
+        return found[0], found[1]
 
-    def _smooth(self, numbers: Sequence[int], tested: bool, baseline: Baseline) -> None:
-        """Smooth the series with these numbers that are not smoothed yet."""
-        missing = [number for number in numbers if (number, tested, baseline) not in self._smoothed]
-        if not missing:
-            return
-        ends = self.at.tests if tested else self.at.ends
-        lengths = [int(ends[n]) if ends[n] > self.codec.season else len(self.found[n].values) for n in missing]
-        parts = [self.found[number].values[:length] for number, length in zip(missing, lengths)]
-        for number, length, form in zip(missing, lengths, self.codec.forms(baseline, parts)):
-            whole = smoothed(self.found[number].values, length, form, self.codec.season)
-            self._smoothed[number, tested, baseline] = whole
+    def _smooth(self, numbers: Sequence[int], late: bool) -> None:
+        """Smooth the series with these numbers by what comes before validation or, late, before the test part."""
+        season, ends = self.codec.season, self.at.tests if late else self.at.ends
+        values = [self.found[number].values for number in numbers]
+        lengths = [int(ends[n]) if ends[n] > season else len(each) for n, each in zip(numbers, values)]
+        forms = best_forms([each[:length] for each, length in zip(values, lengths)], season) if numbers else []
+        for number, each, length, form in zip(numbers, values, lengths, forms):
+            both = (smoothed(each, length, one, season) for one in (form, self.codec.naive))
+            self._smoothed[number, late] = (*both,)  # type: ignore[assignment]
 
     def final(self, rows: np.ndarray, said: np.ndarray) -> np.ndarray:
         mixture = self.codec.mixture
-        return said if mixture is None else mixture.mixed(said, self.simple(rows, mixture.baseline))
+        return said if mixture is None else mixture.mixed(Forecasts(said, *self.simple(rows)))
 
     def baselines(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        return {} if self.codec.mixture is None else {"smoothing": self.simple(rows, "smoothing")}
+        return {} if self.codec.mixture is None else {"smoothing": self.simple(rows)[0]}
 
     def settle(self, rows: np.ndarray, said: np.ndarray) -> str:
-        """Choose the mixture by what the network says of the validation rows. Its baseline is the better one over
-        training and validation: one that has few parameters is hardly better on what it was fitted to.
-        """
+        """Choose the mixture by what the network says of the validation rows."""
         scales = np.where(np.isfinite(self.scales), self.scales, self.least)
+
+        def came(some: np.ndarray) -> Observed:
+            known = self.around(some)
+            return Observed(known.after, known.there, scales[self.at.series[some]])
+
         before = spread(np.concatenate([self.splits.rows("train"), rows]), _JUDGED)
-
-        def error(baseline: Baseline) -> float:
-            known, middle = self.around(before), self.simple(before, baseline)[..., len(LEVELS) // 2]
-            return float((np.abs(known.after - middle) / scales[self.at.series[before], None])[known.there].mean())
-
-        better: Baseline = min(("smoothing", "naive"), key=error)
-        known = self.around(rows)
-        others: dict[Baseline, np.ndarray] = {each: self.simple(rows, each) for each in ("smoothing", "naive")}
-        mixture = choose_mixture(said, others, better, known.after, known.there, scales[self.at.series[rows]])
+        smoothing, naive = self.simple(before)
+        mixture = choose_mixture(
+            Forecasts(naive, smoothing, naive), came(before), Forecasts(said, *self.simple(rows)), came(rows)
+        )
         self.codec = replace(self.codec, mixture=mixture)
         return str(mixture)
 
