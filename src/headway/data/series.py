@@ -177,7 +177,7 @@ def _regular(name: str, ticks: np.ndarray, values: np.ndarray, calendar: Calenda
 
 class Places(NamedTuple):
     """Windows by the series and the step at which what is foretold begins, and where that is among the values of all
-    series. `sides` are the windows of each split, those of `train` end where `ends` says of each series.
+    series. `sides` are the windows of each split; `ends` is where training ends in each series, `tests` validation.
     """
 
     series: Int[np.ndarray, "N"]
@@ -185,6 +185,7 @@ class Places(NamedTuple):
     values: Int[np.ndarray, "N"]
     sides: dict[str, Int[np.ndarray, "M"]]
     ends: Int[np.ndarray, "S"]
+    tests: Int[np.ndarray, "S"]
 
 
 def ends(lengths: Int[np.ndarray, "S"], horizon: int, shares: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
@@ -213,4 +214,4 @@ def places(found: Sequence[Series], context: int, horizon: int, shares: tuple[fl
         side: np.flatnonzero((steps >= low[series]) & (steps + horizon <= high[series]))
         for side, (low, high) in edges.items()
     }
-    return Places(series, steps, values, sides, train)
+    return Places(series, steps, values, sides, train, last)

@@ -272,7 +272,7 @@ class Recorder:
         each.rewards.append(step.reward)
         policy = self._policy(each.number)
         if isinstance(policy, RowPolicy):
-            policy.took(row, each.actions[-1], step.reward)
+            policy.took(row, each.actions[-1], step.reward)  # type: ignore[arg-type]
         if step.success and each.done is None:
             each.done = len(each.rewards)
         steps = len(each.rewards)

@@ -72,8 +72,11 @@ class Objective(Generic[E]):
         """
         return False
 
-    def calibrate(self, model: nn.Module, examples: E, directory: Path) -> None:
-        """Choose on validation what a finished model needs to decide (thresholds), and write it into its directory."""
+    def calibrate(self, model: nn.Module, examples: E, directory: Path) -> list[str]:
+        """Choose on validation how a finished model is used (thresholds, mixtures), and write it into its directory or
+        leave that to `save`; lines for people.
+        """
+        return []
 
     def samples(self, model: nn.Module, examples: E, count: int) -> list[dict[str, str]]:
         """Held-out samples for people: columns by name, such as prompt and output, or source, output and reference."""

@@ -43,6 +43,8 @@ TITLES = {
     "score_error": "error of the expected score",
     "mase": "mean absolute scaled error",
     "mase_naive": "mean absolute scaled error, seasonal naive",
+    "mase_smoothing": "mean absolute scaled error, exponential smoothing",
+    "weighted_quantile_loss_smoothing": "weighted quantile loss, exponential smoothing",
     "weighted_quantile_loss_naive": "weighted quantile loss, seasonal naive",
     "legal_rate": "most probable moves that are legal",
     "samples": "samples",

@@ -82,12 +82,15 @@ class Task:
         reasons = (*recipe.reasons, *(reason for reason in self.reasons if reason not in recipe.reasons))
         return replace(recipe, task=replace(recipe.task, **self.chosen), reasons=reasons)
 
-    def calibrate(self, model: nn.Module, directory: Path) -> None:
-        """Choose on validation what a finished model needs to decide, and write it into its directory."""
-        self.objective.calibrate(model, self.examples, directory)
-
     def fit_head(self, model: nn.Module, fresh: Collection[str], limit: int) -> bool:
         return self.objective.fit_head(model, self.examples, fresh, limit)
+
+    def calibrate(self, model: nn.Module, directory: Path) -> list[str]:
+        """Choose on validation how a finished model is used, and save it next to the model; lines for people."""
+        lines = self.objective.calibrate(model, self.examples, directory)
+        if lines:
+            self.save(directory)
+        return lines
 
     def samples(self, model: nn.Module, count: int) -> list[dict[str, str]]:
         return self.objective.samples(model, self.examples, count)

@@ -123,6 +123,7 @@ def _stretches(above: Float[np.ndarray, "T"], goes_on: Bool[np.ndarray, "T"]) ->
     return found
 
 
+PAUSE = 0.5  # seconds without speech, from which on a segment or a subtitle ends
 _LONG = 1.2  # seconds of a pause, above which its midst is left out
 _BESIDE = 0.4  # seconds that are heard before speech and after it: faint beginnings and ends, and breath
 
@@ -136,6 +137,11 @@ class Timeline:
         self._spans = speech.spans
         self._kept = _kept(speech)
         self._places = np.concatenate([[0.0], np.diff(self._kept)[:, 0].cumsum()])  # of the parts, in what is heard
+        starts, ends = self._spans[1:, 0], self._spans[:-1, 1]
+        paused = starts - ends >= PAUSE
+        middles = (ends + np.minimum((starts - ends) / 2, _BESIDE))[paused]
+        part = np.searchsorted(self._kept[:, 0], middles, "right") - 1
+        self._pauses = self._places[part] + middles - self._kept[part, 0]  # where they are cut, in what is heard
 
     @staticmethod
     def whole(samples: int) -> Timeline:
@@ -160,6 +166,16 @@ class Timeline:
         if len(spoken):
             return float(max(first, spoken[0, 0])), float(min(last, spoken[-1, 1]))
         return float(first), float(max(first, min(last, until)))
+
+    def next_pause(self, start: float) -> float:
+        """When what is heard comes to the next pause after `start`; infinity where there are no more."""
+        later = self._pauses[self._pauses > start + HOP / RATE]
+        return float(later[0]) if len(later) else np.inf
+
+    def voiced(self, start: float, end: float) -> float:
+        """Seconds of speech in what is heard from `start` to `end`."""
+        first, last = self.placed(start, end)
+        return float(np.diff(self._spans.clip(first, last)).sum())
 
     def in_one(self, start: float, end: float) -> tuple[float, float]:
         """A word's times, which `placed` gave, within the stretch of speech that it shares most of."""

@@ -61,12 +61,13 @@ class FramedWindows:
         self.frames = self.samples // HOP
         self._framed, self._at = Framed(sound), 0
 
-    def window(self, start: int) -> Float[Tensor, "1 T bands"]:
-        """The frames from `start` on, and past the end those of the padding. Starts never go back."""
+    def window(self, start: int, heard: int | None = None) -> Float[Tensor, "1 T bands"]:
+        """`heard` frames from `start` on, or as many as there are, then those of the padding. Starts never go back."""
+        heard = min(self.length, self.frames - start) if heard is None else heard
         self._framed.skip(start - self._at)
         self._at = start
-        count = self.length if self.padding == "silence" else min(self.length, self.frames - start)
-        around = self._framed.look(count)
+        count = self.length if self.padding == "silence" else heard
+        around = self._framed.look(heard if start + heard < self.frames else count)
         around = F.pad(around, (0, (count - 1) * HOP + WINDOW - len(around)))
         found = scaled(decades(around, self.bands), self._loudest)
         return F.pad(found, (0, 0, 0, self.length - count))[None]

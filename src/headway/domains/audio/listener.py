@@ -363,6 +363,13 @@ def compression_ratio(text: str) -> float:
     return len(raw) / len(zlib.compress(raw))
 
 
-def is_silent(said: HeardText, config: Transcribing) -> bool:
-    """Whether nothing is said in a window, whatever was written of it."""
-    return said.silence > config.most_silence and said.logprob <= config.least_logprob
+_FEWEST = 2.0  # characters per second of speech; people say 4 of Chinese and 8 to 20 of an alphabet
+
+
+def is_silent(said: HeardText, config: Transcribing, voiced: float) -> bool:
+    """Whether nobody speaks in a window with `voiced` seconds of what seems to be speech, whatever was written of it:
+    the model is in doubt and expects silence, or does either and writes too little, as it does with music.
+    """
+    silent, doubtful = said.silence > config.most_silence, said.logprob <= config.least_logprob
+    sparse = len(said.text.strip()) < _FEWEST * voiced
+    return (silent and doubtful) or (sparse and (silent or doubtful))

@@ -7,12 +7,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple
 
+from headway.domains.audio.activity import PAUSE
 from headway.domains.audio.transcribe import Segment, Transcription
 from headway.domains.audio.words import Word
 from headway.errors import ConfigError, UserError
 
 Format = Literal["txt", "json", "srt", "vtt"]
-_PAUSE = 0.5  # seconds between words, from which on another subtitle begins
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def _cues(segments: Sequence[Segment], lines: SubtitleLines | None) -> Iterator[
         raise UserError("lines are laid out by the times of words, which this transcript does not have; ask for words")
     shown: list[list[Word]] = []
     for line in _laid_out([word for segment in segments for word in segment.words], lines):
-        paused = bool(shown) and line[0].start - shown[-1][-1].end >= _PAUSE
+        paused = bool(shown) and line[0].start - shown[-1][-1].end >= PAUSE
         if paused or len(shown) == lines.max_line_count:
             yield _shown(shown)
             shown = []
@@ -86,7 +86,7 @@ def _laid_out(words: Sequence[Word], lines: SubtitleLines) -> Iterator[list[Word
     line: list[Word] = []
     for word in words:
         wide = lines.max_line_width is not None and len(_text([*line, word])) > lines.max_line_width
-        paused = bool(line) and word.start - line[-1].end >= _PAUSE
+        paused = bool(line) and word.start - line[-1].end >= PAUSE
         if line and (wide or paused or len(line) == lines.max_words_per_line):
             yield line
             line = []

@@ -10,7 +10,7 @@ import torch
 
 from headway.card import Card, shows
 from headway.codecs import Codec, TokenizerCodec
-from headway.domains.audio.activity import Timeline, speech_of
+from headway.domains.audio.activity import PAUSE, Timeline, speech_of
 from headway.domains.audio.framing import FramedWindows, Padding, padding_of
 from headway.domains.audio.listener import (
     HeardText,
@@ -24,7 +24,7 @@ from headway.domains.audio.listener import (
 )
 from headway.domains.audio.mel import HOP, RATE
 from headway.domains.audio.sound import Given, Sound, open_sound
-from headway.domains.audio.words import Word, Words
+from headway.domains.audio.words import Word, Words, between_pauses, split_ids
 from headway.errors import UserError
 from headway.formats.usage import Usage
 from headway.generate import Course, Next, Told, step_together
@@ -91,7 +91,7 @@ class Transcriber:
         self.listener = Listener(model, generator, codec, marks)
         self.config, self.codec, self.marks = config, codec, marks
         self.padding: Padding = padding_of(usage)
-        self.words = Words(model, codec, marks) if config.words else None
+        self.words = Words(model, codec, marks) if config.timestamps else None
 
     def transcribe(self, sound: Given, progress: Progress | None = None) -> Transcription:
         """The whole of a sound: a file, or samples at 16,000 a second."""
@@ -169,11 +169,14 @@ class Telling:
         before = by.codec.encode(" " + config.initial.strip()) if config.initial.strip() else []
         while seek < frames:
             count = min(listener.frames, frames - seek)
-            heard = listener.encode(self._windows.window(seek))
+            if not by.marks.timed:  # such a window is one segment
+                pause = self._timeline.next_pause(seek * FRAME)
+                count = min(count, max(1, round(min(pause / FRAME, frames)) - seek))
+            heard = listener.encode(self._windows.window(seek, count))
             if self.language is None:
                 self.language = next(iter(listener.languages(heard))) if by.marks.languages else by.marks.language
             said = yield from listener.writing(heard, before, replace(config, language=self.language))
-            if is_silent(said, config):
+            if is_silent(said, config, self._timeline.voiced(seek * FRAME, (seek + count) * FRAME)):
                 seek += count
             else:
                 found, done = parts(said.ids, by.marks, count)
@@ -189,35 +192,40 @@ class Telling:
     def _timed(
         self, heard: Heard, found: list[TimedPart], seek: int, count: int, done: int
     ) -> tuple[list[TimedPart], int]:
-        """The segments of a window with times of words, if they are wanted, by which their own times are corrected; and
-        how many frames are done with: where the last segment was not closed, those up to the last word.
+        """The segments of a window with times of words, if they are wanted or segments are to be split at pauses; and
+        how many frames are done with: where words are wanted and the last segment was not closed, those up to the last.
         """
-        if self._by.words is None:
+        offset, wanted = seek * FRAME, self._by.config.words
+        paused = self._timeline.next_pause(offset + found[0].start) < offset + found[-1].end
+        if self._by.words is None or not (wanted or paused):
             return found, done
         opening = self._by.marks.opening(self.language, self._by.config.task)
-        offset = seek * FRAME
         found = self._by.words.timed(heard, opening, found, count, self._spoken - offset)
         ends = [part.words[-1].end for part in found if part.words]
         if ends:
             self._spoken = offset + ends[-1]
-            done = done if done == count else max(1, min(count, round(ends[-1] / FRAME)))
+            done = done if done == count or not wanted else max(1, min(count, round(ends[-1] / FRAME)))
         return found, done
 
     def _segments(self, said: HeardText, found: list[TimedPart], seek: int) -> Iterator[Segment]:
         offset = seek * FRAME
         for part in found:
-            text = self._by.listener.text(part.ids)
             words = []
             for word in part.words:
                 start, end = self._timeline.in_one(*self._timeline.placed(offset + word.start, offset + word.end))
                 words.append(replace(word, start=round(start, 3), end=round(end, 3)))
-            start, end = self._timeline.placed(offset + part.start, offset + part.end)
-            start, end = (words[0].start, words[-1].end) if words else (start, end)
-            if start < end and text.strip():
-                yield Segment(
-                    round(start, 3), round(end, 3), text, part.ids, said.logprob, said.compression, said.silence,
-                    said.temperature, tuple(words),
-                )  # fmt: skip
+            groups = between_pauses(words, PAUSE) or [[]]
+            texts = ["".join(word.word for word in group) for group in groups]
+            for ids, group in zip(split_ids(self._by.codec, part.ids, self._by.marks.end, texts), groups):
+                start, end = self._timeline.placed(offset + part.start, offset + part.end)
+                start, end = (group[0].start, group[-1].end) if group else (start, end)
+                start = max(start, self.segments[-1].end if self.segments else 0.0)
+                text = self._by.listener.text(ids)
+                if start < end and text.strip():
+                    yield Segment(
+                        round(start, 3), round(end, 3), text, ids, said.logprob, said.compression, said.silence,
+                        said.temperature, tuple(group if self._by.config.words else ()),
+                    )  # fmt: skip
 
 
 @torch.inference_mode()

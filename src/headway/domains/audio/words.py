@@ -177,6 +177,33 @@ def split_words(codec: TokenizerCodec, ids: Sequence[int]) -> list[tuple[str, in
     return words
 
 
+def split_ids(codec: TokenizerCodec, ids: Sequence[int], end: int, texts: Sequence[str]) -> list[list[int]]:
+    """The ids of a segment in parts, each of which spells one of the `texts`; ids from `end` on spell nothing."""
+    stream, spelled, limits = codec.stream(), 0, np.cumsum([len(text) for text in texts]).tolist()
+    parts: list[list[int]] = [[] for _ in texts]
+    part = 0
+    for symbol in ids:
+        parts[part].append(symbol)
+        if symbol < end:
+            spelled += len(stream.push(symbol))
+            while part < len(parts) - 1 and spelled >= limits[part]:
+                part += 1
+    return parts
+
+
+def between_pauses(words: Sequence[Word], pause: float) -> list[list[Word]]:
+    """Words in groups between which nobody speaks for `pause` seconds; each group lasts for some time."""
+    groups: list[list[Word]] = []
+    for word in words:
+        ended = bool(groups) and word.start - groups[-1][-1].end >= pause
+        if not groups or (ended and groups[-1][-1].end > groups[-1][0].start):
+            groups.append([])
+        groups[-1].append(word)
+    if len(groups) > 1 and groups[-1][-1].end <= groups[-1][0].start:
+        groups[-2:] = [[*groups[-2], *groups[-1]]]
+    return groups
+
+
 def _is_mark(text: str) -> bool:
     return text.strip() != "" and text.strip() in _OPENING + _CLOSING
 

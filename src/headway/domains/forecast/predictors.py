@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Float
 
-from headway.domains.forecast.task import LEVELS, ForecastConfig, flat, read_codec
+from headway.domains.forecast.mixture import Forecasts
+from headway.domains.forecast.smoothing import best_forms, smoothed
+from headway.domains.forecast.task import LEVELS, ForecastConfig, WindowCodec, flat, read_codec
 from headway.errors import UserError
 from headway.evaluation import listed
 from headway.generate.prompts import evaluating
@@ -50,12 +54,26 @@ def forecast(model: Handle, data: Data | None = None, steps: int | None = None) 
     past = first = np.stack([one.values[-codec.context :] for one in found])
     at = np.array([one.start // codec.step + len(one.values) for one in found])
     least, objective, said = np.array([flat(one.values) for one in found]), Quantiles(LEVELS), []
+    simple = _simple(codec, [one.values for one in found], count)
     with evaluating(model.module), torch.no_grad():
         for done in range(0, count, codec.horizon):
             read = codec.read(past, at + done, least)
             quantiles = objective.said(model.module, [read.inputs.to(model.device)])
-            said.append(read.scaled(quantiles.cpu().double().numpy()))
+            own = read.scaled(quantiles.cpu().double().numpy())[:, : count - done]
+            others = (each[:, done : done + own.shape[1]] for each in simple)
+            said.append(own if codec.mixture is None else codec.mixture.mixed(Forecasts(own, *others)))
             past = np.concatenate([past, said[-1][..., len(LEVELS) // 2]], 1)[:, -codec.context :]
-    values = np.moveaxis(np.concatenate(said, 1)[:, :count], -1, 1).tolist()
+    values = np.moveaxis(np.concatenate(said, 1), -1, 1).tolist()
     named = [dict(zip([f"q{level}" for level in LEVELS], some)) for some in values]
     return [Forecast(*parts) for parts in zip([one.name for one in found], times, named, first.tolist())]
+
+
+def _simple(codec: WindowCodec, series: Sequence[np.ndarray], count: int) -> Float[np.ndarray, "2 N S Q"]:
+    """Quantiles of so many steps after each series by exponential smoothing and by the seasonal naive forecast."""
+    found = np.zeros((2, len(series), count, len(LEVELS)))
+    if codec.mixture is not None:
+        for number, (values, best) in enumerate(zip(series, best_forms(series, codec.season))):
+            for each, form in zip(found, (best, codec.naive)):
+                whole = smoothed(values, len(values), form, codec.season)
+                each[number] = whole.quantiles(np.array([len(values)]), count, LEVELS)[0]
+    return found

@@ -16,6 +16,8 @@ from headway.config import dumps, from_dict, register
 from headway.data.calendar import Calendar
 from headway.data.series import Series, SeriesColumns, ends, places, read_series
 from headway.data.splits import Splits
+from headway.domains.forecast.mixture import ForecastMixture, Forecasts, Observed, choose_mixture
+from headway.domains.forecast.smoothing import LAST, LAST_SEASON, Smoothed, SmoothingForm, best_forms, smoothed
 from headway.errors import ConfigError, UserError, nearest
 from headway.formats.durable import read_json, write_text
 from headway.learn import Recipe, Task, TaskConfig
@@ -52,7 +54,8 @@ class WindowCodec:
     Values are read less their mean, by their deviation (z), beside the place of each step in the season. What is said
     are differences from the quantiles of a simple forecast, in its mean error over training, the `spread`: the `line`
     and, in that unit, the quantiles of its `errors` at each step of the horizon. A model that has learnt nothing yet
-    says these. `unit` and `step` are those of the times.
+    says these. `unit` and `step` are those of the times. The `mixture` with a simple forecast is chosen once
+    training has ended.
     """
 
     context: int
@@ -64,6 +67,7 @@ class WindowCodec:
     line: str = "last"
     spread: float = 1.0
     errors: tuple[tuple[float, ...], ...] = ((0.0,),)
+    mixture: ForecastMixture | None = None
 
     def __post_init__(self) -> None:
         counts = (self.context, self.horizon, self.season, self.patch)
@@ -96,6 +100,11 @@ class WindowCodec:
         inputs = torch.from_numpy(np.stack(parts, -1).astype(np.float32)).reshape(len(past), -1, self.numbers)
         line, unit = simple_forecasts(past, self.horizon, self.season)[self.line], unit[..., None] * self.spread
         return Window(inputs, line[..., None] + unit * np.array(self.errors), unit)
+
+    @property
+    def naive(self) -> SmoothingForm:
+        """The seasonal naive forecast, or the last value where there are no seasons."""
+        return LAST_SEASON if 1 < self.season <= self.context else LAST
 
 
 def flat(values: Float[np.ndarray, "N"]) -> float:
@@ -183,6 +192,7 @@ class Windows(Continued):
         parts = [one.values[: n if n > season else None] for one, n in zip(found, trained)]
         self.least = np.array([flat(part) for part in parts])
         self.scales = np.array([seasonal_error(part, season) for part in parts])
+        self._smoothed: dict[tuple[int, bool], tuple[Smoothed, Smoothed]] = {}
         if known is None:  # with the simple forecast that is best in training, and its errors there
             rows = spread(self.splits.rows("train"), _JUDGED)
             windows, unit = self.around(rows), self.window(rows).unit[..., 0]
@@ -210,6 +220,60 @@ class Windows(Continued):
 
     def scaled(self, rows: np.ndarray, said: np.ndarray) -> np.ndarray:
         return self.window(rows).scaled(said)
+
+    def simple(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Quantiles [N, S, Q] by exponential smoothing and by the seasonal naive forecast, fitted to what comes before
+        the split of each row.
+        """
+        series, steps = self.at.series[rows], self.at.steps[rows]
+        found = np.empty((2, len(rows), self.horizon, len(LEVELS)))
+        tested = steps >= self.at.tests[series]
+        for late in (False, True):
+            numbers = np.unique(series[tested == late]).tolist()
+            self._smooth([number for number in numbers if (number, late) not in self._smoothed], late)
+            for number in numbers:
+                some = (tested == late) & (series == number)
+                for each, known in zip(found, self._smoothed[number, late]):
+                    each[some] = known.quantiles(steps[some], self.horizon, LEVELS)
+        return found[0], found[1]
+
+    def _smooth(self, numbers: Sequence[int], late: bool) -> None:
+        """Smooth the series with these numbers by what comes before validation or, late, before the test part."""
+        season, ends = self.codec.season, self.at.tests if late else self.at.ends
+        values = [self.found[number].values for number in numbers]
+        lengths = [int(ends[n]) if ends[n] > season else len(each) for n, each in zip(numbers, values)]
+        forms = best_forms([each[:length] for each, length in zip(values, lengths)], season) if numbers else []
+        for number, each, length, form in zip(numbers, values, lengths, forms):
+            both = (smoothed(each, length, one, season) for one in (form, self.codec.naive))
+            self._smoothed[number, late] = (*both,)  # type: ignore[assignment]
+
+    def final(self, rows: np.ndarray, said: np.ndarray) -> np.ndarray:
+        mixture = self.codec.mixture
+        return said if mixture is None else mixture.mixed(Forecasts(said, *self.simple(rows)))
+
+    def baselines(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        return {} if self.codec.mixture is None else {"smoothing": self.simple(rows)[0]}
+
+    def settle(self, rows: np.ndarray, said: np.ndarray) -> str:
+        """Choose the mixture by what the network says of the validation rows."""
+        scales = np.where(np.isfinite(self.scales), self.scales, self.least)
+
+        def came(some: np.ndarray) -> Observed:
+            known = self.around(some)
+            return Observed(known.after, known.there, scales[self.at.series[some]])
+
+        before = spread(np.concatenate([self.splits.rows("train"), rows]), _JUDGED)
+        smoothing, naive = self.simple(before)
+        mixture = choose_mixture(
+            Forecasts(naive, smoothing, naive), came(before), Forecasts(said, *self.simple(rows)), came(rows)
+        )
+        self.codec = replace(self.codec, mixture=mixture)
+        return str(mixture)
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        mixture = self.codec.mixture
+        return (*super().remarks, *(() if mixture is None else (f"{mixture}.".capitalize(),)))
 
     def take(self, rows: np.ndarray, chance: Chance | None = None) -> Batch:
         """Patches, and the numbers to be said less each quantile of the simple forecast, in its unit."""

@@ -87,12 +87,13 @@ class Labels(Predicting[M], Generic[M]):
         thresholds = self.thresholds or best_thresholds(scores, truth)
         return {"loss": float(self._entropy(logits, right).mean()), **label_scores(scores >= thresholds, truth)}
 
-    def calibrate(self, model: nn.Module, examples: M, directory: Path) -> None:
+    def calibrate(self, model: nn.Module, examples: M, directory: Path) -> list[str]:
         """Choose the thresholds on validation, and write them into usage.json."""
         logits, right = self.outputs(model, examples.of("validation"))
         found = best_thresholds(logits.sigmoid().numpy(), right.bool().numpy())
         self.thresholds = tuple(round(threshold, 6) for threshold in found)
         replace(read_usage(directory), thresholds=self.thresholds).save(directory)
+        return []
 
     def _decided(self, outputs: Float[Tensor, "N C"]) -> np.ndarray:
         return outputs.sigmoid().numpy() >= np.array(self.thresholds or 0.5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar, cast
 
 import numpy as np
@@ -47,6 +48,18 @@ class Continued(Numbered):
     def scaled(self, rows: np.ndarray, said: Float[np.ndarray, "B S Q"]) -> Float[np.ndarray, "B S Q"]:
         """What is said of rows, in the scale of the data."""
         raise NotImplementedError
+
+    def final(self, rows: np.ndarray, said: Float[np.ndarray, "B S Q"]) -> Float[np.ndarray, "B S Q"]:
+        """The forecast of rows by what a model says of them in the scale of the data."""
+        return said
+
+    def baselines(self, rows: np.ndarray) -> dict[str, Float[np.ndarray, "B S Q"]]:
+        """Forecasts of rows by simple methods beside the naive one, by their names."""
+        return {}
+
+    def settle(self, rows: np.ndarray, said: Float[np.ndarray, "B S Q"]) -> str:
+        """Choose how `final` uses what the best model says, by that of the validation rows; a line for people."""
+        return ""
 
 
 C = TypeVar("C", bound=Continued)
@@ -98,21 +111,38 @@ class Quantiles(Objective[C], Generic[C]):
         return np.concatenate(found), total / count
 
     def judge(self, model: nn.Module, examples: C, split: str, limit: int | None = None) -> dict[str, Any]:
-        """Loss and `forecast_scores`; those that are errors also of the naive forecast of the same numbers."""
+        """The loss of what the model says, and `forecast_scores` of the forecasts; errors also of the naive forecast
+        and other baselines of the same numbers.
+        """
         samples = examples.of(split).some(limit)
         said, loss = self.foretold(model, samples)
         known = examples.around(samples.rows)
-        naive = np.repeat(known.naive[..., None], len(self.levels), -1)
-        own, other = (
-            forecast_scores(some, known.after, known.there, known.scale, self.levels) for some in (said, naive)
-        )
-        beside = {f"{name}_naive": value for name, value in other.items() if name != "coverage"}
-        return {"loss": loss, **own, **beside, "samples": len(samples)}
+        others = {
+            "naive": np.repeat(known.naive[..., None], len(self.levels), -1),
+            **examples.baselines(samples.rows),
+        }
+
+        def scores(said: np.ndarray) -> dict[str, float]:
+            return forecast_scores(said, known.after, known.there, known.scale, self.levels)
+
+        found = scores(examples.final(samples.rows, said))
+        for other, quantiles in others.items():
+            found |= {f"{name}_{other}": value for name, value in scores(quantiles).items() if name != "coverage"}
+        return {"loss": loss, **found, "samples": len(samples)}
+
+    def calibrate(self, model: nn.Module, examples: C, directory: Path) -> list[str]:
+        samples = examples.of("validation")
+        line = examples.settle(samples.rows, self.foretold(model, samples)[0])
+        return [line] if line else []
+
+    def forecasts(self, model: nn.Module, examples: C, rows: np.ndarray) -> Float[np.ndarray, "N S Q"]:
+        """Of rows, as they are judged."""
+        return examples.final(rows, self.foretold(model, Selected(examples, rows))[0])
 
     def samples(self, model: nn.Module, examples: C, count: int) -> list[dict[str, str]]:
         """Medians beside what came."""
         rows = examples.spread(count)
-        said = self.foretold(model, Selected(examples, rows))[0][..., len(self.levels) // 2]
+        said = self.forecasts(model, examples, rows)[..., len(self.levels) // 2]
         told = [
             [" ".join(f"{x:.4g}" for x in row[:_TOLD]) for row in some] for some in (said, examples.around(rows).after)
         ]
@@ -124,7 +154,7 @@ class Quantiles(Objective[C], Generic[C]):
     def pictures(self, model: nn.Module, examples: C) -> list[Picture]:
         """Some held-out forecasts beside what came."""
         rows = examples.spread(_DRAWN)
-        said, known = self.foretold(model, Selected(examples, rows))[0], examples.around(rows)
+        said, known = self.forecasts(model, examples, rows), examples.around(rows)
         panels = [
             Panel(examples.shown(row), known.before[n], said[n], known.after[n]) for n, row in enumerate(rows.tolist())
         ]
