@@ -40,8 +40,11 @@ def scores_and_task(
     with kept(data, recipe.domain) as paths:
         task = open_task(recipe, model.directory, paths)
         wanted = split or (task.final_split if data is None else task.stated)
-        other = differences(RunDirectory(model.directory).read_status().get("data"), fingerprint(task))
+        status = RunDirectory(model.directory).read_status()
+        other = differences(status.get("data"), fingerprint(task))
         note = {} if other is None else {"note": f"these are not the data that the run was trained on: {other}"}
+        if data is None and wanted == "validation" and status.get("refitted"):
+            note = {"note": "the head was fitted to the validation samples, too; evaluate the test split"}
         scores = _judged(model, task, wanted, limit, stride)
         remark = task.remark(model.module)
         return {**scores, **({"remark": remark} if remark else {}), **note}, task

@@ -19,6 +19,7 @@ from headway.app.recipes import begin_task, configured, named, recorded
 from headway.codecs import published_codec
 from headway.errors import UserError
 from headway.evaluation import open_task
+from headway.formats.native import save_model
 from headway.formats.open import Opened
 from headway.formats.usage import Usage
 from headway.given import typed
@@ -185,9 +186,15 @@ def _finish(run: Run, task: Task, count: int, progress: bool, left: float | None
     if progress:
         print("evaluating the best model", file=sys.stderr, flush=True)
     started = time.perf_counter()
-    for line in task.calibrate(run.model, run.directory):
-        if progress:
-            print(line, file=sys.stderr, flush=True)
+    lines = task.calibrate(run.model, run.directory)
+    if run.recipe.start is not None and run.recipe.adapter is None:
+        refitted = task.refit_head(run.model, run.summary["fresh"], run.recipe.train.linear_probe)
+        if refitted:
+            save_model(run.model, run.recipe.model, run.directory)
+            run.summary["refitted"] = refitted
+            lines.append(f"the head was fitted again, to all {refitted:,} training and validation samples")
+    for line in lines if progress else ():
+        print(line, file=sys.stderr, flush=True)
     scores = _judged(run, task, None if left is None else left - (time.perf_counter() - started))
     run = with_results(run, scores, task.samples(run.model, count) if count else [])
     if remark := task.remark(run.model):

@@ -41,13 +41,14 @@ from headway.learn.scale import (
     shape_of,
     with_user,
 )
-from headway.learn.start import Tuned, agree, keep_symbols, open_start, tuned
+from headway.learn.start import Tuned, agree, gentle_rate, keep_symbols, open_start, tuned
 from headway.nn.models import describe, outline
 
 _SHARE, _LEAST, _MOST = 0.003, 0.15, 2.0  # of the time goes into measuring one size, but within these seconds
 _BEFORE = 0.94  # of the minutes is training: the rest are evaluations and the judgement at the end
 _GRACE = 10.0  # seconds that data are read in any case: small ones are refused with the minutes that would do
 _PATIENCE = 3  # evaluations without a better one
+_PROBED, _FORWARD = 0.25, 3  # of the time a head may be fitted, in which vectors come so much faster than steps
 _LATER = 12  # times as many minutes, of which a plan says what they would be good for
 
 
@@ -251,7 +252,13 @@ def _tuned(
     seconds = processes.tell(_BEFORE * 60 * minutes - clock.worked())
     row = recipe.task.context or 1 if scale.batch == "train.batch_tokens" else 1
     found = tuned(task.count("train"), scale.amount(task), pace, seconds, scale.batch, row)
-    chosen = replace(with_user(recipe, found.settings, user), reasons=(found.reason,))
+    settings = dict(found.settings)
+    samples = task.count("train")
+    if task.objective.fits_head and recipe.train.linear_probe:
+        settings["optim.lr"] = gentle_rate(recipe.optim.lr, samples)
+        read = int(_PROBED * seconds * _FORWARD * pace.targets * samples / max(1, scale.amount(task)))
+        settings["train.linear_probe"] = max(recipe.train.linear_probe, min(read, samples))
+    chosen = replace(with_user(recipe, settings, user), reasons=(found.reason,))
     if chosen.train != recipe.train:
         task.close()
         task = begin_task(chosen, directory)

@@ -26,12 +26,13 @@ class Objective(Generic[E]):
     """What is learned of the examples E. It never asks what a sample is made of.
 
     `goal` names the score that picks the best model, `goal_better` which way is better, `unit` what the loss is counted
-    by, for people.
+    by, for people; `fits_head` whether a fresh head is fitted to vectors before the first step.
     """
 
     goal: str = "loss"
     goal_better: Literal["min", "max"] = "min"
     unit: str = "token"
+    fits_head: bool = False
 
     @property
     def measure(self) -> str:
@@ -71,6 +72,12 @@ class Objective(Generic[E]):
         training samples, before the first step; False if there is nothing to fit.
         """
         return False
+
+    def refit_head(self, model: nn.Module, examples: E, fresh: Collection[str], limit: int) -> int:
+        """Once training has ended, fit such a head to the training and validation samples together, if they are few, at
+        most `limit`, and test samples are left for the final score; how many samples it was fitted to.
+        """
+        return 0
 
     def calibrate(self, model: nn.Module, examples: E, directory: Path) -> list[str]:
         """Choose on validation how a finished model is used (thresholds, mixtures), and write it into its directory or

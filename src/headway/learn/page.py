@@ -97,6 +97,8 @@ def run_sections(run: Run, pictures: Sequence[Picture] = ()) -> Sections:
             f"After {forecast['step']:,} steps a validation loss of {short(forecast['loss'])} ({low} to {high}) was "
             f"forecast for the end; the best is {short(best['loss'])}."
         )
+    if refitted := summary.get("refitted"):
+        said.append(f"At the end the head was fitted again, to all {refitted:,} training and validation samples.")
     said += () if run.task is None else run.task.examples.remarks
     return Sections(
         title=run_title(run.directory, recipe.name),

@@ -113,6 +113,7 @@ class Status(TypedDict, total=False):
     scores: Annotated[Judged, check_scores] | None
     samples: list[dict[str, str]]
     remark: str
+    refitted: Count  # training and validation samples that the head was fitted to at the end
     judging_seconds: Seconds
     report: str | None
     packages: dict[str, str]

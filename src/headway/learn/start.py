@@ -247,6 +247,7 @@ _WIDTH, _RATE = 384, 4e-4  # of the model whose rate was tried: all-MiniLM-L6-v2
 _LEAST, _MOST = 1e-5, 1e-3  # rates
 _ADAPTER = 10.0  # times the rate of the whole model
 _EPOCHS, _FEWEST, _OFTENEST = 600.0, 3.0, 40.0
+_MANY = 10_000  # samples from which on a learning rate does not depend on their number
 _STEPS = 300  # that a plan should have at least
 _SMALL, _LARGE = 8, 64  # samples of a batch
 _FEW_WRITTEN = 4  # texts of a batch, where there are few: a text has many targets
@@ -278,6 +279,16 @@ def rates(width: int, adapter: AdapterConfig | None) -> Settings:
         "optim": {"kind": "adamw", "lr": rate, "betas": [0.9, 0.98], "weight_decay": 0.01},
         "schedule": {"kind": "wsd", "warmup": 0.06, "decay": 0.8},
     }
+
+
+def gentle_rate(rate: float, samples: int) -> float:
+    """The learning rate of a model whose head is fitted before the first step, from `rate`, that of thousands of samples.
+
+    Fewer samples allow fewer steps, in which a large rate only undoes what the model has learned: it falls with the
+    square root of their number below 10,000 (tried with all-MiniLM-L6-v2 and 3 to 30 texts for each of 64 to 150
+    intents: docs/decisions/0025).
+    """
+    return float(f"{rate * min(1.0, math.sqrt(samples / _MANY)):.2g}")
 
 
 def epochs_of(samples: int) -> float:

@@ -85,6 +85,9 @@ class Task:
     def fit_head(self, model: nn.Module, fresh: Collection[str], limit: int) -> bool:
         return self.objective.fit_head(model, self.examples, fresh, limit)
 
+    def refit_head(self, model: nn.Module, fresh: Collection[str], limit: int) -> int:
+        return self.objective.refit_head(model, self.examples, fresh, limit)
+
     def calibrate(self, model: nn.Module, directory: Path) -> list[str]:
         """Choose on validation how a finished model is used, and save it next to the model; lines for people."""
         lines = self.objective.calibrate(model, self.examples, directory)

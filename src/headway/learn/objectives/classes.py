@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar, cast
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -18,8 +19,8 @@ from headway.data.splits import Sides, side_number
 from headway.errors import UserError, nearest
 from headway.formats.usage import read_usage
 from headway.learn.examples import Batch, Contents, Numbered
-from headway.learn.objectives.linear import LinearHead, fit_linear
-from headway.learn.objectives.predicted import Goals, Predicted, Predicting, Prediction, Vectors, one_per_class
+from headway.learn.objectives.linear import LinearHead, fit_linear, refit_linear
+from headway.learn.objectives.predicted import Goals, Predicted, Predicting, Prediction, Vectors, one_per_class, set_map
 from headway.learn.report import Picture
 from headway.learn.report.confusion import confusions
 from headway.metrics import balanced_scores
@@ -169,6 +170,19 @@ class Classes(Predicting[C], Generic[C]):
     def fitted(self, train: Vectors, validation: Vectors, outputs: int) -> LinearHead:
         """Logistic regression."""
         return fit_linear(train, validation, outputs, self.weights)
+
+    def refit_head(self, model: nn.Module, examples: C, fresh: Collection[str], limit: int) -> int:
+        """Logistic regression from where training has ended."""
+        project = self.fresh_map(model, fresh)
+        parts = [examples.of(side) for side in ("train", "validation")]
+        count = sum(map(len, parts))
+        if project is None or count > limit or examples.final_split != "test":
+            return 0
+        vectors, classes = (torch.cat(each) for each in zip(*(self.vectors(model, project, part) for part in parts)))
+        bias = torch.zeros(len(project.weight)) if project.bias is None else project.bias
+        now = LinearHead(project.weight.detach().cpu(), bias.detach().cpu())
+        set_map(project, refit_linear(now, (vectors, classes), self.weights))
+        return count
 
     def judge(self, model: nn.Module, examples: C, split: str, limit: int | None = None) -> dict[str, Any]:
         """Loss (nats a sample, without smoothing), accuracy, macro F1 and balanced accuracy over a split, or `limit`

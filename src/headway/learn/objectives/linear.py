@@ -12,6 +12,8 @@ from torch import Tensor
 
 _STRENGTHS = (1.0, 10.0, 100.0, 1000.0)  # inverse penalties, from strong to weak regularisation
 _ITERATIONS = 200
+_CHOOSING = 4096  # training samples with which the penalty is chosen
+_REFIT = 10.0  # inverse penalty on what a head moves
 
 
 class LinearHead(NamedTuple):
@@ -34,30 +36,50 @@ def fit_linear(
 
     The penalty is the strongest of four whose accuracy on `validation` is within one standard error of the best (Hastie
     et al. 2009, section 7.10): chance in a small part decides little, and the head leaves training something to learn.
-    With `weights` it is the one of the smallest loss.
+    With `weights` it is the one of the smallest loss. It is chosen with at most 4,096 training samples.
 
     Fine-tuning from such a head keeps what the model has learned, where a random head's first gradients distort it
     (Kumar et al. 2022, "Fine-tuning can distort pretrained features", section 3).
     """
     scale = train[0].double().norm(dim=1).mean().clamp(min=1e-12)
     vectors, held_out = train[0].double() / scale, validation[0].double() / scale
-    head = LinearHead(vectors.new_zeros(classes, vectors.shape[1]), vectors.new_zeros(classes))
+    zero = LinearHead(vectors.new_zeros(classes, vectors.shape[1]), vectors.new_zeros(classes))
     weights = None if weights is None else weights.double()
-    heads, shares, losses = [], [], []
+    some = torch.linspace(0, len(vectors) - 1, min(len(vectors), _CHOOSING)).long()
+    head, heads, shares, losses = zero, [], [], []
     for strength in _STRENGTHS:
-        head = _fitted(head, vectors, train[1], strength, weights)
+        head = _fitted(head, zero.weight, vectors[some], train[1][some], strength, weights)
         logits = head(held_out)
         heads.append(head)
         shares.append((logits.argmax(-1) == validation[1]).double().mean().item())
         losses.append(F.cross_entropy(logits, validation[1], weights).item())
     best = max(shares)
     within = best - math.sqrt(best * (1 - best) / max(1, len(held_out)))
-    found = next(i for i, share in enumerate(shares) if share >= within)
-    weight, bias = heads[found if weights is None else losses.index(min(losses))]
-    return LinearHead((weight / scale).float(), bias.float())
+    chosen = next(i for i, share in enumerate(shares) if share >= within)
+    chosen = chosen if weights is None else losses.index(min(losses))
+    head = heads[chosen]
+    if len(some) < len(vectors):
+        head = _fitted(head, zero.weight, vectors, train[1], _STRENGTHS[chosen], weights)
+    return LinearHead((head.weight / scale).float(), head.bias.float())
 
 
-def _fitted(start: LinearHead, vectors: Tensor, targets: Tensor, strength: float, weights: Tensor | None) -> LinearHead:
+def refit_linear(
+    head: LinearHead,
+    samples: tuple[Float[Tensor, "N D"], Int[Tensor, "N"]],
+    weights: Float[Tensor, "C"] | None = None,
+) -> LinearHead:
+    """`head` fitted to all `samples`, some of which it has not seen, with a penalty on how far its weights move."""
+    scale = samples[0].double().norm(dim=1).mean().clamp(min=1e-12)
+    start = LinearHead(head.weight.double() * scale, head.bias.double())
+    weights = None if weights is None else weights.double()
+    moved = _fitted(start, start.weight, samples[0].double() / scale, samples[1], _REFIT, weights)
+    return LinearHead((moved.weight / scale).float(), moved.bias.float())
+
+
+def _fitted(
+    start: LinearHead, centre: Tensor, vectors: Tensor, targets: Tensor, strength: float, weights: Tensor | None
+) -> LinearHead:
+    """The least cross-entropy with an L2 penalty on the distance of the weights from `centre`."""
     weight, bias = (parameter.clone().requires_grad_() for parameter in start)
     optimiser = torch.optim.LBFGS(
         [weight, bias], max_iter=_ITERATIONS, tolerance_grad=1e-5, tolerance_change=1e-7, line_search_fn="strong_wolfe"
@@ -66,7 +88,7 @@ def _fitted(start: LinearHead, vectors: Tensor, targets: Tensor, strength: float
     def closure() -> Tensor:
         optimiser.zero_grad()
         errors = F.cross_entropy(F.linear(vectors, weight, bias), targets, weights)
-        loss = errors + weight.square().sum() / (2 * strength * len(targets))
+        loss = errors + (weight - centre).square().sum() / (2 * strength * len(targets))
         loss.backward()
         return loss
 

@@ -54,6 +54,7 @@ class Predicting(Objective[P], Generic[P]):
     `goals` are the scores by which the best model may be picked, and which way is better.
     """
 
+    fits_head = True
     head: str
     goals: ClassVar[Goals]
 
@@ -87,25 +88,27 @@ class Predicting(Objective[P], Generic[P]):
 
     def fit_head(self, model: nn.Module, examples: P, fresh: Collection[str], limit: int) -> bool:
         """Fit the head's last map to what it reads of each sample."""
+        project = self.fresh_map(model, fresh)
+        if project is None:
+            return False
+        train, validation = (
+            self.vectors(model, project, examples.of(side).some(limit)) for side in ("train", "validation")
+        )
+        set_map(project, self.fitted(train, validation, project.weight.shape[0]))
+        return True
+
+    def fresh_map(self, model: nn.Module, fresh: Collection[str]) -> Projection | None:
+        """The head's last map, if it is among the `fresh` parameters and reads one vector of each sample."""
         head = model.heads[self.head] if f"heads.{self.head}.project.weight" in fresh else None  # type: ignore[index]
         if not isinstance(head, PooledHead) or head.config.pool == "tokens":
-            return False
-        project = cast(Projection, head.project)
-        train, validation = (
-            self._vectors(model, project, examples.of(side).some(limit)) for side in ("train", "validation")
-        )
-        fitted = self.fitted(train, validation, project.weight.shape[0])
-        with torch.no_grad():
-            project.weight.copy_(fitted.weight)
-            if project.bias is not None:
-                project.bias.copy_(fitted.bias)
-        return True
+            return None
+        return cast(Projection, head.project)
 
     def fitted(self, train: Vectors, validation: Vectors, outputs: int) -> LinearHead:
         """The linear map from vectors to outputs that is best on validation."""
         raise NotImplementedError
 
-    def _vectors(self, model: nn.Module, project: Projection, samples: Selected) -> Vectors:
+    def vectors(self, model: nn.Module, project: Projection, samples: Selected) -> Vectors:
         """What `project` reads of samples, and their targets, on the processor."""
         read, vectors, found = list[Tensor](), torch.zeros(len(samples), project.weight.shape[1]), torch.zeros(0)
         hook = project.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
@@ -153,6 +156,14 @@ class Predicting(Objective[P], Generic[P]):
     def charts(self, examples: P, outputs: Float[Tensor, "N C"], targets: Tensor) -> list[Picture]:
         """Pictures of the outputs on the split that is evaluated last."""
         raise NotImplementedError
+
+
+def set_map(project: Projection, head: LinearHead) -> None:
+    """Give a map the weights of a fitted one."""
+    with torch.no_grad():
+        project.weight.copy_(head.weight)
+        if project.bias is not None:
+            project.bias.copy_(head.bias)
 
 
 def head_of(model: nn.Module, name: str) -> str:

@@ -71,8 +71,8 @@ class Regression(Predicting[V], Generic[V]):
         """Ridge regression."""
         return fit_ridge(train, validation)
 
-    def _vectors(self, model: nn.Module, project: Projection, samples: Selected) -> Vectors:
-        vectors, targets = super()._vectors(model, project, samples)
+    def vectors(self, model: nn.Module, project: Projection, samples: Selected) -> Vectors:
+        vectors, targets = super().vectors(model, project, samples)
         head = _scaled(model)
         return vectors, (targets.double() - head.shift) / head.scale
 
