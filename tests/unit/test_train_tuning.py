@@ -31,7 +31,7 @@ def test_the_plan_ends_where_more_reading_helps_no_more() -> None:
     long = tuned(9000, 9000, LABELS, 3600.0, "train.batch_tokens")
     assert long.settings == {"train.batch_tokens": 1024}
     assert long.epochs == pytest.approx(6.3, abs=0.1)
-    assert "no more when they are read more often" in long.reason
+    assert "no more after these" in long.reason
     short = tuned(9000, 9000, LABELS, 30.0, "train.batch_tokens")
     assert short.steps < long.steps
     assert short.epochs < 0.5
@@ -42,6 +42,7 @@ def test_small_sets_have_small_batches_and_rows_whole_ones() -> None:
     few = tuned(60, 60, LABELS._replace(share=1.0), 600.0, "train.batch_size")
     assert few.settings == {"train.batch_size": 8}
     assert few.steps == 300
+    assert tuned(60, 60, LABELS._replace(share=1.0), 600.0, "train.batch_size", own=4).useful == 600
     rows = tuned(60, 6000, Pace(1000.0, 0.02, 0.5), 600.0, "train.batch_tokens", least=2048)
     assert rows.settings == {"train.batch_tokens": 2048}
 

@@ -207,20 +207,45 @@ def tune(
     scale = scale_of(recipe.name)
     if scale is None or recipe.start is None:
         return None
+    start = open_start(recipe.start).model
+    name, recipe = recipe.start, with_user(recipe, scale.started(recipe), user)
     task, processes = begin_task(recipe, directory), Processes(device)
     known = replace(recipe, model=keep_symbols(task.adapt(recipe.model), recipe.model))
     model = outline(known.model)
-    fresh = agree(model, open_start(recipe.start).model, recipe.start).fresh
-    pace = _timed(known, model, task, processes, scale.batch, minutes, fresh)
+    pace = _timed(known, model, task, processes, scale.batch, minutes, agree(model, start, name).fresh)
+    recipe, shallow = _shallower(recipe, user, start, task, scale.amount(task), 60 * minutes * pace.targets)
+    pace = pace._replace(targets=pace.targets * computing(known.model) / computing(task.adapt(recipe.model)))
     seconds = processes.tell(_BEFORE * 60 * minutes - clock.worked())
     row = recipe.task.context or 1 if scale.batch == "train.batch_tokens" else 1
-    found = tuned(task.count("train"), scale.amount(task), pace, seconds, scale.batch, row)
-    chosen = replace(with_user(recipe, found.settings, user), reasons=(found.reason,))
+    own = getattr(recipe.train, scale.batch.removeprefix("train.")) if scale.batch in user else None
+    found = tuned(task.count("train"), scale.amount(task), pace, seconds, scale.batch, row, own, scale.large)
+    chosen = replace(with_user(recipe, found.settings, user), reasons=(*shallow, found.reason))
     most = None if _endless(task, user) else found.useful
-    if chosen.train == recipe.train:
+    if chosen.train == recipe.train and not shallow:
         return Fitted(chosen, task, most)
     task.close()
     return Fitted(chosen, begin_task(chosen, directory), most)
+
+
+_PROBED_SHARE = 0.03  # of the time is spent on the choice of layers
+_FEWEST_PROBED, _MOST_PROBED = 100, 1000  # samples
+
+
+def _shallower(
+    recipe: Recipe, user: Mapping[str, Any], start: nn.Module, task: Task, amount: int, trained: float
+) -> tuple[Recipe, tuple[str, ...]]:
+    """The recipe with those layers of its `start` that the task needs, and why, for people. The user's own model stays
+    as it is, and so it does if the time is too short to look: `trained` targets, of which the data have `amount`.
+    """
+    read = 3 * _PROBED_SHARE * trained  # a forward pass takes a third of a step
+    limit = min(int(read / 2 * task.count("train") / max(1, amount)), _MOST_PROBED)  # of training and of validation
+    if limit < _FEWEST_PROBED or any(key.split(".")[0] == "model" for key in user):
+        return recipe, ()
+    depth, layers = task.depth(start, limit), shape_of(recipe.model)[1]
+    if depth is None or depth == layers:
+        return recipe, ()
+    why = f"the first {depth} of {layers} layers: linear heads on the others predict validation samples worse"
+    return with_user(recipe, {"model.depth": depth}, user), (why,)
 
 
 def _endless(task: Task, user: Mapping[str, Any]) -> bool:

@@ -295,16 +295,19 @@ def tuned(
     seconds: float,
     batch: str,
     least: int = 1,
+    own: int | None = None,
+    large: int = _LARGE,
 ) -> Tuned:
     """The plan for `seconds` of training on so many `samples`, which have so many `targets` together, at a `pace`.
 
-    `batch` is the setting that the recipe counts batches by, and `least` the smallest it takes (a row of tokens).
+    `batch` is the setting that the recipe counts batches by, `least` the smallest it takes (a row of tokens), `own`
+    the one that the user has set, and `large` the most samples in it.
     Batches are large enough to be quick and small enough for some hundred steps.
     """
     each = targets / max(1, samples)
     epochs = epochs_of(samples, written=each > 2)
-    wanted = min(max(samples * epochs / _STEPS, _SMALL), _LARGE)
-    units = max(least, 2 ** round(math.log2(max(1.0, wanted * each / pace.share))))
+    wanted = min(max(samples * epochs / _STEPS, _SMALL), large)
+    units = own or max(least, 2 ** round(math.log2(max(1.0, wanted * each / pace.share))))
     learnt = units * pace.share  # targets a step
     useful = max(1, math.ceil(epochs * targets / learnt))
     steps = max(1, min(useful, int(seconds / (pace.overhead + learnt / pace.targets))))

@@ -72,6 +72,9 @@ class Task:
     def fit_head(self, model: nn.Module, fresh: Collection[str], limit: int) -> bool:
         return self.objective.fit_head(model, self.examples, fresh, limit)
 
+    def depth(self, model: nn.Module, limit: int) -> int | None:
+        return self.objective.depth(model, self.examples, limit)
+
     def samples(self, model: nn.Module, count: int) -> list[dict[str, str]]:
         return self.objective.samples(model, self.examples, count)
 
