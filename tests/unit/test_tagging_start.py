@@ -100,6 +100,7 @@ def test_what_the_user_sets_and_what_there_is_no_time_for_stays(chosen: Chosen) 
     assert len(hurried.model.stack.blocks) == 3
     before, adapter = chosen(lora=4)
     assert (adapter.optim.lr, list(adapter.train.frozen)) == (before.optim.lr, [])
+    assert len(adapter.model.stack.blocks) == 3
 
 
 def test_the_head_starts_as_a_regression_on_the_words_vectors(nouns: Path, start: Path, tmp_path: Path) -> None:

@@ -235,11 +235,12 @@ def _shallower(
     recipe: Recipe, user: Mapping[str, Any], start: nn.Module, task: Task, amount: int, trained: float
 ) -> tuple[Recipe, tuple[str, ...]]:
     """The recipe with those layers of its `start` that the task needs, and why, for people. The user's own model stays
-    as it is, and so it does if the time is too short to look: `trained` targets, of which the data have `amount`.
+    as it is, and so does one with an adapter, which others load into the whole start, and one for a time that is too
+    short to look: `trained` targets, of which the data have `amount`.
     """
     read = 3 * _PROBED_SHARE * trained  # a forward pass takes a third of a step
     limit = min(int(read / 2 * task.count("train") / max(1, amount)), _MOST_PROBED)  # of training and of validation
-    if limit < _FEWEST_PROBED or any(key.split(".")[0] == "model" for key in user):
+    if limit < _FEWEST_PROBED or recipe.adapter is not None or any(key.split(".")[0] == "model" for key in user):
         return recipe, ()
     depth, layers = task.depth(start, limit), shape_of(recipe.model)[1]
     if depth is None or depth == layers:

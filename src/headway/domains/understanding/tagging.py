@@ -19,7 +19,7 @@ from headway.config import register
 from headway.data import IGNORED, Splits, TaggedText, read_conll, sides_of
 from headway.domains.understanding.texts import EncodedTexts, EncoderTaskConfig, batch_tokens, check_encoder
 from headway.learn import Recipe, Task
-from headway.learn.examples import Batch, Chance, Contents, Selected, spread
+from headway.learn.examples import Batch, Chance, Contents, Selected
 from headway.learn.objective import Objective, judged
 from headway.learn.objectives.classes import Classified
 from headway.learn.objectives.linear import LinearHead, fit_linear
@@ -95,9 +95,6 @@ class TaggedSentences(EncodedTexts, Classified):
     def contents(self) -> Contents:
         return {**super().contents(), "texts": ([" ".join(one.words) for one in self.sentences],)}
 
-    def some(self, rows: np.ndarray, limit: int | None) -> np.ndarray:
-        return rows[:limit]
-
     def take(self, rows: np.ndarray, chance: Chance | None = None) -> Batch:
         """Symbols, and the tags of those with which words begin, int64 [B, T], IGNORED of others."""
         inputs = self.rows.inputs(rows)
@@ -145,7 +142,7 @@ class Tags(Objective[TaggedSentences]):
             return False
         encoder = cast(Transformer, model)
         last = len(encoder.stack.blocks) - 1
-        train, validation = (_word_vectors(encoder, _spread(examples, side, limit), [last]) for side in _FITTED)
+        train, validation = (_word_vectors(encoder, examples.of(side).some(limit), [last]) for side in _FITTED)
         fitted = self._linear(train, validation, 0, examples)
         project = cast(Projection, cast(PooledHead, encoder.heads[HEAD]).project)
         with torch.no_grad():
@@ -160,7 +157,7 @@ class Tags(Objective[TaggedSentences]):
         """
         encoder = cast(Transformer, model)
         layers = range(len(encoder.stack.blocks))
-        train, validation = (_word_vectors(encoder, _spread(examples, side, limit), layers) for side in _FITTED)
+        train, validation = (_word_vectors(encoder, examples.of(side).some(limit), layers) for side in _FITTED)
         losses = []
         for layer in layers:
             head = self._linear(train, validation, layer, examples, _STRENGTHS[1:2])
@@ -193,8 +190,8 @@ class Tags(Objective[TaggedSentences]):
     def judge(
         self, model: nn.Module, examples: TaggedSentences, split: str, limit: int | None = None
     ) -> dict[str, Any]:
-        """Loss (nats a word), accuracy and the precision, recall and F1 of entities over a split, or its first `limit`
-        sentences. Words that the model does not see count as outside of any entity.
+        """Loss (nats a word), accuracy and the precision, recall and F1 of entities over a split, or `limit` sentences
+        of it. Words that the model does not see count as outside of any entity.
         """
         samples = examples.of(split).some(limit)
         said, nats = self.tags(model, samples)
@@ -252,10 +249,6 @@ def _word_vectors(encoder: Transformer, samples: Selected, layers: Sequence[int]
 
 def _store(outputs: dict[int, Tensor], layer: int, _: nn.Module, __: Any, output: Any) -> None:
     outputs[layer] = output[0]
-
-
-def _spread(examples: TaggedSentences, side: str, limit: int) -> Selected:
-    return Selected(examples, spread(examples.numbers(side), limit))
 
 
 def _nats(logits: Float[Tensor, "B T C"], batch: Batch) -> Loss:
