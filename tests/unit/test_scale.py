@@ -129,7 +129,7 @@ def test_minutes_choose_and_the_recipe_repeats_the_bits(
     run = hw.train("text", data=leaflet, set=user, minutes=0.5, run=tmp_path / "a", **quiet)  # type: ignore[arg-type]
     recipe = run.recipe
     assert len(recipe.reasons) >= 2
-    assert "parameters (width" in recipe.reasons[1]
+    assert recipe.reasons[1].startswith(f"{scales._count(run.summary['parameters'])} parameters (width")
     assert recipe.schedule.factor(recipe.train.steps - 1, recipe.train.steps) < 0.1
     assert any("more while validation improves" in reason for reason in recipe.reasons)
     assert run.summary["elapsed"] < 35

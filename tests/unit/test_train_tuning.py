@@ -44,7 +44,7 @@ def test_the_first_plan_is_limited_by_the_amount_of_data() -> None:
     long = tuned(9000, 9000, LABELS, 3600.0, "train.batch_tokens")
     assert long.settings == {"train.batch_tokens": 1024}
     assert long.epochs == pytest.approx(6.3, abs=0.1)
-    assert "more of them while validation improves" in long.reason
+    assert "more while validation improves" in long.reason
     short = tuned(9000, 9000, LABELS, 30.0, "train.batch_tokens")
     assert short.steps < long.steps
     assert short.epochs < 0.5
@@ -55,6 +55,7 @@ def test_small_sets_have_small_batches_and_rows_whole_ones() -> None:
     few = tuned(60, 60, LABELS._replace(share=1.0), 600.0, "train.batch_size")
     assert few.settings == {"train.batch_size": 8}
     assert few.steps == 300
+    assert tuned(60, 60, LABELS._replace(share=1.0), 600.0, "train.batch_size", own=4).useful == 600
     rows = tuned(60, 6000, Pace(1000.0, 0.02, 0.5), 600.0, "train.batch_tokens", least=2048)
     assert rows.settings == {"train.batch_tokens": 2048}
 

@@ -242,24 +242,31 @@ def _tuned(
     """A generic recipe that begins from a model, with the batches that suit the samples and the time; its task; and the
     plan.
     """
+    assert recipe.start is not None
+    start = open_start(recipe.start).model
+    name, recipe = recipe.start, with_user(recipe, scale.started(recipe), user)
     task, processes = begin_task(recipe, directory), Processes(device)
     sized = with_user(recipe, scale.settle_start(recipe, task), user)
     if sized != recipe:
         task.close()
         recipe, task = sized, begin_task(sized, directory)
     known = replace(recipe, model=keep_symbols(task.adapt(recipe.model), recipe.model))
-    pace = _timed(known, outline(known.model), task, processes, scale.batch, minutes, _fresh(known))
+    model = outline(known.model)
+    pace = _timed(known, model, task, processes, scale.batch, minutes, agree(model, start, name).fresh)
+    recipe, shallow = _shallower(recipe, user, start, task, scale.amount(task), 60 * minutes * pace.targets)
+    pace = pace._replace(targets=pace.targets * computing(known.model) / computing(task.adapt(recipe.model)))
     seconds = processes.tell(_BEFORE * 60 * minutes - clock.worked())
     row = recipe.task.context or 1 if scale.batch == "train.batch_tokens" else 1
-    found = tuned(task.count("train"), scale.amount(task), pace, seconds, scale.batch, row)
+    own = getattr(recipe.train, scale.batch.removeprefix("train.")) if scale.batch in user else None
+    samples, targets = task.count("train"), scale.amount(task)
+    found = tuned(samples, targets, pace, seconds, scale.batch, row, own, scale.large)
     settings = dict(found.settings)
-    samples = task.count("train")
     if task.objective.fits_head and recipe.train.linear_probe:
         settings["optim.lr"] = gentle_rate(recipe.optim.lr, samples)
-        read = int(_PROBED * seconds * _FORWARD * pace.targets * samples / max(1, scale.amount(task)))
+        read = int(_PROBED * seconds * _FORWARD * pace.targets * samples / max(1, targets))
         settings["train.linear_probe"] = max(recipe.train.linear_probe, min(read, samples))
-    chosen = replace(with_user(recipe, settings, user), reasons=(found.reason,))
-    if chosen.train != recipe.train:
+    chosen = replace(with_user(recipe, settings, user), reasons=(*shallow, found.reason))
+    if chosen.train != recipe.train or shallow:
         task.close()
         task = begin_task(chosen, directory)
     return chosen, task, found
@@ -270,6 +277,28 @@ def _fresh(recipe: Recipe) -> tuple[str, ...]:
     if recipe.start is None:
         return ()
     return agree(outline(recipe.model), open_start(recipe.start).model, recipe.start).fresh
+
+
+_PROBED_SHARE = 0.03  # of the time is spent on the choice of layers
+_FEWEST_PROBED, _MOST_PROBED = 100, 1000  # samples
+
+
+def _shallower(
+    recipe: Recipe, user: Mapping[str, Any], start: nn.Module, task: Task, amount: int, trained: float
+) -> tuple[Recipe, tuple[str, ...]]:
+    """The recipe with those layers of its `start` that the task needs, and why, for people. The user's own model stays
+    as it is, and so does one with an adapter, which others load into the whole start, and one for a time that is too
+    short to look: `trained` targets, of which the data have `amount`.
+    """
+    read = 3 * _PROBED_SHARE * trained  # a forward pass takes a third of a step
+    limit = min(int(read / 2 * task.count("train") / max(1, amount)), _MOST_PROBED)  # of training and of validation
+    if limit < _FEWEST_PROBED or recipe.adapter is not None or any(key.split(".")[0] == "model" for key in user):
+        return recipe, ()
+    depth, layers = task.depth(start, limit), shape_of(recipe.model)[1]
+    if depth is None or depth == layers:
+        return recipe, ()
+    why = f"the first {depth} of {layers} layers: linear heads on the others predict validation samples worse"
+    return with_user(recipe, {"model.depth": depth}, user), (why,)
 
 
 def _endless(task: Task, user: Mapping[str, Any]) -> bool:

@@ -85,6 +85,12 @@ class Objective(Generic[E]):
         """
         return []
 
+    def depth(self, model: nn.Module, examples: E, limit: int) -> int | None:
+        """How many layers of a model that has learned before are worth training, by what their outputs tell of at most
+        `limit` samples; None if the objective cannot say.
+        """
+        return None
+
     def samples(self, model: nn.Module, examples: E, count: int) -> list[dict[str, str]]:
         """Held-out samples for people: columns by name, such as prompt and output, or source, output and reference."""
         return []

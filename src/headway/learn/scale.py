@@ -156,7 +156,8 @@ class Scale:
     is the setting that batches are counted by, `least` and `most` are the smallest and largest of them, and `noise`
     times the square root of what is seen is where a larger batch stops to help (McCandlish et al. 2018; that it grows
     like a root: Bergsma et al. 2025), in targets. `unit` is what `amount` counts, for people; a model that has made
-    `few` steps has learnt something. `shapes` are widths, depths and heads, from small to large.
+    `few` steps has learnt something. Batches of a run that starts from a model have at most `large` samples. `shapes`
+    are widths, depths and heads, from small to large.
     """
 
     law: Law = field(default_factory=Law)
@@ -167,6 +168,7 @@ class Scale:
     unit: str = "token"
     foretells: bool = False
     few: int = 60
+    large: int = 64
     shapes: Shapes = ()
 
     def settle(self, recipe: Recipe, paths: Sequence[Path], minutes: float) -> Settled:
@@ -179,6 +181,10 @@ class Scale:
         """What the data of a run that starts from a model decide once they are open: length of rows, shares held
         out.
         """
+        return {}
+
+    def started(self, recipe: Recipe) -> Settings:
+        """What else is chosen for a run that starts from a model."""
         return {}
 
     def sizes(self, recipe: Recipe) -> Sequence[Settings]:

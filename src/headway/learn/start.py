@@ -282,7 +282,7 @@ def rates(width: int, adapter: AdapterConfig | None) -> Settings:
 
 
 def gentle_rate(rate: float, samples: int) -> float:
-    """The learning rate of a model whose head is fitted before the first step, from `rate`, that of thousands of samples.
+    """The learning rate of a model whose head is fitted before the first step; `rate` is that for many samples.
 
     Fewer samples allow fewer steps, in which a large rate only undoes what the model has learned: it falls with the
     square root of their number below 10,000 (tried with all-MiniLM-L6-v2 and 3 to 30 texts for each of 64 to 150
@@ -305,16 +305,19 @@ def tuned(
     seconds: float,
     batch: str,
     least: int = 1,
+    own: int | None = None,
+    large: int = _LARGE,
 ) -> Tuned:
     """The plan for `seconds` of training on so many `samples`, which have so many `targets` together, at a `pace`.
 
-    `batch` is the setting that the recipe counts batches by, and `least` the smallest it takes (a row of tokens).
+    `batch` is the setting that the recipe counts batches by, `least` the smallest it takes (a row of tokens), `own`
+    the one that the user has set, and `large` the most samples in it.
     Batches are large enough to be quick and small enough for some hundred steps.
     """
     each = targets / max(1, samples)
     epochs = epochs_of(samples)
-    wanted = min(max(samples * epochs / _STEPS, _SMALL if each <= 2 else _FEW_WRITTEN), _LARGE)
-    units = max(least, 2 ** round(math.log2(max(1.0, wanted * each / pace.share))))
+    wanted = min(max(samples * epochs / _STEPS, _SMALL if each <= 2 else _FEW_WRITTEN), large)
+    units = own or max(least, 2 ** round(math.log2(max(1.0, wanted * each / pace.share))))
     learnt = units * pace.share  # targets a step
     useful = max(1, math.ceil(epochs * targets / learnt))
     steps = max(1, min(useful, int(seconds / (pace.overhead + learnt / pace.targets))))

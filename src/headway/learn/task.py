@@ -95,6 +95,9 @@ class Task:
             self.save(directory)
         return lines
 
+    def depth(self, model: nn.Module, limit: int) -> int | None:
+        return self.objective.depth(model, self.examples, limit)
+
     def samples(self, model: nn.Module, count: int) -> list[dict[str, str]]:
         return self.objective.samples(model, self.examples, count)
 

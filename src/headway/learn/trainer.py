@@ -20,6 +20,7 @@ from headway.learn.fingerprint import agreed, differences, fingerprint
 from headway.learn.journal import Display, Journal, epochs_text, open_display
 from headway.learn.loop import Foretell, Interrupts, Loop, UserInterrupt
 from headway.learn.memory import check_memory, kept_heap
+from headway.learn.objective import Objective
 from headway.learn.precision import Precision, choose
 from headway.learn.recipe import Recipe, difference, read_recipe
 from headway.learn.records import Progress
@@ -192,7 +193,8 @@ class Trainer:
         recipe = replace(run.recipe, train=replace(run.recipe.train, precision=run.precision.name))
         if run.minutes is not None:
             speed = self._measured(recipe, 60 * run.minutes)
-            recipe = planned(recipe, speed, self._left(60 * run.minutes), self.most)
+            left = self._left(60 * run.minutes) - self._fitting_seconds(speed)
+            recipe = planned(recipe, speed, left, self.most)
         run.recipe = from_dict(Recipe, run.processes.tell(to_dict(recipe)))
         if run.processes.first:
             remove(run.directory.metrics)
@@ -212,6 +214,17 @@ class Trainer:
         speed = measure(*given, self._left(seconds), self.judged, self.samples)
         run.budget = TimeBudget(run.clock, seconds, speed, self.most, self.patience)
         return speed
+
+    def _fitting_seconds(self, speed: Speed) -> float:
+        """About how long it takes to fit a fresh head, which reads samples like an evaluation, and to evaluate it."""
+        recipe, task = self.run.recipe, self.run.task
+        limit, judged = recipe.train.linear_probe, task.count("validation")
+        fits = type(task.objective).fit_head is not Objective.fit_head
+        if not fits or limit == 0 or not any("heads" in key.split(".") for key in self.run.fresh):
+            return 0.0
+        judged = min(judged, recipe.train.evaluate_limit or judged)
+        read = sum(min(limit, task.count(split)) for split in ("train", "validation"))
+        return speed.evaluation * (1 + read / judged)
 
     def _left(self, seconds: float) -> float:
         """What is left of the `seconds` that there are for all of it."""

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from headway.codecs.tokenizer import Frame, TokenizerCodec, WordPieces, word_pieces
@@ -21,14 +22,20 @@ from headway.learn import Recipe, Task
 from headway.learn.examples import Batch, Chance, Contents, Selected
 from headway.learn.objective import Objective, judged
 from headway.learn.objectives.classes import Classified
+from headway.learn.objectives.linear import LinearHead, fit_linear
 from headway.learn.report import Picture
 from headway.learn.report.confusion import tag_confusions
 from headway.learn.rows import FramedRows, Limit, frame_for, framed
 from headway.metrics import has_spans, tag_scores
 from headway.metrics.classification import OUTSIDE
 from headway.nn.models import Loss, ModelConfig, PooledHeadConfig, Transformer
+from headway.nn.models.pooled import PooledHead
+from headway.nn.parts.projection import Projection
 
 HEAD = "tags"
+_FITTED = ("train", "validation")  # the splits that a linear head is fitted to and chosen by
+_STRENGTHS, _ITERATIONS = (3.0, 10.0, 30.0), 60  # of that regression
+_AS_GOOD = 1.03  # times the least validation loss of a linear head
 
 
 @register("tagging")
@@ -88,9 +95,6 @@ class TaggedSentences(EncodedTexts, Classified):
     def contents(self) -> Contents:
         return {**super().contents(), "texts": ([" ".join(one.words) for one in self.sentences],)}
 
-    def some(self, rows: np.ndarray, limit: int | None) -> np.ndarray:
-        return rows[:limit]
-
     def take(self, rows: np.ndarray, chance: Chance | None = None) -> Batch:
         """Symbols, and the tags of those with which words begin, int64 [B, T], IGNORED of others."""
         inputs = self.rows.inputs(rows)
@@ -104,6 +108,15 @@ class TaggedSentences(EncodedTexts, Classified):
         return read_tags(best, self.places[row, : len(self.sentences[row].words)], self.labels)
 
 
+class EvaluatedTags(NamedTuple):
+    """The tags that a model predicts for the sentences of a split, and the right ones."""
+
+    model: nn.Module
+    split: str
+    predicted: Sequence[Sequence[str]]
+    right: Sequence[Sequence[str]]
+
+
 class Tags(Objective[TaggedSentences]):
     """Cross-entropy of the tags of words; judged by the F1 of entities where tags have some, else by accuracy."""
 
@@ -112,6 +125,7 @@ class Tags(Objective[TaggedSentences]):
 
     def __init__(self, goal: str) -> None:
         self.goal = goal
+        self._evaluated: EvaluatedTags | None = None  # last
 
     def adapt(self, model: ModelConfig, examples: TaggedSentences) -> ModelConfig:
         """`model` with a head of as many tags as there are."""
@@ -121,6 +135,45 @@ class Tags(Objective[TaggedSentences]):
 
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Loss]:
         return {"loss": _nats(cast(Transformer, model).output(HEAD, *batch.inputs), batch)}
+
+    def fit_head(self, model: nn.Module, examples: TaggedSentences, fresh: Collection[str], limit: int) -> bool:
+        """Logistic regression on the vectors of at most `limit` sentences' words."""
+        if f"heads.{HEAD}.project.weight" not in fresh:
+            return False
+        encoder = cast(Transformer, model)
+        last = len(encoder.stack.blocks) - 1
+        train, validation = (_word_vectors(encoder, examples.of(side).some(limit), [last]) for side in _FITTED)
+        fitted = self._linear(train, validation, 0, examples)
+        project = cast(Projection, cast(PooledHead, encoder.heads[HEAD]).project)
+        with torch.no_grad():
+            project.weight.copy_(fitted.weight)
+            if project.bias is not None:
+                project.bias.copy_(fitted.bias)
+        return True
+
+    def depth(self, model: nn.Module, examples: TaggedSentences, limit: int) -> int | None:
+        """The layers up to the last one from which a linear head predicts the tags of validation words about as well
+        as from the best: the last layers of a model that was trained for vectors of whole texts know less of words.
+        """
+        encoder = cast(Transformer, model)
+        layers = range(len(encoder.stack.blocks))
+        train, validation = (_word_vectors(encoder, examples.of(side).some(limit), layers) for side in _FITTED)
+        losses = []
+        for layer in layers:
+            head = self._linear(train, validation, layer, examples, _STRENGTHS[1:2])
+            losses.append(F.cross_entropy(head(validation.layers[layer]), validation.tags).item())
+        return max(number for number, loss in enumerate(losses, 1) if loss <= _AS_GOOD * min(losses))
+
+    def _linear(
+        self,
+        train: WordVectors,
+        validation: WordVectors,
+        layer: int,
+        examples: TaggedSentences,
+        strengths: Sequence[float] = _STRENGTHS,
+    ) -> LinearHead:
+        parts = ((part.layers[layer], part.tags) for part in (train, validation))
+        return fit_linear(*parts, classes=len(examples.labels), strengths=strengths, iterations=_ITERATIONS)
 
     def tags(self, model: nn.Module, samples: Selected) -> tuple[list[list[str]], float]:
         """The tags that are said of the words of each sample, and the nats a word."""
@@ -137,12 +190,14 @@ class Tags(Objective[TaggedSentences]):
     def judge(
         self, model: nn.Module, examples: TaggedSentences, split: str, limit: int | None = None
     ) -> dict[str, Any]:
-        """Loss (nats a word), accuracy and the precision, recall and F1 of entities over a split, or its first `limit`
-        sentences. Words that the model does not see count as outside of any entity.
+        """Loss (nats a word), accuracy and the precision, recall and F1 of entities over a split, or `limit` sentences
+        of it. Words that the model does not see count as outside of any entity.
         """
         samples = examples.of(split).some(limit)
         said, nats = self.tags(model, samples)
-        return {"loss": nats, **tag_scores(said, [examples.sentences[row].tags for row in samples.rows])}
+        right = [examples.sentences[row].tags for row in samples.rows]
+        self._evaluated = EvaluatedTags(model, split, said, right)
+        return {"loss": nats, **tag_scores(said, right)}
 
     def samples(self, model: nn.Module, examples: TaggedSentences, count: int) -> list[dict[str, str]]:
         """Held-out sentences with the tags that are said and those that are right; words outside are left plain."""
@@ -156,11 +211,44 @@ class Tags(Objective[TaggedSentences]):
         return shown
 
     def pictures(self, model: nn.Module, examples: TaggedSentences) -> list[Picture]:
-        """Which kinds of entities, or which tags, are taken for which on the split that is judged last."""
+        """Which kinds of entities, or which tags, are taken for which on the split that is evaluated last, of the same
+        sentences as its scores.
+        """
         split = examples.final_split
-        samples = examples.of(split)
-        right = [examples.sentences[row].tags for row in samples.rows]
-        return tag_confusions(right, self.tags(model, samples)[0], f"{split} words", has_spans(examples.labels))
+        if self._evaluated is None or self._evaluated.model is not model or self._evaluated.split != split:
+            self.judge(model, examples, split)
+        assert self._evaluated is not None
+        _, _, predicted, right = self._evaluated
+        return tag_confusions(right, predicted, f"{split} words", has_spans(examples.labels))
+
+
+class WordVectors(NamedTuple):
+    """What each of some layers outputs at the first symbols of words, and the numbers of the tags of these."""
+
+    layers: list[Float[Tensor, "W D"]]
+    tags: Int[Tensor, "W"]
+
+
+def _word_vectors(encoder: Transformer, samples: Selected, layers: Sequence[int]) -> WordVectors:
+    """The vectors of all words of samples, as a head reads them that is put on each of `layers`."""
+    outputs: dict[int, Tensor] = {}
+    vectors, tags = [list[Tensor]() for _ in layers], list[Tensor]()
+    hooks = [encoder.stack.blocks[layer].register_forward_hook(partial(_store, outputs, layer)) for layer in layers]
+    try:
+        for _, batch in judged(encoder, samples):
+            encoder(*batch.inputs)
+            kept = batch.targets != IGNORED
+            tags.append(batch.targets[kept].cpu())
+            for layer, found in zip(layers, vectors):
+                found.append(encoder.stack.norm(outputs[layer][kept]).float().cpu())
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return WordVectors([torch.cat(found) for found in vectors], torch.cat(tags))
+
+
+def _store(outputs: dict[int, Tensor], layer: int, _: nn.Module, __: Any, output: Any) -> None:
+    outputs[layer] = output[0]
 
 
 def _nats(logits: Float[Tensor, "B T C"], batch: Batch) -> Loss:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -10,10 +11,11 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-_STRENGTHS = (1.0, 10.0, 100.0, 1000.0)  # inverse penalties, from strong to weak regularisation
+_STRENGTHS = (1.0, 10.0, 100.0, 1000.0)
 _ITERATIONS = 200
 _CHOOSING = 4096  # training samples with which the penalty is chosen
 _REFIT = 10.0  # inverse penalty on what a head moves
+_EXACT = 1 << 23  # numbers of vectors up to which double precision costs little
 
 
 class LinearHead(NamedTuple):
@@ -31,35 +33,42 @@ def fit_linear(
     validation: tuple[Float[Tensor, "M D"], Int[Tensor, "M"]],
     classes: int,
     weights: Float[Tensor, "C"] | None = None,
+    *,
+    strengths: Sequence[float] = _STRENGTHS,
+    iterations: int = _ITERATIONS,
 ) -> LinearHead:
     """Multinomial logistic regression with an L2 penalty, and with `weights` of the classes in the loss.
 
-    The penalty is the strongest of four whose accuracy on `validation` is within one standard error of the best (Hastie
-    et al. 2009, section 7.10): chance in a small part decides little, and the head leaves training something to learn.
-    With `weights` it is the one of the smallest loss. It is chosen with at most 4,096 training samples.
+    `strengths` are inverse penalties, from strong to weak regularisation. With up to 4,096 training samples the penalty
+    is the strongest whose accuracy on `validation` is within one standard error of the best (Hastie et al. 2009,
+    section 7.10): chance in a small part decides little, and the head leaves training something to learn. With more,
+    it is the best by accuracy, then loss, of fits to 4,096 of them; with `weights` the best by loss.
 
     Fine-tuning from such a head keeps what the model has learned, where a random head's first gradients distort it
     (Kumar et al. 2022, "Fine-tuning can distort pretrained features", section 3).
     """
-    scale = train[0].double().norm(dim=1).mean().clamp(min=1e-12)
-    vectors, held_out = train[0].double() / scale, validation[0].double() / scale
+    exact = torch.float64 if train[0].numel() <= _EXACT else torch.float32
+    scale = train[0].norm(dim=1, dtype=exact).mean().clamp(min=1e-12)
+    vectors, held_out = train[0].to(exact) / scale, validation[0].to(exact) / scale
     zero = LinearHead(vectors.new_zeros(classes, vectors.shape[1]), vectors.new_zeros(classes))
-    weights = None if weights is None else weights.double()
+    weights = None if weights is None else weights.to(exact)
     some = torch.linspace(0, len(vectors) - 1, min(len(vectors), _CHOOSING)).long()
     head, heads, shares, losses = zero, [], [], []
-    for strength in _STRENGTHS:
-        head = _fitted(head, zero.weight, vectors[some], train[1][some], strength, weights)
+    for strength in strengths:
+        head = _fitted(head, zero.weight, vectors[some], train[1][some], strength, weights, iterations)
         logits = head(held_out)
         heads.append(head)
         shares.append((logits.argmax(-1) == validation[1]).double().mean().item())
         losses.append(F.cross_entropy(logits, validation[1], weights).item())
     best = max(shares)
     within = best - math.sqrt(best * (1 - best) / max(1, len(held_out)))
-    chosen = next(i for i, share in enumerate(shares) if share >= within)
-    chosen = chosen if weights is None else losses.index(min(losses))
+    if weights is not None or len(some) < len(vectors):
+        chosen = min(range(len(heads)), key=lambda i: (-shares[i] if weights is None else 0.0, losses[i]))
+    else:
+        chosen = next(i for i, share in enumerate(shares) if share >= within)
     head = heads[chosen]
     if len(some) < len(vectors):
-        head = _fitted(head, zero.weight, vectors, train[1], _STRENGTHS[chosen], weights)
+        head = _fitted(head, zero.weight, vectors, train[1], strengths[chosen], weights, iterations)
     return LinearHead((head.weight / scale).float(), head.bias.float())
 
 
@@ -72,17 +81,23 @@ def refit_linear(
     scale = samples[0].double().norm(dim=1).mean().clamp(min=1e-12)
     start = LinearHead(head.weight.double() * scale, head.bias.double())
     weights = None if weights is None else weights.double()
-    moved = _fitted(start, start.weight, samples[0].double() / scale, samples[1], _REFIT, weights)
+    moved = _fitted(start, start.weight, samples[0].double() / scale, samples[1], _REFIT, weights, _ITERATIONS)
     return LinearHead((moved.weight / scale).float(), moved.bias.float())
 
 
 def _fitted(
-    start: LinearHead, centre: Tensor, vectors: Tensor, targets: Tensor, strength: float, weights: Tensor | None
+    start: LinearHead,
+    centre: Tensor,
+    vectors: Tensor,
+    targets: Tensor,
+    strength: float,
+    weights: Tensor | None,
+    iterations: int,
 ) -> LinearHead:
     """The least cross-entropy with an L2 penalty on the distance of the weights from `centre`."""
     weight, bias = (parameter.clone().requires_grad_() for parameter in start)
     optimiser = torch.optim.LBFGS(
-        [weight, bias], max_iter=_ITERATIONS, tolerance_grad=1e-5, tolerance_change=1e-7, line_search_fn="strong_wolfe"
+        [weight, bias], max_iter=iterations, tolerance_grad=1e-5, tolerance_change=1e-7, line_search_fn="strong_wolfe"
     )
 
     def closure() -> Tensor:
