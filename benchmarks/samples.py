@@ -234,6 +234,16 @@ def games(count: int, folder: Path) -> list[Path]:
     return [path]
 
 
+def series(count: int, folder: Path) -> list[Path]:
+    """A number a day, by the day of the week and of the year, and chance."""
+    random, days = np.random.default_rng(0), np.arange(count)
+    level = 50 + 10 * np.sin(days / 58.1) + 6 * np.sin(days * 2 * np.pi / 7) + random.normal(0, 2, count)
+    path, dates = folder / "series.csv", np.datetime64("1990-01-01") + days
+    rows = (f"{date},{value:.2f}\n" for date, value in zip(dates, level))
+    path.write_text("date,value\n" + "".join(rows), encoding="utf-8")
+    return [path]
+
+
 DRAWN: dict[str, Callable[[int, Path], list[Path]]] = {
     "text": lines,
     "masked": lines,
@@ -252,6 +262,7 @@ DRAWN: dict[str, Callable[[int, Path], list[Path]]] = {
     "trajectories": episodes,
     "robotics": episodes,
     "chess": games,
+    "forecast": series,
 }
 
 
