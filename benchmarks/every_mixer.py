@@ -33,7 +33,7 @@ FOLDER = ROOT / ".cache" / "every-mixer"
 MINUTES = 0.5
 COUNT = 2000
 FIRST = ("lstm", "gru", "elman", "attention")
-RECIPES = [*(name for name in DRAWN if name not in ("instruct", "preference")), "ppo"]  # without those that need a start
+RECIPES = [*(name for name in DRAWN if name not in ("instruct", "preference")), "ppo"]  # those need no start
 
 
 def data_of(recipe: str) -> list[str]:
