@@ -58,6 +58,15 @@ class Usage:
             raise UserError(f"{PROBLEM} is {found!r:.80}, which is not supported; it may be {known}")
         return found
 
+    @property
+    def decisions(self) -> dict[str, float]:
+        """The probability from which on each label is predicted, of a model that predicts several labels at once; of
+        others nothing.
+        """
+        if self.problem != "multi_label_classification":
+            return {}
+        return dict(zip(self.labels, self.thresholds or (0.5,) * len(self.labels)))
+
     def for_problem(self, problem: ProblemType, labels: tuple[str, ...] = ()) -> Usage:
         """The usage of a model that was trained on this kind of problem."""
         settings = {name: value for name, value in self.settings.items() if name != THRESHOLDS}

@@ -37,6 +37,9 @@ TITLES = {
     "steps_mean": "steps to success",
     "length_mean": "steps of an episode",
     "f1": "F1",
+    "f1_micro": "F1 over all labels",
+    "rare_f1": "F1 of rare classes",
+    "r2": "R²",
     "policy": "nats of a move",
     "value": "nats of an outcome",
     "score_error": "error of the expected score",
@@ -55,6 +58,11 @@ RATES = (
     "exact_match",
     "exact_match_novel",
     "f1",
+    "f1_micro",
+    "rare_f1",
+    "balanced_accuracy",
+    "precision",
+    "recall",
     "puzzle_accuracy",
     "legal_rate",
 )
@@ -126,8 +134,21 @@ def _headline(run: Run) -> dict[str, Any]:
     judged = summary.get("scores") or summary.get("best") or {}
     split = judged.get("split", "validation")
     # The goal and what the field reports beside it, before the loss.
-    goal = summary.get("goal", "loss")
-    order = ["success_rate", goal, "exact_match", "bleu", "chrf", "wer", "per", "accuracy", "loss", "bits_per_byte"]
+    goal, rare = summary.get("goal", "loss"), ("rare_f1", "f1") if "rare_f1" in judged else ()
+    order = [
+        "success_rate",
+        goal,
+        *rare,
+        "exact_match",
+        "bleu",
+        "chrf",
+        "wer",
+        "per",
+        "r2",
+        "accuracy",
+        "loss",
+        "bits_per_byte",
+    ]
     known = [name for name in dict.fromkeys(order) if name in judged]
     names = [name for name in known if name != "score" or "success_rate" not in known][:2]
     figures = {f"{title(name)}, {split}": figure(name, judged[name]).replace(".0 %", " %") for name in names}

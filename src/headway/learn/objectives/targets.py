@@ -207,10 +207,9 @@ def target_task(
         what = f"one of {len(examples.labels):,} classes for each {unit}"
         if rare:
             reasons.append(_rarity(examples, counts, rare, balance, goal))
-    other = {"class": "number or labels", "number": "class", "labels": "class"}[target.kind]
-    told = f"predicts {what}: {target.reason}"
+    other = "number or labels" if target.kind == "class" else "class"
     if config.target == "auto":
-        reasons.insert(0, f"{told} (task.target={target.kind}; {other} to change that)")
+        reasons.insert(0, f"predicts {what}, as {target.reason} (task.target={target.kind}; otherwise set {other})")
     chosen = {"target": target.kind, "balance": balance, "goal": goal}
     return Task(examples, objective, chosen, tuple(reasons))
 
