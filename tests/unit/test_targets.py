@@ -22,7 +22,7 @@ from headway.domains.understanding.recipes import classification, pairs
 from headway.errors import ConfigError, UserError
 from headway.formats.usage import read_usage
 from headway.learn.objectives.labels import fit_labels
-from headway.learn.objectives.predicted import one_per_class
+from headway.learn.objectives.predictions import one_per_class
 from headway.learn.objectives.regression import fit_ridge
 from headway.learn.objectives.targets import class_weights, rare_classes
 from headway.nn.models import build

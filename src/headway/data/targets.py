@@ -37,9 +37,9 @@ def target_of(labels: Sequence[str], wanted: str = "auto", every_number: bool = 
     if wanted != "auto":
         return Target(wanted, f"task.target={wanted}")  # type: ignore[arg-type]
     distinct = list(dict.fromkeys(labels))
-    lists = next((label for label in distinct if _json_list(label) is not None), None)
-    if lists is not None:
-        return Target("labels", f"{_short(lists)} is a list")
+    lists = [label for label in distinct if _json_list(label) is not None]
+    if lists:
+        return Target("labels", f"{_short(max(lists[:_FEW], key=len))} is a list")
     joined = [label for label in distinct if SEPARATOR in label]
     if joined:
         counts = Counter(part for label in distinct for part in label_set(label))

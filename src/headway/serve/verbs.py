@@ -114,7 +114,7 @@ class VerbAnswer(msgspec.Struct):
 class ClassifyAnswer(VerbAnswer, kw_only=True):
     """`thresholds` are the probabilities from which on each label is predicted, where several are at once."""
 
-    thresholds: dict[str, float] = {}
+    thresholds: dict[str, float] | msgspec.UnsetType = msgspec.UNSET
 
 
 class ServedModel(msgspec.Struct):
@@ -166,7 +166,7 @@ async def classify(body: ClassifyBody, context: Context) -> ClassifyAnswer:
         return tuple(item) if isinstance(item, list) else item
 
     found = await _each("classify", body.items, read, {"truncate": body.truncate}, body.model, context)
-    return ClassifyAnswer(found.result, found.model, thresholds=thresholds)
+    return ClassifyAnswer(found.result, found.model, thresholds=thresholds or msgspec.UNSET)
 
 
 async def tag(body: TagBody, context: Context) -> VerbAnswer:

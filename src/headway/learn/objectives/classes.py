@@ -19,7 +19,14 @@ from headway.errors import UserError, nearest
 from headway.formats.usage import read_usage
 from headway.learn.examples import Batch, Contents, Numbered
 from headway.learn.objectives.linear import LinearHead, fit_linear
-from headway.learn.objectives.predicted import Goals, Predicted, Predicting, Prediction, Vectors, one_per_class
+from headway.learn.objectives.predictions import (
+    Goals,
+    PredictedSamples,
+    Prediction,
+    PredictionObjective,
+    Vectors,
+    one_per_class,
+)
 from headway.learn.report import Picture
 from headway.learn.report.confusion import confusions
 from headway.metrics import balanced_scores
@@ -113,14 +120,14 @@ class Classified(Numbered):
         read_usage(directory).for_problem("single_label_classification", self.labels).save(directory)
 
 
-class ClassifiedWhole(Classified, Predicted):
+class ClassifiedSamples(Classified, PredictedSamples):
     """Samples with one class each."""
 
 
-C = TypeVar("C", bound=ClassifiedWhole)
+C = TypeVar("C", bound=ClassifiedSamples)
 
 
-class Classes(Predicting[C], Generic[C]):
+class Classes(PredictionObjective[C], Generic[C]):
     """Cross-entropy of the head "classes" with labels, int64 [B], or with the share of each class, [B, C].
 
     `smoothing` spreads that share of each label over all classes (Szegedy et al. 2016); `weights` [C] are those of the
