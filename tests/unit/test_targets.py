@@ -21,10 +21,12 @@ from headway.data.targets import missing, target_of
 from headway.domains.understanding.recipes import classification, pairs
 from headway.errors import ConfigError, UserError
 from headway.formats.usage import read_usage
+from headway.learn.objectives.classes import Classes
 from headway.learn.objectives.labels import fit_labels
 from headway.learn.objectives.predictions import one_per_class
 from headway.learn.objectives.regression import fit_ridge
 from headway.learn.objectives.targets import class_weights, rare_classes
+from headway.metrics import balanced_scores
 from headway.nn.models import build
 
 WORDS = {"good": 3, "bad": -3, "fine": 1, "awful": -5, "great": 5, "poor": -2, "nice": 2, "ugly": -4}
@@ -268,3 +270,25 @@ def test_a_run_that_starts_from_numbers_predicts_the_same_ones(tmp_path: Path) -
     texts = ["good fine", "awful"]
     before, after = ([each["value"] for each in hw.load(run).classify(texts)] for run in (start, place))
     assert after == pytest.approx(before, rel=1e-3)
+
+
+def test_smoothing_does_not_spread_the_weights_of_rare_classes() -> None:
+    """A sample of a common class keeps its target, whatever rare classes weigh."""
+    logits, weights = torch.tensor([[2.0, -1.0], [0.5, 0.1]]), torch.tensor([0.5, 5.0])
+    weighed, plain = Classes("text", 0.1, weights), Classes("text", 0.1)
+    targets = torch.tensor([0, 1])
+    each = [plain.entropy(logits[row : row + 1], targets[row : row + 1], 0.1) for row in range(2)]
+    torch.testing.assert_close(weighed.entropy(logits, targets, 0.1), 0.5 * each[0] + 5.0 * each[1])
+    shares = torch.eye(2)[targets]
+    torch.testing.assert_close(weighed.entropy(logits, shares, 0.1), 0.5 * each[0] + 5.0 * each[1])
+
+
+def test_a_part_without_rare_samples_says_nothing_of_them() -> None:
+    right, said = [0, 0, 0, 0], [0, 0, 0, 1]
+    scores = balanced_scores(said, right, rare=(1,))
+    assert "rare_f1" not in scores
+    assert next(iter(scores)) == "f1"
+    scores = balanced_scores([0, 1, 1, 0], [0, 0, 1, 1], rare=(1,))
+    assert scores["rare_f1"] == pytest.approx(0.5)
+    assert scores["balanced_accuracy"] == pytest.approx(0.5)
+    assert list(scores)[:2] == ["rare_f1", "rare_f1_interval"]

@@ -169,9 +169,12 @@ class Classes(PredictionObjective[C], Generic[C]):
         return {"loss": Loss(self.entropy(logits, batch.targets, self.smoothing), batch.tokens)}
 
     def entropy(self, logits: Float[Tensor, "B C"], targets: Tensor, smoothing: float = 0.0) -> Float[Tensor, ""]:
-        """The sum of the cross-entropies, each times the weight of its class."""
-        weights = None if self.weights is None else self.weights.to(logits)
-        return F.cross_entropy(logits, targets, weights, reduction="sum", label_smoothing=smoothing)
+        """The sum of the cross-entropies, each times the weight of its class (of its classes, by their shares)."""
+        if self.weights is None:
+            return F.cross_entropy(logits, targets, reduction="sum", label_smoothing=smoothing)
+        found, weights = F.cross_entropy(logits, targets, reduction="none", label_smoothing=smoothing), self.weights
+        each = targets @ weights.to(targets) if targets.is_floating_point() else weights.to(logits)[targets]
+        return (found * each).sum()
 
     def fitted(self, train: Vectors, validation: Vectors, outputs: int) -> LinearHead:
         """Logistic regression."""
@@ -182,9 +185,9 @@ class Classes(PredictionObjective[C], Generic[C]):
         samples of it. Where classes are rare, balanced scores come first.
         """
         logits, right = self.outputs(model, examples.of(split).some(limit))
-        weights = None if self.weights is None else self.weights.float()
-        nats = float(F.cross_entropy(logits, right, weights))
+        nats = float(F.cross_entropy(logits, right, self.weights))
         scores = balanced_scores(logits.argmax(-1).numpy(), right.numpy(), self.rare)
+        scores.setdefault(self.goal, 0.0)  # of rare classes that none of these samples has
         return {**scores, "loss": nats} if self.rare else {"loss": nats, **scores}
 
     def predictions(
