@@ -145,6 +145,7 @@ def _headline(run: Run) -> dict[str, Any]:
         "wer",
         "per",
         "r2",
+        "mean_absolute_error",
         "accuracy",
         "loss",
         "bits_per_byte",
