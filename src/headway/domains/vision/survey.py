@@ -27,9 +27,9 @@ _ALIKE = 0.02  # of the numbers from 0 to 255 that red, green and blue differ by
 
 
 class Survey(NamedTuple):
-    """How many images there are to train on, `classes` (0 for numbers and several labels), `fewest` of a class, their median height and width, whether all that were
-    looked at are grey, whether they are drawn or written, in two tones, and whether what an image shows is the same in
-    a mirror, which what is drawn never is taken to be.
+    """How many images there are to train on, of how many `classes` (0 of numbers and of several labels), `fewest` of a
+    class, their median height and width, whether all that were looked at are grey, whether they are drawn or written,
+    in two tones, and whether what an image shows is the same in a mirror, which what is drawn never is taken to be.
     """
 
     images: int
