@@ -94,6 +94,12 @@ def test_labels_say_what_they_are(labels: list[str], kind: str) -> None:
     assert target_of(labels, "class").kind == "class"
 
 
+def test_a_name_among_numbers_is_a_mistake() -> None:
+    with pytest.raises(UserError, match="2 of 3 different labels are numbers, and 'seven' is not"):
+        target_of(["1.5", "seven", "2.5"])
+    assert target_of(["1.5", "seven", "2.5"], "class").kind == "class"
+
+
 def test_every_number_of_pairs_is_one() -> None:
     assert target_of(["0", "1"], every_number=True).kind == "number"
     assert target_of(["0", "one"], every_number=True).kind == "class"
@@ -121,6 +127,10 @@ def test_lists_and_columns_of_zero_and_one_are_read_alike(tmp_path: Path) -> Non
         read_table([table], {"text": "text", "label": "sport,money,food"}, answer="label")
     with pytest.raises(UserError, match="has no column 'label'"):
         read_table([table], names)
+    with pytest.raises(UserError, match=r"has no column 'sports' .did you mean 'sport'.*correct task.label"):
+        read_table([table], {"text": "text", "label": "money,sports"}, answer="label")
+    with pytest.raises(UserError, match="has no column 'topic'"):
+        read_table([table], {"text": "text", "label": "topic"}, answer="label")
 
 
 def test_a_missing_label_is_an_error_or_skipped_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
