@@ -172,6 +172,18 @@ def test_rare_classes_are_weighed_and_said(tmp_path: Path) -> None:
     assert next(iter(even.evaluate(build(even.adapt(small(classification()).model))))) == "loss"
 
 
+def test_a_run_keeps_its_rare_classes_on_other_data(tmp_path: Path) -> None:
+    rows = [(f"all is well {number}", "ok") for number in range(190)] + [(f"fire {n}", "alarm") for n in range(10)]
+    run = train(write_csv(tmp_path / "rare.csv", ["text", "label"], rows), tmp_path / "run", **{"train.steps": 2})
+    other = [(f"well {n}", "ok") for n in range(30)] + [(f"big fire {n}", "alarm") for n in range(20)]
+    scores = hw.load(run.directory).evaluate(write_csv(tmp_path / "other.csv", ["text", "label"], other), split="all")
+    assert list(scores)[1] == "rare_f1"
+    calm = write_csv(tmp_path / "calm.csv", ["text", "label"], other[:30])
+    scores = hw.load(run.directory).evaluate(calm, split="all")
+    assert "rare_f1" not in scores
+    assert scores["samples"] == 30
+
+
 def test_weights_and_rarity() -> None:
     assert rare_classes(np.array([1000, 20])) == (1,)
     assert rare_classes(np.array([100, 40, 11])) == ()

@@ -124,6 +124,7 @@ class TargetSamples(ClassifiedSamples, Valued, LabelledSamples):
 
     target: Target
     targets: np.ndarray
+    counts: np.ndarray  # the training samples of each class or label, of the run that is here; empty for numbers
     noted: tuple[str, ...] = ()
 
     def settle(
@@ -136,6 +137,7 @@ class TargetSamples(ClassifiedSamples, Valued, LabelledSamples):
             self.target, self.noted = chosen.target, chosen.remarks
             self.label(samples, split, what, give, workspace)
             self.targets = self.classes
+            self.counts = self._counted(workspace)
             return
         self.stated = stated_split(samples.named)
         self.splits = Splits(sides_of(samples.keys, samples.named, split), np.arange(len(samples.labels)), what, give)
@@ -162,6 +164,17 @@ class TargetSamples(ClassifiedSamples, Valued, LabelledSamples):
             if not self.labels:
                 raise UserError("no sample has a label, so there is nothing to learn; add some")
             self.targets = many_hot(sets, self.labels, place)
+        self.counts = self._counted(workspace)
+
+    def _counted(self, workspace: Path) -> np.ndarray:
+        """The training samples of each class or label; those of its own where a run is evaluated on other data."""
+        known = read_usage(workspace).counts if (workspace / "recipe.json").exists() else ()
+        if known and len(known) == len(self.labels):
+            return np.array(known)
+        trained = self.targets[self.splits.sides["train"]]
+        if self.target.kind == "class":
+            return np.bincount(trained, minlength=len(self.labels))
+        return trained.sum(0).astype(np.int64) if self.target.kind == "labels" else np.zeros(0, np.int64)
 
     def contents(self) -> Contents:
         if self.target.kind == "number":
@@ -173,7 +186,8 @@ class TargetSamples(ClassifiedSamples, Valued, LabelledSamples):
         return (*super().remarks, *self.noted)
 
     def save(self, directory: Path) -> None:
-        read_usage(directory).for_problem(_PROBLEMS[self.target.kind], self.labels).save(directory)
+        usage = read_usage(directory).for_problem(_PROBLEMS[self.target.kind], self.labels)
+        replace(usage, counts=tuple(self.counts.tolist())).save(directory)
 
 
 def target_task(
@@ -203,7 +217,7 @@ def target_task(
         objective = Labels(unit, weights, goal, thresholds)
         what = f"any of {len(examples.labels):,} labels for each {unit}, with a threshold per label"
     else:
-        counts = np.bincount(examples.targets[examples.splits.sides["train"]], minlength=len(examples.labels))
+        counts = examples.counts
         rare = rare_classes(counts)
         if rare and given == "auto":
             balance = _WEIGHED
@@ -236,9 +250,8 @@ def class_weights(counts: np.ndarray, balance: float) -> torch.Tensor:
 
 def _label_weights(examples: TargetSamples, balance: float) -> torch.Tensor:
     """The weight of samples that have a label, next to those that do not, float32 [C]."""
-    trained = examples.targets[examples.splits.sides["train"]]
-    having = np.maximum(trained.sum(0), 1)
-    return torch.from_numpy(np.maximum((len(trained) - having) / having, 1e-3) ** balance).float()
+    total, having = len(examples.splits.sides["train"]), np.maximum(examples.counts, 1)
+    return torch.from_numpy(np.maximum((total - having) / having, 1e-3) ** balance).float()
 
 
 def _rarity(examples: TargetSamples, counts: np.ndarray, rare: Sequence[int], balance: float, goal: str) -> str:
