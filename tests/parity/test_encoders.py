@@ -324,6 +324,38 @@ def test_names_of_classes_travel_and_their_number_is_the_models(tmp_path: Path) 
     assert back.classifier.weight.shape[0] == 5
 
 
+@pytest.mark.parametrize("stem", ["Bert", "Roberta", "DistilBert", "ModernBert"])
+def test_a_regression_in_its_own_unit_is_exported(stem: str, tmp_path: Path) -> None:
+    pair = twins(model(stem, "ForSequenceClassification", "small"), tmp_path / "theirs")
+    head = replace(pair.ours.config.heads["classes"], outputs=1, scale=25.0, shift=1000.0)
+    config = replace(pair.ours.config, heads={"number": head})
+    ours = config.build().eval()
+    perturb(ours, 0.2, 3)
+    save_published(ours, config, tmp_path / "out", pair.usage.for_problem("regression"))
+    back = T.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").eval()
+    assert (back.config.problem_type, back.config.num_labels) == ("regression", 1)
+    b, given, ours_given = inputs(back)
+    with torch.inference_mode():
+        expected = ours.output("number", ours_given, b.layout)
+        torch.testing.assert_close(back(**given).logits, expected, rtol=1e-5, atol=1e-3)
+        read = load_published(tmp_path / "out")
+        torch.testing.assert_close(read.model.output("classes", ours_given, b.layout), expected, rtol=1e-5, atol=1e-3)
+    assert read.usage.problem == "regression"
+
+
+def test_thresholds_of_labels_travel(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pair = twins(model("Bert", "ForSequenceClassification", "small"), tmp_path / "theirs")
+    usage = pair.usage.for_problem("multi_label_classification", pair.usage.labels)
+    usage = replace(usage, thresholds=(0.2, 0.5, 0.75))
+    save_published(pair.ours, pair.ours.config, tmp_path / "out", usage)
+    back = T.BertForSequenceClassification.from_pretrained(tmp_path / "out")
+    assert back.config.problem_type == "multi_label_classification"
+    assert back.config.thresholds == [0.2, 0.5, 0.75]
+    read = load_published(tmp_path / "out").usage
+    assert read.decisions == {"no": 0.2, "yes": 0.5, "perhaps": 0.75}
+    assert "thresholds" not in caplog.text
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

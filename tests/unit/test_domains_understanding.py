@@ -164,7 +164,7 @@ def test_numbers_of_pairs_are_predicted_as_numbers(sentences: Path) -> None:
     recipe = small(pairs())
     task = opened(recipe, path)
     assert task.reasons == (
-        "predicts a number for each pair: all labels are numbers (task.target=number; class to change that)",
+        "predicts a number for each pair, as all labels are numbers (task.target=number; otherwise set class)",
     )
     assert task.settled(recipe).task.target == "number"
     assert task.goal == "spearman"

@@ -64,6 +64,13 @@ class Model(Handle):
         """
         return verbs(self.module.config, self.usage, self.recipe is not None)
 
+    @property
+    def thresholds(self) -> dict[str, float]:
+        """The probability from which on each label is predicted, of a model that predicts several labels at once; of
+        others nothing. They were chosen on the validation part, and are 1/2 where none were.
+        """
+        return self.usage.decisions
+
     @overload
     def generate(
         self,
@@ -304,7 +311,8 @@ class Model(Handle):
     @verb
     def classify(self, items: Any, truncate: bool = False) -> Labels | list[Labels]:
         """The probability of each label, most probable first, for a text, a pair of texts (a tuple), an image or a
-        sound, or for each of many.
+        sound, or for each of many. A model that predicts a number returns it as "value"; one that predicts several
+        labels at once predicts those whose probability reaches their `thresholds`.
 
         Images are files or pixels, uint8 [height, width, 3] or [height, width]. Sounds are files or samples at 16 kHz,
         [N].

@@ -69,6 +69,7 @@ class RemoteModel:
     def __init__(self, server: _Remote, known: _Known) -> None:
         self._server = server
         self.name, self.kind, self.verbs, self.reads, self.context, self.parameters = known
+        self.thresholds: dict[str, float] = {}  # by `classify`; see `headway.Model.thresholds`
         self.beyond: list[str] = []  # what was beyond training is in the server's log
 
     def generate(
@@ -159,12 +160,17 @@ class RemoteModel:
         self, items: str | Path | tuple[str, str] | Iterable[str | Path | tuple[str, str]], truncate: bool = False
     ) -> dict[str, float] | list[dict[str, float]]:
         """The probability of each label, most probable first, for a text, a pair of texts (a tuple), an image file or a
-        sound file, or for each of many.
+        sound file, or for each of many; a number that is predicted is called "value". `thresholds` are the
+        probabilities from which on labels are predicted, where a model predicts several at once.
         """
         pair = isinstance(items, tuple) and len(items) == 2 and "texts" in self.reads
         many, one = ([items], True) if pair else _listed(items)
         given = [self._sent(item) for item in many]
-        return self._answers("classify", "items", given, one, truncate=truncate)
+        if not given:
+            return []
+        said = self._asked("/v1/classify", {"items": given, "truncate": truncate}, lambda said: said)
+        self.thresholds = said.get("thresholds", {})
+        return said["result"][0] if one else said["result"]
 
     def rerank(
         self, query: str, documents: Texts, top_n: int | None = None, truncate: bool = False

@@ -169,9 +169,9 @@ def read_table(
 
     A column that is `optional` is left out where the first file lacks it. The column for the `answer` may have missing
     values (empty texts in the result) and lists (as JSON); it may be several columns of 0 and 1 with commas between
-    their names or, where no column has its name, all that hold 0 and 1: their names become a JSON list. UserErrors: a
-    column that is missing (with the nearest and the `remedy`), a row of another length, an empty value, what is not
-    UTF-8, no rows at all.
+    their names or, where there is no column "label", all that hold 0 and 1: their names become a JSON list.
+    UserErrors: a column that is missing (with the nearest and the `remedy`), a row of another length, an empty value,
+    what is not UTF-8, no rows at all.
     """
     if not paths:
         raise UserError("no files of texts are given; name at least one .csv, .tsv or .jsonl")
@@ -206,8 +206,13 @@ def _flags(file: File, wanted: Mapping[str, str], answer: str) -> tuple[str, ...
     if name in header:
         return ()
     parts = tuple(part.strip() for part in name.split(","))
-    if len(parts) > 1 and all(part in header for part in parts):
+    if len(parts) > 1 and any(part in header for part in parts):
+        lost = next((part for part in parts if part not in header), None)
+        if lost is not None:
+            raise UserError(f"{file} has no column {lost!r} ({suggestion(lost, header)}); correct task.{answer}")
         return parts
+    if name != answer:  # a column that the user named
+        return ()
     others = [column for column in header if column and column not in wanted.values()]
     for _, row in _rows(file, {}, ""):
         others = [column for column in others if _plain(row.get(column)) in _FLAGS]

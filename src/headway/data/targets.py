@@ -37,9 +37,9 @@ def target_of(labels: Sequence[str], wanted: str = "auto", every_number: bool = 
     if wanted != "auto":
         return Target(wanted, f"task.target={wanted}")  # type: ignore[arg-type]
     distinct = list(dict.fromkeys(labels))
-    lists = next((label for label in distinct if _json_list(label) is not None), None)
-    if lists is not None:
-        return Target("labels", f"{_short(lists)} is a list")
+    lists = [label for label in distinct if _json_list(label) is not None]
+    if lists:
+        return Target("labels", f"{_short(max(lists[:_FEW], key=len))} is a list")
     joined = [label for label in distinct if SEPARATOR in label]
     if joined:
         counts = Counter(part for label in distinct for part in label_set(label))
@@ -49,6 +49,7 @@ def target_of(labels: Sequence[str], wanted: str = "auto", every_number: bool = 
             return Target("labels", f"{_short(joined[0])} has {SEPARATOR!r} between labels that occur elsewhere, too")
     values = [number(label) for label in distinct]
     if None in values or not values:
+        _refuse_mixture(distinct, values)
         return Target("class", "the labels are names")
     found = sorted({value for value in values if value is not None})
     broken = next((value for value in found if not value.is_integer()), None)
@@ -60,6 +61,17 @@ def target_of(labels: Sequence[str], wanted: str = "auto", every_number: bool = 
     if len(found) > _FEW and not counted:
         return Target("number", f"the labels are {len(found):,} different numbers from {found[0]:g} to {found[-1]:g}")
     return Target("class", f"the labels are {len(found):,} different whole numbers")
+
+
+def _refuse_mixture(labels: Sequence[str], values: Sequence[float | None]) -> None:
+    """UserError for names among numbers that no class is called."""
+    broken = sum(value is not None and not value.is_integer() for value in values)
+    if 2 * broken > len(labels):
+        odd = labels[values.index(None)]
+        raise UserError(
+            f"{sum(value is not None for value in values):,} of {len(labels):,} different labels are numbers, and "
+            f"{_short(odd)} is not; correct it, or set task.target=class"
+        )
 
 
 def missing(labels: Sequence[str], wanted: str = "auto") -> np.ndarray:

@@ -37,7 +37,7 @@ IGNORED = frozenset(
 
     id2label label2id num_labels _num_labels function_to_apply bos_token_id eos_token_id pad_token_id sep_token_id
     cls_token_id mask_token_id unk_token_id decoder_start_token_id prefix max_sequence_length model_max_length
-    is_encoder_decoder is_decoder
+    is_encoder_decoder is_decoder thresholds
 
     bad_words_ids begin_suppress_tokens suppress_tokens do_sample early_stopping diversity_penalty epsilon_cutoff
     encoder_no_repeat_ngram_size encoder_repetition_penalty eta_cutoff exponential_decay_length_penalty

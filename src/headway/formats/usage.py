@@ -26,9 +26,10 @@ class Usage:
     `family` and `settings` (its config.json as it was) let it be exported again, as does `generation`, its
     generation_config.json. `begin` is put before a prompt, any of `ends` ends a text. A decoder starts with
     `decoder_start`, then `forced` ids if there are; `suppressed` ids are never written. `labels` name the classes
-    of a "classes" head, in order, and `thresholds` are the probabilities from which on each of several labels at once
-    is predicted. `template` is a jinja2 chat template. `lowercase` and other changes of text are
-    the tokenizer's own. `processor` is its preprocessor_config.json: how images become its inputs.
+    of a "classes" head, in order, and `counts` are the training samples of each. `thresholds` are the probabilities
+    from which on each of several labels at once is predicted. `template` is a jinja2 chat template. `lowercase` and
+    other changes of text are the tokenizer's own. `processor` is its preprocessor_config.json: how images become its
+    inputs.
     """
 
     family: str = ""
@@ -42,6 +43,7 @@ class Usage:
     suppressed: tuple[int, ...] = ()
     labels: tuple[str, ...] = ()
     thresholds: tuple[float, ...] = ()
+    counts: tuple[int, ...] = ()
     template: str | None = None
     generation: dict[str, Any] = field(default_factory=dict)
     processor: dict[str, Any] = field(default_factory=dict)
@@ -58,10 +60,19 @@ class Usage:
             raise UserError(f"{PROBLEM} is {found!r:.80}, which is not supported; it may be {known}")
         return found
 
+    @property
+    def decisions(self) -> dict[str, float]:
+        """The probability from which on each label is predicted, of a model that predicts several labels at once; of
+        others nothing.
+        """
+        if self.problem != "multi_label_classification":
+            return {}
+        return dict(zip(self.labels, self.thresholds or (0.5,) * len(self.labels)))
+
     def for_problem(self, problem: ProblemType, labels: tuple[str, ...] = ()) -> Usage:
         """The usage of a model that was trained on this kind of problem."""
         settings = {name: value for name, value in self.settings.items() if name != THRESHOLDS}
-        return replace(self, labels=labels, thresholds=(), settings={**settings, PROBLEM: problem})
+        return replace(self, labels=labels, thresholds=(), counts=(), settings={**settings, PROBLEM: problem})
 
 
 def named_scores(logits: Tensor, usage: Usage) -> list[dict[str, float]]:

@@ -38,6 +38,9 @@ TITLES = {
     "length_mean": "steps of an episode",
     "f1": "F1",
     "mean_recall_at_1": "recall at 1, mean of both directions",
+    "f1_micro": "F1 over all labels",
+    "rare_f1": "F1 of rare classes",
+    "r2": "R²",
     "policy": "nats of a move",
     "value": "nats of an outcome",
     "score_error": "error of the expected score",
@@ -58,6 +61,9 @@ RATES = (
     "exact_match",
     "exact_match_novel",
     "f1",
+    "f1_micro",
+    "rare_f1",
+    "balanced_accuracy",
     "precision",
     "recall",
     "puzzle_accuracy",
@@ -157,8 +163,22 @@ def _headline(run: Run) -> dict[str, Any]:
     judged = summary.get("scores") or summary.get("best") or {}
     split = judged.get("split", "validation")
     # The goal and what the field reports beside it, before the loss.
-    goal = summary.get("goal", "loss")
-    order = ["success_rate", goal, "exact_match", "bleu", "chrf", "wer", "per", "accuracy", "loss", "bits_per_byte"]
+    goal, rare = summary.get("goal", "loss"), ("rare_f1", "f1") if "rare_f1" in judged else ()
+    order = [
+        "success_rate",
+        goal,
+        *rare,
+        "exact_match",
+        "bleu",
+        "chrf",
+        "wer",
+        "per",
+        "r2",
+        "mean_absolute_error",
+        "accuracy",
+        "loss",
+        "bits_per_byte",
+    ]
     known = [name for name in dict.fromkeys(order) if name in judged]
     names = [name for name in known if name != "score" or "success_rate" not in known][:2]
     figures = {f"{title(name)}, {split}": figure(name, judged[name]).replace(".0 %", " %") for name in names}

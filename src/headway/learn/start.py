@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from headway.codecs.tokenizer import FILE as TOKENIZER
 from headway.config import override
 from headway.errors import ConfigError, UserError, nearest
+from headway.formats.heads import NUMBER
 from headway.formats.hub import named_folder
 from headway.formats.native import FILE, load_model, named_tensors, save_model
 from headway.formats.open import Opened, open_model
@@ -160,11 +161,23 @@ def take_over(model: nn.Module, start: nn.Module) -> None:
     own, theirs = dict(named_tensors(model)), dict(named_tensors(start))
     for key, source in _sources({key: tensor.shape for key, tensor in own.items()}, theirs).items():
         own[key].copy_(theirs[source])
+    _rescale(model, start)
     grids = _grids(model.config, start.config)
     if grids is not None:
         front = own[_POSITIONS].shape[0] - grids[1][0] * grids[1][1]
         patches = resized(theirs[_POSITIONS][front:].float(), *grids)
         own[_POSITIONS].copy_(torch.cat([theirs[_POSITIONS][:front], patches]))
+
+
+def _rescale(model: nn.Module, start: nn.Module) -> None:
+    """Let a head for numbers that was taken over predict the same numbers, which it scales and shifts otherwise."""
+    ours, theirs = (getattr(each, "heads", {}) for each in (model, start))
+    if NUMBER in ours and NUMBER in theirs:
+        head, before = ours[NUMBER], theirs[NUMBER].config
+        ratio, moved = before.scale / head.config.scale, before.shift - head.config.shift
+        head.project.weight.mul_(ratio)
+        if head.project.bias is not None:
+            head.project.bias.mul_(ratio).add_(moved / head.config.scale)
 
 
 def initial_model(recipe: Recipe, fresh: Collection[str], base: Path, begun: bool, keeps: bool) -> nn.Module:

@@ -339,7 +339,7 @@ class Trainer:
         if self._agreement is not None:
             display.say(f"from {recipe.start}: {self._agreement}")
         if run.probed:
-            display.say("the head starts as logistic regression on the vectors of this model; training may improve it")
+            display.say("the head starts as a linear map fitted to the vectors of this model; training may improve it")
         if recipe.adapter is not None:
             display.say(f"{recipe.adapter.title}: {trained:,} trained weights beside {whole:,} that stay")
         for part, start in recipe.task.starts().items():

@@ -18,15 +18,18 @@ _POSITIVES = 3  # validation samples of a label from which on its threshold is i
 def balanced_scores(predicted: ArrayLike, labels: ArrayLike, rare: Collection[int] = ()) -> Scores:
     """`class_scores` of classes [N], int, and `balanced_accuracy`, the mean recall of the classes that occur.
 
-    Where some classes are `rare`, `rare_f1` (the mean of their F1) and the other balanced scores come first.
+    Where some classes are `rare`, the mean of the F1 of those that occur (`rare_f1`) and the other balanced scores come
+    first.
     """
     plain = class_scores(predicted, labels)
     table = np.stack([np.asarray(labels), np.asarray(predicted)], axis=1)
     balanced = _with_interval("balanced_accuracy", table, _balanced)
     if not rare:
         return {**plain, **balanced, "samples": plain["samples"]}
-    chosen = np.array(sorted(rare))
-    first = _with_interval("rare_f1", table, lambda draws, kinds: _f1_of(draws, kinds, chosen))
+    chosen = np.intersect1d(sorted(rare), table[:, 0])
+    first: Scores = {}
+    if len(chosen):
+        first = _with_interval("rare_f1", table, lambda draws, kinds: _f1_of(draws, kinds, chosen))
     f1 = {name: plain[name] for name in ("f1", "f1_interval")}
     return {**first, **f1, **balanced, **plain}
 

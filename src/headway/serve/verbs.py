@@ -115,6 +115,12 @@ class VerbAnswer(msgspec.Struct):
     model: str
 
 
+class ClassifyAnswer(VerbAnswer, kw_only=True):
+    """`thresholds` are the probabilities from which on each label is predicted, where several are at once."""
+
+    thresholds: dict[str, float] | msgspec.UnsetType = msgspec.UNSET
+
+
 class ServedModel(msgspec.Struct):
     """A model that can be asked for, what it can do, of what its inputs are, and the tokens that it reads at once."""
 
@@ -149,10 +155,12 @@ def _told(name: str, known: Known) -> ServedModel:
     return ServedModel(name, known.changed, known.kind, can, known.reads, known.context, known.parameters)
 
 
-async def classify(body: ClassifyBody, context: Context) -> VerbAnswer:
-    """The probability of each label."""
+async def classify(body: ClassifyBody, context: Context) -> ClassifyAnswer:
+    """The probability of each label, or the number that is predicted as "value"."""
+    thresholds: dict[str, float] = {}
 
     def read(model: Model, item: str | list[str], name: str) -> Any:
+        thresholds.update(model.usage.decisions)
         if kinds.is_vision_classifier(model.module):
             return image_of(item, name)
         if kinds.is_audio_classifier(model.module):
@@ -161,7 +169,8 @@ async def classify(body: ClassifyBody, context: Context) -> VerbAnswer:
             raise UserError(f"{name} is a list of {len(item)}; give a text, or a pair of texts as a list of two")
         return tuple(item) if isinstance(item, list) else item
 
-    return await _each("classify", body.items, read, {"truncate": body.truncate}, body.model, context)
+    found = await _each("classify", body.items, read, {"truncate": body.truncate}, body.model, context)
+    return ClassifyAnswer(found.result, found.model, thresholds=thresholds or msgspec.UNSET)
 
 
 async def tag(body: TagBody, context: Context) -> VerbAnswer:
@@ -249,7 +258,7 @@ def plain(value: Any) -> Any:
 ENDPOINTS = (
     Endpoint("GET", "/v1/models", models, "the models, and what each can do", None, ModelList),
     Endpoint("GET", "/v1/models/{name:path}", model, "one of the models", None, ServedModel),
-    Endpoint("POST", "/v1/classify", classify, "the probability of each label", ClassifyBody, VerbAnswer),
+    Endpoint("POST", "/v1/classify", classify, "the probability of each label", ClassifyBody, ClassifyAnswer),
     Endpoint("POST", "/v1/tag", tag, "the tag of each word", TagBody, VerbAnswer),
     Endpoint("POST", "/v1/fill", fill, "the most probable tokens for each mask", FillBody, VerbAnswer),
     Endpoint("POST", "/v1/translate", translate, "the translation of each line", TranslateBody, VerbAnswer),

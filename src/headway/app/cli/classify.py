@@ -36,7 +36,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="texts, or files or folders of images or sounds (default: the lines of standard input)",
     )
     add("--pairs", action="store_true", help="each item is two texts with a TAB between them")
-    add("--format", choices=("txt", "csv"), default="txt", help="csv: item,label,probability (default: txt)")
+    add(
+        "--format",
+        choices=("txt", "csv"),
+        default="txt",
+        help="csv: item,label,probability or item,value (default: txt)",
+    )
     add("--top", type=whole(1), default=3, metavar="N", help="show the N most probable labels (default: 3)")
     add("--attention", metavar="FILE", help="draw where the model looks in the one image that is given")
     add("--truncate", action="store_true", help="cut texts and sounds that are too long for the model")
@@ -58,7 +63,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
         for first, lines in [(None, items)] if items else numbered(sys.stdin):
             for line, probabilities in answers(lines, ask, failures, first=first):
                 if probabilities is not None or first is not None:  # a line keeps its place
-                    found.append({"item": line, "labels": dict(list((probabilities or {}).items())[: args.top])})
+                    found.append(_row(line, probabilities or {}, args.top, model.thresholds))
                     say(found[-1], len(found) == 1, terminal)
         if args.attention:
             from headway.codecs.processor import write_image
@@ -74,18 +79,37 @@ def _items(args: argparse.Namespace, model: Model) -> list[str]:
     if "sounds" in model.reads:
         return sounds(args.items)
     return texts(args.items, f"headway classify {args.model}")
+def _row(line: str, probabilities: dict[str, float], top: int, thresholds: dict[str, float]) -> dict[str, Any]:
+    """The most probable labels of an item and, where a model predicts several at once, those that it predicts."""
+    row = {"item": line, "labels": dict(list(probabilities.items())[:top])}
+    if not thresholds:
+        return row
+    return {**row, "predicted": [name for name, share in probabilities.items() if share >= thresholds.get(name, 0.5)]}
 
 
 def told(row: dict[str, Any], first: bool, terminal: Terminal) -> None:
-    shown = "  ".join(f"{name} {value:.3f}" for name, value in row["labels"].items())
+    labels = row["labels"]
+    shown = "  ".join(f"{name} {value:.3f}" for name, value in labels.items())
+    if "predicted" in row:
+        shown = f"{', '.join(row['predicted']) or '(no label)'}\t{shown}"
+    if list(labels) == ["value"]:
+        shown = f"{labels['value']:.6g}"
     terminal.say(f"{shown}\t{row['item']}")
 
 
 def told_as_csv(row: dict[str, Any], first: bool, terminal: Terminal) -> None:
-    """A line for each label, the most probable first, or one without a label; above the first of all their names."""
+    """A line for each label, the most probable first, or one without a label; above the first of all their names. Of a
+    predicted number, it alone; of several labels at once, whether each one is predicted.
+    """
     table = StringIO()
+    header = ("item", "label", "probability")
     lines = [(row["item"], label, f"{share:.6g}") for label, share in row["labels"].items()] or [(row["item"], "", "")]
-    csv.writer(table, lineterminator="\n").writerows([("item", "label", "probability"), *lines] if first else lines)
+    if list(row["labels"]) == ["value"]:
+        header, lines = ("item", "value"), [(line[0], line[2]) for line in lines]
+    elif "predicted" in row:
+        header = (*header, "predicted")
+        lines = [(*line, "yes" if line[1] in row["predicted"] else "no") for line in lines]
+    csv.writer(table, lineterminator="\n").writerows([header, *lines] if first else lines)
     terminal.say(table.getvalue(), end="")
 
 

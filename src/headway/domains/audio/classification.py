@@ -29,8 +29,8 @@ from headway.formats.familiar import Alike, Familiar
 from headway.learn import Recipe, Task, TaskConfig
 from headway.learn.examples import Batch, Chance, Contents
 from headway.learn.objectives.classes import HEAD, ClassSamples, check_classes
-from headway.learn.objectives.predicted import Prediction
-from headway.learn.objectives.targets import Chosen, TargetConfig, Targeted, choose_target, target_task
+from headway.learn.objectives.predictions import Prediction
+from headway.learn.objectives.targets import ChosenTarget, TargetConfig, TargetSamples, choose_target, target_task
 from headway.learn.recipe import batch_size_of
 from headway.learn.report import Picture
 from headway.learn.report.confusion import spectrogram
@@ -84,10 +84,12 @@ class SoundsConfig(SoundTaskConfig, TargetConfig):
         return target_task(sounds, self, "sound", self.smoothing, workspace)
 
 
-class LabelledSounds(Targeted):
+class LabelledSounds(TargetSamples):
     """Windows of sounds with what is predicted for each, changed at random in training."""
 
-    def __init__(self, config: SoundsConfig, recipe: Recipe, found: Labelled, chosen: Chosen, workspace: Path) -> None:
+    def __init__(
+        self, config: SoundsConfig, recipe: Recipe, found: Labelled, chosen: ChosenTarget, workspace: Path
+    ) -> None:
         if not isinstance(recipe.model, TransformerConfig):
             raise ConfigError(f"classes need a transformer, and the model is a {type(recipe.model).__name__}")
         self.config = config

@@ -167,7 +167,7 @@ class SoundsScale(Scale):
 
     def settle(self, recipe: Recipe, paths: Sequence[Path], minutes: float) -> Settled:
         task = cast(SoundsConfig, recipe.task)
-        found = read_labelled(paths, KINDS, "sound")
+        found = read_labelled(paths, KINDS, "sound", task.label)
         count = int((found.named <= side_number("train")).sum())
         if task.seconds is not None:
             return Settled({**self.held_out(count), **_changes(count, task.seconds)})

@@ -15,7 +15,7 @@ from headway.data import ClassSplitConfig, Splits, Table, read_table, sides_of
 from headway.domains.understanding.texts import EncodedTexts, EncoderTaskConfig, batch_tokens, check_encoder
 from headway.learn import Recipe, Task
 from headway.learn.examples import Batch, Chance, Contents
-from headway.learn.objectives.targets import Chosen, TargetConfig, Targeted, choose_target, target_task
+from headway.learn.objectives.targets import ChosenTarget, TargetConfig, TargetSamples, choose_target, target_task
 from headway.learn.rows import frame_for, framed
 from headway.nn.models import ModelConfig, PooledHeadConfig, TransformerConfig
 from headway.nn.parts.norm import RMSNormConfig
@@ -71,7 +71,7 @@ class TextPairsConfig(ClassificationConfig):
         return {"text": self.text, "text2": self.text2, "label": self.label}
 
 
-class LabelledTexts(EncodedTexts, Targeted):
+class LabelledTexts(EncodedTexts, TargetSamples):
     """A table of texts or pairs with what is predicted for each."""
 
     def __init__(
@@ -79,7 +79,7 @@ class LabelledTexts(EncodedTexts, Targeted):
         config: ClassificationConfig,
         recipe: Recipe,
         table: Table,
-        chosen: Chosen,
+        chosen: ChosenTarget,
         workspace: Path,
     ) -> None:
         texts, seconds = table.columns["text"], table.columns.get("text2")

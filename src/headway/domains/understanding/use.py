@@ -20,7 +20,7 @@ from headway.formats.usage import Usage, named_scores
 from headway.generate.prompts import device_of, evaluating
 from headway.learn.rows import AT_ONCE, FramedRows, Limit, frame_for, framed
 from headway.metrics import EntitySpan, spans
-from headway.nn.models import Transformer, kinds
+from headway.nn.models import PooledHeadConfig, Transformer, kinds
 from headway.nn.models.pooled import pool
 
 Text = str | tuple[str, str]
@@ -115,10 +115,12 @@ def rerank(
 
 
 def relevance(model: Transformer, rows: FramedRows) -> list[float]:
-    """The sigmoid of the one output of a cross-encoder, for each pair of texts."""
+    """The sigmoid of the one output of a cross-encoder, before it is scaled and shifted, for each pair of texts."""
     found = np.zeros(len(rows))
-    for some, logits in _outputs(model, kinds.predicting_head(model) or "classes", rows):
-        found[some] = logits[:, 0].float().sigmoid().cpu().numpy()
+    name = kinds.predicting_head(model) or "classes"
+    head = cast(PooledHeadConfig, model.config.heads[name])
+    for some, outputs in _outputs(model, name, rows):
+        found[some] = ((outputs[:, 0].float() - head.shift) / head.scale).sigmoid().cpu().numpy()
     return found.tolist()
 
 

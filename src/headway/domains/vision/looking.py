@@ -23,7 +23,7 @@ from headway.nn.models.describe import rollout
 
 if TYPE_CHECKING:
     from headway.domains.vision.task import Images
-    from headway.learn.objectives.predicted import Prediction
+    from headway.learn.objectives.predictions import Prediction
 
 
 _LEAST = 224  # pixels of the shorter side of a picture

@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 from headway.data import ClassSplitConfig
 from headway.domains.vision.augment import ImageAugmentConfig
@@ -153,7 +154,9 @@ class VisionScale(Scale):
     shapes: Shapes = _SHAPES
 
     def settle(self, recipe: Recipe, paths: Sequence[Path], minutes: float) -> Settled:
-        seen = survey(read_samples(paths))
+        task = cast(VisionConfig, recipe.task)
+        samples = read_samples(paths, label=task.label)
+        seen = survey(samples, task.target)
         if seen is None:  # the task says what is wrong
             return Settled({})
         size, patch = sizes(seen, minutes)
@@ -167,9 +170,8 @@ class VisionScale(Scale):
         }
         kind = "drawn" if seen.drawn else "grey" if seen.grey else "coloured"
         mirror = "may be mirrored" if seen.flips else "are not mirrored, as that would change what they show"
-        found = (
-            f"{seen.images:,} {kind} images of {seen.classes:,} classes, about {seen.size[0]} x {seen.size[1]} pixels"
-        )
+        counted = f" of {seen.classes:,} classes" if seen.classes else ""
+        found = f"{seen.images:,} {kind} images{counted}, about {seen.size[0]} x {seen.size[1]} pixels"
         return Settled(settings, f"{found}: read as {size[0]} x {size[1]} in patches of {patch}, and {mirror}")
 
     def regularised(self, recipe: Recipe, epochs: float, crowd: float) -> Settings:

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int, UInt8
 
 from headway.codecs.processor import grey, read_image
 from headway.data.splits import side_number
+from headway.data.targets import target_of
 from headway.domains.vision.samples import LabelledImages
 from headway.errors import UserError
 from headway.learn import examples
@@ -26,9 +27,9 @@ _ALIKE = 0.02  # of the numbers from 0 to 255 that red, green and blue differ by
 
 
 class Survey(NamedTuple):
-    """How many images there are to train on, `fewest` of a class, their median height and width, whether all that were
-    looked at are grey, whether they are drawn or written, in two tones, and whether what an image shows is the same in
-    a mirror, which what is drawn never is taken to be.
+    """How many images there are to train on, of how many `classes` (0 of numbers and of several labels), `fewest` of a
+    class, their median height and width, whether all that were looked at are grey, whether they are drawn or written,
+    in two tones, and whether what an image shows is the same in a mirror, which what is drawn never is taken to be.
     """
 
     images: int
@@ -51,7 +52,7 @@ class _Seen(NamedTuple):
     small: Float[np.ndarray, "S S"]
 
 
-def survey(samples: LabelledImages) -> Survey | None:
+def survey(samples: LabelledImages, target: str = "auto") -> Survey | None:
     """A look at images spread over those that are not named for the test; None where none of them can be read.
 
     It draws nothing at random and reads a fixed number of bytes, so that the same data get the same answer.
@@ -70,8 +71,11 @@ def survey(samples: LabelledImages) -> Survey | None:
     numbers = np.unique(np.array(names), return_inverse=True)[1]
     plain = all(found.grey for found in seen)
     drawn = plain and float(np.median([found.toned for found in seen])) > _TWO_TONES
-    flips = not drawn and mirrored(np.stack([found.small for found in seen]), numbers, not plain)
-    return Survey(len(rows), len(counts), min(counts.values()), (high, wide), plain, drawn, flips)
+    kind = target_of([label for label in counts if label], "class" if samples.classes else target).kind
+    # what a number says of an image may depend on left and right, which no comparison of neighbours tells
+    flips = not drawn and kind != "number" and mirrored(np.stack([found.small for found in seen]), numbers, not plain)
+    classes, fewest = (len(counts), min(counts.values())) if kind == "class" else (0, len(rows))
+    return Survey(len(rows), classes, fewest, (high, wide), plain, drawn, flips)
 
 
 def mirrored(small: Float[np.ndarray, "N S S"], classes: Int[np.ndarray, "N"], coloured: bool) -> bool:

@@ -29,8 +29,8 @@ from headway.formats.usage import read_usage
 from headway.learn import Recipe, Task, TaskConfig
 from headway.learn.examples import Batch, Chance, Contents
 from headway.learn.objectives.classes import HEAD, Classes, ClassSamples, check_classes
-from headway.learn.objectives.predicted import Prediction
-from headway.learn.objectives.targets import Chosen, TargetConfig, Targeted, choose_target, target_task
+from headway.learn.objectives.predictions import Prediction
+from headway.learn.objectives.targets import ChosenTarget, TargetConfig, TargetSamples, choose_target, target_task
 from headway.learn.recipe import batch_size_of
 from headway.learn.report import Picture
 from headway.nn.models import (
@@ -84,11 +84,11 @@ class VisionConfig(TaskConfig, TargetConfig):
         return target_task(images, self, "image", self.smoothing, workspace, taught)
 
 
-class Images(Targeted):
+class Images(TargetSamples):
     """Images as the model reads them, changed at random in training."""
 
     def __init__(
-        self, config: VisionConfig, recipe: Recipe, samples: LabelledImages, chosen: Chosen, workspace: Path
+        self, config: VisionConfig, recipe: Recipe, samples: LabelledImages, chosen: ChosenTarget, workspace: Path
     ) -> None:
         self.config = config
         embed = recipe.model.embed if isinstance(recipe.model, TransformerConfig) else None

@@ -20,7 +20,15 @@ from headway.errors import UserError, nearest
 from headway.formats.usage import read_usage
 from headway.learn.examples import Batch, Contents, Numbered
 from headway.learn.objectives.linear import LinearHead, fit_linear, refit_linear
-from headway.learn.objectives.predicted import Goals, Predicted, Predicting, Prediction, Vectors, one_per_class, set_map
+from headway.learn.objectives.predictions import (
+    Goals,
+    PredictedSamples,
+    Prediction,
+    PredictionObjective,
+    Vectors,
+    one_per_class,
+    set_map,
+)
 from headway.learn.report import Picture
 from headway.learn.report.confusion import confusions
 from headway.metrics import balanced_scores
@@ -114,14 +122,14 @@ class Classified(Numbered):
         read_usage(directory).for_problem("single_label_classification", self.labels).save(directory)
 
 
-class ClassifiedWhole(Classified, Predicted):
+class ClassifiedSamples(Classified, PredictedSamples):
     """Samples with one class each."""
 
 
-C = TypeVar("C", bound=ClassifiedWhole)
+C = TypeVar("C", bound=ClassifiedSamples)
 
 
-class Classes(Predicting[C], Generic[C]):
+class Classes(PredictionObjective[C], Generic[C]):
     """Cross-entropy of the head "classes" with labels, int64 [B], or with the share of each class, [B, C].
 
     `smoothing` spreads that share of each label over all classes (Szegedy et al. 2016); `weights` [C] are those of the
@@ -163,9 +171,12 @@ class Classes(Predicting[C], Generic[C]):
         return {"loss": Loss(self.entropy(logits, batch.targets, self.smoothing), batch.tokens)}
 
     def entropy(self, logits: Float[Tensor, "B C"], targets: Tensor, smoothing: float = 0.0) -> Float[Tensor, ""]:
-        """The sum of the cross-entropies, each times the weight of its class."""
-        weights = None if self.weights is None else self.weights.to(logits)
-        return F.cross_entropy(logits, targets, weights, reduction="sum", label_smoothing=smoothing)
+        """The sum of the cross-entropies, each times the weight of its class (of its classes, by their shares)."""
+        if self.weights is None:
+            return F.cross_entropy(logits, targets, reduction="sum", label_smoothing=smoothing)
+        found, weights = F.cross_entropy(logits, targets, reduction="none", label_smoothing=smoothing), self.weights
+        each = targets @ weights.to(targets) if targets.is_floating_point() else weights.to(logits)[targets]
+        return (found * each).sum()
 
     def fitted(self, train: Vectors, validation: Vectors, outputs: int) -> LinearHead:
         """Logistic regression."""
@@ -189,9 +200,9 @@ class Classes(Predicting[C], Generic[C]):
         samples of it. Where classes are rare, balanced scores come first.
         """
         logits, right = self.evaluated(model, examples, split, limit)
-        weights = None if self.weights is None else self.weights.float()
-        nats = float(F.cross_entropy(logits, right, weights))
+        nats = float(F.cross_entropy(logits, right, self.weights))
         scores = balanced_scores(logits.argmax(-1).numpy(), right.numpy(), self.rare)
+        scores.setdefault(self.goal, 0.0)  # of rare classes that none of these samples has
         return {**scores, "loss": nats} if self.rare else {"loss": nats, **scores}
 
     def predictions(

@@ -17,7 +17,14 @@ from headway.formats.usage import read_usage
 from headway.learn.examples import Batch
 from headway.learn.objectives.classes import HEAD
 from headway.learn.objectives.linear import LinearHead
-from headway.learn.objectives.predicted import Goals, Predicted, Predicting, Prediction, Vectors, one_per_class
+from headway.learn.objectives.predictions import (
+    Goals,
+    PredictedSamples,
+    Prediction,
+    PredictionObjective,
+    Vectors,
+    one_per_class,
+)
 from headway.learn.report import Picture
 from headway.learn.report.predictions import label_table
 from headway.metrics import best_thresholds, label_scores
@@ -28,16 +35,16 @@ _STRENGTHS = (1.0, 10.0, 100.0, 1000.0)  # inverse penalties, from strong to wea
 _ITERATIONS = 200
 
 
-class MultiLabelled(Predicted):
+class LabelledSamples(PredictedSamples):
     """Samples with any number of labels each."""
 
     labels: tuple[str, ...]
 
 
-M = TypeVar("M", bound=MultiLabelled)
+M = TypeVar("M", bound=LabelledSamples)
 
 
-class Labels(Predicting[M], Generic[M]):
+class Labels(PredictionObjective[M], Generic[M]):
     """Binary cross-entropy of each output of the head "classes" with whether a sample has the label.
 
     `weights` [C] are those of samples that have a label. `thresholds` are the probabilities from which on labels are

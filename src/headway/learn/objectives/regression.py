@@ -13,7 +13,14 @@ from torch import Tensor, nn
 from headway.errors import UserError
 from headway.learn.examples import Batch, Selected
 from headway.learn.objectives.linear import LinearHead
-from headway.learn.objectives.predicted import Goals, Predicted, Predicting, Prediction, Vectors, head_of
+from headway.learn.objectives.predictions import (
+    Goals,
+    PredictedSamples,
+    Prediction,
+    PredictionObjective,
+    Vectors,
+    head_of,
+)
 from headway.learn.report import Picture
 from headway.learn.report.predictions import scatter_chart
 from headway.metrics import number_scores
@@ -25,7 +32,7 @@ _STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # penalties, relative to the m
 _DIGITS = 4  # of a number in a sample
 
 
-class Valued(Predicted):
+class Valued(PredictedSamples):
     """Samples with a number each. A domain says what the inputs of samples are (`take`) and how people see them."""
 
     values: Float[np.ndarray, "N"]
@@ -34,7 +41,7 @@ class Valued(Predicted):
 V = TypeVar("V", bound=Valued)
 
 
-class Regression(Predicting[V], Generic[V]):
+class Regression(PredictionObjective[V], Generic[V]):
     """Squared error of the one output of the head "number", in units of the variance of the training targets: the head
     scales and shifts its output, so that it learns standardised targets.
     """

@@ -17,9 +17,9 @@ from headway.data.targets import Target, TargetKind, kept_rows, label_set, many_
 from headway.errors import ConfigError, UserError, logger
 from headway.formats.usage import ProblemType, read_usage
 from headway.learn.examples import Contents
-from headway.learn.objectives.classes import Classes, ClassifiedWhole, ClassSamples, stated_split
-from headway.learn.objectives.labels import Labels, MultiLabelled
-from headway.learn.objectives.predicted import Predicting
+from headway.learn.objectives.classes import Classes, ClassifiedSamples, ClassSamples, stated_split
+from headway.learn.objectives.labels import LabelledSamples, Labels
+from headway.learn.objectives.predictions import PredictionObjective
 from headway.learn.objectives.regression import Regression, Valued
 from headway.learn.task import Task
 
@@ -50,15 +50,19 @@ Goal = Literal[
 
 @dataclass(frozen=True)
 class TargetConfig:
-    """What is predicted, and by what the best model is picked."""
+    """What is predicted, and which score picks the best model. `goal` is by default accuracy, f1 where some classes are
+    rare, r2 of numbers (spearman of pairs), and f1_micro of several labels.
+    """
 
     every_number: ClassVar[bool] = False  # whether all labels that are numbers are predicted as numbers
     number_goal: ClassVar[str] = "r2"
 
     label: str = "label"  # column of the labels; several columns of 0 and 1 with commas between them
     target: Literal["auto", "class", "number", "labels"] = "auto"  # one class, one number, or several labels a sample
-    balance: float | Literal["auto"] = "auto"  # 0: all samples count alike in the loss; 1: all classes do
-    goal: Goal = "auto"  # score that picks the best model: f1 where classes are rare, else accuracy; r2; f1_micro
+    balance: float | Literal["auto"] = (
+        "auto"  # weights of classes: 0 off, 1 all count alike; auto: 0.5 if some are rare
+    )
+    goal: Goal = "auto"  # score that picks the best model; auto: accuracy or, of rare classes, f1; r2; f1_micro
 
 
 @setting(TargetConfig, "balance")
@@ -81,7 +85,7 @@ def _label(config: TargetConfig, value: Any) -> TargetConfig:
     return replace(config, label=",".join(names))
 
 
-class Chosen(NamedTuple):
+class ChosenTarget(NamedTuple):
     """What labels are and why, the rows that have one, int64 [K], and what to report of the others."""
 
     target: Target
@@ -96,7 +100,7 @@ def choose_target(
     what: str,
     skip: bool,
     folders: bool = False,
-) -> Chosen:
+) -> ChosenTarget:
     """Settle what the labels are. Labels that name `folders` are classes. UserError for a missing label, unless such
     samples are to be skipped. `what` names a sample.
     """
@@ -107,21 +111,24 @@ def choose_target(
         remarks = (f"{len(labels) - len(rows):,} of {len(labels):,} {what}s have no label and are skipped.",)
         _LOG.warning("%s", remarks[0].removesuffix("."))
     if folders and config.target == "auto":
-        return Chosen(Target("class", "the folders are named"), rows, remarks)
-    return Chosen(target_of([labels[int(row)] for row in rows], config.target, config.every_number), rows, remarks)
+        return ChosenTarget(Target("class", "the folders are named"), rows, remarks)
+    return ChosenTarget(
+        target_of([labels[int(row)] for row in rows], config.target, config.every_number), rows, remarks
+    )
 
 
-class Targeted(ClassifiedWhole, Valued, MultiLabelled):
+class TargetSamples(ClassifiedSamples, Valued, LabelledSamples):
     """Samples with a class, a number or several labels each; `targets` are classes int64 [N], numbers float32 [N] or,
     for each label, 0 or 1, float32 [N, C].
     """
 
     target: Target
     targets: np.ndarray
+    counts: np.ndarray  # the training samples of each class or label, of the run that is here; empty for numbers
     noted: tuple[str, ...] = ()
 
     def settle(
-        self, samples: ClassSamples, chosen: Chosen, split: SplitConfig, what: str, give: str, workspace: Path
+        self, samples: ClassSamples, chosen: ChosenTarget, split: SplitConfig, what: str, give: str, workspace: Path
     ) -> None:
         """Settle splits and targets. UserErrors: labels that training never sees, fewer than two classes, what is not a
         number.
@@ -130,12 +137,13 @@ class Targeted(ClassifiedWhole, Valued, MultiLabelled):
             self.target, self.noted = chosen.target, chosen.remarks
             self.label(samples, split, what, give, workspace)
             self.targets = self.classes
+            self.counts = self._counted(workspace)
             return
         self.stated = stated_split(samples.named)
         self.splits = Splits(sides_of(samples.keys, samples.named, split), np.arange(len(samples.labels)), what, give)
         self.assign(samples.labels, chosen, samples.place, workspace)
 
-    def assign(self, labels: Sequence[str], chosen: Chosen, place: Callable[[int], str], workspace: Path) -> None:
+    def assign(self, labels: Sequence[str], chosen: ChosenTarget, place: Callable[[int], str], workspace: Path) -> None:
         """Settle the targets, once there are splits. Errors as of `settle`."""
         self.target, self.noted = chosen.target, chosen.remarks
         if chosen.target.kind == "class":
@@ -156,6 +164,17 @@ class Targeted(ClassifiedWhole, Valued, MultiLabelled):
             if not self.labels:
                 raise UserError("no sample has a label, so there is nothing to learn; add some")
             self.targets = many_hot(sets, self.labels, place)
+        self.counts = self._counted(workspace)
+
+    def _counted(self, workspace: Path) -> np.ndarray:
+        """The training samples of each class or label; those of its own where a run is evaluated on other data."""
+        known = read_usage(workspace).counts if (workspace / "recipe.json").exists() else ()
+        if known and len(known) == len(self.labels):
+            return np.array(known)
+        trained = self.targets[self.splits.sides["train"]]
+        if self.target.kind == "class":
+            return np.bincount(trained, minlength=len(self.labels))
+        return trained.sum(0).astype(np.int64) if self.target.kind == "labels" else np.zeros(0, np.int64)
 
     def contents(self) -> Contents:
         if self.target.kind == "number":
@@ -167,11 +186,12 @@ class Targeted(ClassifiedWhole, Valued, MultiLabelled):
         return (*super().remarks, *self.noted)
 
     def save(self, directory: Path) -> None:
-        read_usage(directory).for_problem(_PROBLEMS[self.target.kind], self.labels).save(directory)
+        usage = read_usage(directory).for_problem(_PROBLEMS[self.target.kind], self.labels)
+        replace(usage, counts=tuple(self.counts.tolist())).save(directory)
 
 
 def target_task(
-    examples: Targeted,
+    examples: TargetSamples,
     config: TargetConfig,
     unit: str,
     smoothing: float,
@@ -185,7 +205,7 @@ def target_task(
     wanted = None if config.goal == "auto" else config.goal
     reasons: list[str] = []
     balance: float = 0.0 if given == "auto" else given
-    objective: Predicting[Any]
+    objective: PredictionObjective[Any]
     if target.kind == "number":
         goal = wanted or config.number_goal
         objective = Regression(unit, goal)
@@ -197,7 +217,7 @@ def target_task(
         objective = Labels(unit, weights, goal, thresholds)
         what = f"any of {len(examples.labels):,} labels for each {unit}, with a threshold per label"
     else:
-        counts = np.bincount(examples.targets[examples.splits.sides["train"]], minlength=len(examples.labels))
+        counts = examples.counts
         rare = rare_classes(counts)
         if rare and given == "auto":
             balance = _WEIGHED
@@ -207,10 +227,9 @@ def target_task(
         what = f"one of {len(examples.labels):,} classes for each {unit}"
         if rare:
             reasons.append(_rarity(examples, counts, rare, balance, goal))
-    other = {"class": "number or labels", "number": "class", "labels": "class"}[target.kind]
-    told = f"predicts {what}: {target.reason}"
+    other = "number or labels" if target.kind == "class" else "class"
     if config.target == "auto":
-        reasons.insert(0, f"{told} (task.target={target.kind}; {other} to change that)")
+        reasons.insert(0, f"predicts {what}, as {target.reason} (task.target={target.kind}; otherwise set {other})")
     chosen = {"target": target.kind, "balance": balance, "goal": goal}
     return Task(examples, objective, chosen, tuple(reasons))
 
@@ -229,14 +248,13 @@ def class_weights(counts: np.ndarray, balance: float) -> torch.Tensor:
     return torch.from_numpy(weights * present.sum() / (weights * present).sum()).float()
 
 
-def _label_weights(examples: Targeted, balance: float) -> torch.Tensor:
+def _label_weights(examples: TargetSamples, balance: float) -> torch.Tensor:
     """The weight of samples that have a label, next to those that do not, float32 [C]."""
-    trained = examples.targets[examples.splits.sides["train"]]
-    having = np.maximum(trained.sum(0), 1)
-    return torch.from_numpy(np.maximum((len(trained) - having) / having, 1e-3) ** balance).float()
+    total, having = len(examples.splits.sides["train"]), np.maximum(examples.counts, 1)
+    return torch.from_numpy(np.maximum((total - having) / having, 1e-3) ** balance).float()
 
 
-def _rarity(examples: Targeted, counts: np.ndarray, rare: Sequence[int], balance: float, goal: str) -> str:
+def _rarity(examples: TargetSamples, counts: np.ndarray, rare: Sequence[int], balance: float, goal: str) -> str:
     """What follows from rare classes, for people."""
     total, names = int(counts.sum()), examples.labels
     shown = ", ".join(f"{names[row]!r} ({counts[row]:,})" for row in sorted(rare, key=counts.__getitem__)[:_NAMED])

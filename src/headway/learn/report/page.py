@@ -243,6 +243,8 @@ def shortfalls(scores: Mapping[str, Any], samples: Sequence[Mapping[str, str]]) 
         yield "An error rate is above 100 %, as more is written than there is to be said: each extra word is an error."
     if scores.get("exact_match") == 0:
         yield "Exact match is 0: no answer is right to the letter."
+    if scores.get("rare_f1") == 0:
+        yield "F1 of rare classes is 0: none of their samples is found."
     if scores.get("accuracy") == 0:
         yield "Accuracy is 0: no answer is right."
     if scores.get("f1") == 0 and scores.get("recall") == 0:

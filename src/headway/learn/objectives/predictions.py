@@ -33,7 +33,7 @@ class Prediction(NamedTuple):
     right: bool | None = None
 
 
-class Predicted(Numbered):
+class PredictedSamples(Numbered):
     """Samples of which something is predicted. A domain says how its models get a head, and draws some samples."""
 
     def with_head(self, model: ModelConfig, name: str, outputs: int) -> ModelConfig:
@@ -45,10 +45,10 @@ class Predicted(Numbered):
         return []
 
 
-P = TypeVar("P", bound=Predicted)
+P = TypeVar("P", bound=PredictedSamples)
 
 
-class Predicting(Objective[P], Generic[P]):
+class PredictionObjective(Objective[P], Generic[P]):
     """An objective over the outputs of one pooled head, called `head`.
 
     `goals` are the scores by which the best model may be picked, and which way is better.
