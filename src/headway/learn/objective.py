@@ -32,6 +32,7 @@ class Objective(Generic[E]):
     goal: str = "loss"
     goal_better: Literal["min", "max"] = "min"
     unit: str = "token"
+    judges_start: bool = False  # whether the model that training starts from is evaluated before the first step
 
     @property
     def measure(self) -> str:
@@ -71,6 +72,16 @@ class Objective(Generic[E]):
         training samples, before the first step; False if there is nothing to fit.
         """
         return False
+
+    def fault(self, scores: Mapping[str, Any], best: Mapping[str, Any] | None) -> str | None:
+        """Why a model with these scores is unusable, whatever its goal, where the `best` one so far is not; it ends the
+        training.
+        """
+        return None
+
+    def finished(self, scores: Mapping[str, Any]) -> str | None:
+        """Why a model with these scores needs no more training."""
+        return None
 
     def samples(self, model: nn.Module, examples: E, count: int) -> list[dict[str, str]]:
         """Held-out samples for people: columns by name, such as prompt and output, or source, output and reference."""

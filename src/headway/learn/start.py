@@ -264,8 +264,8 @@ class Tuned(NamedTuple):
     reason: str
 
 
-def rates(width: int, adapter: AdapterConfig | None) -> Settings:
-    """The optimiser and the schedule for a model of `width`, or for an adapter of it.
+def rates(width: int, adapter: AdapterConfig | None, times: float = 1.0) -> Settings:
+    """The optimiser and the schedule for a model of `width`, or for an adapter of it; `times` the usual learning rate.
 
     The rate falls with the square of the width: 4e-4 at 384 (all-MiniLM-L6-v2, the recipe banking77), 1e-4 at 768,
     where Devlin et al. 2019 try 2e-5 to 5e-5 with a schedule that falls from the start, 1e-5 from 2,400 on, where
@@ -273,7 +273,7 @@ def rates(width: int, adapter: AdapterConfig | None) -> Settings:
     "LoRA without regret").
     """
     rate = min(max(_RATE * (_WIDTH / width) ** 2, _LEAST), _MOST) * (1.0 if adapter is None else _ADAPTER)
-    rate = float(f"{rate:.2g}")
+    rate = float(f"{times * rate:.2g}")
     return {
         "optim": {"kind": "adamw", "lr": rate, "betas": [0.9, 0.98], "weight_decay": 0.01},
         "schedule": {"kind": "wsd", "warmup": 0.06, "decay": 0.8},
