@@ -192,7 +192,7 @@ class Trainer:
         recipe = replace(run.recipe, train=replace(run.recipe.train, precision=run.precision.name))
         if run.minutes is not None:
             speed = self._measured(recipe, 60 * run.minutes)
-            recipe = planned(recipe, speed, self._left(60 * run.minutes), self.most)
+            recipe = planned(recipe, speed, self._left(60 * run.minutes), self.most, run.task.judges_start)
         run.recipe = from_dict(Recipe, run.processes.tell(to_dict(recipe)))
         if run.processes.first:
             remove(run.directory.metrics)
