@@ -152,8 +152,8 @@ class Scale:
     is the setting that batches are counted by, `least` and `most` are the smallest and largest of them, and `noise`
     times the square root of what is seen is where a larger batch stops to help (McCandlish et al. 2018; that it grows
     like a root: Bergsma et al. 2025), in targets. `unit` is what `amount` counts, for people; a model that has made
-    `few` steps has learnt something. `shapes` are widths, depths and heads, from small to large. A run that starts from a
-    model takes `tuning` times the usual learning rate of fine-tuning.
+    `few` steps has learnt something. `shapes` are widths, depths and heads, from small to large. A run that starts
+    from a model takes `tuning` times the usual learning rate of fine-tuning.
     """
 
     law: Law = field(default_factory=Law)
