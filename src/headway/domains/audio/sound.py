@@ -18,9 +18,7 @@ from headway.errors import UserError, logger
 from headway.received import check_whole, opened, size_of
 
 _LOG = logger(__name__)
-_MISSING = (
-    "is none of .wav, .flac, .ogg and .mp3, and other sounds need the package av; pip install 'headway[audio]'"
-)
+_MISSING = "is none of .wav, .flac, .ogg and .mp3, and other sounds need the package av; pip install 'headway[audio]'"
 _TELL_LENGTH = ("mov", "matroska")  # whose headers say how long they are; others are guessed from the size
 _TOGETHER = 256  # frames of a codec, a thousand samples each or so, that are given at once
 _SAMPLE = 2  # bytes of a sample, as most are recorded
