@@ -208,8 +208,8 @@ def tune(
     """A generic recipe that begins from a model, with batches and steps by the number of samples and the time; None for
     a recipe that begins from nothing, or whose batches are its own.
     """
-    scale, start = scale_of(recipe.name), recipe.start
-    if scale is None or start is None:
+    scale = scale_of(recipe.name)
+    if scale is None or recipe.start is None:
         return None
     task, processes = begin_task(recipe, directory), Processes(device)
     sized = with_user(recipe, scale.settle_start(recipe, task), user)
@@ -218,7 +218,7 @@ def tune(
         recipe, task = sized, begin_task(sized, directory)
     known = replace(recipe, model=keep_symbols(task.adapt(recipe.model), recipe.model))
     model = outline(known.model)
-    fresh = agree(model, open_start(start).model, start).fresh
+    fresh = agree(model, open_start(recipe.start).model, recipe.start).fresh
     pace = _timed(known, model, task, processes, scale.batch, minutes, fresh)
     seconds = processes.tell(_BEFORE * 60 * minutes - clock.worked())
     row = recipe.task.context or 1 if scale.batch == "train.batch_tokens" else 1

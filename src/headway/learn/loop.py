@@ -212,7 +212,11 @@ class Loop:
             if metrics is not None:
                 best = run.progress.best
                 fault = run.task.fault(metrics, best)
-                better = run.judge(metrics, usable=fault is None or best is None)
+                better = False
+                if fault is None or best is None:
+                    better = run.judge(metrics)
+                else:
+                    run.pass_over()
                 took = time.perf_counter() - start
                 self.journal.evaluation(metrics, took, weights, better)
                 if run.processes.first and isinstance(run.task.examples, Explored):

@@ -98,17 +98,15 @@ class RunState:
         """The learning rate of the last step."""
         return self.recipe.optim.lr * self.recipe.schedule.factor(self.progress.step - 1, self.recipe.train.steps)
 
-    def judge(self, metrics: dict[str, Any], usable: bool = True) -> bool:
-        """Note an evaluation; whether it is the best so far of a `usable` model. Of equal goals the one of the smaller
-        loss is better.
-        """
+    def judge(self, metrics: dict[str, Any]) -> bool:
+        """Note an evaluation; whether it is the best so far. Of equal goals the one of the smaller loss is better."""
         progress, goal = self.progress, self.task.goal
         sign = 1 if self.task.goal_better == "min" else -1
         found = (sign * metrics[goal], metrics.get("loss", math.inf))
         best = (math.nan, math.nan)
         if progress.best is not None:
             best = (sign * progress.best[goal], progress.best.get("loss", math.inf))
-        better = usable and math.isfinite(found[0]) and not found >= best  # any number is better than none
+        better = math.isfinite(found[0]) and not found >= best  # any number is better than none
         if better:
             progress.best = {"step": progress.step, **metrics}
         progress.stale = 0 if better else progress.stale + 1
@@ -124,6 +122,11 @@ class RunState:
             if self.recipe.adapter is not None:
                 family = read_usage(self.directory.path).family
                 self.recipe.adapter.save(model, self.recipe.start or "", self.directory.adapter, family)
+
+    def pass_over(self) -> None:
+        """Note an evaluation of a model that is not to be kept."""
+        self.progress.stale += 1
+        self.progress.evaluated = self.progress.step
 
     @property
     def saved(self) -> bool:
