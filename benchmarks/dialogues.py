@@ -171,7 +171,8 @@ def train(recipe: str, data: Path, run: Path, *given: str) -> dict[str, Any]:
     print("headway", *command[3:], file=sys.stderr)
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     summary = json.loads(done.stdout.strip().splitlines()[-1])
-    return {key: summary[key] for key in ("steps", "step", "seconds", "elapsed", "best", "scores") if key in summary}
+    used = {"load": round(os.getloadavg()[0] / (os.cpu_count() or 1), 2)}  # processes that wanted a core
+    return used | {key: summary[key] for key in ("steps", "step", "seconds", "elapsed", "best", "scores")}
 
 
 def asked(run: Path, conversations: list[list[tuple[str, str, str]]]) -> dict[str, Any]:
