@@ -1,6 +1,7 @@
 """50 dialogues and 30 pairs, one minute each on one core, as a user would by the command line.
 
     python benchmarks/dialogues.py                 # about 8 core-minutes; --core 1 pins all of it to that core
+    python benchmarks/dialogues.py --times 3       # three times the minutes, on a machine that is busy with other things
 
 The dialogues are a bicycle shop's: 8 subjects, each with four ways to ask and one answer, in dialogues of two or three
 turns. Both starts that a user has are tried: stories260K, which is published, and a `text` model that headway trains on
@@ -17,6 +18,7 @@ import json
 import math
 import os
 import random
+import resource
 import subprocess
 import sys
 import tempfile
@@ -153,8 +155,8 @@ def lines(path: Path, rows: list[Any]) -> Path:
     return path
 
 
-def train(recipe: str, data: Path, run: Path, *given: str) -> dict[str, Any]:
-    minutes = ("--minutes", str(MINUTES[recipe]), "--threads", "1", "--seed", "1", "--json")
+def train(recipe: str, data: Path, run: Path, times: float, *given: str) -> dict[str, Any]:
+    minutes = ("--minutes", str(times * MINUTES[recipe]), "--threads", "1", "--seed", "1", "--json")
     command = [
         sys.executable,
         "-m",
@@ -169,9 +171,12 @@ def train(recipe: str, data: Path, run: Path, *given: str) -> dict[str, Any]:
         *given,
     ]
     print("headway", *command[3:], file=sys.stderr)
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     summary = json.loads(done.stdout.strip().splitlines()[-1])
-    used = {"load": round(os.getloadavg()[0] / (os.cpu_count() or 1), 2)}  # processes that wanted a core
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    worked = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    used = {"minutes": times * MINUTES[recipe], "processor_seconds": round(worked, 1)}
     return used | {key: summary[key] for key in ("steps", "step", "seconds", "elapsed", "best", "scores")}
 
 
@@ -205,17 +210,17 @@ def perplexity(run: Path, conversations: list[list[tuple[str, str, str]]]) -> fl
     return math.exp(nats / count)
 
 
-def measure(start: str, folder: Path, runs: Path, name: str) -> dict[str, Any]:
+def measure(start: str, folder: Path, runs: Path, name: str, times: float) -> dict[str, Any]:
     learned, held_out = dialogues()
     data = lines(folder / "dialogues.jsonl", [{"messages": messages(each)} for each in learned])
     run = runs / f"{name}-answers"
-    result: dict[str, Any] = {"instruct": train("instruct", data, run, "--from", start)}
+    result: dict[str, Any] = {"instruct": train("instruct", data, run, times, "--from", start)}
     result["other combinations"], result["other words"] = asked(run, held_out), asked(run, other_words())
     train_pairs, test_pairs = pairs()
     lines(folder / "pairs" / "train.jsonl", train_pairs)
     lines(folder / "pairs" / "test.jsonl", test_pairs)
     preferred = runs / f"{name}-preferred"
-    result["preference"] = train("preference", folder / "pairs", preferred, "--from", str(run))
+    result["preference"] = train("preference", folder / "pairs", preferred, times, "--from", str(run))
     result["after the preference"] = asked(preferred, held_out)
     before, after = perplexity(run, held_out), perplexity(preferred, held_out)
     result["perplexity"] = {"before": before, "after": after, "ratio": after / before}
@@ -225,17 +230,20 @@ def measure(start: str, folder: Path, runs: Path, name: str) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--core", type=int)
-    core = parser.parse_args().core
-    if core is not None:
-        os.sched_setaffinity(0, {core})
+    parser.add_argument("--times", type=float, default=1.0)
+    asked_for = parser.parse_args()
+    times = asked_for.times
+    if asked_for.core is not None:
+        os.sched_setaffinity(0, {asked_for.core})
     with tempfile.TemporaryDirectory() as place:
         folder, runs = Path(place), Path(place) / "runs"
-        base = runs / "text"
+        base, play = runs / "text", data_folder() / "lm" / "tinyshakespeare.txt"
+        published = str(data_folder() / "weights" / "stories260K.bin")
         result: dict[str, Any] = {
-            "stories260K": measure(str(data_folder() / "weights" / "stories260K.bin"), folder, runs, "stories260K"),
-            "text": {"text": train("text", data_folder() / "lm" / "tinyshakespeare.txt", base)},
+            "stories260K": measure(published, folder, runs, "stories260K", times),
+            "text": {"text": train("text", play, base, times)},
         }
-        result["text"] |= measure(str(base), folder, runs, "text")
+        result["text"] |= measure(str(base), folder, runs, "text", times)
     write("dialogues", result)
 
 
