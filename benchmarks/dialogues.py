@@ -1,7 +1,7 @@
 """50 dialogues and 30 pairs, one minute each on one core, as a user would by the command line.
 
     python benchmarks/dialogues.py                 # about 8 core-minutes; --core 1 pins all of it to that core
-    python benchmarks/dialogues.py --times 3       # three times the minutes, on a machine that is busy with other things
+    python benchmarks/dialogues.py --times 3       # on a machine that is busy with other things
 
 The dialogues are a bicycle shop's: 8 subjects, each with four ways to ask and one answer, in dialogues of two or three
 turns. Both starts that a user has are tried: stories260K, which is published, and a `text` model that headway trains on
@@ -157,19 +157,8 @@ def lines(path: Path, rows: list[Any]) -> Path:
 
 def train(recipe: str, data: Path, run: Path, times: float, *given: str) -> dict[str, Any]:
     minutes = ("--minutes", str(times * MINUTES[recipe]), "--threads", "1", "--seed", "1", "--json")
-    command = [
-        sys.executable,
-        "-m",
-        "headway",
-        "train",
-        recipe,
-        "--data",
-        str(data),
-        "--run",
-        str(run),
-        *minutes,
-        *given,
-    ]
+    command = [sys.executable, "-m", "headway", "train", recipe, "--data", str(data), "--run", str(run)]
+    command += [*minutes, *given]
     print("headway", *command[3:], file=sys.stderr)
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
