@@ -36,6 +36,7 @@ _SHARE, _LEAST, _MOST = 0.003, 0.15, 2.0  # of the time goes into measuring one 
 _BEFORE = 0.94  # of the minutes is training: the rest are evaluations and the judgement at the end
 _GRACE = 10.0  # seconds that data are read in any case: small ones are refused with the minutes that would do
 _PATIENCE = 3  # evaluations without a better one
+_READ_ANEW = 2.0  # epochs, beyond which a plan has patience
 _LATER = 12  # times as many minutes, of which a plan says what they would be good for
 
 
@@ -225,7 +226,8 @@ def tune(
     found = tuned(task.count("train"), scale.amount(task), pace, seconds, scale.batch, row)
     chosen = replace(with_user(recipe, found.settings, user), reasons=(found.reason,))
     most = None if _endless(task, user) else found.useful
-    patience = _PATIENCE if task.goal == "loss" else None  # other scores of few samples change by chance
+    # Other scores of few samples change by chance, and what is read once or twice is not learned by heart.
+    patience = _PATIENCE if task.goal == "loss" and found.epochs > _READ_ANEW else None
     if chosen.train != recipe.train:
         task.close()
         task = begin_task(chosen, directory)
