@@ -8,13 +8,15 @@ from typing import Any
 import pytest
 import torch
 from format_models import LLAMA, drawn, published_config
+from tokenizers import pre_tokenizers
 
 from headway.codecs import TokenizerCodec, load_codec, train_codec
+from headway.codecs.bytepairs import byte_pairs
 from headway.codecs.marks import frame
 from headway.codecs.sentencepiece import BYTE, CONTROL, NORMAL, SPACE, UNKNOWN
 from headway.errors import UserError
 from headway.formats.gguf import GgufFile, load_gguf, load_gguf_codec, save_gguf
-from headway.formats.gguf.tokens import read_codec, read_marks
+from headway.formats.gguf.tokens import WORDS, read_codec, read_marks
 from headway.formats.llama2c import load_llama2c, load_pieces
 from headway.formats.usage import Usage
 from headway.generate import GREEDY, Limits, Session
@@ -189,3 +191,14 @@ def test_what_gguf_cannot_say_is_not_written(tmp_path: Path, text: str, kind: st
     with pytest.raises(UserError, match="does not fit a model"):
         save_gguf(drawn(small), small, tmp_path / "a.gguf", codec)
     assert not (tmp_path / "a.gguf").exists()
+
+
+@pytest.mark.parametrize("text", ["It's 12 a  34b", "x 5", "  7", "a1b22 ,3.", "no\n\n 9 lives  ", "tab\t4", "²½ 3"])
+def test_digits_are_words_of_their_own_in_the_manner_of_smollm(text: str) -> None:
+    """As the published tokenizer.json of SmolLM splits: digits first, then GPT-2's words."""
+    published = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    own = byte_pairs({}, [], WORDS["smollm"].pattern).pre_tokenizer
+    assert own is not None
+    assert own.pre_tokenize_str(text) == published.pre_tokenize_str(text)

@@ -18,7 +18,7 @@ from tiny_runs import cut_back, publish, weights
 
 from headway.codecs import load_codec
 from headway.data import IGNORED
-from headway.domains.chat.recipes import instruct, preference
+from headway.domains.chat.recipes import SCALES, instruct, preference
 from headway.domains.chat.task import replies
 from headway.formats.open import open_model
 from headway.formats.usage import read_usage
@@ -155,3 +155,19 @@ def test_a_published_model_is_taught_its_own_template(
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert moved
     assert any(name.startswith("embed") for name in moved) == (lora is None)
+
+
+@pytest.mark.parametrize("recipe", [instruct(), preference()])
+def test_few_conversations_from_a_model_get_rows_that_hold_them_and_a_validation_part(
+    recipe: Recipe, data_dir: Path, tmp_path: Path
+) -> None:
+    """50 with 5 % held out have no validation part in some draws; rows of 512 tokens hold four of them in a batch."""
+    rows = chats(data_dir, 50) if recipe.name == "instruct" else choices(data_dir, 50)
+    known = small(recipe, **{"task.context": 160})
+    task = opened(known, write(tmp_path / "few.jsonl", rows))
+    settings = SCALES[recipe.name].settle_start(known, task)
+    longest = int(task.examples.cache.lengths.max()) - 1
+    assert settings["task.context"] == next(size for size in (128, 256) if longest <= size)
+    assert settings["task.split.validation"] == 0.15
+    many = SCALES["instruct"].held_out(10_000)
+    assert many["task.split.validation"] == 0.05

@@ -19,8 +19,10 @@ from tiny_runs import cut_back, publish, weights
 import headway as hw
 from headway.data import IGNORED
 from headway.domains.chat import preference as choosing
+from headway.domains.chat.answers import answer_scores, fault
 from headway.domains.chat.recipes import instruct, preference
 from headway.formats.usage import read_usage
+from headway.generate.session import Completion
 from headway.nn.models import build
 
 # Without a mark of the turn's end.
@@ -101,7 +103,7 @@ def test_at_the_start_nothing_is_preferred(chosen: Path) -> None:
 
 def test_the_gradient_is_that_of_the_paper(chosen: Path) -> None:
     """Equation 7's: beta sigmoid(-margin) times the gradient of the log ratio, summed over choices."""
-    recipe = small(preference())
+    recipe = small(preference(), **{"task.anchor": 0.0})
     task = opened(recipe, chosen)
     model = moved(build(task.adapt(recipe.model)))
     batch = next(task.batches("train"))
@@ -194,3 +196,95 @@ def test_the_reference_is_computed_once_and_stays_with_the_run(
     assert computed == [1]
     assert run.summary["scores"].keys() >= {"loss", "accuracy", "accuracy_interval", "margin", "chosen_reward"}
     assert run.summary["samples"][0].keys() == {"prompt", "output", "chosen", "rejected"}
+
+
+def test_the_anchor_is_the_cross_entropy_of_the_chosen_endings(chosen: Path) -> None:
+    recipe = small(preference(), **{"task.anchor": 0.5})
+    task = opened(recipe, chosen)
+    model = moved(build(task.adapt(recipe.model)))
+    batch = next(task.batches("train"))
+    (inputs, layout), (labels, _) = batch.inputs, batch.targets
+    rows = batch.tokens
+    with torch.no_grad():
+        found = task.loss(model, batch)
+        logits = model.heads["vocabulary"](model(inputs, layout).x)[:rows]
+    wanted = F.cross_entropy(logits.flatten(0, 1), labels[:rows].flatten(), ignore_index=IGNORED)
+    assert float(found["anchor"].total) / found["anchor"].count == pytest.approx(0.5 * float(wanted), rel=1e-4)
+    assert set(task.loss(model, batch)) == {"loss", "anchor"}
+    alone = opened(small(preference(), **{"task.anchor": 0.0}), chosen)
+    alone.adapt(recipe.model)
+    assert set(alone.loss(model, batch)) == {"loss"}
+
+
+GOOD = {"empty_rate": 0.0, "endless_rate": 0.0, "equal_rate": 0.25, "perplexity_change": 1.02}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("empty_rate", 0.75, "75% of its answers to held-out prompts are empty"),
+        ("endless_rate", 1.0, "100% of its answers to held-out prompts are without an end"),
+        ("equal_rate", 0.6, "60% of its answers to held-out prompts are the same to different prompts"),
+        ("perplexity_change", 1.2, "the perplexity of the chosen answers is 1.2 times that at the start"),
+    ],
+)
+def test_answers_that_got_worse_are_a_fault(name: str, value: float, said: str) -> None:
+    assert fault(GOOD, GOOD) is None
+    assert fault({**GOOD, name: value}, GOOD) == said
+    known = name != "perplexity_change"  # what the start has already is not the training's fault
+    assert (fault({**GOOD, name: value}, {**GOOD, name: value}) is None) == known
+
+
+def test_answers_are_compared_with_both_endings(chosen: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = opened(small(preference()), chosen)
+    task.adapt(small(preference()).model)
+    rows = task.examples.numbers("validation")
+    model = build(small(preference()).model)
+
+    def answering(part: int | None, reason: str = "end") -> dict[str, float]:
+        def completions(_: object, chats: object, some: list[int], length: int) -> list[Completion]:
+            texts = [f" {task.examples.reply(row, part)}\n" if part is not None else " " for row in some]
+            return [Completion([], text, [], reason, 1.0) for text in texts]  # type: ignore[arg-type]
+
+        monkeypatch.setattr("headway.domains.chat.answers.completions", completions)
+        return answer_scores(model, task.examples, rows)
+
+    assert answering(0)["win_rate"] == 1.0
+    assert answering(1)["win_rate"] == 0.0
+    assert answering(0)["equal_rate"] <= 0.5  # four intents in turn
+    assert answering(0, "length")["endless_rate"] == 1.0
+    empty = answering(None)
+    assert (empty["empty_rate"], empty["equal_rate"], empty["win_rate"]) == (1.0, 1.0, 0.5)
+
+
+def test_a_training_that_destroys_the_answers_ends_and_keeps_the_start(
+    chosen: Path, told: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    taught = train(tmp_path / "taught", told, small(instruct()), set={"train.steps": 60, "optim.lr": 0.02})
+    settings = {"optim.lr": 3.0, "task.anchor": 0.0, "train.steps": 20, "train.evaluate_every": 5}
+    given = {"data": chosen, "set": settings, "run": tmp_path / "run", "start": taught.directory, "samples": 0}
+    run = hw.train(small(preference()), **given)  # type: ignore[arg-type]
+    assert run.summary["status"] == "finished"
+    assert (run.summary["best"]["step"], run.summary["step"]) == (0, 5)
+    assert "training ends, and the model of step 0 stays" in capsys.readouterr().err
+    first, second = weights(taught.directory), weights(run.directory)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_start_that_never_learned_to_answer_is_reported(
+    chosen: Path, told: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    start = publish(told, tmp_path / "start", "gpt2", context=256)
+    train(tmp_path / "run", chosen, small(preference()), start=start, set={"train.steps": 1, "task.context": 250})
+    assert f"{start} has no chat template, so it has not learned to answer" in caplog.text
+
+
+def test_training_ends_when_the_margin_is_enough_and_the_answers_win() -> None:
+    objective = choosing.DirectPreference(0.1, 0.0, enough=2.0)
+    assert objective.finished({"margin": 1.9, "win_rate": 1.0}) is None
+    assert objective.finished({"margin": 2.1, "win_rate": 0.5}) is None
+    assert objective.finished({"margin": 2.1, "win_rate": 1.0}) == (
+        "the margin of the rewards is 2.1 and 100% of its answers resemble the chosen one"
+    )
+    assert objective.finished({"margin": 8.1, "win_rate": 0.5}) is not None
+    assert choosing.DirectPreference(0.1, 0.0).finished({"margin": 9.0, "win_rate": 1.0}) is None

@@ -393,6 +393,21 @@ def test_patience_ends_a_run_that_gets_no_better(tmp_path: Path, monkeypatch: py
     assert train(tmp_path, counting_recipe(patience=2), resume=True).summary == run.summary
 
 
+def test_an_unusable_model_ends_the_run_and_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = iter([3.0, 2.0, 1.0])
+    monkeypatch.setattr(CountOn, "judge", lambda *_: {"loss": next(values)})
+    monkeypatch.setattr(CountOn, "fault", lambda _, scores, best: "it is empty" if scores["loss"] == 1.0 else None)
+    run = train(tmp_path, counting_recipe())
+    assert (run.summary["step"], run.summary["best"]) == (6, {"step": 4, "loss": 2.0})
+    assert run.summary["status"] == "finished"
+
+
+def test_a_model_that_needs_no_more_training_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CountOn, "finished", lambda *_: "it is good")
+    run = train(tmp_path, counting_recipe())
+    assert (run.summary["step"], run.summary["best"]["step"]) == (2, 2)
+
+
 def test_a_loss_that_is_not_finite_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("headway.learn.schedule.ScheduleConfig.factor", lambda *_: 1e30)
     recipe = counting_recipe(clip=None, **{"optim": "sgd"})

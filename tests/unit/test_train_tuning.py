@@ -23,8 +23,9 @@ LABELS = Pace(targets=100.0, overhead=0.02, share=1 / 16)
 
 def test_rates_fall_with_the_width_and_adapters_take_more() -> None:
     whole = [rates(width, None)["optim"]["lr"] for width in (64, 384, 768, 4096)]
-    assert whole == [1e-3, 4e-4, 1e-4, 1e-5]
+    assert whole == [3e-3, 4e-4, 1e-4, 1e-5]
     assert rates(384, LoRAConfig())["optim"]["lr"] == pytest.approx(10 * whole[1])
+    assert rates(64, LoRAConfig())["optim"]["lr"] == 1e-2
 
 
 def test_fewer_samples_are_planned_for_more_epochs() -> None:
@@ -69,7 +70,7 @@ def test_a_generic_recipe_with_a_start_gets_the_rates_of_tuning(data_dir: Path, 
     assert own.optim.lr == 0.5
     assert isinstance(own.optim, AdamWConfig)
     adapter = configured("text", play, {}, None, start, lora=4)
-    assert adapter.optim.lr == pytest.approx(10 * generic.optim.lr)
+    assert (generic.optim.lr, adapter.optim.lr) == (3e-3, 1e-2)  # the largest: the model is tiny
     assert configured("shakespeare", play, {}, None, start).optim.kind == "muon"  # type: ignore[attr-defined]
 
 

@@ -49,6 +49,7 @@ _BEFORE = 0.94  # of the minutes is training: the rest are evaluations and the j
 _GRACE = 10.0  # seconds that data are read in any case: small ones are refused with the minutes that would do
 _PATIENCE = 3  # evaluations without a better one
 _PROBED, _FORWARD = 0.25, 3  # of the time a head may be fitted, in which vectors come so much faster than steps
+_READ_ANEW = 2.0  # epochs, beyond which a plan has patience
 _LATER = 12  # times as many minutes, of which a plan says what they would be good for
 
 
@@ -226,7 +227,8 @@ def tune(
         return None
     chosen, task, found = _tuned(recipe, scale, user, minutes, clock, device, directory)
     most = None if _endless(task, user) else found.useful
-    patience = _PATIENCE if task.goal == "loss" else None  # other scores of few samples change by chance
+    # Other scores of few samples change by chance, and what is read once or twice is not learned by heart.
+    patience = _PATIENCE if task.goal == "loss" and found.epochs > _READ_ANEW else None
     return Fitted(chosen, task, most, patience)
 
 
@@ -261,7 +263,7 @@ def _tuned(
     samples, targets = task.count("train"), scale.amount(task)
     found = tuned(samples, targets, pace, seconds, scale.batch, row, own, scale.large)
     settings = dict(found.settings)
-    if task.objective.fits_head and recipe.train.linear_probe:
+    if task.objective.gentle and recipe.train.linear_probe:
         settings["optim.lr"] = gentle_rate(recipe.optim.lr, samples)
         read = int(_PROBED * seconds * _FORWARD * pace.targets * samples / max(1, targets))
         settings["train.linear_probe"] = max(recipe.train.linear_probe, min(read, samples))

@@ -56,8 +56,9 @@ def configured(
     if lora is not None:
         known = found.adapter if isinstance(found.adapter, LoRAConfig) else LoRAConfig()
         found = replace(found, adapter=replace(known, rank=lora))
-    if start is not None and isinstance(recipe, str) and scale_of(recipe) is not None:
-        found = override(found, rates(shape_of(found.model)[0], found.adapter))
+    scale = scale_of(recipe) if isinstance(recipe, str) else None
+    if start is not None and scale is not None:
+        found = override(found, rates(shape_of(found.model)[0], found.adapter, scale.tuning))
     found = _set(found, settings or {})
     if seed is not None:
         found = override(found, {"train.seed": seed})

@@ -30,7 +30,7 @@ _LEAST, _MOST = 0.3, 6.0
 _MARGIN = 0.985  # of what is left is planned: checkpoints, and lines that are written
 _EVALUATIONS = 10  # a run, if they do not cost more than this share of it
 _OFTEN = 20  # evaluations of a plan that the amount of data limits, whose length depends on them
-_EVALUATION_SHARE = 0.05
+_EVALUATION_SHARE, _CHECKED_SHARE = 0.05, 0.2  # the latter where evaluations decide when training ends
 _CHANGE, _FEW_STEPS = 0.03, 3  # a plan whose rest would not change by more stays as it is
 _LOOKS = 12  # a plan is looked at after such a part of what is left
 _PAGE = 0.8  # seconds for pictures and the page
@@ -191,17 +191,18 @@ def _final(meter: Meter, seconds: float) -> float:
     return took * count / max(1, some)
 
 
-def plan(train: TrainConfig, speed: Speed, seconds: float) -> TrainConfig:
+def plan(train: TrainConfig, speed: Speed, seconds: float, checked: bool = False) -> TrainConfig:
     """`train` with the steps that fit into `seconds`, evaluations and the end included.
 
-    Where `evaluate_every` is 0, there are ten evaluations or, where they are slow, as few as take 5 % of the time.
+    Where `evaluate_every` is 0, there are ten evaluations or, where they are slow, as few as take 5 % of the time; 20 %
+    of a run that is `checked` by them.
     """
     usable = _MARGIN * seconds - speed.ending
     if train.evaluate_every:
         steps = int(usable / (speed.step + speed.evaluation / train.evaluate_every))
         every = train.evaluate_every
     else:
-        evaluations = _affordable(speed, usable, _EVALUATIONS)
+        evaluations = _affordable(speed, usable, _EVALUATIONS, checked)
         steps = int((usable - evaluations * speed.evaluation) / speed.step)
         every = -(-max(steps, 1) // evaluations)
     if steps < 1:
@@ -213,18 +214,17 @@ def plan(train: TrainConfig, speed: Speed, seconds: float) -> TrainConfig:
     return replace(train, steps=steps, evaluate_every=every)
 
 
-def _affordable(speed: Speed, seconds: float, most: int) -> int:
-    """How many evaluations take 5 % of the time: 1 to `most`."""
-    if speed.evaluation <= 0:
-        return most
-    return min(max(1, int(_EVALUATION_SHARE * seconds / speed.evaluation)), most)
+def _affordable(speed: Speed, seconds: float, most: int, checked: bool) -> int:
+    """How many evaluations take their share of the time: 1 to `most`."""
+    share = _CHECKED_SHARE if checked else _EVALUATION_SHARE
+    return most if speed.evaluation <= 0 else min(max(1, int(share * seconds / speed.evaluation)), most)
 
 
-def planned(recipe: Recipe, speed: Speed, seconds: float, most: int | None = None) -> Recipe:
+def planned(recipe: Recipe, speed: Speed, seconds: float, most: int | None = None, checked: bool = False) -> Recipe:
     """`recipe` with the steps that fit into `seconds`, or with `most` of them, and a schedule whose parts are steps."""
-    train = plan(recipe.train, speed, seconds)
+    train = plan(recipe.train, speed, seconds, checked)
     if most is not None and most < train.steps:
-        every = -(-most // _affordable(speed, seconds, _OFTEN))
+        every = -(-most // _affordable(speed, seconds, _OFTEN, checked))
         train = replace(train, steps=most, evaluate_every=recipe.train.evaluate_every or every)
     return replace(recipe, train=train, schedule=recipe.schedule.planned(train.steps))
 

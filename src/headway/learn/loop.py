@@ -95,6 +95,7 @@ class Loop:
         self.interrupts = interrupts
         self.foretell = foretell
         self._planned: int | None = run.recipe.train.steps  # at first; None once another number was told
+        self._ended = False  # by an evaluation
 
     def train(self) -> None:
         """Train to the last step, or until no evaluation has been better for `train.patience` ones.
@@ -105,7 +106,8 @@ class Loop:
         share = run.processes.share_of(accumulate)
         stream = run.task.batches("train", run.processes.shard, progress.step * accumulate)
         overdue = self._evaluation_due() and progress.evaluated < progress.step  # stopped between a step and this
-        if run.probed or overdue:
+        begins = progress.step == 0 and progress.best is None and run.recipe.start is not None
+        if run.probed or overdue or (begins and run.task.judges_start):
             self._evaluate()
         if run.budget is not None:
             run.budget.begin(progress.step, progress.seconds)
@@ -196,7 +198,7 @@ class Loop:
 
     def _exhausted(self) -> bool:
         patience = self.run.recipe.train.patience
-        return patience is not None and self.run.progress.stale >= patience
+        return self._ended or (patience is not None and self.run.progress.stale >= patience)
 
     def _should_stop(self) -> bool:
         """Alone at once; with others where all of them read the same sum."""
@@ -211,7 +213,13 @@ class Loop:
             start = time.perf_counter()
             metrics = self._measured()
             if metrics is not None:
-                better = run.judge(metrics)
+                best = run.progress.best
+                fault = run.task.fault(metrics, best)
+                better = False
+                if fault is None or best is None:
+                    better = run.judge(metrics)
+                else:
+                    run.pass_over()
                 took = time.perf_counter() - start
                 self.journal.evaluation(metrics, took, weights, better)
                 if run.processes.first and isinstance(run.task.examples, Explored):
@@ -221,10 +229,24 @@ class Loop:
                     run.budget.evaluated(took)
                 if better:
                     run.keep_model()
+                self._end(fault, metrics)
         if metrics is None:
             self._stop()
-        if run.budget is not None and 0 < run.progress.step < run.recipe.train.steps:
+        if run.budget is not None and not self._ended and 0 < run.progress.step < run.recipe.train.steps:
             self._weigh(run.budget)
+
+    def _end(self, fault: str | None, metrics: dict[str, Any]) -> None:
+        """Say what is wrong with a model, and end where it is unusable or needs no more training."""
+        run, best = self.run, self.run.progress.best or {}
+        if fault is not None and best.get("step") == run.progress.step:  # nothing better is known
+            self.journal.display.say(f"caution: before the first step {fault}; better start from another model")
+            return
+        enough = run.task.finished(metrics) if run.progress.step else None
+        if fault is not None:
+            self.journal.display.say(f"caution: {fault}; training ends, and the model of step {best['step']:,} stays")
+        elif enough is not None:
+            self.journal.display.say(f"training ends: {enough}")
+        self._ended = fault is not None or enough is not None
 
     def _foretell(self, metrics: dict[str, Any]) -> None:
         """After the first evaluation, early in a run, tell how it will end."""

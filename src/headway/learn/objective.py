@@ -26,13 +26,14 @@ class Objective(Generic[E]):
     """What is learned of the examples E. It never asks what a sample is made of.
 
     `goal` names the score that picks the best model, `goal_better` which way is better, `unit` what the loss is counted
-    by, for people; `fits_head` whether a fresh head is fitted to vectors before the first step.
+    by, for people.
     """
 
     goal: str = "loss"
     goal_better: Literal["min", "max"] = "min"
     unit: str = "token"
-    fits_head: bool = False
+    gentle: bool = False  # whether fine-tuning on fewer samples takes a smaller learning rate
+    judges_start: bool = False  # whether the model that training starts from is evaluated before the first step
 
     @property
     def measure(self) -> str:
@@ -89,6 +90,16 @@ class Objective(Generic[E]):
         """How many layers of a model that has learned before are worth training, by what their outputs tell of at most
         `limit` samples; None if the objective cannot say.
         """
+        return None
+
+    def fault(self, scores: Mapping[str, Any], best: Mapping[str, Any] | None) -> str | None:
+        """Why a model with these scores is unusable, whatever its goal, where the `best` one so far is not; it ends the
+        training.
+        """
+        return None
+
+    def finished(self, scores: Mapping[str, Any]) -> str | None:
+        """Why a model with these scores needs no more training."""
         return None
 
     def samples(self, model: nn.Module, examples: E, count: int) -> list[dict[str, str]]:

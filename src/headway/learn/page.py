@@ -50,6 +50,7 @@ TITLES = {
     "weighted_quantile_loss_smoothing": "weighted quantile loss, exponential smoothing",
     "weighted_quantile_loss_naive": "weighted quantile loss, seasonal naive",
     "legal_rate": "most probable moves that are legal",
+    "perplexity_change": "perplexity of the chosen answers, times the start's",
     "samples": "samples",
     "tokens": "tokens",
 }
@@ -231,7 +232,7 @@ def families(names: Collection[str]) -> dict[str, list[str]]:
 
 def is_rate(name: str) -> bool:
     """Whether people read a metric in per cent."""
-    return name in RATES or name.startswith("success_rate") or _AT.search(name) is not None
+    return name in RATES or name.endswith("_rate") or name.startswith("success_rate") or _AT.search(name) is not None
 
 
 def points(lines: Iterable[Mapping[str, Any]], name: str, x: str = "step") -> Points:

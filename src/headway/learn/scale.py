@@ -156,8 +156,9 @@ class Scale:
     is the setting that batches are counted by, `least` and `most` are the smallest and largest of them, and `noise`
     times the square root of what is seen is where a larger batch stops to help (McCandlish et al. 2018; that it grows
     like a root: Bergsma et al. 2025), in targets. `unit` is what `amount` counts, for people; a model that has made
-    `few` steps has learnt something. Batches of a run that starts from a model have at most `large` samples. `shapes`
-    are widths, depths and heads, from small to large.
+    `few` steps has learnt something. Batches of a run that starts from a model have at most `large` samples, and it
+    takes `tuning` times the usual learning rate of fine-tuning. `shapes` are widths, depths and heads, from small to
+    large.
     """
 
     law: Law = field(default_factory=Law)
@@ -170,6 +171,7 @@ class Scale:
     few: int = 60
     large: int = 64
     shapes: Shapes = ()
+    tuning: float = 1.0
 
     def settle(self, recipe: Recipe, paths: Sequence[Path], minutes: float) -> Settled:
         """What has to be known before the data are opened: vocabulary, length of rows, size of images, shares held

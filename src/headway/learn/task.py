@@ -43,6 +43,7 @@ class Task:
         self.goal: str = objective.goal
         self.goal_better: Literal["min", "max"] = objective.goal_better
         self.unit, self.measure = objective.unit, objective.measure
+        self.judges_start = objective.judges_start
 
     @property
     def final_split(self) -> str:
@@ -73,6 +74,12 @@ class Task:
 
     def strided(self, model: nn.Module, split: str, stride: int, limit: int | None = None) -> dict[str, Any]:
         return self.objective.strided(model, self.examples, split, stride, limit)
+
+    def fault(self, scores: Mapping[str, Any], best: Mapping[str, Any] | None) -> str | None:
+        return self.objective.fault(scores, best)
+
+    def finished(self, scores: Mapping[str, Any]) -> str | None:
+        return self.objective.finished(scores)
 
     def count(self, split: str) -> int:
         return self.objective.count(self.examples, split)

@@ -194,7 +194,7 @@ class Trainer:
         if run.minutes is not None:
             speed = self._measured(recipe, 60 * run.minutes)
             left = self._left(60 * run.minutes) - self._fitting_seconds(speed)
-            recipe = planned(recipe, speed, left, self.most)
+            recipe = planned(recipe, speed, left, self.most, run.task.judges_start)
         run.recipe = from_dict(Recipe, run.processes.tell(to_dict(recipe)))
         if run.processes.first:
             remove(run.directory.metrics)

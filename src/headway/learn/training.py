@@ -141,6 +141,11 @@ class RunState:
                 family = read_usage(self.directory.path).family
                 self.recipe.adapter.save(model, self.recipe.start or "", self.directory.adapter, family)
 
+    def pass_over(self) -> None:
+        """Note an evaluation of a model that is not to be kept."""
+        self.progress.stale += 1
+        self.progress.evaluated = self.progress.step
+
     @property
     def saved(self) -> bool:
         """Whether there is a checkpoint of the last step."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,11 +28,13 @@ from headway.data.dialogues import dialogue_sources, read_choices
 from headway.data.files import File
 from headway.data.marked import Marked, MarkedCache, MarkedSample, open_marked
 from headway.data.store import Columns, cache_key, cache_root, open_or_build, read_column
+from headway.domains.chat.answers import answer_scores, fault
 from headway.domains.chat.task import JUDGED_AT_ONCE, ChatConfig, Conversations, key_of, read, replies
-from headway.errors import ConfigError
+from headway.errors import ConfigError, logger
 from headway.formats.durable import write_tensors
 from headway.formats.native import named_tensors
 from headway.formats.tensorfile import read_tensors
+from headway.formats.usage import read_usage
 from headway.layout import Layout
 from headway.learn import Recipe, Task
 from headway.learn.examples import Batch, ByTokens, Chance
@@ -43,6 +46,10 @@ from headway.nn.models import Loss, ModelConfig, VocabularyHead, build
 FILE = "reference.safetensors"
 _NAME = "log_probabilities"
 _FORMAT = 1
+_WINS = 0.9  # share of answers that resemble the chosen one, at which a margin is enough
+_DECIDED = 4  # times the margin that is enough, at which it is so whatever the answers are
+_LARGEST = 50.0  # nats
+_LOG = logger(__name__)
 
 
 @register("preference")
@@ -51,11 +58,16 @@ class PreferenceConfig(ChatConfig):
     """Direct preference optimisation (Rafailov et al. 2023, equation 7).
 
     `beta` holds the model to the one it starts from; `smoothing` is the share of choices that are taken to be the wrong
-    way round (conservative DPO, Mitchell 2023). A batch holds train.batch_tokens tokens of both endings together.
+    way round (conservative DPO, Mitchell 2023). `anchor` adds the cross-entropy of the chosen endings to the loss (Pang
+    et al. 2024, equation 4), so that few choices do not make both endings improbable. A mean margin of `enough` on the
+    validation part ends the training once the answers are better, too. A batch holds train.batch_tokens tokens of both
+    endings together.
     """
 
     beta: float = 0.1  # how strongly the model is held to the one it starts from
     smoothing: float = 0.0  # share of choices taken to be the wrong way round
+    anchor: float = 0.0  # weight of the cross-entropy of the chosen endings
+    enough: float | None = None  # mean margin of rewards on the validation part at which training may end
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -63,6 +75,10 @@ class PreferenceConfig(ChatConfig):
             raise ConfigError(f"task.beta is {self.beta}; give a number above 0 such as 0.1")
         if not 0 <= self.smoothing < 0.5:
             raise ConfigError(f"task.smoothing is {self.smoothing}; give a share from 0 to below 0.5")
+        if self.anchor < 0:
+            raise ConfigError(f"task.anchor is {self.anchor}; give 0 or more")
+        if self.enough is not None and self.enough <= 0:
+            raise ConfigError(f"task.enough is {self.enough}; give a margin above 0 such as 2, or none")
 
     def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Task:
         """Raises UserError for data that cannot be read, hold too little, or do not fit the settings."""
@@ -75,6 +91,11 @@ class PreferenceConfig(ChatConfig):
         sources = dialogue_sources(recipe.files(data))
         choices = (choice for file in sources for choice in read_choices(file))
         told = (messages for choice in choices for messages in (choice.prompt, choice.chosen, choice.rejected))
+        if recipe.start is not None and read_usage(workspace).template is None:
+            _LOG.warning(
+                f"{recipe.start} has no chat template, so it has not learned to answer; preferences do not teach that: "
+                "train it on conversations with the recipe instruct first"
+            )
         codec, template = self.codec_and_template(told, workspace)
 
         def samples(file: File) -> Iterator[MarkedSample]:
@@ -92,7 +113,7 @@ class PreferenceConfig(ChatConfig):
 
         cache = open_marked(sources, 2, codec, samples, template.text)
         preferences = Preferences(self, recipe, codec, template, cache, workspace)
-        return Task(preferences, DirectPreference(self.beta, self.smoothing))
+        return Task(preferences, DirectPreference(self.beta, self.smoothing, self.anchor, self.enough))
 
 
 class Preferences(Conversations):
@@ -207,15 +228,22 @@ class DirectPreference(Objective[Preferences]):
     """
 
     unit = "pair"
+    judges_start = True
 
-    def __init__(self, beta: float, smoothing: float) -> None:
-        self.beta, self.smoothing = beta, smoothing
+    def __init__(self, beta: float, smoothing: float, anchor: float = 0.0, enough: float | None = None) -> None:
+        self.beta, self.smoothing, self.anchor, self.enough = beta, smoothing, anchor, enough
 
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Loss]:
         encoded = model(*batch.inputs)
-        chosen, rejected = self.rewards(model, encoded.x, batch)
-        total, count = self._losses(chosen - rejected).sum(), batch.tokens
-        return {"loss": Loss(total, count), **{n: Loss(term * count, count) for n, term in encoded.auxiliary.items()}}
+        labels, reference = batch.targets
+        said = log_probabilities(model, encoded.x, labels)
+        chosen, rejected = self.beta * (said - reference)
+        count = batch.tokens
+        losses = {"loss": Loss(self._losses(chosen - rejected).sum(), count)}
+        if self.anchor:
+            nats = -said[0].sum() / (labels[:count] != IGNORED).sum()
+            losses["anchor"] = Loss(self.anchor * count * nats, count)
+        return losses | {name: Loss(term * count, count) for name, term in encoded.auxiliary.items()}
 
     def _losses(self, margins: Float[Tensor, "B"]) -> Float[Tensor, "B"]:
         return -(1 - self.smoothing) * F.logsigmoid(margins) - self.smoothing * F.logsigmoid(-margins)
@@ -227,12 +255,14 @@ class DirectPreference(Objective[Preferences]):
 
     def judge(self, model: nn.Module, examples: Preferences, split: str, limit: int | None = None) -> dict[str, Any]:
         """The loss; how often the chosen ending has the higher reward (`accuracy`, a tie counts half); by how much
-        (`margin`), and the mean reward of either.
+        (`margin`), and the mean reward of either; the perplexity of the chosen endings, as a multiple of that under the
+        model that training starts from; and the scores of what it answers (`answer_scores`).
         """
         samples = examples.of(split).some(limit)
-        found = [
-            self.rewards(model, model(*batch.inputs).x, batch).double().cpu() for _, batch in judged(model, samples)
-        ]
+        found, tokens = [], 0
+        for _, batch in judged(model, samples):
+            found.append(self.rewards(model, model(*batch.inputs).x, batch).double().cpu())
+            tokens += int((batch.targets[0][: batch.tokens] != IGNORED).sum())
         rewards = torch.cat(found, dim=1)
         margins = rewards[0] - rewards[1]
         right = float((margins > 0).double().sum() + (margins == 0).double().sum() / 2)
@@ -243,8 +273,21 @@ class DirectPreference(Objective[Preferences]):
             "margin": float(margins.mean()),
             "chosen_reward": float(rewards[0].mean()),
             "rejected_reward": float(rewards[1].mean()),
+            "perplexity_change": math.exp(min(-float(rewards[0].sum()) / self.beta / tokens, _LARGEST)),
+            **answer_scores(model, examples, examples.numbers(split)[:limit]),
             "samples": len(samples),
         }
+
+    def fault(self, scores: Mapping[str, Any], best: Mapping[str, Any] | None) -> str | None:
+        return fault(scores, best)
+
+    def finished(self, scores: Mapping[str, Any]) -> str | None:
+        if self.enough is None or scores["margin"] < self.enough:
+            return None
+        if scores["win_rate"] < _WINS and scores["margin"] < _DECIDED * self.enough:
+            return None
+        wins = f"{scores['win_rate']:.0%} of its answers resemble the chosen one"
+        return f"the margin of the rewards is {scores['margin']:.2g} and {wins}"
 
     def samples(self, model: nn.Module, examples: Preferences, count: int) -> list[dict[str, str]]:
         """Prompts that were held out, the model's reply, and the two endings."""

@@ -28,7 +28,7 @@ from headway.data.splits import divided
 from headway.data.store import column_digest
 from headway.errors import ConfigError, UserError, logger
 from headway.formats.usage import read_usage
-from headway.generate import Limits, Sampling, Session
+from headway.generate import Completion, Limits, Sampling, Session
 from headway.layout import Layout
 from headway.learn import Recipe, Task, TaskConfig
 from headway.learn.examples import Batch, ByCount, Chance, Contents, Numbered, Selected
@@ -157,10 +157,16 @@ def _last_reply(marks: np.ndarray) -> int:
 
 def replies(model: nn.Module, chats: Conversations, rows: Sequence[int]) -> Iterator[str]:
     """What the model says (greedy) in place of each conversation's last reply."""
+    return (completion.text.strip() for completion in completions(model, chats, rows))
+
+
+def completions(
+    model: nn.Module, chats: Conversations, rows: Sequence[int], length: int = _REPLY
+) -> Iterable[Completion]:
+    """`replies` of at most `length` tokens, with the reason why each ended."""
     session = Session(cast(Transformer, model), chats.codec)
-    limits = Limits(_REPLY, chats.ends.texts, chats.ends.ids)
-    found = session.generate([chats.prompt(row) for row in rows], Sampling(temperature=0.0), limits)
-    return (completion.text.strip() for completion in found)
+    limits = Limits(min(length, _REPLY), chats.ends.texts, chats.ends.ids)
+    return session.generate([chats.prompt(row) for row in rows], Sampling(temperature=0.0), limits)
 
 
 def read(template: ChatTemplate, codec: TokenizerCodec, messages: Sequence[Message], place: str) -> Chat:

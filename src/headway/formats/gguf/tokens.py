@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from tokenizers import AddedToken, Tokenizer
 
 from headway.codecs import Codec, TokenizerCodec
-from headway.codecs.bytepairs import CL100K, GPT2, QWEN2, byte_pairs
+from headway.codecs.bytepairs import CL100K, DIGITS, GPT2, QWEN2, byte_pairs
 from headway.codecs.files import library_errors
 from headway.codecs.marks import RoleTokens, around, frame
 from headway.codecs.sentencepiece import BYTE, CONTROL, NORMAL, SPACE, UNKNOWN, UNUSED, USER_DEFINED, PieceTable, build
@@ -40,6 +40,8 @@ WORDS = {
     "phi-2": WordPattern(GPT2),
     "mpt": WordPattern(GPT2),
     "olmo": WordPattern(GPT2),
+    "smollm": WordPattern(DIGITS),
+    "starcoder": WordPattern(DIGITS),
     "llama-bpe": WordPattern(CL100K, whole_words=True),
     "llama3": WordPattern(CL100K, whole_words=True),
     "llama-v3": WordPattern(CL100K, whole_words=True),

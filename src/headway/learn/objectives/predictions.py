@@ -54,7 +54,7 @@ class PredictionObjective(Objective[P], Generic[P]):
     `goals` are the scores by which the best model may be picked, and which way is better.
     """
 
-    fits_head = True
+    gentle = True
     head: str
     goals: ClassVar[Goals]
 
