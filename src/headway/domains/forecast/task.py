@@ -16,8 +16,8 @@ from headway.config import dumps, from_dict, register
 from headway.data.calendar import Calendar
 from headway.data.series import Series, SeriesColumns, ends, places, read_series
 from headway.data.splits import Splits
-from headway.domains.forecast.mixture import Forecasts, ForecastMixture, Observed, choose_mixture
-from headway.domains.forecast.smoothing import LAST, LAST_SEASON, SmoothingForm, Smoothed, best_forms, smoothed
+from headway.domains.forecast.mixture import ForecastMixture, Forecasts, Observed, choose_mixture
+from headway.domains.forecast.smoothing import LAST, LAST_SEASON, Smoothed, SmoothingForm, best_forms, smoothed
 from headway.errors import ConfigError, UserError, nearest
 from headway.formats.durable import read_json, write_text
 from headway.learn import Recipe, Task, TaskConfig
