@@ -17,6 +17,8 @@ Unit = Literal["number", "month", "microsecond"]
 
 _NUMBER, _MONTH = re.compile(r"(-?\d{1,7})(?:\.0*)?"), re.compile(r"(\d{4})-(\d\d)")
 _QUARTER = re.compile(r"(\d{4})[- ]?[Qq]([1-4])")
+_DOTTED = re.compile(r"(?P<day>\d\d?)\.(?P<month>\d\d?)\.(?P<year>\d{4})(?P<time>\D.*)?")
+_SLASHED = re.compile(r"(?P<year>\d{4})/(?P<month>\d\d?)/(?P<day>\d\d?)(?P<time>\D.*)?")
 _EPOCH, _MICROSECOND = datetime(1970, 1, 1, tzinfo=UTC), timedelta(microseconds=1)
 _SECOND = 1_000_000
 _HOUR, _DAY = 3600 * _SECOND, 86_400 * _SECOND
@@ -46,37 +48,59 @@ class Calendar:
 
     def text(self, tick: int) -> str:
         """A time as the data write theirs. UserError for one after the year 9999."""
+        if self.unit == "number":
+            return str(tick)
         try:
-            return str(tick) if self.unit == "number" else self._date(tick)
+            found = self._date(tick)
         except (OverflowError, ValueError):
             raise UserError(f"{tick} {self.unit}s are after the year 9999; ask for fewer steps") from None
+        if _DOTTED.fullmatch(self.written):
+            return f"{found[8:10]}.{found[5:7]}.{found[:4]}{found[10:]}"
+        return found.replace("-", "/", 2) if _SLASHED.fullmatch(self.written) else found
+
+    def axis(self, ticks: np.ndarray) -> np.ndarray:
+        """Times as a picture's axis has them: dates, or numbers."""
+        if self.unit == "number":
+            return ticks
+        return ticks.astype("datetime64[M]" if self.unit == "month" else "datetime64[us]")
 
     def _date(self, tick: int) -> str:
+        written = iso(self.written)
         if self.unit == "month":
             year, month = 1970 + tick // 12, tick % 12 + 1
             datetime(year, month, 1)  # or it is after the last
-            if _QUARTER.fullmatch(self.written):
+            if _QUARTER.fullmatch(written):
                 return f"{year}Q{(month + 2) // 3}"
-            if _MONTH.fullmatch(self.written):
+            if _MONTH.fullmatch(written):
                 return f"{year:04}-{month:02}"
-            day = min(datetime.fromisoformat(self.written).day, monthrange(year, month)[1])
-            return f"{year:04}-{month:02}-{day:02}{self.written[10:]}"
-        zone, time = datetime.fromisoformat(self.written).tzinfo, _EPOCH + tick * _MICROSECOND
-        if len(self.written) <= 10:
+            day = min(datetime.fromisoformat(written).day, monthrange(year, month)[1])
+            return f"{year:04}-{month:02}-{day:02}{written[10:]}"
+        zone, time = datetime.fromisoformat(written).tzinfo, _EPOCH + tick * _MICROSECOND
+        if len(written) <= 10:
             return time.date().isoformat()
-        sep = "T" if "T" in self.written else " "
+        sep = "T" if "T" in written else " "
         return (time.astimezone(zone) if zone else time.replace(tzinfo=None)).isoformat(sep)
 
 
+def iso(text: str) -> str:
+    """A date like 31.12.1999 or 1999/12/31, with a time or without, as ISO 8601 has it; other texts as they are."""
+    found = _DOTTED.fullmatch(text) or _SLASHED.fullmatch(text)
+    if found is None:
+        return text
+    return f"{found['year']}-{int(found['month']):02}-{int(found['day']):02}{found['time'] or ''}"
+
+
 def read_time(text: str) -> tuple[Unit, int] | None:
-    """A time as whole units since 1970 (or as the number it is): ISO 8601, 2024-05, 2024Q2 or 2024; None for others."""
+    """A time as whole units since 1970 (or as the number it is): ISO 8601, 31.12.1999, 1999/12/31, 2024-05, 2024Q2
+    or 2024; None for others.
+    """
     if found := _NUMBER.fullmatch(text):
         return "number", int(found[1])
     if len(text) < 9 and ((found := _QUARTER.fullmatch(text)) or (found := _MONTH.fullmatch(text))):
         month = int(found[2]) * 3 - 3 if found.re is _QUARTER else int(found[2]) - 1
         return ("month", (int(found[1]) - 1970) * 12 + month) if 0 <= month < 12 else None
     try:
-        time = datetime.fromisoformat(text)
+        time = datetime.fromisoformat(iso(text))
     except ValueError:
         return None
     return "microsecond", ((time if time.tzinfo else time.replace(tzinfo=UTC)) - _EPOCH) // _MICROSECOND
@@ -93,7 +117,7 @@ def by_months(ticks: np.ndarray, texts: Iterable[str]) -> tuple[np.ndarray, str]
     same = (days == days[0]).all() or (after == 0).all()
     if not same or len({*(ticks % _DAY).tolist()}) > 1 or len(different) < 2 or len(np.unique(months)) < len(different):
         return None
-    return months, max(texts, key=lambda text: text[8:10])
+    return months, max(texts, key=lambda text: iso(text)[8:10])
 
 
 def _day(dates: np.ndarray) -> np.ndarray:
