@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Literal
 
 import numpy as np
+from jaxtyping import Shaped
 
 from headway.errors import UserError
 
@@ -58,12 +59,6 @@ class Calendar:
             return f"{found[8:10]}.{found[5:7]}.{found[:4]}{found[10:]}"
         return found.replace("-", "/", 2) if _SLASHED.fullmatch(self.written) else found
 
-    def axis(self, ticks: np.ndarray) -> np.ndarray:
-        """Times as a picture's axis has them: dates, or numbers."""
-        if self.unit == "number":
-            return ticks
-        return ticks.astype("datetime64[M]" if self.unit == "month" else "datetime64[us]")
-
     def _date(self, tick: int) -> str:
         written = iso(self.written)
         if self.unit == "month":
@@ -104,6 +99,13 @@ def read_time(text: str) -> tuple[Unit, int] | None:
     except ValueError:
         return None
     return "microsecond", ((time if time.tzinfo else time.replace(tzinfo=UTC)) - _EPOCH) // _MICROSECOND
+
+
+def axis(texts: Iterable[str]) -> Shaped[np.ndarray, "N"]:
+    """Times that a calendar has written, as the axis of a picture has them: dates, or numbers."""
+    read = [time for text in texts if (time := read_time(text)) is not None]
+    units: dict[Unit, str] = {"number": "int64", "month": "datetime64[M]", "microsecond": "datetime64[us]"}
+    return np.array([tick for _, tick in read], np.int64).astype(units[read[0][0]])
 
 
 def by_months(ticks: np.ndarray, texts: Iterable[str]) -> tuple[np.ndarray, str] | None:

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from headway.config import dumps, from_dict, register
-from headway.data.calendar import Calendar
+from headway.data.calendar import Calendar, axis
 from headway.data.series import Series, SeriesColumns, ends, places, read_series
 from headway.data.splits import Splits
 from headway.domains.forecast.mixture import ForecastMixture, Forecasts, Observed, choose_mixture
@@ -288,6 +288,18 @@ class Windows(Continued):
         assert isinstance(model, TransformerConfig)  # as the task has seen
         embed = replace(cast(StatesEmbedConfig, model.embed), states=NumbersConfig(self.codec.numbers))
         return replace(model, embed=embed, context=self.codec.context // self.codec.patch)
+
+    def latest(self, count: int) -> np.ndarray:
+        rows = self.splits.rows(self.final_split)[::-1]
+        if len(self.found) > 1:
+            _, first = np.unique(self.at.series[rows], return_index=True)
+            return rows[first][spread(np.arange(len(first)), count)]
+        return rows[:: self.horizon][:count][::-1]
+
+    def times(self, row: int) -> np.ndarray:
+        steps = self.at.steps[row] + np.arange(-self.codec.context, self.horizon)
+        ticks = self.found[self.at.series[row]].start + steps * self.codec.step
+        return axis(map(self.calendar.text, ticks.tolist()))
 
     def shown(self, row: int) -> str:
         one = self.found[self.at.series[row]]
