@@ -267,12 +267,12 @@ def fans(panels: Sequence[Panel]) -> Figure:
     figure = Figure(figsize=(5 * across, 2.4 * down + 0.4), layout="constrained")
     every = figure.subplots(down, across, squeeze=False).flat
     for axes, panel in zip(every, panels):
-        levels, count = panel.said.shape[1], len(panel.past)
-        ahead = panel.times[count:]
-        for edge, name in ((0, "0.1 to 0.9"), (2, "0.3 to 0.7")):
+        middle, last = panel.said.shape[1] // 2, len(panel.past) - 1
+        for edge, alpha, name in ((0, 0.2, "0.1 to 0.9"), (2, 0.35, "0.3 to 0.7")):
             low, high = panel.said[:, edge], panel.said[:, -1 - edge]
-            axes.fill_between(ahead, low, high, color=_BLUE, alpha=0.2, linewidth=0, label=f"quantiles {name}")
-        axes.plot(ahead, panel.said[:, levels // 2], color=_BLUE, label="median", marker="." if len(ahead) == 1 else "")
+            ahead, name = panel.times[last + 1 :], f"quantiles {name}"
+            axes.fill_between(ahead, low, high, color=_BLUE, alpha=alpha, linewidth=0, label=name)
+        axes.plot(panel.times[last:], np.append(panel.past[-1:], panel.said[:, middle]), color=_BLUE, label="median")
         known = panel.past if panel.came is None else np.append(panel.past, panel.came)
         axes.plot(panel.times[: len(known)], known, color="black", linewidth=1, label="data")
         axes.set_title(panel.title.replace("$", r"\$"), fontsize=9, loc="left")
@@ -282,6 +282,7 @@ def fans(panels: Sequence[Panel]) -> Figure:
             places = AutoDateLocator(minticks=3, maxticks=6)
             axes.xaxis.set_major_locator(places)
             axes.xaxis.set_major_formatter(ConciseDateFormatter(places))
+            axes.xaxis.get_offset_text().set_fontsize(8)
         else:
             axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     for axes in list(every)[len(panels) :]:
