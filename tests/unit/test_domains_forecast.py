@@ -168,6 +168,26 @@ def test_a_run_forecasts_and_is_judged(run: Any, data: Path) -> None:
     assert hw.load(run.directory).evaluate(data)["samples"] == 131
 
 
+def test_forecasts_are_mixed_with_simple_ones(run: Any, data: Path) -> None:
+    """The forecasts of a network that has learned for 30 steps are no worse than exponential smoothing."""
+    scores, saved = run.summary["scores"], json.loads((run.directory / "forecast.json").read_text())["mixture"]
+    assert scores["mase"] <= 1.1 * min(scores["mase_naive"], scores["mase_smoothing"])
+    assert saved["errors"][0] > 1.1 * saved["errors"][1]  # the network alone would be worse
+    again = hw.load(run.directory).evaluate(split="test")
+    assert again["mase"] == pytest.approx(scores["mase"])
+    page = (run.directory / "report.html").read_text(encoding="utf-8")
+    assert f"{100 * saved['shares'][1]:.0f} % exponential smoothing" in page
+    alone = json.loads((run.directory / "forecast.json").read_text()) | {"mixture": None}
+    mixed = hw.load(run.directory).forecast(steps=20)[0]
+    (run.directory / "forecast.json").rename(run.directory / "kept.json")
+    (run.directory / "forecast.json").write_text(json.dumps(alone))
+    network = hw.load(run.directory).forecast(steps=20)[0]
+    (run.directory / "kept.json").replace(run.directory / "forecast.json")
+    expected = [0.05 * n + 3 * math.sin(2 * math.pi * n / 7) for n in range(200, 220)]
+    errors = [np.abs(np.diff(one.quantiles["q0.5"]) - np.diff(expected)).mean() for one in (mixed, network)]
+    assert errors[0] < errors[1]
+
+
 def test_more_steps_than_the_horizon_go_on_from_the_medians(run: Any) -> None:
     model = hw.load(run.directory)
     long, short = model.forecast(steps=40)[0], model.forecast()[0]
