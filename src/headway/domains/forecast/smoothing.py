@@ -75,7 +75,7 @@ class Smoothed(NamedTuple):
 
 def best_forms(series: Sequence[Float[np.ndarray, "N"]], season: int) -> list[SmoothingForm]:
     """The form of least AIC (Akaike 1974) of each series, by its last values."""
-    some = [values[-_VALUES:] for values in series]
+    some = [values[-_VALUES:] / (float(np.abs(values[-_VALUES:]).max()) or 1.0) for values in series]
     columns: list[tuple[int, SmoothingForm]] = []
     for number in sorted(range(len(some)), key=lambda number: -len(some[number])):
         for of_logarithms in (False, True)[: 1 + bool(some[number].min() > 0)]:
