@@ -48,6 +48,8 @@ ENDS = ["2023-12-31", "2024-01-31", "2024-02-29"]
         (["2020-01-01", "2021-01-01"], 1, "2022-01-01"),
         (["2019", "2020"], 1, "2021"),
         (["1959.0", "1960.0"], 1, "1961"),
+        (["1949.917", "1950", "1950.083"], 12, "1950-03"),
+        (["1960.25", "1960.5", "1960.75"], 4, "1961-01"),
         (["30.12.1999", "31.12.1999"], 7, "01.01.2000"),
         (["31.01.2024", "29.02.2024"], 12, "31.03.2024"),
         (["31.12.1999 22:00", "31.12.1999 23:00"], 24, "01.01.2000 00:00:00"),
@@ -136,6 +138,8 @@ def test_a_column_of_text_names_series_or_is_ignored(tmp_path: Path, caplog: pyt
     days = ("2024-01-01,Ulm,sun,1", "2024-01-01,Bonn,sun,2", "2024-01-02,Ulm,sun,3", "2024-01-02,Bonn,rain,4")
     long = "day,town,weather,wind\n" + "\n".join(days) + "\n"
     assert {one.name: one.values.tolist() for one in read(tmp_path, long)} == {"Ulm": [1, 3], "Bonn": [2, 4]}
+    counted = "rownames,time,value\n1,1950.0,112\n2,1950.083,118\n"
+    assert [one.name for one in read(tmp_path, counted)] == ["value"]
     numbered = "id,day,wind\n1,2024-01-01,5\n2,2024-01-02,6\n"
     assert [one.name for one in read(tmp_path, numbered)] == ["wind"]
 

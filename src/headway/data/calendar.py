@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from calendar import monthrange
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Literal
@@ -17,6 +17,7 @@ from headway.errors import UserError
 Unit = Literal["number", "month", "microsecond"]
 
 _NUMBER, _MONTH = re.compile(r"(-?\d{1,7})(?:\.0*)?"), re.compile(r"(\d{4})-(\d\d)")
+_YEAR, _NEAR = re.compile(r"[12]\d{3}(\.\d+)?"), 0.1  # of a month
 _QUARTER = re.compile(r"(\d{4})[- ]?[Qq]([1-4])")
 _DOTTED = re.compile(r"(?P<day>\d\d?)\.(?P<month>\d\d?)\.(?P<year>\d{4})(?P<time>\D.*)?")
 _SLASHED = re.compile(r"(?P<year>\d{4})/(?P<month>\d\d?)/(?P<day>\d\d?)(?P<time>\D.*)?")
@@ -99,6 +100,17 @@ def read_time(text: str) -> tuple[Unit, int] | None:
     except ValueError:
         return None
     return "microsecond", ((time if time.tzinfo else time.replace(tzinfo=UTC)) - _EPOCH) // _MICROSECOND
+
+
+def months_of_years(texts: Sequence[str]) -> np.ndarray | None:
+    """Years with fractions, such as 1949.083 for February 1949 or 1960.25 for its second quarter, as months since 1970;
+    None for other texts.
+    """
+    if not all(_YEAR.fullmatch(text) for text in texts) or all(_NUMBER.fullmatch(text) for text in texts):
+        return None
+    exact = 12 * np.array([float(text) for text in texts])
+    months = np.round(exact).astype(np.int64)
+    return months - 12 * 1970 if np.abs(exact - months).max() < _NEAR else None
 
 
 def axis(texts: Iterable[str]) -> Shaped[np.ndarray, "N"]:

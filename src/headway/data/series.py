@@ -9,17 +9,19 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from headway.data.calendar import Calendar, Unit, by_months, read_time
+from headway.data.calendar import Calendar, Unit, by_months, months_of_years, read_time
 from headway.data.decimals import NumberColumn, read_numbers
 from headway.data.tables import TableRow, table_rows
 from headway.errors import UserError, logger, nearest
 
 _LOG = logger(__name__)
+_GERMAN = ("datum", "zeit", "zeitpunkt", "monat", "quartal", "woche", "tag", "stunde", "jahr")
 _NAMES = {
-    "time": ("time", "date", "datetime", "timestamp", "ds", "month", "quarter", "week", "day", "hour", "year"),
+    "time": ("time", "date", "datetime", "timestamp", "ds", "month", "quarter", "week", "day", "hour", "year", *_GERMAN),
     "series": ("series", "unique_id", "item_id", "id"),
-    "value": ("value", "y", "target"),
+    "value": ("value", "y", "target", "wert"),
 }
+_COUNTS = ("", "rownames", "unnamed: 0", "index")  # columns in which programs number rows
 _LOOKED_AT = 100  # rows by which the kind of a column is told
 _NAMED = 4  # problems of a kind that a message names
 
@@ -114,14 +116,14 @@ def _columns(rows: Sequence[TableRow], named: SeriesColumns) -> SeriesColumns:
             f"{rows[0].place}: which of {', '.join(names[:8])} are the times is not clear; name it with task.time=NAME "
             "(an index of pandas becomes a column by reset_index)"
         )
-    others = [name for name in names if name != time]
+    counts = [name for name in names if name.lower() in _COUNTS and name not in (time, *named[:3])]
+    others = [name for name in names if name != time and name not in counts]
     read = {name: read_numbers([row.values.get(name) for row in some]) for name in others}
     texts = [n for n in others if n not in dates and 2 * len(read[n].wrong) > len(some)]
     series = named.series or _series_column(rows, time, known["series"], texts, len(others))
     if series is None:
         ignored = [name for name in (*texts, known["series"]) if name is not None and name != named.value]
-        if not set(others) - set(ignored):
-            ignored = []
+        ignored = [*counts, *ignored] if set(others) - set(ignored) else counts
         for name in ignored:
             _LOG.warning("the column %r names no series and is ignored; pass task.series=%s if it does", name, name)
         return SeriesColumns(time, None, named.value, tuple(ignored))
@@ -165,6 +167,9 @@ def _numbers(rows: Sequence[TableRow], name: str, problems: list[Problem]) -> Fl
 def _times(rows: Sequence[TableRow], name: str, problems: list[Problem]) -> tuple[Unit, Int[np.ndarray, "N"], str]:
     """Unit and number of each row's time, and how times are written."""
     texts = [str(row.values.get(name)).strip() for row in rows]
+    years = months_of_years(texts)
+    if years is not None:
+        return "month", years, "1970-01"
     read = [read_time(text) for text in texts]
     first = next((number for number, time in enumerate(read) if time is not None), 0)
     unit: Unit = "number"
