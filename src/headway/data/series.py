@@ -16,8 +16,9 @@ from headway.errors import UserError, logger, nearest
 
 _LOG = logger(__name__)
 _GERMAN = ("datum", "zeit", "zeitpunkt", "monat", "quartal", "woche", "tag", "stunde", "jahr")
+_ENGLISH = ("time", "date", "datetime", "timestamp", "ds", "month", "quarter", "week", "day", "hour", "year")
 _NAMES = {
-    "time": ("time", "date", "datetime", "timestamp", "ds", "month", "quarter", "week", "day", "hour", "year", *_GERMAN),
+    "time": (*_ENGLISH, *_GERMAN),
     "series": ("series", "unique_id", "item_id", "id"),
     "value": ("value", "y", "target", "wert"),
 }
