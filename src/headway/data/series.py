@@ -124,10 +124,10 @@ def _columns(rows: Sequence[TableRow], named: SeriesColumns) -> SeriesColumns:
     series = named.series or _series_column(rows, time, known["series"], texts, len(others))
     if series is None:
         ignored = [name for name in (*texts, known["series"]) if name is not None and name != named.value]
-        ignored = [*counts, *ignored] if set(others) - set(ignored) else counts
+        ignored = ignored if set(others) - set(ignored) else []
         for name in ignored:
             _LOG.warning("the column %r names no series and is ignored; pass task.series=%s if it does", name, name)
-        return SeriesColumns(time, None, named.value, tuple(ignored))
+        return SeriesColumns(time, None, named.value, (*counts, *ignored))
     left = [name for name in others if name != series and name not in texts]
     value = named.value or known["value"] or (left[0] if len(left) == 1 else None)
     if value is None:
