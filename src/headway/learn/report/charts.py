@@ -264,8 +264,8 @@ def fans(panels: Sequence[Panel]) -> Figure:
     from matplotlib.ticker import MaxNLocator
 
     down, across = -(-len(panels) // 2), min(2, len(panels))
-    figure = Figure(figsize=(5 * across, 2.4 * down + 0.4), layout="constrained")
-    every = figure.subplots(down, across, squeeze=False).flat
+    figure = Figure(figsize=(10, 2.4 * down + 0.4), layout="constrained")
+    every = list(figure.subplots(down, across, squeeze=False).flat)
     for axes, panel in zip(every, panels):
         middle, last = panel.said.shape[1] // 2, len(panel.past) - 1
         for edge, alpha, name in ((0, 0.2, "0.1 to 0.9"), (2, 0.35, "0.3 to 0.7")):
@@ -285,7 +285,7 @@ def fans(panels: Sequence[Panel]) -> Figure:
             axes.xaxis.get_offset_text().set_fontsize(8)
         else:
             axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    for axes in list(every)[len(panels) :]:
+    for axes in every[len(panels) :]:
         axes.remove()
     handles, names = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
