@@ -25,6 +25,7 @@ from headway.errors import UserError
 from headway.learn import Recipe
 from headway.learn.objectives.quantiles import Quantiles
 from headway.learn.report.charts import Panel, fans
+from headway.learn.report.page import shortfalls
 from headway.learn.scale import Pace, choose, computing
 from headway.metrics.forecasts import forecast_scores, seasonal_error, simple_forecasts
 
@@ -222,6 +223,15 @@ def test_the_command_writes_a_table_and_a_picture(run: Any, tmp_path: Path, caps
     assert "<svg" in picture.read_text(encoding="utf-8")
     assert cli.main(["forecast", str(run.directory)]) == cli.DONE
     assert "2023-07-20" in capsys.readouterr().out
+
+
+def test_a_report_names_the_better_simple_forecast() -> None:
+    scores = {"mase": 1.2, "mase_naive": 1.0, "mase_smoothing": 1.3}
+    (line,) = shortfalls(scores, ())
+    assert line == (
+        "The seasonal naive forecast is better on this split: its mean absolute scaled error is 1, "
+        "that of the forecasts 1.2."
+    )
 
 
 def test_pictures_have_dates_a_legend_and_no_empty_panel() -> None:
