@@ -67,14 +67,19 @@ class ForecastMixture:
         )
 
 
-def choose_mixture(simple: Forecasts, past: Observed, said: Forecasts, came: Observed) -> ForecastMixture:
+def choose_mixture(
+    simple: tuple[Float[np.ndarray, "M S Q"], Float[np.ndarray, "M S Q"]],
+    past: Observed,
+    said: Forecasts,
+    came: Observed,
+) -> ForecastMixture:
     """The mixture by windows of the validation part, `said` and `came`. How the simple forecasts are mixed depends on
-    those of training and validation, `simple` and `past`, as they have few parameters to fit to them.
+    those of training and validation, `simple` (smoothing, naive) and `past`: they have few parameters to fit to them.
 
     A share is the mean of all that are about as good as the best one. That of the network is less the fewer windows
     there are, and with the widths, which go with them to 1, a tenth of the values is beyond either edge.
     """
-    naive = _share(simple.smoothing, simple.naive, past)
+    naive = _share(*simple, past)
     both = (1 - naive) * said.smoothing + naive * said.naive
     apart = said.network.shape[0] / said.network.shape[1]
     network = _share(both, said.network, came) * apart / (apart + _NETWORK)

@@ -244,8 +244,8 @@ class Windows(Continued):
         lengths = [int(ends[n]) if ends[n] > season else len(each) for n, each in zip(numbers, values)]
         forms = best_forms([each[:length] for each, length in zip(values, lengths)], season) if numbers else []
         for number, each, length, form in zip(numbers, values, lengths, forms):
-            both = (smoothed(each, length, one, season) for one in (form, self.codec.naive))
-            self._smoothed[number, late] = (*both,)  # type: ignore[assignment]
+            naive = smoothed(each, length, self.codec.naive, season)
+            self._smoothed[number, late] = smoothed(each, length, form, season), naive
 
     def final(self, rows: np.ndarray, said: np.ndarray) -> np.ndarray:
         mixture = self.codec.mixture
@@ -263,10 +263,8 @@ class Windows(Continued):
             return Observed(known.after, known.there, scales[self.at.series[some]])
 
         before = spread(np.concatenate([self.splits.rows("train"), rows]), _JUDGED)
-        smoothing, naive = self.simple(before)
-        mixture = choose_mixture(
-            Forecasts(naive, smoothing, naive), came(before), Forecasts(said, *self.simple(rows)), came(rows)
-        )
+        found = Forecasts(said, *self.simple(rows))
+        mixture = choose_mixture(self.simple(before), came(before), found, came(rows))
         self.codec = replace(self.codec, mixture=mixture)
         return str(mixture)
 
