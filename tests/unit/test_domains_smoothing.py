@@ -102,7 +102,15 @@ def test_widths_are_those_of_the_errors(spread: float) -> None:
     assert wide[0, 0].tolist() == [2, 2.5, 3, 3.5, 4, 6, 8, 10, 12]
 
 
-@pytest.mark.parametrize(("shares", "widths"), [((0.5, 0.2, 0.2), (1.0, 1.0)), ((1.0, 0.0, 0.0), (0.0, 1.0))])
+@pytest.mark.parametrize(
+    ("shares", "widths"),
+    [
+        ((0.5, 0.2, 0.2), (1.0, 1.0)),
+        ((1.0, 0.0, 0.0), (0.0, 1.0)),
+        ((1.0, 0.0, 0.0), (1.0, np.inf)),
+        ((np.nan, 0.5, 0.5), (1.0, 1.0)),
+    ],
+)
 def test_shares_that_cannot_be(shares: tuple[float, float, float], widths: tuple[float, float]) -> None:
     with pytest.raises(ConfigError, match=r"restore forecast\.json"):
         ForecastMixture(shares, widths, (1.0, 1.0, 1.0))

@@ -48,7 +48,8 @@ class ForecastMixture:
     errors: tuple[float, float, float]
 
     def __post_init__(self) -> None:
-        if min(self.shares) < 0 or abs(sum(self.shares) - 1) > 1e-3 or min(self.widths) <= 0:
+        shares = all(0 <= share <= 1 for share in self.shares) and abs(sum(self.shares) - 1) < 1e-3
+        if not shares or not all(0 < width <= _WIDEST for width in self.widths):
             found = f"the shares {self.shares} and the widths {self.widths}"
             raise ConfigError(f"a mixture has {found}; restore forecast.json from a copy")
 
