@@ -48,6 +48,12 @@ ENDS = ["2023-12-31", "2024-01-31", "2024-02-29"]
         (["2020-01-01", "2021-01-01"], 1, "2022-01-01"),
         (["2019", "2020"], 1, "2021"),
         (["1959.0", "1960.0"], 1, "1961"),
+        (["1949.917", "1950", "1950.083"], 12, "1950-03"),
+        (["1960.25", "1960.5", "1960.75"], 4, "1961-01"),
+        (["30.12.1999", "31.12.1999"], 7, "01.01.2000"),
+        (["31.01.2024", "29.02.2024"], 12, "31.03.2024"),
+        (["31.12.1999 22:00", "31.12.1999 23:00"], 24, "01.01.2000 00:00:00"),
+        (["2012/01/01", "2012/01/02"], 7, "2012/01/03"),
     ],
 )
 def test_times_tell_the_season_and_what_comes_next(tmp_path: Path, times: list[str], season: int, after: str) -> None:
@@ -81,13 +87,61 @@ def test_columns_can_be_named(tmp_path: Path) -> None:
 
 def test_what_is_missing_is_refused_or_put_on_a_line(tmp_path: Path) -> None:
     text = "day,v,w\n2024-01-01,1,\n2024-01-02,,5\n2024-01-04,4,6\n2024-01-05,NaN,7\n"
-    with pytest.raises(UserError, match=r"'v' lacks 2 values, the first at 2024-01-02; give them, or set task.fill"):
+    lacking = (
+        r"'v' lacks 2 values, the first at 2024-01-02, the series 'w' lacks 1 values, .*; give them, or set task.fill"
+    )
+    with pytest.raises(UserError, match=lacking):
         read(tmp_path, text)
     v, w = read(tmp_path, text, fill=True)  # edges that are missing are left out
     assert v.values.tolist() == [1, 2, 3, 4]
     assert v.seen.tolist() == [True, False, False, True]
     assert w.values.tolist() == [5, 5.5, 6, 7]
     assert w.start > v.start
+
+
+GERMAN = "Datum;Kurs;Menge\n30.12.1999;66,19;1.200\n31.12.1999;1.066,5;1.300\n01.01.2000;67;1.400,5\n"
+
+
+def test_decimal_commas_and_dots_between_thousands(tmp_path: Path) -> None:
+    price, amount = read(tmp_path, GERMAN)
+    assert price.values.tolist() == [66.19, 1066.5, 67]
+    assert amount.values.tolist() == [1200, 1300, 1400.5]
+    (one,) = read(tmp_path, 'time;v\n2001;"1,234,567"\n2002;"12,345.5"\n2003;7\n')
+    assert one.values.tolist() == [1234567, 12345.5, 7]
+    with pytest.raises(UserError, match=r"'v' is '1,234'"):  # either
+        read(tmp_path, "time;v\n2001;1,234\n2002;2,345\n")
+
+
+def test_all_problems_are_named_at_once(tmp_path: Path) -> None:
+    rows = [f"{2000 + n},{n if n % 3 else 'x' + str(n)},{n if n != 5 else '?'}" for n in range(20)]
+    rows[4] = "soon,1,2"
+    with pytest.raises(UserError) as told:
+        read(tmp_path, "time,a,b\n" + "\n".join(rows) + "\n")
+    said = str(told.value)
+    for part in (
+        "line 6: 'time' is 'soon'",
+        "line 2: 'a' is 'x0'",
+        "line 5: 'a' is 'x3'",
+        "and 4 more",
+        "give a number",
+    ):
+        assert part in said
+    assert said.count("write all times alike") == 1
+    with pytest.raises(UserError, match=r"'a' has no values; leave it out\. the series 'b' has two values at 2001"):
+        read(tmp_path, "time,a,b\n2001,,1\n2001,,2\n2003,,3\n")
+
+
+def test_a_column_of_text_names_series_or_is_ignored(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    text = "day,temperature,wind,weather\n2024-01-01,1,5,rain\n2024-01-02,2,6,sun\n2024-01-03,3,7,rain\n"
+    assert [one.name for one in read(tmp_path, text)] == ["temperature", "wind"]
+    assert "'weather' names no series and is ignored; pass task.series=weather" in caplog.text
+    days = ("2024-01-01,Ulm,sun,1", "2024-01-01,Bonn,sun,2", "2024-01-02,Ulm,sun,3", "2024-01-02,Bonn,rain,4")
+    long = "day,town,weather,wind\n" + "\n".join(days) + "\n"
+    assert {one.name: one.values.tolist() for one in read(tmp_path, long)} == {"Ulm": [1, 3], "Bonn": [2, 4]}
+    counted = "rownames,time,value\n1,1950.0,112\n2,1950.083,118\n"
+    assert [one.name for one in read(tmp_path, counted)] == ["value"]
+    numbered = "id,day,wind\n1,2024-01-01,5\n2,2024-01-02,6\n"
+    assert [one.name for one in read(tmp_path, numbered)] == ["wind"]
 
 
 BAD = {

@@ -17,12 +17,15 @@ from tiny_runs import weights
 import headway as hw
 from headway.app.cli import main as cli
 from headway.app.recipes import configured, open_task
+from headway.data.calendar import axis
 from headway.domains import recipe as find_recipe
 from headway.domains import scale_of
 from headway.domains.forecast.task import LEVELS, WindowCodec
 from headway.errors import UserError
 from headway.learn import Recipe
 from headway.learn.objectives.quantiles import Quantiles
+from headway.learn.report.charts import Panel, fans
+from headway.learn.report.page import shortfalls
 from headway.learn.scale import Pace, choose, computing
 from headway.metrics.forecasts import forecast_scores, seasonal_error, simple_forecasts
 
@@ -168,6 +171,26 @@ def test_a_run_forecasts_and_is_judged(run: Any, data: Path) -> None:
     assert hw.load(run.directory).evaluate(data)["samples"] == 131
 
 
+def test_forecasts_are_mixed_with_simple_ones(run: Any, data: Path) -> None:
+    """The forecasts of a network that has learned for 30 steps are no worse than exponential smoothing."""
+    scores, saved = run.summary["scores"], json.loads((run.directory / "forecast.json").read_text())["mixture"]
+    assert scores["mase"] <= 1.1 * min(scores["mase_naive"], scores["mase_smoothing"])
+    assert saved["errors"][0] > 1.1 * saved["errors"][1]  # the network alone would be worse
+    again = hw.load(run.directory).evaluate(split="test")
+    assert again["mase"] == pytest.approx(scores["mase"])
+    page = (run.directory / "report.html").read_text(encoding="utf-8")
+    assert f"{100 * saved['shares'][1]:.0f} % exponential smoothing" in page
+    alone = json.loads((run.directory / "forecast.json").read_text()) | {"mixture": None}
+    mixed = hw.load(run.directory).forecast(steps=20)[0]
+    (run.directory / "forecast.json").rename(run.directory / "kept.json")
+    (run.directory / "forecast.json").write_text(json.dumps(alone))
+    network = hw.load(run.directory).forecast(steps=20)[0]
+    (run.directory / "kept.json").replace(run.directory / "forecast.json")
+    expected = [0.05 * n + 3 * math.sin(2 * math.pi * n / 7) for n in range(200, 220)]
+    errors = [np.abs(np.diff(one.quantiles["q0.5"]) - np.diff(expected)).mean() for one in (mixed, network)]
+    assert errors[0] < errors[1]
+
+
 def test_more_steps_than_the_horizon_go_on_from_the_medians(run: Any) -> None:
     model = hw.load(run.directory)
     long, short = model.forecast(steps=40)[0], model.forecast()[0]
@@ -200,6 +223,37 @@ def test_the_command_writes_a_table_and_a_picture(run: Any, tmp_path: Path, caps
     assert "<svg" in picture.read_text(encoding="utf-8")
     assert cli.main(["forecast", str(run.directory)]) == cli.DONE
     assert "2023-07-20" in capsys.readouterr().out
+
+
+def test_a_report_names_the_better_simple_forecast() -> None:
+    scores = {"mase": 1.2, "mase_naive": 1.0, "mase_smoothing": 1.3}
+    (line,) = shortfalls(scores, ())
+    assert line == (
+        "The seasonal naive forecast is better on this split: its mean absolute scaled error is 1, "
+        "that of the forecasts 1.2."
+    )
+
+
+def test_pictures_have_dates_a_legend_and_no_empty_panel() -> None:
+    pytest.importorskip("matplotlib")
+    days = [f"{day:02}.01.2024" for day in range(1, 11)]
+    panels = [Panel(name, axis(days), np.arange(8.0), np.zeros((2, 9)), np.ones(2)) for name in "abc"]
+    figure = fans(panels)
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["a", "b", "c"]
+    assert type(figure.axes[0].xaxis.get_major_formatter()).__name__ == "ConciseDateFormatter"
+    told = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert told == ["quantiles 0.1 to 0.9", "quantiles 0.3 to 0.7", "median", "data"]
+
+
+def test_each_series_has_a_panel(tmp_path: Path) -> None:
+    several = windows(table(tmp_path / "x.csv", 120, x=lambda n: float(n), y=lambda n: n % 7 + 1.0)).examples
+    rows = several.latest(6)
+    assert [several.found[n].name for n in several.at.series[rows]] == ["x", "y"]
+    assert (several.at.steps[rows] == 106).all()
+    times = several.times(int(rows[0])).astype("datetime64[D]").astype(str)
+    assert (times[several.codec.context], times[-1]) == ("2023-04-17", "2023-04-30")
+    alone = windows(table(tmp_path / "y.csv", 400, x=lambda n: float(n))).examples
+    assert np.diff(alone.at.steps[alone.latest(6)]).tolist() == [14] * 3
 
 
 def test_what_cannot_be_forecast(run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

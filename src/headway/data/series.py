@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from headway.data.calendar import Calendar, by_months, read_time
+from headway.data.calendar import Calendar, Unit, by_months, months_of_years, read_time
+from headway.data.decimals import NumberColumn, read_numbers
 from headway.data.tables import TableRow, table_rows
-from headway.errors import UserError, nearest
+from headway.errors import UserError, logger, nearest
 
+_LOG = logger(__name__)
+_GERMAN = ("datum", "zeit", "zeitpunkt", "monat", "quartal", "woche", "tag", "stunde", "jahr")
+_ENGLISH = ("time", "date", "datetime", "timestamp", "ds", "month", "quarter", "week", "day", "hour", "year")
 _NAMES = {
-    "time": ("time", "date", "datetime", "timestamp", "ds", "month", "quarter", "week", "day", "hour", "year"),
+    "time": (*_ENGLISH, *_GERMAN),
     "series": ("series", "unique_id", "item_id", "id"),
-    "value": ("value", "y", "target"),
+    "value": ("value", "y", "target", "wert"),
 }
-_MISSING = ("", "nan", "na", "n/a", "null", "none", "nat")
+_COUNTS = ("", "rownames", "unnamed: 0", "index")  # columns in which programs number rows
 _LOOKED_AT = 100  # rows by which the kind of a column is told
+_NAMED = 4  # problems of a kind that a message names
 
 
 class Series(NamedTuple):
@@ -38,57 +42,93 @@ class SeriesColumns(NamedTuple):
     time: str | None
     series: str | None
     value: str | None
+    ignored: tuple[str, ...] = ()
+
+
+class Problem(NamedTuple):
+    """What cannot be read, and what to do."""
+
+    fact: str
+    remedy: str
+
+
+def refusal(problems: Sequence[Problem]) -> UserError:
+    """All problems in a line, the first ones of each kind by name."""
+    kinds: dict[str, list[str]] = {}
+    for problem in problems:
+        kinds.setdefault(problem.remedy, []).append(problem.fact)
+    parts = []
+    for remedy, facts in kinds.items():
+        more = f", and {len(facts) - _NAMED:,} more" if len(facts) > _NAMED else ""
+        parts.append(f"{', '.join(facts[:_NAMED])}{more}; {remedy}")
+    return UserError(". ".join(parts))
 
 
 def read_series(paths: Sequence[Path], named: SeriesColumns, fill: bool) -> tuple[list[Series], Calendar]:
     """All series, in the order in which they come. Where `fill` says so, what is missing within a series lies on the
-    line between its neighbours. UserErrors: no times, none that are equally far apart, text among values.
+    line between its neighbours. UserErrors, which name all of a kind: no times, none that are equally far apart, text
+    among values.
     """
     rows = list(table_rows(paths))
     columns = _columns(rows, named)
-    unit, ticks, written = _times(rows, columns.time or "")
+    problems: list[Problem] = []
+    unit, ticks, written = _times(rows, columns.time or "", problems)
     parts: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     if columns.series is None:
         for name in dict.fromkeys(name for row in rows for name in row.values):
-            if name != columns.time and columns.value in (None, name):
-                parts[name] = ticks, _numbers(rows, name)
+            if name != columns.time and name not in columns.ignored and columns.value in (None, name):
+                parts[name] = ticks, _numbers(rows, name, problems)
     else:
-        values = _numbers(rows, columns.value or "")
+        values = _numbers(rows, columns.value or "", problems)
         names = [str(row.values.get(columns.series)) for row in rows]
         of = {name: number for number, name in enumerate(dict.fromkeys(names))}
         places = np.array([of[name] for name in names])
         order = np.argsort(places, kind="stable")
         for name, some in zip(of, np.split(order, np.cumsum(np.bincount(places))[:-1])):
             parts[name] = ticks[some], values[some]
-    kept = {name: _sorted(name, *part, Calendar(unit, 1, written)) for name, part in parts.items()}
+    if problems:
+        raise refusal(problems)
+    kept = {name: _sorted(name, *part, Calendar(unit, 1, written), problems) for name, part in parts.items()}
+    if problems:
+        raise refusal(problems)
     gaps = [int(np.diff(times).min()) for times, _ in kept.values() if len(times) > 1]
     if not gaps:
         raise UserError(f"{rows[0].place} begins series of one value each, which have no steps; give more values")
     calendar = Calendar(unit, min(gaps), written)
-    return [_regular(name, *part, calendar, fill) for name, part in kept.items()], calendar
+    found = [_regular(name, *part, calendar, fill, problems) for name, part in kept.items()]
+    if problems:
+        raise refusal(problems)
+    return found, calendar
 
 
 def _columns(rows: Sequence[TableRow], named: SeriesColumns) -> SeriesColumns:
     """Which columns are what: as they are named, else by well-known names, else by what is in them."""
     names = list(dict.fromkeys(name for row in rows for name in row.values))
     some = rows[:_LOOKED_AT]
-    for use, name in named._asdict().items():
+    for use in ("time", "series", "value"):
+        name = getattr(named, use)
         if name is not None and name not in names:
             raise UserError(f"{rows[0].place} has no column {name!r} (task.{use}); {nearest(name, names)}")
     known = {use: next((n for n in names if n.lower() in _NAMES[use]), None) for use in _NAMES}
-    dates = [n for n in names if all((read_time(str(r.values.get(n))) or "n")[0][0] == "m" for r in some)]
+    dates = [n for n in names if all((read_time(str(r.values.get(n)).strip()) or "n")[0][0] == "m" for r in some)]
     time = named.time or known["time"] or (dates[0] if len(dates) == 1 else None)
     if time is None:
         raise UserError(
             f"{rows[0].place}: which of {', '.join(names[:8])} are the times is not clear; name it with task.time=NAME "
             "(an index of pandas becomes a column by reset_index)"
         )
-    others = [name for name in names if name != time]
-    texts = [n for n in others if n not in dates and any(_number(row.values.get(n)) is None for row in some)]
-    series = named.series or known["series"] or (texts[0] if len(texts) == 1 and len(others) > 1 else None)
+    counts = [name for name in names if name.lower() in _COUNTS and name not in (time, *named[:3])]
+    others = [name for name in names if name != time and name not in counts]
+    read = {name: read_numbers([row.values.get(name) for row in some]) for name in others}
+    texts = [n for n in others if n not in dates and 2 * len(read[n].wrong) > len(some)]
+    series = named.series or _series_column(rows, time, known["series"], texts, len(others))
     if series is None:
-        return SeriesColumns(time, None, named.value)
-    left = [name for name in others if name != series]
+        ignored = [name for name in (*texts, known["series"]) if name is not None and name != named.value]
+        ignored = ignored if set(others) - set(ignored) else []
+        for name in ignored:
+            _LOG.warning("the column %r names no series and is ignored; pass task.series=%s if it does", name, name)
+        return SeriesColumns(time, None, named.value, (*counts, *ignored))
+    left = [name for name in others if name != series and name not in texts]
     value = named.value or known["value"] or (left[0] if len(left) == 1 else None)
     if value is None:
         raise UserError(
@@ -98,80 +138,91 @@ def _columns(rows: Sequence[TableRow], named: SeriesColumns) -> SeriesColumns:
     return SeriesColumns(time, series, value)
 
 
-def _number(value: Any) -> float | None:
-    """A number, NaN for what is missing; None for anything else."""
-    if value is None or (isinstance(value, str) and value.strip().lower() in _MISSING):
-        return math.nan
-    try:
-        found = None if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError, OverflowError):  # the last for whole numbers of 400 digits
+def _series_column(
+    rows: Sequence[TableRow], time: str, known: str | None, texts: Sequence[str], others: int
+) -> str | None:
+    """The column that tells series apart: with it no time comes twice, and without it one does. A column of a
+    well-known name does, too, unless it numbers the rows.
+    """
+    times = [str(row.values.get(time)) for row in rows]
+    if known is not None:
+        numbers = {str(row.values.get(known)) for row in rows}
+        return None if len(rows) > 1 and len(numbers) == len(set(times)) == len(rows) else known
+    if len(set(times)) == len(times) or others < 2:
         return None
-    return None if found is None or math.isinf(found) else found
+    for name in texts:
+        pairs = {(when, str(row.values.get(name))) for when, row in zip(times, rows)}
+        if len(pairs) == len(rows):
+            return name
+    return texts[0] if len(texts) == 1 else None
 
 
-def _numbers(rows: Sequence[TableRow], name: str) -> Float[np.ndarray, "N"]:
-    found = np.empty(len(rows))
-    for number, row in enumerate(rows):
-        value = _number(row.values.get(name))
-        if value is None:
-            raise UserError(
-                f"{row.place}: {name!r} is {row.values.get(name)!r}; give a number, or nothing for what is missing"
-            )
-        found[number] = value
-    return found
+def _numbers(rows: Sequence[TableRow], name: str, problems: list[Problem]) -> Float[np.ndarray, "N"]:
+    found: NumberColumn = read_numbers([row.values.get(name) for row in rows])
+    for row in found.wrong:
+        fact = f"{rows[row].place}: {name!r} is {rows[row].values.get(name)!r}"
+        problems.append(Problem(fact, "give a number, or nothing for what is missing"))
+    return found.values
 
 
-def _times(rows: Sequence[TableRow], name: str) -> tuple[Any, Int[np.ndarray, "N"], str]:
+def _times(rows: Sequence[TableRow], name: str, problems: list[Problem]) -> tuple[Unit, Int[np.ndarray, "N"], str]:
     """Unit and number of each row's time, and how times are written."""
     texts = [str(row.values.get(name)).strip() for row in rows]
+    years = months_of_years(texts)
+    if years is not None:
+        return "month", years, "1970-01"
     read = [read_time(text) for text in texts]
-    first = read[0]
-    wrong = next((n for n, time in enumerate(read) if time is None or first is None or time[0] != first[0]), None)
-    if wrong is not None or first is None:
-        raise UserError(
-            f"{rows[wrong or 0].place}: {name!r} is {texts[wrong or 0]!r}, "
-            + ("which is no time" if read[wrong or 0] is None else f"and the first is {texts[0]!r}")
-            + "; write all times alike, as in 2024-05-31, 2024-05-31 13:00, 2024-05, 2024Q2 or 2024"
-        )
+    first = next((number for number, time in enumerate(read) if time is not None), 0)
+    unit: Unit = "number"
+    unit, _ = read[first] or (unit, 0)
+    for row, time, text in zip(rows, read, texts):
+        if time is None or time[0] != unit:
+            why = "which is no time" if time is None else f"and the first is {texts[first]!r}"
+            remedy = "write all times alike, as in 2024-05-31, 31.05.2024, 2024-05-31 13:00, 2024-05, 2024Q2 or 2024"
+            problems.append(Problem(f"{row.place}: {name!r} is {text!r}, {why}", remedy))
+    if problems:
+        return unit, np.zeros(len(rows), np.int64), texts[first]
     ticks = np.array([time[1] for time in read if time is not None], np.int64)
-    months = by_months(ticks, texts) if first[0] == "microsecond" else None
-    return (first[0], ticks, texts[0]) if months is None else ("month", *months)
+    months = by_months(ticks, texts) if unit == "microsecond" else None
+    return (unit, ticks, texts[first]) if months is None else ("month", *months)
 
 
-def _sorted(name: str, ticks: np.ndarray, values: np.ndarray, calendar: Calendar) -> tuple[np.ndarray, np.ndarray]:
+def _sorted(
+    name: str, ticks: np.ndarray, values: np.ndarray, calendar: Calendar, problems: list[Problem]
+) -> tuple[np.ndarray, np.ndarray]:
     """In the order of time, from the first value that there is to the last."""
     order = np.argsort(ticks, kind="stable")
     ticks, values = ticks[order], values[order]
     there = np.flatnonzero(~np.isnan(values))
     if len(there) == 0:
-        raise UserError(f"the series {name!r} has no values; leave it out")
+        problems.append(Problem(f"the series {name!r} has no values", "leave it out"))
+        return ticks, values
     twice = np.flatnonzero(np.diff(ticks) == 0)
     if len(twice):
-        raise UserError(
-            f"the series {name!r} has two values at {calendar.text(int(ticks[twice[0]]))}; give one for each time, or "
-            "name the column that tells series apart with task.series=NAME"
-        )
+        fact = f"the series {name!r} has two values at {calendar.text(int(ticks[twice[0]]))}"
+        remedy = "give one for each time, or name the column that tells series apart with task.series=NAME"
+        problems.append(Problem(fact, remedy))
     return ticks[there[0] : there[-1] + 1], values[there[0] : there[-1] + 1]
 
 
-def _regular(name: str, ticks: np.ndarray, values: np.ndarray, calendar: Calendar, fill: bool) -> Series:
-    """A value for each step. UserError for unequal steps, and for gaps that are not to be filled."""
+def _regular(
+    name: str, ticks: np.ndarray, values: np.ndarray, calendar: Calendar, fill: bool, problems: list[Problem]
+) -> Series:
+    """A value for each step. Problems: unequal steps, and gaps that are not to be filled."""
     places, rest = np.divmod(ticks - ticks[0], calendar.step)
     if rest.any():
         one, other = (calendar.text(int(ticks[int(np.flatnonzero(rest)[0]) - back])) for back in (1, 0))
-        raise UserError(
-            f"the steps of {name!r} are unequal: from {one} to {other} is not a multiple of the shortest step of the "
-            "data; give values at equal steps of time"
-        )
+        fact = f"the steps of {name!r} are unequal: from {one} to {other} is not a multiple of the shortest step"
+        problems.append(Problem(fact, "give values at equal steps of time"))
     seen = ~np.isnan(values)
     missing = int(places[-1]) + 1 - int(seen.sum())
-    if missing and (not fill or missing > seen.sum()):
+    if not rest.any() and missing and (not fill or missing > seen.sum()):
         gap = next(n for n, place in enumerate(places[seen].tolist()) if place != n)
         few = missing <= seen.sum()
         remedy = "give them, or set task.fill=true" if few else "those are too many to fill; give them"
         first = calendar.text(int(ticks[0]) + gap * calendar.step)
-        raise UserError(f"the series {name!r} lacks {missing:,} values, the first at {first}; {remedy}")
-    every = np.arange(int(places[-1]) + 1)
+        problems.append(Problem(f"the series {name!r} lacks {missing:,} values, the first at {first}", remedy))
+    every = np.arange(int(places[-1]) + 1 if not problems else 1)
     return Series(name, int(ticks[0]), np.interp(every, places[seen], values[seen]), np.isin(every, places[seen]))
 
 

@@ -50,12 +50,18 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
         if args.picture is not None:
             import numpy as np
 
+            from headway.data.calendar import axis
             from headway.learn.report.charts import Panel, fans
 
             if len(found) > _SHOWN:
                 terminal.note(f"the picture has the first {_SHOWN} of {len(found):,} series")
             panels = [
-                Panel(f"{one.series} to {one.times[-1]}", np.array(one.past), np.array([*zip(*one.quantiles.values())]))
+                Panel(
+                    f"{one.series} to {one.times[-1]}",
+                    axis([*one.past_times, *one.times]),
+                    np.array(one.past),
+                    np.array([*zip(*one.quantiles.values())]),
+                )
                 for one in found[:_SHOWN]
             ]
             fans(panels).savefig(args.picture, dpi=150)

@@ -40,7 +40,8 @@ Progress = Callable[[float, float], None]  # seconds that are done, and seconds 
 
 @dataclass(frozen=True)
 class Segment:
-    """A piece of a transcript: its text from `start` to `end` in seconds, and its tokens, timestamps included.
+    """A piece of a transcript: its text from `start` to `end` in seconds, and its tokens, with timestamps where the
+    model wrote them.
 
     The other figures are of the whole window: the mean log probability of a token, the compression ratio of the text,
     the probability of no speech, and the temperature of sampling. `words` is empty unless word times were asked for.

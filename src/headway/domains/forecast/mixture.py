@@ -48,7 +48,8 @@ class ForecastMixture:
     errors: tuple[float, float, float]
 
     def __post_init__(self) -> None:
-        if min(self.shares) < 0 or abs(sum(self.shares) - 1) > 1e-3 or min(self.widths) <= 0:
+        shares = all(0 <= share <= 1 for share in self.shares) and abs(sum(self.shares) - 1) < 1e-3
+        if not shares or not all(0 < width <= _WIDEST for width in self.widths):
             found = f"the shares {self.shares} and the widths {self.widths}"
             raise ConfigError(f"a mixture has {found}; restore forecast.json from a copy")
 
@@ -67,14 +68,19 @@ class ForecastMixture:
         )
 
 
-def choose_mixture(simple: Forecasts, past: Observed, said: Forecasts, came: Observed) -> ForecastMixture:
+def choose_mixture(
+    simple: tuple[Float[np.ndarray, "M S Q"], Float[np.ndarray, "M S Q"]],
+    past: Observed,
+    said: Forecasts,
+    came: Observed,
+) -> ForecastMixture:
     """The mixture by windows of the validation part, `said` and `came`. How the simple forecasts are mixed depends on
-    those of training and validation, `simple` and `past`, as they have few parameters to fit to them.
+    those of training and validation, `simple` (smoothing, naive) and `past`: they have few parameters to fit to them.
 
     A share is the mean of all that are about as good as the best one. That of the network is less the fewer windows
     there are, and with the widths, which go with them to 1, a tenth of the values is beyond either edge.
     """
-    naive = _share(simple.smoothing, simple.naive, past)
+    naive = _share(*simple, past)
     both = (1 - naive) * said.smoothing + naive * said.naive
     apart = said.network.shape[0] / said.network.shape[1]
     network = _share(both, said.network, came) * apart / (apart + _NETWORK)
@@ -88,6 +94,8 @@ def choose_mixture(simple: Forecasts, past: Observed, said: Forecasts, came: Obs
 
 def _share(one: Float[np.ndarray, "N S Q"], other: Float[np.ndarray, "N S Q"], came: Observed) -> float:
     """That of the other."""
+    middle = one.shape[-1] // 2
+    one, other = (said[..., middle : middle + 1] for said in (one, other))
     errors = np.array([came.error((1 - share) * one + share * other) for share in _SHARES])
     return float(_SHARES[errors <= _CLOSE * errors.min()].mean())
 

@@ -24,13 +24,14 @@ from headway.learn.objectives.quantiles import Quantiles
 
 class Forecast(NamedTuple):
     """What comes after a series: `times` as the data write theirs, and `quantiles` by name ("q0.1", ..., "q0.9"; the
-    median is "q0.5"), a value a time each. `past` is what was read last.
+    median is "q0.5"), a value a time each. `past` is what was read last, and `past_times` are its times.
     """
 
     series: str
     times: list[str]
     quantiles: dict[str, list[float]]
     past: list[float]
+    past_times: list[str]
 
 
 @typed
@@ -50,7 +51,8 @@ def forecast(model: Handle, data: Data | None = None, steps: int | None = None) 
         held = f"the series {short.name!r} has {len(short.values):,} values"
         raise UserError(f"{held}, and the model reads {codec.context:,}; give more of it, or leave it out")
     count = codec.horizon if steps is None else steps
-    times = [[calendar.text(one.start + (len(one.values) + n) * calendar.step) for n in range(count)] for one in found]
+    around = range(-codec.context, count)
+    times = [[calendar.text(one.start + (len(one.values) + n) * calendar.step) for n in around] for one in found]
     past = first = np.stack([one.values[-codec.context :] for one in found])
     at = np.array([one.start // codec.step + len(one.values) for one in found])
     least, objective, said = np.array([flat(one.values) for one in found]), Quantiles(LEVELS), []
@@ -65,7 +67,10 @@ def forecast(model: Handle, data: Data | None = None, steps: int | None = None) 
             past = np.concatenate([past, said[-1][..., len(LEVELS) // 2]], 1)[:, -codec.context :]
     values = np.moveaxis(np.concatenate(said, 1), -1, 1).tolist()
     named = [dict(zip([f"q{level}" for level in LEVELS], some)) for some in values]
-    return [Forecast(*parts) for parts in zip([one.name for one in found], times, named, first.tolist())]
+    return [
+        Forecast(one.name, when[codec.context :], quantiles, before.tolist(), when[: codec.context])
+        for one, when, quantiles, before in zip(found, times, named, first)
+    ]
 
 
 def _simple(codec: WindowCodec, series: Sequence[np.ndarray], count: int) -> Float[np.ndarray, "2 N S Q"]:

@@ -13,10 +13,16 @@ from jaxtyping import Float, Int
 _VALUES = 2048  # of a series, its last ones, by which its form is chosen
 _CELLS = 1 << 22  # values that are smoothed at once
 _SEASONS, _FIRST = 4, 10  # seasons, or values where there are none, by which a series starts
-_LEVEL = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 0.999)
-_TREND = (0.02, 0.1, 0.3)  # shares of the level's weight
-_DAMPING = (0.9, 0.98, 1.0)
-_SEASON = (0.0, 0.05, 0.2, 0.5, 0.9)  # shares of what the level's weight leaves
+_MANY = 100  # series, of more of which fewer forms are tried
+# Weights of the level, those of the trend in shares of it, damping, and weights of the season in shares of what the
+# level's leaves.
+_FINE = (
+    (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 0.999),
+    (0.02, 0.1, 0.3),
+    (0.9, 0.98, 1.0),
+    (0.0, 0.05, 0.2, 0.5, 0.9),
+)
+_COARSE = ((0.05, 0.2, 0.6, 0.999), (0.1,), (0.98,), (0.0, 0.2, 0.7))
 _TINY = 1e-24  # of a mean square
 _MOST = 700.0  # logarithm of a forecast
 
@@ -75,11 +81,12 @@ class Smoothed(NamedTuple):
 
 def best_forms(series: Sequence[Float[np.ndarray, "N"]], season: int) -> list[SmoothingForm]:
     """The form of least AIC (Akaike 1974) of each series, by its last values."""
-    some = [values[-_VALUES:] for values in series]
+    some = [values[-_VALUES:] / (float(np.abs(values[-_VALUES:]).max()) or 1.0) for values in series]
     columns: list[tuple[int, SmoothingForm]] = []
     for number in sorted(range(len(some)), key=lambda number: -len(some[number])):
         for of_logarithms in (False, True)[: 1 + bool(some[number].min() > 0)]:
-            columns += [(number, form) for form in _forms(1 < season < len(some[number]) // 2, of_logarithms)]
+            seasonal = 1 < season < len(some[number]) // 2
+            columns += [(number, form) for form in _forms(len(some) > _MANY, seasonal, of_logarithms)]
     scores: list[dict[SmoothingForm, float]] = [{} for _ in some]
     at_once = max(1, _CELLS // (max(map(len, some)) + season))
     for begin in range(0, len(columns), at_once):
@@ -106,15 +113,15 @@ def smoothed(values: Float[np.ndarray, "N"], end: int, form: SmoothingForm, seas
     return Smoothed(form, season, float(np.sqrt(total / end)), *states)
 
 
-def _forms(seasonal: bool, of_logarithms: bool) -> list[SmoothingForm]:
+def _forms(coarse: bool, seasonal: bool, of_logarithms: bool) -> list[SmoothingForm]:
     """All that are tried, those without a season among them."""
-    found = []
-    for level, has_season in product(_LEVEL, (False, True)[: 1 + seasonal]):
-        for season in [share * (1 - level) for share in _SEASON] if has_season else [0.0]:
+    (levels, trends, dampings, seasons), found = _COARSE if coarse else _FINE, []
+    for level, has_season in product(levels, (False, True)[: 1 + seasonal]):
+        for season in [share * (1 - level) for share in seasons] if has_season else [0.0]:
             found.append(SmoothingForm(level, 0.0, 1.0, season, False, has_season, of_logarithms))
             found += [
                 SmoothingForm(level, level * trend, damping, season, True, has_season, of_logarithms)
-                for trend, damping in product(_TREND, _DAMPING)
+                for trend, damping in product(trends, dampings)
             ]
     return found
 

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from headway.config import dumps, from_dict, register
-from headway.data.calendar import Calendar
+from headway.data.calendar import Calendar, axis
 from headway.data.series import Series, SeriesColumns, ends, places, read_series
 from headway.data.splits import Splits
 from headway.domains.forecast.mixture import ForecastMixture, Forecasts, Observed, choose_mixture
@@ -244,8 +244,8 @@ class Windows(Continued):
         lengths = [int(ends[n]) if ends[n] > season else len(each) for n, each in zip(numbers, values)]
         forms = best_forms([each[:length] for each, length in zip(values, lengths)], season) if numbers else []
         for number, each, length, form in zip(numbers, values, lengths, forms):
-            both = (smoothed(each, length, one, season) for one in (form, self.codec.naive))
-            self._smoothed[number, late] = (*both,)  # type: ignore[assignment]
+            naive = smoothed(each, length, self.codec.naive, season)
+            self._smoothed[number, late] = smoothed(each, length, form, season), naive
 
     def final(self, rows: np.ndarray, said: np.ndarray) -> np.ndarray:
         mixture = self.codec.mixture
@@ -263,10 +263,8 @@ class Windows(Continued):
             return Observed(known.after, known.there, scales[self.at.series[some]])
 
         before = spread(np.concatenate([self.splits.rows("train"), rows]), _JUDGED)
-        smoothing, naive = self.simple(before)
-        mixture = choose_mixture(
-            Forecasts(naive, smoothing, naive), came(before), Forecasts(said, *self.simple(rows)), came(rows)
-        )
+        found = Forecasts(said, *self.simple(rows))
+        mixture = choose_mixture(self.simple(before), came(before), found, came(rows))
         self.codec = replace(self.codec, mixture=mixture)
         return str(mixture)
 
@@ -288,6 +286,18 @@ class Windows(Continued):
         assert isinstance(model, TransformerConfig)  # as the task has seen
         embed = replace(cast(StatesEmbedConfig, model.embed), states=NumbersConfig(self.codec.numbers))
         return replace(model, embed=embed, context=self.codec.context // self.codec.patch)
+
+    def latest(self, count: int) -> np.ndarray:
+        rows = self.splits.rows(self.final_split)[::-1]
+        if len(self.found) > 1:
+            _, first = np.unique(self.at.series[rows], return_index=True)
+            return rows[first][spread(np.arange(len(first)), count)]
+        return rows[:: self.horizon][:count][::-1]
+
+    def times(self, row: int) -> np.ndarray:
+        steps = self.at.steps[row] + np.arange(-self.codec.context, self.horizon)
+        ticks = self.found[self.at.series[row]].start + steps * self.codec.step
+        return axis(map(self.calendar.text, ticks.tolist()))
 
     def shown(self, row: int) -> str:
         one = self.found[self.at.series[row]]

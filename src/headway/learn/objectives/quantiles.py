@@ -9,7 +9,7 @@ from typing import Any, Generic, NamedTuple, TypeVar, cast
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
 from headway.learn.examples import Batch, Numbered, Selected
@@ -47,6 +47,16 @@ class Continued(Numbered):
 
     def scaled(self, rows: np.ndarray, said: Float[np.ndarray, "B S Q"]) -> Float[np.ndarray, "B S Q"]:
         """What is said of rows, in the scale of the data."""
+        raise NotImplementedError
+
+    def latest(self, count: int) -> np.ndarray:
+        """Rows of the split that is judged last, one of each of so many series; of a single series several that do not
+        overlap.
+        """
+        raise NotImplementedError
+
+    def times(self, row: int) -> Shaped[np.ndarray, "C+S"]:
+        """Those of the numbers before and after, as a picture's axis has them."""
         raise NotImplementedError
 
     def final(self, rows: np.ndarray, said: Float[np.ndarray, "B S Q"]) -> Float[np.ndarray, "B S Q"]:
@@ -152,11 +162,12 @@ class Quantiles(Objective[C], Generic[C]):
         ]
 
     def pictures(self, model: nn.Module, examples: C) -> list[Picture]:
-        """Some held-out forecasts beside what came."""
-        rows = examples.spread(_DRAWN)
+        """The last held-out forecasts of series next to what came."""
+        rows = examples.latest(_DRAWN)
         said, known = self.forecasts(model, examples, rows), examples.around(rows)
         panels = [
-            Panel(examples.shown(row), known.before[n], said[n], known.after[n]) for n, row in enumerate(rows.tolist())
+            Panel(examples.shown(row), examples.times(row), known.before[n], said[n], known.after[n])
+            for n, row in enumerate(rows.tolist())
         ]
-        caption = "black what came; blue the median, and the bands from 0.1 to 0.9 and from 0.3 to 0.7"
+        caption = "held-out values (black) and forecasts of them (blue) from the last value before"
         return [Picture("Forecasts", caption, fans(panels), wide=True)] if drawable() else []

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 
 from headway.errors import UserError
 
@@ -242,9 +242,10 @@ _BLUE = "#2563c9"
 
 
 class Panel(NamedTuple):
-    """What is drawn of a series."""
+    """What is drawn of a series. `times` are those of the past and the forecast, numbers or dates."""
 
     title: str
+    times: Shaped[np.ndarray, "C+S"]
     past: Float[np.ndarray, "C"]
     said: Float[np.ndarray, "S Q"]
     came: Float[np.ndarray, "S"] | None = None
@@ -256,21 +257,37 @@ def drawable() -> bool:
 
 
 def fans(panels: Sequence[Panel]) -> Figure:
-    """A panel for each, two in a row; steps count from the last value before the forecast."""
+    """A panel for each, two in a row, and a legend for all."""
     if not drawable():
         raise UserError("pictures of forecasts need matplotlib; pip install 'headway[report]' and try again")
+    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     down, across = -(-len(panels) // 2), min(2, len(panels))
-    figure = Figure(figsize=(5 * across, 2.4 * down), layout="constrained")
-    for axes, panel in zip(figure.subplots(down, across, squeeze=False).flat, panels):
-        ahead, before = np.arange(1, len(panel.said) + 1), np.arange(1 - len(panel.past), 1)
-        for edge in (0, 2):
-            axes.fill_between(ahead, panel.said[:, edge], panel.said[:, -1 - edge], color=_BLUE, alpha=0.2, linewidth=0)
-        axes.plot(ahead, panel.said[:, panel.said.shape[1] // 2], color=_BLUE)
-        came = panel.came if panel.came is not None else panel.past[:0]
-        axes.plot(np.append(before, ahead[: len(came)]), np.append(panel.past, came), color="black", linewidth=1)
+    figure = Figure(figsize=(10, 2.4 * down + 0.4), layout="constrained")
+    every = list(figure.subplots(down, across, squeeze=False).flat)
+    for axes, panel in zip(every, panels):
+        middle, last = panel.said.shape[1] // 2, len(panel.past) - 1
+        for edge, alpha, name in ((0, 0.2, "0.1 to 0.9"), (2, 0.35, "0.3 to 0.7")):
+            low, high = panel.said[:, edge], panel.said[:, -1 - edge]
+            ahead, name = panel.times[last + 1 :], f"quantiles {name}"
+            axes.fill_between(ahead, low, high, color=_BLUE, alpha=alpha, linewidth=0, label=name)
+        axes.plot(panel.times[last:], np.append(panel.past[-1:], panel.said[:, middle]), color=_BLUE, label="median")
+        known = panel.past if panel.came is None else np.append(panel.past, panel.came)
+        axes.plot(panel.times[: len(known)], known, color="black", linewidth=1, label="data")
         axes.set_title(panel.title.replace("$", r"\$"), fontsize=9, loc="left")
         axes.tick_params(labelsize=8)
         axes.spines[["top", "right"]].set_visible(False)
+        if panel.times.dtype.kind == "M":
+            places = AutoDateLocator(minticks=3, maxticks=6)
+            axes.xaxis.set_major_locator(places)
+            axes.xaxis.set_major_formatter(ConciseDateFormatter(places))
+            axes.xaxis.get_offset_text().set_fontsize(8)
+        else:
+            axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    for axes in every[len(panels) :]:
+        axes.remove()
+    handles, names = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
     return figure

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import functools
 import io
+import math
 import re
 import struct
 import zlib
@@ -241,6 +242,10 @@ def shortfalls(scores: Mapping[str, Any], samples: Sequence[Mapping[str, str]]) 
         )
     if max(scores.get("wer") or 0, scores.get("per") or 0) > 1:
         yield "An error rate is above 100 %, as more is written than there is to be said: each extra word is an error."
+    for method, name in (("mase_naive", "The seasonal naive forecast"), ("mase_smoothing", "Exponential smoothing")):
+        if scores.get("mase", 0.0) > scores.get(method, math.inf):
+            errors = f"{short(scores[method])}, that of the forecasts {short(scores['mase'])}"
+            yield f"{name} is better on this split: its mean absolute scaled error is {errors}."
     if scores.get("exact_match") == 0:
         yield "Exact match is 0: no answer is right to the letter."
     if scores.get("rare_f1") == 0:
