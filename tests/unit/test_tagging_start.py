@@ -140,9 +140,10 @@ def test_layers_are_chosen_by_as_many_words_as_there_is_room_for(
 ) -> None:
     task = begin_task(configured("tagging", nouns, SPLIT, None, start), tmp_path)
     model: Any = open_start(str(start)).model
-    vectors = tagging._word_vectors(model, task.examples.of("train").some(100), range(3))
+    samples: Any = task.examples.of("train").some(100)
+    vectors = tagging._word_vectors(model, samples, range(3))
     assert [layer.shape for layer in vectors.layers] == 3 * [(len(vectors.tags), 32)]
     assert {task.depth(model, 100) for _ in range(2)} == {2}
     monkeypatch.setattr(tagging, "_ROOM", vectors.layers[0].numel())
-    few = tagging._word_vectors(model, task.examples.of("train").some(100), range(3))
+    few = tagging._word_vectors(model, samples, range(3))
     assert 0.2 < len(few.tags) / len(vectors.tags) < 0.5
