@@ -158,6 +158,8 @@ class Tags(Objective[TaggedSentences]):
         """
         encoder = cast(Transformer, model)
         layers = range(len(encoder.stack.blocks))
+        if encoder.stack.width != encoder.stack.width_in:  # so that the norm fits the last layer alone
+            return None
         train, validation = (_word_vectors(encoder, examples.of(side).some(limit), layers) for side in _FITTED)
         losses = []
         for layer in layers:
