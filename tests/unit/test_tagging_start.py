@@ -14,8 +14,10 @@ import torch
 import headway as hw
 from headway.app.fitting import tune
 from headway.app.recipes import begin_task, configured
+from headway.domains.understanding import tagging
 from headway.formats.native import load_model, save_model
-from headway.learn.budget import Clock
+from headway.learn import Trainer
+from headway.learn.budget import Clock, Speed
 from headway.learn.start import open_start
 
 MODEL = {"model.width": 32, "model.depth": 3, "model.heads": 2, "model.dropout": 0.0}
@@ -115,10 +117,33 @@ def test_the_head_starts_as_a_regression_on_the_words_vectors(nouns: Path, start
     assert (first[4096]["step"], first[0]["step"]) == (0, 1)
     assert first[4096]["f1"] > 0.9
     assert first[0]["f1"] < 0.5
+    hw.train(tmp_path / "4096/recipe.json", run=tmp_path / "again", progress=False, samples=0)
+    model = "model.safetensors"
+    assert (tmp_path / "again" / model).read_bytes() == (tmp_path / "4096" / model).read_bytes()
 
 
-def test_the_same_layers_are_chosen_again(nouns: Path, start: Path, tmp_path: Path) -> None:
-    recipe = configured("tagging", nouns, SPLIT, None, start)
-    task = begin_task(recipe, tmp_path)
-    model = open_start(str(start)).model
+def test_a_plan_leaves_time_to_fit_the_head(nouns: Path, start: Path, tmp_path: Path) -> None:
+    settings = {**SPLIT, "train.linear_probe": 50}
+    recipe = configured("tagging", nouns, settings, None, start)
+    task = begin_task(recipe, tmp_path / "none")
+    trainer = Trainer(recipe, task, tmp_path / "run", minutes=1.0, progress=False)
+    speed = Speed(step=0.1, evaluation=3.0)
+    assert trainer._fitting_seconds(speed) == 0.0
+    trainer.run.fresh = ("heads.tags.project.weight",)
+    held_out = task.count("validation")
+    assert held_out > 50
+    assert trainer._fitting_seconds(speed) == pytest.approx(3.0 + 3.0 * 100 / held_out)
+
+
+def test_layers_are_chosen_by_as_many_words_as_there_is_room_for(
+    nouns: Path, start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = begin_task(configured("tagging", nouns, SPLIT, None, start), tmp_path)
+    model: Any = open_start(str(start)).model
+    samples: Any = task.examples.of("train").some(100)
+    vectors = tagging._word_vectors(model, samples, range(3))
+    assert [layer.shape for layer in vectors.layers] == 3 * [(len(vectors.tags), 32)]
     assert {task.depth(model, 100) for _ in range(2)} == {2}
+    monkeypatch.setattr(tagging, "_ROOM", vectors.layers[0].numel())
+    few = tagging._word_vectors(model, samples, range(3))
+    assert 0.2 < len(few.tags) / len(vectors.tags) < 0.5

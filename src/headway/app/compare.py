@@ -28,7 +28,7 @@ from headway.learn import Recipe, Task, UserInterrupt, measure_of, unit_of
 from headway.learn.budget import Clock, check_minutes
 from headway.learn.fingerprint import differences, fingerprint
 from headway.learn.journal import duration
-from headway.learn.page import figure, heading, is_rate, points, scaled, title
+from headway.learn.page import figure, heading, is_rate, points, run_title, scaled, title
 from headway.learn.precision import Precision, choose
 from headway.learn.recipe import difference
 from headway.learn.records import read_metrics
@@ -466,7 +466,7 @@ def sections(comparison: Comparison, command: str) -> Sections:
     losses = {result.variant.name: points(_lines(result, "training"), "loss", "seconds") for result in results}
     name, share = heading(goal), is_rate(goal)
     return Sections(
-        title=f"{comparison.recipe.name} compared",
+        title=run_title(comparison.directory, f"{comparison.recipe.name} compared"),
         subtitle=f"{comparison.recipe.description}; {', '.join(comparison.settings)}",
         curves=[
             Picture(name, f"best validation; {better} is better", bar_chart(means, title(goal), spread, share=share)),

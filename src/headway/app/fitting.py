@@ -282,7 +282,7 @@ def _fresh(recipe: Recipe) -> tuple[str, ...]:
 
 
 _PROBED_SHARE = 0.03  # of the time is spent on the choice of layers
-_FEWEST_PROBED, _MOST_PROBED = 100, 1000  # samples
+_FEWEST_PROBED, _MOST_PROBED = 100, 500  # samples
 
 
 def _shallower(

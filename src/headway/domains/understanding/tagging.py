@@ -35,6 +35,7 @@ from headway.nn.parts.projection import Projection
 HEAD = "tags"
 _FITTED = ("train", "validation")  # the splits that a linear head is fitted to and chosen by
 _STRENGTHS, _ITERATIONS = (3.0, 10.0, 30.0), 60  # of that regression
+_ROOM = 1 << 26  # numbers in the vectors that it reads
 _AS_GOOD = 1.03  # times the least validation loss of a linear head
 
 
@@ -157,6 +158,8 @@ class Tags(Objective[TaggedSentences]):
         """
         encoder = cast(Transformer, model)
         layers = range(len(encoder.stack.blocks))
+        if encoder.stack.width != encoder.stack.width_in:  # so that the norm fits the last layer alone
+            return None
         train, validation = (_word_vectors(encoder, examples.of(side).some(limit), layers) for side in _FITTED)
         losses = []
         for layer in layers:
@@ -230,7 +233,11 @@ class WordVectors(NamedTuple):
 
 
 def _word_vectors(encoder: Transformer, samples: Selected, layers: Sequence[int]) -> WordVectors:
-    """The vectors of all words of samples, as a head reads them that is put on each of `layers`."""
+    """The vectors of the words of samples, as a head reads them that is put on each of `layers`; of as many samples as
+    there is room for.
+    """
+    words = (cast(TaggedSentences, samples.examples).places[samples.rows] >= 0).sum() / max(1, len(samples))
+    samples = samples.some(max(1, int(_ROOM / (max(1.0, words) * encoder.config.width * len(layers)))))
     outputs: dict[int, Tensor] = {}
     vectors, tags = [list[Tensor]() for _ in layers], list[Tensor]()
     hooks = [encoder.stack.blocks[layer].register_forward_hook(partial(_store, outputs, layer)) for layer in layers]
