@@ -33,7 +33,7 @@ from headway.learn.precision import Precision, choose
 from headway.learn.recipe import difference
 from headway.learn.records import read_metrics
 from headway.learn.report import Picture, Sections, available, bar_chart, line_chart, write_report
-from headway.learn.report.charts import Points
+from headway.learn.report.charts import Points, shorten
 from headway.learn.report.page import HOW_TO_INSTALL
 from headway.learn.run import RunDirectory, free_directory
 from headway.nn.models import outline
@@ -43,6 +43,7 @@ FILE = "compare.json"  # what is compared, in the directory of a comparison
 CODECS = "codecs"  # those of its task configs, in the order of the variants
 _PRECISION = "train.precision"
 _UNEVEN = 0.1  # part of the longest time by which another may be shorter before that is a caution
+_NAME = 40  # characters of a variant's name in tables
 _PAGE = 0.6  # seconds for the page of a comparison
 
 
@@ -131,7 +132,7 @@ class Comparison:
         """`table` for people: rates in per cent, few digits."""
         scored = {f"{part} {title(self.goal)}" for part in ("validation", "test")} | {"lowest", "highest"}
         write = {name: lambda value: figure(self.goal, value) for name in scored}
-        write["size"] = lambda value: f"{value:.1%}"
+        write |= {"size": lambda value: f"{value:.1%}", "variant": lambda name: shorten(name, _NAME)}
         return [
             {name: write[name](value) if name in write else value for name, value in row.items()}
             for row in self.table()

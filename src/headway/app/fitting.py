@@ -41,7 +41,7 @@ from headway.learn.scale import (
     shape_of,
     with_user,
 )
-from headway.learn.start import agree, keep_symbols, open_start, tuned
+from headway.learn.start import Tuned, agree, keep_symbols, open_start, tuned
 from headway.nn.models import describe, outline
 
 _SHARE, _LEAST, _MOST = 0.003, 0.15, 2.0  # of the time goes into measuring one size, but within these seconds
@@ -219,20 +219,39 @@ def tune(
     scale = scale_of(recipe.name)
     if scale is None or recipe.start is None:
         return None
-    task, processes = begin_task(recipe, directory), Processes(device)
-    known = replace(recipe, model=keep_symbols(task.adapt(recipe.model), recipe.model))
-    model = outline(known.model)
-    fresh = agree(model, open_start(recipe.start).model, recipe.start).fresh
-    pace = _timed(known, model, task, processes, scale.batch, minutes, fresh)
-    seconds = processes.tell(_BEFORE * 60 * minutes - clock.worked())
-    row = recipe.task.context or 1 if scale.batch == "train.batch_tokens" else 1
-    found = tuned(task.count("train"), scale.amount(task), pace, seconds, scale.batch, row)
-    chosen = replace(with_user(recipe, found.settings, user), reasons=(found.reason,))
+    task = begin_task(recipe, directory)
+    chosen, found = _tuned(recipe, scale, task, user, minutes, clock, device)
     most = None if _endless(task, user) else found.useful
     if chosen.train == recipe.train:
         return Fitted(chosen, task, most)
     task.close()
     return Fitted(chosen, begin_task(chosen, directory), most)
+
+
+def _tuned(
+    recipe: Recipe,
+    scale: Scale,
+    task: Task,
+    user: Mapping[str, Any],
+    minutes: float,
+    clock: Clock,
+    device: torch.device,
+) -> tuple[Recipe, Tuned]:
+    """A generic recipe that begins from a model, with the batches that suit the samples and the time, and its plan."""
+    processes = Processes(device)
+    known = replace(recipe, model=keep_symbols(task.adapt(recipe.model), recipe.model))
+    pace = _timed(known, outline(known.model), task, processes, scale.batch, minutes, _fresh(known))
+    seconds = processes.tell(_BEFORE * 60 * minutes - clock.worked())
+    row = recipe.task.context or 1 if scale.batch == "train.batch_tokens" else 1
+    found = tuned(task.count("train"), scale.amount(task), pace, seconds, scale.batch, row)
+    return replace(with_user(recipe, found.settings, user), reasons=(found.reason,)), found
+
+
+def _fresh(recipe: Recipe) -> tuple[str, ...]:
+    """The parameters that what a recipe starts from does not have; none of a recipe without a start."""
+    if recipe.start is None:
+        return ()
+    return agree(outline(recipe.model), open_start(recipe.start).model, recipe.start).fresh
 
 
 def _endless(task: Task, user: Mapping[str, Any]) -> bool:
@@ -334,16 +353,20 @@ class _Fixed:
         spent: float,
     ) -> None:
         clock, processes, scale = Clock(spent), Processes(device), scale_of(recipe.name)
+        self.most: int | None = None
         with TemporaryDirectory() as folder:
-            known = tune(recipe, user, min(minutes), Clock(), device, Path(folder))
-            recipe, task, self.most = known or Fitted(recipe, begin_task(recipe, Path(folder)))
+            task = begin_task(recipe, Path(folder))
             try:
+                if scale is not None and recipe.start is not None:
+                    recipe, found = _tuned(recipe, scale, task, user, min(minutes), Clock(), device)
+                    self.most = None if _endless(task, user) else found.useful
+                    task.close()
+                    task = begin_task(recipe, Path(folder))
                 adapted = task.adapt(recipe.model)
                 self.recipe = replace(
                     recipe, model=adapted if recipe.start is None else keep_symbols(adapted, recipe.model)
                 )
-                model = outline(self.recipe.model)
-                fresh = () if recipe.start is None else agree(model, open_start(recipe.start).model, recipe.start).fresh
+                model, fresh = outline(self.recipe.model), _fresh(self.recipe)
                 self.parameters = describe(model)["parameters"]
                 precision, _ = choose_precision(self.recipe.train.precision, model, device)
                 check_memory(self.recipe, model, fresh, device)
@@ -366,7 +389,7 @@ class _Fixed:
         times = f"a step takes {digits(self.speed.step)} s, an evaluation {digits(self.speed.evaluation)} s"
         return Plan(
             minutes,
-            (*self.recipe.reasons[:-1], "; ".join([*reasons, times])),
+            ("; ".join([*reasons, times]),),
             self.parameters,
             width,
             layers,

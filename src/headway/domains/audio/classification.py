@@ -157,9 +157,9 @@ class SoundClasses(Classes[LabelledSounds]):
 
     def pictures(self, model: nn.Module, examples: LabelledSounds) -> list[Picture]:
         """What is taken for what on the split that is judged last, and two sounds as they are heard."""
-        logits, right = self.logits(model, examples.of(examples.final_split))
+        found = self.predicted(model, examples)
         shown = [(examples.shown(row), examples.take(np.array([row])).inputs[0][0]) for row in examples.spread(2)]
-        return class_pictures(examples.labels, right.numpy(), logits.argmax(-1).numpy(), shown)
+        return class_pictures(examples.labels, found.right, found.said, shown)
 
 
 def windowed(sound: Float[Tensor, "N"], frames: int, bands: int) -> Float[Tensor, "T M"]:

@@ -111,9 +111,7 @@ _SHOWN = 12  # images
 
 def pictures(task: ImageClasses, images: Images, model: Transformer) -> list[Picture]:
     """What is taken for what in the split that is judged last, and some of its images, half of them mistaken."""
-    samples = images.of(images.final_split)
-    rows, (logits, classes) = samples.rows, task.logits(model, samples)
-    said, right = logits.argmax(-1).numpy(), classes.numpy()
+    _, _, rows, said, right = task.predicted(model, images)
     wrong = rows[said != right]
     chosen = np.sort(
         np.concatenate([examples.spread(wrong, _SHOWN // 2), examples.spread(rows[said == right], _SHOWN // 2)])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar, cast
+from typing import Any, Generic, Literal, NamedTuple, TypeVar, cast
 
 import numpy as np
 import torch
@@ -122,6 +122,16 @@ class Classified(Numbered):
         save_labels(directory, self.labels)
 
 
+class Predicted(NamedTuple):
+    """What a model predicts of N samples of a split, by their rows, and what is right: numbers of classes."""
+
+    model: nn.Module
+    split: str
+    rows: Int[np.ndarray, "N"]
+    said: Int[np.ndarray, "N"]
+    right: Int[np.ndarray, "N"]
+
+
 C = TypeVar("C", bound=Classified)
 
 
@@ -135,6 +145,7 @@ class Classes(Objective[C], Generic[C]):
 
     def __init__(self, unit: str, smoothing: float = 0.0) -> None:
         self.unit, self.smoothing = unit, smoothing
+        self._evaluated: Predicted | None = None  # last
 
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Loss]:
         logits = cast(Transformer, model).output(HEAD, *batch.inputs)
@@ -181,7 +192,9 @@ class Classes(Objective[C], Generic[C]):
 
     def judge(self, model: nn.Module, examples: C, split: str, limit: int | None = None) -> dict[str, Any]:
         """Loss (nats a sample, without smoothing), accuracy and macro F1 over a split, or `limit` samples of it."""
-        logits, right = self.logits(model, examples.of(split).some(limit))
+        some = examples.of(split).some(limit)
+        logits, right = self.logits(model, some)
+        self._evaluated = Predicted(model, split, some.rows, logits.argmax(-1).numpy(), right.numpy())
         nats = float(F.cross_entropy(logits, right))
         return {"loss": nats, **class_scores(logits.argmax(-1).numpy(), right.numpy())}
 
@@ -196,9 +209,15 @@ class Classes(Objective[C], Generic[C]):
 
     def pictures(self, model: nn.Module, examples: C) -> list[Picture]:
         """What is taken for what on the split that is judged last."""
-        split = examples.final_split
-        logits, right = self.logits(model, examples.of(split))
-        return confusions(right.numpy(), logits.argmax(-1).numpy(), examples.labels, f"{split} {self.unit}s")
+        found = self.predicted(model, examples)
+        return confusions(found.right, found.said, examples.labels, f"{found.split} {self.unit}s")
+
+    def predicted(self, model: nn.Module, examples: C) -> Predicted:
+        """The classes of the final split: those of the samples that the score of this model is of, or of all."""
+        if self._evaluated is None or self._evaluated[:2] != (model, examples.final_split):
+            self.judge(model, examples, examples.final_split)
+        assert self._evaluated is not None
+        return self._evaluated
 
 
 def _stated(named: np.ndarray) -> str:
