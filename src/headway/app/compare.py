@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +19,7 @@ from headway.app.recipes import configured, named
 from headway.app.variants import Tasks, Variant, variants
 from headway.card import Card, shows
 from headway.config import from_dict, override, to_dict
-from headway.errors import UserError
+from headway.errors import UserError, logger, notices_once
 from headway.formats.durable import read_json, write_json
 from headway.given import shown, typed
 from headway.in_memory import Data, kept
@@ -39,6 +38,7 @@ from headway.learn.run import RunDirectory, free_directory
 from headway.nn.models import outline
 from headway.outputs import check_tree
 
+_LOG = logger(__name__)
 FILE = "compare.json"  # what is compared, in the directory of a comparison
 CODECS = "codecs"  # those of its task configs, in the order of the variants
 _PRECISION = "train.precision"
@@ -139,6 +139,7 @@ class Comparison:
         ]
 
 
+@notices_once()
 @typed
 def compare(
     recipe: str | Path | Recipe,
@@ -414,7 +415,7 @@ def _reported(found: Comparison, command: str) -> Comparison:
     """A comparison with its page, where the extra for pages is installed."""
     if available():
         return replace(found, report=write_report(found.directory, sections(found, command)))
-    print(HOW_TO_INSTALL, file=sys.stderr, flush=True)
+    _LOG.warning(HOW_TO_INSTALL)
     return found
 
 
