@@ -169,16 +169,21 @@ def measure(
     evaluation = meter.evaluation("validation", recipe.train.evaluate_limit)
     if not judged:
         return Speed(*processes.tell([each, evaluation]))
-    final, played = _final(meter, seconds), task.showing() * evaluation
-    plays = played > 0 or isinstance(task.examples, Explored)
-    shown = played + _PLAYED if plays else meter.samples(samples) + _PAGE
+    each_final, played = _each_final(meter, seconds), task.showing() * evaluation
+    if played > 0 or isinstance(task.examples, Explored):
+        shown = played + _PLAYED
+    elif FEW * each_final > _FINAL_MEASURED * seconds:  # its samples are written as slowly
+        shown = samples * each_final + _PAGE
+    else:
+        shown = meter.samples(samples) + _PAGE
+    final = each_final * task.count(task.final_split)
     ending = min(final, _FINAL_SHARE * seconds) + shown
     return Speed(*processes.tell([each, evaluation, ending, final]))
 
 
-def _final(meter: Meter, seconds: float) -> float:
-    """Seconds for an evaluation of all of the final split, from some of its samples. A model that has learnt nothing
-    may take longer, as it may write without end.
+def _each_final(meter: Meter, seconds: float) -> float:
+    """Seconds for the evaluation of a sample of the final split, from some of them. A model that has learnt nothing may
+    take longer, as it may write without end.
     """
     split = meter.task.final_split
     count = meter.task.count(split)
@@ -187,7 +192,7 @@ def _final(meter: Meter, seconds: float) -> float:
     more = min(count, int(some * _FINAL_MEASURED * seconds / max(took, 1e-9)))
     if more > 2 * some:
         some, took = more, meter.evaluation(split, more)
-    return took * count / max(1, some)
+    return took / max(1, some)
 
 
 def plan(train: TrainConfig, speed: Speed, seconds: float) -> TrainConfig:
