@@ -21,7 +21,7 @@ from headway.learn import (
     TrainConfig,
     WSDConfig,
 )
-from headway.learn.budget import Clock, Revision, Speed, TimeBudget, plan, planned
+from headway.learn.budget import Clock, Revision, Speed, TimeBudget, _evaluating, plan, planned
 from headway.learn.journal import Live, Plain, Silent, open_display
 from headway.learn.loop import Loop
 from headway.nn.models import TransformerConfig
@@ -130,6 +130,23 @@ def test_an_evaluation_tells_how_long_the_final_one_will_take() -> None:
     assert budget.speed == Speed(0.1, 1.5, 9.5, 7.5)
     budget.evaluated(6.0)
     assert budget.speed == Speed(0.1, 6.0, 12.0, 30.0)
+
+
+@pytest.mark.parametrize(("each", "asked"), [(0.05, [64]), (0.0005, [64, 2000]), (0.00001, [64, 381])])
+def test_quick_evaluations_are_timed_by_more_samples(each: float, asked: list[int]) -> None:
+    """As the first few take longer than their part of many: here 0.1 s more."""
+    counts: list[int] = []
+
+    def evaluation(split: str, count: int) -> float:
+        counts.append(count)
+        return 0.1 * (count <= 64 and each < 0.01) + count * each
+
+    meter = SimpleNamespace(task=SimpleNamespace(count=lambda split: 4500), evaluation=evaluation)
+    found = _evaluating(cast(Any, meter), "test", None, 411.0 if each == 0.0005 else 60.0)
+    assert found == pytest.approx(4500 * each)
+    assert counts == pytest.approx(asked, rel=0.01)
+    assert _evaluating(cast(Any, meter), "test", 40, 60.0) == pytest.approx(40 * each, abs=0.11)
+    assert counts[len(asked) :] == [40]
 
 
 def test_another_plan_is_told_once_when_it_has_settled(monkeypatch: pytest.MonkeyPatch) -> None:
