@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import difflib
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
@@ -35,7 +36,28 @@ def _one_line(record: logging.LogRecord) -> bool:
     line = record.getMessage()
     if not line.isprintable():
         record.msg, record.args = printable(line), None
-    return True
+    if _noticed is None:
+        return True
+    new = line not in _noticed
+    _noticed.add(line)
+    return new
+
+
+_noticed: set[str] | None = None  # lines that were logged, where each comes once
+
+
+@contextmanager
+def notices_once() -> Iterator[None]:
+    """Inside, a line that is logged again is left out: data are opened several times before they are trained on."""
+    global _noticed
+    if _noticed is not None:
+        yield
+        return
+    _noticed = set()
+    try:
+        yield
+    finally:
+        _noticed = None
 
 
 class UserError(Exception):

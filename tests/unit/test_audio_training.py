@@ -267,6 +267,12 @@ def test_files_and_samples_are_classified(run: Path, tmp_path: Path, capsys: pyt
     assert cli.main(["classify", str(run), *map(str, files), "--json"]) == 0
     said = json.loads(capsys.readouterr().out.splitlines()[-1])["results"]
     assert [next(iter(row["labels"])) for row in said] == ["low", "high"]
+    (tmp_path / "notes.txt").write_text("nothing", encoding="utf-8")
+    assert cli.main(["classify", str(run), str(tmp_path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["results"] == said
+    (tmp_path / "empty").mkdir()
+    assert cli.main(["classify", str(run), str(tmp_path / "empty")]) == 2
+    assert "empty holds no sounds (.wav, .flac" in capsys.readouterr().err
 
 
 def test_what_cannot_be_classified_is_said(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

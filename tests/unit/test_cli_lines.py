@@ -86,5 +86,8 @@ def test_a_file_that_is_given_as_a_text_is_refused(
         (tmp_path / name).write_text("text\nred\n", encoding="utf-8")
         assert cli.main(["classify", str(run), str(tmp_path / name)]) == cli.USER_ERROR
         assert f"{tmp_path / name} is a file, and this model reads texts; {remedy}" in capsys.readouterr().err
+    assert cli.main(["classify", str(run), "none.csv"]) == cli.USER_ERROR
+    assert "there is no file none.csv, and this model reads texts" in capsys.readouterr().err
+    assert cli.main(["classify", str(run), "I wrote to none.csv"]) == cli.DONE
     assert cli.main(["classify", str(run), str(tmp_path)]) == cli.USER_ERROR
     assert f"{tmp_path} is a folder, and this model reads texts" in capsys.readouterr().err

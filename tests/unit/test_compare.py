@@ -215,6 +215,22 @@ def test_rows_in_memory_are_compared_and_kept_for_resuming(tmp_path: Path) -> No
     assert not (tmp_path / "d").exists()
 
 
+def test_a_notice_about_the_data_comes_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The data are opened for each model that is sized, and for each run."""
+    vision_data = pytest.importorskip("vision_data", reason="pillow is not installed")
+    images = tmp_path / "images"
+    images.mkdir()
+    data = vision_data.colours(images)
+    next(images.rglob("*.png")).with_name("notes.txt").write_text("nothing", encoding="utf-8")
+    recipe = vision_data.tiny(**{"train.steps": 1, "model.depth": 1})
+    for place in ("a", "b"):
+        compare(recipe, {"optim.lr": [0.1, 0.2]}, data, run=tmp_path / place, device="cpu")
+        assert sum("are no images and left out (1 .txt)" in record.message for record in caplog.records) == 1
+        caplog.clear()
+
+
 # Comparisons that go on
 
 

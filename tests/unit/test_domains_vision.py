@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -128,6 +129,22 @@ def test_the_command_line_classifies_files(folder: Path, files: list[str], capsy
     results = json.loads(capsys.readouterr().out.splitlines()[-1])["results"]
     assert [each["item"] for each in results] == files[:2]
     assert all(len(each["labels"]) == 2 and each["labels"].keys() <= set(LABELS) for each in results)
+
+
+def test_attention_is_drawn_at_a_size_one_can_see(
+    folder: Path, files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever the size of the image, and as wide as the labels below it."""
+    (tmp_path / "one").mkdir()
+    shutil.copy(files[0], tmp_path / "one")
+    for item in (files[0], str(tmp_path / "one")):
+        assert cli.main(["classify", str(folder), item, "--attention", str(tmp_path / "drawn.png")]) == cli.DONE
+        height, width, _ = read_image(str(tmp_path / "drawn.png")).shape
+        assert min(height, width // 2) >= 448
+    pixels, weights = np.zeros((8, 8, 3), np.uint8), np.ones((2, 2))
+    assert vision.Look(pixels, weights).beside(["label " * 40]).shape[1] > width
+    assert cli.main(["classify", str(folder), *files[:2], "--attention", str(tmp_path / "two.png")]) == cli.USER_ERROR
+    assert "--attention draws one image, and 2 are given; give one" in capsys.readouterr().err
 
 
 def test_show_tells_of_images(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

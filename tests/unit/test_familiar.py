@@ -57,7 +57,7 @@ def test_a_translator_says_so_once(
     assert json.loads(told.out)["beyond"] == []
     monkeypatch.setattr("sys.stdin", StringIO(""))
     assert cli.main(ask) == cli.USER_ERROR
-    assert "there is no line to translate; give some" in capsys.readouterr().err
+    assert "there is no line to translate; pass a text" in capsys.readouterr().err
     monkeypatch.setattr("sys.stdin", StringIO("Привет мир\n" + "one two three " * 5 + "\n"))
     assert cli.main(ask) == cli.DONE
     told = capsys.readouterr()

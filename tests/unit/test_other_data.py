@@ -342,16 +342,16 @@ def test_a_comparison_goes_on_with_no_other_data(
     settings = [f"{key}={value}" for key, value in (*SETTINGS.items(), ("model.width", 16), ("model.depth", 1))]
     settings += ["model.heads=1", "optim.lr=0.001,0.002"]
     words = ["compare", "text", "--data", str(play), "--set", *settings, "--run", str(tmp_path / "all"), "--resume"]
-    begin: Any = import_module("headway.app.compare")._trial
+    begin: Any = import_module("headway.app.compare").train
     begun: list[Path] = []
 
-    def one(recipe: Recipe, task: Any, place: Path, *given: Any) -> Any:
-        begun.append(place)
+    def one(recipe: Recipe, **given: Any) -> Any:
+        begun.append(given["run"])
         if len(begun) == 2:
             raise KeyboardInterrupt
-        return begin(recipe, task, place, *given)
+        return begin(recipe, **given)
 
-    monkeypatch.setattr("headway.app.compare._trial", one)
+    monkeypatch.setattr("headway.app.compare.train", one)
     for name in ("compare", "api"):  # no pages
         monkeypatch.setattr(f"headway.app.{name}.available", lambda: False)
     assert main(words) == INTERRUPTED

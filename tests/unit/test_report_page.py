@@ -19,6 +19,7 @@ from headway.learn.report import (
     Stroke,
     Tile,
     bar_chart,
+    charts,
     heatmap,
     line_chart,
     tiled,
@@ -255,3 +256,21 @@ def test_parts_of_a_metric_share_its_chart_and_rates_are_in_per_cent() -> None:
     assert "recall at 1 de" in str(found[0].figure)
     assert is_rate("neighbour_at_5")
     assert not is_rate("perplexity")
+
+
+def test_long_names_are_shortened_in_the_middle() -> None:
+    """Where they often agree at the start and differ at the end."""
+    names = [f"balance_not_updated_after_{kind}_deposit" for kind in ("cheque", "cash")]
+    assert charts.shorten(names[0], 22) == "balance_not…ue_deposit"
+    assert [len(charts.shorten(name, 22)) for name in names] == [22, 22]
+    assert charts.shorten("short", 5) == "short"
+    assert [charts.shorten("longer", most) for most in (1, 2, 5)] == ["…", "l…", "lo…er"]
+
+
+def test_intervals_have_the_digits_of_their_width() -> None:
+    assert charts.between(0.8650999765351874, 0.9179936473489658) == "0.865 to 0.918"
+    assert charts.between(0.8650999765351874, 0.9179936473489658, share=True) == "86.5 to 91.8 %"
+    assert charts.between(0.3, 0.72, share=True) == "30 to 72 %"
+    assert charts.between(1234.5, 2345.6) == "1,234 to 2,346"
+    assert charts.between(0.41234567, 0.41236789) == "0.412346 to 0.412368"
+    assert charts.between(0.5, 0.5, share=True) == "50 %"

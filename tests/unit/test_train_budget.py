@@ -21,7 +21,7 @@ from headway.learn import (
     TrainConfig,
     WSDConfig,
 )
-from headway.learn.budget import Clock, Revision, Speed, TimeBudget, plan, planned
+from headway.learn.budget import Clock, Revision, Speed, TimeBudget, _evaluating, plan, planned
 from headway.learn.journal import Live, Plain, Silent, open_display
 from headway.learn.loop import Loop
 from headway.nn.models import TransformerConfig
@@ -132,6 +132,23 @@ def test_an_evaluation_tells_how_long_the_final_one_will_take() -> None:
     assert budget.speed == Speed(0.1, 6.0, 12.0, 30.0)
 
 
+@pytest.mark.parametrize(("each", "asked"), [(0.05, [64]), (0.0005, [64, 2000]), (0.00001, [64, 381])])
+def test_quick_evaluations_are_timed_by_more_samples(each: float, asked: list[int]) -> None:
+    """As the first few take longer than their part of many: here 0.1 s more."""
+    counts: list[int] = []
+
+    def evaluation(split: str, count: int) -> float:
+        counts.append(count)
+        return 0.1 * (count <= 64 and each < 0.01) + count * each
+
+    meter = SimpleNamespace(task=SimpleNamespace(count=lambda split: 4500), evaluation=evaluation)
+    found = _evaluating(cast(Any, meter), "test", None, 411.0 if each == 0.0005 else 60.0)
+    assert found == pytest.approx(4500 * each)
+    assert counts == pytest.approx(asked, rel=0.01)
+    assert _evaluating(cast(Any, meter), "test", 40, 60.0) == pytest.approx(40 * each, abs=0.11)
+    assert counts[len(asked) :] == [40]
+
+
 def test_another_plan_is_told_once_when_it_has_settled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not while it changes from look to look; what changes later is seen in the progress line."""
     monkeypatch.setattr("headway.learn.loop.to_dict", lambda recipe: recipe)
@@ -143,12 +160,12 @@ def test_another_plan_is_told_once_when_it_has_settled(monkeypatch: pytest.Monke
     run.processes = SimpleNamespace(tell=lambda found: found)
     run.adopt = lambda found: setattr(run, "recipe", found)
     loop = Loop(cast(Any, run), cast(Any, journal), cast(Any, None))
-    for steps in (1000, 700, 560, 450, 455, 440, 900, 890, 880):
+    for steps in (1000, 700, 710, 705, 450, 455, 440, 445, 900, 890, 880, 885):
         plan = None if steps == run.recipe.train.steps else Revision(steps, recipe.schedule, 100)
         loop._look(cast(Any, SimpleNamespace(revise=lambda *given, plan=plan: plan)))
-        assert bool(said) == (steps in (455, 440, 900, 890, 880))
-    assert said == ["455 steps fit into the time instead of 1,000, by the speed so far"]
-    assert lines == [700, 560, 450, 455, 440, 900, 890, 880]
+        assert bool(said) == (steps in (445, 900, 890, 880, 885))
+    assert said == ["445 steps fit into the time instead of 1,000, by the speed so far"]
+    assert lines == [700, 710, 705, 450, 455, 440, 445, 900, 890, 880, 885]
 
 
 def test_evaluations_that_were_made_stay_where_they_are() -> None:

@@ -17,7 +17,7 @@ from headway.app.loading import find_device, load
 from headway.app.model import Model
 from headway.app.recipes import begin_task, configured, named, recorded
 from headway.codecs import published_codec
-from headway.errors import UserError
+from headway.errors import UserError, logger, notices_once
 from headway.evaluation import open_task
 from headway.formats.native import save_model
 from headway.formats.open import Opened
@@ -33,9 +33,12 @@ from headway.learn.report import Picture, heatmap
 from headway.learn.report.page import HOW_TO_INSTALL, available
 from headway.learn.run import RunDirectory
 
+_LOG = logger(__name__)
+
 __all__ = ["Model", "Plan", "find_device", "load", "plan", "train"]
 
 
+@notices_once()
 @typed
 def train(
     recipe: str | Path | Recipe,
@@ -119,6 +122,7 @@ def train(
             return ended if judged else _finish(ended, trainer.run.task, samples, progress, trainer.left())
 
 
+@notices_once()
 @typed
 def plan(
     recipe: str | Path | Recipe,
@@ -204,7 +208,7 @@ def _finish(run: Run, task: Task, count: int, progress: bool, left: float | None
     if available():
         run.summary["report"] = str(report_run(run, task.pictures(run.model) or _attention(run)))
     elif progress:
-        print(HOW_TO_INSTALL, file=sys.stderr, flush=True)
+        _LOG.warning(HOW_TO_INSTALL)
     RunDirectory(run.directory).write_status(run.summary)
     return run
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +19,7 @@ from headway.app.recipes import configured, named
 from headway.app.variants import Tasks, Variant, variants
 from headway.card import Card, shows
 from headway.config import from_dict, override, to_dict
-from headway.errors import UserError
+from headway.errors import UserError, logger, notices_once
 from headway.formats.durable import read_json, write_json
 from headway.given import shown, typed
 from headway.in_memory import Data, kept
@@ -33,16 +32,18 @@ from headway.learn.precision import Precision, choose
 from headway.learn.recipe import difference
 from headway.learn.records import read_metrics
 from headway.learn.report import Picture, Sections, available, bar_chart, line_chart, write_report
-from headway.learn.report.charts import Points
+from headway.learn.report.charts import Points, shorten
 from headway.learn.report.page import HOW_TO_INSTALL
 from headway.learn.run import RunDirectory, free_directory
 from headway.nn.models import outline
 from headway.outputs import check_tree
 
+_LOG = logger(__name__)
 FILE = "compare.json"  # what is compared, in the directory of a comparison
 CODECS = "codecs"  # those of its task configs, in the order of the variants
 _PRECISION = "train.precision"
 _UNEVEN = 0.1  # part of the longest time by which another may be shorter before that is a caution
+_NAME = 40  # characters of a variant's name in tables
 _PAGE = 0.6  # seconds for the page of a comparison
 
 
@@ -131,13 +132,14 @@ class Comparison:
         """`table` for people: rates in per cent, few digits."""
         scored = {f"{part} {title(self.goal)}" for part in ("validation", "test")} | {"lowest", "highest"}
         write = {name: lambda value: figure(self.goal, value) for name in scored}
-        write["size"] = lambda value: f"{value:.1%}"
+        write |= {"size": lambda value: f"{value:.1%}", "variant": lambda name: shorten(name, _NAME)}
         return [
             {name: write[name](value) if name in write else value for name, value in row.items()}
             for row in self.table()
         ]
 
 
+@notices_once()
 @typed
 def compare(
     recipe: str | Path | Recipe,
@@ -413,7 +415,7 @@ def _reported(found: Comparison, command: str) -> Comparison:
     """A comparison with its page, where the extra for pages is installed."""
     if available():
         return replace(found, report=write_report(found.directory, sections(found, command)))
-    print(HOW_TO_INSTALL, file=sys.stderr, flush=True)
+    _LOG.warning(HOW_TO_INSTALL)
     return found
 
 

@@ -22,6 +22,7 @@ _OTHERS = {
     "source": ("source", "src", "input", "text", "original"),
     "target": ("target", "tgt", "translation", "output", "label", "reference"),
 }  # fmt: skip
+USES = tuple(_OTHERS)
 
 
 def check_header(where: str, names: Sequence[str], places: str = "columns") -> None:

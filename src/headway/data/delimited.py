@@ -11,6 +11,7 @@ from contextlib import suppress
 from itertools import chain
 
 from headway.data.files import File, lines
+from headway.data.spreadsheets import sheet_rows
 from headway.errors import UserError
 from headway.received import exceeded, limits
 
@@ -21,12 +22,14 @@ _LONG = threading.Lock()  # held while csv's limit of a field, which is the proc
 
 
 def delimited(file: File) -> Iterator[Row]:
-    """The rows of a .csv (RFC 4180) or .tsv, blank ones left out.
+    """The rows of a .csv (RFC 4180) or .tsv, or of the first sheet of a .xlsx, blank ones left out.
 
     What parts the columns of a .csv is what its first line has most of: commas, semicolons or TABs. A .tsv whose header
     is in quotes has them as a .csv has. In any other one a field is in quotes where these are needed, as writers of csv
     have them: around a TAB, a line break, or quotes that are doubled. All other quotes are part of the text.
     """
+    if file.kind == ".xlsx":
+        return sheet_rows(file)
     source = lines(file)
     header = next(source, "")
     if file.kind != ".tsv":

@@ -17,6 +17,7 @@ from headway.received import DAMAGE, HUB, exceeded, expanded, hub_confirmed, lim
 
 COMPRESSIONS = (".gz", ".xz", ".zst")
 ARCHIVES = (".zip", ".tar")
+_SHEETS = (".xlsx", ".xls", ".xlsm", ".ods")
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,8 @@ def find_files(path: Path, kinds: Collection[str], apart: Collection[Path] = ())
         return _in_folder(path, kinds, apart)
     check_file(path)
     if kind_of(path.name) not in kinds:
+        if kind_of(path.name) in _SHEETS:
+            raise UserError(f"{path} is a spreadsheet; save it as .csv (UTF-8): {readable(kinds)}")
         raise UserError(f"{path} has an unknown extension {kind_of(path.name)!r}; {readable(kinds)}")
     return [File(path, side=stated_side(path.name))]
 

@@ -1,4 +1,4 @@
-"""Tables of the user's: .csv, .tsv and .jsonl files whose columns are named, and CoNLL's."""
+"""Tables of the user's: .csv, .tsv, .jsonl and .xlsx files whose columns are named, and CoNLL's."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from headway.data.columns import check_header, likely, suggestion
+from headway.data.columns import USES, check_header, likely, suggestion
 from headway.data.delimited import delimited
 from headway.data.files import File, find_files, honoured, lines
 from headway.data.splits import side_number
@@ -130,7 +131,11 @@ def _columns(file: File, number: int, line: str) -> tuple[str, str]:
     return word, tag
 
 
-TABLE_KINDS = (".csv", ".tsv", ".jsonl")
+_NUMBER = re.compile(r"[-+]?\d+([.,]\d+)?")
+_LONG_NAME = 40  # characters, which no column's name has
+_LOOKED_AT = 200  # rows by which a missing header is told
+
+TABLE_KINDS = (".csv", ".tsv", ".jsonl", ".xlsx")
 
 
 @dataclass(frozen=True)
@@ -174,7 +179,7 @@ def read_table(
     what is not UTF-8, no rows at all.
     """
     if not paths:
-        raise UserError("no files of texts are given; name at least one .csv, .tsv or .jsonl")
+        raise UserError("no files of texts are given; name at least one .csv, .tsv, .jsonl or .xlsx")
     files = honoured([file for path in paths for file in find_files(place_of(path), TABLE_KINDS)])
     wanted = {use: name for use, name in columns.items() if use not in optional or name in _header(files[0])}
     flags = () if answer is None else _flags(files[0], wanted, answer)
@@ -290,6 +295,11 @@ def _rows(file: File, wanted: Mapping[str, str], missing: str) -> Iterator[tuple
         return
     rows = delimited(file)
     header = [name.strip() for name in next(rows, (0, []))[1]]
+    if not all(name in header for name in wanted.values()) and _is_row(file, header):
+        raise UserError(
+            f"{file} has no header: its first line is {', '.join(header)[:60]!r}; write the names of the columns above "
+            f"it, as in {_named(file, header, wanted)}"
+        )
     check_header(str(file), header)
     _check_names(str(file), "column", header, wanted, missing)
     for line, values in rows:
@@ -298,6 +308,32 @@ def _rows(file: File, wanted: Mapping[str, str], missing: str) -> Iterator[tuple
             remedy = "write one TAB between columns" if file.kind == ".tsv" else quotes
             raise UserError(f"{file}, line {line} has {len(values)} columns and the header {len(header)}; {remedy}")
         yield line, dict(zip(header, values))
+
+
+def _is_row(file: File, header: Sequence[str]) -> bool:
+    """Whether the first line of a table is a row like the others: a value comes again in its column, or none of them is
+    a usual name, and one is a number or a long text.
+    """
+    rows = [row for _, row in islice(delimited(file), 1, _LOOKED_AT) if len(row) == len(header)]
+    if any(name and name in (row[place].strip() for row in rows) for place, name in enumerate(header)):
+        return True
+    usual = any(likely(use, header) is not None for use in USES)
+    return not usual and any(_NUMBER.fullmatch(name) or len(name) > _LONG_NAME for name in header)
+
+
+def _named(file: File, header: Sequence[str], wanted: Mapping[str, str]) -> str:
+    """A header that fits: the longest texts are the texts, and the label is what few values say."""
+    rows = [row for _, row in islice(delimited(file), _LOOKED_AT) if len(row) == len(header)]
+    columns = [[row[place] for row in rows] for place in range(len(header))]
+    names = [f"column{number}" for number in range(1, len(header) + 1)]
+    free = sorted(range(len(header)), key=lambda place: -sum(map(len, columns[place])))
+    uses = sorted(wanted, key="label".__eq__)
+    for use in uses:
+        if use == "label" and free:
+            free.sort(key=lambda place: len(set(columns[place])))
+        if free:
+            names[free.pop(0)] = wanted[use]
+    return ",".join(names)
 
 
 def _check_names(

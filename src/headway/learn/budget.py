@@ -36,8 +36,8 @@ _LOOKS = 12  # a plan is looked at after such a part of what is left
 _PAGE = 0.8  # seconds for pictures and the page
 _PLAYED = 2.0  # and for samples and page where they are not timed before, as they would play
 _FINAL_SHARE = 0.1  # of the time: the most that the evaluation on the final split takes
-_FINAL_MEASURED = 0.01  # of the time goes into measuring how long that takes, but at least
-FEW = 64  # samples of it are evaluated
+_MEASURED = 0.01  # of the time goes into measuring how long an evaluation takes, but at least
+FEW = 64  # samples are evaluated
 _NAP = 20.0  # times as long as the others, and these seconds: a step in which the machine was asleep, or stopped
 _NAP_SECONDS = 5.0
 
@@ -167,25 +167,31 @@ def measure(
     """
     meter = Meter(recipe, fresh, task, processes, precision)
     each = meter.each(min(max(_SHARE * seconds, _LEAST), _MOST))
-    evaluation = meter.evaluation("validation", recipe.train.evaluate_limit)
+    evaluation = _evaluating(meter, "validation", recipe.train.evaluate_limit, seconds)
     if not judged:
         return Speed(*processes.tell([each, evaluation]))
-    final, played = _final(meter, seconds), task.showing() * evaluation
-    plays = played > 0 or isinstance(task.examples, Explored)
-    shown = played + _PLAYED if plays else meter.samples(samples) + _PAGE
+    final, played = _evaluating(meter, task.final_split, None, seconds), task.showing() * evaluation
+    each_final = final / max(1, task.count(task.final_split))
+    if played > 0 or isinstance(task.examples, Explored):
+        shown = played + _PLAYED
+    elif FEW * each_final > _MEASURED * seconds:  # its samples are written as slowly
+        shown = samples * each_final + _PAGE
+    else:
+        shown = meter.samples(samples) + _PAGE
     ending = min(final, _FINAL_SHARE * seconds) + shown
     return Speed(*processes.tell([each, evaluation, ending, final]))
 
 
-def _final(meter: Meter, seconds: float) -> float:
-    """Seconds for an evaluation of all of the final split, from some of its samples. A model that has learnt nothing
-    may take longer, as it may write without end.
+def _evaluating(meter: Meter, split: str, limit: int | None, seconds: float) -> float:
+    """Seconds for an evaluation of at most `limit` samples of a split, from a few of them or, if these are quick, from
+    as many as take a hundredth of all `seconds`. A model that has learnt nothing may take longer than one that has, as
+    it may write without end.
     """
-    split = meter.task.final_split
     count = meter.task.count(split)
+    count = count if limit is None else min(limit, count)
     some = min(FEW, count)
     took = meter.evaluation(split, some)
-    more = min(count, int(some * _FINAL_MEASURED * seconds / max(took, 1e-9)))
+    more = min(count, int(some * _MEASURED * seconds / max(took, 1e-9)))
     if more > 2 * some:
         some, took = more, meter.evaluation(split, more)
     return took * count / max(1, some)

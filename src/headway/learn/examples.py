@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
@@ -181,6 +182,10 @@ class Examples:
         """The splits that there may be."""
         return (*SIDES, "all")
 
+    def limited(self, split: str, limit: int | None) -> Self:
+        """The same examples, of which a split has no more than the `limit` samples that an evaluation takes."""
+        return self
+
     @property
     def remarks(self) -> tuple[str, ...]:
         """What was changed or left out of the data as they were read, in sentences for the report."""
@@ -277,6 +282,11 @@ class Numbered(Examples):
 
     def of(self, split: str) -> Selected:
         return Selected(self, self.numbers(split))
+
+    def limited(self, split: str, limit: int | None) -> Self:
+        some, found = self.some(self.numbers(split), limit), copy(self)
+        found.splits = self.splits._replace(sides={**self.splits.sides, split: some})
+        return found
 
     @property
     def remarks(self) -> tuple[str, ...]:

@@ -80,7 +80,7 @@ class Interrupts:
 # seen then.
 Foretell = Callable[[float, int, float, float], LossForecast]
 _EARLY = 0.05  # of a run, before which nothing is foretold
-_TOLD = 0.1  # a plan that changes by less has settled; one that differs by more from the first is told
+_TOLD, _SETTLED = 0.1, 3  # a plan that changed by less at so many looks is told if it differs by more from the first
 
 
 class Loop:
@@ -96,6 +96,7 @@ class Loop:
         self.foretell = foretell
         self._planned: int | None = run.recipe.train.steps  # at first; None once another number was told
         self._ended = False  # by an evaluation
+        self._steady = 0  # looks at the plan since it changed by much
 
     def train(self) -> None:
         """Train to the last step, or until no evaluation has been better for `train.patience` ones.
@@ -147,7 +148,8 @@ class Loop:
         """Plan anew by the speed since the last look."""
         before = self.run.recipe.train.steps
         steps, first = self._revise(budget), self._planned
-        if first is None or abs(steps - before) > _TOLD * before or abs(steps - first) <= _TOLD * first:
+        self._steady = self._steady + 1 if abs(steps - before) <= _TOLD * before else 0
+        if first is None or self._steady < _SETTLED or abs(steps - first) <= _TOLD * first:
             return
         self._planned = None  # it has settled, and is told once
         self.journal.display.say(f"{steps:,} steps fit into the time instead of {first:,}, by the speed so far")

@@ -12,7 +12,7 @@ from typing import Any
 from headway.config import to_dict
 from headway.learn import Run, measure_of, unit_of
 from headway.learn.journal import duration, epochs_text
-from headway.learn.report.charts import Points, line_chart, short
+from headway.learn.report.charts import Points, between, line_chart, short
 from headway.learn.report.page import Picture, Sections, shortfalls, write_report
 
 TITLES = {
@@ -266,7 +266,7 @@ def scores(final: Mapping[str, Any], best: Mapping[str, Any], measure: str) -> l
         interval = final.get(f"{name}_interval")
         row: dict[str, Any] = {"metric": f"loss, {measure}" if name == "loss" else title(name)}
         row[final.get("split", "test")] = figure(name, final[name]) if name in final else None
-        row["95 % interval"] = " to ".join(figure(name, edge) for edge in interval) if interval else None
+        row["95 % interval"] = between(*interval, share=is_rate(name)) if interval else None
         if final.get("split") != "validation":
             row["best validation"] = figure(name, best[name]) if name in best else None
         row["signature"] = final.get(f"{name}_signature")

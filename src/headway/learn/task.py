@@ -44,6 +44,7 @@ class Task:
         self.goal_better: Literal["min", "max"] = objective.goal_better
         self.unit, self.measure = objective.unit, objective.measure
         self.judges_start = objective.judges_start
+        self._evaluated: int | None = None  # the limit of the last evaluation on the final split
 
     @property
     def final_split(self) -> str:
@@ -70,6 +71,8 @@ class Task:
         return self.objective.loss(model, batch)
 
     def evaluate(self, model: nn.Module, split: str = "validation", limit: int | None = None) -> dict[str, Any]:
+        if split == self.final_split:
+            self._evaluated = limit
         return self.objective.judge(model, self.examples, split, limit)
 
     def strided(self, model: nn.Module, split: str, stride: int, limit: int | None = None) -> dict[str, Any]:
@@ -112,7 +115,9 @@ class Task:
         return self.objective.remark(model, self.examples)
 
     def pictures(self, model: nn.Module) -> list[Picture]:
-        return self.objective.pictures(model, self.examples)
+        """For the page of a run: of the samples that the score on the final split is of."""
+        examples = self.examples.limited(self.final_split, self._evaluated) if self._evaluated else self.examples
+        return self.objective.pictures(model, examples)
 
     def lengthening(self, scores: Mapping[str, Any]) -> float:
         return self.objective.lengthening(scores)

@@ -18,6 +18,8 @@ Failures = list[tuple[Any, UserError]]  # what could not be read, and why
 _AT_ONCE = 64  # items that are asked for together, between lines of output
 _NUMBERED = re.compile(r"^\w+ \d+ of \d+ ")  # how a message about one of several texts begins
 
+_FILE = re.compile(r"\S+\.(csv|tsv|jsonl|xlsx|txt)")
+
 
 def images(given: Sequence[str]) -> list[str]:
     """The images that are named, and those below folders that are, in order. UserError for a folder of none."""
@@ -47,10 +49,14 @@ def _below(given: Sequence[str], kinds: Sequence[str], what: str) -> list[str]:
 
 
 def texts(given: Sequence[str], command: str) -> list[str]:
-    """The texts that are given. UserError for one that names a file or a folder; `command` reads lines."""
-    name = next((name for name in given if os.path.exists(name)), None)
+    """The texts that are given. UserError for one that names a file or a folder, or a table that is not there;
+    `command` reads lines.
+    """
+    name = next((name for name in given if os.path.exists(name) or _FILE.fullmatch(name)), None)
     if name is None:
         return list(given)
+    if not os.path.exists(name):
+        raise UserError(f"there is no file {name}, and this model reads texts; pass texts, or lines: {command} < FILE")
     if os.path.isdir(name):
         raise UserError(f"{name} is a folder, and this model reads texts; pass texts, or lines: {command} < FILE")
     lines = f"pass its lines: {command} < {name}"

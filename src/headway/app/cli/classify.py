@@ -51,14 +51,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
     found: list[dict[str, Any]] = []
     failures: Failures = []
-    if args.attention and len(args.items) != 1:
-        raise UserError(f"--attention draws one image, and {len(args.items)} are given; give one")
     if args.attention and args.server is not None:
         raise UserError("--attention is drawn where the model is; leave it out, or --server")
     with torch_options(args):
         model = load(args)
         say = told_as_csv if args.format == "csv" else told
         items = _items(args, model)
+        if args.attention and len(items) != 1:
+            raise UserError(f"--attention draws one image, and {len(items)} are given; give one")
         ask = lambda some: model.classify(list(map(pair, some)) if args.pairs else some, truncate=args.truncate)  # noqa: E731
         for first, lines in [(None, items)] if items else numbered(sys.stdin):
             for line, probabilities in answers(lines, ask, failures, first=first):
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
             from headway.codecs.processor import write_image
 
             lines = [f"{name} {100 * share:.0f} %" for name, share in found[0]["labels"].items()]
-            write_image(model.look(args.items)[0].beside(lines), args.attention)
+            write_image(model.look(items)[0].beside(lines), args.attention)
     conclude({"results": found, "beyond": model.beyond}, failures, terminal)
 
 

@@ -49,11 +49,13 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
         terminal.note(
             f"evaluated on the {scores['split']} part of {', '.join(map(str, args.data))}; --split all takes all"
         )
+    from headway.learn.report.charts import between
+
     if "note" in scores:
         terminal.note(scores["note"])
     for name, value in scores.items():
         if name != "note":
-            terminal.say(f"{name}: {cell(value)}")
+            terminal.say(f"{name}: {between(*value) if name.endswith('_interval') else cell(value)}")
     others = (args.data, args.limit, args.stride, args.weights)
     if task is not None and scores["split"] == task.final_split and all(other is None for other in others):
         _record(model, task, scores, terminal)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from headway.learn.objectives.predictions import Prediction
 
 
-_LEAST = 224  # pixels of the shorter side of a picture
+_LEAST, _ALONE = 224, 448  # pixels of the shorter side of a picture, and of one that is a file of its own
 _GAP, _LINE = 8, 26  # pixels between two images, and of a line under them
 _COLD, _HOT = np.array([18, 24, 60]), np.array([255, 214, 70])
 
@@ -46,10 +46,12 @@ class Look:
         shapes = [" x ".join(map(str, array.shape[:2])) for array in (self.pixels, self.weights)]
         return Card("Look", {"pixels": shapes[0], "patches": shapes[1], "drawn by": "picture()"})
 
-    def picture(self) -> UInt8[np.ndarray, "h w 3"]:
-        """The image, dark where the model does not look and warm where it does; enlarged where it is small."""
+    def picture(self, least: int = _LEAST) -> UInt8[np.ndarray, "h w 3"]:
+        """The image, dark where the model does not look and warm where it does; enlarged until its shorter side has
+        `least` pixels.
+        """
         size = self.pixels.shape[:2]
-        scale = max(1, -(-_LEAST // min(size)))
+        scale = max(1, -(-least // min(size)))
         large = self.pixels.repeat(scale, 0).repeat(scale, 1).astype(np.float64)
         weights = torch.from_numpy(self.weights)[None, None]
         heat = torch.nn.functional.interpolate(weights, large.shape[:2], mode="bilinear")[0, 0].numpy()[..., None]
@@ -61,14 +63,17 @@ class Look:
         """The image as it is, to its right where the model looks, and under both some `lines` of text."""
         from PIL import Image, ImageDraw, ImageFont
 
-        heat = self.picture()
+        heat = self.picture(_ALONE)
         plain = np.asarray(
             Image.fromarray(self.pixels).resize((heat.shape[1], heat.shape[0]), Image.Resampling.NEAREST)
         )
         gap = np.full((len(heat), _GAP, 3), 255, np.uint8)
         both = np.concatenate([plain, gap, heat], axis=1)
-        band = Image.new("RGB", (both.shape[1], _GAP + _LINE * len(lines)), "white")
-        font, draw = ImageFont.load_default(0.7 * _LINE), ImageDraw.Draw(band)
+        font = ImageFont.load_default(0.7 * _LINE)
+        wide = max([both.shape[1], *(int(font.getlength(line)) + 2 * _GAP for line in lines)])
+        both = np.pad(both, ((0, 0), (0, wide - both.shape[1]), (0, 0)), constant_values=255)
+        band = Image.new("RGB", (wide, _GAP + _LINE * len(lines)), "white")
+        draw = ImageDraw.Draw(band)
         for number, line in enumerate(lines):
             draw.text((_GAP, _LINE * (number + 0.6)), line, "black", font, anchor="lm")
         return np.concatenate([both, np.asarray(band)])

@@ -233,9 +233,24 @@ def short(value: float, digits: int = 4) -> str:
     return f"{value:.{digits}g}"
 
 
+def between(low: float, high: float, share: bool = False) -> str:
+    """An interval with two significant digits of its width; a `share` in per cent."""
+    scale, unit = (100.0, " %") if share else (1.0, "")
+    width = scale * (high - low)
+    if not math.isfinite(width) or width <= 0:
+        return " to ".join(f"{short(scale * edge)}{unit}" for edge in dict.fromkeys((low, high)))
+    digits = max(0, 1 - math.floor(math.log10(width)))
+    return f"{scale * low:,.{digits}f} to {scale * high:,.{digits}f}{unit}"
+
+
 def shorten(text: str, most: int = 14) -> str:
-    """A text of at most `most` characters, with an ellipsis where it was longer."""
-    return text if len(text) <= most else text[: most - 1] + "…"
+    """A text of at most `most` characters, with an ellipsis in the middle where it was longer: names often differ at
+    their ends.
+    """
+    if len(text) <= most:
+        return text
+    end = (most - 1) // 2
+    return f"{text[: most - 1 - end]}…{text[len(text) - end :]}"
 
 
 _BLUE = "#2563c9"
