@@ -101,7 +101,7 @@ def train(
             minutes=minutes,
             clock=clock,
             judged=True,
-            foretell=foretelling(fitted.recipe, fitted.task),
+            foretell=foretelling(fitted.recipe),
             most=fitted.most,
             steps_alone=steps_alone,
         )

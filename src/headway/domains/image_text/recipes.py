@@ -199,6 +199,7 @@ class CaptionedScale(Scale):
     The law is that of images with classes, with less worth of what is repeated, as texts are not changed.
     """
 
+    fitted: bool = True
     law: Law = field(default_factory=lambda: Law(0.1, 6.3, 0.3, 10.5, 0.35, repeats=25.0, excess=15.0))
     batch: str = "train.batch_size"
     least: int = 16

@@ -78,6 +78,7 @@ _VOCABULARIES = ((3e5, 1000), (2e6, 2000), (8e6, 4000), (math.inf, 8192))  # cha
 class MaskedScale(Scale):
     """Vocabularies that grow with the text. A target is a hidden symbol; each reading of a text hides others."""
 
+    fitted: bool = True
     # Of texts, but that a hidden symbol is told from both sides: it is taken to be worth three that are read once.
     law: Law = field(default_factory=lambda: Law(2.0, 61.0, 0.34, 45.0, 0.28, 60.0, 15.0))
     least: int = 1024

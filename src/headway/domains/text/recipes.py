@@ -121,6 +121,7 @@ _VOCABULARIES = ((3e5, 512), (1.5e6, 1024), (8e6, 2048), (4e7, 4096), (2e8, 8192
 class TextScale(Scale):
     """Rows of 256 tokens, and vocabularies that grow with the text: each symbol is to be seen often."""
 
+    fitted: bool = True
     shapes: Shapes = _SHAPES
 
     def settle(self, recipe: Recipe, paths: Sequence[Path], minutes: float) -> Settled:
@@ -136,4 +137,4 @@ class TextScale(Scale):
         return {"model.dropout": 0.0 if read < 4 else 0.1 if read < 12 else 0.2 if read < 40 else 0.3}
 
 
-SCALES = {"text": TextScale(foretells=True)}
+SCALES = {"text": TextScale()}

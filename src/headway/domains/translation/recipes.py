@@ -175,6 +175,7 @@ class PairsScale(Scale):
     parameters on pairs of Tatoeba after two core-minutes and four (1.640, 2.172; 1.315, 1.565 nats).
     """
 
+    fitted: bool = True
     law: Law = field(default_factory=lambda: Law(floor=0.0, size=115.0, data=118.0))
     shapes: Shapes = _SHAPES
 
@@ -195,4 +196,4 @@ class PairsScale(Scale):
         return {"model.dropout": 0.0 if read < 4 else 0.1 if read < 10 else 0.2 if read < 25 else 0.25}
 
 
-SCALES = {"translation": PairsScale(foretells=True)}
+SCALES = {"translation": PairsScale()}

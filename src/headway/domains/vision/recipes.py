@@ -140,6 +140,7 @@ class VisionScale(Scale):
     clothes of 28 x 28 pixels.
     """
 
+    fitted: bool = True
     law: Law = field(default_factory=lambda: Law(0.1, 6.3, 0.3, 10.5, 0.35, repeats=40.0, excess=20.0))
     batch: str = "train.batch_size"
     least: int = 32
