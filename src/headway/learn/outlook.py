@@ -18,9 +18,9 @@ class LossForecast(NamedTuple):
 
 @dataclass(frozen=True)
 class Descent:
-    """How the validation loss of a domain's runs goes on to fall: by a factor of f^p after a share f of the steps, where
-    p is `own` plus `slope` times the slope that the training loss has there. Four of five runs had a p between `least`
-    less and `most` more than that. benchmarks/predictions.py fits both sides.
+    """How the validation loss of a domain's runs goes on to fall: by a factor of f^p after a share f of the steps,
+    with p `own` plus `slope` times the slope that the training loss has there. Four of five runs had a p between
+    `least` less and `most` more than that. benchmarks/predictions.py fits both sides.
     """
 
     own: float

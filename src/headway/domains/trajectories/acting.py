@@ -13,7 +13,7 @@ from torch import Tensor
 from headway.data.episodes import described
 from headway.domains.trajectories.codec import TrajectoryCodec
 from headway.environments import Copies, Returns, RowPolicy, played
-from headway.environments.playing import Watch
+from headway.environments.playing import EpisodeWatch
 from headway.errors import UserError
 from headway.generate.prompts import device_of, evaluating
 from headway.layout import Layout
@@ -170,7 +170,7 @@ def play(
     copies: Copies,
     target: float,
     seeds: Sequence[int],
-    watch: Watch | None = None,
+    watch: EpisodeWatch | None = None,
 ) -> Returns:
     """An episode from each seed, asked for the return `target`; `watch` sees each step of the first one."""
     with evaluating(model):
