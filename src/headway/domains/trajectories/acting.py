@@ -143,7 +143,7 @@ class RecordingActors(RowPolicy):
         with evaluating(self.model):
             return np.concatenate([self._actors[row].act(state[None]) for row, state in zip(rows, states)])
 
-    def took(self, row: int, action: np.ndarray | int, reward: float) -> None:
+    def took(self, row: int, action: np.ndarray | np.integer | int, reward: float) -> None:
         self._actors[row].took(np.array([action]))
         self._actors[row].take(np.array([reward]))
 
