@@ -1,6 +1,7 @@
 """How often a run ends inside the interval that was predicted for its validation loss.
 
     python benchmarks/predictions.py train [--check] [SET ...]   # train what is not in the results yet, set by set
+    python benchmarks/predictions.py fit                         # the numbers of each domain, from the sets for it
     python benchmarks/predictions.py report                      # what fell inside, below and above
 
 By some sets, small models of 300 steps, the numbers of the forecast are fitted. The others, with `--check`, are kept
@@ -16,8 +17,10 @@ import csv
 import io
 import json
 import lzma
+import math
 import random
 import re
+import statistics
 import subprocess
 import sys
 import sysconfig
@@ -29,19 +32,23 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
+from scipy.stats import t as student
+
 import budget
 import drawn as characters
 from headway.domains import scale_of
-from headway.learn.outlook import slope_of
+from headway.learn.loop import EARLY, LATE
+from headway.learn.outlook import Descent, slope_of
 from measure import RESULTS, ROOT, data_folder, machine
 from samples import drawn
 
 NAME = "predictions"
 FOLDER = ROOT / ".cache" / NAME
+FLAT = 0.05  # what counts of a loss that rose, for the fit
 
 
 class Set(NamedTuple):
-    """A recipe, its data, and the minutes of a run that is kept out of the fit, or else its settings."""
+    """A recipe, its data, the minutes of a run that is kept out of the fit, and settings."""
 
     recipe: str
     data: Callable[[], Sequence[Path | str]]
@@ -182,9 +189,9 @@ def known(name: str) -> Callable[[], list[str]]:
 
 
 SMALL = ("model.width=64", "model.depth=2", "model.heads=2", "train.steps=300", "train.evaluate_every=30")
-SMALL += ("train.evaluate_limit=100",)
-TOKENS = (*SMALL, "train.batch_tokens=1024")
-IMAGES = (*SMALL, "train.batch_size=32")
+FEW = ("train.evaluate_limit=100",)  # where evaluations write, short runs would have one at their end alone
+TOKENS = (*SMALL, *FEW, "train.batch_tokens=1024")
+IMAGES = (*SMALL, *FEW, "train.batch_size=32")
 SETS = {
     # By these the curves are fitted.
     "shakespeare": Set("text", known("shakespeare"), more=TOKENS),
@@ -204,29 +211,32 @@ SETS = {
     "drawn-sounds": Set("audio", samples_of("audio", 1000), more=IMAGES),
     # These are kept out of it.
     "german": Set("text", german, 0.5),
-    "sympy": Set("text", lambda: python_sources("sympy/core", "sympy/solvers"), 0.6),
+    "sympy": Set("text", lambda: python_sources("sympy/core", "sympy/solvers"), 0.5),
     "openings": Set("text", lambda: written("openings.txt", "\n".join(" ".join(row) for row in openings())), 0.5),
     "games": Set(
         "text", lambda: [path.rename(path.with_suffix(".txt")) for path in games("Carlsen-otb-2100.pgn.xz", 1500)], 0.7
     ),
-    "tatoeba-back": Set("translation", lambda: tatoeba(30_000, back=True), 1.0),
-    "pronunciations": Set("translation", lambda: pronunciations(40_000), 0.9),
-    "opening-moves": Set("translation", lambda: pairs_file("opening-moves.tsv", [row[1:3] for row in openings()]), 0.5),
+    "tatoeba-back": Set("translation", lambda: tatoeba(30_000, back=True), 0.5, FEW),
+    "pronunciations": Set("translation", lambda: pronunciations(40_000), 0.5, FEW),
+    "opening-moves": Set(
+        "translation", lambda: pairs_file("opening-moves.tsv", [row[1:3] for row in openings()]), 0.5, FEW
+    ),
     "emoji-names": Set(
         "translation",
         lambda: pairs_file("emoji-names.tsv", [(a[1], b[1]) for a, b in zip(emoji("en"), emoji("fr")) if a[0] == b[0]]),
         0.5,
+        FEW,
     ),
     "masked-questions": Set("masked", lambda: written("questions.txt", "\n".join(questions())), 0.5),
-    "masked-sympy": Set("masked", lambda: python_sources("sympy/matrices", "sympy/series"), 0.6),
+    "masked-sympy": Set("masked", lambda: python_sources("sympy/matrices", "sympy/series"), 0.5),
     "masked-german": Set("masked", german, 0.5),
-    "emoji-de": Set("caption", lambda: captioned("de"), 0.8),
-    "emoji-cs": Set("caption", lambda: captioned("cs"), 0.5),
-    "named-digits": Set("caption", named_digits, 0.5),
-    "characters": Set("vision", drawn_characters, 0.6),
+    "emoji-de": Set("caption", lambda: captioned("de"), 0.5, FEW),
+    "emoji-cs": Set("caption", lambda: captioned("cs"), 0.5, FEW),
+    "named-digits": Set("caption", named_digits, 0.5, FEW),
+    "characters": Set("vision", drawn_characters, 0.5),
     "drawn-images-5k": Set("vision", samples_of("vision", 5000), 0.5),
     "speakers": Set("audio", speakers, 0.5),
-    "drawn-sounds-3k": Set("audio", samples_of("audio", 3000), 0.7),
+    "drawn-sounds-3k": Set("audio", samples_of("audio", 3000), 0.5),
 }
 
 
@@ -247,7 +257,8 @@ def trained(name: str) -> dict[str, Any]:
     found = SETS[name]
     with TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "headway", "train", found.recipe, "--data", *map(str, found.data())]
-        command += ["--set", *found.more] if found.minutes is None else ["--minutes", str(found.minutes)]
+        command += [] if found.minutes is None else ["--minutes", str(found.minutes)]
+        command += ["--set", *found.more] if found.more else []
         command += ["--threads", "1", "--run", f"{folder}/run", "--json"]
         done = subprocess.run(command, capture_output=True, text=True)
         point = {"date": time.strftime("%Y-%m-%d"), "machine": machine()["processor"], "minutes": found.minutes}
@@ -298,19 +309,52 @@ def train(names: Sequence[str], check: bool) -> None:
         print(name, found.get("refused") or found["evaluations"], found.get("forecast"), flush=True)
 
 
+def fit() -> None:
+    """The numbers of each domain's `Descent`, from the sets that are for it.
+
+    What would have been right of a set is the mean, of logarithms, over its evaluations in time for a prediction. The
+    sets of a domain give its middle; how far sets are from the middles of their domains, over all of them, gives the
+    interval of a new one (Student's t).
+    """
+    sets: dict[str, dict[str, float]] = {}
+    for name, run in read()["runs"].items():
+        if run["check"] or "evaluations" not in run:
+            continue
+        ended = run["evaluations"][-1][1]
+        parts = [Descent.part(loss, slope, share, ended) for loss, slope, share in early(run)]
+        sets.setdefault(run["recipe"], {})[name] = statistics.mean(math.log(max(part, FLAT)) for part in parts)
+    middles = {recipe: statistics.mean(each.values()) for recipe, each in sets.items()}
+    squares = [(part - middles[recipe]) ** 2 for recipe, each in sets.items() for part in each.values()]
+    free = len(squares) - len(sets)
+    spread = math.sqrt(sum(squares) / free)
+    for recipe, each in sets.items():
+        wide = float(student.ppf(0.9, free)) * spread * math.sqrt(1 + 1 / len(each))
+        least, middle, most = (math.exp(middles[recipe] + part * wide) for part in (-1, 0, 1))
+        print(f"{recipe}: Descent({least:.2g}, {middle:.2g}, {most:.2g}) from {len(each)} sets: {each}")
+
+
+def early(run: dict[str, Any]) -> list[tuple[float, float, float]]:
+    """Loss, slope and share of the steps of the evaluations from which the end may be predicted."""
+    found = []
+    for step, loss, *_ in run.get("evaluations", ()):
+        share, slope = step / run["steps"], slope_of(run["training"], step)
+        if EARLY <= share <= LATE and slope is not None:
+            found.append((loss, slope, share))
+    return found
+
+
 def outcome(run: dict[str, Any]) -> dict[str, Any] | None:
     """What is predicted from the first early evaluation of a run, and how it ended; None without such an evaluation,
     and in a domain without predictions.
     """
-    scale, steps = scale_of(run["recipe"]), run.get("steps")
-    early = [each for each in run.get("evaluations", ()) if 0.05 * steps <= each[0] <= 0.5 * steps]
-    if scale is None or scale.descent is None or not early:
+    scale, known = scale_of(run["recipe"]), early(run)
+    if scale is None or scale.descent is None or not known:
         return None
-    step, loss, slope = early[0]
-    low, predicted, high = scale.descent.forecast(loss, slope, step / steps)
+    low, predicted, high = scale.descent.forecast(*known[0])
+    share = known[0][2]
     ended = run["evaluations"][-1][1]
     where = "below" if ended < low else "above" if ended > high else "inside"
-    return {"after": step / steps, "predicted": predicted, "interval": [low, high], "ended": ended, "where": where}
+    return {"after": share, "predicted": predicted, "interval": [low, high], "ended": ended, "where": where}
 
 
 def report() -> None:
@@ -334,8 +378,11 @@ def report() -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("train", "report"))
+    parser.add_argument("what", choices=("train", "fit", "report"))
     parser.add_argument("sets", nargs="*", metavar="SET")
     parser.add_argument("--check", action="store_true", help="the sets that are kept out of the fit")
     arguments = parser.parse_args()
-    report() if arguments.what == "report" else train(arguments.sets, arguments.check)
+    if arguments.what == "train":
+        train(arguments.sets, arguments.check)
+    else:
+        {"fit": fit, "report": report}[arguments.what]()

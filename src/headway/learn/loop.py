@@ -78,7 +78,7 @@ class Interrupts:
 
 # The loss at the end from the loss now, the slope of the training loss, and the share of the steps that is done.
 Foretell = Callable[[float, float, float], LossForecast]
-_EARLY = 0.05  # of a run, before which nothing is foretold
+EARLY, LATE = 0.25, 0.6  # of a run, before and after which nothing is predicted
 _TOLD = 0.1  # a plan that changes by less is changed in silence
 
 
@@ -206,9 +206,9 @@ class Loop:
             self._stop()
 
     def _foretell(self, metrics: dict[str, Any]) -> None:
-        """After the first evaluation, early in a run, tell how it will end."""
+        """After an early evaluation, predict how the run will end."""
         run, progress, steps = self.run, self.run.progress, self.run.recipe.train.steps
-        early = _EARLY * steps <= progress.step <= steps / 2
+        early = EARLY * steps <= progress.step <= LATE * steps
         known = metrics.get("loss", math.nan)
         if self.foretell is None or progress.forecast is not None or not early or not 0 < known < math.inf:
             return
@@ -219,7 +219,7 @@ class Loop:
             return
         low, loss, high = self.foretell(known, slope, progress.step / steps)
         progress.forecast = PredictedLoss(step=progress.step, loss=loss, loss_interval=[low, high])
-        self.journal.display.say(f"forecast from here: validation loss {loss:.3g} at the end ({low:.3g} to {high:.3g})")
+        self.journal.display.say(f"predicted final validation loss: {loss:.3g} ({low:.3g} to {high:.3g})")
 
     def _measured(self) -> dict[str, float] | None:
         """What the first process measures; None where Ctrl-C breaks it off. What changes weights to and fro is not
