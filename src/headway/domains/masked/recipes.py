@@ -11,6 +11,7 @@ from typing import cast
 from headway.data import characters
 from headway.domains.masked.task import MaskedConfig, MaskedTexts
 from headway.learn import MuonConfig, Recipe, Task, TrainConfig, WSDConfig
+from headway.learn.outlook import Descent
 from headway.learn.scale import Law, Scale, Settings, Settled, Shapes, below
 from headway.nn.mixers import AttentionConfig
 from headway.nn.models import (
@@ -79,6 +80,7 @@ class MaskedScale(Scale):
     """Vocabularies that grow with the text. A target is a hidden symbol; each reading of a text hides others."""
 
     fitted: bool = True
+    descent: Descent | None = Descent(0.68, 1.5, 3.2)
     # Of texts, but that a hidden symbol is told from both sides: it is taken to be worth three that are read once.
     law: Law = field(default_factory=lambda: Law(2.0, 61.0, 0.34, 45.0, 0.28, 60.0, 15.0))
     least: int = 1024

@@ -11,6 +11,7 @@ from typing import cast
 from headway.data import SplitConfig, characters
 from headway.domains.text.task import Documents, LanguageConfig
 from headway.learn import MuonConfig, Recipe, Task, TrainConfig, WSDConfig
+from headway.learn.outlook import Descent
 from headway.learn.scale import Scale, Settings, Settled, Shapes, below, strain
 from headway.nn.mixers import AttentionConfig
 from headway.nn.models import BlockConfig, StackConfig, TokenEmbedConfig, TransformerConfig, cycle
@@ -122,6 +123,7 @@ class TextScale(Scale):
     """Rows of 256 tokens, and vocabularies that grow with the text: each symbol is to be seen often."""
 
     fitted: bool = True
+    descent: Descent | None = Descent(0.27, 0.59, 1.3)
     shapes: Shapes = _SHAPES
 
     def settle(self, recipe: Recipe, paths: Sequence[Path], minutes: float) -> Settled:

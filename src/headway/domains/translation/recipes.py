@@ -15,6 +15,7 @@ from headway.data import SplitConfig, pairs
 from headway.domains.translation.config import TranslationConfig
 from headway.domains.translation.task import ParallelText, PronounceConfig
 from headway.learn import AdamWConfig, InverseSqrtConfig, MuonConfig, Recipe, Task, TrainConfig, WSDConfig, noam_peak
+from headway.learn.outlook import Descent
 from headway.learn.scale import Law, Scale, Settings, Settled, Shapes, below, strain
 from headway.nn.mixers import AttentionConfig, CrossAttentionConfig
 from headway.nn.models import BlockConfig, EncoderDecoderConfig, StackConfig, TokenEmbedConfig, TransformerConfig, cycle
@@ -176,6 +177,7 @@ class PairsScale(Scale):
     """
 
     fitted: bool = True
+    descent: Descent | None = Descent(0.45, 0.97, 2.1)
     law: Law = field(default_factory=lambda: Law(floor=0.0, size=115.0, data=118.0))
     shapes: Shapes = _SHAPES
 
