@@ -157,7 +157,7 @@ class SoundsScale(Scale):
     """A window that most sounds fit into, and the changes of the recipe spoken-digits, fewer of many sounds."""
 
     fitted: bool = True
-    descent: Descent | None = Descent(1.4, 3.1, 6.8)
+    descent: Descent | None = Descent(1.3, 3.7, 11.0)
     # Heard again it is another sound: shifted, slower or louder, and with other parts masked.
     law: Law = field(default_factory=lambda: Law(0.0, 30.0, 0.34, 16.0, 0.34, 60.0, 60.0))
     batch: str = "train.batch_size"

@@ -264,7 +264,7 @@ class ContrastScale(CaptionedScale):
 class CaptionScale(CaptionedScale):
     """Images are moved by a sixteenth of their sides. Counted are symbols, of which a caption has about ten."""
 
-    descent: Descent | None = Descent(0.16, 0.36, 0.77)
+    descent: Descent | None = Descent(0.16, 0.48, 1.4)
     law: Law = field(default_factory=lambda: Law(0.1, 6.3, 0.3, 23.0, 0.35, repeats=25.0, excess=15.0))
     noise: float = 1.6
     unit: str = "symbol"

@@ -80,7 +80,7 @@ class MaskedScale(Scale):
     """Vocabularies that grow with the text. A target is a hidden symbol; each reading of a text hides others."""
 
     fitted: bool = True
-    descent: Descent | None = Descent(0.68, 1.5, 3.2)
+    descent: Descent | None = Descent(0.58, 1.5, 3.8)
     # Of texts, but that a hidden symbol is told from both sides: it is taken to be worth three that are read once.
     law: Law = field(default_factory=lambda: Law(2.0, 61.0, 0.34, 45.0, 0.28, 60.0, 15.0))
     least: int = 1024

@@ -123,7 +123,7 @@ class TextScale(Scale):
     """Rows of 256 tokens, and vocabularies that grow with the text: each symbol is to be seen often."""
 
     fitted: bool = True
-    descent: Descent | None = Descent(0.27, 0.59, 1.3)
+    descent: Descent | None = Descent(0.23, 0.59, 1.5)
     shapes: Shapes = _SHAPES
 
     def settle(self, recipe: Recipe, paths: Sequence[Path], minutes: float) -> Settled:

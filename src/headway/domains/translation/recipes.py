@@ -177,7 +177,7 @@ class PairsScale(Scale):
     """
 
     fitted: bool = True
-    descent: Descent | None = Descent(0.45, 0.97, 2.1)
+    descent: Descent | None = Descent(0.38, 0.97, 2.5)
     law: Law = field(default_factory=lambda: Law(floor=0.0, size=115.0, data=118.0))
     shapes: Shapes = _SHAPES
 

@@ -142,7 +142,7 @@ class VisionScale(Scale):
     """
 
     fitted: bool = True
-    descent: Descent | None = Descent(1.2, 2.7, 5.8)
+    descent: Descent | None = Descent(1.3, 3.8, 11.0)
     law: Law = field(default_factory=lambda: Law(0.1, 6.3, 0.3, 10.5, 0.35, repeats=40.0, excess=20.0))
     batch: str = "train.batch_size"
     least: int = 32
