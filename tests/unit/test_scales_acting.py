@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -133,6 +134,18 @@ def test_a_plan_of_each_number_of_minutes(tmp_path: Path) -> None:
     assert "s are left for training" in few.reasons[0]
     assert (some.width, some.layers) == (16, 1)
     assert min(some.steps or 0, some.batch or 0, some.parameters or 0, some.memory or 0, some.epochs or 0) > 0
+
+
+def test_losses_are_reasons_only_where_their_law_was_fitted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, sizes = trajectory_data.saved(tmp_path), {"task.env": "", "task.episodes": 0}
+    own = scale("trajectories")
+    small = replace(own, shapes=((16, 1, 1), (24, 1, 1)))
+    assert not own.fitted
+    for fitted in (False, True):
+        monkeypatch.setattr("headway.app.fitting.scale_of", lambda name, fitted=fitted: replace(small, fitted=fitted))
+        (plan,) = hw.plan("trajectories", path, 0.3, sizes, device="cpu")
+        assert any("parameters (width" in reason for reason in plan.reasons)
+        assert any("lowest loss predicted" in reason for reason in plan.reasons) is fitted
 
 
 def test_plans_on_the_command_line(

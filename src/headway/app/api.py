@@ -107,7 +107,7 @@ def train(
             clock=clock,
             judged=True,
             samples=samples,
-            foretell=foretelling(fitted.recipe, fitted.task),
+            foretell=foretelling(fitted.recipe),
             most=fitted.most,
             patience=fitted.patience,
         )

@@ -163,8 +163,9 @@ class Fitting:
     def _chosen(self) -> tuple[Recipe, Fit]:
         seconds = self._training_seconds(self.minutes)
         best, fits = choose(self.recipe, self.scale, self.user, self.unique, seconds, self.pace)
-        reasons = (*filter(None, [self.reason]), *explained(best, fits, self.scale, self.unique, seconds))
-        later = self._later(fits)
+        compared = fits if self.scale.fitted else [best]
+        reasons = (*filter(None, [self.reason]), *explained(best, compared, self.scale, self.unique, seconds))
+        later = self._later(fits) if self.scale.fitted else None
         if later is not None and later.size > 1.2 * best.size:
             reasons = (*reasons, f"in {_LATER} times the minutes a model of {later.size:,} would learn more")
         return replace(settled(self.recipe, best, self.scale, self.unique, self.user), reasons=reasons), best
@@ -318,13 +319,10 @@ def fitting(
     return Fitting(recipe, user, minutes, clock, device, scale)
 
 
-def foretelling(recipe: Recipe, task: Task) -> Foretell | None:
-    """How the end of a run is told from its first evaluation; None where no law is known for its loss."""
+def foretelling(recipe: Recipe) -> Foretell | None:
+    """How the end of a run is predicted from an early evaluation; None where that was not fitted to its domain."""
     scale = scale_of(recipe.name)
-    if scale is None or not scale.foretells or recipe.start is not None:
-        return None
-    unique = scale.amount(task)
-    return lambda loss, size, seen, end: scale.law.forecast(loss, size, seen, end, unique)
+    return None if scale is None or scale.descent is None or recipe.start is not None else scale.descent.forecast
 
 
 def outgrown(recipe: Recipe, task: Task, seen: int, minutes: float) -> str | None:
@@ -332,7 +330,7 @@ def outgrown(recipe: Recipe, task: Task, seen: int, minutes: float) -> str | Non
     more in all of its time; None where that is not so.
     """
     scale = scale_of(recipe.name)
-    if scale is None or recipe.start is not None:
+    if scale is None or not scale.fitted or recipe.start is not None:
         return None
     unique, own = scale.amount(task), computing(recipe.model)
     sizes = {computing(task.adapt(rung.recipe.model)) for rung in ladder(recipe, scale, {})}

@@ -74,7 +74,7 @@ def start_of(seed: int | None) -> int:
     return SEEDS["test"] if seed is None else seed
 
 
-class Watch(Protocol):
+class EpisodeWatch(Protocol):
     """Watches the first `episodes` that are played, one after the other. `draw` returns the picture of now, uint8 [H,
     W, 3]; `gained` is the return so far.
     """
@@ -235,7 +235,7 @@ def check_single(execute: int | None, ensemble: float | Literal["run"] | None, s
 
 
 def played(
-    player: Callable[[Sequence[int]], Playing], copies: Copies, seeds: Sequence[int], watch: Watch | None = None
+    player: Callable[[Sequence[int]], Playing], copies: Copies, seeds: Sequence[int], watch: EpisodeWatch | None = None
 ) -> Returns:
     """An episode from each seed; `player` makes who plays those of some seeds, and `watch` sees the first of them."""
     found: dict[int, tuple[float, int, bool]] = {}
@@ -245,7 +245,7 @@ def played(
     return Returns(np.array(returns), np.array(lengths), sum(cut))
 
 
-def side_by_side(episodes: int, most: int, watch: Watch | None) -> list[list[int]]:
+def side_by_side(episodes: int, most: int, watch: EpisodeWatch | None) -> list[list[int]]:
     """Which episodes are played at once: at most so many, of which the first is in the copy that can be drawn, so that
     those that are watched come first in a group each.
     """
@@ -260,7 +260,7 @@ def side_by_side(episodes: int, most: int, watch: Watch | None) -> list[list[int
 
 
 def _side_by_side(
-    player: Playing, copies: Copies, seeds: Sequence[int], numbers: Sequence[int], watch: Watch | None
+    player: Playing, copies: Copies, seeds: Sequence[int], numbers: Sequence[int], watch: EpisodeWatch | None
 ) -> list[tuple[float, int, bool]]:
     """Return and length of the episodes with these numbers, and whether each was cut off by the player's limit."""
     longest = player.limit

@@ -34,7 +34,7 @@ class RowPolicy:
         """The actions of some rows by their states [B, *shape], as a `Policy` returns them."""
         raise NotImplementedError
 
-    def took(self, row: int, action: np.ndarray | int, reward: float) -> None:
+    def took(self, row: int, action: np.ndarray | np.integer | int, reward: float) -> None:
         """The action that was carried out in a row, which may be a random one, and its reward."""
 
 

@@ -17,9 +17,9 @@ from headway.config import from_dict, to_dict
 from headway.learn.budget import TimeBudget
 from headway.learn.examples import Batch, Explored
 from headway.learn.journal import Journal
+from headway.learn.outlook import LossForecast, slope_of
 from headway.learn.recipe import Recipe
-from headway.learn.records import PredictedLoss
-from headway.learn.scale import LossForecast, computing
+from headway.learn.records import PredictedLoss, read_metrics
 from headway.learn.training import RunState
 
 
@@ -76,10 +76,9 @@ class Interrupts:
             raise KeyboardInterrupt
 
 
-# The loss at the end from the loss now, the parameters that compute, what was seen until now, and what will have been
-# seen then.
-Foretell = Callable[[float, int, float, float], LossForecast]
-_EARLY = 0.05  # of a run, before which nothing is foretold
+# The loss at the end from the loss now, the slope of the training loss, and the share of the steps that is done.
+Foretell = Callable[[float, float, float], LossForecast]
+EARLY, LATE = 0.25, 0.6  # of a run, before and after which nothing is predicted
 _TOLD, _SETTLED = 0.1, 3  # a plan that changed by less at so many looks is told if it differs by more from the first
 
 
@@ -251,20 +250,20 @@ class Loop:
         self._ended = fault is not None or enough is not None
 
     def _foretell(self, metrics: dict[str, Any]) -> None:
-        """After the first evaluation, early in a run, tell how it will end."""
-        progress, steps = self.run.progress, self.run.recipe.train.steps
-        early = _EARLY * steps <= progress.step <= steps / 2
-        if (
-            self.foretell is None
-            or progress.forecast is not None
-            or not early
-            or not math.isfinite(metrics.get("loss", math.nan))
-        ):
+        """After an early evaluation, predict how the run will end."""
+        run, progress, steps = self.run, self.run.progress, self.run.recipe.train.steps
+        early = EARLY * steps <= progress.step <= LATE * steps
+        known = metrics.get("loss", math.nan)
+        if self.foretell is None or progress.forecast is not None or not early or not 0 < known < math.inf:
             return
-        seen, size = progress.tokens, computing(self.run.outline)
-        low, loss, high = self.foretell(metrics["loss"], size, seen, seen * steps / progress.step)
+        lines = read_metrics(run.directory.metrics) if run.processes.first else []
+        training = [(line["step"], line["loss"]) for line in lines if "split" not in line and line.get("loss")]
+        slope = slope_of(training, progress.step)
+        if slope is None:
+            return
+        low, loss, high = self.foretell(known, slope, progress.step / steps)
         progress.forecast = PredictedLoss(step=progress.step, loss=loss, loss_interval=[low, high])
-        self.journal.display.say(f"forecast from here: validation loss {loss:.3g} at the end ({low:.3g} to {high:.3g})")
+        self.journal.display.say(f"predicted final validation loss: {loss:.3g} ({low:.3g} to {high:.3g})")
 
     def _measured(self) -> dict[str, float] | None:
         """What the first process measures; None where Ctrl-C breaks it off. What changes weights to and fro is not

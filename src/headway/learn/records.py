@@ -131,7 +131,7 @@ class Progress:
 
     There is no state of a random number generator: dropout is seeded from (seed, step), and the order of the data is a
     function of the step. `evaluated` is the last step with an evaluation, `stale` the evaluations since the best one,
-    `forecast` what the first evaluation said of the end.
+    `forecast` what an early evaluation said of the end.
     """
 
     step: Count = 0

@@ -13,6 +13,7 @@ from torch import nn
 from headway.config import applicable, override
 from headway.errors import ConfigError, UserError
 from headway.learn.optim import MuonConfig
+from headway.learn.outlook import Descent
 from headway.learn.recipe import Recipe
 from headway.learn.task import Task
 from headway.nn.models import (
@@ -24,14 +25,6 @@ from headway.nn.models import (
     TwoTowerConfig,
     describe,
 )
-
-
-class LossForecast(NamedTuple):
-    """The loss that a run is to end with, and an interval in which nine of ten runs ended."""
-
-    low: float
-    loss: float
-    high: float
 
 
 @dataclass(frozen=True)
@@ -54,7 +47,6 @@ class Law:
     beta: float = 0.28
     repeats: float = 15.39
     excess: float = 5.31
-    falls: tuple[float, float, float] = (0.9, 1.08, 1.4)
 
     def loss(self, parameters: float, seen: float, unique: float) -> float:
         """The loss after `seen` targets, of which `unique` are different ones; infinite after none."""
@@ -65,16 +57,6 @@ class Law:
         fitting = min(parameters, self.fed(fed))
         sized = _discounted(fitting, parameters / fitting - 1, self.excess)
         return self.floor + self.size * sized**-self.alpha + self.data * read**-self.beta
-
-    def forecast(self, loss: float, parameters: float, seen: float, end: float, unique: float) -> LossForecast:
-        """The end of a run whose validation loss was `loss` after `seen` of `end` targets, at a flat rate.
-
-        The law tells how far it will fall, of which `falls` are the parts that runs fell in truth: the least, the
-        middle and the most of them (their rate falls to 0 meanwhile, which the law's models did at both ends).
-        """
-        fall = self.loss(parameters, seen, unique) - self.loss(parameters, end, unique)
-        least, middle, most = (loss - part * fall for part in self.falls)
-        return LossForecast(most, middle, least)
 
     def fed(self, targets: float) -> float:
         """The parameters at which one more is worth as much as the targets that its time would read."""
@@ -152,12 +134,14 @@ class Fit(NamedTuple):
 class Scale:
     """How a generic recipe grows. A domain lists one for each of its own in `scale.SCALES`, by the recipe's name.
 
-    `law` foretells losses by size; where it has been compared with runs, it `foretells` the end of a run, too. `batch`
-    is the setting that batches are counted by, `least` and `most` are the smallest and largest of them, and `noise`
-    times the square root of what is seen is where a larger batch stops to help (McCandlish et al. 2018; that it grows
-    like a root: Bergsma et al. 2025), in targets. `unit` is what `amount` counts, for people; a model that has made
-    `few` steps has learnt something. Batches of a run that starts from a model have at most `large` samples, and it
-    takes `tuning` times the usual learning rate of fine-tuning. `shapes` are widths, depths and heads, from small to
+    `law` predicts losses by size; only where it is `fitted` to runs of this domain are its losses given as reasons.
+    `descent` is how runs go on to fall, where that was fitted; without it no run's end is predicted.
+
+    `batch` is the setting that batches are counted by, `least` and `most` are the smallest and largest of them, and
+    `noise` times the square root of what is seen is where a larger batch stops to help (McCandlish et al. 2018; that it
+    grows like a root: Bergsma et al. 2025), in targets. `unit` is what `amount` counts, for people; a model that has
+    made `few` steps has learnt something. Batches of a run that starts from a model have at most `large` samples, and
+    it takes `tuning` times the usual learning rate of fine-tuning. `shapes` are widths, depths and heads, from small to
     large.
     """
 
@@ -167,7 +151,8 @@ class Scale:
     most: int = 16384
     noise: float = 8.0
     unit: str = "token"
-    foretells: bool = False
+    fitted: bool = False
+    descent: Descent | None = None
     few: int = 60
     large: int = 64
     shapes: Shapes = ()

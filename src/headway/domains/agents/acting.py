@@ -13,7 +13,7 @@ from headway.domains.agents.codec import AgentCodec
 from headway.domains.agents.distributions import chances, drawn, likeliest
 from headway.domains.agents.experience import LastStates, layout_of, policy_of
 from headway.environments import Copies, Returns, RowPolicy, played
-from headway.environments.playing import Watch
+from headway.environments.playing import EpisodeWatch
 from headway.errors import UserError
 from headway.generate.prompts import device_of, evaluating
 from headway.nn.models import Transformer
@@ -92,7 +92,7 @@ class RecordingAgents(RowPolicy):
 
 
 def play(
-    model: Transformer, codec: AgentCodec, copies: Copies, seeds: Sequence[int], watch: Watch | None = None
+    model: Transformer, codec: AgentCodec, copies: Copies, seeds: Sequence[int], watch: EpisodeWatch | None = None
 ) -> Returns:
     """An episode from each seed; `watch` sees each step of the first one."""
     with evaluating(model):

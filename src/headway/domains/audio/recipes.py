@@ -25,6 +25,7 @@ from headway.domains.audio.store import read_transcripts
 from headway.domains.audio.transcription import SpokenTexts, TranscriptionConfig
 from headway.errors import UserError
 from headway.learn import MuonConfig, Recipe, Task, TrainConfig, WSDConfig
+from headway.learn.outlook import Descent
 from headway.learn.scale import Law, Scale, Settings, Settled, Shapes, digits
 from headway.nn.models import EncoderDecoderConfig
 from headway.nn.models.presets import listener, whisper
@@ -156,6 +157,8 @@ class Lengths(NamedTuple):
 class SoundsScale(Scale):
     """A window that most sounds fit into, and the changes of the recipe spoken-digits, fewer of many sounds."""
 
+    fitted: bool = True
+    descent: Descent | None = Descent(1.3, 3.7, 11.0)
     # Heard again it is another sound: shifted, slower or louder, and with other parts masked.
     law: Law = field(default_factory=lambda: Law(0.0, 30.0, 0.34, 16.0, 0.34, 60.0, 60.0))
     batch: str = "train.batch_size"

@@ -54,6 +54,7 @@ RECIPES = (forecast,)
 class ForecastScale(Scale):
     """Batches are of windows; each value is foretold in as many of them as the horizon has steps."""
 
+    fitted: bool = True
     law: Law = field(default_factory=lambda: Law(0.1, 3.0, 0.3, 10.5, 0.35))
     batch: str = "train.batch_size"
     least: int = 32

@@ -21,6 +21,7 @@ from headway.domains.image_text.emoji import EmojiPairsConfig
 from headway.domains.image_text.task import ImageMovesConfig, ImageTextConfig
 from headway.errors import UserError
 from headway.learn import CosineConfig, MuonConfig, Recipe, Task, TrainConfig, WSDConfig, examples
+from headway.learn.outlook import Descent
 from headway.learn.scale import Law, Scale, Settings, Settled, Shapes, below
 from headway.nn.mixers import AttentionConfig
 from headway.nn.models import (
@@ -199,6 +200,7 @@ class CaptionedScale(Scale):
     The law is that of images with classes, with less worth of what is repeated, as texts are not changed.
     """
 
+    fitted: bool = True
     law: Law = field(default_factory=lambda: Law(0.1, 6.3, 0.3, 10.5, 0.35, repeats=25.0, excess=15.0))
     batch: str = "train.batch_size"
     least: int = 16
@@ -262,6 +264,7 @@ class ContrastScale(CaptionedScale):
 class CaptionScale(CaptionedScale):
     """Images are moved by a sixteenth of their sides. Counted are symbols, of which a caption has about ten."""
 
+    descent: Descent | None = Descent(0.16, 0.48, 1.4)
     law: Law = field(default_factory=lambda: Law(0.1, 6.3, 0.3, 23.0, 0.35, repeats=25.0, excess=15.0))
     noise: float = 1.6
     unit: str = "symbol"

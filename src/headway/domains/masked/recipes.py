@@ -11,6 +11,7 @@ from typing import cast
 from headway.data import characters
 from headway.domains.masked.task import MaskedConfig, MaskedTexts
 from headway.learn import MuonConfig, Recipe, Task, TrainConfig, WSDConfig
+from headway.learn.outlook import Descent
 from headway.learn.scale import Law, Scale, Settings, Settled, Shapes, below, digits
 from headway.nn.mixers import AttentionConfig
 from headway.nn.models import (
@@ -78,6 +79,8 @@ _VOCABULARIES = ((3e5, 1000), (2e6, 2000), (8e6, 4000), (math.inf, 8192))  # cha
 class MaskedScale(Scale):
     """Vocabularies that grow with the text. A target is a hidden symbol; each reading of a text hides others."""
 
+    fitted: bool = True
+    descent: Descent | None = Descent(0.58, 1.5, 3.8)
     # Of texts, but that a hidden symbol is told from both sides: it is taken to be worth three that are read once.
     law: Law = field(default_factory=lambda: Law(2.0, 61.0, 0.34, 45.0, 0.28, 60.0, 15.0))
     least: int = 1024

@@ -12,7 +12,7 @@ from headway.domains.robotics.codec import RobotCodec
 from headway.domains.robotics.policy import Acting
 from headway.domains.robotics.windows import observed
 from headway.environments import Copies
-from headway.environments.playing import Watch, side_by_side
+from headway.environments.playing import EpisodeWatch, side_by_side
 from headway.errors import UserError
 from headway.metrics import bootstrap_mean, wilson
 from headway.nn.models import Observations, RobotPolicy
@@ -82,7 +82,12 @@ def check_fits(codec: RobotCodec, copies: Copies) -> None:
 
 
 def play(
-    model: RobotPolicy, codec: RobotCodec, copies: Copies, task: str, seeds: Sequence[int], watch: Watch | None = None
+    model: RobotPolicy,
+    codec: RobotCodec,
+    copies: Copies,
+    task: str,
+    seeds: Sequence[int],
+    watch: EpisodeWatch | None = None,
 ) -> PlayedEpisodes:
     """An episode of a task from each seed, until it succeeds or ends; `watch` sees the first of them."""
     groups = side_by_side(len(seeds), len(copies), watch)
@@ -103,7 +108,7 @@ def _side_by_side(
     task: str,
     seeds: Sequence[int],
     numbers: Sequence[int],
-    watch: Watch | None,
+    watch: EpisodeWatch | None,
 ) -> PlayedEpisodes:
     """The episodes with these numbers."""
     acting = Acting(model, codec, [seeds[number] for number in numbers])

@@ -11,6 +11,7 @@ from typing import cast
 from headway.data import SplitConfig, characters
 from headway.domains.text.task import Documents, LanguageConfig
 from headway.learn import MuonConfig, Recipe, Task, TrainConfig, WSDConfig
+from headway.learn.outlook import Descent
 from headway.learn.scale import Scale, Settings, Settled, Shapes, below, digits, strain
 from headway.nn.mixers import AttentionConfig
 from headway.nn.models import BlockConfig, StackConfig, TokenEmbedConfig, TransformerConfig, cycle
@@ -121,6 +122,8 @@ _VOCABULARIES = ((3e5, 512), (1.5e6, 1024), (8e6, 2048), (4e7, 4096), (2e8, 8192
 class TextScale(Scale):
     """Rows of 256 tokens, and vocabularies that grow with the text: each symbol is to be seen often."""
 
+    fitted: bool = True
+    descent: Descent | None = Descent(0.23, 0.59, 1.5)
     shapes: Shapes = _SHAPES
 
     def settle(self, recipe: Recipe, paths: Sequence[Path], minutes: float) -> Settled:
@@ -137,4 +140,4 @@ class TextScale(Scale):
         return {"model.dropout": 0.0 if read < 4 else 0.1 if read < 12 else 0.2 if read < 40 else 0.3}
 
 
-SCALES = {"text": TextScale(foretells=True)}
+SCALES = {"text": TextScale()}

@@ -13,7 +13,7 @@ from torch import Tensor
 from headway.data.episodes import described
 from headway.domains.trajectories.codec import TrajectoryCodec
 from headway.environments import Copies, Returns, RowPolicy, played
-from headway.environments.playing import Watch
+from headway.environments.playing import EpisodeWatch
 from headway.errors import UserError
 from headway.generate.prompts import device_of, evaluating
 from headway.layout import Layout
@@ -143,7 +143,7 @@ class RecordingActors(RowPolicy):
         with evaluating(self.model):
             return np.concatenate([self._actors[row].act(state[None]) for row, state in zip(rows, states)])
 
-    def took(self, row: int, action: np.ndarray | int, reward: float) -> None:
+    def took(self, row: int, action: np.ndarray | np.integer | int, reward: float) -> None:
         self._actors[row].took(np.array([action]))
         self._actors[row].take(np.array([reward]))
 
@@ -170,7 +170,7 @@ def play(
     copies: Copies,
     target: float,
     seeds: Sequence[int],
-    watch: Watch | None = None,
+    watch: EpisodeWatch | None = None,
 ) -> Returns:
     """An episode from each seed, asked for the return `target`; `watch` sees each step of the first one."""
     with evaluating(model):

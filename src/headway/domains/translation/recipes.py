@@ -15,6 +15,7 @@ from headway.data import SplitConfig, pairs
 from headway.domains.translation.config import TranslationConfig
 from headway.domains.translation.task import ParallelText, PronounceConfig
 from headway.learn import AdamWConfig, InverseSqrtConfig, MuonConfig, Recipe, Task, TrainConfig, WSDConfig, noam_peak
+from headway.learn.outlook import Descent
 from headway.learn.scale import Law, Scale, Settings, Settled, Shapes, below, strain
 from headway.nn.mixers import AttentionConfig, CrossAttentionConfig
 from headway.nn.models import BlockConfig, EncoderDecoderConfig, StackConfig, TokenEmbedConfig, TransformerConfig, cycle
@@ -175,6 +176,8 @@ class PairsScale(Scale):
     parameters on pairs of Tatoeba after two core-minutes and four (1.640, 2.172; 1.315, 1.565 nats).
     """
 
+    fitted: bool = True
+    descent: Descent | None = Descent(0.38, 0.97, 2.5)
     law: Law = field(default_factory=lambda: Law(floor=0.0, size=115.0, data=118.0))
     shapes: Shapes = _SHAPES
 
@@ -195,4 +198,4 @@ class PairsScale(Scale):
         return {"model.dropout": 0.0 if read < 4 else 0.1 if read < 10 else 0.2 if read < 25 else 0.25}
 
 
-SCALES = {"translation": PairsScale(foretells=True)}
+SCALES = {"translation": PairsScale()}

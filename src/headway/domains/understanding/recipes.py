@@ -152,6 +152,7 @@ dropout what is read again is worth more.
 class LabelledScale(Scale):
     """Small encoders, and vocabularies that grow with the text. A target is a text."""
 
+    fitted: bool = True
     law: Law = _LAW
     most: int = 32768
     noise: float = 0.5

@@ -16,6 +16,7 @@ from headway.domains.vision.samples import read_samples
 from headway.domains.vision.survey import Survey, survey
 from headway.domains.vision.task import VisionConfig
 from headway.learn import CosineConfig, MuonConfig, Recipe, TrainConfig, WSDConfig
+from headway.learn.outlook import Descent
 from headway.learn.scale import Law, Scale, Settings, Settled, Shapes
 from headway.nn.mixers import AttentionConfig
 from headway.nn.models import (
@@ -145,6 +146,8 @@ class VisionScale(Scale):
     clothes of 28 x 28 pixels.
     """
 
+    fitted: bool = True
+    descent: Descent | None = Descent(1.3, 3.8, 11.0)
     law: Law = field(default_factory=lambda: Law(0.1, 6.3, 0.3, 10.5, 0.35, repeats=40.0, excess=20.0))
     batch: str = "train.batch_size"
     least: int = 32
