@@ -218,7 +218,9 @@ def tune(
         task.close()
         recipe, task = sized, begin_task(sized, directory)
     known = replace(recipe, model=keep_symbols(task.adapt(recipe.model), recipe.model))
-    pace = _timed(known, outline(known.model), task, processes, scale.batch, minutes, _fresh(known))
+    model = outline(known.model)
+    fresh = agree(model, open_start(recipe.start).model, recipe.start).fresh
+    pace = _timed(known, model, task, processes, scale.batch, minutes, fresh)
     seconds = processes.tell(_BEFORE * 60 * minutes - clock.worked())
     row = recipe.task.context or 1 if scale.batch == "train.batch_tokens" else 1
     found = tuned(task.count("train"), scale.amount(task), pace, seconds, scale.batch, row)
@@ -230,13 +232,6 @@ def tune(
         task.close()
         task = begin_task(chosen, directory)
     return Fitted(chosen, task, most, patience)
-
-
-def _fresh(recipe: Recipe) -> tuple[str, ...]:
-    """The parameters that what a recipe starts from does not have; none of a recipe without a start."""
-    if recipe.start is None:
-        return ()
-    return agree(outline(recipe.model), open_start(recipe.start).model, recipe.start).fresh
 
 
 def _endless(task: Task, user: Mapping[str, Any]) -> bool:
