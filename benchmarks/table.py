@@ -126,6 +126,7 @@ PARTS: dict[str, Callable[[Found], Iterator[Row]]] = {
     "understanding-banking77": texts.banking77,
     "understanding-banking77-lora": texts.banking77,
     "masked": texts.masked,
+    "dialogues": texts.dialogues,
     "emoji-clip": senses.emoji,
     "understanding-embed": texts.embedding,
     "understanding-start": texts.start,

@@ -50,6 +50,26 @@ def pronounce(found: Found) -> Iterator[Row]:
     )
 
 
+def dialogues(found: Found) -> Iterator[Row]:
+    starts = {"stories260K": "stories260K (published)", "text": "a text model of headway's own"}
+    for name, what in starts.items():
+        part = found[name]
+        taught, preferred = part["instruct"], part["preference"]
+        yield (
+            f"50 dialogues from {what}, {taught['processor_seconds']:.0f} s of one core: held-out dialogues of two or "
+            "three turns with the right answer at each",
+            f"{part['other combinations']['dialogues']} with known questions, {part['other words']['dialogues']} with "
+            "questions in other words",
+            "",
+        )
+        yield (
+            f"30 pairs from that model, {preferred['processor_seconds']:.0f} s of one core: held-out pairs",
+            f"{100 * preferred['scores']['accuracy']:.0f} % preferred rightly; perplexity of the chosen answers times "
+            f"{preferred['scores']['perplexity_change']:.3f}, of the dialogues times {part['perplexity']['ratio']:.3f}",
+            "",
+        )
+
+
 def padding(found: Found) -> Iterator[Row]:
     shares = ", ".join(f"{name} {100 * part['padding']:.1f} %" for name, part in found["padding"].items())
     yield "padding among the tokens computed", shares, ""

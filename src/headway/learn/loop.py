@@ -240,7 +240,8 @@ class Loop:
         """Say what is wrong with a model, and end where it is unusable or needs no more training."""
         run, best = self.run, self.run.progress.best or {}
         if fault is not None and best.get("step") == run.progress.step:  # nothing better is known
-            self.journal.display.say(f"caution: before the first step {fault}; better start from another model")
+            when = "" if run.progress.step else "before the first step "
+            self.journal.display.say(f"caution: {when}{fault}; start from a model that answers")
             return
         enough = run.task.finished(metrics) if run.progress.step else None
         if fault is not None:

@@ -203,7 +203,7 @@ def figure(name: str, value: float) -> str:
 
 
 def curves(metrics: Iterable[Mapping[str, Any]], measure: str = "nats a token") -> list[Picture]:
-    """Loss, learning rate and every metric of the evaluations, by step."""
+    """Loss, learning rate and every metric of the evaluations that is not 0 throughout, by step."""
     lines = list(metrics)
     training = [line for line in lines if "split" not in line]
     evaluations = [line for line in lines if "split" in line]
@@ -212,7 +212,7 @@ def curves(metrics: Iterable[Mapping[str, Any]], measure: str = "nats a token") 
         Picture("Loss", measure, line_chart(loss, "step", "loss", log=True)),
         Picture("Learning rate", "", line_chart({"lr": points(training, "lr")}, "step", "learning rate")),
     ]
-    numbers = {name for line in evaluations for name, item in line.items() if isinstance(item, (int, float))}
+    numbers = {name for line in evaluations for name, item in line.items() if isinstance(item, (int, float)) and item}
     for name, parts in families(numbers - {*_NO_METRICS, "loss", "perplexity"}).items():
         judged = {title(part): points(evaluations, part) for part in parts}
         if len(judged[title(name)]) > 1:
