@@ -37,7 +37,7 @@ def test_scores_by_hand() -> None:
     scores = tag_scores(predicted, labels)
     assert scores["precision"] == scores["recall"] == scores["f1"] == pytest.approx(2 / 3)
     assert scores["accuracy"] == pytest.approx(6 / 7)
-    assert scores["samples"] == 2
+    assert (scores["samples"], scores["words"]) == (2, 7)
     low, high = scores["f1_interval"]
     assert 0.4 < low <= scores["f1"] <= high == 1.0
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from headway.errors import UserError
-from headway.learn.page import curves, families, is_rate, notes
+from headway.learn.page import curves, families, figure, is_rate, notes
 from headway.learn.report import (
     Picture,
     Sections,
@@ -141,6 +141,10 @@ def test_bars_are_as_long_as_their_numbers(values: dict[str, float]) -> None:
 
 def test_a_chart_without_points_is_nothing() -> None:
     assert line_chart({"a": [], "b": [(0, math.nan)]}, "x", "y") == ""
+
+
+def test_counts_are_exact_and_rates_in_per_cent() -> None:
+    assert [figure("words", 23_394), figure("loss", 23_394.4), figure("f1", 0.4323)] == ["23,394", "23.39k", "43.2 %"]
 
 
 def test_ticks_are_round_and_inside() -> None:

@@ -300,7 +300,7 @@ def _shallower(
     depth, layers = task.depth(start, limit), shape_of(recipe.model)[1]
     if depth is None or depth == layers:
         return recipe, ()
-    why = f"the first {depth} of {layers} layers: linear heads on the others predict validation samples worse"
+    why = f"the first {depth} of {layers} layers: linear heads on later ones predict validation samples worse"
     return with_user(recipe, {"model.depth": depth}, user), (why,)
 
 

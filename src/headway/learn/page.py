@@ -79,6 +79,7 @@ _NO_METRICS = (
     "seconds",
     "evaluation_seconds",
     "samples",
+    "words",
     "positions",
     "target_return",
     "tokens",
@@ -198,8 +199,10 @@ def title(name: str) -> str:
 
 
 def figure(name: str, value: float) -> str:
-    """A metric's value for people: rates in per cent."""
-    return f"{100 * value:.1f} %" if is_rate(name) else short(value)
+    """A metric's value for people: rates in per cent, counts to the last digit."""
+    if is_rate(name):
+        return f"{100 * value:.1f} %"
+    return f"{value:,}" if isinstance(value, int) else short(value)
 
 
 def curves(metrics: Iterable[Mapping[str, Any]], measure: str = "nats a token") -> list[Picture]:

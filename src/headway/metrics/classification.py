@@ -159,7 +159,7 @@ def tag_scores(predicted: Sequence[Sequence[str]], labels: Sequence[Sequence[str
     hits = sum(one == other for one, other in pairs)
     scores: Scores = {"accuracy": hits / len(pairs), "accuracy_interval": wilson(hits, len(pairs))}
     entities = entity_scores(predicted, labels) if has_spans(tag for _, tag in pairs) else {}
-    return {**entities, **scores, "samples": len(labels)}
+    return {**entities, **scores, "words": len(pairs), "samples": len(labels)}
 
 
 _ROWS = 1024  # queries whose similarities are held at once

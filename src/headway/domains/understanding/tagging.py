@@ -155,27 +155,30 @@ class Tags(Objective[TaggedSentences]):
     def depth(self, model: nn.Module, examples: TaggedSentences, limit: int) -> int | None:
         """The layers up to the last one from which a linear head predicts the tags of validation words about as well
         as from the best: the last layers of a model that was trained for vectors of whole texts know less of words.
+
+        At least two thirds of the layers stay, as training uses those above the best, too.
         """
         encoder = cast(Transformer, model)
-        layers = range(len(encoder.stack.blocks))
+        count = len(encoder.stack.blocks)
         if encoder.stack.width != encoder.stack.width_in:  # so that the norm fits the last layer alone
             return None
+        layers = range(-(-2 * count // 3) - 1, count)
         train, validation = (_word_vectors(encoder, examples.of(side).some(limit), layers) for side in _FITTED)
         losses = []
-        for layer in layers:
-            head = self._linear(train, validation, layer, examples, _STRENGTHS[1:2])
-            losses.append(F.cross_entropy(head(validation.layers[layer]), validation.tags).item())
-        return max(number for number, loss in enumerate(losses, 1) if loss <= _AS_GOOD * min(losses))
+        for place in range(len(layers)):
+            head = self._linear(train, validation, place, examples, _STRENGTHS[1:2])
+            losses.append(F.cross_entropy(head(validation.layers[place]), validation.tags).item())
+        return max(layer + 1 for layer, loss in zip(layers, losses) if loss <= _AS_GOOD * min(losses))
 
     def _linear(
         self,
         train: WordVectors,
         validation: WordVectors,
-        layer: int,
+        place: int,
         examples: TaggedSentences,
         strengths: Sequence[float] = _STRENGTHS,
     ) -> LinearHead:
-        parts = ((part.layers[layer], part.tags) for part in (train, validation))
+        parts = ((part.layers[place], part.tags) for part in (train, validation))
         return fit_linear(*parts, classes=len(examples.labels), strengths=strengths, iterations=_ITERATIONS)
 
     def tags(self, model: nn.Module, samples: Selected) -> tuple[list[list[str]], float]:
