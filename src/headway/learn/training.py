@@ -122,7 +122,8 @@ class RunState:
         if better and progress.best is not None:
             sign = 1 if self.task.goal_better == "max" else -1
             gain = sign * (metrics[goal] - progress.best[goal])
-            chance = _CHANCE / metrics["samples"] if goal in _SHARES and metrics.get("samples") else 0.0
+            judged = metrics.get("words") or metrics.get("samples")
+            chance = _CHANCE / judged if goal in _SHARES and judged else 0.0
             loss, before = metrics.get("loss", math.inf), progress.best.get("loss", math.inf)
             better = gain > chance or (gain >= -chance and loss < before)
         if better:
