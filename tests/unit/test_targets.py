@@ -245,6 +245,8 @@ def test_a_number_is_learned_in_its_own_unit(tmp_path: Path, capsys: pytest.Capt
 
 def test_numbers_far_from_zero_are_exact_in_bf16() -> None:
     head = PooledHeadConfig(1, "mean", scale=0.5, shift=1000.0).build(8, 1, None)
+    for parameter in head.parameters():
+        torch.nn.init.constant_(parameter, 0.1)
     x, layout = torch.randn(4, 3, 8, generator=torch.Generator().manual_seed(0)), Layout.full(4, 3)
     with torch.autocast("cpu", torch.bfloat16):
         found = head(x, layout)
