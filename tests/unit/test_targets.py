@@ -85,6 +85,7 @@ def train(data: Path, run: Path, recipe: str = "classification", **settings: Any
         (["1", "2.5", "3"], "number"),
         ([str(7 * number) for number in range(40)], "number"),
         (["a;b", "b", "a", "b;c", "c"], "labels"),
+        (["Action|Drama", "Drama|Comedy", "Comedy|Action"], "labels"),
         (['["a", "b"]', "[]", '["b"]'], "labels"),
         (["Tom; Jerry", "Bonnie; Clyde"], "class"),
         (["true", "false"], "class"),
