@@ -26,7 +26,6 @@ from headway.learn.task import Task
 _LOG = logger(__name__)
 _RARE = 0.2  # of the share that all classes would have if they were equally frequent
 _WEIGHED = 0.5  # task.balance where classes are rare: the root of the inverse frequency
-_JUDGING = 10  # rare samples for validation from which on their F1 says more than the loss
 _NAMED = 3  # rare classes that a message names
 _PROBLEMS: dict[TargetKind, ProblemType] = {
     "class": "single_label_classification",
@@ -51,9 +50,8 @@ Goal = Literal[
 
 @dataclass(frozen=True)
 class TargetConfig:
-    """What is predicted, and which score picks the best model. `goal` is by default accuracy; f1 where some classes are
-    rare, or the loss if validation has fewer than 10 samples of these; r2 of numbers (spearman of pairs); and f1_micro
-    of several labels.
+    """What is predicted, and which score picks the best model. `goal` is by default accuracy, f1 where some classes are
+    rare, r2 of numbers (spearman of pairs), and f1_micro of several labels.
     """
 
     every_number: ClassVar[bool] = False  # whether all labels that are numbers are predicted as numbers
@@ -223,9 +221,7 @@ def target_task(
         rare = rare_classes(counts)
         if rare and given == "auto":
             balance = _WEIGHED
-        held = examples.targets[examples.splits.sides["validation"]]
-        few = int(np.isin(held, rare).sum()) < _JUDGING
-        goal = wanted or ("accuracy" if not rare else "loss" if few else "f1")
+        goal = wanted or ("f1" if rare else "accuracy")
         weights = class_weights(counts, balance) if balance else None
         objective = classes(unit, smoothing, weights, rare, goal)
         what = f"one of {len(examples.labels):,} classes for each {unit}"
