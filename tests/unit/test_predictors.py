@@ -22,7 +22,7 @@ from headway.formats.usage import Usage
 from headway.nn.models import ModelConfig, build, kinds
 from headway.nn.models.presets import PRESETS, preset
 
-NO_VERBS = {"card", "verbs"}  # of the methods that Model has beside those of its handle
+NO_VERBS = {"card", "thresholds", "verbs"}  # of the methods that Model has beside those of its handle
 SERVED = {name: [each.module for each in serving] for name, serving in domains.verbs().items()}
 
 

@@ -21,13 +21,14 @@ from headway.data.targets import missing, target_of
 from headway.domains.understanding.recipes import classification, pairs
 from headway.errors import ConfigError, UserError
 from headway.formats.usage import read_usage
+from headway.layout import Layout
 from headway.learn.objectives.classes import Classes
 from headway.learn.objectives.labels import fit_labels
 from headway.learn.objectives.predictions import one_per_class
 from headway.learn.objectives.regression import fit_ridge
 from headway.learn.objectives.targets import class_weights, rare_classes
 from headway.metrics import balanced_scores
-from headway.nn.models import build
+from headway.nn.models import PooledHeadConfig, build
 
 WORDS = {"good": 3, "bad": -3, "fine": 1, "awful": -5, "great": 5, "poor": -2, "nice": 2, "ugly": -4}
 TOPICS = {"sport": ["goal", "team"], "money": ["bank", "cash"], "food": ["soup", "bread"]}
@@ -84,6 +85,7 @@ def train(data: Path, run: Path, recipe: str = "classification", **settings: Any
         (["1", "2.5", "3"], "number"),
         ([str(7 * number) for number in range(40)], "number"),
         (["a;b", "b", "a", "b;c", "c"], "labels"),
+        (["Action|Drama", "Drama|Comedy", "Comedy|Action"], "labels"),
         (['["a", "b"]', "[]", '["b"]'], "labels"),
         (["Tom; Jerry", "Bonnie; Clyde"], "class"),
         (["true", "false"], "class"),
@@ -236,6 +238,17 @@ def test_a_number_is_learned_in_its_own_unit(tmp_path: Path, capsys: pytest.Capt
     assert capsys.readouterr().out.startswith("item,value\ngreat,")
     again = model.evaluate()
     assert again["r2"] == pytest.approx(scores["r2"])
+
+
+def test_numbers_far_from_zero_are_exact_in_bf16() -> None:
+    head = PooledHeadConfig(1, "mean", scale=0.5, shift=1000.0).build(8, 1, None)
+    for parameter in head.parameters():
+        torch.nn.init.constant_(parameter, 0.1)
+    x, layout = torch.randn(4, 3, 8, generator=torch.Generator().manual_seed(0)), Layout.full(4, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = head(x, layout)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, head(x, layout), rtol=0, atol=0.02)
 
 
 def test_several_labels_are_learned_with_a_threshold_each(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

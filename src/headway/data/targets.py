@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
@@ -14,7 +15,7 @@ from headway.errors import UserError, nearest
 from headway.parsing import parse_json
 
 TargetKind = Literal["class", "number", "labels"]
-SEPARATOR = ";"
+_SEPARATORS = re.compile(r"[;|]")  # between the labels of a sample
 _MISSING = {"", "nan", "na", "n/a", "null", "none", "-", "?"}  # what stands for no number in tables
 _FEW = 20  # distinct whole numbers up to which they are classes
 _SHOWN = 40  # characters of a label in a message
@@ -30,7 +31,7 @@ class Target(NamedTuple):
 def target_of(labels: Sequence[str], wanted: str = "auto", every_number: bool = False) -> Target:
     """What the `labels`, without missing ones, are: the kind that is `wanted`, or what they look like.
 
-    JSON lists, and names with semicolons between them that also occur alone or in other lists, are several labels.
+    JSON lists, and names with ; or | between them that also occur alone or in other lists, are several labels.
     Numbers are predicted as numbers if one has a fraction or there are many different ones that do not count classes
     from 0 or 1 on; with `every_number`, always. All else is a class.
     """
@@ -40,13 +41,13 @@ def target_of(labels: Sequence[str], wanted: str = "auto", every_number: bool = 
     lists = [label for label in distinct if _json_list(label) is not None]
     if lists:
         return Target("labels", f"{_short(max(lists[:_FEW], key=len))} is a list")
-    joined = [label for label in distinct if SEPARATOR in label]
+    joined = [label for label in distinct if _SEPARATORS.search(label)]
     if joined:
         counts = Counter(part for label in distinct for part in label_set(label))
         parts = {part for label in joined for part in label_set(label)}
         shared = sum(counts[part] > 1 for part in parts)
         if 2 * shared >= len(parts):
-            return Target("labels", f"{_short(joined[0])} has {SEPARATOR!r} between labels that occur elsewhere, too")
+            return Target("labels", f"{_short(joined[0])} joins labels that occur elsewhere, too")
     values = [number(label) for label in distinct]
     if None in values or not values:
         _refuse_mixture(distinct, values)
@@ -127,9 +128,9 @@ def numbers(labels: Sequence[str], place: Callable[[int], str]) -> np.ndarray:
 
 
 def label_set(label: str) -> tuple[str, ...]:
-    """The labels of a sample, each once: those of a JSON list, or those with semicolons between them."""
+    """The labels of a sample, each once: those of a JSON list, or those with ; or | between them."""
     listed = _json_list(label)
-    parts = label.split(SEPARATOR) if listed is None else listed
+    parts = _SEPARATORS.split(label) if listed is None else listed
     return tuple(dict.fromkeys(part.strip() for part in parts if part.strip()))
 
 

@@ -62,7 +62,7 @@ class TargetConfig:
     balance: float | Literal["auto"] = (
         "auto"  # weights of classes: 0 off, 1 all count alike; auto: 0.5 if some are rare
     )
-    goal: Goal = "auto"  # score that picks the best model; auto: accuracy or, of rare classes, f1; r2; f1_micro
+    goal: Goal = "auto"  # score that picks the best model; auto: see above
 
 
 @setting(TargetConfig, "balance")

@@ -109,7 +109,8 @@ class PooledHead(nn.Module):
         x = self.norm(self.activation(self.dense(pool(x, layout, self.config.pool, self.config.skip))))
         x = self.project(self.dropout(x))
         if self.config.scale != 1.0 or self.config.shift != 0.0:
-            x = x * self.config.scale + self.config.shift
+            exact = x.to(torch.promote_types(x.dtype, torch.float32))  # bf16 knows no 1001
+            x = exact * self.config.scale + self.config.shift
         return F.normalize(x, dim=-1) if self.config.unit else x
 
 
