@@ -63,19 +63,23 @@ def test_a_workbook_that_expands_without_end_or_is_none_is_refused(
     for damaged in (b"text,label\n", whole[: len(whole) // 2], b"PK\x03\x04" + bytes(50)):
         workbook.write_bytes(damaged)
         assert "book.xlsx is damaged or no .xlsx" in refusal(workbook)
-    workbook.write_bytes(_with_entities(whole))
-    assert "book.xlsx is damaged or no .xlsx" in refusal(workbook)
-
-
-def _with_entities(workbook: bytes) -> bytes:
-    """The workbook with a text that would expand to a gigabyte."""
     lines = "".join(f'<!ENTITY e{n} "{f"&e{n - 1};" * 10 if n else "aaaaaaaaaa"}">' for n in range(9))
+    entities = (b"<worksheet", f"<!DOCTYPE worksheet [{lines}]><worksheet".encode()), (b"a red one", b"&e8;")
+    workbook.write_bytes(_changed(whole, *entities))
+    assert "book.xlsx is damaged or no .xlsx" in refusal(workbook)
+    workbook.write_bytes(_changed(whole, (b'<row r="4"', b'<row r="99999999999"')))
+    assert "book.xlsx has a row beyond 1,048,576, the last of a sheet" in refusal(workbook)
+
+
+def _changed(workbook: bytes, *changes: tuple[bytes, bytes]) -> bytes:
+    """The workbook with other bytes in its first sheet."""
     found = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(workbook)) as before, zipfile.ZipFile(found, "w") as after:
         for name in before.namelist():
             data = before.read(name)
-            if name.endswith("sheet1.xml"):
-                data = f"<!DOCTYPE worksheet [{lines}]>".encode() + data.replace(b"a red one", b"&e8;")
+            for old, new in changes if name.endswith("sheet1.xml") else ():
+                assert old in data
+                data = data.replace(old, new, 1)
             after.writestr(name, data)
     return found.getvalue()
 

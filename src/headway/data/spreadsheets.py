@@ -14,7 +14,7 @@ from headway.errors import UserError, logger
 from headway.received import DAMAGE, check_whole
 
 _LOG = logger(__name__)
-_WIDEST = 16_384  # columns of a sheet, as the format has them
+_ROWS = 1_048_576  # of a sheet, as the format has them; openpyxl would count to any number that a row states
 # What openpyxl raises of a workbook that is not one, beside its own exceptions.
 _BROKEN = (*DAMAGE, zipfile.BadZipFile, KeyError, ValueError, TypeError, AttributeError, IndexError, SyntaxError)
 
@@ -31,7 +31,7 @@ def sheet_rows(file: File) -> Iterator[tuple[int, list[str]]]:
         book = openpyxl.load_workbook(io.BytesIO(data), read_only=True, data_only=True, keep_links=False)
         if len(book.worksheets) > 1:
             _LOG.warning("%s: only the first of %d sheets is read (%s)", file, len(book.worksheets), book.sheetnames[0])
-        yield from _filled(book.worksheets[0])
+        yield from _filled(book.worksheets[0], file)
     except (*_BROKEN, openpyxl.utils.exceptions.InvalidFileException) as error:
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise UserError(f"{file} is damaged or no .xlsx ({reason}); save it again, or as .csv (UTF-8)") from error
@@ -47,10 +47,14 @@ def _package(file: File) -> Any:
         ) from error
 
 
-def _filled(sheet: Any) -> Iterator[tuple[int, list[str]]]:
+def _filled(sheet: Any, file: File) -> Iterator[tuple[int, list[str]]]:
     sheet.reset_dimensions()  # which a file may state as large as it likes
     width = 0
-    for number, row in enumerate(sheet.iter_rows(values_only=True, max_col=_WIDEST), 1):
+    for number, row in enumerate(sheet.iter_rows(values_only=True), 1):
+        if number > _ROWS:
+            raise UserError(
+                f"{file} has a row beyond {_ROWS:,}, the last of a sheet; save it again, or as .csv (UTF-8)"
+            )
         texts = [_text(value) for value in row]
         while texts and not texts[-1]:
             texts.pop()

@@ -305,7 +305,8 @@ def _rows(file: File, wanted: Mapping[str, str], missing: str) -> Iterator[tuple
     for line, values in rows:
         if len(values) != len(header):
             quotes = "put quotes around texts with commas, or with what else parts the columns"
-            remedy = "write one TAB between columns" if file.kind == ".tsv" else quotes
+            others = {".tsv": "write one TAB between columns", ".xlsx": "clear the cells to the right of the header's"}
+            remedy = others.get(file.kind, quotes)
             raise UserError(f"{file}, line {line} has {len(values)} columns and the header {len(header)}; {remedy}")
         yield line, dict(zip(header, values))
 
