@@ -471,7 +471,7 @@ class Model(Handle):
         """Play episodes in an environment. Returns the mean return with its interval for an agent or a model of
         trajectories, and the success rate for a robot's policy; `results` has them for each target return or task.
 
-        env: an id of gymnasium, metaworld/NAME, or module:Name of your own (None: that of the run); several for a robot.
+        env: an id of gymnasium, metaworld/NAME, or module:Name (None: that of the run); several for a robot.
         episodes: how many; episode i starts from seed `seed` + i.
         render: the path of a video of the first `render_episodes` of them, `speed` times as fast as real time.
         target_return: the return to ask for, for models of trajectories.
