@@ -280,9 +280,7 @@ def trained(name: str) -> dict[str, Any]:
     return {
         **point,
         "reasons": recipe["reasons"],
-        "schedule": recipe["schedule"],
-        "width": recipe["model"].get("width"),
-        **{key: summary.get(key) for key in ("parameters", "steps", "tokens", "forecast")},
+        **{key: summary.get(key) for key in ("parameters", "steps", "tokens")},
         "training": thinned(training),
         "evaluations": [[line["step"], line["loss"], slope_of(training, line["step"])] for line in evaluations],
     }
@@ -368,7 +366,7 @@ def outcome(run: dict[str, Any]) -> dict[str, Any] | None:
 def report() -> None:
     """What fell inside, below and above, of the sets that are kept out of the fit."""
     result = read()
-    result["outcomes"] = {}
+    result |= {"machine": machine(), "outcomes": {}}
     for name, run in result["runs"].items():
         found = outcome(run) if name in SETS and run["check"] else None
         if found is not None:
