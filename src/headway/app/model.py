@@ -507,17 +507,12 @@ class Model(Handle):
         """Play episodes in an environment. Returns the mean return with its interval for an agent or a model of
         trajectories, and the success rate for a robot's policy; `results` has them for each target return or task.
 
-        env: an id of gymnasium, metaworld/NAME, or module:Name of your own; several for a robot; None is the
-        environment in which the run was evaluated.
+        env: an id of gymnasium, metaworld/NAME, or module:Name (None: that of the run); several for a robot.
         episodes: how many; episode i starts from seed `seed` + i.
-        render: the path of a video of the first `render_episodes` episodes, one after the other, with the number and
-        the return of each; of each target return, or of the first task of a robot.
-        speed: how many times as fast as real time (the environment's render_fps) the video is.
+        render: the path of a video of the first `render_episodes` of them, `speed` times as fast as real time.
         target_return: the return to ask for, for models of trajectories.
-        draw: whether actions are sampled, or the most probable is taken (None: as in the run); for agents, and for the
-        discrete actions of models of trajectories.
-        execute, ensemble: for robots: how many actions of a chunk are carried out before the next is predicted, and the
-        coefficient of temporal ensembling (None: no ensembling; "run": as in the run).
+        draw: whether actions are sampled, by agents and by models of trajectories (None: as in the run).
+        execute, ensemble: for robots: actions of a chunk to carry out, and temporal ensembling ("run": as in the run).
 
         Raises UserError for a model that acts in no environment, and for arguments of the other kind of model.
         """
