@@ -252,14 +252,8 @@ class Model(Handle):
 
     @overload
     def translate(
-        self,
-        lines: str | Texts,
-        beam: int | None = ...,
-        length_penalty: float | None = ...,
-        n_best: int | None = ...,
-        temperature: float | None = ...,
-        seed: int | None = ...,
-        scores: bool = ...,
+        self, lines: str | Texts, beam: int | None = ..., length_penalty: float | None = ...,
+        n_best: int | None = ..., temperature: float | None = ..., seed: int | None = ..., scores: bool = ...,
     ) -> Any: ...
 
     @verb
