@@ -129,14 +129,19 @@ class Comparison:
         return rows
 
     def formatted(self) -> list[dict[str, Any]]:
-        """`table` for people: rates in per cent, few digits."""
-        scored = {f"{part} {title(self.goal)}" for part in ("validation", "test")} | {"lowest", "highest"}
-        write = {name: lambda value: figure(self.goal, value) for name in scored}
-        write |= {"size": lambda value: f"{value:.1%}", "variant": lambda name: shorten(name, _NAME)}
-        return [
-            {name: write[name](value) if name in write else value for name, value in row.items()}
-            for row in self.table()
-        ]
+        """`table` for people: rates in per cent, few digits, the lowest and the highest as a range."""
+        rows = []
+        for row in self.table():
+            found: dict[str, Any] = {}
+            for name, value in row.items():
+                if name == "lowest":
+                    found["range"] = f"{figure(self.goal, value)} to {figure(self.goal, row['highest'])}"
+                elif name.endswith(f" {title(self.goal)}"):
+                    found[name] = figure(self.goal, value)
+                elif name != "highest":
+                    found[name] = value
+            rows.append({**found, "variant": shorten(row["variant"], _NAME), "size": f"{row['size']:.1%}"})
+        return rows
 
 
 @notices_once()
