@@ -133,8 +133,8 @@ def notes(reasons: Sequence[str], summary: Mapping[str, Any]) -> list[str]:
             f"The {scores['split']} split was judged by {part:,} of its {whole:,} samples, as the time allowed; "
             "`headway evaluate` judges by all of them."
         )
-    if summary.get("remark"):
-        found.append(summary["remark"])
+    if remark := scores.get("remark") or summary.get("remark"):
+        found.append(remark)
     return [*found, *shortfalls(scores, summary.get("samples") or ())]
 
 

@@ -18,7 +18,7 @@ from headway.formats.durable import decode_json, read_json
 from headway.received import opened
 
 _HUGE = 1e100  # of a score: more is a mistake, and its square no number
-_TEXTS = ("split", "weights")  # what a score is of
+_TEXTS = ("split", "weights", "remark")  # what a score is of, and what to know of it
 _REMEDY = "restore it from a copy"
 
 

@@ -34,7 +34,6 @@ from headway.learn.objectives.contrast import (
     check_sides,
     coupled,
     of_parts,
-    sigmoid_contrast,
     softmax_contrast,
 )
 from headway.learn.report import Picture
@@ -84,6 +83,7 @@ class ImageMovesConfig:
 SPECIAL = ("<|startoftext|>", END_OF_TEXT)  # CLIP's
 _KEPT = ("image_processor_type", "feature_extractor_type", "image_mean", "image_std", "resample", "rescale_factor")
 _IMAGES_AT_ONCE = 64
+_SCALES = tuple(2.0**power for power in range(8))  # by which similarities are multiplied
 _BLOCK = 1024  # images whose texts compete with each other in the loss of a split
 _PADDING = 0.2  # of texts, which are short: more parts would take longer than what they save
 _PICTURED = 8  # texts and images in the pictures of a report
@@ -283,7 +283,7 @@ class Matching(Contrast[CaptionedImages]):
         self, model: nn.Module, examples: CaptionedImages, split: str, limit: int | None = None
     ) -> dict[str, Any]:
         """Recall of texts given an image and of images given a text, at 1 and 5, among all of the split, the mean of
-        both directions, and the loss.
+        both directions, and the loss at the best temperature.
         """
         images = examples.of(split).some(limit).rows
         (texts, of), spoken = examples.asked(images), examples.captions.languages
@@ -291,33 +291,27 @@ class Matching(Contrast[CaptionedImages]):
         vectors = self.images(model, examples, images), self.texts(model, examples, texts)
         scores = recall(*vectors, of, languages)
         both = (scores["recall_at_1"] + scores["image_recall_at_1"]) / 2
-        found = {self.goal: both, **scores, "loss": self._held_out(model, examples, images, texts, of, *vectors)}
+        found = {self.goal: both, **scores, "loss": self._held_out(examples, images, texts, of, *vectors)}
         bad = len(examples.pictures.wrong)
         return {**found, "skipped_images": bad} if bad else found
 
     def _held_out(
-        self,
-        model: nn.Module,
-        examples: CaptionedImages,
-        images: np.ndarray,
-        texts: np.ndarray,
-        of: np.ndarray,
-        left: np.ndarray,
-        right: np.ndarray,
+        self, examples: CaptionedImages, images: np.ndarray, texts: np.ndarray, of: np.ndarray, *vectors: np.ndarray
     ) -> float:
-        """The loss per text, of blocks of images with their texts."""
-        towers, total = cast(TwoTower, model), 0.0
-        contrast = softmax_contrast if self.kind == "softmax" else sigmoid_contrast
+        """CLIP's loss per text, of blocks of images with their texts, at the temperature of least loss: a model that is
+        too sure of its pairs may find more of them all the same.
+        """
+        left, right = (torch.from_numpy(each) for each in vectors)
+        totals = [0.0] * len(_SCALES)
         for start in range(0, len(images), _BLOCK):
-            block = np.flatnonzero((of >= start) & (of < start + _BLOCK))
-            some = slice(start, start + _BLOCK)
-            vectors = (torch.from_numpy(each).to(device_of(towers)) for each in (left[some], right[block]))
-            same = torch.from_numpy(examples.same(images[some], texts[block])).to(device_of(towers))
-            with torch.no_grad():
-                logits = towers.logits(*vectors)
-            own = torch.from_numpy(of[block] - start).to(device_of(towers))
-            total += float(contrast(logits, own, same))
-        return total / len(texts)
+            block, some = np.flatnonzero((of >= start) & (of < start + _BLOCK)), slice(start, start + _BLOCK)
+            own = torch.from_numpy(of[block] - start)
+            same = torch.from_numpy(examples.same(images[some], texts[block]))
+            similar = left[some] @ right[block].T
+            totals = [
+                total + float(softmax_contrast(scale * similar, own, same)) for total, scale in zip(totals, _SCALES)
+            ]
+        return min(totals) / len(texts)
 
     def texts(self, model: nn.Module, examples: CaptionedImages, texts: np.ndarray) -> Float[np.ndarray, "N E"]:
         """The vectors of texts."""
