@@ -241,6 +241,13 @@ def _judged(
     return recipe, rates
 
 
+def test_a_plan_for_few_data_grows_while_some_evaluations_improve() -> None:
+    """Scores of few samples rise by fits and starts: every third evaluation alone is better than all before."""
+    evaluations = iter(range(10_000))
+    recipe, _ = _judged(lambda step: 1 / step if next(evaluations) % 3 == 1 else 9.0, patience=None)
+    assert recipe.train.steps > 1000
+
+
 def test_a_plan_for_few_data_grows_while_evaluations_improve() -> None:
     recipe, rates = _judged(lambda step: 1 / step, patience=3)
     assert recipe.train.steps > 1000  # as the time allows: nothing but the plan limits it

@@ -30,6 +30,7 @@ _LEAST, _MOST = 0.3, 6.0
 _MARGIN = 0.985  # of what is left is planned: checkpoints, and lines that are written
 _EVALUATIONS = 10  # a run, if they do not cost more than this share of it
 _OFTEN = 20  # evaluations of a plan that the amount of data limits, whose length depends on them
+_IMPROVING = 3  # of so many evaluations in a row one is better: scores of few samples rise by fits and starts
 _EVALUATION_SHARE, _CHECKED_SHARE = 0.05, 0.2  # the latter where evaluations decide when training ends
 _CHANGE, _FEW_STEPS = 0.03, 3  # a plan whose rest would not change by more stays as it is
 _LOOKS = 12  # a plan is looked at after such a part of what is left
@@ -300,14 +301,16 @@ class TimeBudget:
         """Whether the evaluation after `step`, with `stale` ones since the best, changes the steps that the amount of
         data allows.
 
-        While evaluations improve, the learning rate does not begin to fall. After `patience` ones without a better one
-        it falls to 0 within as many intervals, which ends the run.
+        While evaluations improve, the learning rate does not begin to fall: one of the last three, and of the last half
+        of them, was better than all before. After `patience` ones without a better one it falls to 0 within as many
+        intervals, which ends the run.
         """
         before, train = self.most, recipe.train
         if before is None:
             return False
         flat, following = recipe.schedule.flat(train.steps), step + train.evaluation_interval
-        if not stale and flat is not None and step < flat <= following:
+        improving = stale < _IMPROVING and 2 * stale <= step // train.evaluation_interval
+        if improving and flat is not None and step < flat <= following:
             self.most = max(before, -(-train.steps * (following + 1) // flat))
         elif self.patience is not None and stale >= self.patience:
             self.most = min(before, step + self.patience * train.evaluation_interval)

@@ -25,7 +25,7 @@ from headway.learn.task import Task, unit_of
 from headway.nn.models import describe, outline
 
 _CHANCE = 2  # samples by which two shares of them differ by chance
-_SHARES = ("accuracy", "f1", "recall_at_1", "exact_match")  # goals that are shares of the samples
+_SHARES = ("accuracy", "f1", "recall_at_1", "mean_recall_at_1", "exact_match")  # goals that are shares of the samples
 
 
 class RunState:
