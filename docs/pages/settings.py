@@ -12,7 +12,7 @@ from typing import Any
 
 from headway import domains
 from headway.config import shortcuts
-from headway.data.splits import SplitConfig
+from headway.data.splits import ClassSplitConfig, SplitConfig
 from headway.learn import Recipe
 from headway.learn.adapters import AdapterConfig
 from headway.learn.optim import OptimConfig
@@ -115,6 +115,7 @@ def page() -> str:
         *_family(ChunkHeadConfig, "###"),
         f"## Tasks\n\n{FAMILIES[TaskConfig]}\n",
         *_class(SplitConfig, "###"),
+        *_class(ClassSplitConfig, "###"),
         *_tasks(),
     ]
     return "\n".join(parts).rstrip() + "\n"

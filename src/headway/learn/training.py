@@ -24,7 +24,7 @@ from headway.learn.start import initial_model
 from headway.learn.task import Task, unit_of
 from headway.nn.models import describe, outline
 
-_CHANCE = 2  # samples by which two shares of them differ by chance
+_CHANCE = 3.5  # samples: shares that differ by no more do so by chance
 _SHARES = ("accuracy", "f1", "recall_at_1", "mean_recall_at_1", "exact_match")  # goals that are shares of the samples
 
 
@@ -115,7 +115,7 @@ class RunState:
         """Note an evaluation; whether it is the best so far.
 
         Of goals that differ by no more than chance the one with the smaller loss is better: in a validation split of
-        N samples, shares of them that differ by two samples.
+        N samples, shares of them that differ by up to three samples.
         """
         progress, goal = self.progress, self.task.goal
         better = math.isfinite(metrics[goal])

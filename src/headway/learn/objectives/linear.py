@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 _STRENGTHS = (1.0, 10.0, 100.0, 1000.0)
+_USUAL = 10.0  # inverse penalty that suits a few vectors of sentence encoders, and leaves training something to learn
 _ITERATIONS = 200
 _CHOOSING = 4096  # training samples with which the penalty is chosen
 _REFIT = 10.0  # inverse penalty on what a head moves
@@ -39,10 +40,10 @@ def fit_linear(
 ) -> LinearHead:
     """Multinomial logistic regression with an L2 penalty, and with `weights` of the classes in the loss.
 
-    `strengths` are inverse penalties, from strong to weak regularisation. With up to 4,096 training samples the penalty
-    is the strongest whose accuracy on `validation` is within one standard error of the best (Hastie et al. 2009,
-    section 7.10): chance in a small part decides little, and the head leaves training something to learn. With more,
-    it is the best by accuracy, then loss, of fits to 4,096 of them; with `weights` the best by loss.
+    `strengths` are inverse penalties, from strong to weak regularisation. With up to 4,096 training samples it is the
+    one nearest to the usual 10 whose accuracy on `validation` is within one standard error of the best (Hastie et al.
+    2009, section 7.10): chance in a small part decides little. With more, it is the best by accuracy, then loss, of
+    fits to 4,096 of them; with `weights` the best by loss.
 
     Fine-tuning from such a head keeps what the model has learned, where a random head's first gradients distort it
     (Kumar et al. 2022, "Fine-tuning can distort pretrained features", section 3).
@@ -65,7 +66,8 @@ def fit_linear(
     if weights is not None or len(some) < len(vectors):
         chosen = min(range(len(heads)), key=lambda i: (-shares[i] if weights is None else 0.0, losses[i]))
     else:
-        chosen = next(i for i, share in enumerate(shares) if share >= within)
+        near = [i for i, share in enumerate(shares) if share >= within]
+        chosen = min(near, key=lambda i: abs(math.log(strengths[i] / _USUAL)))
     head = heads[chosen]
     if len(some) < len(vectors):
         head = _fitted(head, zero.weight, vectors, train[1], strengths[chosen], weights, iterations)
