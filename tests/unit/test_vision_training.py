@@ -96,7 +96,7 @@ def test_where_it_looks_is_drawn_over_the_image(run: Any, folder: Path, tmp_path
     file, out = str(folder / "red" / "3.png"), tmp_path / "look.png"
     assert cli.main(["classify", str(run.directory), file, "--attention", str(out)]) == cli.DONE
     with Image.open(out) as picture:
-        assert picture.size == (2 * 224 + 8, 224 + 8 + 3 * 26)  # the image, the look, and three labels under both
+        assert picture.size == (2 * 448 + 8, 448 + 8 + 3 * 26)  # the image, the look, and three labels under both
     look = hw.load(run.directory).look([file])[0]
     assert np.array_equal(hw.load(run.directory).look(file).weights, look.weights)
     assert look.weights.shape == (4, 4)
