@@ -10,6 +10,7 @@ import pytest
 
 from headway.data.splits import ClassSplitConfig, SplitConfig, sides_of
 from headway.learn.records import Progress
+from headway.learn.report.confusion import confusions
 from headway.learn.training import RunState
 
 CONFIG = ClassSplitConfig(validation=0.1, test=0.1, stratify=True)
@@ -74,3 +75,9 @@ def test_the_best_model_is_not_a_lucky_one(samples: int, evaluations: list[tuple
         state.progress.step = step
         RunState.judge(state, {"accuracy": accuracy, "loss": loss, "samples": samples})
     assert state.progress.best["step"] == kept
+
+
+def test_a_class_without_samples_is_not_the_worst() -> None:
+    right, said = np.array([0, 0, 0, 1, 1]), np.array([0, 0, 2, 1, 0])
+    table = str(confusions(right, said, ("often", "twice", "never"), "test texts")[-1].figure)
+    assert table.index("twice") < table.index("often") < table.index("never")

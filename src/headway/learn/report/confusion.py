@@ -89,7 +89,9 @@ def _by_kind(entities: Mapping[str, EntityCounts]) -> list[dict[str, str]]:
 
 
 def _by_class(counts: np.ndarray, labels: Sequence[str]) -> list[dict[str, str]]:
-    """Recall, precision and F1 of each class that is said or right at all, the least F1 first."""
+    """Recall, precision and F1 of each class that is said or right at all, the lowest F1 first, and at the end those of
+    which there are no samples.
+    """
     hits, given, said = np.diag(counts), counts.sum(1), counts.sum(0)
     seen = np.flatnonzero(given + said)
     f1 = 2 * hits[seen] / (given + said)[seen]
@@ -99,9 +101,9 @@ def _by_class(counts: np.ndarray, labels: Sequence[str]) -> list[dict[str, str]]
             "samples": f"{given[row]:,}",
             "recall": _share(hits[row], given[row]),
             "precision": _share(hits[row], said[row]),
-            "F1": f"{100 * score:.1f} %",
+            "F1": f"{100 * score:.1f} %" if given[row] else "-",
         }
-        for score, row in sorted(zip(f1.tolist(), seen.tolist()))[:_MOST]
+        for _, score, row in sorted(zip((given[seen] == 0).tolist(), f1.tolist(), seen.tolist()))[:_MOST]
     ]
 
 
