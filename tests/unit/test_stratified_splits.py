@@ -80,4 +80,4 @@ def test_the_best_model_is_not_a_lucky_one(samples: int, evaluations: list[tuple
 def test_a_class_without_samples_is_not_the_worst() -> None:
     right, said = np.array([0, 0, 0, 1, 1]), np.array([0, 0, 2, 1, 0])
     table = str(confusions(right, said, ("often", "twice", "never"), "test texts")[-1].figure)
-    assert table.index("twice") < table.index("often") < table.index("never")
+    assert max(table.index("twice"), table.index("often")) < table.index("never")
