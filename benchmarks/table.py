@@ -126,6 +126,8 @@ PARTS: dict[str, Callable[[Found], Iterator[Row]]] = {
     "understanding-banking77": texts.banking77,
     "understanding-banking77-lora": texts.banking77,
     "masked": texts.masked,
+    "few": texts.few,
+    "names": texts.names,
     "dialogues": texts.dialogues,
     "emoji-clip": senses.emoji,
     "understanding-embed": texts.embedding,
