@@ -95,3 +95,11 @@ def test_fine_tuning_is_planned_as_it_is_trained(tmp_path: Path, capsys: pytest.
     assert adapter.width == 32
     with pytest.raises(hw.UserError, match="has no key 'label'"):
         hw.plan("classification", [{"text": "a"}], 1, start=start, device="cpu")
+
+
+def test_too_few_validation_samples_limit_the_epochs() -> None:
+    """Sixteen samples cannot tell when two hundred have been read often enough."""
+    long = tuned(200, 200, LABELS, 3600.0, "train.batch_tokens")
+    short = tuned(200, 200, LABELS, 3600.0, "train.batch_tokens", most=15.0)
+    assert long.epochs == pytest.approx(40, rel=0.1)
+    assert short.epochs == pytest.approx(15, rel=0.1)

@@ -4,6 +4,7 @@ of minutes, told without training.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -41,7 +42,16 @@ from headway.learn.scale import (
     shape_of,
     with_user,
 )
-from headway.learn.start import Tuned, agree, gentle_rate, keep_symbols, open_start, tuned
+from headway.learn.start import (
+    UNJUDGED_EPOCHS,
+    Tuned,
+    agree,
+    gentle_rate,
+    keep_symbols,
+    open_start,
+    tuned,
+    unjudged,
+)
 from headway.nn.models import describe, outline
 
 _SHARE, _LEAST, _MOST = 0.003, 0.15, 2.0  # of the time goes into measuring one size, but within these seconds
@@ -262,7 +272,8 @@ def _tuned(
     row = recipe.task.context or 1 if scale.batch == "train.batch_tokens" else 1
     own = getattr(recipe.train, scale.batch.removeprefix("train.")) if scale.batch in user else None
     samples, targets = task.count("train"), scale.amount(task)
-    found = tuned(samples, targets, pace, seconds, scale.batch, row, own, scale.large)
+    most = UNJUDGED_EPOCHS if unjudged(task) else math.inf
+    found = tuned(samples, targets, pace, seconds, scale.batch, row, own, scale.large, most)
     settings = dict(found.settings)
     if task.objective.gentle and recipe.train.linear_probe:
         settings["optim.lr"] = gentle_rate(recipe.optim.lr, samples)

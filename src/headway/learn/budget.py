@@ -263,6 +263,7 @@ class TimeBudget:
     speed: Speed
     most: int | None = None  # steps that the amount of data allows, by the evaluations so far; None: any number
     patience: int | None = None  # evaluations without a better one after which the run ends soon
+    grows: bool = True  # whether the plan grows while evaluations improve
     _since: tuple[int, float] = (0, 0.0)
     _next: int = 0
     _typical: float = 0.0
@@ -310,7 +311,7 @@ class TimeBudget:
             return False
         flat, following = recipe.schedule.flat(train.steps), step + train.evaluation_interval
         improving = stale < _IMPROVING and 2 * stale <= step // train.evaluation_interval
-        if improving and flat is not None and step < flat <= following:
+        if self.grows and improving and flat is not None and step < flat <= following:
             self.most = max(before, -(-train.steps * (following + 1) // flat))
         elif self.patience is not None and stale >= self.patience:
             self.most = min(before, step + self.patience * train.evaluation_interval)

@@ -24,6 +24,7 @@ from headway.formats.open import Opened, open_model
 from headway.learn.adapters import AdapterConfig, adapted
 from headway.learn.recipe import Recipe
 from headway.learn.scale import Pace, Settings, digits, span
+from headway.learn.task import Task
 from headway.nn.models import (
     ActConfig,
     CaptionerConfig,
@@ -260,6 +261,8 @@ _WIDTH, _RATE = 384, 4e-4  # of the model whose rate was tried: all-MiniLM-L6-v2
 _LEAST, _MOST = 1e-5, 3e-3  # rates
 _ADAPTER, _MOST_ADAPTER = 10.0, 1e-2  # times the rate of the whole model, and the most
 _EPOCHS, _FEWEST, _OFTENEST = 600.0, 3.0, 40.0
+_JUDGED = 50  # validation samples
+UNJUDGED_EPOCHS = 15.0  # that fewer of them allow, and no more however they come out
 _MANY = 10_000  # samples from which on a learning rate does not depend on their number
 _SMALL, _LARGE = 8, 64  # samples of a batch
 _STEPS = 300  # that a plan should have at least
@@ -306,6 +309,11 @@ def gentle_rate(rate: float, samples: int) -> float:
     return float(f"{rate * min(1.0, math.sqrt(samples / _MANY)):.2g}")
 
 
+def unjudged(task: Task) -> bool:
+    """Whether validation has too few samples to tell how long a model whose head was fitted should be trained."""
+    return task.objective.gentle and task.count("validation") < _JUDGED
+
+
 def epochs_of(samples: int) -> float:
     """The epochs that are planned at first for so many samples: 40 of a few hundred, 6 of 10,000, 3 of 40,000 and more.
     Evaluations decide whether there are more.
@@ -322,15 +330,16 @@ def tuned(
     least: int = 1,
     own: int | None = None,
     large: int = _LARGE,
+    most: float = _OFTENEST,
 ) -> Tuned:
     """The plan for `seconds` of training on so many `samples`, which have so many `targets` together, at a `pace`.
 
     `batch` is the setting that the recipe counts batches by, `least` the smallest it takes (a row of tokens), `own`
-    the one that the user has set, and `large` the most samples in it.
+    the one that the user has set, `large` the most samples in it, and `most` the most epochs.
     Batches are large enough to be quick and small enough for some hundred steps.
     """
     each = targets / max(1, samples)
-    epochs = epochs_of(samples)
+    epochs = min(epochs_of(samples), most)
     small, count = (_SMALL_WRITTEN, _STEPS_WRITTEN) if each > 2 else (_SMALL, _STEPS)
     wanted = min(max(samples * epochs / count, small), large)
     units = own or max(least, 2 ** round(math.log2(max(1.0, wanted * each / pace.share))))

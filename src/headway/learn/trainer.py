@@ -26,7 +26,7 @@ from headway.learn.recipe import Recipe, difference, read_recipe
 from headway.learn.records import Progress
 from headway.learn.run import Run, RunDirectory, check_loggers, open_loggers
 from headway.learn.scale import digits
-from headway.learn.start import Agreement, agree, keep_symbols, open_start
+from headway.learn.start import Agreement, agree, keep_symbols, open_start, unjudged
 from headway.learn.task import Task, unit_of
 from headway.learn.training import RunState
 from headway.nn.kernels import is_deterministic
@@ -212,7 +212,8 @@ class Trainer:
         run = self.run
         given = recipe, run.fresh, run.task, run.processes, run.precision.name
         speed = measure(*given, self._left(seconds), self.judged, self.samples)
-        run.budget = TimeBudget(run.clock, seconds, speed, self.most, self.patience)
+        grows = recipe.start is None or not unjudged(run.task)
+        run.budget = TimeBudget(run.clock, seconds, speed, self.most, self.patience, grows)
         return speed
 
     def _fitting_seconds(self, speed: Speed) -> float:
