@@ -15,7 +15,7 @@ SYNC := $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
 # Compiled modules are kept, as many processes import them.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test lint compiling clean
+.PHONY: demo test lint compiling docs package clean
 
 demo: $(VENV)/.installed-demo
 	$(BIN)/headway demo
@@ -23,11 +23,19 @@ demo: $(VENV)/.installed-demo
 # Two workers with one thread each are quicker than one with two: small tensors gain nothing from threads. Each takes
 # half of the tests in their order, so that few of them share a fixture, and helps the other in the end.
 test: $(VENV)/.installed-test
-	@$(MAKE) --no-print-directory --jobs=2 $(SYNC) lint compiling
+	@$(MAKE) --no-print-directory --jobs=2 $(SYNC) compiling lint package docs
 	$(PYTEST) -n 2 --dist worksteal $(addprefix --ignore=,$(COMPILING))
 
 compiling: $(VENV)/.installed-test
 	$(PYTEST) $(COMPILING)
+
+# The documentation site, into build/site; a link or anchor that leads nowhere is an error.
+docs: $(VENV)/.installed-test
+	$(BIN)/zensical build --strict --clean
+
+# Wheel and sdist, checked, and installed into an empty environment.
+package: $(VENV)/.installed-test
+	$(BIN)/python tests/package.py
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check

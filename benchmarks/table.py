@@ -1,4 +1,4 @@
-"""Make the table of docs/benchmarks.md from benchmarks/results.
+"""Make the table of docs/benchmarks/index.md from benchmarks/results.
 
 python benchmarks/table.py                  # writes between the page's marks
 python benchmarks/table.py --check          # exit 1 if the page is not what the results say
@@ -189,7 +189,7 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--check", action="store_true")
     args = parser.parse_args()
-    page = ROOT / "docs/benchmarks.md"
+    page = ROOT / "docs/benchmarks/index.md"
     text = page.read_text(encoding="utf-8")
     before, rest = text.split(START)
     _, after = rest.split(END)

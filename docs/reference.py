@@ -1,6 +1,6 @@
-"""Writes settings.md and api.md from the dataclasses, functions and docstrings themselves: `python docs/reference.py`.
+"""Writes the reference pages from the code itself: `python docs/reference.py`.
 
-`python docs/reference.py --check` writes nothing, and ends with 1 where a page is not what it would write.
+`python docs/reference.py --check` writes nothing, and exits with 1 if a page is out of date.
 """
 
 from __future__ import annotations
@@ -8,21 +8,34 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from pages import api, settings
+from pages import api, commands, models, settings
 
-PAGES = {"settings.md": settings.page, "api.md": api.page}
+FOLDER = Path(__file__).parent
+
+
+def written() -> dict[str, str]:
+    """All pages, by their path below docs."""
+    return {
+        "reference/api.md": api.page(),
+        "reference/commands.md": commands.page(),
+        "reference/presets.md": models.presets(),
+        "reference/formats.md": models.formats(),
+        "reference/http.md": models.http(),
+        **settings.pages(),
+    }
 
 
 def main() -> int:
-    """Write both pages, or say which are not as they should be."""
+    """Write all pages, or list those that are out of date."""
     stale = []
-    for name, make in PAGES.items():
-        path, text = Path(__file__).parent / name, make()
+    for name, text in written().items():
+        path = FOLDER / name
         if not path.exists() or path.read_text(encoding="utf-8") != text:
             stale.append(name)
             if "--check" not in sys.argv:
+                path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(text, encoding="utf-8")
-    print(f"docs/reference.py: {', '.join(stale) or 'nothing'} {'is stale' if '--check' in sys.argv else 'written'}")
+    print(f"docs/reference.py: {', '.join(stale) or 'nothing'} {'is out of date' if '--check' in sys.argv else 'written'}")
     return 1 if stale and "--check" in sys.argv else 0
 
 

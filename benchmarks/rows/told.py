@@ -1,4 +1,4 @@
-"""How results are told in the table of docs/benchmarks.md."""
+"""How results are told in the table of docs/benchmarks/index.md."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ HEAD = """# The Python API
 
 What `import headway as hw` gives: [functions](#functions), the [model](#model) that `hw.load` returns, the
 [settings](#settings-that-calls-take) that calls take, the [results](#results) they return, and [errors](#errors).
-[python.md](python.md) introduces it. Shapes are written as jaxtyping does: B batch, T time (tokens), S source,
+[In Python](../guides/python.md) introduces it. Shapes are written as jaxtyping does: B batch, T time (tokens), S source,
 C vocabulary or classes, D width, H heads, N and M items.
 
 Where a method takes *one or many*, one thing gives one answer and a list (or a column, or any iterable) gives a list.
@@ -114,7 +114,7 @@ def _function(name: str, function: Any, depth: str, skip: int = 0) -> Iterator[s
     line = f"{name}({', '.join(parts)}){returns}"
     broken = f"{name}(\n" + "".join(f"    {part},\n" for part in parts) + f"){returns}"
     yield f"{depth} `{name}`\n"
-    yield f"```python\n{line if len(line) <= 110 else broken}\n```\n"
+    yield f"```text\n{line if len(line) <= 110 else broken}\n```\n"
     yield f"{_said(function)}\n"
 
 

@@ -1,9 +1,10 @@
-"""settings.md: every setting of every recipe, from the dataclasses."""
+"""Recipes and settings: every setting of every recipe, from the dataclasses."""
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
+import os
 import re
 import sys
 import typing
@@ -39,26 +40,47 @@ from headway.nn.parts.positions import PositionsConfig, RotaryConfig, ScalingCon
 from headway.visibility import Pattern
 from pages.fields import Field, anchor, describe, heading, kinds
 
-HEAD = """# All settings
+GENERATED = "*`python docs/reference.py` writes this page from the code.*"
+
+HEAD = """# Settings
 
 A setting is a path of names and a value: `--set train.steps=2000 optim.lr=0.003` in the shell,
-`set={"train.steps": 2000, "optim.lr": 0.003}` in Python. An unknown name is refused with the nearest one that exists,
-a value of another type with what it should be. [data.md](data.md) shows the most useful settings;
-[minutes.md](minutes.md) says which are chosen for you.
+`set={"train.steps": 2000, "optim.lr": 0.003}` in Python. An error names the nearest setting for an unknown name, and the
+type that a setting takes for a value of another type. [Your data](../../guides/data.md) shows the most useful settings;
+[how minutes choose](../../explanation/minutes.md) lists those that are chosen for you.
 
-- **Values** are JSON, or text where they are none: `true`, `none`, `0.1`, `[0.9, 0.95]`, `wsd`.
-- **A kind** is chosen by its name, `model.mixer=lstm`, `schedule=cosine`, and with settings of its own as JSON:
-  `'model.mixer={"kind": "lstm", "peepholes": true}'`. What is not named has its default.
-- **Layers** are numbered from 0: `model.stack.blocks.0.mixer.heads=2` changes the first alone. An encoder-decoder has
+- **Values** are JSON or plain text: `true`, `none`, `0.1`, `[0.9, 0.95]`, `wsd`.
+- **Kinds** are chosen by name: `model.mixer=lstm`, `schedule=cosine`. Pass JSON to set a kind and its own settings at once:
+  `'model.mixer={"kind": "lstm", "peepholes": true}'`. Other settings of that kind keep their defaults.
+- **Layers** are numbered from 0: `model.stack.blocks.0.mixer.heads=2` changes the first layer only. An encoder-decoder has
   `model.encoder.stack` and `model.decoder.stack`.
-- **Defaults** here are those of the parts. A recipe sets its own: the table of recipes has the main ones, and the
-  `recipe.json` of a run all of them.
+- **Defaults** on these pages are those of each part. Recipes override some: [recipes](../recipes.md) lists the main ones, and the
+  `recipe.json` of a run contains all of them.
 
-Contents: [recipes](#recipes) · [training](#training) · [optimisers](#optimisers) · [schedules](#schedules) ·
-[adapters](#adapters) · [models](#models) · [layers](#layers) · [mixers](#mixers) ·
-[parts of mixers and layers](#parts-of-mixers-and-layers) · [inputs](#inputs) · [outputs](#outputs) · [tasks](#tasks)
+| page | settings | when to change them |
+|---|---|---|
+"""
+# The pages in the order of the index: file name, title, settings, when to change them.
+PAGES = (
+    ("training", "Training", "`train.*`", "to change the length of a run, batches, precision or how often it evaluates"),
+    ("optimisers", "Optimisers and schedules", "`optim.*`, `schedule.*`", "if the loss diverges or falls too slowly"),
+    ("adapters", "Adapters", "`adapter.*`", "to fine-tune a large model with few trained weights"),
+    ("models", "Models", "`model.*`", "to set the size of a model, or how its parts are joined"),
+    ("layers", "Layers", "`model.stack.*`", "to change one layer, or where norms and residuals are"),
+    ("mixers", "Mixers", "`model.mixer`, `mixer.*`", "to compare attention, recurrent layers and fast weights"),
+    ("parts", "Parts of mixers and layers", "`pattern`, `rotary`, `norm`, `feed_forward`, ...", "to change positions, norms or masks"),
+    ("inputs", "Inputs", "`model.embed.*`", "to change how tokens, pixels or frames become vectors"),
+    ("outputs", "Outputs", "`model.heads.*`", "to change pooling or the output layer"),
+    ("tasks", "Tasks", "`task.*`", "to name columns, choose labels, splits, augmentation and metrics"),
+)
 
-*This page is written by `python docs/reference.py` from the code.*
+RECIPES = f"""# Recipes
+
+`headway recipes` lists the recipes that `headway train` takes by name. The [benchmarks](../benchmarks/index.md) have their measured scores and
+times. Recipes such as `text` and `vision` are for your own data: with `--minutes` they choose their size and steps.
+
+{GENERATED}
+
 """
 
 # Of every family the heading, where its settings are found, and what is said of it.
@@ -67,7 +89,7 @@ FAMILIES: dict[type, str] = {
     ScheduleConfig: "`schedule=KIND`, `schedule.NAME`: what the learning rate is multiplied by, step by step.",
     AdapterConfig: "`--lora RANK` for a run that starts `--from` a model; `adapter.NAME` for the rest.",
     ModelConfig: "`model.NAME`. Of published models and presets all of it is known: `headway show NAME`.",
-    MixerConfig: "`model.mixer=KIND` for all layers. More on each: [models.md](models.md), [history.md](history.md).",
+    MixerConfig: "`model.mixer=KIND` for all layers. More on each: [models](../../guides/models.md), [history](../../explanation/history.md).",
     Pattern: "Who may see whom: `pattern` of attention.",
     ScalingConfig: "`scaling` of rotary positions, for contexts longer than those of training.",
     NormConfig: "",
@@ -84,41 +106,64 @@ FAMILIES: dict[type, str] = {
 PARTS = (Pattern, ScalingConfig, NormConfig, FeedForwardConfig, BiasConfig, PositionsConfig)
 
 
-def page() -> str:
-    """The whole page."""
-    parts = [
-        HEAD,
-        _recipes(domains.recipes()),
-        *_class(TrainConfig, "##", "`train.NAME`, the same in all recipes.", "Training"),
-        *_family(OptimConfig, "##"),
-        *_family(ScheduleConfig, "##"),
-        *_family(AdapterConfig, "##"),
-        *_family(ModelConfig, "##"),
-        _shortcuts(),
-        *_class(InitConfig, "###"),
-        *_class(ProjectorConfig, "###"),
-        *_class(KeypointsConfig, "###"),
-        *_class(UNetConfig, "###"),
-        *_family(BridgeConfig, "###"),
-        "## Layers\n\n`model.stack`, and its blocks.\n",
-        *_class(StackConfig, "###"),
-        *_class(BlockConfig, "###"),
-        *_class(CrossAttentionConfig, "###"),
-        *_family(MixerConfig, "##", RecurrenceConfig),
-        "## Parts of mixers and layers\n",
-        *_class(RotaryConfig, "###"),
-        *(part for base in PARTS for part in _family(base, "###")),
-        *_family(EmbedConfig, "##"),
-        *_family(ObservationConfig, "###"),
-        *_family(HeadConfig, "##"),
-        *_class(TransformConfig, "###"),
-        *_family(ChunkHeadConfig, "###"),
-        f"## Tasks\n\n{FAMILIES[TaskConfig]}\n",
-        *_class(SplitConfig, "###"),
-        *_class(ClassSplitConfig, "###"),
-        *_tasks(),
-    ]
-    return "\n".join(parts).rstrip() + "\n"
+def pages() -> dict[str, str]:
+    """All pages, by their path below docs; links lead to the page on which a heading is."""
+    written = {"reference/recipes.md": _recipes(domains.recipes())}  # which registers all kinds
+    sections = {
+        "training": _class(TrainConfig, "##", "`train.NAME`, the same in all recipes.", "Training"),
+        "optimisers": (*_family(OptimConfig, "##"), *_family(ScheduleConfig, "##")),
+        "adapters": _family(AdapterConfig, "##"),
+        "models": (
+            *_family(ModelConfig, "##"),
+            _shortcuts(),
+            *_class(InitConfig, "###"),
+            *_class(ProjectorConfig, "###"),
+            *_class(KeypointsConfig, "###"),
+            *_class(UNetConfig, "###"),
+            *_family(BridgeConfig, "###"),
+        ),
+        "layers": (
+            "## Stacks and blocks\n\n`model.stack`, and its blocks.\n",
+            *_class(StackConfig, "###"),
+            *_class(BlockConfig, "###"),
+            *_class(CrossAttentionConfig, "###"),
+        ),
+        "mixers": _family(MixerConfig, "##", RecurrenceConfig),
+        "parts": (*_class(RotaryConfig, "##"), *(part for base in PARTS for part in _family(base, "##"))),
+        "inputs": (*_family(EmbedConfig, "##"), *_family(ObservationConfig, "###")),
+        "outputs": (*_family(HeadConfig, "##"), *_class(TransformConfig, "###"), *_family(ChunkHeadConfig, "###")),
+        "tasks": (
+            f"## Tasks\n\n{FAMILIES[TaskConfig]}\n",
+            *_class(SplitConfig, "###"),
+            *_class(ClassSplitConfig, "###"),
+            *_tasks(),
+        ),
+    }
+    index = HEAD
+    for name, title, settings, when in PAGES:
+        written[f"reference/settings/{name}.md"] = f"# {title}\n\n{GENERATED}\n\n" + "\n".join(sections[name])
+        index += f"| [{title}]({name}.md) | {settings} | {when} |\n"
+    written["reference/settings/index.md"] = f"{index}\n{GENERATED}"
+    return _linked(written)
+
+
+def _linked(written: dict[str, str]) -> dict[str, str]:
+    """Pages whose links to headings name the page that has them."""
+    home = {
+        anchor(line.lstrip("# ").strip()): path
+        for path, text in written.items()
+        for line in text.splitlines()
+        if line.startswith("#")
+    }
+
+    def linked(path: str, text: str) -> str:
+        def target(match: re.Match[str]) -> str:
+            other = home[match[1]]
+            return f"](#{match[1]})" if other == path else f"]({os.path.relpath(other, os.path.dirname(path))}#{match[1]})"
+
+        return re.sub(r"\]\(#([\w-]+)\)", target, text).rstrip() + "\n"
+
+    return {path: linked(path, text) for path, text in written.items()}
 
 
 def _recipes(known: dict[str, Recipe]) -> str:
@@ -131,7 +176,7 @@ def _recipes(known: dict[str, Recipe]) -> str:
             f"| `{name}` | {_kind(recipe.model)} | {_size(recipe.model)} | {_kind(recipe.task)} | "
             f"{recipe.optim.kind} {recipe.optim.lr:g} | {recipe.schedule.kind} | {batch}{times} | {train.steps:,} |"  # type: ignore[attr-defined]
         )
-    return "## Recipes\n\nWhat `headway recipes` lists, and what each is made of.\n\n" + "\n".join(rows) + "\n"
+    return RECIPES + "\n".join(rows) + "\n"
 
 
 def _kind(config: Any) -> str:

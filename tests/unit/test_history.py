@@ -1,4 +1,4 @@
-"""The commands of docs/history.md are real: they parse, and what they name exists."""
+"""The commands of docs/explanation/history.md are real: they parse, and what they name exists."""
 
 from __future__ import annotations
 

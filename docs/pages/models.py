@@ -1,0 +1,114 @@
+"""Presets, families of published models, and endpoints of the server."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import headway as hw
+from headway.formats.families import families
+from headway.serve.app import ENDPOINTS
+from pages.settings import GENERATED
+
+PRESET_HEAD = f"""# Presets
+
+A preset is a published architecture with random weights. `headway show NAME` prints its parameters, memory and blocks without allocating
+them; `headway bench train --shape NAME` measures it on your machine.
+
+{GENERATED}
+
+| preset | parameters |
+|---|---|
+"""
+
+FAMILY_HEAD = f"""# Model families and file formats
+
+Commands and `hw.load` accept a run, or a published model in one of these formats:
+
+| format | read | written by |
+|---|---|---|
+| a run's folder | yes | `headway train` |
+| headway's own folder (`model.safetensors`, `recipe.json`) | yes | `headway import` |
+| transformers (`config.json` with safetensors) | yes | `headway export OUT` |
+| GGUF (f32, f16, bf16 and quantised blocks) | yes | `headway export OUT.gguf --dtype f32|f16|q8_0` |
+| quantised folders (int8, int4) | yes | `headway quantize` |
+| PEFT adapters (LoRA) | yes | `headway export` of a run with `--lora` merges them |
+| llama2.c binaries | yes | no |
+| Whisper of CTranslate2 | yes | no |
+| LeRobot policies (ACT, diffusion) | yes | yes |
+| ONNX | no | `headway export OUT.onnx` (extra `onnx`) |
+
+[Published models](../guides/published.md) has commands for each.
+
+{GENERATED}
+
+## Families
+
+`model_type` in a model's `config.json` names its family.
+
+| family | model |
+|---|---|
+"""
+
+HTTP_HEAD = f"""# HTTP API
+
+`headway serve` answers these requests. A running server has the OpenAPI document with all fields at `/openapi.json` and shows it at `/docs`;
+[Serving](../guides/serving.md) introduces them with examples.
+
+{GENERATED}
+
+| method | path | summary |
+|---|---|---|
+"""
+
+# Names of families as people write them.
+TITLES: Mapping[str, str] = {
+    "act": "ACT (action chunking with transformers, LeRobot)",
+    "bart": "BART",
+    "bert": "BERT, and sentence encoders made of it",
+    "clip": "CLIP",
+    "decision_transformer": "Decision Transformer",
+    "deit": "DeiT",
+    "diffusion": "Diffusion Policy (LeRobot)",
+    "distilbert": "DistilBERT",
+    "gemma": "Gemma 1",
+    "gemma2": "Gemma 2",
+    "gemma3_text": "Gemma 3 (text)",
+    "gpt2": "GPT-2",
+    "gpt_neox": "GPT-NeoX, Pythia",
+    "llama": "Llama, SmolLM2, TinyLlama",
+    "marian": "Marian (OPUS-MT)",
+    "mistral": "Mistral",
+    "mixtral": "Mixtral",
+    "modernbert": "ModernBERT",
+    "olmo2": "OLMo 2",
+    "openai-gpt": "GPT-1",
+    "phi3": "Phi-3",
+    "qwen2": "Qwen 2, Qwen 2.5",
+    "qwen3": "Qwen 3",
+    "roberta": "RoBERTa",
+    "siglip": "SigLIP",
+    "smollm3": "SmolLM3",
+    "stablelm": "StableLM",
+    "t5": "T5",
+    "vit": "ViT",
+    "whisper": "Whisper",
+    "xlm-roberta": "XLM-RoBERTa",
+}
+
+
+def presets() -> str:
+    """The page of presets."""
+    rows = [f"| `{row['name']}` | {row['parameters']:,} |" for row in hw.presets()]
+    return PRESET_HEAD + "\n".join(rows) + "\n"
+
+
+def formats() -> str:
+    """The page of families and formats. Raises KeyError for a family without a title here."""
+    rows = [f"| `{name}` | {TITLES[name]} |" for name in sorted(families())]
+    return FAMILY_HEAD.replace("f32|f16|q8_0", "f32\\|f16\\|q8_0") + "\n".join(rows) + "\n"
+
+
+def http() -> str:
+    """The page of endpoints."""
+    rows = [f"| {one.method} | `{one.path.replace(':path}', '}')}` | {one.summary} |" for one in ENDPOINTS]
+    return HTTP_HEAD + "\n".join(rows) + "\n"
