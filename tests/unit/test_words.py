@@ -1,0 +1,145 @@
+"""What people read is plain English: help, errors, log lines, docs and docstrings have none of these patterns."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from headway.app.cli.main import COMMANDS, module_of
+from headway.app.cli.options import Parser, add_common
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "src/headway"
+# Comments and docstrings of private functions here are rewritten with their code.
+WAITING = ("engine", "generate", "serve", "domains/agents", "domains/trajectories", "domains/robotics", "domains/chess")
+
+PATTERNS = {  # what is not written, and what is instead
+    r"\b(is|are) none\b": "there is no X",
+    r"\b(is|are) no (?!longer|more|less|fewer|different|better|worse|bigger|larger|smaller|faster|slower|one\b|such)[a-z]": "is not a X",
+    r"\b(is|are|was|were) not had\b": "unknown X",
+    r"\bbeside\b": "next to, compared with, in addition to",
+    r"\banew\b": "again",
+    r"\b(foretell|foretold|foretells)\b": "predict",
+    r"\b(go|goes|going|went) on\b": "continue",
+    r"\b(hang|hangs) on\b": "depend on",
+    r"\bin place of\b": "instead of",
+    r"\bwhat (is|was|are|were) (read|written|generated|asked|said|drawn|kept|free|given|shown|left|there|had|told|meant)\b": "a noun",
+    r"\bwho asks?\b": "the client, the user",
+    r"\b(is|are|was|were|be) asked\b": "requested",
+    r"\bof (yours|ours|theirs|mine)\b": "your own",
+    r"\bof [A-Z]\w+'s\b": "X's, without of",
+    r"(?:^|[.;] )(Told|Said|Shown|Kept|Meant|Read|Held) (is|are|was|were)\b": "subject, verb, object",
+    r"\b(lies|lie) (in|at|there|on|under|below|above|next)\b": "is in",
+    r"\bstands? (in|there|over|above|under|below|next|at)\b": "is in",
+    r"\bfor ever\b": "forever, or never ends",
+    r"\bwhole numbers?\b": "integer",
+    r"\b(tokens|samples|steps|characters|times|sentences|games|words|frames|requests|rows|texts) an? "
+    r"(second|minute|step|row|line|move|intent|file|layer|image|class|label)\b": "per",
+    r"\bin the mean\b": "on average",
+    r"\bnought\b": "zero",
+    r"\blikeliest\b": "most probable",
+    r"\bjudg(e|es|ed|ing)\b": "evaluate",
+    r"\b(says|said|say)\b": "prints, reports, outputs",
+    r"\b(tells|told|tell)\b": "reports, shows",
+    r"\b(hear|hears|heard)\b": "transcribe, recognise",
+    r"; give\b": "pass, add, choose, set",
+    r"\b(that|it|them|these|this|those) alone\b": "only",
+    r"\ball there (is|are)\b": "all",
+    r"\bnothing but\b": "only",
+    r"\bto the (letter|bit)\b": "exactly, bit for bit",
+    r"\bsymbols?\b": "token",
+    r"\bknows? nothing of\b": "does not know",
+    r"\bwill do\b": "is enough",
+    r"\bof a (user|core|person)'s\b": "a user's",
+    r"\bis made of\b(?! )": "consists of",
+    r"\bmarks of\b": "special tokens of",
+    r"\bwhere (that|this|it) is (so|not so)\b": "if so",
+    r"\b(seldom|hither|thereof|wherein|whereof|therein|nigh)\b": "plain words",
+    r"\bhas to be had\b": "is needed",
+    r"\ba good (deal|many)\b": "many, much",
+    r"\bpieces? by pieces?\b": "in chunks",
+}
+ALLOWED = {r"\bsymbols?\b": "sentencepiece|LaTeX|debug symbol|chess symbol"}  # lines with these words mean another thing
+
+
+def docstrings() -> Iterator[tuple[str, str]]:
+    for path in sorted(PACKAGE.rglob("*.py")):
+        folder = str(path.relative_to(PACKAGE))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+                private = not isinstance(node, ast.Module) and node.name.startswith("_")
+                if (text := ast.get_docstring(node)) and not (private and folder.startswith(WAITING)):
+                    yield f"{folder}: {getattr(node, 'name', 'module')}", text
+
+
+def messages() -> Iterator[tuple[str, str]]:
+    """Strings in raised errors, in log lines, in what commands print, and in constants of messages."""
+    for path in sorted(PACKAGE.rglob("*.py")):
+        folder = str(path.relative_to(PACKAGE))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and _speaks(node.func):
+                for part in ast.walk(node):
+                    if isinstance(part, ast.Constant) and isinstance(part.value, str) and " " in part.value:
+                        yield f"{folder}:{part.lineno}", part.value
+
+
+def _speaks(function: ast.expr) -> bool:
+    name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
+    log = isinstance(function, ast.Attribute) and name in ("info", "warning", "error", "debug", "exception")
+    return name.endswith("Error") or log or name in ("say", "note", "print", "notice")
+
+
+def helps() -> Iterator[tuple[str, str]]:
+    for name, summary in COMMANDS.items():
+        parser = Parser(name, summary, "example")
+        import_module(module_of(name)).arguments(parser)
+        add_common(parser)
+        yield f"headway {name} --help", re.sub(r"\s+", " ", parser.format_help())
+
+
+def docs() -> Iterator[tuple[str, str]]:
+    for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").rglob("*.md"))]:
+        text = re.sub(r"^```.*?^```$", "", path.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+        yield str(path.relative_to(ROOT)), re.sub(r"`[^`\n]*`", "``", text)
+
+
+SOURCES = {"docstrings": docstrings, "messages": messages, "help": helps, "docs": docs}
+
+
+@cache
+def texts(source: str) -> list[tuple[str, str]]:
+    return [(where, re.sub(r"[ \t]*\n[ \t]*", " ", text)) for where, text in SOURCES[source]()]
+
+
+def uses(source: str, pattern: str) -> list[str]:
+    """Where a pattern is used, with some words around it."""
+    found = []
+    for where, text in texts(source):
+        for match in re.finditer(pattern, text):
+            around = text[max(0, match.start() - 40) : match.end() + 40]
+            if pattern not in ALLOWED or not re.search(ALLOWED[pattern], around):
+                found.append(f"{where}: ...{around}...")
+    return found
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_plain_english(source: str) -> None:
+    found = {f"{pattern} (write: {better})": uses(source, pattern) for pattern, better in PATTERNS.items()}
+    assert {pattern: lines for pattern, lines in found.items() if lines} == {}
+
+
+def test_patterns_match() -> None:
+    """The patterns find what they are for."""
+    for text, pattern in {
+        "the tokenizer is none of these": r"\b(is|are) none\b",
+        "beside the batch": r"\bbeside\b",
+        "40 tokens a second": next(p for p in PATTERNS if "second|minute" in p),
+        "Told are how many": next(p for p in PATTERNS if "Told" in p),
+    }.items():
+        assert re.search(pattern, text)
