@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import builtins
 import re
 from collections.abc import Iterator
 from functools import cache
@@ -143,3 +144,71 @@ def test_patterns_match() -> None:
         "Told are how many": next(p for p in PATTERNS if "Told" in p),
     }.items():
         assert re.search(pattern, text)
+
+
+@cache
+def identifiers() -> frozenset[str]:
+    """Every name in the sources: variables, attributes, parameters, keys, modules, and words within strings."""
+    names: set[str] = set(dir(builtins))
+    for top in ("src/headway", "tests", "benchmarks", "examples"):
+        for path in (ROOT / top).rglob("*.py"):
+            names.update((path.stem, path.name, *path.relative_to(ROOT).parts))
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                for field in ("id", "attr", "arg", "name", "module", "asname"):
+                    if isinstance(text := getattr(node, field, None), str):
+                        names.update(text.split("."))
+                if isinstance(node, ast.Constant) and isinstance(node.value, str) and len(node.value) < 200:
+                    names.update(re.findall(r"\w+", node.value))
+    return frozenset(names)
+
+
+@cache
+def modules() -> dict[str, set[str]]:
+    """What the modules of each name bind, and the names of modules in each package."""
+    names: dict[str, set[str]] = {}
+    for path in PACKAGE.rglob("*.py"):
+        own = names.setdefault(path.parent.name if path.stem == "__init__" else path.stem, set())
+        own.update(other.stem for other in path.parent.iterdir() if path.stem == "__init__")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+                own.add(node.name)
+            elif isinstance(node, ast.Name):
+                own.add(node.id)
+            elif isinstance(node, ast.alias):
+                own.add((node.asname or node.name).split(".")[0])
+            elif isinstance(node, ast.Attribute):
+                own.add(node.attr)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.isidentifier():
+                own.add(node.value)
+    return names
+
+
+OBJECTS = {"train", "model", "task", "optim", "schedule", "adapter", "config", "run"}  # settings and common variables
+ENDINGS = {"py", "json", "jsonl", "html", "md", "csv", "npz", "safetensors"}
+FOREIGN = {  # of other programs, files and formats
+    *("cpu.cfs_quota_us", "lichess_db_puzzle.csv", "CHANGELOG.md", "FooConfig", "NAMESettings", "Qg7mate"),
+    *("observation_0", "observation_1", "action_0", "reward_0", "terminal_0"),
+    *("chance_at_K", "neighbour_at_K", "image_recall_at_K"),
+}
+
+
+def unknown(text: str) -> list[str]:
+    """Names in backticks that are nowhere in the sources, or not in the module that they name."""
+    found = []
+    for name in re.findall(r"(?<!`)`([A-Za-z_][\w.]*(?:\(\))?)`(?!`)", text):
+        parts = name.removesuffix("()").strip(".").split(".")
+        outside = len(parts) == 2 and parts[0] in modules() and parts[1] not in {*modules()[parts[0]], *ENDINGS}
+        outside &= parts[0] not in OBJECTS
+        if name not in FOREIGN and (outside or not all(part in identifiers() for part in parts)):
+            found.append(name)
+    return found
+
+
+def test_names_in_docstrings_exist() -> None:
+    assert {where: names for where, text in docstrings() if (names := unknown(text))} == {}
+
+
+def test_names_in_docs_exist() -> None:
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]
+    texts = {path: re.sub(r"^```.*?^```$", "", path.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE) for path in pages}
+    assert {str(path): names for path, text in texts.items() if (names := unknown(text))} == {}
