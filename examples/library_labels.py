@@ -11,7 +11,7 @@ from pathlib import Path
 
 from library_text import library
 
-PACKAGES = ("asyncio", "email", "http", "json", "logging", "multiprocessing", "tkinter", "unittest", "urllib", "xml")
+PACKAGES = ("asyncio", "email", "http", "logging", "multiprocessing", "tkinter", "unittest", "urllib", "xml")
 
 
 def main() -> None:
