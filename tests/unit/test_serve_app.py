@@ -221,7 +221,7 @@ WRONG: list[tuple[dict[str, Any], int, str, str | None]] = [
     ({"prompt": ["a", 1]}, 400, "mixes texts and tokens", "prompt"),
     ({"prompt": [True]}, 400, "Expected", "prompt[0]"),
     ({"prompt": [[]]}, 400, "0 tokens", None),
-    ({"prompt": [512]}, 400, "holds the id 512", None),
+    ({"prompt": [512]}, 400, "contains the id 512", None),
     ({"prompt": ["x"] * 65}, 400, "65 texts, 64 are the most", "prompt"),
     ({"prompt": "word " * 600}, 400, "the context of 512 must hold an answer too", "prompt"),
     ({"n": 10**9}, 400, "n is 1000000000; give a whole number from 1 to 16", "n"),
