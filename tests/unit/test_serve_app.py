@@ -230,7 +230,7 @@ WRONG: list[tuple[dict[str, Any], int, str, str | None]] = [
     ({"temperature": "hot"}, 400, "Expected `float", "temperature"),
     ({"top_p": 0}, 400, "top_p is 0", None),
     ({"max_tokens": 1.5}, 400, "Expected `int", "max_tokens"),
-    ({"stop": [""]}, 400, "empty text", None),
+    ({"stop": [""]}, 400, "empty string", None),
     ({"stop": ["x"] * 17}, 400, "17 texts, 16 are the most", "stop"),
     ({"stop": "x" * 1001}, 400, "more than 1,000 characters", "stop"),
     ({"logprobs": 21}, 400, "<= 20", "logprobs"),

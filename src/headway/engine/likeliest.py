@@ -1,4 +1,4 @@
-"""The likeliest symbols of each of many rows of logits, for searches that go on with several of each."""
+"""The most probable tokens of each row of logits, for beam search."""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ def _find_likeliest(
 
 
 def find_likeliest(logits: np.ndarray, count: int, never: Sequence[int], pool: Pool) -> tuple[np.ndarray, np.ndarray]:
-    """The `count` likeliest symbols of each row of float32 [R, C], the likeliest first and equal ones in their order:
-    int32 [R, N], and their log probabilities among all symbols in nats: float32 [R, N].
+    """The `count` most probable tokens of each row of float32 [R, C], in decreasing order and ties by id: int32 [R, N],
+    and their log probabilities over all tokens in nats: float32 [R, N].
 
-    The symbols of `never` are not among them, and their logits are -inf afterwards. Where a row has no distribution,
-    its log probabilities are NaN.
+    Tokens in `suppressed` are excluded, and their logits are set to -inf. A row without a distribution has log
+    probabilities of NaN.
     """
     rows, symbols = logits.shape
     found = np.empty((rows, count), np.int32), np.empty((rows, count), np.float32)
