@@ -170,8 +170,8 @@ def _score(
 
 @compiled
 def _soften_heads(
-    form: int, start: int, count: int, each: int, highest: int, climb: int, window: int, bias: int, span: int, cap: F32,
-    near: int, far: int, scratch: int, out: int, step: int,
+    form: int, start: int, count: int, each: int, highest: int, climb: int, window: int, bias: int, span: int,
+    cap: F32, near: int, far: int, scratch: int, out: int, step: int,
 ) -> tuple[int, int]:  # fmt: skip
     """Turn scores of `count` queries from `start` on into weights, in the format of `dtype`; return the range of the
     chunk that any of them sees. `highest` counts from the chunk's first position. Scales of values are at `near` and
@@ -257,13 +257,13 @@ def attend_piece(
             into = out + start * step + 8
             if kind == INT8:
                 rounded_weigh(
-                    count, weights, fades, begins, ends, near + key, far + key, ahead_near + key, ahead_far + key,
-                    size, into, step // 4,
+                    count, weights, fades, begins, ends, near + key, far + key, ahead_near + key,
+                    ahead_far + key, size, into, step // 4,
                 )  # fmt: skip
             else:
                 weigh(
-                    kind, count, scratch, fades, begins, ends, near + key, far + key, ahead_near + key,
-                    ahead_far + key, size, into, step // 4,
+                    kind, count, scratch, fades, begins, ends, near + key, far + key,
+                    ahead_near + key, ahead_far + key, size, into, step // 4,
                 )  # fmt: skip
 
 

@@ -107,8 +107,7 @@ class Blocks:
         self._let_go.append(blocks)
 
     def gather(self) -> None:
-        """Release the blocks passed to `release_later`. Not while copies are pending: their source might be among them.
-        """
+        """Release the blocks passed to `release_later`. Not while copies are pending, whose source might be one."""
         while self._let_go:
             self.give_back(self._let_go.popleft())
 
@@ -158,8 +157,8 @@ def write(store: Blocks, layers: list[Layer], length: int) -> list[int]:
         begin = max(first * BLOCK, length - slots)
         places = table.ctypes.data + 8 * (begin // BLOCK - first)
         keep_positions(
-            form, keys.data_ptr(), values.data_ptr(), means.data_ptr(), len(means), slots, groups, size, width, begin,
-            length, places, start, each, room.ctypes.data,
+            form, keys.data_ptr(), values.data_ptr(), means.data_ptr(), len(means), slots, groups, size, width,
+            begin, length, places, start, each, room.ctypes.data,
         )  # fmt: skip
         start += groups * each
     return [0] * first + blocks

@@ -34,9 +34,7 @@ _COLUMNS = 256  # maximum columns summed one after the other
 _STEP = 16  # columns: a line of memory of each row of weights
 _AHEAD = 192  # columns prefetched ahead
 _PAGE = 4096  # bytes
-_IN_ORDER = (
-    "contract",
-)  # without flags an addition gets the compiler's, which may reorder sums
+_IN_ORDER = ("contract",)  # without flags an addition gets the compiler's, which may reorder sums
 _PANEL = _COLUMNS * LINE
 PANEL_ROOM = TILES * _PANEL
 
@@ -319,8 +317,9 @@ def many_dots(
                 done += 1
                 other = min(tile + _ABREAST, tiles) - 1  # an odd tile at the end is computed twice
                 _many(
-                    high - low, room + tile * _PANEL, room + other * _PANEL, x + low * stride + 4 * begin, stride,
-                    end - begin, begin, out + (tile * MANY + low) * LINE, out + (other * MANY + low) * LINE,
+                    high - low, room + tile * _PANEL, room + other * _PANEL, x + low * stride + 4 * begin,
+                    stride, end - begin, begin, out + (tile * MANY + low) * LINE,
+                    out + (other * MANY + low) * LINE,
                 )  # fmt: skip
 
 

@@ -526,7 +526,8 @@ def _choose(asked: int, n: int, thread: int, threads: int) -> None:
     if row[TOP]:
         to = 4 * n * call[MOST]
         _tell(
-            x, tail, whole, groups, maxima, first, log_mass, row[TOP], room, call[TOPS] + to, call[TOP_LOGPROBS] + to
+            x, tail, whole, groups, maxima, first, log_mass, row[TOP], room, call[TOPS] + to,
+            call[TOP_LOGPROBS] + to,
         )  # fmt: skip
     here, top = x, first
     if row[MASK] or row[SAID_COUNT] or row[BIASED_COUNT]:

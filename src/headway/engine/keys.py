@@ -95,8 +95,7 @@ def _emit_scores(builder: Any, form: int, heads: int, parts: int, args: Any) -> 
 
 
 def _emit_weigh(builder: Any, form: int, heads: int, args: Any) -> None:
-    """`weigh` for one dtype and number of heads: features in pairs of vectors, then eight at a time, then one by one.
-    """
+    """`weigh` for one dtype and number of heads: features in pairs of vectors, then by eight, then one by one."""
     weights, fades, begin, end, near, far, ahead_near, ahead_far, size, out, step = args
     w, fade, y = (builder.inttoptr(address, _F32.as_pointer()) for address in (weights, fades, out))
     blocks = [
@@ -137,8 +136,7 @@ def _emit_weigh(builder: Any, form: int, heads: int, args: Any) -> None:
 
 
 def halves(builder: Any, begin: Any, end: Any, number: int) -> tuple[Any, Any]:
-    """The part of positions `start` to `end` of a chunk in its first (0) or second (1) block, relative to that block.
-    """
+    """The part of positions `start` to `end` of a chunk in its first (0) or second (1) block, relative to the block."""
     zero, block = word(0), word(BLOCK)
 
     def within(place: Any) -> Any:

@@ -15,8 +15,8 @@ from headway.engine.pool import Pool
 
 @compiled
 def _find_likeliest(
-    logits: int, stride: int, rows: int, symbols: int, never: int, never_count: int, count: int, thread: int,
-    threads: int, room: int, symbols_at: int, logprobs_at: int,
+    logits: int, stride: int, rows: int, symbols: int, never: int, never_count: int, count: int,
+    thread: int, threads: int, room: int, symbols_at: int, logprobs_at: int,
 ) -> None:  # fmt: skip
     """A thread's share of the rows."""
     groups, whole, forbidden = -(-symbols // GROUP), symbols // GROUP, i32(never)
@@ -64,8 +64,8 @@ def find_likeliest(logits: np.ndarray, count: int, never: Sequence[int], pool: P
     def job(thread: int) -> None:
         room = at + rooms.shape[1] * thread
         _find_likeliest(
-            start, stride, rows, symbols, forbidden.ctypes.data, len(forbidden), count, thread, pool.threads, room,
-            *places,
+            start, stride, rows, symbols, forbidden.ctypes.data, len(forbidden), count, thread,
+            pool.threads, room, *places,
         )  # fmt: skip
 
     with announced(_find_likeliest):

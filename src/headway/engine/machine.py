@@ -58,7 +58,7 @@ def _features() -> tuple[dict[str, bool], str | None]:
     left = {name: has and not name.startswith(_LACKING[form]) for name, has in found.items()}
     own = _form(found)
     if _form(left) != form:
-        raise UserError(f"HEADWAY_FORM={form}: this processor has at most {own}; use that or a lesser one, or unset it")
+        raise UserError(f"HEADWAY_FORM={form}: this processor has at most {own}; use that, a lesser one or none")
     return left, None if own == form else ",".join(f"{'+' if has else '-'}{n}" for n, has in sorted(left.items()))
 
 
@@ -79,7 +79,7 @@ def _is_wide(features: dict[str, bool]) -> bool:
 
 
 FEATURES, CPU_FEATURES = _features()
-INSTRUCTIONS = "vnni" if _form(FEATURES) == "amx" else _form(FEATURES)  # integer products of vectors
+INSTRUCTIONS = "vnni" if _form(FEATURES) == "amx" else _form(FEATURES)  # for integer vectors
 WIDE = INSTRUCTIONS == "vnni" and _is_wide(FEATURES)
 # A process must request the matrix unit from the system.
 HAS_MATRIX_UNIT = (

@@ -186,8 +186,8 @@ _eight_one, _eight_two, _four_one, _four_two = (
 
 @compiled
 def block_products(
-    kind: int, w: int, ws: int, x: int, stride: int, xs: int, corr: int, groups: int, out: int, count: int, room: int,
-    new: bool,
+    kind: int, w: int, ws: int, x: int, stride: int, xs: int, corr: int, groups: int, out: int, count: int,
+    room: int, new: bool,
 ) -> None:  # fmt: skip
     """`tiles.tile_products` for 16 or 32 input rows, on a unit that `acquire` has configured."""
     if HAS_MATRIX_UNIT:

@@ -122,8 +122,9 @@ class _Lowering(BlockLowering):
         room = np.zeros((threads, build.scratch + 64), np.uint8)
         build.kept.append(room)
         return StepProgram(
-            loop, table, floats, [part.ctypes.data for part in room], body, self.x, symbols, self.own, self.memory,
-            build.rows, self.capacity, build.kept, (stated[0], stated[1]), table[stated] - STATES, self.state_numbers,
+            loop, table, floats, [part.ctypes.data for part in room], body, self.x, symbols, self.own,
+            self.memory, build.rows, self.capacity, build.kept, (stated[0], stated[1]),
+            table[stated] - STATES, self.state_numbers,
         )  # fmt: skip
 
     def _embed(self, embed: nn.Module) -> None:

@@ -225,7 +225,7 @@ _MADE = 4 * _RESULTS  # offset of values before quantisation
 _UNIT = _MADE + AT_ONCE * 4 * GROUP  # offset of the matrix unit's scratch
 _APART = MANY * LINE  # bytes between the results of two tiles
 _PANELS = 2 * TILES * _APART  # offset of the panels of fp32
-ROOM = 64 + max(_UNIT + _UNIT_ROOM + matrix_unit.CONFIGURATION, _PANELS + PANEL_ROOM)  # scratch of a product
+ROOM = 64 + max(_UNIT + _UNIT_ROOM + matrix_unit.CONFIGURATION, _PANELS + PANEL_ROOM)  # per product
 
 
 @compiled
@@ -372,7 +372,8 @@ def _gated(
 @compiled
 def _rounded(
     kind: int, w: int, ws: int, bias: int, x: int, xs: int, corr: int, stride: int, y: int, y_kind: int, ys: int,
-    y_corr: int, rows: int, columns: int, batch: int, code: int, cap: F32, scale: F32, room: int, first: int, last: int,
+    y_corr: int, rows: int, columns: int, batch: int, code: int, cap: F32, scale: F32, room: int, first: int,
+    last: int,
 ) -> None:  # fmt: skip
     """Groups `first` to `last` of the quantised output, each of several tiles."""
     groups, into, made = groups_of(columns), groups_of(rows), room + _MADE
@@ -417,8 +418,8 @@ def _next_part(counter: int, met: int, tiles: int, size: int, helped: int, threa
 @compiled
 def multiply(
     kind: int, w: int, ws: int, bias: int, x: int, xs: int, corr: int, stride: int, y: int, y_stride: int, y_kind: int,
-    ys: int, y_corr: int, start: int, rows: int, whole: int, columns: int, batch: int, mode: int, code: int, cap: F32,
-    scale: F32, room: int, counter: int, thread: int, threads: int,
+    ys: int, y_corr: int, start: int, rows: int, whole: int, columns: int, batch: int, mode: int, code: int,
+    cap: F32, scale: F32, room: int, counter: int, thread: int, threads: int,
 ) -> None:  # fmt: skip
     """y = activation(scale W x + bias), y += W x + bias, or (GATED) y = activation(gate x) * (up x), for `batch` input
     rows; each weight is loaded from memory once. QUANTISED is the first of these for a complete matrix, quantised for
@@ -450,8 +451,8 @@ def multiply(
             )  # fmt: skip
         else:
             _multiply(
-                kind, w, ws, bias, x, xs, corr, stride, y, y_stride, start, rows, whole, columns, batch, mode, code,
-                cap, scale, room, first, last,
+                kind, w, ws, bias, x, xs, corr, stride, y, y_stride, start, rows, whole, columns, batch, mode,
+                code, cap, scale, room, first, last,
             )  # fmt: skip
         first = last
         if counter != 0:
@@ -518,5 +519,6 @@ def packed_product(
     start, mode, code, none = np.int64(0), np.int64(STORE), np.int64(NONE), np.int64(0)
     multiply(
         kind, w, ws, bias, q, xs, corr, groups_of(columns) * GROUP, y, 4 * rows, none, none, none, start, rows,
-        rows, columns, batch, mode, code, np.float32(0), np.float32(1), room + thread * ROOM, none, thread, threads,
+        rows, columns, batch, mode, code, np.float32(0), np.float32(1), room + thread * ROOM, none,
+        thread, threads,
     )  # fmt: skip

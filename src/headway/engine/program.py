@@ -195,9 +195,9 @@ def _attend_run(
     each, width = heads // op[4], op[5] + 2
     bias, spare = 0 if op[16] == 0 else op[16] + 4 * g * each * op[17], at(op[29], scratch)
     attend_piece(
-        op[25], at(op[23], scratch), tokens, each, op[18] + 8 * b * op[19], op[21] + g * op[26], size, piece, follows,
-        onwards, highest, op[6], window, bias, op[17], np.float32(numbers[1]), op[31], op[14], at(op[24], scratch),
-        spare,
+        op[25], at(op[23], scratch), tokens, each, op[18] + 8 * b * op[19], op[21] + g * op[26], size, piece,
+        follows, onwards, highest, op[6], window, bias, op[17], np.float32(numbers[1]), op[31], op[14],
+        at(op[24], scratch), spare,
     )  # fmt: skip
     for r in range(tokens):
         begin, end = pieces_of(highest + op[6] * r, window)
@@ -262,8 +262,7 @@ def _attend_pieces(
 
 @compiled
 def _reach(op: np.ndarray, places: int, n: int) -> tuple[int, int, int, int]:
-    """The segments that a run sees, from the first to the one after the last; their first position, and their length.
-    """
+    """The segments that a run sees, from the first to the one after the last; their first position and length."""
     _, tokens, highest, begin, end = _run_of(op, places, n)
     start, top = piece_start(begin), highest + op[6] * (tokens - 1)
     return begin, end, start, min(piece_start(end), top + 1) - start

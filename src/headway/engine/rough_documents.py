@@ -306,8 +306,7 @@ def _copied(source: int, size: int, room: int) -> None:
 
 @compiled
 def _prepared(op: np.ndarray, numbers: np.ndarray, source: int, t: int, weight: int, bias: int, room: int) -> int:
-    """The address of a query or a key at position t, normed and rotated, padded to chunks: in the scratch, or in place.
-    """
+    """The address of a query or key at position t, normed and rotated, padded to chunks: in scratch or in place."""
     size, half = op[5], op[14]
     if op[7] < 0 and half == 0 and size == whole_chunks(size):
         return source

@@ -1,5 +1,4 @@
-"""Generation: sampling, sessions over ragged batches, a scheduler, beam search, and log probabilities of given tokens.
-"""
+"""Generation: sampling, batched sessions, a scheduler, beam search, and log probabilities of given tokens."""
 
 from __future__ import annotations
 

@@ -45,8 +45,7 @@ class Chosen(NamedTuple):
 
 
 class Chooser:
-    """Samples the tokens of one sequence one after the other. `sampler` has this one row and samples with the engine.
-    """
+    """Samples the tokens of one sequence one by one. `sampler` has this one row and samples with the engine."""
 
     def __init__(self, sampler: Sampler, rule: Rule | None, top: int, symbols: int) -> None:
         """`top` is how many of the most probable tokens to report with each sampled one."""

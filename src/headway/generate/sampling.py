@@ -243,8 +243,7 @@ class Sampler:
         return torch.from_numpy(chosen.symbols), torch.from_numpy(chosen.logprobs).float()
 
     def _adjusted(self, logits: Float[Tensor, "B C"]) -> Float[Tensor, "B C"]:
-        """Logits of the vocabulary, or of its first ids, after penalties and bias; the input itself if there are none.
-        """
+        """Logits of the vocabulary, or of its first ids, after penalties and bias; the input itself without any."""
         sampling, symbols = self.sampling, logits.shape[-1]
         if self._said.seen is not None:
             places = self._said.seen[:, :symbols].nonzero(as_tuple=True)

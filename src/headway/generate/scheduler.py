@@ -223,7 +223,7 @@ class Scheduler:
         if most is not None and needed > most:
             raise UserError(
                 f"a prompt of {prompt} tokens and {new} new ones need {needed * self._store.size:,} bytes of keys and "
-                f"values, over the cache's {most * self._store.size:,}; request fewer, or increase the cache's memory"
+                f"values, over the cache's {most * self._store.size:,}; request fewer or enlarge the cache"
             )
 
     def _admit(self) -> None:

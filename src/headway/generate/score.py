@@ -199,8 +199,7 @@ def strided_nats(
 def _strides(
     ids: Int[Tensor, "N"], width: int, stride: int, rows: int
 ) -> Iterator[tuple[Int[Tensor, "B T"], Int[Tensor, "B T"]]]:
-    """Inputs and labels, IGNORED where an earlier window scored, `rows` windows at a time; the last window is shorter.
-    """
+    """Inputs and labels, IGNORED where an earlier window scored, `rows` windows at a time; the last is shorter."""
     count = len(ids) - 1  # tokens to score
     whole = 1 + max(0, count - width) // stride if count >= width else 0
     for first in range(0, whole, rows):

@@ -120,8 +120,7 @@ class Continuation:
         self._ends, self._stream = limits.ends(codec), TextStream(codec, prompt, limits.stop)
 
     def push(self, symbol: int) -> tuple[int | None, str, FinishReason | None]:
-        """The token unless it ends the sequence, the text that is final now, and with the last token the finish reason.
-        """
+        """The token unless it ends the sequence, the text that is final now, and at the end the finish reason."""
         if symbol in self._ends:
             return None, *self.finish("", "stop")
         self.ids.append(symbol)
