@@ -115,7 +115,9 @@ def _widened_bytes(size: int) -> int:
 
 @compiled
 def _widened(near: int, far: int, ahead_near: int, ahead_far: int, size: int, room: int) -> tuple[int, int]:
-    """Widen a group's parts of the blocks of a chunk to fp32; return their addresses. Prefetches those at `ahead`."""
+    """Widen a group's parts of the blocks of a chunk to fp32; return their addresses. Prefetches `ahead_near` and
+    `ahead_far`.
+    """
     widen_all(near, 2 * size, room, ahead_near)
     if far == near:
         return room, room

@@ -115,13 +115,14 @@ class Engine(nn.Module):
         return self.compute(pieces), kept.at(lengths)
 
     def hear(self, source: Any, layout: Layout) -> Heard:
-        """EncoderDecoder.hear; with packed weights, torch's attention uses bf16 if that is fast here."""
+        """EncoderDecoder.encode; with packed weights, torch's attention uses bf16 if that is fast here."""
         assert isinstance(self.model, EncoderDecoder)
         with rough_attention(self._packed and HAS_BF16_UNIT):
             return self.model.hear(source, layout)
 
     def open(self, source: Any = None, layout: Layout | None = None, count: int | None = None) -> Kept:
-        """Empty rows, one per source, or `count` without sources. The source is the input of `hear`, or its output."""
+        """Empty rows, one per source, or `count` without sources. The source is the input of `encode`, or its output.
+        """
         stack, memories, starts = self._decoder[0].stack, None, None
         if isinstance(self.model, EncoderDecoder):
             if source is None or layout is None:
