@@ -197,7 +197,7 @@ def test_a_cache_that_is_full_is_said_before_anything_is_written() -> None:
         engine.limit_cache(3 * engine._own.size)
         first, second = kept.rows
         engine.compute([Piece(first, 0, TEXT[:40])])
-        with pytest.raises(OutOfBlocksError, match="1 blocks of keys and values are lacking"):
+        with pytest.raises(OutOfBlocksError, match="1 blocks of keys and values are missing"):
             engine.compute([Piece(first, 40, [1]), Piece(second, 0, TEXT[:40])])
         assert [len(row.blocks) for row in kept.rows] == [2, 0]
         assert engine.lacking([Piece(second, 0, TEXT[:32])]) == 0

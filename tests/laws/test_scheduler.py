@@ -407,8 +407,8 @@ def test_requests_that_cannot_be_are_refused_at_once() -> None:
     for request, message in [
         (Request([]), "prompt of 0 tokens"),
         (Request([2] * 160), "fills the context of 160"),
-        (Request([SYMBOLS]), "holds the id 23"),
-        (Request([1], Sampling(logit_bias={SYMBOLS: 1.0})), "logit_bias holds the id 23"),
+        (Request([SYMBOLS]), "contains the id 23"),
+        (Request([1], Sampling(logit_bias={SYMBOLS: 1.0})), "logit_bias contains the id 23"),
         (Request([1], top=24), "top is 24"),
         (Request([1], prompt_top=24), "top is 24"),
         (Request([2] * 161, generates=False), "exceeds|fills"),
@@ -417,14 +417,14 @@ def test_requests_that_cannot_be_are_refused_at_once() -> None:
     ]:
         with pytest.raises(UserError, match=message):
             scheduler.submit(request)
-    with pytest.raises(UserError, match="copies is 0"):
+    with pytest.raises(UserError, match="n is 0"):
         Request([1], copies=0)
     with pytest.raises(UserError, match="step_tokens is 0"):
         Scheduler(engine, step_tokens=0)
     assert scheduler.step() == []
     for _ in range(2):
         scheduler.submit(Request([2] * 90, limits=Limits(7)))
-    with pytest.raises(FullError, match="2 requests wait already"):
+    with pytest.raises(FullError, match="the queue is full with 2 requests"):
         scheduler.submit(Request([1], limits=Limits(3)))
     finished(scheduler)
     scheduler.submit(Request([1], limits=Limits(3)))

@@ -55,19 +55,19 @@ BOTH = [
     (lambda t, h: h.pop("config"), "no configuration in its header"),
     (config(symbols=10**12), "more than .* bytes can hold"),
     (config(width=-4), "fit no model"),
-    (config(symbols=24), r"\(24, 16\)|asks for"),  # in the tiles of a quantised file there is room for 24
+    (config(symbols=24), r"\(24, 16\)|configuration needs"),  # in the tiles of a quantised file there is room for 24
     (lambda t, h: h.update(version="99"), "version 99"),
     (lambda t, h: t.pop("embed.positions.table"), r"lacks tensor 'embed\.positions\.table'"),
     (lambda t, h: t.update(more=torch.ones(2)), "has tensor 'more', which the model lacks"),
 ]
 QUANTISED = [
-    (lambda t, h: h.update(weights="int4"), "no int4 weights of"),
-    (lambda t, h: h.update(weights="int9"), "weights 'int9'"),
+    (lambda t, h: h.update(weights="int4"), "do not match int4 weights of"),
+    (lambda t, h: h.update(weights="int9"), "weights in 'int9'"),
     (lambda t, h: h.update(group="32"), "groups of 32"),
-    (lambda t, h: t.pop("embed.table.scales"), "with their scales"),
-    (lambda t, h: t.update({"stack.norm.weight.codes": t.pop("stack.norm.weight")}), "only matrices are rounded"),
+    (lambda t, h: t.pop("embed.table.scales"), "and their scales"),
+    (lambda t, h: t.update({"stack.norm.weight.codes": t.pop("stack.norm.weight")}), "only matrices are quantized"),
     (put("embed.table.scales", math.nan), "a scale that is NaN or infinite"),
-    (put("embed.positions.table", math.inf), r"embed\.positions\.table' holds a NaN or an infinity"),
+    (put("embed.positions.table", math.inf), r"embed\.positions\.table' contains NaN or infinity"),
 ]
 CASES = [("plain", native.FILE, *case) for case in BOTH] + [
     ("int8", native.QUANTISED, *case) for case in [*BOTH, *QUANTISED]
@@ -125,7 +125,7 @@ def test_what_is_no_number_is_not_quantised(form: str) -> None:
         model = language_model(context=16)
         with torch.no_grad():
             dict(model.named_parameters())[name].view(-1)[2] = math.nan
-        with pytest.raises(UserError, match=r"NaN or (an infinity|infinite); use a checkpoint with sound weights"):
+        with pytest.raises(UserError, match=r"NaN or (infinity|infinite); use a checkpoint with valid weights"):
             quantise(model, form)  # type: ignore[arg-type]
 
 

@@ -40,14 +40,14 @@ def test_a_folder_that_others_can_write_to_is_not_used(
     with caplog.at_level(logging.WARNING):
         assert code_folder(NAME) == bases[1] / NAME
     (record,) = caplog.records
-    assert record.getMessage().startswith(f"other users can write to {place}, so compiled code is kept in {bases[1]}")
+    assert record.getMessage().startswith(f"other users can write to {place}, so compiled code is cached in {bases[1]}")
 
 
 def test_code_is_not_kept_where_every_folder_is_open(bases: list[Path], caplog: pytest.LogCaptureFixture) -> None:
     bases[0].parent.chmod(0o777)
     with caplog.at_level(logging.WARNING):
         assert code_folder(NAME) is None
-    assert "so compiled code is not kept" in caplog.text
+    assert "so compiled code is not cached" in caplog.text
     assert not bases[0].exists()
 
 

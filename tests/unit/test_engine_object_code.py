@@ -109,7 +109,7 @@ def test_code_that_asks_for_the_compiler_is_not_kept(kept: Path) -> None:
     def says(count: int) -> None:
         print(count)
 
-    with pytest.raises(RuntimeError, match=r"says asks for .*which no process has without the compiler"):
+    with pytest.raises(RuntimeError, match=r"says needs .*which exist only in a process with the compiler"):
         CompiledFunction(says)(3)
     assert not list(kept.iterdir())
 

@@ -208,10 +208,10 @@ def test_a_draft_that_cannot_guess_is_refused(run: Path, tmp_path: Path, capsys:
     bare = TransformerConfig(8, 11, 16, StackConfig((BlockConfig(GRUConfig()),)))
     save_model(build(bare), bare, tmp_path / "bare")
     for arguments, message in (
-        (("--draft", other), r"the draft \S+ has other symbols than \S+ \(\d+ symbols against \d+\)"),
+        (("--draft", other), r"the vocabulary of the draft \S+ differs from that of \S+ \(\d+ \w+ against \d+\)"),
         (("--draft", tmp_path / "bare"), "only one of them has a tokenizer"),
         (("--draft", tmp_path / "none"), "does not exist"),
-        (("--draft", run, "--backend", "torch"), "leave the draft out"),
+        (("--draft", run, "--backend", "torch"), "remove the draft"),
     ):
         code, _, err = ask(capsys, "generate", run, "--prompt", "RO", *arguments)
         assert code == 2
@@ -220,7 +220,7 @@ def test_a_draft_that_cannot_guess_is_refused(run: Path, tmp_path: Path, capsys:
         hw.load(tmp_path / "bare", draft=tmp_path / "bare").generate_ids([1], 3)
     wider = replace(bare, symbols=12)
     save_model(build(wider), wider, tmp_path / "wider")
-    with pytest.raises(UserError, match="12 symbols against 11"):
+    with pytest.raises(UserError, match="12 tokens against 11"):
         hw.load(tmp_path / "bare", draft=tmp_path / "wider")
     swapped = train_codec("char", iter(["abc"])), train_codec("char", iter(["abd"]))
     assert swapped[0].difference(swapped[1]) == "id 2 is 'd' against 'c'"

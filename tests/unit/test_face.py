@@ -103,7 +103,7 @@ def shown() -> dict[str, tuple[Any, str, str]]:
         ),
         "completion": (
             hw.Completion([1, 2], "<b>\nx", [-0.1, -0.2], "stop", 12.345),
-            "Completion: text '<b>\\nx', tokens 2, ended by stop, tokens a second 12.35",
+            "Completion: text '<b>\\nx', tokens 2, ended by stop, tokens per second 12.35",
             "&lt;b&gt;",
         ),
         "transcription": (

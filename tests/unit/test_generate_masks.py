@@ -35,7 +35,7 @@ def test_a_mask_that_is_late_fails_alone() -> None:
         failed = fill_masks([quick, MaskBudget(late), None, MaskBudget(refused), quick])
         assert filled == ["quick", "quick"]
         assert {index: str(error).partition(";")[0] for index, error in failed.items()} == {
-            1: "finding the tokens that may follow takes more than 0.1 s of a processor in this form",
+            1: "a token mask of this response format takes more than 0.1 s of CPU time",
             3: "it is too complex",
         }
         assert not fill_masks([quick])
@@ -49,14 +49,14 @@ def test_a_mask_that_is_late_fails_alone() -> None:
 def test_forms_wait_while_too_many_late_ones_are_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(masks, "_LATE_THREADS", 0)
     failed = fill_masks([MaskBudget(lambda: None)])
-    assert "ask again in a moment" in str(failed[0])
+    assert "retry soon" in str(failed[0])
 
 
 def test_many_masks_that_are_each_in_time_have_a_limit_together() -> None:
     budget = MaskBudget(lambda: None)
     for _ in range(10):
         budget.spend(0.099)
-    with pytest.raises(UserError, match=r"took 1\.09 s for 11 tokens of this form, the limit is 1\.0\d s"):
+    with pytest.raises(UserError, match=r"took 1\.09 s for 11 tokens, over the limit of 1\.0\d s"):
         budget.spend(0.099)
 
 
@@ -88,7 +88,7 @@ def test_one_expression_does_not_hold_up_others(data_dir: Path, monkeypatch: pyt
     rule = rule_for(model.codec, {"type": "regex", "regex": "[bc](a{150}){1000}"})
     held, other = texts(Request(prompt, Sampling(seed=1), Limits(20), rule=rule), plain)
     assert len(held) == 2
-    assert "takes more than 0.005 s of a processor" in str(held[-1].error)
+    assert "takes more than 0.005 s of CPU time" in str(held[-1].error)
     assert [(each.id, each.logprob) for each in other] == [(each.id, each.logprob) for each in alone]
 
 

@@ -53,15 +53,15 @@ def test_targets_are_scored_with_their_end() -> None:
 
 
 def test_bad_input_is_refused() -> None:
-    with pytest.raises(UserError, match="stride 33 is not from 1 to the context of 32"):
+    with pytest.raises(UserError, match="stride 33 is outside 1 to the context of 32"):
         score_ids(language_model(), TEXTS, stride=33)
-    with pytest.raises(UserError, match="text holds the id 99"):
+    with pytest.raises(UserError, match="sequence contains the id 99"):
         score_ids(language_model(), [[2, 99]])
     with pytest.raises(UserError, match="1 sources do not match 2 targets"):
         score_targets(translator(), [[2]], [[2], [3]], begin=BEGIN, end=END)
     with pytest.raises(UserError, match="target of 41 tokens, its end included, exceeds the context of 40"):
         score_targets(translator(), [[2]], [[2] * 40], begin=BEGIN, end=END)
-    with pytest.raises(UserError, match="source of 0 tokens"):
+    with pytest.raises(UserError, match="source has 0 tokens"):
         score_targets(translator(), [[]], [[2]], begin=BEGIN, end=END)
 
 

@@ -189,9 +189,9 @@ def test_bad_input_is_refused_before_work() -> None:
         translate(SearchConfig(), [[2]], prefixes=[[3] * 40])
     with pytest.raises(UserError, match="1 prefixes do not match 2 sources"):
         translate(SearchConfig(), [[2], [3]], prefixes=[[3]])
-    with pytest.raises(UserError, match="suppressed symbol holds the id 23"):
+    with pytest.raises(UserError, match="suppressed token contains the id 23"):
         translate(SearchConfig(), suppressed=[23])
-    with pytest.raises(UserError, match="source holds the id -1"):
+    with pytest.raises(UserError, match="source contains the id -1"):
         translate(SearchConfig(), [[2, -1]])
     with pytest.raises(ConfigError, match="beam is 0"):
         SearchConfig(beam=0)
@@ -199,14 +199,14 @@ def test_bad_input_is_refused_before_work() -> None:
         SearchConfig(n_best=5)
     with pytest.raises(ConfigError, match="length_penalty is -1"):
         SearchConfig(length_penalty=-1.0)
-    with pytest.raises(ConfigError, match=r"length_penalty is 1e\+25; give a number from 0 \(none\) to 20"):
+    with pytest.raises(ConfigError, match=r"length_penalty is 1e\+25; use 0 \(no penalty\) to 20"):
         SearchConfig(length_penalty=1e25)
     with pytest.raises(ConfigError, match="most_extra 0"):
         SearchConfig(most_extra=0)
     prompt = make_prompt([[2], [3, 4]], None, CPU)
-    with pytest.raises(UserError, match="do not fit 2 prompts"):
+    with pytest.raises(UserError, match="do not match 2 prompts"):
         beam_search(language_model(), prompt, [3], END)
-    with pytest.raises(UserError, match="make 33 symbols, over the context of 32"):
+    with pytest.raises(UserError, match="add up to 33 tokens, over the context of 32"):
         beam_search(language_model(), prompt, [3, 31], END)
 
 

@@ -185,18 +185,18 @@ def test_bad_input_is_refused_before_work() -> None:
         session.events([[2], [2] * 8])
     with pytest.raises(UserError, match="prompt of 0 tokens"):
         session.generate([[]])
-    with pytest.raises(UserError, match="prompt holds the id 23; this model's are 0 to 22"):
+    with pytest.raises(UserError, match="prompt contains the id 23; this model has ids 0 to 22"):
         session.generate([[2], [3, 23]])
-    with pytest.raises(UserError, match="reads no source"):
+    with pytest.raises(UserError, match="takes no sources"):
         session.generate([[2]], sources=[[3]])
     with pytest.raises(UserError, match="stop string 'x' needs text"):
         session.generate([[2]], limits=Limits(stop=("x",)))
     other = Session(translator())
-    with pytest.raises(UserError, match="reads a source"):
+    with pytest.raises(UserError, match="needs a source"):
         other.generate([[2]])
     with pytest.raises(UserError, match="2 sources do not match 1 prompts"):
         other.generate([[2]], sources=[[3], [4]])
-    with pytest.raises(UserError, match="source of 0 tokens"):
+    with pytest.raises(UserError, match="source has 0 tokens"):
         other.generate([[2]], sources=[[]])
     with pytest.raises(UserError, match="source of 41 tokens exceeds the context of 40"):
         other.generate([[2]], sources=[[3] * 41])
@@ -204,7 +204,7 @@ def test_bad_input_is_refused_before_work() -> None:
         Session(language_model(), rows=0)
     with pytest.raises(ConfigError, match="max_new_tokens is 0"):
         Limits(0)
-    with pytest.raises(ConfigError, match="empty text"):
+    with pytest.raises(ConfigError, match="empty string"):
         Limits(stop=("",))
     with pytest.raises(ConfigError, match="tuple"):
         Limits(stop="END")  # type: ignore[arg-type]

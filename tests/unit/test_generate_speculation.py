@@ -141,7 +141,7 @@ def test_a_draft_of_fewer_or_more_symbols_or_a_shorter_context(monkeypatch: pyte
 
 def test_a_draft_helps_the_engine_only() -> None:
     for other in (language_model(), translator()):
-        with pytest.raises(UserError, match="leave the draft out"):
+        with pytest.raises(UserError, match="remove the draft"):
             Session(other, draft=language_model())
     engine = model("fp32")
     limits = Limits(20, ignore_end=True)

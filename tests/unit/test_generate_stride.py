@@ -67,12 +67,12 @@ def test_the_model_is_as_it_was() -> None:
 @pytest.mark.parametrize(
     ("ids", "settings", "message"),
     [
-        ([5], {}, "a text of 1 tokens has nothing to score"),
-        ([5, 99], {}, "text holds the id 99"),
-        ([5, 6], {"stride": 32}, "stride 32 is not from 1 to 31"),
-        ([5, 6], {"stride": 0}, "stride 0 is not from 1 to 31"),
-        ([5, 6], {"context": 33}, "a context of 33 is not from 2 to the model's 32"),
-        ([5, 6], {"context": 1}, "a context of 1 is not from 2"),
+        ([5], {}, "a sequence of 1 tokens cannot be scored"),
+        ([5, 99], {}, "sequence contains the id 99"),
+        ([5, 6], {"stride": 32}, "stride 32 is outside 1 to 31"),
+        ([5, 6], {"stride": 0}, "stride 0 is outside 1 to 31"),
+        ([5, 6], {"context": 33}, "a context of 33 is outside 2 to the model's 32"),
+        ([5, 6], {"context": 1}, "a context of 1 is outside 2"),
     ],
 )
 def test_bad_input_is_refused(ids: list[int], settings: dict, message: str) -> None:
@@ -82,7 +82,7 @@ def test_bad_input_is_refused(ids: list[int], settings: dict, message: str) -> N
 
 def test_a_model_of_any_length_needs_a_context() -> None:
     model = language_model(context=None)
-    with pytest.raises(UserError, match="no longest context"):
+    with pytest.raises(UserError, match="no context limit"):
         strided_nats(model, [2, 3, 4])
     [ids] = random_rows([20], 23)
     assert strided_nats(model, ids, context=8).tokens == 19

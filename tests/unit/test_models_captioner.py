@@ -143,9 +143,9 @@ def test_a_session_writes_of_images() -> None:
     assert [
         session.generate([prompts[row]], Sampling(1.0, seed=3), limits, [seen[row]])[0].ids for row in range(3)
     ] == [found.ids for found in drawn]
-    with pytest.raises(UserError, match="this model reads a source"):
+    with pytest.raises(UserError, match="this model needs a source"):
         session.generate(prompts)
-    with pytest.raises(UserError, match=r"a source is symbols, and this model reads images; give Float\[3, height"):
+    with pytest.raises(UserError, match=r"a source is token ids, but this model reads images; pass Float\[3, height"):
         session.generate([[1]], sources=[[1, 2]])
     with pytest.raises(UserError, match="images have several sizes"):
         session.generate([[1], [1]], sources=[seen[0], images(1, 12)[0]])

@@ -1,10 +1,10 @@
-"""Attention of one new token a row over keys and values, or a memory, that lie in blocks.
+"""Paged attention: one new token per row attends to keys and values, or an encoder's output, stored in blocks.
 
-A block has BLOCK positions of all layers, as `keys` says; a row's table lists the addresses of its blocks. Contexts are
-cut into pieces, each with its own maximum and sum (Dao et al. 2023), which threads work on at once and which are joined
-in their order: of CHUNK positions at first, so that threads have enough of a short context, and longer ones later, so
-that joining them stays cheap. Where they are cut is the same for any number of threads, rows or tokens, and so is what
-comes of them, to the last bit.
+A block has BLOCK positions of all layers (layout: `kv_kernels`); a row's table lists the addresses of its blocks.
+Contexts are cut into segments, each with its own maximum and sum (Dao et al. 2023); threads process segments in
+parallel and merge them in order. Segments have CHUNK positions at first, so that a short context suffices for all
+threads, and are longer later, so that merging stays cheap. The cuts do not depend on the number of threads, rows or
+tokens, so the results are equal to the last bit.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from headway.engine.tiles import FP32, INT8
 
 @compiled
 def turn(x: int, cos: int, sin: int, half: int) -> None:
-    """Rotary positions on the first 2 `half` features."""
+    """Rotate the first 2 `half` features by rotary position."""
     v, c, s = f32(x), f32(cos), f32(sin)
     for d in range(half):
         a, b = v[d], v[half + d]
@@ -43,8 +43,8 @@ def turn(x: int, cos: int, sin: int, half: int) -> None:
 
 @compiled
 def keep(form: int, key: int, value: int, place: int, size: int, width: int, slot: int) -> None:
-    """Write a key of `size` numbers and a value of `width` at their slot of a group's part of a block. In int8 the key
-    is lost; where it stood there is room for `rounding_bytes` of each.
+    """Write a key of `size` floats and a value of `width` to their slot in a group's part of a block. In int8 the key
+    is overwritten; its buffer must hold `rounding_bytes` of each.
     """
     values, k, v = place + key_bytes(form, size), f32(key), f32(value)
     if form == FP32:
@@ -72,10 +72,10 @@ def keep_positions(
     form: int, keys: int, values: int, mean: int, means: int, slots: int, groups: int, size: int, width: int,
     begin: int, end: int, blocks: int, offset: int, group_bytes: int, room: int,
 ) -> None:  # fmt: skip
-    """`keep` positions `begin` to `end`, of which p lies in slot p modulo `slots` of float32 keys [slots, groups, size]
-    and values [slots, groups, width]. Of the keys the mean is taken away, [means, groups, size]: that of the position,
-    or one of all, or none. `blocks` are the addresses of the blocks from that of `begin` on, in which the first group's
-    part is at byte `offset`.
+    """`store_kv` for positions `start` to `end`; position p is in slot p modulo `slots` of float32 keys [slots, groups,
+    size] and values [slots, groups, width]. Subtracts the mean [means, groups, size] from the keys: one per position,
+    one for all, or none. `blocks` are the addresses of the blocks from that of `start` on, where the first group's part
+    is at byte `offset`.
     """
     table, key = i64(blocks), f32(room)
     for p in range(begin, end):
@@ -90,32 +90,34 @@ def keep_positions(
 
 @compiled
 def query_bytes(form: int, size: int) -> int:
-    """From one query that is ready to the next."""
+    """Bytes from one prepared query to the next."""
     return split_query_bytes(size) if form == INT8 else 4 * size
 
 
 @compiled
 def _softening_bytes() -> int:
-    """What `attend_piece` needs for scores, fades, products with means and rounded weights, in whole lines."""
+    """Scratch of `attend_segment` for scores, rescales, products with means and int8 weights, in full cache lines."""
     return (HEADS * (4 * CHUNK + 8 + split_bytes(CHUNK)) + 63) // 64 * 64
 
 
 @compiled
 def scratch_bytes(form: int, size: int) -> int:
-    """What `attend_piece` needs, which widens the two blocks of a chunk in fp16 where many ask, or what `keep` does."""
+    """Scratch of `attend_segment`, which widens both blocks of a chunk from fp16 for many queries, or of `store_kv`."""
     widened = 2 * _widened_bytes(size) if form == FP16 else 0
     return max(_softening_bytes() + widened, rounding_bytes(size))
 
 
 @compiled
 def _widened_bytes(size: int) -> int:
-    """Of a group's part of a block in fp32."""
+    """Bytes of a group's part of a block in fp32."""
     return key_bytes(FP32, size) + value_bytes(FP32, size)
 
 
 @compiled
 def _widened(near: int, far: int, ahead_near: int, ahead_far: int, size: int, room: int) -> tuple[int, int]:
-    """Where a group's parts of the blocks of a chunk are then in fp32. Those `ahead` come to the processor."""
+    """Widen a group's parts of the blocks of a chunk to fp32; return their addresses. Prefetches `ahead_near` and
+    `ahead_far`.
+    """
     widen_all(near, 2 * size, room, ahead_near)
     if far == near:
         return room, room
@@ -125,21 +127,21 @@ def _widened(near: int, far: int, ahead_near: int, ahead_far: int, size: int, ro
 
 @compiled
 def piece_of(position: int) -> int:
-    """The piece in which a position lies."""
+    """The segment of a position."""
     return position // CHUNK if position < NEAR else NEAR // CHUNK + (position - NEAR) // FAR
 
 
 @compiled
 def piece_start(piece: int) -> int:
-    """The first position of a piece."""
+    """The first position of a segment."""
     near = NEAR // CHUNK
     return piece * CHUNK if piece <= near else NEAR + (piece - near) * FAR
 
 
 @compiled
 def pieces_of(highest: int, window: int) -> tuple[int, int]:
-    """The first piece of which a position sees anything that looks back `window` positions (0: to the beginning), and
-    the one after the last.
+    """The first visible segment for a position with a window of `window` positions (0: unlimited), and the one after
+    the last.
     """
     if highest < 0:
         return 0, 0
@@ -152,7 +154,7 @@ def _score(
     form: int, q: int, asked: int, count: int, near: int, far: int, has_near: bool, seen: int, size: int,
     ahead_near: int, ahead_far: int, scratch: int,
 ) -> None:  # fmt: skip
-    """Scores of the positions of a chunk that are `seen`, [heads, CHUNK] at `scratch`; others may be there as well."""
+    """Scores of the `visible` positions of a chunk, [heads, CHUNK] at `scratch`; others may be written as well."""
     scales, products = key_bytes(form, size) + value_bytes(form, size), scratch + 4 * HEADS * (CHUNK + 1)
     half, fours = padded(size), (size + 3) // 4
     if has_near:
@@ -170,11 +172,12 @@ def _score(
 
 @compiled
 def _soften_heads(
-    form: int, start: int, count: int, each: int, highest: int, climb: int, window: int, bias: int, span: int, cap: F32,
-    near: int, far: int, scratch: int, out: int, step: int,
+    form: int, start: int, count: int, each: int, highest: int, climb: int, window: int, bias: int, span: int,
+    cap: F32, near: int, far: int, scratch: int, out: int, step: int,
 ) -> tuple[int, int]:  # fmt: skip
-    """Scores of `count` queries from `start` on become weights, as `form` asks; the positions of the chunk that any of
-    them sees. `highest` counts from the chunk's first position. Scales of values are at `near` and `far`.
+    """Turn scores of `count` queries from `start` on into weights, in the format of `dtype`; return the range of the
+    chunk that any of them sees. `highest` counts from the chunk's first position. Scales of values are at `near` and
+    `far`.
     """
     fades = f32(scratch + 4 * HEADS * CHUNK)
     weights, begins, ends = scratch + 4 * HEADS * (CHUNK + 2), CHUNK, 0
@@ -187,7 +190,7 @@ def _soften_heads(
         row = scratch + 4 * i * CHUNK
         s = f32(row)
         if cap > 0:
-            for t in range(CHUNK):  # all, so that each is made in the same way
+            for t in range(CHUNK):  # all of them, so that each is computed in the same way
                 s[t] = cap * tanh(s[t] / cap)
         if bias != 0:
             distances = f32(bias + 4 * head * span)
@@ -210,19 +213,19 @@ def attend_piece(
     onwards: int, highest: int, climb: int, window: int, bias: int, span: int, cap: F32, turns: int, half: int,
     scratch: int, out: int,
 ) -> None:  # fmt: skip
-    """A piece of the context for `each` heads of one group in each of `tokens` rows, which read the same blocks; the
-    keys of the group begin at byte `offset` of these. The first row sees positions up to `highest`, every further one
-    `climb` more. There remain [tokens, each, size + 2] numbers at `out`: the maximum, the sum, and the values
-    weighted by exp(score - maximum). `bias` is of the first head, by the distance back.
+    """One segment of the context for the `group_heads` heads of a group in each of `tokens` rows that share blocks; the
+    group's keys start at byte `offset` of these. The first row sees positions up to `highest`, each further row `climb`
+    more. Writes [tokens, group_heads, size + 2] floats to `out`: the maximum, the sum, and the values weighted by
+    exp(score - maximum). `bias` is the first head's, by distance back.
 
-    What a row has does not depend on the others: what they alone see has weights of 0 there. `follows` is where a
-    table lists the blocks that are wanted after this piece, from byte `onwards` on. `turns` is the table of cosines and
-    sines that means of keys are turned by, `half` of each.
+    A row's result does not depend on the others: positions that only they see have weights of 0. `follows` is the table
+    of the blocks to prefetch after this segment, from byte `onwards` on. `rotations` is the table of cosines and sines
+    that rotate the means of keys, `half` of each.
     """
     table, asked, queries, step = i64(blocks), query_bytes(form, size), tokens * each, 4 * (size + 2)
     fades = scratch + 4 * HEADS * CHUNK
     products, weights = fades + 4 * HEADS, fades + 8 * HEADS
-    wide = form == FP16 and queries > 2 * HEADS  # fewer are as fast by fp16 itself
+    wide = form == FP16 and queries > 2 * HEADS  # fewer are as fast directly in fp16
     kind = FP32 if wide else form
     key = key_bytes(kind, size)
     scales = key + value_bytes(kind, size) + 4 * BLOCK
@@ -242,7 +245,7 @@ def attend_piece(
         ahead_near, ahead_far = i64(wanted)[0] + begins_at, i64(wanted)[1] + begins_at
         if wide:
             near, far = _widened(near, far, ahead_near, ahead_far, size, scratch + _softening_bytes())
-            ahead_near, ahead_far = near, far  # nothing more
+            ahead_near, ahead_far = near, far  # prefetched already
         turned = turns + 4 * padded(2 * half) * n if turns != 0 else 0
         for start in range(0, queries, HEADS):
             count, asking = min(queries - start, HEADS), q + start * asked
@@ -256,19 +259,19 @@ def attend_piece(
             into = out + start * step + 8
             if kind == INT8:
                 rounded_weigh(
-                    count, weights, fades, begins, ends, near + key, far + key, ahead_near + key, ahead_far + key,
-                    size, into, step // 4,
+                    count, weights, fades, begins, ends, near + key, far + key, ahead_near + key,
+                    ahead_far + key, size, into, step // 4,
                 )  # fmt: skip
             else:
                 weigh(
-                    kind, count, scratch, fades, begins, ends, near + key, far + key, ahead_near + key,
-                    ahead_far + key, size, into, step // 4,
+                    kind, count, scratch, fades, begins, ends, near + key, far + key,
+                    ahead_near + key, ahead_far + key, size, into, step // 4,
                 )  # fmt: skip
 
 
 @compiled
 def fold(y: int, top: F32, total: F32, piece: int, size: int) -> tuple[F32, F32]:
-    """Take the next piece of a head into what those before it have left: numbers at y, their maximum and their sum."""
+    """Merge the next partial result of a head into the sums at y; return their maximum and total."""
     numbers, more = f32(y), f32(piece)
     highest = max(top, more[0])
     old, new = exp(top - highest), exp(more[0] - highest)
@@ -279,8 +282,8 @@ def fold(y: int, top: F32, total: F32, piece: int, size: int) -> tuple[F32, F32]
 
 @compiled
 def merge(pieces: int, count: int, room: int, heads: int, size: int, sinks: int, out: int) -> None:
-    """Join the first `count` pieces of each head of one row: [H, room, size + 2] to [H, size]. A sink takes its part of
-    the sum.
+    """Merge the first `count` partial results of each head of one row: [H, capacity, size + 2] to [H, size]. A sink
+    takes its share of the sum.
     """
     for h in range(heads):
         y, place = f32(out + 4 * h * size), pieces + 4 * h * room * (size + 2)
@@ -301,7 +304,7 @@ def merge(pieces: int, count: int, room: int, heads: int, size: int, sinks: int,
 
 @compiled
 def prepare_head(x: int, size: int, norm: int, weight: int, bias: int, eps: F32, cos: int, sin: int, half: int) -> None:
-    """QK norm and rotary positions of one head, in place."""
+    """QK norm and rotary position of one head, in place."""
     if norm >= 0:
         norm_row(norm, x, x, size, weight, bias, eps)
     if half > 0:
@@ -310,7 +313,7 @@ def prepare_head(x: int, size: int, norm: int, weight: int, bias: int, eps: F32,
 
 @compiled
 def add_attend(op: np.ndarray, batch: int, scratch: int, thread: int, threads: int) -> None:
-    """score . tanh(query + key) of each position and what the values give, in pieces as `attend_piece` leaves them."""
+    """Additive attention, score . tanh(query + key) of each position, with partial results as in `attend_segment`."""
     units, width, room = op[3], op[4], op[12]
     weights, row = f32(op[5]), at(op[11], scratch)
     s, fade = f32(row), f32(row + 4 * CHUNK)

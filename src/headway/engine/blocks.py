@@ -1,4 +1,4 @@
-"""Blocks as instructions: norms, residuals and feed-forwards around what a mixer does."""
+"""Lowering of blocks to instructions: norms, residuals and feed-forwards around a mixer."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from headway.engine.lowering import feed_forward
 from headway.nn.models.block import Block, Branch, LayerScale, ParallelBlock
 from headway.nn.parts.projection import Projection
 
-Inner = tuple[Slot, nn.Module]  # what a branch computes, and the projection that is still to follow
+Inner = tuple[Slot, nn.Module]  # a branch's output, and the projection still to apply
 
 
 class BlockLowering:
-    """Lowers blocks over the residual stream `x`; how they mix, and read a memory, a subclass says."""
+    """Lowers blocks over the residual stream `x`; subclasses lower mixers and cross-attention."""
 
     def __init__(self, build: Builder, width: int) -> None:
         self.build, self.x = build, build.lasting(width)
@@ -53,7 +53,7 @@ class BlockLowering:
         self._join(branch, *function(self.norm(branch.before, self.x)))
 
     def _join(self, branch: Branch, inner: Slot, out: nn.Module) -> None:
-        """x = last(x + gain x after(out(inner))). Without a residual x may get another width."""
+        """x = last(x + gain x after(out(inner))). Without a residual x may change its width."""
         gain = branch.gain.gain if isinstance(branch.gain, LayerScale) else None
         plain = isinstance(branch.after, nn.Identity) and gain is None and branch.residual
         if plain and isinstance(out, Projection):
@@ -72,7 +72,7 @@ class BlockLowering:
             self.build.barrier()
 
     def norm(self, norm: nn.Module, x: Slot, into: Slot | None = None) -> Slot:
-        """Normed rows, in scratch unless `into` says where; a norm that is none leaves them where they are."""
+        """Normalised rows, in scratch unless `into` is given; an identity returns its input."""
         if isinstance(norm, nn.Identity):
             return x
         if x.width not in self.normed:

@@ -1,4 +1,4 @@
-"""Writes programs: names in, a table of instructions out, and the memory that they need."""
+"""Builds programs: a table of instructions from named fields, and the buffers that they use."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from headway.nn.parts.projection import Projection
 
 
 class CannotLowerError(Exception):
-    """What the engine has no instruction for."""
+    """The engine has no instruction for this."""
 
 
 def norm_parts(norm: nn.Module) -> tuple[int, Tensor | None, Tensor | None, float]:
-    """Its kind, weight, bias and epsilon."""
+    """Kind, weight, bias and epsilon of a norm."""
     if isinstance(norm, LayerNorm):
         return code.LAYER, norm.weight, norm.bias, norm.eps
     if isinstance(norm, RMSNorm):
@@ -37,20 +37,20 @@ def norm_parts(norm: nn.Module) -> tuple[int, Tensor | None, Tensor | None, floa
 
 
 def offset_of(projection: Projection) -> Tensor | None:
-    """Its bias, with zeros where slices have none; None where no slice has one."""
+    """The bias, with zeros for slices without one; None if no slice has one."""
     return None if projection.bias is None else projection.offset()
 
 
 @dataclass(frozen=True)
 class Slot:
-    """Rows of floats: an address (negative: in scratch) and the bytes from one row to the next."""
+    """Rows of floats: an address (negative: in scratch) and the stride between rows in bytes."""
 
     address: int
     stride: int
     width: int
 
     def rows(self, count: int) -> Tensor:
-        """The first rows, where all threads see them and nothing lies between them."""
+        """The first rows, if they are shared by all threads and contiguous."""
         assert self.address > 0
         assert self.stride == 4 * self.width
         memory = (ctypes.c_float * (count * self.width)).from_address(self.address)
@@ -63,30 +63,30 @@ class Slot:
 
 @dataclass(frozen=True)
 class RoundedSlot(Slot):
-    """Rows of numbers in int8, in whole groups, with the addresses of their scales and corrections, a group each."""
+    """Rows of int8 codes in full groups, with the addresses of their scales and corrections, one per group."""
 
-    format: int  # of the weights that they are for
+    format: int  # kind of the weights they are multiplied with
     scales: int
     corrections: int
 
 
 def _field(kind: Opcode, name: str) -> int:
-    """Where an instruction has it."""
+    """The index of a field in an instruction."""
     return 1 + NAMES[kind].split().index(name)
 
 
-# Where instructions whose results may lie in scratch say so, and products that threads share as they come.
+# Fields with the address of results that may be in scratch, and the field for products shared dynamically.
 _WRITTEN = {
     int(kind): _field(kind, name)
     for kind, name in ((Opcode.NORM, "dst"), (Opcode.QUANTISE, "q"), (Opcode.MERGE, "out"))
 }
 _FREE = _field(Opcode.MULTIPLY, "free")
-STATES = 1 << 60  # where addresses of states begin, until it is known whose they are
-FEW = 16  # rows of which each thread makes for itself what is small
+STATES = 1 << 60  # placeholder addresses of states, until the states are known
+FEW = 16  # up to so many rows each thread computes small operations for itself
 
 
 class PackedWeights:
-    """The matrices of a model as the engine reads them, each packed once."""
+    """A model's matrices in the engine's layout, each packed once."""
 
     def __init__(self) -> None:
         self._packed: dict[int, tuple[Tensor, PackedMatrix]] = {}
@@ -101,24 +101,24 @@ class PackedWeights:
 
 
 class Builder:
-    """A program for at most `rows` rows, which have states of `numbers` floats.
+    """Builds a program for up to `rows` rows with states of `state_size` floats each.
 
-    Of few rows each thread makes for itself what is small (norms, rounded numbers), which spares barriers; in a `wide`
-    program, of many rows, the threads share this work, and the memory of one block serves the next.
+    For few rows each thread computes small operations (norms, quantisation) for itself, which saves barriers. In a
+    `wide` program, for many rows, the threads share this work, and blocks reuse the same buffers.
     """
 
     def __init__(self, weights: PackedWeights, rows: int, numbers: int) -> None:
         self.weights, self.rows, self.numbers = weights, rows, numbers
         self.wide = rows > FEW
-        self.kept: list[Any] = []  # what addresses in the table point to
-        self._rooms: dict[int, list[int]] = {}  # by size, addresses that blocks use in turn
+        self.kept: list[Any] = []  # keeps alive the arrays that the table points to
+        self._rooms: dict[int, list[int]] = {}  # by size, addresses that blocks reuse
         self._used: dict[int, int] = {}
-        self._together: set[int] = set()  # places that threads fill together before any reads them
+        self._together: set[int] = set()  # addresses that threads fill together before any reads them
         self._pairs: dict[tuple[int, int], list[int]] = {}
         self._turn = 0
-        self.scratch = 64  # bytes for each thread
+        self.scratch = 64  # bytes per thread
         self._products = self.private_bytes(ROOM)
-        self._stated = 0  # floats of a state that are in use
+        self._stated = 0  # floats of the state in use
         self._whole: list[list[int]] = []
         self._met = 0  # instructions up to the last barrier
         self._floats: list[list[float]] = []
@@ -127,25 +127,25 @@ class Builder:
         return len(self._whole)
 
     def table(self) -> tuple[np.ndarray, np.ndarray]:
-        self._free()  # at the end of a program all meet
+        self._free()  # a program ends with a barrier
         return np.array(self._whole, np.int64).reshape(-1, FIELDS), np.array(self._floats, np.float64).reshape(
             -1, FLOATS
         )
 
     def shared(self, width: int) -> Slot:
-        """Rows that all threads see, until `again`."""
+        """Rows shared by all threads, until `reuse_shared`."""
         return Slot(self._room(4 * width * self.rows), 4 * width, width)
 
     def lasting(self, width: int) -> Slot:
-        """Rows that all threads see, from one block to the next."""
+        """Rows shared by all threads, across blocks."""
         return Slot(self._bytes(4 * width * self.rows), 4 * width, width)
 
     def private(self, width: int) -> Slot:
-        """Rows that each thread has for itself."""
+        """Rows private to each thread."""
         return Slot(self.private_bytes(4 * width * self.rows), 4 * width, width)
 
     def small(self, width: int, lasting: bool = False) -> Slot:
-        """Rows for a norm or a merge to write: private, or in a wide program shared, with a barrier after that."""
+        """Output rows of a norm or merge: private, or in a wide program shared, with a barrier after the operation."""
         if not self.wide:
             return self.private(width)
         place = self.lasting(width) if lasting else self.shared(width)
@@ -153,7 +153,7 @@ class Builder:
         return place
 
     def again(self) -> None:
-        """What `shared` gave before is free, all threads having met since they read it."""
+        """Reuse the buffers of `shared`; all threads must have passed a barrier since they read them."""
         self._used.clear()
 
     def _room(self, size: int) -> int:
@@ -173,18 +173,18 @@ class Builder:
             self.barrier()
 
     def private_bytes(self, size: int) -> int:
-        """The address of `size` bytes that each thread has for itself."""
+        """The address of `size` bytes private to each thread."""
         start, self.scratch = self.scratch, self.scratch + -(-size // 64) * 64
         return -1 - start
 
     def state(self, width: int) -> Slot:
-        """The next numbers of each row's state, by addresses in STATES."""
+        """The next floats of each row's state, addressed from STATES."""
         start, self._stated = self._stated, self._stated + width
         assert self._stated <= self.numbers
         return Slot(STATES + 4 * start, 4 * self.numbers, width)
 
     def constant(self, values: Tensor | None) -> int:
-        """The address of numbers; 0 for none."""
+        """The address of a constant; 0 for None."""
         if values is None:
             return 0
         held = values.detach().float().contiguous()
@@ -201,7 +201,7 @@ class Builder:
 
     @contextmanager
     def unless_idle(self, weights: Slot, expert: int) -> Iterator[None]:
-        """What is emitted within is left out where no row goes to the expert."""
+        """Skip the instructions emitted within if no row is routed to the expert."""
         start = len(self._whole)
         self.emit(Opcode.SKIP, weights=weights.address, count=weights.width, expert=expert, instructions=0)
         yield
@@ -213,7 +213,7 @@ class Builder:
         self._met = len(self._whole)
 
     def _free(self) -> None:
-        """Whoever is done may take parts of a product if threads have nothing else in common since they met."""
+        """Let idle threads take parts of a product if it is the only shared work since the last barrier."""
         since = self._whole[self._met :]
         common = [row for row in since if row[0] not in _WRITTEN or row[_WRITTEN[row[0]]] >= 0]
         if len(common) == 1 and common[0][0] == Opcode.MULTIPLY:
@@ -230,8 +230,8 @@ class Builder:
         self, pieces: Slot, heads: int, room: int, out: Slot, lengths: int = 0, window: int = 0,
         sinks: Tensor | None = None,
     ) -> None:  # fmt: skip
-        """Join the pieces of attention into `out`, which is every thread's own. There is room for so many of each head;
-        0: they are joined already. `lengths` is the address of those of what was read; 0: the row's own past.
+        """Merge partial attention results into `out`, private to each thread. `capacity` is the maximum number per
+        head; 0: merged already. `lengths` is the address of the lengths of what was attended to; 0: the row's own past.
         """
         self.emit(
             Opcode.MERGE, pieces=pieces.address, heads=heads, size=out.width // heads, room=room,
@@ -247,7 +247,7 @@ class Builder:
         mode: int = STORE,
         rows: tuple[int, int] | None = None,
     ) -> Slot:
-        """`multiply` by a projection, or by some rows of it; without y into new rows that all threads see."""
+        """`multiply` by a projection, or by some of its rows; without y into new shared rows."""
         matrix = projection.matrix()
         rows = rows or (0, matrix.shape[0])
         y = y or self.shared(rows[1] - rows[0])
@@ -272,8 +272,8 @@ class Builder:
         self._meet(y)
 
     def inner(self, x: Slot, weight: Tensor, bias: Tensor | None, activation: int, reader: Tensor) -> Slot:
-        """activation(W x + bias) in new rows that all threads see, for the matrix `reader` to be multiplied with: of
-        many rows rounded at once, where that asks for it. No barrier follows.
+        """activation(W x + bias) in new shared rows, as the input of the matrix `reader`: quantised at once if there
+        are many rows and `reader` needs it. No barrier follows.
         """
         packed, wanted = self.weights.matrix(weight), self.weights.matrix(reader)
         if self.wide and FP32 not in (packed.kind, wanted.kind):
@@ -297,7 +297,7 @@ class Builder:
     ) -> None:
         """y = activation(scale W x + bias), y += W x + bias, or y = activation(gate) * up; no barrier follows.
 
-        `rows` are the first row of W and the one after the last, None for all.
+        `rows` are the first row of W and the one after the last; None for all.
         """
         packed = self.weights.matrix(weight)
         first, last = rows or (0, packed.rows)
@@ -336,13 +336,13 @@ class Builder:
         self.multiply(x, weight, bias, y, ADD)
 
     def _pair(self, size: int, part: int) -> int:
-        """Two rooms in turn: all threads have met between one rounding and the next, so none reads the one before."""
+        """Two alternating buffers: a barrier separates two quantisations, so no thread still reads the older one."""
         if (size, part) not in self._pairs:
             self._pairs[size, part] = [self._bytes(size), self._bytes(size)]
         return self._pairs[size, part][self._turn % 2]
 
     def _rounded(self, width: int, form: int, room: Callable[[int, int], int]) -> RoundedSlot:
-        """`room` says where so many bytes of codes (0), scales (1) or corrections (2) may lie."""
+        """`allocate` returns the address of so many bytes of codes (0), scales (1) or corrections (2)."""
         groups = -(-width // GROUP)
         each = groups * self.rows
         codes, scales, corrections = (room(count * each, part) for part, count in enumerate((GROUP, 4, 4)))

@@ -1,7 +1,6 @@
-"""Keys and values in blocks of 32 positions, which rows share until one writes; and what recurrent mixers keep of a
-row.
+"""Keys and values in blocks of 32 positions, shared by rows until one writes, and the states of recurrent mixers.
 
-`keys` says what lies in a block.
+The layout of a block is described in `kv_kernels`.
 """
 
 from __future__ import annotations
@@ -33,12 +32,12 @@ from headway.nn.models import Decoding
 from headway.nn.models.block import Block
 from headway.pages import large_pages
 
-_SLAB = 1 << 24  # bytes that are asked for at once
+_SLAB = 1 << 24  # bytes per allocation
 
 
 @compiled
 def copy_blocks(pairs: int, count: int, size: int, thread: int, threads: int) -> None:
-    """One thread's share of the blocks of `size` bytes, from the first address of each pair to the second."""
+    """One thread's share of copying blocks of `size` bytes, from the first address of each pair to the second."""
     places = i64(pairs)
     first, last = share(count, thread, threads)
     for n in range(first, last):
@@ -48,14 +47,15 @@ def copy_blocks(pairs: int, count: int, size: int, thread: int, threads: int) ->
 
 
 class OutOfBlocksError(Exception):
-    """All blocks that there may be are in use."""
+    """All blocks within the limit are in use."""
 
 
 class Blocks:
-    """A store of blocks of `size` bytes each, at most `most` of them. Memory comes in slabs and is used again when no
-    row needs it. No position is seen from `window` positions further on or more; None: all are always seen.
+    """A reference-counted store of blocks of `size` bytes, at most `max_blocks`. Memory comes in slabs; free blocks are
+    reused. A position is visible to the next `window` positions only; None: to all.
 
-    One thread at a time takes and gives back. What is let go, by any thread, is given back when it is gathered.
+    Only one thread may take and release blocks. `release_later` may be called by any thread; `release_pending` then
+    releases them.
     """
 
     def __init__(self, size: int, window: int | None = None, threads: Pool | None = None) -> None:
@@ -69,17 +69,17 @@ class Blocks:
 
     @property
     def held(self) -> int:
-        """How many blocks rows need now."""
+        """How many blocks are in use."""
         self.gather()
         return len(self._users)
 
     @property
     def left(self) -> float:
-        """How many more there may be; infinity where there is no limit."""
+        """How many more blocks may be taken; infinity without a limit."""
         return math.inf if self.most is None else self.most - self.held
 
     def take(self) -> int:
-        """The address of a block for one row. OutOfBlocksError where there may be no more."""
+        """The address of a block for one row. Raises OutOfBlocksError at the limit."""
         if self.most is not None and len(self._users) >= self.most:
             raise OutOfBlocksError(f"all {self.most} blocks of keys and values are in use")
         if not self._free:
@@ -103,16 +103,16 @@ class Blocks:
                 self._free.append(block)
 
     def let_go(self, blocks: list[int]) -> None:
-        """`give_back`, from any thread and at any time."""
+        """`release`, from any thread and at any time."""
         self._let_go.append(blocks)
 
     def gather(self) -> None:
-        """Give back what was let go. Not while blocks are still to be copied: theirs might be among them."""
+        """Release the blocks passed to `release_later`. Not while copies are pending, whose source might be one."""
         while self._let_go:
             self.give_back(self._let_go.popleft())
 
     def copy(self, pairs: list[tuple[int, int]]) -> None:
-        """The content of the first block of each pair into the second."""
+        """Copy the first block of each pair to the second."""
         places = np.array(pairs, np.int64)
         fields = (places.ctypes.data, len(pairs), self.size)
         self.threads.run(lambda thread: copy_blocks(*fields, thread, self.threads.threads))
@@ -125,13 +125,14 @@ class Blocks:
         return np.ctypeslib.as_array((ctypes.c_uint8 * self.size).from_address(block))
 
     def first_seen(self, position: int) -> int:
-        """The number of the first block of which this position, or a later one, sees anything."""
+        """The index of the first block visible to this position or a later one."""
         return 0 if self.window is None else max(0, position - self.window + 1) // BLOCK
 
 
 class Layer(NamedTuple):
-    """What a layer keeps of a row. Position p lies in slot p modulo S. `form` is one of `keys.FORMS`; in INT8 keys are
-    kept less their `mean`, of each position from 0 on, or one of all.
+    """A layer's keys and values of a row. Position p is in slot p modulo S. `dtype` is one of
+    `kv_kernels.CACHE_DTYPES`; in INT8 the keys are stored minus their `mean`, one per position from 0 on, or one for
+    all.
     """
 
     form: int
@@ -141,7 +142,7 @@ class Layer(NamedTuple):
 
 
 def write(store: Blocks, layers: list[Layer], length: int) -> list[int]:
-    """New blocks with the positions below `length` that are still seen; 0 for blocks of which none is."""
+    """New blocks with the positions below `length` that are still visible; 0 for blocks without any."""
     if not layers:
         return []
     first, start = store.first_seen(length), 0
@@ -156,15 +157,15 @@ def write(store: Blocks, layers: list[Layer], length: int) -> list[int]:
         begin = max(first * BLOCK, length - slots)
         places = table.ctypes.data + 8 * (begin // BLOCK - first)
         keep_positions(
-            form, keys.data_ptr(), values.data_ptr(), means.data_ptr(), len(means), slots, groups, size, width, begin,
-            length, places, start, each, room.ctypes.data,
+            form, keys.data_ptr(), values.data_ptr(), means.data_ptr(), len(means), slots, groups, size, width,
+            begin, length, places, start, each, room.ctypes.data,
         )  # fmt: skip
         start += groups * each
     return [0] * first + blocks
 
 
 def state_numbers(mixer: nn.Module) -> int:
-    """How many floats the engine keeps of a row for a mixer; 0 where its state grows."""
+    """Floats of state per row for a mixer; 0 if its state grows with the sequence."""
     if isinstance(mixer, Recurrence):
         return sum(mixer.state_sizes)
     if isinstance(mixer, Associative):
@@ -173,14 +174,14 @@ def state_numbers(mixer: nn.Module) -> int:
 
 
 def fixed_numbers(mixer: nn.Module) -> int:
-    """How many floats it has of a memory that are the same for all tokens: c and C c."""
+    """Floats per row that a mixer derives from the encoder's output once for all tokens: c and C c."""
     if isinstance(mixer, ConditionalGRU) and mixer.config.context == "fixed":
         return sum(mixer.context.weight.shape)
     return 0
 
 
 def flat_states(decoding: Decoding) -> Float[Tensor, "B N"]:
-    """The states of torch in the order in which a program has them, layer by layer."""
+    """The states of torch in the order of a program, layer by layer."""
     parts = [torch.zeros(len(decoding.positions), 0)]
     for state in decoding.states:
         if isinstance(state, Vectors):
@@ -191,26 +192,26 @@ def flat_states(decoding: Decoding) -> Float[Tensor, "B N"]:
 
 
 def flat_summaries(decoding: Decoding) -> Float[Tensor, "M N"]:
-    """What memories say that is the same for all tokens, layer by layer; no rows where there is nothing."""
+    """The parts of encoder outputs that are the same for all tokens, layer by layer; no rows if there are none."""
     parts = [part for memory in decoding.memories or () if isinstance(memory, Summary) for part in memory]
     return torch.cat([part.detach().float() for part in parts], 1) if parts else torch.zeros(0, 0)
 
 
 class Memory(NamedTuple):
-    """Where a program finds keys and values of rows: tables of blocks and how many positions they have. And what is the
-    same of a memory for all tokens.
+    """Tables of the blocks that a program reads keys and values from, with the lengths of rows, and the floats of an
+    encoder's output that are the same for all tokens.
     """
 
-    tables: np.ndarray  # [rows, blocks], addresses
+    tables: np.ndarray  # [rows, blocks] of addresses
     lengths: np.ndarray  # [rows]
-    bytes: int  # of a block
+    bytes: int  # per block
     form: int  # of keys and values
     fixed: np.ndarray  # [rows, N]
-    runs: np.ndarray  # how many runs of rows that read the same blocks there are, where each begins, and all end
+    runs: np.ndarray  # number of runs of rows that share blocks, their starts, and the end
 
 
 def memory_of(blocks: list[Block], rows: int, capacity: int, form: int, size: Callable[[Block, int], int]) -> Memory:
-    """For so many rows and positions below `capacity`; `size` is what a block of the model keeps there, in bytes."""
+    """Tables for `rows` rows and positions below `capacity`; `size` returns the bytes of one layer in a block."""
     tables = np.zeros((rows, -(-capacity // BLOCK) + 1), np.int64)
     fixed = np.zeros((rows, sum(fixed_numbers(block.mixer) for block in blocks)), np.float32)
     lengths, runs = np.zeros(rows, np.int64), np.zeros(rows + 3, np.int64)
@@ -218,13 +219,13 @@ def memory_of(blocks: list[Block], rows: int, capacity: int, form: int, size: Ca
 
 
 def grows(block: Block, form: int) -> int:
-    """The bytes of a block's keys and values in a block of positions."""
+    """Bytes of a layer's keys and values in a block of positions."""
     mixer = block.mixer
     return block_bytes(form, mixer.groups, mixer.size, mixer.size) if isinstance(mixer, SelfAttention) else 0
 
 
 def reads(block: Block, form: int) -> int:
-    """The bytes that a block keeps of a block of positions of a memory; annotations are fp32."""
+    """Bytes of a layer in a block of an encoder's positions; annotations are fp32."""
     mixer, cross = block.mixer, block.cross
     if isinstance(mixer, ConditionalGRU):
         additive = mixer.config.context == "additive"

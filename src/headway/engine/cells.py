@@ -1,4 +1,4 @@
-"""Recurrent cells number by number, and states that are matrices: what follows once the matrix products are done."""
+"""Elementwise parts of recurrent cells, and states that are matrices, after the matrix products."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def logistic(x: F32) -> F32:
 
 @compiled
 def combine(op: np.ndarray, batch: int, scratch: int) -> None:
-    """What every thread makes for itself: out = a, a b, logistic(a + also) b, or each number of a times each of b."""
+    """Private to each thread: out = a, a b, logistic(a + also) b, or the outer product of a and b."""
     what, width = op[1], op[10]
     for r in range(batch):
         a, b = f32(at(op[2], scratch) + r * op[3]), f32(at(op[6], scratch) + r * op[7])
@@ -44,8 +44,8 @@ def combine(op: np.ndarray, batch: int, scratch: int) -> None:
 
 @compiled
 def _lstm(gates: int, h: int, c: int, width: int, peepholes: int, forgets: int, scale: F32, i: int, stop: int) -> None:
-    """c = f c + i tanh(scale g) / scale and h = o tanh(scale c): at a scale of 1/2 these are the stretched logistic
-    functions of 1997. Gates come as i, f (where it `forgets`), g, o; peepholes as i, f, o.
+    """c = f c + i tanh(scale g) / scale and h = o tanh(scale c); a scale of 1/2 gives the stretched logistic functions
+    of 1997. Gates come as i, f (if `forgets`), g, o; peepholes as i, f, o.
     """
     first, count = 4 * i, stop - i
     after, seen = forgets * width, f32(c + first)
@@ -76,7 +76,7 @@ def _lstm(gates: int, h: int, c: int, width: int, peepholes: int, forgets: int, 
 @compiled
 def _gru(gates: int, also: int, h: int, width: int, after: bool, i: int, stop: int) -> None:
     """h = z h + (1 - z) n of the gates r, z, n, each the sum of two parts; `after`: the reset gate acts on the second
-    part of n, which else has been added to the first already.
+    part of n, otherwise it has been added to the first already.
     """
     first, count, state = 4 * i, stop - i, f32(h + 4 * i)
     update, updates = f32(gates + 4 * width + first), f32(also + 4 * width + first)
@@ -92,7 +92,7 @@ def _gru(gates: int, also: int, h: int, width: int, after: bool, i: int, stop: i
 
 @compiled
 def cell(op: np.ndarray, numbers: np.ndarray, places: int, batch: int, thread: int, threads: int) -> None:
-    """The new state of each row that is no padding, the share of cells of one thread."""
+    """The new state of each row that is not padding; one thread's share of the cells."""
     kind, width = op[1], op[8]
     first, last = share(width, thread, threads)
     for b in range(batch):
@@ -114,14 +114,14 @@ def cell(op: np.ndarray, numbers: np.ndarray, places: int, batch: int, thread: i
             _gru(gates, also, h, width, kind == GRU_AFTER, first, last)
 
 
-ELU, DPFP = 32, 33  # feature maps beside the activations
+ELU, DPFP = 32, 33  # feature maps in addition to the activations
 PLAIN, BY_SUM, BY_LENGTH = range(3)
 _EPS = np.float32(1e-6)
 
 
 @compiled
 def _features(kind: int, nu: int, x: int, size: int, out: int) -> None:
-    """headway.nn.parts.norm, of one head."""
+    """Feature maps of headway.nn.parts.norm, for one head."""
     v, y = f32(x), f32(out)
     if kind == DPFP:
         for j in range(1, nu + 1):
@@ -163,7 +163,7 @@ def _normalise(kind: int, x: int, count: int) -> None:
 
 @compiled
 def _rewrite(memory: int, keys: int, values: int, q: int, k: int, e: int, y: int, fade: F32, beta: F32, delta: int):
-    """S = fade S + beta k e^T and y = S^T q; with `delta` e is first what k does not yet find."""
+    """S = decay S + beta k e^T and y = S^T q; with `delta` e is first reduced by what k retrieves."""
     query, key, new, read = f32(q), f32(k), f32(e), f32(y)
     if delta:
         for n in range(values):
@@ -188,7 +188,7 @@ def _rewrite(memory: int, keys: int, values: int, q: int, k: int, e: int, y: int
 def associate(
     op: np.ndarray, numbers: np.ndarray, places: int, batch: int, scratch: int, thread: int, threads: int
 ) -> None:
-    """Each head of each row writes its key and value into its matrix and reads it by its query."""
+    """Each head of each row writes its key and value into its matrix and reads it with its query."""
     heads, size, stride, norm = op[3], op[4], op[8], op[15]
     keys, values = op[18], size + op[14]
     q = scratch - op[23] - 1
@@ -230,7 +230,7 @@ def associate(
 
 @compiled
 def link(op: np.ndarray, numbers: np.ndarray, places: int, batch: int, scratch: int, thread: int, threads: int) -> None:
-    """y = tanh(drive + F x), then F = decay F + rate y x^T: the cells, rows of F, of one thread."""
+    """y = tanh(drive + F x), then F = decay F + rate y x^T; one thread's share of the cells, the rows of F."""
     x, width, decay, rate = at(op[3], scratch), op[7], np.float32(numbers[0]), np.float32(numbers[1])
     first, last = share_rows(op[8], thread, threads)
     for b in range(batch):

@@ -1,4 +1,4 @@
-"""Rows whose next symbol is to be chosen, as the compiled code of `drawing.py` is told of them."""
+"""Rows whose next token is to be sampled, in the call format of `sampling_kernels.py`."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from headway.engine.drawing import ASKED, GROUP, ROWS, choose_rows
 from headway.engine.machine import announced
 from headway.engine.pool import Pool
 
-_ALONE = 3  # rows up to which waking other threads takes longer than they would save
+_ALONE = 3  # up to so many rows other threads would not save time
 
 
 class Choices(NamedTuple):
-    """What was chosen of each row: a symbol, -1 where its mask leaves none; its log probability in nats under the model
-    as it is, NaN where that has no distribution; and as many of the likeliest symbols as any row is told, with theirs.
+    """The sampled tokens per row: -1 if its mask allows none; its log probability in nats before temperature and
+    penalties, NaN if the row has no distribution; and the most probable tokens, as many as any row requests, with
+    theirs.
     """
 
     symbols: np.ndarray  # int64 [R]
@@ -30,14 +31,14 @@ class Choices(NamedTuple):
 
 
 class Choosing:
-    """Rows whose next symbol is to be chosen: by a step of the engine, as its last instruction, or by `run`."""
+    """Rows whose next token is to be sampled: by a step of the engine, as its last instruction, or by `run`."""
 
     def __init__(self, rows: Sequence[tuple[int, int]], most: int = 0) -> None:
-        """A row is the address of what is said of it, int64 [FIELDS] and then float64 [NUMBERS], and the place of its
-        logits; both stay where they are until it is chosen. No row is told of more than `most` likeliest symbols.
+        """A row is the address of its settings, int64 [FIELDS] and then float64 [FLOATS], and the row of its logits;
+        both must stay in place until it is sampled. No row requests more than `max_top` most probable tokens.
         """
         count = len(rows)
-        # In one piece of memory, as each array costs more to make than a row to choose: what is asked, rows, and finds.
+        # One array for call, rows and results, because creating an array costs more than sampling a row.
         ends = (ASKED, ASKED + 2 * count, ASKED + 3 * count, ASKED + 4 * count)
         whole, tops = np.empty(ends[-1], np.int64), np.empty((2, count, most), np.int32)
         at, top_at = whole.ctypes.data, tops.ctypes.data if most else 0
@@ -49,15 +50,15 @@ class Choosing:
         self._count, self._whole, self._at = count, whole, at
 
     def by(self, logits: int, stride: int, symbols: int, threads: int) -> int:
-        """What `choose_rows` is given where these are the address of the logits and the bytes from one row to the next,
-        in the calling thread's own room.
+        """The argument of `sample_batch` for logits at this address and stride in bytes, with the calling thread's
+        scratch.
         """
         rooms, at = rooms_of(threads, symbols)
         self._whole[:ROWS] = logits, stride, symbols, at, rooms.shape[1]
         return self._at
 
     def run(self, logits: Float[Tensor, "N C"], pool: Pool | None) -> Choices:
-        """Choose by logits that are there. Without a pool, and of few rows, the caller's thread does it all."""
+        """Sample from existing logits. Without a pool, or for few rows, the calling thread does it alone."""
         if logits.stride(1) != 1:
             logits = logits.contiguous()
         threads = 1 if pool is None or self._count <= _ALONE else pool.threads
@@ -74,7 +75,7 @@ _own = threading.local()
 
 
 def rooms_of(threads: int, symbols: int) -> tuple[np.ndarray, int]:
-    """Where each thread works for the thread that asks, whose own these are: uint8 [threads, N], and the address."""
+    """The calling thread's scratch for each worker: uint8 [threads, N], and its address."""
     groups = -(-symbols // GROUP)
     size = 4 * GROUP * (1 + -(-groups // GROUP) + 4 * groups) + 8 * groups
     kept: tuple[np.ndarray, int] | None = getattr(_own, "rooms", None)

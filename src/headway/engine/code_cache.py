@@ -1,4 +1,4 @@
-"""Where compiled code is kept: in a folder of its own, of which nobody else can write a part."""
+"""The folder of compiled code, which no other user can write to."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from tempfile import TemporaryFile
 from headway.errors import logger
 
 _LOG = logger(__name__)
-_OTHERS = 0o022  # who may write: the group and everybody
+_OTHERS = 0o022  # write permission of the group and of everybody
 
 
 def code_folder(name: str) -> Path | None:
-    """The folder `name` in NUMBA_CACHE_DIR, the package's own cache, ~/.cache/headway or the system's folder for
-    temporary files: the first that can be written, and not by other users. None where there is none.
+    """The folder `name` in NUMBA_CACHE_DIR, the package's own cache, ~/.cache/headway or the system's temporary folder:
+    the first that is writable, but not by other users. None if there is none.
 
-    Code that is found there is run. A folder that other users can write to, or could put another one in the place of,
-    is passed over with a warning.
+    Code in this folder gets executed. A folder that other users can write to, or could replace, is skipped with a
+    warning.
     """
     open_to_others = None
     for base in _bases():
         folder = base / name
         try:
-            reason = exposure(folder)  # of what there is of it
+            reason = exposure(folder)  # of the part that exists
             if reason is None:
                 _make(folder)
                 reason = exposure(folder)
@@ -38,10 +38,10 @@ def code_folder(name: str) -> Path | None:
         except OSError:
             continue
         if open_to_others:
-            _LOG.warning("%s, so compiled code is kept in %s; chmod go-w and chown change that", open_to_others, base)
+            _LOG.warning("%s, so compiled code is cached in %s; use chmod go-w and chown", open_to_others, base)
         return folder
     if open_to_others:
-        _LOG.warning("%s, so compiled code is not kept; chmod go-w and chown change that", open_to_others)
+        _LOG.warning("%s, so compiled code is not cached; use chmod go-w and chown", open_to_others)
     return None
 
 
@@ -55,18 +55,18 @@ def _bases() -> Iterator[Path]:
 
 
 def _make(folder: Path) -> None:
-    """With its parents, none of which others can write to, whatever the user's mask says of new files."""
+    """Create a folder and its parents without write access for others, whatever the umask."""
     before = os.umask(_OTHERS)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     finally:
         os.umask(before)
     if before & _OTHERS != _OTHERS and folder.stat().st_uid == os.getuid():
-        folder.chmod(0o700)  # others cannot reach the files that will be made in it
+        folder.chmod(0o700)  # others cannot reach files created in it
 
 
 def exposure(folder: Path) -> str | None:
-    """Why other users could change what is in a folder, or put another folder in its place; None where they cannot."""
+    """Why other users could change a folder's content, or replace the folder; None if they cannot."""
     if not hasattr(os, "getuid"):
         return None
     folder = Path(os.path.abspath(folder))
@@ -75,12 +75,12 @@ def exposure(folder: Path) -> str | None:
         if not os.path.lexists(place):
             continue
         found = place.lstat()
-        # In a sticky folder, as /tmp is, others can change nothing but what is their own; a link has no rights.
+        # In a sticky folder such as /tmp, others can only change their own files; a link has no permissions.
         sticky = place not in (folder, real) and bool(found.st_mode & stat.S_ISVTX)
         if not _is_ours(found, sticky or stat.S_ISLNK(found.st_mode)):
             return f"other users can write to {place}"
     if not folder.exists() or not folder.stat().st_mode & 0o011:
-        return None  # nobody else reaches what is in it
+        return None  # nobody else can reach its content
     for parent, folders, files in os.walk(folder):
         for name in (*folders, *files):
             found = os.lstat(os.path.join(parent, name))
@@ -90,7 +90,7 @@ def exposure(folder: Path) -> str | None:
 
 
 def _is_ours(found: os.stat_result, by_owner: bool = False) -> bool:
-    """Whether only this user and the system's own can write; `by_owner` where the owner alone decides."""
+    """Whether only this user and root can write; `by_owner` if the owner alone decides."""
     if found.st_uid not in (0, os.getuid()):
         return False
     if by_owner or not found.st_mode & _OTHERS:
@@ -99,7 +99,7 @@ def _is_ours(found: os.stat_result, by_owner: bool = False) -> bool:
 
 
 def _is_private(group: int) -> bool:
-    """Whether a group is that of this user alone, which many systems make for each."""
+    """Whether this user is the only member of a group, as many systems create per user."""
     import grp
     import pwd
 

@@ -1,4 +1,4 @@
-"""The compiler, numba: imported when something has to be compiled, and not by programs that find all of it kept."""
+"""The numba compiler, imported only when something must be compiled, not when all code is cached."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from numba.core import registry
 from headway.engine import machine
 from headway.engine.object_code import ObjectCode
 
-config: Any = settings  # numba fills it as it starts, which type checkers do not see
+config: Any = settings  # numba fills it at import, which type checkers do not see
 if machine.CPU_FEATURES is not None:
     config.CPU_FEATURES = machine.CPU_FEATURES
-# Sums may be made in any order, but NaN and infinity stay what they are: a broken weight must be seen.
+# Sums may be reordered, but NaN and infinity are kept: a broken weight must be visible.
 _FLAGS = {"reassoc", "nsz", "arcp", "contract", "afn"}
-# Arrays have no owner whose references would be counted: that would ask for functions of numba's own.
+# No reference counts for arrays: they would need functions of numba's runtime.
 _OPTIONS: dict[str, Any] = {
     "nogil": True,
     "fastmath": _FLAGS,
@@ -27,12 +27,12 @@ _OPTIONS: dict[str, Any] = {
     "boundscheck": False,
     "_nrt": False,
 }
-_ALONE: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}  # without ways in from Python
-_FOREIGN = ("NRT_", "numba_", "Py", "_Py")  # how names of numba's and of the interpreter's functions begin
+_ALONE: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}  # no entry points for Python
+_FOREIGN = ("NRT_", "numba_", "Py", "_Py")  # prefixes of numba's and the interpreter's functions
 
 
 def dispatcher(function: Callable[..., Any]) -> Any:
-    """For calls from compiled code, kept on disk where a directory can be written."""
+    """For calls from compiled code, cached on disk if a folder is writable."""
     if machine.CACHE is None:
         return numba.njit(**_OPTIONS)(function)
     before, config.CACHE_DIR = config.CACHE_DIR, str(machine.CACHE)
@@ -43,7 +43,7 @@ def dispatcher(function: Callable[..., Any]) -> Any:
 
 
 def type_of_intrinsic(definition: Callable[..., Any]) -> Any:
-    """Of what writes LLVM's code itself, for numba's inference of types."""
+    """The type of an intrinsic, for numba's type inference."""
     made: Any = numba.extending.intrinsic(definition)
     context: Any = registry.cpu_target.typing_context
     context.refresh()
@@ -51,8 +51,8 @@ def type_of_intrinsic(definition: Callable[..., Any]) -> Any:
 
 
 def compile_object(function: Callable[..., Any], kinds: tuple[str, ...]) -> ObjectCode:
-    """A function, with all that it calls, for arguments of these kinds: nothing in it is for callers in Python, nor
-    asks for the compiler's own functions.
+    """Compile a function, with everything it calls, for arguments of these kinds, without entry points for Python and
+    without references to the compiler's own functions.
     """
     signature = []
     for kind in kinds:
@@ -65,6 +65,6 @@ def compile_object(function: Callable[..., Any], kinds: tuple[str, ...]) -> Obje
     asked = {each.name for each in library._final_module.functions if each.is_declaration}
     foreign = [name for name in asked if name.startswith(_FOREIGN)]
     if foreign:
-        raise RuntimeError(f"{function.__name__} asks for {foreign}, which no process has without the compiler")
+        raise RuntimeError(f"{function.__name__} needs {foreign}, which exist only in a process with the compiler")
     data = library._codegen._tm.emit_object(library._final_module)
     return ObjectCode(found.fndesc.llvm_func_name, str(found.signature.return_type), data)

@@ -1,4 +1,4 @@
-"""A model that generates by a compiled program, one step after the other; its encoder is called as it is."""
+"""A model that generates with a compiled program, one step at a time; its encoder runs as it is."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ from headway.nn.models import Cache, Captioner, Decoding, EncoderDecoder, Heard,
 from headway.nn.models.transformer import check_prompt
 from headway.visibility import Causal
 
-_KEPT = 2  # rooms: what is read, and what comes next
-_FREE = 3  # references to a room that nobody else holds: the list's, the loop's, and that of who counts them
+_KEPT = 2  # buffers: the current logits and the next ones
+_FREE = 3  # references to a free buffer: the list's, the loop's, and the counting call's
 
 
 class Results:
-    """Rooms for logits, which are used again when nobody holds them."""
+    """Buffers for logits, reused when nothing references them."""
 
     def __init__(self) -> None:
         self._rooms: list[np.ndarray] = []
 
     def rows(self, count: int, width: int) -> Float[Tensor, "R C"]:
-        """Rows with no content yet, the caller's as long as the tensor or a view of it lives."""
+        """Uninitialised rows, the caller's as long as the tensor or a view of it exists."""
         size = count * width
         if size == 0:
             return torch.empty(0, width)
@@ -59,17 +59,17 @@ class Results:
         return torch.from_numpy(room[:]).view(count, width)
 
 
-_MOST_ROWS = 512  # of one run of a program
+_MOST_ROWS = 512  # per run of a program
 
 
 class Engine(nn.Module):
-    """`model` with a compiled step of up to `most_rows` rows; its `config`, `start` and `step` are those of a model."""
+    """`model` with a compiled step of up to `max_rows` rows; has the `config`, `start` and `step` of a model."""
 
     def __init__(
         self, model: Transformer | EncoderDecoder | Captioner, threads: int | None = None, cache: Cache | None = None
     ) -> None:
-        """`cache` is what keys and values are kept in; None: fp16 beside quantised weights, otherwise fp32. Raises
-        CannotLowerError for what has no instruction.
+        """`cache` is the number format of keys and values; None: fp16 for quantised weights, otherwise fp32. Raises
+        CannotLowerError for a module without an instruction.
         """
         super().__init__()
         self.model, self.config = model, model.config
@@ -78,27 +78,27 @@ class Engine(nn.Module):
         devices = {parameter.device.type for parameter in model.parameters()}
         if devices != {"cpu"}:
             raise CannotLowerError(f"a model on {', '.join(sorted(devices))}")
-        self._decoder = [decoder]  # in a list, as it is a part of the model already
+        self._decoder = [decoder]  # in a list: it is a submodule of the model already
         self._lock = threading.Lock()
         self._packed = any(isinstance(parameter, PackedTensor) for parameter in decoder.parameters())
         self.cache: Cache = cache or ("fp16" if self._packed else "fp32")
         self.weights, self.form = PackedWeights(), FORMS[self.cache]
         self.pool = pool(threads or most_threads())
         self.most_rows = _MOST_ROWS
-        rounds = cache == "int8" and isinstance(model, Transformer)  # a decoder that reads sources has read none yet
+        rounds = cache == "int8" and isinstance(model, Transformer)  # a decoder with an encoder has no source yet
         self.means: KeyMeans = mean_keys(Engine(model, threads, "fp32"), decoder) if rounds else {}
         program = self._lower(1, 256, 64)
-        self._programs = {False: program}  # of few rows, and of many
+        self._programs = {False: program}  # for few rows, and for many
         self._state_numbers, self._symbols = program.state_numbers, program.symbols
-        self.extends = program.state_numbers == 0  # whether one goes back behind what `extend` has read
+        self.extends = program.state_numbers == 0  # whether rows can roll back behind `extend`
         self._results = Results()
-        self.timeline: StepTimeline | None = None  # what notes when each instruction runs
+        self.timeline: StepTimeline | None = None  # records when each instruction runs
         self._own = Blocks(program.own.bytes, _window(decoder), self.pool)
         self._read = Blocks(program.read.bytes, threads=self.pool)
 
     @property
     def training(self) -> bool:  # type: ignore[override]
-        """Whether the model is in training mode: an engine has none of its own, by which the model's could be lost."""
+        """The model's mode: the engine has none of its own that could differ."""
         return self.model.training
 
     @training.setter
@@ -106,7 +106,7 @@ class Engine(nn.Module):
         """`train` sets it for this module and then for the model, whose mode it is."""
 
     def start(self, prompt: Prompt, capacity: int) -> tuple[Float[Tensor, "B C"], Kept]:
-        """Read the prompts and, with the encoder, their sources."""
+        """Process the prompts and, with the encoder, their sources."""
         check_prompt(prompt.layout, capacity, self.config.context)
         lengths = prompt.layout.lengths.cpu()
         kept = self.open(prompt.source, prompt.source_layout, len(lengths))
@@ -115,19 +115,18 @@ class Engine(nn.Module):
         return self.compute(pieces), kept.at(lengths)
 
     def hear(self, source: Any, layout: Layout) -> Heard:
-        """As EncoderDecoder.hear; where weights are packed, torch's attention rounds to bf16 if that is fast here."""
+        """EncoderDecoder.encode; with packed weights, torch's attention uses bf16 if that is fast here."""
         assert isinstance(self.model, EncoderDecoder)
         with rough_attention(self._packed and HAS_BF16_UNIT):
             return self.model.hear(source, layout)
 
     def open(self, source: Any = None, layout: Layout | None = None, count: int | None = None) -> Kept:
-        """Rows that have read nothing yet, one for each of the sources, or `count` where there are none. The source is
-        what `hear` takes, or what it gave.
+        """Empty rows, one per source, or `count` without sources. The source is the input of `encode`, or its output.
         """
         stack, memories, starts = self._decoder[0].stack, None, None
         if isinstance(self.model, EncoderDecoder):
             if source is None or layout is None:
-                raise UserError("an encoder-decoder has no source to read; give prompt.source and prompt.source_layout")
+                raise UserError("an encoder-decoder needs a source; pass prompt.source and prompt.source_layout")
             memories, starts, _ = self.hear(source, layout)
             count = layout.batch
         assert count is not None
@@ -141,12 +140,12 @@ class Engine(nn.Module):
 
     @property
     def cache_bytes(self) -> int:
-        """Of the keys and values that generations under way hold now."""
+        """Bytes of keys and values in use."""
         return sum(store.held * store.size for store in (self._own, self._read))
 
     def extend(self, ids: Int[Tensor, "B T"], decoding: Kept) -> tuple[Float[Tensor, "B T C"], Kept]:
-        """T more symbols of each row, and the logits after each; T is 1 where the model does not extend. The logits are
-        those of T steps, bit for bit.
+        """Process T more tokens of each row; return the logits after each. T must be 1 if the model does not extend.
+        The logits equal those of T steps, bit for bit.
         """
         length, positions = ids.shape[1], decoding.positions
         said = zip(decoding.rows, positions.tolist(), ids.tolist())
@@ -155,19 +154,19 @@ class Engine(nn.Module):
         return logits.view(len(positions), length, -1), decoding.at(after)
 
     def compute(self, pieces: Sequence[Piece], choosing: Choosing | None = None) -> Float[Tensor, "N C"]:
-        """One step: each piece is written into its row, and the logits that are wanted come in the order of the pieces.
-        What comes of a piece depends on its row alone, bit for bit: neither on the others, nor on how its symbols are
-        cut into pieces. With `choosing`, whose places are those of the logits, the choices are there as well: the last
-        instruction makes them, or, where one run of the program does not make all logits, the same code behind it.
+        """One step: write each chunk into its row; return the requested logits in the order of the chunks. The result
+        of a chunk depends on its row alone, bit for bit, not on the others or on how its tokens are cut into chunks.
+        With `sampling`, whose rows index these logits, also samples: in the last instruction, or afterwards with the
+        same code if the program runs more than once.
 
-        A row whose mixers have states gives these up: they are those after its last symbol. OutOfBlocksError, with
-        nothing written, where `limit_cache` leaves too little.
+        The states of recurrent mixers move on: they are those after a row's last token. Raises OutOfBlocksError, before
+        writing anything, if the cache limit leaves too little.
         """
-        with self._lock:  # a program has one place for what it computes
+        with self._lock:  # a program has one set of buffers
             self._own.gather()
             self._read.gather()
             if self._own.most is not None and self.lacking(pieces):
-                raise OutOfBlocksError(f"{self.lacking(pieces):.0f} blocks of keys and values are lacking")
+                raise OutOfBlocksError(f"{self.lacking(pieces):.0f} blocks of keys and values are missing")
             if self._state_numbers and max(len(piece.ids) for piece in pieces) > 1:
                 logits = self._compute_columns(pieces)
             else:
@@ -180,16 +179,16 @@ class Engine(nn.Module):
         return logits
 
     def limit_cache(self, size: int | None) -> None:
-        """Keep at most so many bytes of keys and values."""
+        """Use at most so many bytes of keys and values."""
         self._own.most = None if size is None or not self._own.size else max(1, size // self._own.size)
 
     def lacking(self, pieces: Sequence[Piece]) -> float:
-        """How many more blocks there must be than there are, for these pieces to be computed; none where it is 0."""
+        """How many blocks are missing to compute these chunks; 0 if there are enough."""
         needed = sum(piece.row.lacks(piece.start, piece.start + len(piece.ids)) for piece in pieces if piece.start >= 0)
         return max(0, needed - self._own.left)
 
     def _parts(self, pieces: Sequence[Piece]) -> Iterator[list[Piece]]:
-        """The same in as many steps as their symbols take, each of at most `most_rows`."""
+        """The same chunks in several steps of at most `max_rows` tokens."""
         part, room = [], self.most_rows
         for piece in pieces:
             row, start, ids, wanted = piece
@@ -206,7 +205,7 @@ class Engine(nn.Module):
             yield part
 
     def _compute_columns(self, pieces: Sequence[Piece]) -> Float[Tensor, "N C"]:
-        """Symbol by symbol, as states go on from one to the next."""
+        """Token by token, because states depend on the token before."""
         ends = np.cumsum([piece.wanted for piece in pieces])
         logits = self._results.rows(int(ends[-1]), self._symbols)
         for column in range(max(len(piece.ids) for piece in pieces)):
@@ -259,7 +258,7 @@ class Engine(nn.Module):
             x[: len(wanted)] = x[wanted]
             self._run(program, symbols[wanted], places[wanted], slice(program.body, None), asked)
         for row, start, ids, last in pieces:
-            row.forget(start + len(ids) - last)  # whoever wants logits may go back to where the first of them is
+            row.forget(start + len(ids) - last)  # the row may roll back to its first logits
         return logits
 
     def _make_room(self, pieces: Sequence[Piece]) -> None:
@@ -271,9 +270,7 @@ class Engine(nn.Module):
             self._own.copy(copies)
 
     def _prepare(self, rows: Sequence[Row], counts: Sequence[int], places: np.ndarray) -> StepProgram:
-        """The program for tokens at these places, so many of each row, which knows where the rows keep what they
-        know.
-        """
+        """The program for tokens at these positions, `counts` of each row, with the tables of the rows' blocks."""
         readings = [row.reading for row in rows]
         reach = max((reading.length for reading in readings if reading is not None), default=1)
         program = self._fitting(len(places), int(places.max()) + 1, reach)
@@ -296,8 +293,8 @@ class Engine(nn.Module):
         return program
 
     def _run(self, program: StepProgram, symbols: np.ndarray, places: np.ndarray, part: slice, asked: int = 0) -> None:
-        """A part of the instructions for tokens that are `symbols` at `places`; with the last of them, what is `asked`
-        to be chosen.
+        """Run a part of the instructions for `tokens` at `positions`; after the last one, sample if `sampling_call` is
+        not 0.
         """
         batch, threads, counter = len(places), self.pool.threads, self.pool.counter
         table, floats, scratch = program.table[part], program.floats[part], program.scratch
@@ -335,7 +332,7 @@ class Engine(nn.Module):
             )
 
     def adopt(self, decoding: Decoding) -> Kept:
-        """States of torch as blocks, and as rows of numbers."""
+        """Convert torch's keys and values to blocks, and its states to arrays."""
         lengths, states = decoding.positions.tolist(), flat_states(decoding).numpy()
         memories = [m for m in decoding.memories or () if isinstance(m, (Remembered, Annotations))]
         sizes = memories[0].layout.lengths.tolist() if memories else []
@@ -369,21 +366,21 @@ class Engine(nn.Module):
         return None if mean is None else mean_by_position(mixer, mean, length)
 
     def _mean_of(self, keys: Float[Tensor, "S G K"]) -> Float[Tensor, "1 G K"] | None:
-        """Of a memory, whose scores it moves all alike: softmax does not see it."""
+        """The mean over an encoder's positions; it shifts all scores equally, which softmax ignores."""
         if self.form != INT8:
             return None
         return torch.from_numpy(keys.numpy().mean(0, dtype=np.float64, keepdims=True).astype(np.float32))
 
 
 def decoder_of(model: Transformer | EncoderDecoder | Captioner) -> Transformer:
-    """The part that writes. CannotLowerError where what it reads first is no symbols."""
+    """The decoder of a model. Raises CannotLowerError if something other than tokens precedes the text."""
     if isinstance(model, Captioner):
         raise CannotLowerError("an image before the text")
     return model.decoder if isinstance(model, EncoderDecoder) else model
 
 
 def refusal(model: Transformer | EncoderDecoder | Captioner) -> str | None:
-    """What the engine has no instruction for, by name; None where it has all."""
+    """What the engine has no instruction for, by name; None if it supports the whole model."""
     try:
         check(decoder_of(model))
     except CannotLowerError as error:
@@ -392,7 +389,7 @@ def refusal(model: Transformer | EncoderDecoder | Captioner) -> str | None:
 
 
 def _window(decoder: Transformer) -> int | None:
-    """How far back any layer sees; None where one sees everything."""
+    """The largest window of any layer; None if one sees everything."""
     patterns = [module.config.pattern for module in decoder.modules() if isinstance(module, SelfAttention)]
     windows = [pattern.window for pattern in patterns if isinstance(pattern, Causal)]
     return max((window for window in windows if window), default=None) if all(windows) else None

@@ -1,9 +1,9 @@
-"""Attention within whole documents that lie one after the other, as encoders read them.
+"""Attention within complete documents stored one after the other, for encoders.
 
-Nothing is padded and nothing is kept: the keys and values of a head in one document are laid out for the products as
-they are needed. A few queries at a time see all that they may, so their weights are made in two passes (largest score,
-then exponentials), and where queries and keys are cut depends on their places in the document alone: what comes of a
-document hangs neither on its neighbours nor on the threads.
+There is no padding and no cache: the keys and values of a head in one document are laid out for the products when
+needed. A few queries at a time see their full range, so weights take two passes (largest score, then exponentials). How
+queries and keys are cut depends only on their positions in the document: a document's result does not depend on its
+neighbours or on threads.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from headway.engine.operations import at, tanh
 from headway.engine.softmax import LOWEST
 from headway.engine.vectors import constant, exponentials_32, fused, reduce, spread, word
 
-QUERIES = 6  # of a head, that share each load of a key or a value
-SPAN = 32  # keys for which weights are made at once
+QUERIES = 6  # queries of a head that share each load of a key or value
+SPAN = 32  # keys whose weights are computed at once
 _LANES = 16 if binding.get_host_cpu_features().get("avx512f") else 8
 _NUMBERS, _SIXTEEN = ir.VectorType(_F32, _LANES), ir.VectorType(_F32, 16)
-_PARTS = 2  # vectors of a row under way
+_PARTS = 2  # vectors of a row computed at once
 COLUMNS = _PARTS * _LANES
 NO_BIAS, BY_DISTANCE, BY_DOCUMENT = range(3)
 
 
 @intrinsic
 def _products(typing: Any, a: Any, a_stride: Any, b: Any, b_stride: Any, steps: Any, out: Any, out_stride: Any) -> Any:
-    """out[k, c] = sum over t up to `steps` of a[k, t] b[t, c], of QUERIES rows k and COLUMNS columns c. Strides are in
+    """out[k, c] = sum over t up to `steps` of a[k, t] b[t, c], for QUERIES rows k and COLUMNS columns c. Strides are in
     bytes.
     """
 
@@ -43,7 +43,7 @@ def _products(typing: Any, a: Any, a_stride: Any, b: Any, b_stride: Any, steps: 
 
         zero = constant(_NUMBERS, 0.0)
         sums = [[cgutils.alloca_once_value(builder, zero) for _ in range(_PARTS)] for _ in range(QUERIES)]
-        for parts in sums:  # a loop of the caller's comes here again
+        for parts in sums:  # the caller may loop over this code
             for total in parts:
                 builder.store(zero, total)
         places = (builder.add(a, builder.mul(a_stride, word(k))) for k in range(QUERIES))
@@ -66,7 +66,7 @@ def _products(typing: Any, a: Any, a_stride: Any, b: Any, b_stride: Any, steps: 
 
 @intrinsic
 def _largest(typing: Any, numbers: Any, count: Any) -> Any:
-    """The largest of SPAN `count` numbers."""
+    """The largest of SPAN `count` floats."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         def larger(a: Any, b: Any) -> Any:
@@ -85,8 +85,8 @@ def _largest(typing: Any, numbers: Any, count: Any) -> Any:
 
 @compiled
 def _soften(scores: int, begin: int, end: int, spans: int, sink: int) -> F32:
-    """Scores become weights in place, exp(score - largest) from `begin` to `end` of SPAN `spans` and 0 elsewhere; their
-    sum. A sink, at an address if any, takes part in it.
+    """Turn scores into weights in place, exp(score - largest) from `start` to `end` of SPAN `spans` and 0 elsewhere;
+    return their sum. A sink, at an address if any, takes part in it.
     """
     s, size = f32(scores), spans * SPAN
     for t in range(begin):
@@ -108,8 +108,8 @@ def _soften(scores: int, begin: int, end: int, spans: int, sink: int) -> F32:
 
 @compiled
 def lay_out(op: np.ndarray, numbers: np.ndarray, start: int, length: int, g: int, scratch: int) -> None:
-    """The keys of a group in a document as [length / COLUMNS, K, COLUMNS], and its values as [length, V], each row in
-    whole COLUMNS. What stands behind the last is anything: no score and no column that comes of it is used.
+    """Lay out the keys of a group in a document as [length / COLUMNS, K, COLUMNS], and its values as [length, V], each
+    row padded to COLUMNS. The padding is arbitrary: no score or column computed from it is used.
     """
     heads, groups, size, half = op[3], op[4], op[5], op[14]
     keys, values, spare, wide = at(op[21], scratch), at(op[22], scratch), at(op[25], scratch), filled(op[5])
@@ -132,13 +132,13 @@ def lay_out(op: np.ndarray, numbers: np.ndarray, start: int, length: int, g: int
 
 @compiled
 def filled(size: int) -> int:
-    """So many numbers in whole COLUMNS."""
+    """`size` rounded up to full COLUMNS."""
     return (size + COLUMNS - 1) // COLUMNS * COLUMNS
 
 
 @compiled
 def _queries(op: np.ndarray, numbers: np.ndarray, start: int, first: int, count: int, h: int, scratch: int) -> None:
-    """Those of a head from place `first` of a document on, [QUERIES, K]; behind the last stands anything."""
+    """Queries of a head from position `first` of a document on, [QUERIES, K]; padding is arbitrary."""
     size, half, place = op[5], op[14], at(op[23], scratch)
     for i in range(count):
         new, t = f32(place + 4 * i * size), first + i
@@ -153,7 +153,7 @@ def _queries(op: np.ndarray, numbers: np.ndarray, start: int, first: int, count:
 
 @compiled
 def _add_bias(op: np.ndarray, scores: int, base: int, begin: int, end: int, query: int, n: int, h: int) -> None:
-    """To the scores of keys `begin` to `end`, which lie from key `base` on."""
+    """Add biases to the scores of keys `start` to `end`, which are stored from key `base` on."""
     s, heads, span = f32(scores), op[3], op[18]
     if op[16] == BY_DISTANCE:
         distances = f32(op[17] + 4 * (h * (2 * span - 1) + span - 1))
@@ -170,7 +170,7 @@ def _add_bias(op: np.ndarray, scores: int, base: int, begin: int, end: int, quer
 def attend_queries(
     op: np.ndarray, numbers: np.ndarray, n: int, start: int, length: int, h: int, first: int, last: int, scratch: int
 ) -> None:
-    """Those of one head from place `first` to `last` of document n, whose keys and values are laid out."""
+    """Attention of one head's queries `first` to `last` of document n, whose keys and values are laid out."""
     size, before, after, wide = op[5], op[15], op[6], filled(op[5])
     queries, scores, result = at(op[23], scratch), at(op[24], scratch), at(op[26], scratch)
     keys, values, cap = at(op[21], scratch), at(op[22], scratch), np.float32(numbers[1])

@@ -1,11 +1,11 @@
-"""Products of fp32 weights, as they lie in memory, with rows of numbers.
+"""Products of unpacked fp32 weights with rows of inputs.
 
-The lanes of a register are rows of weights, so that no sum goes across lanes: weights are transposed in registers, four
-columns at a time, and each column is multiplied with one number of every row. Few rows of numbers meet the weights as
-they come from memory; many meet panels of them, which lie transposed in the nearest caches.
+The lanes of a register are rows of weights, so no sum crosses lanes: weights are transposed in registers, four columns
+at a time, and each column is multiplied with one element of every input row. Few input rows are multiplied with the
+weights as they stream from memory; many with transposed panels in the nearest caches.
 
-Every product is summed in one order whatever the form: _COLUMNS columns one after the other, from 0 on, and these sums
-one after the other. A row of numbers does not depend on its neighbours.
+Every product is summed in one order for all instruction sets: columns in blocks of up to _COLUMNS, one after the other
+from 0 on, then the sums of the blocks. An input row does not depend on its neighbours.
 """
 
 from __future__ import annotations
@@ -25,18 +25,16 @@ _FULL = FEATURES.get("avx512f", False)
 _LANES = 16 if _FULL else 8
 _PARTS = TILE // _LANES  # registers of a tile's rows
 _NUMBERS, _FOUR = ir.VectorType(_F32, _LANES), ir.VectorType(_F32, 4)
-FEW = 8  # rows of numbers, whose sums fit beside weights that are being transposed
-MANY = 256  # at most, that lie near while panels go by
-TILES = 8  # of weights, whose panels lie near at once
-_ABREAST = 2 if _FULL else 1  # panels that rows of numbers meet at once
-_ROWS = 14 if _FULL else 6  # of numbers, for whose sums with so many panels there are registers
-_COLUMNS = 256  # at most, that are summed one after the other
+FEW = 8  # input rows whose sums fit into registers next to weights being transposed
+MANY = 256  # maximum input rows that stay in cache while panels pass
+TILES = 8  # tiles of weights whose panels are in cache at once
+_ABREAST = 2 if _FULL else 1  # panels multiplied at once
+_ROWS = 14 if _FULL else 6  # input rows whose sums with so many panels fit into registers
+_COLUMNS = 256  # maximum columns summed one after the other
 _STEP = 16  # columns: a line of memory of each row of weights
-_AHEAD = 192  # columns that weights are called for before they are used
+_AHEAD = 192  # columns prefetched ahead
 _PAGE = 4096  # bytes
-_IN_ORDER = (
-    "contract",
-)  # without a flag of its own an addition gets the compiler's, which let sums change their order
+_IN_ORDER = ("contract",)  # without flags an addition gets the compiler's, which may reorder sums
 _PANEL = _COLUMNS * LINE
 PANEL_ROOM = TILES * _PANEL
 
@@ -50,7 +48,7 @@ def _vector(builder: Any, base: Any, offset: Any, kind: ir.VectorType = _NUMBERS
 
 
 def _fused(builder: Any, a: Any, b: Any, c: Any) -> Any:
-    """a b + c, rounded once wherever the processor can: said explicitly, as compilers may do either."""
+    """a b + c, rounded once where the processor can; explicit, because compilers may do either."""
     if FEATURES.get("fma", True):
         return call(builder, f"fma.v{_LANES}f32", _NUMBERS, a, b, c)
     return _added(builder, c, builder.fmul(a, b, flags=_IN_ORDER))
@@ -73,13 +71,13 @@ def _joined(builder: Any, parts: list[Any]) -> Any:
 
 
 def _within(builder: Any, a: Any, b: Any, order: list[int]) -> Any:
-    """Numbers of a (0 to 3) and of b (4 to 7), chosen alike in each four lanes."""
+    """Elements of a (0 to 3) and of b (4 to 7), chosen alike in each four lanes."""
     places = [start + place % 4 + place // 4 * _LANES for start in range(0, _LANES, 4) for place in order]
     return _shuffled(builder, a, b, places)
 
 
 def _four_columns(builder: Any, rows: list[Any], column: Any) -> list[Any]:
-    """Those from `column` on of _LANES rows."""
+    """Four columns from `column` on of _LANES rows."""
     fours = [builder.load(_vector(builder, row, column, _FOUR), align=4) for row in rows]
     a, b, c, d = (_joined(builder, fours[n::4]) for n in range(4))
     low, high = [0, 4, 1, 5], [2, 6, 3, 7]
@@ -93,7 +91,7 @@ def _four_columns(builder: Any, rows: list[Any], column: Any) -> list[Any]:
 
 
 def _weights(builder: Any, w: Any, columns: Any, rows: Any) -> list[Any]:
-    """Where _LANES rows begin. From `rows` on the last row stands for those that are not there."""
+    """The starts of _LANES rows; from `rows` on the last row is repeated."""
     last, bases = builder.sub(rows, word(1)), []
     for n in range(_LANES):
         row = builder.select(builder.icmp_signed("<", word(n), rows), word(n), last)
@@ -109,8 +107,8 @@ def _each_column(
     use: Callable[[Any, Any], None],
     ahead: Callable[[Any], None] | None = None,
 ) -> None:
-    """Have `use` write what becomes of columns `begin` to `end` of _LANES rows of weights: of each a vector, and its
-    number. `ahead` comes before each line of columns, of which it is given the first.
+    """Call `use` to emit code for columns `start` to `end` of _LANES rows of weights, with a vector per column and its
+    index. `ahead` is called before each line of columns with the first of them.
     """
     count = builder.sdiv(builder.sub(end, begin), word(_STEP))
     whole = builder.add(begin, builder.mul(count, word(_STEP)))
@@ -130,10 +128,10 @@ def _each_column(
 
 
 def _call_rows(builder: Any, w: Any, bases: list[Any], columns: Any, column: Any) -> None:
-    """Have as many weights as a line of each row has brought near, which are wanted soon.
+    """Prefetch as many weights as a line of each row has, which are needed soon.
 
-    Rows that fill pages are foreseen by the processor, and weights are called for a little before that. Several shorter
-    ones lie in a page, which it does not follow: so the rows after these are called for in the order of memory.
+    The processor's prefetcher follows rows that fill pages; weights are prefetched a little before that. Several
+    shorter rows share a page, which it does not follow, so the rows after these are prefetched in memory order.
     """
     short = builder.icmp_signed("<", columns, word(_PAGE // 4))
     with builder.if_else(short) as (in_order, by_row):
@@ -158,14 +156,14 @@ def _sums(builder: Any, count: int) -> list[Any]:
 
 
 def _put(builder: Any, sums: list[Any], places: list[Any], begin: Any) -> None:
-    """Sums of the columns from `begin` on, added to what those before have left."""
+    """Add the sums of the columns from `start` on to the outputs of earlier columns."""
     first = builder.icmp_signed("==", begin, word(0))
     with builder.if_else(first) as (starts, goes_on):
         with starts:
             for total, place in zip(sums, places):
                 builder.store(builder.load(total), place, align=4)
         with goes_on:
-            before = [builder.load(place, align=4) for place in places]  # all, as places may be the same
+            before = [builder.load(place, align=4) for place in places]  # load all first, because outputs may alias
             for total, place, old in zip(sums, places, before):
                 builder.store(_added(builder, old, builder.load(total)), place, align=4)
 
@@ -195,7 +193,7 @@ def _emit_few(builder: Any, count: int, args: Any) -> None:
 
 @intrinsic
 def _few(typing: Any, count: Any, w: Any, rows: Any, columns: Any, block: Any, x: Any, stride: Any, out: Any) -> Any:
-    """Products of _LANES rows of weights with up to FEW rows of numbers."""
+    """Products of _LANES rows of weights with up to FEW input rows."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         choose(builder, args[0], {n: partial(_emit_few, builder, n, args[1:]) for n in range(1, FEW + 1)})
@@ -206,7 +204,7 @@ def _few(typing: Any, count: Any, w: Any, rows: Any, columns: Any, block: Any, x
 
 @intrinsic
 def _transpose(typing: Any, w: Any, rows: Any, columns: Any, begin: Any, end: Any, panel: Any) -> Any:
-    """Columns `begin` to `end` of _LANES rows of weights, a line of the panel each."""
+    """Columns `start` to `end` of _LANES rows of weights, a line of the panel each."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         w, rows, columns, begin, end, panel = args
@@ -224,7 +222,7 @@ def _transpose(typing: Any, w: Any, rows: Any, columns: Any, begin: Any, end: An
 
 @intrinsic
 def _call(typing: Any, place: Any) -> Any:
-    """Have a line of memory brought near."""
+    """Prefetch a line of memory."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         call_for(builder, builder.inttoptr(args[0], _I8.as_pointer()))
@@ -260,8 +258,8 @@ def _emit_many(builder: Any, count: int, args: Any) -> None:
 def _many(
     typing: Any, count: Any, one: Any, two: Any, x: Any, stride: Any, columns: Any, begin: Any, out: Any, other: Any
 ) -> Any:
-    """Products of two panels, or where _ABREAST is 1 of the first, with `count` rows of numbers, added at `out` and
-    `other` to those of the columns before `begin`.
+    """Products of two panels, or the first if _ABREAST is 1, with `count` input rows, added to those of the columns
+    before `start` at `out` and `other_out`.
     """
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -274,21 +272,21 @@ def _many(
 
 @compiled
 def _block(columns: int) -> int:
-    """How many columns are summed at once: lines of memory, _COLUMNS at most, as equal as can be."""
+    """How many columns are summed at once: full lines of memory, at most _COLUMNS, as equal as possible."""
     parts = (columns + _COLUMNS - 1) // _COLUMNS
     return ((columns + parts - 1) // parts + _STEP - 1) // _STEP * _STEP
 
 
 @compiled
 def few_dots(w: int, rows: int, columns: int, x: int, stride: int, count: int, out: int) -> None:
-    """The products of up to TILE neighbouring rows of weights with up to FEW rows of numbers, [count, 16] at `out`."""
+    """Products of up to TILE neighbouring rows of weights with up to FEW input rows, [count, 16] at `out`."""
     for row in range(0, min(rows, TILE), _LANES):
         _few(count, w + 4 * row * columns, rows - row, columns, _block(columns), x, stride, out + 4 * row)
 
 
 @compiled
 def _call_ahead(w: int, columns: int, begin: int, end: int, first: int, last: int) -> None:
-    """Have those columns of rows `first` to `last` brought near."""
+    """Prefetch those columns of rows `first` to `last`."""
     for row in range(first, last):
         for place in range(w + 4 * (row * columns + begin), w + 4 * (row * columns + end), LINE):
             _call(place)
@@ -298,8 +296,8 @@ def _call_ahead(w: int, columns: int, begin: int, end: int, first: int, last: in
 def many_dots(
     w: int, rows: int, columns: int, x: int, stride: int, count: int, out: int, room: int, follows: int
 ) -> None:
-    """The products of up to TILES tiles of neighbouring rows of weights with FEW to MANY rows of numbers, [tiles, MANY,
-    16] at `out`. `room` has PANEL_ROOM bytes. Rows at `follows` are wanted next; 0: none.
+    """Products of up to TILES tiles of neighbouring rows of weights with FEW to MANY input rows, [tiles, MANY, 16] at
+    `out`. `panels` has PANEL_BYTES bytes. Rows at `follows` are needed next; 0: none.
     """
     turns, tiles, block = (count + _ROWS - 1) // _ROWS, (rows + TILE - 1) // TILE, _block(columns)
     calls = turns * ((tiles + _ABREAST - 1) // _ABREAST)
@@ -317,16 +315,17 @@ def many_dots(
                 elif follows != 0:
                     _call_ahead(follows, columns, 0, block, first, last)
                 done += 1
-                other = min(tile + _ABREAST, tiles) - 1  # an odd tile at the end is met twice
+                other = min(tile + _ABREAST, tiles) - 1  # an odd tile at the end is computed twice
                 _many(
-                    high - low, room + tile * _PANEL, room + other * _PANEL, x + low * stride + 4 * begin, stride,
-                    end - begin, begin, out + (tile * MANY + low) * LINE, out + (other * MANY + low) * LINE,
+                    high - low, room + tile * _PANEL, room + other * _PANEL, x + low * stride + 4 * begin,
+                    stride, end - begin, begin, out + (tile * MANY + low) * LINE,
+                    out + (other * MANY + low) * LINE,
                 )  # fmt: skip
 
 
 @compiled
 def dot(w: int, x: int, columns: int) -> F32:
-    """The product of two rows."""
+    """The dot product of two rows."""
     one, two, total = f32(w), f32(x), f32(w)[0] * f32(x)[0]
     for i in range(1, columns):
         total += one[i] * two[i]

@@ -1,10 +1,11 @@
-"""The next symbol of each of many rows of logits: penalties, biases and masks, filters, a draw, and log probabilities.
+"""Sampling kernels: the next token of each row of logits, with penalties, biases, masks, filters, and log
+probabilities.
 
-A row is made by one thread, in one order, so what comes of it depends on nothing but itself. What is said of a row lies
-in memory of its own for as long as the row does; the threads that made the logits take the rows as they come, without
-having been called in between (`program.run_step`). A row is looked at in groups of 64 neighbours, of which first the
-largest are compared: most filters leave few symbols, and touch few groups. Thresholds are found by halving the numbers
-of single precision, in their order, until one of them is left.
+One thread processes a row in one order, so a row's result depends only on the row. A row's settings stay in memory for
+as long as the row exists; the threads that computed the logits take rows dynamically, within the same call
+(`interpreter.run_step`). A row is processed in groups of 64 neighbours, whose largest elements are compared first: most
+filters leave few tokens, and touch few groups. Thresholds are found by bisection over the ordered single-precision
+floats.
 """
 
 from __future__ import annotations
@@ -34,25 +35,25 @@ from headway.engine.machine import (
 )
 from headway.engine.vectors import LANES, call, call_for, constant, exponential, reduce, spread, word
 
-GROUP = 64  # symbols of which the largest is known
+GROUP = 64  # tokens per group, whose maximum is stored
 _PARTS = GROUP // LANES
-_FEW = 64  # groups that are looked at in next to no time
-_SPREAD = 16  # groups of which one says about where a threshold lies
-_NEAR = 1 << 19  # places to both sides of there, a sixteenth of the number at most
-_LOOKS = 6  # after which what lies outside is left behind
-_LOWEST = -0x7F800000  # the place of -inf among all numbers
-_COLDEST, _HOTTEST = 1e-30, 1e30  # temperatures beyond which draws change no more, and numbers would be none
+_FEW = 64  # number of groups that are fast to process
+_SPREAD = 16  # one in so many groups is used to estimate a threshold
+_NEAR = 1 << 19  # floats to both sides of the estimate
+_LOOKS = 6  # probes after which elements outside the bounds are dropped
+_LOWEST = -0x7F800000  # the ordinal of -inf
+_COLDEST, _HOTTEST = 1e-30, 1e30  # temperatures beyond these sample alike, and would overflow
 
-# What is said of a row: addresses and sizes. MASK has a bit for each symbol, or is 0. SAID are symbols that penalties
-# are for, TIMES how often the text holds each; SAID_COUNT is 0 where no penalty is asked for, BIASED_COUNT where there
-# is no bias. SAID, TIMES and BIASED are of int32, BIASES of single precision. TOP_K is 0 where all are kept.
+# Settings of a row: addresses and sizes. MASK has a bit per token, or is 0. PENALISED are the tokens with penalties,
+# TIMES their counts in the output; PENALISED_COUNT is 0 without penalties, BIASED_COUNT without biases. PENALISED,
+# TIMES and BIASED are int32, BIASES single precision. TOP_K is 0 for no limit.
 MASK, SAID, TIMES, SAID_COUNT, BIASED, BIASES, BIASED_COUNT, TOP_K, TOP = range(9)
-# and, right behind these, numbers in double precision
+# followed by floats in double precision
 TEMPERATURE, TOP_P, MIN_P, UNIFORM, REPETITION, PRESENCE, FREQUENCY = range(7)
 FIELDS, NUMBERS = 9, 7
-# What is asked of all threads: addresses and sizes (`Choosing` fills them in). ROWS are pairs of where a row is
-# described, and of the place of its logits; what is found goes to CHOSEN (int64), LOGPROBS (double precision) and, MOST
-# a row, the two of the likeliest.
+# The call of all threads: addresses and sizes (set by `SamplingBatch`). ROWS are pairs of the address of a row's
+# settings and the row of its logits. Results go to CHOSEN (int64), LOGPROBS (double precision) and, MAX_TOP per row,
+# TOPS and TOP_LOGPROBS.
 LOGITS, STRIDE, SYMBOLS, ROOM, ROOM_BYTES, ROWS, COUNT, MOST, CHOSEN, LOGPROBS, TOPS, TOP_LOGPROBS = range(12)
 ASKED = 12
 
@@ -68,7 +69,7 @@ def _load(builder: Any, address: Any) -> list[Any]:
 
 
 def _as_bits(builder: Any, parts: list[Any]) -> Any:
-    """A truth of each number of a group as bits, the first the lowest."""
+    """A boolean per element of a group as bits, lowest first."""
     bits: Any = word(0)
     for number, part in enumerate(parts):
         some = builder.zext(builder.bitcast(part, ir.IntType(LANES)), _I64)
@@ -78,7 +79,7 @@ def _as_bits(builder: Any, parts: list[Any]) -> Any:
 
 @intrinsic
 def _marks(typing: Any, group: Any, least: Any) -> Any:
-    """Which numbers of a group are no smaller, as bits; what is no number is not among them."""
+    """Which elements of a group are at least a threshold, as bits; NaN is not."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         least = spread(builder, args[1], _SIXTEEN)
@@ -97,7 +98,7 @@ def _count(typing: Any, bits: Any) -> Any:
 
 @intrinsic
 def _first(typing: Any, bits: Any) -> Any:
-    """The place of the lowest bit; some are set."""
+    """The index of the lowest bit; at least one is set."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return call(builder, "cttz.i64", _I64, args[0], ir.Constant(_I1, 1))
@@ -107,7 +108,7 @@ def _first(typing: Any, bits: Any) -> Any:
 
 @intrinsic
 def _largest_of(typing: Any, group: Any) -> Any:
-    """The largest number of a group."""
+    """The largest element of a group."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         def larger(a: Any, b: Any) -> Any:
@@ -127,7 +128,7 @@ def _sum(builder: Any, parts: list[Any]) -> Any:
 
 @intrinsic
 def _sum_above(typing: Any, group: Any, least: Any) -> Any:
-    """The sum of the numbers of a group that are no smaller."""
+    """The sum of the elements of a group that are at least a threshold."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         least, zero = spread(builder, args[1], _SIXTEEN), constant(_SIXTEEN, 0.0)
@@ -180,7 +181,7 @@ def _copy_marked(typing: Any, group: Any, bits: Any, out: Any) -> Any:
 
 @intrinsic
 def _soon(typing: Any, group: Any) -> Any:
-    """Have a group brought near."""
+    """Prefetch a group."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         base = builder.inttoptr(args[0], _SIXTEEN.as_pointer())
@@ -209,7 +210,7 @@ def _number_of(typing: Any, bits: Any) -> Any:
 
 @compiled
 def _place(number: F32) -> int:
-    """The place of a number among all of single precision; both zeros have the same."""
+    """The ordinal of a float among all single-precision floats; both zeros have the same."""
     bits = _bits_of(number)
     return bits if bits >= 0 else -(bits & 0x7FFFFFFF)
 
@@ -219,7 +220,7 @@ def _number(place: int) -> F32:
     return _number_of(place if place >= 0 else -place | 0x80000000)
 
 
-# A row of numbers lies at `x` in whole groups; what is left over lies at `tail`, filled up with -inf.
+# A row of logits is at `x` in full groups; the remainder is at `tail`, padded with -inf.
 
 
 @compiled
@@ -229,7 +230,7 @@ def _group(x: int, tail: int, whole: int, group: int) -> int:
 
 @compiled
 def _find_maxima(x: int, tail: int, whole: int, groups: int, maxima: int) -> F32:
-    """The largest number of each group, filled up to whole groups of them with -inf; the largest of all."""
+    """The largest element of each group, padded to full groups with -inf; returns the largest of all."""
     top, best = np.float32(-np.inf), f32(maxima)
     for group in range(groups):
         found = _largest_of(_group(x, tail, whole, group))
@@ -242,7 +243,7 @@ def _find_maxima(x: int, tail: int, whole: int, groups: int, maxima: int) -> F32
 
 @compiled
 def _amount(x: int, tail: int, whole: int, groups: int, least: F32, weighted: int, step: int) -> float:
-    """How many numbers of every `step`-th group are no smaller, or the sum of these."""
+    """How many elements of every `step`-th group are at least a threshold, or their sum."""
     total, count = 0.0, 0
     if weighted:
         for group in range(0, groups, step):
@@ -255,7 +256,7 @@ def _amount(x: int, tail: int, whole: int, groups: int, least: F32, weighted: in
 
 @compiled
 def _pad(x: int, count: int) -> int:
-    """Fill up with -inf to whole groups; how many these are."""
+    """Pad with -inf to full groups; return the number of groups."""
     groups, numbers = -(-count // GROUP), f32(x)
     for n in range(count, groups * GROUP):
         numbers[n] = np.float32(-np.inf)
@@ -264,7 +265,7 @@ def _pad(x: int, count: int) -> int:
 
 @compiled
 def _between(x: int, tail: int, whole: int, groups: int, least: F32, most: F32, out: int) -> int:
-    """Gather the numbers of a range, in place where `out` is x; how many there are."""
+    """Gather the elements of a range, in place if `out` is x; return their number."""
     found, count = f32(out), 0
     above = _number(_place(most) + 1)
     for group in range(groups):
@@ -282,11 +283,11 @@ def _between(x: int, tail: int, whole: int, groups: int, least: F32, most: F32, 
 def _reach(
     x: int, tail: int, whole: int, groups: int, least: F32, most: F32, goal: float, weighted: int, room: int
 ) -> F32:
-    """The largest number for which those that are no smaller are `goal` or more, or, weighted, have that sum. It is
-    known to lie between two. Of many numbers, a few groups say first about where it lies.
+    """The largest threshold for which the elements that reach it number at least `goal` or, weighted, sum to it. It is
+    known to be between two bounds. For many elements, a few groups estimate it first.
     """
     low, high = _place(least), _place(most)
-    before, over, looks = 0.0, 0.0, 0  # what is left out as too large, and is known to be too little
+    before, over, looks = 0.0, 0.0, 0  # amount of the elements dropped as too large
     near_low, near_high = low, low
     if groups > _FEW:
         from_low, from_high = low, high
@@ -318,7 +319,7 @@ def _reach(
 
 @compiled
 def _gather(x: int, tail: int, whole: int, groups: int, maxima: int, least: F32, values: int, places: int) -> int:
-    """The numbers that are no smaller and where they stand, filled up to whole groups; how many there are."""
+    """The elements that are at least a threshold and their indices, padded to full groups; returns their number."""
     best, found, where, count = f32(maxima), f32(values), i32(places), 0
     for group in range(groups):
         if best[group] >= least:
@@ -335,8 +336,8 @@ def _gather(x: int, tail: int, whole: int, groups: int, maxima: int, least: F32,
 
 @compiled
 def _kth(x: int, tail: int, whole: int, groups: int, maxima: int, top: F32, k: int, room: int, places: int) -> F32:
-    """The k-th largest number. Each of k groups has one that is as large as the k-th largest of their largest; where
-    fewer have any but -inf, these are looked at.
+    """The k-th largest element. At least k groups have an element as large as the k-th largest of the groups' maxima;
+    if fewer have any but -inf, these are processed.
     """
     lowest = _number(_LOWEST)
     if 2 * k > groups:
@@ -353,7 +354,7 @@ def _tell(
     x: int, tail: int, whole: int, groups: int, maxima: int, top: F32, log_mass: float, count: int, room: int,
     symbols: int, logprobs: int,
 ) -> None:  # fmt: skip
-    """The `count` likeliest symbols, the likeliest first and equal ones in their order, and their log probabilities."""
+    """The `count` most probable tokens, in decreasing order and ties by id, and their log probabilities."""
     places = room + 4 * GROUP * groups
     least = _kth(x, tail, whole, groups, maxima, top, count, room, places)
     found = _gather(x, tail, whole, groups, maxima, least, room, places)
@@ -366,7 +367,7 @@ def _tell(
                 at -= 1
             best[at], best_where[at] = numbers[n], where[n]
             filled = min(filled + 1, count)
-    for n in range(filled, count):  # where there are no numbers
+    for n in range(filled, count):  # for rows of NaN
         best[n], best_where[n] = np.float32(np.nan), np.int32(0)
     for n in range(count):
         best[n] = np.float32(np.float64(best[n]) - np.float64(top) - log_mass)
@@ -374,7 +375,7 @@ def _tell(
 
 @compiled
 def _adjust(at: int, symbols: int, y: int) -> None:
-    """Penalties and biases of the row that is described there."""
+    """Penalties and biases of the row whose settings are at this address."""
     row, numbers = i64(at), f64(at + 8 * FIELDS)
     logits, said, times = f32(y), i32(row[SAID]), i32(row[TIMES])
     repetition, presence = np.float32(numbers[REPETITION]), np.float32(numbers[PRESENCE])
@@ -395,7 +396,7 @@ def _adjust(at: int, symbols: int, y: int) -> None:
 
 @compiled
 def _mask(group: int, symbols: int, mask: int) -> int:
-    """The bits of a group, those of no symbol left out."""
+    """The mask bits of a group, without bits beyond the vocabulary."""
     rest = symbols - group * GROUP
     inside = -1 if rest >= GROUP else (1 << rest) - 1
     if not mask:
@@ -409,7 +410,7 @@ def _mask(group: int, symbols: int, mask: int) -> int:
 
 @compiled
 def _copy(x: int, tail: int, whole: int, groups: int, mask: int, symbols: int, y: int) -> int:
-    """What the mask allows of a row, whose tail is filled up; whether anything is left."""
+    """The elements of a row that the mask allows, with a padded tail; returns whether any are left."""
     any_bits = 0
     for group in range(groups):
         bits = _mask(group, symbols, mask)
@@ -420,7 +421,7 @@ def _copy(x: int, tail: int, whole: int, groups: int, mask: int, symbols: int, y
 
 @compiled
 def _weigh(x: int, tail: int, whole: int, groups: int, top: F32, factor: F32, weights: int, sums: int) -> float:
-    """Probabilities up to a factor, with the sum of each group; the sum of all."""
+    """Unnormalised probabilities, with the sum of each group; returns the total."""
     each, total = f64(sums), 0.0
     for group in range(groups):
         here = _group(x, tail, whole, group)
@@ -431,8 +432,8 @@ def _weigh(x: int, tail: int, whole: int, groups: int, top: F32, factor: F32, we
 
 @compiled
 def _draw(weights: int, groups: int, least: F32, sums: int, target: float) -> int:
-    """The first place up to which the weights that are no smaller sum to more than `target`, which is below the sum of
-    them all; a weight of 0 is never drawn.
+    """The first index up to which the weights of at least the threshold sum to more than `target`, which is below the
+    total; a weight of 0 is never sampled.
     """
     each, reached, last, drawn = f64(sums), 0.0, 0, 0
     for group in range(groups):
@@ -455,7 +456,7 @@ def _draw(weights: int, groups: int, least: F32, sums: int, target: float) -> in
 def _drawn(
     x: int, tail: int, whole: int, groups: int, symbols: int, maxima: int, top: F32, at: int, room: int
 ) -> int:  # fmt: skip
-    """A symbol of what the filters keep, by the inverse of the cumulative distribution at the row's uniform number."""
+    """A token that passes the filters, by the inverse of the cumulative distribution at the row's uniform number."""
     row, numbers = i64(at), f64(at + 8 * FIELDS)
     size = 4 * GROUP * groups
     weights, places, spare, sums = room, room + size, room + 2 * size, room + 3 * size
@@ -472,7 +473,7 @@ def _drawn(
     total = _weigh(x, tail, whole, groups, top, np.float32(1.0 / heat), weights, sums)
     least = np.float32(0.0)
     if numbers[TOP_P] < 1:
-        # What is below this is not among the fewest that reach it, as all of that together is less than 1 - top_p.
+        # Weights below this bound are outside the nucleus: together they are less than 1 - top_p.
         bound = np.float32(0.5 * (1.0 - numbers[TOP_P]) * total / count)
         goal = numbers[TOP_P] * total
         least = _reach(weights, weights, groups, groups, bound, np.float32(1.0), goal, 1, spare)
@@ -486,7 +487,7 @@ def _drawn(
 
 @compiled
 def _first_of(x: int, tail: int, whole: int, groups: int, maxima: int, top: F32) -> int:
-    """Where the largest number stands, the first of equal ones; 0 where there is none."""
+    """The index of the largest element, the first of equal ones; 0 if there is none."""
     best = f32(maxima)
     for group in range(groups):
         if best[group] >= top:
@@ -504,8 +505,8 @@ def _fill_tail(x: int, symbols: int, tail: int) -> None:
 
 @compiled
 def _choose(asked: int, n: int, thread: int, threads: int) -> None:
-    """The next symbol of a row, -1 where its mask leaves none, and its log probability; of the likeliest as many as it
-    asks for. The logits of the row that this thread is likely to take next come nearer while exponentials are made.
+    """The next token of a row, -1 if its mask allows none, and its log probability; also the most probable tokens that
+    it requests. The next row's logits are prefetched while exponentials are computed.
     """
     call = i64(asked)
     rows, symbols = i64(call[ROWS]), call[SYMBOLS]
@@ -525,7 +526,8 @@ def _choose(asked: int, n: int, thread: int, threads: int) -> None:
     if row[TOP]:
         to = 4 * n * call[MOST]
         _tell(
-            x, tail, whole, groups, maxima, first, log_mass, row[TOP], room, call[TOPS] + to, call[TOP_LOGPROBS] + to
+            x, tail, whole, groups, maxima, first, log_mass, row[TOP], room, call[TOPS] + to,
+            call[TOP_LOGPROBS] + to,
         )  # fmt: skip
     here, top = x, first
     if row[MASK] or row[SAID_COUNT] or row[BIASED_COUNT]:
@@ -545,8 +547,8 @@ def _choose(asked: int, n: int, thread: int, threads: int) -> None:
 
 @compiled
 def choose_rows(asked: int, counter: int, thread: int, threads: int) -> None:
-    """The next symbol of each row, once all threads have come here: whoever is free takes the next row. Of one row it
-    is whoever comes last, and nobody waits. `asked` is the address that `Choosing.by` gives.
+    """Sample the next token of each row once all threads have arrived: idle threads take the next row. A single row is
+    processed by the thread that arrives last, and nobody waits. `call_address` comes from `SamplingBatch.bind`.
     """
     count = i64(asked)[COUNT]
     if threads == 1 or count == 1:

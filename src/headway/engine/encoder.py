@@ -1,8 +1,7 @@
-"""Stacks that read whole documents, as programs: encoders, towers, boards.
+"""Programs for stacks that process complete documents: encoders, towers, chess boards.
 
-A program reads the tokens of several documents one after the other, without padding. It is made where weights are
-packed (`use_programs`): torch's products of fp32 matrices are faster than the engine's. What has no instruction is left
-to torch.
+A program processes the tokens of several documents one after the other, without padding. It is used for packed weights
+(`use_programs`): for fp32 torch's matrix products are faster. Modules without an instruction stay with torch.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ from headway.nn.parts.bias import Alibi, Relative, Smolgen
 from headway.nn.parts.feedforward import Experts
 from headway.visibility import Causal, Full, Local, Pattern
 
-_MOST_TOKENS = 128  # of one run of a program, unless a document is longer
+_MOST_TOKENS = 128  # per run of a program, unless a document is longer
 _FAR = 1 << 40  # further than any document reaches
 
 
@@ -54,30 +53,31 @@ class DocumentsProgram:
 
     table: np.ndarray
     floats: np.ndarray
-    room: np.ndarray  # [threads, bytes], the scratch of each thread
-    x: Slot  # what is read
-    y: Slot  # what comes of it
+    room: np.ndarray  # [threads, bytes]
+    x: Slot  # input
+    y: Slot  # output
     tokens: int
     kept: list[Any]
 
 
 class StackProgram:
-    """What computes whole documents in place of a stack's blocks; CannotLowerError for what has no instruction.
+    """Computes complete documents instead of a stack's blocks. Raises CannotLowerError for a module without an
+    instruction.
 
-    What comes of a document depends on nothing but its tokens, bit for bit: neither on the others, nor on the threads.
+    A document's result depends only on its tokens, bit for bit, not on other documents or on threads.
     """
 
     def __init__(self, stack: Stack, threads: int | None = None) -> None:
-        """`threads` None: as many as torch has whenever it is called."""
+        """`threads` None: as many as torch uses at each call."""
         self._stack = stack
         self._weights, self._lock, self._threads = PackedWeights(), threading.Lock(), threads
-        # A bias that is made of all tokens of a board together asks for so many.
+        # A bias computed from all tokens of a board needs exactly that length.
         self._length = max((bias.config.length for bias in stack.modules() if isinstance(bias, Smolgen)), default=None)
         self._program = self._lower(max(FEW + 1, self._length or 0), 1)
 
     def fits(self, x: Float[Tensor, "B T D"], layout: Layout) -> bool:
-        """Whether these are documents from their beginning that see no groups, to be read without gradients, and
-        nobody looks at the weights of attention.
+        """Whether these are complete documents without groups, computed without gradients, and no attention weights are
+        recorded.
         """
         plain = x.device.type == "cpu" and x.dtype == torch.float32 and layout.group is None
         read = not self._stack.training and not (torch.is_grad_enabled() and x.requires_grad)
@@ -85,7 +85,7 @@ class StackProgram:
         return plain and read and fit and recorder() is None and self._length in (None, layout.length)
 
     def __call__(self, x: Float[Tensor, "B T D"], layout: Layout) -> Float[Tensor, "B T E"]:
-        """Zeros where there is padding."""
+        """Padding gets zeros."""
         if layout.dense:
             found = self.forward(x.flatten(0, 1), np.full(layout.batch, layout.length))
             return found.unflatten(0, x.shape[:2])
@@ -97,9 +97,9 @@ class StackProgram:
 
     @torch.no_grad()
     def forward(self, x: Float[Tensor, "N D"], lengths: np.ndarray) -> Float[Tensor, "N E"]:
-        """Documents of these lengths, int [B], one after the other."""
+        """Process documents of these lengths, int [B], one after the other."""
         found, begin = torch.empty(x.shape[0], self._program.y.width), 0
-        with self._lock:  # a program has one place for what it computes
+        with self._lock:  # a program has one set of buffers
             for some in _parts(lengths.tolist()):
                 end = begin + sum(some)
                 self._run(x[begin:end], some, found[begin:end])
@@ -107,7 +107,7 @@ class StackProgram:
         return found
 
     def __reduce__(self) -> tuple[type[None], tuple[()]]:
-        """A copy of a stack has no program, as its weights may come to be others."""
+        """A copy of a stack has no program, because its weights may change."""
         return type(None), ()
 
     def _run(self, x: Tensor, lengths: list[int], out: Tensor) -> None:
@@ -133,7 +133,7 @@ class StackProgram:
 
 
 def use_programs(model: nn.Module) -> None:
-    """Have stacks whose weights are packed read whole documents by programs, as far as these have instructions."""
+    """Use programs for complete documents in all stacks with packed weights that have instructions."""
     for stack in model.modules():
         if not isinstance(stack, Stack) or not any(isinstance(p, PackedTensor) for p in stack.parameters()):
             continue
@@ -167,8 +167,8 @@ class _StackLowering(BlockLowering):
         super().__init__(Builder(weights, tokens, 0), stack.width_in)
         self.stack, self.tokens = stack, tokens
         self._rotary: dict[Any, tuple[int, int, int]] = {}
-        self._distances: dict[int, int] = {}  # addresses of tables, by their modules
-        self._rooms: dict[tuple[int, bool], dict[str, int]] = {}  # what attention works in, by the size of a head
+        self._distances: dict[int, int] = {}  # addresses of tables, by module id
+        self._rooms: dict[tuple[int, bool], dict[str, int]] = {}  # scratch of attention, by head size
 
     def program(self, threads: int) -> DocumentsProgram:
         build, read = self.build, self.x
@@ -233,7 +233,7 @@ class _StackLowering(BlockLowering):
         return self._rotary[kind]
 
     def _places(self, size: int, rough: bool) -> dict[str, int]:
-        """Where a thread has keys and values of a head, queries, their weights and what comes of them."""
+        """Scratch addresses of a head's keys, values, queries, weights and results."""
         if (size, rough) not in self._rooms:
             spans, private = -(-self.tokens // SPAN) * SPAN, self.build.private_bytes
             if rough:
@@ -246,8 +246,8 @@ class _StackLowering(BlockLowering):
         return self._rooms[size, rough]
 
     def _bias(self, mixer: SelfAttention, x: Slot) -> dict[str, int]:
-        """What is added to scores: a table by distance, or what is made of the tokens of each board."""
-        given = getattr(mixer._bias, "__self__", None)  # the module whose method it is
+        """Biases of the scores: a table by distance, or one computed from the tokens of each board."""
+        given = getattr(mixer._bias, "__self__", None)  # the module of the method
         if given is None:
             return {"biased": NO_BIAS, "bias": 0, "span": 0, "table": 0}
         if isinstance(given, Smolgen):
@@ -262,12 +262,12 @@ class _StackLowering(BlockLowering):
         return {"biased": BY_DISTANCE, "bias": self._distances[id(given)], "span": self.tokens, "table": 0}
 
     def _generated(self, smolgen: Smolgen, x: Slot) -> dict[str, int]:
-        """[B, H, T, T] of documents of exactly T tokens. Rows of numbers are those of a token first, then all of a
-        document's, then those of each of its heads.
+        """[B, H, T, T] for documents of exactly T tokens. Rows are tokens first, then documents, then the heads of each
+        document.
         """
         build, config = self.build, smolgen.config
         length, heads = config.length, config.heads
-        if heads > length:  # there is room for as many rows as tokens
+        if heads > length:  # the program has as many rows as tokens
             raise CannotLowerError(f"a bias of {heads} heads over {length} tokens")
         compressed = build.project(x, smolgen.compress)
         build.barrier()

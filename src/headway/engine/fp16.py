@@ -1,6 +1,6 @@
-"""Numbers in 16 bits, IEEE 754's binary16: widened to fp32, and written as the nearest that there is.
+"""Floats in 16 bits, IEEE 754's binary16: widening to fp32, and rounding to nearest.
 
-Where a processor has no instructions for either, whole numbers do the same, to the last bit.
+Where the processor has no instructions, integer arithmetic gives the same results, to the last bit.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from llvmlite import ir
 from headway.engine.machine import _F32, _I16, _I32, FEATURES, cgutils, intrinsic, types
 from headway.engine.vectors import STREAMED, call, call_for, constant, pointer, word
 
-_LINE = 32  # numbers that come from memory together
+_LINE = 32  # floats per cache line
 _MOST = 65504.0
 _LEAST_NORMAL = 2.0**-14
-_UNIT = 2.0**-24  # what numbers below that are multiples of
-_MOVED, _CUT = 112, 13  # how much smaller exponents are than those of fp32, and bits that fractions lack
+_UNIT = 2.0**-24  # numbers below are multiples of this
+_MOVED, _CUT = 112, 13  # offset of exponents from those of fp32, and bits that fractions lack
 _SIGN, _REST, _EXPONENT, _FRACTION = 0x8000, 0x7FFF, 0x7C00, 0x03FF
-_NONE = 0x7E00  # what is no number
+_NONE = 0x7E00  # NaN
 _HAS_HALVES = FEATURES.get("f16c", False) or platform.machine() in ("aarch64", "arm64")
 
 
 def widen(builder: Any, codes: Any) -> Any:
-    """16 bits each as fp32."""
+    """16-bit floats as fp32."""
     count = codes.type.count
     wide, whole = ir.VectorType(_F32, count), ir.VectorType(_I32, count)
     if _HAS_HALVES:
@@ -45,7 +45,7 @@ def widen(builder: Any, codes: Any) -> Any:
 
 
 def _narrow(builder: Any, value: Any) -> Any:
-    """A number of at most _MOST, or an infinite one, as 16 bits: the nearest, of two as near the even one."""
+    """A float of magnitude at most _MAX, or infinite, in 16 bits: round to nearest, ties to even."""
     if _HAS_HALVES:
         return builder.bitcast(builder.fptrunc(value, ir.HalfType()), _I16)
     bits = builder.bitcast(value, _I32)
@@ -66,9 +66,7 @@ def _narrow(builder: Any, value: Any) -> Any:
 
 @intrinsic
 def widen_all(typing: Any, source: Any, lines: Any, target: Any, ahead: Any) -> Any:
-    """So many times 32 numbers, from an address on to another, as fp32. Meanwhile as many at `ahead` come to the
-    processor.
-    """
+    """Widen `lines` times 32 floats from `source` to fp32 at `target`. Prefetches as many at `ahead`."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         source, lines, target, ahead = args
@@ -86,8 +84,8 @@ def widen_all(typing: Any, source: Any, lines: Any, target: Any, ahead: Any) -> 
 
 @intrinsic
 def put_fp16(typing: Any, place: Any, value: Any) -> Any:
-    """Write a number at an address: the nearest, and what is larger than any as the largest. NaN and infinity stay what
-    they are, so that a broken weight is seen.
+    """Round a float to fp16 at an address; larger magnitudes become the largest fp16 number. NaN and infinity are kept,
+    so that a broken weight is visible.
     """
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:

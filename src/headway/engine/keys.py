@@ -1,8 +1,8 @@
 """Kernels over a block of keys and values: several query heads share each load.
 
-Within a layer a block has, for each group, keys as [K, BLOCK], so that the scores of neighbouring positions are made
-together, and values as [BLOCK, V]: in fp32, or in fp16, whose numbers are widened when they are read, so that all sums
-are fp32 ones. `rounded_keys` says what lies there in int8.
+Within a layer a block has, for each group, keys as [K, BLOCK], so that scores of neighbouring positions are computed
+together, and values as [BLOCK, V]: in fp32, or in fp16, widened on load, so that all sums are in fp32. `int8_keys`
+describes the layout in int8.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ from headway.engine.operations import BLOCK, CHUNK
 from headway.engine.tiles import FP32, INT8
 from headway.engine.vectors import STREAMED, call_for, choose, constant, fused, spread, word
 
-FP16 = 3  # a form beside those of weights
+FP16 = 3  # in addition to the kinds of weights
 FORMS: dict[str, int] = {"fp32": FP32, "fp16": FP16, "int8": INT8}
-HEADS = 4  # that are computed at once
+HEADS = 4  # heads computed at once
 _LANES = 16
 _WIDE = ir.VectorType(_F32, _LANES)
-_PARTS = 2  # vectors of each head under way
+_PARTS = 2  # vectors per head computed at once
 _COLUMNS = _PARTS * _LANES
-_LINE = 64  # bytes that come from memory together
+_LINE = 64  # bytes per cache line
 _KINDS = {FP32: _F32, FP16: _I16}
-_BYTES = {FP32: 4, FP16: 2}  # of a number
+_BYTES = {FP32: 4, FP16: 2}  # per element
 
 
 def block_bytes(form: int, groups: int, keys: int, values: int) -> int:
-    """Of a layer, whose keys and values have so many numbers in each group."""
+    """Bytes of a layer whose keys and values have these sizes per group."""
     return groups * (key_bytes(form, keys) + value_bytes(form, values) + (8 * BLOCK if form == INT8 else 0))
 
 
 @compiled
 def key_bytes(form: int, size: int) -> int:
-    """Of a group's keys in a block: in int8 features lie four together."""
+    """Bytes of a group's keys in a block; in int8 features are in groups of four."""
     if form == INT8:
         return (size + 3) // 4 * 4 * BLOCK
     return (2 if form == FP16 else 4) * size * BLOCK
@@ -56,7 +56,7 @@ def _at(builder: Any, base: Any, offset: Any, kind: ir.VectorType = _WIDE) -> An
 
 
 def _load(builder: Any, form: int, base: Any, offset: Any, kind: ir.VectorType = _WIDE) -> Any:
-    """Numbers of a form, from the one at `offset` on, as fp32 ones."""
+    """Elements from `offset` on, widened to fp32."""
     found = builder.load(_at(builder, base, offset, ir.VectorType(_KINDS[form], kind.count)), align=_BYTES[form])
     return found if form == FP32 else widen(builder, found)
 
@@ -66,7 +66,7 @@ def _multiply_add(builder: Any, total: Any, a: Any, b: Any) -> None:
 
 
 def _totals(builder: Any, heads: int, parts: int, kind: ir.VectorType = _WIDE) -> list[list[Any]]:
-    """Sums of zero: of each head so many vectors."""
+    """Accumulators of zero: `parts` vectors per head."""
     totals = [[cgutils.alloca_once(builder, kind) for _ in range(parts)] for _ in range(heads)]
     for total in (total for some in totals for total in some):
         builder.store(constant(kind, 0.0), total)
@@ -74,7 +74,7 @@ def _totals(builder: Any, heads: int, parts: int, kind: ir.VectorType = _WIDE) -
 
 
 def _emit_scores(builder: Any, form: int, heads: int, parts: int, args: Any) -> None:
-    """`scores` for one form and number of heads, and of vectors of positions."""
+    """`scores` for one dtype and number of heads and of vectors of positions."""
     q, keys, out, size, ahead = args
     query, y = (builder.inttoptr(arg, _F32.as_pointer()) for arg in (q, out))
     k, called = (builder.inttoptr(arg, _KINDS[form].as_pointer()) for arg in (keys, ahead))
@@ -95,7 +95,7 @@ def _emit_scores(builder: Any, form: int, heads: int, parts: int, args: Any) -> 
 
 
 def _emit_weigh(builder: Any, form: int, heads: int, args: Any) -> None:
-    """`weigh` for one form and number of heads: features in twos of vectors, then eight at a time, then one by one."""
+    """`weigh` for one dtype and number of heads: features in pairs of vectors, then by eight, then one by one."""
     weights, fades, begin, end, near, far, ahead_near, ahead_far, size, out, step = args
     w, fade, y = (builder.inttoptr(address, _F32.as_pointer()) for address in (weights, fades, out))
     blocks = [
@@ -136,7 +136,7 @@ def _emit_weigh(builder: Any, form: int, heads: int, args: Any) -> None:
 
 
 def halves(builder: Any, begin: Any, end: Any, number: int) -> tuple[Any, Any]:
-    """Of positions `begin` to `end` of a chunk those in its first (0) or second (1) block, counted from there."""
+    """The part of positions `start` to `end` of a chunk in its first (0) or second (1) block, relative to the block."""
     zero, block = word(0), word(BLOCK)
 
     def within(place: Any) -> Any:
@@ -150,10 +150,10 @@ def halves(builder: Any, begin: Any, end: Any, number: int) -> tuple[Any, Any]:
 @intrinsic
 def scores(typing: Any, form: Any, heads: Any, q: Any, keys: Any, out: Any, size: Any, seen: Any, ahead: Any) -> Any:
     """out[h, t] = sum over d of q[h, d] keys[d, t], for up to HEADS heads, features d up to `size`, and positions t of
-    the block: all, or the first half, where no more are `seen`. `form` is FP32 or FP16. Rows of `out` lie CHUNK
-    numbers apart.
+    the block: all, or the first half if no more are `visible`. `dtype` is FP32 or FP16. Rows of `out` are CHUNK floats
+    apart.
 
-    Meanwhile as many keys at `ahead` come to the processor: blocks lie far apart, and are too short for it to foresee.
+    Prefetches as many keys at `ahead`: blocks are far apart and too short for the processor's prefetcher.
     """
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -177,10 +177,10 @@ def weigh(
     typing: Any, form: Any, heads: Any, weights: Any, fades: Any, begin: Any, end: Any, near: Any, far: Any,
     ahead_near: Any, ahead_far: Any, size: Any, out: Any, step: Any,
 ) -> Any:  # fmt: skip
-    """out[h, d] = fade[h] out[h, d] + sum over t from `begin` to `end` of weights[h, t] values[t, d], of a chunk whose
-    first values are at `near` and others at `far`. Weights of heads lie CHUNK apart, rows of `out` `step` numbers.
+    """out[h, d] = rescale[h] out[h, d] + sum over t from `start` to `end` of weights[h, t] values[t, d], for a chunk
+    whose first values are at `near` and others at `far`. Weights of heads are CHUNK apart, rows of `out` `step` floats.
 
-    Meanwhile values at `ahead_near` and `ahead_far` come to the processor.
+    Prefetches values at `ahead_near` and `ahead_far`.
     """
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The likeliest symbols of each of many rows of logits, for searches that go on with several of each."""
+"""The most probable tokens of each row of logits, for beam search."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from headway.engine.pool import Pool
 
 @compiled
 def _find_likeliest(
-    logits: int, stride: int, rows: int, symbols: int, never: int, never_count: int, count: int, thread: int,
-    threads: int, room: int, symbols_at: int, logprobs_at: int,
+    logits: int, stride: int, rows: int, symbols: int, never: int, never_count: int, count: int,
+    thread: int, threads: int, room: int, symbols_at: int, logprobs_at: int,
 ) -> None:  # fmt: skip
     """A thread's share of the rows."""
     groups, whole, forbidden = -(-symbols // GROUP), symbols // GROUP, i32(never)
@@ -48,11 +48,11 @@ def _find_likeliest(
 
 
 def find_likeliest(logits: np.ndarray, count: int, never: Sequence[int], pool: Pool) -> tuple[np.ndarray, np.ndarray]:
-    """The `count` likeliest symbols of each row of float32 [R, C], the likeliest first and equal ones in their order:
-    int32 [R, N], and their log probabilities among all symbols in nats: float32 [R, N].
+    """The `count` most probable tokens of each row of float32 [R, C], in decreasing order and ties by id: int32 [R, N],
+    and their log probabilities over all tokens in nats: float32 [R, N].
 
-    The symbols of `never` are not among them, and their logits are -inf afterwards. Where a row has no distribution,
-    its log probabilities are NaN.
+    Tokens in `suppressed` are excluded, and their logits are set to -inf. A row without a distribution has log
+    probabilities of NaN.
     """
     rows, symbols = logits.shape
     found = np.empty((rows, count), np.int32), np.empty((rows, count), np.float32)
@@ -64,8 +64,8 @@ def find_likeliest(logits: np.ndarray, count: int, never: Sequence[int], pool: P
     def job(thread: int) -> None:
         room = at + rooms.shape[1] * thread
         _find_likeliest(
-            start, stride, rows, symbols, forbidden.ctypes.data, len(forbidden), count, thread, pool.threads, room,
-            *places,
+            start, stride, rows, symbols, forbidden.ctypes.data, len(forbidden), count, thread,
+            pool.threads, room, *places,
         )  # fmt: skip
 
     with announced(_find_likeliest):

@@ -1,4 +1,4 @@
-"""Mixers and feed-forwards as instructions: attention, recurrent networks, linear attention and its kin."""
+"""Lowering of mixers and feed-forwards to instructions: attention, recurrent networks, linear attention."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ from headway.visibility import Causal
 
 
 class AttentionLowering:
-    """Lowers attention over blocks of positions below `capacity`. Each layer's keys begin at a byte of the blocks, its
-    `offset`. Rotary angles and biases by distance are tables, which the modules themselves fill.
+    """Lowers attention over blocks of positions below `capacity`. Each layer's keys start at a byte of the blocks, its
+    `offset`. Rotary angles and biases by distance are tables, computed by the modules themselves.
     """
 
     def __init__(self, build: Builder, own: Memory, memory: Memory, capacity: int) -> None:
         self.build, self.memories, self.capacity = build, (own, memory), capacity
-        self.rotary: dict[Any, tuple[int, int, int, int]] = {}  # cosines, sines, how many, and both by chunks
+        self.rotary: dict[Any, tuple[int, int, int, int]] = {}  # cosines, sines, their number, and both by chunk
 
     def own(self, mixer: SelfAttention, x: Slot, offset: int, mean: Tensor | None) -> Slot:
-        """`mean` is that of the mixer's keys, None where these are kept as they are."""
+        """Self-attention. `mean` is that of the mixer's keys, None if they are stored as they are."""
         heads, groups, size, pattern = mixer.heads, mixer.groups, mixer.size, mixer.config.pattern
-        assert isinstance(pattern, Causal)  # plan.check sees to it
+        assert isinstance(pattern, Causal)  # ensured by step_program.check
         qkv = self.build.shared((heads + 2 * groups) * size)
         self.build.multiply(x, mixer.qkv.matrix(), offset_of(mixer.qkv), qkv)
         self.build.barrier()
@@ -128,7 +128,7 @@ class AttentionLowering:
         return out
 
     def _bias(self, mixer: SelfAttention) -> int:
-        """Biases by distance, [H, capacity]: what the last query sees, from itself backwards."""
+        """Biases by distance, [H, capacity], as the last query sees them, from itself backwards."""
         positions = torch.arange(self.capacity)[None]
         found = mixer._bias(torch.zeros(1), Layout(positions[:, -1:]), Layout(positions))
         if found is None:
@@ -137,7 +137,7 @@ class AttentionLowering:
 
 
 def pieces_within(positions: int) -> int:
-    """In how many pieces so many positions that follow each other may lie."""
+    """The maximum number of segments that so many consecutive positions may touch."""
     if positions <= NEAR:
         return (positions - 2) // CHUNK + 2
     return NEAR // CHUNK + (positions - NEAR + CHUNK - 2) // FAR + 1
@@ -155,15 +155,15 @@ _CODES = {
 
 
 def activation_code(function: Any) -> int:
-    """The engine's number of a function of ACTIVATIONS."""
+    """The engine's code for a function of ACTIVATIONS."""
     for name, known in ACTIVATIONS.items():
-        if known.args == getattr(function, "args", None):  # a copy of a model has copies of these
+        if known.args == getattr(function, "args", None):  # copied models have copies of these
             return _CODES[name]
     raise CannotLowerError(f"the activation {function}")
 
 
 def feed_forward(build: Builder, feed: nn.Module | None, x: Slot) -> tuple[Slot, nn.Module]:
-    """The inner units of each row, and the projection that is still to follow; after experts none."""
+    """The inner units of each row, and the projection still to apply; an identity after experts."""
     if isinstance(feed, Experts):
         return _experts(build, feed, x), nn.Identity()
     if isinstance(feed, MLP):
@@ -202,11 +202,10 @@ def _experts(build: Builder, feed: Experts, x: Slot) -> Slot:
     return total
 
 
-# Recurrent networks. Their states lie where all threads see them, so a barrier stands between the last product that
-# reads a state and the cell that writes it. Products of as many rows as one before them fall to the same threads, row
-# by row, and need no barrier between them. Steps are never at position 0, as torch reads the prompts, so that no state
-# starts anew here.
-Lowered = Callable[[Builder, Any, Slot], Slot]  # a mixer and its input to its output before the projection
+# Recurrent networks. Their states are shared by all threads, so a barrier separates the last product that reads a
+# state from the cell that writes it. Products with equally many rows go to the same threads, row by row, and need no
+# barrier between them. Steps are never at position 0, because torch processes the prompts, so no state is reset here.
+Lowered = Callable[[Builder, Any, Slot], Slot]  # maps a mixer and its input to its output before the projection
 
 
 def _elman(build: Builder, mixer: Elman, x: Slot) -> Slot:
@@ -247,7 +246,7 @@ def _mlstm(build: Builder, mixer: MLSTM, x: Slot) -> Slot:
 
 
 def _factored(build: Builder, mixer: Multiplicative | MLSTM, x: Slot, h: Slot) -> Slot:
-    """The gates of a cell whose transition goes through factors that the input weighs."""
+    """The gates of a cell whose transition goes through factors weighted by the input."""
     inputs = build.project(x, mixer.input)
     seen = build.project(h, mixer.factor)
     build.barrier()
@@ -282,13 +281,15 @@ def _reset_before(build: Builder, mixer: GRU | ConditionalGRU, gates: Slot, h: S
 
 
 def lower_conditional(build: Builder, mixer: ConditionalGRU, x: Slot, memory: Memory, layer: int) -> Slot:
-    """`layer` is the byte of a block of the memory where this mixer's keys begin, or the first of its fixed numbers."""
+    """`layer` is the byte of a block of the encoder's output where this mixer's keys start, or the index of its first
+    fixed float.
+    """
     h, after = build.state(mixer.cells), mixer.config.reset_after
     width = mixer.context.weight.shape[1]
     gates = build.project(x, mixer.input)
     also = build.project(h, mixer.hidden) if after else None
     entered = gates if also is None else also
-    shown = build.private(mixer.shown)  # the state, without a projection the input, and what was read
+    shown = build.private(mixer.shown)  # the state, the input (without a projection), and the context
     context = shown.columns(mixer.shown - width, width)
     if mixer.config.context == "additive":
         _read(build, mixer, h, context, memory, layer)
@@ -348,7 +349,7 @@ def _cell(
     forgets: bool = False,
     scale: float = 0.0,
 ) -> Slot:
-    """A step of the states of a cell; `peepholes` is the address of its own constants, such as an LSTM's peepholes."""
+    """One step of a cell; `peepholes` is the address of its constants, such as an LSTM's peepholes."""
     also = also or gates
     build.emit(
         Opcode.CELL, cell=kind, gates=gates.address, gates_stride=gates.stride, also=also.address,
@@ -375,7 +376,7 @@ RECURRENT: dict[type, Lowered] = {
     MLSTM: _mlstm,
 }
 
-# Linear attention and its kin.
+# Linear attention and related mixers.
 _FEATURES = {
     "elu": cells.ELU,
     "dpfp": cells.DPFP,
@@ -387,14 +388,14 @@ _KEY_NORMS = {"none": cells.PLAIN, "sum": cells.BY_SUM, "l2": cells.BY_LENGTH}
 
 
 class _Rule(NamedTuple):
-    """How a head writes its matrix: what becomes of queries and keys, and of values."""
+    """How a head writes its matrix: feature maps of queries and keys, and of values."""
 
     features: int
     nu: int = 1
     squash: int = operations.NONE
     key_norm: int = cells.PLAIN
     delta: bool = False
-    ones: bool = False  # a further value of 1, by whose reading the others are divided
+    ones: bool = False  # an extra value of 1, whose retrieved value divides the others
 
 
 def _linear_attention(mixer: LinearAttention) -> _Rule:

@@ -1,7 +1,7 @@
-"""What the compiled engine needs of a processor: addresses, atomics, barriers, and integer products.
+"""Processor support of the compiled engine: addresses, atomics, barriers, and instruction sets.
 
-Compiled functions get plain numbers: addresses of arrays that Python keeps alive, so that one program, compiled once,
-runs every model.
+Compiled functions take plain numbers: addresses of arrays that Python keeps alive, so one program, compiled once, runs
+every model.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from headway.engine.code_cache import code_folder
 from headway.engine.object_code import load_object, read_object, write_object
 from headway.errors import UserError, nearest
 
-F32 = Any  # a number of single precision in compiled code, which numba knows and type checkers do not
+F32 = Any  # a single-precision float in compiled code, known to numba but not to type checkers
 _I8, _I16, _I32, _I64, _F32 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
-_MESSAGE = "compiling the CPU engine, once on this machine; some ten seconds"
-_ARCH_PRCTL, _REQUEST, _TILE_DATA = 158, 0x1023, 18  # the system call by which Linux lends the matrix unit
-# The call of the system by which a thread sleeps while a number stays what it is: Linux, by processor.
+_MESSAGE = "compiling the CPU engine, once on this machine (about ten seconds)"
+_ARCH_PRCTL, _REQUEST, _TILE_DATA = 158, 0x1023, 18  # Linux system call that enables the matrix unit
+# The futex system call of Linux, by processor.
 _FUTEX = {"x86_64": 202, "aarch64": 98}.get(platform.machine()) if platform.system() == "Linux" else None
 _SLEEPS = _FUTEX is not None
-_WAIT, _WAKE, _ALL = 128, 129, 1 << 30  # what is asked of it, among the threads of this process; more than there are
+_WAIT, _WAKE, _ALL = 128, 129, 1 << 30  # private futex operations; more than there are threads
 
 
-# What a lesser processor lacks, by the instructions that HEADWAY_FORM names: features of LLVM by their beginnings.
+# Prefixes of the LLVM features that a lesser processor lacks, by the instruction set that HEADWAY_FORM names.
 _LACKING = {
     "amx": (),
     "vnni": ("amx",),
@@ -47,23 +47,23 @@ _LACKING = {
 
 
 def _features() -> tuple[dict[str, bool], str | None]:
-    """What the processor has, or as much of it as one of HEADWAY_FORM would, and what the compiler is told of it where
-    that is less. UserError for a form that it has not.
+    """The processor's features, or those that HEADWAY_FORM selects, and the compiler's feature string if they differ.
+    Raises UserError for an instruction set that the processor lacks.
     """
     found, form = dict(binding.get_host_cpu_features()), os.environ.get("HEADWAY_FORM")
     if form is None:
         return found, None
     if form not in _LACKING:
-        raise UserError(f"HEADWAY_FORM={form} is no form of the engine; {nearest(form, _LACKING)}")
+        raise UserError(f"HEADWAY_FORM={form} is not an instruction set of the engine; {nearest(form, _LACKING)}")
     left = {name: has and not name.startswith(_LACKING[form]) for name, has in found.items()}
     own = _form(found)
     if _form(left) != form:
-        raise UserError(f"HEADWAY_FORM={form}: this processor has {own} at most; give that, a lesser one, or none")
+        raise UserError(f"HEADWAY_FORM={form}: this processor has at most {own}; use that, a lesser one or none")
     return left, None if own == form else ",".join(f"{'+' if has else '-'}{n}" for n, has in sorted(left.items()))
 
 
 def _form(features: dict[str, bool]) -> str:
-    """The best products that the engine has for a processor of these features: amx, vnni, avx2 or portable."""
+    """The best products for a processor with these features: amx, vnni, avx2 or portable."""
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return "portable"
     if _is_wide(features) and features.get("amx-tile") and features.get("amx-int8"):
@@ -74,14 +74,14 @@ def _form(features: dict[str, bool]) -> str:
 
 
 def _is_wide(features: dict[str, bool]) -> bool:
-    """Whether integer products come in registers of 64 bytes."""
+    """Whether integer products use registers of 64 bytes."""
     return bool(features.get("avx512vnni") and features.get("avx512vl"))
 
 
 FEATURES, CPU_FEATURES = _features()
-INSTRUCTIONS = "vnni" if _form(FEATURES) == "amx" else _form(FEATURES)  # integer products of vectors
+INSTRUCTIONS = "vnni" if _form(FEATURES) == "amx" else _form(FEATURES)  # for integer vectors
 WIDE = INSTRUCTIONS == "vnni" and _is_wide(FEATURES)
-# The system lends the matrix unit to a process that asks for it.
+# A process must request the matrix unit from the system.
 HAS_MATRIX_UNIT = (
     _form(FEATURES) == "amx"
     and platform.system() == "Linux"
@@ -92,10 +92,9 @@ FORM = "amx" if HAS_MATRIX_UNIT else INSTRUCTIONS
 
 
 def _cache() -> Path | None:
-    """A folder for what this very source is compiled to here, or None where none can be written.
+    """A folder for the code compiled from this source on this machine, or None if none is writable.
 
-    With a name of their own for each state of the source, of the compiler and of the processor, no old code can be
-    found.
+    Its name depends on the source, the compiler and the processor, so outdated code is never found.
     """
     processor = (binding.get_host_cpu_name(), CPU_FEATURES, INSTRUCTIONS, WIDE, HAS_MATRIX_UNIT)
     asked = [os.environ.get(f"NUMBA_CPU_{name}") for name in ("NAME", "FEATURES")]
@@ -106,13 +105,13 @@ def _cache() -> Path | None:
     return code_folder(f"engine-{digest.hexdigest()[:16]}")
 
 
-CACHE = _cache()  # where machine code is kept
+CACHE = _cache()  # folder of machine code
 _LOADING = threading.RLock()
 _INT = np.dtype(np.int64).char
 
 
 def _kind(argument: Any) -> str:
-    """As `load_object` names it."""
+    """The kind of an argument as in `load_object`."""
     if type(argument) is int:
         return _INT
     kind: str = argument.dtype.char
@@ -120,8 +119,8 @@ def _kind(argument: Any) -> str:
 
 
 class CompiledFunction:
-    """A function as machine code: as numba has it for others of its kind, which are compiled together, and as an object
-    file for calls from Python, with contiguous arrays and numbers, without the interpreter's lock.
+    """A function as machine code: for other compiled functions through numba, and for Python as an object file, called
+    with contiguous arrays and numbers, without the interpreter's lock.
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
@@ -139,7 +138,7 @@ class CompiledFunction:
 
     @property
     def is_compiled(self) -> bool:
-        """Whether calls, such as there were before here or elsewhere, compile nothing."""
+        """Whether calls with earlier argument kinds compile nothing."""
         return bool(self._ready) or (CACHE is not None and any(CACHE.glob(f"{self._name}-*.object")))
 
     @property
@@ -165,15 +164,15 @@ class CompiledFunction:
 
     @property
     def _numba_type_(self) -> Any:
-        """What numba asks of a name that a function of ours calls."""
+        """Looked up by numba when a compiled function calls this one."""
         return self._dispatcher._numba_type_
 
 
-compiled = CompiledFunction  # as it stands above functions
+compiled = CompiledFunction  # the decorator
 
 
 class Intrinsic:
-    """What writes LLVM's code itself, called from compiled functions with one argument less than it has."""
+    """A generator of LLVM code, called from compiled functions with one argument less than its definition."""
 
     def __init__(self, definition: Callable[..., Any]) -> None:
         self._definition = definition
@@ -185,11 +184,11 @@ class Intrinsic:
         return type_of_intrinsic(self._definition)
 
 
-intrinsic: Any = Intrinsic  # type checkers do not see that what it makes can be called in compiled code
+intrinsic: Any = Intrinsic  # type checkers do not see that intrinsics can be called in compiled code
 
 
 class _Later:
-    """A module of numba's, imported when something of it is used, which is while something is compiled."""
+    """A module of numba, imported on first use, that is, when something is compiled."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -204,7 +203,7 @@ cgutils: Any = _Later("numba.core.cgutils")
 
 @contextmanager
 def announced(function: CompiledFunction) -> Iterator[None]:
-    """Says so on stderr where the first call of a compiled function, within, has to compile it, before that begins."""
+    """Print a message to stderr before the first call of a compiled function, within, has to compile it."""
     if not function.is_compiled:
         print(_MESSAGE, file=sys.stderr, flush=True)
     yield
@@ -246,7 +245,7 @@ def _load(typing: Any, address: Any) -> Any:
 
 @intrinsic
 def _relax(typing: Any) -> Any:
-    """A hint to the processor that this is a waiting loop."""
+    """A hint to the processor that this is a spin loop."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         if INSTRUCTIONS != "portable":
@@ -259,7 +258,7 @@ def _relax(typing: Any) -> Any:
 
 @intrinsic
 def _give_way(typing: Any) -> Any:
-    """Let another thread have the core."""
+    """Yield the core to another thread."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         if platform.system() != "Windows":
@@ -272,7 +271,7 @@ def _give_way(typing: Any) -> Any:
 
 @intrinsic
 def _swap(typing: Any, address: Any, old: Any, new: Any) -> Any:
-    """Write `new` where `old` is; whether it was there."""
+    """Compare and swap: write `new` if the value is `old`; return whether it was."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         place = builder.inttoptr(args[0], _I64.as_pointer())
@@ -283,27 +282,27 @@ def _swap(typing: Any, address: Any, old: Any, new: Any) -> Any:
 
 @intrinsic
 def _futex(typing: Any, address: Any, what: Any, number: Any) -> Any:
-    """Sleep while the 32 bits at an address are `number`, or wake so many threads that sleep there."""
+    """Sleep while the 32 bits at an address equal `number`, or wake so many threads that sleep there."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         if _SLEEPS:
             kind = ir.FunctionType(_I64, [_I64], var_arg=True)
             call = cgutils.get_or_insert_function(builder.module, kind, "syscall")
-            builder.call(call, [ir.Constant(_I64, _FUTEX), *args, ir.Constant(_I64, 0)])  # 0: for as long as it takes
+            builder.call(call, [ir.Constant(_I64, _FUTEX), *args, ir.Constant(_I64, 0)])  # 0: no timeout
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64, types.int64), generate
 
 
-# What threads meet by: int64 in cache lines of their own. How many have come, and how many of them sleep; how often one
-# looks before it sleeps; and for each thread what is taken of its share.
+# Barrier memory: int64 in separate cache lines. The number of arrivals, the number of sleepers, the spins before a
+# sleep, and for each thread the claimed parts of its share.
 _SLEEPERS, _PATIENCE, _TAKEN, _LINE = 8, 64, 128, 64  # bytes from the counter on
-_LEAST_LOOKS, _MOST_LOOKS, _AFRESH = 16, 4000, 64  # 4,000 take 100 to 200 us; meetings between fresh starts
-_PARTS = 20  # bits that count the parts of a share
+_LEAST_LOOKS, _MOST_LOOKS, _AFRESH = 16, 4000, 64  # 4,000 take 100 to 200 us; barriers between resets
+_PARTS = 20  # bits for the parts of a share
 
 
 def meeting(threads: int) -> np.ndarray:
-    """Zeros for so many threads, at whose address a `counter` is."""
+    """Zeroed memory of a barrier for so many threads; its address is the `counter`."""
     room = np.zeros(_TAKEN + _LINE * (threads + 1), np.uint8)
     start = -room.ctypes.data % _LINE
     return room[start : start + _TAKEN + _LINE * threads].view(np.int64)
@@ -311,11 +310,11 @@ def meeting(threads: int) -> np.ndarray:
 
 @compiled
 def barrier(counter: int, threads: int) -> None:
-    """Wait until all threads have come here.
+    """Wait until all threads have arrived.
 
-    A thread looks for a while and then sleeps: where another program has interrupted the one that is waited for, that
-    gets the core of this one. After each sleep threads look half as often, and from time to time all begin afresh: a
-    short wait that a sleep made long would else make them sleep for ever.
+    A thread spins for a while and then sleeps: if another program interrupted the thread it waits for, that thread gets
+    this core. After each sleep threads spin half as long, and the limit is reset periodically: otherwise a short wait
+    prolonged by a sleep would make them sleep forever.
     """
     if threads == 1:
         return
@@ -341,7 +340,7 @@ def barrier(counter: int, threads: int) -> None:
 
 @compiled
 def _sleep(counter: int, goal: int) -> None:
-    """Until others come. The last one sees that somebody sleeps, or this thread that the last one has come."""
+    """Sleep until others arrive. Either the last one sees the sleeper, or this thread sees that it has arrived."""
     if not _SLEEPS:
         _give_way()
         return
@@ -354,20 +353,20 @@ def _sleep(counter: int, goal: int) -> None:
 
 @compiled
 def comes_last(counter: int, threads: int) -> bool:
-    """Come to a barrier at which nobody waits: whether all others have come before."""
+    """Arrive at a barrier without waiting; return whether all others have arrived."""
     return (_add(counter, 1) + 1) % threads == 0
 
 
 @compiled
 def meetings(counter: int, threads: int) -> int:
-    """How often all threads have met, seen by one of them."""
+    """How many barriers all threads have passed, as one of them sees it."""
     return _load(counter) // threads
 
 
 @compiled
 def take(counter: int, owner: int, met: int, count: int) -> int:
-    """The number of a part of what is the share of `owner` since threads have met `met` times, which nobody else gets;
-    from `count` on where all parts are taken. There is one set of parts between two meetings.
+    """Claim the next part of the share of `owner` since barrier number `barriers`; no other thread gets it. Returns at
+    least `count` if none is left. There is one set of parts between two barriers.
     """
     place, first = counter + _TAKEN + _LINE * owner, met << _PARTS
     seen = _load(place)
@@ -388,7 +387,7 @@ def _bits(typing: Any, number: Any) -> Any:
 
 @compiled
 def exp(x: F32) -> F32:
-    """e^x in single precision to two units of the last place, in a form that vectorises; x is held to -87 ... 88."""
+    """e^x in single precision to two units in the last place, in a form that vectorises; x is clamped to -87 ... 88."""
     x = min(max(x, np.float32(-87.0)), np.float32(88.0))
     n = np.floor(x * np.float32(1.4426950408889634) + np.float32(0.5))
     r = x - n * np.float32(0.693359375) - n * np.float32(-2.12194440e-4)

@@ -1,9 +1,9 @@
-"""Products of tiles with 16 or 32 rows of numbers at a time on a processor's matrix unit (Intel AMX).
+"""Products of tiles with 16 or 32 input rows at a time on a processor's matrix unit (Intel AMX).
 
-The unit multiplies a block of 16 rows of 64 bytes with a tile, as it lies in memory, in one instruction. Its whole sums
-are those of the other forms, and so are the results, to the last bit. Of 32 rows both blocks are multiplied with a tile
-while it is in the unit, so that what the second costs passes while memory brings the next tile. What the unit has made
-waits for a few groups, and is then added up for 16 rows, whose sums registers hold.
+The unit multiplies a block of 16 rows of 64 bytes with a tile, as stored, in one instruction. Its integer sums equal
+those of the other instruction sets, and so do the results, to the last bit. With 32 rows both blocks are multiplied
+with a tile while it is in the unit, so the second hides behind the loading of the next tile. The unit's sums of a few
+groups are buffered, then added for 16 rows, whose sums fit into registers.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from headway.engine.machine import _F32, _I8, _I32, _I64, HAS_MATRIX_UNIT, cguti
 from headway.engine.tiles import GROUP, INT4, INT8, LINE, LINES4, TILE, TILE4, TILE8
 from headway.engine.vectors import AHEAD, call, call_for, constant, fused, spread, word
 
-BLOCK_ROWS = 16  # rows of numbers
-BLOCKS = 2  # of them that a tile is multiplied with at once, at most
+BLOCK_ROWS = 16  # input rows of a block
+BLOCKS = 2  # maximum blocks that a tile is multiplied with at once
 CONFIGURATION = 64  # bytes that describe the unit's registers
-_WAITING = 6  # groups whose whole sums wait until they are added up
-ROOM = (_WAITING * BLOCKS + 2) * TILE8  # bytes of scratch: what waits, and two int4 tiles as bytes
-_REGISTERS, _WEIGHTS = 8, 7  # sums of each block, numbers of each block, weights; attention needs all
+_WAITING = 6  # groups whose integer sums are buffered before they are added
+ROOM = (_WAITING * BLOCKS + 2) * TILE8  # buffered sums, and two int4 tiles as bytes
+_REGISTERS, _WEIGHTS = 8, 7  # sums per block, inputs per block, weights; attention needs all
 _SUMS, _FLOATS, _BYTES = ir.VectorType(_I32, TILE), ir.VectorType(_F32, TILE), ir.VectorType(_I8, LINE)
 _VOID = ir.VoidType()
 _WORDS = ir.VectorType(ir.IntType(16), LINE // 2)
@@ -53,7 +53,7 @@ def _release(typing: Any) -> Any:
 
 @compiled
 def acquire(room: int) -> None:
-    """Set up the unit for this thread; `room` has CONFIGURATION bytes."""
+    """Configure the unit for this thread; `buffer` has CONFIGURATION bytes."""
     if HAS_MATRIX_UNIT:
         description = u8(room)
         for i in range(CONFIGURATION):
@@ -92,7 +92,7 @@ def _waiting(builder: Any, room: Any, number: Any) -> Any:
 
 
 def _scale(builder: Any, whole: Any, shift: Any, factor: Any, scale: Any, total: Any) -> None:
-    """total += (whole sums + what the weights are moved up by) x scales of the weights x that of the numbers."""
+    """total += (integer sums + shift of the weights) x scales of the weights x scale of the inputs."""
     found = builder.load(whole)
     found.align = 64
     if shift is not None:
@@ -104,7 +104,7 @@ def _scale(builder: Any, whole: Any, shift: Any, factor: Any, scale: Any, total:
 def _add(
     builder: Any, room: Any, count: Any, factors: Any, shifts: Any, scales: Any, groups: Any, places: list[Any]
 ) -> None:
-    """The whole sums of a block in `count` groups, which wait, to those at `places`, in registers meanwhile."""
+    """Add the buffered integer sums of a block in `count` groups to those at `outputs`, in registers meanwhile."""
     sums = [cgutils.alloca_once(builder, _FLOATS) for _ in places]
     for place, total in zip(places, sums):
         builder.store(builder.load(place, align=4), total)
@@ -121,7 +121,7 @@ def _add(
 
 
 def _products(kind: int, blocks: int) -> Any:
-    """As `tiles.tile_products` for exactly so many blocks of rows; `room` is on a boundary of 64 bytes."""
+    """`tiles.tile_products` for exactly so many blocks of rows; `scratch` is aligned to 64 bytes."""
     size, name = (TILE8, "x86.tdpbssd") if kind == INT8 else (TILE4, "x86.tdpbsud")
 
     @intrinsic
@@ -140,7 +140,7 @@ def _products(kind: int, blocks: int) -> Any:
                 builder.store(constant(_FLOATS, 0.0), place).align = 4
 
             def multiply(group: Any, n: Any) -> None:
-                """The whole sums of a group, in a room of its own."""
+                """The integer sums of a group, in its buffer."""
                 tile = widened = builder.gep(weights, [builder.mul(group, number(size))])
                 with builder.if_then(args[9]):
                     for line in range(0, size, LINE):
@@ -186,10 +186,10 @@ _eight_one, _eight_two, _four_one, _four_two = (
 
 @compiled
 def block_products(
-    kind: int, w: int, ws: int, x: int, stride: int, xs: int, corr: int, groups: int, out: int, count: int, room: int,
-    new: bool,
+    kind: int, w: int, ws: int, x: int, stride: int, xs: int, corr: int, groups: int, out: int, count: int,
+    room: int, new: bool,
 ) -> None:  # fmt: skip
-    """As `tiles.tile_products` for 16 or 32 rows of numbers, on a unit that `acquire` has set up."""
+    """`tiles.tile_products` for 16 or 32 input rows, on a unit that `acquire` has configured."""
     if HAS_MATRIX_UNIT:
         if kind == INT8 and count == BLOCK_ROWS:
             _eight_one(w, ws, x, stride, xs, corr, groups, out, room, new)

@@ -1,13 +1,12 @@
-"""What the keys of a model are on average. In 8 bits they are kept as they differ from that.
+"""Mean keys of a model. In 8 bits keys are stored minus their mean.
 
-Features of keys that hardly change from token to token are large in many models, and would take the few bits from the
-others. So before keys are turned by rotary positions, each layer has a mean of them. It belongs to the model, and hence
-is the same for all rows. Turned as the positions of a chunk are on average, it is taken from the keys of that chunk;
-what it would have added to the scores is added again (`rounded_keys.bases`). Where a position lies is all that this
-hangs on.
+In many models some features of keys are large but hardly change between tokens, and would cost the others precision. So
+each layer has a mean of its keys before rotary positions, which belongs to the model and is the same for all rows.
+Rotated by the average angles of a chunk, it is subtracted from the keys of that chunk; its contribution to the scores
+is added back (`int8_keys.bases`). It depends only on the position.
 
-The symbols that are read for the mean are the model's own: some are drawn, and after each what the model says follows
-them. Symbols that are only drawn have other means than texts do.
+The mean is taken over tokens of the model's own: some are sampled uniformly, and each is followed by the model's
+output. Uniformly sampled tokens alone have other means than text.
 """
 
 from __future__ import annotations
@@ -33,12 +32,12 @@ from headway.nn.models.block import Block
 if TYPE_CHECKING:
     from headway.engine.decoder import Engine
 
-KeyMeans = Mapping[nn.Module, Float[Tensor, "G K"]]  # of the keys of mixers, before they are turned
+KeyMeans = Mapping[nn.Module, Float[Tensor, "G K"]]  # by mixer, before rotation
 _SYMBOLS, _SEED = 64, 0
 
 
 def mean_keys(engine: Engine, model: Transformer) -> KeyMeans:
-    """Those of an engine's model, none where it keeps no keys. The engine keeps them in fp32."""
+    """The mean keys of an engine's model; empty if it caches no keys. The engine must cache them in fp32."""
     if not engine._own.size:
         return {}
     count = min(_SYMBOLS, model.config.context or _SYMBOLS)
@@ -46,7 +45,7 @@ def mean_keys(engine: Engine, model: Transformer) -> KeyMeans:
     ids = torch.randint(model.config.symbols, (count,), generator=chance).tolist()
     logits = engine.compute([Piece(engine.open(count=1).rows[0], 0, ids, count)])
     noise = -torch.empty_like(logits).exponential_(generator=chance).log()
-    ids = [ids[0], *(logits + noise).argmax(-1)[:-1].tolist()]  # one of each distribution (Gumbel 1954)
+    ids = [ids[0], *(logits + noise).argmax(-1)[:-1].tolist()]  # one sample of each distribution (Gumbel 1954)
     row = engine.open(count=1).rows[0]
     engine.compute([Piece(row, 0, ids, count)])
     content = np.stack([engine._own.view(block) for block in row.blocks]).view(np.float32)
@@ -63,7 +62,7 @@ def mean_keys(engine: Engine, model: Transformer) -> KeyMeans:
 
 
 def _mean(mixer: SelfAttention, keys: Float[np.ndarray, "T G K"]) -> Float[Tensor, "G K"]:
-    """Of keys as they were before they were turned. Sums of numpy hang on no threads."""
+    """The mean of keys, undoing their rotation. Sums of numpy do not depend on threads."""
     if mixer.rotary is not None:
         cos, sin = (part.numpy() for part in _angles(mixer, len(keys)))
         half = cos.shape[-1]
@@ -79,14 +78,14 @@ def _angles(mixer: SelfAttention, length: int) -> tuple[Float[Tensor, "T 1 R"], 
 
 
 def turns_by_chunk(cos: Float[Tensor, "*_ T 1 R"], sin: Float[Tensor, "*_ T 1 R"]) -> Float[Tensor, "N P"]:
-    """Cosines and sines of rotary positions, on average over each chunk: R of each, padded to whole vectors."""
+    """Cosines and sines of rotary positions, averaged over each chunk: R of each, padded to full vectors."""
     means = [part.numpy().reshape(-1, CHUNK, part.shape[-1]).mean(1, dtype=np.float64) for part in (cos, sin)]
     both = torch.from_numpy(np.concatenate(means, -1).astype(np.float32))
     return nn.functional.pad(both, (0, padded(both.shape[-1]) - both.shape[-1]))
 
 
 def mean_by_position(mixer: SelfAttention, mean: Float[Tensor, "G K"], length: int) -> Float[Tensor, "T G K"]:
-    """What is taken from the keys of positions 0 to `length` and somewhat more."""
+    """The mean to subtract from the keys of positions 0 to `length`, rounded up to chunks."""
     if mixer.rotary is None:
         return mean.expand(-(-length // CHUNK) * CHUNK, *mean.shape)
     cos, sin = _angles(mixer, -(-length // CHUNK) * CHUNK)

@@ -1,7 +1,7 @@
-"""Compiled functions as object files: kept on disk, loaded by LLVM, called from Python.
+"""Compiled functions as object files: stored on disk, loaded by LLVM, called from Python.
 
-The compiler is not needed for any of that; importing it and having it read back what it made takes a second and a
-hundred megabytes. Relocations, and functions of the system that the code calls, are the business of LLVM's own loader.
+None of this needs the compiler, whose import and cache take a second and a hundred megabytes. LLVM's own loader handles
+relocations and calls to system functions.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from llvmlite import binding
 from headway.drafts import draft_of
 
 _RESULTS = {"none": None, "int64": ctypes.c_int64, "float32": ctypes.c_float}
-_RETURNED = (0, -2)  # what numba's functions say when they end well: with a value, or without one
+_RETURNED = (0, -2)  # status of numba's functions on success: with a value, or without one
 _DIGEST = hashlib.sha256().digest_size
 
 
 class ObjectCode(NamedTuple):
     symbol: str  # the name of the function in the object file
-    result: str  # what it returns, by numba's name
+    result: str  # numba's name of the return type
     data: bytes  # the object file
 
 
 def read_object(path: Path) -> ObjectCode | None:
-    """None where there is no such file, or where it is not as `write_object` left it."""
+    """None if the file does not exist or is not as `write_object` wrote it."""
     try:
         held = path.read_bytes()
     except OSError:
@@ -44,7 +44,7 @@ def read_object(path: Path) -> ObjectCode | None:
 
 
 def write_object(path: Path, code: ObjectCode) -> None:
-    """In one step, so that no other process reads a part of it. Where it cannot be written, nothing is kept."""
+    """Write atomically, so that no other process reads a partial file. Errors are ignored."""
     content = b"\0".join((code.symbol.encode(), code.result.encode(), code.data))
     part = draft_of(path)
     try:
@@ -55,13 +55,13 @@ def write_object(path: Path, code: ObjectCode) -> None:
             part.unlink()
 
 
-_ENGINES: list[Any] = []  # what was loaded stays where it is as long as the process lives
+_ENGINES: list[Any] = []  # keeps loaded code in place for the life of the process
 
 
 def load_object(code: ObjectCode, kinds: tuple[str, ...]) -> Callable[..., Any]:
-    """What calls the function with arguments of these kinds, which are those that it was compiled for.
+    """A callable for the function, with arguments of the kinds that it was compiled for.
 
-    A kind is the letter of a numpy type, and for an array, which must be contiguous, also how many dimensions it has.
+    A kind is the letter of a numpy type; for an array, which must be contiguous, also the number of dimensions.
     """
     binding.initialize_native_target()
     binding.initialize_native_asmprinter()
@@ -76,8 +76,8 @@ def load_object(code: ObjectCode, kinds: tuple[str, ...]) -> Callable[..., Any]:
 
 
 def _give_back() -> None:
-    """Lets go of the pages of LLVM's own machine code, some 35 MB: importing it brings them in, and what is loaded
-    needs none of them. They are pages of a file, and come again where they are run again.
+    """Release the pages of LLVM's machine code, about 35 MB that importing it maps in but loaded code does not need.
+    They are file pages and come back if they run again.
     """
     maps = Path("/proc/self/maps")
     for line in maps.read_text(errors="replace").splitlines() if maps.exists() else ():
@@ -88,8 +88,8 @@ def _give_back() -> None:
 
 
 def _caller(address: int, result: Any, kinds: tuple[str, ...]) -> Callable[..., Any]:
-    """By numba's convention: where the result and an exception go, then all arguments; an array is no owner and no
-    parent, how many numbers it has, the bytes of one, where they lie, its shape and its strides.
+    """Call by numba's convention: addresses of the result and an exception, then all arguments; an array is a null
+    owner and parent, its number of elements, their size, their address, its shape and its strides.
     """
     fields: list[Any] = [ctypes.c_void_p, ctypes.c_void_p]
     for kind in kinds:
@@ -112,7 +112,7 @@ def _caller(address: int, result: Any, kinds: tuple[str, ...]) -> Callable[..., 
         room, raised = (ctypes.c_int64 * 2)(), ctypes.c_void_p()
         status = function(ctypes.addressof(room), ctypes.addressof(raised), *values)
         if status not in _RETURNED:
-            raise RuntimeError(f"compiled code has failed ({status})")
+            raise RuntimeError(f"compiled code failed with status {status}")
         return None if result is None else result.from_buffer(room).value
 
     return call

@@ -1,4 +1,4 @@
-"""What the instructions of a program do, each for the share of one thread."""
+"""Operations of a program's instructions, each for the share of one thread."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from headway.engine.tiles import TILE
 LAYER, RMS = 0, 1
 NONE, RELU, GELU, GELU_TANH, QUICK_GELU, RELU_SQUARED, SILU, TANH, SOFT_CAP, MAXOUT = range(10)
 STORE, ADD, GATED, ROUNDED = range(4)
-BLOCK = 32  # positions of a block of keys and values
-CHUNK = 2 * BLOCK  # positions whose weights are made at once
-NEAR, FAR = 1024, 512  # pieces of a context are chunks up to position NEAR, and have FAR positions from there on
+BLOCK = 32  # positions per block of keys and values
+CHUNK = 2 * BLOCK  # positions whose weights are computed at once
+NEAR, FAR = 1024, 512  # segments of a context have CHUNK positions up to position NEAR, and FAR after it
 
 
 @compiled
@@ -24,14 +24,16 @@ def share(total: int, thread: int, threads: int) -> tuple[int, int]:
 
 @compiled
 def share_rows(rows: int, thread: int, threads: int) -> tuple[int, int]:
-    """Of rows of a matrix: whole tiles, so that matrices of as many rows fall to the same threads, packed or not."""
+    """A share of the rows of a matrix in full tiles, so that matrices with equally many rows go to the same threads,
+    packed or not.
+    """
     first, last = share((rows + TILE - 1) // TILE, thread, threads)
     return first * TILE, min(last * TILE, rows)
 
 
 @compiled
 def at(address: int, scratch: int) -> int:
-    """Where an address of an instruction is: shared from 0 on, else in the scratch of the thread."""
+    """Resolve an instruction's address: shared from 0 on, otherwise in the thread's scratch."""
     return address if address >= 0 else scratch - address - 1
 
 

@@ -1,4 +1,4 @@
-"""Weights as the engine reads them: fp32 where they lie, int8 and int4 in tiles; as tensors, and on disk."""
+"""Weights in the engine's layout: fp32 as they are, int8 and int4 in tiles; as tensors, and on disk."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ CODES: dict[str, int] = {"fp32": FP32, "int8": INT8, "int4": INT4}
 
 class PackedMatrix(NamedTuple):
     """A matrix of `rows` x `columns`. Quantised: value = scale of the group x code, in tiles (`engine/tiles.py`) whose
-    last rows and columns are filled with zeros.
+    last rows and columns are padded with zeros.
     """
 
     kind: int
@@ -44,7 +44,7 @@ class PackedMatrix(NamedTuple):
 
     @property
     def addresses(self) -> tuple[int, int]:
-        """Of the weights and their scales, 0 where there are none."""
+        """Addresses of the weights and their scales, 0 without scales."""
         return self.weights.data_ptr(), 0 if self.scales is None else self.scales.data_ptr()
 
     @property
@@ -54,11 +54,11 @@ class PackedMatrix(NamedTuple):
 
 
 def pack(matrix: Float[Tensor, "R C"], form: Format) -> PackedMatrix:
-    """UserError for weights that are no numbers."""
+    """Raises UserError for weights that are NaN or infinite."""
     rows, columns = matrix.shape
     whole = matrix.detach().float().contiguous()
     if not bool(torch.isfinite(whole).all()):
-        raise UserError("a weight is NaN or infinite; use a checkpoint with sound weights")
+        raise UserError("a weight is NaN or infinite; use a checkpoint with valid weights")
     if form == "fp32":
         return PackedMatrix(FP32, whole, None, rows, columns)
     tall, groups = -(-rows // TILE), -(-columns // GROUP)
@@ -72,7 +72,7 @@ def pack(matrix: Float[Tensor, "R C"], form: Format) -> PackedMatrix:
 
 
 def unpack(packed: PackedMatrix) -> Float[Tensor, "R C"]:
-    """The weights as the engine's products see them."""
+    """The weights as the engine's products use them."""
     if packed.scales is None:
         return packed.weights
     tall, groups = packed.scales.shape[:2]
@@ -85,8 +85,8 @@ def unpack(packed: PackedMatrix) -> Float[Tensor, "R C"]:
 
 
 class PackedTensor(torch.Tensor):
-    """A matrix [R, C] that is held in 8 or 4 bits and looks like one in fp32. Linear layers and look-ups read it as it
-    is; for any other operation it is unpacked, which is slow and right.
+    """A matrix [R, C] stored in 8 or 4 bits that looks like one in fp32. Linear layers and embeddings use it directly;
+    any other operation unpacks it first, which is slow but correct.
     """
 
     packed: PackedMatrix
@@ -109,11 +109,11 @@ class PackedTensor(torch.Tensor):
         if func is F.linear and isinstance(args[1], PackedTensor):
             return _linear(*args, **kwargs)
         if func is F.embedding and isinstance(args[1], PackedTensor):
-            return look_up(args[1].packed, args[0])  # its other arguments are for training
-        if func is torch.Tensor.detach:  # below, torch would import its distributed tensors, which take 37 MB
+            return look_up(args[1].packed, args[0])  # the other arguments are for training
+        if func is torch.Tensor.detach:  # otherwise torch imports its distributed tensors, 37 MB
             return PackedTensor(args[0].packed)
         if torch.is_inference_mode_enabled() and func.__name__ not in ("__get__", "detach"):
-            # Parts of a tensor that came from outside of this mode cannot be made below.
+            # Views of tensors created outside this mode cannot be made below.
             args, kwargs = tree_map(_plain, args), tree_map(_plain, kwargs)
         with torch._C.DisableTorchFunctionSubclass():
             return func(*args, **kwargs)
@@ -130,17 +130,17 @@ def _plain(item: Any) -> Any:
 
 
 def quantise(model: nn.Module, form: Format) -> nn.Module:
-    """The model with the matrices of its linear layers, embedding and heads in `form`, in place; tied ones once.
+    """Convert the matrices of a model's linear layers, embedding and heads to `dtype`, in place; tied ones once.
 
-    Positions, norms, biases and what recurrences multiply their state by stay as they are. The model is for use, not
-    for training, afterwards.
+    Positions, norms, biases and the state matrices of recurrences are unchanged. Afterwards the model is for inference
+    only.
     """
     if form == "fp32":
         return model
     made: dict[int, nn.Parameter] = {}
     for module, name, weight in list(_matrices(model)):
         if isinstance(weight, PackedTensor):
-            raise UserError(f"the weights are in int8 or int4 already; load the model anew for {form}")
+            raise UserError(f"the weights are in int8 or int4 already; load the model again for {form}")
         if id(weight) not in made:
             with torch.no_grad():
                 made[id(weight)] = parameter_of(PackedTensor(pack(weight, form)))
@@ -148,18 +148,18 @@ def quantise(model: nn.Module, form: Format) -> nn.Module:
     for name, parameter in model.named_parameters():
         if not isinstance(parameter, PackedTensor):
             check_numbers(name, parameter)
-            parameter.data = parameter.data.float()  # weights of a file in fp16 that are not packed
+            parameter.data = parameter.data.float()  # unpacked weights of an fp16 file
     return model
 
 
 def check_numbers(name: str, tensor: Tensor) -> None:
-    """UserError for a tensor that holds what is no number, from which rounded products could make one."""
+    """Raise UserError for a tensor with NaN or infinity, which quantised products could hide."""
     if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-        raise UserError(f"{name} holds a NaN or an infinity; use a checkpoint with sound weights")
+        raise UserError(f"{name} contains NaN or infinity; use a checkpoint with valid weights")
 
 
 def parameter_of(tensor: Tensor) -> nn.Parameter:
-    """For use alone. In inference mode a tensor of a class of its own makes no parameter."""
+    """A parameter for inference only. In inference mode a tensor subclass cannot become a parameter."""
     with torch.inference_mode(False):
         return nn.Parameter(tensor, requires_grad=False)
 
@@ -190,7 +190,7 @@ def _linear(x: Tensor, weight: PackedTensor, bias: Tensor | None = None) -> Tens
 
 
 def _product(packed: PackedMatrix, x: Float[Tensor, "B C"], bias: Tensor | None) -> Float[Tensor, "B R"]:
-    """With numbers rounded to 8 bits, from the packed weights."""
+    """The product with inputs quantised to 8 bits, from the packed weights."""
     offset = None if bias is None else bias.detach().float().contiguous()
     batch, groups = x.shape[0], -(-packed.columns // GROUP)
     threads = _threads(batch * packed.rows * packed.columns)
@@ -213,7 +213,7 @@ def _product(packed: PackedMatrix, x: Float[Tensor, "B C"], bias: Tensor | None)
 
 
 def _threads(work: int) -> Any:
-    """One thread for what is done before a second would wake."""
+    """A single thread for work that is done before a second one would wake up."""
     return pool(most_threads() if work > 1 << 16 else 1)
 
 
@@ -222,11 +222,11 @@ _CODES, _SCALES = ".codes", ".scales"
 
 
 def save_quantised(model: nn.Module, form: Format, directory: Path) -> int:
-    """Write `directory`/quantized.safetensors in one step; the bytes of its weights."""
+    """Write `directory`/quantized.safetensors atomically; return the bytes of its weights."""
     tensors: dict[str, Tensor] = {}
     for name, tensor in named_tensors(model):
         if isinstance(tensor, PackedTensor):
-            assert tensor.packed.scales is not None  # fp32 is no packed tensor
+            assert tensor.packed.scales is not None  # fp32 is never packed
             tensors[name + _CODES], tensors[name + _SCALES] = tensor.packed.weights, tensor.packed.scales
         else:
             tensors[name] = tensor.data
@@ -244,18 +244,18 @@ def save_quantised(model: nn.Module, form: Format, directory: Path) -> int:
 
 
 def load_quantised(directory: Path, wanted: Format | None = None) -> nn.Module:
-    """The model of `directory`, in evaluation mode. UserError for a file that is damaged, of another version, or of
-    other weights than the `wanted` ones.
+    """The model in `directory`, in evaluation mode. Raises UserError for a file that is damaged, of another version, or
+    not in the `wanted` format.
     """
     path = Path(directory) / QUANTISED
     tensors, header = read_tensors(path, "quantize the model again")
     form = _check(header, path)
     if wanted not in (None, form):
-        raise UserError(f"{path} has weights in {form}, not {wanted}; quantize the model itself to {wanted}")
+        raise UserError(f"{path} has weights in {form}, not {wanted}; quantize the original model to {wanted}")
     model = undrawn(config_of(header, path, len(tensors)), path.stat().st_size, str(path))
-    if header.get("numbers") != str(_numbers(model)):  # tiles are padded, so their shapes do not tell
+    if header.get("numbers") != str(_numbers(model)):  # tiles are padded, so their shapes do not show it
         raise UserError(
-            f"{path} has {header.get('numbers')} numbers, and its configuration asks for {_numbers(model)}; "
+            f"{path} has {header.get('numbers')} parameters, but its configuration needs {_numbers(model)}; "
             "quantize the model again"
         )
     own = dict(named_tensors(model))
@@ -273,7 +273,7 @@ def load_quantised(directory: Path, wanted: Format | None = None) -> nn.Module:
 
 
 def _numbers(model: nn.Module) -> int:
-    """How many a model has, tied ones once, as if none were packed."""
+    """The number of a model's parameters, tied ones once, as if none were packed."""
     return sum(tensor.numel() for _, tensor in named_tensors(model))
 
 
@@ -284,22 +284,22 @@ def _check(header: dict[str, str], path: Path) -> Format:
         )
     if header.get("version") != VERSION or header.get("group") != str(GROUP):
         raise UserError(
-            f"{path} has version {header.get('version')} with groups of {header.get('group')}, this headway reads "
+            f"{path} has version {header.get('version')} with groups of {header.get('group')}, but this headway reads "
             f"{VERSION} with {GROUP}; quantize the model again"
         )
     form = header.get("weights")
     if form not in get_args(Format) or form == "fp32":
-        raise UserError(f"{path} has weights {form!r}; this headway reads int8 and int4, quantize the model again")
+        raise UserError(f"{path} has weights in {form!r}, not in int8 or int4; quantize the model again")
     return form  # type: ignore[return-value]
 
 
 def _packed(
     form: Format, name: str, codes: Tensor, scales: Tensor | None, shape: torch.Size, path: Path
 ) -> PackedTensor:
-    """UserError for codes or scales that are not those of a matrix of this shape."""
+    """Raises UserError for codes or scales that do not match this shape."""
     if len(shape) != 2:
         raise UserError(
-            f"{path}: {name!r} has codes, but its shape is {tuple(shape)} and only matrices are rounded; "
+            f"{path}: {name!r} has codes, but its shape is {tuple(shape)} and only matrices are quantized; "
             "quantize the model again"
         )
     rows, columns = shape
@@ -312,8 +312,8 @@ def _packed(
     )
     if not sound:
         raise UserError(
-            f"{path}: {name!r} has codes of {codes.dtype} {tuple(codes.shape)}, which are no {form} weights of "
-            f"{rows} x {columns} with their scales; quantize the model again"
+            f"{path}: {name!r} has codes of {codes.dtype} {tuple(codes.shape)}, which do not match {form} weights of "
+            f"{rows} x {columns} and their scales; quantize the model again"
         )
     assert scales is not None
     if not bool(torch.isfinite(scales).all()):
@@ -322,7 +322,7 @@ def _packed(
 
 
 def _put(model: nn.Module, own: dict[str, Tensor], found: dict[str, Tensor]) -> None:
-    """Set each tensor wherever the model has its own one, so that ties hold."""
+    """Set each tensor wherever the model has its counterpart, so that ties are kept."""
     made = {id(own[name]): parameter_of(tensor) for name, tensor in found.items()}
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):

@@ -1,4 +1,4 @@
-"""From a model's modules to a program. What has no instruction is refused by name, and torch runs the model."""
+"""Lowering of a model's modules to a program. A model with a module that has no instruction runs with torch."""
 
 from __future__ import annotations
 
@@ -43,30 +43,30 @@ from headway.visibility import Causal
 
 @dataclass(frozen=True)
 class StepProgram:
-    """Instructions for one new token of at most `rows` rows whose positions stay below `capacity`."""
+    """Instructions for one new token of up to `rows` rows whose positions stay below `capacity`."""
 
     run: Any  # the compiled loop
     table: np.ndarray
     floats: np.ndarray
-    scratch: list[int]  # where each thread works
-    body: int  # instructions before those of the head
-    x: Slot  # what the head reads
-    symbols: int  # logits of a row
+    scratch: list[int]  # scratch address of each thread
+    body: int  # number of instructions before those of the head
+    x: Slot  # input of the head
+    symbols: int  # logits per row
     own: Memory
     read: Memory
     rows: int
     capacity: int
     kept: list[Any]
-    stated: tuple[np.ndarray, np.ndarray]  # rows and fields of the table that are addresses in states
-    places: np.ndarray  # and those addresses, from the first byte of the states
-    state_numbers: int  # of a row
+    stated: tuple[np.ndarray, np.ndarray]  # rows and fields of the table that are state addresses
+    places: np.ndarray  # those addresses, relative to the start of the states
+    state_numbers: int  # floats per row
 
     def write_logits(self, address: int) -> None:
-        """Where the next run leaves its logits, [rows, C]: the last instruction makes them."""
+        """Set where the next run writes its logits, [rows, C]; the last instruction computes them."""
         self.table[-1, _RESULTS] = address
 
     def find_states(self, states: np.ndarray) -> None:
-        """Run on these states, [B, numbers]."""
+        """Use these states, [B, N], in the next run."""
         self.table[self.stated] = self.places + states.ctypes.data
 
 
@@ -74,14 +74,14 @@ def lower(
     model: Transformer, weights: PackedWeights, rows: int, capacity: int, reach: int, form: int, means: KeyMeans,
     threads: int,
 ) -> StepProgram:  # fmt: skip
-    """The program of a decoder that reads memories of at most `reach` positions and keeps keys, less these means, and
-    values in a `form` of numbers. Raises CannotLowerError.
+    """The program of a decoder whose encoder outputs have at most `reach` positions, and which stores keys, minus these
+    means, and values in `cache_dtype`. Raises CannotLowerError.
     """
     return _Lowering(model, weights, rows, capacity, reach, form, means).program(threads)
 
 
 def check(model: Transformer) -> None:
-    """CannotLowerError for what the engine has no instruction for, before any weight is packed or even drawn."""
+    """Raise CannotLowerError for a module without an instruction, before any weight is packed or initialised."""
     for name, module in model.named_modules():
         if not isinstance(module, _KNOWN):
             raise CannotLowerError(f"{type(module).__name__} ({name})")
@@ -104,7 +104,7 @@ class _Lowering(BlockLowering):
         self.own = memory_of(blocks, rows, capacity, form, grows)
         self.memory = memory_of(blocks, rows, reach, form, reads)
         self.attention = AttentionLowering(self.build, self.own, self.memory, capacity)
-        self._layers = {"own": 0, "read": 0, "fixed": 0}  # where the next layer's part of each store begins
+        self._layers = {"own": 0, "read": 0, "fixed": 0}  # where the next layer's part of each store starts
 
     def program(self, threads: int) -> StepProgram:
         build, model = self.build, self.model
@@ -122,8 +122,9 @@ class _Lowering(BlockLowering):
         room = np.zeros((threads, build.scratch + 64), np.uint8)
         build.kept.append(room)
         return StepProgram(
-            loop, table, floats, [part.ctypes.data for part in room], body, self.x, symbols, self.own, self.memory,
-            build.rows, self.capacity, build.kept, (stated[0], stated[1]), table[stated] - STATES, self.state_numbers,
+            loop, table, floats, [part.ctypes.data for part in room], body, self.x, symbols, self.own,
+            self.memory, build.rows, self.capacity, build.kept, (stated[0], stated[1]),
+            table[stated] - STATES, self.state_numbers,
         )  # fmt: skip
 
     def _embed(self, embed: nn.Module) -> None:
@@ -176,7 +177,7 @@ class _Lowering(BlockLowering):
         return self.attention.read(block.cross, x, self._next("read", reads(block, self.form))), block.cross.out
 
     def _next(self, which: str, size: int) -> int:
-        """The byte of a block at which a layer's keys begin, which take so many bytes."""
+        """The byte of a block where a layer's keys start; reserves `size` bytes."""
         start = self._layers[which]
         self._layers[which] += size
         return start
@@ -205,7 +206,7 @@ class _Lowering(BlockLowering):
             x,
             head.weight,
             head.bias,
-            Slot(0, 4 * symbols, symbols),  # which `Program.write_logits` finds a place for
+            Slot(0, 4 * symbols, symbols),  # address set by `StepProgram.write_logits`
             activation=code.NONE if cap is None else code.SOFT_CAP,
             cap=cap or 0.0,
             scale=head.config.scale,

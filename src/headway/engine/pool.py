@@ -1,4 +1,4 @@
-"""The threads that run a program together."""
+"""Thread pool that runs programs."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from headway.engine.machine import meeting
 
 
 class Pool:
-    """`threads` workers, of which the caller is the first. They sleep between calls, and do not outlive the program.
+    """`threads` workers, the caller being the first. They sleep between calls, and end with the process.
 
-    Inside a call they meet at a barrier (`machine.barrier`), whose counter is at `counter`, and take parts of each
-    other's shares (`machine.take`). Calls from several threads come one after the other.
+    Within a call they synchronise at a barrier (`machine.barrier`), whose counter is at `counter`, and claim parts of
+    each other's shares (`machine.claim_part`). Calls from several threads run one after the other.
     """
 
     def __init__(self, threads: int) -> None:
@@ -36,8 +36,8 @@ class Pool:
         return self._meeting.ctypes.data
 
     def run(self, job: Callable[[int], None]) -> None:
-        """`job(thread)` on every thread; returns when all have finished. Ctrl-C waits until then, as a thread that was
-        left at a barrier would wait for ever.
+        """Run `job(thread)` on every thread; return when all have finished. Ctrl-C waits until then, because a thread
+        abandoned at a barrier would wait forever.
         """
         with self._lock, _uninterrupted():
             self._job, self._meeting[:] = job, 0
@@ -56,7 +56,7 @@ class Pool:
 
 
 def _held() -> threading.Lock:
-    """A lock that one thread takes when another lets go: a semaphore would be code of Python's own, at each step."""
+    """A lock that one thread takes and another releases: a semaphore would run Python code at each step."""
     lock = threading.Lock()
     lock.acquire()
     return lock
@@ -64,10 +64,10 @@ def _held() -> threading.Lock:
 
 @contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Within, an interrupt is noted; it comes at the end."""
+    """Defer an interrupt to the end of the block."""
     own = signal.getsignal(signal.SIGINT)
     if not callable(own) or threading.current_thread() is not threading.main_thread():
-        yield  # nothing would interrupt
+        yield  # an interrupt cannot arrive here
         return
     noted: list[tuple[int, FrameType | None]] = []
     signal.signal(signal.SIGINT, lambda number, frame: noted.append((number, frame)))
@@ -79,12 +79,12 @@ def _uninterrupted() -> Iterator[None]:
         own(*noted[0])
 
 
-_GROUPS = Path("/sys/fs/cgroup")  # where Linux shows groups of processes, and what they may take
+_GROUPS = Path("/sys/fs/cgroup")  # control groups of Linux
 
 
 def most_threads() -> int:
-    """torch's threads, or fewer where this process may not take so many cores' time: threads that meet at barriers all
-    wait while the system holds one of them back.
+    """torch's threads, or fewer if the process's CPU quota is lower: threads at a barrier all wait while the system
+    throttles one of them.
     """
     quota = _own_quota()
     return torch.get_num_threads() if quota is None else max(1, min(torch.get_num_threads(), int(quota)))
@@ -96,7 +96,9 @@ def _own_quota() -> float | None:
 
 
 def cpu_quota(groups: Path, own: Path) -> float | None:
-    """How many cores' time the groups named in `own` may take, shown in `groups` by version 1 or 2; None: no bound."""
+    """The CPU quota, in cores, of the control groups listed in the file `membership`, read from `groups` by version 1
+    or 2; None: no limit.
+    """
     found = []
     try:
         lines = own.read_text().splitlines()
@@ -106,7 +108,7 @@ def cpu_quota(groups: Path, own: Path) -> float | None:
         _, controllers, path = line.split(":", 2)
         if controllers and "cpu" not in controllers.split(","):
             continue
-        # Within a container the path may be that of the host, and what is shown begins at the container's own group.
+        # In a container the path may be the host's, while the file system starts at the container's group.
         for root in (groups / controllers, groups / "cpu") if controllers else (groups, groups / "unified"):
             folder = root / path.strip("/")
             found += [_quota(place) for place in (folder, *folder.parents) if place.is_relative_to(root)]
@@ -114,7 +116,7 @@ def cpu_quota(groups: Path, own: Path) -> float | None:
 
 
 def _quota(group: Path) -> float | None:
-    """Of one group, in cores."""
+    """Quota of one group, in cores."""
     try:
         if (group / "cpu.max").exists():
             most, period = (group / "cpu.max").read_text().split()
@@ -129,7 +131,7 @@ _POOLS: dict[int, Pool] = {}
 
 
 def pool(threads: int) -> Pool:
-    """The one pool of that many threads."""
+    """The shared pool with that many threads."""
     if threads not in _POOLS:
         _POOLS[threads] = Pool(threads)
     return _POOLS[threads]

@@ -1,4 +1,4 @@
-"""Products of a matrix with rows of numbers, each for the share of one thread, and what becomes of them."""
+"""Products of a matrix with rows of inputs, each for the share of one thread, and how they are stored."""
 
 from __future__ import annotations
 
@@ -65,8 +65,8 @@ def _numbers(builder: Any, address: Any) -> Any:
 
 
 def _block(adds: bool, rectifies: bool, offset: bool) -> Any:
-    """y = scale x (+ bias), or y += that, or the positive part of it: of 16 neighbours in each of `count` rows, which
-    lie LINE bytes apart in x and `stride` in y.
+    """y = scale x (+ bias), or y += that, or its ReLU: for 16 neighbours in each of `count` rows, which are LINE bytes
+    apart in x and `stride` in y.
     """
 
     @intrinsic
@@ -83,7 +83,7 @@ def _block(adds: bool, rectifies: bool, offset: bool) -> Any:
                     values = builder.fadd(values, moved)
                 if adds:
                     values = builder.fadd(builder.load(target, align=4), values)
-                if rectifies:  # as `activate`: what is no number stays
+                if rectifies:  # as in `activate`: NaN stays NaN
                     values = builder.select(builder.fcmp_ordered("<=", values, zero), zero, values)
                 builder.store(values, target, align=4)
             return context.get_dummy_value()
@@ -95,8 +95,8 @@ def _block(adds: bool, rectifies: bool, offset: bool) -> Any:
 
 @intrinsic
 def _call_for_results(typing: Any, y: Any, stride: Any, count: Any) -> Any:
-    """Have the line at y brought near in each of `count` rows `stride` bytes apart. Results of many rows lie on as many
-    pages, and each would wait for its line after the products instead of during them.
+    """Prefetch the line at y in each of `count` rows `stride` bytes apart, for writing. Results of many rows are on as
+    many pages; otherwise each would wait for its line after the products instead of during them.
     """
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -131,7 +131,7 @@ def store_tile(
     mode: int, code: int, y: int, stride: int, row: int, values: int, count: int, width: int, bias: int, cap: F32,
     scale: F32,
 ) -> None:  # fmt: skip
-    """`store` of `width` neighbours, of which `row` is the first, times `scale`, in each of `count` rows of numbers."""
+    """`store` for `width` neighbours, starting at `row`, times `scale`, in each of `count` input rows."""
     place, offsets = y + 4 * row, bias + 4 * row
     if width < TILE:
         for k in range(count):
@@ -177,7 +177,7 @@ def _activate_sixteen(code: int, place: int, cap: F32) -> None:
 
 @compiled
 def gate(code: int, gate: F32, up: F32, bias: int, one: int, two: int) -> F32:
-    """activation(gate) * up, or with MAXOUT the larger, where their rows in the matrix are `one` and `two`."""
+    """activation(gate) * up, or with MAXOUT the larger one; their rows in the matrix are `gate_row` and `up_row`."""
     if bias != 0:
         gate += f32(bias)[one]
         up += f32(bias)[two]
@@ -188,7 +188,7 @@ def gate(code: int, gate: F32, up: F32, bias: int, one: int, two: int) -> F32:
 def gate_tile(
     code: int, gates: int, ups: int, bias: int, row: int, rows: int, y: int, stride: int, count: int, width: int
 ) -> None:
-    """`gate` of `width` neighbouring units, of which `row` is the first, in each of `count` rows of numbers."""
+    """`gate` for `width` neighbouring units, starting at `row`, in each of `count` input rows."""
     if width < TILE:
         for k in range(count):
             g, u, out = f32(gates + k * LINE), f32(ups + k * LINE), f32(y + k * stride)
@@ -207,7 +207,7 @@ def gate_tile(
 
 @compiled
 def larger_tile(values: int, bias: int, row: int, y: int, stride: int, count: int, width: int) -> None:
-    """The larger of each pair of neighbours, of `width` units, of which `row` is the first, in each of `count` rows."""
+    """The larger of each pair of neighbours, for `width` units, starting at `row`, in each of `count` rows."""
     for k in range(count):
         x, out = f32(values + k * LINE), f32(y + k * stride)
         for i in range(row, row + width):
@@ -215,17 +215,17 @@ def larger_tile(values: int, bias: int, row: int, y: int, stride: int, count: in
             out[i] = gate(MAXOUT, x[one - 2 * row], x[two - 2 * row], bias, one, two)
 
 
-AT_ONCE = BLOCKS * BLOCK_ROWS  # rows of numbers that a tile is multiplied with before its products are stored
-SPAN = 4  # tiles of packed weights that all rows of numbers are multiplied with: few, as they are to stay near
-_PART = 1 << 15  # bytes of weights that a thread takes at once, a microsecond or two of memory
-_HELPED = 4  # threads of whose shares one takes parts, itself among them
+AT_ONCE = BLOCKS * BLOCK_ROWS  # input rows that a tile is multiplied with before storing
+SPAN = 4  # tiles of packed weights that all input rows are multiplied with: few, to stay in cache
+_PART = 1 << 15  # bytes of weights that a thread claims at once, one or two microseconds of loading
+_HELPED = 4  # threads whose shares one may help with, itself included
 _RESULTS = AT_ONCE * LINE  # bytes
 _UNIT_ROOM = matrix_unit.ROOM
-_MADE = 4 * _RESULTS  # where numbers that are to be rounded lie
-_UNIT = _MADE + AT_ONCE * 4 * GROUP  # where the matrix unit's room begins
-_APART = MANY * LINE  # bytes from the results of a tile to those of the next
-_PANELS = 2 * TILES * _APART  # where the room of fp32's panels begins
-ROOM = 64 + max(_UNIT + _UNIT_ROOM + matrix_unit.CONFIGURATION, _PANELS + PANEL_ROOM)  # of scratch of a product
+_MADE = 4 * _RESULTS  # offset of values before quantisation
+_UNIT = _MADE + AT_ONCE * 4 * GROUP  # offset of the matrix unit's scratch
+_APART = MANY * LINE  # bytes between the results of two tiles
+_PANELS = 2 * TILES * _APART  # offset of the panels of fp32
+ROOM = 64 + max(_UNIT + _UNIT_ROOM + matrix_unit.CONFIGURATION, _PANELS + PANEL_ROOM)  # per product
 
 
 @compiled
@@ -238,8 +238,8 @@ def _tile(
     kind: int, w: int, ws: int, tile: int, groups: int, x: int, stride: int, xs: int, corr: int, out: int, room: int,
     count: int, new: bool,
 ) -> None:  # fmt: skip
-    """The products of one tile's rows with `count` rows of numbers, [count, 16] at `out`. Where the tile is `new`, not
-    near from other rows, the unit's products call for what follows it.
+    """Products of one tile's rows with `count` input rows, [count, 16] at `out`. If the tile is `new`, that is not in
+    cache yet, the matrix unit prefetches what follows it.
     """
     weights, scales = w + tile * groups * (TILE8 if kind == INT8 else TILE4), ws + tile * groups * LINE
     done, step = 0, 4 * groups
@@ -257,8 +257,8 @@ def _sixteen(
     kind: int, w: int, ws: int, row: int, rows: int, columns: int, x: int, stride: int, xs: int, corr: int, out: int,
     room: int, count: int, new: bool,
 ) -> None:  # fmt: skip
-    """The products of rows `row` to `row` + 15 of a matrix of `rows` rows, [count, 16] at `out`. Where they do not
-    begin with a tile, two tiles have them.
+    """Products of rows `row` to `row` + 15 of a matrix of `rows` rows, [count, 16] at `out`. If they do not start a
+    tile, they come from two tiles.
     """
     if kind == FP32:
         few_dots(w + row * 4 * columns, min(TILE, rows - row), columns, x, stride, count, out)
@@ -284,7 +284,7 @@ def _tiles(
     kind: int, w: int, ws: int, row: int, tiles: int, follows: int, rows: int, columns: int, x: int, stride: int,
     xs: int, corr: int, out: int, room: int, count: int, new: bool,
 ) -> None:  # fmt: skip
-    """`_sixteen` of so many tiles, whose products lie _APART. Rows from `follows` on come next."""
+    """`_sixteen` for so many tiles, whose products are _APART bytes apart. Rows from `follows` on come next."""
     if kind == FP32 and count > FEW:
         here, ahead = min(tiles * TILE, rows - row), w + follows * 4 * columns if follows < rows else 0
         many_dots(w + row * 4 * columns, here, columns, x, stride, count, out, room + _PANELS, ahead)
@@ -294,13 +294,13 @@ def _tiles(
 
 @compiled
 def _span_of(kind: int) -> int:
-    """How many tiles all rows of numbers are multiplied with before the next ones."""
+    """How many tiles all input rows are multiplied with before the next ones."""
     return TILES if kind == FP32 else SPAN
 
 
 @compiled
 def _at_once(kind: int, rows: int) -> tuple[int, int]:
-    """How many of so many rows of numbers are multiplied before the products are stored, and with how many tiles."""
+    """How many input rows are multiplied before their products are stored, and with how many tiles."""
     if kind == FP32 and rows > FEW:
         parts = (rows + MANY - 1) // MANY
         return (rows + parts - 1) // parts, TILES
@@ -372,9 +372,10 @@ def _gated(
 @compiled
 def _rounded(
     kind: int, w: int, ws: int, bias: int, x: int, xs: int, corr: int, stride: int, y: int, y_kind: int, ys: int,
-    y_corr: int, rows: int, columns: int, batch: int, code: int, cap: F32, scale: F32, room: int, first: int, last: int,
+    y_corr: int, rows: int, columns: int, batch: int, code: int, cap: F32, scale: F32, room: int, first: int,
+    last: int,
 ) -> None:  # fmt: skip
-    """Groups `first` to `last` of what is rounded, each of several tiles."""
+    """Groups `first` to `last` of the quantised output, each of several tiles."""
     groups, into, made = groups_of(columns), groups_of(rows), room + _MADE
     for g in range(first, last):
         row, width = g * GROUP, min(GROUP, rows - g * GROUP)
@@ -400,8 +401,8 @@ def _tiles_of_part(kind: int, columns: int, batch: int) -> int:
 
 @compiled
 def _next_part(counter: int, met: int, tiles: int, size: int, helped: int, thread: int, threads: int) -> Any:
-    """The first of the tiles that a thread makes next, the one after the last, and of whose share they are, counted
-    from its own on: when all of that is taken, it helps others.
+    """The first tile of a thread's next part, the one after the last, and whose share it is, counted from its own:
+    after its own share it helps others.
     """
     while helped < min(threads, _HELPED):
         owner = (thread + helped) % threads
@@ -417,17 +418,17 @@ def _next_part(counter: int, met: int, tiles: int, size: int, helped: int, threa
 @compiled
 def multiply(
     kind: int, w: int, ws: int, bias: int, x: int, xs: int, corr: int, stride: int, y: int, y_stride: int, y_kind: int,
-    ys: int, y_corr: int, start: int, rows: int, whole: int, columns: int, batch: int, mode: int, code: int, cap: F32,
-    scale: F32, room: int, counter: int, thread: int, threads: int,
+    ys: int, y_corr: int, start: int, rows: int, whole: int, columns: int, batch: int, mode: int, code: int,
+    cap: F32, scale: F32, room: int, counter: int, thread: int, threads: int,
 ) -> None:  # fmt: skip
-    """y = activation(scale W x + bias), y += W x + bias, or (GATED) y = activation(gate x) * (up x), of `batch` rows of
-    numbers; each weight comes from memory once. ROUNDED is the first of these of a whole matrix, rounded for weights of
-    `y_kind`, its scales and corrections at `ys` and `y_corr`.
+    """y = activation(scale W x + bias), y += W x + bias, or (GATED) y = activation(gate x) * (up x), for `batch` input
+    rows; each weight is loaded from memory once. QUANTISED is the first of these for a complete matrix, quantised for
+    weights of `y_kind`, with scales and corrections at `ys` and `y_corr`.
 
-    W is rows `start` to `start + rows` of a matrix of `whole` rows. GATED takes a whole matrix of 2 `rows` rows: the
-    first half is the gate, the second the other; with MAXOUT y is the larger of each pair of neighbours. Strides are in
-    bytes; the scales and corrections of quantised numbers lie a group apart. `room` has ROOM bytes. With the counter of
-    a barrier threads that are done take parts of others' shares; with 0 each makes its own.
+    W is rows `start` to `start + rows` of a matrix of `total_rows` rows. GATED takes a complete matrix of 2 `rows`
+    rows: the first half is the gate, the second the other; with MAXOUT y is the larger of each pair of neighbours.
+    Strides are in bytes; quantised inputs have one scale and correction per group. `scratch` has SCRATCH_BYTES bytes.
+    With the counter of a barrier idle threads claim parts of others' shares; with 0 each computes its own.
     """
     room, on_unit = (room + 63) // 64 * 64, kind != FP32 and batch >= BLOCK_ROWS
     if on_unit:
@@ -435,7 +436,7 @@ def multiply(
     each = TILE // 2 if mode == GATED and code == MAXOUT else GROUP if mode == ROUNDED else TILE
     tiles, met, size, helped = (rows + each - 1) // each, 0, 0, 0
     first, last = share(tiles, thread, threads)
-    counter = counter if threads > 1 else 0  # one alone meets nobody, and so is never seen to have met
+    counter = counter if threads > 1 else 0  # a single thread passes no barriers
     if counter != 0:
         met, size = meetings(counter, threads), _tiles_of_part(kind, columns, batch)
         size = max(1, size * TILE // GROUP) if mode == ROUNDED else size
@@ -450,8 +451,8 @@ def multiply(
             )  # fmt: skip
         else:
             _multiply(
-                kind, w, ws, bias, x, xs, corr, stride, y, y_stride, start, rows, whole, columns, batch, mode, code,
-                cap, scale, room, first, last,
+                kind, w, ws, bias, x, xs, corr, stride, y, y_stride, start, rows, whole, columns, batch, mode,
+                code, cap, scale, room, first, last,
             )  # fmt: skip
         first = last
         if counter != 0:
@@ -462,7 +463,7 @@ def multiply(
 
 @compiled
 def quantise(kind: int, x: int, stride: int, columns: int, q: int, xs: int, corr: int, first: int, last: int) -> None:
-    """Rows `first` to `last`."""
+    """Quantise rows `first` to `last`."""
     groups = groups_of(columns)
     for b in range(first, last):
         quantise_row(
@@ -472,7 +473,7 @@ def quantise(kind: int, x: int, stride: int, columns: int, q: int, xs: int, corr
 
 @compiled
 def unpack_row(kind: int, w: int, ws: int, row: int, width: int, scale: F32, out: int) -> None:
-    """A row of a matrix as numbers, times `scale`."""
+    """A row of a matrix as floats, times `scale`."""
     y = f32(out)
     if kind == FP32:
         numbers = f32(w + row * 4 * width)
@@ -497,7 +498,7 @@ def unpack_row(kind: int, w: int, ws: int, row: int, width: int, scale: F32, out
 def unpack_rows(
     kind: int, w: int, ws: int, rows: int, count: int, width: int, out: int, thread: int, threads: int
 ) -> None:
-    """`count` rows of a matrix, whose numbers are at `rows` (int64), as floats at `out`: one thread's share."""
+    """`count` rows of a matrix, whose indices are at `rows` (int64), as floats at `out`: one thread's share."""
     first, last = share(count, thread, threads)
     for n in range(first, last):
         unpack_row(kind, w, ws, i64(rows)[n], width, np.float32(1), out + 4 * n * width)
@@ -508,15 +509,16 @@ def packed_product(
     kind: int, w: int, ws: int, bias: int, x: int, q: int, xs: int, corr: int, y: int, rows: int, columns: int,
     batch: int, room: int, counter: int, thread: int, threads: int,
 ) -> None:  # fmt: skip
-    """y = x W^T + bias, with the memory for quantised numbers at `q`, `xs` and `corr`, and ROOM bytes for each thread
-    at `room`; all threads.
+    """y = x W^T + bias, with buffers for quantised inputs at `q`, `xs` and `corr`, and SCRATCH_BYTES bytes per thread
+    at `scratch`; runs on all threads.
     """
     first, last = share(batch, thread, threads)
     quantise(kind, x, 4 * columns, columns, q, xs, corr, first, last)
     barrier(counter, threads)
-    # Constants would be types of their own, for which all that multiplies would be compiled once more.
+    # Literal constants have types of their own, for which `multiply` would be compiled again.
     start, mode, code, none = np.int64(0), np.int64(STORE), np.int64(NONE), np.int64(0)
     multiply(
         kind, w, ws, bias, q, xs, corr, groups_of(columns) * GROUP, y, 4 * rows, none, none, none, start, rows,
-        rows, columns, batch, mode, code, np.float32(0), np.float32(1), room + thread * ROOM, none, thread, threads,
+        rows, columns, batch, mode, code, np.float32(0), np.float32(1), room + thread * ROOM, none,
+        thread, threads,
     )  # fmt: skip

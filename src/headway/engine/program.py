@@ -1,8 +1,8 @@
-"""A program: a table of instructions, and the compiled loops that run it.
+"""Programs: tables of instructions, and the compiled loops that execute them.
 
-An instruction is a row of whole numbers and a row of floats. Addresses from 0 on are in memory that threads share;
-negative ones, -1 - offset, in the scratch that each thread has for itself. What lies in scratch every thread makes for
-itself, so that it needs no barrier.
+An instruction is a row of integers and a row of floats. Addresses from 0 on are in memory shared by threads; negative
+ones, -1 - offset, in each thread's scratch. Every thread computes what is in its scratch by itself, so that no barrier
+is needed.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from headway.engine.softmax import nothing
 from headway.engine.tiles import INT8
 
 FIELDS, FLOATS = 32, 4
-SHARING = 16  # tokens of one sequence, or rows of one memory, that attend to it at once
+SHARING = 16  # tokens of one sequence, or rows of one encoder output, that attend together
 
 
 class Opcode(IntEnum):
@@ -88,7 +88,7 @@ COMBINE, CELL, ASSOCIATE, LINK, ADD_ATTEND, ROUTE, SKIP, WEIGH = map(int, list(O
 
 @compiled
 def share_of(place: int, batch: int, thread: int, threads: int) -> tuple[int, int]:
-    """The rows that a thread makes of what comes to lie at `place`: all where that is its own."""
+    """A thread's rows of a result at `address`: all rows if that is in its scratch."""
     return share(batch, thread, threads) if place >= 0 else (0, batch)
 
 
@@ -132,7 +132,7 @@ def _keep(
 
 @compiled
 def _keep_one(op: np.ndarray, numbers: np.ndarray, place: int, b: int, g: int, scratch: int) -> None:
-    """Of one token and one group."""
+    """Write those of one token and one group."""
     heads, groups, size, half = op[3], op[4], op[5], op[14]
     row, key = op[1] + b * op[2], at(op[24], scratch)
     new, kept = f32(row + 4 * (heads + g) * size), f32(key)
@@ -150,7 +150,7 @@ def _keep_one(op: np.ndarray, numbers: np.ndarray, place: int, b: int, g: int, s
 def _keep_run(
     op: np.ndarray, numbers: np.ndarray, places: int, b: int, tokens: int, g: int, begin: int, end: int, scratch: int
 ) -> None:
-    """Those of a run that come to lie in pieces `begin` to `end`, where nobody but who attends to these reads them."""
+    """Write those of a run in segments `start` to `end`, if only the thread that attends to these reads them."""
     if op[6] and i64(op[27])[1]:
         for r in range(b, b + tokens):
             place = i64(places)[r]
@@ -162,7 +162,7 @@ def _keep_run(
 def _prepare_queries(
     op: np.ndarray, numbers: np.ndarray, places: int, b: int, tokens: int, g: int, scratch: int
 ) -> None:
-    """Those of one group in rows b to b + `tokens`, [tokens, heads of a group], as the keys' form asks."""
+    """Queries of one group in rows b to b + `tokens`, [tokens, heads of a group], in the format of the keys' dtype."""
     heads, groups, size, half = op[3], op[4], op[5], op[14]
     each, form = heads // groups, op[25]
     for query in range(tokens * each):
@@ -188,16 +188,16 @@ def _attend_run(
     op: np.ndarray, numbers: np.ndarray, b: int, tokens: int, g: int, piece: int, follows: int, onwards: int,
     highest: int, scratch: int,
 ) -> None:  # fmt: skip
-    """One piece for the rows of a run and the heads of a group, whose queries are ready: [tokens, heads, size + 2] at
-    `spare`. What each row sees of it then goes where its pieces lie, or is folded into what it has.
+    """One segment for the rows of a run and the heads of a group, whose queries are prepared: [tokens, heads, size + 2]
+    at `spare`. Each row's part is then copied to its partial results, or folded into its sums.
     """
     heads, size, window, room = op[3], op[5], op[15], op[28]
     each, width = heads // op[4], op[5] + 2
     bias, spare = 0 if op[16] == 0 else op[16] + 4 * g * each * op[17], at(op[29], scratch)
     attend_piece(
-        op[25], at(op[23], scratch), tokens, each, op[18] + 8 * b * op[19], op[21] + g * op[26], size, piece, follows,
-        onwards, highest, op[6], window, bias, op[17], np.float32(numbers[1]), op[31], op[14], at(op[24], scratch),
-        spare,
+        op[25], at(op[23], scratch), tokens, each, op[18] + 8 * b * op[19], op[21] + g * op[26], size, piece,
+        follows, onwards, highest, op[6], window, bias, op[17], np.float32(numbers[1]), op[31], op[14],
+        at(op[24], scratch), spare,
     )  # fmt: skip
     for r in range(tokens):
         begin, end = pieces_of(highest + op[6] * r, window)
@@ -217,8 +217,8 @@ def _attend_run(
 
 @compiled
 def _run_of(op: np.ndarray, places: int, n: int) -> tuple[int, int, int, int, int]:
-    """The first row of a run, how many there are, what the first sees up to, the first piece that any of them sees, and
-    the one after the last.
+    """The first row of a run, the number of rows, the highest position of the first, the first segment that any of them
+    sees, and the one after the last.
     """
     runs = i64(op[27])
     b, tokens = runs[n + 2], runs[n + 3] - runs[n + 2]
@@ -230,13 +230,13 @@ def _run_of(op: np.ndarray, places: int, n: int) -> tuple[int, int, int, int, in
 
 @compiled
 def _blocks_of(op: np.ndarray, b: int, position: int) -> int:
-    """Where the table of a row lists the block of the first position of a chunk."""
+    """Address in a row's table of the block with the first position of a chunk."""
     return op[18] + 8 * (b * op[19] + position // CHUNK * CHUNK // BLOCK)
 
 
 @compiled
 def _first_blocks(op: np.ndarray, places: int, n: int) -> int:
-    """Where the first blocks that a run of rows sees are listed; where there is no such run, those of the last one."""
+    """Address of the first visible blocks of a run; of the last run if there is no such run."""
     n = min(n, i64(op[27])[0] - 1)
     b, _, highest, begin, _ = _run_of(op, places, n)
     lowest = max(0, highest - op[15] + 1) if op[15] > 0 else 0
@@ -248,7 +248,7 @@ def _attend_pieces(
     op: np.ndarray, numbers: np.ndarray, places: int, n: int, g: int, low: int, high: int, next_run: int,
     next_group: int, scratch: int,
 ) -> None:  # fmt: skip
-    """Pieces `low` to `high` of a run and a group; what follows is of another."""
+    """Segments `low` to `high` of a run and a group; the prefetch continues with another."""
     b, tokens, highest, _, _ = _run_of(op, places, n)
     onwards = op[21] + g * op[26]
     _keep_run(op, numbers, places, b, tokens, g, low, high, scratch)
@@ -262,7 +262,7 @@ def _attend_pieces(
 
 @compiled
 def _reach(op: np.ndarray, places: int, n: int) -> tuple[int, int, int, int]:
-    """The pieces that a run sees, from the first to the one after the last; where they begin, and their positions."""
+    """The segments that a run sees, from the first to the one after the last; their first position and length."""
     _, tokens, highest, begin, end = _run_of(op, places, n)
     start, top = piece_start(begin), highest + op[6] * (tokens - 1)
     return begin, end, start, min(piece_start(end), top + 1) - start
@@ -270,7 +270,7 @@ def _reach(op: np.ndarray, places: int, n: int) -> tuple[int, int, int, int]:
 
 @compiled
 def _piece_after(first: int, begin: int, end: int, positions: int, all_of_it: int) -> int:
-    """The first piece, of `begin` to `end`, whose middle lies so many positions or more from where they begin."""
+    """The first segment, of `start` to `end`, whose middle is at least so many positions after their start."""
     if positions >= all_of_it:
         return end
     return min(end, max(begin, piece_of(max(0, first + positions - CHUNK // 2 - 1)) + (positions > CHUNK // 2)))
@@ -278,7 +278,7 @@ def _piece_after(first: int, begin: int, end: int, positions: int, all_of_it: in
 
 @compiled
 def _attend(op: np.ndarray, numbers: np.ndarray, places: int, scratch: int, thread: int, threads: int) -> None:
-    """Of few rows: the pieces are shared among the threads by their positions, and joined later."""
+    """For few rows: segments are shared among threads by position, and merged later."""
     groups, runs = op[4], i64(op[27])[0]
     total = 0
     for n in range(runs):
@@ -298,7 +298,7 @@ def _attend(op: np.ndarray, numbers: np.ndarray, places: int, scratch: int, thre
 
 @compiled
 def _attend_whole(op: np.ndarray, numbers: np.ndarray, places: int, scratch: int, thread: int, threads: int) -> None:
-    """Of many rows: the pieces of a run and a group are joined by the thread that makes them."""
+    """For many rows: the segments of a run and a group are merged by the thread that computes them."""
     heads, groups, size, width = op[3], op[4], op[5], op[5] + 2
     each = heads // groups
     for task in range(thread, i64(op[27])[0] * groups, threads):
@@ -312,7 +312,7 @@ def _attend_whole(op: np.ndarray, numbers: np.ndarray, places: int, scratch: int
 
 @compiled
 def _sum(op: np.ndarray, batch: int, scratch: int, thread: int, threads: int) -> None:
-    """dst = dst (if residual) + gain x src, the share of columns of one thread."""
+    """dst = dst (if residual) + gain x src, one thread's share of the columns."""
     first, last = share_rows(op[5], thread, threads)
     for b in range(batch):
         x, y = f32(at(op[1], scratch) + b * op[2]), f32(at(op[3], scratch) + b * op[4])
@@ -333,8 +333,8 @@ def run(
     thread: int,
     threads: int,
 ) -> None:
-    """All instructions for one new token of each row: `symbols` and `places` are addresses of int64, one a row. Those
-    from COMBINE on are for `whole.run_whole`.
+    """Execute all instructions for one new token per row: `tokens` and `positions` are addresses of int64, one per row.
+    Instructions from COMBINE on need `run_all`.
     """
     for number in range(table.shape[0]):
         op, numbers = table[number], floats[number]
@@ -378,7 +378,9 @@ def run(
 
 @compiled
 def route(op: np.ndarray, batch: int, scratch: int, thread: int, threads: int) -> None:
-    """Each thread for itself: the probability of each expert, 0 for all but the `active` likeliest. And sums of 0."""
+    """Private to each thread: the probability of each expert, 0 for all but the `active` most probable ones. Clears the
+    sums.
+    """
     count, active = op[3], op[4]
     first, last = share_rows(op[9], thread, threads)
     for b in range(batch):
@@ -404,7 +406,7 @@ def route(op: np.ndarray, batch: int, scratch: int, thread: int, threads: int) -
 
 @compiled
 def idle(op: np.ndarray, batch: int, scratch: int) -> bool:
-    """Whether no row goes to the expert."""
+    """Whether no row is routed to the expert."""
     going = 0
     for b in range(batch):
         if f32(at(op[1], scratch) + 4 * b * op[2])[op[3]] != 0:
@@ -414,7 +416,7 @@ def idle(op: np.ndarray, batch: int, scratch: int) -> bool:
 
 @compiled
 def weigh(op: np.ndarray, batch: int, scratch: int, thread: int, threads: int) -> None:
-    """sum += probability x what the expert says, the share of columns of one thread."""
+    """sum += probability x the expert's output, one thread's share of the columns."""
     first, last = share_rows(op[8], thread, threads)
     for b in range(batch):
         weight = f32(at(op[1], scratch) + 4 * b * op[2])[op[3]]
@@ -436,7 +438,7 @@ def run_whole(
     thread: int,
     threads: int,
 ) -> None:
-    """`program.run` with all instructions."""
+    """`run` with all instructions."""
     start, count = 0, table.shape[0]
     while start < count:
         stop = start
@@ -478,7 +480,7 @@ def run_step(
     threads: int,
     asked: int,
 ) -> None:
-    """`run`, and then what comes next of each row that is asked for (`drawing.choose_rows`); 0: of none."""
+    """`run`, then sample the next token of the requested rows (`sampling_kernels.sample_batch`); 0: none."""
     run(table, floats, symbols, places, batch, scratch, counter, thread, threads)
     if asked:
         choose_rows(asked, counter, thread, threads)

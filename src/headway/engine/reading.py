@@ -1,4 +1,4 @@
-"""The loop that runs a program for the tokens of whole documents."""
+"""The loop that executes a program for the tokens of complete documents."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from headway.engine.operations import at
 from headway.engine.program import Opcode, run
 from headway.engine.rough_documents import QUERIES_AT_ONCE, attend_rough, lay_out_rough
 
-CHUNK = QUERIES * QUERIES_AT_ONCE // 2  # queries of a head in one document that a thread takes at once: whole tiles
+CHUNK = QUERIES * QUERIES_AT_ONCE // 2  # queries of a head in one document that a thread takes at once: full tiles
 _ATTEND, _BATCH = int(Opcode.ATTEND_DOCUMENTS), int(Opcode.BATCH)
 
 
@@ -19,7 +19,7 @@ _ATTEND, _BATCH = int(Opcode.ATTEND_DOCUMENTS), int(Opcode.BATCH)
 def attend_documents(
     op: np.ndarray, numbers: np.ndarray, documents: int, scratch: int, thread: int, threads: int
 ) -> None:
-    """The share of one thread: chunks of queries of a head in a document, about as much work for each thread."""
+    """One thread's share: chunks of queries of a head in a document, with about equal work per thread."""
     heads, each, offsets, rough = op[3], op[3] // op[4], i64(documents), op[29] != 0
     if rough:
         acquire(at(op[25], scratch))
@@ -54,8 +54,8 @@ def attend_documents(
 def run_documents(
     table: np.ndarray, floats: np.ndarray, documents: int, scratch: int, counter: int, thread: int, threads: int
 ) -> None:
-    """All instructions for the tokens of whole documents. `documents` is the address of int64: how many there are, and
-    where each begins, with the end of the last.
+    """Execute all instructions for the tokens of complete documents. `documents` is the address of int64: their number,
+    the start of each, and the end of the last.
     """
     offsets = i64(documents)
     tokens = offsets[offsets[0] + 1]

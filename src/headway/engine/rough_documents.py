@@ -1,13 +1,13 @@
-"""Attention within whole documents by bf16 on a processor's matrix unit; softmax is in fp32.
+"""Attention within complete documents in bf16 on a processor's matrix unit; softmax is in fp32.
 
-Tiles of 16 queries of a head meet some keys at a time, and what they have seen before fades as a larger score comes
-(Milakov and Gimelshein 2018). Where queries and keys are cut depends on their places in the document alone, as in
-`documents`. Queries are columns, so that a vector has one number of each, and nothing is added up within vectors. They
-and the keys are sums of two numbers of bf16, of whose four products the least is left out: a score may be large, and
-its error is one of the weight. Weights and values are rounded once.
+Tiles of 16 queries of a head process a few keys at a time; earlier sums are rescaled when a larger score comes (Milakov
+and Gimelshein 2018). How queries and keys are cut depends only on their positions in the document, as in
+`document_attention`. Queries are columns, so a vector has one element per query, and nothing is summed within vectors.
+Queries and keys are sums of two bf16 numbers, and the smallest of the four products is dropped: a score may be large,
+and its error is a relative error of the weight. Weights and values are rounded once.
 
-A tile holds numbers in pairs, each as a word of 32 bits: with number r of 32 goes number 16 + r, of queries and keys
-alike, and of weights and values, so that whole vectors become pairs.
+A tile holds elements in pairs, each in a word of 32 bits: element r of 32 is paired with element 16 + r, in queries and
+keys alike, and in weights and values, so that full vectors become pairs.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from headway.engine.softmax import LOWEST
 from headway.engine.vectors import call, constant, fused, spread, word
 
 QUERIES_AT_ONCE = BLOCKS * BLOCK_ROWS
-KEYS_AT_ONCE = 256  # whose scores for so many queries stay near
+KEYS_AT_ONCE = 256  # keys whose scores for so many queries stay in cache
 _TILE, _LINE = 1024, 64  # bytes
-_SCORES = KEYS_AT_ONCE * _LINE  # bytes of those of a tile of queries
+_SCORES = KEYS_AT_ONCE * _LINE  # bytes of the scores of a tile of queries
 _LANES = 16
 _FLOATS, _WORDS = ir.VectorType(_F32, _LANES), ir.VectorType(_I32, _LANES)
 _all, _word = partial(constant, _FLOATS), partial(constant, _WORDS)
 _VOID = ir.VoidType()
-# 2^r for r from -1/2 to 1/2, to 1e-4, where bf16 keeps 4e-3; exact at 0, so that the least power is 0.
+# 2^r for r from -1/2 to 1/2, to 1e-4, where bf16 has 4e-3; exact at 0, so that the smallest power is 0.
 _POWERS = (0.05500869, 0.24221063, 0.69328292, 1.0)
 _LOG2_E, _LEAST_POWER = 1.4426950408889634, -127.0
-_ROUNDER = 1.5 * 2**23  # a number to which this is added keeps no fraction, and the whole in its lowest bits
+_ROUNDER = 1.5 * 2**23  # adding this drops the fraction and leaves the integer in the lowest bits
 
 
 def _load(builder: Any, address: Any, kind: ir.VectorType, offset: int = 0) -> Any:
@@ -51,7 +51,7 @@ def _store(builder: Any, value: Any, address: Any, offset: int = 0) -> None:
 
 
 def _rounded(builder: Any, x: Any) -> Any:
-    """bf16 in the upper halves of words, to the nearest; what is no number stays none."""
+    """bf16 in the upper halves of words, rounded to nearest; NaN stays NaN."""
     bits = builder.bitcast(x, _WORDS)
     odd = builder.and_(builder.lshr(bits, _word(16)), _word(1))
     bits = builder.add(builder.add(bits, _word(0x7FFF)), odd)
@@ -64,7 +64,7 @@ def _pairs(builder: Any, low: Any, high: Any) -> Any:
 
 @intrinsic
 def _pair(typing: Any, low: Any, high: Any, out: Any) -> Any:
-    """16 pairs of the numbers at two addresses."""
+    """16 pairs of the elements at two addresses."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         halves = [_rounded(builder, _load(builder, address, _FLOATS)) for address in args[:2]]
@@ -76,7 +76,7 @@ def _pair(typing: Any, low: Any, high: Any, out: Any) -> Any:
 
 @intrinsic
 def _split(typing: Any, x: Any, factor: Any, out: Any) -> Any:
-    """16 pairs of the 32 numbers at an address times a factor, and a tile further those of what rounding leaves."""
+    """16 pairs of the 32 elements at an address times a factor, and a tile further those of the rounding error."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         x, factor, out = args
@@ -94,9 +94,9 @@ def _split(typing: Any, x: Any, factor: Any, out: Any) -> Any:
 
 
 def _turned(builder: Any, rows: list[Any]) -> list[Any]:
-    """16 rows of 16 become columns."""
+    """Transpose 16 rows of 16."""
     found, size = list(rows), 1
-    while size < _LANES:  # blocks of this size change places across the diagonal
+    while size < _LANES:  # swap blocks of this size across the diagonal
         lower = [lane if not lane & size else _LANES + lane - size for lane in range(_LANES)]
         upper = [lane + size if not lane & size else _LANES + lane for lane in range(_LANES)]
         for row in range(_LANES):
@@ -122,7 +122,7 @@ def _transpose(typing: Any, tile: Any, out: Any) -> Any:
 
 @intrinsic
 def _divide(typing: Any, tile: Any, totals: Any, out: Any) -> Any:
-    """16 numbers of each query, which are columns, by their totals, as rows."""
+    """16 elements of each query, which are columns, divided by their totals, as rows."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         inverse = builder.fdiv(_all(1.0), _load(builder, args[1], _FLOATS))
@@ -148,12 +148,12 @@ def _add_products(builder: Any, total: int, rows: int, columns: int) -> None:
     call(builder, "x86.tdpbf16ps", _VOID, *map(_register, (total, rows, columns)))
 
 
-_KEYS, _QUERIES = BLOCKS, BLOCKS + 2  # registers behind those of sums: both parts of keys, and of each tile of queries
+_KEYS, _QUERIES = BLOCKS, BLOCKS + 2  # registers after those of sums: both parts of keys, and of each tile of queries
 
 
 def _scores(blocks: int) -> Any:
-    """Scores of `count` tiles of keys, which are rows, with `blocks` tiles of queries. `chunks` of 32 numbers make a
-    key; of each both parts follow each other.
+    """Scores of `count` tiles of keys, which are rows, with `blocks` tiles of queries. `chunks` of 32 elements make a
+    key; both parts of each chunk are adjacent.
     """
 
     @intrinsic
@@ -189,8 +189,8 @@ def _scores(blocks: int) -> Any:
 
 
 def _weigh(blocks: int) -> Any:
-    """To a tile of sums, of 16 numbers of a value, add `count` times 32 values times their weights, for `blocks` tiles
-    of queries, whose sums lie `step` bytes apart.
+    """Add `count` times 32 values times their weights to a tile of sums, of 16 elements of a value, for `blocks` tiles
+    of queries, whose sums are `step` bytes apart.
     """
 
     @intrinsic
@@ -221,9 +221,9 @@ _weigh_one, _weigh_two = _weigh(1), _weigh(2)
 
 
 def _power(builder: Any, x: Any) -> Any:
-    """2^x of each, 0 from -127 down; x is at most 0. What is no number stays none."""
+    """2^x of each element, 0 from -127 down; x is at most 0. NaN stays NaN."""
     x = builder.select(builder.fcmp_ordered("<", x, _all(_LEAST_POWER)), _all(_LEAST_POWER), x)
-    # Flags of their own keep the compiler from leaving out what is added and taken away.
+    # These flags keep the compiler from cancelling the addition and subtraction.
     moved = builder.fadd(x, _all(_ROUNDER), flags=("contract",))
     left = builder.fsub(x, builder.fsub(moved, _all(_ROUNDER), flags=("contract",)), flags=("contract",))
     p = _all(_POWERS[0])
@@ -235,8 +235,8 @@ def _power(builder: Any, x: Any) -> Any:
 
 @intrinsic
 def _soften(typing: Any, scores: Any, spans: Any, kept: Any, sums: Any, rows: Any) -> Any:
-    """Of SPAN `spans` keys the scores of 16 queries become weights exp(score - top), in pairs, in their place. At
-    `kept` are the largest scores so far and the sums of weights; these and `rows` rows of sums fade.
+    """Turn the scores of 16 queries with SPAN `spans` keys into weights exp(score - top), in pairs, in place. At
+    `state` are the largest scores so far and the sums of weights; these and `rows` rows of sums are rescaled.
     """
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -257,7 +257,7 @@ def _soften(typing: Any, scores: Any, spans: Any, kept: Any, sums: Any, rows: An
                 builder.store(larger(builder.load(top), _load(builder, here, _FLOATS, offset)), top)
         top = larger(*map(builder.load, tops))
         _store(builder, top, kept)
-        # What has seen nothing has weights of 0: no score is above the lowest one.
+        # Queries that have seen nothing get weights of 0: no score is above the lowest one.
         base = builder.select(builder.fcmp_ordered(">", top, _all(float(LOWEST))), top, _all(0.0))
         most = builder.fmul(base, _all(-_LOG2_E))
         with cgutils.for_range(builder, spans) as loop:
@@ -284,12 +284,12 @@ def _soften(typing: Any, scores: Any, spans: Any, kept: Any, sums: Any, rows: An
 
 @compiled
 def whole_chunks(size: int) -> int:
-    """So many numbers in chunks of 32."""
+    """`size` rounded up to full chunks of 32."""
     return (size + 31) // 32 * 32
 
 
 def rough_bytes(size: int, keys: int) -> tuple[int, ...]:
-    """What keys, values and queries of a head take, their scores, rows that become tiles, and what comes of it."""
+    """Scratch bytes of a head's keys, values, queries, scores, rows that become tiles, and results."""
     wide, spans = -(-size // 32) * 32, -(-keys // SPAN) * SPAN
     sums = BLOCKS * (_LINE * wide + 2 * _LINE)
     return 4 * wide * spans, 2 * wide * spans, 4 * wide * QUERIES_AT_ONCE, BLOCKS * _SCORES, (12 + _LINE) * wide, sums
@@ -306,7 +306,7 @@ def _copied(source: int, size: int, room: int) -> None:
 
 @compiled
 def _prepared(op: np.ndarray, numbers: np.ndarray, source: int, t: int, weight: int, bias: int, room: int) -> int:
-    """The address of a query or a key at place t, normed and turned, in whole chunks: in the room, or where it is."""
+    """The address of a query or key at position t, normed and rotated, padded to chunks: in scratch or in place."""
     size, half = op[5], op[14]
     if op[7] < 0 and half == 0 and size == whole_chunks(size):
         return source
@@ -333,8 +333,8 @@ def _zeros(room: int, count: int) -> None:
 
 @compiled
 def lay_out_rough(op: np.ndarray, numbers: np.ndarray, start: int, length: int, g: int, scratch: int) -> None:
-    """The keys of a group in a document as tiles [length / 16, K / 32, both parts] of 16 keys, and its values as tiles
-    [V / 16, length / 32] of 16 numbers of each; behind the last are zeros.
+    """Lay out the keys of a group in a document as tiles [length / 16, K / 32, both parts] of 16 keys, and its values
+    as tiles [V / 16, length / 32] of 16 elements each; padded with zeros.
     """
     size, stride, wide = op[5], op[2], whole_chunks(op[5])
     keys, values, room = at(op[21], scratch), at(op[22], scratch), at(op[25], scratch)
@@ -363,8 +363,8 @@ def lay_out_rough(op: np.ndarray, numbers: np.ndarray, start: int, length: int, 
 
 @compiled
 def _queries(op: np.ndarray, numbers: np.ndarray, start: int, first: int, count: int, h: int, scratch: int) -> None:
-    """Those of a head from place `first` of a document on as tiles [queries / 16, K / 32, both parts], each query a
-    column; behind the last are zeros.
+    """Queries of a head from position `first` of a document on as tiles [queries / 16, K / 32, both parts], each query
+    a column; padded with zeros.
     """
     room, q, wide, scale = at(op[25], scratch), at(op[23], scratch), whole_chunks(op[5]), np.float32(numbers[2])
     zero, pairs, parts = room + 8 * wide, room + 12 * wide, wide // 16
@@ -382,7 +382,7 @@ def _queries(op: np.ndarray, numbers: np.ndarray, start: int, first: int, count:
 
 @compiled
 def _add_biases(op: np.ndarray, scores: int, base: int, end: int, query: int, count: int, n: int, h: int) -> None:
-    """To the scores of keys `base` to `end`, each with a tile of queries from `query` on."""
+    """Add biases to the scores of keys `base` to `end`, each with a tile of queries from `query` on."""
     span = op[18]
     for t in range(base, end):
         s = f32(scores + (t - base) * _LINE)
@@ -397,7 +397,7 @@ def _add_biases(op: np.ndarray, scores: int, base: int, end: int, query: int, co
 
 @compiled
 def _hide(scores: int, base: int, begin: int, end: int, query: int, before: int, after: int, length: int) -> None:
-    """Keys `begin` to `end`, which not all of a tile of queries see, get the lowest score where one does not."""
+    """Set the scores of keys `start` to `end` to the lowest score for queries that do not see them."""
     for t in range(begin, end):
         s = f32(scores + (t - base) * _LINE)
         if t >= length:
@@ -413,7 +413,7 @@ def _hide(scores: int, base: int, begin: int, end: int, query: int, before: int,
 def _weights(
     op: np.ndarray, cap: F32, base: int, spans: int, n: int, length: int, h: int, query: int, count: int, scores: int
 ) -> None:
-    """Scores of a tile of queries with SPAN `spans` keys from `base` on, ready to be softened."""
+    """Scores of a tile of queries with SPAN `spans` keys from `base` on, ready for the softmax."""
     end = base + spans * SPAN
     if cap > 0:
         s = f32(scores)
@@ -431,7 +431,7 @@ def _weights(
 def attend_rough(
     op: np.ndarray, numbers: np.ndarray, n: int, start: int, length: int, h: int, first: int, last: int, scratch: int
 ) -> None:
-    """As `documents.attend_queries`, of what `lay_out_rough` has laid out."""
+    """`document_attention.attend_queries`, for the layout of `lay_out_bf16`."""
     if not HAS_BF16_UNIT:
         return
     wide, spans, cap = whole_chunks(op[5]), (length + SPAN - 1) // SPAN, np.float32(numbers[1])
@@ -471,7 +471,7 @@ def attend_rough(
 
 @compiled
 def _finish(op: np.ndarray, start: int, h: int, query: int, last: int, sums: int, totals: int, scratch: int) -> None:
-    """What comes of a tile of queries, to where it is read."""
+    """Write the results of a tile of queries to the output."""
     size, made = op[5], at(op[25], scratch) + 12 * whole_chunks(op[5])
     for c in range((size + 15) // 16):
         _divide(sums + c * _TILE, totals, made)

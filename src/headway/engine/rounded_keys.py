@@ -1,15 +1,14 @@
-"""Kernels over a block of keys and values in 8 bits: whole numbers, multiplied four at a time.
+"""Kernels over a block of keys and values in 8 bits: integers, multiplied four at a time.
 
-Keys of a group lie as [K / 4, BLOCK, 4], padded with zeros, and values as [BLOCK / 4, V, 4], so that one instruction
-multiplies four bytes in each lane and the sums of neighbouring positions, or features, stay apart. Scales follow,
-[2, BLOCK]: a key is its scale x whole numbers, and so is a value.
+Keys of a group are stored as [K / 4, BLOCK, 4], padded with zeros, and values as [BLOCK / 4, V, 4], so that one
+instruction multiplies four bytes per lane and the sums of neighbouring positions, or features, stay separate. Scales
+follow, [2, BLOCK]: a key is its scale x integers, and so is a value.
 
-What they are multiplied with, a query or the weights of a chunk's positions, becomes whole numbers too, each as two
-bytes: number = scale (RADIX high + low). That is 128 times finer than a key is kept. Whole sums are exact, so that no
-result depends on what is computed beside it.
+Queries and the weights of a chunk's positions become integers too, each as two bytes: value = scale (RADIX high + low),
+128 times finer than keys. Integer sums are exact, so no result depends on what is computed next to it.
 
-Keys are kept as they differ from a mean, which `means` describes: `split_query` also makes what a query's products with
-means are made of, and `bases` adds these to its scores.
+Keys are stored minus a mean, which `means` describes: `split_query` also prepares a query's products with means, and
+`bases` adds these to its scores.
 """
 
 from __future__ import annotations
@@ -27,24 +26,24 @@ from headway.engine.softmax import MOST, RADIX, RADIX_BITS, dot
 from headway.engine.tiles import BYTES, FLOATS, LANES, SHIFT8, SUMS, signed, unsigned
 from headway.engine.vectors import STREAMED, call, call_for, choose, constant, fused, pointer, reduce, spread, word
 
-FOUR = 4  # whole numbers of a lane
-HEAD = 16  # bytes of such numbers before their bytes: the scale, and what takes away that keys are moved up
+FOUR = 4  # integers per lane
+HEAD = 16  # bytes before the codes: the scale, and the corrections for shifted keys
 _SIXTEEN = 16
 _NUMBERS, _WHOLE, _CODES = (ir.VectorType(kind, _SIXTEEN) for kind in (_F32, _I32, _I8))
-_LINE = 64  # bytes that come from memory together
-_TOGETHER = 2 if WIDE else 1  # vectors of positions, or of features, whose sums are under way
+_LINE = 64  # bytes per cache line
+_TOGETHER = 2 if WIDE else 1  # vectors of positions, or of features, summed at once
 _CONTRACT = ("contract",)
 
 
 @compiled
 def padded(size: int) -> int:
-    """So many numbers in whole vectors, as those are that become bytes."""
+    """`size` rounded up to full vectors."""
     return (size + _SIXTEEN - 1) // _SIXTEEN * _SIXTEEN
 
 
 @compiled
 def split_bytes(size: int) -> int:
-    """What `split` makes of so many numbers."""
+    """Bytes that `split` writes for so many floats."""
     return HEAD + 2 * padded(size)
 
 
@@ -53,7 +52,7 @@ def _at(builder: Any, address: Any, kind: ir.Type, align: int) -> Any:
 
 
 def _scale(builder: Any, x: Any, vectors: Any, most: int) -> tuple[Any, Any]:
-    """The size of the largest number / `most`, NaN where a number is none, and by what numbers are multiplied."""
+    """The largest magnitude / `max_code`, NaN if a float is NaN, and the factor that floats are multiplied with."""
 
     def larger(a: Any, b: Any) -> Any:
         return builder.select(builder.fcmp_ordered(">", b, a), b, a)
@@ -84,7 +83,7 @@ def _put(builder: Any, whole: Any, base: Any, vector: Any) -> None:
 
 @intrinsic
 def _round(typing: Any, x: Any, vectors: Any, out: Any) -> Any:
-    """Numbers as whole numbers from -127 to 127; their scale."""
+    """Floats as integers from -127 to 127; returns their scale."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         scale, factor = _scale(builder, args[0], args[1], 127)
@@ -97,7 +96,7 @@ def _round(typing: Any, x: Any, vectors: Any, out: Any) -> Any:
 
 @intrinsic
 def split(typing: Any, x: Any, vectors: Any, out: Any) -> Any:
-    """Numbers in whole vectors as two bytes each, HEAD bytes and then all high and all low ones."""
+    """Floats in full vectors as two bytes each: HEAD bytes, then all high and all low ones."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         x, vectors, out = args
@@ -132,20 +131,20 @@ def _spread_fours(builder: Any, bases: list[Any], four: Any) -> list[Any]:
 
 
 def _joined(builder: Any, high: Any, low: Any) -> Any:
-    """RADIX high + low, of whole sums, as floats."""
+    """RADIX high + low, of integer sums, as floats."""
     above, below = (builder.sitofp(builder.load(total), FLOATS) for total in (high, low))
     radix = constant(FLOATS, float(RADIX))
     return fused(builder, above, radix, below)
 
 
 def _bytes_of(builder: Any, addresses: list[Any], half: Any) -> list[Any]:
-    """Where all high and then all low bytes of numbers begin, of which each half takes so many."""
+    """The starts of all high and then all low bytes, `half` bytes each."""
     high = [builder.add(address, word(HEAD)) for address in addresses]
     return high + [builder.add(base, half) for base in high]
 
 
 def _emit_scores(builder: Any, heads: int, args: Any) -> None:
-    """`rounded_scores` for one number of heads."""
+    """`int8_scores` for one number of heads."""
     queries, each, half, bases, keys, scales, out, fours, ahead = args
     addresses = [builder.add(queries, builder.mul(each, word(h))) for h in range(heads)]
     rows = _bytes_of(builder, addresses, half)
@@ -233,11 +232,11 @@ def rounded_scores(
     typing: Any, heads: Any, queries: Any, each: Any, half: Any, bases: Any, keys: Any, scales: Any, out: Any,
     fours: Any, ahead: Any,
 ) -> Any:  # fmt: skip
-    """out[h, t] = base[h] + scale[t] query[h] . key[t] for up to HEADS heads and BLOCK positions t. Queries lie
-    `each` bytes apart and are what `split` made, `half` bytes of high ones; there are so many `fours` of features. Rows
-    of `out` lie CHUNK numbers apart.
+    """out[h, t] = base[h] + scale[t] query[h] . key[t] for up to HEADS heads and BLOCK positions t. Queries are
+    `query_stride` bytes apart, as `split` writes them, with `half` bytes of high ones; there are `fours` groups of four
+    features. Rows of `out` are CHUNK floats apart.
 
-    Meanwhile keys and scales at `ahead` come to the processor.
+    Prefetches keys and scales at `ahead`.
     """
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -253,7 +252,7 @@ def _weigh(
     typing: Any, heads: Any, weights: Any, fades: Any, begin: Any, end: Any, near: Any, far: Any, ahead_near: Any,
     ahead_far: Any, size: Any, out: Any, step: Any,
 ) -> Any:  # fmt: skip
-    """`rounded_weigh` for features in whole vectors."""
+    """`int8_weigh` for features in full vectors."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         cases = {count: partial(_emit_weigh, builder, count, args[1:]) for count in range(1, HEADS + 1)}
@@ -268,8 +267,8 @@ def rounded_weigh(
     heads: int, weights: int, fades: int, begin: int, end: int, near: int, far: int, ahead_near: int, ahead_far: int,
     size: int, out: int, step: int,
 ) -> None:  # fmt: skip
-    """`keys.weigh` by weights that `soften_rounded` made: of each head the scale, HEAD bytes on all first and then all
-    second bytes.
+    """`kv_kernels.weigh` with weights of `softmax_chunk_int8`: per head the scale, and after HEAD bytes all first and
+    then all second bytes.
     """
     _weigh(heads, weights, fades, begin, end, near, far, ahead_near, ahead_far, size, out, step)
     for h in range(heads):
@@ -295,14 +294,14 @@ def _pad(x: int, size: int) -> None:
 
 @compiled
 def split_query_bytes(size: int) -> int:
-    """What `split_query` makes of a query: its bytes, `size` floats in whole vectors, and one more."""
+    """Bytes that `split_query` writes for a query: its bytes, `size` floats in full vectors, and one more float."""
     return split_bytes(size) + 4 * padded(size) + 4
 
 
 @compiled
 def split_query(x: int, size: int, mean: int, half: int, out: int) -> None:
-    """`split` of numbers at x, where there is room for whole vectors. And its product with the mean of keys, where
-    there is one: what cosines and sines are multiplied by, `half` of each, and what is not turned.
+    """`split` of the floats at x, which has capacity for full vectors. Also its products with the mean of keys, if any:
+    the factors of cosines and sines, `half` of each, and the unrotated part.
     """
     moved, q, m = f32(out + split_bytes(size)), f32(x), f32(mean)
     rest = np.float32(0)
@@ -321,8 +320,8 @@ def split_query(x: int, size: int, mean: int, half: int, out: int) -> None:
 
 @compiled
 def bases(queries: int, count: int, size: int, turns: int, half: int, out: int) -> None:
-    """The products of queries with the mean of keys, as it stands in a chunk: `turns` is the address of its cosines and
-    sines, 0 where there is no mean.
+    """The products of queries with the mean of keys, as rotated for a chunk: `rotations` is the address of its cosines
+    and sines, 0 without a mean.
     """
     for n in range(count):
         moved = queries + n * split_query_bytes(size) + split_bytes(size)
@@ -334,7 +333,7 @@ def bases(queries: int, count: int, size: int, turns: int, half: int, out: int) 
 
 @compiled
 def take_mean(key: int, size: int, mean: int, turns: int, half: int) -> None:
-    """A key less the mean as it stands in its chunk."""
+    """Subtract the mean, as rotated for its chunk, from a key."""
     k, m, c, s = f32(key), f32(mean), f32(turns), f32(turns + 4 * half)
     for d in range(half):
         k[d] -= m[d] * c[d] - m[half + d] * s[d]
@@ -345,7 +344,7 @@ def take_mean(key: int, size: int, mean: int, turns: int, half: int) -> None:
 
 @compiled
 def keep_key(x: int, size: int, keys: int, slot: int) -> F32:
-    """Write a key at its slot of a block; its scale. At x there is room for `rounding_bytes`."""
+    """Write a key to its slot of a block; return its scale. The buffer at x must hold `rounding_bytes`."""
     codes = x + 4 * padded(size)
     _pad(x, size)
     scale = _round(x, padded(size) // _SIXTEEN, codes)
@@ -357,7 +356,7 @@ def keep_key(x: int, size: int, keys: int, slot: int) -> F32:
 
 @compiled
 def keep_value(x: int, size: int, values: int, slot: int) -> F32:
-    """`keep_key` of a value."""
+    """`store_key` for a value."""
     codes = x + 4 * padded(size)
     _pad(x, size)
     scale = _round(x, padded(size) // _SIXTEEN, codes)
@@ -369,5 +368,5 @@ def keep_value(x: int, size: int, values: int, slot: int) -> F32:
 
 @compiled
 def rounding_bytes(size: int) -> int:
-    """What `keep_key` needs: the numbers in whole vectors, and their bytes."""
+    """Buffer size of `store_key`: the floats in full vectors, and their bytes."""
     return 5 * padded(size)

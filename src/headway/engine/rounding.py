@@ -1,4 +1,4 @@
-"""Rows of numbers rounded to int8, in groups of 64: value = scale x byte."""
+"""Rows of floats quantised to int8, in groups of 64: value = scale x byte."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _PARTS = GROUP // _LANES
 
 
 def _parts(builder: Any, address: Any, kind: ir.VectorType) -> list[Any]:
-    """The pointers of a group's parts."""
+    """Pointers to a group's parts."""
     base = builder.inttoptr(address, kind.as_pointer())
     return [builder.gep(base, [ir.Constant(_I32, part)]) for part in range(_PARTS)]
 
@@ -31,7 +31,7 @@ def _numbers(builder: Any, address: Any) -> list[Any]:
 
 @intrinsic
 def _largest(typing: Any, x: Any) -> Any:
-    """The largest size of 64 numbers; NaN where one of them is no number."""
+    """The largest magnitude of 64 floats; NaN if one of them is NaN."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         def larger(a: Any, b: Any) -> Any:
@@ -52,7 +52,7 @@ def _largest(typing: Any, x: Any) -> Any:
 
 @intrinsic
 def _round(typing: Any, x: Any, inverse: Any, q: Any) -> Any:
-    """Bytes of 64 numbers times `inverse`, to the nearest; their sum."""
+    """Bytes of 64 floats times `inverse`, rounded to nearest; returns their sum."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         factor = spread(builder, args[1], _FLOATS)
@@ -73,7 +73,7 @@ def _inverse(scale: F32) -> F32:
 
 @compiled
 def _part(x: int, count: int, q: int) -> Any:
-    """As `_largest` and `_round` of fewer than 64 numbers, padded with zeros: the scale, and the sum."""
+    """`_largest` and `_round` for fewer than 64 floats, padded with zeros: the scale, and the sum."""
     numbers, codes = f32(x), i8(q)
     largest, broken = np.float32(0), np.float32(0)
     for c in range(count):
@@ -92,9 +92,8 @@ def _part(x: int, count: int, q: int) -> Any:
 
 @compiled
 def quantise_row(x: int, columns: int, kind: int, out: int, scales: int, corrections: int, groups: int) -> None:
-    """A row of numbers as int8, a scale for each group, padded with zeros. A group with a number that is NaN or
-    infinite gets a scale that is NaN, so that products show it. Corrections take away what weights of that kind are
-    moved up by.
+    """Quantise a row of floats to int8, with a scale per group, padded with zeros. A group with a NaN or infinity gets
+    a scale of NaN, so that products show it. Corrections cancel the shift of weights of that kind.
     """
     s, corr = f32(scales), i32(corrections)
     shift = np.int32(SHIFT8 if kind == INT8 else SHIFT4)

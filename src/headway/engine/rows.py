@@ -1,4 +1,4 @@
-"""What the engine keeps of sequences, and what it is asked to compute of them."""
+"""Per-sequence state of the engine, and the chunks that it computes."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from headway.engine.operations import BLOCK
 
 
 class _Held:
-    """Blocks that are given back when this is dropped. One that no position sees any more is 0."""
+    """Blocks that are released when this object is dropped. A block that no position sees any more is 0."""
 
     def __init__(self, store: Blocks, blocks: list[int]) -> None:
         self.store, self.blocks = store, blocks
-        self.table = np.zeros(max(1, len(blocks)), np.int64)  # the same numbers, for a program to read
+        self.table = np.zeros(max(1, len(blocks)), np.int64)  # the same addresses, for a program to read
         self._note()
 
     def _note(self) -> None:
@@ -31,7 +31,7 @@ class _Held:
 
 
 class Reading(_Held):
-    """What rows read of a memory: the blocks of its keys and values, how many positions they have, and the numbers
+    """An encoder's output for some rows: the blocks of its keys and values, the number of positions, and the floats
     that are the same for all tokens.
     """
 
@@ -41,8 +41,8 @@ class Reading(_Held):
 
 
 class Row(_Held):
-    """What the engine keeps of one sequence: the blocks of its keys and values, what it reads, and the states of its
-    mixers. Where the sequence stands is not said here: what is written at a position stands until it is written again.
+    """The engine's state of one sequence: the blocks of its keys and values, its encoder output, and the states of its
+    mixers. It has no current position: what is written at a position remains until it is overwritten.
     """
 
     def __init__(self, store: Blocks, blocks: list[int], reading: Reading | None, state: np.ndarray) -> None:
@@ -50,12 +50,12 @@ class Row(_Held):
         self.reading, self.state = reading, state
 
     def fork(self) -> Row:
-        """Another row that is as this one; they share their blocks until one of them writes."""
+        """A copy of this row; both share their blocks until one of them writes."""
         self.store.share(self.blocks)
         return Row(self.store, list(self.blocks), self.reading, self.state.copy())
 
     def become(self, other: Row) -> None:
-        """Have said from now on what the other has; what is read stays."""
+        """Take over the sequence of another row; the encoder output stays."""
         self.store.share(other.blocks)
         self.store.give_back(self.blocks)
         self.blocks = list(other.blocks)
@@ -63,25 +63,25 @@ class Row(_Held):
         self._note()
 
     def begin_with(self, blocks: Sequence[int]) -> None:
-        """Have these blocks, shared with others, in place of its first ones, which say the same or are not there."""
+        """Make these shared blocks the row's first ones. Blocks that it already has there have the same content."""
         self.store.share(blocks)
         self.store.give_back(self.blocks[: len(blocks)])
         self.blocks[: len(blocks)] = blocks
         self._note()
 
     def close(self) -> None:
-        """Give all blocks back now."""
+        """Release all blocks now."""
         self.store.give_back(self.blocks)
         self.blocks = []
 
     def keep(self, positions: int) -> None:
-        """Give back the blocks of what lies beyond so many positions."""
+        """Release the blocks after so many positions."""
         blocks = -(-positions // BLOCK)
         self.store.give_back(self.blocks[blocks:])
         del self.blocks[blocks:]
 
     def forget(self, position: int) -> None:
-        """Give back what is seen no longer from this position on."""
+        """Release the blocks that are not visible from this position on."""
         number = min(self.store.first_seen(position), len(self.blocks)) - 1
         while number >= 0 and self.blocks[number]:
             self.store.give_back([self.blocks[number]])
@@ -89,15 +89,15 @@ class Row(_Held):
             number -= 1
 
     def lacks(self, first: int, last: int) -> int:
-        """How many blocks are still to be taken to write positions `first` to `last` - 1."""
+        """How many blocks must still be taken to write positions `first` to `last` - 1."""
         if not self.store.size or last <= first:
             return 0
         held = self.blocks[first // BLOCK : (last - 1) // BLOCK + 1]
         return (last - 1) // BLOCK + 1 - first // BLOCK - sum(self.store.alone(block) for block in held)
 
     def make_room(self, first: int, last: int) -> list[tuple[int, int]]:
-        """Blocks of its own to write positions `first` to `last` - 1 in; pairs of a block and its copy, whose content
-        is still to be copied. OutOfBlocksError where there are no more blocks.
+        """Take exclusive blocks to write positions `first` to `last` - 1; return pairs of a block and its copy, whose
+        content must still be copied. Raises OutOfBlocksError if there are no more blocks.
         """
         if not self.store.size or last <= first:
             return []
@@ -119,8 +119,8 @@ class Row(_Held):
 
 
 class Piece(NamedTuple):
-    """Symbols of a row that come next, at the positions from `start` on, and after how many of the last of them logits
-    are wanted. A `start` of -1 stands for a row that is idle: what comes of its one symbol is arbitrary.
+    """The next tokens of a row, at positions from `start` on, and for how many of the last ones logits are wanted. A
+    `start` of -1 marks an idle row: the result of its one token is arbitrary.
     """
 
     row: Row
@@ -130,8 +130,8 @@ class Piece(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """A generation under way, as `headway.nn.models.Decoding`: its rows, the position at which each goes on, and the
-    memories, which as many rows read each.
+    """The state of a generation, as `headway.nn.models.Decoding`: its rows, the next position of each, and the encoder
+    outputs, each shared by equally many rows.
     """
 
     rows: list[Row]
@@ -148,7 +148,7 @@ class Kept(NamedTuple):
         return Kept(together(chosen), self.positions[rows], readings)
 
     def assign(self, target: Int[Tensor, "N"], source: Int[Tensor, "N"]) -> None:
-        """Rows `target` become as rows `source` are."""
+        """Make rows `target` copies of rows `source`."""
         for row, other in zip(target.tolist(), [self.rows[row].fork() for row in source.tolist()]):
             self.rows[row].become(other)
 
@@ -157,7 +157,7 @@ class Kept(NamedTuple):
 
 
 def together(rows: list[Row]) -> list[Row]:
-    """The same rows with their states next to each other, where a program finds them without a copy."""
+    """The same rows with adjacent states, which a program can use without a copy."""
     if rows and len(rows[0].state):
         states = np.stack([row.state for row in rows])
         for row, state in zip(rows, states):
@@ -166,7 +166,7 @@ def together(rows: list[Row]) -> list[Row]:
 
 
 def states_of(rows: Sequence[Row]) -> np.ndarray:
-    """[B, N], those very states where they lie next to each other, else a copy."""
+    """[B, N]: the states themselves if they are adjacent, otherwise a copy."""
     first, step = rows[0].state, rows[0].state.nbytes
     if all(row.state.ctypes.data == first.ctypes.data + n * step for n, row in enumerate(rows)):
         return np.lib.stride_tricks.as_strided(first, (len(rows), len(first)), (step, first.itemsize))
@@ -174,8 +174,8 @@ def states_of(rows: Sequence[Row]) -> np.ndarray:
 
 
 def runs_of(sources: Sequence[object], places: Iterable[int] | None, most: int) -> list[int]:
-    """Where runs begin: of at most `most` rows in turn that have the same source and, with `places`, positions that
-    follow each other.
+    """The starts of runs: at most `max_rows` consecutive rows that have the same source and, with `positions`,
+    consecutive positions.
     """
     starts, last, before = [], None, 0
     for n, (source, place) in enumerate(zip(sources, places if places is not None else [0] * len(sources))):
@@ -187,7 +187,7 @@ def runs_of(sources: Sequence[object], places: Iterable[int] | None, most: int) 
 
 
 def write_runs(runs: np.ndarray, starts: Sequence[int], rows: int, apart: bool) -> None:
-    """As programs read them: how many, whether none reads what another writes, where each begins, and where the last
-    ends.
+    """Write runs in the format of programs: their number, whether no row reads what another writes, their starts, and
+    the end.
     """
     runs[0], runs[1], runs[2 : len(starts) + 2], runs[len(starts) + 2] = len(starts), apart, starts, rows

@@ -1,4 +1,4 @@
-"""GELU as a training wants it: value and slope in one pass over memory, and its gradient in one on the way back."""
+"""GELU for training: value and derivative in one pass over memory, and the gradient in one backward pass."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from headway.nn.kernels.pointwise import GeluPasses
 
 _HALVES = ir.VectorType(ir.IntType(16), LANES)
 _A, _B = 2 * 0.7978845608028654, 2 * 0.7978845608028654 * 0.044715
-_FAR = 16.0  # beyond, the slope is 0 or 1
-_ROWS = 32  # summed before they are added to the others: sums of thousands lose less
+_FAR = 16.0  # beyond, the derivative is 0 or 1
+_ROWS = 32  # rows summed before they are added to the total, which loses less precision
 
 
 def _gelu_tanh_and_slope(builder: Any, x: Any) -> tuple[Any, Any]:
-    """x s(v) of v = x t, t = a + b x^2, whose slope is s + x s (1 - s) (3 t - 2 a), with the sigmoid s."""
+    """x s(v) of v = x t, t = a + b x^2, whose derivative is s + x s (1 - s) (3 t - 2 a), with the sigmoid s."""
     near = builder.select(builder.fcmp_ordered("<", x, _all(-_FAR)), _all(-_FAR), x)
     near = builder.select(builder.fcmp_ordered(">", near, _all(_FAR)), _all(_FAR), near)
     t = fused(builder, builder.fmul(near, near), _all(_B), _all(_A))
@@ -30,7 +30,7 @@ def _gelu_tanh_and_slope(builder: Any, x: Any) -> tuple[Any, Any]:
 
 
 def _load(builder: Any, address: Any, rounded: bool) -> Any:
-    """16 numbers of fp32, or of bf16."""
+    """16 elements of fp32, or of bf16."""
     if not rounded:
         return builder.load(builder.inttoptr(address, _NUMBERS.as_pointer()), align=4)
     held = builder.load(builder.inttoptr(address, _HALVES.as_pointer()), align=2)
@@ -39,7 +39,7 @@ def _load(builder: Any, address: Any, rounded: bool) -> Any:
 
 
 def _store(builder: Any, x: Any, address: Any, rounded: bool) -> None:
-    """As fp32, or as the nearest of bf16, which is the even one of two."""
+    """As fp32, or as the nearest bf16, ties to even."""
     if not rounded:
         builder.store(x, builder.inttoptr(address, _NUMBERS.as_pointer()), align=4)
         return
@@ -85,7 +85,7 @@ _backward_exact, _backward_rounded = _backward_sixteen(False), _backward_sixteen
 
 @compiled
 def _forward(x: int, bias: int, value: int, slope: int, rows: int, width: int, size: int) -> None:
-    """Of numbers of `size` bytes, a multiple of 16 of them a row; the bias is of fp32."""
+    """Elements of `size` bytes, a multiple of 16 per row; the bias is in fp32."""
     for row in range(rows):
         for column in range(0, width, LANES):
             at = size * (row * width + column)
@@ -97,7 +97,7 @@ def _forward(x: int, bias: int, value: int, slope: int, rows: int, width: int, s
 
 @compiled
 def _backward(gradient: int, slope: int, dx: int, total: int, room: int, rows: int, width: int, size: int) -> None:
-    """`total` and `room`, which begins as zeros, are of fp32."""
+    """`total` and `partial_sums`, which starts with zeros, are in fp32."""
     totals, part = f32(total), f32(room)
     for first in range(0, rows, _ROWS):
         for row in range(first, min(first + _ROWS, rows)):

@@ -1,7 +1,7 @@
-"""Scores of a chunk of positions become weights in one pass: exp(score - maximum), 0 where a query sees nothing.
+"""Softmax over a chunk of positions in one pass: exp(score - maximum), 0 where a query sees nothing.
 
-What chunks before have left is multiplied by the same factor for all of them where the maximum grows (Milakov and
-Gimelshein 2018).
+When the maximum grows, the results of earlier chunks are all multiplied by the same factor (Milakov and Gimelshein
+2018).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from headway.engine.operations import BLOCK, CHUNK
 from headway.engine.vectors import call, constant, exponential, folded, fused, reduce, spread, word
 
 LOWEST = np.float32(-3.0e38)  # below all scores
-RADIX_BITS = 7  # of whole numbers as two bytes
+RADIX_BITS = 7  # of integers as two bytes
 RADIX = 1 << RADIX_BITS
 MOST = 127 * RADIX  # the largest of them
 _SIXTEEN = 16
@@ -26,7 +26,7 @@ _PARTS = CHUNK // _SIXTEEN
 
 
 class _Softened(NamedTuple):
-    """Code for the weights of a chunk, sixteen at a time, and by what former ones are multiplied."""
+    """Code for the weights of a chunk, sixteen at a time, and the factor for earlier results."""
 
     weights: list[Any]
     seen: list[Any]
@@ -72,8 +72,8 @@ def _emit(builder: Any, scores: Any, begin: Any, end: Any, piece: Any) -> _Softe
 
 @intrinsic
 def soften(typing: Any, scores: Any, begin: Any, end: Any, piece: Any) -> Any:
-    """CHUNK scores become weights in place, of positions `begin` to `end`. The maximum and the sum, which a piece
-    begins with, follow; returns by what former weights must be multiplied.
+    """Turn CHUNK scores into weights in place, for positions `start` to `end`. Updates the maximum and the sum, at the
+    start of `accumulator`; returns the factor for earlier results.
     """
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -89,9 +89,9 @@ def soften(typing: Any, scores: Any, begin: Any, end: Any, piece: Any) -> Any:
 def soften_rounded(
     typing: Any, scores: Any, begin: Any, end: Any, piece: Any, near: Any, far: Any, out: Any, codes: Any
 ) -> Any:
-    """`soften`, of which there remain weights x scales of values (BLOCK at `near` and at `far`) as whole numbers: at
-    `out` a scale, at `codes` CHUNK bytes and then CHUNK more; number = scale (RADIX first + second), both below RADIX.
-    What is no number makes the scale none.
+    """`softmax_chunk` with weights x scales of values (BLOCK at `near` and at `far`) as integers: at `out` a scale, at
+    `codes` CHUNK bytes and then CHUNK more; value = scale (RADIX first + second), both below RADIX. NaN makes the scale
+    NaN.
     """
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -104,7 +104,7 @@ def soften_rounded(
             for mask, weight, scale in zip(made.seen, made.weights, scales)
         ]
 
-        def above(a: Any, b: Any) -> Any:  # in the order of bits NaN is the largest of what is not negative
+        def above(a: Any, b: Any) -> Any:  # compared as bits, NaN is larger than any nonnegative number
             return builder.select(builder.icmp_unsigned(">", a, b), a, b)
 
         sizes = constant(_WHOLE, 0x7FFFFFFF)
@@ -127,7 +127,7 @@ def soften_rounded(
 
 @compiled
 def nothing(piece: int, size: int) -> None:
-    """A piece that has seen no position: its maximum, its sum, and the weighted values."""
+    """Clear a partial result: its maximum, its sum, and the weighted values."""
     result = f32(piece)
     result[0], result[1] = LOWEST, np.float32(0)
     for d in range(size):
@@ -136,7 +136,7 @@ def nothing(piece: int, size: int) -> None:
 
 @intrinsic
 def dot(typing: Any, a: Any, b: Any, vectors: Any) -> Any:
-    """The sum of products of so many times sixteen floats."""
+    """The dot product of so many times sixteen floats."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         total = cgutils.alloca_once(builder, _NUMBERS)

@@ -1,14 +1,14 @@
-"""Products of int8 or int4 weights with rows of int8 numbers, 16 rows of weights at a time.
+"""Products of int8 or int4 weights with rows of int8 inputs, 16 rows of weights at a time.
 
-Quantised matrices lie in tiles of TILE rows and GROUP columns, with a scale for each row of a tile. A tile has a line
-for each four columns: four bytes of each of its 16 rows, so that one instruction multiplies a line with four numbers,
-and the sums of 16 rows stay apart. An int8 tile has 16 lines; an int4 tile has 8, of which line i holds columns 4i to
-4i + 3 in the low halves of its bytes and columns 32 + 4i to 32 + 4i + 3 in the high ones, each 8 more than its value.
-Processors multiply unsigned with signed bytes, so weights are moved up by 128 or 8, and a correction for each group of
-numbers takes away what that adds.
+Quantised matrices are stored in tiles of TILE rows and GROUP columns, with a scale per row of a tile. A tile has a line
+for every four columns: four bytes of each of its 16 rows, so that one instruction multiplies a line with four inputs,
+and the sums of 16 rows stay separate. An int8 tile has 16 lines. An int4 tile has 8, of which line i holds columns 4i
+to 4i + 3 in the low halves of its bytes and columns 32 + 4i to 32 + 4i + 3 in the high ones, each plus 8. Processors
+multiply unsigned with signed bytes, so weights are shifted by 128 or 8, and a correction per group of inputs cancels
+the shift.
 
-Whole sums of a group are exact and the groups of a row are added in their order, so a row's result is the same to the
-last bit with any number of other rows, by any of these forms.
+Integer sums of a group are exact and the groups of a row are added in order, so a row's result is the same to the last
+bit next to any number of other rows, with any instruction set.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ GROUP, TILE = 64, 16  # columns and rows of a tile
 LINES8, LINES4 = GROUP // 4, GROUP // 8
 LINE = 4 * TILE  # bytes
 TILE8, TILE4 = LINES8 * LINE, LINES4 * LINE
-# What a weight is moved up by; AVX2 multiplies absolute values instead, as its sums of 16 bits could overflow.
+# Shift of weights; AVX2 multiplies absolute values instead, because its sums of 16 bits could overflow.
 SHIFT8 = 128 if INSTRUCTIONS == "vnni" else 0
 SHIFT4 = 8
 LANES = 16 if WIDE else 8  # sums in a register
@@ -66,7 +66,7 @@ def _load(builder: Any, base: Any, offset: Any, kind: ir.VectorType, align: int 
 
 
 def _one_by_one(builder: Any, total: Any, w: Any, x: Any, signed: bool) -> Any:
-    """The four products of a lane after each other, in whole numbers of 32 bits."""
+    """The four products of a lane one after the other, in 32-bit integers."""
     weights, numbers = builder.bitcast(w, SUMS), builder.bitcast(x, SUMS)
     for byte in range(4):
         up, down = constant(SUMS, 24 - 8 * byte), constant(SUMS, 24)
@@ -76,7 +76,7 @@ def _one_by_one(builder: Any, total: Any, w: Any, x: Any, signed: bool) -> Any:
 
 
 def unsigned(builder: Any, total: Any, w: Any, x: Any) -> Any:
-    """total + products of unsigned w with signed x, four to a lane."""
+    """total + products of unsigned w with signed x, four per lane."""
     if INSTRUCTIONS == "portable":
         return _one_by_one(builder, total, w, x, False)
     if INSTRUCTIONS == "vnni":
@@ -86,8 +86,8 @@ def unsigned(builder: Any, total: Any, w: Any, x: Any) -> Any:
 
 
 def signed(builder: Any, totals: list[Any], w: Any, xs: list[Any]) -> list[Any]:
-    """Each total + products of w with one of xs, bytes from -127 to 127, four to a lane. With VNNI w is moved up by
-    SHIFT8, which totals have to make up for. What concerns w alone is done once.
+    """Each total + products of w with one of xs, bytes from -127 to 127, four per lane. With VNNI w is shifted by
+    SHIFT8, which totals must compensate. Work that concerns w alone is done once.
     """
     if INSTRUCTIONS == "portable":
         return [_one_by_one(builder, total, w, x, True) for total, x in zip(totals, xs)]
@@ -100,7 +100,7 @@ def signed(builder: Any, totals: list[Any], w: Any, xs: list[Any]) -> list[Any]:
 
 
 def _four_bytes(builder: Any, base: Any, line: Any) -> Any:
-    """Those of a line of numbers, in all lanes."""
+    """The four bytes of a line of inputs, in all lanes."""
     place = builder.gep(base, [builder.mul(line, word(4))])
     four = builder.load(builder.bitcast(place, _I32.as_pointer()))
     four.align = 4
@@ -108,8 +108,8 @@ def _four_bytes(builder: Any, base: Any, line: Any) -> Any:
 
 
 def _lines(builder: Any, kind: int, tile: Any, line: Any, part: int) -> list[tuple[int, Any]]:
-    """One stored line of a tile as vectors of bytes, each with the line of numbers that it is multiplied with, counted
-    from `line` on.
+    """One stored line of a tile as vectors of bytes, each with the line of inputs that it is multiplied with, relative
+    to `line`.
     """
     start = builder.add(builder.mul(line, word(LINE)), word(4 * LANES * part))
     both = _load(builder, tile, start, BYTES)
@@ -121,7 +121,7 @@ def _lines(builder: Any, kind: int, tile: Any, line: Any, part: int) -> list[tup
 
 def _narrow(builder: Any, total: Any, lines: list[Any], fours: list[Any]) -> Any:
     """total + products of lines of int4 weights with fours of a row, by AVX2: two products with weights of at most 15
-    are below 2^12 together, so that those of eight lines are added in 16 bits, twice as many at once.
+    sum to less than 2^12, so those of eight lines are added in 16 bits, twice as many at once.
     """
     words = [call(builder, "x86.avx2.pmadd.ub.sw", _WORDS, *both) for both in zip(lines, fours)]
     return builder.add(total, call(builder, "x86.avx2.pmadd.wd", SUMS, folded(words, builder.add), constant(_WORDS, 1)))
@@ -130,7 +130,7 @@ def _narrow(builder: Any, total: Any, lines: list[Any], fours: list[Any]) -> Any
 def _multiplied(
     builder: Any, kind: int, narrow: bool, totals: list[Any], lines: list[Any], fours: list[list[Any]]
 ) -> list[Any]:
-    """Each total + products of some lines with those four bytes of its row, in all lanes, that each line is for."""
+    """Each total + products of some lines with the four input bytes of its row that each line needs, in all lanes."""
     if narrow:
         return [_narrow(builder, total, lines, own) for total, own in zip(totals, fours)]
     for line, now in zip(lines, zip(*fours)):
@@ -142,11 +142,11 @@ def _multiplied(
 
 
 def _emit(builder: Any, kind: int, count: int, args: Any) -> None:
-    """What `_vector_tile` does, for weights of one kind."""
+    """The code of `_vector_tile`, for one kind of weights."""
     size, lines = (TILE8, LINES8) if kind == INT8 else (TILE4, LINES4)
     narrow = kind == INT4 and INSTRUCTIONS == "avx2" and count > 1
     together = 4 if narrow else 1  # lines
-    # Of many rows one part after the other: so many sums would not stay in registers.
+    # For many rows one part after the other: so many sums would not fit into registers.
     passes = [[part] for part in range(_PARTS)] if count > 2 or narrow else [list(range(_PARTS))]
     groups = args[6]
     weights = pointer(builder, args[0], _I8)
@@ -197,10 +197,10 @@ def _emit(builder: Any, kind: int, count: int, args: Any) -> None:
 
 
 def _vector_tile(count: int) -> Any:
-    """The products of 16 rows of weights with `count` rows of numbers, [count, 16] floats at `out`.
+    """Products of 16 rows of weights with `count` input rows, [count, 16] floats at `out`.
 
-    `w` and `w_scales` are those of the first tile, `groups` tiles following each other. Rows of numbers lie `stride`
-    bytes apart, their scales and corrections 4 `groups`.
+    `w` and `w_scales` belong to the first of `groups` consecutive tiles. Input rows are `stride` bytes apart, their
+    scales and corrections 4 `groups`.
     """
 
     @intrinsic
@@ -225,7 +225,7 @@ _one, _two, _four, _eight = map(_vector_tile, (1, 2, 4, 8))
 def tile_products(
     kind: int, w: int, ws: int, x: int, stride: int, xs: int, corr: int, groups: int, out: int, count: int
 ) -> None:
-    """The products of one tile's rows with `count` rows of numbers, [count, 16] at `out`."""
+    """Products of one tile's rows with `count` input rows, [count, 16] at `out`."""
     b, step = 0, 4 * groups
     while count - b >= 8:
         _eight(kind, w, ws, x + b * stride, stride, xs + b * step, corr + b * step, groups, out + b * LINE)

@@ -1,4 +1,4 @@
-"""Matrices of fp32 rounded into tiles."""
+"""Quantisation of fp32 matrices into tiles."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from headway.engine.machine import F32, compiled, f32, i8, u8
 from headway.engine.operations import share
 from headway.engine.tiles import GROUP, INT8, LINE, TILE, TILE4, TILE8
 
-TRIES = 5  # scales that an int4 group may have, from that of its largest weight down
+TRIES = 5  # candidate scales of an int4 group, from that of its largest weight down
 _STEP = np.float32(0.05)
 
 
@@ -32,7 +32,7 @@ def _scale8(x: int, count: int) -> F32:
 
 @compiled
 def _scale4(x: int, count: int) -> F32:
-    """The weight of largest size falls on -8 or a little beyond: what leaves the least square error."""
+    """Map the weight of largest magnitude to -8 or slightly beyond, with the least squared error."""
     numbers, largest = f32(x), np.float32(0)
     for c in range(count):
         if abs(numbers[c]) > abs(largest):
@@ -68,7 +68,7 @@ def _put4(x: int, count: int, inverse: F32, tile: int, row: int) -> None:
 
 @compiled
 def pack_tiles(kind: int, w: int, rows: int, columns: int, codes: int, scales: int, thread: int, threads: int) -> None:
-    """One thread's share of a matrix at `w`, as codes and scales; what is beyond its rows and columns becomes zero."""
+    """One thread's share of a matrix at `w`, as codes and scales, padded with zeros."""
     groups, size = (columns + GROUP - 1) // GROUP, TILE8 if kind == INT8 else TILE4
     first, last = share((rows + TILE - 1) // TILE, thread, threads)
     for t in range(first, last):

@@ -1,4 +1,4 @@
-"""When each thread begins and ends each instruction of a program: where the time of a step goes."""
+"""Timeline of a program: when each thread starts and ends each instruction."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SKIP = int(Opcode.SKIP)
 
 @intrinsic
 def _ticks(typing: Any) -> Any:
-    """The processor's own clock."""
+    """The processor's cycle counter."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         kind = ir.FunctionType(ir.IntType(64), [])
@@ -40,7 +40,9 @@ def run_noted(
     threads: int,
     ticks: int,
 ) -> None:
-    """`program.run_whole`, and at `ticks` the time before each instruction, for each thread, and after the last."""
+    """`interpreter.run_all` that also writes to `ticks`, per thread, the time before each instruction and after the
+    last.
+    """
     noted, number = i64(ticks + 8 * thread * (table.shape[0] + 1)), 0
     while number < table.shape[0]:
         noted[number] = _ticks()
@@ -57,14 +59,14 @@ def run_noted(
 
 
 class StepTimeline:
-    """What an engine notes of its steps while it is the engine's `timeline`."""
+    """The timeline of an engine's steps while it is the engine's `timeline`."""
 
     def __init__(self) -> None:
         self.steps: list[tuple[np.ndarray, np.ndarray, float]] = []  # the table, [threads, N + 1] ticks, and seconds
         self._started = 0.0
 
     def room(self, threads: int, table: np.ndarray) -> np.ndarray:
-        """For the ticks of the step that begins now."""
+        """A new array for the ticks of the step that starts now."""
         self._started = time.perf_counter()
         return np.zeros((threads, len(table) + 1), np.int64)
 
@@ -72,7 +74,7 @@ class StepTimeline:
         self.steps.append((table.copy(), ticks, time.perf_counter() - self._started))
 
     def write(self, path: Path) -> None:
-        """All steps as a trace that browsers open (chrome://tracing, Perfetto): times in microseconds."""
+        """Write all steps as a trace for browsers (chrome://tracing, Perfetto): times in microseconds."""
         events, first = [], self.steps[0][1].min()
         span = sum(int(ticks.max() - ticks.min()) for _, ticks, _ in self.steps)
         each = 1e6 * sum(seconds for _, _, seconds in self.steps) / max(1, span)
@@ -86,8 +88,8 @@ class StepTimeline:
         path.write_text(json.dumps({"traceEvents": events}), encoding="utf-8")
 
     def least(self) -> dict[str, tuple[int, float]]:
-        """Of each kind of instruction how often it comes in a step, and the least ticks that all of it together takes:
-        of each instruction the step in which its slowest thread was soonest done.
+        """Per kind of instruction, its count in a step and the minimum ticks of all of them together: for each
+        instruction the step in which its slowest thread finished soonest.
         """
         found: dict[str, tuple[int, float]] = {}
         table = self.steps[-1][0]

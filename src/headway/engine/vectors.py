@@ -1,4 +1,4 @@
-"""What all vector code is made of: one number in all lanes, halves, sums; functions of 16 neighbours."""
+"""Building blocks of vector code: broadcasts, reductions by halves, and functions of 16 neighbours."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from llvmlite import binding, ir
 from headway.engine.machine import _F32, _I8, _I32, _I64, cgutils, intrinsic, types
 
 _CONTRACT = ("contract",)
-AHEAD = 4096  # bytes that weights are called for before they are used
-# The cache that what is read once is called into: the one with which AMD's processors, and others, were faster (0021).
+AHEAD = 4096  # bytes prefetched ahead
+# The cache to prefetch data into that is read once: whichever was faster on AMD's processors and on others (0021).
 STREAMED = 2 if binding.get_host_cpu_name().startswith("znver") else 3
 
 
 def word(value: int) -> ir.Constant:
-    """An address, or a number of elements, bytes or turns of a loop."""
+    """An address, or a number of elements, bytes or loop iterations."""
     return ir.Constant(_I64, value)
 
 
@@ -31,7 +31,7 @@ def pointer(builder: Any, address: Any, kind: ir.Type) -> Any:
 
 
 def fused(builder: Any, a: Any, b: Any, c: Any) -> Any:
-    """a b + c, in this order, whatever the compiler may do elsewhere; rounded once where the processor can."""
+    """a b + c, in this order, whatever the compiler does elsewhere; rounded once where the processor can."""
     return builder.fadd(builder.fmul(a, b, flags=_CONTRACT), c, flags=_CONTRACT)
 
 
@@ -43,14 +43,14 @@ def spread(builder: Any, value: Any, kind: ir.VectorType) -> Any:
 
 
 def folded(values: list[Any], join: Callable[[Any, Any], Any]) -> Any:
-    """One vector of 2^n, by halves."""
+    """One vector from 2^n, by halves."""
     while len(values) > 1:
         values = [join(*values[n : n + 2]) for n in range(0, len(values), 2)]
     return values[0]
 
 
 def reduce(builder: Any, x: Any, join: Callable[[Any, Any], Any]) -> Any:
-    """One number of all lanes, by halves."""
+    """One number from all lanes, by halves."""
     while x.type.count > 1:
         half = x.type.count // 2
         orders = ([start + i for i in range(half)] for start in (0, half))
@@ -59,14 +59,14 @@ def reduce(builder: Any, x: Any, join: Callable[[Any, Any], Any]) -> Any:
 
 
 def call(builder: Any, name: str, result: ir.Type, *args: Any) -> Any:
-    """A function of LLVM's, by its name without "llvm."."""
+    """Call an LLVM intrinsic by its name without "llvm."."""
     kind = ir.FunctionType(result, [arg.type for arg in args])
     return builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.{name}"), args)
 
 
 def choose(builder: Any, value: Any, cases: Mapping[int, Callable[[], None]]) -> None:
-    """What the case of `value` writes; the last one's for any other value. So code that is compiled once for each case
-    is chosen when it runs.
+    """Emit a switch over `value` with the code of each case; any other value runs the last case. So code compiled once
+    per case is selected at run time.
     """
     blocks = {number: builder.append_basic_block() for number in cases}
     after = builder.append_basic_block()
@@ -80,8 +80,8 @@ def choose(builder: Any, value: Any, cases: Mapping[int, Callable[[], None]]) ->
 
 
 def call_for(builder: Any, place: Any, cache: int = 3, to_write: bool = False) -> None:
-    """Have the line of memory at a pointer brought near, into the first cache (3) or the second (2). Where several
-    products are made of a weight, few weights are under way at once, and memory would wait for the arithmetic.
+    """Prefetch the line of memory at a pointer into the first cache (3) or the second (2). When several products use
+    each weight, few loads are in flight, and memory would wait for the arithmetic.
     """
     hints = (ir.Constant(_I32, value) for value in (int(to_write), cache, 1))
     call(builder, "prefetch.p0i8", ir.VoidType(), builder.bitcast(place, _I8.as_pointer()), *hints)
@@ -90,12 +90,12 @@ def call_for(builder: Any, place: Any, cache: int = 3, to_write: bool = False) -
 LANES = 16
 _NUMBERS, _WHOLE = ir.VectorType(_F32, LANES), ir.VectorType(_I32, LANES)
 _all = partial(constant, _NUMBERS)
-# e^r = 1 + r + r^2 (...), as machine.exp has it
+# e^r = 1 + r + r^2 (...), as in machine.exp
 _SERIES = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
 
 
 def exponential(builder: Any, x: Any) -> Any:
-    """machine.exp of each; what is no number stays none."""
+    """machine.exp of each element; NaN stays NaN."""
     x = builder.select(builder.fcmp_ordered("<", x, _all(-87.0)), _all(-87.0), x)
     x = builder.select(builder.fcmp_ordered(">", x, _all(88.0)), _all(88.0), x)
     n = call(builder, "floor.v16f32", _NUMBERS, fused(builder, x, _all(1.4426950408889634), _all(0.5)))
@@ -131,7 +131,7 @@ _TAIL, _TAIL_RATE = (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254
 
 
 def _gelu(builder: Any, x: Any) -> Any:
-    """x or 0, whichever is larger, less |x| times the chance of being further out than that."""
+    """max(x, 0) - |x| times the probability of a larger magnitude."""
     size = call(builder, "fabs.v16f32", _NUMBERS, x)
     z = builder.fmul(size, _all(0.7071067811865476))
     t = builder.fdiv(_all(1.0), fused(builder, z, _all(_TAIL_RATE), _all(1.0)))
@@ -148,7 +148,7 @@ def _quick_gelu(builder: Any, x: Any) -> Any:
 
 
 def _relu_squared(builder: Any, x: Any) -> Any:
-    positive = builder.select(builder.fcmp_ordered("<=", x, _all(0.0)), _all(0.0), x)  # what is no number stays
+    positive = builder.select(builder.fcmp_ordered("<=", x, _all(0.0)), _all(0.0), x)  # NaN stays NaN
     return builder.fmul(positive, positive)
 
 
@@ -166,7 +166,7 @@ def _in_place(function: Callable[[Any, Any], Any]) -> Any:
 
 
 def _exponentials(count: int) -> Any:
-    """exp(x - top) of 16 `count` numbers, in place; their sum."""
+    """exp(x - top) of 16 `count` floats, in place; returns their sum."""
 
     @intrinsic
     def apply(typing: Any, place: Any, top: Any) -> Any:

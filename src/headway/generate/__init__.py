@@ -1,4 +1,4 @@
-"""Generation: sampling, sessions over ragged batches, beam search, and scores of given texts."""
+"""Generation: sampling, batched sessions, a scheduler, beam search, and log probabilities of given tokens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The next symbol of each of many sequences, each with settings of its own."""
+"""The next token of each of many sequences, each with its own sampling settings."""
 
 from __future__ import annotations
 
@@ -19,23 +19,25 @@ from headway.generate.sampling import Sampler, Sampling, uniforms
 from headway.generate.score import TokenScore
 from headway.generate.tables import DrawTable
 
-_AHEAD = 64  # draws that are made at once, as one takes nearly as long
+_AHEAD = 64  # uniform numbers generated at once; a single one takes nearly as long
 
 
 class Rule(Protocol):
-    """What one sequence may go on with."""
+    """A constraint on the tokens of one sequence."""
 
     def fill(self, mask: np.ndarray) -> None:
-        """Set the bits of the symbols that may come next, int32 [ceil(C / 32)], the lowest bit first."""
+        """Set the bits of the tokens that are allowed next, int32 [ceil(C / 32)], lowest bit first."""
         ...
 
     def take(self, symbol: int) -> None:
-        """The symbol that was chosen, one of those; an end symbol too."""
+        """Advance past the sampled token, which was allowed; also called for an end token."""
         ...
 
 
 class Chosen(NamedTuple):
-    """A symbol, its log probability, and the likeliest ones with theirs, in nats under the model as it is."""
+    """A token, its log probability, and the most probable tokens with theirs, in nats, before temperature and
+    penalties.
+    """
 
     id: int
     logprob: float
@@ -43,10 +45,10 @@ class Chosen(NamedTuple):
 
 
 class Chooser:
-    """Chooses the symbols of one sequence one after the other. `sampler` has its one row, and draws by an engine."""
+    """Samples the tokens of one sequence one by one. `sampler` has this one row and samples with the engine."""
 
     def __init__(self, sampler: Sampler, rule: Rule | None, top: int, symbols: int) -> None:
-        """`top` is how many of the likeliest of the `symbols` are told with each."""
+        """`top` is how many of the most probable tokens to report with each sampled one."""
         assert sampler.table is not None
         self.rule, self.top, self._table, self._keys = rule, top, sampler.table, sampler.keys
         [self.address] = self._table.addresses
@@ -58,13 +60,13 @@ class Chooser:
         self._draw()
 
     def _allow(self) -> None:
-        """Let come what the rule allows. UserError where it fails."""
+        """Set the mask to the tokens that the rule allows. Raises UserError if the rule fails."""
         assert self.rule is not None
         self._mask[:] = 0
         self.rule.fill(self._mask)
 
     def take(self, symbol: int) -> None:
-        """Go on after this symbol."""
+        """Continue after this token."""
         self.step += 1
         self._draw()
         self._table.add([symbol])
@@ -72,7 +74,7 @@ class Chooser:
             self.rule.take(symbol)
 
     def _draw(self) -> None:
-        """Put down the number that the next symbol is drawn by."""
+        """Store the uniform number for the next token."""
         place = self.step % _AHEAD
         if place == 0:
             self._drawn = uniforms(self._keys, np.arange(self.step, self.step + _AHEAD, dtype=np.uint64)).tolist()
@@ -80,8 +82,8 @@ class Chooser:
 
 
 class StepChoice:
-    """What sequences go on with by the logits of one step, each by those of its place, as its sampler alone would pick
-    it: `choosing` says to the engine what it has to choose, and `found` what came of it.
+    """Samples the next token of several sequences from the logits of one step, each as its own sampler would alone:
+    pass `batch` to the engine, then read `outcomes`.
     """
 
     def __init__(self, choosers: Sequence[Chooser], places: Sequence[int]) -> None:
@@ -93,7 +95,7 @@ class StepChoice:
         self.choosing = Choosing(rows, max(self._told, default=0))
 
     def found(self) -> list[Chosen | UserError | None]:
-        """None where a rule leaves nothing, or what it fails with."""
+        """One outcome per sequence; None if its rule allows no token, or the error that its rule raised."""
         symbols, logprobs, top, top_logprobs = self.choosing.choices
         found: list[Chosen | UserError | None] = [
             None if symbol < 0 else Chosen(symbol, logprob, [])
@@ -111,7 +113,7 @@ class StepChoice:
 def choose(
     logits: Float[Tensor, "N C"], places: Sequence[int], choosers: Sequence[Chooser], pool: Pool
 ) -> list[Chosen | UserError | None]:
-    """`StepChoice.found`, by logits that are there."""
+    """`StepSampling.outcomes` from logits that exist already."""
     choice = StepChoice(choosers, places)
     choice.choosing.run(logits, pool)
     return choice.found()
@@ -120,17 +122,17 @@ def choose(
 def score_tokens(
     logits: Float[Tensor, "N C"], places: Sequence[int], ids: Sequence[int], top: int, pool: Pool
 ) -> list[TokenScore]:
-    """How well the logits at each place predict an id, with `top` of the likeliest. The code that chooses computes the
-    log probabilities, so they are, bit for bit, those of a token that is chosen there.
+    """Score the id at each row of the logits, with the `top` most probable tokens. The sampling kernel computes the log
+    probabilities, so they equal those of a token sampled there, bit for bit.
     """
     count, symbols = len(ids), logits.shape[1]
     tokens, table = np.array(ids), DrawTable(Sampling(temperature=0), [()] * count)
-    masks = np.zeros((count, -(-symbols // 32)), np.uint32)  # which allow one token each
+    masks = np.zeros((count, -(-symbols // 32)), np.uint32)  # each allows one token
     masks[np.arange(count), tokens // 32] = np.uint32(1) << (tokens % 32).astype(np.uint32)
     table.fields[:, MASK] = masks.ctypes.data + masks.strides[0] * np.arange(count)
     table.fields[:, TOP] = top
     chosen, logprobs, likeliest, values = Choosing(list(zip(table.addresses, places)), top).run(logits, pool)
-    logprobs[chosen != tokens] = -np.inf  # a logit of -inf, which a mask does not let through
+    logprobs[chosen != tokens] = -np.inf  # a logit of -inf, which a mask never allows
     rows, index = logits[list(places)], torch.from_numpy(tokens)
     ranks = (rows > rows.gather(1, index[:, None])).sum(1) + 1
     tops = [list(zip(*each)) for each in zip(likeliest.tolist(), values.tolist())]

@@ -1,4 +1,6 @@
-"""Generations that go on together: each says which symbols come next of its rows, and is told the logits after them."""
+"""Decoding loops as coroutines, so that several can share engine steps: each yields its next tokens and receives the
+logits.
+"""
 
 from __future__ import annotations
 
@@ -16,19 +18,19 @@ R = TypeVar("R")
 
 
 class Next(NamedTuple):
-    """A symbol that comes next of each row of a generation."""
+    """The next token of each row of one generation."""
 
     ids: Int[Tensor, "B"]
     decoding: Any  # GenerationProgress
 
 
-Told = tuple[Float[Tensor, "B C"], Any]  # the logits after these symbols, and where the generation then stands
+Told = tuple[Float[Tensor, "B C"], Any]  # the logits after these tokens, and the decoding state
 Course = Generator[Next, Told, R]
 
 
 @torch.inference_mode()
 def follow(model: Generative, course: Course[R]) -> R:
-    """What comes of one course."""
+    """Run one coroutine to its end and return its result."""
     try:
         wanted = next(course)
         while True:
@@ -38,8 +40,8 @@ def follow(model: Generative, course: Course[R]) -> R:
 
 
 def step_together(model: Generative, wanted: Sequence[Next]) -> list[Told]:
-    """What each is told: what `model.step` gives for it alone, bit for bit. The compiled engine takes one step for all,
-    torch one for each, as its sums would have another order.
+    """Run one step for several coroutines. Each gets what `model.step` would return for it alone, bit for bit: the
+    compiled engine takes one step for all, torch one step each, because batched sums have another order.
     """
     if not isinstance(model, Engine) or len(wanted) == 1:
         return [model.step(*each) for each in wanted]

@@ -1,7 +1,8 @@
-"""The masks of a step, computed in a thread next to the engine's: one that takes too long ends its own sequence alone.
+"""Token masks of one step, computed in a thread next to the engine's. A mask that takes too long ends only its own
+sequence.
 
-A call into the library that computes masks cannot be interrupted. So the thread of a mask that is late is left to
-itself, a new one computes the others, and nobody waits for it.
+A call into the library that computes masks cannot be interrupted. The thread of a late mask is therefore abandoned, a
+new one computes the remaining masks, and nothing waits for the old one.
 """
 
 from __future__ import annotations
@@ -13,17 +14,17 @@ from queue import Empty, SimpleQueue
 
 from headway.errors import UserError
 
-MASK_SECONDS = 0.1  # of a processor, for one mask
-_TOTAL, _PER_TOKEN = 1.0, 0.005  # and for all masks of a sequence
-_LATE_THREADS = 4  # that may still compute masks nobody waits for; each may hold a gigabyte
-_POLL = 0.005  # seconds, at least, between two looks at a mask that is late
+MASK_SECONDS = 0.1  # CPU time limit of one mask
+_TOTAL, _PER_TOKEN = 1.0, 0.005  # seconds for all masks of a sequence
+_LATE_THREADS = 4  # abandoned threads that may still be running; each may hold a gigabyte
+_POLL = 0.005  # minimum seconds between two checks of a late mask
 _CPU_CLOCK: Callable[[int], int] | None = getattr(time, "pthread_getcpuclockid", None)  # macOS lacks it
 
 Fill = Callable[[], None]
 
 
 class MaskBudget:
-    """The time that the masks of one sequence have taken. `fill` computes the next one."""
+    """Time spent on the masks of one sequence. `fill` computes the next mask."""
 
     def __init__(self, fill: Fill) -> None:
         self.fill = fill
@@ -31,20 +32,20 @@ class MaskBudget:
         self._seconds = 0.0
 
     def spend(self, seconds: float) -> None:
-        """Count a mask. UserError for more than one mask, or all of them, may take."""
+        """Count one mask. Raises UserError if it, or all masks together, took too long."""
         self.masks += 1
         self._seconds += seconds
         if seconds > MASK_SECONDS:
             raise _slow()
         if self._seconds > (most := _TOTAL + _PER_TOKEN * self.masks):
             raise UserError(
-                f"finding the tokens that may follow took {self._seconds:.2f} s for {self.masks} tokens of this form, "
-                f"the limit is {most:.2f} s; use a simpler form"
+                f"the token masks of this response format took {self._seconds:.2f} s for {self.masks} tokens, over the "
+                f"limit of {most:.2f} s; use a simpler format"
             )
 
 
 def fill_masks(budgets: Sequence[MaskBudget | None]) -> dict[int, UserError]:
-    """Compute the next mask of each sequence that has a budget. The errors of those that failed, by their index."""
+    """Compute the next mask of each sequence that has a budget; return the errors of those that failed, by index."""
     failed: dict[int, UserError] = {}
     waiting = [index for index, budget in enumerate(budgets) if budget is not None]
     while waiting:
@@ -55,18 +56,18 @@ def fill_masks(budgets: Sequence[MaskBudget | None]) -> dict[int, UserError]:
 
 
 class _Job:
-    """Masks one after the other. `run` is the mask thread's; `give_up` is called by who waits."""
+    """Masks computed one after the other. The mask thread calls `run`; the waiting thread calls `abandon`."""
 
     def __init__(self, budgets: Sequence[tuple[int, MaskBudget]], failed: dict[int, UserError]) -> None:
         self.done: SimpleQueue[Exception | None] = SimpleQueue()
         self._budgets, self._failed = budgets, failed
         self._lock = threading.Lock()
-        self._current: tuple[int, float] | None = None  # index, and the thread's clock when it began
+        self._current: tuple[int, float] | None = None  # index, and the thread's clock at its start
         self._left = False
         self._clock: Callable[[], float] = time.monotonic
 
     def run(self) -> bool:
-        """Whether somebody still waits for it."""
+        """Return whether the caller still waits for this job."""
         if _CPU_CLOCK is not None:
             clock = _CPU_CLOCK(threading.get_ident())
             self._clock = lambda: time.clock_gettime(clock)
@@ -77,7 +78,7 @@ class _Job:
                 self._current = index, began
             try:
                 if not budget.masks and _late.count >= _LATE_THREADS:
-                    raise UserError(f"{_late.count} forms take too long already; ask again in a moment")
+                    raise UserError(f"{_late.count} response formats already exceed their time limit; retry soon")
                 budget.fill()
             except UserError as refused:
                 error = refused
@@ -98,12 +99,12 @@ class _Job:
         return True
 
     def used(self) -> float:
-        """Seconds that the current mask has taken."""
+        """Seconds spent on the current mask."""
         current = self._current
         return 0.0 if current is None else self._clock() - current[1]
 
     def give_up(self) -> int | None:
-        """The index of the mask that is late, which fails; nobody waits for this job any more. None if none is late."""
+        """The index of the late mask, which fails and ends the wait for this job; None if no mask is late."""
         with self._lock:
             if self._current is None or self.used() <= MASK_SECONDS:
                 return None
@@ -113,14 +114,14 @@ class _Job:
 
 
 class _MaskThread:
-    """A thread that waits for jobs, and ends with this object."""
+    """A thread that waits for jobs and ends with this object."""
 
     def __init__(self) -> None:
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         threading.Thread(target=_work, args=(self._jobs,), name="masks", daemon=True).start()
 
     def run(self, job: _Job) -> int | None:
-        """Wait for a job. The index of the mask that is late, after which the thread is of no more use."""
+        """Wait for a job; return the index of the late mask, after which this thread is of no more use."""
         self._jobs.put(job)
         while True:
             try:
@@ -161,7 +162,7 @@ _threads = threading.local()
 
 
 def _own_thread() -> _MaskThread:
-    """That of the thread that calls."""
+    """The mask thread of the calling thread."""
     found = getattr(_threads, "own", None)
     if found is None:
         found = _threads.own = _MaskThread()
@@ -170,6 +171,5 @@ def _own_thread() -> _MaskThread:
 
 def _slow() -> UserError:
     return UserError(
-        f"finding the tokens that may follow takes more than {MASK_SECONDS:g} s of a processor in this form; use a "
-        "simpler one"
+        f"a token mask of this response format takes more than {MASK_SECONDS:g} s of CPU time; use a simpler format"
     )

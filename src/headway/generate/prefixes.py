@@ -1,4 +1,4 @@
-"""Keys and values of what was read before, kept for whoever begins alike."""
+"""Prefix cache: blocks of keys and values of earlier prompts, reused for prompts with the same beginning."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from headway.engine import Row
 from headway.engine.cache import Blocks
 from headway.engine.operations import BLOCK
 
-_Run = tuple[int, ...]  # the symbols of a block
+_Run = tuple[int, ...]  # the token ids of a block
 
 
 class _Node:
-    """A block, and those that followed it."""
+    """A block and the blocks that followed it."""
 
     def __init__(self, block: int, siblings: dict[_Run, _Node], run: _Run) -> None:
         self.block, self.siblings, self.run = block, siblings, run
@@ -20,19 +20,19 @@ class _Node:
 
 
 class Prefixes:
-    """A tree for each owner, whose nodes are whole blocks. What a block holds hangs on the symbols up to its end alone,
-    bit for bit, so a row may begin with the blocks of any other.
+    """One tree per owner, whose nodes are full blocks. The content of a block depends only on the tokens up to its end,
+    bit for bit, so any row may begin with the blocks of another.
 
-    It is one user of each of its blocks. One thread at a time may use it: the one that uses `store`.
+    The cache counts as one user of each of its blocks. Only the thread that uses `store` may use it.
     """
 
     def __init__(self, store: Blocks) -> None:
         self.store = store
         self._trees: dict[str, dict[_Run, _Node]] = {}
-        self._nodes: dict[_Node, None] = {}  # least recently used first, and what follows a node before the node
+        self._nodes: dict[_Node, None] = {}  # least recently used first, children before parents
 
     def find(self, owner: str, ids: Sequence[int]) -> list[int]:
-        """The blocks of the longest known beginning that leaves at least one symbol to be read."""
+        """The blocks of the longest cached prefix that leaves at least one token to process."""
         found, nodes = [], self._trees.get(owner, {})
         for end in range(BLOCK, len(ids), BLOCK):
             node = nodes.get(tuple(ids[end - BLOCK : end]))
@@ -44,7 +44,9 @@ class Prefixes:
         return [node.block for node in found]
 
     def keep(self, owner: str, ids: Sequence[int], row: Row) -> None:
-        """Remember `row`, which has read `ids`. Of blocks that say the same, the row goes on with the known ones."""
+        """Add the blocks of `row`, which has processed `ids`. Where an equal block is cached, the row continues with
+        that.
+        """
         path, nodes = [], self._trees.setdefault(owner, {})
         for number in range(len(ids) // BLOCK):
             run = tuple(ids[number * BLOCK : (number + 1) * BLOCK])
@@ -60,11 +62,11 @@ class Prefixes:
         row.begin_with([node.block for node in path])
 
     def loose(self) -> int:
-        """How many blocks nobody else uses."""
+        """How many blocks nothing else uses."""
         return sum(self.store.alone(node.block) for node in self._nodes)
 
     def drop(self, count: float) -> bool:
-        """Give back so many of those blocks, the least recently used first; whether there was one."""
+        """Release up to `count` of those blocks, least recently used first; return whether there was one."""
         dropped: list[_Node] = []
         for node in self._nodes:
             if len(dropped) >= count:

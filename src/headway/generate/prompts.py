@@ -1,4 +1,4 @@
-"""What generation starts from: checked ids, padded into a Prompt, in batches of nearly equal lengths."""
+"""Inputs of generation: token ids, checked, padded into a Prompt, and batched by similar length."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from headway.layout import Layout
 from headway.nn.models import EncoderDecoderConfig, Generative, Prompt
 
 Ids = Sequence[int]
-Source = Ids | Tensor  # symbols of an encoder's, or an image, Float[C, H, W], of a captioner's
+Source = Ids | Tensor  # token ids of an encoder, or an image, Float[C, H, W], of a captioner
 
 
 def context_of(model: Generative) -> int | None:
-    """The most positions that a row of the decoder may have; None where there is no limit."""
+    """The maximum number of positions of a decoder row; None if there is no limit."""
     return model.config.context
 
 
@@ -29,41 +29,41 @@ def device_of(model: Generative | nn.Module) -> torch.device:
 
 
 def check_prompts(model: Generative, prompts: Sequence[Ids]) -> None:
-    """UserError for a prompt that is empty, holds unknown ids, or leaves no room for a new symbol."""
+    """Raise UserError for a prompt that is empty, contains unknown ids, or leaves no position for a new token."""
     context = context_of(model)
     check_ids("prompt", prompts, model.config.symbols)
     for prompt in prompts:
         if not len(prompt):
-            raise UserError("a prompt of 0 tokens has nothing to continue; begin with the codec's begin symbol")
+            raise UserError("a prompt of 0 tokens cannot be continued; start it with the tokenizer's bos token")
         if context is not None and len(prompt) > context:
             raise UserError(f"a prompt of {len(prompt)} tokens exceeds the context of {context}; shorten it")
         if context is not None and len(prompt) == context:
             raise UserError(
-                f"a prompt of {len(prompt)} tokens fills the context of {context} and leaves no room for a new one; "
+                f"a prompt of {len(prompt)} tokens fills the context of {context} and leaves none for a new token; "
                 "shorten it"
             )
 
 
 def check_images(model: Generative, images: Sequence[Source]) -> None:
-    """UserError for what is no image that a captioner sees, or not of the size of the others."""
+    """Raise UserError for a source that is not an image for this captioner, or whose size differs from the others'."""
     channels = model.config.images.channels
     for image in images:
         shape = tuple(image.shape) if isinstance(image, Tensor) and image.is_floating_point() else None
         if shape is None or len(shape) != 3 or shape[0] != channels:
-            found = "symbols" if shape is None else f"numbers of shape {shape}"
-            raise UserError(f"a source is {found}, and this model reads images; give Float[{channels}, height, width]")
+            found = "token ids" if shape is None else f"an array of shape {shape}"
+            raise UserError(f"a source is {found}, but this model reads images; pass Float[{channels}, height, width]")
     sizes = {tuple(image.shape) for image in images if isinstance(image, Tensor)}
     if len(sizes) > 1:
-        raise UserError(f"images have several sizes ({', '.join(map(str, sorted(sizes)))}); give those of one at once")
+        raise UserError(f"images have several sizes ({', '.join(map(str, sorted(sizes)))}); pass one size per call")
 
 
 def check_sources(model: Generative, sources: Sequence[Ids]) -> None:
-    """UserError for a source that holds unknown ids or that the encoder cannot read whole."""
+    """Raise UserError for a source with unknown ids or longer than the encoder's context."""
     if not isinstance(model.config, EncoderDecoderConfig):
-        raise UserError("this model reads no source; leave sources out")
+        raise UserError("this model takes no sources; remove sources")
     encoder, longest = model.config.encoder, max(map(len, sources), default=0)
     if not encoder.symbols:
-        raise UserError("this model's encoder hears sounds, it reads no symbols; use transcribe")
+        raise UserError("this model's encoder takes audio, not token ids; use transcribe")
     check_ids("source", sources, encoder.symbols)
     if encoder.context is not None and longest > encoder.context:
         raise UserError(
@@ -72,23 +72,23 @@ def check_sources(model: Generative, sources: Sequence[Ids]) -> None:
 
 
 def check_ids(what: str, rows: Sequence[Ids], symbols: int) -> None:
-    """UserError for an id that the model has no symbol for."""
+    """Raise UserError for an id outside the vocabulary."""
     for row in rows:
         wrong = next((i for i in (min(row, default=0), max(row, default=0)) if not 0 <= i < symbols), None)
         if wrong is not None:
             raise UserError(
-                f"a {what} holds the id {wrong}; this model's are 0 to {symbols - 1}, give those of its codec"
+                f"a {what} contains the id {wrong}; this model has ids 0 to {symbols - 1}, use its own tokenizer"
             )
 
 
 def check_number(log_probability: float) -> None:
-    """UserError where a model computes nonsense, which must not pass for text."""
+    """Raise UserError if a model outputs NaN, which must not pass for text."""
     if math.isnan(log_probability):
-        raise UserError("the model gives NaN where it should give probabilities; use a checkpoint with sound weights")
+        raise UserError("the model outputs NaN instead of probabilities; use a checkpoint with valid weights")
 
 
 def pad(rows: Sequence[Ids], device: torch.device) -> tuple[Int[Tensor, "B T"], Layout]:
-    """Rows as one tensor, and where their symbols sit."""
+    """Rows as one tensor, and the layout of their tokens."""
     layout = Layout.padded([len(row) for row in rows])
     ids = torch.tensor([[*row, *[0] * (layout.length - len(row))] for row in rows], device=device)
     return ids, layout.to(device)
@@ -105,7 +105,7 @@ def make_prompt(prompts: Sequence[Ids], sources: Sequence[Source] | None, device
 
 
 def batches(sizes: Sequence[int], budget: int) -> Iterator[list[int]]:
-    """Indices of items by falling size, so many at once as `budget` holds at the size of the largest."""
+    """Indices of items by decreasing size, in batches of as many as `budget` allows at the size of the largest."""
     order = sorted(range(len(sizes)), key=lambda i: -sizes[i])
     start = 0
     while start < len(order):
@@ -116,8 +116,8 @@ def batches(sizes: Sequence[int], budget: int) -> Iterator[list[int]]:
 
 @contextmanager
 def evaluating(model: Generative | nn.Module) -> Iterator[None]:
-    """Without dropout; afterwards the model is as it was. One that does not train is taken at its word: to tell each of
-    its parts takes a tenth of a small model's step.
+    """Disable dropout; restore the mode afterwards. A model in evaluation mode is left alone: setting the mode of each
+    submodule takes a tenth of a small model's step.
     """
     if not model.training:
         yield

@@ -1,8 +1,8 @@
-"""How the next symbol of each row is chosen from its logits.
+"""Sampling of the next token of each row from its logits.
 
-Filters are thresholds, so that equal symbols share their fate and no order among them matters. Where the compiled
-engine makes the logits, it draws as well (`engine/drawing.py`), and on a processor wherever symbols are many; here are
-the same draws by torch, all rows in the same tensors, which suits an accelerator.
+Filters are thresholds: equally probable tokens are kept or dropped together, and their order does not matter. If the
+compiled engine computes the logits, it also samples (`engine/sampling_kernels.py`), and on a CPU so it does for large
+vocabularies. This module samples the same tokens with torch, all rows in the same tensors, which suits an accelerator.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ if TYPE_CHECKING:
     from headway.engine.pool import Pool
     from headway.generate.tables import DrawTable
 
-_MANY = 1 << 14  # symbols from which on compiled code chooses on a processor, whoever makes the logits
-_NUCLEUS = 256  # symbols looked at first for top_p: a nucleus is seldom larger, and sorting a vocabulary is slow
-_COLDEST, _HOTTEST = 1e-30, 1e30  # what lies beyond draws as these do, and would make numbers that are none
+_MANY = 1 << 14  # vocabulary size from which compiled code samples on a CPU, even for logits of torch
+_NUCLEUS = 256  # tokens sorted first for top_p: a nucleus is seldom larger, and sorting the vocabulary is slow
+_COLDEST, _HOTTEST = 1e-30, 1e30  # temperatures beyond these sample alike, and would overflow
 
 
 def likeliest(logits: Float[Tensor, "B C"]) -> Int[Tensor, "B"]:
-    """The most probable symbol of each row, the first of those that are equal."""
+    """The most probable token of each row, the first of equal ones."""
     if logits.device.type != "cpu":
         return logits.max(dim=-1).indices
-    return torch.from_numpy(logits.numpy().argmax(-1))  # ten times as quick as torch's
+    return torch.from_numpy(logits.numpy().argmax(-1))  # ten times as fast as torch's
 
 
 def draw(logits: Float[Tensor, "B C"], filters: Sampling, uniform: Float[Tensor, "B"]) -> Int[Tensor, "B"]:
-    """A symbol of each row, by the inverse of the cumulative distribution at `uniform`, numbers in [0, 1).
+    """Sample a token per row: the inverse of the cumulative distribution at `uniform`, numbers in [0, 1).
 
-    Rows with a NaN or a +inf have no distribution; any symbol comes of them. A symbol of weight 0 is never drawn, as
-    the target stays below the whole.
+    Rows with a NaN or +inf have no distribution; their token is arbitrary. A token of weight 0 is never sampled,
+    because the target stays below the total.
     """
     heights = weigh(logits, filters).cumsum(-1)
     whole = heights[:, -1:]
@@ -52,7 +52,7 @@ def draw(logits: Float[Tensor, "B C"], filters: Sampling, uniform: Float[Tensor,
 
 
 def weigh(logits: Float[Tensor, "B C"], filters: Sampling) -> Float[Tensor, "B C"]:
-    """Probabilities up to a factor, 0 for what the filters drop."""
+    """Unnormalised probabilities, 0 for tokens that the filters drop."""
     logits = logits / min(max(filters.temperature, _COLDEST), _HOTTEST)
     if filters.top_k is not None and filters.top_k < logits.shape[-1]:
         least = logits.topk(filters.top_k).values[:, -1:]
@@ -67,31 +67,31 @@ def weigh(logits: Float[Tensor, "B C"], filters: Sampling) -> Float[Tensor, "B C
 
 
 def _nucleus(weights: Float[Tensor, "B C"], top_p: float) -> Float[Tensor, "B 1"]:
-    """The least weight of each row's nucleus."""
+    """The smallest weight in each row's nucleus."""
     symbols = weights.shape[-1]
     count = min(_NUCLEUS, symbols)
     while True:
         largest = weights.topk(count).values
         inside = largest.cumsum(-1) - largest < top_p
         if count == symbols or not bool(inside[:, -1].any()):
-            return largest.gather(1, (inside.sum(-1, keepdim=True) - 1).clamp_(min=0))  # NaN is inside of nothing
+            return largest.gather(1, (inside.sum(-1, keepdim=True) - 1).clamp_(min=0))  # NaN: no nucleus
         count = symbols
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn. The settings apply in this order: repetition penalty, presence and frequency penalty, logit
-    bias, temperature, top_k, min_p, top_p.
+    """How tokens are sampled. The settings apply in this order: repetition penalty, presence and frequency penalty,
+    logit bias, temperature, top_k, min_p, top_p.
 
-    temperature: 0 always takes the most probable token.
-    top_k: keep the k most probable tokens, and those as probable as the last of them.
+    temperature: 0 always selects the most probable token.
+    top_k: keep the k most probable tokens, and any tied with the last of them.
     min_p: keep tokens at least this fraction as probable as the most probable one.
     top_p: keep the fewest most probable tokens that together reach this probability (Holtzman et al. 2020).
-    repetition_penalty: above 1 it makes tokens of the prompt and of the text so far less probable (Keskar et al. 2019).
-    seed: None draws a new seed for each call.
-    presence_penalty: what the logit of each token of the text so far loses once, -2 to 2; the prompt does not count.
-    frequency_penalty: what it loses for each time that the text so far holds the token, -2 to 2.
-    logit_bias: what is added to the logits of single ids, -100 to 100; near -100 a token never comes, near 100 always.
+    repetition_penalty: above 1 it makes tokens of the prompt and of the output less probable (Keskar et al. 2019).
+    seed: None uses a new random seed for each call.
+    presence_penalty: subtracted once from the logit of each token in the output, -2 to 2; the prompt does not count.
+    frequency_penalty: subtracted once per occurrence of the token in the output, -2 to 2.
+    logit_bias: added to the logits of single ids, -100 to 100; near -100 excludes a token, near 100 forces it.
     """
 
     temperature: float = 1.0
@@ -106,8 +106,8 @@ class Sampling:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        _check(0 <= self.temperature < math.inf, "temperature", self.temperature, "0 (the likeliest) or more")
-        _check(self.top_k is None or self.top_k >= 1, "top_k", self.top_k, "a whole number from 1 on, or none")
+        _check(0 <= self.temperature < math.inf, "temperature", self.temperature, "0 (greedy) or more")
+        _check(self.top_k is None or self.top_k >= 1, "top_k", self.top_k, "an integer of at least 1, or None")
         _check(0 < self.top_p <= 1, "top_p", self.top_p, "a number above 0 and up to 1")
         _check(0 <= self.min_p <= 1, "min_p", self.min_p, "a number from 0 to 1")
         good = 0 < self.repetition_penalty < math.inf
@@ -118,7 +118,7 @@ class Sampling:
             )
         for symbol, bias in (self.logit_bias or {}).items():
             whole = isinstance(symbol, int) and not isinstance(symbol, bool) and symbol >= 0
-            _check(whole, "an id of logit_bias", shown(symbol), "a whole number from 0 on")
+            _check(whole, "an id of logit_bias", shown(symbol), "an integer of at least 0")
             number = isinstance(bias, (int, float)) and not isinstance(bias, bool) and -100 <= bias <= 100
             _check(number, f"the logit_bias of {symbol}", shown(bias), "a number from -100 to 100")
 
@@ -129,39 +129,39 @@ class Sampling:
         return penalties or bool(self.logit_bias)
 
     def check_symbols(self, symbols: int) -> None:
-        """UserError for a bias of an id that is not below `symbols`."""
+        """Raise UserError for a bias of an id that is not below `vocab_size`."""
         largest = max(self.logit_bias or (), default=0)
         if largest >= symbols:
             raise UserError(
-                f"logit_bias holds the id {largest}; this model's are 0 to {symbols - 1}, give one of these"
+                f"logit_bias contains the id {largest}; this model has ids 0 to {symbols - 1}, use one of these"
             )
 
 
 def _check(truth: bool, name: str, value: object, wanted: str) -> None:
     if not truth:
-        raise ConfigError(f"{name} is {value}; give {wanted}")
+        raise ConfigError(f"{name} is {value}; use {wanted}")
 
 
 GREEDY = Sampling(temperature=0.0)
 
 
 def uniforms(keys: np.ndarray, steps: np.ndarray) -> np.ndarray:
-    """A number of 24 bits in [0, 1) a row, by its key, as a `Sampler` has it, and its step; both uint64 [B]."""
+    """A 24-bit number in [0, 1) per row, from its key (as in `Sampler.keys`) and its step; both uint64 [B]."""
     drawn = mixed(keys + np.uint64(GOLDEN) * steps) >> np.uint64(40)
     return drawn.astype(np.float32) * np.float32(2.0**-24)
 
 
 class _Counted(NamedTuple):
-    """What penalties count of each row, where any asks for it."""
+    """What the penalties count per row, None where no penalty needs it."""
 
-    seen: Bool[Tensor, "B C"] | None  # what the prompt and the text so far hold
-    counts: Float[Tensor, "B C"] | None  # how often the text so far holds it
+    seen: Bool[Tensor, "B C"] | None  # tokens of the prompt and the output
+    counts: Float[Tensor, "B C"] | None  # occurrences in the output
 
 
 class Sampler:
-    """Draws for the rows of one batch.
+    """Samples tokens for the rows of one batch.
 
-    A draw is a pure function of (seed, the row's own key, step): it is the same in any batch and at any place in it.
+    A sample is a pure function of (seed, the row's key, step): it is the same in any batch and at any row of it.
     """
 
     def __init__(
@@ -173,8 +173,8 @@ class Sampler:
         device: torch.device | str = "cpu",
         pool: Pool | None = None,
     ) -> None:
-        """`keys` are 63-bit numbers, one a row (see `row_keys`); `prompts` are what counts as repeated; `pool` are the
-        threads of the engine that makes the logits, which chooses then as well.
+        """`keys` are 63-bit integers, one per row (see `row_keys`). `prompts` are the tokens that the repetition
+        penalty counts. `pool` has the threads of the engine that computes the logits, which then sample as well.
         """
         self.sampling = sampling
         seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
@@ -183,7 +183,7 @@ class Sampler:
         seen = counts = self._bias = None
         self._said = _Counted(seen, counts)
         if pool is not None or (torch.device(device).type == "cpu" and symbols >= _MANY):
-            from headway.generate.tables import DrawTable  # with LLVM, which torch does without
+            from headway.generate.tables import DrawTable  # imports LLVM, which torch does not need
 
             self.table = DrawTable(sampling, prompts)
             return
@@ -200,7 +200,7 @@ class Sampler:
         self._said = _Counted(seen, counts)
 
     def pick(self, logits: Float[Tensor, "B C"], step: int) -> tuple[Int[Tensor, "B"], Float[Tensor, "B"]]:
-        """The next symbol of each row, and its log probability under the model as it is (no penalty, temperature 1)."""
+        """The next token of each row, and its log probability without penalties at temperature 1."""
         logits = logits.float()
         if self.table is not None:
             chosen, logprobs = self._by_table(self.table, logits, step)
@@ -212,8 +212,8 @@ class Sampler:
         return chosen, logits.log_softmax(-1).gather(1, chosen[:, None])[:, 0]
 
     def foresee(self, logits: Float[Tensor, "1 C"], step: int, after: Sequence[int] = ()) -> int:
-        """What `pick` would draw for the only row at a later step, once it has drawn `after`, from these logits; they
-        may be of fewer symbols. Changes nothing.
+        """What `pick` would sample for the only row at a later step, after `after`, from these logits, which may cover
+        a smaller vocabulary. Changes nothing.
         """
         if self.table is not None:
             return int(self._by_table(self.table.after(after), logits.float(), step)[0][0])
@@ -225,7 +225,7 @@ class Sampler:
         return int(self._choose(adjusted, step)[0])
 
     def add(self, symbols: Int[Tensor, "B"] | Int[Tensor, "B N"]) -> None:
-        """What each row has now said."""
+        """Count the tokens that each row has generated."""
         if self.table is not None:
             self.table.add(symbols.tolist())
             return
@@ -243,9 +243,7 @@ class Sampler:
         return torch.from_numpy(chosen.symbols), torch.from_numpy(chosen.logprobs).float()
 
     def _adjusted(self, logits: Float[Tensor, "B C"]) -> Float[Tensor, "B C"]:
-        """Logits, of all symbols or the first of them, as penalties and bias leave them; they themselves where there
-        are none.
-        """
+        """Logits of the vocabulary, or of its first ids, after penalties and bias; the input itself without any."""
         sampling, symbols = self.sampling, logits.shape[-1]
         if self._said.seen is not None:
             places = self._said.seen[:, :symbols].nonzero(as_tuple=True)
@@ -263,7 +261,7 @@ class Sampler:
         return draw(logits, self.sampling, torch.from_numpy(uniform).to(logits.device))
 
     def select(self, rows: Int[Tensor, "R"]) -> None:
-        """Go on with these rows only."""
+        """Continue with these rows only."""
         self.keys = self.keys[rows.numpy(force=True)]
         if self.table is not None:
             self.table = self.table.select(rows.tolist())
@@ -271,9 +269,9 @@ class Sampler:
 
 
 def row_keys(prompts: Sequence[Sequence[int]], sources: Sequence[Sequence[int] | Tensor] | None = None) -> list[int]:
-    """A key for each row, by what it starts from and how often that came before in the batch.
+    """A key per row, from its prompt and how often the same prompt came earlier in the batch.
 
-    So a prompt draws the same symbols alone and in a batch, and equal prompts of one batch draw different ones.
+    So a prompt gets the same samples alone and in a batch, and equal prompts of one batch get different ones.
     """
     counts: dict[bytes, int] = {}
     keys = []

@@ -1,4 +1,6 @@
-"""Sequences of many askers in one step of the engine: they join and leave, and none depends on the others."""
+"""Continuous batching: sequences of many clients share engine steps, join and leave at any step, and do not affect each
+other.
+"""
 
 from __future__ import annotations
 
@@ -26,41 +28,41 @@ from headway.given import check_fields
 from headway.memory import free_bytes
 from headway.nn.models import EncoderDecoder, Generative
 
-_CHECKED = 16  # symbols of a step up to which guesses are added: more would take their time from others
-_SHARE = 4  # the part of the free memory that the cache takes where nothing is said: one in so many
-_UNKNOWN = 1 << 30  # bytes for it on a machine that does not say what is free
+_CHECKED = 16  # tokens of a step up to which guesses are added: more would slow down other sequences
+_SHARE = 4  # the cache takes 1 / _SHARE of the free memory by default
+_UNKNOWN = 1 << 30  # bytes for the cache if the system does not report free memory
 
 
 class FullError(UserError):
-    """Too many requests wait."""
+    """The queue is full."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """A prompt and what is wanted of it: `copies` continuations, sampled as `Session` would sample those of so many
-    equal prompts; and with `prompt_top` the score of each of its tokens. Without `generates` there are only the scores.
+    """A prompt and what to compute for it: `n` continuations, sampled as `Session` would sample those of `n` equal
+    prompts, and with `prompt_top` the score of each prompt token. With `generates` False only the scores.
     """
 
     prompt: Ids
     sampling: Sampling = Sampling()
     limits: Limits = Limits()
     copies: int = 1
-    rule: Callable[[], Rule] | None = None  # makes one for each copy
-    top: int = 0  # of how many of the likeliest symbols log probabilities are told with each symbol
-    owner: str = ""  # prefixes are shared among the requests of one owner, and time fairly between owners
-    prompt_top: int | None = None  # of how many of the likeliest tokens each score reports; None: no scores
+    rule: Callable[[], Rule] | None = None  # makes one per sample
+    top: int = 0  # number of most probable tokens to report with each token
+    owner: str = ""  # requests of one owner share prefixes; time is shared fairly between owners
+    prompt_top: int | None = None  # number of most probable tokens per prompt score; None: no scores
     generates: bool = True
 
     def __post_init__(self) -> None:
         check_fields(self)
         if self.copies < 1:
-            raise ConfigError(f"copies is {self.copies}; give a whole number from 1 on")
+            raise ConfigError(f"n is {self.copies}; use an integer of at least 1")
         for name, top in (("top", self.top), ("prompt_top", self.prompt_top or 0)):
             if top < 0:
-                raise ConfigError(f"{name} is {top}; give a whole number from 0 on")
+                raise ConfigError(f"{name} is {top}; use an integer of at least 0")
 
     def check(self, model: Generative) -> None:
-        """UserError for a prompt that this model cannot read, or that leaves no room for what is wanted."""
+        """Raise UserError for a prompt that this model cannot process, or that leaves no position for new tokens."""
         prompt = self.prompt
         if not self.generates and len(prompt) > 1:  # the last token is only scored
             check_ids("prompt", [prompt], model.config.symbols)
@@ -69,31 +71,31 @@ class Request:
 
 
 class Said(NamedTuple):
-    """What one step said of one copy of a request. `id` is None where the copy ended without a new symbol; `reason` is
-    given with the last.
+    """Output of one step for one sample of a request. `id` is None if the sample ended without a new token; the last
+    output has a `reason`.
     """
 
     ticket: int
     copy: int
     id: int | None
-    text: str  # certain now; never ends within a character, and holds no part of a stop string
-    logprob: float  # of the symbol, in nats, under the model as it is
-    top: list[tuple[int, float]]  # the likeliest symbols and their log probabilities, likeliest first
+    text: str  # final text; never ends within a character or contains part of a stop string
+    logprob: float  # of the token, in nats, before temperature and penalties
+    top: list[tuple[int, float]]  # the most probable tokens and their log probabilities, in decreasing order
     reason: FinishReason | None
-    error: UserError | None = None  # why it ended where the model gives no numbers, or its rule failed
-    known: int = 0  # symbols of the prompt that were never read for this copy, as they were known whenever it began
-    scores: Sequence[TokenScore] = ()  # of the prompt's tokens from the second on, with the first that is said
+    error: UserError | None = None  # why it ended if the model output NaN or its rule failed
+    known: int = 0  # prompt tokens that were cached each time this sample started
+    scores: Sequence[TokenScore] = ()  # of the prompt's tokens from the second on, in the first output
 
 
 class SchedulerState(NamedTuple):
-    """What is under way, and what was done since the beginning."""
+    """The current load, and counters since the start."""
 
-    waiting: int  # copies, those that gave way to older ones too
-    running: int  # copies
-    blocks: int  # of keys and values that are held, known prefixes included
-    most_blocks: int | None  # None where the model keeps none
-    prefix_tokens: int  # that were known when a copy began
-    prompt_tokens: int  # that were read
+    waiting: int  # samples, preempted ones included
+    running: int  # samples
+    blocks: int  # of keys and values in use, cached prefixes included
+    most_blocks: int | None  # None if the model has no keys and values
+    prefix_tokens: int  # cached when a sample started
+    prompt_tokens: int  # processed
     written_tokens: int
     preemptions: int
     guessed: int
@@ -101,14 +103,14 @@ class SchedulerState(NamedTuple):
 
 
 class Scheduler:
-    """Shares an engine among requests. `submit`, `cancel` and `state` may be called from any thread; `step` by one, and
-    nothing else generates with the engine meanwhile.
+    """Shares an engine among requests. `submit`, `cancel` and `state` may be called from any thread, `step` from one;
+    nothing else may generate with the engine meanwhile.
 
-    What is said of a copy is what a `Session` of this model alone would say, bit for bit, whatever else is under way:
-    prompts are read in pieces between the steps of others, in the turns of their owners; blocks of keys and values
-    that are known are read no more; where they run short, known ones are dropped, and then the youngest copies give
-    way, to be read again. Prefixes are known of models whose every symbol stays seen: where all layers have windows,
-    or any has a recurrent state, prompts are read anew.
+    The output of a sample equals that of a `Session` with this model alone, bit for bit, whatever else runs. Prompts
+    are processed in chunks between the steps of other sequences, with fair queueing between owners. Cached blocks of
+    keys and values are reused. If blocks run short, cached prefixes are evicted first; then the youngest samples are
+    preempted and processed again later. Prefixes are cached only if every token stays visible: not if all layers have
+    windows or any layer has a recurrent state.
     """
 
     def __init__(
@@ -120,40 +122,42 @@ class Scheduler:
         cache_memory: int | None = None,
         step_tokens: int = 128,
     ) -> None:
-        """At most `slots` sequences are under way and `waiting` requests in the queue; keys and values take at most
-        `cache_memory` bytes (None: a quarter of what is free); a step reads at most `step_tokens` symbols of prompts.
+        """At most `slots` sequences run and `waiting` requests queue at once. Keys and values take at most
+        `cache_memory` bytes (None: a quarter of the free memory). A step processes at most `step_tokens` prompt tokens.
         """
         numbers = {"slots": slots, "waiting": waiting, "cache_memory": cache_memory, "step_tokens": step_tokens}
         for name, number in numbers.items():
             if number is not None and number < 1:
-                raise UserError(f"{name} is {number}; give a whole number from 1 on")
+                raise UserError(f"{name} is {number}; use an integer of at least 1")
         if isinstance(engine.model, EncoderDecoder):
-            raise UserError("this model reads a source, and a scheduler continues prompts alone; use a Session")
+            raise UserError("this model reads a source, but a Scheduler only continues prompts; use a Session")
         self._engine, self._codec, self._slots, self._most_waiting = engine, codec, slots, waiting
         self._step_tokens = step_tokens
-        # Where states go from symbol to symbol, each symbol of a piece takes as long as a whole step for all rows.
+        # A recurrent model processes a chunk token by token, and each token takes as long as a step of all rows.
         self._longest = step_tokens if engine.extends else max(1, step_tokens // _CHECKED)
         free = free_bytes(torch.device("cpu")) if cache_memory is None else None
         engine.limit_cache(cache_memory or (_UNKNOWN if free is None else free // _SHARE))
-        [self._blank] = engine.open(count=1).rows  # what every row begins as
+        [self._blank] = engine.open(count=1).rows  # the state in which every row starts
         self._store = self._blank.store
         whole = self._store.size > 0 and self._store.window is None and not len(self._blank.state)
         self._prefixes = Prefixes(self._store) if whole else None
-        self._lock = threading.Lock()  # of the turns and the tickets
+        self._lock = threading.Lock()  # guards the queue and the tickets
         self._turns = FairQueue()
         self._running: list[Copy] = []
         self._ticket = 0
-        self._unbegun: set[int] = set()  # requests of which no copy has begun
+        self._unbegun: set[int] = set()  # requests without a started sample
         self._cancelled: set[int] = set()
         self._counts = dict.fromkeys(SchedulerState._fields, 0)
 
     def submit(self, request: Request) -> int:
-        """A number for the request. UserError for one that cannot be; FullError where too many wait."""
+        """Queue a request and return its ticket. Raises UserError for an invalid request, FullError if the queue is
+        full.
+        """
         symbols = self._engine.config.symbols
         request.check(self._engine)
         request.sampling.check_symbols(symbols)
         if (top := max(request.top, request.prompt_top or 0)) > symbols:
-            raise UserError(f"top is {top}; this model has {symbols} symbols, ask for fewer")
+            raise UserError(f"top is {top}, over this model's vocabulary of {symbols}; use a smaller number")
         prompt, context = list(request.prompt), context_of(self._engine)
         copies = []
         for number, key in enumerate(row_keys([prompt] * request.copies)):
@@ -166,7 +170,7 @@ class Scheduler:
             copies.append(Copy(number, request.owner, prompt, said, chooser, request.prompt_top, request.generates))
         with self._lock:
             if len(self._unbegun) >= self._most_waiting:
-                raise FullError(f"{self._most_waiting} requests wait already; ask again later")
+                raise FullError(f"the queue is full with {self._most_waiting} requests; retry later")
             self._ticket += 1
             self._unbegun.add(self._ticket)
             for copy in copies:
@@ -175,23 +179,23 @@ class Scheduler:
             return self._ticket
 
     def cancel(self, ticket: int) -> None:
-        """Forget a request; its blocks are free at the next step."""
+        """Drop a request; its blocks are freed at the next step."""
         with self._lock:
             self._turns.drop({ticket})
             self._unbegun.discard(ticket)
             self._cancelled.add(ticket)
 
     def state(self) -> SchedulerState:
-        """As it was at the end of the last step, apart from what came since to wait."""
+        """The state after the last step, with the current number of waiting samples."""
         with self._lock:
             return SchedulerState(**{**self._counts, "waiting": len(self._turns), "most_blocks": self._store.most})
 
     def step(self) -> list[Said]:
-        """One step of the engine. Nothing where no request is under way."""
+        """Run one step of the engine; return no outputs if no request is active."""
         with self._lock:
             for copy in [copy for copy in self._running if copy.ticket in self._cancelled]:
                 self._close(copy)
-            self._turns.drop(self._cancelled)  # which may have given way since
+            self._turns.drop(self._cancelled)  # they may have been preempted since
             self._cancelled.clear()
             self._admit()
         planned = self._plan()
@@ -209,7 +213,7 @@ class Scheduler:
         return said
 
     def _blocks(self, symbols: int) -> int:
-        """The most blocks that a row of so many symbols has at once."""
+        """The maximum number of blocks that a row of `tokens` tokens holds at once."""
         window, blocks = self._store.window, -(-symbols // BLOCK)
         return blocks if window is None else min(blocks, (window + self._step_tokens) // BLOCK + 2)
 
@@ -219,18 +223,18 @@ class Scheduler:
         if most is not None and needed > most:
             raise UserError(
                 f"a prompt of {prompt} tokens and {new} new ones need {needed * self._store.size:,} bytes of keys and "
-                f"values, and there are {most * self._store.size:,}; ask for fewer, or give the cache more memory"
+                f"values, over the cache's {most * self._store.size:,}; request fewer or enlarge the cache"
             )
 
     def _admit(self) -> None:
-        """Let those begin whose turn it is, as long as there are slots and blocks for what they have to read."""
+        """Start the next samples in fair order while there are slots and blocks for their prompts."""
         while len(self._running) < self._slots and (copy := self._turns.next()) is not None:
             leader = next((one for one in self._running if one.ticket == copy.ticket and one.reads_prompt), None)
             if leader is not None:
                 leader.followers.append(copy)
             else:
                 blocks: list[int] = []
-                if self._prefixes is not None and not copy.scores_prompt:  # a score needs its logits
+                if self._prefixes is not None and not copy.scores_prompt:  # scores need the prompt's logits
                     blocks = self._prefixes.find(copy.owner, copy.ids)
                 if not self._fits(copy, blocks):
                     return
@@ -243,7 +247,7 @@ class Scheduler:
             self._running.append(copy)
 
     def _fits(self, copy: Copy, known: list[int]) -> bool:
-        """Whether what it has to read, and the others that are at work, find blocks. One alone always does."""
+        """Whether there are enough blocks for its prompt and for the running samples. A sample alone always fits."""
         at_work = [one for one in self._running if one.row is not None]
         if self._store.most is None or not self._store.size or not at_work:
             return True
@@ -255,8 +259,8 @@ class Scheduler:
         return needed <= left or (self._prefixes is not None and needed <= left + self._prefixes.loose())
 
     def _plan(self) -> dict[Copy, Piece]:
-        """What is computed next. Where blocks are lacking for it, guesses are left out, then known prefixes dropped,
-        and then the youngest gives way.
+        """The chunks of the next step. If blocks are lacking, drop guesses, then evict prefixes, then preempt the
+        youngest sample.
         """
         planned = self._pieces(guessing=self._engine.extends)
         if not self._engine.lacking(list(planned.values())):
@@ -275,7 +279,7 @@ class Scheduler:
         return planned
 
     def _pieces(self, guessing: bool) -> dict[Copy, Piece]:
-        """A symbol of each copy that writes, and of prompts as much as a step reads."""
+        """One token per generating sample, and prompt tokens up to the limit of a step."""
         planned: dict[Copy, Piece] = {}
         budget = self._step_tokens
         for copy in self._turns.ordered(self._running):
@@ -301,8 +305,8 @@ class Scheduler:
         choosing: list[tuple[Copy, int]],
         chosen: list[Chosen | UserError | None],
     ) -> list[Said]:
-        """What comes of what was planned, and of what was chosen; where guesses came true, by further logits, too."""
-        guesses: dict[Copy, list[int]] = {}  # that have not been judged
+        """Turn the sampled tokens into outputs; where guesses were right, sample again from the following logits."""
+        guesses: dict[Copy, list[int]] = {}  # guesses not checked yet
         self._score(planned, logits)
         for copy, piece in planned.items():
             count = min(len(piece.ids), copy.unread)
@@ -336,11 +340,11 @@ class Scheduler:
         return said
 
     def _score(self, planned: dict[Copy, Piece], logits: Float[Tensor, "N C"]) -> None:
-        """Note how well the prompts' next tokens were predicted, where that is wanted."""
+        """Score the prompt tokens of this step for requests that want scores."""
         place = 0
         for copy, piece in planned.items():
             if copy.prompt_top is not None and copy.scores_prompt:
-                first = max(copy.read, len(copy.scores))  # what was scored before it gave way is skipped
+                first = max(copy.read, len(copy.scores))  # tokens scored before a preemption are skipped
                 ids = copy.ids[first + 1 : copy.read + 1 + len(piece.ids)]
                 begin = place + first - copy.read
                 if ids:
@@ -349,7 +353,7 @@ class Scheduler:
             place += piece.wanted
 
     def _share_prompt(self, copy: Copy) -> None:
-        """Let those who follow go on from what it has read, and remember it."""
+        """Let the followers continue from its processed prompt, and cache the prompt."""
         assert copy.row is not None
         if self._prefixes is not None:
             self._prefixes.keep(copy.owner, copy.ids, copy.row)
@@ -384,7 +388,7 @@ class Scheduler:
         return Said(*said, known=copy.known, scores=scores)
 
     def _close(self, copy: Copy) -> None:
-        """It runs no longer; what it has read stays known as long as nobody needs the room."""
+        """Stop running it; its processed tokens stay cached while there is memory."""
         self._running.remove(copy)
         if copy.row is not None:
             if self._prefixes is not None:
@@ -394,8 +398,8 @@ class Scheduler:
 
 
 def _choosing(planned: dict[Copy, Piece]) -> list[tuple[Copy, int]]:
-    """Who goes on after a step, and the place of the logits by which: those whose prompt is then read, with whoever
-    follows them, and those that write.
+    """The samples to sample after a step, with the row of their logits: those whose prompt is then complete, with their
+    followers, and those that generate.
     """
     found, place = [], 0
     for copy, piece in planned.items():

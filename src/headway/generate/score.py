@@ -1,4 +1,4 @@
-"""Log probabilities of given symbols (teacher forcing), and perplexity over a long text in overlapping windows."""
+"""Log probabilities of given tokens (teacher forcing), and perplexity of long documents in overlapping windows."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from headway.nn.models import EncoderDecoder, Transformer
 
 
 class TokenScore(NamedTuple):
-    """How well a model predicts a token of a text: the log probability, in nats; the rank, 1 for the likeliest token;
-    and the likeliest tokens with theirs, likeliest first.
+    """How well a model predicts one token: its log probability in nats, its rank (1 for the most probable token), and
+    the most probable tokens with their log probabilities, in decreasing order.
     """
 
     id: int
@@ -27,7 +27,9 @@ class TokenScore(NamedTuple):
 
 
 class _Window(NamedTuple):
-    """A stretch of a text that is read at once: `labels` follow `inputs`, IGNORED where another window scores them."""
+    """A part of a sequence that is processed at once: `labels` follow `inputs`, IGNORED where another window scores
+    them.
+    """
 
     text: int
     inputs: Ids
@@ -39,19 +41,19 @@ class _Window(NamedTuple):
 def score_ids(
     model: Transformer, texts: Sequence[Ids], *, stride: int | None = None, batch_tokens: int = 8192
 ) -> list[list[float]]:
-    """log p of each symbol given those before it, in nats, for all but the first symbol of each text.
+    """log p of each token given the tokens before it, in nats, for all but the first token of each sequence.
 
-    A text longer than the context is read in windows of the context that begin every `stride` symbols (half the context
-    by default): each symbol is scored once, with at least context - stride symbols before it where the text has them.
+    A sequence longer than the context is processed in windows of that length, which start every `stride` tokens (half
+    the context by default). Each token is scored once, after at least context - stride tokens if there are that many.
     """
-    check_ids("text", texts, model.config.symbols)
+    check_ids("sequence", texts, model.config.symbols)
     context = context_of(model)
     if context is None:
-        stride = 1  # nothing is longer than the context
+        stride = 1  # there is no context limit
     elif stride is None:
         stride = max(1, context // 2)
     elif not 1 <= stride <= context:
-        raise UserError(f"stride {stride} is not from 1 to the context of {context}; choose one that is")
+        raise UserError(f"stride {stride} is outside 1 to the context of {context}; use one in this range")
     windows = [w for i, text in enumerate(texts) if len(text) > 1 for w in _windows(i, text, context, stride)]
 
     def read(batch: list[_Window]) -> Tensor:
@@ -63,7 +65,9 @@ def score_ids(
 
 @torch.inference_mode()
 def score_prompt(model: Transformer, ids: Ids, top: int) -> list[TokenScore]:
-    """Each token but the first, with `top` of the likeliest; the log probabilities are those of `score_ids` for it."""
+    """Score each token but the first, with the `top` most probable ones; the log probabilities equal those of
+    `score_ids`.
+    """
     check_ids("prompt", [ids], model.config.symbols)
     if len(ids) < 2:
         return []
@@ -87,11 +91,11 @@ def score_targets(
     end: int,
     batch_tokens: int = 8192,
 ) -> list[list[float]]:
-    """log p of each symbol of each target given its source, in nats, and of the `end` after it."""
+    """log p of each token of each target given its source, in nats, and of the `eos` after it."""
     if len(sources) != len(targets):
-        raise UserError(f"{len(sources)} sources do not match {len(targets)} targets; give one for each")
+        raise UserError(f"{len(sources)} sources do not match {len(targets)} targets; pass one source per target")
     if not all(len(source) for source in sources):
-        raise UserError("a source of 0 tokens is empty; leave it out")
+        raise UserError("a source has 0 tokens; remove it")
     check_sources(model, sources)
     check_ids("target", targets, model.config.symbols)
     context, longest = context_of(model), max(map(len, targets), default=0) + 1
@@ -134,7 +138,7 @@ def _score(
 
 
 def _windows(number: int, text: Ids, context: int | None, stride: int) -> list[_Window]:
-    count = len(text) - 1  # symbols to score
+    count = len(text) - 1  # tokens to score
     if context is None or count <= context:
         return [_Window(number, text[:-1], text[1:])]
     windows, scored = [], 0
@@ -163,27 +167,26 @@ def strided_nats(
     stride: int | None = None,
     batch_tokens: int = 8192,
 ) -> Nats:
-    """-log p of every token but the first, each read in a window of `context` tokens, itself included.
+    """-log p of every token but the first, in windows of `context` tokens, the predicted token included.
 
-    Windows begin every `stride` tokens (half the context by default) and score only what no window before them has
+    Windows start every `stride` tokens (half the context by default) and score only tokens that no earlier window
     scored: all but those of the first window follow at least context - stride tokens. A stride of context - 1 cuts the
-    text into windows that share one token; a stride of 1 gives every token all the context there is. `context` is the
-    model's where it has one. Raises UserError for a text of fewer than two tokens and for a stride outside 1 to
-    context - 1.
+    sequence into windows that share one token; a stride of 1 gives every token the full context. `context` defaults to
+    the model's. Raises UserError for a sequence of fewer than two tokens and for a stride outside 1 to context - 1.
     """
     if len(ids) < 2:
-        raise UserError(f"a text of {len(ids)} tokens has nothing to score; give at least 2")
-    check_ids("text", [ids], model.config.symbols)
+        raise UserError(f"a sequence of {len(ids)} tokens cannot be scored; pass at least 2")
+    check_ids("sequence", [ids], model.config.symbols)
     most = context_of(model)
     context = most if context is None else context
     if context is None:
-        raise UserError("this model has no longest context; give one, such as 1024")
+        raise UserError("this model has no context limit; pass context, such as 1024")
     if context < 2 or (most is not None and context > most):
-        raise UserError(f"a context of {context} is not from 2 to the model's {most or 'length'}; choose one that is")
-    width = context - 1  # inputs of a window: its last token is only foretold
+        raise UserError(f"a context of {context} is outside 2 to the model's {most or 'limit'}; use one in this range")
+    width = context - 1  # inputs of a window: its last token is only predicted
     stride = max(1, context // 2) if stride is None else stride
     if not 1 <= stride < context:
-        raise UserError(f"stride {stride} is not from 1 to {width}, one less than the context; choose one that is")
+        raise UserError(f"stride {stride} is outside 1 to {width}, one less than the context; use one in this range")
     stream = torch.as_tensor(ids, dtype=torch.long)
     head, device, total = model.heads["vocabulary"], device_of(model), 0.0
     with evaluating(model):
@@ -196,7 +199,7 @@ def strided_nats(
 def _strides(
     ids: Int[Tensor, "N"], width: int, stride: int, rows: int
 ) -> Iterator[tuple[Int[Tensor, "B T"], Int[Tensor, "B T"]]]:
-    """Inputs and labels, IGNORED where an earlier window has scored, `rows` windows at a time; the last is shorter."""
+    """Inputs and labels, IGNORED where an earlier window scored, `rows` windows at a time; the last is shorter."""
     count = len(ids) - 1  # tokens to score
     whole = 1 + max(0, count - width) // stride if count >= width else 0
     for first in range(0, whole, rows):

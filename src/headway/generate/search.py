@@ -1,4 +1,4 @@
-"""Beam search: the likeliest continuations, for many sentences at once."""
+"""Beam search over many sequences at once."""
 
 from __future__ import annotations
 
@@ -32,27 +32,27 @@ from headway.nn.models import GenerationProgress, Generative, Prompt
 if TYPE_CHECKING:
     from headway.engine.pool import Pool
 
-_LEAVE = 0.25  # the part of the sentences that must be done before the rest is copied together
-_CHUNK = 64  # symbols that are compared as one before the largest are sought among them
+_LEAVE = 0.25  # share of sentences that must be done before the others are compacted
+_CHUNK = 64  # columns whose maximum is compared before their elements
 
 
-_STEEPEST = 20  # of a length penalty: with 10, twice as long counts a thousand times
-WIDEST = 1024  # hypotheses, all of which are computed at once
+_STEEPEST = 20  # length penalty; at 10, twice the length counts a thousand times
+WIDEST = 1024  # beam width; all hypotheses are computed at once
 
 
 def check_beam(name: str, value: int) -> None:
-    """ConfigError for a number of hypotheses that is out of range; `name` is that of the setting."""
+    """Raise ConfigError for a beam width that is out of range; `name` is the setting's name."""
     if not 1 <= value <= WIDEST:
-        raise ConfigError(f"{name} is {value:,}; give 1 to {WIDEST:,}")
+        raise ConfigError(f"{name} is {value:,}; use 1 to {WIDEST:,}")
 
 
 @dataclass(frozen=True)
 class SearchConfig:
-    """Beam search: `beam` hypotheses are followed for each sentence (1 is greedy), and the `n_best` best are returned.
+    """Beam search: `beam` hypotheses are kept for each sentence (1 is greedy), and the `n_best` best are returned.
 
-    A hypothesis of n tokens, the end included, scores log p / ((c + n) / (c + 1))^length_penalty, with c = 5 set by
-    `length_offset` (Wu et al. 2016, equation 14, without coverage); an offset of 0 with a penalty of 1 is the mean over
-    tokens. It has at most `most_extra + most_ratio * source length` tokens.
+    A hypothesis of n tokens, eos included, scores log p / ((c + n) / (c + 1))^length_penalty, where c is
+    `length_offset` (Wu et al. 2016, equation 14, with c = 5 and without coverage); an offset of 0 with a penalty of 1
+    is the mean over tokens. It has at most `most_extra + most_ratio * source length` tokens.
     """
 
     beam: int = 4
@@ -66,40 +66,40 @@ class SearchConfig:
         check_fields(self)
         check_beam("beam", self.beam)
         if not 1 <= self.n_best <= self.beam:
-            raise ConfigError(f"n_best is {self.n_best} of a beam of {self.beam}; give 1 to {self.beam}, or widen it")
+            raise ConfigError(f"n_best is {self.n_best} of a beam of {self.beam}; use 1 to {self.beam}, or widen it")
         if not 0 <= self.length_penalty <= _STEEPEST:
-            raise ConfigError(f"length_penalty is {self.length_penalty}; give a number from 0 (none) to {_STEEPEST}")
+            raise ConfigError(f"length_penalty is {self.length_penalty}; use 0 (no penalty) to {_STEEPEST}")
         if not 0 <= self.length_offset < math.inf:
-            raise ConfigError(f"length_offset is {self.length_offset}; give 0 or more, as in 5")
+            raise ConfigError(f"length_offset is {self.length_offset}; use 0 or more, such as 5")
         if self.most_ratio < 0 or self.most_extra < 1:
             raise ConfigError(
-                f"most_ratio {self.most_ratio} and most_extra {self.most_extra} leave no room for a symbol; "
-                "give 0 or more and 1 or more"
+                f"most_ratio {self.most_ratio} and most_extra {self.most_extra} allow no token; "
+                "use a ratio of 0 or more and at least 1 extra token"
             )
 
     def limit(self, source: int) -> int:
-        """The most symbols for a source of that length."""
+        """The maximum number of tokens for a source of that length."""
         return self.most_extra + int(self.most_ratio * source)
 
     def worth(self, log_probability: Any, length: Any) -> Any:
-        """Of a hypothesis, or of tensors of them."""
+        """The score of a hypothesis, or of tensors of them."""
         return log_probability / ((self.length_offset + length) / (self.length_offset + 1)) ** self.length_penalty
 
 
 class Hypothesis(NamedTuple):
-    """A continuation without its end symbol. `finished` is False where the limit of length cut it."""
+    """A continuation without its eos token. `finished` is False if the length limit cut it."""
 
     ids: list[int]
-    score: float  # by which hypotheses are ranked
-    log_probability: float  # in nats, of the end too
+    score: float  # the ranking criterion
+    log_probability: float  # in nats, eos included
     finished: bool
 
 
 class Constraint(Protocol):
-    """What a hypothesis may go on with, given what it has written."""
+    """Restricts the next token of a hypothesis, given its tokens so far."""
 
     def __call__(self, logits: Float[Tensor, "R C"], history: Int[Tensor, "R T"]) -> None:
-        """Change the logits of each row in place; -inf forbids a symbol. Probabilities are made of them afterwards."""
+        """Change the logits of each row in place, before the softmax; -inf forbids a token."""
         ...
 
 
@@ -112,21 +112,21 @@ def beam_search(
     config: SearchConfig = SearchConfig(),
     suppressed: Sequence[int] = (),
 ) -> list[list[Hypothesis]]:
-    """For each prompt its `n_best` continuations, best first, finished ones before cut ones.
+    """The `n_best` continuations of each prompt, best first, finished ones before cut ones.
 
-    `limits` are the most symbols for each; `suppressed` symbols are never written, and the probabilities of the
-    others are as they would be without that. A finished hypothesis keeps its place in the beam, so that fewer are
-    followed after it; a sentence is done when none of these can become better than its `n_best` best.
+    `limits` are the maximum numbers of tokens per prompt. `suppressed` tokens are never generated; the probabilities of
+    the others are not renormalised. A finished hypothesis keeps its slot in the beam, so fewer are followed after it; a
+    sentence is done when none of these can beat its `n_best` best.
     """
     if len(limits) != prompt.layout.batch or min(limits) < 1:
-        raise UserError(f"limits {list(limits)} do not fit {prompt.layout.batch} prompts; give each 1 or more")
-    check_ids("suppressed symbol", [suppressed], model.config.symbols)
+        raise UserError(f"limits {list(limits)} do not match {prompt.layout.batch} prompts; pass 1 or more per prompt")
+    check_ids("suppressed token", [suppressed], model.config.symbols)
     capacity, context = int((prompt.layout.lengths.cpu() + torch.tensor(limits)).max()), context_of(model)
     if context is not None and capacity > context:
         raise UserError(
-            f"a prompt and its limit make {capacity} symbols, over the context of {context}; lower the limit"
+            f"a prompt and its limit add up to {capacity} tokens, over the context of {context}; lower the limit"
         )
-    pool = getattr(model, "pool", None)  # an engine's threads, which then look for the likeliest as well
+    pool = getattr(model, "pool", None)  # an engine's threads, which then also find the top k
     with evaluating(model):
         started = model.start(prompt, capacity)
         return follow(model, searching(*started, limits, end, config, suppressed, pool=pool))
@@ -142,10 +142,10 @@ def searching(
     rule: Constraint | None = None,
     pool: Pool | None = None,
 ) -> Course[list[list[Hypothesis]]]:
-    """`beam_search` from where a generation stands, which has room for the `limits`; `rule` is asked at every step.
-    `pool` are the threads of the engine that makes the logits.
+    """`beam_search` as a coroutine from a decoding state with capacity for the `limits`; calls `rule` at every step.
+    `pool` has the threads of the engine that computes the logits.
 
-    The logits are used up; with a beam of 1, so are the decoding's positions from here on.
+    The logits are overwritten; with a beam of 1, so are the decoding state's positions from here on.
     """
     search = _Search(limits, end, config, suppressed, logits.device, rule, pool)
     if config.beam > 1:
@@ -178,9 +178,9 @@ class _Search:
         self.found: list[list[Hypothesis]] = [[] for _ in limits]
         self.numbers = list(range(count))
         self.limits = torch.tensor(limits, device=device)
-        self.totals = torch.full((count, beam), -math.inf, device=device)  # log p of each beam
-        self._before = torch.ones(beam, beam, dtype=torch.bool, device=device).tril(-1)  # which beams come before each
-        self.totals[:, 0] = 0.0  # all beams are equal at first; one is enough
+        self.totals = torch.full((count, beam), -math.inf, device=device)  # log p of each beam so far
+        self._before = torch.ones(beam, beam, dtype=torch.bool, device=device).tril(-1)  # which beams precede each
+        self.totals[:, 0] = 0.0  # all beams are equal at first, so one suffices
         self.history = torch.zeros(count * beam, max(limits), dtype=torch.long, device=device)
         self.finished = torch.zeros(count, dtype=torch.long, device=device)  # how many hypotheses
         self.best = torch.full((count, config.n_best), -math.inf, device=device)  # their scores
@@ -193,7 +193,7 @@ class _Search:
     def advance(
         self, logits: Float[Tensor, "MW C"], decoding: GenerationProgress
     ) -> tuple[Int[Tensor, "MW"], GenerationProgress]:
-        """Grow every hypothesis by a symbol: what to feed the model next, for the sentences that are left."""
+        """Extend every hypothesis by a token; return the next tokens for the model, of the remaining sentences."""
         self.length += 1
         logits = logits.float()
         if self.rule is not None:
@@ -212,9 +212,9 @@ class _Search:
         return [hypotheses[: self.config.n_best] for hypotheses in ranked]
 
     def _candidates(self, logits: Float[Tensor, "MW C"]) -> tuple[Tensor, Tensor, Tensor]:
-        """The best continuations of each sentence, best first: log p, beam and symbol, each [M, W].
+        """The best continuations of each sentence, best first: log p, beam and token, each [M, W].
 
-        Those beyond the places that finished hypotheses leave have log p -inf, and no one follows them.
+        Those beyond the slots that finished hypotheses leave have log p -inf and are not followed.
         """
         beam, each = self.config.beam, min(self.config.beam, logits.shape[-1])
         values, symbols = self._likeliest(logits, each)
@@ -225,19 +225,19 @@ class _Search:
         return totals, which // each, symbols.view(-1, beam * each).gather(1, which)
 
     def _likeliest(self, logits: Float[Tensor, "MW C"], count: int) -> tuple[Tensor, Tensor]:
-        """Log probabilities and symbols of each row, the likeliest first. The logits are used up."""
+        """Log probabilities and tokens of each row, most probable first. Overwrites the logits."""
         if self.pool is not None:
-            from headway.engine.likeliest import find_likeliest  # with LLVM, which torch does without
+            from headway.engine.likeliest import find_likeliest  # imports LLVM, which torch does not need
 
             symbols, logprobs = find_likeliest(logits.numpy(), count, self.suppressed.tolist(), self.pool)
             return torch.from_numpy(logprobs), torch.from_numpy(symbols).long()
-        torch.log_softmax(logits, -1, out=logits)  # in place: new memory of that size would come page by page
+        torch.log_softmax(logits, -1, out=logits)  # in place: allocating as much again is slow
         if len(self.suppressed):
             logits.index_fill_(1, self.suppressed, -math.inf)
         return largest(logits, count)
 
     def _finish(self, ending: Bool[Tensor, "M W"], totals: Tensor, parents: Tensor) -> None:
-        """Note the hypotheses that end here."""
+        """Record the hypotheses that end here."""
         scores = self.config.worth(totals, self.length)
         self.best = torch.cat([self.best, scores.masked_fill(~ending, -math.inf)], 1).topk(self.config.n_best).values
         self.finished += ending.sum(1)
@@ -252,17 +252,17 @@ class _Search:
             self.found[self.numbers[sentence]].append(Hypothesis(ids, score, total, finished))
 
     def _place(self, parents: Tensor, symbols: Int[Tensor, "M W"], decoding: GenerationProgress) -> Int[Tensor, "M W"]:
-        """Move hypotheses so that each stays on its parent's row where it can; the symbols in their new order.
+        """Move hypotheses so that each stays on its parent's row if it can; return the tokens in their new order.
 
         Caches are large: only the rows of second and further children are copied, over those without children.
         """
         beam = self.config.beam
         if beam > 1:
             same = parents[:, :, None] == parents[:, None, :]
-            later = (same & self._before).any(-1)  # the parent has a better child, which stays
+            later = (same & self._before).any(-1)  # the parent has a better child, which keeps the row
             childless = torch.ones_like(later).scatter_(1, parents, False)
             sentence, child = later.nonzero(as_tuple=True)
-            _, free = childless.nonzero(as_tuple=True)  # as many in each sentence, in the same order of sentences
+            _, free = childless.nonzero(as_tuple=True)  # as many per sentence, in the same order
             moved = parents.clone()
             moved[sentence, child] = free
             source, target = sentence * beam + parents[sentence, child], sentence * beam + free
@@ -278,10 +278,10 @@ class _Search:
     def _leave(
         self, symbols: Int[Tensor, "M W"], decoding: GenerationProgress
     ) -> tuple[Int[Tensor, "MW"], GenerationProgress]:
-        """Close the sentences that are done; once they are many, without them."""
+        """Close the sentences that are done; once there are many, remove their rows."""
         cut = ~self.done & (self.length >= self.limits)
         ceiling = self.config.worth(self.totals.amax(1), self.limits)
-        self.done = self.done | cut | (self.best[:, -1] >= ceiling)  # also where none is followed: -inf on both sides
+        self.done = self.done | cut | (self.best[:, -1] >= ceiling)  # also if no beam is left: -inf on both sides
         if bool(cut.any()):
             # Sentences at their limit with too few finished hypotheses keep the others as they are.
             short = cut & (self.finished < self.config.n_best)
@@ -290,7 +290,7 @@ class _Search:
         if not bool(self.done.any()):
             return symbols.flatten(), decoding
         if int(self.done.sum()) < _LEAVE * self.sentences:
-            # Their rows are padding until they leave: nothing is written, and positions stay in range.
+            # Their rows are padding until they are removed: nothing is written, and positions stay in range.
             idle = self.done.repeat_interleave(self.config.beam)
             return symbols.flatten(), decoding.at(decoding.positions.masked_fill(idle, -1))
         kept = (~self.done).nonzero()[:, 0]
@@ -304,7 +304,7 @@ class _Search:
 
 
 def largest(x: Float[Tensor, "R C"], count: int) -> tuple[Float[Tensor, "R K"], Int[Tensor, "R K"]]:
-    """`x.topk(count)`, faster for a few of many: the largest lie in the chunks with the largest maxima."""
+    """`x.topk(count)`, faster for a few of many: the largest values are in the chunks with the largest maxima."""
     rows, columns = x.shape
     chunks = columns // _CHUNK
     if chunks <= 2 * count:
@@ -335,23 +335,22 @@ def translate_ids(
     batch_tokens: int = 16384,
     sampling: Sampling | None = None,
 ) -> list[list[Hypothesis]]:
-    """The `n_best` translations of each source, best first, without `begin` and `end`; with `sampling`, as many samples
-    instead, whose scores are the mean log p of a symbol.
+    """The `n_best` translations of each source, best first, without `bos` and `eos`; with `sampling`, as many samples
+    instead, whose scores are the mean log p per token.
 
-    `begin` is what decoding starts with, whatever that symbol means elsewhere (Marian: padding). `prefixes` are
-    what each translation must begin with; they are part of the ids and of the length that is allowed, not of the
-    score. `suppressed` symbols are never written. Sources are read as they are: add what the model was trained
-    with. A source of no symbols has one translation, of none. `batch_tokens` bounds the positions that are held at
-    once, those of all beams counted.
+    `bos` is the token that decoding starts with, whatever it means elsewhere (Marian: padding). Each translation starts
+    with its prefix, which counts in the ids and the length limit but not in the score. `suppressed` tokens are never
+    generated. Sources are used as they are: add the tokens that the model was trained with. An empty source has one
+    empty translation. `batch_tokens` bounds the positions held at once, over all beams.
     """
     forced = [()] * len(sources) if prefixes is None else prefixes
     if len(forced) != len(sources):
-        raise UserError(f"{len(forced)} prefixes do not match {len(sources)} sources; give one for each")
+        raise UserError(f"{len(forced)} prefixes do not match {len(sources)} sources; pass one prefix per source")
     context = context_of(model)
     prompts = [[begin, *prefix] for prefix in forced]
     check_sources(model, sources)
     check_prompts(model, prompts)
-    check_ids("suppressed symbol", [suppressed], model.config.symbols)
+    check_ids("suppressed token", [suppressed], model.config.symbols)
     limits = [max(1, config.limit(len(source)) - len(prefix)) for source, prefix in zip(sources, forced)]
     if context is not None:
         limits = [min(limit, context - len(prompt)) for limit, prompt in zip(limits, prompts)]
@@ -404,9 +403,9 @@ def drawing(
     sampling: Sampling,
     rule: Constraint,
 ) -> Course[list[Hypothesis]]:
-    """`count` continuations of at most `limit` symbols from where a generation stands, the likeliest a symbol first.
+    """Sample `count` continuations of at most `limit` tokens from a decoding state, in decreasing order of score.
 
-    Their scores are the mean log p of a symbol, the end included, at temperature 1 and under the rule.
+    Scores are the mean log p per token, the end token included, at temperature 1 and under the rule.
     """
     rows = torch.zeros(count, dtype=torch.long, device=logits.device)
     logits, decoding = logits[rows], decoding.select(rows)

@@ -1,4 +1,4 @@
-"""Generation for many sequences at once: ragged prompts in, and each sequence ends for itself, its text with it."""
+"""Batched generation: ragged prompts in, and each sequence ends on its own, with its text."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from headway.generate.speculation import Draft, Extending, Lookup, Speculation
 from headway.given import check_fields, shown
 from headway.nn.models import CaptionerConfig, EncoderDecoderConfig, Generative
 
-_PRIMING = 8  # symbols of the prompt that decide how the first new one is written (a space, half a character)
+_PRIMING = 8  # prompt tokens that affect how the first new token decodes (a space, half a character)
 
 
 @dataclass(frozen=True)
 class Limits:
-    """When generation ends: before any text in `stop`, before an id in `stop_ids`, at the end symbol unless
+    """When generation ends: before any string in `stop`, before an id in `stop_ids`, at the eos token unless
     `ignore_end`, or after `max_new_tokens`.
     """
 
@@ -46,11 +46,11 @@ class Limits:
     def __post_init__(self) -> None:
         check_fields(self)
         if self.max_new_tokens < 1:
-            raise ConfigError(f"max_new_tokens is {self.max_new_tokens}; give a whole number from 1 on")
+            raise ConfigError(f"max_new_tokens is {self.max_new_tokens}; use an integer of at least 1")
         if not isinstance(self.stop, (tuple, list)) or not all(isinstance(text, str) for text in self.stop):
-            raise ConfigError(f"stop is {shown(self.stop)}; give a tuple of texts")
+            raise ConfigError(f"stop is {shown(self.stop)}; use a tuple of strings")
         if "" in self.stop:
-            raise ConfigError("stop holds an empty text, which matches everywhere; leave it out")
+            raise ConfigError("stop contains an empty string, which matches everywhere; remove it")
 
     def ends(self, codec: Codec | None) -> frozenset[int]:
         """The ids that end a sequence."""
@@ -59,15 +59,15 @@ class Limits:
 
 
 class TextStream:
-    """The text that follows a prompt, as its symbols arrive; it never contains a stop string.
+    """Decodes the text after a prompt as its tokens arrive; the text never contains a stop string.
 
-    What may be the beginning of a stop string is held back until the text goes on otherwise.
+    A possible beginning of a stop string is held back until the text continues otherwise.
     """
 
     def __init__(self, codec: Codec | None, prompt: Sequence[int], stop: tuple[str, ...]) -> None:
-        """Without a codec there is no text, and no stop string can be found."""
+        """Without a codec there is no text, and stop strings cannot be found."""
         if codec is None and stop:
-            raise UserError(f"stop string {stop[0]!r} needs text, but there is no tokenizer; give stop_ids instead")
+            raise UserError(f"stop string {stop[0]!r} needs text, but there is no tokenizer; use stop_ids instead")
         self._decoder = None if codec is None else codec.stream()
         self._stop = stop
         self._held = ""
@@ -77,14 +77,14 @@ class TextStream:
                 self._decoder.push(symbol)
 
     def push(self, symbol: int) -> str:
-        """The text that is certain now. `stopped` is True once a stop string has come."""
+        """The text that is final after this token. `stopped` becomes True at a stop string."""
         if self._decoder is None:
             return ""
         piece = self._decoder.push(symbol)
         return self._release(piece) if self._stop else piece
 
     def finish(self) -> str:
-        """What was still held back."""
+        """The text that was still held back."""
         if self._decoder is None or self.stopped:
             return ""
         text = self._release(self._decoder.flush())
@@ -103,7 +103,7 @@ class TextStream:
 
 
 def _overlap(text: str, stop: str) -> int:
-    """The length of the longest end of `text` with which `stop` begins."""
+    """The length of the longest suffix of `text` that `stop` starts with."""
     longest = min(len(text), len(stop) - 1)
     return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)
 
@@ -112,7 +112,7 @@ FinishReason = Literal["stop", "length"]
 
 
 class Continuation:
-    """What follows a prompt, symbol by symbol: its ids without the end symbol, its text, and where it ends."""
+    """The continuation of a prompt, token by token: its ids without the eos token, its text, and its end."""
 
     def __init__(self, codec: Codec | None, prompt: Ids, limits: Limits, context: int | None) -> None:
         self.limit = limits.max_new_tokens if context is None else min(limits.max_new_tokens, context - len(prompt))
@@ -120,7 +120,7 @@ class Continuation:
         self._ends, self._stream = limits.ends(codec), TextStream(codec, prompt, limits.stop)
 
     def push(self, symbol: int) -> tuple[int | None, str, FinishReason | None]:
-        """The symbol unless it is an end, the text that is certain now, and with the last of them why it ends."""
+        """The token unless it ends the sequence, the text that is final now, and at the end the finish reason."""
         if symbol in self._ends:
             return None, *self.finish("", "stop")
         self.ids.append(symbol)
@@ -130,63 +130,63 @@ class Continuation:
         return symbol, text, None
 
     def finish(self, text: str, reason: FinishReason) -> tuple[str, FinishReason]:
-        """The text with what was held back, and why it ends."""
+        """The text with the part held back, and the finish reason."""
         text += self._stream.finish()
         return text, "stop" if self._stream.stopped else reason
 
 
 _SAMPLING, _LIMITS = Sampling(), Limits()
-_LEAVE = 0.25  # the part of a batch that must have finished before the rest is copied together
+_LEAVE = 0.25  # share of a batch that must have finished before the others are compacted
 
 
 @shows
 class Completion(NamedTuple):
-    """What a model wrote after a prompt: new ids (without the end symbol), their text (without the stop string; empty
-    if the model has no tokenizer), the log probability of each id, why it ended, and the speed.
+    """The output for a prompt: new ids (without the eos token), their text (without the stop string; empty if the model
+    has no tokenizer), the log probability of each id, the finish reason, and the speed.
     """
 
     ids: list[int]
     text: str
-    logprobs: list[float]  # of each id, in nats, under the model as it is
+    logprobs: list[float]  # of each id, in nats, before temperature and penalties
     finish_reason: FinishReason
-    tokens_per_second: float  # of this sequence, the reading of its prompt included
+    tokens_per_second: float  # of this sequence, prefill included
 
     def card(self) -> Card:
-        """The text, or the ids where there is no codec."""
-        facts = {"tokens": len(self.ids), "ended by": self.finish_reason, "tokens a second": self.tokens_per_second}
+        """The text, or the ids if there is no codec."""
+        facts = {"tokens": len(self.ids), "ended by": self.finish_reason, "tokens per second": self.tokens_per_second}
         return Card("Completion", {"text": repr(self.text) if self.text else self.ids, **facts})
 
 
 class Event(NamedTuple):
-    """One step of one sequence. `id` is None where the sequence ended without a new symbol; the last event of a
-    sequence has its `completion`.
+    """One step of one sequence. `id` is None if the sequence ended without a new token; the last event of a sequence
+    has its `completion`.
     """
 
     sequence: int
     id: int | None
     text: str
     completion: Completion | None
-    logprob: float = 0.0  # of the symbol, in nats, under the model as it is
+    logprob: float = 0.0  # of the token, in nats, before temperature and penalties
 
 
 class Session:
-    """Continues prompts of any lengths with one model.
+    """Continues prompts of any length with one model.
 
-    Sequences that have finished leave the batch. With a codec, completions have a text and end at its end symbol.
+    Finished sequences leave the batch. With a codec, completions have a text and end at its eos token.
     """
 
     def __init__(
         self, model: Generative, codec: Codec | None = None, rows: int = 64, draft: Generative | None = None
     ) -> None:
-        """`rows` is the most sequences that are computed at once. `draft` is a small model of the same symbols that
-        guesses what the model will say, where a sequence is computed alone; only time depends on it.
+        """`rows` is the maximum number of sequences in a batch. `draft` is a small model with the same vocabulary that
+        guesses the model's tokens if a sequence runs alone; it changes the speed, not the output.
         """
         if rows < 1:
-            raise UserError(f"rows is {rows}; give a whole number from 1 on")
+            raise UserError(f"rows is {rows}; use an integer of at least 1")
         if draft is not None and not getattr(model, "extends", False):
             raise UserError(
-                "guesses of a draft are checked by the compiled engine, on a CPU and for models whose mixers are all "
-                "attention; this one generates otherwise, so leave the draft out"
+                "a draft needs the compiled engine, which runs on a CPU, and a model whose mixers are all attention; "
+                "remove the draft"
             )
         self.model = model
         self.codec = codec
@@ -200,16 +200,14 @@ class Session:
         limits: Limits = _LIMITS,
         sources: Sequence[Source] | None = None,
     ) -> list[Completion]:
-        """A completion for each prompt. `sources` are what an encoder reads, or the images of a captioner, one a
-        prompt.
-        """
+        """A completion for each prompt. `sources` are the encoder's inputs or a captioner's images, one per prompt."""
         done = {e.sequence: e.completion for e in self.events(prompts, sampling, limits, sources) if e.completion}
         return [done[i] for i in range(len(prompts))]
 
     def stream(
         self, prompt: Ids, sampling: Sampling = _SAMPLING, limits: Limits = _LIMITS, source: Source | None = None
     ) -> Iterator[str]:
-        """The text of one sequence in pieces, as soon as each is certain."""
+        """Yield the text of one sequence in parts, each as soon as it is final."""
         events = self.events([prompt], sampling, limits, None if source is None else [source])
         return (event.text for event in events if event.text)
 
@@ -220,7 +218,7 @@ class Session:
         limits: Limits = _LIMITS,
         sources: Sequence[Source] | None = None,
     ) -> Iterator[Event]:
-        """The steps of all sequences as they happen. Raises UserError here, before the first of them."""
+        """Yield the steps of all sequences as they happen. Raises UserError here, before the first one."""
         context = context_of(self.model)
         check_prompts(self.model, prompts)
         sampling.check_symbols(self.model.config.symbols)
@@ -231,22 +229,22 @@ class Session:
     def _check_sources(self, prompts: Sequence[Ids], sources: Sequence[Source] | None) -> None:
         if sources is None:
             if isinstance(self.model.config, (EncoderDecoderConfig, CaptionerConfig)):
-                raise UserError("this model reads a source; give one for each prompt")
+                raise UserError("this model needs a source; pass one per prompt")
             return
         if isinstance(self.model.config, CaptionerConfig):
             check_images(self.model, sources)
         else:
             check_sources(self.model, cast(Sequence[Ids], sources))
         if len(sources) != len(prompts):
-            raise UserError(f"{len(sources)} sources do not match {len(prompts)} prompts; give one for each")
+            raise UserError(f"{len(sources)} sources do not match {len(prompts)} prompts; pass one source per prompt")
         if not all(len(source) for source in sources):
-            raise UserError("a source of 0 tokens is empty; leave it out")
+            raise UserError("a source has 0 tokens; remove it")
 
     @torch.inference_mode()
     def _events(self, rows: list[_Row], sampling: Sampling, sources: Sequence[Source] | None) -> Iterator[Event]:
         prompts = [row.prompt for row in rows]
         keys = row_keys(prompts, sources)
-        order = sorted(range(len(rows)), key=lambda i: -len(prompts[i]))  # alike lengths, little padding
+        order = sorted(range(len(rows)), key=lambda i: -len(prompts[i]))  # similar lengths, little padding
         for start in range(0, len(order), self.rows):
             chosen = order[start : start + self.rows]
             batch = _Batch(
@@ -260,7 +258,7 @@ class Session:
 
 @dataclass
 class _Row:
-    """A sequence under way."""
+    """A running sequence."""
 
     sequence: int
     prompt: Ids
@@ -270,7 +268,7 @@ class _Row:
     done: bool = False
 
     def push(self, symbol: int, logprob: float, started: float) -> Event:
-        """Take the next symbol, and say what it changed."""
+        """Add the next token and return the event."""
         check_number(logprob)
         new, text, reason = self.said.push(symbol)
         self.pieces.append(text)
@@ -296,7 +294,7 @@ class _Batch:
         prompts = [row.prompt for row in self.rows]
         prompt = make_prompt(prompts, self.sources, device)
         logits, decoding = model.start(prompt, max(len(row.prompt) + row.said.limit for row in self.rows))
-        pool = getattr(model, "pool", None)  # an engine's threads, which then choose as well
+        pool = getattr(model, "pool", None)  # an engine's threads, which then also sample
         sampler = Sampler(sampling, self.keys, prompts, logits.shape[-1], device, pool)
         step, finished, idle = 0, 0, None
         advance = model.step
@@ -325,7 +323,7 @@ class _Batch:
             elif now > finished:
                 idle, finished = torch.tensor([row.done for row in self.rows], device=device), now
             if idle is not None:
-                # A finished row that waits to leave is padding: it is not written, and its positions stay in range.
+                # A finished row is padding until it is removed: nothing is written, and its positions stay in range.
                 decoding = decoding.at(decoding.positions.masked_fill(idle, -1))
             logits, decoding = advance(chosen, decoding)
             step += 1

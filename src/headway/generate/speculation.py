@@ -1,6 +1,6 @@
-"""Guesses of what comes next, which the model checks several at a time: from what was said, or by a small model.
+"""Speculative decoding: guessed tokens that the model checks several at a time (Leviathan et al. 2023).
 
-Leviathan et al. 2023. What guesses is a Guesser: Lookup, or a small model (`Draft`).
+Guesses come from a Guesser: Lookup finds them in the text so far, `Draft` runs a small model.
 """
 
 from __future__ import annotations
@@ -21,46 +21,46 @@ from headway.generate.sampling import Sampler
 from headway.nn.models import Generative
 from headway.nn.models.kinds import is_causal
 
-LONGEST, SHORTEST = 4, 2  # tokens that must agree with an earlier place, the more the better
-MOST = 15  # guesses at once
-_KEEP = 0.8  # of a running mean that stays with each new value
-_WORTH = 0.4  # of guesses that must come true: a token beside others takes less of a step than one alone
-_PAUSE, _LONGEST_PAUSE = 16, 256  # steps without a guess after guesses did not pay: the first time, and ever
+LONGEST, SHORTEST = 4, 2  # tokens that must match an earlier occurrence, the more the better
+MOST = 15  # guesses per step
+_KEEP = 0.8  # decay of running means
+_WORTH = 0.4  # share of guesses that must be right: a token in a batch costs less than a step alone
+_PAUSE, _LONGEST_PAUSE = 16, 256  # steps without guesses after they did not pay: the first time, and at most
 
 
 class Extending(Generative, Protocol):
-    """A model that reads several symbols of a sequence at once and can go back behind them."""
+    """A model that processes several tokens of a sequence at once and can roll back behind them."""
 
     def extend(self, ids: Int[Tensor, "B T"], decoding: Any) -> tuple[Float[Tensor, "B T C"], Any]:
-        """T more symbols of each row, and the logits after each."""
+        """Process T more tokens of each row; return the logits after each."""
         ...
 
 
 class Guesser(Protocol):
-    """Says what may come next in one sequence. What it says changes the time that is taken, and nothing else."""
+    """Guesses the next tokens of one sequence. Guesses change the speed, never the output."""
 
     def add(self, symbol: int) -> None:
-        """The next token of the sequence."""
+        """Append the next token of the sequence."""
         ...
 
     def guess(self, most: int) -> list[int]:
-        """At most `most` tokens that may come next; none where it has no idea."""
+        """At most `max_guesses` next tokens; an empty list if it has no guess."""
         ...
 
 
 class Lookup:
-    """What followed the last few tokens when they stood in the text before (Saxena 2023, prompt lookup)."""
+    """Guesses the tokens that followed an earlier occurrence of the last few (Saxena 2023, prompt lookup)."""
 
     def __init__(self, ids: Sequence[int]) -> None:
         self.ids = list(ids)
-        self._places: dict[tuple[int, ...], int] = {}  # a run of tokens, and where it last ended
-        self._known = 0  # how many tokens are in the places
+        self._places: dict[tuple[int, ...], int] = {}  # a run of tokens, and its last end
+        self._known = 0  # number of indexed tokens
 
     def add(self, symbol: int) -> None:
         self.ids.append(symbol)
 
     def guess(self, most: int) -> list[int]:
-        # Note all runs that end before the last token: what follows them is known.
+        # Index all runs that end before the last token: what follows them is known.
         for end in range(max(self._known, 1), len(self.ids)):
             for length in range(SHORTEST, LONGEST + 1):
                 if end >= length:
@@ -70,19 +70,19 @@ class Lookup:
             place = self._places.get(tuple(self.ids[-length:]))
             if place is not None:
                 found: list[int] = []
-                for index in range(place, place + most):  # beyond the end it goes round
+                for index in range(place, place + most):  # past the end it wraps around
                     found.append(self.ids[index] if index < len(self.ids) else found[index - len(self.ids)])
                 return found
         return []
 
 
 class _Mean:
-    """A running mean of times. The first does not count: it has work in it that the others do not have, such as
-    compiling, or reading what was written during a pause.
+    """A running mean of times. The first time does not count: it includes work that the others lack, such as compiling,
+    or processing what was generated during a pause.
     """
 
     def __init__(self) -> None:
-        self.value = 0.0  # until the second time
+        self.value = 0.0  # 0 until the second time
         self._begun = False
 
     def add(self, seconds: float) -> None:
@@ -92,12 +92,14 @@ class _Mean:
 
 
 class Boldness:
-    """How much to guess: more at once while all are right, fewer when not, and nothing while it does not pay."""
+    """How many tokens to guess, by measured time: more while all guesses are right, fewer otherwise, and none while
+    guessing does not pay.
+    """
 
     def __init__(self) -> None:
         self._most = 4
-        self._rest, self._pause = 2, _PAUSE  # two steps first, which say what a step takes
-        self._step, self._gain = _Mean(), _Mean()  # seconds of a step, and of a token by guesses
+        self._rest, self._pause = 2, _PAUSE  # two plain steps first, which measure a step
+        self._step, self._gain = _Mean(), _Mean()  # seconds per plain step, and per token with guesses
 
     def most(self) -> int:
         """How many tokens to guess now."""
@@ -107,8 +109,8 @@ class Boldness:
         return self._most
 
     def judge(self, guessed: int, right: int, seconds: float) -> None:
-        """What came of `guessed` guesses, of which the first `right` were right, in a time that gave right + 1 tokens;
-        with 0 guesses it was a plain step.
+        """Record the outcome of `guessed` guesses, of which the first `accepted` were right, in a time that produced
+        accepted + 1 tokens; 0 guesses are a plain step.
         """
         if not guessed:
             self._step.add(seconds)
@@ -125,20 +127,22 @@ class Boldness:
 
 
 class Prudence:
-    """How much to guess where many rows share a step, by counts alone: the same requests make the same steps on any
-    machine. Nothing for a while once too few come true.
+    """How many tokens to guess where many rows share a step, by counts alone: the same requests take the same steps on
+    any machine. Pauses after too few guesses were right.
     """
 
     def __init__(self) -> None:
         self._most, self._rest, self._pause = 4, 0, _PAUSE
-        self._rate = 1.0  # of guesses that come true
+        self._rate = 1.0  # share of guesses that were right
 
     def most(self) -> int:
         """How many tokens to guess now."""
         return 0 if self._rest else self._most
 
     def judge(self, guessed: int, right: int) -> None:
-        """What came of `guessed` guesses, of which the first `right` were right; or of a step without any."""
+        """Record the outcome of `guessed` guesses, of which the first `accepted` were right, or of a step without
+        guesses.
+        """
         if not guessed:
             self._rest = max(0, self._rest - 1)
             return
@@ -151,20 +155,20 @@ class Prudence:
 
 
 class Speculation:
-    """The steps of one sequence, by a model that extends: its logits are those of its steps, bit for bit."""
+    """Runs the steps of one sequence with a model that extends; the logits equal those of single steps, bit for bit."""
 
     def __init__(self, model: Extending, guesser: Guesser, limit: int) -> None:
-        """`limit` is the most symbols that will be asked for."""
+        """`limit` is the maximum number of tokens to generate."""
         self.model, self.guesser = model, guesser
         self.boldness = Boldness()
         self._left = limit
         self._guesses: list[int] = []
-        self._right = 0  # how many of the guesses have come true
+        self._right = 0  # number of guesses that were right so far
         self._logits = torch.empty(0)
         self._seconds = 0.0
 
     def step(self, ids: Int[Tensor, "1"], decoding: Any) -> tuple[Float[Tensor, "1 C"], Any]:
-        """As the model's own step: the logits after one more symbol."""
+        """Like the model's own step: the logits after one more token."""
         symbol = int(ids[0])
         self.guesser.add(symbol)
         self._left -= 1
@@ -189,33 +193,34 @@ class Speculation:
 def check_draft(
     place: Path, model: nn.Module, codec: Codec | None, draft_place: Path, draft: nn.Module, draft_codec: Codec | None
 ) -> None:
-    """UserError for a draft that is no language model, or whose symbols mean something else than the model's."""
-    for here, one, what in ((place, model, "it needs no draft"), (draft_place, draft, "it is no draft")):
+    """Raise UserError for a draft that is not a language model, or whose vocabulary differs from the model's."""
+    for here, one, what in ((place, model, "cannot use a draft"), (draft_place, draft, "cannot be a draft")):
         if not is_causal(one):
-            raise UserError(f"{here} is no language model, so {what}; generate with one that is")
+            raise UserError(f"{here} is not a language model and {what}; use a language model")
     own: Any = model.config
     other: Any = draft.config
-    different = None if own.symbols == other.symbols else f"{other.symbols} symbols against {own.symbols}"
+    different = None if own.symbols == other.symbols else f"{other.symbols} tokens against {own.symbols}"
     if isinstance(codec, TokenizerCodec) and isinstance(draft_codec, TokenizerCodec):
         different = codec.difference(draft_codec)
     elif codec is not draft_codec:
         different = "only one of them has a tokenizer"
     if different is not None:
         raise UserError(
-            f"the draft {draft_place} has other symbols than {place} ({different}); give one of the same tokenizer"
+            f"the vocabulary of the draft {draft_place} differs from that of {place} ({different}); use a draft with "
+            "the same tokenizer"
         )
 
 
 class Draft:
-    """What a small model would write, drawn with the very numbers that the sequence will be drawn with: where it thinks
-    as the large one does, it draws the same, whatever the temperature.
+    """Guesses by a small model, sampled with the same uniform numbers as the sequence: where both models agree, they
+    sample the same token at any temperature.
 
-    Of a text that is longer than its context it reads the end. It has nothing to say after a symbol that it does not
-    know.
+    If the sequence exceeds the draft's context, it processes the end. It stops guessing after a token outside its
+    vocabulary.
     """
 
     def __init__(self, model: Generative, prompt: Sequence[int], sampler: Sampler, symbols: int, limit: int) -> None:
-        """`sampler` draws the sequence, of at most `limit` symbols below `symbols`."""
+        """`sampler` samples the sequence, at most `limit` tokens below `vocab_size`."""
         self.model, self.sampler, self.symbols = model, sampler, symbols
         self.ids = list(prompt)
         self._prompt, self._end = len(prompt), len(prompt) + limit
@@ -234,7 +239,7 @@ class Draft:
             return []
         if len(self.ids) + most - self._first > self._context:
             self._begin()
-        # Read what was written since.
+        # Process the tokens generated since.
         width = MOST + 1 if getattr(self.model, "extends", False) else 1
         for start in range(self._read, len(self.ids), width):
             new = torch.tensor([self.ids[start : start + width]], device=self._device)
@@ -244,7 +249,7 @@ class Draft:
                 logits, self._decoding = cast(Extending, self.model).extend(new, self._decoding)
                 self._logits = logits[:, -1]
         self._read = len(self.ids)
-        # Guesses may be wrong, so they go on from a copy; what comes true is read again with what follows it.
+        # Guesses may be wrong, so they continue from a fork; accepted ones are processed again later.
         logits, ahead, found = self._logits, self._decoding.select(torch.tensor([0], device=self._device)), []
         while True:
             step = len(self.ids) - self._prompt + len(found)
@@ -258,7 +263,7 @@ class Draft:
         return device_of(self.model)
 
     def _begin(self) -> None:
-        """Read the text, or as much of its end as leaves half of the context for what comes."""
+        """Process the sequence, or so much of its end that half of the context remains for new tokens."""
         fits = self._end <= self._context
         self._first = 0 if fits else max(0, len(self.ids) - max(1, self._context // 2))
         capacity = min(self._context, self._end - self._first)

@@ -1,5 +1,5 @@
-"""What the compiled chooser is told of rows: settings as numbers, and symbols with their counts. It stays where it is
-for as long as the rows do, so that a step tells of a row no more than where that is.
+"""Row tables for the compiled sampler: settings as numbers, and token counts. A table stays at its address as long as
+its rows exist, so a step passes only addresses.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ _LARGEST = np.iinfo(np.int32).max
 
 
 class Tally:
-    """The symbols that penalties are for, and how often the text so far holds each."""
+    """The tokens that penalties apply to, and how often the output contains each."""
 
     def __init__(self, prompt: Iterable[int] = ()) -> None:
-        """Those of the prompt are held 0 times."""
+        """Tokens of the prompt start with a count of 0."""
         self._places = {symbol: place for place, symbol in enumerate(dict.fromkeys(prompt))}
         self.symbols = np.fromiter(self._places, np.int32, len(self._places))
         self.times = np.zeros(len(self._places), np.int32)
@@ -52,7 +52,7 @@ class Tally:
         return len(self._places)
 
     def add(self, symbol: int) -> None:
-        """The text holds it once more."""
+        """Count one more occurrence."""
         place = self._places.setdefault(symbol, len(self._places))
         if place == len(self.symbols):
             self.symbols, self.times = (
@@ -62,14 +62,14 @@ class Tally:
         self.times[place] += 1
 
     def copy(self) -> Tally:
-        """Another one, which goes on for itself."""
+        """An independent copy."""
         other = Tally()
         other._places, other.symbols, other.times = dict(self._places), self.symbols.copy(), self.times.copy()
         return other
 
 
 class DrawTable:
-    """The rows of one batch, all with the same settings, as a `Choosing` takes them."""
+    """The rows of one batch, all with the same settings, as a `SamplingBatch` takes them."""
 
     def __init__(self, sampling: Sampling, prompts: Sequence[Iterable[int]]) -> None:
         self._place(np.zeros((len(prompts), FIELDS + NUMBERS), np.int64))
@@ -88,26 +88,26 @@ class DrawTable:
         self._note()
 
     def choose(self, logits: Float[Tensor, "B C"], uniform: np.ndarray, pool: Pool | None) -> Choices:
-        """The next symbol of each row, at numbers in [0, 1)."""
+        """Sample the next token of each row at uniform numbers in [0, 1)."""
         self.numbers[:, UNIFORM] = uniform
         return Choosing([(address, place) for place, address in enumerate(self.addresses)]).run(logits, pool)
 
     def add(self, symbols: Sequence[int]) -> None:
-        """What each row has now said."""
+        """Count the token that each row has generated."""
         if self._tallies:
             for tally, symbol in zip(self._tallies, symbols):
                 tally.add(symbol)
             self._note()
 
     def after(self, symbols: Sequence[int]) -> DrawTable:
-        """The table of the only row once it has said these."""
+        """The table of the only row after these tokens."""
         other = self._with([tally.copy() for tally in self._tallies], slice(None))
         for symbol in symbols:
             other.add([symbol])
         return other
 
     def select(self, rows: Sequence[int]) -> DrawTable:
-        """That of these rows alone."""
+        """The table of these rows alone."""
         return self._with([self._tallies[row] for row in rows] if self._tallies else [], rows)
 
     def _with(self, tallies: list[Tally], rows: Sequence[int] | slice) -> DrawTable:
@@ -118,7 +118,7 @@ class DrawTable:
         return other
 
     def _place(self, whole: np.ndarray) -> None:
-        """`addresses` are where the rows lie, int64 [B, FIELDS + NUMBERS]."""
+        """Use `rows`, int64 [B, FIELDS + FLOATS]; `addresses` are those of its rows."""
         self._whole, self.fields, self.numbers = whole, whole[:, :FIELDS], whole[:, FIELDS:].view(np.float64)
         first, step = whole.ctypes.data, whole.strides[0]
         self.addresses = [first + step * row for row in range(len(whole))]

@@ -1,5 +1,5 @@
-"""Whose turn it is: each owner gets as much computed as any other that asks for it, and within an owner the oldest is
-first.
+"""Fair queueing: each owner gets as much computed as any other that has requests, oldest requests first within an
+owner.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from headway.generate.speculation import Lookup, Prudence
 
 
 class Copy:
-    """One copy of a request. Without a row it waits, or follows a copy that reads the prompt for it, too."""
+    """One sample of a request. Without a row it waits, or follows a sample that processes the same prompt."""
 
     def __init__(
         self,
@@ -28,28 +28,28 @@ class Copy:
         prompt_top: int | None = None,
         generates: bool = True,
     ) -> None:
-        """`prompt_top` is how many of the likeliest tokens are reported for each token of the prompt; None: the prompt
-        is not scored. Without `generates` the copy ends where its prompt does.
+        """`prompt_top` is how many of the most probable tokens to report per prompt token; None: the prompt is not
+        scored. With `generates` False the sample ends with its prompt.
         """
-        self.ticket = 0  # of its request, once that has one
+        self.ticket = 0  # of its request, once submitted
         self.number, self.owner, self.said, self.chooser = number, owner, said, chooser
         self.prompt_top, self.generates = prompt_top, generates
-        self.scores: list[TokenScore] = []  # of the prompt's tokens, from the second on
+        self.scores: list[TokenScore] = []  # of the prompt's tokens from the second on
         self.guesser, self.prudence = Lookup(prompt), Prudence()
         self.row: Row | None = None
-        self.read = 0  # how many of its ids the row has read
-        self.known = len(prompt)  # of the prompt, how many symbols it found known whenever it began
+        self.read = 0  # how many of its ids the row has processed
+        self.known = len(prompt)  # prompt tokens that were cached each time it started
         self.followers: list[Copy] = []
         self.done = False
 
     @property
     def age(self) -> tuple[int, int]:
-        """The older of two is the smaller."""
+        """Sort key: older samples come first."""
         return self.ticket, self.number
 
     @property
     def ids(self) -> list[int]:
-        """The prompt and what was written."""
+        """The prompt and the generated tokens."""
         return self.guesser.ids
 
     @property
@@ -62,13 +62,13 @@ class Copy:
 
     @property
     def scores_prompt(self) -> bool:
-        """Whether the logits after each token of its prompt are wanted."""
+        """Whether the logits after each token of its prompt are needed."""
         return self.prompt_top is not None and not self.said.ids
 
 
 class FairQueue:
-    """The copies that wait, and what was computed for each owner that has any under way (Sheng et al. 2024, virtual
-    token counter).
+    """The waiting samples, and the tokens computed for each owner that has any active (Sheng et al. 2024, virtual token
+    counter).
     """
 
     def __init__(self) -> None:
@@ -79,35 +79,35 @@ class FairQueue:
         return sum(map(len, self._waiting.values()))
 
     def add(self, copy: Copy) -> None:
-        """Let it wait. An owner that comes has been served as much as the one who was served least."""
+        """Queue a sample. A new owner starts with the count of the least served one."""
         self._served.setdefault(copy.owner, min(self._served.values(), default=0))
         insort(self._waiting.setdefault(copy.owner, []), copy, key=lambda one: one.age)
 
     def next(self) -> Copy | None:
-        """Who is to begin."""
+        """The sample to start next."""
         return min((copies[0] for copies in self._waiting.values()), key=self._turn, default=None)
 
     def begin(self, copy: Copy) -> None:
-        """It waits no longer."""
+        """Remove a sample that starts."""
         self._waiting[copy.owner].remove(copy)
         self._tidy()
 
     def drop(self, tickets: Collection[int]) -> None:
-        """Forget requests."""
+        """Remove requests."""
         for copies in self._waiting.values():
             copies[:] = [copy for copy in copies if copy.ticket not in tickets]
         self._tidy()
 
     def charge(self, owner: str, symbols: int) -> None:
-        """So many symbols were computed for an owner."""
+        """Count tokens computed for an owner."""
         self._served[owner] += symbols
 
     def ordered(self, copies: Iterable[Copy]) -> list[Copy]:
-        """Those first whose owner was served least."""
+        """Samples by how little their owners were served."""
         return sorted(copies, key=self._turn)
 
     def forget(self, present: Collection[str]) -> None:
-        """Forget what was computed for owners of whom nothing waits, and who are not among those present."""
+        """Drop the counts of owners that have nothing waiting and are not in `present`."""
         self._served = {o: n for o, n in self._served.items() if o in present or o in self._waiting}
 
     def _turn(self, copy: Copy) -> tuple[int, tuple[int, int]]:
