@@ -34,7 +34,7 @@ class Distinct:
     def __init__(
         self, shapes: Sequence[Sequence[Sequence[Any]]], tokens: Sequence[bytes], ending: Sequence[Int[np.ndarray, "N"]]
     ) -> None:
-        """`shapes` are those of `schemas.grammar`, `tokens` the bytes of all tokens, `ending` the ids of tokens that
+        """`shapes` are those of `schemas.grammar`, `tokens` the bytes of all tokens, `end_tokens` the ids of those that
         may end a string, and of those that may end another value.
         """
         self._shapes = [[Shape(*each) for each in place] for place in shapes]

@@ -328,7 +328,7 @@ _spellings: WeakKeyDictionary[TokenizerCodec, Spelling] = WeakKeyDictionary()
 
 
 def used(context: Context, pending: int = 0) -> TokensUsed:
-    """The token counts that `deltas` recorded, without the `pending` tokens that are not sent yet."""
+    """The token counts that `stream_deltas` recorded, without the `pending` tokens that are not sent yet."""
     read, known, written = (int(context.noted[f"{name}_tokens"]) for name in ("prompt", "cached", "completion"))
     written -= pending
     return TokensUsed(read, written, read + written, PromptTokens(known))

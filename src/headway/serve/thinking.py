@@ -9,7 +9,7 @@ class Thoughts:
     """Separates the reasoning, between <think> and </think> at the start of the output, from the answer."""
 
     def __init__(self, thinks: bool, begun: bool) -> None:
-        """`thinks`: the model reasons; `open`: its chat template starts the reasoning."""
+        """`thinks`: the model reasons; `started`: its chat template has started the reasoning."""
         self._held = ""
         self._mark = "" if not thinks else CLOSE if begun else OPEN  # the next tag to find
         self._starts = thinks and begun  # at the start of the answer or of the reasoning

@@ -228,7 +228,7 @@ async def _each(
     name: str,
     context: Context,
 ) -> VerbAnswer:
-    """The result of a verb for each item, which `read` converts first."""
+    """The result of a verb for each item, which `convert` prepares first."""
     items = [given] if isinstance(given, str) else given
     if not 1 <= len(items) <= _MOST:
         raise StatusError(400, f"the request has {len(items):,} items; send 1 to {_MOST:,}")

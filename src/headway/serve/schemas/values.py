@@ -288,7 +288,7 @@ def _differences(
     complement: Callable[[Record], list[Record]],
     is_void: Callable[[Record], bool],
 ) -> tuple[Record, ...]:
-    """The values in one of `ones` and in none of the others."""
+    """The values in one of `records` and in none of the others."""
     for other in others:
         left: list[Record] = []
         rest = None
