@@ -121,7 +121,7 @@ MORE: list[tuple[str, dict[str, Any], str]] = [
         ({"structured_outputs": {"regex": "a"}, "response_format": {"type": "text"}}, "are both set"),
     )),
     (COMPLETE, {"suffix": "end"}, 'suffix is "end", but infilling is not supported'),
-    (COMPLETE, {"max_tokens": 0}, "max_tokens is 0 and the prompt is not requested; set echo to true"),
+    (COMPLETE, {"max_tokens": 0}, "max_tokens is 0 without echo, which returns nothing; set echo to true"),
     *((CHAT, fields, why) for fields, why in (
         ({"modalities": ["text", "audio"]}, "modalities is"),
         ({"audio": {"voice": "x"}}, "audio is"),

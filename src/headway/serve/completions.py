@@ -204,7 +204,7 @@ async def prepared(body: CompletionBody, context: Context) -> AsyncIterator[Prep
     """The checked request. StatusError 400 if it does not fit the model."""
     generates = body.max_tokens != 0
     if not generates and not body.echo and body.prompt_logprobs is None:
-        raise StatusError(400, "max_tokens is 0 and the prompt is not requested; set echo to true", "max_tokens")
+        raise StatusError(400, "max_tokens is 0 without echo, which returns nothing; set echo to true", "max_tokens")
     async with context.served.using(body.model) as ready:
         model = ready.model
         count = len(body.prompt) if _is_many(body) else 1

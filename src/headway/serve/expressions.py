@@ -372,7 +372,7 @@ class _PatternReader:
     def read(self) -> _Choice:
         choice = self._choice()
         if self._place < len(self._pattern):
-            raise self._refused("a ) without its (")
+            raise self._refused("an unmatched )")
         return choice
 
     def _refused(self, what: str) -> UserError:
@@ -458,7 +458,7 @@ class _PatternReader:
             least = int(count[1])
             most = least if count[2] is None else int(count[3]) if count[3] else None
             if max(least, most or 0) > _REPEATS or (most is not None and least > most):
-                raise self._refused(f"a repeat of more than {_REPEATS:,} times, or of none")
+                raise self._refused(f"a repeat count above {_REPEATS:,}, or an empty range of counts")
         elif self._next() in ("*", "+", "?") and self._next():
             least, most = {"*": (0, None), "+": (1, None), "?": (0, 1)}[self._next()]
             self._place += 1

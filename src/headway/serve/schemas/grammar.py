@@ -126,7 +126,7 @@ class _Writer:
                     if not self._contents.is_void(one):
                         options += self._object(one, wanted)
             if not options:
-                raise UnknownError("values of which none is known")
+                raise UnknownError("values that cannot be expressed")
             self._line(f"{name}: {' | '.join(dict.fromkeys(options))}")
 
     def _name(self, kind: str) -> str:
@@ -149,7 +149,7 @@ class _Writer:
 
     def _terminal(self, terminal: LarkTerminal | None) -> str:
         if terminal is None:
-            raise UnknownError("values of which none is known")
+            raise UnknownError("values that cannot be expressed")
         body = terminal.lark()
         found = self._terminals.get(body)
         if found is None:
@@ -173,7 +173,7 @@ class _Writer:
                 continue
             fragment = number.fragment()
             if fragment is None:
-                raise UnknownError(f"multiples of {number.step} in such bounds")
+                raise UnknownError(f"multiples of {number.step} within these bounds")
             fragments.append(fragment)
         for string in values.strings:
             terminal = self._contents.strings(string)
@@ -240,7 +240,7 @@ class _Writer:
         top = wanted.least if wanted.most is None else wanted.most + 1
         last = max(len(record.first), record.least, 1) if most is None else most
         if (last + 1) * (top + 1) > _STATES:
-            raise UnknownError("arrays that contain so many items")
+            raise UnknownError("arrays that contain that many items")
         comma, close, name = self._mark("COMMA"), self._mark("CLOSE_LIST"), self._name("c")
         live: set[tuple[int, int]] = set()
         for place in range(last, -1, -1):
@@ -329,7 +329,7 @@ class _Writer:
         """The members of an object with a limited number of them: a rule per member and count."""
         cap = least if most is None else most
         if (len(entries) + 1) * (cap + 1) > _STATES:
-            raise UnknownError("objects of so many members")
+            raise UnknownError("objects with that many members")
         comma, close, name = self._mark("COMMA"), self._mark("CLOSE_OBJECT"), self._name("c")
         live: set[tuple[int, int]] = set()
         for i in range(len(entries), -1, -1):
