@@ -107,7 +107,7 @@ def test_damaged_files_change_nothing(place: Path, caplog: pytest.LogCaptureFixt
             assert await answer(models) == first
             await reloaded(models)
         assert await answer(models) == first
-        assert any("is served as it was" in line for line in caplog.messages)
+        assert any("the old version stays in use" in line for line in caplog.messages)
 
     served(place, work)
 
@@ -178,7 +178,7 @@ def test_a_file_that_is_cut_while_it_is_read_is_an_error_of_that_load(
             before = ready.fingerprint
         for owner, name, damage, told in (
             (Mapped, "tensor", cut, "was cut while it was read"),
-            (serving, "known", touched, "was changed while it was read"),
+            (serving, read.__name__, touched, "changed while it was read"),
         ):
             with monkeypatch.context() as patch:
                 patch.setattr(owner, name, damage)

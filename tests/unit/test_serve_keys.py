@@ -44,8 +44,8 @@ def test_keys_come_and_go_and_keep_their_numbers(file: Path) -> None:
 @pytest.mark.parametrize(
     ("broken", "why"),
     [
-        ("", "holds no key"),
-        ("# nothing\n", "holds no key"),
+        ("", "contains no key"),
+        ("# nothing\n", "contains no key"),
         ("new\nsome key of words\n", "not KEY or KEY N"),
         (b"new\n\xff\n", "not UTF-8"),
         ("x" * (1 << 20) + "\n", "more than 1,048,576 bytes"),
@@ -65,7 +65,7 @@ def test_a_broken_file_leaves_the_keys_and_one_line(
         assert ring.find("first") == (ApiKey("first", 2), 1)
         assert ring.find("new") is None
     [record] = caplog.records
-    assert "the API keys stay as they were" in record.getMessage()
+    assert "the API keys are unchanged" in record.getMessage()
     assert why in record.getMessage()
     replace(file, "new\n")
     assert ring.find("first") is None

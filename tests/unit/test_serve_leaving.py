@@ -28,7 +28,7 @@ class Padded(msgspec.Struct):
 
 
 class Slow(NamedTuple):
-    """Endpoints that answer when the client has gone, and what became of their requests."""
+    """Endpoints that answer when the client disconnected, and what became of their requests."""
 
     url: str
     begun: threading.Semaphore
@@ -128,7 +128,7 @@ def test_who_leaves_is_noticed_at_any_size(slow: Slow, kind: str, size: int) -> 
         assert slow.begun.acquire(timeout=20)
     assert slow.ended.acquire(timeout=5)
     line = slow.line()
-    assert (line["status"], line["left"]) == (499, "the client has gone")
+    assert (line["status"], line["left"]) == (499, "the client disconnected")
 
 
 @pytest.mark.parametrize("kind", ["json", "form"])
@@ -138,7 +138,7 @@ def test_who_leaves_amid_the_body_is_noticed(slow: Slow, kind: str) -> None:
     with socket.create_connection(("127.0.0.1", slow.port)) as client:
         client.sendall(asked(f"/{kind}", body, media, 2_000_000))
     line = slow.line()
-    assert (line["status"], line["left"]) == (499, "the client left before its body had come")
+    assert (line["status"], line["left"]) == (499, "the client disconnected before its body arrived")
 
 
 def test_the_log_says_how_a_stream_ended(slow: Slow) -> None:
@@ -147,7 +147,7 @@ def test_the_log_says_how_a_stream_ended(slow: Slow) -> None:
         assert slow.begun.acquire(timeout=20)
     assert slow.ended.acquire(timeout=5)
     line = slow.line()
-    assert (line["status"], line["sent"], line["left"]) == (499, 200, "the client has gone")
+    assert (line["status"], line["sent"], line["left"]) == (499, 200, "the client disconnected")
     with socket.create_connection(("127.0.0.1", slow.port)) as client:
         client.sendall(asked("/stream", b'{"text": "fails"}', "application/json"))
         line = slow.line()

@@ -73,7 +73,7 @@ def test_what_models_can_do_is_known_before_one_is_loaded(
     assert found["minilm"].alone is None
     assert any("broken is not served" in line for line in caplog.messages)
     within(models, lambda models: asyncio.sleep(0))
-    assert "stories is served one request at a time: torch writes its texts" in caplog.messages
+    assert "stories is served one request at a time: it runs on torch" in caplog.messages
 
 
 def test_the_broken_one_says_why_and_where_is_not_told(zoo: Path, data_dir: Path) -> None:
@@ -205,7 +205,7 @@ def test_the_end_waits_for_those_who_use_and_takes_no_others(zoo: Path) -> None:
             await asyncio.sleep(0.1)
             assert not ending.done()
             assert not models.ready()
-            with pytest.raises(StatusError, match="being ended"):
+            with pytest.raises(StatusError, match="shutting down"):
                 await use(models, "tales")
         await ending
         assert not models.batchers()
@@ -246,7 +246,7 @@ def test_quantised_gguf_files_are_served_as_they_are_quantised(zoo: Path, tmp_pa
     assert models.notes() == ["eight: weights in Q8_0 are served in int8; --weights fp32 serves their exact values"]
     assert not found(weights="fp32").notes()
     assert found(weights="int4").known("eight").weights == "int4"
-    assert found(backend="torch").notes() == ["eight: weights in Q8_0 are served in fp32, as torch computes it"]
+    assert found(backend="torch").notes() == ["eight: weights in Q8_0 are served in fp32, as the torch backend"]
     assert found(backend="torch").known("eight").weights is None
 
     async def work(models: ServedModels) -> None:

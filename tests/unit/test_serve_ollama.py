@@ -180,7 +180,7 @@ def test_thoughts_are_told_apart(client: Any) -> None:
     assert "".join(part.content for part in parts) == "Yes <think>."
     assert client.chat("thinks", said("!"), think=False).message.content == "False!"
     assert client.generate("thinks", text, think="low").response == "True" + text
-    with pytest.raises(ollama.ResponseError, match="parrot does not think before it answers; leave think out"):
+    with pytest.raises(ollama.ResponseError, match="parrot is not a reasoning model; leave think out"):
         client.chat("parrot", said("x"), think=True)
 
 
@@ -277,7 +277,7 @@ def test_models_are_not_changed(client: Any, tmp_path: Path) -> None:
     ("path", "body", "told"),
     [
         ("chat", {"model": "nobody"}, "there is no model 'nobody'"),
-        ("chat", {"messages": [{"role": "user", "content": "x", "images": ["aGk="]}]}, "have /v1/caption"),
+        ("chat", {"messages": [{"role": "user", "content": "x", "images": ["aGk="]}]}, "with /v1/caption"),
         ("chat", {"messages": said("x"), "options": {"tempreature": 1}}, "'tempreature'"),
         ("chat", {"messages": said("x"), "options": {"mirostat": 2}}, "options.mirostat is 2"),
         ("chat", {"messages": said("x"), "options": {"typical_p": 0.5, "tfs_z": 1}}, "options.typical_p is 0.5, but"),
@@ -286,11 +286,11 @@ def test_models_are_not_changed(client: Any, tmp_path: Path) -> None:
         ("chat", {"messages": said("x"), "format": "yaml"}, 'send "json" or a JSON schema'),
         ("chat", {"messages": said("x" * 901)}, "the context of 900"),
         ("chat", {"messages": said("x"), "tools": [{"function": {"name": "a b"}}]}, "has the name 'a b'"),
-        ("generate", {"prompt": "x", "suffix": "y"}, "does not write between two texts"),
-        ("generate", {"prompt": "x", "template": "{{ .Prompt }}"}, "send raw"),
+        ("generate", {"prompt": "x", "suffix": "y"}, "does not support infilling"),
+        ("generate", {"prompt": "x", "template": "{{ .Prompt }}"}, "set raw"),
         ("generate", {"prompt": "x", "context": [1]}, "/api/chat"),
         ("generate", {"prompt": "x", "images": ["aGk="]}, "/v1/caption"),
-        ("generate", {"model": "stories", "prompt": "x", "system": "y"}, "given the prompt alone"),
+        ("generate", {"model": "stories", "prompt": "x", "system": "y"}, "gets only the prompt"),
         ("embed", {"model": "minilm", "input": ["x", " "]}, "text 2 of 2 is empty"),
         ("show", {"model": "nobody"}, "there is no model 'nobody'"),
     ],
@@ -336,7 +336,7 @@ def test_a_key_is_asked_for(models: list[Any]) -> None:
     with server(Resident(models), ServerSettings(log=False, keys=(ApiKey("secret"),))) as url:
         with (
             asked(url) as client,
-            pytest.raises(ollama.ResponseError, match="there is no API key; send the header") as error,
+            pytest.raises(ollama.ResponseError, match="the API key is missing; send the header") as error,
         ):
             client.list()
         assert error.value.status_code == 401

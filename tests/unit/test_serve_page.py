@@ -54,11 +54,11 @@ def test_the_box_is_above_the_table_and_an_answer_has_its_numbers(client: TestCl
         page.index('<section id="writing"') < page.index('<section id="models"') < page.index('<section id="elsewhere"')
     )
     for text in (
-        "Cut by its limit of ",
-        "Cut by the end of its context. ",
-        "without max_tokens ends after 16 tokens",
-        " tokens read",
-        " per second`",
+        "Cut off at the limit of ",
+        "Cut off: the context is full. ",
+        "/v1/completions generates 16 tokens",
+        " prompt tokens`",
+        " tokens/s)`",
         "mean log probability ",
     ):
         assert text in page

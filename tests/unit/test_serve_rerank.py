@@ -179,7 +179,7 @@ def test_the_endpoint(zoo: Path, client: TestClient, path: str) -> None:
         ({"query": ""}, "the query is empty"),
         ({"top_n": 0}, ">= 1"),
         ({"model": "minilm"}, "cannot rank documents"),
-        ({"max_tokens_per_doc": 5}, "the field 'max_tokens_per_doc' is not had"),
+        ({"max_tokens_per_doc": 5}, "unknown field 'max_tokens_per_doc'"),
     ],
 )
 def test_what_the_endpoint_refuses(client: TestClient, more: dict[str, Any], told: str) -> None:

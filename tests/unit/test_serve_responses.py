@@ -175,34 +175,34 @@ def test_log_probabilities_are_those_of_chats(client: TestClient) -> None:
 @pytest.mark.parametrize(
     ("more", "param", "told"),
     [
-        ({"store": True}, "store", "responses are not stored here; leave it out, and send the earlier items"),
-        ({"previous_response_id": "resp_1"}, "previous_response_id", 'is "resp_1", but responses are not stored'),
+        ({"store": True}, "store", "the server stores no responses; leave it out, and send the earlier items"),
+        ({"previous_response_id": "resp_1"}, "previous_response_id", 'is "resp_1", but the server stores no responses'),
         ({"conversation": {"id": "x"}}, "conversation", "send the earlier items in input"),
         ({"prompt": {"id": "x"}}, "prompt", "send instructions and input"),
         ({"max_tool_calls": 1}, "max_tool_calls", "tools are called by the client"),
         ({"service_tier": "flex"}, "service_tier", "there is one tier"),
         ({"prompt_cache_key": 1}, "prompt_cache_key", "it must be a str"),
         ({"stream_options": {"include_obfuscation": True}}, "stream_options.include_obfuscation", "set it to false"),
-        ({"background": True}, "background", "the answer is computed while the client waits"),
+        ({"background": True}, "background", "background responses are not supported"),
         ({"truncation": "auto"}, "truncation", "shorten input"),
         ({"reasoning": {"effort": "high"}}, "reasoning.effort", 'effort is "high", but reasoning is not separated'),
         ({"reasoning": "high"}, "reasoning", "Expected `object | null`"),
         ({"include": ["file_search_call.results"]}, "include", "use message.output_text.logprobs"),
-        ({"text": {"verbosity": "low"}}, "text.verbosity", "write it into instructions"),
-        ({"text": {"form": {}}}, "text.form", "the field 'form' is not had at text.form"),
+        ({"text": {"verbosity": "low"}}, "text.verbosity", "ask for it in instructions"),
+        ({"text": {"form": {}}}, "text.form", "unknown field 'form' at text.form"),
         ({"text": {"format": "json"}}, "text.format", "Expected `object | null`"),
         ({"text": {"format": {"type": "json_schema", "name": "x"}}}, None, "no schema"),
-        ({"tools": [{"type": "web_search"}]}, "tools[0].type", '"web_search", and functions alone are served'),
+        ({"tools": [{"type": "web_search"}]}, "tools[0].type", '"web_search", but only functions are supported'),
         ({"tool_choice": "required"}, "tool_choice", "there are no tools"),
         ({"max_output_tokens": 0}, "max_output_tokens", ">= 1"),
         ({"input": []}, "input", "is empty"),
         ({"input": [{"type": "reasoning", "summary": []}]}, "input[0]", "message, function_call and"),
-        ({"input": [{"type": "item_reference", "id": "x"}]}, "input[0]", "not stored"),
+        ({"input": [{"type": "item_reference", "id": "x"}]}, "input[0]", "stores no responses"),
         ({"input": [{"role": "critic", "content": ""}]}, "input[0].role", "use user, assistant"),
         ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input[0].content[0]", "/v1/caption"),
         ({"input": [{"type": "function_call_output", "call_id": "1", "output": ""}]}, "input[0].call_id", "send its"),
         ({"input": "x" * 1000}, "input", "the context of 900"),
-        ({"inputs": "x"}, "inputs", "the field 'inputs' is not had"),
+        ({"inputs": "x"}, "inputs", "unknown field 'inputs'"),
     ],
 )
 def test_what_is_not_served_is_refused_by_name(client: TestClient, more: Any, param: str | None, told: str) -> None:
@@ -260,7 +260,7 @@ def test_the_openai_package_creates(sdk: openai.OpenAI) -> None:
     again: Any = [{"role": "user", "content": "?"}, *found.output]
     again += [{"type": "function_call_output", "call_id": call.call_id, "output": "hot"}]
     assert sdk.responses.create(model="parrot", input=again, tools=[WEATHER]).output_text == "hot"  # type: ignore[list-item]
-    with pytest.raises(openai.BadRequestError, match="not stored here"):
+    with pytest.raises(openai.BadRequestError, match="stores no responses"):
         sdk.responses.create(model="parrot", input="x", previous_response_id=found.id)
 
 
@@ -276,5 +276,5 @@ def test_the_openai_package_streams(sdk: openai.OpenAI) -> None:
 def test_the_openai_package_parses(sdk: openai.OpenAI) -> None:
     found = sdk.responses.parse(model="parrot", input='{"city": "Ulm"}', text_format=City)
     assert found.output_parsed == City(city="Ulm")
-    with pytest.raises(openai.BadRequestError, match="held to a form"):  # by a model that torch runs
+    with pytest.raises(openai.BadRequestError, match="supports no response formats"):  # by a model that torch runs
         sdk.responses.parse(model="abc", input="x", text_format=City)

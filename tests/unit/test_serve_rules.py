@@ -280,34 +280,34 @@ def test_patterns_that_cannot_be_held_to_are_refused(pattern: str) -> None:
 @pytest.mark.parametrize(
     ("schema", "said"),
     [
-        ({"not": {}}, "nothing fits"),
+        ({"not": {}}, "nothing matches"),
         ({"properties": {"a": {"unevaluatedProperties": False}}}, "'unevaluatedProperties' at '/properties/a"),
         ({"type": "number", "not": {"multipleOf": 3}}, "not multiples"),
-        ({"type": "array", "contains": {"const": 1}, "not": {"uniqueItems": True}}, "come twice"),
+        ({"type": "array", "contains": {"const": 1}, "not": {"uniqueItems": True}}, "duplicate items"),
         ({"$schema": "http://json-schema.org/draft-03/schema#"}, "use a draft from 4 to 2020-12"),
-        ({"$ref": "https://example.org/x"}, "what is not in it"),
-        ({"$ref": "#/$defs/none"}, "what is not in it"),
-        ({"const": {"$ref": 1}, "allOf": [{"$ref": "#/const/$ref"}]}, "what is not in it"),
+        ({"$ref": "https://example.org/x"}, "without a target"),
+        ({"$ref": "#/$defs/none"}, "without a target"),
+        ({"const": {"$ref": 1}, "allOf": [{"$ref": "#/const/$ref"}]}, "without a target"),
         ({"type": "text"}, "use some of null"),
         ({"type": []}, "use some of"),
         ({"enum": []}, "a list of values"),
-        ({"const": "\ud800"}, "half a character"),
+        ({"const": "\ud800"}, "half a surrogate pair"),
         ({"minimum": 10**500}, "400 digits"),
         ({"minimum": "3"}, "use a number"),
         ({"multipleOf": 0}, "above 0"),
         ({"minLength": 1_000_000_000, "type": "string"}, "1,000,000,000 characters"),
-        ({"minItems": -1}, "from 0 on"),
-        ({"minLength": 1.5}, "from 0 on"),
-        ({"$schema": "https://json-schema.org/draft/2020-12/schema", "items": [{}]}, "where a schema belongs"),
+        ({"minItems": -1}, "from 0 up"),
+        ({"minLength": 1.5}, "from 0 up"),
+        ({"$schema": "https://json-schema.org/draft/2020-12/schema", "items": [{}]}, "instead of a schema"),
         ({"anyOf": []}, "a list of schemas"),
         ({"properties": []}, "an object of schemas"),
         ({"required": [1]}, "use a string"),
-        ({"oneOf": [{"multipleOf": 3}, {"multipleOf": 5}]}, "share values"),
+        ({"oneOf": [{"multipleOf": 3}, {"multipleOf": 5}]}, "overlap"),
         ({"$ref": "#"}, "without end"),
         ({"type": "object", "properties": {"a": {"$ref": "#"}}, "required": ["a"]}, "without end"),
         ({"type": "array", "items": {"$ref": "#"}, "minItems": 1}, "without end"),
-        (False, "nothing fits"),
-        ({"type": "string", "allOf": [{"type": "integer"}]}, "nothing fits"),
+        (False, "nothing matches"),
+        ({"type": "string", "allOf": [{"type": "integer"}]}, "nothing matches"),
     ],
 )
 def test_what_cannot_be_held_to_is_refused_before_the_first_symbol(
@@ -322,19 +322,19 @@ def test_what_cannot_be_held_to_is_refused_before_the_first_symbol(
     ("form", "said"),
     [
         ({}, "has no type"),
-        ({"type": "xml"}, "'xml' is not known"),
-        ({"type": "json_object", "schema": {}}, "the field 'schema'"),
+        ({"type": "xml"}, "unknown format 'xml'"),
+        ({"type": "json_object", "schema": {}}, "the unknown field 'schema'"),
         ({"type": "json_schema"}, "has no schema"),
         ({"type": "json_schema", "json_schema": {"schema": {}, "strickt": True}}, "did you mean 'strict'"),
-        ({"type": "regex", "regex": 3}, "give a text"),
-        ({"type": "choice", "choice": "yes"}, "give a list of texts"),
-        ({"type": "choice", "choice": []}, "give 1 to 1,000"),
-        ({"type": "choice", "choice": ["a", ""]}, "none of them empty"),
-        ({"type": "lark", "lark": "start: missing"}, "cannot be held to"),
+        ({"type": "regex", "regex": 3}, "send a string"),
+        ({"type": "choice", "choice": "yes"}, "send a list of strings"),
+        ({"type": "choice", "choice": []}, "send 1 to 1,000"),
+        ({"type": "choice", "choice": ["a", ""]}, "non-empty"),
+        ({"type": "lark", "lark": "start: missing"}, "cannot be enforced"),
         ({"type": "lark", "lark": 'start: %json {"not": {}}'}, "'%json'"),
         ({"type": "lark", "lark": "start: <|endoftext|>"}, "'<'"),
         ({"type": "lark", "lark": "start[max_tokens=3]: /a+/"}, "'max_tokens'"),
-        ({"type": "lark", "lark": "start: /a(?=b)/"}, "cannot be held to"),
+        ({"type": "lark", "lark": "start: /a(?=b)/"}, "cannot be enforced"),
     ],
 )
 def test_what_is_no_form_is_refused(codecs: dict[str, TokenizerCodec], form: Any, said: str) -> None:
@@ -408,8 +408,8 @@ def test_searches_do_not_backtrack(codecs: dict[str, TokenizerCodec]) -> None:
 def test_codecs_whose_texts_are_no_bytes_are_refused_by_name(minilm: Path) -> None:
     for codec, said in (
         (load_codec(minilm), "WordPiece tokenizer is joined by WordPiece"),
-        (train_codec("word", ["a b"] * 9), "no symbol for"),
-        (train_codec("char", ["abc"]), "no symbol for"),
+        (train_codec("word", ["a b"] * 9), "no token for"),
+        (train_codec("char", ["abc"]), "no token for"),
     ):
         with pytest.raises(UserError, match=said):
             rule_for(codec, {"type": "json_object"})
@@ -440,7 +440,7 @@ def test_a_form_is_compiled_once_and_answers_are_apart(
     one.take(ord("l"))
     assert {codec.decode([symbol]) for symbol in allowed(other, codec)} == {"l", "r"}
     for _ in range(2):
-        with pytest.raises(UserError, match="cannot be held to"):
+        with pytest.raises(UserError, match="cannot be enforced"):
             rule_for(codec, {"type": "lark", "lark": "start: nothing"})
     assert len(asked) <= 3  # a refusal is kept too
     assert rule_for(codec, {"type": "text"}) is None

@@ -360,7 +360,7 @@ def test_strict_tools_are_held_to_where_a_call_is_free(
 
 def test_plain_arguments_are_held_to_no_schema(codec: TokenizerCodec) -> None:
     assert Toolbox(codec, CODER, TOOLS).rule() is None
-    with pytest.raises(UserError, match="held to no schema"):
+    with pytest.raises(UserError, match="without a schema"):
         Toolbox(codec, CODER, TOOLS, "required").rule()
 
 
@@ -373,15 +373,15 @@ def test_free_and_forbidden_calls_have_no_rule(codec: TokenizerCodec) -> None:
 @pytest.mark.parametrize(
     ("tools", "choice", "said"),
     [
-        ([], "auto", "give a list of 1 to 128"),
-        ("weather", "auto", "give a list"),
-        ([{"type": "retrieval"}], "auto", "tool 0 is no function"),
+        ([], "auto", "send a list of 1 to 128"),
+        ("weather", "auto", "send a list"),
+        ([{"type": "retrieval"}], "auto", "tool 0 is not a function"),
         ([{"type": "function", "function": {"name": "a b"}}], "auto", "has the name 'a b'"),
-        ([{"type": "function", "function": {"name": "a", "returns": {}}}], "auto", "the field 'returns'"),
-        ([{"type": "function", "function": {"name": "a", "parameters": {"type": "string"}}}], "auto", "no object"),
+        ([{"type": "function", "function": {"name": "a", "returns": {}}}], "auto", "the unknown field 'returns'"),
+        ([{"type": "function", "function": {"name": "a", "parameters": {"type": "string"}}}], "auto", "not an object"),
         ([CLOCK, CLOCK], "auto", "two tools have the name 'clock'"),
         (TOOLS, "sometimes", "tool_choice is 'sometimes'"),
-        (TOOLS, {"type": "allowed_tools"}, "give none, auto, required"),
+        (TOOLS, {"type": "allowed_tools"}, "use none, auto, required"),
         (TOOLS, {"type": "function", "function": {"name": "wether"}}, "did you mean 'weather'"),
     ],
 )
@@ -400,8 +400,8 @@ def test_a_schema_that_cannot_be_held_to_is_refused_by_the_tool(codec: Tokenizer
 @pytest.mark.parametrize(
     ("template", "said"),
     [
-        ("{{ messages }}", "takes no tools"),
-        ("{{ tools }}", "in a format that is not known"),
+        ("{{ messages }}", "does not support tools"),
+        ("{{ tools }}", "in a format that is not supported"),
         ("{{ tools }}<tool_call>x<arg_key>", "'<arg_key>'"),
         ("{{ tools }}<|channel|>", "channel"),
     ],
@@ -424,5 +424,5 @@ def test_a_conversation_with_calls_goes_through_a_template(codec: TokenizerCodec
     text = template.render(told([answer, result]), tools=Toolbox(codec, HERMES, TOOLS).told)
     assert f"assistant: <tool_call>\n{CALL}\n</tool_call>tool: rain" in text
     assert '"name": "clock"' in text
-    with pytest.raises(UserError, match="message 0 has a call whose arguments"):
+    with pytest.raises(UserError, match="message 0 has a call with arguments"):
         told([{**answer, "tool_calls": [{**call, "function": {"name": "weather", "arguments": "{"}}]}])

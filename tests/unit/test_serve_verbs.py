@@ -122,22 +122,22 @@ def test_vectors_of_texts_and_ids_in_both_encodings(client: TestClient, minilm: 
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        ({"input": []}, "input has 0 items; give 1 to 2,048"),
+        ({"input": []}, "input has 0 items; send 1 to 2,048"),
         ({"input": ["a"] * 2049}, "input has 2,049 items"),
-        ({"input": ["a", 1]}, "input mixes texts and ids"),
-        ({"input": [[1], "a"]}, "input mixes texts and ids"),
-        ({"input": [[99_999_999]]}, "input 1 is not of ids from 0 to 30521"),
-        ({"input": [[1], []]}, "input 2 is not of ids"),
+        ({"input": ["a", 1]}, "input mixes strings and ids"),
+        ({"input": [[1], "a"]}, "input mixes strings and ids"),
+        ({"input": [[99_999_999]]}, "input 1 is empty or has unknown ids; send ids from 0 to 30521"),
+        ({"input": [[1], []]}, "input 2 is empty"),
         ({"input": [True]}, "bool"),
         ({"input": ["a", " "]}, "text 2 of 2 is empty"),
         ({"input": "so " * 600}, "has 602 tokens and the model reads 512 at most"),
         (
             {"input": "a", "dimensions": 64},
-            "its configuration names no shorter ones (matryoshka_dimensions)",
+            "its configuration has no shorter ones (matryoshka_dimensions)",
         ),
         ({"input": "a", "encoding_format": "int8"}, "encoding_format"),
-        ({"input": "a", "best_of": 2}, "'best_of' is not had"),
-        ({"input": "/etc/passwd", "model": "vit"}, "nothing is fetched or opened here"),
+        ({"input": "a", "best_of": 2}, "unknown field 'best_of'"),
+        ({"input": "/etc/passwd", "model": "vit"}, "no files or URLs are opened"),
     ],
 )
 def test_inputs_that_cannot_be(client: TestClient, body: dict[str, Any], message: str) -> None:
@@ -156,7 +156,7 @@ def test_shorter_vectors_where_the_model_was_trained_for_them(minilm: Path, tmp_
             found = asked(client, "/v1/embeddings", model=name, input="a", dimensions=size)["data"][0]["embedding"]
             wanted = whole[:size] / whole[:size].norm()
             torch.testing.assert_close(torch.tensor(found), wanted, rtol=0, atol=1e-6)
-        for name, size, why in (("any", 385, "has 384 dimensions; ask for fewer"), ("some", 5, "trained for 64, 128")):
+        for name, size, why in (("any", 385, "has 384 dimensions; request fewer"), ("some", 5, "trained for 64, 128")):
             answer = client.post("/v1/embeddings", json={"model": name, "input": "a", "dimensions": size})
             assert (answer.status_code, answer.json()["error"]["param"]) == (400, "dimensions")
             assert why in answer.json()["error"]["message"]
@@ -198,7 +198,7 @@ def test_verbs_say_what_the_model_says(client: TestClient, folder: Path) -> None
     assert [(each["words"], each["tags"]) for each in tagged] == [(each.words, each.tags) for each in wanted]
     assert "3 items" not in refused(client, "/v1/fill", model="encoder", text="no mask here")
     for path, body, message in (
-        ("/v1/classify", {"items": []}, "0 items were given"),
+        ("/v1/classify", {"items": []}, "the request has 0 items"),
         ("/v1/classify", {"items": [["a", "b", "c"]]}, "item 1 is a list of 3"),
         ("/v1/classify", {"items": ["a", ["a", "b"]]}, "give pairs only, or single texts only"),
         ("/v1/classify", {"items": ["x" * 100]}, "text 1 has"),
@@ -246,11 +246,11 @@ def test_images_come_as_data_and_nothing_is_opened(client: TestClient, folder: P
     torch.testing.assert_close(torch.tensor(vector["data"][0]["embedding"]), model.embed(pixels), rtol=0, atol=1e-6)
     Image.fromarray(pixels).save(tmp_path / "here.png")
     for given, message in (
-        (str(tmp_path / "here.png"), "nothing is fetched or opened here"),
-        ("http://127.0.0.1/cat.png", "nothing is fetched"),
-        ("file:///etc/passwd", "nothing is fetched"),
-        (url.replace("image/png", "text/plain"), "give it as data:image/"),
-        (url.replace(";base64", ""), "give it as data:image/"),
+        (str(tmp_path / "here.png"), "no files or URLs are opened"),
+        ("http://127.0.0.1/cat.png", "no files or URLs are opened"),
+        ("file:///etc/passwd", "no files or URLs are opened"),
+        (url.replace("image/png", "text/plain"), "send data:image/"),
+        (url.replace(";base64", ""), "send data:image/"),
         (url[:-40] + "!" * 40, "item 2 is not base64"),
         (url[: len(url) // 8 * 4 + 2], "item 2 is"),
         ("data:image/png;base64,AAAA", "item 2 is not an image that is known"),
@@ -290,15 +290,15 @@ FIELDS = b"".join(b'--a\r\nContent-Disposition: form-data; name="%d"\r\n\r\nx\r\
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"response_format": "xml"}, "response_format 'xml' is unknown"),
-        ({"chunking_strategy": "server_vad"}, "chunking_strategy is 'server_vad', but sounds are cut as"),
-        ({"stream": "true"}, "stream is 'true', but a transcript comes whole"),
-        ({"best_of": "2"}, "the field 'best_of' is not had"),
-        ({"temperature": "NaN"}, "temperature is 'NaN'; give a number from 0 to 1"),
+        ({"response_format": "xml"}, "unknown response_format 'xml'"),
+        ({"chunking_strategy": "server_vad"}, "chunking_strategy is 'server_vad', but audio is always cut as"),
+        ({"stream": "true"}, "stream is 'true', but transcripts are not streamed"),
+        ({"best_of": "2"}, "unknown field 'best_of'"),
+        ({"temperature": "NaN"}, "temperature is 'NaN'; use a number from 0 to 1"),
         ({"temperature": "hot"}, "temperature is 'hot'"),
-        ({"timestamp_granularities[]": "word"}, "json has no times of words"),
-        ({"timestamp_granularities[]": "letter"}, "are word and segment"),
-        ({"prompt": ["a", "b"]}, "the field prompt is to be one text"),
+        ({"timestamp_granularities[]": "word"}, "json has no word timestamps"),
+        ({"timestamp_granularities[]": "letter"}, "use word or segment"),
+        ({"prompt": ["a", "b"]}, "the field prompt must be one string"),
         ({}, "minilm is a model of texts"),
     ],
 )
@@ -313,7 +313,7 @@ def test_forms_that_cannot_be(client: TestClient, fields: dict[str, Any], messag
     for raw in (b"x", b"--a\r\n[]--a--\r\n", b"--a\r\nContent-Disposition: form-data\r\n\r\nx\r\n--a--\r\n", FIELDS):
         answer = client.post("/v1/audio/transcriptions", content=raw, headers=heads)
         assert answer.status_code == 400
-        assert "the body is no form" in answer.json()["error"]["message"]
+        assert "the body is not a form" in answer.json()["error"]["message"]
 
 
 def test_the_document_has_all_of_it(client: TestClient) -> None:

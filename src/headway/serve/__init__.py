@@ -1,1 +1,1 @@
-"""An HTTP server in the form of the OpenAI API."""
+"""An HTTP server with an OpenAI-compatible API."""

@@ -1,4 +1,4 @@
-"""Which tokens a request allows, apart from the form of its answer: none that end it too early, or only some."""
+"""Tokens that a request allows, apart from its response format: only some ids, and no end before a minimum length."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from headway.generate.scheduler import Rule
 
 
 class Narrowed:
-    """A rule, or none, of whose tokens fewer are allowed."""
+    """Restricts the tokens of another rule, or all tokens."""
 
     def __init__(
         self, inner: Rule | None, allowed: Int[np.ndarray, "W"] | None, ends: Int[np.ndarray, "W"], min_tokens: int
     ) -> None:
-        """`allowed` and `ends` have a bit for each token: those that may come at all, and those that may not come
-        among the first `min_tokens`.
+        """`allowed` and `stop_mask` have one bit per token: the allowed tokens, and those that may not occur among the
+        first `min_tokens`.
         """
         self._inner, self._allowed, self._others, self._left = inner, allowed, ~ends, min_tokens
 
@@ -44,7 +44,7 @@ def narrowed(
     ends: Iterable[int],
     min_tokens: int,
 ) -> Callable[[], Rule] | None:
-    """What makes the rule of each answer: `rule` with fewer tokens, where that is asked for."""
+    """Makes the rule of each answer: `rule`, restricted if the request limits its tokens."""
     if allowed is None and not min_tokens:
         return rule
     bits = None if allowed is None else _bits(allowed, symbols)

@@ -1,4 +1,4 @@
-"""One request after the other, for models that the compiled engine has no steps for."""
+"""One request at a time, for models that the compiled engine cannot run step by step."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ from headway.nn.models import Transformer
 
 
 class AloneState(NamedTuple):
-    """Requests that are under way, and that wait."""
+    """The number of running and of waiting requests."""
 
     running: int
     waiting: int
 
 
 class Alone:
-    """Stands for a Scheduler where there can be none: a Session that writes one request at a time, the others waiting.
-    One thread may use it.
+    """A replacement for Scheduler that runs one request at a time in a Session while the others wait. Only one thread
+    may use it.
     """
 
     def __init__(self, session: Session, waiting: int = 256) -> None:
-        """At most `waiting` requests are in the queue."""
+        """At most `max_waiting` requests are in the queue."""
         self._session = session
         self._most = waiting
         self._numbers = count(1)
-        self._queue: deque[tuple[int, Iterator[Said | None]]] = deque()  # the first is under way
+        self._queue: deque[tuple[int, Iterator[Said | None]]] = deque()  # the first one runs
 
     def submit(self, request: Request) -> int:
-        """A number for the request. UserError for one that cannot be; FullError where too many wait."""
+        """A ticket for the request. UserError for an unsupported one; FullError if too many wait."""
         if request.rule is not None:
             raise UserError(
-                "the compiled engine does not run this model, so its answers cannot be held to a form or to some "
-                "tokens; leave that out"
+                "the compiled engine does not run this model, so it supports no response formats or allowed tokens; "
+                "leave them out"
             )
         if len(self._queue) > self._most:
-            raise FullError(f"{self._most} requests wait already; ask again in a moment")
+            raise FullError(f"{self._most} requests are waiting; try again in a moment")
         session = self._session
         request.check(session.model)
         events: Iterator[Event] = iter(())
@@ -53,8 +53,8 @@ class Alone:
         return number
 
     def _said(self, number: int, request: Request, events: Iterator[Event]) -> Iterator[Said | None]:
-        """What each step says; nothing as long as the likeliest tokens are wanted, which one more pass over the whole
-        text finds.
+        """The output of each step. If top tokens are requested, output is held back until another pass over the whole
+        text has computed them.
         """
         scores: Sequence[TokenScore] = ()
         held: list[Said] = []
@@ -80,11 +80,11 @@ class Alone:
             yield from (said if said.id is None else said._replace(top=next(found).top) for said in own)
 
     def cancel(self, ticket: int) -> None:
-        """Forget a request."""
+        """Cancel a request."""
         self._queue = deque(each for each in self._queue if each[0] != ticket)
 
     def step(self) -> list[Said]:
-        """The next step of the first request. Nothing where there is none."""
+        """The next step of the first request; empty without requests."""
         if not self._queue:
             return []
         try:
@@ -95,5 +95,5 @@ class Alone:
         return [] if said is None else [said]
 
     def state(self) -> AloneState:
-        """How many requests there are."""
+        """The number of running and of waiting requests."""
         return AloneState(min(len(self._queue), 1), max(len(self._queue) - 1, 0))

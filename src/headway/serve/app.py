@@ -1,4 +1,4 @@
-"""The application: a table of endpoints, and what is done for each of them."""
+"""The application: a table of endpoints, and the code that runs them."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     *operation.ENDPOINTS,
     *page.ENDPOINTS,
 )
-_NEAR = 0.85  # of two paths that are alike, between 0 and 1, before one is suggested for the other
+_NEAR = 0.85  # similarity of two paths, from 0 to 1, above which one is suggested for the other
 _encode = msgspec.json.Encoder().encode
 
 
 def create_app(served: Served, settings: ServerSettings, endpoints: Sequence[Endpoint] = ENDPOINTS) -> Starlette:
-    """The server's application, which starts and closes `served` with its own life."""
+    """The server's application. Its lifespan starts and closes `served`."""
     every = (*endpoints, *pages(endpoints))
     paths = sorted({endpoint.path for endpoint in every})
 
@@ -76,7 +76,7 @@ def create_app(served: Served, settings: ServerSettings, endpoints: Sequence[End
             return error_response(wrong, path=request.url.path)
         allowed = [endpoint.method for endpoint in every if endpoint.path == request.url.path]
         remedy = f"use {' or '.join(allowed)}" if allowed else f"the paths are {known}"
-        wrong = StatusError(error.status_code, f"{asked} is not had; {remedy}")
+        wrong = StatusError(error.status_code, f"{asked} is not allowed; {remedy}")
         return error_response(wrong, error.headers, request.url.path)
 
     async def failed(request: Request, error: Exception) -> Response:
@@ -91,7 +91,7 @@ def create_app(served: Served, settings: ServerSettings, endpoints: Sequence[End
 
 
 class _Answering:
-    """An endpoint as an application of its own."""
+    """An endpoint as an ASGI application."""
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
@@ -112,19 +112,19 @@ class _Answering:
                         await self._answer(body, context, sending)
             except TimeoutError:
                 if client is not None and client.gone:
-                    raise ClientLeftError("the client has gone") from None
-                told = f"{context.settings.seconds:g} s have passed without an end; ask for less, or later"
+                    raise ClientLeftError("the client disconnected") from None
+                told = f"the request took longer than {context.settings.seconds:g} s; ask for less, or try again later"
                 await _refuse(StatusError(408, told, code="timeout"), context, sending)
             except ClientLeftError:
                 raise
             except ClientDisconnect:
-                raise ClientLeftError("the client left before its body had come") from None
+                raise ClientLeftError("the client disconnected before its body arrived") from None
             except Exception as error:
                 await _refuse(refusal(error), context, sending)
         except ClientLeftError as error:
             context.noted["left"], context.outcome = str(error), CLIENT_LEFT
             if client is not None:
-                client.abort()  # what it has not read is thrown away
+                client.abort()  # what it has not read is discarded
                 await asyncio.sleep(0)  # until the connection is known to be lost
 
     async def _received(self, request: Request, settings: ServerSettings) -> Any:
@@ -144,7 +144,7 @@ class _Answering:
 
 
 class _Sending:
-    """The way to a client, who may read slowly, or not at all."""
+    """Sends an answer to a client that may read slowly, or not at all."""
 
     def __init__(self, send: Send, client: Client | None, context: Context, endpoint: Endpoint) -> None:
         self._wire, self._path, self._sent = endpoint.wire, endpoint.path, 0
@@ -160,7 +160,7 @@ class _Sending:
         await self._put({"type": "http.response.body", "body": response.body})
 
     async def events(self, parts: AsyncIterator[msgspec.Struct]) -> None:
-        """The parts as they come. Nothing is sent before the first is there: until then an error has a status."""
+        """The parts as they arrive. Nothing is sent before the first one: until then an error has its own status."""
         async for part in parts:
             if not self.begun:
                 media_type = self._wire.media_type.encode()
@@ -173,7 +173,7 @@ class _Sending:
         await self._put({"type": "http.response.body", "body": b""})
 
     async def refuse(self, error: StatusError) -> None:
-        """An error as the answer, or as the last part where a stream has begun."""
+        """An error as the answer, or as the last part if a stream has started."""
         if not self.begun:
             await self.whole(error_response(error, path=self._path))
             return
@@ -189,7 +189,7 @@ class _Sending:
             added = [(name.encode(), value.encode()) for name, value in self._headers.items()]
             message["headers"] = [*message["headers"], *added]
         if self._client is None or not self._client.full:
-            await self._send(message)  # at once; to look after that would cost as much as an event
+            await self._send(message)  # no timeout: one per event would cost as much as the event
             return
         limit = asyncio.timeout(self._seconds)
         try:
@@ -198,28 +198,28 @@ class _Sending:
         except TimeoutError:
             if not limit.expired():
                 raise
-            raise ClientLeftError(f"nothing was read for {self._seconds:g} s") from None
+            raise ClientLeftError(f"the client read nothing for {self._seconds:g} s") from None
 
 
 async def _refuse(error: StatusError, context: Context, sending: _Sending) -> None:
-    """Send an error; the log has it where a stream has begun, as the status sent was another one."""
+    """Send an error; if a stream has started with another status, the log reports the error."""
     if sending.begun:
         context.noted["error"], context.outcome = str(error), error.status
     await sending.refuse(error)
 
 
 class ClientLeftError(Exception):
-    """Nobody is there any more who could be told anything."""
+    """The client has disconnected, so nobody can receive an answer."""
 
 
 @contextmanager
 def _unless_left(client: Client | None, limit: asyncio.Timeout) -> Iterator[None]:
-    """What is done within has no time left as soon as the client goes."""
+    """Cancel the code within as soon as the client disconnects."""
     if client is None:
         yield
         return
     if client.gone:
-        raise ClientLeftError("the client has gone")
+        raise ClientLeftError("the client disconnected")
     client.leaving = lambda: limit.reschedule(0)
     try:
         yield

@@ -1,4 +1,4 @@
-"""What many ask of one model is answered together: requests that wait while it is busy share its next call."""
+"""Dynamic batching: requests that wait while a model is busy share its next call."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ R = TypeVar("R")
 
 @dataclass(eq=False)
 class _Asked:
-    """The items of one request, of which the first `len(answers)` have their answers."""
+    """The items of one request; the first `len(answers)` have their answers."""
 
     call: Callable[[list[Any]], Sequence[Any]]
     kind: Hashable
@@ -29,15 +29,15 @@ class _Asked:
 
 
 class Batcher:
-    """A model's thread for all that it does not write step by step. Its methods are called on the event loop.
+    """A model's thread for all tasks but the step-by-step generation of text. Methods are called on the event loop.
 
-    A call takes items of several requests of one kind, at most `most`, and of a request that has more a part, after
-    which it waits for its turn again: a long one does not hold up the short ones. Requests whose asker has gone are
-    left out. Those of another kind have their turn in the order in which they came.
+    A call takes at most `max_items` items from several requests of one kind. A request with more items contributes a
+    part and waits for its next turn, so long requests do not block short ones. Requests whose client has disconnected
+    are dropped. Requests of other kinds follow in order of arrival.
     """
 
     def __init__(self, name: str, most: int = 64, waiting: int = 256, courses: int = 8) -> None:
-        """`name` is the model's; at most `waiting` requests wait, and `courses` of many calls are under way."""
+        """`name` is the model's; at most `max_waiting` requests wait, and `max_jobs` jobs of many calls run."""
         self._name, self._most, self._waiting = name, most, waiting
         self._thread = ThreadPoolExecutor(1, f"headway-{name}")
         self._queue: deque[_Asked] = deque()
@@ -46,19 +46,19 @@ class Batcher:
         self._serving: asyncio.Task[None] | None = None
 
     async def ask(self, call: Callable[[list[T]], Sequence[R]], kind: Hashable, items: Sequence[T]) -> list[R]:
-        """The answer to each item. `call` answers several items, those of other requests of this `kind` among them:
-        what it does hangs on the kind and the items alone.
+        """The answer to each item. `call` answers several items, including those of other requests of this `kind`: it
+        must depend on the kind and the items only.
 
-        FullError where too many wait. A UserError of `call` goes to the request whose items it raises it for.
+        FullError if too many requests wait. A UserError of `call` goes to the request whose items cause it.
         """
         self._check_room()
         return await self._put(call, kind, items)
 
     async def follow(self, call: Callable[[list[T]], Sequence[R | None]], kind: Hashable, item: T) -> R:
-        """What becomes of something that takes many calls. Each `call` goes on with several of this `kind` for a while,
-        and gives None for those that have not ended; who comes meanwhile goes along from the next one.
+        """The result of a job that takes many calls. Each `call` advances several jobs of this `kind` and returns None
+        for unfinished ones; new jobs join at the next call.
 
-        At most `courses` are under way, as each keeps what it knows; the others wait. FullError as of `ask`.
+        At most `max_jobs` run at once, as each holds state; the others wait. FullError as in `submit`.
         """
         self._check_room()
         self._kept_waiting += 1
@@ -75,16 +75,16 @@ class Batcher:
             self._courses.release()
 
     async def run(self, job: Callable[[], R]) -> R:
-        """What `job` gives, in the model's thread, in its turn and alone. FullError as of `ask`."""
+        """The result of `job`, which runs alone in the model's thread, in its turn. FullError as in `submit`."""
         [found] = await self.ask(lambda jobs: [each() for each in jobs], object(), [job])
         return found
 
     def state(self) -> dict[str, int]:
-        """How many requests are under way, and how many wait."""
+        """How many requests run, and how many wait."""
         return {"under_way": len(self._called), "waiting": len(self._queue) + self._kept_waiting}
 
     def close(self) -> None:
-        """End the thread, once what it does is done; who waits is cancelled."""
+        """Stop the thread after its current call; waiting requests are cancelled."""
         for asked in [*(asked for asked, _ in self._called), *self._queue]:
             asked.done.cancel()
         self._queue.clear()
@@ -93,7 +93,7 @@ class Batcher:
     def _check_room(self) -> None:
         waiting = self.state()["waiting"]
         if waiting >= self._waiting:
-            raise FullError(f"{waiting} requests wait for {self._name}; ask again later")
+            raise FullError(f"{waiting} requests wait for {self._name}; try again later")
 
     async def _put(self, call: Callable[[list[T]], Sequence[R]], kind: Hashable, items: Sequence[T]) -> list[R]:
         asked = _Asked(call, kind, list(items), asyncio.get_running_loop().create_future())
@@ -107,11 +107,11 @@ class Batcher:
             self._called = called
             await self._answer(called)
             self._queue.extend(asked for asked, _ in called if not asked.done.done())
-            await asyncio.sleep(0)  # those who ask again do so now, and go along with those who came meanwhile
+            await asyncio.sleep(0)  # clients that continue can submit now and share the next call
         self._called, self._serving = [], None
 
     def _next(self) -> list[tuple[_Asked, list[Any]]]:
-        """The requests of the next call, which leave the queue, and which of their items it takes."""
+        """The requests of the next call, which leave the queue, each with the items that it contributes."""
         self._queue = deque(asked for asked in self._queue if not asked.done.done())
         room, kind = self._most, self._queue[0].kind if self._queue else None
         some: list[tuple[_Asked, list[Any]]] = []
@@ -132,7 +132,7 @@ class Batcher:
             if not others and len(items) == len(asked.items):
                 _fail(asked, error)
                 return
-            # Whose fault it is the message does not say, and it counts items as they were called: each for itself.
+            # The message does not name the request, and numbers the items of the whole batch: call each alone.
             for asked, _ in some:
                 if not asked.done.done():
                     await self._answer_alone(asked)
@@ -157,7 +157,7 @@ class Batcher:
                 asked.done.set_result(found)
 
     async def _call(self, call: Callable[[list[Any]], Sequence[Any]], items: list[Any]) -> Sequence[Any]:
-        context = copy_context()  # which says, for one, which kernels compute
+        context = copy_context()  # has, for example, the choice of kernels
         return await asyncio.get_running_loop().run_in_executor(self._thread, lambda: context.run(call, items))
 
 

@@ -1,5 +1,5 @@
-"""Requests and answers in the form of the OpenAI API. Unknown fields are refused by name; `NEUTRAL` lists those that
-are accepted as long as they ask for nothing.
+"""Requests and answers of the OpenAI API. Unknown fields are refused by name; `NEUTRAL` lists further fields that are
+accepted with values that have no effect.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from headway.serve.neutral import Neutral, Neutrals
 _Share = Annotated[float, Meta(ge=0, le=1)]
 _Penalty = Annotated[float, Meta(ge=-2, le=2)]
 _Count = Annotated[int, Meta(ge=1)]
-# A part of what is said. Others have other fields, by which none could be told what is wrong with it.
+# A text part of a message. Parts of other types are refused later, where the error can say why.
 _TEXT = {"type": {"const": "text"}, "text": {"type": "string"}}
 _Part = Annotated[
     dict[str, Any],
@@ -23,13 +23,13 @@ _Part = Annotated[
 Finish = Literal["stop", "length", "tool_calls"]
 
 
-_STORED = "nothing is stored here; leave it out"
+_STORED = "the server stores nothing; leave it out"
 HINT = Neutral(kind=str)  # for caches and abuse detection of a hosted service; no answer depends on it
 
 
 class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
-    """`include_usage` asks for one more event, with the numbers of tokens, at the end of a stream; with
-    `continuous_usage_stats` every event has them.
+    """`include_usage` adds an event with token counts at the end of a stream; with `continuous_usage_stats` every event
+    has them.
     """
 
     include_usage: bool = False
@@ -38,11 +38,11 @@ class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class WritingBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """What every request for a text can set. `top_k`, `min_p`, `repetition_penalty` and `ignore_end` are headway's own,
-    as `generate` has them. `user` changes nothing. From `ignore_eos` on the names are vLLM's.
+    """Fields of all requests that generate text. `top_k`, `min_p`, `repetition_penalty` and `ignore_end` are headway's
+    own, as in `generate`. `user` has no effect. The fields from `ignore_eos` on are vLLM's.
     """
 
-    model: str = ""  # may be left out where the server has one model
+    model: str = ""  # optional if the server has one model
     stream: bool = False
     stream_options: StreamOptions | None = None
     n: _Count | None = None
@@ -60,16 +60,16 @@ class WritingBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     ignore_end: bool = False
     response_format: dict[str, Any] | None = None
     user: str | None = None
-    ignore_eos: bool = False  # another name of ignore_end
-    min_tokens: Annotated[int, Meta(ge=0)] = 0  # before which no end token comes
+    ignore_eos: bool = False  # alias of ignore_end
+    min_tokens: Annotated[int, Meta(ge=0)] = 0  # tokens to generate before an end token may occur
     stop_token_ids: list[int] | None = None
     allowed_token_ids: list[int] | None = None
-    truncate_prompt_tokens: Annotated[int, Meta(ge=-1)] | None = None  # -1: as many as the context has room for
-    truncation_side: Literal["left", "right"] = "left"  # from which tokens are dropped
-    prompt_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None  # of how many of the likeliest tokens
+    truncate_prompt_tokens: Annotated[int, Meta(ge=-1)] | None = None  # -1: as many as fit into the context
+    truncation_side: Literal["left", "right"] = "left"  # side from which tokens are dropped
+    prompt_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None  # number of top tokens per position
     return_token_ids: bool = False
-    return_tokens_as_token_ids: bool = False  # tokens of logprobs as "token_id:42"
-    structured_outputs: dict[str, Any] | None = None  # response_format in vLLM's form
+    return_tokens_as_token_ids: bool = False  # name the tokens of logprobs "token_id:42"
+    structured_outputs: dict[str, Any] | None = None  # vLLM's version of response_format
 
     NEUTRAL: ClassVar[Neutrals] = {
         "store": Neutral((False,), _STORED),
@@ -80,39 +80,39 @@ class WritingBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
         "prompt_cache_retention": HINT,
         "best_of": Neutral((), "answers are not ranked; generate them with n and choose among them", "n"),
         "top_k": Neutral((0, -1)),
-        "use_beam_search": Neutral((False,), "texts are sampled; leave it out"),
-        "length_penalty": Neutral((1, 1.0), "there is no beam search; leave it out"),
-        "early_stopping": Neutral((False,), "there is no beam search; leave it out"),
-        "bad_words": Neutral(([],), "words are not excluded; pass logit_bias for tokens"),
-        "logprob_token_ids": Neutral(([],), "log probabilities are of the likeliest tokens; pass top_logprobs"),
-        "skip_special_tokens": Neutral((True,), "texts have no special tokens; pass return_token_ids"),
+        "use_beam_search": Neutral((False,), "beam search is not supported; leave it out"),
+        "length_penalty": Neutral((1, 1.0), "beam search is not supported; leave it out"),
+        "early_stopping": Neutral((False,), "beam search is not supported; leave it out"),
+        "bad_words": Neutral(([],), "words cannot be excluded; pass logit_bias for tokens"),
+        "logprob_token_ids": Neutral(([],), "only the top tokens are reported; pass top_logprobs"),
+        "skip_special_tokens": Neutral((True,), "special tokens are never part of texts; pass return_token_ids"),
         "spaces_between_special_tokens": Neutral((True,), "texts have no special tokens; pass return_token_ids"),
-        "include_stop_str_in_output": Neutral((False,), "a text ends before its stop string; append it yourself"),
-        "priority": Neutral((0,), "API keys are served in turns; leave it out"),
-        "documents": Neutral(([],), "documents are not read; put them into the prompt"),
-        "vllm_xargs": Neutral(({},), "there are no extensions of vLLM; leave it out"),
+        "include_stop_str_in_output": Neutral((False,), "the stop string is not part of the output; append it"),
+        "priority": Neutral((0,), "requests are scheduled fairly between API keys; leave it out"),
+        "documents": Neutral(([],), "documents are not supported; put them into the prompt"),
+        "vllm_xargs": Neutral(({},), "vLLM extensions are not supported; leave it out"),
     }
 
 
 class CompletionBody(WritingBody, kw_only=True):
-    """Of /v1/completions: continues a text, or each of several, or tokens. With `echo` the answer begins with the
-    prompt; `max_tokens` may then be 0.
+    """A request to /v1/completions, which continues a text, several texts, or token ids. With `echo` the answer starts
+    with the prompt; `max_tokens` may then be 0.
     """
 
     prompt: str | list[str | int | list[int]]
     max_tokens: Annotated[int, Meta(ge=0)] | None = None
-    logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None  # of how many of the likeliest tokens
+    logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None  # number of top tokens per position
     echo: bool = False
-    add_special_tokens: bool = True  # whether a prompt's text begins as the model was trained to read it
+    add_special_tokens: bool = True  # whether a text prompt gets the model's special tokens
 
     NEUTRAL: ClassVar[Neutrals] = {
         **WritingBody.NEUTRAL,
-        "suffix": Neutral(("",), "gaps are not filled; put the suffix into the prompt"),
+        "suffix": Neutral(("",), "infilling is not supported; put the suffix into the prompt"),
     }
 
 
 class ChatBody(WritingBody, kw_only=True):
-    """Of /v1/chat/completions: the next answer in a conversation."""
+    """A request to /v1/chat/completions for the next answer in a conversation."""
 
     messages: list[ChatMessage]
     max_completion_tokens: _Count | None = None  # the newer name of max_tokens
@@ -121,45 +121,45 @@ class ChatBody(WritingBody, kw_only=True):
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
-    chat_template_kwargs: dict[str, bool | int | float | str] | None = None  # what else the template reads
-    add_generation_prompt: bool | None = None  # whether an answer is begun; it is, unless the last message goes on
-    continue_final_message: bool = False  # whether the last message goes on, which is the assistant's
-    reasoning_effort: str | None = None  # for templates that read it; "none" for those that read enable_thinking
+    chat_template_kwargs: dict[str, bool | int | float | str] | None = None  # more variables of the chat template
+    add_generation_prompt: bool | None = None  # whether to start an answer (default: unless the last message continues)
+    continue_final_message: bool = False  # whether to continue the assistant's last message
+    reasoning_effort: str | None = None  # for chat templates that use it; "none" also turns enable_thinking off
 
     NEUTRAL: ClassVar[Neutrals] = {
         **WritingBody.NEUTRAL,
-        "modalities": Neutral((["text"],), 'answers are texts; pass ["text"]'),
-        "audio": Neutral((), "answers are texts; leave it out"),
-        "prediction": Neutral((), "answers are not predicted by clients; leave it out"),
-        "web_search_options": Neutral((), "nothing is searched for on the web; leave it out"),
-        "verbosity": Neutral(("medium",), "models have no verbosity; write it into a message"),
+        "modalities": Neutral((["text"],), 'answers are text only; pass ["text"]'),
+        "audio": Neutral((), "answers are text only; leave it out"),
+        "prediction": Neutral((), "predicted outputs are not supported; leave it out"),
+        "web_search_options": Neutral((), "web search is not supported; leave it out"),
+        "verbosity": Neutral(("medium",), "models have no verbosity setting; ask for it in a message"),
         "functions": Neutral(([],), "functions are passed as tools; use tools"),
         "function_call": Neutral(("none", "auto"), "functions are passed as tools; use tool_choice"),
         "echo": Neutral((False,), "answers do not repeat messages; leave it out"),
-        "include_reasoning": Neutral((True,), "reasoning is a part of the answer; leave it out"),
+        "include_reasoning": Neutral((True,), "reasoning is part of the answer; leave it out"),
         "add_special_tokens": Neutral((False,), "the chat template adds special tokens; leave it out"),
-        "chat_template": Neutral((), "a model has its own chat template; leave it out"),
+        "chat_template": Neutral((), "the model's own chat template is used; leave it out"),
     }
 
 
 class CalledFunction(msgspec.Struct, forbid_unknown_fields=True):
-    """A function, and its arguments as JSON in a text."""
+    """A function, and its arguments as a JSON string."""
 
     name: str
     arguments: str = ""
 
 
 class CalledTool(msgspec.Struct, forbid_unknown_fields=True):
-    """A call of a tool."""
+    """A tool call."""
 
     id: str
     function: CalledFunction
     type: Literal["function"] = "function"
-    NEUTRAL: ClassVar[Neutrals] = {"index": Neutral(kind=int)}  # which clients keep that put a stream together
+    NEUTRAL: ClassVar[Neutrals] = {"index": Neutral(kind=int)}  # kept by clients that assemble a stream
 
 
 class ChatMessage(msgspec.Struct, forbid_unknown_fields=True):
-    """A turn. The role `developer` is read as `system`."""
+    """A message of a conversation. The role `developer` is treated as `system`."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[_Part] | None = None
@@ -168,24 +168,24 @@ class ChatMessage(msgspec.Struct, forbid_unknown_fields=True):
     tool_call_id: str | UnsetType = UNSET
     refusal: str | None = None
     NEUTRAL: ClassVar[Neutrals] = {  # what the openai package, LangChain, and litellm return with an answer
-        "annotations": Neutral(([],), "messages are texts; leave it out"),
-        "audio": Neutral((), "messages are texts; leave it out"),
+        "annotations": Neutral(([],), "messages are text only; leave it out"),
+        "audio": Neutral((), "messages are text only; leave it out"),
         "function_call": Neutral((), "functions are passed as tools; use tool_calls"),
-        "reasoning": Neutral(("",), "reasoning is a part of the content; leave it out"),
-        "reasoning_content": Neutral(("",), "reasoning is a part of the content; leave it out"),
-        "images": Neutral(([],), "messages are texts; leave it out"),
+        "reasoning": Neutral(("",), "reasoning is part of the content; leave it out"),
+        "reasoning_content": Neutral(("",), "reasoning is part of the content; leave it out"),
+        "images": Neutral(([],), "messages are text only; leave it out"),
         "provider_specific_fields": Neutral(({},), "messages have no other fields; leave it out"),
     }
 
 
 class PromptTokens(msgspec.Struct):
-    """Of the tokens of prompts: how many were known from earlier requests of the same key, and so were not read."""
+    """How many prompt tokens were cached by earlier requests with the same key, and so were not computed."""
 
     cached_tokens: int
 
 
 class TokensUsed(msgspec.Struct):
-    """Numbers of tokens: of prompts, each counted once, of what was written, and both."""
+    """Token counts: of the prompts, each counted once, of the output, and their sum."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -194,7 +194,7 @@ class TokensUsed(msgspec.Struct):
 
 
 class LikelyToken(msgspec.Struct):
-    """A token as text and as bytes, which may be a part of a character, and its log probability in nats."""
+    """A token as text and as bytes, which may be part of a character, and its log probability in nats."""
 
     token: str
     logprob: float
@@ -202,20 +202,20 @@ class LikelyToken(msgspec.Struct):
 
 
 class ToldToken(LikelyToken):
-    """A token that was written, and the likeliest ones in its place."""
+    """A generated token, and the top tokens at its position."""
 
     top_logprobs: list[LikelyToken]
 
 
 class ChatLogprobs(msgspec.Struct):
-    """Of each token of an answer."""
+    """The log probabilities of an answer's tokens."""
 
     content: list[ToldToken]
 
 
 class TextLogprobs(msgspec.Struct):
-    """Of each token of a completion: itself, its log probability, itself and the likeliest ones with theirs, and where
-    its text begins. The first token of a prompt has no log probability.
+    """Per token of a completion: its text, its log probability, the log probabilities of the top tokens and itself, and
+    the offset where its text starts. The first token of a prompt has no log probability.
     """
 
     tokens: list[str]
@@ -225,19 +225,19 @@ class TextLogprobs(msgspec.Struct):
 
 
 class PromptToken(msgspec.Struct):
-    """A token that a prompt has or might have had: its log probability, its rank, 1 for the likeliest, and its text."""
+    """A token of a prompt or an alternative to it: its log probability, its rank (1 for the top one), and its text."""
 
     logprob: float
     rank: int
     decoded_token: str
 
 
-# Of each token of a prompt, by ids: the token itself and the likeliest ones. Of the first there is nothing.
+# Per token of a prompt: the token itself and the top tokens, by id. None for the first token.
 PromptLogprobs = list[dict[str, PromptToken] | None]
 
 
 class CompletionChoice(msgspec.Struct):
-    """One continuation, or what is new of it. From `prompt_logprobs` on it has what was asked for alone."""
+    """One continuation, or its new part. The fields from `prompt_logprobs` on are only there if requested."""
 
     index: int
     text: str
@@ -249,19 +249,19 @@ class CompletionChoice(msgspec.Struct):
 
 
 class CompletionAnswer(msgspec.Struct):
-    """Continuations; in a stream each event is one of these, with what is new."""
+    """Continuations; in a stream, each event is one of these with the new part."""
 
     id: str
     created: int
     model: str
-    system_fingerprint: str  # another one: the same request may give other bits
+    system_fingerprint: str  # if it changes, the same request may give different bits
     choices: list[CompletionChoice]
     usage: TokensUsed | UnsetType | None = UNSET
     object: Literal["text_completion"] = "text_completion"
 
 
 class AnswerMessage(msgspec.Struct):
-    """What the assistant says, and the tools that it calls."""
+    """The assistant's message and its tool calls."""
 
     content: str | None
     tool_calls: list[CalledTool] | UnsetType = UNSET
@@ -285,7 +285,7 @@ class ChatAnswer(msgspec.Struct):
     id: str
     created: int
     model: str
-    system_fingerprint: str  # another one: the same request may give other bits
+    system_fingerprint: str  # if it changes, the same request may give different bits
     choices: list[ChatChoice]
     usage: TokensUsed
     object: Literal["chat.completion"] = "chat.completion"
@@ -294,14 +294,14 @@ class ChatAnswer(msgspec.Struct):
 
 
 class CalledFunctionPart(msgspec.Struct):
-    """What is new of a function that is called: its name once, and its arguments piece by piece."""
+    """The new part of a called function: its name once, and its arguments in chunks."""
 
     arguments: str
     name: str | UnsetType = UNSET
 
 
 class CalledToolPart(msgspec.Struct):
-    """What is new of the call at `index` of an answer. The first of its parts has `id`, `type` and the name."""
+    """The new part of the tool call at `index`. The first part has `id`, `type` and the name."""
 
     index: int
     function: CalledFunctionPart
@@ -310,7 +310,7 @@ class CalledToolPart(msgspec.Struct):
 
 
 class AnswerPart(msgspec.Struct, omit_defaults=True):
-    """What is new of an answer."""
+    """The new part of a message."""
 
     role: Literal["assistant"] | UnsetType = UNSET
     content: str | UnsetType = UNSET
@@ -318,7 +318,7 @@ class AnswerPart(msgspec.Struct, omit_defaults=True):
 
 
 class ChatChoicePart(msgspec.Struct):
-    """What is new of one answer."""
+    """The new part of one answer."""
 
     index: int
     delta: AnswerPart
@@ -333,7 +333,7 @@ class ChatAnswerPart(msgspec.Struct):
     id: str
     created: int
     model: str
-    system_fingerprint: str  # another one: the same request may give other bits
+    system_fingerprint: str  # if it changes, the same request may give different bits
     choices: list[ChatChoicePart]
     usage: TokensUsed | UnsetType | None = UNSET
     object: Literal["chat.completion.chunk"] = "chat.completion.chunk"

@@ -1,4 +1,4 @@
-"""The text of a tool call: where it ends, what stands before its arguments, and what its values are."""
+"""The syntax of tool calls: their end, the text before their arguments, and their values."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 from headway.serve.following import without_trailing_commas
 
 SPACE = " \t\r\n"
-LONGEST_HEAD = 200  # characters before the arguments of a call
-FUNCTION = "<function="  # with which a call of Qwen3-Coder begins
+LONGEST_HEAD = 200  # maximum characters before the arguments of a call
+FUNCTION = "<function="  # start of a Qwen3-Coder call
 
 
 class Scan:
-    """Finds where a JSON value ends, in a text that grows."""
+    """Finds the end of a JSON value in a growing text."""
 
     def __init__(self) -> None:
         self.stop: int | None = None
@@ -24,7 +24,7 @@ class Scan:
         self._in_string = False
 
     def go_on(self, text: str, first: str, heads: tuple[str, ...]) -> int | None:
-        """The end of the value in `text`, also where it is clear that it is no call; None where more must come."""
+        """The end of the value in `text`, or 0 if it is clearly not a call; None if more input is needed."""
         if self.stop is not None:
             return self.stop
         start = text[:_HEAD].lstrip(SPACE)
@@ -37,7 +37,7 @@ class Scan:
                 return None
             mark = match[0]
             if mark == "\\":
-                if match.end() == len(text):  # what it escapes is still to come
+                if match.end() == len(text):  # the escaped character has not arrived
                     self._place = match.start()
                     return None
                 self._place = match.end() + 1
@@ -54,8 +54,8 @@ class Scan:
 
 
 def tail(text: str, place: int, marks: Sequence[str], final: bool) -> int | None:
-    """The place behind marks that follow each other, white space between them; -1 where something else stands there,
-    None where more must come.
+    """The position after consecutive tags with white space between them; -1 if other text is there, None if more input
+    is needed.
     """
     for mark in filter(None, marks):
         rest = text[place:].lstrip(SPACE)
@@ -74,8 +74,8 @@ _FUNCTION_END = re.compile(r"\s*</function>")
 
 
 def _value_end(behind: str) -> re.Pattern[str]:
-    """Where a value ends. A mark in a value is a part of it, unless what comes behind a value follows: `behind`, or the
-    next one. Its own mark may be missing where a line begins with the `next` one.
+    """The end of a value. A closing tag inside a value is part of it unless `following` or the next value comes after
+    it. The tag may be missing if the `next` value starts a line.
     """
     own = rf"\n?</parameter>(?=\s*(?:<parameter=[^>\n]+>|{behind}))"
     return re.compile(rf"{own}|\n(?=<parameter=(?P<next>[^>\n]+)>)")
@@ -85,30 +85,30 @@ _VALUE_END = _value_end(r"</function>\s*(?:</tool_call>|<tool_call>|<function=)"
 _LAST_VALUE_END = _value_end(r"</function>\s*(?:</tool_call>|<tool_call>|<function=|\Z)")  # at the end of an answer
 _BARE_VALUE_END = _value_end("</function>")  # without <tool_call> before it
 
-ARGUMENTS = ("arguments", "parameters")  # models that were taught one of them write the other
-# What may stand in an object before the arguments: few characters, so that looking for them again takes no time.
+ARGUMENTS = ("arguments", "parameters")  # models trained with one of them also generate the other
+# Members of an object before its arguments: few characters, so that repeated matching is cheap.
 _GAP = "[ \t\r\n]*"
 _MEMBER = rf'{_GAP}"(?:name|id|type)"{_GAP}:{_GAP}"(?:[^"\\]|\\.)*"{_GAP},'
 
 
 def object_head(listed: bool, later: bool) -> re.Pattern[str]:
-    """What stands before the arguments of a call that is an object; of a `later` one of a list, behind those of the
-    one before it.
+    """The text before the arguments of a call that is an object; for a `later` call of a list, after the arguments of
+    the previous one.
     """
     before = rf"{_GAP}\}}{_GAP}," if later else rf"{_GAP}\[" if listed else ""
     return re.compile(rf'{before}{_GAP}(?P<members>\{{(?:{_MEMBER})*){_GAP}"(?:{"|".join(ARGUMENTS)})"{_GAP}:{_GAP}')
 
 
 def head(prefix: str, middle_id: str, middle: str, optional: bool) -> re.Pattern[str]:
-    """What stands before the arguments of a call that is named first. An `optional` middle may be missing."""
+    """The text before the arguments of a call that starts with its name. An `optional` middle may be missing."""
     own = f"(?:{re.escape(middle_id)}(?P<id>[A-Za-z0-9]{{9}}))?" if middle_id else ""
     between = rf"(?:{re.escape(middle)}|(?=\s*\{{))" if optional else re.escape(middle)
     return re.compile(rf"\s*{re.escape(prefix)}(?P<name>[A-Za-z0-9_-]{{1,64}}){own}{between}\s*")
 
 
 def tagged(text: str, tool: Mapping[str, Any], bare: bool, final: bool) -> tuple[int | None, str]:
-    """Where the arguments of Qwen3-Coder end, behind </function>, and the same as JSON; None where more must come, and
-    0 where there are none. `bare` ones have no <tool_call> before them; `final` ones are the end of an answer.
+    """The end of Qwen3-Coder's arguments, after </function>, and the arguments as JSON. The end is None if more input
+    is needed, and 0 without arguments. `bare` calls have no <tool_call> before them; `final` ones end an answer.
     """
     found: dict[str, Any] = {}
     schema, place = _inside(tool, "parameters"), 0
@@ -122,7 +122,7 @@ def tagged(text: str, tool: Mapping[str, Any], bare: bool, final: bool) -> tuple
             return (None if going and len(rest) <= LONGEST_HEAD else 0), ""
         name = begin["name"]
         others = {*properties} - {*found, name}
-        # The first value's end; one without its mark stands before an argument that is still to come.
+        # The first end of the value; without a closing tag, a missing argument must follow.
         end = next((e for e in ends.finditer(text, begin.end()) if e["next"] is None or e["next"] in others), None)
         if end is None:
             return None, ""
@@ -132,13 +132,13 @@ def tagged(text: str, tool: Mapping[str, Any], bare: bool, final: bool) -> tuple
 
 
 def _inside(schema: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """A part of a schema that nobody has checked."""
+    """A member of an unchecked schema, or an empty one."""
     found = schema.get(name)
     return found if isinstance(found, Mapping) else {}
 
 
 def _types(schema: Mapping[str, Any], root: Mapping[str, Any], depth: int = 8) -> set[str]:
-    """The types that a schema names, those of its alternatives among them."""
+    """The types in a schema, including its alternatives."""
     reference = schema.get("$ref")
     if isinstance(reference, str) and reference.startswith("#/") and depth:
         found = root
@@ -155,7 +155,7 @@ def _types(schema: Mapping[str, Any], root: Mapping[str, Any], depth: int = 8) -
 
 
 def _value(text: str, types: set[str]) -> Any:
-    """What a plain text says of these types of a schema; the text itself where it is nothing of them."""
+    """A plain text as a value of these types of a schema, or the text itself."""
     word = text.strip().lower()
     if "null" in types and word == "null":
         return None
@@ -168,7 +168,7 @@ def _value(text: str, types: set[str]) -> Any:
         return text
 
 
-_HEAD = 80  # characters that show whether a call begins
+_HEAD = 80  # characters that show whether a call starts
 _STRING, _OPEN = re.compile(r'[\\"]'), re.compile(r'["{}\[\]]')
 
 
@@ -177,5 +177,5 @@ def may_begin(text: str, heads: tuple[str, ...]) -> bool:
 
 
 def overlap(text: str, mark: str) -> int:
-    """The length of the longest end of `text` with which `mark` begins."""
+    """The length of the longest suffix of `text` that is a prefix of `tag`."""
     return next((n for n in range(min(len(text), len(mark) - 1), 0, -1) if text.endswith(mark[:n])), 0)

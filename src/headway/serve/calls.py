@@ -1,13 +1,16 @@
-"""How published models write calls of tools, and the calls that are read from what they write.
+"""Formats of tool calls of published models, and a parser for their output.
 
-Hermes and Qwen put a JSON object between <tool_call> and </tool_call>, Mistral a list of them behind [TOOL_CALLS],
-Llama 3 an object with name and parameters at the start of an answer or behind <|python_tag|>. Newer ones of Mistral
-and those of DeepSeek write the name and then the arguments as JSON, with marks between them; Qwen3-Coder writes each
-argument as plain text between marks of its own.
+Hermes and Qwen put a JSON object between <tool_call> and </tool_call>, Mistral a list of them after [TOOL_CALLS],
+Llama 3 an object with name and parameters at the start of an answer or after <|python_tag|>. Newer Mistral models and
+DeepSeek generate the name and then the arguments as JSON, separated by tags. Qwen3-Coder generates each argument as
+plain text between its own tags.
 
-Models slip. Read as calls are also: `parameters` for `arguments` and the reverse, arguments that are a string with an
-object in it, a comma before a closing bracket, a missing last mark, text before a call of Llama's, a call of
-Qwen3-Coder's without <tool_call>, and behind [TOOL_CALLS] whatever any of Mistral's models write.
+Models make mistakes. The parser also accepts:
+
+- `parameters` for `arguments` and the reverse, and arguments that are a string with an object in it,
+- a comma before a closing bracket, and a missing closing tag,
+- text before a Llama call, and a Qwen3-Coder call without <tool_call>,
+- any Mistral format after [TOOL_CALLS].
 """
 
 from __future__ import annotations
@@ -40,13 +43,13 @@ from headway.serve.following import FollowedObject, without_trailing_commas
 
 @dataclass(frozen=True)
 class CallFormat:
-    """Where a call begins and ends, and what its arguments are called.
+    """The tags around a call, and the key of its arguments.
 
-    `opening` and `closing` are texts; where they are special symbols, which no text shows, `opening_symbol` and
-    `closing_symbol` are their ids. `listed` calls are in one list. `bare` ones may stand at the start of an answer.
-    `named` ones are no JSON objects: behind the texts of `prefix` stands the name, in some an id behind `middle_id`,
-    then the arguments behind `middle`, and `suffix`; those without a `middle` are written as Qwen3-Coder does. `inner`
-    has the special symbols among these marks, by their texts. `around` stands around all calls and says nothing.
+    `opening` and `closing` are strings; if they are special tokens, which are not part of the text, `opening_token` and
+    `closing_token` are their ids. `listed` calls are in one list. `bare` calls may start an answer without a tag.
+    `named` calls are not JSON objects: after the strings of `prefix` comes the name, in some an id after `middle_id`,
+    then the arguments after `middle`, and `suffix`; those without a `middle` have Qwen3-Coder's format. `inner` has the
+    special tokens among these tags, by their strings. `around` surrounds all calls and has no meaning.
     """
 
     opening: str
@@ -66,7 +69,7 @@ class CallFormat:
 
 
 class ToolCall(NamedTuple):
-    """A call: its id, the tool's name and a JSON object as it was written; "" where `Arguments` follow."""
+    """A call: its id, the tool's name, and its arguments as generated JSON; "" if `Arguments` follow."""
 
     id: str
     name: str
@@ -74,7 +77,7 @@ class ToolCall(NamedTuple):
 
 
 class Arguments(NamedTuple):
-    """More of the arguments of the last call."""
+    """The next part of the last call's arguments."""
 
     text: str
 
@@ -83,9 +86,9 @@ Part = str | ToolCall | Arguments  # of an answer
 
 
 def calls_grammar(form: CallFormat, tools: Sequence[tuple[str, str, list[str]]], required: bool, parallel: bool) -> str:
-    """A lark grammar of answers in which all calls are of these tools: names, and rules of their arguments.
+    """A lark grammar of answers whose calls are all of these tools (names, and rules of their arguments).
 
-    Unless a call is `required`, any text may come before it or in its stead.
+    Unless a call is `required`, any text may come before it or instead of it.
     """
     opening, closing = _mark(form.opening, form.opening_symbol), _mark(form.closing, form.closing_symbol)
     lines = ["TEXT: /(.|\\n)*/"]
@@ -126,7 +129,7 @@ def _mark(text: str, symbol: int | None) -> str:
 
 
 def _named(form: CallFormat, name: str, arguments: str) -> str:
-    """What a grammar says of a call of this name."""
+    """The grammar of a call with this name."""
     parts = [*form.prefix, name, *([form.middle_id] if form.middle_id else [])]
     marks = [_mark(part, form.inner.get(part)) for part in parts]
     own = ["/[A-Za-z0-9]{9}/"] if form.middle_id else []
@@ -135,17 +138,17 @@ def _named(form: CallFormat, name: str, arguments: str) -> str:
 
 
 MISTRAL = "[TOOL_CALLS]"
-_ID = re.compile("[A-Za-z0-9]{9}")  # as Mistral's templates want it
+_ID = re.compile("[A-Za-z0-9]{9}")  # the format of Mistral's templates
 
 
-# Where an object in the middle of a text is a quotation or a part of other JSON, and not a call.
+# Before an object in the middle of a text that is a quotation or part of other JSON, and not a call.
 _QUOTING = re.compile(r"""(?:[\[{(`'"]|"\s*:|[}\]]\s*,)\s*$""")
-_HEADS = tuple(f'"{name}"' for name in (*ARGUMENTS, "name", "id", "type"))  # how an object that is a call begins
+_HEADS = tuple(f'"{name}"' for name in (*ARGUMENTS, "name", "id", "type"))  # how an object that is a call may start
 _BEGIN = 80  # characters that show whether a call begins
 
 
 def _shapes(form: CallFormat) -> dict[str, CallFormat]:
-    """The formats that calls are read in, by the character behind their mark; "" is any other."""
+    """The formats of calls by the first character after their tag; "" is any other."""
     if form.opening != MISTRAL:
         return {"": form}
     inner = {"middle": "[ARGS]", "middle_id": "[CALL_ID]"}
@@ -158,7 +161,7 @@ def _shapes(form: CallFormat) -> dict[str, CallFormat]:
 
 @dataclass
 class _Begun:
-    """A call that was handed over before it ended, and where its arguments stand in the text that is held."""
+    """A call that was passed on before its end, and the position of its arguments in the buffer."""
 
     name: str
     start: int
@@ -167,15 +170,15 @@ class _Begun:
 
 
 class CallReader:
-    """Reads the text of an answer as it arrives: what is said, and the calls of tools once they are whole.
+    """Parses the text of an answer as it arrives into plain text and complete tool calls.
 
-    A mark is held back while it may be one, and a call until it ends. A mark inside a string of JSON is part of the
-    string. What begins as a call and is none is said as it stands.
+    Text that may become a tag is held back, and a call until it ends. A tag inside a JSON string is part of the string.
+    Text that starts like a call but is not one is passed on unchanged.
 
-    With `pieces` a call is handed over once its name is known among the tools and an object begins behind it, and then
-    its arguments as they come, as long as they are JSON. One that turns out to be no call is `broken`: its arguments
-    stay what they are, and what stands behind them is said. Where a name follows its arguments, or these are no JSON
-    as they come, a call is handed over whole all the same.
+    With `streams`, a call is passed on as soon as its name is a known tool and an object starts after it; its arguments
+    follow as they arrive, as long as they are JSON. If it turns out not to be a call, it is `broken`: the arguments so
+    far remain, and the rest is text. If a name follows its arguments, or these are not JSON as generated, the call is
+    passed on complete.
     """
 
     def __init__(
@@ -186,41 +189,41 @@ class CallReader:
         pieces: bool = False,
         prose: bool = True,
     ) -> None:
-        """`tools` are those that may be called, by name; without `parallel` the first call is the last that is read.
-        With `prose` a call of a `bare` format may come after text.
+        """`tools` are the callable tools by name; without `parallel`, parsing stops after the first call. With `prose`,
+        a call of a `bare` format may come after text.
         """
-        self.calls = 0  # that are whole
+        self.calls = 0  # complete ones
         self.broken = False
         self._form = form
         self._shapes = _shapes(form)
-        self._shape: CallFormat | None = None  # of the call that is being read, once it shows
+        self._shape: CallFormat | None = None  # of the current call, once known
         self._coder = form.named and not form.middle
         self._tools = tools
         self._inner = {symbol: text for text, symbol in form.inner.items()}
         self._parallel = parallel
         self._pieces = pieces
         self._prose = prose and form.bare
-        self._said = ""  # so far, where that shows whether a call may begin
-        self._begun: list[_Begun] = []  # of the calls that are being read
+        self._said = ""  # text so far, if it determines whether a call may start
+        self._begun: list[_Begun] = []  # calls that are incomplete
         self._held = ""
-        self._mark = ""  # how the mark of the call that is being read was written
+        self._mark = ""  # tag of the current call, as generated
         self._inside = False
-        self._first = form.bare  # a call may begin without a mark
-        self._closed = False  # by a symbol
+        self._first = form.bare  # a call may start without a tag
+        self._closed = False  # by a special token
         self._scan = Scan()
 
     @property
     def full(self) -> bool:
-        """Whether no more calls are read, so that nothing more need be written."""
+        """Whether no more calls are accepted, so that generation may stop."""
         return self.calls > 0 and not self._parallel
 
     @property
     def _between(self) -> str:
-        """What may stand between calls, in addition to white space."""
+        """Characters that may separate calls, in addition to white space."""
         return ";," if self._first and self.calls else ""
 
     def push(self, text: str, symbol: int | None = None) -> list[Part]:
-        """What is certain after a symbol and the text that it completed, in order."""
+        """The parts that are certain after a token and the text that it completed, in order."""
         found: list[Part] = []
         if symbol is not None and symbol == self._form.opening_symbol and not self.full:
             if self._inside:
@@ -241,12 +244,12 @@ class CallReader:
         return found
 
     def flush(self) -> list[Part]:
-        """What is still held back, at the end of an answer."""
+        """The parts that are still held back at the end of an answer."""
         found: list[ToolCall] = []
         form = self._shaped() if self._inside else None
         if form is not None and form.named:
             found = (self._named_call(form, final=True) or ([], 0))[0]
-        elif form is not None and self._scan.stop is not None:  # whole but for its closing mark
+        elif form is not None and self._scan.stop is not None:  # complete except for its closing tag
             rest = self._held[self._scan.stop :].strip(SPACE)
             found = self._calls(form, self._held[: self._scan.stop]) if form.closing.startswith(rest) else []
         if not self._agrees(found):
@@ -259,14 +262,14 @@ class CallReader:
         return [*new, *([rest] if rest and not between else [])]
 
     def _shaped(self) -> CallFormat | None:
-        """The format of the call that is being read; None while its first character is to come."""
+        """The format of the current call; None before its first character."""
         start = self._held.lstrip(SPACE)[:1]
         if self._shape is None and start:
             self._shape = self._shapes.get(start, self._shapes[""])
         return self._shape
 
     def _follow(self) -> list[Part]:
-        """What is new of the arguments of calls that are not whole yet."""
+        """The new arguments of incomplete calls."""
         found: list[Part] = []
         while self._inside and self._pieces:
             if not self._begun or self._begun[-1].followed.ended:
@@ -288,9 +291,9 @@ class CallReader:
         return found
 
     def _next_call(self) -> ToolCall | None:
-        """The call whose arguments begin next; None where that is not clear, or not yet."""
+        """The call whose arguments start next; None if that is unclear, or not known yet."""
         form, held, given = self._shaped(), self._held, ""
-        # A list that may hold one call alone is judged as a whole.
+        # A list that may contain only one call is checked when complete.
         if form is None or (self._begun and not form.listed) or (form.listed and not self._parallel):
             return None
         if form.named:
@@ -314,33 +317,33 @@ class CallReader:
         return head("".join(form.prefix), form.middle_id, form.middle, form.opening == MISTRAL)
 
     def _agrees(self, found: Sequence[ToolCall]) -> bool:
-        """Whether calls are those that were handed over already, and more."""
+        """Whether calls start with those that were already passed on."""
         begun = [(each.name, without_trailing_commas(self._held[each.start : each.stop])) for each in self._begun]
         return [(call.name, call.arguments) for call in found[: len(begun)]] == begun
 
     def _break(self) -> None:
-        """What was handed over in pieces is no call: the rest is read on as text."""
+        """The call that was passed on in parts is not one: the rest is text."""
         self._held, self._mark = self._held[self._begun[-1].stop :], ""
         self._inside = self._first = False
         self._begun, self.broken = [], True
 
     def _ended(self, found: list[ToolCall]) -> list[ToolCall]:
-        """Calls that have ended, without those that were handed over already."""
+        """Complete calls, without those that were already passed on."""
         new, self._begun, self._mark, self._inside = found[len(self._begun) :], [], "", False
         self.calls += len(found)
         return new
 
     def _begin(self, place: int, mark: str = "") -> list[Part]:
-        """A call begins at a place of the text that is held; what was said before it."""
+        """Start a call at a position of the buffer; returns the text before it."""
         said = self._held[:place].rstrip(SPACE)
-        # White space before a call is no part of what is said, but is, if it is none.
+        # White space before a call is not part of the text, unless it turns out not to be a call.
         self._mark, self._held = self._held[len(said) : place] + mark, self._held[place + len(mark) :]
         self._inside, self._closed, self._scan = True, False, Scan()
         self._shape = None if len(self._shapes) > 1 else self._form
         return [said] if said else []
 
     def _outside(self) -> list[Part] | None:
-        """What the text that is held says next; None where more must come."""
+        """The next text of the buffer; None if more input is needed."""
         form, held = self._form, self._held
         for mark in form.around:
             if mark in held:
@@ -357,7 +360,7 @@ class CallReader:
         if not self.full:
             marks = [form.opening] if form.opening_symbol is None else []
             places = {place: mark for mark in marks if (place := held.find(mark)) >= 0}
-            if self._coder:  # without the mark around it; what it begins with is read with the call
+            if self._coder:  # without its outer tag; its start is part of the call
                 marks.append(FUNCTION)
                 places |= {place: "" for place in [held.find(FUNCTION)] if place >= 0}
             if self._prose and (place := self._object_in(held)) is not None:
@@ -371,7 +374,7 @@ class CallReader:
         return [said] if said else None
 
     def _object_in(self, held: str) -> int | None:
-        """Where in a text an object begins that may be a call; None where there is none."""
+        """The position of an object that may be a call; None without one."""
         for place in (found.start() for found in re.finditer("{", held)):
             if not may_begin(held[place + 1 : place + _BEGIN].lstrip(SPACE), _HEADS):
                 continue
@@ -400,7 +403,7 @@ class CallReader:
             if not rest.startswith(again or closing):
                 undecided = closing.startswith(rest) or again.startswith(rest)
                 return None if undecided else self._none()
-            closing = ""  # it is missing, and the next call begins
+            closing = ""  # it is missing, and the next call starts
         after = rest[len(closing) :] if form.closing else self._held[stop:]
         new, self._held = self._ended(found), after
         self._first = form.bare
@@ -417,8 +420,8 @@ class CallReader:
         return new
 
     def _named_call(self, form: CallFormat, final: bool = False) -> tuple[list[ToolCall], int] | None:
-        """The call with which the text that is held begins, and where it ends; none where it is no call; None where
-        more must come. At the end of an answer the closing mark may be missing.
+        """The call at the start of the buffer, and its end; an empty list if it is not a call; None if more input is
+        needed. At the end of an answer the closing tag may be missing.
         """
         held = self._held
         bare = self._coder and not self._mark.strip(SPACE) and form.opening_symbol is None
@@ -440,7 +443,7 @@ class CallReader:
         end = tail(held, start.end() + stop, [form.suffix, closing], final)
         if end is not None and end >= 0 and form.closing_symbol is not None and not (self._closed or final):
             end = -1 if held[end:].strip(SPACE) else None
-        if end == -1 and self._coder:  # its last mark is missing; text may follow one that had no first mark
+        if end == -1 and self._coder:  # its closing tag is missing; text may follow a call without an opening tag
             rest = held[start.end() + stop :].lstrip(SPACE)
             if bare or rest.startswith((form.opening, FUNCTION)):
                 end = start.end() + stop
@@ -455,24 +458,24 @@ class CallReader:
         return ([ToolCall(self._id(given), name, arguments)], end) if end >= 0 else ([], 0)
 
     def _id(self, given: Any) -> str:
-        """The id of a call: the one that the model gave it, where it is one."""
+        """The id of a call: the model's own if it is valid."""
         if isinstance(given, str) and _ID.fullmatch(given):
             return given
         return secrets.token_hex(5)[:9] if self._form.opening == MISTRAL else f"call_{secrets.token_hex(12)}"
 
     def _none(self) -> list[Part]:
-        """It was no call: its mark is said, and what follows is read on."""
+        """It is not a call: its tag is text, and parsing continues after it."""
         if self._begun:
             self._break()
             return []
         self._inside = self._first = False
         mark, self._mark = self._mark, ""
-        if not mark.endswith(self._form.opening):  # it began by itself, and would begin again
+        if not mark.endswith(self._form.opening):  # it started without a tag, and would start again
             mark, self._held = mark + self._held[:1], self._held[1:]
         return [mark]
 
     def _calls(self, form: CallFormat, text: str) -> list[ToolCall]:
-        """The calls that a JSON value is; none where it is anything else."""
+        """The calls in a JSON value; empty if it is anything else."""
         kind = list[dict[str, msgspec.Raw]] if form.listed else dict[str, msgspec.Raw]
         try:
             items = msgspec.json.decode(without_trailing_commas(text), type=kind)

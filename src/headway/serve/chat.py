@@ -1,4 +1,4 @@
-"""/v1/chat/completions: answers in a conversation, by the model's own chat template."""
+"""/v1/chat/completions: answers in a conversation, with the model's own chat template."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ from headway.serve.generating import (
 )
 from headway.serve.tools import Toolbox, told
 
-_TRUNCATED = 256  # tokens of an answer for which truncate_prompt_tokens -1 leaves room where nothing is said
-_UNLIMITED = 4096  # tokens of an answer, where neither the request nor the context says how many
+_TRUNCATED = 256  # tokens reserved for the answer with truncate_prompt_tokens -1 and no max_tokens
+_UNLIMITED = 4096  # tokens of an answer if neither the request nor the context limits it
 
 
 @dataclass
@@ -76,7 +76,7 @@ class _Answer:
 
 
 async def answered(body: ChatBody, context: Context) -> ChatAnswer | Events:
-    """The answers to a conversation, whole or in parts."""
+    """The answers to a conversation, complete or streamed."""
     check_body(body)
     if body.stream:
         return Events(_parts(body, context))
@@ -147,9 +147,9 @@ def _call_part(call: ToolCall | Arguments, index: int) -> CalledToolPart:
 
 @asynccontextmanager
 async def prepared(body: ChatBody, context: Context) -> AsyncIterator[Prepared]:
-    """What is asked, checked. StatusError 400 for what does not fit the model; nothing is left out to make it fit."""
+    """The checked request. StatusError 400 if it does not fit the model; nothing is dropped to make it fit."""
     if body.top_logprobs and not body.logprobs:
-        raise StatusError(400, "top_logprobs needs logprobs; set it to true", "top_logprobs")
+        raise StatusError(400, "top_logprobs needs logprobs; set logprobs to true", "top_logprobs")
     messages = messages_of(body.messages)
     async with context.served.using(body.model) as ready:
         copies = copies_of(body, 1, context)
@@ -159,7 +159,7 @@ async def prepared(body: ChatBody, context: Context) -> AsyncIterator[Prepared]:
         rule = await rule_of(body, ready.model, limits.stop_ids)
         tools = _tools(body, talk)
         if tools is not None and (calling := await asyncio.to_thread(tools.rule, limits.stop_ids)) is not None:
-            if rule is not None and not tools.required:  # otherwise there is no text, whose form it is
+            if rule is not None and not tools.required:  # if tools are required, there is no text to format
                 raise StatusError(400, "a tool is strict and response_format is set; leave one of them out", "tools")
             rule = calling
         context.headers |= {} if rule is None else rule.headers
@@ -168,7 +168,7 @@ async def prepared(body: ChatBody, context: Context) -> AsyncIterator[Prepared]:
         end = opens(body.add_generation_prompt, body.continue_final_message), body.continue_final_message
         try:
             ids = await asyncio.to_thread(template.prompt, talk.codec, messages, tools and tools.told, *end)
-        except UserError as error:  # clients need not know where the model lies
+        except UserError as error:  # clients need not know the model's path
             line = str(error).replace(str(ready.model.directory), ready.name)
             raise StatusError(400, line, "messages") from None
         ids = truncated(ids, body, ready.model, _most(body) or _TRUNCATED)
@@ -182,30 +182,30 @@ async def prepared(body: ChatBody, context: Context) -> AsyncIterator[Prepared]:
 
 
 def _template_values(body: ChatBody, template: str) -> dict[str, bool | int | float | str]:
-    """What else the chat template reads. StatusError 400 for an effort of reasoning that it does not."""
+    """Additional variables of the chat template. StatusError 400 for a reasoning effort that it does not use."""
     values, effort = dict(body.chat_template_kwargs or {}), body.reasoning_effort
     if effort is None:
         return values
     if "reasoning_effort" in template:
         return {"reasoning_effort": effort, **values}
     if effort != "none":
-        told = f"reasoning_effort is {effort[:40]!r}, which the chat template does not read; leave it out"
+        told = f"reasoning_effort is {effort[:40]!r}, which the chat template does not use; leave it out"
         raise StatusError(400, told, "reasoning_effort", "unsupported")
     return {"enable_thinking": False, **values} if "enable_thinking" in template else values
 
 
 def talk_of(ready: Ready) -> Talk:
-    """Conversations with a model. StatusError 400 where it holds none."""
+    """The conversation format of a model. StatusError 400 if it has none."""
     if ready.model.usage.template is None:
-        told = f"{ready.name} has no chat template, so it knows no turns; use /v1/completions, or a chat model"
+        told = f"{ready.name} has no chat template; use /v1/completions, or a chat model"
         raise StatusError(400, told, "model")
     return ready.model.talk
 
 
 def opens(add_generation_prompt: bool | None, continue_final_message: bool) -> bool:
-    """Whether an answer is begun. StatusError 400 where the last message is to go on as well."""
+    """Whether to start an answer. StatusError 400 if the last message is to be continued as well."""
     if add_generation_prompt and continue_final_message:
-        told = "continue_final_message and add_generation_prompt cannot both be; leave one of them out"
+        told = "continue_final_message and add_generation_prompt cannot both be set; leave one of them out"
         raise StatusError(400, told, "continue_final_message")
     return not continue_final_message if add_generation_prompt is None else add_generation_prompt
 
@@ -217,19 +217,19 @@ def _most(body: ChatBody) -> int | None:
 
 
 def _tools(body: ChatBody, talk: Talk) -> Toolbox | None:
-    """The tools of a request; None without any. UserError for what cannot be called."""
+    """The tools of a request; None without any. UserError for tools that cannot be called."""
     if not body.tools:
         if body.tool_choice not in (None, "none", "auto"):
-            raise StatusError(400, "tool_choice asks for a call and there are no tools; give tools", "tool_choice")
+            raise StatusError(400, "tool_choice requires a call, but there are no tools; pass tools", "tool_choice")
         return None
     parallel, choice = body.parallel_tool_calls is not False, "auto" if body.tool_choice is None else body.tool_choice
     return Toolbox(talk.codec, talk.template.text, body.tools, choice, parallel)
 
 
 def messages_of(given: Sequence[ChatMessage]) -> list[dict[str, Any]]:
-    """Messages as chat templates read them. StatusError 400 for what none reads."""
+    """Messages as chat templates expect them. StatusError 400 for other content."""
     if not given:
-        raise StatusError(400, "messages is empty; say something first", "messages")
+        raise StatusError(400, "messages is empty; send at least one", "messages")
     return told([_message(message, f"messages[{place}]") for place, message in enumerate(given)])
 
 
@@ -238,7 +238,7 @@ def _message(message: ChatMessage, param: str) -> dict[str, Any]:
     if isinstance(content, list):
         content = "".join(_text(part, f"{param}.content[{place}]") for place, part in enumerate(content))
     if content is None and not (message.role == "assistant" and message.tool_calls):
-        raise StatusError(400, f"{param} has no content; give a text", param)
+        raise StatusError(400, f"{param} has no content; send a string", param)
     role = "system" if message.role == "developer" else message.role
     told: dict[str, Any] = {"role": role, "content": content or ""}
     if message.name is not UNSET:
@@ -254,19 +254,19 @@ _TEXTS_OF = {"image_url": "/v1/caption", "input_audio": "/v1/audio/transcription
 
 
 def _text(part: dict[str, Any], param: str) -> str:
-    """What a part of a message says. StatusError 400 for what is no text."""
+    """The text of a message part. StatusError 400 for other parts."""
     kind, text = part.get("type"), part.get("text")
     if isinstance(kind, str) and kind != "text":
-        remedy = f"have {_TEXTS_OF[kind]} make a text of it" if kind in _TEXTS_OF else "give parts of type text"
-        raise StatusError(400, f"{param} is of type {kind[:40]!r}, and chats read texts alone; {remedy}", param)
+        remedy = f"convert it with {_TEXTS_OF[kind]}" if kind in _TEXTS_OF else "send parts of type text"
+        raise StatusError(400, f"{param} is of type {kind[:40]!r}, but chats accept only text; {remedy}", param)
     strange = next(
         (field for field, value in part.items() if field not in ("type", "text") and value is not None), None
     )
     if strange is not None:
-        told = f"{param} has the field {strange[:40]!r}, which a part of type text has not; leave it out"
+        told = f"{param} has the field {strange[:40]!r}, which a text part does not have; leave it out"
         raise StatusError(400, told, f"{param}.{strange[:40]}", "unknown_field")
     if kind != "text" or not isinstance(text, str):
-        raise StatusError(400, f'{param} is no text; give {{"type": "text", "text": "..."}}', param)
+        raise StatusError(400, f'{param} is not a text part; send {{"type": "text", "text": "..."}}', param)
     return text
 
 

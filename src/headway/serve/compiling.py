@@ -1,7 +1,7 @@
-"""Where forms are compiled for the first time: in a helper's process, which ends when its time or its memory is up.
+"""The first compilation of a response format, in a helper process that is killed beyond its time or memory limit.
 
-Some schemas and patterns take minutes, or a stack without end. What has passed here is compiled again by the server, in
-the same time.
+Some schemas and patterns take minutes, or overflow the stack. The server compiles again what has passed here, in the
+same time.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from headway.serve.schemas.grammar import Grammar, grammar_of
 from headway.serve.schemas.matching import LIMITS, byte_tokenizer
 
 _CHOICES = 1000
-_FIRST = 0.3  # seconds of a processor that finding the first token of an answer may take
-# What a lark grammar may hold that is no grammar of ours: strings and expressions, then comments.
+_FIRST = 0.3  # CPU seconds to find the first token of an answer
+# Parts of a lark grammar that are not checked: strings and regular expressions, then comments.
 _TEXTS = re.compile(r'"(?:\\.|[^"\\\n])*"i?|/(?![/*])(?:\\.|[^/\\\n])+/[imslux]*|(?://|#)[^\n]*')
 _STRANGE = re.compile(r"%json|%llguidance|%regex|<|@|\b(?:max_tokens|temperature|stop|stop_capture|suffix|lazy)\b")
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
-    """The grammar of a form, for llguidance, what it ignores and leaves open, or why it is refused."""
+    """The llguidance grammar of a format, with ignored keywords and unchecked shapes; or the reason for refusing it."""
     try:
         grammar, of_schemas = _grammar(request["form"])
         ignored = dict.fromkeys(name for each in of_schemas for name in each.ignored)
@@ -40,13 +40,13 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def _grammar(form: Mapping[str, Any]) -> tuple[str, list[Grammar]]:
-    """A form's grammar, and those of the schemas in it."""
+    """A format's grammar, and those of its schemas."""
     kind = form["type"]
     if kind in ("json_object", "json_schema"):
         made = grammar_of({"type": "object"} if kind == "json_object" else form["schema"])
         return "\n".join([f"start: {made.start}", *made.lines]), [made]
     if kind == "regex":
-        terminal = expression(form["regex"], "the form").terminal(searched=False, quoted=False)
+        terminal = expression(form["regex"], "the format").terminal(searched=False, quoted=False)
         return f"start: T\nT: {terminal.lark()}", []
     if kind == "choice":
         return LLMatcher.grammar_from_regex(_choices(form["choice"])), []
@@ -58,8 +58,8 @@ def _grammar(form: Mapping[str, Any]) -> tuple[str, list[Grammar]]:
     ]
     for name, made in tools:
         if made.shapes:
-            what = f"the tool {name!r:.80} asks for items or keys that do not come twice"
-            raise UserError(f"{what}, which calls cannot be held to; leave uniqueItems and minProperties out")
+            what = f"the tool {name!r:.80} requires unique items or keys"
+            raise UserError(f"{what}, which cannot be enforced in calls; leave uniqueItems and minProperties out")
     format_ = CallFormat(**form["format"])
     rules = [(name, made.start, made.lines) for name, made in tools]
     return calls_grammar(format_, rules, form["required"], form["parallel"]), [made for _, made in tools]
@@ -67,20 +67,20 @@ def _grammar(form: Mapping[str, Any]) -> tuple[str, list[Grammar]]:
 
 def _choices(texts: list[str]) -> str:
     if not 1 <= len(texts) <= _CHOICES or not all(texts) or sum(map(len, texts)) > LARGEST:
-        raise UserError(f"choice has {len(texts):,} texts; give 1 to {_CHOICES:,}, none of them empty")
+        raise UserError(f"choice has {len(texts):,} strings; send 1 to {_CHOICES:,} non-empty ones")
     return f"(?:{'|'.join(map(literal, texts))})"
 
 
 def _checked(grammar: str) -> str:
     strange = _STRANGE.search(_TEXTS.sub(" ", grammar))
     if strange is not None:
-        remedy = "leave it out; for JSON ask for json_schema"
-        raise UserError(f"the lark grammar has {strange[0]!r}, which cannot be held to; {remedy}")
+        remedy = "leave it out; for JSON use json_schema"
+        raise UserError(f"the lark grammar has {strange[0]!r}, which is not supported; {remedy}")
     return grammar
 
 
 def _tried(grammar: str, symbols: int) -> str:
-    """The grammar, once it has been compiled. UserError where it cannot be held to as it stands, or nothing fits."""
+    """The grammar after a successful compilation. UserError if it cannot be enforced, or if nothing matches it."""
     tokenizer = byte_tokenizer(symbols)
     failed, told = LLMatcher.validate_grammar_with_warnings(grammar, tokenizer, limits=LIMITS)
     matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=LIMITS)
@@ -90,14 +90,14 @@ def _tried(grammar: str, symbols: int) -> str:
     first = any(matcher.compute_bitmask())
     if (took := time.process_time() - began) > _FIRST:
         raise UserError(
-            f"the form takes {took:.1f} s to find its first token, {_FIRST:g} are the most; use a simpler one"
+            f"the format takes {took:.1f} s to find its first token, and the limit is {_FIRST:g}; use a simpler one"
         )
     if not first or matcher.is_error():
-        raise UserError("nothing fits the form; give one that allows some text")
+        raise UserError("nothing matches the format; use one that allows some text")
     return grammar
 
 
 def refusal(reason: str) -> str:
-    """What is said of a form that llguidance does not take, in one line."""
+    """The error, in one line, for a format that llguidance does not accept."""
     said = " ".join(reason.split())[:300]
-    return f"the form cannot be held to ({json.dumps(said, ensure_ascii=False)[1:-1]}); give a simpler one"
+    return f"the format cannot be enforced ({json.dumps(said, ensure_ascii=False)[1:-1]}); use a simpler one"

@@ -1,4 +1,4 @@
-"""/v1/completions: continuations of texts and of tokens."""
+"""/v1/completions: continuations of texts and of token ids."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ from headway.serve.generating import (
     used,
 )
 
-_TOKENS = 16  # that are written where max_tokens says nothing, as the OpenAI API has it
-_PRIMING = 8  # tokens of a prompt that decide how the first new one is spelt
+_TOKENS = 16  # default of max_tokens in the OpenAI API
+_PRIMING = 8  # tokens of a prompt that determine how the first new one is decoded
 
 
 @dataclass
@@ -59,7 +59,7 @@ class _Text:
 
 
 async def completed(body: CompletionBody, context: Context) -> CompletionAnswer | Events:
-    """The continuations of each prompt, whole or in parts."""
+    """The continuations of each prompt, complete or streamed."""
     check_body(body)
     if body.stream:
         return Events(_parts(body, context))
@@ -110,7 +110,7 @@ async def _parts(body: CompletionBody, context: Context) -> AsyncGenerator[Compl
 
 
 class _Told:
-    """Text and log probabilities of passages, with the prompt before the first of each sequence where it is echoed."""
+    """Text and log probabilities of deltas; if the prompt is echoed, it precedes the first delta of each sequence."""
 
     def __init__(self, body: CompletionBody, asked: Prepared) -> None:
         self._body, self._asked = body, asked
@@ -122,7 +122,7 @@ class _Told:
         self._given = texts if kept else []
 
     async def of(self, passage: Passage) -> tuple[str, TextLogprobs | None]:
-        """The text and the log probabilities that a passage adds. Those of a prompt, which may be long, are spelt in a
+        """The text and the log probabilities that a delta adds. Those of a prompt, which may be long, are computed in a
         thread.
         """
         place, prompt = passage.place, ("", None)
@@ -135,7 +135,7 @@ class _Told:
         return prompt[0] + passage.text, _joined(prompt[1], logprobs)
 
     def _begin(self, passage: Passage) -> tuple[str, TextLogprobs | None]:
-        """What comes before the first passage of a sequence."""
+        """The text and log probabilities before the first delta of a sequence."""
         request, echoes = self._asked.request(passage.place), self._body.echo
         offsets = self._offsets[passage.place] = _Offsets(self._codec, () if echoes else request.prompt)
         if not echoes:
@@ -153,7 +153,7 @@ class _Told:
         return found
 
     def choice(self, place: int, text: _Text) -> CompletionChoice:
-        """The whole of a sequence."""
+        """The complete sequence as a choice."""
         choice = CompletionChoice(place, text.text, text.logprobs, text.reason, None, None, None)
         if self._body.prompt_logprobs is not None and text.first is not None:
             choice.prompt_logprobs = self._spell.scored(text.first.scores, self._body.prompt_logprobs)
@@ -163,7 +163,7 @@ class _Told:
 
 
 class _Offsets:
-    """Where in the text each token of a sequence begins."""
+    """The text offset of each token of a sequence."""
 
     def __init__(self, codec: TokenizerCodec, prompt: Sequence[int]) -> None:
         self._decoder, self._length = codec.stream(), 0
@@ -195,16 +195,16 @@ def _logprobs(token: ToldToken, offset: int) -> TextLogprobs:
 
 
 def _name(token: LikelyToken) -> str:
-    """A token's text, or the bytes of a part of a character, as the OpenAI API names them."""
+    """A token's text, or its bytes if they are part of a character, as in the OpenAI API."""
     return "bytes:" + "".join(f"\\x{byte:02x}" for byte in token.bytes) if "\ufffd" in token.token else token.token
 
 
 @asynccontextmanager
 async def prepared(body: CompletionBody, context: Context) -> AsyncIterator[Prepared]:
-    """What is asked, checked. StatusError 400 for what does not fit the model."""
+    """The checked request. StatusError 400 if it does not fit the model."""
     generates = body.max_tokens != 0
     if not generates and not body.echo and body.prompt_logprobs is None:
-        raise StatusError(400, "max_tokens is 0, and nothing is asked of the prompt; set echo to true", "max_tokens")
+        raise StatusError(400, "max_tokens is 0 without echo, which returns nothing; set echo to true", "max_tokens")
     async with context.served.using(body.model) as ready:
         model = ready.model
         count = len(body.prompt) if _is_many(body) else 1
@@ -227,12 +227,12 @@ async def prepared(body: CompletionBody, context: Context) -> AsyncIterator[Prep
 
 
 def _is_many(body: CompletionBody) -> bool:
-    """Whether the prompt is several."""
+    """Whether there are several prompts."""
     return isinstance(body.prompt, list) and not all(isinstance(each, int) for each in body.prompt)
 
 
 def _prompts(body: CompletionBody, model: Model) -> list[list[int]]:
-    """The ids of each prompt. StatusError 400 for none, and for texts and ids side by side."""
+    """The ids of each prompt. StatusError 400 without a prompt, and for a mix of texts and ids."""
     given = body.prompt
     read = model.prompt_ids if body.add_special_tokens else text_codec(model).encode
     if isinstance(given, str):
@@ -241,8 +241,8 @@ def _prompts(body: CompletionBody, model: Model) -> list[list[int]]:
     texts = [each for each in given if isinstance(each, str)]
     lists = [each for each in given if isinstance(each, list)]
     if not given or len(given) not in (len(ids), len(texts), len(lists)):
-        what = "mixes texts and tokens" if given else "is an empty list"
-        raise StatusError(400, f"prompt {what}; give a text, texts, ids, or lists of ids", "prompt")
+        what = "mixes strings and ids" if given else "is an empty list"
+        raise StatusError(400, f"prompt {what}; send a string, strings, ids, or lists of ids", "prompt")
     return [ids] if ids else lists or [read(text) for text in texts]
 
 
@@ -251,7 +251,7 @@ ENDPOINTS = (
         "POST",
         "/v1/completions",
         completed,
-        "continuations of a text, of several, or of tokens",
+        "continuations of texts or token ids",
         CompletionBody,
         CompletionAnswer,
         CompletionAnswer,

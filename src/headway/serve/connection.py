@@ -1,7 +1,7 @@
-"""A connection over HTTP/1.1: what is no request is refused in the form of all other errors, and nobody may dawdle.
+"""HTTP/1.1 connections: malformed requests get the same kind of error as all others, and slow clients time out.
 
-httptools reads requests. It is given one head at a time, whole and of bounded size, and what it would take and others
-may read otherwise (RFC 9112, 11.2) is refused: who stands between may have read it otherwise.
+httptools parses requests. It gets one complete head of bounded size at a time. Requests that it accepts and other
+software may parse differently (RFC 9112, 11.2) are refused, because a proxy may have parsed them differently.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from uvicorn.server import ServerState
 from headway.serve.errors import StatusError, error_answer
 from headway.serve.frame import CLIENT
 
-CONNECTIONS = 1024  # at once
+CONNECTIONS = 1024  # maximum number of open connections
 _HEAD = 1 << 15  # bytes of a request's line and headers
-_ARRIVAL = 30.0  # seconds for a head
-_CHUNKS = -1  # in place of the bytes that are left of a body, which says itself where it ends
+_ARRIVAL = 30.0  # seconds for a head to arrive
+_CHUNKS = -1  # instead of the remaining bytes of a body: a chunked one marks its own end
 _LINE = re.compile(rb'(?!CONNECT )[A-Z-]+ /[!"$-~]* HTTP/1\.[01]\r\n')
 _UPGRADE = re.compile(rb"\r\nupgrade:[\t\x20-\x7e\x80-\xff]*(?=\r\n)", re.IGNORECASE)
 _PHRASES = {400: "Bad Request", 408: "Request Timeout", 503: "Service Unavailable"}
 
 
 class Connection(HttpToolsProtocol):
-    """A connection whose heads must arrive in time and be of one meaning, and which can be cut off."""
+    """A connection whose request heads must arrive in time and be unambiguous, and which can be aborted."""
 
     parser: httptools.HttpRequestParser  # type: ignore[assignment]  # None once the connection is lost
 
@@ -46,15 +46,15 @@ class Connection(HttpToolsProtocol):
         self.leaving: Callable[[], None] | None = None
         self.gone = False
         self._deadline: asyncio.TimerHandle | None = None
-        self._come = bytearray()  # and is not read yet
-        self._left = 0  # bytes of the body that is read, or _CHUNKS
-        self._whole = False  # whether a body in chunks has come to its end
-        self._empty = 0  # bytes of it since something was in them
+        self._come = bytearray()  # bytes that have arrived and are not parsed yet
+        self._left = 0  # remaining bytes of the current body, or _CHUNKS
+        self._whole = False  # whether a chunked body is complete
+        self._empty = 0  # bytes of a chunked body since the last data
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         if len(self.connections) > CONNECTIONS:
-            told = f"{CONNECTIONS:,} connections are open, the most; ask again in a moment"
+            told = f"{CONNECTIONS:,} connections are open, which is the maximum; try again in a moment"
             self._refuse(StatusError(503, told, code="connections", retry_after=1))
             return
         self._expect()
@@ -79,11 +79,11 @@ class Connection(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         if self._left:
-            raise _invalid("another request comes before its answer")
+            raise _invalid("another request arrived before its answer")
         super().on_message_begin()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if not self._left:  # a trailer is no header: who asks has been looked at by then
+        if not self._left:  # a trailer is not a header: access has been checked by then
             super().on_header(name, value.rstrip(b" \t"))
 
     def on_headers_complete(self) -> None:
@@ -98,7 +98,7 @@ class Connection(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         self._whole = True
         super().on_message_complete()
-        self.flow.resume_reading()  # paused, nobody would see the client go: the application asks for nothing more
+        self.flow.resume_reading()  # while paused, a disconnect would go unnoticed: the application reads no more
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
@@ -110,7 +110,7 @@ class Connection(HttpToolsProtocol):
         return self.cycle is not None and not self.cycle.response_complete
 
     def _read(self) -> None:
-        """Read what has come, as far as it is whole; a further request waits until the one before has its answer."""
+        """Parse complete heads and bodies; the next request waits until the one before has its answer."""
         self._unset_keepalive_if_required()
         try:
             while self._come and not self.transport.is_closing():
@@ -133,19 +133,19 @@ class Connection(HttpToolsProtocol):
             self._expect()
 
     def _read_head(self) -> bool:
-        """Whether there was a whole one."""
+        """Whether a complete head was parsed."""
         end = self._come.find(b"\r\n\r\n") + 4
         if (end if end > 3 else len(self._come)) > _HEAD:
             raise StatusError(400, f"the headers have more than {_HEAD:,} bytes; send fewer", code="invalid_http")
-        if not 0x21 <= self._come[0] <= 0x7E:  # a greeting of TLS, for one, in which no end of a head may be
-            raise _invalid("it begins with no method")
+        if not 0x21 <= self._come[0] <= 0x7E:  # a TLS handshake, for one, in which a head never ends
+            raise _invalid("it does not start with a method")
         if end < 4:
             return False
         head = bytes(self._come[:end])
         del self._come[:end]
         if not _LINE.match(head):
             raise _invalid("its first line is not METHOD /PATH HTTP/1.1")
-        # No other protocol is spoken here; httptools would take what follows for one, the body too.
+        # No other protocol is supported; httptools would take what follows for one, even the body.
         self.parser.feed_data(_UPGRADE.sub(b"", head))
         return True
 
@@ -161,7 +161,7 @@ class Connection(HttpToolsProtocol):
         self._come.clear()
         self.parser.feed_data(some)
         if self._empty > _HEAD:
-            raise _invalid(f"{_HEAD:,} bytes of its body hold nothing")
+            raise _invalid(f"{_HEAD:,} bytes of its body contain no data")
         if self._whole:
             self._left = 0
 
@@ -178,7 +178,7 @@ class Connection(HttpToolsProtocol):
         self._refuse(StatusError(408, told, code="headers_timeout"))
 
     def _refuse(self, error: StatusError) -> None:
-        """Say so and close. Where the request before it still has its answer to come, only close, once that has."""
+        """Send the error and close. If the previous request is still unanswered, only close after its answer."""
         self._rest()
         self._come.clear()
         if self._answering and self._whole:
@@ -198,7 +198,7 @@ class Connection(HttpToolsProtocol):
 
 
 def _length(headers: Iterable[tuple[bytes, bytes]], version: str) -> int:
-    """Bytes of the body, or _CHUNKS. StatusError for headers that may be read in two ways."""
+    """Bytes of the body, or _CHUNKS. StatusError for ambiguous headers."""
     hosts = length = 0
     for name, value in headers:
         if name == b"host":
@@ -207,12 +207,12 @@ def _length(headers: Iterable[tuple[bytes, bytes]], version: str) -> int:
             length = int(value)
         elif name == b"transfer-encoding":
             if value.lower() != b"chunked" or length or version == "1.0":
-                raise _invalid("Transfer-Encoding is to be chunked, in HTTP/1.1, and said once")
+                raise _invalid("Transfer-Encoding must be chunked, occur once, and needs HTTP/1.1")
             length = _CHUNKS
     if hosts > 1 or (version == "1.1" and not hosts):
-        raise _invalid(f"it has {hosts} headers Host in place of one")
+        raise _invalid(f"it has {hosts} Host headers instead of one")
     return length
 
 
 def _invalid(reason: str) -> StatusError:
-    return StatusError(400, f"the request is no HTTP ({reason}); send HTTP/1.1", code="invalid_http")
+    return StatusError(400, f"the request is not valid HTTP ({reason}); send HTTP/1.1", code="invalid_http")

@@ -1,4 +1,4 @@
-"""Items and keys that must not come twice: what no grammar can say is looked after here, byte by byte."""
+"""Items and keys that must be unique: grammars cannot express that, so it is checked here, byte by byte."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ _OPENING = frozenset(b"[{")
 
 
 class _Level(NamedTuple):
-    """An array or object that is being written."""
+    """An unfinished array or object."""
 
     is_array: bool
-    shapes: tuple[Shape, ...]  # what it may be
-    seen: frozenset[Any] | None  # items or keys so far; None where they may come twice
+    shapes: tuple[Shape, ...]  # its possible shapes
+    seen: frozenset[Any] | None  # items or keys so far; None if they may repeat
     index: int = 0  # of the item
     start: int = 0  # of the item or key, in bytes
     key: str = ""
 
 
 class Distinct:
-    """What one answer repeats. Its text is valid JSON so far, which the grammar sees to."""
+    """Enforces unique items and keys in one answer. The grammar ensures that its text so far is valid JSON."""
 
     def __init__(
         self, shapes: Sequence[Sequence[Sequence[Any]]], tokens: Sequence[bytes], ending: Sequence[Int[np.ndarray, "N"]]
     ) -> None:
-        """`shapes` are those of `schemas.grammar`, `tokens` all bytes of a tokenizer's, `ending` the ids of those
-        that may end a string, and that may end another value.
+        """`shapes` are those of `schemas.grammar`, `tokens` the bytes of all tokens, `end_tokens` the ids of those that
+        may end a string, and of those that may end another value.
         """
         self._shapes = [[Shape(*each) for each in place] for place in shapes]
         self._tokens = tokens
@@ -45,7 +45,7 @@ class Distinct:
         self._mode = "value"
 
     def narrow(self, mask: Int[np.ndarray, "W"]) -> None:
-        """Take the tokens out of a mask with which something would come twice."""
+        """Remove the tokens from a mask with which an item or a key would repeat."""
         bits = mask.view(np.uint32)
         level = self._levels[-1] if self._levels else None
         listed = level is not None and level.seen is not None and any(shape.values for shape in level.shapes)
@@ -61,11 +61,11 @@ class Distinct:
                 bits[i // 32] &= ~np.uint32(1 << i % 32)
 
     def take(self, token: int) -> bool:
-        """Go on with a token. False where something comes twice with it."""
+        """Accept a token. False if it repeats an item or a key."""
         return all(self._fed(byte) for byte in self._tokens[token])
 
     def _reaches(self) -> bool:
-        """Whether something that must not come twice is here, or can be within what is being written."""
+        """Whether the current value, or anything within it, must have unique items or keys."""
         return any(level.seen is not None for level in self._levels) or any(
             place >= 0
             for shape in self._levels[-1].shapes
@@ -80,7 +80,7 @@ class Distinct:
         return fits
 
     def _goes_on(self) -> bool:
-        """Whether the item that is begun can become one that is not there yet, where all are listed."""
+        """Whether the current item can still become a new one, if all possible items are listed."""
         if not self._levels or self._mode not in ("string", "scalar"):
             return True
         level = self._levels[-1]
@@ -95,7 +95,7 @@ class Distinct:
         )
 
     def _fed(self, byte: int) -> bool:
-        """Go on by a byte. False where something comes twice."""
+        """Accept a byte. False if an item or a key repeats."""
         self._text.append(byte)
         mode = self._mode
         if mode in ("string", "key"):
@@ -166,7 +166,7 @@ class Distinct:
         return True
 
     def _ended(self, end: int) -> bool:
-        """A value is there."""
+        """A value is complete."""
         self._mode = "after"
         if not self._levels or not (level := self._levels[-1]).is_array:
             return True
@@ -180,7 +180,7 @@ class Distinct:
         return True
 
     def _named(self) -> bool:
-        """A key is there."""
+        """A key is complete."""
         self._mode = "colon"
         level = self._levels[-1]
         key = json.loads(self._text[level.start :])
@@ -197,7 +197,7 @@ class Distinct:
 
 
 def _canonical(value: Any) -> Any:
-    """A value so that equal ones of JSON are equal: 1 and 1.0 are, 1 and true are not."""
+    """A hashable value by JSON equality: 1 equals 1.0, but not true."""
     if isinstance(value, bool) or value is None:
         return ("literal", value)
     if isinstance(value, (int, Decimal)):

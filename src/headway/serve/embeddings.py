@@ -1,4 +1,4 @@
-"""Vectors of texts and images: /v1/embeddings of the OpenAI API."""
+"""Embeddings of texts and images: /v1/embeddings of the OpenAI API."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from headway.serve.frame import Context, Endpoint, Ready
 from headway.serve.media import image_of
 from headway.serve.neutral import Neutral, Neutrals
 
-_MOST = 2048  # inputs of a request, as OpenAI's service takes
-_AT_ONCE = 1 << 12  # characters, which are sooner read than handed to a thread of their own
-_PADDING, _FEW = 0.05, 64  # the most of a part, and tokens of it that cost less than another part
+_MOST = 2048  # maximum inputs of a request, as in OpenAI's service
+_AT_ONCE = 1 << 12  # characters that are tokenized faster than handed to a thread
+_PADDING, _FEW = 0.05, 64  # maximum share of a batch, and tokens of it that cost less than another batch
 _LITTLE_ENDIAN = np.dtype("<f4")
 
 
 class EmbeddingBody(msgspec.Struct, forbid_unknown_fields=True):
-    """Texts, or ids of the model's own tokenizer without its marks; images, as data: URLs, where the model reads them.
-    `truncate` cuts texts that are longer than the model reads, which are refused otherwise; `user` changes nothing.
-    `dimensions` are fewer than the model has only where it was trained for that.
+    """`input` is texts, or ids of the model's tokenizer without special tokens, or images as data: URLs. `truncate`
+    cuts texts to the model's context; longer ones are refused otherwise. `user` has no effect. `dimensions` may be
+    smaller than the model's only if it was trained for that.
     """
 
     input: str | list[str | int | list[int]]
@@ -45,15 +45,15 @@ class EmbeddingBody(msgspec.Struct, forbid_unknown_fields=True):
     user: str | None = None
 
     NEUTRAL: ClassVar[Neutrals] = {
-        "add_special_tokens": Neutral((True,), "special tokens belong to what the model reads; leave it out"),
-        "truncate_prompt_tokens": Neutral((), "texts are cut where the model's context ends; use truncate"),
-        "priority": Neutral((0,), "API keys are served in turns; leave it out"),
-        "normalize": Neutral((True,), "vectors have unit length; leave it out"),
+        "add_special_tokens": Neutral((True,), "special tokens are always added; leave it out"),
+        "truncate_prompt_tokens": Neutral((), "texts are only cut to the model's context; use truncate"),
+        "priority": Neutral((0,), "requests are scheduled fairly between API keys; leave it out"),
+        "normalize": Neutral((True,), "embeddings always have unit length; leave it out"),
     }
 
 
 class InputVector(msgspec.Struct):
-    """The vector of one input, of unit length: numbers, or their 32 bits, the lowest byte first, in base64."""
+    """The unit-length embedding of one input: floats, or little-endian float32 in base64."""
 
     index: int
     embedding: list[float] | str
@@ -61,7 +61,7 @@ class InputVector(msgspec.Struct):
 
 
 class ReadTokens(msgspec.Struct):
-    """Tokens that the model read, its marks included; 0 for images."""
+    """Number of input tokens, special tokens included; 0 for images."""
 
     prompt_tokens: int
     total_tokens: int
@@ -75,18 +75,18 @@ class EmbeddingAnswer(msgspec.Struct):
 
 
 class _Vector(NamedTuple):
-    """The vector of an input, and how many tokens were read of it."""
+    """The embedding of an input, and its number of tokens."""
 
     vector: np.ndarray
     tokens: int
 
 
 async def embed(body: EmbeddingBody, context: Context) -> EmbeddingAnswer:
-    """The vector of each input."""
+    """The embedding of each input."""
     items = _items(body.input)
     async with context.served.using(body.model) as ready:
         model = ready.model
-        predictor(model, "embed")  # UserError for a model that makes none
+        predictor(model, "embed")  # UserError for a model without embeddings
         if body.dimensions not in (None, _width(model)):
             await asyncio.to_thread(_check_dimensions, body.dimensions, ready)
         if kinds.is_vision(model.module) or _are_images(items):
@@ -97,12 +97,12 @@ async def embed(body: EmbeddingBody, context: Context) -> EmbeddingAnswer:
             reading = partial(_rows, model, items, body.truncate)
             short = sum(map(len, items)) <= _AT_ONCE
             if short and isinstance(items[0], str):
-                rows = cast(list[Any], items)  # which the model's thread reads, with those of others
+                rows = cast(list[Any], items)  # tokenized in the model's thread, with other requests
             else:
                 rows = reading() if short else await asyncio.to_thread(reading)
             found = await ready.batcher.ask(partial(_read, model, body.truncate), ("texts", body.truncate), rows)
             if None in found:
-                reading()  # says which it is, and what is wrong with it
+                reading()  # raises an error that names the wrong input
             vectors, counts = zip(*found)
             tokens = sum(counts)
     context.noted["prompt_tokens"] = tokens
@@ -114,15 +114,15 @@ async def embed(body: EmbeddingBody, context: Context) -> EmbeddingAnswer:
 
 
 def _items(given: str | Sequence[str | int | list[int]]) -> list[str | list[int]]:
-    """The inputs: one text, one row of ids, or several of one kind. UserError for anything else."""
+    """The inputs: one text, one list of ids, or several of one kind. UserError for anything else."""
     if isinstance(given, str):
         return [given]
     if given and all(isinstance(item, int) for item in given):
         return [list(given)]  # type: ignore[list-item]
     if not 1 <= len(given) <= _MOST:
-        raise StatusError(400, f"input has {len(given):,} items; give 1 to {_MOST:,}", "input")
+        raise StatusError(400, f"input has {len(given):,} items; send 1 to {_MOST:,}", "input")
     if len({type(item) for item in given}) > 1 or isinstance(given[0], int):
-        raise StatusError(400, "input mixes texts and ids; give one text, texts, ids, or rows of ids", "input")
+        raise StatusError(400, "input mixes strings and ids; send a string, strings, ids, or lists of ids", "input")
     return list(given)  # type: ignore[arg-type]
 
 
@@ -135,7 +135,7 @@ def _images(model: Model, items: Sequence[str | list[int]]) -> list[np.ndarray]:
 
 
 def _rows(model: Model, items: Sequence[str | list[int]], truncate: bool) -> list[np.ndarray]:
-    """What the model reads of each text. UserErrors: an empty one, one too long, unknown ids."""
+    """The token ids of each input. UserError for an empty or too long text, and for unknown ids."""
     texts = [item for item in items if isinstance(item, str)]
     rows = _of_texts(model, texts, truncate) if texts else _of_ids(model, items, truncate)  # type: ignore[arg-type]
     return np.split(rows.ids, rows.offsets[1:-1])
@@ -152,18 +152,18 @@ def _of_texts(model: Model, texts: Sequence[str], truncate: bool) -> FramedRows:
 def _of_ids(model: Model, ids: Sequence[list[int]], truncate: bool) -> FramedRows:
     module: Any = model.module
     if isinstance(module, TwoTower):
-        raise UserError("this model compares images with texts, and reads no ids; give texts")
+        raise UserError("this image-text model does not accept token ids; send strings")
     symbols = model.codec.size
     for number, row in enumerate(ids, 1):
         if not row or not all(0 <= each < symbols for each in row):
             raise StatusError(
-                400, f"input {number} is not of ids from 0 to {symbols - 1}; there are no others", "input"
+                400, f"input {number} is empty or has unknown ids; send ids from 0 to {symbols - 1}", "input"
             )
     return framed(frame_for(model.codec, module.config), ids, None, Limit(module.config.context, truncate))
 
 
 def _read(model: Model, truncate: bool, items: Sequence[str | np.ndarray]) -> list[_Vector | None]:
-    """The vectors of texts, or of what the model reads of them; None for a text that it cannot read."""
+    """The embeddings of texts, or of their token ids; None for an invalid text."""
     module: Any = model.module
     rows = _rows_of_each(model, truncate, items)
     places = [place for place, row in enumerate(rows) if row is not None]
@@ -180,7 +180,7 @@ def _read(model: Model, truncate: bool, items: Sequence[str | np.ndarray]) -> li
 
 
 def _rows_of_each(model: Model, truncate: bool, items: Sequence[str | np.ndarray]) -> list[Any]:
-    """What is read of each, texts all at once. One that cannot be read is None, and no matter of the others."""
+    """The token ids of each item, texts all at once. An invalid text is None and does not affect the others."""
     texts = [item for item in items if isinstance(item, str)]
     try:
         read = iter(_rows(model, texts, truncate) if texts else ())
@@ -192,7 +192,7 @@ def _rows_of_each(model: Model, truncate: bool, items: Sequence[str | np.ndarray
 
 
 def _alike(lengths: np.ndarray) -> list[np.ndarray]:
-    """Numbers of rows of nearly equal lengths, so that little of what is computed is padding."""
+    """Groups of row indices with nearly equal lengths, to avoid padding."""
     order = np.argsort(lengths, kind="stable")
     edges = [0]
     for stop in range(1, len(order)):
@@ -213,25 +213,25 @@ def _width(model: Model) -> int:
 
 
 def _check_dimensions(wanted: int, ready: Ready) -> None:
-    """StatusError 400 where a model was not trained so that the beginnings of its vectors are vectors as well (Kusupati
-    et al. 2022, Matryoshka representations): its configuration says so by these names, as for vLLM.
+    """StatusError 400 for a model that was not trained for shorter embeddings (Kusupati et al. 2022, Matryoshka
+    representations). The names in its configuration are those that vLLM reads.
     """
     width, settings = _width(ready.model), object_or_empty(ready.model.directory / "config.json")
     sizes, told = settings.get("matryoshka_dimensions"), ""
     if isinstance(sizes, list) and sizes:
         if wanted in sizes and wanted <= width:
             return
-        told = f", and was trained for {', '.join(map(str, sizes))}; choose one of these"
+        told = f", and it was trained for {', '.join(map(str, sizes))}; choose one of these"
     elif settings.get("is_matryoshka") is True:
         if wanted <= width:
             return
-        told = "; ask for fewer"
-    told = told or ", and its configuration names no shorter ones (matryoshka_dimensions); leave dimensions out"
-    raise StatusError(400, f"a vector of {ready.name} has {width} dimensions{told}"[:500], "dimensions")
+        told = "; request fewer"
+    told = told or ", and its configuration has no shorter ones (matryoshka_dimensions); leave dimensions out"
+    raise StatusError(400, f"an embedding of {ready.name} has {width} dimensions{told}"[:500], "dimensions")
 
 
 def _shortened(vector: np.ndarray, dimensions: int) -> np.ndarray:
-    """The first numbers of a vector, of unit length again."""
+    """The first values of a vector, scaled to unit length."""
     short = vector[:dimensions]
     return short / max(float(np.linalg.norm(short)), float(np.finfo(np.float32).tiny))
 
@@ -240,4 +240,4 @@ def _packed(vector: np.ndarray) -> str:
     return base64.b64encode(vector.astype(_LITTLE_ENDIAN).tobytes()).decode()
 
 
-ENDPOINTS = (Endpoint("POST", "/v1/embeddings", embed, "the vector of each input", EmbeddingBody, EmbeddingAnswer),)
+ENDPOINTS = (Endpoint("POST", "/v1/embeddings", embed, "the embedding of each input", EmbeddingBody, EmbeddingAnswer),)

@@ -1,4 +1,4 @@
-"""What a request is refused with: a status of HTTP, and the error object of the OpenAI API in one line."""
+"""Errors of requests: an HTTP status, and the error object of the OpenAI API with a message in one line."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from headway.generate.scheduler import FullError
 
 _LOG = logger(__name__)
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error", 503: "overloaded_error"}
-PLAIN = "/api/"  # paths of ollama's API, whose clients show an error that is a string
-_LONGEST = 1000  # characters of a message: what it quotes may be long
+PLAIN = "/api/"  # paths of the Ollama API, whose clients expect an error that is a string
+_LONGEST = 1000  # characters of a message, which may quote long values
 
 
 class StatusError(UserError):
-    """A refusal with a status of its own. `param` names the field that is at fault, `code` is a word for programs, and
-    `retry_after` says in seconds when to ask again.
+    """An error with an HTTP status. `param` names the field at fault, `code` is an identifier for programs, and
+    `retry_after` is the number of seconds after which to try again.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class StatusError(UserError):
 
 
 class ErrorObject(msgspec.Struct):
-    """What was wrong, in one line; which kind of error; the field at fault; and a word for programs."""
+    """What is wrong, in one line; the type of error; the field at fault; and an identifier for programs."""
 
     message: str
     type: str
@@ -46,20 +46,20 @@ class ErrorObject(msgspec.Struct):
 
 
 class ErrorAnswer(msgspec.Struct):
-    """Every refusal has this body; in a stream it is the last event."""
+    """The body of every error; in a stream, the last event."""
 
     error: ErrorObject
 
 
 class PlainError(msgspec.Struct):
-    """Every refusal of ollama's API has this body; in a stream it is the last line."""
+    """The body of every error of the Ollama API; in a stream, the last line."""
 
     error: str
 
 
 def refusal(error: BaseException) -> StatusError:
-    """An error as the client may see it. What is no UserError is a fault of the server: it is logged, and the client
-    learns its class alone.
+    """An error as the client may see it. Anything but a UserError is a fault of the server: it is logged, and the
+    client only sees its class.
     """
     if isinstance(error, StatusError):
         return error
@@ -68,11 +68,11 @@ def refusal(error: BaseException) -> StatusError:
     if isinstance(error, UserError):
         return StatusError(400, str(error))
     _LOG.error("a request failed", exc_info=error)
-    return StatusError(500, f"the server failed ({type(error).__name__}); its log says where", code="server_failed")
+    return StatusError(500, f"the server failed ({type(error).__name__}); see its log", code="server_failed")
 
 
 def error_answer(error: StatusError, path: str = "") -> ErrorAnswer | PlainError:
-    """The body of an error as clients of this path read it."""
+    """The body of an error in the format of this path's API."""
     kind = _TYPES.get(error.status, "server_error" if error.status >= 500 else "invalid_request_error")
     line = " ".join("".join(c if c.isprintable() else " " for c in str(error)).split())
     if len(line) > _LONGEST:
@@ -83,7 +83,7 @@ def error_answer(error: StatusError, path: str = "") -> ErrorAnswer | PlainError
 
 
 def error_response(error: StatusError, headers: Mapping[str, str] | None = None, path: str = "") -> Response:
-    """An error as a whole answer to a request for this path, with these headers next to its own."""
+    """An error as a complete response to a request for this path, with additional `headers`."""
     told = dict(headers or {})
     if error.retry_after is not None:
         told["Retry-After"] = str(error.retry_after)

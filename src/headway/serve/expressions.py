@@ -1,8 +1,8 @@
-"""Regular expressions of ECMA-262, as JSON Schema has them, as terminals of llguidance's lark with the same meaning.
+"""Translates ECMA-262 regular expressions, as in JSON Schema, to equivalent terminals of llguidance's lark.
 
-The two differ: a dot, white space, words and digits take in other characters, anchors stand elsewhere, and what one has
-the other has not. So a pattern is parsed here and written again, every class spelt out. Look-ahead becomes an
-intersection with what follows, or with its complement. A pattern that cannot be written is refused.
+The dialects differ: dots, white space, words and digits match other characters, anchors are allowed elsewhere, and each
+has features that the other lacks. So patterns are parsed and generated again, with explicit character classes. A
+look-ahead becomes an intersection with the rest, or with its complement. Patterns without an equivalent are refused.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from functools import lru_cache
 
 from headway.errors import UserError
 
-LONGEST = 4096  # characters of a pattern
-_REPEATS = 1 << 16  # of one part
-_DEEPEST = 32  # groups within groups
-_BRANCHES = 64  # sequences that a pattern with anchors inside groups is expanded into
+LONGEST = 4096  # maximum characters of a pattern
+_REPEATS = 1 << 16  # maximum count of a repeat
+_DEEPEST = 32  # maximum depth of groups
+_BRANCHES = 64  # maximum sequences after expanding groups that contain anchors
 _LAST = 0x10FFFF
 _SURROGATES = (0xD800, 0xDFFF)
 _DIGITS = ((0x30, 0x39),)
@@ -42,9 +42,9 @@ _HEX = re.compile(r"x([0-9a-fA-F]{2})|u([0-9a-fA-F]{4})|u\{([0-9a-fA-F]{1,6})\}"
 _PAIR = re.compile(r"\\u([dD][89abAB][0-9a-fA-F]{2})\\u([dD][c-fC-F][0-9a-fA-F]{2})")
 _COUNT = re.compile(r"\{(\d{1,9})(,(\d{0,9}))?\}")
 _NAME = re.compile(r"<[A-Za-z_]\w*>")
-_ESCAPES = {'"': '"', "\\": "\\", "\n": "n", "\r": "r", "\t": "t", "\b": "b", "\f": "f"}  # the ones a text may hold
-_UNQUOTED = ((0x00, 0x1F), (0x22, 0x22), (0x5C, 0x5C))  # characters that stand in no JSON string as they are
-CHARACTER = r"(?:[^\x{22}\x{5C}\x{0}-\x{1F}]|\x{5C}[\x{22}\x{5C}nrtbf])"  # one of a JSON string, as it is spelt
+_ESCAPES = {'"': '"', "\\": "\\", "\n": "n", "\r": "r", "\t": "t", "\b": "b", "\f": "f"}  # escapes in a string
+_UNQUOTED = ((0x00, 0x1F), (0x22, 0x22), (0x5C, 0x5C))  # characters that a JSON string cannot contain unescaped
+CHARACTER = r"(?:[^\x{22}\x{5C}\x{0}-\x{1F}]|\x{5C}[\x{22}\x{5C}nrtbf])"  # one of a JSON string, or its escape
 
 Range = tuple[int, int]
 
@@ -52,7 +52,7 @@ Range = tuple[int, int]
 @dataclass(frozen=True)
 class _Characters:
     ranges: tuple[Range, ...]
-    properties: tuple[tuple[str, bool], ...] = ()  # names, and whether all but those
+    properties: tuple[tuple[str, bool], ...] = ()  # names, and whether they are negated
     negated: bool = False
 
 
@@ -89,17 +89,17 @@ _Node = _Characters | _Sequence | _Choice | _Repeat | _Look | _Anchor
 
 @dataclass(frozen=True)
 class LarkTerminal:
-    """Part of a terminal of lark: an expression, or what is joined of several."""
+    """Part of a lark terminal: one regular expression, or several that are combined."""
 
     expression: str
-    plain: bool = True  # one regular expression, which can stand within another
+    plain: bool = True  # one regular expression, which can be part of another
 
     def lark(self) -> str:
         return f"/{self.expression or '(?:)'}/" if self.plain else f"({self.expression})"
 
 
 def joined(parts: Iterable[LarkTerminal]) -> LarkTerminal:
-    """One after the other."""
+    """The concatenation of the parts."""
     found: list[LarkTerminal] = []
     for part in parts:
         if found and found[-1].plain and part.plain:
@@ -120,19 +120,19 @@ def either(parts: Sequence[LarkTerminal]) -> LarkTerminal:
 
 
 def both(parts: Sequence[LarkTerminal], without: Sequence[LarkTerminal] = ()) -> LarkTerminal:
-    """What fits all `parts`, one at least, and none of `without`."""
+    """The intersection of one or more `parts`, minus each of `without`."""
     if len(parts) == 1 and not without:
         return parts[0]
     return LarkTerminal(" & ".join([*(part.lark() for part in parts), *(f"~{part.lark()}" for part in without)]), False)
 
 
 def literal(text: str) -> str:
-    """An expression for a text as it stands."""
+    """An expression that matches exactly this text."""
     return "".join(_written(ord(character)) for character in text)
 
 
 def spelt(text: str) -> str:
-    """A text as JSON spells it, without its quotation marks; control characters as \\u00XX."""
+    """A text as a JSON string without quotation marks; control characters as \\u00XX."""
     parts = []
     for character in text:
         if character in _ESCAPES:
@@ -149,11 +149,11 @@ def _written(code: int) -> str:
 
 @lru_cache(maxsize=512)
 def expression(pattern: str, source: str) -> Expression:
-    """A pattern. Raises UserError, which names `source`, for a string that is not a pattern or cannot be written."""
+    """A parsed pattern. UserError, which names `source`, if the string is not a pattern or has no equivalent."""
     if len(pattern) > LONGEST:
         raise UserError(f"{source} has a pattern of {len(pattern):,} characters; use {LONGEST:,} at most")
     read = Expression(_PatternReader(pattern, source).read(), pattern, source)
-    read.terminal(searched=True, quoted=True)  # what cannot be written is refused here
+    read.terminal(searched=True, quoted=True)  # raises for a pattern without an equivalent
     return read
 
 
@@ -166,15 +166,15 @@ class Expression:
     source: str
 
     def terminal(self, searched: bool, quoted: bool) -> LarkTerminal:
-        """A terminal for whole texts that the pattern is found in (`searched`), or that it matches from end to end.
+        """A terminal for texts that contain a match of the pattern (`searched`), or that it matches completely.
 
-        `quoted` gives them as they are spelt in a JSON string.
+        With `quoted`, texts are escaped as in a JSON string.
         """
         return _Writer(self, searched, quoted).terminal(self._choice)
 
 
 class _Writer:
-    """Writes a parsed pattern as a terminal."""
+    """Generates the terminal of a parsed pattern."""
 
     def __init__(self, expression: Expression, searched: bool, quoted: bool) -> None:
         self._expression = expression
@@ -189,17 +189,17 @@ class _Writer:
             if whole is not None:
                 written.append(whole)
         if not written:
-            raise self._refused("anchors that nothing fits")
+            raise self._refused("anchors that nothing can match")
         return either(written)
 
     def _refused(self, what: str) -> UserError:
         return UserError(
             f"{self._expression.source} has the pattern {self._expression.pattern!r:.80} with {what}, which cannot be "
-            "held to; write it in another way"
+            "enforced; use another pattern"
         )
 
     def _flat(self, options: Sequence[_Sequence]) -> list[list[_Node]]:
-        """The options, with groups that hold anchors or look-ahead expanded, so that these stand in no group."""
+        """The options, with all groups expanded that contain anchors or look-ahead."""
         found: list[list[_Node]] = []
         waiting = [list(option.parts) for option in reversed(options)]
         while waiting:
@@ -217,14 +217,14 @@ class _Writer:
                 elif isinstance(part, _Repeat) and part.most == 1:
                     inner = [[part.part], *([[]] if part.least == 0 else [])]
                 else:
-                    raise self._refused("an anchor or a look ahead in a part that repeats")
+                    raise self._refused("an anchor or a look-ahead in a part that repeats")
                 waiting += [[*before, *each, *after] for each in reversed(inner)]
             if len(found) + len(waiting) > _BRANCHES:
                 raise self._refused(f"anchors in more than {_BRANCHES} places")
         return found
 
     def _anchored(self, parts: list[_Node]) -> LarkTerminal | None:
-        """A sequence with its anchors; None where nothing fits them."""
+        """A sequence with its anchors; None if nothing can match them."""
         first = max((i for i, part in enumerate(parts) if part == _Anchor(False)), default=None)
         before = self._around
         if first is not None:
@@ -240,12 +240,12 @@ class _Writer:
             if not all(_may_be_empty(part) for part in parts[last + 1 :]):
                 return None
             if any(isinstance(part, _Look) for part in parts[last + 1 :]):
-                raise self._refused("a look ahead behind its end")
+                raise self._refused("a look-ahead after its end")
             parts, after = parts[:last], LarkTerminal("")
         return joined([before, self._sequence(parts, after, not before.expression)])
 
     def _sequence(self, parts: list[_Node], after: LarkTerminal, first: bool) -> LarkTerminal:
-        """The parts and what comes `after`; a look ahead is about all that follows. The `first` part starts a text."""
+        """The parts and the text `after` them, to which a look-ahead applies. The `first` part starts a text."""
         place = next((i for i, part in enumerate(parts) if isinstance(part, _Look)), None)
         if place is None:
             return joined([*map(self._part, parts), after])
@@ -257,12 +257,12 @@ class _Writer:
             if first and each[:1] == [_Anchor(False)]:
                 each = each[1:]
             if _Anchor(False) in each:
-                raise self._refused("an anchor in a look ahead")
+                raise self._refused("an anchor in a look-ahead")
             whole = self._ended(each, LarkTerminal(""), self._any)
             if whole is not None:
                 ahead.append(whole)
         if not ahead:
-            raise self._refused("a look ahead that nothing fits")
+            raise self._refused("a look-ahead that nothing can match")
         seen = both([rest], [either(ahead)]) if look.negative else both([rest, either(ahead)])
         return joined([*map(self._part, parts[:place]), seen])
 
@@ -295,7 +295,7 @@ class _Writer:
         return _with_escapes(f"[{_spelt(plain_ranges)}]" if plain_ranges else "", part) or self._nothing()
 
     def _nothing(self) -> str:
-        raise self._refused("a set that holds no character that can be written")
+        raise self._refused("a set without a character that can be generated")
 
 
 def _with_escapes(plain: str, part: _Characters) -> str:
@@ -313,7 +313,7 @@ def _holds(part: _Characters, character: str) -> bool:
 
 
 def _is_special(part: _Node) -> bool:
-    """Whether a group holds anchors or look-ahead."""
+    """Whether a group contains anchors or look-ahead."""
     if isinstance(part, _Choice):
         return any(map(_is_special, part.options))
     if isinstance(part, _Repeat):
@@ -361,7 +361,7 @@ def _spelt(ranges: Iterable[Range]) -> str:
 
 
 class _PatternReader:
-    """Reads a pattern from left to right."""
+    """Parses a pattern from left to right."""
 
     def __init__(self, pattern: str, source: str) -> None:
         self._pattern = pattern
@@ -372,13 +372,13 @@ class _PatternReader:
     def read(self) -> _Choice:
         choice = self._choice()
         if self._place < len(self._pattern):
-            raise self._refused("a ) without its (")
+            raise self._refused("an unmatched )")
         return choice
 
     def _refused(self, what: str) -> UserError:
         return UserError(
             f"{self._source} has the pattern {self._pattern!r:.80} with {what} at character {self._place + 1}, which "
-            "cannot be held to; write it in another way"
+            "cannot be enforced; use another pattern"
         )
 
     def _next(self) -> str:
@@ -419,12 +419,12 @@ class _PatternReader:
             elif self._taken(":") or self._found(_NAME) is not None:
                 look = ""
             else:
-                raise self._refused("a look behind or a flag")
+                raise self._refused("a look-behind or a flag")
         else:
             look = ""
         choice = self._choice()
         if not self._taken(")"):
-            raise self._refused("a group that does not end")
+            raise self._refused("an unclosed group")
         self._depth -= 1
         return _Look(choice, look == "!") if look else choice
 
@@ -458,7 +458,7 @@ class _PatternReader:
             least = int(count[1])
             most = least if count[2] is None else int(count[3]) if count[3] else None
             if max(least, most or 0) > _REPEATS or (most is not None and least > most):
-                raise self._refused(f"a repeat of more than {_REPEATS:,} times, or of none")
+                raise self._refused(f"a repeat count above {_REPEATS:,}, or an empty range of counts")
         elif self._next() in ("*", "+", "?") and self._next():
             least, most = {"*": (0, None), "+": (1, None), "?": (0, 1)}[self._next()]
             self._place += 1
@@ -466,11 +466,11 @@ class _PatternReader:
             return atom
         if isinstance(atom, _Anchor):
             raise self._refused("an anchor that repeats")
-        self._taken("?")  # the shortest first: the same texts
+        self._taken("?")  # lazy repeats match the same texts
         return _Repeat(atom, least, most)
 
     def _escaped(self, inside: bool) -> _Characters:
-        """What follows a backslash."""
+        """The characters after a backslash."""
         found = self._found(_PROPERTY)
         if found is not None:
             name = _LONG.get(found[2], found[2])
@@ -493,7 +493,7 @@ class _PatternReader:
         if character.lower() in _CLASSES and character:
             return _Characters(_CLASSES[character.lower()], negated=character.isupper())
         if character == "0" and self._next().isdigit():
-            raise self._refused("a number of another text")
+            raise self._refused("an octal escape")
         if character == "b" and inside:
             return self._single("\b")
         if character == "c" and self._next().isascii() and self._next().isalpha():
@@ -528,13 +528,13 @@ class _PatternReader:
                     ranges += _complement(each.ranges) if each.negated else each.ranges
                     properties += each.properties
         if not ranges and not properties and not negated:
-            raise self._refused("a set of nothing")
+            raise self._refused("an empty set")
         return _Characters(tuple(ranges), tuple(properties), negated)
 
     def _member(self) -> _Characters:
         character = self._next()
         if not character:
-            raise self._refused("a set that does not end")
+            raise self._refused("an unclosed set")
         self._place += 1
         return self._escaped(inside=True) if character == "\\" else self._single(character)
 

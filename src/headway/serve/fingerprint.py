@@ -1,4 +1,4 @@
-"""system_fingerprint: what decides on the bits of a model's texts, so that clients see where they may differ."""
+"""system_fingerprint: a hash of everything that determines the bits of a model's output."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _LIBRARIES = ("torch", "numba", "llvmlite", "tokenizers")
 
 
 def fingerprint(model: Handle) -> str:
-    """ "hw-" and 8 hexadecimal digits, equal where the same request with the same seed is answered with the same bits.
+    """ "hw-" and 8 hexadecimal digits, equal if the same request with the same seed gets an answer with the same bits.
 
-    They are made of the model's weights in their form, its configuration, tokenizer and chat template, and the form of
-    the cache; the versions of headway and of the libraries that compute; and the processor's kind and form. Threads
-    count only where torch writes the texts. Takes a second for some 2 GB of weights.
+    The hash covers the model's weights in their number format, its configuration, tokenizer and chat template, and the
+    format of the KV cache; the versions of headway and of the numerical libraries; and the processor and its
+    instruction set. Threads only count if torch generates the text. Takes a second for some 2 GB of weights.
     """
     codec, usage = model.open_session().codec, model.usage
     facts = {
@@ -52,7 +52,7 @@ def _processor(model: Handle) -> list[Any]:
 
 
 def _checksum(module: Any) -> int:
-    """Of the names and the bytes of all weights."""
+    """The checksum of the names and bytes of all weights."""
     found = 0
     for name, tensor in named_tensors(module):
         packed = tensor.packed if isinstance(tensor, PackedTensor) else None

@@ -1,24 +1,24 @@
-"""JSON objects that are followed while they are written: a part is known to belong to one before the rest has come."""
+"""Incremental JSON: a part is known to belong to an object before the rest has arrived."""
 
 from __future__ import annotations
 
 import re
 from itertools import pairwise
 
-_PLAIN = re.compile(r'[^"\\\x00-\x1f]*')  # of a text, what stands for itself
+_PLAIN = re.compile(r'[^"\\\x00-\x1f]*')  # characters of a string that need no escape
 _CLOSED = ("{}", "[]")
 _GAP = re.compile(r"[ \t\r\n]*")
-# Strings, commas that no value stands before, and those that none follows.
+# Strings, commas without a value before them, and commas without a value after them.
 _COMMA = re.compile(r'"(?:[^"\\]|\\.)*+"|[{\[,:][ \t\r\n]*,|,(?=[ \t\r\n]*[}\]])', re.DOTALL)
 
 
 def without_trailing_commas(text: str) -> str:
-    """JSON without the commas that stand before a closing bracket, as models write them."""
+    """JSON without commas before closing brackets, which models sometimes generate."""
     return _COMMA.sub(lambda found: "" if found[0] == "," else found[0], text)
 
 
 def _states() -> dict[str, dict[str, str]]:
-    """Which state a character leads to, but for those that end a value. RFC 8259."""
+    """The next state by state and character, except for characters that end a value (RFC 8259)."""
     digits = "0123456789"
     value = {'"': "text", "{": "first name", "[": "first item", "-": "minus", "0": "zero"}
     value |= dict.fromkeys(digits[1:], "whole")
@@ -51,14 +51,14 @@ def _states() -> dict[str, dict[str, str]]:
 
 
 _STATES = _states()
-_NUMBERS = ("zero", "whole", "fraction", "exponent")  # which end where something else follows
-_BETWEEN = ("start", "first name", "next name", "named", "value", "first item", "done")  # where white space may stand
+_NUMBERS = ("zero", "whole", "fraction", "exponent")  # they end at any other character
+_BETWEEN = ("start", "first name", "next name", "named", "value", "first item", "done")  # where white space is allowed
 _CLOSING = ("first name", "first item", "done")
 
 
 class FollowedObject:
-    """A JSON object of which more comes. It goes on, or has `ended`, or has `failed`: then what came is none. Commas
-    before a closing bracket are taken, and their places `dropped`.
+    """A JSON object that arrives in parts. It is incomplete, or has `ended`, or has `failed` because it is invalid.
+    Commas before a closing bracket are accepted, and their positions are `dropped`.
     """
 
     def __init__(self) -> None:
@@ -68,8 +68,8 @@ class FollowedObject:
         self._open: list[str] = []  # brackets
 
     def go_on(self, text: str, place: int) -> int:
-        """How far the object reaches in `text`, whose part before `place` it has followed already. A comma is left for
-        the next time until what follows it has come.
+        """The position up to which the object reaches in `text`, which is already parsed before `position`. A comma
+        waits until the next character has arrived.
         """
         while place < len(text) and not self.ended:
             if self._state in ("name", "text"):
@@ -93,7 +93,7 @@ class FollowedObject:
         return place
 
     def _take(self, character: str) -> bool:
-        """Whether a character goes on with it."""
+        """Whether the object can continue with a character."""
         if self._state in _NUMBERS and character not in _STATES[self._state]:
             self._state = "done"
         if character in " \t\r\n" and self._state in _BETWEEN:

@@ -1,7 +1,7 @@
-"""What the parts of the server agree on: its settings, the models that it has, and what an endpoint is.
+"""Types that the parts of the server share: settings, models, requests and endpoints.
 
-An endpoint is one small function: `async (body, context) -> answer`. The table of `app.py` says which path it serves;
-all else (reading and checking of the body, keys, limits, errors, streams, clients that go) is done for it.
+An endpoint is one small function: `async (body, context) -> answer`. The table in `app.py` gives its path. The server
+does everything else: it reads and checks bodies, keys and limits, and handles errors, streams and lost clients.
 """
 
 from __future__ import annotations
@@ -25,46 +25,46 @@ from headway.serve.wire import SERVER_SENT, Wire
 
 @dataclass(frozen=True)
 class ServerSettings:
-    """What a server allows. Seconds, bytes and counts; each is a limit beyond which a request is refused."""
+    """Access rules and limits of a server. A request beyond a limit is refused."""
 
-    keys: tuple[ApiKey, ...] = ()  # neither these nor files: everybody is served
-    key_files: tuple[KeyFile, ...] = ()  # of more keys, read again when they change
-    hosts: tuple[str, ...] = ()  # names of the server beside those of loopback, without ports
-    origins: tuple[str, ...] = ()  # web pages that may ask, as https://example.org; "*" are all
+    keys: tuple[ApiKey, ...] = ()  # without keys and key files, everyone may use the server
+    key_files: tuple[KeyFile, ...] = ()  # files with more keys, read again when they change
+    hosts: tuple[str, ...] = ()  # host names to accept in addition to loopback, without ports
+    origins: tuple[str, ...] = ()  # web pages that may use the server, such as https://example.org; "*" allows all
     body_bytes: int = 8 << 20  # of a JSON body
     form_bytes: int = 64 << 20  # of a form with files
     depth: int = 64  # of nested lists and objects
-    copies: int = 16  # n of a request
-    sequences: int = 64  # n times the prompts of a request
+    copies: int = 16  # largest n of a request
+    sequences: int = 64  # n times the number of prompts of a request
     stops: int = 16  # stop strings of a request
-    seconds: float = 600.0  # of a request, from its arrival to its end
+    seconds: float = 600.0  # of a request, from arrival to end
     receive_seconds: float = 30.0  # for a body to arrive
     stalled_seconds: float = 30.0  # that a client may leave its answer unread
-    step_seconds: float = 60.0  # without a step while there is work, after which a loop counts as dead
-    grace: float = 10.0  # seconds for what is under way when the server is told to end
-    log: bool = True  # a line of JSON on stdout for each request
+    step_seconds: float = 60.0  # without a step while there is work, after which an engine loop counts as stalled
+    grace: float = 10.0  # seconds that running requests get when the server shuts down
+    log: bool = True  # write one line of JSON to stdout per request
 
 
 Reads = Literal["texts", "images", "sounds"]
 
 
 class Known(NamedTuple):
-    """What is known of a model before a weight is read."""
+    """What is known about a model before its weights are loaded."""
 
     kind: str
-    verbs: list[str]  # what it can do; see headway.app.predictors
+    verbs: list[str]  # tasks that it supports; see headway.app.predictors
     reads: list[Reads]
     context: int | None  # tokens
     parameters: int
     changed: int  # seconds since 1970
-    alone: str | None  # why the texts that it writes are written one after the other; None where they need not be
-    weights: Weights | None = None  # the number format that its weights are loaded in; None for fp32
-    note: str | None = None  # for the start: in which format quantised weights are served, and why
+    alone: str | None  # why it generates one sequence at a time; None if it runs batches
+    weights: Weights | None = None  # number format that its weights are loaded in; None for fp32
+    note: str | None = None  # message at startup: the format in which quantised weights are served, and why
 
 
 class Ready(NamedTuple):
-    """A model that is loaded. `loop` writes its texts; None where it writes none. All else it does by `batcher`.
-    `fingerprint` says what decides the bits of its texts.
+    """A loaded model. `loop` generates text; None if the model does not. `batcher` runs all other tasks. `fingerprint`
+    identifies everything that determines the bits of its output.
     """
 
     name: str
@@ -78,21 +78,21 @@ class Served(Protocol):
     """The models of a server."""
 
     def using(self, name: str) -> AbstractAsyncContextManager[Ready]:
-        """The model of a name, "" for the only one there is; loaded if it is not yet, and kept while it is used.
-        StatusError 404 where there is none of this name, UserError or StatusError 503 where it cannot be loaded.
+        """The model with this name ("" for the only one), loaded if necessary and kept in memory while it is used.
+        StatusError 404 for an unknown name; UserError or StatusError 503 if it cannot be loaded.
         """
         ...
 
     def listed(self) -> Mapping[str, Known]:
-        """What can be asked for, by name."""
+        """All models that can be requested, by name."""
         ...
 
     def known(self, name: str) -> Known:
-        """What is known of one. StatusError 404 where there is none of this name, 503 for one that is broken."""
+        """The summary of one model. StatusError 404 for an unknown name, 503 for a broken model."""
         ...
 
     def loops(self) -> Mapping[str, EngineLoop]:
-        """The loops that run now, by the names of their models."""
+        """The running engine loops, by model name."""
         ...
 
     def ready(self) -> bool:
@@ -104,15 +104,15 @@ class Served(Protocol):
         ...
 
     async def close(self, seconds: float) -> None:
-        """Refuse what waits, let what is under way end within `seconds`, end the rest, and free all."""
+        """Refuse waiting requests, let running ones finish within `seconds`, stop the rest, and free all memory."""
         ...
 
 
-CLIENT = "client"  # where the state of a request has it
+CLIENT = "client"  # key of the client in the state of a request
 
 
 class Client(Protocol):
-    """Who asks, as its connection knows it. `leaving` is called when it goes."""
+    """The client of a request, as its connection sees it. `on_disconnect` is called when it disconnects."""
 
     leaving: Callable[[], None] | None
 
@@ -120,11 +120,11 @@ class Client(Protocol):
     def gone(self) -> bool: ...
     @property
     def full(self) -> bool:
-        """Whether so much waits to be read that the next sending will wait for it."""
+        """Whether so much is unread that the next send will wait."""
         ...
 
     def abort(self) -> None:
-        """Cut the connection off."""
+        """Close the connection immediately."""
         ...
 
 
@@ -135,16 +135,16 @@ class Context:
     settings: ServerSettings
     served: Served
     id: str  # of the request, in the log and in answers
-    owner: str = ""  # whose key it came with; prefixes are shared within one owner
+    owner: str = ""  # API key of the request; cached prefixes are shared within one owner
     route: str = ""  # the endpoint's path
-    path: Mapping[str, str] = field(default_factory=dict)  # what stands in the path for {name}
-    noted: dict[str, str | int] = field(default_factory=dict)  # for the log: the model, numbers of tokens
-    outcome: int | None = None  # the status for the log where the answer did not end as the status sent says
-    headers: dict[str, str] = field(default_factory=dict)  # of the answer, added to its own
+    path: Mapping[str, str] = field(default_factory=dict)  # values of the path's {name} parameters
+    noted: dict[str, str | int] = field(default_factory=dict)  # for the log: the model, token counts
+    outcome: int | None = None  # status for the log if it differs from the status sent
+    headers: dict[str, str] = field(default_factory=dict)  # additional headers of the answer
 
 
 class Events(NamedTuple):
-    """An answer that comes in parts: each is sent as soon as it is there, in the format of the endpoint's stream."""
+    """An answer that is streamed: each part is sent as soon as it exists, in the format of the endpoint's stream."""
 
     parts: AsyncGenerator[msgspec.Struct, None]
 
@@ -153,12 +153,12 @@ Serve = Callable[[Any, Context], Awaitable[msgspec.Struct | Events | Response]]
 
 
 class Endpoint(NamedTuple):
-    """What is served at a path. `body` is the struct of a JSON body, None where there is none, and FormData for a form
-    with files. `part` is the struct of a stream's parts, which are written as `wire` does.
+    """One path of the server. `body` is the struct of a JSON body, None without a body, and FormData for a form with
+    files. `part` is the struct of a stream's parts, which `wire` encodes.
     """
 
     method: str
-    path: str  # as starlette writes it, {name} for a part of it
+    path: str  # in Starlette's syntax, {name} for a parameter
     serve: Serve
     summary: str
     body: type[msgspec.Struct] | type[FormData] | None = None

@@ -1,4 +1,4 @@
-"""Who is let in: hosts, web pages and keys are looked at before anything of a request is read; each leaves a line."""
+"""Access control: host, web page and key are checked before a request is read. Each request leaves a log line."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from headway.serve.errors import StatusError, error_response
 from headway.serve.frame import Context, Served, ServerSettings
 from headway.serve.keys import ApiKey, KeyRing
 
-CONTEXT = "headway.context"  # where the scope has it
-OPEN = ("/health", "/ready")  # what asks whether the server lives shows no key, and knows it by any name
-PAGES = ("/", "/docs", "/openapi.json")  # the same of every server: a browser opens them before a key can be typed in
+CONTEXT = "headway.context"  # key of the context in the scope
+OPEN = ("/health", "/ready")  # health checks need no key and may use any host name
+PAGES = ("/", "/docs", "/openapi.json")  # the same on every server: a browser opens them before a key can be entered
 _ACCESS = logger("headway.access")
 _NAMES = ("localhost", "ip6-localhost")
-_ANY = {"0.0.0.0", "::"}  # addresses to listen at, and no names
-_LONGEST = 200  # characters of a path or a name that the log shows
-_NUMBERS = random.Random(secrets.token_bytes())  # of requests: to tell them apart
-CLIENT_LEFT = 499  # the status in the log where the client went before it had its whole answer
+_ANY = {"0.0.0.0", "::"}  # addresses to listen on, not host names
+_LONGEST = 200  # characters of a path or a name in the log
+_NUMBERS = random.Random(secrets.token_bytes())  # source of request ids
+CLIENT_LEFT = 499  # status in the log if the client disconnected before its answer was complete
 
 
 class Gate:
-    """An application before another one."""
+    """Middleware that checks access and logs requests."""
 
     def __init__(self, app: ASGIApp, served: Served, settings: ServerSettings) -> None:
         self._app = app
@@ -60,7 +60,7 @@ class Gate:
                 return
             key = None if scope["path"] in PAGES else self._key(headers, context)
             if key is not None and key.under_way is not None and self._under_way[context.owner] >= key.under_way:
-                told = f"{key.under_way} requests of this key are under way, its most; wait for one to end"
+                told = f"{key.under_way} requests with this key are running, which is its limit; wait for one to finish"
                 raise StatusError(429, told, code="key_limit", retry_after=1)
             self._under_way[context.owner] += 1
             try:
@@ -73,22 +73,22 @@ class Gate:
             visit.end(self._settings.log)
 
     def _check_host(self, headers: Headers) -> None:
-        """Only by a name of its own, so that no name of a stranger's leads a web browser here."""
+        """Accept only the server's own host names, so that a foreign name cannot lead a web browser here."""
         given = headers.getlist("host")
         name = host_of(given[0]) if len(given) == 1 else ""
         if not (is_loopback(name) or name in self._hosts):
-            shown = repr(given[0][:_LONGEST]) if given else "missing"
+            shown = repr(given[0][:_LONGEST]) if given else "(missing)"
             raise StatusError(
-                403, f"the header Host is {shown}, no name of this server; start it with --allow-host NAME", code="host"
+                403, f"the Host header {shown} is not allowed; start the server with --allow-host NAME", code="host"
             )
 
     def _origin(self, headers: Headers) -> str | None:
-        """The web page that asks, if it is one that may."""
+        """The web page that sent the request, if it is allowed to."""
         origin = headers.get("origin")
         if origin is None or origin.partition("://")[2] == headers["host"]:  # a page of this server's own
             return None
         if origin not in self._settings.origins and "*" not in self._settings.origins:
-            told = f"the web page {origin[:_LONGEST]!r} may not ask this server; start it with --cors ORIGIN"
+            told = f"the web page {origin[:_LONGEST]!r} may not use this server; start it with --cors ORIGIN"
             raise StatusError(403, told, code="origin")
         return origin
 
@@ -98,7 +98,7 @@ class Gate:
         scheme, _, secret = headers.get("authorization", "").partition(" ")
         found = self._keys.find(secret.strip())
         if found is None or scheme.lower() != "bearer":
-            given = "the API key is not known here" if secret else "there is no API key"
+            given = "the API key is unknown" if secret else "the API key is missing"
             raise StatusError(401, f"{given}; send the header Authorization: Bearer KEY", code="invalid_api_key")
         key, number = found
         context.owner = f"key-{number}"
@@ -113,7 +113,7 @@ _PREFLIGHT = {
 
 
 class _Visit:
-    """What is told of a request afterwards, and what every answer says."""
+    """The log line and the metrics of a request, and the headers of every answer."""
 
     def __init__(self, scope: Scope, send: Send, context: Context) -> None:
         self.origin: str | None = None
@@ -133,7 +133,7 @@ class _Visit:
         await self._send(message)
 
     def end(self, log: bool) -> None:
-        """Count the request, and write its line: nothing of what was said in it."""
+        """Count the request and log one line, without its content."""
         took = time.monotonic() - self._began
         context, route = self._context, self._context.route or "other"
         status = context.outcome or self._status
@@ -158,7 +158,7 @@ class _Visit:
 
 
 def host_of(header: str) -> str:
-    """The name in a header Host, without the port and in small letters."""
+    """The name in a Host header, in lower case and without the port."""
     name = header.strip().lower()
     if name.startswith("["):
         return name.partition("]")[0][1:]
@@ -167,7 +167,7 @@ def host_of(header: str) -> str:
 
 @lru_cache(maxsize=256)
 def is_loopback(name: str) -> bool:
-    """Whether a name or an address is this machine's own, which no other machine reaches."""
+    """Whether a name or an address is loopback, which other machines cannot reach."""
     try:
         return ipaddress.ip_address(name).is_loopback
     except ValueError:

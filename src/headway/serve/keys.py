@@ -1,4 +1,4 @@
-"""API keys: those that were named at the start, and those of files, which are read again when they change."""
+"""API keys: those passed at startup, and those in files, which are read again when they change."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from typing import NamedTuple
 from headway.errors import UserError, logger
 
 _LOG = logger(__name__)
-_LOOK = 1.0  # seconds between two looks at a file
-_BYTES = 1 << 20  # of a file
+_LOOK = 1.0  # seconds between two checks of a file
+_BYTES = 1 << 20  # maximum size of a file
 
 _Version = tuple[int, int, int, int]
 
 
 class ApiKey(NamedTuple):
-    """A key that clients show. At most `under_way` of its requests are served at once; None sets no limit."""
+    """A key that clients send. At most `max_concurrent` of its requests run at once; None sets no limit."""
 
     secret: str
     under_way: int | None = None
 
 
 class KeyFile:
-    """A file with a line for each key: `KEY`, or `KEY N`; `#` begins a remark."""
+    """A file with one key per line: `KEY`, or `KEY N`; `#` starts a comment."""
 
     def __init__(self, path: Path) -> None:
         """UserError for a file that cannot be read or has no key."""
@@ -37,8 +37,8 @@ class KeyFile:
         self._version = self._read()
 
     def refresh(self) -> bool:
-        """Read the file again if it has changed, and report whether its keys have. A file that is gone or broken leaves
-        the keys as they were and one line in the log.
+        """Read the file again if it has changed, and return whether its keys have. If the file is missing or broken,
+        the keys stay the same and the log gets one warning.
         """
         try:
             found = os.stat(self._path)
@@ -52,7 +52,7 @@ class KeyFile:
         try:
             self._version = self._read()
         except UserError as error:
-            _LOG.warning("the API keys stay as they were: %s", error)
+            _LOG.warning("the API keys are unchanged: %s", error)
         return self.keys != before
 
     def _read(self) -> _Version:
@@ -64,9 +64,9 @@ class KeyFile:
                 text = raw.decode()
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "it is not UTF-8"
-            raise UserError(f"the file of keys {self._path} cannot be read ({reason}); give a text file") from None
+            raise UserError(f"the key file {self._path} cannot be read ({reason}); pass a text file") from None
         if len(raw) > _BYTES:
-            raise UserError(f"the file of keys {self._path} has more than {_BYTES:,} bytes; give a smaller one")
+            raise UserError(f"the key file {self._path} has more than {_BYTES:,} bytes; use a smaller one")
         self.keys = parsed(text.splitlines(), f"@{self._path}")
         return version
 
@@ -76,23 +76,23 @@ def _version(found: os.stat_result) -> _Version:
 
 
 def parsed(lines: Sequence[str], source: str) -> list[ApiKey]:
-    """The keys of lines. UserError for a line that no header can hold, and for none."""
+    """The keys in these lines. UserError for a key that does not fit into a header, and if there is no key."""
     found = []
     for line in lines:
         secret, _, most = line.partition("#")[0].strip().partition(" ")
         if not secret:
             continue
         if not (secret.isascii() and secret.isprintable()) or (most and not (most.isdecimal() and int(most) > 0)):
-            raise UserError("a line of keys is not KEY or KEY N; give printable ASCII without spaces, N from 1 on")
+            raise UserError("a line of keys is not KEY or KEY N; use printable ASCII without spaces, and N from 1 up")
         found.append(ApiKey(secret, int(most) if most else None))
     if not found:
-        raise UserError(f"--api-key {source!r} holds no key; give one, or leave it out")
+        raise UserError(f"--api-key {source!r} contains no key; add one, or leave it out")
     return found
 
 
 class KeyRing:
-    """The keys that are valid now. Each has a number for as long as the server runs, in the order in which they were
-    first read, and none ever gets that of another: what is cached for a key is that key's alone.
+    """The keys that are valid now. Each keeps its number while the server runs, in the order in which keys were first
+    read. Numbers are never reused, so cached data of one key is never served to another.
     """
 
     def __init__(self, keys: Sequence[ApiKey], files: Sequence[KeyFile]) -> None:
@@ -104,7 +104,7 @@ class KeyRing:
 
     @property
     def needed(self) -> bool:
-        """Whether requests must have a key."""
+        """Whether requests need a key."""
         return bool(self._fixed or self._files)
 
     def find(self, secret: str) -> tuple[ApiKey, int] | None:
@@ -115,7 +115,7 @@ class KeyRing:
             if any(changed):
                 self._number()
         shown, found = _digest(secret), None
-        for digest, number, key in self._valid:  # all of them, so that time tells nothing
+        for digest, number, key in self._valid:  # all of them, so that timing reveals nothing
             if hmac.compare_digest(digest, shown):
                 found = key, number
         return found

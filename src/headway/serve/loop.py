@@ -1,7 +1,7 @@
-"""The engine's loop: a thread of its own takes steps while there is work and sleeps otherwise.
+"""The engine loop: a separate thread takes steps while there is work and sleeps otherwise.
 
-The event loop never waits for it. What is asked goes into a list that the thread reads before its next step; all that a
-step says comes back with one wake-up of the event loop.
+The event loop never waits for it. Requests go into a queue that the thread reads before its next step; all output of a
+step wakes the event loop once.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from headway.serve.errors import StatusError
 from headway.serve.metrics import BETWEEN, FIRST, WRITTEN
 
 _LOG = logger(__name__)
-_UNREAD = 8192  # symbols that may wait for one client
-_LAST_STEP = 5.0  # seconds that a step may still take when the loop is to end
+_UNREAD = 8192  # maximum unread tokens per client
+_LAST_STEP = 5.0  # seconds that a step may still take during shutdown
 
 
 class Steps(Protocol):
-    """What a loop drives; `Scheduler` says what the methods do. Only the loop's thread calls them."""
+    """What a loop drives; see `Scheduler` for the methods. Only the loop's thread calls them."""
 
     def submit(self, request: Request) -> int: ...
     def cancel(self, ticket: int) -> None: ...
@@ -39,9 +39,9 @@ class Steps(Protocol):
 
 
 class Turn(NamedTuple):
-    """What one step said of one of the sequences that were asked for."""
+    """The output of one step for one of the requested sequences."""
 
-    place: int  # of the sequence: those of the requests one after the other, each with all its copies
+    place: int  # of the sequence; those of the requests follow each other, each with all its samples
     said: Said
 
 
@@ -49,17 +49,17 @@ News = Turn | Exception
 
 
 class Writing:
-    """What comes of requests that belong together. `async with` asks for it, and takes it back when left early."""
+    """The output of requests that belong together. `async with` starts them, and cancels them when left early."""
 
     def __init__(self, loop: EngineLoop, requests: Sequence[Request]) -> None:
         self.requests = requests
         self._loop = loop
-        self._left = sum(request.copies for request in requests)  # sequences that have not ended
+        self._left = sum(request.copies for request in requests)  # unfinished sequences
         self._over = False
         self._news: deque[News] = deque()
         self._awake = asyncio.Event()
         self._asked = time.monotonic()
-        self._last: float | None = None  # when something was said
+        self._last: float | None = None  # time of the last output
 
     async def __aenter__(self) -> Writing:
         self._loop.ask(self)
@@ -69,7 +69,7 @@ class Writing:
         self._end()
 
     async def turns(self) -> AsyncGenerator[Turn, None]:
-        """All that is said, until the last sequence has ended. Raises what went wrong."""
+        """All output until the last sequence is finished. Raises errors of the requests."""
         while self._left:
             while not self._news:
                 self._awake.clear()
@@ -84,18 +84,18 @@ class Writing:
         self._over = True
 
     def hear(self, news: News, at: float) -> None:
-        """On the event loop: something came, at this time."""
+        """On the event loop: an event that happened at this time."""
         if self._over:
             return
         if isinstance(news, Turn):
             if self._last is None:
                 self._loop.first.observe(at - self._asked)
-            elif at > self._last:  # copies that are written in the same step are one wait for the client
+            elif at > self._last:  # samples of the same step are one wait for the client
                 self._loop.between.observe(at - self._last)
             self._last = at
         if len(self._news) >= _UNREAD:
             self._news.clear()
-            news = StatusError(408, f"{_UNREAD:,} tokens of the answer were left unread; read it as it comes")
+            news = StatusError(408, f"{_UNREAD:,} tokens of the answer are unread; read the stream faster")
             self._loop.take_back(self)
         self._news.append(news)
         self._awake.set()
@@ -108,16 +108,16 @@ class Writing:
 
 @dataclass
 class _Ticket:
-    """A request under way."""
+    """A running request."""
 
     writing: Writing
-    place: int  # of its first copy
-    left: int  # copies that have not ended
+    place: int  # of its first sample
+    left: int  # unfinished samples
     begun: bool = False
 
 
 class EngineLoop:
-    """Runs one model's `steps` in a thread of its own."""
+    """Runs one model's `steps` in a separate thread."""
 
     def __init__(self, steps: Steps, name: str) -> None:
         self.steps = steps
@@ -127,19 +127,19 @@ class EngineLoop:
         self._asked: deque[Writing] = deque()
         self._back: deque[Writing] = deque()
         self._tickets: dict[int, _Ticket] = {}
-        self._until: float | None = None  # when all must have ended, once the loop is to end
+        self._until: float | None = None  # deadline of all requests, once the loop shuts down
         self._moved = time.monotonic()
         self._home: asyncio.AbstractEventLoop | None = None
-        context = copy_context()  # which says, for one, whether kernels are deterministic
+        context = copy_context()  # has, for example, whether kernels are deterministic
         self._thread = threading.Thread(target=context.run, args=(self._run,), name=f"engine {name}", daemon=True)
         self._thread.start()
 
     def write(self, requests: Sequence[Request]) -> Writing:
-        """What these requests are answered with, once it is entered."""
+        """The output of these requests, which start when it is entered."""
         return Writing(self, requests)
 
     def ask(self, writing: Writing) -> None:
-        """On the event loop: have this written. StatusError 503 where the loop is to end."""
+        """On the event loop: start these requests. StatusError 503 if the loop is shutting down."""
         self._home = asyncio.get_running_loop()
         with self._wake:
             if self._until is not None:
@@ -150,23 +150,23 @@ class EngineLoop:
             self._wake.notify()
 
     def take_back(self, writing: Writing) -> None:
-        """On the event loop: forget this before the next step."""
+        """On the event loop: cancel these requests before the next step."""
         with self._wake:
             self._back.append(writing)
             self._wake.notify()
 
     @property
     def working(self) -> bool:
-        """Whether anything is asked for."""
+        """Whether there are any requests."""
         return bool(self._tickets or self._asked)
 
     @property
     def still(self) -> float:
-        """Seconds since the last step ended, while there is work; else 0."""
+        """Seconds since the last step ended, or 0 without work."""
         return time.monotonic() - self._moved if self.working else 0.0
 
     async def close(self, seconds: float) -> None:
-        """Refuse what has said nothing yet, let the rest go on for `seconds`, and end the thread."""
+        """Refuse requests without output, let the others continue for `seconds`, and stop the thread."""
         with self._wake:
             if self._until is None:
                 self._until = time.monotonic() + seconds
@@ -181,14 +181,14 @@ class EngineLoop:
                 asked, back = list(self._asked), list(self._back)
                 self._back.clear()
             news = [each for writing in asked for each in self._submit(writing)]
-            with self._wake:  # only now: in between, `working` must not miss them
+            with self._wake:  # only now, so that `working` never misses them
                 for _ in asked:
                     self._asked.popleft()
             for writing in back:
                 self._forget(writing)
             if self._until is not None:
                 news += self._end_some(self._until)
-            if self._tickets or back:  # what was taken back is let go by a step, also where nothing else is under way
+            if self._tickets or back:  # a step frees cancelled requests, even if nothing else runs
                 news += self._step()
             self._moved = time.monotonic()
             self._tell(news)
@@ -213,10 +213,10 @@ class EngineLoop:
             try:
                 self.steps.cancel(number)
             except Exception:
-                _LOG.exception("a request to %s cannot be taken back", self.name)
+                _LOG.exception("a request to %s cannot be cancelled", self.name)
 
     def _end_some(self, until: float) -> list[tuple[Writing, News]]:
-        """Those that have said nothing yet; all, when the time is over."""
+        """Stop requests without output; after the deadline, all."""
         over = time.monotonic() >= until
         begun = {id(ticket.writing) for ticket in self._tickets.values() if ticket.begun}
         all_under_way = {id(ticket.writing): ticket.writing for ticket in self._tickets.values()}
@@ -228,7 +228,7 @@ class EngineLoop:
     def _step(self) -> list[tuple[Writing, News]]:
         try:
             steps = self.steps.step()
-        except Exception as error:  # ends what is under way, and not the server
+        except Exception as error:  # ends the running requests, but not the server
             writings = list({id(ticket.writing): ticket.writing for ticket in self._tickets.values()}.values())
             for writing in writings:
                 self._forget(writing)
@@ -236,7 +236,7 @@ class EngineLoop:
         news: list[tuple[Writing, News]] = []
         for said in steps:
             ticket = self._tickets.get(said.ticket)
-            if ticket is None:  # it was taken back
+            if ticket is None:  # it was cancelled
                 continue
             if said.error is not None:
                 self._forget(ticket.writing)
@@ -255,8 +255,8 @@ class EngineLoop:
             return
         try:
             self._home.call_soon_threadsafe(self._hear, news, time.monotonic())
-        except RuntimeError:  # the event loop has ended, and nobody listens any more
-            _LOG.debug("the end of %s is not heard", self.name)
+        except RuntimeError:  # the event loop has stopped, so nobody listens
+            _LOG.debug("the last output of %s is dropped", self.name)
 
     def _hear(self, news: list[tuple[Writing, News]], at: float) -> None:
         self._written.inc(sum(isinstance(each, Turn) and each.said.id is not None for _, each in news))
@@ -265,23 +265,23 @@ class EngineLoop:
 
 
 def ending() -> StatusError:
-    """What is said to those who ask a server that is told to end."""
-    return StatusError(503, "the server is about to end; ask again in a minute", code="ending", retry_after=60)
+    """The error for requests to a server that is shutting down."""
+    return StatusError(503, "the server is shutting down; try again in a minute", code="ending", retry_after=60)
 
 
 def open_loop(
     model: Model, name: str, slots: int = 64, waiting: int = 256, cache_memory: int | None = None
 ) -> EngineLoop | None:
-    """A loop that writes the texts of a model, or None where it writes none: a Scheduler of at most `slots` sequences
-    and `cache_memory` bytes of keys and values where the compiled engine runs it without a draft, else one request
-    after the other; `waiting` is the most requests in the queue.
+    """An engine loop that generates a model's text, or None if the model does not generate. It runs a Scheduler of at
+    most `slots` sequences and `cache_memory` bytes of KV cache if the compiled engine supports the model and there is
+    no draft, otherwise one request at a time. At most `max_waiting` requests are in the queue.
     """
     if "generate" not in model.verbs:
         return None
     session = model.open_session()
     if isinstance(session.model, Engine) and model.draft is None:
         steps = Scheduler(session.model, session.codec, slots, waiting, cache_memory)
-        steps.submit(Request([0], limits=Limits(1)))  # what is compiled once is compiled before anybody waits for it
+        steps.submit(Request([0], limits=Limits(1)))  # warm-up: compile before the first request
         while steps.step():
             pass
         return EngineLoop(steps, name)

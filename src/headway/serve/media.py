@@ -1,4 +1,4 @@
-"""Images and sounds that clients send within a request, as data: URLs. Nothing is fetched, and no file is read."""
+"""Images and audio that clients send in a request, as data: URLs. Nothing is fetched, and no file is read."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from headway.codecs.processor import decode_image
 from headway.domains.audio.sound import read_sound
 from headway.errors import UserError
 
-_SHOWN = 40  # characters of what is no data: URL
+_SHOWN = 40  # characters of an invalid URL in messages
 
 
 def image_of(given: object, name: str) -> np.ndarray:
-    """The pixels of an image in a data: URL, uint8 [H, W, 3]; `name` is for messages. UserErrors: anything else, what
-    is no image, and one of too many pixels.
+    """The pixels of an image in a data: URL, uint8 [H, W, 3]; `name` is for messages. UserError for anything else, and
+    for an image that is damaged or too large.
     """
     return decode_image(_bytes_of(given, name, "image"), name)
 
 
 def sound_of(given: object, name: str) -> np.ndarray:
-    """The samples of a sound in a data: URL at 16,000 a second, float32 [N]. UserErrors: anything else, what is no
-    sound, and one that is damaged or beyond the limits of `headway.received`.
+    """The samples of the audio in a data: URL at 16 kHz, float32 [N]. UserError for anything else, and for audio that
+    is damaged or exceeds the limits for input files.
     """
     data = _bytes_of(given, name, "audio")
-    with NamedTemporaryFile(prefix="headway-") as file:  # which nobody else may read, and decoders want
+    with NamedTemporaryFile(prefix="headway-") as file:  # private to this user; decoders need a file
         file.write(data)
         file.flush()
         with named(Path(file.name), name):
@@ -39,7 +39,7 @@ def sound_of(given: object, name: str) -> np.ndarray:
 
 @contextmanager
 def named(path: Path, name: str) -> Iterator[None]:
-    """Within, a UserError that tells of a file tells of what the client calls it."""
+    """Within the context, UserErrors show the client's name of a file instead of its path."""
     try:
         yield
     except UserError as error:
@@ -50,10 +50,8 @@ def _bytes_of(given: object, name: str, kind: str) -> bytes:
     head, comma, data = given.partition(",") if isinstance(given, str) else ("", "", "")
     if not comma or not head.startswith(f"data:{kind}/") or not head.endswith(";base64"):
         shown = repr(given[:_SHOWN]) if isinstance(given, str) else f"a {type(given).__name__}"
-        raise UserError(
-            f"{name} is {shown}; give it as data:{kind}/...;base64,... as nothing is fetched or opened here"
-        )
+        raise UserError(f"{name} is {shown}, but no files or URLs are opened; send data:{kind}/...;base64,...")
     try:
         return base64.b64decode(data, validate=True)
     except binascii.Error as error:
-        raise UserError(f"{name} is not base64 ({error}); encode it anew") from None
+        raise UserError(f"{name} is not base64 ({error}); encode it again") from None

@@ -1,4 +1,4 @@
-"""What the server counts, for Prometheus."""
+"""Metrics for Prometheus."""
 
 from __future__ import annotations
 
@@ -13,48 +13,48 @@ _WAITS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0
 
 ANSWERED = Counter("headway_requests", "Requests by path and status.", ("path", "status"), registry=REGISTRY)
 SECONDS = Histogram(
-    "headway_request_seconds", "From the arrival of a request to its end.", ("path",), buckets=_WAITS, registry=REGISTRY
+    "headway_request_seconds", "Seconds from arrival to end of a request.", ("path",), buckets=_WAITS, registry=REGISTRY
 )
-READ = Counter("headway_prompt_tokens", "Tokens of prompts that were asked with.", ("model",), registry=REGISTRY)
-WRITTEN = Counter("headway_written_tokens", "Tokens that were written.", ("model",), registry=REGISTRY)
+READ = Counter("headway_prompt_tokens", "Prompt tokens of all requests.", ("model",), registry=REGISTRY)
+WRITTEN = Counter("headway_written_tokens", "Generated tokens.", ("model",), registry=REGISTRY)
 FIRST = Histogram(
-    "headway_first_token_seconds", "From a request to its first token.", ("model",), buckets=_WAITS, registry=REGISTRY
+    "headway_first_token_seconds", "Seconds to the first token.", ("model",), buckets=_WAITS, registry=REGISTRY
 )
 BETWEEN = Histogram(
     "headway_between_tokens_seconds",
-    "From one token of a request to its next.",
+    "Seconds from one token of a request to the next.",
     ("model",),
     buckets=_WAITS,
     registry=REGISTRY,
 )
 
 
-ProcessCollector(registry=REGISTRY)  # processor time, memory, descriptors, start: where the system tells them
-_NOW = {  # what is so now; all other numbers of a scheduler count from its start
-    "waiting": "Sequences that wait, those that gave way to older ones too.",
-    "running": "Sequences under way.",
-    "blocks": "Blocks of keys and values in use, those of known prefixes too.",
-    "most_blocks": "Blocks of keys and values at most.",
+ProcessCollector(registry=REGISTRY)  # CPU time, memory, descriptors, start: where the system reports them
+_NOW = {  # gauges; all other values of a scheduler are counters since its start
+    "waiting": "Waiting sequences, preempted ones included.",
+    "running": "Running sequences.",
+    "blocks": "KV cache blocks in use, cached prefixes included.",
+    "most_blocks": "Maximum number of KV cache blocks.",
 }
 _COUNTED = {
-    "prefix_tokens": "Tokens of prompts that were in the cache.",
-    "prompt_tokens": "Tokens of prompts that were computed.",
+    "prefix_tokens": "Prompt tokens found in the prefix cache.",
+    "prompt_tokens": "Prompt tokens that were computed.",
     "written_tokens": "Tokens that were generated.",
-    "preemptions": "Sequences that gave way to older ones, to be computed again.",
-    "guessed": "Tokens that were guessed ahead.",
-    "accepted": "Guessed tokens that were right.",
+    "preemptions": "Sequences preempted by older ones, to be recomputed.",
+    "guessed": "Draft tokens that were proposed.",
+    "accepted": "Draft tokens that were accepted.",
 }
 
 
 class Counts:
-    """The numbers of the schedulers, read at each request, by model."""
+    """Collects the values of the schedulers, by model, when the metrics are requested."""
 
     def __init__(self, counts: Callable[[], Mapping[str, Mapping[str, Any]]]) -> None:
-        """`counts` gives the numbers of each model by their names."""
+        """`counts` returns the values of each model, by name."""
         self._counts = counts
 
     def collect(self) -> Iterator[Metric]:
-        """One family of numbers after the other."""
+        """The metric families."""
         found: dict[str, GaugeMetricFamily | CounterMetricFamily] = {}
         for model, numbers in self._counts().items():
             for name, number in numbers.items():
@@ -68,7 +68,7 @@ class Counts:
 
 
 def page(counts: Callable[[], Mapping[str, Mapping[str, Any]]]) -> bytes:
-    """All numbers as Prometheus reads them."""
+    """All metrics in Prometheus' text format."""
     own = CollectorRegistry()
     own.register(Counts(counts))
     return generate_latest(REGISTRY) + generate_latest(own)

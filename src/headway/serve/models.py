@@ -1,4 +1,4 @@
-"""The models of a server: known from the start, loaded when they are first asked for, and let go when nobody does."""
+"""The models of a server: listed at startup, loaded on first use, and unloaded when unused."""
 
 from __future__ import annotations
 
@@ -40,18 +40,18 @@ from headway.serve.loop import EngineLoop
 
 R = TypeVar("R")
 _LOG = logger(__name__)
-_SERVED: dict[str, Weights] = {"Q8_0": "int8", "Q4_0": "int4", "Q4_1": "int4", "Q4_K": "int4"}  # by formats of GGUF
-_FILES = (SUFFIX, ".bin")  # models that are a file
-_BYTES = {None: 4, "fp32": 4, "int8": 2, "int4": 2}  # of a weight while a model is loaded; stored ones have 16 bits
-_RETRY = 10  # seconds after which memory may be free
-_LOOK = 1.0  # seconds between two looks at the files of a model
-_POLL = 0.05  # seconds between looks at what is under way while the server ends
-_MOST = 1000  # models of a folder
+_SERVED: dict[str, Weights] = {"Q8_0": "int8", "Q4_0": "int4", "Q4_1": "int4", "Q4_K": "int4"}  # by GGUF format
+_FILES = (SUFFIX, ".bin")  # models in a single file
+_BYTES = {None: 4, "fp32": 4, "int8": 2, "int4": 2}  # per weight while a model is loaded; stored ones have 16 bits
+_RETRY = 10  # seconds after which memory may be available
+_LOOK = 1.0  # seconds between two checks of a model's files
+_POLL = 0.05  # seconds between checks for running requests during shutdown
+_MOST = 1000  # maximum models of a folder
 
 
 @dataclass(frozen=True)
 class LoadOptions:
-    """How models are loaded: arguments of `headway.load`. A draft is that of models that write."""
+    """How models are loaded: arguments of `headway.load`. The draft is for models that generate text."""
 
     device: str = "auto"
     weights: Weights | None = None
@@ -62,7 +62,7 @@ class LoadOptions:
 
 @dataclass(eq=False)
 class _Loaded:
-    """A model in memory, what is known of it, and the files that it was read from as they were then."""
+    """A model in memory, its summary, and the states of its files when it was loaded."""
 
     ready: Ready
     known: Known
@@ -72,7 +72,7 @@ class _Loaded:
 
 @dataclass(eq=False)
 class _Entry:
-    """A model by its name: what is known of it, or what is wrong with it, and its state now."""
+    """A model by name: its summary, or its error, and its current state."""
 
     name: str
     place: Path
@@ -80,16 +80,16 @@ class _Entry:
     error: UserError | None = None
     loading: asyncio.Task[_Loaded] | None = None
     loaded: _Loaded | None = None
-    look: float = 0.0  # when to look at its files again, by the monotonic clock
-    tried: FileStates | None = None  # the changed files that it was last loaded again from
-    users: int = 0  # who waits for it included
-    used: float = 0.0  # when it was last, by the monotonic clock
-    timer: asyncio.TimerHandle | None = None  # until it is let go
+    look: float = 0.0  # when to check its files again, by the monotonic clock
+    tried: FileStates | None = None  # states of changed files of the last attempt to reload it
+    users: int = 0  # including those that wait for it
+    used: float = 0.0  # time of the last use, by the monotonic clock
+    timer: asyncio.TimerHandle | None = None  # until it is unloaded
 
 
 class ServedModels:
-    """Models by name: those that were named, and those in a folder. Methods are called on the event loop; models are
-    loaded one at a time in a thread, as two at once would each take the memory that is free for its own.
+    """Models by name: those passed one by one, and those in a folder. Methods are called on the event loop. Models are
+    loaded in a thread, one at a time, because two at once would both count on the same free memory.
     """
 
     def __init__(
@@ -100,11 +100,11 @@ class ServedModels:
         start_loop: Callable[[Model, str], EngineLoop | None],
         keep_alive: float | None = None,
     ) -> None:
-        """`start_loop` makes what writes the texts of a model, given with its name, where it writes some. A model that
-        nobody uses for `keep_alive` seconds is let go (None: only where memory is short).
+        """`start_loop` makes the engine loop for a model and its name, or None if it does not generate text. A model is
+        unloaded after `keep_alive` idle seconds (None: only if memory is short).
 
-        UserError for a model that is named and cannot be served, for two of one name, and for a folder without models.
-        One in the folder that is broken is listed nowhere, and says why when it is asked for.
+        UserError for a named model that cannot be served, for two models with one name, and for a folder without any.
+        A broken model in the folder is not listed; a request for it reports the error.
         """
         self._options, self._start_loop, self._keep_alive = options, start_loop, keep_alive
         self._device = find_device(options.device)
@@ -122,11 +122,11 @@ class ServedModels:
                 entry.error = error
                 _LOG.warning("%s is not served: %s", entry.name, error)
         if not any(entry.known for entry in self._entries.values()):
-            raise UserError("there is no model to serve; name some, or give a folder that holds some with --models")
-        self._replaced: set[_Loaded] = set()  # by newer ones, and still in use
+            raise UserError("there is no model to serve; pass models, or a folder of models with --models")
+        self._replaced: set[_Loaded] = set()  # replaced by newer versions, and still in use
         self._retiring: set[asyncio.Task[None]] = set()
         self._thread = ThreadPoolExecutor(1, "headway-load")
-        self._turn, self._letting_go = asyncio.Lock(), asyncio.Lock()  # of who loads, and of who unloads
+        self._turn, self._letting_go = asyncio.Lock(), asyncio.Lock()  # locks for loading, and for unloading
         self._end: asyncio.Future[None] | None = None
         self._closing = False
 
@@ -134,7 +134,7 @@ class ServedModels:
         return {name: entry.known for name, entry in self._entries.items() if entry.known is not None}
 
     def notes(self) -> list[str]:
-        """What the start says of models: in which format those that are quantised are served, and why."""
+        """Messages at startup: the formats in which quantised models are served, and why."""
         return [f"{name}: {each.note}" for name, each in self.listed().items() if each.note is not None]
 
     def known(self, name: str) -> Known:
@@ -147,7 +147,7 @@ class ServedModels:
     async def using(self, name: str) -> AsyncIterator[Ready]:
         entry = self._entry(name)
         if self._closing:
-            raise StatusError(503, "the server is being ended; ask another one", code="ending", retry_after=_RETRY)
+            raise StatusError(503, "the server is shutting down; try again later", code="ending", retry_after=_RETRY)
         self.known(entry.name)
         entry.users += 1
         if entry.timer is not None:
@@ -175,7 +175,7 @@ class ServedModels:
         return {name: loop for name, loop in found.items() if loop is not None}
 
     def batchers(self) -> Mapping[str, Batcher]:
-        """The threads that answer for the models that are loaded now."""
+        """The batchers of the loaded models, by name."""
         return {name: entry.loaded.ready.batcher for name, entry in self._entries.items() if entry.loaded is not None}
 
     def ready(self) -> bool:
@@ -187,7 +187,7 @@ class ServedModels:
                 _LOG.warning("%s is served one request at a time: %s", name, each.alone)
 
     async def close(self, seconds: float) -> None:
-        """Of several that ask for the end, the server and the application, the first says when."""
+        """Both the server and the application call this; the first call sets the deadline."""
         if self._end is None:
             self._end = asyncio.ensure_future(self._close(seconds))
         await asyncio.shield(self._end)
@@ -195,7 +195,7 @@ class ServedModels:
     async def _close(self, seconds: float) -> None:
         self._closing, end = True, time.monotonic() + seconds
         older = [each.ready.loop for each in self._replaced if each.ready.loop is not None]
-        loops = [loop.close(seconds) for loop in (*self.loops().values(), *older)]  # each ends what it writes
+        loops = [loop.close(seconds) for loop in (*self.loops().values(), *older)]  # stops its running requests
         await asyncio.gather(*loops)
         while any(entry.users for entry in self._entries.values()) and time.monotonic() < end:
             await asyncio.sleep(_POLL)
@@ -207,7 +207,7 @@ class ServedModels:
     def _add(self, name: str, place: Path) -> None:
         other = self._entries.get(name)
         if other is not None:
-            raise UserError(f"{other.place} and {place} are both named {name}; rename one, or link to it")
+            raise UserError(f"{other.place} and {place} are both named {name}; rename one, or link to one")
         self._entries[name] = _Entry(name, place)
 
     def _entry(self, name: str) -> _Entry:
@@ -219,8 +219,8 @@ class ServedModels:
         return self._entries[name]
 
     async def _loaded(self, entry: _Entry) -> _Loaded:
-        """The model, which the first who asks has loaded; it goes on where that one leaves, as others may wait. Where
-        its files have changed, it is loaded again, and the one that is there answers until then.
+        """The model, which the first request loads; loading continues if its client disconnects, as others may wait. If
+        its files have changed, it is loaded again, and the old version answers until then.
         """
         if entry.loaded is not None:
             if entry.loading is None and self._has_changed(entry, entry.loaded):
@@ -233,10 +233,10 @@ class ServedModels:
 
     def _begin(self, entry: _Entry) -> None:
         entry.loading = asyncio.create_task(self._load(entry))
-        entry.loading.add_done_callback(lambda task: task.cancelled() or task.exception())  # seen by all or by none
+        entry.loading.add_done_callback(lambda task: task.cancelled() or task.exception())  # mark as retrieved
 
     def _has_changed(self, entry: _Entry, loaded: _Loaded) -> bool:
-        """Whether files of a model have changed since it was loaded, and since it was last tried to load it again."""
+        """Whether files of a model have changed since it was loaded and since the last attempt to reload it."""
         now = time.monotonic()
         if now < entry.look:
             return False
@@ -255,7 +255,7 @@ class ServedModels:
                 made = await self._in_thread(lambda: self._open(entry))
             older, entry.loaded, entry.known, entry.tried = entry.loaded, made, made.known, None
             again = " again, as its files have changed" if older is not None else ""
-            _LOG.info("%s was loaded%s in %.1f s", entry.name, again, time.monotonic() - started)
+            _LOG.info("loaded %s%s in %.1f s", entry.name, again, time.monotonic() - started)
             if older is not None and older.users:
                 self._replaced.add(older)
             elif older is not None:
@@ -263,11 +263,11 @@ class ServedModels:
             return made
         except StatusError as error:
             if entry.loaded is not None:
-                entry.tried = None  # memory may be free at the next look
-                _LOG.warning("%s has changed and is served as it was: %s", entry.name, error)
+                entry.tried = None  # memory may be available at the next check
+                _LOG.warning("%s has changed, but the old version stays in use: %s", entry.name, error)
             raise
-        except Exception as error:  # of files that others wrote, and for want of memory: no other model's affair
-            told = "has changed, cannot be loaded again and is served as it was" if entry.loaded else "cannot be loaded"
+        except Exception as error:  # of broken files, or without memory: other models continue
+            told = "has changed and cannot be loaded; the old version stays in use" if entry.loaded else "cannot load"
             reason = error if isinstance(error, UserError) else type(error).__name__
             trace = None if isinstance(error, UserError) else error
             _LOG.warning("%s %s: %s", entry.name, told, reason, exc_info=trace)
@@ -277,8 +277,8 @@ class ServedModels:
             self._released(entry)
 
     def _open(self, entry: _Entry) -> _Loaded:
-        """Called in the thread: reading takes seconds, and so does what a program is made from. UserError where a file
-        changes meanwhile, as no one state of it was read then.
+        """Called in the thread, because loading and compiling take seconds. UserError if a file changes meanwhile:
+        parts of different versions would be mixed.
         """
         o, place = self._options, entry.place
         with recorded() as files, copied():
@@ -287,14 +287,14 @@ class ServedModels:
             model = load(place, o.device, found.weights, o.backend, o.cache, o.draft if writes else None)
         changed = next((path for path, state in states_now(files).items() if state != files[path]), None)
         if changed is not None:
-            raise UserError(f"{Path(changed).name} was changed while it was read; ask again when it is whole")
+            raise UserError(f"{Path(changed).name} changed while it was read; try again when it is complete")
         loop = self._start_loop(model, entry.name)
         ready = Ready(entry.name, model, loop, Batcher(entry.name), fingerprint(model) if writes else "")
         return _Loaded(ready, found, files)
 
     async def _make_room(self, entry: _Entry) -> None:
-        """Let go what nobody uses, the least recently used first, until there is memory for a model. StatusError 503
-        where the others that are loaded are all in use.
+        """Unload idle models, least recently used first, until there is memory for a model. StatusError 503 if all
+        loaded models are in use.
         """
         found = self.known(entry.name)
         needed = found.parameters * _BYTES[found.weights]
@@ -302,11 +302,11 @@ class ServedModels:
             held = [each for each in self._entries.values() if each.loaded is not None]
             idle = [each for each in held if not each.users]
             if not held:
-                return  # what loads it says what is missing
+                return  # loading will report the missing memory
             if not idle:
                 using = ", ".join(each.name for each in held)
-                message = f"{entry.name} needs {needed:,} bytes of memory and {free:,} are free while {using} is in use"
-                raise StatusError(503, f"{message}; ask again later", code="no_memory", retry_after=_RETRY)
+                message = f"{entry.name} needs {needed:,} bytes of memory, {free:,} are free, and {using} is in use"
+                raise StatusError(503, f"{message}; try again later", code="no_memory", retry_after=_RETRY)
             await self._unload(min(idle, key=lambda each: each.used))
 
     def _released(self, entry: _Entry) -> None:
@@ -328,7 +328,7 @@ class ServedModels:
             await self._let_go(loaded, entry.name)
 
     def _retire(self, loaded: _Loaded, name: str) -> None:
-        """Let it go once whoever called this has no more of it."""
+        """Unload it after the caller has dropped its references."""
         task = asyncio.create_task(self._let_go(loaded, name))
         self._retiring.add(task)
         task.add_done_callback(self._retiring.discard)
@@ -339,18 +339,18 @@ class ServedModels:
             if loaded.ready.loop is not None:
                 await loaded.ready.loop.close(0)
             del loaded.ready, loaded
-            await self._in_thread(gc.collect)  # modules hold each other
-            _LOG.info("%s was let go", name)
+            await self._in_thread(gc.collect)  # modules refer to each other
+            _LOG.info("unloaded %s", name)
 
     async def _in_thread(self, job: Callable[[], R]) -> R:
-        context = copy_context()  # which says, for one, which kernels compute
+        context = copy_context()  # has, for example, the choice of kernels
         return await asyncio.get_running_loop().run_in_executor(self._thread, lambda: context.run(job))
 
 
 def known(place: Path, options: LoadOptions) -> Known:
-    """What lies at a place, and how it is served. UserError for what is no model."""
+    """The summary of the model at a path, and how it is served. UserError if there is no model."""
     if not place.exists():
-        raise UserError(f"{place} does not exist; give a run or a published model, a folder or a .gguf file")
+        raise UserError(f"{place} does not exist; pass a run, a model folder or a .gguf file")
     run = RunDirectory(place).exists()
     if (place / QUANTISED).is_file():
         config, usage = quantised_config(place), read_usage(place)
@@ -373,7 +373,7 @@ def known(place: Path, options: LoadOptions) -> Known:
 
 
 def _weights(place: Path, options: LoadOptions, alone: str | None) -> tuple[Weights | None, str | None]:
-    """The format to load weights in: as asked for, or that of a quantised GGUF file, with a note that says so."""
+    """The format to load weights in: as requested, or that of a quantised GGUF file, with a message about it."""
     if options.weights is not None or place.suffix != SUFFIX:
         return options.weights, None
     kind = GgufFile(place).main_kind()
@@ -382,9 +382,9 @@ def _weights(place: Path, options: LoadOptions, alone: str | None) -> tuple[Weig
     weights = _SERVED.get(kind.name)
     reason = f"{kind.name} has neither 8 nor 4 bits" if weights is None else alone
     if find_device(options.device).type != "cpu":
-        reason = "int8 and int4 need the CPU"
+        reason = "int8 and int4 run only on the CPU"
     elif options.backend == "torch":
-        reason = "torch computes it"
+        reason = "the torch backend is selected"
     if reason is not None:
         return None, f"weights in {kind.name} are served in fp32, as {reason}"
     return weights, f"weights in {kind.name} are served in {weights}; --weights fp32 serves their exact values"
@@ -392,28 +392,28 @@ def _weights(place: Path, options: LoadOptions, alone: str | None) -> tuple[Weig
 
 def _alone(config: ModelConfig, options: LoadOptions) -> str | None:
     if options.draft is not None:
-        return "a draft guesses for one sequence alone"
+        return "a draft works for one sequence only"
     if options.backend == "torch" or find_device(options.device).type != "cpu":
-        return "torch writes its texts"
+        return "it runs on torch"
     missing = refusal(cast(Transformer, outline(config)))
     return None if missing is None else f"the compiled engine has no instruction for {missing}"
 
 
 def _name_of(path: str | Path) -> str:
-    """What clients call a model: the last part of its path, or its name on a hub."""
+    """The public name of a model: the last part of its path, or its name on a hub."""
     if str(path).startswith(HUB):
         return str(path).removeprefix(HUB)
-    place = Path(os.path.abspath(path))  # a link has a name of its own
+    place = Path(os.path.abspath(path))  # not resolved: a link keeps its own name
     return place.stem if place.suffix in _FILES else place.name
 
 
 def _in_folder(folder: Path) -> list[Path]:
-    """What may be models: the folders in a folder, and files of the kinds that hold one. UserError for no folder."""
+    """Paths of possible models: subfolders, and files with a model's suffix. UserError if it is not a folder."""
     if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder; give one that holds models")
+        raise UserError(f"{folder} is not a folder; pass a folder of models")
     found = sorted(place for place in folder.iterdir() if place.name[0] != "." and _may_be(place))
     if len(found) > _MOST:
-        raise UserError(f"{folder} holds {len(found):,} folders and files, more than {_MOST:,}; name models one by one")
+        raise UserError(f"{folder} has {len(found):,} folders and files, more than {_MOST:,}; pass models one by one")
     return found
 
 
@@ -426,5 +426,5 @@ def _broken(entry: _Entry, reason: str) -> StatusError:
 
 
 def _unplaced(entry: _Entry, message: str) -> str:
-    """Clients need not know where a model lies."""
+    """The message without the model's path, which clients need not know."""
     return message.replace(str(entry.place), entry.name)

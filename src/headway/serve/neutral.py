@@ -1,7 +1,7 @@
-"""Fields that clients send although they ask for nothing.
+"""Fields that clients send with values that have no effect.
 
-A struct of a body may have a table `NEUTRAL`. A field that is listed there is accepted at the values that ask for
-nothing, and refused by name, with the reason, at any other. `null` asks for nothing in every field, known or not.
+The struct of a body may have a table `NEUTRAL`. A field in it is accepted with values without effect, and refused by
+name, with the reason, for all others. `null` has no effect in any field, known or not.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ _SHOWN = 60  # characters of a value in a message
 
 
 class Neutral(NamedTuple):
-    """What a field may be where it asks for nothing."""
+    """The values of a field that have no effect."""
 
     values: tuple[Any, ...] = ()
-    reason: str | None = None  # why no other value is accepted, and what to do; None: the struct has this field too
-    default_of: str | None = None  # a field of the body whose value, 1 without one, is accepted as well
-    kind: type | None = None  # of hints for other servers: every value of it is accepted
+    reason: str | None = None  # why other values are refused, and what to do; None: the struct also has this field
+    default_of: str | None = None  # a field of the body whose value (default: 1) is also accepted
+    kind: type | None = None  # for hints to other servers: the type whose values are all accepted
 
     def accepts(self, value: Any, body: Mapping[str, Any]) -> bool:
         if self.kind is not None and type(value) is self.kind:
@@ -36,7 +36,7 @@ Neutrals = dict[str, Neutral]
 
 
 def without_neutral(value: Any, struct: type[msgspec.Struct], path: str = "") -> Any:
-    """Parsed JSON of a struct without the fields that ask for nothing. StatusError 400 for one that asks for more."""
+    """Parsed JSON of a struct without fields that have no effect. StatusError 400 for other values of such fields."""
     if not isinstance(value, dict):
         return value
     fields, found = _fields(struct), {}
@@ -62,7 +62,7 @@ def without_neutral(value: Any, struct: type[msgspec.Struct], path: str = "") ->
 
 
 def structs_within(struct: type[msgspec.Struct]) -> Iterator[type[msgspec.Struct]]:
-    """A struct and all that its fields are of."""
+    """A struct and all structs in its fields."""
     yield struct
     for inner in _fields(struct).values():
         if inner is not None and inner is not struct:
@@ -71,7 +71,7 @@ def structs_within(struct: type[msgspec.Struct]) -> Iterator[type[msgspec.Struct
 
 @cache
 def _fields(struct: type[msgspec.Struct]) -> dict[str, type[msgspec.Struct] | None]:
-    """The struct that the value of each field, or each item of its list, is of."""
+    """The struct of each field, or of the items of its list."""
     hints = get_type_hints(struct)
     return {field.encode_name: next(_structs(hints[field.name]), None) for field in msgspec.structs.fields(struct)}
 

@@ -1,5 +1,5 @@
-"""ollama's API, for its clients: /api/chat, /api/generate, /api/embed and what they ask of models. Its requests become
-those of /v1/chat/completions, /v1/completions and /v1/embeddings.
+"""The Ollama API for its clients: /api/chat, /api/generate, /api/embed, and descriptions of models. Requests are
+converted to those of /v1/chat/completions, /v1/completions and /v1/embeddings.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ from headway.serve.ollama_bodies import (
 from headway.serve.thinking import CLOSE, OPEN, Thoughts
 from headway.serve.wire import JSON_LINES
 
-VERSION = "0.12.11"  # of ollama, whose API this is: its clients ask for a version, and use what that has
-_UNLIMITED = 4096  # tokens of a text, where neither the request nor the context limits it
+VERSION = "0.12.11"  # of Ollama, whose API this is: clients ask for the version and use its features
+_UNLIMITED = 4096  # tokens of a text if neither the request nor the context limits it
 
 
 async def chatted(body: OllamaChatBody, context: Context) -> OllamaLine | Events:
@@ -65,11 +65,11 @@ async def chatted(body: OllamaChatBody, context: Context) -> OllamaLine | Events
 async def generated(body: GenerateBody, context: Context) -> OllamaLine | Events:
     """The answer to a prompt, or its continuation."""
     if body.images:
-        raise StatusError(400, "images are not read by models that write; have /v1/caption describe them", "images")
+        raise StatusError(400, "text models do not accept images; describe them with /v1/caption", "images")
     if body.template:
-        raise StatusError(400, "the template of a request is not used; fill it in, and send raw", "template")
+        raise StatusError(400, "templates in requests are not supported; fill it in, and set raw", "template")
     if body.context:
-        raise StatusError(400, "context is not read; send the conversation to /api/chat", "context")
+        raise StatusError(400, "context is not supported; send the conversation to /api/chat", "context")
     name = _name(body.model, context)
     if not body.prompt and not body.suffix:
         return await _loaded(body, name, context)
@@ -82,7 +82,7 @@ async def generated(body: GenerateBody, context: Context) -> OllamaLine | Events
             messages.append(ChatMessage("user", prompt))
             return await _answer(body, chat.prepared(_chat_body(body, name, messages), context), context)
         if body.system:
-            problem = f"{name} is given the prompt alone here; put what system says into it"
+            problem = f"{name} gets only the prompt in this request; put the text of system into it"
             raise StatusError(400, problem, "system")
         settings = _settings(body)
         settings["max_tokens"] = settings["max_tokens"] or ready.model.context or _UNLIMITED
@@ -92,7 +92,7 @@ async def generated(body: GenerateBody, context: Context) -> OllamaLine | Events
 
 
 async def embedded(body: EmbedBody, context: Context) -> EmbedAnswer:
-    """The vector of each input."""
+    """The embedding of each input."""
     started = time.perf_counter_ns()
     if not body.input:
         await _loaded(body, _name(body.model, context), context)
@@ -110,18 +110,18 @@ async def embedded(body: EmbedBody, context: Context) -> EmbedAnswer:
 
 
 async def embedded_one(body: EmbeddingsBody, context: Context) -> EmbeddingsAnswer:
-    """The vector of a text."""
+    """The embedding of a text."""
     found = await embedded(EmbedBody(model=body.model, input=body.prompt), context)
     return EmbeddingsAnswer(found.embeddings[0] if found.embeddings else [])
 
 
 async def tags(body: None, context: Context) -> ModelsAnswer:
-    """What can be asked for, loaded or not."""
+    """All models, loaded or not."""
     return ModelsAnswer([ListedModel(**_listed(name, each)) for name, each in context.served.listed().items()])
 
 
 async def running(body: None, context: Context) -> RunningAnswer:
-    """The models that write and are loaded now."""
+    """The loaded models that generate text."""
     listed, never = context.served.listed(), datetime.max.replace(tzinfo=UTC).isoformat()
     found = []
     for name in context.served.loops():
@@ -131,13 +131,13 @@ async def running(body: None, context: Context) -> RunningAnswer:
 
 
 async def show(body: ShowBody, context: Context) -> ShowAnswer:
-    """What a model is; it is loaded, as its chat template says what it can do."""
+    """The description of a model, which is loaded because its chat template determines its capabilities."""
     name = _name(body.model or body.name, context)
     known = context.served.known(name)
     async with context.served.using(name) as ready:
         usage = ready.model.usage
         template = usage.template or ""
-        if "generate" in known.verbs:  # one that writes is not offered for vectors, which it makes too
+        if "generate" in known.verbs:  # generative models are not offered for embeddings, although they have them
             can = ["completion", *(["insert"] if _infill_marks(ready) is not None else [])]
         else:
             can = ["embedding"] if "embed" in known.verbs else []
@@ -155,14 +155,14 @@ async def version(body: None, context: Context) -> OllamaVersion:
 
 
 async def refused(body: None, context: Context) -> OllamaVersion:
-    """StatusError 400: models are chosen where the server is started."""
+    """StatusError 400: models are chosen when the server starts."""
     what = context.route.rpartition("/")[2] if "{" not in context.route else "blobs"
-    problem = f"{what} is not served here: the models are those that headway serve was started with"
-    raise StatusError(400, f"{problem}; start it with another one, or with --models FOLDER", code="not_served")
+    problem = f"{what} is not supported: the models are those that headway serve was started with"
+    raise StatusError(400, f"{problem}; restart it with another one, or with --models FOLDER", code="not_served")
 
 
 def _name(name: str, context: Context) -> str:
-    """A model's name here: ollama's clients add :latest to names without a tag."""
+    """A model's name on this server: Ollama clients add :latest to names without a tag."""
     return name if name in context.served.listed() else name.removesuffix(":latest")
 
 
@@ -180,11 +180,11 @@ async def _loaded(body: ModelBody, name: str, context: Context) -> OllamaLine:
 
 
 def _settings(body: TextBody) -> dict[str, Any]:
-    """Fields of /v1/completions for the options. StatusError 400 for what this server does not do."""
+    """Fields of /v1/completions for the options. StatusError 400 for unsupported options."""
     options = body.options or Options()
     penalty = options.repeat_penalty if options.repeat_last_n != 0 else None
     if penalty not in (None, 1.0) and (options.repeat_last_n or -1) > 0:
-        problem = f"options.repeat_last_n is {options.repeat_last_n}, and repeat_penalty counts all tokens here"
+        problem = f"options.repeat_last_n is {options.repeat_last_n}, but repeat_penalty counts all tokens"
         raise StatusError(400, f"{problem}; leave it out, or send -1", "options.repeat_last_n")
     form = body.format
     if isinstance(form, str) and form not in ("", "json"):
@@ -212,9 +212,9 @@ _THINKS = ("enable_thinking", "thinking")
 def _chat_body(
     body: TextBody, name: str, messages: list[ChatMessage], tools: list[dict[str, Any]] | None = None
 ) -> ChatBody:
-    # Templates name it either way.
+    # Templates use either name.
     thinks: dict[str, Any] = {} if body.think is None else {name: bool(body.think) for name in _THINKS}
-    settings = {**_settings(body), "stream": False}  # by which calls of tools come whole
+    settings = {**_settings(body), "stream": False}  # so that tool calls are not split
     return ChatBody(
         model=name,
         messages=messages,
@@ -227,13 +227,11 @@ def _chat_body(
 
 
 def _messages(given: Sequence[OllamaMessage]) -> list[ChatMessage]:
-    """The messages as /v1/chat/completions takes them. Calls without an id get one, which outputs repeat in turn."""
+    """The messages as in /v1/chat/completions. Calls without an id get one, which their outputs repeat in order."""
     found, waiting = [], []
     for place, message in enumerate(given):
         if message.images:
-            problem = (
-                f"messages[{place}] has images, which models that write do not read; have /v1/caption describe them"
-            )
+            problem = f"messages[{place}] has images, which text models do not accept; describe them with /v1/caption"
             raise StatusError(400, problem, f"messages[{place}].images")
         one = ChatMessage(message.role, message.content)
         if message.tool_calls:
@@ -267,7 +265,7 @@ async def _answer(
             thoughts.append(message.thinking or "")
             calls += message.tool_calls or []
             tokens += line.logprobs or []
-    _say(line, "".join(texts), "".join(thoughts), calls, tokens)  # the last one, which has the numbers
+    _say(line, "".join(texts), "".join(thoughts), calls, tokens)  # the last line, which has the statistics
     return line
 
 
@@ -308,7 +306,7 @@ def _line(body: TextBody) -> OllamaLine:
 
 
 def _say(line: OllamaLine, text: str, thinking: str, calls: list[MessageCall], tokens: list[ToldToken]) -> None:
-    """Put what is said into a line."""
+    """Put the output into a line."""
     if line.message is UNSET:
         line.response, line.thinking = text, thinking or UNSET
     else:
@@ -323,10 +321,10 @@ def _calls(passage: Passage) -> list[MessageCall]:
 
 
 def _thoughts(body: TextBody, prepared: Prepared) -> Thoughts:
-    """StatusError 400 where thoughts are asked for and the model has none."""
+    """StatusError 400 if reasoning is requested and the model has none."""
     template = prepared.ready.model.usage.template or ""
     if body.think and "think" not in template:
-        raise StatusError(400, f"{body.model} does not think before it answers; leave think out", "think")
+        raise StatusError(400, f"{body.model} is not a reasoning model; leave think out", "think")
     if OPEN not in template and CLOSE not in template:
         return Thoughts(False, False)
     prompt = text_codec(prepared.ready.model).decode(list(prepared.requests[0].prompt[-8:]))
@@ -341,7 +339,7 @@ _MARKS = (
 
 
 def _infill_marks(ready: Ready) -> list[int] | None:
-    """The tokens that code models are taught to write between two texts by; None where the tokenizer has none."""
+    """The special tokens for infilling, which code models are trained with; None if the tokenizer has none."""
     codec = text_codec(ready.model)
     for names in _MARKS:
         ids = [id for name in names if (id := codec.token(name)) is not None]
@@ -353,7 +351,7 @@ def _infill_marks(ready: Ready) -> list[int] | None:
 def _infilled(ready: Ready, prompt: str, suffix: str) -> list[int]:
     marks, codec = _infill_marks(ready), text_codec(ready.model)
     if marks is None:
-        problem = f"{ready.name} does not write between two texts: its tokenizer has none of {_MARKS[0][0]} and others"
+        problem = f"{ready.name} does not support infilling: its tokenizer has no tokens such as {_MARKS[0][0]}"
         raise StatusError(400, f"{problem}; leave suffix out", "suffix")
     before, behind, between = marks
     return [before, *codec.encode(prompt), behind, *codec.encode(suffix), between]
@@ -372,7 +370,7 @@ def _listed(name: str, known: Known) -> dict[str, Any]:
 
 
 def _size(parameters: int) -> str:
-    """A number of parameters as ollama writes it."""
+    """A number of parameters in Ollama's format."""
     for unit, letter in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
         if parameters >= unit:
             return f"{parameters / unit:.1f}{letter}"
@@ -389,23 +387,23 @@ def _now() -> str:
 
 ENDPOINTS = (
     Endpoint(
-        "POST", "/api/chat", chatted, "the next answer in a conversation, for clients of ollama", OllamaChatBody,
+        "POST", "/api/chat", chatted, "the next answer in a conversation, for Ollama clients", OllamaChatBody,
         OllamaLine, OllamaLine, JSON_LINES,
     ),
     Endpoint(
-        "POST", "/api/generate", generated, "the answer to a prompt, for clients of ollama", GenerateBody,
+        "POST", "/api/generate", generated, "the answer to a prompt, for Ollama clients", GenerateBody,
         OllamaLine, OllamaLine, JSON_LINES,
     ),
-    Endpoint("POST", "/api/embed", embedded, "the vector of each input, for clients of ollama", EmbedBody, EmbedAnswer),
+    Endpoint("POST", "/api/embed", embedded, "the embedding of each input, for Ollama clients", EmbedBody, EmbedAnswer),
     Endpoint(
-        "POST", "/api/embeddings", embedded_one, "the vector of a text, for older clients of ollama", EmbeddingsBody,
+        "POST", "/api/embeddings", embedded_one, "the embedding of a text, for older Ollama clients", EmbeddingsBody,
         EmbeddingsAnswer,
     ),
-    Endpoint("GET", "/api/tags", tags, "the models, for clients of ollama", None, ModelsAnswer),
-    Endpoint("POST", "/api/show", show, "one of the models, for clients of ollama", ShowBody, ShowAnswer),
-    Endpoint("GET", "/api/ps", running, "the models that are loaded, for clients of ollama", None, RunningAnswer),
-    Endpoint("GET", "/api/version", version, "the version of ollama's API that is served", None, OllamaVersion),
-    *(Endpoint("POST", f"/api/{each}", refused, "refused: models are chosen where the server is started")
+    Endpoint("GET", "/api/tags", tags, "the models, for Ollama clients", None, ModelsAnswer),
+    Endpoint("POST", "/api/show", show, "one model, for Ollama clients", ShowBody, ShowAnswer),
+    Endpoint("GET", "/api/ps", running, "the loaded models, for Ollama clients", None, RunningAnswer),
+    Endpoint("GET", "/api/version", version, "the version of the Ollama API", None, OllamaVersion),
+    *(Endpoint("POST", f"/api/{each}", refused, "not supported: models are chosen when the server starts")
       for each in ("pull", "push", "create", "copy", "blobs/{digest}")),
-    Endpoint("DELETE", "/api/delete", refused, "refused: models are chosen where the server is started"),
+    Endpoint("DELETE", "/api/delete", refused, "not supported: models are chosen when the server starts"),
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""What is asked and answered in ollama's API: fields that are not here are refused by name."""
+"""Requests and answers of the Ollama API. Unknown fields are refused by name."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from headway.serve.neutral import Neutral, Neutrals
 
 Share = Annotated[float, Meta(ge=0, le=1)]
 Image = str  # in base64
-_SAMPLING = "that way of sampling is not known here; leave it out"
+_SAMPLING = "this sampling method is not supported; leave it out"
 
 
 class Options(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """Settings of a text. Those from `numa` on are chosen where the server is started, and change nothing."""
+    """Settings of a text. Those from `numa` on have no effect, as they are chosen when the server starts."""
 
-    num_predict: int | None = None  # below 0: no limit but the context's
+    num_predict: int | None = None  # below 0: limited only by the context
     temperature: Annotated[float, Meta(ge=0)] | None = None
     top_k: int | None = None  # below 1: all tokens
     top_p: Share | None = None
     min_p: Share | None = None
-    seed: int | None = None  # below 0: another one each time
+    seed: int | None = None  # below 0: a new one each time
     stop: str | list[str] | None = None
     repeat_penalty: Annotated[float, Meta(gt=0)] | None = None
     repeat_last_n: int | None = None
@@ -55,7 +55,7 @@ class Options(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 class ModelBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """What all requests for answers say. `keep_alive` changes nothing: the server is started with --keep-alive."""
+    """Fields of all requests to a model. `keep_alive` has no effect: start the server with --keep-alive."""
 
     model: str
     options: Options | None = None
@@ -63,7 +63,9 @@ class ModelBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 class TextBody(ModelBody, kw_only=True):
-    """What all requests for texts say. They are streams unless `stream` is false. `format` is "json" or a schema."""
+    """Fields of all requests that generate text. Answers are streamed unless `stream` is false. `format` is "json" or a
+    schema.
+    """
 
     stream: bool | None = None
     format: str | dict[str, Any] | None = None
@@ -82,7 +84,7 @@ class CallFunction(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class MessageCall(msgspec.Struct, forbid_unknown_fields=True):
-    """A call of a tool."""
+    """A tool call."""
 
     function: CallFunction
     id: str | UnsetType = UNSET
@@ -90,7 +92,7 @@ class MessageCall(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class OllamaMessage(msgspec.Struct, forbid_unknown_fields=True):
-    """A turn. What an assistant thought before is not read."""
+    """A message of a conversation. Earlier reasoning of the assistant is ignored."""
 
     role: Literal["system", "user", "assistant", "tool"]
     content: str | None = None
@@ -102,15 +104,15 @@ class OllamaMessage(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class OllamaChatBody(TextBody, kw_only=True):
-    """Of /api/chat. Without messages the model is loaded."""
+    """A request to /api/chat. Without messages the model is only loaded."""
 
     messages: list[OllamaMessage] | None = None
     tools: list[dict[str, Any]] | None = None
 
 
 class GenerateBody(TextBody, kw_only=True):
-    """Of /api/generate. The prompt is a user's message where the model has a chat template, unless it is `raw`. With a
-    `suffix` the text between both is generated. Without a prompt the model is loaded.
+    """A request to /api/generate. If the model has a chat template, the prompt is a user's message unless it is `raw`.
+    With a `suffix`, the text between both is generated. Without a prompt the model is only loaded.
     """
 
     prompt: str | None = None
@@ -123,7 +125,7 @@ class GenerateBody(TextBody, kw_only=True):
 
 
 class EmbedBody(ModelBody, kw_only=True):
-    """Of /api/embed. Texts that are too long are cut unless `truncate` is false."""
+    """A request to /api/embed. Texts are cut to the model's context unless `truncate` is false."""
 
     input: str | list[str]
     truncate: bool | None = None
@@ -131,13 +133,13 @@ class EmbedBody(ModelBody, kw_only=True):
 
 
 class EmbeddingsBody(ModelBody, kw_only=True):
-    """Of /api/embeddings, the older form: one text."""
+    """A request to /api/embeddings, the older endpoint for one text."""
 
     prompt: str
 
 
 class ShowBody(msgspec.Struct, forbid_unknown_fields=True):
-    """Of /api/show. `name` is the older name of `model`; `verbose` changes nothing."""
+    """A request to /api/show. `name` is an alias of `model`; `verbose` has no effect."""
 
     model: str = ""
     name: str = ""
@@ -145,7 +147,7 @@ class ShowBody(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class LineMessage(msgspec.Struct):
-    """What the assistant says, or what is new of it. Each call comes whole."""
+    """The assistant's message, or its new part. Tool calls are never split."""
 
     content: str
     thinking: str | UnsetType = UNSET
@@ -154,8 +156,8 @@ class LineMessage(msgspec.Struct):
 
 
 class OllamaLine(msgspec.Struct, kw_only=True):
-    """An answer, or a line of one: with `message` of a chat, with `response` of a prompt. The last one is `done` and
-    has the numbers of tokens, and durations in nanoseconds.
+    """An answer, or a line of one: a chat has `message`, a prompt has `response`. The last line is `done` and has token
+    counts, and durations in nanoseconds.
     """
 
     model: str
@@ -175,7 +177,7 @@ class OllamaLine(msgspec.Struct, kw_only=True):
 
 
 class EmbedAnswer(msgspec.Struct):
-    """A vector of unit length for each input."""
+    """The unit-length embedding of each input."""
 
     model: str
     embeddings: list[Any]
@@ -185,13 +187,13 @@ class EmbedAnswer(msgspec.Struct):
 
 
 class EmbeddingsAnswer(msgspec.Struct):
-    """The vector of the prompt, of unit length."""
+    """The unit-length embedding of the prompt."""
 
     embedding: Any
 
 
 class Details(msgspec.Struct):
-    """What ollama says of a model. What is not known is empty."""
+    """Ollama's description of a model. Unknown values are empty."""
 
     parameter_size: str
     family: str = ""
@@ -202,7 +204,7 @@ class Details(msgspec.Struct):
 
 
 class ListedModel(msgspec.Struct):
-    """A model that can be asked for. `size` is that of its weights in fp32; `digest` changes with its size and time."""
+    """A model. `size` is the size of its weights in fp32; `digest` changes with its size and modification time."""
 
     name: str
     model: str
@@ -217,7 +219,7 @@ class ModelsAnswer(msgspec.Struct):
 
 
 class RunningModel(ListedModel):
-    """A model that is loaded, and writes."""
+    """A loaded model that generates text."""
 
     expires_at: str
     size_vram: int
@@ -229,7 +231,7 @@ class RunningAnswer(msgspec.Struct):
 
 
 class ShowAnswer(msgspec.Struct):
-    """What a model is, and what it can do."""
+    """The description of a model and its capabilities."""
 
     details: Details
     model_info: dict[str, Any]
@@ -242,7 +244,7 @@ class ShowAnswer(msgspec.Struct):
 
 
 class OllamaVersion(msgspec.Struct):
-    """The version of ollama's API that is served, and headway's own."""
+    """The version of the Ollama API, and that of headway."""
 
     version: str
     headway: str

@@ -1,4 +1,4 @@
-"""The OpenAPI document, from the structs of the endpoints themselves, and a page that shows it."""
+"""The OpenAPI document, generated from the endpoints' structs, and a page that displays it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from headway.serve.wire import JSON_LINES, NAMED
 
 _REFERENCE = "#/components/schemas/{name}"
 _JSON = {str: "string", int: "integer"}
-_FORM = {  # of a sound, which all forms are of
+_FORM = {  # with an audio file, like all forms
     "type": "object",
     "properties": {
         "file": {"type": "string", "format": "binary"},
@@ -33,20 +33,20 @@ _FORM = {  # of a sound, which all forms are of
     "additionalProperties": False,
 }
 _STATUSES = {
-    "400": "what is asked cannot be",
-    "401": "no key, or a wrong one",
-    "403": "a host or a web page that may not ask",
-    "404": "no such model",
-    "408": "it took too long",
-    "413": "the body is too large",
-    "415": "not JSON",
-    "429": "too many requests wait",
-    "503": "the server is about to end",
+    "400": "invalid request",
+    "401": "missing or unknown API key",
+    "403": "host or web page not allowed",
+    "404": "unknown model",
+    "408": "timeout",
+    "413": "body too large",
+    "415": "wrong content type",
+    "429": "too many requests",
+    "503": "model unavailable, or server shutting down",
 }
 
 
 def pages(endpoints: Sequence[Endpoint]) -> tuple[Endpoint, ...]:
-    """The endpoints that show all others."""
+    """The endpoints that document all others."""
     document = openapi(endpoints)
     raw, page = json.dumps(document).encode(), _page(document)
     policy = {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"}
@@ -59,7 +59,7 @@ def pages(endpoints: Sequence[Endpoint]) -> tuple[Endpoint, ...]:
 
     return (
         Endpoint("GET", "/openapi.json", shown, "this server's OpenAPI document"),
-        Endpoint("GET", "/docs", read, "the same for people"),
+        Endpoint("GET", "/docs", read, "this server's API as a web page"),
     )
 
 
@@ -80,7 +80,7 @@ def openapi(endpoints: Sequence[Endpoint]) -> dict[str, Any]:
         paths.setdefault(each.path.replace(":path}", "}"), {})[each.method.lower()] = _operation(each, by_struct)
     return {
         "openapi": "3.1.0",
-        "info": {"title": "headway", "version": "1", "description": "Models of headway in the form of the OpenAI API."},
+        "info": {"title": "headway", "version": "1", "description": "headway models with an OpenAI-compatible API."},
         "paths": paths,
         "components": {"schemas": components, "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}},
         "security": [{"key": []}, {}],
@@ -112,12 +112,12 @@ def _operation(endpoint: Endpoint, schemas: dict[Any, Any]) -> dict[str, Any]:
 
 
 def _stream(endpoint: Endpoint, part: dict[str, Any]) -> dict[str, Any]:
-    """The schema of what a stream consists of: of a line, or of an event."""
+    """The schema of one element of a stream: a line or an event."""
     if endpoint.wire is JSON_LINES:
         return part
     data: dict[str, Any] = {"type": "string", "contentMediaType": "application/json", "contentSchema": part}
     if endpoint.wire.end:
-        data = {"anyOf": [data, {"const": "[DONE]"}]}  # which the last event says
+        data = {"anyOf": [data, {"const": "[DONE]"}]}  # the last event
     names = {"event": {"type": "string"}} if endpoint.wire is NAMED else {}
     properties = {**names, "data": data}
     return {"type": "object", "properties": properties, "required": list(properties)}
@@ -149,7 +149,7 @@ def _table(schema: dict[str, Any]) -> str:
     rows = []
     required = schema.get("required", ())
     for name, kind in schema.get("properties", {}).items():
-        must = "needed" if name in required else f"default {json.dumps(kind['default'])}" if "default" in kind else ""
+        must = "required" if name in required else f"default {json.dumps(kind['default'])}" if "default" in kind else ""
         rows.append(f"<tr><td>{escape(name)}<td>{escape(_kind(kind))}<td>{escape(must)}")
     return f"<table>{''.join(rows)}</table>" if rows else ""
 

@@ -1,4 +1,4 @@
-"""Whether the server lives, whether it is ready, and what it counts."""
+"""Health, readiness, version and metrics of the server."""
 
 from __future__ import annotations
 
@@ -13,40 +13,40 @@ from headway.serve.frame import Context, Endpoint
 
 
 class LoopHealth(msgspec.Struct):
-    """Whether a model has work, and for how many seconds it has taken no step since."""
+    """Whether a model has work, and how many seconds ago its last step ended."""
 
     working: bool
     still: float
 
 
 class HealthAnswer(msgspec.Struct):
-    """The models that write, by name."""
+    """The health of the models that generate text, by name."""
 
     status: str
     models: dict[str, LoopHealth]
 
 
 class ReadyAnswer(msgspec.Struct):
-    """Requests are served."""
+    """The server accepts requests."""
 
     status: str
 
 
 async def health(body: None, context: Context) -> HealthAnswer:
-    """StatusError 503 where a model has work and takes no step."""
+    """StatusError 503 if a model has work and takes no step."""
     loops = context.served.loops()
     most = context.settings.step_seconds
     for name, loop in loops.items():
         if (still := loop.still) > most:
-            told = f"{name} has taken no step for {still:.0f} s, {most:.0f} are the most; start the server again"
+            told = f"{name} has taken no step for {still:.0f} s, and the limit is {most:.0f}; restart the server"
             raise StatusError(503, told, code="no_step")
     return HealthAnswer("ok", {name: LoopHealth(loop.working, round(loop.still, 3)) for name, loop in loops.items()})
 
 
 async def ready(body: None, context: Context) -> ReadyAnswer:
-    """StatusError 503 while nothing is served yet, or no more."""
+    """StatusError 503 before the server is ready and while it shuts down."""
     if not context.served.ready():
-        told = "the server takes no requests now; ask again in a moment"
+        told = "the server accepts no requests now; try again in a moment"
         raise StatusError(503, told, code="not_ready", retry_after=1)
     return ReadyAnswer("ready")
 
@@ -68,8 +68,8 @@ async def counted(body: None, context: Context) -> Response:
 
 
 ENDPOINTS = (
-    Endpoint("GET", "/health", health, "whether every model that has work takes steps", answer=HealthAnswer),
-    Endpoint("GET", "/ready", ready, "whether requests are served", answer=ReadyAnswer),
+    Endpoint("GET", "/health", health, "whether all models with work take steps", answer=HealthAnswer),
+    Endpoint("GET", "/ready", ready, "whether the server accepts requests", answer=ReadyAnswer),
     Endpoint("GET", "/version", version, "the version of headway", answer=VersionAnswer),
-    Endpoint("GET", "/metrics", counted, "what the server counts, for Prometheus"),
+    Endpoint("GET", "/metrics", counted, "metrics for Prometheus"),
 )

@@ -1,4 +1,4 @@
-"""The page at /: the models, and a box to try one that writes. It asks for all that by the API, as any client does."""
+"""The web page at /: the models, and a form to try one that generates text. It calls the API like any other client."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _PAGE = files("headway.serve").joinpath("page.html").read_text(encoding="utf-8")
 
 
 def _digests(tag: str) -> str:
-    """What a policy calls the page's own elements of this tag, so that no other runs or counts."""
+    """Hashes of the page's own elements with this tag; the content security policy allows no others."""
     found = re.findall(f"<{tag}>(.*?)</{tag}>", _PAGE, re.DOTALL)
     return " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(each.encode()).digest()).decode()}'" for each in found)
 
@@ -37,8 +37,8 @@ _HEADERS = {
 
 
 async def shown(body: None, context: Context) -> Response:
-    """The same for everybody: it holds nothing of this server's."""
+    """The same page for everyone; it contains nothing about this server."""
     return HTMLResponse(_PAGE, headers=_HEADERS)
 
 
-ENDPOINTS = (Endpoint("GET", "/", shown, "a page for people: the models, and a box to try one"),)
+ENDPOINTS = (Endpoint("GET", "/", shown, "a web page with the models and a form to try one"),)

@@ -1,4 +1,4 @@
-"""The server as a program: a socket, and an end that lets nobody hang."""
+"""The server process: a listening socket, and a shutdown that leaves no client waiting."""
 
 from __future__ import annotations
 
@@ -19,27 +19,25 @@ from headway.serve.connection import CONNECTIONS, Connection
 from headway.serve.frame import Served, ServerSettings
 from headway.serve.gate import is_loopback
 
-_IDLE = 30  # seconds that a connection may wait for its next request
-_FORCED = 5  # seconds after the grace, until what has still not ended is cut off
-_TURNED_AWAY = 0.5  # seconds in which whoever comes at the end is still told so
-_TURNS = 10  # accept, connect, watch and read are one each
+_IDLE = 30  # seconds that a connection may stay idle between requests
+_FORCED = 5  # seconds after the grace period before the remaining requests are cut off
+_TURNED_AWAY = 0.5  # seconds during shutdown in which new connections still get an answer
+_TURNS = 10  # iterations of the event loop: accept, connect, watch and read take one each
 
 
 def listener(host: str, port: int, settings: ServerSettings, insecure: bool = False) -> socket.socket:
-    """A socket that listens: whoever asks before the server has begun waits. UserError for an address that cannot be
-    had, and for one that other machines reach where everybody would be served, unless that is meant (`insecure`).
+    """A listening socket; clients that connect before the server has started wait. UserError for an address that cannot
+    be bound, and for one that other machines can reach without an API key, unless `insecure` is set.
     """
     if not (settings.keys or settings.key_files or insecure or is_loopback(host)):
         raise UserError(
-            f"{host} is reached by other machines, and without --api-key everybody is served; give keys, or --insecure "
-            "if that is meant"
+            f"{host} is reachable from other machines and needs an API key; add --api-key, or --insecure to allow "
+            "anyone"
         )
     try:
         family, kind, number, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except (OSError, UnicodeError) as error:
-        raise UserError(
-            f"the host {host!r} is not known ({error}); give a name or an address of this machine"
-        ) from None
+        raise UserError(f"unknown host {host!r} ({error}); use a host name or an address of this machine") from None
     bound = socket.socket(family, kind, number)
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -48,32 +46,32 @@ def listener(host: str, port: int, settings: ServerSettings, insecure: bool = Fa
     except OSError as error:
         bound.close()
         reasons = {
-            errno.EADDRINUSE: f"port {port} of {host} is taken; give another one with --port, or end what has it",
-            errno.EACCES: f"port {port} may not be had by this user; give one from 1024 on with --port",
-            errno.EADDRNOTAVAIL: f"{host} is no address of this machine; give one with --host, such as 127.0.0.1",
+            errno.EADDRINUSE: f"port {port} on {host} is in use; choose another with --port, or stop its program",
+            errno.EACCES: f"port {port} needs more rights than this user has; choose one from 1024 up with --port",
+            errno.EADDRNOTAVAIL: f"{host} is not an address of this machine; pass one with --host, such as 127.0.0.1",
         }
         told = reasons.get(
-            error.errno or 0, f"port {port} of {host} cannot be had ({error.strerror}); give another one"
+            error.errno or 0, f"port {port} on {host} cannot be bound ({error.strerror}); choose another one"
         )
         raise UserError(told) from None
     return bound
 
 
 def url_of(bound: socket.socket) -> str:
-    """Where a server with this socket is reached."""
+    """The URL of a server that listens on this socket."""
     host, port = bound.getsockname()[:2]
     return f"http://[{host}]:{port}" if bound.family == socket.AF_INET6 else f"http://{host}:{port}"
 
 
 def run_server(served: Served, settings: ServerSettings, bound: socket.socket) -> None:
-    """Serve until SIGTERM, or until Ctrl-C, which is raised as KeyboardInterrupt when all has ended."""
+    """Serve until SIGTERM or Ctrl-C; Ctrl-C is raised as KeyboardInterrupt after the shutdown."""
     access = logger("headway.access")
     access.propagate = False
     access.setLevel(logging.INFO)
     lines = logging.StreamHandler(sys.stdout)
     lines.setFormatter(logging.Formatter("%(message)s"))
     access.addHandler(lines)
-    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # hostile bytes are no news
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # malformed requests are not worth a log line
     config = Config(
         create_app(served, settings),
         http=Connection,
@@ -87,7 +85,7 @@ def run_server(served: Served, settings: ServerSettings, bound: socket.socket) -
         timeout_graceful_shutdown=int(settings.grace) + _FORCED,
     )
     server = _Server(config, served, settings)
-    sys.setswitchinterval(0.001)  # an engine's thread that has ended a step waits no longer for that of requests
+    sys.setswitchinterval(0.001)  # so that an engine's thread never waits long for the thread of the requests
     bound.listen(2048)
     server.run([bound])
     if server.ended_by == signal.SIGINT:
@@ -95,7 +93,7 @@ def run_server(served: Served, settings: ServerSettings, bound: socket.socket) -
 
 
 class _Server(uvicorn.Server):
-    """Tells the models at once that there will be an end: what waits is refused, and only what has begun goes on."""
+    """Tells the models at once to shut down: waiting requests are refused, and only running ones continue."""
 
     def __init__(self, config: Config, served: Served, settings: ServerSettings) -> None:
         super().__init__(config)
@@ -116,11 +114,9 @@ class _Server(uvicorn.Server):
         await closing
 
     async def _turn_away(self) -> None:
-        """Answer whoever has come, or comes in the next moment: closed at once, a connection that waits to be accepted
-        or whose request waits to be read would be reset, and its client would not know why.
+        """Answer clients that are connecting now or in the next moment: if the socket closed at once, connections that
+        wait to be accepted or read would be reset, and their clients would not know why.
         """
         await asyncio.sleep(_TURNED_AWAY)
-        for _ in range(
-            _TURNS
-        ):  # of the loop: also where it had no time until now, all that has come is accepted and read
+        for _ in range(_TURNS):  # so that a busy event loop, too, accepts and reads everything that has arrived
             await asyncio.sleep(0)

@@ -16,16 +16,16 @@ from headway.serve.errors import StatusError
 from headway.serve.frame import ServerSettings
 from headway.serve.neutral import without_neutral
 
-_AT_ONCE = 1 << 16  # bytes that are looked through on the event loop; more are, in a thread
-_MARKS = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[\[{]|[\]}]', re.DOTALL)  # texts are skipped whole
+_AT_ONCE = 1 << 16  # bytes that are decoded on the event loop; larger bodies are decoded in a thread
+_MARKS = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[\[{]|[\]}]', re.DOTALL)  # strings are skipped
 _UNKNOWN = re.compile(r"Object contains unknown field `(.{1,200}?)`(?: - at `\$?(.*?)`)?$", re.DOTALL)
 _PLACE = re.compile(r"^(.*?)(?: - at `(?:key in )?\$\.?(.*?)`)?$", re.DOTALL)
-_FIELDS = 1000  # of a form
+_FIELDS = 1000  # maximum fields of a form
 
 
 async def read_body(request: Request, decoder: msgspec.json.Decoder[Any], settings: ServerSettings) -> Any:
-    """The JSON body of a request as the decoder's struct. StatusError 400, 408, 413 or 415 for what is none, and
-    ClientDisconnect where the client leaves before its end.
+    """The JSON body of a request as the decoder's struct. StatusError 400, 408, 413 or 415 for an invalid body, and
+    ClientDisconnect if the client disconnects too early.
     """
     _check_type(request, "application/json")
     raw = await _received(request, settings.body_bytes, settings.receive_seconds)
@@ -35,7 +35,7 @@ async def read_body(request: Request, decoder: msgspec.json.Decoder[Any], settin
 
 
 async def read_form(request: Request, settings: ServerSettings) -> FormData:
-    """The fields and files of a form. Errors as of `read_body`."""
+    """The fields and files of a form. Raises the same errors as `read_body`."""
     _check_type(request, "multipart/form-data")
     _check_length(request, settings.form_bytes)
     read, left = 0, False
@@ -53,33 +53,33 @@ async def read_form(request: Request, settings: ServerSettings) -> FormData:
             left = True
             raise MultiPartException("the client left") from None  # on which the parser closes its files
 
-    request.stream = bounded  # type: ignore[method-assign]  # which starlette's parser reads
+    request.stream = bounded  # type: ignore[method-assign]  # read by Starlette's parser
     try:
         async with asyncio.timeout(settings.receive_seconds):
             return await request.form(max_files=16, max_fields=_FIELDS, max_part_size=settings.body_bytes)
     except TimeoutError:
         raise _late(settings.receive_seconds) from None
-    except (HTTPException, KeyError, UnicodeDecodeError, ValueError) as error:  # the first is what the parser refuses
+    except (HTTPException, KeyError, UnicodeDecodeError, ValueError) as error:  # HTTPException comes from the parser
         if left:
             raise ClientDisconnect from None
         reason = getattr(error, "detail", None) or str(error)
-        raise StatusError(400, f"the body is no form ({reason}); send multipart/form-data") from None
+        raise StatusError(400, f"the body is not a form ({reason}); send multipart/form-data") from None
 
 
 def decode(raw: bytes, decoder: msgspec.json.Decoder[Any], depth: int) -> Any:
-    """A body as the decoder's struct. StatusError 400 for what is not JSON, too deep, or of other fields and types."""
+    """A body as the decoder's struct. StatusError 400 for invalid JSON, deep nesting, and wrong fields or types."""
     if raw.count(b"[") + raw.count(b"{") > depth:
         _check_depth(raw, depth)
     try:
         try:
             return decoder.decode(raw)
-        except msgspec.ValidationError:  # perhaps for a field that asks for nothing
+        except msgspec.ValidationError:  # perhaps for a field without effect
             struct: Any = decoder.type
             return msgspec.convert(without_neutral(msgspec.json.decode(raw), struct), struct)
     except msgspec.ValidationError as error:
         raise _invalid(str(error), decoder.type) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise StatusError(400, f"the body is no JSON: {error}; send one object in UTF-8", code="invalid_json") from None
+        raise StatusError(400, f"the body is not JSON: {error}; send an object in UTF-8", code="invalid_json") from None
     except RecursionError:
         raise _too_deep(depth) from None
 
@@ -97,35 +97,35 @@ def _check_depth(raw: bytes, most: int) -> None:
 
 
 def _too_deep(most: int) -> StatusError:
-    return StatusError(400, f"the body is nested more than {most} deep; make it flatter", code="too_deep")
+    return StatusError(400, f"the body has more than {most} levels; make it flatter", code="too_deep")
 
 
 def _invalid(told: str, struct: Any) -> StatusError:
-    """What msgspec says of a body, with the name of the field at fault and what there is instead."""
+    """msgspec's error for a body, with the name of the field at fault and the known fields."""
     unknown = _UNKNOWN.search(told)
     if unknown is not None and not unknown[2]:
         known = [field.encode_name for field in msgspec.structs.fields(struct)]
-        told = f"the field {unknown[1]!r} is not had; the fields are {', '.join(known)}"
+        told = f"unknown field {unknown[1]!r}; use {', '.join(known)}"
         return StatusError(400, told, unknown[1], "unknown_field")
     found = _PLACE.match(told)
     reason, place = (told, None) if found is None else (found[1], found[2])
     if unknown is not None:
-        reason, place = f"the field {unknown[1]!r} is not had", f"{place}.{unknown[1]}" if place else unknown[1]
+        reason, place = f"unknown field {unknown[1]!r}", f"{place}.{unknown[1]}" if place else unknown[1]
     at = f" at {place}" if place else ""
-    return StatusError(400, f"the body cannot be read: {reason}{at}; /docs shows what is taken", place or None)
+    return StatusError(400, f"the body is invalid: {reason}{at}; see /docs for the fields", place or None)
 
 
 def _check_type(request: Request, wanted: str) -> None:
     found = request.headers.get("content-type", "")
     kind, _, rest = found.partition(";")
-    left_out = not found and wanted == "application/json" and "origin" not in request.headers  # not by a web page
+    left_out = not found and wanted == "application/json" and "origin" not in request.headers  # not from a web page
     if kind.strip().lower() != wanted and not left_out:
         given = f"is {found[:80]!r}" if found else "is missing"
-        raise StatusError(415, f"the header Content-Type {given}; send {wanted}", code="unsupported_media_type")
+        raise StatusError(415, f"the Content-Type header {given}; send {wanted}", code="unsupported_media_type")
     if wanted == "application/json" and "charset" in rest.lower() and "utf-8" not in rest.lower():
-        raise StatusError(415, f"the body is said to be in {rest.strip()[:80]!r}; send UTF-8")
+        raise StatusError(415, f"the Content-Type header has {rest.strip()[:80]!r}; send UTF-8")
     if request.headers.get("content-encoding", "identity").lower() != "identity":
-        raise StatusError(415, "the body is compressed; send it as it is")
+        raise StatusError(415, "the body is compressed; send it uncompressed")
 
 
 def _check_length(request: Request, most: int) -> None:
@@ -154,4 +154,4 @@ def _late(seconds: float) -> StatusError:
 
 
 def _too_large(size: str, most: int) -> StatusError:
-    return StatusError(413, f"the body has {size} bytes, {most:,} are the most; send less", code="body_too_large")
+    return StatusError(413, f"the body has {size} bytes, but the limit is {most:,}; send less", code="body_too_large")

@@ -1,4 +1,4 @@
-"""/v1/rerank: documents by their relevance to a query, with the fields of Jina's and Cohere's services."""
+"""/v1/rerank: documents ranked by relevance to a query, with the fields of Jina's and Cohere's APIs."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from headway.serve.embeddings import ReadTokens
 from headway.serve.errors import StatusError
 from headway.serve.frame import Context, Endpoint
 
-_MOST = 2048  # documents of a request
+_MOST = 2048  # maximum documents of a request
 
 
 class RerankBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """`documents` are texts, or objects with a text. `truncate` cuts what is longer than the model reads, which is
-    refused otherwise; `user` changes nothing.
+    """`documents` are strings, or objects with a text. `truncate` cuts inputs to the model's context; longer ones are
+    refused otherwise. `user` has no effect.
     """
 
     query: str
@@ -40,7 +40,7 @@ class DocumentText(msgspec.Struct):
 
 
 class RankedResult(msgspec.Struct):
-    """A document by its index in the request, and how relevant it is, from 0 to 1."""
+    """The index of a document in the request, and its relevance from 0 to 1."""
 
     index: int
     relevance_score: float
@@ -48,7 +48,7 @@ class RankedResult(msgspec.Struct):
 
 
 class RerankAnswer(msgspec.Struct):
-    """The documents, the most relevant first. `usage` counts what the model read, queries and its marks included."""
+    """The documents, most relevant first. `usage` counts input tokens, queries and special tokens included."""
 
     id: str
     model: str
@@ -57,10 +57,10 @@ class RerankAnswer(msgspec.Struct):
 
 
 async def rerank(body: RerankBody, context: Context) -> RerankAnswer:
-    """The documents by their relevance."""
+    """The documents ranked by relevance."""
     documents = _texts(body.documents)
     async with context.served.using(body.model) as ready:
-        predictor(ready.model, "rerank")  # UserError for a model that ranks nothing
+        predictor(ready.model, "rerank")  # UserError for a model that does not rerank
         pairs = [(body.query, document) for document in documents]
         kind = ("rerank", body.truncate)
         found = await ready.batcher.ask(partial(_relevance, ready.model, body.truncate), kind, pairs)
@@ -86,12 +86,12 @@ def _texts(documents: Sequence[str | dict[str, Any]]) -> list[str]:
 
 
 def _relevance(model: Model, truncate: bool, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, int]]:
-    """The relevance of each pair, and how many tokens were read of it."""
+    """The relevance of each pair, and its number of tokens."""
     rows = use.pair_rows(model.module, model.codec, pairs, truncate)
     return list(zip(use.relevance(model.module, rows), rows.lengths.tolist()))
 
 
 ENDPOINTS = tuple(
-    Endpoint("POST", path, rerank, "documents by their relevance to a query", RerankBody, RerankAnswer)
-    for path in ("/v1/rerank", "/v2/rerank")  # the second as Cohere's package asks
+    Endpoint("POST", path, rerank, "documents ranked by relevance to a query", RerankBody, RerankAnswer)
+    for path in ("/v1/rerank", "/v2/rerank")  # the second is for Cohere's package
 )

@@ -1,4 +1,4 @@
-"""/v1/responses: OpenAI's Responses API, for texts and tools. Its requests become those of /v1/chat/completions."""
+"""/v1/responses: OpenAI's Responses API for text and tools. Requests are converted to /v1/chat/completions."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ Count = Annotated[int, Meta(ge=1)]
 Status = Literal["in_progress", "completed", "incomplete"]
 
 
-_ALONE = "responses are not stored here; leave it out, and send the earlier items in input"
+_ALONE = "the server stores no responses; leave it out, and send the earlier items in input"
 _REASONING = "reasoning is not separated from answers; leave it out, or use chat_template_kwargs"
 
 
 class ResponseText(msgspec.Struct, forbid_unknown_fields=True):
-    """The form of the answer, as in response_format."""
+    """The format of the answer, as in response_format."""
 
     format: dict[str, Any] | None = None
     NEUTRAL: ClassVar[Neutrals] = {
-        "verbosity": Neutral(("medium",), "models have no verbosity; write it into instructions")
+        "verbosity": Neutral(("medium",), "models have no verbosity setting; ask for it in instructions")
     }
 
 
 class ReasoningOptions(msgspec.Struct, forbid_unknown_fields=True):
-    """Nothing of it is served."""
+    """Not supported, except for values without effect."""
 
     NEUTRAL: ClassVar[Neutrals] = {
         name: Neutral(("none",), _REASONING) for name in ("effort", "summary", "generate_summary")
@@ -46,7 +46,7 @@ class ReasoningOptions(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class EventOptions(msgspec.Struct, forbid_unknown_fields=True):
-    """Nothing of it is served."""
+    """Not supported, except for values without effect."""
 
     NEUTRAL: ClassVar[Neutrals] = {"include_obfuscation": Neutral((False,), "events are not padded; set it to false")}
 
@@ -54,11 +54,11 @@ class EventOptions(msgspec.Struct, forbid_unknown_fields=True):
 class ResponseBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """`input` is a user's text, or items: messages, function_call and function_call_output. `seed`, `stop`, `top_k`,
     `min_p`, `repetition_penalty` and `chat_template_kwargs` are those of /v1/chat/completions. `user` and `metadata`
-    are repeated in the answer, and change nothing else.
+    are repeated in the answer and have no other effect.
     """
 
     input: str | list[dict[str, Any]]
-    model: str = ""  # may be left out where the server has one model
+    model: str = ""  # optional if the server has one model
     instructions: str | None = None
     stream: bool | None = None
     max_output_tokens: Count | None = None
@@ -85,9 +85,9 @@ class ResponseBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
         "store": Neutral((False,), _ALONE),
         "previous_response_id": Neutral((), _ALONE),
         "conversation": Neutral((), _ALONE),
-        "background": Neutral((False,), "the answer is computed while the client waits; leave it out"),
-        "prompt": Neutral((), "prompts are not stored here; send instructions and input"),
-        "truncation": Neutral(("disabled",), "nothing is left out to make a conversation fit; shorten input"),
+        "background": Neutral((False,), "background responses are not supported; leave it out"),
+        "prompt": Neutral((), "the server stores no prompts; send instructions and input"),
+        "truncation": Neutral(("disabled",), "conversations are not truncated; shorten input"),
         "service_tier": Neutral(("auto", "default"), "there is one tier; leave it out"),
         "max_tool_calls": Neutral((), "tools are called by the client; leave it out"),
         "safety_identifier": HINT,
@@ -97,7 +97,7 @@ class ResponseBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 class OutputText(msgspec.Struct):
-    """A text, and the log probabilities of its tokens where they are asked for."""
+    """A text, and the log probabilities of its tokens if requested."""
 
     text: str = ""
     logprobs: list[ToldToken] = []
@@ -115,7 +115,7 @@ class OutputMessage(msgspec.Struct, tag="message"):
 
 
 class FunctionCall(msgspec.Struct, tag="function_call"):
-    """A call of a tool. `call_id` is what the item with its output repeats."""
+    """A tool call. The item with its output repeats `call_id`."""
 
     id: str
     call_id: str
@@ -125,20 +125,20 @@ class FunctionCall(msgspec.Struct, tag="function_call"):
 
 
 class InputTokens(msgspec.Struct):
-    """Of the tokens of the input: how many were cached by earlier requests. Writing to the cache is not counted."""
+    """How many input tokens were cached by earlier requests. Cache writes are not counted."""
 
     cached_tokens: int
     cache_write_tokens: int = 0
 
 
 class OutputTokens(msgspec.Struct):
-    """Of the tokens of the output: those of reasoning are not counted separately."""
+    """Reasoning tokens of the output, which are not counted separately."""
 
     reasoning_tokens: int = 0
 
 
 class ResponseUsage(msgspec.Struct):
-    """Numbers of tokens."""
+    """Token counts."""
 
     input_tokens: int
     output_tokens: int
@@ -154,7 +154,7 @@ class IncompleteDetails(msgspec.Struct):
 
 
 class Response(msgspec.Struct, kw_only=True):
-    """The answer, in an event of a stream the part so far, and the settings of the request."""
+    """The answer (in a stream, the part so far) and the settings of the request."""
 
     id: str
     created_at: int
@@ -185,7 +185,7 @@ class Response(msgspec.Struct, kw_only=True):
 
 
 class ResponseEvent(msgspec.Struct, kw_only=True):
-    """An event of a stream. `type` says which of the fields it has, as in the OpenAI API."""
+    """An event of a stream. `type` determines its fields, as in the OpenAI API."""
 
     type: str
     sequence_number: int
@@ -203,7 +203,7 @@ class ResponseEvent(msgspec.Struct, kw_only=True):
 
 
 async def responded(body: ResponseBody, context: Context) -> Response | Events:
-    """The answer to a conversation, whole or as events."""
+    """The answer to a conversation, complete or as events."""
     chat = chat_body(body)
     if body.stream:
         return Events(_events(body, chat, context))
@@ -263,8 +263,8 @@ def _response(body: ResponseBody, asked: Prepared, context: Context) -> Response
 
 
 class _Output:
-    """The items of a response, made of passages, and the events that report them. Items and the response are changed
-    in place: each event is written before the next is made.
+    """Builds the items of a response from deltas, and the events that report them. Items and the response are changed
+    in place: each event is encoded before the next is made.
     """
 
     def __init__(self, response: Response) -> None:
@@ -289,7 +289,7 @@ class _Output:
         self._reason = passage.reason or self._reason
 
     def close(self, context: Context) -> Iterator[ResponseEvent]:
-        """What ends a response, after all passages."""
+        """The last events of a response, after all deltas."""
         response, cut = self.response, self._reason == "length"
         if not response.output:
             yield from self._text("")
@@ -322,7 +322,7 @@ class _Output:
 
     def _call(self, call: ToolCall) -> Iterator[ResponseEvent]:
         yield from self._done()
-        self._tokens = []  # which spell the call
+        self._tokens = []  # they are the tokens of the call
         item = FunctionCall(self._id("fc"), call.id, call.name, "")
         yield from self._add(item)
         if call.arguments:
@@ -353,7 +353,7 @@ class _Output:
             yield self._event("response.output_text.done", **where, text=part.text, logprobs=part.logprobs)
             yield self._event("response.content_part.done", **where, part=part)
         else:
-            if not _is_object(item.arguments):  # it broke off, or turned out not to be a call
+            if not _is_object(item.arguments):  # it was cut off, or turned out not to be a call
                 item.status = "incomplete"
             fields = {"item_id": item.id, "name": item.name, "arguments": item.arguments}
             yield self._event("response.function_call_arguments.done", output_index=index, **fields)
@@ -378,15 +378,15 @@ def _is_object(text: str) -> bool:
 
 
 _INCLUDED = "message.output_text.logprobs"
-# Of the output that a client sends back; the second is what models that reason would add, and adds nothing here.
+# Output that clients may request; the second is for reasoning models, and adds nothing here.
 _INCLUDE = (_INCLUDED, "reasoning.encrypted_content")
 
 
 def chat_body(body: ResponseBody) -> ChatBody:
-    """The same request to /v1/chat/completions. StatusError 400 for what this server does not do."""
+    """The equivalent request to /v1/chat/completions. StatusError 400 for unsupported values."""
     strange = next((name for name in body.include or () if name not in _INCLUDE), None)
     if strange is not None:
-        raise StatusError(400, f"include names {strange[:80]!r}; use {_INCLUDED}, or leave it out", "include")
+        raise StatusError(400, f"include has {strange[:80]!r}; use {_INCLUDED}, or leave it out", "include")
     return ChatBody(
         messages=_messages(body),
         model=body.model,
@@ -441,7 +441,7 @@ def _messages(body: ResponseBody) -> list[ChatMessage]:
         else:
             known = "message, function_call and function_call_output"
             remedy = f"{_ALONE}" if kind == "item_reference" else f"send items of type {known}"
-            raise StatusError(400, f"{param} is of type {_short(kind)}, which is not read here; {remedy}", param)
+            raise StatusError(400, f"{param} is of type {_short(kind)}, which is not supported; {remedy}", param)
     return found
 
 
@@ -479,7 +479,7 @@ def _content(content: object, param: str) -> str:
         kind = part.get("type") if isinstance(part, Mapping) else None
         if kind not in ("input_text", "output_text", "text"):
             remedy = _TEXTS_OF.get(str(kind), "send input_text")
-            raise StatusError(400, f"{at} is of type {_short(kind)}, and texts alone are read; {remedy}", at)
+            raise StatusError(400, f"{at} is of type {_short(kind)}, but only text is supported; {remedy}", at)
         texts.append(_string(part, "text", at))
     return "".join(texts)
 
@@ -490,7 +490,7 @@ _FUNCTION = ("name", "description", "parameters", "strict")
 def _tool(tool: Mapping[str, Any], param: str) -> dict[str, Any]:
     kind = tool.get("type")
     if kind != "function":
-        problem = f"{param} is of type {_short(kind)}, and functions alone are served; call it yourself, as a function"
+        problem = f"{param} is of type {_short(kind)}, but only functions are supported; define it as a function"
         raise StatusError(400, problem, f"{param}.type")
     strange = next((name for name, value in tool.items() if name not in (*_FUNCTION, "type") and value), None)
     if strange is not None:
@@ -506,7 +506,7 @@ def _choice(choice: str | dict[str, Any] | None) -> str | dict[str, Any] | None:
 
 
 def _form(form: dict[str, Any] | None) -> dict[str, Any] | None:
-    """The same form as response_format."""
+    """The same format as response_format."""
     if form is None or form.get("type") != "json_schema":
         return form
     return {"type": "json_schema", "json_schema": {name: form[name] for name in form if name != "type"}}
@@ -517,7 +517,7 @@ ENDPOINTS = (
         "POST",
         "/v1/responses",
         responded,
-        "the next answer in a conversation, in the form of OpenAI's Responses API",
+        "the next answer in a conversation (OpenAI's Responses API)",
         ResponseBody,
         Response,
         ResponseEvent,

@@ -1,7 +1,7 @@
-"""Forms that answers are held to while they are written: JSON, JSON of a schema, expressions, choices and grammars.
+"""Response formats that constrain decoding: JSON, JSON schemas, regular expressions, choices and grammars.
 
-llguidance says which symbols may come next. Nothing is loosened: what cannot be held to is an error before the first
-symbol.
+llguidance computes the tokens that may come next. Nothing is loosened: a format that cannot be enforced is an error
+before the first token.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from headway.serve.distinct import Distinct
 from headway.serve.schemas.documents import LARGEST
 from headway.serve.symbols import ByteSymbols, symbols_of
 
-SECONDS = 3.0  # of a processor, that compiling a form may take
+SECONDS = 3.0  # CPU time to compile a format
 _MEMORY = 1 << 30  # bytes, for the same
-_NAME, _HEADER = 60, 1024  # characters of a keyword, and of the header with those that are ignored
-_KEPT, _ROOM = 64, 1 << 21  # compiled forms of a codec, and characters of their grammars
+_NAME, _HEADER = 60, 1024  # characters of a keyword, and of the header with ignored keywords
+_KEPT, _ROOM = 64, 1 << 21  # cached formats of a codec, and characters of their grammars
 _FIELDS = {
     "text": (),
     "json_object": (),
@@ -48,7 +48,7 @@ class _Compiled(NamedTuple):
 
 
 class FormMaker:
-    """Makes the rule of each answer in a form. `ignored` are keywords and formats of schemas that demand nothing."""
+    """Makes the rule of each answer in a format. `ignored` are keywords and formats of schemas without effect."""
 
     def __init__(self, made: _Compiled, symbols: ByteSymbols) -> None:
         self._made = made
@@ -57,7 +57,7 @@ class FormMaker:
 
     @property
     def headers(self) -> dict[str, str]:
-        """A header that lists what is ignored, escaped as in URLs, as far as it has room; or nothing."""
+        """A header with as many ignored keywords as fit, escaped as in URLs; empty without any."""
         listed = ""
         for name in self.ignored:
             named = quote(name[:_NAME], safe="$:.")
@@ -74,19 +74,19 @@ class FormMaker:
 
 
 def rule_for(codec: Codec, form: Mapping[str, Any], ends: Iterable[int] = ()) -> FormMaker | None:
-    """What makes a rule for each answer in a form; None for the form "text", which has none.
+    """Makes the rule of each answer in a format; None for the format "text", which has none.
 
-    `form` is a `response_format` of OpenAI's, or one of {"type": "regex", "regex": ...}, whose pattern is ECMA's and
-    matches the whole answer, {"type": "choice", "choice": [...]} and {"type": "lark", "lark": ...}. A schema is always
-    held to, `strict` or not. `ends` are ids that end an answer beside the codec's end; they may come where the form is
-    complete, and nowhere else. The first call for a form takes up to SECONDS of a processor, in a process of its own,
-    and as long again here: call it in a thread. UserError for what cannot be held to.
+    `response_format` is OpenAI's, or one of {"type": "regex", "regex": ...} with an ECMA pattern that matches the whole
+    answer, {"type": "choice", "choice": [...]} and {"type": "lark", "lark": ...}. A schema is always enforced, `strict`
+    or not. `stop_ids` end an answer in addition to the codec's end token; they may only come where the format is
+    complete. The first call for a format takes up to SECONDS of CPU time in a separate process, and the same again
+    here: call it in a thread. UserError for a format that cannot be enforced.
     """
     if not isinstance(form, Mapping) or not isinstance(kind := form.get("type"), str):
-        raise UserError(f"the form {form!r:.80} has no type; give one of {', '.join(_FIELDS)}")
+        raise UserError(f"the format {form!r:.80} has no type; use one of {', '.join(_FIELDS)}")
     if kind not in _FIELDS:
-        raise UserError(f"the form {kind!r:.80} is not known; {nearest(kind, _FIELDS)}")
-    _check_names(form, ("type", *_FIELDS[kind]), "the form")
+        raise UserError(f"unknown format {kind!r:.80}; {nearest(kind, _FIELDS)}")
+    _check_names(form, ("type", *_FIELDS[kind]), "the format")
     if kind == "text":
         return None
     return compiled(codec, _asked(kind, form), ends)
@@ -95,39 +95,39 @@ def rule_for(codec: Codec, form: Mapping[str, Any], ends: Iterable[int] = ()) ->
 def _check_names(given: Mapping[str, Any], known: tuple[str, ...], source: str) -> None:
     strange = next((name for name in given if name not in known), None)
     if strange is not None:
-        raise UserError(f"{source} has the field {strange!r:.60}, which it does not know; {nearest(strange, known)}")
+        raise UserError(f"{source} has the unknown field {strange!r:.60}; {nearest(strange, known)}")
 
 
 def _asked(kind: str, form: Mapping[str, Any]) -> dict[str, Any]:
-    """What is to be compiled, of the right types."""
+    """The checked format to compile."""
     if kind == "json_object":
         return {"type": kind}
     value = form.get(kind)
     if kind == "json_schema":
         if not isinstance(value, Mapping) or not isinstance(value.get("schema"), (Mapping, bool)):
-            raise UserError('json_schema has no schema; give {"name": ..., "schema": {...}}')
+            raise UserError('json_schema has no schema; send {"name": ..., "schema": {...}}')
         _check_names(value, _NAMED, "json_schema")
         return {"type": kind, "schema": value["schema"]}
     if kind == "choice":
         if not isinstance(value, (list, tuple)) or not all(isinstance(text, str) for text in value):
-            raise UserError(f"choice is {value!r:.80}; give a list of texts")
+            raise UserError(f"choice is {value!r:.80}; send a list of strings")
     elif not isinstance(value, str) or not value:
-        raise UserError(f"{kind} is {value!r:.80}; give a text")
+        raise UserError(f"{kind} is {value!r:.80}; send a string")
     return {"type": kind, kind: value}
 
 
 def compiled(codec: Codec, form: Mapping[str, Any], ends: Iterable[int] = ()) -> FormMaker:
-    """What makes a rule for each answer in a form as `headway.serve.compiling` takes it.
+    """Makes the rule of each answer in a format of `headway.serve.grammar_compiler`.
 
-    The newest forms of a codec are kept, and so is that one was refused.
+    The latest formats of a codec are cached, and so are refused ones.
     """
     symbols = symbols_of(codec, ends)
     try:
         key = json.dumps({"form": form, "symbols": symbols.count}, allow_nan=False)
     except (ValueError, TypeError, RecursionError):
-        raise UserError("the form is no JSON, or nested too deeply; give a flatter one") from None
+        raise UserError("the format is not JSON, or nested too deeply; use a flatter one") from None
     if len(key) > 2 * LARGEST:
-        raise UserError(f"the form has {len(key):,} characters; give one of {2 * LARGEST:,} at most")
+        raise UserError(f"the format has {len(key):,} characters; use {2 * LARGEST:,} at most")
     with _lock:
         kept = _compiled.setdefault(codec, _Kept())
     made = kept.of((symbols.ends, key), lambda: _compile(symbols, json.loads(key)))
@@ -137,7 +137,7 @@ def compiled(codec: Codec, form: Mapping[str, Any], ends: Iterable[int] = ()) ->
 
 
 class _Kept:
-    """The newest forms, as many as have room."""
+    """A cache of the latest formats."""
 
     def __init__(self) -> None:
         self._forms: dict[tuple[tuple[int, ...], str], _Compiled | UserError] = {}
@@ -149,7 +149,7 @@ class _Kept:
             if made is not None:
                 self._forms[key] = made
                 return made
-        made = make()  # others go on meanwhile; two may make the same
+        made = make()  # without the lock: two threads may compile the same
         with self._lock:
             self._forms[key] = made
             while len(self._forms) > _KEPT or sum(len(text) for _, text in self._forms) > _ROOM:
@@ -170,7 +170,7 @@ def _compile(symbols: ByteSymbols, request: Mapping[str, Any]) -> _Compiled | Us
             "memory": f"takes more than {_MEMORY >> 20} MB to compile",
             "death": "ends the process that compiles it",
         }[error.reason]
-        return UserError(f"the form {reason}; give a simpler one")
+        return UserError(f"the format {reason}; use a simpler one")
     if "refused" in told:
         return UserError(told["refused"])
     matcher = LLMatcher(symbols.tokenizer, told["grammar"], log_level=0, limits=LIMITS)
@@ -180,7 +180,7 @@ def _compile(symbols: ByteSymbols, request: Mapping[str, Any]) -> _Compiled | Us
 
 
 class FormRule:
-    """The rule of one answer. It raises UserError where the form has become too complex to go on."""
+    """The rule of one answer. It raises UserError if the format becomes too complex to continue."""
 
     def __init__(self, matcher: LLMatcher, symbols: ByteSymbols, distinct: Distinct | None = None) -> None:
         self._matcher = matcher
@@ -189,24 +189,24 @@ class FormRule:
         self._starts_line = True
 
     def fill(self, mask: np.ndarray) -> None:
-        """Set the bits of the symbols that may come next, int32 [W], W at least a 32nd of the codec's symbols."""
+        """Set the bits of the tokens that may come next, int32 [W], W at least vocab_size / 32."""
         words = self._symbols.words
         if mask.dtype != np.int32 or len(mask) < words or not mask.flags.c_contiguous:
-            raise ValueError(f"a mask of {len(mask)} {mask.dtype}; give {words} int32, side by side")
+            raise ValueError(f"a mask of {len(mask)} {mask.dtype}; pass {words} contiguous int32")
         mask[words:] = 0
         self._matcher.unsafe_compute_mask_ptr(mask.ctypes.data, 4 * words)
-        if self._symbols.narrow is not None:  # a space that is dropped would be missing from the form
+        if self._symbols.narrow is not None:  # the decoder drops a space at the start of a line
             starting, within = self._symbols.narrow
             mask[:words] &= starting if self._starts_line else within
         if self._distinct is not None:
             self._distinct.narrow(mask[:words])
         if self._matcher.is_error() or not mask.any():
-            raise UserError(refusal(self._matcher.get_error() or "no symbol goes on with it"))
+            raise UserError(refusal(self._matcher.get_error() or "no token can follow"))
 
     def take(self, symbol: int) -> None:
-        """The symbol that was chosen, one of those; an end symbol too."""
+        """Accept the chosen token, which may be an end token."""
         self._starts_line = symbol in self._symbols.breaks
         if not self._matcher.consume_token(symbol):
-            raise UserError(refusal(self._matcher.get_error() or f"symbol {symbol} is none of it"))
+            raise UserError(refusal(self._matcher.get_error() or f"token {symbol} is not allowed"))
         if self._distinct is not None and symbol not in self._symbols.ends and not self._distinct.take(symbol):
-            raise UserError(refusal("an item or a key comes twice"))
+            raise UserError(refusal("an item or a key occurs twice"))

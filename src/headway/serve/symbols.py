@@ -1,4 +1,4 @@
-"""The symbols of a codec as the bytes that each writes: what llguidance needs to know of a tokenizer."""
+"""The tokens of a codec as bytes, which llguidance needs of a tokenizer."""
 
 from __future__ import annotations
 
@@ -19,39 +19,39 @@ from headway.codecs.base import BYTES, decoder_steps, special_ids
 from headway.codecs.tokenizer import LINE_SPACE_STEPS
 from headway.errors import UserError
 
-SPECIAL = b"\xff"  # before what a special symbol is called; no text holds this byte
-_NEVER = {0xC0, 0xC1, *range(0xF5, 0x100)}  # bytes that are in no text
+SPECIAL = b"\xff"  # before the name of a special token; this byte occurs in no text
+_NEVER = {0xC0, 0xC1, *range(0xF5, 0x100)}  # bytes that occur in no text
 _BYTE = re.compile("<0x[0-9A-F]{2}>")
-_ENDING = re.compile(rb"[,\]}\s]|^[tfn]")  # of a literal the first letter, as it can only go on
+_ENDING = re.compile(rb"[,\]}\s]|^[tfn]")  # the first letter of a literal determines the rest
 _NEEDED = {*range(256)} - _NEVER
-_FORCED, _CUT = 256, 64  # characters of a forced text that are tokenized, and of these the last, which a cut may change
+_FORCED, _CUT = 256, 64  # characters of a forced text to tokenize, and the last of them, which the cut may change
 
 
 class ByteSymbols:
-    """A codec's symbols for llguidance, with the ids that may end a text.
+    """A codec's tokens for llguidance, with the ids that may end a text.
 
-    Tokenizers that are trained here drop a space at the start of each line; of all others `narrow` is None. There it
-    holds the symbols that write just their bytes at the start of a line and within one, as bits; `breaks` are those
-    after which a line starts.
+    headway's own tokenizers drop a space at the start of each line; for all others `line_masks` is None. For those it
+    has two bit masks of the tokens that add exactly their bytes, at the start of a line and within one; a line starts
+    after the tokens `line_breaks`.
     """
 
     def __init__(self, codec: Codec, ends: tuple[int, ...]) -> None:
-        """UserError for a codec whose texts are not its symbols' bytes, one after the other."""
+        """UserError for a codec whose texts are not the concatenated bytes of its tokens."""
         if not isinstance(codec, TokenizerCodec):
             raise UserError(
-                f"a {type(codec).__name__} writes no text, so that it holds to no form; use a model of texts"
+                f"a {type(codec).__name__} generates no text, so it supports no response format; use a text model"
             )
         tokens = _bytes_of(codec)
         strange = next((end for end in ends if not 0 <= end < len(tokens)), None)
         if strange is not None or not ends:
-            told = "no end symbol" if strange is None else f"no symbol {strange}, which is to end a text"
-            raise UserError(f"the tokenizer has {told}, so that no form is ever complete; give the id of one")
+            told = "no end token" if strange is None else f"no token {strange} to end a text"
+            raise UserError(f"the tokenizer has {told}, so no response format can be complete; pass a valid id")
         self.narrow: tuple[Int[np.ndarray, "W"], Int[np.ndarray, "W"]] | None = None
         if decoder_steps(codec.tokenizer)[1:] == LINE_SPACE_STEPS:
             within = np.array([b"\n " not in token for token in tokens])
             self.narrow = _packed(within & [not token.startswith(b" ") for token in tokens]), _packed(within)
         self.breaks = frozenset(i for i, token in enumerate(tokens) if token.endswith(b"\n"))
-        for end in ends:  # what ends a text is no part of it
+        for end in ends:  # an end token is not part of the text
             tokens[end] = SPECIAL + tokens[end].removeprefix(SPECIAL)
         self.tokens = tokens
         self.count = len(tokens)
@@ -61,21 +61,21 @@ class ByteSymbols:
 
     @cached_property
     def ending(self) -> tuple[Int[np.ndarray, "N"], Int[np.ndarray, "N"]]:
-        """Ids of the symbols with which a JSON string may end, and of those with which another value may."""
+        """Ids of the tokens that may end a JSON string, and of those that may end another value."""
         in_strings = [i for i, token in enumerate(self.tokens) if b'"' in token]
         outside = [i for i, token in enumerate(self.tokens) if _ENDING.search(token) or token.count(b'"') > 1]
         return np.array(in_strings, np.int64), np.array(outside, np.int64)
 
 
 def _packed(marks: Bool[np.ndarray, "C"]) -> Int[np.ndarray, "W"]:
-    """A bit for each symbol, the lowest first, in int32."""
+    """One bit per token, lowest first, in int32."""
     padded = np.zeros(-(-len(marks) // 32) * 32, bool)
     padded[: len(marks)] = marks
     return np.packbits(padded, bitorder="little").view(np.int32)
 
 
 class _Wrapped:
-    """What llguidance asks of a tokenizer."""
+    """The interface that llguidance expects of a tokenizer."""
 
     is_tokenizer_wrapper = True
     bos_token_id = None
@@ -84,19 +84,19 @@ class _Wrapped:
     def __init__(self, tokenizer: Tokenizer, tokens: list[bytes], end: int) -> None:
         self.tokens = tokens
         self.eos_token_id = end
-        self._tokenizer = tokenizer  # not its codec, which nothing here may keep alive
+        self._tokenizer = tokenizer  # not the codec, which must not be kept alive
         self._ids = {token: i for i, token in reversed(list(enumerate(tokens))) if token}
 
     def __call__(self, text: str) -> list[int]:
-        """The symbols of a text amid another, as the codec would cut it; a form that leaves no choice is cut so.
+        """The tokens of a text within another, as the codec would split it; forced text is tokenized this way.
 
-        Of a long text only the first symbols: each of them has the rest tokenized again.
+        Only the first tokens of a long text: the rest is tokenized again after each of them.
         """
         if len(text) > _FORCED:
             return self._first(text)
         ids, written = self._tokenizer.encode(text, add_special_tokens=False).ids, text.encode()
         joined = b"".join(self.tokens[i] for i in ids)
-        if joined == b" " + written:  # what is put before the start of a text
+        if joined == b" " + written:  # the space that is added at the start of a text
             rest = self.tokens[ids[0]][1:]
             return [*([self._ids[rest]] if rest in self._ids else self._each(rest)), *ids[1:]]
         return ids if joined == written else self._each(written)
@@ -111,7 +111,7 @@ class _Wrapped:
 
 
 def _bytes_of(codec: TokenizerCodec) -> list[bytes]:
-    """The bytes that each symbol writes; empty for what writes none, and marked for special symbols."""
+    """The bytes of each token; empty for tokens without text, and with a prefix for special tokens."""
     steps = decoder_steps(codec.tokenizer)
     kinds = [step["type"] for step in steps]
     if kinds[:1] == ["ByteLevel"] and steps[1:] in ([], LINE_SPACE_STEPS):
@@ -135,8 +135,8 @@ def _bytes_of(codec: TokenizerCodec) -> list[bytes]:
     if missing:
         shown = repr(chr(missing[0])) if missing[0] < 128 else f"the byte 0x{missing[0]:X}"
         raise UserError(
-            f"the tokenizer has no symbol for {shown} ({len(missing)} bytes have none), so that forms cannot be held "
-            "to; use a model with a symbol for every byte"
+            f"the tokenizer has no token for {shown} ({len(missing)} bytes have none), so response formats cannot be "
+            "enforced; use a model with a token for every byte"
         )
     return tokens
 
@@ -145,19 +145,19 @@ def _unknown(codec: TokenizerCodec, kinds: list[str]) -> UserError:
     model = type(codec.tokenizer.model).__name__
     how = f"is joined by {', '.join(kinds)}" if kinds else "is joined by spaces"
     return UserError(
-        f"the text of this {model} tokenizer {how}, which forms are not known for; use a model with a byte-level "
-        "tokenizer, or one of sentencepiece with bytes"
+        f"the text of this {model} tokenizer {how}, which response formats do not support; use a model with a "
+        "byte-level tokenizer, or one of sentencepiece with byte fallback"
     )
 
 
 def _byte_level(name: str) -> bytes:
-    """As `ByteStream` writes it."""
+    """The bytes of a token of a byte-level tokenizer."""
     known = all(character in BYTES for character in name)
     return bytes(BYTES[character] for character in name) if known else name.encode()
 
 
 class _Pieces:
-    """As tokenizers of sentencepiece write a piece."""
+    """The bytes of a sentencepiece token."""
 
     def __init__(self, replaced: list[tuple[str, str]]) -> None:
         self._replaced = replaced
@@ -175,7 +175,7 @@ _lock = Lock()
 
 
 def symbols_of(codec: Codec, ends: Iterable[int]) -> ByteSymbols:
-    """The codec's symbols, which are made once: that takes about a second where they are many. Any thread may ask."""
+    """The codec's tokens, made once: a large vocabulary takes about a second. Thread-safe."""
     wanted = tuple(sorted({*ends, *(() if codec.end is None else (codec.end,))}))
     with _lock:
         made = _known.setdefault(codec, {})

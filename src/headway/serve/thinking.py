@@ -1,4 +1,4 @@
-"""The thoughts of a model, separated from its answer."""
+"""The reasoning of a model, separated from its answer."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ OPEN, CLOSE = "<think>", "</think>"
 
 
 class Thoughts:
-    """Separates the thoughts, between <think> and </think> at the start of the output, from the answer."""
+    """Separates the reasoning, between <think> and </think> at the start of the output, from the answer."""
 
     def __init__(self, thinks: bool, begun: bool) -> None:
-        """Whether it thinks, and whether the template has it begin with that."""
+        """`thinks`: the model reasons; `started`: its chat template has started the reasoning."""
         self._held = ""
-        self._mark = "" if not thinks else CLOSE if begun else OPEN  # that is looked for
-        self._starts = thinks and begun  # what comes is the start of the answer, or of a thought
+        self._mark = "" if not thinks else CLOSE if begun else OPEN  # the next tag to find
+        self._starts = thinks and begun  # at the start of the answer or of the reasoning
 
     def split(self, text: str, last: bool) -> tuple[str, str]:
-        """What is new of the answer, and of the thoughts."""
+        """The new parts of the answer and of the reasoning."""
         self._held += text
         said = thought = ""
         if self._mark == OPEN:
@@ -40,7 +40,7 @@ class Thoughts:
 
 
 def _certain(text: str) -> int:
-    """The length of a thought that is not its end: neither white space nor what may be the mark."""
+    """The length of the text before trailing white space and anything that may become the closing tag."""
     for size in range(min(len(text), len(CLOSE) - 1), 0, -1):
         if text.endswith(CLOSE[:size]):
             return len(text[:-size].rstrip())

@@ -1,4 +1,4 @@
-"""/tokenize and /detokenize: texts to the ids of a model's tokens, and back. /apply-template: what a chat reads."""
+"""/tokenize and /detokenize: texts to token ids, and back. /apply-template: a conversation as the model reads it."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from headway.serve.frame import Context, Endpoint
 from headway.serve.generating import Spelling, text_codec
 from headway.serve.tools import Toolbox
 
-_MOST = 1 << 20  # ids of one request
+_MOST = 1 << 20  # maximum ids of one request
 
 
 class TokenizeBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """`add_special` puts the marks around a text that a prompt begins with; `with_pieces` asks for what ids spell."""
+    """`add_special` adds the special tokens of a prompt; `with_pieces` also returns the text of each id."""
 
     content: str
     model: str = ""
@@ -28,33 +28,33 @@ class TokenizeBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 class SpeltToken(msgspec.Struct):
-    """An id, and what it spells: its bytes as numbers where they are no text of their own."""
+    """An id, and its text, or its bytes as integers if they are not valid UTF-8."""
 
     id: int
     piece: str | list[int]
 
 
 class TokenizeAnswer(msgspec.Struct):
-    """Ids, or ids with their pieces."""
+    """Token ids, or ids with their pieces."""
 
     tokens: list[int | SpeltToken]
 
 
 class DetokenizeBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """Ids."""
+    """Token ids."""
 
     tokens: list[int]
     model: str = ""
 
 
 class DetokenizeAnswer(msgspec.Struct):
-    """Their text; special symbols are left out."""
+    """The text of the ids, without special tokens."""
 
     content: str
 
 
 class ApplyTemplateBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """A conversation as /v1/chat/completions takes it."""
+    """A conversation as in /v1/chat/completions."""
 
     messages: list[ChatMessage]
     model: str = ""
@@ -65,7 +65,7 @@ class ApplyTemplateBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True
 
 
 class ApplyTemplateAnswer(msgspec.Struct):
-    """What the model reads: as a text, in which marks that somebody wrote look like the template's own, and as ids."""
+    """The model's input as text, where special tokens that a user typed look like the template's own, and as ids."""
 
     prompt: str
     tokens: list[int]
@@ -93,8 +93,8 @@ async def detokenized(body: DetokenizeBody, context: Context) -> DetokenizeAnswe
         codec = text_codec(ready.model)
         wrong = next((each for each in body.tokens if not 0 <= each < codec.size), None)
         if wrong is not None or len(body.tokens) > _MOST:
-            told = f"the id {wrong} has no token" if wrong is not None else f"{len(body.tokens):,} ids are too many"
-            raise StatusError(400, f"{told}; give at most {_MOST:,} from 0 to {codec.size - 1}", "tokens")
+            told = f"unknown token id {wrong}" if wrong is not None else f"{len(body.tokens):,} ids are too many"
+            raise StatusError(400, f"{told}; send at most {_MOST:,} from 0 to {codec.size - 1}", "tokens")
         return DetokenizeAnswer(await asyncio.to_thread(codec.decode, body.tokens))
 
 
@@ -113,7 +113,7 @@ async def templated(body: ApplyTemplateBody, context: Context) -> ApplyTemplateA
 
         try:
             return await asyncio.to_thread(written)
-        except UserError as error:  # clients need not know where the model lies
+        except UserError as error:  # clients need not know the model's path
             raise StatusError(400, str(error).replace(str(ready.model.directory), ready.name), "messages") from None
 
 

@@ -1,4 +1,4 @@
-"""Tools that a model may call: told by its own chat template, read in the format that it was taught."""
+"""Tools that a model may call: described by its chat template, parsed in the format that it was trained with."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from headway.errors import UserError, nearest
 from headway.serve.calls import MISTRAL, CallFormat, CallReader
 from headway.serve.rules import FormMaker, compiled
 
-_MOST = 128  # tools of a request
+_MOST = 128  # maximum tools of a request
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _FIELDS, _PARAMETERS = ("name", "description", "parameters", "strict"), {"type": "object", "properties": {}}
-# What a template writes, in the order in which they are looked for: some write two.
+# Formats by a string in the chat template, in the order of the search: some templates contain two.
 _DEEPSEEK = CallFormat(
     "<｜tool▁call▁begin｜>",
     "<｜tool▁call▁end｜>",
@@ -36,18 +36,18 @@ _FORMATS = {
     "```json": _FENCED,
     "<｜tool▁sep｜>": _DEEPSEEK,
 }
-_OTHERS = ("<arg_key>", "<|channel|>")  # of other formats
+_OTHERS = ("<arg_key>", "<|channel|>")  # of unsupported formats
 
 
 def format_of(codec: TokenizerCodec, template: str) -> CallFormat:
-    """The format of a model's calls, by the marks that its chat template writes.
+    """The format of a model's calls, from the tags in its chat template.
 
-    UserError for a template that takes no tools, or writes calls in a format that is not known here.
+    UserError for a template without tools, or with an unsupported format.
     """
     known = "Hermes, Qwen, Llama 3, Mistral and DeepSeek"
     if "tools" not in template and _DEEPSEEK.middle not in template:
         raise UserError(
-            f"the chat template takes no tools; use a model that was taught to call them, as {known} have it"
+            f"the chat template does not support tools; use a model that was trained for them, such as {known}"
         )
     strange = next((mark for mark in _OTHERS if mark in template), None)
     deepseek = _DEEPSEEK.middle in template
@@ -58,12 +58,12 @@ def format_of(codec: TokenizerCodec, template: str) -> CallFormat:
         found = _FORMATS["<|python_tag|>"]
     if strange is not None or found is None:
         how = f"with {strange!r}" if strange else "in a format"
-        raise UserError(f"the chat template writes calls of tools {how} that is not known here; known are {known}")
+        raise UserError(f"the chat template has tool calls {how} that is not supported; use one of {known}")
     if found.middle_id not in template:
         found = replace(found, middle_id="")
     special = special_ids(codec.tokenizer)
     marks = [found.opening, found.closing, *found.prefix, found.middle, found.middle_id]
-    if found.opening == MISTRAL:  # whose models write the marks of others, too
+    if found.opening == MISTRAL:  # whose models also generate the tags of newer ones
         marks += ["[ARGS]", "[CALL_ID]"]
     symbols = {mark: symbol for mark in marks if (symbol := codec.token(mark or None)) in special}
     opening, closing = symbols.pop(found.opening, None), symbols.pop(found.closing, None)
@@ -71,9 +71,10 @@ def format_of(codec: TokenizerCodec, template: str) -> CallFormat:
 
 
 class Toolbox:
-    """The tools of one request, and what its `tool_choice` asks for.
+    """The tools of one request, with its `tool_choice`.
 
-    `told` is what the chat template is given: None where no tool may be called. `required`: the answer is calls alone.
+    `template_tools` are the tools for the chat template, None if none may be called. If `required`, the answer consists
+    of calls only.
     """
 
     def __init__(
@@ -86,31 +87,31 @@ class Toolbox:
     ) -> None:
         """`tools`, `choice` and `parallel` are tools, tool_choice and parallel_tool_calls of OpenAI's API.
 
-        UserError for what is none of these, and for a model that cannot call.
+        UserError for invalid values, and for a model that does not support tools.
         """
         if not isinstance(parallel, bool):
-            raise UserError(f"parallel_tool_calls is {parallel!r:.40}; give true or false")
+            raise UserError(f"parallel_tool_calls is {parallel!r:.40}; use true or false")
         self._codec = codec
         self._functions = _functions(tools)
         self.required, wanted = _choice(choice, self._functions)
         self._offered = {name: self._functions[name] for name in wanted}
         self._form = format_of(codec, template) if wanted else None
-        # Answers are held to a rule, and so make no slips.
+        # Answers follow a grammar, and so have no mistakes.
         self._held = self.required or any(function.get("strict") for function in self._offered.values())
         self._parallel = parallel and not (self._form is not None and self._form.bare and self.required)
         self.told = [_complete(tool, template) for tool in tools] if wanted else None
 
     def rule(self, ends: Iterable[int] = ()) -> FormMaker | None:
-        """What makes a rule for each answer: a call where one is required, and arguments of their schema.
+        """Makes the rule of each answer: a call if one is required, and arguments of their schema.
 
-        None where the model is free: by "auto", unless a tool is `strict`. As slow as `rule_for`; UserError for a
-        schema that cannot be held to.
+        None if the model is free: with "auto", unless a tool is `strict`. As slow as `rule_for`. UserError for a schema
+        that cannot be enforced.
         """
         if self._form is None or not self._held:
             return None
         if self._form.named and not self._form.middle:
             raise UserError(
-                "this model writes arguments as plain text, held to no schema; leave tool_choice and strict out"
+                "this model generates arguments as plain text, without a schema; leave tool_choice and strict out"
             )
         asked = {
             "type": "calls",
@@ -125,8 +126,8 @@ class Toolbox:
         return compiled(self._codec, asked, ends)
 
     def reader(self, pieces: bool = False) -> CallReader | None:
-        """What reads one answer, with `pieces` calls as they come; None where no tool may be called, so that all of it
-        is text.
+        """A parser of one answer; with `streams` it passes calls on as they arrive. None if no tool may be called, so
+        that the answer is only text.
         """
         if self._form is None:
             return None
@@ -134,31 +135,31 @@ class Toolbox:
 
 
 def _functions(tools: Any) -> dict[str, Mapping[str, Any]]:
-    """The functions of tools by their names."""
+    """The functions of tools by name."""
     if not isinstance(tools, Sequence) or isinstance(tools, str) or not 1 <= len(tools) <= _MOST:
-        raise UserError(f"tools is {tools!r:.60}; give a list of 1 to {_MOST} functions")
+        raise UserError(f"tools is {tools!r:.60}; send a list of 1 to {_MOST} functions")
     found: dict[str, Mapping[str, Any]] = {}
     for i, tool in enumerate(tools):
         function = tool.get("function") if isinstance(tool, Mapping) else None
         if not isinstance(function, Mapping) or tool.get("type") != "function":
-            raise UserError(f'tool {i} is no function; give {{"type": "function", "function": {{"name": ...}}}}')
+            raise UserError(f'tool {i} is not a function; send {{"type": "function", "function": {{"name": ...}}}}')
         name = function.get("name")
         if not isinstance(name, str) or not _NAME.fullmatch(name):
-            raise UserError(f"tool {i} has the name {name!r:.80}; give 1 to 64 of the letters a-z, A-Z, 0-9, _ and -")
+            raise UserError(f"tool {i} has the name {name!r:.80}; use 1 to 64 of the letters a-z, A-Z, 0-9, _ and -")
         strange = next((field for field, value in function.items() if field not in _FIELDS and value is not None), None)
         if strange is not None:
-            raise UserError(f"tool {name!r} has the field {strange!r:.60}; {nearest(strange, _FIELDS)}")
+            raise UserError(f"tool {name!r} has the unknown field {strange!r:.60}; {nearest(strange, _FIELDS)}")
         parameters = function.get("parameters") or _PARAMETERS
         if not isinstance(parameters, Mapping) or parameters.get("type") != "object":
-            raise UserError(f'tool {name!r} has parameters that are no object; give {{"type": "object", ...}}')
+            raise UserError(f'tool {name!r} has parameters that are not an object; use {{"type": "object", ...}}')
         if name in found:
-            raise UserError(f"two tools have the name {name!r}; give each its own")
+            raise UserError(f"two tools have the name {name!r}; rename one of them")
         found[name] = function
     return found
 
 
 def _complete(tool: Mapping[str, Any], template: str) -> dict[str, Any]:
-    """A tool as chat templates expect it: without fields that are null, and with those that the template reads."""
+    """A tool as chat templates expect it: without null fields, and with all fields that the template uses."""
     function = {name: value for name, value in tool["function"].items() if value is not None}
     for name, default in (("description", ""), ("parameters", _PARAMETERS)):
         if re.search(rf"\.{name}\b|\[['\"]{name}['\"]\]", template):
@@ -175,16 +176,16 @@ def _choice(choice: Any, functions: Mapping[str, Any]) -> tuple[bool, list[str]]
     named = choice.get("function") if isinstance(choice, Mapping) and choice.get("type") == "function" else None
     name = named.get("name") if isinstance(named, Mapping) else None
     if not isinstance(name, str):
-        raise UserError(f"tool_choice is {choice!r:.80}; give none, auto, required or a function's name")
+        raise UserError(f"tool_choice is {choice!r:.80}; use none, auto, required or a function's name")
     if name not in functions:
-        raise UserError(f"tool_choice names {name!r:.80}, which is no tool of the request; {nearest(name, functions)}")
+        raise UserError(f"tool_choice is {name!r:.80}, which is not a tool of the request; {nearest(name, functions)}")
     return True, [name]
 
 
 def told(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Messages as chat templates read them: arguments of earlier calls are objects, and a content is always there.
+    """Messages as chat templates expect them: arguments of earlier calls are objects, and there is always a content.
 
-    UserError for arguments that are no JSON object.
+    UserError for arguments that are not a JSON object.
     """
     found = []
     for i, message in enumerate(messages):
@@ -194,7 +195,7 @@ def told(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         calls = message.get("tool_calls")
         if calls is not None:
             if not isinstance(calls, Sequence) or not all(_is_call(call) for call in calls):
-                raise UserError(f"message {i} has tool_calls that are none; give a list of calls of functions")
+                raise UserError(f"message {i} has invalid tool_calls; send a list of function calls")
             message["tool_calls"] = [
                 {**call, "function": {**call["function"], "arguments": _object(call["function"]["arguments"], i)}}
                 for call in calls
@@ -214,5 +215,5 @@ def _object(arguments: Any, place: int) -> Mapping[str, Any]:
     except (ValueError, RecursionError):
         read = None
     if not isinstance(read, Mapping):
-        raise UserError(f"message {place} has a call whose arguments are {arguments!r:.60}; give a JSON object as text")
+        raise UserError(f"message {place} has a call with arguments {arguments!r:.60}; send a JSON object as a string")
     return read

@@ -1,4 +1,4 @@
-"""Sounds to text: /v1/audio/transcriptions and /v1/audio/translations of the OpenAI API."""
+"""Audio to text: /v1/audio/transcriptions and /v1/audio/translations of the OpenAI API."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ AnswerFormat = Literal["json", "text", "srt", "verbose_json", "vtt"]
 _GRANULARITIES, _PLAIN_GRANULARITIES = "timestamp_granularities[]", "timestamp_granularities"
 _FIELDS = ("file", "model", "language", "prompt", "response_format", "temperature", _GRANULARITIES)
 _NEUTRAL = {
-    "stream": Neutral(("false", "False"), "a transcript comes whole; leave it out"),
-    "chunking_strategy": Neutral(("auto",), "sounds are cut as the model was trained for; leave it out"),
-    "include[]": Neutral((), "log probabilities are those of segments, in verbose_json; leave it out"),
-    "top_p": Neutral(("1", "1.0"), "transcripts are searched for by beams; leave it out"),
+    "stream": Neutral(("false", "False"), "transcripts are not streamed; leave it out"),
+    "chunking_strategy": Neutral(("auto",), "audio is always cut as the model was trained for; leave it out"),
+    "include[]": Neutral((), "log probabilities are per segment, in verbose_json; leave it out"),
+    "top_p": Neutral(("1", "1.0"), "transcription uses beam search; leave it out"),
 }
-_HOTTEST = 1.0  # temperature, as in OpenAI's service
-_SYMBOLS = 16  # of each sound in a call, after which others may join
+_HOTTEST = 1.0  # maximum temperature, as in OpenAI's service
+_SYMBOLS = 16  # tokens per recording and call, after which others may join
 _LONGEST = 100  # characters of a file's name in messages
 
 
@@ -43,9 +43,7 @@ class TranscriptBody(msgspec.Struct):
 
 
 class SpokenWord(msgspec.Struct):
-    """A word, when it was spoken, in seconds, its probability, and the word as it is a part of the text: with the space
-    before it.
-    """
+    """A word, its start and end in seconds, its probability, and its text with the space before it."""
 
     word: str
     start: float
@@ -55,7 +53,7 @@ class SpokenWord(msgspec.Struct):
 
 
 class SpokenSegment(msgspec.Struct):
-    """A piece of a transcript; see headway.Segment. `seek` is where it begins, in hundredths of a second."""
+    """A segment of a transcript; see headway.Segment. `seek` is its start in hundredths of a second."""
 
     id: int
     seek: int
@@ -70,8 +68,8 @@ class SpokenSegment(msgspec.Struct):
 
 
 class VerboseTranscript(msgspec.Struct, omit_defaults=True):
-    """The text of a sound of `duration` seconds; `language` is a code, as en. Words and segments are there where they
-    were asked for.
+    """The text of a recording of `duration` seconds; `language` is a code such as en. Words and segments are there if
+    requested.
     """
 
     task: str
@@ -83,7 +81,7 @@ class VerboseTranscript(msgspec.Struct, omit_defaults=True):
 
 
 class _Form(NamedTuple):
-    """What a form asks for."""
+    """A parsed form."""
 
     file: UploadFile
     model: str
@@ -93,12 +91,12 @@ class _Form(NamedTuple):
 
 
 async def transcribe(form: FormData, context: Context) -> msgspec.Struct | Response:
-    """The text of a sound, in its language."""
+    """The text of a recording, in its language."""
     return await _answer(form, "transcribe", context)
 
 
 async def translate(form: FormData, context: Context) -> msgspec.Struct | Response:
-    """The text of a sound, in English."""
+    """The text of a recording, in English."""
     return await _answer(form, "translate", context)
 
 
@@ -119,8 +117,8 @@ async def _answer(form: FormData, task: Task, context: Context) -> msgspec.Struc
 async def _transcript(asked: _Form, context: Context) -> Transcription:
     name = (asked.file.filename or "file")[:_LONGEST]
     async with context.served.using(asked.model) as ready:
-        predictor(ready.model, "transcribe")  # UserError for a model that hears nothing
-        with NamedTemporaryFile(prefix="headway-") as file:  # which nobody else may read, and decoders want
+        predictor(ready.model, "transcribe")  # UserError for a model that does not transcribe
+        with NamedTemporaryFile(prefix="headway-") as file:  # private to this user; decoders need a file
             await asyncio.to_thread(shutil.copyfileobj, asked.file.file, file)
             file.flush()
             with named(Path(file.name), name):
@@ -132,7 +130,7 @@ async def _transcript(asked: _Form, context: Context) -> Transcription:
 
 
 class _Heard:
-    """A sound that is told, which begins when its turn comes. Used in the model's thread."""
+    """A recording whose transcription starts when its turn comes. Used in the model's thread."""
 
     def __init__(self, model: Model, path: Path, how: Transcribing) -> None:
         self.telling: Telling | None = None
@@ -142,20 +140,20 @@ class _Heard:
         self.telling = Telling(self._model.transcriber(self._how), FileSound(self._path))
 
     def found(self) -> Transcription | Exception | None:
-        """What came of it; None where it has not ended."""
+        """The transcription or an error; None while it is unfinished."""
         if self.telling is None or not self.telling.ended:
             return None
         return self.telling.error or self.telling.transcription()
 
 
 def _go_on(sounds: list[_Heard]) -> list[Transcription | Exception | None]:
-    """In the model's thread: some symbols more of each, in steps that they share, until one of them has ended."""
+    """In the model's thread: some more tokens of each, in shared steps, until one recording is finished."""
     failed: dict[_Heard, Exception] = {}
     for sound in sounds:
         if sound.telling is None:
             try:
                 sound.begin()
-            except Exception as error:  # of this sound, and no matter of the others
+            except Exception as error:  # of this recording; the others continue
                 failed[sound] = error
     tellings = [sound.telling for sound in sounds if sound.telling is not None]
     for _ in range(_SYMBOLS if tellings else 0):
@@ -166,7 +164,7 @@ def _go_on(sounds: list[_Heard]) -> list[Transcription | Exception | None]:
 
 
 def _asked(form: FormData, task: Task) -> _Form:
-    """StatusError for a field that is not had, and for a value that it cannot take."""
+    """The parsed form. StatusError for unknown fields and invalid values."""
     for field, value in form.multi_items():
         neutral = _NEUTRAL.get(field)
         if not value or (neutral is not None and neutral.accepts(value, {})):
@@ -175,23 +173,23 @@ def _asked(form: FormData, task: Task) -> _Form:
             told = f"{field} is {str(value)[:_LONGEST]!r}, but {neutral.reason}"
             raise StatusError(400, told, field, "unsupported")
         if field not in (*_FIELDS, _PLAIN_GRANULARITIES):
-            told = f"the field {field[:_LONGEST]!r} is not had; {nearest(field, _FIELDS)}"
+            told = f"unknown field {field[:_LONGEST]!r}; {nearest(field, _FIELDS)}"
             raise StatusError(400, told, field[:_LONGEST], "unknown_field")
     file = form.get("file")
     if not isinstance(file, UploadFile):
-        raise StatusError(400, "the form has no file; send the sound as its field file", "file")
+        raise StatusError(400, "the form has no file; send the audio in the field file", "file")
     texts = {name: _text(form, name) for name in _FIELDS if name not in ("file", _GRANULARITIES)}
     answer = texts["response_format"] or "json"
     if answer not in get_args(AnswerFormat):
         remedy = nearest(answer, get_args(AnswerFormat))
-        raise StatusError(400, f"response_format {answer[:_LONGEST]!r} is unknown; {remedy}", "response_format")
+        raise StatusError(400, f"unknown response_format {answer[:_LONGEST]!r}; {remedy}", "response_format")
     granularities = form.getlist(_GRANULARITIES) + form.getlist(_PLAIN_GRANULARITIES) or ["segment"]
     if not all(each in ("word", "segment") for each in granularities):
-        raise StatusError(400, "timestamp_granularities are word and segment; choose from them", _GRANULARITIES)
+        raise StatusError(400, "unknown timestamp_granularities; use word or segment", _GRANULARITIES)
     if "word" in granularities and answer != "verbose_json":
-        raise StatusError(400, f"{answer} has no times of words; ask for response_format verbose_json", _GRANULARITIES)
+        raise StatusError(400, f"{answer} has no word timestamps; use response_format verbose_json", _GRANULARITIES)
     how = Transcribing(texts["language"] or None, task, initial=texts["prompt"] or "", words="word" in granularities)
-    if temperature := _temperature(texts["temperature"]):  # 0 begins there, and goes up where a text is in doubt
+    if temperature := _temperature(texts["temperature"]):  # 0: start there, and raise it for uncertain text
         how = replace(how, temperatures=(temperature,))
     return _Form(file, texts["model"] or "", how, cast(AnswerFormat, answer), cast(list[str], granularities))
 
@@ -199,7 +197,7 @@ def _asked(form: FormData, task: Task) -> _Form:
 def _text(form: FormData, name: str) -> str | None:
     values = form.getlist(name)
     if len(values) > 1 or not all(isinstance(value, str) for value in values):
-        raise StatusError(400, f"the field {name} is to be one text; send it once", name)
+        raise StatusError(400, f"the field {name} must be one string; send it once", name)
     return cast(str, values[0]) if values else None
 
 
@@ -210,7 +208,7 @@ def _temperature(text: str | None) -> float:
         value = math.nan
     if not 0 <= value <= _HOTTEST:
         raise StatusError(
-            400, f"temperature is {(text or '')[:_LONGEST]!r}; give a number from 0 to {_HOTTEST:g}", "temperature"
+            400, f"temperature is {(text or '')[:_LONGEST]!r}; use a number from 0 to {_HOTTEST:g}", "temperature"
         )
     return value
 
@@ -240,6 +238,6 @@ def _verbose(found: Transcription, asked: _Form) -> VerboseTranscript:
 
 
 ENDPOINTS = (
-    Endpoint("POST", "/v1/audio/transcriptions", transcribe, "the text of a sound", FormData, VerboseTranscript),
-    Endpoint("POST", "/v1/audio/translations", translate, "a sound in English text", FormData, VerboseTranscript),
+    Endpoint("POST", "/v1/audio/transcriptions", transcribe, "the text of a recording", FormData, VerboseTranscript),
+    Endpoint("POST", "/v1/audio/translations", translate, "a recording as English text", FormData, VerboseTranscript),
 )

@@ -1,7 +1,7 @@
-"""The verbs of headway over HTTP: the arguments of a model's method as JSON, and what it gives. And /v1/models.
+"""headway's verbs over HTTP: the arguments of a model's method as JSON, and its result. Also /v1/models.
 
-An argument that would be a file of one's own machine is a data: URL here. Requests for one verb with the same settings
-share a call of the model.
+An argument that is a local file in Python is a data: URL here. Requests for one verb with the same settings share a
+call of the model.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from headway.serve.errors import StatusError
 from headway.serve.frame import Context, Endpoint, Known, Reads
 from headway.serve.media import image_of, sound_of
 
-_MOST = 2048  # items of a request
+_MOST = 2048  # maximum items of a request
 _SERVED = (
     "generate",
     "chat",
@@ -48,7 +48,7 @@ Texts = str | list[str]
 
 
 class ClassifyBody(msgspec.Struct, forbid_unknown_fields=True):
-    """`items` are a text, or texts, or pairs of them as lists of two; or images or sounds as data: URLs."""
+    """`items` are a text, texts, or text pairs as lists of two; or images or audio as data: URLs."""
 
     items: str | list[str | list[str]]
     model: str = ""
@@ -56,7 +56,7 @@ class ClassifyBody(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class TagBody(msgspec.Struct, forbid_unknown_fields=True):
-    """`texts` are a text, or texts, of which each may be a list of its words."""
+    """`texts` are a text or several; each may be a list of its words."""
 
     texts: str | list[str | list[str]]
     model: str = ""
@@ -70,7 +70,7 @@ class FillBody(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class TranslateBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """By default a run translates as it is evaluated; with a temperature it samples instead of searching."""
+    """The default settings are those of the model's evaluation; with a temperature it samples instead of searching."""
 
     lines: Texts
     model: str = ""
@@ -109,20 +109,20 @@ class ScoreBody(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class VerbAnswer(msgspec.Struct):
-    """What the method of this name gives: of one item where one was given, else a list with that of each."""
+    """The result of the method with this name: for one item if one was sent, otherwise a list with one per item."""
 
     result: Any
     model: str
 
 
 class ClassifyAnswer(VerbAnswer, kw_only=True):
-    """`thresholds` are the probabilities from which on each label is predicted, where several are at once."""
+    """`thresholds` are the probabilities from which each label is predicted, if a text can have several labels."""
 
     thresholds: dict[str, float] | msgspec.UnsetType = msgspec.UNSET
 
 
 class ServedModel(msgspec.Struct):
-    """A model that can be asked for, what it can do, of what its inputs are, and the tokens that it reads at once."""
+    """A model, its tasks (`verbs`), its kinds of input (`reads`), and its context length in tokens."""
 
     id: str
     created: int
@@ -141,12 +141,12 @@ class ModelList(msgspec.Struct):
 
 
 async def models(body: None, context: Context) -> ModelList:
-    """What can be asked for, loaded or not."""
+    """All models, loaded or not."""
     return ModelList([_told(name, known) for name, known in context.served.listed().items()])
 
 
 async def model(body: None, context: Context) -> ServedModel:
-    """One of them."""
+    """One model."""
     return _told(context.path["name"], context.served.known(context.path["name"]))
 
 
@@ -156,7 +156,7 @@ def _told(name: str, known: Known) -> ServedModel:
 
 
 async def classify(body: ClassifyBody, context: Context) -> ClassifyAnswer:
-    """The probability of each label, or the number that is predicted as "value"."""
+    """The probability of each label, or the predicted number as "value"."""
     thresholds: dict[str, float] = {}
 
     def read(model: Model, item: str | list[str], name: str) -> Any:
@@ -166,7 +166,7 @@ async def classify(body: ClassifyBody, context: Context) -> ClassifyAnswer:
         if kinds.is_audio_classifier(model.module):
             return sound_of(item, name)
         if isinstance(item, list) and len(item) != 2:
-            raise UserError(f"{name} is a list of {len(item)}; give a text, or a pair of texts as a list of two")
+            raise UserError(f"{name} is a list of {len(item)}; send a text, or a pair of texts as a list of two")
         return tuple(item) if isinstance(item, list) else item
 
     found = await _each("classify", body.items, read, {"truncate": body.truncate}, body.model, context)
@@ -174,7 +174,7 @@ async def classify(body: ClassifyBody, context: Context) -> ClassifyAnswer:
 
 
 async def tag(body: TagBody, context: Context) -> VerbAnswer:
-    """The tag of each word, and the entities that they spell."""
+    """The tag of each word, and the entities that the tags form."""
     return await _each("tag", body.texts, _as_it_is, {"truncate": body.truncate}, body.model, context)
 
 
@@ -198,7 +198,7 @@ async def caption(body: CaptionBody, context: Context) -> VerbAnswer:
 
 
 async def match(body: MatchBody, context: Context) -> VerbAnswer:
-    """How well images and texts go together."""
+    """How well images and texts match."""
     async with context.served.using(body.model) as ready:
         predictor(ready.model, "match")
         texts, templates = body.texts, body.templates
@@ -228,10 +228,10 @@ async def _each(
     name: str,
     context: Context,
 ) -> VerbAnswer:
-    """What a verb says of each item, which `read` makes of what was given."""
+    """The result of a verb for each item, which `convert` prepares first."""
     items = [given] if isinstance(given, str) else given
     if not 1 <= len(items) <= _MOST:
-        raise StatusError(400, f"{len(items):,} items were given; give 1 to {_MOST:,}")
+        raise StatusError(400, f"the request has {len(items):,} items; send 1 to {_MOST:,}")
     async with context.served.using(name) as ready:
         predictor(ready.model, verb)  # UserError for a model that has no such verb
         read_one = partial(read, ready.model)
@@ -243,7 +243,7 @@ async def _each(
 
 
 def plain(value: Any) -> Any:
-    """An answer as JSON can say it: what has names for its parts by these, arrays as lists."""
+    """A result as JSON values: dataclasses and named tuples as objects, arrays as lists."""
     if isinstance(value, (Tensor, np.ndarray)):
         return value.tolist()
     if is_dataclass(value) and not isinstance(value, type):
@@ -256,14 +256,14 @@ def plain(value: Any) -> Any:
 
 
 ENDPOINTS = (
-    Endpoint("GET", "/v1/models", models, "the models, and what each can do", None, ModelList),
-    Endpoint("GET", "/v1/models/{name:path}", model, "one of the models", None, ServedModel),
+    Endpoint("GET", "/v1/models", models, "the models and their tasks", None, ModelList),
+    Endpoint("GET", "/v1/models/{name:path}", model, "one model", None, ServedModel),
     Endpoint("POST", "/v1/classify", classify, "the probability of each label", ClassifyBody, ClassifyAnswer),
     Endpoint("POST", "/v1/tag", tag, "the tag of each word", TagBody, VerbAnswer),
     Endpoint("POST", "/v1/fill", fill, "the most probable tokens for each mask", FillBody, VerbAnswer),
     Endpoint("POST", "/v1/translate", translate, "the translation of each line", TranslateBody, VerbAnswer),
     Endpoint("POST", "/v1/caption", caption, "the caption of each image", CaptionBody, VerbAnswer),
-    Endpoint("POST", "/v1/match", match, "how well images and texts go together", MatchBody, VerbAnswer),
+    Endpoint("POST", "/v1/match", match, "how well images and texts match", MatchBody, VerbAnswer),
     Endpoint("POST", "/v1/score", score, "the log probability of each token", ScoreBody, VerbAnswer),
 )
 _PATHS = {endpoint.path for endpoint in ENDPOINTS}

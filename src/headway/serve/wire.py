@@ -1,4 +1,4 @@
-"""How the parts of a stream are written: as server-sent events, as events with names, or as lines of JSON."""
+"""Formats of streams: server-sent events, server-sent events with names, and lines of JSON."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ _encode = msgspec.json.Encoder().encode
 
 
 class Wire(NamedTuple):
-    """A format of streams: its media type, the bytes of a part, those that end a stream, and the part that reports an
-    error after so many other parts.
+    """A format of streams: its media type, the encoding of a part, the bytes that end a stream, and the part that
+    reports an error after a number of other parts.
     """
 
     media_type: str
@@ -24,7 +24,7 @@ class Wire(NamedTuple):
 
 
 class ErrorEvent(msgspec.Struct):
-    """The last event of a stream of named events that failed. `error` is what other streams end with."""
+    """The last event of a failed stream of named events. `error` is the error object of other streams."""
 
     code: str | None
     message: str
@@ -52,5 +52,5 @@ def _line(part: msgspec.Struct) -> bytes:
 
 
 SERVER_SENT = Wire("text/event-stream; charset=utf-8", _event, b"data: [DONE]\n\n")
-NAMED = Wire("text/event-stream; charset=utf-8", _named_event, error=_error_event)  # by the parts' field `type`
+NAMED = Wire("text/event-stream; charset=utf-8", _named_event, error=_error_event)  # the name is the part's `type`
 JSON_LINES = Wire("application/x-ndjson", _line)

@@ -1,4 +1,4 @@
-"""What sets of values hold: spellings of strings, keys of objects, and whether it is known that they hold nothing."""
+"""Contents of sets of values: strings, keys of objects, and whether a set is known to be empty."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ from headway.serve.schemas.values import (
 )
 
 ANY_STRING = LarkTerminal(f"{CHARACTER}*")
-_LONGEST = 1 << 16  # characters of a string
-_PATTERNS = 6  # of the keys of an object
-_LOOKS = 20_000  # records that are looked into for one schema
+_LONGEST = 1 << 16  # maximum characters of a string
+_PATTERNS = 6  # maximum patterns for the keys of an object
+_LOOKS = 20_000  # maximum records to check for one schema
 
 
 class Contents:
-    """Looks into sets of values. `values` says what fits."""
+    """Examines sets of values. `values` returns the values that match."""
 
     def __init__(self, values: Callable[[Fit], JsonValues], source: str) -> None:
         self._values = values
         self._source = source
         self._known: dict[Fit, bool] = {}
         self._within: list[Fit] = []
-        self._is_assumed = False  # whether a set was taken for void because it is being looked into
+        self._is_assumed = False  # whether a set was assumed to be empty because it is being examined
         self._left = _LOOKS
 
     def is_fit_void(self, wanted: Fit) -> bool:
-        """Whether it is known that no finite value fits."""
+        """Whether it is known that no finite value matches."""
         if wanted in (NEVER, ANY):
             return wanted == NEVER
         if wanted in self._known:
@@ -69,7 +69,7 @@ class Contents:
         return all(map(self.is_void, (*values.numbers, *values.strings, *values.arrays, *values.objects)))
 
     def is_void(self, record: Any) -> bool:
-        """Whether it is known that one of the alternatives of a type holds nothing."""
+        """Whether an alternative is known to be empty."""
         self._left -= 1
         try:
             return self._left >= 0 and self._is_void(record)
@@ -97,15 +97,15 @@ class Contents:
         return any(not any(self.is_in(scope, name) for name in possible) for scope, _ in record.some)
 
     def strings(self, record: Strings, exact: bool = True) -> LarkTerminal | None:
-        """How the strings are spelt, without quotation marks; None where it is known that there are none.
+        """The strings in JSON notation, without quotation marks; None if there are known to be none.
 
-        Of formats plain strings alone where it is to be `exact`, or else more than are of them. UnknownError where
-        neither is known.
+        If `exact`, only plain strings of a format; otherwise a superset of the format. UnknownError if neither is
+        known.
         """
         fits = [self._pattern(each, exact) for each in sorted(record.fits)]
         misfits = [self._pattern(each, not exact) for each in sorted(record.misfits)]
         if exact and None in misfits:
-            raise UnknownError("strings that are not of a format")
+            raise UnknownError("strings that do not have a format")
         held, not_held = [each for each in fits if each], [each for each in misfits if each]
         if record.values is not None:
             texts = [
@@ -131,7 +131,7 @@ class Contents:
         return None if around is None else pattern_terminal(StringPattern(around), self._source)
 
     def names(self, record: Objects) -> list[str]:
-        """All keys that are named, in the order in which they are written."""
+        """All named keys, in order."""
         scoped = chain.from_iterable(sorted(scope.names) for scope, _ in sorted(record.scoped, key=str))
         return list(dict.fromkeys((*record.members, *record.required, *scoped)))
 
@@ -144,18 +144,18 @@ class Contents:
         return not inside
 
     def member(self, record: Objects, name: str, exact: bool = True) -> Fit:
-        """What the member of a name must fit."""
+        """The set that the member with this name must match."""
         found = fit(record.members.get(name, ANY), *(each for scope, each in record.scoped if self.is_in(scope, name)))
         return found if record.keys == ANY or self._is_key(record.keys, name, exact) else NEVER
 
     def _is_key(self, keys: Fit, name: str, exact: bool) -> bool:
-        """Whether a name fits what is asked of names."""
+        """Whether a name matches the constraints on names."""
         exactly = Strings(values=frozenset([name]))
         shared = [each.intersection(exactly) for each in self._values(keys).strings]
         return any(each is not None and self.strings(each, exact) is not None for each in shared)
 
     def others(self, record: Objects) -> list[tuple[LarkTerminal, Fit]]:
-        """Keys that are not named, and what their members must fit."""
+        """Keys that are not named, and the sets that their members must match."""
         scopes = [scope for scope, _ in record.scoped]
         patterns = sorted({each for scope in scopes for each in (*scope.patterns, *filter(None, [scope.pattern]))})
         if len(patterns) > _PATTERNS:
@@ -190,7 +190,7 @@ class Contents:
 
 
 def _covers(scope: Scope, patterns: tuple[StringPattern, ...]) -> bool:
-    """Whether keys that are not named, and that hold these patterns and no others, are in a scope."""
+    """Whether unnamed keys that match exactly these patterns are in a scope."""
     if scope.pattern is not None:
         return scope.pattern in patterns
     return not any(each in patterns for each in scope.patterns)

@@ -1,4 +1,4 @@
-"""A JSON schema as a document: the draft it is written in, the schemas within it, and what references lead to."""
+"""A JSON schema as a document: its draft, the schemas within it, and the targets of references."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from urllib.parse import unquote, urldefrag, urljoin
 
 from headway.errors import UserError
 
-LARGEST = 1 << 18  # characters of a schema
-DEEPEST = 64  # levels of schemas within schemas
-_LISTED = 64  # names of ignored keywords that are collected
+LARGEST = 1 << 18  # maximum characters of a schema
+DEEPEST = 64  # maximum depth of schemas
+_LISTED = 64  # maximum names of ignored keywords
 NEWEST = 2020
-ANY_DRAFT = 0  # a schema without $schema: 2020-12, and what older drafts said in other words
+ANY_DRAFT = 0  # a schema without $schema: 2020-12, and the keywords of older drafts
 _DRAFTS = {
     "json-schema.org/draft-04/schema": 4,
     "json-schema.org/draft-06/schema": 6,
@@ -21,7 +21,7 @@ _DRAFTS = {
     "json-schema.org/draft/2019-09/schema": 2019,
     "json-schema.org/draft/2020-12/schema": 2020,
 }
-# Keywords that demand something, with the first and the last draft that knows each.
+# Keywords that constrain values, with the first and the last draft of each.
 _KEYWORDS: dict[str, tuple[int, int]] = {
     **dict.fromkeys(("type", "enum", "properties", "required", "additionalProperties", "patternProperties"), (4, 2020)),
     **dict.fromkeys(("minProperties", "maxProperties", "items", "minItems", "maxItems", "uniqueItems"), (4, 2020)),
@@ -31,7 +31,7 @@ _KEYWORDS: dict[str, tuple[int, int]] = {
     **dict.fromkeys(("if", "then", "else"), (7, 2020)),
     **dict.fromkeys(("dependentRequired", "dependentSchemas", "minContains", "maxContains"), (2019, 2020)),
     **dict.fromkeys(("unevaluatedProperties", "unevaluatedItems"), (2019, 2020)),
-    "dependencies": (4, 2020),  # newer drafts allow to go on with it
+    "dependencies": (4, 2020),  # newer drafts still allow it
     "additionalItems": (4, 2019),
     "prefixItems": (2020, 2020),
     "$recursiveRef": (2019, 2019),
@@ -49,16 +49,16 @@ class SchemaNode(NamedTuple):
     """A schema within a document."""
 
     schema: Mapping[str, Any] | bool
-    base: str  # the URI that its references are relative to
-    path: str  # from the document's root, a JSON pointer
+    base: str  # base URI of its references
+    path: str  # JSON pointer from the document's root
     draft: int
 
 
 class Document:
-    """The schemas of a document by number. Those that the document does not contain as such can be added."""
+    """The schemas of a document by index. Schemas that are not part of the document can be added."""
 
     def __init__(self, schema: Any, source: str) -> None:
-        """UserError for a schema that is not JSON, and for one that is too large or too deep."""
+        """UserError for a schema that is not JSON, too large or too deep."""
         try:
             size = len(json.dumps(schema, allow_nan=False))
         except (ValueError, TypeError, RecursionError):
@@ -67,11 +67,11 @@ class Document:
             raise UserError(f"{source} has {size:,} characters; use {LARGEST:,} at most")
         self.source = source
         self.nodes: list[SchemaNode] = []
-        self._numbers: dict[int, int] = {}  # of schemas, by the identity of their objects
+        self._numbers: dict[int, int] = {}  # of schemas, by object identity
         self._ignored: dict[str, None] = {}
         self._resources: dict[str, SchemaNode] = {}  # by URI
         self._anchors: dict[str, SchemaNode] = {}
-        self._dynamic: dict[str, int] = {}  # how often each dynamic anchor is there
+        self._dynamic: dict[str, int] = {}  # count of each dynamic anchor
         draft = ANY_DRAFT
         if isinstance(schema, Mapping) and "$schema" in schema:
             named = schema["$schema"]
@@ -91,7 +91,7 @@ class Document:
 
     def refused(self, path: str, what: str, remedy: str = "leave it out") -> UserError:
         where = f" at {path!r:.100}" if path else ""
-        return UserError(f"{self.source} has {what}{where}, which cannot be held to; {remedy}")
+        return UserError(f"{self.source} has {what}{where}, which cannot be enforced; {remedy}")
 
     def ignore(self, name: str) -> None:
         if len(self._ignored) < _LISTED:
@@ -99,16 +99,16 @@ class Document:
 
     @property
     def ignored(self) -> list[str]:
-        """Keywords and formats that ask for nothing that is checked, in the order of their appearance."""
+        """Keywords and formats without effect, in order of appearance."""
         return list(self._ignored)
 
     def number(self, node: SchemaNode) -> int:
-        """The number of a schema, the same each time."""
+        """The index of a schema, the same each time."""
         found = self._numbers.get(id(node.schema)) if isinstance(node.schema, Mapping) else None
         if found is None:
             if not isinstance(node.schema, (bool, Mapping)):
                 given = json.dumps(node.schema)
-                raise self.refused(node.path, f"{given:.40} where a schema belongs", "use an object or a boolean")
+                raise self.refused(node.path, f"{given:.40} instead of a schema", "use an object or a boolean")
             self.nodes.append(node)
             found = len(self.nodes) - 1
             if isinstance(node.schema, Mapping):
@@ -116,14 +116,14 @@ class Document:
         return found
 
     def inner(self, node: SchemaNode, schema: Any, *names: str | int) -> int:
-        """The number of a schema within another."""
+        """The index of a schema within another."""
         return self.number(self._inner(node, schema, *names))
 
     def keywords(self, node: SchemaNode) -> dict[str, Any]:
-        """What a schema demands: keywords that its draft knows. Others are noted as ignored."""
+        """The constraining keywords that a schema's draft knows. Others are recorded as ignored."""
         schema, draft = node.schema, node.draft
         assert isinstance(schema, Mapping)
-        if "$ref" in schema and 4 <= draft <= 7:  # what stands next to a reference says nothing
+        if "$ref" in schema and 4 <= draft <= 7:  # keywords next to a reference have no effect
             for name in schema:
                 if name != "$ref" and name not in (*_DOCUMENTING, *_OF_DOCUMENT):
                     self.ignore(name)
@@ -138,7 +138,7 @@ class Document:
         return found
 
     def target(self, node: SchemaNode, keyword: str, reference: Any) -> int:
-        """The number of the schema that a reference leads to."""
+        """The index of a reference's target."""
         path = f"{node.path}/{keyword}"
         if not isinstance(reference, str):
             raise self.refused(path, f"the {keyword} {json.dumps(reference):.80}", "use one as #/$defs/name")
@@ -151,12 +151,12 @@ class Document:
         if found is None and resource is not None and (not fragment or fragment.startswith("/")):
             found = self._at(resource, [_unescaped(part) for part in fragment.split("/")[1:]])
         if found is None:
-            what = f"the {keyword} {reference!r:.80} to what is not in it"
+            what = f"the {keyword} {reference!r:.80} without a target"
             raise self.refused(path, what, "put the schema into $defs and refer to it as #/$defs/name")
         return self.number(found)
 
     def _at(self, resource: SchemaNode, names: list[str]) -> SchemaNode | None:
-        """What a JSON pointer leads to, if that can be a schema."""
+        """The target of a JSON pointer, if it can be a schema."""
         node: Any = resource
         value: Any = resource.schema
         for name in names:
@@ -176,7 +176,7 @@ class Document:
         return SchemaNode(schema, base, path, node.draft)
 
     def _collect(self, node: SchemaNode) -> None:
-        """Note the names that a schema gives itself."""
+        """Record the identifiers and anchors of a schema."""
         schema = node.schema
         if not isinstance(schema, Mapping):
             return
@@ -196,7 +196,7 @@ class Document:
             self._dynamic[""] = self._dynamic.get("", 0) + 1
 
     def _walk(self, node: SchemaNode, depth: int) -> Iterator[SchemaNode]:
-        """The schema and all that are in it where drafts have schemas."""
+        """The schema and all schemas within it, at the keywords that contain schemas."""
         if depth > DEEPEST:
             raise UserError(f"{self.source} has schemas more than {DEEPEST} deep; use a flatter one")
         schema = node.schema
@@ -226,7 +226,7 @@ def _identifier(schema: Any, draft: int) -> str | None:
 
 
 def _absolute(base: str, reference: str) -> str:
-    """A reference as a URI. Names as urn:name are bases too, which urljoin does not know."""
+    """A reference as an absolute URI. A base may also be a name such as urn:name, which urljoin does not support."""
     if reference.startswith("#") or not reference:
         return urldefrag(base)[0] + reference
     try:
@@ -236,7 +236,7 @@ def _absolute(base: str, reference: str) -> str:
 
 
 def _escaped(name: str) -> str:
-    """A name as a part of a JSON pointer."""
+    """A name, escaped as a part of a JSON pointer."""
     return name.replace("~", "~0").replace("/", "~1")
 
 

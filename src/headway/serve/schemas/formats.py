@@ -1,4 +1,4 @@
-"""Formats of strings: for each a pattern that never fits anything else, and what all strings of it fit."""
+"""Formats of strings: for each, a pattern that only matches valid strings, and one that matches all of them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _DATE = (
     f"|02-(?:0[1-9]|1[0-9]|2[0-8]))|{_LEAP}-02-29)"
 )
 _BYTE = "(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
-_LABEL = "[A-Za-z0-9](?:-?[A-Za-z0-9]){0,31}"  # 63 characters at most, without the marks of IDNA
+_LABEL = "[A-Za-z0-9](?:-?[A-Za-z0-9]){0,31}"  # at most 63 characters, without IDNA prefixes
 _HOST = rf"{_LABEL}(?:\.{_LABEL}){{0,8}}"
 _NAMES = "[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
 _EMAIL = rf"^(?=[^@]{{1,64}}@){_NAMES}(?:\.{_NAMES})*@(?=.{{1,253}}$){_HOST}$"
@@ -30,7 +30,7 @@ _ATOM = (
     r"(?:(?:[A-Za-z0-9_ ,:;=@#%&!'\"<>/~`-]|\\[dDwWsSnrtfv.*+?()\[\]{}^$|\\/-]|\."
     r"|\[\^?(?:[A-Za-z0-9_ ,:;=@#%&!'\"<>/~`.*+?()$|]|A-Z|a-z|0-9|\\[dDwWsSnrt\]\\-])+\])(?:[*+?]|\{[1-9]\})?)"
 )
-# What of each format is written: never anything else, though not all of it (no leap seconds, no quoted addresses).
+# Strings that are generated: always valid, but not all valid ones (no leap seconds, no quoted addresses).
 FORMATS = {
     "date": f"^{_DATE}$",
     "time": f"^{_TIME}$",
@@ -54,7 +54,7 @@ FORMATS = {
     "relative-json-pointer": f"^(?:0|[1-9][0-9]*)(?:#|{_POINTER})$",
     "regex": rf"^\^?(?:{_ATOM}|\((?:\?:)?{_ATOM}+(?:\|{_ATOM}+)*\)[*+?]?)*(?:\|(?:{_ATOM})+)*\$?$",
 }
-# What every string of a format fits, for what must not be of a format.
+# Patterns that match every string of a format, to exclude a format.
 AROUND = {
     "date": r"^[0-9]{4}-",
     "time": r"^[0-9]{2}:",

@@ -1,4 +1,4 @@
-"""Grammars, in llguidance's kind of lark, of the JSON texts that a schema allows."""
+"""Grammars, in llguidance's dialect of lark, of the JSON texts that a schema allows."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from headway.serve.schemas.values import (
     fit,
 )
 
-_MOST = 1 << 16  # items of an array, members of an object
-_STATES = 4096  # of the counts of one array or object
-_RULES = 60_000  # of a grammar
-_SPACE = r"(?: |\r?\n[ \t]{0,32})?"  # between the parts of JSON: models write white space as long as they may
+_MOST = 1 << 16  # maximum items of an array, or members of an object
+_STATES = 4096  # maximum states to count one array or object
+_RULES = 60_000  # maximum rules of a grammar
+_SPACE = r"(?: |\r?\n[ \t]{0,32})?"  # between JSON tokens; limited, as models might never stop
 _MARKS = {
     "OPEN_LIST": rf"\[{_SPACE}",
     "CLOSE_LIST": rf"{_SPACE}\]",
@@ -43,26 +43,26 @@ _QUOTE = LarkTerminal(r"\x{22}")
 
 @dataclass
 class Grammar:
-    """Rules that make a text, and what they leave to be looked after while it is written."""
+    """The rules of a text, and the constraints that must be checked during generation."""
 
     start: str
     lines: list[str]
     ignored: list[str]
-    shapes: list[list[Shape]] = field(default_factory=list)  # by place, the first of the whole text; empty: nothing
+    shapes: list[list[Shape]] = field(default_factory=list)  # by index; the first is the complete text
 
 
 def grammar_of(schema: Any, source: str = "the schema", prefix: str = "") -> Grammar:
-    """The grammar of a JSON schema of draft 4 to 2020-12: no text of it is against the schema.
+    """The grammar of a JSON schema of draft 4 to 2020-12. All its texts match the schema.
 
-    Rules begin with `prefix`, in lower case. UserError for what is not a schema, for one that is too large, and for
-    each demand that cannot be held to.
+    The names of rules start with `prefix`, in lower case. UserError for an invalid or too large schema, and for every
+    requirement that cannot be enforced.
     """
     document = Document(schema, source)
     reader = SchemaReader(document)
     try:
         root = reader.root()
         if reader.contents.is_fit_void(root):
-            raise UserError(f"nothing fits {source}, or it refers to itself without end; allow some value")
+            raise UserError(f"nothing matches {source}, or it refers to itself without end; allow some value")
         writer = _Writer(reader, prefix)
         start = writer.symbol(root)
         writer.finish()
@@ -71,14 +71,14 @@ def grammar_of(schema: Any, source: str = "the schema", prefix: str = "") -> Gra
             f"{source} refers to itself without end for the same value; make a part of it optional"
         ) from None
     except UnknownError as error:
-        raise UserError(f"{source} asks for {error}, which cannot be held to; use a simpler one") from None
+        raise UserError(f"{source} requires {error}, which cannot be enforced; use a simpler one") from None
     except RecursionError:
         raise UserError(f"{source} is nested too deeply; use a flatter one") from None
     return Grammar(start, writer.lines, document.ignored, writer.shapes())
 
 
 class _Writer:
-    """Writes rules for sets of values, each once."""
+    """Generates rules for sets of values, each once."""
 
     def __init__(self, reader: SchemaReader, prefix: str) -> None:
         self._reader = reader
@@ -93,7 +93,7 @@ class _Writer:
         self._shapes: dict[Fit, list[tuple[str, bool, list[Fit], dict[str, Fit], list[Fit], list[str] | None]]] = {}
 
     def symbol(self, wanted: Fit) -> str:
-        """The name of what makes the texts of a set that is not known to be void."""
+        """The name of the rule or terminal for a set that is not known to be empty."""
         found = self._symbols.get(wanted)
         if found is not None:
             return found
@@ -110,7 +110,7 @@ class _Writer:
         return found
 
     def finish(self) -> None:
-        """Write the rules of all symbols that were asked for."""
+        """Generate the rules of all requested symbols."""
         while self._waiting:
             wanted, name = self._waiting.pop()
             values = self._reader.values(wanted) if wanted else ALL
@@ -126,7 +126,7 @@ class _Writer:
                     if not self._contents.is_void(one):
                         options += self._object(one, wanted)
             if not options:
-                raise UnknownError("values of which none is known")
+                raise UnknownError("values that cannot be expressed")
             self._line(f"{name}: {' | '.join(dict.fromkeys(options))}")
 
     def _name(self, kind: str) -> str:
@@ -139,7 +139,7 @@ class _Writer:
             raise UnknownError(f"more than {_RULES:,} rules")
 
     def _rule(self, body: str, kind: str = "r") -> str:
-        """The name of a rule of this body, the same for the same body."""
+        """The name of a rule with this body, the same for the same body."""
         found = self._bodies.get(body)
         if found is None:
             found = self._name(kind)
@@ -149,7 +149,7 @@ class _Writer:
 
     def _terminal(self, terminal: LarkTerminal | None) -> str:
         if terminal is None:
-            raise UnknownError("values of which none is known")
+            raise UnknownError("values that cannot be expressed")
         body = terminal.lark()
         found = self._terminals.get(body)
         if found is None:
@@ -162,7 +162,7 @@ class _Writer:
         return self._terminal(LarkTerminal(_MARKS[name]))
 
     def _scalars(self, values: JsonValues) -> tuple[LarkTerminal | None, list[str]]:
-        """A terminal for what is neither an array nor an object, and llguidance's schemas for the rest of it."""
+        """A terminal for scalars, and llguidance schemas for scalars that it cannot express."""
         options = [LarkTerminal("null")] if values.null else []
         options += [LarkTerminal("true" if each else "false") for each in sorted(values.booleans)]
         fragments = []
@@ -173,7 +173,7 @@ class _Writer:
                 continue
             fragment = number.fragment()
             if fragment is None:
-                raise UnknownError(f"multiples of {number.step} in such bounds")
+                raise UnknownError(f"multiples of {number.step} within these bounds")
             fragments.append(fragment)
         for string in values.strings:
             terminal = self._contents.strings(string)
@@ -182,7 +182,7 @@ class _Writer:
         return (either(options) if options else None), fragments
 
     def _resolved(self, record: Objects) -> list[Objects]:
-        """Without demands that some member be of a kind: each is made of one of the named ones."""
+        """The same without requirements that some member is of a kind: they are applied to the named members."""
         found = [record]
         for scope, wanted in sorted(record.some, key=str):
             names = [name for name in self._contents.names(record) if self._contents.is_in(scope, name)]
@@ -233,14 +233,14 @@ class _Writer:
         return [*options, self._rule(f"{self._mark('OPEN_LIST')} {body} {self._mark('CLOSE_LIST')}", "a")]
 
     def _counted_array(self, record: Arrays, most: int | None) -> list[str]:
-        """An array of which so many items fit: a rule for each count of items and of those."""
+        """An array with a limited number of matching items: a rule per count of items and of matches."""
         if len(record.contains) > 1:
             raise UnknownError("arrays with more than one 'contains'")
         wanted: Contained = next(iter(record.contains))
         top = wanted.least if wanted.most is None else wanted.most + 1
         last = max(len(record.first), record.least, 1) if most is None else most
         if (last + 1) * (top + 1) > _STATES:
-            raise UnknownError("arrays that contain so many items")
+            raise UnknownError("arrays that contain that many items")
         comma, close, name = self._mark("COMMA"), self._mark("CLOSE_LIST"), self._name("c")
         live: set[tuple[int, int]] = set()
         for place in range(last, -1, -1):
@@ -266,7 +266,7 @@ class _Writer:
         return [*options, *([self._rule(f"{self._mark('OPEN_LIST')} {name}_0_0", "a")] if item_first else [])]
 
     def _listed(self, record: Arrays) -> list[str] | None:
-        """All that an item may be, as JSON, where these are simple values and few."""
+        """All possible items, as JSON, if they are few and scalar."""
         found: list[str] = []
         for each in {record.others, *record.first} - {NEVER}:
             values = self._reader.values(each) if each else ALL
@@ -326,10 +326,10 @@ class _Writer:
         return options
 
     def _counted(self, entries: list[tuple[str, bool]], tail: str, least: int, most: int | None) -> str:
-        """The members of an object of which there are so many: a rule for each count at each of them."""
+        """The members of an object with a limited number of them: a rule per member and count."""
         cap = least if most is None else most
         if (len(entries) + 1) * (cap + 1) > _STATES:
-            raise UnknownError("objects of so many members")
+            raise UnknownError("objects with that many members")
         comma, close, name = self._mark("COMMA"), self._mark("CLOSE_OBJECT"), self._name("c")
         live: set[tuple[int, int]] = set()
         for i in range(len(entries), -1, -1):
@@ -355,7 +355,7 @@ class _Writer:
         return f"{name}_0_0" if (0, 0) in live else ""
 
     def shapes(self) -> list[list[Shape]]:
-        """The shapes of all places from which one is reached that must not repeat; empty where there is none."""
+        """The shapes of all sets that contain unique items or keys; empty if there are none."""
         inside: dict[Fit, set[Fit]] = {
             each: {to for _, _, first, named, others, _ in shapes for to in (*first, *named.values(), *others)}
             for each, shapes in self._shapes.items()

@@ -1,4 +1,4 @@
-"""What terminals match, asked of llguidance itself."""
+"""Tests what terminals match, with llguidance itself."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LIMITS = LLParserLimits(precompute_large_lexemes=False, verbose_errors=False)
 
 
 class _Bytes:
-    """A tokenizer whose tokens are bytes, with special ones at the ids before them, which a grammar may name."""
+    """A tokenizer whose tokens are bytes, after special tokens that a grammar may name."""
 
     is_tokenizer_wrapper = True
     bos_token_id = None
@@ -36,14 +36,14 @@ def byte_tokenizer(specials: int = 0) -> LLTokenizer:
 
 @lru_cache(maxsize=1024)
 def pattern_terminal(pattern: StringPattern, source: str) -> LarkTerminal:
-    """Strings that hold a pattern, as JSON spells them between their quotation marks."""
+    """Strings that contain a match of a pattern, escaped as in JSON."""
     text = FORMATS[pattern.text] if pattern.is_format else pattern.text
     return expression(text, source).terminal(searched=True, quoted=True)
 
 
 @lru_cache(maxsize=4096)
 def is_void(terminal: LarkTerminal) -> bool:
-    """Whether it is known that a terminal matches nothing."""
+    """Whether a terminal is known to match nothing."""
     matcher = LLMatcher(byte_tokenizer(), f"start: T\nT: {terminal.lark()}", log_level=0, limits=LIMITS)
     if matcher.is_error() or matcher.is_accepting():
         return False

@@ -1,4 +1,4 @@
-"""Sets of numbers, and the expressions of how JSON spells the numbers of a set."""
+"""Sets of numbers, and regular expressions of their JSON notation."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from fractions import Fraction
 
 from headway.serve.expressions import LarkTerminal, both, either
 
-_DIGITS = 400  # of a bound: no number of JSON that a program reads has more
-_LARGEST = 100_000  # of a multiple: llguidance has a state for each remainder
-_LISTED = 1000  # multiples that are listed one by one
+_DIGITS = 400  # maximum digits of a bound: JSON parsers read no longer numbers
+_LARGEST = 100_000  # maximum multiple: llguidance has one state per remainder
+_LISTED = 1000  # maximum number of multiples that are listed one by one
 _WHOLE = "-?(?:0|[1-9][0-9]*)"
 _PLAIN = rf"{_WHOLE}(?:\.[0-9]+)?"
 _ANY = rf"{_PLAIN}(?:[eE][+-]?[0-9]+)?"
@@ -22,12 +22,12 @@ _EXACT = Context(prec=4 * _DIGITS)
 
 
 class UnknownError(Exception):
-    """What a schema asks for is not known as a set of values. It says what."""
+    """A requirement of a schema cannot be expressed as a set of values. The message names it."""
 
 
 @dataclass(frozen=True)
 class Numbers:
-    """Numbers between bounds. `whole` numbers alone, or all but those where that is False."""
+    """Numbers between bounds: only integers if `integer` is True, only non-integers if it is False."""
 
     low: Decimal | None = None
     high: Decimal | None = None
@@ -37,7 +37,7 @@ class Numbers:
     step: Decimal | None = None  # all are multiples of it
 
     def intersection(self, other: Numbers) -> Numbers | None:
-        """The numbers of both; None where there are none."""
+        """The numbers in both sets; None if there are none."""
         if None not in (self.whole, other.whole) and self.whole != other.whole:
             return None
         low, low_open = _tighter((self.low, self.low_open), (other.low, other.low_open), 1)
@@ -60,7 +60,7 @@ class Numbers:
         return found
 
     def listed(self) -> list[str] | None:
-        """All the numbers, where these are few."""
+        """All numbers, if there are few."""
         if self.low is not None and self.low == self.high:
             return [f"{self.low.normalize(_EXACT):f}"]
         values = self._multiples()
@@ -82,7 +82,7 @@ class Numbers:
         return first > last
 
     def _unit(self) -> Fraction | None:
-        """What all numbers are multiples of."""
+        """The number that all are multiples of."""
         if self.step is not None:
             return Fraction(_common(self.step, Decimal(1)) or 1) if self.whole else Fraction(self.step)
         return Fraction(1) if self.whole else None
@@ -106,7 +106,7 @@ class Numbers:
         return [value for value in values if self.whole is not False or value.denominator > 1]
 
     def terminal(self) -> LarkTerminal | None:
-        """How the numbers are spelt; None where only `fragment` says that."""
+        """The notation of the numbers; None if only `fragment` can express it."""
         if self.low is not None and self.low == self.high:
             return LarkTerminal(_spelt(self.low))
         bounds = [_at_least(self.low, self.low_open), _at_most(self.high, self.high_open)]
@@ -128,7 +128,7 @@ class Numbers:
         return both([LarkTerminal(_PLAIN), *(bound for bound in bounds if bound)])
 
     def fragment(self) -> str | None:
-        """The same as a schema of llguidance's, for multiples of what is no power of ten; None where it knows none."""
+        """The set as a schema for llguidance, for multiples that are not powers of ten; None if it is unsupported."""
         unit = self._unit() or Fraction(1)
         schema: dict[str, object] = {"type": "integer" if self.whole else "number", "multipleOf": _number(unit)}
         if self.low is not None:
@@ -145,7 +145,7 @@ class Numbers:
 
 
 def decimal(value: float | int) -> Decimal | None:
-    """A number of a schema; None for one of too many digits."""
+    """A number of a schema; None if it has too many digits."""
     number = Decimal(value) if isinstance(value, int) else Decimal(repr(value))
     if number == 0:
         return Decimal(0)
@@ -167,7 +167,7 @@ def _tighter(
 
 
 def _common(one: Decimal | None, other: Decimal | None) -> Decimal | None:
-    """The least number that is a multiple of both."""
+    """The least common multiple."""
     if one is None or other is None:
         return other if one is None else one
     a, b = Fraction(one), Fraction(other)
@@ -179,7 +179,7 @@ def _decimal(value: Fraction) -> Decimal:
 
 
 def _number(value: Fraction) -> int | float | None:
-    """A number for llguidance; None for one that it would round."""
+    """A number for llguidance; None if it would be rounded."""
     if value.denominator == 1:
         return value.numerator if abs(value.numerator) < 10**15 else None
     near = float(value)
@@ -187,7 +187,7 @@ def _number(value: Fraction) -> int | float | None:
 
 
 def _spelt(number: Decimal) -> str:
-    """A number and the zeros that may end it."""
+    """A number with optional trailing zeros."""
     plain = f"{number.normalize(_EXACT):f}"
     whole, _, rest = plain.partition(".")
     return f"{whole}(?:\\.0+)?" if plain.startswith("-0") and not rest else plain.replace(".", "\\.")
@@ -205,7 +205,7 @@ def _power(unit: Fraction) -> str | None:
 
 
 def _at_least(bound: Decimal | None, is_open: bool) -> LarkTerminal | None:
-    """Numbers without an exponent from a bound on."""
+    """Numbers without an exponent that are at least `bound`."""
     if bound is None:
         return None
     if bound > 0:
@@ -235,7 +235,7 @@ def _joined(options: Iterable[str]) -> str:
 
 
 def _more(bound: Decimal, is_open: bool) -> str:
-    """Unsigned numbers from a bound on that is not negative."""
+    """Unsigned numbers of at least `bound`, which is not negative."""
     whole, rest = _parts(bound)
     options = [f"[1-9][0-9]{{{len(whole)},}}(?:\\.[0-9]+)?"]
     for i, digit in enumerate(whole):
@@ -254,7 +254,7 @@ def _more(bound: Decimal, is_open: bool) -> str:
 
 
 def _less(bound: Decimal, is_open: bool) -> str:
-    """Unsigned numbers up to a bound above zero."""
+    """Unsigned numbers up to `bound`, which is positive."""
     whole, rest = _parts(bound)
     options = []
     if len(whole) > 1:

@@ -1,4 +1,4 @@
-"""What the schemas of a document allow, as sets of JSON values."""
+"""Converts the schemas of a document to sets of JSON values."""
 
 from __future__ import annotations
 
@@ -52,23 +52,23 @@ _HALF = range(0xD800, 0xE000)
 
 
 class SchemaReader:
-    """Reads the schemas of a document. A fit names schemas by numbers from 2 on."""
+    """Reads the schemas of a document. A SchemaSet refers to schemas by indices from 2 up."""
 
     def __init__(self, document: Document) -> None:
         self.document = document
         self._made: list[SchemaNode | JsonValues | Fit] = [
             NOTHING,
             NOTHING,
-        ]  # what the numbers of a fit stand for; 1 is nothing
+        ]  # by index; 1 is the empty set
         self._numbers: dict[Any, int] = {}
-        self._values: dict[Fit, JsonValues | None] = {}  # None while it is read
+        self._values: dict[Fit, JsonValues | None] = {}  # None while being read
         self.contents = Contents(self.values, document.source)
 
     def root(self) -> Fit:
         return self._fit_of(self.document.root)
 
     def values(self, wanted: Fit) -> JsonValues:
-        """What fits. RecursionWithinError where that depends on itself."""
+        """The matching values. RecursionWithinError if they depend on themselves."""
         if wanted in self._values:
             found = self._values[wanted]
             if found is None:
@@ -92,7 +92,7 @@ class SchemaReader:
         return found
 
     def negated(self, wanted: Fit) -> Fit:
-        """What does not fit."""
+        """The complement."""
         if wanted == NEVER:
             return ANY
         if len(wanted) == 1:
@@ -109,7 +109,7 @@ class SchemaReader:
         return self._read(made) if isinstance(made, SchemaNode) else self.values(made)
 
     def _fit_of(self, number: int) -> Fit:
-        """The fit of a schema of the document."""
+        """The set of one schema of the document."""
         node = self.document.nodes[number]
         if isinstance(node.schema, bool):
             return ANY if node.schema else NEVER
@@ -125,7 +125,7 @@ class SchemaReader:
         return self.document.refused(f"{node.path}/{keyword}", what, remedy)
 
     def _read(self, node: SchemaNode) -> JsonValues:
-        """What a schema allows."""
+        """The values that a schema allows."""
         keywords = self.document.keywords(node)
         found, done = ALL, set()
         order = sorted(keywords, key=lambda name: name in _LATER)
@@ -143,7 +143,7 @@ class SchemaReader:
         return found
 
     def _applied(self, node: SchemaNode, name: str, keywords: dict[str, Any], found: JsonValues) -> JsonValues:
-        """`found` as far as one of the other keywords allows it."""
+        """The part of `values` that one of the other keywords allows."""
         value = keywords[name]
         if name in ("type", "enum", "const"):
             read = {"type": self._type, "enum": self._enum, "const": lambda node, value: self._constant(node, value)}
@@ -176,11 +176,11 @@ class SchemaReader:
         try:
             return read()
         except UnknownError as error:
-            what = f"a {keyword!r} that asks for {error}"
-            raise self._refused(node, keyword, what, "say what is allowed instead") from None
+            what = f"a {keyword!r} that requires {error}"
+            raise self._refused(node, keyword, what, "list the allowed values instead") from None
 
     def _one_of(self, node: SchemaNode, options: list[Fit], found: JsonValues) -> JsonValues:
-        """What fits one of the options and no other."""
+        """The values that match exactly one of the options."""
         sets = [found.intersection(self.values(each)) for each in options]
         clashes = {
             pair for pair in combinations(range(len(sets)), 2) if not self._are_apart(sets[pair[0]], sets[pair[1]])
@@ -192,8 +192,8 @@ class SchemaReader:
                     try:
                         each = self._difference(each, other)
                     except UnknownError as error:
-                        what = f"a oneOf whose schemas share values, and that so asks for {error}"
-                        remedy = "use anyOf, or give each a property with a const of its own"
+                        what = f"a oneOf whose schemas overlap, which requires {error}"
+                        remedy = "use anyOf, or add a property with a different const to each"
                         raise self._refused(node, "oneOf", what, remedy) from None
             some = some.union(each)
         return some
@@ -214,7 +214,7 @@ class SchemaReader:
         return true.union(false)
 
     def _dependent(self, node: SchemaNode, name: str, value: Any, found: JsonValues) -> JsonValues:
-        """What other keys, or what else, is asked for where a key is there."""
+        """The values that match the requirements of each key that is present."""
         self._check(node, name, value, Mapping, "an object")
         for key, each in value.items():
             if isinstance(each, list) and name != "dependentSchemas":
@@ -404,7 +404,7 @@ class SchemaReader:
         if name not in keywords:
             return None
         if isinstance(value, bool) or not isinstance(value, (int, float)) or value != math.floor(value) or value < 0:
-            raise self._refused(node, name, f"{json.dumps(value):.40}", "use a whole number from 0 on")
+            raise self._refused(node, name, f"{json.dumps(value):.40}", "use an integer from 0 up")
         return int(value)
 
     def _decimal(self, node: SchemaNode, keyword: str, value: Any) -> Decimal:
@@ -416,8 +416,8 @@ class SchemaReader:
         return number
 
     def _text(self, node: SchemaNode, keyword: str, text: Any) -> str:
-        """A string that JSON can hold."""
+        """A string that JSON can represent."""
         self._check(node, keyword, text, str, "a string")
         if any(ord(character) in _HALF for character in text):
-            raise self._refused(node, keyword, "half a character", "use whole ones")
+            raise self._refused(node, keyword, "half a surrogate pair", "use whole characters")
         return text

@@ -1,4 +1,4 @@
-"""What a grammar leaves to be looked after while a text is written."""
+"""Constraints that a grammar cannot express and that are checked during generation."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from typing import NamedTuple
 
 
 class Shape(NamedTuple):
-    """What arrays and objects of one place may be, where some must not repeat what they hold."""
+    """The possible arrays and objects at one position of a schema, some of which must have unique items or keys."""
 
     kind: str  # "array" or "object"
-    distinct: bool  # whether items, or keys, must not come twice
-    first: list[int]  # places of the first items
-    named: dict[str, int]  # of members
-    others: list[int]  # of all other items or members
-    values: list[str] | None  # all that items may be, as JSON, where these are few
+    distinct: bool  # whether items, or keys, must be unique
+    first: list[int]  # indices of the first items' shapes
+    named: dict[str, int]  # indices of the members' shapes
+    others: list[int]  # indices for all other items or members
+    values: list[str] | None  # all possible items, as JSON, if there are few

@@ -1,7 +1,7 @@
-"""Sets of JSON values: what a schema allows, type by type, each as a list of alternatives.
+"""Sets of JSON values that a schema allows: per type, a list of alternatives.
 
-What an array or an object holds is a set too, named by the schemas that its members must fit, and only looked into when
-it is needed: so schemas may refer to themselves.
+The items of an array and the members of an object are sets, too. They are named by the schemas that they must match and
+only evaluated when needed, so schemas may refer to themselves.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import Any, NamedTuple, TypeVar
 from headway.errors import UserError
 from headway.serve.schemas.numbers import Numbers, UnknownError
 
-MOST = 512  # alternatives of one type
-_LOOKED = 4  # alternatives up to which those that hold nothing are kept
-_NUMBERS = 1 << 13  # for numbers, which are listed one by one
-# Schemas that all must be fit, by number; a negative one must not be fit. Of no schemas is fit by all.
+MOST = 512  # maximum alternatives of one type
+_LOOKED = 4  # number of alternatives up to which empty ones are not removed
+_NUMBERS = 1 << 13  # maximum for numbers, which are listed one by one
+# Indices of schemas that must all match; a negated index must not match. Everything matches the empty set.
 Fit = frozenset[int]
 ANY: Fit = frozenset()
 NEVER: Fit = frozenset((1,))
@@ -28,13 +28,13 @@ class RecursionWithinError(Exception):
 
 
 def fit(*fits: Fit) -> Fit:
-    """What fits all of these."""
+    """The values that match all of these."""
     found = frozenset().union(*fits)
     return NEVER if 1 in found or any(-number in found for number in found) else found - {-1}
 
 
 class StringPattern(NamedTuple):
-    """A pattern that a string holds, or the name of a format."""
+    """A pattern that a string must contain, or the name of a format."""
 
     text: str
     is_format: bool = False
@@ -42,7 +42,7 @@ class StringPattern(NamedTuple):
 
 @dataclass(frozen=True)
 class Strings:
-    """Strings of a length, of `values` alone if these are given, that fit patterns and do not fit others."""
+    """Strings with length limits that match some patterns and do not match others; only `values`, if these are set."""
 
     values: frozenset[str] | None = None
     excluded: frozenset[str] = frozenset()
@@ -81,7 +81,7 @@ class Strings:
 
 
 class Contained(NamedTuple):
-    """How many items of an array fit."""
+    """How many items of an array must match."""
 
     fit: Fit
     least: int
@@ -90,7 +90,7 @@ class Contained(NamedTuple):
 
 @dataclass(frozen=True)
 class Arrays:
-    """Arrays by their items: the first ones, the others, how many there are."""
+    """Arrays by their items: the first ones, the others, and their number."""
 
     first: tuple[Fit, ...] = ()
     others: Fit = ANY
@@ -121,7 +121,7 @@ class Arrays:
 
     def complement(self, negated: Callable[[Fit], Fit]) -> list[Arrays]:
         if self.unique:
-            raise UnknownError("arrays with items that come twice")
+            raise UnknownError("arrays with duplicate items")
         found = []
         if self.least:
             found.append(Arrays(most=self.least - 1))
@@ -134,7 +134,7 @@ class Arrays:
             if self.others == NEVER:
                 found.append(Arrays(least=len(self.first) + 1))
             elif self.first:
-                raise UnknownError("arrays with some item of another kind behind the first")
+                raise UnknownError("arrays with an item of another kind after the first")
             else:
                 found.append(Arrays(contains=frozenset([Contained(negated(self.others), 1, None)])))
         for each in self.contains:
@@ -148,7 +148,7 @@ class Arrays:
 
 
 class Scope(NamedTuple):
-    """Keys that a pattern is found in, or, without one, all others than some names and those of some patterns."""
+    """Keys that contain a pattern; without one, all keys except for some names and patterns."""
 
     pattern: StringPattern | None = None
     names: frozenset[str] = frozenset()
@@ -157,11 +157,11 @@ class Scope(NamedTuple):
 
 @dataclass(frozen=True)
 class Objects:
-    """Objects by their members: named ones in their order, those of scopes, how many there are."""
+    """Objects by their members: named ones in their order, those of scopes, and their number."""
 
     named: tuple[tuple[str, Fit], ...] = ()
     scoped: frozenset[tuple[Scope, Fit]] = frozenset()
-    some: frozenset[tuple[Scope, Fit]] = frozenset()  # each asks for one member at least
+    some: frozenset[tuple[Scope, Fit]] = frozenset()  # each requires at least one such member
     keys: Fit = ANY
     required: tuple[str, ...] = ()
     least: int = 0
@@ -203,7 +203,7 @@ class Objects:
         found += [Objects(some=frozenset([(scope, negated(each))])) for scope, each in self.scoped]
         found += [Objects(scoped=frozenset([(scope, negated(each))])) for scope, each in self.some]
         if self.keys != ANY:
-            raise UnknownError("objects with a name that does not fit propertyNames")
+            raise UnknownError("objects with a name that does not match propertyNames")
         return found
 
 
@@ -247,7 +247,7 @@ class JsonValues:
         )
 
     def without(self, is_void: Callable[[Any], bool]) -> JsonValues:
-        """The same without alternatives of which it is known that they hold nothing."""
+        """The same set without alternatives that are known to be empty."""
 
         def left(records: tuple[Record, ...]) -> tuple[Record, ...]:
             return tuple(each for each in records if not is_void(each)) if len(records) > _LOOKED else records
@@ -257,8 +257,8 @@ class JsonValues:
     def difference(
         self, other: JsonValues, negated: Callable[[Fit], Fit], is_void: Callable[[Any], bool]
     ) -> JsonValues:
-        """The values that are not in the other set. `negated` gives what does not fit, and `is_void` whether it is
-        known that a record holds nothing. UnknownError where the difference is not known.
+        """The values that are not in the other set. `negated` returns the complement, and `is_void` whether a record is
+        known to be empty. UnknownError if the difference cannot be expressed.
         """
         return JsonValues(
             self.null and not other.null,
@@ -275,7 +275,7 @@ NOTHING = JsonValues()
 
 
 def _products(ones: Sequence[Record], others: Sequence[Record]) -> tuple[Record, ...]:
-    """What is in one of either."""
+    """All intersections of one alternative of each list."""
     if len(ones) * len(others) > MOST * 32:
         raise _too_many()
     pairs = (one.intersection(other) for one in ones for other in others)  # type: ignore[attr-defined]
@@ -288,7 +288,7 @@ def _differences(
     complement: Callable[[Record], list[Record]],
     is_void: Callable[[Record], bool],
 ) -> tuple[Record, ...]:
-    """What is in one of `ones` and in none of the others."""
+    """The values in one of `records` and in none of the others."""
     for other in others:
         left: list[Record] = []
         rest = None
@@ -312,7 +312,7 @@ def _bounded(records: Iterable[Record]) -> tuple[Record, ...]:
 
 
 def _too_many() -> UserError:
-    return UserError(f"the schema has more than {MOST} alternatives of one type once they are combined; use fewer")
+    return UserError(f"the schema has more than {MOST} combined alternatives of one type; use fewer")
 
 
 def _min(one: int | None, other: int | None) -> int | None:
