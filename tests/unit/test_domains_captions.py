@@ -315,7 +315,7 @@ def test_bad_files_are_refused_before_anything_is_written(photos: Path, tmp_path
         assert not (tmp_path / "run").exists()
 
     refused("line 2: a caption of .* symbols exceeds task.longest of 3; .* task.drop_long=true", task__longest=3)
-    refused("the train split of 0 captions is empty; give a file named train", task__longest=1, task__drop_long=True)
+    refused("the train split of 0 captions is empty; add a file named train", task__longest=1, task__drop_long=True)
     refused("batches of this task are made by samples: set train.batch_size alone", train__batch_tokens=9)
     refused("no column 'text'", task__caption="text")
     refused("there is no image 'gone.png'", table(tmp_path / "gone.csv", [("gone.png", "a cat")]))
@@ -334,7 +334,7 @@ def test_corrupt_images_are_counted_where_that_is_asked(
         skipping = override(tiny("caption"), {"task.skip_bad": True})
         examples = examples_of(open_task(skipping, tmp_path / "run", photos))
         assert len(examples.captions) == 76
-        assert "2 of 40 images cannot be read and are left out" in caplog.text
+        assert "skipped 2 of 40 images that cannot be read" in caplog.text
     assert not any(examples.shown(row) == "0.png" for row in range(76))
     only = table(tmp_path / "only.csv", [("0.png", "a cat")])
     with pytest.raises(UserError, match="none of 1 captions has a sound image"):

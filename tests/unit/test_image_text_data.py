@@ -41,7 +41,7 @@ def test_captions_without_images_are_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"captions.csv, line 2: there is no image 'dark-red.png' .*2 of 24 rows"):
         read_captions([table])
     table.write_text("file,caption\na.png,b\n", encoding="utf-8")
-    with pytest.raises(UserError, match=r"no column 'path' .*name the one that is meant with task.image=NAME"):
+    with pytest.raises(UserError, match=r"no column 'path' .*set task.image=NAME"):
         read_captions([table])
 
 
@@ -83,7 +83,7 @@ def test_bad_images_are_an_error_or_counted(
     with pytest.raises(UserError, match=r"dark-red.png is cut off or corrupt .*task.skip_bad=true"):
         task(table)
     here = task(table, **{"task.skip_bad": True})
-    assert "2 of 12 images cannot be read and are left out" in caplog.text
+    assert "skipped 2 of 12 images that cannot be read" in caplog.text
     assert sorted(here.examples.pictures.wrong) == [0, 7]
     assert here.count("all") == 10
     model = here.adapt(configured("image-text", table, TINY, None).model).build(0)
