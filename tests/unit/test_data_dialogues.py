@@ -54,7 +54,7 @@ USER, YES = {"role": "user", "content": "x"}, {"role": "assistant", "content": "
         ({"messages": [{"role": "user"}, YES]}, "in 'messages' is not a message; add role and content"),
         ({"messages": [{"role": "user", "content": 5}, YES]}, "'content' is 5; write a string"),
         ({"messages": [{"role": "user", "content": "\ud800"}, YES]}, "half a surrogate pair"),
-        ({"messages": [{"role": "us er", "content": ""}, YES]}, "message 0 has the role 'us er'; give a mapping"),
+        ({"messages": [{"role": "us er", "content": ""}, YES]}, "message 0 has the role 'us er'; pass a mapping"),
         ({"messages": [USER]}, "no message by the assistant to learn from; add one or remove the line"),
     ],
 )

@@ -247,7 +247,7 @@ def test_bad_images_are_one_line(run: Path, tmp_path: Path, capsys: pytest.Captu
     Image.fromarray(scenes.draw(scenes.scene(9, 1))).save(good)
     cut.write_bytes(good.read_bytes()[:80])
     for name, message in (
-        (cut, "cut off or corrupt"),
+        (cut, "truncated or corrupt"),
         (tmp_path / "none.png", "is not a file; give the paths"),
     ):
         assert cli.main(["caption", str(run), str(good), str(name)]) == cli.USER_ERROR
@@ -321,7 +321,7 @@ def test_bad_files_are_refused_before_anything_is_written(photos: Path, tmp_path
     refused("there is no image 'gone.png'", table(tmp_path / "gone.csv", [("gone.png", "a cat")]))
     refused("is empty; write something there", table(tmp_path / "empty.csv", [("1.png", " ")]))
     (tmp_path / "3.png").write_bytes((tmp_path / "3.png").read_bytes()[:70])
-    refused("3.png is cut off or corrupt")
+    refused("3.png is truncated or corrupt")
 
 
 def test_corrupt_images_are_counted_where_that_is_asked(

@@ -80,7 +80,7 @@ def test_bad_images_are_an_error_or_counted(
     table = draw(tmp_path)
     (tmp_path / "dark-red.png").write_bytes((tmp_path / "pale-red.png").read_bytes()[:50])
     (tmp_path / "pale-blue.png").write_text("no image", encoding="utf-8")
-    with pytest.raises(UserError, match=r"dark-red.png is cut off or corrupt .*task.skip_bad=true"):
+    with pytest.raises(UserError, match=r"dark-red.png is truncated or corrupt .*task.skip_bad=true"):
         task(table)
     here = task(table, **{"task.skip_bad": True})
     assert "skipped 2 of 12 images that cannot be read" in caplog.text
@@ -88,7 +88,7 @@ def test_bad_images_are_an_error_or_counted(
     assert here.count("all") == 10
     model = here.adapt(configured("image-text", table, TINY, None).model).build(0)
     assert here.evaluate(model, "all")["skipped_images"] == 2
-    with pytest.raises(UserError, match="cut off or corrupt"):  # though the cache has them
+    with pytest.raises(UserError, match="truncated or corrupt"):  # though the cache has them
         task(table)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     bomb = tmp_path / "bomb.png"

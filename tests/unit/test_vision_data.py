@@ -167,14 +167,14 @@ def damaged(folder: Path, place: Path) -> Path:
 
 def test_corrupt_images_are_an_error_or_counted(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     place = damaged(folder, tmp_path / "some")
-    with pytest.raises(UserError, match=r"3.png is not an image that is known.*task.skip_bad=true"):
+    with pytest.raises(UserError, match=r"3.png is not a supported image.*task.skip_bad=true"):
         opened(place, tmp_path)
     assert not list((tmp_path / "cache").glob("images-*/info.json"))  # nothing half-made
     task = opened(place, tmp_path, **{"task.skip_bad": True})
     assert len(task.classes) == 19
     assert len(task.rows) == 19
     assert "skipped 2 of 21 images that cannot be read" in caplog.text
-    with pytest.raises(UserError, match=r"3.png is not an image that is known"):  # though the cache is there now
+    with pytest.raises(UserError, match=r"3.png is not a supported image"):  # though the cache is there now
         opened(place, tmp_path)
     for path in (place / "red").glob("*.png"):
         path.write_text("a whole class")
