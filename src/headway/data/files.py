@@ -58,7 +58,7 @@ def find_files(path: Path, kinds: Collection[str], apart: Collection[Path] = ())
     check_file(path)
     if kind_of(path.name) not in kinds:
         if kind_of(path.name) in _SHEETS:
-            raise UserError(f"{path} is a spreadsheet; save it as .csv (UTF-8): {readable(kinds)}")
+            raise UserError(f"{path} is a spreadsheet; save it as .csv (UTF-8), or {readable(kinds)}")
         raise UserError(f"{path} has the unknown extension {kind_of(path.name)!r}; {readable(kinds)}")
     return [File(path, side=stated_side(path.name))]
 

@@ -91,7 +91,7 @@ class _Zip:
         file.listing = False
         self._entries = {entry.filename: entry for entry in self._archive.infolist() if not entry.is_dir()}
         if len(self._entries) > limits().members:
-            raise exceeded(str(path), f"holds {len(self._entries):,} members", "members")
+            raise exceeded(str(path), f"has {len(self._entries):,} members", "members")
         self.sizes: Mapping[str, int] = {name: entry.compress_size for name, entry in self._entries.items()}
 
     def open(self, member: str) -> IO[bytes]:
@@ -143,7 +143,7 @@ class _Tar:
             self._archive.members.clear()  # type: ignore[attr-defined]  # tarfile's own list would grow
             count += 1
             if count > limits().members:
-                raise exceeded(str(self._path), f"holds over {count - 1:,} members", "members")
+                raise exceeded(str(self._path), f"has over {count - 1:,} members", "members")
             if entry.isfile():
                 self._entries[entry.name] = entry
 

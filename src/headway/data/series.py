@@ -28,7 +28,7 @@ _NAMED = 4  # problems of one kind listed in a message
 
 
 class Series(NamedTuple):
-    """A series in equal steps from the time `start`; `observed` is false for values that were filled in."""
+    """A series in equal steps from the time `start`; `seen` is false for values that were filled in."""
 
     name: str
     start: int

@@ -98,9 +98,9 @@ def assign(
 ) -> np.ndarray:
     """The split codes of sources, uint8 [N].
 
-    `keys` uint64 [N] are hashes of the sources, `named` uint8 [N] the splits that their file names state, and `present`
-    all codes that names state in this corpus. Files without a named split belong to training, from which missing splits
-    are sampled, separately for each of the `classes` [N] if passed.
+    `keys` uint64 [N] are hashes of the sources, `named_splits` uint8 [N] the splits that their file names state,
+    and `present` all codes that names state in this corpus. Files without a named split belong to training, from which
+    missing splits are sampled, separately for each of the `classes` [N] if passed.
     """
     shares = shares_to_draw(given, config)
     place = fractions(keys, config.seed)

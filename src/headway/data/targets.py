@@ -17,7 +17,7 @@ from headway.parsing import parse_json
 TargetKind = Literal["class", "number", "labels"]
 _SEPARATORS = re.compile(r"[;|]")  # between the labels of a sample
 _MISSING = {"", "nan", "na", "n/a", "null", "none", "-", "?"}  # missing numbers in tables
-_FEW = 20  # distinct whole numbers up to which they are classes
+_FEW = 20  # maximum of distinct integers that are treated as classes
 _SHOWN = 40  # characters of a label in a message
 
 
