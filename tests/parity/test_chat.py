@@ -163,7 +163,7 @@ def test_what_people_say_is_never_a_mark(pairs: dict[str, Pair], style: str) -> 
 
 
 def test_refusals_are_the_templates_own_words(pairs: dict[str, Pair]) -> None:
-    with pytest.raises(UserError, match="refuses these messages: this model has no system role"):
+    with pytest.raises(UserError, match="rejects these messages: this model has no system role"):
         pairs["gemma"].ours.render(say("hi", system="Be kind."))
     with pytest.raises(UserError, match="roles must alternate"):
         pairs["llama2"].ours.render([*say("hi"), *say("hi")])

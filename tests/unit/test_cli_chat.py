@@ -98,7 +98,7 @@ def test_a_template_that_refuses_the_system(
 ) -> None:
     code, out, err = talk(echo, "Hi\n", capsys, monkeypatch, "--system", "Be brief.")
     assert (code, out) == (2, "")
-    assert "refuses these messages: there is no system here" in err
+    assert "rejects these messages: there is no system here" in err
     assert err.count("\n") == 1
 
 

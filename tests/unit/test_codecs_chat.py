@@ -82,16 +82,16 @@ def test_the_last_message_is_continued_within_its_turn(codec: TokenizerCodec) ->
     ("template", "messages", "why"),
     [
         (CHATML, [], "there is no message"),
-        (CHATML, ASKED, "the last message is of the role 'user'"),
-        (CHATML, [*TOLD, *ASKED], "the last message is of the role 'user'"),
-        (CHATML, [*ASKED, {"role": "assistant", "content": ""}], "says nothing"),
-        (CHATML, [*ASKED, {"role": "assistant"}], "says nothing"),
+        (CHATML, ASKED, "the last message has the role 'user'"),
+        (CHATML, [*TOLD, *ASKED], "the last message has the role 'user'"),
+        (CHATML, [*ASKED, {"role": "assistant", "content": ""}], "is empty"),
+        (CHATML, [*ASKED, {"role": "assistant"}], "is empty"),
         (CHATML, [*ASKED, {**TOLD[1], "tool_calls": [{}]}], "calls tools"),
         (CHATML.replace("m.content", "m.content | trim"), [*ASKED, {"role": "assistant", "content": "I "}], "changes"),
-        (CHATML.replace("m.content", "m.content | lower"), TOLD, "changes what the last message says"),
-        (CHATML.replace("m.content", "m.content.split('.')[-1]"), TOLD, "changes what the last message says"),
-        (CHATML.replace("m.content", "m.content ~ m.content"), TOLD, "changes what the last message says"),
-        ("{% for m in messages %}{{ m.role }}{% endfor %}", TOLD, "changes what the last message says"),
+        (CHATML.replace("m.content", "m.content | lower"), TOLD, "changes the last message"),
+        (CHATML.replace("m.content", "m.content.split('.')[-1]"), TOLD, "changes the last message"),
+        (CHATML.replace("m.content", "m.content ~ m.content"), TOLD, "changes the last message"),
+        ("{% for m in messages %}{{ m.role }}{% endfor %}", TOLD, "changes the last message"),
     ],
 )
 def test_what_cannot_be_continued_is_said(template: str, messages: list, why: str) -> None:
@@ -109,7 +109,7 @@ def test_a_block_holds_what_it_holds(codec: TokenizerCodec) -> None:
 def test_a_turn_that_cannot_be_found_is_said() -> None:
     """A template that sorts its messages: no text before an answer is that before it."""
     template = ChatTemplate("{{ messages|map(attribute='content')|sort|join('') }}{{ messages|length }}")
-    with pytest.raises(UserError, match=r"message 1 otherwise where others follow.*{% generation %} blocks"):
+    with pytest.raises(UserError, match=r"message 1 differently when others follow.*{% generation %} blocks"):
         template.encode(train_codec("byte", ["any"]), [*TOLD, {"role": "user", "content": "A"}])
 
 
@@ -162,12 +162,12 @@ def test_marks_in_calls_tools_and_roles_are_text_too(codec: TokenizerCodec) -> N
 @pytest.mark.parametrize(
     ("messages", "said"),
     [
-        ([{"content": "x"}], "message 0 has the role None; give a mapping with a role"),
+        ([{"content": "x"}], "message 0 has the role None; pass a mapping with a role"),
         ([{"role": "user", "content": f"a{GUARD}b"}], r"the noncharacter U\+FDD4"),
         ([{"role": "user", "content": OPEN + CLOSE}], r"the noncharacter U\+FDD2"),
         (["hello"], "message 0 has the role None"),
-        ([{"role": "user", "content": object()}], "a message holds a object; give texts"),
-        ([{"role": "user", "content": b"x"}], "a message holds a bytes; give texts"),
+        ([{"role": "user", "content": object()}], "a message contains a object; use strings"),
+        ([{"role": "user", "content": b"x"}], "a message contains a bytes; use strings"),
     ],
 )
 def test_what_is_no_message_is_refused(codec: TokenizerCodec, messages: list, said: str) -> None:
@@ -263,7 +263,7 @@ def test_all_values_share_one_memory() -> None:
     """Each is small enough for itself."""
     one = "('☃' * 1000) * 4000"
     keep = "{% macro m(n, x) %}{% if n %}{{ m(n - 1, ONE) }}{% endif %}{% endmacro %}{{ m(100, '') }}"
-    with pytest.raises(UserError, match="fails: it takes more than 512 MB; give messages"):
+    with pytest.raises(UserError, match="fails: it needs more than 512 MB; use messages"):
         ChatTemplate(keep.replace("ONE", one)).render(ASKED)
     assert ChatTemplate(f"{{% for i in range(100) %}}{{% set x = {one} %}}{{% endfor %}}ok").render(ASKED) == "ok"
 
@@ -314,7 +314,7 @@ def test_an_interrupt_leaves_no_answer_behind(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize(
     ("program", "said"),
-    [("{none}", "No such file or directory"), ("/bin/false", "it ended with 1"), ("{wrapped}", "jinja2")],
+    [("{none}", "No such file or directory"), ("/bin/false", "exit status 1"), ("{wrapped}", "jinja2")],
 )
 def test_a_helper_that_cannot_begin_says_why(
     program: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -327,7 +327,7 @@ def test_a_helper_that_cannot_begin_says_why(
     chat._helper.end()
     with monkeypatch.context() as patch:
         patch.setattr(sys, "executable", program.format(none=tmp_path / "none", wrapped=wrapped))
-        with pytest.raises(UserError, match=f"starts no process for what strangers' files have us compute .*{said}"):
+        with pytest.raises(UserError, match=f"cannot start the helper process for untrusted files .*{said}"):
             ChatTemplate(f"{{{{ messages[0].content }}}}{said}").render(ASKED)
     assert ChatTemplate(f"{{{{ messages[0].content }}}}{said}").render(ASKED) == f"Who?{said}"
 
@@ -350,7 +350,7 @@ def test_no_way_to_format_leads_out_of_the_sandbox(monkeypatch: pytest.MonkeyPat
     for name in ("format", "format_map"):
         text = f"{{{{ ('{{a.__init__.__globals__}}'|attr('{name}'))(a=cycler) }}}}"
         found = sandbox.answer({"text": text, "values": {}, "seconds": 5.0})
-        assert found["refused"].startswith(f"fails: it calls {name} of a text outside the sandbox")
+        assert found["refused"].startswith(f"fails: it calls {name} of a string outside the sandbox")
 
 
 def test_what_is_asked_again_is_not_written_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -371,7 +371,7 @@ def test_answers_are_kept_while_there_is_room() -> None:
 
 
 def test_marks_of_noncharacters_and_names_inside_names() -> None:
-    with pytest.raises(UserError, match=r"special symbol 'h\\ufdd4' holds a noncharacter"):
+    with pytest.raises(UserError, match=r"special token 'h\\ufdd4' contains a noncharacter"):
         Guard(["he", "h\ufdd4"])
     for names in (["aa", "a"], ["ab", "ba", "aba"], ["<|", "|>", "<||>"], ["a", "ab", "b"]):
         guard = Guard(names)
@@ -417,7 +417,7 @@ def test_what_is_no_template_is_refused(text: str) -> None:
 
 def test_long_templates_and_noncharacters_are_refused() -> None:
     for text in ("x" * (1 << 19), f"{{{{ messages }}}}{CLOSE}"):
-        with pytest.raises(UserError, match=r"too long .* or holds noncharacters"):
+        with pytest.raises(UserError, match=r"too long .* or contains noncharacters"):
             ChatTemplate(text)
 
 
@@ -433,7 +433,7 @@ def test_what_published_templates_rely_on() -> None:
 
 
 def test_refusals_and_failures_are_one_line() -> None:
-    with pytest.raises(UserError, match=r"^model/x refuses these messages: Only users please") as found:
+    with pytest.raises(UserError, match=r"^model/x rejects these messages: Only users please") as found:
         ChatTemplate("{{ raise_exception('Only users\\nplease') }}", source="model/x").render(ASKED)
     assert "Traceback" not in str(found.value)
     with pytest.raises(UserError, match="fails: 'dict object' has no attribute 'tool'"):
@@ -465,7 +465,7 @@ def test_old_turns_go_where_the_context_is_full(codec: TokenizerCodec) -> None:
     assert template.fitting(codec, long, len(whole)) == (whole, 0)
     assert template.fitting(codec, long, len(whole) - 1) == (template.prompt(codec, [system, *TOLD, asked]), 1)
     assert template.fitting(codec, long, 1) == (template.prompt(codec, [system, asked]), 2)
-    with pytest.raises(UserError, match="conversation without messages"):
+    with pytest.raises(UserError, match="conversation has no messages"):
         template.fitting(codec, [], None)
 
 
@@ -492,7 +492,7 @@ def test_where_a_template_is_read_from(tmp_path: Path) -> None:
 @pytest.mark.parametrize("found", [5, [], ["x"], [{"name": "default"}], {"default": "x"}])
 def test_a_broken_entry_is_said(found: object, tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": found}))
-    with pytest.raises(UserError, match="neither a text nor a list of named ones; download it again"):
+    with pytest.raises(UserError, match="neither a string nor a list of named ones; download it again"):
         read_template(tmp_path)
 
 
@@ -518,6 +518,6 @@ def test_a_template_that_has_used_up_its_time_is_not_asked_again(
 
 def test_what_a_template_writes_is_bounded_by_what_it_is_given() -> None:
     template = ChatTemplate("{{ ('<' * 1000) * 1000 }}{{ messages[0].content * 3 }}")
-    with pytest.raises(UserError, match=r"writes 1,000,\d+ characters, 26\d,\d+ at most for these messages"):
+    with pytest.raises(UserError, match=r"writes 1,000,\d+ characters, more than 26\d,\d+ for these messages"):
         template.render(ASKED)
     assert len(template.render([{"role": "user", "content": "x" * 800_000}])) == 3_400_000

@@ -147,10 +147,10 @@ def test_planes_hold_castling_en_passant_the_clock_and_the_past() -> None:
         ("8/8/8/8/8/8/8 w - - 0 1", "7 ranks"),
         ("8/8/8/8/8/8/8/7 w - - 0 1", "7 squares in rank 1"),
         ("8/8/8/8/8/8/8/7x w - - 0 1", "'x' in rank 1"),
-        ("8/8/8/8/8/8/8/8 x - - 0 1", "'x' is to move"),
+        ("8/8/8/8/8/8/8/8 x - - 0 1", "'x' as the side to move"),
         ("8/8/8/8/8/8/8/8 w HAha - 0 1", "Chess960"),
-        ("8/8/8/8/8/8/8/8 w - e4 0 1", "'e4' as the square behind a pawn"),
-        ("8/8/8/8/8/8/8/8 w - - x 1", "'x' for the number of half moves"),
+        ("8/8/8/8/8/8/8/8 w - e4 0 1", "invalid en passant square 'e4'"),
+        ("8/8/8/8/8/8/8/8 w - - x 1", "'x' as the number of half moves"),
     ],
 )
 def test_what_is_no_fen_is_told(fen: str, message: str) -> None:

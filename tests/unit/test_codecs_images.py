@@ -95,7 +95,7 @@ def test_what_is_cut_off_is_one_clear_error(kind: str, tmp_path: Path) -> None:
     whole, path = encoded(kind), tmp_path / "cut"
     for length in (0, 1, 7, 30, len(whole) // 2):
         path.write_bytes(whole[:length])
-        with pytest.raises(UserError, match=r"cut is (not an image that is known|cut off or corrupt)"):
+        with pytest.raises(UserError, match=r"cut is (not a supported image|truncated or corrupt)"):
             read_image(path)
 
 
@@ -171,7 +171,7 @@ def test_parts_of_a_jpeg_that_take_long_together_are_counted() -> None:
 
 
 def test_runs_of_a_large_bmp_are_refused() -> None:
-    for wide, message in ((4000, "cut off or corrupt"), (5000, "is a compressed BMP file of 5000 x 5000")):
+    for wide, message in ((4000, "truncated or corrupt"), (5000, "is a compressed BMP file of 5000 x 5000")):
         runs = b"\x01\x01\0\0\0\1"
         head = struct.pack("<IiiHHIIiiII", 40, wide, wide, 1, 8, 1, len(runs), 0, 0, 256, 0) + bytes(1024)
         file = b"BM" + struct.pack("<IHHI", 14 + len(head) + len(runs), 0, 0, 14 + len(head)) + head + runs
@@ -190,10 +190,10 @@ def test_what_is_no_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     (tmp_path / "a.png").write_text("hello", encoding="utf-8")
     (tmp_path / "a.eps").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", encoding="utf-8")
     for name in ("a.png", "a.eps"):
-        with pytest.raises(UserError, match="is not an image that is known; give one of PNG"):
+        with pytest.raises(UserError, match="is not a supported image; use one of PNG"):
             read_image(tmp_path / name)
     for place in (tmp_path, tmp_path / "none.png"):
-        with pytest.raises(UserError, match="is not a file; give image files"):
+        with pytest.raises(UserError, match="is not a file; pass image files"):
             read_image(place)
     monkeypatch.setattr(module, "pillow", lambda: (_ for _ in ()).throw(UserError(HOW_TO_INSTALL)))
     with pytest.raises(UserError, match=r"install headway\[vision\]"):
@@ -211,14 +211,14 @@ def test_older_files_say_one_number_for_both_sides() -> None:
     ("values", "message"),
     [
         ({"image_processor_type": "BlipImageProcessor"}, "image_processor_type is 'BlipImageProcessor'"),
-        ({"size": {"longest_edge": 3}}, "it should have height and width, or shortest_edge alone"),
-        ({"size": 0}, "size is 0; give 1 to"),
+        ({"size": {"longest_edge": 3}}, "use height and width, or shortest_edge alone"),
+        ({"size": 0}, "size is 0; use 1 to"),
         ({"size": "big"}, "size"),
         ({"size": {"shortest_edge": 10**9}}, "size is 1000000000"),
-        ({"image_mean": [0.5, 0.5]}, "image_mean has 2 numbers; give 3"),
-        ({"image_std": [0.5, 0.0, 0.5]}, "so no number of it may be near 0"),
+        ({"image_mean": [0.5, 0.5]}, "image_mean has 2 numbers; use 3"),
+        ({"image_std": [0.5, 0.0, 0.5]}, "use divisors that are not near 0"),
         ({"image_mean": float("nan")}, "image_mean is nan"),
-        ({"rescale_factor": 1e30}, "rescale_factor is 1e.30; give a number from"),
+        ({"rescale_factor": 1e30}, "rescale_factor is 1e.30; use a number from"),
         ({"resample": 9}, "resample is 9"),
         ({"do_resize": "yes"}, "do_resize"),
         ({"rescale_factor": "x"}, "rescale_factor"),
@@ -239,5 +239,5 @@ def test_one_pixel_and_thin_images(tmp_path: Path) -> None:
 
 
 def test_an_image_that_is_too_thin_is_refused() -> None:
-    with pytest.raises(UserError, match="an image of 1 x 4000 pixels is too thin"):
+    with pytest.raises(UserError, match="an image of 1 x 4000 pixels is too narrow"):
         ImageProcessor(size=None, shortest=16)(np.zeros((1, 4000, 3), np.uint8))

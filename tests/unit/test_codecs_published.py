@@ -49,7 +49,7 @@ def test_llama3s_ranks_under_the_name_of_a_sentencepiece_model(data_dir: Path, t
     """Its file is told by its content; this one has another size, and no encoding is guessed."""
     content = (data_dir / "conformance/r50k_base.tiktoken").read_bytes()
     (tmp_path / "tokenizer.model").write_bytes(content)
-    with pytest.raises(UserError, match=r"50256 ranks named 'tokenizer' are of no known encoding"):
+    with pytest.raises(UserError, match=r"50256 ranks named 'tokenizer' do not match a known encoding"):
         published_codec(tmp_path)
 
 
@@ -100,33 +100,33 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
     "empty": ({"tokenizer.json": ""}, "is empty"),
     "no JSON": ({"tokenizer.json": "{]"}, "cannot be read as a tokenizer"),
     "no tokenizer": ({"tokenizer.json": {"a": 1}}, "cannot be read as a tokenizer"),
-    "no symbols": ({"tokenizer.json": {"model": {"type": "BPE", "vocab": {}, "merges": []}}}, "holds no symbols"),
-    "an id far beyond": ({"tokenizer.json": gaps(1 << 30)}, "far beyond its 2 symbols"),
+    "no symbols": ({"tokenizer.json": {"model": {"type": "BPE", "vocab": {}, "merges": []}}}, "contains no tokens"),
+    "an id far beyond": ({"tokenizer.json": gaps(1 << 30)}, "far beyond its 2 tokens"),
     "no UTF-8": ({"vocab.txt": b"[UNK]\n\xff"}, "not UTF-8 at byte 6"),
-    "no unknown": ({"vocab.txt": "a\nb\n"}, r"has no symbol '\[UNK\]'"),
-    "ids that are none": ({**PAIR, "vocab.json": {"a": -1}}, "which is not an id"),
+    "no unknown": ({"vocab.txt": "a\nb\n"}, r"not contain the unknown token '\[UNK\]'"),
+    "ids that are none": ({**PAIR, "vocab.json": {"a": -1}}, "invalid id -1"),
     "an id twice": ({**PAIR, "vocab.json": {"a": 1, "b": 1}}, "the same id 1"),
-    "a list": ({**PAIR, "vocab.json": ["a"]}, "where a mapping is wanted"),
-    "merges of strangers": ({**PAIR, "merges.txt": "a bc\n"}, "merges 'bc', which is not a symbol"),
+    "a list": ({**PAIR, "vocab.json": ["a"]}, "contains a list, not a mapping"),
+    "merges of strangers": ({**PAIR, "merges.txt": "a bc\n"}, "merges 'bc', which is not in the voc"),
     "merges of three": ({**PAIR, "merges.txt": "a b c\n"}, "is not a pair"),
-    "code": ({**PAIR, "tokenizer_config.json": {"auto_map": {"AutoTokenizer": ["x.Y", None]}}}, "code of its own"),
+    "code": ({**PAIR, "tokenizer_config.json": {"auto_map": {"AutoTokenizer": ["x.Y", None]}}}, "custom code"),
     "another class": ({**PAIR, "tokenizer_config.json": {"tokenizer_class": "CTRLTokenizer"}}, "class 'ctrl'"),
     "another class of pieces": (
         {"spm.model": PIECES, "tokenizer_config.json": {"tokenizer_class": "M2M100Tokenizer"}},
-        "class 'm2m100', whose rules beside it are not known; save its tokenizer.json",
+        "the unsupported class 'm2m100'; add its tokenizer.json",
     ),
     "an id taken": ({**PAIR, "added_tokens.json": {"<x>": 3}}, "adds '<x>' as 3"),
-    "an id that is text": ({**PAIR, "added_tokens.json": {"<x>": "y"}}, "which is not an id"),
+    "an id that is text": ({**PAIR, "added_tokens.json": {"<x>": "y"}}, "the invalid id 'y'"),
     "added tokens in a list": ({**PAIR, "tokenizer_config.json": {"added_tokens_decoder": [1]}}, "not a mapping"),
     "a config nested too deeply": ({**PAIR, "tokenizer_config.json": '{"a":' * 100_000}, "not JSON"),
     "two sets of ranks": ({"a.tiktoken": "IQ== 0", "b.tiktoken": "IQ== 0"}, "several tokenizers"),
-    "ranks of nothing known": ({"a.tiktoken": "IQ== 0"}, "1 ranks named 'a' are of no known encoding"),
-    "few ranks of many": ({"r50k_base.tiktoken": "IQ== 0"}, "holds 1 ranks where its encoding has 50256"),
-    "ranks with a gap": ({"qwen.tiktoken": "IQ== 0\nIg== 9999"}, "holds 2 ranks where its encoding has 10000"),
+    "ranks of nothing known": ({"a.tiktoken": "IQ== 0"}, "1 ranks named 'a' do not match a known"),
+    "few ranks of many": ({"r50k_base.tiktoken": "IQ== 0"}, "has 1 ranks, but its encoding 50256"),
+    "ranks with a gap": ({"qwen.tiktoken": "IQ== 0\nIg== 9999"}, "has 2 ranks, but its encoding 10000"),
     "ranks that are none": ({"a.tiktoken": "IQ== x"}, "line 1"),
-    "ranks twice": ({"a.tiktoken": "IQ== 0\nIg== 0"}, "two the same rank"),
-    "no pieces": ({"tokenizer.model": b"\x12\x00"}, "holds no pieces"),
-    "half a piece": ({"tokenizer.model": PIECES[:-1]}, "no sentencepiece model"),
+    "ranks twice": ({"a.tiktoken": "IQ== 0\nIg== 0"}, "the same rank twice"),
+    "no pieces": ({"tokenizer.model": b"\x12\x00"}, "contains no pieces"),
+    "half a piece": ({"tokenizer.model": PIECES[:-1]}, "not a sentencepiece model"),
     "a score that is not a number": ({"tokenizer.model": PIECES[:-4] + b"\x00\x00\xc0\x7f"}, "is nan"),
     "too many sentinels": (
         {"spiece.model": PIECES, "tokenizer_config.json": {"tokenizer_class": "T5Tokenizer", "extra_ids": 1 << 40}},
@@ -154,14 +154,14 @@ def charsmap(unit: int, texts: bytes = b"a\0", size: int = 1024) -> bytes:
 
 
 MAPS: dict[str, tuple[bytes, str]] = {
-    "no array": (b"\0" * 8, "claims an array of 0"),
-    "half an array": (charsmap(0)[:500], "claims an array of 1024"),
-    "out of the array": (charsmap(1 << 18), "leads out of its array"),
-    "out of the array by a large step": (charsmap(1 << 10 | 1 << 9), "leads out of its array"),
-    "out of the texts": (charsmap(1 << 8, b""), "leads out of its texts"),
-    "into a character": (charsmap(1 << 8, b"\xc3\xa9\0"), "into the middle of a character"),
+    "no array": (b"\0" * 8, "states an array of 0"),
+    "half an array": (charsmap(0)[:500], "states an array of 1024"),
+    "out of the array": (charsmap(1 << 18), "offset outside its array"),
+    "out of the array by a large step": (charsmap(1 << 10 | 1 << 9), "offset outside its array"),
+    "out of the texts": (charsmap(1 << 8, b""), "position outside its strings"),
+    "into a character": (charsmap(1 << 8, b"\xc3\xa9\0"), "position inside a character"),
     "no UTF-8": (charsmap(0, b"\xff\0"), "utf-8"),
-    "a text without an end": (charsmap(0, b"a"), "has no end"),
+    "a text without an end": (charsmap(0, b"a"), "not terminated"),
 }
 
 
@@ -192,7 +192,7 @@ def test_a_text_without_symbols_is_refused(tmp_path: Path) -> None:
     codec = load_codec(write(tmp_path, {"tokenizer.json": {"version": "1.0", "added_tokens": [], "model": model}}))
     assert codec.encode("aa") == [0, 0]
     for encode in (codec.encode, lambda text: codec.encode_batch([text])):
-        with pytest.raises(UserError, match="has no symbols for the text"):
+        with pytest.raises(UserError, match="has no tokens for the text"):
             encode("b")
 
 
@@ -233,33 +233,33 @@ def framing(*ids: int, texts: int = 1) -> dict[str, Any]:
 _WORDS = {"type": "WordPiece", "unk_token": "a", "continuing_subword_prefix": "##", "max_input_chars_per_word": 100}
 _WORDS |= {"vocab": {"a": 0}}
 HARMFUL: dict[str, tuple[dict[str, Any], str]] = {
-    "a letter grows": ({"normalizer": replacing("a", "b" * 65)}, "one character becomes 65, 64 at most"),
+    "a letter grows": ({"normalizer": replacing("a", "b" * 65)}, "one character becomes 65, more than 64"),
     "letters grow each other": (
         {"normalizer": {"type": "Sequence", "normalizers": [replacing("a", "bbb"), replacing("b", "aaa")] * 2}},
-        "one character becomes 81, 64 at most",
+        "one character becomes 81, more than 64",
     ),
     "Unicode grows": ({"normalizer": replacing("a", "\ufdfa" * 4)}, "one character becomes 72"),
     "a place grows": ({"normalizer": replacing("(?=a)", "b" * 64, "Regex")}, "one character becomes 65"),
-    "nothing grows": ({"normalizer": replacing("", "b")}, "replaces an empty text"),
+    "nothing grows": ({"normalizer": replacing("", "b")}, "replaces an empty string"),
     "decoding grows": ({"decoder": replacing("a", "b" * 99)}, "decodes so that one character becomes 99"),
     "decoding strips": ({"decoder": {"type": "Strip", "content": "a", "start": 0, "stop": 9}}, "strips 9 characters"),
-    "many steps": ({"normalizer": {"type": "Sequence", "normalizers": [{"type": "NFC"}] * 99}}, "takes 99 steps"),
-    "no length": ({"pre_tokenizer": {"type": "FixedLength", "length": 0}}, "pieces of length 0"),
-    "texts twice": ({"post_processor": framing(0, texts=2)}, "puts 2 texts between its symbols, one twice"),
-    "many marks": ({"post_processor": framing(*[0] * 300)}, "puts 300 symbols around texts, 256 at most"),
-    "marks that are none": ({"post_processor": framing(1 << 20)}, "puts symbol 1048576 around texts, and has no such"),
-    "a long mark": ({"added_tokens": added("s" * 257)}, "a special symbol of 257 characters .*, 256 at most"),
-    "no text": ({"added_tokens": added("h\ufdd4")}, r"special symbol 'h\\ufdd4', which holds a noncharacter"),
+    "many steps": ({"normalizer": {"type": "Sequence", "normalizers": [{"type": "NFC"}] * 99}}, "has 99 steps"),
+    "no length": ({"pre_tokenizer": {"type": "FixedLength", "length": 0}}, "chunks of length 0"),
+    "texts twice": ({"post_processor": framing(0, texts=2)}, "has 2 texts in its template, one of them"),
+    "many marks": ({"post_processor": framing(*[0] * 300)}, "adds 300 special tokens to a text, more than 256"),
+    "marks that are none": ({"post_processor": framing(1 << 20)}, "adds token 1048576 to texts, but has no such"),
+    "a long mark": ({"added_tokens": added("s" * 257)}, "a special token of 257 characters .*, more than 256"),
+    "no text": ({"added_tokens": added("h\ufdd4")}, r"special token 'h\\ufdd4', which contains a noncharacter"),
     "backtracking": (
         {"pre_tokenizer": {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}},
-        r"finds words by '\(a\+\)\+\$', which .*; use another tokenizer",
+        r"splits words with '\(a\+\)\+\$', which .*; use another tokenizer",
     ),
-    "long words": ({"model": {**_WORDS, "max_input_chars_per_word": 999}}, "is 999, 200 at most; set it to 100"),
+    "long words": ({"model": {**_WORDS, "max_input_chars_per_word": 999}}, "is 999, more than 200; set it to 100"),
     "a long unknown": ({"model": {**_WORDS, "unk_token": "u" * 300, "vocab": {"u" * 300: 0}}}, "unk_token of 300"),
     "a long piece": ({"model": {"type": "Unigram", "unk_id": 0, "vocab": [["a" * 300, 0.0]]}}, "piece of 300"),
     "pieces in pieces": (
         {"model": {"type": "Unigram", "unk_id": 0, "vocab": [["a" * n, 0.0] for n in range(1, 99)]}},
-        "begins with .* others, 64 at most",
+        "a piece with .* other pieces as prefixes, more than 64",
     ),
 }
 

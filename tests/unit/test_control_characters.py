@@ -87,7 +87,7 @@ def test_a_warning_and_a_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -
     with caplog.at_level(logging.WARNING):
         read_labelled([tmp_path], {".png"}, "image")
     (record,) = caplog.records
-    assert "1 files are no images" in record.getMessage()
+    assert "skipped 1 files that are not images" in record.getMessage()
     assert harmless(record.getMessage())
 
 

@@ -188,7 +188,7 @@ def test_long_and_empty_pairs_are_counted_or_refused(data_dir: Path, codec: Toke
     assert cache.source.lengths[short.pairs].max() <= 30
     with pytest.raises(UserError, match=rf"{short.too_long} of 1,015 pairs are too long: pair \d+ has \d+ source"):
         cache.fitting(everything, 30, 30, drop_long=False)
-    with pytest.raises(UserError, match="1 are empty on a side; raise the limit"):
+    with pytest.raises(UserError, match="1 have an empty side; raise the limit"):
         cache.fitting(everything, 1, 1, drop_long=True)
 
 
@@ -250,7 +250,7 @@ def test_a_place_that_cannot_be_a_folder(
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("HEADWAY_CACHE", str(tmp_path / "file"))
-    with pytest.raises(UserError, match=r"cannot be written .*; set HEADWAY_CACHE"):
+    with pytest.raises(UserError, match=r"is not writable .*; set HEADWAY_CACHE"):
         open_tokens([data_dir / "lm/tinyshakespeare.txt"], codec)
 
 
@@ -258,7 +258,7 @@ def test_a_damaged_cache_is_said(play: Path, codec: TokenizerCodec) -> None:
     folder = open_tokens([play], codec).directory
     with open(folder / "ids.bin", "r+b") as file:
         file.truncate(1000)
-    with pytest.raises(UserError, match=r"holds 1,000 bytes, not .*; remove .* to make it anew"):
+    with pytest.raises(UserError, match=r"has 1,000 bytes, not .*; remove .* to rebuild it"):
         open_tokens([play], codec)
 
 
@@ -396,10 +396,10 @@ def test_a_bad_download_leaves_nothing(server: tuple[str, Path], tmp_path: Path)
     cases = {
         "has the SHA-256 .* not 00": replace(file, sha256="00"),
         "has 2 lines, not 3": replace(file, lines=3),
-        "bytes or more, over the 5 expected": replace(file, limit=5),
-        r"cannot be fetched \(HTTP Error 404": replace(file, url=f"{url}/none"),
-        "broke off after 5 of 1,000 bytes": replace(file, url=f"{url}/short.txt"),
-        "cannot be fetched": replace(file, url="http://127.0.0.1:9/none"),
+        "bytes or more, over the limit of 5": replace(file, limit=5),
+        r"cannot be downloaded \(HTTP Error 404": replace(file, url=f"{url}/none"),
+        "stopped after 5 of 1,000 bytes": replace(file, url=f"{url}/short.txt"),
+        "cannot be downloaded": replace(file, url="http://127.0.0.1:9/none"),
     }
     for says, bad in cases.items():
         with pytest.raises(UserError, match=says):
@@ -415,7 +415,7 @@ def test_reading_ends_with_the_time_that_there_is(tmp_path: Path) -> None:
             while True:
                 columns.append("ids", [1])
 
-    with within(0.05), pytest.raises(UserError, match="the time is over before the data are read; give more --minutes"):
+    with within(0.05), pytest.raises(UserError, match="reading the data takes too long; raise --minutes"):
         open_or_build(tmp_path / "whole", endless)
     assert not [path for path in tmp_path.iterdir() if path.is_dir()]
 

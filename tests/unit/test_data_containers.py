@@ -46,7 +46,7 @@ def test_lists_of_other_files_are_not_followed(kind: str, film: Path) -> None:
     assert frames_of(film) == 3
     for name in ("front.mp4", "front.sdp", "front.m3u8"):
         (film.parent / name).write_text(LISTS[kind])
-        with pytest.raises(UserError, match=f"{name} is damaged or no video"):
+        with pytest.raises(UserError, match=f"{name} is damaged or not a video"):
             frames_of(film.parent / name)
         with pytest.raises(UserError, match=f"{name} is not a sound that can be read"):
             read_sound(film.parent / name)
@@ -62,7 +62,7 @@ def test_names_are_not_protocols_or_patterns(film: Path, monkeypatch: pytest.Mon
     picture.save("001.png")
     Path("%03d.png").write_bytes(Path("001.png").read_bytes())
     for name in ("%03d.png", "001.png"):
-        with pytest.raises(UserError, match="is damaged or no video"):
+        with pytest.raises(UserError, match="is damaged or not a video"):
             frames_of(Path(name))
 
 

@@ -48,14 +48,14 @@ USER, YES = {"role": "user", "content": "x"}, {"role": "assistant", "content": "
     [
         ({"message": [USER, YES]}, "has no key 'messages'; did you mean 'message'"),
         ({}, "has no key 'messages'; it is empty"),
-        ({"messages": "hello"}, "'messages' is 'hello'; give a list of messages with role and content"),
-        ({"messages": []}, r"'messages' is \[\]; give a list"),
-        ({"messages": [USER, "y"]}, "'y' in 'messages' is not a message; give it role and content"),
-        ({"messages": [{"role": "user"}, YES]}, "in 'messages' is not a message; give it role and content"),
-        ({"messages": [{"role": "user", "content": 5}, YES]}, "'content' is 5; give text"),
+        ({"messages": "hello"}, "'messages' is 'hello'; use a list of messages with role and content"),
+        ({"messages": []}, r"'messages' is \[\]; use a list"),
+        ({"messages": [USER, "y"]}, "'y' in 'messages' is not a message; add role and content"),
+        ({"messages": [{"role": "user"}, YES]}, "in 'messages' is not a message; add role and content"),
+        ({"messages": [{"role": "user", "content": 5}, YES]}, "'content' is 5; write a string"),
         ({"messages": [{"role": "user", "content": "\ud800"}, YES]}, "half a surrogate pair"),
-        ({"messages": [{"role": "us er", "content": ""}, YES]}, "message 0 has the role 'us er'; give a mapping"),
-        ({"messages": [USER]}, "no message is the assistant's, so it teaches nothing; leave the line out"),
+        ({"messages": [{"role": "us er", "content": ""}, YES]}, "message 0 has the role 'us er'; pass a mapping"),
+        ({"messages": [USER]}, "no message by the assistant to learn from; add one or remove the line"),
     ],
 )
 def test_what_is_no_conversation_is_said_with_its_line(row: Any, said: str, data_dir: Path, tmp_path: Path) -> None:
@@ -73,11 +73,11 @@ ASKED = {"prompt": "x", "chosen": "y", "rejected": "z"}
     ("row", "said"),
     [
         ({"prompt": "x", "chosen": "y"}, "has no key 'rejected'; choose from"),
-        ({**ASKED, "chosen": 5}, "'chosen' is 5; give a list of messages"),
-        ({**ASKED, "rejected": "y"}, "chosen and rejected are the same; leave the line out"),
-        ({**ASKED, "rejected": [USER]}, "'rejected' does not end with a message of the assistant's; give one"),
-        ({"chosen": "y", "rejected": "z"}, "has no prompt, and chosen and rejected begin differently; give one"),
-        ({**ASKED, "prompt": []}, r"'prompt' is \[\]; give a list of messages"),
+        ({**ASKED, "chosen": 5}, "'chosen' is 5; use a list of messages"),
+        ({**ASKED, "rejected": "y"}, "chosen and rejected are the same; remove the line"),
+        ({**ASKED, "rejected": [USER]}, "'rejected' does not end with a message by the assistant; add one"),
+        ({"chosen": "y", "rejected": "z"}, "has no prompt, and chosen and rejected start differently; add a prompt"),
+        ({**ASKED, "prompt": []}, r"'prompt' is \[\]; use a list of messages"),
     ],
 )
 def test_what_is_no_choice_is_said_with_its_line(row: Any, said: str, data_dir: Path, tmp_path: Path) -> None:
@@ -95,7 +95,7 @@ def test_files_and_settings_that_do_not_fit(told: Path, tmp_path: Path) -> None:
         r"broken\.jsonl, line 1 is not JSON": (instruct(), {}, broken),
         "chats.txt": (instruct(), {}, other),
         "has no key 'chosen'": (preference(), {}, told),
-        r"\d+ of \d+ conversations are longer than the 21 tokens that fit: line \d+ has \d+; raise": (
+        r"\d+ of \d+ conversations are longer than the limit of 21 tokens: line \d+ has \d+; raise": (
             instruct(),
             {"task.context": 20},
             told,

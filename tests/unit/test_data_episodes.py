@@ -203,21 +203,21 @@ def _nan(name: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        (_nan("rewards"), "episode 2, step 0: rewards hold nan"),
-        (_nan("observations"), "episode 2, step 0: states hold nan"),
-        (_nan("actions"), "episode 2, step 0: actions hold nan"),
-        (spoilt(ends=np.array([3, 3, 9])), "episode 1 has 0 steps; leave it out"),
-        (spoilt(ends=np.array([3, 2, 9])), "ends of episodes do not rise"),
-        (spoilt(ends=np.array([3, 8])), "ends of episodes do not rise"),
-        (spoilt(rewards=np.zeros(4)), "4 rewards and 9 terminals"),
+        (_nan("rewards"), "episode 2, step 0: rewards contain nan"),
+        (_nan("observations"), "episode 2, step 0: states contain nan"),
+        (_nan("actions"), "episode 2, step 0: actions contain nan"),
+        (spoilt(ends=np.array([3, 3, 9])), "episode 1 has 0 steps; remove it"),
+        (spoilt(ends=np.array([3, 2, 9])), "ends of episodes do not increase"),
+        (spoilt(ends=np.array([3, 8])), "ends of episodes do not increase"),
+        (spoilt(rewards=np.zeros(4)), "4 rewards but 9 terminals"),
         (spoilt(actions=np.zeros((4, 2))), "9 rewards, 9 states and 4 actions"),
-        (spoilt(actions=np.zeros((9, 2), int)), "actions of 2 whole numbers a step"),
-        (spoilt(actions=np.full(9, -1)), "the action -1; count choices from 0"),
-        (spoilt(actions=np.array(["a"] * 9)), "actions are <U1, no numbers"),
+        (spoilt(actions=np.zeros((9, 2), int)), "actions of 2 integers per step"),
+        (spoilt(actions=np.full(9, -1)), "the action -1; number actions from 0"),
+        (spoilt(actions=np.array(["a"] * 9)), "actions have the dtype <U1"),
         (spoilt(rewards=np.zeros((9, 2))), "rewards of shape"),
-        (spoilt(rewards=np.array([{}] * 9, object)), "rewards holds Python objects, which can run code"),
+        (spoilt(rewards=np.array([{}] * 9, object)), "rewards contains Python objects, which can run code"),
         ({"observations": np.zeros((2, 3)), "actions": np.zeros(2)}, "has no rewards"),
-        ({name: flat(some())[name] for name in ("observations", "actions", "rewards")}, "say where episodes end"),
+        ({name: flat(some())[name] for name in ("observations", "actions", "rewards")}, "mark the ends of episodes"),
         ({}, "has no states"),
         (
             spoilt(observations=np.zeros((0, 4)), actions=np.zeros(0), rewards=np.zeros(0), ends=np.zeros(0, int)),
@@ -235,11 +235,11 @@ def test_files_that_are_none_are_told(tmp_path: Path) -> None:
     whole, array = as_flat_npz(tmp_path, some()).read_bytes(), tmp_path / "a.npy"
     np.save(array, np.zeros(3))
     for name, content, message in (
-        ("cut.npz", whole[: len(whole) // 2], "is damaged or no .npz"),
-        ("text.npz", b"no zip at all", "is damaged or no .npz"),
-        ("pickle.npz", b"\x80\x04N.", "is damaged or no .npz"),
-        ("array.npz", b"\x93NUMPY" + array.read_bytes()[6:], "one array without a name"),
-        ("a.hdf5", b"no hdf5", "is damaged or no HDF5"),
+        ("cut.npz", whole[: len(whole) // 2], "is damaged or not .npz"),
+        ("text.npz", b"no zip at all", "is damaged or not .npz"),
+        ("pickle.npz", b"\x80\x04N.", "is damaged or not .npz"),
+        ("array.npz", b"\x93NUMPY" + array.read_bytes()[6:], "one unnamed array"),
+        ("a.hdf5", b"no hdf5", "is damaged or not HDF5"),
         ("empty.npz", b"", "is empty"),
     ):
         (tmp_path / name).write_bytes(content)
@@ -250,7 +250,7 @@ def test_files_that_are_none_are_told(tmp_path: Path) -> None:
     (tmp_path / "a.pkl").write_bytes(b"x")
     with pytest.raises(UserError, match=r"unknown extension '\.pkl'"):
         read_episodes([tmp_path / "a.pkl"])
-    with pytest.raises(UserError, match="no episodes are given"):
+    with pytest.raises(UserError, match="no episodes; pass at least one"):
         read_episodes([])
 
 
@@ -273,7 +273,7 @@ def test_files_of_several_environments_do_not_go_together(tmp_path: Path) -> Non
     write_episodes(tmp_path / "a.npz", together(some(), "a"))
     other = [each._replace(states=each.states[:, :2]) for each in some()]
     write_episodes(tmp_path / "b.npz", together(other, "b"))
-    with pytest.raises(UserError, match=r"has states of 2 numbers, and .* of 4 numbers"):
+    with pytest.raises(UserError, match=r"has states of 2 numbers, but .* has 4 numbers"):
         read_episodes([tmp_path])
     write_episodes(tmp_path / "b.npz", together(some(discrete=True), "b"))
     with pytest.raises(UserError, match=r"has actions of choices, and .* of 2 numbers"):

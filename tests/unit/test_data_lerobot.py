@@ -228,7 +228,7 @@ def test_sets_are_found_however_deep_and_files_beside_them(tmp_path: Path) -> No
 def test_a_file_beside_a_set_that_it_does_not_fit_is_told(tmp_path: Path, folder: Path) -> None:
     episodes = [Episode(np.zeros((4, 6)), np.zeros((4, 2)), np.zeros(4))]
     write_episodes(tmp_path / "b.npz", together(episodes, "b"))
-    with pytest.raises(UserError, match=r"b\.npz has no cameras, and .*set has the cameras front"):
+    with pytest.raises(UserError, match=r"b\.npz has no cameras, but .*set has the cameras front"):
         read_demonstrations([tmp_path], tmp_path / "cache")
 
 
@@ -247,7 +247,7 @@ def test_files_of_episodes_are_demonstrations(tmp_path: Path) -> None:
     assert (both.states.shape, both.lengths.tolist(), both.rate, dict(both.cameras)) == ((16, 3), [4] * 4, None, {})
     choices = [Episode(np.zeros((4, 3)), np.zeros(4, int), np.zeros(4))]
     write_episodes(tmp_path / "c.npz", together(choices, "c"))
-    with pytest.raises(UserError, match=r"c.npz has actions that are choices"):
+    with pytest.raises(UserError, match=r"c.npz has discrete actions"):
         read_demonstrations([tmp_path / "c.npz"], tmp_path / "cache")
 
 
@@ -320,43 +320,43 @@ def test_columns_with_longer_names_are_others(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda folder: cut(folder / "meta/info.json"), r"info\.json is damaged or no JSON .*fetch the data set again"),
-        (said(codebase_version="v9.9"), r"codebase_version is 'v9\.9'; give a folder of v2\.0, v2\.1, v3\.0"),
+        (lambda folder: cut(folder / "meta/info.json"), r"info\.json is damaged or not JSON .*download the data"),
+        (said(codebase_version="v9.9"), r"codebase_version is 'v9\.9'; use a folder of v2\.0, v2\.1, v3\.0"),
         (said(fps="fast"), "fps is 'fast'"),
         (said(features={}), "has no feature 'action'"),
-        (said(data_path="../{chunk_index}.parquet"), "leads out of the folder"),
-        (said(video_path="/etc/{video_key}.mp4"), "leads out of the folder"),
+        (said(data_path="../{chunk_index}.parquet"), "is outside the folder"),
+        (said(video_path="/etc/{video_key}.mp4"), "is outside the folder"),
         (said(data_path="data/{chunk_index.__class__}.parquet"), r"there is no .*__class__"),
         (said(data_path="data/{secret}.parquet"), "has the field 'secret'"),
-        (feature("action", shape=[10**9]), r"'action' is of shape \[1000000000\]"),
-        (feature("action", shape=[3]), r"action holds 30 numbers, and 15 steps of 3 have 45"),
-        (feature(KEY, shape=[10**6, 10**6, 3]), "give pictures of"),
-        (feature(KEY, shape=[32, 24, 3]), r"shows 16 x 24 pixels, and info\.json says 32 x 24"),
-        (lambda folder: cut(folder / ROWS), r"file-000\.parquet is damaged or no Parquet"),
+        (feature("action", shape=[10**9]), r"'action' has the shape \[1000000000\]"),
+        (feature("action", shape=[3]), r"action has 30 values, but 15 steps of 3 need 45"),
+        (feature(KEY, shape=[10**6, 10**6, 3]), "use images of"),
+        (feature(KEY, shape=[32, 24, 3]), r"has 16 x 24 pixels, but info\.json has 32 x 24"),
+        (lambda folder: cut(folder / ROWS), r"file-000\.parquet is damaged or not Parquet"),
         (lambda folder: (folder / ROWS).unlink(), r"there is no .*data/chunk-000/file-000\.parquet"),
-        (lambda folder: cut(folder / NOTES), r"file-000\.parquet is damaged or no Parquet"),
-        (lambda folder: cut(folder / "meta/tasks.parquet"), r"tasks\.parquet is damaged or no Parquet"),
-        (no_episodes, "holds 0 episodes"),
-        (noted("length", 1, 0), "episode 1 has 0 steps; leave it out"),
-        (noted("length", 1, 4), "has 15 rows, and meta/ says 16"),
-        (noted("length", 1, -3), "says the length -3"),
-        (noted("episode_index", 1, 5), "episode 2 stands where 1 is expected"),
+        (lambda folder: cut(folder / NOTES), r"file-000\.parquet is damaged or not Parquet"),
+        (lambda folder: cut(folder / "meta/tasks.parquet"), r"tasks\.parquet is damaged or not Parquet"),
+        (no_episodes, "contains no episodes"),
+        (noted("length", 1, 0), "episode 1 has 0 steps; remove it"),
+        (noted("length", 1, 4), "has 15 rows, but 16 according to meta/"),
+        (noted("length", 1, -3), "has the length -3"),
+        (noted("episode_index", 1, 5), "episode 2 is in the position of episode 1"),
         (
             spoil("action", 6, float("nan")),
-            "episode 1, step 1: actions hold nan, which is not a number; leave the episode",
+            "episode 1, step 1: actions contain nan, which is not a finite number; remove the episode",
         ),
-        (spoil("observation.state", 0, float("inf")), "episode 0, step 0: states hold inf"),
-        (spoil("action", 6, None), "episode 1, step 1: actions hold nan"),
-        (spoil("episode_index", 5, 2), "row 5 is of episode 2, and meta/ says 1"),
-        (spoil("task_index", 14, 7), "rows have the task 7, which meta/ does not name"),
-        (wider, "action holds 45 numbers, and 15 steps of 2 have 30"),
+        (spoil("observation.state", 0, float("inf")), "episode 0, step 0: states contain inf"),
+        (spoil("action", 6, None), "episode 1, step 1: actions contain nan"),
+        (spoil("episode_index", 5, 2), "row 5 belongs to episode 2, but to 1 according to meta/"),
+        (spoil("task_index", 14, 7), "rows have the task 7, which is missing in meta/"),
+        (wider, "action has 45 values, but 15 steps of 2 need 30"),
         (lambda folder: (folder / FILM).unlink(), r"there is no .*file-000\.mp4"),
-        (lambda folder: cut(folder / FILM, 0.3), r"file-000\.mp4 is damaged or no video"),
-        (lambda folder: (folder / FILM).write_bytes(b"no video at all"), r"file-000\.mp4 is damaged or no video"),
-        (shorter_film, "has no frame 9, and the rows have one"),
-        (said(fps=13), r"between two of 13 a second as info\.json says; correct fps"),
-        (noted(f"videos/{KEY}/from_timestamp", 2, 0.2), "share frames or go backwards"),
-        (lambda folder: (folder / "meta/headway.json").write_text("[]"), r"headway\.json holds no object"),
+        (lambda folder: cut(folder / FILM, 0.3), r"file-000\.mp4 is damaged or not a video"),
+        (lambda folder: (folder / FILM).write_bytes(b"no video at all"), r"file-000\.mp4 is damaged or not a video"),
+        (shorter_film, "has no frame 9, but the rows have one"),
+        (said(fps=13), r"does not match the 13 frames per second in info\.json; correct fps"),
+        (noted(f"videos/{KEY}/from_timestamp", 2, 0.2), "share frames or are out of order"),
+        (lambda folder: (folder / "meta/headway.json").write_text("[]"), r"headway\.json does not contain"),
     ],
 )
 def test_damage_is_told(folder: Path, damage: Callable[[Path], Any], message: str) -> None:
@@ -371,10 +371,10 @@ def test_damage_is_told(folder: Path, damage: Callable[[Path], Any], message: st
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        (made(states=7), "has states of 7 numbers, and .* of 6; give one robot's"),
-        (made(cameras=()), r"has no cameras, and .* has the cameras front \(16 x 24\)"),
-        (made(cameras=("side",)), r"has the cameras side \(16 x 24\), and .* front"),
-        (made(rate=50.0), "has 50 steps a second, and .* has 10"),
+        (made(states=7), "has states of size 7, but .* has size 6; pass data of one robot"),
+        (made(cameras=()), r"has no cameras, but .* has the cameras front \(16 x 24\)"),
+        (made(cameras=("side",)), r"has the cameras side \(16 x 24\), but .* front"),
+        (made(rate=50.0), "has 50 steps per second, but .* has 10"),
     ],
 )
 def test_sets_that_do_not_fit_together(folder: Path, other: Demonstrations, message: str) -> None:
@@ -386,8 +386,8 @@ def test_sets_that_do_not_fit_together(folder: Path, other: Demonstrations, mess
 def test_what_is_not_there_is_told(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for paths, message in (
-        ([], "no demonstrations are given"),
-        ([tmp_path / "empty"], "holds nothing"),
+        ([], "no demonstrations; pass"),
+        ([tmp_path / "empty"], "contains no supported files"),
         ([tmp_path / "x"], "there is no"),
     ):
         with pytest.raises(UserError, match=message):
@@ -396,15 +396,15 @@ def test_what_is_not_there_is_told(tmp_path: Path) -> None:
 
 def test_a_full_disk_is_told_before_work(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 100}))
-    with pytest.raises(UserError, match=r"pictures of front take 0.0 GB, and .* has 0.0 GB free; set HEADWAY_CACHE"):
+    with pytest.raises(UserError, match=r"images of front need 0.0 GB, but .* has 0.0 GB free; set HEADWAY_CACHE"):
         of(folder)
 
 
 def test_a_folder_needs_its_rate_and_a_place(tmp_path: Path) -> None:
     from dataclasses import replace
 
-    with pytest.raises(UserError, match="needs the steps of a second"):
+    with pytest.raises(UserError, match="needs the steps per second"):
         write_lerobot(tmp_path / "a", replace(made(), rate=None))
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"cannot be written .*choose another place"):
+    with pytest.raises(UserError, match=r"cannot be written .*choose another path"):
         write_lerobot(tmp_path / "file" / "a", made())

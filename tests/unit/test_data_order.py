@@ -152,9 +152,9 @@ def test_crops_are_windows_at_any_offset_of_long_documents() -> None:
 def test_nothing_to_predict_is_an_error() -> None:
     with pytest.raises(UserError, match="nothing to predict"):
         Packing(np.arange(3), spans_of(np.array([1, 1, 1])), 8)
-    with pytest.raises(UserError, match="longest document has 8 tokens and context is 8"):
+    with pytest.raises(UserError, match="longest document has 8 tokens, too few for a context of 8"):
         Crops(np.arange(8), spans_of(np.array([8])), 8)
-    with pytest.raises(ConfigError, match="context 0"):
+    with pytest.raises(ConfigError, match="context is 0"):
         Packing(np.arange(8), spans_of(np.array([8])), 0)
 
 

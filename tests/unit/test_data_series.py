@@ -88,7 +88,7 @@ def test_columns_can_be_named(tmp_path: Path) -> None:
 def test_what_is_missing_is_refused_or_put_on_a_line(tmp_path: Path) -> None:
     text = "day,v,w\n2024-01-01,1,\n2024-01-02,,5\n2024-01-04,4,6\n2024-01-05,NaN,7\n"
     lacking = (
-        r"'v' lacks 2 values, the first at 2024-01-02, the series 'w' lacks 1 values, .*; give them, or set task.fill"
+        r"'v' lacks 2 values, the first at 2024-01-02, the series 'w' lacks 1 values, .*; add them, or set task.fill"
     )
     with pytest.raises(UserError, match=lacking):
         read(tmp_path, text)
@@ -123,18 +123,18 @@ def test_all_problems_are_named_at_once(tmp_path: Path) -> None:
         "line 2: 'a' is 'x0'",
         "line 5: 'a' is 'x3'",
         "and 4 more",
-        "give a number",
+        "write a number",
     ):
         assert part in said
-    assert said.count("write all times alike") == 1
-    with pytest.raises(UserError, match=r"'a' has no values; leave it out\. the series 'b' has two values at 2001"):
+    assert said.count("write all times in one format") == 1
+    with pytest.raises(UserError, match=r"'a' has no values; remove it\. the series 'b' has two values at 2001"):
         read(tmp_path, "time,a,b\n2001,,1\n2001,,2\n2003,,3\n")
 
 
 def test_a_column_of_text_names_series_or_is_ignored(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     text = "day,temperature,wind,weather\n2024-01-01,1,5,rain\n2024-01-02,2,6,sun\n2024-01-03,3,7,rain\n"
     assert [one.name for one in read(tmp_path, text)] == ["temperature", "wind"]
-    assert "'weather' names no series and is ignored; pass task.series=weather" in caplog.text
+    assert "ignored the column 'weather'; set task.series=weather" in caplog.text
     days = ("2024-01-01,Ulm,sun,1", "2024-01-01,Bonn,sun,2", "2024-01-02,Ulm,sun,3", "2024-01-02,Bonn,rain,4")
     long = "day,town,weather,wind\n" + "\n".join(days) + "\n"
     assert {one.name: one.values.tolist() for one in read(tmp_path, long)} == {"Ulm": [1, 3], "Bonn": [2, 4]}
@@ -145,16 +145,16 @@ def test_a_column_of_text_names_series_or_is_ignored(tmp_path: Path, caplog: pyt
 
 
 BAD = {
-    "is not clear; name it with task.time": "a,b\n1,2\n3,4\n",
-    "which is no time": "time,b\n2024-01-01,2\nlater,4\n",
-    "and the first is": "time,b\n2024-01-01,2\n2024,4\n",
-    "line 3: 'b' is 'many'; give a number": "time,b\n2024-01-01,2\n2024-01-02,many\n",
+    "is the time column; set task.time": "a,b\n1,2\n3,4\n",
+    "which is not a time": "time,b\n2024-01-01,2\nlater,4\n",
+    "unlike the first": "time,b\n2024-01-01,2\n2024,4\n",
+    "line 3: 'b' is 'many'; write a number": "time,b\n2024-01-01,2\n2024-01-02,many\n",
     "is 'inf'": "time,b\n2024-01-01,2\n2024-01-02,inf\n",
     "unequal: from 2024-01-01 to 2024-01-03": "time,b\n2024-01-01,2\n2024-01-03,3\n2024-01-04 12:00,4\n",
     "two values at 2024-01-01": "time,b\n2024-01-01,2\n2024-01-01,3\n",
-    "are the values of the series": "time,series,b,c\n1,x,2,3\n2,x,4,5\n",
+    "has the values of the series": "time,series,b,c\n1,x,2,3\n2,x,4,5\n",
     "has no values": "time,b,c\n1,2,\n2,3,\n",
-    "one value each": "time,b\n2024-01-01,2\n",
+    "every series has one value": "time,b\n2024-01-01,2\n",
     "there are no rows": "time,b\n",
     "too many to fill": "time,b\n2024-01-01,2\n2024-01-02,3\n2024-03-02,3\n",
 }
@@ -174,7 +174,7 @@ def test_names_that_are_not_there(tmp_path: Path) -> None:
 
 
 def test_years_after_9999_cannot_be_written() -> None:
-    with pytest.raises(UserError, match="ask for fewer steps"):
+    with pytest.raises(UserError, match="request fewer steps"):
         Calendar("month", 12, "2024-01-01").text(200_000)
 
 

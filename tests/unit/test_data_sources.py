@@ -88,7 +88,7 @@ def test_runs_in_a_folder_of_data_are_not_read(tmp_path: Path) -> None:
         (run / name).write_text('{"text": "of the run"}\n')
     assert list(documents([tmp_path])) == ["some words"]
     (tmp_path / "own.jsonl").unlink()
-    with pytest.raises(UserError, match="nothing that can be read"):
+    with pytest.raises(UserError, match="contains no supported files"):
         list(documents([tmp_path]))
 
 
@@ -227,9 +227,9 @@ def bad_text(folder: Path) -> dict[str, tuple[str, bytes | None, str]]:
         "latin 1": ("a.txt", "ab größer".encode("latin-1"), "not UTF-8 at byte 5 (0xf6)"),
         "latin 1, far on": ("a.txt", b"x" * 1_048_575 + b"\xc3\xc3", "not UTF-8 at byte 1048575 (0xc3)"),
         "half a character": ("a.txt", "größ".encode()[:-1], "not UTF-8 at byte 4"),
-        "cut utf-16": ("a.txt", "text".encode("utf-16")[:-1], "not UTF-16 at byte 8, though it begins so"),
+        "cut utf-16": ("a.txt", "text".encode("utf-16")[:-1], "not valid UTF-16 at byte 8"),
         "utf-32": ("a.txt", "text".encode("utf-32"), "UTF-32"),
-        "extension": ("a.docx", b"x", "'.docx'; readable are .txt"),
+        "extension": ("a.docx", b"x", "'.docx'; use .txt"),
         "cut gz": ("a.txt.gz", packed[:-9], "damaged"),
         "no gz": ("a.txt.gz", b"some text", "damaged"),
         "cut xz": ("a.txt.xz", lzma.compress(b"some text" * 1000)[:-9], "damaged"),
@@ -238,7 +238,7 @@ def bad_text(folder: Path) -> dict[str, tuple[str, bytes | None, str]]:
         "no zst": ("a.txt.zst", b"some text", "damaged"),
         "no zip": ("a.zip", b"some text", "damaged"),
         "no tar": ("a.tar.xz", b"some text", "damaged"),
-        "no parquet": ("a.parquet", b"some text", "no Parquet file"),
+        "no parquet": ("a.parquet", b"some text", "not a Parquet file"),
         "no key": ("a.jsonl", b'{"text": "a"}\n\n{"txt": "b"}\n', "line 3 has no key 'text'; did you mean 'txt'"),
         "no json": ("a.jsonl", b'{"text": "a"}\nb\n', "line 2 is not JSON"),
         "no object": ("a.jsonl", b"[1]\n", "line 1 is a JSON list"),
@@ -263,7 +263,7 @@ def test_bad_text_is_refused_with_fact_and_remedy(tmp_path: Path, case: str) -> 
 def test_parquet_without_the_column(tmp_path: Path) -> None:
     pyarrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
-    for column, says in (("texts", "did you mean 'texts'"), ("text", "of type int64")):
+    for column, says in (("texts", "did you mean 'texts'"), ("text", "has the type int64")):
         parquet.write_table(pyarrow.table({column: [1, 2]}), tmp_path / "a.parquet")
         with pytest.raises(UserError, match=says):
             list(documents([tmp_path / "a.parquet"]))
@@ -274,9 +274,9 @@ def test_parquet_without_the_column(tmp_path: Path) -> None:
 
 def test_a_folder_with_nothing_readable(tmp_path: Path) -> None:
     (tmp_path / "a.md").write_text("x")
-    with pytest.raises(UserError, match=r"holds nothing that can be read; readable are \.txt"):
+    with pytest.raises(UserError, match=r"contains no supported files; use \.txt"):
         documents([tmp_path])
-    with pytest.raises(UserError, match="no files of text are given"):
+    with pytest.raises(UserError, match="no files of text; pass at least one"):
         documents([])
 
 
@@ -294,14 +294,14 @@ def test_bad_pairs_are_refused(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr("a.pdf", "x")
     cases = {
-        ("a.en", "a.de"): "a.en has 3 lines and .*a.de has 2;",
-        ("a.de", "a.en"): "a.de has 2 lines and .*a.en has 3;",
-        ("a.en",): "one file of lines; give its translation after it",
+        ("a.en", "a.de"): "a.en has 3 lines but .*a.de has 2;",
+        ("a.de", "a.en"): "a.de has 2 lines but .*a.en has 3;",
+        ("a.en",): "a single file of lines; add its translation after it",
         ("a.tsv",): "line 3 has no TAB",
         ("a.jsonl",): "line 1 has no key 'target'",
         ("a.dict",): "line 2: 'two' has no phonemes",
         ("a.csv", "a.en"): "'.csv'",
-        ("a.zip",): "holds a.pdf",
+        ("a.zip",): "contains a.pdf",
         ("none.en", "a.de"): "there is no file or folder",
     }
     for names, says in cases.items():

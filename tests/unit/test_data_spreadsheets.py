@@ -62,13 +62,13 @@ def test_a_workbook_that_expands_without_end_or_is_none_is_refused(
     whole = workbook.read_bytes()
     for damaged in (b"text,label\n", whole[: len(whole) // 2], b"PK\x03\x04" + bytes(50)):
         workbook.write_bytes(damaged)
-        assert "book.xlsx is damaged or no .xlsx" in refusal(workbook)
+        assert "book.xlsx is damaged or not .xlsx" in refusal(workbook)
     lines = "".join(f'<!ENTITY e{n} "{f"&e{n - 1};" * 10 if n else "aaaaaaaaaa"}">' for n in range(9))
     entities = (b"<worksheet", f"<!DOCTYPE worksheet [{lines}]><worksheet".encode()), (b"a red one", b"&e8;")
     workbook.write_bytes(_changed(whole, *entities))
-    assert "book.xlsx is damaged or no .xlsx" in refusal(workbook)
+    assert "book.xlsx is damaged or not .xlsx" in refusal(workbook)
     workbook.write_bytes(_changed(whole, (b'<row r="4"', b'<row r="99999999999"')))
-    assert "book.xlsx has a row beyond 1,048,576, the last of a sheet" in refusal(workbook)
+    assert "book.xlsx has a row beyond 1,048,576, the maximum of a sheet" in refusal(workbook)
 
 
 def _changed(workbook: bytes, *changes: tuple[bytes, bytes]) -> bytes:
@@ -88,7 +88,7 @@ def test_without_the_package_the_way_to_csv_is_told(tmp_path: Path, monkeypatch:
     path = tmp_path / "book.xlsx"
     path.write_bytes(b"PK")
     monkeypatch.setitem(__import__("sys").modules, "openpyxl", None)
-    assert refusal(path).endswith("install headway[data], or save the sheet as .csv (UTF-8)")
+    assert refusal(path).endswith("pip install 'headway[data]', or save the sheet as .csv (UTF-8)")
     for name in ("book.xls", "book.ods"):
         (tmp_path / name).write_bytes(b"PK")
         assert f"{tmp_path / name} is a spreadsheet; save it as .csv (UTF-8)" in refusal(tmp_path / name)
@@ -112,7 +112,7 @@ def test_a_table_that_starts_with_a_row_is_refused_with_a_header_that_fits(
     path = tmp_path / "data.csv"
     path.write_text("\n".join(rows) + "\n", encoding="utf-8")
     assert f"has no header: its first line is {rows[0].replace(';', ',')[:4]!r}"[:-2] in refusal(path)
-    assert refusal(path).endswith(f"write the names of the columns above it, as in {header}")
+    assert refusal(path).endswith(f"add a line of column names above it, such as {header}")
     path.write_text("\n".join([header.replace(",", ";" if ";" in rows[0] else ","), *rows]) + "\n", encoding="utf-8")
     assert len(read_table([path], COLUMNS)) == len(rows)
 

@@ -70,17 +70,17 @@ def test_an_optional_column_may_be_missing(tmp_path: Path) -> None:
     [
         ("a.csv", "text,lable\nx,y\n", "no column 'label' .did you mean 'lable'.*task.label=NAME"),
         ("a.csv", "text|label\nx|y\n", "no column 'text'"),
-        ("a.csv", "text,label\nx,y\nx,y,z\n", "line 3 has 3 columns and the header 2; put quotes"),
-        ("a.tsv", "text\tlabel\nx y\n", "line 2 has 1 columns and the header 2; write one TAB"),
+        ("a.csv", "text,label\nx,y\nx,y,z\n", "line 3 has 3 columns but the header has 2; put quotes"),
+        ("a.tsv", "text\tlabel\nx y\n", "line 2 has 1 columns but the header has 2; write one TAB"),
         ("a.csv", "text,label\n  ,y\n", "line 2: 'text' is empty"),
-        ("a.csv", 'text,label\n"x,y\n', "cannot be read .* check its quotes"),
+        ("a.csv", 'text,label\n"x,y\n', "is not valid CSV .* check its quotes"),
         ("a.csv", "text,label\n", "there are no rows"),
         ("a.csv", "text,label\n\xfc,y\n", "not UTF-8 at byte 11 .* iconv"),
         ("a.jsonl", '{"text": "x"}\n', "line 1 has no key 'label'"),
-        ("a.jsonl", '{"text": "x", "label": ["y"]}\n', "line 1: 'label' is \\['y'\\]; give text"),
+        ("a.jsonl", '{"text": "x", "label": ["y"]}\n', "line 1: 'label' is \\['y'\\]; write a string"),
         ("a.jsonl", '{"text": "x", "label": null}\n', "'label' is None"),
         ("a.jsonl", "x,y\n", "line 1 is not JSON"),
-        ("a.txt", "x\n", "unknown extension '.txt'; readable are .csv"),
+        ("a.txt", "x\n", "unknown extension '.txt'; use .csv"),
     ],
 )
 def test_bad_tables_are_errors(tmp_path: Path, name: str, content: str, message: str) -> None:
@@ -148,9 +148,9 @@ def test_tables_as_spreadsheets_write_them(separator: str, encoding: str, tmp_pa
 def test_a_table_of_one_column_has_commas(tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", 'text\n"a, b; c"\n')
     assert read_table([path], {"text": "text"}).columns["text"] == ["a, b; c"]
-    with pytest.raises(UserError, match="has 3 columns and the header 2; put quotes around texts with commas"):
+    with pytest.raises(UserError, match="has 3 columns but the header has 2; put quotes around texts"):
         read_table([write(tmp_path / "b.csv", "text;label\na;b;c\n")], COLUMNS)
-    with pytest.raises(UserError, match=r"not UTF-8 at byte 11 \(0x80\), but perhaps cp1252, .*iconv -f CP1252"):
+    with pytest.raises(UserError, match=r"not UTF-8 at byte 11 \(0x80\), but perhaps Windows' cp1252; .*iconv -f"):
         read_table([write(tmp_path / "c.csv", "text;label\n€;b\n", "cp1252")], COLUMNS)
 
 
@@ -253,7 +253,7 @@ def test_samples_that_are_held_out_are_counted(caplog: pytest.LogCaptureFixture)
     keys, named = ["a", "b", "c", "b", "b"], np.array([1, 1, 1, 3, 1], np.uint8)
     sides = sides_of(keys, named, SplitConfig(0.0, 0.0))
     assert (sides.removed, sides["train"].tolist()) == (2, [0, 2])
-    assert "2 of 4 training samples are left out, because validation or test files contain the same" in caplog.text
+    assert "dropped 2 of 4 training samples, because validation or test files contain the same" in caplog.text
     caplog.clear()
     assert sides_of(keys[:3], named[:3], SplitConfig(0.3, 0.3)).removed == 0
     assert not caplog.text
@@ -276,7 +276,7 @@ def test_spellings_of_a_label_are_one(given: list[str], joined: list[str], caplo
     found = join_spellings(given)
     assert found.labels == joined
     assert bool(found.remarks) == (len(set(given)) > len(set(joined)))
-    assert bool(found.remarks) == ("labels that differ only in how they are written are joined" in caplog.text)
+    assert bool(found.remarks) == ("labels that differ only in spelling are merged" in caplog.text)
     assert join_spellings(found.labels) == (joined, ())
 
 

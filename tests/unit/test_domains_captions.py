@@ -247,7 +247,7 @@ def test_bad_images_are_one_line(run: Path, tmp_path: Path, capsys: pytest.Captu
     Image.fromarray(scenes.draw(scenes.scene(9, 1))).save(good)
     cut.write_bytes(good.read_bytes()[:80])
     for name, message in (
-        (cut, "cut off or corrupt"),
+        (cut, "truncated or corrupt"),
         (tmp_path / "none.png", "is not a file; give the paths"),
     ):
         assert cli.main(["caption", str(run), str(good), str(name)]) == cli.USER_ERROR
@@ -315,13 +315,13 @@ def test_bad_files_are_refused_before_anything_is_written(photos: Path, tmp_path
         assert not (tmp_path / "run").exists()
 
     refused("line 2: a caption of .* symbols exceeds task.longest of 3; .* task.drop_long=true", task__longest=3)
-    refused("the train split of 0 captions is empty; give a file named train", task__longest=1, task__drop_long=True)
+    refused("the train split of 0 captions is empty; add a file named train", task__longest=1, task__drop_long=True)
     refused("batches of this task are made by samples: set train.batch_size alone", train__batch_tokens=9)
     refused("no column 'text'", task__caption="text")
     refused("there is no image 'gone.png'", table(tmp_path / "gone.csv", [("gone.png", "a cat")]))
     refused("is empty; write something there", table(tmp_path / "empty.csv", [("1.png", " ")]))
     (tmp_path / "3.png").write_bytes((tmp_path / "3.png").read_bytes()[:70])
-    refused("3.png is cut off or corrupt")
+    refused("3.png is truncated or corrupt")
 
 
 def test_corrupt_images_are_counted_where_that_is_asked(
@@ -334,7 +334,7 @@ def test_corrupt_images_are_counted_where_that_is_asked(
         skipping = override(tiny("caption"), {"task.skip_bad": True})
         examples = examples_of(open_task(skipping, tmp_path / "run", photos))
         assert len(examples.captions) == 76
-        assert "2 of 40 images cannot be read and are left out" in caplog.text
+        assert "skipped 2 of 40 images that cannot be read" in caplog.text
     assert not any(examples.shown(row) == "0.png" for row in range(76))
     only = table(tmp_path / "only.csv", [("0.png", "a cat")])
     with pytest.raises(UserError, match="none of 1 captions has a sound image"):

@@ -212,10 +212,10 @@ def test_demonstrations_that_cannot_be_used(tmp_path: Path, monkeypatch: pytest.
     spoilt = data.states.copy()
     spoilt[int(data.ends[1]) + 3, 1] = np.nan
     for change, message in (
-        ({"states": spoilt}, "episode 2, step 3: states hold nan"),
+        ({"states": spoilt}, "episode 2, step 3: states contain nan"),
         ({"ends": np.insert(data.ends, 1, data.ends[0])}, "episode 1 has 0 steps"),
-        ({"actions": data.actions[:-1]}, "give one of each a step"),
-        ({"actions": np.zeros(len(data.states), int)}, "choices, and a robot's are numbers"),
+        ({"actions": data.actions[:-1]}, "save one of each per step"),
+        ({"actions": np.zeros(len(data.states), int)}, "discrete actions, but robots need real-valued ones"),
     ):
         np.savez(tmp_path / "any.npz", **{**arrays, **change})
         with pytest.raises(UserError, match=message):

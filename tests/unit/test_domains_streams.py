@@ -86,7 +86,7 @@ def test_streams_hold_each_prediction_once_and_rows_go_on() -> None:
     owners = np.searchsorted(spans.starts, labels[kept] - 100, side="right") - 1
     assert (labels[kept] - 101 - spans.starts[owners] == positions[kept]).all()
     assert Streams(ids, spans, 5, 3, limit=7).targets == 7
-    with pytest.raises(UserError, match="55 predictions cannot be cut into 56 streams"):
+    with pytest.raises(UserError, match="55 predictions are too few for 56 streams"):
         Streams(ids, spans, 5, 56)
 
 
@@ -222,5 +222,5 @@ def test_models_whose_state_cannot_go_on_are_refused(speeches: Path, settings: d
 
 def test_too_little_text_is_told_before_any_work(speeches: Path) -> None:
     recipe = small(**{"train.batch_size": 10_000})
-    with pytest.raises(UserError, match="predictions cannot be cut into 10,000 streams; give more text"):
+    with pytest.raises(UserError, match="predictions are too few for 10,000 streams; add more text"):
         open_task(recipe, speeches)[0].adapt(recipe.model)

@@ -161,8 +161,8 @@ def test_bad_files_are_one_line_and_nothing_is_traced(
     (tmp_path / "cut.png").write_bytes(Path(files[0]).read_bytes()[:60])
     (tmp_path / "text.png").write_text("hello", encoding="utf-8")
     for name, message in (
-        ("cut.png", "cut off or corrupt"),
-        ("text.png", "not an image that is known"),
+        ("cut.png", "truncated or corrupt"),
+        ("text.png", "not a supported image"),
         ("none.png", "is not a file"),
     ):
         assert cli.main(["classify", str(folder), files[0], str(tmp_path / name)]) == cli.USER_ERROR

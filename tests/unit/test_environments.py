@@ -278,7 +278,7 @@ def test_a_film_holds_its_frames(own: Path) -> None:
         assert found.shape == (20, 30, 3)
         assert abs(float(found.mean()) - float(wanted.mean())) < 8
     assert [path.name for path in own.glob("*.mp4")] == ["a.mp4"]
-    for path, message in ((own / "a.gif", "is not the name of a video"), (own / "no" / "a.mp4", "there is no folder")):
+    for path, message in ((own / "a.gif", "a video's extension"), (own / "no" / "a.mp4", "there is no folder")):
         with pytest.raises(UserError, match=message):
             check_film(path)
     with pytest.raises(AttributeError), Film(own / "b.mp4", rate=5) as made:

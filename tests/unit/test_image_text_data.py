@@ -41,7 +41,7 @@ def test_captions_without_images_are_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"captions.csv, line 2: there is no image 'dark-red.png' .*2 of 24 rows"):
         read_captions([table])
     table.write_text("file,caption\na.png,b\n", encoding="utf-8")
-    with pytest.raises(UserError, match=r"no column 'path' .*name the one that is meant with task.image=NAME"):
+    with pytest.raises(UserError, match=r"no column 'path' .*set task.image=NAME"):
         read_captions([table])
 
 
@@ -80,15 +80,15 @@ def test_bad_images_are_an_error_or_counted(
     table = draw(tmp_path)
     (tmp_path / "dark-red.png").write_bytes((tmp_path / "pale-red.png").read_bytes()[:50])
     (tmp_path / "pale-blue.png").write_text("no image", encoding="utf-8")
-    with pytest.raises(UserError, match=r"dark-red.png is cut off or corrupt .*task.skip_bad=true"):
+    with pytest.raises(UserError, match=r"dark-red.png is truncated or corrupt .*task.skip_bad=true"):
         task(table)
     here = task(table, **{"task.skip_bad": True})
-    assert "2 of 12 images cannot be read and are left out" in caplog.text
+    assert "skipped 2 of 12 images that cannot be read" in caplog.text
     assert sorted(here.examples.pictures.wrong) == [0, 7]
     assert here.count("all") == 10
     model = here.adapt(configured("image-text", table, TINY, None).model).build(0)
     assert here.evaluate(model, "all")["skipped_images"] == 2
-    with pytest.raises(UserError, match="cut off or corrupt"):  # though the cache has them
+    with pytest.raises(UserError, match="truncated or corrupt"):  # though the cache has them
         task(table)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     bomb = tmp_path / "bomb.png"

@@ -136,7 +136,7 @@ def test_a_policy_of_a_run(run: Path) -> None:
         (["--env", "Pendulum-v1"], "takes actions of 1 numbers, and this policy says 2 numbers"),
         (["--env", "HeadwayReech-v0"], "did you mean 'HeadwayReach-v0'"),
         (["--env", REACH, "CartPole-v1"], "takes actions of 2 choices"),
-        (["--render", "film.gif"], "film.gif is not the name of a video"),
+        (["--render", "film.gif"], "film.gif does not have a video's extension"),
         (["--target-return", "3"], "is asked for no return"),
         (["--execute", "6"], "6 actions of a chunk of 5 cannot be executed"),
         (["--ensemble", "much"], "'much'"),

@@ -149,9 +149,9 @@ def test_what_else_a_template_reads(tmp_path: Path) -> None:
         assert read(thinks=True, level=2.5) == "Hi<|user|>2.5"
         assert read(thinks=False, level="28 Nov 2026") == "Hi28 Nov 2026"
         for name in ("messages", "bos_token", "tools", "not a name"):
-            assert f"cannot be given {name!r}" in read(**{name: "x"})
-        assert "give up to 64 letters" in read(level="<|user|>")  # else a stranger's text would be a mark
-        assert "give up to 64 letters" in read(level="x" * 65)
+            assert f"variable {name!r} is reserved" in read(**{name: "x"})
+        assert "use up to 64 letters" in read(level="<|user|>")  # else a stranger's text would be a mark
+        assert "use up to 64 letters" in read(level="x" * 65)
 
 
 @pytest.mark.parametrize(

@@ -253,7 +253,7 @@ def test_images_come_as_data_and_nothing_is_opened(client: TestClient, folder: P
         (url.replace(";base64", ""), "send data:image/"),
         (url[:-40] + "!" * 40, "item 2 is not base64"),
         (url[: len(url) // 8 * 4 + 2], "item 2 is"),
-        ("data:image/png;base64,AAAA", "item 2 is not an image that is known"),
+        ("data:image/png;base64,AAAA", "item 2 is not a supported image"),
     ):
         assert message in refused(client, "/v1/classify", model="vit", items=[url, given])
 

@@ -97,7 +97,7 @@ def test_labels_say_what_they_are(labels: list[str], kind: str) -> None:
 
 
 def test_a_name_among_numbers_is_a_mistake() -> None:
-    with pytest.raises(UserError, match="2 of 3 different labels are numbers, and 'seven' is not"):
+    with pytest.raises(UserError, match="2 of 3 distinct labels are numbers, but 'seven' is not"):
         target_of(["1.5", "seven", "2.5"])
     assert target_of(["1.5", "seven", "2.5"], "class").kind == "class"
 

@@ -163,7 +163,7 @@ def test_an_environment_of_ones_own(
         (["--env", "Pendulum-v1"], "takes actions of 1 numbers, and this model says 2 choices"),
         (["--env", "Acrobot-v1"], "takes actions of 3 choices, and this model says 2 choices"),
         (["--env", "CartPoll-v1"], "did you mean 'CartPole-v1'?"),
-        (["--render", "film.gif"], "film.gif is not the name of a video"),
+        (["--render", "film.gif"], "film.gif does not have a video's extension"),
         (["--speed", "2"], "--speed is for a video; add --render FILE.mp4"),
         (["--episodes", "0"], "'0' is not a whole number from 1 on"),
         (["--target-return", "much"], "'much' is not a number from"),

@@ -57,7 +57,7 @@ def test_a_cache_that_cannot_be_written(
     monkeypatch.setenv("HEADWAY_CACHE", str(place / "play.txt"))
     run = place / "run"
     assert main(["train", "shakespeare", "--data", str(place / "play.txt"), "--run", str(run)]) == USER_ERROR
-    assert "set HEADWAY_CACHE to a folder that can" in capsys.readouterr().err
+    assert "set HEADWAY_CACHE to a writable folder" in capsys.readouterr().err
     assert not run.exists()
 
 

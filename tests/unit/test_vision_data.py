@@ -112,12 +112,12 @@ def test_the_known_sets_are_whole(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ("cut", r"train-images-idx3-ubyte.gz is damaged"),
-        ("short", r"is cut off: it holds 2,000 bytes of the 2,576 that its header says; get it again"),
-        ("long", r"goes on after the 2,576 bytes that its header says"),
-        ("counts", r"holds 40 images and train-labels-idx1-ubyte.gz 39 labels; they are not of one set"),
-        ("kind", r"begins with the bytes 00 00 0d 03, not 00 00 08 03"),
-        ("alone", r"train-images-idx3-ubyte.gz has no file of labels beside it"),
-        ("none", r"holds 0 x 8 x 8 pixels: nothing at all"),
+        ("short", r"is truncated: it has 2,000 bytes of the 2,576 in its header; download it again"),
+        ("long", r"is longer than the 2,576 bytes in its header"),
+        ("counts", r"contains 40 images but train-labels-idx1-ubyte.gz 39 labels; download both again"),
+        ("kind", r"starts with the bytes 00 00 0d 03, not with 00 00 08 03"),
+        ("alone", r"train-images-idx3-ubyte.gz has no file of labels next to it"),
+        ("none", r"is empty \(0 x 8 x 8 pixels\)"),
         ("names", r"is of class 2, and task.names has 2 names"),
     ],
 )
@@ -149,7 +149,7 @@ def test_an_idx_file_gives_back_what_was_written(tmp_path: Path) -> None:
     values = np.arange(24).reshape(2, 3, 4)
     write_idx(tmp_path / "some.gz", values)
     np.testing.assert_array_equal(read_idx(tmp_path / "some.gz", 3), values)
-    with pytest.raises(UserError, match="in 1 dimensions"):
+    with pytest.raises(UserError, match="with 1 dimensions"):
         read_idx(tmp_path / "some.gz", 1)
 
 
@@ -167,14 +167,14 @@ def damaged(folder: Path, place: Path) -> Path:
 
 def test_corrupt_images_are_an_error_or_counted(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     place = damaged(folder, tmp_path / "some")
-    with pytest.raises(UserError, match=r"3.png is not an image that is known.*task.skip_bad=true"):
+    with pytest.raises(UserError, match=r"3.png is not a supported image.*task.skip_bad=true"):
         opened(place, tmp_path)
     assert not list((tmp_path / "cache").glob("images-*/info.json"))  # nothing half-made
     task = opened(place, tmp_path, **{"task.skip_bad": True})
     assert len(task.classes) == 19
     assert len(task.rows) == 19
-    assert "2 of 21 images cannot be read and are left out" in caplog.text
-    with pytest.raises(UserError, match=r"3.png is not an image that is known"):  # though the cache is there now
+    assert "skipped 2 of 21 images that cannot be read" in caplog.text
+    with pytest.raises(UserError, match=r"3.png is not a supported image"):  # though the cache is there now
         opened(place, tmp_path)
     for path in (place / "red").glob("*.png"):
         path.write_text("a whole class")
@@ -190,7 +190,7 @@ def test_other_bad_data_say_why(folder: Path, tmp_path: Path) -> None:
     for message, make in (
         (r"the class .*empty has no image; add some", lambda p: (p / "empty").mkdir()),
         (
-            r"which is a split, and .*, which is none",
+            r"which is a split, and .*, which is not",
             lambda p: [(p / n / "x").mkdir(parents=True) for n in ("a", "test")],
         ),
     ):
@@ -202,7 +202,7 @@ def test_other_bad_data_say_why(folder: Path, tmp_path: Path) -> None:
     Image.fromarray(np.zeros((9, 9), np.uint16)).save(tmp_path / "deep.png")
     Image.new("P", (9, 9)).save(tmp_path / "palette.png")
     (tmp_path / "some.csv").write_text("path,label\ndeep.png,a\npalette.png,b\nnone.png,a\n")
-    with pytest.raises(UserError, match=r"some.csv, line 4: none.png is not a file in"):
+    with pytest.raises(UserError, match=r"some.csv, line 4: there is no file none.png in"):
         opened(tmp_path / "some.csv", tmp_path)
     (tmp_path / "some.csv").write_text("file,label\ndeep.png,a\npalette.png,b\n")
     with pytest.raises(UserError, match=r"has no column 'path' \(.*\); name the columns path and label"):

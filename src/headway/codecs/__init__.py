@@ -1,4 +1,4 @@
-"""Text <-> symbol ids: words, subwords, characters and bytes, each as one tokenizer.json."""
+"""Text <-> token ids: words, subwords, characters and bytes, each as one tokenizer.json."""
 
 from __future__ import annotations
 

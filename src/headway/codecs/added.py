@@ -1,4 +1,4 @@
-"""Added tokens: symbols beside the model's own, at the ids that their publisher gave them."""
+"""Added tokens: tokens in addition to the model's vocabulary, at their published ids."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from headway.codecs.marks import RoleTokens
 from headway.errors import UserError
 
 FILE = "added_tokens.json"
-_FAR = 1 << 17  # symbols; ids that lie further beyond the vocabulary are no ids
+_FAR = 1 << 17  # ids further beyond the vocabulary are rejected
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 Added = Mapping[int, AddedToken]
 
 
 def published_tokens(settings: Mapping[str, Any], directory: Path) -> dict[int, AddedToken]:
-    """What added_tokens.json and the added_tokens_decoder of tokenizer_config.json add, by id."""
+    """The tokens in added_tokens.json and in the added_tokens_decoder of tokenizer_config.json, by id."""
     plain, source = object_or_empty(directory / FILE), str(directory)
     found = {_id(number, source): AddedToken(name, normalized=False) for name, number in plain.items() if name}
     decoder = settings.get("added_tokens_decoder") or {}
@@ -34,7 +34,7 @@ def published_tokens(settings: Mapping[str, Any], directory: Path) -> dict[int, 
 def read_token(state: Any, source: str) -> AddedToken:
     """An added token from its JSON."""
     if not isinstance(state, dict) or not isinstance(state.get("content"), str) or not state["content"]:
-        raise UserError(f"{source} adds a token that has no text: {state!r:.80}; download it again")
+        raise UserError(f"{source} adds a token without text: {state!r:.80}; download it again")
     return AddedToken(state["content"], **{flag: bool(state[flag]) for flag in _FLAGS if flag in state})
 
 
@@ -42,17 +42,17 @@ def _id(number: Any, source: str) -> int:
     try:
         return int(number)
     except (TypeError, ValueError):
-        raise UserError(f"{source} adds a token at {number!r:.80}, which is not an id; download it again") from None
+        raise UserError(f"{source} adds a token at the invalid id {number!r:.80}; download it again") from None
 
 
 def add_tokens(tokenizer: Tokenizer, added: Added, source: str) -> None:
-    """Add tokens at their ids, with unused symbols where the ids leave gaps. UserError for an id that is taken."""
+    """Add tokens at their ids, with unused tokens in the gaps. UserError for an id that is taken."""
     missing = _missing(tokenizer, added)
     size = _next(tokenizer)
     if missing and missing[-1] > size + _FAR:
         last = missing[-1]
         raise UserError(
-            f"{source} adds {added[last].content!r} as {last}, far beyond its {size} symbols; download the files again"
+            f"{source} adds {added[last].content!r} as {last}, far beyond its {size} tokens; download the files again"
         )
     tokens = {i: AddedToken(f"<|unused_{i}|>", special=True, normalized=False) for i in _between(size, missing)}
     tokens.update(added)
@@ -62,7 +62,7 @@ def add_tokens(tokenizer: Tokenizer, added: Added, source: str) -> None:
         found = tokenizer.token_to_id(token.content)
         if found != number:
             raise UserError(
-                f"{source} adds {token.content!r} as {number}, but that is symbol {found}; download the files again"
+                f"{source} adds {token.content!r} as {number}, but its id is {found}; download the files again"
             )
 
 
@@ -71,19 +71,21 @@ def _missing(tokenizer: Tokenizer, added: Added) -> list[int]:
 
 
 def _between(size: int, numbers: list[int]) -> Iterator[int]:
-    """The numbers from `size` on that lie before the last of `numbers` and are not among them."""
+    """The ids from `size` up to the last of `ids` that are not in `ids`."""
     taken = set(numbers)
     return (i for i in range(size, numbers[-1] if numbers else size) if i not in taken)
 
 
 def _next(tokenizer: Tokenizer) -> int:
-    """The id that the library gives the next token that its model does not know."""
+    """The id that the library assigns to the next added token."""
     own = tokenizer.get_vocab_size(with_added_tokens=False)
     return max([own, *(i + 1 for i in tokenizer.get_added_tokens_decoder())])
 
 
 def make_special(tokenizer: Tokenizer, marks: RoleTokens) -> None:
-    """Decoding skips the symbols that have a role. A single character stays text: some CLIPs pad with a \"!\"."""
+    """Mark tokens with a role as special, so that decoding skips them. Single characters stay text: some CLIP models
+    pad with \"!\".
+    """
     special = special_ids(tokenizer)
     for name in {*marks.settings().values()}:
         number = tokenizer.token_to_id(name)

@@ -1,4 +1,4 @@
-"""What a text codec promises: text <-> symbol ids, and text that appears while ids still arrive."""
+"""The interface of text codecs: text <-> token ids, and streaming decoders."""
 
 from __future__ import annotations
 
@@ -11,58 +11,58 @@ from typing import Any, Literal, Protocol
 
 from tokenizers import Tokenizer
 
-Kind = Literal["word", "byte", "char", "bpe", "wordpiece", "unigram"]  # of a tokenizer that is trained
+Kind = Literal["word", "byte", "char", "bpe", "wordpiece", "unigram"]  # of trainable tokenizers
 
 
 class StreamDecoder(Protocol):
-    """Text of ids that arrive one by one: all that comes out, joined, is what `Codec.decode` gives."""
+    """Decodes ids one by one; the concatenated output equals `Codec.decode`."""
 
     def push(self, symbol: int) -> str:
-        """The text that `symbol` completes: never half a character, and empty while one is incomplete."""
+        """The text that `token` completes; empty while a character is incomplete."""
         ...
 
     def flush(self) -> str:
-        """What is still held back, an incomplete character as U+FFFD; the decoder then starts afresh."""
+        """The remaining text, an incomplete character as U+FFFD; resets the decoder."""
         ...
 
 
 class Codec(Protocol):
-    """Text <-> symbol ids. There is no padding symbol: a Layout says where padding is."""
+    """Text <-> token ids. There is no padding token: a Layout marks padding."""
 
-    size: int  # ids are below it
-    begin: int | None  # put before a text
-    end: int | None  # put after a text
-    unknown: int | None  # stands for what has no symbol; None where everything has
+    size: int  # all ids are smaller
+    begin: int | None  # added before a text
+    end: int | None  # added after a text
+    unknown: int | None  # for text without a token; None if there is no such text
 
     def encode(self, text: str) -> list[int]:
-        """Ids of `text`. No begin or end is added, and text that spells a special symbol stays text."""
+        """The ids of `text`, without begin and end tokens. Text that spells a special token stays text."""
         ...
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """`encode` of each text, in parallel."""
+        """`encode` each text, in parallel."""
         ...
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Detokenised text. Special symbols are skipped; an unknown symbol stays visible."""
+        """Detokenised text. Special tokens are skipped; the unknown token stays visible."""
         ...
 
     def sections(self, text: str) -> Iterator[str]:
-        """A long text in pieces: their ids, one after the other, are the ids of the whole."""
+        """A long text in sections whose concatenated ids are the ids of the whole text."""
         ...
 
     def stream(self) -> StreamDecoder:
-        """A decoder for ids that arrive one by one."""
+        """A decoder that takes ids one by one."""
         ...
 
     def save(self, path: Path) -> None:
-        """Write tokenizer.json in the folder `path`, or `path` itself where it ends in .json.
+        """Write tokenizer.json in the folder `path`, or `path` itself if it ends in .json.
 
-        The file is written beside and renamed, so that it is never there in part.
+        The file is written under a temporary name and renamed, so that it is never incomplete.
         """
         ...
 
     def fingerprint(self) -> str:
-        """A hash of all that decides the ids, as a key for caches."""
+        """A hash of everything that decides the ids, for cache keys."""
         ...
 
 
@@ -70,7 +70,7 @@ _BYTE_TOKEN = re.compile("<0x([0-9A-F]{2})>")
 
 
 def _byte_table() -> dict[str, int]:
-    """The stand-ins of byte-level tokenizers: visible Latin-1 for itself, the rest from U+0100 on."""
+    """The characters that stand for bytes in byte-level tokenizers: visible Latin-1 as is, others from U+0100."""
     visible = [*range(33, 127), *range(161, 173), *range(174, 256)]
     hidden = [byte for byte in range(256) if byte not in visible]
     return {**{chr(b): b for b in visible}, **{chr(256 + i): b for i, b in enumerate(hidden)}}
@@ -80,12 +80,12 @@ BYTES = _byte_table()
 
 
 def special_ids(tokenizer: Tokenizer) -> frozenset[int]:
-    """Ids that decoding skips."""
+    """The ids that decoding skips."""
     return frozenset(i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special)
 
 
 def decoder_steps(tokenizer: Tokenizer) -> list[dict[str, Any]]:
-    """The tokenizer's decoder as its JSON steps; empty where tokens are joined with spaces."""
+    """The JSON steps of the tokenizer's decoder; empty if tokens are joined with spaces."""
     if tokenizer.decoder is None:
         return []
     state = json.loads(tokenizer.decoder.__getstate__())
@@ -93,9 +93,9 @@ def decoder_steps(tokenizer: Tokenizer) -> list[dict[str, Any]]:
 
 
 class ByteStream:
-    """For byte-level tokenizers: an incremental UTF-8 decoder, which is exact for invalid bytes too.
+    """For byte-level tokenizers: an incremental UTF-8 decoder, which is exact for invalid bytes, too.
 
-    With `line_space`, one space at the start of each line is the tokenizer's own and is dropped.
+    With `line_space`, the tokenizer adds one space at the start of each line, which is dropped.
     """
 
     def __init__(self, tokenizer: Tokenizer, line_space: bool) -> None:
@@ -130,9 +130,9 @@ class ByteStream:
 
 
 class WindowStream:
-    """For all others: the text of a token may depend on the tokens beside it, so a short window is decoded.
+    """For all other tokenizers: a token's text may depend on adjacent tokens, so a short window is decoded.
 
-    The window is what was printed last and what came since.
+    The window contains the tokens printed last and those received since.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -153,7 +153,7 @@ class WindowStream:
         return text
 
     def go_on_after(self, printed: list[int]) -> None:
-        """What is pushed next follows `printed`."""
+        """Continue after the tokens `printed`."""
         self._printed, self._waiting = printed, []
 
     def flush(self) -> str:
@@ -162,10 +162,10 @@ class WindowStream:
 
 
 class FallbackStream:
-    """For tokenizers whose tokens <0x00> to <0xFF> spell the characters that have no token.
+    """For tokenizers whose tokens <0x00> to <0xFF> spell characters without a token.
 
-    Of a run that holds an invalid byte, `decode` replaces all, characters too; a stream cannot know that in advance
-    and replaces only what is invalid.
+    If a run of bytes contains an invalid one, `decode` replaces the whole run; a stream cannot look ahead and replaces
+    only the invalid bytes.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:

@@ -1,4 +1,4 @@
-"""Positions of chess: their records, their moves as numbers, and the planes that a network sees."""
+"""Chess positions as records, moves as indices, and the input planes of a network."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from headway.errors import UserError
 FILES, RANKS = "abcdefgh", "12345678"
 SQUARES = tuple(file + rank for rank in RANKS for file in FILES)  # a1 is 0, b1 is 1, h8 is 63
 PROMOTIONS = "nbrq"
-MOVERS = 1880  # the moves below this number are all that a side can make that plays up the board
+MOVERS = 1880  # moves with smaller indices are all moves of the side that plays up the board
 _KNIGHT = ((1, 2), (2, 1), (2, -1), (1, -2), (-1, -2), (-2, -1), (-2, 1), (-1, 2))
 
 
 class MoveParts(NamedTuple):
-    """Where moves start and end, int64 [N], and what a pawn becomes: a place in PROMOTIONS, or -1."""
+    """Source and target squares of moves, int64 [N], and the promotion: an index into PROMOTIONS, or -1."""
 
     source: np.ndarray
     target: np.ndarray
@@ -25,7 +25,7 @@ class MoveParts(NamedTuple):
 
 
 def _table() -> tuple[str, ...]:
-    """Moves in UCI's notation: pieces, then White's promotions, then Black's."""
+    """Moves in UCI notation: piece moves, White's promotions, Black's promotions."""
     plain, promotions = [], ([], [])
     for source in range(64):
         for target in range(64):
@@ -44,22 +44,22 @@ NUMBERS = {move: number for number, move in enumerate(MOVES)}
 
 
 def mirrored(move: str) -> str:
-    """A move as the other side would play it: a2a4 is a7a5."""
+    """A move from the other side's view: a2a4 becomes a7a5."""
     return move[0] + str(9 - int(move[1])) + move[2] + str(9 - int(move[3])) + move[4:]
 
 
 MIRROR = np.array([NUMBERS[mirrored(move)] for move in MOVES], np.int64)
-"""The number of each move seen from the other side; its own inverse."""
+"""The index of each move from the other side's view; its own inverse."""
 
 
 def flipped(move: str) -> str:
-    """A move on the board whose left is its right: a2a4 is h2h4."""
+    """A move on the horizontally flipped board: a2a4 becomes h2h4."""
     turned = [FILES[7 - FILES.index(file)] for file in (move[0], move[2])]
     return turned[0] + move[1] + turned[1] + move[3:]
 
 
 FLIP = np.array([NUMBERS[flipped(move)] for move in MOVES], np.int64)
-"""The number of each move with left and right exchanged; its own inverse."""
+"""The index of each move on the horizontally flipped board; its own inverse."""
 
 PARTS = MoveParts(
     np.array([SQUARES.index(move[:2]) for move in MOVES], np.int64),
@@ -70,28 +70,28 @@ PARTS = MoveParts(
 
 POSITION = np.dtype(
     [
-        ("squares", np.uint8, 32),  # two a byte, a1 first: 0 empty, 1 to 6 White's PNBRQK, 7 to 12 Black's
-        ("flags", np.uint8),  # 1 Black is to move; 2, 4, 8, 16 castling: K, Q, k, q
-        ("passed", np.uint8),  # where a pawn can be taken en passant; 64 nowhere
-        ("clock", np.uint8),  # half moves since a pawn was moved or a piece taken
-        ("repeated", np.uint8),  # how often it stood on the board before
-        ("number", np.uint16),  # of the move, from 1
+        ("squares", np.uint8, 32),  # two per byte, a1 first: 0 empty, 1 to 6 White's PNBRQK, 7 to 12 Black's
+        ("flags", np.uint8),  # 1 Black to move; 2, 4, 8, 16 castling rights K, Q, k, q
+        ("passed", np.uint8),  # en passant square; 64 for none
+        ("clock", np.uint8),  # half-moves since the last pawn move or capture
+        ("repeated", np.uint8),  # previous occurrences of the position
+        ("number", np.uint16),  # full-move number, from 1
     ]
 )
 PIECES = ".PNBRQKpnbrqk"
 CASTLING = "KQkq"
 NOWHERE = 64
 TOKENS = 77
-# As Ruoss et al. 2024 number them.
+# In the order of Ruoss et al. 2024.
 CHARACTERS = (*"0123456789", *"abcdefgh", *"pnrkq", *"PBNRQK", "w", ".")
 _NUMBERS = {character: number for number, character in enumerate(CHARACTERS)}
 _START = "rnbqkbnr/pppppppp/8/8/8/8/PPPPPPPP/RNBQKBNR w KQkq - 0 1"
 
 
 def parse(fen: str) -> np.ndarray:
-    """The record of a FEN, POSITION []. Its counters may be missing. UserError for what is no FEN.
+    """The record of a FEN, POSITION_DTYPE []. The counters may be missing. UserError if it is not a FEN.
 
-    Whether the position can stand on a board is for the rules to say.
+    Whether the position is legal is not checked.
     """
     parts = fen.split()
     if not 4 <= len(parts) <= 6:
@@ -101,12 +101,12 @@ def parse(fen: str) -> np.ndarray:
     found["flags"] = _turn(fen, parts[1]) | _rights(fen, parts[2])
     found["passed"] = _square(fen, parts[3])
     found["clock"] = min(255, _count(fen, parts[4] if len(parts) > 4 else "0", "half moves"))
-    found["number"] = min(65535, max(1, _count(fen, parts[5] if len(parts) > 5 else "1", "the move")))
+    found["number"] = min(65535, max(1, _count(fen, parts[5] if len(parts) > 5 else "1", "full moves")))
     return found
 
 
 def from_bitboards(boards: np.ndarray, states: np.ndarray) -> np.ndarray:
-    """Records, POSITION [N], of bit boards, uint64 [N, 8] (pawns, knights, bishops, rooks, queens, kings, White,
+    """Records, POSITION_DTYPE [N], from bitboards, uint64 [N, 8] (pawns, knights, bishops, rooks, queens, kings, White,
     Black), and states, int [N, 5], in the order of the record's other fields.
     """
     bits = np.unpackbits(boards.astype("<u8").view(np.uint8).reshape(-1, 8, 8), axis=2, bitorder="little")
@@ -120,7 +120,7 @@ def from_bitboards(boards: np.ndarray, states: np.ndarray) -> np.ndarray:
 
 
 def squares(positions: np.ndarray) -> np.ndarray:
-    """What stands on each square, uint8 [N, 64]: a place in PIECES."""
+    """The piece on each square, uint8 [N, 64]: an index into PIECES."""
     packed = positions["squares"]
     return np.stack([packed & 15, packed >> 4], axis=-1).reshape(len(positions), 64)
 
@@ -131,8 +131,8 @@ def fens(positions: np.ndarray) -> list[str]:
 
 
 def tokens(positions: np.ndarray) -> np.ndarray:
-    """The tokens of each FEN, uint8 [N, 77]: side, 64 squares from a8 on, castling, en passant, both counters, each of
-    a fixed length (Ruoss et al. 2024, appendix A).
+    """The tokens of each FEN, uint8 [N, 77]: side to move, 64 squares from a8, castling, en passant and both counters,
+    each of fixed length (Ruoss et al. 2024, appendix A).
     """
     found = np.empty((len(positions), TOKENS), np.uint8)
     found[:, 0] = np.where(positions["flags"] & 1, _NUMBERS["b"], _NUMBERS["w"])
@@ -170,7 +170,7 @@ def _placed(fen: str, text: str) -> np.ndarray:
         whole = "".join("." * int(c) if c in "12345678" else c for c in rank)
         strange = next((c for c in whole if c not in PIECES), None)
         if strange is not None:
-            raise _wrong(fen, f"has {strange!r} in rank {8 - row}, which is no piece")
+            raise _wrong(fen, f"has {strange!r} in rank {8 - row}, which is not a piece")
         if len(whole) != 8:
             raise _wrong(fen, f"has {len(whole)} squares in rank {8 - row}, not 8")
         board[7 - row] = [PIECES.index(c) for c in whole]
@@ -179,14 +179,14 @@ def _placed(fen: str, text: str) -> np.ndarray:
 
 def _turn(fen: str, text: str) -> int:
     if text not in ("w", "b"):
-        raise _wrong(fen, f"says that {text!r} is to move; w or b can be")
+        raise _wrong(fen, f"has {text!r} as the side to move, not w or b")
     return int(text == "b")
 
 
 def _rights(fen: str, text: str) -> int:
     if text != "-" and any(c not in CASTLING for c in text):
         chess960 = text.isalpha() and all(c.lower() in "abcdefgh" + "kq" for c in text)
-        kind = "castling rights of Chess960, which headway does not play" if chess960 else "unknown castling rights"
+        kind = "Chess960 castling rights, which headway does not support" if chess960 else "unknown castling rights"
         raise _wrong(fen, f"has {kind} ({text!r})")
     return sum(2 << CASTLING.index(c) for c in set(text) if c != "-")
 
@@ -195,13 +195,13 @@ def _square(fen: str, text: str) -> int:
     if text == "-":
         return NOWHERE
     if text not in SQUARES or text[1] not in "36":
-        raise _wrong(fen, f"has {text!r} as the square behind a pawn, which none can be")
+        raise _wrong(fen, f"has the invalid en passant square {text!r}")
     return SQUARES.index(text)
 
 
 def _count(fen: str, text: str, what: str) -> int:
     if not text.isdecimal():
-        raise _wrong(fen, f"has {text!r} for the number of {what}")
+        raise _wrong(fen, f"has {text!r} as the number of {what}")
     return int(text)
 
 
@@ -219,10 +219,10 @@ _SQUARE_TOKENS = _padded([*SQUARES, ""], 2)
 _COUNT_TOKENS = _padded([str(n) for n in range(1000)], 3)
 
 
-PIECE_PLANES = 12  # my PNBRQK, then theirs
-ATTACK_PLANES = 12  # how many of each attack a square
-STATE_PLANES = 7  # castling (mine K and Q, theirs), en passant, clock, repetition
-CLOCK = 100.0  # half moves after which a game can be drawn; divides the plane of the clock
+PIECE_PLANES = 12  # my PNBRQK, then the opponent's
+ATTACK_PLANES = 12  # the number of attackers of each kind
+STATE_PLANES = 7  # castling (my K and Q, the opponent's), en passant, clock, repetition
+CLOCK = 100.0  # half-moves after which a game can be drawn; scales the clock plane
 _OUTSIDE = 64
 _STEPS = (
     (0, 1),
@@ -233,18 +233,18 @@ _STEPS = (
     (-1, 1),
     (1, -1),
     (-1, -1),
-)  # files, ranks; four straight, four slanting
+)  # files, ranks; four straight, four diagonal
 _JUMPS = ((1, 2), (2, 1), (2, -1), (1, -2), (-1, -2), (-2, -1), (-2, 1), (-1, 2))
 
 
 def planes_for(history: int) -> int:
-    """How many planes there are with so many earlier positions."""
+    """The number of planes with `history` earlier positions."""
     return PIECE_PLANES * (1 + history) + ATTACK_PLANES + STATE_PLANES
 
 
 def seen(positions: np.ndarray, black: np.ndarray | None = None) -> np.ndarray:
-    """What stands on each square, uint8 [N, 64], from the side of who is to move (or of Black where `black` says so):
-    0 empty, 1 to 6 mine, 7 to 12 theirs, and my first rank is the first.
+    """The piece on each square, uint8 [N, 64], from the view of the side to move (or of Black if `black`): 0 empty,
+    1 to 6 mine, 7 to 12 the opponent's, my first rank first.
     """
     board = squares(positions)
     turned = (positions["flags"] & 1).astype(bool) if black is None else black
@@ -252,10 +252,10 @@ def seen(positions: np.ndarray, black: np.ndarray | None = None) -> np.ndarray:
 
 
 def attackers(board: np.ndarray) -> np.ndarray:
-    """How many pieces of each kind attack each square, uint8 [N, 64, 12]; `board` is that of `seen`.
+    """The number of pieces of each kind that attack each square, uint8 [N, 64, 12]; `board` comes from `from_mover`.
 
-    A square looks along eight lines for the first piece on each, and to eight squares for knights. The boards are the
-    last axis of all that is computed, so that each step is one over long rows.
+    From each square, eight lines are searched for their first piece, and eight squares for knights. Boards are the last
+    axis of all intermediate arrays, so that each step works on long rows.
     """
     framed = np.zeros((65, len(board)), np.uint8)
     framed[:64] = board.T
@@ -272,8 +272,8 @@ def attackers(board: np.ndarray) -> np.ndarray:
 
 
 def planes(positions: Sequence[np.ndarray], known: np.ndarray) -> np.ndarray:
-    """Planes, uint8 [N, 64, P]: `positions` are records [N], newest first, and `known`, bool [N, earlier], says which
-    of the earlier ones there are; the others are empty boards.
+    """Input planes, uint8 [N, 64, P]. `positions` are records [N], newest first; `known`, bool [N, earlier], is
+    true for existing earlier positions; the others are empty boards.
     """
     newest = positions[0]
     black = (newest["flags"] & 1).astype(bool)
@@ -306,7 +306,7 @@ def _neighbour(square: int, files: int, ranks: int) -> int:
     return 8 * rank + file if 0 <= file < 8 and 0 <= rank < 8 else _OUTSIDE
 
 
-# The square that lies so many steps from another along each line, [7, 8, 64], and those a knight's jump away, [8, 64].
+# The square 1 to 7 steps away from each square along each line, [7, 8, 64], and those a knight's jump away, [8, 64].
 _LINES = np.array(
     [[[_neighbour(s, f * step, r * step) for s in range(64)] for f, r in _STEPS] for step in range(1, 8)], np.int64
 )

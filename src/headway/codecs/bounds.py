@@ -1,4 +1,4 @@
-"""What a tokenizer may make of a text: no more than a factor of what comes in, whatever its files say."""
+"""Limits on tokenizers from untrusted files: the output may only be a bounded multiple of the input."""
 
 from __future__ import annotations
 
@@ -13,53 +13,57 @@ from tokenizers import Tokenizer, models
 from headway.codecs.guard import RESERVED
 from headway.errors import UserError
 
-LONGEST_MARK = 256  # characters of a special symbol, and of what stands for the unknown
+LONGEST_MARK = 256  # characters of a special token or the unknown token
 LONGEST_PIECE = 1 << 14  # characters
-_LONGEST_UNIGRAM = 256  # every place of a text is looked up to this length,
-_PREFIXES = 64  # and takes a note of each piece that it finds
-_LONGEST_WORD = 200  # characters; WordPiece takes the square of it. Google's BERT has 200, the published ones 100
-_GROWTH = 64  # characters made of one
-_MOST = 10**9  # that is told
+_LONGEST_UNIGRAM = 256  # Unigram looks up every position of a text to this length
+_PREFIXES = 64  # and records each piece that matches
+_LONGEST_WORD = 200  # characters; WordPiece is quadratic in it. Google's BERT has 200, published models 100
+_GROWTH = 64  # output characters per input character
+_MOST = 10**9  # maximum in messages
 _STEPS = 64
-_MARKS = 256  # symbols around a text
-LONGEST_MAPPED = 32  # characters that a charsmap may make of one; Unicode's own forms have 18
+_MARKS = 256  # special tokens around a text
+LONGEST_MAPPED = 32  # characters that a charsmap may replace one by; Unicode's own forms have 18
 _SEQUENCES = ("normalizers", "pretokenizers", "decoders", "processors")
-_EMPTY = re.compile(r"[|*?^$(]|\{[0,]|\\[AbBGzZKyY]")  # of patterns that may find a place between characters
+_EMPTY = re.compile(r"[|*?^$(]|\{[0,]|\\[AbBGzZKyY]")  # patterns that may match an empty string
 
 
 def check_marks(names: Iterable[str], source: str) -> None:
-    """UserError for a special symbol that is too long, or that no text can hold."""
+    """UserError for a special token that is too long or contains a noncharacter."""
     for name in names:
         if len(name) > LONGEST_MARK:
             raise UserError(
-                f"{source} has a special symbol of {len(name):,} characters ({name[:20]!r} ...), {LONGEST_MARK} at "
-                "most; use another tokenizer"
+                f"{source} has a special token of {len(name):,} characters ({name[:20]!r} ...), more than "
+                f"{LONGEST_MARK}; use another tokenizer"
             )
         if RESERVED.search(name):
-            raise UserError(f"{source} has the special symbol {name!r}, which holds a noncharacter; use another")
+            raise UserError(
+                f"{source} has the special token {name!r}, which contains a noncharacter; use another tokenizer"
+            )
 
 
 def check_pieces(tokenizer: Tokenizer, vocabulary: Iterable[str], source: str) -> None:
-    """UserError for pieces that are longer than their kind of model can look up in time."""
+    """UserError for vocabulary entries that are too long for the model to look up in time."""
     model = tokenizer.model
     unigram = isinstance(model, models.Unigram)
     most = _LONGEST_UNIGRAM if unigram else LONGEST_PIECE
     longest = max(map(len, vocabulary), default=0)
     if longest > most:
         kind = type(model).__name__
-        raise UserError(f"{source} has a {kind} piece of {longest:,} characters, {most:,} at most; use another")
+        raise UserError(
+            f"{source} has a {kind} piece of {longest:,} characters, more than {most:,}; use another tokenizer"
+        )
     if unigram and longest > _PREFIXES:
         _check_prefixes(frozenset(vocabulary), source)
     for name in ("unk_token", "continuing_subword_prefix", "end_of_word_suffix"):
         value = getattr(model, name, None)
         if isinstance(value, str) and len(value) > LONGEST_MARK:
             raise UserError(
-                f"{source} has {name} of {len(value):,} characters, {LONGEST_MARK} at most; use another tokenizer"
+                f"{source} has {name} of {len(value):,} characters, more than {LONGEST_MARK}; use another tokenizer"
             )
     word = getattr(model, "max_input_chars_per_word", 0)
     if word > _LONGEST_WORD:
         raise UserError(
-            f"max_input_chars_per_word of {source} is {word:,}, {_LONGEST_WORD} at most; set it to 100 as BERT's"
+            f"max_input_chars_per_word of {source} is {word:,}, more than {_LONGEST_WORD}; set it to 100, as in BERT"
         )
 
 
@@ -69,37 +73,39 @@ def _check_prefixes(pieces: frozenset[str], source: str) -> None:
             found = sum(piece[:length] in pieces for length in range(1, len(piece)))
             if found > _PREFIXES:
                 raise UserError(
-                    f"{source} has a piece that begins with {found} others, {_PREFIXES} at most: {piece[:20]!r} ...; "
-                    "use another tokenizer"
+                    f"{source} has a piece with {found} other pieces as prefixes, more than {_PREFIXES}: "
+                    f"{piece[:20]!r} ...; use another tokenizer"
                 )
 
 
 def check_growth(tokenizer: Tokenizer, source: str) -> None:
-    """UserError where normaliser, pre-tokenizer or decoder make far more than they are given."""
+    """UserError if the normaliser, pre-tokenizer or decoder produces much more text than it gets."""
     prepares = [*_steps(tokenizer.normalizer, source), *_steps(tokenizer.pre_tokenizer, source)]
-    for steps, what in ((prepares, "prepares texts"), (_steps(tokenizer.decoder, source), "decodes")):
+    for steps, what in ((prepares, "normalises text"), (_steps(tokenizer.decoder, source), "decodes")):
         made = min(_growth(steps, source), _MOST)
         if made > _GROWTH:
             raise UserError(
-                f"{source} {what} so that one character becomes {made:,}, {_GROWTH} at most; use another tokenizer"
+                f"{source} {what} so that one character becomes {made:,}, more than {_GROWTH}; use another tokenizer"
             )
 
 
 def check_frame(tokenizer: Tokenizer, source: str) -> None:
-    """UserError for a post-processor that puts too many symbols around texts, symbols that are none, or texts twice."""
+    """UserError for a post-processor that adds too many or unknown tokens to a text, or repeats a text."""
     ids = [i for step in _steps(tokenizer.post_processor, source) for i in _around(step, source)]
     if len(ids) > _MARKS:
-        raise UserError(f"{source} puts {len(ids):,} symbols around texts, {_MARKS} at most; use another tokenizer")
+        raise UserError(
+            f"{source} adds {len(ids):,} special tokens to a text, more than {_MARKS}; use another tokenizer"
+        )
     for i in set(ids):
         if tokenizer.id_to_token(i) is None:
-            raise UserError(f"{source} puts symbol {i} around texts, and has no such symbol; download it again")
+            raise UserError(f"{source} adds token {i} to texts, but has no such token; download it again")
 
 
 def _steps(part: Any, source: str) -> list[dict[str, Any]]:
-    """The JSON of a tokenizer's part as its steps, one after the other."""
+    """The steps of a tokenizer's component, as JSON."""
     found = [] if part is None else list(_flat(json.loads(part.__getstate__())))
     if len(found) > _STEPS:
-        raise UserError(f"{source} takes {len(found):,} steps in a row, {_STEPS} at most; use another tokenizer")
+        raise UserError(f"{source} has {len(found):,} steps in sequence, more than {_STEPS}; use another tokenizer")
     return found
 
 
@@ -112,13 +118,13 @@ def _flat(state: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _growth(steps: list[dict[str, Any]], source: str) -> int:
-    """How many characters one may become, at most.
+    """The maximum number of characters that one character may become.
 
-    Texts that replace others multiply where a later pattern can find what an earlier one has put there, and do not
-    where each only finds what was there before.
+    The growth of replacements multiplies if a later pattern can match the output of an earlier one; it does not if each
+    matches only original characters.
     """
     product = alone = 1
-    put: set[str] | None = set()  # characters that steps have put in; None where they may be any
+    put: set[str] | None = set()  # characters that steps have inserted; None if they may be any
     for step in steps:
         made, own = 1, False
         match step["type"]:
@@ -141,21 +147,23 @@ def _growth(steps: list[dict[str, Any]], source: str) -> int:
             case "Precompiled":
                 made, put = 1 if product * alone == 1 else LONGEST_MAPPED, None
             case "FixedLength" if not step["length"]:
-                raise UserError(f"{source} cuts texts into pieces of length 0; use another tokenizer")
-            case "Strip" if step.get("stop", 0) > 1:  # the library fails on texts that are shorter
-                raise UserError(f"{source} strips {step['stop']:,} characters of an end, 1 at most; use another")
+                raise UserError(f"{source} splits text into chunks of length 0; use another tokenizer")
+            case "Strip" if step.get("stop", 0) > 1:  # the library fails on shorter texts
+                raise UserError(
+                    f"{source} strips {step['stop']:,} characters from the end, more than 1; use another tokenizer"
+                )
         product, alone = (product, max(alone, made)) if own else (product * made, alone)
     return product * alone
 
 
 def _replaced(step: Mapping[str, Any], put: set[str] | None, source: str) -> tuple[int, bool]:
-    """What one character becomes, and whether it is one that was in the text from the beginning."""
+    """How many characters one becomes, and whether only original characters are replaced."""
     width, pattern = _width(step["content"]), step["pattern"]
     text = pattern.get("String")
     if text is None:
         return max(1, width + bool(width and _EMPTY.search(pattern["Regex"] or "?"))), False
     if not text:
-        raise UserError(f"{source} replaces an empty text, which is everywhere; use another tokenizer")
+        raise UserError(f"{source} replaces an empty string, which matches everywhere; use another tokenizer")
     return max(1, -(-width // len(text))), put is not None and not put & set(text)
 
 
@@ -164,13 +172,13 @@ def _width(content: str) -> int:
 
 
 def _forms(content: str) -> set[str]:
-    """The characters that a text may become by case and Unicode's normal forms."""
+    """The characters that a text may contain after changes of case and Unicode normalisation."""
     texts = (content, content.lower())
     return set("".join([*texts, *(unicodedata.normalize(form, text) for form in ("NFKD", "NFC") for text in texts)]))
 
 
 def _around(step: Mapping[str, Any], source: str) -> list[int]:
-    """The symbols that a post-processor puts around one text, and around two."""
+    """The ids that a post-processor adds to one text, and to a pair."""
     if step["type"] in ("BertProcessing", "RobertaProcessing"):
         return [step["sep"][1], step["cls"][1]]
     if step["type"] != "TemplateProcessing":
@@ -179,7 +187,9 @@ def _around(step: Mapping[str, Any], source: str) -> list[int]:
     for form in (step["single"], step["pair"]):
         texts = [entry["Sequence"]["id"] for entry in form if "Sequence" in entry]
         if len(set(texts)) < len(texts):
-            raise UserError(f"{source} puts {len(texts)} texts between its symbols, one twice; use another tokenizer")
+            raise UserError(
+                f"{source} has {len(texts)} texts in its template, one of them twice; use another tokenizer"
+            )
         names = [entry["SpecialToken"]["id"] for entry in form if "SpecialToken" in entry]
         for name in names[: 2 * _MARKS]:
             ids += step["special_tokens"][name]["ids"][: 2 * _MARKS]

@@ -1,6 +1,6 @@
-"""Byte pair encodings of vocab.json and merges.txt: on bytes (Radford et al. 2019), and with ends of words.
+"""Byte pair encoding from vocab.json and merges.txt: on bytes (Radford et al. 2019), or with end-of-word suffixes.
 
-GPT-1 (Radford et al. 2018) and CLIP (Radford et al. 2021) mark the last piece of a word with </w>.
+GPT-1 (Radford et al. 2018) and CLIP (Radford et al. 2021) mark the last token of a word with </w>.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ END_OF_WORD = "</w>"
 _LARGEST = 1 << 31
 Merges = list[tuple[str, str]]
 
-# How texts fall into words; merges never cross from one to the next.
+# Patterns that split text into words; merges never cross word boundaries.
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-DIGITS = GPT2.replace(r" ?\p{N}+", r"\p{N}").replace(r"|\s+(?!\S)", r"|\s+(?=\p{N})|\s+(?!\S)")  # each by itself
+DIGITS = GPT2.replace(r" ?\p{N}+", r"\p{N}").replace(r"|\s+(?!\S)", r"|\s+(?=\p{N})|\s+(?!\S)")  # each digit alone
 CL100K = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -32,22 +32,22 @@ CLIP = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
 
 
 def read_vocabulary(path: Path) -> dict[str, int]:
-    """Symbols and their ids, each id once."""
+    """Tokens and their ids, each id once."""
     found = read_object(path)
     seen: dict[int, str] = {}
     for symbol, number in found.items():
         if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < _LARGEST:
-            raise UserError(f"{path} gives {symbol!r} the id {number!r:.40}, which is not an id; download it again")
+            raise UserError(f"{path} has {symbol!r} with the invalid id {number!r:.40}; download it again")
         if number in seen:
-            raise UserError(f"{path} gives {seen[number]!r} and {symbol!r} the same id {number}; download it again")
+            raise UserError(f"{path} has {seen[number]!r} and {symbol!r} with the same id {number}; download it again")
         seen[number] = symbol
     if not found:
-        raise UserError(f"{path} holds no symbols; download it again")
+        raise UserError(f"{path} contains no tokens; download it again")
     return found
 
 
 def read_merges(path: Path, vocabulary: Mapping[str, int]) -> Merges:
-    """Pairs, the first to be merged first. UserError for one whose parts or whole are no symbols."""
+    """Merges in order of priority. UserError for a merge whose parts or result are not in the vocabulary."""
     merges = []
     for number, line in enumerate(read_text(path).split("\n"), 1):
         line = line.rstrip("\r")
@@ -55,18 +55,18 @@ def read_merges(path: Path, vocabulary: Mapping[str, int]) -> Merges:
             continue
         pair = tuple(line.split(" "))
         if len(pair) != 2:
-            raise UserError(f"line {number} of {path} is not a pair of pieces: {line!r:.80}; download it again")
+            raise UserError(f"line {number} of {path} is not a pair of tokens: {line!r:.80}; download it again")
         strange = next((piece for piece in (*pair, "".join(pair)) if piece not in vocabulary), None)
         if strange is not None:
             raise UserError(
-                f"line {number} of {path} merges {strange!r:.80}, which is not a symbol; download both files"
+                f"line {number} of {path} merges {strange!r:.80}, which is not in the vocabulary; download both files"
             )
         merges.append(pair)
     return merges
 
 
 def read_pairs(path: Path, style: str, settings: Mapping[str, Any]) -> Tokenizer:
-    """The tokenizer of a vocab.json and the merges.txt beside it, in the manner of `style`, a tokenizer's class."""
+    """The tokenizer of a vocab.json and the merges.txt next to it, built like `style`, a tokenizer class."""
     vocabulary = read_vocabulary(path)
     merges = read_merges(path.with_name(MERGES), vocabulary)
     with library_errors(path):
@@ -85,15 +85,15 @@ def byte_pairs(
     compose: bool = False,
     whole_words: bool = False,
 ) -> Tokenizer:
-    """BPE on the bytes of words that `pattern` finds.
+    """BPE on the bytes of words that `pattern` matches.
 
-    `prefix_space` puts a space before a text that has none, `compose` makes one character of a letter and its marks
-    (NFC), `whole_words` takes words that are symbols as they are, whatever the merges make of them.
+    `prefix_space` adds a space before a text without one, `compose` normalises to NFC, and `whole_words` keeps words
+    that are in the vocabulary regardless of the merges.
     """
     tokenizer = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=whole_words))
     if compose:
         tokenizer.normalizer = normalizers.NFC()
-    if pattern == GPT2:  # the library's own, which it finds faster
+    if pattern == GPT2:  # built into the library, and faster there
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix_space)
     else:
         split = pre_tokenizers.Split(Regex(pattern), "isolated")
@@ -104,7 +104,7 @@ def byte_pairs(
 
 
 def _clip(vocabulary: dict[str, int], merges: Merges) -> Tokenizer:
-    """Lower-cased words of bytes; spaces are not kept, but follow from the ends of words."""
+    """Lower-cased words of bytes; spaces are not stored, but follow from end-of-word suffixes."""
     tokenizer = Tokenizer(models.BPE(vocabulary, merges, end_of_word_suffix=END_OF_WORD))
     spaces = normalizers.Replace(Regex(r"\s+"), " ")
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), spaces, normalizers.Lowercase()])
@@ -120,7 +120,7 @@ _SPACE = next(letter for letter, byte in BYTES.items() if byte == ord(" "))
 
 
 def _gpt1(vocabulary: dict[str, int], merges: Merges, unknown: Any) -> Tokenizer:
-    """Words and marks as BERT splits them, lower-cased."""
+    """Words and punctuation split as in BERT, lower-cased."""
     name = unknown if isinstance(unknown, str) and unknown in vocabulary else "<unk>"
     known = name if name in vocabulary else None
     tokenizer = Tokenizer(models.BPE(vocabulary, merges, unk_token=known, end_of_word_suffix=END_OF_WORD))

@@ -1,8 +1,8 @@
-"""Chat templates: conversations as the text, and the symbols, that a model was trained to read.
+"""Chat templates: render conversations as the text and token ids that a model was trained on.
 
-A template writes special symbols around what people say; what they say must not become one. So guards go into it
-first, and once the template has run, its own spellings become symbols, what is guarded stays text, and
-the guards are gone.
+A template writes special tokens around messages, and a message must not spell one. So guards are first inserted into
+messages; after rendering, the template's own spellings become special tokens, guarded text stays text, and the guards
+are removed.
 """
 
 from __future__ import annotations
@@ -33,21 +33,21 @@ from headway.errors import UserError
 
 
 class Token(NamedTuple):
-    """An id, and where its characters start and stop."""
+    """An id, and the start and stop of its characters."""
 
     id: int
     start: int
     stop: int
 
     def within(self, span: tuple[int, int]) -> bool:
-        """Whether any of its characters lies in a span of the text."""
+        """Whether any of its characters is inside a span of the text."""
         return self.start < span[1] and self.stop > span[0]
 
 
 class Locator:
-    """Reads a text in which special symbols are symbols, as published pipelines read what a chat template writes.
+    """Tokenises rendered text in which spellings of special tokens become tokens, as published pipelines do.
 
-    A spelling that holds a GUARD, or stands behind a SHIELD, stays text; these themselves are no part of the text.
+    A spelling that contains a GUARD or follows a SHIELD stays text; guards and shields are dropped.
     """
 
     def __init__(self, codec: TokenizerCodec) -> None:
@@ -59,16 +59,16 @@ class Locator:
 
     @cached_property
     def special(self) -> frozenset[int]:
-        """The ids of special symbols."""
+        """The ids of special tokens."""
         return frozenset(i for i, _ in self._special.values())
 
     def tokens(self, text: str) -> list[Token]:
-        """The symbols of a text, with places in it as it stands, guards included."""
+        """The tokens of a text, with offsets that count guards, too."""
         found: list[Token] = []
         done = 0
         for start, stop in self.guard.spellings.find(text):
             symbol, token = self._special[text[start:stop]]
-            if start < done:  # white space that the symbol before has taken
+            if start < done:  # white space that the previous token has consumed
                 continue
             if token.lstrip:
                 start = done + len(text[done:start].rstrip())
@@ -93,9 +93,10 @@ class Locator:
 
 
 def _beside(tokenizer: Tokenizer, continued: bool) -> tuple[Tokenizer, dict[int, int]]:
-    """A tokenizer that shares the model, without what changes places afterwards; and its ids that are others there.
+    """A tokenizer with the same model but without a post-processor, which would shift offsets; and a map of its ids
+    that differ from the original's.
 
-    A `continued` one puts no prefix before what stands amid a text, where the original does so at its start alone.
+    With `continued`, it adds no prefix to text after the start, if the original adds one only at the start.
     """
     other = Tokenizer(tokenizer.model)
     if tokenizer.normalizer is not None:
@@ -124,26 +125,26 @@ _AT_START = '"prepend_scheme":"first"'
 
 FILE, OLD_FILE = "chat_template.jinja", "chat_template.json"
 LONGEST = 1 << 18  # characters of a template
-SECONDS = 5.0  # of a processor, that a template may take
-_MEMORY = 512 << 20  # bytes, for all that it makes
-_FREE, _FACTOR = 1 << 18, 4  # characters that it may write, and more for each that it is given
-_TIMED = re.compile("strftime_now")  # what it writes differs from one time to the next
+SECONDS = 5.0  # CPU time limit of a template
+_MEMORY = 512 << 20  # memory limit in bytes
+_FREE, _FACTOR = 1 << 18, 4  # limit of written characters, and its increase per input character
+_TIMED = re.compile("strftime_now")  # output that depends on the time is not cached
 _BLOCK = re.compile(r"\{%[-+]?\s*generation\b")
 _ANSWER = "Yes."
-_OWN = ("messages", "tools", "add_generation_prompt", "documents")  # the names that every template is given
-_WORDS = re.compile(r"[\w ,.:-]{0,64}")  # no mark is spelt by these
+_OWN = ("messages", "tools", "add_generation_prompt", "documents")  # variables of every template
+_WORDS = re.compile(r"[\w ,.:-]{0,64}")  # cannot spell a special token
 Tools = Sequence[Any] | None
 
 
 class Chat(NamedTuple):
-    """Ids of a conversation, and the (start, stop) of what the assistant says, with the mark that ends its turn."""
+    """Token ids of a conversation, and the (start, stop) spans of the assistant's messages with their end tokens."""
 
     ids: list[int]
     spans: list[Span]
 
 
 class Answers:
-    """The newest answers by what was asked, as many as have room."""
+    """A cache of the newest replies by request, limited in characters."""
 
     def __init__(self, room: int = 1 << 23) -> None:
         self._room = room  # characters
@@ -157,7 +158,7 @@ class Answers:
         if found is None:
             found = answer()
         with self._lock:
-            self._taken(key)  # another thread may have asked the same
+            self._taken(key)  # another thread may have made the same request
             self._known[key] = found
             self._room -= self._size(found)
             while self._room < 0:
@@ -175,7 +176,7 @@ class Answers:
 
 
 class Ends(NamedTuple):
-    """What ends an answer: any of these ids, any of these texts."""
+    """Token ids and strings that end an answer."""
 
     ids: tuple[int, ...]
     texts: tuple[str, ...]
@@ -186,14 +187,14 @@ _answers = Answers()
 
 
 class ChatTemplate:
-    """A jinja2 template. `marks` are the spellings that it may write as bos_token, eos_token and the like.
+    """A jinja2 template. `special_tokens` are the values of bos_token, eos_token and similar variables.
 
-    Raises UserError where jinja2 is not installed, and for what is no template.
+    Raises UserError if jinja2 is not installed or the template is invalid.
     """
 
     def __init__(self, text: str, marks: RoleTokens | None = None, source: str = "the chat template") -> None:
         if len(text) > LONGEST or RESERVED.search(text):
-            raise UserError(f"{source} is too long ({len(text):,} characters) or holds noncharacters; correct it")
+            raise UserError(f"{source} is too long ({len(text):,} characters) or contains noncharacters; correct it")
         self.text = text
         self.source = source
         self._marks = (marks or RoleTokens()).settings()
@@ -204,16 +205,16 @@ class ChatTemplate:
         self._values: Mapping[str, Any] = {}
 
     def given(self, values: Mapping[str, bool | int | float | str]) -> ChatTemplate:
-        """The same template, which reads these values by their names, as `enable_thinking`. UserError for a name that
-        it has already, and for a text that may spell more than words.
+        """The same template with values for extra variables, such as `enable_thinking`. UserError for a reserved name,
+        and for strings with other characters than words have.
         """
         own = {*self._marks, *_OWN}
         for name, value in values.items():
             if name in own or not name.isidentifier():
-                raise UserError(f"the template cannot be given {name!r:.80}; name another value that it reads")
+                raise UserError(f"the template's variable {name!r:.80} is reserved or invalid; use another name")
             if isinstance(value, str) and not _WORDS.fullmatch(value):
                 raise UserError(
-                    f"the template's {name!r:.80} is {value!r:.80}; give up to 64 letters, digits and spaces"
+                    f"the template's {name!r:.80} is {value!r:.80}; use up to 64 letters, digits and spaces"
                 )
         found = copy(self)
         found._values = dict(values)
@@ -226,20 +227,20 @@ class ChatTemplate:
         tools: Tools = None,
         continue_final_message: bool = False,
     ) -> str:
-        """The conversation as text; with `add_generation_prompt` up to where the assistant's next answer begins, and
-        with `continue_final_message` instead up to the end of what the assistant says in the last message.
+        """Render the conversation as text. `add_generation_prompt` adds the start of the assistant's next answer;
+        `continue_final_message` instead ends after the content of the assistant's last message.
 
-        A message is a mapping with a role and a content, and whatever else the template reads. Raises UserError for
-        messages that the template refuses, for a template that fails, takes too long or writes too much, and for a last
-        message that cannot be continued.
+        A message is a mapping with role, content, and any other keys that the template uses. Raises UserError if the
+        template rejects the messages, fails, takes too long or writes too much, or if the last message cannot be
+        continued.
         """
         text = self._guarded(Guard(()), messages, tools, add_generation_prompt, continue_final_message)
         return RESERVED.sub("", text)
 
     def encode(self, codec: TokenizerCodec, messages: Sequence[Message], tools: Tools = None) -> Chat:
-        """The conversation as ids, and what of them the assistant says, by the template's {% generation %} blocks.
+        """The token ids of the conversation, and the assistant's spans by the template's {% generation %} blocks.
 
-        A template without them is run on the conversation cut short, and the texts are compared.
+        Without such blocks, the template is also rendered on shortened conversations, and the outputs are compared.
         """
         locator = self._locator(codec)
         guarded, tools = locator.guard.messages(messages), locator.guard.value(tools)
@@ -262,7 +263,7 @@ class ChatTemplate:
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
     ) -> list[int]:
-        """The ids after which the assistant goes on, as `render` has them. No begin symbol is to be put before them."""
+        """The token ids of `render`, which the assistant continues. Do not add a begin token."""
         locator = self._locator(codec)
         text = self._guarded(locator.guard, messages, tools, add_generation_prompt, continue_final_message)
         return [token.id for token in locator.tokens(text)]
@@ -270,19 +271,19 @@ class ChatTemplate:
     def _guarded(
         self, guard: Guard, messages: Sequence[Message], tools: Tools, add_generation_prompt: bool, continued: bool
     ) -> str:
-        """The text of a conversation, with guards."""
+        """The rendered conversation, with guards."""
         guarded, tools = guard.messages(messages), guard.value(tools)
         write = lambda some, ask: block_spans(self._write(some, ask, tools), guard.spellings)[0]  # noqa: E731
         text = write(guarded, add_generation_prompt and not continued)
         return until_said(write, guarded, text) if continued else text
 
     def fitting(self, codec: TokenizerCodec, messages: Sequence[Message], most: int | None) -> tuple[list[int], int]:
-        """A prompt of at most `most` ids, and how many of the oldest turns had to be dropped for it.
+        """A prompt of at most `max_tokens` ids, and how many of the oldest turns were dropped.
 
-        A first message of the system stays, and so does the last question: where that is too long, so is the prompt.
+        A leading system message and the last question are never dropped, so the prompt may still be too long.
         """
         if not messages:
-            raise UserError("a conversation without messages has no answer; say something first")
+            raise UserError("the conversation has no messages; add one")
         fixed = 1 if messages[0].get("role") == "system" else 0
         later = [i for i in range(fixed + 1, len(messages)) if messages[i].get("role") == "user"]
         ids: list[int] = []
@@ -293,7 +294,7 @@ class ChatTemplate:
         return ids, len(later)
 
     def ends(self, codec: TokenizerCodec) -> Ends:
-        """What ends an answer: the symbol or the text that the template writes after it, and the codec's end."""
+        """The ends of an answer: the token or string that the template writes after it, and the codec's end token."""
         own = () if codec.end is None else (codec.end,)
         try:
             chat = self.encode(codec, [{"role": "user", "content": "?"}, {"role": ASSISTANT, "content": _ANSWER}])
@@ -321,7 +322,7 @@ class ChatTemplate:
         return self._asked({**self._values, **self._marks, **dict(zip(_OWN, asked))})
 
     def _asked(self, values: Mapping[str, Any] | None) -> str:
-        """What the template writes with these values of its names; without any it is compiled alone."""
+        """The output of the template with these variables; None only compiles it."""
         request = {"text": self.text, "values": values, "seconds": SECONDS}
         try:
             asked = json.dumps(request)
@@ -330,30 +331,30 @@ class ChatTemplate:
             else:
                 answer = _answers.of(asked, lambda: _helper.ask(request, SECONDS))
         except ValueError:
-            raise UserError("a message holds a number that is too large; give it as text") from None
+            raise UserError("a message contains a number that is too large; pass it as a string") from None
         except HelperError as error:
             reason = {
                 "time": "it takes too long",
-                "memory": f"it takes more than {_MEMORY >> 20} MB",
-                "death": "it ends the process that runs it",
+                "memory": f"it needs more than {_MEMORY >> 20} MB",
+                "death": "it crashes its process",
             }[error.reason]
-            raise SpentError(f"{self.source} fails: {reason}; give messages of the form it expects") from None
+            raise SpentError(f"{self.source} fails: {reason}; use messages in the format that it expects") from None
         if "refused" in answer:
             raise (SpentError if answer.get("spent") else UserError)(f"{self.source} {answer['refused']}")
         most = _FREE + _FACTOR * len(asked)
-        if len(answer["written"]) > most:  # all of it is to be made into symbols
+        if len(answer["written"]) > most:  # all of it would be tokenised
             raise SpentError(
-                f"{self.source} writes {len(answer['written']):,} characters, {most:,} at most for these messages; "
-                "give messages of the form it expects"
+                f"{self.source} writes {len(answer['written']):,} characters, more than {most:,} for these messages; "
+                "use messages in the format that it expects"
             )
         return answer["written"]
 
 
 def read_template(directory: Path | str) -> str | None:
-    """The text of a published model's chat template, which nothing here runs; None where there is none.
+    """The text of a published model's chat template, without running it; None if there is none.
 
-    It is chat_template.jinja, or else in chat_template.json or tokenizer_config.json, where several have names and the
-    one called default is taken.
+    It is chat_template.jinja, or else in chat_template.json or tokenizer_config.json; of several named ones, the one
+    called default is used.
     """
     directory = Path(directory)
     if (directory / FILE).is_file():
@@ -372,7 +373,7 @@ def _default(found: Any, source: Path) -> str | None:
     named = {each.get("name"): each.get("template") for each in entries if isinstance(each, dict)}
     text = named.get("default", next(iter(named.values()), None))
     if not isinstance(text, str):
-        raise UserError(f"chat_template of {source} is neither a text nor a list of named ones; download it again")
+        raise UserError(f"chat_template in {source} is neither a string nor a list of named ones; download it again")
     return text
 
 
@@ -395,9 +396,9 @@ _PLAIN = """\
 
 
 def default_template(marks: RoleTokens | None = None) -> ChatTemplate:
-    """A template for models that have none: roles on lines of their own, the end symbol after answers.
+    """A template for models without one: each role on its own line, the end token after answers.
 
-    Any tokenizer can write it. Where one has ROLES as special symbols, roles are those; elsewhere they are plain text,
-    which a message can spell.
+    It works with any tokenizer. If the tokenizer has ROLES as special tokens, they mark roles; otherwise roles are
+    plain text, which a message can spell.
     """
     return ChatTemplate(_PLAIN, marks, "the default chat template")

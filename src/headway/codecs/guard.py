@@ -1,8 +1,8 @@
-"""Guards: what people say must not become one of the special symbols that a chat template writes around it.
+"""Guards keep messages from spelling the special tokens that a chat template writes around them.
 
-A guard is a noncharacter. It is put where a text spells a special symbol, and where its edge may become part of one
-beside what a template writes; whatever a template then does with the text, the spelling is no symbol. A symbol of one
-character cannot be split: it gets a shield before it.
+A guard is a noncharacter. It is inserted where a text spells a special token, and where its edge could form one with
+text of the template; whatever the template does with the text, the spelling is no longer a token. A token of one
+character cannot be split, so a shield is inserted before it.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from typing import Any
 from headway.errors import UserError
 
 GUARD, SHIELD = "\ufdd4", "\ufdd6"
-RESERVED = re.compile("[\ufdd0-\ufdef]")  # noncharacters: Unicode keeps them for programs' own use
+RESERVED = re.compile("[\ufdd0-\ufdef]")  # noncharacters, which Unicode reserves for internal use
 _ROLE = re.compile(r"[\w.-]{1,64}")
 _WORD = re.compile(r"\w*")
 _DEEPEST = 64  # levels of lists and mappings
 
 
 class Spellings:
-    """Finds names in a text, the longest that starts at a place; a shield before one keeps it text."""
+    """Finds names in a text, the longest at each position; a name after a shield is text."""
 
     def __init__(self, names: Iterable[str]) -> None:
         self._names = frozenset(names)
@@ -33,7 +33,7 @@ class Spellings:
         self._first = re.compile(f"[{''.join(map(re.escape, sorted(lengths)))}]" if lengths else r"(?!)")
 
     def at(self, text: str, place: int, stop: int | None = None) -> int | None:
-        """Where the name that starts at a place of `text[:stop]` ends; None where there is none."""
+        """The end of the name that starts at a position of `text[:stop]`; None if there is none."""
         if place and text[place - 1] == SHIELD:
             return None
         end = len(text) if stop is None else stop
@@ -43,7 +43,7 @@ class Spellings:
         return None
 
     def find(self, text: str, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, int]]:
-        """Start and stop of the names in `text[start:stop]`, none of which overlap."""
+        """Start and stop of the non-overlapping names in `text[start:stop]`."""
         end = len(text) if stop is None else stop
         while match := self._first.search(text, start, end):
             found = self.at(text, match.start(), end)
@@ -52,7 +52,7 @@ class Spellings:
             start = found or match.end()
 
     def split(self, text: str) -> str:
-        """The text with a guard inside each name, so that none is left."""
+        """The text with a guard inside each name, so that no name remains."""
         parts, done = [], 0
         for match in self._first.finditer(text):
             place = match.start()
@@ -66,32 +66,32 @@ class Spellings:
 
 
 class Guard:
-    """Puts guards into messages, so that they spell none of `names`. UserError for names that are never found whole."""
+    """Inserts guards into messages, so that they spell none of `names`. UserError for names with noncharacters."""
 
     def __init__(self, names: Iterable[str]) -> None:
         self._starts = sorted(names)
         strange = next((name for name in self._starts if RESERVED.search(name)), None)
         if strange is not None:
-            raise UserError(f"the special symbol {strange!r:.80} holds a noncharacter, which is not text; rename it")
+            raise UserError(f"the special token {strange!r:.80} contains a noncharacter; rename it")
         self.spellings = Spellings(self._starts)
         self._ends = sorted(name[::-1] for name in self._starts)
         self._longest = max(map(len, self._starts), default=1) - 1
 
     def messages(self, messages: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """The messages with guards. UserError for what is no message."""
+        """The messages with guards. UserError for invalid messages."""
         found = []
         for i, message in enumerate(messages):
             role = message.get("role") if isinstance(message, Mapping) else None
             if not isinstance(role, str) or not _ROLE.fullmatch(role):
-                raise UserError(f"message {i} has the role {role!r:.80}; give a mapping with a role such as user")
-            # Templates make marks of roles, as <|user|>, so that a role's edges are no concern.
+                raise UserError(f"message {i} has the role {role!r:.80}; pass a mapping with a role such as user")
+            # Templates turn roles into special tokens, such as <|user|>, so their edges need no guards.
             found.append({**self.value(dict(message)), "role": self._spelt(role)})
         return found
 
     def value(self, value: Any, depth: int = 0) -> Any:
-        """The texts of a value with guards, those of lists and mappings too."""
+        """A value with guards in its strings, including those in lists and mappings."""
         if depth > _DEEPEST:
-            raise UserError(f"a message is nested deeper than {_DEEPEST} levels; give plain texts")
+            raise UserError(f"a message is nested deeper than {_DEEPEST} levels; use plain strings")
         if isinstance(value, str):
             return self._edges(self._spelt(value))
         if isinstance(value, Mapping):
@@ -100,16 +100,18 @@ class Guard:
             return [self.value(each, depth + 1) for each in value]
         if value is None or isinstance(value, (bool, int, float)):
             return value
-        raise UserError(f"a message holds a {type(value).__name__}; give texts, numbers, lists and mappings of them")
+        raise UserError(
+            f"a message contains a {type(value).__name__}; use strings, numbers, and lists and mappings of these"
+        )
 
     def _spelt(self, text: str) -> str:
         strange = RESERVED.search(text)
         if strange:
-            raise UserError(f"a message holds the noncharacter U+{ord(strange[0]):X}, which is not text; remove it")
+            raise UserError(f"a message contains the noncharacter U+{ord(strange[0]):X}; remove it")
         return self.spellings.split(text)
 
     def _edges(self, text: str) -> str:
-        """A single word is left as it is: templates compare types, and make marks of names."""
+        """Guard the edges of a text. Single words are unchanged, because templates compare types and use names."""
         inner = text.strip()
         if _WORD.fullmatch(inner):
             return text
@@ -122,6 +124,6 @@ class Guard:
 
 
 def _begins_one(names: list[str], part: str) -> bool:
-    """Whether one of the sorted names begins with `part` and goes on."""
+    """Whether one of the sorted names is longer than `part` and starts with it."""
     after = bisect_right(names, part)
     return after < len(names) and names[after].startswith(part)

@@ -1,8 +1,8 @@
-"""A process beside this one, with limits on processor time and memory, for what strangers' files have us compute.
+"""A helper process with limits on CPU time and memory, for computations from untrusted files.
 
-A call into a library cannot be interrupted: a regular expression that backtracks, a text of gigabytes. In a process of
-its own it ends when its time is up, whatever it does. The process is kept warm and begun anew where it has ended; it
-ends when this one does. It speaks JSON over pipes, each text behind its length in 8 bytes.
+A library call cannot be interrupted, such as a regular expression that backtracks or a text of gigabytes. In a separate
+process, it ends when its time is up. The process stays alive between requests, is restarted if it has ended, and ends
+with this one. Messages are JSON over pipes, each after its length in 8 bytes.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from weakref import WeakSet
 
 from headway.errors import UserError
 
-_GRACE = 0.5  # seconds of processor time more than asked for, after which the kernel ends the process
+_GRACE = 0.5  # extra seconds of CPU time, after which the kernel ends the process
 _OUT_OF_MEMORY = 77  # exit status
-_READY = b""  # what a process says first; or else why it cannot begin
-_PASSED = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT", "TZ", "LANG", "LC_ALL")  # all it sees
+_READY = b""  # first message of a process; otherwise the reason why it cannot start
+_PASSED = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT", "TZ", "LANG", "LC_ALL")  # its environment
 _LIMITABLE = find_spec("resource") is not None and hasattr(signal, "setitimer")
 
 
 class HelperError(Exception):
-    """There is no answer, as one would take too much `time` or `memory`, or the process did not live to give it."""
+    """There is no reply: it would take too much `time` or `memory`, or the process ended (`death`)."""
 
     def __init__(self, reason: Literal["time", "memory", "death"]) -> None:
         super().__init__(reason)
@@ -39,10 +39,10 @@ class HelperError(Exception):
 
 
 class Helper:
-    """A process that answers with the function `answer` of `module`, within so many bytes of memory.
+    """A process that replies with the function `answer` of `module`, within `memory` bytes.
 
-    Threads take turns, and a forked child has a process of its own. Where a platform knows no such limits, `answer` is
-    called here.
+    Threads wait for each other, and a forked child starts its own process. On platforms without such limits, `answer`
+    is called in this process.
     """
 
     def __init__(self, module: str, memory: int) -> None:
@@ -53,23 +53,23 @@ class Helper:
         _helpers.add(self)
 
     def ask(self, request: Any, seconds: float) -> Any:
-        """The answer, which may take so many seconds of a processor. HelperError where there is none.
+        """The reply to a request, which may take `seconds` of CPU time. HelperError if there is no reply.
 
-        UserError where no process can be begun, and ValueError for a request that is no JSON.
+        UserError if the process cannot be started, and ValueError if the request is not JSON.
         """
         if not _LIMITABLE or not sys.executable:
             return import_module(self._module).answer(request)
         data = json.dumps({"seconds": seconds, "request": request}).encode()
         with self._lock:
             reply = self._reply(data)
-            if reply is None:  # it may have ended long ago
+            if reply is None:  # the process may have ended long ago
                 reply = self._reply(data)
         if reply is None:
             raise HelperError("death")
         return json.loads(reply)
 
     def _reply(self, data: bytes) -> bytes | None:
-        """The reply of the process, which is begun where there is none; None where it ends without a reason."""
+        """The reply of the process, which is started if needed; None if it ends without a known reason."""
         process = self._process or self._begin()
         try:
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
@@ -77,7 +77,7 @@ class Helper:
                 reply = _receive(process.stdout.fileno())  # type: ignore[union-attr]
                 if reply is not None:
                     return reply
-        except BaseException:  # an interrupt: what is still to come would answer the next request
+        except BaseException:  # an interrupt: the late reply would be taken for that of the next request
             process.kill()
             self.end()
             raise
@@ -99,10 +99,10 @@ class Helper:
                 [sys.executable, "-I", "-S", "-c", code],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,  # libraries tell there of their panics
+                stderr=subprocess.DEVNULL,  # panics of libraries are printed there
                 bufsize=0,
                 env={name: os.environ[name] for name in _PASSED if name in os.environ},
-                start_new_session=True,  # Ctrl-C is for this process
+                start_new_session=True,  # Ctrl-C must reach only this process
             )
         except OSError as error:
             raise _unstarted(error.strerror or str(error)) from error
@@ -114,11 +114,11 @@ class Helper:
             raise
         if failure != _READY:
             status = self.end()
-            raise _unstarted(f"it ended with {status}" if failure is None else failure.decode(errors="replace"))
+            raise _unstarted(f"exit status {status}" if failure is None else failure.decode(errors="replace"))
         return self._process
 
     def end(self) -> int | None:
-        """End the process, if there is one; its exit status."""
+        """End the process, if there is one, and return its exit status."""
         process, self._process = self._process, None
         if process is None:
             return None
@@ -131,19 +131,19 @@ class Helper:
             return process.wait()
 
     def forget(self) -> None:
-        """In a forked child: the process is the parent's."""
+        """In a forked child: drop the process, which is the parent's."""
         self._lock = threading.Lock()
         process, self._process = self._process, None
         if process is not None:
             for pipe in (process.stdin, process.stdout):
                 pipe.close()  # type: ignore[union-attr]
-            process.returncode = 0  # nothing here waits for it
+            process.returncode = 0  # this process does not wait for it
 
 
 def _unstarted(reason: str) -> UserError:
     return UserError(
-        f"{sys.executable} starts no process for what strangers' files have us compute ({reason:.300}); check that "
-        "Python and its packages are whole, and that there is memory for a process more"
+        f"{sys.executable} cannot start the helper process for untrusted files ({reason:.300}); check the installation "
+        "of Python and its packages, and that there is memory for another process"
     )
 
 
@@ -172,7 +172,7 @@ def _send(pipe: int, data: bytes) -> None:
 
 
 def _receive(pipe: int) -> bytes | None:
-    """What was sent; None where the other side has closed."""
+    """The received message; None if the other side has closed the pipe."""
     size = _read(pipe, 8)
     return None if size is None else _read(pipe, int.from_bytes(size, "little"))
 
@@ -188,7 +188,7 @@ def _read(pipe: int, size: int) -> bytes | None:
 
 
 def serve(module: str, memory: int) -> None:
-    """Answer what comes over standard input until it closes: what a helper's process runs."""
+    """Main loop of a helper process: reply to requests on standard input until it closes."""
     import resource
 
     try:
@@ -199,7 +199,7 @@ def serve(module: str, memory: int) -> None:
     _send(1, _READY)
     limits = {resource.RLIMIT_AS: memory, resource.RLIMIT_FSIZE: 0, resource.RLIMIT_CORE: 0}
     for limit, most in limits.items():
-        with contextlib.suppress(ValueError, OSError):  # what a platform does not know
+        with contextlib.suppress(ValueError, OSError):  # unsupported on some platforms
             resource.setrlimit(limit, (most, most))
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     while (data := _receive(0)) is not None:

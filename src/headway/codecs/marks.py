@@ -1,5 +1,5 @@
-"""The symbols that have a role: begin, end, unknown, pad, mask. What the publisher says comes before what a
-tokenizer's class says.
+"""Special tokens: begin, end, unknown, pad, mask. Published settings take precedence over defaults of the tokenizer's
+class.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from headway.codecs.base import special_ids
 from headway.codecs.files import object_or_empty
 
 END_OF_TEXT = "<|endoftext|>"
-# Names that published tokenizers use, the more specific first: GPT-2's one symbol is both begin and end.
+# Names in published tokenizers, the more specific first: GPT-2 has one token for begin and end.
 BEGIN = ("<s>", "<|begin_of_text|>", "<bos>", "[CLS]", "<|startoftext|>", "[BOS]", END_OF_TEXT)
 END = ("</s>", "<|end_of_text|>", "<eos>", "[SEP]", "[EOS]", END_OF_TEXT)
 PAD = ("<pad>", "[PAD]", "<|pad|>")
@@ -27,7 +27,7 @@ CONFIG, MAP = "tokenizer_config.json", "special_tokens_map.json"
 
 @dataclass(frozen=True)
 class RoleTokens:
-    """Spellings by the roles that tokenizer_config.json gives them; None where there is no such symbol."""
+    """The spellings of special tokens by their role in tokenizer_config.json; None if there is no such token."""
 
     bos: str | None = None
     eos: str | None = None
@@ -39,16 +39,16 @@ class RoleTokens:
 
     @property
     def begin(self) -> str | None:
-        """What stands before a text: BERT's is its `cls`."""
+        """The token before a text; BERT's is its `cls`."""
         return self.bos or self.cls
 
     @property
     def end(self) -> str | None:
-        """What stands after a text: BERT's is its `sep`."""
+        """The token after a text; BERT's is its `sep`."""
         return self.eos or self.sep
 
     def settings(self) -> dict[str, str]:
-        """As tokenizer_config.json has them."""
+        """The entries for tokenizer_config.json."""
         return {f"{role}_token": spelling for role, spelling in asdict(self).items() if spelling is not None}
 
 
@@ -57,7 +57,7 @@ NO_MARKS = RoleTokens()
 
 
 def said(settings: Mapping[str, Any], otherwise: RoleTokens | None = None) -> RoleTokens | None:
-    """The marks that settings name; what they leave out is as in `otherwise`. None where nothing says anything."""
+    """The special tokens in settings, with missing ones from `default`. None if neither defines any."""
     found = {role: _spelling(settings[f"{role}_token"]) for role in ROLES if f"{role}_token" in settings}
     if not found and otherwise is None:
         return None
@@ -65,18 +65,18 @@ def said(settings: Mapping[str, Any], otherwise: RoleTokens | None = None) -> Ro
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """tokenizer_config.json at `path`; marks that it lacks come from the special_tokens_map.json beside it."""
+    """tokenizer_config.json at `path`, with missing special tokens from special_tokens_map.json next to it."""
     return {**object_or_empty(path.with_name(MAP)), **object_or_empty(path)}
 
 
 def _spelling(value: Any) -> str | None:
-    """A mark is a text, or a mapping that has it as its content."""
+    """The spelling of a special token, which is a string or a mapping with the string as its content."""
     text = value.get("content") if isinstance(value, dict) else value
     return text if isinstance(text, str) and text else None
 
 
 def guessed(tokenizer: Tokenizer) -> RoleTokens:
-    """Where nothing is said: what the tokenizer puts around a text, or else symbols of well-known names."""
+    """Guess the special tokens: those that the tokenizer adds around a text, or else tokens with well-known names."""
     before, after = around(tokenizer)
     begin = before or _first(tokenizer, BEGIN)
     end = after or _first(tokenizer, END)
@@ -86,7 +86,7 @@ def guessed(tokenizer: Tokenizer) -> RoleTokens:
 
 
 def around(tokenizer: Tokenizer) -> tuple[str | None, str | None]:
-    """The first symbol that a tokenizer puts before a text, and the last that it puts after it."""
+    """The first token that a tokenizer adds before a text, and the last that it adds after it."""
     if tokenizer.post_processor is None:
         return None, None
     plain = tokenizer.encode("a", add_special_tokens=False).tokens
@@ -106,7 +106,7 @@ _TAGS = RoleTokens(bos="<s>", eos="</s>", unk="<unk>", sep="</s>", pad="<pad>", 
 _TEXTS = RoleTokens(bos=END_OF_TEXT, eos=END_OF_TEXT, unk=END_OF_TEXT)
 _CLIP = RoleTokens(bos="<|startoftext|>", eos=END_OF_TEXT, unk=END_OF_TEXT, pad=END_OF_TEXT)
 
-# The files of Marian's two sides.
+# Marian's files for source and target.
 SIDES = {"source": ("source.spm", "vocab.json"), "target": ("target.spm", "target_vocab.json")}
 MARKS: Mapping[str, RoleTokens] = {
     "bert": _BRACKETS,
@@ -123,7 +123,7 @@ MARKS: Mapping[str, RoleTokens] = {
     "siglip": RoleTokens(eos="</s>", unk="<unk>", pad="</s>"),
     "marian": RoleTokens(eos="</s>", unk="<unk>", pad="<pad>"),
 }
-"""The marks of each style, where the published files do not name them."""
+"""The special tokens of each style, for published files that do not name them."""
 
 _SAME = {
     **dict.fromkeys(("bart", "longformer", "led"), "roberta"),
@@ -140,11 +140,11 @@ _SAME = {
 
 _OTHER = "ctrl fsmt xlm biogpt herbert blenderbotsmall phobert bertweet bertjapanese esm cpmant roformer luke"
 OTHER = frozenset(_OTHER.split())
-"""Styles whose vocabularies have the same names of files, and that split texts by rules of their own."""
+"""Styles with the same file names, but other rules for splitting text."""
 
 
 def inferred(tokenizer: Tokenizer) -> str:
-    """The style that the symbols of a vocabulary tell, where nobody names one."""
+    """Infer the style from the tokens of a vocabulary."""
     known = [name for name, style in _TELLING if tokenizer.token_to_id(name) is not None]
     return dict(_TELLING)[known[0]] if known else ""
 
@@ -153,7 +153,7 @@ _TELLING = (("[CLS]", "bert"), ("<|startoftext|>", "clip"), ("</s>", "roberta"),
 
 
 def style_of(settings: Mapping[str, Any], config: Mapping[str, Any]) -> str:
-    """The style that a folder names: by its tokenizer's class, else by its model's type; empty where it names none."""
+    """The style of a folder, from its tokenizer class or its model type; empty if there is neither."""
     for value in (settings.get("tokenizer_class"), config.get("tokenizer_class"), config.get("model_type")):
         if isinstance(value, str) and value:
             name = re.sub(r"(tokenizer)?(fast)?$", "", value, flags=re.IGNORECASE).lower()
@@ -165,7 +165,7 @@ def style_of(settings: Mapping[str, Any], config: Mapping[str, Any]) -> str:
 
 
 def simplify(tokenizer: Tokenizer, settings: Mapping[str, Any]) -> None:
-    """Drop what SigLIP's tokenizer drops before it reads, which its files do not say: case, ASCII marks, spaces."""
+    """Add SigLIP's normalisation, which its files do not contain: drop case, ASCII punctuation and extra spaces."""
     if not str(settings.get("tokenizer_class", "")).startswith("SiglipTokenizer"):
         return
     steps: list[Any] = [] if settings.get("do_lower_case") is False else [normalizers.Lowercase()]
@@ -176,9 +176,9 @@ def simplify(tokenizer: Tokenizer, settings: Mapping[str, Any]) -> None:
 
 
 def frame(tokenizer: Tokenizer, style: str, marks: RoleTokens, settings: Mapping[str, Any]) -> None:
-    """Give a tokenizer the frame of its style, where it has none: what it puts before and after a text, or two.
+    """Add the style's template, which adds special tokens around one or two texts, to a tokenizer without one.
 
-    Of a decoder, `add_bos_token` and `add_eos_token` in its settings have the last word.
+    For decoders, `add_bos_token` and `add_eos_token` in the settings take precedence.
     """
     has_frame = tokenizer.post_processor is not None
     if has_frame and style in _ENDS:
@@ -212,5 +212,5 @@ def _wanted(settings: Mapping[str, Any], key: str, otherwise: bool) -> bool:
 
 
 def _symbol(tokenizer: Tokenizer, name: str | None) -> list[str]:
-    """The name alone, where it is a symbol."""
+    """A list with the name if it is a token; otherwise empty."""
     return [name] if name is not None and tokenizer.token_to_id(name) is not None else []

@@ -1,4 +1,4 @@
-"""What a tokenizer.json says beside its vocabulary, which is nearly all of it and is not read for that."""
+"""Read a tokenizer.json without its vocabulary, which is nearly all of it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _PREFIX, _TEXT = '"continuing_subword_prefix"', re.compile(r'\s*:\s*"[^"]')
 
 
 def outline(text: str) -> dict[str, Any]:
-    """The entries of a tokenizer.json, without its model where that comes last. ValueError for what is none."""
+    """The entries of a tokenizer.json, without its model if that comes last. ValueError for an invalid file."""
     found: dict[str, Any] = {}
     at = _after("{", text, 0)
     while True:
@@ -36,7 +36,7 @@ def outline(text: str) -> dict[str, Any]:
 
 
 def _after(mark: str, text: str, at: int) -> int:
-    """The next place behind a mark, and behind white space around it."""
+    """The position after a character and the white space around it."""
     at = _SPACE.match(text, at).end()  # type: ignore[union-attr]
     if text[at : at + 1] != mark:
         raise ValueError(f"it has {text[at : at + 20]!r} at {at} where {mark!r} is expected")
@@ -44,7 +44,7 @@ def _after(mark: str, text: str, at: int) -> int:
 
 
 def _more(text: str, at: int) -> bool:
-    """Whether an entry that counts stands behind a model: it would follow a brace that closes."""
+    """Whether a relevant entry follows the model: it would come after a closing brace."""
     place = at
     for _ in range(_BRACES):
         place = text.find("}", place)
@@ -54,27 +54,27 @@ def _more(text: str, at: int) -> bool:
         if entry and (entry[1] in _PARTS or "\\" in entry[1]):
             return True
         place += 1
-    return True  # it may be; all is read
+    return True  # possibly, so everything is read
 
 
 def _prefixed(text: str, at: int) -> bool:
-    """Whether a model may have both merges and a mark of inner pieces."""
+    """Whether a model may have both merges and a prefix of inner tokens."""
     place = text.find(_PREFIX, at)
     said = place >= 0 and _TEXT.match(text, place + len(_PREFIX)) is not None
     return said and text.find('"merges"', at) >= 0
 
 
 def check_merges(model: Any) -> None:
-    """ValueError for a BPE that marks inner pieces where a merge has one without the mark: the library panics."""
+    """ValueError for a BPE with a prefix of inner tokens and a merge without it, for which the library panics."""
     prefix = model.get("continuing_subword_prefix") if isinstance(model, dict) else None
     for merge in model.get("merges") or () if prefix else ():
         second = merge.partition(" ")[2] if isinstance(merge, str) else merge[1]
         if not second.startswith(str(prefix)):
-            raise ValueError(f"it merges {second!r:.40}, which does not begin with {prefix!r:.40}")
+            raise ValueError(f"it merges {second!r:.40}, which does not start with {prefix!r:.40}")
 
 
 def laid_open(parts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """The patterns ("Regex") and maps ("precompiled_charsmap") in the steps of a tokenizer."""
+    """All patterns ("Regex") and maps ("precompiled_charsmap") in the steps of a tokenizer."""
     waiting: list[Any] = [part for name, part in parts.items() if name != "model"]
     while waiting:
         one = waiting.pop()

@@ -1,8 +1,7 @@
-"""Regular expressions of published tokenizers: none may take more time than a text is worth.
+"""Regular expressions of published tokenizers: reject those that take too long.
 
-A search that backtracks takes the cube of a text's length, or doubles with each character; nothing stops
-it once it runs. So a pattern is known, or so simple that it cannot backtrack, or it is tried: in a helper's process, on
-texts of its own characters, repeated.
+A backtracking search is cubic or exponential in the length of the text, and nothing stops it once it runs. So a pattern
+must be known, or too simple to backtrack, or pass a test in a helper process on repetitions of its own characters.
 """
 
 from __future__ import annotations
@@ -17,13 +16,13 @@ from headway.codecs.tiktoken import O200K
 from headway.codecs.training import LINES, WORD
 from headway.errors import UserError
 
-_GPT4 = (  # cl100k as tiktoken has had it since 2023
+_GPT4 = (  # cl100k in tiktoken since 2023
     r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
 )
-_SPACED = r"\A +| +\z"  # of sentencepiece: at the ends of a text alone
+_SPACED = r"\A +| +\z"  # sentencepiece: only at the ends of a text
 KNOWN = frozenset({GPT2, CL100K, QWEN2, CLIP, O200K, _GPT4, WORD, LINES, PIECE_WORDS, _SPACED})
 LONGEST = 1 << 17  # characters of a pattern
-_SECONDS = 2.0  # of a processor, for all tries
+_SECONDS = 2.0  # CPU time of all tests
 _MEMORY = 1 << 30  # bytes
 _helper = Helper("headway.codecs.tries", _MEMORY)
 
@@ -37,21 +36,21 @@ _PARTS = re.compile(
 
 
 def check_pattern(pattern: str, source: str) -> None:
-    """UserError for a regular expression that is broken, that backtracks or is too long."""
+    """UserError for a regular expression that is invalid, backtracks or is too long."""
     if pattern in KNOWN:
         return
-    said = f"{source} finds words by {pattern!r:.80}"
+    said = f"{source} splits words with {pattern!r:.80}"
     if len(pattern) > LONGEST:
-        raise UserError(f"{said}, of {len(pattern):,} characters, {LONGEST:,} at most; use another tokenizer")
+        raise UserError(f"{said}, of {len(pattern):,} characters, more than {LONGEST:,}; use another tokenizer")
     fault = None if is_simple(pattern) else _tried(pattern)
     if fault is not None:
         raise UserError(f"{said}, which {fault}; use another tokenizer, or write the pattern without nested repeats")
 
 
 def is_simple(pattern: str) -> bool:
-    """Whether a search takes a step for each character: nothing that repeats is followed by anything, or in a group.
+    """Whether a search takes one step per character: no repeat is followed by anything or inside a group.
 
-    Groups only look around, at texts of fixed length.
+    Groups may only be lookarounds of fixed length.
     """
     inside = repeated = False
     optional = 0
@@ -75,7 +74,7 @@ def _tried(pattern: str) -> str | None:
         return _helper.ask(pattern, _SECONDS)
     except HelperError as error:
         return {
-            "time": "backtracks without end",
-            "memory": f"takes more than {_MEMORY >> 20} MB",
-            "death": "ends the process that tries it",
+            "time": "backtracks endlessly",
+            "memory": f"needs more than {_MEMORY >> 20} MB",
+            "death": "crashes its process",
         }[error.reason]

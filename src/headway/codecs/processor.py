@@ -1,4 +1,4 @@
-"""Image files to pixels, and pixels to what a model reads, as a published preprocessor_config.json says."""
+"""Decode image files, and preprocess pixels for a model according to a published preprocessor_config.json."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from headway.config import from_dict
 from headway.errors import UserError, nearest
 from headway.images import FORMATS, open_image, pillow
 
-_LARGE = 1 << 23  # pixels; of images of more, one is decoded at a time
+_LARGE = 1 << 23  # pixels; larger images are decoded one at a time
 _ONE_BY_ONE = threading.Lock()
 
 
 def read_image(path: Path | str) -> UInt8[np.ndarray, "H W 3"]:
-    """The pixels of an image file, turned as its camera says; the first picture of several.
+    """The pixels of an image file, rotated by its EXIF orientation; the first frame of several.
 
-    Palettes and grey become RGB, 16 bits become 8, and what is transparent lies on white. UserError for what is no
-    image, is cut off or corrupt, or has so many pixels that decoding it would take the memory (a decompression bomb).
+    Palettes and grey become RGB, 16 bits become 8, and transparency becomes white. UserError if it is not an image, is
+    truncated or corrupt, or has so many pixels that decoding would exhaust memory (a decompression bomb).
     """
     place = Path(path)
     if not place.is_file():
-        raise UserError(f"{place} is not a file; give image files ({', '.join(FORMATS)})")
+        raise UserError(f"{place} is not a file; pass image files ({', '.join(FORMATS)})")
     return _read(place, str(place))
 
 
@@ -49,43 +49,43 @@ def _read(source: Path | io.BytesIO, place: str) -> UInt8[np.ndarray, "H W 3"]:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning, MemoryError) as error:
         raise UserError(f"{place} has too many pixels ({_said(error)}); make the image smaller") from None
     except Image.UnidentifiedImageError:
-        raise UserError(f"{place} is not an image that is known; give one of {', '.join(FORMATS)}") from None
+        raise UserError(f"{place} is not a supported image; use one of {', '.join(FORMATS)}") from None
     except Exception as error:  # each format's parser raises its own: OSError, SyntaxError, struct.error, ...
-        raise UserError(f"{place} is cut off or corrupt ({_said(error)}); get the file again") from None
+        raise UserError(f"{place} is truncated or corrupt ({_said(error)}); download or save it again") from None
 
 
 def _turn(image: Any) -> AbstractContextManager[Any]:
-    """What a large image waits for, as one of them is decoded at a time."""
+    """A lock for large images, which are decoded one at a time."""
     return _ONE_BY_ONE if image.width * image.height > _LARGE else nullcontext()
 
 
 def write_image(pixels: UInt8[np.ndarray, "H W 3"], path: Path | str) -> None:
-    """Write a file of the kind that its name ends on. UserError for a kind that is not known, or where it cannot be."""
+    """Write an image in the format of the file's extension. UserError if it is unknown or the path is not writable."""
     try:
         pillow().fromarray(pixels).save(path)
     except ValueError:
-        raise UserError(f"{path} does not end like an image file; name it like picture.png") from None
+        raise UserError(f"{path} does not have an image file's extension; use one such as .png") from None
     except OSError as error:
-        raise UserError(f"{path} cannot be written ({_said(error)}); choose another place") from None
+        raise UserError(f"{path} cannot be written ({_said(error)}); choose another path") from None
 
 
 def _rgb(image: Any, place: str) -> UInt8[np.ndarray, "H W 3"]:
     from PIL import ImageOps
 
-    image.load()  # decodes, so that what is wrong is found here
+    image.load()  # decode now, so that errors are raised here
     grey = image.mode.startswith(("I", "F"))
     if not grey:
         ImageOps.exif_transpose(image, in_place=True)
     out = np.empty((image.height, image.width, 3), np.uint8)
     rows = max(1, _LARGE // (8 * image.width))
-    for top in range(0, image.height, rows):  # as what it is converted to takes several times its memory
+    for top in range(0, image.height, rows):  # in bands, because conversion takes several times their memory
         band = image if rows >= image.height else image.crop((0, top, image.width, min(image.height, top + rows)))
         out[top : top + rows] = _eight_bits(band, place)[:, :, None] if grey else np.asarray(_opaque(band))
     return out
 
 
 def _opaque(image: Any) -> Any:
-    """An image in RGB, on white where it is transparent."""
+    """An image in RGB, with a white background."""
     if "A" in image.getbands() or image.info.get("transparency") is not None:
         image = image.convert("RGBA")
         white = pillow().new("RGBA", image.size, (255, 255, 255, 255))
@@ -94,7 +94,7 @@ def _opaque(image: Any) -> Any:
 
 
 def _eight_bits(image: Any, place: str) -> UInt8[np.ndarray, "H W"]:
-    """Grey of 16 bits; Pillow itself would cut it at 255."""
+    """16-bit grey scaled to 8 bits; Pillow itself would clip it at 255."""
     grey = np.asarray(image)
     if grey.dtype.kind == "f" or grey.min(initial=0) < 0 or grey.max(initial=0) > 65535:
         raise UserError(f"{place} has pixels of mode {image.mode}, outside 0 to 65535; save it with 8 or 16 bits")
@@ -106,12 +106,12 @@ def _said(error: BaseException) -> str:
 
 
 FILE = "preprocessor_config.json"
-_LONGEST = 1 << 12  # pixels of a side of what a model reads
-_GREATEST = 1e6  # of the numbers that pixels are scaled by
+_LONGEST = 1 << 12  # maximum height or width of a model's input
+_GREATEST = 1e6  # maximum of scaling constants
 _HALF = (0.5, 0.5, 0.5)
 _COMMON = {"do_resize": True, "do_rescale": True, "do_normalize": True, "rescale_factor": 1 / 255}
 _COMMON |= {"image_mean": _HALF, "image_std": _HALF, "resample": 2, "do_center_crop": False}
-# What each kind means by leaving a key out.
+# The defaults of each kind for missing keys.
 DEFAULTS: dict[str, dict[str, Any]] = {
     "ViT": {**_COMMON, "size": 224},
     "DeiT": {**_COMMON, "size": 256, "resample": 3, "do_center_crop": True, "crop_size": 224},
@@ -126,16 +126,16 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     },
     "Siglip": {**_COMMON, "size": 224, "resample": 3},
 }
-_SHORTEST = ("CLIP",)  # kinds whose size, where it is one number, is that of the shorter edge
+_SHORTEST = ("CLIP",)  # kinds for which a single number as size is the shorter edge
 
 
 @dataclass(frozen=True)
 class ImageProcessor:
-    """How images become inputs. What is None is not done.
+    """Image preprocessing. Steps that are None are skipped.
 
-    `size` (height, width) or the `shortest` edge is what images are resized to, by Pillow's filter number `resample`;
-    `crop` (height, width) is cut from the middle, black where the image is smaller; then pixels x are (`factor` x -
-    `mean`) / `std`, each channel with its own. One number for `mean` and `std` is a model that sees grey.
+    Images are resized to `size` (height, width) or to the `shortest` edge, with Pillow's filter `resample`; the centre
+    `crop` (height, width) is taken, padded with black; then pixels x become (`factor` x - `mean`) / `std` per channel.
+    One number for `mean` and `std` means greyscale input.
     """
 
     size: tuple[int, int] | None = (224, 224)
@@ -148,7 +148,7 @@ class ImageProcessor:
 
     @staticmethod
     def read(values: Mapping[str, Any], source: str) -> ImageProcessor:
-        """From the values of a preprocessor_config.json; `source` is for messages. UserError for one not known."""
+        """Parse the values of a preprocessor_config.json; `source` is for messages. UserError for unsupported ones."""
         kind = _kind(values, source)
         said = {**DEFAULTS[kind], **{k: v for k, v in values.items() if v is not None}}
         size = shortest = crop = None
@@ -168,12 +168,14 @@ class ImageProcessor:
         if _flag(said, "do_normalize", source):
             mean, std = (_channels(said[name], f"{source}: {name}") for name in ("image_mean", "image_std"))
             if len(mean) != len(std):
-                raise UserError(f"{source}: image_mean has {len(mean)} numbers and image_std {len(std)}; give as many")
+                raise UserError(
+                    f"{source}: image_mean has {len(mean)} numbers but image_std {len(std)}; use equally many"
+                )
             if min(map(abs, std)) * _GREATEST < 1:
-                raise UserError(f"{source}: image_std is {list(std)}; it divides, so no number of it may be near 0")
+                raise UserError(f"{source}: image_std is {list(std)}; use divisors that are not near 0")
         resample = from_dict(int, said["resample"], f"{source}: resample")
         if not 0 <= resample <= 5:
-            raise UserError(f"{source}: resample is {resample}; Pillow's filters are 0 to 5 (2 bilinear, 3 bicubic)")
+            raise UserError(f"{source}: resample is {resample}; use a Pillow filter, 0 to 5 (2 bilinear, 3 bicubic)")
         return ImageProcessor(size, shortest, resample, crop, factor, mean, std)
 
     @property
@@ -182,15 +184,15 @@ class ImageProcessor:
 
     @property
     def shape(self) -> tuple[int, int] | None:
-        """Height and width of what the model reads; None where images keep their own."""
+        """Height and width of the model's input; None if images keep their own."""
         return self.crop or (None if self.shortest is not None else self.size)
 
     def __call__(self, pixels: UInt8[np.ndarray, "H W 3"]) -> Float32[np.ndarray, "C h w"]:
-        """What the model reads of one image."""
+        """The model's input for one image."""
         return self.numbers(self.pixels(pixels))
 
     def pixels(self, image: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "h w C"]:
-        """The part of an image that the model sees, in the size and with the channels in which it does."""
+        """The resized and cropped image, with the model's number of channels."""
         seen = self._resized(image)
         if self.crop is not None:
             seen = _middle(seen, self.crop)
@@ -210,8 +212,8 @@ class ImageProcessor:
             longer = int(self.shortest * max(high, wide) / min(high, wide))
             if longer > _LONGEST:
                 raise UserError(
-                    f"an image of {high} x {wide} pixels is too thin: with a shorter edge of {self.shortest} the "
-                    f"longer one has {longer}, more than {_LONGEST}; cut a part out of it"
+                    f"an image of {high} x {wide} pixels is too narrow: with a shorter edge of {self.shortest} the "
+                    f"longer one has {longer}, more than {_LONGEST}; crop it"
                 )
             high, wide = (longer, self.shortest) if wide <= high else (self.shortest, longer)
         elif self.size is not None:
@@ -222,7 +224,7 @@ class ImageProcessor:
 
 
 def grey(pixels: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "H W 1"]:
-    """Brightness by ITU-R 601-2, to the bits of Pillow's mode L; grey images stay what they are."""
+    """Luma by ITU-R 601-2, bit-identical to Pillow's mode L; grey images are unchanged."""
     red, green, blue = (pixels[..., i : i + 1].astype(np.uint32) for i in range(3))
     return ((19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16).astype(np.uint8)
 
@@ -242,15 +244,15 @@ def _flag(said: Mapping[str, Any], name: str, source: str) -> bool:
 def _side(value: Any, path: str) -> int:
     side = from_dict(int, value, path)
     if not 1 <= side <= _LONGEST:
-        raise UserError(f"{path} is {side}; give 1 to {_LONGEST} pixels")
+        raise UserError(f"{path} is {side}; use 1 to {_LONGEST} pixels")
     return side
 
 
 def _sides(value: Any, path: str) -> tuple[int, int]:
-    """Height and width of a mapping, or of one number for both (older files)."""
+    """Height and width from a mapping, or from one number for both (older files)."""
     if isinstance(value, Mapping):
         if not {"height", "width"} <= value.keys():
-            raise UserError(f"{path} is {dict(value)}; it should have height and width, or shortest_edge alone")
+            raise UserError(f"{path} is {dict(value)}; use height and width, or shortest_edge alone")
         return _side(value["height"], path), _side(value["width"], path)
     side = _side(value, path)
     return side, side
@@ -259,16 +261,16 @@ def _sides(value: Any, path: str) -> tuple[int, int]:
 def _number(value: Any, path: str) -> float:
     found = from_dict(float, value, path)
     if not abs(found) <= _GREATEST:
-        raise UserError(f"{path} is {found}; give a number from -{_GREATEST:g} to {_GREATEST:g}")
+        raise UserError(f"{path} is {found}; use a number from -{_GREATEST:g} to {_GREATEST:g}")
     return found
 
 
 def _channels(value: Any, path: str) -> tuple[float, ...]:
-    """A number for each channel, or one for all; a list of one is that of grey."""
+    """A number per channel, or one for all; a list of one is for greyscale."""
     if not isinstance(value, (list, tuple)):
         return (_number(value, path),) * 3
     if len(value) not in (1, 3):
-        raise UserError(f"{path} has {len(value)} numbers; give 3, for red, green and blue, or 1 for grey")
+        raise UserError(f"{path} has {len(value)} numbers; use 3 for red, green and blue, or 1 for grey")
     return tuple(_number(each, path) for each in value)
 
 
@@ -280,6 +282,6 @@ def _middle(pixels: UInt8[np.ndarray, "H W 3"], crop: tuple[int, int]) -> UInt8[
 
 
 def _span(there: int, wanted: int) -> tuple[int, int, int]:
-    """Where the middle begins in the image, where it begins in the crop, and its length."""
+    """The start of the centre in the image, its start in the crop, and its length."""
     start = (there - wanted) // 2
     return (start, 0, wanted) if start >= 0 else (0, -start, there)

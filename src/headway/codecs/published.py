@@ -1,4 +1,4 @@
-"""Tokenizers as they were published, in whichever of the formats a folder has them."""
+"""Load published tokenizers in any of the formats that a folder may contain."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ from headway.errors import UserError
 
 Side = Literal["source", "target"]
 MODELS = ("spiece.model", "tokenizer.model", "sentencepiece.bpe.model", "sentencepiece.model", "spm.model")
-_MOST = 1 << 24  # symbols
+_MOST = 1 << 24  # tokens
 
 
 @dataclass(frozen=True)
 class _Folder:
-    """What the files beside a vocabulary say of it."""
+    """The settings in the files next to a vocabulary."""
 
     directory: Path
     settings: Mapping[str, Any]
@@ -48,7 +48,7 @@ class _Folder:
 
 
 class _Read(NamedTuple):
-    """A tokenizer, its style, and the marks that the style has; None where they are to be guessed."""
+    """A tokenizer, its style, and the style's special tokens; None if they must be guessed."""
 
     tokenizer: Tokenizer
     style: str
@@ -56,23 +56,23 @@ class _Read(NamedTuple):
 
 
 def load_codec(path: Path | str) -> TokenizerCodec:
-    """The codec of a tokenizer.json, or of a folder that holds one or another published tokenizer.
+    """The codec of a tokenizer.json, or of a folder with a published tokenizer.
 
-    UserError where there is none.
+    UserError if there is none.
     """
     codec = published_codec(path)
     if codec is None:
         file = Path(path) / FILE if Path(path).is_dir() else Path(path)
-        raise UserError(f"{file} does not exist; give a tokenizer.json or a folder that holds one")
+        raise UserError(f"{file} does not exist; pass a tokenizer.json or a folder with one")
     return codec
 
 
 def published_codec(path: Path | str, side: Side = "source") -> TokenizerCodec | None:
-    """The codec of a folder or a file in a published format; None where there is no tokenizer.
+    """The codec of a folder or a file in a published format; None if there is no tokenizer.
 
-    It reads, the first that is there: tokenizer.json; vocab.json with merges.txt; vocab.txt; source.spm and target.spm
-    with vocab.json, of which `side` is taken; a sentencepiece .model; .tiktoken ranks. No code is run. Raises
-    UserError for files that are broken, too large, pickled, or of a class whose rules are not known.
+    It reads the first of: tokenizer.json; vocab.json with merges.txt; vocab.txt; source.spm and target.spm with
+    vocab.json, of which `side` is used; a sentencepiece .model; .tiktoken ranks. No code is run. Raises UserError for
+    files that are invalid, too large, pickled, or of an unsupported class.
     """
     place = Path(path)
     file = place if place.is_file() else _vocabulary(place, side)
@@ -84,8 +84,8 @@ def published_codec(path: Path | str, side: Side = "source") -> TokenizerCodec |
     folder = _Folder(file.parent, settings, style_of(settings, config))
     if settings.get("auto_map") and file.name != FILE:
         raise UserError(
-            f"{file.with_name(CONFIG)} asks for code of its own (auto_map), which is never run; "
-            f"put a {FILE} beside it (save_pretrained of transformers writes one)"
+            f"{file.with_name(CONFIG)} needs custom code (auto_map), which is never run; "
+            f"add a {FILE} next to it (transformers' save_pretrained writes one)"
         )
     read = _read(file, folder, side)
     with library_errors(file):
@@ -93,19 +93,19 @@ def published_codec(path: Path | str, side: Side = "source") -> TokenizerCodec |
 
 
 def check_fits(codec: TokenizerCodec, symbols: int, place: Path | str) -> None:
-    """UserError for a tokenizer whose ids go beyond the `symbols` of a model's embedding; fewer of them are usual.
+    """UserError for a tokenizer with more ids than the `vocab_size` of a model's embedding; fewer are common.
 
-    `place` is where the two lie, for the message.
+    `path` is the folder of both, for the message.
     """
     if codec.size > symbols:
         raise UserError(
-            f"{place}: the tokenizer has {codec.size} symbols and the model's embedding {symbols}; "
+            f"{place}: the tokenizer has {codec.size} tokens but the model's embedding only {symbols}; "
             "use the tokenizer that the model was trained with"
         )
 
 
 def _vocabulary(directory: Path, side: Side) -> Path | None:
-    """The file of a folder that holds its vocabulary."""
+    """The file with a folder's vocabulary."""
     pair = (bytepairs.VOCABULARY, bytepairs.MERGES)
     found = first_file(directory, [FILE])
     if found is None and all((directory / name).is_file() for name in pair):
@@ -116,7 +116,7 @@ def _vocabulary(directory: Path, side: Side) -> Path | None:
     ranks = sorted(directory.glob("*.tiktoken"))
     if len(ranks) > 1:
         names = ", ".join(path.name for path in ranks)
-        raise UserError(f"{directory} holds several tokenizers ({names}); give the one to use")
+        raise UserError(f"{directory} contains several tokenizers ({names}); pass the one to use")
     return ranks[0] if ranks else None
 
 
@@ -127,7 +127,7 @@ def _read(file: Path, folder: _Folder, side: Side) -> _Read:
     if file.suffix == ".json":
         return _Read(_read_json(file), style, None)
     from headway.codecs import tiktoken
-    from headway.codecs.vocabularies import read_marian, read_sentencepiece  # and what reads sentencepiece's
+    from headway.codecs.vocabularies import read_marian, read_sentencepiece  # imports the sentencepiece reader
 
     if file.suffix == ".spm":
         return _Read(read_marian(folder.directory, side), "marian", MARKS["marian"])
@@ -142,8 +142,8 @@ def _read(file: Path, folder: _Folder, side: Side) -> _Read:
 def _read_vocabulary(file: Path, style: str, settings: Mapping[str, Any]) -> _Read:
     if style in OTHER:
         raise UserError(
-            f"{file} belongs to a tokenizer of class {style!r}, whose rules beside it are not known; "
-            f"put a {FILE} beside it (save_pretrained of transformers writes one)"
+            f"{file} belongs to a tokenizer of the unsupported class {style!r}; "
+            f"add a {FILE} next to it (transformers' save_pretrained writes one)"
         )
     read = wordpiece.read_wordpiece if file.suffix == ".txt" else bytepairs.read_pairs
     tokenizer = read(file, style, settings)
@@ -161,10 +161,10 @@ def _codec(read: _Read, folder: _Folder, file: Path) -> TokenizerCodec:
         added.make_special(tokenizer, marks)
         frame(tokenizer, read.style, marks, folder.settings)
     if tokenizer.get_vocab_size() == 0:
-        raise UserError(f"{file} holds no symbols; give the tokenizer of a trained model")
+        raise UserError(f"{file} contains no tokens; use the tokenizer of a trained model")
     codec = TokenizerCodec(tokenizer, marks)
     if codec.size > _MOST:
-        raise UserError(f"{file} numbers its symbols up to {codec.size - 1}, which no model has; download it again")
+        raise UserError(f"{file} has token ids up to {codec.size - 1}, too many for any model; download it again")
     return codec
 
 
@@ -182,11 +182,11 @@ def _read_json(file: Path) -> Tokenizer:
                 check_charsmap(base64.b64decode(value, validate=True))
         check_merges(parts.pop("model", None))
         bare = {name: part for name, part in parts.items() if name not in ("added_tokens", "truncation", "padding")}
-        # What it does to texts is looked at before it meets the added tokens, to which it does it too.
+        # Its growth is checked before added tokens are loaded, because it also processes these.
         check_growth(Tokenizer.from_str(json.dumps({**bare, "added_tokens": [], "model": _NO_MODEL})), source)
         tokenizer = Tokenizer.from_str(text)
-        tokenizer.no_truncation()  # nothing is cut in silence,
-        tokenizer.no_padding()  # nor made longer
+        tokenizer.no_truncation()  # never truncate or pad silently
+        tokenizer.no_padding()
         agrees = all(tokenizer.token_to_id(content) == number for content, number in stated.items())
         return tokenizer if agrees else _with_gaps(text, file)
 
@@ -195,7 +195,7 @@ _NO_MODEL = {"type": "BPE", "vocab": {}, "merges": []}
 
 
 def _with_gaps(text: str, file: Path) -> Tokenizer:
-    """The tokenizer of a file whose added tokens leave gaps between their ids, which the library would close."""
+    """The tokenizer of a file whose added tokens have gaps between their ids, which the library would close."""
     state = parse_object(text, file)
     tokens = {int(token["id"]): added.read_token(token, str(file)) for token in state["added_tokens"]}
     tokenizer = Tokenizer.from_str(json.dumps({**state, "added_tokens": [], "truncation": None, "padding": None}))

@@ -1,8 +1,8 @@
-"""Where chat templates run: jinja2's sandbox, with limits on processor time and on the size of every value.
+"""A sandbox for chat templates: jinja2's sandbox with limits on CPU time and on the size of every value.
 
-A template comes with a model from anywhere. The sandbox keeps it from the machine; the limits keep it from a loop
-without end and from texts that double until the memory is full. It runs in a helper's process, whose limits hold
-inside a single call too and for all values together.
+Templates come with untrusted models. The sandbox keeps them from the machine; the limits stop endless loops and strings
+that double until memory is full. It runs in a helper process, whose limits also apply within a single call and to all
+values together.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from jinja2.visitor import NodeTransformer
 
 from headway.codecs.turns import CLOSE, OPEN
 
-LARGEST = 1 << 23  # characters of a text, items of a list
+LARGEST = 1 << 23  # characters of a string, items of a list
 _WORK = 1 << 26  # characters that one call may write
-_BITS = 1 << 14  # of a whole number
+_BITS = 1 << 14  # of an integer
 _METHODS = ("center", "expandtabs", "format", "format_map", "join", "ljust", "replace", "rjust", "translate", "zfill")
 _FILTERS = ("batch", "center", "format", "indent", "join", "replace", "round", "slice", "tojson", "wordwrap")
 _FORMATS = ("format", "format_map")
-_REFUSED = ("encode", "to_bytes", "from_bytes")  # methods that make bytes, which nothing here measures
-_UNUSED = ("pprint", "random", "sum", "urlize", "xmlattr")  # sums of lists take the square of their number
+_REFUSED = ("encode", "to_bytes", "from_bytes")  # methods that return bytes, whose size is not measured
+_UNUSED = ("pprint", "random", "sum", "urlize", "xmlattr")  # summing lists is quadratic
 _DATA = (str, int, float, list, tuple, dict)
 _WIDTH = re.compile(r"\d{6}|\{[^{}]*\{|%[-+ #0]*\*")
 _NUMBERS, _FIELDS = re.compile(r"\d+"), re.compile(r"[%{]")
-_DIGITS = 100  # after the point, of a number that is rounded
-_ESCAPED = re.compile(r"\\u(fd[de][0-9a-f])")  # a guard in a message, which stays one
+_DIGITS = 100  # decimal places when rounding
+_ESCAPED = re.compile(r"\\u(fd[de][0-9a-f])")  # a guard in a message, which must be kept
 _deadline: ContextVar[float] = ContextVar("deadline")
 
 
@@ -48,12 +48,12 @@ class OvertimeError(SecurityError):
 
 
 class RefusedError(TemplateError):
-    """The messages are none that the template takes, in its own words."""
+    """The template rejects the messages; the text is its own."""
 
 
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """The processor time in which a template must be done."""
+    """Limit the CPU time of a template."""
     token = _deadline.set(time.thread_time() + seconds)
     try:
         yield
@@ -62,9 +62,9 @@ def time_limit(seconds: float) -> Iterator[None]:
 
 
 class Generation(Extension):
-    """{% generation %} ... {% endgeneration %} around what the assistant writes."""
+    """{% generation %} ... {% endgeneration %} around the assistant's output."""
 
-    tags = {"generation"}  # noqa: RUF012 (as the base class has it)
+    tags = {"generation"}  # noqa: RUF012 (as in the base class)
 
     def parse(self, parser: Parser) -> list[nodes.Node]:
         line = next(parser.stream).lineno
@@ -74,7 +74,7 @@ class Generation(Extension):
 
 
 class Sandbox(ImmutableSandboxedEnvironment):
-    """jinja2 as published chat templates expect it, inside limits."""
+    """jinja2 as published chat templates expect it, with limits."""
 
     intercepted_binops = frozenset(["+", "*", "**", "%"])
 
@@ -84,7 +84,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
             lstrip_blocks=True,
             extensions=[Generation, "jinja2.ext.loopcontrols"],
             finalize=self.text,
-            optimized=False,  # nothing is computed before the clock runs
+            optimized=False,  # compute nothing before the clock starts
         )
         self.globals.pop("lipsum", None)
         self.globals.update(raise_exception=_refuse, strftime_now=_now)
@@ -101,9 +101,9 @@ class Sandbox(ImmutableSandboxedEnvironment):
             raise OvertimeError("it takes too long")
 
     def text(self, value: Any) -> str:
-        """A value as it is written: texts, numbers, and lists of them."""
+        """A value as output: strings, numbers, and lists of these."""
         if not isinstance(value, (*_DATA, Undefined, type(None))):
-            raise SecurityError(f"it writes a {type(value).__name__}, which is no text")
+            raise SecurityError(f"it writes a {type(value).__name__}, which is not text")
         measure(value)
         return str(value)
 
@@ -121,9 +121,9 @@ class Sandbox(ImmutableSandboxedEnvironment):
         method = getattr(__obj, "__wrapped__", __obj)  # jinja2 wraps str.format
         owner, name = getattr(method, "__self__", None), getattr(method, "__name__", "")
         if name in _REFUSED:
-            raise SecurityError(f"it calls {name}, which makes no text")
-        if isinstance(owner, str) and name in _FORMATS and method is __obj:  # reached by a way that jinja2 forgot
-            raise SecurityError(f"it calls {name} of a text outside the sandbox")
+            raise SecurityError(f"it calls {name}, which does not return text")
+        if isinstance(owner, str) and name in _FORMATS and method is __obj:  # not wrapped by jinja2
+            raise SecurityError(f"it calls {name} of a string outside the sandbox")
         if isinstance(owner, str) and name in _METHODS:
             _check_work(name, owner, [*args, *kwargs.values()])
         return __self.contained(super().call(__context, __obj, *args, **kwargs))
@@ -134,7 +134,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return self.contained(super().call_binop(context, operator, left, right))
 
     def _limited(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """A filter that looks at the size of what it gets and gives."""
+        """A filter that checks the size of its arguments and its result."""
 
         @functools.wraps(function)
         def limited(*args: Any, **kwargs: Any) -> Any:
@@ -160,7 +160,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
 
 class _Watched(NodeTransformer):
-    """Puts the limits into a template: a tick into each loop, a look at each list and text that is put together."""
+    """Adds the limits to a template: a tick in each loop, a size check of each new list and string."""
 
     def visit_For(self, node: nodes.For) -> nodes.Node:  # noqa: N802 (named by jinja2)
         self.generic_visit(node)
@@ -190,7 +190,7 @@ def _own(name: str, args: list[nodes.Expr], at: nodes.Node) -> nodes.Expr:
 
 
 def measure(value: Any) -> int:
-    """Characters and items of a value, counted as often as they are held. Raises SecurityError beyond LARGEST."""
+    """The characters and items of a value, counting repeats. Raises SecurityError beyond LARGEST."""
     size, waiting = 0, [value]
     while waiting:
         one = waiting.pop()
@@ -203,7 +203,7 @@ def measure(value: Any) -> int:
         elif isinstance(one, int) and one.bit_length() > _BITS:
             raise SecurityError("it computes a number that is too large")
         elif isinstance(one, Namespace) and one is not value:
-            raise SecurityError("it keeps a namespace inside a value")
+            raise SecurityError("it stores a namespace inside a value")
         size += 1
         if size + len(waiting) > LARGEST:
             raise SecurityError(f"it makes a value of more than {LARGEST:,} characters")
@@ -211,7 +211,7 @@ def measure(value: Any) -> int:
 
 
 def _check_work(name: str, value: Any, others: list[Any]) -> None:
-    """Before the call of a method or filter that may write a multiple of `value`."""
+    """Check the work of a method or filter that may write a multiple of `value`."""
     if name.startswith("format"):
         _no_namespace(others)
         _check_format(value, others)
@@ -224,7 +224,7 @@ def _check_work(name: str, value: Any, others: list[Any]) -> None:
 
 
 def _check_format(form: Any, values: list[Any]) -> None:
-    """Each field may write every value, and is at least as wide as it says."""
+    """Check a format string: each field may write every value, and is at least as wide as stated."""
     if not isinstance(form, str):
         return
     if _WIDTH.search(form):
@@ -247,9 +247,9 @@ def _check_operands(operator: str, left: Any, right: Any) -> None:
 
 
 def _no_namespace(values: list[Any]) -> None:
-    """Namespaces may hold each other, and their text would have no end."""
+    """Reject namespaces, which may contain each other, so that their text would be infinite."""
     if any(isinstance(value, Namespace) for value in values):
-        raise SecurityError("it writes a namespace, which is no text")
+        raise SecurityError("it writes a namespace, which is not text")
 
 
 def _refuse(message: Any = "") -> None:
@@ -257,9 +257,9 @@ def _refuse(message: Any = "") -> None:
 
 
 def _now(form: Any) -> str:
-    """The time of day as `form` writes it."""
+    """The current time in the format `time_format`."""
     if not isinstance(form, str) or len(form) > 100:
-        raise SecurityError("it writes the time in no form that is known")
+        raise SecurityError("it writes the time in an unsupported format")
     return time.strftime(form)
 
 
@@ -270,7 +270,7 @@ def _to_json(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """As published templates expect it: jinja2's own would escape < and > for HTML."""
+    """JSON as published templates expect it; jinja2's own filter would escape < and > for HTML."""
     text = json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
     return _ESCAPED.sub(lambda match: chr(int(match[1], 16)), text) if ensure_ascii else text
 
@@ -281,24 +281,24 @@ def _compiled(text: str) -> Template:
 
 
 def answer(request: Mapping[str, Any]) -> dict[str, str]:
-    """What the template `text` writes with `values`, as "written"; or why it does not, as "refused" (and "spent").
+    """Render the template `text` with `values`: its output as "written", or the error as "refused" (and "spent").
 
-    It has `seconds` of processor time. Without values it is compiled alone.
+    It has `seconds` of CPU time. Without values, it is only compiled.
     """
     try:
         with time_limit(request["seconds"]):
             template, values = _compiled(request["text"]), request["values"]
             return {"written": "" if values is None else _written(template, values)}
     except RefusedError as error:
-        return {"refused": f"refuses these messages: {error}"}
+        return {"refused": f"rejects these messages: {error}"}
     except TemplateSyntaxError as error:
         return {"refused": f"is not a template: {error.message} (line {error.lineno}); correct it"}
     except MemoryError:
         raise
-    except Exception as error:  # templates are programs, and fail as programs do
+    except Exception as error:  # templates are programs and can raise anything
         reason = " ".join(str(error).split()) or type(error).__name__
         spent = {"spent": "time"} if isinstance(error, OvertimeError) else {}
-        return {"refused": f"fails: {reason:.300}; give messages of the form it expects", **spent}
+        return {"refused": f"fails: {reason:.300}; use messages in the format that it expects", **spent}
 
 
 def _written(template: Template, values: Mapping[str, Any]) -> str:

@@ -1,12 +1,12 @@
-"""sentencepiece models: their file, and the tokenizer that gives their ids.
+"""sentencepiece models: parse the file, and build a tokenizer with the same ids.
 
-The charsmap, which says what characters become which, is a trie in a double array:
+The charsmap, which maps characters to replacements, is a double-array trie:
 
-    4 bytes: size of the array | the array, units of 4 bytes | texts, each ended by a zero byte
+    4 bytes: size of the array | the array, units of 4 bytes | strings, each terminated by a zero byte
 
-A unit holds the offset of its children, whether a key ends at it, and its own label, which is a byte; a unit that a key
-leads to holds the place of a text. The library follows offsets and places unchecked, and ends the process's work
-where they lead out of the map.
+A unit contains the offset of its children, whether a key ends at it, and its label, a byte; a unit at the end of a key
+contains the position of a string. The library follows offsets and positions unchecked, and panics if they are outside
+the map.
 
 Unigram: Kudo 2018; BPE: Sennrich et al. 2016, merged by score as sentencepiece does.
 """
@@ -32,29 +32,29 @@ _VALUE, _LEAF = np.uint32(1 << 31), np.uint32(1 << 8)
 
 
 def check_charsmap(data: bytes) -> None:
-    """Raises ValueError where some text would lead out of the map."""
+    """Raises ValueError if any text would lead outside the map."""
     size = int.from_bytes(data[:4], "little")
     if not size or size % 1024 or 4 + size > len(data):
-        raise ValueError(f"its charsmap of {len(data)} bytes claims an array of {size}")
+        raise ValueError(f"its charsmap of {len(data)} bytes states an array of {size} bytes")
     units, texts = np.frombuffer(data, "<u4", size // 4, 4), data[4 + size :]
     if texts and texts[-1]:
-        raise ValueError("the last text of its charsmap has no end")
+        raise ValueError("the last string of its charsmap is not terminated")
     longest = max(map(len, texts.decode("utf-8").split("\0")))
     if longest > LONGEST_MAPPED:
-        raise ValueError(f"its charsmap makes {longest:,} characters of one, {LONGEST_MAPPED} at most")
+        raise ValueError(f"its charsmap replaces a character by {longest:,}, more than {LONGEST_MAPPED}")
     nodes = np.flatnonzero(units < _VALUE)
     below = nodes ^ _offsets(units[nodes])
     if (below | 255 >= len(units)).any():
-        raise ValueError("its charsmap leads out of its array")
+        raise ValueError("its charsmap has an offset outside its array")
     places = units[below[units[nodes] & _LEAF != 0]] & (_VALUE - 1)
     if (places >= len(texts)).any():
-        raise ValueError("its charsmap leads out of its texts")
+        raise ValueError("its charsmap has a position outside its strings")
     if (np.frombuffer(texts, np.uint8)[places] & 0xC0 == 0x80).any():
-        raise ValueError("its charsmap leads into the middle of a character")
+        raise ValueError("its charsmap has a position inside a character")
 
 
 def _offsets(units: np.ndarray) -> np.ndarray:
-    """22 bits; large ones are multiples of 256 and say so by a bit."""
+    """The 22-bit offsets; a flag bit marks multiples of 256."""
     return (units.astype(np.int64) >> 10) << np.where(units & 512, 8, 0)
 
 
@@ -63,9 +63,10 @@ _LONGEST = 10  # bytes of a varint
 
 
 def fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """Field numbers and values: a whole number, or the bytes of a text, a message, or a number of fixed size.
+    """The fields of a protobuf message: field numbers, and integers or the bytes of strings, messages and fixed-size
+    numbers.
 
-    Raises ValueError for what is no message.
+    Raises ValueError for an invalid message.
     """
     at, end = 0, len(data)
     while at < end:
@@ -97,13 +98,13 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
         value |= (byte & 0x7F) << (7 * shift)
         if byte < 0x80:
             return value, at
-    raise ValueError(f"no number at byte {at}")
+    raise ValueError(f"an invalid varint at byte {at}")
 
 
-SPACE = "\u2581"  # how sentencepiece writes a space
+SPACE = "\u2581"  # sentencepiece's character for a space
 WORDS = f"{SPACE}*[^{SPACE}]+|{SPACE}+"
 _WIDE_TILDE, _KEPT = "\uff5e", "\ufdd1"
-HIDDEN = "\ufdd0"  # a noncharacter: before a piece, it keeps texts from ever meeting it
+HIDDEN = "\ufdd0"  # a noncharacter before a piece, so that no text can match it
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 _KINDS = {1: "unigram", 2: "bpe", 3: "word", 4: "char"}
 T = TypeVar("T", int, bytes)
@@ -111,17 +112,17 @@ T = TypeVar("T", int, bytes)
 
 @dataclass(frozen=True)
 class PieceTable:
-    """The content of a sentencepiece model: pieces by id, their scores and types, and how text is prepared."""
+    """The content of a sentencepiece model: pieces by id, their scores and types, and the text normalisation."""
 
     texts: Sequence[str]
     scores: Sequence[float]
     types: Sequence[int]
     kind: Literal["unigram", "bpe"]
     byte_fallback: bool = False
-    dummy_prefix: bool = True  # a space before the text
-    squeeze: bool = True  # spaces around the text go, several become one
+    dummy_prefix: bool = True  # add a space before the text
+    squeeze: bool = True  # strip the text and collapse spaces
     charsmap: bytes = b""
-    rule: str = ""  # the name of what the charsmap does, such as nmt_nfkc
+    rule: str = ""  # the name of the charsmap, such as nmt_nfkc
     begin: str | None = None
     end: str | None = None
     pad: str | None = None
@@ -139,7 +140,7 @@ def read_pieces(path: Path) -> PieceTable:
     try:
         return _parse(read_bytes(path))
     except (ValueError, TypeError, struct.error) as error:
-        raise UserError(f"{path} is no sentencepiece model ({error}); download it again") from error
+        raise UserError(f"{path} is not a sentencepiece model ({error}); download it again") from error
 
 
 def _parse(data: bytes) -> PieceTable:
@@ -152,12 +153,12 @@ def _parse(data: bytes) -> PieceTable:
         elif number in (2, 3):
             (trainer if number == 2 else normalizer).update(fields(_typed(value, bytes)))
     if not pieces:
-        raise ValueError("it holds no pieces")
+        raise ValueError("it contains no pieces")
     kind = _KINDS.get(_typed(trainer.get(3, 1), int), "an unknown kind")
     if kind not in ("unigram", "bpe"):
-        raise ValueError(f"its model is {kind}, and only unigram and bpe are read")
+        raise ValueError(f"its model is {kind}, but only unigram and bpe are supported")
     if trainer.get(24, 0) or not normalizer.get(5, 1):
-        raise ValueError("it writes spaces after words, or not at all, which is not read")
+        raise ValueError("it puts spaces after words, or nowhere, which is not supported")
     texts, scores, types = zip(*pieces, strict=True)
     charsmap = _typed(normalizer.get(2, b""), bytes)
     if charsmap:
@@ -189,22 +190,22 @@ def _piece(data: bytes) -> tuple[str, float, int]:
 
 def _typed(value: int | bytes, kind: type[T]) -> T:
     if not isinstance(value, kind):
-        raise ValueError(f"a field holds a {type(value).__name__} where a {kind.__name__} is wanted")
+        raise ValueError(f"a field contains a {type(value).__name__}, not a {kind.__name__}")
     return value
 
 
 def _role(trainer: dict[int, int | bytes], number: int, name: int, default: tuple[int, bytes], texts) -> str | None:
-    """The spelling of a symbol with a role; a negative id, written in 64 bits, says that there is none."""
+    """The spelling of a special token; None if its id is negative (written in 64 bits)."""
     own = _typed(trainer.get(number, default[0]), int)
     spelling = _typed(trainer.get(name, default[1]), bytes).decode("utf-8")
     return spelling if 0 <= own < 1 << 63 and spelling in texts else None
 
 
 def build(pieces: PieceTable, source: Path | str, prefix_once: bool = False) -> Tokenizer:
-    """The tokenizer of a sentencepiece model; control symbols and the unknown are its special symbols.
+    """The tokenizer of a sentencepiece model; control tokens and the unknown token are special.
 
-    The dummy prefix comes before every stretch of text between special symbols, or with `prefix_once` before the first
-    alone. UserError where the pieces make no model.
+    The dummy prefix is added before every segment of text between special tokens, or with `prefix_once` only before the
+    first. UserError if the pieces do not form a model.
     """
     with library_errors(Path(source)):
         tokenizer = Tokenizer(_unigram(pieces) if pieces.kind == "unigram" else _bpe(pieces))
@@ -223,7 +224,9 @@ def build(pieces: PieceTable, source: Path | str, prefix_once: bool = False) -> 
 
 
 def _adds_user_defined(pieces: PieceTable) -> bool:
-    """Where nothing is put before a text, symbols of the user can be tokens of their own; else a split finds them."""
+    """Whether user-defined pieces can be added tokens, which needs a model without prefix; otherwise a split finds
+    them.
+    """
     return pieces.kind == "bpe" and not pieces.dummy_prefix
 
 
@@ -249,7 +252,7 @@ def _bpe(pieces: PieceTable) -> models.Model:
 
 
 def _merges(pieces: PieceTable) -> list[tuple[str, str]]:
-    """Every way to make a piece of two others, the best piece first."""
+    """All merges of two pieces into another, the best result first."""
     normal = {
         text: (-score, i)
         for i, (text, score, kind) in enumerate(zip(pieces.texts, pieces.scores, pieces.types, strict=True))
@@ -277,11 +280,11 @@ def _normalizer(pieces: PieceTable, prefix_once: bool) -> list[normalizers.Norma
 
 
 def _composed(rule: str) -> list[normalizers.Normalizer]:
-    """Steps after which the library's reading of a charsmap is sentencepiece's.
+    """Normalisation steps before the charsmap, with which the library matches sentencepiece.
 
-    Alone it loses a mark that stands on a character which the charsmap maps, and half of a line break in two
-    characters. NFKC does first what the charsmaps of that name do, but for one character that nmt_nfkc keeps; of
-    nmt_nfkc both halves of a line break are spaces.
+    The library alone loses combining marks on mapped characters, and half of a two-character line break. So NFKC is
+    applied first, which does the same as these charsmaps, except for one character that nmt_nfkc keeps; with nmt_nfkc,
+    both halves of a line break become spaces.
     """
     if not rule.startswith(("nfkc", "nmt_nfkc")):
         return []
@@ -299,15 +302,15 @@ def _pre_tokenizer(pieces: PieceTable, prefix_once: bool) -> list[pre_tokenizers
     whole = [] if _adds_user_defined(pieces) else sorted(pieces.of_type(USER_DEFINED), key=len, reverse=True)
     if whole:
         steps.append(pre_tokenizers.Split(Regex("|".join(map(re.escape, whole))), "isolated"))
-    if pieces.byte_fallback and pieces.kind == "unigram":  # a text may spell a byte's symbol, and must not give it
+    if pieces.byte_fallback and pieces.kind == "unigram":  # text that spells a byte token must not become one
         steps.append(pre_tokenizers.Split(Regex("(?<=<)(?=0x[0-9A-F]{2}>)"), "isolated"))
     if SPACE in pieces.texts and not any(_SPANS.search(text) for text in pieces.of_type(NORMAL)):
-        # No piece spans words, so words can be looked up alone, which the library remembers.
+        # No piece spans words, so words are looked up separately, which the library caches.
         steps.append(pre_tokenizers.Split(Regex(WORDS), "isolated"))
     return steps
 
 
-_ALL = 1 << 20  # spaces; more than there are
+_ALL = 1 << 20  # spaces; more than any text starts with
 _SPANS = re.compile(f"[^{SPACE}]{SPACE}")
 
 

@@ -1,4 +1,4 @@
-"""tiktoken's ranks: a symbol of bytes and its id on each line, and the special symbols that the file leaves out."""
+"""tiktoken's ranks: a token's bytes and its id per line, and the special tokens that the file omits."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from headway.errors import UserError
 
 Ranks = Mapping[bytes, int]
 _LETTERS = {byte: letter for letter, byte in BYTES.items()}
-_MOST = 1 << 20  # symbols
-_LONGEST = 1 << 10  # bytes of a symbol
-_WORK = 1 << 25  # bytes squared; cl100k has 6 million
-_GAPS = 1 << 8  # ids without a symbol
+_MOST = 1 << 20  # tokens
+_LONGEST = 1 << 10  # bytes of a token
+_WORK = 1 << 25  # squared bytes; cl100k has 6 million
+_GAPS = 1 << 8  # ids without a token
 
 _CODES = (
     "en zh de es ru ko fr ja pt tr pl ca nl ar sv it id hi fi vi he uk el ms cs ro da hu ta no th ur hr bg lt la mi ml"
@@ -31,13 +31,13 @@ _CODES = (
     " yi lo uz fo ht ps tk nn mt sa lb my bo tl mg as tt haw ln ha ba jw su yue"
 )
 LANGUAGES = tuple(_CODES.split())
-"""Whisper's languages, in the order of their symbols; the last came with large-v3."""
-_STEPS = 1501  # Whisper's times, from 0 to 30 s by 0.02 s
+"""Whisper's languages, in the order of their tokens; the last was added in large-v3."""
+_STEPS = 1501  # Whisper's timestamps, from 0 to 30 s in steps of 0.02 s
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """What tiktoken knows of its encodings beside their ranks."""
+    """The parts of a tiktoken encoding that are not in its file of ranks."""
 
     pattern: str
     special: Mapping[str, int]
@@ -50,7 +50,7 @@ class Encoding:
 
 
 def read_ranks(path: Path) -> dict[bytes, int]:
-    """Symbols and their ids, each id once."""
+    """Tokens and their ids, each id once."""
     return parse_ranks(read_bytes(path), path)
 
 
@@ -62,35 +62,37 @@ def parse_ranks(data: bytes, path: Path) -> dict[bytes, int]:
             continue
         try:
             spelling, rank = parts
-            symbol = base64.b64decode(spelling, validate=spelling != b"=")  # Whisper writes its empty symbol so
+            symbol = base64.b64decode(spelling, validate=spelling != b"=")  # Whisper's empty token
             ranks[symbol] = int(rank)
         except (ValueError, binascii.Error):
             symbol, ranks[b""] = b"", -1
         if not 0 <= ranks[symbol] < _MOST or len(symbol) > _LONGEST:
-            raise UserError(f"line {number} of {path} is not a symbol with its rank: {line!r:.60}; download it again")
+            raise UserError(f"line {number} of {path} is not a token with its rank: {line!r:.60}; download it again")
     if not ranks or len(set(ranks.values())) < len(ranks):
-        raise UserError(f"{path} gives no symbols, or two the same rank; download it again")
+        raise UserError(f"{path} contains no tokens, or the same rank twice; download it again")
     _check_gaps(max(ranks.values()) + 1, len(ranks), path)
-    squares = sum(len(symbol) ** 2 for symbol in ranks)  # steps in which their merges are found
+    squares = sum(len(symbol) ** 2 for symbol in ranks)  # steps to find their merges
     if squares > _WORK:
         longest = max(map(len, ranks))
-        raise UserError(f"{path} has symbols of up to {longest} bytes, too long for {len(ranks):,}; download it again")
+        raise UserError(
+            f"{path} has tokens of up to {longest} bytes, too long for {len(ranks):,} tokens; download it again"
+        )
     return ranks
 
 
 def _check_gaps(ids: int, symbols: int, path: Path) -> None:
     if ids > symbols + _GAPS:
-        raise UserError(f"{path} holds {symbols} ranks where its encoding has {ids}; download it again")
+        raise UserError(f"{path} has {symbols} ranks, but its encoding {ids}; download it again")
 
 
 def holds_ranks(data: bytes) -> bool:
-    """Whether a file's beginning looks like ranks: Llama 3 has them under the name of a sentencepiece model."""
+    """Whether a file starts like ranks: Llama 3 uses the name of a sentencepiece model for them."""
     first = data[: _LONGEST * 2].split(b"\n")[0].split()
     return len(first) == 2 and first[1].isdigit() and first[0].isascii()
 
 
 def encoding_of(name: str, ranks: Ranks, languages: int = 99) -> Encoding:
-    """The encoding that a file's name and size tell. `languages` is the number that a Whisper knows: 99, or 100."""
+    """The encoding of a file, from its name and size. `languages` is Whisper's number of languages: 99 or 100."""
     size = max(ranks.values()) + 1
     whisper = "multilingual" in name or "whisper" in name
     if whisper or name == "gpt2":
@@ -110,7 +112,7 @@ def encoding_of(name: str, ranks: Ranks, languages: int = 99) -> Encoding:
         special = {token: size + i for i, token in enumerate(_llama3())}
         return Encoding(CL100K, special, end="<|end_of_text|>", begin="<|begin_of_text|>")
     raise UserError(
-        f"{size} ranks named {name!r} are of no known encoding; name the file as its publisher does: "
+        f"{size} ranks named {name!r} do not match a known encoding; use the published file name: "
         "r50k_base, p50k_base, cl100k_base, o200k_base, gpt2, multilingual, qwen or (Llama 3) tokenizer.model"
     )
 
@@ -138,9 +140,9 @@ def _llama3() -> list[str]:
 
 
 def build(ranks: Ranks, encoding: Encoding, source: Path) -> Tokenizer:
-    """The tokenizer of an encoding: what tiktoken's `encode_ordinary` gives, and its special symbols.
+    """The tokenizer of an encoding: the ids of tiktoken's `encode_ordinary`, and its special tokens.
 
-    UserError where ranks are missing before the special symbols.
+    UserError if ranks are missing before the special tokens.
     """
     _check_gaps(min(encoding.special.values()), max(ranks.values()) + 1, source)
     vocabulary = {_spelt(symbol): rank for symbol, rank in ranks.items() if symbol}
@@ -152,7 +154,7 @@ def build(ranks: Ranks, encoding: Encoding, source: Path) -> Tokenizer:
 
 
 def merges_of(ranks: Ranks) -> list[tuple[str, str]]:
-    """The pair that makes each symbol: what BPE by ranks has made of its bytes when it is the symbol's turn."""
+    """The merge that creates each token: the two parts that BPE by ranks has formed before the token's own rank."""
     merges = []
     for symbol, rank in sorted(ranks.items(), key=lambda item: item[1]):
         parts = [symbol[i : i + 1] for i in range(len(symbol))]
@@ -160,7 +162,7 @@ def merges_of(ranks: Ranks) -> list[tuple[str, str]]:
             joined = [ranks.get(left + right, rank) for left, right in pairwise(parts)]
             best = min(joined)
             if best >= rank:
-                break  # no merge leads to this symbol; it is found as a whole word only
+                break  # no merge creates this token; it only matches as a whole word
             at = joined.index(best)
             parts[at : at + 2] = [parts[at] + parts[at + 1]]
         if len(parts) == 2 and all(part in ranks for part in parts):

@@ -1,5 +1,4 @@
-"""The one text codec: a `tokenizers.Tokenizer` of any kind, trained here or published, and what it puts
-around texts.
+"""The text codec: a `tokenizers.Tokenizer` of any kind, trained here or published, and its template of special tokens.
 """
 
 from __future__ import annotations
@@ -25,12 +24,12 @@ from headway.errors import UserError
 __all__ = ["END_OF_TEXT", "FILE", "TokenizerCodec"]
 
 FILE = "tokenizer.json"
-SECTION = 1 << 16  # characters; tokenizers keeps about a hundred bytes for each while it works on a text
-# Between lines that have something on both sides of the break, tokenizers that split words never join.
+SECTION = 1 << 16  # characters; tokenizers uses about a hundred bytes for each
+# Tokenizers that split words never join two non-blank lines.
 _CUT = re.compile(r"(?<=\S\n)(?=\S)")
 _REACHED = 1 << 16
 _PROBE = ("The word, its\n", "line-2 end.\n", "(Next) \u00fc")
-# How the tokenizers trained here undo the space that they put at the start of each line.
+# The steps with which tokenizers trained here remove the space that they add at the start of each line.
 LINE_SPACE_STEPS = [
     {"type": "Replace", "pattern": {"String": "\n "}, "content": "\n"},
     {"type": "Strip", "content": " ", "start": 1, "stop": 0},
@@ -38,14 +37,14 @@ LINE_SPACE_STEPS = [
 
 
 class TokenizerCodec:
-    """Text <-> ids by the `tokenizers` library.
+    """Text <-> ids with the `tokenizers` library.
 
-    `marks` are the spellings of the symbols that have a role; without them they are guessed. A spelling that is no
-    symbol counts as none. Beside what every codec has, `pad` and `mask` are ids, None where there is no such symbol.
+    `special_tokens` are spellings by role; None guesses them. A spelling that is not a token is ignored. In addition to
+    the attributes of every codec, `pad` and `mask` are ids, None if there is no such token.
     """
 
     def __init__(self, tokenizer: Tokenizer, marks: RoleTokens | None = None) -> None:
-        tokenizer.no_truncation()  # nothing is cut in silence
+        tokenizer.no_truncation()  # never truncate or pad silently
         tokenizer.no_padding()
         tokenizer.encode_special_tokens = True  # a text that spells "</s>" must not end the sequence
         vocabulary = tokenizer.get_vocab(with_added_tokens=True)
@@ -63,19 +62,19 @@ class TokenizerCodec:
         self.unknown = self._unknown()
 
     def token(self, name: str | None) -> int | None:
-        """The id of the symbol that is spelt `name`, such as "<|im_end|>"; None where there is none."""
+        """The id of the token spelt `name`, such as "<|im_end|>"; None if there is none."""
         return None if name is None else self.tokenizer.token_to_id(name)
 
     def _unknown(self) -> int | None:
-        """What encoding gives for what has no symbol: GPT-2 names an unknown too, but never uses it."""
+        """The id for text without a token. GPT-2 also names an unknown token, but never uses it."""
         model = self.tokenizer.model
-        if isinstance(model, models.Unigram):  # the only one that has an id in place of a spelling
+        if isinstance(model, models.Unigram):  # the only model that stores an id instead of a spelling
             return json.loads(model.__getstate__()).get("unk_id")
         name = getattr(model, "unk_token", None)
         return None if name is None else self.tokenizer.token_to_id(name)
 
     def encode(self, text: str) -> list[int]:
-        """Raises UserError for a text that the tokenizer has neither symbols for nor a symbol for the unknown."""
+        """Raises UserError for text without tokens if the tokenizer has no unknown token."""
         if len(text) > SECTION:
             return self.encode_batch([text])[0]
         try:
@@ -101,7 +100,7 @@ class TokenizerCodec:
     def sections(self, text: str) -> Iterator[str]:
         """Cut after about 65,000 characters, at the next line break between two words.
 
-        A tokenizer that joins lines, or that marks the start of a text, gets the text whole.
+        The text is not cut for tokenizers that join lines or mark the start of a text.
         """
         start = 0
         while len(text) - start > SECTION and self._separates_lines:
@@ -129,38 +128,38 @@ class TokenizerCodec:
         path = Path(path)
         file = path if path.suffix == ".json" else path / FILE
         file.parent.mkdir(parents=True, exist_ok=True)
-        # The marks first: where there is a tokenizer, they are there too.
+        # The special tokens come first, so that a tokenizer file never exists without them.
         settings = {"tokenizer_class": "PreTrainedTokenizerFast", **self.marks.settings()}
         _replace(settings_of(file), json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
         _replace(file, self.tokenizer.to_str(pretty=True))
 
     def difference(self, other: TokenizerCodec) -> str | None:
-        """How the symbols of `other` differ from these, in words; None where each id means the same."""
+        """How the tokens of `other` differ from these, for messages; None if all ids have the same meaning."""
         mine, theirs = (codec.tokenizer.get_vocab(with_added_tokens=True) for codec in (self, other))
         if mine == theirs:
             return None
         if len(mine) != len(theirs):
-            return f"{len(theirs)} symbols against {len(mine)}"
+            return f"{len(theirs)} tokens instead of {len(mine)}"
         by_id = {place: name for name, place in theirs.items()}
         name, place = min((item for item in mine.items() if theirs.get(item[0]) != item[1]), key=lambda item: item[1])
-        return f"id {place} is {by_id.get(place)!r} against {name!r}"
+        return f"id {place} is {by_id.get(place)!r} instead of {name!r}"
 
     def fingerprint(self) -> str:
         return hashlib.sha256(f"{self.tokenizer.to_str()}{self.begin},{self.end}".encode()).hexdigest()
 
 
 def _said(error: BaseException) -> BaseException:
-    """What the library says of a text, as a UserError; it has bare Exceptions, and panics, which are none."""
+    """Turn an error of the library, which raises bare Exceptions and panics, into a UserError."""
     reason = " ".join(str(error).split())[:200]
     if is_panic(error):
-        return UserError(f"the tokenizer fails on what it is given ({reason}); use another tokenizer")
+        return UserError(f"the tokenizer fails on this input ({reason}); use another tokenizer")
     if not isinstance(error, Exception) or isinstance(error, (MemoryError, TypeError, OverflowError)):
         return error
-    return UserError(f"the tokenizer has no symbols for the text ({reason}); use one with a symbol for what is unknown")
+    return UserError(f"the tokenizer has no tokens for the text ({reason}); use one with an unknown token")
 
 
 def settings_of(file: Path) -> Path:
-    """Where the marks of a tokenizer's file stand: tokenizer_config.json for tokenizer.json."""
+    """The file with the special tokens of a tokenizer file: tokenizer_config.json for tokenizer.json."""
     return file.with_name(f"{file.stem}_config.json")
 
 
@@ -171,10 +170,10 @@ def _replace(file: Path, text: str) -> None:
 
 
 def _shut_out_special(tokenizer: Tokenizer) -> None:
-    """Keep texts from spelling special symbols that are pieces of the model too.
+    """Keep texts from spelling special tokens that are also in the model's vocabulary.
 
-    sentencepiece never finds those in a text, but `tokenizers` does in a Unigram model, and in a BPE that takes known
-    words whole. Such a spelling is split after its first character, which no piece can then span.
+    sentencepiece never matches these in a text, but `tokenizers` does in a Unigram model, and in a BPE that keeps known
+    words whole. Such a spelling is split after its first character, so that no token can span it.
     """
     added = tokenizer.get_added_tokens_decoder()
     names = [token.content for token in added.values() if token.special and len(token.content) > 1]
@@ -184,8 +183,8 @@ def _shut_out_special(tokenizer: Tokenizer) -> None:
         return
     if sum(map(len, reached)) > _REACHED:
         raise UserError(
-            f"the tokenizer has {len(reached):,} special symbols that texts can spell, of more than {_REACHED:,} "
-            "characters in all; use another tokenizer"
+            f"the tokenizer has {len(reached):,} special tokens that texts can spell, with more than {_REACHED:,} "
+            "characters in total; use another tokenizer"
         )
     starts: dict[str, list[str]] = {}
     for name in reached:
@@ -197,9 +196,9 @@ def _shut_out_special(tokenizer: Tokenizer) -> None:
 
 
 class Frame(NamedTuple):
-    """Symbols before a text, between two texts, and after them; `typed` where the second has a token type of its own.
+    """Special tokens before a text, between two texts and after them; `typed` if the second has its own token type.
 
-    BERT's are [CLS] a [SEP] b [SEP], with types 0 and 1; RoBERTa's <s> a </s></s> b </s>, without types.
+    BERT: [CLS] a [SEP] b [SEP] with types 0 and 1; RoBERTa: <s> a </s></s> b </s> without types.
     """
 
     before: tuple[int, ...]
@@ -208,18 +207,18 @@ class Frame(NamedTuple):
     typed: bool = True
 
     def marks(self, texts: int) -> int:
-        """How many symbols it adds to one or two texts."""
+        """The number of special tokens added to one or two texts."""
         return len(self.before) + len(self.after) + (len(self.between) if texts == 2 else 0)
 
     def around(self, first: Sequence[int], second: Sequence[int] | None = None) -> list[int]:
-        """The ids of a text, or of two, with their marks."""
+        """The ids of one or two texts with special tokens."""
         if second is None:
             return [*self.before, *first, *self.after]
         return [*self.before, *first, *self.between, *second, *self.after]
 
 
 def frame_of(codec: Codec) -> Frame:
-    """The marks that a tokenizer was published with; of one that says nothing, its begin, end and end."""
+    """The template of a published tokenizer; without one, the begin token, the end token, and the end token."""
     begin, end = (() if mark is None else (mark,) for mark in (codec.begin, codec.end))
     plain = Frame(begin, end, end)
     if not isinstance(codec, TokenizerCodec) or codec.tokenizer.post_processor is None:
@@ -238,7 +237,7 @@ def frame_of(codec: Codec) -> Frame:
 
 
 def framed(codec: Codec, text: str) -> list[int]:
-    """Ids of a text with the marks that a published tokenizer puts around it."""
+    """The ids of a text with the special tokens of a published tokenizer."""
     if not isinstance(codec, TokenizerCodec):
         return codec.encode(text)
     try:
@@ -248,14 +247,14 @@ def framed(codec: Codec, text: str) -> list[int]:
 
 
 class WordPieces(NamedTuple):
-    """The ids of a sentence; `first` is the place of each word's first symbol, None of a word that has none."""
+    """The ids of a sentence; `first` is the index of each word's first token, None for a word without tokens."""
 
     ids: list[int]
     first: list[int | None]
 
 
 def word_pieces(codec: TokenizerCodec, sentences: Sequence[Sequence[str]]) -> list[WordPieces]:
-    """The symbols of each sentence, its words joined by spaces: as the tokenizer would see it anywhere else."""
+    """The tokens of each sentence, with its words joined by spaces, so that the ids equal those of running text."""
     texts = [" ".join(words) for words in sentences]
     try:
         encoded = codec.tokenizer.encode_batch(texts, add_special_tokens=False)
@@ -265,7 +264,7 @@ def word_pieces(codec: TokenizerCodec, sentences: Sequence[Sequence[str]]) -> li
 
 
 def _firsts(words: Sequence[str], offsets: Sequence[tuple[int, int]]) -> list[int | None]:
-    """Where each word's first symbol is; a symbol belongs to the word in which it ends."""
+    """The index of each word's first token; a token belongs to the word in which it ends."""
     firsts: list[int | None] = []
     place, start = 0, 0
     for word in words:

@@ -1,7 +1,7 @@
-"""Training codecs from a stream of texts: words, bytes, characters, BPE, WordPiece and Unigram.
+"""Train codecs from a stream of texts: words, bytes, characters, BPE, WordPiece and Unigram.
 
-Nothing changes the text except `lowercase`: every codec gives back exactly what it has symbols for. Words and
-characters are symbols themselves, beside one for the unknown; the others work on bytes and know no unknown.
+Only `lowercase` changes the text: codecs reproduce exactly the text that they have tokens for. Word and character
+codecs have an unknown token; the others work on bytes and need none.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ Split = Literal["text", "space"]
 
 SUBWORDS = ("bpe", "wordpiece", "unigram")
 LINES = r"(?<=\n)(?=[^\n])"  # before each line but the first
-# A word with its inner apostrophes and hyphens, or a mark, with the space before it; or other white space.
+# A word with inner apostrophes and hyphens, or a punctuation mark, with the space before it; or other white space.
 WORD = r" ?\w+(?:['’\-]\w+)*| ?[^\w\s]|\s"
-REPLACEMENT = "\ufffd"  # Unicode's own character for what is unknown
-UNKNOWN = {"text": " <unk>", "space": "<unk>"}  # in text it has the space before it, as words have
-LONGEST_WORD = 100  # bytes; WordPiece gives up on longer ones, so they are cut
-RARE = 2  # a pair seen less often is noise
+REPLACEMENT = "\ufffd"  # Unicode's replacement character
+UNKNOWN = {"text": " <unk>", "space": "<unk>"}  # in text, with a space before it like words
+LONGEST_WORD = 100  # bytes; WordPiece gives up on longer words, so they are cut
+RARE = 2  # minimum frequency of a merged pair
 UNLIMITED = (1 << 31) - 1
 LARGEST = 1 << 24  # size of a vocabulary
 ALPHABET = sorted(BYTES, key=BYTES.__getitem__)
-_WINDOW = 500  # characters; a text with something and a space in each of these has no long word
+_WINDOW = 500  # characters; a text whose windows all contain a space and other text has no long word
 _SPACE = re.compile(r"\s")
 _LONG_WORD = re.compile(r"\w{1000}(?=\w)|[^\w\s]{1000}(?=[^\w\s])")
 _LONG_SPACE = re.compile(r"(\s{1000})\s+")
@@ -51,13 +51,13 @@ def train_codec(
     special: Sequence[str] = (END_OF_TEXT,),
     fewer: bool = False,
 ) -> TokenizerCodec:
-    """A codec of `size` symbols, those of `special` included: they have the last ids. With `fewer`, `size` is the most
-    that it may have, and the data may fill less.
+    """Train a codec with a vocabulary of `size` tokens, including those of `special`, which have the last ids. With
+    `fewer`, `size` is a maximum that the data need not fill.
 
-    `texts` is read once and never held whole. `size` None takes every word or character there is, and all
-    bytes. `split="space"` takes as words whatever stands between spaces (phonemes). `prefix_space` makes a word
-    the same symbol at the start of a line as after a space, which suits texts that are sentences. Raises
-    UserError for no text, and for a size that is too small for the kind or larger than the data can fill.
+    `texts` is read once and never fully in memory. `size` None takes all words or characters of the data, or all bytes.
+    `split="space"` takes everything between spaces as words (phonemes). `prefix_space` uses the same token for a word
+    at the start of a line and after a space, which suits sentences. Raises UserError if there is no text, and for a
+    size that is too small for the kind or larger than the data can fill.
     """
     _check(kind, size, split, prefix_space, special)
     line_space = prefix_space or (kind == "word" and split == "text")
@@ -85,8 +85,8 @@ def train_codec(
 def sentence_codec(
     kind: Kind, texts: Iterable[str], size: int | None, special: Sequence[str], lowercase: bool = False
 ) -> TokenizerCodec:
-    """A codec of at most `size` symbols for texts that are sentences: for kinds that can tell a word at the start of
-    one from the same word inside it, both are the same symbol. Errors as of `train_codec`.
+    """Train a codec with at most `size` tokens for sentences: a word has the same token at the start of a sentence and
+    inside it. Raises the errors of `train_codec`.
     """
     spaced = kind in SUBWORDS
     return train_codec(kind, texts, size, lowercase=lowercase, prefix_space=spaced, special=special, fewer=True)
@@ -98,51 +98,51 @@ def _check(kind: str, size: int | None, split: str, prefix_space: bool, special:
     if split not in get_args(Split):
         raise UserError(f"split is {split!r}; {nearest(split, get_args(Split))}")
     if split == "space" and kind != "word":
-        raise UserError(f"a {kind} codec has no split at spaces; use kind 'word', or split 'text'")
+        raise UserError(f"a {kind} codec does not support the split 'space'; use kind 'word', or split 'text'")
     if prefix_space and kind not in SUBWORDS:
-        raise UserError(f"a {kind} codec has no prefix_space; leave it out, or use {', '.join(SUBWORDS)}")
+        raise UserError(f"a {kind} codec does not support prefix_space; omit it, or use {', '.join(SUBWORDS)}")
     if len(set(special)) < len(special) or "" in special:
-        raise UserError(f"the special symbols {list(special)} are not distinct names; give each name once")
+        raise UserError(f"the special tokens {list(special)} are not distinct names; pass each name once")
     _check_size(kind, size, len(special))
 
 
 def _check_size(kind: str, size: int | None, special: int) -> None:
     whole = len(ALPHABET) + special
-    least = special + 2 if kind in ("word", "char") else whole  # the unknown and one more, or every byte
+    least = special + 2 if kind in ("word", "char") else whole  # the unknown token and one more, or all bytes
     if size is None:
         if kind in SUBWORDS:
-            raise UserError(f"a {kind} codec needs a size; give one, such as 8000")
+            raise UserError(f"a {kind} codec needs a size; set one, such as 8000")
     elif kind == "byte" and size != whole:
-        raise UserError(f"size {size} is not that of a byte codec; give {whole}, or none")
+        raise UserError(f"size {size} is not that of a byte codec; set {whole}, or omit it")
     elif size < least:
-        raise UserError(f"size {size} is too small for a {kind} codec; give {least} or more")
-    elif size > LARGEST:  # for which the library takes memory at once, and ends the process if there is not enough
-        raise UserError(f"size {size:,} is too large for a codec; give {LARGEST:,} or less")
+        raise UserError(f"size {size} is too small for a {kind} codec; set {least} or more")
+    elif size > LARGEST:  # the library allocates memory for it at once, and aborts the process if that fails
+        raise UserError(f"size {size:,} is too large for a codec; set {LARGEST:,} or less")
 
 
 def _check_filled(tokenizer: Tokenizer, kind: str, size: int | None, special: Sequence[str]) -> None:
     filled = tokenizer.get_vocab_size() + len(special)
     if size is not None and filled < size:
         raise UserError(
-            f"size {size} is larger than the data can fill: it gives a {kind} codec of {filled} symbols; "
-            f"give {filled} or less, or more data"
+            f"size {size} is larger than the data can fill: they are enough for a {kind} codec of {filled} tokens; "
+            f"set {filled} or less, or add data"
         )
     for name in special:
         if tokenizer.token_to_id(name) is not None:
-            raise UserError(f"the special symbol {name!r} is a {kind} of the data too; choose another name")
+            raise UserError(f"the special token {name!r} also occurs in the data as a {kind}; choose another name")
 
 
 def _not_empty(texts: Iterable[str]) -> Iterator[str]:
-    """The texts that are not empty; UserError where there is none."""
+    """The non-empty texts; UserError if there are none."""
     some = (text for text in texts if text)
     first = next(some, None)
     if first is None:
-        raise UserError("there is no text to train a codec on; give data that is not empty")
+        raise UserError("there is no text to train a codec on; pass data that are not empty")
     return chain([first], some)
 
 
 def _sections(texts: Iterable[str]) -> Iterator[str]:
-    """The texts, long ones cut before white space: the library takes a hundred bytes for each character."""
+    """The texts, with long ones cut before white space, because the library uses a hundred bytes per character."""
     for text in texts:
         start = 0
         while len(text) - start > SECTION:
@@ -154,8 +154,8 @@ def _sections(texts: Iterable[str]) -> Iterator[str]:
 
 
 def _with_short_words(text: str) -> str:
-    """A text with spaces in words of over a thousand characters, and no more spaces than that in a row: trainers take
-    the square of their lengths.
+    """A text with spaces inserted into words of over a thousand characters, and at most a thousand spaces in a row:
+    trainers are quadratic in these lengths.
     """
     windows = (text[start : start + _WINDOW] for start in range(0, len(text) - _WINDOW + 1, _WINDOW))
     if all(_SPACE.search(window) and not window.isspace() for window in windows):
@@ -164,7 +164,7 @@ def _with_short_words(text: str) -> str:
 
 
 def _normalizer(lowercase: bool, line_space: bool) -> normalizers.Normalizer | None:
-    """With `line_space`, a space comes before each line: its first word is then the symbol it is elsewhere."""
+    """With `line_space`, add a space before each line, so that its first word has the same token as elsewhere."""
     steps: list[normalizers.Normalizer] = [normalizers.Lowercase()] if lowercase else []
     if line_space:
         steps += [normalizers.Prepend(" "), normalizers.Replace(Regex(LINES), " ")]
@@ -178,7 +178,7 @@ def _pre_tokenizer(kind: str, split: str) -> pre_tokenizers.PreTokenizer | None:
         return pre_tokenizers.WhitespaceSplit()
     if kind == "word":
         return pre_tokenizers.Split(Regex(WORD), "isolated")
-    # GPT-2's pattern keeps letters, digits and marks apart, and a space with the word after it.
+    # GPT-2's pattern separates letters, digits and punctuation, and keeps a space with the word after it.
     bytewise = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=kind != "byte")
     if kind != "wordpiece":
         return bytewise
@@ -188,27 +188,27 @@ def _pre_tokenizer(kind: str, split: str) -> pre_tokenizers.PreTokenizer | None:
 
 def _decoder(kind: str, split: str, line_space: bool) -> decoders.Decoder | None:
     if split == "space":
-        return None  # symbols are joined by spaces
+        return None  # tokens are joined by spaces
     first = decoders.Fuse() if kind in ("word", "char") else decoders.ByteLevel()
     if not line_space:
         return first
-    # LINE_SPACE_STEPS names these steps for the decoder of streams.
+    # LINE_SPACE_STEPS repeats these steps for the stream decoder.
     return decoders.Sequence([first, decoders.Replace("\n ", "\n"), decoders.Strip(" ", 1, 0)])
 
 
 def _characters(tokenizer: Tokenizer, texts: Iterable[str], room: int) -> models.Model:
-    """Characters in code order; where there is no room for all, the rarest become unknown."""
+    """Characters in code point order; if there are too many, the rarest become unknown."""
     counts: Counter[str] = Counter()
     for text in texts:
         counts.update(tokenizer.normalizer.normalize_str(text) if tokenizer.normalizer else text)
-    del counts[REPLACEMENT]  # it stands for the unknown
+    del counts[REPLACEMENT]  # the unknown token
     frequent = sorted(counts, key=lambda character: (-counts[character], character))[: room - 1]
     vocabulary = {character: i for i, character in enumerate([*sorted(frequent), REPLACEMENT])}
     return models.BPE(vocabulary, [], unk_token=REPLACEMENT)  # without merges, characters stay as they are
 
 
 def _words(tokenizer: Tokenizer, texts: Iterable[str], room: int, unknown: str) -> models.Model:
-    """The unknown, then words by how often they are seen."""
+    """The unknown token, then words by frequency."""
     trainer = trainers.WordLevelTrainer(  # type: ignore[call-arg]
         vocab_size=room, min_frequency=1, special_tokens=[unknown], show_progress=False
     )
@@ -232,15 +232,15 @@ def _subwords(kind: str, tokenizer: Tokenizer, texts: Iterable[str], room: int) 
     trained = _trained(tokenizer, models.BPE(), texts, trainer)
     if kind == "bpe":
         return trained.model
-    # BPE's pieces, read as WordPiece reads them: the longest first. A piece that starts a word has its space, so
-    # the others need no "##"; and equal data give an equal codec, which the library's own trainer does not.
+    # BPE's tokens, matched like WordPiece: the longest first. A token at the start of a word includes the space, so the
+    # others need no "##". Equal data produce an equal codec, which the library's own trainer does not guarantee.
     return models.WordPiece(trained.get_vocab(), max_input_chars_per_word=LONGEST_WORD, continuing_subword_prefix="")
 
 
 def _reproducible(scores: list[tuple[str, float]]) -> list[tuple[str, float]]:
-    """Unigram's pieces and log probabilities, best first, without what varies between equal trainings.
+    """Unigram's pieces and log probabilities, best first, without the differences between equal trainings.
 
-    That is their last digits (the order of threads) and which of the bytes that were never seen is worst.
+    These are the last digits (thread order), and which of the bytes that never occurred is worst.
     """
     floor = min((score for piece, score in scores if len(piece) > 1), default=0.0)
     rounded = [(piece, round(max(score, floor), 6)) for piece, score in scores]
@@ -248,7 +248,7 @@ def _reproducible(scores: list[tuple[str, float]]) -> list[tuple[str, float]]:
 
 
 def _trained(tokenizer: Tokenizer, model: models.Model, texts: Iterable[str], trainer: trainers.Trainer) -> Tokenizer:
-    """A tokenizer beside `tokenizer`: training leaves its own special symbols in it."""
+    """A separate tokenizer for training, which leaves its own special tokens in it."""
     scratch = Tokenizer(model)
     if tokenizer.normalizer is not None:
         scratch.normalizer = tokenizer.normalizer

@@ -1,4 +1,4 @@
-"""Tries of a regular expression, in a helper's process: on texts of its own characters, repeated."""
+"""Time a regular expression in a helper process, on repetitions of its own characters."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from itertools import product
 
 from tokenizers import Regex, pre_tokenizers
 
-_LENGTHS = (30, 300, 2000)  # characters; where time doubles with each, few tell as much as many
-_SLOW = 0.15  # seconds for one text; what takes the square of the longest takes a third of that
+_LENGTHS = (30, 300, 2000)  # characters; exponential patterns already fail on short texts
+_SLOW = 0.15  # seconds for one text; quadratic patterns take a third of that on the longest text
 
 
 def answer(pattern: str) -> str | None:
-    """What is wrong with a pattern; None where nothing is found."""
+    """The fault of a pattern; None if there is none."""
     try:
         search = pre_tokenizers.Split(Regex(pattern), "isolated")
         for text in _texts(pattern):
@@ -22,17 +22,17 @@ def answer(pattern: str) -> str | None:
             search.pre_tokenize_str(text)
             seconds = time.thread_time() - started
             if seconds > _SLOW:
-                return f"takes {seconds:.1f} s for a text of {len(text):,} characters"
+                return f"needs {seconds:.1f} s for a text of {len(text):,} characters"
     except (MemoryError, KeyboardInterrupt):
         raise
-    except BaseException as error:  # a panic of the library is no Exception
+    except BaseException as error:  # a panic of the library is not an Exception
         reason = " ".join(str(error).split())[:120]
         return f"the library cannot search for ({reason})"
     return None
 
 
 def _texts(pattern: str) -> Iterator[str]:
-    """Short ones first."""
+    """Test texts, short ones first."""
     own = [character for character in dict.fromkeys(pattern) if character.isalnum() or character.isspace()]
     needed = "".join(re.findall(r"[\w\s]+", pattern))[:64]
     marks = re.sub(r"\w", "", pattern)
@@ -42,6 +42,6 @@ def _texts(pattern: str) -> Iterator[str]:
         units = [*letters, *([] if length == _LENGTHS[-1] else pairs), "The cat, 12 times.\n", "\r\n"]
         for unit in units:
             yield unit * (length // len(unit))
-            # The library only begins where the letters that a pattern must find are there at all.
+            # The library searches only texts that contain the letters which the pattern requires.
             yield f"{unit * (length // len(unit))}\x00{needed}"
             yield f"{needed}{unit * (length // len(unit))}\x00{needed[:1]}"

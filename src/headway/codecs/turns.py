@@ -1,4 +1,4 @@
-"""Where the assistant speaks in what a chat template writes."""
+"""Find the assistant's messages in the output of a chat template."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ ASSISTANT = "assistant"
 Message = Mapping[str, Any]
 Span = tuple[int, int]
 Render = Callable[[Sequence[Message], bool], str]
-OPEN, CLOSE = "\ufdd2", "\ufdd3"  # noncharacters, around what a {% generation %} block writes
+OPEN, CLOSE = "\ufdd2", "\ufdd3"  # noncharacters around the output of a {% generation %} block
 _BORDERS = re.compile(f"[{OPEN}{CLOSE}]")
-_HERE = "\ufdd5"  # a noncharacter in the place of what is sought
+_HERE = "\ufdd5"  # a noncharacter as a placeholder for the content
 
 
 class SpentError(UserError):
-    """A template used up its time or its memory: to ask it again would take as much."""
+    """A template exceeded its time or memory; running it again would take as long."""
 
 
 def block_spans(text: str, marks: Spellings) -> tuple[str, list[Span]]:
-    """A text without the borders of its {% generation %} blocks, and where these were.
+    """A text without the borders of its {% generation %} blocks, and the spans of these blocks.
 
-    A block that ends before the mark of the turn's end is taken to mean that too.
+    A block that ends right before the turn's end token is extended to include it.
     """
     parts, borders, done = [], [], 0
     for part in _BORDERS.split(text):
@@ -42,12 +42,12 @@ def block_spans(text: str, marks: Spellings) -> tuple[str, list[Span]]:
 
 
 def assistant_spans(render: Render, messages: Sequence[Message], whole: str, marks: Spellings) -> list[Span]:
-    """Start and stop, in characters of `whole`, of each thing that the assistant says.
+    """Start and stop, in characters of `full_text`, of each message of the assistant.
 
-    `render(messages, prompt)` writes a conversation, with the opening of an answer where `prompt` says so; `whole` is
-    all of it, and `marks` find the special symbols. What is said is what follows that opening, up to the mark that ends
-    the turn, which is part of it. Raises UserError where earlier turns are written otherwise once others follow, so
-    that nothing can be found.
+    `render(messages, prompt)` renders a conversation, with the start of an answer if `prompt`; `full_text` is the whole
+    conversation, and `special_tokens` finds special tokens. A message starts after the start of an answer and includes
+    the turn's end token. Raises UserError if the template writes earlier turns differently when others follow, so that
+    messages cannot be located.
     """
     spans = []
     for i, message in enumerate(messages):
@@ -56,38 +56,40 @@ def assistant_spans(render: Render, messages: Sequence[Message], whole: str, mar
             start, stop = around.start(), around.stop(marks)
             if start is None or stop is None or not start <= stop:
                 raise UserError(
-                    f"this chat template writes message {i} otherwise where others follow, so that what the assistant "
-                    "says is not found; put {% generation %} blocks into the template, or end the chat there"
+                    f"this chat template writes message {i} differently when others follow, so the assistant's text "
+                    "cannot be located; add {% generation %} blocks to the template, or end the conversation there"
                 )
             spans.append((start, stop))
     return spans
 
 
 def until_said(render: Render, messages: Sequence[Message], whole: str) -> str:
-    """The text of a conversation up to the end of what its last message says, which is the assistant's.
+    """The text of a conversation up to the end of its last message, which is the assistant's.
 
-    `render` and `whole` are as in `assistant_spans`. Raises UserError where the last message is another's, says nothing
-    or calls tools, and where it does not stand in `whole` as it is.
+    `render` and `full_text` are as in `assistant_spans`. Raises UserError if the last message is not the assistant's,
+    is empty, calls tools, or is not contained unchanged in `full_text`.
     """
     last = messages[-1] if messages else {}
     content = last.get("content")
     if last.get("role") != ASSISTANT:
-        who = f"the last message is of the role {last.get('role')!r:.40}" if messages else "there is no message"
-        raise UserError(f"{who}, and what is continued is an assistant's; end with one, or have a new answer")
+        who = f"the last message has the role {last.get('role')!r:.40}" if messages else "there is no message"
+        raise UserError(
+            f"{who}, but only an assistant's message can be continued; end with one, or request a new answer"
+        )
     if not isinstance(content, str) or not content or last.get("tool_calls"):
-        what = "calls tools" if last.get("tool_calls") else "says nothing"
-        raise UserError(f"the last message {what}, so it cannot be continued; give it a text alone")
+        what = "calls tools" if last.get("tool_calls") else "is empty"
+        raise UserError(f"the last message {what}, so it cannot be continued; use one with text only")
     split = _Around(render, messages, len(messages) - 1, whole).split()
     if split is None or whole != f"{split[0]}{content}{split[1]}":
         raise UserError(
-            "this chat template changes what the last message says, so that where to go on is not found; give it "
-            "without white space around it and without thoughts, or have a new answer"
+            "this chat template changes the last message, so the position to continue from cannot be located; remove "
+            "surrounding white space and reasoning from the message, or request a new answer"
         )
     return f"{split[0]}{content}"
 
 
 class _Around:
-    """What a template writes before and after one message."""
+    """The output of a template before and after one message."""
 
     def __init__(self, render: Render, messages: Sequence[Message], place: int, whole: str) -> None:
         self._render = render
@@ -106,7 +108,7 @@ class _Around:
         until = self._written(self._messages[: self._place + 1], prompt=False)
         if until is not None and self._whole.startswith(until):
             last = max((end for _, end in marks.find(until)), default=None)
-            # A line break after the mark is the template's: nobody says it.
+            # A line break after the end token belongs to the template, not to the message.
             return len(until) if last is None or until[last:].strip() else last
         split = self.split()
         if not split:
@@ -115,7 +117,7 @@ class _Around:
         return marks.at(self._whole, stop) or stop
 
     def split(self) -> tuple[str, str] | None:
-        """The texts before and after the message's content, where the whole has them too."""
+        """The texts before and after the message's content, if the full text contains them, too."""
         message = {**self._messages[self._place], "content": _HERE}
         other = [*self._messages[: self._place], message, *self._messages[self._place + 1 :]]
         before, found, after = (self._written(other, prompt=False) or "").partition(_HERE)
@@ -128,5 +130,5 @@ class _Around:
             return self._render(messages, prompt)
         except SpentError:
             raise
-        except UserError:  # many templates take no conversation that is cut short
+        except UserError:  # many templates reject shortened conversations
             return None

@@ -1,4 +1,4 @@
-"""How families number the pieces of a sentencepiece model: T5's sentinels, XLM-R's order, Marian's own vocabulary."""
+"""The ids that model families assign to sentencepiece pieces: T5's sentinels, XLM-R's order, Marian's vocabulary."""
 
 from __future__ import annotations
 
@@ -25,30 +25,30 @@ from headway.codecs.sentencepiece import (
 from headway.errors import UserError
 
 READ = ("", "llama", "gemma", "t5", "xlmroberta", "siglip")
-"""Styles whose rules beside the model are known."""
+"""Supported styles."""
 
 _MOST_SENTINELS = 1 << 12
-_UNKNOWN = 10.0  # how much worse than the worst piece a sentencepiece model finds a character that it does not know
+_UNKNOWN = 10.0  # score penalty of unknown characters below the worst piece, as in sentencepiece
 
 
 def read_sentencepiece(path: Path, style: str, settings: Mapping[str, Any]) -> tuple[Tokenizer, RoleTokens]:
-    """The tokenizer of a sentencepiece model as `style` numbers its pieces, and the marks that the style has."""
+    """The tokenizer of a sentencepiece model with the ids of `style`, and the style's special tokens."""
     if style not in READ:
         raise UserError(
-            f"{path} belongs to a tokenizer of class {style!r}, whose rules beside it are not known; "
-            "save its tokenizer.json where it came from (save_pretrained of transformers writes one)"
+            f"{path} belongs to a tokenizer of the unsupported class {style!r}; "
+            "add its tokenizer.json next to it (transformers' save_pretrained writes one)"
         )
     pieces = read_pieces(path)
     unknown = None if pieces.unknown is None else pieces.texts[pieces.unknown]
     marks = MARKS.get(style) or RoleTokens(bos=pieces.begin, eos=pieces.end, unk=unknown, pad=pieces.pad)
     if style == "xlmroberta":
         pieces = _fairseq(pieces, path)
-    # Until 2023 the prefix came after every special symbol; `legacy` false says that a tokenizer is newer.
+    # Until 2023, the prefix was added after every special token; newer tokenizers set `legacy` to false.
     tokenizer = build(pieces, path, prefix_once=settings.get("legacy") is False)
     if style == "t5":
         count = settings.get("extra_ids", 100)
         if not isinstance(count, int) or not 0 <= count <= _MOST_SENTINELS:
-            raise UserError(f"extra_ids of {path} is {count!r}; give a number of sentinels, such as 100")
+            raise UserError(f"extra_ids of {path} is {count!r}; set a number of sentinels, such as 100")
         names = [f"<extra_id_{i}>" for i in reversed(range(count))]
         missing = [name for name in names if tokenizer.token_to_id(name) is None]
         tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in missing])
@@ -56,9 +56,11 @@ def read_sentencepiece(path: Path, style: str, settings: Mapping[str, Any]) -> t
 
 
 def _fairseq(pieces: PieceTable, path: Path) -> PieceTable:
-    """XLM-R has the special symbols in fairseq's order, and its mask after all pieces."""
+    """XLM-R's ids: special tokens in fairseq's order, and the mask after all pieces."""
     if list(pieces.texts[:3]) != ["<unk>", "<s>", "</s>"]:
-        raise UserError(f"{path} begins with {list(pieces.texts[:3])}, not with <unk>, <s>, </s> as XLM-R's models do")
+        raise UserError(
+            f"{path} starts with {list(pieces.texts[:3])}, not with <unk>, <s>, </s> as in XLM-R; download it again"
+        )
     first = ["<s>", "<pad>", "</s>", "<unk>"]
     return replace(
         pieces,
@@ -71,10 +73,10 @@ def _fairseq(pieces: PieceTable, path: Path) -> PieceTable:
 def read_marian(directory: Path, side: str) -> Tokenizer:
     """The tokenizer of one language of a translation model.
 
-    One vocabulary numbers the pieces of two sentencepiece models, unless there is a target_vocab.json. What is no
-    piece of the language is never found in a text, but can be decoded; a character that only the other language has is
-    found (the original does so where it stands alone, and gives an unknown for two in a row). A piece that the
-    vocabulary lacks is not used: others spell the word, where the original gives an unknown.
+    One vocabulary assigns ids to the pieces of two sentencepiece models, unless there is a target_vocab.json. Pieces of
+    the other language are never matched in a text, but can be decoded. Characters that only the other language has are
+    matched (the original matches single ones, and outputs an unknown token for two in a row). Pieces that are not in
+    the vocabulary are not used: other pieces spell the word, where the original outputs an unknown token.
     """
     model, vocabulary = (directory / name for name in SIDES[side])
     if not vocabulary.is_file():
@@ -83,7 +85,7 @@ def read_marian(directory: Path, side: str) -> Tokenizer:
     pieces, marks = read_pieces(model), MARKS["marian"]
     size = max(ids.values()) + 1
     if size > 2 * len(ids):
-        raise UserError(f"{vocabulary} numbers {len(ids)} symbols up to {size - 1}; download it again")
+        raise UserError(f"{vocabulary} has {len(ids)} tokens with ids up to {size - 1}; download it again")
     scores = dict(zip(pieces.texts, pieces.scores, strict=True))
     rare = min(pieces.scores) - _UNKNOWN
     scores.update((text, rare) for text in ids if len(text) == 1 and text not in scores)
@@ -99,7 +101,7 @@ def read_marian(directory: Path, side: str) -> Tokenizer:
 
 
 def _with_codes(pieces: PieceTable, codes: list[str], path: Path) -> Tokenizer:
-    """Codes of languages stand before a text, and are symbols wherever they are written."""
+    """Add language codes, which precede a text, as tokens that are matched anywhere."""
     types = [USER_DEFINED if text in codes else kind for text, kind in zip(pieces.texts, pieces.types, strict=True)]
     tokenizer = build(replace(pieces, types=types), path)
     tokenizer.add_tokens([AddedToken(code, special=False, normalized=False) for code in codes])

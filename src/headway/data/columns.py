@@ -1,4 +1,4 @@
-"""The columns of tables by their names: none twice, and what a column that is missing may be called instead."""
+"""Column names of tables: check for duplicates, and suggest a name for a missing column."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from headway.errors import UserError, nearest
 
-# What published sets call a column, the most usual first.
+# Names that published data sets use for a column, the most common first.
 _OTHERS = {
     "label": (
         "label", "labels", "class", "target", "category", "sentiment", "intent", "classes", "categories", "class_name",
@@ -26,8 +26,8 @@ USES = tuple(_OTHERS)
 
 
 def check_header(where: str, names: Sequence[str], places: str = "columns") -> None:
-    """UserError for a name that two columns have, with both of their numbers. Columns without a name, as programs leave
-    behind the last one, are never looked up.
+    """UserError if two columns have the same name, with both of their numbers. Columns without a name, which some
+    programs append, are ignored.
     """
     first: dict[str, int] = {}
     for number, name in enumerate(names, 1):
@@ -39,13 +39,13 @@ def check_header(where: str, names: Sequence[str], places: str = "columns") -> N
 
 
 def likely(use: str, names: Iterable[str]) -> str | None:
-    """The column that is usually meant by `use` ("label", ...), whatever its case; None if no column is likely."""
+    """The column that is probably meant by `use` ("label", ...), ignoring case; None if there is no candidate."""
     known = {name.strip().lower().replace(" ", "_"): name for name in names}
     return next((known[other] for other in _OTHERS.get(use, ()) if other in known), None)
 
 
 def suggestion(name: str, names: Sequence[str], use: str = "") -> str:
-    """The end of a message about a column that is missing: what else may be meant."""
+    """The end of a message about a missing column: the name that the user may have meant."""
     if not names:
         return "it is empty"
     found = likely(use or name, names)

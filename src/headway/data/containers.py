@@ -1,4 +1,4 @@
-"""Sounds and videos in containers, opened by FFmpeg: only formats that hold all of their data in one file."""
+"""Audio and video containers, opened by FFmpeg: only formats that store all of their data in one file."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 from headway.errors import UserError
 from headway.received import opened
 
-# Left out are playlists (HLS, DASH, ffconcat), session descriptions and numbered pictures: they name other files and
+# Playlists (HLS, DASH, ffconcat), session descriptions and image sequences are excluded: they refer to other files and
 # hosts, which FFmpeg would open.
 _FORMATS = "mov,matroska,webm,ogg,mp3,aac,flac,wav,w64,aiff,avi,asf,flv,mpeg,mpegts,amr,caf,ac3,ape,wv,tta,dsf,au"
 _OPTIONS = {"format_whitelist": _FORMATS, "protocol_whitelist": "file"}
 
 
 def packaged_av(missing: str = "videos need the package av; pip install 'headway[rl]'") -> Any:
-    """The package av; where it is not installed, a UserError with the message `missing`."""
+    """The package av; a UserError with the message `missing` if it is not installed."""
     try:
         import av
     except ImportError as error:
@@ -24,15 +24,15 @@ def packaged_av(missing: str = "videos need the package av; pip install 'headway
 
 
 def open_container(path: Path) -> Any:
-    """A container that is read. UserError for what is not a plain file; for other formats what PyAV raises."""
+    """Open a container for reading. UserError if it is not a regular file; PyAV's own errors for unknown formats."""
     opened(path).close()  # FFmpeg would wait for the other end of a named pipe
-    # An absolute path is never taken for a protocol, as the name "tcp:host.mp4" would be.
+    # FFmpeg never takes an absolute path for a protocol, unlike the name "tcp:host.mp4".
     return packaged_av().open(str(path.absolute()), options=_OPTIONS, metadata_errors="ignore")
 
 
 def create_container(path: Path) -> Any:
-    """A container that is written, of the format that its name ends with. What is at `path` is removed first, so that
-    no link is followed and no pipe waited for.
+    """Open a container for writing, in the format of its extension. An existing file at `path` is removed first, so
+    that no link is followed and no pipe blocks.
     """
     path.unlink(missing_ok=True)
     return packaged_av().open(str(path.absolute()), "w", options={"protocol_whitelist": "file"})

@@ -1,4 +1,4 @@
-"""Columns of numbers as people and programs write them: 1234.5, 66,19, 1.234,5 or 1,234.5."""
+"""Parse columns of numbers in the formats that people and programs use: 1234.5, 66,19, 1.234,5 or 1,234.5."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ _THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3})+(\.\d+)?")  # commas between
 
 
 class NumberColumn(NamedTuple):
-    """Numbers, NaN for what is missing; `wrong` are the rows that hold anything else."""
+    """Numbers, NaN if missing; `invalid` lists the rows with any other content."""
 
     values: Float[np.ndarray, "N"]
     wrong: list[int]
 
 
 def read_numbers(values: Sequence[Any]) -> NumberColumn:
-    """A column. A comma is the decimal point where all its numbers allow that and not all commas can part thousands,
-    which the column decides and no value alone; where both are possible those values are wrong.
+    """Parse a column. A comma is the decimal separator if all numbers of the column allow it and not all commas can be
+    thousands separators. The whole column decides; if both readings are possible, these values are invalid.
     """
     found = np.full(len(values), np.nan)
     others: list[int] = []
@@ -53,11 +53,11 @@ def read_numbers(values: Sequence[Any]) -> NumberColumn:
 
 
 def _plain(value: Any) -> float | None:
-    """A number, NaN for what is missing; None for anything else."""
+    """A number, NaN if missing; None for anything else."""
     if value is None or (isinstance(value, str) and value.strip().lower() in _MISSING):
         return math.nan
     try:
         found = None if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError, OverflowError):  # the last for whole numbers of 400 digits
+    except (TypeError, ValueError, OverflowError):  # OverflowError: integers of 400 digits
         return None
     return None if found is None or math.isinf(found) else found

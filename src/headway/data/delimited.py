@@ -1,4 +1,4 @@
-"""Rows of .csv and .tsv files: quotes as programs write them, and texts with lone quotes as people do."""
+"""Rows of .csv and .tsv files: quoted as programs write them, or with stray quotes as people write them."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from headway.data.spreadsheets import sheet_rows
 from headway.errors import UserError
 from headway.received import exceeded, limits
 
-Row = tuple[int, list[str]]  # with the number of the line that it ends on
-_SEPARATORS = (",", ";", "\t")  # of equally many columns the first
-_OBJECT = 64  # bytes, about, that a line takes beside its characters
-_LONG = threading.Lock()  # held while csv's limit of a field, which is the process's own, is raised
+Row = tuple[int, list[str]]  # with the number of its last line
+_SEPARATORS = (",", ";", "\t")  # on a tie, the first wins
+_OBJECT = 64  # approximate overhead of a line in bytes
+_LONG = threading.Lock()  # held while csv's process-wide field size limit is raised
 
 
 def delimited(file: File) -> Iterator[Row]:
-    """The rows of a .csv (RFC 4180) or .tsv, or of the first sheet of a .xlsx, blank ones left out.
+    """The rows of a .csv (RFC 4180) or .tsv, or of the first sheet of a .xlsx, without blank rows.
 
-    What parts the columns of a .csv is what its first line has most of: commas, semicolons or TABs. A .tsv whose header
-    is in quotes has them as a .csv has. In any other one a field is in quotes where these are needed, as writers of csv
-    have them: around a TAB, a line break, or quotes that are doubled. All other quotes are part of the text.
+    The separator of a .csv is the most frequent of comma, semicolon and TAB in its first line. A .tsv with a quoted
+    header is quoted like a .csv. In any other .tsv, quotes count only where csv writers need them: around a TAB, a line
+    break or doubled quotes. All other quotes are part of the text.
     """
     if file.kind == ".xlsx":
         return sheet_rows(file)
@@ -41,7 +41,7 @@ def delimited(file: File) -> Iterator[Row]:
 
 
 def _quoted(file: File, header: str, source: Iterator[str], separator: str) -> Iterator[Row]:
-    """The rows of a file with quotes. While one is longer than csv's limit of a field, that is raised to ours."""
+    """The rows of a quoted file. While a row is longer than csv's field size limit, that limit is raised to ours."""
     with _LONG:
         usual, size, raised = csv.field_size_limit(), 0, False
 
@@ -66,32 +66,32 @@ def _quoted(file: File, header: str, source: Iterator[str], separator: str) -> I
     except csv.Error as error:
         if "field larger" in str(error):
             raise exceeded(f"{file}, line {reader.line_num}", "is in a longer field", "line") from error
-        raise UserError(f"{file}, line {reader.line_num} cannot be read ({error}); check its quotes") from error
+        raise UserError(f"{file}, line {reader.line_num} is not valid CSV ({error}); check its quotes") from error
     finally:
         if raised:
             _lower(usual)
 
 
 def _lower(usual: int) -> bool:
-    """Set csv's limit back; whether it is still raised."""
+    """Restore csv's limit; returns whether it is still raised."""
     csv.field_size_limit(usual)
     _LONG.release()
     return False
 
 
 def _width(header: str, separator: str) -> int:
-    """How many columns a first line would have; what is wrong with it is told by who reads all lines."""
+    """The number of columns in a first line; its errors are reported when all lines are read."""
     with suppress(csv.Error):
         return len(next(csv.reader([header], delimiter=separator), []))
     return 0
 
 
-_INSIDE = r'[^"]*+(?:""[^"]*+)*+'  # what is between quotes
+_INSIDE = r'[^"]*+(?:""[^"]*+)*+'  # the text between quotes
 _WHOLE, _REST = re.compile(f'"{_INSIDE}"'), re.compile(_INSIDE)
 
 
 def tabbed(first: str, source: Iterator[str]) -> Iterator[Row]:
-    """The rows of a .tsv whose quotes are around texts that need them; `first` is the line before the others."""
+    """The rows of a .tsv with quotes only around fields that need them; `first` is the line before `source`."""
     columns, number = first.count("\t") + 1, 0
     ahead = _Ahead(first, source)
     for line in ahead:
@@ -106,7 +106,7 @@ def tabbed(first: str, source: Iterator[str]) -> Iterator[Row]:
 
 
 class _Ahead:
-    """Lines, of which those that follow can be looked at before they come."""
+    """Lines with lookahead."""
 
     def __init__(self, first: str, source: Iterator[str]) -> None:
         self._waiting, self._source = deque([first]), source
@@ -119,7 +119,7 @@ class _Ahead:
             yield line
 
     def following(self, number: int) -> str | None:
-        """A line that comes after so many others; None after the last one."""
+        """The upcoming line at an index, from 0; None after the last one."""
         while number >= len(self._waiting):
             line = next(self._source, None)
             if line is None:
@@ -133,7 +133,7 @@ class _Ahead:
 
 
 def split_tabs(text: str) -> list[str]:
-    """The fields of a row, without the quotes that they need."""
+    """The fields of a row, without the quotes around fields that need them."""
     if not text.startswith('"') and '\t"' not in text:
         return text.split("\t")
     found, place = [], 0
@@ -150,7 +150,7 @@ def split_tabs(text: str) -> list[str]:
 
 
 def _end(text: str, place: int) -> int:
-    """Where the field that starts at `place` ends: after its quotes, if they close before a TAB or the end."""
+    """The end of the field that starts at `start`: after its quotes, if they close before a TAB or the end."""
     whole = _WHOLE.match(text, place)
     if whole is not None and text[whole.end() : whole.end() + 1] in ("", "\t"):
         return whole.end()
@@ -159,8 +159,8 @@ def _end(text: str, place: int) -> int:
 
 
 def _broken(line: str, columns: int, ahead: _Ahead) -> list[str]:
-    """The lines of a row that starts with `line`: several where quotes that stay open join them to a row of as many
-    columns as the header has, and they are not such rows by themselves. They are taken.
+    """Consume and return the lines of a row that starts with `line`. Open quotes join several lines if the result has
+    as many columns as the header and the lines are not such rows by themselves.
     """
     parts, size, most = [line], len(line), limits().line
     opened = _is_open(line)
@@ -184,7 +184,7 @@ def _broken(line: str, columns: int, ahead: _Ahead) -> list[str]:
 
 
 def _is_open(text: str) -> bool:
-    """Whether the quotes of a field do not close where the text ends."""
+    """Whether a quoted field is still open at the end of the text."""
     place = 0
     while place < len(text):
         if text[place] == '"' and (rest := _REST.match(text, place + 1)) and rest.end() == len(text):

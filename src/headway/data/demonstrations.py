@@ -1,4 +1,4 @@
-"""Demonstrations of robots: states, actions and pictures of cameras, as arrays that lie one after the other."""
+"""Robot demonstrations: states, actions and camera images, as concatenated arrays."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from headway.received import place_of
 
 @dataclass(frozen=True)
 class Demonstrations(Recorded):
-    """E episodes of N steps in all: what a robot saw and did.
+    """E episodes with N steps in total: a robot's observations and actions.
 
-    `states` float32 [N, S], where S may be 0 if there are cameras; `actions` float32 [N, A]; `ends` int64 [E], where
-    each episode ends; `cameras` by name, {} for states alone; `tasks` int64 [E], the number of each episode's task in
-    `names`, which say it as text; `named` uint8 [E], the split that a file's name states; `environments`, of each task,
-    where it can be played, "" where nothing says; `rate` in steps a second.
+    `states` float32 [N, S], where S may be 0 if there are cameras; `actions` float32 [N, A]; `ends` int64 [E], the end
+    of each episode; `cameras` by name, {} for states alone; `tasks` int64 [E], each episode's index in `task_names`;
+    `named_splits` uint8 [E], the split that the file's name states; `environments`, the simulation of each task, "" if
+    unknown; `rate` in steps per second.
     """
 
     states: np.ndarray
@@ -47,17 +47,17 @@ def read_demonstrations(
     size: tuple[int, int] | None = None,
     cameras: Sequence[str] | None = None,
 ) -> Demonstrations:
-    """The demonstrations of LeRobotDataset folders, of what `headway data collect` writes, and of files of episodes;
-    of a folder that is none itself, all that lie in it, however deep, but for hidden ones.
+    """Read demonstrations from LeRobotDataset folders, from the output of `headway data collect`, and from episode
+    files. Any other folder is searched recursively, without hidden entries.
 
-    Pictures of `cameras` (None: of all) are decoded once, into memory maps under `cache`, scaled to `size`, height and
-    width, if that is given. A file of episodes is a task of its own, named by where it was recorded, or as the file. A
-    UserError names what cannot be read or does not fit together.
+    Images of `cameras` (None: all) are decoded once, into memory maps under `cache`, scaled to `size` (height, width)
+    if set. An episode file is a task of its own, named after its environment or its file. A UserError names any source
+    that cannot be read or does not match the others.
     """
-    from headway.data.lerobot import is_lerobot, read_lerobot  # which is built on this module
+    from headway.data.lerobot import is_lerobot, read_lerobot  # imports this module
 
     if not paths:
-        raise UserError("no demonstrations are given; name a LeRobotDataset folder (headway data collect records them)")
+        raise UserError("no demonstrations; pass a LeRobotDataset folder (headway data collect records them)")
     parts: list[tuple[Demonstrations, str]] = []
     for given in paths:
         path = place_of(given)
@@ -70,8 +70,8 @@ def read_demonstrations(
 
 
 class Outline(NamedTuple):
-    """What demonstrations are like, told before they are read: the steps of each episode, int64 [E], and height and
-    width of the pictures of each camera.
+    """A summary of demonstrations from metadata alone: the steps of each episode, int64 [E], and height and width of
+    each camera's images.
     """
 
     lengths: np.ndarray
@@ -79,7 +79,7 @@ class Outline(NamedTuple):
 
 
 def outline(paths: Sequence[Path | str]) -> Outline:
-    """The outline of what `read_demonstrations` reads from these paths; no state and no picture is looked at."""
+    """Summarize what `read_demonstrations` reads from these paths, without reading states or images."""
     from headway.data.lerobot import is_lerobot
     from headway.data.lerobot_info import read_episodes_noted, read_info_file
 
@@ -97,31 +97,31 @@ def outline(paths: Sequence[Path | str]) -> Outline:
 
 
 def task_of(environment: str) -> str:
-    """What a task is called, by the name of its environment: "door open" of metaworld/door-open-v3."""
+    """The name of a task from its environment's name: "door open" for metaworld/door-open-v3."""
     return re.sub(r"[-_:]+", " ", re.sub(r"-v\d+$", "", environment.rpartition("/")[2])).strip()
 
 
 def check_numbers(values: np.ndarray, ends: np.ndarray, name: str, source: str) -> None:
-    """UserError for the first of values [N, K] that is no number, by its episode and step."""
+    """UserError for the first value in [N, K] that is not finite, with its episode and step."""
     wrong = np.argwhere(~np.isfinite(values))
     if len(wrong):
         place, column = wrong[0].tolist()
         episode = int(np.searchsorted(ends, place, side="right"))
         step = place - (int(ends[episode - 1]) if episode else 0)
         raise UserError(
-            f"{source}, episode {episode}, step {step}: {name} hold {values[place, column]}, which is not a number; "
-            "leave the episode out"
+            f"{source}, episode {episode}, step {step}: {name} contain {values[place, column]}, which is not a finite "
+            "number; remove the episode"
         )
 
 
 def _folders(path: Path, wanted: Callable[[Path], bool]) -> list[Path]:
-    """The folders that are wanted, of a folder and those in it, however deep, sorted; none of them is hidden, in
-    another, or there twice by a link.
+    """The accepted folders in a folder tree, sorted, without hidden ones, ones inside another, and duplicates through
+    links.
     """
     found, seen = list[Path](), set[str]()
     for above, names, _ in os.walk(path, followlinks=True):
         folder, place = Path(above), os.path.realpath(above)
-        again = place in seen  # links may lead round in a circle
+        again = place in seen  # links may form a cycle
         seen.add(place)
         if not again and wanted(folder):
             found.append(folder)
@@ -131,13 +131,13 @@ def _folders(path: Path, wanted: Callable[[Path], bool]) -> list[Path]:
 
 
 def _side(folder: Path, given: Path) -> str | None:
-    """The split that the nearest name states, of a folder and those above it up to the given one."""
+    """The split that the nearest name states, from a folder up to `root`."""
     names = (given.name, *folder.relative_to(given).parts)
     return next(filter(None, map(named_side, reversed(names))), None)
 
 
 def _sided(found: Demonstrations, side: str | None) -> Demonstrations:
-    """With the split that the folder's name states, where the folder says none itself."""
+    """Use the split that the folder's name states, if the folder's own metadata states none."""
     if side is None or found.named.any():
         return found
     return replace(found, named=np.full(len(found), side_number(side), np.uint8))
@@ -145,9 +145,9 @@ def _sided(found: Demonstrations, side: str | None) -> Demonstrations:
 
 def _of_episodes(episodes: Episodes, file: File) -> Demonstrations:
     if episodes.discrete:
-        raise UserError(f"{file} has actions that are choices, and a robot's are numbers; train trajectories on it")
+        raise UserError(f"{file} has discrete actions, but robots need real-valued ones; use the recipe trajectories")
     if episodes.states.ndim != 2:
-        raise UserError(f"{file} has states that are images; give a LeRobotDataset folder of pictures")
+        raise UserError(f"{file} has images as states; pass images in a LeRobotDataset folder")
     name = task_of(episodes.environment) or file.path.stem
     return Demonstrations(
         episodes.states,
@@ -163,7 +163,7 @@ def _of_episodes(episodes: Episodes, file: File) -> Demonstrations:
 
 
 def join_demonstrations(parts: Sequence[Demonstrations], sources: Sequence[str]) -> Demonstrations:
-    """The demonstrations of several sources in one; tasks of one text are one task."""
+    """Concatenate the demonstrations of several sources; tasks with the same name are one task."""
     first = parts[0]
     for part, source in zip(parts, sources):
         _check_alike(first, part, sources[0], source)
@@ -172,7 +172,7 @@ def join_demonstrations(parts: Sequence[Demonstrations], sources: Sequence[str])
     numbers = [np.array([names.index(name) for name in part.names], np.int64)[part.tasks] for part in parts]
     offsets = np.cumsum([0, *(len(part.actions) for part in parts[:-1])])
     named = np.concatenate([part.named for part in parts])
-    if not (named <= side_number("train")).any():  # names of splits count only where something is left to train on
+    if not (named <= side_number("train")).any():  # split names count only if something is left to train on
         named = np.zeros_like(named)
     return Demonstrations(
         np.concatenate([part.states for part in parts]),
@@ -191,19 +191,21 @@ def _check_alike(one: Demonstrations, other: Demonstrations, first: str, source:
     for what in ("states", "actions"):
         sizes = [getattr(each, what).shape[1] for each in (one, other)]
         if sizes[0] != sizes[1]:
-            raise UserError(f"{source} has {what} of {sizes[1]} numbers, and {first} of {sizes[0]}; give one robot's")
+            raise UserError(
+                f"{source} has {what} of size {sizes[1]}, but {first} has size {sizes[0]}; pass data of one robot"
+            )
     seen = [{name: frames.size for name, frames in each.cameras.items()} for each in (one, other)]
     if seen[0] != seen[1]:
         raise UserError(
-            f"{source} has {_told(seen[1])}, and {first} has {_told(seen[0])}; give sets of the same cameras and sizes"
+            f"{source} has {_told(seen[1])}, but {first} has {_told(seen[0])}; pass data with equal cameras"
         )
     if one.rate and other.rate and one.rate != other.rate:
         raise UserError(
-            f"{source} has {other.rate:g} steps a second, and {first} has {one.rate:g}; give sets of one rate"
+            f"{source} has {other.rate:g} steps per second, but {first} has {one.rate:g}; pass data with one rate"
         )
 
 
 def _told(cameras: Mapping[str, tuple[int, int]]) -> str:
-    """Cameras with their sizes, for people."""
+    """Cameras with their sizes, for messages."""
     told = ", ".join(f"{name} ({height} x {width})" for name, (height, width) in cameras.items())
     return f"the cameras {told}" if told else "no cameras"

@@ -1,4 +1,4 @@
-"""Conversations, and choices between two endings of one, as .jsonl files hold them."""
+"""Conversations, and preferences between two endings of one, from .jsonl files."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from headway.errors import UserError, nearest
 from headway.received import place_of
 
 KINDS = (".jsonl", *ARCHIVES)
-ASSISTANT = "assistant"  # the role whose words are learnt
+ASSISTANT = "assistant"  # the role that is trained on
 
-Message = Mapping[str, Any]  # role and content, both text; what else is there is the template's
+Message = Mapping[str, Any]  # role and content, both strings; other keys are for the template
 Messages = tuple[Message, ...]
 
 
 class Dialogue(NamedTuple):
-    """A conversation, and the line of its file."""
+    """A conversation, and its line in the file."""
 
     line: int
     messages: Messages
 
 
 class Choice(NamedTuple):
-    """Two endings of a conversation: messages after `prompt`, of which the `chosen` ones are better."""
+    """Two endings of a conversation: the `chosen` messages after `prompt` are better than the `rejected` ones."""
 
     line: int
     prompt: Messages
@@ -38,27 +38,27 @@ def dialogue_sources(paths: Iterable[Path | str]) -> list[File]:
     """The .jsonl files (compressed, in folders or archives) of paths, with the split that their names state."""
     given = [place_of(path) for path in paths]
     if not given:
-        raise UserError("no files of conversations are given; name at least one .jsonl")
+        raise UserError("no conversation files; pass at least one .jsonl file")
     return honoured(unpacked([file for path in given for file in find_files(path, KINDS)], KINDS))
 
 
 def read_chats(file: File) -> Iterator[Dialogue]:
-    """The conversations of a file: `messages`, each with role and content; the assistant speaks in every one."""
+    """The conversations of a file: `messages` with role and content, at least one of them the assistant's."""
     for number, row in objects(file):
         if "messages" not in row:
             raise _lacking(file, number, row, "messages")
         messages = _messages(file, number, "messages", row["messages"])
         if not any(message["role"] == ASSISTANT for message in messages):
             raise UserError(
-                f"{file}, line {number}: no message is the assistant's, so it teaches nothing; leave the line out"
+                f"{file}, line {number} has no message by the assistant to learn from; add one or remove the line"
             )
         yield Dialogue(number, messages)
 
 
 def read_choices(file: File) -> Iterator[Choice]:
-    """The choices of a file: `prompt`, `chosen` and `rejected`, each a text or messages.
+    """The preferences of a file: `prompt`, `chosen` and `rejected`, each a string or messages.
 
-    Without a prompt it is what `chosen` and `rejected` begin with alike.
+    Without a prompt, the common start of `chosen` and `rejected` is the prompt.
     """
     for number, row in objects(file):
         for key in ("chosen", "rejected"):
@@ -68,19 +68,21 @@ def read_choices(file: File) -> Iterator[Choice]:
         chosen, rejected = (_said(file, number, row, key, ASSISTANT) for key in ("chosen", "rejected"))
         choice = Choice(number, prompt, chosen, rejected) if prompt else _shared(number, chosen, rejected)
         if choice.chosen == choice.rejected:
-            raise UserError(f"{file}, line {number}: chosen and rejected are the same; leave the line out")
+            raise UserError(f"{file}, line {number}: chosen and rejected are the same; remove the line")
         for key, ending in (("chosen", choice.chosen), ("rejected", choice.rejected)):
             if not ending or ending[-1]["role"] != ASSISTANT:
                 raise UserError(
-                    f"{file}, line {number}: {key!r} does not end with a message of the assistant's; give one"
+                    f"{file}, line {number}: {key!r} does not end with a message by the assistant; add one"
                 )
         if not choice.prompt:
-            raise UserError(f"{file}, line {number} has no prompt, and chosen and rejected begin differently; give one")
+            raise UserError(
+                f"{file}, line {number} has no prompt, and chosen and rejected start differently; add a prompt"
+            )
         yield choice
 
 
 def _said(file: File, number: int, row: Mapping[str, Any], key: str, role: str) -> Messages:
-    """Messages, or a text as one message of `role`."""
+    """Messages, or a string as one message with the role `role`."""
     value = row[key]
     if isinstance(value, str):
         return ({"role": role, "content": sound_text(file, number, key, value)},)
@@ -96,10 +98,10 @@ def _shared(number: int, chosen: Messages, rejected: Messages) -> Choice:
 
 def _messages(file: File, number: int, key: str, value: Any) -> Messages:
     if not isinstance(value, list) or not value:
-        raise UserError(f"{file}, line {number}: {key!r} is {value!r}; give a list of messages with role and content")
+        raise UserError(f"{file}, line {number}: {key!r} is {value!r}; use a list of messages with role and content")
     for message in value:
         if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
-            raise UserError(f"{file}, line {number}: {message!r} in {key!r} is not a message; give it role and content")
+            raise UserError(f"{file}, line {number}: {message!r} in {key!r} is not a message; add role and content")
         for part in ("role", "content"):
             sound_text(file, number, part, message[part])
     return tuple(value)

@@ -1,4 +1,4 @@
-"""Episodes of an agent in its environment: states, actions and rewards, as arrays that lie one after the other."""
+"""Episodes of an agent in its environment: states, actions and rewards, as concatenated arrays."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from headway.errors import UserError
 
 
 class Episode(NamedTuple):
-    """One episode of T steps. `cut` says that a limit ended it, not the environment; None where nothing says."""
+    """One episode of T steps. `cut` is true if a step limit truncated it, not the environment."""
 
     states: np.ndarray
     actions: np.ndarray
@@ -23,7 +23,7 @@ class Episode(NamedTuple):
 
 
 class Recorded:
-    """What recordings of E episodes share: arrays of their steps, one episode after the other, and where each ends."""
+    """Base of recordings of E episodes: arrays of their steps, concatenated, and the end of each episode."""
 
     states: np.ndarray
     actions: np.ndarray
@@ -34,7 +34,7 @@ class Recorded:
 
     @property
     def starts(self) -> np.ndarray:
-        """Where each episode starts, int64 [E]."""
+        """The first step of each episode, int64 [E]."""
         return np.concatenate([[0], self.ends[:-1]])
 
     @property
@@ -43,7 +43,7 @@ class Recorded:
         return self.ends - self.starts
 
     def keys(self) -> list[str]:
-        """A name of each episode by what it holds: equal ones have equal names."""
+        """A content hash of each episode: equal episodes have equal keys."""
         return self._keys
 
     @cached_property
@@ -54,12 +54,12 @@ class Recorded:
 
 @dataclass(frozen=True)
 class Episodes(Recorded):
-    """E episodes of N steps in all.
+    """E episodes with N steps in total.
 
-    `states` float32 [N, S], or images: uint8 or float32 [N, H, W, C] or [N, C, H, W]; `actions` int64 [N], the numbers
-    of choices, or float32 [N, A]; `rewards` float64 [N]; `ends` int64 [E], where each episode ends; `cut` bool [E];
-    `named` uint8 [E], the split that a file's name states; `environment` is the name of where they were recorded, ""
-    where nothing says.
+    `states` float32 [N, S], or images: uint8 or float32 [N, H, W, C] or [N, C, H, W]; `actions` int64 [N] if discrete,
+    otherwise float32 [N, A]; `rewards` float64 [N]; `ends` int64 [E], the end of each episode; `cut` bool [E], whether
+    it was truncated; `named_splits` uint8 [E], the split that the file's name states; `environment` is the name of the
+    environment, "" if unknown.
     """
 
     states: np.ndarray
@@ -72,7 +72,7 @@ class Episodes(Recorded):
 
     @property
     def discrete(self) -> bool:
-        """Whether actions are choices."""
+        """Whether actions are discrete."""
         return self.actions.dtype == np.int64
 
     @property
@@ -89,7 +89,7 @@ class Episodes(Recorded):
 
 
 def _digest(*arrays: np.ndarray) -> str:
-    """A name of arrays by what they hold."""
+    """A content hash of arrays."""
     digest = hashlib.blake2b(digest_size=16)
     for array in arrays:
         digest.update(np.ascontiguousarray(array).tobytes())
@@ -97,9 +97,11 @@ def _digest(*arrays: np.ndarray) -> str:
 
 
 def together(found: Sequence[Episode], source: str, side: int = 0, environment: str = "") -> Episodes:
-    """Episodes of one source, checked: a UserError names the first that is empty, uneven or of other shape."""
+    """Check and concatenate the episodes of one source. A UserError names the first that is empty, uneven or of
+    another shape.
+    """
     if not found:
-        raise UserError(f"{source} holds no episodes; record some (headway data collect), or leave it out")
+        raise UserError(f"{source} contains no episodes; record some (headway data collect), or remove it")
     for number, episode in enumerate(found):
         _check(episode, f"{source}, episode {number}")
         _check_alike(episode, found[0], f"{source}, episode {number}")
@@ -116,26 +118,26 @@ def together(found: Sequence[Episode], source: str, side: int = 0, environment: 
 
 
 def steps_within(starts: np.ndarray, ends: np.ndarray, every: int = 1) -> np.ndarray:
-    """The steps of episodes, or each `every`-th from their first on, one after the other: int64 [N]."""
+    """The step indices of episodes, or every `stride`-th from each first step, concatenated: int64 [N]."""
     return np.concatenate([np.arange(start, end, every) for start, end in zip(starts.tolist(), ends.tolist())])
 
 
 def joined(parts: Sequence[Episodes], sources: Sequence[str]) -> Episodes:
-    """The episodes of several sources in one; UserError where they do not fit together."""
+    """Concatenate the episodes of several sources; UserError if they do not match."""
     first = parts[0]
     for part, source in zip(parts, sources):
         for what in ("states", "actions"):
             one, other = getattr(first, what), getattr(part, what)
             if one.shape[1:] != other.shape[1:] or one.dtype != other.dtype:
                 raise UserError(
-                    f"{source} has {what} of {described(other)}, and {sources[0]} of {described(one)}; "
-                    "give files of one environment"
+                    f"{source} has {what} of {described(other)}, but {sources[0]} has {described(one)}; "
+                    "pass files of one environment"
                 )
         one, other = (each.environment.partition("-v")[0] for each in (first, part))
         if one and other and one != other:
             raise UserError(
-                f"{source} was recorded in {part.environment}, and {sources[0]} in {first.environment}; "
-                "give files of one environment"
+                f"{source} was recorded in {part.environment}, but {sources[0]} in {first.environment}; "
+                "pass files of one environment"
             )
     offsets = np.cumsum([0, *(len(part.rewards) for part in parts[:-1])])
     return Episodes(
@@ -150,9 +152,9 @@ def joined(parts: Sequence[Episodes], sources: Sequence[str]) -> Episodes:
 
 
 def described(array: np.ndarray) -> str:
-    """The shape of one step of an array, for people."""
+    """The shape of one step of an array, for messages."""
     if array.dtype == np.int64 and array.ndim == 1:
-        return "choices"
+        return "discrete values"
     sizes = " x ".join(map(str, array.shape[1:])) or "1"
     return f"{sizes} numbers"
 
@@ -160,28 +162,32 @@ def described(array: np.ndarray) -> str:
 def _check(episode: Episode, where: str) -> None:
     steps = len(episode.rewards)
     if steps == 0:
-        raise UserError(f"{where} has 0 steps; leave it out")
+        raise UserError(f"{where} has 0 steps; remove it")
     for name in ("states", "actions"):
         count = len(getattr(episode, name))
         if count != steps:
-            raise UserError(f"{where} has {steps} rewards and {count} {name}; give one of each a step")
+            raise UserError(f"{where} has {steps} rewards but {count} {name}; save one of each per step")
     if episode.rewards.ndim != 1:
-        raise UserError(f"{where} has rewards of shape {episode.rewards.shape}; give one number a step")
+        raise UserError(f"{where} has rewards of shape {episode.rewards.shape}; save one number per step")
     for name in ("states", "actions", "rewards"):
         values = getattr(episode, name)
         if values.dtype.kind not in "fiub":
-            raise UserError(f"{where}: {name} are {values.dtype}, no numbers; give numbers")
+            raise UserError(f"{where}: {name} have the dtype {values.dtype}; save numbers")
         if values.dtype.kind == "f" and not np.isfinite(values).all():
             step = int(np.argwhere(~np.isfinite(values))[0][0])
             wrong = values[step].ravel()[~np.isfinite(values[step].ravel())][0]
-            raise UserError(f"{where}, step {step}: {name} hold {wrong}, which is not a number; leave the episode out")
+            raise UserError(
+                f"{where}, step {step}: {name} contain {wrong}, which is not a finite number; remove the episode"
+            )
 
 
 def _check_alike(episode: Episode, first: Episode, where: str) -> None:
     for name in ("states", "actions"):
         own, wanted = getattr(episode, name).shape[1:], getattr(first, name).shape[1:]
         if own != wanted:
-            raise UserError(f"{where} has {name} of shape {own}, and episode 0 of {wanted}; give one environment's")
+            raise UserError(
+                f"{where} has {name} of shape {own}, but episode 0 has {wanted}; pass episodes of one environment"
+            )
 
 
 def _states(states: np.ndarray) -> np.ndarray:
@@ -192,14 +198,14 @@ def _states(states: np.ndarray) -> np.ndarray:
 
 
 def _actions(actions: np.ndarray, source: str) -> np.ndarray:
-    """Whole numbers of one column are choices; all else are numbers."""
+    """A single integer column is discrete; anything else is real-valued."""
     flat = actions.reshape(len(actions), -1)
     if actions.dtype.kind == "f":
         return flat.astype(np.float32)
     if flat.shape[1] != 1:
         raise UserError(
-            f"{source} has actions of {flat.shape[1]} whole numbers a step; give one choice a step, or decimal numbers"
+            f"{source} has actions of {flat.shape[1]} integers per step; save one integer per step, or floats"
         )
     if int(flat.min()) < 0:
-        raise UserError(f"{source} has the action {int(flat.min())}; count choices from 0")
+        raise UserError(f"{source} has the action {int(flat.min())}; number actions from 0")
     return flat[:, 0].astype(np.int64)

@@ -1,4 +1,4 @@
-"""Files as people have them: found, decompressed, decoded and streamed in constant memory; and those of a hub."""
+"""Users' files: find, decompress, decode and stream them in constant memory; and datasets of the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SHEETS = (".xlsx", ".xls", ".xlsm", ".ods")
 
 @dataclass(frozen=True)
 class File:
-    """A file on disk, or a `member` of an archive; `side` is the split that its name states."""
+    """A file on disk, or a `member` of an archive; `named_split` is the split that its name states."""
 
     path: Path
     member: str | None = None
@@ -37,7 +37,7 @@ class File:
 
     @property
     def kind(self) -> str:
-        """The extension in lower case, that of a compression left out: .txt for book.TXT.gz."""
+        """The extension in lower case, without that of a compression: .txt for book.TXT.gz."""
         return kind_of(self.name)
 
 
@@ -47,9 +47,9 @@ def kind_of(name: str) -> str:
 
 
 def find_files(path: Path, kinds: Collection[str], apart: Collection[Path] = ()) -> list[File]:
-    """The files of `kinds` that a path gives: itself, or a folder's (recursive, sorted).
+    """The files of `kinds` at a path: the file itself, or those in a folder (recursive, sorted).
 
-    What lies in the folders `apart`, which are read by themselves, is left out; a folder that has some needs no files.
+    Files in the `excluded` folders, which are read separately, are left out; a folder with some may have no files.
     """
     if path in apart:
         return []
@@ -58,52 +58,52 @@ def find_files(path: Path, kinds: Collection[str], apart: Collection[Path] = ())
     check_file(path)
     if kind_of(path.name) not in kinds:
         if kind_of(path.name) in _SHEETS:
-            raise UserError(f"{path} is a spreadsheet; save it as .csv (UTF-8): {readable(kinds)}")
-        raise UserError(f"{path} has an unknown extension {kind_of(path.name)!r}; {readable(kinds)}")
+            raise UserError(f"{path} is a spreadsheet; save it as .csv (UTF-8), or {readable(kinds)}")
+        raise UserError(f"{path} has the unknown extension {kind_of(path.name)!r}; {readable(kinds)}")
     return [File(path, side=stated_side(path.name))]
 
 
 def check_file(path: Path) -> None:
-    """A UserError unless there is a file that holds something."""
+    """UserError unless the file exists and is not empty."""
     try:
         if not path.exists():
             raise UserError(f"there is no file or folder {path}; check the name")
         if not path.is_file():
-            raise UserError(f"{path} is not a plain file; give a file")
+            raise UserError(f"{path} is not a regular file; pass one")
         size = path.stat().st_size
     except PermissionError as error:
-        raise UserError(f"{path} cannot be reached ({error.strerror}); check its permissions") from error
+        raise UserError(f"{path} is not accessible ({error.strerror}); check its permissions") from error
     if size == 0:
-        raise UserError(f"{path} is empty (0 bytes); give a file that holds text")
+        raise UserError(f"{path} is empty (0 bytes); pass a file with content")
 
 
 def readable(kinds: Iterable[str]) -> str:
-    """The end of an error message: what can be read."""
-    return f"readable are {', '.join(kinds)}, and {', '.join(COMPRESSIONS)} of them"
+    """The end of an error message: the supported formats."""
+    return f"use {', '.join(kinds)}, or one of them compressed ({', '.join(COMPRESSIONS)})"
 
 
 def honoured(files: list[File]) -> list[File]:
-    """Names of sides count only where something is left to train on: a lone test.txt is data like any other."""
+    """Split names count only if something is left to train on: a lone test.txt is ordinary data."""
     if any(file.side in ("train", None) for file in files):
         return files
     return [replace(file, side=None) for file in files]
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a folder is that of a run, which grows: `train --data .` does not read its own files."""
+    """Whether a folder is a run's: `train --data .` must not read its own growing files."""
     return (folder / ".lock").is_file() or ((folder / "run.json").is_file() and (folder / "recipe.json").is_file())
 
 
 def _in_folder(folder: Path, kinds: Collection[str], apart: Collection[Path]) -> list[File]:
     found: list[File] = []
     paths = sorted(folder.rglob("*"))
-    # Only the folders of files with a run's names are looked into: there may be a million others.
+    # Only folders with a run's file names are checked: there may be a million others.
     runs = {path.parent for path in paths if path.name in (".lock", "run.json") and is_run(path.parent)}
     left_out = {*apart, *(runs - {folder})}
     for path in paths:
         parts = path.relative_to(folder).parts
         hidden = any(part.startswith(".") for part in parts)
-        # An empty file among others says nothing, so it is passed over; given by itself it is an error.
+        # An empty file in a folder is skipped; passed by itself it is an error.
         if hidden or kind_of(path.name) not in kinds or not path.is_file() or path.stat().st_size == 0:
             continue
         if any(above in left_out for above in path.parents):
@@ -112,12 +112,12 @@ def _in_folder(folder: Path, kinds: Collection[str], apart: Collection[Path]) ->
         files = find_files(path, kinds)
         found.extend(replace(file, side=file.side or outer) for file in files)
     if not found and not apart:
-        raise UserError(f"folder {folder} holds nothing that can be read; {readable(kinds)}")
+        raise UserError(f"folder {folder} contains no supported files; {readable(kinds)}")
     return found
 
 
 def unpacked(files: Iterable[File], kinds: Collection[str]) -> list[File]:
-    """The files, with those of `kinds` inside it in an archive's place."""
+    """Replace each archive by its members of `kinds`."""
     found: list[File] = []
     wanted = [kind for kind in kinds if kind not in ARCHIVES]
     for file in files:
@@ -126,31 +126,31 @@ def unpacked(files: Iterable[File], kinds: Collection[str]) -> list[File]:
             continue
         inside = [inner for inner in members(file.path) if inner.kind in wanted]
         if not inside:
-            raise UserError(f"archive {file} holds nothing that can be read; {readable(wanted)}")
+            raise UserError(f"archive {file} contains no supported files; {readable(wanted)}")
         found.extend(replace(inner, side=inner.side or file.side) for inner in inside)
     return found
 
 
 def members(path: Path) -> list[File]:
-    """The files in an archive, in its order, without hidden ones and notes (names that begin with . or _)."""
+    """The files in an archive, in its order, without hidden files and metadata (names that start with . or _)."""
     try:
         names = list(open_packed(path).sizes)
     except DAMAGE as error:
         reason = str(error).partition("\n")[0] or type(error).__name__
-        raise UserError(f"{path} is damaged ({reason}); fetch or pack it again") from error
+        raise UserError(f"{path} is damaged ({reason}); download it or create it again") from error
     seen = (name for name in names if not any(part[0] in "._" for part in PurePath(name).parts))
     return [File(path, name, side=stated_side(name)) for name in seen]
 
 
 def stated_side(name: str) -> str | None:
-    """The side that a file's name states, compressed or not."""
+    """The split that a file's name states, compressed or not."""
     path = PurePath(name)
     return named_side(path.stem if path.suffix.lower() in COMPRESSIONS else path.name)
 
 
 def blocks(file: File) -> Iterator[bytes]:
-    """A file's bytes, decompressed, in blocks of about a mebibyte. Damage is a UserError, and so is what expands beyond
-    the limits of `received`.
+    """A file's bytes, decompressed, in blocks of about a mebibyte. UserError if it is damaged or expands beyond the
+    read limits.
     """
     suffix = PurePath(file.name.lower()).suffix
     try:
@@ -162,16 +162,18 @@ def blocks(file: File) -> Iterator[bytes]:
             with opened(file.path) as raw:
                 yield from expanded(raw, suffix, size_of(raw), str(file))
     except DAMAGE as error:
-        raise UserError(f"{file} is damaged ({error or type(error).__name__}); fetch or compress it again") from error
+        raise UserError(
+            f"{file} is damaged ({error or type(error).__name__}); download or compress it again"
+        ) from error
     except OSError as error:
         raise UserError(f"{file} cannot be read ({error.strerror or error}); check it and its permissions") from error
 
 
 def text_blocks(file: File) -> Iterator[str]:
-    """A file's text in blocks: UTF-8, or UTF-16 where it begins with the mark of that; the mark dropped, line ends as
-    they are. None is empty.
+    """A file's text in non-empty blocks: UTF-8, or UTF-16 if it starts with that byte order mark, which is dropped.
+    Line ends are unchanged.
 
-    UserErrors: binary or wrongly encoded (with the offset of the byte), empty, damaged.
+    UserError if it is binary, wrongly encoded (with the offset of the byte), empty or damaged.
     """
     decoder = codecs.getincrementaldecoder("utf-8")()
     offset, started, wide = 0, False, False
@@ -180,7 +182,7 @@ def text_blocks(file: File) -> Iterator[str]:
             decoder, wide = codecs.getincrementaldecoder("utf-16")(), True
         place = -1 if wide else block.find(b"\0")
         if place >= 0:
-            raise UserError(f"{file} is binary (a NUL byte at byte {offset + place}); give a file of UTF-8 text")
+            raise UserError(f"{file} is binary (a NUL byte at byte {offset + place}); pass a UTF-8 text file")
         text = _decoded(file, decoder, block, offset)
         offset += len(block)
         if text and not started:
@@ -190,11 +192,11 @@ def text_blocks(file: File) -> Iterator[str]:
             yield text
     _decoded(file, decoder, b"", offset, final=True)
     if not started:
-        raise UserError(f"{file} is empty; give a file that holds text")
+        raise UserError(f"{file} is empty; pass a file with text")
 
 
 def _is_wide(file: File, block: bytes) -> bool:
-    """Whether a file begins with the mark of UTF-16. UserError for that of UTF-32."""
+    """Whether a file starts with a UTF-16 byte order mark. UserError for UTF-32."""
     if block[:4] in (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE):
         raise UserError(f"{file} is UTF-32; convert it: iconv -f UTF-32 -t UTF-8 FILE > NEW")
     return block[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
@@ -207,23 +209,25 @@ def _decoded(file: File, decoder: codecs.IncrementalDecoder, block: bytes, offse
     except UnicodeDecodeError as error:
         place, byte = offset - waiting + error.start, error.object[error.start]
         if error.encoding.startswith("utf-16"):
-            raise UserError(f"{file} is not UTF-16 at byte {place}, though it begins so; get the file again") from error
+            raise UserError(
+                f"{file} starts as UTF-16 but is not valid UTF-16 at byte {place}; download the file again"
+            ) from error
         raise UserError(
-            f"{file} is not UTF-8 at byte {place} (0x{byte:02x}), but perhaps cp1252, which Windows writes; "
+            f"{file} is not UTF-8 at byte {place} (0x{byte:02x}), but perhaps Windows' cp1252; "
             "convert it: iconv -f CP1252 -t UTF-8 FILE > NEW"
         ) from error
 
 
 def lines(file: File) -> Iterator[str]:
-    """A file's lines, without their ends (\\n or \\r\\n; nothing else ends a line). UserError for a long one, and for
-    millions of blank ones in a row, each of which takes its time.
+    """A file's lines, without their ends (only \\n or \\r\\n end a line). UserError for lines that are too long, or for
+    millions of blank lines in a row, which would be slow.
     """
     parts: list[str] = []
     waiting, blank, most = 0, 0, limits().line
     for block in text_blocks(file):
         blank = 0 if block.strip("\r\n") else blank + len(block)
         if blank > _BLANK:
-            raise UserError(f"{file} has over {_BLANK:,} blank lines one after the other; take them out")
+            raise UserError(f"{file} has over {_BLANK:,} consecutive blank lines; remove them")
         first, *others = block.split("\n")
         parts.append(first)
         if others:
@@ -245,7 +249,7 @@ _NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*(:[\w.-]+)?")
 
 
 class HubSplit(NamedTuple):
-    """One split of a dataset; `content` changes with its data."""
+    """One split of a dataset; `content` is a hash of its data."""
 
     name: str
     config: str | None
@@ -259,7 +263,7 @@ class HubSplit(NamedTuple):
 
 def find_hub(name: str) -> list[HubSplit]:
     """The splits of `hf:owner/name` or `hf:owner/name:config` that are named train, validation or test. UserError for a
-    name without the prefix, unless the setting HEADWAY_HUB=1 confirms it.
+    name without the prefix, unless HEADWAY_HUB=1 is set.
     """
     bare = name.removeprefix(HUB)
     if not _NAME.fullmatch(bare):
@@ -271,8 +275,8 @@ def find_hub(name: str) -> list[HubSplit]:
     splits = list(_call(name, "get_dataset_split_names", dataset, config or None))
     named = [split for split in splits if named_side(split) in SIDES]
     if not named:
-        raise UserError(f"dataset {name} has the splits {', '.join(splits)}; give one with a split named train")
-    # As with files, names of sides count only where something is left to train on.
+        raise UserError(f"dataset {name} has the splits {', '.join(splits)}; use one with a split named train")
+    # As with files, split names count only if something is left to train on.
     sides = {split: named_side(split) for split in named}
     honoured = sides if "train" in sides.values() else dict.fromkeys(named)
     return [HubSplit(dataset, config or None, split, honoured[split], str(builder.hash)) for split in named]
@@ -284,7 +288,7 @@ def hub_texts(source: HubSplit) -> Iterator[str]:
     for number, row in enumerate(rows):
         text = row.get(_COLUMN)
         if not isinstance(text, str):
-            raise UserError(f"{source}, row {number} has no text in {_COLUMN!r}; {nearest(_COLUMN, row)}")
+            raise UserError(f"{source}, row {number} has no string in {_COLUMN!r}; {nearest(_COLUMN, row)}")
         yield text
 
 
@@ -299,4 +303,6 @@ def _call(name: str, function: str, *arguments: Any, **options: Any) -> Any:
         return getattr(datasets, function)(*arguments, **options)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{name} is neither a file here nor a dataset that can be read ({first}); check it") from error
+        raise UserError(
+            f"{name} is neither a local file nor a readable dataset ({first}); check the name"
+        ) from error

@@ -1,4 +1,4 @@
-"""Names for contents: what a cache of tokens depends on, and nothing else."""
+"""Content hashes: everything that a token cache depends on, and nothing else."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from headway.data.files import File, HubSplit
 from headway.data.sources import Aligned
 from headway.received import opened
 
-_STRINGS = 4096  # that are joined at once
+_STRINGS = 4096  # joined at once
 
 
 class Encoder(Protocol):
-    """What caching asks of a codec."""
+    """The part of a codec that caching needs."""
 
     @property
     def size(self) -> int: ...
@@ -30,17 +30,19 @@ class Encoder(Protocol):
 
 
 def fingerprint(sources: Iterable[File | HubSplit | Aligned]) -> str:
-    """A name for the contents of sources in their order, with the kinds and splits that their names state.
+    """A hash of the sources' contents in order, with the kinds and splits that their names state.
 
-    Bytes are hashed (about 1 GB/s), because sizes and times say nothing sure; a dataset of the hub is known
-    by the hash that it is cached under.
+    All bytes are hashed (about 1 GB/s), because sizes and times are not reliable; a hub dataset is identified by its
+    cache hash.
     """
     digest = hashlib.blake2b(digest_size=16)
     seen: dict[Path, bytes] = {}
     for source in sources:
         for file in (source.source, source.target) if isinstance(source, Aligned) else (source,):
             if isinstance(file, HubSplit):
-                digest.update(repr((file, file.side)).encode())
+                # The old repr of a HubSplit, which keeps caches valid.
+                fields = f"name={file.name!r}, config={file.config!r}, split={file.split!r}, side={file.side!r}"
+                digest.update(f"(HubSplit({fields}, content={file.content!r}), {file.side!r})".encode())
                 continue
             if file.path not in seen:
                 seen[file.path] = _hash_of(file.path)
@@ -49,7 +51,7 @@ def fingerprint(sources: Iterable[File | HubSplit | Aligned]) -> str:
 
 
 def digest_of(values: Iterable[np.ndarray | Sequence[str]]) -> str:
-    """A name for arrays and lists of strings by what they hold, in their order."""
+    """A hash of the contents of arrays and lists of strings, in order."""
     digest = hashlib.blake2b(digest_size=16)
     for each in values:
         if isinstance(each, np.ndarray):

@@ -1,4 +1,4 @@
-"""Files with a label each: a folder a class, or a table of paths and labels."""
+"""Labelled files: one folder per class, or a table of paths and labels."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from headway.errors import UserError, logger
 from headway.received import place_of
 
 _LOG = logger(__name__)
-_SHOWN = 3  # kinds of files that a message names
+_SHOWN = 3  # file kinds listed in a message
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """Files, the label of each, and what is said of its split, uint8 [N] (`data.splits.side_number`, 0 for nothing).
+    """Files with their labels and named splits, uint8 [N] (`split_code`; 0 for none).
 
-    `places` says where a sample was named, for messages. Labels of a table may be missing (empty) and be lists.
-    `folders` says whether all labels are the names of folders.
+    `locations` names the source of each sample, for messages. Labels of a table may be missing (empty) or lists.
+    `from_folders` is true if all labels are folder names.
     """
 
     files: list[Path]
@@ -37,25 +37,25 @@ class Labelled:
         return len(self.files)
 
     def select(self, rows: np.ndarray) -> Labelled:
-        """Some of the files, in this order."""
+        """The files of these rows, in this order."""
         chosen = rows.tolist()
         files, labels = [self.files[row] for row in chosen], [self.labels[row] for row in chosen]
         return Labelled(files, labels, self.named[rows], [self.places[row] for row in chosen], self.folders)
 
 
 def read_labelled(paths: Sequence[Path | str], kinds: Collection[str], what: str, label: str = "label") -> Labelled:
-    """The files of `kinds` (".png", ...) below folders that hold a folder for each class, which may stand in folders
-    named train, val and test; or those that .csv, .tsv and .jsonl files name in columns `path` and `label`, relative to
-    the table's folder (see `read_table` for labels that are lists, or several columns).
+    """Read files of `kinds` (".png", ...) from folders with one folder per class, optionally inside folders named
+    train, val and test; or the files in the columns `path` and `label` of .csv, .tsv and .jsonl files, relative to the
+    table's folder (see `read_table` for labels that are lists, or several columns).
 
-    `what` is what such a file is to people ("image"). Files of other kinds in a folder of a class are left out, and
-    counted in the log. UserErrors: a path that is neither, a class without files, a file that is not there.
+    `noun` names such a file in messages ("image"). Files of other kinds in a class folder are skipped and counted in
+    the log. UserError for a path that is neither, a class without files, or a missing file.
     """
     found = Labelled([], [], np.zeros(0, np.uint8), [])
     named: list[int] = []
     tables = False
     if not paths:
-        raise UserError(f"no {what}s are given; name a folder that holds a folder for each class, or a .csv of paths")
+        raise UserError(f"no {what}s; pass a folder with one folder per class, or a .csv of paths and labels")
     for path in map(Path, paths):
         place = place_of(path)
         tables = tables or not place.is_dir()
@@ -73,9 +73,9 @@ _Row = tuple[Path, str, int, str]
 
 def _of_table(path: Path, what: str, label: str) -> Iterator[_Row]:
     if path.suffix.lower() not in TABLE_KINDS:
-        fact = "is no folder and no table" if path.exists() else "does not exist"
+        fact = "is neither a folder nor a table" if path.exists() else "does not exist"
         raise UserError(
-            f"{path} {fact}; give a folder of {what}s, a folder for each class, or a .csv of path and label"
+            f"{path} {fact}; pass a folder of {what}s with one folder per class, or a .csv of paths and labels"
         )
     columns = {"path": "path", "label": label}
     table = read_table([path], columns, remedy="name the columns path and label", answer="label")
@@ -83,7 +83,7 @@ def _of_table(path: Path, what: str, label: str) -> Iterator[_Row]:
         file = path.parent / Path(name).expanduser()
         if not file.is_file():
             raise UserError(
-                f"{table.place(row)}: {name} is not a file in {path.parent}; correct it, or leave the line out"
+                f"{table.place(row)}: there is no file {name} in {path.parent}; correct or remove the line"
             )
         yield file, answer, int(table.named[row]), table.place(row)
 
@@ -93,13 +93,13 @@ def _of_folder(folder: Path, kinds: Collection[str], what: str) -> Iterator[_Row
     sides = {each: named_side(each.name) for each in inner}
     if not inner:
         raise UserError(
-            f"{folder} holds no folders; put the {what}s of each class into a folder of its own, named as the class"
+            f"{folder} contains no folders; put the {what}s of each class into a folder named after the class"
         )
     if any(sides.values()) and not all(sides.values()):
         odd = next(each for each, side in sides.items() if side is None)
         even = next(each for each, side in sides.items() if side is not None)
         raise UserError(
-            f"{folder} holds {even.name}, which is a split, and {odd.name}, which is none; put folders of classes into "
+            f"{folder} contains {even.name}, which is a split, and {odd.name}, which is not; put class folders into "
             "train, val and test, or all of them directly into one folder"
         )
     for each in inner:
@@ -108,7 +108,7 @@ def _of_folder(folder: Path, kinds: Collection[str], what: str) -> Iterator[_Row
             yield from _of_class(each, 0, kinds, what)
             continue
         if not _folders(each):
-            raise UserError(f"{each} holds no folders; put a folder for each class into it")
+            raise UserError(f"{each} contains no folders; add one folder per class")
         for label in _folders(each):
             yield from _of_class(label, side_number(side), kinds, what)
 
@@ -118,12 +118,12 @@ def _of_class(folder: Path, side: int, kinds: Collection[str], what: str) -> Ite
     kept = [path for path in files if path.suffix.lower() in kinds]
     if not kept:
         raise UserError(
-            f"the class {folder} has no {what}; add some ({', '.join(sorted(kinds))}), or remove the folder"
+            f"the class folder {folder} has no {what}; add some ({', '.join(sorted(kinds))}), or remove the folder"
         )
     if len(kept) < len(files):
         others = Counter(path.suffix.lower() or path.name for path in files if path not in set(kept))
         shown = ", ".join(f"{count} {name}" for name, count in others.most_common(_SHOWN))
-        _LOG.warning("%s: %d files are no %ss and left out (%s)", folder, len(files) - len(kept), what, shown)
+        _LOG.warning("%s: skipped %d files that are not %ss (%s)", folder, len(files) - len(kept), what, shown)
     for path in kept:
         yield path, folder.name, side, str(path)
 

@@ -1,4 +1,4 @@
-"""LeRobotDataset folders of v2.0, v2.1 and v3.0 as demonstrations."""
+"""Read LeRobotDataset folders (v2.0, v2.1, v3.0) as demonstrations."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ from headway.images import open_image, pillow
 from headway.received import check_whole
 
 _FORMAT = 1
-_ROWS = 64  # pictures of a column that are in memory at once
-_WHOLE = ("episode_index", "task_index")  # columns of one whole number a step
+_ROWS = 64  # images of a column in memory at once
+_WHOLE = ("episode_index", "task_index")  # columns with one integer per step
 
 
 class _Part(NamedTuple):
-    """Episodes whose rows lie in one file, and what the rows hold."""
+    """Episodes whose rows are in one file, and the columns of these rows."""
 
     data: Path
     episodes: list[Noted]
@@ -50,8 +50,8 @@ class _Part(NamedTuple):
 
 
 class _Shown(NamedTuple):
-    """What a camera saw: `count` pictures, decoded in `folder` or still to be; `places` are file, first picture and
-    length of each episode.
+    """The images of a camera: `count` images, decoded into `folder` now or later; `spans` are file, first image and
+    length for each episode.
     """
 
     camera: CameraFeature
@@ -69,11 +69,10 @@ def is_lerobot(folder: Path) -> bool:
 def read_lerobot(
     folder: Path, cache: Path, size: tuple[int, int] | None = None, cameras: Sequence[str] | None = None
 ) -> Demonstrations:
-    """The episodes of a folder; states are observation.state and then observation.environment_state.
+    """The episodes of a folder; states are observation.state followed by observation.environment_state.
 
-    Pictures of `cameras` (None: of all) are decoded once, into memory maps under `cache`, scaled to `size`, height and
-    width, if that is given.
-    Raises UserError for what is damaged, missing, uneven or not a number, before pictures are decoded.
+    Images of `cameras` (None: all) are decoded once, into memory maps under `cache`, scaled to `size` (height, width)
+    if set. Raises UserError for damaged, missing, uneven or non-finite data, before images are decoded.
     """
     info = read_info_file(folder)
     noted = read_episodes_noted(info)
@@ -108,12 +107,12 @@ def read_lerobot(
 
 def _task(folder: Path, texts: dict[int, str], number: int) -> str:
     if number not in texts:
-        raise UserError(f"{folder}: rows have the task {number}, which meta/ does not name; {AGAIN}")
+        raise UserError(f"{folder}: rows have the task {number}, which is missing in meta/; {AGAIN}")
     return texts[number]
 
 
 def _rows(info: Info, path: Path, episodes: Sequence[Noted]) -> dict[str, np.ndarray]:
-    """The columns of numbers of a file, whose rows are those of `episodes` and no others."""
+    """The numeric columns of a file, whose rows must be exactly those of `episodes`."""
     wanted = dict.fromkeys(_WHOLE, 1) | dict(info.numbers)
     rows = sum(episode.length for episode in episodes)
     file = _opened(path)
@@ -126,7 +125,7 @@ def _rows(info: Info, path: Path, episodes: Sequence[Noted]) -> dict[str, np.nda
     if not np.array_equal(found["episode_index"][:, 0], said):
         row = int(np.flatnonzero(found["episode_index"][:, 0] != said)[0])
         own = int(found["episode_index"][row, 0])
-        raise UserError(f"{path}, row {row} is of episode {own}, and meta/ says {said[row]}; {AGAIN}")
+        raise UserError(f"{path}, row {row} belongs to episode {own}, but to {said[row]} according to meta/; {AGAIN}")
     for name in info.numbers:
         found[name] = found[name].astype(np.float32)
     found["task_index"] = found["task_index"][:, 0].astype(np.int64)
@@ -144,15 +143,15 @@ def _opened(path: Path) -> Any:
 
 
 def _check_file(path: Path, file: Any, rows: int, wanted: dict[str, int]) -> None:
-    """That a file has the rows and the numbers that it should, by its own index, before any of it takes memory."""
+    """Check by the file's index that it has the expected rows and values, before reading it into memory."""
     if file.metadata.num_rows != rows:
-        raise UserError(f"{path} has {file.metadata.num_rows:,} rows, and meta/ says {rows:,}; {AGAIN}")
+        raise UserError(f"{path} has {file.metadata.num_rows:,} rows, but {rows:,} according to meta/; {AGAIN}")
     values = dict.fromkeys(wanted, 0)
     with sound(path, "Parquet"):
         index = index_of(path)
     for column in (each for group in index for each in group):
         owners = [name for name in file.schema_arrow.names if f"{column.path}.".startswith(f"{name}.")]
-        name = max(owners, key=len, default="")  # names have dots, too: action beside action.original
+        name = max(owners, key=len, default="")  # names contain dots, too: action and action.original
         if name in values:
             values[name] += column.values
     for name, count in wanted.items():
@@ -160,37 +159,37 @@ def _check_file(path: Path, file: Any, rows: int, wanted: dict[str, int]) -> Non
             raise UserError(f"{path} has no column {name!r}; {AGAIN}")
         if values[name] != rows * count:
             raise UserError(
-                f"{path}: {name} holds {values[name]:,} numbers, and {rows:,} steps of {count} have {rows * count:,}; "
+                f"{path}: {name} has {values[name]:,} values, but {rows:,} steps of {count} need {rows * count:,}; "
                 f"{AGAIN}"
             )
 
 
 def _column(what: str, path: Path, column: Any, rows: int, count: int) -> np.ndarray:
-    """A column of numbers or of lists of them, [rows, count]."""
+    """A column of numbers or lists of numbers, [rows, count]."""
     with sound(path, "Parquet"):
         if column.null_count:
-            raise UserError(f"{what} has empty places; give {count} numbers a step")
+            raise UserError(f"{what} has empty cells; save {count} numbers per step")
         array = column.combine_chunks()
         while array.type.num_fields:
             array = array.flatten()
         found = array.to_numpy(zero_copy_only=False)
     if found.dtype.kind not in "fiub" or len(found) != rows * count:
-        raise UserError(f"{what} holds {len(found):,} values of {found.dtype}; give {count} numbers a step")
+        raise UserError(f"{what} has {len(found):,} values of {found.dtype}; save {count} numbers per step")
     return found.reshape(rows, count)
 
 
 def _chosen(info: Info, names: Sequence[str] | None) -> list[CameraFeature]:
-    """The cameras of these names, all for None."""
+    """The cameras with these names; all if None."""
     known = {camera.name: camera for camera in info.cameras}
     for name in names or ():
         if name not in known:
-            told = nearest(name, known) if known else "it has none"
+            told = nearest(name, known) if known else "it has no cameras"
             raise UserError(f"{info.folder} has no camera {name!r}; {told}")
     return list(info.cameras) if names is None else [known[name] for name in names]
 
 
 def _shown(info: Info, parts: Sequence[_Part], camera: CameraFeature, cache: Path, size: tuple[int, int]) -> _Shown:
-    """Where the pictures of a camera are, before any of them is decoded."""
+    """Locate the images of a camera without decoding them."""
     places = [
         (episode.videos.get(camera.key, (part.data, 0)), episode.length) for part in parts for episode in part.episodes
     ]
@@ -204,7 +203,7 @@ def _shown(info: Info, parts: Sequence[_Part], camera: CameraFeature, cache: Pat
 
 
 def _decoded(info: Info, parts: Sequence[_Part], shown: _Shown) -> Frames:
-    """The pictures of a camera, from the cache if these files have been decoded to this size before."""
+    """The images of a camera, from the cache if these files have been decoded to this size before."""
     camera, size, folder, places, count = shown
     embedded = (_embedded(part.data, camera, size) for part in parts)
     pictures = _filmed(info, places, camera, size) if camera.video else chain.from_iterable(embedded)
@@ -219,7 +218,7 @@ def _build(folder: Path, pictures: Iterable[np.ndarray]) -> None:
 
 
 def _check_room(info: Info, cache: Path, shown: Sequence[_Shown]) -> None:
-    """UserError where the pictures that are not decoded yet have no room, before the first of them is."""
+    """UserError if the disk is too small for the images that are not decoded yet."""
     missing = [each for each in shown if not each.folder.is_dir()]
     size = sum(each.count * each.size[0] * each.size[1] * 3 for each in missing)
     with writing(cache):
@@ -227,24 +226,24 @@ def _check_room(info: Info, cache: Path, shown: Sequence[_Shown]) -> None:
     if size > free:
         named = ", ".join(each.camera.name for each in missing)
         raise UserError(
-            f"{info.folder}: the pictures of {named} take {size / 1e9:,.1f} GB, and {cache} has {free / 1e9:,.1f} GB "
-            "free; set HEADWAY_CACHE to a folder on another disk, or take smaller pictures or fewer cameras"
+            f"{info.folder}: the images of {named} need {size / 1e9:,.1f} GB, but {cache} has {free / 1e9:,.1f} GB "
+            "free; set HEADWAY_CACHE to a folder on another disk, or choose smaller images or fewer cameras"
         )
 
 
 def _filmed(
     info: Info, places: Sequence[tuple[tuple[Path, int], int]], camera: CameraFeature, size: tuple[int, int]
 ) -> Iterator[np.ndarray]:
-    """The frames of videos, each read once, from the first frame that is wanted of it to the last."""
+    """The frames of videos, each video read once, from its first to its last needed frame."""
     for path, found in groupby(places, lambda each: each[0][0]):
         wanted = np.concatenate([np.arange(first, first + length) for (_, first), length in found])
         if (np.diff(wanted) <= 0).any():
-            raise UserError(f"{path}: episodes of meta/ share frames or go backwards; {AGAIN}")
+            raise UserError(f"{path}: episodes in meta/ share frames or are out of order; {AGAIN}")
         yield from read_frames(path, wanted, info.rate, camera.size, size)
 
 
 def _embedded(path: Path, camera: CameraFeature, size: tuple[int, int]) -> Iterator[np.ndarray]:
-    """The pictures of a column of PNG or JPEG bytes."""
+    """The images of a column of PNG or JPEG bytes."""
     file, row = _opened(path), 0
     with sound(path, "Parquet"):
         if camera.key not in file.schema_arrow.names:
@@ -259,7 +258,7 @@ def _embedded(path: Path, camera: CameraFeature, size: tuple[int, int]) -> Itera
         for each in found:
             data = each.get("bytes") if isinstance(each, dict) else each
             if not isinstance(data, bytes):
-                raise UserError(f"{path}, row {row}: {camera.key} holds no picture; embed them as bytes of PNG")
+                raise UserError(f"{path}, row {row}: {camera.key} contains no image; embed images as PNG bytes")
             yield _picture(data, f"{path}, row {row}, {camera.key}", camera.size, size)
             row += 1
 
@@ -276,7 +275,7 @@ def _picture(data: bytes, where: str, wanted: tuple[int, int], size: tuple[int, 
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"{where} is damaged or no PNG or JPEG ({error}); {AGAIN}") from error
+        raise UserError(f"{where} is damaged or not a PNG or JPEG ({error}); {AGAIN}") from error
     raise UserError(
-        f"{where} is {found[0]} x {found[1]}, and info.json says {wanted[0]} x {wanted[1]}; correct it there"
+        f"{where} is {found[0]} x {found[1]}, but {wanted[0]} x {wanted[1]} in info.json; correct info.json"
     )

@@ -1,4 +1,4 @@
-"""Demonstrations as a LeRobotDataset folder of v3.0, which LeRobot reads."""
+"""Write demonstrations as a LeRobotDataset folder (v3.0), which LeRobot reads."""
 
 from __future__ import annotations
 
@@ -23,27 +23,27 @@ from headway.errors import UserError
 _FILE = "chunk-{chunk_index:03d}/file-{file_index:03d}"
 _DATA, _VIDEOS = f"data/{_FILE}.parquet", f"videos/{{video_key}}/{_FILE}.mp4"
 _PLACE = {"chunk_index": 0, "file_index": 0}
-_JUMPS = 2  # a reader may begin at every second frame
+_JUMPS = 2  # keyframe interval
 _SHARES = (0.01, 0.1, 0.5, 0.9, 0.99)
-_SAMPLED = 200  # pictures whose statistics stand for all
+_SAMPLED = 200  # images sampled for statistics
 
 
 def check_lerobot(folder: Path, films: bool) -> None:
-    """UserError where a package is missing that writes a folder, with videos if `films`, before any work."""
+    """UserError if a package for writing a folder, with videos if `videos`, is missing."""
     packaged_parquet(folder, "robotics")
     if films:
         packaged_av()
 
 
 def write_lerobot(folder: Path, found: Demonstrations, robot: int | None = None) -> None:
-    """Write a folder whose episodes are read back as they are, but for what the codec of videos loses.
+    """Write a folder whose episodes are read back unchanged, except for losses of the video codec.
 
-    `robot` numbers of a state say how the robot stands and are observation.state, the others
-    observation.environment_state; without it all are the first. Built beside, then renamed. Raises UserError where it
-    cannot be written, or where the rate is not known.
+    The first `robot_size` values of a state are the robot's own state and become observation.state, the others
+    observation.environment_state; None puts all into observation.state. The folder is built under a temporary name,
+    then renamed. Raises UserError if it cannot be written or the rate is unknown.
     """
     if found.rate is None:
-        raise UserError(f"{folder} needs the steps of a second, which are not known; write an .npz file")
+        raise UserError(f"{folder} needs the steps per second, which are unknown; write an .npz file instead")
     part = draft_of(folder)
     try:
         with taking(folder):
@@ -72,14 +72,14 @@ def _write(folder: Path, found: Demonstrations, robot: int | None) -> None:
 
 
 def _numbers(found: Demonstrations, robot: int | None) -> dict[str, np.ndarray]:
-    """States and actions by the names of their features."""
+    """States and actions by feature name."""
     count = found.states.shape[1] if robot is None else min(robot, found.states.shape[1])
     parts = zip(STATES, (found.states[:, :count], found.states[:, count:]))
     return {name: part for name, part in parts if part.shape[1]} | {ACTION: found.actions}
 
 
 def _index(found: Demonstrations, rate: int) -> dict[str, np.ndarray]:
-    """What LeRobot wants of each row."""
+    """The index columns that LeRobot needs in each row."""
     episodes = np.repeat(np.arange(len(found)), found.lengths)
     steps = np.arange(len(episodes)) - found.starts[episodes]
     return {
@@ -92,7 +92,7 @@ def _index(found: Demonstrations, rate: int) -> dict[str, np.ndarray]:
 
 
 def _write_rows(path: Path, found: Demonstrations, columns: Mapping[str, np.ndarray]) -> None:
-    """One row group an episode, so that one can be read alone."""
+    """One row group per episode, so that each can be read alone."""
     import pyarrow
 
     parquet = packaged_parquet(path, "robotics")
@@ -105,7 +105,7 @@ def _write_rows(path: Path, found: Demonstrations, columns: Mapping[str, np.ndar
 
 
 def _arrow(pyarrow: Any, values: np.ndarray) -> Any:
-    """Several numbers a step are a list of fixed length, one is a number."""
+    """An Arrow array: fixed-size lists for several numbers per step, plain numbers for one."""
     flat = pyarrow.array(np.ascontiguousarray(values).reshape(-1))
     wide = values.ndim == 2 and values.shape[1] > 1
     return pyarrow.FixedSizeListArray.from_arrays(flat, values.shape[1]) if wide else flat
@@ -139,7 +139,7 @@ def _write_episodes(path: Path, found: Demonstrations, videos: list[str], rate: 
 
 
 def _write_tasks(path: Path, names: tuple[str, ...]) -> None:
-    """As pandas writes a table that is indexed by the text."""
+    """Write the table as pandas does with the task as its index."""
     import pyarrow
 
     table = pyarrow.table({"task_index": np.arange(len(names)), "task": list(names)})
@@ -200,7 +200,7 @@ def _shown(cameras: Mapping[str, Frames], rate: int) -> dict[str, Any]:
 
 
 def _stats(values: np.ndarray) -> dict[str, Any]:
-    """What LeRobot normalises by."""
+    """Statistics that LeRobot normalises with."""
     flat = values.reshape(len(values), -1).astype(np.float64)
     found = {name: getattr(flat, name)(axis=0).tolist() for name in ("min", "max", "mean", "std")}
     shares = {f"q{round(100 * share):02d}": np.quantile(flat, share, axis=0).tolist() for share in _SHARES}
@@ -208,7 +208,7 @@ def _stats(values: np.ndarray) -> dict[str, Any]:
 
 
 def _picture_stats(frames: Frames) -> dict[str, Any]:
-    """The same of each colour, from 0 to 1, as [3, 1, 1]."""
+    """The same statistics for each colour channel, scaled to 0..1, as [3, 1, 1]."""
     steps = np.unique(np.linspace(0, len(frames) - 1, _SAMPLED).astype(np.int64))
     found = _stats(frames.read(steps).reshape(-1, 3) / 255)
     return {name: value if name == "count" else [[[each]] for each in value] for name, value in found.items()}

@@ -1,4 +1,4 @@
-"""Conversations as ids, once: which of them the assistant wrote, and rows of whole ones side by side."""
+"""Conversations tokenised once, with a loss mask of the assistant's tokens, and packed uncut into rows."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _FORMAT = 1
 
 
 class Marked(NamedTuple):
-    """A conversation as ids, and which of them are to be learnt: spans from one place up to before another."""
+    """The token ids of a conversation, and the (start, stop) spans of the tokens to train on."""
 
     ids: Sequence[int]
     spans: Sequence[tuple[int, int]]
 
 
 class MarkedSample(NamedTuple):
-    """What belongs together (one conversation, or two endings of one), the text that decides its split, its line."""
+    """One conversation, or two endings of one, with the key that decides its split, and its line in the file."""
 
     key: str
     line: int
@@ -37,10 +37,10 @@ class MarkedSample(NamedTuple):
 
 @dataclass(frozen=True)
 class MarkedCache:
-    """Samples of `each` conversations as ids, one after the other; arrays are memory-mapped and read-only.
+    """Samples of `chats_per_sample` conversations as token ids, concatenated; arrays are memory-mapped and read-only.
 
-    `ids` [tokens]; `marks` uint8 [tokens], 1 where a token is to be learnt; `offsets` int64 [samples each + 1]; `keys`
-    uint64 and `named` uint8 [samples], as in PairCache; `lines` uint32 [samples] are those of their files.
+    `ids` [tokens]; `loss_mask` uint8 [tokens], 1 for tokens to train on; `offsets` int64 [conversations + 1]; `keys`
+    uint64 and `named_splits` uint8 [samples], as in PairCache; `lines` uint32 [samples], line numbers in the files.
     """
 
     directory: Path
@@ -57,32 +57,32 @@ class MarkedCache:
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens of each conversation, int64 [samples, each]."""
+        """Tokens per conversation, int64 [samples, chats_per_sample]."""
         return np.diff(self.offsets).reshape(len(self), self.each)
 
     def part(self, sample: int, number: int = 0) -> tuple[np.ndarray, np.ndarray]:
-        """The ids of a conversation, and which are to be learnt."""
+        """The token ids and the loss mask of a conversation."""
         place = sample * self.each + number
         where = slice(int(self.offsets[place]), int(self.offsets[place + 1]))
         return self.ids[where], self.marks[where]
 
     def fitting(self, samples: np.ndarray, limit: int, drop_long: bool, what: str) -> tuple[np.ndarray, int]:
-        """Those of `samples` with at most `limit` tokens a conversation, and how many were left out.
+        """The `samples` with at most `limit` tokens per conversation, and how many were dropped.
 
-        A UserError if some are longer and `drop_long` is not set, or if none is left.
+        UserError if some are longer and `drop_long` is not set, or if no sample remains.
         """
         longest = self.lengths[samples].max(1)
         long = longest > limit
         if long.any() and not drop_long:
             worst = int(longest.argmax())
             raise UserError(
-                f"{int(long.sum()):,} of {len(samples):,} {what} are longer than the {limit} tokens that fit: line "
-                f"{self.lines[samples[worst]]} has {longest[worst]}; raise task.context, or leave long ones out with "
+                f"{int(long.sum()):,} of {len(samples):,} {what} are longer than the limit of {limit} tokens: line "
+                f"{self.lines[samples[worst]]} has {longest[worst]}; raise task.context, or drop long ones with "
                 "task.drop_long=true"
             )
         if long.all():
             raise UserError(
-                f"all {len(samples):,} {what} are longer than the {limit} tokens that fit; raise task.context"
+                f"all {len(samples):,} {what} are longer than the limit of {limit} tokens; raise task.context"
             )
         return samples[~long], int(long.sum())
 
@@ -90,9 +90,9 @@ class MarkedCache:
 def open_marked(
     sources: Sequence[File], each: int, codec: Encoder, samples: Callable[[File], Iterator[MarkedSample]], how: str
 ) -> MarkedCache:
-    """The samples of files, from the cache if these contents have been turned into ids so before.
+    """The samples of files, from the cache if these contents have been tokenised in this way before.
 
-    `samples` reads a file; `how` says all that decides the ids beside codec and content (the template).
+    `samples` reads a file; `variant` identifies everything else that decides the ids (the template).
     """
     key = cache_key("marked", _FORMAT, each, fingerprint(sources), codec.fingerprint(), how)
     kind = ids_type(codec.size)
@@ -135,15 +135,15 @@ def _build(
                 columns.append("lines", [sample.line])
                 count += 1
     if count == 0:
-        raise UserError(f"{', '.join(map(str, sources))}: there are no samples; give some")
+        raise UserError(f"{', '.join(map(str, sources))}: there are no samples; pass files with some")
     write_info(part, {"samples": count, "tokens": tokens, "type": kind.name})
 
 
 class WholeRows:
-    """Rows of up to `context` tokens in which whole conversations lie side by side, none cut (best fit).
+    """Pack uncut conversations into rows of up to `context` tokens (best fit).
 
-    The prediction of a conversation's first token is not among them, so one of n tokens takes n - 1. The row of each is
-    decided once, from the lengths alone.
+    The first token of a conversation is not predicted, so n tokens take n - 1 positions. Conversations are assigned to
+    rows once, by their lengths alone.
     """
 
     def __init__(self, cache: MarkedCache, samples: np.ndarray, context: int) -> None:
@@ -158,7 +158,7 @@ class WholeRows:
         return len(self._ends) - 1
 
     def windows(self, rows: np.ndarray) -> TokenWindows:
-        """Rows by number, int64 [B], as wide as the longest; `labels` only where the assistant speaks."""
+        """The rows with these indices, int64 [B], as wide as the longest; `labels` only for the assistant's tokens."""
         first = self._ends[rows]
         pieces, owner = ranges(first, self._ends[rows + 1] - first)
         starts, sizes = self._starts[pieces], self._sizes[pieces]

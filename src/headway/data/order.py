@@ -1,4 +1,4 @@
-"""The order of samples: a permutation that is computed, not stored; and batches of pairs by tokens, with almost no
+"""The order of samples: permutations that are computed, not stored, and token-budget batches of pairs with almost no
 padding.
 """
 
@@ -12,9 +12,9 @@ from headway.errors import ConfigError, UserError
 
 Index = TypeVar("Index", int, np.ndarray)
 
-GOLDEN = 0x9E3779B97F4A7C15  # how far SplitMix64 goes on in a step
+GOLDEN = 0x9E3779B97F4A7C15  # SplitMix64's increment
 _ROUNDS = 6
-_SMALL = 256  # the halves of smaller numbers have too few values to mix; a table costs nothing there
+_SMALL = 256  # below, the halves have too few bits to mix, and a table is cheap
 
 
 @overload
@@ -22,11 +22,11 @@ def permuted(index: int, size: int, seed: int) -> int: ...
 @overload
 def permuted(index: np.ndarray, size: int, seed: int) -> np.ndarray: ...
 def permuted(index: int | np.ndarray, size: int, seed: int) -> int | np.ndarray:
-    """Where a permutation of range(size), chosen by `seed`, sends an index or an array of indices.
+    """Map an index or an array of indices by a permutation of range(size) that `seed` chooses.
 
-    A Feistel network permutes the smallest power of two that holds `size`; a result outside the range is sent
-    through again until it falls inside (cycle walking, under two passes on average). A few are
-    sorted by random keys.
+    A Feistel network permutes the smallest power of two that is at least `size`; results outside the range pass
+    through it again until they fall inside (cycle walking, under two passes on average). Small ranges are sorted by
+    random keys instead.
     """
     numbers = np.atleast_1d(np.asarray(index, dtype=np.uint64))
     if numbers.size and int(numbers.max()) >= size:
@@ -41,7 +41,7 @@ def permuted(index: int | np.ndarray, size: int, seed: int) -> int | np.ndarray:
 
 
 def sample_at(index: np.ndarray, size: int, seed: int) -> np.ndarray:
-    """The samples at places of an endless stream of epochs, each a permutation of its own of range(size)."""
+    """The samples at positions of an endless stream of epochs, each a new permutation of range(size)."""
     epochs, places = np.divmod(np.asarray(index, dtype=np.int64), size)
     result = np.empty_like(places)
     for epoch in np.unique(epochs):
@@ -51,13 +51,13 @@ def sample_at(index: np.ndarray, size: int, seed: int) -> np.ndarray:
 
 
 def epoch_seed(seed: int, epoch: int) -> int:
-    """A seed for one epoch; unlike `seed + epoch` it never meets the epochs of another run."""
+    """A seed for one epoch; unlike `seed + epoch` it does not collide with another run's epochs."""
     both = mixed(np.uint64(seed % (1 << 64))) + np.uint64(epoch)
     return int(mixed(both[None])[0])
 
 
 def mixed(numbers: np.ndarray | np.uint64) -> np.ndarray:
-    """A step of SplitMix64 (Steele et al. 2014): a bijection in which every bit of a number moves every other."""
+    """A step of SplitMix64 (Steele et al. 2014): a bijection in which every input bit affects every output bit."""
     x = np.atleast_1d(np.asarray(numbers, dtype=np.uint64)) + np.uint64(GOLDEN)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -77,7 +77,7 @@ def _walked(numbers: np.ndarray, size: int, keys: np.ndarray) -> np.ndarray:
 
 
 def _feistel(numbers: np.ndarray, bits: int, keys: np.ndarray) -> np.ndarray:
-    """Permute numbers of `bits` bits. The halves may differ by a bit: each round changes one of them in place."""
+    """Permute integers of `bits` bits. The halves may differ by a bit, because each round updates one half in place."""
     low = np.uint64(bits // 2)
     low_mask = np.uint64((1 << (bits // 2)) - 1)
     high_mask = np.uint64((1 << (bits - bits // 2)) - 1)
@@ -94,7 +94,7 @@ _WIDTHS = (1, 2, 3)
 
 
 class Padding(NamedTuple):
-    """Shares of the tokens computed that are padding: in the sources, the targets, and both together."""
+    """Fractions of the computed tokens that are padding: in sources, in targets, and in both together."""
 
     source: float
     target: float
@@ -102,14 +102,13 @@ class Padding(NamedTuple):
 
 
 class PairBatches:
-    """Epochs of batches over pairs of the given lengths (int [N] each, special symbols included).
+    """Epochs of batches over pairs with the given lengths (int [N] each, special tokens included).
 
-    A batch of n pairs takes n times its longest source or its longest target, whichever is longer, of
-    `batch_tokens`: neither padded side exceeds the budget. Pairs are sorted by target length, then source
-    length. Target lengths may be sorted in steps of 1, 2 or 3, whichever pads least: over few pairs a step of
-    1 leaves sources of too many lengths in a batch. Where the sorted row is cut depends on the lengths alone.
-    What an epoch draws anew, as a pure function of (seed, epoch), is which of the pairs of equal lengths
-    stand where, and the order of the batches.
+    A batch of n pairs uses n times its longest source or target, whichever is longer, of `batch_tokens`: neither
+    padded side exceeds the budget. Pairs are sorted by target length, then by source length. Target lengths are sorted
+    in steps of 1, 2 or 3, whichever pads least: with few pairs, a step of 1 mixes too many source lengths in a batch.
+    The cuts between batches depend on the lengths alone. Each epoch shuffles pairs of equal lengths and the order of
+    the batches, as a pure function of (seed, epoch).
     """
 
     def __init__(self, source_lengths: np.ndarray, target_lengths: np.ndarray, batch_tokens: int, seed: int) -> None:
@@ -117,8 +116,7 @@ class PairBatches:
         target = np.asarray(target_lengths, dtype=np.int64)
         _check(source, target, batch_tokens)
         self._seed = seed
-        # Everything below is decided on cells of equal lengths, of which there are few, however
-        # many the pairs.
+        # The rest works on cells of equal lengths: there are few cells, however many pairs.
         radix = int(source.max()) + 1
         cells, cell_of, counts = np.unique(target * radix + source, return_inverse=True, return_counts=True)
         lengths = np.stack([cells % radix, cells // radix])
@@ -129,23 +127,23 @@ class PairBatches:
         self._rank = rank[cell_of]
 
     def __len__(self) -> int:
-        """Batches in an epoch."""
+        """Batches per epoch."""
         return len(self._edges) - 1
 
     def epoch(self, epoch: int) -> list[np.ndarray]:
-        """The batches of an epoch, in order: arrays of pair numbers."""
+        """The batches of an epoch, in order: arrays of pair indices."""
         seed = epoch_seed(self._seed, epoch)
-        # Random numbers below, the cell's rank above: one sort shuffles inside the cells and nowhere else.
+        # Random low bits and the cell's rank in the high bits: one sort shuffles only inside the cells.
         noise = mixed(np.arange(len(self._rank), dtype=np.uint64) ^ np.uint64(seed)) >> np.uint64(32)
         batches = np.split(np.argsort((self._rank << np.uint64(32)) | noise), self._edges[1:-1])
         return [batches[place] for place in permuted(np.arange(len(batches)), len(batches), seed)]
 
     def in_order(self) -> list[np.ndarray]:
-        """Every pair once, without shuffling, for evaluation: the same batches, from short to long."""
+        """Every pair once, unshuffled, for evaluation: the same batches, from short to long."""
         return np.split(np.argsort(self._rank, kind="stable"), self._edges[1:-1])
 
     def padding(self) -> Padding:
-        """How much of the batches is padding; the same in every epoch."""
+        """The padding fractions of the batches; equal in every epoch."""
         return self._padding
 
 
@@ -153,24 +151,24 @@ def _check(source: np.ndarray, target: np.ndarray, budget: int) -> None:
     if len(source) != len(target):
         raise ValueError(f"{len(source)} source lengths and {len(target)} target lengths")
     if len(source) == 0:
-        raise UserError("there are no pairs to batch; give at least one")
+        raise UserError("there are no pairs to batch; pass at least one")
     longer = np.maximum(source, target)
     if longer.max() > budget:
         pair = int(longer.argmax())
         raise ConfigError(
             f"pair {pair} has {source[pair]} source and {target[pair]} target tokens, more than batch_tokens "
-            f"{budget}; raise batch_tokens or leave long pairs out"
+            f"{budget}; raise batch_tokens or drop long pairs"
         )
 
 
 def _plan(lengths: np.ndarray, counts: np.ndarray, budget: int, width: int) -> tuple[Padding, np.ndarray, np.ndarray]:
-    """Cells in the order of the row, and where to cut it: padding, int64 [cells], int64 [batches + 1].
+    """Padding, the order of the cells (int64 [cells]), and the edges between batches (int64 [batches + 1]).
 
-    `lengths` int64 [2, cells] are source and target, `counts` int64 [cells] the pairs of each.
+    `lengths` int64 [2, cells] are source and target lengths, `counts` int64 [cells] the number of pairs per cell.
     """
     source, target = lengths
     step = -(-target // width)
-    # Sources run up and down in turn, so that neighbours stay alike where the target's step changes.
+    # Source lengths alternately rise and fall, so that neighbours stay similar where the target's step changes.
     turned = np.where(step % 2, source, source.max() - source)
     order = np.lexsort((target, turned, step))
     row = np.repeat(lengths[:, order], counts[order], axis=1)
@@ -182,7 +180,7 @@ def _plan(lengths: np.ndarray, counts: np.ndarray, budget: int, width: int) -> t
 
 
 def _cuts(longer: np.ndarray, budget: int) -> np.ndarray:
-    """Where to cut a row so that each part is as long as fits: int64 [batches + 1], 0 and N included."""
+    """Edges that make each batch as long as fits: int64 [batches + 1], 0 and N included."""
     edges, start, ahead = [0], 0, 64
     while start < len(longer):
         stop = min(len(longer), start + ahead)

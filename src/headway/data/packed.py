@@ -1,4 +1,4 @@
-"""Archives (.zip, and .tar however it is compressed): what is in them, and each member's bytes."""
+"""Archives (.zip, and .tar with any compression): their members, and each member's bytes."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from headway.errors import UserError
 from headway.received import DAMAGE, check_expansion, decompressed, exceeded, limits, opened, size_of
 
 E = TypeVar("E")
-_ENTRY = 128  # bytes of a .zip's directory that a member may take on average: 46, and its name
-_HEADER = 1 << 24  # bytes of a .tar that describe one member: name, links, times
-_SLOW = 1 << 12  # bytes of a member whose method expands them all at once
+_ENTRY = 128  # average bytes per member in a .zip's directory: 46, and its name
+_HEADER = 1 << 24  # maximum bytes of a .tar header: name, links, times
+_SLOW = 1 << 12  # bytes read at once with methods that expand everything they read
 _MAGIC = {b"\x1f\x8b": ".gz", b"BZh": ".bz2", b"\xfd7zXZ": ".xz", b"\x28\xb5\x2f\xfd": ".zst"}
 _LAST = threading.local()
 
 
 class Packed(Protocol):
-    """An archive that is open. `sizes` has the members that are files, and how many bytes each takes in it."""
+    """An open archive. `sizes` maps each member that is a file to its bytes in the archive."""
 
     sizes: Mapping[str, int]
 
     def open(self, member: str) -> IO[bytes]:
-        """A member's bytes. UserError for one that cannot be read."""
+        """A member's bytes. UserError if it cannot be read."""
         ...
 
 
 def open_packed(path: Path) -> Packed:
-    """An archive. The last one of each thread stays open: its members are read one after the other, and listing them,
-    or reaching the next one, takes a pass over what stands before. UserError for too many members; one of
-    `received.DAMAGE` for what is no archive.
+    """Open an archive. The last one of each thread stays open, because its members are read in sequence, and listing
+    them or reaching the next one takes a pass over the preceding data. UserError for too many members; one of the
+    exceptions in DAMAGE if it is not an archive.
     """
     told = path.stat()
     key = path, told.st_ino, told.st_size, told.st_mtime_ns, os.getpid()
@@ -48,13 +48,13 @@ def open_packed(path: Path) -> Packed:
 
 def _found(entries: Mapping[str, E], member: str, path: Path) -> E:
     if member not in entries:
-        raise UserError(f"{path} holds no {member} any more; read it again")
+        raise UserError(f"{path} no longer contains {member}; run the command again")
     return entries[member]
 
 
 @contextmanager
 def _sound(path: Path, file: io.RawIOBase) -> Iterator[None]:
-    """What is raised for headers that make no sense, of many kinds, is damage; the file is closed then."""
+    """Turn the many exceptions for invalid headers into TarError, and close the file."""
     try:
         yield
     except BaseException as error:
@@ -65,7 +65,7 @@ def _sound(path: Path, file: io.RawIOBase) -> Iterator[None]:
 
 
 class _Directory(io.FileIO):
-    """A .zip whose list of members, which is read at once, is not believed to be endless."""
+    """A .zip file that limits the size of its member list, which is read at once."""
 
     def __init__(self, path: Path, handle: int) -> None:
         super().__init__(handle)
@@ -78,7 +78,7 @@ class _Directory(io.FileIO):
         return super().read(size) or b""
 
     def __del__(self) -> None:
-        self.close()  # with the last that reads a member
+        self.close()  # when the last reader of a member is gone
 
 
 class _Zip:
@@ -91,24 +91,24 @@ class _Zip:
         file.listing = False
         self._entries = {entry.filename: entry for entry in self._archive.infolist() if not entry.is_dir()}
         if len(self._entries) > limits().members:
-            raise exceeded(str(path), f"holds {len(self._entries):,} members", "members")
+            raise exceeded(str(path), f"has {len(self._entries):,} members", "members")
         self.sizes: Mapping[str, int] = {name: entry.compress_size for name, entry in self._entries.items()}
 
     def open(self, member: str) -> IO[bytes]:
         entry = _found(self._entries, member, self._path)
         if entry.flag_bits & 1:
-            raise UserError(f"{self._path}: {member} is encrypted; unpack it with its password and pack it again")
+            raise UserError(f"{self._path}: {member} is encrypted; extract it with its password first")
         check_expansion(f"{self._path}: {member}", entry.compress_size, entry.file_size)
         try:
             stream = self._archive.open(entry)
         except (NotImplementedError, RuntimeError) as error:
-            raise UserError(f"{self._path}: {member} cannot be read ({error}); pack it again as .zip") from error
+            raise UserError(f"{self._path}: {member} cannot be read ({error}); create the .zip again") from error
         quick = entry.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
         return stream if quick else cast(IO[bytes], io.BufferedReader(cast(io.RawIOBase, _Sips(stream))))
 
 
 class _Sips(io.RawIOBase):
-    """A member in small pieces: zipfile expands all that it reads of some methods, whatever it was asked for."""
+    """A member read in small chunks: for some methods, zipfile expands everything it reads, not what was requested."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream = stream
@@ -140,24 +140,24 @@ class _Tar:
     def _list(self) -> None:
         count = 0
         while (entry := self._archive.next()) is not None:
-            self._archive.members.clear()  # type: ignore[attr-defined]  # of which it keeps a list of its own
+            self._archive.members.clear()  # type: ignore[attr-defined]  # tarfile's own list would grow
             count += 1
             if count > limits().members:
-                raise exceeded(str(self._path), f"holds over {count - 1:,} members", "members")
+                raise exceeded(str(self._path), f"has over {count - 1:,} members", "members")
             if entry.isfile():
                 self._entries[entry.name] = entry
 
     def open(self, member: str) -> IO[bytes]:
         entry = _found(self._entries, member, self._path)
         if entry.issparse():
-            raise UserError(f"{self._path}: {member} is sparse; pack it again without --sparse")
+            raise UserError(f"{self._path}: {member} is sparse; create the .tar again without --sparse")
         found = self._archive.extractfile(entry)
         assert found is not None
         return found
 
 
 class _Decompressed(io.RawIOBase):
-    """A compressed file as one that can be sought in: backwards, it is decompressed from its start again."""
+    """A seekable view of a compressed file: seeking backwards decompresses it from the start again."""
 
     def __init__(self, raw: BinaryIO, suffix: str, what: str) -> None:
         self._raw, self._how = raw, (suffix, what)
@@ -190,7 +190,7 @@ class _Decompressed(io.RawIOBase):
 
     def seek(self, place: int, whence: int = 0, /) -> int:
         if whence != io.SEEK_SET:
-            raise io.UnsupportedOperation("a compressed file is sought in from its start only")
+            raise io.UnsupportedOperation("seeking in a compressed file works from its start only")
         if place < self._place:
             self._restart()
         while self._place < place and self._take(place - self._place):
@@ -199,28 +199,26 @@ class _Decompressed(io.RawIOBase):
 
 
 class _Bounded(io.RawIOBase):
-    """A .tar as it comes out of its compression, of which no header is read that fills the memory, and no more than the
-    limits let through.
-    """
+    """A decompressed .tar with limits on the size of a header and of all data."""
 
     def __init__(self, path: Path, raw: BinaryIO, stream: BinaryIO) -> None:
         self._path, self._packed, self._raw, self._stream = path, size_of(raw), raw, stream
 
     def close(self) -> None:
-        """By IOBase too, with the last that reads a member."""
+        """Close the file; IOBase also calls this when the last reader of a member is gone."""
         self._stream.close()
         self._raw.close()
         super().close()
 
     def read(self, size: int = -1, /) -> bytes:
         if not 0 <= size <= _HEADER:
-            raise UserError(f"{self._path} describes a member in {size:,} bytes; pack it again")
+            raise UserError(f"{self._path} has a member header of {size:,} bytes; create the archive again")
         found = self._stream.read(size)
         check_expansion(str(self._path), self._packed, self._stream.tell())
         return found
 
     def seek(self, place: int, whence: int = 0, /) -> int:
-        check_expansion(str(self._path), self._packed, place)  # all that stands before is expanded
+        check_expansion(str(self._path), self._packed, place)  # all preceding data is expanded
         return self._stream.seek(place, whence)
 
     def tell(self) -> int:

@@ -1,4 +1,4 @@
-"""Rows for language models: every token of a corpus once, crops, or contiguous streams."""
+"""Rows for language models: every token of a corpus once, random crops, or contiguous streams."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import numpy as np
 from headway.errors import ConfigError, UserError
 
 IGNORED = -100
-"""The label of a place that has no target (padding)."""
+"""The label of positions without a target (padding)."""
 
 _PADDING_LIMIT = 0.04
 
 
 class Spans(NamedTuple):
-    """Documents as places in an array of ids: int64 [N] first tokens, int64 [N] lengths."""
+    """Documents as spans of an array of ids: int64 [N] first tokens, int64 [N] lengths."""
 
     starts: np.ndarray
     lengths: np.ndarray
@@ -26,14 +26,13 @@ class Spans(NamedTuple):
         return int(self.lengths.sum())
 
     def of(self, numbers: np.ndarray) -> Spans:
-        """Those of these numbers, int64 [M]."""
+        """The spans with these indices, int64 [M]."""
         return Spans(self.starts[numbers], self.lengths[numbers])
 
 
 class TokenWindows(NamedTuple):
-    """A batch of rows, int64 [B, context] each: `labels` are the next tokens, -100 at padding; `positions`
-    restart at 0 where a document (or a later part of one) starts, and are -1 at padding, where `inputs`
-    are 0."""
+    """A batch of rows, int64 [B, context] each: `labels` are the next tokens, -100 at padding; `positions` restart at 0
+    at the start of each document or later part of one, and are -1 at padding, where `inputs` are 0."""
 
     inputs: np.ndarray
     labels: np.ndarray
@@ -41,20 +40,19 @@ class TokenWindows(NamedTuple):
 
 
 class Packing:
-    """Rows of `context` tokens over documents: long ones cut into consecutive windows, short ones packed
+    """Rows of `context` tokens over documents: long documents are cut into consecutive windows, short ones packed
     together.
 
-    A document of n tokens holds n - 1 predictions, and each is in exactly one row, so the pieces of a
-    document share the token at which they are cut. Full windows are found by arithmetic. What is left of long
-    documents and short ones whole are placed by best fit, longest first; if that leaves over 4 % padding, the
-    emptiest rows are filled by cutting their pieces where a row ends. The plan takes some 30 bytes a document
-    and none for a full window, and row k is the same row in every epoch and process: draw rows by
-    `order.sample_at`.
+    A document of n tokens has n - 1 predictions, each in exactly one row, so adjacent chunks of a document share the
+    token at which they are cut. Full windows are computed. Short documents and the ends of long ones are placed by best
+    fit, longest first; if that leaves over 4 % padding, the emptiest rows are filled by cutting chunks at row ends. The
+    plan takes about 30 bytes per document and none for a full window. Row k is the same row in every epoch and process:
+    sample rows with `shuffled_indices`.
     """
 
     def __init__(self, ids: np.ndarray, spans: Spans, context: int) -> None:
         if context < 1:
-            raise ConfigError(f"context {context} holds no token; give a whole number above 0")
+            raise ConfigError(f"context is {context}; set an integer above 0")
         self.ids, self.context = ids, context
         steps = np.maximum(spans.lengths - 1, 0)
         full, rest = steps // context, steps % context
@@ -65,10 +63,10 @@ class Packing:
             (spans.starts + full * context)[left], rest[left], context, int(self._full_before[-1])
         )
         self.targets = int(steps.sum())
-        """Predictions in all rows together."""
+        """Predictions in all rows."""
         if self.targets == 0:
             raise UserError(
-                f"{len(spans.lengths)} documents of 1 token at most hold nothing to predict; give longer ones"
+                f"{len(spans.lengths)} documents have at most 1 token, so there is nothing to predict; add longer ones"
             )
 
     def __len__(self) -> int:
@@ -76,11 +74,11 @@ class Packing:
 
     @property
     def padding(self) -> float:
-        """The share of all tokens in the rows that is padding."""
+        """The fraction of all tokens in the rows that is padding."""
         return 1 - self.targets / (len(self) * self.context)
 
     def windows(self, rows: np.ndarray) -> TokenWindows:
-        """Rows by number, int64 [B]."""
+        """The rows with these indices, int64 [B]."""
         rows = np.asarray(rows, dtype=np.int64)
         full_rows = int(self._full_before[-1])
         full = np.flatnonzero(rows < full_rows)
@@ -100,8 +98,8 @@ class Packing:
 
 
 class Crops:
-    """Windows of `context` tokens at any offset of long documents, as nanoGPT draws them; documents of
-    `context` tokens or fewer have no such window and are left out."""
+    """Windows of `context` tokens at any offset of long documents, as in nanoGPT. Documents of `context` tokens or
+    fewer have no such window and are skipped."""
 
     def __init__(self, ids: np.ndarray, spans: Spans, context: int) -> None:
         self.ids, self.context = ids, context
@@ -109,13 +107,15 @@ class Crops:
         self._before = np.concatenate([[0], np.cumsum(np.maximum(spans.lengths - context, 0))])
         if len(self) == 0:
             longest = int(spans.lengths.max(initial=0))
-            raise UserError(f"the longest document has {longest} tokens and context is {context}; choose a shorter one")
+            raise UserError(
+                f"the longest document has {longest} tokens, too few for a context of {context}; lower task.context"
+            )
 
     def __len__(self) -> int:
         return int(self._before[-1])
 
     def windows(self, offsets: np.ndarray) -> TokenWindows:
-        """Windows by offset, int64 [B] below `len`."""
+        """The windows at these offsets, int64 [B], below `len`."""
         offsets = np.asarray(offsets, dtype=np.int64)
         owners = np.searchsorted(self._before, offsets, side="right") - 1
         starts = self._starts[owners] + offsets - self._before[owners]
@@ -127,11 +127,10 @@ class Crops:
 def gather(
     ids: np.ndarray, rows: np.ndarray, starts: np.ndarray, sizes: np.ndarray, shape: tuple[int, int]
 ) -> TokenWindows:
-    """Lay pieces of `ids` side by side in their rows; pieces of a row are in order."""
+    """Copy chunks of `ids` next to each other into their rows; the chunks of a row are in order."""
     places, piece = ranges(np.zeros_like(sizes), sizes)
     row_sizes = np.bincount(rows, sizes, minlength=shape[0]).astype(np.int64)
-    # The columns of a piece follow those of the row's earlier pieces, which stand before it in a stable
-    # order.
+    # A chunk's columns follow those of the row's earlier chunks, which precede it in a stable sort.
     by_row = np.argsort(rows, kind="stable")
     ends = np.cumsum(sizes[by_row])
     row_starts = np.concatenate([[0], np.cumsum(row_sizes)])
@@ -147,7 +146,7 @@ def gather(
 
 
 def ranges(starts: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The numbers of many ranges one after the other, and the range each belongs to."""
+    """The integers of many ranges, concatenated, and the range that each belongs to."""
     owner = np.repeat(np.arange(len(sizes)), sizes)
     before = np.cumsum(sizes) - sizes
     return np.arange(int(sizes.sum())) - before[owner] + starts[owner], owner
@@ -156,7 +155,7 @@ def ranges(starts: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarra
 def _plan(
     starts: np.ndarray, sizes: np.ndarray, room: int, full_rows: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pieces in the order of their rows: starts, sizes, and where in them each row begins, int64 [rows + 1]."""
+    """Chunks in the order of their rows: starts, sizes, and the first chunk of each row, int64 [rows + 1]."""
     if len(sizes) == 0:
         return starts, sizes, np.zeros(1, np.int64)
     rows = best_fit(sizes, room)
@@ -174,7 +173,7 @@ def _plan(
 
 
 def _rows_to_recut(fill: np.ndarray, room: int, full_rows: int) -> int:
-    """How many of the emptiest rows (`fill` ascends) to fill by cutting, so that padding falls below the limit."""
+    """How many of the emptiest rows (`fill` ascending) to fill by cutting, so that padding falls below the limit."""
     many = np.arange(len(fill) + 1)
     held = np.concatenate([[0], np.cumsum(fill)])
     rows = full_rows + len(fill) - many + -(-held // room)
@@ -184,7 +183,7 @@ def _rows_to_recut(fill: np.ndarray, room: int, full_rows: int) -> int:
 
 
 def _stream(starts: np.ndarray, sizes: np.ndarray, room: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pieces one after the other, cut where a row of `room` is full: their starts, sizes and rows."""
+    """Chunks in sequence, cut whenever a row of `capacity` is full: their starts, sizes and rows."""
     ends = np.cumsum(sizes)
     total = int(ends[-1]) if len(ends) else 0
     edges = np.union1d(ends - sizes, np.arange(0, total, room))
@@ -194,7 +193,9 @@ def _stream(starts: np.ndarray, sizes: np.ndarray, room: int) -> tuple[np.ndarra
 
 
 def best_fit(sizes: np.ndarray, room: int) -> np.ndarray:
-    """The row of each piece: longest first, each into the fullest row that still holds it. All of one size at once."""
+    """The row of each chunk: longest first, each into the fullest row with enough space. Equal sizes are placed at
+    once.
+    """
     rows = np.empty(len(sizes), np.int64)
     order = np.argsort(-sizes, kind="stable")
     values, firsts = np.unique(-sizes[order], return_index=True)
@@ -228,37 +229,37 @@ def best_fit(sizes: np.ndarray, room: int) -> np.ndarray:
 
 
 class Streams:
-    """Documents, one after the other, cut into `rows` streams of equal length (give or take a token), which are read in
-    windows of at most `context` tokens: a row of a window goes on where it ended in the one before.
+    """Concatenated documents, cut into `rows` streams of equal length (within one token) and read in windows of at most
+    `context` tokens: each row of a window continues the same row of the previous window.
 
-    A document of n tokens holds n - 1 predictions, and each is in exactly one window, of which all are equally long
-    (give or take a token), so that none at the end of an epoch learns from few. Documents are cut where a stream ends.
-    With `limit` only so many predictions are read, the first.
+    A document of n tokens has n - 1 predictions, each in exactly one window. All windows are equally long (within one
+    token), so that the last of an epoch is not short. Documents are cut at the ends of streams. `limit` keeps only the
+    first predictions.
     """
 
     def __init__(self, ids: np.ndarray, spans: Spans, context: int, rows: int, limit: int | None = None) -> None:
         if context < 1:
-            raise ConfigError(f"context {context} holds no token; give a whole number above 0")
+            raise ConfigError(f"context is {context}; set an integer above 0")
         self.ids, self.context = ids, context
         self._starts = spans.starts
         self._before = np.concatenate([[0], np.cumsum(np.maximum(spans.lengths - 1, 0))])
         self.targets = int(self._before[-1]) if limit is None else min(limit, int(self._before[-1]))
-        """Predictions in all windows together."""
+        """Predictions in all windows."""
         if self.targets < rows:
             raise UserError(
-                f"{self.targets:,} predictions cannot be cut into {rows:,} streams; give more text, "
+                f"{self.targets:,} predictions are too few for {rows:,} streams; add more text, "
                 "or lower train.batch_tokens, train.batch_size or train.accumulate"
             )
         self._edges = np.arange(rows + 1) * self.targets // rows
         self._longest = -(-self.targets // rows)
 
     def __len__(self) -> int:
-        """Windows of a stream."""
+        """Windows per stream."""
         return -(-self._longest // self.context)
 
     def windows(self, streams: slice, number: int) -> TokenWindows:
-        """The window of this number, from 0, in some of the streams. Positions count from a document's start, wherever
-        the stream begins.
+        """The window with this index in some of the streams. Positions count from the start of the document, wherever
+        the stream starts.
         """
         first, last = (n * self._longest // len(self) for n in (number, number + 1))
         places = self._edges[:-1][streams, None] + np.arange(first, last)

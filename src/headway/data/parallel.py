@@ -1,4 +1,4 @@
-"""Pairs tokenised once, into memory-mapped ids of both sides; and the text of a split's pairs."""
+"""Pairs tokenised once, into memory-mapped ids of source and target; and the text of a split's pairs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _BATCH = 1 << 19  # characters of sources and targets tokenised at once
 
 
 class FittingPairs(NamedTuple):
-    """Pairs that can be trained on, int64 [N], and how many were left out: too long, or empty on a side."""
+    """Usable pairs, int64 [N], and how many were dropped because they are too long or have an empty side."""
 
     pairs: np.ndarray
     too_long: int
@@ -38,14 +38,14 @@ class FittingPairs(NamedTuple):
 
 
 class Column(NamedTuple):
-    """One side of all pairs: ids [tokens], and int64 [pairs + 1] where each begins."""
+    """The sources or targets of all pairs: ids [tokens], and the start of each, int64 [pairs + 1]."""
 
     ids: np.ndarray
     offsets: np.ndarray
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens of each, int64 [pairs]."""
+        """Tokens per entry, int64 [pairs]."""
         return np.diff(self.offsets)
 
     def __getitem__(self, pair: int) -> np.ndarray:
@@ -54,10 +54,10 @@ class Column(NamedTuple):
 
 @dataclass(frozen=True)
 class PairCache:
-    """Parallel text as ids, without begin or end symbols.
+    """Parallel text as token ids, without begin and end tokens.
 
-    `keys` uint64 [pairs] come from the sources' text; `named` uint8 [pairs] is the split that a file's name
-    states. Arrays are memory-mapped and read-only. Pairs keep the numbers that they have in the files.
+    `keys` uint64 [pairs] hash the sources' text; `named_splits` uint8 [pairs] is the split that the file's name states.
+    Arrays are memory-mapped and read-only. Pairs keep their order in the files.
     """
 
     directory: Path
@@ -70,7 +70,7 @@ class PairCache:
         return len(self.keys)
 
     def splits(self, config: SplitConfig) -> Splits:
-        """The pairs of each split: equal sources are never in two."""
+        """The pairs of each split; equal sources are always in the same split."""
         named = np.asarray(self.named)
         given = frozenset(np.unique(named).tolist())
         assigned = assign(np.asarray(self.keys), named, given, config)
@@ -78,9 +78,9 @@ class PairCache:
         return Splits(sides, np.arange(len(self)), "pairs")
 
     def fitting(self, pairs: np.ndarray, source_limit: int, target_limit: int, drop_long: bool) -> FittingPairs:
-        """Those of `pairs` within the limits (tokens, without special symbols) and not empty on a side.
+        """The `pairs` within the limits (tokens, without special tokens) and without an empty side.
 
-        A UserError if some are too long and `drop_long` is not set, or if none is left.
+        UserError if some are too long and `drop_long` is not set, or if no pair remains.
         """
         sources, targets = self.source.lengths[pairs], self.target.lengths[pairs]
         long = (sources > source_limit) | (targets > target_limit)
@@ -90,19 +90,20 @@ class PairCache:
             raise UserError(
                 f"{int(long.sum()):,} of {len(pairs):,} pairs are too long: pair {pairs[worst]:,} has "
                 f"{sources[worst]} source and {targets[worst]} target tokens, over {source_limit} and {target_limit}; "
-                "raise the limit or have long pairs dropped"
+                "raise the limit, or drop long pairs"
             )
         kept = pairs[~(long | empty)]
         if len(kept) == 0:
             raise UserError(
-                f"of {len(pairs):,} pairs {int(long.sum()):,} are longer than {source_limit} source or {target_limit} "
-                f"target tokens and {int(empty.sum()):,} are empty on a side; raise the limit or give other pairs"
+                f"no pairs remain: of {len(pairs):,}, {int(long.sum()):,} are longer than {source_limit} source or "
+                f"{target_limit} target tokens and {int(empty.sum()):,} have an empty side; raise the limit or use "
+                "other pairs"
             )
         return FittingPairs(kept, int(long.sum()), int((empty & ~long).sum()))
 
 
 def split_pairs(paths: Iterable[Path | str], side: str, config: SplitConfig) -> Iterator[Pair]:
-    """The text of the pairs that `PairCache.splits` has, in the same order, streamed."""
+    """Stream the text of a split's pairs, in the order of `PairCache.splits`."""
     sources = pair_sources(paths)
     given = frozenset(_named(source) for source in sources)
     number = side_number(side)
@@ -115,7 +116,7 @@ def split_pairs(paths: Iterable[Path | str], side: str, config: SplitConfig) -> 
 
 
 def grouped(pairs: Iterable[Pair]) -> dict[str, list[str]]:
-    """Each source with all its targets, in the order in which they come: several references of one source."""
+    """Each source with all its targets, in order: several references for one source."""
     found: dict[str, list[str]] = {}
     for source, target in pairs:
         found.setdefault(source, []).append(target)
@@ -180,13 +181,13 @@ def _build(
             if progress is not None:
                 progress(done, 0)
     if count == 0:
-        raise UserError(f"{', '.join(map(str, sources[:3]))}: there are no pairs; give some")
+        raise UserError(f"{', '.join(map(str, sources[:3]))}: there are no pairs; pass files with some")
     types = {f"{side}_type": kinds[f"{side}_ids"].name for side in codecs}
     write_info(part, {"pairs": count, **types, **{f"{side}_tokens": tokens[side] for side in codecs}})
 
 
 def _batches(sources: Iterable[PairSource]) -> Iterator[tuple[list[Pair], list[int]]]:
-    """Pairs with the numbers of their named splits, some half a million characters at a time."""
+    """Pairs with the codes of their named splits, about half a million characters at a time."""
     batch: list[Pair] = []
     named: list[int] = []
     characters = 0

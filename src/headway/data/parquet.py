@@ -1,7 +1,7 @@
-"""Parquet files whose sizes are looked at before anything in them is decoded.
+"""Parquet files whose sizes are checked before anything in them is decoded.
 
-The index at the end of a file (Thrift's compact protocol) is read here: pyarrow ends the process where a damaged one
-contradicts itself.
+The index at the end of a file (Thrift's compact protocol) is parsed here, because pyarrow aborts the process on some
+damaged ones.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ from typing import IO, Any, NamedTuple
 from headway.errors import UserError
 from headway.received import check_expansion, opened
 
-_HELD = 1 << 26  # bytes of texts that are decoded at once, where they are said once and repeated
-_CELL = 64  # bytes, about, of a value as Python's object
+_HELD = 1 << 26  # bytes of dictionary-encoded strings decoded at once
+_CELL = 64  # approximate bytes of a value as a Python object
 _MAGIC, _DEEPEST = b"PAR1", 32
 
 
 class ColumnSize(NamedTuple):
-    """What a file's index says of a column in a group of rows."""
+    """A column of a row group in a file's index."""
 
     path: str
     values: int
-    dictionary: bool  # whether texts that repeat are held once
+    dictionary: bool  # whether repeated strings are stored once
 
 
-Index = list[list[ColumnSize]]  # of each group of rows
+Index = list[list[ColumnSize]]  # per row group
 
 
 def packaged_parquet(place: Path | IO[bytes], extra: str) -> Any:
-    """The module pyarrow.parquet; UserError, for what lies at `place`, where the package of that extra is missing."""
+    """The module pyarrow.parquet; UserError that names `source` if the package of that extra is missing."""
     try:
         import pyarrow.parquet
     except ImportError as error:
@@ -41,17 +41,17 @@ def packaged_parquet(place: Path | IO[bytes], extra: str) -> Any:
 
 
 def open_parquet(place: Path | IO[bytes], extra: str, columns: Collection[str] = ()) -> Any:
-    """A ParquetFile; texts of `columns` come as dictionaries. UserError where pyarrow, of that extra, is missing, and
-    for what is no plain file; for what is no Parquet, whatever pyarrow raises.
+    """Open a ParquetFile; strings of `columns` are read as dictionaries. UserError if pyarrow (of that extra) is
+    missing or the path is not a regular file; pyarrow's own exceptions if it is not Parquet.
     """
     parquet = packaged_parquet(place, extra)
     if isinstance(place, Path):
-        opened(place).close()  # what is no plain file would keep the library waiting
+        opened(place).close()  # a pipe would block the library
     return parquet.ParquetFile(place, read_dictionary=list(columns) or None)
 
 
 def index_of(place: Path | IO[bytes]) -> Index:
-    """The columns of each group of rows. ValueError for a file whose index cannot be read."""
+    """The columns of each row group. ValueError for a file with an invalid index."""
     if isinstance(place, Path):
         with opened(place) as file:
             return index_of(file)
@@ -60,7 +60,7 @@ def index_of(place: Path | IO[bytes]) -> Index:
     place.seek(max(0, size - 8))
     length, magic = struct.unpack("<I4s", place.read(8).rjust(8, b"\0"))
     if magic != _MAGIC or length > size - 8:
-        raise ValueError("the file does not end as Parquet does")
+        raise ValueError("the file does not end like a Parquet file")
     place.seek(size - 8 - length)
     found = _Thrift(place.read(length)).structure()
     place.seek(here)
@@ -76,8 +76,8 @@ def _column(said: dict[int, Any]) -> ColumnSize:
 
 
 class _Thrift:
-    """Thrift's compact protocol: structures as fields by their numbers. Each value takes a byte at least, so that the
-    work is bounded by the length of `data`.
+    """Thrift's compact protocol: structures as fields by number. Each value takes at least a byte, so the work is
+    bounded by the length of `data`.
     """
 
     def __init__(self, data: bytes) -> None:
@@ -86,7 +86,7 @@ class _Thrift:
     def structure(self) -> dict[int, Any]:
         self.depth += 1
         if self.depth > _DEEPEST:
-            raise ValueError(f"the index is nested more than {_DEEPEST} deep")
+            raise ValueError(f"the index is nested deeper than {_DEEPEST} levels")
         fields: dict[int, Any] = {}
         number = 0
         while head := self._byte():
@@ -112,7 +112,7 @@ class _Thrift:
             return [(self._value(kinds >> 4), self._value(kinds & 15)) for _ in self._counted(count)]
         if kind == 12:
             return self.structure()
-        raise ValueError(f"the index has a value of the unknown kind {kind}")
+        raise ValueError(f"the index has a value of the unknown type {kind}")
 
     def _counted(self, count: int) -> range:
         if count > len(self.data) - self.place:
@@ -122,7 +122,7 @@ class _Thrift:
     def _taken(self, count: int) -> bytes:
         found = self.data[self.place : self.place + count]
         if len(found) < count:
-            raise ValueError("the index ends in the middle of a value")
+            raise ValueError("the index ends inside a value")
         self.place += count
         return found
 
@@ -146,15 +146,15 @@ class _Thrift:
 
 
 def check_table(index: Index, what: str, size: int, names: Collection[str]) -> None:
-    """UserError where columns make more of Python's objects than a file of `size` bytes may, as it says of them."""
+    """UserError if the columns would become more Python objects than a file of `size` bytes may expand to."""
     columns = (column for group in index for column in group if column.path.split(".")[0] in names)
     check_expansion(what, size, sum(column.values for column in columns) * _CELL)
 
 
 def rows_at_once(index: Index, file: Any, group: int, name: str, most: int) -> int:
-    """How many rows of a group may be decoded together: a text that is said once can be repeated in each of them.
+    """How many rows of a group may be decoded together: a string that is stored once can be repeated in each of them.
 
-    In `file`, whose index it is, texts of the column come as dictionaries.
+    `file` belongs to the index and reads the column's strings as dictionaries.
     """
     if not any(column.path == name and column.dictionary for column in index[group]):
         return most

@@ -1,4 +1,4 @@
-"""Images decoded once: bytes of the size that a model reads, memory-mapped, with a key of each one's content."""
+"""Images decoded once: memory-mapped bytes in the size of the model's input, with a content key per image."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from headway.errors import UserError, logger
 
 _LOG = logger(__name__)
 _FORMAT = 2  # of the cache
-_WAITING = 4  # images a worker that are decoded ahead of what is written
-_SHOWN = 3  # bad images that a message names
+_WAITING = 4  # images per worker that are decoded ahead of writing
+_SHOWN = 3  # bad images listed in a message
 Pixels = UInt8[np.ndarray, "H W C"]
 
 
 class DecodedImages(NamedTuple):
-    """`pixels` of N images, and `keys`, equal for equal images. `wrong` says by number which could not be read, and
-    why; their pixels are 0.
+    """`pixels` of N images, and `keys`, equal for equal images. `errors` maps the indices of unreadable images to the
+    reason; their pixels are 0.
     """
 
     pixels: UInt8[np.ndarray, "N H W C"]
@@ -35,9 +35,9 @@ class DecodedImages(NamedTuple):
 
 
 class ImageReading(NamedTuple):
-    """How images are read: `read(n)` gives one of `count`, of the `shape` [H, W, C], or raises a UserError that names
-    it, and is called by several threads. `content` is whatever decides all pixels. Keys have `digest` bytes: a split
-    that is drawn by them stays the same only while they do.
+    """A source of images: `read(n)` returns one of `count` images of the `shape` [H, W, C], or raises a UserError that
+    names it; several threads call it. `content` identifies everything that decides the pixels. Keys have `digest_size`
+    bytes; splits by hash depend on the keys.
     """
 
     read: Callable[[int], Pixels]
@@ -50,7 +50,7 @@ class ImageReading(NamedTuple):
 def open_images(reading: ImageReading, skip: bool = False) -> DecodedImages:
     """The images, from the cache if the same contents have been decoded before.
 
-    UserError for the first that cannot be read; with `skip` such are counted in the log, and stand in `wrong`.
+    UserError for the first unreadable one; with `skip`, unreadable ones are counted in the log and listed in `errors`.
     """
     count, shape = reading.count, reading.shape
     folder = cache_root() / cache_key("images", _FORMAT, reading.content, count, shape, reading.digest)
@@ -62,12 +62,12 @@ def open_images(reading: ImageReading, skip: bool = False) -> DecodedImages:
         raise _refused(next(iter(wrong.values())))
     if wrong:
         shown = "; ".join(list(wrong.values())[:_SHOWN])
-        _LOG.warning("%d of %d images cannot be read and are left out: %s", len(wrong), count, shown)
+        _LOG.warning("skipped %d of %d images that cannot be read: %s", len(wrong), count, shown)
     return DecodedImages(pixels, [row.tobytes().hex() for row in digests], wrong)
 
 
 def key_of(image: Pixels, digest: int) -> str:
-    """The key that an image has in a cache."""
+    """The key of an image in a cache."""
     return hashlib.blake2b(image.tobytes(), digest_size=digest).hexdigest()
 
 
@@ -83,7 +83,7 @@ def _build(part: Path, reading: ImageReading, skip: bool) -> None:
 
 
 def _read(reading: ImageReading, skip: bool, number: int) -> Pixels | str:
-    """An image or, with `skip`, what is wrong with it."""
+    """An image or, with `skip`, the error that reading it raised."""
     try:
         return reading.read(number)
     except UserError as error:
@@ -93,13 +93,11 @@ def _read(reading: ImageReading, skip: bool, number: int) -> Pixels | str:
 
 
 def _refused(why: str) -> UserError:
-    return UserError(f"{why}; or leave such images out with task.skip_bad=true")
+    return UserError(f"{why}; or skip such images with task.skip_bad=true")
 
 
 def _ahead(read: Callable[[int], Pixels | str], count: int) -> Iterator[Pixels | str]:
-    """`read` of each number, in order, computed by as many threads as there are cores: Pillow decodes without Python's
-    lock.
-    """
+    """`read` each index in order, with one thread per core, because Pillow releases the GIL while it decodes."""
     workers = os.cpu_count() or 1
     waiting: deque[Future[Pixels | str]] = deque()
     with ThreadPoolExecutor(workers) as pool:

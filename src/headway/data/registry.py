@@ -1,6 +1,4 @@
-"""Where the data sets that headway knows by name lie on this machine, and how they come there from their
-public homes.
-"""
+"""Find known data sets on this machine, and download them from their public sources."""
 
 from __future__ import annotations
 
@@ -24,7 +22,7 @@ from headway.errors import UserError, nearest
 
 
 def known_set(name: str) -> KnownSet:
-    """A known set by name; a UserError suggests the nearest."""
+    """A known set by name; UserError with the nearest name if it is unknown."""
     if name not in KNOWN:
         raise UserError(f"there is no known data set {name!r}; {nearest(name, KNOWN)}")
     return KNOWN[name]
@@ -36,7 +34,7 @@ def known_sets() -> list[KnownSet]:
 
 
 def data_folders() -> list[Path]:
-    """Where known sets are looked for, in order: HEADWAY_DATA, then what was downloaded."""
+    """The folders in which known sets are searched, in order: HEADWAY_DATA, then headway's downloads."""
     given = os.environ.get("HEADWAY_DATA")
     return [*([Path(given).expanduser()] if given else []), cache_root() / "data"]
 
@@ -47,33 +45,35 @@ def is_present(known: KnownSet) -> bool:
 
 
 def find_set(name: str) -> list[Path]:
-    """The files of a known set, ready for `documents` or `pairs`. A UserError says how to get what is missing."""
+    """The files of a known set, ready for `iter_documents` or `iter_pairs`. If files are missing, a UserError explains
+    how to get them.
+    """
     known = known_set(name)
     if found := _found(known):
         return found
     if known.package is not None:
         raise UserError(
-            f"data set {name!r} comes with a package that is not installed; pip install {known.pip or known.package}"
+            f"data set {name!r} is part of a package that is not installed; pip install {known.pip or known.package}"
         )
     if any(not file.url for file in known.files):
         raise made_by_hand(known)
     folders = " or ".join(map(str, data_folders()))
-    raise UserError(f"data set {name!r} is not in {folders}; headway data get {name}")
+    raise UserError(f"data set {name!r} is not in {folders}; run: headway data get {name}")
 
 
 def made_by_hand(known: KnownSet) -> UserError:
-    """What to say of a set that is not here and that no server has as it is."""
+    """The error for a missing set that cannot be downloaded as it is."""
     files = ", ".join(file.path for file in known.files)
     return UserError(
-        f"data set {known.name!r} is not here, and it is made of other files, from {known.url}; put {files} into a "
+        f"data set {known.name!r} is missing and cannot be downloaded; create it from {known.url}, put {files} into a "
         "folder and set HEADWAY_DATA to it"
     )
 
 
 def _found(known: KnownSet) -> list[Path]:
-    """All files of a set from one place, or nothing."""
+    """All files of a set from one folder; empty if no folder has them all."""
     if known.package is not None and known.package_file is not None:
-        # The package is found but not imported: only its data is wanted.
+        # The package is located, not imported: only its data is needed.
         spec = importlib.util.find_spec(known.package)
         return [] if spec is None or spec.origin is None else [Path(spec.origin).parent / known.package_file]
     for folder in data_folders():
@@ -97,16 +97,16 @@ _PATIENCE = 60.0  # seconds without a byte
 
 
 def get(name: str, progress: Callable[[int, int], None] | None = None) -> list[Path]:
-    """The files of a known set; what is not on this machine yet is downloaded to headway's cache."""
+    """The files of a known set; missing ones are downloaded to headway's cache."""
     known = known_set(name)
     return find_set(name) if is_present(known) or known.package else download(known, cache_root() / "data", progress)
 
 
 def download(known: KnownSet, folder: Path, progress: Callable[[int, int], None] | None = None) -> list[Path]:
-    """Fetch what is missing of a set into `folder` and give its files.
+    """Download the missing files of a set into `folder` and return its files.
 
-    `progress` is called with bytes done and bytes in all (0: the server does not say). UserErrors: no
-    connection, too large, not what it should be, disk full, a set that no server has; nothing half-made is left.
+    `progress` is called with bytes done and total bytes (0 if unknown). UserError if there is no connection, a file is
+    too large or fails verification, the disk is full, or the set cannot be downloaded; no partial files remain.
     """
     if any(not file.url for file in known.files):
         raise made_by_hand(known)
@@ -118,7 +118,7 @@ def download(known: KnownSet, folder: Path, progress: Callable[[int, int], None]
 
 def _fetch(file: KnownFile, final: Path, progress: Callable[[int, int], None] | None) -> None:
     with writing(final.parent):
-        # The name keeps its end, because verifying reads the file by its extension.
+        # The name keeps its extension, because verification reads the file by its extension.
         part = draft_of(final, f"draft{final.suffix}")
         try:
             digest = _receive(file, part, progress)
@@ -138,8 +138,8 @@ def _receive(file: KnownFile, part: Path, progress: Callable[[int, int], None] |
                 done += len(block)
                 if max(done, total) > file.limit:
                     raise UserError(
-                        f"{file.url} has {max(done, total):,} bytes or more, over the {file.limit:,} expected; "
-                        "fetch it by hand if it has grown"
+                        f"{file.url} has {max(done, total):,} bytes or more, over the limit of {file.limit:,}; "
+                        "download it by hand if it has grown"
                     )
                 digest.update(block)
                 out.write(block)
@@ -147,9 +147,9 @@ def _receive(file: KnownFile, part: Path, progress: Callable[[int, int], None] |
                     progress(done, total)
     except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
         reason = str(error).strip("<>") or type(error).__name__
-        raise UserError(f"{file.url} cannot be fetched ({reason}); try again, or fetch it by hand") from error
+        raise UserError(f"{file.url} cannot be downloaded ({reason}); try again, or download it by hand") from error
     if done < total:
-        raise UserError(f"{file.url} broke off after {done:,} of {total:,} bytes; try again")
+        raise UserError(f"{file.url} stopped after {done:,} of {total:,} bytes; try again")
     return digest.hexdigest()
 
 
@@ -157,7 +157,7 @@ def _verify(file: KnownFile, part: Path, digest: str) -> None:
     if file.sha256 is not None and digest != file.sha256:
         raise UserError(
             f"{file.url} has the SHA-256 {digest}, not {file.sha256}: it has changed or was damaged; "
-            "try again, or fetch it by hand"
+            "try again, or download it by hand"
         )
     if file.lines is not None:
         found = sum(1 for _ in lines(File(part)))

@@ -1,4 +1,4 @@
-"""Series as people have them: tables with a column of times, wide or long."""
+"""Time series from tables with a time column, wide or long."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _NAMES = {
     "value": ("value", "y", "target", "wert"),
 }
 _COUNTS = ("", "rownames", "unnamed: 0", "index")  # columns in which programs number rows
-_LOOKED_AT = 100  # rows by which the kind of a column is told
-_NAMED = 4  # problems of a kind that a message names
+_LOOKED_AT = 100  # rows that decide the kind of a column
+_NAMED = 4  # problems of one kind listed in a message
 
 
 class Series(NamedTuple):
-    """A series in equal steps from the time `start` on; `seen` says which of its values are the data's own."""
+    """A series in equal steps from the time `start`; `seen` is false for values that were filled in."""
 
     name: str
     start: int
@@ -37,7 +37,9 @@ class Series(NamedTuple):
 
 
 class SeriesColumns(NamedTuple):
-    """The columns of times and, in long tables, of names and values; in wide ones each further column is a series."""
+    """The time column and, in long tables, those of series names and values; in wide ones every other column is a
+    series.
+    """
 
     time: str | None
     series: str | None
@@ -46,14 +48,14 @@ class SeriesColumns(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """What cannot be read, and what to do."""
+    """What is wrong with the data, and what to do."""
 
     fact: str
     remedy: str
 
 
 def refusal(problems: Sequence[Problem]) -> UserError:
-    """All problems in a line, the first ones of each kind by name."""
+    """All problems in one error, the first ones of each kind in detail."""
     kinds: dict[str, list[str]] = {}
     for problem in problems:
         kinds.setdefault(problem.remedy, []).append(problem.fact)
@@ -65,9 +67,8 @@ def refusal(problems: Sequence[Problem]) -> UserError:
 
 
 def read_series(paths: Sequence[Path], named: SeriesColumns, fill: bool) -> tuple[list[Series], Calendar]:
-    """All series, in the order in which they come. Where `fill` says so, what is missing within a series lies on the
-    line between its neighbours. UserErrors, which name all of a kind: no times, none that are equally far apart, text
-    among values.
+    """Read all series, in order. `fill` interpolates missing values linearly. UserErrors list all problems of a kind:
+    no times, unequal steps, strings among values.
     """
     rows = list(table_rows(paths))
     columns = _columns(rows, named)
@@ -93,7 +94,7 @@ def read_series(paths: Sequence[Path], named: SeriesColumns, fill: bool) -> tupl
         raise refusal(problems)
     gaps = [int(np.diff(times).min()) for times, _ in kept.values() if len(times) > 1]
     if not gaps:
-        raise UserError(f"{rows[0].place} begins series of one value each, which have no steps; give more values")
+        raise UserError(f"{rows[0].place}: every series has one value, so the time step is unknown; add more values")
     calendar = Calendar(unit, min(gaps), written)
     found = [_regular(name, *part, calendar, fill, problems) for name, part in kept.items()]
     if problems:
@@ -102,7 +103,7 @@ def read_series(paths: Sequence[Path], named: SeriesColumns, fill: bool) -> tupl
 
 
 def _columns(rows: Sequence[TableRow], named: SeriesColumns) -> SeriesColumns:
-    """Which columns are what: as they are named, else by well-known names, else by what is in them."""
+    """The role of each column: by the user's settings, otherwise by well-known names, otherwise by content."""
     names = list(dict.fromkeys(name for row in rows for name in row.values))
     some = rows[:_LOOKED_AT]
     for use in ("time", "series", "value"):
@@ -114,8 +115,8 @@ def _columns(rows: Sequence[TableRow], named: SeriesColumns) -> SeriesColumns:
     time = named.time or known["time"] or (dates[0] if len(dates) == 1 else None)
     if time is None:
         raise UserError(
-            f"{rows[0].place}: which of {', '.join(names[:8])} are the times is not clear; name it with task.time=NAME "
-            "(an index of pandas becomes a column by reset_index)"
+            f"{rows[0].place}: it is not clear which of {', '.join(names[:8])} is the time column; set task.time=NAME "
+            "(reset_index turns a pandas index into a column)"
         )
     counts = [name for name in names if name.lower() in _COUNTS and name not in (time, *named[:3])]
     others = [name for name in names if name != time and name not in counts]
@@ -126,14 +127,14 @@ def _columns(rows: Sequence[TableRow], named: SeriesColumns) -> SeriesColumns:
         ignored = [name for name in (*texts, known["series"]) if name is not None and name != named.value]
         ignored = ignored if set(others) - set(ignored) else []
         for name in ignored:
-            _LOG.warning("the column %r names no series and is ignored; pass task.series=%s if it does", name, name)
+            _LOG.warning("ignored the column %r; set task.series=%s if it contains the names of series", name, name)
         return SeriesColumns(time, None, named.value, (*counts, *ignored))
     left = [name for name in others if name != series and name not in texts]
     value = named.value or known["value"] or (left[0] if len(left) == 1 else None)
     if value is None:
         raise UserError(
-            f"{rows[0].place}: which of {', '.join(left[:8]) or 'no columns'} are the values of the series that "
-            f"{series!r} names is not clear; name it with task.value=NAME"
+            f"{rows[0].place}: it is not clear which of {', '.join(left[:8]) or 'no columns'} has the values of the "
+            f"series in {series!r}; set task.value=NAME"
         )
     return SeriesColumns(time, series, value)
 
@@ -141,8 +142,8 @@ def _columns(rows: Sequence[TableRow], named: SeriesColumns) -> SeriesColumns:
 def _series_column(
     rows: Sequence[TableRow], time: str, known: str | None, texts: Sequence[str], others: int
 ) -> str | None:
-    """The column that tells series apart: with it no time comes twice, and without it one does. A column of a
-    well-known name does, too, unless it numbers the rows.
+    """The column that separates series: with it every time is unique, without it some repeat. A column with a
+    well-known name is taken, too, unless it just numbers the rows.
     """
     times = [str(row.values.get(time)) for row in rows]
     if known is not None:
@@ -161,12 +162,12 @@ def _numbers(rows: Sequence[TableRow], name: str, problems: list[Problem]) -> Fl
     found: NumberColumn = read_numbers([row.values.get(name) for row in rows])
     for row in found.wrong:
         fact = f"{rows[row].place}: {name!r} is {rows[row].values.get(name)!r}"
-        problems.append(Problem(fact, "give a number, or nothing for what is missing"))
+        problems.append(Problem(fact, "write a number, or leave the cell empty if the value is missing"))
     return found.values
 
 
 def _times(rows: Sequence[TableRow], name: str, problems: list[Problem]) -> tuple[Unit, Int[np.ndarray, "N"], str]:
-    """Unit and number of each row's time, and how times are written."""
+    """The unit, each row's time as an integer, and an example of the format."""
     texts = [str(row.values.get(name)).strip() for row in rows]
     years = months_of_years(texts)
     if years is not None:
@@ -177,8 +178,8 @@ def _times(rows: Sequence[TableRow], name: str, problems: list[Problem]) -> tupl
     unit, _ = read[first] or (unit, 0)
     for row, time, text in zip(rows, read, texts):
         if time is None or time[0] != unit:
-            why = "which is no time" if time is None else f"and the first is {texts[first]!r}"
-            remedy = "write all times alike, as in 2024-05-31, 31.05.2024, 2024-05-31 13:00, 2024-05, 2024Q2 or 2024"
+            why = "which is not a time" if time is None else f"unlike the first, {texts[first]!r}"
+            remedy = "write all times in one format: 2024-05-31, 31.05.2024, 2024-05-31 13:00, 2024-05, 2024Q2 or 2024"
             problems.append(Problem(f"{row.place}: {name!r} is {text!r}, {why}", remedy))
     if problems:
         return unit, np.zeros(len(rows), np.int64), texts[first]
@@ -190,17 +191,17 @@ def _times(rows: Sequence[TableRow], name: str, problems: list[Problem]) -> tupl
 def _sorted(
     name: str, ticks: np.ndarray, values: np.ndarray, calendar: Calendar, problems: list[Problem]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """In the order of time, from the first value that there is to the last."""
+    """Sort by time, from the first existing value to the last."""
     order = np.argsort(ticks, kind="stable")
     ticks, values = ticks[order], values[order]
     there = np.flatnonzero(~np.isnan(values))
     if len(there) == 0:
-        problems.append(Problem(f"the series {name!r} has no values", "leave it out"))
+        problems.append(Problem(f"the series {name!r} has no values", "remove it"))
         return ticks, values
     twice = np.flatnonzero(np.diff(ticks) == 0)
     if len(twice):
         fact = f"the series {name!r} has two values at {calendar.text(int(ticks[twice[0]]))}"
-        remedy = "give one for each time, or name the column that tells series apart with task.series=NAME"
+        remedy = "keep one value per time, or set task.series=NAME to the column with the names of series"
         problems.append(Problem(fact, remedy))
     return ticks[there[0] : there[-1] + 1], values[there[0] : there[-1] + 1]
 
@@ -208,18 +209,18 @@ def _sorted(
 def _regular(
     name: str, ticks: np.ndarray, values: np.ndarray, calendar: Calendar, fill: bool, problems: list[Problem]
 ) -> Series:
-    """A value for each step. Problems: unequal steps, and gaps that are not to be filled."""
+    """A value for each step. Unequal steps, and gaps if they may not be filled, are problems."""
     places, rest = np.divmod(ticks - ticks[0], calendar.step)
     if rest.any():
         one, other = (calendar.text(int(ticks[int(np.flatnonzero(rest)[0]) - back])) for back in (1, 0))
         fact = f"the steps of {name!r} are unequal: from {one} to {other} is not a multiple of the shortest step"
-        problems.append(Problem(fact, "give values at equal steps of time"))
+        problems.append(Problem(fact, "use values at equal time steps"))
     seen = ~np.isnan(values)
     missing = int(places[-1]) + 1 - int(seen.sum())
     if not rest.any() and missing and (not fill or missing > seen.sum()):
         gap = next(n for n, place in enumerate(places[seen].tolist()) if place != n)
         few = missing <= seen.sum()
-        remedy = "give them, or set task.fill=true" if few else "those are too many to fill; give them"
+        remedy = "add them, or set task.fill=true" if few else "add them, because they are too many to fill"
         first = calendar.text(int(ticks[0]) + gap * calendar.step)
         problems.append(Problem(f"the series {name!r} lacks {missing:,} values, the first at {first}", remedy))
     every = np.arange(int(places[-1]) + 1 if not problems else 1)
@@ -227,8 +228,9 @@ def _regular(
 
 
 class Places(NamedTuple):
-    """Windows by the series and the step at which what is foretold begins, and where that is among the values of all
-    series. `sides` are the windows of each split; `ends` is where training ends in each series, `tests` validation.
+    """Forecast windows: the series of each, the step at which its forecast starts, and the index of that step in the
+    concatenated values. `splits` are the windows of each split; `train_ends` and `validation_ends` are the ends of
+    training and validation in each series.
     """
 
     series: Int[np.ndarray, "N"]
@@ -240,16 +242,16 @@ class Places(NamedTuple):
 
 
 def ends(lengths: Int[np.ndarray, "S"], horizon: int, shares: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
-    """The steps at which training and validation end, of series whose last shares (validation, test) are held out, a
-    horizon of each at least.
+    """The steps at which training and validation end. The last shares (validation, test) of each series are held out,
+    at least one horizon each.
     """
     validation, test = (np.maximum(horizon, np.round(share * lengths).astype(np.int64)) for share in shares)
     return lengths - test - validation, lengths - test
 
 
 def places(found: Sequence[Series], context: int, horizon: int, shares: tuple[float, float]) -> Places:
-    """All windows of `context` steps and a horizon of which some value is the data's own. Each stands in the split that
-    all it foretells lies in; what it reads may lie before.
+    """All windows of `context` steps and a horizon with at least one observed value. A window belongs to the split that
+    contains its whole horizon; its context may start earlier.
     """
     lengths = np.array([len(one.values) for one in found])
     train, last = ends(lengths, horizon, shares)

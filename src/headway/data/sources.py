@@ -1,4 +1,4 @@
-"""What a user has, as a stream of documents or of pairs: every form that people have them in."""
+"""Stream documents and pairs from users' files in all supported formats."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ _ROWS = 1024
 
 
 def parquet_texts(file: File) -> Iterator[str]:
-    """The texts of a .parquet file, a compressed one or one in an archive included."""
+    """The strings in the text column of a .parquet file, which may be compressed or in an archive."""
     row = given = 0
     with tempfile.TemporaryFile() as unpacked:
         whole: Any = file.path
         packed = file.path.stat().st_size
         if file.member is not None or file.path.suffix.lower() != ".parquet":
-            # Parquet is read from its end, so a compressed one is unpacked to disk (not to memory) first.
+            # Parquet is read from its end, so a compressed file is expanded to disk (not to memory) first.
             for block in blocks(file):
                 unpacked.write(block)
             whole, packed = unpacked, unpacked.tell()
@@ -65,18 +65,18 @@ def parquet_texts(file: File) -> Iterator[str]:
                     for text in texts:
                         row += 1
                         if text is None:
-                            raise UserError(f"{file}, row {row} has no text; drop such rows")
+                            raise UserError(f"{file}, row {row} has no text; remove such rows")
                         yield text
 
 
 @contextmanager
 def _sound_parquet(file: File) -> Iterator[None]:
-    """What pyarrow raises of a damaged file, in any of its kinds, is a UserError."""
+    """Turn pyarrow's exceptions for damaged files into UserErrors."""
     try:
         yield
-    except (OSError, ValueError, MemoryError, NotImplementedError) as error:  # pyarrow's own kinds are these, too
+    except (OSError, ValueError, MemoryError, NotImplementedError) as error:  # pyarrow's classes derive from these
         reason = str(error).partition("\n")[0] or type(error).__name__
-        raise UserError(f"{file} is damaged or no Parquet file ({reason}); fetch it again") from error
+        raise UserError(f"{file} is damaged or not a Parquet file ({reason}); download it again") from error
 
 
 def _check_column(file: File, schema: Any) -> None:
@@ -84,7 +84,7 @@ def _check_column(file: File, schema: Any) -> None:
     if _COLUMN not in schema.names:
         raise UserError(f"{file} has no column {_COLUMN!r}; {suggestion(_COLUMN, schema.names)}")
     if str(schema.field(_COLUMN).type) not in ("string", "large_string", "string_view"):
-        raise UserError(f"{file}: column {_COLUMN!r} is of type {schema.field(_COLUMN).type}; give strings")
+        raise UserError(f"{file}: column {_COLUMN!r} has the type {schema.field(_COLUMN).type}; store strings")
 
 
 TEXT_KINDS = (".txt", ".raw", ".jsonl", ".parquet", *ARCHIVES)
@@ -92,7 +92,7 @@ PAIR_KINDS = (".tsv", ".jsonl", ".zip", ".dict")
 _NOT_LINES = (".csv", ".json", ".parquet", *ARCHIVES)
 
 CHUNK = 1 << 16
-"""Characters of a document that a tokenizer is given at once, at most (two more at a document's end)."""
+"""Maximum characters of a document passed to a tokenizer at once (two more at a document's end)."""
 
 _LONE_NEWLINE = re.compile(r"(?<=\S\n)(?=\S)")
 _LAST_SPACE_NEXT = re.compile(r"(?<=\n)(?=\s\S)")
@@ -101,7 +101,7 @@ TextSource = File | HubSplit
 
 
 class Chunk(NamedTuple):
-    """A part of a document; `last` where the document ends with it."""
+    """A part of a document; `last` if the document ends with it."""
 
     text: str
     last: bool
@@ -113,7 +113,7 @@ class Pair(NamedTuple):
 
 
 class Aligned(NamedTuple):
-    """Two files whose lines belong together."""
+    """Two line-aligned files."""
 
     source: File
     target: File
@@ -127,23 +127,22 @@ PairSource = File | Aligned
 
 
 def documents(paths: Iterable[Path | str]) -> Iterator[str]:
-    """The documents of .txt, .jsonl ("text") and .parquet ("text") files, compressed or not, of folders and
-    archives of them, or of a Hugging Face dataset (`hf:owner/name` or `hf:owner/name:config`).
+    """Stream documents from .txt, .jsonl ("text") and .parquet ("text") files, compressed or not, from folders and
+    archives of them, or from a Hugging Face dataset (`hf:owner/name` or `hf:owner/name:config`).
 
-    A .txt is one document. What can be checked without reading is checked at once; text is read as it is
-    asked for.
+    A .txt is one document. Paths are checked immediately; text is read lazily.
     """
     return (text for source in text_sources(paths) for text in _joined(chunks(source)))
 
 
 def pairs(paths: Iterable[Path | str]) -> Iterator[Pair]:
-    """The pairs of two line-aligned files (or four: train and validation, ...), of .tsv, .jsonl with
-    "source" and "target", a .zip of one of these, or a pronouncing dictionary (.dict)."""
+    """Stream pairs from two line-aligned files (or four: train and validation, ...), .tsv, .jsonl with "source" and
+    "target", a .zip of one of these, or a pronouncing dictionary (.dict)."""
     return (pair for source in pair_sources(paths) for pair in read_pairs(source))
 
 
 def text_sources(paths: Iterable[Path | str]) -> list[TextSource]:
-    """The files that `documents` reads, with the split that their names state."""
+    """The files that `iter_documents` reads, with the split that their names state."""
     files: list[File] = []
     hub: list[HubSplit] = []
     for path in _given(paths, "text"):
@@ -155,7 +154,7 @@ def text_sources(paths: Iterable[Path | str]) -> list[TextSource]:
 
 
 def pair_sources(paths: Iterable[Path | str]) -> list[PairSource]:
-    """The files that `pairs` reads, with the split that their names state."""
+    """The files that `iter_pairs` reads, with the split that their names state."""
     found: list[PairSource] = []
     single: list[File] = []
     for path in _given(paths, "pairs"):
@@ -165,13 +164,15 @@ def pair_sources(paths: Iterable[Path | str]) -> list[PairSource]:
         else:
             single.append(_line_file(path))
     if len(single) % 2:
-        raise UserError(f"{single[-1]} is one file of lines; give its translation after it, or {', '.join(PAIR_KINDS)}")
+        raise UserError(
+            f"{single[-1]} is a single file of lines; add its translation after it, or use {', '.join(PAIR_KINDS)}"
+        )
     found.extend(Aligned(*two) for two in zip(single[::2], single[1::2]))
     return found if any(source.side == "train" for source in found) else [_nameless(source) for source in found]
 
 
 def chunks(source: TextSource) -> Iterator[Chunk]:
-    """A source's documents in parts small enough for a tokenizer. Where they are cut depends on the text alone."""
+    """A source's documents in chunks small enough for a tokenizer. The cuts depend on the text alone."""
     if isinstance(source, HubSplit):
         return (chunk for text in hub_texts(source) for chunk in chunked([text]))
     if source.kind == ".jsonl":
@@ -182,7 +183,7 @@ def chunks(source: TextSource) -> Iterator[Chunk]:
 
 
 def characters(paths: Sequence[Path | str], most: int) -> int:
-    """How many characters there are, counted until they are `most`. Errors as of text_sources."""
+    """Count the characters of all sources, up to `limit`. Raises the errors of text_sources."""
     size = 0
     for source in text_sources(paths):
         for chunk in chunks(source):
@@ -193,13 +194,12 @@ def characters(paths: Sequence[Path | str], most: int) -> int:
 
 
 def chunked(blocks: Iterable[str], size: int = CHUNK) -> Iterator[Chunk]:
-    """Cut a document, given in blocks of any sizes, into chunks of at most about `size` characters.
+    """Cut a document, passed in blocks of any size, into chunks of at most about `size` characters.
 
-    A chunk ends after a newline that stands alone between two lines of text: there the pre-tokenizers of
-    byte-level BPE, WordPiece and words start a new word anyway, so that the ids are those of the whole
-    document. Where its second half has no such place, a chunk ends after a newline which one space follows
-    (as safe for GPT-2's rule); then after any newline, before a space, or at `size`: there a word's ids may
-    differ from the whole's.
+    A chunk ends after a single newline between two lines of text: there the pre-tokenizers of byte-level BPE,
+    WordPiece and words start a new word anyway, so the ids equal those of the uncut document. If the second half of a
+    chunk has no such newline, it ends after a newline that one space follows (equally safe with GPT-2's rule),
+    otherwise after any newline, before a space, or at `size`, where the ids of a word may differ.
     """
     text, start = "", 0
     for block in blocks:
@@ -214,7 +214,7 @@ def chunked(blocks: Iterable[str], size: int = CHUNK) -> Iterator[Chunk]:
 def _cut(text: str, start: int, size: int) -> int:
     low, high = start + size // 2, start + size
     for safe in (_LONE_NEWLINE, _LAST_SPACE_NEXT):
-        # The search window ends two characters on, so that what follows the newline can be seen.
+        # The search window extends two characters further, to include the text after the newline.
         places = [match.start() for match in safe.finditer(text, low, high + 2)]
         if places := [place for place in places if place <= high]:
             return places[-1]
@@ -246,15 +246,15 @@ def read_pairs(source: PairSource) -> Iterator[Pair]:
 
 
 def pronunciations(source: File) -> Iterator[tuple[str, list[str]]]:
-    """The words of a pronouncing dictionary, each with all its pronunciations: phonemes without stress
-    marks, spaces between them. Variants that differ in stress alone are one; blank lines are passed over."""
+    """The words of a pronouncing dictionary, each with all its pronunciations: space-separated phonemes without stress
+    marks. Variants that differ only in stress are merged; blank lines are skipped."""
     known: dict[str, list[str]] = {}
     for number, line in enumerate(lines(source), 1):
         entry, *sounds = line.split("#")[0].split() or [""]
         if not entry:
             continue
         if not sounds:
-            raise UserError(f"{source}, line {number}: {line!r} has no phonemes; write: word, space, phonemes")
+            raise UserError(f"{source}, line {number}: {line!r} has no phonemes; write a word, a space and phonemes")
         word = re.sub(r"\(\d+\)$", "", entry)
         said = " ".join(sound.rstrip("012") for sound in sounds)
         if said not in known.setdefault(word, []):
@@ -265,7 +265,7 @@ def pronunciations(source: File) -> Iterator[tuple[str, list[str]]]:
 def _given(paths: Iterable[Path | str], what: str) -> Sequence[Path]:
     found = [place_of(path) for path in paths]
     if not found:
-        raise UserError(f"no files of {what} are given; name at least one")
+        raise UserError(f"no files of {what}; pass at least one")
     return found
 
 
@@ -273,8 +273,8 @@ def _line_file(path: Path) -> File:
     check_file(path)
     if kind_of(path.name) in _NOT_LINES:
         raise UserError(
-            f"{path} has an extension {kind_of(path.name)!r} that holds no lines of text; "
-            f"give two line-aligned files, or {', '.join(PAIR_KINDS)}"
+            f"{path} has the extension {kind_of(path.name)!r}, which is not a text file of lines; "
+            f"use two line-aligned files, or {', '.join(PAIR_KINDS)}"
         )
     return File(path, side=stated_side(path.name))
 
@@ -292,24 +292,24 @@ def _aligned(source: Aligned) -> Iterator[Pair]:
             ones = number + (one is not None) + sum(1 for _ in left)
             others = number + (other is not None) + sum(1 for _ in right)
             raise UserError(
-                f"{source.source} has {ones:,} lines and {source.target} has {others:,}; "
-                "give files whose lines belong together one to one"
+                f"{source.source} has {ones:,} lines but {source.target} has {others:,}; "
+                "use files whose lines correspond one to one"
             )
         yield Pair(one, other)
 
 
 def _tabbed(source: File) -> Iterator[Pair]:
-    """Source TAB target; further columns (Tatoeba's attribution) and blank lines are passed over."""
+    """Source TAB target; further columns (Tatoeba's attribution) and blank lines are skipped."""
     text = lines(source)
     for number, columns in tabbed(next(text, ""), text):
         if len(columns) >= 2:
             yield Pair(columns[0], columns[1])
         elif columns[0].strip():
-            raise UserError(f"{source}, line {number} has no TAB; write: source, TAB, target")
+            raise UserError(f"{source}, line {number} has no TAB; write the source, a TAB and the target")
 
 
 def _zipped(source: File) -> list[PairSource]:
-    """What a .zip of pairs holds: records, two files of lines, or one .txt with TABs (as Tatoeba's are packed)."""
+    """The sources in a .zip of pairs: .tsv or .jsonl files, two files of lines, or one .txt with TABs (Tatoeba)."""
     found = members(source.path)
     if found and all(file.kind in (".tsv", ".jsonl") for file in found):
         return list(found)
@@ -318,7 +318,7 @@ def _zipped(source: File) -> list[PairSource]:
     if len(found) == 2 and all(file.kind not in _NOT_LINES for file in found):
         return [Aligned(*found)]
     names = ", ".join(file.name for file in found[:4]) or "nothing"
-    raise UserError(f"{source} holds {names}; pack one .tsv or .jsonl, or two line-aligned files, source first")
+    raise UserError(f"{source} contains {names}; pack one .tsv or .jsonl, or two line-aligned files, source first")
 
 
 def _rows(source: File, keys: Sequence[str]) -> Iterator[list[str]]:

@@ -1,4 +1,4 @@
-"""Labels that differ only in how they are written are one label."""
+"""Merge labels that differ only in spelling: Unicode form, surrounding blanks, 1 and 1.0, true and TRUE."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from typing import NamedTuple
 from headway.errors import logger
 
 _LOG = logger(__name__)
-_WHOLE = re.compile(r"([+-]?[0-9]+)\.0*")  # as tables with empty places write whole numbers
+_WHOLE = re.compile(r"([+-]?[0-9]+)\.0*")  # how tables with empty cells write integers
 _TRUTHS = ("true", "false")
-_EDGES = "\ufeff\u200b\u200e\u200f"  # marks at the edges of a text that nobody sees, in addition to blanks
-_SHOWN = 5  # labels that a message names
+_EDGES = "\ufeff\u200b\u200e\u200f"  # invisible characters to strip, in addition to blanks
+_SHOWN = 5  # labels listed in a message
 
 
 class Joined(NamedTuple):
-    """`labels` in the place of those that were given; `remarks` name what was joined."""
+    """The merged `labels`; `notes` list what was merged."""
 
     labels: list[str]
     remarks: tuple[str, ...]
 
 
 def join_spellings(given: Sequence[str], known: Collection[str] = ()) -> Joined:
-    """One spelling for labels that differ only in Unicode's form, in blanks around them, as 1 and 1.0 or as true and
-    TRUE: that of a `known` label (of a run or model), else the plainest. The log reports what is joined.
+    """Use one spelling for labels that differ only in Unicode form, surrounding blanks, as 1 and 1.0 or as true and
+    TRUE: that of a `known` label (of a run or model), otherwise the simplest. The log reports what was merged.
 
-    1 and true stay two labels: a column that has both means two things.
+    1 and true stay two labels, because a column with both means two things.
     """
     spellings, exact = dict.fromkeys(given), set(known)
     before = {plain(label): label for label in reversed(list(known))}
@@ -46,18 +46,18 @@ def join_spellings(given: Sequence[str], known: Collection[str] = ()) -> Joined:
     if not joined:
         return Joined([names[label] for label in given], ())
     shown = "; ".join(joined[:_SHOWN]) + ("; ..." if len(joined) > _SHOWN else "")
-    remark = f"labels that differ only in how they are written are joined: {shown}"
+    remark = f"labels that differ only in spelling are merged: {shown}"
     _LOG.warning("%s", remark)
     return Joined([names[label] for label in given], (f"{remark[0].upper()}{remark[1:]}.",))
 
 
 def _trimmed(label: str) -> str:
-    """A label in Unicode's composed form, without blanks around it. Empty labels stay what they are."""
+    """A label in composed Unicode form (NFC), without surrounding blanks. Empty labels are unchanged."""
     return unicodedata.normalize("NFC", label).strip().strip(_EDGES).strip() or label
 
 
 def plain(label: str) -> str:
-    """What all spellings of a label share."""
+    """The normal form that all spellings of a label share."""
     text = _trimmed(label)
     whole = _WHOLE.fullmatch(text)
     if whole is not None:

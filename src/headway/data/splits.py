@@ -1,4 +1,4 @@
-"""Who is trained on and who is held out: by name where files say so, by a hash of the source where they do not."""
+"""Train, validation and test splits: by file name if it states one, otherwise by a hash of the sample."""
 
 from __future__ import annotations
 
@@ -24,66 +24,66 @@ _NAMED = re.compile(r"(?:^|[-_.])(train|training|val|valid|validation|dev|test)(
 @checked
 @dataclass(frozen=True)
 class SplitConfig:
-    """Shares of the training side that are held out where no files are named for it."""
+    """Shares of the training data that are held out if no files are named after a split."""
 
     validation: float = 0.05  # share for validation
     test: float = 0.05  # share for the test
-    seed: int = 0  # another draw
+    seed: int = 0  # selects another random split
 
     def __post_init__(self) -> None:
         for name, share in (("validation", self.validation), ("test", self.test)):
             if not 0 <= share < 1:
-                raise ConfigError(f"{name} share {share} is not a share; give a number from 0 to below 1")
+                raise ConfigError(f"{name} share is {share}; set a number from 0 to below 1")
         if self.validation + self.test >= 1:
             total = self.validation + self.test
-            raise ConfigError(f"validation and test together take {total} of the data; leave some to train on")
+            raise ConfigError(f"validation and test together take {total} of the data; lower one of them")
 
 
 @checked
 @dataclass(frozen=True)
 class ClassSplitConfig(SplitConfig):
-    """Shares of the training split that are held out of labelled samples."""
+    """Shares of labelled training samples that are held out."""
 
     stratify: bool = False  # hold out nearly the same share of every class
 
 
 def larger_share(side: str) -> str:
-    """What to say of a split that is empty."""
-    return "smaller shares of the others" if side == "train" else f"a larger share, as task.split.{side}=0.2"
+    """The remedy for an empty split."""
+    return "lower the shares of the others" if side == "train" else f"set a larger share, such as task.split.{side}=0.2"
 
 
 def key_of(text: str) -> int:
-    """The 64-bit key of a source, from its content: equal sources have equal keys on every machine."""
+    """The 64-bit hash of a text: equal texts have equal keys on every machine."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
 def fraction(key: str, seed: int) -> float:
-    """A number in [0, 1) that depends on the text and the seed alone: equal texts fall on the same side."""
+    """A number in [0, 1) that depends only on the text and the seed, so equal texts are in the same split."""
     return float(fractions(np.array([key_of(key)], dtype=np.uint64), seed)[0])
 
 
 def fractions(keys: np.ndarray, seed: int) -> np.ndarray:
-    """`fraction` of many keys at once: uint64 [N] to float64 [N]."""
+    """`hash_fraction` of many keys at once: uint64 [N] to float64 [N]."""
     salt = mixed(np.uint64(seed % (1 << 64)))
     return (mixed(keys ^ salt) >> np.uint64(11)) * 2.0**-53
 
 
 def side_number(side: str) -> int:
-    """The number a cache stores for a side: 1, 2 or 3; 0 is a source whose file names no side."""
+    """The code of a split in caches: 1, 2 or 3; 0 is for sources whose file name states no split."""
     if side not in SIDES:
         raise UserError(f"there is no split {side!r}; {nearest(side, SIDES)}")
     return SIDES.index(side) + 1
 
 
 def named_side(name: str) -> str | None:
-    """The side that a file's or folder's name states: train-00001.parquet, wiki.valid.raw, test_2016_flickr.en."""
+    """The split that a file's or folder's name states: train-00001.parquet, wiki.valid.raw, test_2016_flickr.en."""
     path = PurePath(name)
     found = _NAMED.search(path.stem) or _NAMED.search(path.name)
     return None if found is None else _WORDS.get(found[1].lower(), found[1].lower())
 
 
 def shares_to_draw(named: Collection[int], config: SplitConfig) -> tuple[float, float]:
-    """The shares (validation, test) that are drawn from the training side: none of a side that has files."""
+    """The shares (validation, test) to hold out of the training data: 0 for a split that has its own files."""
     validation = 0.0 if side_number("validation") in named else config.validation
     test = 0.0 if side_number("test") in named else config.test
     return validation, test
@@ -96,11 +96,11 @@ def assign(
     config: SplitConfig,
     classes: np.ndarray | None = None,
 ) -> np.ndarray:
-    """The side numbers of sources, uint8 [N].
+    """The split codes of sources, uint8 [N].
 
-    `keys` uint64 [N] are the sources' own, `named` uint8 [N] what their files' names say, and `given` all the
-    numbers that names give in this corpus. Files that name no side belong to training, from which missing
-    sides are drawn, of each of the `classes` [N] by itself if there are any.
+    `keys` uint64 [N] are hashes of the sources, `named_splits` uint8 [N] the splits that their file names state,
+    and `present` all codes that names state in this corpus. Files without a named split belong to training, from which
+    missing splits are sampled, separately for each of the `classes` [N] if passed.
     """
     shares = shares_to_draw(given, config)
     place = fractions(keys, config.seed)
@@ -116,10 +116,10 @@ def assign(
 def _stratified(
     keys: np.ndarray, place: np.ndarray, classes: np.ndarray, free: np.ndarray, shares: tuple[float, float]
 ) -> np.ndarray:
-    """The side numbers of sources where the same share of every class is held out, as nearly as whole samples can be.
+    """The split codes if the same share of every class is held out, up to rounding.
 
-    Systematic sampling: the distinct keys of `free` sources are put in order by class and, within a class, by their
-    random `place`, and every 1 / share-th of them is held out; but the first of each class is trained on.
+    Systematic sampling: the distinct keys of `free` sources are sorted by class and, within a class, by their random
+    `fraction`; every 1 / share-th of them is held out, but the first of each class is trained on.
     """
     keys, first, number = np.unique(keys, return_index=True, return_inverse=True)
     chosen = np.flatnonzero(free[first])
@@ -133,13 +133,13 @@ def _stratified(
 
 
 def _every(share: float, count: int) -> np.ndarray:
-    """A `share` of `count` places at equal distances, bool [count]."""
+    """A `share` of `count` positions at equal distances, bool [count]."""
     return np.diff(np.floor(share * np.arange(count + 1) + 0.5)) > 0
 
 
 class Sides(dict[str, np.ndarray]):
-    """The samples of each split by number, int64 each. `removed` counts those that are left out of training because
-    validation or test has equal ones.
+    """The sample indices of each split, int64. `removed` counts training samples that were dropped because validation
+    or test contains equal ones.
     """
 
     def __init__(self, sides: Mapping[str, np.ndarray], removed: int = 0) -> None:
@@ -150,11 +150,11 @@ class Sides(dict[str, np.ndarray]):
 def divided(
     keys: np.ndarray, named: np.ndarray, config: SplitConfig, labels: Sequence[str] | None = None
 ) -> Sides:
-    """The samples of each split from their keys, uint64 [N], what files' names say [N], and, if the config stratifies,
-    their `labels`.
+    """Assign samples to splits by their keys, uint64 [N], their named splits [N] and, if the config stratifies, their
+    `labels`.
 
-    Equal keys are never both trained on and held out: where files are named, such samples of the training side are left
-    out of it, and the log reports how many.
+    A key is never both trained on and held out: if files name splits, such samples are dropped from training, and the
+    log reports how many.
     """
     stratify = labels is not None and isinstance(config, ClassSplitConfig) and config.stratify
     classes = np.unique(np.array(labels, object), return_inverse=True)[1] if stratify else None
@@ -166,7 +166,7 @@ def divided(
     removed = len(training) - len(found["train"])
     if removed:
         _LOG.warning(
-            "%s of %s training samples are left out, because validation or test files contain the same ones",
+            "dropped %s of %s training samples, because validation or test files contain the same ones",
             f"{removed:,}", f"{len(training):,}",
         )  # fmt: skip
     return Sides(found, removed)
@@ -175,15 +175,15 @@ def divided(
 def sides_of(
     keys: Sequence[str], named: np.ndarray, config: SplitConfig, labels: Sequence[str] | None = None
 ) -> Sides:
-    """The samples of each split, `divided` by the texts that are their keys."""
+    """`split_by_key` with texts as keys."""
     return divided(np.fromiter(map(key_of, keys), np.uint64, len(keys)), named, config, labels)
 
 
 class Splits(NamedTuple):
-    """The samples of each split by number, int64 each, and of `every` one that there is ("all").
+    """The sample indices of each split, int64, and of all samples (`all_indices`, the split "all").
 
-    `what` are the samples and `give` what would add some to a split, for messages: "images", "a folder". Where models
-    `play`, they are judged by that last, and need no samples for it.
+    For messages, `noun` names the samples ("images") and `remedy` what adds samples to a split ("a folder"). Models
+    with rollouts (`has_rollouts`) are evaluated by these at the end, and need no test samples.
     """
 
     sides: Mapping[str, np.ndarray]
@@ -193,13 +193,13 @@ class Splits(NamedTuple):
     play: bool = False
 
     def rows(self, split: str, also: str = "") -> np.ndarray:
-        """The samples of a split. UserError for an unknown or empty one; `also` is one more thing that may be given."""
+        """The sample indices of a split. UserError for an unknown or empty one; `alternative` is another remedy."""
         found = self.every if split == "all" else self.sides.get(split)
         if found is None:
             raise UserError(f"there is no split {split!r}; {nearest(split, [*self.sides, 'all'])}")
         if len(found) == 0:
             raise UserError(
-                f"the {split} split of {len(self.every):,} {self.what} is empty; give {self.give} named {split}, or "
+                f"the {split} split of {len(self.every):,} {self.what} is empty; add {self.give} named {split}, or "
                 f"{larger_share(split)}{also and f', or {also}'}"
             )
         return found
@@ -210,10 +210,10 @@ class Splits(NamedTuple):
 
     @property
     def removed(self) -> int:
-        """How many samples are left out of training because validation or test has equal ones."""
+        """How many samples were dropped from training because validation or test contains equal ones."""
         return self.sides.removed if isinstance(self.sides, Sides) else 0
 
     @property
     def final(self) -> str:
-        """The split on which a finished model is judged: test, or validation where there is no test."""
+        """The split on which a finished model is evaluated: test, or validation if there is no test."""
         return "test" if self.play or len(self.sides["test"]) else "validation"

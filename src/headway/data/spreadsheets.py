@@ -1,4 +1,4 @@
-"""Rows of .xlsx workbooks, in the texts that a .csv would have."""
+"""Rows of .xlsx workbooks, as the strings that a .csv would have."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from headway.errors import UserError, logger
 from headway.received import DAMAGE, check_whole
 
 _LOG = logger(__name__)
-_ROWS = 1_048_576  # of a sheet, as the format has them; openpyxl would count to any number that a row states
-# What openpyxl raises of a workbook that is not one, beside its own exceptions.
+_ROWS = 1_048_576  # the format's maximum; openpyxl would accept any number that a row states
+# What openpyxl raises for invalid workbooks, in addition to its own exceptions.
 _BROKEN = (*DAMAGE, zipfile.BadZipFile, KeyError, ValueError, TypeError, AttributeError, IndexError, SyntaxError)
 
 
 def sheet_rows(file: File) -> Iterator[tuple[int, list[str]]]:
-    """The rows of the first sheet that are not blank, with their numbers: formulas as their last values, dates as ISO
-    8601 has them. UserErrors: damage, a workbook that expands beyond the limits of `received`, no package to read it.
+    """The non-blank rows of the first sheet, with their numbers: formulas as their stored values, dates in ISO 8601.
+    UserError if the workbook is damaged or expands beyond the read limits, or openpyxl is not installed.
     """
     openpyxl = _package(file)
     data = b"".join(blocks(file))
@@ -30,11 +30,11 @@ def sheet_rows(file: File) -> Iterator[tuple[int, list[str]]]:
             check_whole(str(file), len(data), sum(member.file_size for member in archive.infolist()))
         book = openpyxl.load_workbook(io.BytesIO(data), read_only=True, data_only=True, keep_links=False)
         if len(book.worksheets) > 1:
-            _LOG.warning("%s: only the first of %d sheets is read (%s)", file, len(book.worksheets), book.sheetnames[0])
+            _LOG.warning("%s: read only the first of %d sheets (%s)", file, len(book.worksheets), book.sheetnames[0])
         yield from _filled(book.worksheets[0], file)
     except (*_BROKEN, openpyxl.utils.exceptions.InvalidFileException) as error:
         reason = str(error).partition("\n")[0] or type(error).__name__
-        raise UserError(f"{file} is damaged or no .xlsx ({reason}); save it again, or as .csv (UTF-8)") from error
+        raise UserError(f"{file} is damaged or not .xlsx ({reason}); save it again, or as .csv (UTF-8)") from error
 
 
 def _package(file: File) -> Any:
@@ -43,17 +43,17 @@ def _package(file: File) -> Any:
         return importlib.import_module("openpyxl")
     except ImportError as error:
         raise UserError(
-            f"{file} needs the package openpyxl; install headway[data], or save the sheet as .csv (UTF-8)"
+            f"{file} needs the package openpyxl; pip install 'headway[data]', or save the sheet as .csv (UTF-8)"
         ) from error
 
 
 def _filled(sheet: Any, file: File) -> Iterator[tuple[int, list[str]]]:
-    sheet.reset_dimensions()  # which a file may state as large as it likes
+    sheet.reset_dimensions()  # the file may state any size
     width = 0
     for number, row in enumerate(sheet.iter_rows(values_only=True), 1):
         if number > _ROWS:
             raise UserError(
-                f"{file} has a row beyond {_ROWS:,}, the last of a sheet; save it again, or as .csv (UTF-8)"
+                f"{file} has a row beyond {_ROWS:,}, the maximum of a sheet; save it again, or as .csv (UTF-8)"
             )
         texts = [_text(value) for value in row]
         while texts and not texts[-1]:

@@ -1,4 +1,4 @@
-"""Folders of arrays on disk that are whole or not there: built beside, synced, then renamed."""
+"""Folders of arrays on disk, written atomically: built under a temporary name, synced, then renamed."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _LATEST: ContextVar[float] = ContextVar("latest", default=math.inf)
 
 @contextmanager
 def within(seconds: float) -> Iterator[None]:
-    """What is built in this context must be done in so many seconds, or is a UserError."""
+    """Builds in this context raise a UserError if they take longer than `seconds`."""
     token = _LATEST.set(time.perf_counter() + seconds)
     try:
         yield
@@ -39,24 +39,24 @@ def within(seconds: float) -> Iterator[None]:
 
 
 def cache_root() -> Path:
-    """Where headway keeps what it can make again: HEADWAY_CACHE, or ~/.cache/headway."""
+    """The folder for files that headway can recreate: HEADWAY_CACHE, or ~/.cache/headway."""
     given = os.environ.get("HEADWAY_CACHE")
     try:
         return Path(given).expanduser() if given else Path.home() / ".cache" / "headway"
-    except RuntimeError as error:  # there is no such user, or none at all
-        raise UserError(f"there is no folder to keep files in ({error}); set HEADWAY_CACHE to one") from None
+    except RuntimeError as error:  # an unknown user, or no home folder
+        raise UserError(f"there is no cache folder ({error}); set HEADWAY_CACHE to a folder") from None
 
 
 def cache_key(kind: str, *parts: object) -> str:
-    """The name, below the cache's root, of what depends on `parts`."""
+    """The name, below the cache's root, of data that depends on `parts`."""
     return f"{kind}-{hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()}"
 
 
 def open_or_build(final: Path, build: Callable[[Path], None]) -> Path:
-    """The folder `final`, which `build(part)` fills under another name beside it if it is not there.
+    """The folder `final`; if it is missing, `build(part)` fills a temporary folder next to it.
 
-    Of several processes one builds and the others wait for it. A process that is killed leaves a folder
-    `*.part`, which the next builder of the same folder removes. A full disk is a UserError.
+    Of several processes, one builds and the others wait. A killed process leaves a folder `*.part`, which the next
+    builder of the same folder removes. A full disk is a UserError.
     """
     if final.is_dir():
         return final
@@ -68,12 +68,14 @@ def open_or_build(final: Path, build: Callable[[Path], None]) -> Path:
 
 @contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """Make a folder and write in it: a full disk and one that cannot be written are UserErrors."""
+    """Create a folder; a full disk or a read-only folder while writing in it is a UserError."""
     try:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except FileNotFoundError as error:  # as in /proc
-            raise UserError(f"{folder} cannot be made ({error.strerror}); set HEADWAY_CACHE to one that can") from error
+            raise UserError(
+                f"{folder} cannot be created ({error.strerror}); set HEADWAY_CACHE to another folder"
+            ) from error
         yield
     except OSError as error:
         if error.errno in _FULL:
@@ -82,7 +84,7 @@ def writing(folder: Path) -> Iterator[None]:
             ) from error
         if error.errno in _CLOSED:
             raise UserError(
-                f"{folder} cannot be written ({error.strerror}); set HEADWAY_CACHE to a folder that can"
+                f"{folder} is not writable ({error.strerror}); set HEADWAY_CACHE to a writable folder"
             ) from error
         raise
 
@@ -98,7 +100,7 @@ def _build_beside(final: Path, build: Callable[[Path], None]) -> None:
         try:
             part.rename(final)
         except OSError:
-            if not final.is_dir():  # else: where locks do not work, another process was first, with the same content
+            if not final.is_dir():  # otherwise, without working locks, another process was first with equal content
                 raise
         _sync(final.parent)
     finally:
@@ -107,16 +109,16 @@ def _build_beside(final: Path, build: Callable[[Path], None]) -> None:
 
 @contextmanager
 def taking(place: Path) -> Iterator[None]:
-    """Write to a place that the user chose with --out: what it does not take is a UserError."""
+    """Turn errors of writing to a path that the user chose with --out into UserErrors."""
     try:
         yield
     except OSError as error:
         reason = error.strerror or error
-        raise UserError(f"{place} cannot be written ({reason}); choose another place with --out") from error
+        raise UserError(f"{place} cannot be written ({reason}); choose another path with --out") from error
 
 
 def check_out(place: Path) -> None:
-    """Make the folder of a file that is to be written with --out. UserError, before any work, where nothing can be."""
+    """Create the folder of an --out file before any work. UserError if it is not writable."""
     with taking(place):
         place.parent.mkdir(parents=True, exist_ok=True)
         TemporaryFile(dir=place.parent).close()
@@ -124,7 +126,7 @@ def check_out(place: Path) -> None:
 
 @contextmanager
 def _lock(path: Path) -> Iterator[None]:
-    """Hold a lock that the system gives back when a process dies; none where there are no such locks."""
+    """Hold a lock that the system releases when the process dies; no lock on systems without flock."""
     try:
         import fcntl
     except ImportError:
@@ -140,7 +142,7 @@ def _lock(path: Path) -> Iterator[None]:
 
 
 def _sync(folder: Path) -> None:
-    """Have the names in a folder on disk; systems that cannot open a folder do so by themselves."""
+    """Sync a folder's entries to disk; systems that cannot open folders do not need it."""
     if os.name == "posix":
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -150,7 +152,7 @@ def _sync(folder: Path) -> None:
 
 
 class Columns:
-    """Arrays that are written to a folder bit by bit: `with Columns(folder, ids=np.uint16) as columns: ...`"""
+    """Append arrays to files in a folder: `with ColumnWriter(folder, {"ids": np.uint16}) as columns: ...`"""
 
     def __init__(self, folder: Path, types: Mapping[str, Any]) -> None:
         self._folder = folder
@@ -172,7 +174,7 @@ class Columns:
     def append(self, name: str, values: Any) -> None:
         self._files[name].write(np.asarray(values, dtype=self._types[name]).tobytes())
         if time.perf_counter() > self._latest:
-            raise UserError("the time is over before the data are read; give more --minutes, or less data")
+            raise UserError("reading the data takes too long; raise --minutes, or use less data")
 
 
 def write_info(folder: Path, info: Mapping[str, Any]) -> None:
@@ -187,7 +189,7 @@ def read_info(folder: Path) -> dict[str, Any]:
 
 
 def column_digest(folder: Path, *names: str) -> str:
-    """A name for what columns hold. It is computed once, at about 1 GB/s, and kept next to them."""
+    """A content hash of columns, computed once (about 1 GB/s) and stored next to them."""
     kept = folder / f"{'-'.join(names)}.digest"
     with suppress(OSError, ValueError):
         known = kept.read_text(encoding="ascii")
@@ -198,7 +200,7 @@ def column_digest(folder: Path, *names: str) -> str:
         with open(folder / f"{name}.bin", "rb") as file:
             digest.update(hashlib.file_digest(file, "blake2b").digest())
     part = folder / f".{secrets.token_hex(4)}.digest"
-    with suppress(OSError):  # where nothing can be kept, it is computed again
+    with suppress(OSError):  # if it cannot be stored, it is computed again
         try:
             part.write_text(digest.hexdigest(), encoding="ascii")
             part.replace(kept)
@@ -208,12 +210,12 @@ def column_digest(folder: Path, *names: str) -> str:
 
 
 def read_column(folder: Path, name: str, kind: Any, length: int) -> np.ndarray:
-    """A memory-mapped array that `Columns` wrote; a UserError if it is not of the length that it had."""
+    """A memory-mapped array written by `ColumnWriter`; UserError if its length has changed."""
     path = folder / f"{name}.bin"
     found = path.stat().st_size if path.exists() else 0
     if found != length * np.dtype(kind).itemsize:
         raise UserError(
-            f"{path} holds {found:,} bytes, not {length * np.dtype(kind).itemsize:,}; remove {folder} to make it anew"
+            f"{path} has {found:,} bytes, not {length * np.dtype(kind).itemsize:,}; remove {folder} to rebuild it"
         )
     if length == 0:
         return np.empty(0, kind)

@@ -1,4 +1,4 @@
-"""Tables of the user's: .csv, .tsv, .jsonl and .xlsx files whose columns are named, and CoNLL's."""
+"""Users' tables: .csv, .tsv, .jsonl and .xlsx files with named columns, and CoNLL files."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from headway.errors import UserError
 from headway.parsing import DuplicateKeyError, parse_json
 from headway.received import place_of
 
-_LONG, _NESTED = 1 << 20, 1 << 20  # characters, and lists and objects in a line of more, of 100 bytes or so each
+_LONG, _NESTED = 1 << 20, 1 << 20  # characters, and lists and objects (about 100 bytes each) in longer lines
 
 
 def objects(file: File) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The objects of a .jsonl, with the number of each one's line. Blank lines are passed over."""
+    """The objects of a .jsonl with their line numbers. Blank lines are skipped."""
     for number, line in enumerate(lines(file), 1):
         if line.strip():
             yield number, _parsed_line(file, number, line)
@@ -33,67 +33,69 @@ def objects(file: File) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _parsed_line(file: File, number: int, line: str) -> dict[str, Any]:
     if len(line) > _LONG and line.count("[") + line.count("{") > _NESTED:
-        raise UserError(f"{file}, line {number} holds over {_NESTED:,} lists and objects; write one object a line")
+        raise UserError(
+            f"{file}, line {number} contains over {_NESTED:,} lists and objects; write one object per line"
+        )
     try:
         row = parse_json(line)
     except DuplicateKeyError as error:
         raise UserError(f"{file}, line {number} has {error}; keep one of them") from error
     except (ValueError, RecursionError) as error:
         reason = f"{error.msg}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
-        raise UserError(f"{file}, line {number} is not JSON ({reason}); write one object a line") from error
+        raise UserError(f"{file}, line {number} is not JSON ({reason}); write one object per line") from error
     if not isinstance(row, dict):
-        raise UserError(f"{file}, line {number} is a JSON {type(row).__name__}; write one object a line")
+        raise UserError(f"{file}, line {number} is a JSON {type(row).__name__}; write one object per line")
     return row
 
 
 def text_of(file: File, number: int, row: dict[str, Any], key: str) -> str:
-    """The text under a key; UserError where there is none or it is no text."""
+    """The string under a key; UserError if the key is missing or its value is not a string."""
     if key not in row:
         raise UserError(f"{file}, line {number} has no key {key!r}; {suggestion(key, list(row))}")
     return sound_text(file, number, key, row[key])
 
 
 def sound_text(file: File, number: int, key: str, value: Any) -> str:
-    """`value` if it is text that can be written; else a UserError."""
+    """`value` if it is a string that can be encoded; otherwise a UserError."""
     if not isinstance(value, str):
-        raise UserError(f"{file}, line {number}: {key!r} is {value!r}; give text")
+        raise UserError(f"{file}, line {number}: {key!r} is {value!r}; write a string")
     try:
         value.encode()
-    except UnicodeEncodeError as error:  # JSON can spell half of a surrogate pair, which is no character
+    except UnicodeEncodeError as error:  # JSON can contain half a surrogate pair, which is not a character
         raise UserError(
-            f"{file}, line {number}: {key!r} has half a surrogate pair at character {error.start}; write it anew"
+            f"{file}, line {number}: {key!r} has half a surrogate pair at character {error.start}; correct the line"
         ) from error
     return value
 
 
 CONLL_KINDS = (".conll", ".txt", ".tsv", ".bio", ".iob", ".train", ".dev", ".test", ".testa", ".testb")
-_SIDES = {".testa": "validation", ".testb": "test"}  # as the files of CoNLL-2003 are called
+_SIDES = {".testa": "validation", ".testb": "test"}  # file names of CoNLL-2003
 _DOCUMENT = "-DOCSTART-"
 _COMMENT = re.compile(r"# ?\w+ ?= ")  # of CoNLL-U: "# text = ..."
 
 
 class Tagged(NamedTuple):
-    """A sentence: its words, and the tag of each."""
+    """A sentence: its words and their tags."""
 
     words: tuple[str, ...]
     tags: tuple[str, ...]
 
 
 class TaggedText(NamedTuple):
-    """Sentences, and the split that each one's file names, uint8 [N]."""
+    """Sentences, and the splits that their files' names state, uint8 [N]."""
 
     sentences: list[Tagged]
     named: np.ndarray
 
 
 def read_conll(paths: Sequence[Path | str]) -> TaggedText:
-    """The sentences of all files. UserErrors: a line of one column, what is not UTF-8, no sentences at all.
+    """Read the sentences of all files. UserError for a line with one column, invalid UTF-8, or no sentences at all.
 
-    Columns stand between TABs or, without any, between spaces. Lines that start a document (-DOCSTART-) and comments of
-    CoNLL-U are passed over.
+    Columns are separated by TABs, or by spaces in lines without TABs. Document starts (-DOCSTART-) and CoNLL-U comments
+    are skipped.
     """
     if not paths:
-        raise UserError("no files of tagged text are given; name at least one")
+        raise UserError("no files of tagged text; pass at least one")
     found = [file for path in paths for file in find_files(place_of(path), CONLL_KINDS)]
     files = honoured([replace(file, side=file.side or _SIDES.get(file.kind)) for file in found])
     sentences: list[Tagged] = []
@@ -103,7 +105,9 @@ def read_conll(paths: Sequence[Path | str]) -> TaggedText:
             sentences.append(sentence)
             named.append(0 if file.side is None else side_number(file.side))
     if not sentences:
-        raise UserError(f"{', '.join(map(str, files[:3]))}: there are no sentences; write a word and its tag a line")
+        raise UserError(
+            f"{', '.join(map(str, files[:3]))}: there are no sentences; write one word and its tag per line"
+        )
     return TaggedText(sentences, np.array(named, np.uint8))
 
 
@@ -126,23 +130,23 @@ def _columns(file: File, number: int, line: str) -> tuple[str, str]:
     word, tag = parts[0].strip(), parts[-1].strip()
     if len(parts) < 2 or not word or not tag:
         raise UserError(
-            f"{file}, line {number}: {line!r} is not a word with a tag; write: word, space or TAB, ..., tag"
+            f"{file}, line {number}: {line!r} is not a word with a tag; write a word, a space or TAB, and the tag last"
         )
     return word, tag
 
 
 _NUMBER = re.compile(r"[-+]?\d+([.,]\d+)?")
-_LONG_NAME = 40  # characters, which no column's name has
-_LOOKED_AT = 200  # rows by which a missing header is told
+_LONG_NAME = 40  # characters; column names are shorter
+_LOOKED_AT = 200  # rows checked to detect a missing header
 
 TABLE_KINDS = (".csv", ".tsv", ".jsonl", ".xlsx")
 
 
 @dataclass(frozen=True)
 class Table:
-    """Columns of text by what they are for, all [N]; `named` uint8 [N] is the split that a file's name states.
+    """Text columns by use, all [N]; `named_splits` uint8 [N] is the split that the file's name states.
 
-    `places` says where a row stands, for messages.
+    `locations` are the file and line of each row, for messages.
     """
 
     columns: dict[str, list[str]]
@@ -153,7 +157,7 @@ class Table:
         return len(self.places)
 
     def select(self, rows: np.ndarray) -> Table:
-        """The table of some rows, in this order."""
+        """A table of these rows, in this order."""
         chosen = rows.tolist()
         columns = {use: [values[row] for row in chosen] for use, values in self.columns.items()}
         return Table(columns, self.named[rows], [self.places[row] for row in chosen])
@@ -167,19 +171,19 @@ def read_table(
     paths: Sequence[Path | str],
     columns: Mapping[str, str],
     optional: Sequence[str] = (),
-    remedy: str = "name the one that is meant with task.{use}=NAME",
+    remedy: str = "set task.{use}=NAME",
     answer: str | None = None,
 ) -> Table:
-    """The rows of all files; `columns` maps what a column is for ("text", "label") to its name in the files.
+    """Read the rows of all files; `columns` maps a column's use ("text", "label") to its name in the files.
 
-    A column that is `optional` is left out where the first file lacks it. The column for the `answer` may have missing
-    values (empty texts in the result) and lists (as JSON); it may be several columns of 0 and 1 with commas between
-    their names or, where there is no column "label", all that hold 0 and 1: their names become a JSON list.
-    UserErrors: a column that is missing (with the nearest and the `remedy`), a row of another length, an empty value,
-    what is not UTF-8, no rows at all.
+    `optional` columns are left out if the first file lacks them. The `target` column may have missing values (returned
+    as empty strings) and lists (returned as JSON). It may also be several 0/1 columns with comma-separated names or,
+    without a column "label", all 0/1 columns: their names become a JSON list.
+    UserError for a missing column (with the nearest name and the `remedy`), a row of another length, an empty value,
+    invalid UTF-8, or no rows at all.
     """
     if not paths:
-        raise UserError("no files of texts are given; name at least one .csv, .tsv, .jsonl or .xlsx")
+        raise UserError("no files; pass at least one .csv, .tsv, .jsonl or .xlsx")
     files = honoured([file for path in paths for file in find_files(place_of(path), TABLE_KINDS)])
     wanted = {use: name for use, name in columns.items() if use not in optional or name in _header(files[0])}
     flags = () if answer is None else _flags(files[0], wanted, answer)
@@ -198,7 +202,7 @@ def read_table(
             table.places.append((file, line))
             named.append(side)
     if not named:
-        raise UserError(f"{', '.join(map(str, files[:3]))}: there are no rows; give some")
+        raise UserError(f"{', '.join(map(str, files[:3]))}: there are no rows; add some")
     return Table(table.columns, np.array(named, np.uint8), table.places)
 
 
@@ -206,7 +210,7 @@ _FLAGS = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "tru
 
 
 def _flags(file: File, wanted: Mapping[str, str], answer: str) -> tuple[str, ...]:
-    """The columns of 0 and 1 that say together what labels a row has; none where the column of labels exists."""
+    """The 0/1 columns that together encode a row's labels; empty if the label column exists."""
     name, header = wanted[answer], _header(file)
     if name in header:
         return ()
@@ -227,7 +231,7 @@ def _flags(file: File, wanted: Mapping[str, str], answer: str) -> tuple[str, ...
 
 
 def _flagged(file: File, line: int, flags: Sequence[str], row: Mapping[str, Any]) -> str:
-    """The names of the columns that hold 1, as a JSON list; an empty text where all are empty."""
+    """The names of the columns that are 1, as a JSON list; an empty string if all are empty."""
     values = {flag: _plain(row[flag]) for flag in flags}
     if not any(values.values()):
         return ""
@@ -238,24 +242,24 @@ def _flagged(file: File, line: int, flags: Sequence[str], row: Mapping[str, Any]
 
 
 def _answer(file: File, line: int, name: str, row: Mapping[str, Any]) -> str:
-    """A value that may be missing, or a list of texts or numbers."""
+    """A value that may be missing, or a list of strings or numbers."""
     value = row[name]
     if isinstance(value, list):
         if not all(isinstance(item, (str, int, float)) for item in value):
-            raise UserError(f"{file}, line {line}: {name!r} is a list of other things than texts; give texts")
+            raise UserError(f"{file}, line {line}: {name!r} is a list with items that are not strings; write strings")
         return json.dumps(value, ensure_ascii=False)
     return _text(file, line, name, value) if _plain(value) else ""
 
 
 def _plain(value: Any) -> str:
-    """A value in lower case, empty for what is missing."""
+    """A value in lower case, empty if missing."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     return str(value).strip().lower()
 
 
 class TableRow(NamedTuple):
-    """A row of a file, whatever its columns: values by name, texts or what JSON has."""
+    """A row of a file with any columns: values by name, strings or JSON values."""
 
     file: File
     line: int
@@ -267,8 +271,7 @@ class TableRow(NamedTuple):
 
 
 def table_rows(paths: Sequence[Path | str]) -> Iterator[TableRow]:
-    """The rows of all files, whose columns are not known beforehand. UserErrors: a row of another length, what is not
-    UTF-8, no rows at all.
+    """The rows of all files, with any columns. UserError for a row of another length, invalid UTF-8, or no rows at all.
     """
     found = False
     for file in (file for path in paths for file in find_files(place_of(path), TABLE_KINDS)):
@@ -276,18 +279,18 @@ def table_rows(paths: Sequence[Path | str]) -> Iterator[TableRow]:
             found = True
             yield TableRow(file, line, values)
     if not found:
-        raise UserError(f"{', '.join(map(str, paths)) or 'no files'}: there are no rows; give some")
+        raise UserError(f"{', '.join(map(str, paths)) or 'no files'}: there are no rows; add some")
 
 
 def _header(file: File) -> list[str]:
-    """The names of a file's columns."""
+    """The column names of a file."""
     if file.kind == ".jsonl":
         return next((list(row) for _, row in objects(file)), [])
     return [name.strip() for name in next(delimited(file), (0, []))[1]]
 
 
 def _rows(file: File, wanted: Mapping[str, str], missing: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """Each row as values by name, with its line."""
+    """Each row as values by name, with its line number."""
     if file.kind == ".jsonl":
         for line, row in objects(file):
             _check_names(f"{file}, line {line}", "key", row, wanted, missing)
@@ -297,23 +300,23 @@ def _rows(file: File, wanted: Mapping[str, str], missing: str) -> Iterator[tuple
     header = [name.strip() for name in next(rows, (0, []))[1]]
     if not all(name in header for name in wanted.values()) and _is_row(file, header):
         raise UserError(
-            f"{file} has no header: its first line is {', '.join(header)[:60]!r}; write the names of the columns above "
-            f"it, as in {_named(file, header, wanted)}"
+            f"{file} has no header: its first line is {', '.join(header)[:60]!r}; add a line of column names above it, "
+            f"such as {_named(file, header, wanted)}"
         )
     check_header(str(file), header)
     _check_names(str(file), "column", header, wanted, missing)
     for line, values in rows:
         if len(values) != len(header):
-            quotes = "put quotes around texts with commas, or with what else parts the columns"
-            others = {".tsv": "write one TAB between columns", ".xlsx": "clear the cells to the right of the header's"}
+            quotes = "put quotes around texts that contain the separator, such as commas"
+            others = {".tsv": "write one TAB between columns", ".xlsx": "clear the cells to the right of the header"}
             remedy = others.get(file.kind, quotes)
-            raise UserError(f"{file}, line {line} has {len(values)} columns and the header {len(header)}; {remedy}")
+            raise UserError(f"{file}, line {line} has {len(values)} columns but the header has {len(header)}; {remedy}")
         yield line, dict(zip(header, values))
 
 
 def _is_row(file: File, header: Sequence[str]) -> bool:
-    """Whether the first line of a table is a row like the others: a value comes again in its column, or none of them is
-    a usual name, and one is a number or a long text.
+    """Whether the first line of a table is a data row: one of its values repeats in its column, or it has no common
+    column name and one value is a number or a long text.
     """
     rows = [row for _, row in islice(delimited(file), 1, _LOOKED_AT) if len(row) == len(header)]
     if any(name and name in (row[place].strip() for row in rows) for place, name in enumerate(header)):
@@ -323,7 +326,7 @@ def _is_row(file: File, header: Sequence[str]) -> bool:
 
 
 def _named(file: File, header: Sequence[str], wanted: Mapping[str, str]) -> str:
-    """A header that fits: the longest texts are the texts, and the label is what few values say."""
+    """A plausible header: the longest column is the text, and the one with the fewest values is the label."""
     rows = [row for _, row in islice(delimited(file), _LOOKED_AT) if len(row) == len(header)]
     columns = [[row[place] for row in rows] for place in range(len(header))]
     names = [f"column{number}" for number in range(1, len(header) + 1)]
@@ -349,8 +352,8 @@ def _check_names(
 
 
 def _text(file: File, line: int, name: str, value: Any) -> str:
-    """A value as text: JSON's numbers and truths as they are written."""
+    """A value as a string; JSON numbers and booleans as they are written."""
     text = sound_text(file, line, name, json.dumps(value) if isinstance(value, (int, float)) else value)
     if not text.strip():
-        raise UserError(f"{file}, line {line}: {name!r} is empty; write something there, or leave the line out")
+        raise UserError(f"{file}, line {line}: {name!r} is empty; fill it in, or remove the line")
     return text

@@ -1,4 +1,4 @@
-"""What is predicted for each sample: a class, a number, or several labels at once. The labels in the data decide."""
+"""The prediction target of each sample: a class, a number or several labels, inferred from the labels in the data."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from headway.parsing import parse_json
 
 TargetKind = Literal["class", "number", "labels"]
 _SEPARATORS = re.compile(r"[;|]")  # between the labels of a sample
-_MISSING = {"", "nan", "na", "n/a", "null", "none", "-", "?"}  # what stands for no number in tables
-_FEW = 20  # distinct whole numbers up to which they are classes
+_MISSING = {"", "nan", "na", "n/a", "null", "none", "-", "?"}  # missing numbers in tables
+_FEW = 20  # maximum of distinct integers that are treated as classes
 _SHOWN = 40  # characters of a label in a message
 
 
 class Target(NamedTuple):
-    """What labels are, and why, for people."""
+    """The kind of labels, and the reason for messages."""
 
     kind: TargetKind
     reason: str
 
 
 def target_of(labels: Sequence[str], wanted: str = "auto", every_number: bool = False) -> Target:
-    """What the `labels`, without missing ones, are: the kind that is `wanted`, or what they look like.
+    """The kind of the `labels` (without missing ones): the `requested` kind, or inferred from their form.
 
-    JSON lists, and names with ; or | between them that also occur alone or in other lists, are several labels.
-    Numbers are predicted as numbers if one has a fraction or there are many different ones that do not count classes
-    from 0 or 1 on; with `every_number`, always. All else is a class.
+    JSON lists, and names joined by ; or | that also occur alone or in other lists, are several labels. Numbers are
+    regression targets if one has a fraction, or if there are many distinct ones that do not enumerate classes from 0 or
+    1; with `every_number`, always. Anything else is a class.
     """
     if wanted != "auto":
         return Target(wanted, f"task.target={wanted}")  # type: ignore[arg-type]
@@ -47,7 +47,7 @@ def target_of(labels: Sequence[str], wanted: str = "auto", every_number: bool = 
         parts = {part for label in joined for part in label_set(label)}
         shared = sum(counts[part] > 1 for part in parts)
         if 2 * shared >= len(parts):
-            return Target("labels", f"{_short(joined[0])} joins labels that occur elsewhere, too")
+            return Target("labels", f"{_short(joined[0])} combines labels that also occur elsewhere")
     values = [number(label) for label in distinct]
     if None in values or not values:
         _refuse_mixture(distinct, values)
@@ -57,26 +57,26 @@ def target_of(labels: Sequence[str], wanted: str = "auto", every_number: bool = 
     if every_number:
         return Target("number", "all labels are numbers")
     if broken is not None:
-        return Target("number", f"all labels are numbers, and {broken:g} is not a whole one")
+        return Target("number", f"all labels are numbers, and {broken:g} is not an integer")
     counted = found[0] in (0, 1) and found[-1] - found[0] + 1 == len(found)
     if len(found) > _FEW and not counted:
-        return Target("number", f"the labels are {len(found):,} different numbers from {found[0]:g} to {found[-1]:g}")
-    return Target("class", f"the labels are {len(found):,} different whole numbers")
+        return Target("number", f"the labels are {len(found):,} distinct numbers from {found[0]:g} to {found[-1]:g}")
+    return Target("class", f"the labels are {len(found):,} distinct integers")
 
 
 def _refuse_mixture(labels: Sequence[str], values: Sequence[float | None]) -> None:
-    """UserError for names among numbers that no class is called."""
+    """UserError for names among numbers that cannot be class names."""
     broken = sum(value is not None and not value.is_integer() for value in values)
     if 2 * broken > len(labels):
         odd = labels[values.index(None)]
         raise UserError(
-            f"{sum(value is not None for value in values):,} of {len(labels):,} different labels are numbers, and "
+            f"{sum(value is not None for value in values):,} of {len(labels):,} distinct labels are numbers, but "
             f"{_short(odd)} is not; correct it, or set task.target=class"
         )
 
 
 def missing(labels: Sequence[str], wanted: str = "auto") -> np.ndarray:
-    """Which labels are missing, bool [N]: empty ones and, where all others are numbers, the words for no number."""
+    """Which labels are missing, bool [N]: empty ones and, if all others are numbers, words such as nan or null."""
     empty = np.array([not label for label in labels], bool)
     words = np.array([label.strip().lower() in _MISSING for label in labels], bool)
     numeric = wanted in ("auto", "number") and all(
@@ -86,8 +86,8 @@ def missing(labels: Sequence[str], wanted: str = "auto") -> np.ndarray:
 
 
 def kept_rows(labels: Sequence[str], place: Callable[[int], str], wanted: str, skip: bool, what: str) -> np.ndarray:
-    """The rows that have a label, int64 [K]. UserError for one that has none, unless such are to be skipped; and where
-    no row has one. `what` names a sample.
+    """The rows with a label, int64 [K]. UserError for a missing label unless `skip` is set, and if no row has a label.
+    `noun` names a sample.
     """
     lost = missing(labels, wanted)
     if lost.any() and not skip:
@@ -95,16 +95,16 @@ def kept_rows(labels: Sequence[str], place: Callable[[int], str], wanted: str, s
         more = f" ({int(lost.sum()):,} labels are missing)" if lost.sum() > 1 else ""
         empty = f"the label is {labels[row]!r}, which is not a number" if labels[row] else "the label is empty"
         raise UserError(
-            f"{place(row)}: {empty}{more}; write something there ([] for no labels at all), or set task.skip_bad=true "
-            f"to leave out each {what} without a label"
+            f"{place(row)}: {empty}{more}; fill it in ([] for no labels at all), or set task.skip_bad=true to skip "
+            f"each {what} without a label"
         )
     if lost.all():
-        raise UserError(f"no {what} has a label, so there is nothing to learn; fill the column of labels")
+        raise UserError(f"no {what} has a label, so there is nothing to learn; fill in the label column")
     return np.flatnonzero(~lost)
 
 
 def number(label: str) -> float | None:
-    """A finite number, or None."""
+    """A finite number; None if the label is not one."""
     try:
         value = float(label)
     except ValueError:
@@ -113,7 +113,7 @@ def number(label: str) -> float | None:
 
 
 def numbers(labels: Sequence[str], place: Callable[[int], str]) -> np.ndarray:
-    """The labels as float32 [N]; UserError for one that is not a number, with its place."""
+    """The labels as float32 [N]; UserError for one that is not a number, with its location."""
     values = [number(label) for label in labels]
     wrong = next((row for row, value in enumerate(values) if value is None), None)
     if wrong is not None:
@@ -128,14 +128,14 @@ def numbers(labels: Sequence[str], place: Callable[[int], str]) -> np.ndarray:
 
 
 def label_set(label: str) -> tuple[str, ...]:
-    """The labels of a sample, each once: those of a JSON list, or those with ; or | between them."""
+    """The distinct labels of a sample: from a JSON list, or separated by ; or |."""
     listed = _json_list(label)
     parts = _SEPARATORS.split(label) if listed is None else listed
     return tuple(dict.fromkeys(part.strip() for part in parts if part.strip()))
 
 
 def many_hot(sets: Sequence[Sequence[str]], names: Sequence[str], place: Callable[[int], str]) -> np.ndarray:
-    """1 for each label that a sample has, else 0, float32 [N, C]. UserError for a label that is not among `names`."""
+    """1 for each label that a sample has, otherwise 0, float32 [N, C]. UserError for a label not in `names`."""
     columns = {name: column for column, name in enumerate(names)}
     found = np.zeros((len(sets), len(names)), np.float32)
     for row, labels in enumerate(sets):
@@ -150,7 +150,7 @@ def many_hot(sets: Sequence[Sequence[str]], names: Sequence[str], place: Callabl
 
 
 def _json_list(label: str) -> list[str] | None:
-    """The texts of a JSON list of texts or numbers; None for anything else."""
+    """The strings of a JSON list of strings or numbers; None for anything else."""
     if not label.lstrip().startswith("["):
         return None
     try:

@@ -1,4 +1,4 @@
-"""Documents tokenised once, into memory-mapped ids that many processes read."""
+"""Documents tokenised once, into memory-mapped token ids that many processes can read."""
 
 from __future__ import annotations
 
@@ -19,28 +19,27 @@ from headway.data.store import Columns, cache_key, cache_root, open_or_build, re
 from headway.errors import UserError
 
 FEW_DOCUMENTS = 100
-"""Below so many, held-out shares are cut off the ends of documents instead of taking whole ones."""
+"""With fewer documents, held-out shares are cut off the ends of documents instead of holding out whole documents."""
 
 _FORMAT = 1
-_BATCH = 1 << 20  # characters tokenised at once: some 150 MB of tokenizer's and Python's objects at worst
+_BATCH = 1 << 20  # characters tokenised at once: at worst about 150 MB of tokenizer and Python objects
 
 Progress = Callable[[int, int], None]
-"""Called with bytes of text done, and with those there are in all or 0 where that is not known beforehand."""
+"""Called with the bytes of text done and the total bytes, or 0 if the total is unknown."""
 
 
 def ids_type(size: int) -> np.dtype:
-    """The smallest type that holds the ids of a codec of `size` symbols."""
+    """The smallest dtype for the ids of a vocabulary of `vocab_size` tokens."""
     return np.dtype(np.uint16 if size <= 1 << 16 else np.uint32)
 
 
 @dataclass(frozen=True)
 class TokenCache:
-    """A corpus as ids: documents one after the other, each begun and ended by the codec's symbols, if it has
-    them.
+    """A corpus as token ids: concatenated documents, each between the codec's begin and end tokens if it has them.
 
-    `ids` uint16 or uint32 [tokens]; `offsets` int64 [documents + 1]; `keys` uint64 [documents], from the
-    text; `named` uint8 [documents], the split that a file's name states (0: none). `framing` is the number of
-    symbols (begin, end) added around each document. Arrays are memory-mapped and read-only.
+    `ids` uint16 or uint32 [tokens]; `offsets` int64 [documents + 1]; `keys` uint64 [documents], text hashes;
+    `named_splits` uint8 [documents], the split that the file's name states (0: none). `framing` is the number of tokens
+    (begin, end) added around each document. Arrays are memory-mapped and read-only.
     """
 
     directory: Path
@@ -56,12 +55,13 @@ class TokenCache:
         return len(self.keys)
 
     def divided(self, config: SplitConfig, least: int = 1) -> tuple[Spans, Splits]:
-        """All documents and, after them, parts of some; and which of these each split has, of `least` tokens or more.
+        """The spans of all documents followed by parts of documents, and the spans of each split with at least
+        `min_tokens` tokens.
 
-        Where files name no split, documents fall on a side by the hash of their text, so that equal ones are
-        never on two. Of fewer than a hundred documents that would leave a side empty or lopsided, so each is
-        cut instead: its end is test, what stands before it validation (one book of 90 % and 10 %). Equal
-        documents are cut at equal places, so that this does not leak either.
+        Without named splits, documents are assigned by the hash of their text, so equal ones are never in two splits.
+        With fewer than a hundred documents this could leave a split empty or lopsided, so each document is cut instead:
+        its end is test, the part before that validation. Equal documents are cut at equal positions, so this does not
+        leak either.
         """
         named, every = np.asarray(self.named), np.arange(self.documents)
         whole = Spans(np.asarray(self.offsets[:-1]), np.diff(self.offsets))
@@ -78,11 +78,11 @@ class TokenCache:
     def _cut(
         self, whole: Spans, training: np.ndarray, validation: float, test: float
     ) -> tuple[Spans, dict[str, np.ndarray]]:
-        """The documents and, side by side, the parts of those of training; and the numbers of each side."""
+        """The spans of documents and of the parts of training documents, and the span indices of each split."""
         starts, lengths = whole.of(training)
         begin, end = self.framing
         text = lengths - begin - end
-        # A share of 0 leaves nothing of a document, not even its end symbol, to its side.
+        # A share of 0 leaves nothing of a document, not even its end token, to that split.
         second = begin + (text * (1 - test)).astype(np.int64) if test else lengths
         first = begin + (text * (1 - validation - test)).astype(np.int64) if validation else second
         edges = (np.zeros_like(first), first, second, lengths)
@@ -98,7 +98,7 @@ class TokenCache:
 
 
 def open_tokens(paths: Iterable[Path | str], codec: Encoder, progress: Progress | None = None) -> TokenCache:
-    """The tokens of documents, from the cache if these contents have been tokenised by this codec before."""
+    """The token ids of documents, from the cache if this codec has tokenised these contents before."""
     sources = text_sources(paths)
     key = cache_key("tokens", _FORMAT, fingerprint(sources), codec.fingerprint())
     return load_tokens(open_or_build(cache_root() / key, lambda part: _build(part, sources, codec, progress)))
@@ -130,14 +130,14 @@ def _build(part: Path, sources: Sequence[TextSource], codec: Encoder, progress: 
             if progress is not None:
                 progress(writer.text_bytes, total)
     if writer.documents == 0:
-        raise UserError(f"{', '.join(map(str, sources[:3]))}: all documents are empty; give some text")
+        raise UserError(f"{', '.join(map(str, sources[:3]))}: all documents are empty; add some text")
     info = {"documents": writer.documents, "tokens": writer.tokens, "text_bytes": writer.text_bytes}
     framing = {"begin": int(codec.begin is not None), "end": int(codec.end is not None)}
     write_info(part, {**info, **framing, "type": kinds["ids"].name})
 
 
 class _Writer:
-    """Appends tokenised chunks to a cache, and a document's key and end where its last chunk is."""
+    """Appends tokenised chunks to a cache, and a document's key and end after its last chunk."""
 
     def __init__(self, columns: Columns, codec: Encoder) -> None:
         self.documents = self.tokens = self.text_bytes = 0
@@ -173,7 +173,7 @@ class _Writer:
 
 
 def _batches(sources: Iterable[TextSource]) -> Iterator[list[tuple[Chunk, int]]]:
-    """Chunks with the number of their named split, some million characters at a time; empty documents left out."""
+    """Chunks with the code of their named split, about a million characters at a time, without empty documents."""
     batch: list[tuple[Chunk, int]] = []
     characters = 0
     for source in sources:
@@ -191,7 +191,7 @@ def _batches(sources: Iterable[TextSource]) -> Iterator[list[tuple[Chunk, int]]]
 
 
 def _plain_bytes(sources: Iterable[TextSource]) -> int:
-    """The bytes of text in sources, if all are files on disk that are the text itself; 0 otherwise."""
+    """The bytes of text in sources if all are plain text files on disk; otherwise 0."""
     total = 0
     for source in sources:
         if not isinstance(source, File) or source.member is not None or source.path.suffix.lower() != ".txt":

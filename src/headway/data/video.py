@@ -1,4 +1,4 @@
-"""Videos, written picture by picture and read back as arrays, and the pictures of cameras in memory maps."""
+"""Write videos frame by frame, read them as arrays, and memory-map camera images."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from headway.data.store import read_column
 from headway.drafts import draft_of
 from headway.errors import UserError
 
-FASTEST = 240  # frames a second that players show
+FASTEST = 240  # frames per second that players support
 _X264 = "libx264"
 _CODECS = (_X264, "h264", "mpeg4")
-_OFF = 0.25  # of a frame, by which the time of one may be beside its number
+_OFF = 0.25  # frames by which a frame's time may deviate from its index
 SUFFIXES = (".mp4", ".mkv", ".mov")
 
 
 def check_film(path: Path) -> None:
-    """UserError for a place where no video can be written, before any work."""
+    """UserError if no video can be written to a path, before any work."""
     if path.suffix.lower() not in SUFFIXES:
-        raise UserError(f"{path} is not the name of a video; end it with {', '.join(SUFFIXES)}")
+        raise UserError(f"{path} does not have a video's extension; use {', '.join(SUFFIXES)}")
     if not path.parent.is_dir():
-        raise UserError(f"there is no folder {path.parent}; make it first, or choose another place for the video")
+        raise UserError(f"there is no folder {path.parent}; create it, or choose another path for the video")
     packaged_av()
 
 
 class Film:
-    """A video in H.264 where that is here, written frame by frame: `with Film(path, rate) as film: film.add(frame)`.
+    """Write a video frame by frame, in H.264 if available: `with VideoWriter(path, rate) as video: video.add(frame)`.
 
-    `rate` is in frames a second, whole unless it is a fraction. With `jumps`, one frame of so many stands by itself,
-    where a reader may begin; `quick` takes a third of the time for a file four times as large, on one thread. What
-    ends with an error leaves nothing behind.
+    `rate` is in frames per second, rounded to an integer unless it is a Fraction. `keyframe_interval` sets the distance
+    between keyframes. `fast` takes a third of the time for a file four times as large, on one thread. After an error,
+    no file remains.
     """
 
     def __init__(self, path: Path, rate: float | Fraction, jumps: int | None = None, quick: bool = False) -> None:
@@ -47,7 +47,9 @@ class Film:
         av = packaged_av()
         self._codec = next((name for name in _CODECS if name in av.codecs_available), None)
         if self._codec is None:
-            raise UserError(f"the package av has none of {', '.join(_CODECS)}; install another build of it")
+            raise UserError(
+                f"the package av has no encoder ({', '.join(_CODECS)}); install another build of av"
+            )
 
     def __enter__(self) -> Film:
         with self._told():
@@ -66,8 +68,8 @@ class Film:
             self._part.unlink(missing_ok=True)
 
     def add(self, frame: np.ndarray) -> None:
-        """The next frame, uint8 [H, W, 3]; all are of one size."""
-        height, width = (side - side % 2 for side in frame.shape[:2])  # which these codecs want even
+        """Append a frame, uint8 [H, W, 3]; all must have the same size."""
+        height, width = (side - side % 2 for side in frame.shape[:2])  # these codecs need even sizes
         with self._told():
             if self._stream is None:
                 self._stream = self._opened(height, width)
@@ -89,20 +91,22 @@ class Film:
     def _told(self) -> Iterator[None]:
         try:
             yield
-        except OSError as error:  # what av raises, too
-            raise UserError(f"the video {self._path} cannot be written ({error.strerror or error})") from error
+        except OSError as error:  # av's exceptions derive from it
+            raise UserError(
+                f"the video {self._path} cannot be written ({error.strerror or error}); choose another path"
+            ) from error
 
 
 def read_frames(
     path: Path, wanted: np.ndarray, rate: float, size: tuple[int, int], scaled: tuple[int, int] | None = None
 ) -> Iterator[np.ndarray]:
-    """The frames of a video by their rising numbers, int64 [K]: uint8 [H, W, 3] each.
+    """The frames of a video at increasing indices, int64 [K]: uint8 [H, W, 3] each.
 
-    `size` is what the video must have, height and width; `scaled` what is given instead. No more is decoded than up to
-    the last one. Raises UserError for a video that is not there, damaged, of another size or rate, or too short.
+    `size` is the height and width that the video must have; `scaled` those of the returned frames. Decoding stops at
+    the last index. Raises UserError for a video that is missing, damaged, too short or of another size or rate.
     """
     if not path.is_file():
-        raise UserError(f"there is no video {path}; fetch the data set again")
+        raise UserError(f"there is no video {path}; download the data set again")
     place = 0
     for number, frame in _numbered(path, rate, size):
         if number < wanted[place]:
@@ -114,27 +118,27 @@ def read_frames(
         place += 1
         if place == len(wanted):
             return
-    raise UserError(f"{path} has no frame {wanted[place]}, and the rows have one; fetch the data set again")
+    raise UserError(f"{path} has no frame {wanted[place]}, but the rows have one; download the data set again")
 
 
 def _check_size(path: Path, shown: Any, size: tuple[int, int]) -> None:
-    """That a stream, whose codec must be known, or a frame is of a size."""
+    """Check the size of a frame, or of a stream, whose codec must be known."""
     with _sound(path):
         height, width = shown.height, shown.width
     if (height, width) != size:
         raise UserError(
-            f"{path} shows {height} x {width} pixels, and info.json says {size[0]} x {size[1]}; "
-            "correct it there, or fetch the data set again"
+            f"{path} has {height} x {width} pixels, but info.json has {size[0]} x {size[1]}; "
+            "correct info.json, or download the data set again"
         )
 
 
 def _numbered(path: Path, rate: float, size: tuple[int, int]) -> Iterator[tuple[int, Any]]:
-    """All frames with their numbers, which their times say."""
+    """All frames with their indices, which follow from their times."""
     with _sound(path):
         container = open_container(path)
     with container:
         if not container.streams.video:
-            raise UserError(f"{path} holds no video; fetch the data set again")
+            raise UserError(f"{path} contains no video; download the data set again")
         stream = container.streams.video[0]
         _check_size(path, stream, size)  # before a frame takes memory
         stream.thread_type = "AUTO"
@@ -148,8 +152,8 @@ def _numbered(path: Path, rate: float, size: tuple[int, int]) -> Iterator[tuple[
             number = round(time)
             if abs(time - number) > _OFF:
                 raise UserError(
-                    f"{path} has a frame at {frame.time:.4f} s, between two of {rate:g} a second as info.json says; "
-                    "correct fps there"
+                    f"{path} has a frame at {frame.time:.4f} s, which does not match the {rate:g} frames per second in "
+                    "info.json; correct fps in info.json"
                 )
             yield number, frame
 
@@ -164,19 +168,19 @@ def _plain(frame: Any, path: Path, scaled: tuple[int, int] | None) -> np.ndarray
 
 @contextmanager
 def _sound(path: Path) -> Iterator[None]:
-    """What the library says of a damaged file, in any of its many exceptions, is a UserError."""
+    """Turn any exception that the library raises for a damaged file into a UserError."""
     try:
         yield
     except UserError:
         raise
     except Exception as error:
         reason = (str(error) or type(error).__name__).split("\n")[0]
-        raise UserError(f"{path} is damaged or no video ({reason}); fetch the data set again") from error
+        raise UserError(f"{path} is damaged or not a video ({reason}); download the data set again") from error
 
 
 class Frames(Protocol):
-    """The pictures of one camera, of all steps one after the other. `size` is height and width, `recorded` what they
-    were before they were scaled.
+    """The images of one camera at all steps, in sequence. `size` is height and width, `recorded_size` the size before
+    scaling.
     """
 
     size: tuple[int, int]
@@ -184,24 +188,24 @@ class Frames(Protocol):
 
     @property
     def content(self) -> str:
-        """A name for what the pictures were decoded from, wherever that is."""
+        """An identifier of the source of the images, independent of its path."""
         ...
 
     def __len__(self) -> int: ...
     def read(self, steps: np.ndarray) -> np.ndarray:
-        """The pictures of steps int64 [K], in any order: uint8 [K, H, W, 3]."""
+        """The images of steps int64 [K], in any order: uint8 [K, H, W, 3]."""
         ...
 
 
 class MappedFrames:
-    """N pictures in a file that `Columns` wrote as one column of bytes."""
+    """N images in a file that `ColumnWriter` wrote as one column of bytes."""
 
     def __init__(
         self, folder: Path, name: str, count: int, size: tuple[int, int], recorded: tuple[int, int] | None = None
     ) -> None:
-        """Raises UserError for a file that is not of this length."""
+        """Raises UserError if the file does not have this length."""
         self.size, self.recorded = size, recorded or size
-        self.content = folder.name  # which the cache makes of the files' contents
+        self.content = folder.name  # a hash of the files' contents
         shape = (count, *size, 3)
         self._pixels = read_column(folder, name, np.uint8, int(np.prod(shape))).reshape(shape)
 
@@ -209,12 +213,12 @@ class MappedFrames:
         return len(self._pixels)
 
     def read(self, steps: np.ndarray) -> np.ndarray:
-        """The pictures of steps int64 [K], in any order: uint8 [K, H, W, 3]."""
+        """The images of steps int64 [K], in any order: uint8 [K, H, W, 3]."""
         return np.asarray(self._pixels[steps])
 
 
 class JoinedFrames:
-    """The pictures of several, one after the other; all are of one size."""
+    """The images of several sources in sequence; all must have the same size."""
 
     def __init__(self, parts: Sequence[Frames]) -> None:
         self.size, self.recorded = parts[0].size, parts[0].recorded
@@ -229,7 +233,7 @@ class JoinedFrames:
         return int(self._ends[-1])
 
     def read(self, steps: np.ndarray) -> np.ndarray:
-        """The pictures of steps int64 [K], in any order: uint8 [K, H, W, 3]."""
+        """The images of steps int64 [K], in any order: uint8 [K, H, W, 3]."""
         found = np.empty((len(steps), *self.size, 3), np.uint8)
         numbers = np.searchsorted(self._ends, steps, side="right")
         for number in np.unique(numbers).tolist():

@@ -1,4 +1,4 @@
-"""How often a class is right, entities in tagged text, and how well vectors find each other."""
+"""Metrics of classification, tagged entities and vector retrieval."""
 
 from __future__ import annotations
 
@@ -17,34 +17,34 @@ Scores = dict[str, float | list[float]]
 
 
 def accuracy(predicted: ArrayLike, labels: ArrayLike) -> Scores:
-    """`accuracy` of classes [N] with its interval, and `samples`."""
+    """`accuracy` of classes [N] with its interval, and the number of `samples`."""
     right = np.asarray(predicted) == np.asarray(labels)
     hits, count = int(right.sum()), right.size
     if count == 0:
-        raise UserError("there are 0 samples to measure; give at least one")
+        raise UserError("there are 0 samples to evaluate; pass at least one")
     return {"accuracy": hits / count, "accuracy_interval": wilson(hits, count), "samples": count}
 
 
 def f1_score(predicted: ArrayLike, labels: ArrayLike, seed: int = 0) -> Scores:
-    """`f1` of classes [N], int: the mean over classes of 2 hits / (predicted + labelled), and its interval.
+    """Macro `f1` of classes [N], int: the mean over classes of 2 hits / (predicted + labelled), with its interval.
 
-    Classes that are neither predicted nor labelled do not count. (The micro average of all hits over all samples is
-    the accuracy, where every sample has one class.)
+    Classes that are neither predicted nor labelled do not count. (If every sample has one class, the micro average is
+    the accuracy.)
     """
     table = np.stack([np.asarray(labels), np.asarray(predicted)], axis=1)
     if len(table) == 0:
-        raise UserError("there are 0 samples to measure; give at least one")
+        raise UserError("there are 0 samples to evaluate; pass at least one")
     kinds, times = np.unique(table, axis=0, return_counts=True)
     return {"f1": float(_macro(times[None], kinds)[0]), "f1_interval": bootstrap(table, _macro, seed)}
 
 
 def class_scores(predicted: ArrayLike, labels: ArrayLike) -> Scores:
-    """What `evaluate` says of classes: accuracy, macro F1, and how many samples there were."""
+    """The scores that `evaluate` reports for classes: accuracy, macro F1 and the number of samples."""
     return {**accuracy(predicted, labels), **f1_score(predicted, labels)}
 
 
 def _macro(draws: np.ndarray, kinds: np.ndarray) -> np.ndarray:
-    """Macro F1 [R] of resamples [R, K] of the kinds [K, 2] of (label, prediction)."""
+    """Macro F1 [R] of resamples: counts [R, K] of the distinct (label, prediction) rows [K, 2]."""
     labels, predicted = kinds.T
     hits = _by_class(draws * (labels == predicted), labels, int(kinds.max()) + 1)
     both = _by_class(draws, labels, hits.shape[1]) + _by_class(draws, predicted, hits.shape[1])
@@ -53,7 +53,7 @@ def _macro(draws: np.ndarray, kinds: np.ndarray) -> np.ndarray:
 
 
 def _by_class(draws: np.ndarray, classes: np.ndarray, count: int) -> np.ndarray:
-    """Sums [R, C] of the columns of `draws` [R, K] that have each class."""
+    """Sums [R, C] of the columns of `counts` [R, K] by class."""
     order = np.argsort(classes, kind="stable")
     present, starts = np.unique(classes[order], return_index=True)
     sums = np.zeros((len(draws), count))
@@ -63,11 +63,11 @@ def _by_class(draws: np.ndarray, classes: np.ndarray, count: int) -> np.ndarray:
 
 OUTSIDE = "O"
 _TAG = re.compile(r"([BIESLU])-(.+)", re.DOTALL)
-_SAME = {"L": "E", "U": "S"}  # the letters of BILOU
+_SAME = {"L": "E", "U": "S"}  # BILOU's letters
 
 
 class EntitySpan(NamedTuple):
-    """Words start ... stop - 1 are an entity of a kind."""
+    """An entity of a kind: words start to stop - 1."""
 
     kind: str
     start: int
@@ -75,16 +75,16 @@ class EntitySpan(NamedTuple):
 
 
 def has_spans(tags: Iterable[str]) -> bool:
-    """Whether tags say where entities begin (B-PER, I-PER, O; BIOES, BILOU), and not what each word is (NN, VB)."""
+    """Whether tags mark entities (B-PER, I-PER, O; BIOES, BILOU) rather than single words (NN, VB)."""
     known = set(tags) - {OUTSIDE}
     return bool(known) and all(_TAG.fullmatch(tag) for tag in known)
 
 
 def spans(tags: Sequence[str]) -> list[EntitySpan]:
-    """The entities of a sentence, from tags in BIO (of either kind), BIOES or BILOU, sound or not.
+    """The entities of a sentence, from BIO (either variant), BIOES or BILOU tags, valid or not.
 
-    As in conlleval an entity begins at B and S, after O, E and S, and where the kind changes; it goes on until the next
-    begins or an O comes.
+    As in conlleval, an entity starts at B and S, after O, E and S, and when the kind changes; it ends before the next
+    start or O.
     """
     found: list[EntitySpan] = []
     kind, start, last = "", 0, OUTSIDE
@@ -107,9 +107,9 @@ def _parts(tag: str) -> tuple[str, str]:
 
 
 def entity_scores(predicted: Sequence[Sequence[str]], labels: Sequence[Sequence[str]], seed: int = 0) -> Scores:
-    """`precision`, `recall` and `f1` of entities over all sentences; one is right if kind, start and stop are.
+    """`precision`, `recall` and `f1` of entities over all sentences; an entity is correct if kind, start and stop are.
 
-    The interval of `f1` draws sentences anew. Where there is no entity on a side, its rate is 0.
+    The interval of `f1` resamples sentences. Without predicted or labelled entities, the rate is 0.
     """
     matched = [_matches(one, other) for one, other in zip(predicted, labels, strict=True)]
     hits, said, true = ([sum(part.values()) for part in parts] for parts in zip(*matched)) if matched else ([], [], [])
@@ -123,7 +123,7 @@ def entity_scores(predicted: Sequence[Sequence[str]], labels: Sequence[Sequence[
 
 
 class EntityCounts(NamedTuple):
-    """Entities of one kind: those that are labelled, those that are predicted, and those that are both."""
+    """Numbers of entities of one kind: labelled, predicted, and both."""
 
     labelled: int
     predicted: int
@@ -131,7 +131,7 @@ class EntityCounts(NamedTuple):
 
 
 def entity_counts(predicted: Sequence[Sequence[str]], labels: Sequence[Sequence[str]]) -> dict[str, EntityCounts]:
-    """The counts of each kind of entity over all sentences, by name, in alphabetical order."""
+    """The counts of each kind of entity over all sentences, sorted by name."""
     hits, said, true = Counter[str](), Counter[str](), Counter[str]()
     for one, other in zip(predicted, labels, strict=True):
         for total, part in zip((hits, said, true), _matches(one, other)):
@@ -140,39 +140,39 @@ def entity_counts(predicted: Sequence[Sequence[str]], labels: Sequence[Sequence[
 
 
 def _matches(predicted: Sequence[str], labels: Sequence[str]) -> tuple[Counter[str], Counter[str], Counter[str]]:
-    """How many entities of each kind a sentence has: those in both its tags, those predicted, those labelled."""
+    """The number of correct, predicted and labelled entities of each kind in a sentence."""
     ours, theirs = set(spans(predicted)), set(spans(labels))
     hits, said, true = (Counter(span.kind for span in found) for found in (ours & theirs, ours, theirs))
     return hits, said, true
 
 
 def entity_kind(tag: str) -> str:
-    """The kind of entity that a tag of a word belongs to; O of a word outside."""
+    """The entity kind of a tag; O for a word outside entities."""
     return _parts(tag)[1] or OUTSIDE
 
 
 def tag_scores(predicted: Sequence[Sequence[str]], labels: Sequence[Sequence[str]]) -> Scores:
-    """What `evaluate` says of tags: accuracy over words and, where tags have entities, their precision, recall, F1."""
+    """The scores that `evaluate` reports for tags: accuracy over words; for entities precision, recall and F1."""
     pairs = [pair for one, other in zip(predicted, labels, strict=True) for pair in zip(one, other, strict=True)]
     if not pairs:
-        raise UserError("there are 0 words to measure; give at least one")
+        raise UserError("there are 0 words to evaluate; pass at least one")
     hits = sum(one == other for one, other in pairs)
     scores: Scores = {"accuracy": hits / len(pairs), "accuracy_interval": wilson(hits, len(pairs))}
     entities = entity_scores(predicted, labels) if has_spans(tag for _, tag in pairs) else {}
     return {**entities, **scores, "words": len(pairs), "samples": len(labels)}
 
 
-_ROWS = 1024  # queries whose similarities are held at once
+_ROWS = 1024  # queries whose similarities are in memory at once
 
 
 def partner_recall(queries: np.ndarray, partners: np.ndarray, at: Sequence[int] = (1, 5)) -> Scores:
     """`recall_at_K`: the share of queries [N, D] whose partner [N, D] is among the K nearest of all partners.
 
-    Partners that are as near as its own (equal texts) do not count against a query.
+    Partners as near as the query's own (equal texts) do not count against it.
     """
     if len(queries) == 0:
-        raise UserError("there are 0 pairs to measure; give at least one")
-    found = []  # how many partners are nearer than its own, for each of the queries
+        raise UserError("there are 0 pairs to evaluate; pass at least one")
+    found = []  # for each query, the number of partners nearer than its own
     for start in range(0, len(queries), _ROWS):
         similar = queries[start : start + _ROWS] @ partners.T
         own = similar[np.arange(len(similar)), start + np.arange(len(similar))]
@@ -187,7 +187,9 @@ def partner_recall(queries: np.ndarray, partners: np.ndarray, at: Sequence[int] 
 
 
 def nearest_centroid(train: np.ndarray, train_labels: np.ndarray, vectors: np.ndarray, labels: np.ndarray) -> Scores:
-    """`accuracy` of giving each of `vectors` [N, D] the class whose mean vector in `train` [M, D] is most like it."""
+    """`accuracy` of predicting, for each of `vectors` [N, D], the class with the most similar mean vector in `train`
+    [M, D].
+    """
     classes = np.unique(train_labels)
     centres = np.stack([train[train_labels == label].mean(0) for label in classes])
     centres /= np.maximum(np.linalg.norm(centres, axis=1, keepdims=True), 1e-12)
@@ -195,9 +197,9 @@ def nearest_centroid(train: np.ndarray, train_labels: np.ndarray, vectors: np.nd
 
 
 def neighbour_recall(vectors: np.ndarray, labels: np.ndarray, at: Sequence[int] = (1, 5)) -> Scores:
-    """`recall_at_K`: the share of vectors [N, D] that have one of their label [N] among the K nearest of the others."""
+    """`recall_at_K`: the share of vectors [N, D] with one of the same label [N] among their K nearest neighbours."""
     if len(vectors) < 2:
-        raise UserError(f"{len(vectors)} vectors have no neighbours to measure; give at least two")
+        raise UserError(f"{len(vectors)} vectors are too few for neighbours; pass at least two")
     hits = np.zeros((len(vectors), len(at)), bool)
     for start in range(0, len(vectors), _ROWS):
         rows = np.arange(start, min(start + _ROWS, len(vectors)))

@@ -1,4 +1,4 @@
-"""Error rates of words and phonemes, and English texts as they are compared with what was said."""
+"""Word and phoneme error rates, and normalisation of English text for comparison."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from headway.metrics.intervals import bootstrap_ratio, wilson
 
 
 def edit_distance(first: Sequence[Hashable], second: Sequence[Hashable]) -> int:
-    """Insertions, deletions and replacements that turn one sequence into the other (Levenshtein).
+    """The Levenshtein distance: the fewest insertions, deletions and replacements between two sequences.
 
-    A column of the table is two whole numbers: the bits where it rises and where it falls by one from a row to the
-    next (Myers 1999, in Hyyrö's form of 2003). So a symbol of `second` costs a dozen operations on numbers of
-    `len(first)` bits, whatever the length.
+    A column of the table is stored as two integers: the bits where it rises and where it falls by one from row to row
+    (Myers 1999, in the form of Hyyrö 2003). So each item of `second` costs a dozen operations on integers of
+    `len(first)` bits.
     """
     if not first:
         return len(second)
@@ -25,7 +25,7 @@ def edit_distance(first: Sequence[Hashable], second: Sequence[Hashable]) -> int:
     rises, falls, distance = every, 0, len(first)
     for symbol in second:
         match = places.get(symbol, 0)
-        diagonal = (((match & rises) + rises) ^ rises) | match | falls  # rows that cost no more than their diagonal
+        diagonal = (((match & rises) + rises) ^ rises) | match | falls  # rows with the cost of their diagonal
         right_rises = falls | (every & ~(diagonal | rises))
         right_falls = diagonal & rises
         distance += bool(right_rises & last) - bool(right_falls & last)
@@ -36,9 +36,9 @@ def edit_distance(first: Sequence[Hashable], second: Sequence[Hashable]) -> int:
 
 
 def fewest_edits(hypothesis: Sequence[Hashable], references: Sequence[Sequence[Hashable]]) -> tuple[int, int]:
-    """(edits, length) of the reference nearest to `hypothesis`; of equally near ones, of the longest."""
+    """(edits, length) of the reference nearest to `hypothesis`; of the longest if several are equally near."""
     if not references:
-        raise UserError("a sample has no reference; give at least one for each")
+        raise UserError("a sample has no reference; pass at least one for each")
     scored = [(edit_distance(reference, hypothesis), -len(reference)) for reference in references]
     edits, length = min(scored)
     return edits, -length
@@ -48,18 +48,18 @@ Rates = dict[str, float | list[float]]
 
 
 def word_error_rate(hypotheses: Sequence[str], references: Sequence[Sequence[str]], seed: int = 0) -> Rates:
-    """`wer` of texts: word edits per reference word. Each text has one or more references; the nearest counts.
+    """`wer` of texts: word edits per reference word. Of several references for a text, the nearest counts.
 
-    Words stand between white space; any normalisation is the caller's.
+    Words are separated by white space; normalise texts before the call.
     """
     edits, lengths = _edits(hypotheses, references)
     return {**_rate("wer", edits, lengths, seed), "samples": len(edits)}
 
 
 def pronunciation_error_rates(hypotheses: Sequence[str], references: Sequence[Sequence[str]], seed: int = 0) -> Rates:
-    """`wer` and `per` of pronunciations, which are phonemes between spaces; the nearest reference counts.
+    """`wer` and `per` of pronunciations, which are space-separated phonemes; the nearest reference counts.
 
-    `wer` is the share of words that match none of their references, `per` phoneme edits per reference phoneme.
+    `wer` is the share of words that match none of their references; `per` is phoneme edits per reference phoneme.
     """
     edits, lengths = _edits(hypotheses, references)
     wrong = sum(1 for count in edits if count)
@@ -74,11 +74,11 @@ def pronunciation_error_rates(hypotheses: Sequence[str], references: Sequence[Se
 
 def _edits(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[list[int], list[int]]:
     if len(hypotheses) != len(references):
-        raise UserError(f"{len(hypotheses)} hypotheses for {len(references)} references; give one for each")
+        raise UserError(f"{len(hypotheses)} hypotheses for {len(references)} references; pass one for each")
     if not hypotheses:
-        raise UserError("there are 0 samples to measure; give at least one")
+        raise UserError("there are 0 samples to evaluate; pass at least one")
     if any(isinstance(some, str) for some in references):
-        raise UserError("references are single texts; give a list of references for each sample")
+        raise UserError("references are single strings; pass a list of references for each sample")
     pairs = zip(hypotheses, references)
     counted = [fewest_edits(text.split(), [reference.split() for reference in some]) for text, some in pairs]
     return [edits for edits, _ in counted], [length for _, length in counted]
@@ -86,17 +86,17 @@ def _edits(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> tu
 
 def _rate(name: str, edits: list[int], lengths: list[int], seed: int) -> Rates:
     if not sum(lengths):
-        raise UserError(f"{name} needs references with words in them; all {len(lengths)} are empty")
+        raise UserError(f"{name} needs words in references, but all {len(lengths)} are empty; pass non-empty ones")
     interval = bootstrap_ratio(edits, lengths, seed)
     return {name: sum(edits) / sum(lengths), f"{name}_interval": interval}
 
 
-_LATER = ("kinda", "sorta", "dunno", "cause")  # are written out by the package, and not as published with Whisper
+_LATER = ("kinda", "sorta", "dunno", "cause")  # expanded by the package, but not in Whisper's published version
 
 
 @cache
 def english_normalizer() -> Callable[[str], str]:
-    """Whisper's normaliser of English texts, as it was published. UserError where its package is not installed."""
+    """Whisper's published normaliser of English text. UserError if its package is not installed."""
     try:
         from whisper_normalizer.english import EnglishTextNormalizer
     except ImportError:
@@ -108,5 +108,5 @@ def english_normalizer() -> Callable[[str], str]:
 
 
 def english_words(text: str) -> str:
-    """What is left to compare of an English text: words in lower case, written out or as digits, without marks."""
+    """Normalise English text for comparison: lower case, expanded words, digits, no punctuation."""
     return english_normalizer()(text).strip()

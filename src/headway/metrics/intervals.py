@@ -1,4 +1,4 @@
-"""95 % intervals as [low, high]: of shares, means, correlations and the strength of players."""
+"""95 % intervals as [low, high]: of proportions, means, correlations and playing strength."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from numpy.typing import ArrayLike
 
 from headway.errors import UserError
 
-Z = 1.959964  # of the normal distribution, 95 % lie within this many standard deviations
+Z = 1.959964  # standard deviations that contain 95 % of a normal distribution
 TAILS = (2.5, 97.5)  # percentiles
 RESAMPLES = 1000
-_CHUNK = 1 << 22  # weights held at once
+_CHUNK = 1 << 22  # weights in memory at once
 
 
 def wilson(successes: int, count: int) -> list[float]:
-    """The interval of a proportion (Wilson 1927); within [0, 1], and sound at 0 and 1 and for small counts."""
+    """The interval of a proportion (Wilson 1927): within [0, 1], and valid at 0 and 1 and for small counts."""
     if not 0 <= successes <= count or count == 0:
-        raise UserError(f"{successes} of {count} is no proportion; give at least one sample")
+        raise UserError(f"{successes} of {count} is not a proportion; pass at least one sample")
     share, spread = successes / count, Z * Z / count
     middle = (share + spread / 2) / (1 + spread)
     half = Z * math.sqrt(share * (1 - share) / count + spread / (4 * count)) / (1 + spread)
@@ -34,11 +34,13 @@ def bootstrap_mean(values: ArrayLike, seed: int = 0) -> list[float]:
 
 
 def bootstrap_ratio(numerators: ArrayLike, denominators: ArrayLike, seed: int = 0) -> list[float]:
-    """The interval of sum(numerators) / sum(denominators), where samples [N] are drawn anew: WER, loss per token."""
+    """The interval of sum(numerators) / sum(denominators) over resamples of [N] samples: WER, loss per token."""
     table = np.stack(np.broadcast_arrays(numerators, denominators), axis=1).astype(np.float64)
     count = len(table)
     if count == 0 or not table[:, 1].sum() > 0:
-        raise UserError(f"{count} samples of size {table[:, 1].sum():g} give no rate; give at least one sample")
+        raise UserError(
+            f"{count} samples of total size {table[:, 1].sum():g} have no rate; pass at least one non-empty sample"
+        )
 
     def ratios(draws: np.ndarray, kinds: np.ndarray) -> np.ndarray:
         tops, bottoms = (draws @ kinds).T
@@ -50,12 +52,12 @@ def bootstrap_ratio(numerators: ArrayLike, denominators: ArrayLike, seed: int = 
 def bootstrap(
     table: np.ndarray, statistic: Callable[[np.ndarray, np.ndarray], np.ndarray], seed: int = 0
 ) -> list[float]:
-    """The interval of a statistic of samples, the rows of `table` [N, F], that are drawn anew.
+    """The bootstrap interval of a statistic of samples, the rows of `table` [N, F].
 
-    Rows repeat: `statistic(draws, kinds)` gets how often each of the different rows `kinds` [K, F] is in each resample,
-    `draws` [R, K], and gives a number a resample; NaN where one has none.
+    Rows repeat, so `statistic(counts, rows)` takes the distinct `rows` [K, F] and their `counts` [R, K] per resample,
+    and returns one number per resample, NaN if undefined.
     """
-    kinds, times = np.unique(table, axis=0, return_counts=True)  # error counts repeat: few kinds, so few draws
+    kinds, times = np.unique(table, axis=0, return_counts=True)  # error counts repeat, so there are few distinct rows
     generator = np.random.default_rng(seed)
     at_once = max(1, min(RESAMPLES, _CHUNK // len(kinds)))
     found = []
@@ -67,13 +69,13 @@ def bootstrap(
 
 
 def elo_difference(wins: int, draws: int, losses: int) -> dict[str, Any]:
-    """The share of points and the difference in Elo's scale, each with its interval at 95 %; None where it has no end.
+    """The share of points and the Elo difference, each with its 95 % interval; None if unbounded.
 
-    The interval of the share is Wilson's, for as many games as would have its variance without draws.
+    The interval of the share is Wilson's, for the number of games that would have the same variance without draws.
     """
     games = wins + draws + losses
     if games == 0:
-        raise UserError("0 games say nothing of strength; play some")
+        raise UserError("there are 0 games to compute strength from; play some")
     score = (wins + draws / 2) / games
     variance = (wins + draws / 4) / games - score**2
     effective = games * score * (1 - score) / variance if variance > 0 else games
@@ -94,7 +96,7 @@ def _wilson(share: float, count: float, z: float = 1.96) -> tuple[float, float]:
 
 
 def _elo(score: float) -> float | None:
-    """Elo 1978: the difference by which a player is expected to get such a share of the points."""
+    """Elo 1978: the rating difference at which a player is expected to get this share of the points."""
     return None if score <= 1e-9 or score >= 1 - 1e-9 else -400 * math.log10(1 / score - 1)
 
 
@@ -102,10 +104,10 @@ Scores = dict[str, float | list[float]]
 
 
 def correlation_scores(predicted: ArrayLike, labels: ArrayLike, seed: int = 0) -> Scores:
-    """`pearson` and `spearman` of numbers [N], with intervals, and `samples`; 0 where a side never changes."""
+    """`pearson` and `spearman` of numbers [N], with intervals, and `samples`; 0 if either variable is constant."""
     table = np.stack([np.asarray(predicted), np.asarray(labels)], axis=1).astype(np.float64)
     if len(table) < 2:
-        raise UserError(f"{len(table)} samples have no correlation; give at least two")
+        raise UserError(f"{len(table)} samples have no correlation; pass at least two")
     kinds, times = np.unique(table, axis=0, return_counts=True)
     scores: Scores = {}
     for name, statistic in (("pearson", _pearson), ("spearman", _spearman)):
@@ -115,18 +117,18 @@ def correlation_scores(predicted: ArrayLike, labels: ArrayLike, seed: int = 0) -
 
 
 def _pearson(draws: np.ndarray, kinds: np.ndarray) -> np.ndarray:
-    """Pearson's r [R] of resamples [R, K] of the kinds [K, 2] of (x, y); NaN where a side never changes."""
+    """Pearson's r [R] of resamples: counts [R, K] of the distinct (x, y) rows [K, 2]; NaN if x or y is constant."""
     x, y = (kinds - kinds.mean(0)).T
     return _correlation(draws, np.broadcast_to(x, draws.shape), np.broadcast_to(y, draws.shape))
 
 
 def _spearman(draws: np.ndarray, kinds: np.ndarray) -> np.ndarray:
-    """Pearson's r of the ranks, equal values sharing the mean of theirs (Spearman 1904)."""
+    """Pearson's r of the ranks; equal values get their mean rank (Spearman 1904)."""
     return _correlation(draws, *(_ranks(draws, side) for side in kinds.T))
 
 
 def _correlation(weights: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Of x and y [R, K], where each column counts `weights` [R, K] times."""
+    """The correlation of x and y [R, K], with each column weighted by `weights` [R, K]."""
     total = weights.sum(1, keepdims=True)
     x, y = (side - (weights * side).sum(1, keepdims=True) / total for side in (x, y))
     xx, yy, xy = ((weights * product).sum(1) for product in (x * x, y * y, x * y))
@@ -135,7 +137,7 @@ def _correlation(weights: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarra
 
 
 def _ranks(draws: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """The mean rank [R, K] of each value [K] in resamples [R, K] that hold it so many times."""
+    """The mean rank [R, K] of each value [K] in resamples with these counts [R, K]."""
     distinct, places = np.unique(values, return_inverse=True)
     counts = np.zeros((len(draws), len(distinct)))
     order = np.argsort(places, kind="stable")

@@ -1,4 +1,4 @@
-"""Scores of rare classes, of several labels at once, and of numbers."""
+"""Metrics of rare classes, multi-label targets and regression."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ from headway.errors import UserError
 from headway.metrics.classification import Scores, class_scores
 from headway.metrics.intervals import bootstrap, bootstrap_mean, bootstrap_ratio, correlation_scores
 
-_POSITIVES = 3  # validation samples of a label from which on its threshold is its own
+_POSITIVES = 3  # minimum validation samples of a label for its own threshold
 
 
 def balanced_scores(predicted: ArrayLike, labels: ArrayLike, rare: Collection[int] = ()) -> Scores:
     """`class_scores` of classes [N], int, and `balanced_accuracy`, the mean recall of the classes that occur.
 
-    Where some classes are `rare`, the mean of the F1 of those that occur (`rare_f1`) and the other balanced scores come
-    first.
+    With `rare` classes, the mean F1 of those that occur (`rare_f1`) and the other balanced scores come first.
     """
     plain = class_scores(predicted, labels)
     table = np.stack([np.asarray(labels), np.asarray(predicted)], axis=1)
@@ -41,7 +40,7 @@ def _with_interval(name: str, table: np.ndarray, statistic: object) -> Scores:
 
 
 def _balanced(draws: np.ndarray, kinds: np.ndarray) -> np.ndarray:
-    """The mean over the classes that occur of the share of their samples that is right, [R]."""
+    """The mean recall of the classes that occur, [R]."""
     labels, predicted = kinds.T
     recalls = []
     for label in np.unique(labels):
@@ -53,7 +52,7 @@ def _balanced(draws: np.ndarray, kinds: np.ndarray) -> np.ndarray:
 
 
 def _f1_of(draws: np.ndarray, kinds: np.ndarray, classes: np.ndarray) -> np.ndarray:
-    """The mean F1 [R] of some classes; 0 of one that is neither predicted nor labelled."""
+    """The mean F1 [R] of some classes; 0 for classes that are neither predicted nor labelled."""
     labels, predicted = kinds.T
     scores = np.zeros((len(classes), len(draws)))
     for place, label in enumerate(classes):
@@ -64,12 +63,11 @@ def _f1_of(draws: np.ndarray, kinds: np.ndarray, classes: np.ndarray) -> np.ndar
 
 
 def label_scores(predicted: Bool[np.ndarray, "N C"], labels: Bool[np.ndarray, "N C"]) -> Scores:
-    """Scores of several labels at once: `f1_micro`, `precision` and `recall` over all labels of all samples, `f1`, the
-    mean F1 of the labels that occur or are predicted, and `exact_match`, the share of samples whose labels are all
-    right.
+    """Multi-label scores: `f1_micro`, `precision` and `recall` over all labels of all samples, `f1`, the mean F1 of the
+    labels that occur or are predicted, and `exact_match`, the share of samples with all labels correct.
     """
     if not len(labels):
-        raise UserError("there are 0 samples to measure; give at least one")
+        raise UserError("there are 0 samples to evaluate; pass at least one")
     hits = (predicted & labels).sum(1)
     said, true = predicted.sum(1), labels.sum(1)
     both = said + true
@@ -95,9 +93,9 @@ def _macro(draws: np.ndarray, kinds: np.ndarray) -> np.ndarray:
 
 
 def best_thresholds(scores: Float[np.ndarray, "N C"], labels: Bool[np.ndarray, "N C"]) -> list[float]:
-    """For each label the probability from which on it is predicted, so that its F1 on these samples is greatest.
+    """For each label, the probability threshold that maximises its F1 on these samples.
 
-    Labels that hardly any of the samples has get the threshold that is best for all labels together.
+    Labels with very few samples get the best threshold for all labels together.
     """
     shared = _threshold(scores.reshape(-1), labels.reshape(-1))
     return [
@@ -107,7 +105,7 @@ def best_thresholds(scores: Float[np.ndarray, "N C"], labels: Bool[np.ndarray, "
 
 
 def _threshold(scores: Float[np.ndarray, "N"], labels: Bool[np.ndarray, "N"]) -> float:
-    """Half way between two scores; of equally good ones that which is nearest to 1/2. 1/2 where no label is 1."""
+    """The best threshold midway between two scores; of equally good ones the nearest to 1/2. 1/2 if no label is 1."""
     if not labels.any():
         return 0.5
     order = np.argsort(-scores, kind="stable")
@@ -115,19 +113,19 @@ def _threshold(scores: Float[np.ndarray, "N"], labels: Bool[np.ndarray, "N"]) ->
     f1 = 2 * hits / (np.arange(1, len(ranked) + 1) + labels.sum())
     lower = np.append(ranked[1:], 0.0)
     cuts = (ranked + lower) / 2
-    distinct = ranked > lower  # equal scores cannot be parted
+    distinct = ranked > lower  # equal scores cannot be separated
     best = f1[distinct].max(initial=0.0)
     good = cuts[distinct & (f1 >= best - 1e-12)]
     return float(np.clip(good[np.abs(good - 0.5).argmin()], 1e-6, 1 - 1e-6)) if len(good) else 0.5
 
 
 def number_scores(predicted: ArrayLike, labels: ArrayLike) -> Scores:
-    """Scores of numbers [N]: `r2`, the share of the variance that is explained (0 where the labels are all equal),
-    `mean_absolute_error` in the unit of the labels, and both correlations.
+    """Scores of numbers [N]: `r2`, the share of explained variance (0 if all labels are equal), `mean_absolute_error`
+    in the unit of the labels, and both correlations.
     """
     table = np.stack([np.asarray(predicted), np.asarray(labels)], axis=1).astype(np.float64)
     if len(table) < 2:
-        raise UserError(f"{len(table)} samples have no correlation; give at least two")
+        raise UserError(f"{len(table)} samples have no correlation; pass at least two")
     errors = np.abs(table[:, 0] - table[:, 1])
     return {
         **_with_interval("r2", table, _r2),
@@ -138,7 +136,7 @@ def number_scores(predicted: ArrayLike, labels: ArrayLike) -> Scores:
 
 
 def _r2(draws: np.ndarray, kinds: np.ndarray) -> np.ndarray:
-    """1 - squared errors / squared deviations of the labels, [R]; NaN where these are all equal."""
+    """1 - squared errors / squared deviations of the labels, [R]; NaN if all labels are equal."""
     predicted, labels = (kinds - kinds[:, 1].mean()).T
     count = draws.sum(1)
     variance = draws @ labels**2 - (draws @ labels) ** 2 / count

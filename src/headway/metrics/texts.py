@@ -1,4 +1,4 @@
-"""How well texts are foretold, translated and written."""
+"""Metrics of language modelling, translation and captions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from headway.metrics.intervals import RESAMPLES, TAILS, wilson
 
 
 def perplexity(nats: float, tokens: int) -> float:
-    """exp of the loss per token, where `nats` is the sum over all `tokens`; infinite where it is past all floats."""
+    """exp of the loss per token, where `nats` is the sum over all `tokens`; infinity on overflow."""
     try:
         return math.exp(_per(nats, tokens, "tokens"))
     except OverflowError:
@@ -22,12 +22,12 @@ def perplexity(nats: float, tokens: int) -> float:
 
 
 def bits_per_byte(nats: float, size: int) -> float:
-    """Bits that a coder by this model spends on each of the text's `size` UTF-8 bytes; comparable between codecs."""
+    """The loss in bits per UTF-8 byte of a text of `size` bytes; comparable between tokenizers."""
     return _per(nats, size, "bytes") / math.log(2)
 
 
 def language_scores(nats: float, tokens: int, size: int | None = None) -> dict[str, float]:
-    """`loss` (nats a token) and `perplexity`, and `bits_per_byte` where `size`, the text's bytes, is known."""
+    """`loss` (nats per token), `perplexity`, and `bits_per_byte` if `size`, the text's bytes, is known."""
     scores = {"loss": _per(nats, tokens, "tokens"), "perplexity": perplexity(nats, tokens)}
     return scores if size is None else {**scores, "bits_per_byte": bits_per_byte(nats, size)}
 
@@ -47,7 +47,7 @@ def bleu(
 ) -> Scores:
     """`bleu` of the corpus (0 to 100), `bleu_signature` and `bleu_interval`.
 
-    Text that is tokenised already takes `tokenize="none"`; say so beside the score.
+    Use `tokenize="none"` for text that is already tokenised, and report it with the score.
     """
     streams = _streams(hypotheses, references)
     return _score("bleu", _sacrebleu().BLEU(lowercase=lowercase, tokenize=tokenize), hypotheses, streams)
@@ -60,7 +60,7 @@ def chrf(hypotheses: Sequence[str], references: References, *, word_order: int =
 
 
 def translation_scores(hypotheses: Sequence[str], references: References) -> Scores:
-    """What `evaluate` says of translations: BLEU and chrF, cased and detokenised, and `samples`."""
+    """The scores that `evaluate` reports for translations: BLEU and chrF, cased and detokenised, and `samples`."""
     return {**bleu(hypotheses, references), **chrf(hypotheses, references), "samples": len(hypotheses)}
 
 
@@ -68,14 +68,14 @@ def _sacrebleu() -> ModuleType:
     try:
         from sacrebleu import metrics  # an extra, and slow to import
     except ImportError:
-        raise UserError('BLEU and chrF need sacrebleu; run: pip install "headway[metrics]"') from None
+        raise UserError("BLEU and chrF need sacrebleu; pip install 'headway[metrics]'") from None
     return metrics
 
 
 def _score(name: str, metric: Any, hypotheses: Sequence[str], streams: list[list[str | None]]) -> Scores:
     score = metric.corpus_score(hypotheses, streams).score
-    # sacrebleu's own bootstrap gives no bounds in numbers and fails where only some resamples score 0; its counts a
-    # sentence and its formula serve.
+    # sacrebleu's own bootstrap does not return bounds and fails if only some resamples score 0, so only its counts per
+    # sentence and its formula are used.
     counts = np.asarray(metric._extract_corpus_statistics(hypotheses, streams), dtype=np.float64)
     drawn = np.random.default_rng(0).multinomial(len(counts), np.full(len(counts), 1 / len(counts)), size=RESAMPLES)
     scores = [float(metric._compute_score_from_stats(sums).score) for sums in (drawn @ counts).tolist()]
@@ -84,24 +84,24 @@ def _score(name: str, metric: Any, hypotheses: Sequence[str], streams: list[list
 
 
 def _streams(hypotheses: Sequence[str], references: References) -> list[list[str | None]]:
-    """References as sacrebleu has them: the first of every sentence, then the second of every sentence, ..."""
+    """References in sacrebleu's layout: the first of every sentence, then the second of every sentence, ..."""
     if len(hypotheses) != len(references):
-        raise UserError(f"{len(hypotheses)} translations for {len(references)} references; give one for each")
+        raise UserError(f"{len(hypotheses)} translations for {len(references)} references; pass one for each")
     if not hypotheses:
-        raise UserError("there are 0 translations to measure; give at least one")
+        raise UserError("there are 0 translations to evaluate; pass at least one")
     several = [[some] if isinstance(some, str) else list(some) for some in references]
     if not all(several):
-        raise UserError(f"translation {several.index([])} has no reference; give at least one for each")
+        raise UserError(f"translation {several.index([])} has no reference; pass at least one for each")
     most = max(map(len, several))
     return [[some[i] if i < len(some) else None for some in several] for i in range(most)]
 
 
 def exact_match(captions: Sequence[str], references: Sequence[Sequence[str]]) -> Scores:
-    """The share `exact_match` of captions that are one of their references to the letter, and its interval."""
+    """`exact_match`, the share of captions that equal one of their references, and its interval."""
     hits = sum(caption in some for caption, some in zip(captions, references, strict=True))
     return {"exact_match": hits / len(captions), "exact_match_interval": wilson(hits, len(captions))}
 
 
 def caption_scores(captions: Sequence[str], references: Sequence[Sequence[str]]) -> Scores:
-    """What `evaluate` says of captions: exact matches, BLEU and chrF against all references, and `samples`."""
+    """The scores that `evaluate` reports for captions: exact match, BLEU, chrF (all references), and `samples`."""
     return {**exact_match(captions, references), **translation_scores(captions, references)}
