@@ -30,7 +30,7 @@ R = TypeVar("R")
 Failed = dict[int, UserError]  # the items that could not be read, by index, and why
 _SHOWN = 40  # maximum characters of a value in a message
 _NAMES = {
-    int: "a whole number",
+    int: "an integer",
     float: "a number",
     bool: "True or False",
     str: "a string",

@@ -226,7 +226,7 @@ def test_it_learns_from_its_own_episodes(
         ("", {}, "task.online.episodes is 3, and no environment is known; set task.env, or HEADWAY_ENV=module:Name"),
         ("", {"task.env": "Lampe-v1"}, "there is no environment 'Lampe-v1'"),
         ("", {"task.env": "Pendulum-v1"}, "takes actions of 1 numbers, and this model says 3 choices"),
-        ("", {"task.env": "rooms:Lamp"}, "is code of its own, which no file may ask for"),
+        ("", {"task.env": "rooms:Lamp"}, "'rooms:Lamp', which would run its own code"),
         ("rooms:Fails", {}, "'rooms:Fails' failed in its step .ZeroDivisionError: by wheels"),
         ("rooms:Lamp", {"task.episodes": 0}, "who plays is judged by playing: set task.episodes to 1 or more"),
         ("rooms:Lamp", {"task.condition": False}, "without task.condition"),
@@ -236,7 +236,7 @@ def test_it_learns_from_its_own_episodes(
         ("rooms:Lamp", {"task.online.noise": float("nan")}, "task.online.noise is nan; give a finite number"),
         ("rooms:Lamp", {"task.online.target": float("inf")}, "task.online.target is inf; give a finite number"),
         ("rooms:Lamp", {"task.online.drop": "best"}, "'best'; choose from: oldest, worst"),
-        ("rooms:Lamp", {"task.online.episodes": "many"}, "task.online.episodes is 'many'; give a whole number"),
+        ("rooms:Lamp", {"task.online.episodes": "many"}, "task.online.episodes is 'many'; use an integer"),
         ("rooms:Lamp", {"task.online": 5}, "task.online is 5; give a mapping of settings"),
     ],
 )

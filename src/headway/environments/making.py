@@ -183,7 +183,7 @@ class Spaces:
     @property
     def told(self) -> str:
         """The kind of actions, for people."""
-        return f"{self.choices} discrete actions" if self.choices is not None else f"{self.numbers} numbers"
+        return f"{self.choices} choices" if self.choices is not None else f"{self.numbers} numbers"
 
     def state(self, observation: Any) -> State:
         """An observation as model input; a copy, because environments may reuse the memory."""

@@ -23,7 +23,7 @@ class MetaWorld(gymnasium.Env):
     """A task of MT1: the goal is part of the state, and the seed determines start and goal.
 
     The state has 18 current numbers (the hand, the gripper, up to two objects), those of the previous step, and the
-    goal. Images of the cameras in `upside_down` are rotated by 180 degrees.
+    goal. Images of the cameras in `turned` are rotated by 180 degrees.
     """
 
     turned = _TURNED
