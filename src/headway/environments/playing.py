@@ -75,7 +75,7 @@ def start_of(seed: int | None) -> int:
 
 
 class EpisodeWatch(Protocol):
-    """Watches the first `episodes` episodes one after the other. `draw` returns the current image, uint8 [H, W, 3];
+    """Watches the first `episodes` episodes one after the other. `render` returns the current image, uint8 [H, W, 3];
     `return_so_far` is the return so far.
     """
 

@@ -51,7 +51,7 @@ class Reel:
         self._step, self._every = 0, 1
 
     def step(self, draw: Callable[[], np.ndarray], episode: int = 0, gained: float = 0.0) -> None:
-        """Record a step; calls `draw` only if its frame is needed."""
+        """Record a step; calls `render` only if its frame is needed."""
         if self._step % self._every == 0:
             self.frames.append((self._step, draw()))
         self._step += 1
