@@ -48,7 +48,7 @@ def test_a_start_has_one_name() -> None:
     ("given", "message"),
     [
         ({"grid": {"model.mixer": "lstm"}}, "model.mixer is 'lstm'; give a list of the values that are compared"),
-        ({"grid": ["lstm"]}, "grid is a list; give a mapping"),
+        ({"grid": ["lstm"]}, "grid is a list; pass a mapping"),
         ({"grid": {"model.depth": [1, 2]}, "seeds": 0}, "seeds is 0; give 1 or more"),
         ({"grid": {"model.depth": [1, 2]}, "resume": True}, "--resume was given without --run"),
         ({"grid": {"model.depth": [1, 2]}, "minutes": "3"}, "minutes is '3'; pass a number or None"),

@@ -120,11 +120,11 @@ def test_many_of_each_kind() -> None:
     ("ask", "message"),
     [
         (lambda: given.texts(3), "the input is 3; pass a text, or a list of these"),
-        (lambda: given.texts(None), "None was given"),
-        (lambda: given.texts(b"ab"), "b'ab' was given"),
-        (lambda: given.texts({"ab"}), "a set was given"),
-        (lambda: given.texts({"text": "ab"}), "a dict was given"),
-        (lambda: given.texts(np.array("ab")), "a ndarray was given"),
+        (lambda: given.texts(None), "the input is None"),
+        (lambda: given.texts(b"ab"), "the input is b'ab'"),
+        (lambda: given.texts({"ab"}), "the input is a set"),
+        (lambda: given.texts({"text": "ab"}), "the input is a dict"),
+        (lambda: given.texts(np.array("ab")), "the input is a ndarray"),
         (lambda: given.texts(["ab", float("nan")]), "text 2 of 2 is nan; pass a text as str"),
         (lambda: given.texts(SimpleNamespace(columns=["a"])), "has several columns; pass one of them"),
         (lambda: given.texts_or_pairs([("a", "b", "c")]), "text 1 is a tuple; pass strings, or tuples of two strings"),
@@ -183,11 +183,11 @@ def test_an_encoder_takes_one_or_many(encoder: Model, monkeypatch: pytest.Monkey
         (lambda: Limits("3"), "max_new_tokens is '3'; pass an integer"),  # type: ignore[arg-type]
         (lambda: Limits(stop=["a", 3]), "stop is a list; give a tuple of texts"),  # type: ignore[arg-type]
         (lambda: SearchConfig(beam="4"), "beam is '4'; pass an integer"),  # type: ignore[arg-type]
-        (lambda: audio.Transcribing(words="no"), "words is 'no'; give True or False"),  # type: ignore[arg-type]
+        (lambda: audio.Transcribing(words="no"), "words is 'no'; pass True or False"),  # type: ignore[arg-type]
         (lambda: hw.train("text", "a.txt", minutes="3"), "minutes is '3'; pass a number or None"),  # type: ignore[arg-type]
         (lambda: hw.train("text", "a.txt", seed=1.5), "seed is 1.5; pass an integer or None"),  # type: ignore[arg-type]
-        (lambda: hw.train("text", "a.txt", set=["a"]), "set is a list; give a mapping"),  # type: ignore[arg-type]
-        (lambda: hw.train(3), "recipe is 3; give a text, a path or a Recipe"),  # type: ignore[arg-type]
+        (lambda: hw.train("text", "a.txt", set=["a"]), "set is a list; pass a mapping"),  # type: ignore[arg-type]
+        (lambda: hw.train(3), "recipe is 3; pass a string, a path or a Recipe"),  # type: ignore[arg-type]
         (lambda: hw.load(None), "path is None; pass a string or a path"),  # type: ignore[arg-type]
         (lambda: hw.load("a", weights=8), "weights is 8; pass a string or None"),  # type: ignore[arg-type]
         (lambda: hw.train("text", "a.txt", {"train.steps": "x"}), "train.steps is 'x'; use an integer"),
@@ -205,12 +205,12 @@ def test_settings_of_verbs_are_checked(model: Model) -> None:
     for call, message in (
         (lambda: ask.generate("a", temperature="hot"), "temperature is 'hot'"),
         (lambda: ask.generate("a", stop=3), "the input is 3; pass a stop, or a list of these"),
-        (lambda: ask.stream(["a"]), "prompt is a list; give a text"),
+        (lambda: ask.stream(["a"]), "prompt is a list; pass a string"),
         (lambda: ask.complete("a", 0.7), "sampling is 0.7; give a Sampling"),
         (lambda: ask.translate("a", beam="4"), "is a language model, which cannot translate; use generate or embed"),
         (lambda: ask.chat(3), "3 is not a conversation; give a text, or messages as"),
         (lambda: ask.chat(["hi"]), "a list is not a conversation"),
-        (lambda: ask.attention(["a"]), "text is a list; give a text"),
+        (lambda: ask.attention(["a"]), "text is a list; pass a string"),
     ):
         with pytest.raises(hw.UserError) as caught:
             call()

@@ -233,11 +233,11 @@ def test_it_learns_from_its_own_episodes(
         ("rooms:Lamp", {"task.online.episodes": -1}, "task.online.episodes is -1; give 0 or more"),
         ("rooms:Lamp", {"task.online.every": 0}, "task.online.every is 0; give 1 or more"),
         ("rooms:Lamp", {"task.online.keep": 0}, "task.online.keep is 0; give 1 or more"),
-        ("rooms:Lamp", {"task.online.noise": float("nan")}, "task.online.noise is nan; give a finite number"),
-        ("rooms:Lamp", {"task.online.target": float("inf")}, "task.online.target is inf; give a finite number"),
+        ("rooms:Lamp", {"task.online.noise": float("nan")}, "task.online.noise is nan; use a finite number"),
+        ("rooms:Lamp", {"task.online.target": float("inf")}, "task.online.target is inf; use a finite number"),
         ("rooms:Lamp", {"task.online.drop": "best"}, "'best'; choose from: oldest, worst"),
         ("rooms:Lamp", {"task.online.episodes": "many"}, "task.online.episodes is 'many'; use an integer"),
-        ("rooms:Lamp", {"task.online": 5}, "task.online is 5; give a mapping of settings"),
+        ("rooms:Lamp", {"task.online": 5}, "task.online is 5; use a mapping of settings"),
     ],
 )
 def test_what_cannot_be_learnt_so_is_told(
