@@ -218,7 +218,7 @@ def test_older_files_say_one_number_for_both_sides() -> None:
         ({"image_mean": [0.5, 0.5]}, "image_mean has 2 numbers; give 3"),
         ({"image_std": [0.5, 0.0, 0.5]}, "so no number of it may be near 0"),
         ({"image_mean": float("nan")}, "image_mean is nan"),
-        ({"rescale_factor": 1e30}, "rescale_factor is 1e.30; use a number from"),
+        ({"rescale_factor": 1e30}, "rescale_factor is 1e.30; give a number from"),
         ({"resample": 9}, "resample is 9"),
         ({"do_resize": "yes"}, "do_resize"),
         ({"rescale_factor": "x"}, "rescale_factor"),
