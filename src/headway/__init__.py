@@ -1,4 +1,4 @@
-"""Train, check, run and serve the whole transformer family and its ancestors from one small codebase.
+"""Train, check, run and serve the transformer family and its ancestors from one small codebase.
 
     import headway as hw
 
@@ -6,7 +6,7 @@
     model = hw.load("runs/shakespeare")
     print(model.generate("ROMEO:", max_new_tokens=100, temperature=0.8))
 
-Importing the package is light: torch is loaded when one of these names is first used.
+Importing the package is fast: torch is imported when one of these names is first used.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`python -m headway` is the command line."""
+"""`python -m headway` runs the command line."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""How models, runs and results show themselves: a line at a prompt, a small table in a notebook."""
+"""Summaries of models, runs and results: one line at a prompt, a small table in a notebook."""
 
 from __future__ import annotations
 
@@ -10,15 +10,13 @@ from typing import Any, Protocol, TypeVar
 from urllib.parse import quote
 
 T = TypeVar("T")
-_LONGEST = 60  # characters of a text in a line
-_ROWS = 50  # of a table in a notebook
+_LONGEST = 60  # maximum characters of a value in a line
+_ROWS = 50  # maximum rows of a table in a notebook
 
 
 @dataclass(frozen=True)
 class Card:
-    """What something is and where it lies, its facts by name (those that are None are left out), and, for notebooks,
-    rows of a table and a file to open.
-    """
+    """A title, facts by name (None values are left out), and, for notebooks, table rows and a link to a file."""
 
     title: str
     facts: Mapping[str, Any]
@@ -26,14 +24,14 @@ class Card:
     link: Path | str | None = None
 
     def text(self) -> str:
-        """One line."""
+        """The summary as one line."""
         facts = [f"{name} {_said(value, _LONGEST)}" for name, value in self.facts.items() if value is not None]
         if self.link is not None:
             facts.append(f"report {self.link}")
         return f"{self.title}: {', '.join(facts)}" if facts else self.title
 
     def html(self) -> str:
-        """A title, a table of the facts, one of the rows, and a link."""
+        """The title, a table of the facts, a table of the rows, and the link as HTML."""
         facts = [[name, _said(value)] for name, value in self.facts.items() if value is not None]
         parts = [f"<strong>{escape(self.title)}</strong>"]
         if facts:
@@ -53,7 +51,7 @@ class _Carded(Protocol):
 
 
 def shows(cls: type[T]) -> type[T]:
-    """A class whose values show themselves by their `card()`."""
+    """Decorate a class so that its repr and its notebook HTML come from its `card()`."""
 
     def line(self: _Carded) -> str:
         return self.card().text()
@@ -67,13 +65,13 @@ def shows(cls: type[T]) -> type[T]:
 
 
 def figures(scores: Mapping[str, Any], most: int = 3) -> dict[str, float]:
-    """The first numbers of an evaluation."""
+    """The first scores of an evaluation."""
     found = {name: item for name, item in scores.items() if isinstance(item, float) and not name.startswith("judg")}
     return dict(list(found.items())[:most])
 
 
 def _said(value: Any, longest: int | None = None) -> str:
-    """A value for people, on one line."""
+    """A value formatted for people, on one line."""
     if value is None:
         return ""
     if isinstance(value, int) and not isinstance(value, bool):

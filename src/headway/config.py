@@ -6,8 +6,8 @@ A *family* is a base dataclass (MixerConfig, NormConfig, ...) whose subclasses a
     @dataclass(frozen=True)
     class RMSNormConfig(NormConfig): ...
 
-`to_dict` writes the kind beside the fields and `from_dict` chooses the class by it, so that a new mixer is one
-file and no list of mixers exists anywhere.
+`to_dict` writes the kind next to the fields and `from_dict` selects the class by it, so a new mixer is one file and
+there is no central list of mixers.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from headway.parsing import DuplicateKeyError, parse_json
 T = TypeVar("T")
 _KINDS: dict[type, dict[str, type]] = {}
 _ELSEWHERE: dict[type, Callable[[], Mapping[str, str]]] = {}
-_BITS = 63  # of whole numbers: what tensors and generators take
-_SHOWN = 200  # characters of a value in a message
-_LARGEST = 1e30  # of numbers: their squares still fit into a double, and themselves into a float of 32 bits
+_BITS = 63  # maximum bits of an integer, as tensors and generators accept
+_SHOWN = 200  # maximum characters of a value in a message
+_LARGEST = 1e30  # maximum magnitude of a number: it fits into a float32 and its square into a float64
 Setter = Callable[[Any, Any], Any]
 _SETTERS: dict[type, dict[str, Setter]] = {}
-_waiting: ContextVar[bool] = ContextVar("waiting", default=False)  # whether checks wait until all settings are taken
+_waiting: ContextVar[bool] = ContextVar("waiting", default=False)  # whether checks wait until all settings are applied
 
 
 def family(base: type[T]) -> type[T]:
@@ -59,7 +59,7 @@ def register(kind: str) -> Callable[[type[T]], type[T]]:
 
 
 def elsewhere(base: type, homes: Callable[[], Mapping[str, str]]) -> None:
-    """Kinds of a family that are registered by modules which are imported when a kind is named: {kind: module}."""
+    """Kinds of a family whose modules are imported when a kind is used: {kind: module}."""
     _ELSEWHERE[base] = homes
 
 
@@ -69,7 +69,7 @@ def kinds(base: type[T]) -> dict[str, type[T]]:
 
 
 def to_dict(config: Any) -> Any:
-    """A config as plain dicts, lists and scalars, ready for JSON."""
+    """A config as plain dicts, lists and scalars for JSON."""
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
         fields = {f.name: to_dict(getattr(config, f.name)) for f in dataclasses.fields(config)}
         kind = getattr(config, "kind", None)
@@ -84,7 +84,7 @@ def to_dict(config: Any) -> Any:
 def from_dict(cls: type[T], data: Any, path: str = "") -> T:
     """Build a config from plain data. Unknown keys, kinds and wrong types are ConfigErrors that name the path.
 
-    A TypedDict takes unknown keys, too: files of runs may hold more than this version knows. A field may be annotated
+    A TypedDict accepts unknown keys, because run files may contain fields of other versions. A field may be annotated
     with checks, such as `Range`.
     """
     return _read(cls, data, path or cls.__name__)
@@ -92,7 +92,7 @@ def from_dict(cls: type[T], data: Any, path: str = "") -> T:
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """A check for numbers: `Annotated[int, Range(0)]`. Both ends belong to it."""
+    """A check for numbers: `Annotated[int, Range(0)]`. Both ends are included."""
 
     low: float
     high: float = math.inf
@@ -100,7 +100,7 @@ class Range:
     def __call__(self, value: float, path: str) -> None:
         if not self.low <= value <= self.high:
             most = "or more" if self.high == math.inf else f"to {self.high:g}"
-            raise ConfigError(f"{path} is {value}; give {self.low:g} {most}")
+            raise ConfigError(f"{path} is {value}; use {self.low:g} {most}")
 
 
 def dumps(config: Any) -> str:
@@ -148,26 +148,26 @@ def _read(hint: Any, data: Any, path: str) -> Any:
     if dataclasses.is_dataclass(hint) or hint in _KINDS:
         return _read_dataclass(hint, data, path)
     if isinstance(data, int) and data.bit_length() > _BITS:
-        raise ConfigError(f"{path} is a whole number of {data.bit_length()} bits; give one of {_BITS} bits at most")
+        raise ConfigError(f"{path} is an integer of {data.bit_length()} bits; use one of {_BITS} bits at most")
     if hint is float and isinstance(data, int) and not isinstance(data, bool):
         return float(data)
     if hint is int and isinstance(data, bool):
-        raise ConfigError(f"{path} is {data!r}; give a whole number")
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+        raise ConfigError(f"{path} is {data!r}; use an integer")
+    names = {int: "an integer", float: "a number", bool: "true or false", str: "a string"}
     _expect(isinstance(data, hint), path, data, names.get(hint, str(hint)))
     if hint is float and not -_LARGEST <= data <= _LARGEST:
         wanted = f"number from -{_LARGEST:g} to {_LARGEST:g}" if math.isfinite(data) else "finite number"
-        raise ConfigError(f"{path} is {data}; give a {wanted}")
+        raise ConfigError(f"{path} is {data}; use a {wanted}")
     return data
 
 
 def _expect(truth: bool, path: str, data: Any, wanted: str) -> None:
     if not truth:
-        raise ConfigError(f"{path} is {_shown(data)}; give {wanted}")
+        raise ConfigError(f"{path} is {_shown(data)}; use {wanted}")
 
 
 def _shown(data: Any) -> str:
-    """A value for a message: of a very long one the start."""
+    """A value for a message: only the start of a very long one."""
     text = repr(data)
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
 
@@ -184,7 +184,7 @@ def _read_typed_dict(hint: Any, data: Any, path: str) -> dict[str, Any]:
 
 def _read_sequence(origin: Any, args: Sequence[Any], data: Any, path: str) -> Any:
     if not isinstance(data, (list, tuple)):
-        raise ConfigError(f"{path} is {_shown(data)}; give a list")
+        raise ConfigError(f"{path} is {_shown(data)}; use a list")
     if origin is tuple and args[-1] is not Ellipsis:
         _expect(len(data) == len(args), path, data, f"{len(args)} values")
         return tuple(_read(a, d, f"{path}.{i}") for i, (a, d) in enumerate(zip(args, data)))
@@ -218,11 +218,11 @@ def _read_dataclass(cls: Any, data: Any, path: str) -> Any:
     try:
         return cls(**values)
     except TypeError as error:
-        raise ConfigError(f"{path} is incomplete: {error}; give the missing settings") from None
+        raise ConfigError(f"{path} is incomplete: {error}; add the missing settings") from None
 
 
 def parse_value(text: str) -> Any:
-    """A command-line value: JSON where it parses as JSON, else the text itself."""
+    """A command-line value: parsed as JSON if possible, otherwise the text itself."""
     try:
         return parse_json(text)
     except DuplicateKeyError as error:
@@ -243,8 +243,8 @@ def parse_settings(pairs: Iterable[str]) -> dict[str, Any]:
 
 
 def checked(cls: type[T]) -> type[T]:
-    """A config whose `__post_init__` compares several of its settings: while `override` takes settings one after the
-    other it waits for the last of them.
+    """Decorate a config whose `__post_init__` compares several settings: `override` runs that check only after it has
+    applied all of them.
     """
     check = cls.__post_init__  # type: ignore[attr-defined]
 
@@ -259,10 +259,9 @@ def checked(cls: type[T]) -> type[T]:
 def override(config: T, settings: Mapping[str, Any]) -> T:
     """`config` with dotted settings replaced: `{"model.width": 256, "optim.lr": 0.001}`.
 
-    A key that is no field may be a *setting* (see `setting`): a model's depth, say, which changes how many blocks there
-    are. `schedule.kind=cosine` is short for
-    `schedule=cosine`: another kind, with its own defaults. Settings are taken together: what they come to is checked,
-    not what lies between them. Raises ConfigError for anything else.
+    A key that is not a field may be a *setting* (see `setting`), such as a model's depth, which changes the number of
+    blocks. `schedule.kind=cosine` is short for `schedule=cosine`: another kind with its own defaults. All settings are
+    applied before the result is checked. Raises ConfigError for anything else.
     """
     with _unchecked():
         for key, value in settings.items():
@@ -273,7 +272,7 @@ def override(config: T, settings: Mapping[str, Any]) -> T:
 
 
 def applicable(config: Any, settings: Mapping[str, Any], fixed: Mapping[str, Any]) -> dict[str, Any]:
-    """The `settings` that `config` has once the `fixed` ones are set: an LSTM has no heads."""
+    """The `settings` that `config` has after the `fixed` ones are set: an LSTM has no heads."""
     with _unchecked():
         for key, value in fixed.items():
             config = _replace(config, key.split("."), value, key)
@@ -290,7 +289,7 @@ def _has(config: Any, key: str, value: Any) -> bool:
 
 @contextmanager
 def _unchecked() -> Iterator[None]:
-    """Leave configs unchecked in between, as several settings may only fit together."""
+    """Suspend checks inside the context, because settings may be valid only together."""
     token = _waiting.set(True)
     try:
         yield
@@ -299,7 +298,7 @@ def _unchecked() -> Iterator[None]:
 
 
 def _check(config: Any) -> None:
-    """Run the checks of a config and of all that it holds, the innermost first."""
+    """Run the checks of a config and of all nested configs, innermost first."""
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
         for field in dataclasses.fields(config):
             _check(getattr(config, field.name))
@@ -315,7 +314,7 @@ def _check(config: Any) -> None:
 
 
 def differences(one: Any, two: Any, path: str) -> Iterator[str]:
-    """Where two trees of plain data differ, each as "model.width is 64, not 128"."""
+    """The differences between two trees of plain data, each as "model.width is 64, not 128"."""
     if isinstance(one, dict) and isinstance(two, dict) and one.keys() == two.keys():
         for key in one:
             yield from differences(one[key], two[key], f"{path}.{key}")
@@ -337,8 +336,8 @@ def settings_of(config: Any) -> list[str]:
 
 
 def setting(of: type, name: str) -> Callable[[Setter], Setter]:
-    """Register a function (config, value) -> config for a key of `override` that is no field of `of`, or that reads
-    values which the field's own type does not.
+    """Register a function (config, value) -> config for a key of `override` that is not a field of `of`, or that
+    accepts values which the field's type does not.
     """
 
     def register(setter: Setter) -> Setter:
@@ -349,7 +348,7 @@ def setting(of: type, name: str) -> Callable[[Setter], Setter]:
 
 
 def shortcuts(kind: type) -> dict[str, Setter]:
-    """What `setting` registered for a kind of config, by name."""
+    """The setters that `setting` registered for a kind of config, by name."""
     return {name: setter for base in reversed(kind.__mro__) for name, setter in _SETTERS.get(base, {}).items()}
 
 
@@ -357,7 +356,7 @@ def _replace(config: Any, parts: list[str], value: Any, key: str) -> Any:
     name, rest = parts[0], parts[1:]
     if isinstance(config, tuple):
         if not name.isdigit() or int(name) >= len(config):
-            raise ConfigError(f"{key}: {name!r} is not an index below {len(config)}; give a number")
+            raise ConfigError(f"{key}: {name!r} is not an index below {len(config)}; use a number")
         index = int(name)
         item = _replace(config[index], rest, value, key) if rest else _read(type(config[index]), value, key)
         return (*config[:index], item, *config[index + 1 :])
@@ -378,7 +377,7 @@ def _replace(config: Any, parts: list[str], value: Any, key: str) -> Any:
     if rest and name not in {f.name for f in dataclasses.fields(config)}:
         whole = key.removesuffix("." + ".".join(rest))
         raise ConfigError(
-            f"{key}: {whole} is set as a whole; write it as JSON, with its kind: "
+            f"{key}: {whole} can only be set at once; write it as JSON, with its kind: "
             f'{whole}={{"kind": ..., "{rest[0]}": {json.dumps(value)}}}'
         )
     if rest:

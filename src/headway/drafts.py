@@ -1,7 +1,7 @@
-"""Drafts: what files and folders are called while they are written, until they get their own names in one step.
+"""Temporary names of files and folders while they are written; a rename then gives them their final names.
 
-A process that is killed leaves its drafts behind. The next one that writes in the same folder removes them, and never
-those of a process that lives.
+A killed process leaves its temporary files behind. The next process that writes in the same folder removes them, but
+keeps those of running processes.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from hashlib import blake2b
 from pathlib import Path
 
 _NAME = re.compile(r"\..+\.(\d{1,9})(?:-([0-9a-f]{8}))?\.(?:draft|removed)(?:\.\w+)*", re.DOTALL)
-_FOREIGN = 86_400  # seconds without a change, after which a draft of another machine or of an earlier boot is removed
-_LONG, _SHOWN = 200, 40  # bytes of a name that leave room for more, of the 255 of a system; characters of a longer one
-_LARGE = 1000  # entries of a folder, which is looked through once in a process
+_FOREIGN = 86_400  # seconds without a change after which a file of another machine or of an earlier boot is removed
+_LONG, _SHOWN = 200, 40  # maximum bytes of a name (systems allow 255 with our suffix); characters kept of a longer one
+_LARGE = 1000  # entries from which on a folder is cleaned only once per process
 _CLEANED: set[Path] = set()  # such folders
 
 
 def draft_of(path: Path, purpose: str = "draft") -> Path:
-    """The name next to `path` under which this process writes it, or, where that is the purpose, has it "removed"."""
+    """The temporary path next to `path` under which this process writes it, or moves it with the purpose "removed"."""
     folder = path.parent
     if folder not in _CLEANED and clean(folder) > _LARGE:
         _CLEANED.add(folder)
@@ -35,11 +35,11 @@ def draft_of(path: Path, purpose: str = "draft") -> Path:
 
 
 def clean(folder: Path) -> int:
-    """Remove the drafts in a folder whose processes have ended, and return how many entries it had. What cannot be
-    removed stays.
+    """Remove temporary files of ended processes from a folder, and return how many entries it had. Files that cannot be
+    removed stay.
     """
     count = 0
-    if os.name != "posix":  # elsewhere, to ask for a process ends it
+    if os.name != "posix":  # on other systems, os.kill(pid, 0) ends the process
         return count
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
@@ -56,7 +56,7 @@ def clean(folder: Path) -> int:
 
 
 def _may_live(draft: Path, process: int, machine: str | None) -> bool:
-    """Whether the process that writes a draft may still be at it."""
+    """Whether the process that writes a temporary file may still be running."""
     if machine != _machine():
         with suppress(OSError):
             parts = [draft, *draft.iterdir()] if draft.is_dir() and not draft.is_symlink() else [draft]
@@ -73,7 +73,8 @@ def _may_live(draft: Path, process: int, machine: str | None) -> bool:
 
 @cache
 def _machine() -> str:
-    """What the numbers of processes are unique in: this boot of this machine, and a container of it."""
+    """The scope in which process ids are unique: this boot of this machine, and its container."""
+
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8")
         where = boot + os.readlink("/proc/self/ns/pid")

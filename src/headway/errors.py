@@ -1,6 +1,4 @@
-"""Errors that a user can act on: each states the fact, the value and the remedy in one line; and lines that a terminal
-only shows, whoever wrote what stands in them.
-"""
+"""Errors that a user can act on: fact, value and remedy in one line; and lines that are safe to print on a terminal."""
 
 from __future__ import annotations
 
@@ -13,8 +11,8 @@ from typing import Any
 
 
 def printable(text: str) -> str:
-    """A text as one line that a terminal shows and does not obey: a control character, as names in files may have, is
-    written as the escape that Python has for it, and a break between lines as a space.
+    """A string as one line that is safe to print: control characters, which file names may contain, become Python
+    escapes, and whitespace becomes spaces.
     """
     if text.isprintable():
         return text
@@ -43,12 +41,12 @@ def _one_line(record: logging.LogRecord) -> bool:
     return new
 
 
-_noticed: set[str] | None = None  # lines that were logged, where each comes once
+_noticed: set[str] | None = None  # logged lines, while `deduplicated_logs` is active
 
 
 @contextmanager
 def notices_once() -> Iterator[None]:
-    """Inside, a line that is logged again is left out: data are opened several times before they are trained on."""
+    """Inside the context each log line appears once: data are opened several times before training."""
     global _noticed
     if _noticed is not None:
         yield
@@ -68,8 +66,8 @@ class UserError(Exception):
 
 
 class SomeFailedError(UserError):
-    """Some of many could not be read. `results` is what the others got, in the order of all, with None in those places
-    (NaN where it holds tensors); `errors` says of each place what was wrong.
+    """Some of many inputs failed. `results` has the results of all inputs in order, with None (NaN in tensors) for
+    those that failed; `errors` maps their indices to errors.
     """
 
     def __init__(self, message: str, results: Any, errors: Mapping[int, UserError]) -> None:
@@ -86,12 +84,12 @@ class InapplicableError(ConfigError):
     """A setting that this configuration does not have, such as the heads of an LSTM."""
 
 
-# Names that are looked at, as comparing takes long, and that are said; characters of a name.
+# Maximum names to compare, which takes long; maximum names in a message; maximum characters of a name to compare.
 _COMPARED, _NAMED, _LENGTH = 1000, 100, 200
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The end of an error message: the nearest known name, or all of them where none is near."""
+    """The end of an error message: the most similar known name, or all of them if none is similar."""
     names = sorted(islice(known, _COMPARED))
     close = difflib.get_close_matches(name[:_LENGTH], names, n=1, cutoff=0.5)
     more = f", ... ({len(names) - _NAMED} more)" if len(names) > _NAMED else ""

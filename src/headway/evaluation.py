@@ -1,4 +1,4 @@
-"""How good a model is on data: on those of its run, or on others that it is given."""
+"""Evaluation of a model: on the data of its run, or on other data."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ def evaluate(
     limit: int | None = None,
     stride: int | None = None,
 ) -> dict[str, Any]:
-    """The metrics of a run by its own task, whatever its domain; with a "note" where the data are not the run's own."""
+    """The metrics of a run, computed by its own task; with a "note" if the data are not the run's own."""
     return scores_and_task(model, data, split, limit, stride)[0]
 
 
 def scores_and_task(
     model: Handle, data: Data | None, split: str | None, limit: int | None, stride: int | None
 ) -> tuple[dict[str, Any], Task]:
-    """`evaluate`, with the task that it opened."""
+    """`evaluate`, together with the task."""
     recipe = model.recipe
-    assert recipe is not None  # the table has it for runs only
+    assert recipe is not None  # the verb is listed for runs only
     if data is None:
         check_asked(recipe.data, str(model.directory))
     with kept(data, recipe.domain) as paths:
@@ -42,9 +42,9 @@ def scores_and_task(
         wanted = split or (task.final_split if data is None else task.stated)
         status = RunDirectory(model.directory).read_status()
         other = differences(status.get("data"), fingerprint(task))
-        note = {} if other is None else {"note": f"these are not the data that the run was trained on: {other}"}
+        note = {} if other is None else {"note": f"the run was trained on other data: {other}"}
         if data is None and wanted == "validation" and status.get("refitted"):
-            note = {"note": "the head was fitted to the validation samples, too; evaluate the test split"}
+            note = {"note": "the head was also fitted to the validation samples; evaluate the test split"}
         scores = _judged(model, task, wanted, limit, stride)
         remark = task.remark(model.module)
         return {**scores, **({"remark": remark} if remark else {}), **note}, task
@@ -59,39 +59,39 @@ def evaluate_published(
     limit: int | None,
     stride: int | None,
 ) -> dict[str, Any]:
-    """The metrics of a model without a recipe, by the task that `task_of` makes of the paths of data of a domain."""
+    """The metrics of a model without a recipe, computed by the task that `task_of` creates from data paths."""
     with kept(data, domain) as paths:
         if paths is None:
-            raise UserError(f"{model.directory} has no recipe that says what to measure; give data=... (--data)")
+            raise UserError(f"{model.directory} has no recipe that names evaluation data; pass data=... (--data)")
         task = task_of([Path(path) for path in listed(paths)])
         return _judged(model, task, split or task.stated, limit, stride)
 
 
 def check_asked(data: Collection[str], source: str) -> None:
-    """UserError for data of a hub that only the recipe at `source` asks for, which may be a stranger's. A run that is
-    resumed goes on with them.
+    """UserError for hub data that only the recipe at `source` names, because the recipe may be untrusted. A resumed run
+    continues with them.
     """
     name = next((name for name in data if name.startswith(HUB)), None)
     if name is not None and not hub_confirmed():
         raise UserError(
-            f"{source} names the data {name}, which are fetched only when you ask for them; give --data {name} "
-            "(data=...), or set HEADWAY_HUB=1 to let recipes name data of a hub"
+            f"{source} names the hub dataset {name}, which is downloaded only if you request it; pass --data {name} "
+            "(data=...), or set HEADWAY_HUB=1 to allow hub datasets in recipes"
         )
 
 
 def open_task(recipe: Recipe, workspace: Path, data: Paths | None = None) -> Task:
-    """The task of a configured recipe over `data`, or over the data that is named in it."""
+    """The task of a recipe on `data`, or on the data that the recipe names."""
     paths = [Path(path) for path in (recipe.data if data is None else listed(data))]
     own = data is None and all(name in KNOWN for name in recipe.data)
     return recipe.task.open(recipe, None if own else paths, workspace)
 
 
 def listed(data: Paths) -> list[str | Path]:
-    """The paths that were given. UserError for anything else."""
+    """The data as a list of paths. UserError for anything else."""
     found = [data] if isinstance(data, (str, Path)) else list(data)
     for path in found:
         if not isinstance(path, (str, Path)):
-            raise UserError(f"the data hold {shown(path)}; give the paths of files")
+            raise UserError(f"the data contain {shown(path)}; pass paths of files")
     return found
 
 

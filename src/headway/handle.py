@@ -1,4 +1,4 @@
-"""A model as it was opened: where it lies, how it was trained, its codec, and what generates."""
+"""A loaded model: its directory, recipe, codec and generation backend."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Backend = Literal["auto", "torch", "cpu"]
 
 
 class Handle:
-    """What every predictor is given; `headway.app.model.Model` says what its attributes are."""
+    """The model that every predictor receives; `headway.app.model.Model` documents its attributes."""
 
     def __init__(
         self,
@@ -37,7 +37,7 @@ class Handle:
         cache: Cache | None = None,
         draft: Handle | None = None,
     ) -> None:
-        """UserError for a draft of other symbols."""
+        """UserError for a draft model with another vocabulary."""
         self.directory = directory
         self.module: Any = opened.model
         self.usage: Usage = opened.usage
@@ -53,54 +53,54 @@ class Handle:
 
     @property
     def codec(self) -> Codec:
-        """The tokenizer: text to ids and back. Raises UserError for a model without one, which works on ids only."""
+        """The tokenizer: text to ids and back. Raises UserError for a model without one, which accepts ids only."""
         if self._codec is None:
-            raise UserError(f"{self.directory} has no tokenizer, so it works on ids only; put its tokenizer.json there")
+            raise UserError(f"{self.directory} has no tokenizer and accepts ids only; add its tokenizer.json")
         return self._codec
 
     @property
     def context(self) -> int | None:
-        """The number of tokens that the model sees at once; None if there is no limit."""
+        """The maximum number of tokens of an input; None if there is no limit."""
         return self.module.config.context
 
     @property
     def reads(self) -> list[Literal["texts", "images", "sounds"]]:
-        """Of what its inputs are; nothing of these for a model of states, say."""
+        """The kinds of inputs; empty for a model of states, for example."""
         return kinds.reads(self.module)
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return next(self.module.parameters()).device
 
     @property
     def generator(self) -> Generative:
-        """What generates: the compiled engine or the torch module. Raises UserError if `backend` or `cache` asks for
-        the engine and the engine cannot run the model.
+        """The generation backend: the compiled engine or the torch module. Raises UserError if `backend` or `cache`
+        requires the engine and the engine cannot run the model.
         """
         return self._generator.now()
 
     def open_session(self) -> Session:
-        """Generation for many sequences at once, by what generates and the draft."""
+        """A session that generates many sequences at once with the backend and the draft model."""
         return Session(self.generator, self._codec, draft=None if self.draft is None else self.draft.generator)
 
     def meet(self, texts: Sequence[str], rows: Sequence[Sequence[int]]) -> None:
-        """Warn, once, of what in these texts is beyond everything met in training: in the log and in `beyond`."""
+        """Warn once, in the log and in `unexpected`, about texts that are out of the training distribution."""
         if not self.beyond:
             self._warn(self._familiar.beyond(texts, rows))
 
     @property
     def watches(self) -> bool:
-        """Whether it is known how the images or sounds in training looked."""
+        """Whether statistics of the training images or sounds are known and no warning was given yet."""
         return self._familiar.alike is not None and not self.beyond
 
     def see(self, names: Sequence[str], looks: np.ndarray, kind: str = "image") -> None:
-        """`meet` for images or sounds, given with how they look (`headway.formats.familiar`), [N, F]."""
+        """`check_texts` for images or sounds, by their statistics (`headway.formats.familiar`), [N, F]."""
         if not self.beyond:
             self._warn(self._familiar.strange(names, looks, kind))
 
     def see_some(self, items: Sequence[Any], looks: Mapping[int, np.ndarray], kind: str) -> None:
-        """`see` for some of what is given, by their places."""
+        """`check_statistics` for some of the items, by their indices."""
         if looks:
             names = [given.named(items[place], place, kind) for place in looks]
             self.see(names, np.stack(list(looks.values())), kind)
@@ -116,8 +116,8 @@ class Handle:
 
 
 class _Generator:
-    """What generates, chosen when a model is loaded: the engine where `backend` and `cache` allow it. It is compiled
-    when it is first used: importing its compiler takes longer than loading a small model.
+    """The generation backend, chosen when a model is loaded: the engine if `backend` and `cache` allow it. The engine
+    is compiled at its first use, because importing its compiler takes longer than loading a small model.
     """
 
     def __init__(self, module: Any, backend: Backend, cache: Cache | None) -> None:
@@ -125,7 +125,7 @@ class _Generator:
         self.cache: Cache | None = cache
 
     def now(self) -> Generative:
-        """The chosen one. UserError as of `Handle.generator`."""
+        """The chosen backend. Raises as `ModelHandle.generator` does."""
         return self.module if self.backend == "torch" else self._compiled
 
     @cached_property

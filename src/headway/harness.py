@@ -1,4 +1,4 @@
-"""headway's language models for EleutherAI's lm-eval (extra `harness`), with the three calls that its tasks make.
+"""Adapter of headway's language models for EleutherAI's lm-eval (extra `harness`): the three calls of its tasks.
 
 import lm_eval
 from headway.harness import HarnessModel
@@ -22,8 +22,8 @@ from headway.generate import Limits, Sampling
 from headway.generate.prompts import batches, pad
 from headway.nn.models.kinds import is_causal
 
-_TOKENS = 8192  # computed at once
-_NEW_TOKENS = 256  # where a task does not say
+_TOKENS = 8192  # maximum tokens of a batch
+_NEW_TOKENS = 256  # if a task does not set a limit
 
 
 class HarnessModel(LM):
@@ -34,18 +34,18 @@ class HarnessModel(LM):
         self.model = model if isinstance(model, Model) else load(model)
         module = self.model.module
         if not is_causal(module):
-            raise UserError(f"{self.model.directory} is no causal language model; lm-eval needs one")
+            raise UserError(f"{self.model.directory} is not a causal language model; use one for lm-eval")
         self.module = module
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """For each (context, continuation): log p in nats of the continuation, and whether it is the greedy one.
 
-        A context that does not fit loses its beginning.
+        A context that is too long is truncated on the left.
         """
         return self._score([self._parts(*request.args) for request in requests])
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """log p in nats of each whole text, in windows of the context, each token scored once."""
+        """log p in nats of each text, in windows of the context length; each token is scored once."""
         found = []
         for request in requests:
             ids = self.model.codec.encode(request.args[0])
@@ -53,8 +53,8 @@ class HarnessModel(LM):
         return found
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """A greedy (or, where the task asks, sampled) continuation of each context, up to a stop string or any end that
-        the model names.
+        """A greedy (or, if the task requests it, sampled) continuation of each context, up to a stop string or any of
+        the model's EOS tokens.
         """
         found = []
         for context, wanted in (request.args for request in requests):
@@ -71,7 +71,7 @@ class HarnessModel(LM):
         return found
 
     def _parts(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        """Ids of both, split where the continuation begins; spaces at the end of a context belong to what follows."""
+        """Ids of context and continuation; trailing spaces of the context belong to the continuation."""
         spaces = len(context) - len(context.rstrip())
         if spaces:
             context, continuation = context[:-spaces], context[-spaces:] + continuation
@@ -83,16 +83,15 @@ class HarnessModel(LM):
         return self.model.codec.encode(text)
 
     def _start(self) -> list[int]:
-        """What stands before a text that has nothing before it."""
+        """The ids before a text without a context: BOS or EOS."""
         codec = self.model.codec
         mark = next((symbol for symbol in (codec.begin, codec.end) if symbol is not None), None)
         if mark is None:
-            raise UserError("this tokenizer has no begin or end symbol, so the first token cannot be scored; train one")
+            raise UserError("this tokenizer has no BOS or EOS token, so the first token has no score; add one of them")
         return [mark]
 
     def _rolling(self, ids: list[int]) -> list[tuple[list[int], list[int]]]:
-        """Stretches of at most the context; each after the tokens before it, as many as fit, and the first after the
-        begin symbol."""
+        """Chunks of at most the context length, each with as many preceding tokens as fit; BOS precedes the first."""
         size = self.model.context or len(ids) + 1
         whole, parts = [*self._start(), *ids], []
         for start in range(1, len(whole), size):
@@ -103,9 +102,9 @@ class HarnessModel(LM):
 
     @torch.inference_mode()
     def _score(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
-        """log p of the second ids of each pair after the first, and whether each was the most probable."""
+        """log p of the continuation of each pair (context, continuation), and whether it is the greedy one."""
         room = self.model.context or max((len(a) + len(b) for a, b in pairs), default=0)
-        # The last id is only foretold, so context + 1 ids fit.
+        # The last id is only predicted, so context + 1 ids fit.
         rows = [[*before, *after][-(room + 1) :] for before, after in pairs]
         found: list[tuple[float, bool]] = [(0.0, True)] * len(rows)
         for chosen in batches([len(row) for row in rows], _TOKENS):

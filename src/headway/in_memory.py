@@ -1,4 +1,4 @@
-"""Data that are in memory (tables, rows, texts), kept as a file of JSON lines that can be read again."""
+"""In-memory data (tables, rows, strings), stored as a JSON lines file that training can read again."""
 
 from __future__ import annotations
 
@@ -26,26 +26,26 @@ from headway.errors import UserError
 from headway.given import shown
 
 Paths = str | Path | Sequence[str | Path]
-Data = str | Path | Iterable[Any]  # files, or what `kept` takes beside them
+Data = str | Path | Iterable[Any]  # files, or in-memory data as `data_paths` accepts
 
 _OF_TEXTS = ("text", "masked")  # domains
 _OF_ROWS = (*_OF_TEXTS, "translation", "understanding", "chat", "vision", "audio", "image_text", "forecast")
 _FILES = {*TEXT_KINDS, *PAIR_KINDS, *TABLE_KINDS}
-_JUDGED = 1000  # strings by which is told whether they are paths or texts
-_MISSING = ("NAType", "NaTType")  # as pandas has them
+_JUDGED = 1000  # strings that are examined to decide whether they are paths or texts
+_MISSING = ("NAType", "NaTType")  # pandas' types
 
 
 @contextmanager
 def kept(
     data: Data | None, domain: str, directory: Path | None = None, record: str = "recipe.json"
 ) -> Iterator[Paths | None]:
-    """`data` as paths: those of files as they are, anything else written to a file of JSON lines.
+    """`data` as paths: paths are returned unchanged, anything else is written to a JSON lines file.
 
-    That may be a table of pandas or polars, a Dataset, or any iterable of rows (mappings) or, for a domain of texts, of
-    texts; it is read once, a row at a time. A list of strings is of texts where none of the first is a path and most
-    have spaces. The file lies in `data` below the `directory` of a run, where its recipe finds it again, under a name
-    that its content decides; if the `record` that is written there does not name it, it is removed. Without a directory
-    it lasts as long as the context. UserError for what cannot be such rows.
+    Accepts a pandas or polars table, a Dataset, or any iterable of rows (mappings; also strings in text domains), which
+    is read once, row by row. A list of strings contains texts if none of the first is a path and most contain spaces.
+    The file is in the folder `data` of the run's `directory`, where its recipe finds it again, and is named by a hash
+    of its content. It is removed if the `record` in `directory` does not name it. Without a directory it exists only
+    inside the context. UserError for data that are not such rows.
     """
     if data is None or isinstance(data, (str, Path)):
         yield data
@@ -68,7 +68,7 @@ def kept(
 
 
 def _texts(items: list[Any], domain: str) -> bool:
-    """Whether strings are texts, not paths."""
+    """Whether the strings are texts, not paths."""
     if domain not in _OF_TEXTS or not items or any(isinstance(item, Path) or _exists(item) for item in items):
         return False
     spaced = [item for item in items if len(item.split()) > 1 and kind_of(item) not in _FILES]
@@ -78,7 +78,7 @@ def _texts(items: list[Any], domain: str) -> bool:
 def _exists(name: str) -> bool:
     try:
         return bool(name) and Path(name).expanduser().exists()
-    except (OSError, ValueError, RuntimeError):  # too long, or with what no name holds
+    except (OSError, ValueError, RuntimeError):  # too long, or with characters that a name cannot contain
         return False
 
 
@@ -92,38 +92,38 @@ def _mappings(data: Any) -> Iterable[Any]:
         return (dict(zip(names, values)) for values in data.itertuples(index=False, name=None))
     if isinstance(data, Mapping):
         name = next(iter(data), "train")
-        raise UserError(f"the data are {shown(data)} of several parts; give one of them, as in data[{name!r}]")
+        raise UserError(f"the data are {shown(data)} of several parts; pass one of them, as in data[{name!r}]")
     if not isinstance(data, Iterable) or isinstance(data, (bytes, bytearray)):
-        raise UserError(f"the data are {shown(data)}; give paths, a table, or an iterable of rows")
+        raise UserError(f"the data are {shown(data)}; pass paths, a table, or an iterable of rows")
     return data
 
 
 def _rows(items: Iterator[Any], domain: str) -> Iterator[dict[str, Any]]:
-    """Each row as JSON has it."""
+    """Each row as a JSON object."""
     for number, item in enumerate(items, 1):
         if domain not in _OF_ROWS:
-            raise UserError(f"recipes of {domain} read files, and {shown(item)} was given; give the paths of files")
+            raise UserError(f"{domain} recipes read files, but the data contain {shown(item)}; pass paths of files")
         row = {"text": item} if isinstance(item, str) and domain in _OF_TEXTS else item
         if not isinstance(row, Mapping):
-            wanted = "texts, or mappings with a text" if domain in _OF_TEXTS else "mappings from column to value"
-            raise UserError(f"row {number} of the data is {shown(item)}; give {wanted}")
+            wanted = "strings, or mappings with a text" if domain in _OF_TEXTS else "mappings from column to value"
+            raise UserError(f"row {number} of the data is {shown(item)}; pass {wanted}")
         found = {str(key): _plain(value, f"row {number}: {key!r}") for key, value in row.items()}
-        if len(found) < len(row):  # as of 1 and "1"
+        if len(found) < len(row):  # such as 1 and "1"
             check_header(f"row {number} of the data", [str(key) for key in row], "keys")
-        if isinstance(found.get("path"), str):  # else it would be sought beside the file that is written
+        if isinstance(found.get("path"), str):  # otherwise it would be relative to the new file
             found["path"] = os.path.abspath(os.path.expanduser(found["path"]))
         yield found
 
 
 def _plain(value: Any, where: str) -> Any:
-    """A value as JSON has it; what tables have for nothing becomes null."""
+    """A value as JSON; the tables' markers of missing values become null."""
     if isinstance(value, (np.generic, np.ndarray)):
         value = value.tolist()
     if isinstance(value, (bool, type(None))) or type(value).__name__ in _MISSING:
         return value if isinstance(value, bool) else None
     if isinstance(value, (str, Path)):
         return str(value)
-    if isinstance(value, date):  # or a time, such as pandas'
+    if isinstance(value, date):  # or a datetime, such as pandas'
         return value.isoformat()
     if isinstance(value, Integral):
         return int(value)
@@ -133,15 +133,15 @@ def _plain(value: Any, where: str) -> Any:
         return {str(key): _plain(item, where) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(item, where) for item in value]
-    raise UserError(f"{where} is {shown(value)}; give texts, numbers, or lists of them")
+    raise UserError(f"{where} is {shown(value)}; pass strings, numbers, or lists of them")
 
 
 def _written(rows: Iterator[dict[str, Any]], folder: Path) -> tuple[Path, bool]:
-    """The file of the rows, named by what is in it, and whether it was not there before."""
+    """Write the rows to a file named by a hash of its content; returns its path and whether it is new."""
     unfinished, digest = draft_of(folder / "rows"), hashlib.blake2b(digest_size=8)
-    first = next(rows, None)  # before the folder is made
+    first = next(rows, None)  # before the folder is created
     if first is None:
-        raise UserError("the data hold no rows; give some")
+        raise UserError("the data contain no rows; pass at least one")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with unfinished.open("wb") as file:
@@ -161,8 +161,8 @@ def _written(rows: Iterator[dict[str, Any]], folder: Path) -> tuple[Path, bool]:
 
 
 def _remove(path: Path) -> None:
-    """Remove a file that was written for a run, and the folders that were made for it alone."""
+    """Remove a file that was written for a run, and the folders that were created only for it."""
     path.unlink(missing_ok=True)
-    with suppress(OSError):  # something else is there
+    with suppress(OSError):  # the folder is not empty
         path.parent.rmdir()
         path.parent.parent.rmdir()

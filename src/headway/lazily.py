@@ -1,6 +1,4 @@
-"""Packages that give names without importing what these are made of before they are asked for, and rest for Python's
-garbage collector meanwhile.
-"""
+"""Lazy imports: a package exports names and imports their modules at first use, with the garbage collector paused."""
 
 from __future__ import annotations
 
@@ -15,8 +13,8 @@ from typing import Any
 
 @contextmanager
 def resting() -> Iterator[None]:
-    """No collection within; afterwards it goes on as before. Importing torch and building a model makes hundreds of
-    thousands of objects that stay: looking through them for garbage takes a fifth of a process's start.
+    """Pause the garbage collector inside the context. Importing torch and building a model creates hundreds of
+    thousands of permanent objects; scanning them for garbage takes a fifth of a process's startup time.
     """
     collects = gc.isenabled()
     gc.disable()
@@ -28,21 +26,21 @@ def resting() -> Iterator[None]:
 
 
 def lazily(package: str, homes: Mapping[str, Sequence[str]]) -> None:
-    """Have `package` find the names that its modules, `homes`, bring: {".use": ("classify",)}."""
+    """Let `package` export the names that its submodules define: {".use": ("classify",)}."""
     module = sys.modules[package]
     module.__dict__["_homes"] = {name: home for home, names in homes.items() for name in names}
     module.__class__ = _Lazy
 
 
 class _Lazy(ModuleType):
-    """A name that is given and that of a submodule may be the same, such as `fill`. Importing a submodule sets it as
-    an attribute of its package, which would hide what is given: here it does not.
+    """A module with lazy exports. An export may have the name of a submodule, such as `fill`; importing the submodule
+    sets an attribute of the package, which must not hide the export.
     """
 
     _homes: dict[str, str]
 
     def __getattr__(self, name: str) -> Any:
-        if name not in self._homes:  # as hasattr and copy ask
+        if name not in self._homes:  # e.g. for hasattr and copy
             raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
         with resting():
             value = getattr(import_module(self._homes[name], self.__name__), name)

@@ -1,7 +1,7 @@
-"""Memory in pages of 2 MB where the system has them (Linux: MADV_HUGEPAGE of madvise(2)).
+"""Memory in huge pages of 2 MB if the system has them (Linux: MADV_HUGEPAGE of madvise(2)).
 
-What streams through a step lies on thousands of pages of 4 kB. Where each leads is looked up in the tables of the
-system, twice on a virtual machine, and a processor that reads ahead stops at the end of each.
+The data of a step otherwise span thousands of 4 kB pages. Each needs a lookup in the page tables (two on a virtual
+machine), and hardware prefetching stops at the end of each page.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ _PAGE, _LINE = 1 << 21, 64  # bytes
 
 
 def large_pages(size: int) -> np.ndarray:
-    """Zeros of `size` bytes, from the beginning of a page on, or of a line of memory where there are no large pages.
-    MemoryError where the system has not so many bytes.
+    """`size` zero bytes, aligned to a huge page, or to a cache line if there are no huge pages. MemoryError if the
+    system lacks the memory.
     """
     try:
         if not hasattr(mmap, "MADV_HUGEPAGE"):
             return _from_a_border(np.zeros(size + _LINE, np.uint8), size, _LINE)
-        # Anonymous memory that is shared, Python's default, lies in a file of its own and has other pages.
+        # Shared anonymous memory, Python's default, is backed by a file and does not get huge pages.
         room = mmap.mmap(-1, size + _PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         room.madvise(mmap.MADV_HUGEPAGE)
     except (OSError, ValueError, OverflowError) as error:
-        raise MemoryError(f"{size} bytes are not to be had: {error}") from error
+        raise MemoryError(f"cannot allocate {size} bytes: {error}") from error
     return _from_a_border(np.frombuffer(room, np.uint8), size, _PAGE)
 
 

@@ -1,19 +1,19 @@
-"""JSON that others wrote. An object that names a key twice is refused: readers differ in which of the values counts."""
+"""JSON from untrusted sources. Duplicate keys are an error, because parsers differ in which value they use."""
 
 from __future__ import annotations
 
 import json
 from typing import Any
 
-_LENGTH = 40  # characters of a key or a value that a message shows
+_LENGTH = 40  # maximum characters of a key or a value in a message
 
 
 class DuplicateKeyError(ValueError):
-    """An object names a key twice. Its text names the key and both values, as in "the key 'a' twice (1 and 2)"."""
+    """An object has a duplicate key. The message names the key and both values: "the key 'a' twice (1 and 2)"."""
 
 
 def parse_json(text: str | bytes) -> Any:
-    """The data of a JSON text; bytes may be in UTF-8, UTF-16 or UTF-32. ValueError for what is not JSON."""
+    """Parse JSON; bytes may be UTF-8, UTF-16 or UTF-32. ValueError for invalid JSON."""
     return DECODER.decode(text if isinstance(text, str) else text.decode(json.detect_encoding(text)))
 
 

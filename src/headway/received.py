@@ -1,4 +1,6 @@
-"""Files that others sent: plain files alone, opened without waiting, expanded within limits that a user can raise."""
+"""Files from untrusted sources: only regular files, opened without blocking, decompressed within limits that the
+user can raise.
+"""
 
 from __future__ import annotations
 
@@ -22,42 +24,42 @@ from headway.errors import UserError
 DAMAGE = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, zipfile.BadZipFile, tarfile.TarError)
 _BLOCK = 1 << 20
 _FREE = 1 << 26  # bytes that any file may expand to, however small it is
-_FREE_LINES = 1 << 24  # of these, bytes that are read line by line: each line takes its time, be it empty
+_FREE_LINES = 1 << 24  # the same for files that are read line by line, which takes longer per byte
 _SIP = 1 << 17
-_FRAMES, _FRAME = 100_000, 64  # compressed frames that any file may have, and bytes for each further one
-_PIECE = 1 << 12  # compressed bytes, where what they expand to cannot be asked for in parts
-_DICTIONARY = 1 << 28  # bytes that a decompressor may look back
-_LONGEST = 80  # characters of a path that a message shows
-HUB, _CONFIRMS = "hf:", "HEADWAY_HUB"  # by which a name of a hub is told from a path, and confirmed without it
+_FRAMES, _FRAME = 100_000, 64  # compressed frames that any file may have, and output bytes per further frame
+_PIECE = 1 << 12  # compressed bytes per read for decompressors that cannot limit their output
+_DICTIONARY = 1 << 28  # maximum bytes of a decompressor's dictionary
+_LONGEST = 80  # maximum characters of a path in a message
+HUB, _CONFIRMS = "hf:", "HEADWAY_HUB"  # prefix of hub names; the variable that allows names without it
 
 
 class ReadLimits(NamedTuple):
-    """How much one file may take. HEADWAY_LIMIT_ and the name, in the environment, sets another one."""
+    """Limits for one file. The environment variable HEADWAY_LIMIT_NAME overrides the limit NAME."""
 
-    expanded: int = 1 << 40  # bytes of a compressed file; those of the first 64 MiB, of lines 16, are free
-    ratio: int = 250  # bytes out for each byte in, above that
-    whole: int = 1 << 33  # bytes of what must be in memory at once: an array, a member of an archive
+    expanded: int = 1 << 40  # bytes after decompression; the first 64 MiB (16 MiB of lines) are always allowed
+    ratio: int = 250  # output bytes per input byte beyond that
+    whole: int = 1 << 33  # bytes that must be in memory at once: an array, a member of an archive
     members: int = 100_000  # files in an archive
     line: int = 1 << 26  # characters of a line
 
 
 def limits() -> ReadLimits:
-    """Those of the environment. UserError for a setting that is no whole number above 0."""
+    """The limits, with overrides from the environment. UserError for a value that is not a positive integer."""
     found = ReadLimits()
     for name in ReadLimits._fields:
         said = os.environ.get(_setting(name))
         if said is None:
             continue
         if not said.isdecimal() or len(said) > 18 or int(said) == 0:
-            raise UserError(f"{_setting(name)} is {said!r}; give a whole number from 1 on, or unset it")
+            raise UserError(f"{_setting(name)} is {said!r}; use an integer of 1 or more, or unset it")
         found = found._replace(**{name: int(said)})
     return found
 
 
 def exceeded(what: str, found: str, name: str) -> UserError:
-    """The error for what is more than the limit `name` lets through."""
+    """The error for data that exceed the limit `name`."""
     most = f"{_setting(name)}={getattr(limits(), name)}"
-    return UserError(f"{what} {found}, more than {most} lets through; set it higher if you trust the file")
+    return UserError(f"{what} {found}, more than {most} allows; raise it if you trust the file")
 
 
 def _setting(name: str) -> str:
@@ -65,7 +67,7 @@ def _setting(name: str) -> str:
 
 
 def check_expansion(what: str, packed: int, size: int, free: int = _FREE) -> None:
-    """UserError where `size` bytes are too many to come out of `packed`, or too many at all."""
+    """UserError if `packed` compressed bytes expand to `size` bytes and that exceeds a limit."""
     if size <= free:
         return
     if size > (most := limits()).expanded:
@@ -75,45 +77,45 @@ def check_expansion(what: str, packed: int, size: int, free: int = _FREE) -> Non
 
 
 def check_whole(what: str, packed: int, size: int) -> None:
-    """As `check_expansion`, for bytes that must be in memory at once."""
+    """Like `check_expansion`, for bytes that must be in memory at once."""
     if size > limits().whole:
         raise exceeded(what, f"takes {size:,} bytes of memory", "whole")
     check_expansion(what, packed, size)
 
 
 def place_of(given: str | Path) -> Path:
-    """The path that is meant, with a home in the place of ~, be there a file, a folder or nothing. UserError for one
-    that cannot be or cannot be reached, and at once for pipes and devices.
+    """The path with ~ expanded, whether it exists or not. UserError for an invalid or unreachable path, and immediately
+    for pipes and devices.
     """
     try:
         path = Path(given).expanduser()
         mode = path.stat().st_mode
-    except RuntimeError as error:  # of pathlib, where there is no such user
-        raise UserError(f"{shown(given)} begins with a user who is not known here; write the path out") from error
+    except RuntimeError as error:  # from pathlib if there is no such user
+        raise UserError(f"{shown(given)} begins with an unknown user name; write the path in full") from error
     except ValueError as error:
-        raise UserError(f"{shown(given)!r} cannot be the name of a file ({error}); check it") from error
+        raise UserError(f"{shown(given)!r} is not a valid file name ({error}); correct it") from error
     except (FileNotFoundError, NotADirectoryError):
         return Path(given).expanduser()
     except OSError as error:
         raise UserError(f"{shown(given)} cannot be reached ({error.strerror}); check the path") from error
     if not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
-        raise UserError(f"{shown(given)} is not a plain file, but a pipe or a device; give a file or a folder")
+        raise UserError(f"{shown(given)} is a pipe or a device, not a regular file; use a file or a folder")
     return path
 
 
 def shown(given: str | Path) -> str:
-    """A path for a message: of a very long one the start."""
+    """A path for a message: only the start of a very long one."""
     text = str(given)
     return text if len(text) <= _LONGEST * 4 else f"{text[:_LONGEST]}... ({len(text):,} characters)"
 
 
 def hub_confirmed() -> bool:
-    """Whether the setting HEADWAY_HUB=1 allows names of a hub without their prefix."""
+    """Whether HEADWAY_HUB=1 allows hub names without their prefix."""
     return os.environ.get(_CONFIRMS) == "1"
 
 
 def unconfirmed(name: str | Path, what: str) -> UserError:
-    """The error for a name that is no path here, and would be that of a `what` on a hub."""
+    """The error for a name that is not a local path but may name a `what` on the hub."""
     return UserError(
         f"there is no file or folder {name}; check the path, or write {HUB}{name} for the {what} of that name on the "
         f"Hugging Face hub ({_CONFIRMS}=1 allows it without {HUB})"
@@ -121,7 +123,7 @@ def unconfirmed(name: str | Path, what: str) -> UserError:
 
 
 def opened(path: Path | str) -> BufferedReader:
-    """A plain file for reading. UserError at once for anything else: a named pipe or a device would keep us waiting."""
+    """Open a regular file for reading. UserError for anything else, without blocking on a named pipe or a device."""
     try:
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     except (OSError, ValueError) as error:
@@ -129,7 +131,7 @@ def opened(path: Path | str) -> BufferedReader:
         raise UserError(f"{shown(path)} cannot be read: {reason}; check the path") from error
     try:
         if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise UserError(f"{shown(path)} is not a plain file; give a file")
+            raise UserError(f"{shown(path)} is not a regular file; use a file")
         if hasattr(os, "set_blocking"):
             os.set_blocking(handle, True)
         if (states := _RECORDED.get()) is not None:
@@ -141,7 +143,7 @@ def opened(path: Path | str) -> BufferedReader:
 
 
 class FileState(NamedTuple):
-    """What changes where a file is replaced, cut or written to."""
+    """Metadata that change if a file is replaced, truncated or written to."""
 
     device: int
     inode: int
@@ -149,13 +151,13 @@ class FileState(NamedTuple):
     changed: int  # ns since 1970
 
 
-FileStates = dict[str, FileState | None]  # by absolute path; None for a file that is not there
+FileStates = dict[str, FileState | None]  # by absolute path; None for a missing file
 _RECORDED: ContextVar[FileStates | None] = ContextVar("recorded", default=None)
 
 
 @contextmanager
 def recorded() -> Iterator[FileStates]:
-    """The files that are opened within, in the state in which each was opened first."""
+    """Record the files that are opened inside the context, each in the state of its first opening."""
     states: FileStates = {}
     token = _RECORDED.set(states)
     try:
@@ -165,7 +167,7 @@ def recorded() -> Iterator[FileStates]:
 
 
 def states_now(paths: Iterable[str]) -> FileStates:
-    """These files as they are now."""
+    """The current states of these files."""
     found: FileStates = {}
     for path in paths:
         try:
@@ -184,8 +186,8 @@ def size_of(stream: BinaryIO) -> int:
 
 
 def expanded(raw: IO[bytes], suffix: str, packed: int, what: str) -> Iterator[bytes]:
-    """The bytes of a stream of `packed` bytes, compressed as its suffix says, in blocks of about a mebibyte. UserError
-    where they are more than the limits let through; one of DAMAGE for a stream that is damaged.
+    """Decompress a stream of `packed` bytes by its suffix, in blocks of about 1 MiB. UserError beyond the limits; one
+    of DAMAGE for a damaged stream.
     """
     size = 0
     for block in decompressed(raw, suffix, what):
@@ -195,8 +197,8 @@ def expanded(raw: IO[bytes], suffix: str, packed: int, what: str) -> Iterator[by
 
 
 def decompressed(raw: IO[bytes], suffix: str, what: str) -> Iterator[bytes]:
-    """The bytes of a stream, compressed as its suffix says, in blocks of at most about a mebibyte. UserError for frames
-    without number; one of DAMAGE for a stream that is damaged.
+    """Decompress a stream by its suffix, in blocks of at most about 1 MiB. UserError for too many frames; one of DAMAGE
+    for a damaged stream.
     """
     return _READERS.get(suffix, _plain)(raw, what)
 
@@ -219,7 +221,7 @@ class _Frame(Protocol):
 
 
 class _Member:
-    """zlib's decompressor as those of bz2 and lzma are."""
+    """zlib's decompressor with the interface of those of bz2 and lzma."""
 
     def __init__(self) -> None:
         self._inner = zlib.decompressobj(16 + zlib.MAX_WBITS)
@@ -241,7 +243,7 @@ class _Member:
 
 
 def _gz(raw: IO[bytes], what: str) -> Iterator[bytes]:
-    return _frames(raw, what, _Member, b"")  # what follows and is not a member is damage, as gzip has it
+    return _frames(raw, what, _Member, b"")  # trailing data that are not a member are damage, as in gzip
 
 
 def _bz2(raw: IO[bytes], what: str) -> Iterator[bytes]:
@@ -253,8 +255,8 @@ def _xz(raw: IO[bytes], what: str) -> Iterator[bytes]:
 
 
 def _frames(raw: IO[bytes], what: str, begin: Callable[[], _Frame], magic: bytes) -> Iterator[bytes]:
-    """A decompressor for each frame: a file may have several. What follows the last one and does not start with `magic`
-    is passed over, as the tools of these formats do; zeros pad.
+    """Decompress each frame of a file, which may have several. Trailing data that do not start with `magic` are
+    ignored, as the tools of these formats do; zeros are padding.
     """
     held, count, size = raw.read(_SIP), 0, 0
     while held:
@@ -263,10 +265,10 @@ def _frames(raw: IO[bytes], what: str, begin: Callable[[], _Frame], magic: bytes
         frame = begin()
         while not frame.eof:
             if frame.needs_input and not held and not (held := raw.read(_SIP)):
-                raise EOFError("it ends before its last stream does")
+                raise EOFError("it ends in the middle of a stream")
             try:
                 block = frame.decompress(held if frame.needs_input else b"", _BLOCK)
-            except OSError as error:  # of bz2
+            except OSError as error:  # from bz2
                 raise zlib.error(str(error)) from error
             if block:
                 size += len(block)
@@ -280,7 +282,7 @@ def _frames(raw: IO[bytes], what: str, begin: Callable[[], _Frame], magic: bytes
 
 
 def _zst(raw: IO[bytes], what: str) -> Iterator[bytes]:
-    """A decompressor for each frame, because only its `eof` tells a whole file from one that was cut off."""
+    """Decompress frame by frame, because only `eof` distinguishes a complete file from a truncated one."""
     try:
         import zstandard
     except ImportError as error:
@@ -298,13 +300,13 @@ def _zst(raw: IO[bytes], what: str) -> Iterator[bytes]:
                     yield text
                 block = frame.unused_data if frame.eof else b""
     except zstandard.ZstdError as error:
-        raise UserError(f"{what} is damaged ({error}); fetch or compress it again") from error
+        raise UserError(f"{what} is damaged ({error}); download or compress it again") from error
     if not frame.eof:
-        raise EOFError("it ends before its last frame does")
+        raise EOFError("it ends in the middle of a frame")
 
 
 def _check_frames(what: str, count: int, size: int) -> None:
-    """UserError for frames that hold hardly anything: each takes its time, be it empty."""
+    """UserError for too many tiny frames: each takes time even if it is empty."""
     if count > _FRAMES + size // _FRAME:
         raise UserError(f"{what} has {count:,} compressed frames in its first {size:,} bytes; compress it again as one")
 

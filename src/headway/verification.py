@@ -1,4 +1,4 @@
-"""`verify`: whether the files of a run or model are as they were written."""
+"""`verify`: compare the files of a run or model with their digests."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from headway.learn.run import RunDirectory
 
 
 class Verified(NamedTuple):
-    """What `verify` found: how many files with how many bytes have digests; what is damaged, a line each; and the
-    folders and files that have no digests, of which nothing more is known than that they can be opened.
+    """The result of `verify`: the number of files with digests and their bytes; one line per damaged file; and the
+    folders and files without digests, which could only be opened.
     """
 
     files: int
@@ -27,10 +27,10 @@ class Verified(NamedTuple):
 
 @typed
 def verify(path: str | Path) -> Verified:
-    """Compare a run with its checkpoints, or a model that headway wrote, with the digests that were written last.
+    """Compare a run and its checkpoints, or a model that headway wrote, with the stored digests.
 
-    A run that is being trained, or was killed, has digests of its checkpoints alone. A model from elsewhere has none;
-    it is opened, which finds files that are cut off. Raises UserError for what is neither a run nor a model.
+    A run in training, or one that was killed, has digests of its checkpoints only. A model from elsewhere has no
+    digests; opening it detects truncated files. Raises UserError for a path that is neither a run nor a model.
     """
     place = find_folder(path)
     run = RunDirectory(place)

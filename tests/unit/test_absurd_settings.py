@@ -14,15 +14,15 @@ from headway.errors import ConfigError
 from headway.learn import Recipe
 
 ABSURD = [
-    ("optim.lr", "1e300", "optim.lr is 1e+300; give a number from -1e+30 to 1e+30"),
-    ("optim.lr", "1e6", "optim.lr is 1000000.0; give a number above 0, at most 1000"),
-    ("optim.lr", "NaN", "optim.lr is nan; give a finite number"),
-    ("optim.weight_decay", "1e20", "optim.weight_decay is 1e+20; give a number from 0 to 1000"),
-    ("optim.betas", "[0.9, 1.5]", "optim.betas is (0.9, 1.5); give decays from 0 to below 1"),
-    ("train.clip", "Infinity", "train.clip is inf; give a finite number"),
+    ("optim.lr", "1e300", "optim.lr is 1e+300; use a number from -1e+30 to 1e+30"),
+    ("optim.lr", "1e6", "optim.lr is 1000000.0; use a number above 0, at most 1000"),
+    ("optim.lr", "NaN", "optim.lr is nan; use a finite number"),
+    ("optim.weight_decay", "1e20", "optim.weight_decay is 1e+20; use a number from 0 to 1000"),
+    ("optim.betas", "[0.9, 1.5]", "optim.betas is (0.9, 1.5); use decays from 0 to below 1"),
+    ("train.clip", "Infinity", "train.clip is inf; use a finite number"),
     ("train.steps", "1000000000000", "train.steps is 1,000,000,000,000; give 1,000,000,000 or less"),
     ("train.accumulate", "10000000", "train.accumulate is 10,000,000; give 10,000 or less"),
-    ("schedule.floor", "1e9", "schedule.floor is 1000000000.0; give a part of the peak, from 0 to 1"),
+    ("schedule.floor", "1e9", "schedule.floor is 1000000000.0; use a fraction of the peak, from 0 to 1"),
 ]
 
 

@@ -152,7 +152,7 @@ def test_resume_needs_no_setting_again_and_refuses_another(text_run: Path) -> No
         hw.load(text_run).evaluate(split="val")
     with pytest.raises(hw.UserError, match=r"is a run of recipe 'shakespeare', not 'pronounce'"):
         hw.train("pronounce", run=text_run, resume=True, device="cpu", progress=False)
-    with pytest.raises(hw.UserError, match="already holds a run"):
+    with pytest.raises(hw.UserError, match="already contains a run"):
         hw.train("shakespeare", run=text_run, device="cpu", progress=False)
 
 

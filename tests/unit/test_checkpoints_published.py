@@ -84,7 +84,7 @@ def test_slices_that_do_not_fit_together_are_shown(folder: Path) -> None:
     ({"auto_map": {"AutoModel": "x.Y"}}, "asks for code of its own"),
     ({"vocab_size": None}, "vocab_size is null; give a value, or leave it out"),
     ({"hidden_act": "gelo"}, "hidden_act is 'gelo'; did you mean 'gelu'?"),
-    ({"hidden_size": "wide"}, "hidden_size is 'wide'; give a whole number"),
+    ({"hidden_size": "wide"}, "hidden_size is 'wide'; use an integer"),
     ({"rope_parameters": {"rope_type": "yearn"}}, "rope_type is 'yearn'; did you mean 'yarn'?"),
     ({"rope_parameters": {"rope_type": "linear"}}, "lacks 'factor'"),
     ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "this family turns whole heads"),
@@ -106,10 +106,10 @@ def test_a_setting_that_is_not_known_or_supported(folder: Path, settings: dict[s
 
 @pytest.mark.parametrize(("said", "words"), [
     ([], "generation_config.json is not a mapping of settings"),
-    ({"bad_words_ids": 5}, "bad_words_ids is 5; give a list"),
-    ({"bad_words_ids": [5]}, "bad_words_ids.0 is 5; give a list"),
-    ({"eos_token_id": [[1]]}, "eos_token_id.0 is [1]; give a whole number"),
-    ({"eos_token_id": "</s>"}, "eos_token_id is '</s>'; give a whole number"),
+    ({"bad_words_ids": 5}, "bad_words_ids is 5; use a list"),
+    ({"bad_words_ids": [5]}, "bad_words_ids.0 is 5; use a list"),
+    ({"eos_token_id": [[1]]}, "eos_token_id.0 is [1]; use an integer"),
+    ({"eos_token_id": "</s>"}, "eos_token_id is '</s>'; use an integer"),
 ])  # fmt: skip
 def test_marks_that_are_none(folder: Path, said: Any, words: str) -> None:
     (folder / "generation_config.json").write_text(json.dumps(said))

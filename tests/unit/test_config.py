@@ -59,7 +59,7 @@ def test_round_trip() -> None:
         ({"name": "a", "main": {"kind": "circle", "side": 1}}, "Drawing.main has no setting 'side'"),
         ({"name": 3}, "Drawing.name is 3; give text"),
         ({"name": "a", "size": [1]}, "give 2 values"),
-        ({"name": "a", "size": [1, True]}, "give a whole number"),
+        ({"name": "a", "size": [1, True]}, "use an integer"),
         ({"name": "a", "mode": "pen"}, "choose from: ink, chalk"),
         ({}, "incomplete"),
         ([], "a mapping of settings"),

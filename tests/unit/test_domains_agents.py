@@ -391,7 +391,7 @@ def test_it_learns(
     assert scores["return_mean"] >= least
     assert run.summary["samples"][0].keys() == {"return", "steps"}
     model = hw.load(own / "run")
-    with pytest.raises(UserError, match="is code of its own, which no file may ask for"):
+    with pytest.raises(UserError, match="which would run its own code"):
         model.rollout()
     again = model.rollout(env, episodes=32)
     assert again["return_mean"] == scores["return_mean"]
@@ -408,10 +408,10 @@ def test_it_learns(
     [
         (None, {}, "no environment is named; set task.env=CartPole-v1"),
         (None, {"task.env": "CartPoll-v1"}, "did you mean 'CartPole-v1'"),
-        (None, {"task.env": "lamps:Light"}, "code of its own, which no file may ask for.*HEADWAY_ENV=lamps:Light"),
+        (None, {"task.env": "lamps:Light"}, "which would run its own code.*HEADWAY_ENV=lamps:Light"),
         ("lamps:Pixels", {}, "shows images of 8 x 8 x 3, and agents that learn online read numbers"),
-        ("lamps:Both", {}, "takes actions of Tuple"),
-        ("lamps:Words", {}, "shows .*Sequence.*of no fixed size"),
+        ("lamps:Both", {}, "has the action space Tuple"),
+        ("lamps:Words", {}, "has observations .*Sequence.*without a fixed size"),
         ("lamps:Endless", {"task.horizon": None}, "says no limit of steps.*task.horizon"),
         ("lamps:Light", {"train.batch_size": 48}, "batches of 48 do not divide the 128 steps.*such as 32"),
         ("lamps:Light", {"task.copies": 0}, "task.copies is 0; give 1 or more"),
@@ -419,7 +419,7 @@ def test_it_learns(
         ("lamps:Light", {"task.clip": 0.0}, "give numbers above 0"),
         ("lamps:Light", {"task.entropy": -1.0}, "give 0 or more"),
         ("lamps:Fails", {}, "'lamps:Fails' failed in its step .ZeroDivisionError: by wheels"),
-        ("lamps:Nowhere", {}, "gave the reward nan"),
+        ("lamps:Nowhere", {}, "returned the reward nan"),
     ],
 )
 def test_what_cannot_be_learnt_in_is_told(
@@ -453,7 +453,7 @@ def test_the_command_line(own: Path, capsys: pytest.CaptureFixture[str], monkeyp
         (["rollout", "runs/a", "--target-return", "5"], "an agent that is asked for no return"),
         (["rollout", "runs/a", "--env", "Acrobot-v1"], "shows states of 6 numbers, and this agent reads 4"),
         (["rollout", "runs/a", "--env", "lamps:Nowhere"], "shows states of 3 numbers"),
-        (["rollout", "runs/a", "--execute", "2"], "says one action at a time"),
+        (["rollout", "runs/a", "--execute", "2"], "predicts one action at a time"),
         (["train", "ppo", "--minutes", "0"], "above 0"),
         (["train", "ppo", "--data", "lamps.py", "--set", "task.env=CartPole-v1"], "leave --data out"),
         (["train", "ppo", "--run", "runs/b", "--set", "task.env=CartPole-v1", "model.width=0"], "width"),

@@ -316,7 +316,7 @@ def test_bad_files_are_refused_before_anything_is_written(photos: Path, tmp_path
 
     refused("line 2: a caption of .* symbols exceeds task.longest of 3; .* task.drop_long=true", task__longest=3)
     refused("the train split of 0 captions is empty; add a file named train", task__longest=1, task__drop_long=True)
-    refused("batches of this task are made by samples: set train.batch_size alone", train__batch_tokens=9)
+    refused("this task counts samples per batch; set only train.batch_size", train__batch_tokens=9)
     refused("no column 'text'", task__caption="text")
     refused("there is no image 'gone.png'", table(tmp_path / "gone.csv", [("gone.png", "a cat")]))
     refused("is empty; write something there", table(tmp_path / "empty.csv", [("1.png", " ")]))

@@ -275,7 +275,7 @@ def test_the_tokens_of_a_fen_learn_each_target(tmp_path: Path, target: str) -> N
         ({"task.turn": 1.5}, "task.turn is 1.5"),
         ({"model": "gpt2"}, "no 64 squares"),
         ({"model": "chess-9m"}, "recipe chess-searchless"),
-        ({"train.batch_tokens": 5}, "set train.batch_size alone"),
+        ({"train.batch_tokens": 5}, "set only train.batch_size"),
     ],
 )
 def test_wrong_settings_are_told(tmp_path: Path, settings: dict, message: str) -> None:

@@ -230,7 +230,7 @@ def test_a_report_names_the_better_simple_forecast() -> None:
     (line,) = shortfalls(scores, ())
     assert line == (
         "The seasonal naive forecast is better on this split: its mean absolute scaled error is 1, "
-        "that of the forecasts 1.2."
+        "compared with 1.2 for the model."
     )
 
 

@@ -299,7 +299,7 @@ def test_models_get_the_sizes_of_the_data(tmp_path: Path) -> None:
         ({"count": 1}, {"task.split": {"validation": 0.99, "test": 0.0}}, "the train split of 1 episodes is empty"),
         ({}, {"task.split.validation": 0.0}, "the validation split of 30 episodes is empty"),
         ({"discrete": False}, {"task.random": 3}, "no environment is known"),
-        ({}, {"task.env": "walks:Walk", "task.episodes": 1}, "code of its own, which no file may ask for"),
+        ({}, {"task.env": "walks:Walk", "task.episodes": 1}, "'walks:Walk', which would run its own code"),
         (
             {},
             {"task.env": "CartPoll-v1", "task.episodes": 1},

@@ -260,13 +260,13 @@ def test_first_symbols_by_every_kind_of_codec(speeches: Path, kind: Any) -> None
 @pytest.mark.parametrize(
     ("recipe", "settings", "message"),
     [
-        (embedding, {"train.accumulate": 2}, "train.accumulate is 2, but the loss couples"),
+        (embedding, {"train.accumulate": 2}, "train.accumulate is 2, but a contrastive loss needs all pairs"),
         (embedding, {"train.batch_size": None}, "train.batch_size is None"),
         (embedding, {"task.temperature": 0}, "task.temperature is 0"),
         (embedding, {"train.batch_size": 500}, "exceeds the .* pairs to train on"),
         (classification, {"train.batch_size": 8}, "made by tokens: set train.batch_tokens alone"),
         (classification, {"task.label": "category"}, "no column 'category'.*did you mean 'label'.*task.label=label"),
-        (classification, {"model.context": 8}, "tokens and the model reads 8 at most; shorten it, or ask"),
+        (classification, {"model.context": 8}, "tokens, but the model reads at most 8; shorten it, or allow"),
         (pairs, {}, "no column 'text2'"),
     ],
 )
@@ -280,7 +280,7 @@ def test_labels_that_cannot_be_learned_are_errors(questions: Path, tmp_path: Pat
     rows = questions.read_text().splitlines()
     (tmp_path / "train.csv").write_text("\n".join(rows[:40]))
     (tmp_path / "test.csv").write_text("text,label\nWho are you?,unheard of\n")
-    with pytest.raises(UserError, match=r"test.csv, line 2: the label 'unheard of' is never seen in training"):
+    with pytest.raises(UserError, match=r"test.csv, line 2: the label 'unheard of' does not occur in training"):
         opened(small(classification()), tmp_path)
     (tmp_path / "one.csv").write_text("text,label\n" + "".join(f"text {n},only\n" for n in range(30)))
     with pytest.raises(UserError, match="one label only, 'only'"):
@@ -293,7 +293,7 @@ def test_long_texts_are_cut_where_that_is_asked_for(questions: Path) -> None:
     assert task.examples.rows.lengths.max() == 12
     model = build(task.adapt(recipe.model))
     long, usage = " ".join(["money"] * 40), Usage(labels=task.examples.labels)
-    with pytest.raises(UserError, match=r"text 2 has \d+ tokens and the model reads 12 at most"):
+    with pytest.raises(UserError, match=r"text 2 has \d+ tokens, but the model reads at most 12"):
         classify(model, task.examples.codec, usage, ["short", long])
     assert len(classify(model, task.examples.codec, usage, ["short", long], truncate=True)) == 2
 
@@ -318,7 +318,7 @@ def test_labels_of_the_start_are_kept_where_they_are_the_same(questions: Path, t
     Usage(labels=("positive", "negative")).save(tmp_path)
     assert opened(recipe, questions, tmp_path).examples.labels == names
     (tmp_path / "recipe.json").write_text("{}")  # a run that has begun: its labels stand
-    with pytest.raises(UserError, match=r"is never seen in training \(choose from: negative, positive"):
+    with pytest.raises(UserError, match=r"does not occur in training \(choose from: negative, positive"):
         opened(recipe, questions, tmp_path)
 
 

@@ -109,7 +109,7 @@ def test_an_episode_that_diverges_does_not_take_the_others_with_it(own: Path, ca
     words = ("canvas:Diverges", "--episodes", "5", "--at-once", "1", "--horizon", "9", "--out", "a.npz")
     assert collect(*words) == 2
     said = capsys.readouterr().err
-    assert "shows a state that holds nan, which is not a number" in said
+    assert "returned a state with nan, which is not finite" in said
     assert "2 finished episodes are in a.npz" in said
     assert len(read_episodes([own / "a.npz"])) == 2
 
@@ -119,9 +119,9 @@ def test_an_episode_that_diverges_does_not_take_the_others_with_it(own: Path, ca
     [
         (
             ("canvas:Canvas", "canvas:Slow", "--horizon", "9", "--out", "both"),
-            "20 steps a second, and 'canvas:Canvas' 10",
+            "20 steps per second, but 'canvas:Canvas' has 10",
         ),
-        (("canvas:Fast", "--horizon", "9", "--out", "fast"), "500 steps a second, and videos 240 at most"),
+        (("canvas:Fast", "--horizon", "9", "--out", "fast"), "500 steps per second, but videos have at most 240"),
         (("canvas:Canvas", "--horizon", "9", "--out", "canvas.py/a.npz"), "cannot be written"),
         (("canvas:Canvas", "--horizon", "9", "--out", "a.npz", "--seed", "1999990"), "give a number below 999,901"),
         (("canvas:Canvas", "--out", "a.npz", "--episodes", "1000001"), "give 1,000,000 at most"),
@@ -151,7 +151,7 @@ def test_episodes_in_place_of_failures_are_so_many_at_most(own: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "cameras", "message"),
-    [("canvas:Several", (), "takes actions of MultiDiscrete"), ("canvas:Canvas", ("front",), "has no cameras")],
+    [("canvas:Several", (), "has the action space MultiDiscrete"), ("canvas:Canvas", ("front",), "has no cameras")],
 )
 def test_environments_of_copies_that_cannot_be_are_closed(
     name: str, cameras: tuple[str, ...], message: str, own: Path
@@ -168,9 +168,9 @@ def test_a_registered_environment_needs_no_render_mode(
     own_module(own, "registered", REGISTERED, monkeypatch)
     with Copies("registered:HeadwayBare-v0", 1) as copies:
         assert copies.reset(0, 0).tolist() == [0, 0]
-    with pytest.raises(UserError, match=r"'HeadwayBare-v0' cannot be made .TypeError: .*render_mode"):
+    with pytest.raises(UserError, match=r"'HeadwayBare-v0' cannot be created .TypeError: .*render_mode"):
         Copies("HeadwayBare-v0", 1, drawn=True)
-    with pytest.raises(UserError, match=r"'HeadwayLost-v0' cannot be made .KeyError: 'a map'.; correct what makes it"):
+    with pytest.raises(UserError, match=r"'HeadwayLost-v0' cannot be created .KeyError: 'a map'.; correct its code"):
         Copies("HeadwayLost-v0", 1)
     assert film_strips(None, None, "HeadwayBare-v0", [1.0]) == []  # type: ignore[arg-type]
     assert "the report has no pictures of episodes" in caplog.text
@@ -224,7 +224,7 @@ def test_seeds_of_recordings_are_warned_of(caplog: pytest.LogCaptureFixture) -> 
     assert start_of(SEEDS["validation"]) == SEEDS["validation"]
     assert not caplog.records
     assert start_of(0) == 0
-    assert "may have learnt these very episodes" in caplog.text
+    assert "may have been trained on these episodes" in caplog.text
 
 
 def test_episodes_of_two_environments_are_not_one_set() -> None:
@@ -245,11 +245,11 @@ def test_a_run_is_judged_on_data_and_by_goals_that_fit(tmp_path: Path, monkeypat
     ):
         with pytest.raises(UserError, match=message):
             hw.load(run.directory).evaluate(saved(tmp_path, f"{len(message)}.npz", **other))
-    with pytest.raises(UserError, match="there is no split 'train' to play in; use validation, test, all"):
+    with pytest.raises(UserError, match="no episodes are played in the split 'train'; use validation, test, all"):
         hw.load(run.directory).evaluate(split="train")
     status = json.loads((run.directory / "run.json").read_text())
     (run.directory / "run.json").write_text(json.dumps(status | {"goal": "loss", "status": "interrupted"}))
-    with pytest.raises(UserError, match="was judged by loss, and is now by return_mean"):
+    with pytest.raises(UserError, match="was evaluated by loss, but is now evaluated by return_mean"):
         hw.train(tiny(), data=data, run=run.directory, resume=True, progress=False)
 
 

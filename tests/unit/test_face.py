@@ -48,10 +48,10 @@ def test_a_start_has_one_name() -> None:
     ("given", "message"),
     [
         ({"grid": {"model.mixer": "lstm"}}, "model.mixer is 'lstm'; give a list of the values that are compared"),
-        ({"grid": ["lstm"]}, "grid is a list; give a mapping"),
+        ({"grid": ["lstm"]}, "grid is a list; pass a mapping"),
         ({"grid": {"model.depth": [1, 2]}, "seeds": 0}, "seeds is 0; give 1 or more"),
         ({"grid": {"model.depth": [1, 2]}, "resume": True}, "--resume was given without --run"),
-        ({"grid": {"model.depth": [1, 2]}, "minutes": "3"}, "minutes is '3'; give a number or None"),
+        ({"grid": {"model.depth": [1, 2]}, "minutes": "3"}, "minutes is '3'; pass a number or None"),
     ],
 )
 def test_what_cannot_be_compared_is_one_line(given: dict, message: str) -> None:
@@ -70,7 +70,7 @@ def comparison() -> hw.Comparison:
         summary = {"best": {"loss": loss}, "scores": scores, "step": 9, "tokens": 90, "seconds": 3.0}
         results.append(Result(Variant(name, recipe, recipe.model, 1000), [ComparedRun(Path("c") / name, summary, [])]))
     return hw.Comparison(
-        Path("c"), recipe, ["model.mixer"], "loss", "min", "token", "nats a token", results, [], Path("c/report.html")
+        Path("c"), recipe, ["model.mixer"], "loss", "min", "token", "nats per token", results, [], Path("c/report.html")
     )
 
 
@@ -92,7 +92,7 @@ def shown() -> dict[str, tuple[Any, str, str]]:
         ),
         "run": (
             run,
-            "Run runs/<i>: recipe text, parameters 1,234,567, steps 1,000, seconds 61.5, judged by test, loss 1.5, "
+            "Run runs/<i>: recipe text, parameters 1,234,567, steps 1,000, seconds 61.5, evaluated on test, loss 1.5, "
             "report a b/report.html",
             "<strong>Run runs/&lt;i&gt;</strong>",
         ),

@@ -119,20 +119,20 @@ def test_many_of_each_kind() -> None:
 @pytest.mark.parametrize(
     ("ask", "message"),
     [
-        (lambda: given.texts(3), "3 was given; give a text, or a list of these"),
-        (lambda: given.texts(None), "None was given"),
-        (lambda: given.texts(b"ab"), "b'ab' was given"),
-        (lambda: given.texts({"ab"}), "a set was given"),
-        (lambda: given.texts({"text": "ab"}), "a dict was given"),
-        (lambda: given.texts(np.array("ab")), "a ndarray was given"),
-        (lambda: given.texts(["ab", float("nan")]), "text 2 of 2 is nan; a text must be a str"),
-        (lambda: given.texts(SimpleNamespace(columns=["a"])), "has several columns; give one of them"),
-        (lambda: given.texts_or_pairs([("a", "b", "c")]), "text 1 is a tuple; give texts, or tuples of two texts"),
+        (lambda: given.texts(3), "the input is 3; pass a text, or a list of these"),
+        (lambda: given.texts(None), "the input is None"),
+        (lambda: given.texts(b"ab"), "the input is b'ab'"),
+        (lambda: given.texts({"ab"}), "the input is a set"),
+        (lambda: given.texts({"text": "ab"}), "the input is a dict"),
+        (lambda: given.texts(np.array("ab")), "the input is a ndarray"),
+        (lambda: given.texts(["ab", float("nan")]), "text 2 of 2 is nan; pass a text as str"),
+        (lambda: given.texts(SimpleNamespace(columns=["a"])), "has several columns; pass one of them"),
+        (lambda: given.texts_or_pairs([("a", "b", "c")]), "text 1 is a tuple; pass strings, or tuples of two strings"),
         (lambda: given.texts_or_words([["ab", 3]]), "text 1: word 2 of 2 is 3"),
-        (lambda: given.images(3), "3 was given; give an image"),
-        (lambda: given.sounds([0.5, "a"]), "sample 2 of 2 is 'a'; samples are numbers"),
-        (lambda: given.rows_of_ids("ab"), "'ab' was given; give a list of ids"),
-        (lambda: given.rows_of_ids([[1, 0.5]]), "id 2 of 2 is 0.5; an id is a whole number"),
+        (lambda: given.images(3), "the input is 3; pass an image"),
+        (lambda: given.sounds([0.5, "a"]), "sample 2 of 2 is 'a'; pass samples as numbers"),
+        (lambda: given.rows_of_ids("ab"), "the input is 'ab'; pass a list of ids"),
+        (lambda: given.rows_of_ids([[1, 0.5]]), "id 2 of 2 is 0.5; pass ids as integers"),
     ],
 )
 def test_what_is_neither_is_one_line(ask: Callable[[], Any], message: str) -> None:
@@ -177,20 +177,20 @@ def test_an_encoder_takes_one_or_many(encoder: Model, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(
     ("ask", "message"),
     [
-        (lambda: Sampling(temperature="hot"), "temperature is 'hot'; give a number"),  # type: ignore[arg-type]
-        (lambda: Sampling(top_k=2.5), "top_k is 2.5; give a whole number or None"),  # type: ignore[arg-type]
-        (lambda: Sampling(seed=True), "seed is True; give a whole number or None"),
-        (lambda: Limits("3"), "max_new_tokens is '3'; give a whole number"),  # type: ignore[arg-type]
+        (lambda: Sampling(temperature="hot"), "temperature is 'hot'; pass a number"),  # type: ignore[arg-type]
+        (lambda: Sampling(top_k=2.5), "top_k is 2.5; pass an integer or None"),  # type: ignore[arg-type]
+        (lambda: Sampling(seed=True), "seed is True; pass an integer or None"),
+        (lambda: Limits("3"), "max_new_tokens is '3'; pass an integer"),  # type: ignore[arg-type]
         (lambda: Limits(stop=["a", 3]), "stop is a list; give a tuple of texts"),  # type: ignore[arg-type]
-        (lambda: SearchConfig(beam="4"), "beam is '4'; give a whole number"),  # type: ignore[arg-type]
-        (lambda: audio.Transcribing(words="no"), "words is 'no'; give True or False"),  # type: ignore[arg-type]
-        (lambda: hw.train("text", "a.txt", minutes="3"), "minutes is '3'; give a number or None"),  # type: ignore[arg-type]
-        (lambda: hw.train("text", "a.txt", seed=1.5), "seed is 1.5; give a whole number or None"),  # type: ignore[arg-type]
-        (lambda: hw.train("text", "a.txt", set=["a"]), "set is a list; give a mapping"),  # type: ignore[arg-type]
-        (lambda: hw.train(3), "recipe is 3; give a text, a path or a Recipe"),  # type: ignore[arg-type]
-        (lambda: hw.load(None), "path is None; give a text or a path"),  # type: ignore[arg-type]
-        (lambda: hw.load("a", weights=8), "weights is 8; give a text or None"),  # type: ignore[arg-type]
-        (lambda: hw.train("text", "a.txt", {"train.steps": "x"}), "train.steps is 'x'; give a whole number"),
+        (lambda: SearchConfig(beam="4"), "beam is '4'; pass an integer"),  # type: ignore[arg-type]
+        (lambda: audio.Transcribing(words="no"), "words is 'no'; pass True or False"),  # type: ignore[arg-type]
+        (lambda: hw.train("text", "a.txt", minutes="3"), "minutes is '3'; pass a number or None"),  # type: ignore[arg-type]
+        (lambda: hw.train("text", "a.txt", seed=1.5), "seed is 1.5; pass an integer or None"),  # type: ignore[arg-type]
+        (lambda: hw.train("text", "a.txt", set=["a"]), "set is a list; pass a mapping"),  # type: ignore[arg-type]
+        (lambda: hw.train(3), "recipe is 3; pass a string, a path or a Recipe"),  # type: ignore[arg-type]
+        (lambda: hw.load(None), "path is None; pass a string or a path"),  # type: ignore[arg-type]
+        (lambda: hw.load("a", weights=8), "weights is 8; pass a string or None"),  # type: ignore[arg-type]
+        (lambda: hw.train("text", "a.txt", {"train.steps": "x"}), "train.steps is 'x'; use an integer"),
     ],
 )
 def test_arguments_of_other_types_are_one_line(ask: Callable[[], Any], message: str) -> None:
@@ -204,13 +204,13 @@ def test_settings_of_verbs_are_checked(model: Model) -> None:
     ask: Any = model
     for call, message in (
         (lambda: ask.generate("a", temperature="hot"), "temperature is 'hot'"),
-        (lambda: ask.generate("a", stop=3), "3 was given; give a stop, or a list of these"),
-        (lambda: ask.stream(["a"]), "prompt is a list; give a text"),
+        (lambda: ask.generate("a", stop=3), "the input is 3; pass a stop, or a list of these"),
+        (lambda: ask.stream(["a"]), "prompt is a list; pass a string"),
         (lambda: ask.complete("a", 0.7), "sampling is 0.7; give a Sampling"),
         (lambda: ask.translate("a", beam="4"), "is a language model, which cannot translate; use generate or embed"),
         (lambda: ask.chat(3), "3 is not a conversation; give a text, or messages as"),
         (lambda: ask.chat(["hi"]), "a list is not a conversation"),
-        (lambda: ask.attention(["a"]), "text is a list; give a text"),
+        (lambda: ask.attention(["a"]), "text is a list; pass a string"),
     ):
         with pytest.raises(hw.UserError) as caught:
             call()
@@ -242,15 +242,15 @@ os._exit(0)
 
 def test_a_process_forked_beside_threads_says_so(tmp_path: Path) -> None:
     said, _ = Program(tmp_path, FORKED).wait()
-    assert "was forked from one in which torch had run threads" in said
+    assert "was forked after torch started threads" in said
     assert "get_context('spawn')" in said
 
 
 def test_what_cannot_be_a_path_or_a_text_is_refused_in_a_line(tmp_path: Path) -> None:
     for data in ("~nobody-here/a.txt", "x" * 5000):
-        with pytest.raises(UserError, match=r"a user who is not known here|cannot be reached \(File name too long\)"):
+        with pytest.raises(UserError, match=r"an unknown user name|cannot be reached \(File name too long\)"):
             hw.train("text", data=data, run=tmp_path / "run")
-    with pytest.raises(UserError, match=r"text 2 of 2 is 'a\\udcff', which is no Unicode; decode it as UTF-8"):
+    with pytest.raises(UserError, match=r"text 2 of 2 is 'a\\udcff', which is not valid Unicode; decode it as UTF-8"):
         given.texts(["b", "a\udcff"])
 
 

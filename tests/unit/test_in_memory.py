@@ -106,13 +106,13 @@ def test_values_are_as_json_has_them(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("data", "domain", "message"),
     [
-        (3, "text", "the data are 3; give paths, a table, or an iterable of rows"),
+        (3, "text", "the data are 3; pass paths, a table, or an iterable of rows"),
         (b"ab", "text", "the data are b'ab'"),
-        ({"train": ROWS}, "text", "a dict of several parts; give one of them, as in data['train']"),
-        ([*ROWS, 4], "text", "row 3 of the data is 4; give texts, or mappings with a text"),
+        ({"train": ROWS}, "text", "a dict of several parts; pass one of them, as in data['train']"),
+        ([*ROWS, 4], "text", "row 3 of the data is 4; pass strings, or mappings with a text"),
         (["a", *ROWS], "understanding", "row 1 of the data is 'a'; give mappings"),
-        (ROWS, "chess", "recipes of chess read files, and a dict was given; give the paths of files"),
-        ([{"text": SimpleNamespace()}], "text", "row 1: 'text' is a SimpleNamespace; give texts, numbers"),
+        (ROWS, "chess", "chess recipes read files, but the data contain a dict; pass paths of files"),
+        ([{"text": SimpleNamespace()}], "text", "row 1: 'text' is a SimpleNamespace; pass strings, numbers"),
         ([{"text": float("inf")}], "text", "row 1: 'text' is inf"),
     ],
 )
@@ -150,7 +150,7 @@ def test_a_run_of_texts_repeats_and_resumes(tmp_path: Path, monkeypatch: pytest.
     again = hw.train(tmp_path / "run" / "recipe.json", run=tmp_path / "again", **how)
     assert again.summary["scores"] == run.summary["scores"]
     hw.train("text", texts, settings, run=tmp_path / "run", resume=True, **how)
-    with pytest.raises(hw.UserError, match=r"trained on other data: these have 59 samples, not 60; pass"):
+    with pytest.raises(hw.UserError, match=r"trained on other data: the new data have 59 samples, not 60; pass"):
         hw.train("text", texts[1:], settings, run=tmp_path / "run", resume=True, **how)
     assert list((tmp_path / "run" / "data").iterdir()) == [file]
     found = hw.load(tmp_path / "run").evaluate([{"text": text} for text in texts])

@@ -84,7 +84,7 @@ def test_a_few_questions_are_told_apart_before_the_first_step(data_dir: Path, mi
     assert drawn.summary["scores"]["accuracy"] < 0.5
     assert "refitted" not in drawn.summary
     assert probed.summary["refitted"] == 180 - probed.summary["scores"]["samples"]
-    assert "fitted again, to all" in (tmp_path / "4096" / "report.html").read_text()
+    assert "refitted to all" in (tmp_path / "4096" / "report.html").read_text()
     assert "fitted to the validation samples" in hw.load(tmp_path / "4096").evaluate(split="validation")["note"]
     config = json.loads((tmp_path / "4096" / "recipe.json").read_text())["model"]["heads"]["classes"]
     assert config.get("pool", "first") == "mean"  # as the model's own 1_Pooling says

@@ -101,7 +101,7 @@ def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_other_environments_have_no_expert() -> None:
-    with Copies("CartPole-v1", 1) as copies, pytest.raises(UserError, match="there is no expert of 'CartPole-v1'"):
+    with Copies("CartPole-v1", 1) as copies, pytest.raises(UserError, match="there is no expert for 'CartPole-v1'"):
         open_policy("expert", copies.spaces, "CartPole-v1")
     assert (default_policy("CartPole-v1"), default_policy(REACH)) == ("random", "expert")
 
@@ -121,7 +121,7 @@ def test_only_successes_are_kept_and_failures_are_replaced() -> None:
             after = len(done) - 1 - done.index(True)
             assert after == 4 or (after < 4 and len(done) == 75)
         hopeless = Recorder(copies, [Mixture(None, 0.0)], 0, 2, Demonstrating())
-        with pytest.raises(UserError, match="was done in 0 of 4 episodes; give a policy that does it more often"):
+        with pytest.raises(UserError, match="in 0 of 4 episodes; use a better policy"):
             hopeless.run(1, 1)
     assert hopeless.failed == 4
 
@@ -162,8 +162,8 @@ def test_the_robot_is_shown_the_right_way_up() -> None:
 def test_cameras_that_there_are_not() -> None:
     for name, cameras, size, message in (
         (REACH, ("corner9",), (32, 32), "has no camera 'corner9'; did you mean 'corner"),
-        (REACH, ("corner2",), (0, 32), "pictures of 0 x 32 cannot be drawn"),
-        ("CartPole-v1", ("corner2",), (32, 32), "'CartPole-v1' is none of MuJoCo's and has no cameras"),
+        (REACH, ("corner2",), (0, 32), "images of 0 x 32 pixels cannot be rendered"),
+        ("CartPole-v1", ("corner2",), (32, 32), "'CartPole-v1' does not use MuJoCo and has no cameras"),
     ):
         with pytest.raises(UserError, match=message):
             Copies(name, 1, cameras=cameras, size=size)
@@ -245,8 +245,8 @@ def test_packages_are_asked_for_before_work(
         ([REACH, "metaworld/door-open-v3", "--out", "a.npz"], "holds one environment, and 2 are given"),
         ([REACH, REACH, "--out", "a"], "given twice"),
         ([REACH, "--cameras", "corner2", "--size", "33", "32", "--out", "a"], "videos have even sides"),
-        (["CartPole-v1", "--out", "a"], "actions are 2 choices in 'CartPole-v1'; name an .npz file"),
-        ([REACH, "--policy", "clever", "--out", "a"], "the policy 'clever' is not known"),
+        (["CartPole-v1", "--out", "a"], "actions are 2 choices in 'CartPole-v1'; use an .npz file"),
+        ([REACH, "--policy", "clever", "--out", "a"], "unknown policy 'clever'"),
     ],
 )
 def test_collecting_what_does_not_fit(

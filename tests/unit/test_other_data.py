@@ -251,8 +251,8 @@ def test_a_run_goes_on_with_no_other_data(stopped: Path, tmp_path: Path, capsys:
         with pytest.raises(UserError) as caught:
             again(run, tmp_path / name)
         said = str(caught.value)
-        assert said.startswith(f"{run} was trained on other data: these have other texts")
-        assert said.endswith(f"in a new run that starts from it: --from {run} --run NEW")
+        assert said.startswith(f"{run} was trained on other data: the new data have other texts")
+        assert said.endswith(f"train a new run from it: --from {run} --run NEW")
     words = ["train", "shakespeare", "--run", str(run), "--resume", "--data", str(tmp_path / "play.txt")]
     assert main(words) == USER_ERROR
     assert capsys.readouterr().err.count("\n") == 1
@@ -293,7 +293,7 @@ def test_an_evaluation_says_that_the_data_are_others(
     copy.write_text(play.read_text())
     other.write_text(play.read_text().replace("Citizen", "citizen"))
     assert "note" not in hw.load(run).evaluate(copy)
-    note = "these are not the data that the run was trained on: other texts"
+    note = "the run was trained on other data: other texts"
     assert hw.load(run).evaluate(other)["note"].startswith(note)
     assert main(["evaluate", str(run), "--data", str(other)]) == 0
     told = capsys.readouterr()
@@ -319,7 +319,7 @@ def test_all_processes_read_the_same_data() -> None:
     one: dict[str, int | str] = {"version": 1, "samples": 10, "texts": "a"}
     other: dict[str, int | str] = {**one, "samples": 11}
     assert agreed(one, Two(1, one, 0)) == one  # type: ignore[arg-type]
-    with pytest.raises(UserError, match=r"process 1 has 11 samples, not 10; give all processes .* the same data"):
+    with pytest.raises(UserError, match=r"process 1 has 11 samples, not 10; pass the same data to all processes"):
         agreed(other, Two(1, one, 0))  # type: ignore[arg-type]
     with pytest.raises(UserError, match="another process has other data"):
         agreed(one, Two(0, one, 1))  # type: ignore[arg-type]

@@ -26,11 +26,11 @@ def test_what_is_no_plain_file_is_refused_without_waiting(tmp_path: Path) -> Non
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "zero").symlink_to("/dev/zero")
     for name in ("pipe", "zero", "."):
-        with pytest.raises(UserError, match="is not a plain file"):
+        with pytest.raises(UserError, match="is not a regular file"):
             opened(tmp_path / name)
     for name in ("pipe", "zero"):
         for look in (place_of, find_folder, named_folder):
-            with pytest.raises(UserError, match="is not a plain file, but a pipe or a device"):
+            with pytest.raises(UserError, match="is a pipe or a device, not a regular file"):
                 look(str(tmp_path / name))
     with pytest.raises(UserError, match="cannot be read"):
         opened(tmp_path / "none")
@@ -38,7 +38,7 @@ def test_what_is_no_plain_file_is_refused_without_waiting(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(
     ("given", "said"),
-    [("~nobody-here/a", "user who is not known"), ("a\0b", "name of a file"), ("x" * 5000, "name too long")],
+    [("~nobody-here/a", "unknown user name"), ("a\0b", "file name"), ("x" * 5000, "name too long")],
 )
 def test_a_path_that_no_file_has_is_refused(given: str, said: str) -> None:
     for look in (place_of, find_folder, named_folder):

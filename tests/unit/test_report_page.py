@@ -82,7 +82,7 @@ def test_the_page_needs_nothing_from_outside_and_escapes_what_it_shows(tmp_path:
         "Samples",
         "Inside the model",
         "Configuration",
-        "Machine and time",
+        "Machine and timing",
         "0 to 1",
     ):
         assert part in text
@@ -207,12 +207,12 @@ SAME = [{"output": "a b", "reference": reference} for reference in ("c", "d", "e
     [
         ({"bleu": 30.0, "accuracy": 0.5, "wer": 0.4}, [], None),
         ({"accuracy": 0.3}, SAME[:2], None),
-        ({"accuracy": 0.3}, SAME, "All 3 answers that are shown are the same, “a b”: the model does not tell"),
-        ({"loss": 1.0}, [{**sample, "output": ""} for sample in SAME], "All 3 answers that are shown are empty"),
-        ({"bleu": 0.0}, [], "BLEU is 0: no translation has a word in common with its reference"),
-        ({"wer": 4.2}, [], "An error rate is above 100 %, as more is written than there is to be said"),
-        ({"success_rate": 0.0}, [], "Success is 0: no episode"),
-        ({"f1": 0.0, "recall": 0.0}, [], "F1 is 0: not one entity"),
+        ({"accuracy": 0.3}, SAME, "All 3 samples have the same (“a b”) output: the model does not distinguish"),
+        ({"loss": 1.0}, [{**sample, "output": ""} for sample in SAME], "All 3 samples have an empty output"),
+        ({"bleu": 0.0}, [], "BLEU is 0: no translation shares a word with its reference"),
+        ({"wer": 4.2}, [], "An error rate is above 100 % because the outputs are too long"),
+        ({"success_rate": 0.0}, [], "The success rate is 0: no episode"),
+        ({"f1": 0.0, "recall": 0.0}, [], "F1 is 0: no entity"),
     ],
 )
 def test_a_page_says_why_a_score_is_nothing(scores: dict, samples: list, told: str | None) -> None:

@@ -229,7 +229,7 @@ def test_no_run_begins_in_a_folder_that_holds_something_else(
         assert main(["train", "text", "--data", play, "--run", place, *more]) == USER_ERROR
         told = capsys.readouterr().err
         assert told.count("\n") == 1
-        assert "is not empty and holds no run (config.json, model.safetensors, tokenizer.json, ...)" in told
+        assert "is not empty and does not contain a run (config.json, model.safetensors, tokenizer.json, ...)" in told
     assert files(model) == before
 
 
@@ -245,13 +245,13 @@ def test_a_run_that_was_killed_at_its_start_begins_again(tmp_path: Path) -> None
 def test_a_folder_with_weights_is_no_run_that_was_killed_at_its_start(tmp_path: Path) -> None:
     (tmp_path / ".lock").write_text("123")
     (tmp_path / "model-00001-of-00002.safetensors").write_text("mine")
-    with pytest.raises(UserError, match="is not empty and holds no run"):
+    with pytest.raises(UserError, match="is not empty and does not contain a run"):
         count(tmp_path, counting_recipe(steps=2))
     (tmp_path / "model-00001-of-00002.safetensors").unlink()
     (tmp_path / "report.html").write_text("mine")
     for other in ("", "made by another program"):
         (tmp_path / ".lock").write_text(other)
-        with pytest.raises(UserError, match="is not empty and holds no run"):
+        with pytest.raises(UserError, match="is not empty and does not contain a run"):
             count(tmp_path, counting_recipe(steps=2))
 
 
@@ -313,7 +313,7 @@ def test_no_output_replaces_an_input(
         "chess match run --openings game.pgn --pgn game.pgn",
     ):
         assert main(words.split()) == USER_ERROR
-        assert "would be overwritten" in capsys.readouterr().err, words
+        assert "could be overwritten" in capsys.readouterr().err, words
     assert set(files(tmp_path).values()) == {b"mine"}
 
 

@@ -55,21 +55,21 @@ def change(path: Path, name: str, value: Any) -> None:
 
 
 STATUS = [
-    ("step", "7", "run.json: step is '7'; give a whole number"),
-    ("step", -1, "run.json: step is -1; give 0 or more"),
-    ("steps", 1 << 70, "run.json: steps is a whole number of 71 bits"),
+    ("step", "7", "run.json: step is '7'; use an integer"),
+    ("step", -1, "run.json: step is -1; use 0 or more"),
+    ("steps", 1 << 70, "run.json: steps is an integer of 71 bits"),
     ("tokens", ..., "run.json has no 'tokens'"),
-    ("seconds", float("nan"), "run.json: seconds is nan; give a finite number"),
-    ("elapsed", 1e300, "run.json: elapsed is 1e+300; give a number from"),
-    ("minutes", [5], "run.json: minutes is [5]; give a number"),
+    ("seconds", float("nan"), "run.json: seconds is nan; use a finite number"),
+    ("elapsed", 1e300, "run.json: elapsed is 1e+300; use a number from"),
+    ("minutes", [5], "run.json: minutes is [5]; use a number"),
     ("status", {}, "run.json: status is {}; choose from: running, interrupted, finished"),
-    ("fresh", 3, "run.json: fresh is 3; give a list"),
+    ("fresh", 3, "run.json: fresh is 3; use a list"),
     ("goal", None, "run.json: goal is None; give text"),
-    ("best", [], "run.json: best is []; give a mapping"),
+    ("best", [], "run.json: best is []; use a mapping"),
     ("best.loss", [1.0], "run.json: best: loss is [1.0], not a number"),
-    ("best.step", "x", "run.json: best: step is 'x'; give a whole number"),
-    ("forecast", {"step": 1, "loss": "x", "loss_interval": [1, 2]}, "run.json: forecast: loss is 'x'; give a number"),
-    ("packages", ["torch"], "run.json: packages is ['torch']; give a mapping"),
+    ("best.step", "x", "run.json: best: step is 'x'; use an integer"),
+    ("forecast", {"step": 1, "loss": "x", "loss_interval": [1, 2]}, "run.json: forecast: loss is 'x'; use a number"),
+    ("packages", ["torch"], "run.json: packages is ['torch']; use a mapping"),
     ("machine", {"cores": [2]}, "run.json: machine.cores is [2]; give"),
 ]
 
@@ -96,17 +96,17 @@ def test_a_wrong_value_in_run_json_is_one_line(
 
 
 PROGRESS = [
-    ("step", None, "step is None; give a whole number"),
-    ("step", 2, "is of step 2, and its folder is step-00000003"),
+    ("step", None, "step is None; use an integer"),
+    ("step", 2, "is of step 2, but its folder is step-00000003"),
     ("tokens", ..., "has no 'tokens'"),
-    ("seconds", float("inf"), "seconds is inf; give a finite number"),
-    ("seconds", "3", "seconds is '3'; give a number"),
-    ("stale", 1.5, "stale is 1.5; give a whole number"),
+    ("seconds", float("inf"), "seconds is inf; use a finite number"),
+    ("seconds", "3", "seconds is '3'; use a number"),
+    ("stale", 1.5, "stale is 1.5; use an integer"),
     ("best", {"step": 3, "loss": {}}, "best: loss is {}, not a number"),
-    ("best", {"step": 3}, "has no loss in its best evaluation"),
+    ("best", {"step": 3}, "state.json has no loss; restore it"),
     ("forecast", [1, 2], "forecast is [1, 2]; give a JSON object"),
     ("more", 1, "has no setting 'more'"),
-    ("version", [], "has version [], this headway reads 1"),
+    ("version", [], "has version [], but this headway reads 1"),
 ]
 
 
@@ -128,7 +128,7 @@ def test_a_wrong_value_in_state_json_is_one_line(
     ("damage", "message"),
     [
         (lambda line: [line], "line 1 is [{"),
-        (lambda line: {**line, "step": {}}, "line 1: step is {}; give a whole number"),
+        (lambda line: {**line, "step": {}}, "line 1: step is {}; use an integer"),
         (lambda line: {**line, "loss": "low"}, "line 1: loss is 'low', not a number"),
         (lambda line: {**line, "loss": 1e200}, "line 1: loss is 1e+200, not a number"),
         (lambda line: {**line, "split": 3}, "line 1: split is 3; give text"),

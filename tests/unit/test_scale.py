@@ -72,7 +72,7 @@ def test_what_the_user_sets_is_not_chosen() -> None:
 
 
 def test_too_little_time_says_how_much_would_do() -> None:
-    with pytest.raises(UserError, match=r"the smallest model makes \d+ steps and learns nothing of use; give .* more"):
+    with pytest.raises(UserError, match=r"the smallest model makes only \d+ steps; increase --minutes by "):
         chosen(0.001, 1e6)
     with pytest.raises(UserError, match=r"-?\d+ s are left for training, in which a model of this size"):
         choose(
@@ -146,7 +146,7 @@ def test_bad_minutes_and_sizes_are_one_line(book: Path, tmp_path: Path, capsys: 
     few = tmp_path / "few.txt"
     few.write_text("word")
     cases: Sequence[tuple[list[str], str]] = (
-        ([*begin, "--minutes", "0.001"], "learns nothing of use; give "),
+        ([*begin, "--minutes", "0.001"], "steps; increase --minutes by "),
         ([*begin, "--minutes", "0.05", "--set", "model.width=101"], "width 101 is not divisible by heads"),
         (["train", "text", "--data", str(few), "--minutes", "1", "--run", str(tmp_path / "r")], "validation split"),
         ([*begin, "--finish"], "--finish ends a run that was stopped; give it with --resume"),

@@ -145,7 +145,7 @@ def test_losses_are_reasons_only_where_their_law_was_fitted(tmp_path: Path, monk
         monkeypatch.setattr("headway.app.fitting.scale_of", lambda name, fitted=fitted: replace(small, fitted=fitted))
         (plan,) = hw.plan("trajectories", path, 0.3, sizes, device="cpu")
         assert any("parameters (width" in reason for reason in plan.reasons)
-        assert any("lowest loss predicted" in reason for reason in plan.reasons) is fitted
+        assert any("lowest predicted loss" in reason for reason in plan.reasons) is fitted
 
 
 def test_plans_on_the_command_line(

@@ -130,7 +130,7 @@ def test_vectors_of_texts_and_ids_in_both_encodings(client: TestClient, minilm: 
         ({"input": [[1], []]}, "input 2 is empty"),
         ({"input": [True]}, "bool"),
         ({"input": ["a", " "]}, "text 2 of 2 is empty"),
-        ({"input": "so " * 600}, "has 602 tokens and the model reads 512 at most"),
+        ({"input": "so " * 600}, "has 602 tokens, but the model reads at most 512"),
         (
             {"input": "a", "dimensions": 64},
             "its configuration has no shorter ones (matryoshka_dimensions)",

@@ -51,7 +51,7 @@ def failed(ask: Any) -> hw.SomeFailedError:
         ask()
     found = told.value
     assert set(found.errors) == {0, 3, 19}
-    assert str(found).endswith("(3 of 20 images failed; .results has the answers to the others)")
+    assert str(found).endswith("(3 of 20 images failed; .results has the results of the others)")
     assert "3.png is not a file" in str(found.errors[3])
     return found
 

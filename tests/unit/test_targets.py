@@ -158,7 +158,7 @@ def test_rare_classes_are_weighed_and_said(tmp_path: Path) -> None:
     counts = np.bincount(task.examples.targets[task.examples.splits.sides["train"]])
     assert task.chosen == {"target": "class", "balance": 0.5, "goal": "f1"}
     assert f"'alarm' ({counts[0]})" in task.reasons[1]
-    assert f"always answering 'ok' would be right in {counts[1] / counts.sum():.1%}" in task.reasons[1]
+    assert f"always predicting 'ok' has an accuracy of {counts[1] / counts.sum():.1%}" in task.reasons[1]
     weights = task.objective.weights
     assert float(weights[0] / weights[1]) == pytest.approx((counts[1] / counts[0]) ** 0.5)
     assert float((weights * torch.from_numpy(counts)).sum()) == pytest.approx(counts.sum())
@@ -168,7 +168,7 @@ def test_rare_classes_are_weighed_and_said(tmp_path: Path) -> None:
     plain = opened(small(classification(), **{"task.balance": False, "task.goal": "balanced_accuracy"}), path)
     assert plain.objective.weights is None
     assert plain.goal == "balanced_accuracy"
-    assert "the loss does not weigh classes" in plain.reasons[1]
+    assert "no class weights in the loss" in plain.reasons[1]
     even = opened(small(classification()), write_csv(tmp_path / "even.csv", ["text", "label"], rows[-20:]))
     assert even.chosen == {"target": "class", "balance": 0.0, "goal": "accuracy"}
     assert next(iter(even.evaluate(build(even.adapt(small(classification()).model))))) == "loss"
@@ -198,7 +198,7 @@ def test_weights_and_rarity() -> None:
     [
         ({"task.balance": 3}, "task.balance is 3; use auto, or a number from 0"),
         ({"task.balance": "weights"}, "task.balance is 'weights'"),
-        ({"task.goal": "r2"}, "task.goal is 'r2', which is not a score of classes; use one of accuracy"),
+        ({"task.goal": "r2"}, "task.goal is 'r2', which is not a score for classes; use one of accuracy"),
         ({"task.goal": "rare_f1"}, "no class is rare; use f1"),
         ({"task.target": "number"}, "the label 'a' is not a number; correct it, or set task.target=class"),
         ({"task.label": []}, "task.label is"),

@@ -223,18 +223,18 @@ def test_what_peft_saves_is_merged(play: Path, tmp_path: Path, name: str, sizes:
 
 def test_targets_and_numbers_are_checked(play: Path, tmp_path: Path, first: Path) -> None:
     model = build(modern(32, 1, 2, 16, 50))
-    with pytest.raises(ConfigError, match=r"adapter.targets: the model has no map 'gate'; "):
+    with pytest.raises(ConfigError, match=r"adapter.targets: the model has no projection 'gate'; "):
         adapted(model, LoRAConfig(targets=("q", "gate")), (), 1)
     for settings, message in (
-        ({"rank": 0}, "adapter.rank is 0; give 1 or more"),
-        ({"alpha": -1.0}, "adapter.alpha is -1.0; give a number above 0"),
+        ({"rank": 0}, "adapter.rank is 0; use 1 or more"),
+        ({"alpha": -1.0}, "adapter.alpha is -1.0; use a number above 0"),
         ({"targets": ()}, "adapter.targets is empty"),
     ):
         with pytest.raises(ConfigError, match=message):
             LoRAConfig(**settings)  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="adapter needs weights that it is added to; give a model to start from"):
+    with pytest.raises(ConfigError, match="adapter needs a pretrained model; choose one with --from"):
         train(tmp_path / "run", play, lora=4)
-    with pytest.raises(ConfigError, match=r"adapter.targets: the model has no map 'w'"):
+    with pytest.raises(ConfigError, match=r"adapter.targets: the model has no projection 'w'"):
         train(tmp_path / "other", play, start=first, lora=4, set={"adapter.targets": "q,w"})
     assert not (tmp_path / "run").exists()
 

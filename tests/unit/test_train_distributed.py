@@ -105,7 +105,7 @@ except Exception as error:
 """
 
 
-@pytest.mark.parametrize(("number", "told"), [(signal.SIGSTOP, "has not answered for 3 s"), (signal.SIGKILL, "ended")])
+@pytest.mark.parametrize(("number", "told"), [(signal.SIGSTOP, "has not responded for 3 s"), (signal.SIGKILL, "ended")])
 @pytest.mark.parametrize("lost", [0, 1])
 def test_a_process_that_is_lost_ends_the_others_in_a_line(
     number: signal.Signals, told: str, lost: int, tmp_path: Path

@@ -78,7 +78,7 @@ def test_gradient_is_that_of_the_sum_of_means() -> None:
 
 def test_losses_that_cannot_be_accumulated_are_refused() -> None:
     learner = _learner(losses=2)
-    with pytest.raises(UserError, match="losses next, first count different things"):
+    with pytest.raises(UserError, match="losses next, first have different counts"):
         learner.update(0, [learner.task.examples.batch(k) for k in range(2)])  # type: ignore[attr-defined]
 
 

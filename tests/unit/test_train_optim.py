@@ -53,11 +53,11 @@ def test_inverse_square_root_is_the_formula_of_2017() -> None:
 
 
 def test_settings_out_of_range_name_the_remedy() -> None:
-    with pytest.raises(ConfigError, match=r"optim.lr is 0; give a number above 0"):
+    with pytest.raises(ConfigError, match=r"optim.lr is 0; use a number above 0"):
         AdamWConfig(lr=0)
     with pytest.raises(ConfigError, match=r"schedule.decay is 0"):
         WSDConfig(decay=0)
-    with pytest.raises(ConfigError, match=r"schedule.every is 0; give a part of the run below 1, or a number of steps"):
+    with pytest.raises(ConfigError, match=r"schedule.every is 0; use a fraction below 1, or a number of steps"):
         HalvingConfig(every=0)
 
 

@@ -51,11 +51,11 @@ def test_learning_in_bf16_follows_fp32_and_is_judged_in_fp32(monkeypatch: pytest
     [
         (UNIT, 128, "bf16", "matrix unit"),
         (UNIT, 32, "fp32", "matrices of 32 rows"),
-        (ZEN4, 128, "bf16", "AVX512_BF16 multiplies it twice as fast"),
+        (ZEN4, 128, "bf16", "AVX512_BF16 is twice as fast as fp32"),
         (ZEN4, 32, "fp32", "matrices of 32 rows"),
-        (COOPER_LAKE, 128, "fp32", "no faster than fp32"),
-        (ZEN3, 128, "fp32", "no products of bf16"),
-        (ZEN3, 32, "fp32", "no products of bf16"),
+        (COOPER_LAKE, 128, "fp32", "not faster than fp32"),
+        (ZEN3, 128, "fp32", "no bf16 instructions"),
+        (ZEN3, 32, "fp32", "no bf16 instructions"),
     ],
 )
 def test_auto_goes_by_the_processor_and_the_shapes(processor: Processor, width: int, name: str, reason: str) -> None:

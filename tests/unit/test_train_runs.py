@@ -223,7 +223,7 @@ def test_what_is_asked_beside_the_recipe_is_as_it_was(tmp_path: Path) -> None:
         return Trainer(recipe, recipe.task.open(recipe, None, tmp_path), tmp_path, progress=False, minutes=minutes)
 
     trainer_of(None).fit()
-    with pytest.raises(UserError, match=r"no checkpoint of a time before its rate fell, .* and with schedule=wsd"):
+    with pytest.raises(UserError, match=r"no checkpoint from before its learning rate decayed, .* and schedule=wsd"):
         trainer_of(3).fit(resume=True)
     with deterministic(), pytest.raises(UserError, match="was started without --deterministic; resume it without it"):
         trainer_of(None).fit(resume=True)
@@ -245,7 +245,7 @@ def test_resume_starts_where_there_is_nothing_and_reads_what_is_finished(tmp_pat
 
 def test_an_existing_run_is_never_overwritten(tmp_path: Path) -> None:
     train(tmp_path, counting_recipe())
-    with pytest.raises(UserError, match=r"already holds a run \(finished\); resume it with --resume, or choose"):
+    with pytest.raises(UserError, match=r"already contains a run \(finished\); resume it with --resume, or choose"):
         train(tmp_path, counting_recipe())
     with pytest.raises(UserError, match=r"another recipe: optim.lr is 0.001, not 0.5"):
         train(tmp_path, counting_recipe(**{"optim.lr": 0.5}), resume=True)
@@ -324,7 +324,7 @@ def test_a_run_goes_on_from_the_last_whole_checkpoint(name: str, tmp_path: Path)
     trainer = Trainer(recipe, task, damaged, device="cpu", threads=1, progress=False)  # type: ignore[arg-type]
     trainer.fit(resume=True)
     (told,) = trainer._damaged
-    assert f"{name} has changed; the run goes on from a checkpoint that is whole" in told
+    assert f"{name} has changed; the run resumes from an intact checkpoint" in told
     aside = damaged / "checkpoints" / "damaged-step-00000020"
     assert (aside / name).read_bytes() == content
     shutil.rmtree(aside)
@@ -338,7 +338,7 @@ def test_a_run_without_a_whole_checkpoint_is_left_as_it_is(tmp_path: Path) -> No
         path = folder / "optimizer.safetensors"
         path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(
-        UserError, match=r"step-00000020.*not a complete safetensors file.* no whole checkpoint is left; restore one"
+        UserError, match=r"step-00000020.*not a complete safetensors file.* no intact checkpoint is left; restore one"
     ):
         train(tmp_path, counting_recipe(), resume=True)
     assert len(list((tmp_path / "checkpoints").glob("step-*"))) == 2
@@ -347,7 +347,7 @@ def test_a_run_without_a_whole_checkpoint_is_left_as_it_is(tmp_path: Path) -> No
 def test_a_fresh_run_takes_nothing_up(tmp_path: Path) -> None:
     train(tmp_path, counting_recipe())
     (tmp_path / "run.json").unlink()
-    with pytest.raises(UserError, match=r"checkpoints of a run that has lost its run.json; restore that, or"):
+    with pytest.raises(UserError, match=r"checkpoints of a run whose run.json is missing; restore that file, or"):
         train(tmp_path, counting_recipe())
 
 
@@ -356,10 +356,10 @@ def test_one_process_at_a_time_trains_in_a_folder(tmp_path: Path) -> None:
     program = _start(place, "delay=0.1", "steps=200")
     _wait_for(place / ".lock", program)
     for resume in (False, True):
-        with pytest.raises(UserError, match=rf"{place} (is being trained by another process|already holds a run)"):
+        with pytest.raises(UserError, match=rf"{place} (is being trained by another process|already contains a run)"):
             train(place, counting_recipe(), resume=resume)
     _wait_for(place / "run.json", program)
-    with pytest.raises(UserError, match=r"is being trained by another process \(\d+\); wait for its end, or choose"):
+    with pytest.raises(UserError, match=r"is being trained by another process \(\d+\); wait until it ends, or choose"):
         train(place, counting_recipe(steps=200), resume=True)
     program.signal(signal.SIGKILL)
     program.wait()
@@ -427,7 +427,7 @@ def test_minutes_fix_the_steps_of_a_recipe_that_repeats_the_run(tmp_path: Path) 
     assert train(timed, counting_recipe(), resume=True).summary == run.summary  # a cosine's plan is never changed
     with pytest.raises(UserError, match="are left for training"):
         train(tmp_path / "short", counting_recipe(), minutes=0.001)
-    with pytest.raises(UserError, match="-1 minutes; give a number above 0"):
+    with pytest.raises(UserError, match="minutes is -1; use a number above 0"):
         train(tmp_path / "never", counting_recipe(), minutes=-1)
 
 
@@ -472,7 +472,7 @@ def test_a_longer_run_is_as_if_it_had_been_asked_for_at_once(tmp_path: Path) -> 
         assert (short / place).read_bytes() == (whole / place).read_bytes()
     run.summary["scores"] = {"split": "test", "loss": 1.0}  # as judged: then only more minutes go on with it
     RunDirectory(short).write_status(run.summary)
-    with pytest.raises(UserError, match=r"minutes more lead to [\d,]+; give at least"):
+    with pytest.raises(UserError, match=r"more minutes reach only step [\d,]+; use --minutes"):
         train(short, recipe, resume=True, minutes=0.8 / 60, delay=0.01)
 
 
@@ -497,7 +497,7 @@ def test_a_stopped_run_ends_soon_where_that_is_asked_for(tmp_path: Path, monkeyp
     rates = [line["lr"] for line in run.metrics if "split" not in line]
     assert rates[100] == rates[149] == max(rates)
     assert rates[-1] < 0.1 * max(rates)
-    with pytest.raises(UserError, match="is finished already; leave --finish out"):
+    with pytest.raises(UserError, match="is already finished; remove --finish"):
         Trainer(run.recipe, task, tmp_path, **given).fit(resume=True, finish=True)  # type: ignore[arg-type]
 
 
@@ -509,7 +509,7 @@ def test_recipes_are_read_strictly(tmp_path: Path) -> None:
     path.write_text(json.dumps(data))
     with pytest.raises(ConfigError, match=r"no setting 'stepz'; did you mean 'steps'"):
         read_recipe(path)
-    with pytest.raises(ConfigError, match=r"train.steps is 0; give 1 or more"):
+    with pytest.raises(ConfigError, match=r"train.steps is 0; use 1 or more"):
         counting_recipe(steps=0)
 
 
@@ -543,10 +543,10 @@ def test_divergence_is_told_when_it_happens(capsys: pytest.CaptureFixture[str]) 
         progress.step = step
         journal.add(Update(("next",), torch.tensor(1.0), torch.tensor([0.0, 8.0, 1.0, loss])), 8, 8)
         journal.flush()
-    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("caution: ")]
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
     assert told == [
-        "caution: the loss is 40 at step 50, was 2 at first, and has been far above that since step 31: the training "
-        "diverges; lower optim.lr, lengthen schedule.warmup, or set train.clip"
+        "warning: training diverges: the loss is 40 at step 50, was 2 at first, and has been far above that since step "
+        "31; lower optim.lr, lengthen schedule.warmup, or set train.clip"
     ]
 
 
@@ -555,7 +555,7 @@ def test_an_evaluation_that_is_no_number_is_never_the_best(tmp_path: Path, monke
     monkeypatch.setattr(CountOn, "judge", lambda *_: {"loss": next(values, 4.0)})
     assert train(tmp_path / "a", counting_recipe()).summary["best"] == {"step": 4, "loss": 3.0}
     monkeypatch.setattr(CountOn, "judge", lambda *_: {"loss": math.nan})
-    with pytest.raises(UserError, match=r"no evaluation gave a number .*; lower optim.lr"):
+    with pytest.raises(UserError, match=r"was not finite in any evaluation.*; lower optim.lr"):
         train(tmp_path / "b", counting_recipe())
 
 

@@ -48,7 +48,7 @@ def test_the_first_plan_is_limited_by_the_amount_of_data() -> None:
     short = tuned(9000, 9000, LABELS, 30.0, "train.batch_tokens")
     assert short.steps < long.steps
     assert short.epochs < 0.5
-    assert short.reason == "as many epochs of 9,000 samples as fit into 30 s; 6.3 would help"
+    assert short.reason == "as many epochs of 9,000 samples as fit in 30 s; 6.3 would be better"
 
 
 def test_small_sets_have_small_batches_and_rows_whole_ones() -> None:

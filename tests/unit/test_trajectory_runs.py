@@ -64,7 +64,7 @@ def test_the_report_shows_returns_and_film(run: Path) -> None:
     pytest.importorskip("jinja2", reason="jinja2 is not installed: pip install 'headway[report]'")
     pytest.importorskip("pygame", reason="pygame is not installed: pip install 'headway[rl]'")
     page = (run / "report.html").read_text(encoding="utf-8")
-    assert "return asked for" in page
+    assert "target return" in page
     assert "data:image/png;base64," in page
     assert "95 % from" in page
     assert "timesteps a second" in page
@@ -154,7 +154,7 @@ def test_an_environment_of_ones_own(
     assert trained.summary["scores"]["return_mean"] == pytest.approx(0.5 * trained.summary["scores"]["length_mean"])
     monkeypatch.delenv("HEADWAY_ENV")
     assert cli.main(["rollout", str(tmp_path / "own")]) == cli.USER_ERROR
-    assert "code of its own, which no file may ask for; name it yourself: --env slowly:Slow" in capsys.readouterr().err
+    assert "which would run its own code; allow it with --env slowly:Slow" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -206,7 +206,7 @@ def test_collect(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([*command[:-1], str(tmp_path / "a.csv")]) == cli.USER_ERROR
     assert "end it with .npz" in capsys.readouterr().err
     assert cli.main([*command[:-1], str(tmp_path / "b.npz"), "--policy", "clever"]) == cli.USER_ERROR
-    assert "the policy 'clever' is not known" in capsys.readouterr().err
+    assert "unknown policy 'clever'" in capsys.readouterr().err
     assert not (tmp_path / "b.npz").exists()
 
 

@@ -210,17 +210,17 @@ def test_of_many_classes_the_most_mistaken_are_shown() -> None:
     matrix, pairs, classes = confusions(right, said, [f"class {i}" for i in range(100)], "test images")
     assert "class 57, said class 3: 2 of 2" in str(matrix.figure)
     assert str(matrix.figure).count("<rect") == 24 * 24
-    assert matrix.caption.endswith("what is said; the 24 of 100 classes that are mistaken most")
+    assert matrix.caption.endswith("predicted class (columns); the 24 most confused of 100 classes")
     assert re.findall(r"<td[^>]*>([^<]*)", str(pairs.figure)) == ["class 57", "class 3", "2 of 2"]
     worst = re.findall(r"<td[^>]*>([^<]*)", str(classes.figure))
     assert worst[:10] == ["class 57", "2", "0.0 %", "-", "0.0 %", "class 3", "2", "100.0 %", "50.0 %", "66.7 %"]
     assert len(worst) == 24 * 5
-    assert classes.caption == "of test images, the worst first; 24 of 100 classes"
+    assert classes.caption == "of test images, worst first; 24 of 100 classes"
 
 
 def test_one_answer_to_all_is_said() -> None:
     matrix, *_ = confusions(np.arange(10) % 2, np.ones(10, int), ["cat", "dog"], "sounds")
-    assert matrix.caption.endswith("; 100% of the answers are “dog”")
+    assert matrix.caption.endswith("; 100% of the predictions are “dog”")
 
 
 def test_a_damaged_image_does_not_cost_the_others_their_answer(

@@ -1,4 +1,4 @@
-"""Environments for agents: gymnasium's and the user's own, stepped side by side, recorded and filmed."""
+"""Environments for agents: Gymnasium and user-defined ones, stepped in parallel, recorded and filmed."""
 
 from headway.environments.copies import Copies, Step
 from headway.environments.making import VARIABLE, Spaces, check_stored, make_environment, only_one, spaces_of

@@ -1,4 +1,4 @@
-"""Copies of one environment side by side, and what their cameras see."""
+"""Vectorised environments: several instances of one environment, and their camera images."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ from headway.environments.making import (
 )
 from headway.errors import UserError, nearest
 
-MOST = 4096  # pixels of a side
-_LEFT_OUT = ("mjRND_SHADOW", "mjRND_REFLECTION")  # on a processor they take four fifths of a picture's time
+MOST = 4096  # maximum pixels per side
+_LEFT_OUT = ("mjRND_SHADOW", "mjRND_REFLECTION")  # on a CPU they take four fifths of the rendering time
 
 
 class Cameras:
-    """Cameras of an environment by name. Pictures have neither shadows nor reflections.
+    """Cameras of an environment by name. Images have neither shadows nor reflections.
 
-    One drawing of a size serves all copies of the environment: each brings its own model and state.
+    One renderer serves all instances of the environment, which have their own models and states.
     """
 
     def __init__(self, name: str, environment: Any, cameras: Sequence[str], size: tuple[int, int]) -> None:
-        """Raises UserError for cameras that the environment does not have, and where nothing can be drawn."""
+        """Raises UserError for cameras that the environment does not have, and if rendering fails."""
         simulation = environment.unwrapped
         if not (hasattr(simulation, "model") and hasattr(simulation, "data") and hasattr(simulation.model, "ncam")):
-            raise UserError(f"the environment {name!r} is none of MuJoCo's and has no cameras; leave them out")
+            raise UserError(f"the environment {name!r} does not use MuJoCo and has no cameras; remove --cameras")
         if not all(0 < side <= MOST for side in size):
-            raise UserError(f"pictures of {size[0]} x {size[1]} cannot be drawn; give sides from 1 to {MOST}")
+            raise UserError(f"images of {size[0]} x {size[1]} pixels cannot be rendered; use sides from 1 to {MOST}")
         known = {simulation.model.camera(number).name: number for number in range(simulation.model.ncam)}
         for camera in cameras:
             if camera not in known:
@@ -51,7 +51,7 @@ class Cameras:
             self._viewer = self._opened(simulation, size)
 
     def take(self, environment: Any) -> dict[str, np.ndarray]:
-        """What each camera sees of a copy now: uint8 [H, W, 3]."""
+        """The current image of each camera of an instance: uint8 [H, W, 3]."""
         viewer, simulation = self._viewer, environment.unwrapped
         viewer.model, viewer.data = simulation.model, simulation.data
         with self._told():
@@ -66,7 +66,7 @@ class Cameras:
 
     def _opened(self, simulation: Any, size: tuple[int, int]) -> Any:
         height, width = size
-        most = simulation.model.vis.global_  # what the drawing has room for
+        most = simulation.model.vis.global_  # the size of the render buffer
         most.offheight, most.offwidth = max(most.offheight, height), max(most.offwidth, width)
         drawing = import_module("gymnasium.envs.mujoco.mujoco_rendering")
         viewer = drawing.OffScreenViewer(simulation.model, simulation.data, width, height)
@@ -79,38 +79,38 @@ class Cameras:
     def _told(self) -> Any:
         try:
             yield
-        except Exception as error:  # each graphics library has errors of its own
-            raise cannot_draw(self._name, error, "leave --cameras out") from error
+        except Exception as error:  # each graphics library has its own exceptions
+            raise cannot_draw(self._name, error, "remove --cameras") from error
 
 
 def free_drawings(environment: Any) -> None:
-    """Free what a MuJoCo environment has drawn with, before it is closed."""
+    """Free the renderers of a MuJoCo environment before it is closed."""
     renderer = getattr(environment.unwrapped, "mujoco_renderer", None)
     for viewer in getattr(renderer, "_viewers", {}).values():
         _free(viewer)
 
 
 def _free(viewer: Any) -> None:
-    """Free a drawing's buffers while its own context is the current one: freed later, by Python's garbage collector,
-    they would take those of equal number from whatever drawing is the current one then.
+    """Free a renderer's buffers while its own context is current: if the garbage collector freed them later, it would
+    free buffers with the same ids in another context.
     """
     viewer.make_context_current()
     viewer.con.free()
 
 
 def cannot_draw(name: str, error: Exception, instead: str) -> UserError:
-    """Why an environment cannot be drawn, and what helps."""
+    """The error for an environment that cannot be rendered."""
     if isinstance(error, ImportError):
-        return UserError(f"the environment {name!r} cannot be drawn here ({first_line(error)}); {INSTALL}")
+        return UserError(f"the environment {name!r} cannot be rendered ({first_line(error)}); {INSTALL}")
     return UserError(
-        f"the environment {name!r} cannot be drawn here ({first_line(error)}); install EGL or OSMesa and set "
+        f"the environment {name!r} cannot be rendered ({first_line(error)}); install EGL or OSMesa and set "
         f"MUJOCO_GL=egl or MUJOCO_GL=osmesa, or {instead}"
     )
 
 
 class Step(NamedTuple):
-    """What an action led to. `ended` is the environment's word, `cut` a limit's; `success` says whether the task is
-    done at this moment, None where the environment does not say.
+    """The result of an action. `terminated` comes from the environment, `truncated` from a limit; `success` is whether
+    the task is currently solved, None if the environment does not report it.
     """
 
     state: State
@@ -121,8 +121,8 @@ class Step(NamedTuple):
 
 
 class Copies:
-    """`count` environments of a name, each with an episode of its own. `drawn` lets the first be filmed; `cameras` are
-    those of the environment that `pictures` shows, in `size`, height and width.
+    """`num_envs` instances of an environment, each with its own episode. `render` allows filming the first; `cameras`
+    are the cameras of `images`, with `size` as height and width.
     """
 
     def __init__(
@@ -134,7 +134,7 @@ class Copies:
         cameras: Sequence[str] = (),
         size: tuple[int, int] = (96, 96),
     ) -> None:
-        """Raises UserError for an environment that there is not, that lacks a camera, or whose actions no head says."""
+        """Raises UserError for an unknown environment, a missing camera, or an unsupported action space."""
         self.name = name
         self._each: list[Any] = []
         self._cameras: Cameras | None = None
@@ -145,7 +145,7 @@ class Copies:
             self.spaces: Spaces = spaces_of(self._each[0], name)
             if cameras:
                 self._cameras = Cameras(name, self._each[0], cameras, size)
-            made.pop_all()  # they stay open but where this raises
+            made.pop_all()  # they stay open unless this raises
 
     def __enter__(self) -> Copies:
         return self
@@ -154,11 +154,11 @@ class Copies:
         self.close()
 
     def close(self) -> None:
-        """Close all copies, and free what they draw with."""
+        """Close all instances, and free their renderers."""
         if self._cameras is not None:
             self._cameras.close()
         for environment in self._each:
-            with suppress(Exception):  # a drawing that failed cannot be closed, which is no news
+            with suppress(Exception):  # a renderer that failed cannot be closed
                 free_drawings(environment)
                 environment.close()
 
@@ -167,29 +167,29 @@ class Copies:
 
     @property
     def frame_rate(self) -> float | None:
-        """Frames a second in real time, where the environment says so."""
+        """Frames per second in real time, if the environment defines it."""
         return getattr(self._each[0], "metadata", {}).get("render_fps")
 
     @property
     def horizon(self) -> int | None:
-        """The most steps of an episode, where the environment says so."""
+        """The maximum steps of an episode, if the environment defines it."""
         spec = getattr(self._each[0], "spec", None)
         return getattr(spec, "max_episode_steps", None)
 
     def reset(self, row: int, seed: int) -> State:
-        """Begin an episode, whose start depends on the seed alone."""
+        """Start an episode whose initial state depends only on the seed."""
         with self._told("its reset"):
             observation, _ = self._each[row].reset(seed=seed)
         return self._seen(observation)
 
     def step(self, row: int, action: Action) -> Step:
-        """UserError for a reward or a state that is no number."""
+        """Take an action. UserError for a reward or a state that is not finite."""
         with self._told("its step"):
             observation, reward, ended, cut, info = self._each[row].step(self.spaces.action(action))
             known = bool(np.isfinite(reward))
         if not known:
             raise UserError(
-                f"the environment {self.name!r} gave the reward {reward}, which is not a number; correct it"
+                f"the environment {self.name!r} returned the reward {reward}, which is not finite; correct it"
             )
         said = info.get("success", info.get("is_success"))
         success = None if said is None else bool(said)
@@ -197,7 +197,7 @@ class Copies:
 
     @contextmanager
     def _told(self, what: str) -> Iterator[None]:
-        """UserError for what the environment's own code raises."""
+        """Convert exceptions of the environment's own code to a UserError."""
         try:
             yield
         except UserError:
@@ -207,28 +207,28 @@ class Copies:
             raise UserError(f"the environment {self.name!r} failed in {what} ({said}); correct it") from error
 
     def _seen(self, observation: Any) -> State:
-        with self._told("what it shows"):
+        with self._told("its observation"):
             state = self.spaces.state(observation)
         if state.dtype != np.uint8 and not np.isfinite(state).all():
             wrong = state[~np.isfinite(state)][0]
             raise UserError(
-                f"the environment {self.name!r} shows a state that holds {wrong}, which is not a number; correct it"
+                f"the environment {self.name!r} returned a state with {wrong}, which is not finite; correct it"
             )
         return state
 
     def pictures(self, row: int) -> dict[str, np.ndarray]:
-        """What each of `cameras` sees of a copy now, uint8 [H, W, 3]. UserError where nothing can be drawn here."""
+        """The current image of each of `cameras`, uint8 [H, W, 3]. UserError if rendering fails."""
         return {} if self._cameras is None else self._cameras.take(self._each[row])
 
     def frame(self) -> np.ndarray:
-        """The first copy as an image, uint8 [H, W, 3]. UserError where it cannot be drawn here."""
+        """The first instance as an image, uint8 [H, W, 3]. UserError if rendering fails."""
         try:
             found = self._each[0].render()
-        except Exception as error:  # each graphics library has errors of its own
-            raise cannot_draw(self.name, error, "leave --render out") from error
+        except Exception as error:  # each graphics library has its own exceptions
+            raise cannot_draw(self.name, error, "remove --render") from error
         if not isinstance(found, np.ndarray) or found.ndim != 3 or found.shape[2] < 3:
             raise UserError(
-                f"the environment {self.name!r} draws {type(found).__name__}, no image [H, W, 3]; "
-                "let its render give one for render_mode rgb_array, or leave --render out"
+                f"the environment {self.name!r} renders {type(found).__name__}, not an image [H, W, 3]; return an "
+                "image from render for render_mode rgb_array, or remove --render"
             )
         return np.ascontiguousarray(found[..., :3]).astype(np.uint8)

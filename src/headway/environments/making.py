@@ -1,4 +1,4 @@
-"""Environments by name: those that gymnasium knows, Meta-World's, and the user's own; what they show and take."""
+"""Environments by name: Gymnasium, Meta-World and user-defined ones; their observation and action spaces."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from headway.errors import UserError, logger, nearest
 
 INSTALL = "pip install 'headway[rl]'"
 METAWORLD = "metaworld/"
-VARIABLE = "HEADWAY_ENV"  # an environment of the user's own for training, as module:Name, which no file may ask for
+VARIABLE = "HEADWAY_ENV"  # a user-defined environment for training, as module:Name; files may not name one
 _LOG = logger(__name__)
 
 
 def gymnasium() -> Any:
-    """The package gymnasium, which is imported only when an environment is asked for; UserError where it is not."""
+    """The package gymnasium, imported only when an environment is needed; UserError if it is not installed."""
     try:
         return import_module("gymnasium")
     except ImportError as error:
@@ -29,27 +29,27 @@ def gymnasium() -> Any:
 
 
 def check_stored(name: str) -> str:
-    """The name of an environment that a file states. UserError for one that would run code the user has not named."""
+    """Check the name of an environment from a file. UserError for a name that would run code."""
     if ":" in name:
         raise UserError(
-            f"the environment {name!r} is code of its own, which no file may ask for; name it yourself: --env {name}, "
-            f"or {VARIABLE}={name} in training"
+            f"the file names the environment {name!r}, which would run its own code; allow it with --env {name}, or "
+            f"with {VARIABLE}={name} in training"
         )
     return name
 
 
 def only_one(env: str | Sequence[str] | None, source: str) -> str | None:
-    """The environment that is named, None for none. UserError for several."""
+    """The named environment, or None. UserError for several."""
     names = [env] if isinstance(env, str) else list(env or ())
     if len(names) > 1:
-        raise UserError(f"{source} plays in one environment, and {len(names)} are named; name one")
+        raise UserError(f"{source} plays in one environment, but {len(names)} are named; name one")
     return names[0] if names else None
 
 
 def make_environment(name: str, *, drawn: bool = False) -> Any:
-    """An environment: gymnasium's by its id, Meta-World's as metaworld/NAME-v3, or what `module:Name` of the user's
-    makes (a class, a function, or an id that the module registers). `drawn` lets `render` give images. Raises UserError
-    for what there is not.
+    """Create an environment: a Gymnasium id, metaworld/NAME-v3, or `module:Name` of a user's module (a class, a
+    function, or an id that the module registers). With `render` its method `render` returns images. Raises UserError
+    for an unknown environment.
     """
     package = gymnasium()
     if drawn:
@@ -57,14 +57,14 @@ def make_environment(name: str, *, drawn: bool = False) -> Any:
     if ":" in name:
         return _own(package, name, drawn)
     if name.startswith(METAWORLD):
-        from headway.environments.metaworld import MetaWorld  # which imports gymnasium
+        from headway.environments.metaworld import MetaWorld  # imports gymnasium
 
         return MetaWorld(name.removeprefix(METAWORLD), drawn=drawn)
     return _known(package, name, drawn)
 
 
 def without_screen() -> None:
-    """What draws without a window, where there is no screen and nothing else is asked for."""
+    """Use off-screen rendering if there is no screen and no other setting."""
     if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
         os.environ.setdefault("MUJOCO_GL", "egl")
         os.environ.setdefault("PYOPENGL_PLATFORM", os.environ["MUJOCO_GL"])
@@ -72,7 +72,7 @@ def without_screen() -> None:
 
 
 def warned_in_the_log() -> None:
-    """What MuJoCo warns of goes to Python's log: left to itself it writes a file into the folder that one works in."""
+    """Send MuJoCo's warnings to Python's log; by default it writes them to a file in the current folder."""
     mujoco = sys.modules.get("mujoco")
     if mujoco is not None and mujoco.get_mju_user_warning() is None:
         mujoco.set_mju_user_warning(lambda message: _LOG.debug("MuJoCo: %s", message))
@@ -80,9 +80,9 @@ def warned_in_the_log() -> None:
 
 def _known(package: Any, name: str, drawn: bool) -> Any:
     errors = package.error
-    drawing = {"render_mode": "rgb_array"} if drawn else {}  # which not every maker takes
+    drawing = {"render_mode": "rgb_array"} if drawn else {}  # not every constructor accepts render_mode
     try:
-        # Import what makes an environment that is registered, with a version in its name or without.
+        # Import the module of a registered environment, with or without a version in its name.
         known = next((each for each in package.registry if each == name or each.startswith(f"{name}-v")), None)
         maker = None if known is None else package.registry[known].entry_point
         if isinstance(maker, str):
@@ -96,8 +96,8 @@ def _known(package: Any, name: str, drawn: bool) -> Any:
     except errors.UnregisteredEnv as error:
         raise UserError(f"there is no environment {name!r}; {nearest(name, package.registry)}") from error
     except (ImportError, errors.Error) as error:
-        raise UserError(f"the environment {name!r} cannot be made ({first_line(error)}); choose another") from error
-    except Exception as error:  # its maker may raise anything
+        raise UserError(f"the environment {name!r} cannot be created ({first_line(error)}); choose another") from error
+    except Exception as error:  # its constructor may raise anything
         raise _unmade(name, error) from error
 
 
@@ -109,19 +109,19 @@ def _own(package: Any, name: str, drawn: bool) -> Any:
     if found is None:
         raise UserError(f"the module {module!r} has no {attribute!r}; {nearest(attribute, dir(sys.modules[module]))}")
     if drawn and not _takes_mode(found):
-        raise UserError(f"the environment {name!r} takes no render_mode, so it draws nothing; let it take one")
+        raise UserError(f"the environment {name!r} has no parameter render_mode for rendering; add it")
     warned_in_the_log()
     try:
         made = found(render_mode="rgb_array") if drawn else found()
     except Exception as error:
         raise _unmade(name, error) from error
     if not isinstance(made, package.Env):
-        raise UserError(f"{name!r} makes a {type(made).__name__}, no gymnasium.Env; let it make one")
+        raise UserError(f"{name!r} returns a {type(made).__name__}, not a gymnasium.Env; return a gymnasium.Env")
     return made
 
 
 def own_function(name: str, what: str, missing_is_none: bool = False) -> Callable[..., Any] | None:
-    """What the user's module:name is, a module of the folder that the command runs in or one that is installed."""
+    """Import the user's module:name, from the current folder or an installed module."""
     module, _, attribute = name.partition(":")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
@@ -130,34 +130,34 @@ def own_function(name: str, what: str, missing_is_none: bool = False) -> Callabl
     except Exception as error:  # a module may raise anything
         raise UserError(
             f"{what} {name!r}: the module {module!r} cannot be imported ({first_line(error)}); "
-            "run from the folder that holds it, or install it"
+            "run from the folder that contains it, or install it"
         ) from error
     found = getattr(loaded, attribute, None)
     if found is None and not missing_is_none:
         raise UserError(f"the module {module!r} has no {attribute!r}; {nearest(attribute, dir(loaded))}")
     if found is not None and not callable(found):
         raise UserError(
-            f"{what} {name!r} is a {type(found).__name__}, which cannot be called; name a class or function"
+            f"{what} {name!r} is a {type(found).__name__}, which is not callable; name a class or a function"
         )
     return found
 
 
 def _unmade(name: str, error: Exception) -> UserError:
     return UserError(
-        f"the environment {name!r} cannot be made ({type(error).__name__}: {first_line(error)}); correct what makes it"
+        f"the environment {name!r} cannot be created ({type(error).__name__}: {first_line(error)}); correct its code"
     )
 
 
 def _takes_mode(maker: Callable[..., Any]) -> bool:
     try:
         takes = inspect.signature(maker).parameters.values()
-    except ValueError:  # what is not written in Python may not say
+    except ValueError:  # callables not written in Python may have no signature
         return False
     return any(each.name == "render_mode" or each.kind is each.VAR_KEYWORD for each in takes)
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, in a line."""
+    """The first line of an error."""
     return (str(error) or type(error).__name__).split("\n")[0].rstrip(". ")
 
 
@@ -167,8 +167,8 @@ Action = np.ndarray | np.integer | int
 
 @dataclass(frozen=True)
 class Spaces:
-    """States of `shape`, float32 or, of images, uint8; actions that are one of `choices`, or `numbers` from `low` to
-    `high` [A] (infinite where there is no bound).
+    """States of `shape`, float32 or, for images, uint8; actions that are one of `n_actions`, or `action_size` numbers
+    from `low` to `high` [A] (infinite if unbounded).
     """
 
     shape: tuple[int, ...]
@@ -177,29 +177,29 @@ class Spaces:
     numbers: int | None
     low: np.ndarray
     high: np.ndarray
-    first: int = 0  # what the environment calls choice 0
+    first: int = 0  # the environment's number of action 0
     action_shape: tuple[int, ...] = ()
 
     @property
     def told(self) -> str:
-        """The actions, for people."""
+        """The kind of actions, for people."""
         return f"{self.choices} choices" if self.choices is not None else f"{self.numbers} numbers"
 
     def state(self, observation: Any) -> State:
-        """An observation as a model reads it; a copy, as environments may write the next one into the same memory."""
+        """An observation as model input; a copy, because environments may reuse the memory."""
         if self.image:
             return np.array(observation)
         return np.array(observation, dtype=np.float32).reshape(self.shape)
 
     def action(self, action: Action) -> Any:
-        """An action as the environment takes it, within its bounds."""
+        """An action in the environment's format, clipped to its bounds."""
         if self.choices is not None:
             return self.first + int(action)
         within = np.clip(np.asarray(action, dtype=np.float32), self.low, self.high)
         return within.reshape(self.action_shape).astype(np.float32)
 
     def random(self, generator: np.random.Generator) -> Action:
-        """An action drawn evenly; a side without a bound is drawn from -1 to 1."""
+        """Sample an action uniformly; -1 and 1 replace infinite bounds."""
         if self.choices is not None:
             return int(generator.integers(self.choices))
         low, high = (np.where(np.isfinite(edge), edge, side) for edge, side in ((self.low, -1.0), (self.high, 1.0)))
@@ -207,7 +207,7 @@ class Spaces:
 
 
 def flat(environment: Any) -> Any:
-    """`environment`, with observations of several parts, or that are choices, laid flat."""
+    """`environment` with composite or discrete observations flattened."""
     spaces = gymnasium().spaces
     if isinstance(environment.observation_space, spaces.Box):
         return environment
@@ -215,11 +215,11 @@ def flat(environment: Any) -> Any:
 
 
 def spaces_of(environment: Any, name: str) -> Spaces:
-    """The spaces of an environment that is `flat`. UserError for actions that no head of ours says."""
+    """The spaces of a flattened environment. UserError for unsupported action spaces."""
     spaces = gymnasium().spaces
     seen, acts = environment.observation_space, environment.action_space
     if seen.shape is None:
-        raise UserError(f"the environment {name!r} shows {seen}, of no fixed size; wrap it so that it shows a Box")
+        raise UserError(f"the environment {name!r} has observations {seen} without a fixed size; wrap them as a Box")
     image = len(seen.shape) == 3
     shape = tuple(seen.shape) if image else (int(np.prod(seen.shape)),)
     nothing = np.zeros(0, np.float32)
@@ -229,6 +229,6 @@ def spaces_of(environment: Any, name: str) -> Spaces:
         low, high = (np.ravel(edge).astype(np.float32) for edge in (acts.low, acts.high))
         return Spaces(shape, image, None, len(low), low, high, action_shape=tuple(acts.shape))
     raise UserError(
-        f"the environment {name!r} takes actions of {acts}; give one whose actions are one choice (Discrete) or "
-        "decimal numbers (Box), or wrap it so"
+        f"the environment {name!r} has the action space {acts}; use one with discrete actions (Discrete) or floats "
+        "(Box), or wrap it"
     )

@@ -1,4 +1,4 @@
-"""Meta-World's 50 tasks of a robot's arm, with their scripted experts (Yu et al. 2019)."""
+"""The 50 robot arm tasks of Meta-World, with their scripted experts (Yu et al. 2019)."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from headway.errors import UserError, nearest
 
 INSTALL = "pip install 'headway[robotics]'"
 _FILMED = "corner2"
-_TURNED = ("corner", "corner2", "corner3", "corner4")  # cameras that Meta-World hangs upside down
-_LIMIT = 500  # steps of an episode, after which Meta-World takes no more
+_TURNED = ("corner", "corner2", "corner3", "corner4")  # cameras that are upside down in Meta-World
+_LIMIT = 500  # maximum steps of an episode in Meta-World
 
 
 class MetaWorld(gymnasium.Env):
-    """A task of MT1: the goal is part of the state, and start and goal are drawn anew for each seed.
+    """A task of MT1: the goal is part of the state, and the seed determines start and goal.
 
-    The state holds 18 numbers of now (the hand, the gripper, up to two objects), the same of the step before and the
-    goal. `pictures` turns what cameras in `turned` see by half a circle.
+    The state has 18 current numbers (the hand, the gripper, up to two objects), those of the previous step, and the
+    goal. Images of the cameras in `turned` are rotated by 180 degrees.
     """
 
     turned = _TURNED
 
     def __init__(self, name: str, *, drawn: bool = False) -> None:
-        """Raises UserError for a task that there is not, or without the package."""
+        """Raises UserError for an unknown task, or without the package."""
         task = _packaged("metaworld.env_dict").ALL_V3_ENVIRONMENTS[_known(name)]
         warned_in_the_log()
         self._simulation = task(render_mode="rgb_array" if drawn else None, camera_name=_FILMED)
         self._simulation._partially_observable = False
-        del self._simulation.sawyer_observation_space  # is worked out once, and would have no room for the goal
+        del self._simulation.sawyer_observation_space  # cached without the goal
         self._simulation._freeze_rand_vec, self._simulation.seeded_rand_vec = False, True
         self._simulation._set_task_called = True
         self.observation_space = self._simulation.sawyer_observation_space
@@ -44,22 +44,22 @@ class MetaWorld(gymnasium.Env):
 
     @property
     def unwrapped(self) -> Any:
-        """Meta-World's own environment, whose `model` and `data` are MuJoCo's."""
+        """Meta-World's own environment, with MuJoCo's `model` and `data`."""
         return self._simulation
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Start and goal depend on the seed alone."""
+        """Start and goal depend only on the seed."""
         if seed is not None:
-            self._simulation.seed(seed)  # which its `reset` would ignore
+            self._simulation.seed(seed)  # its `reset` ignores the seed
         return self._simulation.reset()
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        """`info["success"]` says whether the task is done at this moment."""
+        """`info["success"]` is whether the task is currently solved."""
         seen, reward, ended, cut, info = self._simulation.step(action)
         return seen, float(reward), ended, cut, info
 
     def render(self) -> Any:
-        """The robot from the side, the right way up."""
+        """The robot from the side, upright."""
         found = self._simulation.render()
         return found[::-1, ::-1] if isinstance(found, np.ndarray) else found
 
@@ -68,20 +68,20 @@ class MetaWorld(gymnasium.Env):
 
 
 class Expert:
-    """The scripted policy of a task: states [B, 39] to actions [B, 4]. It remembers nothing between steps."""
+    """The scripted policy of a task: states [B, 39] to actions [B, 4], without memory."""
 
     def __init__(self, name: str) -> None:
         self._policy = _packaged("metaworld.policies").ENV_POLICY_MAP[_known(name)]()
 
     def __call__(self, states: np.ndarray) -> np.ndarray:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that a move is larger than the robot's largest step, which is then taken
+            warnings.simplefilter("ignore")  # about moves beyond the robot's largest step, which are clipped
             found = [self._policy.get_action(state.astype(np.float64)) for state in states]
         return np.stack(found)
 
 
 def task_names() -> list[str]:
-    """All tasks, as environments are named."""
+    """The names of all tasks, as environments."""
     return [METAWORLD + name for name in _packaged("metaworld.env_dict").ALL_V3_ENVIRONMENTS]
 
 
@@ -96,4 +96,4 @@ def _packaged(module: str) -> Any:
     try:
         return import_module(module)
     except ImportError as error:
-        raise UserError(f"environments of Meta-World need the package metaworld ({error}); {INSTALL}") from error
+        raise UserError(f"Meta-World environments need the package metaworld ({error}); {INSTALL}") from error

@@ -1,4 +1,4 @@
-"""Episodes that an agent plays side by side, what they are worth, and how they are filmed."""
+"""Rollouts: episodes that an agent plays in parallel, their returns, and their films."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from headway.errors import UserError, logger
 from headway.metrics import bootstrap_mean
 
 SEEDS = {"validation": 1_000_000, "test": 2_000_000, "all": 2_000_000}
-"""Episodes of an evaluation start from these seeds on, which are those of no recording and of no other split."""
+"""The first seeds of evaluation episodes, distinct from those of recordings and of other splits."""
 
 PICTURED = 3_000_000
-"""Episodes that a report shows start from these seeds on, which no evaluation has."""
+"""The first seed of episodes for reports, distinct from those of evaluations."""
 
 _LOG = logger(__name__)
-_BOUNDS = {  # return of a random policy, and of a trained one, as D4RL states them
+_BOUNDS = {  # D4RL's returns of a random and of an expert policy
     "HalfCheetah": (-280.178953, 12135.0),
     "Hopper": (-20.272305, 3234.3),
     "Walker2d": (1.629008, 4592.3),
@@ -35,39 +35,39 @@ _BOUNDS = {  # return of a random policy, and of a trained one, as D4RL states t
 
 
 def normalised(environment: str, value: float) -> float | None:
-    """A return in hundredths of an expert's; None where D4RL has no bounds. It has them for older versions of these
-    environments, whose rewards are those of version 5 but for small terms.
+    """A return in per cent of an expert's; None if D4RL has no bounds. Its bounds are for older versions of these
+    environments, whose rewards differ from those of version 5 only by small terms.
     """
     bounds = _BOUNDS.get(environment.partition("-v")[0])
     return None if bounds is None else 100 * (value - bounds[0]) / (bounds[1] - bounds[0])
 
 
 def seeds_of(split: str, episodes: int) -> range:
-    """The seeds of an evaluation. UserError for a split in which no one plays."""
+    """The seeds of an evaluation. UserError for a split without episodes."""
     if split not in SEEDS:
-        raise UserError(f"there is no split {split!r} to play in; use {', '.join(SEEDS)}")
+        raise UserError(f"no episodes are played in the split {split!r}; use {', '.join(SEEDS)}")
     return range(SEEDS[split], SEEDS[split] + episodes)
 
 
 def check_episodes(episodes: int, seed: int | None) -> None:
-    """UserError for no episodes, and for a seed below 0."""
+    """UserError for fewer than 1 episode, or a negative seed."""
     if episodes < 1 or (seed is not None and seed < 0):
-        raise UserError(f"{episodes} episodes from seed {seed} cannot be played; give 1 or more, and 0 or more")
+        raise UserError(f"episodes is {episodes} and seed is {seed}; use 1 or more episodes and a seed of 0 or more")
 
 
 def targets_of(target_return: float | Sequence[float]) -> list[float]:
-    """The returns that are asked for: one, several or none."""
+    """The target returns as a list: one, several or none."""
     return [target_return] if isinstance(target_return, (int, float)) else list(target_return)
 
 
 def start_of(seed: int | None) -> int:
-    """The seed of the first episode that is played: the one given, with a warning where recordings may have begun from
-    it, or the first of the test.
+    """The seed of the first episode: `seed`, with a warning if recordings may use it, or the first seed of the test
+    split.
     """
     if seed is not None and seed < SEEDS["validation"]:
         _LOG.warning(
-            "recordings begin from seeds such as %d, so a model may have learnt these very episodes; "
-            "leave --seed out, or give one from %d on",
+            "recordings may start from seed %d, so the model may have been trained on these episodes; "
+            "remove --seed, or use %d or more",
             seed,
             SEEDS["validation"],
         )
@@ -75,27 +75,27 @@ def start_of(seed: int | None) -> int:
 
 
 class EpisodeWatch(Protocol):
-    """Watches the first `episodes` that are played, one after the other. `draw` returns the picture of now, uint8 [H,
-    W, 3]; `gained` is the return so far.
+    """Watches the first `episodes` episodes one after the other. `render` returns the current image, uint8 [H, W, 3];
+    `return_so_far` is the return so far.
     """
 
     @property
     def episodes(self) -> int: ...
 
     def step(self, draw: Callable[[], np.ndarray], episode: int, gained: float) -> None:
-        """Before an action of an episode, which are counted from 0."""
+        """Called before each action; episodes are numbered from 0."""
         ...
 
     def end(self, draw: Callable[[], np.ndarray], episode: int, gained: float) -> None:
-        """After the last action of an episode."""
+        """Called after the last action of an episode."""
         ...
 
 
-_RATE = 30.0  # frames a second, where nothing says, and the most of a film
-_WAITING = 8  # frames that are drawn and not yet encoded, each of some 750 kB
-_FINE = 1000  # the largest denominator of frames a second
-_HELD = 0.7  # seconds that the end of an episode is shown
-_BAR, _LETTERS = 24, 14  # pixels of the line below a picture, and of its letters
+_RATE = 30.0  # default and maximum frames per second
+_WAITING = 8  # maximum frames waiting for the encoder, about 750 kB each
+_FINE = 1000  # the largest denominator of frames per second
+_HELD = 0.7  # seconds for which the end of an episode is shown
+_BAR, _LETTERS = 24, 14  # pixels of the caption's height, and of its font size
 
 
 class FilmConfig(NamedTuple):
@@ -107,12 +107,12 @@ class FilmConfig(NamedTuple):
 
 
 def film_of(path: str | Path | None, episodes: int, speed: float) -> FilmConfig | None:
-    """The film that is asked for. UserError for one that cannot be made, before any work."""
+    """The requested film, or None. UserError for invalid settings, before any work."""
     if path is None:
         return None
     if episodes < 1 or not 0 < speed < math.inf:
         raise UserError(
-            f"a film of {episodes} episodes at {speed:g} times their speed cannot be made; give 1 episode or more, and "
+            f"a film of {episodes} episodes at {speed:g} times their speed is not possible; use 1 episode or more, and "
             "a speed above 0"
         )
     check_film(Path(path))
@@ -121,10 +121,10 @@ def film_of(path: str | Path | None, episodes: int, speed: float) -> FilmConfig 
 
 @dataclass
 class FilmedEpisodes:
-    """Films episodes into a film. A line below the picture has the number and the return of the episode, and
-    `asked`: what was asked of the model.
+    """Writes episodes to a film. The caption has the number and the return of the episode, and `caption_suffix` for the
+    targets of the model.
 
-    Frames are encoded in a thread of their own, while the next are played, and no more are drawn than the film shows.
+    A separate thread encodes frames while the next ones are played; only frames in the film are rendered.
     """
 
     film: Film
@@ -160,7 +160,7 @@ class FilmedEpisodes:
 
 @contextmanager
 def filming(config: FilmConfig | None, rate: float | None) -> Iterator[FilmedEpisodes | None]:
-    """What films episodes of `rate` steps a second, where that is known; None without a film."""
+    """Open a film for episodes with `rate` steps per second, if known; None without a film."""
     if config is None:
         yield None
         return
@@ -176,7 +176,7 @@ def filming(config: FilmConfig | None, rate: float | None) -> Iterator[FilmedEpi
 
 
 def labelled(frame: np.ndarray, text: str) -> np.ndarray:
-    """A picture with a line of text below it, as much of it as fits; the picture alone without the package pillow."""
+    """An image with a caption below it, cut to its width; without the package pillow only the image."""
     try:
         from PIL import Image, ImageDraw, ImageFont
     except ImportError:
@@ -187,16 +187,16 @@ def labelled(frame: np.ndarray, text: str) -> np.ndarray:
 
 
 def shown_of(rate: float) -> tuple[int, Fraction]:
-    """Of how many steps a film shows one, and how many frames a second these are: at most 30."""
+    """The steps per frame of a film, and its frames per second, at most 30."""
     every = max(1, math.ceil(rate / _RATE))
     return every, Fraction(rate).limit_denominator(_FINE) / every
 
 
-AT_ONCE = 16  # episodes side by side
+AT_ONCE = 16  # maximum parallel episodes
 
 
 class Returns(NamedTuple):
-    """Returns and lengths of E episodes, by their number. `cut` counts those that were ended by the player's limit."""
+    """Returns and lengths of E episodes, by number. `truncated` counts those that the player's limit ended."""
 
     returns: np.ndarray
     lengths: np.ndarray
@@ -204,40 +204,40 @@ class Returns(NamedTuple):
 
 
 class Playing(Protocol):
-    """What acts in B episodes that are equally old."""
+    """An agent that acts in B episodes with equal step counts."""
 
     @property
     def limit(self) -> int | None:
-        """The most steps of an episode that it plays, None for no limit."""
+        """The maximum steps of an episode, None for no limit."""
         ...
 
     def act(self, states: np.ndarray) -> np.ndarray:
-        """An action for each row, of what is seen now, [B, *shape]."""
+        """An action for each row, from the current states [B, *shape]."""
         ...
 
     def took(self, actions: np.ndarray) -> None:
-        """What the environment made of the last actions, where that are numbers (bounds)."""
+        """Observe the last actions as executed, clipped to the bounds; only for numeric actions."""
         ...
 
     def take(self, rewards: np.ndarray) -> None:
-        """What the actions brought, [B]."""
+        """Observe the rewards of the actions, [B]."""
         ...
 
     def select(self, rows: np.ndarray) -> None:
-        """Go on in some of the episodes."""
+        """Continue with these rows only."""
         ...
 
 
 def check_single(execute: int | None, ensemble: float | Literal["run"] | None, source: str) -> None:
-    """UserError for settings of chunks, given to a model that says one action at a time."""
+    """UserError for action chunk settings with a model that predicts one action at a time."""
     if execute is not None or ensemble != "run":
-        raise UserError(f"{source} says one action at a time; leave execute and ensemble out")
+        raise UserError(f"{source} predicts one action at a time; remove execute and ensemble")
 
 
 def played(
     player: Callable[[Sequence[int]], Playing], copies: Copies, seeds: Sequence[int], watch: EpisodeWatch | None = None
 ) -> Returns:
-    """An episode from each seed; `player` makes who plays those of some seeds, and `watch` sees the first of them."""
+    """Play one episode per seed; `player` creates the agent for a group of seeds, and `watch` observes the first."""
     found: dict[int, tuple[float, int, bool]] = {}
     for some in side_by_side(len(seeds), min(AT_ONCE, len(copies)), watch):
         found |= zip(some, _side_by_side(player([seeds[number] for number in some]), copies, seeds, some, watch))
@@ -246,8 +246,8 @@ def played(
 
 
 def side_by_side(episodes: int, most: int, watch: EpisodeWatch | None) -> list[list[int]]:
-    """Which episodes are played at once: at most so many, of which the first is in the copy that can be drawn, so that
-    those that are watched come first in a group each.
+    """Groups of at most `max_parallel` episodes that are played in parallel. Only the first environment can be
+    rendered, so each watched episode is the first of a group.
     """
     watched = 0 if watch is None else min(watch.episodes, episodes)
     groups = [[number] for number in range(watched)]
@@ -262,7 +262,7 @@ def side_by_side(episodes: int, most: int, watch: EpisodeWatch | None) -> list[l
 def _side_by_side(
     player: Playing, copies: Copies, seeds: Sequence[int], numbers: Sequence[int], watch: EpisodeWatch | None
 ) -> list[tuple[float, int, bool]]:
-    """Return and length of the episodes with these numbers, and whether each was cut off by the player's limit."""
+    """Return and length of the episodes with these numbers, and whether the player's limit truncated each."""
     longest = player.limit
     rows = np.arange(len(numbers))
     states = np.stack([copies.reset(row, seeds[number]) for row, number in enumerate(numbers)])
@@ -292,7 +292,7 @@ def _side_by_side(
 
 
 def worth(played: Returns, environment: str) -> dict[str, Any]:
-    """The mean of the returns with its interval, where D4RL has bounds in their hundredths, and the mean length."""
+    """The mean return with its interval, also normalised if D4RL has bounds, and the mean length."""
     mean = float(played.returns.mean())
     scores: dict[str, Any] = {"return_mean": mean, "return_mean_interval": bootstrap_mean(played.returns)}
     hundredths = normalised(environment, mean)

@@ -1,4 +1,4 @@
-"""Recording: episodes of mixed quality or demonstrations, many at once, and who acts in them."""
+"""Recording of episodes of mixed quality or of demonstrations, many in parallel, and their policies."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from headway.environments.making import METAWORLD, Spaces, own_function
 from headway.errors import UserError
 
 Policy = Callable[[np.ndarray], np.ndarray]
-"""States [B, *shape] to actions: choices int [B], or numbers [B, A]."""
+"""States [B, *shape] to actions: discrete int [B], or floats [B, A]."""
 
 
 class RowPolicy:
-    """A policy that remembers the episodes in which it acts, one per row."""
+    """A policy with memory of its episodes, one per row."""
 
     def begin(self, row: int, seed: int) -> None:
         """Start an episode in a row."""
 
     def act(self, rows: Sequence[int], states: np.ndarray) -> np.ndarray:
-        """The actions of some rows by their states [B, *shape], as a `Policy` returns them."""
+        """The actions for some rows with states [B, *shape], as a `Policy` returns them."""
         raise NotImplementedError
 
     def took(self, row: int, action: np.ndarray | np.integer | int, reward: float) -> None:
-        """The action that was carried out in a row, which may be a random one, and its reward."""
+        """Observe the executed action of a row, which may be random, and its reward."""
 
 
 RANDOM, EXPERT = "random", "expert"
@@ -44,9 +44,9 @@ _LAYER = re.compile(r"weight_(\d+)")
 
 @dataclass(frozen=True)
 class Network:
-    """A feed-forward network with tanh between its layers; states are first moved by `mean` and divided by `std`.
+    """A feed-forward network with tanh between its layers; states are first normalised by `mean` and `std`.
 
-    In a file: an .npz of weight_0 [F, S], bias_0 [F], weight_1, ... and, where they are, mean [S] and std [S].
+    In a file: an .npz of weight_0 [F, S], bias_0 [F], weight_1, ... and optionally mean [S] and std [S].
     """
 
     layers: tuple[tuple[np.ndarray, np.ndarray], ...]
@@ -62,10 +62,10 @@ class Network:
 
 
 def open_policy(name: str, spaces: Spaces, environment: str = "") -> Policy | None:
-    """A policy for an environment by its name: an .npz file, module:function of the user's, or "expert" for the
-    scripted one of Meta-World's `environment`; None for "random".
+    """A policy for an environment by name: an .npz file, the user's module:function, or "expert" for the scripted
+    policy of a Meta-World `environment`; None for "random".
 
-    Raises UserError for one that there is not, or that does not fit the environment.
+    Raises UserError for an unknown policy, or one that does not fit the environment.
     """
     if name == RANDOM:
         return None
@@ -74,40 +74,39 @@ def open_policy(name: str, spaces: Spaces, environment: str = "") -> Policy | No
     path = Path(name).expanduser()
     if path.suffix.lower() == ".npz":
         if not path.is_file():
-            raise UserError(f"there is no policy {path}; give the .npz of a network, module:function or random")
+            raise UserError(f"there is no policy {path}; use the .npz of a network, module:function or random")
         return read_network(path, spaces)
     if ":" in name:
         found = own_function(name, "the policy")
         assert found is not None
         return _fitting(found, name, spaces)
     raise UserError(
-        f"the policy {name!r} is not known; give random, expert, the folder of a run, the .npz of a network, or "
-        "module:function"
+        f"unknown policy {name!r}; use random, expert, the folder of a run, the .npz of a network, or module:function"
     )
 
 
 def default_policy(environment: str) -> str:
-    """Who acts in an environment if nobody is named: its expert, where it has one, else chance."""
+    """The default policy of an environment: its expert if it has one, otherwise random."""
     return EXPERT if environment.startswith(METAWORLD) else RANDOM
 
 
 def _expert(environment: str) -> Policy:
     if not environment.startswith(METAWORLD):
         raise UserError(
-            f"there is no expert of {environment!r}, only of Meta-World's tasks ({METAWORLD}reach-v3); give random, "
+            f"there is no expert for {environment!r}, only for Meta-World tasks ({METAWORLD}reach-v3); use random, "
             "the .npz of a network, or module:function"
         )
-    from headway.environments.metaworld import Expert  # which imports gymnasium
+    from headway.environments.metaworld import Expert  # imports gymnasium
 
     return Expert(environment.removeprefix(METAWORLD))
 
 
 def read_network(path: Path, spaces: Spaces) -> Network:
-    """A network whose first layer reads the states and whose last says the actions; else a UserError."""
+    """Read a network from states to actions. UserError if its shapes do not fit the spaces."""
     with open_arrays(path) as columns:
         numbers = sorted(int(found[1]) for found in map(_LAYER.fullmatch, columns) if found)
         if numbers != list(range(len(numbers))) or not numbers or any(f"bias_{n}" not in columns for n in numbers):
-            raise UserError(f"{path} has no weight_0, bias_0, weight_1, ...; write the layers of a network so")
+            raise UserError(f"{path} has no weight_0, bias_0, weight_1, ...; name the layers of a network like this")
         layers = tuple((columns[f"weight_{n}"](), columns[f"bias_{n}"]()) for n in numbers)
         size = int(np.prod(spaces.shape))
         mean = columns["mean"]() if "mean" in columns else np.zeros(size)
@@ -117,57 +116,59 @@ def read_network(path: Path, spaces: Spaces) -> Network:
     for number, (weight, bias) in enumerate(layers):
         if weight.ndim != 2 or weight.shape[1] != width or bias.shape != weight.shape[:1]:
             raise UserError(
-                f"{path}: layer {number} has a weight of shape {weight.shape} and a bias of {bias.shape}, and is given "
-                f"{width} numbers; give a policy of this environment (states of {size} numbers)"
+                f"{path}: layer {number} has a weight of shape {weight.shape} and a bias of {bias.shape}, but its "
+                f"input has {width} numbers; use a policy for this environment (states of {size} numbers)"
             )
         width = len(weight)
     if width != wanted or mean.shape != (size,) or std.shape != (size,):
-        raise UserError(f"{path} says {width} numbers, and the environment takes {spaces.told}; give another policy")
+        raise UserError(f"{path} outputs {width} numbers, but the environment has {spaces.told}; use another policy")
     return Network(layers, mean, std, spaces.choices is not None)
 
 
 def _fitting(function: Callable[..., object], name: str, spaces: Spaces) -> Policy:
-    """A function of the user's whose answers are checked."""
+    """A user's function with checked outputs."""
 
     def act(states: np.ndarray) -> np.ndarray:
         found = np.asarray(function(states))
         shape = (len(states),) if spaces.numbers is None else (len(states), spaces.numbers)
         if spaces.choices is not None and (found.dtype.kind not in "iu" or found.shape != shape):
             raise UserError(
-                f"the policy {name!r} gave {found.dtype} of shape {found.shape}; give whole numbers {shape}"
+                f"the policy {name!r} returned {found.dtype} of shape {found.shape}; return integers of shape {shape}"
             )
         if found.size != np.prod(shape) or found.dtype.kind not in "fiu" or not np.isfinite(found).all():
-            raise UserError(f"the policy {name!r} gave {found.dtype} of shape {found.shape}; give numbers {shape}")
+            raise UserError(
+                f"the policy {name!r} returned {found.dtype} of shape {found.shape}; return numbers of shape {shape}"
+            )
         if spaces.choices is not None and not (found.min() >= 0 and found.max() < spaces.choices):
-            raise UserError(f"the policy {name!r} chose {found.max()}; there are {spaces.choices} choices, from 0")
+            raise UserError(f"the policy {name!r} returned action {found.max()}; return 0 to {spaces.choices} - 1")
         return found.reshape(shape)
 
     return act
 
 
-TRIES = 4  # episodes that are played at most for each that is kept
+TRIES = 4  # maximum episodes to play per recorded episode
 
 
 class Mixture(NamedTuple):
-    """A policy (None: chance) of whose actions a share is replaced by random ones."""
+    """A policy (None: random) with a fraction `noise` of its actions replaced by random ones."""
 
     policy: Policy | RowPolicy | None
     noise: float
 
 
 class Demonstrating(NamedTuple):
-    """Only episodes in which the task is done are kept; they end so many steps after it was done first."""
+    """Record only successful episodes, which end `after` steps after the first success."""
 
     after: int = 20
 
 
 Keep = Callable[[int, dict[str, np.ndarray]], None]
-"""What takes the pictures of a finished episode: its number, and of each camera uint8 [T, H, W, 3]."""
+"""Receives the images of a finished episode: its number, and uint8 [T, H, W, 3] per camera."""
 
 
 @dataclass
 class _Running:
-    """An episode under way in one of the copies. `done` is the step at which its task was done first."""
+    """A running episode in one of the environments. `success_step` is the step of its first success."""
 
     number: int
     generator: np.random.Generator
@@ -179,11 +180,11 @@ class _Running:
 
 
 class Recorder:
-    """Plays episodes in copies of an environment: episode e by mixture e modulo their number, from a start and with
-    noise that depend on the seed and e alone.
+    """Plays episodes in vectorised environments: episode e uses mixture e modulo their number; its initial state and
+    noise depend only on the seed and e.
 
-    What is finished is in `finished`, by number, even if `run` is interrupted; `failed` counts what was not kept.
-    `keep` is given the pictures of each episode that is.
+    `finished` has the finished episodes by number, even if `run` is interrupted; `failed` counts discarded ones.
+    `on_finished` receives the images of each recorded episode.
     """
 
     def __init__(
@@ -194,11 +195,10 @@ class Recorder:
         horizon: int | None,
         demonstrating: Demonstrating | None = None,
     ) -> None:
-        """`horizon` is the most steps of an episode; an environment without a limit of its own needs one."""
+        """`horizon` is the maximum steps of an episode, required for environments without a limit."""
         if horizon is None and copies.horizon is None:
             raise UserError(
-                f"the environment {copies.name!r} states no limit of steps, so an episode may have no end; "
-                "give one with --horizon"
+                f"the environment {copies.name!r} has no step limit, so an episode may not end; set one with --horizon"
             )
         self.copies, self.mixtures, self.seed, self.horizon = copies, mixtures, seed, horizon
         self.demonstrating = demonstrating
@@ -207,17 +207,17 @@ class Recorder:
         self.failed = 0
 
     def run(self, episodes: int, at_once: int, progress: Callable[[int], None] = lambda done: None) -> None:
-        """Record so many episodes, `at_once` side by side; `progress` is told how many are finished.
+        """Record `episodes` episodes, `num_parallel` in parallel; calls `progress` with the number of finished ones.
 
-        Where only those count in which the task is done, others are played in place of those that failed, with numbers
-        below `TRIES` times `episodes`; a UserError where most fail.
+        If only successful episodes count, failed ones are replaced, up to `MAX_TRIES` times `episodes` in total;
+        UserError if too many fail.
         """
         begun = 0
         while (missing := episodes - len(self.finished)) > 0:
             if begun >= TRIES * episodes:
                 raise UserError(
-                    f"the task of {self.copies.name!r} was done in {len(self.finished):,} of {begun:,} episodes; "
-                    "give a policy that does it more often"
+                    f"the policy solved {self.copies.name!r} in {len(self.finished):,} of {begun:,} episodes; use a "
+                    "better policy"
                 )
             some = min(missing, TRIES * episodes - begun)
             waiting = iter(range(begun, begun + some))
@@ -226,7 +226,7 @@ class Recorder:
                 actions = {}
                 for index, (policy, noise) in enumerate(self.mixtures):
                     rows = [row for row, each in running.items() if each.number % len(self.mixtures) == index]
-                    # A policy is asked once for all its rows.
+                    # Call each policy once for all its rows.
                     asked = None
                     if policy is not None and rows:
                         seen = np.stack([running[row].states[-1] for row in rows])
@@ -248,7 +248,7 @@ class Recorder:
             begun += some
 
     def episodes(self) -> Episodes:
-        """What is finished, in order."""
+        """The finished episodes, in order."""
         found = [self.finished[number] for number in sorted(self.finished)]
         return together(found, f"the recording of {self.copies.name!r}", environment=self.copies.name)
 
@@ -261,11 +261,11 @@ class Recorder:
         return _Running(number, generator, [state], [self.copies.pictures(row)])
 
     def _policy(self, number: int) -> Policy | RowPolicy | None:
-        """Who acts in an episode."""
+        """The policy of an episode."""
         return self.mixtures[number % len(self.mixtures)].policy
 
     def _step(self, row: int, each: _Running, action: np.ndarray | np.integer | int) -> bool:
-        """One step of a row; whether its episode is finished. Actions are kept as the environment took them."""
+        """One step of a row; returns whether its episode is finished. Actions are stored as executed."""
         spaces = self.copies.spaces
         step = self.copies.step(row, action)
         each.actions.append(int(action) if spaces.choices is not None else np.clip(action, spaces.low, spaces.high))
@@ -294,14 +294,14 @@ class Recorder:
         return True
 
 
-ROBOT = 4  # numbers of a state of Meta-World's that say where the hand is, and how far the gripper is open
+ROBOT = 4  # leading numbers of a Meta-World state: the position of the hand and the opening of the gripper
 
 
 class Shots:
-    """Pictures of finished episodes, in files of a folder that is gone afterwards: `with Shots(beside) as shots:`"""
+    """Images of finished episodes, in a temporary folder: `with EpisodeImages(output_folder) as images:`"""
 
     def __init__(self, beside: Path) -> None:
-        """Raises UserError where the folder `beside`, to which all is written in the end, cannot be."""
+        """Raises UserError if the output folder cannot be created."""
         self._beside = beside
         self._size: tuple[int, int] = (0, 0)
 
@@ -315,7 +315,7 @@ class Shots:
         self._folder.cleanup()
 
     def keep(self, task: int, number: int, pictures: dict[str, np.ndarray]) -> None:
-        """The pictures of an episode of a task: of each camera uint8 [T, H, W, 3]."""
+        """Store the images of an episode of a task: uint8 [T, H, W, 3] per camera."""
         if not pictures:
             return
         files = {_file(task, number, camera): each for camera, each in pictures.items()}
@@ -325,15 +325,15 @@ class Shots:
                 columns.append(name, each)
 
     def frames(self, task: int, lengths: dict[int, int], camera: str) -> Frames:
-        """What a camera saw in episodes of a task, whose numbers and lengths are given, one after the other."""
+        """The concatenated images of a camera in episodes of a task, given by number and length."""
         folder = Path(self._folder.name)
         files = {_file(task, number, camera): length for number, length in lengths.items()}
         return JoinedFrames([KeptFrames(folder, name, length, self._size) for name, length in files.items()])
 
 
 class KeptFrames:
-    """The N pictures of an episode in a file of `Shots`, mapped only while they are read: each map holds a file open,
-    and a recording has more of them than a process may open.
+    """The N images of an episode in a file of `EpisodeImages`, memory-mapped only while they are read: a recording has
+    more files than a process may keep open.
     """
 
     def __init__(self, folder: Path, name: str, count: int, size: tuple[int, int]) -> None:
@@ -345,7 +345,7 @@ class KeptFrames:
         return self._count
 
     def read(self, steps: np.ndarray) -> np.ndarray:
-        """The pictures of steps int64 [K], in any order: uint8 [K, H, W, 3]."""
+        """The images of steps int64 [K], in any order: uint8 [K, H, W, 3]."""
         return MappedFrames(self._folder, self._name, self._count, self.size).read(steps)
 
 
@@ -354,7 +354,7 @@ def _file(task: int, number: int, camera: str) -> str:
 
 
 def demonstrations(recorders: Sequence[Recorder], cameras: Sequence[str], shots: Shots | None) -> Demonstrations:
-    """What has been finished, task after task."""
+    """The finished episodes, task by task."""
     parts = []
     for task, recorder in enumerate(recorders):
         if not recorder.finished:
@@ -378,40 +378,41 @@ def demonstrations(recorders: Sequence[Recorder], cameras: Sequence[str], shots:
 
 
 def robot_numbers(environments: Sequence[str]) -> int | None:
-    """How many leading numbers of a state say how the robot stands, where that is known of all."""
+    """The number of leading values of a state that describe the robot, if it is known for all environments."""
     return ROBOT if all(name.startswith(METAWORLD) for name in environments) else None
 
 
 def check_together(recorders: Sequence[Recorder]) -> None:
-    """UserError for environments that one folder does not hold, as their sizes or rates differ."""
+    """UserError for environments that cannot share a folder, because their sizes or rates differ."""
     first = recorders[0].copies
     for copies in (recorder.copies for recorder in recorders[1:]):
         for what, own, theirs in (
             ("states of {} numbers", copies.spaces.shape[0], first.spaces.shape[0]),
             ("actions of {} numbers", copies.spaces.numbers, first.spaces.numbers),
-            ("{} steps a second", copies.frame_rate, first.frame_rate),
+            ("{} steps per second", copies.frame_rate, first.frame_rate),
         ):
             if own != theirs:
                 raise UserError(
-                    f"{copies.name!r} has {what.format(own)}, and {first.name!r} {what.format(theirs)}; record them "
-                    "into folders of their own"
+                    f"{copies.name!r} has {what.format(own)}, but {first.name!r} has {what.format(theirs)}; record "
+                    "them into separate folders"
                 )
 
 
 def check_demonstrable(recorder: Recorder) -> None:
-    """UserError for an environment whose episodes a LeRobotDataset folder does not hold."""
+    """UserError for an environment whose episodes cannot be stored in a LeRobotDataset folder."""
     copies = recorder.copies
     if copies.spaces.choices is not None or copies.spaces.image:
         what = "states are images" if copies.spaces.image else f"actions are {copies.spaces.told}"
         raise UserError(
-            f"a folder holds states and actions of numbers, and {what} in {copies.name!r}; name an .npz file"
+            f"a folder stores states and actions as numbers, but {what} in {copies.name!r}; use an .npz file"
         )
     if copies.frame_rate is None:
         raise UserError(
-            f"a folder says how many steps are a second, and {copies.name!r} does not; name an .npz file, or let the "
-            "environment's metadata say render_fps"
+            f"a folder needs the steps per second, which {copies.name!r} does not define; use an .npz file, or set "
+            "render_fps in the environment's metadata"
         )
     if copies.frame_rate > FASTEST:
         raise UserError(
-            f"{copies.name!r} has {copies.frame_rate:g} steps a second, and videos {FASTEST} at most; name an .npz file"
+            f"{copies.name!r} has {copies.frame_rate:g} steps per second, but videos have at most {FASTEST}; use an "
+            ".npz file"
         )

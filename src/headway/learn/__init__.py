@@ -1,4 +1,4 @@
-"""Training: a task and a recipe become a run."""
+"""Training: from a task and a recipe to a run."""
 
 from __future__ import annotations
 

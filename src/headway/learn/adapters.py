@@ -1,4 +1,4 @@
-"""Adapters: small trained additions to a model whose own weights stay as they are."""
+"""Adapters: small trainable additions to a model whose own weights are frozen."""
 
 from __future__ import annotations
 
@@ -19,55 +19,55 @@ from headway.nn.parts.dropout import Dropout
 from headway.nn.parts.projection import Projection, slice_names
 
 GROUPS = {"attention": ("q", "k", "v", "o"), "feed_forward": ("gate", "up", "down")}
-_LEFT_OUT = ("router",)  # of "all": what chooses among experts is no map of features
+_LEFT_OUT = ("router",)  # not part of "all": routers choose experts, they do not transform features
 
 
 @family
 @dataclass(frozen=True)
 class AdapterConfig:
-    """What is trained in place of all weights. Heads that the start does not have are trained in full beside it."""
+    """An adapter that is trained instead of all weights. New heads are trained in full in addition."""
 
     @property
     def title(self) -> str:
-        """What it is, for a line of the display."""
+        """A description for the training log."""
         raise NotImplementedError
 
     def attach(self, model: nn.Module, seed: int) -> None:
-        """Add what is trained to `model`, drawn from `seed`, where it changes no output yet."""
+        """Add the adapter to `model`, initialised from `seed`, without changing any output."""
         raise NotImplementedError
 
     def save(self, model: nn.Module, start: str, directory: Path, family: str) -> None:
-        """Replace the folder `directory` by the adapter of `model` alone, under the names of its published family."""
+        """Replace the folder `directory` by the adapter of `model`, with the tensor names of its published family."""
         raise NotImplementedError
 
 
 @register("lora")
 @dataclass(frozen=True)
 class LoRAConfig(AdapterConfig):
-    """Low-rank adapters (Hu et al. 2021): h = W x + s B A x with A of `rank` rows, B zero at first, s = alpha / rank.
+    """Low-rank adapters (Hu et al. 2021): h = W x + s B A x with A of `rank` rows, B initially zero, s = alpha / rank.
 
-    `targets` are maps by their plain names (q, k, v, o, gate, up, down), "attention" or "feed_forward" for those of
-    either, or "all" inside the stacks; of a fused map each slice has its own A and B. `dropout` is that of the
-    adapters' input. `rslora` scales by alpha / sqrt(rank) (Kalajdzievski 2023), so that a high rank learns as fast.
+    `targets` are the names of projections (q, k, v, o, gate, up, down), "attention", "feed_forward", or "all" inside
+    the stacks; each slice of a fused projection has its own A and B. `dropout` applies to the adapters' input. `rslora`
+    scales by alpha / sqrt(rank) (Kalajdzievski 2023), so that high ranks learn as fast.
     """
 
     rank: int = 8  # rows of A, columns of B
-    alpha: float = 16.0  # what B A x is multiplied by, over the rank
+    alpha: float = 16.0  # B A x is multiplied by alpha / rank
     targets: tuple[str, ...] = ("all",)
     dropout: float = 0.0
     rslora: bool = False
 
     def __post_init__(self) -> None:
         if self.rank < 1:
-            raise ConfigError(f"adapter.rank is {self.rank}; give 1 or more")
+            raise ConfigError(f"adapter.rank is {self.rank}; use 1 or more")
         if self.alpha <= 0:
-            raise ConfigError(f"adapter.alpha is {self.alpha}; give a number above 0, often twice the rank")
+            raise ConfigError(f"adapter.alpha is {self.alpha}; use a number above 0, often twice the rank")
         if not self.targets:
-            raise ConfigError("adapter.targets is empty; name maps such as q, v, or all")
+            raise ConfigError("adapter.targets is empty; name projections such as q, v, or all")
 
     @property
     def scale(self) -> float:
-        """s."""
+        """The scale s."""
         return self.alpha / (self.rank**0.5 if self.rslora else self.rank)
 
     @property
@@ -86,7 +86,7 @@ class LoRAConfig(AdapterConfig):
                 place.projection.register_forward_hook(_add)
 
     def save(self, model: nn.Module, start: str, directory: Path, family: str) -> None:
-        from headway.formats.peft import (  # with all families that are published
+        from headway.formats.peft import (  # imports all published families
             AdapterSettings,
             Factors,
             save_adapter,
@@ -105,13 +105,13 @@ class LoRAConfig(AdapterConfig):
             found = set(known) - set(_LEFT_OUT) if target == "all" else {target, *GROUPS.get(target, ())} & set(known)
             if not found:
                 choice = nearest(target, [*known, *GROUPS, "all"])
-                raise ConfigError(f"adapter.targets: the model has no map {target!r}; {choice}")
+                raise ConfigError(f"adapter.targets: the model has no projection {target!r}; {choice}")
             wanted |= found
         return wanted
 
 
 class Map(NamedTuple):
-    """A projection inside a stack, by its name in the model, and the plain names of its slices."""
+    """A projection inside a stack, its name in the model, and the names of its slices."""
 
     path: str
     projection: Projection
@@ -119,7 +119,7 @@ class Map(NamedTuple):
 
 
 def maps(model: nn.Module) -> Iterator[Map]:
-    """The maps that can have an adapter."""
+    """The projections that can have an adapter."""
     for path, module in model.named_modules():
         parts = path.split(".")
         if isinstance(module, Projection) and "stack" in parts:
@@ -128,13 +128,13 @@ def maps(model: nn.Module) -> Iterator[Map]:
 
 @setting(LoRAConfig, "targets")
 def _targets(adapter: LoRAConfig, value: Any) -> LoRAConfig:
-    """A list, or names with commas between them."""
+    """Accept a list, or comma-separated names."""
     names = value.split(",") if isinstance(value, str) else value
     return replace(adapter, targets=from_dict(tuple[str, ...], names, "adapter.targets"))  # type: ignore[arg-type]
 
 
 class LoRA(nn.Module):
-    """The adapter of a projection: A [n r, D] and B [E, r] of its n `chosen` slices, which have E rows together."""
+    """The adapter of a projection: A [n r, D] and B [E, r] of its n `chosen` slices, which have E rows in total."""
 
     def __init__(
         self, config: LoRAConfig, projection: Projection, chosen: tuple[int, ...], generator: torch.Generator
@@ -149,12 +149,12 @@ class LoRA(nn.Module):
         bound = weight.shape[1] ** -0.5
         with torch.no_grad():
             self.a.copy_(torch.empty(self.a.shape).uniform_(-bound, bound, generator=generator))
-        # Optimisers that work matrix by matrix take the slices apart.
+        # Optimisers that work per matrix split the slices.
         self.a.slices, self.b.slices = (config.rank,) * len(chosen), rows  # type: ignore[attr-defined]
         self.dropout = Dropout(config.dropout)
 
     def forward(self, x: Float[Tensor, "... D"], y: Float[Tensor, "... F"]) -> Float[Tensor, "... F"]:
-        """`y`, the projection's own output, with what the adapter adds to its slices."""
+        """`y`, the projection's own output, plus the adapter's contribution to its slices."""
         inner = linear(self.dropout(x), self.a).split(self.config.rank, dim=-1)
         added = {i: linear(z, b) for i, z, b in zip(self.chosen, inner, self.parts())}
         parts = [added[i] if i in added else y.new_zeros(*y.shape[:-1], n) for i, n in enumerate(self.slices)]
@@ -165,7 +165,7 @@ class LoRA(nn.Module):
         return list(self.b.split([self.slices[i] for i in self.chosen]))
 
     def product(self) -> Float[Tensor, "F D"]:
-        """s B A of all slices: what merging adds to the weight."""
+        """s B A of all slices: the update of the weight when merging."""
         whole = self.a.new_zeros(sum(self.slices), self.a.shape[1])
         rows = whole.split(list(self.slices))
         for i, a, b in zip(self.chosen, self.a.split(self.config.rank), self.parts()):
@@ -178,7 +178,9 @@ def _add(projection: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> T
 
 
 def adapted(model: nn.Module, config: AdapterConfig | None, fresh: Collection[str], seed: int) -> nn.Module:
-    """`model` with the adapters of `config`, all else frozen but the parameters named in `fresh`; as it is without."""
+    """`model` with the adapters of `config`, everything else frozen except the parameters in `fresh`; unchanged if
+    `config` is None.
+    """
     if config is not None:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name in fresh)
@@ -187,13 +189,13 @@ def adapted(model: nn.Module, config: AdapterConfig | None, fresh: Collection[st
 
 
 def adapters(model: nn.Module) -> dict[str, LoRA]:
-    """The adapters of a model by the name of their projection."""
+    """The adapters of a model by the names of their projections."""
     return {path.removesuffix(".lora"): part for path, part in model.named_modules() if isinstance(part, LoRA)}
 
 
 @torch.no_grad()
 def merged(model: nn.Module) -> dict[str, Tensor]:
-    """The tensors of the model without adapters that computes the same; of one without adapters, its own."""
+    """The tensors of an equivalent model without adapters: the adapters are merged into the weights."""
     found = adapters(model)
     own = _own_names(found)
     tensors = {name: tensor for name, tensor in named_tensors(model) if name not in own}
@@ -203,5 +205,6 @@ def merged(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _own_names(found: Iterable[str]) -> set[str]:
-    """The names of the adapters' own tensors."""
+    """The names of the adapters' tensors."""
+
     return {f"{path}.lora.{part}" for path in found for part in ("a", "b")}

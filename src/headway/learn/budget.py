@@ -1,6 +1,4 @@
-"""How many steps fit into a given time: measured on a copy of the model that is thrown away, and looked at again and
-again during the run.
-"""
+"""The steps that fit in a given time: measured on a throwaway copy of the model, and revised during the run."""
 
 from __future__ import annotations
 
@@ -24,28 +22,28 @@ from headway.learn.start import prepared
 from headway.learn.task import Task
 from headway.nn.models import build
 
-_WARM_UP = 1  # steps after the first not timed
-_SHARE = 0.02  # of the time goes into measuring, but within these seconds
+_WARM_UP = 1  # untimed steps after the first
+_SHARE = 0.02  # fraction of the time for measuring the speed, within these seconds:
 _LEAST, _MOST = 0.3, 6.0
-_MARGIN = 0.985  # of what is left is planned: checkpoints, and lines that are written
-_EVALUATIONS = 10  # a run, if they do not cost more than this share of it
-_OFTEN = 20  # evaluations of a plan that the amount of data limits, whose length depends on them
-_IMPROVING = 3  # of so many evaluations in a row one is better: scores of few samples rise by fits and starts
-_EVALUATION_SHARE, _CHECKED_SHARE = 0.05, 0.2  # the latter where evaluations decide when training ends
-_CHANGE, _FEW_STEPS = 0.03, 3  # a plan whose rest would not change by more stays as it is
-_LOOKS = 12  # a plan is looked at after such a part of what is left
-_PAGE = 0.8  # seconds for pictures and the page
-_PLAYED = 2.0  # and for samples and page where they are not timed before, as they would play
-_FINAL_SHARE = 0.1  # of the time: the most that the evaluation on the final split takes
-_MEASURED = 0.01  # of the time goes into measuring how long an evaluation takes, but at least
-FEW = 64  # samples are evaluated
-_NAP = 20.0  # times as long as the others, and these seconds: a step in which the machine was asleep, or stopped
+_MARGIN = 0.985  # fraction of the remaining time that is planned; the rest is for checkpoints and log lines
+_EVALUATIONS = 10  # evaluations per run, if they fit in their share of the time
+_OFTEN = 20  # evaluations of a run that the amount of data limits, because they decide its length
+_IMPROVING = 3  # one better evaluation among so many counts as improving, because scores of few samples are noisy
+_EVALUATION_SHARE, _CHECKED_SHARE = 0.05, 0.2  # time for evaluations; the latter if they decide when training ends
+_CHANGE, _FEW_STEPS = 0.03, 3  # smaller changes to the remaining steps are ignored
+_LOOKS = 12  # the plan is revised after each 1 / 12 of the remaining steps
+_PAGE = 0.8  # seconds for pictures and the report
+_PLAYED = 2.0  # seconds for samples and the report of agents, which are not measured
+_FINAL_SHARE = 0.1  # maximum fraction of the time for the evaluation on the final split
+_MEASURED = 0.01  # fraction of the time for measuring an evaluation, with at least this many samples:
+FEW = 64
+_NAP = 20.0  # a step that takes 20 times as long as usual plus these seconds: the machine was asleep or stopped
 _NAP_SECONDS = 5.0
 
 
 class Speed(NamedTuple):
-    """Seconds for a step, for an evaluation, for all that follows the last step, and for an evaluation of all of the
-    final split, of which there may be time for a part only.
+    """Seconds per step, per evaluation, for everything after the last step, and for an evaluation of the complete final
+    split, which may be cut to the available time.
     """
 
     step: float
@@ -55,15 +53,15 @@ class Speed(NamedTuple):
 
 
 def check_minutes(minutes: Sequence[float]) -> None:
-    """UserError for minutes that are no time."""
+    """UserError for minutes that are not positive numbers."""
     for number in minutes:
         if not isinstance(number, (int, float)) or not 0 < number < math.inf:
-            raise UserError(f"{shown(number)} minutes are no time; give numbers above 0")
+            raise UserError(f"minutes is {shown(number)}; use numbers above 0")
 
 
 class Clock:
-    """Seconds that were worked since a run was begun, `spent` of them before. It neither jumps with the time of the day
-    nor counts what is taken out of it (`leave_out`).
+    """A monotonic clock of the seconds that a run has worked, `spent` of them before now, without the time passed to
+    `leave_out`.
     """
 
     def __init__(self, spent: float = 0.0) -> None:
@@ -77,7 +75,7 @@ class Clock:
 
 
 class Meter:
-    """Times steps of a recipe as it would be trained, on a model that is thrown away."""
+    """Measures the speed of a recipe on a throwaway model."""
 
     def __init__(
         self, recipe: Recipe, fresh: Collection[str], task: Task, processes: Processes, precision: str
@@ -92,10 +90,10 @@ class Meter:
         accumulate = recipe.train.accumulate
         explorer = task.examples if isinstance(task.examples, Explored) else None
         self._period = 1 if explorer is None else -(-explorer.period // accumulate)
-        self.targets = 0.0  # of a step, in the mean
+        self.targets = 0.0  # mean target tokens per step
 
     def steps(self, count: int) -> float:
-        """Seconds for so many steps."""
+        """Seconds for `count` steps."""
         wait(self.processes.device)
         start = time.perf_counter()
         tokens = 0
@@ -109,7 +107,7 @@ class Meter:
         return time.perf_counter() - start
 
     def overhead(self) -> float:
-        """Seconds of a step that do not grow with its batch: those of the optimiser."""
+        """Seconds per step that do not grow with the batch: those of the optimiser."""
         times = []
         for _ in range(_WARM_UP + 1):
             wait(self.processes.device)
@@ -120,8 +118,8 @@ class Meter:
         return min(times)
 
     def each(self, seconds: float) -> float:
-        """Seconds for a step, measured for about `seconds`; by the first one, or the first period of a task that
-        explores, where that takes longer.
+        """Seconds per step, measured for about `seconds`; if the first step (or the first period of an on-policy task)
+        takes longer than that, only that one is used.
         """
         period = self._period
         first = self.steps(period) / period
@@ -133,7 +131,7 @@ class Meter:
         return self.steps(count) / count
 
     def samples(self, count: int) -> float:
-        """Seconds for so many samples, by a model that has learnt next to nothing."""
+        """Seconds for `count` samples of an almost untrained model."""
         start = time.perf_counter()
         if self.processes.first and count:
             with self.learner.evaluating() as model:
@@ -141,7 +139,7 @@ class Meter:
         return time.perf_counter() - start
 
     def evaluation(self, split: str, limit: int | None) -> float:
-        """Seconds for an evaluation of at most `limit` samples, by a model that has learnt."""
+        """Estimated seconds for an evaluation of a trained model on at most `limit` samples."""
         start = time.perf_counter()
         longer = 1.0
         if self.processes.first:
@@ -161,10 +159,10 @@ def measure(
     judged: bool,
     samples: int = 0,
 ) -> Speed:
-    """The speed of `recipe` on this machine, from the first batches of its data, for a run of about `seconds`.
+    """Measure the speed of `recipe` on this machine with the first batches of its data, for a run of about `seconds`.
 
-    What follows the last step, where it is `judged`, is the judgement of the best model on the final split, so many
-    `samples` and its page, and what it plays.
+    With `evaluate_final`, the time after the last step includes the final evaluation of the best model, `samples`
+    samples, the report, and episodes that it plays.
     """
     meter = Meter(recipe, fresh, task, processes, precision)
     each = meter.each(min(max(_SHARE * seconds, _LEAST), _MOST))
@@ -175,7 +173,7 @@ def measure(
     each_final = final / max(1, task.count(task.final_split))
     if played > 0 or isinstance(task.examples, Explored):
         shown = played + _PLAYED
-    elif FEW * each_final > _MEASURED * seconds:  # its samples are written as slowly
+    elif FEW * each_final > _MEASURED * seconds:  # generating samples is as slow
         shown = samples * each_final + _PAGE
     else:
         shown = meter.samples(samples) + _PAGE
@@ -184,9 +182,9 @@ def measure(
 
 
 def _evaluating(meter: Meter, split: str, limit: int | None, seconds: float) -> float:
-    """Seconds for an evaluation of at most `limit` samples of a split, from a few of them or, if these are quick, from
-    as many as take a hundredth of all `seconds`. A model that has learnt nothing may take longer than one that has, as
-    it may write without end.
+    """Seconds for an evaluation of at most `limit` samples of a split, extrapolated from a few samples or, if these are
+    fast, from as many as take 1 % of `seconds`. An untrained model may take longer than a trained one, because it may
+    not generate EOS.
     """
     count = meter.task.count(split)
     count = count if limit is None else min(limit, count)
@@ -199,10 +197,10 @@ def _evaluating(meter: Meter, split: str, limit: int | None, seconds: float) -> 
 
 
 def plan(train: TrainConfig, speed: Speed, seconds: float, checked: bool = False) -> TrainConfig:
-    """`train` with the steps that fit into `seconds`, evaluations and the end included.
+    """`train` with the steps that fit in `seconds`, including evaluations and the work after the last step.
 
-    Where `evaluate_every` is 0, there are ten evaluations or, where they are slow, as few as take 5 % of the time; 20 %
-    of a run that is `checked` by them.
+    If `evaluate_every` is 0, the run has ten evaluations, or fewer so that they take at most 5 % of the time (20 % if
+    they decide when training ends: `checked`).
     """
     usable = _MARGIN * seconds - speed.ending
     if train.evaluate_every:
@@ -215,20 +213,20 @@ def plan(train: TrainConfig, speed: Speed, seconds: float, checked: bool = False
     if steps < 1:
         raise UserError(
             f"{max(seconds, 0):.0f} s are left for training, but a step takes {digits(speed.step)} s, an evaluation "
-            f"{digits(speed.evaluation)} s and what follows them {digits(speed.ending)} s; give more --minutes, or set "
-            "train.evaluate_limit lower"
+            f"{digits(speed.evaluation)} s and the final results {digits(speed.ending)} s; use more --minutes, or "
+            "lower train.evaluate_limit"
         )
     return replace(train, steps=steps, evaluate_every=every)
 
 
 def _affordable(speed: Speed, seconds: float, most: int, checked: bool) -> int:
-    """How many evaluations take their share of the time: 1 to `most`."""
+    """The number of evaluations that fit in their share of the time: 1 to `limit`."""
     share = _CHECKED_SHARE if checked else _EVALUATION_SHARE
     return most if speed.evaluation <= 0 else min(max(1, int(share * seconds / speed.evaluation)), most)
 
 
 def planned(recipe: Recipe, speed: Speed, seconds: float, most: int | None = None, checked: bool = False) -> Recipe:
-    """`recipe` with the steps that fit into `seconds`, or with `most` of them, and a schedule whose parts are steps."""
+    """`recipe` with the steps that fit in `seconds`, at most `max_steps`, and a schedule in steps."""
     train = plan(recipe.train, speed, seconds, checked)
     if most is not None and most < train.steps:
         every = -(-most // _affordable(speed, seconds, _OFTEN, checked))
@@ -237,31 +235,31 @@ def planned(recipe: Recipe, speed: Speed, seconds: float, most: int | None = Non
 
 
 class Revision(NamedTuple):
-    """A plan that takes the place of another: how many steps, under which schedule, and how often they are judged."""
+    """A revised plan: steps, schedule and evaluation interval."""
 
     steps: int
     schedule: ScheduleConfig
     evaluate_every: int
 
     def of(self, recipe: Recipe) -> Recipe:
-        """`recipe` under this plan."""
+        """`recipe` with this plan."""
         train = replace(recipe.train, steps=self.steps, evaluate_every=self.evaluate_every)
         return replace(recipe, train=train, schedule=self.schedule)
 
 
 @dataclass
 class TimeBudget:
-    """The time of a run, `seconds` of the `clock`, and what is known of its costs.
+    """The time budget of a run: `seconds` of the `clock`, and the measured speed.
 
-    Other programs slow a machine down while it is measured, or later, or leave it. So the plan is looked at after every
-    twelfth of what is left, by the speed since the last look, and only a plan is taken under which all steps so far
-    would have had the same rates: the recipe with the new steps repeats the run bit for bit, from its first step.
+    Other programs may slow the machine down at any time. So the plan is revised after each twelfth of the remaining
+    steps, by the speed since the last revision. A new plan is used only if all steps so far would have had the same
+    learning rates: the recipe with the new steps repeats the run bit for bit from its first step.
     """
 
     clock: Clock
     seconds: float
     speed: Speed
-    most: int | None = None  # steps that the amount of data allows, by the evaluations so far; None: any number
+    most: int | None = None  # steps that the amount of data justifies, by the evaluations so far; None: unlimited
     patience: int | None = None  # evaluations without a better one after which the run ends soon
     grows: bool = True  # whether the plan grows while evaluations improve
     _since: tuple[int, float] = (0, 0.0)
@@ -273,18 +271,18 @@ class TimeBudget:
         return self.seconds - self.clock.worked()
 
     def for_final(self) -> float:
-        """Seconds for the evaluation on the final split: no limit where all of it takes less than its share of the
-        time, as was planned; else what is left, or half of that share.
+        """Seconds for the evaluation on the final split: unlimited if the complete split takes less than its share of
+        the time, otherwise the remaining time, but at least half of that share.
         """
         share = _FINAL_SHARE * self.seconds
         return math.inf if self.speed.final < share else max(self.left() - self._shown(), 0.5 * share)
 
     def _shown(self) -> float:
-        """Seconds for samples, pictures and the page."""
+        """Seconds for samples, pictures and the report."""
         return self.speed.ending - min(self.speed.final, _FINAL_SHARE * self.seconds)
 
     def stepped(self, seconds: float) -> None:
-        """After a step: one that took far longer than the others is one in which the machine slept."""
+        """Record the time of a step; a far longer one than usual means that the machine was asleep."""
         if self._typical and seconds > _NAP * self._typical + _NAP_SECONDS:
             self.clock.leave_out(seconds - self._typical)
             self._slept += seconds - self._typical
@@ -292,19 +290,19 @@ class TimeBudget:
             self._typical = seconds if not self._typical else 0.9 * self._typical + 0.1 * seconds
 
     def evaluated(self, seconds: float) -> None:
-        """After an evaluation: what it took is expected of the others, and of the final one in proportion."""
+        """Record the time of an evaluation, and scale the estimate of the final one accordingly."""
         if self.speed.evaluation > 0:
             final = self.speed.final * seconds / self.speed.evaluation
             ending = self._shown() + min(final, _FINAL_SHARE * self.seconds)
             self.speed = self.speed._replace(evaluation=seconds, ending=ending, final=final)
 
     def weigh(self, recipe: Recipe, step: int, stale: int) -> bool:
-        """Whether the evaluation after `step`, with `stale` ones since the best, changes the steps that the amount of
-        data allows.
+        """Whether the evaluation after `step`, with `stale` evaluations since the best, changes the maximum number of
+        steps.
 
-        While evaluations improve, the learning rate does not begin to fall: one of the last three, and of the last half
-        of them, was better than all before. After `patience` ones without a better one it falls to 0 within as many
-        intervals, which ends the run.
+        The decay of the learning rate is postponed while evaluations improve: one of the last three, and of the last
+        half of them, was the best so far. After `patience` evaluations without improvement the learning rate decays to
+        0 within as many intervals, which ends the run.
         """
         before, train = self.most, recipe.train
         if before is None:
@@ -318,18 +316,18 @@ class TimeBudget:
         return self.most != before
 
     def due(self, step: int, steps: int) -> bool:
-        """Whether the plan is to be looked at after `step` of `steps`; the first call tells from where on."""
+        """Whether the plan is revised after `step` of `steps`; the first call schedules the first revision."""
         if not self._next:
             self._next = step + max(2, (steps - step) // _LOOKS)
         return step == self._next
 
     def begin(self, step: int, seconds: float) -> None:
-        """Count from here: `step` updates are done, and took `seconds`."""
+        """Start measuring the speed from here: `step` updates took `seconds`."""
         self._since, self._slept = (step, seconds), 0.0
 
     def revise(self, recipe: Recipe, done: int, seconds: float, judged: bool) -> Revision | None:
-        """The plan after `done` steps that took `seconds`, where it is to be another one. Evaluations that were made
-        (`judged`) stay where they are.
+        """The revised plan after `done` steps that took `seconds`; None to keep the current one. If the run has been
+        `evaluated`, the evaluation interval stays.
         """
         steps = recipe.train.steps
         begun, before = self._since
@@ -349,6 +347,6 @@ class TimeBudget:
 
 
 def wait(device: torch.device) -> None:
-    """Until all that was asked of a GPU is done."""
+    """Wait until the GPU has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

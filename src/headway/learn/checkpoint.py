@@ -1,4 +1,4 @@
-"""Checkpoints: all that a run needs to go on bit for bit, in safetensors and JSON."""
+"""Checkpoints: everything that a run needs to resume bit for bit, in safetensors and JSON."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ _VERSION = 1
 
 
 class Checkpoints:
-    """A folder of checkpoints of a run."""
+    """A folder of a run's checkpoints."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
 
     def all(self) -> list[Path]:
-        """Complete checkpoints, the oldest first. UserError where their folder has become a link."""
+        """Complete checkpoints, oldest first. UserError if their folder is a link."""
         check_folder(self.directory)
         return sorted(self.directory.glob("step-" + "[0-9]" * 8))
 
     def clean(self) -> None:
-        """Remove what a killed process left half written."""
+        """Remove incomplete checkpoints of a killed process."""
         check_folder(self.directory)
         for path in self.directory.glob(".step-*"):
             remove(path)
 
     def save(self, run: RunState, keep: int = 1, interval: int = 1) -> None:
-        """Write a checkpoint beside the others, of which the newest `keep` stay that lie `interval` steps apart.
+        """Write a checkpoint, and keep the newest `keep` ones whose step is a multiple of `interval`.
 
-        One saved between them, when the run was stopped, goes with the next: in the end a run leaves the same files
+        A checkpoint between them, from a stopped run, is removed with the next one: in the end a run has the same files
         whether it was stopped or not.
         """
         learner, progress = run.learner, run.progress
@@ -64,8 +64,8 @@ class Checkpoints:
                 remove(path)
 
     def go_back_to(self, path: Path, best: dict[str, Any] | None) -> None:
-        """Make the checkpoint at `path`, of this folder or another, the newest one here; `best` is the best evaluation
-        that a run has had, later ones included.
+        """Make the checkpoint at `path`, of this folder or another, the newest one here; `best` is the run's best
+        evaluation, including later ones.
         """
         for other in self.all():
             if step_of(other) > step_of(path):
@@ -77,24 +77,24 @@ class Checkpoints:
             seal(draft)
 
     def set_aside_damaged(self) -> list[str]:
-        """Rename checkpoints that are not as they were written, and say what is wrong with them and where they are now.
-        UserError, and nothing is renamed, where none would be left.
+        """Rename damaged checkpoints; returns messages with the damage and the new path. UserError, without renaming,
+        if no intact checkpoint would be left.
         """
         problems = {path: problem for path in self.all() if (problem := _problem(path)) is not None}
         if problems and len(problems) == len(self.all()):
             newest = list(problems.values())[-1]
-            raise UserError(f"{newest}, and no whole checkpoint is left; restore one from a copy, or start another run")
+            raise UserError(f"{newest}, and no intact checkpoint is left; restore one from a copy, or start a new run")
         told = []
         for path, problem in problems.items():
             aside = path.with_name(f"damaged-{path.name}")
             remove(aside)
             path.rename(aside)
-            told.append(f"{problem}; the run goes on from a checkpoint that is whole, and this one is now {aside}")
+            told.append(f"{problem}; the run resumes from an intact checkpoint, and this one was renamed to {aside}")
         return told
 
     @torch.no_grad()
     def load_newest(self, run: RunState) -> None:
-        """Let `run` go on from the newest checkpoint, where there is one."""
+        """Load the newest checkpoint into `run`, if there is one."""
         paths = self.all()
         if not paths:
             return
@@ -102,14 +102,14 @@ class Checkpoints:
         run.progress = read_progress(path / "state.json", _VERSION)
         best, goal = run.progress.best, run.task.goal
         if best is not None and not isinstance(best.get(goal), (int, float)):
-            raise UserError(f"{path / 'state.json'} has no {goal} in its best evaluation; restore it from a copy")
+            raise UserError(f"the best evaluation in {path / 'state.json'} has no {goal}; restore it from a copy")
         load_weights(run.learner, path)
-        remedy = f"remove {path} to resume from the checkpoint before"
+        remedy = f"remove {path} to resume from the previous checkpoint"
         run.learner.load_state_dict(read_tensors(path / "optimizer.safetensors", remedy)[0])
 
     @torch.no_grad()
     def average_newest(self, run: RunState) -> int:
-        """Put the mean of the newest checkpoints' weights into the model of `run`; the number averaged."""
+        """Load the mean of the newest checkpoints' weights into the model of `run`; returns their number."""
         learner, paths = run.learner, self.all()[-run.recipe.train.average :]
         total = torch.zeros_like(learner.flat.data, dtype=torch.float64)
         for path in paths:
@@ -120,7 +120,7 @@ class Checkpoints:
 
 
 def _problem(path: Path) -> str | None:
-    """What is wrong with a checkpoint; one without digests, of an earlier version, need only be complete."""
+    """The damage of a checkpoint, or None; one without digests, of an earlier version, only needs to be complete."""
     try:
         if is_sealed(path):
             return next(iter(damage(path)), None)
@@ -133,13 +133,13 @@ def _problem(path: Path) -> str | None:
 
 
 def step_of(path: Path) -> int:
-    """The step after which a checkpoint was written."""
+    """The step of a checkpoint."""
     return int(path.name.removeprefix("step-"))
 
 
 @torch.no_grad()
 def load_weights(learner: Learner, directory: Path) -> None:
-    """Copy the weights of a checkpoint's model.safetensors into the learner's model."""
+    """Load the weights of a checkpoint's model.safetensors into the learner's model."""
     path = directory / native.FILE
     tensors, _ = native.read_model(path)
     places = learner.kept()

@@ -1,4 +1,4 @@
-"""Data parallelism: several processes with equal weights; and the states that batches leave to later ones."""
+"""Data parallelism: several processes with equal weights; and recurrent states that pass from batch to batch."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ from headway.learn.task import Shard
 from headway.nn.mixers import State, tree_map
 from headway.nn.models import Loss
 
-# The first process evaluates while the others wait for it.
+# The other processes wait while the main process evaluates.
 _PATIENCE = timedelta(hours=12)
-# Seconds between signs of life, and how many of its own a process gives before another that gives none counts as lost.
-# They are counted, not timed, so that a pause of all (Ctrl-Z, a laptop that sleeps) is none of one.
+# Seconds between heartbeats, and the number of own heartbeats after which a silent process counts as lost. They are
+# counted, not timed, so that a pause of all processes (Ctrl-Z, a sleeping laptop) does not count.
 _BEAT, _LOST = 5.0, 60
-_DONE = 1 << 40  # more signs than any process gives
+_DONE = 1 << 40  # more heartbeats than any process sends
 
 
 def is_first() -> bool:
-    """Whether this is the process that writes, by the environment of torchrun; a lone process is."""
+    """Whether this is the main process, according to torchrun's environment; a single process is."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
 class Processes:
-    """The processes that train one model together; alone, every operation is free.
+    """The processes that train one model; for a single process every operation is free.
 
-    Started by torchrun, whose environment (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT) says who is who.
+    torchrun starts them and sets RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -68,7 +68,7 @@ class Processes:
         return Shard(self.rank, self.world)
 
     def share_of(self, accumulate: int) -> int:
-        """This process's number of micro-batches a step; `accumulate` is that of all."""
+        """This process's number of micro-batches per step, of `accumulate` in total."""
         if accumulate % self.world:
             raise UserError(
                 f"train.accumulate {accumulate} is not divisible by {self.world} processes; "
@@ -84,13 +84,13 @@ class Processes:
         return values
 
     def broadcast(self, values: Tensor) -> None:
-        """Give all processes the first one's values, in place."""
+        """Broadcast the main process's values to all processes, in place."""
         if self.world > 1:
             with _together():
                 dist.broadcast(values, 0)
 
     def tell(self, data: Any) -> Any:
-        """The first process's `data` (anything JSON can hold), in all processes."""
+        """Broadcast the main process's `data` (any JSON value) to all processes."""
         if self.world == 1:
             return data
         text = json.dumps(data).encode() if self.first else b""
@@ -103,7 +103,7 @@ class Processes:
         return json.loads(bytes(content.cpu().tolist()))
 
     def leave(self) -> None:
-        """End the group; nothing can be shared afterwards."""
+        """Leave the process group."""
         if self._watch is not None:
             self._watch.close()
         if self.world > 1 and dist.is_initialized():
@@ -112,20 +112,20 @@ class Processes:
 
 @contextmanager
 def _together() -> Iterator[None]:
-    """Inside all processes do the same; UserError where one has ended."""
+    """A collective operation; UserError if another process has ended."""
     try:
         yield
     except RuntimeError as error:
         first = str(error).split("\n")[0].rpartition("] ")[2]
         raise UserError(
-            f"another process of this training has ended ({first.rstrip('.')}); its own lines say why, and --resume "
-            "goes on from the last checkpoint"
+            f"another training process has ended ({first.rstrip('.')}); see its log for the reason, and continue from "
+            "the last checkpoint with --resume"
         ) from error
 
 
 class Watch:
-    """Gives signs of life to the other processes, and ends this one when another gives none for long: one that is
-    stopped, or whose machine is gone, would keep all others waiting.
+    """Sends heartbeats to the other processes, and ends this one when another is silent for long: a stopped process, or
+    one on a lost machine, would block all others.
     """
 
     def __init__(self, store: Any, rank: int, world: int) -> None:
@@ -136,14 +136,14 @@ class Watch:
             threading.Thread(target=run, daemon=True, name="watch").start()
 
     def close(self) -> None:
-        """Leave the others, who do not miss this process from now on."""
+        """Tell the other processes that this one has finished."""
         if not self._closed.is_set():
             self._closed.set()
-            with suppress(RuntimeError):  # the store went with its process
+            with suppress(RuntimeError):  # the store ended with its process
                 self._store.add(f"headway/{self._rank}", _DONE)
 
     def _talk(self) -> None:
-        """Tell and hear who is there."""
+        """Send heartbeats and read those of the others."""
         others = [rank for rank in range(self._world) if rank != self._rank]
         seen, missed = dict.fromkeys(others, -1), dict.fromkeys(others, 0)
         while not self._closed.wait(_BEAT):
@@ -153,7 +153,7 @@ class Watch:
                     count = self._store.add(f"headway/{rank}", 0)
                     missed[rank] = 0 if count != seen[rank] or count >= _DONE else missed[rank] + 1
                     seen[rank] = count
-            except RuntimeError:  # the first process has ended, as the next thing that all do together will tell
+            except RuntimeError:  # the main process has ended, which the next collective operation will report
                 self._closed.set()
                 return
             self._rounds += 1
@@ -162,7 +162,7 @@ class Watch:
                     self._end(rank)
 
     def _guard(self) -> None:
-        """Whoever keeps the store does not answer while it is stopped."""
+        """End this process if the process of the store does not respond."""
         rounds, silent = 0, 0
         while not self._closed.wait(_BEAT):
             silent = silent + 1 if self._rounds == rounds else 0
@@ -174,18 +174,18 @@ class Watch:
         if self._closed.is_set():
             return
         print(
-            f"headway: process {lost} of this training has not answered for {_BEAT * _LOST:g} s (is it stopped, or its "
-            "machine gone?); end it, and --resume goes on from the last checkpoint",
+            f"headway: training process {lost} has not responded for {_BEAT * _LOST:g} s (it may be stopped, or its "
+            "machine may be down); end it, and continue from the last checkpoint with --resume",
             file=sys.stderr,
             flush=True,
         )
-        os._exit(1)  # the main thread waits in a call that nothing else ends
+        os._exit(1)  # the main thread is blocked in a collective operation
 
 
 class Carried:
-    """The states after this process's micro-batches of the last step, each cut off from its gradient.
+    """The recurrent states after this process's micro-batches of the last step, detached from their gradients.
 
-    Micro-batch i of all processes together goes on from micro-batch i of the step before: each has rows of its own.
+    Micro-batch i over all processes continues micro-batch i of the previous step: each has its own rows.
     """
 
     def __init__(self, objective: Carrying[Any], processes: Processes, accumulate: int) -> None:
@@ -195,13 +195,13 @@ class Carried:
         self._gathered: list[list[Tensor]] = []
 
     def loss(self, model: nn.Module, place: int, batch: Batch) -> dict[str, Loss]:
-        """The losses of this step's micro-batch `place`, which goes on from the one of the step before."""
+        """The losses of this step's micro-batch `index`, which continues that of the previous step."""
         losses, states = self.objective.carry(model, batch, self._states[place])
         self._states[place] = tree_map(Tensor.detach, states)
         return losses
 
     def gather(self) -> None:
-        """Tell the first process, which writes checkpoints, the states of all; all call it after the same step."""
+        """Send all states to the main process, which writes checkpoints; all processes call it after the same step."""
         if self.processes.world > 1:
             own = [_tensors(state) for state in self._states]
             every = [[torch.zeros_like(t) for t in own[0]] for _ in range(len(own) * self.processes.world)]
@@ -209,13 +209,13 @@ class Carried:
             self._gathered = [[self.processes.sum(t) for t in lane] for lane in every]
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The states of all processes, by the number of the micro-batch and that of the tensor."""
+        """The states of all processes, by the indices of micro-batch and tensor."""
         alone = self.processes.world == 1
         lanes = [_tensors(state) for state in self._states] if alone else self._gathered
         return {f"carried.{i}.{n}": tensor for i, lane in enumerate(lanes) for n, tensor in enumerate(lane)}
 
     def load_state_dict(self, model: nn.Module, state: dict[str, Tensor]) -> None:
-        """Go on from saved states; UserError where they are not those of this model and step."""
+        """Load saved states; UserError if they do not belong to this model and step."""
         form = self.objective.begin(model, 1)
         for place in range(len(self._states)):
             lane = self.processes.rank + place * self.processes.world
@@ -234,7 +234,7 @@ def _filled(form: State, saved: dict[str, Tensor], name: str, model: nn.Module) 
     def tensor(_: Tensor) -> Tensor:
         key = f"{name}.{next(numbers)}"
         if key not in saved:
-            raise UserError(f"the checkpoint lacks {key}, a state to go on from; start another run")
+            raise UserError(f"the checkpoint lacks the recurrent state {key}; start another run")
         return saved[key].to(device)
 
     return tree_map(tensor, form)

@@ -1,4 +1,4 @@
-"""What is learned from: numbered samples in splits, and the order in which batches read them."""
+"""Training examples: indexed samples in splits, and the order in which batches read them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from headway.nn.models import ModelConfig
 
 
 class Shard(NamedTuple):
-    """The part of the data that one of `world` processes reads."""
+    """The part of the data for one of `world` processes."""
 
     rank: int = 0
     world: int = 1
@@ -31,17 +31,17 @@ WHOLE = Shard()
 
 
 def spread(rows: np.ndarray, limit: int | None) -> np.ndarray:
-    """At most `limit` of some rows, spread evenly over them: the first ones are often of one class or one file."""
+    """At most `limit` evenly spaced rows, because the first ones often belong to one class or one file."""
     if limit is None or limit >= len(rows):
         return rows
     return rows[np.linspace(0, len(rows) - 1, limit).astype(np.int64)]
 
 
 class Batch(NamedTuple):
-    """One micro-batch. `inputs` is the tuple that the model is called with, `targets` what it is to say: trees (nested
-    tuples) of tensors and layouts, with None where there is nothing. `tokens` counts the targets of the loss,
-    `computed` the tokens that the model computes, padding included. Where batches go on where earlier ones ended,
-    `begins` says that streams begin anew.
+    """One micro-batch. `inputs` is the tuple of the model's arguments, `targets` the expected outputs: trees (nested
+    tuples) of tensors and layouts, with None for missing parts. `tokens` counts the targets of the loss, `computed` the
+    tokens that the model computes, including padding. In stateful training, `starts_epoch` means that streams start
+    again.
     """
 
     inputs: Any
@@ -54,14 +54,14 @@ class Batch(NamedTuple):
         tensors: list[Tensor] = []
         tree_map(lambda item: isinstance(item, Tensor) and tensors.append(item), (self.inputs, self.targets))
         if tensors[0].device == torch.device(device):
-            return self  # with what layouts have derived for all batches
+            return self  # keeps values that layouts have cached
         inputs, targets = tree_map(lambda item: item.to(device), (self.inputs, self.targets))
         return self._replace(inputs=inputs, targets=targets)
 
 
 class Chance(NamedTuple):
-    """What random draws in a batch of training hang on, beside the seed: the batch's number, and the place of each
-    sample in the endless stream of samples, int64 [B].
+    """The counter-based random key of a training batch, in addition to the seed: the batch index, and the position of
+    each sample in the endless stream of samples, int64 [B].
     """
 
     number: int
@@ -69,30 +69,30 @@ class Chance(NamedTuple):
 
 
 class Endless(Protocol):
-    """The order of training, over samples that are numbered from 0."""
+    """The training order of samples with indices from 0."""
 
     def endless(self, shard: Shard, start: int) -> Iterator[tuple[Chance, Int[np.ndarray, "B"]]]:
-        """Batches without end, where batch k is a pure function of k: a shard reads start + rank, start + rank + world,
-        and so on.
+        """Endless batches, where batch k is a pure function of k: a shard reads start + rank, start + rank + world, and
+        so on.
         """
         ...
 
 
 class Once(Protocol):
-    """The order of judging."""
+    """The order of evaluation."""
 
     def once(self, shard: Shard = WHOLE) -> Iterator[Int[np.ndarray, "B"]]:
-        """Each sample once."""
+        """Batches that contain each sample once."""
         ...
 
 
 class Order(Endless, Once, Protocol):
-    """An order for both."""
+    """An order for both training and evaluation."""
 
 
 class ByCount(NamedTuple):
-    """Batches of `size` samples: batch k holds the places k size, ..., (k + 1) size - 1 of a stream of epochs, which
-    are shuffled where there is a seed; once, they come as they are numbered.
+    """Batches of `size` samples: batch k has the positions k size, ..., (k + 1) size - 1 of a stream of epochs, which
+    are shuffled if there is a seed. A single pass is in index order.
     """
 
     samples: int
@@ -101,7 +101,7 @@ class ByCount(NamedTuple):
 
     @property
     def epoch(self) -> float:
-        """Batches that read as many samples as there are."""
+        """The number of batches per epoch."""
         return self.samples / self.size
 
     def endless(self, shard: Shard, start: int) -> Iterator[tuple[Chance, Int[np.ndarray, "B"]]]:
@@ -116,8 +116,8 @@ class ByCount(NamedTuple):
 
 
 class ByTokens(NamedTuple):
-    """Batches of samples of nearly equal lengths, as the plan has them: batch k is the k-th of a row of shuffled
-    epochs; once, they come from short to long.
+    """Batches of samples of nearly equal lengths from a plan: batch k is the k-th of a sequence of shuffled epochs. A
+    single pass goes from short to long.
     """
 
     plan: PairBatches
@@ -125,7 +125,7 @@ class ByTokens(NamedTuple):
 
     @property
     def epoch(self) -> float:
-        """Batches that read each sample once."""
+        """The number of batches per epoch."""
         return len(self.plan)
 
     def endless(self, shard: Shard, start: int) -> Iterator[tuple[Chance, Int[np.ndarray, "B"]]]:
@@ -144,13 +144,13 @@ Contents = Mapping[str, Sequence[np.ndarray | Sequence[str]]]
 
 
 class Samples(Protocol):
-    """The samples of one split, numbered from 0."""
+    """The samples of one split, with indices from 0."""
 
     def __len__(self) -> int: ...
 
     def take(self, numbers: Int[np.ndarray, "B"], chance: Chance | None = None) -> Batch:
-        """These samples as a batch: a pure function of numbers, seed and chance. Without a chance nothing is drawn, or
-        what hangs on the numbers alone.
+        """These samples as a batch: a pure function of indices, seed and key. Without a key there is no randomness, or
+        it depends on the indices only.
         """
         ...
 
@@ -159,46 +159,46 @@ class Samples(Protocol):
     def judging(self) -> Once: ...
 
     def some(self, limit: int | None) -> Samples:
-        """At most `limit` of them, which stand for all."""
+        """A representative subset of at most `limit` samples."""
         ...
 
 
 class Examples:
-    """What a domain brings: samples in splits, and what using the model needs of how they were read."""
+    """The data of a domain: samples in splits, and the preprocessing that inference needs."""
 
-    stated: str = "all"  # the split that is judged of data that are given to a finished model
+    stated: str = "all"  # the split that is evaluated by default when a finished model gets other data
 
     def of(self, split: str) -> Samples:
-        """The samples of a split; "all" is all there are. UserError for an unknown or empty one."""
+        """The samples of a split, or of "all". UserError for an unknown or empty split."""
         raise NotImplementedError
 
     @property
     def final_split(self) -> str:
-        """The split on which a finished model is judged: test, or validation where there is no test."""
+        """The split for the final evaluation: test, or validation if there is no test split."""
         raise NotImplementedError
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The splits that there may be."""
+        """The names of possible splits."""
         return (*SIDES, "all")
 
     def limited(self, split: str, limit: int | None) -> Self:
-        """The same examples, of which a split has no more than the `limit` samples that an evaluation takes."""
+        """The same examples, with the split reduced to the `limit` samples of an evaluation."""
         return self
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """What was changed or left out of the data as they were read, in sentences for the report."""
+        """Sentences for the report about data that were changed or left out."""
         return ()
 
     def adapt(self, model: ModelConfig) -> ModelConfig:
-        """`model` with what only the data decide of its inputs: symbols, channels, sizes. UserError where there is
-        nothing to train it on or to judge it by.
+        """`model` with the input settings that depend on the data: vocabulary size, channels, sizes. UserError if there
+        are no training or validation samples.
         """
         raise NotImplementedError
 
     def batches(self, split: str, shard: Shard = WHOLE, start: int = 0) -> Iterator[Batch]:
-        """Micro-batches of a split: of training without end, from batch `start` on; of others once."""
+        """Micro-batches of a split: endless for training, from batch `start` on; a single pass for other splits."""
         samples = self.of(split)
         if split == "train":
             for chance, numbers in samples.training().endless(shard, start):
@@ -208,40 +208,40 @@ class Examples:
                 yield samples.take(numbers)
 
     def count(self, split: str) -> int:
-        """The samples of a split."""
+        """The number of samples of a split."""
         return len(self.of(split))
 
     def epoch(self) -> float | None:
-        """Training batches that read each sample once; None if the batches come in an order of their own."""
+        """The number of training batches per epoch; None if the examples define their own batches."""
         if type(self).batches is not Examples.batches:
             return None
         return getattr(self.of("train").training(), "epoch", None)
 
     def contents(self) -> Contents:
-        """All that was read of the data, beside the splits, by what people call each part: "texts", "labels". By them a
-        run notices that it goes on with other data. Digests that were made anyway stand for what they are of.
+        """The parts of the data, except the splits, by name: "texts", "labels". A resumed run compares them to detect
+        other data. Digests may replace the content that they were computed from.
         """
         return {}
 
     @property
     def splits_read(self) -> Splits | None:
-        """The splits as the data have them, where samples are numbered."""
+        """The splits of the data, if samples are indexed."""
         found = getattr(self, "splits", None)
         return found if isinstance(found, Splits) else None
 
     def save(self, directory: Path) -> None:
-        """Write what using the model needs beside its weights: codec, processor."""
+        """Write what inference needs in addition to the weights: codec, processor."""
 
     def met(self) -> Familiar | None:
-        """What a model meets in training, where the examples know."""
+        """Statistics of the training inputs, if the examples know them."""
         return None
 
     def close(self) -> None:
-        """Give back what is held: simulators, and what they draw with."""
+        """Release resources: simulators and their renderers."""
 
 
 def removals(splits: Splits) -> tuple[str, ...]:
-    """What is said in the report of samples that are left out of training."""
+    """A sentence for the report about samples that are left out of training."""
     if not splits.removed:
         return ()
     what = f"{splits.removed:,} of the {splits.what} to train on"
@@ -249,10 +249,7 @@ def removals(splits: Splits) -> tuple[str, ...]:
 
 
 class Numbered(Examples):
-    """Samples of one table, each in one split. A domain says what the model reads of rows of the table (`take`).
-
-    `size` is that of a batch of training, `at_once` that of one that is judged.
-    """
+    """Samples of one table, each in one split. A domain defines the model inputs for rows of the table (`take`)."""
 
     splits: Splits
     seed: int
@@ -263,7 +260,7 @@ class Numbered(Examples):
         raise NotImplementedError
 
     def shown(self, row: int) -> str:
-        """A row as a line of text."""
+        """A row as one line of text."""
         raise NotImplementedError
 
     def training(self, rows: np.ndarray) -> Order:
@@ -273,11 +270,11 @@ class Numbered(Examples):
         return ByCount(len(rows), self.at_once)
 
     def numbers(self, split: str) -> np.ndarray:
-        """The rows of a split. UserError for an unknown or empty one."""
+        """The rows of a split. UserError for an unknown or empty split."""
         return self.splits.rows(split)
 
     def some(self, rows: np.ndarray, limit: int | None) -> np.ndarray:
-        """At most `limit` of these rows, which stand for all."""
+        """A representative subset of at most `limit` rows."""
         return spread(rows, limit)
 
     def of(self, split: str) -> Selected:
@@ -301,13 +298,13 @@ class Numbered(Examples):
         return (*self.splits.sides, "all")
 
     def spread(self, count: int) -> np.ndarray:
-        """Rows of the split that is judged last, spread evenly over it."""
+        """Evenly spaced rows of the final split."""
         return spread(self.numbers(self.final_split), count)
 
 
 @dataclass(frozen=True)
 class Selected:
-    """Some rows of a table, in this order."""
+    """A selection of rows of a table, in this order."""
 
     examples: Numbered
     rows: np.ndarray
@@ -329,23 +326,24 @@ class Selected:
 
 
 class Explored(Examples):
-    """Samples that the learning model itself makes, with the weights of the moment (reinforcement learning). Batch k of
-    training is a function of all updates before it; checkpoints hold what it hangs on beside the weights.
+    """Samples that the model generates with its current weights (on-policy reinforcement learning). Training batch k
+    depends on all previous updates; checkpoints contain the exploration state in addition to the weights.
     """
 
     @property
     def period(self) -> int:
-        """How many batches are made of what the model did at a time: only a whole period costs what others do."""
+        """The number of batches per rollout: only complete periods have a typical cost."""
         raise NotImplementedError
 
     def explore(self, model: nn.Module) -> None:
-        """Begin anew: `batches("train")` are of this model from now on."""
+        """Start with this model: `batches("train")` come from it from now on."""
         raise NotImplementedError
 
     def explored(self) -> dict[str, Tensor]:
-        """What batches hang on beside the weights, for a checkpoint."""
+        """The state for a checkpoint that batches depend on in addition to the weights."""
         raise NotImplementedError
 
     def go_on(self, state: Mapping[str, Tensor]) -> None:
-        """Take over what `explored` gave. Raises UserError where that is another task's."""
+        """Load the result of `exploration_state`. UserError if it belongs to another task."""
+
         raise NotImplementedError

@@ -1,6 +1,6 @@
-"""What data a run was trained on, by their contents, so that other data are noticed.
+"""Fingerprints of a run's data by content, to detect other data.
 
-The paths do not count: the same data may be somewhere else, or on another machine.
+Paths are ignored: the same data may have another path or be on another machine.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ _ALL = "samples"
 
 
 def fingerprint(task: Task) -> dict[str, int | str]:
-    """The data of a task: how many samples there are and each split has, and a digest of every part. {} for a task
-    whose examples do not say what they read.
+    """The fingerprint of a task's data: the number of samples in total and per split, and a digest of each part. {} for
+    a task whose examples do not report their contents.
     """
     contents = task.examples.contents()
     if not contents:
@@ -38,29 +38,29 @@ def fingerprint(task: Task) -> dict[str, int | str]:
 
 
 def differences(recorded: Any, found: Mapping[str, int | str]) -> str | None:
-    """In what the data that were `found` differ from those that a run.json has `recorded`, for a message. None where
-    they are the same, and where either says nothing, as runs of earlier versions do.
+    """How the `current` data differ from those `recorded` in run.json, for a message. None if they are equal, or if
+    either has no fingerprint, as in runs of earlier versions.
     """
     if not isinstance(recorded, dict) or not found or recorded.get("version") != _VERSION:
         return None
     told: list[str] = []
     for name, value in found.items():
-        before = recorded.get(name, value)  # a part that the run's version did not know
+        before = recorded.get(name, value)  # a part that is unknown to the run's version
         if before == value:
             continue
         counts = isinstance(value, int) and isinstance(before, int)
         told.append(f"{value:,} {name}, not {before:,}" if counts else f"other {name}")
-        if name == _ALL:  # with more or fewer samples all else is another, too
+        if name == _ALL:  # with another number of samples everything else differs, too
             break
     return ", ".join(told) or None
 
 
 def agreed(own: dict[str, int | str], processes: Processes) -> dict[str, int | str]:
-    """The fingerprint of all processes. UserError in each of them where one has read other data than the first."""
+    """The fingerprint of all processes. UserError in every process if one has other data than the main process."""
     first = processes.tell(own)
     told = differences(first, own)
     other = torch.tensor(float(first != own), device=processes.device)
     if processes.sum(other).item():
-        which = f"process {processes.rank} has {told}" if told else "another process has other data than the first"
-        raise UserError(f"{which}; give all processes of the training the same data")
+        which = f"process {processes.rank} has {told}" if told else "another process has other data than process 0"
+        raise UserError(f"{which}; pass the same data to all processes")
     return first

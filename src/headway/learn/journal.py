@@ -1,4 +1,4 @@
-"""What happened at each step, told to metrics.jsonl, to loggers, and to people."""
+"""The log of a training run: metrics.jsonl, loggers, and progress for people."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ _EVERY = 10.0  # seconds between plain lines
 _REFRESH = 0.2  # seconds between refreshes of a live line
 _RENEW = 1.0  # seconds between refreshes of a notebook's output, all of which go to the browser
 
-# Dense bf16 products, TFLOP/s, as the makers state them.
+# Peak dense bf16 TFLOP/s from the vendors' data sheets.
 _PEAKS = {"H200": 989, "H100": 989, "A100": 312, "L40S": 362, "L4": 121, "V100": 125, "4090": 165, "3090": 71, "T4": 65}
 
 
 class Display(Protocol):
     def say(self, text: str) -> None:
-        """A line that stays."""
+        """Print a permanent line."""
         ...
 
     def plan(self, steps: int) -> None:
-        """The run will have so many steps."""
+        """Set the number of steps of the run."""
         ...
 
     def update(self, step: int, loss: float, tokens: int, computed: int) -> None:
-        """After a step: the last known loss, and tokens counted and computed since the start of the display."""
+        """After a step: the last known loss, and target and computed tokens since the start of the display."""
         ...
 
     def pause(self) -> None:
-        """What follows is no training and does not count in the rate."""
+        """Exclude the time until `resume` from the speed."""
         ...
 
     def resume(self) -> None: ...
@@ -70,7 +70,7 @@ class Silent:
 
 
 class Rate:
-    """Speeds per second over about the last `memory` seconds, pauses left out."""
+    """Exponentially averaged speeds per second over about the last `memory` seconds, without pauses."""
 
     def __init__(self, memory: float = 5.0) -> None:
         self.memory = memory
@@ -97,7 +97,7 @@ class Rate:
 
 
 class _Meter:
-    """What both displays tell: step, loss, rate, flop/s, time left."""
+    """The progress text of the displays: step, loss, speed, FLOP/s, remaining time."""
 
     def __init__(self, steps: int, flop_per_token: float, device: str, unit: str) -> None:
         self.steps = steps
@@ -108,7 +108,7 @@ class _Meter:
 
     def text(self, step: int, loss: float) -> str:
         parts = [f"step {step:,}/{self.steps:,}"]
-        if not math.isnan(loss):  # of the first steps it may not have been read yet
+        if not math.isnan(loss):  # not yet known in the first steps
             parts.append(f"loss {loss:.4f}")
         if self.rate.values:
             parts.append(f"{self.rate.values['tokens']:,.0f} {self.unit}s/s")
@@ -156,7 +156,7 @@ class Plain:
 
 
 class Live:
-    """A line with a bar that is drawn anew."""
+    """A line with a progress bar that is redrawn."""
 
     def __init__(self, steps: int, flop_per_token: float, device: str, unit: str = "token") -> None:
         from rich.console import Console
@@ -195,7 +195,7 @@ class Live:
 
 
 class _Block:
-    """The output of a cell: lines that stay and, while a run goes on, a bar with a line beside it."""
+    """The output of a notebook cell: permanent lines and, during a run, a progress bar with a line."""
 
     def __init__(self, lines: list[str], line: str, done: int, steps: int) -> None:
         self.lines, self.line, self.done, self.steps = list(lines), line, done, steps
@@ -212,7 +212,7 @@ class _Block:
 
 
 class Notebook:
-    """One block of a cell's output, renewed in place; it stays as text when the run has ended."""
+    """One block of a cell's output, updated in place; it remains as text after the run."""
 
     def __init__(self, steps: int, flop_per_token: float, device: str, unit: str = "token") -> None:
         self._meter = _Meter(steps, flop_per_token, device, unit)
@@ -247,7 +247,7 @@ class Notebook:
         self._meter.rate.resume()
 
     def close(self) -> None:
-        """The last line stays, as one of them: where a run was interrupted it says how far it came."""
+        """Keep the last progress line, which shows how far an interrupted run got."""
         if self._done:
             self._lines.append(self._line)
         self._line = ""
@@ -255,15 +255,15 @@ class Notebook:
 
 
 def _in_notebook() -> bool:
-    """Whether this is a kernel of Jupyter, Colab or Databricks, as rich finds it."""
+    """Whether this is a Jupyter, Colab or Databricks kernel, as rich detects it."""
     from rich.console import Console
 
     return Console(stderr=True).is_jupyter
 
 
 def open_display(shown: bool, steps: int, flop_per_token: float, device: str, unit: str = "token") -> Display:
-    """The display that fits stderr, or a notebook. `flop_per_token` is that of training, per computed token; `unit` is
-    what the task counts.
+    """The display for a terminal, a notebook or a plain stderr. `flop_per_token` is that of training, per computed
+    token; `unit` is what the task counts.
     """
     if not shown:
         return Silent()
@@ -286,15 +286,15 @@ def epochs_text(epochs: float) -> str:
     return f"{epochs:,.0f} epochs" if epochs >= 10 else f"{epochs:.1f} epochs"
 
 
-_FAR = 3.0  # a loss that is above the first by so many times it, and by as much
-_LONG = 20  # steps, and a part of the run, after which one that stays far above the first is no accident
+_FAR = 3.0  # a loss counts as diverging if it exceeds the first by this factor of it and by this amount
+_LONG = 20  # steps, and fraction of the run (1 / 20), for which a loss must be that high before a warning
 _REMEDY = "lower optim.lr, lengthen schedule.warmup, or set train.clip"
-_LINES = 500  # about as many as a curve can show
-_MOST = 20  # steps in a line
+_LINES = 500  # log lines per run, about as many points as a curve can show
+_MOST = 20  # maximum steps per line
 
 
 class Journal:
-    """Collects the updates of a few steps of a run without reading them, then writes their means as one line.
+    """Collects the updates of a few steps without reading their tensors, then writes their means as one line.
 
     `progress.seconds` of the run counts training only: evaluations and checkpoints happen inside `paused`.
     """
@@ -309,29 +309,27 @@ class Journal:
         self._tokens = run.progress.tokens
         self._loss = math.nan
         self._first = math.nan  # the loss of the first step
-        self._low: int | None = (
-            run.progress.step
-        )  # the last whose loss was not far above that; None: a caution was said
+        self._low: int | None = run.progress.step  # the last step with a normal loss; None after the warning
         self._mark = time.perf_counter()
 
     def add(self, update: Update, tokens: int, computed: int) -> None:
-        """After a step; `tokens` and `computed` are those of all processes, for the display."""
+        """Add a step; `tokens` and `computed` are totals of all processes, for the display."""
         self._updates.append(update)
         self._computed += computed
         self._tokens += tokens
 
     def plan(self, steps: int) -> None:
-        """From here on the run has so many steps."""
+        """Set a new number of steps of the run."""
         self.steps = steps
         self.interval = _interval(steps)
         self.display.plan(steps)
 
     def show(self) -> None:
-        """Bring the display up to date."""
+        """Update the display."""
         self.display.update(self.run.progress.step, self._loss, self._tokens, self._computed)
 
     def flush(self) -> None:
-        """Write the line of the steps since the last one. A loss that is not finite ends the run with a UserError."""
+        """Write a line for the steps since the last one. A loss that is not finite ends the run with a UserError."""
         if not self._updates:
             return
         totals: defaultdict[str, float] = defaultdict(float)
@@ -357,13 +355,11 @@ class Journal:
         self._updates.clear()
         self._write(line)
         if not (math.isfinite(self._loss) and math.isfinite(norm)):
-            raise UserError(
-                f"the loss is {self._loss} and the gradient's norm {norm} at step {progress.step}; {_REMEDY}"
-            )
+            raise UserError(f"the loss is {self._loss} and the gradient norm {norm} at step {progress.step}; {_REMEDY}")
         self._caution()
 
     def _caution(self) -> None:
-        """Say once that a loss has been far above that of the first step for long."""
+        """Warn once if the loss stays far above that of the first step."""
         if self._low is None:
             return
         step = self.run.progress.step
@@ -371,13 +367,13 @@ class Journal:
             self._low = step
         elif step - self._low >= max(_LONG, self.run.recipe.train.steps // _LONG):
             self.display.say(
-                f"caution: the loss is {self._loss:.4g} at step {step:,}, was {self._first:.4g} at first, and has been "
-                f"far above that since step {self._low + 1:,}: the training diverges; {_REMEDY}"
+                f"warning: training diverges: the loss is {self._loss:.4g} at step {step:,}, was {self._first:.4g} at "
+                f"first, and has been far above that since step {self._low + 1:,}; {_REMEDY}"
             )
             self._low = None
 
     def evaluation(self, metrics: dict[str, float], seconds: float, weights: str, better: bool) -> None:
-        """Write an evaluation. `weights` says which were judged: those trained, their moving average, or a mean."""
+        """Write an evaluation. `weights` names the evaluated ones: trained, moving average, or mean of checkpoints."""
         progress = self.run.progress
         line = {"step": progress.step, "split": "validation", "weights": weights, **metrics}
         self._write({**line, "seconds": round(progress.seconds, 3), "evaluation_seconds": round(seconds, 3)})
@@ -387,12 +383,12 @@ class Journal:
         self.display.say(f"step {progress.step:,} after {after}: validation {figures}{best}")
 
     def seconds(self) -> float:
-        """Of training so far."""
+        """Seconds of training so far."""
         return self.run.progress.seconds + time.perf_counter() - self._mark
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Time inside is not training."""
+        """Exclude the time inside the context from the training time."""
         self._tick()
         self.display.pause()
         try:
@@ -417,7 +413,7 @@ class Journal:
 
 
 def _interval(steps: int) -> int:
-    """Steps in a line."""
+    """Steps per log line."""
     return min(_MOST, max(1, steps // _LINES))
 
 

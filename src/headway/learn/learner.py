@@ -1,4 +1,4 @@
-"""A model that learns: one update from the micro-batches of a step, exactly as if they were one batch."""
+"""Training steps of a model: one update from the micro-batches of a step, exactly as if they were one batch."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from headway.nn.kernels import GeluPasses, gelu_passes
 from headway.nn.models import Loss
 from headway.nn.parts.dropout import attach_generator
 
-# Where figures lie in the tail of the gradients, so that processes sum both at once.
+# Indices of statistics in the tail of the gradients, so that one all-reduce sums both.
 _STOP, _TOKENS, _LOSSES = 0, 1, 2
 
 
 class Update(NamedTuple):
-    """What a step did, as tensors that need not be read at once (reading waits for a GPU).
+    """Statistics of a step, as tensors that are read later (reading waits for a GPU).
 
-    `norm` is that of the gradient before clipping; `figures` are sums over the processes.
+    `norm` is the gradient norm before clipping; `stats` are sums over the processes.
     """
 
     names: tuple[str, ...]
@@ -40,26 +40,26 @@ class Update(NamedTuple):
     figures: Float[Tensor, "F"]
 
     def losses(self) -> dict[str, tuple[float, float]]:
-        """Total and count of each loss."""
+        """Sum and count of each loss."""
         values = self.figures.tolist()[_LOSSES:]
         return {name: (values[2 * i + 1], values[2 * i]) for i, name in enumerate(self.names)}
 
     def tokens(self) -> int:
-        """Targets counted."""
+        """The number of target tokens."""
         return round(self.figures[_TOKENS].item())
 
     def stop(self) -> bool:
-        """Whether any process asked to stop."""
+        """Whether any process requested a stop."""
         return self.figures[_STOP].item() > 0
 
 
 class Learner:
-    """A model with its optimiser, its moving average and the states it carries: all that a step changes."""
+    """A model with its optimiser, moving average and recurrent states: everything that a step changes."""
 
     def __init__(
         self, model: nn.Module, recipe: Recipe, task: Task, processes: Processes, precision: str = "fp32"
     ) -> None:
-        """`precision` is that of matrix products, fp32 or bf16 (where the device multiplies it faster: `computed`)."""
+        """`precision` of matrix products: fp32, or bf16 if the device multiplies it faster (`effective_precision`)."""
         self.device = processes.device
         self.model = model.to(self.device).train()
         self.recipe = recipe
@@ -81,7 +81,7 @@ class Learner:
             self.model.compile()
 
     def update(self, step: int, batches: Sequence[Batch], stop: bool = False) -> Update:
-        """Learn from this process's micro-batches of step `step` (from 0); `stop` is told to the other processes."""
+        """One update from this process's micro-batches of step `step` (from 0); the other processes receive `stop`."""
         train, tail = self.recipe.train, self.flat.tail
         self._generator.manual_seed(_dropout_seed(train.seed, step, self.processes.rank))
         self.flat.zero_grads()
@@ -102,7 +102,7 @@ class Learner:
 
     @contextmanager
     def evaluating(self) -> Iterator[nn.Module]:
-        """The model as it is judged and kept: averaged weights where there are, no dropout, full precision."""
+        """The model for evaluation and saving: averaged weights if there are any, no dropout, full precision."""
         trained = self.flat.data.clone() if self.average is not None else None
         try:
             if self.average is not None:
@@ -111,29 +111,29 @@ class Learner:
             with products("fp32", self.device), torch.no_grad():
                 yield self.model
         finally:
-            if trained is not None:  # first: a second Ctrl-C may break off what follows
+            if trained is not None:  # first, because a second Ctrl-C may interrupt the rest
                 self.flat.data.copy_(trained)
             self.model.train()
 
     @property
     def trained(self) -> int:
-        """How many weights are trained."""
+        """The number of trainable parameters."""
         return sum(shape.numel() for shape in self.flat.shapes.values())
 
     def kept(self) -> dict[str, Tensor]:
-        """The tensors of the model that a checkpoint has to hold: with an adapter, those that are trained."""
+        """The tensors of the model that a checkpoint contains: with an adapter, only the trainable ones."""
         tensors = dict(named_tensors(self.model))
         if self.recipe.adapter is None:
             return tensors
         return {name: tensors[name] for name in self.flat.names}
 
     def gather(self) -> None:
-        """What has to happen in all processes after a step that the first may write a checkpoint of."""
+        """Collect states from all processes after a step that the main process may checkpoint."""
         if self._carried is not None:
             self._carried.gather()
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What a checkpoint needs beside the model's own weights."""
+        """The tensors of a checkpoint in addition to the model's weights."""
         state = self.optimizer.state_dict()
         if self._carried is not None:
             state.update(self._carried.state_dict())
@@ -144,7 +144,7 @@ class Learner:
         return state
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take over a saved state; UserError where it is that of another model or optimiser."""
+        """Load a saved state; UserError if it belongs to another model or optimiser."""
         self.optimizer.load_state_dict(state)
         if self._carried is not None:
             self._carried.load_state_dict(self.model, state)
@@ -154,7 +154,7 @@ class Learner:
         if self.average is not None:
             for name, place in self.flat.views(self.average):
                 if f"average.{name}" not in state:
-                    raise UserError(f"the checkpoint lacks average.{name}; drop train.ema, or start another run")
+                    raise UserError(f"the checkpoint lacks average.{name}; remove train.ema, or start another run")
                 place.copy_(state[f"average.{name}"])
 
     def _loss(self, place: int, batch: Batch) -> dict[str, Loss]:
@@ -163,7 +163,7 @@ class Learner:
         return self.task.loss(self.model, batch)
 
     def _counts(self, batches: Sequence[Batch]) -> dict[str, float] | None:
-        """Counts over the whole step of a task's several losses, where the task can tell them ahead."""
+        """The count of each loss over the whole step, if the task knows them in advance."""
         each = [self.task.counts(batch) for batch in batches]
         if not each[0]:
             return None
@@ -172,18 +172,18 @@ class Learner:
         return dict(zip(names, self.processes.sum(sums.to(self.device)).tolist()))
 
     def _backward(self, losses: dict[str, Loss], counts: dict[str, float] | None, alone: bool) -> bool:
-        """Add the gradient of a micro-batch; whether it was divided by counts already.
+        """Add the gradient of a micro-batch; returns whether it is already divided by counts.
 
-        Losses of one count are added up and divided at the end of the step, by the count of all micro-batches.
+        Losses that share a count are summed and divided at the end of the step by the count of all micro-batches.
         """
         tail = self.flat.tail
         if _LOSSES + 2 * len(losses) > tail.numel():
-            raise UserError(f"the task has {len(losses)} losses; give at most {(tail.numel() - _LOSSES) // 2}")
+            raise UserError(f"the task has {len(losses)} losses; use at most {(tail.numel() - _LOSSES) // 2}")
         divided = counts is not None or len({loss.count for loss in losses.values()}) > 1
         if divided and counts is None and not alone:
             raise UserError(
-                f"losses {', '.join(losses)} count different things and cannot be accumulated, as this task "
-                "does not count them ahead; set train.accumulate to 1 and use one process"
+                f"losses {', '.join(losses)} have different counts, which this task does not know in advance, so they "
+                "cannot be accumulated; set train.accumulate to 1 and use one process"
             )
         objective = tail.new_zeros(())
         for i, (name, loss) in enumerate(losses.items()):
@@ -195,7 +195,7 @@ class Learner:
         return divided
 
     def _scale_gradient(self, scale: Tensor | float, clip: float | None) -> Tensor:
-        """Multiply the gradient by `scale` and clip it; gives its norm between the two."""
+        """Multiply the gradient by `scale` and clip it; returns its norm before clipping."""
         grads = self.flat.grads
         norm = torch.linalg.vector_norm(grads) * scale
         if clip is not None:
@@ -204,19 +204,20 @@ class Learner:
         return norm
 
     def _follow(self, step: int) -> None:
-        """Move the average towards the weights, faster in the first steps, when it still holds the initial ones."""
+        """Update the moving average, faster in the first steps, when it still contains the initial weights."""
         if self.average is not None:
             decay = min(self.recipe.train.ema or 0.0, (1 + step) / (10 + step))
             self.average.lerp_(self.flat.data, 1 - decay)
 
 
 def _compiled_gelu() -> GeluPasses:
-    from headway.engine.slopes import GELU_TANH  # with LLVM, which small models are trained without
+    from headway.engine.slopes import GELU_TANH  # imports LLVM, which small models do not need
 
     return GELU_TANH
 
 
 def _dropout_seed(seed: int, step: int, rank: int) -> int:
-    """A seed of 63 bits, far from those of neighbouring steps and ranks."""
+    """A 63-bit seed, far from those of neighbouring steps and ranks."""
+
     place = (seed + (step - 1) * GOLDEN + rank * 0xD1342543DE82EF95) % (1 << 64)
     return int(mixed(np.uint64(place))) >> 1

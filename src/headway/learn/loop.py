@@ -1,6 +1,4 @@
-"""The loop of a run: steps, and between them log lines, evaluations and checkpoints; Ctrl-C ends it at
-the next step.
-"""
+"""The training loop: steps, log lines, evaluations and checkpoints; Ctrl-C ends it at the next step."""
 
 from __future__ import annotations
 
@@ -24,9 +22,9 @@ from headway.learn.training import RunState
 
 
 class UserInterrupt(KeyboardInterrupt):
-    """RunState was stopped by the user, and can go on from its last checkpoint. The command line exits with 130.
+    """The user stopped training, which can resume from the last checkpoint. The command line exits with 130.
 
-    `where` says how far it came, `remedy` how it goes on.
+    `where` names the step, `remedy` how to resume.
     """
 
     def __init__(self, where: str, remedy: str) -> None:
@@ -41,8 +39,8 @@ _HANGUP = (signal.SIGHUP,) if hasattr(signal, "SIGHUP") else ()  # the terminal 
 
 
 class Interrupts:
-    """Turns the first SIGINT, SIGTERM or SIGHUP into a request, so that no step is cut in half; a second one breaks
-    off.
+    """Turns the first SIGINT, SIGTERM or SIGHUP into a request, so that the current step completes; a second signal
+    interrupts at once.
     """
 
     def __init__(self) -> None:
@@ -51,9 +49,9 @@ class Interrupts:
 
     def __enter__(self) -> Interrupts:
         self._before: dict[signal.Signals, Any] = {}
-        if threading.current_thread() is threading.main_thread():  # only there can handlers be set
+        if threading.current_thread() is threading.main_thread():  # the only thread that can set handlers
             for number in (signal.SIGINT, signal.SIGTERM, *_HANGUP):
-                if number not in _HANGUP or signal.getsignal(number) is not signal.SIG_IGN:  # as nohup wants it
+                if number not in _HANGUP or signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP
                     self._before[number] = signal.signal(number, self._handle)
         return self
 
@@ -63,7 +61,7 @@ class Interrupts:
 
     @contextmanager
     def breakable(self) -> Iterator[None]:
-        """Inside, the first signal breaks off at once: for work that changes nothing, such as an evaluation."""
+        """Inside the context the first signal interrupts at once: for work without side effects, such as evaluation."""
         self._breakable = True
         try:
             yield
@@ -76,36 +74,36 @@ class Interrupts:
             raise KeyboardInterrupt
 
 
-# The loss at the end from the loss now, the slope of the training loss, and the share of the steps that is done.
+# The final loss from the current loss, the slope of the training loss, and the completed fraction of the steps.
 Foretell = Callable[[float, float, float], LossForecast]
-EARLY, LATE = 0.25, 0.6  # of a run, before and after which nothing is predicted
-_TOLD, _SETTLED = 0.1, 3  # a plan that changed by less at so many looks is told if it differs by more from the first
+EARLY, LATE = 0.25, 0.6  # fractions of a run between which the final loss is predicted
+_TOLD, _SETTLED = 0.1, 3  # report a plan that differs by 10 % from the first and was stable in 3 revisions
 
 
 class Loop:
-    """Trains a run that was started to the end of its recipe."""
+    """Trains a started run to the end of its recipe."""
 
     def __init__(
         self, run: RunState, journal: Journal, interrupts: Interrupts, foretell: Foretell | None = None
     ) -> None:
-        """`foretell` says from an evaluation how the run will end."""
+        """`predict_loss` forecasts the final loss from an early evaluation."""
         self.run = run
         self.journal = journal
         self.interrupts = interrupts
         self.foretell = foretell
-        self._planned: int | None = run.recipe.train.steps  # at first; None once another number was told
+        self._planned: int | None = run.recipe.train.steps  # the first plan; None once another number was reported
         self._ended = False  # by an evaluation
-        self._steady = 0  # looks at the plan since it changed by much
+        self._steady = 0  # revisions since the plan changed by much
 
     def train(self) -> None:
-        """Train to the last step, or until no evaluation has been better for `train.patience` ones.
+        """Train to the last step, or until `train.patience` evaluations in a row were not better.
 
-        The budget may change the number of steps on the way.
+        The budget may change the number of steps during training.
         """
         run, progress, accumulate = self.run, self.run.progress, self.run.recipe.train.accumulate
         share = run.processes.share_of(accumulate)
         stream = run.task.batches("train", run.processes.shard, progress.step * accumulate)
-        overdue = self._evaluation_due() and progress.evaluated < progress.step  # stopped between a step and this
+        overdue = self._evaluation_due() and progress.evaluated < progress.step  # stopped just before it
         begins = progress.step == 0 and progress.best is None and run.recipe.start is not None
         if run.probed or overdue or (begins and run.task.judges_start):
             self._evaluate()
@@ -124,7 +122,7 @@ class Loop:
                 self._checkpoint()
 
     def average_checkpoints(self) -> None:
-        """Judge the mean of the last checkpoints' weights, and keep it if it is better."""
+        """Evaluate the mean of the last checkpoints' weights, and save it if it is better."""
         count = self.run.checkpoints.average_newest(self.run)
         self.run.learner.average = None
         self._evaluate(f"mean of {count} checkpoints")
@@ -136,7 +134,7 @@ class Loop:
         run.progress.step += 1
         world = run.processes.world
         self.journal.add(self._update, world * sum(b.tokens for b in batches), world * sum(b.computed for b in batches))
-        if self._line_due():  # as at every step that a checkpoint may be written of, where there are several processes
+        if self._line_due():  # with several processes, also at every step that may write a checkpoint
             self.journal.flush()
             run.learner.gather()
         self.journal.show()
@@ -144,28 +142,28 @@ class Loop:
             run.budget.stepped(time.perf_counter() - start)
 
     def _look(self, budget: TimeBudget) -> None:
-        """Plan anew by the speed since the last look."""
+        """Revise the plan by the speed since the last revision."""
         before = self.run.recipe.train.steps
         steps, first = self._revise(budget), self._planned
         self._steady = self._steady + 1 if abs(steps - before) <= _TOLD * before else 0
         if first is None or self._steady < _SETTLED or abs(steps - first) <= _TOLD * first:
             return
-        self._planned = None  # it has settled, and is told once
-        self.journal.display.say(f"{steps:,} steps fit into the time instead of {first:,}, by the speed so far")
+        self._planned = None  # reported once, when it is stable
+        self.journal.display.say(f"at the speed so far, {steps:,} steps fit in the time instead of {first:,}")
 
     def _weigh(self, budget: TimeBudget) -> None:
-        """Go on for longer, or end soon, by the evaluations so far."""
+        """Extend the run or end it soon, depending on the evaluations so far."""
         run, progress, before = self.run, self.run.progress, self.run.recipe.train.steps
         if not run.processes.tell(budget.weigh(run.recipe, progress.step, progress.stale)):
             return
         steps = self._revise(budget)
         if steps < before and progress.stale:
             self.journal.display.say(
-                f"the last {progress.stale} evaluations were not better: the learning rate falls to 0 by step {steps:,}"
+                f"no improvement in {progress.stale} evaluations: the learning rate decays to 0 by step {steps:,}"
             )
 
     def _revise(self, budget: TimeBudget) -> int:
-        """The steps of the run, once the budget has revised its plan."""
+        """Let the budget revise the plan; returns the steps of the run."""
         run = self.run
         found = budget.revise(run.recipe, run.progress.step, self.journal.seconds(), run.progress.evaluated > 0)
         revised = run.processes.tell(None if found is None else to_dict(found.of(run.recipe)))
@@ -175,7 +173,7 @@ class Loop:
         return run.recipe.train.steps
 
     def _keep_trunk(self) -> None:
-        """Save where the rate begins to fall: a longer run goes on from there."""
+        """Save a checkpoint where the learning rate begins to decay, from which an extended run continues."""
         run, step = self.run, self.run.progress.step
         if step == run.recipe.schedule.flat(run.recipe.train.steps) and step > 0:
             self.journal.flush()
@@ -202,7 +200,7 @@ class Loop:
         return self._ended or (patience is not None and self.run.progress.stale >= patience)
 
     def _should_stop(self) -> bool:
-        """Alone at once; with others where all of them read the same sum."""
+        """A single process stops at once; several stop at a step where all of them read the same sum."""
         if self.run.processes.world == 1:
             return self.interrupts.requested
         return self._line_due() and self._update.stop()
@@ -224,7 +222,7 @@ class Loop:
                 took = time.perf_counter() - start
                 self.journal.evaluation(metrics, took, weights, better)
                 if run.processes.first and isinstance(run.task.examples, Explored):
-                    run.task.save(run.directory.path)  # what it has come to know beside its weights
+                    run.task.save(run.directory.path)  # what it has learned in addition to its weights
                 self._foretell(metrics)
                 if run.budget is not None:
                     run.budget.evaluated(took)
@@ -237,21 +235,21 @@ class Loop:
             self._weigh(run.budget)
 
     def _end(self, fault: str | None, metrics: dict[str, Any]) -> None:
-        """Say what is wrong with a model, and end where it is unusable or needs no more training."""
+        """Report why a model is unusable or needs no more training, and end the run."""
         run, best = self.run, self.run.progress.best or {}
-        if fault is not None and best.get("step") == run.progress.step:  # nothing better is known
+        if fault is not None and best.get("step") == run.progress.step:  # there is no better model
             when = "" if run.progress.step else "before the first step "
-            self.journal.display.say(f"caution: {when}{fault}; start from a model that answers")
+            self.journal.display.say(f"warning: {when}{fault}; start from a model that answers")
             return
         enough = run.task.finished(metrics) if run.progress.step else None
         if fault is not None:
-            self.journal.display.say(f"caution: {fault}; training ends, and the model of step {best['step']:,} stays")
+            self.journal.display.say(f"warning: {fault}; training ends with the model of step {best['step']:,}")
         elif enough is not None:
             self.journal.display.say(f"training ends: {enough}")
         self._ended = fault is not None or enough is not None
 
     def _foretell(self, metrics: dict[str, Any]) -> None:
-        """After an early evaluation, predict how the run will end."""
+        """After an early evaluation, predict the final loss."""
         run, progress, steps = self.run, self.run.progress, self.run.recipe.train.steps
         early = EARLY * steps <= progress.step <= LATE * steps
         known = metrics.get("loss", math.nan)
@@ -267,8 +265,8 @@ class Loop:
         self.journal.display.say(f"predicted final validation loss: {loss:.3g} ({low:.3g} to {high:.3g})")
 
     def _measured(self) -> dict[str, float] | None:
-        """What the first process measures; None where Ctrl-C breaks it off. What changes weights to and fro is not
-        broken off.
+        """The metrics that the main process measures; None if Ctrl-C interrupts it. Swapping weights is not
+        interrupted.
         """
         run = self.run
         try:
@@ -288,10 +286,10 @@ class Loop:
 
     def _stop(self) -> NoReturn:
         run = self.run
-        if not run.saved:  # else the model may hold other weights: the mean of checkpoints
+        if not run.saved:  # otherwise the model may contain the mean of checkpoints
             self.journal.flush()
             self._checkpoint()
         raise UserInterrupt(
             f"stopped at step {run.progress.step:,} of {run.recipe.train.steps:,}",
-            f"{run.directory.path} goes on from there with --resume",
+            f"continue {run.directory.path} with --resume",
         )

@@ -1,4 +1,4 @@
-"""What a run needs of memory, told from its recipe, and that it keeps what it has."""
+"""The memory that a run needs, computed from its recipe; and a context that keeps freed memory in the process."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from headway.nn.models import outline
 
 _TRIM, _MAPPED = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of mallopt(3)
 _KEPT = (1 << 31) - 1  # bytes
-_USUAL_TRIM, _USUAL_MAPPED = 1 << 26, 1 << 25  # where glibc's own adaption ends up with large blocks
+_USUAL_TRIM, _USUAL_MAPPED = 1 << 26, 1 << 25  # where glibc's adaptive thresholds end with large blocks
 
 
 @contextmanager
 def kept_heap() -> Iterator[None]:
-    """Within this context freed memory is used again instead of being returned to the system.
+    """Reuse freed memory inside the context instead of returning it to the system.
 
-    Every step frees and takes the same blocks. glibc gives large ones back at once, and the system clears each page
-    before it hands it out again: a sixth of a step of a small model.
+    Every step frees and allocates the same blocks. glibc returns large ones at once, and the system zeroes each page
+    before it reuses it: a sixth of a step of a small model.
     """
     libc = _glibc()
     if libc is None:
@@ -45,7 +45,7 @@ def kept_heap() -> Iterator[None]:
 
 
 def _glibc() -> Any:
-    """The C library with glibc's functions; None where it is another."""
+    """The C library if it is glibc, otherwise None."""
     if not sys.platform.startswith("linux"):
         return None
     libc = ctypes.CDLL(None)
@@ -53,12 +53,11 @@ def _glibc() -> Any:
 
 
 def training_bytes(recipe: Recipe, model: nn.Module, fresh: Collection[str] = ()) -> dict[str, int]:
-    """Bytes that a run keeps all the time: weights, gradients, what the optimiser keeps, and the moving average.
+    """Bytes of a run's permanent memory: weights, gradients, optimiser state and moving average; batches need more.
 
-    `model` is the outline of the recipe's, and `fresh` are the parameters that are trained beside an adapter. What a
-    batch takes comes on top.
+    `model` is the outline of the recipe's model, and `fresh` are the parameters that are trained next to an adapter.
     """
-    if recipe.adapter is not None:  # which changes its modules
+    if recipe.adapter is not None:  # an adapter changes the modules
         model = outline(recipe.model)
     model = prepared(model, recipe, fresh)
     optimizer = Optimizer(recipe.optim, model)
@@ -73,11 +72,11 @@ def training_bytes(recipe: Recipe, model: nn.Module, fresh: Collection[str] = ()
 
 
 def check_memory(recipe: Recipe, model: nn.Module, fresh: Collection[str], device: torch.device) -> None:
-    """UserError for a run that does not fit into the memory that is free, before it takes any."""
+    """UserError for a run that does not fit in free memory, before it allocates any."""
     parts = training_bytes(recipe, model, fresh)
     smaller = "set model.width or model.depth lower"
     if "cells" in shortcuts(type(recipe.model)):
         smaller = "set model.width, model.depth or model.cells lower"
     if parts["optimiser"]:
-        smaller += ", or optim=sgd, which keeps nothing"
-    check_room(f"training {recipe.name}, without its batches,", parts, device, smaller)
+        smaller += ", or use optim=sgd, which has no optimiser state"
+    check_room(f"training {recipe.name} (without batches)", parts, device, smaller)

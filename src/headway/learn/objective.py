@@ -1,4 +1,4 @@
-"""What is learned: the loss of a batch, and the scores by which a model is judged."""
+"""Training objectives: the loss of a batch, and the scores of an evaluation."""
 
 from __future__ import annotations
 
@@ -23,35 +23,35 @@ E = TypeVar("E", bound=Examples)
 
 
 class Objective(Generic[E]):
-    """What is learned of the examples E. It never asks what a sample is made of.
+    """A training objective on examples E, independent of what a sample consists of.
 
-    `goal` names the score that picks the best model, `goal_better` which way is better, `unit` what the loss is counted
-    by, for people.
+    `goal` names the score that selects the best model, `goal_better` its better direction, `unit` the unit that the
+    loss is averaged over, for people.
     """
 
     goal: str = "loss"
     goal_better: Literal["min", "max"] = "min"
     unit: str = "token"
-    gentle: bool = False  # whether fine-tuning on fewer samples takes a smaller learning rate
-    judges_start: bool = False  # whether the model that training starts from is evaluated before the first step
+    gentle: bool = False  # whether fine-tuning on fewer samples uses a smaller learning rate
+    judges_start: bool = False  # whether the initial model is evaluated before the first step
 
     @property
     def measure(self) -> str:
-        """What the loss is, for people."""
-        return f"nats {'an' if self.unit[0] in 'aeiou' else 'a'} {self.unit}"
+        """The unit of the loss, for people."""
+        return f"nats per {self.unit}"
 
     def adapt(self, model: ModelConfig, examples: E) -> ModelConfig:
-        """`model`, whose inputs fit the examples, with what only the data decide of its outputs: heads and classes."""
+        """`model`, whose inputs fit the examples, with the outputs that depend on the data: heads and classes."""
         return model
 
     def counts(self, batch: Batch) -> dict[str, int]:
-        """The counts that `loss` will give, by name; empty where one count serves all losses. Losses of different
-        counts are each divided by theirs over the whole step, which has to be known before the first backward pass.
+        """The counts that `loss` will return, by name; empty if all losses share one count. Losses with different
+        counts are each divided by their count over the whole step, which must be known before the first backward pass.
         """
         return {}
 
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Loss]:
-        """Sums and counts by name. The trainer divides each by its count over the whole step and adds them up."""
+        """Sums and counts by name. The trainer divides each sum by its count over the whole step and adds them."""
         raise NotImplementedError
 
     def judge(self, model: nn.Module, examples: E, split: str, limit: int | None = None) -> dict[str, Any]:
@@ -59,42 +59,44 @@ class Objective(Generic[E]):
         raise NotImplementedError
 
     def count(self, examples: E, split: str) -> int:
-        """What `judge` judges on all of a split, in the samples of its `limit`: episodes, where it plays."""
+        """The number of samples that `evaluate` uses for a whole split, in the unit of its `limit`; episodes for
+        agents.
+        """
         return examples.count(split)
 
     def strided(
         self, model: nn.Module, examples: E, split: str, stride: int, limit: int | None = None
     ) -> dict[str, Any]:
-        """`judge` in windows of texts that advance by `stride`. UserError where no texts go on."""
-        raise UserError("this is not a language model, so it has no windows; leave the stride out")
+        """`evaluate` in windows of text that advance by `stride`. UserError for objectives without windows."""
+        raise UserError("only language models are evaluated in windows; remove the stride")
 
     def fit_head(self, model: nn.Module, examples: E, fresh: Collection[str], limit: int) -> bool:
-        """Fit a head whose parameters are among the `fresh` ones of a model that has learned before to at most `limit`
+        """Fit a newly initialised head (its parameters are in `fresh`) of a pretrained model to at most `limit`
         training samples, before the first step; False if there is nothing to fit.
         """
         return False
 
     def refit_head(self, model: nn.Module, examples: E, fresh: Collection[str], limit: int) -> int:
-        """Once training has ended, fit such a head to the training and validation samples together, if they are few, at
-        most `limit`, and test samples are left for the final score; how many samples it was fitted to.
+        """After training, fit such a head to the training and validation samples together, if they are at most `limit`
+        and there are test samples for the final score; returns the number of samples used.
         """
         return 0
 
     def calibrate(self, model: nn.Module, examples: E, directory: Path) -> list[str]:
-        """Choose on validation how a finished model is used (thresholds, mixtures), and write it into its directory or
-        leave that to `save`; lines for people.
+        """Choose decision settings of the finished model (thresholds, mixtures) on validation, and write them into its
+        directory or leave that to `save`; returns lines for people.
         """
         return []
 
     def depth(self, model: nn.Module, examples: E, limit: int) -> int | None:
-        """How many layers of a model that has learned before are worth training, by what their outputs tell of at most
-        `limit` samples; None if the objective cannot say.
+        """How many layers of a pretrained model are worth training, measured on at most `limit` samples; None if the
+        objective cannot decide.
         """
         return None
 
     def fault(self, scores: Mapping[str, Any], best: Mapping[str, Any] | None) -> str | None:
-        """Why a model with these scores is unusable, whatever its goal, where the `best` one so far is not; it ends the
-        training.
+        """Why a model with these scores is unusable regardless of its goal, given the `best` scores so far; a reason
+        ends training.
         """
         return None
 
@@ -103,52 +105,52 @@ class Objective(Generic[E]):
         return None
 
     def samples(self, model: nn.Module, examples: E, count: int) -> list[dict[str, str]]:
-        """Held-out samples for people: columns by name, such as prompt and output, or source, output and reference."""
+        """Held-out samples for people, by column: prompt and output, or source, output and reference."""
         return []
 
     def remark(self, model: nn.Module, examples: E) -> str:
-        """What a user should know of the finished model beside its scores, in a sentence; "" for nothing."""
+        """One sentence that a user should know about the finished model in addition to its scores; "" for none."""
         return ""
 
     def pictures(self, model: nn.Module, examples: E) -> list[Picture]:
-        """For the page of a run."""
+        """Pictures for the report of a run."""
         return []
 
     def lengthening(self, scores: Mapping[str, Any]) -> float:
-        """How many times as long as the evaluation that gave `scores` one will take once the model has learnt: where
-        it is judged by playing, longer the longer it stays in the game.
+        """By what factor evaluations will take longer than the one with `scores` once the model has learned: agents
+        that play better play longer episodes.
         """
         return 1.0
 
     def showing(self) -> float:
-        """How many times as long as an evaluation it takes to make what is shown of the finished model."""
+        """The time that samples and pictures for the report take, in evaluations."""
         return 0.0
 
     def save(self, directory: Path) -> None:
-        """Write what using the model needs of what it was to say: labels."""
+        """Write what inference needs of the targets: labels."""
 
     def close(self) -> None:
-        """Give back what is held: simulators in which it is judged."""
+        """Release resources: simulators for evaluation."""
 
 
 class Carrying(Objective[E]):
-    """An objective over streams (truncated back-propagation through time): batch k of training goes on where batch
-    k - train.accumulate ended. The learner keeps the states between them, and checkpoints hold them.
+    """An objective over streams (truncated back-propagation through time): training batch k continues where batch
+    k - train.accumulate ended. The learner keeps the states between batches, and checkpoints contain them.
     """
 
     def begin(self, model: nn.Module, rows: int) -> State:
-        """The states of so many rows before anything was read."""
+        """The initial states of `rows` rows."""
         raise NotImplementedError
 
     def carry(self, model: nn.Module, batch: Batch, states: State | None) -> tuple[dict[str, Loss], State]:
-        """`loss` of a batch that goes on from `states`, and the states in which it ends. A batch that begins an epoch
-        pays no heed to them.
+        """`loss` of a batch that continues from `states`, and the states after it. A batch that starts an epoch ignores
+        `states`.
         """
         raise NotImplementedError
 
 
 def judged(model: nn.Module, samples: Samples) -> Iterator[tuple[np.ndarray, Batch]]:
-    """The samples once, in batches on the model's device, each with its numbers; without dropout and gradients."""
+    """Iterate once over the samples in batches on the model's device, with their indices; no dropout or gradients."""
     with evaluating(model), torch.no_grad():
         for numbers in samples.judging().once():
             yield numbers, samples.take(numbers).to(device_of(model))

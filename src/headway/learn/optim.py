@@ -1,4 +1,4 @@
-"""Optimisers: one class over flat parameters, and the update rules it applies to groups of them, Muon's among them."""
+"""Optimisers: one class over flat parameters, and the update rules for groups of them, including Muon."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from headway.errors import ConfigError, UserError
 
 _ALIGNED = 64  # bytes: a vector register and a cache line
 _TAIL = 32
-_MOST = 1000.0  # a setting of an optimiser: with a greater one, the first step leaves no number finite
+_MOST = 1000.0  # maximum of an optimiser's settings: with larger ones, the first step overflows
 
 
 class FlatParameters:
-    """Moves a model's parameters into `data` and their gradients into `grads`, where the parameters stay views.
+    """Moves a model's parameters into one tensor `data` and their gradients into `grads`; the parameters become views.
 
-    What works on all weights (clipping, optimisers, moving averages, sums over processes) is then one operation on one
-    tensor, however many parameters there are. `groups` are names; each group lies in one piece, `segments[i]`, in the
-    order given. `tail` is room after the gradients for figures that are summed over processes together with them.
+    Operations on all weights (clipping, optimisers, moving averages, all-reduce) are then one operation on one tensor,
+    whatever the number of parameters. `groups` are names; each group is contiguous, `segments[i]`, in the given order.
+    `tail` is space after the gradients for statistics that are all-reduced together with them.
     """
 
     def __init__(self, model: nn.Module, groups: Sequence[Sequence[str]]) -> None:
@@ -59,7 +59,7 @@ class FlatParameters:
             parameters[name].grad = gradients[name]
 
     def views(self, flat: Float[Tensor, "N"]) -> Iterator[tuple[str, Tensor]]:
-        """The parts of a tensor laid out as `data`, by parameter name and in its shape."""
+        """The parameters' views of a tensor laid out like `data`, by name."""
         for name in self.names:
             yield name, self.view(flat, name)
 
@@ -77,7 +77,7 @@ class FlatParameters:
 
 
 class UpdateRule(Protocol):
-    """An update of one segment of flat parameters. `buffers` are its state: flat tensors as long as the segment."""
+    """The update rule of one segment of flat parameters. `buffers` are its state: flat tensors of the same length."""
 
     buffers: dict[str, Tensor]
 
@@ -87,7 +87,7 @@ class UpdateRule(Protocol):
 
 
 class Group(NamedTuple):
-    """Parameters under one rule; `make(flat, segment)` builds it."""
+    """Parameters with one update rule; `make(flat, segment)` creates it."""
 
     names: list[str]
     make: Callable[[FlatParameters, slice], UpdateRule]
@@ -102,28 +102,28 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         if not 0 < self.lr <= _MOST:
-            raise ConfigError(f"optim.lr is {self.lr}; give a number above 0, at most {_MOST:g}")
+            raise ConfigError(f"optim.lr is {self.lr}; use a number above 0, at most {_MOST:g}")
         for field in fields(self):
             value = getattr(self, field.name)
             numbers = value if isinstance(value, tuple) else (value,)
             if any(isinstance(number, (int, float)) and not 0 <= number <= _MOST for number in numbers):
-                raise ConfigError(f"optim.{field.name} is {value}; give a number from 0 to {_MOST:g}")
+                raise ConfigError(f"optim.{field.name} is {value}; use a number from 0 to {_MOST:g}")
             decays = field.name.endswith(("betas", "momentum"))
             if decays and any(number >= 1 for number in numbers):
-                raise ConfigError(f"optim.{field.name} is {value}; give decays from 0 to below 1")
+                raise ConfigError(f"optim.{field.name} is {value}; use decays from 0 to below 1")
 
     def groups(self, model: nn.Module, precision: str) -> list[Group]:
-        """Which rule each trainable parameter is under. `precision` is that of matrix products: fp32 or bf16."""
+        """The trainable parameters by update rule. `precision` of matrix products: fp32 or bf16."""
         raise NotImplementedError
 
 
 class Optimizer:
-    """Updates a model in place; `flat` holds its weights and gradients."""
+    """Updates a model in place; `flat` contains its weights and gradients."""
 
     def __init__(self, config: OptimConfig, model: nn.Module, precision: str = "fp32") -> None:
         groups = [group for group in config.groups(model, precision) if group.names]
         if not groups:
-            raise UserError("the model has no trainable weights; unfreeze some, or only evaluate it")
+            raise UserError("the model has no trainable parameters; unfreeze some, or only evaluate it")
         self.flat = FlatParameters(model, [group.names for group in groups])
         self.rules = [group.make(self.flat, part) for group, part in zip(groups, self.flat.segments)]
         self.count = 0
@@ -144,7 +144,7 @@ class Optimizer:
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take over a saved state; raises UserError naming a tensor that is missing or of another shape."""
+        """Load a saved state; UserError for a tensor that is missing or has another shape."""
         for name, buffer, place in self._places():
             saved = state.get(f"{buffer}.{name}")
             if saved is None or saved.shape != place.shape:
@@ -155,7 +155,7 @@ class Optimizer:
         self.count = int(state["count"])
 
     def _places(self) -> Iterator[tuple[str, str, Tensor]]:
-        """(parameter, buffer, the buffer's part in the parameter's shape)."""
+        """(parameter name, buffer name, the buffer's view in the parameter's shape)."""
         for rule, segment in zip(self.rules, self.flat.segments):
             for name in self.flat.names:
                 start, shape = self.flat.offsets[name] - segment.start, self.flat.shapes[name]
@@ -165,12 +165,12 @@ class Optimizer:
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Parameters that are trained, by name, tied ones once."""
+    """Trainable parameters by name, tied ones once."""
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
 def adam_groups(names: list[str], model: nn.Module, config: AdamSettings) -> list[Group]:
-    """Two groups: parameters of two and more dimensions, which decay, and the others, which do not."""
+    """Two groups: parameters of two and more dimensions with weight decay, and the others without."""
     parameters = trainable(model)
     matrices = [name for name in names if parameters[name].dim() >= 2]
     others = [name for name in names if parameters[name].dim() < 2]
@@ -193,9 +193,9 @@ class AdamSettings(NamedTuple):
 class AdamWConfig(OptimConfig):
     """Loshchilov and Hutter 2019; weight decay on parameters of two and more dimensions only."""
 
-    betas: tuple[float, float] = (0.9, 0.95)  # decays of the means of gradients and of their squares
+    betas: tuple[float, float] = (0.9, 0.95)  # decays of the moving averages of gradients and of their squares
     eps: float = 1e-8  # added to the root of the mean square
-    weight_decay: float = 0.1  # times the learning rate, of matrices and tables only
+    weight_decay: float = 0.1  # multiplied by the learning rate; only for matrices and embeddings
 
     def groups(self, model: nn.Module, precision: str) -> list[Group]:
         settings = AdamSettings(self.lr, self.betas, self.eps, self.weight_decay)
@@ -237,12 +237,12 @@ class AdamW:
 class SGDConfig(OptimConfig):
     """Plain gradient descent; the defaults are those of Sutskever et al. 2014.
 
-    They descend the sum over a sentence's tokens, and losses here are means over tokens: with sentences of L tokens the
-    same step takes L times their rate, and train.clip 5 / L.
+    Their loss is the sum over a sentence's tokens, losses here are means over tokens: with sentences of L tokens, the
+    same step needs L times their learning rate, and train.clip 5 / L.
     """
 
     lr: float = 0.7
-    momentum: float = 0.0  # decay of the velocity; 0: plain gradient descent
+    momentum: float = 0.0  # decay of the velocity; 0: no momentum
 
     def groups(self, model: nn.Module, precision: str) -> list[Group]:
         return [Group(list(trainable(model)), lambda flat, part: SGD(flat, part, self))]
@@ -267,18 +267,18 @@ _QUINTIC = (3.4445, -4.7750, 2.0315)
 @register("muon")
 @dataclass(frozen=True)
 class MuonConfig(OptimConfig):
-    """`lr` is for the matrices inside stacks; embeddings, heads, norms and biases are under AdamW with `adam_lr`, heads
-    with `head_lr` where it is given.
+    """Muon for the matrices inside stacks with `lr`; AdamW for embeddings, heads, norms and biases with `adam_lr`, or
+    with `head_lr` for heads if it is set.
     """
 
     lr: float = 0.02  # peak learning rate of the matrices inside stacks
-    momentum: float = 0.95  # of Muon
-    weight_decay: float = 0.0  # of Muon's matrices
-    adam_lr: float = 3e-3  # peak learning rate of all else, which AdamW updates
-    head_lr: float | None = None  # of heads; none: adam_lr
-    adam_betas: tuple[float, float] = (0.9, 0.95)  # as betas of adamw
-    adam_eps: float = 1e-8  # as eps of adamw
-    adam_weight_decay: float = 0.0  # as weight_decay of adamw
+    momentum: float = 0.95  # momentum of Muon
+    weight_decay: float = 0.0  # weight decay of Muon's matrices
+    adam_lr: float = 3e-3  # peak learning rate of the other parameters, which AdamW updates
+    head_lr: float | None = None  # peak learning rate of heads; none: adam_lr
+    adam_betas: tuple[float, float] = (0.9, 0.95)  # like betas of adamw
+    adam_eps: float = 1e-8  # like eps of adamw
+    adam_weight_decay: float = 0.0  # like weight_decay of adamw
 
     def groups(self, model: nn.Module, precision: str) -> list[Group]:
         parameters = trainable(model)
@@ -296,14 +296,15 @@ class MuonConfig(OptimConfig):
 
 
 def is_matrix(name: str, parameter: nn.Parameter) -> bool:
-    """Whether a parameter is a linear map inside a stack: what Muon is for."""
+    """Whether a parameter is a linear map inside a stack, which Muon updates."""
     return "stack" in name.split(".") and parameter.dim() >= 2 and hasattr(parameter, "slices")
 
 
 def orthogonalise(x: Float[Tensor, "N R C"], steps: int = 5) -> Float[Tensor, "N R C"]:
-    """U V^T of each matrix U S V^T, roughly: a Newton-Schulz iteration whose quintic brings all singular values near 1.
+    """An approximation of U V^T for each matrix U S V^T: a Newton-Schulz iteration with a quintic polynomial.
 
-    Five steps leave them between about 0.7 and 1.2. R must not exceed C, so that the Gram matrix is the small one.
+    Five steps bring all singular values between about 0.7 and 1.2. R must not exceed C, so that the Gram matrix is the
+    small one.
     """
     a, b, c = _QUINTIC
     norm = torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
@@ -316,7 +317,7 @@ def orthogonalise(x: Float[Tensor, "N R C"], steps: int = 5) -> Float[Tensor, "N
 
 
 class _Piece(NamedTuple):
-    """The same slice of n equal parameters, as views of the flat tensors, with the part of the batch that it fills."""
+    """The same slice of n equal parameters, as views of the flat tensors, and its part of the Newton-Schulz batch."""
 
     data: Float[Tensor, "n e r c"]
     direction: Float[Tensor, "n e r c"]
@@ -327,8 +328,8 @@ class _Piece(NamedTuple):
 class Muon:
     """Nesterov momentum, orthogonalised, times sqrt(max(1, rows / columns)).
 
-    Fused projections are taken apart into their slices. Slices of equal shape, from all layers, go through
-    Newton-Schulz as one batch, tall ones transposed: a chain of fifteen products a shape, not fifteen a matrix.
+    Fused projections are split into their slices. Slices of equal shape, from all layers, form one Newton-Schulz batch,
+    tall ones transposed: fifteen products per shape, not per matrix.
     """
 
     def __init__(
@@ -376,7 +377,7 @@ def _wide(view: Tensor) -> tuple[int, int]:
 def _views(
     flat: FlatParameters, names: list[str], slices: dict[str, tuple[int, ...]]
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """(data, gradients) of each slice of each run of equal parameters, [n, e, r, c]; e is 1, or counts experts."""
+    """(data, gradients) of each slice of each group of equal parameters, [n, e, r, c]; e counts experts."""
     for (shape, rows), group in groupby(names, key=lambda name: (flat.shapes[name], slices[name])):
         members = list(group)
         stride = flat.offsets[members[1]] - flat.offsets[members[0]] if len(members) > 1 else shape.numel()

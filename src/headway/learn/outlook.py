@@ -1,4 +1,4 @@
-"""What an early evaluation says of the end of a run."""
+"""Forecast of a run's final loss from an early evaluation."""
 
 from __future__ import annotations
 
@@ -9,22 +9,23 @@ from typing import NamedTuple
 
 
 class LossForecast(NamedTuple):
-    """The validation loss that a run is to end with, and an interval in which four of five runs end."""
+    """The predicted final validation loss, and an 80 % interval."""
 
     low: float
     loss: float
     high: float
 
 
-_LEAST = 0.02  # added to a slope, as one that is flat at first may get steeper
+_LEAST = 0.02  # added to the slope, because a flat curve may become steeper
 
 
 @dataclass(frozen=True)
 class Descent:
-    """How the validation loss of a domain's runs goes on to fall: by a factor of f^p after a share f of the steps.
+    """How the validation loss of a domain continues to fall: by a factor of f^p after a fraction f of the steps.
 
-    Here p is `middle` times the slope that the training loss has there, plus 0.02; in four of five runs it was between
-    `least` and `most` times that. With a `least` below 0 losses may rise. benchmarks/predictions.py fits all three.
+    p is `middle` times the slope of the training loss at that point plus 0.02; in 80 % of runs the factor was between
+    `low` and `high` instead of `middle`. A negative `low` allows rising losses. benchmarks/predictions.py fits all
+    three.
     """
 
     least: float
@@ -32,22 +33,23 @@ class Descent:
     most: float
 
     def forecast(self, loss: float, slope: float, share: float) -> LossForecast:
-        """The end of a run whose validation loss is `loss` after a `share` of its steps."""
+        """Predict the final loss of a run whose validation loss is `loss` after a fraction `share` of its steps."""
         steep = max(slope, 0.0) + _LEAST
         low, middle, high = (loss * share ** (part * steep) for part in (self.most, self.middle, self.least))
         return LossForecast(low, middle, high)
 
     @staticmethod
     def part(loss: float, slope: float, share: float, ended: float) -> float:
-        """What would have been the right `middle` for a run that `ended` with this loss."""
+        """The `middle` that would have predicted the final loss exactly."""
         return math.log(ended / loss) / math.log(share) / (max(slope, 0.0) + _LEAST)
 
 
 def slope_of(training: Sequence[tuple[int, float]], step: int) -> float | None:
-    """How steeply the training loss falls before a step: by which power of the steps, from the means of the last
-    quarter of them and of the quarter before it. `training` are steps, each with the mean loss since the one before
-    it. None where one of the two has no loss above 0.
+    """The slope of the training loss before a step, as the exponent of a power law of the steps, from the means of the
+    last quarter of the steps and of the quarter before it. `training` has (step, mean loss since the previous entry).
+    None if either quarter has no loss above 0.
     """
+
     means = []
     for first, last in ((0.5 * step, 0.75 * step), (0.75 * step, step)):
         losses = [loss for at, loss in training if first < at <= last and loss > 0]

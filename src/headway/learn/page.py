@@ -1,4 +1,4 @@
-"""From a run to the sections of its page."""
+"""The report of a run: from its metrics to the sections of report.html."""
 
 from __future__ import annotations
 
@@ -24,33 +24,33 @@ TITLES = {
     "chrf": "chrF",
     "wer": "word error rate",
     "per": "phoneme error rate",
-    "boundary_error_ms": "error of times (ms)",
-    "start_error_ms": "error of starts (ms)",
-    "end_error_ms": "error of ends (ms)",
+    "boundary_error_ms": "boundary error (ms)",
+    "start_error_ms": "start time error (ms)",
+    "end_error_ms": "end time error (ms)",
     "exact_match": "exact match",
     "exact_match_novel": "exact match, novel pairs",
     "return_mean": "mean return",
-    "return_normalised": "return on D4RL's scale",
-    "target_return": "return asked for",
+    "return_normalised": "D4RL normalised return",
+    "target_return": "target return",
     "success_rate": "success rate",
     "score": "success and speed",
     "steps_mean": "steps to success",
-    "length_mean": "steps of an episode",
+    "length_mean": "steps per episode",
     "f1": "F1",
     "mean_recall_at_1": "recall at 1, mean of both directions",
-    "f1_micro": "F1 over all labels",
+    "f1_micro": "micro F1",
     "rare_f1": "F1 of rare classes",
     "r2": "R²",
-    "policy": "nats of a move",
-    "value": "nats of an outcome",
+    "policy": "nats per move",
+    "value": "nats per outcome",
     "score_error": "error of the expected score",
     "mase": "mean absolute scaled error",
     "mase_naive": "mean absolute scaled error, seasonal naive",
     "mase_smoothing": "mean absolute scaled error, exponential smoothing",
     "weighted_quantile_loss_smoothing": "weighted quantile loss, exponential smoothing",
     "weighted_quantile_loss_naive": "weighted quantile loss, seasonal naive",
-    "legal_rate": "most probable moves that are legal",
-    "perplexity_change": "perplexity of the chosen answers, times the start's",
+    "legal_rate": "legal top moves",
+    "perplexity_change": "perplexity of the chosen answers, relative to the initial model",
     "samples": "samples",
     "tokens": "tokens",
 }
@@ -70,8 +70,8 @@ RATES = (
     "puzzle_accuracy",
     "legal_rate",
 )
-_AT = re.compile(r"_at_\d+(_|$)")  # recall, chance and neighbours among so many
-# Lines of metrics.jsonl hold these beside the metrics.
+_AT = re.compile(r"_at_\d+(_|$)")  # recall, chance and neighbours at k
+# Fields of metrics.jsonl that are not metrics.
 _NO_METRICS = (
     "step",
     "split",
@@ -90,23 +90,23 @@ _NO_METRICS = (
 
 
 def report_run(run: Run, pictures: Sequence[Picture] = ()) -> Path:
-    """Write the page of a run into its directory. Raises UserError without the extra `report`."""
+    """Write the report of a run into its directory. Raises UserError without the extra `report`."""
     return write_report(run.directory, run_sections(run, pictures))
 
 
 def run_sections(run: Run, pictures: Sequence[Picture] = ()) -> Sections:
-    """The page of a run. `run.summary` may hold the final "scores" and "samples"; see `with_results`."""
+    """The report of a run. `run.summary` may contain the final "scores" and "samples"; see `with_results`."""
     recipe, summary = run.recipe, run.summary
     plain, said = to_dict(recipe), notes(recipe.reasons, summary)
     forecast, best = summary.get("forecast"), summary.get("best") or {}
-    if forecast and "loss" in best:  # what was told early of the end, beside how it came
+    if forecast and "loss" in best:  # the predicted and the actual final loss
         low, high = (short(edge) for edge in forecast["loss_interval"])
         said.append(
-            f"After {forecast['step']:,} steps a validation loss of {short(forecast['loss'])} ({low} to {high}) was "
-            f"forecast for the end; the best is {short(best['loss'])}."
+            f"After {forecast['step']:,} steps the predicted final validation loss was {short(forecast['loss'])} "
+            f"({low} to {high}); the best is {short(best['loss'])}."
         )
     if refitted := summary.get("refitted"):
-        said.append(f"At the end the head was fitted again, to all {refitted:,} training and validation samples.")
+        said.append(f"After training, the head was refitted to all {refitted:,} training and validation samples.")
     said += () if run.task is None else run.task.examples.remarks
     return Sections(
         title=run_title(run.directory, recipe.name),
@@ -124,14 +124,14 @@ def run_sections(run: Run, pictures: Sequence[Picture] = ()) -> Sections:
 
 
 def notes(reasons: Sequence[str], summary: Mapping[str, Any]) -> list[str]:
-    """What was done, the `reasons` of the plan, what the scores are of, and why they are bad, in sentences."""
+    """Sentences about the training, the `reasons` of the plan, the evaluated samples, and reasons for low scores."""
     scores = summary.get("scores") or {}
     found = [*_done(summary), *(f"Plan: {reason}." for reason in reasons)]
     if scores.get("judged") is not None:
         part, whole = scores["judged"], scores["judged_of"]
         found.append(
-            f"The {scores['split']} split was judged by {part:,} of its {whole:,} samples, as the time allowed; "
-            "`headway evaluate` judges by all of them."
+            f"The {scores['split']} scores are from {part:,} of {whole:,} samples, because time was limited; "
+            "`headway evaluate` uses all of them."
         )
     if remark := scores.get("remark") or summary.get("remark"):
         found.append(remark)
@@ -139,24 +139,24 @@ def notes(reasons: Sequence[str], summary: Mapping[str, Any]) -> list[str]:
 
 
 def run_title(directory: Path, name: str) -> str:
-    """The name of a run or a comparison, which is that of its directory, with `name`, which says of what."""
+    """The title of a run or a comparison: the name of its directory, and `name`, the recipe or subject."""
     own = directory.resolve().name
     return name if own in ("", name) else f"{own}: {name}"
 
 
 def _done(summary: Mapping[str, Any]) -> list[str]:
-    """What was trained, and which model was kept, in a sentence; nothing for a summary without steps."""
+    """One sentence about the training and the saved model; empty for a summary without steps."""
     if not summary.get("step"):
         return []
     unit, epochs, best = summary.get("unit", "token"), summary.get("epochs"), summary.get("best") or {}
     amount = f"{summary['tokens']:,} {unit}s" + ("" if epochs is None else f", {epochs_text(epochs)}")
     steps = f"{summary['step']:,} steps ({amount})"
     early = summary["step"] < summary.get("steps", 0)
-    ended = f", and stopped before step {summary['steps']:,}" if early else ""
+    ended = f" and stopped before step {summary['steps']:,}" if early else ""
     found = f"Trained for {steps} in {duration(summary.get('seconds') or 0.0)}{ended}."
     if "step" not in best:
         return [found]
-    kept = f"the one of step {best['step']:,}" if best["step"] else "the one before the first step"
+    kept = f"from step {best['step']:,}" if best["step"] else "the initial one"
     return [f"{found[:-1]}; the best model is {kept}."]
 
 
@@ -164,7 +164,7 @@ def _headline(run: Run) -> dict[str, Any]:
     summary = run.summary
     judged = summary.get("scores") or summary.get("best") or {}
     split = judged.get("split", "validation")
-    # The goal and what the field reports beside it, before the loss.
+    # The goal and the metrics that the field reports with it, before the loss.
     goal, rare = summary.get("goal", "loss"), ("rare_f1", "f1") if "rare_f1" in judged else ()
     order = [
         "success_rate",
@@ -189,7 +189,7 @@ def _headline(run: Run) -> dict[str, Any]:
         **figures,
         "parameters": short(float(summary["parameters"])),
         "training": duration(seconds),
-        f"{unit_of(run.task)}s a second": f"{summary['tokens'] / seconds:,.0f}" if seconds else "",
+        f"{unit_of(run.task)}s per second": f"{summary['tokens'] / seconds:,.0f}" if seconds else "",
     }
 
 
@@ -199,14 +199,14 @@ def title(name: str) -> str:
 
 
 def figure(name: str, value: float) -> str:
-    """A metric's value for people: rates in per cent, counts to the last digit."""
+    """A metric's value for people: rates in per cent, counts with all digits."""
     if is_rate(name):
         return f"{100 * value:.1f} %"
     return f"{value:,}" if isinstance(value, int) else short(value)
 
 
-def curves(metrics: Iterable[Mapping[str, Any]], measure: str = "nats a token") -> list[Picture]:
-    """Loss, learning rate and every metric of the evaluations that is not 0 throughout, by step."""
+def curves(metrics: Iterable[Mapping[str, Any]], measure: str = "nats per token") -> list[Picture]:
+    """Curves by step of the loss, the learning rate and every validation metric that is not always 0."""
     lines = list(metrics)
     training = [line for line in lines if "split" not in line]
     evaluations = [line for line in lines if "split" in line]
@@ -225,7 +225,7 @@ def curves(metrics: Iterable[Mapping[str, Any]], measure: str = "nats a token") 
 
 
 def families(names: Collection[str]) -> dict[str, list[str]]:
-    """Metrics by the one that they are parts of, itself first: recall_at_1_de of recall_at_1."""
+    """Metrics grouped by their base metric, which comes first: recall_at_1_de belongs to recall_at_1."""
     found: dict[str, list[str]] = {}
     for name in sorted(names):
         whole = next((other for other in found if name.startswith(f"{other}_")), name)
@@ -234,12 +234,12 @@ def families(names: Collection[str]) -> dict[str, list[str]]:
 
 
 def is_rate(name: str) -> bool:
-    """Whether people read a metric in per cent."""
+    """Whether a metric is shown in per cent."""
     return name in RATES or name.endswith("_rate") or name.startswith("success_rate") or _AT.search(name) is not None
 
 
 def points(lines: Iterable[Mapping[str, Any]], name: str, x: str = "step") -> Points:
-    """One metric of the lines that have it, over another figure; rates in per cent."""
+    """The points (x, metric) of the lines that have both; rates in per cent."""
     return [
         (float(line[x]), scaled(name, line[name]))
         for line in lines
@@ -248,24 +248,24 @@ def points(lines: Iterable[Mapping[str, Any]], name: str, x: str = "step") -> Po
 
 
 def scaled(name: str, value: float) -> float:
-    """A metric's value as charts show it: rates in per cent."""
+    """A metric's value in charts: rates in per cent."""
     return 100.0 * value if is_rate(name) else float(value)
 
 
 def heading(name: str) -> str:
-    """A metric's name over a chart, with its unit."""
+    """The heading of a metric's chart, with its unit."""
     text = title(name)
     return text[:1].upper() + text[1:] + (" (%)" if is_rate(name) else "")
 
 
 def scores(final: Mapping[str, Any], best: Mapping[str, Any], measure: str) -> list[dict[str, Any]]:
-    """A row a metric: on the final split, with its interval, at the best validation, and how it was computed. `measure`
-    says what the loss is.
+    """One row per metric: its final score with interval, its best validation score, and its signature. `measure` is the
+    unit of the loss.
     """
     rows: list[dict[str, Any]] = []
     others = ("step", "seconds", "beam", "judged", "judged_of")
     names = [name for name, item in {**best, **final}.items() if isinstance(item, (int, float)) and name not in others]
-    for name in sorted(names, key="samples".__eq__):  # their number stands last
+    for name in sorted(names, key="samples".__eq__):  # samples come last
         interval = final.get(f"{name}_interval")
         row: dict[str, Any] = {"metric": f"loss, {measure}" if name == "loss" else title(name)}
         row[final.get("split", "test")] = figure(name, final[name]) if name in final else None
@@ -278,7 +278,7 @@ def scores(final: Mapping[str, Any], best: Mapping[str, Any], measure: str) -> l
 
 
 def filled(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Rows of a table without the columns that are empty (None) in all of them."""
+    """Rows of a table without columns that are None in all rows."""
     empty = [key for key in (rows[0] if rows else ()) if all(row[key] is None for row in rows)]
     return [{key: item for key, item in row.items() if key not in empty} for row in rows]
 
@@ -292,9 +292,9 @@ def _facts(summary: Mapping[str, Any], unit: str) -> dict[str, dict[str, Any]]:
         f"{unit}s": summary.get("tokens"),
         **({} if summary.get("epochs") is None else {"epochs": summary["epochs"]}),
         "parameters": summary.get("parameters"),
-        **({} if summary.get("trained") is None else {"of these trained": summary["trained"]}),
+        **({} if summary.get("trained") is None else {"trainable parameters": summary["trained"]}),
         "training": duration(summary.get("seconds") or 0.0),
-        "with evaluations": duration(summary.get("elapsed") or 0.0),
+        "including evaluations": duration(summary.get("elapsed") or 0.0),
         "precision": f"{summary.get('precision')} ({summary.get('precision_reason')})",
     }
     versions = {"python": summary.get("python"), **summary.get("packages", {})}
@@ -302,7 +302,7 @@ def _facts(summary: Mapping[str, Any], unit: str) -> dict[str, dict[str, Any]]:
 
 
 def repeat(run: Run) -> str:
-    """The command that trains the same model again, bit for bit on the same machine."""
+    """The command that repeats the training, bit for bit on the same machine."""
     words = ["headway", "train", str(run.directory / "recipe.json"), "--run", f"{run.directory}-again"]
     words += ["--threads", str(run.summary.get("threads", 1))]
     if run.summary.get("device") == "cpu":
@@ -313,9 +313,9 @@ def repeat(run: Run) -> str:
 
 
 def with_results(run: Run, final: Mapping[str, Any], samples: Sequence[Mapping[str, str]]) -> Run:
-    """The run with its final scores ("split" says of which) and samples in its summary.
+    """The run with its final scores (of the split "split") and samples in its summary.
 
-    Where an answer is right or wrong as a whole, each sample is marked.
+    Samples of exact-match tasks are marked as right or wrong.
     """
     exact = any(name in final for name in RATES)
     shown = [{**_mark(sample), **sample} if exact else dict(sample) for sample in samples]

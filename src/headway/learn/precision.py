@@ -1,4 +1,4 @@
-"""The precision of matrix products: which pays on this processor, and how it is set."""
+"""The precision of matrix products: which is faster on this processor, and how to set it."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from torch import nn
 
 from headway.nn import kernels
 
-_LEAST = 64  # rows and columns of the narrowest matrix from which on rounding costs less than the products gain
+_LEAST = 64  # minimum rows and columns of matrices for which bf16 products gain more than rounding costs
 
 
 class Precision(NamedTuple):
-    """`name` is fp32 or bf16; `reason` says why."""
+    """`name` is fp32 or bf16; `reason` explains the choice."""
 
     name: str
     reason: str
 
 
 class Processor(NamedTuple):
-    """What of a processor decides about bf16: its maker's name and model, and its instructions for products of it."""
+    """The properties of a processor that matter for bf16: its vendor and model name, and its bf16 instructions."""
 
     name: str
     amx: bool  # tiles
@@ -31,27 +31,27 @@ class Processor(NamedTuple):
 
     @property
     def reason(self) -> str:
-        """Why it is worth to compute in bf16, or not."""
+        """Why bf16 is faster on this processor, or not."""
         if self.amx:
-            return "the processor has a matrix unit for it"
+            return "the processor has a bf16 matrix unit"
         if not self.avx512_bf16:
-            return "the processor has no products of bf16"
+            return "the processor has no bf16 instructions"
         if self.multiplies_bf16:
-            return "the processor's AVX512_BF16 multiplies it twice as fast"
-        return "the processor's AVX512_BF16 multiplies it no faster than fp32"
+            return "AVX512_BF16 is twice as fast as fp32 on this processor"
+        return "AVX512_BF16 is not faster than fp32 on this processor"
 
     @property
     def multiplies_bf16(self) -> bool:
-        """Whether products of bf16 take less time than those of fp32.
+        """Whether bf16 products are faster than fp32 products.
 
-        A matrix unit's do. An instruction of AVX512_BF16 multiplies twice as many numbers as one of fp32 vectors; AMD's
-        processors begin as many of the one as of the other, Intel's a fourth (docs/decisions/0014).
+        They are on a matrix unit. An AVX512_BF16 instruction multiplies twice as many numbers as an fp32 instruction;
+        AMD processors issue as many of them as of fp32 instructions, Intel's a quarter (docs/decisions/0014).
         """
         return self.amx or (self.avx512_bf16 and self.name.startswith("AMD"))
 
 
 def this_processor() -> Processor:
-    """The processor, less what ONEDNN_MAX_CPU_ISA keeps torch's products from."""
+    """This processor, without instructions that ONEDNN_MAX_CPU_ISA disables for torch."""
     has, most = torch.cpu.get_capabilities(), os.environ.get("ONEDNN_MAX_CPU_ISA", "ALL").upper()
     tiles = most in ("ALL", "DEFAULT") or "AMX" in most
     vectors = tiles or most in ("AVX512_CORE_BF16", "AVX512_CORE_FP16") or most.startswith("AVX10")
@@ -62,9 +62,9 @@ def this_processor() -> Processor:
 def choose(setting: str, model: nn.Module, device: torch.device, processor: Processor | None = None) -> Precision:
     """The precision for `setting` ("auto", "fp32", "bf16"); on a CPU for `processor`, None for this one.
 
-    "auto" is decided by what the processor is and by the shapes of the model, never by a measurement: the same machine
-    always gives the same answer. On a CPU bf16 pays where its products are faster, from matrices of 64 rows and columns
-    on (docs/decisions/0014).
+    "auto" depends on the processor and the shapes of the model, not on a measurement, so the same machine always makes
+    the same choice. On a CPU bf16 is used if its products are faster and the matrices have at least 64 rows and columns
+    (docs/decisions/0014).
     """
     processor = processor or this_processor()
     if setting != "auto":
@@ -72,9 +72,9 @@ def choose(setting: str, model: nn.Module, device: torch.device, processor: Proc
         return Precision(setting, "as set" if there else f"as set, but computed in fp32: {processor.reason}")
     if device.type == "cuda":
         fits = torch.cuda.is_bf16_supported(including_emulation=False)
-        return Precision("bf16", "the GPU has it") if fits else Precision("fp32", "the GPU has no bf16")
+        return Precision("bf16", "the GPU supports it") if fits else Precision("fp32", "the GPU does not support bf16")
     if device.type != "cpu":
-        return Precision("fp32", f"the only one used on {device.type}")
+        return Precision("fp32", f"the only precision for {device.type}")
     narrow = min(min(shape) for shape in representative(model))
     if processor.multiplies_bf16 and narrow < _LEAST:
         return Precision("fp32", f"matrices of {narrow} rows or columns gain nothing from bf16")
@@ -82,15 +82,15 @@ def choose(setting: str, model: nn.Module, device: torch.device, processor: Proc
 
 
 def computed(precision: str, device: torch.device, processor: Processor | None = None) -> str:
-    """What a learner computes in, on a CPU that is `processor`, None for this one: fp32 where bf16 takes longer, so
-    that a recipe that says bf16 runs on any machine.
+    """The precision that is used on a CPU `processor` (None for this one): fp32 if bf16 is slower, so that a recipe
+    with bf16 runs on any machine.
     """
     multiplies = device.type != "cpu" or (processor or this_processor()).multiplies_bf16
     return precision if multiplies else "fp32"
 
 
 def representative(model: nn.Module, count: int = 3) -> list[tuple[int, int]]:
-    """The shapes (out, in) of the matrices on which a model spends most of its products."""
+    """The shapes (out, in) of the matrices that take most of a model's compute."""
     cost: dict[tuple[int, int], int] = {}
     for parameter in model.parameters():
         if parameter.dim() == 2:
@@ -101,10 +101,10 @@ def representative(model: nn.Module, count: int = 3) -> list[tuple[int, int]]:
 
 @contextmanager
 def products(precision: str, device: torch.device) -> Iterator[None]:
-    """Matrix products in `precision` inside, as they were before afterwards.
+    """Compute matrix products in `precision` inside the context.
 
-    On a CPU bf16 rounds the factors of products (headway.nn.kernels.products); on a GPU it is autocast, with TF32 for
-    what stays fp32. fp32 means full fp32 on both.
+    On a CPU bf16 rounds the factors of products (headway.nn.kernels.products); on a GPU it uses autocast, with TF32 for
+    the remaining fp32 products. fp32 means full fp32 on both.
     """
     if device.type == "cuda":
         backend, value = torch.backends.cuda.matmul, "tf32" if precision == "bf16" else "ieee"

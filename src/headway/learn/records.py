@@ -1,7 +1,6 @@
-"""What a run records of itself: the fields of run.json, of a checkpoint's state.json, and of a line of metrics.jsonl.
+"""Schemas of a run's files: run.json, a checkpoint's state.json, and the lines of metrics.jsonl.
 
-Each is declared once, and checked by `from_dict` whenever it is read: a run may come from a stranger. Fields that are
-not named here are kept as they are.
+Each is declared once, and `from_dict` checks it at every read, because runs may be untrusted. Unknown fields are kept.
 """
 
 from __future__ import annotations
@@ -17,20 +16,20 @@ from headway.errors import ConfigError, UserError
 from headway.formats.durable import decode_json, read_json
 from headway.received import opened
 
-_HUGE = 1e100  # of a score: more is a mistake, and its square no number
-_TEXTS = ("split", "weights", "remark")  # what a score is of, and what to know of it
+_HUGE = 1e100  # maximum of a score; larger ones are mistakes whose squares overflow
+_TEXTS = ("split", "weights", "remark")  # fields that are strings
 _REMEDY = "restore it from a copy"
 
 
 def check_scores(scores: Mapping[str, Any], path: str) -> None:
-    """Scores by their names: numbers (None where there is none), the two ends of NAME_interval, and texts in
-    NAME_signature. ConfigError for anything else.
+    """Check scores by name: numbers or None, [low, high] in NAME_interval, and strings in NAME_signature. ConfigError
+    for anything else.
     """
     for name, value in scores.items():
         if value is None:
             continue
         if name in _TEXTS or name.endswith("_signature"):
-            right, wanted = isinstance(value, str), "text"
+            right, wanted = isinstance(value, str), "a string"
         elif name.endswith("_interval"):
             right = isinstance(value, list) and len(value) == 2 and all(map(_is_score, value))
             wanted = "two numbers"
@@ -57,7 +56,7 @@ Seconds = Annotated[float, Range(0, 1e12)]
 
 
 class PredictedLoss(TypedDict):
-    """What an early evaluation said of the end."""
+    """The final loss predicted from an early evaluation."""
 
     step: Count
     loss: float
@@ -65,8 +64,8 @@ class PredictedLoss(TypedDict):
 
 
 class MetricsLine(TypedDict):
-    """A line of metrics.jsonl: the figures of a step, or, with a "split", the scores of an evaluation. The best
-    evaluation so far is such a line, too.
+    """A line of metrics.jsonl: the metrics of a step or, with a "split", the scores of an evaluation. The best
+    evaluation so far is also such a line.
     """
 
     step: Count
@@ -74,13 +73,13 @@ class MetricsLine(TypedDict):
 
 
 def check_line(line: Mapping[str, Any], path: str) -> None:
-    """A step and scores; ConfigError for anything else."""
+    """Check a step and scores; ConfigError for anything else."""
     from_dict(MetricsLine, line, path)
     check_scores(line, path)
 
 
 class Judged(TypedDict, total=False):
-    """Scores of the final split, which were measured on `judged` of its `judged_of` samples where time was short."""
+    """Scores of the final split, measured on `judged` of its `judged_of` samples if time was short."""
 
     split: Required[str]
     judged: Count
@@ -113,7 +112,7 @@ class Status(TypedDict, total=False):
     scores: Annotated[Judged, check_scores] | None
     samples: list[dict[str, str]]
     remark: str
-    refitted: Count  # training and validation samples that the head was fitted to at the end
+    refitted: Count  # training and validation samples of the final fit of the head
     judging_seconds: Seconds
     report: str | None
     packages: dict[str, str]
@@ -127,11 +126,11 @@ class Status(TypedDict, total=False):
 
 @dataclass
 class Progress:
-    """Where a run stands: `step` updates are done. state.json holds this and a version.
+    """The progress of a run after `step` updates. state.json contains this and a version.
 
-    There is no state of a random number generator: dropout is seeded from (seed, step), and the order of the data is a
-    function of the step. `evaluated` is the last step with an evaluation, `stale` the evaluations since the best one,
-    `forecast` what an early evaluation said of the end.
+    There is no random number generator state: dropout is seeded from (seed, step), and the data order is a function of
+    the step. `evaluated` is the last step with an evaluation, `stale` the number of evaluations since the best one,
+    `forecast` the predicted final loss.
     """
 
     step: Count = 0
@@ -144,24 +143,24 @@ class Progress:
 
 
 def read_progress(path: Path, version: int) -> Progress:
-    """The state of a checkpoint. UserError for one of another version, and for one that is not as it was written."""
+    """Read the state of a checkpoint. UserError for another version, and for a damaged file."""
     data = read_json(path)
     found = data.pop("version", None) if isinstance(data, dict) else None
     if found != version:
         raise ConfigError(
-            f"{path} has version {str(found)[:50]}, this headway reads {version}; resume with the version that wrote it"
+            f"{path} has version {str(found)[:50]}, but this headway reads {version}; use the version that wrote it"
         )
     missing = [field.name for field in fields(Progress) if field.name not in data]
     if missing:
         raise ConfigError(f"{path} has no {missing[0]!r}; {_REMEDY}")
     progress = from_dict(Progress, data, str(path))
     if f"step-{progress.step:08d}" != path.parent.name:
-        raise ConfigError(f"{path} is of step {progress.step:,}, and its folder is {path.parent.name}; {_REMEDY}")
+        raise ConfigError(f"{path} is of step {progress.step:,}, but its folder is {path.parent.name}; {_REMEDY}")
     return progress
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl; a last line without its end, as a kill leaves it, is left out."""
+    """The lines of a metrics.jsonl; an incomplete last line, as a killed process leaves it, is ignored."""
     if not path.is_file():
         return []
     with opened(path) as file:

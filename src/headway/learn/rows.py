@@ -1,4 +1,4 @@
-"""Texts as an encoder reads them: framed ids, a document a row, in batches of nearly equal lengths."""
+"""Token rows for encoders: ids with special tokens, one document per row, in batches of nearly equal lengths."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from headway.nn.models import TokenInputs, TransformerConfig
 
 Ids = Sequence[int]
 
-AT_ONCE = 2048  # tokens that are computed together where nothing is learned
-_PADDING = 0.05  # the most of a part of a batch
-_LEAST = 8  # rows of a part
+AT_ONCE = 2048  # maximum tokens of an inference batch
+_PADDING = 0.05  # maximum fraction of padding in a chunk
+_LEAST = 8  # minimum rows of a chunk
 
 
 class Inputs(NamedTuple):
-    """Symbols, with types where the model knows some, and where they sit."""
+    """Tokens, with token types if the model has them, and their layout."""
 
     tokens: TokenInputs
     layout: Layout
@@ -43,7 +43,7 @@ class Inputs(NamedTuple):
 
 
 class Limit(NamedTuple):
-    """The most symbols of a row, None for no limit; longer texts are cut if `truncate`, and else an error."""
+    """The maximum tokens of a row, None for no limit; longer texts are truncated if `truncate`, otherwise an error."""
 
     most: int | None
     truncate: bool = False
@@ -53,10 +53,10 @@ NO_LIMIT = Limit(None)
 
 
 class FramedRows(NamedTuple):
-    """Framed texts one after the other: int32 ids, and int64 [N + 1] where each begins.
+    """Concatenated token rows with special tokens: int32 ids, and int64 [N + 1] start offsets.
 
-    `seconds` int64 [N] is where the second text of each row begins, counted in the row; None where there is none, or
-    its symbols have no type of their own.
+    `second_starts` int64 [N] is the position of the second text within each row; None for single texts, or if the model
+    has no token types.
     """
 
     ids: np.ndarray
@@ -71,7 +71,7 @@ class FramedRows(NamedTuple):
         return np.diff(self.offsets)
 
     def inputs(self, numbers: np.ndarray) -> Inputs:
-        """The rows of these numbers, padded to the longest."""
+        """The rows with these indices, padded to the longest."""
         lengths = self.lengths[numbers]
         layout = Layout.padded(torch.from_numpy(lengths))
         places = np.arange(layout.length)
@@ -84,13 +84,13 @@ class FramedRows(NamedTuple):
         return Inputs(TokenInputs(torch.from_numpy(ids), types), layout)
 
     def plan(self, numbers: np.ndarray, batch_tokens: int, seed: int = 0) -> PairBatches:
-        """Batches over some of the rows; their numbers are places in `numbers`."""
+        """Batches over some of the rows; they contain positions in `indices`."""
         lengths = self.lengths[numbers]
         return PairBatches(lengths, lengths, max(batch_tokens, int(lengths.max(initial=0))), seed)
 
 
 class RowParts(NamedTuple):
-    """Texts in parts of nearly equal lengths; `order` int64 [N] is where each text is among the parts' rows."""
+    """Texts in chunks of nearly equal lengths; `order` int64 [N] is the position of each text in the chunks' rows."""
 
     parts: tuple[Inputs, ...]
     order: Int[Tensor, "N"]
@@ -102,7 +102,9 @@ class RowParts(NamedTuple):
 
 
 def in_parts(rows: FramedRows, numbers: np.ndarray, padding: float = _PADDING, most: int | None = None) -> RowParts:
-    """The rows of these numbers sorted by length, and cut where padding would pass its share, or a part `most` rows."""
+    """The rows with these indices sorted by length, split where padding would exceed its fraction, or after `max_rows`
+    rows.
+    """
     order = np.argsort(rows.lengths[numbers], kind="stable")
     lengths = rows.lengths[numbers[order]]
     edges = [0]
@@ -116,7 +118,9 @@ def in_parts(rows: FramedRows, numbers: np.ndarray, padding: float = _PADDING, m
 
 
 def frame_for(codec: Codec, model: TransformerConfig) -> Frame:
-    """The marks of a codec around what a model reads. A second text has types of its own where the model knows some."""
+    """The special tokens of a codec around a model's inputs. A second text has its own token type if the model has
+    token types.
+    """
     frame = frame_of(codec)
     return frame._replace(typed=frame.typed and model.embed.types > 1)
 
@@ -128,7 +132,9 @@ def framed(
     limit: Limit = NO_LIMIT,
     place: Callable[[int], str] = lambda row: f"text {row + 1}",
 ) -> FramedRows:
-    """Rows of one text each, or of two. UserError for one that is too long, named by `place`, unless it may be cut."""
+    """Rows of one text each, or of two. UserError for a row that is too long, named by `locate`, unless it may be
+    truncated.
+    """
     rows, starts = [], []
     marks = frame.marks(1 if second is None else 2)
     for number, one in enumerate(first):
@@ -137,8 +143,8 @@ def framed(
         if limit.most is not None and length > limit.most:
             if not limit.truncate:
                 raise UserError(
-                    f"{place(number)} has {length} tokens and the model reads {limit.most} at most; shorten it, or ask "
-                    "for it to be cut (task.truncate=true in training, --truncate)"
+                    f"{place(number)} has {length} tokens, but the model reads at most {limit.most}; shorten it, or "
+                    "allow truncation (task.truncate=true in training, --truncate)"
                 )
             one, other = _cut(one, other, max(0, limit.most - marks))
         rows.append(frame.around(one, other))
@@ -148,14 +154,14 @@ def framed(
 
 
 def flat(rows: Sequence[Ids], kind: type[np.signedinteger] = np.int32) -> tuple[np.ndarray, np.ndarray]:
-    """Rows one after the other, and int64 [N + 1] where each begins."""
+    """Concatenated rows, and int64 [N + 1] start offsets."""
     offsets = np.zeros(len(rows) + 1, np.int64)
     offsets[1:] = np.cumsum(np.fromiter(map(len, rows), np.int64, len(rows)))
     return np.fromiter(chain.from_iterable(rows), kind, int(offsets[-1])), offsets
 
 
 def _cut(first: Ids, second: Ids | None, room: int) -> tuple[Ids, Ids | None]:
-    """The longer text gives way first, as in BERT's own code."""
+    """Truncate the longer text first, as in BERT's code."""
     if second is None:
         return first[:room], None
     shorter = min(len(first), len(second), room // 2)
@@ -171,8 +177,8 @@ def said_of(
     say: Callable[[Inputs], Tensor],
     most: int = AT_ONCE,
 ) -> Tensor:
-    """What is said of the rows of these numbers, in their order, on the processor. Rows of nearly equal lengths are
-    computed together, at most so many tokens at once.
+    """The outputs of `compute` for the rows with these indices, in their order, on the CPU. Rows of nearly equal
+    lengths form batches of at most `max_tokens` tokens.
     """
     places, said = [np.zeros(0, np.int64)], [torch.zeros(0)]
     with evaluating(model), torch.inference_mode():

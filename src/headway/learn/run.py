@@ -1,4 +1,4 @@
-"""A run: the directory in which a model is trained, its figures, and what is in it afterwards."""
+"""A run: its directory, its metrics and loggers, and the trained model in it."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ from headway.nn.kernels import is_deterministic
 from headway.outputs import check_tree, open_own, visible_names
 from headway.received import opened
 
-# Names the loggers to use beside metrics.jsonl: HEADWAY_LOG=tensorboard,wandb
+# Names additional loggers: HEADWAY_LOG=tensorboard,wandb
 VARIABLE = "HEADWAY_LOG"
 
 
 class Logger(Protocol):
-    """Takes a line of figures; `step` is always among them."""
+    """Writes lines of metrics; each line has a `step`."""
 
     def write(self, line: dict[str, Any]) -> None: ...
 
@@ -45,11 +45,11 @@ class Logger(Protocol):
 
 
 class MetricsFile:
-    """metrics.jsonl: a JSON object a line, for logged steps and evaluations. Numbers that are not finite are null."""
+    """metrics.jsonl: one JSON object per line, for steps and evaluations. Non-finite numbers become null."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file = open_own(path)  # written line by line, for programs that follow it
+        self._file = open_own(path)  # line-buffered, for programs that follow it
 
     def write(self, line: dict[str, Any]) -> None:
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
@@ -59,16 +59,16 @@ class MetricsFile:
             raise UserError(f"{self.path} could not be written: {error.strerror}; free space, then resume") from error
 
     def sync(self) -> None:
-        """Make sure that all lines so far outlive a crash."""
+        """Flush all lines to disk."""
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        with suppress(OSError):  # what a full disk did not take was told when it was written
+        with suppress(OSError):  # a full disk was reported at the write
             self._file.close()
 
 
 def truncate_metrics(path: Path, step: int, evaluated: int) -> None:
-    """Drop what will be written again: lines after `step`, evaluations after `evaluated` and of a mean at the end."""
+    """Remove lines that will be written again: after `step`, evaluations after `evaluated`, and that of the mean."""
 
     def stays(line: dict[str, Any]) -> bool:
         if "split" not in line:
@@ -97,7 +97,7 @@ class TensorBoard:
 
 
 class WandB:
-    """A Weights & Biases run named as the directory; its own environment variables hold project and key."""
+    """A Weights & Biases run with the name of the directory; wandb's environment variables set project and key."""
 
     def __init__(self, directory: Path, settings: dict[str, Any]) -> None:
         wandb = importlib.import_module("wandb")
@@ -120,7 +120,7 @@ def check_loggers() -> list[str]:
         if name not in _LOGGERS:
             raise UserError(f"{VARIABLE} names {name!r}; {nearest(name, _LOGGERS)}")
         if importlib.util.find_spec(name) is None:
-            raise UserError(f"{VARIABLE} asks for {name}, which is not installed; pip install 'headway[logging]'")
+            raise UserError(f"{VARIABLE} names {name}, which is not installed; pip install 'headway[logging]'")
     return names
 
 
@@ -130,16 +130,16 @@ def open_loggers(directory: Path, settings: dict[str, Any]) -> list[Logger]:
 
 
 FORMAT = 1
-_APART = ("checkpoints", "trunk", "data", "tensorboard", "wandb")  # folders that the digests of a run say nothing of
-_PROCESS = 20  # digits of its number at most
+_APART = ("checkpoints", "trunk", "data", "tensorboard", "wandb")  # folders that a run's digests leave out
+_PROCESS = 20  # maximum digits of a process id
 _PACKAGES = ("headway", "torch", "numpy", "safetensors", "tokenizers")
 
 
 @shows
 @dataclass
 class Run:
-    """A trained model and how it came about: its recipe, its task (None for a run that was opened again), the lines of
-    metrics.jsonl as `metrics`, and run.json as `summary`, with the test scores under "scores".
+    """A trained model with its recipe, its task (None for a run that was opened from disk), the lines of metrics.jsonl
+    as `metrics`, and run.json as `summary`, with the test scores under "scores".
     """
 
     directory: Path
@@ -150,7 +150,7 @@ class Run:
     summary: dict[str, Any] = field(default_factory=dict)
 
     def card(self) -> Card:
-        """What it is, how good it became, and where its page lies."""
+        """Settings, scores and the report's path."""
         judged = self.summary.get("scores") or {}
         return Card(
             f"Run {self.directory}",
@@ -159,7 +159,7 @@ class Run:
                 "parameters": self.summary.get("parameters"),
                 "steps": self.summary.get("step"),
                 "seconds": self.summary.get("seconds"),
-                "judged by": judged.get("split"),
+                "evaluated on": judged.get("split"),
                 **figures(judged),
             },
             link=self.summary.get("report"),
@@ -167,7 +167,7 @@ class Run:
 
 
 class RunDirectory:
-    """Where the files of a run lie."""
+    """The paths of a run's files, its lock and its status."""
 
     def __init__(self, directory: Path) -> None:
         self.path = Path(directory)
@@ -178,29 +178,29 @@ class RunDirectory:
         self.base = self.path / "base"  # the weights under an adapter
         self.adapter = self.path / "adapter"
         self.checkpoints = self.path / "checkpoints"
-        self.trunk = self.path / "trunk"  # the checkpoint from which a longer run goes on
+        self.trunk = self.path / "trunk"  # the checkpoint before the decay, from which an extended run continues
         self.status = self.path / "run.json"
-        self.digests = self.path / DIGESTS  # of a run that has come to rest
+        self.digests = self.path / DIGESTS  # only while no process trains the run
         self._lock = self.path / ".lock"
         self._holders = 0
 
     def exists(self) -> bool:
-        """Whether there is a run here."""
+        """Whether the directory contains a run."""
         return self.status.exists()
 
     def create(self) -> None:
-        """Make the directory; UserError where that cannot be."""
+        """Create the directory; UserError if that fails."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"{self.path} cannot be made: {error.strerror}; choose another with --run") from error
+            raise UserError(f"{self.path} cannot be created: {error.strerror}; choose another with --run") from error
 
     @contextmanager
     def holding(self) -> Iterator[None]:
-        """Keep other processes out; UserError where one is at this run, and for a folder that holds something else. The
-        system ends it when the process dies.
+        """Lock the run; UserError if another process has locked it, and for a folder with other content. The system
+        releases the lock when the process ends.
 
-        Folders that were made for it and in which nothing came of it are removed.
+        Folders that were created for the run are removed if it wrote nothing.
         """
         if self._holders:
             yield
@@ -212,15 +212,15 @@ class RunDirectory:
                 yield
             finally:
                 self._holders = 0
-                # Where other files are, the lock shows that they belong to a run that was begun.
+                # Next to other files, the lock shows that they belong to a run.
                 if not self.exists() and not visible_names(self.path):
                     self._lock.unlink(missing_ok=True)
-                    with suppress(OSError):  # something else is there
+                    with suppress(OSError):  # the folder is not empty
                         for path in made:
                             path.rmdir()
 
     def _hold(self) -> IO[str]:
-        """The file that is locked as long as it is open."""
+        """The lock file, which is locked while it is open."""
         while True:
             if not self.exists():
                 self._check_free()
@@ -236,8 +236,8 @@ class RunDirectory:
                 holder = file.read(_PROCESS).strip()
                 file.close()
                 raise UserError(
-                    f"{self.path} is being trained by another process ({holder}); wait for its end, or choose another "
-                    "directory with --run"
+                    f"{self.path} is being trained by another process ({holder}); wait until it ends, or choose "
+                    "another directory with --run"
                 )
             with suppress(OSError):
                 if os.path.samestat(os.fstat(file.fileno()), os.lstat(self._lock)):  # else it was removed meanwhile
@@ -248,8 +248,8 @@ class RunDirectory:
             file.close()
 
     def claim(self, resume: bool) -> bool:
-        """Whether a run is here to go on with. UserError for one that was not asked for, or of another format; for a
-        folder that is not empty and holds no run; and for links in it, through which files elsewhere would be changed.
+        """Whether there is a run to continue. UserError for a run without `resume` or of another format, for a
+        non-empty folder without a run, and for links in it, through which files elsewhere would be changed.
         """
         if not self.exists():
             self._check_free()
@@ -258,46 +258,46 @@ class RunDirectory:
         status = self.read_status()
         if not resume:
             raise UserError(
-                f"{self.path} already holds a run ({status.get('status')}); "
+                f"{self.path} already contains a run ({status.get('status')}); "
                 "resume it with --resume, or choose another directory with --run"
             )
         check_tree(self.path)
         return True
 
     def _check_free(self) -> None:
-        """UserError for a folder of other things than what a run that was killed at its start has left."""
+        """UserError for a folder with other content than the remains of a run that was killed at its start."""
         found = visible_names(self.path)
         if not found:
             return
         if next(self.checkpoints.glob("step-*"), None) is not None:
             raise UserError(
-                f"{self.path} holds checkpoints of a run that has lost its {self.status.name}; restore that, or "
+                f"{self.path} has checkpoints of a run whose {self.status.name} is missing; restore that file, or "
                 "choose another directory with --run"
             )
         try:
             with opened(self._lock) as file:
                 begun = file.read(_PROCESS).isdigit() and next(self.path.glob("*.safetensors"), None) is None
-        except UserError:  # there is none
+        except UserError:  # there is no lock file
             begun = False
         if not begun:
             raise UserError(
-                f"{self.path} is not empty and holds no run ({found}); its files would be overwritten: choose another "
-                "directory with --run"
+                f"{self.path} is not empty and does not contain a run ({found}), so its files could be overwritten; "
+                "choose another directory with --run"
             )
 
     def read_status(self) -> dict[str, Any]:
-        """run.json, after a check of its format."""
+        """Read run.json and check its format."""
         status = read_json(self.status)
         found = status.get("format") if isinstance(status, dict) else None
         if found != FORMAT:
             raise UserError(
-                f"{self.path} is a run of format {str(found)[:50]}, this headway reads {FORMAT}; "
+                f"{self.path} is a run of format {str(found)[:50]}, but this version of headway reads {FORMAT}; "
                 "use the version that wrote it, or choose another directory"
             )
         return dict(from_dict(Status, status, str(self.status)))
 
     def write_status(self, status: dict[str, Any]) -> None:
-        """Replace run.json, and write digests of the run if it is at rest."""
+        """Replace run.json, and write digests of the run if it is not running."""
         remove(self.digests)
         write_json(self.status, {"format": FORMAT, **status})
         if status.get("status") != "running":
@@ -305,7 +305,7 @@ class RunDirectory:
 
 
 def _locked(file: IO[str]) -> bool:
-    """Take the lock of a file; True also where there are no locks."""
+    """Lock a file; True also on systems without locks."""
     try:
         import fcntl
 
@@ -318,7 +318,7 @@ def _locked(file: IO[str]) -> bool:
 
 
 def free_directory(wanted: Path) -> Path:
-    """`wanted`, or the first of `wanted-2`, `wanted-3`, ... that does not exist."""
+    """`directory`, or the first of `directory-2`, `directory-3`, ... that does not exist."""
     directory, count = wanted, 1
     while directory.exists():
         count += 1
@@ -330,7 +330,7 @@ def open_run(directory: Path, device: torch.device | str = "cpu") -> Run:
     """A run's best model, recipe, metrics and summary; its task, which needs data, is None."""
     place = RunDirectory(directory)
     if not place.exists():
-        raise UserError(f"{place.path} holds no run (no run.json); give the directory of a `headway train`")
+        raise UserError(f"{place.path} does not contain a run (no run.json); use a directory of `headway train`")
     recipe, summary = open_recipe(directory), place.read_status()
     model = native.load_model(place.path, device)
     check_model(recipe, model.config, directory)  # type: ignore[arg-type]
@@ -338,7 +338,7 @@ def open_run(directory: Path, device: torch.device | str = "cpu") -> Run:
 
 
 def open_recipe(directory: Path) -> Recipe:
-    """The recipe of a run that has a model. Raises UserError for one that has none yet, or of another format."""
+    """The recipe of a run. Raises UserError for a run that has no model yet, or of another format."""
     place = RunDirectory(directory)
     summary = place.read_status()
     if not (place.model.exists() or place.quantised.exists()):
@@ -347,7 +347,7 @@ def open_recipe(directory: Path) -> Recipe:
 
 
 def environment(device: torch.device, world: int) -> dict[str, Any]:
-    """What the figures of a run depend on beside its recipe."""
+    """What the results of a run depend on in addition to its recipe."""
     return {
         "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
         "python": platform.python_version(),

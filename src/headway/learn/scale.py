@@ -1,4 +1,4 @@
-"""What a generic recipe leaves open, and how it is chosen: by the data, the minutes and the machine."""
+"""Auto-scaling of generic recipes: size, batch and learning rates for the data, the minutes and the machine."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ from headway.nn.models import (
 
 @dataclass(frozen=True)
 class Law:
-    """L(N, D) = floor + size N^-alpha + data D'^-beta in nats a target, for N parameters that compute and D targets
-    (Hoffmann et al. 2022, equation 2), of which `unique` are different ones.
+    """L(N, D) = floor + size N^-alpha + data D'^-beta in nats per target, for N active parameters and D targets
+    (Hoffmann et al. 2022, equation 2), of which `unique` are different.
 
-    What is read again is worth less each time (Muennighoff et al. 2023, equation 5): after U different targets and R
-    readings more, D' = U + U r (1 - exp(-R / r)) with r `repeats`; and parameters beyond those that U targets feed are
-    worth less in the same way, with `excess`. The defaults have the papers' exponents, which hold far below their
-    sizes, too, and the papers' share between `size` and `data`: for models of 0.3 to 1 million parameters that read a
-    novel of 3 MB for two core-minutes and four (benchmarks/results/budget.json), a seventh of both fits within 0.03. Of
-    another text all terms would be others, so it is differences between sizes that count here.
+    Repeated data are worth less per epoch (Muennighoff et al. 2023, equation 5): after U unique targets and R further
+    epochs, D' = U + U r (1 - exp(-R / r)) with r `repeats`. Parameters beyond those that U targets can train are worth
+    less in the same way, with `excess`. The defaults have the papers' exponents, which also hold far below the papers'
+    sizes, and the papers' ratio of `size` to `data`: for models of 0.3 to 1 million parameters on a 3 MB novel for two
+    and four core-minutes (benchmarks/results/budget.json), a seventh of both fits within 0.03. The terms differ between
+    texts, so only differences between sizes matter here.
     """
 
     floor: float = 2.0
@@ -49,7 +49,7 @@ class Law:
     excess: float = 5.31
 
     def loss(self, parameters: float, seen: float, unique: float) -> float:
-        """The loss after `seen` targets, of which `unique` are different ones; infinite after none."""
+        """The loss after `targets` training targets, of which `unique` are different; infinite for 0."""
         if seen <= 0 or unique <= 0:
             return math.inf
         fed = min(seen, unique)
@@ -59,38 +59,38 @@ class Law:
         return self.floor + self.size * sized**-self.alpha + self.data * read**-self.beta
 
     def fed(self, targets: float) -> float:
-        """The parameters at which one more is worth as much as the targets that its time would read."""
+        """The compute-optimal number of parameters for a number of targets."""
         return (self.alpha * self.size / (self.beta * self.data)) ** (1 / self.alpha) * targets ** (
             self.beta / self.alpha
         )
 
 
 def _discounted(first: float, more: float, worth: float) -> float:
-    """So many, and `more` times as many that are worth less and less: `worth` times as many at the most."""
+    """`first`, plus `more` repetitions of it with diminishing value, which is at most `worth` times `first`."""
     return first * (1 + worth * (1 - math.exp(-more / worth)))
 
 
 Settings = Mapping[str, Any]
-Shapes = Sequence[tuple[int, int | list[int], int]]  # width, depth (of each stack, where there are several), heads
+Shapes = Sequence[tuple[int, int | list[int], int]]  # width, depth (per stack if there are several), heads
 T = TypeVar("T")
 
-_WIDTH, _DEPTH = 128, 4  # of the models for which rates were tried
+_WIDTH, _DEPTH = 128, 4  # of the models for which learning rates were tuned
 _BATCHES = ("train.batch_tokens", "train.batch_size", "train.accumulate")
-_ENOUGH = 6  # times the readings after which what is read again is worth a third of what it was
-_FEWEST = 4  # times the steps in which something is learnt: no plan has fewer for want of data
+_ENOUGH = 6  # maximum epochs, in multiples of `ScalingLaw.repeats`
+_FEWEST = 4  # minimum steps of a plan that the data limit, in multiples of `Scale.min_steps`
 
 
 class Settled(NamedTuple):
-    """Settings that the data decide before they are opened, and why, in a few words."""
+    """Settings that depend on the data and are needed before the data are opened, with a short reason."""
 
     settings: Settings
     reason: str = ""
 
 
 class Pace(NamedTuple):
-    """How fast a model learns on this machine: targets a second, and seconds a step that no batch makes shorter (the
-    optimiser's). A batch has `share` targets for each unit that it is counted by: a half where only half of its tokens
-    are foretold. The steps timed had `step` targets each.
+    """The training speed of a model on this machine: targets per second, and the fixed seconds per step (the
+    optimiser's). A batch has `share` targets per unit of its size: 0.5 if only half of its tokens are predicted. The
+    measured steps had `step` targets each.
     """
 
     targets: float
@@ -100,8 +100,8 @@ class Pace(NamedTuple):
 
 
 class Rung(NamedTuple):
-    """A size of the ladder: its settings without the user's, the recipe of this size, the parameters that a target is
-    multiplied by, and all parameters of the model (`size`).
+    """A candidate size: its settings without the user's, the recipe of this size, the active parameters per target, and
+    all parameters of the model (`size`).
     """
 
     settings: Settings
@@ -111,8 +111,8 @@ class Rung(NamedTuple):
 
 
 class Fit(NamedTuple):
-    """A size of the ladder with what it comes to in the time there is: `seen` targets, in batches of `batch` units, the
-    loss foretold; whether the data are `exhausted` before the time is.
+    """The plan for a candidate size in the available time: number of targets, `batch` units per batch, the predicted
+    loss, and whether the data are `exhausted` before the time.
     """
 
     settings: Settings
@@ -132,17 +132,16 @@ class Fit(NamedTuple):
 
 @dataclass(frozen=True)
 class Scale:
-    """How a generic recipe grows. A domain lists one for each of its own in `scale.SCALES`, by the recipe's name.
+    """How a generic recipe scales. Each domain lists one per recipe name in `scale.SCALES`.
 
-    `law` predicts losses by size; only where it is `fitted` to runs of this domain are its losses given as reasons.
-    `descent` is how runs go on to fall, where that was fitted; without it no run's end is predicted.
+    `law` predicts losses by size; its losses appear in the reasons only if it is `calibrated` to runs of the domain.
+    `descent` predicts final losses from early evaluations, if it was fitted for the domain.
 
-    `batch` is the setting that batches are counted by, `least` and `most` are the smallest and largest of them, and
-    `noise` times the square root of what is seen is where a larger batch stops to help (McCandlish et al. 2018; that it
-    grows like a root: Bergsma et al. 2025), in targets. `unit` is what `amount` counts, for people; a model that has
-    made `few` steps has learnt something. Batches of a run that starts from a model have at most `large` samples, and
-    it takes `tuning` times the usual learning rate of fine-tuning. `shapes` are widths, depths and heads, from small to
-    large.
+    `batch_setting` is the setting for the batch size, between `min_batch` and `max_batch`. `noise` times the square
+    root of the number of targets is the critical batch size in targets (McCandlish et al. 2018; the square root:
+    Bergsma et al. 2025). `unit` is what `unique_targets` counts, for people. A model needs at least `min_steps` steps
+    to learn something. Fine-tuning uses batches of at most `max_tuning_batch` samples and `tuning_lr_factor` times the
+    usual learning rate. `shapes` are widths, depths and heads, from small to large.
     """
 
     law: Law = field(default_factory=Law)
@@ -159,19 +158,15 @@ class Scale:
     tuning: float = 1.0
 
     def settle(self, recipe: Recipe, paths: Sequence[Path], minutes: float) -> Settled:
-        """What has to be known before the data are opened: vocabulary, length of rows, size of images, shares held
-        out.
-        """
+        """Settings that are needed before the data are opened: vocabulary size, row length, image size, split sizes."""
         return Settled({})
 
     def settle_start(self, recipe: Recipe, task: Task) -> Settings:
-        """What the data of a run that starts from a model decide once they are open: length of rows, shares held
-        out.
-        """
+        """Settings of a fine-tuning run that depend on the opened data: row length, split sizes."""
         return {}
 
     def started(self, recipe: Recipe) -> Settings:
-        """What else is chosen for a run that starts from a model."""
+        """Further settings of a fine-tuning run."""
         return {}
 
     def sizes(self, recipe: Recipe) -> Sequence[Settings]:
@@ -181,21 +176,21 @@ class Scale:
         ]
 
     def amount(self, task: Task) -> int:
-        """The different targets there are to learn from: tokens, or samples."""
+        """The number of unique training targets: tokens or samples."""
         return task.count("train")
 
     def regularised(self, recipe: Recipe, epochs: float, crowd: float) -> Settings:
-        """What keeps a model from learning by heart what it reads so many times; `crowd` is how many parameters it has
-        for each different target.
+        """Regularisation against memorisation over so many epochs; `crowd` is the number of parameters per unique
+        target.
         """
         return {}
 
     def rates(self, recipe: Recipe, width: int, depth: int, batch: int) -> Settings:
-        """The rates of a size.
+        """The learning rates of a size.
 
-        Muon's steps have a spectral norm of their own, whatever the width, so that its rate carries over (Yang et al.
-        2023); what is summed over layers grows by the root of their number, and steps shrink by it; the head's rate
-        falls with the width that it sums over. All were tried at width 128, 4 layers, and each recipe's own batches.
+        Muon's steps have a fixed spectral norm, so its learning rate transfers across widths (Yang et al. 2023). Sums
+        over layers grow with the square root of the depth, so steps shrink by it. The head's learning rate falls with
+        the width that it sums over. All were tuned at width 128, 4 layers, and each recipe's own batch size.
         """
         optim = recipe.optim
         if not isinstance(optim, MuonConfig):
@@ -204,23 +199,23 @@ class Scale:
         return {"optim.lr": optim.lr * deep, "optim.head_lr": optim.adam_lr * _WIDTH / width}
 
     def held_out(self, samples: int, most: int = 1000) -> Settings:
-        """Shares held out of so many samples: a twentieth, but no more than is needed to judge by; more of a few."""
+        """Held-out fractions for a number of samples: 5 %, at most `limit` samples, and a larger fraction of few."""
         share = min(max(0.05, min(0.2, 100 / max(1, samples))), most / max(1, samples))
         return {"task.split.validation": round(share, 6), "task.split.test": round(share, 6)}
 
 
 def below(table: Sequence[tuple[float, T]], number: float) -> T:
-    """What a table of limits, the last of them infinite, has for the first limit above a number."""
+    """The value of the first limit above a number, in a table whose last limit is infinite."""
     return next(value for limit, value in table if number < limit)
 
 
 def strain(epochs: float, crowd: float) -> float:
-    """How often a model reads what it has room to learn by heart: small ones forget most of what they read."""
+    """Epochs weighted by the capacity to memorise: small models forget most of their training data."""
     return epochs * min(1.0, crowd)
 
 
 def taken(settings: Settings, user: Collection[str]) -> dict[str, Any]:
-    """Settings without those that the user decides, as a whole (`optim`), in part, or by another name."""
+    """Settings without those that the user has set, directly, as part of a larger setting (`optim`), or in part."""
     return {key: value for key, value in settings.items() if not any(_overlap(key, own) for own in user)}
 
 
@@ -229,13 +224,13 @@ def _overlap(key: str, own: str) -> bool:
 
 
 def with_user(recipe: Recipe, settings: Settings, user: Settings) -> Recipe:
-    """`recipe` with the chosen settings and, above them, the user's, whose mixer may lack a chosen one."""
+    """`recipe` with the chosen settings that apply to it, overridden by the user's."""
     return override(recipe, {**applicable(recipe, taken(settings, user), user), **user})
 
 
 def ladder(recipe: Recipe, scale: Scale, user: Settings) -> list[Rung]:
-    """The sizes that the user's settings leave, each once, from small to large, without those whose heads do not divide
-    a width that the user set. ConfigError where there is none.
+    """The distinct candidate sizes under the user's settings, from small to large, without those whose heads do not
+    divide the user's width. ConfigError if there are none.
     """
     found: list[Rung] = []
     faults: list[ConfigError] = []
@@ -261,9 +256,10 @@ def choose(
     seconds: float,
     pace: Callable[[Recipe], Pace],
 ) -> tuple[Fit, list[Fit]]:
-    """The size of least loss foretold for so many seconds of training on `unique` targets, and all that were looked at.
+    """The size with the lowest predicted loss after `seconds` of training on `unique` targets, and all sizes
+    considered.
 
-    The way leads up the ladder while the loss falls. UserError where even the smallest learns nothing in the time.
+    Sizes are tried in ascending order while the loss falls. UserError if even the smallest learns nothing in the time.
     """
     fits: list[Fit] = []
     own = any(_overlap(name, key) for name in _BATCHES for key in user)
@@ -277,26 +273,24 @@ def choose(
         needed = scale.few * (best.pace.overhead + best.batch * best.pace.share / best.pace.targets)
         which = "a model of this size" if len(rungs) == 1 else "the smallest model"
         raise UserError(
-            f"{max(seconds, 0):.0f} s are left for training, in which {which} makes {best.steps} steps and learns "
-            f"nothing of use; give {digits(max(0.1, (needed - seconds) / 60))} --minutes more"
+            f"{max(seconds, 0):.0f} s are left for training, in which {which} makes only {best.steps} steps; increase "
+            f"--minutes by {digits(max(0.1, (needed - seconds) / 60))}"
         )
     return best, fits
 
 
 def fitted(rung: Rung, scale: Scale, unique: int, seconds: float, pace: Pace, own: bool = False) -> Fit:
-    """What a size comes to in so many seconds, with the batches that suit it or, where the user has set their `own`,
-    with those that were timed.
+    """The plan for a size in `seconds`, with the best batch size, or with the measured one if the user has set it
+    (`own_batch`). The number of epochs is limited to what still improves the model.
 
-    What is read so often that it teaches next to nothing more is not read any more often.
-
-    A batch of B targets takes t = o + B / p seconds, o those of the optimiser, and what N targets teach is worth N / (1
-    + B / B') of them (McCandlish et al. 2018, equation 2.11), B' the noise scale: most is learnt at B = sqrt(o p B').
+    A batch of B targets takes t = o + B / p seconds, with o of the optimiser, and N targets are worth N / (1 + B / B')
+    (McCandlish et al. 2018, equation 2.11), with the noise scale B': the best batch size is B = sqrt(o p B').
     """
     settings, recipe, parameters, size = rung
     seen = max(seconds, 0.0) * pace.targets
     noise = scale.noise * math.sqrt(max(seen, 1.0))
     wanted = math.sqrt(max(pace.overhead * pace.targets, 1.0) * noise)
-    most = min(scale.most, max(1, int(unique / pace.share)))  # no batch holds more than there is
+    most = min(scale.most, max(1, int(unique / pace.share)))  # a batch has at most one epoch
     batch = max(scale.least, min(_power(wanted / pace.share), 2 ** int(math.log2(most))))
     if own:
         batch, pace = max(1, round(pace.step)), pace._replace(share=1.0)
@@ -308,17 +302,17 @@ def fitted(rung: Rung, scale: Scale, unique: int, seconds: float, pace: Pace, ow
 
 
 def _power(number: float) -> int:
-    """The power of two next to a number."""
+    """The power of two nearest to a number."""
     return 2 ** round(math.log2(max(number, 1.0)))
 
 
 def computing(model: nn.Module | ModelConfig) -> int:
-    """The parameters that a target is multiplied by: half of the floating point operations of a forward pass."""
+    """The active parameters per target: half of the floating point operations of a forward pass."""
     return max(1, describe(model)["flop_per_token"] // 2)
 
 
 def settled(recipe: Recipe, fit: Fit, scale: Scale, unique: int, user: Settings) -> Recipe:
-    """The recipe at a size, with the batches, rates and regularisation that go with it."""
+    """The recipe with a planned size and its batch size, learning rates and regularisation."""
     sized = with_user(recipe, fit.settings, user)
     width, depth = shape_of(sized.model)
     batch = {scale.batch: fit.batch}
@@ -328,7 +322,7 @@ def settled(recipe: Recipe, fit: Fit, scale: Scale, unique: int, user: Settings)
 
 
 def shape_of(model: ModelConfig) -> tuple[int, int]:
-    """Width and depth; of several stacks those of the one that writes, or of the one that reads what a robot sees."""
+    """Width and depth of a model; of its decoder if it has several stacks, or of the observation encoder of a robot."""
     if isinstance(model, ActConfig):
         model = model.trunk.encoder
     elif isinstance(model, (EncoderDecoderConfig, CaptionerConfig)):
@@ -341,26 +335,26 @@ def shape_of(model: ModelConfig) -> tuple[int, int]:
 
 
 def explained(choice: Fit, fits: Sequence[Fit], scale: Scale, unique: int, seconds: float) -> tuple[str, ...]:
-    """Why a size was chosen, for people."""
+    """The reasons for the chosen size, for people."""
     width, depth = shape_of(choice.model)
     epochs = choice.seen / max(1, unique)
     steps = f"steps of {choice.batch:,} {'tokens' if scale.batch.endswith('tokens') else 'samples'}"
     read = f"{_count(choice.seen)} {scale.unit}s ({digits(epochs)} epochs)"
-    fitting = f"fit into {span(seconds)}"
-    told = "are planned at first, and more while validation improves" if choice.exhausted else fitting
-    first = f"{_count(choice.size)} parameters (width {width}, {depth} layers) in {steps}: {read} {told}"
+    fitting = f"in {span(seconds)}"
+    told = "at first, and more while validation improves" if choice.exhausted else fitting
+    first = f"{_count(choice.size)} parameters (width {width}, {depth} layers), {steps}: {read} {told}"
     others = [fit for fit in fits if fit is not choice]
     told = ", ".join(f"{_count(fit.size)}: {fit.loss - choice.loss:+.2f}" for fit in others)
-    return (first, f"of {len(fits)} sizes the lowest loss predicted ({told})") if others else (first,)
+    return (first, f"lowest predicted loss of {len(fits)} sizes ({told})") if others else (first,)
 
 
 def digits(number: float) -> str:
-    """A number for people: 430 and 1,230 as whole numbers, smaller ones with two digits, and none with an exponent."""
+    """A number for people: 430 and 1,230 as integers, smaller ones with two digits, never with an exponent."""
     return f"{number:,.0f}" if abs(number) >= 9.95 else f"{float(f'{number:.2g}'):.10f}".rstrip("0").rstrip(".")
 
 
 def span(seconds: float) -> str:
-    """A time for people: 41 s, or 1.8 minutes."""
+    """A duration for people: 41 s, or 1.8 minutes."""
     return f"{digits(seconds)} s" if seconds < 60 else f"{digits(seconds / 60)} minutes"
 
 

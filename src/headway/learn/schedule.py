@@ -1,4 +1,4 @@
-"""Learning rates over a run: a factor on the optimiser's rates, a pure function of the step."""
+"""Learning rate schedules: a factor on the optimiser's learning rates, a pure function of the step."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from typing import Self
 from headway.config import family, register
 from headway.errors import ConfigError
 
-_RISE = 10  # a planned warm-up takes at most one part in so many
+_RISE = 10  # a planned warm-up takes at most 1 / 10 of the run
 
 
 @family
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """`warmup` raises the factor linearly from 0: below 1 it is a part of the run, from 1 on a number of steps."""
+    """`warmup` raises the factor linearly from 0: a fraction of the run if below 1, otherwise a number of steps."""
 
-    warmup: float = 0.02  # linear rise from 0: below 1 a part of the run, from 1 on steps
+    warmup: float = 0.02  # linear rise from 0: a fraction of the run if below 1, otherwise steps
 
     def __post_init__(self) -> None:
         if not 0 <= self.warmup < math.inf:
-            raise ConfigError(f"schedule.warmup is {self.warmup}; give 0 or more")
+            raise ConfigError(f"schedule.warmup is {self.warmup}; use 0 or more")
 
     def factor(self, step: int, steps: int) -> float:
         """The factor for update `step` (from 0) of `steps`."""
@@ -35,36 +35,36 @@ class ScheduleConfig:
         raise NotImplementedError
 
     def planned(self, steps: int) -> Self:
-        """The schedule of a run whose number of steps is a plan: the warm-up in steps, a tenth of the run at most."""
+        """The schedule of a run whose length may be revised: the warm-up in steps, at most a tenth of the run."""
         return replace(self, warmup=float(min(in_steps(self.warmup, steps), max(1, steps // _RISE))))
 
     def moved(self, done: int, steps: int, wanted: int) -> Self | None:
-        """The schedule for `wanted` steps in place of `steps`, when `done` of them have been made: those have the same
-        rates under both. None where there is no such schedule.
+        """The schedule for `new_steps` instead of `steps` after `done` steps, which have the same learning rates under
+        both. None if there is no such schedule.
         """
         same = all(self.factor(step, steps) == self.factor(step, wanted) for step in range(done))
         return self if same else None
 
     def again(self, done: int, steps: int, wanted: int) -> Self | None:
-        """`moved`, for a run of `steps` that goes back to `done`, before its rate fell."""
+        """`rescheduled`, for a run of `steps` that returns to step `done`, before its decay."""
         return self.moved(done, steps, wanted)
 
     def flat(self, steps: int) -> int | None:
-        """The steps after which the rate begins to fall to the end of the run, and from which it could go on as it is;
-        None for a schedule that falls all the time or never.
+        """The step at which the final decay begins, before which the run can be extended; None for a schedule that
+        decays throughout or depends on the length otherwise.
         """
         return None
 
 
 def in_steps(piece: float, steps: int) -> int:
-    """The length of a piece of a run in steps: below 1 it is a part of the run, from 1 on a number of steps."""
+    """A duration in steps: `length` is a fraction of the run if below 1, otherwise a number of steps."""
     return round(piece * steps) if piece < 1 else round(piece)
 
 
 @register("constant")
 @dataclass(frozen=True)
 class ConstantConfig(ScheduleConfig):
-    """One rate."""
+    """A constant learning rate."""
 
     def after(self, step: int, rise: int, steps: int) -> float:
         return 1.0
@@ -78,12 +78,12 @@ class ConstantConfig(ScheduleConfig):
 class CosineConfig(ScheduleConfig):
     """Half a cosine from 1 to `floor` (Loshchilov and Hutter 2017)."""
 
-    floor: float = 0.1  # what remains of the peak at the end
+    floor: float = 0.1  # final learning rate, as a fraction of the peak
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.floor <= 1:
-            raise ConfigError(f"schedule.floor is {self.floor}; give a part of the peak, from 0 to 1")
+            raise ConfigError(f"schedule.floor is {self.floor}; use a fraction of the peak, from 0 to 1")
 
     def after(self, step: int, rise: int, steps: int) -> float:
         done = min(1.0, (step + 1 - rise) / max(1, steps - rise))
@@ -93,20 +93,20 @@ class CosineConfig(ScheduleConfig):
 @register("wsd")
 @dataclass(frozen=True)
 class WSDConfig(ScheduleConfig):
-    """Warm-up, a stable rate, and over the last `decay` part of the run a line to 0 (Hu et al. 2024); a decay above 1
-    is a number of steps.
+    """Warm-up, a stable learning rate, and a linear decay to 0 over the last fraction `decay` of the run (Hu et al.
+    2024); a decay above 1 is a number of steps.
 
-    `bends` are where on the way down the plan of a run was changed, as (step, the end that was planned before): from
-    there a line leads from the rate of that moment to the new end.
+    `bends` are revisions of the plan during the decay, as (step, previously planned end): from that step on, the
+    learning rate falls linearly from its value there to 0 at the new end.
     """
 
-    decay: float = 0.6  # the last part of the run, over which the rate falls to 0; above 1 steps
-    bends: tuple[tuple[int, int], ...] = ()  # written by runs whose plan was changed on the way down
+    decay: float = 0.6  # last fraction of the run, over which the learning rate falls to 0; above 1 steps
+    bends: tuple[tuple[int, int], ...] = ()  # revisions of the plan during the decay, written by runs
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.decay < math.inf:
-            raise ConfigError(f"schedule.decay is {self.decay}; give a part of the run above 0, or a number of steps")
+            raise ConfigError(f"schedule.decay is {self.decay}; use a fraction above 0, or a number of steps")
 
     def after(self, step: int, rise: int, steps: int) -> float:
         ends = (*(end for _, end in self.bends), steps)
@@ -133,9 +133,9 @@ class WSDConfig(ScheduleConfig):
         return max(in_steps(self.warmup, end), int(end - self._decline(end)))
 
     def _stretched(self, done: int, steps: int, wanted: int) -> WSDConfig:
-        """The same parts of a run of another length, in whose flat part `done` steps have been made."""
+        """The same fractions for a run of another length, of which `done` steps of the stable part are complete."""
         decline = min(round(self._decline(steps) * wanted / steps), wanted - done)
-        rise = float(in_steps(self.warmup, steps))  # as it was, and not a part of the new length
+        rise = float(in_steps(self.warmup, steps))  # unchanged, not a fraction of the new length
         return replace(self, warmup=rise, decay=float(max(2, decline)), bends=())
 
     def _decline(self, steps: int) -> float:
@@ -145,21 +145,22 @@ class WSDConfig(ScheduleConfig):
 @register("halving")
 @dataclass(frozen=True)
 class HalvingConfig(ScheduleConfig):
-    """One rate for `hold`, then half of it, and half of that after each further `every`; both are counted from the
-    start of the run, and below 1 they are parts of it, from 1 on steps.
+    """A constant learning rate for `hold`, then halved, and halved again after each further `every`. Both are fractions
+    of the run if below 1, otherwise steps.
 
-    The defaults are those of Sutskever et al. 2014, section 3.4: of 7.5 epochs, 5 at one rate, then halved each half.
+    The defaults are those of Sutskever et al. 2014, section 3.4: 5 of 7.5 epochs at one rate, then halved every half
+    epoch.
     """
 
     warmup: float = 0.0
-    hold: float = 2 / 3  # how long the first rate is held
-    every: float = 1 / 15  # how long each further rate is held
+    hold: float = 2 / 3  # duration of the first learning rate
+    every: float = 1 / 15  # duration of each further learning rate
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for name, value, right in (("hold", self.hold, self.hold >= 0), ("every", self.every, self.every > 0)):
             if not (right and value < math.inf):
-                raise ConfigError(f"schedule.{name} is {value}; give a part of the run below 1, or a number of steps")
+                raise ConfigError(f"schedule.{name} is {value}; use a fraction below 1, or a number of steps")
 
     def after(self, step: int, rise: int, steps: int) -> float:
         late = step - in_steps(self.hold, steps)
@@ -181,5 +182,6 @@ class InverseSqrtConfig(ScheduleConfig):
 
 
 def noam_peak(width: int, warmup: int, scale: float = 1.0) -> float:
-    """The peak rate of 2017's formula: scale * width^-0.5 * min(step^-0.5, step * warmup^-1.5) at step = warmup."""
+    """The peak of the 2017 formula: scale * width^-0.5 * min(step^-0.5, step * warmup^-1.5) at step = warmup."""
+
     return scale / math.sqrt(width * warmup)

@@ -1,4 +1,4 @@
-"""A run that begins from the weights of another, and how a model that has learnt before is trained on."""
+"""Fine-tuning: initialise a run from the weights of another model, and choose its settings."""
 
 from __future__ import annotations
 
@@ -41,15 +41,15 @@ from headway.nn.models.patches import Grid, resized
 
 
 def prepared(model: nn.Module, recipe: Recipe, fresh: Collection[str]) -> nn.Module:
-    """`model` as the recipe trains it: with its adapter, beside which the parameters `fresh` are trained, and without
-    what `train.frozen` names.
+    """`model` as the recipe trains it: with its adapter and the trainable parameters `fresh`, and with the parts of
+    `train.frozen` frozen.
     """
     return freeze(adapted(model, recipe.adapter, fresh, recipe.train.seed), recipe.train.frozen)
 
 
 def freeze(model: nn.Module, names: Sequence[str]) -> nn.Module:
-    """Train no parameter that one of `names` means: a part of the model ("tower", "decoder.stack"), a parameter, or a
-    pattern of either ("*.bias"). ConfigError for a name that means none.
+    """Freeze the parameters that `names` match: parts of the model ("tower", "decoder.stack"), parameters, or patterns
+    of either ("*.bias"). ConfigError for a name without a match.
     """
     parameters = dict(model.named_parameters())
     for name in names:
@@ -63,20 +63,20 @@ def freeze(model: nn.Module, names: Sequence[str]) -> nn.Module:
 
 
 def _parts(key: str) -> Iterable[str]:
-    """A parameter and the parts of the model that hold it: decoder, decoder.stack, ..."""
+    """The parts of the model that contain a parameter, and the parameter itself: decoder, decoder.stack, ..."""
     words = key.split(".")
     return (".".join(words[:count]) for count in range(1, len(words) + 1))
 
 
-_SETTINGS = ("width", "context", "symbols")  # those that decide the shapes of weights
-_NAMED = 3  # tensors that a message names
-_POSITIONS = "embed.positions.table"  # of images
+_SETTINGS = ("width", "context", "symbols")  # settings that determine the shapes of weights
+_NAMED = 3  # maximum tensors that a message names
+_POSITIONS = "embed.positions.table"  # position embeddings of images
 _POOLER = re.compile(r"heads\.\w+\.dense\.(weight|bias)")
 
 
 class Agreement(NamedTuple):
-    """Which tensors of a model come from its start, and which are newly initialised, by name; and the grids of images,
-    there and here, between which positions are interpolated.
+    """Which tensors of a model come from the pretrained one and which are newly initialised, by name; and the patch
+    grids of both models, between which position embeddings are interpolated.
     """
 
     taken: tuple[str, ...]
@@ -87,27 +87,27 @@ class Agreement(NamedTuple):
         moved = ""
         if self.grids is not None:
             before, after = (f"{rows} x {columns}" for rows, columns in self.grids)
-            moved = f"; positions of {before} patches are interpolated for {after}"
+            moved = f"; position embeddings interpolated from {before} to {after} patches"
         if not self.fresh:
-            return f"all {len(self.taken)} tensors are taken over{moved}"
+            return f"all {len(self.taken)} tensors{moved}"
         shown = ", ".join(self.fresh[:_NAMED]) + (", ..." if len(self.fresh) > _NAMED else "")
         total = len(self.taken) + len(self.fresh)
-        return f"{len(self.taken)} of {total} tensors are taken over, newly initialised: {shown}{moved}"
+        return f"{len(self.taken)} of {total} tensors; newly initialised: {shown}{moved}"
 
 
 def open_start(start: str) -> Opened:
-    """The model to begin from. Raises UserError for one whose symbols have no tokenizer that says what they are."""
+    """Load the pretrained model. Raises UserError for a language model without a tokenizer."""
     opened = open_model(named_folder(start))
     if opened.codec is None and kinds.reads_prompts(opened.model):
-        raise UserError(f"{start} has no tokenizer beside its weights; put its tokenizer.json there to start from it")
+        raise UserError(f"{start} has no tokenizer next to its weights; add its tokenizer.json to start from it")
     return opened
 
 
 def lay_out(opened: Opened, start: str, directory: Path, beside: Iterable[str]) -> None:
-    """Put what the start has beside its weights (tokenizers, usage, files that a task names) into `directory`."""
+    """Copy the pretrained model's other files (tokenizers, usage, files that a task names) into `directory`."""
     if opened.codec is not None:
         opened.codec.save(directory)
-    for file in named_folder(start).glob(f"*/{TOKENIZER}"):  # the source's own, of a model that translates
+    for file in named_folder(start).glob(f"*/{TOKENIZER}"):  # the source tokenizer of a translation model
         (directory / file.parent.name).mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, directory / file.parent.name / TOKENIZER)
     opened.usage.save(directory)
@@ -117,7 +117,7 @@ def lay_out(opened: Opened, start: str, directory: Path, beside: Iterable[str]) 
 
 
 def keep_symbols(model: ModelConfig, before: ModelConfig) -> ModelConfig:
-    """`model`, with no fewer symbols than `before`: published tables are often longer than their tokenizers."""
+    """`model` with a vocabulary at least as large as that of `before`: published embeddings are often padded."""
     if isinstance(model, EncoderDecoderConfig) and isinstance(before, EncoderDecoderConfig):
         encoder = keep_symbols(model.encoder, before.encoder)
         decoder = keep_symbols(model.decoder, before.decoder)
@@ -126,10 +126,10 @@ def keep_symbols(model: ModelConfig, before: ModelConfig) -> ModelConfig:
 
 
 def agree(model: nn.Module, start: nn.Module, name: str) -> Agreement:
-    """What a model, which may be an outline, takes over from `start`, by name and shape.
+    """Match the tensors of a model, which may be an outline, to those of `start` by name and shape.
 
-    Heads may differ, as a task brings its own, and layers may be more or fewer; images may have another size. Raises
-    ConfigError for settings that the weights do not fit, and for a model that has nothing of the start's.
+    Heads, the number of layers and the image size may differ. Raises ConfigError for settings that do not fit the
+    weights, and for a model without any matching tensor.
     """
     own = {key: tensor.shape for key, tensor in named_tensors(model)}
     theirs = dict(named_tensors(start))
@@ -143,22 +143,22 @@ def agree(model: nn.Module, start: nn.Module, name: str) -> Agreement:
             raise ConfigError(_misfit(config, before, key, own[key], theirs[key].shape, name))
     if all(_in_head(key) for key in taken):
         raise ConfigError(
-            f"no weight of {name} ({type(before).__name__}) agrees with this model ({type(config).__name__}) in name "
-            "and shape; start from a model of the same architecture"
+            f"no weight of {name} ({type(before).__name__}) matches this model ({type(config).__name__}) in name and "
+            "shape; start from a model of the same architecture"
         )
-    # Other heads over the same weights would be another function, though no shape tells.
+    # A different number of heads would change the function without changing any shape.
     for ours, others in zip(_blocks(config), _blocks(before)):
         for part in ("mixer", "cross"):
             for setting in ("heads", "kv_heads"):
                 wanted, found = (getattr(getattr(block, part), setting, None) for block in (ours, others))
                 if None not in (wanted, found) and wanted != found:
-                    raise ConfigError(f"{setting} {wanted} does not fit {name}, which has {found}; leave it out")
+                    raise ConfigError(f"{setting} {wanted} does not fit {name}, which has {found}; remove this setting")
     return Agreement(taken, fresh, grids)
 
 
 @torch.no_grad()
 def take_over(model: nn.Module, start: nn.Module) -> None:
-    """Copy the weights of `start` that agree with the model's in name and shape, or by another grid of images."""
+    """Copy the weights of `start` that match the model's in name and shape, and interpolate position embeddings."""
     own, theirs = dict(named_tensors(model)), dict(named_tensors(start))
     for key, source in _sources({key: tensor.shape for key, tensor in own.items()}, theirs).items():
         own[key].copy_(theirs[source])
@@ -171,7 +171,7 @@ def take_over(model: nn.Module, start: nn.Module) -> None:
 
 
 def _rescale(model: nn.Module, start: nn.Module) -> None:
-    """Let a head for numbers that was taken over predict the same numbers, which it scales and shifts otherwise."""
+    """Adjust a copied regression head so that it predicts the same numbers under its new scale and shift."""
     ours, theirs = (getattr(each, "heads", {}) for each in (model, start))
     if NUMBER in ours and NUMBER in theirs:
         head, before = ours[NUMBER], theirs[NUMBER].config
@@ -182,11 +182,11 @@ def _rescale(model: nn.Module, start: nn.Module) -> None:
 
 
 def initial_model(recipe: Recipe, fresh: Collection[str], base: Path, begun: bool, keeps: bool) -> nn.Module:
-    """The model of a run before its first step: drawn, with the weights of the start and of the models that its parts
-    start from, with its adapter, and frozen where it is not trained.
+    """The model of a run before its first step: random weights, then those of the pretrained model and of pretrained
+    parts, with its adapter and frozen parameters.
 
-    With an adapter the run needs the weights that stay as they are to go on: the process that `keeps` files leaves
-    them in the folder `base`. Without one a run that has `begun` has all in its checkpoint.
+    With an adapter, resuming needs the frozen weights: the process that `saves_base` writes them to the folder `base`.
+    Without one, a run that has `started` has all weights in its checkpoint.
     """
     train = recipe.train
     if recipe.adapter is not None and (base / FILE).is_file():
@@ -203,9 +203,9 @@ def initial_model(recipe: Recipe, fresh: Collection[str], base: Path, begun: boo
 
 
 def _sources(own: dict[str, torch.Size], theirs: dict[str, Tensor]) -> dict[str, str]:
-    """Which tensor of the start each of ours comes from.
+    """Which tensor of the pretrained model each of ours comes from.
 
-    A pooler (Devlin et al. 2019) is the dense layer of whichever head it stands in, there and here.
+    A pooler (Devlin et al. 2019) is the dense layer of a head, whose name may differ between the models.
     """
     poolers = {key.split(".", 2)[2]: key for key in theirs if _POOLER.fullmatch(key)}
     found = {}
@@ -217,7 +217,7 @@ def _sources(own: dict[str, torch.Size], theirs: dict[str, Tensor]) -> dict[str,
 
 
 def _grids(config: Any, before: Any) -> tuple[Grid, Grid] | None:
-    """The grids of patches there and here, of two models that read images and differ in nothing else of positions."""
+    """The patch grids of two image models that differ only in the grid; None for other models."""
     if not (isinstance(config, TransformerConfig) and isinstance(before, TransformerConfig)):
         return None
     here, there = config.embed, before.embed
@@ -233,14 +233,14 @@ def _in_head(key: str) -> bool:
 
 
 def _misfit(config: ModelConfig, before: ModelConfig, key: str, own: torch.Size, theirs: torch.Size, name: str) -> str:
-    """The setting, or else the tensor, that does not fit the weights."""
+    """The message for a setting, or otherwise a tensor, that does not fit the weights."""
     for setting in _SETTINGS:
         wanted, found = getattr(config, setting), getattr(before, setting)
         if wanted != found and (wanted or 0) in own and (found or 0) in theirs:
-            return f"model.{setting} {wanted} does not fit the weights of {name}, which have {found}; leave it out"
+            return f"model.{setting} {wanted} does not fit the weights of {name}, which have {found}; remove it"
     return (
-        f"the model's {key} has shape {tuple(own)}, that of {name} {tuple(theirs)}; "
-        "leave out the settings that change the model's shape"
+        f"the model's {key} has shape {tuple(own)}, but that of {name} has {tuple(theirs)}; "
+        "remove the settings that change the model's shape"
     )
 
 
@@ -257,21 +257,21 @@ def _blocks(config: Any) -> Iterator[BlockConfig]:
         yield from (*config.encoder.blocks, *config.decoder.blocks, *config.posterior.blocks)
 
 
-_WIDTH, _RATE = 384, 4e-4  # of the model whose rate was tried: all-MiniLM-L6-v2 on the 77 intents of banking77
-_LEAST, _MOST = 1e-5, 3e-3  # rates
-_ADAPTER, _MOST_ADAPTER = 10.0, 1e-2  # times the rate of the whole model, and the most
+_WIDTH, _RATE = 384, 4e-4  # of the model whose learning rate was tuned: all-MiniLM-L6-v2 on the 77 intents of banking77
+_LEAST, _MOST = 1e-5, 3e-3  # minimum and maximum learning rate
+_ADAPTER, _MOST_ADAPTER = 10.0, 1e-2  # learning rate of adapters: factor on the full model's rate, and maximum
 _EPOCHS, _FEWEST, _OFTENEST = 600.0, 3.0, 40.0
-_JUDGED = 50  # validation samples
-UNJUDGED_EPOCHS = 15.0  # that fewer of them allow, and no more however they come out
-_MANY = 10_000  # samples from which on a learning rate does not depend on their number
-_SMALL, _LARGE = 8, 64  # samples of a batch
-_STEPS = 300  # that a plan should have at least
-_SMALL_WRITTEN, _STEPS_WRITTEN = 2, 1000  # of samples that have several targets each
+_JUDGED = 50  # minimum validation samples for early stopping
+UNJUDGED_EPOCHS = 15.0  # maximum epochs with fewer validation samples, whatever their scores
+_MANY = 10_000  # samples from which on the learning rate does not depend on their number
+_SMALL, _LARGE = 8, 64  # minimum and maximum samples per batch
+_STEPS = 300  # desired minimum of steps
+_SMALL_WRITTEN, _STEPS_WRITTEN = 2, 1000  # the same for samples with several targets each
 
 
 class Tuned(NamedTuple):
-    """The batches of a run that begins from a model; the steps that so few data allow at first (`useful`), those that
-    fit into the time if they are fewer (`steps`), the epochs that these are, and why, for people.
+    """A fine-tuning plan: batch settings; the initial number of steps that the data justify (`useful`); that number or
+    the steps that fit in the time, if those are fewer (`steps`); their epochs; and the reason, for people.
     """
 
     settings: Settings
@@ -282,12 +282,12 @@ class Tuned(NamedTuple):
 
 
 def rates(width: int, adapter: AdapterConfig | None, times: float = 1.0) -> Settings:
-    """The optimiser and the schedule for a model of `width`, or for an adapter of it; `times` the usual learning rate.
+    """Optimiser and schedule for a model of `width`, or for an adapter of it; `factor` scales the learning rate.
 
-    The rate falls with the square of the width: 4e-4 at 384 (all-MiniLM-L6-v2, the recipe banking77), 1e-4 at 768,
-    where Devlin et al. 2019 try 2e-5 to 5e-5 with a schedule that falls from the start, 1e-5 from 2,400 on, where
-    models of billions of weights are tuned at 1e-5 to 2e-5. Models of width 64 that learn 50 dialogues learn faster
-    at 3e-3 than at 1e-3. Adapters take ten times as much (Schulman et al. 2025, "LoRA without regret").
+    The learning rate falls with the square of the width: 4e-4 at 384 (all-MiniLM-L6-v2, the recipe banking77), 1e-4 at
+    768 (Devlin et al. 2019 try 2e-5 to 5e-5 with a schedule that decays from the start), and 1e-5 from 2,400 on, where
+    models of billions of parameters are tuned at 1e-5 to 2e-5. Models of width 64 learn 50 dialogues faster at 3e-3
+    than at 1e-3. Adapters use ten times as much (Schulman et al. 2025, "LoRA without regret").
     """
     rate = min(max(_RATE * (_WIDTH / width) ** 2, _LEAST), _MOST)
     if adapter is not None:
@@ -302,21 +302,21 @@ def rates(width: int, adapter: AdapterConfig | None, times: float = 1.0) -> Sett
 def gentle_rate(rate: float, samples: int) -> float:
     """The learning rate of a model whose head is fitted before the first step; `rate` is that for many samples.
 
-    Fewer samples allow fewer steps, in which a large rate only undoes what the model has learned: it falls with the
-    square root of their number below 10,000 (tried with all-MiniLM-L6-v2 and 3 to 30 texts for each of 64 to 150
+    Fewer samples allow fewer steps, in which a large learning rate only destroys pretrained features. So it falls with
+    the square root of their number below 10,000 (tested with all-MiniLM-L6-v2 and 3 to 30 texts for each of 64 to 150
     intents: docs/decisions/0025).
     """
     return float(f"{rate * min(1.0, math.sqrt(samples / _MANY)):.2g}")
 
 
 def unjudged(task: Task) -> bool:
-    """Whether validation has too few samples to tell how long a model whose head was fitted should be trained."""
+    """Whether validation has too few samples to decide how long to train a model whose head was fitted."""
     return task.objective.gentle and task.count("validation") < _JUDGED
 
 
 def epochs_of(samples: int) -> float:
-    """The epochs that are planned at first for so many samples: 40 of a few hundred, 6 of 10,000, 3 of 40,000 and more.
-    Evaluations decide whether there are more.
+    """The initially planned epochs: 40 for a few hundred samples, 6 for 10,000, 3 for 40,000 and more. Evaluations
+    decide whether training continues.
     """
     return min(max(_EPOCHS / math.sqrt(max(1, samples)), _FEWEST), _OFTENEST)
 
@@ -332,11 +332,11 @@ def tuned(
     large: int = _LARGE,
     most: float = _OFTENEST,
 ) -> Tuned:
-    """The plan for `seconds` of training on so many `samples`, which have so many `targets` together, at a `pace`.
+    """The plan for `seconds` of fine-tuning on `samples` samples with `targets` targets in total, at a `pace`.
 
-    `batch` is the setting that the recipe counts batches by, `least` the smallest it takes (a row of tokens), `own`
-    the one that the user has set, `large` the most samples in it, and `most` the most epochs.
-    Batches are large enough to be quick and small enough for some hundred steps.
+    `batch_setting` is the recipe's setting for the batch size, `min_batch` its minimum (a row of tokens), `own_batch`
+    the user's value, `max_samples` the maximum samples in it, and `max_epochs` the maximum epochs. Batches are large
+    enough to be efficient and small enough for some hundred steps.
     """
     each = targets / max(1, samples)
     epochs = min(epochs_of(samples), most)
@@ -349,8 +349,8 @@ def tuned(
     read = steps * learnt / max(1, targets)
     early = steps == useful
     why = (
-        f"at first {digits(epochs)} epochs of {samples:,} samples, more while validation improves"
+        f"{digits(epochs)} epochs of {samples:,} samples at first, and more while validation improves"
         if early
-        else f"as many epochs of {samples:,} samples as fit into {span(seconds)}; {digits(epochs)} would help"
+        else f"as many epochs of {samples:,} samples as fit in {span(seconds)}; {digits(epochs)} would be better"
     )
     return Tuned({batch: units}, useful, steps, read, why)

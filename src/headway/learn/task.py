@@ -1,4 +1,4 @@
-"""A task: what is learned, and what it is learned from."""
+"""A task: examples and the objective to train on them."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
 
 class Task:
-    """Examples and an objective: all that the trainer, the budget and the reports know of what is learned.
+    """Examples and an objective: everything that the trainer, the budget and the reports know about a task.
 
-    `goal` is the score that picks the best model, `goal_better` which way is better; `unit` is what the loss is counted
-    by, and `measure` what it is, for people. `chosen` are settings of the task's config that the data decided, and
-    `reasons` say why.
+    `goal` is the score that selects the best model, `goal_better` its better direction; `unit` is the unit that the
+    loss is averaged over and `measure` the unit of the loss, for people. `chosen_settings` are settings of the task's
+    config that depend on the data; `reasons` explain them.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class Task:
         return self.objective.count(self.examples, split)
 
     def settled(self, recipe: Recipe) -> Recipe:
-        """`recipe` with the settings that the data decided, and the reasons that it does not have yet."""
+        """`recipe` with the settings that depend on the data, and their reasons."""
         reasons = (*recipe.reasons, *(reason for reason in self.reasons if reason not in recipe.reasons))
         return replace(recipe, task=replace(recipe.task, **self.chosen), reasons=reasons)
 
@@ -99,7 +99,7 @@ class Task:
         return self.objective.refit_head(model, self.examples, fresh, limit)
 
     def calibrate(self, model: nn.Module, directory: Path) -> list[str]:
-        """Choose on validation how a finished model is used, and save it next to the model; lines for people."""
+        """Choose decision settings of the finished model on validation and save them; returns lines for people."""
         lines = self.objective.calibrate(model, self.examples, directory)
         if lines:
             self.save(directory)
@@ -115,7 +115,7 @@ class Task:
         return self.objective.remark(model, self.examples)
 
     def pictures(self, model: nn.Module) -> list[Picture]:
-        """For the page of a run: of the samples that the score on the final split is of."""
+        """Pictures for the report of a run, of the samples that the final score was measured on."""
         examples = self.examples.limited(self.final_split, self._evaluated) if self._evaluated else self.examples
         return self.objective.pictures(model, examples)
 
@@ -138,13 +138,13 @@ class Task:
 
 
 def unit_of(task: Task | None) -> str:
-    """What the loss of a task is counted by, for people: "token", "image", ...; of a run without its task, "token"."""
+    """The unit that the loss is averaged over: "token", "image", ...; "token" for a run without its task."""
     return "token" if task is None else task.unit
 
 
 def measure_of(task: Task | None) -> str:
-    """What the loss of a task is, for people."""
-    return "nats a token" if task is None else task.measure
+    """The unit of the loss of a task, for people."""
+    return "nats per token" if task is None else task.measure
 
 
 @family
@@ -152,31 +152,31 @@ def measure_of(task: Task | None) -> str:
 class TaskConfig:
     """A task as data."""
 
-    makes_data: ClassVar[bool] = False  # whether it needs none of the user's and none that is known by name
-    beside: ClassVar[tuple[str, ...]] = ()  # files of its own beside a model, which another run may start from
+    makes_data: ClassVar[bool] = False  # whether it needs neither the user's data nor a named dataset
+    beside: ClassVar[tuple[str, ...]] = ()  # additional files next to the model that a run starting from it needs
 
     @property
     def context(self) -> int | None:
-        """The tokens of a row, the most of them where rows differ; None where it is not the task that says so."""
+        """The maximum tokens of a row; None if the task does not determine it."""
         return None
 
     def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Task:
-        """Read the data (None: the recipe's own), train or load the codec, and give the task.
+        """Read the data (None: the recipe's own), train or load the codec, and return the task.
 
         `workspace` is the run's directory.
         """
         raise NotImplementedError
 
     def starts(self) -> dict[str, PartStart]:
-        """Where the weights of parts of the model come from that have a start of their own, by the part's name."""
+        """Pretrained parts of the model, by the part's name."""
         return {}
 
 
 def codec_of(
     paths: Sequence[Path], workspace: Path, tokenizer: str | None, train: Callable[[Iterator[str]], Codec]
 ) -> Codec:
-    """The run's codec, that of a published `tokenizer`, or what is trained on all texts of files: what is held out is
-    never learned from, but has its symbols.
+    """The run's codec, that of a published `tokenizer`, or a new one trained on all texts of the files. Held-out texts
+    are never used to train the model, but the vocabulary covers them.
     """
     if (workspace / FILE).exists():
         return load_codec(workspace)
@@ -186,8 +186,8 @@ def codec_of(
 
 
 class PartStart(Protocol):
-    """A part of a run or of a published model, from which a part of another model begins."""
+    """A part of a run or of a published model that initialises a part of another model."""
 
     def open(self) -> nn.Module:
-        """The part with its weights."""
+        """Load the part with its weights."""
         ...

@@ -32,19 +32,18 @@ from headway.learn.training import RunState
 from headway.nn.kernels import is_deterministic
 from headway.nn.models import EncoderDecoderConfig, ModelConfig, TokenEmbedConfig, TransformerConfig, TwoTowerConfig
 
-_FINISH = 10  # a run that is to end soon takes one step for so many that it has made
+_FINISH = 10  # --finish decays the learning rate over 1 / 10 of the steps so far
 
 
 class Trainer:
     """Trains the model of a recipe on a task.
 
-    `minutes` fixes `train.steps` by the measured speed, so that the whole takes about so long, all that came before it
-    (starting the process, reading the data) and comes after it included; the `clock` tells what has gone, and `judged`
-    whether the finished model is judged in that time, too, and shows so many `samples`. `foretell` says early how it
-    will end. At first no more than `most` steps are planned, and more while evaluations improve; after `patience` ones
-    without a better one the run ends soon. The recipe written to the run's
-    directory has these steps and the precision chosen: trained again, on the same machine and
-    threads, it gives the same bits.
+    `minutes` determines `train.steps` from the measured speed, so that the process takes about that long in total,
+    including startup, reading data and the final evaluation. `clock` measures the elapsed time; `evaluate_final` says
+    whether the time includes an evaluation of the finished model and `samples` samples. `predict_loss` forecasts the
+    final loss early. The first plan has at most `max_steps` steps and grows while evaluations improve; after `patience`
+    evaluations without improvement the run ends soon. The recipe in the run's directory has the final steps and
+    precision: training it again on the same machine and threads gives the same bits.
     """
 
     def __init__(
@@ -65,7 +64,7 @@ class Trainer:
         patience: int | None = None,
     ) -> None:
         if minutes is not None and minutes <= 0:
-            raise UserError(f"{minutes:g} minutes; give a number above 0")
+            raise UserError(f"minutes is {minutes:g}; use a number above 0")
         if threads is not None:
             torch.set_num_threads(threads)
         processes = Processes(torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")))
@@ -78,31 +77,31 @@ class Trainer:
         self.judged, self.samples = judged, samples
         self.foretell = foretell
         self.most, self.patience = most, patience
-        self.extended = False  # whether it goes on for longer than it was begun for
+        self.extended = False  # whether it continues beyond its original plan
         self._agreement: Agreement | None = None
-        self._damaged: list[str] = []  # what is wrong with checkpoints that it does not go on from
+        self._damaged: list[str] = []  # messages about damaged checkpoints
 
     def fit(self, resume: bool = False, finish: bool = False) -> Run:
-        """Train to the end and give the run with its best model.
+        """Train to the end and return the run with its best model.
 
-        With `resume`, a run that is here goes on from its last checkpoint, to the bit as if it had never stopped. One
-        that was finished, or was begun for other minutes, goes on for `minutes` more, from where its rate began to
-        fall. With `finish`, one that was stopped ends soon: its rate falls to 0 within a tenth of the steps so far.
-        Raises UserInterrupt after Ctrl-C, when a checkpoint is written.
+        With `resume`, an existing run continues from its last checkpoint, bit for bit as if it had never stopped. A run
+        that is finished, or was started with other minutes, continues for `minutes` more, from where its learning rate
+        began to decay. With `finish`, a stopped run ends soon: its learning rate decays to 0 within a tenth of the
+        steps so far. Raises UserInterrupt after Ctrl-C, once a checkpoint is written.
         """
         try:
             with kept_heap(), self.holding():
                 self._fit(resume, finish)
-        finally:  # after an interrupt too: a process that ends within its group may be aborted
+        finally:  # also after an interrupt: a process that exits inside its group may be aborted
             self.run.processes.leave()
         return self.run.opened()
 
     def holding(self) -> AbstractContextManager[None]:
-        """Keep other processes out of the run, for longer than `fit` alone does; the first process does it for all."""
+        """Lock the run against other processes, for longer than `fit` does; the main process locks it for all."""
         return self.run.directory.holding() if self.run.processes.first else nullcontext()
 
     def left(self) -> float | None:
-        """The seconds that its minutes leave for the evaluation on the final split; None without minutes."""
+        """The seconds left for the evaluation on the final split; None for a run without minutes."""
         budget = self.run.budget
         return None if budget is None else budget.for_final()
 
@@ -119,7 +118,7 @@ class Trainer:
         else:
             if processes.first and (not ended or run.minutes is not None):
                 self._damaged = run.checkpoints.set_aside_damaged() + run.trunk.set_aside_damaged()
-            processes.tell(None)  # all read what the first has left
+            processes.tell(None)  # all processes read the checkpoints after the main process has checked them
             more = self._more(status)
             self._follow(status)
             if more is not None:
@@ -128,16 +127,16 @@ class Trainer:
                 self._shorten(ended)
         if not ended or run.budget is not None:
             self._train()
-        processes.tell(None)  # all wait until the first has written
+        processes.tell(None)  # all processes wait until the main process has written its files
 
     def _more(self, status: dict[str, Any]) -> float | None:
-        """The minutes that are asked for beyond those that the run was begun for."""
+        """The requested minutes, if they extend the run beyond its original plan."""
         asked = self.run.minutes
         again = status.get("status") == "finished" and bool(status.get("scores"))
         return asked if asked is not None and (again or asked != status.get("minutes")) else None
 
     def _follow(self, status: dict[str, Any]) -> None:
-        """Take over the recipe of the run that is here, which must be the same one."""
+        """Load the recipe of the existing run, which must agree with the requested one."""
         run = self.run
         recorded = read_recipe(run.directory.recipe)
         train, schedule = run.recipe.train, run.recipe.schedule
@@ -153,17 +152,17 @@ class Trainer:
         goal = status.get("goal", run.task.goal)
         if goal != run.task.goal:
             raise UserError(
-                f"{run.directory.path} was judged by {goal}, and is now by {run.task.goal}; give it the data and the "
-                "environment that it was started with (HEADWAY_ENV, where that is one of your own)"
+                f"{run.directory.path} was evaluated by {goal}, but is now evaluated by {run.task.goal}; resume it "
+                "with its original data and environment (HEADWAY_ENV for your own environment)"
             )
         other = differences(status.get("data"), run.data)
         known = bool(run.data) and isinstance(status.get("data"), dict)
-        data = recorded.data if known else run.recipe.data  # of known data not the path counts, but the contents
+        data = recorded.data if known else run.recipe.data  # named datasets are compared by content, not by path
         changed = difference(recorded, replace(run.recipe, train=train, schedule=schedule, data=data))
-        if other is not None and (changed is None or changed.startswith("model")):  # which data may change, too
+        if other is not None and (changed is None or changed.startswith("model")):  # the data may change the model
             raise UserError(
-                f"{run.directory.path} was trained on other data: these have {other}; pass the run's data, or train on "
-                f"these in a new run that starts from it: --from {run.directory.path} --run NEW"
+                f"{run.directory.path} was trained on other data: the new data have {other}; pass the run's data, or "
+                f"train a new run from it: --from {run.directory.path} --run NEW"
             )
         if changed:
             raise UserError(
@@ -171,7 +170,7 @@ class Trainer:
                 "resume it with its own settings, or choose another directory with --run"
             )
         run.recipe = replace(recorded, data=run.recipe.data)
-        if run.recipe != recorded:  # the same data in another place, where the run finds them from now on
+        if run.recipe != recorded:  # the same data under another path, which the run uses from now on
             run.write_recipe()
         run.fresh = tuple(status.get("fresh", ()))
         run.minutes = status.get("minutes")
@@ -180,14 +179,14 @@ class Trainer:
         check_memory(run.recipe, run.outline, run.fresh, run.processes.device)
 
     def _begin(self) -> None:
-        """Settle what is left open (precision, steps) and write down what will be trained."""
+        """Choose open settings (precision, steps) and write the recipe and status of the new run."""
         run, device = self.run, self.run.processes.device
         start = None if run.recipe.start is None else open_start(run.recipe.start)
         if start is not None:
             self._agreement = agree(run.outline, start.model, run.recipe.start or "")
             run.fresh = self._agreement.fresh
         elif run.recipe.adapter is not None:
-            raise ConfigError("an adapter needs weights that it is added to; give a model to start from (--from)")
+            raise ConfigError("an adapter needs a pretrained model; choose one with --from")
         check_memory(run.recipe, run.outline, run.fresh, device)
         run.precision = Precision(*run.processes.tell(list(choose(run.recipe.train.precision, run.outline, device))))
         recipe = replace(run.recipe, train=replace(run.recipe.train, precision=run.precision.name))
@@ -199,7 +198,7 @@ class Trainer:
         if run.processes.first:
             remove(run.directory.metrics)
             remove(run.directory.base)
-            if start is not None:  # what a model met before it came here is not known
+            if start is not None:  # the training data of a pretrained model are unknown
                 start.usage.save(run.directory.path)
             elif (met := run.task.met()) is not None:
                 met.save(run.directory.path)
@@ -208,7 +207,7 @@ class Trainer:
         run.write_status("running")
 
     def _measured(self, recipe: Recipe, seconds: float) -> Speed:
-        """The speed of a recipe on this machine; the budget of the run begins with it."""
+        """Measure the speed of a recipe on this machine, and create the time budget of the run."""
         run = self.run
         given = recipe, run.fresh, run.task, run.processes, run.precision.name
         speed = measure(*given, self._left(seconds), self.judged, self.samples)
@@ -217,7 +216,7 @@ class Trainer:
         return speed
 
     def _fitting_seconds(self, speed: Speed) -> float:
-        """About how long it takes to fit a fresh head, which reads samples like an evaluation, and to evaluate it."""
+        """Estimated seconds to fit a new head, which reads samples like an evaluation, and to evaluate it."""
         recipe, task = self.run.recipe, self.run.task
         limit, judged = recipe.train.linear_probe, task.count("validation")
         fits = type(task.objective).fit_head is not Objective.fit_head
@@ -228,11 +227,11 @@ class Trainer:
         return speed.evaluation * (1 + read / judged)
 
     def _left(self, seconds: float) -> float:
-        """What is left of the `seconds` that there are for all of it."""
+        """The remaining part of the total `seconds`."""
         return seconds - self.run.clock.worked()
 
     def _extend(self, minutes: float, status: dict[str, Any]) -> None:
-        """Go on for so many minutes more, from where the rate began to fall, or from the last step before."""
+        """Extend the run by `minutes`, from the last checkpoint before its learning rate began to decay."""
         run, recipe, place = self.run, self.run.recipe, self.run.directory.path
         steps = recipe.train.steps
         flat = recipe.schedule.flat(steps)
@@ -240,8 +239,8 @@ class Trainer:
         begun = max((path for path in saved if step_of(path) <= (flat or 0)), key=step_of, default=None)
         if begun is None:
             raise UserError(
-                f"{place} has no checkpoint of a time before its rate fell, from which it could go on; start "
-                "another run with more --minutes" + ("" if flat is not None else ", and with schedule=wsd")
+                f"{place} has no checkpoint from before its learning rate decayed, so it cannot be extended; start "
+                "another run with more --minutes" + ("" if flat is not None else " and schedule=wsd")
             )
         done = step_of(begun)
         speed = self._measured(recipe, 60 * minutes)
@@ -250,12 +249,12 @@ class Trainer:
         if wanted <= max(steps, int(status.get("step") or 0)) and status.get("status") == "finished":
             needed = 1.1 * minutes * (steps - done) / rest.steps
             raise UserError(
-                f"{place} has made {steps:,} steps, and its rate began to fall after {done:,}: {minutes:g} "
-                f"minutes more lead to {wanted:,}; give at least {digits(needed)}"
+                f"{place} has trained for {steps:,} steps, and its learning rate began to decay after {done:,}: "
+                f"{minutes:g} more minutes reach only step {wanted:,}; use --minutes {digits(needed)} or more"
             )
         schedule = recipe.schedule.again(done, steps, wanted)
         if schedule is None:
-            raise UserError(f"the schedule of {place} depends on its steps; start another run with more --minutes")
+            raise UserError(f"the schedule of {place} depends on its length; start another run with more --minutes")
         recipe = replace(recipe, schedule=schedule, train=replace(recipe.train, steps=wanted))
         run.recipe = from_dict(Recipe, run.processes.tell(to_dict(recipe)))
         self.extended = True
@@ -268,18 +267,18 @@ class Trainer:
         run.processes.tell(None)
 
     def _shorten(self, ended: bool) -> None:
-        """Let the rate fall to 0 within a tenth of the steps so far."""
+        """Decay the learning rate to 0 within a tenth of the steps so far."""
         run, recipe, place = self.run, self.run.recipe, self.run.directory.path
         done = max(map(step_of, run.checkpoints.all()), default=0)
         if ended or not done:
-            state = "is finished already" if ended else "has no checkpoint yet"
-            raise UserError(f"{place} {state}; leave --finish out")
+            state = "is already finished" if ended else "has no checkpoint yet"
+            raise UserError(f"{place} {state}; remove --finish")
         wanted = min(recipe.train.steps, done + max(2, done // _FINISH))
         schedule = recipe.schedule.moved(done, recipe.train.steps, wanted)
         if schedule is None:
             raise UserError(
-                f"the rates of {place} so far hang on its number of steps; leave --finish out, or start "
-                "another run with schedule=wsd"
+                f"the schedule of {place} depends on its length; remove --finish, or start another run with "
+                "schedule=wsd"
             )
         run.recipe = replace(recipe, schedule=schedule, train=replace(recipe.train, steps=wanted))
         run.write_recipe()
@@ -302,8 +301,8 @@ class Trainer:
                     loop.average_checkpoints()
             if run.progress.best is None:
                 raise UserError(
-                    f"no evaluation gave a number ({run.task.goal} is never finite), so there is no model to keep; "
-                    "lower optim.lr, or look at the validation data"
+                    f"{run.task.goal} was not finite in any evaluation, so no model was saved; lower optim.lr, or "
+                    "check the validation data"
                 )
             run.write_status("finished")
         except UserInterrupt:
@@ -315,9 +314,9 @@ class Trainer:
 
     def _open_display(self) -> Display:
         run, device = self.run, self.run.processes.device
-        flop = 3 * run.costs["flop_per_token"]  # forward, and backward twice as much
+        flop = 3 * run.costs["flop_per_token"]  # forward plus backward, which costs twice as much
         if isinstance(run.recipe.model, (EncoderDecoderConfig, TwoTowerConfig)):
-            flop /= 2  # which `describe` gives for a pair of tokens
+            flop /= 2  # `describe` counts a pair of tokens for these
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
         return open_display(self.shown, run.recipe.train.steps, flop, name, unit_of(run.task))
 
@@ -327,32 +326,32 @@ class Trainer:
         whole, trained = run.costs["parameters"], run.learner.trained
         epochs = run.epochs(recipe.train.steps)
         display.say(
-            f"training {recipe.train.steps:,} steps{'' if epochs is None else f' ({epochs_text(epochs)})'} in "
+            f"training for {recipe.train.steps:,} steps{'' if epochs is None else f' ({epochs_text(epochs)})'} in "
             f"{run.directory.path}; matrix products in {name} ({reason})"
         )
         if run.minutes is not None:
-            display.say(f"this is the plan for {run.minutes:g} minutes at the speed measured")
+            display.say(f"this plan takes {run.minutes:g} minutes at the measured speed")
         for reason in recipe.reasons if not progress.step else ():
             display.say(reason)
         missing = None if progress.step or recipe.start is not None else _form_missing(recipe.model)
         if missing is not None:
-            display.say(f"this model has no published form, which `headway export` writes: {missing}")
+            display.say(f"`headway export` cannot write this model in a published format: {missing}")
         if self._agreement is not None:
-            display.say(f"from {recipe.start}: {self._agreement}")
+            display.say(f"initialised from {recipe.start}: {self._agreement}")
         if run.probed:
-            display.say("the head starts as a linear map fitted to the vectors of this model; training may improve it")
+            display.say("the head was initialised by a linear fit on the model's features; training may improve it")
         if recipe.adapter is not None:
-            display.say(f"{recipe.adapter.title}: {trained:,} trained weights beside {whole:,} that stay")
+            display.say(f"{recipe.adapter.title}: {trained:,} trainable and {whole:,} frozen parameters")
         for part, start in recipe.task.starts().items():
-            display.say(f"{part} from {start}")
+            display.say(f"{part} initialised from {start}")
         if recipe.train.frozen:
             names, stay = ", ".join(recipe.train.frozen), whole - trained
-            display.say(f"frozen: {names}; {trained:,} weights are trained and {stay:,} stay as they are")
+            display.say(f"frozen: {names}; {trained:,} trainable and {stay:,} frozen parameters")
         if progress.step:
             display.say(f"resuming after step {progress.step:,}")
 
 
 def _form_missing(model: ModelConfig) -> str | None:
-    """What keeps a model of texts from a published form; others have them, or not, by their kind."""
+    """Why a text model has no published format; None if it has one, and for other kinds of models."""
     texts = isinstance(model, TransformerConfig) and isinstance(model.embed, TokenEmbedConfig)
     return nearest_form(model) if texts else None

@@ -1,4 +1,4 @@
-"""A run that is under way."""
+"""The state of a run in training."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from headway.learn.start import initial_model
 from headway.learn.task import Task, unit_of
 from headway.nn.models import describe, outline
 
-_CHANCE = 3.5  # samples: shares that differ by no more do so by chance
-_SHARES = ("accuracy", "f1", "recall_at_1", "mean_recall_at_1", "exact_match")  # goals that are shares of the samples
+_CHANCE = 3.5  # samples: accuracies that differ by fewer are considered equal
+_SHARES = ("accuracy", "f1", "recall_at_1", "mean_recall_at_1", "exact_match")  # goals that are fractions
 
 
 class RunState:
-    """A run that is under way, and the one owner of its state: the recipe as it stands, the directory, how far it has
-    come, and the model that learns, which is there from `start` on.
+    """The state of a run in training: its current recipe, directory, progress, and the model, which exists from `start`
+    on.
 
-    `minutes` are those that it is to last, `before` the seconds that earlier processes were at it, `budget` the time of
-    a run that has one, `fresh` the parameters that what it starts from does not have. Only the first process writes.
+    `minutes` is the planned duration, `earlier_seconds` the time that earlier processes trained, `budget` the time
+    budget if there is one, `fresh` the newly initialised parameters. Only the main process writes files.
     """
 
     learner: Learner
@@ -56,24 +56,24 @@ class RunState:
         self.costs = describe(self.outline)
         self.precision = Precision(recipe.train.precision, "as set")
         self.fresh: tuple[str, ...] = ()
-        self.trained: int | None = None  # parameters that are trained, known once there is a model
+        self.trained: int | None = None  # the number of trainable parameters, known once there is a model
         self.before = 0.0
         self.budget: TimeBudget | None = None
         self.progress = Progress()
-        self.data: dict[str, int | str] = {}  # the fingerprint of its data, which is that of all processes
+        self.data: dict[str, int | str] = {}  # the fingerprint of its data, equal in all processes
         self.metrics: MetricsFile | None = None
         self.checkpoints = Checkpoints(directory.checkpoints)
         self.trunk = Checkpoints(directory.trunk)
-        self.probed = False  # whether the head of this process's model was fitted, and not yet trained
+        self.probed = False  # whether the head was fitted by this process and not yet trained
         self._saved = 0  # the step of the last checkpoint
 
     @cached_property
     def outline(self) -> nn.Module:
-        """The one outline of its model, from which all is told that is asked before there are weights."""
+        """The model without weights, for everything that needs only its structure."""
         return outline(self.recipe.model)
 
     def epochs(self, steps: int) -> float | None:
-        """How often so many steps read all training samples; None for samples that the model makes."""
+        """The number of epochs in `steps` steps; None if the model generates its own samples."""
         return None if self._epoch is None else steps * self.recipe.train.accumulate / self._epoch
 
     @cached_property
@@ -81,7 +81,7 @@ class RunState:
         return self.task.examples.epoch()
 
     def start(self) -> None:
-        """Make the model, and go on from the newest checkpoint."""
+        """Build the model, and load the newest checkpoint if there is one."""
         recipe, first = self.recipe, self.processes.first
         if first:
             remove(self.directory.digests)
@@ -95,14 +95,14 @@ class RunState:
         self.progress = Progress()
         self.checkpoints.load_newest(self)
         self._saved = self.progress.step
-        self.before = max(self.before, self.progress.seconds)  # of a run that was killed nothing later is known
+        self.before = max(self.before, self.progress.seconds)  # a killed run knows no later time
         if first:
             evaluated = self.progress.evaluated if begun else -1
             truncate_metrics(self.directory.metrics, self.progress.step, evaluated)
             self.metrics = MetricsFile(self.directory.metrics)
 
     def adopt(self, recipe: Recipe) -> None:
-        """Go on with another number of steps than was planned."""
+        """Continue with a new recipe, which has another number of steps."""
         self.recipe = self.learner.recipe = recipe
         self.write_recipe()
         self.write_status("running")
@@ -112,10 +112,9 @@ class RunState:
         return self.recipe.optim.lr * self.recipe.schedule.factor(self.progress.step - 1, self.recipe.train.steps)
 
     def judge(self, metrics: dict[str, Any]) -> bool:
-        """Note an evaluation; whether it is the best so far.
+        """Record an evaluation; returns whether it is the best so far.
 
-        Of goals that differ by no more than chance the one with the smaller loss is better: in a validation split of
-        N samples, shares of them that differ by up to three samples.
+        If the goal differs by no more than chance (three samples of the validation split), the smaller loss is better.
         """
         progress, goal = self.progress, self.task.goal
         better = math.isfinite(metrics[goal])
@@ -133,7 +132,7 @@ class RunState:
         return better
 
     def keep_model(self) -> None:
-        """Save the model as it is judged; one with an adapter merged, and the adapter beside it."""
+        """Save the model as it is evaluated; an adapter is merged and also saved separately."""
         if not self.processes.first:
             return
         with self.learner.evaluating() as model:
@@ -143,17 +142,17 @@ class RunState:
                 self.recipe.adapter.save(model, self.recipe.start or "", self.directory.adapter, family)
 
     def pass_over(self) -> None:
-        """Note an evaluation of a model that is not to be kept."""
+        """Record an evaluation of a model that is not saved."""
         self.progress.stale += 1
         self.progress.evaluated = self.progress.step
 
     @property
     def saved(self) -> bool:
-        """Whether there is a checkpoint of the last step."""
+        """Whether the last step has a checkpoint."""
         return self._saved == self.progress.step
 
     def checkpoint(self) -> None:
-        """Save all that it takes to go on from here."""
+        """Save everything needed to resume from here."""
         if self.metrics is not None:
             self.metrics.sync()
             train = self.recipe.train
@@ -194,7 +193,7 @@ class RunState:
         )
 
     def opened(self) -> Run:
-        """What it has come to, with the best model."""
+        """The finished run, with its best model."""
         place = self.directory
         model = native.load_model(place.path, self.processes.device, self.outline)
         check_model(self.recipe, model.config, place.path)  # type: ignore[arg-type]

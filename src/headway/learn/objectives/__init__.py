@@ -1,1 +1,1 @@
-"""What can be learned, once each."""
+"""Training objectives."""

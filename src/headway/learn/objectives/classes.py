@@ -1,4 +1,4 @@
-"""One class for each sample, whatever a sample is; and the names of classes, in an order that a run keeps."""
+"""Classification: one class per sample; and the names of the classes, in a fixed order per run."""
 
 from __future__ import annotations
 
@@ -34,29 +34,27 @@ from headway.learn.report.confusion import confusions
 from headway.metrics import balanced_scores
 from headway.nn.models import Loss, ModelConfig, Transformer
 
-_RECIPE = "recipe.json"  # in a workspace it says that the run has begun, so that what lies there is its own
+_RECIPE = "recipe.json"  # in a workspace, shows that the run has started and the other files belong to it
 
 
 def labels_of(found: Collection[str], workspace: Path) -> tuple[str, ...]:
-    """The names of classes in order: those of the run that is here; else those of the model it starts from, if they
-    are the same, so that its head fits; else what the data have.
+    """The ordered names of the classes: those of the existing run; otherwise those of the pretrained model, if they are
+    the same, so that its head fits; otherwise those of the data.
     """
     saved = read_usage(workspace).labels
     if saved and ((workspace / _RECIPE).exists() or set(saved) == set(found)):
         return saved
     if not found:
-        raise UserError("the data hold no samples, so there is nothing to learn; give some")
+        raise UserError("the data contain no samples; add labelled samples")
     if len(found) < 2:
-        raise UserError(
-            f"the data have one label only, {next(iter(found))!r}, so there is nothing to tell apart; give more"
-        )
+        raise UserError(f"the data have only one label, {next(iter(found))!r}; add samples with other labels")
     numbers = all(label.isdecimal() for label in found)
     return tuple(sorted(found, key=int) if numbers else sorted(found))
 
 
 def unknown_label(label: str, where: str, known: Collection[str]) -> UserError:
     near = nearest(label, known) if len(known) <= 200 else f"there are {len(known)}"
-    return UserError(f"{where}: the label {label!r} is never seen in training ({near}); correct it, or train with it")
+    return UserError(f"{where}: the label {label!r} does not occur in training ({near}); correct it, or add samples")
 
 
 HEAD = "classes"
@@ -64,8 +62,8 @@ HEAD = "classes"
 
 @dataclass(frozen=True)
 class ClassSamples:
-    """The label of each sample, what files say of its split, uint8 [N], a key that equal samples share, and its place
-    for messages.
+    """The label of each sample, its split according to the files, uint8 [N], a key that equal samples share, and its
+    location for messages.
     """
 
     labels: Sequence[str]
@@ -75,14 +73,14 @@ class ClassSamples:
 
 
 class Classified(Numbered):
-    """Samples with a class each. A domain says what the inputs of samples are (`take`) and how people see them."""
+    """Samples with one class each. A domain defines their inputs (`take`) and their text for people."""
 
     labels: tuple[str, ...]
-    joined: tuple[str, ...] = ()  # which spellings of labels were joined, for the report
-    classes: Int[np.ndarray, "N *T"]  # the number of each sample's label, or of those of its tokens
+    joined: tuple[str, ...] = ()  # which spellings of labels were merged, for the report
+    classes: Int[np.ndarray, "N *T"]  # class index of each sample, or of each of its tokens
 
     def label(self, samples: ClassSamples, split: SplitConfig, what: str, give: str, workspace: Path) -> None:
-        """Settle classes and splits. UserError for labels that training never sees, and for fewer than two."""
+        """Set classes and splits. UserError for labels without training samples, and for fewer than two classes."""
         self.stated = stated_split(samples.named)
         samples = replace(samples, labels=self._joined(samples.labels, workspace))
         sides = _with_all_classes(sides_of(samples.keys, samples.named, split, samples.labels), samples)
@@ -93,8 +91,8 @@ class Classified(Numbered):
     def numbered(
         self, given: Sequence[str], trained: Collection[str], place: Callable[[int], str], workspace: Path
     ) -> Int[np.ndarray, "K"]:
-        """Settle the labels, by those that are `trained` on, and the numbers of the `given` ones, which stand at
-        `place`. UserError for labels that training never sees, and for fewer than two.
+        """Set the class names from the `trained` labels, and return the class indices of `labels`, whose locations are
+        `locate`. UserError for labels without training samples, and for fewer than two classes.
         """
         names = dict(zip(given, self._joined(given, workspace)))
         given, trained = [names[label] for label in given], {names[label] for label in trained}
@@ -109,7 +107,7 @@ class Classified(Numbered):
         return {**super().contents(), "labels": (self.labels, self.classes)}
 
     def _joined(self, given: Sequence[str], workspace: Path) -> list[str]:
-        """Labels in the spelling of the run or the model that is in the workspace, or in one spelling each."""
+        """Labels in the spelling of the run or model in the workspace, otherwise in one spelling each."""
         found = join_spellings(given, read_usage(workspace).labels)
         self.joined += found.remarks
         return found.labels
@@ -130,10 +128,10 @@ C = TypeVar("C", bound=ClassifiedSamples)
 
 
 class Classes(PredictionObjective[C], Generic[C]):
-    """Cross-entropy of the head "classes" with labels, int64 [B], or with the share of each class, [B, C].
+    """Cross-entropy of the head "classes" with labels, int64 [B], or with class probabilities, [B, C].
 
-    `smoothing` spreads that share of each label over all classes (Szegedy et al. 2016); `weights` [C] are those of the
-    classes in the loss, and `rare` the classes whose F1 is told apart.
+    `smoothing` distributes that fraction of each label over all classes (Szegedy et al. 2016); `weights` [C] are class
+    weights in the loss, and `rare` the classes whose F1 is reported separately.
     """
 
     head = HEAD
@@ -156,14 +154,14 @@ class Classes(PredictionObjective[C], Generic[C]):
         super().__init__(unit, goal)
         self.smoothing, self.weights, self.rare = smoothing, weights, rare
         if goal == "rare_f1" and not rare:
-            raise UserError("task.goal is 'rare_f1', and no class is rare; use f1")
+            raise UserError("task.goal is 'rare_f1', but no class is rare; use f1")
 
     @property
     def measure(self) -> str:
         return super().measure if self.weights is None else f"{super().measure}, classes weighted"
 
     def adapt(self, model: ModelConfig, examples: C) -> ModelConfig:
-        """`model` with a head of as many classes as there are."""
+        """`model` with a head for the number of classes."""
         return examples.with_head(model, HEAD, len(examples.labels))
 
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Loss]:
@@ -171,7 +169,7 @@ class Classes(PredictionObjective[C], Generic[C]):
         return {"loss": Loss(self.entropy(logits, batch.targets, self.smoothing), batch.tokens)}
 
     def entropy(self, logits: Float[Tensor, "B C"], targets: Tensor, smoothing: float = 0.0) -> Float[Tensor, ""]:
-        """The sum of the cross-entropies, each times the weight of its class (of its classes, by their shares)."""
+        """The sum of the cross-entropies, each weighted by its class (by its classes' probabilities)."""
         if self.weights is None:
             return F.cross_entropy(logits, targets, reduction="sum", label_smoothing=smoothing)
         found, weights = F.cross_entropy(logits, targets, reduction="none", label_smoothing=smoothing), self.weights
@@ -179,11 +177,11 @@ class Classes(PredictionObjective[C], Generic[C]):
         return (found * each).sum()
 
     def fitted(self, train: Vectors, validation: Vectors, outputs: int) -> LinearHead:
-        """Logistic regression."""
+        """Fit a logistic regression."""
         return fit_linear(train, validation, outputs, self.weights)
 
     def refit_head(self, model: nn.Module, examples: C, fresh: Collection[str], limit: int) -> int:
-        """Logistic regression from where training has ended."""
+        """Refit a logistic regression, starting from the trained head."""
         project = self.fresh_map(model, fresh)
         parts = [examples.of(side) for side in ("train", "validation")]
         count = sum(map(len, parts))
@@ -196,13 +194,13 @@ class Classes(PredictionObjective[C], Generic[C]):
         return count
 
     def judge(self, model: nn.Module, examples: C, split: str, limit: int | None = None) -> dict[str, Any]:
-        """Loss (nats a sample, without smoothing), accuracy, macro F1 and balanced accuracy over a split, or `limit`
-        samples of it. Where classes are rare, balanced scores come first.
+        """Loss (nats per sample, without smoothing), accuracy, macro F1 and balanced accuracy on a split or `limit` of
+        its samples. With rare classes, balanced scores come first.
         """
         logits, right = self.evaluated(model, examples, split, limit)
         nats = float(F.cross_entropy(logits, right, self.weights))
         scores = balanced_scores(logits.argmax(-1).numpy(), right.numpy(), self.rare)
-        scores.setdefault(self.goal, 0.0)  # of rare classes that none of these samples has
+        scores.setdefault(self.goal, 0.0)  # if none of these samples has a rare class
         return {**scores, "loss": nats} if self.rare else {"loss": nats, **scores}
 
     def predictions(
@@ -218,28 +216,26 @@ class Classes(PredictionObjective[C], Generic[C]):
         return one_per_class((outputs.argmax(-1) != targets).numpy(), targets.numpy())
 
     def charts(self, examples: C, outputs: Float[Tensor, "N C"], targets: Tensor) -> list[Picture]:
-        """Which classes are taken for which."""
+        """The confusions of the classes."""
         what = f"{examples.final_split} {self.unit}s"
         return confusions(targets.numpy(), outputs.argmax(-1).numpy(), examples.labels, what)
 
 
 def stated_split(named: np.ndarray) -> str:
-    """The part of samples that is judged where files say of which split they are: test, or validation; all where they
-    hold none of these.
-    """
+    """The split to evaluate if files assign splits: test, otherwise validation, otherwise "all"."""
     return next((side for side in ("test", "validation") if (named == side_number(side)).any()), "all")
 
 
 def _with_all_classes(sides: Sides, samples: ClassSamples) -> Sides:
-    """The sides without those samples that were drawn to be held out and whose class training would never see: these
-    are trained on, with all that equal them.
+    """The splits, with randomly held-out samples of a class without training samples moved to training, together with
+    their duplicates.
     """
     labels, keys = np.array(samples.labels, object), np.array(samples.keys, object)
     lost = set(samples.labels) - set(labels[sides["train"]])
     drawn = samples.named <= side_number("train")
     if not lost or not drawn.any():
         return sides
-    stated = set(keys[~drawn])  # files hold these out, so that their equals are not trained on
+    stated = set(keys[~drawn])  # held out by the files, so their duplicates are not trained on
     wanted = {keys[row] for row in np.flatnonzero(drawn) if labels[row] in lost} - stated
     back = np.flatnonzero(np.fromiter((key in wanted for key in keys), bool, len(keys)))
     kept = {side: rows[~np.isin(rows, back)] for side, rows in sides.items()}
@@ -247,7 +243,7 @@ def _with_all_classes(sides: Sides, samples: ClassSamples) -> Sides:
 
 
 def check_classes(given: Collection[str], kept: Collection[str], unit: str) -> None:
-    """UserError for a class of which nothing was left that can be read."""
+    """UserError for a class without any readable sample."""
     lost = set(map(plain, given)) - set(map(plain, kept))
     if kept and lost:
-        raise UserError(f"no {unit} of the class {min(lost)!r} can be read; add {unit}s that can, or remove the class")
+        raise UserError(f"no {unit} of the class {min(lost)!r} is readable; add readable {unit}s, or remove the class")

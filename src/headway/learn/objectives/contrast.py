@@ -1,4 +1,4 @@
-"""Pairs that belong together, told from those that do not: in-batch negatives."""
+"""Contrastive losses with in-batch negatives."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ T = TypeVar("T")
 
 
 class Contrast(Objective[E]):
-    """The loss tells which right ones belong to which left ones of a batch, by what vectors of both say to each other
-    (`logits`). Targets are int64 [N], the left one of each right one, and bool [B, N], pairs that are the same, which
-    are no negatives of each other.
+    """A contrastive objective on pairs: right items are matched to left items of a batch by `logits`. Targets are
+    int64 [N], the left item of each right item, and bool [B, N], pairs with equal content, which are not negatives of
+    each other.
     """
 
     goal_better: Literal["min", "max"] = "max"
@@ -35,7 +35,7 @@ class Contrast(Objective[E]):
     kind: Literal["softmax", "sigmoid"] = "softmax"
 
     def logits(self, model: nn.Module, batch: Batch) -> Float[Tensor, "B N"]:
-        """What each left one of a batch says to each right one."""
+        """The similarity of each left item of a batch to each right item."""
         raise NotImplementedError
 
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Loss]:
@@ -44,35 +44,35 @@ class Contrast(Objective[E]):
 
 
 def coupled(recipe: Recipe, what: str, instead: str) -> int:
-    """The samples (`what`) of a batch whose loss couples them. ConfigError where it is made of parts; `instead` is what
-    to set then.
+    """The number of samples (`noun`) of a contrastive batch. ConfigError if batches are accumulated; `remedy` names the
+    alternative setting.
     """
     train = recipe.train
     if train.accumulate != 1:
         raise ConfigError(
-            f"train.accumulate is {train.accumulate}, but the loss couples the pairs of a batch, so that parts of it "
-            f"are not the whole; set train.accumulate to 1{instead}"
+            f"train.accumulate is {train.accumulate}, but a contrastive loss needs all pairs of a batch at once; set "
+            f"train.accumulate to 1{instead}"
         )
     if train.batch_size is None or train.batch_size < 2:
-        raise ConfigError(f"train.batch_size is {train.batch_size}; give the {what} of a batch, 2 or more")
+        raise ConfigError(f"train.batch_size is {train.batch_size}; set it to the {what} per batch, 2 or more")
     return train.batch_size
 
 
 def check_sides(splits: Splits, size: int, what: str) -> None:
-    """UserError where there is nothing to judge a model by, and for batches of more than there is to train on."""
+    """UserError if there are no validation samples, or if a batch exceeds the training samples."""
     splits.rows("validation")
     count = len(splits.rows("train"))
     if count < size:
-        raise UserError(f"train.batch_size {size} exceeds the {count} {what} to train on; lower it, or give more")
+        raise UserError(f"train.batch_size {size} exceeds the {count} {what} for training; lower it, or add data")
 
 
 def softmax_contrast(
     logits: Float[Tensor, "B N"], of: Int[Tensor, "N"], same: Bool[Tensor, "B N"]
 ) -> Float[Tensor, ""]:
-    """InfoNCE (van den Oord et al. 2018) both ways, as in Radford et al. 2021, figure 3, summed over the right ones:
-    the mean of -log p(its left one | right) and -log p(right | its left one).
+    """Symmetric InfoNCE (van den Oord et al. 2018), as in Radford et al. 2021, figure 3, summed over the right items:
+    the mean of -log p(its left item | right) and -log p(right | its left item).
 
-    Pairs that are the `same` are no negatives of each other, so that several right ones of a left one do not compete.
+    Pairs in `same` are not negatives of each other, so several right items of a left item do not compete.
     """
     right = torch.arange(len(of), device=of.device)
     others = same.clone()
@@ -86,7 +86,7 @@ def softmax_contrast(
 def sigmoid_contrast(
     logits: Float[Tensor, "B N"], of: Int[Tensor, "N"], same: Bool[Tensor, "B N"]
 ) -> Float[Tensor, ""]:
-    """Zhai et al. 2023, equation 1, summed over the right ones: each pair by itself is right or wrong."""
+    """Zhai et al. 2023, equation 1, summed over the right items: each pair is an independent binary classification."""
     own = torch.zeros_like(same)
     own[of, torch.arange(len(of), device=of.device)] = True
     losses = -F.logsigmoid(torch.where(own, logits, -logits))
@@ -94,11 +94,11 @@ def sigmoid_contrast(
 
 
 def of_parts(encode: Callable[[T], Tensor], parts: Sequence[T], again: nn.Module | None = None) -> Float[Tensor, "N E"]:
-    """The vectors of the inputs of all parts.
+    """The concatenated vectors of all chunks.
 
-    With `again`, the model whose dropout takes part, only vectors are kept: on the way back each part is computed once
-    more (Gao et al. 2021, GradCache), with the same dropout. So the gradient is that of the whole batch, and the memory
-    that of a part.
+    With `recompute`, the model that contains the dropout, only vectors are stored and each chunk is recomputed in the
+    backward pass with the same dropout (Gao et al. 2021, GradCache): the gradient of the complete batch with the memory
+    of one chunk.
     """
     if again is None or not torch.is_grad_enabled():
         return torch.cat([encode(part) for part in parts])
@@ -119,7 +119,7 @@ def _recomputed(encode: Callable[[T], Tensor], part: T, generator: torch.Generat
 
 @contextmanager
 def _replayed(generator: torch.Generator | None, state: Tensor | None) -> Iterator[None]:
-    """Draw from `state` on once more, and go on as if nothing had been drawn."""
+    """Rewind the generator to `state` inside the context, and restore it afterwards."""
     if generator is None or state is None:
         yield
         return

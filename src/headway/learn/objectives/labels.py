@@ -1,4 +1,4 @@
-"""Several labels at once for each sample, whatever a sample is: a yes or no for each of them."""
+"""Multi-label classification: a binary decision per label."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ M = TypeVar("M", bound=LabelledSamples)
 
 
 class Labels(PredictionObjective[M], Generic[M]):
-    """Binary cross-entropy of each output of the head "classes" with whether a sample has the label.
+    """Binary cross-entropy of each output of the head "classes".
 
-    `weights` [C] are those of samples that have a label. `thresholds` are the probabilities from which on labels are
-    predicted; while there are none, those that are best for the samples that are evaluated.
+    `weights` [C] are the weights of positive samples. `thresholds` are the minimum probabilities of predicted labels;
+    if empty, the best thresholds for the evaluated samples are used.
     """
 
     head = HEAD
@@ -67,10 +67,10 @@ class Labels(PredictionObjective[M], Generic[M]):
 
     @property
     def measure(self) -> str:
-        return "nats a label" if self.weights is None else "nats a label, labels weighted"
+        return "nats per label" if self.weights is None else "nats per label, labels weighted"
 
     def adapt(self, model: ModelConfig, examples: M) -> ModelConfig:
-        """`model` with a head of as many labels as there are."""
+        """`model` with a head for the number of labels."""
         return examples.with_head(model, HEAD, len(examples.labels))
 
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Loss]:
@@ -82,12 +82,12 @@ class Labels(PredictionObjective[M], Generic[M]):
         return F.binary_cross_entropy_with_logits(logits, targets, reduction="none", pos_weight=weights)
 
     def fitted(self, train: Vectors, validation: Vectors, outputs: int) -> LinearHead:
-        """A logistic regression for each label."""
+        """Fit a logistic regression for each label."""
         return fit_labels(train, validation, self.weights)
 
     def judge(self, model: nn.Module, examples: M, split: str, limit: int | None = None) -> dict[str, Any]:
-        """Loss (nats a label), F1 over all labels and in the mean over labels, precision, recall, and how often all
-        labels are right, over a split or `limit` samples of it.
+        """Loss (nats per label), micro and macro F1, precision, recall and exact match on a split or `limit` of its
+        samples.
         """
         logits, right = self.evaluated(model, examples, split, limit)
         scores, truth = logits.sigmoid().numpy(), right.bool().numpy()
@@ -95,7 +95,7 @@ class Labels(PredictionObjective[M], Generic[M]):
         return {"loss": float(self._entropy(logits, right).mean()), **label_scores(scores >= thresholds, truth)}
 
     def calibrate(self, model: nn.Module, examples: M, directory: Path) -> list[str]:
-        """Choose the thresholds on validation, and write them into usage.json."""
+        """Choose the thresholds on validation, and save them in usage.json."""
         logits, right = self.outputs(model, examples.of("validation"))
         found = best_thresholds(logits.sigmoid().numpy(), right.bool().numpy())
         self.thresholds = tuple(round(threshold, 6) for threshold in found)
@@ -115,8 +115,8 @@ class Labels(PredictionObjective[M], Generic[M]):
         return [Prediction(row, one, other, one == other) for row, one, other in zip(rows.tolist(), *told)]
 
     def errors_first(self, outputs: Float[Tensor, "N C"], targets: Tensor) -> Int[np.ndarray, "N"]:
-        """One for each label that is wrong before the second of any; a sample counts for its first wrong label, or else
-        for the first that it has.
+        """One sample per wrong label before the second of any; a sample counts for its first wrong label, otherwise for
+        its first label.
         """
         truth = targets.bool().numpy()
         differs = self._decided(outputs) != truth
@@ -125,7 +125,7 @@ class Labels(PredictionObjective[M], Generic[M]):
         return one_per_class(wrong, kind)
 
     def charts(self, examples: M, outputs: Float[Tensor, "N C"], targets: Tensor) -> list[Picture]:
-        """How well each label is told."""
+        """The scores per label."""
         thresholds = self.thresholds or (0.5,) * len(examples.labels)
         what = f"{examples.final_split} {self.unit}s"
         return [label_table(self._decided(outputs), targets.bool().numpy(), examples.labels, thresholds, what)]
@@ -136,9 +136,10 @@ def fit_labels(
     validation: tuple[Float[Tensor, "M D"], Float[Tensor, "M C"]],
     weights: Float[Tensor, "C"] | None = None,
 ) -> LinearHead:
-    """A logistic regression with an L2 penalty for each label, all with the penalty of four that is best on validation
-    by loss; `weights` are those of samples that have a label.
+    """A logistic regression with an L2 penalty for each label; all use the penalty of four with the lowest validation
+    loss. `weights` are the weights of positive samples.
     """
+
     scale = train[0].double().norm(dim=1).mean().clamp(min=1e-12)
     vectors, held_out = train[0].double() / scale, validation[0].double() / scale
     targets, truth = train[1].double(), validation[1].double()

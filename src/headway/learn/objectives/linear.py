@@ -1,4 +1,4 @@
-"""A linear head fitted before the first step: logistic regression on the vectors of a model that has learned before."""
+"""A linear head fitted before the first step: logistic regression on the features of a pretrained model."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 _STRENGTHS = (1.0, 10.0, 100.0, 1000.0)
-_USUAL = 10.0  # inverse penalty that suits a few vectors of sentence encoders, and leaves training something to learn
+_USUAL = 10.0  # inverse penalty that suits few vectors of sentence encoders, and leaves training room to improve
 _ITERATIONS = 200
-_CHOOSING = 4096  # training samples with which the penalty is chosen
-_REFIT = 10.0  # inverse penalty on what a head moves
-_EXACT = 1 << 23  # numbers of vectors up to which double precision costs little
+_CHOOSING = 4096  # maximum training samples for choosing the penalty
+_REFIT = 10.0  # inverse penalty on the change of the weights when refitting
+_EXACT = 1 << 23  # elements up to which float64 costs little
 
 
 class LinearHead(NamedTuple):
@@ -38,14 +38,14 @@ def fit_linear(
     strengths: Sequence[float] = _STRENGTHS,
     iterations: int = _ITERATIONS,
 ) -> LinearHead:
-    """Multinomial logistic regression with an L2 penalty, and with `weights` of the classes in the loss.
+    """Multinomial logistic regression with an L2 penalty and class `weights` in the loss.
 
-    `strengths` are inverse penalties, from strong to weak regularisation. With up to 4,096 training samples it is the
-    one nearest to the usual 10 whose accuracy on `validation` is within one standard error of the best (Hastie et al.
-    2009, section 7.10): chance in a small part decides little. With more, it is the best by accuracy, then loss, of
-    fits to 4,096 of them; with `weights` the best by loss.
+    `strengths` are inverse penalties, from strong to weak regularisation. With up to 4,096 training samples, the one
+    nearest to 10 is chosen whose accuracy on `validation` is within one standard error of the best (Hastie et al. 2009,
+    section 7.10), because a small validation set is noisy. With more, the best by accuracy, then loss, of fits to 4,096
+    of them is chosen; with `weights`, the best by loss.
 
-    Fine-tuning from such a head keeps what the model has learned, where a random head's first gradients distort it
+    Fine-tuning from such a head preserves pretrained features, while the first gradients of a random head distort them
     (Kumar et al. 2022, "Fine-tuning can distort pretrained features", section 3).
     """
     exact = torch.float64 if train[0].numel() <= _EXACT else torch.float32
@@ -79,7 +79,7 @@ def refit_linear(
     samples: tuple[Float[Tensor, "N D"], Int[Tensor, "N"]],
     weights: Float[Tensor, "C"] | None = None,
 ) -> LinearHead:
-    """`head` fitted to all `samples`, some of which it has not seen, with a penalty on how far its weights move."""
+    """Refit `head` to all `samples`, some of which are new, with a penalty on the change of its weights."""
     scale = samples[0].double().norm(dim=1).mean().clamp(min=1e-12)
     start = LinearHead(head.weight.double() * scale, head.bias.double())
     weights = None if weights is None else weights.double()
@@ -96,7 +96,7 @@ def _fitted(
     weights: Tensor | None,
     iterations: int,
 ) -> LinearHead:
-    """The least cross-entropy with an L2 penalty on the distance of the weights from `centre`."""
+    """Minimise the cross-entropy with an L2 penalty on the distance of the weights from `centre`."""
     weight, bias = (parameter.clone().requires_grad_() for parameter in start)
     optimiser = torch.optim.LBFGS(
         [weight, bias], max_iter=iterations, tolerance_grad=1e-5, tolerance_change=1e-7, line_search_fn="strong_wolfe"

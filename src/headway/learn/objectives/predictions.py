@@ -1,4 +1,4 @@
-"""What is predicted of each sample as a whole by one pooled head: the part that classes, numbers and labels share."""
+"""One prediction per sample from a pooled head: the base of classification, regression and multi-label tasks."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from headway.nn.models import ModelConfig, Transformer
 from headway.nn.models.pooled import PooledHead
 from headway.nn.parts.projection import Projection
 
-_SEARCHED = 1000  # samples among which those to show are chosen
-Goals = Mapping[str, Literal["min", "max"]]  # scores, and which way is better
+_SEARCHED = 1000  # maximum samples from which those for the report are chosen
+Goals = Mapping[str, Literal["min", "max"]]  # scores, and their better direction
 Vectors = tuple[Float[Tensor, "N D"], Tensor]
 
 
 class Prediction(NamedTuple):
-    """What a model predicts for a row, and what is right, for people; `right` where it can be said."""
+    """The predicted and the correct output of a row, for people; `is_correct` is None if it does not apply."""
 
     row: int
     output: str
@@ -34,14 +34,14 @@ class Prediction(NamedTuple):
 
 
 class PredictedSamples(Numbered):
-    """Samples of which something is predicted. A domain says how its models get a head, and draws some samples."""
+    """Samples with a prediction each. A domain adds heads to its models, and draws pictures of samples."""
 
     def with_head(self, model: ModelConfig, name: str, outputs: int) -> ModelConfig:
-        """`model` with one head, so called, of so many outputs a sample."""
+        """`model` with one head `name` of `outputs` outputs per sample."""
         raise NotImplementedError
 
     def gallery(self, model: nn.Module, shown: Sequence[Prediction]) -> list[Picture]:
-        """Pictures of some samples with what is predicted for them."""
+        """Pictures of some samples with their predictions."""
         return []
 
 
@@ -49,9 +49,9 @@ P = TypeVar("P", bound=PredictedSamples)
 
 
 class PredictionObjective(Objective[P], Generic[P]):
-    """An objective over the outputs of one pooled head, called `head`.
+    """An objective on the outputs of one pooled head, `head`.
 
-    `goals` are the scores by which the best model may be picked, and which way is better.
+    `goals` are the scores that may select the best model, and their better direction.
     """
 
     gentle = True
@@ -61,14 +61,14 @@ class PredictionObjective(Objective[P], Generic[P]):
     def __init__(self, unit: str, goal: str) -> None:
         if goal not in self.goals:
             known = ", ".join(self.goals)
-            raise UserError(f"task.goal is {goal!r}, which is not a score of {self.scored}; use one of {known}")
+            raise UserError(f"task.goal is {goal!r}, which is not a score for {self.scored}; use one of {known}")
         self.unit, self.goal, self.goal_better = unit, goal, self.goals[goal]
 
     scored: str = "classes"
     _evaluated: tuple[nn.Module, str, Selected, Float[Tensor, "N C"], Tensor] | None = None  # last
 
     def outputs(self, model: nn.Module, samples: Selected) -> tuple[Float[Tensor, "N C"], Tensor]:
-        """The head's outputs for samples, and their targets, on the processor."""
+        """The head's outputs for samples, and their targets, on the CPU."""
         found, right, name = torch.zeros(0), torch.zeros(0), head_of(model, self.head)
         for numbers, batch in judged(model, samples):
             said, targets = cast(Transformer, model).output(name, *batch.inputs).float().cpu(), batch.targets.cpu()
@@ -81,13 +81,13 @@ class PredictionObjective(Objective[P], Generic[P]):
     def evaluated(
         self, model: nn.Module, examples: P, split: str, limit: int | None
     ) -> tuple[Float[Tensor, "N C"], Tensor]:
-        """`outputs` for a split or `limit` samples of it, which the pictures of this model show, too."""
+        """`outputs` for a split or `limit` of its samples; the pictures of this model reuse them."""
         samples = examples.of(split).some(limit)
         self._evaluated = model, split, samples, *self.outputs(model, samples)
         return self._evaluated[3:]
 
     def fit_head(self, model: nn.Module, examples: P, fresh: Collection[str], limit: int) -> bool:
-        """Fit the head's last map to what it reads of each sample."""
+        """Fit the head's last linear layer to its inputs."""
         project = self.fresh_map(model, fresh)
         if project is None:
             return False
@@ -98,18 +98,18 @@ class PredictionObjective(Objective[P], Generic[P]):
         return True
 
     def fresh_map(self, model: nn.Module, fresh: Collection[str]) -> Projection | None:
-        """The head's last map, if it is among the `fresh` parameters and reads one vector of each sample."""
+        """The head's last linear layer, if it is newly initialised (in `fresh`) and reads one vector per sample."""
         head = model.heads[self.head] if f"heads.{self.head}.project.weight" in fresh else None  # type: ignore[index]
         if not isinstance(head, PooledHead) or head.config.pool == "tokens":
             return None
         return cast(Projection, head.project)
 
     def fitted(self, train: Vectors, validation: Vectors, outputs: int) -> LinearHead:
-        """The linear map from vectors to outputs that is best on validation."""
+        """Fit a linear map from vectors to outputs, selected on validation."""
         raise NotImplementedError
 
     def vectors(self, model: nn.Module, project: Projection, samples: Selected) -> Vectors:
-        """What `project` reads of samples, and their targets, on the processor."""
+        """The inputs of `project` for samples, and their targets, on the CPU."""
         read, vectors, found = list[Tensor](), torch.zeros(len(samples), project.weight.shape[1]), torch.zeros(0)
         hook = project.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
         try:
@@ -125,15 +125,15 @@ class PredictionObjective(Objective[P], Generic[P]):
     def predictions(
         self, examples: P, rows: Int[np.ndarray, "N"], outputs: Float[Tensor, "N C"], targets: Tensor
     ) -> list[Prediction]:
-        """What is predicted for rows, and what is right."""
+        """The predicted and the correct outputs of rows."""
         raise NotImplementedError
 
     def errors_first(self, outputs: Float[Tensor, "N C"], targets: Tensor) -> Int[np.ndarray, "N"]:
-        """The order in which samples are worth showing."""
+        """Samples ordered by how interesting they are for the report."""
         raise NotImplementedError
 
     def samples(self, model: nn.Module, examples: P, count: int) -> list[dict[str, str]]:
-        """Held-out samples with what is predicted and what is right: errors first, one per class."""
+        """Held-out samples with predicted and correct output: errors first, one per class."""
         samples = examples.of(examples.final_split).some(_SEARCHED)
         outputs, targets = self.outputs(model, samples)
         chosen = self.errors_first(outputs, targets)[:count]
@@ -143,8 +143,8 @@ class PredictionObjective(Objective[P], Generic[P]):
         ]
 
     def pictures(self, model: nn.Module, examples: P) -> list[Picture]:
-        """The scores of each class or label, or numbers next to those predicted, and some samples: those of the final
-        split that the score of this model is of, or all.
+        """Charts of scores per class or label, or of predicted numbers, and some samples: those of the final split that
+        the model was evaluated on, or all.
         """
         if self._evaluated is None or self._evaluated[:2] != (model, examples.final_split):
             self.evaluated(model, examples, examples.final_split, None)
@@ -154,12 +154,12 @@ class PredictionObjective(Objective[P], Generic[P]):
         return [*self.charts(examples, outputs, targets), *examples.gallery(model, told)]
 
     def charts(self, examples: P, outputs: Float[Tensor, "N C"], targets: Tensor) -> list[Picture]:
-        """Pictures of the outputs on the split that is evaluated last."""
+        """Charts of the outputs on the final split."""
         raise NotImplementedError
 
 
 def set_map(project: Projection, head: LinearHead) -> None:
-    """Give a map the weights of a fitted one."""
+    """Copy the weights of a fitted head into a linear layer."""
     with torch.no_grad():
         project.weight.copy_(head.weight)
         if project.bias is not None:
@@ -167,16 +167,16 @@ def set_map(project: Projection, head: LinearHead) -> None:
 
 
 def head_of(model: nn.Module, name: str) -> str:
-    """The head of this name, or that for classes: of runs from before numbers had a head of their own."""
+    """The head `name`, or "classes" in runs of versions without separate regression heads."""
     return name if name in cast(Transformer, model).heads else "classes"
 
 
 def one_per_class(wrong: np.ndarray, classes: np.ndarray) -> Int[np.ndarray, "N"]:
-    """Samples in an order for people: those that are `wrong` before the others, and in both parts one of each class,
-    the rarest first, before the second of any.
+    """Samples in an order for people: `wrong` ones before the others, and in both groups one of each class, rarest
+    first, before the second of any class.
     """
     counts = np.bincount(classes)
-    turn = np.zeros(len(classes), np.int64)  # how many of its part and class come before it
+    turn = np.zeros(len(classes), np.int64)  # how many of the same group and class come before it
     for part in (wrong, ~wrong):
         for label in np.unique(classes[part]):
             rows = np.flatnonzero(part & (classes == label))

@@ -1,4 +1,4 @@
-"""Quantiles of numbers that follow."""
+"""Quantile forecasts of the next numbers of a series."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from headway.metrics.forecasts import forecast_scores
 from headway.nn.models import Loss, ModelConfig, PooledHeadConfig, Transformer, TransformerConfig
 
 HEAD = "quantiles"
-_DRAWN, _TOLD = 6, 8  # forecasts of a page, and values that a line of text tells
+_DRAWN, _TOLD = 6, 8  # maximum forecasts in a report, and maximum values in a line of text
 
 
 class Around(NamedTuple):
-    """What samples are, in the scale of the data: the numbers `before` and `after`, and which of these there are; the
-    `naive` forecast of them, and what errors are measured in, NaN for nothing.
+    """Samples in the scale of the data: the numbers `before` and `after`, which of the latter are `valid`, the `naive`
+    forecast, and the `scale` of errors, NaN if undefined.
     """
 
     before: Float[np.ndarray, "B C"]
@@ -36,8 +36,8 @@ class Around(NamedTuple):
 
 
 class Continued(Numbered):
-    """Samples of which the next `horizon` numbers are to be said. A domain says what is read of samples, and in which
-    scale numbers are said (`take`).
+    """Samples whose next `horizon` numbers are to be predicted. A domain defines the inputs of samples and the scale of
+    the predictions (`take`).
     """
 
     horizon: int
@@ -46,29 +46,29 @@ class Continued(Numbered):
         raise NotImplementedError
 
     def scaled(self, rows: np.ndarray, said: Float[np.ndarray, "B S Q"]) -> Float[np.ndarray, "B S Q"]:
-        """What is said of rows, in the scale of the data."""
+        """Predicted quantiles of rows in the scale of the data."""
         raise NotImplementedError
 
     def latest(self, count: int) -> np.ndarray:
-        """Rows of the split that is judged last, one of each of so many series; of a single series several that do not
-        overlap.
+        """The last rows of the final split, one for each of `count` series; several without overlap if there is only
+        one series.
         """
         raise NotImplementedError
 
     def times(self, row: int) -> Shaped[np.ndarray, "C+S"]:
-        """Those of the numbers before and after, as a picture's axis has them."""
+        """The times of the numbers before and after, for the axis of a picture."""
         raise NotImplementedError
 
     def final(self, rows: np.ndarray, said: Float[np.ndarray, "B S Q"]) -> Float[np.ndarray, "B S Q"]:
-        """The forecast of rows by what a model says of them in the scale of the data."""
+        """The final forecast of rows from the model's quantiles in the scale of the data."""
         return said
 
     def baselines(self, rows: np.ndarray) -> dict[str, Float[np.ndarray, "B S Q"]]:
-        """Forecasts of rows by simple methods beside the naive one, by their names."""
+        """Forecasts of rows by simple methods in addition to the naive one, by name."""
         return {}
 
     def settle(self, rows: np.ndarray, said: Float[np.ndarray, "B S Q"]) -> str:
-        """Choose how `final` uses what the best model says, by that of the validation rows; a line for people."""
+        """Choose on the validation rows how `final_forecast` uses the model's quantiles; returns a line for people."""
         return ""
 
 
@@ -76,9 +76,9 @@ C = TypeVar("C", bound=Continued)
 
 
 class Quantiles(Objective[C], Generic[C]):
-    """Pinball loss (Koenker and Bassett 1978) of the head "quantiles", twice, in the mean over the levels: that of a
-    median is its absolute error. Targets are numbers as each quantile is to say them, Float[B, S, Q], and which there
-    are, Bool[B, S].
+    """Twice the pinball loss (Koenker and Bassett 1978) of the head "quantiles", averaged over the levels; for the
+    median it is the absolute error. Targets are the numbers for each quantile, Float[B, S, Q], and which are valid,
+    Bool[B, S].
     """
 
     def __init__(self, levels: Sequence[float], unit: str = "value") -> None:
@@ -86,22 +86,22 @@ class Quantiles(Objective[C], Generic[C]):
 
     @property
     def measure(self) -> str:
-        return f"pinball loss a {self.unit}"
+        return f"pinball loss per {self.unit}"
 
     def adapt(self, model: ModelConfig, examples: C) -> ModelConfig:
-        """`model` with a head of as many quantiles as there are."""
-        assert isinstance(model, TransformerConfig)  # as the examples have seen
+        """`model` with a head for the horizon and the levels."""
+        assert isinstance(model, TransformerConfig)  # checked by the examples
         head = cast(PooledHeadConfig, model.heads[HEAD])
         return replace(model, heads={HEAD: replace(head, outputs=examples.horizon * len(self.levels))})
 
     def said(self, model: nn.Module, inputs: Sequence[Any]) -> Float[Tensor, "B S Q"]:
-        """The quantiles of each number, unsorted."""
+        """The predicted quantiles of each number, unsorted."""
         return cast(Transformer, model).output(HEAD, *inputs).unflatten(-1, (-1, len(self.levels)))
 
     def pinball(
         self, said: Float[Tensor, "B S Q"], right: Float[Tensor, "B S Q"], there: Bool[Tensor, "B S"]
     ) -> Float[Tensor, ""]:
-        """The loss, summed over the numbers that there are."""
+        """The loss, summed over the valid numbers."""
         short, levels = right - said, torch.tensor(self.levels, device=said.device)
         each = 2 * torch.maximum(levels * short, (levels - 1) * short).mean(-1)
         return torch.where(there, each, 0.0).sum()
@@ -110,7 +110,7 @@ class Quantiles(Objective[C], Generic[C]):
         return {"loss": Loss(self.pinball(self.said(model, batch.inputs), *batch.targets), batch.tokens)}
 
     def foretold(self, model: nn.Module, samples: Selected) -> tuple[Float[np.ndarray, "N S Q"], float]:
-        """Quantiles in the scale of the data, and the mean loss."""
+        """Predicted quantiles in the scale of the data, and the mean loss."""
         found: list[np.ndarray] = []
         total, count = 0.0, 0
         for numbers, batch in judged(model, samples):
@@ -121,8 +121,8 @@ class Quantiles(Objective[C], Generic[C]):
         return np.concatenate(found), total / count
 
     def judge(self, model: nn.Module, examples: C, split: str, limit: int | None = None) -> dict[str, Any]:
-        """The loss of what the model says, and `forecast_scores` of the forecasts; errors also of the naive forecast
-        and other baselines of the same numbers.
+        """The model's loss, and `forecast_scores` of the final forecasts, of the naive forecast and of other baselines
+        on the same numbers.
         """
         samples = examples.of(split).some(limit)
         said, loss = self.foretold(model, samples)
@@ -146,11 +146,11 @@ class Quantiles(Objective[C], Generic[C]):
         return [line] if line else []
 
     def forecasts(self, model: nn.Module, examples: C, rows: np.ndarray) -> Float[np.ndarray, "N S Q"]:
-        """Of rows, as they are judged."""
+        """The final forecasts of rows."""
         return examples.final(rows, self.foretold(model, Selected(examples, rows))[0])
 
     def samples(self, model: nn.Module, examples: C, count: int) -> list[dict[str, str]]:
-        """Medians beside what came."""
+        """Medians and the actual values."""
         rows = examples.spread(count)
         said = self.forecasts(model, examples, rows)[..., len(self.levels) // 2]
         told = [
@@ -162,12 +162,12 @@ class Quantiles(Objective[C], Generic[C]):
         ]
 
     def pictures(self, model: nn.Module, examples: C) -> list[Picture]:
-        """The last held-out forecasts of series next to what came."""
+        """The last held-out forecasts of series and the actual values."""
         rows = examples.latest(_DRAWN)
         said, known = self.forecasts(model, examples, rows), examples.around(rows)
         panels = [
             Panel(examples.shown(row), examples.times(row), known.before[n], said[n], known.after[n])
             for n, row in enumerate(rows.tolist())
         ]
-        caption = "held-out values (black) and forecasts of them (blue) from the last value before"
+        caption = "held-out values (black) and their forecasts (blue) from the last value before them"
         return [Picture("Forecasts", caption, fans(panels), wide=True)] if drawable() else []

@@ -1,4 +1,4 @@
-"""One number for each sample, whatever a sample is."""
+"""Regression: one number per sample."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from headway.metrics import number_scores
 from headway.nn.models import Loss, ModelConfig, PooledHeadConfig, Transformer, TransformerConfig
 from headway.nn.parts.projection import Projection
 
-NUMBER = "number"  # the head
+NUMBER = "number"  # name of the head
 _STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # penalties, relative to the mean square of the vectors
-_DIGITS = 4  # of a number in a sample
+_DIGITS = 4  # digits of numbers in samples
 
 
 class Valued(PredictedSamples):
-    """Samples with a number each. A domain says what the inputs of samples are (`take`) and how people see them."""
+    """Samples with one number each. A domain defines their inputs (`take`) and their text for people."""
 
     values: Float[np.ndarray, "N"]
 
@@ -42,8 +42,8 @@ V = TypeVar("V", bound=Valued)
 
 
 class Regression(PredictionObjective[V], Generic[V]):
-    """Squared error of the one output of the head "number", in units of the variance of the training targets: the head
-    scales and shifts its output, so that it learns standardised targets.
+    """Squared error of the head "number", in units of the variance of the training targets: the head scales and shifts
+    its output, so it learns standardised targets.
     """
 
     head = NUMBER
@@ -61,12 +61,12 @@ class Regression(PredictionObjective[V], Generic[V]):
         return "squared error in units of the variance"
 
     def adapt(self, model: ModelConfig, examples: V) -> ModelConfig:
-        """`model` with a head of one number, scaled as the numbers to train on. UserError where these are all equal."""
+        """`model` with a regression head with the scale of the training targets. UserError if they are all equal."""
         trained = examples.values[examples.splits.rows("train")].astype(np.float64)
         if trained.min() == trained.max():
-            raise UserError(f"all labels are {trained[0]:g}, so there is nothing to predict; add samples with others")
+            raise UserError(f"all labels are {trained[0]:g}; add samples with other values")
         found = examples.with_head(model, NUMBER, 1)
-        assert isinstance(found, TransformerConfig)  # as the examples have seen
+        assert isinstance(found, TransformerConfig)  # checked by the examples
         head = cast(PooledHeadConfig, found.heads[NUMBER])
         return replace(found, heads={NUMBER: replace(head, scale=float(trained.std()), shift=float(trained.mean()))})
 
@@ -75,7 +75,7 @@ class Regression(PredictionObjective[V], Generic[V]):
         return {"loss": Loss(((said - batch.targets) / _scaled(model).scale).square().sum(), batch.tokens)}
 
     def fitted(self, train: Vectors, validation: Vectors, outputs: int) -> LinearHead:
-        """Ridge regression."""
+        """Fit a ridge regression."""
         return fit_ridge(train, validation)
 
     def vectors(self, model: nn.Module, project: Projection, samples: Selected) -> Vectors:
@@ -84,8 +84,8 @@ class Regression(PredictionObjective[V], Generic[V]):
         return vectors, (targets.double() - head.shift) / head.scale
 
     def judge(self, model: nn.Module, examples: V, split: str, limit: int | None = None) -> dict[str, Any]:
-        """Mean squared error in units of the variance, R2, the mean absolute error and both correlations, over a split
-        or `limit` samples of it.
+        """Mean squared error in units of the variance, R2, mean absolute error and both correlations on a split or
+        `limit` of its samples.
         """
         outputs, targets = self.evaluated(model, examples, split, limit)
         said, right = outputs[:, 0].double().numpy(), targets.double().numpy()
@@ -105,14 +105,14 @@ class Regression(PredictionObjective[V], Generic[V]):
         return np.argsort(-(outputs[:, 0] - targets).abs().numpy(), kind="stable")
 
     def charts(self, examples: V, outputs: Float[Tensor, "N C"], targets: Tensor) -> list[Picture]:
-        """The numbers that are predicted over those that are right."""
-        caption = f"predicted numbers over those of the {examples.final_split} {self.unit}s; equal on the dashed line"
-        chart = scatter_chart(targets.numpy(), outputs[:, 0].numpy(), "number in the data", "predicted number")
+        """A scatter chart of predicted over actual numbers."""
+        caption = f"predicted over actual numbers of the {examples.final_split} {self.unit}s; the dashed line is y = x"
+        chart = scatter_chart(targets.numpy(), outputs[:, 0].numpy(), "actual number", "predicted number")
         return [Picture("Predicted numbers", caption, chart)]
 
 
 def _scaled(model: nn.Module) -> PooledHeadConfig:
-    """The head of numbers of a model."""
+    """The configuration of a model's regression head."""
     return cast(PooledHeadConfig, cast(Any, model).heads[head_of(model, NUMBER)].config)
 
 

@@ -1,4 +1,4 @@
-"""What a task predicts for each sample (a class, a number or several labels), and how it weighs and judges that."""
+"""The target of each sample (a class, a number or several labels), its loss weights and its goal."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from headway.learn.objectives.regression import Regression, Valued
 from headway.learn.task import Task
 
 _LOG = logger(__name__)
-_RARE = 0.2  # of the share that all classes would have if they were equally frequent
-_WEIGHED = 0.5  # task.balance where classes are rare: the root of the inverse frequency
-_NAMED = 3  # rare classes that a message names
+_RARE = 0.2  # maximum frequency of rare classes, relative to equally frequent classes
+_WEIGHED = 0.5  # task.balance if classes are rare: the square root of the inverse frequency
+_NAMED = 3  # maximum rare classes that a message names
 _PROBLEMS: dict[TargetKind, ProblemType] = {
     "class": "single_label_classification",
     "number": "regression",
@@ -50,35 +50,35 @@ Goal = Literal[
 
 @dataclass(frozen=True)
 class TargetConfig:
-    """What is predicted, and which score picks the best model. `goal` is by default accuracy, f1 where some classes are
-    rare, r2 of numbers (spearman of pairs), and f1_micro of several labels.
+    """The target to predict, and the score that selects the best model. The default `goal` is accuracy for classes (f1
+    if some are rare), r2 for numbers (spearman for pairs), and f1_micro for several labels.
     """
 
-    every_number: ClassVar[bool] = False  # whether all labels that are numbers are predicted as numbers
+    every_number: ClassVar[bool] = False  # whether labels that are numbers are always predicted as numbers
     number_goal: ClassVar[str] = "r2"
 
-    label: str = "label"  # column of the labels; several columns of 0 and 1 with commas between them
-    target: Literal["auto", "class", "number", "labels"] = "auto"  # one class, one number, or several labels a sample
+    label: str = "label"  # column of the labels; several columns of 0 and 1 separated by commas
+    target: Literal["auto", "class", "number", "labels"] = "auto"  # one class, one number, or several labels per sample
     balance: float | Literal["auto"] = (
-        "auto"  # weights of classes: 0 off, 1 all count alike; auto: 0.5 if some are rare
+        "auto"  # class weights: 0 off, 1 fully balanced; auto: 0.5 if some classes are rare
     )
-    goal: Goal = "auto"  # score that picks the best model; auto: see above
+    goal: Goal = "auto"  # score that selects the best model; auto: see above
 
 
 @setting(TargetConfig, "balance")
 def _balance(config: TargetConfig, value: Any) -> TargetConfig:
-    """A number from 0 to 1; true and false for 1 and 0."""
+    """Accept a number from 0 to 1, or true and false for 1 and 0."""
     if value == "auto":
         return replace(config, balance="auto")
     found = 0.0 if value is None else value
     if not isinstance(found, (bool, int, float)) or not 0 <= found <= 1:
-        raise ConfigError(f"task.balance is {value!r}; use auto, or a number from 0 (off) to 1 (classes count alike)")
+        raise ConfigError(f"task.balance is {value!r}; use auto, or a number from 0 (off) to 1 (fully balanced)")
     return replace(config, balance=float(found))
 
 
 @setting(TargetConfig, "label")
 def _label(config: TargetConfig, value: Any) -> TargetConfig:
-    """A name, or a list of names."""
+    """Accept a name, or a list of names."""
     names = value if isinstance(value, list) else [value]
     if not names or not all(isinstance(name, str) for name in names):
         raise ConfigError(f"task.label is {value!r}; use the name of a column")
@@ -86,7 +86,7 @@ def _label(config: TargetConfig, value: Any) -> TargetConfig:
 
 
 class ChosenTarget(NamedTuple):
-    """What labels are and why, the rows that have one, int64 [K], and what to report of the others."""
+    """The kind of target and the reason, the rows that have a label, int64 [K], and remarks about the others."""
 
     target: Target
     rows: np.ndarray
@@ -101,8 +101,8 @@ def choose_target(
     skip: bool,
     folders: bool = False,
 ) -> ChosenTarget:
-    """Settle what the labels are. Labels that name `folders` are classes. UserError for a missing label, unless such
-    samples are to be skipped. `what` names a sample.
+    """Determine the kind of target from the labels. Labels that name `folders` are classes. UserError for a missing
+    label, unless `skip` allows skipping such samples. `noun` is the name of a sample.
     """
     wanted = "class" if folders and config.target == "auto" else config.target
     rows = kept_rows(labels, place, wanted, skip, what)
@@ -118,20 +118,20 @@ def choose_target(
 
 
 class TargetSamples(ClassifiedSamples, Valued, LabelledSamples):
-    """Samples with a class, a number or several labels each; `targets` are classes int64 [N], numbers float32 [N] or,
-    for each label, 0 or 1, float32 [N, C].
+    """Samples with a class, a number or several labels each; `targets` are class indices int64 [N], numbers float32
+    [N], or 0 or 1 for each label, float32 [N, C].
     """
 
     target: Target
     targets: np.ndarray
-    counts: np.ndarray  # the training samples of each class or label, of the run that is here; empty for numbers
+    counts: np.ndarray  # training samples per class or label, of the existing run; empty for numbers
     noted: tuple[str, ...] = ()
 
     def settle(
         self, samples: ClassSamples, chosen: ChosenTarget, split: SplitConfig, what: str, give: str, workspace: Path
     ) -> None:
-        """Settle splits and targets. UserErrors: labels that training never sees, fewer than two classes, what is not a
-        number.
+        """Set splits and targets. UserError for labels without training samples, fewer than two classes, or invalid
+        numbers.
         """
         if chosen.target.kind == "class":
             self.target, self.noted = chosen.target, chosen.remarks
@@ -144,7 +144,7 @@ class TargetSamples(ClassifiedSamples, Valued, LabelledSamples):
         self.assign(samples.labels, chosen, samples.place, workspace)
 
     def assign(self, labels: Sequence[str], chosen: ChosenTarget, place: Callable[[int], str], workspace: Path) -> None:
-        """Settle the targets, once there are splits. Errors as of `settle`."""
+        """Set the targets after the splits. Raises as `set_targets` does."""
         self.target, self.noted = chosen.target, chosen.remarks
         if chosen.target.kind == "class":
             trained = {labels[int(row)] for row in self.splits.sides["train"]}
@@ -162,12 +162,12 @@ class TargetSamples(ClassifiedSamples, Valued, LabelledSamples):
             saved = read_usage(workspace).labels if begun else ()
             self.labels = saved or tuple(sorted({label for labels in sets for label in labels}))
             if not self.labels:
-                raise UserError("no sample has a label, so there is nothing to learn; add some")
+                raise UserError("no sample has a label; add labelled samples")
             self.targets = many_hot(sets, self.labels, place)
         self.counts = self._counted(workspace)
 
     def _counted(self, workspace: Path) -> np.ndarray:
-        """The training samples of each class or label; those of its own where a run is evaluated on other data."""
+        """The training samples per class or label; those of the run if it is evaluated on other data."""
         known = read_usage(workspace).counts if (workspace / "recipe.json").exists() else ()
         if known and len(known) == len(self.labels):
             return np.array(known)
@@ -198,8 +198,8 @@ def target_task(
     workspace: Path,
     classes: Callable[..., Classes[Any]] = Classes,
 ) -> Task:
-    """The task of predicting the targets of `examples`, with the settings that were chosen and the reasons. `classes`
-    makes the objective of classes.
+    """The task of predicting the targets of `examples`, with the chosen settings and their reasons. `classes` creates
+    the objective for classes.
     """
     target, given = examples.target, config.balance
     wanted = None if config.goal == "auto" else config.goal
@@ -235,13 +235,13 @@ def target_task(
 
 
 def rare_classes(counts: np.ndarray) -> tuple[int, ...]:
-    """The classes that have less than a fifth of the training samples that they would have if all had as many."""
+    """The classes with less than a fifth of the mean number of training samples per class."""
     return tuple(np.flatnonzero(counts < _RARE * counts.sum() / len(counts)).tolist())
 
 
 def class_weights(counts: np.ndarray, balance: float) -> torch.Tensor:
-    """The weight of each class in the loss, float32 [C], by its training samples: their inverse share to the power
-    `balance`, so that the mean over the samples is 1. A class without any counts as one with one.
+    """The weight of each class in the loss, float32 [C]: its inverse frequency to the power `balance`, with mean 1 over
+    the training samples. A class without samples counts as having one.
     """
     present = np.maximum(counts, 1).astype(np.float64)
     weights = present**-balance
@@ -249,19 +249,19 @@ def class_weights(counts: np.ndarray, balance: float) -> torch.Tensor:
 
 
 def _label_weights(examples: TargetSamples, balance: float) -> torch.Tensor:
-    """The weight of samples that have a label, next to those that do not, float32 [C]."""
+    """The weight of samples that have a label, relative to those that do not, float32 [C]."""
     total, having = len(examples.splits.sides["train"]), np.maximum(examples.counts, 1)
     return torch.from_numpy(np.maximum((total - having) / having, 1e-3) ** balance).float()
 
 
 def _rarity(examples: TargetSamples, counts: np.ndarray, rare: Sequence[int], balance: float, goal: str) -> str:
-    """What follows from rare classes, for people."""
+    """A sentence about rare classes, for people."""
     total, names = int(counts.sum()), examples.labels
     shown = ", ".join(f"{names[row]!r} ({counts[row]:,})" for row in sorted(rare, key=counts.__getitem__)[:_NAMED])
     more = f" and {len(rare) - _NAMED:,} more" if len(rare) > _NAMED else ""
     common = int(counts.argmax())
-    weighed = f"the loss weighs classes (task.balance={balance:g})" if balance else "the loss does not weigh classes"
+    weighed = f"class weights in the loss (task.balance={balance:g})" if balance else "no class weights in the loss"
     return (
-        f"rare among {total:,} training samples: {shown}{more}; {weighed}, and {goal} picks the best model "
-        f"(task.goal={goal}); always answering {names[common]!r} would be right in {counts[common] / total:.1%}"
+        f"rare among {total:,} training samples: {shown}{more}; {weighed}, and {goal} selects the best model "
+        f"(task.goal={goal}); always predicting {names[common]!r} has an accuracy of {counts[common] / total:.1%}"
     )

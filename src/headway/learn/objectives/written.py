@@ -1,4 +1,4 @@
-"""What is written: the symbols of a text that goes on, or those that are said of a source (symbols, sound, image)."""
+"""Sequence objectives: the likelihood of tokens, and generation from a source (text, audio, image)."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ E = TypeVar("E", bound=Examples)
 
 
 class Likelihood(Objective[E]):
-    """Cross-entropy of the targets, int64 [B, T], where -100 is nothing to be said, with the model's auxiliary terms.
+    """Cross-entropy of the targets, int64 [B, T], of which -100 is ignored, with the model's auxiliary losses.
 
-    `smoothing` spreads that share of each symbol over all (Szegedy et al. 2016); `head` is the name of the module that
-    says symbols.
+    `smoothing` distributes that fraction of each target over all tokens (Szegedy et al. 2016); `head` is the name of
+    the vocabulary head's module.
     """
 
     def __init__(self, smoothing: float = 0.0, head: str = "heads.vocabulary") -> None:
@@ -37,17 +37,17 @@ class Likelihood(Objective[E]):
         return self.losses(model, self.encode(model, batch), batch, self.smoothing)
 
     def encode(self, model: nn.Module, batch: Batch, states: State | None = None) -> Encoded:
-        """What the model makes of a batch; `states` are those in which the one before ended, where batches go on."""
+        """The model's encoding of a batch; `states` are the final states of the previous batch in stateful training."""
         return model(*batch.inputs)
 
     def losses(self, model: nn.Module, encoded: Encoded, batch: Batch, smoothing: float) -> dict[str, Loss]:
-        """The loss of what the model has read, and its auxiliary terms."""
+        """The loss of an encoded batch, and its auxiliary losses."""
         head = cast(VocabularyHead, model.get_submodule(self.head))
         loss = head.loss(encoded.x, batch.targets, smoothing)
         return {"loss": loss, **{name: Loss(term * loss.count, loss.count) for name, term in encoded.auxiliary.items()}}
 
     def nats(self, model: nn.Module, samples: Samples) -> tuple[float, int]:
-        """Nats of all targets of samples, without smoothing, and how many there are."""
+        """Total nats of the targets of samples, without smoothing, and the number of targets."""
         nats, count, states = 0.0, 0, None
         for _, batch in judged(model, samples):
             encoded = self.encode(model, batch, states)
@@ -57,12 +57,12 @@ class Likelihood(Objective[E]):
 
 
 Ids = list[int]
-_ERRORS = ("loss", "wer", "per")  # the scores of which less is better
+_ERRORS = ("loss", "wer", "per")  # scores that are better if lower
 
 
 @dataclass(frozen=True)
 class Sources:
-    """N sources: what a domain writes of (`given`), all that is right of each, and each as a line of text."""
+    """N sources: the domain's `inputs`, all correct references of each, and each as a line of text."""
 
     given: Any
     references: Sequence[Sequence[str]]
@@ -70,16 +70,16 @@ class Sources:
 
 
 class Sourced(Examples):
-    """Samples of a source and what is right to write of it, in the symbols of `codec`."""
+    """Samples of a source and its references, in the tokens of `codec`."""
 
     codec: Codec
 
     def sources(self, split: str, limit: int | None = None) -> Sources:
-        """At most `limit` sources of a split. One of several samples may come once, with all that is right of it."""
+        """At most `limit` sources of a split. A source of several samples may occur once, with all its references."""
         raise NotImplementedError
 
     def looked_at(self, count: int) -> Sources:
-        """Sources of the split that is judged last, spread evenly over it."""
+        """Evenly spaced sources of the final split."""
         return self.sources(self.final_split, count)
 
     def texts(self, written: Sequence[Ids]) -> list[str]:
@@ -89,8 +89,8 @@ class Sourced(Examples):
 def shifted(
     rows: Sequence[Ids], prompt: Sequence[int], end: int
 ) -> tuple[Int[Tensor, "B T"], Layout, Int[Tensor, "B T"]]:
-    """What is read of rows of symbols, the prompt before each, its layout, and what is to be said after the prompt: the
-    same symbols and end.
+    """Teacher forcing: input tokens (the prompt before each row), their layout, and labels after the prompt: the same
+    tokens and EOS.
     """
     lengths = [len(prompt) + len(row) for row in rows]
     read = torch.zeros(len(rows), max(lengths), dtype=torch.long)
@@ -105,8 +105,8 @@ S = TypeVar("S", bound=Sourced)
 
 
 class Written(Likelihood[S], Generic[S]):
-    """The likelihood of sequences after their sources; judged, too, by what `search` writes of the sources alone. A
-    domain says how that is done (`write`) and compared (`scores`).
+    """The likelihood of sequences given their sources; also evaluated by what `search` generates from the sources. A
+    domain defines the generation (`generate`) and its scores (`scores`).
     """
 
     def __init__(self, goal: str, search: SearchConfig, smoothing: float = 0.0, head: str = "heads.vocabulary") -> None:
@@ -115,19 +115,19 @@ class Written(Likelihood[S], Generic[S]):
         self.search = search
 
     def searched(self, split: str) -> SearchConfig:
-        """The search on a split: greedy on those that are judged again and again."""
+        """The search for a split: greedy for splits that are evaluated repeatedly."""
         return self.search if split in ("test", "all") else replace(self.search, beam=1)
 
     def write(self, model: nn.Module, examples: S, sources: Sources, search: SearchConfig) -> list[Ids]:
-        """The likeliest symbols of each source, without begin and end."""
+        """The most likely tokens for each source, without BOS and EOS."""
         raise NotImplementedError
 
     def scores(self, examples: S, sources: Sources, written: Sequence[Ids]) -> dict[str, Any]:
-        """How good it is what was written of sources."""
+        """The scores of the generated tokens."""
         raise NotImplementedError
 
     def judge(self, model: nn.Module, examples: S, split: str, limit: int | None = None) -> dict[str, Any]:
-        """Loss and perplexity of the targets, without smoothing, and the scores of what is written of the sources."""
+        """Loss and perplexity of the targets, without smoothing, and the scores of the generated sequences."""
         nats, count = self.nats(model, examples.of(split).some(limit))
         sources, search = examples.sources(split, limit), self.searched(split)
         scores = self.scores(examples, sources, self.write(model, examples, sources, search))
@@ -140,6 +140,6 @@ class Written(Likelihood[S], Generic[S]):
         return [self.sample(examples, source, ids, right) for source, ids, right in rows]
 
     def sample(self, examples: S, source: str, ids: Ids, right: Sequence[str]) -> dict[str, str]:
-        """A source with what was written of it and what is right."""
+        """A source with its output and references."""
         [output] = examples.texts([ids])
         return {"source": source, "output": output, "reference": " | ".join(right)}

@@ -1,4 +1,4 @@
-"""The page of a run: curves, samples, pictures and configuration in one self-contained HTML file."""
+"""Reports: curves, samples, pictures and configuration in one self-contained HTML file."""
 
 from headway.learn.report.charts import Stroke, bar_chart, heatmap, line_chart
 from headway.learn.report.page import Picture, Sections, Tile, available, tiled, write_report

@@ -1,5 +1,5 @@
-"""Charts as small SVG texts that take their colours from the page, so that one picture suits light and dark; and
-forecasts as pictures of matplotlib's.
+"""Charts as small SVG strings with colours from the page's style, for light and dark mode; and matplotlib pictures of
+forecasts.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ WIDTH, HEIGHT = 480, 264
 LEFT, RIGHT, TOP, BOTTOM = 48, 20, 10, 40
 COLOURS = 6  # the page defines --series-0 ... --series-5
 MOST_POINTS = 240
-_READABLE = 0.6  # of its natural size is the least that a drawing with small text is shrunk to; then it is scrolled
-_DIGITS = 17  # that tell any two numbers apart
+_READABLE = 0.6  # minimum scale of a drawing with small text; on narrower pages it scrolls
+_DIGITS = 17  # digits that distinguish any two floats
 
 
 class Stroke(NamedTuple):
-    """How a curve is drawn."""
+    """The style of a curve."""
 
     colour: int
     dashed: bool = False
@@ -49,10 +49,10 @@ def line_chart(
     share: bool = False,
     strokes: Mapping[str, Stroke] | None = None,
 ) -> str:
-    """Curves over a common x axis. `log` takes the logarithm of y, where all values are above 0; a `share` is in per
-    cent, from zero on and, where it is large, up to 100. Colours are in order, but for series that have `strokes`.
+    """Curves over a common x axis. `log` uses a logarithmic y axis if all values are positive; a `share` is in per
+    cent, from 0 and, if it is large, up to 100. Colours are in order, except for series in `strokes`.
 
-    Points without a finite value are left out; a chart without any point is an empty text.
+    Points without a finite value are left out; a chart without points is an empty string.
     """
     kept = {name: [p for p in points if math.isfinite(p[1])] for name, points in series.items()}
     kept = {name: thin(points) for name, points in kept.items() if points}
@@ -65,7 +65,7 @@ def line_chart(
     low, high = _shares(max(ys)) if share else (min(ys) - room, max(ys) + room)
     y_axis = Axis(low, high, HEIGHT - BOTTOM, TOP, log=log and min(ys) > 0)
     marks = frame(x_axis, y_axis, x_label)
-    # One colour after the other, then all again with dashes.
+    # Each colour in turn, then again with dashes.
     own = {name: Stroke(index % COLOURS, index // COLOURS % 2 == 1) for index, name in enumerate(kept)}
     drawn = {name: (strokes or {}).get(name, stroke).classes() for name, stroke in own.items()}
     for name, points in kept.items():
@@ -78,7 +78,7 @@ def line_chart(
 
 
 def _shares(most: float) -> tuple[float, float]:
-    """The ends of an axis of shares in per cent: up to 100 where they come near, else with a little room."""
+    """The range of an axis in per cent: up to 100 if the values are large, otherwise with a small margin."""
     return 0.0, max(most, 100.0) if most > 50 else 1.1 * most
 
 
@@ -89,8 +89,8 @@ def bar_chart(
     *,
     share: bool = False,
 ) -> str:
-    """One horizontal bar a name, with its number, and a whisker where `intervals` has lowest and highest. A `share` is
-    in per cent, and its bar a part of 100 where it is large.
+    """One horizontal bar per name, with its value, and a whisker from low to high if the name is in `intervals`. A
+    `share` is in per cent, and its axis ends at 100 if it is large.
     """
     row, left, right = 30, 150, 70
     height = row * len(values) + 26
@@ -118,7 +118,7 @@ def bar_chart(
 
 
 def heatmap(weights: Sequence[Sequence[float]], rows: Sequence[str], columns: Sequence[str], title: str) -> str:
-    """A picture of weights from 0 to 1: `weights[i][j]` belongs to `rows[i]` (downwards) and `columns[j]`."""
+    """A heatmap of weights from 0 to 1: `weights[i][j]` belongs to `rows[i]` and `columns[j]`."""
     cell = max(12, min(30, 560 // max(len(columns), 1)))
     tilted = any(len(name) > 2 for name in columns)
     left, top = _room(rows), _room(columns) if tilted else 22
@@ -145,7 +145,7 @@ def _room(names: Sequence[str]) -> int:
 
 
 def legend(drawn: Mapping[str, str]) -> str:
-    """Names with the classes that they are drawn by; nothing for a single unnamed series."""
+    """A legend of names and their CSS classes; empty for a single series."""
     if len(drawn) < 2:
         return ""
     items = "".join(f'<span><i class="{classes}"></i>{escape(name)}</span>' for name, classes in drawn.items())
@@ -153,7 +153,7 @@ def legend(drawn: Mapping[str, str]) -> str:
 
 
 class Axis:
-    """A range of values laid over a range of places, with round numbers for ticks."""
+    """A mapping from a range of values to a range of positions, with round numbers as ticks."""
 
     def __init__(self, low: float, high: float, start: float, end: float, *, log: bool = False) -> None:
         if low == high:
@@ -162,12 +162,12 @@ class Axis:
         self.low, self.high, self.start, self.end, self.log = low, high, start, end, log
 
     def place(self, value: float) -> float:
-        """Where a value lies."""
+        """The position of a value."""
         low, high, value = (math.log(v) if self.log else v for v in (self.low, self.high, value))
         return self.start + (value - low) / (high - low) * (self.end - self.start)
 
     def ticks(self, most: int) -> list[float]:
-        """Round numbers inside the range, about `most` of them."""
+        """About `count` round numbers inside the range."""
         if self.log:
             decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
             ticks = [m * 10.0**d for d in decades for m in (1, 1.5, 2, 3, 4, 5, 7)]
@@ -181,7 +181,7 @@ class Axis:
 
 
 def frame(x_axis: Axis, y_axis: Axis, x_label: str) -> list[str]:
-    """Ticks, grid lines, the base line and the label of the x axis."""
+    """Ticks, grid lines, baseline and the label of the x axis."""
     base, marks = HEIGHT - BOTTOM, []
     for tick, name in _named(y_axis.ticks(5)):
         y = y_axis.place(tick)
@@ -194,7 +194,7 @@ def frame(x_axis: Axis, y_axis: Axis, x_label: str) -> list[str]:
 
 
 def _named(ticks: Sequence[float]) -> list[tuple[float, str]]:
-    """Ticks with as few digits as tell them apart."""
+    """Ticks with as few digits as distinguish them."""
     digits, names = 4, [short(tick) for tick in ticks]
     while len(set(names)) < len(names) and digits < _DIGITS:
         digits += 1
@@ -214,7 +214,7 @@ def svg(width: float, height: float, marks: Sequence[str], title: str, *, natura
 
 
 def thin(points: Points) -> list[tuple[float, float]]:
-    """At most MOST_POINTS points: means of neighbours where there are more."""
+    """At most MAX_POINTS points: means of neighbours if there are more."""
     size = math.ceil(len(points) / MOST_POINTS)
     groups = [points[i : i + size] for i in range(0, len(points), size)]
     return [(sum(x for x, _ in g) / len(g), sum(y for _, y in g) / len(g)) for g in groups]
@@ -234,7 +234,7 @@ def short(value: float, digits: int = 4) -> str:
 
 
 def between(low: float, high: float, share: bool = False) -> str:
-    """An interval with two significant digits of its width; a `share` in per cent."""
+    """An interval, rounded to two significant digits of its width; a `share` in per cent."""
     scale, unit = (100.0, " %") if share else (1.0, "")
     width = scale * (high - low)
     if not math.isfinite(width) or width <= 0:
@@ -244,8 +244,8 @@ def between(low: float, high: float, share: bool = False) -> str:
 
 
 def shorten(text: str, most: int = 14) -> str:
-    """A text of at most `most` characters, with an ellipsis in the middle where it was longer: names often differ at
-    their ends.
+    """A string of at most `max_length` characters, with an ellipsis in the middle if it was longer: names often differ
+    at their ends.
     """
     if len(text) <= most:
         return text
@@ -257,7 +257,7 @@ _BLUE = "#2563c9"
 
 
 class Panel(NamedTuple):
-    """What is drawn of a series. `times` are those of the past and the forecast, numbers or dates."""
+    """The content of a forecast chart. `times` are those of the past and the forecast, numbers or dates."""
 
     title: str
     times: Shaped[np.ndarray, "C+S"]
@@ -267,12 +267,12 @@ class Panel(NamedTuple):
 
 
 def drawable() -> bool:
-    """Whether pictures can be drawn here (the extra `report`)."""
+    """Whether matplotlib pictures can be drawn (the extra `report`)."""
     return find_spec("matplotlib") is not None
 
 
 def fans(panels: Sequence[Panel]) -> Figure:
-    """A panel for each, two in a row, and a legend for all."""
+    """A figure of forecast panels, two per row, with one legend."""
     if not drawable():
         raise UserError("pictures of forecasts need matplotlib; pip install 'headway[report]' and try again")
     from matplotlib.dates import AutoDateLocator, ConciseDateFormatter

@@ -1,4 +1,4 @@
-"""Pictures of classes and tags taken for each other, and of sounds along time."""
+"""Pictures of confused classes and tags, and of audio over time."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from headway.learn.report.charts import Axis, shorten, svg, text
 from headway.learn.report.page import Picture, data_uri
 from headway.metrics.classification import OUTSIDE, EntityCounts, entity_counts, entity_kind
 
-_MOST = 24  # classes that a picture shows: those that are mistaken most
-_PAIRS = 10  # of classes that are listed
-_NAME = 18  # characters
+_MOST = 24  # maximum classes in a picture: the most confused ones
+_PAIRS = 10  # maximum pairs of classes in the table
+_NAME = 18  # maximum characters of a name
 
 
 def confusions(
@@ -25,34 +25,34 @@ def confusions(
     what: str,
     entities: Mapping[str, EntityCounts] | None = None,
 ) -> list[Picture]:
-    """Which classes are taken for which, and how well each is told, of N samples that are `what` ("test images").
+    """A confusion matrix, the most confused pairs, and the scores per class of N samples of `noun` ("test images").
 
-    Of many classes, those are shown that are mistaken most. Where samples are words of `entities`, these are scored
-    instead of the classes.
+    If there are many classes, only the most confused ones are shown. If samples are words of `entities`, the entities
+    are scored instead of the classes.
     """
     counts = np.zeros((len(labels), len(labels)), np.int64)
     np.add.at(counts, (right, said), 1)
     kept = _kept(counts)
-    part = f"; the {len(kept)} of {len(labels)} classes that are mistaken most" if len(kept) < len(labels) else ""
+    part = f"; the {len(kept)} most confused of {len(labels)} classes" if len(kept) < len(labels) else ""
     answers = counts.sum(0)
     common, times = labels[int(answers.argmax())], int(answers.max())
-    same = f"; {times / len(said):.0%} of the answers are “{common}”" if 2 * times > len(said) else ""
-    caption = f"{len(right):,} {what}: what they are (downwards) and what is said{part}{same}"
+    same = f"; {times / len(said):.0%} of the predictions are “{common}”" if 2 * times > len(said) else ""
+    caption = f"{len(right):,} {what}: true class (rows) and predicted class (columns){part}{same}"
     found = [Picture("Confusions", caption, _chart(counts, kept, labels), wide=True)]
-    # The pairs of classes that are confused most often, by the share of the samples of the class.
+    # The most frequently confused pairs of classes.
     wrong = counts - np.diag(np.diag(counts))
     order = np.argsort(-wrong, axis=None, kind="stable")[:_PAIRS]
     pairs = [
-        {"class": labels[i], "said": labels[j], "times": f"{wrong[i, j]:,} of {counts[i].sum():,}"}
+        {"class": labels[i], "predicted": labels[j], "count": f"{wrong[i, j]:,} of {counts[i].sum():,}"}
         for i, j in (map(int, np.unravel_index(place, wrong.shape)) for place in order.tolist())
         if wrong[i, j]
     ]
     long = max(map(len, labels)) > _NAME
     if pairs:
-        found.append(Picture("Most confused", "what it is, and what is said of it", _table(pairs), wide=long))
+        found.append(Picture("Most confused", "true class and predicted class", _table(pairs), wide=long))
     if entities is not None:
-        return [*found, Picture("Entities", f"of {what}, the lowest F1 first", _table(_by_kind(entities)), wide=long)]
-    told = f"of {what}, the worst first{f'; {_MOST} of {len(labels)} classes' if len(labels) > _MOST else ''}"
+        return [*found, Picture("Entities", f"of {what}, lowest F1 first", _table(_by_kind(entities)), wide=long)]
+    told = f"of {what}, worst first{f'; {_MOST} of {len(labels)} classes' if len(labels) > _MOST else ''}"
     found.append(Picture("Classes", told, _table(_by_class(counts, labels)), wide=long))
     return found
 
@@ -60,8 +60,8 @@ def confusions(
 def tag_confusions(
     right: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]], what: str, entities: bool
 ) -> list[Picture]:
-    """`confusions` of the words of sentences by their tags or, where tags mark `entities`, by the kind of entity, with
-    the scores of each kind.
+    """`confusions` of words by their tags or, if the tags mark `entities`, by entity type, with the scores of each
+    type.
     """
     name = entity_kind if entities else str
     labels = sorted({name(tag) for tags in (*right, *predicted) for tag in tags}, key=lambda one: (one == OUTSIDE, one))
@@ -74,7 +74,7 @@ def tag_confusions(
 
 
 def _by_kind(entities: Mapping[str, EntityCounts]) -> list[dict[str, str]]:
-    """Precision, recall and F1 of each kind of entity, the least F1 first."""
+    """Precision, recall and F1 per entity type, lowest F1 first."""
     rows = sorted((2 * one.hits / (one.labelled + one.predicted), kind, one) for kind, one in entities.items())
     return [
         {
@@ -89,8 +89,8 @@ def _by_kind(entities: Mapping[str, EntityCounts]) -> list[dict[str, str]]:
 
 
 def _by_class(counts: np.ndarray, labels: Sequence[str]) -> list[dict[str, str]]:
-    """Recall, precision and F1 of each class that is said or right at all, the lowest F1 first, and at the end those of
-    which there are no samples.
+    """Recall, precision and F1 of each class that occurs or is predicted, lowest F1 first; classes without samples come
+    last.
     """
     hits, given, said = np.diag(counts), counts.sum(1), counts.sum(0)
     seen = np.flatnonzero(given + said)
@@ -118,12 +118,12 @@ def _table(rows: Sequence[Mapping[str, str]]) -> str:
 
 
 def _told(name: str, cell: str) -> str:
-    """A cell; names of classes may be long."""
-    return f'<td class="{"label" if name in ("class", "said") else "short"}">{escape(cell)}</td>'
+    """A table cell; names of classes may be long."""
+    return f'<td class="{"label" if name in ("class", "predicted") else "short"}">{escape(cell)}</td>'
 
 
 def _chart(counts: np.ndarray, kept: Sequence[int], labels: Sequence[str]) -> str:
-    """A cell for each class that a sample has (downwards) and that is said of it, as dark as the share of the row."""
+    """A confusion matrix: true classes in rows, predicted classes in columns, shaded by the fraction of the row."""
     totals = counts.sum(1)[kept]
     counts, names = counts[np.ix_(kept, kept)], [labels[number] for number in kept]
     room = 16 + 7 * max(len(shorten(name, _NAME)) for name in names)
@@ -137,13 +137,13 @@ def _chart(counts: np.ndarray, kept: Sequence[int], labels: Sequence[str]) -> st
         y = room + cell * i
         marks.append(text("symbol", room - 8, y + cell // 2 + 4, shorten(name, _NAME), "end"))
         for j, count in enumerate(counts[i].tolist()):
-            marks += _cell(room + cell * j, y, cell, count, totals[i], f"{name}, said {names[j]}", i == j)
+            marks += _cell(room + cell * j, y, cell, count, totals[i], f"{name}, predicted {names[j]}", i == j)
     side = room + cell * len(names) + 6
-    return svg(side, side, marks, "what is taken for what", natural=True)
+    return svg(side, side, marks, "confusion matrix", natural=True)
 
 
 def _kept(counts: np.ndarray) -> list[int]:
-    """The classes to show, in their order."""
+    """The classes to show, in order."""
     if len(counts) <= _MOST:
         return list(range(len(counts)))
     wrong = counts - np.diag(np.diag(counts))
@@ -153,7 +153,7 @@ def _kept(counts: np.ndarray) -> list[int]:
 def _cell(x: int, y: int, size: int, count: int, total: int, tip: str, right: bool) -> list[str]:
     share = count / total if total else 0.0
     kind = "cell" if right else "cell miss"
-    # the root, as the shares of mistakes are small
+    # the square root, because the fractions of errors are small
     opacity = 0.04 if count == 0 else 0.1 + 0.9 * share**0.5
     place = f'x="{x}" y="{y}" width="{size - 1}" height="{size - 1}" rx="1.5"'
     title = escape(f"{tip}: {count:,} of {total:,}")
@@ -164,16 +164,16 @@ def _cell(x: int, y: int, size: int, count: int, total: int, tip: str, right: bo
     return found
 
 
-_WIDTH, _NARROW = 960, 480  # with what is said below the sound, and of the sound alone
+_WIDTH, _NARROW = 960, 480  # widths with and without tracks or attention
 _LEFT, _RIGHT = 84, 12
-_HIGH, _ROW, _TRACK = 150, 14, 22  # of the spectrogram, of a symbol's attention, of a track of spans
-# Dark to light, as many see loudness: points of a scale between which colours are mixed.
+_HIGH, _ROW, _TRACK = 150, 14, 22  # heights of the spectrogram, of a token's attention, of a track of spans
+# A colour scale from dark to light, interpolated between these points.
 _SCALE = np.array([[11, 15, 38], [72, 30, 104], [168, 54, 88], [236, 122, 52], [252, 234, 166]], np.float64)
-_INK = np.array([37, 99, 201], np.float64)  # of attention, over nothing
+_INK = np.array([37, 99, 201], np.float64)  # colour of attention on a transparent background
 
 
 class Span(NamedTuple):
-    """What is said between two times, in seconds."""
+    """The text between two times, in seconds."""
 
     text: str
     start: float
@@ -187,8 +187,8 @@ def spectrogram(
     attention: Float[np.ndarray, "N S"] | None = None,
     symbols: Sequence[str] = (),
 ) -> str:
-    """An SVG of log-mel frames over `seconds`, low bands below; under it `tracks` of spans by name, and where each of
-    `symbols` looked along the same time, in weights from 0 on.
+    """An SVG of log-mel frames over `seconds`, low bands at the bottom, with `tracks` of spans by name, and the
+    attention of each of `tokens` over the same time, in weights from 0.
     """
     tracks = tracks or {}
     alone = not tracks and attention is None
@@ -209,7 +209,7 @@ def spectrogram(
     low = top + _HIGH + 6
     if attention is not None and len(attention):
         high = _ROW * len(attention)
-        weights = attention / np.maximum(attention.max(1, keepdims=True), 1e-9)  # each row by its own greatest
+        weights = attention / np.maximum(attention.max(1, keepdims=True), 1e-9)  # each row relative to its maximum
         inked = np.empty((*attention.shape, 4), np.uint8)
         inked[..., :3], inked[..., 3] = _INK.astype(np.uint8), (255 * weights).round().astype(np.uint8)
         marks.append(_image(inked, left, low, wide - left - _RIGHT, high))
@@ -222,7 +222,7 @@ def spectrogram(
 
 
 def _span(span: Span, axis: Axis, y: float, bottom: float | None, number: int) -> list[str]:
-    """A bar with its text; down to `bottom`, lines through the spectrogram where it starts and ends."""
+    """A bar with its text; if `bottom` is set, lines through the spectrogram at its start and end."""
     left, right = axis.place(span.start), axis.place(span.end)
     tip = escape(f"{span.text}: {span.start:.2f} to {span.end:.2f} s")
     marks = [

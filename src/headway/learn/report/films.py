@@ -1,4 +1,4 @@
-"""Episodes in frames beside each other, for the page of a run."""
+"""Film strips of episodes for reports."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from headway.learn.report.page import Picture
 
 P = ParamSpec("P")
 _LOG = logger(__name__)
-_STRIP = 640  # pixels of a strip at least, on a narrow page too, where it is scrolled
+_STRIP = 640  # minimum width of a strip in pixels; on narrow pages it scrolls
 
 
 class FilmedEpisode(NamedTuple):
-    """An episode that was played, with its frames."""
+    """A played episode with its frames."""
 
     title: str
     caption: str
@@ -27,7 +27,7 @@ class FilmedEpisode(NamedTuple):
 
 
 def filmed(played: Callable[P, Iterator[FilmedEpisode]]) -> Callable[P, list[Picture]]:
-    """Makes pictures of the episodes that are played: none, with a line in the log, where they cannot be drawn."""
+    """Decorate a generator of episodes to return their pictures; none, with a log line, if they cannot be rendered."""
 
     @wraps(played)
     def pictures(*args: P.args, **settings: P.kwargs) -> list[Picture]:
@@ -42,9 +42,7 @@ def filmed(played: Callable[P, Iterator[FilmedEpisode]]) -> Callable[P, list[Pic
 
 
 class Reel:
-    """Frames at even distances of an episode of any length, no more than `most`, with the step of each. It watches one
-    episode.
-    """
+    """At most `max_frames` evenly spaced frames of one episode of any length, with their steps."""
 
     episodes = 1
 
@@ -53,7 +51,7 @@ class Reel:
         self._step, self._every = 0, 1
 
     def step(self, draw: Callable[[], np.ndarray], episode: int = 0, gained: float = 0.0) -> None:
-        """A further step; `draw` is called where its frame is wanted."""
+        """Record a step; calls `render` only if its frame is needed."""
         if self._step % self._every == 0:
             self.frames.append((self._step, draw()))
         self._step += 1
@@ -61,11 +59,11 @@ class Reel:
             self.frames, self._every = self.frames[::2], 2 * self._every
 
     def end(self, draw: Callable[[], np.ndarray], episode: int = 0, gained: float = 0.0) -> None:
-        """What comes after the last step is not shown."""
+        """Ignore the final state."""
 
 
 def strip(frames: Sequence[tuple[int, np.ndarray]], count: int = 8, height: int = 96) -> str:
-    """At most `count` frames, spread evenly from first to last, beside each other as an SVG that holds its pixels."""
+    """At most `count` evenly spaced frames, side by side, as an SVG with embedded pixels."""
     places = np.unique(np.linspace(0, len(frames) - 1, count).astype(int))
     gap, x, marks = 4, 0, []
     for step, frame in (frames[place] for place in places.tolist()):

@@ -1,4 +1,4 @@
-"""A run's page and a comparison's page: one file each, which needs nothing from outside."""
+"""Reports of runs and comparisons as HTML: one self-contained file each."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
 
 
 def data_uri(pixels: UInt8[np.ndarray, "H W C"]) -> str:
-    """What an SVG's `image` may refer to."""
+    """An image as a data URI."""
     return "data:image/png;base64," + base64.b64encode(png(pixels)).decode()
 
 
 def png(pixels: UInt8[np.ndarray, "H W C"]) -> bytes:
-    """A PNG file (ISO 15948) of red, green and blue or, with 4 channels, of opacity too."""
+    """Encode RGB or RGBA pixels as PNG (ISO 15948)."""
     high, wide, channels = pixels.shape
     rows = np.concatenate([np.zeros((high, 1), np.uint8), pixels.reshape(high, -1)], axis=1)  # 0: no filter
     head = struct.pack(">IIBBBBB", wide, high, 8, 2 if channels == 3 else 6, 0, 0, 0)
@@ -50,7 +50,7 @@ HOW_TO_INSTALL = "the report needs jinja2; pip install 'headway[report]' and try
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure of the page: an SVG text, or a matplotlib figure, which is turned into one."""
+    """A figure of a report: an SVG string, or a matplotlib figure, which is converted to SVG."""
 
     title: str
     caption: str
@@ -60,7 +60,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Sections:
-    """What a page shows, as plain data. What is empty is left out."""
+    """The content of a report, as plain data. Empty sections are left out."""
 
     title: str
     subtitle: str = ""
@@ -77,7 +77,7 @@ class Sections:
 
 
 def available() -> bool:
-    """Whether reports can be written here (the extra `report`)."""
+    """Whether reports can be written (the extra `report`)."""
     from importlib.util import find_spec
 
     return find_spec("jinja2") is not None
@@ -91,20 +91,20 @@ def write_report(run_directory: Path | str, sections: Sections) -> Path:
 
 
 def render(sections: Sections) -> str:
-    """The page as HTML."""
+    """The report as HTML."""
     return environment().get_template("page.html").render(page=sections)
 
 
 def environment(*folders: Path) -> jinja2.Environment:
-    """Templates of `folders` beside those here, which have the style and the parts that pages share; UserError without
-    the extra `report`.
+    """The templates of `folders` and of this folder, which has the shared style and macros; UserError without the extra
+    `report`.
     """
     if not available():
         raise UserError(HOW_TO_INSTALL)
     return _environment(folders)
 
 
-@functools.cache  # with the templates, which take longer to compile than to fill in
+@functools.cache  # caches the templates, because compiling them takes longer than rendering
 def _environment(folders: tuple[Path, ...]) -> jinja2.Environment:
     import jinja2
 
@@ -132,7 +132,7 @@ def _markup(figure: str | Figure) -> Any:
 
 
 def value(item: Any) -> str:
-    """A value as the page shows it."""
+    """A value as text for the report."""
     if item is None:
         return "none"
     if isinstance(item, bool):
@@ -146,17 +146,17 @@ def value(item: Any) -> str:
     return str(item)
 
 
-_SHORT = 24  # characters of a cell that is not broken into lines
+_SHORT = 24  # maximum characters of a cell without line breaks
 
 
 def breadths(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Whether the cells of a table's columns are "short", or "long" texts that are broken into lines."""
+    """Whether the cells of each column are "short", or "long" with line breaks."""
     longest = {name: max(len(value(row[name])) for row in rows if name in row) for name in rows[0]}
     return {name: "long" if length > _SHORT else "short" for name, length in longest.items()}
 
 
 class TreeNode(NamedTuple):
-    """A node of a configuration's tree: it has either children or a text."""
+    """A node of a configuration tree, with either children or a text."""
 
     name: str
     kind: str
@@ -165,7 +165,7 @@ class TreeNode(NamedTuple):
 
 
 def branches(node: Mapping[str, Any] | Sequence[Any]) -> list[TreeNode]:
-    """The branches of a node; equal neighbours of a list (the blocks of a stack) become one."""
+    """The branches of a node; equal neighbours in a list (the blocks of a stack) are merged."""
     if isinstance(node, Mapping):
         return [_branch(str(name), item) for name, item in node.items() if name != "kind"]
     found: list[tuple[int, int, Any]] = []
@@ -186,13 +186,13 @@ def _branch(name: str, item: Any) -> TreeNode:
     return TreeNode(name, "", None, value(item))
 
 
-_LONGEST = 160  # pixels of a side, so that a page stays small
-_COARSE = 64  # pixels of a side up to which each of them is to be seen
+_LONGEST = 160  # maximum pixels per side, so that reports stay small
+_COARSE = 64  # maximum pixels per side of images that are drawn with visible pixels
 
 
 class Tile(NamedTuple):
-    """An image with its text, which is `right` or wrong where that can be said, and a note under it; `beside` is shown
-    to the right of it, at every width.
+    """An image with its text, which may be correct or wrong (`is_correct`), and a note; `companion` is a second image
+    to the right of it.
     """
 
     pixels: UInt8[np.ndarray, "H W 3"]
@@ -203,7 +203,7 @@ class Tile(NamedTuple):
 
 
 def tiled(tiles: Sequence[Tile], *, small: bool = False) -> str:
-    """Tiles in rows, as HTML for a Picture."""
+    """A grid of tiles, as HTML for a Picture."""
     cells = []
     for tile in tiles:
         kind = "" if tile.right is None else ' class="right"' if tile.right else ' class="wrong"'
@@ -218,41 +218,41 @@ def tiled(tiles: Sequence[Tile], *, small: bool = False) -> str:
 
 def _image(pixels: UInt8[np.ndarray, "H W 3"]) -> str:
     step = -(-max(pixels.shape[:2]) // _LONGEST)
-    shown = pixels[::step, ::step]  # every so many pixels of a large image
+    shown = pixels[::step, ::step]  # subsample large images
     drawn = ' class="pixels"' if max(shown.shape[:2]) <= _COARSE else ""
     return f'<img{drawn} alt="" src="{data_uri(shown)}">'
 
 
-_FEW = 3  # answers from which on it means something that all are equal
-_SHOWN = 60  # characters
+_FEW = 3  # minimum outputs for which it is remarkable that all are equal
+_SHOWN = 60  # maximum characters of an output
 
 
 def shortfalls(scores: Mapping[str, Any], samples: Sequence[Mapping[str, str]]) -> Iterator[str]:
-    """What explains the scores of a model that has learnt little; nothing for one that has."""
+    """Sentences that explain low scores of a model that has learned little."""
     answered = [sample for sample in samples if "output" in sample and "reference" in sample]
     answers = {sample["output"].strip() for sample in answered}
     if len(answered) >= _FEW and len(answers) == 1 and len({sample["reference"] for sample in answered}) > 1:
         answer = shorten(answers.pop(), _SHOWN)
-        told = f"the same, “{answer}”" if answer else "empty"
-        yield f"All {len(answered)} answers that are shown are {told}: the model does not tell its inputs apart yet."
+        told = f"the same (“{answer}”)" if answer else "an empty"
+        yield f"All {len(answered)} samples have {told} output: the model does not distinguish its inputs yet."
     if scores.get("bleu") == 0:
         yield (
-            "BLEU is 0: no translation has a word in common with its reference, or none is as long as the four words "
-            "that BLEU counts."
+            "BLEU is 0: no translation shares a word with its reference, or all are shorter than the four words that "
+            "BLEU counts."
         )
     if max(scores.get("wer") or 0, scores.get("per") or 0) > 1:
-        yield "An error rate is above 100 %, as more is written than there is to be said: each extra word is an error."
+        yield "An error rate is above 100 % because the outputs are too long: each extra word is an error."
     for method, name in (("mase_naive", "The seasonal naive forecast"), ("mase_smoothing", "Exponential smoothing")):
         if scores.get("mase", 0.0) > scores.get(method, math.inf):
-            errors = f"{short(scores[method])}, that of the forecasts {short(scores['mase'])}"
+            errors = f"{short(scores[method])}, compared with {short(scores['mase'])} for the model"
             yield f"{name} is better on this split: its mean absolute scaled error is {errors}."
     if scores.get("exact_match") == 0:
-        yield "Exact match is 0: no answer is right to the letter."
+        yield "Exact match is 0: no output equals its reference."
     if scores.get("rare_f1") == 0:
-        yield "F1 of rare classes is 0: none of their samples is found."
+        yield "F1 of rare classes is 0: none of their samples is classified correctly."
     if scores.get("accuracy") == 0:
-        yield "Accuracy is 0: no answer is right."
+        yield "Accuracy is 0: no output is correct."
     if scores.get("f1") == 0 and scores.get("recall") == 0:
-        yield "F1 is 0: not one entity is found with its bounds and its kind."
+        yield "F1 is 0: no entity has the correct boundaries and type."
     if scores.get("success_rate") == 0:
-        yield "Success is 0: no episode reached what its task asks for."
+        yield "The success rate is 0: no episode achieved the goal of its task."

@@ -1,4 +1,4 @@
-"""Pictures of numbers next to those predicted, and of several labels at once."""
+"""Pictures of regression and multi-label predictions."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from jaxtyping import Bool, Float
 from headway.learn.report.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Axis, frame, svg
 from headway.learn.report.page import Picture
 
-_POINTS = 600  # that a chart shows
-_MOST = 40  # labels that a table shows
+_POINTS = 600  # maximum points of a chart
+_MOST = 40  # maximum labels of a table
 
 
 def scatter_chart(right: Float[np.ndarray, "N"], said: Float[np.ndarray, "N"], x_label: str, y_label: str) -> str:
-    """A dot for each sample, of many for some that are spread evenly, and the line on which both numbers are equal."""
+    """A scatter chart with a dot per sample, evenly subsampled if there are many, and the line y = x."""
     kept = np.linspace(0, len(right) - 1, min(len(right), _POINTS)).astype(np.int64)
     right, said = right[kept], said[kept]
     low, high = float(min(right.min(), said.min())), float(max(right.max(), said.max()))
@@ -40,7 +40,7 @@ def label_table(
     thresholds: Sequence[float],
     what: str,
 ) -> Picture:
-    """How well each label is predicted for N samples that are `what`, the least F1 first."""
+    """The scores per label on N samples of `noun`, lowest F1 first."""
     hits, given, found = (said & right).sum(0), right.sum(0), said.sum(0)
     f1 = 2 * hits / np.maximum(given + found, 1)
     order = np.lexsort((-given, f1))[:_MOST]
@@ -62,7 +62,7 @@ def label_table(
     head = "".join(f"<th>{name}</th>" for name in ("label", "samples", "recall", "precision", "F1", "threshold"))
     part = f"; {_MOST} of {len(labels)} labels" if len(labels) > _MOST else ""
     table = f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
-    caption = f"of {len(said):,} {what}, the worst first{part}; a label is predicted from its threshold on"
+    caption = f"of {len(said):,} {what}, worst first{part}; a label is predicted from its threshold on"
     return Picture("Labels", caption, table, wide=True)
 
 
