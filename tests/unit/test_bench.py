@@ -213,9 +213,9 @@ def test_dropout_is_left_out() -> None:
         (("decode", "--weights", "int2"), "invalid choice: 'int2'"),
         (("decode", "--against", "vlm"), "there is no program 'vlm' to measure against; choose from: ctranslate2"),
         (("translate", "--against", "llama.cpp"), "llama.cpp is not measured at translate; choose from: transformers"),
-        (("decode", "--threads", "5000"), "5000 threads on"),
+        (("decode", "--threads", "5000"), "5000 threads are too many for"),
         (("decode", "--device", "cuda"), "bench measures processors, not device cuda; leave --device out"),
-        (("decode", "--repeats", "0"), "'0' is not a whole number from 1 on"),
+        (("decode", "--repeats", "0"), "'0' is not an integer of at least 1"),
         (("decode", "--shape", "gpt3-175b"), "measuring gpt3-175b needs 1,396,834,074,624 bytes"),
     ],
 )

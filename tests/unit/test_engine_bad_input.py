@@ -142,7 +142,7 @@ def test_no_tokens_too_many_and_none_wanted(folder: Path, capsys: pytest.Capture
     assert (len(found.ids), found.finish_reason) == (6, "length")
     for words, message in (
         (("--max-new-tokens", "0"), "from 1 on"),
-        (("--threads", "4096"), "4096 threads on"),
+        (("--threads", "4096"), "4096 threads are too many for"),
         (("--threads", "0"), "from 1 on"),
     ):
         assert cli.main(["generate", str(folder / "int8"), "--prompt", "a", *words]) == 2

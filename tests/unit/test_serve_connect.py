@@ -186,7 +186,7 @@ def test_commands_ask_a_server(
     sound = str(data_dir / "speech/pocketsphinx/cards-001.wav")
     assert command(capsys, monkeypatch, "transcribe", WHISPER, sound, *at)[:2] == (0, "10 of clubs.\n")
     for words, message in (
-        (("transcribe", WHISPER, sound, "--beam", "2", *at), "a server chooses beam"),
+        (("transcribe", WHISPER, sound, "--beam", "2", *at), "--server does not support --beam"),
         (("embed", "minilm", "--threads", "1", *at), "--threads is chosen where the server is started"),
         (("embed", "nothing", *at), "has no model 'nothing'"),
         (("embed", STORIES, "--server", "http://127.0.0.1:9"), "does not answer"),
