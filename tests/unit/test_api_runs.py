@@ -146,7 +146,7 @@ def test_resume_needs_no_setting_again_and_refuses_another(text_run: Path) -> No
     assert run.summary["step"] == SMALL_TEXT["train.steps"]
     with pytest.raises(hw.UserError, match=r"optim.lr is 0.02, not 0.5"):
         hw.train("shakespeare", set={"optim.lr": 0.5}, run=text_run, resume=True, device="cpu", progress=False)
-    with pytest.raises(hw.UserError, match=r"was started with train.steps .*, not 99999; leave it out to resume"):
+    with pytest.raises(hw.UserError, match=r"was started with train.steps .*, not 99999; remove the setting to resume"):
         hw.train("shakespeare", set={"train.steps": 99999}, run=text_run, resume=True, device="cpu", progress=False)
     with pytest.raises(hw.UserError, match="there is no split 'val'; did you mean"):
         hw.load(text_run).evaluate(split="val")
@@ -359,18 +359,18 @@ def test_a_tokenizer_is_trained_from_text(plays: Path, tmp_path: Path, capsys: p
     ("argv", "message"),
     [
         (["train", "shakespear"], "there is no recipe 'shakespear'; did you mean 'shakespeare'?"),
-        (["train", "text"], "recipe 'text' has no data of its own; give yours with --data"),
+        (["train", "text"], "recipe 'text' has no data; pass your own with --data"),
         (["train", "text", "--data", "nowhere.txt"], "nowhere.txt"),
         (["train", "shakespeare", "--set", "modle.width=3"], "did you mean 'model'?"),
         (["train", "shakespeare", "--set", "model.width"], "has no '='"),
-        (["train", "shakespeare", "--device", "quantum"], "device 'quantum' cannot be used here"),
+        (["train", "shakespeare", "--device", "quantum"], "device 'quantum' is not available here"),
         (["generate", "nowhere", "--prompt", "a"], "nowhere does not exist"),
         (["generate", "nowhere", "--prompt", "@nowhere.txt"], "prompt file nowhere.txt does not exist"),
         (["show", "gtp2"], "did you mean 'gpt2'?"),
         (["data", "get", "multi3k"], "did you mean 'multi30k'?"),
         (["compare", "shakespeare", "--set", "model.depth=2"], "there is only one variant"),
         (["compare", "shakespeare", "--set", "model.depth="], "has no values"),
-        (["compare", "scenes", "--set", "model.depth=2,2"], "two variants would be called '2'"),
+        (["compare", "scenes", "--set", "model.depth=2,2"], "two variants would be named '2'"),
     ],
 )
 def test_what_a_user_gets_wrong_is_one_line(
@@ -408,8 +408,8 @@ def test_compare_trains_each_variant_at_equal_size(
     assert "range" in header
     assert (tmp_path / "c/1-2/report.html").is_file()
     page = (tmp_path / "c/report.html").read_text(encoding="utf-8")
-    assert "The sizes differ by at most" in page
-    assert f"Each was trained for {SMALL_TEXT['train.steps']} steps" in page
+    assert "Sizes differ from the first by at most" in page
+    assert f"Each run trained for {SMALL_TEXT['train.steps']} steps" in page
 
 
 @pytest.mark.parametrize(("name", "depths"), [("pronounce", [2, 1, 3]), ("shakespeare", [4, 2])])

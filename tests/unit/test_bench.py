@@ -206,10 +206,10 @@ def test_dropout_is_left_out() -> None:
         (("decode", "--shape", "llama-136m"), "'llama-136m' is no recipe, preset, run or model; did you mean"),
         (("decode", "--shape", "bert-base"), "shape 'bert-base' is not a language model, so it has no decode"),
         (("decode", "--shape", "gpt-1m"), f"a context of 64, but decode writes up to {PROMPT + NEW} symbols"),
-        (("translate", "--shape", "gpt2"), "shape 'gpt2' is not an encoder-decoder and translates nothing"),
-        (("train", "--shape", "shakespeare"), "shape 'shakespeare' has no longest context to fill"),
+        (("translate", "--shape", "gpt2"), "shape 'gpt2' is not an encoder-decoder and cannot translate"),
+        (("train", "--shape", "shakespeare"), "shape 'shakespeare' has no context limit to fill"),
         (("train", "--weights", "int8"), "training needs weights in fp32, not in int8; leave --weights out"),
-        (("load", "--rows", "2"), "load reads files and has no 2 rows; leave --rows out"),
+        (("load", "--rows", "2"), "bench load has no batch, and --rows is 2; remove --rows"),
         (("decode", "--weights", "int2"), "invalid choice: 'int2'"),
         (("decode", "--against", "vlm"), "there is no program 'vlm' to measure against; choose from: ctranslate2"),
         (("translate", "--against", "llama.cpp"), "llama.cpp is not measured at translate; choose from: transformers"),
@@ -248,7 +248,7 @@ def test_a_process_that_fails(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("code", "out", "message"),
-    [(-9, "", "was killed, as the system does where memory runs out; choose"), (0, '{"error": "no; yes"}', "no; yes")],
+    [(-9, "", "was killed, probably out of memory; choose"), (0, '{"error": "no; yes"}', "no; yes")],
 )
 def test_what_a_process_says_is_for_the_user(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, out: str, message: str

@@ -117,9 +117,9 @@ def test_python_exports_and_rounds_as_the_shell_does(folder: Path, tmp_path: Pat
     ids = hw.load(tmp_path / "small", backend="torch").generate_ids([1, 2], 3, temperature=0, ignore_end=True)
     assert len(ids) == 3
     for ask, message in (
-        (lambda: hw.quantize(folder, tmp_path / "small"), "already exists and is not empty; choose another place"),
+        (lambda: hw.quantize(folder, tmp_path / "small"), "already exists and is not empty; choose another folder"),
         (lambda: hw.quantize(folder, tmp_path / "new", "int3"), "cannot be rounded to int3; use int8 or int4"),  # type: ignore[arg-type]
-        (lambda: hw.export(folder, tmp_path / "new", "onyx"), "there is no format 'onyx'"),
+        (lambda: hw.export(folder, tmp_path / "new", "onyx"), "unknown format 'onyx'"),
         (lambda: hw.export(3, tmp_path / "new"), "model is 3; give a text or a path"),  # type: ignore[arg-type]
     ):
         with pytest.raises(hw.UserError, match=message):
