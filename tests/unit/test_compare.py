@@ -295,7 +295,9 @@ def test_a_comparison_goes_on_where_it_was_stopped(
     with pytest.MonkeyPatch.context() as patch:
         stopped_at(call, patch)
         assert cli.main(command(book, stopped)) == cli.INTERRUPTED
-    assert f"headway: {where}; the same command with --run '{stopped}' --resume goes on\n" in capsys.readouterr().err
+    assert (
+        f"headway: {where}; continue with the same command and --run '{stopped}' --resume\n" in capsys.readouterr().err
+    )
     assert not (stopped / "gru").exists()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
@@ -360,7 +362,7 @@ def test_resume_begins_where_there_is_nothing(
 
     monkeypatch.setattr(module, "train", stop)
     assert cli.main(command(book, tmp_path / "c", "--resume", "--seeds", "2")) == cli.INTERRUPTED
-    assert "headway: variant attention-1 stopped; the same command with" in capsys.readouterr().err
+    assert "headway: variant attention-1 stopped; continue with the same command" in capsys.readouterr().err
     begun = json.loads((tmp_path / "c/compare.json").read_text(encoding="utf-8"))
     assert begun.keys() == {"recipe", "fitted", "grid", "minutes", "tokens", "seeds", "data"}
     assert begun["grid"]["model.mixer"] == MIXERS

@@ -168,5 +168,5 @@ def test_memory_that_runs_out_is_said_so(
     monkeypatch.setattr("headway.app.cli.generate.load", none_left)
     assert cli.main(["generate", "runs/any", "--prompt", "a"]) == 1
     told = capsys.readouterr().err
-    assert told.startswith("headway: memory ran out (")
+    assert told.startswith("headway: out of memory (")
     assert told.count("\n") == 1

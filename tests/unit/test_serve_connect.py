@@ -116,7 +116,10 @@ def test_transcripts_of_several_clients_at_once(url: str, folder: Path, tmp_path
 
 def test_what_cannot_be_connected_to_is_one_line(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for args, message in (
-        (("http://127.0.0.1:9",), "does not answer (Connection refused); start it with headway serve"),
+        (
+            ("http://127.0.0.1:9",),
+            "does not answer (Connection refused); check the URL, or start the server with headway serve",
+        ),
         (("ftp://x",), "'ftp://x' is not the URL of a server"),
         (("http://x:99999999",), "is not a URL"),
         (("http://a@b",), "is not the URL of a server"),
