@@ -69,7 +69,7 @@ def test_a_place_that_cannot_be_written_is_told_before_any_work(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for out, message in (
-        (tmp_path / "a.txt", "ends on no kind of picture"),
+        (tmp_path / "a.txt", "is not a supported image file"),
         (tmp_path / "no" / "a.png", "is not a folder"),
     ):
         assert cli.main(["attention", str(tmp_path / "run"), str(out), "--text", "a"]) == cli.USER_ERROR

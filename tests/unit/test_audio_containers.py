@@ -127,7 +127,10 @@ def test_a_folder_is_transcribed_file_by_file(tmp_path: Path, capsys: pytest.Cap
     assert "bad.mp3 is not a sound that can be read" in shown.err.splitlines()[-1]
     assert sorted(p.relative_to(out).as_posix() for p in out.rglob("*.srt")) == ["a/b.srt", "a/c.srt", "b.srt"]
     (tmp_path / "empty").mkdir()
-    for given, message in (([tmp_path / "empty"], "holds no sounds"), ([data, "--format", "vtt"], "run into one")):
+    for given, message in (
+        ([tmp_path / "empty"], "contains no sounds"),
+        ([data, "--format", "vtt"], "cannot share stdout"),
+    ):
         assert main(["transcribe", place, *map(str, given), *QUICK]) == 2
         assert message in capsys.readouterr().err
 

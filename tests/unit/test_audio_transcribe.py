@@ -250,7 +250,7 @@ def test_the_engine_writes_what_torch_writes(form: Format) -> None:
 
 def test_models_that_hear_nothing() -> None:
     for made in (language_model(), translator()):
-        with pytest.raises(UserError, match=r"cannot transcribe sounds; .*take a model that can"):
+        with pytest.raises(UserError, match=r"cannot transcribe sounds; .*use a speech model"):
             Model(Opened(made, USAGE, codec()), Path("a-model")).transcribe(noise(RATE))
 
 
@@ -457,8 +457,8 @@ def test_bad_input_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture) ->
         ([tmp_path / "empty.wav"], "0 samples"),
         ([tmp_path / "text.mp3"], "not a sound that can be read"),
         ([tmp_path / "absent.wav"], "does not exist"),
-        ([good, good, "--format", "srt"], "run into one"),
-        ([good, tmp_path / "other" / "good.flac", "--out", tmp_path / "out"], "written for two files"),
+        ([good, good, "--format", "srt"], "cannot share stdout"),
+        ([good, tmp_path / "other" / "good.flac", "--out", tmp_path / "out"], "is the output of two files"),
         ([good, "--max-line-width", "42"], "not in txt; add --format srt"),
         ([good, "--max-line-count", "2", "--format", "srt"], "add --max-line-width"),
         ([good, "--max-line-width", "0", "--format", "srt"], "max-line-width"),

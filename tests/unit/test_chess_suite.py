@@ -170,7 +170,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     told = capsys.readouterr()
     scores = json.loads(told.out)
     assert (scores["samples"], scores["skipped"], scores["search"]) == (6, 3, "value")
-    assert told.err.count("passed over: ") == 3
+    assert told.err.count("skipped: ") == 3
     for row in scores["missed"]:
         board_of(row["position"]).parse_san(row["played"])
     assert cli.main([*words[:-1], "policy"]) == 0

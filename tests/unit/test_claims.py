@@ -221,7 +221,7 @@ def test_claims_are_found_by_name_and_number() -> None:
     (claim,) = chosen(["4"])
     assert chosen([claim.name, "4"]) == [claim]
     assert chosen([]) == list(claims().values())
-    with pytest.raises(UserError, match="there is no claim 'fast-wights'; did you mean 'fast-weights'"):
+    with pytest.raises(UserError, match="unknown claim 'fast-wights'; did you mean 'fast-weights'"):
         chosen(["fast-wights"])
 
 
@@ -362,4 +362,4 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert Path(result["result"]).exists()
     assert "seed 2" in err
     assert cli.main(["claims", "elman"]) == cli.USER_ERROR
-    assert "there is no claim 'elman'" in capsys.readouterr().err
+    assert "unknown claim 'elman'" in capsys.readouterr().err

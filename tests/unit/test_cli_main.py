@@ -47,18 +47,18 @@ def test_help_has_an_example_and_the_common_options_and_needs_no_torch(name: str
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["trian"], "there is no command 'trian'; did you mean 'train'?"),
-        (["tokenizer", "trane"], "there is no command 'tokenizer trane'; did you mean 'train'?"),
-        (["--json", "recipes"], "option --json stands before the command; write headway COMMAND --json"),
-        (["train"], "the following arguments are required: RECIPE; headway train --help shows how"),
+        (["trian"], "unknown command 'trian'; did you mean 'train'?"),
+        (["tokenizer", "trane"], "unknown command 'tokenizer trane'; did you mean 'train'?"),
+        (["--json", "recipes"], "option --json comes before the command; write headway COMMAND --json"),
+        (["train"], "the following arguments are required: RECIPE; see headway train --help"),
         (["train", "x", "--minuts", "3"], "headway train has no option --minuts; did you mean '--minutes'?"),
-        (["train", "x", "y"], "'y' is one argument too many; headway train --help shows how"),
-        (["train", "x", "--threads", "0"], "argument --threads: '0' is not a whole number from 1 on"),
+        (["train", "x", "y"], "unexpected argument 'y'; see headway train --help"),
+        (["train", "x", "--threads", "0"], "argument --threads: '0' is not an integer of at least 1"),
         (["train", "x", "--minutes", "-1"], "argument --minutes: '-1' is not a number above 0"),
         (["train", "x", "--minutes", "inf"], "argument --minutes: 'inf' is not a number above 0"),
         (["generate", "x", "--prompt", "a", "--top-p", "2"], "'2' is not a number above 0 to 1"),
-        (["recipes", "--backend", "gpu"], "'gpu' is not a backend; use auto, torch or cpu"),
-        (["recipes", "--threads", "5000"], "5000 threads on"),
+        (["recipes", "--backend", "gpu"], "unknown backend 'gpu'; use auto, torch or cpu"),
+        (["recipes", "--threads", "5000"], "5000 threads are too many for"),
     ],
 )
 def test_a_wrong_argument_is_one_line_and_exit_2(
@@ -97,7 +97,7 @@ def _fake(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
 @pytest.mark.parametrize(
     ("error", "code", "message"),
     [
-        (RuntimeError("broken\nhere"), cli.FAILED, "headway: RuntimeError: broken; --debug shows where\n"),
+        (RuntimeError("broken\nhere"), cli.FAILED, "headway: RuntimeError: broken; add --debug for the traceback\n"),
         (KeyboardInterrupt(), cli.INTERRUPTED, "headway: interrupted\n"),
         (OSError(28, "No space left", "x.bin"), cli.FAILED, "headway: x.bin: no space left\n"),
     ],

@@ -141,14 +141,14 @@ def test_what_is_said_is_what_was_measured(book: Path, tmp_path: Path, monkeypat
     assert all(named["minutes"] == 1.0 for _, named in asked)
     assert all(0 < named["spent"] < 30 for _, named in asked)  # the preparation, a half each, and the page
     assert list(found.notes) == [
-        "Each was trained in 1:00 of its own, everything included, on the same data.",
+        "Each run trained for 1:00, everything included, on the same data.",
         "Measured: 12.0 to 60.0 s of training, 8 to 40 steps, 9,000 tokens.",
-        "Caution: the shortest training took 20% of the longest, as evaluations take longer, the machine's speed "
-        "changed or steps are few; give more --minutes.",
-        "Widths were adjusted so that all have about as many parameters as the first.",
-        "The sizes differ by at most 0.0% from the first.",
-        "All matrix products of training are in fp32 (narrow); alone, attention would be trained in bf16.",
-        "Of one run each: another seed may move a result by as much as two variants differ (--seeds 3).",
+        "Caution: the shortest training took 20% of the time of the longest, because of slow evaluations, few "
+        "steps or other load on the machine; use more --minutes.",
+        "Widths were adjusted so that all variants have about as many parameters as the first.",
+        "Sizes differ from the first by at most 0.0%.",
+        "All matrix products of training are in fp32 (narrow); alone, attention would train in bf16.",
+        "Each variant has one run; differences may be due to the seed. Repeat with --seeds 3.",
     ]
     assert {"validation loss", "test loss", "tokens/s"} < found.table()[0].keys()
     assert all(
@@ -167,7 +167,7 @@ def test_equal_tokens_are_more_steps_of_smaller_batches(
     found, asked = told(monkeypatch, recipe, grid, tmp_path / "c", tokens=5120, seeds=1)
     assert [run.train.steps for run, _ in asked] == [pytest.approx(40, abs=3), pytest.approx(10, abs=1)]
     assert found.notes[0] == "Each was trained on about 5,120 tokens on the same data."
-    with pytest.raises(UserError, match=r"both minutes \(1\) and tokens \(5\) are asked for; give one of them"):
+    with pytest.raises(UserError, match=r"both minutes \(1\) and tokens \(5\) are set; pass one of them"):
         compare(recipe, grid, minutes=1.0, tokens=5, run=tmp_path / "d", device="cpu")
     assert not (tmp_path / "d").exists()
 
@@ -295,7 +295,9 @@ def test_a_comparison_goes_on_where_it_was_stopped(
     with pytest.MonkeyPatch.context() as patch:
         stopped_at(call, patch)
         assert cli.main(command(book, stopped)) == cli.INTERRUPTED
-    assert f"headway: {where}; the same command with --run '{stopped}' --resume goes on\n" in capsys.readouterr().err
+    assert (
+        f"headway: {where}; continue with the same command and --run '{stopped}' --resume\n" in capsys.readouterr().err
+    )
     assert not (stopped / "gru").exists()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
@@ -318,15 +320,21 @@ def test_what_is_finished_is_read_and_other_settings_are_refused(
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert [row["variant"] for row in found["variants"]] == MIXERS
     assert names == []
-    before = f"{whole} was started with another comparison: "
+    before = f"{whole} has a different comparison: "
     for other, message in (
-        (command(book, whole), f"{whole} is not empty; go on with it with --resume, or choose another directory"),
+        (command(book, whole), f"{whole} is not empty; continue with --resume, or choose another directory"),
         (command(book, whole, "--resume", "--minutes", "2"), f"{before}minutes is null, not 2.0; resume it with its"),
         (command(book, whole, "--resume", "--seeds", "2"), f"{before}seeds is 1, not 2"),
         (command(book, whole, "--resume", "--seed", "5"), f"{before}train.seed is 1234, not 5"),
         (command(book, whole, "--resume", mixers="lstm,gru"), f"{before}grid is {{"),
-        (command(book, whole / "gru", "--resume"), f"{whole / 'gru'} holds no comparison (no compare.json); choose"),
-        (["compare", "text", "--set", "model.depth=1,2", "--resume"], "--resume was given without --run"),
+        (
+            command(book, whole / "gru", "--resume"),
+            f"{whole / 'gru'} is not a comparison (it has no compare.json); choose",
+        ),
+        (
+            ["compare", "text", "--set", "model.depth=1,2", "--resume"],
+            "--resume without --run would use a new directory",
+        ),
     ):
         assert cli.main(other) == cli.USER_ERROR
         assert message in capsys.readouterr().err
@@ -354,7 +362,7 @@ def test_resume_begins_where_there_is_nothing(
 
     monkeypatch.setattr(module, "train", stop)
     assert cli.main(command(book, tmp_path / "c", "--resume", "--seeds", "2")) == cli.INTERRUPTED
-    assert "headway: variant attention-1 stopped; the same command with" in capsys.readouterr().err
+    assert "headway: variant attention-1 stopped; continue with the same command" in capsys.readouterr().err
     begun = json.loads((tmp_path / "c/compare.json").read_text(encoding="utf-8"))
     assert begun.keys() == {"recipe", "fitted", "grid", "minutes", "tokens", "seeds", "data"}
     assert begun["grid"]["model.mixer"] == MIXERS

@@ -285,6 +285,6 @@ def test_wrong_settings_are_told(tmp_path: Path, settings: dict, message: str) -
 
 
 def test_the_recipes_need_data() -> None:
-    with pytest.raises(UserError, match="give yours with --data"):
+    with pytest.raises(UserError, match="pass your own with --data"):
         hw.train("chess", progress=False)
     assert find_recipe("chess").domain == "chess"

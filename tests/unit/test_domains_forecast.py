@@ -263,7 +263,7 @@ def test_what_cannot_be_forecast(run: Any, tmp_path: Path, capsys: pytest.Captur
     for arguments, part in (
         (["--data", str(short)], "has 20 values, and the model reads 56"),
         (["--data", str(monthly)], "steps of 1 months"),
-        (["--picture", "x.bmp"], "kind of picture"),
+        (["--picture", "x.bmp"], "is not a supported image file"),
         (["--out", str(tmp_path / "no" / "x.csv")], "not a folder"),
         (["--steps", "0"], "whole number from 1"),
     ):

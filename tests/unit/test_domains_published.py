@@ -63,7 +63,7 @@ def test_a_model_by_a_recipe_file(play: Path, tmp_path: Path) -> None:
 
 
 def test_what_names_no_model_suggests_the_nearest(play: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="'gpt-2' is no recipe, preset, run or model; did you mean 'gpt2'"):
+    with pytest.raises(UserError, match="'gpt-2' is not a recipe, preset, run or model; did you mean 'gpt2'"):
         hw.train("text", play, {"model": "gpt-2"}, run=tmp_path / "run")
     with pytest.raises(UserError, match="nowhere"):
         hw.train("text", play, {"task.tokenizer": "nowhere"}, run=tmp_path / "run")

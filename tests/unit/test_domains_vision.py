@@ -144,7 +144,7 @@ def test_attention_is_drawn_at_a_size_one_can_see(
     pixels, weights = np.zeros((8, 8, 3), np.uint8), np.ones((2, 2))
     assert vision.Look(pixels, weights).beside(["label " * 40]).shape[1] > width
     assert cli.main(["classify", str(folder), *files[:2], "--attention", str(tmp_path / "two.png")]) == cli.USER_ERROR
-    assert "--attention draws one image, and 2 are given; give one" in capsys.readouterr().err
+    assert "--attention takes one image, not 2; pass a single image" in capsys.readouterr().err
 
 
 def test_show_tells_of_images(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -142,7 +142,7 @@ def test_no_tokens_too_many_and_none_wanted(folder: Path, capsys: pytest.Capture
     assert (len(found.ids), found.finish_reason) == (6, "length")
     for words, message in (
         (("--max-new-tokens", "0"), "from 1 on"),
-        (("--threads", "4096"), "4096 threads on"),
+        (("--threads", "4096"), "4096 threads are too many for"),
         (("--threads", "0"), "from 1 on"),
     ):
         assert cli.main(["generate", str(folder / "int8"), "--prompt", "a", *words]) == 2
@@ -168,5 +168,5 @@ def test_memory_that_runs_out_is_said_so(
     monkeypatch.setattr("headway.app.cli.generate.load", none_left)
     assert cli.main(["generate", "runs/any", "--prompt", "a"]) == 1
     told = capsys.readouterr().err
-    assert told.startswith("headway: memory ran out (")
+    assert told.startswith("headway: out of memory (")
     assert told.count("\n") == 1

@@ -153,11 +153,11 @@ def test_keys_and_values_may_be_kept_in_int8(run: Path, capsys: pytest.CaptureFi
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"cache": "int4"}, "cache 'int4' is unknown; use fp32 or fp16 or int8"),
-        ({"weights": "int3"}, "weights 'int3' are unknown; use fp32 or int8 or int4"),
-        ({"backend": "gpu"}, "backend 'gpu' is unknown; use auto or torch or cpu"),
-        ({"cache": "int8", "backend": "torch"}, "which backend torch is not"),
-        ({"cache": "int8", "device": "meta"}, "which device meta is not"),
+        ({"cache": "int4"}, "unknown number format 'int4' of the cache; use fp32 or fp16 or int8"),
+        ({"weights": "int3"}, "unknown number format 'int3' of weights; use fp32 or int8 or int4"),
+        ({"backend": "gpu"}, "unknown backend 'gpu'; use auto or torch or cpu"),
+        ({"cache": "int8", "backend": "torch"}, "which excludes backend torch"),
+        ({"cache": "int8", "device": "meta"}, "which excludes device meta"),
     ],
 )
 def test_settings_that_cannot_be_had_are_refused(run: Path, settings: dict[str, Any], message: str) -> None:
@@ -228,7 +228,7 @@ def test_a_draft_that_cannot_guess_is_refused(run: Path, tmp_path: Path, capsys:
 
 
 def test_show_says_what_generates(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "generates on a CPU by the compiled engine" in ask(capsys, "show", run)[1]
+    assert "generates on a CPU with the compiled engine" in ask(capsys, "show", run)[1]
     assert "generates" not in ask(capsys, "show", "bert-base")[1]
 
 

@@ -66,7 +66,7 @@ def test_numbers_of_a_gguf_file_are_of_no_other_format(
 ) -> None:
     pytest.importorskip("gguf", reason="the package gguf is not installed: pip install 'headway[gguf]'")
     assert cli.main(["export", "nowhere", str(tmp_path / "out"), "--dtype", "f16"]) == cli.USER_ERROR
-    assert "--dtype f16 is of gguf files, and the format is hf; add --format gguf" in capsys.readouterr().err
+    assert "--dtype f16 applies to gguf files only, and the format is hf; add --format gguf" in capsys.readouterr().err
     for given, kind in ((), "F32"), (("--dtype", "f16"), "F16"):
         place = tmp_path / f"{kind}.gguf"
         assert cli.main(["export", str(folder), str(place), "--format", "gguf", *given]) == cli.DONE
@@ -117,9 +117,12 @@ def test_python_exports_and_rounds_as_the_shell_does(folder: Path, tmp_path: Pat
     ids = hw.load(tmp_path / "small", backend="torch").generate_ids([1, 2], 3, temperature=0, ignore_end=True)
     assert len(ids) == 3
     for ask, message in (
-        (lambda: hw.quantize(folder, tmp_path / "small"), "already exists and is not empty; choose another place"),
-        (lambda: hw.quantize(folder, tmp_path / "new", "int3"), "cannot be rounded to int3; use int8 or int4"),  # type: ignore[arg-type]
-        (lambda: hw.export(folder, tmp_path / "new", "onyx"), "there is no format 'onyx'"),
+        (lambda: hw.quantize(folder, tmp_path / "small"), "already exists and is not empty; choose another folder"),
+        (
+            lambda: hw.quantize(folder, tmp_path / "new", "int3"),
+            "unknown number format int3 for quantised weights; use int8 or int4",
+        ),  # type: ignore[arg-type]
+        (lambda: hw.export(folder, tmp_path / "new", "onyx"), "unknown format 'onyx'"),
         (lambda: hw.export(3, tmp_path / "new"), "model is 3; pass a string or a path"),  # type: ignore[arg-type]
     ):
         with pytest.raises(hw.UserError, match=message):

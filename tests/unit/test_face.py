@@ -38,7 +38,7 @@ def test_recipes_and_presets_are_tables() -> None:
 
 
 def test_a_start_has_one_name() -> None:
-    with pytest.raises(hw.UserError, match="two names of one thing; leave one out"):
+    with pytest.raises(hw.UserError, match="both name the same argument; remove one"):
         hw.train("text", "a.txt", start="runs/a", from_="runs/b", progress=False)
     with pytest.raises(hw.UserError, match="nowhere does not exist"):
         hw.train("text", "a.txt", from_="nowhere", progress=False)
@@ -47,10 +47,10 @@ def test_a_start_has_one_name() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"grid": {"model.mixer": "lstm"}}, "model.mixer is 'lstm'; give a list of the values that are compared"),
+        ({"grid": {"model.mixer": "lstm"}}, "model.mixer is 'lstm'; pass a list of values to compare"),
         ({"grid": ["lstm"]}, "grid is a list; pass a mapping"),
         ({"grid": {"model.depth": [1, 2]}, "seeds": 0}, "seeds is 0; give 1 or more"),
-        ({"grid": {"model.depth": [1, 2]}, "resume": True}, "--resume was given without --run"),
+        ({"grid": {"model.depth": [1, 2]}, "resume": True}, "--resume without --run would use a new directory"),
         ({"grid": {"model.depth": [1, 2]}, "minutes": "3"}, "minutes is '3'; pass a number or None"),
     ],
 )

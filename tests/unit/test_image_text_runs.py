@@ -127,7 +127,7 @@ def test_a_model_that_matches_refuses_other_uses(run: Path) -> None:
     ):
         with pytest.raises(UserError, match=r"compares images with texts, which cannot .*; use match or embed"):
             use("red")
-    with pytest.raises(UserError, match="give the names of the classes to match"):
+    with pytest.raises(UserError, match="pass the class names as texts to match"):
         model.classify(["a.png"])
 
 

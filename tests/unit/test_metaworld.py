@@ -241,10 +241,10 @@ def test_packages_are_asked_for_before_work(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([REACH, "--cameras", "corner2", "--out", "a.npz"], "a.npz holds no pictures; name a folder"),
-        ([REACH, "metaworld/door-open-v3", "--out", "a.npz"], "holds one environment, and 2 are given"),
-        ([REACH, REACH, "--out", "a"], "given twice"),
-        ([REACH, "--cameras", "corner2", "--size", "33", "32", "--out", "a"], "videos have even sides"),
+        ([REACH, "--cameras", "corner2", "--out", "a.npz"], "a.npz cannot store images; pass a folder"),
+        ([REACH, "metaworld/door-open-v3", "--out", "a.npz"], "can store one environment, not 2"),
+        ([REACH, REACH, "--out", "a"], "is repeated"),
+        ([REACH, "--cameras", "corner2", "--size", "33", "32", "--out", "a"], "videos need an even height and width"),
         (["CartPole-v1", "--out", "a"], "actions are 2 choices in 'CartPole-v1'; use an .npz file"),
         ([REACH, "--policy", "clever", "--out", "a"], "unknown policy 'clever'"),
     ],

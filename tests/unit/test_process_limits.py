@@ -16,7 +16,7 @@ from headway.app.cli import main as cli
 from headway.errors import UserError
 from headway.formats.durable import read_json
 
-MESSAGE = "too few files can be open at once (the limit is {}); allow more, for example: ulimit -n 1024"
+MESSAGE = "too many files are open (the limit is {}); raise the limit, for example: ulimit -n 1024"
 
 
 @contextmanager
@@ -66,7 +66,7 @@ def test_what_came_of_too_few_files_is_named_as_such(
     for failing in (read, load):
         monkeypatch.setattr(cli, "_dispatch", failing)
         assert cli.main(["show", "text"]) == cli.USER_ERROR
-        assert capsys.readouterr().err.startswith("headway: too few files can be open at once (the limit is ")
+        assert capsys.readouterr().err.startswith("headway: too many files are open (the limit is ")
     with no_more_files(), pytest.raises(UserError, match=r"a\.json cannot be read: Too many open files"):
         read_json(path)
 
@@ -76,7 +76,7 @@ def test_too_little_memory_is_one_line_before_torch_is_loaded(
 ) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (400 << 20, resource.RLIM_INFINITY))
     assert cli.main(["show", "gpt2"]) == cli.USER_ERROR
-    message = "a process may have 419 MB of memory here, which is too little for torch; allow 1,074 MB or more"
+    message = "the memory limit of a process is 419 MB, which is too little for torch; raise it to 1,074 MB or more"
     assert capsys.readouterr().err == f"headway: {message}, for example: ulimit -v 1048576\n"
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     assert cli.main(["show", "gpt2"]) == cli.DONE

@@ -208,7 +208,7 @@ def test_names_in_any_script_are_names(received: Path, tmp_path: Path) -> None:
 
 def test_the_variants_of_a_comparison_stay_in_its_folder(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", "scenes", "--set", "task.goal=..,loss"]) == USER_ERROR
-    assert "a variant would be called '..'" in capsys.readouterr().err
+    assert "a variant would be named '..'" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

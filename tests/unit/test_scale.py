@@ -149,7 +149,7 @@ def test_bad_minutes_and_sizes_are_one_line(book: Path, tmp_path: Path, capsys: 
         ([*begin, "--minutes", "0.001"], "steps; increase --minutes by "),
         ([*begin, "--minutes", "0.05", "--set", "model.width=101"], "width 101 is not divisible by heads"),
         (["train", "text", "--data", str(few), "--minutes", "1", "--run", str(tmp_path / "r")], "validation split"),
-        ([*begin, "--finish"], "--finish ends a run that was stopped; give it with --resume"),
+        ([*begin, "--finish"], "--finish ends an interrupted run; use it with --resume"),
     )
     for arguments, message in cases:
         assert cli.main(arguments) == cli.USER_ERROR

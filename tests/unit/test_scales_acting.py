@@ -171,4 +171,4 @@ def test_a_recipe_with_a_size_of_its_own_is_planned_in_steps(tmp_path: Path) -> 
     (plan,) = hw.plan("pendulum", path, [0.3], settings, device="cpu")
     assert plan.epochs is None
     assert (plan.steps or 0) > 0
-    assert "the size is that of the recipe" in plan.reasons[0]
+    assert "the model size is fixed by the recipe" in plan.reasons[0]

@@ -116,14 +116,17 @@ def test_transcripts_of_several_clients_at_once(url: str, folder: Path, tmp_path
 
 def test_what_cannot_be_connected_to_is_one_line(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for args, message in (
-        (("http://127.0.0.1:9",), "does not answer (Connection refused); start it with headway serve"),
-        (("ftp://x",), "'ftp://x' is no URL of a server"),
-        (("http://x:99999999",), "is no URL"),
-        (("http://a@b",), "is no URL of a server"),
+        (
+            ("http://127.0.0.1:9",),
+            "does not answer (Connection refused); check the URL, or start the server with headway serve",
+        ),
+        (("ftp://x",), "'ftp://x' is not the URL of a server"),
+        (("http://x:99999999",), "is not a URL"),
+        (("http://a@b",), "is not the URL of a server"),
         ((url,), "key"),
         ((url, "wrong"), "key"),
-        ((url, "a\nb"), "characters that no header can have"),
-        ((url, KEY), "has 4 models; name one of them"),
+        ((url, "a\nb"), "characters that a header cannot have"),
+        ((url, KEY), "has 4 models; pass the name of one"),
         ((url, KEY, "minim"), "did you mean 'minilm'"),
     ):
         with pytest.raises(UserError) as error:
@@ -137,10 +140,10 @@ def test_what_cannot_be_connected_to_is_one_line(url: str, monkeypatch: pytest.M
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        (b"not JSON", "answers what is not of this API"),
-        (b"[" * 100_000, "answers what is not of this API"),
-        (b'{"data": 1}', "answers what is not of this API"),
-        (b'{"data": [{"id": "m"}]}', "answers what is not of this API"),
+        (b"not JSON", "does not answer with headway's API"),
+        (b"[" * 100_000, "does not answer with headway's API"),
+        (b'{"data": 1}', "does not answer with headway's API"),
+        (b'{"data": [{"id": "m"}]}', "does not answer with headway's API"),
     ],
 )
 def test_what_answers_otherwise_is_no_server_of_ours(body: bytes, message: str) -> None:
@@ -186,8 +189,8 @@ def test_commands_ask_a_server(
     sound = str(data_dir / "speech/pocketsphinx/cards-001.wav")
     assert command(capsys, monkeypatch, "transcribe", WHISPER, sound, *at)[:2] == (0, "10 of clubs.\n")
     for words, message in (
-        (("transcribe", WHISPER, sound, "--beam", "2", *at), "a server chooses beam"),
-        (("embed", "minilm", "--threads", "1", *at), "--threads is chosen where the server is started"),
+        (("transcribe", WHISPER, sound, "--beam", "2", *at), "--server does not support --beam"),
+        (("embed", "minilm", "--threads", "1", *at), "--threads is set when the server starts"),
         (("embed", "nothing", *at), "has no model 'nothing'"),
         (("embed", STORIES, "--server", "http://127.0.0.1:9"), "does not answer"),
     ):

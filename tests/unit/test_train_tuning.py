@@ -87,9 +87,9 @@ def test_fine_tuning_is_planned_as_it_is_trained(tmp_path: Path, capsys: pytest.
     short, long = json.loads(capsys.readouterr().out)["plans"]
     for plan in (short, long):
         assert (plan["width"], plan["layers"]) == (32, 1)
-        assert plan["reasons"][0].startswith(f"the size is that of {start}")
+        assert plan["reasons"][0].startswith(f"the model size is fixed by {start}")
         assert plan["epochs"] == pytest.approx(plan["steps"] * plan["batch"] / 48, rel=0.01)  # 48 of 60 are trained on
-    assert "more epochs teach no more" in long["reasons"][0]
+    assert "more epochs do not improve the model" in long["reasons"][0]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["more.jsonl", "start"]
     (adapter,) = hw.plan("classification", data, 0.2, start=start, lora=4, device="cpu")
     assert adapter.width == 32

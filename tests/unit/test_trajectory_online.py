@@ -251,7 +251,7 @@ def test_what_cannot_be_learnt_so_is_told(
 
 def test_without_episodes_it_does_not_begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="has no data of its own; give yours with --data"):
+    with pytest.raises(UserError, match="has no data; pass your own with --data"):
         hw.train("trajectories", set={**ONLINE, "task.env": "CartPole-v1"}, progress=False)
     with pytest.raises(ConfigError, match=r"without task\.condition"):
         hw.train(tiny(**ONLINE, **{"task.condition": False}), saved(tmp_path), progress=False)

@@ -91,7 +91,7 @@ def test_rollout(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     again = hw.load(run).rollout(episodes=3, target_return=[5.0, 20.0], seed=7)
     assert again["results"] == found["results"]
     assert cli.main(command) == cli.DONE
-    assert "asked for" in capsys.readouterr().out
+    assert "target return" in capsys.readouterr().out
 
 
 def test_choices_may_be_drawn(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -164,8 +164,8 @@ def test_an_environment_of_ones_own(
         (["--env", "Acrobot-v1"], "takes actions of 3 choices, and this model says 2 choices"),
         (["--env", "CartPoll-v1"], "did you mean 'CartPole-v1'?"),
         (["--render", "film.gif"], "film.gif does not have a video's extension"),
-        (["--speed", "2"], "--speed is for a video; add --render FILE.mp4"),
-        (["--episodes", "0"], "'0' is not a whole number from 1 on"),
+        (["--speed", "2"], "--speed needs a video; add --render FILE.mp4"),
+        (["--episodes", "0"], "'0' is not an integer of at least 1"),
         (["--target-return", "much"], "'much' is not a number from"),
     ],
 )
@@ -204,7 +204,7 @@ def test_collect(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(command) == cli.USER_ERROR
     assert "already exists" in capsys.readouterr().err
     assert cli.main([*command[:-1], str(tmp_path / "a.csv")]) == cli.USER_ERROR
-    assert "end it with .npz" in capsys.readouterr().err
+    assert "use a name ending in .npz" in capsys.readouterr().err
     assert cli.main([*command[:-1], str(tmp_path / "b.npz"), "--policy", "clever"]) == cli.USER_ERROR
     assert "unknown policy 'clever'" in capsys.readouterr().err
     assert not (tmp_path / "b.npz").exists()

@@ -1,1 +1,1 @@
-"""What people use: the Python face, models at work, comparisons and the command line."""
+"""The user interfaces: the Python API, models, comparisons and the command line."""

@@ -1,4 +1,4 @@
-"""The Python face: `train` a recipe, `plan` it, and `load` what was trained (`headway.app.loading`)."""
+"""The Python API: `train` and `plan` a recipe; see `headway.app.loading` for `load`."""
 
 from __future__ import annotations
 
@@ -59,30 +59,30 @@ def train(
     spent: float = 0.0,
     progress: bool = True,
 ) -> Run:
-    """Train a recipe, and return the run with its best model, its test scores, samples and (with the extra `report`) a
-    page.
+    """Train a recipe and return the run with its best model, test scores, samples and (with the extra `report`) a
+    report page.
 
     recipe: the name of a recipe, the path of a recipe.json, or a Recipe.
-    data: files to train on instead of the recipe's own data; or, for recipes that read texts or tables, a DataFrame of
-    pandas or polars, a Dataset, or any iterable of rows (mappings) or texts. Data from memory are read once and kept in
-    `data` in the run's directory, where its recipe finds them again.
+    data: files to train on instead of the recipe's own data; or, for recipes that take texts or tables, a pandas or
+    polars DataFrame, a Dataset, or any iterable of rows (mappings) or texts. Data from memory are read once and stored
+    in `data` in the run's directory, for when the run continues.
     set: settings by dotted names, such as {"model.width": 256}.
-    minutes: train for a time rather than for a number of steps. It covers everything, evaluation and report included,
-    and `spent` seconds of it are taken to be gone already.
-    run: the directory of the run; by default runs/NAME.
-    resume: continue the run that is there; a finished run goes on for `minutes` more. The data must be the same,
-    wherever they are now.
-    finish: end a run that was stopped within a tenth of the steps it has made, at a falling learning rate.
-    start, from_: a run or a published model to fine-tune (two names of one argument): its configuration, tokenizer and
-    weights are taken over, with new heads where the task needs them.
-    lora: train an adapter of this rank instead of all weights.
-    samples: how many outputs of the trained model are kept in the summary and the report.
+    minutes: train for a time instead of a number of steps. The time includes evaluation, the report, and the `spent`
+    seconds that have already passed.
+    run: the directory of the run (default: runs/NAME).
+    resume: continue the existing run; a finished run continues for `minutes` more. The data must be the same, but
+    their paths may have changed.
+    finish: end an interrupted run with a decaying learning rate, within a tenth of the steps so far.
+    start, from_: a run or a published model to fine-tune (two names of one argument). The run takes over its
+    configuration, tokenizer and weights, with new heads where the task needs them.
+    lora: train a low-rank adapter of this rank instead of all weights.
+    samples: how many outputs of the trained model to store in the summary and the report.
 
     Raises UserError before any work starts if the arguments or the data cannot be used, and KeyboardInterrupt after
     Ctrl-C, once a checkpoint is written.
     """
     if start is not None and from_ is not None:
-        raise UserError(f"start is {start} and from_ is {from_}, which are two names of one thing; leave one out")
+        raise UserError(f"start is {start} and from_ is {from_}, but both name the same argument; remove one")
     clock, start, where = Clock(spent), from_ if start is None else start, find_device(device)
     check_minutes([] if minutes is None else [minutes])
     found = named(recipe)
@@ -117,8 +117,8 @@ def train(
                 return ended
             if trainer.extended and progress:
                 limit = outgrown(ended.recipe, trainer.run.task, ended.summary["tokens"], ended.summary["minutes"])
-                print(limit or "its size still fits the time", file=sys.stderr, flush=True)
-            judged = bool(ended.summary.get("scores"))  # as it was finished before
+                print(limit or "the model size is still right for the total time", file=sys.stderr, flush=True)
+            judged = bool(ended.summary.get("scores"))  # the run was already finished
             return ended if judged else _finish(ended, trainer.run.task, samples, progress, trainer.left())
 
 
@@ -137,10 +137,10 @@ def plan(
     seed: int | None = None,
     spent: float = 0.0,
 ) -> list[Plan]:
-    """What `train` would do in each number of minutes: the model's size, batches, steps and memory, with the reasons.
+    """Plan what `train` would do in each number of minutes: model size, batches, steps and memory, with the reasons.
 
-    The arguments are those of `train`. Nothing is trained, but a few steps are run to time them. Raises UserError for
-    arguments or data that cannot be used, and if all of the minutes are too few to learn anything.
+    The arguments are those of `train`. Nothing is trained; a few steps run to measure their time. Raises UserError for
+    arguments or data that cannot be used, and if every number of minutes is too small to learn anything.
     """
     several = [minutes] if isinstance(minutes, (int, float)) else list(minutes)
     check_minutes(several)
@@ -161,7 +161,7 @@ def _begun(
     threads: int | None,
     directory: Path,
 ) -> Fitted:
-    """The recipe and its task; a generic recipe that was asked for by its name is fitted to the minutes."""
+    """The recipe and its task. A generic recipe requested by name is scaled to the minutes."""
     if threads is not None:
         torch.set_num_threads(threads)
     if minutes is None or asked != recipe.name:
@@ -175,7 +175,7 @@ def _begun(
 
 
 def _attention(run: Run) -> list[Picture]:
-    """Where a model of texts looks, whose task has no pictures of its own."""
+    """Attention pictures of a text model whose task has no other pictures."""
     codec = published_codec(run.directory)
     if codec is None:
         return []
@@ -184,8 +184,8 @@ def _attention(run: Run) -> list[Picture]:
 
 
 def _finish(run: Run, task: Task, count: int, progress: bool, left: float | None) -> Run:
-    """Judge the best model on the final split, let it show samples, and write both and the page; `left` are the seconds
-    that there are for it.
+    """Evaluate the best model on the final split, generate samples, and write the results and the report within
+    `seconds_left`.
     """
     if progress:
         print("evaluating the best model", file=sys.stderr, flush=True)
@@ -196,7 +196,7 @@ def _finish(run: Run, task: Task, count: int, progress: bool, left: float | None
         if refitted:
             save_model(run.model, run.recipe.model, run.directory)
             run.summary["refitted"] = refitted
-            lines.append(f"the head was fitted again, to all {refitted:,} training and validation samples")
+            lines.append(f"refitted the head on all {refitted:,} training and validation samples")
     for line in lines if progress else ():
         print(line, file=sys.stderr, flush=True)
     scores = _judged(run, task, None if left is None else left - (time.perf_counter() - started))
@@ -214,8 +214,8 @@ def _finish(run: Run, task: Task, count: int, progress: bool, left: float | None
 
 
 def record_evaluation(model: Model, task: Task, scores: Mapping[str, Any]) -> str | None:
-    """Write the scores of a finished run on its final split into its summary and its page, and return the path of that;
-    None for a run that is not finished. Raises UserError for one that cannot be written.
+    """Write the scores of a finished run on its final split to its summary and report, and return the report's path;
+    None for a run that is not finished. Raises UserError if the run cannot be written.
     """
     place = RunDirectory(model.directory)
     with place.holding():
@@ -231,13 +231,13 @@ def record_evaluation(model: Model, task: Task, scores: Mapping[str, Any]) -> st
 
 
 def _judged(run: Run, task: Task, left: float | None) -> dict[str, Any]:
-    """The scores of the final split, of as many of its samples as there is time for."""
+    """The scores on the final split, with as many of its samples as time allows."""
     split = task.final_split
     if left is None or left == math.inf:
         return {"split": split, **task.evaluate(run.model, split)}
     whole = task.count(split)
     scores, limit, more = {}, 0, min(FEW, whole)
-    while more == whole > limit or more >= max(1, 2 * limit):  # few samples at once take longer than their part of many
+    while more == whole > limit or more >= max(1, 2 * limit):  # small batches take more time per sample
         started, limit = time.perf_counter(), more
         scores = task.evaluate(run.model, split, None if limit == whole else limit)
         took = time.perf_counter() - started
@@ -246,12 +246,12 @@ def _judged(run: Run, task: Task, left: float | None) -> dict[str, Any]:
     return {"split": split, **scores, **({} if limit == whole else {"judged": limit, "judged_of": whole})}
 
 
-_MOST = 24  # symbols, so that a picture can be read
+_MOST = 24  # most tokens in a readable picture
 _HEADS = 4
 
 
 def attention_pictures(model: Model, samples: Sequence[Mapping[str, str]]) -> list[Picture]:
-    """Where heads of the last layer look, on the prompt of a sample; none without attention or samples."""
+    """The attention of heads in the last layer over a sample's prompt; empty without attention or samples."""
     prompts = [sample["prompt"] for sample in samples if sample.get("prompt")]
     found = model.attention(prompts[0]) if prompts else None
     if found is None or not found.maps:
@@ -261,7 +261,7 @@ def attention_pictures(model: Model, samples: Sequence[Mapping[str, str]]) -> li
     return [
         Picture(
             f"Attention, head {number}",
-            f"of {name}: where each symbol (downwards) looks",
+            f"{name}: attention of each token (row) over the tokens (columns)",
             heatmap(head, symbols, symbols, "self-attention"),
         )
         for number, head in enumerate(part, 1)

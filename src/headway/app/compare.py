@@ -1,4 +1,4 @@
-"""Variants of a recipe side by side: the same data, budget and size."""
+"""Compare variants of a recipe on the same data, budget and size."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ from headway.nn.models import outline
 from headway.outputs import check_tree
 
 _LOG = logger(__name__)
-FILE = "compare.json"  # what is compared, in the directory of a comparison
-CODECS = "codecs"  # those of its task configs, in the order of the variants
+FILE = "compare.json"  # the settings of a comparison, in its directory
+CODECS = "codecs"  # folder of the codecs of all task configs, numbered in the order of the variants
 _PRECISION = "train.precision"
-_UNEVEN = 0.1  # part of the longest time by which another may be shorter before that is a caution
-_NAME = 40  # characters of a variant's name in tables
-_PAGE = 0.6  # seconds for the page of a comparison
+_UNEVEN = 0.1  # training times that differ by more than this share get a caution
+_NAME = 40  # most characters of a variant's name in tables
+_PAGE = 0.6  # seconds reserved for the comparison's page
 
 
 class ComparedRun(NamedTuple):
@@ -57,21 +57,21 @@ class ComparedRun(NamedTuple):
 
 @dataclass(frozen=True)
 class Result:
-    """A variant and its trials, one a seed."""
+    """A variant and its trials, one per seed."""
 
     variant: Variant
     trials: Sequence[ComparedRun]
 
     def best(self, name: str) -> list[float]:
-        """A metric of each trial's best validation."""
+        """A metric of each trial at its best validation."""
         return [trial.summary["best"][name] for trial in self.trials]
 
     def each(self, key: str) -> list[float]:
-        """A number of run.json of each trial."""
+        """A value from each trial's run.json."""
         return [trial.summary[key] for trial in self.trials]
 
     def mean(self, key: str) -> float:
-        """A number of run.json, averaged over the trials."""
+        """A value from run.json, averaged over the trials."""
         return fmean(self.each(key))
 
 
@@ -81,9 +81,9 @@ class Comparison:
     """The results of `compare`.
 
     settings: the settings in which the variants differ.
-    goal: the metric by which they are compared, on the validation split; better: "min" or "max".
-    unit, measure: what the loss is counted by, and what it is measured in.
-    directory, report: where the runs and the page are; `report` is None without the extra `report`.
+    goal: the metric to compare, on the validation split; better: "min" or "max".
+    unit, measure: what the loss is averaged over, such as tokens, and its unit.
+    directory, report: the paths of the runs and of the page; `report` is None without the extra `report`.
     """
 
     directory: Path
@@ -98,15 +98,15 @@ class Comparison:
     report: Path | None = None
 
     def card(self) -> Card:
-        """A summary: the best variant, and the table."""
+        """A summary: the best variant and the table."""
         means = {result.variant.name: fmean(result.best(self.goal)) for result in self.results}
         best = (min if self.better == "min" else max)(means, key=lambda name: means[name])
         facts = {"of": ", ".join(self.settings), "variants": len(means), "best": best, self.goal: means[best]}
         return Card(f"Comparison {self.directory}", facts, self.formatted(), self.report)
 
     def table(self) -> list[dict[str, Any]]:
-        """A row of numbers for each variant: its parameters, its size as a multiple of the first, its best validation
-        score (with the lowest and the highest over seeds), test score and speed.
+        """A row per variant: its parameters, its size relative to the first, its best validation score (with the lowest
+        and the highest over seeds), test score and speed.
         """
         goal, rows = self.goal, []
         size = self.results[0].variant.parameters
@@ -129,7 +129,7 @@ class Comparison:
         return rows
 
     def formatted(self) -> list[dict[str, Any]]:
-        """`table` for people: rates in per cent, few digits, the lowest and the highest as a range."""
+        """`table` formatted for display: rates in per cent, few digits, the lowest and highest score as a range."""
         rows = []
         for row in self.table():
             found: dict[str, Any] = {}
@@ -163,20 +163,20 @@ def compare(
 ) -> Comparison:
     """Train a recipe once for every combination of the grid's values, `seeds` times each, and compare the results.
 
-    grid: values to try by setting, such as {"model.mixer": ["attention", "lstm"]}.
+    grid: the values to try for each setting, such as {"model.mixer": ["attention", "lstm"]}.
     minutes, tokens: the budget of each run: minutes that include everything (its share of the planning, training,
-    evaluation and its page), or about as many tokens (or whatever the task counts) of training. Without either, each
-    trains for the recipe's steps. `spent` seconds of all the minutes are gone already.
-    resume: continue the comparison that is there, or begin one.
-    run: the directory of the comparison; by default a new one in runs/.
+    evaluation and its page), or about that many training tokens (or whatever the task counts). Without either, each
+    run trains for the recipe's steps. `spent` seconds of the total time have already passed.
+    resume: continue an existing comparison, or start one.
+    run: the directory of the comparison (default: a new one in runs/).
 
-    All variants train in the same precision. Where settings of the model are compared, widths are adjusted so that all
-    variants have about as many parameters as the first. The other arguments are those of `train`. Raises UserError
-    before any training, and UserInterrupt after Ctrl-C in one of the runs.
+    All variants train in the same precision. If model settings are compared, widths are adjusted so that all variants
+    have about as many parameters as the first. The other arguments are those of `train`. Raises UserError before any
+    training, and UserInterrupt after Ctrl-C in one of the runs.
     """
     check_minutes([] if minutes is None else [minutes])
     if minutes is not None and tokens is not None:
-        raise UserError(f"both minutes ({minutes:g}) and tokens ({tokens:,}) are asked for; give one of them")
+        raise UserError(f"both minutes ({minutes:g}) and tokens ({tokens:,}) are set; pass one of them")
     clock = Clock(spent)
     directory = _place(recipe, grid, seeds, resume, run)
     begun = _is_begun(directory, resume)
@@ -187,7 +187,7 @@ def compare(
         if begun:
             _check_same(directory, asked, plan)
             base = from_dict(Recipe, read_json(directory / FILE).get("fitted", plan["recipe"]), f"{directory / FILE}")
-            base = replace(base, data=asked.data)  # which may have moved
+            base = replace(base, data=asked.data)  # its paths may have changed
         else:
             base = _fitted(recipe, asked, grid, minutes, find_device(device), threads)
         tasks = Tasks(directory / CODECS)
@@ -208,8 +208,8 @@ def compare(
 
 @dataclass(frozen=True)
 class _Trials:
-    """The runs of a comparison, which share the time of all: what was needed before the first, and what one takes
-    beyond its share, is spread over those that follow. What one leaves is not: others would have more than it had.
+    """The runs of a comparison, which share the total time. Time spent before the first run, or by a run beyond its
+    share, is divided among the runs that follow. Unused time is not, so that no run gets more than another.
     """
 
     directory: Path
@@ -220,10 +220,10 @@ class _Trials:
     threads: int | None
 
     def results(self, several: Sequence[Variant], seeds: int) -> list[Result]:
-        """The runs of each variant, one a seed."""
+        """The runs of each variant, one per seed."""
         places = [[self._place(variant, number, seeds) for number in range(seeds)] for variant in several]
         left = sum(not self._finished(place) for some in places for place in some)
-        end = 60 * (self.minutes or 0.0) * left - _PAGE  # of the clock
+        end = 60 * (self.minutes or 0.0) * left - _PAGE  # in seconds on the clock
         equal = (end - self.clock.worked()) / max(1, left)
         results = []
         for variant, some in zip(several, places):
@@ -241,7 +241,7 @@ class _Trials:
         return self.directory / (f"{variant.name}-{number + 1}" if seeds > 1 else variant.name)
 
     def _finished(self, place: Path) -> bool:
-        """Whether the run at `place` was trained and evaluated before."""
+        """Whether the run in `directory` is already trained and evaluated."""
         there = RunDirectory(place)
         return there.exists() and bool(there.read_status().get("scores"))
 
@@ -250,16 +250,16 @@ class _Trials:
         summary = there.read_status()
         for part in ("best", "scores"):
             if not isinstance((summary.get(part) or {}).get(task.goal), (int, float)):
-                raise UserError(f"{there.status} has no {task.goal} in {part!r}; remove {place} to train it again")
+                raise UserError(
+                    f"{there.status} has no {task.goal} in {part!r}; delete {place} to train that run again"
+                )
         return ComparedRun(place, summary, read_metrics(there.metrics))
 
     def _trained(self, recipe: Recipe, task: Task, place: Path, seconds: float) -> ComparedRun:
-        """The run at `place`, which continues or starts with the codec of `task`; with minutes, it ends in `seconds`
-        from now.
-        """
+        """Start or continue the run in `directory` with the codec of `task`; with minutes, it ends within `seconds`."""
         there = RunDirectory(place)
         if not there.exists():
-            with there.holding():  # whose lock shows that the codec belongs to a run
+            with there.holding():  # the lock marks the codec as part of a run
                 task.save(place)
         how: dict[str, Any] = {"resume": True, "device": self.device, "threads": self.threads}
         if self.minutes is not None:
@@ -268,7 +268,7 @@ class _Trials:
             run = train(recipe, data=recipe.data or None, run=place, **how)
         except KeyboardInterrupt as interrupt:
             where = interrupt.where if isinstance(interrupt, UserInterrupt) else "stopped"
-            remedy = f"the same command with --run {shlex.quote(str(self.directory))} --resume goes on"
+            remedy = f"continue with the same command and --run {shlex.quote(str(self.directory))} --resume"
             raise UserInterrupt(f"variant {place.name} {where}", remedy) from interrupt
         return ComparedRun(run.directory, run.summary, run.metrics)
 
@@ -276,8 +276,8 @@ class _Trials:
 def _in_one_precision(
     base: Recipe, asked: Recipe, grid: Mapping[str, Sequence[Any]], tasks: Tasks, device: torch.device
 ) -> tuple[Recipe, list[Variant], str]:
-    """The recipe and its variants, all of which train in one precision unless the grid compares precisions; and which
-    that is, for people.
+    """The recipe and its variants with one common training precision, unless the grid compares precisions; and a
+    sentence that names it.
     """
     several = variants(base, grid, tasks.adapted)
     if _PRECISION in grid:
@@ -291,12 +291,12 @@ def _in_one_precision(
 
 
 def _precisions(found: Sequence[Variant], device: torch.device) -> dict[str, Precision]:
-    """What each variant would have its matrix products in by itself."""
+    """The precision of matrix products that each variant would choose alone."""
     return {variant.name: choose("auto", outline(variant.model), device) for variant in found}
 
 
 def _common(base: Recipe, own: Mapping[str, Precision]) -> str:
-    """The one precision of all: as set, or the lower one where it is every variant's own."""
+    """The common precision: as set, or the one that all variants choose, otherwise fp32."""
     if base.train.precision != "auto":
         return base.train.precision
     names = {precision.name for precision in own.values()}
@@ -306,30 +306,30 @@ def _common(base: Recipe, own: Mapping[str, Precision]) -> str:
 def _said_precision(common: str, own: Mapping[str, Precision]) -> str:
     others = [name for name, precision in own.items() if precision.name != common]
     reason = next((precision.reason for precision in own.values() if precision.name == common), "as set")
-    told = f"; alone, {', '.join(others)} would be trained in {own[others[0]].name}" if others else ""
+    told = f"; alone, {', '.join(others)} would train in {own[others[0]].name}" if others else ""
     return f"All matrix products of training are in {common} ({reason}){told}."
 
 
 def _place(
     recipe: str | Path | Recipe, grid: Mapping[str, Any], seeds: int, resume: bool, run: str | Path | None
 ) -> Path:
-    """The directory of a comparison. UserError for what cannot be compared."""
+    """The directory of a comparison. Raises UserError for invalid arguments."""
     for key, values in grid.items():
         if not isinstance(values, (list, tuple)) or not values:
-            raise UserError(f"{key} is {shown(values)}; give a list of the values that are compared")
+            raise UserError(f"{key} is {shown(values)}; pass a list of values to compare")
     if seeds < 1:
-        raise UserError(f"seeds is {seeds}; give 1 or more")
+        raise UserError(f"seeds is {seeds}; pass 1 or more")
     if run is not None:
         return Path(run)
     if resume:
-        raise UserError("--resume was given without --run, so a new directory would be taken; add --run DIR (run=...)")
+        raise UserError("--resume without --run would use a new directory; add --run DIR (run=...)")
     return free_directory(Path("runs") / f"compare-{named(recipe).name}")
 
 
 def _command(
     recipe: str, grid: Mapping[str, Sequence[Any]], data: Sequence[str], plan: Mapping[str, Any], directory: Path
 ) -> str:
-    """The command that makes the same comparison again."""
+    """The command that repeats the comparison."""
     words = ["headway", "compare", recipe, *(["--data", *data] if data else [])]
     say = lambda value: value if isinstance(value, str) else json.dumps(to_dict(value))  # noqa: E731
     words += ["--set", *(f"{key}={','.join(map(say, values))}" for key, values in grid.items())]
@@ -347,8 +347,8 @@ def _fitted(
     device: torch.device,
     threads: int | None,
 ) -> Recipe:
-    """A generic recipe with the size that fits the minutes, with the first value of each setting: all variants have it,
-    but for what is compared.
+    """A generic recipe scaled to the minutes, planned with the first value of each setting. All variants share the
+    plan, except for the compared settings.
     """
     if minutes is None or name != recipe.name:
         return recipe
@@ -363,32 +363,32 @@ def _fitted(
 
 
 def _is_begun(directory: Path, resume: bool) -> bool:
-    """Whether a comparison is here to continue. UserError for anything else, and for one that is not resumed."""
+    """Whether to continue an existing comparison. Raises UserError for other contents, and without `resume`."""
     if not directory.exists() or not any(directory.iterdir()):
         return False
     file = directory / FILE
     if not resume:
-        remedy = "go on with it with --resume, or choose" if file.is_file() else "choose"
+        remedy = "continue with --resume, or choose" if file.is_file() else "choose"
         raise UserError(f"{directory} is not empty; {remedy} another directory with --run")
     if not file.is_file():
-        raise UserError(f"{directory} holds no comparison (no {FILE}); choose another directory with --run")
+        raise UserError(f"{directory} is not a comparison (it has no {FILE}); choose another directory with --run")
     return True
 
 
 def _check_same(directory: Path, base: Recipe, plan: Mapping[str, Any]) -> None:
-    """UserError for another comparison than the one that was begun here."""
+    """Raise UserError if the existing comparison has other settings."""
     file = directory / FILE
     changed = _changed(read_json(file), file, base, plan)
     if changed:
         raise UserError(
-            f"{directory} was started with another comparison: {changed}; resume it with its own settings, or choose "
-            "another directory with --run"
+            f"{directory} has a different comparison: {changed}; resume it with its own settings, or choose another "
+            "directory with --run"
         )
     check_tree(directory)
 
 
 def _write_plan(directory: Path, plan: Mapping[str, Any]) -> None:
-    """Write down what is compared, unless it is here already. UserError for other data than those."""
+    """Write the settings of a new comparison. Raises UserError if an existing one used other data."""
     file = directory / FILE
     RunDirectory(directory).create()
     if not file.exists():
@@ -403,7 +403,7 @@ def _write_plan(directory: Path, plan: Mapping[str, Any]) -> None:
 
 
 def _changed(before: Any, file: Path, base: Recipe, plan: Mapping[str, Any]) -> str | None:
-    """The first setting in which a comparison differs from the one that was begun `before`."""
+    """The first setting in which a comparison differs from the `earlier` one, or None."""
     found = before if isinstance(before, dict) else {}
     recipe = from_dict(Recipe, found.get("recipe"), f"{file}: recipe")
     if recipe.name != base.name:
@@ -412,12 +412,12 @@ def _changed(before: Any, file: Path, base: Recipe, plan: Mapping[str, Any]) -> 
         one, two = (json.dumps(each.get(name)) for each in (found, plan))  # the order of settings names variants
         if one != two:
             return f"{name} is {one}, not {two}"
-    moved = isinstance(found.get("data"), dict)  # of which the contents are compared, once they are read
+    moved = isinstance(found.get("data"), dict)  # then the contents are compared later, instead of the paths
     return difference(replace(recipe, data=base.data) if moved else recipe, base)
 
 
 def _reported(found: Comparison, command: str) -> Comparison:
-    """A comparison with its page, where the extra for pages is installed."""
+    """The comparison with its page, if the extra `report` is installed."""
     if available():
         return replace(found, report=write_report(found.directory, sections(found, command)))
     _LOG.warning(HOW_TO_INSTALL)
@@ -427,41 +427,41 @@ def _reported(found: Comparison, command: str) -> Comparison:
 def _notes(
     results: Sequence[Result], minutes: float | None, tokens: int | None, seeds: int, unit: str, precision: str
 ) -> Iterator[str]:
-    """What all were given and made of it, how far they differ in size, and whether chance may have decided."""
+    """Sentences on the budget, the measured training, the sizes and the seeds."""
     if minutes is not None:
-        asked = f"in {duration(60 * minutes)} of its own, everything included,"
+        asked = f"for {duration(60 * minutes)}, everything included,"
     elif tokens is not None:
         asked = f"on about {tokens:,} {unit}s"
     else:
         asked = f"for {_span([result.variant.recipe.train.steps for result in results])} steps"
-    yield f"Each was trained {asked} on the same data{f', {seeds} times' if seeds > 1 else ''}."
+    yield f"Each run trained {asked} on the same data{f', {seeds} times' if seeds > 1 else ''}."
     keys = ("seconds", "step", "tokens")
     seconds, steps, seen = ([number for result in results for number in result.each(key)] for key in keys)
     yield f"Measured: {_span(seconds, 1)} s of training, {_span(steps)} steps, {_span(seen)} {unit}s."
     if minutes is not None and min(seconds) < (1 - _UNEVEN) * max(seconds):
         yield (
-            f"Caution: the shortest training took {min(seconds) / max(seconds):.0%} of the longest, as evaluations "
-            "take longer, the machine's speed changed or steps are few; give more --minutes."
+            f"Caution: the shortest training took {min(seconds) / max(seconds):.0%} of the time of the longest, "
+            "because of slow evaluations, few steps or other load on the machine; use more --minutes."
         )
     compared = [result.variant for result in results]
     if any(variant.width is not None for variant in compared):
-        yield "Widths were adjusted so that all have about as many parameters as the first."
+        yield "Widths were adjusted so that all variants have about as many parameters as the first."
     off = max(abs(variant.parameters / compared[0].parameters - 1) for variant in compared)
-    yield f"The sizes differ by at most {off:.1%} from the first."
+    yield f"Sizes differ from the first by at most {off:.1%}."
     if precision:
         yield precision
     if seeds == 1:
-        yield "Of one run each: another seed may move a result by as much as two variants differ (--seeds 3)."
+        yield "Each variant has one run; differences may be due to the seed. Repeat with --seeds 3."
 
 
 def _span(values: Sequence[float], digits: int = 0) -> str:
-    """From the least to the most, or the one that all have."""
+    """The range from the minimum to the maximum, or the single value if all are equal."""
     low, high = (f"{edge:,.{digits}f}" for edge in (min(values), max(values)))
     return low if low == high else f"{low} to {high}"
 
 
 def sections(comparison: Comparison, command: str) -> Sections:
-    """The page of a comparison."""
+    """The sections of a comparison's page."""
     goal, results = comparison.goal, comparison.results
     best = {result.variant.name: [scaled(goal, value) for value in result.best(goal)] for result in results}
     means = {name: fmean(values) for name, values in best.items()}
@@ -497,5 +497,5 @@ def _curve(result: Result, goal: str, x: str) -> Points:
 
 
 def _lines(result: Result, split: str) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl of the first trial that are of a split."""
+    """The lines of the first trial's metrics.jsonl for a split."""
     return [line for line in result.trials[0].metrics if line.get("split", "training") == split]

@@ -1,4 +1,4 @@
-"""Models between formats: into headway's own folder, and out to those that others read."""
+"""Convert models: import to headway's own format, quantise, and export to formats that other programs read."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ _OF_TRAINING = (
     "report.html",
     DIGESTS,
     ".lock",
-)  # what a run has that its use does not need
+)  # files of a run that inference does not need
 _TOKENIZER_CONFIG = "tokenizer_config.json"
 
 
 def import_model(opened: Opened, directory: Path) -> None:
-    """Write headway's own folder: weights with their configuration, tokenizer, and how the model is used."""
+    """Write headway's own format: weights with their configuration, tokenizer, and usage settings."""
     check_free(directory)
     with _whole(directory) as draft:
         native.save_model(opened.model, opened.model.config, draft)  # type: ignore[arg-type]
@@ -52,7 +52,7 @@ def import_model(opened: Opened, directory: Path) -> None:
 
 @contextmanager
 def _whole(directory: Path) -> Iterator[Path]:
-    """A folder to write in that stands at `directory`, with digests, once all of it is written."""
+    """A temporary folder that is moved to `directory`, with digests, once everything is written."""
     with beside(Path(os.path.realpath(directory)), new=True) as draft:
         draft.mkdir()
         yield draft
@@ -60,7 +60,7 @@ def _whole(directory: Path) -> Iterator[Path]:
 
 
 class Quantized(NamedTuple):
-    """What `quantize` wrote: the folder, the number format, and the bytes of the weights before and after."""
+    """The result of `quantize`: the folder, the number format, and the bytes of the weights before and after."""
 
     directory: Path
     weights: Weights
@@ -71,12 +71,13 @@ class Quantized(NamedTuple):
 @typed
 def quantize(model: str | Path, out: str | Path, weights: Weights = "int8") -> Quantized:
     """Quantise the weights of a run or model to "int8" or "int4" and write it to the folder `out`, with its tokenizer
-    and all else that `load` needs. Raises UserError for a model that cannot be quantised, and if `out` is not empty.
+    and everything else that `load` needs. Raises UserError for a model that cannot be quantised, and if `out` is not
+    empty.
     """
     from headway.engine import quantise, save_quantised
 
     if weights not in ("int8", "int4"):
-        raise UserError(f"weights cannot be rounded to {weights}; use int8 or int4")
+        raise UserError(f"unknown number format {weights} for quantised weights; use int8 or int4")
     place, directory = find_folder(model), Path(out)
     check_free(directory)
     opened = open_model(place, None)
@@ -86,7 +87,7 @@ def quantize(model: str | Path, out: str | Path, weights: Weights = "int8") -> Q
         if RunDirectory(place).exists():
             for path in place.iterdir():
                 if path.is_file() and path.name not in _OF_TRAINING:
-                    check_kind(path, os.lstat(path))  # a copy of a file elsewhere may not be for others
+                    check_kind(path, os.lstat(path))  # a link may point to a private file elsewhere
                     shutil.copy2(path, draft / path.name)
         else:
             _save_use(opened, draft)
@@ -94,8 +95,8 @@ def quantize(model: str | Path, out: str | Path, weights: Weights = "int8") -> Q
 
 
 def open_to_export(place: Path) -> Opened:
-    """A model or run. The tokenizer of a run that learnt from whole documents puts a begin symbol before a text, as its
-    prompts have it.
+    """Open a model or run to export. The tokenizer of a run trained on whole documents then adds the bos token, as the
+    run's prompts have it.
     """
     opened = open_model(place)
     codec = opened.codec
@@ -110,13 +111,13 @@ def open_to_export(place: Path) -> Opened:
 
 @typed
 def export(model: str | Path, out: str | Path, format: str | None = None, dtype: str | None = None) -> str:
-    """Write a run or model to `out` in a format that other programs read, and return the name of its family, or of its
-    kind, there.
+    """Write a run or model to `out` in a format that other programs read, and return the name of its family or kind
+    in that format.
 
-    "hf" is a folder that transformers reads; "gguf" is one file for llama.cpp, its numbers in `dtype` f32 (or None),
-    f16 or q8_0; "onnx" is a graph for onnxruntime, and `out` the file or a folder for model.onnx, with the tokenizer,
-    labels and image processor beside it. None chooses by how `out` ends: .gguf, .onnx, or else hf. Raises UserError
-    for a model that the format cannot hold, and if `out` exists already.
+    "hf" is a folder for transformers; "gguf" is one file for llama.cpp, with weights in `dtype` f32 (or None), f16 or
+    q8_0; "onnx" is a graph for onnxruntime, where `out` is the file or a folder for model.onnx, with the tokenizer,
+    labels and image processor next to it. None chooses by the suffix of `out`: .gguf, .onnx, otherwise hf. Raises
+    UserError for a model that the format cannot represent, and if `out` already exists.
     """
     form = ending(Path(out)) if format is None else format
     check_format(form, dtype)
@@ -128,11 +129,11 @@ def export(model: str | Path, out: str | Path, format: str | None = None, dtype:
 def export_model(
     opened: Opened, directory: Path, form: str = "hf", dtype: str | None = None, source: str = "the model"
 ) -> str:
-    """Write a published format and give the family's name.
+    """Write a published format and return the name of the model's family in it.
 
-    "hf": config.json, safetensors and tokenizer.json, which transformers reads. "gguf": one file, `dtype` f32 (or
-    None), f16 or q8_0. "onnx": see `save_onnx`. `source` names the model in messages. UserError for a model that the
-    format cannot say.
+    "hf": config.json, safetensors and tokenizer.json for transformers. "gguf": one file, `dtype` f32 (or None), f16 or
+    q8_0. "onnx": see `save_onnx`. `source` names the model in messages. Raises UserError for a model that the format
+    cannot represent.
     """
     check_format(form, dtype)
     model, usage, codec = opened
@@ -148,7 +149,7 @@ def export_model(
         family = save_published(model, config, draft, usage)
         if codec is not None:
             codec.save(draft)
-            # The ids of the special symbols, where config.json does not say them, and the chat template.
+            # Add the ids of special tokens that config.json lacks, and the chat template.
             ids = {"bos_token_id": codec.begin, "eos_token_id": codec.end, "pad_token_id": getattr(codec, "pad", None)}
             known = read_json(draft / CONFIG)
             said = {name: symbol for name, symbol in ids.items() if known.get(name) is None and symbol is not None}
@@ -160,29 +161,29 @@ def export_model(
 
 
 def ending(out: Path) -> Format:
-    """The format that the end of a name says."""
+    """The export format for a file suffix."""
     endings: dict[str, Format] = {GGUF: "gguf", ONNX: "onnx"}
     return endings.get(out.suffix, "hf")
 
 
 def check_format(form: str, dtype: str | None) -> None:
-    """UserError for a format that there is not, and for a `dtype` of one that has none."""
+    """Raise UserError for an unknown format, and for a `dtype` with a format other than gguf."""
     if form not in get_args(Format):
-        raise UserError(f"there is no format {form!r}; {nearest(form, get_args(Format))}")
+        raise UserError(f"unknown format {form!r}; {nearest(form, get_args(Format))}")
     if dtype is not None and form != "gguf":
-        raise UserError(f"--dtype {dtype} is of gguf files, and the format is {form}; add --format gguf")
+        raise UserError(f"--dtype {dtype} applies to gguf files only, and the format is {form}; add --format gguf")
 
 
 def check_free(directory: Path) -> None:
-    """UserError for a place that holds something already, or is a link to nothing."""
+    """Raise UserError if a folder is not empty, or is a broken link."""
     if directory.is_symlink() and not directory.exists():
         raise UserError(f"{directory} is a link to {os.readlink(directory)}, which does not exist; remove the link")
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise UserError(f"{directory} already exists and is not empty; choose another place")
+        raise UserError(f"{directory} already exists and is not empty; choose another folder")
 
 
 def _save_use(opened: Opened, directory: Path) -> None:
-    """What a folder of ours says of a model beside its weights."""
+    """Write the usage and the codec of a model next to its weights."""
     opened.usage.save(directory)
     if opened.codec is not None:
         opened.codec.save(directory)

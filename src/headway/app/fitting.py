@@ -1,5 +1,5 @@
-"""A generic recipe fitted to a user's data, minutes and machine; and what a recipe would come to in several numbers
-of minutes, told without training.
+"""Scale a generic recipe to the user's data, minutes and machine, and plan runs for several numbers of minutes without
+training.
 """
 
 from __future__ import annotations
@@ -54,18 +54,18 @@ from headway.learn.start import (
 )
 from headway.nn.models import describe, outline
 
-_SHARE, _LEAST, _MOST = 0.003, 0.15, 2.0  # of the time goes into measuring one size, but within these seconds
-_BEFORE = 0.94  # of the minutes is training: the rest are evaluations and the judgement at the end
-_GRACE = 10.0  # seconds that data are read in any case: small ones are refused with the minutes that would do
-_PATIENCE = 3  # evaluations without a better one
-_PROBED, _FORWARD = 0.25, 3  # of the time a head may be fitted, in which vectors come so much faster than steps
-_READ_ANEW = 2.0  # epochs, beyond which a plan has patience
-_LATER = 12  # times as many minutes, of which a plan says what they would be good for
+_SHARE, _LEAST, _MOST = 0.003, 0.15, 2.0  # share of the time for measuring one size, with limits in seconds
+_BEFORE = 0.94  # share of the minutes for training; the rest is for evaluations, also at the end
+_GRACE = 10.0  # seconds for reading data in any case, so that an error can name enough minutes
+_PATIENCE = 3  # evaluations without improvement
+_PROBED, _FORWARD = 0.25, 3  # share of the time for fitting a head; how much faster a forward pass is than a step
+_READ_ANEW = 2.0  # epochs beyond which a run stops early
+_LATER = 12  # factor of the minutes for which a plan also reports the best size
 
 
 class Fitted(NamedTuple):
-    """A recipe with all that was open, its task over the data, the steps that the amount of data allows at first, and
-    the evaluations without a better one after which the run ends soon.
+    """A complete recipe, its task over the data, the maximum steps at first for the amount of data, and the number of
+    evaluations without improvement after which the run stops early.
     """
 
     recipe: Recipe
@@ -76,9 +76,9 @@ class Fitted(NamedTuple):
 
 @shows
 class Plan(NamedTuple):
-    """What a recipe comes to in so many minutes: parameters, width and layers of the model, `batch` tokens or samples a
-    step, steps, `epochs` (None: not known), the bytes of memory that stay in use, and the reasons. If the minutes are
-    too few to learn anything, only `reasons` is set.
+    """The plan of a run for a number of minutes: parameters, width and layers of the model, `batch` tokens or samples
+    per step, steps, `epochs` (None: unknown), bytes of memory for the training state, and the reasons. If the minutes
+    are too few to learn anything, only `reasons` is set.
     """
 
     minutes: float
@@ -92,19 +92,19 @@ class Plan(NamedTuple):
     memory: int | None = None
 
     def card(self) -> Card:
-        """Sizes at a glance, and why in a table."""
+        """A summary of the sizes, with the reasons as a table."""
         facts = {name: getattr(self, name) for name in ("parameters", "width", "layers", "batch", "steps", "epochs")}
         memory = None if self.memory is None else f"{self.memory / 2**20:,.0f} MiB"
         refused = self.reasons[0] if self.steps is None and self.reasons else None
-        facts |= {"memory": memory, "refused as": refused}
-        return Card(f"Plan of {self.minutes:g} minutes", facts, [{"why": reason} for reason in self.reasons])
+        facts |= {"memory": memory, "refused because": refused}
+        return Card(f"Plan of {self.minutes:g} minutes", facts, [{"reason": reason} for reason in self.reasons])
 
 
 @dataclass
 class Fitting:
-    """The data of a generic recipe, opened once, and how fast models of several sizes learn from them here.
+    """The data of a generic recipe, opened once, and the measured throughput of models of several sizes.
 
-    `user` are the settings that are not chosen. Raises UserError for what cannot be trained.
+    `user_settings` stay fixed. Raises UserError for a recipe that cannot be trained.
     """
 
     recipe: Recipe
@@ -139,22 +139,22 @@ class Fitting:
         self._held.close()
 
     def _close(self) -> None:
-        """Close the task, unless it is what was given."""
+        """Close the task, unless it was returned."""
         if self.task is not self._given:
             self.task.close()
 
     def fit(self) -> Fitted:
-        """The size of least loss foretold, its batches, rates and regularisation."""
+        """Choose the size with the lowest predicted loss, with its batches, learning rates and regularisation."""
         chosen, fit = self._chosen()
         changed = chosen.task != self.recipe.task or any(
             getattr(chosen.train, name) != getattr(self.recipe.train, name) for name in ("batch_tokens", "batch_size")
         )
-        self._given = open_task(chosen, self.workspace) if changed else self.task  # the codec that was made stays
+        self._given = open_task(chosen, self.workspace) if changed else self.task  # reuses the codec
         most = fit.steps if fit.exhausted and not _endless(self._given, self.user) else None
         return Fitted(chosen, self._given, most)
 
     def plan(self) -> Plan:
-        """What `fit` would choose, in numbers."""
+        """The plan that `choose_setup` would follow."""
         chosen, fit = self._chosen()
         width, layers = shape_of(chosen.model)
         model = outline(chosen.model)
@@ -177,11 +177,11 @@ class Fitting:
         reasons = (*filter(None, [self.reason]), *explained(best, compared, self.scale, self.unique, seconds))
         later = self._later(fits) if self.scale.fitted else None
         if later is not None and later.size > 1.2 * best.size:
-            reasons = (*reasons, f"in {_LATER} times the minutes a model of {later.size:,} would learn more")
+            reasons = (*reasons, f"in {_LATER} times the minutes a model of {later.size:,} would reach a lower loss")
         return replace(settled(self.recipe, best, self.scale, self.unique, self.user), reasons=reasons), best
 
     def pace(self, recipe: Recipe) -> Pace:
-        """How fast the model of a recipe learns here."""
+        """The training throughput of a recipe's model on this machine, measured once."""
         key = _key(recipe)
         if key not in self.paces:
             self.paces[key] = self._measured(recipe)
@@ -195,7 +195,7 @@ class Fitting:
         return self.processes.tell(_BEFORE * 60 * minutes - self.clock.worked())
 
     def _later(self, fits: Sequence[Fit]) -> Fit | None:
-        """The size that more minutes would be best for, with paces that are told from those measured."""
+        """The best size for more minutes, with throughputs extrapolated from those measured."""
         last = fits[-1]
 
         def pace(recipe: Recipe) -> Pace:
@@ -218,7 +218,7 @@ def _timed(
     minutes: float,
     fresh: Collection[str] = (),
 ) -> Pace:
-    """The pace of a recipe, `model` being the outline of its model."""
+    """The throughput of a recipe; `model` is the outline of its model."""
     name, _ = choose_precision(recipe.train.precision, model, processes.device)
     meter = Meter(recipe, fresh, task, processes, name)
     each = meter.each(min(max(_SHARE * 60 * minutes, _LEAST), _MOST))
@@ -230,15 +230,15 @@ def _timed(
 def tune(
     recipe: Recipe, user: Mapping[str, Any], minutes: float, clock: Clock, device: torch.device, directory: Path
 ) -> Fitted | None:
-    """A generic recipe that begins from a model, with batches and steps by the number of samples and the time; None for
-    a recipe that begins from nothing, or whose batches are its own.
+    """Plan fine-tuning of a generic recipe: batches and steps for the number of samples and the time; None for a
+    recipe without a start, or one that is not generic.
     """
     scale = scale_of(recipe.name)
     if scale is None or recipe.start is None:
         return None
     chosen, task, found = _tuned(recipe, scale, user, minutes, clock, device, directory)
     most = None if _endless(task, user) else found.useful
-    # Other scores of few samples change by chance, and what is read once or twice is not learned by heart.
+    # Other metrics are noisy on few samples, and one or two epochs do not overfit.
     patience = _PATIENCE if task.goal == "loss" and found.epochs > _READ_ANEW else None
     return Fitted(chosen, task, most, patience)
 
@@ -252,9 +252,7 @@ def _tuned(
     device: torch.device,
     directory: Path,
 ) -> tuple[Recipe, Task, Tuned]:
-    """A generic recipe that begins from a model, with the batches that suit the samples and the time; its task; and the
-    plan.
-    """
+    """A generic recipe for fine-tuning with batches for the samples and the time, its task, and the plan."""
     assert recipe.start is not None
     start = open_start(recipe.start).model
     name, recipe = recipe.start, with_user(recipe, scale.started(recipe), user)
@@ -287,43 +285,45 @@ def _tuned(
 
 
 def _fresh(recipe: Recipe) -> tuple[str, ...]:
-    """The parameters that what a recipe starts from does not have; none of a recipe without a start."""
+    """The parameters that the start of a recipe does not have; empty without a start."""
     if recipe.start is None:
         return ()
     return agree(outline(recipe.model), open_start(recipe.start).model, recipe.start).fresh
 
 
-_PROBED_SHARE = 0.03  # of the time is spent on the choice of layers
-_FEWEST_PROBED, _MOST_PROBED = 100, 500  # samples
+_PROBED_SHARE = 0.03  # share of the time for choosing the number of layers
+_FEWEST_PROBED, _MOST_PROBED = 100, 500  # samples for choosing the number of layers
 
 
 def _shallower(
     recipe: Recipe, user: Mapping[str, Any], start: nn.Module, task: Task, amount: int, trained: float
 ) -> tuple[Recipe, tuple[str, ...]]:
-    """The recipe with those layers of its `start` that the task needs, and why, for people. The user's own model stays
-    as it is, and so does one with an adapter, which others load into the whole start, and one for a time that is too
-    short to look: `trained` targets, of which the data have `amount`.
+    """The recipe with only the layers of its `start` that the task needs, and the reasons. The model stays unchanged if
+    the user set it, if it has an adapter (adapters load into the complete start), and if the time is too short:
+    `trained_targets` is the number of targets that fit into the time, and `amount` that of the data.
     """
-    read = 3 * _PROBED_SHARE * trained  # a forward pass takes a third of a step
-    limit = min(int(read / 2 * task.count("train") / max(1, amount)), _MOST_PROBED)  # of training and of validation
+    read = 3 * _PROBED_SHARE * trained  # a forward pass takes a third of a step's time
+    limit = min(
+        int(read / 2 * task.count("train") / max(1, amount)), _MOST_PROBED
+    )  # samples, of each of training and validation
     if limit < _FEWEST_PROBED or recipe.adapter is not None or any(key.split(".")[0] == "model" for key in user):
         return recipe, ()
     depth, layers = task.depth(start, limit), shape_of(recipe.model)[1]
     if depth is None or depth == layers:
         return recipe, ()
-    why = f"the first {depth} of {layers} layers: linear heads on later ones predict validation samples worse"
+    why = f"the first {depth} of {layers} layers: linear heads on later layers score worse on validation"
     return with_user(recipe, {"model.depth": depth}, user), (why,)
 
 
 def _endless(task: Task, user: Mapping[str, Any]) -> bool:
-    """Whether no step is one too many: where the user set their number, or the model makes what it learns from."""
+    """Whether steps have no upper limit: the user set their number, or the model generates its training data."""
     return "train.steps" in user or isinstance(task.examples, Explored)
 
 
 def fitting(
     recipe: Recipe, user: Mapping[str, Any], minutes: float, clock: Clock, device: torch.device
 ) -> Fitting | None:
-    """The fitting of a generic recipe to the time there is; None for a recipe whose size is its own, or the user's."""
+    """A planner that scales a generic recipe to the time; None if the recipe or the user sets the model size."""
     scale = scale_of(recipe.name)
     if scale is None or recipe.start is not None or "model" in user:
         return None
@@ -331,14 +331,14 @@ def fitting(
 
 
 def foretelling(recipe: Recipe) -> Foretell | None:
-    """How the end of a run is predicted from an early evaluation; None where that was not fitted to its domain."""
+    """The function that predicts the final loss from an early evaluation; None for domains without one."""
     scale = scale_of(recipe.name)
     return None if scale is None or scale.descent is None or recipe.start is not None else scale.descent.forecast
 
 
 def outgrown(recipe: Recipe, task: Task, seen: int, minutes: float) -> str | None:
-    """What to tell of a run that went on for longer than its size was chosen for: that a larger model would have learnt
-    more in all of its time; None where that is not so.
+    """A message if a run continued for so long that a larger model would have reached a lower loss in its total time;
+    otherwise None.
     """
     scale = scale_of(recipe.name)
     if scale is None or not scale.fitted or recipe.start is not None:
@@ -351,23 +351,24 @@ def outgrown(recipe: Recipe, task: Task, seen: int, minutes: float) -> str | Non
     if scale.law.loss(larger, seen * own / larger, unique) > scale.law.loss(own, seen, unique):
         return None
     return (
-        f"its size is the limit now: in {digits(minutes)} minutes a model of {digits(larger / own)} times the "
-        "parameters, trained from the start, would learn more"
+        f"the model is now too small: in {digits(minutes)} minutes a new model with {digits(larger / own)} times the "
+        "parameters would reach a lower loss"
     )
 
 
 def _key(recipe: Recipe) -> str:
-    """What a pace depends on."""
+    """The settings that determine the throughput."""
     return repr((recipe.model, recipe.task))
 
 
 def plans(
     recipe: Recipe, user: Mapping[str, Any], minutes: Sequence[float], device: torch.device, spent: float
 ) -> list[Plan]:
-    """A plan for each number of minutes, of which `spent` seconds go before the data are opened.
+    """A plan for each number of minutes; `spent` seconds have passed before the data are opened.
 
-    A generic recipe is fitted to each, or to each tuned from its start; of a recipe whose size is its own the steps are
-    planned. Minutes that are too few have a plan that says so. UserError where that are all of them.
+    The size of a generic recipe is planned for each number of minutes. For a recipe with a fixed size, or one that
+    fine-tunes, only the steps are planned. Too few minutes give a plan with an error message; raises UserError if all
+    are too few.
     """
     paces: dict[str, Pace] = {}
     found, first = [], None
@@ -393,14 +394,14 @@ def _fitted(
     paces: dict[str, Pace],
 ) -> Plan:
     one = fitting(recipe, user, minutes, Clock(spent), device)
-    assert one is not None  # as it is for any other number of minutes
+    assert one is not None  # it is None for all numbers of minutes or for none
     one.paces = paces
     with one:
         return one.plan()
 
 
 class _Fixed:
-    """A recipe whose size is its own, or that of the model it starts from, measured once."""
+    """Plans for a recipe with a fixed size, its own or that of its start, measured once."""
 
     def __init__(
         self,
@@ -430,7 +431,7 @@ class _Fixed:
                 check_memory(self.recipe, model, fresh, device)
                 self.memory = sum(training_bytes(self.recipe, model).values())
                 self.speed = measure(self.recipe, fresh, task, processes, precision, 60 * min(minutes), judged=True)
-                self.batch = next(task.batches("train")).tokens * self.recipe.train.accumulate  # targets of a step
+                self.batch = next(task.batches("train")).tokens * self.recipe.train.accumulate  # targets per step
                 self.targets = None if scale is None else max(1, scale.amount(task))
             finally:
                 task.close()
@@ -441,9 +442,9 @@ class _Fixed:
         width, layers = shape_of(recipe.model)
         steps = recipe.train.steps
         whose = "the recipe" if recipe.start is None else recipe.start
-        reasons = [f"the size is that of {whose}"]
+        reasons = [f"the model size is fixed by {whose}"]
         if self.most is not None and steps == self.most:
-            reasons.append("more epochs teach no more")
+            reasons.append("more epochs do not improve the model")
         times = f"a step takes {digits(self.speed.step)} s, an evaluation {digits(self.speed.evaluation)} s"
         return Plan(
             minutes,

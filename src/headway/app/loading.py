@@ -1,4 +1,4 @@
-"""`load`: a model that is ready to be used, from a run or from wherever it was published."""
+"""`load`: load a trained or published model for inference."""
 
 from __future__ import annotations
 
@@ -31,32 +31,32 @@ def load(
     cache: Cache | None = None,
     draft: str | Path | None = None,
 ) -> Model:
-    """Load a model that is ready to be used: from the directory of a run, or a published model from its folder, its
-    GGUF file or by its name on a hub, as in hf:owner/name.
+    """Load a model for inference: a run by its directory, or a published model by its folder, its GGUF file or its
+    name on the hub, such as hf:owner/name.
 
-    device: "auto" (the first GPU, or else the CPU), "cpu", "cuda", "cuda:1", "mps".
-    weights: "int8" or "int4" quantises the matrices for the CPU engine; None leaves them as they are stored.
-    backend: what generates text: "cpu" is the compiled engine, "torch" the torch module, "auto" the engine for all
-    models that it can run.
-    cache: the number format of the KV cache; "fp16" takes half of the memory of "fp32" and "int8" a quarter, and both
-    need the CPU engine. None is fp16 for quantised weights there, and otherwise fp32.
+    device: "auto" (the first GPU, otherwise the CPU), "cpu", "cuda", "cuda:1", "mps".
+    weights: "int8" or "int4" quantises the matrices for the CPU engine; None keeps them as stored.
+    backend: the backend of generation: "cpu" is the compiled engine, "torch" the torch module, and "auto" uses the
+    engine for all models that it supports.
+    cache: the number format of the KV cache; "fp16" takes half the memory of "fp32" and "int8" a quarter, and both
+    need the CPU engine. None is fp16 for quantised weights on the engine, otherwise fp32.
     draft: a smaller model with the same tokenizer, for speculative decoding.
 
-    Raises UserError for a path that holds no model, and for choices that do not go together.
+    Raises UserError for a path without a model, and for options that exclude each other.
     """
     if weights is not None and weights not in get_args(Weights):
-        raise UserError(f"weights {weights!r} are unknown; use {' or '.join(get_args(Weights))}")
+        raise UserError(f"unknown number format {weights!r} of weights; use {' or '.join(get_args(Weights))}")
     if backend not in get_args(Backend):
-        raise UserError(f"backend {backend!r} is unknown; use {' or '.join(get_args(Backend))}")
+        raise UserError(f"unknown backend {backend!r}; use {' or '.join(get_args(Backend))}")
     if cache is not None and cache not in get_args(Cache):
-        raise UserError(f"cache {cache!r} is unknown; use {' or '.join(get_args(Cache))}")
+        raise UserError(f"unknown number format {cache!r} of the cache; use {' or '.join(get_args(Cache))}")
     where = find_device(device)
     if cache not in (None, "fp32") and (where.type != "cpu" or backend == "torch"):
         asked = f"device {where}" if where.type != "cpu" else "backend torch"
-        raise UserError(f"a cache of {cache} is the CPU engine's, which {asked} is not; leave one of them out")
+        raise UserError(f"a cache in {cache} needs the CPU engine, which excludes {asked}; remove one of them")
     if where.type != "cpu" and (backend == "cpu" or weights not in (None, "fp32")):
-        asked = "the CPU engine" if backend == "cpu" else f"weights in {weights}"
-        raise UserError(f"{asked} runs on a processor, not on device {where}; add --device cpu")
+        asked = "backend cpu" if backend == "cpu" else f"inference with {weights} weights"
+        raise UserError(f"{asked} needs a CPU, not device {where}; add --device cpu")
     with resting():
         place = find_folder(path)
         recipe = None
@@ -78,12 +78,12 @@ def load(
 def _open(place: Path, weights: Weights | None, backend: Backend) -> Opened:
     if not (place / QUANTISED).is_file() and weights in (None, "fp32"):
         return open_model(place)
-    from headway.engine import load_quantised, quantise, use_programs  # with LLVM, which models without it do not need
+    from headway.engine import load_quantised, quantise, use_programs  # imports LLVM, which other models do not need
 
     if (place / QUANTISED).is_file():
         opened = Opened(load_quantised(place, weights), *use_of(place))
     else:
-        opened = open_model(place, None)  # as they are stored: never all of them in fp32 at once
+        opened = open_model(place, None)  # in the stored dtype: the whole model is never in memory in fp32
         assert weights is not None
         opened = opened._replace(model=quantise(opened.model, weights))
     if backend != "torch":
@@ -92,13 +92,13 @@ def _open(place: Path, weights: Weights | None, backend: Backend) -> Opened:
 
 
 def find_device(name: str) -> torch.device:
-    """A torch device by name; `auto` is the first GPU, or else the processor. UserError for one that is not here."""
+    """A torch device by name; `auto` is the first GPU, otherwise the CPU. Raises UserError if it is not available."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch raises either
+    except (RuntimeError, AssertionError) as error:  # torch raises one or the other
         reason = str(error).split("\n")[0]
-        raise UserError(f"device {name!r} cannot be used here ({reason}); use --device cpu") from None
+        raise UserError(f"device {name!r} is not available here ({reason}); use --device cpu") from None
     return device

@@ -1,4 +1,4 @@
-"""A trained model, ready to be used: text in, text out."""
+"""A trained model, ready for inference."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ _SAMPLING, _LIMITS = Sampling(), Limits()
 
 @shows
 class Model(Handle):
-    """What `load` returns. One class for all models: `verbs` says what this one can do, and a method that it cannot
-    serve raises a UserError which says what it is and what it can do instead. Each method is answered by the predictor
-    of its name; see `headway.app.predictors`.
+    """The class of all models that `load` returns. `verbs` lists the methods that a model supports; the others raise a
+    UserError that names alternatives. The predictor of the same name implements each method; see
+    `headway.app.predictors`.
 
     `module` is the torch module; `directory` where it was loaded from; `recipe` how it was trained, None for a
-    published model; `usage` what a published model says of its use (end symbols, labels, chat template). `backend`,
-    `cache` and `draft` are as given to `load`. `beyond` lists what in the texts given so far was beyond everything met
-    in training.
+    published model; `usage` holds the stop tokens, labels and chat template of a published model. `backend`, `cache`
+    and `draft` are the arguments of `load`. `unexpected` lists properties of the inputs so far that were outside the
+    training data.
     """
 
     def card(self) -> Card:
-        """A summary: the kind of model, its size, what it was trained for, and what it can do."""
+        """A summary: the kind of model, its size, recipe and verbs."""
         recipe = self.recipe
         return Card(
             f"Model {self.directory}",
@@ -59,15 +59,13 @@ class Model(Handle):
 
     @property
     def verbs(self) -> list[str]:
-        """What this model can do: the names of its methods. Other forms of them (`stream` is one of `generate`) are
-        left out.
-        """
+        """The names of the methods that this model supports, without variants (`stream` is a variant of `generate`)."""
         return verbs(self.module.config, self.usage, self.recipe is not None)
 
     @property
     def thresholds(self) -> dict[str, float]:
-        """The probability from which on each label is predicted, of a model that predicts several labels at once; of
-        others nothing. They were chosen on the validation part, and are 1/2 where none were.
+        """The minimum probability for predicting each label of a multi-label model; empty for other models. Training
+        chooses them on the validation split; the default is 1/2.
         """
         return self.usage.decisions
 
@@ -112,12 +110,12 @@ class Model(Handle):
         stop: str | Texts = (),
         seed: int | None = None,
     ) -> str | list[str]:
-        """The continuation of a prompt, or of each of many.
+        """Continue a prompt, or each of several prompts.
 
-        max_new_tokens, stop: when to end; see Limits.
-        temperature, top_k, top_p, min_p, repetition_penalty, seed: how tokens are drawn; see Sampling.
+        max_new_tokens, stop: when to stop; see Limits.
+        temperature, top_k, top_p, min_p, repetition_penalty, seed: how to sample tokens; see Sampling.
 
-        Raises UserError for a model that generates no text, and for a prompt that is too long.
+        Raises UserError for a model that does not generate text, and for a prompt that is too long.
         """
         ...
 
@@ -134,8 +132,8 @@ class Model(Handle):
         stop: str | Texts = (),
         seed: int | None = None,
     ) -> Iterator[str]:
-        """The continuation of a prompt, in pieces as they are generated; a piece never ends within a character. The
-        arguments are those of `generate`.
+        """Stream the continuation of a prompt in chunks; a chunk never ends within a character. The arguments are those
+        of `generate`.
         """
         ...
 
@@ -149,12 +147,12 @@ class Model(Handle):
     def complete(
         self, prompts: str | Texts, sampling: Sampling = _SAMPLING, limits: Limits = _LIMITS
     ) -> Completion | list[Completion]:
-        """The continuation of a prompt, or of each of many, as a Completion: text, ids, log probabilities and speed."""
+        """Continue a prompt, or each of several; a Completion has text, ids, log probabilities and speed."""
         ...
 
     @verb
     def continuations(self, prompt: str, sampling: Sampling, limits: Limits) -> Iterator[str]:
-        """The same as `stream`, with the settings as objects."""
+        """`stream`, with the settings as objects."""
         ...
 
     @overload
@@ -186,26 +184,26 @@ class Model(Handle):
         ignore_end: bool = False,
         seed: int | None = None,
     ) -> list[int] | list[list[int]]:
-        """The ids that follow the ids of a prompt, or of each of many, without the end symbol. With `ignore_end` there
-        are always `max_new_tokens` of them.
+        """The generated ids after the ids of a prompt, or of each of several, without the eos token. With `ignore_end`
+        there are always `max_new_tokens` of them.
         """
         ...
 
     @verb
     def prompt_ids(self, text: str) -> list[int]:
-        """The ids of a prompt: its tokens, after the begin symbol if the model was trained or published with one."""
+        """The ids of a prompt, after the bos token if the model was trained or published with one."""
         ...
 
     @verb
     def chat(
         self, messages: str | Messages, max_new_tokens: int = 200, temperature: float = 1.0, seed: int | None = None
     ) -> str:
-        """The model's reply to a conversation: messages with a `role` and a `content`, or a text, which is one message
-        of the user. The prompt is built by the model's chat template.
+        """The reply to a conversation: messages with a `role` and a `content`, or a string for one user message. The
+        model's chat template formats the prompt.
 
-        If the conversation outgrows the context, the oldest turns are left out, and a warning is logged. Raises
-        UserError for a model without a chat template, and for messages that the template refuses. `talk` takes all
-        settings of Sampling and Limits.
+        If the conversation is longer than the context, the oldest turns are dropped with a warning. Raises UserError
+        for a model without a chat template, and for messages that the template rejects. `talk` takes all settings of
+        Sampling and Limits.
         """
         ...
 
@@ -213,21 +211,19 @@ class Model(Handle):
     def chat_stream(
         self, messages: str | Messages, max_new_tokens: int = 200, temperature: float = 1.0, seed: int | None = None
     ) -> Iterator[str]:
-        """The same as `chat`, in pieces as they are generated; a piece never ends within a character."""
+        """`chat`, streamed in chunks; a chunk never ends within a character."""
         ...
 
     @cached_property
     @verb
     def talk(self) -> chat.Talk:
-        """Conversations by the model's chat template, with all settings. Raises UserError for a model without a
-        template.
-        """
+        """Conversations in the model's chat template. Raises UserError for a model without one."""
         ...
 
     @property
     @verb
     def session(self) -> Session:
-        """Generation for many sequences at once. Raises UserError for a model that generates no text."""
+        """Batched generation. Raises UserError for a model that does not generate text."""
         ...
 
     @overload
@@ -252,8 +248,14 @@ class Model(Handle):
 
     @overload
     def translate(
-        self, lines: str | Texts, beam: int | None = ..., length_penalty: float | None = ...,
-        n_best: int | None = ..., temperature: float | None = ..., seed: int | None = ..., scores: bool = ...,
+        self,
+        lines: str | Texts,
+        beam: int | None = ...,
+        length_penalty: float | None = ...,
+        n_best: int | None = ...,
+        temperature: float | None = ...,
+        seed: int | None = ...,
+        scores: bool = ...,
     ) -> Any: ...
 
     @verb
@@ -267,13 +269,14 @@ class Model(Handle):
         seed: int | None = None,
         scores: bool = False,
     ) -> Any:
-        """The translation of a line, or of each of many; with `n_best`, a list of the best ones for each.
+        """Translate a line, or each of several; with `n_best`, return a list of the best translations per line.
 
-        beam, length_penalty: the search; a beam of 1 is greedy. By default a run translates as it is evaluated.
-        temperature, seed: sample instead of searching.
-        scores: return (text, score) for each: log p by the length penalty; of samples, the mean log p of a token.
+        beam, length_penalty: the beam search; a beam of 1 is greedy. The default is that of the run's evaluation.
+        temperature, seed: sample instead of beam search.
+        scores: return (text, score) pairs: the log probability divided by the length penalty, or for samples the mean
+        log probability per token.
 
-        Raises UserError for a model that is no encoder-decoder for texts.
+        Raises UserError for a model that is not a text encoder-decoder.
         """
         ...
 
@@ -287,8 +290,9 @@ class Model(Handle):
     def fill(
         self, text: str | Texts, top: int = 5
     ) -> list[list[masked.Candidate]] | list[list[list[masked.Candidate]]]:
-        """The `top` most probable tokens for each mask of a text, or of each of many texts. A mask is written [MASK],
-        <mask>, or as the tokenizer writes it.
+        """The `top` most probable tokens for each mask of a text, or of each of several.
+
+        A mask is [MASK], <mask>, or the tokenizer's own mask token.
         """
         ...
 
@@ -305,14 +309,14 @@ class Model(Handle):
     @verb
     def classify(self, items: Any, truncate: bool = False) -> Labels | list[Labels]:
         """The probability of each label, most probable first, for a text, a pair of texts (a tuple), an image or a
-        sound, or for each of many. A model that predicts a number returns it as "value"; one that predicts several
-        labels at once predicts those whose probability reaches their `thresholds`.
+        sound, or for each of several. A regression model returns its prediction as "value". A multi-label model
+        predicts the labels whose probability reaches their `thresholds`.
 
         Images are files or pixels, uint8 [height, width, 3] or [height, width]. Sounds are files or samples at 16 kHz,
         [N].
 
-        truncate: cut texts, and take the middle of sounds, that are longer than the model reads; otherwise they are an
-        error.
+        truncate: cut texts, and use the middle of sounds, that are longer than the model's input; otherwise they raise
+        an error.
 
         Raises UserError for a model without classes.
         """
@@ -322,12 +326,12 @@ class Model(Handle):
     def rerank(
         self, query: str, documents: Texts, top_n: int | None = None, truncate: bool = False
     ) -> list[understanding.RankedDocument]:
-        """The documents by their relevance to a query, from 0 to 1, the most relevant first, by a cross-encoder. With
-        `top_n` that many of them.
+        """Rank documents by their relevance to a query with a cross-encoder: scores from 0 to 1, most relevant first,
+        at most `top_n`.
 
-        truncate: cut what is longer than the model reads, the longer of the two texts first; otherwise it is an error.
+        truncate: cut inputs that are too long, the longer of the two texts first; otherwise they raise an error.
 
-        Raises UserError for a model with another number of outputs than one.
+        Raises UserError for a model whose number of outputs is not one.
         """
         ...
 
@@ -341,9 +345,7 @@ class Model(Handle):
     def tag(
         self, texts: str | Iterable[str | Texts], truncate: bool = False
     ) -> understanding.TaggedWords | list[understanding.TaggedWords]:
-        """The words of a text, the tag of each and the entities they spell; or those of each of many texts. A text may
-        be given as a list of its words, inside a list of texts.
-        """
+        """The words, tags and entities of a text, or of each of several. Texts in a list may be lists of words."""
         ...
 
     @overload
@@ -354,10 +356,10 @@ class Model(Handle):
 
     @verb
     def embed(self, items: Any, truncate: bool = False) -> Float[Tensor, "D"] | Float[Tensor, "N D"]:
-        """A vector of unit length for a text or an image, Float[D], or for each of many, Float[N, D].
+        """A unit-length vector for a text or an image, Float[D], or for each of several, Float[N, D].
 
-        A model with a joint space for images and texts takes both: a text that is the path of an image file is the
-        image.
+        A model with a joint space for images and texts takes both; a string that is the path of an image file stands
+        for the image.
         """
         ...
 
@@ -389,13 +391,13 @@ class Model(Handle):
         length_penalty: float = 0.6,
         n_best: int | None = None,
     ) -> str | list[str] | list[list[str]]:
-        """The best caption of an image, or of each of many; with `n_best`, a list of the best ones for each.
+        """Caption an image, or each of several; with `n_best`, return a list of the best captions per image.
 
         Images are files or pixels, uint8 [height, width, 3].
 
-        beam: the width of the search; 1 is greedy.
+        beam: the beam width; 1 is greedy.
 
-        Raises UserError for a model that writes no captions.
+        Raises UserError for a model that does not caption images.
         """
         ...
 
@@ -407,11 +409,11 @@ class Model(Handle):
         templates: str | Texts = (),
         truncate: bool = False,
     ) -> image_text.Matches:
-        """How well images (files or pixels) and texts go together: cosine similarities [N, M], and probabilities of the
-        texts for each image. An axis is left out if a single image or a single text is given.
+        """Match images (files or pixels) with texts: cosine similarities [N, M], and the probabilities of the texts for
+        each image. A single image or a single text drops its axis.
 
-        For zero-shot classification, give the names of the classes as texts and `templates` such as "a photo of a {}":
-        each class is then the mean vector of its filled templates. Raises UserError for a model without a joint space.
+        For zero-shot classification, pass the class names as texts and `templates` such as "a photo of a {}"; each
+        class is then the mean vector of its filled templates. Raises UserError for a model without a joint space.
         """
         ...
 
@@ -423,8 +425,8 @@ class Model(Handle):
 
     @verb
     def look(self, images: vision.Image | Iterable[vision.Image]) -> vision.Look | list[vision.Look]:
-        """Where a model of images looks in an image, or in each of many: its attention rolled out over the layers.
-        `picture()` of the result draws it. Raises UserError for a model that reads no images.
+        """The attention rollout over an image, or over each of several. `picture()` of the result draws it. Raises
+        UserError for a model that does not take images.
         """
         ...
 
@@ -464,18 +466,18 @@ class Model(Handle):
         seed: int = 0,
         vad: bool = True,
     ) -> audio.Transcription | list[audio.Transcription]:
-        """The transcript of a sound, or of each of many, with times. Sounds are files or samples at 16 kHz, [N] or [N,
+        """Transcribe a sound, or each of several, with timestamps. Sounds are files or samples at 16 kHz, [N] or [N,
         channels].
 
         language: None detects it in the first 30 s.
         task: "translate" translates into English.
-        prompt: text that is taken to come before the sound.
+        prompt: text assumed to precede the sound.
         words: also return the time of each word.
-        vad: leave out stretches without a voice.
+        vad: skip parts without speech.
 
         `transcriber` takes all settings.
 
-        Raises UserError for a model that hears no sounds, and for damaged files.
+        Raises UserError for a model that does not take sounds, and for damaged files.
         """
         ...
 
@@ -498,17 +500,17 @@ class Model(Handle):
         render_episodes: int = 3,
         speed: float = 1.0,
     ) -> dict[str, Any]:
-        """Play episodes in an environment. Returns the mean return with its interval for an agent or a model of
-        trajectories, and the success rate for a robot's policy; `results` has them for each target return or task.
+        """Play episodes in an environment. Returns the mean return with its interval for agents and trajectory models,
+        and the success rate for a robot policy; `results` has them per target return or task.
 
-        env: an id of gymnasium, metaworld/NAME, or module:Name (None: that of the run); several for a robot.
-        episodes: how many; episode i starts from seed `seed` + i.
-        render: the path of a video of the first `render_episodes` of them, `speed` times as fast as real time.
-        target_return: the return to ask for, for models of trajectories.
-        draw: whether actions are sampled, by agents and by models of trajectories (None: as in the run).
-        execute, ensemble: for robots: actions of a chunk to carry out, and temporal ensembling ("run": as in the run).
+        env: a Gymnasium id, metaworld/NAME, or module:Name (None: the run's); several for a robot policy.
+        episodes: the number of episodes; episode i starts from seed `seed` + i.
+        render: the path of a video of the first `render_episodes`, at `speed` times real time.
+        target_return: the target return of a trajectory model.
+        draw: whether agents and trajectory models sample their actions (None: as in the run).
+        execute, ensemble: robot policies: actions to execute per chunk, and temporal ensembling ("run": as in the run).
 
-        Raises UserError for a model that acts in no environment, and for arguments of the other kind of model.
+        Raises UserError for a model that does not act in environments, and for arguments of another kind of model.
         """
         ...
 
@@ -517,28 +519,28 @@ class Model(Handle):
         """The policy of an agent or a robot, with `reset()`, `select_action(observation)` and, for a robot,
         `predict_action_chunk(observation)`.
 
-        task: which of several tasks a robot does, where the observations do not say.
-        seed: of the noise that a diffusion policy draws, and of the actions that an agent samples.
+        task: the task of a multi-task robot, unless the observations contain it.
+        seed: the seed of a diffusion policy's noise and of an agent's sampled actions.
 
-        Raises UserError for a model that is no policy of either kind.
+        Raises UserError for a model that is not a policy.
         """
         ...
 
     @verb
     def player(self, search: str | None = None) -> Player:
         """A chess player that chooses moves by the model's "policy", by the "value" of the position after each move, or
-        by a tree search ("puct"). None takes the strongest that the model allows. Needs the extra `chess`.
+        by a tree search ("puct"). None chooses the strongest that the model supports. Needs the extra `chess`.
         """
         ...
 
     @verb
     def forecast(self, data: Data | None = None, steps: int | None = None) -> list[forecast.Forecast]:
-        """Quantiles of the next `steps` of time (None: the run's horizon) after each series of `data` (whatever `train`
-        takes; None: the run's own).
+        """Quantiles of the next `steps` (None: the run's horizon) after each series of `data` (whatever `train` takes;
+        None: the run's own).
 
-        Beyond the horizon the model goes on from its own medians, and its bands are too narrow. Values that are
-        missing are refused or filled as in the run (`task.fill`). Raises UserError for a model of anything else, and
-        for data that are too short for it or have other steps.
+        Beyond the horizon the model continues from its own medians, and its intervals are too narrow. Missing values
+        raise an error or are filled, as in the run (`task.fill`). Raises UserError for a model that does not forecast,
+        and for series that are too short or have a different time step.
         """
         ...
 
@@ -550,18 +552,16 @@ class Model(Handle):
 
     @verb
     def score(self, texts: str | Texts, sources: str | Texts | None = None) -> list[float] | list[list[float]]:
-        """The log probability of each token of a text, or of each of many, in nats.
+        """The log probability of each token of a text, or of each of several, in nats.
 
-        A language model with a begin symbol also scores the first token. An encoder-decoder scores the tokens of a
-        target and the end after it, given its source. Raises UserError for an encoder-decoder without `sources`.
+        A language model with a bos token also scores the first token. An encoder-decoder scores the tokens of a target
+        and its eos token, given the source. Raises UserError for an encoder-decoder without `sources`.
         """
         ...
 
     @verb
     def attention(self, text: str, target: str | None = None) -> Attention:
-        """The attention weights while the model reads `text`; an encoder-decoder writes `target`, or its own
-        translation.
-        """
+        """The attention weights over `text`; for an encoder-decoder also over `target` or its own translation."""
         ...
 
     @verb
@@ -581,14 +581,14 @@ class Model(Handle):
     ) -> dict[str, Any]:
         """The metrics of the model's domain on the run's own data, or on `data` (whatever `train` takes).
 
-        split: "train", "validation", "test" or "all"; by default all of `data`, or else the run's test split (the
-        validation split if it has no test). Of images and sounds whose folders or files name a test part, that part of
-        `data` is the default, or else its validation part. "split" in the result says which it was.
-        limit: evaluate on at most so many samples.
-        stride: for language models, read the texts in overlapping windows.
+        split: "train", "validation", "test" or "all"; by default all of `data`, otherwise the run's test split (the
+        validation split if there is no test split). For images and sounds with a named test split, that split of
+        `data` is the default, otherwise its validation split. "split" in the result names the split used.
+        limit: the maximum number of samples.
+        stride: for language models, evaluate in overlapping windows.
 
-        A published model can be evaluated on `data` as a language model, or as one that matches images and texts. Of a
-        run, "note" in the result says how the data differ from those that it was trained on, if they do.
-        Raises UserError for a split that does not exist, and for data that do not fit.
+        A published model can be evaluated on `data` as a language model, or as an image and text model. For a run,
+        "note" in the result explains how the data differ from the training data, if they do.
+        Raises UserError for a split that does not exist, and for data that the model cannot take.
         """
         ...

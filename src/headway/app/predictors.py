@@ -1,9 +1,8 @@
-"""The table of predictors: what each model can do, and who does it.
+"""The table of verbs: what each model supports, and which domain implements it.
 
-A verb is a method of `headway.app.model.Model`. A domain names in its package the verbs that it serves and, for each,
-which question of `headway.nn.models.kinds` is true of the models that it serves it for; its module `predictors`, which
-is imported when a verb is asked for of such a model, has a function of the verb's name that takes the model and the
-method's arguments.
+A verb is a method of `headway.app.model.Model`. Each domain package lists the verbs that it implements and, for each
+verb, the predicate of `headway.nn.models.kinds` that selects its models. The domain's module `predictors`, imported at
+the first use, has a function of the verb's name that takes the model and the method's arguments.
 """
 
 from __future__ import annotations
@@ -24,13 +23,13 @@ P = ParamSpec("P")
 R = TypeVar("R")
 M = TypeVar("M", bound=Handle)
 
-_OF_RUNS = {"evaluate": "headway.evaluation"}  # what every run can do, whatever its domain
-_MOST = 4  # verbs that a message names
+_OF_RUNS = {"evaluate": "headway.evaluation"}  # verbs of every run, whatever its domain
+_MOST = 4  # most verbs that a message lists
 
 
 class Verb(NamedTuple):
-    """What a verb does, and what to do where a model cannot: both said in an error. `form_of` is the verb that it is
-    another form of.
+    """The description of a verb for error messages, and the remedy for a model that does not support it. A variant
+    of another verb has that verb's name as `variant_of`.
     """
 
     does: str
@@ -38,51 +37,51 @@ class Verb(NamedTuple):
     form_of: str | None = None
 
 
-_GENERATE = Verb("continue a prompt", "take a language model, such as a GPT")
-_CHAT = Verb("hold a conversation", "take a language model, such as a run of the recipe instruct")
-_TRANSCRIBE = Verb("transcribe sounds", "take a model that can, such as a Whisper")
+_GENERATE = Verb("continue a prompt", "use a language model, such as a GPT")
+_CHAT = Verb("hold a conversation", "use a language model, such as a run of the recipe instruct")
+_TRANSCRIBE = Verb("transcribe sounds", "use a speech model, such as a Whisper")
 VERBS = {
     "generate": _GENERATE,
     "chat": _CHAT,
-    "translate": Verb("translate", "take an encoder-decoder, such as a run of the recipe translation"),
+    "translate": Verb("translate", "use an encoder-decoder, such as a run of the recipe translation"),
     "transcribe": _TRANSCRIBE,
-    "caption": Verb("write captions", "take a run of the recipe caption"),
-    "fill": Verb("fill in masks", "take a masked language model, such as a BERT"),
+    "caption": Verb("write captions", "use a run of the recipe caption"),
+    "fill": Verb("fill in masks", "use a masked language model, such as a BERT"),
     "classify": Verb("classify", "fine-tune one: headway train classification|vision|audio --from MODEL --data FILE"),
     "rerank": Verb(
-        "rank documents", "take a cross-encoder, such as a BERT with one label, or fine-tune one: headway train pairs"
+        "rank documents", "use a cross-encoder, such as a BERT with one label, or fine-tune one: headway train pairs"
     ),
     "tag": Verb("tag words", "fine-tune one: headway train tagging --from MODEL --data FILE"),
-    "match": Verb("match images and texts", "take a CLIP or SigLIP"),
-    "embed": Verb("make vectors", "take an encoder, such as a BERT, a ViT or a CLIP"),
-    "look": Verb("read images", "take a model that can, such as a ViT"),
-    "rollout": Verb("play episodes", "take a run of the recipes ppo, trajectories, cartpole or robotics"),
-    "policy": Verb("act as a policy", "take a run of the recipes ppo, robotics or metaworld"),
+    "match": Verb("match images and texts", "use a CLIP or SigLIP"),
+    "embed": Verb("make embeddings", "use an encoder, such as a BERT, a ViT or a CLIP"),
+    "look": Verb("show its attention to an image", "use an image model, such as a ViT"),
+    "rollout": Verb("play episodes", "use a run of the recipes ppo, trajectories, cartpole or robotics"),
+    "policy": Verb("act as a policy", "use a run of the recipes ppo, robotics or metaworld"),
     "player": Verb("play chess", "train one: headway train chess --data games.pgn"),
-    "forecast": Verb("forecast time series", "take a run of the recipe forecast"),
-    "score": Verb("score texts", "take a language model or an encoder-decoder"),
-    "attention": Verb("show its attention to a text", "take a model of texts"),
-    "logits": Verb("give logits of symbols", "take a model with a head over its vocabulary"),
-    "evaluate": Verb("be measured without a recipe", "fine-tune it with --from and evaluate that run"),
+    "forecast": Verb("forecast time series", "use a run of the recipe forecast"),
+    "score": Verb("score texts", "use a language model or an encoder-decoder"),
+    "attention": Verb("show its attention to a text", "use a text model"),
+    "logits": Verb("return logits of tokens", "use a model with a head over its vocabulary"),
+    "evaluate": Verb("be evaluated without a recipe", "fine-tune it with --from and evaluate that run"),
     "stream": _GENERATE._replace(form_of="generate"),
     "complete": _GENERATE._replace(form_of="generate"),
     "continuations": _GENERATE._replace(form_of="generate"),
     "generate_ids": _GENERATE._replace(form_of="generate"),
     "session": _GENERATE._replace(form_of="generate"),
-    "prompt_ids": Verb("read a prompt", "take a model of texts", "generate"),
+    "prompt_ids": Verb("encode a prompt", "use a text model", "generate"),
     "chat_stream": _CHAT._replace(form_of="chat"),
     "talk": _CHAT._replace(form_of="chat"),
     "transcriber": _TRANSCRIBE._replace(form_of="transcribe"),
 }
-_LOOKS_INSIDE = {"score", "attention", "logits", "evaluate"}  # which is no remedy where something else was wanted
-_INSTEAD = (  # where another verb comes to the same
-    ("classify", kinds.is_two_tower, "give the names of the classes to match, as texts"),
+_LOOKS_INSIDE = {"score", "attention", "logits", "evaluate"}  # not useful as alternatives to other verbs
+_INSTEAD = (  # models with a better alternative
+    ("classify", kinds.is_two_tower, "pass the class names as texts to match"),
     ("look", kinds.is_text, "use attention"),
 )
 
 
 def verb(method: Callable[Concatenate[M, P], R]) -> Callable[Concatenate[M, P], R]:
-    """A method of a model that the predictor of its name answers."""
+    """Decorate a method of a model so that it calls the predictor of its name."""
 
     @wraps(method)
     def call(model: M, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -93,7 +92,7 @@ def verb(method: Callable[Concatenate[M, P], R]) -> Callable[Concatenate[M, P], 
 
 
 def predictor(model: Handle, name: str) -> Callable[..., Any]:
-    """What serves a verb for a model; its domain is imported now. UserError for a model that has no such verb."""
+    """The function that implements a verb for a model; imports its domain. Raises UserError for unsupported verbs."""
     if model.recipe is not None and name in _OF_RUNS:
         return getattr(import_module(_OF_RUNS[name]), name)
     for serves in domains.verbs()[name]:
@@ -103,7 +102,7 @@ def predictor(model: Handle, name: str) -> Callable[..., Any]:
 
 
 def verbs(model: ModelConfig, usage: Usage, run: bool) -> list[str]:
-    """The verbs of a model: of a configuration, how it is used, and whether it is a run. Forms of them are left out."""
+    """The verbs of a model by its configuration, its usage and whether it is a run, without variants."""
     found = []
     for name, known in VERBS.items():
         serving = domains.verbs()[name]
@@ -115,7 +114,7 @@ def verbs(model: ModelConfig, usage: Usage, run: bool) -> list[str]:
 
 
 def _refusal(model: Handle, name: str) -> UserError:
-    """What the model is, what it can do instead, and what has this verb."""
+    """The error for an unsupported verb: the kind of model, and alternatives."""
     config, asked = model.module.config, VERBS[name]
     known = verbs(config, model.usage, model.recipe is not None)
     others = [each for each in known if each not in _LOOKS_INSIDE][:_MOST] or known[:_MOST]

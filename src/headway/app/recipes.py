@@ -1,6 +1,4 @@
-"""Recipes by name, with the user's settings and data written into them, and the tasks that they open; and what can be
-trained by name, as tables.
-"""
+"""Find recipes by name, apply the user's settings and data, and open their tasks; list all recipes and presets."""
 
 from __future__ import annotations
 
@@ -40,16 +38,16 @@ def configured(
     start: str | Path | None = None,
     lora: int | None = None,
 ) -> Recipe:
-    """The recipe with the user's settings, seed and data written into it, so that it repeats the run alone.
+    """The recipe with the user's settings, seed and data, so that it reproduces the run alone.
 
-    With a `start` its model is the recipe's, before the settings, of which `model` may be the name of a preset, recipe
-    or run, or a path: its model, made anew. `lora` is the rank of an adapter. A generic recipe asked for by its name,
-    whose rates are for models that know nothing, gets those for one that does.
+    With a `start`, its model replaces the recipe's before the settings apply. The setting `model` may be the name or
+    path of a preset, recipe or run, whose architecture is then used with new weights. `lora` is the rank of an
+    adapter. With a `start`, a generic recipe requested by name gets the learning rates for fine-tuning.
     """
     found = named(recipe)
     for given in (start, *(settings or {}).values()):
         if isinstance(given, str) and given.startswith(HUB):
-            find_folder(given)  # asked for by the user: what the recipe names is here from now on
+            find_folder(given)  # download what the user named now; later the recipe finds it locally
     if start is not None:
         find_folder(start)
         found = replace(found, start=_absolute(start), model=open_start(_absolute(start)).model.config)
@@ -67,12 +65,12 @@ def configured(
     elif isinstance(recipe, (str, Path)) and _is_file(recipe):
         check_asked(found.data, str(recipe))
     if not found.data and not found.task.makes_data and not isinstance(recipe, Recipe):
-        raise UserError(f"recipe {found.name!r} has no data of its own; give yours with --data (data=...)")
+        raise UserError(f"recipe {found.name!r} has no data; pass your own with --data (data=...)")
     return found
 
 
 def _set(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
-    """`override`, but that `model` may be the name of a preset, recipe or run, or a path: its model, made anew."""
+    """`override`, but `model` may also be the name or path of a preset, recipe or run."""
     model = settings.get("model")
     if not isinstance(model, str):
         return override(recipe, settings)
@@ -81,7 +79,7 @@ def _set(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
 
 
 def named(recipe: str | Path | Recipe) -> Recipe:
-    """A recipe by its name or its recipe.json."""
+    """A recipe by its name or the path of its recipe.json."""
     if isinstance(recipe, Recipe):
         return recipe
     return read_recipe(Path(recipe)) if _is_file(recipe) else find_recipe(str(recipe))
@@ -100,25 +98,27 @@ def recorded(
     start: str | Path | None = None,
     lora: int | None = None,
 ) -> Recipe:
-    """The recipe of the run that is there. What the user sets again must say the same, which the trainer checks.
+    """The recipe of an existing run. Settings that the user repeats must be the same; the trainer checks that.
 
-    The start is not opened: a run that has begun does not need it any more.
+    The start is not opened: a run that has started no longer needs it.
     """
     found = read_recipe(RunDirectory(directory).recipe)
     if found.name != name:
         raise UserError(f"{directory} is a run of recipe {found.name!r}, not {name!r}; choose another with --run")
-    for key in ("steps", "evaluate_every"):  # which the trainer takes over, where minutes made them
+    for key in ("steps", "evaluate_every"):  # the trainer would accept these where minutes chose them
         wanted, own = (settings or {}).get(f"train.{key}"), getattr(found.train, key)
         if wanted is not None and wanted != own:
-            raise UserError(f"{directory} was started with train.{key} {own}, not {wanted}; leave it out to resume")
+            raise UserError(
+                f"{directory} was started with train.{key} {own}, not {wanted}; remove the setting to resume"
+            )
     if start is not None and os.path.abspath(start) != found.start:
         found = replace(found, start=_absolute(start))
     return configured(found, data, _still(found, named(name), settings or {}), seed, lora=lora)
 
 
 def _still(found: Recipe, before: Recipe, settings: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The settings that a recipe has still: of `model.heads=2 model.mixer=lstm`, made of the recipe `before`, the first
-    was set and then replaced. ConfigError where they never held together.
+    """The settings that still apply to a recipe made from `original`: in `model.heads=2 model.mixer=lstm`, the second
+    setting replaces the mixer that the first one set. Raises ConfigError if they never applied together.
     """
     try:
         _set(found, settings)
@@ -137,15 +137,15 @@ def _applies(recipe: Recipe, key: str, value: Any) -> bool:
 
 
 def _absolute(path: str | Path) -> str:
-    """A path that holds from any directory; what is no path here (the name of a data set) stays as it is."""
+    """The absolute path; unchanged for what is not a path here (the name of a data set)."""
     return os.path.abspath(path) if os.path.exists(path) or os.path.isabs(path) else str(path)
 
 
 def begin_task(recipe: Recipe, directory: Path) -> Task:
-    """`open_task` for a run that is to begin in `directory`, with the tokenizer of the model that it starts from.
+    """`open_task` for a new run in `directory`, with the tokenizer of the model that it starts from.
 
-    The task finds it in a workspace of its own, so that what cannot be trained leaves nothing behind; the trainer has
-    it saved with the run.
+    The tokenizer is copied to a temporary workspace, so a recipe that cannot be trained leaves no files; the trainer
+    saves it with the run.
     """
     if recipe.start is None:
         return open_task(recipe, directory)
@@ -170,11 +170,11 @@ def find_model(name: str) -> ModelConfig:
     published = find_folder(name)
     if published.exists():
         return open_config(published)
-    raise UserError(f"{name!r} is no recipe, preset, run or model; {nearest(name, [*homes(), *PRESETS])}")
+    raise UserError(f"{name!r} is not a recipe, preset, run or model; {nearest(name, [*homes(), *PRESETS])}")
 
 
 def find_usage(name: str) -> tuple[Usage, bool]:
-    """How what `find_model` finds is used, as far as that is said without weights, and whether it is a run."""
+    """The usage of what `find_model_config` finds, as far as it is known without weights, and whether it is a run."""
     path = place_of(name)
     if name in PRESETS or name in homes() or path.suffix == ".json":
         return Usage(), False
@@ -184,13 +184,13 @@ def find_usage(name: str) -> tuple[Usage, bool]:
 
 
 def recipes() -> list[dict[str, Any]]:
-    """The recipes, a row (dict) each: name, domain, parameters, data, time and score to expect, description."""
+    """The recipes as rows (dicts): name, domain, parameters, data, expected time and score, description."""
     return [
         {
             "name": recipe.name,
             "domain": recipe.domain,
             "parameters": describe(recipe.model)["parameters"],
-            "data": ", ".join(recipe.data) or ("makes its own" if recipe.task.makes_data else "yours (--data)"),
+            "data": ", ".join(recipe.data) or ("generated" if recipe.task.makes_data else "yours (--data)"),
             "makes_data": recipe.task.makes_data,
             "expected": recipe.expected,
             "description": recipe.description,
@@ -200,5 +200,5 @@ def recipes() -> list[dict[str, Any]]:
 
 
 def presets() -> list[dict[str, Any]]:
-    """The presets of model architectures, a row (dict) each: name and number of parameters."""
+    """The presets of model architectures as rows (dicts): name and number of parameters."""
     return [{"name": name, "parameters": describe(make())["parameters"]} for name, make in PRESETS.items()]

@@ -1,4 +1,4 @@
-"""`connect`: a model of a server, with the methods of one that is here."""
+"""`connect`: a model on a server, with the methods of a local one."""
 
 from __future__ import annotations
 
@@ -32,26 +32,26 @@ T = TypeVar("T")
 Texts = Iterable[str]
 Fields = Mapping[str, Any]
 
-KEY = "HEADWAY_API_KEY"  # of the environment, where none is given
-_SECONDS = 600.0  # without a byte, after which an answer is given up
-_ANSWER = 1 << 29  # bytes of an answer
-_EVENT = 1 << 22  # bytes of a part of one
-_REFUSAL = 1 << 16  # bytes of an error
-_FILE = 1 << 30  # bytes of an image or a sound
+KEY = "HEADWAY_API_KEY"  # the environment variable with the default key
+_SECONDS = 600.0  # timeout without any data
+_ANSWER = 1 << 29  # most bytes of a response
+_EVENT = 1 << 22  # most bytes of a streamed event
+_REFUSAL = 1 << 16  # most bytes of an error
+_FILE = 1 << 30  # most bytes of an image or a sound
 
 
 def connect(url: str, api_key: str | None = None, model: str | None = None) -> RemoteModel:
-    """A model of the server at `url`, such as http://127.0.0.1:8000, which computes all that its methods give.
+    """Connect to a model on the server at `url`, such as http://127.0.0.1:8000; its methods run on the server.
 
-    api_key: what the server asks for; None takes HEADWAY_API_KEY of the environment, where it is set.
-    model: its name at the server; None is the only one there.
+    api_key: the server's API key; None uses the environment variable HEADWAY_API_KEY if it is set.
+    model: the model's name on the server; None if the server has only one.
 
-    Raises UserError where no server answers, where it refuses, and for a model that it does not have.
+    Raises UserError if the server does not answer or refuses the key, and for an unknown model.
     """
     server = _Remote(url, api_key or os.environ.get(KEY))
     known = server.asked("GET", "/v1/models", None, lambda said: {each["id"]: _Known.of(each) for each in said["data"]})
     if model is None and len(known) != 1:
-        raise UserError(f"{url} has {len(known)} models; name one of them: {', '.join(sorted(known)[:100])}")
+        raise UserError(f"{url} has {len(known)} models; pass the name of one: {', '.join(sorted(known)[:100])}")
     name = next(iter(known)) if model is None else model
     if name not in known:
         raise UserError(f"{url} has no model {name[:100]!r}; {nearest(name, known)}")
@@ -59,18 +59,19 @@ def connect(url: str, api_key: str | None = None, model: str | None = None) -> R
 
 
 class RemoteModel:
-    """What `connect` returns: methods of `headway.Model`, answered by a server. What its model cannot do raises the
-    server's UserError; so do its other refusals. Files are read here and sent; the server opens none.
+    """The model that `connect` returns, with methods of `headway.Model` that run on a server. The server's errors are
+    raised as UserError, also for verbs that its model does not support. Files are read locally and uploaded; the
+    server opens none.
 
-    `name`, `kind`, `verbs`, `context` (tokens, None for no limit) and `parameters` are the model's; `reads` says of
-    what its inputs are: texts, images, sounds.
+    `name`, `kind`, `verbs`, `context` (tokens, None for no limit) and `parameters` describe the model; `reads` lists
+    the kinds of its inputs: texts, images, sounds.
     """
 
     def __init__(self, server: _Remote, known: _Known) -> None:
         self._server = server
         self.name, self.kind, self.verbs, self.reads, self.context, self.parameters = known
-        self.thresholds: dict[str, float] = {}  # by `classify`; see `headway.Model.thresholds`
-        self.beyond: list[str] = []  # what was beyond training is in the server's log
+        self.thresholds: dict[str, float] = {}  # set by `classify`; see `headway.Model.thresholds`
+        self.beyond: list[str] = []  # always empty; the server logs unexpected inputs
 
     def generate(
         self,
@@ -84,7 +85,7 @@ class RemoteModel:
         stop: str | Texts = (),
         seed: int | None = None,
     ) -> str | list[str]:
-        """The continuation of a prompt, or of each of many; see `headway.Model.generate`."""
+        """Continue a prompt, or each of several; see `headway.Model.generate`."""
         prompts = prompt if isinstance(prompt, str) else list(prompt)
         if not prompts and isinstance(prompts, list):
             return []
@@ -104,7 +105,7 @@ class RemoteModel:
         stop: str | Texts = (),
         seed: int | None = None,
     ) -> Iterator[str]:
-        """The continuation of a prompt, in pieces as they are generated. The arguments are those of `generate`."""
+        """Stream the continuation of a prompt in chunks. The arguments are those of `generate`."""
         asked = _writing(max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stop, seed)
         return self._streamed("/v1/completions", {"prompt": prompt, **asked}, lambda choice: choice["text"])
 
@@ -115,7 +116,7 @@ class RemoteModel:
         temperature: float = 1.0,
         seed: int | None = None,
     ) -> str:
-        """The model's reply to a conversation; see `headway.Model.chat`. One that outgrows the context is refused."""
+        """The reply to a conversation; see `headway.Model.chat`. The server rejects one longer than the context."""
         return "".join(self.chat_stream(messages, max_new_tokens, temperature, seed=seed)).strip()
 
     def chat_stream(
@@ -130,7 +131,7 @@ class RemoteModel:
         stop: str | Texts = (),
         seed: int | None = None,
     ) -> Iterator[str]:
-        """The same as `chat`, in pieces as they are generated."""
+        """`chat`, streamed in chunks."""
         told = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
         asked = _writing(max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stop, seed)
         read = lambda choice: choice["delta"].get("content", "")  # noqa: E731
@@ -139,7 +140,7 @@ class RemoteModel:
     def embed(
         self, items: str | Path | Iterable[str | Path], truncate: bool = False
     ) -> Float[Tensor, "D"] | Float[Tensor, "N D"]:
-        """A vector of unit length for a text or an image file, Float[D], or for each of many, Float[N, D]."""
+        """A unit-length vector for a text or an image file, Float[D], or for each of several, Float[N, D]."""
         import numpy as np
         import torch
 
@@ -160,8 +161,8 @@ class RemoteModel:
         self, items: str | Path | tuple[str, str] | Iterable[str | Path | tuple[str, str]], truncate: bool = False
     ) -> dict[str, float] | list[dict[str, float]]:
         """The probability of each label, most probable first, for a text, a pair of texts (a tuple), an image file or a
-        sound file, or for each of many; a number that is predicted is called "value". `thresholds` are the
-        probabilities from which on labels are predicted, where a model predicts several at once.
+        sound file, or for each of several. A regression model returns its prediction as "value". For a multi-label
+        model this sets `thresholds`, the minimum probability for predicting each label.
         """
         pair = isinstance(items, tuple) and len(items) == 2 and "texts" in self.reads
         many, one = ([items], True) if pair else _listed(items)
@@ -175,7 +176,7 @@ class RemoteModel:
     def rerank(
         self, query: str, documents: Texts, top_n: int | None = None, truncate: bool = False
     ) -> list[RankedDocument]:
-        """The documents by their relevance to a query, the most relevant first; see `headway.Model.rerank`."""
+        """Rank documents by their relevance to a query, most relevant first; see `headway.Model.rerank`."""
         from headway.domains.understanding import RankedDocument
 
         many = _listed(documents)[0]
@@ -190,7 +191,7 @@ class RemoteModel:
         return self._asked("/v1/rerank", asked if top_n is None else {**asked, "top_n": top_n}, read)
 
     def tag(self, texts: str | Iterable[str | Texts], truncate: bool = False) -> TaggedWords | list[TaggedWords]:
-        """The words of a text, the tag of each and the entities they spell; or those of each of many texts."""
+        """The words, tags and entities of a text, or of each of several."""
         from headway.domains.understanding import TaggedWords
         from headway.metrics import EntitySpan
 
@@ -202,7 +203,7 @@ class RemoteModel:
         return self._answers("tag", "texts", given, one, read, truncate=truncate)
 
     def fill(self, text: str | Texts, top: int = 5) -> list[list[Candidate]] | list[list[list[Candidate]]]:
-        """The `top` most probable tokens for each mask of a text, or of each of many texts."""
+        """The `top` most probable tokens for each mask of a text, or of each of several texts."""
         from headway.domains.masked import Candidate
 
         many, one = _listed(text)
@@ -219,7 +220,7 @@ class RemoteModel:
         seed: int | None = None,
         scores: bool = False,
     ) -> Any:
-        """The translation of a line, or of each of many; with `n_best`, a list of the best ones for each."""
+        """Translate a line, or each of several; with `n_best`, return a list of the best translations per line."""
         many, one = _listed(lines)
         search = {"beam": beam, "length_penalty": length_penalty, "n_best": n_best}
         read = lambda found: [(text, score) for text, score in found] if scores else found  # noqa: E731
@@ -233,7 +234,7 @@ class RemoteModel:
         length_penalty: float = 0.6,
         n_best: int | None = None,
     ) -> str | list[str] | list[list[str]]:
-        """The best caption of an image file, or of each of many; with `n_best`, a list of the best ones for each."""
+        """Caption an image file, or each of several; with `n_best`, return a list of the best captions per image."""
         many, one = _listed(images)
         given = [self._image(image) for image in many]
         return self._answers(
@@ -247,7 +248,7 @@ class RemoteModel:
         templates: str | Texts = (),
         truncate: bool = False,
     ) -> Matches:
-        """How well image files and texts go together; see `headway.Model.match`."""
+        """Match image files with texts; see `headway.Model.match`."""
         import torch
 
         from headway.domains.image_text import Matches
@@ -260,7 +261,7 @@ class RemoteModel:
         return self._asked("/v1/match", asked, read)
 
     def score(self, texts: str | Texts, sources: str | Texts | None = None) -> list[float] | list[list[float]]:
-        """The log probability of each token of a text, or of each of many, in nats."""
+        """The log probability of each token of a text, or of each of several, in nats."""
         asked = {"texts": texts if isinstance(texts, str) else list(texts)}
         if sources is not None:
             asked["sources"] = sources if isinstance(sources, str) else list(sources)
@@ -274,9 +275,9 @@ class RemoteModel:
         prompt: str = "",
         words: bool = False,
     ) -> Transcription | list[Transcription]:
-        """The transcript of a sound file, or of each of many, with times; see `headway.Model.transcribe`."""
+        """Transcribe a sound file, or each of several, with timestamps; see `headway.Model.transcribe`."""
         if task not in ("transcribe", "translate"):
-            raise UserError(f"task {task!r} is unknown; use transcribe or translate")
+            raise UserError(f"unknown task {task!r}; use transcribe or translate")
         form = [("model", self.name), ("response_format", "verbose_json"), ("prompt", prompt)]
         form += [("timestamp_granularities[]", "segment")] + [("timestamp_granularities[]", "word")] * words
         path = "/v1/audio/transcriptions" if task == "transcribe" else "/v1/audio/translations"
@@ -295,7 +296,7 @@ class RemoteModel:
         read: Callable[[Any], Any] = lambda said: said,
         **settings: object,
     ) -> Any:
-        """What a verb says of each item, as `read` makes it of JSON."""
+        """The result of a verb for each item, parsed from JSON by `parse`."""
         if not given:
             return []
         asked = {name: value for name, value in settings.items() if value is not None}
@@ -308,11 +309,11 @@ class RemoteModel:
         return self._server.asked("POST", path, {"model": self.name, **body}, read)
 
     def _streamed(self, path: str, body: Fields, read: Callable[[Any], str]) -> Iterator[str]:
-        """The texts that `read` finds in the choices of each part."""
+        """The chunks of text that `parse` extracts from the choices of each event."""
         return self._server.streamed(path, {"model": self.name, **body, "stream": True}, read)
 
     def _is_image(self, item: object) -> bool:
-        """As here: where both are read, a text that is the path of a file is the file."""
+        """Whether an item is an image; for models of texts and images, a string that is a path is the file."""
         return "images" in self.reads and ("texts" not in self.reads or Path(str(item)).is_file())
 
     def _image(self, item: object) -> str:
@@ -325,7 +326,7 @@ class RemoteModel:
 
 
 class _Known(NamedTuple):
-    """What a server says of a model."""
+    """A server's description of a model."""
 
     name: str
     kind: str
@@ -340,29 +341,29 @@ class _Known(NamedTuple):
 
 
 class _Remote:
-    """Requests to one server, each on a connection of its own, so that threads may share it."""
+    """Requests to one server, each on its own connection, so threads can share it."""
 
     def __init__(self, url: str, key: str | None) -> None:
         try:
             parts = urlsplit(url)
             self._host, self._port = parts.hostname or "", parts.port
         except ValueError as error:
-            raise UserError(f"{shown(url)!r} is no URL ({error}); write it as http://127.0.0.1:8000") from None
+            raise UserError(f"{shown(url)!r} is not a URL ({error}); use one such as http://127.0.0.1:8000") from None
         if parts.scheme not in ("http", "https") or not self._host or parts.query or parts.username:
-            raise UserError(f"{shown(url)!r} is no URL of a server; write it as http://127.0.0.1:8000")
+            raise UserError(f"{shown(url)!r} is not the URL of a server; use one such as http://127.0.0.1:8000")
         self._url, self._base = url, quote(parts.path.rstrip("/").removesuffix("/v1"), safe="/%")
         self._connection = HTTPSConnection if parts.scheme == "https" else HTTPConnection
         if key is not None and not (key.isascii() and key.isprintable()):
-            raise UserError("the API key holds characters that no header can have; check it")
+            raise UserError("the API key contains characters that a header cannot have; check it")
         self._headers = {} if key is None else {"Authorization": f"Bearer {key}"}
 
     def asked(self, method: str, path: str, body: Fields | None, read: Callable[[Any], T]) -> T:
-        """What `read` makes of the answer to a request."""
+        """Send a request, and parse the JSON response."""
         raw = None if body is None else json.dumps(body).encode()
         return self._whole(self._answer(method, path, raw, "application/json"), read)
 
     def sent(self, path: str, form: Sequence[tuple[str, str]], file: Path, read: Callable[[Any], T]) -> T:
-        """What `read` makes of the answer to a form with a file."""
+        """Upload a form with a file, and parse the JSON response."""
         mark = secrets.token_hex(16)
         parts = [f'--{mark}\r\nContent-Disposition: form-data; name="{k}"\r\n\r\n{v}\r\n' for k, v in form]
         name = "".join(each if each.isalnum() or each in "-_. " else "_" for each in file.name)
@@ -372,8 +373,8 @@ class _Remote:
         return self._whole(self._answer("POST", path, raw, f"multipart/form-data; boundary={mark}"), read)
 
     def streamed(self, path: str, body: Fields, read: Callable[[Any], str]) -> Iterator[str]:
-        """What `read` finds in each choice of the parts of an answer, as they come. Refusals are raised here, before
-        the first.
+        """Stream what `parse` extracts from each choice of the response's events. A refused request raises here, before
+        the first event.
         """
         return self._parts(self._answer("POST", path, json.dumps(body).encode(), "application/json"), read)
 
@@ -389,17 +390,17 @@ class _Remote:
                 if "error" in part:
                     raise UserError(str(part["error"]["message"]))
                 yield from filter(None, map(read, part["choices"]))
-        raise UserError(f"the answer of {self._url} ends in its middle; ask again")
+        raise UserError(f"the response of {self._url} is incomplete; try again")
 
     def _whole(self, answer: HTTPResponse, read: Callable[[Any], T]) -> T:
         with answer, self._telling():
             raw = answer.read(_ANSWER + 1)
             if len(raw) > _ANSWER:
-                raise UserError(f"the answer of {self._url} has more than {_ANSWER:,} bytes; ask for less at once")
+                raise UserError(f"the response of {self._url} has more than {_ANSWER:,} bytes; request less at once")
             return read(json.loads(raw))
 
     def _answer(self, method: str, path: str, body: bytes | None, kind: str) -> HTTPResponse:
-        """An answer that is no refusal, which closes its connection when it is closed."""
+        """A successful response, which closes its connection when it is closed."""
         connection = self._connection(self._host, self._port, timeout=_SECONDS)
         headers = {**self._headers, "Connection": "close", **({} if body is None else {"Content-Type": kind})}
         with self._telling():
@@ -412,22 +413,22 @@ class _Remote:
         try:
             message = str(json.loads(raw)["error"]["message"])
         except (ValueError, KeyError, TypeError):
-            message = f"{self._url} answers with status {answer.status}; give the URL of a server of headway"
+            message = f"{self._url} answers with status {answer.status}; pass the URL of a headway server"
         raise UserError(message)
 
     @contextmanager
     def _telling(self) -> Iterator[None]:
-        """Within, what goes wrong on the way is a UserError."""
+        """Turn errors of the connection or the response into UserErrors."""
         try:
             yield
         except (OSError, HTTPException) as error:
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
             raise UserError(
-                f"{self._url} does not answer ({reason}); start it with headway serve, or check it"
+                f"{self._url} does not answer ({reason}); check the URL, or start the server with headway serve"
             ) from None
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise UserError(
-                f"{self._url} answers what is not of this API ({error}); give the URL of a server of headway"
+                f"{self._url} does not answer with headway's API ({error}); pass the URL of a headway server"
             ) from None
 
 
@@ -441,7 +442,7 @@ def _writing(
     stop: str | Texts,
     seed: int | None,
 ) -> dict[str, Any]:
-    """The settings of a text as a request has them; those that are not given are left to the server."""
+    """The sampling settings as request fields, without those left to the server."""
     found = {
         "max_tokens": max_new_tokens,
         "temperature": temperature,
@@ -456,16 +457,16 @@ def _writing(
 
 
 def _texts(said: Fields) -> list[str]:
-    """The texts of an answer, in their order."""
+    """The texts of a completion response, in order."""
     return [each["text"] for each in sorted(said["choices"], key=lambda each: each["index"])]
 
 
 def _listed(given: Any) -> tuple[list[Any], bool]:
-    """The items, and whether it was one thing. UserError for what is neither."""
+    """The items as a list, and whether the argument was a single item. Raises UserError for other types."""
     if isinstance(given, (str, Path)):
         return [given], True
     if not isinstance(given, Iterable):
-        raise UserError(f"a {type(given).__name__} was given; give a text or a file, or a list of these")
+        raise UserError(f"the input is a {type(given).__name__}; pass a text, a file, or a list of these")
     return list(given), False
 
 
@@ -476,16 +477,16 @@ def _data_url(file: Path, kind: str) -> str:
 
 
 def _read(file: Path) -> bytes:
-    """UserError for what is no plain file, and for one that no server would take."""
+    """The content of a file. Raises UserError unless it is a regular file, and if it is too large for a server."""
     with opened(file) as stream:
         raw = stream.read(_FILE + 1)
     if len(raw) > _FILE:
-        raise UserError(f"{shown(file)} has more than {_FILE:,} bytes; cut it into parts")
+        raise UserError(f"{shown(file)} has more than {_FILE:,} bytes; split it into parts")
     return raw
 
 
 def _transcription(said: Fields) -> Transcription:
-    """A transcript with its segments, each with those of the words that begin before it ends."""
+    """A transcript with its segments; each has the words that start before its end and after the previous segment."""
     from headway.domains.audio import Segment, Transcription, Word
 
     words = [Word(each["text"], each["start"], each["end"], each["probability"]) for each in said.get("words") or ()]

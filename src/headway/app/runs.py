@@ -1,4 +1,4 @@
-"""Recipes as files: a kind of task that one names is found in the domain that has it."""
+"""Reading recipe files, whose task kinds are looked up in the domains."""
 
 from __future__ import annotations
 
@@ -14,5 +14,5 @@ elsewhere(TaskConfig, tasks)
 
 
 def recipe_of(place: Path) -> Recipe:
-    """The recipe of a run that has a model, whose domain is imported for it. UserError for one that has none yet."""
+    """The recipe of a run that has a model; imports its domain. Raises UserError for a run without a model."""
     return open_recipe(place)

@@ -1,4 +1,4 @@
-"""Variants of a recipe, with the sizes that they will be trained in."""
+"""Variants of a recipe, at comparable model sizes."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from headway.evaluation import open_task
 from headway.learn import Recipe, Task, TaskConfig
 from headway.nn.models import ModelConfig, describe
 
-# Values of these make models of different sizes, which cannot be compared at equal sizes.
+# Different values of these settings change the model size, so sizes cannot be matched.
 _SETS_THE_SIZE = ("model.symbols", "task.size", "task.codec")
-_COUNTED = 50  # batches
+_COUNTED = 50  # batches to count tokens in
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One combination of the compared settings, and its model as data make it; `width` is None where it stayed as it
-    was.
+    """One combination of the compared settings, with its model adapted to the data; `width` is None if it was not
+    adjusted.
     """
 
     name: str
@@ -38,8 +38,8 @@ class Variant:
 
 
 class Tasks:
-    """One task for each task config, whose codec all variants with that config use: trained once, and kept below
-    `directory`.
+    """One task per task config. Its codec is trained once, stored below `directory`, and shared by all variants with
+    that config.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -47,22 +47,22 @@ class Tasks:
         self._opened: dict[TaskConfig, tuple[Task, ModelConfig]] = {}
 
     def of(self, recipe: Recipe) -> Task:
-        """The task that was opened for the first recipe with this task config."""
+        """The task of the first recipe with this task config."""
         if recipe.task not in self._opened:
             place = self.directory / str(len(self._opened) + 1)
             self._opened[recipe.task] = open_task(recipe, place), recipe.model
         return self._opened[recipe.task][0]
 
     def save(self) -> None:
-        """Keep the codecs of all that was opened."""
+        """Store the codecs of all opened tasks."""
         for number, (task, _) in enumerate(self._opened.values(), 1):
             task.save(self.directory / str(number))
 
     def adapted(self, recipe: Recipe) -> ModelConfig:
         """The model of a recipe as it will be trained.
 
-        Tasks may keep what they were told of a model: one with another model is asked of a task of its own, which is
-        opened as training will open it.
+        A task may store properties of the model, so a recipe with another model gets a separate task, opened as
+        training will open it.
         """
         task = self.of(recipe)
         if recipe.model == self._opened[recipe.task][1]:
@@ -71,7 +71,7 @@ class Tasks:
             return own.adapt(recipe.model)
 
     def lasting(self, recipe: Recipe, tokens: int) -> Recipe:
-        """`recipe` with as many steps as see about so many `tokens`, by the first batches that it is trained on."""
+        """The recipe with enough steps for about `tokens` tokens, estimated from its first training batches."""
         with self._own(recipe) as own:
             seen = [batch.tokens for batch in islice(own.batches("train"), _COUNTED)]
         each = recipe.train.accumulate * sum(seen) / len(seen)
@@ -80,7 +80,7 @@ class Tasks:
 
     @contextmanager
     def _own(self, recipe: Recipe) -> Iterator[Task]:
-        """A task of its own for a recipe, with the codec of all."""
+        """A separate task for a recipe, with the shared codec."""
         with TemporaryDirectory() as place:
             self.of(recipe).save(Path(place))
             own = open_task(recipe, Path(place))
@@ -93,19 +93,19 @@ class Tasks:
 def variants(
     recipe: Recipe, grid: Mapping[str, Sequence[Any]], adapted: Callable[[Recipe], ModelConfig]
 ) -> list[Variant]:
-    """Every combination of the grid's values, with its size; `adapted` gives the model of a recipe as data make it."""
+    """Every combination of the grid's values, with its size; `adapt` returns the model of a recipe for the data."""
     if not any(len(values) > 1 for values in grid.values()):
-        raise UserError("there is only one variant; give several values, as in --set model.mixer=attention,lstm")
-    # Whether the grid itself says how large models are: by a width, or by what makes some larger than others.
+        raise UserError("there is only one variant; pass several values, as in --set model.mixer=attention,lstm")
+    # Whether the grid itself sets the model size, by a width or another setting that changes it.
     sized = "model.width" in grid or any(len(grid[key]) > 1 for key in _SETS_THE_SIZE if key in grid)
     found: list[Variant] = []
     for values in product(*grid.values()):
         settings = dict(zip(grid, values))
         name = _name({key: value for key, value in settings.items() if len(grid[key]) > 1})
-        if not name.strip("."):  # which would be the folder of the comparison, or the one above it
-            raise UserError(f"a variant would be called {name!r}; give values with letters or digits")
+        if not name.strip("."):  # it would be the comparison's folder or its parent
+            raise UserError(f"a variant would be named {name!r}; use values with letters or digits")
         if any(name == other.name for other in found):
-            raise UserError(f"two variants would be called {name!r}; give values that differ in letters or digits")
+            raise UserError(f"two variants would be named {name!r}; use values that differ in letters or digits")
         chosen = override(recipe, settings)
         model = adapted(chosen)
         size = describe(model)["parameters"]
@@ -121,7 +121,7 @@ def variants(
 
 
 def matching_width(model: ModelConfig, parameters: int) -> int | None:
-    """The width, a multiple of what the model needs, that brings the parameters nearest; None to leave it as it is."""
+    """The width that brings the number of parameters nearest to `parameters`; None to keep the model's."""
     own = describe(model)["parameters"]
     if own == parameters:
         return None
@@ -135,7 +135,7 @@ def matching_width(model: ModelConfig, parameters: int) -> int | None:
 
 
 def nearest_width(size: Callable[[int], int], parameters: int, step: int = 1) -> int:
-    """The width, a multiple of `step`, whose `size` is nearest to so many parameters; sizes grow with the width."""
+    """The multiple of `step` whose `size` is nearest to `parameters`; sizes must grow with the width."""
     low, high = 1, 2
     while size(step * high) < parameters:
         low, high = high, high * 2
@@ -146,13 +146,15 @@ def nearest_width(size: Callable[[int], int], parameters: int, step: int = 1) ->
 
 
 def _step(plain: Any) -> int:
-    """What the width has to be a multiple of."""
+    """The number of which the width must be a multiple."""
     rotary = any(key == "rotary" and item is not None for key, item in _settings(plain))
     step = math.lcm(*_heads(plain)) * (2 if rotary else 1)  # rotary positions need even heads
     for key, item in _settings(plain):
         if key == "kind" and item in ("sinusoidal", "sinusoid_table"):
             step = math.lcm(step, 2)
-        if isinstance(item, Mapping) and item.get("stem") == "convolutional":  # it doubles channels up to the width
+        if (
+            isinstance(item, Mapping) and item.get("stem") == "convolutional"
+        ):  # the stem doubles its channels up to the width
             step = math.lcm(step, max(1, item["patch"][0] // 2))
     return step
 
@@ -170,13 +172,13 @@ def _settings(plain: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _name(settings: Mapping[str, Any]) -> str:
-    """The value that is compared, or each under the last word of its key."""
+    """The single compared value, or all values with the last parts of their keys."""
     if len(settings) == 1:
         return _text(next(iter(settings.values())))
     return ",".join(f"{key.split('.')[-1]}={_text(value)}" for key, value in settings.items())
 
 
 def _text(value: Any) -> str:
-    """A value as part of a name that is also a folder's."""
+    """A value as part of a folder name."""
     text = value if isinstance(value, str) else json.dumps(value)
     return re.sub(r"[^\w.,:=+-]+", "", text)

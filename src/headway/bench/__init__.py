@@ -1,1 +1,1 @@
-"""How fast this machine decodes, reads, translates, trains and loads, beside other programs on the same weights."""
+"""Benchmarks of decoding, prefill, translation, training and loading, compared with other programs."""

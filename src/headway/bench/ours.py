@@ -1,4 +1,4 @@
-"""headway's own part of a benchmark: `python -m headway.bench.ours measure JOB`."""
+"""headway's part of a benchmark: `python -m headway.bench.ours measure JOB`."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ _TOKENS = 1 << 18
 
 
 def training_step(job: Job) -> Callable[[], object]:
-    """The next step of a language model on windows of drawn tokens: a batch, forward, backward, clipping, AdamW."""
+    """A training step on windows of random tokens: a batch, forward, backward, clipping, AdamW."""
     context = job.context or 0
     recipe = training_recipe(job.model, job.rows, context)
     config = cast(LanguageConfig, recipe.task)
-    codec = train_codec("char", ["ab"], None)  # any: neither batches nor losses ask for text
+    codec = train_codec("char", ["ab"], None)  # any codec: neither batches nor losses need text
     task = Task(Documents(config, _drawn(job), codec, context, job.rows, job.seed), NextToken())
     learner = Learner(open_model(job.model).model, recipe, task, Processes(torch.device("cpu")), job.form)
     stream, number = task.batches("train"), iter(range(recipe.train.steps))
@@ -61,11 +61,11 @@ def training_recipe(model: Path, rows: int, context: int) -> Recipe:
     config = open_config(model)
     task = LanguageConfig(context=context, packing="windows", split=SplitConfig(validation=0.1, test=0.0))
     train = TrainConfig(steps=1_000_000, batch_size=rows)
-    return Recipe("bench", "text", "drawn tokens", (), config, task, AdamWConfig(lr=1e-3), train=train)
+    return Recipe("bench", "text", "random tokens", (), config, task, AdamWConfig(lr=1e-3), train=train)
 
 
 def _drawn(job: Job) -> TokenCache:
-    """One document of drawn tokens."""
+    """One document of random tokens."""
     ids = np.random.default_rng(job.seed).integers(0, job.symbols, _TOKENS).astype(np.uint32)
     offsets, keys = np.array([0, _TOKENS], np.int64), np.array([0], np.uint64)
     return TokenCache(Path(job.folder), ids, offsets, keys, np.zeros(1, np.uint8), (0, 0), _TOKENS)
@@ -75,7 +75,7 @@ _CPU = torch.device("cpu")
 
 
 def decode(model: Generative, job: Job) -> dict[str, float]:
-    """Greedy steps after the prompts, one token a row each; none is guessed ahead."""
+    """Greedy steps after the prompts, one token per row, without speculation."""
     prompts = job.prompts()
     noted = NOTED if job.timeline is not None else 0
     logits, decoding = model.start(make_prompt(prompts, None, _CPU), max(map(len, prompts)) + NEW + noted)
@@ -107,7 +107,7 @@ def prefill(model: Generative, job: Job) -> dict[str, float]:
 
 
 def translate(model: Generative, job: Job) -> dict[str, float]:
-    """Beam search over all sentences; the end is suppressed, so that each has the same number of symbols."""
+    """Beam search over all sentences; eos is suppressed, so that all have the same number of tokens."""
     start = job.symbols - 1
     config = SearchConfig(BEAM, most_ratio=0, most_extra=WRITTEN)
 
@@ -121,15 +121,15 @@ def translate(model: Generative, job: Job) -> dict[str, float]:
 
 
 def train(job: Job) -> dict[str, float]:
-    """The trainer's own steps."""
+    """Steps of the trainer."""
     with kept_heap():
         step = training_step(job)
         return {"tokens_per_second": job.rows * (job.context or 0) / seconds_of_a_step(step)}
 
 
 def load(job: Job) -> dict[str, float]:
-    """From the call to a model of which every page was looked at; the second time, when all is imported and the system
-    has the files in memory.
+    """The time to load a model and touch every page of its weights, at the second load, when modules are imported and
+    the files are in the page cache.
     """
 
     def work() -> None:
@@ -143,7 +143,7 @@ def load(job: Job) -> dict[str, float]:
 
 
 def _read_bytes(model: Generative) -> int:
-    """Bytes of weights that a step reads: all of the decoder, but an embedding that is not its head, too."""
+    """Bytes of weights that a step reads: the decoder's, without an embedding that is not also its head."""
     module = getattr(model, "model", model)
     decoder: Any = module.decoder if isinstance(module, EncoderDecoder) else module
     table = getattr(decoder.embed, "table", None)
@@ -153,7 +153,7 @@ def _read_bytes(model: Generative) -> int:
 
 
 def _parts(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
-    """What holds the numbers of a tensor."""
+    """The tensors that store a tensor's values."""
     if isinstance(tensor, PackedTensor):
         yield tensor.packed.weights
         if tensor.packed.scales is not None:

@@ -1,4 +1,4 @@
-"""What no program can pass: how fast this machine reads memory, and multiplies matrices in fp32."""
+"""The limits of this machine: its speed of reading memory and of fp32 matrix products."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import torch
 
 from headway.bench.run import Job, answer
 
-_NUMBERS = 1 << 27  # half a gigabyte, far more than caches hold
+_NUMBERS = 1 << 27  # half a gigabyte, far more than the caches
 _SIZE = 2048
 _REPEATS = 8
 
 
 def measure(job: Job) -> dict[str, float]:
-    """Bytes a second of a plain sum where memory is what bounds the work, or flop a second of matrix products."""
+    """Bytes per second of a plain sum for memory-bound work, otherwise FLOP per second of matrix products."""
     torch.set_num_threads(job.threads)
     if job.kind == "decode":
         numbers = torch.ones(_NUMBERS)

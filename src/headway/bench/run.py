@@ -1,4 +1,4 @@
-"""A benchmark: every program in a process of its own, the programs in turn, and what came of it."""
+"""Run a benchmark: each program in its own process, the programs in turn, and collect the results."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def seconds_of(work: Callable[[], object]) -> float:
 
 
 def seconds_of_a_step(step: Callable[[], object]) -> float:
-    """The mean over some steps and seconds, after those that warm up."""
+    """The mean time over several steps and seconds, after warm-up steps."""
     for _ in range(_WARM_STEPS):
         step()
     count, started = 0, time.perf_counter()
@@ -66,16 +66,16 @@ def seconds_of_a_step(step: Callable[[], object]) -> float:
 
 Kind = Literal["decode", "prefill", "translate", "train", "load"]
 
-PROMPT, NEW, WARM = 128, 128, 16  # decode: symbols read, symbols written, and those of them that are not timed
-NOTED = 8  # decode: more steps, of which a timeline is written
-READ = 512  # prefill: symbols of the longest prompt
-SHORTEST, LONGEST, WRITTEN, BEAM = 15, 35, 32, 4  # translate: symbols of sources and of each translation
-END = 0  # translate: the symbol that ends a sentence
+PROMPT, NEW, WARM = 128, 128, 16  # decode: prompt tokens, new tokens, and warm-up tokens among the new ones
+NOTED = 8  # decode: extra steps for the timeline
+READ = 512  # prefill: tokens of the longest prompt
+SHORTEST, LONGEST, WRITTEN, BEAM = 15, 35, 32, 4  # translate: source length range, target length, beam width
+END = 0  # translate: the eos token
 
 
 @dataclass(frozen=True)
 class Job:
-    """The work of one process. `form` is what its weights are in; `folder` holds what was prepared for all."""
+    """The work of one process. `dtype` is the number format of the weights; `folder` has the prepared models."""
 
     kind: Kind
     form: str
@@ -87,25 +87,25 @@ class Job:
     context: int | None
     backend: Literal["auto", "torch", "cpu"] = "auto"
     deterministic: bool = False
-    cache: Cache | None = None  # None: what headway takes for these weights
-    timeline: str | None = None  # where headway writes when its instructions ran
+    cache: Cache | None = None  # None: headway's default for these weights
+    timeline: str | None = None  # output file of headway's timeline of instructions
 
     @property
     def model(self) -> Path:
-        """The folder of the drawn model: in a published format where a peer reads it."""
+        """The folder of the random model: in a published format if a peer reads it."""
         return Path(self.folder) / "model"
 
     def place(self, program: str) -> Path:
-        """Where a program finds, or puts, the model in its own form."""
+        """The path of the model converted for a program."""
         return Path(self.folder) / f"{program}-{self.form}"
 
     def prompts(self) -> list[list[int]]:
-        """Of one row, the longest; of several, lengths spread evenly between half of that and all of it."""
+        """Random prompts: of maximum length for one row, otherwise with lengths spread from half of it to all of it."""
         longest = READ if self.kind == "prefill" else PROMPT
         return self._drawn(longest // 2 if self.rows > 1 else longest, longest, 0, self.symbols)
 
     def sources(self) -> list[list[int]]:
-        """Sentences to translate, with their end. The last symbol, which starts a translation, is in none."""
+        """Random sources to translate, with eos. The last token of the vocabulary is reserved as the decoder start."""
         return [[*row, END] for row in self._drawn(SHORTEST - 1, LONGEST - 1, END + 1, self.symbols - 1)]
 
     def _drawn(self, shortest: int, longest: int, low: int, high: int) -> list[list[int]]:
@@ -117,7 +117,7 @@ class Job:
 
 
 def answer(measure: Callable[[Job], dict[str, float]], prepare: Callable[[Job], None] | None = None) -> None:
-    """Do what the command line of this process says, `prepare` or `measure` and a job, and print what came of it."""
+    """Run the action of this process's command line, `prepare` or `measure` and a job, and print the result."""
     action, text = sys.argv[1:]
     job = Job(**json.loads(text))
     try:
@@ -132,7 +132,7 @@ def answer(measure: Callable[[Job], dict[str, float]], prepare: Callable[[Job], 
 
 
 def peak_bytes() -> int:
-    """The most memory that this process has had. What resource says would count its parent's on Linux."""
+    """The peak memory of this process. On Linux, `ru_maxrss` would include that of the parent."""
     status = Path("/proc/self/status")
     for line in status.read_text().splitlines() if status.exists() else ():
         if line.startswith("VmHWM:"):
@@ -156,7 +156,7 @@ _PACKAGES = (
 
 
 def machine() -> dict[str, Any]:
-    """The processor, its cores and memory, and the versions of what is measured."""
+    """The processor, its cores and memory, and package versions."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     named = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     flags = next((line for line in lines if line.startswith("flags")), "")
@@ -177,19 +177,19 @@ def machine() -> dict[str, Any]:
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:
-    """Least, median and greatest, and all values in the order in which they came."""
+    """The minimum, median and maximum, and all values in order."""
     return {"min": min(values), "median": statistics.median(values), "max": max(values), "values": list(values)}
 
 
 OURS, OUR_PART = "headway", "headway.bench.ours"
 FORMS = ("fp32", "int8", "int4")
-_FINER = {"int4": "int8", "int8": "fp32", "bf16": "fp32"}  # what a peer without a form is measured in
+_FINER = {"int4": "int8", "int8": "fp32", "bf16": "fp32"}  # the next finer format for peers without a format
 
 
 @dataclass(frozen=True)
 class Peer:
-    """`module` is what is imported where the peer is installed, by `package`; `forms` are those it has, by its own
-    names for them; `prepares` says whether it turns the published folder into a form of its own first.
+    """Another program. `module` is the module to import, `package` installs it, `dtypes` maps number formats to the
+    peer's names for them, and `prepares` is whether it converts the published folder first.
     """
 
     module: str
@@ -221,7 +221,7 @@ PEERS = {
 
 @dataclass(frozen=True)
 class Contender:
-    """A program with its weights in one form, measured as one."""
+    """A program with one number format of its weights."""
 
     name: str
     form: str
@@ -232,7 +232,7 @@ class Contender:
 
     @property
     def module(self) -> str:
-        """What its process runs."""
+        """The module that its process runs."""
         return f"headway.bench.peers.{self.name.replace('.', '_')}" if self.name in PEERS else OUR_PART
 
     @property
@@ -241,7 +241,7 @@ class Contender:
 
 
 def programs(kind: Kind, forms: Sequence[str], against: Sequence[str]) -> list[Contender]:
-    """headway in each of `forms`, and each peer in those of them that it has, or the next finer ones."""
+    """headway in each of `dtypes`, and each peer in the same formats, or the next finer ones that it supports."""
     found = [Contender(OURS, form) for form in forms]
     for name in against:
         found += [Contender(name, _form(PEERS[name], form)) for form in forms]
@@ -249,7 +249,7 @@ def programs(kind: Kind, forms: Sequence[str], against: Sequence[str]) -> list[C
 
 
 def comparisons(found: Sequence[Contender]) -> dict[str, list[Contender]]:
-    """For headway in each form, by its title, the peers that it is to be compared with."""
+    """The peers to compare with headway in each format, by headway's title."""
     ours = [program for program in found if program.name == OURS]
     peers = [program for program in found if program.name != OURS]
     return {own.title: [p for p in peers if p.form == _form(PEERS[p.name], own.form)] for own in ours}
@@ -262,29 +262,29 @@ def _form(peer: Peer, form: str) -> str:
 
 
 def check_peers(kind: Kind, against: Sequence[str]) -> None:
-    """UserError for a peer that is not known, that does not do this, or that is not installed."""
+    """Raise UserError for a peer that is unknown, does not support the benchmark, or is not installed."""
     for name in against:
         if name not in PEERS:
-            raise UserError(f"there is no program {name!r} to measure against; {nearest(name, PEERS)}")
+            raise UserError(f"unknown program {name!r} in --against; {nearest(name, PEERS)}")
         if kind not in PEERS[name].kinds:
             able = ", ".join(other for other, peer in PEERS.items() if kind in peer.kinds)
-            raise UserError(f"{name} is not measured at {kind}; choose from: {able}")
+            raise UserError(f"{name} does not support bench {kind}; choose from: {able}")
     for name in against:
         if find_spec(PEERS[name].module) is None:
             package = PEERS[name].package
-            raise UserError(f"{name} is not installed, so nothing can be measured against it; pip install '{package}'")
+            raise UserError(f"{name} is not installed; pip install '{package}'")
 
 
-_BYTES = {"fp32": 4.0, "bf16": 4.0, "int8": 1.1, "int4": 0.6}  # of a weight on disk, at most
+_BYTES = {"fp32": 4.0, "bf16": 4.0, "int8": 1.1, "int4": 0.6}  # most bytes per weight on disk
 _NEEDS = {
-    "decode": (PROMPT + NEW, "writes up to"),
-    "prefill": (READ + 1, "reads up to"),
-    "translate": (max(LONGEST, WRITTEN + 1), "reads or writes up to"),
+    "decode": (PROMPT + NEW, "generates up to"),
+    "prefill": (READ + 1, "encodes up to"),
+    "translate": (max(LONGEST, WRITTEN + 1), "encodes or generates up to"),
 }
 
 
 def without_dropout(config: ModelConfig) -> ModelConfig:
-    """`config` that drops nothing, so that all programs do the same arithmetic."""
+    """The config without dropout, so that all programs do the same arithmetic."""
 
     def cleared(value: Any) -> Any:
         if isinstance(value, dict):
@@ -295,60 +295,60 @@ def without_dropout(config: ModelConfig) -> ModelConfig:
 
 
 def check_shape(kind: Kind, name: str, config: ModelConfig) -> None:
-    """UserError for a shape that does not do what is measured."""
+    """Raise UserError for a shape that the benchmark cannot use."""
     if kind == "translate" and not isinstance(config, EncoderDecoderConfig):
         raise UserError(
-            f"shape {name!r} is not an encoder-decoder and translates nothing; give one such as marian-base"
+            f"shape {name!r} is not an encoder-decoder and cannot translate; choose one such as marian-base"
         )
     writes = isinstance(config, TransformerConfig) and config.stack.causal and "vocabulary" in config.heads
     if kind in ("decode", "prefill", "train") and not writes:
-        raise UserError(f"shape {name!r} is not a language model, so it has no {kind}; give one such as llama-135m")
+        raise UserError(f"shape {name!r} is not a language model, which {kind} needs; choose one such as llama-135m")
     context = config.context
     if kind == "train" and context is None:
-        raise UserError(
-            f"shape {name!r} has no longest context to fill with tokens; give one that has, such as gpt-10m"
-        )
+        raise UserError(f"shape {name!r} has no context limit to fill; choose one that has, such as gpt-10m")
     needed, does = _NEEDS.get(kind, (0, ""))
     if context is not None and context < needed:
-        raise UserError(f"shape {name!r} has a context of {context}, but {kind} {does} {needed} symbols; give another")
+        raise UserError(f"shape {name!r} has a context of {context}, but {kind} {does} {needed} tokens; choose another")
 
 
 def check_space(kind: Kind, name: str, config: ModelConfig, programs: Sequence[Contender], folder: Path) -> None:
-    """UserError where the memory or the disk does not hold what is prepared."""
+    """Raise UserError if the models do not fit in memory or on disk."""
     whole = describe(config)["weights_bytes"]
-    parts = {"weights": whole, "the file that they are written to": whole}
+    parts = {"weights": whole, "file buffer": whole}
     if kind == "train":
         parts = {"weights": whole, "gradients": whole, "optimiser": 2 * whole}
     check_room(f"measuring {name}", parts, torch.device("cpu"), "choose a smaller --shape")
     needed = whole + sum(
         round(whole / 4 * _BYTES[p.form]) for p in programs if p.prepares or p.form in ("int8", "int4")
     )
-    needed += whole if any(program.name == "llama.cpp" for program in programs) else 0  # before it is rounded
+    needed += whole if any(program.name == "llama.cpp" for program in programs) else 0  # before quantisation
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise UserError(
             f"measuring {name} needs {needed:,} bytes of disk for its files, {folder} has {free:,} free; "
-            "choose a smaller --shape, or set TMPDIR to a folder with more room"
+            "choose a smaller --shape, or set TMPDIR to a folder with more space"
         )
 
 
 def prepare_ours(kind: Kind, config: ModelConfig, seed: int, programs: Sequence[Contender], folder: Path) -> None:
-    """Draw the model and write it: in a published format where a peer reads it or is beside, and in 8 and 4 bits.
+    """Initialise a random model and write it: in a published format if peers read it, and quantised to 8 and 4 bits.
 
-    UserError for a shape that the published formats cannot say.
+    Raises UserError for a shape that the published formats cannot represent.
     """
     model, place = build(config, seed), folder / "model"
     if isinstance(model, EncoderDecoder) and isinstance(model.decoder.embed, TokenEmbed):
-        with torch.no_grad():  # Marian's decoder starts from zeros
+        with torch.no_grad():  # Marian's decoder start embedding is zero
             model.decoder.embed.table[-1] = 0.0
     if kind == "load" or any(program.name != OURS for program in programs):
         usage = Usage()
-        if isinstance(config, EncoderDecoderConfig):  # Marian's marks, so that every program starts and ends alike
+        if isinstance(
+            config, EncoderDecoderConfig
+        ):  # Marian's special tokens, so that all programs start and stop alike
             usage = Usage("marian", ends=(0,), pad=config.symbols - 1, decoder_start=config.symbols - 1)
         save_published(model, config, place, usage)
     else:
         native.save_model(model, config, place)
-    if kind == "load":  # where rounding is a part of loading
+    if kind == "load":  # loading includes quantisation
         return
     for program in programs:
         if program.name == OURS and program.form in ("int8", "int4"):
@@ -363,18 +363,18 @@ SHAPES: dict[Kind, str] = {
     "load": "llama-135m",
 }
 ROWS: dict[Kind, int] = {"decode": 1, "prefill": 1, "translate": 32, "train": 12, "load": 1}
-GOALS: dict[Kind, str] = {"translate": "sentences_per_second", "load": "seconds"}  # tokens_per_second else
+GOALS: dict[Kind, str] = {"translate": "sentences_per_second", "load": "seconds"}  # otherwise tokens_per_second
 REPEATS = 3
 _PROBE = "headway.bench.probe"
-_BF16 = ("avx512_bf16", "amx_bf16")  # units with which training in bf16 is worth a look
+_BF16 = ("avx512_bf16", "amx_bf16")  # CPU features with which training in bf16 is fast
 
 Note = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class BenchRequest:
-    """What to measure. `forms` are the weights of headway, none for all that the kind has; `rows` None is the
-    kind's own number: sequences, sentences, or rows of a batch.
+    """What to measure. `dtypes` are the number formats of headway's weights (empty: all of the benchmark's); `rows` is
+    the batch size (None: the benchmark's default).
     """
 
     kind: Kind
@@ -392,9 +392,9 @@ class BenchRequest:
 
 
 def run(request: BenchRequest, note: Note = lambda line: None) -> dict[str, Any]:
-    """Measure, and give settings, machine, bounds and all values by program. `note` is told of progress.
+    """Measure, and return the settings, machine, bounds and all values by program. `note` receives progress lines.
 
-    Raises UserError, before anything is measured, for what cannot be.
+    Raises UserError before measuring for invalid requests.
     """
     kind, shape = request.kind, request.shape or SHAPES[request.kind]
     check_peers(kind, request.against)
@@ -402,13 +402,13 @@ def run(request: BenchRequest, note: Note = lambda line: None) -> dict[str, Any]
     if request.timeline is not None:
         check_timeline(request.timeline, kind, forms, request.backend)
     if request.rows is not None and kind == "load":
-        raise UserError(f"load reads files and has no {request.rows} rows; leave --rows out")
+        raise UserError(f"bench load has no batch, and --rows is {request.rows}; remove --rows")
     config: Any = without_dropout(find_model(shape))
     check_shape(kind, shape, config)
     found = programs(kind, forms, request.against)
     with tempfile.TemporaryDirectory(prefix="headway-bench-") as folder:
         check_space(kind, shape, config, found, Path(folder))
-        note(f"drawing the weights of {shape}")
+        note(f"initialising {shape} with random weights")
         prepare_ours(kind, config, request.seed, found, Path(folder))
         rows = ROWS[kind] if request.rows is None else request.rows
         threads, context = request.threads or torch.get_num_threads(), config.context
@@ -425,22 +425,26 @@ def run(request: BenchRequest, note: Note = lambda line: None) -> dict[str, Any]
 
 
 def check_timeline(path: Path, kind: Kind, forms: Sequence[str], backend: str) -> None:
-    """UserError where there would be no timeline, or several."""
+    """Raise UserError if there would be no timeline, or several."""
     if kind != "decode" or backend == "torch":
-        raise UserError(f"a timeline is of the engine's decode, not of {kind} by {backend}; leave --timeline out")
+        raise UserError(
+            f"--timeline needs bench decode on the engine, not {kind} on backend {backend}; remove --timeline"
+        )
     if len(forms) > 1:
-        raise UserError(f"a timeline is of one form of weights, not of {', '.join(forms)}; give one with --weights")
+        raise UserError(
+            f"--timeline needs one number format of weights, not {', '.join(forms)}; choose one with --weights"
+        )
     if not path.parent.is_dir():
-        raise UserError(f"folder {path.parent} of the timeline does not exist; make it first")
+        raise UserError(f"folder {path.parent} of the timeline does not exist; create it first")
 
 
 def _forms(request: BenchRequest) -> tuple[str, ...]:
-    """The forms of headway's weights, or for training its precisions."""
+    """The number formats of headway's weights, or the precisions of training."""
     if request.kind != "train":
         return request.forms or FORMS
     wrong = [form for form in request.forms if form != "fp32"]
     if wrong:
-        raise UserError(f"training needs weights in fp32, not in {wrong[0]}; leave --weights out")
+        raise UserError(f"training needs weights in fp32, not in {wrong[0]}; remove --weights")
     able = "HEADWAY_FORM" not in os.environ and any(unit in machine()["units"] for unit in _BF16)
     return request.forms or (("fp32", "bf16") if able else ("fp32",))
 
@@ -448,7 +452,7 @@ def _forms(request: BenchRequest) -> tuple[str, ...]:
 def _measured(
     found: Sequence[Contender], job: Job, repeats: int, note: Note
 ) -> tuple[dict[str, list[dict[str, float]]], list[dict[str, float]]]:
-    """The runs of each program, by its title, and of the probe, in turn."""
+    """Run the probe and each program in turn; return the runs by title, and the probe's."""
     runs: dict[str, list[dict[str, float]]] = {program.title: [] for program in found}
     probes: list[dict[str, float]] = []
     for repeat in range(repeats):
@@ -462,8 +466,8 @@ def _measured(
     return runs, probes
 
 
-# What holds torch, MKL, oneDNN and CTranslate2 to the processor that HEADWAY_FORM names. llama.cpp has none: it takes
-# what it was compiled for.
+# Environment variables that limit torch, MKL, oneDNN and CTranslate2 to the instruction set of HEADWAY_FORM. llama.cpp
+# has none: it uses the instruction set it was compiled for.
 _LESSER = {
     "vnni": {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_VNNI", "CT2_FORCE_CPU_ISA": "AVX512"},
     "avx2": {
@@ -482,22 +486,22 @@ _LESSER = {
 
 
 def _process(module: str, action: str, job: Job) -> dict[str, float]:
-    """Run a module for a job. UserError for what it says that it cannot do; RuntimeError where it fails."""
+    """Run a module for a job. Raises the UserError that it reports, and RuntimeError if it fails."""
     threads = str(job.threads)
     lesser = _LESSER.get(os.environ.get("HEADWAY_FORM", ""), {})
     pools = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), threads)
     path = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]))
     environment = {**os.environ, **pools, **lesser, "HF_HUB_OFFLINE": "1", "PYTHONPATH": path}
     if module == OUR_PART and job.kind not in ("train", "load"):
-        environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the commands that write texts have it
+        environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in the commands that generate text
     command = [sys.executable, "-P", "-m", module, action, json.dumps(asdict(job))]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     lines = done.stdout.strip().splitlines()
     if done.returncode == -signal.SIGKILL:
-        raise UserError(f"{module} was killed, as the system does where memory runs out; choose a smaller --shape")
+        raise UserError(f"{module} was killed, probably out of memory; choose a smaller --shape")
     if done.returncode or not lines:
         said = done.stderr.strip().splitlines()
-        raise RuntimeError(f"{module} ended with {done.returncode}: {said[-1] if said else 'it says nothing'}")
+        raise RuntimeError(f"{module} ended with {done.returncode}: {said[-1] if said else 'no error message'}")
     found = json.loads(lines[-1])
     if "error" in found:
         raise UserError(found["error"])
@@ -525,7 +529,7 @@ def _result(
     settings = {"shape": shape, "parameters": describe(config)["parameters"], "rows": job.rows}
     settings |= {"threads": job.threads, "seed": job.seed, "repeats": request.repeats}
     settings |= {"backend": job.backend, "deterministic": job.deterministic, "cache": job.cache}
-    # What part each program reaches of what the machine gives.
+    # The share of the machine's limit that each program reaches.
     if "read_bytes_per_second" in bounds:
         for each in measured.values():
             if "weight_bytes" in each:
@@ -535,7 +539,7 @@ def _result(
     if "flop_per_second" in bounds and not isinstance(config, EncoderDecoderConfig):
         with torch.device("meta"):
             forward = flop_per_token(config.build(None), None)
-        # Attention left out: two for each weight, and twice as many again where it is trained on.
+        # Without attention: 2 FLOP per weight, and 4 more in training.
         flop = 3 * forward if job.kind == "train" else forward
         for each in measured.values():
             each["flop_per_second"] = each["tokens_per_second"]["median"] * flop
@@ -557,6 +561,6 @@ def _result(
 
 
 def _times(ours: dict[str, Any], theirs: dict[str, Any], goal: str) -> float:
-    """How many times as fast headway is, by medians."""
+    """The speedup of headway, by medians."""
     ratio = ours[goal]["median"] / theirs[goal]["median"]
     return 1 / ratio if goal == "seconds" else ratio

@@ -1,1 +1,1 @@
-"""What the history of the transformer says, as experiments that anyone can run; `headway claims`."""
+"""Claims from the history of the transformer as runnable experiments; `headway claims`."""

@@ -1,5 +1,5 @@
-"""What a claim is: a statement, an experiment, a rule fixed beforehand, and a control that must fail; and what a few
-seeds allow to say.
+"""Claims (a statement, an experiment, a rule fixed beforehand, and a control that must fail), and statistics over a
+few seeds.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ CONFIDENCE = 0.95
 
 
 class Interval(NamedTuple):
-    """An estimate and the ends of its interval; all are NaN where there is nothing to estimate from."""
+    """An estimate and its interval; all are NaN without data."""
 
     value: float
     low: float
     high: float
 
     def within(self, low: float, high: float) -> Interval:
-        """The interval cut to what is possible at all, such as 0 to 1 for a share."""
+        """The interval clipped to the possible values, such as 0 to 1 for a share."""
         return Interval(self.value, min(max(self.low, low), high), min(max(self.high, low), high))
 
 
 class Equivalence(NamedTuple):
-    """Two one-sided tests: whether a mean difference lies within +-margin, at a risk of 5 % of saying so wrongly."""
+    """Two one-sided tests of whether a mean difference is within +-margin, at a significance level of 5 %."""
 
     difference: Interval
     margin: float
@@ -54,7 +54,7 @@ def student_cdf(t: float, freedom: int) -> float:
 
 
 def student_quantile(p: float, freedom: int) -> float:
-    """The t below which a share p of Student's distribution lies, by bisection."""
+    """The p-quantile of Student's distribution, by bisection."""
     if p < 0.5:
         return -student_quantile(1 - p, freedom)
     low, high = 0.0, 1.0
@@ -67,7 +67,7 @@ def student_quantile(p: float, freedom: int) -> float:
 
 
 def mean(values: Sequence[float]) -> Interval:
-    """The mean of independent values, one a seed, with Student's interval; without bounds for a single value."""
+    """The mean of independent values, one per seed, with Student's interval; unbounded for a single value."""
     count = len(values)
     if count == 0:
         return Interval(math.nan, math.nan, math.nan)
@@ -124,11 +124,11 @@ def _error(values: Sequence[float]) -> float:
     return math.sqrt(math.fsum((v - middle) ** 2 for v in values) / (count - 1) / count)
 
 
-Values = Mapping[str, Any]  # numbers, and lists of numbers, by name
+Values = Mapping[str, Any]  # numbers and lists of numbers by name
 
 
 class Trial(NamedTuple):
-    """What one variant gave with one seed."""
+    """The values of one variant with one seed."""
 
     variant: str
     seed: int
@@ -138,7 +138,7 @@ class Trial(NamedTuple):
 
 @dataclass(frozen=True)
 class Trials:
-    """All trials of a claim; a variant's are in the order of the seeds, so that variants pair up."""
+    """All trials of a claim. A variant's trials are in the order of the seeds, so variants can be paired."""
 
     all: Sequence[Trial]
 
@@ -147,12 +147,12 @@ class Trials:
         return len({trial.seed for trial in self.all})
 
     def of(self, variant: str, name: str) -> list[Any]:
-        """One value of a variant, a trial each; a number that was none is NaN."""
+        """One value of a variant, per trial; null is NaN."""
         found = [trial.values[name] for trial in self.all if trial.variant == variant]
         return [math.nan if value is None else value for value in found]
 
     def at(self, variant: str, name: str, index: int) -> list[float]:
-        """One point of a series, a trial each."""
+        """One point of a series, per trial."""
         return [math.nan if series[index] is None else series[index] for series in self.of(variant, name)]
 
     def share(self, variant: str, name: str, index: int | None = None) -> Interval:
@@ -162,7 +162,7 @@ class Trials:
 
 @dataclass(frozen=True)
 class Number:
-    """A result with its interval at 95 %; `of` says over how many seeds or points."""
+    """A result with its 95 % interval; `of` names what the interval is over: seeds, points, ..."""
 
     name: str
     interval: Interval
@@ -171,9 +171,9 @@ class Number:
 
 @dataclass(frozen=True)
 class Finding:
-    """What the rule says of the trials. `effect` is whether the statement's effect is there, by the numbers; `control`
-    whether the control failed as it must. A statement holds where both are so: an experiment whose control does not
-    fail shows nothing.
+    """The outcome of the rule. `effect` is whether the numbers show the statement's effect, `control` whether the
+    control failed as it must. The statement holds if both are true: an experiment whose control does not fail shows
+    nothing.
     """
 
     numbers: Sequence[Number]
@@ -196,12 +196,13 @@ class Finding:
 
 @dataclass(frozen=True)
 class Claim:
-    """One statement of the history as an experiment.
+    """A statement of the history as an experiment.
 
-    `measured`, `rule` and `control` say in words what `measure` and `judge` do in code; `control` also says why it
-    must fail. `settings` and `full` are frozen dataclasses of the experiment's own: its sizes by default and by --full.
-    `variants(settings)` names what is compared; `measure(settings, variant, seed)` runs one trial; `judge(settings,
-    trials)` applies the rule; `draw(figure, settings, trials)` makes the picture. `minutes` are those of one core.
+    `measured`, `rule` and `control` describe what `measure` and `apply_rule` do; `control` also explains why it must
+    fail. `settings` and `full` are frozen dataclasses of the experiment: its sizes by default and with --full.
+    `variants(settings)` lists the variants to compare; `measure(settings, variant, seed)` runs one trial;
+    `apply_rule(settings, trials)` applies the rule; `draw(figure, settings, trials)` draws the figure. `minutes` is the
+    time on one core.
     """
 
     number: int
@@ -226,7 +227,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Evidence:
-    """A claim, what was run for it, and what came of it."""
+    """A claim with its trials and its finding."""
 
     claim: Claim
     settings: Any

@@ -1,4 +1,4 @@
-"""The small models of the experiments, one block around each mixer, and the trainer that all of them share."""
+"""Small models for the experiments, one block per mixer, and their shared training loop."""
 
 from __future__ import annotations
 
@@ -49,9 +49,9 @@ from headway.nn.parts.projection import Projection
 
 
 def seconds(work: Callable[[], Any], enough: float = 0.1, least: int = 3) -> float:
-    """The time of `work`: the best of at least `least` runs that take `enough` seconds in all, after one to warm up.
+    """The time of `work`: the shortest of at least `min_runs` runs of `min_seconds` in total, after a warm-up run.
 
-    What else runs on the machine can only lengthen a run, so the shortest comes nearest to the cost.
+    Other load on the machine can only lengthen a run, so the shortest is nearest to the cost.
     """
     work()
     gc.collect()
@@ -64,7 +64,7 @@ def seconds(work: Callable[[], Any], enough: float = 0.1, least: int = 3) -> flo
 
 
 def step_seconds(model: nn.Module, inputs: Tensor, enough: float = 0.1) -> tuple[float, float]:
-    """(forward, backward) of one step; the backward's time is that of both without the forward's."""
+    """(forward, backward) times of one step; the backward time is that of both passes minus the forward pass."""
 
     def forward() -> Tensor:
         return model(inputs).x.square().mean()
@@ -77,7 +77,7 @@ def step_seconds(model: nn.Module, inputs: Tensor, enough: float = 0.1) -> tuple
 
 
 def kept_bytes(model: nn.Module, inputs: Tensor) -> int:
-    """What the forward pass keeps for the backward one, weights aside: counted, not measured."""
+    """The bytes that the forward pass saves for the backward pass, without weights: counted, not measured."""
     weights = {p.data_ptr() for p in model.parameters()}
     kept: dict[int, int] = {}
 
@@ -88,14 +88,14 @@ def kept_bytes(model: nn.Module, inputs: Tensor) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        out = model(inputs).x.square().mean()  # held, so that no place in memory is used twice
+        out = model(inputs).x.square().mean()  # keep it alive, so that no address is reused
     del out
     return sum(kept.values())
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """torch works on one thread, so that the processor's time is that of one core."""
+    """Run torch on one thread, so that processor time is that of one core."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -105,9 +105,9 @@ def one_thread() -> Iterator[None]:
 
 
 class DrawnExamples(NamedTuple):
-    """Inputs with their layout, and what the answers should be: classes (whole numbers) or numbers.
+    """Inputs with their layout, and targets: classes (integers) or numbers.
 
-    A head that answers several questions at once gives the scores of one after those of the other.
+    A head with several answers outputs the scores of one after those of the other.
     """
 
     inputs: Any
@@ -120,7 +120,7 @@ Draw = Callable[[Generator], DrawnExamples]
 
 @dataclass(frozen=True)
 class Training:
-    """How long and how: the same for all variants of an experiment."""
+    """The training settings, the same for all variants of an experiment."""
 
     steps: int = 400
     lr: float = 4e-3
@@ -129,7 +129,7 @@ class Training:
 
 
 def generator(*parts: int) -> Generator:
-    """A stream of random numbers of its own for each tuple of numbers."""
+    """A separate random generator for each tuple of integers."""
     seed = 0
     for part in parts:
         seed = (seed * 1_000_003 + part + 1) % (1 << 62)
@@ -137,13 +137,13 @@ def generator(*parts: int) -> Generator:
 
 
 def train(model: Transformer, draw: Draw, training: Training, seed: int) -> list[float]:
-    """Train in place on `draw`'s examples, the same for all variants of a seed; the loss of each step."""
+    """Train in place on `draw`'s examples, the same for all variants of a seed; return the loss of each step."""
     source = generator(seed, 1)
     return list(descend(model, lambda: loss_of(model, draw(source)), training))
 
 
 def descend(model: nn.Module, loss: Callable[[], Tensor], training: Training) -> Iterator[float]:
-    """Train in place, a step each time that the next loss is asked for; `loss` gives that of a batch."""
+    """Train in place, one step per iteration; `loss` returns the loss of a batch."""
     optimizer = Optimizer(AdamWConfig(training.lr, betas=(0.9, 0.99), weight_decay=0.0), model)
     for step in range(training.steps):
         optimizer.flat.zero_grads()
@@ -156,7 +156,7 @@ def descend(model: nn.Module, loss: Callable[[], Tensor], training: Training) ->
 
 
 def loss_of(model: Transformer, examples: DrawnExamples) -> Tensor:
-    """Cross-entropy in nats for classes, the mean squared error for numbers."""
+    """The cross-entropy in nats for classes, the mean squared error for numbers."""
     answer = model.output("answer", examples.inputs, examples.layout)
     if examples.targets.is_floating_point():
         return F.mse_loss(answer[..., 0], examples.targets)
@@ -166,7 +166,7 @@ def loss_of(model: Transformer, examples: DrawnExamples) -> Tensor:
 
 @torch.no_grad()
 def accuracy(model: Transformer, draw: Draw, seed: int, batches: int = 4) -> float:
-    """The share of right answers on examples that training did not see."""
+    """The accuracy on fresh examples."""
     source, right, asked = generator(seed, 2), 0, 0
     for _ in range(batches):
         examples = draw(source)
@@ -180,14 +180,14 @@ def accuracy(model: Transformer, draw: Draw, seed: int, batches: int = 4) -> flo
 
 @torch.no_grad()
 def error(model: Transformer, draw: Draw, seed: int, batches: int = 4) -> float:
-    """The mean squared error on examples that training did not see."""
+    """The mean squared error on fresh examples."""
     source = generator(seed, 2)
     return sum(float(loss_of(model, draw(source))) for _ in range(batches)) / batches
 
 
-# Gradients keep their size at the start of Elman networks whose matrices have variance 1 / in: the best start for them.
+# With matrices of variance 1 / fan_in, gradients of Elman networks initially keep their size: their best start.
 START = InitConfig(matrices="fan_in", residual="same", embedding=1.0)
-# Units that remember from the start (Jozefowicz et al. 2015 give 1, and more where what is to be remembered is old).
+# Units that remember from the start (Jozefowicz et al. 2015 use 1, and more for longer dependencies).
 FORGET_BIAS = 3.0
 
 MIXERS: dict[str, MixerConfig] = {
@@ -205,7 +205,7 @@ LINEAR: dict[str, MixerConfig] = {
 
 @dataclass(frozen=True)
 class NumbersEmbedConfig(EmbedConfig):
-    """Reads `channels` numbers a token in place of a symbol."""
+    """Embeds `channels` numbers per position instead of a token."""
 
     channels: int = 2
 
@@ -235,10 +235,10 @@ def network(
     channels: int = 0,
     pool: Pool = "last",
 ) -> TransformerConfig:
-    """A block a mixer (norm, mixer, norm, feed-forward, both added to what they read) and a linear answer.
+    """A block per mixer (norm, mixer, norm, feed-forward, with residual connections) and a linear head.
 
-    Reads `symbols`, which may have `types`, or else `channels` numbers a token; answers with `outputs` numbers at the
-    last token, or at all of them.
+    The input is tokens of a vocabulary of `vocab_size`, which may have `types`, or else `channels` numbers per
+    position. The head has `outputs` numbers at the last position, or at all positions.
     """
     chain = (mixers,) if isinstance(mixers, MixerConfig) else tuple(mixers)
     blocks = tuple(BlockConfig(mixer, feed_forward=MLPConfig(ratio=2.0), norm=RMSNormConfig()) for mixer in chain)
@@ -259,7 +259,7 @@ def size(model: nn.Module) -> int:
 
 
 def widened(config: TransformerConfig, parameters: int) -> TransformerConfig:
-    """The config at the width, a multiple of 4, that brings its size nearest to so many parameters."""
+    """The config at the multiple of 4 as width whose number of parameters is nearest to `parameters`."""
 
     def at(width: int) -> TransformerConfig:
         return replace(config, width=width)
@@ -269,7 +269,7 @@ def widened(config: TransformerConfig, parameters: int) -> TransformerConfig:
 
 @dataclass(frozen=True)
 class AdditiveConfig(RecurrenceConfig):
-    """It has as many weights as an LSTM of as many cells."""
+    """As many weights as an LSTM with the same number of cells."""
 
     def build(self, width: int, biases: nn.ModuleDict) -> Additive:
         return Additive(self, width)
@@ -278,9 +278,9 @@ class AdditiveConfig(RecurrenceConfig):
 class Additive(Recurrence):
     """c = c + (f + i + g) / 3 and h = (o + tanh(c)) / 2, with i, f, g, o = tanh(W x + U h + b).
 
-    The LSTM's c = f c + i g and h = o tanh(c) with + for each product. Gates that are added are centred, as logistic
-    ones would push the cell away from 0 with every token; and sums are divided by their terms, as they would else feed
-    back more than they get.
+    The LSTM's c = f c + i g and h = o tanh(c) with a sum for each product. The added gates are centred, because
+    logistic ones would push the cell away from 0 with every token. Sums are divided by their number of terms, because
+    feedback would otherwise grow.
     """
 
     vectors = 2

@@ -1,4 +1,4 @@
-"""The page of all claims: one self-contained HTML file with a figure each."""
+"""The page of all claims: one self-contained HTML file with a figure per claim."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from headway.claims.claim import Evidence
 
 
-HOW_TO_INSTALL = "pictures need matplotlib; pip install 'headway[report]' and try again"
+HOW_TO_INSTALL = "figures need matplotlib; pip install 'headway[report]' and try again"
 _SIZE = (8.6, 3.3)  # inches
 _STYLE = {
     "font.family": "sans-serif",
@@ -45,7 +45,7 @@ _STYLE = {
     "lines.linewidth": 1.7,
     "lines.markersize": 4,
 }
-# One colour for a family of mixers on all pictures.
+# One colour per family of mixers in all figures.
 _COLOURS = {
     "elman": "#8a94a0",
     "lstm": "#d9660a",
@@ -60,7 +60,7 @@ _MARKS = ("o", "s", "^", "D", "v", "P", "X")
 
 
 def svg(evidence: Evidence) -> str:
-    """The picture of a claim as an SVG text. Raises UserError without matplotlib."""
+    """The figure of a claim as SVG. Raises UserError without matplotlib."""
     try:
         from matplotlib import rc_context
         from matplotlib.figure import Figure
@@ -77,15 +77,15 @@ def svg(evidence: Evidence) -> str:
 
 
 def colour(name: str, index: int = 0) -> str:
-    """The colour of a variant: that of the mixer it begins with, or a further one."""
+    """The colour of a variant: that of the mixer at the start of its name, otherwise another one."""
     known = [value for family, value in _COLOURS.items() if name.startswith(family)]
     return known[0] if known else _OTHERS[index % len(_OTHERS)]
 
 
 def lines(axes: Axes, xs: Sequence[float], series: Mapping[str, Sequence[Sequence[float]]], **labels: Any) -> None:
-    """A curve of means a name, with its interval as a band; `series` has for each name a list of values a seed.
+    """Draw a curve of means per name with its interval as a band; `series` has a list of values per seed for each name.
 
-    `labels`: title, x, y; `log` names the axes that are logarithmic, such as "xy"; `chance` draws a dotted line.
+    `labels`: title, x, y; `log` names the logarithmic axes, such as "xy"; `chance` draws a dotted line.
     """
     same: dict[str, int] = {}
     for index, (name, runs) in enumerate(series.items()):
@@ -105,7 +105,7 @@ def lines(axes: Axes, xs: Sequence[float], series: Mapping[str, Sequence[Sequenc
 
 
 def bars(axes: Axes, values: Mapping[str, Interval], **labels: Any) -> None:
-    """A horizontal bar a name with its interval as a whisker, the first on top."""
+    """Draw a horizontal bar per name with its interval as a whisker, the first on top."""
     names = list(values)
     middle = [found.value for found in values.values()]
     ends = [
@@ -121,9 +121,9 @@ def bars(axes: Axes, values: Mapping[str, Interval], **labels: Any) -> None:
 
 
 def intervals(axes: Axes, values: Mapping[str, Sequence[float]], margin: float | None = None, **labels: Any) -> None:
-    """The mean of each name's values, one a seed, with its interval, and each value as a stroke; the first on top.
+    """Draw the mean of each name's values, one per seed, with its interval, and each value as a tick; the first on top.
 
-    Within +-`margin`, which is grey, values count as nothing.
+    Values within +-`margin`, the grey area, count as zero.
     """
     for row, (name, each) in enumerate(values.items()):
         found, tone = mean(each), colour(name, row)
@@ -151,7 +151,7 @@ def dress(
     ticks: Sequence[float] | None = None,
     legend: bool = True,
 ) -> None:
-    """Labels, scales and legend of a picture's part; `ticks` are those of x."""
+    """Set the labels, scales and legend of axes; `ticks` are those of the x axis."""
     if "x" in log:
         axes.set_xscale("log", base=2)
     if "y" in log:
@@ -176,7 +176,7 @@ def middle_of(runs: Sequence[Sequence[float]]) -> list[float]:
 
 
 def write_page(directory: Path, found: Sequence[Evidence], pictures: Mapping[str, str]) -> Path:
-    """Write `claims.html` of all evidence, with the pictures by claim; UserError without the extra `report`."""
+    """Write `claims.html` with all evidence and its figures. Raises UserError without the extra `report`."""
     path = directory / "claims.html"
     template = environment(Path(__file__).parent).get_template("claims.html")
     headline = {
@@ -226,7 +226,7 @@ def _section(evidence: Evidence, pictures: Mapping[str, str]) -> dict[str, Any]:
 
 
 def figure(value: float) -> str:
-    """A number for people: at most three digits that count."""
+    """A number with at most three significant digits."""
     if not math.isfinite(value):
         return "none"
     return short(float(f"{value:.3g}"))

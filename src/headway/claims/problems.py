@@ -1,4 +1,4 @@
-"""Synthetic problems of the experiments. Each gives a function that draws a batch of fresh examples."""
+"""Synthetic problems for the experiments. Each returns a function that samples a batch of fresh examples."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from headway.nn.kernels import IGNORED
 
 
 def cut_off(examples: DrawnExamples, last: int | None) -> DrawnExamples:
-    """What is left where the state is lost before the `last` tokens: the same as if the row began there."""
+    """The examples with only their `last` tokens, as if the state before them were lost."""
     if last is None:
         return examples
     inputs = examples.inputs[:, -last:]
@@ -23,8 +23,8 @@ def cut_off(examples: DrawnExamples, last: int | None) -> DrawnExamples:
 
 
 def adding(rows: int, length: int, last: int | None = None) -> Draw:
-    """Hochreiter and Schmidhuber 1997, experiment 4: the sum of the two numbers, from 0 to 1, that are marked, one in
-    each half. The state is lost before the `last` tokens. A constant answer has an error of 1 / 6.
+    """Hochreiter and Schmidhuber 1997, experiment 4: the sum of the two marked numbers, from 0 to 1, one in each half.
+    The state before the `last` tokens is lost. A constant answer has an error of 1 / 6.
     """
     layout = Layout.full(rows, length)
 
@@ -40,8 +40,8 @@ def adding(rows: int, length: int, last: int | None = None) -> Draw:
 
 
 def copying(rows: int, symbols: int, count: int, delay: int, last: int | None = None) -> Draw:
-    """Hochreiter and Schmidhuber 1997, Arjovsky et al. 2016: `count` symbols, `delay` blanks, then the symbols again,
-    each asked for by the same sign. Symbols are 0 ... symbols - 1, the blank is `symbols`, the sign `symbols` + 1.
+    """Hochreiter and Schmidhuber 1997, Arjovsky et al. 2016: `count` symbols, `delay` blanks, then a cue for each
+    symbol to repeat. Symbols are 0 ... n_symbols - 1, the blank is `n_symbols`, the cue `n_symbols` + 1.
     """
     length = 2 * count + delay
     layout = Layout.full(rows, length)
@@ -59,7 +59,7 @@ def copying(rows: int, symbols: int, count: int, delay: int, last: int | None = 
 
 
 def recall(rows: int, symbols: int, noise: int, distance: int) -> Draw:
-    """The first symbol, asked for by a sign `distance` tokens later; in between are other symbols, drawn at random."""
+    """Recall the first symbol at a cue `distance` tokens later; random other symbols are in between."""
 
     def draw(source: torch.Generator) -> DrawnExamples:
         first = torch.randint(symbols, (rows, 1), generator=source)
@@ -71,9 +71,9 @@ def recall(rows: int, symbols: int, noise: int, distance: int) -> Draw:
 
 
 def latest(rows: int, symbols: int, length: int) -> Draw:
-    """The symbol that was marked last: a memory has to be overwritten, and held against what is not marked.
+    """Recall the last marked symbol: a memory must be overwritten by marked symbols, and not by others.
 
-    Symbol s is s, or `symbols` + s where it is marked; one in five is. The last token is a sign.
+    Symbol s is s, or `n_symbols` + s if it is marked; one in five is. The last token is a cue.
     """
 
     def draw(source: torch.Generator) -> DrawnExamples:
@@ -90,20 +90,20 @@ def latest(rows: int, symbols: int, length: int) -> Draw:
 
 
 class KeyValuePairs(NamedTuple):
-    """Keys and values that are written, a pair a token, and then one token that asks for `asked` of the keys at once.
+    """Pairs of keys and values, one per position, and a last position that queries `queries` of the keys at once.
 
-    Each of `keys` different keys is written `times` times, with a new value each time; the last one counts.
+    Each of `keys` different keys is written `times` times with new values; the last value counts.
     """
 
     keys: int
     values: int
     times: int = 1
     asked: int = 1
-    known: int = 32  # keys that there are
+    known: int = 32  # number of possible keys
 
     @property
     def channels(self) -> int:
-        """Numbers a token: which key and which value is written, and which keys are asked for."""
+        """Numbers per position: the key and the value to write, and the queried keys."""
         return self.known * (1 + self.asked) + self.values
 
     @property
@@ -111,7 +111,7 @@ class KeyValuePairs(NamedTuple):
         return self.keys * self.times + 1
 
     def draw(self, rows: int, source: torch.Generator) -> tuple[DrawnExamples, Int[Tensor, "B A"]]:
-        """Examples, and where in the row the answers stand."""
+        """Examples, and the positions of the answers in each row."""
         writes = self.length - 1
         keys = torch.rand(rows, self.known, generator=source).argsort(1)[:, : self.keys]
         order = torch.rand(rows, writes, generator=source).argsort(1) % self.keys
@@ -135,7 +135,7 @@ def pairs(problem: KeyValuePairs, rows: int) -> Draw:
 
 
 def totals(rows: int, length: int) -> Draw:
-    """The sum of all numbers, scaled to vary as much as one of them: a constant answer has an error of 1 / 12."""
+    """The sum of all numbers, scaled to the variance of one of them: a constant answer has an error of 1 / 12."""
     layout = Layout.full(rows, length)
 
     def draw(source: torch.Generator) -> DrawnExamples:

@@ -1,5 +1,5 @@
-"""Runs claims, each trial kept as it comes, so that what was interrupted goes on; and gathers what lies in a folder of
-results, for people: pictures, the page, and lists.
+"""Run claims, saving each trial so that interrupted runs continue; and present the results in a folder as figures, a
+page and lists.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from headway.learn.run import environment
 Note = Callable[[str], None]
 
 _PACKAGE = "headway.claims"
-_AFTERWARDS = {f"{_PACKAGE}.{name}" for name in ("claim", "page")}  # these measure nothing
+_AFTERWARDS = {f"{_PACKAGE}.{name}" for name in ("claim", "page")}  # modules that do not affect measurements
 
 
 def run_claim(claim: Claim, directory: Path, note: Note, *, full: bool = False, seed: int = 0) -> Evidence:
-    """Every variant with every seed, then the rule; the evidence is written to `directory`/NAME.json.
+    """Run every variant with every seed, apply the rule, and write the evidence to `directory`/NAME.json.
 
-    Trials that lie there already, of the same settings, seed, code and torch, are used as they are.
+    Saved trials with the same settings, seed, code and torch version are reused.
     """
     settings = _settings(claim, full)
     seeds = claim.full_seeds or claim.seeds if full and claim.full is not None else claim.seeds
@@ -62,7 +62,7 @@ def run_claim(claim: Claim, directory: Path, note: Note, *, full: bool = False, 
 
 
 def budget(claims: Sequence[Claim], full: bool) -> str:
-    """How long these claims take in all, in words."""
+    """The total time of these claims, as text."""
     return _span(60 * sum(_minutes(claim, full) for claim in claims))
 
 
@@ -70,7 +70,7 @@ def record(evidence: Evidence) -> dict[str, Any]:
     """The evidence as plain data, for NAME.json."""
     claim, finding = evidence.claim, evidence.finding
     numbers = [
-        {"name": number.name, **number.interval._asdict(), "of": number.of}  # with a name, a number speaks for itself
+        {"name": number.name, **number.interval._asdict(), "of": number.of}  # flat, so that each row is self-contained
         for number in finding.numbers
     ]
     return _finite(
@@ -99,7 +99,7 @@ def record(evidence: Evidence) -> dict[str, Any]:
 
 
 def reread(claim: Claim, directory: Path) -> Evidence | None:
-    """The evidence that lies in `directory`, judged by today's rule; None where there is none of today's settings."""
+    """The evidence in `directory` by the current rule; None if there is none with the current settings."""
     path = directory / f"{claim.name}.json"
     if not path.exists():
         return None
@@ -113,7 +113,7 @@ def reread(claim: Claim, directory: Path) -> Evidence | None:
 
 
 def gather(directory: Path, note: Note) -> Path | None:
-    """Draw the pictures and write the page of all evidence in `directory`; None, with a note, without the extra."""
+    """Draw the figures and write the page of all evidence in `directory`; None, with a note, without the extra."""
     found = [evidence for claim in claims().values() if (evidence := reread(claim, directory)) is not None]
     try:
         pictures = {evidence.claim.name: svg(evidence) for evidence in found}
@@ -126,7 +126,7 @@ def gather(directory: Path, note: Note) -> Path | None:
 
 
 def listing(chosen: Sequence[Claim]) -> list[dict[str, Any]]:
-    """A row a claim."""
+    """One row per claim."""
     return [
         {
             "number": claim.number,
@@ -146,7 +146,7 @@ def listing(chosen: Sequence[Claim]) -> list[dict[str, Any]]:
 
 
 def summary(evidence: Evidence, directory: Path) -> dict[str, Any]:
-    """What --json says of a claim: the record without the trials, and where the files lie."""
+    """The --json output for a claim: the record without the trials, and the paths of its files."""
     name = evidence.claim.name
     short = {key: value for key, value in record(evidence).items() if key != "trials"}
     picture = directory / f"{name}.svg"
@@ -171,7 +171,7 @@ def _kept(path: Path, key: Mapping[str, Any]) -> Trial | None:
 
 
 def _code(claim: Claim) -> str:
-    """A digest of the files that the experiment measures by: its own, and those of this package that it imports."""
+    """A digest of the code that the experiment runs: its module, and those of this package that it imports."""
     names: list[str] = [claim.measure.__module__]
     seen: set[str] = set()
     while names:
@@ -189,7 +189,7 @@ def _code(claim: Claim) -> str:
 
 
 def _finite(value: Any) -> Any:
-    """Plain data in which numbers that are none are null, as JSON knows no others."""
+    """Plain data with NaN and infinities as null, for JSON."""
     if isinstance(value, Mapping):
         return {str(key): _finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -200,12 +200,12 @@ def _finite(value: Any) -> Any:
 
 
 def _through_json(value: Any) -> Any:
-    """As it comes back from a file: tuples as lists."""
+    """The value as read back from JSON: tuples become lists."""
     return _finite(value)
 
 
 def _plain(name: str) -> str:
-    """A variant as a file's name."""
+    """A variant as a file name."""
     return "".join(c if c.isalnum() or c in "-_." else "_" for c in name)
 
 

@@ -1,4 +1,4 @@
-"""Runs on real tasks from one sequence to another: words to phonemes, sentences to sentences."""
+"""Runs on real sequence-to-sequence tasks: words to phonemes, sentences to sentences."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ WITHOUT_ORDER = "attention, without positions"
 
 @dataclass(frozen=True)
 class Budget:
-    """Steps of a run, and of those in which each of the learning `rates` is tried before; the best is then used.
+    """The steps of a run, and of the short trial runs that choose among the learning `rates`.
 
-    `judged` are the sources of the validation split that an evaluation decodes, greedily.
+    `judged` is the number of validation sources that an evaluation decodes greedily.
     """
 
     steps: int = 2000
@@ -46,17 +46,17 @@ class Budget:
 
 
 class Course(NamedTuple):
-    """How a run went, by evaluation: steps, seconds of one core in training, and validation scores; and its model."""
+    """A training run, by evaluation: steps, seconds of training on one core, and validation scores; and its model."""
 
     steps: list[int]
     seconds: list[float]
     scores: list[dict[str, Any]]
     rate: float
-    tried: dict[float, float]  # the validation loss after a short run, by rate
+    tried: dict[float, float]  # validation loss of the trial runs, by learning rate
     model: EncoderDecoder
 
     def values(self, *names: str) -> dict[str, Any]:
-        """As plain data, with these scores."""
+        """The run as plain data, with the named scores."""
         scores = {name: [found[name] for found in self.scores] for name in ("loss", *names)}
         tried = {f"{rate:g}": loss for rate, loss in self.tried.items()}
         parameters = describe(self.model.config)["parameters"]
@@ -76,9 +76,10 @@ def opened(
 
 
 def small(task: Task, recipe: str, width: int, depth: int, mixer: str = ATTENTION) -> ModelConfig:
-    """The recipe's model in a smaller size, or as large with another mixer in its encoder (both ways) and decoder.
+    """The recipe's model in a smaller size, or of equal size with another mixer in its (bidirectional) encoder and
+    decoder.
 
-    Nothing is dropped: such short runs do not overfit, and the same seed gives the same numbers.
+    Without dropout: such short runs do not overfit, and the same seed gives the same numbers.
     """
     own = task.adapt(override(named(recipe).model, {"width": width, "depth": depth, "dropout": 0.0}))
     if mixer == ATTENTION:
@@ -90,15 +91,15 @@ def small(task: Task, recipe: str, width: int, depth: int, mixer: str = ATTENTIO
 
 
 def symbols_of(task: Task) -> int:
-    """The symbols of what is written."""
+    """The size of the target vocabulary."""
     return cast(Sourced, task.examples).codec.size
 
 
 def begun(model: EncoderDecoderConfig) -> EncoderDecoderConfig:
-    """The model with weights that start at the size which its width asks for.
+    """The model with initial weights scaled to its width.
 
-    The models of 2014 drew theirs from one small range, for 1,000 units: with few units signals die away, and training
-    stands still for long.
+    The models of 2014 used one small range, made for 1,000 units. With few units signals vanish, and training stalls
+    for long.
     """
     return replace(model, init=START)
 
@@ -109,12 +110,12 @@ def size(model: ModelConfig) -> int:
 
 
 def sized(make: Callable[[int], ModelConfig], parameters: int) -> ModelConfig:
-    """What `make` gives at the even width that brings it nearest to so many parameters."""
+    """The config that `make` returns at the even width with the nearest number of parameters."""
     return make(nearest_width(lambda width: size(make(width)), parameters, step=2))
 
 
 def tuned(budget: Budget, task: Task, model: ModelConfig, seed: int) -> Course:
-    """A run at the best of the rates, by the validation loss after short runs with the same seed."""
+    """A run with the best learning rate, by the validation loss of short runs with the same seed."""
     tried: dict[float, float] = {}
     for rate in budget.rates if len(budget.rates) > 1 else ():
         short = run(budget, task, model, seed, Training(budget.trial_steps, rate, budget.schedule), 1)
@@ -125,9 +126,9 @@ def tuned(budget: Budget, task: Task, model: ModelConfig, seed: int) -> Course:
 
 
 def run(budget: Budget, task: Task, model: ModelConfig, seed: int, training: Training, evaluations: int) -> Course:
-    """Train a model, with `evaluations` spread evenly over the run, the last at its end.
+    """Train a model, with `evaluations` evenly spaced over the run, the last at its end.
 
-    The seconds are those that the processor works on the one thread, so that other programs do not count.
+    Seconds are the processor time of the single thread, so other programs do not count.
     """
     network = cast(EncoderDecoder, task.adapt(model).build(seed))
     batches = task.batches("train")
@@ -154,7 +155,7 @@ def run(budget: Budget, task: Task, model: ModelConfig, seed: int, training: Tra
 
 
 def seconds_to(values: Values, goal: str, target: float) -> tuple[float, bool]:
-    """When a score first fell to `target`, on the line between two evaluations; else the whole time, and False."""
+    """The time when a score first fell to `target`, interpolated between evaluations; else the total, and False."""
     before = None
     for seconds, score in zip(values["seconds"], values[goal]):
         if score <= target:
@@ -167,20 +168,20 @@ def seconds_to(values: Values, goal: str, target: float) -> tuple[float, bool]:
 
 
 NAME = "cmudict"
-BETWEEN = "_"  # stands between the words of a list, on both sides
+BETWEEN = "_"  # separates the words of a list, in source and target
 
 
 def write_backwards(directory: Path) -> list[Path]:
-    """All words, each with its phonemes from the last to the first."""
+    """Write all words, each with its phonemes in reverse order."""
     found = (Pair(word, " ".join(reversed(sounds.split()))) for word, sounds in pairs(find_set(NAME)))
     return [_write(directory / "backwards.tsv", found)]
 
 
 def write_lists(directory: Path, most: int, trained: int, judged: int, last_only: bool) -> list[Path]:
-    """Lists of 1 to `most` words to be pronounced, or only their last word: of each length `trained` lists for training
-    and `judged` for validation.
+    """Write lists of 1 to `max_words` words with the pronunciation of all words or of only the last: per length
+    `training_lists` for training and `validation_lists` for validation.
 
-    They are the same each time. Words of validation are in no list of training.
+    The lists are the same each time. Validation words are not in training lists.
     """
     found = []
     for side, count in (("train", trained), ("validation", judged)):
@@ -191,12 +192,12 @@ def write_lists(directory: Path, most: int, trained: int, judged: int, last_only
 
 
 def words_of(source: str) -> int:
-    """How many words a list has."""
+    """The number of words in a list."""
     return source.count(BETWEEN) + 1
 
 
 def _words(side: str) -> list[Pair]:
-    """Words of letters alone, each with the first of its pronunciations."""
+    """Words that consist of letters, each with its first pronunciation."""
     known = grouped(split_pairs(find_set(NAME), side, SplitConfig()))
     return [Pair(word, sounds[0]) for word, sounds in known.items() if word.isalpha()]
 

@@ -1,4 +1,4 @@
-"""Answers to many files or lines: those of a folder, too; one that cannot be read does not cost the others theirs."""
+"""Inputs from arguments and folders, and predictions for many inputs in which a bad input does not stop the others."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from headway.errors import SomeFailedError, UserError
 
 T = TypeVar("T")
 A = TypeVar("A")
-Failures = list[tuple[Any, UserError]]  # what could not be read, and why
+Failures = list[tuple[Any, UserError]]  # inputs that failed, with their errors
 
-_AT_ONCE = 64  # items that are asked for together, between lines of output
-_NUMBERED = re.compile(r"^\w+ \d+ of \d+ ")  # how a message about one of several texts begins
+_AT_ONCE = 64  # inputs per batch, between lines of output
+_NUMBERED = re.compile(r"^\w+ \d+ of \d+ ")  # the start of a message about one of several texts
 
 _FILE = re.compile(r"\S+\.(csv|tsv|jsonl|xlsx|txt)")
 
 
 def images(given: Sequence[str]) -> list[str]:
-    """The images that are named, and those below folders that are, in order. UserError for a folder of none."""
+    """The given image files and those below the given folders, in order. Raises UserError for a folder without any."""
     from headway.domains.vision.samples import KINDS
 
     return _below(given, KINDS, "images")
 
 
 def sounds(given: Sequence[str]) -> list[str]:
-    """The sounds that are named, and those below folders that are, in order. UserError for a folder of none."""
+    """The given sound files and those below the given folders, in order. Raises UserError for a folder without any."""
     from headway.domains.audio import KINDS
 
     return _below(given, KINDS, "sounds")
@@ -43,26 +43,28 @@ def _below(given: Sequence[str], kinds: Sequence[str], what: str) -> list[str]:
             continue
         files = [file for file in sorted(Path(name).rglob("*")) if file.suffix.lower() in kinds]
         if not files:
-            raise UserError(f"the folder {name} holds no {what} ({', '.join(kinds)}); give another, or files")
+            raise UserError(f"folder {name} contains no {what} ({', '.join(kinds)}); pass another folder, or files")
         found += map(str, files)
     return found
 
 
 def texts(given: Sequence[str], command: str) -> list[str]:
-    """The texts that are given. UserError for one that names a file or a folder, or a table that is not there;
-    `command` reads lines.
+    """The given texts. Raises UserError for one that is the path of a file or folder, or looks like a missing table;
+    `command` is the command that reads lines.
     """
     name = next((name for name in given if os.path.exists(name) or _FILE.fullmatch(name)), None)
     if name is None:
         return list(given)
     if not os.path.exists(name):
-        raise UserError(f"there is no file {name}, and this model reads texts; pass texts, or lines: {command} < FILE")
+        raise UserError(
+            f"file {name} does not exist, and this model takes texts; pass texts, or lines: {command} < FILE"
+        )
     if os.path.isdir(name):
-        raise UserError(f"{name} is a folder, and this model reads texts; pass texts, or lines: {command} < FILE")
+        raise UserError(f"{name} is a folder, and this model takes texts; pass texts, or lines: {command} < FILE")
     lines = f"pass its lines: {command} < {name}"
     if name.lower().endswith((".csv", ".tsv", ".jsonl", ".xlsx")):
-        lines = f"write its column of texts into a file, one per line, and pass that: {command} < FILE"
-    raise UserError(f"{name} is a file, and this model reads texts; {lines}")
+        lines = f"write its text column to a file, one text per line, and pass that: {command} < FILE"
+    raise UserError(f"{name} is a file, and this model takes texts; {lines}")
 
 
 def answers(
@@ -72,16 +74,17 @@ def answers(
     rows: Callable[[Any], Sequence[A]] = list,
     first: int | None = None,
 ) -> Iterator[tuple[T, A | None]]:
-    """Each item with its answer, asked for together, of which `rows` makes one for each; None for an item that cannot
-    be read, with its error among the `failures`. Where it is not said which one that is, each is asked for alone.
-    Lines of standard input, of which the first has the number `first`, are named by their number, and an empty one has
-    no answer. UserError where none of the others can be answered.
+    """Each input with its prediction, or None for an input that fails; its error is appended to `failures`.
+
+    Inputs are predicted in batches, and `rows` splits the output of a batch. If a batch fails without saying which
+    input is at fault, its inputs are predicted one by one. With `first`, the inputs are lines of standard input from
+    that line number on: errors name the line, and an empty line is a failure. Raises UserError if all inputs fail.
     """
     filled = [place for place, item in enumerate(items) if first is None or str(item).strip()]
     failed: dict[int, UserError] = {}
     if first is not None:
         empty = sorted(set(range(len(items))) - set(filled))
-        failed |= {place: UserError(f"line {first + place} is empty; write a text there") for place in empty}
+        failed |= {place: UserError(f"line {first + place} is empty; write a text on it") for place in empty}
     done, before = 0, len(failed)
     for start in range(0, len(filled), _AT_ONCE):
         places = filled[start : start + _AT_ONCE]
@@ -100,7 +103,7 @@ def answers(
 def _together(
     some: Sequence[T], ask: Callable[[Sequence[T]], Any], rows: Callable[[Any], Sequence[A]], alone: bool
 ) -> tuple[Sequence[A | None], dict[int, UserError]]:
-    """The answers, and the errors of items that have none, by their place."""
+    """The predictions of a batch, and the errors of the inputs that failed, by index."""
     try:
         return rows(ask(some)), {}
     except SomeFailedError as error:
@@ -121,20 +124,18 @@ def _together(
 
 
 def _of_line(number: int, error: UserError, others: str = "line {}: ") -> UserError:
-    """An error that names the line, in place of a text among those that were asked for, or before the `others`."""
+    """The error with its line number, which replaces the number of a text or goes before the message."""
     said = str(error)
     start = _NUMBERED.match(said)
     return UserError(f"line {number} {said[start.end() :]}" if start else others.format(number) + said)
 
 
 def conclude(result: dict[str, Any], failures: Failures, terminal: Terminal) -> None:
-    """The result of a command and, where something failed, what did: UserError with the first of it, after the others
-    were noted.
-    """
+    """Print the result and failures of a command; raise UserError with the first failure after printing the others."""
     errors = {} if not failures else {"errors": [{"file": item, "error": str(error)} for item, error in failures]}
     terminal.result({**result, **errors})
     for _, error in failures[1:]:
         terminal.note(f"headway: {error}")
     if failures:
-        more = f" ({len(failures) - 1} more failed, see above)" if len(failures) > 1 else ""
+        more = f" ({len(failures) - 1} more failed; see above)" if len(failures) > 1 else ""
         raise UserError(f"{failures[0][1]}{more}")

@@ -1,4 +1,4 @@
-"""`headway caption`: images to what they show."""
+"""`headway caption`: write captions for images."""
 
 from __future__ import annotations
 
@@ -18,11 +18,13 @@ headway caption runs/caption photo.jpg --n-best 3 --json
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("model", metavar="RUN|MODEL", help="a run directory or a model with a vision tower and a decoder")
-    add("images", nargs="+", metavar="IMAGE", help="image files, or folders of them")
-    add("--beam", type=whole(1), default=4, metavar="N", help="beams an image; 1 is greedy (default: 4)")
-    add("--length-penalty", type=number(0), default=0.6, metavar="A", help="GNMT's alpha (default: 0.6)")
-    add("--n-best", type=whole(1), default=1, metavar="N", help="N captions an image, best first (default: 1)")
+    add("model", metavar="RUN|MODEL", help="run directory, or model with a vision encoder and a text decoder")
+    add("images", nargs="+", metavar="IMAGE", help="image files, or folders of image files")
+    add("--beam", type=whole(1), default=4, metavar="N", help="beams per image; 1 is greedy (default: 4)")
+    add(
+        "--length-penalty", type=number(0), default=0.6, metavar="A", help="length penalty, GNMT's alpha (default: 0.6)"
+    )
+    add("--n-best", type=whole(1), default=1, metavar="N", help="captions per image, best first (default: 1)")
     add_weights(parser)
     add_server(parser)
 

@@ -1,4 +1,4 @@
-"""`headway chat`: several turns in the terminal, streamed."""
+"""`headway chat`: a streamed conversation in the terminal."""
 
 from __future__ import annotations
 
@@ -14,22 +14,20 @@ from headway.errors import UserError
 
 EXAMPLE = """
 headway chat runs/my-answers --system "Answer in one line." --temperature 0.7
-(Ctrl-C stops an answer, /reset forgets the conversation, Ctrl-D leaves)
+(Ctrl-C stops an answer, /reset clears the conversation, Ctrl-D quits)
 """
-# A plain language model has no turns of its own: it continues a dialogue written as text.
+# A plain language model has no chat template: it continues a dialogue written as text.
 USER, ASSISTANT = "User: ", "Assistant:"
-KEYS = "Ctrl-C stops an answer, /reset forgets the conversation, Ctrl-D leaves."
+KEYS = "Ctrl-C stops an answer, /reset clears the conversation, Ctrl-D quits."
 
-Turn = dict[str, str]  # what the user and the assistant say
-Message = dict[str, str]  # a role, and what it says
+Turn = dict[str, str]  # the messages of the user and the assistant
+Message = dict[str, str]  # a role and its content
 Reply = Callable[[list[Turn]], Iterator[str]]
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", type=Path, metavar="RUN|MODEL", help="a run directory or a published model")
-    parser.add_argument(
-        "--system", default="", metavar="TEXT", help="what the assistant is told before the conversation"
-    )
+    parser.add_argument("model", type=Path, metavar="RUN|MODEL", help="run directory or published model")
+    parser.add_argument("--system", default="", metavar="TEXT", help="system message at the start of the conversation")
     add_sampling(parser, tokens=200)
 
 
@@ -43,11 +41,11 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
 
 
 def by_template(model, args: argparse.Namespace, terminal: Terminal) -> Reply:
-    """Answers by the model's chat template."""
+    """A reply function that uses the model's chat template."""
     sampling, limits = settings(args)
     system = instructions(args)
     talk = model.talk
-    talk.ask([*system, {"role": "user", "content": "?"}], limits)  # a template may refuse a system's message
+    talk.ask([*system, {"role": "user", "content": "?"}], limits)  # a template may reject a system message
     terminal.note(KEYS)
 
     def reply(turns: list[Turn]) -> Iterator[str]:
@@ -59,29 +57,29 @@ def by_template(model, args: argparse.Namespace, terminal: Terminal) -> Reply:
 
 
 def by_server(model, args: argparse.Namespace, terminal: Terminal) -> Reply:
-    """Answers of a server, by the chat template of its model."""
+    """A reply function that asks a server, which uses its model's chat template."""
     system = instructions(args)
     terminal.note(KEYS)
     return lambda turns: model.chat_stream([*system, *messages(turns)], **asked(args))
 
 
 def instructions(args: argparse.Namespace) -> list[Message]:
-    """What the assistant is told before the conversation, as messages."""
+    """The system message as a list of messages; empty without --system."""
     return [{"role": "system", "content": args.system}] if args.system else []
 
 
 def messages(turns: list[Turn]) -> list[Message]:
-    """Turns of which the last is not answered yet, as messages."""
+    """Turns as messages; the last turn has no answer yet."""
     told: list[Message] = [{"role": role, "content": turn[role]} for turn in turns for role in ("user", "assistant")]
     return told[:-1]
 
 
 def as_text(model, args: argparse.Namespace, terminal: Terminal) -> Reply:
-    """Answers of a model that has no turns: it continues a dialogue."""
+    """A reply function for a model without a chat template, which continues a dialogue."""
     args.stop = [*args.stop, f"\n{USER.strip()}"]
     sampling, limits = settings(args)
     terminal.note(
-        "This model was not trained on conversations: it continues the text of a dialogue"
+        "This model has no chat template: it continues the text of a dialogue"
         f" ({USER.strip()} ... {ASSISTANT} ...).\n{KEYS}"
     )
 
@@ -101,28 +99,28 @@ def note_dropped(turns: int, model, terminal: Terminal) -> None:
 
 
 def converse(reply: Reply, terminal: Terminal) -> list[Turn]:
-    """Questions and answers until the end of input. UserError where a file or a pipe has none."""
+    """The conversation until the end of input. Raises UserError if a file or pipe has no questions."""
     turns: list[Turn] = []
     heard = sys.stdin.isatty()
     while (question := ask(terminal)) is not None:
         heard = heard or bool(question.strip())
         if question.strip() == "/reset":
             turns = []
-            terminal.note("(forgotten)")
+            terminal.note("(conversation cleared)")
         elif question.strip():
             turns.append({"user": question, "assistant": ""})
             try:
                 turns[-1]["assistant"] = answer(reply(turns), terminal)
-            except UserError as error:  # a question that is too long, say: the conversation goes on without it
+            except UserError as error:  # for example a question that is too long: continue without it
                 turns.pop()
                 terminal.note(f"({error})")
     if not heard:
-        raise UserError("there is no line to answer; give some on standard input, as in: echo TEXT | headway chat RUN")
+        raise UserError("standard input has no questions; pass one per line, for example: echo TEXT | headway chat RUN")
     return turns
 
 
 def ask(terminal: Terminal) -> str | None:
-    """The next line of the user; None at the end of input. Ctrl-C starts a new line."""
+    """The user's next line; None at the end of input. Ctrl-C starts a new line."""
     while True:
         try:
             if sys.stdin.isatty():
@@ -133,11 +131,11 @@ def ask(terminal: Terminal) -> str | None:
             terminal.note()
             return None
         except KeyboardInterrupt:
-            terminal.note("\n(Ctrl-D leaves)")
+            terminal.note("\n(Ctrl-D quits)")
 
 
 def answer(pieces, terminal: Terminal) -> str:
-    """Print the pieces as they come and return them as one text; Ctrl-C ends it early."""
+    """Print the chunks as they arrive and return them as one string; Ctrl-C stops early."""
     text = ""
     try:
         for piece in pieces:
@@ -152,7 +150,7 @@ def answer(pieces, terminal: Terminal) -> str:
 
 
 def fit(model, system: str, turns: list[Turn], room: int) -> tuple[str, int]:
-    """The dialogue as text without the first turns that leave no room for an answer, and how many those are."""
+    """The dialogue as text, without the oldest turns where the context is too short, and the number dropped."""
     for dropped in range(len(turns)):
         prompt = dialogue(system, turns[dropped:])
         if model.context is None or len(model.prompt_ids(prompt)) + room <= model.context:
@@ -161,7 +159,7 @@ def fit(model, system: str, turns: list[Turn], room: int) -> tuple[str, int]:
 
 
 def dialogue(system: str, turns: list[Turn]) -> str:
-    """The conversation as the text that the model continues."""
+    """The conversation as a text for the model to continue."""
     lines = [system] if system else []
     for turn in turns:
         lines += [USER + turn["user"], f"{ASSISTANT} {turn['assistant']}".rstrip()]

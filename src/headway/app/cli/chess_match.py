@@ -1,4 +1,4 @@
-"""`headway chess match`: games against Stockfish, another run or random moves, and the difference in Elo."""
+"""`headway chess match`: play Stockfish, another run or random moves, and estimate the Elo difference."""
 
 from __future__ import annotations
 
@@ -23,20 +23,40 @@ headway chess match runs/chess --opponent random --games 100 --search policy
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("model", type=Path, metavar="RUN", help="a run of the recipe chess")
+    add("model", type=Path, metavar="RUN", help="run of the recipe chess")
     add(
         "--opponent",
         default="stockfish",
         metavar="NAME|RUN",
-        help="a UCI program, a run, or random (default: stockfish)",
+        help="UCI engine, run, or random (default: stockfish)",
     )
-    add("--nodes", type=whole(1), nargs="+", default=[], metavar="N", help="of the program a move, a match for each")
-    add("--elo", type=whole(1), nargs="+", default=[], metavar="E", help="of the program (UCI_Elo), a match for each")
-    add("--games", type=whole(1), default=20, metavar="N", help="of each match (default: 20)")
-    add("--movetime", type=number(0, above=True), default=0.1, metavar="S", help="seconds a move (default: 0.1)")
-    add("--our-nodes", type=whole(1), metavar="N", help="of our tree search a move, in place of seconds")
-    add("--openings", type=Path, nargs="+", metavar="FILE", help=".tsv, .pgn or .epd (default: Lichess's openings)")
-    add("--pgn", type=Path, metavar="FILE", help="write each game there as it ends, after those that are there")
+    add(
+        "--nodes",
+        type=whole(1),
+        nargs="+",
+        default=[],
+        metavar="N",
+        help="search nodes per move of the engine; several values play one match each",
+    )
+    add(
+        "--elo",
+        type=whole(1),
+        nargs="+",
+        default=[],
+        metavar="E",
+        help="strength of the engine (UCI_Elo); several values play one match each",
+    )
+    add("--games", type=whole(1), default=20, metavar="N", help="games per match (default: 20)")
+    add("--movetime", type=number(0, above=True), default=0.1, metavar="S", help="seconds per move (default: 0.1)")
+    add("--our-nodes", type=whole(1), metavar="N", help="search nodes per move of our model, instead of a time limit")
+    add(
+        "--openings",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help="files of openings, .tsv, .pgn or .epd (default: Lichess's openings)",
+    )
+    add("--pgn", type=Path, metavar="FILE", help="append each finished game to this file")
     add_search(parser)
     add_weights(parser)
 
@@ -70,7 +90,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
                     finally:
                         if tally.games:
                             matches.append({"opponent": theirs.name, **tally.scores()})
-        finally:  # games that are finished are not lost
+        finally:  # report the finished games even after an error
             if matches:
                 _tell(terminal, ours, matches)
 
@@ -85,7 +105,7 @@ def _tell(terminal: Terminal, ours: ModelSide, matches: list[dict[str, Any]]) ->
         row["Elo difference"] = "" if match["elo"] is None else f"{match['elo']:+.0f}"
         rows.append({**row, "95 % interval": f"{low} to {high}"})
     terminal.table(rows)
-    terminal.say(f"{rate:,.0f} positions a second")
+    terminal.say(f"{rate:,.0f} positions per second")
     terminal.result({"search": ours.player.search, "matches": matches, "positions_per_second": rate})
 
 
@@ -97,7 +117,9 @@ def _opponent(args: argparse.Namespace, nodes: int | None, elo: int | None) -> O
     limited = nodes is not None or elo is not None
     if args.opponent == "random" or Path(args.opponent, "recipe.json").is_file():
         if limited:
-            raise UserError(f"--nodes and --elo are for other programs, and {args.opponent} is none; leave them out")
+            raise UserError(
+                f"--nodes and --elo need a UCI engine, and opponent {args.opponent} is not one; remove them"
+            )
         if args.opponent == "random":
             return RandomSide(args.seed or 0)
         player = hw.load(args.opponent, args.device).player()

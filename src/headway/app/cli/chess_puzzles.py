@@ -1,4 +1,4 @@
-"""`headway chess puzzles`: how many puzzles of a file a model solves."""
+"""`headway chess puzzles`: measure how many puzzles a model solves."""
 
 from __future__ import annotations
 
@@ -16,25 +16,32 @@ headway chess puzzles runs/chess lichess_puzzles.csv --search puct --nodes 100 -
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", type=Path, metavar="RUN", help="a run of the recipe chess")
-    parser.add_argument("file", type=Path, metavar="FILE.csv", help="position and bestmove, or Lichess's own columns")
+    parser.add_argument("model", type=Path, metavar="RUN", help="run of the recipe chess")
+    parser.add_argument(
+        "file",
+        type=Path,
+        metavar="FILE.csv",
+        help="CSV file with the columns position and bestmove, or Lichess's columns",
+    )
     add_limits(parser, "puzzles")
     add_search(parser)
     add_weights(parser)
 
 
 def add_limits(parser: argparse.ArgumentParser, what: str) -> None:
-    """How many there are to be solved, and how long to think about each."""
-    parser.add_argument("--limit", type=whole(1), metavar="N", help=f"the first N {what} only")
-    parser.add_argument("--nodes", type=whole(1), metavar="N", help="of a tree search a move (default: 100)")
-    parser.add_argument("--movetime", type=number(0, above=True), metavar="S", help="seconds a move, in place of nodes")
+    """Add the options that limit the number of puzzles and the search per move."""
+    parser.add_argument("--limit", type=whole(1), metavar="N", help=f"use only the first N {what}")
+    parser.add_argument("--nodes", type=whole(1), metavar="N", help="tree search nodes per move (default: 100)")
+    parser.add_argument(
+        "--movetime", type=number(0, above=True), metavar="S", help="seconds per move, instead of nodes"
+    )
 
 
 def add_search(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--search",
         choices=SEARCHES,
-        help="policy: one look; value: one move ahead; puct: a tree (default: the strongest that the model allows)",
+        help="policy: no search; value: one move ahead; puct: tree search (default: the strongest the model supports)",
     )
 
 

@@ -1,4 +1,4 @@
-"""`headway chess suite`: how many positions of a test suite a model solves, and which it misses."""
+"""`headway chess suite`: measure how many positions of a test suite a model solves, and list the others."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ EXAMPLE = """
 headway chess suite runs/chess wac.epd --nodes 400
 headway chess suite runs/chess wac.epd --movetime 2 --json
 """
-_NAMED = 20  # lines that cannot be read
+_NAMED = 20  # invalid lines to print
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", type=Path, metavar="RUN", help="a run of the recipe chess")
-    parser.add_argument("file", type=Path, metavar="FILE.epd", help="positions with bm (best moves) or am (to avoid)")
+    parser.add_argument("model", type=Path, metavar="RUN", help="run of the recipe chess")
+    parser.add_argument(
+        "file", type=Path, metavar="FILE.epd", help="EPD file of positions with bm (best moves) or am (moves to avoid)"
+    )
     add_limits(parser, "positions")
     add_search(parser)
     add_weights(parser)
@@ -29,9 +31,9 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
 
     suite = read_suite(args.file, args.limit)
     for fault in suite.faults[:_NAMED]:
-        terminal.note(f"passed over: {fault}")
+        terminal.note(f"skipped: {fault}")
     if len(suite.faults) > _NAMED:
-        terminal.note(f"passed over: {len(suite.faults) - _NAMED:,} lines more")
+        terminal.note(f"skipped {len(suite.faults) - _NAMED:,} more lines")
     with torch_options(args):
         player = load(args).player(args.search)
         said = lambda count, solved: terminal.note(f"{solved:,} of {count:,} solved")  # noqa: E731

@@ -1,4 +1,4 @@
-"""`headway chess uci`: play over UCI, in a board of yours or a tournament."""
+"""`headway chess uci`: play over UCI, for a chess GUI or a tournament."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from headway.domains.chess.player import Player
 
 EXAMPLE = """
-headway chess uci runs/chess                      # what a chess GUI is to start, as an engine
-headway chess uci runs/chess --search policy      # one look a move
+headway chess uci runs/chess                      # the engine command for a chess GUI
+headway chess uci runs/chess --search policy      # without search
 """
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", type=Path, metavar="RUN", help="a run of the recipe chess")
+    parser.add_argument("model", type=Path, metavar="RUN", help="run of the recipe chess")
     add_search(parser)
     add_weights(parser)
 
@@ -33,9 +33,9 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
     from headway.errors import UserError
 
     if not args.model.is_dir():
-        raise UserError(f"there is no run {args.model}; train one: headway train chess --data games.pgn")
+        raise UserError(f"run {args.model} does not exist; train one: headway train chess --data games.pgn")
     if isinstance(sys.stdin, TextIOWrapper):
-        sys.stdin.reconfigure(errors="replace")  # bytes that are no UTF-8 make a wrong command, not the end of a game
+        sys.stdin.reconfigure(errors="replace")  # invalid UTF-8 becomes an unknown command instead of ending the game
     with ExitStack() as options:
 
         def open_player() -> Player:

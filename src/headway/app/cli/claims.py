@@ -1,4 +1,4 @@
-"""`headway claims`: the experiments behind the history of the transformer."""
+"""`headway claims`: run the experiments behind the history of the transformer."""
 
 from __future__ import annotations
 
@@ -17,10 +17,12 @@ headway claims --full --out runs/claims
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("names", nargs="*", metavar="NAME", help="names or numbers of claims (default: all)")
-    parser.add_argument("--list", action="store_true", help="list the claims, with their minutes on one core")
-    parser.add_argument("--full", action="store_true", help="the long form, of those that have one")
-    help_ = "where results lie; trials found there are used again (default: runs/claims)"
+    parser.add_argument("names", nargs="*", metavar="NAME", help="name or number of a claim (default: all)")
+    parser.add_argument(
+        "--list", action="store_true", help="list the claims with their run time in minutes on one core"
+    )
+    parser.add_argument("--full", action="store_true", help="run the full version of claims that have one")
+    help_ = "folder of the results; trials already there are reused (default: runs/claims)"
     parser.add_argument("--out", type=Path, default=Path("runs/claims"), metavar="DIR", help=help_)
 
 
@@ -30,7 +32,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
     from headway.data.store import check_out
 
     if args.device not in ("auto", "cpu"):
-        raise UserError(f"claims are measured on the processor, not on {args.device!r}; leave --device out")
+        raise UserError(f"claims run on the CPU only, not on {args.device!r}; remove --device")
     claims = chosen(args.names)
     if args.list:
         rows = listing(claims)
@@ -46,7 +48,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
             try:
                 evidence = run_claim(claim, args.out, terminal.note, full=args.full, seed=args.seed or 0)
             except KeyboardInterrupt:
-                raise KeyboardInterrupt(f"stopped; the same command continues from what is in {args.out}") from None
+                raise KeyboardInterrupt(f"stopped; run the same command again to continue from {args.out}") from None
             found.append(evidence)
             terminal.say(f"{claim.number:>2}  {claim.name}: {evidence.finding.verdict}")
             terminal.say(f"    control: {evidence.finding.control_verdict}")

@@ -1,4 +1,4 @@
-"""`headway classify`: texts, pairs of texts, images or sounds to labels with probabilities."""
+"""`headway classify`: predict labels with probabilities for texts, pairs of texts, images or sounds."""
 
 from __future__ import annotations
 
@@ -19,32 +19,38 @@ if TYPE_CHECKING:
 
 EXAMPLE = """
 headway classify runs/banking77 "I lost my card" "What is the exchange rate?"
-headway classify runs/pairs --pairs < pairs.tsv                     # two texts a line, a TAB between them
+headway classify runs/pairs --pairs < pairs.tsv                     # two texts per line, separated by a TAB
 headway classify path/to/vit cat.png dog.jpg
-headway classify runs/mine cat.png --attention cat-attention.png    # and draw where the model looks
+headway classify runs/mine cat.png --attention cat-attention.png    # also draw the attention of the model
 headway classify runs/spoken-digits seven.wav recordings/
 """
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("model", metavar="RUN|MODEL", help="a run directory or a published model")
+    add("model", metavar="RUN|MODEL", help="run directory or published model")
     add(
         "items",
         nargs="*",
         metavar="ITEM",
-        help="texts, or files or folders of images or sounds (default: the lines of standard input)",
+        help="texts, or files or folders of images or sounds (default: lines of standard input)",
     )
-    add("--pairs", action="store_true", help="each item is two texts with a TAB between them")
+    add("--pairs", action="store_true", help="each item is two texts separated by a TAB")
     add(
         "--format",
         choices=("txt", "csv"),
         default="txt",
-        help="csv: item,label,probability or item,value (default: txt)",
+        help="output format; csv has item,label,probability or item,value (default: txt)",
     )
-    add("--top", type=whole(1), default=3, metavar="N", help="show the N most probable labels (default: 3)")
-    add("--attention", metavar="FILE", help="draw where the model looks in the one image that is given")
-    add("--truncate", action="store_true", help="cut texts and sounds that are too long for the model")
+    add(
+        "--top",
+        type=whole(1),
+        default=3,
+        metavar="N",
+        help="number of labels to print, most probable first (default: 3)",
+    )
+    add("--attention", metavar="FILE", help="image file for the model's attention over a single input image")
+    add("--truncate", action="store_true", help="truncate texts and sounds that are too long for the model")
     add_server(parser)
 
 
@@ -52,17 +58,17 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
     found: list[dict[str, Any]] = []
     failures: Failures = []
     if args.attention and args.server is not None:
-        raise UserError("--attention is drawn where the model is; leave it out, or --server")
+        raise UserError("--attention needs a local model; remove --attention or --server")
     with torch_options(args):
         model = load(args)
         say = told_as_csv if args.format == "csv" else told
         items = _items(args, model)
         if args.attention and len(items) != 1:
-            raise UserError(f"--attention draws one image, and {len(items)} are given; give one")
+            raise UserError(f"--attention takes one image, not {len(items)}; pass a single image")
         ask = lambda some: model.classify(list(map(pair, some)) if args.pairs else some, truncate=args.truncate)  # noqa: E731
         for first, lines in [(None, items)] if items else numbered(sys.stdin):
             for line, probabilities in answers(lines, ask, failures, first=first):
-                if probabilities is not None or first is not None:  # a line keeps its place
+                if probabilities is not None or first is not None:  # every line has a row
                     found.append(_row(line, probabilities or {}, args.top, model.thresholds))
                     say(found[-1], len(found) == 1, terminal)
         if args.attention:
@@ -79,8 +85,10 @@ def _items(args: argparse.Namespace, model: Model) -> list[str]:
     if "sounds" in model.reads:
         return sounds(args.items)
     return texts(args.items, f"headway classify {args.model}")
+
+
 def _row(line: str, probabilities: dict[str, float], top: int, thresholds: dict[str, float]) -> dict[str, Any]:
-    """The most probable labels of an item and, where a model predicts several at once, those that it predicts."""
+    """The most probable labels of an item and, for multi-label models, the predicted labels."""
     row = {"item": line, "labels": dict(list(probabilities.items())[:top])}
     if not thresholds:
         return row
@@ -98,8 +106,8 @@ def told(row: dict[str, Any], first: bool, terminal: Terminal) -> None:
 
 
 def told_as_csv(row: dict[str, Any], first: bool, terminal: Terminal) -> None:
-    """A line for each label, the most probable first, or one without a label; above the first of all their names. Of a
-    predicted number, it alone; of several labels at once, whether each one is predicted.
+    """Print CSV: a line per label, most probable first, or a line without a label; the first item adds the header. A
+    predicted number has one line with its value; multi-label models add a column for whether each label is predicted.
     """
     table = StringIO()
     header = ("item", "label", "probability")
@@ -116,5 +124,5 @@ def told_as_csv(row: dict[str, Any], first: bool, terminal: Terminal) -> None:
 def pair(line: str) -> tuple[str, str]:
     first, tab, second = line.partition("\t")
     if not tab:
-        raise UserError(f"{line!r} has no TAB; write: text, TAB, text")
+        raise UserError(f"{line!r} has no TAB; write two texts with a TAB between them")
     return first, second

@@ -1,4 +1,4 @@
-"""`headway compare`: variants on the same data, budget and size."""
+"""`headway compare`: train variants on the same data, budget and size."""
 
 from __future__ import annotations
 
@@ -22,13 +22,17 @@ headway compare pronounce --set model.mixer=lstm,gru --minutes 5 --run runs/cell
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", metavar="RECIPE", help="a name from `headway recipes`, or a recipe.json")
+    parser.add_argument("recipe", metavar="RECIPE", help="name from `headway recipes`, or path of a recipe.json")
     add_training(parser)
     parser.add_argument(
-        "--tokens", type=whole(1), metavar="N", help="train for about N tokens (images, sounds, ...), not for a time"
+        "--tokens", type=whole(1), metavar="N", help="train for about N tokens (images, sounds, ...) instead of minutes"
     )
-    parser.add_argument("--seeds", type=whole(1), default=1, metavar="N", help="runs of each variant (default: 1)")
-    parser.add_argument("--run", type=Path, metavar="DIR", help="directory (default: a new one in runs/)")
+    parser.add_argument(
+        "--seeds", type=whole(1), default=1, metavar="N", help="runs per variant, with different seeds (default: 1)"
+    )
+    parser.add_argument(
+        "--run", type=Path, metavar="DIR", help="directory of the comparison (default: a new one in runs/)"
+    )
     parser.add_argument("--resume", action="store_true", help="continue the comparison in --run DIR, or start it")
 
 
@@ -61,18 +65,18 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
 
 
 def parse_grid(pairs: list[str]) -> dict[str, list[Any]]:
-    """`["a.b=1,2", "c=x"]` as `{"a.b": [1, 2], "c": ["x"]}`; commas inside brackets and quotes do not part values."""
+    """`["a.b=1,2", "c=x"]` as `{"a.b": [1, 2], "c": ["x"]}`; commas inside brackets or quotes do not split values."""
     grid: dict[str, list[Any]] = {}
     for pair in pairs:
         key, equals, text = pair.partition("=")
         if not equals or not key or not text:
-            raise ConfigError(f"setting {pair!r} has no values; write key=A,B, as in model.mixer=attention,lstm")
+            raise ConfigError(f"setting {pair!r} has no values; write key=A,B, for example: model.mixer=attention,lstm")
         grid[key.strip()] = [parse_value(part.strip()) for part in _parts(text)]
     return grid
 
 
 def _parts(text: str) -> list[str]:
-    """The values between commas; one whose brackets are still open goes on beyond its comma."""
+    """The text split at commas, except at those inside brackets or quotes."""
     parts: list[str] = []
     for piece in text.split(","):
         if parts and not _closed(parts[-1]):

@@ -1,4 +1,4 @@
-"""`headway data collect`: episodes of mixed quality or demonstrations, recorded in environments."""
+"""`headway data collect`: record episodes of mixed quality or demonstrations in environments."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ headway data collect CartPole-v1 --policy runs/ppo random --mix 0 0.5 --out mixe
 headway data collect Pendulum-v1 --policy good.npz --mix 0 0.3 1 --out levels.npz
 headway data collect my_module:MyEnv --policy my_module:act random --horizon 500 --out mine.npz
 headway data collect metaworld/reach-v3 metaworld/door-open-v3 --episodes 50 --out arm
-headway data collect metaworld/reach-v3 --episodes 50 --cameras corner2 gripperPOV --out seen
+headway data collect metaworld/reach-v3 --episodes 50 --cameras corner2 gripperPOV --out filmed
 """
 _AT_ONCE = 16
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("env", nargs="+", metavar="ENV", help="ids of gymnasium's, metaworld/NAME-v3, or module:Name of your own")
+    add("env", nargs="+", metavar="ENV", help="Gymnasium id, metaworld/NAME-v3, or module:Name of your own class")
     add(
         "--policy",
         nargs="+",
         metavar="POLICY",
-        help="random, expert (Meta-World's, of which only episodes that succeed are kept), the folder of a run of ppo "
-        "or trajectories, the .npz of a network, or module:function from states [B, S] to actions (default: expert "
-        "where there is one, else random)",
+        help="random, expert (Meta-World's; stores only successful episodes), a run of ppo or trajectories, the .npz "
+        "of a network, or module:function from states [B, S] to actions (default: expert if available, otherwise "
+        "random)",
     )
     add(
         "--mix",
@@ -45,26 +45,26 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         type=number(0, 1),
         default=[0.0],
         metavar="SHARE",
-        help="shares of actions that are random; episodes take every policy with every share in turn (default: 0)",
+        help="shares of random actions; episodes cycle through all policies and shares (default: 0)",
     )
-    add("--episodes", type=whole(1), default=100, metavar="N", help="episodes to record of each (default: 100)")
+    add("--episodes", type=whole(1), default=100, metavar="N", help="episodes to record per environment (default: 100)")
     add(
         "--at-once",
         type=whole(1),
         metavar="N",
-        help=f"environments side by side (default: {_AT_ONCE}; of Meta-World's, and with cameras, 1)",
+        help=f"number of parallel environments (default: {_AT_ONCE}; 1 for Meta-World or with cameras)",
     )
-    add("--horizon", type=whole(1), metavar="N", help="the most steps of an episode (default: the environment's)")
-    add("--cameras", nargs="+", default=[], metavar="NAME", help="cameras of MuJoCo's that are filmed")
+    add("--horizon", type=whole(1), metavar="N", help="maximum steps per episode (default: the environment's limit)")
+    add("--cameras", nargs="+", default=[], metavar="NAME", help="MuJoCo cameras to record")
     add(
         "--size",
         nargs=2,
         type=whole(2),
         default=[96, 96],
         metavar=("HEIGHT", "WIDTH"),
-        help="pixels of their pictures, even (default: 96 96)",
+        help="even size of the camera images in pixels (default: 96 96)",
     )
-    add("--out", type=Path, required=True, metavar="PLACE", help="a file NAME.npz, or a folder: a LeRobotDataset")
+    add("--out", type=Path, required=True, metavar="PLACE", help="file NAME.npz, or folder for a LeRobotDataset")
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
@@ -85,7 +85,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
         shots = stack.enter_context(Shots(args.out.parent)) if args.cameras else None
         copies = []
         for name in args.env:
-            heavy = args.cameras or default_policy(name) == "expert"  # whose simulation takes 28 MB a copy
+            heavy = args.cameras or default_policy(name) == "expert"  # each simulation takes 28 MB
             at_once = min(args.at_once or (1 if heavy else _AT_ONCE), args.episodes)
             opened = Copies(name, at_once, cameras=args.cameras, size=tuple(args.size))
             copies.append(stack.enter_context(opened))
@@ -102,51 +102,53 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
 
 
 def _check_out(args: argparse.Namespace) -> None:
-    """UserError for a place that cannot take the episodes, before they are recorded."""
+    """Raise UserError before recording if --out cannot take the episodes."""
     from headway.data.lerobot_writing import check_lerobot
     from headway.data.store import check_out
     from headway.environments import SEEDS, TRIES
 
     path, folder = args.out, not args.out.suffix
     if not folder and path.suffix.lower() != ".npz":
-        raise UserError(f"{path} is not the name of an .npz file; end it with .npz, or name a folder without an ending")
+        raise UserError(f"{path} is not an .npz file; use a name ending in .npz, or a folder name without a suffix")
     if path.exists():
-        raise UserError(f"{path} already exists; choose another place with --out")
+        raise UserError(f"{path} already exists; choose another path with --out")
     if not folder and args.cameras:
-        raise UserError(f"{path} holds no pictures; name a folder with --out, without .npz, or leave --cameras out")
+        raise UserError(f"{path} cannot store images; pass a folder to --out, or remove --cameras")
     if not folder and len(args.env) > 1:
-        raise UserError(f"{path} holds one environment, and {len(args.env)} are given; name a folder, without .npz")
+        raise UserError(f"{path} can store one environment, not {len(args.env)}; pass a folder to --out")
     if folder:
         check_lerobot(path, films=bool(args.cameras))
     if len(set(args.env)) < len(args.env):
-        raise UserError("an environment is given twice; name each once")
-    # No episode, nor one in place of a failure, is to start as those by which models are judged.
+        raise UserError("an environment is repeated; name each one once")
+    # No episode, nor the retry of a failed one, may use the seeds of evaluation episodes.
     tries = TRIES if any(_successes_alone(args, name) for name in args.env) else 1
     starts, judged = tries * args.episodes, SEEDS["validation"]
     if starts > judged:
         raise UserError(
-            f"--episodes {args.episodes}, which may take {starts:,} starts, reaches those from which models are "
-            f"judged, {judged:,} and on; give {judged // tries:,} at most"
+            f"--episodes {args.episodes} may need {starts:,} seeds and reach those of evaluation episodes, from "
+            f"{judged:,} on; use at most {judged // tries:,} episodes"
         )
     if (args.seed or 0) + starts > judged:
         raise UserError(
-            f"--seed {args.seed} with {args.episodes:,} episodes, which may take {starts:,} starts, reaches those from "
-            f"which models are judged, {judged:,} and on; give a number below {judged - starts + 1:,}"
+            f"--seed {args.seed} with {args.episodes:,} episodes may need {starts:,} seeds and reach those of "
+            f"evaluation episodes, from {judged:,} on; use a seed below {judged - starts + 1:,}"
         )
     check_out(path)
     if args.cameras and any(side % 2 for side in args.size):
-        raise UserError(f"videos have even sides, and --size is {args.size[0]} {args.size[1]}; give even numbers")
+        raise UserError(
+            f"videos need an even height and width, and --size is {args.size[0]} {args.size[1]}; use even numbers"
+        )
 
 
 def _policies(args: argparse.Namespace, environment: str) -> list[str]:
-    """Who acts in an environment, by name."""
+    """The names of the policies to record in an environment."""
     from headway.environments import default_policy
 
     return args.policy or [default_policy(environment)]
 
 
 def _successes_alone(args: argparse.Namespace, environment: str) -> bool:
-    """Whether only episodes are kept in which the task is done: where the expert alone acts."""
+    """Whether only successful episodes are stored: if the expert is the only policy."""
     return set(_policies(args, environment)) == {"expert"}
 
 
@@ -172,7 +174,7 @@ def _is_run(policy: str) -> bool:
 
 
 def _policy_of_run(name: str, args: argparse.Namespace, copies: Copies) -> RowPolicy:
-    """The agent that a run trained. UserError for a run of another kind, and for one that does not fit."""
+    """The policy of a trained run. Raises UserError for other kinds of runs, and for mismatched spaces."""
     import headway as hw
     from headway.domains.agents import predictors as agents
     from headway.domains.trajectories import predictors as trajectories
@@ -184,13 +186,13 @@ def _policy_of_run(name: str, args: argparse.Namespace, copies: Copies) -> RowPo
     if kinds.is_trajectories(model.module):
         return trajectories.recording_policy(model, copies, args.horizon)
     raise UserError(
-        f"the policy {name} is {kinds.kind_of(model.module.config)}; give a run of ppo or trajectories, random, the "
-        ".npz of a network, or module:function"
+        f"policy {name} is {kinds.kind_of(model.module.config)}; pass a run of ppo or trajectories, random, the .npz "
+        "of a network, or module:function"
     )
 
 
 def _write(recorders: Sequence[Recorder], args: argparse.Namespace, shots: Shots | None) -> int:
-    """Write what is finished; how many episodes that is."""
+    """Write the finished episodes and return their number."""
     from headway.data.lerobot_writing import write_lerobot
     from headway.data.recordings import write_episodes
     from headway.environments import demonstrations, robot_numbers
@@ -205,15 +207,15 @@ def _write(recorders: Sequence[Recorder], args: argparse.Namespace, shots: Shots
 def _kept(
     recorders: Sequence[Recorder], args: argparse.Namespace, shots: Shots | None, error: BaseException
 ) -> BaseException:
-    """What stopped a recording, after its finished episodes have been written."""
+    """Write the finished episodes, and return the error that stopped the recording with their path."""
     if not any(recorder.finished for recorder in recorders):
         return error
-    if args.out.exists():  # it was written just before all was stopped
+    if args.out.exists():  # written just before the interruption
         count = sum(len(recorder.finished) for recorder in recorders)
     else:
         try:
             count = _write(recorders, args, shots)
-        except Exception:  # what is finished is lost if it is written nowhere: a new folder for what is temporary
+        except Exception:  # rather than lose the episodes, write them to a temporary folder
             args.out = Path(tempfile.mkdtemp(prefix="headway-")) / args.out.name
             count = _write(recorders, args, shots)
     text = str(error) or "stopped"

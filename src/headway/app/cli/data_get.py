@@ -1,4 +1,4 @@
-"""`headway data get`: download a known set and check it."""
+"""`headway data get`: download a known data set and verify it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ EXAMPLE = "headway data get multi30k"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", metavar="NAME", help="a name from `headway data list`")
+    parser.add_argument("name", metavar="NAME", help="name from `headway data list`")
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:

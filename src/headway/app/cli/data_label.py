@@ -1,4 +1,4 @@
-"""`headway data label`: positions with the best moves and values that a chess engine finds."""
+"""`headway data label`: label chess positions with an engine's best moves and values."""
 
 from __future__ import annotations
 
@@ -16,16 +16,28 @@ headway data label games.pgn.xz --minutes 30 --vary 0.5 --out labels.csv --resum
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("files", nargs="+", type=Path, metavar="FILE", help=".pgn, .epd or .csv, also .gz, .xz, .zst or .zip of them")
-    add("--out", type=Path, required=True, metavar="FILE.csv", help="where the labels go, line by line")
-    add("--engine", default="stockfish", metavar="NAME", help="a UCI program or its path (default: stockfish)")
-    add("--nodes", type=whole(1), default=1000, metavar="N", help="of search a position (default: 1000)")
-    add("--lines", type=whole(1), default=8, metavar="N", help="best moves of a position (default: 8)")
-    add("--workers", type=whole(1), metavar="N", help="programs at once (default: a core each)")
-    add("--vary", type=number(0, 1), default=0.0, metavar="P", help="share of positions after 1 to 4 random moves")
-    add("--limit", type=whole(1), metavar="N", help="the first N positions")
-    add("--minutes", type=number(0, above=True), metavar="M", help="stop after this time")
-    add("--resume", action="store_true", help="go on where FILE.csv ends")
+    add(
+        "files",
+        nargs="+",
+        type=Path,
+        metavar="FILE",
+        help="files of positions: .pgn, .epd or .csv, also compressed as .gz, .xz, .zst or .zip",
+    )
+    add("--out", type=Path, required=True, metavar="FILE.csv", help="output file")
+    add("--engine", default="stockfish", metavar="NAME", help="name or path of a UCI engine (default: stockfish)")
+    add("--nodes", type=whole(1), default=1000, metavar="N", help="search nodes per position (default: 1000)")
+    add("--lines", type=whole(1), default=8, metavar="N", help="best moves per position (default: 8)")
+    add("--workers", type=whole(1), metavar="N", help="parallel engine processes (default: one per core)")
+    add(
+        "--vary",
+        type=number(0, 1),
+        default=0.0,
+        metavar="P",
+        help="share of positions to change by 1 to 4 random moves (default: 0)",
+    )
+    add("--limit", type=whole(1), metavar="N", help="label only the first N positions")
+    add("--minutes", type=number(0, above=True), metavar="M", help="stop after M minutes")
+    add("--resume", action="store_true", help="continue after the last label in FILE.csv")
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
@@ -38,9 +50,9 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
 
     def progress(count: int, seconds: float) -> None:
         if count % 1000 == 0:
-            terminal.note(f"{count:,} positions, {count / seconds:,.0f} a second")
+            terminal.note(f"{count:,} positions, {count / seconds:,.0f} per second")
 
     found = label(args.files, args.out, config, args.resume, progress)
     rate = found.new / max(1e-9, found.seconds)
-    terminal.say(f"{found.positions:,} positions in {args.out}, {found.new:,} of them new, {rate:,.0f} a second")
+    terminal.say(f"{found.positions:,} positions in {args.out}, {found.new:,} of them new, {rate:,.0f} per second")
     terminal.result({"file": args.out, **found._asdict(), "positions_per_second": rate})

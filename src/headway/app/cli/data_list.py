@@ -1,4 +1,4 @@
-"""`headway data list`: known data sets with source and licence."""
+"""`headway data list`: list the known data sets with source and licence."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ EXAMPLE = "headway data list"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """No options of its own."""
+    """Add no options."""
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:

@@ -1,4 +1,4 @@
-"""`headway demo`: the 2017 encoder-decoder learns to pronounce English words."""
+"""`headway demo`: train the 2017 encoder-decoder to pronounce English words."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ WORDS = 20
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--minutes", type=number(0.5), default=5.0, metavar="M", help="minutes in all (default: 5)")
+    parser.add_argument("--minutes", type=number(0.5), default=5.0, metavar="M", help="total minutes (default: 5)")
     parser.add_argument("--run", type=Path, metavar="DIR", help="run directory (default: a new one in runs/)")
 
 
@@ -28,7 +28,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
 
     program = "headway" if shutil.which("headway") else sys.argv[0]
     directory = args.run or free_directory(Path("runs/pronounce"))
-    terminal.note("A transformer of 2017 learns to pronounce English from the CMU dictionary.")
+    terminal.note("Training a 2017 transformer to pronounce English words from the CMU dictionary.")
     try:
         with torch_options(args):
             result = hw.train(
@@ -44,12 +44,12 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
     except UserInterrupt as interrupt:
         same = ["--deterministic"] if args.deterministic else []
         command = shlex.join([program, "train", RECIPE, "--run", str(directory), "--resume", *same])
-        raise UserInterrupt(interrupt.where, f"{command} goes on from there") from interrupt
-    terminal.say("\nWords it has never seen:\n")
+        raise UserInterrupt(interrupt.where, f"continue with: {command}") from interrupt
+    terminal.say("\nWords that were not in the training data:\n")
     terminal.table(result.summary["samples"])
     scores = result.summary["scores"]
     terminal.say(f"\nword error rate {scores['wer']:.1%}, phoneme error rate {scores['per']:.1%}")
     if result.summary.get("report"):
         terminal.say(f"report: {result.summary['report']}")
-    terminal.say(f"try: echo headway | {program} translate {directory}")
+    terminal.say(f"next: echo headway | {program} translate {directory}")
     terminal.result({"run": directory, **result.summary, "seconds": terminal.seconds()})

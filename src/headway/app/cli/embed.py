@@ -1,4 +1,4 @@
-"""`headway embed`: lines to vectors, a JSON list per line; null for an empty line or a damaged file."""
+"""`headway embed`: embed lines as vectors, one JSON list per line; null for an empty line or a damaged file."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from headway.app.cli.translate import numbered
 
 EXAMPLE = """
 headway embed path/to/all-MiniLM-L6-v2 < lines > vectors.jsonl
-ls *.png | headway embed path/to/vit > vectors.jsonl                # a line names an image
-headway embed path/to/clip < lines > vectors.jsonl                  # a line is a text, or names an image
+ls *.png | headway embed path/to/vit > vectors.jsonl                # each line is the path of an image
+headway embed path/to/clip < lines > vectors.jsonl                  # each line is a text or the path of an image
 """
-DIGITS = 7  # what a number of 32 bits holds
+DIGITS = 7  # significant digits of an fp32 number
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("model", metavar="RUN|MODEL", help="a run directory or a published model")
-    add("--truncate", action="store_true", help="cut lines that are too long for the model")
+    add("model", metavar="RUN|MODEL", help="run directory or published model")
+    add("--truncate", action="store_true", help="truncate lines that are too long for the model")
     add_server(parser)
 
 

@@ -1,4 +1,4 @@
-"""`headway evaluate`: the standard metrics of the domain."""
+"""`headway evaluate`: compute the standard metrics of the domain."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ if TYPE_CHECKING:
     from headway.learn import Task
 
 EXAMPLE = """
-headway evaluate runs/shakespeare                                   # and write the scores into its report
+headway evaluate runs/shakespeare                                   # also writes the scores into its report
 headway evaluate runs/en-de --data newstest.en newstest.de --json
-headway evaluate runs/photos --data more-photos/                    # its test part, or all of it if it has none
+headway evaluate runs/photos --data more-photos/                    # its test split, or all of it
 headway evaluate models/gpt2 --data wiki.test.raw --stride 512
 """
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", type=Path, metavar="RUN|MODEL", help="a run directory or a published model")
-    add_data(parser, "your own data: its test or val folder, or all of it")
-    parser.add_argument("--split", help="validation, test or all (default: test, or what --data has)")
-    parser.add_argument("--limit", type=whole(1), metavar="N", help="measure on N samples only")
+    parser.add_argument("model", type=Path, metavar="RUN|MODEL", help="run directory or published model")
+    add_data(parser, "files or folders of your own data: a test or val folder in it, otherwise all of it")
+    parser.add_argument("--split", help="validation, test or all (default: test, or the split found in --data)")
+    parser.add_argument("--limit", type=whole(1), metavar="N", help="maximum number of samples")
     parser.add_argument(
         "--stride",
         type=whole(1),
         metavar="N",
-        help="windows of a language model's context, each N tokens after the last",
+        help="language models: evaluate in overlapping windows that advance by N tokens",
     )
     add_weights(parser)
 
@@ -47,7 +47,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
             scores, task = scores_and_task(model, args.data, args.split, args.limit, args.stride)
     if args.data and args.split is None and scores["split"] != "all":
         terminal.note(
-            f"evaluated on the {scores['split']} part of {', '.join(map(str, args.data))}; --split all takes all"
+            f"evaluated on the {scores['split']} split of {', '.join(map(str, args.data))}; use --split all for all"
         )
     from headway.learn.report.charts import between
 
@@ -63,13 +63,13 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
 
 
 def _record(model: Model, task: Task, scores: dict[str, Any], terminal: Terminal) -> None:
-    """Write the scores into the report of the run, where that is possible."""
+    """Write the scores into the report of the run if possible."""
     from headway.app.api import record_evaluation
 
     try:
         report = record_evaluation(model, task, scores)
     except UserError as error:
-        terminal.note(f"the report of the run keeps its former scores: {error}")
+        terminal.note(f"the scores in the report of the run are unchanged: {error}")
         return
     if report is not None:
         terminal.say(f"report: {report}")

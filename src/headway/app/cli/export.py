@@ -1,4 +1,4 @@
-"""`headway export`: a run or model in a format that others read."""
+"""`headway export`: convert a run or model to a format that other programs read."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ headway export runs/photos photos/model.onnx                        # for onnxru
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="RUN|MODEL", help="a run directory or a model")
-    parser.add_argument("out", type=Path, metavar="OUT", help="a folder, or a file, as in a.gguf, a.onnx")
+    parser.add_argument("model", metavar="RUN|MODEL", help="run directory or model")
+    parser.add_argument("out", type=Path, metavar="OUT", help="output folder, or file such as a.gguf or a.onnx")
     parser.add_argument(
         "--format",
         choices=["hf", "gguf", "onnx"],
-        help="hf is what transformers reads (default: by the end of OUT, or else hf)",
+        help="output format; hf is a folder for transformers (default: by the suffix of OUT, otherwise hf)",
     )
-    parser.add_argument("--dtype", choices=["f32", "f16", "q8_0"], help="of a gguf file (default: f32)")
+    parser.add_argument("--dtype", choices=["f32", "f16", "q8_0"], help="number format of the GGUF file (default: f32)")
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
@@ -33,5 +33,5 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
     with torch_options(args):
         form = args.format or ending(args.out)
         family = hw.export(args.model, args.out, form, args.dtype)
-    terminal.say(f"{args.model} is now in {args.out}, as {family}")
+    terminal.say(f"exported {args.model} to {args.out} as {family}")
     terminal.result({"out": args.out, "family": family, "format": form})

@@ -1,4 +1,4 @@
-"""`headway fill`: the most probable words where a text has masks."""
+"""`headway fill`: predict the most probable words for the masks in a text."""
 
 from __future__ import annotations
 
@@ -17,9 +17,20 @@ headway fill bert-base-uncased "Paris is the [MASK] of [MASK]." --top 10 --json
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("model", metavar="RUN|MODEL", help="a run directory or a published model")
-    add("texts", nargs="*", metavar="TEXT", help="texts with [MASK] or <mask> in them (default: lines of stdin)")
-    add("--top", type=whole(1), default=5, metavar="N", help="show the N most probable (default: 5)")
+    add("model", metavar="RUN|MODEL", help="run directory or published model")
+    add(
+        "texts",
+        nargs="*",
+        metavar="TEXT",
+        help="texts that contain [MASK] or <mask> (default: lines of standard input)",
+    )
+    add(
+        "--top",
+        type=whole(1),
+        default=5,
+        metavar="N",
+        help="number of words to print per mask, most probable first (default: 5)",
+    )
     add_server(parser)
 
 

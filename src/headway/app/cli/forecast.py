@@ -1,4 +1,4 @@
-"""`headway forecast`: what comes after time series, as quantiles."""
+"""`headway forecast`: forecast time series as quantiles."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ headway forecast runs/forecast --steps 24
 headway forecast runs/forecast --data new.csv --out forecast.csv --picture forecast.png
 """
 _KINDS = (".png", ".svg", ".pdf")
-_SHOWN = 24  # rows of a table for people, and series of a picture
+_SHOWN = 24  # rows of the printed table, and series of the picture
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("model", metavar="RUN", help="a run of the recipe forecast")
-    add_data(parser, "series that are to go on (default: those of the run)")
-    add("--steps", type=whole(1), metavar="N", help="steps to forecast (default: the horizon of the run)")
-    add("--out", type=Path, metavar="FILE.csv", help="a file for all rows: series, time, q0.1 ... q0.9")
-    add("--picture", type=Path, metavar="FILE", help=f"a picture, a file ending in {', '.join(_KINDS)}")
+    add("model", metavar="RUN", help="run of the recipe forecast")
+    add_data(parser, "files of the series to forecast (default: the run's data)")
+    add("--steps", type=whole(1), metavar="N", help="steps to forecast (default: the run's horizon)")
+    add("--out", type=Path, metavar="FILE.csv", help="output file for all rows: series, time, q0.1 ... q0.9")
+    add("--picture", type=Path, metavar="FILE", help=f"image file for a chart, ending in {', '.join(_KINDS)}")
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
     if args.picture is not None and args.picture.suffix.lower() not in _KINDS:
-        raise UserError(f"{args.picture} ends on no kind of picture that can be written; name it like forecast.png")
+        raise UserError(f"{args.picture} is not a supported image file; use a name such as forecast.png")
     for out in filter(None, (args.out, args.picture)):
         if not out.parent.is_dir():
-            raise UserError(f"{out.parent} is not a folder; make it, or choose another place")
+            raise UserError(f"{out.parent} is not a folder; create it, or choose another path")
     with torch_options(args):
         found = load(args).forecast(args.data, args.steps)
     rows: list[dict[str, Any]] = [
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
             from headway.learn.report.charts import Panel, fans
 
             if len(found) > _SHOWN:
-                terminal.note(f"the picture has the first {_SHOWN} of {len(found):,} series")
+                terminal.note(f"the chart shows the first {_SHOWN} of {len(found):,} series")
             panels = [
                 Panel(
                     f"{one.series} to {one.times[-1]}",
@@ -66,10 +66,10 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
             ]
             fans(panels).savefig(args.picture, dpi=150)
     except OSError as error:
-        place = error.filename or args.out or args.picture  # a full disk is not told of with a name
-        raise UserError(f"{place} cannot be written ({error.strerror}); choose another place") from None
+        place = error.filename or args.out or args.picture  # the error of a full disk has no file name
+        raise UserError(f"{place} cannot be written ({error.strerror}); choose another path") from None
     terminal.table([{name: row[name] for name in ("series", "time", "q0.1", "q0.5", "q0.9")} for row in rows[:_SHOWN]])
     if len(rows) > _SHOWN:
-        terminal.say(f"... and {len(rows) - _SHOWN:,} more rows; --out FILE.csv has all")
+        terminal.say(f"... and {len(rows) - _SHOWN:,} more rows; write all with --out FILE.csv")
     files = {name: out for name, out in (("out", args.out), ("picture", args.picture)) if out is not None}
     terminal.result({"forecasts": [one._asdict() for one in found], **files})

@@ -21,41 +21,60 @@ headway generate runs/shakespeare --prompt "ROMEO:" --max-new-tokens 200 --tempe
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", type=Path, metavar="RUN|MODEL", help="a run directory or a published model")
-    parser.add_argument("--prompt", required=True, metavar="TEXT|@FILE|-", help="text, a file or standard input")
+    parser.add_argument("model", type=Path, metavar="RUN|MODEL", help="run directory or published model")
+    parser.add_argument(
+        "--prompt",
+        required=True,
+        metavar="TEXT|@FILE|-",
+        help="prompt: text, @FILE for a file, or - for standard input",
+    )
     add_sampling(parser, tokens=100)
 
 
 def add_sampling(parser: argparse.ArgumentParser, tokens: int) -> None:
-    """The options that `generate` and `chat` share."""
+    """Add the options that `generate` and `chat` share."""
     add = parser.add_argument
-    add("--max-new-tokens", type=whole(1), default=tokens, metavar="N", help=f"at most N (default: {tokens})")
-    add("--temperature", type=number(0), default=1.0, metavar="T", help="0 takes the most probable token (default: 1)")
-    add("--top-k", type=whole(1), metavar="K", help="only the K most probable tokens")
+    add(
+        "--max-new-tokens",
+        type=whole(1),
+        default=tokens,
+        metavar="N",
+        help=f"maximum number of new tokens (default: {tokens})",
+    )
+    add(
+        "--temperature", type=number(0), default=1.0, metavar="T", help="sampling temperature; 0 is greedy (default: 1)"
+    )
+    add("--top-k", type=whole(1), metavar="K", help="sample from the K most probable tokens only")
     add(
         "--top-p",
         type=number(0, 1, above=True),
         default=1.0,
         metavar="P",
-        help="only the most probable tokens that sum to P",
+        help="sample from the most probable tokens with total probability P (default: 1)",
     )
     add(
         "--min-p",
         type=number(0, 1),
         default=0.0,
         metavar="P",
-        help="drop tokens less than P times as probable as the best",
+        help="drop tokens less probable than P times the best (default: 0)",
     )
-    add("--repetition-penalty", type=number(0, above=True), default=1.0, metavar="R", help="above 1: fewer repetitions")
-    add("--stop", action="append", default=[], metavar="S", help="end before this text; may be given several times")
+    add(
+        "--repetition-penalty",
+        type=number(0, above=True),
+        default=1.0,
+        metavar="R",
+        help="penalty on repeated tokens; 1 is none (default: 1)",
+    )
+    add("--stop", action="append", default=[], metavar="S", help="stop before this text; repeatable")
     add_cache(parser)
-    drafts = "a smaller model of the same tokenizer that guesses ahead: the same text, sooner where it guesses well"
+    drafts = "smaller model with the same tokenizer for speculative decoding: same output, usually faster"
     add("--draft", type=Path, metavar="RUN|MODEL", help=drafts)
     add_server(parser)
 
 
 def settings(args: argparse.Namespace) -> tuple[Sampling, Limits]:
-    """What `add_sampling` read."""
+    """The parsed options of `add_sampling`."""
     from headway.generate import Limits, Sampling
 
     sampling = Sampling(args.temperature, args.top_k, args.top_p, args.min_p, args.repetition_penalty, args.seed)
@@ -63,7 +82,7 @@ def settings(args: argparse.Namespace) -> tuple[Sampling, Limits]:
 
 
 def asked(args: argparse.Namespace) -> dict[str, Any]:
-    """The same, as a model of a server takes them."""
+    """The parsed options of `add_sampling` as arguments of a remote model."""
     names = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "stop", "seed")
     return {name: getattr(args, name) for name in names}
 
@@ -87,7 +106,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
 
 
 def said(pieces: Iterator[str], prompt: str, terminal: Terminal) -> str:
-    """A text that is shown behind its prompt as it comes."""
+    """Print the prompt and then the output as it is generated; return the output."""
     terminal.say(prompt, end="")
     text = ""
     for piece in pieces:
@@ -98,15 +117,15 @@ def said(pieces: Iterator[str], prompt: str, terminal: Terminal) -> str:
 
 
 def read_prompt(text: str) -> str:
-    """The prompt: standard input for `-`, a file's text for `@FILE`, else the text itself."""
+    """The prompt: standard input for `-`, the content of a file for `@FILE`, otherwise the text itself."""
     if text == "-":
         return sys.stdin.read()
     if not text.startswith("@"):
         return text
     path = Path(text[1:])
     if not path.is_file():
-        raise UserError(f"prompt file {path} does not exist; give a file, or the text without the @")
+        raise UserError(f"prompt file {path} does not exist; check its path, or remove the @ to use the text itself")
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise UserError(f"prompt file {path} is not UTF-8 at byte {error.start}; convert it") from None
+        raise UserError(f"prompt file {path} is not UTF-8 at byte {error.start}; convert it to UTF-8") from None

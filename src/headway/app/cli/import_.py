@@ -1,4 +1,4 @@
-"""`headway import`: a published model into headway's own folder."""
+"""`headway import`: convert a published model to headway's own format."""
 
 from __future__ import annotations
 
@@ -15,10 +15,8 @@ headway import stories260K.bin stories
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "model", metavar="MODEL", help="a folder in a published format, a file, or hf:owner/name on a hub"
-    )
-    parser.add_argument("out", type=Path, metavar="OUT", help="the folder to write")
+    parser.add_argument("model", metavar="MODEL", help="folder or file in a published format, or hf:owner/name")
+    parser.add_argument("out", type=Path, metavar="OUT", help="output folder")
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
@@ -32,5 +30,5 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
         opened = open_model(find_folder(args.model))
         import_model(opened, args.out)
     count = describe(opened.model.config)["parameters"]  # type: ignore[arg-type]
-    terminal.say(f"{args.model}: {opened.usage.family or 'a model'} of {count:,} parameters, now in {args.out}")
+    terminal.say(f"imported {args.model} ({opened.usage.family or 'a model'}, {count:,} parameters) to {args.out}")
     terminal.result({"out": args.out, "family": opened.usage.family, "parameters": count})

@@ -1,4 +1,4 @@
-"""`headway COMMAND`: finds the command, runs it, and turns what goes wrong into one line and an exit code."""
+"""`headway COMMAND`: find the command, run it, and turn errors into one line and an exit code."""
 
 from __future__ import annotations
 
@@ -17,64 +17,64 @@ from headway.app.cli.terminal import Terminal
 from headway.errors import UserError, nearest, printable
 from headway.outputs import check_output
 
-# Each has a module of its own (see `module_of`) with EXAMPLE, arguments(parser) and run(args, terminal).
+# Each command has a module (see `module_of`) with EXAMPLE, arguments(parser) and run(args, terminal).
 COMMANDS = {
-    "demo": "train a small 2017 transformer on real words, show it at work, write its report",
+    "demo": "train a small 2017 transformer on real words, show its output and write a report",
     "recipes": "list the built-in recipes and presets",
-    "show": "parameters, memory and blocks of a recipe, preset, run or model",
-    "train": "train a recipe, on its own data or on yours",
-    "plan": "size, steps and time for your data without training",
-    "compare": "train variants on the same data, budget and size: one table and picture",
-    "evaluate": "measure a run or model with the standard metrics of its domain",
+    "show": "show the parameters, memory and blocks of a recipe, preset, run or model",
+    "train": "train a recipe on its own data or on yours",
+    "plan": "estimate size, steps and memory for your data without training",
+    "compare": "train variants on the same data, budget and size, and tabulate the results",
+    "evaluate": "evaluate a run or model with the standard metrics of its domain",
     "generate": "continue a prompt",
-    "chat": "several turns in the terminal, streamed",
-    "translate": "a line in, a line out",
-    "transcribe": "sounds to text, with times",
-    "fill": "the most probable words where a text has masks",
-    "import": "a published model into headway's own folder",
-    "export": "a run or model in a format that others read",
-    "quantize": "a model with its weights in 8 or 4 bits, for the CPU",
-    "verify": "whether the files of a run or model are as they were written",
-    "classify": "texts, pairs of texts or images to labels with probabilities",
-    "caption": "images to what they show",
-    "attention": "where a model of texts looks, as a picture",
-    "rerank": "documents by their relevance to a query",
-    "tag": "a tag for each word of each line, and the entities they spell",
-    "embed": "lines to vectors, a JSON list a line",
-    "serve": "models over HTTP, in the form of the OpenAI API",
-    "match": "which of some texts say what images show",
-    "forecast": "what comes after time series, as quantiles",
-    "rollout": "a model of trajectories or a robot's policy plays episodes in an environment",
-    "bench": "how fast this machine runs a shape, beside other programs",
-    "claims": "the experiments behind the history of the transformer: result, picture, verdict",
-    "chess uci": "play chess over UCI, in a board of yours or a tournament",
-    "chess puzzles": "how many chess puzzles of a file a model solves",
-    "chess suite": "how many positions of a chess test suite (EPD) a model solves",
-    "chess match": "games of chess against Stockfish or another model: the difference in Elo",
-    "tokenizer train": "make a tokenizer.json from text",
-    "data list": "known data sets with source and licence",
-    "data get": "download a known data set and check it",
+    "chat": "chat with a model in the terminal",
+    "translate": "translate text line by line",
+    "transcribe": "transcribe audio or video, with timestamps",
+    "fill": "predict the most probable words for the masks in a text",
+    "import": "convert a published model to headway's own format",
+    "export": "convert a run or model to a format that other programs read",
+    "quantize": "quantise a model's weights to 8 or 4 bits for the CPU",
+    "verify": "check that the files of a run or model are undamaged",
+    "classify": "classify texts, pairs of texts, images or sounds",
+    "caption": "write captions for images",
+    "attention": "draw the attention weights of a text model",
+    "rerank": "rank documents by their relevance to a query",
+    "tag": "tag each word of each line, and extract the entities",
+    "embed": "embed each line as a vector, one JSON list per line",
+    "serve": "serve models over HTTP with an OpenAI-compatible API",
+    "match": "match images with the texts that describe them",
+    "forecast": "forecast time series as quantiles",
+    "rollout": "play episodes in an environment with an agent, trajectory model or robot policy",
+    "bench": "measure this machine's speed on a model shape, compared with other programs",
+    "claims": "run the experiments behind the history of the transformer: result, figure, verdict",
+    "chess uci": "play chess over UCI, for a chess GUI or a tournament",
+    "chess puzzles": "measure how many chess puzzles in a file a model solves",
+    "chess suite": "measure how many positions of a chess test suite (EPD) a model solves",
+    "chess match": "play chess against Stockfish or another model, and estimate the Elo difference",
+    "tokenizer train": "train a tokenizer.json on text",
+    "data list": "list the known data sets with source and licence",
+    "data get": "download a known data set and verify it",
     "data collect": "record episodes or demonstrations in environments",
-    "data label": "positions of chess with the best moves and values that an engine finds",
+    "data label": "label chess positions with an engine's best moves and values",
 }
-# Their engine has threads of its own, and those of torch that wait busily would take its cores.
+# These run the engine's own threads; busy-waiting OpenMP threads of torch would take its cores.
 _WRITING = ("generate", "chat", "serve", "translate", "transcribe", "caption")
-DEFAULTS = {"data": "list"}  # what a group of commands does when none is named
+DEFAULTS = {"data": "list"}  # the command to run when only a group is named
 
-# What torch says in a RuntimeError, on a processor and on a GPU.
+# Parts of torch's out-of-memory messages, on a CPU and on a GPU.
 _NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 
-_LEAST_MEMORY = 1 << 30  # bytes of addresses, which torch and a small model take
+_LEAST_MEMORY = 1 << 30  # bytes of address space that torch and a small model need
 _LONGEST = 1500  # characters of a message
-_OUTPUTS = ("out", "picture", "attention", "render", "pgn", "timeline")  # arguments that name files to write
-_MODELS = ("model", "draft")  # in whose folders results may be kept
+_OUTPUTS = ("out", "picture", "attention", "render", "pgn", "timeline")  # arguments with paths of output files
+_MODELS = ("model", "draft")  # models, in whose folders outputs are allowed
 DONE, FAILED, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0 done, 2 a bad argument or input, 130 Ctrl-C, 1 else."""
+    """Run one command and return its exit code: 0 success, 2 bad argument or input, 130 Ctrl-C, 1 otherwise."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    # Lines of files are UTF-8 in every locale; names of files that are no Unicode are shown as escapes.
+    # Input is UTF-8 in every locale; file names that are not valid Unicode are printed with escapes.
     if isinstance(sys.stdin, TextIOWrapper):
         sys.stdin.reconfigure(encoding="utf-8", errors="strict")
     for stream in (sys.stdout, sys.stderr):
@@ -86,14 +86,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         return _fail(_few_files(error) or str(error), USER_ERROR, arguments)
     except UnicodeEncodeError as error:
-        told = f"{error.object[: error.start + 20]!r} holds bytes that are no UTF-8; write it anew"
+        told = f"{error.object[: error.start + 20]!r} contains bytes that are not UTF-8; retype it"
         return _fail(told, USER_ERROR, arguments)
     except UnicodeDecodeError as error:
         told = f"the input is not UTF-8 at byte {error.start}; convert it, for example: iconv -f ISO-8859-1 -t UTF-8"
         return _fail(told, USER_ERROR, arguments)
     except KeyboardInterrupt as interrupt:
         return _fail(str(interrupt) or "interrupted", INTERRUPTED, arguments)
-    except BrokenPipeError:  # the reader of our output (`| head`) has had enough
+    except BrokenPipeError:  # the reader of the output (`| head`) has exited
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
     except Exception as error:
@@ -103,12 +103,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _few_files(error: BaseException | None) -> str | None:
-    """What to say where an error, or one that it came of, is that no more files can be opened; None for others."""
+    """The message for an error that is, or was caused by, too many open files; None for other errors."""
     while error is not None:
         if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE) or os.strerror(errno.EMFILE) in str(error):
             most = _limit("RLIMIT_NOFILE")
             limit = "the system's" if most is None else most
-            return f"too few files can be open at once (the limit is {limit}); allow more, for example: ulimit -n 1024"
+            return f"too many files are open (the limit is {limit}); raise the limit, for example: ulimit -n 1024"
         error = error.__cause__ or error.__context__
     return None
 
@@ -139,7 +139,7 @@ def _dispatch(arguments: list[str]) -> None:
 
 
 def _check_outputs(args: Mapping[str, Any]) -> None:
-    """UserError, before any work, for an output file that is an input of the same command."""
+    """Raise UserError before any work starts if an output file is also an input of the command."""
     inputs = [
         item
         for name, value in args.items()
@@ -153,17 +153,17 @@ def _check_outputs(args: Mapping[str, Any]) -> None:
 
 
 def _check_memory() -> None:
-    """UserError where a process may have so little memory that torch's libraries would end it without a word."""
+    """Raise UserError if the memory limit is so low that torch's libraries would crash without a message."""
     most = _limit("RLIMIT_AS")
     if most is not None and most < _LEAST_MEMORY:
         raise UserError(
-            f"a process may have {most / 1e6:,.0f} MB of memory here, which is too little for torch; "
-            f"allow {_LEAST_MEMORY / 1e6:,.0f} MB or more, for example: ulimit -v {_LEAST_MEMORY >> 10}"
+            f"the memory limit of a process is {most / 1e6:,.0f} MB, which is too little for torch; "
+            f"raise it to {_LEAST_MEMORY / 1e6:,.0f} MB or more, for example: ulimit -v {_LEAST_MEMORY >> 10}"
         )
 
 
 def _limit(name: str) -> int | None:
-    """A resource limit of this process; None if it is unlimited or unknown to this system."""
+    """A resource limit of this process; None if it is unlimited or the system does not have it."""
     try:
         import resource
     except ImportError:
@@ -173,25 +173,25 @@ def _limit(name: str) -> int | None:
 
 
 def module_of(command: str) -> str:
-    """Where a command lives: `a b` in `a_b`, and `import`, a word of Python's own, in `import_`."""
+    """The module of a command: `a_b` for `a b`, and `import_` for `import`, a Python keyword."""
     name = command.replace(" ", "_")
     return f"headway.app.cli.{name}_" if iskeyword(name) else f"headway.app.cli.{name}"
 
 
 def _find(arguments: list[str]) -> tuple[str, list[str]]:
-    """The command's full name (or a group's, when help about it is wanted) and the arguments after it."""
+    """The full name of the command (or group, if its help is requested) and the arguments after it."""
     first, rest = arguments[0], arguments[1:]
     if first.startswith("-"):
-        raise UserError(f"option {first} stands before the command; write headway COMMAND {first}")
+        raise UserError(f"option {first} comes before the command; write headway COMMAND {first}")
     if first in COMMANDS:
         return first, rest
     members = {name.split()[1] for name in COMMANDS if name.startswith(first + " ")}
     if not members:
         known = {name.split()[0] for name in COMMANDS}
-        raise UserError(f"there is no command {first!r}; {nearest(first, known)}")
+        raise UserError(f"unknown command {first!r}; {nearest(first, known)}")
     if rest and not rest[0].startswith("-"):
         if rest[0] not in members:
-            raise UserError(f"there is no command {first + ' ' + rest[0]!r}; {nearest(rest[0], members)}")
+            raise UserError(f"unknown command {first + ' ' + rest[0]!r}; {nearest(rest[0], members)}")
         return f"{first} {rest[0]}", rest[1:]
     if first not in DEFAULTS or rest[:1] in (["-h"], ["--help"]):
         return first, []
@@ -199,7 +199,7 @@ def _find(arguments: list[str]) -> tuple[str, list[str]]:
 
 
 def overview(commands: dict[str, str]) -> str:
-    """The page of `headway --help`."""
+    """The text of `headway --help`."""
     lines = [f"  {name:<17}{text}" for name, text in commands.items()]
     return "\n".join(
         [
@@ -210,7 +210,7 @@ def overview(commands: dict[str, str]) -> str:
             "commands:",
             *lines,
             "",
-            "headway COMMAND --help tells more of a command, with an example.",
+            "Run headway COMMAND --help for the options of a command, with an example.",
             "example: headway demo",
         ]
     )
@@ -223,8 +223,8 @@ def _describe(error: Exception) -> str:
         return f"{where}{error.strerror.lower()}"
     first = str(error).strip().split("\n")[0]
     if isinstance(error, MemoryError) or any(words in first for words in _NO_MEMORY):
-        return f"memory ran out ({first or name}); ask for fewer tokens or rows at once, or take a smaller model"
-    return f"{name}: {first}; --debug shows where"
+        return f"out of memory ({first or name}); reduce the batch or the number of tokens, or use a smaller model"
+    return f"{name}: {first}; add --debug for the traceback"
 
 
 def _fail(message: str, code: int, arguments: list[str]) -> int:
@@ -233,7 +233,7 @@ def _fail(message: str, code: int, arguments: list[str]) -> int:
 
         print("\n".join(map(printable, traceback.format_exc().split("\n"))), file=sys.stderr)
     line = printable(" ".join(message.split()))
-    if len(line) > _LONGEST:  # a name in a file may have megabytes
+    if len(line) > _LONGEST:  # a name in a file may be megabytes long
         line = f"{line[: _LONGEST // 2]} ... {line[-_LONGEST // 2 :]}"
     print(f"headway: {line}", file=sys.stderr)
     return code

@@ -1,4 +1,4 @@
-"""`headway match`: which of some texts say what images show."""
+"""`headway match`: match images with the texts that describe them."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ headway match path/to/clip --image *.jpg --text cat dog bird --template "a photo
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("model", metavar="RUN|MODEL", help="a run directory or a published model, such as a CLIP or SigLIP")
-    add("--image", nargs="+", required=True, metavar="I", help="image files, or folders of them")
-    add("--text", nargs="+", required=True, metavar="T", help="texts, or the names of classes")
+    add("model", metavar="RUN|MODEL", help="run directory or published model, such as CLIP or SigLIP")
+    add("--image", nargs="+", required=True, metavar="I", help="image files, or folders of image files")
+    add("--text", nargs="+", required=True, metavar="T", help="texts or class names to match")
     add(
         "--template",
         action="append",
         default=[],
         metavar="T",
-        help='what texts are put into, as "a photo of a {}"; several are averaged',
+        help='template for the texts, such as "a photo of a {}"; repeatable, the embeddings are averaged',
     )
-    add("--truncate", action="store_true", help="cut texts that are too long for the model")
+    add("--truncate", action="store_true", help="truncate texts that are too long for the model")
     add_server(parser)
 
 

@@ -1,4 +1,4 @@
-"""Options that every command has, and an argument parser whose errors are UserErrors of one line."""
+"""Options shared by the commands, and an argument parser that reports errors as UserErrors of one line."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from headway.errors import UserError, nearest
 if TYPE_CHECKING:
     from headway.app.model import Model
 
-_DIGITS = 100  # of a number
-BACKENDS = "what generates: cpu is the compiled engine; auto takes it for what it can do (default: auto)"
+_DIGITS = 100  # most digits of a number
+BACKENDS = "backend of generation; cpu is the compiled engine, auto uses it for all models it supports (default: auto)"
 
 
 class Parser(argparse.ArgumentParser):
@@ -32,7 +32,7 @@ class Parser(argparse.ArgumentParser):
         )
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; {self.prog} --help shows how")
+        raise UserError(f"{message}; see {self.prog} --help")
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
         parsed, unknown = self.parse_known_args(args, namespace)
@@ -42,7 +42,7 @@ class Parser(argparse.ArgumentParser):
                 known = [o for o in self._option_string_actions if o.startswith("--")]
                 raise UserError(f"{self.prog} has no option {option}; {nearest(option, known)}")
         if unknown:
-            raise UserError(f"{unknown[0]!r} is one argument too many; {self.prog} --help shows how")
+            raise UserError(f"unexpected argument {unknown[0]!r}; see {self.prog} --help")
         return parsed
 
 
@@ -51,44 +51,46 @@ def _indent(text: str) -> str:
 
 
 def add_common(parser: argparse.ArgumentParser) -> None:
-    """The options of every command."""
-    add = parser.add_argument_group("everywhere").add_argument
-    add("--threads", type=threads, metavar="N", help="processor threads (default: torch's choice)")
-    add("--device", default="auto", help="cpu, cuda, cuda:1, mps; auto takes a GPU if there is one")
+    """Add the options of every command."""
+    add = parser.add_argument_group("common options").add_argument
+    add("--threads", type=threads, metavar="N", help="number of CPU threads (default: torch's default)")
+    add("--device", default="auto", help="cpu, cuda, cuda:1 or mps; auto uses a GPU if available (default: auto)")
     add("--backend", default="auto", type=backend, metavar="auto|torch|cpu", help=BACKENDS)
-    add("--seed", type=whole(0, 2**63 - 1), metavar="N", help="seed of everything random")
+    add("--seed", type=whole(0, 2**63 - 1), metavar="N", help="seed of all random numbers")
     add(
         "--deterministic",
         action="store_true",
-        help="results of a row do not depend on the batch: batched = single = cached, and slower",
+        help="make the result of a row independent of its batch (slower)",
     )
     add("--json", action="store_true", help="print one JSON object as the last line of stdout")
-    add("--debug", action="store_true", help="show the traceback of an error")
+    add("--debug", action="store_true", help="print the traceback of an error")
 
 
-def add_recipe(parser: argparse.ArgumentParser, settings: str = "settings of the recipe") -> None:
-    """The data and the settings of a recipe."""
-    add_data(parser, "your own data")
+def add_recipe(parser: argparse.ArgumentParser, settings: str = "settings to override") -> None:
+    """Add the options for a recipe's data and settings."""
+    add_data(parser, "files or folders of your own data")
     parser.add_argument(
         "--set",
         nargs="+",
         action="extend",
         default=[],
         metavar="KEY=VALUE",
-        help=f"{settings}, as in model.width=256 optim.lr=0.001",
+        help=f"{settings}, such as model.width=256 optim.lr=0.001",
     )
 
 
 def add_start(parser: argparse.ArgumentParser) -> None:
-    """What fine-tuning starts from, and whether it trains an adapter."""
-    parser.add_argument("--from", dest="start", metavar="RUN|MODEL", help="start from its weights and tokenizer")
+    """Add the options for fine-tuning: the model to start from, and LoRA."""
+    parser.add_argument(
+        "--from", dest="start", metavar="RUN|MODEL", help="fine-tune: start from its weights and tokenizer"
+    )
     parser.add_argument(
         "--lora", type=whole(1), metavar="RANK", help="train a low-rank adapter (LoRA) instead of all weights"
     )
 
 
 def add_data(parser: argparse.ArgumentParser, about: str) -> None:
-    """Paths of data, which a word of the shell is even where it looks like a text."""
+    """Add --data. Its arguments are always paths, even if they look like a text."""
     parser.add_argument("--data", nargs="+", action="extend", type=_path, metavar="PATH", help=about)
 
 
@@ -99,21 +101,21 @@ def _path(text: str) -> Path:
 
 
 def whole(least: int, most: int | None = None) -> Callable[[str], int]:
-    """A type for whole numbers from `least` on, or to `most`."""
+    """An argparse type for integers from `minimum` to `maximum`."""
 
     def read(text: str) -> int:
         digits = text.removeprefix("-")
         known = digits.isascii() and digits.isdigit() and len(digits) <= _DIGITS
         if not known or int(text) < least or (most is not None and int(text) > most):
-            limit = "on" if most is None else f"to {most}"
-            raise argparse.ArgumentTypeError(f"{text[:_DIGITS]!r} is not a whole number from {least} {limit}")
+            limit = "" if most is None else f" and at most {most}"
+            raise argparse.ArgumentTypeError(f"{text[:_DIGITS]!r} is not an integer of at least {least}{limit}")
         return int(text)
 
     return read
 
 
 def number(low: float, high: float = float("inf"), *, above: bool = False) -> Callable[[str], float]:
-    """A type for numbers from `low` (or, with `above`, beyond it) to `high`."""
+    """An argparse type for numbers from `low` (exclusive with `above`) to `high`."""
 
     def read(text: str) -> float:
         try:
@@ -129,72 +131,70 @@ def number(low: float, high: float = float("inf"), *, above: bool = False) -> Ca
 
 
 def backend(text: str) -> str:
-    """A type for --backend."""
+    """The argparse type of --backend."""
     if text not in ("auto", "torch", "cpu"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a backend; use auto, torch or cpu")
+        raise argparse.ArgumentTypeError(f"unknown backend {text!r}; use auto, torch or cpu")
     return text
 
 
 def threads(text: str) -> int:
-    """A type for --threads."""
+    """The argparse type of --threads."""
     count, cores = whole(1)(text), os.cpu_count() or 1
     if count > cores:
-        raise argparse.ArgumentTypeError(f"{count} threads on {cores} cores wait for each other; give at most {cores}")
+        raise argparse.ArgumentTypeError(f"{count} threads are too many for {cores} cores; use at most {cores}")
     return count
 
 
 def add_weights(parser: argparse.ArgumentParser) -> None:
-    """The option of commands that compute with a model."""
+    """Add --weights, for commands that run a model."""
     forms = ("fp32", "int8", "int4")
-    parser.add_argument(
-        "--weights", choices=forms, help="round the weights to 8 or 4 bits first (default: as they are)"
-    )
+    parser.add_argument("--weights", choices=forms, help="number format of the weights (default: as stored)")
 
 
 def add_cache(parser: argparse.ArgumentParser) -> None:
-    """The options of commands that generate with keys and values of their past."""
+    """Add --weights and --cache, for commands that generate with a KV cache."""
     add_weights(parser)
     add_cache_form(parser)
 
 
 def add_cache_form(parser: argparse.ArgumentParser) -> None:
-    """The format of keys and values alone."""
+    """Add --cache alone."""
     default = "default: fp16 for quantised weights, otherwise fp32"
     parser.add_argument("--cache", choices=("fp32", "fp16", "int8"), help=f"number format of the KV cache ({default})")
 
 
 def add_server(parser: argparse.ArgumentParser) -> None:
-    """The option of commands that a server can answer."""
+    """Add --server, for commands that a server can run."""
     parser.add_argument(
         "--server",
         metavar="URL",
-        help="have a server of headway compute: the model is the one that it calls so (key: HEADWAY_API_KEY)",
+        help="run on this headway server, where RUN|MODEL is the model's name (API key: HEADWAY_API_KEY)",
     )
 
 
-# What a server has chosen for itself, and what none of its answers can be asked with.
+# Options that the server sets for itself, so requests cannot, with their defaults.
 _OWN = {"weights": None, "cache": None, "draft": None, "device": "auto", "backend": "auto", "threads": None}
 _OWN |= {"deterministic": False}
 
 
 def load(args: argparse.Namespace) -> Model:
-    """The model that a command was given, here or at a server. UserError for options that are a server's own."""
+    """The model of a command, loaded here or on a server. Raises UserError for options that only the server sets."""
     import headway as hw
 
     if getattr(args, "server", None) is not None:
         chosen = [name for name, default in _OWN.items() if getattr(args, name, default) != default]
         if chosen:
-            raise UserError(f"--{chosen[0]} is chosen where the server is started; leave it out, or --server")
-        return cast("Model", hw.connect(args.server, model=str(args.model)))  # which has the methods that commands use
+            raise UserError(f"--{chosen[0]} is set when the server starts; remove it, or remove --server")
+        return cast("Model", hw.connect(args.server, model=str(args.model)))  # it has the methods that commands use
     given = {name: getattr(args, name) for name in ("weights", "cache", "draft") if hasattr(args, name)}
     return hw.load(args.model, args.device, backend=args.backend, **given)
 
 
 @contextmanager
 def torch_options(args: argparse.Namespace) -> Iterator[None]:
-    """Threads and deterministic kernels as the common options say, while a command works."""
+    """Apply --threads and --deterministic while a command runs."""
     if getattr(args, "server", None) is not None:
-        yield  # nothing is computed here
+        yield  # the server computes
         return
     import torch
 

@@ -1,4 +1,4 @@
-"""`headway plan`: what a recipe would come to on the user's data, without training."""
+"""`headway plan`: estimate a training run on the user's data without training."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _SHOWN = ("minutes", "parameters", "width", "layers", "batch", "steps", "epochs"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", metavar="RECIPE", help="a name from `headway recipes`, or a recipe.json")
-    add_recipe(parser, "settings that are not to be chosen")
+    parser.add_argument("recipe", metavar="RECIPE", help="name from `headway recipes`, or path of a recipe.json")
+    add_recipe(parser, "settings to keep fixed")
     add_start(parser)
     parser.add_argument(
         "--minutes", type=_numbers, default=_USUAL, metavar="M,M,...", help="minutes to plan for (default: 5,30,120)"
@@ -27,7 +27,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _numbers(text: str) -> list[float]:
-    """Numbers above 0 with commas between them."""
+    """Positive numbers separated by commas."""
     read = number(0, above=True)
     return [read(part) for part in text.split(",")]
 

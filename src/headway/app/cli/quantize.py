@@ -1,4 +1,4 @@
-"""`headway quantize`: a model with its weights in 8 or 4 bits."""
+"""`headway quantize`: quantise the weights of a model to 8 or 4 bits."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ headway generate small --prompt "ROMEO:"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="RUN|MODEL", help="a run directory or a published model")
-    parser.add_argument("out", type=Path, metavar="OUT", help="the folder to write")
-    parser.add_argument("--weights", choices=("int8", "int4"), required=True, help="bits of a weight")
+    parser.add_argument("model", metavar="RUN|MODEL", help="run directory or published model")
+    parser.add_argument("out", type=Path, metavar="OUT", help="output folder")
+    parser.add_argument("--weights", choices=("int8", "int4"), required=True, help="number format of the weights")
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
@@ -26,5 +26,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
     with torch_options(args):
         found = hw.quantize(args.model, args.out, args.weights)
     before, after = found.bytes_before, found.bytes
-    terminal.say(f"{args.model}: {before:,} bytes of weights, {after:,} in {args.weights}, now in {args.out}")
+    terminal.say(
+        f"{args.model}: {before:,} bytes of weights quantised to {after:,} in {args.weights}, written to {args.out}"
+    )
     terminal.result({"out": args.out, "weights": args.weights, "bytes_before": before, "bytes": after})

@@ -1,4 +1,4 @@
-"""`headway recipes`: what can be trained by name."""
+"""`headway recipes`: list the built-in recipes and presets."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ EXAMPLE = "headway recipes"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """No options of its own."""
+    """Add no options."""
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:

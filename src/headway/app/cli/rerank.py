@@ -1,4 +1,4 @@
-"""`headway rerank`: documents by their relevance to a query."""
+"""`headway rerank`: rank documents by their relevance to a query."""
 
 from __future__ import annotations
 
@@ -16,11 +16,13 @@ headway rerank runs/pairs --query "a question" --documents "one text" "another t
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("model", metavar="RUN|MODEL", help="a run or a published model that gives pairs of texts one number")
-    add("--query", required=True, metavar="TEXT", help="what the documents are ranked by")
-    add("--documents", nargs="+", metavar="TEXT", help="the documents (default: the lines of standard input)")
-    add("--top", type=whole(1), metavar="N", help="show the N most relevant documents (default: all)")
-    add("--truncate", action="store_true", help="cut what is too long for the model, the longer text first")
+    add("model", metavar="RUN|MODEL", help="run or published model that scores pairs of texts (a cross-encoder)")
+    add("--query", required=True, metavar="TEXT", help="query to rank the documents by")
+    add("--documents", nargs="+", metavar="TEXT", help="documents to rank (default: lines of standard input)")
+    add("--top", type=whole(1), metavar="N", help="number of documents to print, most relevant first (default: all)")
+    add(
+        "--truncate", action="store_true", help="truncate inputs that are too long for the model, the longer text first"
+    )
     add_server(parser)
 
 

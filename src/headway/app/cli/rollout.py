@@ -1,4 +1,4 @@
-"""`headway rollout`: an agent, a model of trajectories or a robot's policy plays episodes in an environment."""
+"""`headway rollout`: play episodes in an environment with an agent, trajectory model or robot policy."""
 
 from __future__ import annotations
 
@@ -19,55 +19,60 @@ headway rollout runs/robot --env metaworld/reach-v3 metaworld/door-open-v3 --epi
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("model", metavar="RUN", help="a run of ppo, or of a recipe of trajectories or robotics")
+    add("model", metavar="RUN", help="run of ppo, or of a trajectory or robotics recipe")
     add(
         "--env",
         nargs="+",
         default=[],
         metavar="NAME",
-        help="an id of gymnasium's, metaworld/NAME, or module:Name of your own; several for a robot's policy "
-        "(default: those of the run)",
+        help="Gymnasium id, metaworld/NAME, or module:Name of your own class; several for a robot policy (default: "
+        "the run's environments)",
     )
-    add("--episodes", type=whole(1), default=10, metavar="N", help="episodes for each return or task (default: 10)")
+    add("--episodes", type=whole(1), default=10, metavar="N", help="episodes per target return or task (default: 10)")
     add(
         "--target-return",
         nargs="+",
         type=number(-1e12, 1e12),
         default=[],
         metavar="R",
-        help="returns to ask for (default: the run's, the best of its data)",
+        help="target returns of a trajectory model (default: the run's, or the best return in its data)",
     )
     add(
         "--draw",
         action="store_true",
         default=None,
-        help="sample actions (default: as in the run)",
+        help="sample actions instead of taking the best (default: as in the run)",
     )
     add(
         "--execute",
         type=whole(1),
         metavar="N",
-        help="actions of a robot's chunk to carry out before the next is predicted",
+        help="robot policy: actions to execute of each predicted chunk (default: as in the run)",
     )
     add(
         "--ensemble",
         type=_weight,
         default="run",
         metavar="M|none",
-        help="coefficient of a robot's temporal ensembling (default: as in the run)",
+        help="robot policy: coefficient of temporal ensembling (default: as in the run)",
     )
-    add("--render", type=Path, metavar="FILE.mp4", help="a video of the first episodes, with the return of each")
+    add(
+        "--render",
+        type=Path,
+        metavar="FILE.mp4",
+        help="output file for a video of the first episodes and their returns",
+    )
     add("--render-episodes", type=whole(1), metavar="N", help="episodes in the video (default: 3)")
     add(
         "--speed",
         type=number(0, above=True),
         metavar="X",
-        help="speed of the video, 1 is the environment's render_fps (default: 1)",
+        help="speed of the video; 1 is the environment's render_fps (default: 1)",
     )
 
 
 def _weight(text: str) -> float | str | None:
-    """A type for --ensemble."""
+    """The argparse type of --ensemble."""
     if text in ("run", "none"):
         return None if text == "none" else text
     return number(0)(text)
@@ -79,7 +84,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
     filmed = {name: getattr(args, name) for name in ("render_episodes", "speed") if getattr(args, name) is not None}
     if filmed and args.render is None:
         option = next(iter(filmed)).replace("_", "-")
-        raise UserError(f"--{option} is for a video; add --render FILE.mp4, or leave it out")
+        raise UserError(f"--{option} needs a video; add --render FILE.mp4, or remove this option")
     with torch_options(args):
         model = load(args)
         found = model.rollout(
@@ -105,10 +110,10 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
 def _row(result: dict) -> dict:
     low, high = result["return_mean_interval"]
     return {
-        "asked for": result.get("target_return"),
+        "target return": result.get("target_return"),
         "return": result["return_mean"],
         "95 % interval": f"{low:.5g} to {high:.5g}",
-        "D4RL's scale": result.get("return_normalised"),
+        "D4RL score": result.get("return_normalised"),
         "steps": result["length_mean"],
         "episodes": result["samples"],
     }

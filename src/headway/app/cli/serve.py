@@ -1,4 +1,4 @@
-"""`headway serve`: models over HTTP, in the form of the OpenAI API."""
+"""`headway serve`: serve models over HTTP with an OpenAI-compatible API."""
 
 from __future__ import annotations
 
@@ -15,33 +15,75 @@ headway serve runs/my-answers --host 0.0.0.0 --allow-host chat.example.org --api
 curl localhost:8000/v1/completions -H 'Content-Type: application/json' -d '{"prompt": "Once upon a time"}'
 """
 KEYS = (
-    "API key that clients must send; repeatable; @FILE: a file with a line KEY or KEY N each, at most N requests at "
-    "once, read again when it changes"
+    "API key that clients must send; repeatable; @FILE has a line per key, KEY or KEY N for at most N concurrent "
+    "requests, and is reloaded when it changes"
 )
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("models", nargs="*", metavar="RUN|MODEL", help="run directories or published models, loaded when asked for")
-    add("--models", dest="folder", type=Path, metavar="DIR", help="a folder whose models are served, too")
-    add("--keep-alive", type=number(0), metavar="S", help="let a model go that was idle for S seconds (default: never)")
-    add("--host", default="127.0.0.1", metavar="H", help="the address to listen at (default: 127.0.0.1)")
-    add("--port", type=whole(0, 65535), default=8000, metavar="N", help="0 takes a free one (default: 8000)")
-    add("--api-key", action="append", default=[], metavar="KEY|@FILE", help=KEYS)
-    add("--insecure", action="store_true", help="without keys, even where other machines reach the server")
-    add("--allow-host", action="append", default=[], metavar="NAME", help="a name that the server is asked by")
-    add("--cors", action="append", default=[], metavar="ORIGIN", help="a web page that may ask; * for all")
-    add("--slots", type=whole(1), default=64, metavar="N", help="texts that are written at once (default: 64)")
-    add("--queue", type=whole(1), default=256, metavar="N", help="requests that wait for a model (default: 256)")
-    memory = "GB of keys and values (default: a quarter of free memory)"
-    add("--cache-memory", type=number(0, above=True), metavar="G", help=memory)
-    add("--timeout", type=number(0, above=True), default=600.0, metavar="S", help="seconds of a request (default: 600)")
     add(
-        "--grace", type=number(0), default=10.0, metavar="S", help="seconds for what is begun, at the end (default: 10)"
+        "models",
+        nargs="*",
+        metavar="RUN|MODEL",
+        help="run directory or published model to serve, loaded at the first request",
     )
-    add("--no-access-log", action="store_true", help="no line on stdout for each request")
+    add("--models", dest="folder", type=Path, metavar="DIR", help="folder of further models to serve")
+    add("--keep-alive", type=number(0), metavar="S", help="unload a model after S idle seconds (default: never)")
+    add("--host", default="127.0.0.1", metavar="H", help="address to listen on (default: 127.0.0.1)")
+    add(
+        "--port",
+        type=whole(0, 65535),
+        default=8000,
+        metavar="N",
+        help="port to listen on; 0 chooses a free port (default: 8000)",
+    )
+    add("--api-key", action="append", default=[], metavar="KEY|@FILE", help=KEYS)
+    add(
+        "--insecure",
+        action="store_true",
+        help="allow requests without a key even if other machines can reach the server",
+    )
+    add("--allow-host", action="append", default=[], metavar="NAME", help="host name to accept in requests; repeatable")
+    add(
+        "--cors",
+        action="append",
+        default=[],
+        metavar="ORIGIN",
+        help="origin of web pages that may send requests; * for all; repeatable",
+    )
+    add("--slots", type=whole(1), default=64, metavar="N", help="number of sequences to generate at once (default: 64)")
+    add(
+        "--queue",
+        type=whole(1),
+        default=256,
+        metavar="N",
+        help="maximum number of waiting requests per model (default: 256)",
+    )
+    memory = "memory for the KV cache in GB (default: a quarter of free memory)"
+    add("--cache-memory", type=number(0, above=True), metavar="G", help=memory)
+    add(
+        "--timeout",
+        type=number(0, above=True),
+        default=600.0,
+        metavar="S",
+        help="time limit of a request in seconds (default: 600)",
+    )
+    add(
+        "--grace",
+        type=number(0),
+        default=10.0,
+        metavar="S",
+        help="seconds to finish running requests at shutdown (default: 10)",
+    )
+    add("--no-access-log", action="store_true", help="do not log each request on stdout")
     add_cache(parser)
-    add("--draft", type=Path, metavar="RUN|MODEL", help="a smaller model that guesses ahead: one request at a time")
+    add(
+        "--draft",
+        type=Path,
+        metavar="RUN|MODEL",
+        help="smaller model for speculative decoding; limits generation to one request at a time",
+    )
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
@@ -70,7 +112,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
         start = lambda model, name: open_loop(model, name, args.slots, args.queue, memory)  # noqa: E731
         models = ServedModels(args.models, args.folder, options, start, args.keep_alive)
         names = list(models.listed())
-        terminal.note(f"{', '.join(names)} at {url_of(bound)} (Ctrl-C ends it)")
+        terminal.note(f"{', '.join(names)} at {url_of(bound)} (press Ctrl-C to stop)")
         for note in models.notes():
             terminal.note(note)
         run_server(models, settings, bound)

@@ -1,4 +1,4 @@
-"""`headway show`: what a recipe, preset, run or model is made of."""
+"""`headway show`: show the parameters, memory and blocks of a recipe, preset, run or model."""
 
 from __future__ import annotations
 
@@ -17,9 +17,7 @@ headway show runs/shakespeare --json
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "name", metavar="NAME|RUN|MODEL", help="a recipe, a preset, a run directory or a published model"
-    )
+    parser.add_argument("name", metavar="NAME|RUN|MODEL", help="recipe, preset, run directory or published model")
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
@@ -36,16 +34,16 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
         if isinstance(value, int):
             terminal.say(f"  {key.replace('_', ' '):<24}{value:>20,}")
     if facts["generates"] is not None:
-        terminal.say(f"  generates on a CPU by {facts['generates']}")
+        terminal.say(f"  generates on a CPU with {facts['generates']}")
     if facts["verbs"]:
-        terminal.say(f"  can {', '.join(facts['verbs'])}")
+        terminal.say(f"  verbs: {', '.join(facts['verbs'])}")
     terminal.say()
     terminal.say("\n".join(facts["tree"]))
     terminal.result({"name": args.name, **facts})
 
 
 def _writer(config: ModelConfig) -> str | None:
-    """What generates on a CPU, and why; None for a model that does not generate."""
+    """The backend that generates on a CPU, and why; None for a model that does not generate."""
     import torch
 
     from headway.engine import refusal

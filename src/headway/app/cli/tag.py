@@ -1,4 +1,4 @@
-"""`headway tag`: a tag for each word of each line, and the entities that they spell."""
+"""`headway tag`: tag each word of each line, and extract the entities."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ echo "Angela Merkel was born in Hamburg." | headway tag runs/tagging --json
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("model", metavar="RUN|MODEL", help="a run directory or a published model")
-    add("--split", action="store_true", help="lines are words with spaces between them, cut already")
-    add("--truncate", action="store_true", help="cut lines that are too long for the model")
+    add("model", metavar="RUN|MODEL", help="run directory or published model")
+    add("--split", action="store_true", help="lines are already split into words by spaces")
+    add("--truncate", action="store_true", help="truncate lines that are too long for the model")
     add_server(parser)
 
 

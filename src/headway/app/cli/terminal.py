@@ -1,4 +1,4 @@
-"""What a command prints: lines and tables for people on stdout, or one JSON object; notes on stderr."""
+"""The output of a command: text and tables or one JSON object on stdout, notes on stderr."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from typing import Any
 
 from headway.errors import printable
 
-# Control characters, except tabs and ends of lines, and marks that change the direction in which a line is shown.
+# Control characters other than tabs and newlines, and marks that change the direction of text.
 _OBEYED = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
 class Terminal:
-    """Where a command writes. With --json, stdout carries the JSON result alone.
+    """Writes the output of a command. With --json, stdout has only the JSON result.
 
-    What names, labels and models say may hold control characters and marks of direction. Files and other programs get
-    them as they are; a terminal, which would obey them, gets their escapes.
+    Names, labels and generated text may contain control characters and direction marks. Files and pipes get them
+    unchanged; on a terminal they are escaped.
     """
 
     def __init__(self, json: bool = False) -> None:
@@ -29,36 +29,36 @@ class Terminal:
         self._began = time.perf_counter()
 
     def seconds(self) -> float:
-        """Since the command began."""
+        """Seconds since the command started."""
         return time.perf_counter() - self._began
 
     def say(self, text: str = "", end: str = "\n") -> None:
-        """Results for a person; nothing with --json."""
+        """Print readable results; nothing with --json."""
         if not self.json:
             print(_shown(text), end=end, flush=True)
 
     def note(self, text: str = "") -> None:
-        """Progress and remarks, on stderr."""
+        """Print progress or a remark on stderr."""
         print("\n".join(map(printable, text.split("\n"))), file=sys.stderr, flush=True)
 
     def table(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Rows with equal keys as aligned columns under a header; numbers stand to the right."""
+        """Print rows with equal keys as aligned columns under a header; numbers are right-aligned."""
         if not self.json:
             print(columns(rows, bold=sys.stdout.isatty()), flush=True)
 
     def result(self, value: Mapping[str, Any]) -> None:
-        """The command's result: with --json, the last line of stdout."""
+        """With --json, print the result as the last line of stdout."""
         if self.json:
             print(_shown(json.dumps(plain(value), ensure_ascii=False, allow_nan=False)), flush=True)
 
 
 def _shown(text: str) -> str:
-    """A text for stdout; the escapes are those of JSON."""
+    """The text with control characters as JSON escapes if stdout is a terminal."""
     return _OBEYED.sub(lambda found: f"\\u{ord(found[0]):04x}", text) if sys.stdout.isatty() else text
 
 
 def columns(rows: Sequence[Mapping[str, Any]], bold: bool = False) -> str:
-    """Rows with equal keys as aligned columns under a header; an empty text where there are no rows."""
+    """Rows with equal keys as aligned columns under a header; an empty string if there are no rows."""
     if not rows:
         return ""
     names = list(rows[0])
@@ -75,7 +75,7 @@ def columns(rows: Sequence[Mapping[str, Any]], bold: bool = False) -> str:
 
 
 def cell(value: Any) -> str:
-    """A value as a table shows it, on one line."""
+    """A value formatted for a table cell, on one line."""
     if value is None:
         return ""
     if isinstance(value, bool):
@@ -88,7 +88,7 @@ def cell(value: Any) -> str:
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON can say it: paths as text, numbers that are none as null."""
+    """A value that JSON can represent: paths become strings, and NaN and infinities become null."""
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,4 +1,4 @@
-"""`headway tokenizer train`: a tokenizer.json from text."""
+"""`headway tokenizer train`: train a tokenizer.json on text."""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ KINDS = ("bpe", "wordpiece", "unigram", "word", "char", "byte")
 def arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--kind", required=True, choices=KINDS, metavar="KIND", help=", ".join(KINDS))
-    add("--size", type=whole(1), required=True, metavar="N", help="vocabulary size, special tokens included")
-    add("--data", nargs="+", action="extend", required=True, metavar="PATH", help="texts, or folders of them")
-    add("--lowercase", action="store_true", help="lower-case all text; this cannot be undone")
-    add("--out", type=Path, required=True, metavar="FILE", help="where to write it, as tokenizer.json")
+    add("--size", type=whole(1), required=True, metavar="N", help="vocabulary size, including special tokens")
+    add(
+        "--data", nargs="+", action="extend", required=True, metavar="PATH", help="text files, or folders of text files"
+    )
+    add("--lowercase", action="store_true", help="convert all text to lower case; decoding does not restore capitals")
+    add("--out", type=Path, required=True, metavar="FILE", help="output file, such as tokenizer.json")
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
@@ -32,11 +34,11 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
     from headway.outputs import check_new
 
     if args.out.suffix != ".json":
-        raise UserError(f"--out {args.out} is no .json file; name one, such as tokenizer.json")
+        raise UserError(f"--out {args.out} is not a .json file; use a name such as tokenizer.json")
     check_new(args.out, settings_of(args.out))
     check_out(args.out)
     codec = train_codec(args.kind, documents(args.data), args.size, lowercase=args.lowercase)
     with taking(args.out):
         codec.save(args.out)
-    terminal.say(f"{codec.size:,} symbols: {args.out}")
+    terminal.say(f"{codec.size:,} tokens: {args.out}")
     terminal.result({"kind": args.kind, "size": codec.size, "path": args.out})

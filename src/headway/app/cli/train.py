@@ -1,4 +1,4 @@
-"""`headway train`: a recipe, on its own data or on the user's."""
+"""`headway train`: train a recipe on its own data or on the user's."""
 
 from __future__ import annotations
 
@@ -20,33 +20,35 @@ headway train text --data my-books/ --set model.width=256 train.steps=2000
 headway train translation --data train.en train.de --run runs/en-de --resume
 headway train text --data my-books/ --from runs/shakespeare --run runs/my-books
 """
-SHOWN = 3  # samples; the report has more
+SHOWN = 3  # samples to print; the report has more
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", metavar="RECIPE", help="a name from `headway recipes`, or a recipe.json")
+    parser.add_argument("recipe", metavar="RECIPE", help="name from `headway recipes`, or path of a recipe.json")
     add_training(parser)
     add_start(parser)
     parser.add_argument("--run", type=Path, metavar="DIR", help="run directory (default: runs/RECIPE)")
     parser.add_argument(
-        "--resume", action="store_true", help="continue the run, or start it; a finished one for more --minutes"
+        "--resume",
+        action="store_true",
+        help="continue the run, or start it; continue a finished run for more --minutes",
     )
     parser.add_argument(
         "--finish",
         action="store_true",
-        help="with --resume: bring a stopped run to a good end, within a tenth of its steps so far",
+        help="with --resume: decay the learning rate and end, within a tenth of the steps so far",
     )
 
 
 def add_training(parser: argparse.ArgumentParser) -> None:
-    """The options that `train` and `compare` share."""
+    """Add the options that `train` and `compare` share."""
     add_recipe(parser)
-    parser.add_argument("--minutes", type=number(0, above=True), metavar="M", help="train for a time")
+    parser.add_argument("--minutes", type=number(0, above=True), metavar="M", help="train for M minutes")
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
     if args.finish and (not args.resume or args.minutes is not None):
-        raise UserError("--finish ends a run that was stopped; give it with --resume, and without --minutes")
+        raise UserError("--finish ends an interrupted run; use it with --resume, and without --minutes")
     import headway as hw
 
     with torch_options(args):
@@ -70,7 +72,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
 
 
 def show(run: Run, terminal: Terminal) -> None:
-    """What a finished run is worth, what it does, and where it lies."""
+    """Print the scores, samples and paths of a finished run."""
     from headway.learn import measure_of
     from headway.learn.page import notes, scores
 

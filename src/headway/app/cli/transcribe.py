@@ -1,4 +1,4 @@
-"""`headway transcribe`: sounds to text, with times."""
+"""`headway transcribe`: transcribe audio or video, with timestamps."""
 
 from __future__ import annotations
 
@@ -21,59 +21,71 @@ if TYPE_CHECKING:
     from headway.domains.audio import FileSound, Segment, SubtitleLines, Transcribing, Transcription
 
 EXAMPLE = """
-headway transcribe path/to/whisper-tiny.en talk.mp3                        # a line for each segment
+headway transcribe path/to/whisper-tiny.en talk.mp3                        # one line per segment
 headway transcribe hf:openai/whisper-small talk.wav --format srt --out subtitles/
 headway transcribe hf:openai/whisper-small film.mp4 --format vtt --max-line-width 42 --max-line-count 2
 headway transcribe hf:openai/whisper-small rede.ogg --language de --task translate
-headway transcribe hf:openai/whisper-small recordings/ --out transcripts/     # each sound below the folder
+headway transcribe hf:openai/whisper-small recordings/ --out transcripts/     # all sounds below the folder
 headway transcribe path/to/whisper-tiny.en a.flac --word-timestamps --json --weights int8
 """
 FORMATS = ("txt", "json", "srt", "vtt")
 Show = Callable[["Segment"], None]
-Progress = Any  # of rich, or None where stderr is no terminal
+Progress = Any  # of rich, or None if stderr is not a terminal
 Hear = Callable[["FileSound", Show, Progress], "Transcription"]
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("model", metavar="RUN|MODEL", help="a run directory or a published model")
+    add("model", metavar="RUN|MODEL", help="run directory or published model")
     add(
         "files",
         nargs="+",
         type=Path,
         metavar="FILE|FOLDER",
-        help="sounds at any rate: .wav, .flac, .ogg, .mp3, .m4a, .mp4, .webm, ...; of a folder all, those below it too",
+        help="audio or video at any sample rate (.wav, .flac, .ogg, .mp3, .m4a, .mp4, .webm, ...), or a folder of them",
     )
-    add("--format", choices=FORMATS, default="txt", help="plain lines, JSON, SubRip or WebVTT (default: txt)")
-    add("--out", type=Path, metavar="DIR", help="write DIR/NAME.FORMAT for each file (default: to stdout)")
-    add("--language", metavar="L", help="the language spoken, as in en or de (default: detected in the first 30 s)")
-    add("--task", choices=("transcribe", "translate"), default="transcribe", help="translate: into English")
-    add("--beam", type=whole(1), default=5, metavar="N", help="hypotheses at temperature 0 (default: 5)")
+    add(
+        "--format",
+        choices=FORMATS,
+        default="txt",
+        help="output format: plain text, JSON, SubRip or WebVTT (default: txt)",
+    )
+    add("--out", type=Path, metavar="DIR", help="write DIR/NAME.FORMAT for each file (default: print to stdout)")
+    add("--language", metavar="L", help="spoken language, such as en or de (default: detected in the first 30 s)")
+    add(
+        "--task",
+        choices=("transcribe", "translate"),
+        default="transcribe",
+        help="transcribe, or translate into English (default: transcribe)",
+    )
+    add("--beam", type=whole(1), default=5, metavar="N", help="beams at temperature 0 (default: 5)")
     add(
         "--temperature",
         type=temperatures,
         default=(0.0, 0.2, 0.4, 0.6, 0.8, 1.0),
         metavar="T,...",
-        help="tried in turn while a text repeats itself or is in doubt (default: 0,0.2,0.4,0.6,0.8,1)",
+        help="temperatures to try in turn while the text is repetitive or improbable (default: 0,0.2,0.4,0.6,0.8,1)",
     )
-    add("--word-timestamps", action="store_true", help="when each word was spoken (in --json and --format json)")
-    add("--max-line-width", type=whole(1), metavar="N", help="characters of a line in srt and vtt, laid out by words")
-    add("--max-words-per-line", type=whole(1), metavar="N", help="words of such a line")
+    add("--word-timestamps", action="store_true", help="add the time of each word to --json and --format json")
+    add("--max-line-width", type=whole(1), metavar="N", help="maximum characters per subtitle line (srt, vtt)")
+    add("--max-words-per-line", type=whole(1), metavar="N", help="maximum words per subtitle line (srt, vtt)")
     add(
         "--max-line-count",
         type=whole(1),
         metavar="N",
-        help="such lines of a subtitle (default: 2 with --max-line-width, else 1)",
+        help="maximum lines per subtitle (default: 2 with --max-line-width, otherwise 1)",
     )
-    add("--prompt", default="", metavar="TEXT", help="taken to come before the sound: names, spelling, style")
-    add("--no-previous-text", action="store_true", help="do not give each window the text before it")
-    add("--no-vad", action="store_true", help="also transcribe where no voice is detected")
+    add(
+        "--prompt", default="", metavar="TEXT", help="text assumed to precede the audio; sets names, spelling and style"
+    )
+    add("--no-previous-text", action="store_true", help="do not condition each window on the text before it")
+    add("--no-vad", action="store_true", help="also transcribe parts without detected speech")
     add_cache(parser)
     add_server(parser)
 
 
 def temperatures(text: str) -> tuple[float, ...]:
-    """A type for --temperature."""
+    """The argparse type of --temperature."""
     return tuple(number(0)(part) for part in text.split(","))
 
 
@@ -86,7 +98,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
     sounds: list[tuple[FileSound, Path | None]] = []
     results: list[dict[str, Any]] = []
     failures: Failures = []
-    for (path, _), place in zip(named, places):  # what is no sound is known before anything is computed
+    for (path, _), place in zip(named, places):  # reject files that are not audio before any computation
         try:
             sounds.append((FileSound(path), place))
         except UserError as error:
@@ -98,13 +110,13 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
         for sound, place in sounds:
             try:
                 results.append(one(hear, sound, place, args.format, terminal, lines))
-            except UserError as error:  # damage that shows only as a file is read; the others are worth having
+            except UserError as error:  # damage found while decoding; continue with the other files
                 failures.append((sound.path, error))
     conclude({"results": results}, failures, terminal)
 
 
 def here(args: argparse.Namespace, lines: SubtitleLines | None) -> Hear:
-    """Transcripts of the model, shown as they come."""
+    """A function that transcribes with the local model and shows segments as they are decoded."""
     from headway.domains.audio import Telling
 
     transcriber = load(args).transcriber(settings(args, lines))
@@ -119,11 +131,13 @@ def here(args: argparse.Namespace, lines: SubtitleLines | None) -> Hear:
 
 
 def at_server(args: argparse.Namespace, lines: SubtitleLines | None) -> Hear:
-    """Transcripts of a server's model, which are whole when they come. UserError for what it cannot be asked."""
+    """A function that transcribes on a server. Raises UserError for settings that requests cannot have."""
     asked = settings(args, lines)
     plain = replace(type(asked)(), language=asked.language, task=asked.task, initial=asked.initial, words=asked.words)
     if asked != plain:
-        raise UserError("a server chooses beam, temperature, seed, voices and the text before; leave these out")
+        raise UserError(
+            "--server does not support --beam, --temperature, --seed, --no-vad and --no-previous-text; remove them"
+        )
     model = load(args)
 
     def hear(sound: FileSound, show: Show, progress: Progress) -> Transcription:
@@ -152,22 +166,22 @@ def settings(args: argparse.Namespace, lines: SubtitleLines | None) -> Transcrib
 
 
 def line_settings(args: argparse.Namespace) -> SubtitleLines | None:
-    """How subtitles are laid out, if that is asked for. UserError for what cannot be."""
+    """The requested subtitle layout, if any. Raises UserError for invalid combinations."""
     from headway.domains.audio import SubtitleLines
 
     width, count, words = args.max_line_width, args.max_line_count, args.max_words_per_line
     if width is None and count is None and words is None:
         return None
     if args.format not in ("srt", "vtt"):
-        raise UserError(f"lines are laid out in srt and vtt, not in {args.format}; add --format srt")
+        raise UserError(f"subtitle layout needs the format srt or vtt, not {args.format}; add --format srt")
     if width is None and words is None:
-        raise UserError("--max-line-count counts lines that are to be laid out; add --max-line-width, as in 42")
+        raise UserError("--max-line-count needs a line width; add --max-line-width, for example 42")
     return SubtitleLines(width, count or (1 if width is None else 2), words)
 
 
 def listed(paths: Sequence[Path]) -> list[tuple[Path, str]]:
-    """Files, and those below folders in order, each with its place below the folder but for its suffix. UserError for a
-    folder without sounds.
+    """The given files and the sounds below the given folders, in order, each with its path relative to the folder,
+    without suffix. Raises UserError for a folder without sounds.
     """
     from headway.domains.audio import KINDS
 
@@ -178,24 +192,24 @@ def listed(paths: Sequence[Path]) -> list[tuple[Path, str]]:
             continue
         files = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in KINDS and file.name[0] != "."]
         if not files:
-            raise UserError(f"the folder {path} holds no sounds ({', '.join(KINDS)}); give another, or files")
+            raise UserError(f"folder {path} contains no sounds ({', '.join(KINDS)}); pass another folder, or files")
         found += [(file, str(file.relative_to(path).with_suffix(""))) for file in files]
     return found
 
 
 def outputs(args: argparse.Namespace, names: Sequence[str]) -> Sequence[Path | None]:
-    """Where the transcript of each file goes. UserError for two of one name, and for what cannot be told apart."""
+    """The output path of each file. Raises UserError if two are equal, or if subtitles would mix on stdout."""
     from headway.data.store import check_out
     from headway.outputs import check_new
 
     if args.out is None:
         if len(names) > 1 and args.format in ("srt", "vtt"):
-            raise UserError(f"{len(names)} files as {args.format} on stdout run into one; give --out DIR")
+            raise UserError(f"{len(names)} {args.format} files cannot share stdout; add --out DIR")
         return [None] * len(names)
     places = [args.out / f"{name}.{args.format}" for name in names]
     twice = next((place for place, count in Counter(places).items() if count > 1), None)
     if twice is not None:
-        raise UserError(f"{twice} would be written for two files; transcribe them apart, or rename one")
+        raise UserError(f"{twice} is the output of two files; transcribe them separately, or rename one")
     check_new(*places)
     for place in {place.parent: place for place in places}.values():
         check_out(place)
@@ -210,7 +224,7 @@ def one(
     terminal: Terminal,
     lines: SubtitleLines | None = None,
 ) -> dict[str, Any]:
-    """Transcribe a file, and show or write it."""
+    """Transcribe a file, and print or write the transcript."""
     from headway.data.store import taking
     from headway.domains.audio import as_dict, written
 
@@ -220,8 +234,8 @@ def one(
     with bar(sound.path.name) as progress:
         found = hear(sound, show, progress)
     seconds = time.monotonic() - started
-    nothing = "" if found.segments else ", in which nobody is heard to speak"
-    terminal.note(f"{sound.path}: {found.duration:.1f} s of sound in {seconds:.1f} s{nothing}")
+    nothing = "" if found.segments else ", no speech found"
+    terminal.note(f"{sound.path}: {found.duration:.1f} s of audio in {seconds:.1f} s{nothing}")
     if not live:
         text = written(found, cast(Any, form), lines)
         if place is None:
@@ -235,7 +249,7 @@ def one(
 
 @contextmanager
 def bar(name: str) -> Iterator[Progress]:
-    """A bar of seconds on stderr, where that is a terminal."""
+    """A progress bar in seconds on stderr if it is a terminal."""
     if not sys.stderr.isatty():
         yield None
         return

@@ -1,4 +1,4 @@
-"""`headway translate`: a line in, a line out."""
+"""`headway translate`: translate text line by line."""
 
 from __future__ import annotations
 
@@ -19,22 +19,27 @@ headway translate runs/multi30k-en-de "Two dogs play in the snow." --n-best 3
 headway translate runs/multi30k-en-de --beam 4 < source.en > target.de
 headway translate runs/multi30k-en-de --temperature 0.8 --n-best 5 --seed 1 < source.en
 """
-CHUNK = 512  # lines read before any is written: enough to batch lines of equal length
+CHUNK = 512  # lines to read before translating: enough to batch lines of equal length
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("model", type=Path, metavar="RUN|MODEL", help="a run directory or a published model")
-    add("texts", nargs="*", metavar="TEXT", help="what to translate (default: the lines of standard input)")
+    add("model", type=Path, metavar="RUN|MODEL", help="run directory or published model")
+    add("texts", nargs="*", metavar="TEXT", help="texts to translate (default: lines of standard input)")
     add(
         "--beam",
         type=whole(1),
         metavar="N",
-        help="beams per line; 1 is greedy (default: as the run is evaluated, or 4)",
+        help="beams per line; 1 is greedy (default: as in the run's evaluation, or 4)",
     )
-    add("--length-penalty", type=number(0), metavar="A", help="GNMT's alpha (default: as the run is evaluated, or 0.6)")
-    add("--n-best", type=whole(1), metavar="N", help="write N translations per line, best first, as score, TAB, text")
-    add("--temperature", type=number(0), metavar="T", help="sample at this temperature instead of searching")
+    add(
+        "--length-penalty",
+        type=number(0),
+        metavar="A",
+        help="length penalty, GNMT's alpha (default: as in the run's evaluation, or 0.6)",
+    )
+    add("--n-best", type=whole(1), metavar="N", help="print the N best translations per line, as score, TAB, text")
+    add("--temperature", type=number(0), metavar="T", help="sample at this temperature instead of beam search")
     add_cache(parser)
     add_server(parser)
 
@@ -49,7 +54,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
         for first, lines in [(1, given)] if given else numbered(sys.stdin):
             for place, (line, some) in enumerate(zip(lines, model.translate(lines, scores=True, **how)), first):
                 if not line.strip():
-                    terminal.note(f"line {place} is empty, and so is its translation")
+                    terminal.note(f"line {place} is empty; its translation is empty too")
                 for text, score in some:
                     terminal.say(text if args.n_best is None else f"{score:.4f}\t{text}")
                 if args.json:
@@ -57,21 +62,21 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
                     scores.append([score for _, score in some])
             count += len(lines)
     if not count:
-        raise UserError("there is no line to translate; pass a text, or lines: headway translate RUN < FILE")
+        raise UserError("no text to translate; pass a text, or lines: headway translate RUN < FILE")
     seconds = time.monotonic() - started
     found = {"translations": outputs, "scores": scores} if args.json else {}
     terminal.result({**found, "lines": count, "seconds": seconds, "beyond": model.beyond})
 
 
 def chunks(lines: Iterator[str]) -> Iterator[list[str]]:
-    """Lines without their ends, a chunk at a time; from a keyboard, one at a time."""
+    """Chunks of lines without newlines; from a keyboard, one line at a time."""
     size = 1 if sys.stdin.isatty() else CHUNK
     while chunk := [line.rstrip("\r\n") for line in islice(lines, size)]:
         yield chunk
 
 
 def numbered(lines: Iterator[str]) -> Iterator[tuple[int, list[str]]]:
-    """Each chunk after the number of its first line, from 1 on."""
+    """Each chunk with the number of its first line, counted from 1."""
     first = 1
     for chunk in chunks(lines):
         yield first, chunk

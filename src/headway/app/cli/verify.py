@@ -1,4 +1,4 @@
-"""`headway verify`: whether the files of a run or model are as they were written."""
+"""`headway verify`: check the files of a run or model against their digests."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ EXAMPLE = """
 headway verify runs/shakespeare
 headway verify small --json
 """
-_SHOWN = 20  # damaged files
+_SHOWN = 20  # damaged files to list
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="RUN|MODEL", help="a run directory or a model")
+    parser.add_argument("model", metavar="RUN|MODEL", help="run directory or model")
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
@@ -24,15 +24,15 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
 
     with torch_options(args):
         found = hw.verify(args.model)
-    terminal.say(f"{args.model}: {found.files:,} files with {found.bytes:,} bytes have digests")
+    terminal.say(f"{args.model}: {found.files:,} files ({found.bytes:,} bytes) have digests")
     for line in found.damaged[:_SHOWN]:
         terminal.say(line)
     for path in found.unknown:
-        terminal.say(f"{path} has no digests")
+        terminal.say(f"{path} has no digest")
     whole = not found.damaged
     terminal.result({"path": args.model, "whole": whole, **found._asdict()})
     if not whole:
         count = len(found.damaged)
         raise UserError(
-            f"{args.model} is damaged ({count} of {found.files} files, {found.damaged[0]}); restore it from a copy"
+            f"{args.model} is damaged ({count} of {found.files} files, {found.damaged[0]}); restore it from a backup"
         )

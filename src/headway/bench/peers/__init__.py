@@ -1,1 +1,1 @@
-"""The programs that headway is measured beside. Each module is run in a process of its own and imported by nothing."""
+"""Other programs to compare headway with. Each module runs in its own process and is never imported."""

@@ -13,8 +13,8 @@ _NAME = "ctranslate2"
 
 
 class _Symbols:
-    """The words of a model that has none: the number of each symbol, as text. The last one of a translation model
-    starts the decoder, and the converter knows it by its name.
+    """A vocabulary for a model without one: each token id as text. The last token of a translation model starts the
+    decoder, and the converter identifies it by name.
     """
 
     bos_token, eos_token, unk_token = "1", "0", "2"
@@ -32,7 +32,7 @@ class _Symbols:
 
 
 def prepare(job: Job) -> None:
-    """Convert the published folder by CTranslate2's own converter; it needs transformers."""
+    """Convert the published folder with CTranslate2's converter, which needs transformers."""
     from ctranslate2.converters import TransformersConverter  # type: ignore[import-not-found]
 
     class Converter(TransformersConverter):
@@ -43,11 +43,11 @@ def prepare(job: Job) -> None:
         converter = Converter(str(job.model))
         converter.convert(str(job.place(_NAME)), quantization="int8" if job.form == "int8" else None)
     except (ValueError, NotImplementedError, ImportError) as error:
-        raise UserError(f"ctranslate2 cannot convert this shape ({error}); leave it out of --against") from None
+        raise UserError(f"ctranslate2 cannot convert this shape ({error}); remove it from --against") from None
 
 
 def decode(job: Job) -> dict[str, float]:
-    """All of it less the same with one new symbol, which is mostly the reading of the prompts."""
+    """The time of all new tokens minus that of one new token, which is mostly the prefill."""
     generator, prompts = _generator(job), _words(job.prompts())
     _write(generator, prompts, WARM)
     whole, first = (seconds_of(lambda n=n: _write(generator, prompts, n)) for n in (NEW, 1))
@@ -55,7 +55,7 @@ def decode(job: Job) -> dict[str, float]:
 
 
 def prefill(job: Job) -> dict[str, float]:
-    """One new symbol after the prompts and another one, less one new symbol after one: a step is not counted."""
+    """The time of one new token after the prompts, minus that of one new token after one token: without the step."""
     generator, prompts = _generator(job), _words([[0, *row] for row in job.prompts()])
     whole = seconds_of_a_step(lambda: _write(generator, prompts, 1))
     step = seconds_of_a_step(lambda: _write(generator, [row[:1] for row in prompts], 1))
@@ -63,7 +63,7 @@ def prefill(job: Job) -> dict[str, float]:
 
 
 def translate(job: Job) -> dict[str, float]:
-    """Beams; no sentence may end before it has all symbols."""
+    """Beam search with a minimum length, so that all have the same number of tokens."""
     translator = ctranslate2.Translator(str(job.place(_NAME)), **_settings(job))
     sources = _words(job.sources())
 

@@ -20,11 +20,11 @@ _TYPES = {"int8": llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0, "int4": llama_cpp.LLAMA_FTY
 
 @llama_cpp.llama_log_callback
 def _silent(level: int, text: bytes, data: ctypes.c_void_p) -> None:
-    """llama.cpp tells much on stderr."""
+    """Suppress llama.cpp's log on stderr."""
 
 
 def prepare(job: Job) -> None:
-    """Write the model as a .gguf file in fp32, which llama.cpp then rounds; all matrices alike."""
+    """Write the model as a GGUF file in fp32, and let llama.cpp quantise all its matrices."""
     from headway.app.exchange import export_model
     from headway.formats.open import open_model
 
@@ -38,11 +38,11 @@ def prepare(job: Job) -> None:
     failed = llama_cpp.llama_model_quantize(os.fsencode(whole), os.fsencode(target), ctypes.pointer(settings))
     whole.unlink()
     if failed:
-        raise UserError(f"llama.cpp cannot round this shape to {job.form}; leave it out of --against")
+        raise UserError(f"llama.cpp cannot quantise this shape to {job.form}; remove it from --against")
 
 
 class _Sequences:
-    """Rows of one model that grow together, each in a sequence of its own."""
+    """Rows of a batch that grow together, one sequence each."""
 
     def __init__(self, path: Path, prompts: Sequence[Sequence[int]], room: int, threads: int) -> None:
         self.prompts = prompts
@@ -57,21 +57,21 @@ class _Sequences:
         settings.n_threads = settings.n_threads_batch = threads
         self._context: Any = llama_cpp.llama_init_from_model(self._model, settings) if self._model else None
         if self._context is None:
-            raise UserError(f"llama.cpp cannot open {path.name}; leave it out of --against")
+            raise UserError(f"llama.cpp cannot open {path.name}; remove it from --against")
         self._batch = llama_cpp.llama_batch_init(tokens, 0, 1)
         vocabulary: Any = llama_cpp.llama_model_get_vocab(self._model)
         self._symbols = llama_cpp.llama_vocab_n_tokens(vocabulary)
         self.lengths = [0] * len(prompts)
 
     def read(self) -> list[int]:
-        """The prompts, and the likeliest symbol after each."""
+        """Decode the prompts, and return the most probable token after each."""
         memory: Any = llama_cpp.llama_get_memory(self._context)
         llama_cpp.llama_memory_clear(memory, False)
         self.lengths = [0] * len(self.prompts)
         return self.extend(self.prompts)
 
     def extend(self, rows: Sequence[Sequence[int]]) -> list[int]:
-        """Further symbols of each row, and the likeliest one after them."""
+        """Decode further tokens of each row, and return the most probable token after them."""
         batch, count, last = self._batch, 0, []
         for row, symbols in enumerate(rows):
             for place, symbol in enumerate(symbols, self.lengths[row]):
@@ -85,7 +85,7 @@ class _Sequences:
         batch.n_tokens = count
         code = llama_cpp.llama_decode(self._context, batch)
         if code:
-            raise RuntimeError(f"llama_decode gave {code}")
+            raise RuntimeError(f"llama_decode returned {code}")
         logits = (llama_cpp.llama_get_logits_ith(self._context, place) for place in last)
         return [int(np.ctypeslib.as_array(each, (self._symbols,)).argmax()) for each in logits]
 

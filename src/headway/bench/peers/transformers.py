@@ -14,7 +14,7 @@ from headway.bench.run import BEAM, NEW, WARM, WRITTEN, Job, Kind, answer, secon
 
 @torch.inference_mode()
 def decode(job: Job) -> dict[str, float]:
-    """Steps of the model with its cache; `generate` does more around each and is slower."""
+    """Steps of the model with its cache, which are faster than `generate`."""
     model, (ids, mask) = _model(job), _padded(job.prompts())
     places = (mask.cumsum(-1) - 1).clamp(min=0)
     out = model(ids, **_masked(job, mask, places), use_cache=True, logits_to_keep=1)
@@ -33,7 +33,7 @@ def decode(job: Job) -> dict[str, float]:
 
 @torch.inference_mode()
 def prefill(job: Job) -> dict[str, float]:
-    """The model and the logits after the last symbol."""
+    """The forward pass and the logits after the last token."""
     model, (ids, mask) = _model(job), _padded(job.prompts())
     masked = _masked(job, mask, (mask.cumsum(-1) - 1).clamp(min=0))
     each = seconds_of_a_step(lambda: model(ids, **masked, use_cache=True, logits_to_keep=1))
@@ -42,7 +42,7 @@ def prefill(job: Job) -> dict[str, float]:
 
 @torch.inference_mode()
 def translate(job: Job) -> dict[str, float]:
-    """`generate` with beams; no sentence may end before it has all symbols."""
+    """`generate` with beam search and a minimum length, so that all have the same number of tokens."""
     model = AutoModelForSeq2SeqLM.from_pretrained(job.model, dtype=torch.float32).eval()
     sources, pad = job.sources(), job.symbols - 1
     longest = max(map(len, sources))
@@ -65,7 +65,7 @@ def translate(job: Job) -> dict[str, float]:
 
 
 def train(job: Job) -> dict[str, float]:
-    """A plain loop: the model's own loss, clipping, torch's fused AdamW."""
+    """A plain loop: the model's loss, clipping, torch's fused AdamW."""
     model, context = _model(job).train(), job.context or 0
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
     generator = torch.Generator().manual_seed(job.seed)
@@ -83,8 +83,8 @@ def train(job: Job) -> dict[str, float]:
 
 
 def load(job: Job) -> dict[str, float]:
-    """From the call to a model of which every page was looked at; the second time, when all is imported and the system
-    has the files in memory.
+    """The time to load a model and touch every page of its weights, at the second load, when modules are imported and
+    the files are in the page cache.
     """
 
     def work() -> None:
@@ -102,7 +102,7 @@ def _model(job: Job) -> Any:
 
 
 def _padded(prompts: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Prompts that end together, and the mask of what is no padding, each [B, T]."""
+    """Left-padded prompts and their attention mask, each [B, T]."""
     longest = max(map(len, prompts))
     ids = torch.tensor([[*[0] * (longest - len(row)), *row] for row in prompts])
     mask = torch.tensor([[*[0] * (longest - len(row)), *[1] * len(row)] for row in prompts])
@@ -110,7 +110,7 @@ def _padded(prompts: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _masked(job: Job, mask: torch.Tensor, places: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Of one row nothing is padding, and without a mask it is faster."""
+    """The mask and positions; none for one row, which has no padding and is faster without."""
     return {} if job.rows == 1 else {"attention_mask": mask, "position_ids": places}
 
 

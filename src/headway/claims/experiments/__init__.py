@@ -1,4 +1,4 @@
-"""The experiments, one file each with a constant CLAIM; they are found here without being registered anywhere."""
+"""The experiments, one module each with a constant CLAIM. They are discovered without registration."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def claims() -> dict[str, Claim]:
 
 
 def chosen(names: Sequence[str]) -> list[Claim]:
-    """The claims of these names or numbers, all where none is given. Raises UserError with the nearest name."""
+    """The claims with these names or numbers; all without any. Raises UserError with the nearest name."""
     known = claims()
     numbers = {str(claim.number): claim.name for claim in known.values()}
     found = []
     for name in names or known:
         full = numbers.get(name, name)
         if full not in known:
-            raise UserError(f"there is no claim {name!r}; {nearest(name, known)}")
+            raise UserError(f"unknown claim {name!r}; {nearest(name, known)}")
         found.append(known[full])
     return list(dict.fromkeys(found))

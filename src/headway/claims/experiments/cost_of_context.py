@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 ATTENTION, LINES, CONTROL = "attention", ("linear attention", "delta"), "attention, window"
-SQUARE, LINE = (1.6, 2.2), (0.8, 1.2)  # where the interval of an exponent has to lie
+SQUARE, LINE = (1.6, 2.2), (0.8, 1.2)  # allowed range of an exponent's interval
 
 
 @dataclass(frozen=True)
 class CostOfContextSettings:
-    """`lengths` of texts in training, `counted` those whose memory is counted, `contexts` before a decoded token."""
+    """`lengths` of texts in training, `counted` lengths for counting memory, `contexts` before a decoded token."""
 
     lengths: tuple[int, ...] = (2048, 4096, 8192, 16384)
     counted: tuple[int, ...] = (1024, 2048, 4096)
@@ -34,7 +34,7 @@ class CostOfContextSettings:
     training_width: int = 32
     decoding_width: int = 128
     window: int = 256
-    enough: float = 0.2  # seconds that each cost is measured for, at least
+    enough: float = 0.2  # minimum seconds to measure each cost
 
 
 def config_of(settings: CostOfContextSettings, variant: str, width: int) -> TransformerConfig:
@@ -48,15 +48,15 @@ def config_of(settings: CostOfContextSettings, variant: str, width: int) -> Tran
 
 def measure(settings: CostOfContextSettings, variant: str, seed: int) -> Values:
     found: dict[str, Any] = {}
-    if variant != CONTROL:  # on a processor a window is a mask over all scores in training, and saves nothing
+    if variant != CONTROL:  # in training on a CPU, a window is a mask over all scores and saves nothing
         found = training(settings, config_of(settings, variant, settings.training_width).build(seed), seed)
     model = config_of(settings, variant, settings.decoding_width).build(seed)
     return {**found, **decoding(settings, model)}
 
 
 def training(settings: CostOfContextSettings, model: Transformer, seed: int) -> dict[str, Any]:
-    """The time of forward and backward pass, and what is kept between them: by the fused kernel, and by the plain form
-    in which every weight is a number in memory.
+    """The time of the forward and backward pass, and the bytes saved between them: by the fused kernel, and by the
+    plain form, which stores every attention weight.
     """
     source = generator(seed, 9)
     texts = {n: torch.randint(8, (1, n), generator=source) for n in {*settings.lengths, *settings.counted}}
@@ -71,7 +71,7 @@ def training(settings: CostOfContextSettings, model: Transformer, seed: int) -> 
 
 @torch.no_grad()
 def decoding(settings: CostOfContextSettings, model: Transformer) -> dict[str, Any]:
-    """The time of one more token after a context, and what the state of it takes."""
+    """The time of one more token after a context, and the bytes of its state."""
     times, sizes = [], []
     for context in settings.contexts:
         x, layout = model.embed(torch.tensor([[0]]), Layout(torch.tensor([[context]])))
@@ -90,7 +90,7 @@ def state_bytes(model: nn.Module, context: int) -> int:
 
 
 def fit(trials: Trials, variant: str, key: str, xs: tuple[int, ...], plus: float = 0.0) -> Interval:
-    """The exponent over all repetitions; decoding a whole text has that of one token `plus` 1."""
+    """The exponent over all repetitions plus `offset`; that of decoding a text is 1 more than that of one token."""
     runs = trials.of(variant, key)
     found = exponent([x for _ in runs for x in xs], [y for run in runs for y in run])
     return Interval(*(part + plus for part in found))
@@ -114,7 +114,9 @@ def judge(settings: CostOfContextSettings, trials: Trials) -> Finding:
     fused = next(n.interval for n in numbers if n.name == "attention: memory of training, fused")
     remarks = ["All numbers are exponents p of cost = a T^p."]
     if inside(fused, LINE):
-        remarks.append("The fused kernel makes the memory of attention a line in training: only its time is a square.")
+        remarks.append(
+            "With the fused kernel, the memory of attention in training is linear; only its time is quadratic."
+        )
     return Finding(numbers, effect, inside(control, LINE), remarks)
 
 
@@ -134,7 +136,7 @@ def draw(figure: Figure, settings: CostOfContextSettings, trials: Trials) -> Non
         middle,
         settings.counted,
         series,
-        title="kept for the backward pass, MiB",
+        title="saved for the backward pass, MiB",
         x="tokens",
         log="xy",
         ticks=settings.counted,
@@ -148,17 +150,17 @@ CLAIM = Claim(
     number=7,
     name="cost-of-context",
     title="Attention costs the square of the context; the linear forms a line",
-    statement="The time and memory of attention grow with the square of the context, those of linear attention and "
-    "of the delta rule in proportion to it, in training and in decoding.",
+    statement="The time and memory of attention grow with the square of the context. Those of linear attention and of "
+    "the delta rule grow in proportion to it, in training and in decoding.",
     source="Vaswani et al. 2017, table 1; Katharopoulos et al. 2020; Schlag, Irie and Schmidhuber 2021",
-    measured="One block at 2,048 to 16,384 tokens: the time of a training step; the bytes kept for its backward "
-    "pass, counted, in the plain form in which every attention weight is held and in the fused one; the time of one "
-    "token after a context of up to 262,144, of which a whole text takes the integral. Exponents are fitted to the "
+    measured="One block at 2,048 to 16,384 tokens: the time of a training step; the counted bytes saved for its "
+    "backward pass, in the plain form that stores every attention weight and in the fused form; and the time of one "
+    "token after a context of up to 262,144, whose integral is the time of a whole text. Exponents are fitted to the "
     "logarithms.",
-    rule="For time of training, time of decoding a whole text, and memory of training in the plain form, the "
-    "interval of attention's exponent lies within 1.6 to 2.2, and that of the linear forms within 0.8 to 1.2.",
-    control="Attention that sees only a window must not show the square: the exponent of decoding a text has to lie "
-    "within 0.8 to 1.2. If it did not, the fit would find squares anywhere.",
+    rule="For the time of training, the time of decoding a whole text, and the memory of training in the plain form, "
+    "the interval of attention's exponent is within 1.6 to 2.2, and that of the linear forms within 0.8 to 1.2.",
+    control="Attention within a window must not be quadratic: the exponent of decoding a text has to be within 0.8 to "
+    "1.2. Otherwise the fit would find squares anywhere.",
     minutes=3.0,
     settings=CostOfContextSettings(),
     variants=lambda settings: [ATTENTION, *LINES, CONTROL],

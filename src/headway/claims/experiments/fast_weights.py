@@ -26,7 +26,7 @@ EQUAL, UNEQUAL = 1e-9, 1e-2  # relative differences in double precision
 
 @dataclass(frozen=True)
 class FastWeightsSettings:
-    """Lengths, also such that are no multiple of the chunks in which the parallel form works."""
+    """Lengths, some of which are not multiples of the chunk size of the parallel form."""
 
     lengths: tuple[int, ...] = (1, 7, 64, 100, 257)
     width: int = 32
@@ -35,7 +35,7 @@ class FastWeightsSettings:
 
 
 def mixer_of(settings: FastWeightsSettings, variant: str) -> Mixer:
-    """A mixer in double precision; all have the same parameters by the same names."""
+    """A mixer in double precision; all have the same parameters with the same names."""
     heads = settings.heads
     config = {
         "controller": FastWeightsConfig(heads, strength=False),
@@ -47,7 +47,7 @@ def mixer_of(settings: FastWeightsSettings, variant: str) -> Mixer:
 
 
 def program(controller: Mixer, x: Float[Tensor, "B T D"], heads: int) -> Float[Tensor, "B T D"]:
-    """1992, to the letter: a slow network says what is written, W = W + v k^T, and the fast one answers y = W q."""
+    """As in 1992: a slow network determines the writes, W = W + v k^T, and the fast one returns y = W q."""
     batch, length, width = x.shape
     q, k, v = controller.qkv(x).view(batch, length, 3, heads, -1).unbind(2)  # type: ignore[operator, union-attr]
     fast = x.new_zeros(batch, heads, width // heads, width // heads)
@@ -64,7 +64,7 @@ def gradients(y: Tensor, x: Tensor, mixer: nn.Module) -> list[Tensor]:
 
 
 def apart(first: Tensor, second: Tensor) -> float:
-    """The greatest difference, against the greatest number."""
+    """The largest difference, relative to the largest value."""
     first, second = first.detach(), second.detach()
     return float((first - second).abs().max() / second.abs().max().clamp(min=1e-300))
 
@@ -89,7 +89,7 @@ def measure(settings: FastWeightsSettings, variant: str, seed: int) -> Values:
 
 @torch.no_grad()
 def token_by_token(mixer: Mixer, x: Tensor, layout: Layout) -> Tensor:
-    """The library's own controller, through its state."""
+    """The library's controller, token by token through its state."""
     state, said = mixer.initial_state(x.shape[0], x.shape[1], like=x), []
     for t in range(x.shape[1]):
         y, state = mixer.recurrent(x[:, t : t + 1], Layout(layout.positions[:, t : t + 1]), state)
@@ -106,14 +106,14 @@ def judge(settings: FastWeightsSettings, trials: Trials) -> Finding:
         return Number(name, Interval(value, value, value), "all seeds and lengths")
 
     same = {key: worst(trials, SAME, key) for key in ("outputs", "gradients", "module")}
-    # A control has to differ with every seed, wherever there is more than one token to tell them apart.
+    # A control must differ with every seed at every length above one token.
     long = [i for i, length in enumerate(settings.lengths) if length > 1]
     least = {v: min(trials.of(v, "outputs")[s][i] for s in range(trials.seeds) for i in long) for v in CONTROLS}
     numbers = [
-        number("outputs: greatest relative difference", same["outputs"]),
-        number("gradients: greatest relative difference", same["gradients"]),
-        number("controller through its state: greatest relative difference", same["module"]),
-        *(number(f"control, {v}: least relative difference", value) for v, value in least.items()),
+        number("outputs: largest relative difference", same["outputs"]),
+        number("gradients: largest relative difference", same["gradients"]),
+        number("controller through its state: largest relative difference", same["module"]),
+        *(number(f"control, {v}: smallest relative difference", value) for v, value in least.items()),
     ]
     return Finding(numbers, max(same.values()) < EQUAL, all(value > UNEQUAL for value in least.values()))
 
@@ -141,15 +141,15 @@ CLAIM = Claim(
     number=4,
     name="fast-weights",
     title="The fast weight controller is the unnormalised linear transformer",
-    statement="A slow network that writes keys and values into fast weights by outer products (1992) computes the "
-    "same as linear attention without normalisation (2020).",
+    statement="A slow network that writes keys and values into fast weights by outer products (1992) computes the same "
+    "function as linear attention without normalisation (2020).",
     source="Schmidhuber 1992; Katharopoulos et al. 2020; Schlag, Irie and Schmidhuber 2021, section 3.1",
-    measured="W = W + v k^T, y = W q, one token after the other as in 1992, against the parallel, masked form of "
-    "linear attention with the same weights: outputs and gradients in double precision at several lengths.",
-    rule="For all seeds and lengths the greatest relative difference of outputs and of gradients is below 1e-9.",
-    control="Linear attention that is normalised, and attention with a softmax, have the same weights but compute "
-    "something else: both must differ by more than 1e-2 wherever there is more than one token. If they did not, the "
-    "measure would see no difference at all.",
+    measured="W = W + v k^T, y = W q, token by token as in 1992, compared with the parallel, masked form of linear "
+    "attention with the same weights: outputs and gradients in double precision at several lengths.",
+    rule="For all seeds and lengths, the largest relative difference of outputs and of gradients is below 1e-9.",
+    control="Normalised linear attention and softmax attention have the same weights but compute another function: "
+    "both must differ by more than 1e-2 for more than one token. Otherwise the measure would not detect any "
+    "difference.",
     minutes=0.2,
     settings=FastWeightsSettings(),
     variants=lambda settings: [SAME, *CONTROLS],

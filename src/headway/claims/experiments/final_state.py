@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FinalStateSettings:
-    """Texts of `short` and of `length` tokens, of `symbols`, and a token that asks for the one at some place.
+    """Texts of `short` and of `length` tokens, of `symbols`, and a token that queries one position.
 
-    The long ones hold 120 bits, as does a sentence of eight words from 30,000.
+    The long texts have 120 bits, like a sentence of eight words from 30,000.
     """
 
     short: int = 6
@@ -33,7 +33,7 @@ class FinalStateSettings:
     symbols: int = 8
     width: int = 32
     rows: int = 64
-    probed: int = 2000  # texts, half of them to fit the probe
+    probed: int = 2000  # texts; half of them fit the probe
     training: Training = Training(steps=1000)
     mixers: tuple[str, ...] = ("elman", "lstm", "attention")
 
@@ -43,14 +43,14 @@ def name(mixer: str, length: int) -> str:
 
 
 def model_of(settings: FinalStateSettings, mixer: str, length: int) -> TransformerConfig:
-    """Positions are given to all: which place is asked for is then easy to compare with."""
+    """All models have learned positions, so the queried position is easy to compare with."""
     symbols = settings.symbols + length
     found = network(MIXERS[mixer], width=settings.width, symbols=symbols, outputs=settings.symbols)
     return replace(found, context=length + 1, embed=TokenEmbedConfig(LearnedConfig()))
 
 
 def texts(settings: FinalStateSettings, length: int) -> Draw:
-    """Every text is asked for one of its tokens, so that a model has reason to keep them all."""
+    """Texts with a query for a random token, so the model has to store them all."""
 
     def draw(source: torch.Generator) -> DrawnExamples:
         text = torch.randint(settings.symbols, (settings.rows, length), generator=source)
@@ -63,8 +63,8 @@ def texts(settings: FinalStateSettings, length: int) -> Draw:
 
 @torch.no_grad()
 def memories(model: Transformer, text: Int[Tensor, "B T"]) -> list[Float[Tensor, "B N"]]:
-    """What the model holds of each token once it has read the whole text: for a recurrent network its state, the same
-    for all; for attention the key and the value of that token.
+    """The model's memory of each token after the whole text: for a recurrent network its state, the same for all
+    tokens; for attention the key and the value of the token.
     """
     x, layout = model.embed(text, Layout.full(text.shape[0], text.shape[1]))
     states = model.stack.initial_states(text.shape[0], text.shape[1] + 1, like=x)
@@ -140,19 +140,18 @@ CLAIM = Claim(
     number=10,
     name="final-state",
     title="The last state has no precise information on early tokens",
-    statement="From the last state of a recurrent network the last tokens can be read, but not the first ones; what "
-    "attention remembers holds them all.",
+    statement="The last state of a recurrent network contains the last tokens, but not the first ones. The memory of "
+    "attention contains them all.",
     source="Bahdanau, Cho and Bengio 2015, section 1; Cho et al. 2014 (properties of neural machine translation)",
-    measured="Networks are trained to say which token stood at a place that is asked for after the text. Then they "
-    "are frozen, and a linear probe reads each token: from the state (h, and c of the LSTM) after the whole text, "
-    "or from the key and value that attention holds of it.",
-    rule="In the long texts the probe reads the last token (lower end above 0.9) from all; it reads the first from "
-    "attention's memory (above 0.9), and from Elman's and the LSTM's states in fewer than half of the texts (upper "
-    "end).",
-    control="A probe for tokens of another text, which the model never read, must fail: within 0.1 of chance by the "
-    "upper end; else it would make up what it reads. And in short texts the claim must be wrong: there the first "
-    "token is read from the LSTM's state in more than half of the texts, or the probe could read nothing old at "
-    "all.",
+    measured="Networks are trained to recall the token at a position that is queried after the text. Then they are "
+    "frozen, and a linear probe predicts each token: from the state (h, and c of the LSTM) after the whole text, or "
+    "from the key and value that attention stores of it.",
+    rule="In the long texts, the probe predicts the last token for all models (lower end above 0.9). It predicts the "
+    "first from attention's memory (above 0.9), and from Elman's and the LSTM's states in fewer than half of the texts "
+    "(upper end).",
+    control="A probe for tokens of another text, which the model never read, must fail: within 0.1 of chance, by the "
+    "upper end. In short texts the claim must be wrong: the probe has to predict the first token from the LSTM's "
+    "state in more than half of the texts. Otherwise it could not read old tokens at all.",
     minutes=1.5,
     settings=FinalStateSettings(),
     variants=lambda settings: [name(m, n) for n in (settings.short, settings.length) for m in settings.mixers],

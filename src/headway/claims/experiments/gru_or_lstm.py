@@ -20,7 +20,7 @@ VARIANTS = (LSTM, GRU, ELMAN, HALF)
 @dataclass(frozen=True)
 class GRUOrLSTMSettings:
     """`margin` is the difference of phoneme error rates below which models count as equal. Sizes are those of a
-    transformer of this width and depth.
+    transformer with this width and depth.
     """
 
     margin: float = 0.02
@@ -38,7 +38,7 @@ def measure(settings: GRUOrLSTMSettings, variant: str, seed: int) -> Values:
 
 
 def against_lstm(trials: Trials, other: str) -> list[float]:
-    """The difference of error rates, a pair of trials each."""
+    """The differences of error rates, per pair of trials."""
     return [a - b for a, b in zip(trials.of(other, "end"), trials.of(LSTM, "end"))]
 
 
@@ -58,22 +58,22 @@ def draw(figure: Figure, settings: GRUOrLSTMSettings, trials: Trials) -> None:
     rates = {variant: trials.share(variant, "end") for variant in VARIANTS}
     bars(left, rates, title="phoneme error rate", x="validation")
     found = {other: against_lstm(trials, other) for other in VARIANTS[1:]}
-    intervals(right, found, settings.margin, title="over the lstm's, each seed", x="grey: counts as equal")
+    intervals(right, found, settings.margin, title="minus the lstm's, each seed", x="grey: counts as equal")
 
 
 CLAIM = Claim(
     number=8,
     name="gru-or-lstm",
     title="The GRU is neither better nor worse than the LSTM",
-    statement="For sequence to sequence models of equal size, GRU and LSTM reach the same quality.",
+    statement="In sequence-to-sequence models of equal size, GRU and LSTM reach the same quality.",
     source="Chung et al. 2014; Britz et al. 2017, section 4.2",
-    measured="English words to phonemes (recipe pronounce) with LSTM or GRU in encoder and decoder, equal sizes, the "
-    "source read by attention: the error rate of phonemes after equally many steps of AdamW, its rate chosen for each "
-    "run by short runs before. An Elman network of the same size is beside them.",
+    measured="English words to phonemes (recipe pronounce) with LSTM or GRU in encoder and decoder, equal sizes, and "
+    "attention to the source: the phoneme error rate after equally many steps of AdamW. Short trial runs choose the "
+    "learning rate of each run. An Elman network of the same size is included for comparison.",
     rule="Two one-sided t tests over paired seeds reject, at 5 % each, that the error rates of GRU and LSTM differ "
     "by more than the margin fixed beforehand, 0.02 (--full: 0.01).",
-    control="The same test must not find an LSTM of half the width equal to the LSTM, and has to see it as worse "
-    "(interval of the difference above 0). If it did not, margin or scatter would be too wide to tell models apart.",
+    control="The same test must not find an LSTM of half the width equal to the LSTM, and must find it worse (interval "
+    "of the difference above 0). Otherwise the margin or the spread would be too wide to distinguish models.",
     minutes=17.0,
     settings=GRUOrLSTMSettings(),
     variants=lambda settings: list(VARIANTS),

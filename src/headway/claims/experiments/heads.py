@@ -26,7 +26,7 @@ MASKED, UNMASKED = "next token, masked", "next token, mask removed"
 
 @dataclass(frozen=True)
 class HeadsSettings:
-    """`asked` keys at once of `keys` that were written; `length` and `symbols` of texts that no one can predict."""
+    """`asked` keys are queried at once of `keys` that were written; `length` and `symbols` of unpredictable texts."""
 
     heads: tuple[int, ...] = (1, 2, 4, 8)
     keys: int = 12
@@ -58,7 +58,7 @@ def measure(settings: HeadsSettings, variant: str, seed: int) -> Values:
 
 
 def look_up(settings: HeadsSettings, heads: int, seed: int) -> Values:
-    """Associative recall, and where the token that asks looks."""
+    """Associative recall, with the attention weights of the query token."""
     problem = settings.pairs
     outputs = settings.asked * settings.values
     config = network(AttentionConfig(heads), width=settings.width, channels=problem.channels, outputs=outputs)
@@ -76,14 +76,14 @@ def look_up(settings: HeadsSettings, heads: int, seed: int) -> Values:
 
 
 def looks(model: Transformer, problem: KeyValuePairs, rows: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The weights [B, H, S] with which the last token looks at all, and where [B, A] the answers stand."""
+    """The attention weights [B, H, S] of the last token, and the positions [B, A] of the answers."""
     examples, places = problem.draw(rows, generator(seed, 5))
     maps = attention_maps(model, lambda: model(examples.inputs, examples.layout))
     return next(iter(maps.values()))[:, :, -1], places
 
 
 def predict(settings: HeadsSettings, masked: bool, seed: int) -> Values:
-    """Training on the next token of texts drawn at random, where an honest model can only guess."""
+    """Train on the next token of random texts, which a causal model can only guess."""
     mixer = AttentionConfig(2, pattern=Causal() if masked else Full(), rotary=RotaryConfig())
     symbols = settings.symbols
     config = network(mixer, width=settings.width, symbols=symbols, outputs=symbols, pool="tokens")
@@ -91,7 +91,7 @@ def predict(settings: HeadsSettings, masked: bool, seed: int) -> Values:
 
     def draw(source: torch.Generator) -> DrawnExamples:
         text = torch.randint(symbols, (settings.rows, settings.length + 1), generator=source)
-        # Whoever sees all can read off every target but this one, which is not in the row.
+        # Without the mask, a model can copy every target but this one, which is not in the row.
         targets = text[:, 1:].clone()
         targets[:, -1] = IGNORED
         return DrawnExamples(text[:, :-1], Layout.full(settings.rows, settings.length), targets)
@@ -116,24 +116,22 @@ def judge(settings: HeadsSettings, trials: Trials) -> Finding:
     later = trials.share(UNMASKED, "honest")
     numbers += [
         Number(f"{enough}: weight of the best head on the right key", weight),
-        Number(f"{enough} over {_heads(settings.heads[0])}: accuracy", gain),
+        Number(f"{enough} minus {_heads(settings.heads[0])}: accuracy", gain),
         Number(f"{UNMASKED}: accuracy in training", cheat),
-        Number(f"{UNMASKED}: accuracy when the next token is not there", later),
+        Number(f"{UNMASKED}: accuracy without the next token in the row", later),
         Number(f"{MASKED}: accuracy in training", guess),
     ]
     chance = 1 / settings.symbols
     effect = weight.low > 0.5 and gain.low > 0.1 and cheat.low > 0.9
     control = guess.high < chance + 0.1 and later.high < chance + 0.1
-    remarks = [
-        f"An even look at all tokens gives {1 / settings.pairs.length:.2g} to each; a guess is right in {chance:.3g}."
-    ]
+    remarks = [f"Uniform attention has a weight of {1 / settings.pairs.length:.2g} per token; chance is {chance:.3g}."]
     return Finding(numbers, effect, control, remarks)
 
 
 def draw(figure: Figure, settings: HeadsSettings, trials: Trials) -> None:
     left, middle, right = figure.subplots(1, 3, width_ratios=(1, 1.25, 1))
     found = list(zip(*(trials.of(_heads(n), "accuracy") for n in settings.heads)))
-    title = f"{settings.asked} of {settings.keys} keys asked for"
+    title = f"{settings.asked} of {settings.keys} keys queried"
     lines(
         left, settings.heads, {"attention": found}, title=title, x="heads", y="accuracy", log="x", ticks=settings.heads
     )
@@ -145,10 +143,10 @@ def draw(figure: Figure, settings: HeadsSettings, trials: Trials) -> None:
     for number, place in enumerate(places, 1):
         middle.annotate(f"{number}", (place, -0.62), ha="center", va="bottom", fontsize=8, annotation_clip=False)
     middle.set_yticks(range(enough), [f"head {h + 1}" for h in range(enough)])
-    middle.set(xlabel="token; the keys asked for are numbered")
-    middle.set_title("where the question looks", pad=16)
+    middle.set(xlabel="token; queried keys are numbered")
+    middle.set_title("attention of the query", pad=16)
     kinds = {"masked": MASKED, "mask removed": UNMASKED}
-    for offset, (key, label) in enumerate((("accuracy", "as trained"), ("honest", "next token not there"))):
+    for offset, (key, label) in enumerate((("accuracy", "as trained"), ("honest", "next token hidden"))):
         values = [mean(trials.of(name, key)).value for name in kinds.values()]
         right.bar(
             [i + 0.36 * offset for i in range(2)], values, width=0.34, label=label, color=("#2563c9", "#d9660a")[offset]
@@ -164,17 +162,17 @@ CLAIM = Claim(
     number=9,
     name="heads",
     title="Heads amplify the tokens that matter, and the mask keeps them honest",
-    statement="Each head looks at the token that matters, so that one layer can look up as many things at once as "
-    "it has heads; and without the causal mask a model only learns to read off what it should predict.",
+    statement="Each head attends to the token that matters, so one layer can look up as many values at once as it has "
+    "heads. Without the causal mask, a model only learns to copy what it should predict.",
     source="Vaswani et al. 2017, sections 3.2.2 and 3.2.3",
-    measured="Associative recall: key and value pairs, then a token that asks for four keys at once. Accuracy for 1 "
-    "to 8 heads with equally many weights; the attention weight on the right keys. Then training on the next token "
-    "of random texts, with and without the mask.",
-    rule="With as many heads as keys are asked for, the best head's weight on the right key is above one half and "
-    "the accuracy is more than 0.1 above that of one head; and without the mask the accuracy on random texts is "
-    "above 0.9. All by the nearer ends of the intervals.",
-    control="On random texts no honest model can beat chance: the masked one must fail, and so must the unmasked "
-    "one where the next token is not in its row. Within 0.1 of chance, by the intervals' upper ends.",
+    measured="Associative recall: pairs of keys and values, then a token that queries four keys at once. Accuracy for "
+    "1 to 8 heads with equally many weights, and the attention weight on the correct keys. Then training on the next "
+    "token of random texts, with and without the mask.",
+    rule="With as many heads as queried keys, the best head's weight on the correct key is above one half, and the "
+    "accuracy is more than 0.1 above that of one head. Without the mask, the accuracy on random texts is above 0.9. "
+    "All by the lower ends of the intervals.",
+    control="On random texts, no model can predict better than chance. The masked model must fail, and so must the "
+    "unmasked one if the next token is not in its row: within 0.1 of chance, by the upper ends of the intervals.",
     minutes=1.5,
     settings=HeadsSettings(),
     variants=variants,

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TASKS = ("adding", "copying")
-_CONSTANT = 1 / 6  # the error of a constant answer in the adding problem
+_CONSTANT = 1 / 6  # error of a constant answer in the adding problem
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class LongDependenciesSettings:
 
 
 class LagJob(NamedTuple):
-    """With `cut` the state is lost on the way, so that little can be solved by what is left."""
+    """A problem for a mixer. With `cut` the state is lost midway, so most of the problem cannot be solved."""
 
     mixer: str
     task: str
@@ -75,7 +75,7 @@ def measure(settings: LongDependenciesSettings, variant: str, seed: int) -> Valu
 
 
 def solved(settings: LongDependenciesSettings, job: LagJob, model: Transformer, draw: Draw, seed: int) -> float:
-    """0 for what chance or a constant answer reaches, 1 for no error."""
+    """The solved share: 0 for chance or a constant answer, 1 for no error."""
     if job.task == "adding":
         return max(0.0, 1 - error(model, draw, seed) / _CONSTANT)
     guess = 1 / settings.symbols
@@ -116,17 +116,17 @@ CLAIM = Claim(
     title="The LSTM learns long dependencies",
     statement="An LSTM learns to add and to copy over lengths at which an Elman network fails.",
     source="Hochreiter and Schmidhuber 1997, experiment 4 (adding); Arjovsky, Shah and Bengio 2016 (copying)",
-    measured="How much of each problem is solved on fresh examples after equally many steps: 0 is what chance or a "
-    "constant answer reaches, 1 is no error; one block of equal width around either cell.",
-    rule="At the greatest length of both problems the interval of the LSTM lies above one half and that of the "
-    "Elman network below.",
+    measured="The solved share of each problem on fresh examples after equally many steps: 0 is chance or a constant "
+    "answer, 1 is no error. Either cell is in one block of equal width.",
+    rule="At the greatest length of both problems, the interval of the LSTM is above one half and that of the Elman "
+    "network below.",
     control="An LSTM whose state is cut off before the last quarter (adding) or half of the delay (copying) must "
-    "fail: it cannot know what came before. If it solved them, the problems would ask for no memory.",
+    "fail, because it cannot know what came before. If it succeeded, the problems would need no memory.",
     minutes=3.5,
     settings=LongDependenciesSettings(),
     variants=lambda settings: list(jobs(settings)),
     measure=measure,
     judge=judge,
     draw=draw,
-    seeds=5,  # three left the interval of the control too wide: 0 to 0.52 about the 0.25 that can be known
+    seeds=5,  # with three, the interval of the control was too wide: 0 to 0.52 around the possible 0.25
 )

@@ -26,12 +26,12 @@ VARIANTS = (FIXED, SEARCH, TRANSFORMER, LAST)
 
 @dataclass(frozen=True)
 class LongSentencesSettings:
-    """Lists of 1 to `most` words; of each length there are so many to train on, and `judged` to judge by."""
+    """Lists of 1 to `most` words, with `trained` training lists and `judged` validation lists per length."""
 
     most: int = 5
     trained: int = 10_000
     judged: int = 150
-    width: int = 64  # of the transformer; the others are as large
+    width: int = 64  # of the transformer; the others have the same size
     budget: Budget = Budget(steps=1400, trial_steps=100, rates=(4e-3, 8e-3), evaluations=1, judged=300)
 
 
@@ -54,7 +54,7 @@ def model_of(settings: LongSentencesSettings, variant: str, task: Task) -> Model
 
 
 def by_length(settings: LongSentencesSettings, task: Task, model: EncoderDecoder) -> tuple[list[float], list[float]]:
-    """The phoneme error rate of lists of 1, 2, ... words, and their mean length in letters."""
+    """The phoneme error rate for lists of 1, 2, ... words, and their mean length in letters."""
     examples, objective = cast(ParallelText, task.examples), cast(TargetText, task.objective)
     sources = examples.sources("validation")
     texts, references = sources.given, sources.references
@@ -69,7 +69,7 @@ def by_length(settings: LongSentencesSettings, task: Task, model: EncoderDecoder
 
 
 def falls(trials: Trials, variant: str) -> list[float]:
-    """By how much the error rate is higher for the longest lists than for single words, a trial each."""
+    """The rise of the error rate from single words to the longest lists, per trial."""
     return [rates[-1] - rates[0] for rates in trials.of(variant, "rates")]
 
 
@@ -79,11 +79,13 @@ def judge(settings: LongSentencesSettings, trials: Trials) -> Finding:
     control = difference([fall / 2 for fall in loss[FIXED]], loss[LAST])
     numbers = []
     for variant in VARIANTS:
-        numbers.append(Number(f"{variant}: error rate of single words", mean(trials.at(variant, "rates", 0))))
-        numbers.append(Number(f"{variant}: of lists of {settings.most}", mean(trials.at(variant, "rates", -1))))
-        numbers.append(Number(f"{variant}: rise from one to the other", mean(loss[variant])))
-    numbers += [Number(f"rise of {FIXED} over that of {other}", found) for other, found in over.items()]
-    numbers.append(Number(f"half the rise of {FIXED} over that with the last word only", control))
+        numbers.append(Number(f"{variant}: error rate for single words", mean(trials.at(variant, "rates", 0))))
+        numbers.append(
+            Number(f"{variant}: error rate for lists of {settings.most}", mean(trials.at(variant, "rates", -1)))
+        )
+        numbers.append(Number(f"{variant}: rise between them", mean(loss[variant])))
+    numbers += [Number(f"rise of {FIXED} minus that of {other}", found) for other, found in over.items()]
+    numbers.append(Number(f"half the rise of {FIXED} minus that with the last word only", control))
     letters = ", ".join(f"{found:.0f}" for found in trials.of(FIXED, "letters")[0])
     sizes = ", ".join(f"{variant} {trials.of(variant, 'parameters')[0]:,}" for variant in VARIANTS[:3])
     remarks = [f"Lists of 1 to {settings.most} words have {letters} letters.", f"Parameters: {sizes}."]
@@ -104,19 +106,19 @@ CLAIM = Claim(
     number=13,
     name="long-sentences",
     title="A fixed vector fails long sentences",
-    statement="A model that puts the whole source into one vector gets worse the longer the source is; one that "
-    "searches the source by attention, recurrent or not, does so less.",
+    statement="A model that encodes the whole source as one vector gets worse with longer sources. A model that "
+    "attends to the source, recurrent or not, gets worse more slowly.",
     source="Cho et al. 2014 (Properties), figure 4; Bahdanau, Cho and Bengio 2015, figure 2",
-    measured="Lists of 1 to 5 English words, said one after the other (words of recipe pronounce, drawn at random; "
-    "those of validation are not trained on): the error rate of phonemes against the length of the list, for the GRU "
-    "model of 2014 with its fixed vector, RNNsearch of 2015 and a transformer, equal in size and steps of AdamW, the "
-    "rate chosen for each run by short runs before. The longer sources are made by joining words: sentences of a "
-    "language would differ in more than their length.",
-    rule="From single words to the longest lists the error rate of the fixed vector rises (interval over seeds above "
-    "0), and by more than that of RNNsearch and that of the transformer (both intervals of the difference above 0).",
-    control="The same model and lists, but only the last word is to be said. It fits into the vector, so the rise "
-    "must go: it has to be less than half of that with all words (interval of the difference above 0). If it did "
-    "not, reading long sources would be what fails, and not keeping them in a vector.",
+    measured="Lists of 1 to 5 English words to pronounce (random words of recipe pronounce; validation words are "
+    "not in the training data): the phoneme error rate by the length of the list, for the GRU model of 2014 with its "
+    "fixed vector, RNNsearch of 2015 and a transformer, with equal sizes and steps of AdamW. Short trial runs choose "
+    "the learning rate of each run. Longer sources are joined words, because sentences of a language would differ in "
+    "more than their length.",
+    rule="From single words to the longest lists, the error rate of the fixed vector rises (interval over seeds above "
+    "0), and by more than those of RNNsearch and the transformer (both intervals of the difference above 0).",
+    control="The same model and lists, but only the last word is the target. It fits into the vector, so the rise must "
+    "be less than half of that with all words (interval of the difference above 0). Otherwise the model would fail at "
+    "reading long sources, and not at storing them in a vector.",
     minutes=16.0,
     settings=LongSentencesSettings(),
     variants=lambda settings: list(VARIANTS),

@@ -23,8 +23,8 @@ CONTROL = "total"
 
 @dataclass(frozen=True)
 class MultiplicativeUnitsSettings:
-    """`length` of the adding problem, `delay` of copying; `short` is the length of those beyond claim 2: `latest`, in
-    which a memory is overwritten, and `total`, which needs no gate at all.
+    """The `length` of the adding problem and the `delay` of copying. `short` is the length of the problems that claim 2
+    does not have: `latest`, which overwrites a memory, and `total`, which needs no gates.
     """
 
     length: int = 100
@@ -40,7 +40,7 @@ class MultiplicativeUnitsSettings:
 def problem(
     settings: MultiplicativeUnitsSettings, cell: MixerConfig, task: str
 ) -> tuple[TransformerConfig, Draw, float]:
-    """The network, its examples, and what chance (accuracy) or a constant answer (error) gives."""
+    """The network, its examples, and the accuracy of chance or the error of a constant answer."""
     rows, length, symbols, width = settings.rows, settings.length, settings.symbols, settings.width
     if task == "adding":
         return network(cell, width=width, channels=2, outputs=1), adding(rows, length), 1 / 6
@@ -79,7 +79,7 @@ def judge(settings: MultiplicativeUnitsSettings, trials: Trials) -> Finding:
         both = [trials.of(name(cell, task), "solved") for cell in CELLS]
         gain = difference(*both)
         numbers += [Number(name(cell, task), trials.share(name(cell, task), "solved")) for cell in CELLS]
-        numbers.append(Number(f"{task}: lstm over additive", gain))
+        numbers.append(Number(f"{task}: lstm minus additive", gain))
         effect = effect and (task not in TASKS or gain.low > 0.1)
     total = {cell: trials.share(name(cell, CONTROL), "solved") for cell in CELLS}
     numbers += [Number(name(cell, CONTROL), found) for cell, found in total.items()]
@@ -102,17 +102,15 @@ CLAIM = Claim(
     number=3,
     name="multiplicative-units",
     title="Multiplicative units matter",
-    statement="What the LSTM can do is owed to its products: with sums in their place it does worse on the same "
-    "problems.",
+    statement="The LSTM owes its abilities to products: with sums instead, it does worse on the same problems.",
     source="Hochreiter and Schmidhuber 1997, section 4; Gers, Schmidhuber and Cummins 2000",
-    measured="How much of the problems of claim 2, at its greatest lengths, is solved (0 is chance or a constant "
-    "answer, 1 no error) by an LSTM and by the same cell with sums for products: c = c + (f + i + g) / 3, h = (o + "
-    "tanh c) / 2. Beside them a problem in which a memory is overwritten: the symbol that was marked last.",
-    rule="In both problems of claim 2 the LSTM solves at least 0.1 more, by the lower end of the interval of the "
+    measured="The solved share (0 is chance or a constant answer, 1 no error) of the problems of claim 2 at its "
+    "greatest lengths, for an LSTM and for the same cell with sums instead of products: c = c + (f + i + g) / 3, h = "
+    "(o + tanh c) / 2. Also a problem that overwrites a memory: the symbol that was marked last.",
+    rule="In both problems of claim 2, the LSTM solves at least 0.1 more, by the lower end of the interval of the "
     "difference over seeds.",
-    control="To give the sum of all numbers, nothing has to be kept out or overwritten: there the claim must be "
-    "wrong, and the additive cell has to solve more than half (lower end). If it did not, its training would be at "
-    "fault.",
+    control="The sum of all numbers needs no gate to protect or overwrite a memory. There the claim must be wrong: the "
+    "additive cell has to solve more than half (lower end). Otherwise its training would be at fault.",
     minutes=2.5,
     settings=MultiplicativeUnitsSettings(),
     variants=variants,

@@ -22,12 +22,12 @@ PARALLEL, RECURRENT = "attention", ("elman", "lstm", "gru")
 
 @dataclass(frozen=True)
 class OneAfterTheOtherSettings:
-    """Texts of these lengths, one a step, for models with as many parameters as attention of this width."""
+    """Texts of these lengths, one per step, for models with as many parameters as attention of this width."""
 
     lengths: tuple[int, ...] = (32, 64, 128, 256, 512)
     width: int = 96
     symbols: int = 32
-    enough: float = 0.2  # seconds that each cost is measured for, at least
+    enough: float = 0.2  # minimum seconds to measure each cost
 
 
 def config_of(settings: OneAfterTheOtherSettings, mixer: str) -> TransformerConfig:
@@ -52,7 +52,7 @@ def measure(settings: OneAfterTheOtherSettings, variant: str, seed: int) -> Valu
 
 @torch.no_grad()
 def step_by_step(model: Transformer, text: torch.Tensor) -> None:
-    """The forward pass of the same model in the manner of a recurrent network: a state, and a token at a time."""
+    """The forward pass of the same model, token by token with a state, as in a recurrent network."""
     states = None
     for place in range(text.shape[1]):
         x, layout = model.embed(text[:, place : place + 1], Layout(torch.tensor([[place]])))
@@ -61,7 +61,7 @@ def step_by_step(model: Transformer, text: torch.Tensor) -> None:
 
 
 def ratio(trials: Trials, slow: str, fast: str, names: tuple[str, ...], index: int) -> Interval:
-    """How many times as long one takes as the other, over repetitions."""
+    """The ratio of the times of two variants, over repetitions."""
     tops, bottoms = ([sum(parts) for parts in zip(*(trials.at(v, n, index) for n in names))] for v in (slow, fast))
     return mean([top / bottom for top, bottom in zip(tops, bottoms)])
 
@@ -70,18 +70,18 @@ def judge(settings: OneAfterTheOtherSettings, trials: Trials) -> Finding:
     numbers, longest = [], settings.lengths[-1]
     steps = {v: ratio(trials, v, PARALLEL, ("forward", "backward"), -1) for v in RECURRENT}
     numbers += [
-        Number(f"{v} over attention: a step of {longest} tokens", found, "repetitions") for v, found in steps.items()
+        Number(f"{v} / attention: a step of {longest} tokens", found, "repetitions") for v, found in steps.items()
     ]
     for name in ("forward", "backward"):
         found = ratio(trials, "lstm", PARALLEL, (name,), -1)
-        numbers.append(Number(f"lstm over attention: {name}, {longest} tokens", found, "repetitions"))
+        numbers.append(Number(f"lstm / attention: {name}, {longest} tokens", found, "repetitions"))
     short = ratio(trials, "lstm", PARALLEL, ("forward", "backward"), 0)
-    numbers.append(Number(f"lstm over attention: a step of {settings.lengths[0]} tokens", short, "repetitions"))
+    numbers.append(Number(f"lstm / attention: a step of {settings.lengths[0]} tokens", short, "repetitions"))
     alike = ratio(trials, SEQUENTIAL, "lstm", ("forward",), -1)
-    numbers.append(Number(f"attention token by token over lstm: forward, {longest} tokens", alike, "repetitions"))
+    numbers.append(Number(f"attention token by token / lstm: forward, {longest} tokens", alike, "repetitions"))
     sizes = {v: trials.of(v, "parameters")[0] for v in (PARALLEL, *RECURRENT)}
     listed = ", ".join(f"{v} {count:,}" for v, count in sizes.items())
-    remarks = [f"Parameters: {listed}.", "How much it gains to run all at once depends on the threads to run it on."]
+    remarks = [f"Parameters: {listed}.", "The gain of running all tokens at once depends on the number of threads."]
     effect = all(found.low > 1 for found in steps.values()) and steps["lstm"].value > short.value
     return Finding(numbers, effect, control=alike.low > 1, remarks=remarks)
 
@@ -94,23 +94,22 @@ def draw(figure: Figure, settings: OneAfterTheOtherSettings, trials: Trials) -> 
         }
         lines(axes, settings.lengths, series, title=f"{name}, one text", x="tokens", log="xy", ticks=settings.lengths)
     figure.axes[0].set_ylabel("milliseconds")
-    figure.axes[0].set_ylim(top=30 * figure.axes[0].get_ylim()[1])  # room for the legend
+    figure.axes[0].set_ylim(top=30 * figure.axes[0].get_ylim()[1])  # space for the legend
 
 
 CLAIM = Claim(
     number=5,
     name="one-after-the-other",
     title="Recurrent networks run one token after the other; attention runs all at once",
-    statement="With equally many parameters a training step of a recurrent network takes longer than one of "
-    "attention, the more so the longer the text, as its tokens have to wait for each other.",
+    statement="With equally many parameters, a training step of a recurrent network takes longer than one of "
+    "attention, and the ratio grows with the length of the text, because tokens have to wait for each other.",
     source="Vaswani et al. 2017, section 1 and table 1",
     measured="The time of a forward and of a backward pass over one text of 32 to 512 tokens, the best of several "
-    "runs; widths chosen so that all have as many parameters as attention. Repetitions take the place of seeds.",
-    rule="At the greatest length every recurrent network takes longer than attention (the factor's lower end above "
+    "runs. Widths are chosen so that all have as many parameters as attention. Repetitions replace seeds.",
+    rule="At the greatest length, every recurrent network takes longer than attention (the factor's lower end above "
     "1), and the LSTM's factor is greater there than at the shortest length.",
-    control="The same attention fed one token after the other, through its state, must lose its lead: its forward "
-    "pass has to take longer than the LSTM's (lower end above 1). If it did not, attention would not owe its speed "
-    "to running all at once.",
+    control="The same attention, run token by token with a state, must lose its lead: its forward pass has to take "
+    "longer than the LSTM's (lower end above 1). Otherwise attention would not owe its speed to running all at once.",
     minutes=1.5,
     settings=OneAfterTheOtherSettings(),
     variants=lambda settings: [PARALLEL, *RECURRENT, SEQUENTIAL],

@@ -25,8 +25,8 @@ VARIANTS = (
 
 @dataclass(frozen=True)
 class ReversedSourceSettings:
-    """`margin` is the fall of the phoneme error rate up to which the transformer counts as not helped. The LSTMs, of
-    `depth` layers each, are as large as a transformer of this width.
+    """`margin` is the largest fall of the phoneme error rate at which the transformer counts as not helped. The LSTMs,
+    of `depth` layers each, have the size of a transformer of this width.
     """
 
     margin: float = 0.02
@@ -48,7 +48,7 @@ def measure(settings: ReversedSourceSettings, variant: str, seed: int) -> Values
 
 
 def gain(trials: Trials, model: str, order: str) -> list[float]:
-    """By how much the error rate falls where the order is changed, a trial each."""
+    """The fall of the error rate with the changed order, per trial."""
     pairs = zip(trials.of(f"{model}, {PLAIN}", "end"), trials.of(f"{model}, {order}", "end"))
     return [before - after for before, after in pairs]
 
@@ -67,10 +67,10 @@ def judge(settings: ReversedSourceSettings, trials: Trials) -> Finding:
     more, over_both = difference(lstm, transformer), difference(lstm, both)
     numbers = [Number(f"{variant}: phoneme error rate", trials.share(variant, "end")) for variant in VARIANTS]
     numbers += [
-        Number("gain of the LSTM by a reversed source", helped),
-        Number("gain of the transformer by a reversed source", other),
-        Number("gain of the LSTM over that of the transformer", more),
-        Number("gain of the LSTM over that by reversing both", over_both),
+        Number("gain of the LSTM from a reversed source", helped),
+        Number("gain of the transformer from a reversed source", other),
+        Number("gain of the LSTM minus that of the transformer", more),
+        Number("gain of the LSTM minus that from reversing both", over_both),
     ]
     sizes = (f"{model} {trials.of(f'{model}, {PLAIN}', 'parameters')[0]:,}" for model in (LSTM, TRANSFORMER))
     effect = helped.low > 0 and more.low > 0 and other.high < settings.margin
@@ -89,17 +89,17 @@ CLAIM = Claim(
     number=11,
     name="reversed-source",
     title="Reversing the source helps the LSTM, and not the transformer",
-    statement="An LSTM that hands its last state over to another has fewer errors where it reads the source "
-    "backwards; a transformer of equal size has not.",
+    statement="An LSTM that passes its last state to another one makes fewer errors if it reads the source backwards. "
+    "A transformer of equal size does not.",
     source="Sutskever, Vinyals and Le 2014, section 3.3",
-    measured="English words to phonemes (the words of recipe pronounce) by the model of 2014, two LSTMs without "
-    "attention, and by a transformer of equal size, each with the letters in their order and reversed: the error "
-    "rate of phonemes after equally many steps of AdamW, its rate chosen for each run by short runs before.",
-    rule="The LSTM has fewer errors with the source reversed (the interval of the gain over paired seeds lies above "
-    "0), and gains more than the transformer (above 0), whose gain lies below the margin fixed beforehand, 0.02.",
-    control="With the phonemes reversed too, the first letter is again as far from its phoneme as it was, and the gain "
-    "must go: that by the source alone has to be greater (interval of the difference above 0). If it were not, the "
-    "gain would come from reading backwards as such, and not from the nearness of what belongs together.",
+    measured="English words to phonemes (the words of recipe pronounce) with the model of 2014, two LSTMs without "
+    "attention, and with a transformer of equal size, each with the letters in order and reversed: the phoneme error "
+    "rate after equally many steps of AdamW. Short trial runs choose the learning rate of each run.",
+    rule="The LSTM makes fewer errors with the source reversed (the interval of the gain over paired seeds is above "
+    "0), and gains more than the transformer (above 0), whose gain is below the margin fixed beforehand, 0.02.",
+    control="With the phonemes reversed too, the first letter is again as far from its phoneme as before, so the gain "
+    "must be lost: reversing the source alone has to gain more (interval of the difference above 0). Otherwise the "
+    "gain would come from reading backwards as such, and not from the short distance of related letters and phonemes.",
     minutes=14.0,
     settings=ReversedSourceSettings(),
     variants=lambda settings: list(VARIANTS),

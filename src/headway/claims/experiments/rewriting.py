@@ -18,8 +18,8 @@ DELTA, ADDITIVE = "delta", ("linear attention", "fast weights")
 
 @dataclass(frozen=True)
 class RewritingSettings:
-    """`keys` different keys, each written `times` times (the update setting); and more and more keys, written once
-    each (the capacity setting), up to the size of a key and beyond.
+    """`keys` different keys, each written `times` times (the update setting); and `capacity` numbers of keys, each
+    written once (the capacity setting), up to more than the size of a key.
     """
 
     times: tuple[int, ...] = (1, 2, 4)
@@ -64,7 +64,7 @@ def judge(settings: RewritingSettings, trials: Trials) -> Finding:
     for mixer in ADDITIVE:
         both = [trials.of(RewritingJob(m, settings.keys, most).name, "accuracy") for m in (DELTA, mixer)]
         gain = difference(*both)
-        numbers.append(Number(f"delta over {mixer}: {settings.keys} keys, {most} x", gain))
+        numbers.append(Number(f"delta minus {mixer}: {settings.keys} keys, {most} x", gain))
         effect = effect and gain.low > 0.1
     once = [trials.share(RewritingJob(mixer, settings.keys, 1).name, "accuracy") for mixer in (DELTA, *ADDITIVE)]
     remarks = [f"Chance is {1 / settings.values:.3g}."]
@@ -74,7 +74,7 @@ def judge(settings: RewritingSettings, trials: Trials) -> Finding:
 def draw(figure: Figure, settings: RewritingSettings, trials: Trials) -> None:
     left, right = figure.subplots(1, 2, sharey=True)
     sides = (
-        (left, [(settings.keys, times) for times in settings.times], "times that each key is written", settings.times),
+        (left, [(settings.keys, times) for times in settings.times], "writes per key", settings.times),
         (right, [(keys, 1) for keys in settings.capacity], "keys, each written once", settings.capacity),
     )
     for axes, sizes, label, xs in sides:
@@ -93,16 +93,16 @@ CLAIM = Claim(
     number=12,
     name="rewriting",
     title="Delta beats additive writing when keys are rewritten",
-    statement="A memory that first takes away what it holds under a key recalls the latest value of keys that are "
-    "written again; one that only adds mixes the values up.",
+    statement="A memory that first removes the old value of a key recalls the latest value of rewritten keys. A "
+    "memory that only adds mixes the values.",
     source="Schlag, Irie and Schmidhuber 2021, sections 4.2 and 6.1",
-    measured="Retrieval from key and value pairs, each key once or several times in random order, and asking for "
-    "the latest value of one; and with more and more keys. One block of equal width around the delta rule, linear "
-    "attention (normalised) and fast weights (additive).",
-    rule="Where keys are written most often, delta's accuracy is more than 0.1 above that of both additive forms, "
-    "by the lower ends of the intervals of the differences over seeds.",
-    control="Where no key is written twice the claim must be wrong: all have to recall more than 0.9 of as many "
-    "keys (lower ends). If the additive forms failed there too, rewriting would not be at fault.",
+    measured="Associative recall: pairs of keys and values, each key once or several times in random order, then a "
+    "query for the latest value of one; also with increasing numbers of keys. One block of equal width with the delta "
+    "rule, linear attention (normalised) or fast weights (additive).",
+    rule="With the most writes per key, the accuracy of delta is more than 0.1 above that of both additive forms, by "
+    "the lower ends of the intervals of the differences over seeds.",
+    control="If no key is written twice, the claim must be wrong: all have to recall more than 0.9 of as many keys "
+    "(lower ends). If the additive forms failed there too, rewriting would not be the cause.",
     minutes=2.5,
     settings=RewritingSettings(),
     variants=lambda settings: list(jobs(settings)),

@@ -18,12 +18,12 @@ from headway.nn.models import Transformer
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_LEAST = 1e-30  # norms below are 0 to fp32
+_LEAST = 1e-30  # smaller norms are 0 in fp32
 
 
 @dataclass(frozen=True)
 class VanishingGradientsSettings:
-    """The recall task at a `near` and a `far` distance, of one of `symbols` among as many others as `noise`."""
+    """Recall of one of `symbols` at a `near` and a `far` distance, with `noise` other symbols in between."""
 
     near: int = 5
     far: int = 50
@@ -36,9 +36,9 @@ class VanishingGradientsSettings:
 
 
 def gradient_norms(model: Transformer, inputs: Tensor) -> list[float]:
-    """|d y_T / d x_(T-k)| for k = 0, 1, ...: y_T is what the stack says at the last token, x the embedded inputs.
+    """|d y_T / d x_(T-k)| for k = 0, 1, ...: y_T is the stack's output at the last token, x the embedded inputs.
 
-    The Frobenius norm of the Jacobian, by random combinations of the outputs, as a mean over rows.
+    The Frobenius norm of the Jacobian, estimated with random combinations of the outputs, as a mean over rows.
     """
     x, layout = model.embed(inputs, model.embed.whole(inputs))  # type: ignore[operator, union-attr]
     x = x.detach().requires_grad_()
@@ -75,7 +75,7 @@ def measure(settings: VanishingGradientsSettings, variant: str, seed: int) -> Va
 
 
 def decay(settings: VanishingGradientsSettings, trials: Trials, name: str, key: str) -> list[float]:
-    """Of each trial, the slope of ln |gradient| over the distance: -0.1 is a loss of a tenth a step."""
+    """The slope of ln |gradient| over the distance, per trial: at -0.1, a tenth is lost per token."""
     found = trials.of(f"{name}, {settings.far}", key)
     return [slope(range(1, len(norms)), [math.log(n) for n in norms[1:]]).value for norms in found]
 
@@ -89,14 +89,14 @@ def judge(settings: VanishingGradientsSettings, trials: Trials) -> Finding:
         near[name] = trials.share(f"{name}, {settings.near}", "accuracy")
         numbers.append(Number(f"{name}: accuracy at {settings.far}", far[name]))
         numbers.append(Number(f"{name}: accuracy at {settings.near}", near[name]))
-        numbers.append(Number(f"{name}: ln gradient a step, untrained", decays[name]))
+        numbers.append(Number(f"{name}: ln gradient per token, untrained", decays[name]))
         trained = mean(decay(settings, trials, name, "gradients_trained"))
-        numbers.append(Number(f"{name}: ln gradient a step, trained at {settings.far}", trained))
+        numbers.append(Number(f"{name}: ln gradient per token, trained at {settings.far}", trained))
     vanish = decays["elman"].high < -half and decays["attention"].low > -half
     fails = far["elman"].high < 0.5 and far["lstm"].low > 0.5 and far["attention"].low > 0.5
     remarks = [f"Chance is {1 / settings.symbols:.3g}."]
     if decays["lstm"].high < -half:
-        remarks.append("The gradients of the LSTM vanish too before it is trained: its forget gates are not all open.")
+        remarks.append("The gradients of the untrained LSTM vanish too: not all of its forget gates are open.")
     return Finding(numbers, effect=vanish and fails, control=near["elman"].low > 0.5, remarks=remarks)
 
 
@@ -125,16 +125,16 @@ CLAIM = Claim(
     number=1,
     name="vanishing-gradients",
     title="Elman's gradients vanish",
-    statement="What an Elman network learns from an input fades exponentially with its distance, so that it fails "
-    "to recall over a distance where an LSTM and attention succeed.",
+    statement="What an Elman network learns from an input decreases exponentially with its distance, so it fails to "
+    "recall over a distance at which an LSTM and attention succeed.",
     source="Hochreiter 1991; Bengio, Simard and Frasconi 1994; Hochreiter and Schmidhuber 1997, section 3",
-    measured="The norm of the gradient of the last output by the input k tokens earlier, before and after training; "
-    "and the accuracy in recalling the first of 51 symbols, equal width, data, steps and optimiser for all.",
-    rule="Elman's gradients halve at least every 10 tokens (the interval of the slope of ln |gradient| lies below "
-    "-0.069) and attention's do not; and at the far distance Elman recalls fewer than half (its interval's upper "
-    "end), LSTM and attention more than half (their lower ends).",
-    control="At the near distance the claim must be wrong: there Elman has to recall more than half. If it fails "
-    "there too, it is its training that is at fault and not the distance.",
+    measured="The norm of the gradient of the last output with respect to the input k tokens earlier, before and after "
+    "training; and the accuracy of recalling the first of 51 symbols, with equal width, data, steps and optimiser.",
+    rule="Elman's gradients halve at least every 10 tokens (the interval of the slope of ln |gradient| is below "
+    "-0.069) and attention's do not. At the far distance, Elman recalls less than half (upper end of its interval), "
+    "LSTM and attention more than half (lower ends).",
+    control="At the near distance the claim must be wrong: there Elman has to recall more than half. If it fails there "
+    "too, its training is at fault, and not the distance.",
     minutes=1.5,
     settings=VanishingGradientsSettings(),
     variants=variants,
