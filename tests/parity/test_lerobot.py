@@ -238,7 +238,7 @@ def test_it_plays_where_it_is_told_to(
 ) -> None:
     words = ["rollout", str(folders("act-older")), "--episodes", "3", "--json"]
     assert cli(words) == 2
-    assert "does not say where it acts; name an environment with --env" in capsys.readouterr().err
+    assert "has no environment; choose one with --env" in capsys.readouterr().err
     assert cli([*words, "--env", "HeadwayNudged-v0"]) == 0
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (found["length_mean"], found["samples"]) == (9.0, 3)
@@ -307,7 +307,7 @@ def test_demonstrations_of_another_robot_are_refused(
 ) -> None:
     data = demonstrations(4)
     monkeypatch.setattr(robotics_task, "read_demonstrations", lambda paths, cache, size, cameras: data)
-    with pytest.raises(UserError, match="the policy knows states of 11 numbers, and the data have states of 4"):
+    with pytest.raises(UserError, match="the policy has states of 11 numbers, but the data have states of 4"):
         hw.train("robotics", "any.npz", run=tmp_path / "run", from_=str(folders("act-older")), progress=False)
 
 

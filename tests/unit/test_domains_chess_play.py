@@ -240,7 +240,7 @@ def test_uci_answers_what_it_is_asked() -> None:
         ("setoption name Search value alphabeta", "there is no search 'alphabeta'"),
         ("setoption name Hush value 3", "there is no option 'hush'"),
         ("go nodes 0", "go nodes 0: choose an integer of at least 1"),
-        ("go movestogo -1 wtime 100 btime 100", "from 0 on"),
+        ("go movestogo -1 wtime 100 btime 100", "of at least 0"),
         ("go movetime soon", "write an integer"),
     ],
 )
