@@ -164,7 +164,7 @@ class _Statistics:
     eps: float
 
     def scale(self, feature: str, kind: str, size: int, back: bool = False) -> Shifted:
-        """Return the scaling of `size` values; with `back`, the one that inverts it."""
+        """Return the scaling of `size` values; with `inverse`, the one that inverts it."""
         mode = self.modes.get(kind, str, "IDENTITY")
         if not size or mode == "IDENTITY":
             return Shifted((0.0,) * size, (1.0,) * size)

@@ -60,7 +60,7 @@ def _actions(
     lengths: np.ndarray,
     generators: Sequence[np.random.Generator],
 ) -> np.ndarray:
-    """An action for each row by its last states, in the environment's numbers."""
+    """Return an action per row from its last states, in the environment's units."""
     device, discrete = device_of(model), codec.choices is not None
     encoded = model(torch.from_numpy(seen).to(device), layout_of(lengths, codec.context, device))
     said = policy_of(model, encoded).cpu().numpy()

@@ -217,12 +217,12 @@ class Experience:
         return self.latest
 
     def _see(self, windows: Tensor, lengths: Tensor) -> None:
-        """Take the last state of each window into account."""
+        """Update the running statistics with the last state of each window."""
         if self.running is not None:
             self.running.see(windows[torch.arange(len(windows)), lengths - 1].to(device_of(self.model)))
 
     def _begin(self, row: int) -> None:
-        """A new episode in a copy."""
+        """Start a new episode in an environment."""
         self._numbers[row] = self.episodes
         self.episodes += 1
         self._past[row] = []
@@ -230,7 +230,7 @@ class Experience:
         self.last.begin(row, self.copies.reset(row, self._start(self._numbers[row])))
 
     def _start(self, episode: int) -> int:
-        """The seed of an episode, which no judged one has."""
+        """Return the seed of an episode, distinct from all evaluation seeds."""
         return int(np.random.default_rng([_STARTS, self.seed, episode]).integers(SEEDS["validation"]))
 
     @torch.no_grad()
@@ -266,7 +266,7 @@ class Experience:
         return _Record(windows, lengths, actions, rewards, ended, over, cut)
 
     def _said(self) -> Float[np.ndarray, "N E"]:
-        """What the policy says of the states of now."""
+        """Return the policy's output for the current states."""
         device = device_of(self.model)
         layout = layout_of(self.last.lengths, self.codec.context, device)
         encoded = self.model(torch.from_numpy(self.last.seen).to(device), layout)
@@ -274,7 +274,7 @@ class Experience:
 
     @torch.no_grad()
     def _judged(self, record: _Record) -> DoneSteps:
-        """Advantages and probabilities of what was done, by the policy that did it."""
+        """Compute advantages and log probabilities of the steps, with the policy that took them."""
         count, rows = record.lengths.shape
         windows, lengths = record.windows.reshape(-1, *record.windows.shape[2:]), record.lengths.reshape(-1)
         actions = torch.from_numpy(record.actions.reshape(count * rows, *record.actions.shape[2:]))
@@ -296,7 +296,7 @@ class Experience:
         )
 
     def _passed(self, windows: np.ndarray, lengths: np.ndarray) -> tuple[Tensor, Tensor]:
-        """What policy and value say of windows."""
+        """Return policy outputs and values of windows."""
         device, said, values = device_of(self.model), [], []
         for start in range(0, len(windows), _AT_ONCE):
             some, sizes = windows[start : start + _AT_ONCE], lengths[start : start + _AT_ONCE]

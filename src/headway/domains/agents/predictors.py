@@ -83,7 +83,7 @@ def recording_policy(model: Handle, copies: Copies, horizon: int | None) -> Reco
 
 
 def _codec(model: Handle) -> AgentCodec:
-    """The one beside a model. UserError for one of other states than the model's."""
+    """Return the codec next to a model. UserError if its states differ from the model's."""
     codec, embed = read_codec(model.directory), model.module.config.embed
     if embed.states.size != codec.states:
         raise UserError(

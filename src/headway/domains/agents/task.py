@@ -119,7 +119,7 @@ class PPOConfig(TaskConfig):
         return Task(Explorations(self, codec, copies, rows, recipe.train.seed), ClippedPolicy(self, codec, judged))
 
     def _rows(self, recipe: Recipe) -> int:
-        """Steps of a batch. ConfigError for what does not divide those that are learnt from at a time."""
+        """Return the steps per batch. ConfigError if they do not divide the steps of a period."""
         rows, whole = recipe.train.rows(1), self.copies * self.steps
         if whole % rows:
             raise ConfigError(

@@ -98,12 +98,12 @@ def board_svg(
 
 
 def _shade(color: str, weight: float) -> str:
-    """A color of #rrggbb that covers by a weight from 0 to 1."""
+    """Return a colour #rrggbb with an opacity for a weight from 0 to 1."""
     return f"{color}{round(255 * (0.15 + 0.7 * min(1.0, weight))):02x}"
 
 
 def _attention(judge: BoardJudge, board: chess.Board, move: chess.Move) -> list[Picture]:
-    """Where the square that the move starts from looks, in heads of the last layer that has attention."""
+    """Draw the attention of the move's square, in heads of the last layer with attention."""
     inputs = judge.inputs([place_of(board, judge.history)])
     maps = attention_maps(judge.model, lambda: judge.model(inputs))
     if not maps:

@@ -65,7 +65,7 @@ def find_engine(name: str) -> list[str]:
 
 class UciEngine:
     """A program that speaks UCI. It is ended with a UserError if it is silent for too long; one that exceeds its time
-    but still reports progress is waited for. Unknown `options` are an error; unknown `wished` options are ignored.
+    but still reports progress is waited for. Unknown `options` are an error; unknown `optional` ones are ignored.
     """
 
     def __init__(
@@ -145,7 +145,7 @@ class UciEngine:
                     pipe.close()
 
     def _kill(self) -> None:
-        """End the program, which leads a group of processes, as a script does that starts another program."""
+        """Kill the program's process group, because a script may have started another program."""
         if os.name == "posix":
             with suppress(ProcessLookupError, PermissionError):  # macOS raises for a group that has ended
                 os.killpg(self._process.pid, signal.SIGKILL)
@@ -181,8 +181,8 @@ class UciEngine:
             raise self._died() from None
 
     def _hear(self, until: float, thinks: bool = False) -> str:
-        """The next line that is no info. A UserError where there is none by then; one that `thinks` has longer, as long
-        as it tells of it.
+        """Return the next line that is not an info line. UserError after the deadline; a `searching` engine has longer,
+        as long as it reports progress.
         """
         while True:
             try:
@@ -298,7 +298,7 @@ def label(
 
 
 def _pass_over(boards: Iterator[Position], done: int, last: str, out: Path) -> None:
-    """Go past what has its labels already. UserError where that was something else."""
+    """Skip positions that are already labelled. UserError if they differ."""
     found = next(islice(boards, done - 1, None), None) if done else None
     if done and (found is None or found[0].fen() != last):
         raise UserError(
@@ -315,7 +315,7 @@ def _row(board: chess.Board, answer: Answer) -> tuple[str, str, str, str]:
 
 
 def _begin(out: Path, resume: bool) -> tuple[int, str]:
-    """How many labels are in the file already, and the last position; what was cut off at its end is taken away."""
+    """Return the number of labels in the file and the last position; an incomplete last line is removed."""
     check_out(out)
     if not out.exists() or out.stat().st_size == 0:
         return 0, ""
@@ -335,7 +335,7 @@ def _begin(out: Path, resume: bool) -> tuple[int, str]:
 
 
 def _varied(boards: Iterator[Position], config: LabelConfig) -> Iterator[Position]:
-    """Positions that a side can move in; some of them after random moves, which depend on their number alone."""
+    """Yield positions with a legal move; some after random moves, which depend only on their index."""
     for number, (board, game) in enumerate(boards):
         draw = random.Random(config.seed * 1_000_003 + number)
         if draw.random() < config.vary:
@@ -372,7 +372,7 @@ class _Workers:
             engine.close()
 
     def answers(self, boards: Iterator[Position], until: float | None) -> Iterator[tuple[Position, Answer]]:
-        """Yield each position with its answer; submit no new ones after `until`."""
+        """Yield each position with its answer; submit no new ones after `deadline`."""
         waiting: deque[tuple[Position, Future[Answer]]] = deque()
         for position in boards:
             if until is not None and time.monotonic() > until:

@@ -77,7 +77,7 @@ class OpinionCache:
 
 
 def _key(place: JudgedPosition) -> bytes:
-    """The newest position as it is, and of those before it what stood where."""
+    """The newest position in full, and the piece placement of those before it."""
     newest, *earlier = place.records
     return _NEWEST(*newest) + b"".join(_EARLIER(*position[:9]) for position in earlier)
 
@@ -252,7 +252,7 @@ def scores_of(logits: Tensor) -> Tensor:
 
 
 def _outcome(score: float) -> np.ndarray:
-    """An expected score as chances: what bins of scores say of draws is nothing."""
+    """An expected score as probabilities: bins of scores contain no draws."""
     return np.array([score, 0.0, 1 - score])
 
 

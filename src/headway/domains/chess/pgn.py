@@ -114,8 +114,8 @@ class Reader(notation.BaseVisitor[Game]):
 
 
 class _Handle:
-    """A file's lines as python-chess wants to read them, which counts them. Of blank lines one after the other it gives
-    the first: the parser takes long over each.
+    """A file's lines as python-chess reads them, numbered. Of consecutive blank lines only the first is returned,
+    because the parser is slow on each.
     """
 
     def __init__(self, file: File) -> None:

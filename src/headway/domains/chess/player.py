@@ -98,7 +98,7 @@ class Player:
         return sorted(lines, key=lambda line: _draws(board, line.moves[0]))
 
     def _by_value(self, board: chess.Board, moves: Sequence[chess.Move]) -> list[SearchLine]:
-        """The moves by what is thought of the positions after them; the rules say where the game is over there."""
+        """Return the moves by the evaluation of the positions after them; finished games are scored by the rules."""
         found: list[SearchLine] = []
         waiting: list[tuple[SearchLine, JudgedPosition]] = []
         after = board.copy()
@@ -124,6 +124,6 @@ def _draws(board: chess.Board, move: chess.Move) -> bool:
 
 
 def _drawn(board: chess.Board) -> bool:
-    """Whether the game is drawn here, by any rule."""
+    """Whether the game is drawn by any rule."""
     over = board.is_stalemate() or board.is_insufficient_material() or board.halfmove_clock >= 100
     return over or repetitions(board) >= 2

@@ -20,7 +20,7 @@ class PuctConfig:
     """`explore` weighs the policy against the values and grows with the logarithm of visits beyond `base`; an untried
     move is assumed to be worse than its position by `unknown`, times the square root of the policy already tried. At
     most `batch` leaves are evaluated at once, and no more than take `patience` seconds, so that a stop is noticed. A
-    search ends after `most` nodes of about 2 kB each.
+    search ends after `max_nodes` nodes of about 2 kB each.
     """
 
     explore: float = 0.8
@@ -180,7 +180,7 @@ class Tree:
             here, place, turn = child, int(child.best_first()[0]), not turn
 
     def _begin(self, board: chess.Board) -> Node:
-        """Make the board the root: the node that was found for it, or a new one."""
+        """Make the board the root: its existing node, or a new one."""
         found = self._kept(board)
         self.board = board.copy()
         self.past: dict[Record, int] = {}  # occurrences since the last irreversible move
@@ -197,7 +197,7 @@ class Tree:
         return found
 
     def _kept(self, board: chess.Board) -> Node | None:
-        """The node of a board that follows from the last one by moves that were looked at."""
+        """Return the node of a board that follows from the last root by explored moves."""
         before = len(self.board.move_stack)
         known = self.root is not None and self.board.root() == board.root()
         if not known or board.move_stack[:before] != self.board.move_stack:
@@ -223,8 +223,8 @@ class Tree:
         return only_one or any(child is not None and child.end and child.outcome is LOST for child in root.children)
 
     def _size(self, limits: SearchLimits, nodes: int) -> int:
-        """Leaves to judge at once: what fits into the time, and few while the tree is small. A search of so many nodes,
-        however long it takes, goes by them alone, so that it finds the same each time.
+        """Return how many leaves to evaluate at once: what fits into the time, and few while the tree is small. A
+        search with only a node limit ignores the time, so that it is reproducible.
         """
         size = min(self.config.batch, 1 + nodes // 4)
         if limits.nodes is None or limits.seconds is not None:
@@ -234,7 +234,7 @@ class Tree:
         return min(size, max(1, room))
 
     def _simulate(self, root: Node, size: int) -> tuple[bool, int]:
-        """Look at up to `size` leaves. Whether anything was found, and how many there were."""
+        """Evaluate up to `size` leaves. Return whether anything was found, and how many."""
         waiting: list[tuple[list[tuple[Node, int]], Node, JudgedPosition]] = []
         pending: set[int] = set()
         done = 0
@@ -263,8 +263,8 @@ class Tree:
     def _descend(
         self, root: Node
     ) -> tuple[list[tuple[Node, int]], Node | None, JudgedPosition | None, np.ndarray | None]:
-        """Down to a position that has not been judged: the way there, its node and what is to be judged; or, where the
-        game ends, its outcome for who would be to move.
+        """Descend to a position without an evaluation: return the path, its node and the evaluator's input; or, if the
+        game ends, the outcome for the side to move.
         """
         board, node = self.board.copy(stack=self.judge.history), root
         path: list[tuple[Node, int]] = []
@@ -299,7 +299,7 @@ class Tree:
             node = child
 
     def _place(self, board: chess.Board, trail: list[Record], node: Node) -> JudgedPosition:
-        """What is to be judged: the position and those before it, in the tree and then in the game."""
+        """Return the evaluator's input: the position and those before it, in the tree and then in the game."""
         count = self.judge.history
         records = list(reversed(trail[-(count + 1) :])) or [node.position]
         if len(records) <= count:

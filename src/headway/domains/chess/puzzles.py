@@ -98,7 +98,7 @@ def solve(
 
 
 def _next(given: Iterator[Puzzle], count: int, solved: int) -> Puzzle | None:
-    """The next puzzle; a UserError for one that is none says what the others before it came to."""
+    """Return the next puzzle; a UserError for an invalid one includes the score so far."""
     try:
         return next(given, None)
     except UserError as error:

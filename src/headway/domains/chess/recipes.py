@@ -90,7 +90,7 @@ class BoardsScale(Scale):
 
 
 def _counted(task: GamesConfig, paths: Sequence[Path], minutes: float) -> int:
-    """About how many positions there are. UserError where reading them for the first time would take too long."""
+    """Estimate the number of positions. UserError if reading them for the first time would take too long."""
     from headway.domains.chess.positions import are_read
     from headway.domains.chess.sources import ReadTally, chess_files, samples
 
@@ -114,7 +114,7 @@ def _counted(task: GamesConfig, paths: Sequence[Path], minutes: float) -> int:
 
 
 def _samples(file: File) -> int:
-    """Games of a file of games, each with a block of tags, else its lines."""
+    """Count the games of a PGN file, by their blocks of tags, or the lines of others."""
     if file.kind != ".pgn":
         return sum(1 for _ in lines(file))
     tags = (line.startswith("[") for line in lines(file))

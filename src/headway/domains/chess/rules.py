@@ -95,7 +95,7 @@ def board_of(fen: str, where: str = "") -> chess.Board:
 
 
 def _parsed(fen: str, front: str) -> chess.Board:
-    """The board of a FEN that is not as usual: its counters are missing, or something is wrong with it."""
+    """Parse an unusual FEN: its counters are missing, or something is wrong with it."""
     try:
         parse(fen)
     except UserError as error:

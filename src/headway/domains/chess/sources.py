@@ -44,8 +44,8 @@ class PositionRun:
     """Consecutive positions of a game, or a single one.
 
     For each: the moves to learn, the best or played one first, from the mover's side; the worth of each move
-    (`values.worth`), NaN if unknown; and (win, draw, loss) of the mover, NaN if unknown. `key` is the same for equal
-    runs.
+    (`win_probability.worth`), NaN if unknown; and (win, draw, loss) of the mover, NaN if unknown. `key` is the same for
+    equal runs.
     """
 
     key: str
@@ -122,7 +122,7 @@ def bare_positions(file: File) -> Iterator[tuple[chess.Board, str]]:
 
 
 def _of_game(game: Game, evals: float) -> PositionRun:
-    """The move played at each position; its worth is the judgement after it, and the value a mean of judgement and
+    """The move played at each position; its worth is the evaluation after it, and the value a mean of evaluation and
     result.
     """
     found = PositionRun(game.key, game.records, [[move] for move in game.moves])
@@ -152,7 +152,7 @@ def _single(
 
 
 def _of_epd(file: File) -> Iterator[PositionRun]:
-    """Best moves (bm) and evaluations in centipawns (ce) of who is to move."""
+    """Yield best moves (bm) and evaluations in centipawns (ce) from the mover's side."""
     for number, line in enumerate(lines(file), 1):
         if not line.strip():
             continue
@@ -166,8 +166,8 @@ def _of_epd(file: File) -> Iterator[PositionRun]:
 
 
 def _of_csv(file: File) -> Iterator[PositionRun]:
-    """Labels of an engine (position, bestmove, scores, wdl), positions with best moves, and Lichess's puzzles, whose
-    first move is the opponent's.
+    """Yield an engine's labels (position, bestmove, scores, wdl), positions with best moves, and Lichess's puzzles,
+    whose first move is the opponent's.
     """
     for where, row, (position, move) in rows_of(file, POSITION_NAMES, MOVE_NAMES):
         board = board_of(row[position], where)
@@ -215,7 +215,7 @@ def found_moves(text: str, where: str) -> list[str]:
 
 
 def _number(text: str, where: str) -> float:
-    """Centipawns: a number, or a mate as #3 and #-3."""
+    """Parse centipawns: a number, or a mate as #3 and #-3."""
     try:
         return read_score(text) if text.startswith("#") else float(text)
     except ValueError:

@@ -150,7 +150,7 @@ def shares_of(targets: Targets, temperature: float) -> np.ndarray:
 
 
 def _drawn(chance: Chance, seed: int, stream: int) -> np.ndarray:
-    """Numbers from 0 to 1, [B], that depend on the batch's place in the stream of samples and the seed alone."""
+    """Random numbers from 0 to 1, [B], that depend only on the batch's index in the stream of samples and the seed."""
     first = int(chance.places[0])
     random = np.random.Generator(np.random.Philox(key=[seed, stream], counter=[0, 0, 0, first]))
     return random.random(len(chance.places))
@@ -165,7 +165,7 @@ def _value_nats(logits: Tensor, said: BoardTargets) -> Tensor:
 
 
 def _judge(model: nn.Module, batch: Batch, legal: np.ndarray) -> BoardSums:
-    """`legal`, bool [B, M], are the moves that there are."""
+    """`legal`, bool [B, M], marks the legal moves."""
     (policy, value), said = outputs(model, *batch.inputs), batch.targets
     allowed = torch.from_numpy(legal).to(policy.device)
     best = policy.masked_fill(~allowed, float("-inf")).argmax(-1)
@@ -184,7 +184,7 @@ def _judge(model: nn.Module, batch: Batch, legal: np.ndarray) -> BoardSums:
 
 
 def _history(model: ModelConfig) -> int:
-    """How many earlier positions the model reads."""
+    """Return how many earlier positions the model takes."""
     if (
         isinstance(model, TransformerConfig)
         and isinstance(model.embed, BoardEmbedConfig)

@@ -103,7 +103,7 @@ class Uci:
         self._stop()
 
     def _ready(self) -> Player:
-        """The player, opened and warm."""
+        """Return the player, loaded and warmed up."""
         if self._player is None:
             try:
                 self._player = self.open_player()
@@ -170,7 +170,7 @@ class Uci:
         self.board = chess.Board()
 
     def _position(self, words: list[str]) -> None:
-        """Set up a board; the one before stays where something is wrong."""
+        """Set up a board; keep the previous one on an error."""
         self._stop()
         moves = words[words.index("moves") + 1 :] if "moves" in words else []
         start = words[: words.index("moves")] if "moves" in words else words
@@ -214,7 +214,7 @@ class Uci:
         self._thread.start()
 
     def _seconds(self, board: chess.Board, values: dict[str, list[str]]) -> float | None:
-        """Seconds for this move; None without a clock."""
+        """Return the seconds for this move; None without a clock."""
         margin = self._value("Move Overhead")
         fixed = _number(values, "movetime", 1)
         if fixed is not None:
@@ -241,7 +241,7 @@ class Uci:
     def _best(
         self, player: Player, board: chess.Board, limits: SearchLimits, only: list[chess.Move], mate: int | None
     ) -> list[chess.Move]:
-        """The move and what is expected to follow; nothing where the game is over."""
+        """Return the move and the expected continuation; empty if the game is over."""
         if not any(board.generate_legal_moves()):
             self._say(f"info depth 0 score {'mate' if board.is_check() else 'cp'} 0")
             return []
@@ -278,7 +278,7 @@ class Uci:
             )
 
     def _stop(self) -> None:
-        """End the search, if there is one; its answer is said before this returns."""
+        """End the search, if there is one; its answer is sent before this returns."""
         if self._thread is None or self._limits is None:
             return
         self._limits.stop.set()
@@ -287,7 +287,7 @@ class Uci:
         self._thread = None
 
     def _ponderhit(self) -> None:
-        """The opponent has played what was expected: the clock runs from now on."""
+        """The opponent played the expected move: the clock runs from now."""
         if self._limits is None or self._thread is None:
             return
         if self._pondered is not None:
@@ -306,7 +306,7 @@ _GO = (
 
 
 def _number(values: dict[str, list[str]], name: str, least: int | None = None) -> int | None:
-    """The whole number after a word of `go`; None without the word. A clock may have run below 0."""
+    """Return the integer after a keyword of `go`; None without it. A clock may be below 0."""
     if name not in values:
         return None
     try:
@@ -338,7 +338,7 @@ def forced_mate(
 
 
 def _mating(board: chess.Board, moves: int, limits: SearchLimits, only: list[chess.Move]) -> list[chess.Move] | None:
-    """A mate in exactly or at most so many moves: those to a check first, and at the last they alone."""
+    """Find a mate in at most this many moves: checks first, and only checks for the last move."""
     every = only or list(board.generate_legal_moves())
     checks = [move for move in every if board.gives_check(move)]
     quiet = [] if moves == 1 else [move for move in every if move not in checks]
@@ -354,8 +354,8 @@ def _mating(board: chess.Board, moves: int, limits: SearchLimits, only: list[che
 
 
 def _defended(board: chess.Board, moves: int, limits: SearchLimits) -> list[chess.Move] | None:
-    """What follows after the move of who mates, once so many of theirs are left: nothing where it is mate already; None
-    where there is a way out.
+    """Return the longest defence after a mating move, with `moves` attacking moves left: empty if it is already mate;
+    None if there is an escape.
     """
     longest: list[chess.Move] = []
     if board.is_insufficient_material() or (board.halfmove_clock >= 100 and not board.is_checkmate()):

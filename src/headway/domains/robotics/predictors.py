@@ -91,7 +91,7 @@ def _carried_out(
 
 
 def _known(codec: RobotCodec, directory: Path, named: bool) -> dict[str, str]:
-    """Where each task was judged. UserError where that is not known and others are not `named`."""
+    """Return the environment of each task. UserError if none is known and there are no others (`has_envs`)."""
     found = {task: name for task, name in zip(codec.names, codec.environments) if name}
     if named:
         return found
@@ -101,8 +101,8 @@ def _known(codec: RobotCodec, directory: Path, named: bool) -> dict[str, str]:
 
 
 def _task_of(name: str, codec: RobotCodec, known: Mapping[str, str]) -> str:
-    """The task that is played in an environment: the one that was judged there, the only one, or what the environment's
-    name says. UserError for one of which the policy knows no word.
+    """Return the task to play in an environment: the one evaluated there, the only one, or the one in the environment's
+    name. UserError if all words are unknown.
     """
     for task, place in known.items():
         if place == name:

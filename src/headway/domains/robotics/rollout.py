@@ -111,7 +111,7 @@ def _side_by_side(
     numbers: Sequence[int],
     watch: EpisodeWatch | None,
 ) -> PlayedEpisodes:
-    """The episodes with these numbers."""
+    """Play the episodes with these indices in parallel."""
     acting = Acting(model, codec, [seeds[number] for number in numbers])
     limit = limit_of(codec, copies)
     rows = np.arange(len(numbers))
@@ -141,7 +141,7 @@ def _side_by_side(
 
 
 def _looked(codec: RobotCodec, copies: Copies, task: str, rows: np.ndarray, states: np.ndarray) -> Observations:
-    """What the robots of some rows see now."""
+    """Return the current observations of some rows."""
     each = [copies.pictures(row) for row in rows.tolist()] if codec.cameras else []
     pictures = {camera.name: np.stack([one[camera.name] for one in each]) for camera in codec.cameras}
     return observed(codec, codec.states(states), pictures, [task] * len(rows))

@@ -95,7 +95,7 @@ class RoboticsConfig(TaskConfig):
         return Task(Demonstrated(found, splits, codec, model, rows, recipe.train.seed, self.noise), objective)
 
     def _environments(self, data: Demonstrations) -> tuple[str, ...]:
-        """Where each task can be played; "" where nothing is known that may be asked for."""
+        """Return the environment of each task; "" if none is known or allowed."""
         given = os.environ.get(VARIABLE)
         if given:
             return (given,) * len(data.names)
@@ -112,13 +112,13 @@ class RoboticsConfig(TaskConfig):
         return tuple(other if not name or ":" in name else name for name in data.environments)
 
     def _told(self, codec: RobotCodec, data: Demonstrations) -> RobotCodec:
-        """With what the data and this task say."""
+        """Add the settings of the data and the task to the codec."""
         how = {"execute": self.execute, "ensemble": self.ensemble, "rate": data.rate}
         longest, places = int(data.lengths.max()), self._environments(data)
         return replace(codec, names=data.names, environments=places, longest=longest, **how)
 
     def _kept(self, codec: RobotCodec, data: Demonstrations) -> RobotCodec:
-        """That of the run, or of the policy that is started from. ConfigError for settings that say otherwise."""
+        """Return the codec of the run or the policy to fine-tune. ConfigError for conflicting settings."""
         check_known(codec, data)
         check_settings(codec, {"state": self.state, "cameras": self.cameras, "size": self.size, "text": self.text})
         if not codec.words and len(data.names) > 1:
@@ -181,7 +181,7 @@ class ActionChunks(Objective[Demonstrated]):
         return bool(self.played)
 
     def _open(self) -> dict[str, Copies]:
-        """Copies of the environment of each task that has one, by its name."""
+        """Open the environments of each task that has one, by task name."""
         places = {name: place for name, place in zip(self.codec.names, self.codec.environments) if place}
         try:
             copies = open_each(self.codec, list(places.values()), max(self.config.episodes, self.config.final))

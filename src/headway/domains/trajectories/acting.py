@@ -98,12 +98,12 @@ class Actor:
         return times.expand(len(self.to_go), count)
 
     def _inputs(self, actions: Tensor, first: int, count: int) -> TrajectoryInputs:
-        """The last `count` steps, of which the first has the timestep `first`."""
+        """Return the last `count` steps, of which the first has the timestep `first`."""
         returns = torch.stack(self._returns[-count:], 1) if self.embed.config.returns else None
         return TrajectoryInputs(returns, torch.stack(self._states[-count:], 1), actions, self._times(first, count))
 
     def _anew(self) -> Float[Tensor, "B T D"]:
-        """The window as a whole."""
+        """Encode the whole window."""
         self._decoding = None
         count = len(self._states)
         actions = torch.stack(self._actions[-(count - 1) :], 1) if count > 1 else self._none()
@@ -111,7 +111,7 @@ class Actor:
         return self.model(inputs, self.embed.whole(inputs)).x
 
     def _further(self) -> Float[Tensor, "B T D"]:
-        """The tokens that this step adds, after the states of those before."""
+        """Encode the tokens that this step adds, from the cached states."""
         batch, tokens = len(self.to_go), self.embed.config.tokens
         if self._decoding is None:
             x, layout = self.embed(self._inputs(self._none(), 0, 1), Layout.full(batch, 1, device=self._device))
@@ -123,7 +123,7 @@ class Actor:
         return x
 
     def _none(self) -> Tensor:
-        """The actions of no step."""
+        """No actions, as a tensor."""
         shape = (len(self.to_go), 0) if self.codec.choices is not None else (len(self.to_go), 0, len(self.codec.reach))
         kind = torch.long if self.codec.choices is not None else torch.float32
         return torch.zeros(shape, dtype=kind, device=self._device)

@@ -188,7 +188,7 @@ class OwnEpisodes(Trajectories, Explored):
         self._put()
 
     def _play(self) -> None:
-        """Episodes of the model as it is now, into the buffer."""
+        """Play episodes with the current model, and add them to the buffer."""
         online, codec, first = self.online, replace(self.codec, draw=True), len(self.curve)
         self._drop()
         asked, noise = self._asked(), 0.0 if codec.choices is not None else online.noise
@@ -207,23 +207,23 @@ class OwnEpisodes(Trajectories, Explored):
         self._put()
 
     def _start(self, episode: int) -> int:
-        """The seed of an episode, which no judged one has."""
+        """Return the seed of an episode, distinct from all evaluation seeds."""
         return int(np.random.default_rng([_STARTS, self.seed, episode]).integers(SEEDS["validation"]))
 
     def _asked(self) -> float:
-        """The return that is asked for in play."""
+        """Return the target return in play."""
         if self.online.target is not None:
             return self.online.target
         returns = self._returns()
         return float(returns.max() + self.online.above * (returns.max() - returns.mean()))
 
     def _returns(self) -> np.ndarray:
-        """Those of the episodes in the buffer."""
+        """Return the returns of the episodes in the buffer."""
         own = [float(episode.rewards.sum()) for episode in self._own]
         return np.concatenate([self.recorded.returns[self._kept], own])
 
     def _drop(self) -> None:
-        """What is too much for the buffer."""
+        """Drop episodes that exceed the buffer's capacity."""
         excess = max(0, len(self._kept) + len(self._own) - self.online.keep)
         if self.online.drop == "worst":
             worst = set(np.argsort(self._returns(), kind="stable")[:excess].tolist())
@@ -235,7 +235,7 @@ class OwnEpisodes(Trajectories, Explored):
             self._kept = self._kept[excess:]
 
     def _put(self) -> None:
-        """Let batches be of the buffer."""
+        """Use the buffer for training batches."""
         parts, name = [self.recorded], self.recorded.environment
         if self._own:
             parts.append(together(self._own, f"the environment {self.copies.name!r}", environment=name))

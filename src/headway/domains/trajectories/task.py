@@ -150,7 +150,7 @@ class TrajectoriesConfig(TaskConfig):
         return Task(examples, StepActions(self, codec, copies if self.episodes else None, longest))
 
     def _environment(self, episodes: Episodes) -> str:
-        """The name of the environment in which the model is judged; "" where none is known."""
+        """Return the name of the environment for evaluation; "" if none is known."""
         given = os.environ.get(VARIABLE)
         if given:
             return given
@@ -169,7 +169,7 @@ class TrajectoriesConfig(TaskConfig):
         return ""
 
     def _played(self, copies: Copies | None) -> Copies:
-        """Those in which it plays as it learns."""
+        """Return the environments for online training."""
         if copies is None:
             raise ConfigError(
                 f"task.online.episodes is {self.online.episodes}, but no environment is known; set task.env, or "
@@ -198,7 +198,7 @@ class TrajectoriesConfig(TaskConfig):
 class StepActions(Objective[Trajectories]):
     """Cross-entropy or mean squared error of each step's action, and weighted errors of the next states and returns.
     With `envs`, the goal is the mean return achieved there; otherwise the loss on held-out episodes. The best training
-    episode has `best` steps.
+    episode has `best_length` steps.
     """
 
     unit = "timestep"
@@ -256,7 +256,7 @@ class StepActions(Objective[Trajectories]):
         return losses
 
     def _of_actions(self, said: Tensor, target: Tensor) -> Tensor:
-        """The loss of each step that there is, [N]."""
+        """Return the loss of each valid step, [N]."""
         if self.codec.choices is not None:
             return F.cross_entropy(said, target, reduction="none")
         return (said - target).square().mean(-1)
@@ -349,7 +349,7 @@ class StepActions(Objective[Trajectories]):
 
 
 def _actions(model: nn.Module, encoded: Encoded, batch: Batch) -> tuple[Tensor, Tensor]:
-    """What is said of the actions of the steps that there are, and what they were."""
+    """Return predictions and targets for the actions of the valid steps."""
     (_, layout), (actions, _) = batch.inputs, batch.targets
     return _said(model, "actions", encoded)[layout.keep], actions[layout.keep]
 
@@ -359,7 +359,7 @@ def _said(model: nn.Module, head: str, encoded: Encoded) -> Tensor:
 
 
 def _check_lengths(model: nn.Module, windows: StepWindows) -> None:
-    """UserError for an episode of more steps than the model has timesteps for."""
+    """UserError for an episode with more steps than the model has timesteps."""
     longest = int((windows.ends - windows.starts).max())
     known = cast(TrajectoryEmbed, model.embed).config.timesteps
     if longest > known:
@@ -398,8 +398,8 @@ def check_model(model: ModelConfig) -> TransformerConfig:
 
 
 def _check_spaces(model: TransformerConfig, codec: TrajectoryCodec, started: bool) -> None:
-    """ConfigError for a model that reads numbers where the data have images, or the reverse; and for one that is
-    `started` from whose weights are for other states or actions than the data's. Others get the data's sizes.
+    """ConfigError for a model that takes vectors if the data have images, or the reverse; and, with `started`, for a
+    model to fine-tune whose weights are for other states or actions than the data's. Other models get the data's sizes.
     """
     embed = model.embed
     assert isinstance(embed, TrajectoryEmbedConfig)

@@ -158,7 +158,7 @@ class StepWindows:
         return self._between(np.maximum(self.starts[owners], last - self.examples.codec.context + 1), last, owners)
 
     def _between(self, first: np.ndarray, last: np.ndarray, owners: np.ndarray) -> Batch:
-        """The steps from `first` to `last`, both included and at most K, at the right end of their rows."""
+        """Return the steps from `first` to `last`, inclusive and at most K, aligned right in their rows."""
         found, codec, episodes = self.examples, self.examples.codec, self.examples.episodes
         places = last[:, None] + np.arange(1 - codec.context, 1)
         keep = places >= first[:, None]

@@ -181,7 +181,7 @@ def write_attention_bias(config: TransformerConfig) -> dict[str, Any]:
 
 
 def write_window(config: TransformerConfig) -> dict[str, Any]:
-    """The reverse of `one_window`."""
+    """The reverse of `shared_window`."""
     return {"sliding_window": windows_of(config)[0]}
 
 
