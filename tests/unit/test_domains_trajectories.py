@@ -335,7 +335,7 @@ def test_what_does_not_fit_is_told_before_any_work(
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({}, "takes states of 11 numbers, but the data have 4 numbers; use episodes of its environment that it knows"),
+        ({}, "takes states of 11 numbers, but the data have 4 numbers; use episodes of its environment"),
         ({"states": 11}, "takes actions of 3 numbers, but the data have 2 choices"),
         ({"states": 11, "discrete": False}, "takes actions of 3 numbers, but the data have 1 numbers"),
     ],
