@@ -238,7 +238,7 @@ def test_it_plays_where_it_is_told_to(
 ) -> None:
     words = ["rollout", str(folders("act-older")), "--episodes", "3", "--json"]
     assert cli(words) == 2
-    assert "does not say where it acts; name an environment with --env" in capsys.readouterr().err
+    assert "has no environment; choose one with --env" in capsys.readouterr().err
     assert cli([*words, "--env", "HeadwayNudged-v0"]) == 0
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (found["length_mean"], found["samples"]) == (9.0, 3)
@@ -307,7 +307,7 @@ def test_demonstrations_of_another_robot_are_refused(
 ) -> None:
     data = demonstrations(4)
     monkeypatch.setattr(robotics_task, "read_demonstrations", lambda paths, cache, size, cameras: data)
-    with pytest.raises(UserError, match="the policy knows states of 11 numbers, and the data have states of 4"):
+    with pytest.raises(UserError, match="the policy has states of 11 numbers, but the data have states of 4"):
         hw.train("robotics", "any.npz", run=tmp_path / "run", from_=str(folders("act-older")), progress=False)
 
 
@@ -366,16 +366,16 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a chunk beyond the file": (settings(chunk_size=10**12), "more than"),
     "a width of no one": (settings(dim_model=10**9, n_heads=1), "head"),
     "pictures of no one": (feature(policies._TOP, type="VISUAL", shape=[3, 10**9, 10**9]), "give 1 to 16384 each way"),
-    "a depth map": (feature("observation.images.depth", type="VISUAL", shape=[1, 40, 72]), "read are"),
-    "words": (feature("task", type="LANGUAGE", shape=[1]), "read are"),
+    "a depth map": (feature("observation.images.depth", type="VISUAL", shape=[1, 40, 72]), "use observation.state and"),
+    "words": (feature("task", type="LANGUAGE", shape=[1]), "use observation.state and"),
     "shapes as text": (feature(policies._STATE, type="STATE", shape="five"), "shape"),
     "another state": (feature(policies._STATE, type="STATE", shape=[6]), "shape"),
-    "two things said": (feature("torque", "output_features", type="ACTION", shape=[2]), "what a policy says is action"),
+    "two things said": (feature("torque", "output_features", type="ACTION", shape=[2]), "the output should be action"),
     "no statistics": (unsaid, "has no mean of observation.images.top"),
     "a statistic too few": (without("observation.state.std"), "has no std of observation.state"),
-    "a step of its own": (step(registry_name=None), "asks for the step"),
-    "code of its own": (step(**{"class": "mine.Step", "registry_name": None}), "'mine.Step', which is not known"),
-    "a file elsewhere": (step(state_file="../other.safetensors"), "which are no file of its folder"),
+    "a step of its own": (step(registry_name=None), "has the unknown step"),
+    "code of its own": (step(**{"class": "mine.Step", "registry_name": None}), "has the unknown step 'mine.Step'"),
+    "a file elsewhere": (step(state_file="../other.safetensors"), "which are not a file in its folder"),
     "no pipeline": (lambda folder: (folder / "policy_postprocessor.json").write_text("{}"), "has no list of steps"),
     "cut weights": (cut, "bytes"),
     "another mode": (
@@ -416,7 +416,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "more steps than there are": ({"num_inference_steps": 21}, "21 of 20 steps cannot be sampled"),
     "wider": ({"down_dims": [16, 24, 64]}, "shape"),
     "an odd step": ({"diffusion_step_embed_dim": 5}, "give an even number"),
-    "no state": ({"input_features": {policies._ENV: {"type": "ENV", "shape": [7]}}}, "this one lacks some"),
+    "no state": ({"input_features": {policies._ENV: {"type": "ENV", "shape": [7]}}}, "policy needs actions"),
     "a crop beyond": (
         {
             "input_features": {

@@ -112,7 +112,7 @@ def test_files_outside_the_folder_are_not_read(tmp_path: Path) -> None:
     listed = json.loads((tmp_path / "modules.json").read_text())
     listed[1]["path"] = "../1_Pooling"
     (tmp_path / "modules.json").write_text(json.dumps(listed))
-    with pytest.raises(UserError, match="not a folder beside it"):
+    with pytest.raises(UserError, match="not a subfolder"):
         load_published(tmp_path)
 
 

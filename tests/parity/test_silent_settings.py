@@ -259,6 +259,6 @@ def test_unknown_settings_are_reported_in_one_line(tmp_path: Path, caplog: pytes
     with caplog.at_level(logging.WARNING):
         load_published(folder)
     assert [record.getMessage() for record in caplog.records] == [
-        f"{folder / 'config.json'} has settings that llama models are not known to have: logit_scale, tomorrow; they "
+        f"{folder / 'config.json'} has settings that are unknown for llama models: logit_scale, tomorrow; they "
         "are ignored, as in transformers"
     ]

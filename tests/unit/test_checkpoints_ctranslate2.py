@@ -47,7 +47,7 @@ def test_whispers_tokenizer_is_a_codec(whisper: Path) -> None:
 def test_open_says_what_is_not_read(whisper: Path, tmp_path: Path) -> None:
     assert is_ctranslate2(whisper)
     (tmp_path / FILE).write_bytes(model_bin([]).replace(text("AnySpec"), text("TransformerSpec")))
-    with pytest.raises(UserError, match="TransformerSpec\\): a translation model; load it from where it was converted"):
+    with pytest.raises(UserError, match="TransformerSpec\\): a translation model; load the model that it was converted"):
         open_model(tmp_path)
 
 
@@ -98,12 +98,12 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
     cases = {
         "version 5": model_bin([one], version=5),
         "cannot follow": whole[:place] + struct.pack("<I", 1 << 30) + whole[place + 4 :],
-        "comes twice": model_bin([one, one]),
-        "do not fit": model_bin([variable("a", [1.0, 2.0], "float32", size=4)]),
+        "occurs twice": model_bin([one, one]),
+        "do not match": model_bin([variable("a", [1.0, 2.0], "float32", size=4)]),
         "dtype 9": whole.replace(struct.pack("<BI", 0, 8), struct.pack("<BI", 9, 8)),
         "needs": whole[:-6],
-        "fits no variable": model_bin([one], [("b", "c")]),
-        "left behind": whole + b"0",
+        "matches no variable": model_bin([one], [("b", "c")]),
+        "left after": whole + b"0",
         "not UTF-8": whole.replace(b"AnySpec", b"\xff\xffySpec"),
         "scales of shape": model_bin([one, variable("a_scale", [1.0, 2.0, 3.0], "float32")]),
         "4 bits": model_bin([one, variable("a_zero", [1.0], "float32")]),

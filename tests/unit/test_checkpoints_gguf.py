@@ -308,23 +308,23 @@ def test_unsound_files_are_refused(tmp_path: Path) -> None:
     deep = struct.pack("<I", 9) + struct.pack("<IQ", 9, 1) * 6 + struct.pack("<IQ", 0, 0)
     one = text("a") + struct.pack("<II", 4, 1)
     cases = {
-        "no GGUF": b"PK\3\4 a pickle",
+        "not a GGUF file": b"PK\3\4 a pickle",
         "version 1 ": header(0, [], version=1),
         "version 50331648": header(0, [], version=3 << 24),
         "tensors cannot follow": header(1 << 60, []),
         "values cannot follow": b"GGUF" + struct.pack("<IQQ", 3, 0, 1 << 60),
         "bytes of a key cannot follow": header(0, [struct.pack("<Q", 1 << 62) + b"12345"]),
         "items of a cannot follow": header(0, [text("a") + struct.pack("<IIQ", 9, 0, 1 << 62)]),
-        "type 77": header(0, [text("a") + struct.pack("<II", 77, 0)]),
-        "type 9, which": header(0, [text("a") + deep]),
-        "'a' comes twice": header(0, [one, one]),
+        "unknown type 77": header(0, [text("a") + struct.pack("<II", 77, 0)]),
+        "unknown type 9": header(0, [text("a") + deep]),
+        "'a' occurs twice": header(0, [one, one]),
         "alignment": header(0, [text("general.alignment") + struct.pack("<II", 4, 48)]),
         "not UTF-8": header(0, [struct.pack("<Q", 1) + b"\xff" + struct.pack("<II", 4, 1)]),
-        "'x' comes twice": twice,
-        "not at 64": over,
+        "'x' occurs twice": twice,
+        "instead of 64": over,
         "ends at": whole[:-1],
         "9 dimensions": padded(header(1, []) + described("x", (1,) * 9, 0, 0)) + b"\0" * 64,
-        "quantised by type 99": padded(header(1, []) + described("x", (16,), 99, 0)) + b"\0" * 64,
+        "quantisation type 99": padded(header(1, []) + described("x", (16,), 99, 0)) + b"\0" * 64,
         "blocks of 32": padded(header(1, []) + described("x", (16,), 8, 0)) + b"\0" * 64,
         "does not consist": padded(header(1, []) + described("x", (1 << 40, 1 << 40), 0, 0)) + b"\0" * 64,
     }
@@ -342,11 +342,11 @@ def test_what_cannot_be_said_is_not_written(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="export it as a folder"):
         save_gguf(drawn(config), config, path)
     config = published_config(LLAMA, rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4})
-    with pytest.raises(UserError, match="DynamicScaling have no form"):
+    with pytest.raises(UserError, match="cannot store rotary positions scaled by DynamicScaling"):
         save_gguf(drawn(config), config, path)
     windows = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}
     config = published_config(LLAMA, model_type="qwen2", **windows)
-    with pytest.raises(UserError, match="windows by layer"):
+    with pytest.raises(UserError, match="windows per layer"):
         save_gguf(drawn(config), config, path, usage=Usage("qwen2"))
     config = published_config(LLAMA)
     with pytest.raises(UserError, match="precision is 'Q3'"):
@@ -368,11 +368,11 @@ def test_settings_that_fit_no_model_are_refused(tmp_path: Path) -> None:
 
     cases = {
         "for the 21 tensors": changed("llama.block_count", 2, 1 << 30),
-        "numbers, more than": changed("llama.feed_forward_length", 64, 1 << 30),
+        "parameters, more than": changed("llama.feed_forward_length", 64, 1 << 30),
         "fit no llama": changed("llama.attention.head_count", 4, 0),
-        "no architecture 'lllll'": whole.replace(text("llama"), text("lllll")),
+        "unknown architecture 'lllll'": whole.replace(text("llama"), text("lllll")),
         "lacks tensor": changed("llama.block_count", 2, 3),
-        "no rule": changed("llama.block_count", 2, 1),
+        "unknown tensor": changed("llama.block_count", 2, 1),
     }
     for message, data in cases.items():
         (tmp_path / "b.gguf").write_bytes(data)

@@ -166,11 +166,11 @@ def test_tokenizers_that_do_not_hold_together_are_refused(tmp_path: Path, text: 
     start = "tokenizer.ggml."
     cases = {
         "kind 'bert'": {"model": "bert"},
-        "manner of 'gpt3'": {"pre": "gpt3"},
+        "pre-tokenizer 'gpt3'": {"pre": "gpt3"},
         "token_type for": {"token_type": [1]},
         "type 9": {"token_type": [9] * len(values[start + "tokens"])},
-        "of which 1 come twice": {"tokens": [*values[start + "tokens"][:-1], "a"]},
-        "is not of tokens": {"merges": ["a nothing"]},
+        "tokens, 1 duplicate": {"tokens": [*values[start + "tokens"][:-1], "a"]},
+        "does not consist of tokens": {"merges": ["a nothing"]},
         "0 characters": {"tokens": [""]},
         "give a list": {"tokens": "abc"},
         "give text": {"tokens": [1, 2]},

@@ -134,7 +134,7 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
     huge = struct.pack("<7i", *[1 << 30] * 7)
     cases = {
         "needs": whole[:-4],
-        "left behind": whole + b"0000",
+        "left after": whole + b"0000",
         "width is 0": struct.pack("<7i", 0, 64, 2, 4, 2, 48, 64) + whole[28:],
         "3 heads": struct.pack("<7i", 32, 64, 2, 3, 2, 48, 64) + whole[28:],
         "fit no model": huge,
@@ -153,9 +153,9 @@ def test_damaged_tokenizers_are_refused(weights: Path, tmp_path: Path) -> None:
     piece = struct.pack("<fi", 0.0, 2)
     cases = {
         "cannot follow": whole[:-1],
-        "each once": whole + (piece + b"xy") * 2,
+        "unique tokens": whole + (piece + b"xy") * 2,
         "not UTF-8": whole + piece + b"\xff\xff",
-        "3 pieces": whole[:44],
+        "3 tokens": whole[:44],
         "with scores": whole + struct.pack("<fi", float("nan"), 2) + b"xy",
         "0 characters": whole + struct.pack("<fi", 0.0, 0),
         "-1 bytes": whole + struct.pack("<fi", 0.0, -1),

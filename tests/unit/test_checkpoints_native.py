@@ -66,13 +66,13 @@ def test_disagreements_name_the_tensor(tmp_path: Path) -> None:
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
     path = tmp_path / native.FILE
-    with pytest.raises(UserError, match="does not exist; give a run or model folder"):
+    with pytest.raises(UserError, match="does not exist; pass a run or model folder"):
         native.load_model(tmp_path)
     write_tensors(path, {"x": torch.ones(2)}, {"format": "pt"})
     with pytest.raises(UserError, match="has format 'pt', not 'headway'"):
         native.load_model(tmp_path)
     write_tensors(path, {"x": torch.ones(2)}, {"format": "headway", "version": "2"})
-    with pytest.raises(UserError, match="has version 2, this headway reads 1"):
+    with pytest.raises(UserError, match="has version 2, but headway reads 1"):
         native.load_model(tmp_path)
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(UserError, match="not a complete safetensors file"):

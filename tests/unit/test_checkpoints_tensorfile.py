@@ -85,13 +85,13 @@ UNSOUND: dict[str, tuple[bytes, str]] = {
     "an unknown dtype": (content({"a": entry(0, 4, "F4")}, b"0000"), "'F4'"),
     "a negative size": (content({"a": entry(0, 4, shape=(-1,))}, b"0000"), "shape"),
     "a true size": (content({"a": entry(0, 4, shape=(True,))}, b"0000"), "shape"),
-    "another size": (content({"a": entry(0, 8, shape=(3,))}, b"00000000"), "takes 12"),
-    "a huge size": (content({"a": entry(0, 0, shape=(0, 1 << 62, 1 << 62))}), "more than a file can hold"),
+    "another size": (content({"a": entry(0, 8, shape=(3,))}, b"00000000"), "in 8 bytes instead of 12"),
+    "a huge size": (content({"a": entry(0, 0, shape=(0, 1 << 62, 1 << 62))}), "more than a file can contain"),
     "past the end": (content({"a": entry(0, 8)}, b"0000"), "ends before"),
     "backwards": (content({"a": entry(8, 4, shape=(1,))}, b"00000000"), "-4 bytes"),
     "overlap": (content({"a": entry(0, 8), "b": entry(4, 12)}, b"0" * 12), "overlaps"),
     "a gap": (content({"a": entry(0, 4), "b": entry(8, 12)}, b"0" * 12), "gap"),
-    "more behind": (content({"a": entry(0, 4)}, b"0" * 8), "behind"),
+    "more behind": (content({"a": entry(0, 4)}, b"0" * 8), "after its last"),
 }
 
 
@@ -137,7 +137,7 @@ def test_shards_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"one\.safetensors lacks tensor 'more'"):
         open_shards(folder)
     change_index(folder, lambda names: names.update(more="../one.safetensors"))
-    with pytest.raises(UserError, match="no file of its folder"):
+    with pytest.raises(UserError, match="not a file in its folder"):
         open_shards(folder)
     change_index(folder, lambda names: names.update(more="three.safetensors"))
     with pytest.raises(UserError, match=r"lacks the shard 'three\.safetensors'"):

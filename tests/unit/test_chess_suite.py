@@ -134,7 +134,7 @@ def test_a_suite_is_solved_by_search(tmp_path: Path) -> None:
     ("name", "content", "message"),
     [
         ("a.epd", b"", "is empty"),
-        ("a.epd", b"\n\n", "holds no position with bm or am; give a test suite"),
+        ("a.epd", b"\n\n", "contains no position with bm or am; pass a test suite"),
         ("a.epd", b"k7/2K5/8/8/8/8/8/7R w - - id 1;\n" * 3, "line 1 has neither bm nor am"),
         ("a.epd", b"k7/2K5/8/8/8/8/8/7R w - - bm " + b"Rh8+ " * 100_000, "line 1 has 500,0"),
         ("a.epd", b"k7/2K5/8/8/8/8/8/7R w - - bm " + b"+" * 3000 + b"x;", "is not a chess move"),

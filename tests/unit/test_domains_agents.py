@@ -406,17 +406,17 @@ def test_it_learns(
 @pytest.mark.parametrize(
     ("env", "settings", "message"),
     [
-        (None, {}, "no environment is named; set task.env=CartPole-v1"),
+        (None, {}, "there is no environment; set task.env=CartPole-v1"),
         (None, {"task.env": "CartPoll-v1"}, "did you mean 'CartPole-v1'"),
         (None, {"task.env": "lamps:Light"}, "which would run its own code.*HEADWAY_ENV=lamps:Light"),
-        ("lamps:Pixels", {}, "shows images of 8 x 8 x 3, and agents that learn online read numbers"),
+        ("lamps:Pixels", {}, "has images of 8 x 8 x 3, but agents that learn online take vectors"),
         ("lamps:Both", {}, "has the action space Tuple"),
         ("lamps:Words", {}, "has observations .*Sequence.*without a fixed size"),
-        ("lamps:Endless", {"task.horizon": None}, "says no limit of steps.*task.horizon"),
+        ("lamps:Endless", {"task.horizon": None}, "has no step limit.*task.horizon"),
         ("lamps:Light", {"train.batch_size": 48}, "batches of 48 do not divide the 128 steps.*such as 32"),
         ("lamps:Light", {"task.copies": 0}, "task.copies is 0; give 1 or more"),
-        ("lamps:Light", {"task.discount": 1.1}, "task.discount is 1.1; give a number from 0 to 1"),
-        ("lamps:Light", {"task.clip": 0.0}, "give numbers above 0"),
+        ("lamps:Light", {"task.discount": 1.1}, "task.discount is 1.1; choose a number from 0 to 1"),
+        ("lamps:Light", {"task.clip": 0.0}, "choose numbers above 0"),
         ("lamps:Light", {"task.entropy": -1.0}, "give 0 or more"),
         ("lamps:Fails", {}, "'lamps:Fails' failed in its step .ZeroDivisionError: by wheels"),
         ("lamps:Nowhere", {}, "returned the reward nan"),
@@ -450,9 +450,9 @@ def test_the_command_line(own: Path, capsys: pytest.CaptureFixture[str], monkeyp
     rows, _ = said("recipes", "--json")
     assert next(row for row in rows["recipes"] if row["name"] == "ppo")["data"] == "makes its own"
     for words, message in (
-        (["rollout", "runs/a", "--target-return", "5"], "an agent that is asked for no return"),
-        (["rollout", "runs/a", "--env", "Acrobot-v1"], "shows states of 6 numbers, and this agent reads 4"),
-        (["rollout", "runs/a", "--env", "lamps:Nowhere"], "shows states of 3 numbers"),
+        (["rollout", "runs/a", "--target-return", "5"], "an agent without target returns"),
+        (["rollout", "runs/a", "--env", "Acrobot-v1"], "has states of 6 numbers, but this agent takes 4"),
+        (["rollout", "runs/a", "--env", "lamps:Nowhere"], "has states of 3 numbers"),
         (["rollout", "runs/a", "--execute", "2"], "predicts one action at a time"),
         (["train", "ppo", "--minutes", "0"], "above 0"),
         (["train", "ppo", "--data", "lamps.py", "--set", "task.env=CartPole-v1"], "leave --data out"),
@@ -484,7 +484,7 @@ def test_the_agent_of_a_run_records_the_episodes_that_it_plays(
     capsys.readouterr()
     for words, message in (
         (["data", "collect", "Acrobot-v1", "--policy", "run", "--out", "b.npz"], "states of 6 numbers"),
-        (["data", "collect", "CartPole-v1", "--policy", ".", "--out", "b.npz"], "holds no model"),
+        (["data", "collect", "CartPole-v1", "--policy", ".", "--out", "b.npz"], "has no model"),
         (["data", "collect", "CartPole-v1", "--policy", "nobody", "--out", "b.npz"], "the folder of a run"),
     ):
         assert cli.main(words) == 2
@@ -495,9 +495,9 @@ def test_an_agent_says_what_it_cannot_read(tmp_path: Path, no_page: None) -> Non
     run = hw.train(tiny(**{"task.env": "CartPole-v1", "train.steps": 2}), run=tmp_path / "a", progress=False, samples=0)
     model = hw.load(run.directory)
     for wrong in ([1.0, 2.0], [1.0, 2.0, 3.0, float("nan")], ["a", "b", "c", "d"]):
-        with pytest.raises(UserError, match="for an agent that reads 4 numbers"):
+        with pytest.raises(UserError, match="but this agent takes 4 numbers"):
             model.policy().select_action(wrong)
-    with pytest.raises(UserError, match="is an agent of one environment; leave task out"):
+    with pytest.raises(UserError, match="is an agent for one environment; leave task out"):
         model.policy("push")
     (run.directory / "agent.json").unlink()
     with pytest.raises(UserError, match=r"has no agent\.json"):
@@ -513,5 +513,5 @@ def test_a_curve_is_of_the_episodes_that_ended() -> None:
 
 
 def test_a_model_that_is_no_agents_is_told(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="reads no states"):
+    with pytest.raises(ConfigError, match="does not take states"):
         hw.train("ppo", set={"task.env": "CartPole-v1", "model": "gpt2"}, run=tmp_path / "a", progress=False)

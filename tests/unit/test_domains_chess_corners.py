@@ -75,7 +75,7 @@ def test_a_pass_is_no_move(text: str, tmp_path: Path) -> None:
         move_named(board_of(CASTLES), text)
     if text in ("--", "Z0"):
         game = write(tmp_path, "a.pgn", f'[Result "1-0"]\n\n1. e4 {text} 2. d4 d5 1-0\n')
-        with pytest.raises(UserError, match="passes, which is not a chess move"):
+        with pytest.raises(UserError, match="is a null move, which is not a chess move"):
             open_positions([game], 0.5, False)
 
 
@@ -210,11 +210,11 @@ def test_openings_are_different_and_not_over(tmp_path: Path) -> None:
 
 
 def test_a_puzzle_needs_an_answer(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is one move; give the opponent's move and the answer"):
+    with pytest.raises(UserError, match="is one move; write the opponent's move and the answer"):
         list(puzzles(write(tmp_path, "a.csv", f"FEN,Moves\n{MATE},a1a8\n")))
 
 
 def test_what_was_solved_before_a_puzzle_that_is_none_is_told(tmp_path: Path) -> None:
     path = write(tmp_path, "a.csv", f"position,bestmove\n{MATE},a1a8\n{MATE},a1b8\n")
-    with pytest.raises(UserError, match=r"line 3: 'a1b8' is not a legal .*; of the 1 puzzles before it 1 are solved"):
+    with pytest.raises(UserError, match=r"line 3: 'a1b8' is not a legal .*; of the 1 puzzles before it, 1 were solved"):
         solve(Player(Even(), "value"), path, SearchLimits(nodes=30))

@@ -111,7 +111,7 @@ def test_forms_of_lists(tmp_path: Path) -> None:
     ("name", "text", "message"),
     [
         ("a.pgn", '[Result "1-0"]\n\n1. e4 e5 2. Qh6 Nc6 1-0\n', "from line 1 on: illegal san: 'Qh6'"),
-        ("a.pgn", '[Result "1-0"]\n\n1. e4 e5 2. Nf3', "ends without a result, as a file does that was cut off"),
+        ("a.pgn", '[Result "1-0"]\n\n1. e4 e5 2. Nf3', "ends without a result, like a truncated file"),
         ("a.pgn", '[FEN "nonsense"]\n\n1. e4 e5 1-0\n', "task.skip_bad=true"),
         ("a.pgn", "   \n", "nothing to learn from"),
         ("a.csv", "position,bestmove\nnonsense,e2e4\n", "line 2: FEN 'nonsense' has 1 parts"),
@@ -121,7 +121,7 @@ def test_forms_of_lists(tmp_path: Path) -> None:
             "not a chess position .no white king, no black",
         ),
         ("a.csv", "position,bestmove\n8/8/8/8/8/k7/8/K1q5 w - - 0 1,e2e4\n", "line 2: 'e2e4' is not a legal move in"),
-        ("a.csv", "position,bestmove\n8/8/8/8/8/k7/8/K6q w - - 0 1,best\n", "'best' holds no move"),
+        ("a.csv", "position,bestmove\n8/8/8/8/8/k7/8/K6q w - - 0 1,best\n", "'best' contains no move"),
         ("a.csv", "position,bestmove,scores\n8/8/8/8/7q/k7/8/1K6 b - - 0 1,h4h1,h4h1:x\n", "'x' is not an evaluation"),
         ("a.csv", "fen2,bestmov\n", "no column 'position' or 'fen'"),
         ("a.csv", "position,bestmove\na\n", "line 2 has 1 columns"),
@@ -223,7 +223,7 @@ def test_an_empty_split_is_told_before_any_work(tmp_path: Path) -> None:
     path = write(tmp_path, "a.csv", f"position,bestmove\n{rows}")
     with pytest.raises(UserError, match="the validation split of 8 positions is empty; give games in files named val"):
         train(tmp_path / "run", path, **{"task.split.validation": 0.0})
-    told = "the train split of 0 positions that action_value is learnt from is empty; give games with results"
+    told = "the train split of 0 positions with a target action_value is empty; give games with results"
     chosen = find_recipe("chess-searchless")
     task = chosen.task.open(chosen, [path], tmp_path)
     with pytest.raises(UserError, match=told):
@@ -273,7 +273,7 @@ def test_the_tokens_of_a_fen_learn_each_target(tmp_path: Path, target: str) -> N
         ({"task.evals": 2}, "task.evals is 2"),
         ({"task.forget": -1}, "task.forget is -1"),
         ({"task.turn": 1.5}, "task.turn is 1.5"),
-        ({"model": "gpt2"}, "no 64 squares"),
+        ({"model": "gpt2"}, "does not read 64 squares"),
         ({"model": "chess-9m"}, "recipe chess-searchless"),
         ({"train.batch_tokens": 5}, "set only train.batch_size"),
     ],

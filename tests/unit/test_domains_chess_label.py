@@ -118,15 +118,15 @@ def test_the_command_and_going_on(stockfish: str, tmp_path: Path, capsys: pytest
     assert out.read_text().startswith(whole[: whole.rindex("\n", 0, -1) + 1])
     out.write_text("a,b\n1,2\n")
     assert cli.main([*words, "--resume"]) == 2
-    assert "holds no labels of headway" in capsys.readouterr().err
+    assert "contains no labels of headway" in capsys.readouterr().err
     assert out.read_text() == "a,b\n1,2\n"
 
 
 @pytest.mark.parametrize(
     ("go", "patience", "message"),
     [
-        ("time.sleep(60)", 0.5, "said nothing for 0.5 s and was ended; check that it speaks UCI"),
-        ('print("info depth 1", flush=True); time.sleep(60)', 0.5, "said nothing for 0.5 s and was ended"),
+        ("time.sleep(60)", 0.5, "was silent for 0.5 s and was ended; check that it speaks UCI"),
+        ('print("info depth 1", flush=True); time.sleep(60)', 0.5, "was silent for 0.5 s and was ended"),
         ("sys.exit(3)", 50, "ended by itself with code 3"),
     ],
 )
@@ -151,7 +151,7 @@ def test_what_a_script_has_started_is_ended_with_it(tmp_path: Path) -> None:
     script.chmod(0o755)
     with UciEngine(str(script), patience=20) as engine:
         engine.patience = 0.5
-        with pytest.raises(UserError, match=r"said nothing for 0\.5 s and was ended"):
+        with pytest.raises(UserError, match=r"was silent for 0\.5 s and was ended"):
             engine.ask(chess.STARTING_FEN, (), "nodes 1", 0.0)
         asked = time.monotonic()
     idle = UciEngine(str(script), patience=20)
@@ -164,7 +164,7 @@ def test_what_a_script_has_started_is_ended_with_it(tmp_path: Path) -> None:
 
 def test_a_program_that_is_none_is_told(tmp_path: Path) -> None:
     out = tmp_path / "labels.csv"
-    with pytest.raises(UserError, match="there is no program 'nowhere' here"):
+    with pytest.raises(UserError, match="there is no program 'nowhere'"):
         label([positions(tmp_path)], out, LabelConfig("nowhere"))
     silent = tmp_path / "silent"
     silent.write_text("#!/bin/sh\nexit 0\n")
@@ -191,7 +191,7 @@ def test_labels_go_on_with_the_positions_that_they_were_begun_with(tmp_path: Pat
     label([two], out, config)
     assert label([two], out, config, resume=True).new == 0
     other = positions(tmp_path, *[MATE] * 4)
-    with pytest.raises(UserError, match="was made of other positions"):
+    with pytest.raises(UserError, match="was made from other positions"):
         label([other], out, config, resume=True)
     assert len(list(csv.DictReader(out.read_text().splitlines()))) == 2
 
@@ -207,7 +207,7 @@ def test_a_match_against_a_program(tmp_path: Path, stockfish: str) -> None:
         side.move(board)
     side.close()
     real = EngineSide(stockfish, None, 1320, 0.02)
-    assert real.name == "stockfish at Elo 1320, 0.02 s a move"
+    assert real.name == "stockfish at Elo 1320, 0.02 s per move"
     assert board.is_legal(real.move(board))
     real.close()
 
@@ -220,4 +220,4 @@ def test_without_the_extra_one_line_says_what_to_install(tmp_path: Path) -> None
     program = Program(tmp_path, code, *words)
     _, err = program.wait()
     assert program.returncode == 2
-    assert err == ("headway: chess needs the package chess (GPL-3.0+); pip install 'headway[chess]'\n")
+    assert err == ("headway: chess needs the package chess (GPL-3.0+); run pip install 'headway[chess]'\n")

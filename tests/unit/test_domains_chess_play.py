@@ -233,15 +233,15 @@ def test_uci_answers_what_it_is_asked() -> None:
         ("position fen 8/8/8/8/8/8/8/K7 w - - 0 1", "not a chess position"),
         ("position startpos moves e2e5", "'e2e5' is not a legal move"),
         ("position", "'startpos' or 'fen'"),
-        ("setoption name UCI_Chess960 value true", "Chess960 is not played here"),
-        ("setoption name MultiPV value many", "give a whole number from 1 to 256"),
-        ("setoption name Hash value 0", "Hash is '0'; give a whole number from 1 to 65536"),
-        ("setoption name Threads value 9999999999", "give a whole number from 1 to"),
+        ("setoption name UCI_Chess960 value true", "Chess960 is not supported"),
+        ("setoption name MultiPV value many", "choose an integer from 1 to 256"),
+        ("setoption name Hash value 0", "Hash is '0'; choose an integer from 1 to 65536"),
+        ("setoption name Threads value 9999999999", "choose an integer from 1 to"),
         ("setoption name Search value alphabeta", "there is no search 'alphabeta'"),
         ("setoption name Hush value 3", "there is no option 'hush'"),
-        ("go nodes 0", "go nodes 0: give a whole number from 1 on"),
-        ("go movestogo -1 wtime 100 btime 100", "from 0 on"),
-        ("go movetime soon", "give a whole number"),
+        ("go nodes 0", "go nodes 0: choose an integer of at least 1"),
+        ("go movestogo -1 wtime 100 btime 100", "of at least 0"),
+        ("go movetime soon", "write an integer"),
     ],
 )
 def test_uci_says_what_is_wrong_and_goes_on(text: str, message: str) -> None:
@@ -303,7 +303,7 @@ def test_mates_are_looked_for_by_their_length() -> None:
         assert board.is_checkmate()
         assert said[-1].startswith(f"bestmove {line[0]} ponder {line[1]}")
     said = session("go mate 1 nodes 5\n")
-    assert said[0] == "info string no mate in 1 was found; this is the best move"
+    assert said[0] == "info string no mate in 1 found; this is the best move"
     assert said[-1].startswith("bestmove ")
     assert said[-1] != "bestmove (none)"
     only = session(f"position fen {MATE}\ngo mate 1 searchmoves a1a7 nodes 5\n")
@@ -401,7 +401,7 @@ def test_puzzles_are_solved_or_not(tmp_path: Path) -> None:
     own = tmp_path / "lichess.csv"
     own.write_text("PuzzleId,FEN,Moves\n1,6k1/5ppp/8/8/8/8/n4PPP/R5K1 b - - 0 1,a2c3 a1a8\n")
     assert solve(Player(Even(), "value"), own, SearchLimits())["puzzle_accuracy"] == 1
-    with pytest.raises(UserError, match=r"holds no puzzles"):
+    with pytest.raises(UserError, match=r"contains no puzzles"):
         solve(Player(Even()), games_file(tmp_path), SearchLimits())
 
 
@@ -438,7 +438,7 @@ def test_openings(data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(UserError, match="too few for 2,000 games"):
         openings([path], 1000, 1)
     path.write_text("eco\tname\tpgn\nA00\tBad\t1. e5\n")
-    with pytest.raises(UserError, match="line 2: these are no moves"):
+    with pytest.raises(UserError, match="line 2: these are not the moves"):
         openings([path], 1, 1)
 
 
@@ -462,7 +462,7 @@ def test_commands(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> N
         )
         == 2
     )
-    assert "there is no program 'no-such-engine' here" in capsys.readouterr().err
+    assert "there is no program 'no-such-engine'" in capsys.readouterr().err
 
 
 def test_opinions_are_kept_and_change_nothing(run: Path) -> None:

@@ -184,14 +184,14 @@ def test_the_limit_of_held_out_windows_is_kept(tmp_path: Path, monkeypatch: pyte
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"task.execute": 6}, "task.execute is 6, and a chunk has 5 actions"),
-        ({"task.execute": 0}, "to the last two 1 or more"),
+        ({"task.execute": 6}, "task.execute is 6, but a chunk has 5 actions"),
+        ({"task.execute": 0}, "1 or more for the last two"),
         ({"task.ensemble": -1.0}, "task.ensemble is -1.0"),
         ({"task.noise": -0.1}, "task.noise is -0.1"),
         ({"task.size": [0, 3]}, r"task.size is \(0, 3\)"),
-        ({"task.state": 5}, "task.state is 5, and states have 4 numbers"),
+        ({"task.state": 5}, "task.state is 5, but states have 4 numbers"),
         ({"task.cameras": ["tip"]}, "no camera 'tip'; did you mean 'top'"),
-        ({"task.state": 0, "task.cameras": []}, "neither states nor cameras are read"),
+        ({"task.state": 0, "task.cameras": []}, "no inputs, neither states nor cameras"),
         ({"task.env": "mine:Env"}, "'mine:Env', which would run its own code"),
         ({"task.split.validation": 0.0, "task.episodes": 0}, "the validation split of 10 demonstrations is empty"),
         ({"model.observation.images.patch": [16, 16]}, "images of 24 x 24 are not whole 16 x 16 patches"),
@@ -246,7 +246,7 @@ def test_a_few_demonstrations_judge_a_policy_that_plays_nowhere(
 
 def test_environments_that_do_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, message in (
-        ("CartPole-v1", "takes actions of 2 choices, and this policy says 2 numbers"),
+        ("CartPole-v1", "takes actions of 2 choices, this policy outputs 2 numbers"),
         ("Pendulum-v1", "takes actions of 1 numbers"),
         ("HeadwayReech-v0", "did you mean 'HeadwayReach-v0'"),
     ):
@@ -255,7 +255,7 @@ def test_environments_that_do_not_fit(tmp_path: Path, monkeypatch: pytest.Monkey
             opened(tmp_path)
     wider = made()
     given(monkeypatch, replace(wider, states=np.hstack([wider.states, wider.states])))
-    with pytest.raises(UserError, match="shows states of 4 numbers, and this policy knows 8"):
+    with pytest.raises(UserError, match="has states of 4 numbers, but this policy takes 8"):
         opened(tmp_path)
 
 
@@ -272,7 +272,7 @@ def test_code_that_data_name_is_not_run(
 
 def test_other_models_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given(monkeypatch, made())
-    with pytest.raises(ConfigError, match="needs a model of chunks of actions"):
+    with pytest.raises(ConfigError, match="needs a model of action chunks"):
         replace(tiny(), model=preset("gpt-1m")).task.open(replace(tiny(), model=preset("gpt-1m")), [], tmp_path)
 
 

@@ -93,13 +93,13 @@ def test_a_policy_step_by_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"state": None}, "has no state, and this policy reads 4 numbers"),
-        ({"state": [1, 2, 3]}, "a state of 3 numbers for a policy that knows 4"),
-        ({"state": [1, 2, np.nan, 4]}, "the state holds nan"),
-        ({"cameras": {}}, r"no picture of the camera 'top' \(its cameras: none\)"),
+        ({"state": None}, "has no state, but this policy takes 4 numbers"),
+        ({"state": [1, 2, 3]}, "the state has 3 numbers, this policy takes 4"),
+        ({"state": [1, 2, np.nan, 4]}, "the state contains nan"),
+        ({"cameras": {}}, r"no image of the camera 'top' \(its cameras: none\)"),
         ({"cameras": {"top": np.zeros((24, 24, 3))}}, r"is float64 of shape \(24, 24, 3\); give uint8"),
         ({"cameras": {"top": np.zeros((24, 24), np.uint8)}}, r"uint8 of shape \(24, 24\)"),
-        ({"task": None}, "names no task, and this policy knows several; add task, one of 'reach', 'left'"),
+        ({"task": None}, "has no task, but this policy has several; add task, one of 'reach', 'left'"),
         ({"task": "swim"}, "the task 'swim' has no word that this policy knows"),
     ],
 )

@@ -288,9 +288,9 @@ def test_models_get_the_sizes_of_the_data(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "settings", "message"),
     [
-        ({"image": True}, {}, "reads states by numbers, and the data have 3 x 12 x 8 numbers; set model.embed.states="),
-        ({}, {"model.embed.states": {"kind": "convolutions"}}, "by convolutions, and the data have 4 numbers; set"),
-        ({}, {"model": "gpt-1m"}, "embed is trajectories, and this TransformerConfig has another"),
+        ({"image": True}, {}, "takes states by numbers, but the data have 3 x 12 x 8 numbers; set model.embed.states="),
+        ({}, {"model.embed.states": {"kind": "convolutions"}}, "by convolutions, but the data have 4 numbers; set"),
+        ({}, {"model": "gpt-1m"}, "embed is trajectories, but this TransformerConfig has another"),
         ({}, {"task.context": 0}, "task.context is 0"),
         ({}, {"task.best": 0.0}, "task.best is 0.0"),
         ({}, {"task.scale": -1.0}, "task.scale is -1.0"),
@@ -308,12 +308,12 @@ def test_models_get_the_sizes_of_the_data(tmp_path: Path) -> None:
         (
             {},
             {"task.env": "Pendulum-v1", "task.episodes": 1},
-            "takes actions of 1 numbers, and this model says 2 choices",
+            "takes actions of 1 numbers, but this model outputs 2 choices",
         ),
         (
             {"states": 3},
             {"task.env": "CartPole-v1", "task.episodes": 1},
-            "shows states of 4 numbers, .* reads 3 numbers",
+            "has states of 4 numbers, .* takes 3 numbers",
         ),
     ],
 )
@@ -335,9 +335,9 @@ def test_what_does_not_fit_is_told_before_any_work(
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({}, "reads states of 11 numbers, and the data have 4 numbers; give episodes of the environment that it knows"),
-        ({"states": 11}, "takes actions of 3 numbers, and the data have 2 choices"),
-        ({"states": 11, "discrete": False}, "takes actions of 3 numbers, and the data have 1 numbers"),
+        ({}, "takes states of 11 numbers, but the data have 4 numbers; use episodes of its environment"),
+        ({"states": 11}, "takes actions of 3 numbers, but the data have 2 choices"),
+        ({"states": 11, "discrete": False}, "takes actions of 3 numbers, but the data have 1 numbers"),
     ],
 )
 def test_episodes_that_do_not_fit_a_start_are_told(given: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -352,7 +352,7 @@ def test_episodes_that_do_not_fit_a_start_are_told(given: dict[str, Any], messag
 
 def test_a_window_longer_than_the_model_reads_is_told(tmp_path: Path) -> None:
     task = opened(saved(tmp_path), tmp_path, **OFFLINE)
-    with pytest.raises(ConfigError, match=r"task.context 4 has 12 tokens, and model.context is 9"):
+    with pytest.raises(ConfigError, match=r"task.context 4 is 12 tokens, but model.context is 9"):
         task.adapt(tiny(**{"model.context": 9}).model)
 
 
@@ -389,16 +389,16 @@ def test_what_a_model_did_by_chance_is_what_it_remembers(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("reached", "said"),
     [
-        ((-119.0, -119.0, -119.0), "it reached -119 on average: what it reaches does not depend on the return asked"),
-        ((-121.0, -119.0, -120.0), "it reached from -121 to -119 on average: what it reaches does not depend"),
-        ((-195.0, -152.0, -111.0), "it reached from -195 to -111 on average: it follows the return asked for."),
-        ((-150.0, -140.0, -125.0), "it follows the return asked for in part."),
+        ((-119.0, -119.0, -119.0), "achieved -119 on average: the achieved return does not depend on the target"),
+        ((-121.0, -119.0, -120.0), "achieved from -121 to -119 on average: the achieved return does not depend"),
+        ((-195.0, -152.0, -111.0), "the model achieved from -195 to -111 on average: it follows the target."),
+        ((-150.0, -140.0, -125.0), "it follows the target in part."),
     ],
 )
 def test_what_is_reached_is_set_beside_what_was_asked_for(reached: tuple[float, ...], said: str) -> None:
     points = [Point(target, np.array([mean - 1, mean + 1])) for target, mean in zip((-200.0, -150.0, -110.0), reached)]
     found = by_returns(points)
-    assert found.startswith("Asked for returns from -200 to -110, it reached")
+    assert found.startswith("For target returns from -200 to -110, the model achieved")
     assert said in found
     assert by_returns(points[:1]) == ""
 
@@ -414,9 +414,9 @@ def test_actions_that_pay_no_heed_to_the_return_are_told(discrete: bool, tmp_pat
         found = task.remark(model)
         for weight in weights:
             weight.zero_()
-    assert found.startswith("Asked for a return of ")
+    assert found.startswith("For target returns of ")
     assert "no difference" not in found
-    assert task.remark(model).endswith("held-out steps: the return asked for makes no difference.")
+    assert task.remark(model).endswith("held-out steps: the target makes no difference.")
     deaf = opened(saved(tmp_path, discrete=discrete), tmp_path, **OFFLINE, **{"task.condition": False})
     assert deaf.remark(built(deaf, **{"task.condition": False})) == ""
 
@@ -427,7 +427,8 @@ def test_data_of_one_return_are_told(tmp_path: Path) -> None:
     rewards[episodes.ends - 1] = 7
     write_episodes(tmp_path / "a.npz", replace(episodes, rewards=rewards))
     task = opened(tmp_path / "a.npz", tmp_path)
-    assert task.remark(built(task)) == "All episodes that it learned from have a return of 7, so it knows of no other."
+    told = "All training episodes have a return of 7, so the model has learned no other target."
+    assert task.remark(built(task)) == told
 
 
 def test_seeds_of_evaluations_are_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -451,5 +452,5 @@ def test_code_that_data_name_is_not_run(tmp_path: Path, caplog: pytest.LogCaptur
     write_episodes(tmp_path / "a.npz", replace(made(), environment="os:getcwd"))
     task = opened(tmp_path / "a.npz", tmp_path)
     assert (task.objective.copies, task.goal) == (None, "loss")
-    assert "os:getcwd, code that they may not ask for" in caplog.text
+    assert "os:getcwd, whose code headway does not run" in caplog.text
     assert isinstance(built(task), nn.Module)

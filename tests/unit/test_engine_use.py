@@ -70,7 +70,7 @@ def test_quantize_writes_what_load_reads(run: Path, tmp_path: Path, capsys: pyte
     ("argv", "message"),
     [
         (("quantize", "{run}", "{run}", "--weights", "int8"), "already exists and is not empty"),
-        (("quantize", "{small}", "{new}", "--weights", "int4"), "is quantized already"),
+        (("quantize", "{small}", "{new}", "--weights", "int4"), "is already quantized"),
         (("generate", "{small}", "--prompt", "a", "--weights", "int4"), "has weights in int8, not int4"),
         (("quantize", "{run}", "{new}", "--weights", "int3"), "invalid choice: 'int3'"),
     ],

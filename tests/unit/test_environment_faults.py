@@ -240,8 +240,8 @@ def test_a_run_is_judged_on_data_and_by_goals_that_fit(tmp_path: Path, monkeypat
     data = saved(tmp_path)
     run = hw.train(tiny(), data=data, run=tmp_path / "run", progress=False, samples=0)
     for other, message in (
-        ({"states": 3}, "the data have states of 3 numbers, and this model reads 4 numbers"),
-        ({"discrete": False}, "the data have actions of 1 numbers, and there are 2 choices"),
+        ({"states": 3}, "the data have states of 3 numbers, but this model takes 4 numbers"),
+        ({"discrete": False}, "the data have actions of 1 numbers, but this model has 2 choices"),
     ):
         with pytest.raises(UserError, match=message):
             hw.load(run.directory).evaluate(saved(tmp_path, f"{len(message)}.npz", **other))
@@ -257,7 +257,7 @@ def test_more_choices_than_an_environment_has_are_told(tmp_path: Path) -> None:
     episodes = made()
     episodes.actions[5] = 3
     write_episodes(tmp_path / "a.npz", episodes)
-    with pytest.raises(UserError, match="the choice 3, and there are 2 choices, from 0 on"):
+    with pytest.raises(UserError, match="the choice 3, but this model has 2 choices, starting at 0"):
         hw.train(tiny(), data=tmp_path / "a.npz", run=tmp_path / "run", progress=False)
     assert not (tmp_path / "run" / "run.json").exists()
 

@@ -86,7 +86,7 @@ def test_threads_are_as_many_as_are_asked_for(
 
 def test_a_preset_is_no_model_yet(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["generate", "gpt2", "--prompt", "hi"]) == cli.USER_ERROR
-    assert "gpt2 is a preset, a shape without weights" in capsys.readouterr().err
+    assert "gpt2 is a preset without weights" in capsys.readouterr().err
 
 
 def test_what_the_recipe_text_trains_is_exported(tmp_path: Path) -> None:
@@ -174,4 +174,4 @@ def test_verify_finds_a_changed_byte(folder: Path, tmp_path: Path, capsys: pytes
     assert (said["whole"], said["damaged"]) == (False, [f"{path} has changed", f"{tmp_path}/own/usage.json is missing"])
     assert told.err.startswith(f"headway: {tmp_path}/own is damaged (2 of 2 files, ")
     (tmp_path / "own" / "digests.json").write_text('{"version": 1, "files": {"../x": {"bytes": 1, "sha256": ""}}}')
-    assert "which lies outside" in hw.verify(tmp_path / "own").damaged[0]
+    assert "which is outside the folder" in hw.verify(tmp_path / "own").damaged[0]

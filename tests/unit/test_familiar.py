@@ -28,7 +28,7 @@ def test_unseen_symbols_and_longer_texts() -> None:
     assert met.unseen == (3, 4, 5, 6)
     assert met.beyond(["a", "b"], [[0, 1, 7], [2, 2, 1]]) == []
     long, strange = met.beyond(["a", "b b b b", "c"], [[0, 1], [2, 2, 2, 2], [3, 0, 1]])
-    assert long.startswith("longer than any text in training: 1 of 3, of 4 tokens at most")
+    assert long.startswith("longer than any text in training: 1 of 3, with up to 4 tokens")
     assert "1 of 3, such as 'c'" in strange
     assert met.beyond(["six"], [[3, *[0] * 2]])  # a third of them
     assert Familiar(None, (3,)).beyond(["rare"], [[3, *[0] * 9]]) == []  # a tenth: one rare word
@@ -221,7 +221,7 @@ def test_a_classifier_of_texts_says_so(tmp_path: Path, caplog: pytest.LogCapture
     assert not model.beyond  # a longer text is nothing strange
     model.classify(["3 birds", "世界你好"])
     model.classify("世界你好")
-    assert [line[:45] for line in model.beyond] == ["in symbols that no text in training had: 1 of"]
+    assert [line[:46] for line in model.beyond] == ["with tokens that no text in training had: 1 of"]
     assert sum("no text in training had" in record.message for record in caplog.records) == 1
 
 

@@ -178,11 +178,11 @@ def test_what_cannot_be_exported_is_one_line(
     train_texts(tmp_path / "lm", play, set={"train.steps": 1})
     capsys.readouterr()
     for asked, message in (
-        ([run, "a.onnx"], "layer 1 of .* is a lstm, which goes through time token by token"),
+        ([run, "a.onnx"], "layer 1 of .* is a lstm, which processes tokens step by step"),
         ([tmp_path / "pairs", "a.onnx"], "is an encoder-decoder, whose beam search steps through caches"),
         (
             [tmp_path / "lm", tmp_path / "full" / "a.onnx"],
-            "full/tokenizer.json already exists; give the file",
+            "full/tokenizer.json already exists; choose an empty folder",
         ),
         ([run, "a.onnx", "--dtype", "f16"], "--dtype f16 applies to gguf files only, and the format is onnx"),
         ([tmp_path / "nothing", "a.onnx"], "nothing does not exist"),

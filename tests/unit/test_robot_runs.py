@@ -52,7 +52,7 @@ def test_a_run_says_how_often_it_succeeds(run: Path) -> None:
 def test_the_report_shows_success_film_and_chunks(run: Path) -> None:
     pytest.importorskip("jinja2", reason="jinja2 is not installed: pip install 'headway[report]'")
     page = (run / "report.html").read_text(encoding="utf-8")
-    assert "4 episodes of each task" in page
+    assert "4 episodes per task" in page
     assert page.count("data:image/png;base64,") >= 2
     assert "An episode: left" in page
     assert "0 demonstrated" in page
@@ -133,11 +133,11 @@ def test_a_policy_of_a_run(run: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--env", "Pendulum-v1"], "takes actions of 1 numbers, and this policy says 2 numbers"),
+        (["--env", "Pendulum-v1"], "takes actions of 1 numbers, this policy outputs 2 numbers"),
         (["--env", "HeadwayReech-v0"], "did you mean 'HeadwayReach-v0'"),
         (["--env", REACH, "CartPole-v1"], "takes actions of 2 choices"),
         (["--render", "film.gif"], "film.gif does not have a video's extension"),
-        (["--target-return", "3"], "is asked for no return"),
+        (["--target-return", "3"], "is a robot policy, without returns or sampling"),
         (["--execute", "6"], "6 actions of a chunk of 5 cannot be executed"),
         (["--ensemble", "much"], "'much'"),
     ],
@@ -158,7 +158,7 @@ def test_a_start_keeps_its_scales(run: Path, tmp_path: Path, monkeypatch: pytest
     data = made(("reach", "left"))
     given(monkeypatch, replace(data, states=np.hstack([data.states, data.states])))
     with pytest.raises(
-        (ConfigError, UserError), match="the policy knows states of 4 numbers, and the data have states of 8"
+        (ConfigError, UserError), match="the policy has states of 4 numbers, but the data have states of 8"
     ):
         hw.train(tiny(), "any.npz", run=tmp_path / "no", start=run, progress=False)
     assert not (tmp_path / "no").exists()
@@ -167,9 +167,9 @@ def test_a_start_keeps_its_scales(run: Path, tmp_path: Path, monkeypatch: pytest
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"task.state": 2}, "task.state is 2, and the policy that goes on has 4; leave task.state out"),
-        ({"task.text": False}, "task.text is False, and the policy that goes on has True"),
-        ({"task.cameras": ["top"]}, r"task.cameras is \('top',\), and the policy that goes on has \(\)"),
+        ({"task.state": 2}, "task.state is 2, but the policy to fine-tune has 4; leave task.state out"),
+        ({"task.text": False}, "task.text is False, but the policy to fine-tune has True"),
+        ({"task.cameras": ["top"]}, r"task.cameras is \('top',\), but the policy to fine-tune has \(\)"),
     ],
 )
 def test_settings_that_a_start_does_not_have(
@@ -186,7 +186,7 @@ def test_tasks_that_a_start_has_no_words_for(
 ) -> None:
     given(monkeypatch, replace(made(("reach", "left")), names=("swim", "left")))
     with pytest.raises(
-        UserError, match="'swim' has no word that this policy knows; name one of its tasks: 'reach', 'l"
+        UserError, match="'swim' has no word that this policy knows; choose one of its tasks: 'reach', 'l"
     ):
         hw.train(tiny(), "any.npz", run=tmp_path / "no", start=run, progress=False)
     assert not (tmp_path / "no").exists()
@@ -194,7 +194,7 @@ def test_tasks_that_a_start_has_no_words_for(
     hw.train(
         tiny(**{"task.scaling": "deviation", "train.steps": 1}), "any.npz", run=tmp_path / "on", start=run, samples=0
     )
-    assert "task.scaling is deviation, and the policy that goes on scales by range" in caplog.text
+    assert "task.scaling is deviation, but the policy to fine-tune scales by range" in caplog.text
 
 
 def test_shows(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -119,7 +119,7 @@ def test_an_evaluation_is_expected_to_last_as_long_as_the_best_episode(tmp_path:
 def test_what_takes_too_long_to_read_is_said_before_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("chess")
     path = games_file(tmp_path, 20)
-    with pytest.raises(UserError, match=r"to read about 1,200 positions .* --minutes or more, or fewer files"):
+    with pytest.raises(UserError, match=r"reading about 1,200 positions .* --minutes to .* or more, or use fewer"):
         scale("chess").settle(find_recipe("chess"), [path], 1e-6)
     monkeypatch.setattr(chess_recipes, "_READING", 1e9)
     settings = scale("chess").settle(find_recipe("chess"), [path], 1).settings

@@ -177,7 +177,7 @@ def test_a_file_that_is_cut_while_it_is_read_is_an_error_of_that_load(
         async with models.using("echo") as ready:
             before = ready.fingerprint
         for owner, name, damage, told in (
-            (Mapped, "tensor", cut, "was cut while it was read"),
+            (Mapped, "tensor", cut, "was truncated while it was read"),
             (serving, read.__name__, touched, "changed while it was read"),
         ):
             with monkeypatch.context() as patch:

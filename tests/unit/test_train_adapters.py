@@ -251,7 +251,7 @@ def test_adapters_that_cannot_be_merged_change_nothing(first: Path, play: Path, 
     folder = train(tmp_path / "run", play, start=first, lora=2).directory / "adapter"
     model = open_model(first).model
     before: dict[str, Tensor] = {name: p.clone() for name, p in model.named_parameters()}
-    with pytest.raises(UserError, match="an adapter of kind 'IA3'; give one of kind 'LORA'"):
+    with pytest.raises(UserError, match="an adapter of kind 'IA3'; use one of kind 'LORA'"):
         merge_adapter(model, broken(folder, tmp_path, peft_type="IA3"))
     with pytest.raises(UserError, match="use_dora is not supported; merge it with the package peft"):
         merge_adapter(model, broken(folder, tmp_path, use_dora=True))

@@ -87,7 +87,7 @@ def test_a_head_of_numbers_says_no_choices(tmp_path: Path) -> None:
 
 def test_next_states_that_are_images_are_refused(tmp_path: Path) -> None:
     settings = {"task.states": 1.0, "model.embed.states": {"kind": "patches", "patch": [4, 4]}}
-    with pytest.raises(ConfigError, match=r"task.states is 1.0, and the data's states are images"):
+    with pytest.raises(ConfigError, match=r"task.states is 1.0, but the data's states are images"):
         hw.train(tiny(**OFFLINE, **settings), saved(tmp_path, image=True), run=tmp_path / "run", progress=False)
     assert not (tmp_path / "run").exists()
 
@@ -109,7 +109,7 @@ def test_scales_of_another_environment_are_told(
     numbers = shape[0] if len(shape) == 1 else 0  # images have no scales
     given = (0.0,) * numbers, (1.0,) * numbers
     TrajectoryCodec(shape, *given, 1.0, choices, reach, 4, 0.0, "Pendulum-v1").save(tmp_path)
-    message = rf"has a model of states of 3 numbers and actions of 1 numbers, and its trajectories\.json is of {told}"
+    message = rf"has a model of states of 3 numbers and actions of 1 numbers, but its trajectories\.json has {told}"
     with pytest.raises(UserError, match=message):
         hw.load(tmp_path).rollout(episodes=1)
 
@@ -118,7 +118,7 @@ def test_an_episode_that_a_model_has_no_timesteps_for_is_told(run: Path, tmp_pat
     short, long = (Episode(np.zeros((n, 4)), np.zeros((n, 1)), np.zeros(n)) for n in (20, 21))
     write_episodes(tmp_path / "a.npz", together([short, long], "made"))
     model = hw.load(run)
-    with pytest.raises(UserError, match="an episode has 21 steps, and this model knows 20 timesteps"):
+    with pytest.raises(UserError, match="an episode has 21 steps, but this model has 20 timesteps"):
         model.evaluate(tmp_path / "a.npz")
     assert model.evaluate(tmp_path / "a.npz", limit=1)["samples"] == 20
 
@@ -126,8 +126,8 @@ def test_an_episode_that_a_model_has_no_timesteps_for_is_told(run: Path, tmp_pat
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--target-return", "3"], "does not read returns, so none can be asked for; leave --target-return out"),
-        (["--draw"], "says actions of 1 numbers, which are not drawn; leave --draw out"),
+        (["--target-return", "3"], "does not use target returns; leave --target-return out"),
+        (["--draw"], "outputs actions of 1 numbers, which are not sampled; leave --draw out"),
     ],
 )
 def test_what_a_model_has_no_use_for_is_refused(words: list[str], message: str, run: Path, capsys: Any) -> None:

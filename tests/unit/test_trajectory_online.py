@@ -223,12 +223,12 @@ def test_it_learns_from_its_own_episodes(
 @pytest.mark.parametrize(
     ("env", "settings", "message"),
     [
-        ("", {}, "task.online.episodes is 3, and no environment is known; set task.env, or HEADWAY_ENV=module:Name"),
+        ("", {}, "task.online.episodes is 3, but no environment is known; set task.env, or HEADWAY_ENV=module:Name"),
         ("", {"task.env": "Lampe-v1"}, "there is no environment 'Lampe-v1'"),
-        ("", {"task.env": "Pendulum-v1"}, "takes actions of 1 numbers, and this model says 3 choices"),
+        ("", {"task.env": "Pendulum-v1"}, "takes actions of 1 numbers, but this model outputs 3 choices"),
         ("", {"task.env": "rooms:Lamp"}, "'rooms:Lamp', which would run its own code"),
         ("rooms:Fails", {}, "'rooms:Fails' failed in its step .ZeroDivisionError: by wheels"),
-        ("rooms:Lamp", {"task.episodes": 0}, "who plays is judged by playing: set task.episodes to 1 or more"),
+        ("rooms:Lamp", {"task.episodes": 0}, "it is evaluated by playing; set task.episodes to 1 or more"),
         ("rooms:Lamp", {"task.condition": False}, "without task.condition"),
         ("rooms:Lamp", {"task.online.episodes": -1}, "task.online.episodes is -1; give 0 or more"),
         ("rooms:Lamp", {"task.online.every": 0}, "task.online.every is 0; give 1 or more"),
@@ -261,7 +261,7 @@ def test_without_episodes_it_does_not_begin(tmp_path: Path, monkeypatch: pytest.
 def test_a_checkpoint_of_other_episodes_is_told(recorded: Any, tmp_path: Path) -> None:
     state = playing(recorded("rooms:Lamp"), tmp_path).examples.explored()
     other = playing(recorded("rooms:Lamp", count=6), tmp_path).examples
-    with pytest.raises(UserError, match="recorded episodes at least, and the data hold 6; resume it with its own data"):
+    with pytest.raises(UserError, match="recorded episodes, but the data have 6; resume with the original data"):
         other.go_on(state)
 
 

@@ -52,11 +52,11 @@ def test_a_run_says_what_it_is_worth(run: Path) -> None:
 
 def test_a_run_says_whether_it_heeds_the_return_asked_for(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     remark = json.loads((run / "run.json").read_text(encoding="utf-8"))["remark"]
-    assert remark.startswith("Asked for returns from ")
+    assert remark.startswith("For target returns from ")
     assert remark in html.unescape((run / "report.html").read_text(encoding="utf-8"))
     for _ in range(2):  # what the first one writes into the run is what the second one reads
         assert cli.main(["evaluate", str(run), "--json"]) == cli.DONE
-        assert said(capsys)["remark"].startswith("Asked for returns from ")
+        assert said(capsys)["remark"].startswith("For target returns from ")
     check_scores({"split": "test", "remark": remark}, "run.json")
 
 
@@ -160,8 +160,8 @@ def test_an_environment_of_ones_own(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--env", "Pendulum-v1"], "takes actions of 1 numbers, and this model says 2 choices"),
-        (["--env", "Acrobot-v1"], "takes actions of 3 choices, and this model says 2 choices"),
+        (["--env", "Pendulum-v1"], "takes actions of 1 numbers, but this model outputs 2 choices"),
+        (["--env", "Acrobot-v1"], "takes actions of 3 choices, but this model outputs 2 choices"),
         (["--env", "CartPoll-v1"], "did you mean 'CartPole-v1'?"),
         (["--render", "film.gif"], "film.gif does not have a video's extension"),
         (["--speed", "2"], "--speed needs a video; add --render FILE.mp4"),

@@ -1,4 +1,4 @@
-"""CTranslate2's model folders: a model.bin, which is no pickle but plain variables; Whisper's among them.
+"""CTranslate2's model folders: a model.bin, which is not a pickle but plain variables; Whisper's among them.
 
 version | name and revision of the specification | variables: name, shape, dtype, bytes | aliases: name, variable
 """
@@ -32,13 +32,13 @@ FILE = "model.bin"
 VERSION = 6
 WHISPER = "WhisperSpec"
 _DTYPES = (torch.float32, torch.int8, torch.int16, torch.int32, torch.float16, torch.bfloat16)
-_SCALE, _ZERO = "_scale", "_zero"  # beside quantised weights
-_LEAST = 2 + 1 + 1 + 4  # bytes that a variable takes at least
-# What a folder's specification is, and what headway has for it.
+_SCALE, _ZERO = "_scale", "_zero"  # suffixes of quantisation parameters
+_LEAST = 2 + 1 + 1 + 4  # minimum bytes per variable
+# Specifications that headway recognises but cannot load, with the remedy.
 _KNOWN = {
-    "TransformerSpec": "a translation model; load it from where it was converted from",
-    "TransformerDecoderModelSpec": "a language model; load it from where it was converted from",
-    "TransformerEncoderModelSpec": "an encoder; load it from where it was converted from",
+    "TransformerSpec": "a translation model; load the model that it was converted from",
+    "TransformerDecoderModelSpec": "a language model; load the model that it was converted from",
+    "TransformerEncoderModelSpec": "an encoder; load the model that it was converted from",
 }
 
 
@@ -50,10 +50,10 @@ class Variable(NamedTuple):
 
 
 class ModelBin:
-    """The variables of a model.bin by name (Weights), all of it checked.
+    """The variables of a model.bin by name (Weights), fully checked.
 
     `aliases` are second names of variables (a head that is tied to the embedding). Raises UserError for a file that is
-    not whole, or of another version.
+    incomplete or of another version.
     """
 
     def __init__(self, path: Path) -> None:
@@ -73,10 +73,10 @@ class ModelBin:
         for _ in range(cursor.count("I", 4, "aliases")):
             alias, name = _name(cursor), _name(cursor)
             if name not in self._variables or alias in self._variables or alias in self.aliases:
-                cursor.fail(f"alias {alias!r} of variable {name!r} fits no variable, or comes twice")
+                cursor.fail(f"alias {alias!r} of variable {name!r} matches no variable, or occurs twice")
             self.aliases[alias] = name
         if cursor.left:
-            cursor.fail(f"{cursor.left} bytes are left behind the last alias")
+            cursor.fail(f"{cursor.left} bytes are left after the last alias")
         self._scales = {name + _SCALE for name in self._variables} & self._variables.keys()
 
     @property
@@ -84,14 +84,14 @@ class ModelBin:
         return self._file.size
 
     def names(self) -> Collection[str]:
-        """Names of all variables but the scales, which belong to their weights. Aliases are not among them."""
+        """Names of all variables except the scales, which belong to their weights. Aliases are not included."""
         return self._variables.keys() - self._scales
 
     def get(self, name: str) -> Tensor:
-        """A variable by its name or an alias, as it is stored; a quantised one as the 32-bit numbers it stands for."""
+        """Return a variable by its name or an alias, as stored; a quantised one is dequantised to 32-bit floats."""
         name = self.aliases.get(name, name)
         if name + _ZERO in self._variables:
-            raise UserError(f"{self.source}: {name} is packed in 4 bits, which is not read; convert to int8 or float16")
+            raise UserError(f"{self.source}: {name} has 4 bits, which is not supported; convert to int8 or float16")
         stored = self._stored(name)
         if name + _SCALE not in self._scales:
             return stored
@@ -111,7 +111,7 @@ class ModelBin:
         self._file.drop(found.start, found.size)
 
     def parameters(self) -> int:
-        """How many numbers the weights have; what tells the layout (heads, activation) is no weight."""
+        """Count the parameters; variables that describe the layout (heads, activation) do not count."""
         held = (self._variables[name] for name in self.names())
         return sum(torch.Size(found.shape).numel() for found in held if found.shape)
 
@@ -125,21 +125,21 @@ def _variables(cursor: Cursor) -> dict[str, Variable]:
     for _ in range(cursor.count("I", _LEAST, "variables")):
         name = _name(cursor)
         if name in found:
-            cursor.fail(f"variable {name!r} comes twice")
+            cursor.fail(f"variable {name!r} occurs twice")
         rank = cursor.number("B", "a rank")
         shape = cursor.numbers(f"{rank}I", "a shape")
         kind = cursor.number("B", "a dtype")
         if kind >= len(_DTYPES):
-            cursor.fail(f"variable {name!r} has dtype {kind}, which is not known")
+            cursor.fail(f"variable {name!r} has unknown dtype {kind}")
         size = cursor.number("I", "a size")
         if tensor_bytes(shape, _DTYPES[kind].itemsize) != size:
-            cursor.fail(f"variable {name!r} of shape {shape} has {size} bytes, which do not fit")
+            cursor.fail(f"variable {name!r} of shape {shape} has {size} bytes, which do not match")
         found[name] = Variable(_DTYPES[kind], shape, cursor.skip(size, f"variable {name!r}"), size)
     return found
 
 
 def is_ctranslate2(directory: Path) -> bool:
-    """Whether a folder holds a model.bin that starts as CTranslate2's do; a pickle's does not."""
+    """Whether a folder has a model.bin that starts like CTranslate2's, unlike a pickle's."""
     path = directory / FILE
     if not path.is_file():
         return False
@@ -148,13 +148,13 @@ def is_ctranslate2(directory: Path) -> bool:
 
 
 def refuse_ctranslate2(directory: Path) -> NoReturn:
-    """UserError that says which model of CTranslate2's a folder holds, and what can be done."""
+    """Raise UserError naming the CTranslate2 model in a folder, with the remedy."""
     name = ModelBin(directory / FILE).specification
-    known = _KNOWN.get(name, "of a kind that headway does not know; load it from where it was converted from")
+    known = _KNOWN.get(name, "of an unknown kind; load the model that it was converted from")
     raise UserError(f"{directory} is a model in CTranslate2's format ({name}): {known}")
 
 
-# What decoders of this format may do otherwise than Whisper, and the number that says that they do not.
+# Settings in which decoders of this format may differ from Whisper, and Whisper's values.
 _EXPECTED = {
     "decoder/activation": 3,  # GELU
     "decoder/pre_norm": 1,
@@ -162,14 +162,14 @@ _EXPECTED = {
     "decoder/alibi": 0,
     "decoder/start_from_zero_embedding": 0,
 }
-_HEADS = "alignment_heads"  # of cross-attention, which follow the sound
+_HEADS = "alignment_heads"  # cross-attention heads that follow the audio
 _SUPPRESSED = {"suppress_ids": "suppress_tokens", "suppress_ids_begin": "begin_suppress_tokens"}
 
 
 def load_whisper(directory: Path, dtype: torch.dtype | None, codec: TokenizerCodec | None) -> Published:
-    """The model in a folder of CTranslate2's, in evaluation mode, its weights in `dtype` (None: as stored).
+    """Load the model in a CTranslate2 folder, in evaluation mode, with its weights in `dtype` (None: as stored).
 
-    `codec` is the tokenizer beside it, which knows the marks. UserError for a model that is no Whisper.
+    `codec` is the tokenizer next to it, which knows the special tokens. UserError if the model is not a Whisper.
     """
     file, config = _read(directory)
     model = undrawn(config, file.size, file.source, dtype)
@@ -178,7 +178,7 @@ def load_whisper(directory: Path, dtype: torch.dtype | None, codec: TokenizerCod
 
 
 def whisper_config(directory: Path) -> ModelConfig:
-    """The configuration of the model in a folder; no weight is read."""
+    """Return the configuration of the model in a folder, without reading weights."""
     return _read(directory)[1]
 
 
@@ -190,14 +190,14 @@ def _read(directory: Path) -> tuple[ModelBin, EncoderDecoderConfig]:
     for name, expected in _EXPECTED.items():
         found = file.get(name) if name in names else None
         if found is not None and (found.numel() != 1 or found.item() != expected):
-            raise UserError(f"{file.source}: {name} is {found.tolist()}, no Whisper has that; convert the model again")
+            raise UserError(f"{file.source}: {name} is {found.tolist()}, unlike in Whisper; convert the model again")
     config = read_config(whisper.FAMILY, _settings(file), names)
     assert isinstance(config, EncoderDecoderConfig)
     return file, config
 
 
 def _settings(file: ModelBin) -> Settings:
-    """What the shapes of the weights say, as a config.json would."""
+    """Derive the settings of a config.json from the shapes of the weights."""
     embeddings, kernel = (_shape(file, name, rank) for name, rank in (("decoder/embeddings/weight", 2), (_KERNEL, 3)))
     found: dict[str, Any] = {"vocab_size": embeddings[0], "d_model": embeddings[1], "num_mel_bins": kernel[1]}
     for side, most in (("encoder", "max_source_positions"), ("decoder", "max_target_positions")):
@@ -223,7 +223,7 @@ def _shape(file: ModelBin, name: str, rank: int) -> tuple[int, ...]:
 
 def _number(file: ModelBin, name: str) -> int:
     if name not in file.names() or file.get(name).numel() != 1:
-        raise UserError(f"{file.source} lacks the number {name!r}; convert the model again")
+        raise UserError(f"{file.source} lacks the scalar {name!r}; convert the model again")
     return int(file.get(name))
 
 
@@ -246,14 +246,14 @@ def _usage(directory: Path, codec: TokenizerCodec | None) -> Usage:
 
 @dataclass(frozen=True)
 class WithoutKeys:
-    """A bias of `count` maps fused, the last but one the keys', whose bias is zero there and is none here."""
+    """A bias of `count` fused maps whose last but one belongs to the keys: zero in the file and absent here."""
 
     count: int
 
     def slices(self, parts: Sequence[Tensor]) -> list[Tensor]:
         pieces = list(parts[0].chunk(self.count))
         if len(pieces) != self.count or pieces.pop(-2).any():
-            raise UserError("the keys of an attention have a bias, which no Whisper has; convert the model again")
+            raise UserError("the attention keys have a bias, unlike in Whisper; convert the model again")
         return pieces
 
     def split(self, whole: Tensor, sizes: Sequence[int]) -> list[Tensor]:

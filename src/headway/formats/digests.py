@@ -1,4 +1,4 @@
-"""Digests of the files of a folder, written last: by them a changed, missing or cut off file is found."""
+"""Digests of the files of a folder, written last: they reveal a changed, missing or truncated file."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from headway.formats.durable import read_json
 from headway.received import opened
 
 FILE = "digests.json"
-_VERSION, _MOST = 1, 50_000  # files of a folder
+_VERSION, _MOST = 1, 50_000  # files per folder
 
 
 def seal(draft: Path) -> None:
-    """Write digests.json in a folder that is being written `beside` its place, where it is synced with the rest."""
+    """Write digests.json in a draft folder of `atomic_write`, which syncs it with the rest."""
     (draft / FILE).write_text(json.dumps(digests(draft), indent=2) + "\n", encoding="utf-8")
 
 
 def digests(folder: Path, apart: Collection[str] = ()) -> dict[str, Any]:
-    """What digests.json says of a folder: of all files but hidden ones and what lies in the subfolders `apart`."""
+    """Return the content of digests.json for a folder: all files except hidden ones and those in the subfolders
+    `excluded`.
+    """
     files = {name: {"bytes": path.stat().st_size, "sha256": _digest(path)} for name, path in _files(folder, apart)}
     return {"version": _VERSION, "files": files}
 
 
 def is_sealed(folder: Path) -> bool:
-    """Whether there are digests of what the folder holds."""
+    """Whether the folder has digests of its files."""
     return (folder / FILE).is_file()
 
 
 def damage(folder: Path) -> list[str]:
-    """What is not as it was when the folder was sealed: a line for each file. UserError for digests that cannot be
-    read.
-    """
+    """Return one line per file that has changed since the folder was sealed. UserError for unreadable digests."""
     found = []
     for name, (size, digest) in sealed(folder).items():
         path = folder / name
@@ -49,20 +49,20 @@ def damage(folder: Path) -> list[str]:
 
 
 def sealed(folder: Path) -> dict[str, tuple[int, str]]:
-    """Bytes and digest of each file, by its name below the folder."""
+    """Return the bytes and digest of each file, by its path relative to the folder."""
     path = folder / FILE
     said = read_json(path)
     try:
         if said["version"] != _VERSION:
-            raise UserError(f"{path} has version {said['version']}, this headway reads {_VERSION}; use a newer one")
+            raise UserError(f"{path} has version {said['version']}, headway reads {_VERSION}; install a newer version")
         found = {name: (int(each["bytes"]), str(each["sha256"])) for name, each in said["files"].items()}
     except (LookupError, TypeError, ValueError, AttributeError):
-        raise UserError(f"{path} holds no digests; restore it from a copy") from None
+        raise UserError(f"{path} contains no digests; restore it from a copy") from None
     if len(found) > _MOST:
         raise UserError(f"{path} names {len(found):,} files, more than {_MOST:,}; restore it from a copy")
     for name in found:
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\0" in name:
-            raise UserError(f"{path} names {name!r}, which lies outside; restore it from a copy")
+            raise UserError(f"{path} names {name!r}, which is outside the folder; restore it from a copy")
     return found
 
 

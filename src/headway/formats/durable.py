@@ -1,4 +1,4 @@
-"""Files that are either there in full or not at all: written beside, synced, then renamed."""
+"""Files that exist either completely or not at all: written to a draft, synced, then renamed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from headway.errors import UserError
 from headway.parsing import DuplicateKeyError, parse_json
 from headway.received import opened
 
-_ALIGNED = 64  # bytes: where the first tensor starts
+_ALIGNED = 64  # bytes: alignment of the first tensor
 _DTYPES = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -36,10 +36,10 @@ _DTYPES = {
 
 @contextmanager
 def beside(path: Path, new: bool = False) -> Iterator[Path]:
-    """Gives the place to write what shall stand at `path` (a file or a folder); renames it there when all went well.
+    """Yield a draft path to write the file or folder `path` to; rename it to `path` on success.
 
-    A failure (a full disk, no permission) removes the draft, leaves what stood at `path` as it was and is a UserError.
-    With `new` so is whatever else has been written to `path` meanwhile.
+    A failure (a full disk, no permission) removes the draft, leaves `path` unchanged and raises UserError. With `new`,
+    so does anything that was written to `path` meanwhile.
     """
     draft = draft_of(path)
     try:
@@ -56,36 +56,36 @@ def beside(path: Path, new: bool = False) -> Iterator[Path]:
     except OSError as error:
         raise UserError(f"{path} could not be written: {_reason(error, path)}") from error
     finally:
-        with suppress(OSError):  # where nothing may be written, nothing is there to be removed
+        with suppress(OSError):  # an unwritable folder has no draft to remove
             remove(draft)
 
 
 def _make_room(path: Path) -> None:
-    """Remove an empty folder. UserError for anything else that is at `path`."""
+    """Remove an empty folder. UserError if `path` is anything else."""
     with suppress(OSError):
         path.rmdir()
     if os.path.lexists(path):
-        raise UserError(f"{path} was written by another program meanwhile; choose another path")
+        raise UserError(f"{path} was written by another program in the meantime; choose another path")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace the text file at `path` in one step. What is no Unicode, as of names of files, is written as an escape,
-    which is JSON's own.
+    """Replace the text file at `path` atomically. Characters that are not valid Unicode (in file names) are written as
+    JSON escapes.
     """
     with beside(path) as draft:
         draft.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Replace the JSON file at `path` in one step."""
+    """Replace the JSON file at `path` atomically."""
     write_text(path, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Replace the safetensors file at `path` in one step.
+    """Replace the safetensors file at `path` atomically.
 
-    Written here, as the library orders the metadata anew each time: equal tensors give equal files. Tensors are written
-    one after the other, so that a second copy of all is never held.
+    The library orders the metadata differently each time; here equal tensors give equal files. Tensors are written one
+    by one, so memory never holds a second copy of all.
     """
     header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
     end = 0
@@ -101,15 +101,15 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 
 
 def read_json(path: Path) -> Any:
-    """The data of a JSON file; a missing or broken one is a UserError."""
-    if os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for
-        raise UserError(f"{path} is no plain file; restore it from a copy")
+    """Parse a JSON file; UserError if it is missing or broken."""
+    if os.path.exists(path) and not os.path.isfile(path):  # reading a pipe would block
+        raise UserError(f"{path} is not a regular file; restore it from a copy")
     with opened(path) as file:
         return decode_json(file.read(), str(path))
 
 
 def decode_json(text: bytes, source: str) -> Any:
-    """The data of JSON text in UTF-8; anything else is a UserError that names the source."""
+    """Parse JSON text in UTF-8; UserError, naming the source, for anything else."""
     try:
         return parse_json(text.decode("utf-8"))
     except DuplicateKeyError as error:
@@ -119,8 +119,8 @@ def decode_json(text: bytes, source: str) -> Any:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a folder if there is one. A folder is renamed first, so that none is ever left half complete; of
-    a link nothing but the link is removed.
+    """Remove a file or a folder if it exists. A folder is renamed first, so that it is never left half complete; of a
+    link only the link is removed.
     """
     if path.is_dir() and not path.is_symlink():
         doomed = path if path.name.startswith(".") else draft_of(path, "removed")
@@ -152,5 +152,5 @@ def _reason(error: OSError, path: Path) -> str:
     try:
         free = f"{shutil.disk_usage(path.parent).free / 1e6:.0f} MB are free there"
     except OSError:
-        free = f"{path.parent} cannot be reached"
+        free = f"{path.parent} is not accessible"
     return f"{error.strerror or error} ({free}); free space or choose another folder"

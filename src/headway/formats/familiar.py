@@ -1,4 +1,5 @@
-"""What a model has met in training, texts and images, so that its use can say what lies beyond it."""
+"""Statistics of the training data, texts and images, by which a model's use can warn about out-of-distribution inputs.
+"""
 
 from __future__ import annotations
 
@@ -14,20 +15,21 @@ from headway.config import from_dict, to_dict
 from headway.errors import ConfigError
 from headway.formats.durable import read_json, write_json
 
-SMALLEST = 4  # pixels of a side
-_GRID = 4  # rows and columns of the parts whose brightness is taken
-_LEVELS, _STEPS = 8, 6  # of brightness, and of the differences between neighbours, whose shares are counted
-_FEWEST = 100  # samples that have something in common: one in so many others is beyond them by chance
+SMALLEST = 4  # pixels per side
+_GRID = 4  # rows and columns of the cells whose mean brightness is taken
+_LEVELS, _STEPS = 8, 6  # histogram bins of brightness and of the differences between neighbouring pixels
+_FEWEST = 100  # samples needed for statistics; with fewer, an outlier may be random
 _MOST = 10_000
-_BEYOND = 0.999  # the share of training images that are not beyond
-_LEAST = 1e-4  # variance of a number, from 0 to 1, below which no difference counts as small
+_BEYOND = 0.999  # quantile of the training distances above which a sample is an outlier
+_LEAST = 1e-4  # added to the variance of each feature, whose range is 0 to 1
 
 
 @dataclass(frozen=True)
 class Alike:
-    """The distance of Mahalanobis of a sample's look (`look`, or `glance` of a sound) from the `middle` of those in
-    training, and the `limit` that one in a thousand of them exceeded. `scale` [F, F] makes the numbers of a look
-    uncorrelated, each with variance 1. `contrast`, the last number of a look, is the least in training.
+    """Gaussian model of the training samples' statistics (`image_statistics`, or `glance` of a sound): their mean
+    `middle`, and the `limit` that the Mahalanobis distance of one in a thousand training samples exceeded.
+
+    `scale` [F, F] whitens the statistics. `contrast`, the last statistic, is the minimum in training.
     """
 
     middle: tuple[float, ...]
@@ -39,13 +41,15 @@ class Alike:
         count = len(self.middle)
         if len(self.scale) != count or any(len(row) != count for row in self.scale):
             raise ConfigError(
-                f"{FILE} does not fit together ({count} numbers of a look, {len(self.scale)} rows of a scale); restore "
+                f"{FILE} is inconsistent ({count} statistics per sample, {len(self.scale)} rows of the scale); restore "
                 "it from a copy"
             )
 
     @staticmethod
     def of(looks: Float[np.ndarray, "N F"], seed: int = 0) -> Alike | None:
-        """None for too few samples. The limit is taken of samples that the middle was not: each half by the other."""
+        """Fit the statistics; None for too few samples. The limit is cross-validated: each half is measured with the
+        other's mean and scale.
+        """
         if len(looks) < _FEWEST:
             return None
         order = np.random.default_rng(seed).permutation(len(looks))[:_MOST]
@@ -57,15 +61,15 @@ class Alike:
         return Alike(tuple(middle.round(6).tolist()), rows, limit, float(looks[:, -1].min()))
 
     def beyond(self, looks: Float[np.ndarray, "N F"]) -> np.ndarray:
-        """Which of some samples are as few in training were, or blank, which none was, bool [N]."""
+        """Return which samples are outliers, or blank although no training sample was, bool [N]."""
         away = _distances(looks, np.array(self.middle), np.array(self.scale)) > self.limit
         return away | (looks[:, -1] < self.contrast / 2)
 
 
 def look(pixels: UInt8[np.ndarray, "H W C"]) -> Float[np.ndarray, "F"]:
-    """How an image of at least 4 x 4 pixels looks at a glance, in numbers from 0 to 1: the brightness of 16 parts, the
-    mean of each channel, shares of levels of brightness and of differences between neighbours, the mean differences
-    down and across, and the contrast.
+    """Return statistics, mostly from 0 to 1, of an image of at least 4 x 4 pixels: the brightness of 16 cells, the mean
+    of each channel, histograms of brightness and of differences between neighbours, the mean differences down and
+    across, and the contrast.
     """
     image = pixels.astype(np.float32) / 255
     grey = image.mean(2)
@@ -92,17 +96,16 @@ def _distances(some: Float[np.ndarray, "N F"], middle: np.ndarray, scale: np.nda
 
 
 FILE = "familiar.json"
-_LOOKED_AT = 1 << 26  # ids of training texts that are counted
+_LOOKED_AT = 1 << 26  # training ids counted, at most
 _AT_ONCE = 1 << 20
-_STRANGE = 0.2  # of a text's symbols: words that are new to a model have fewer that it has never met
-_SHOWN = 40  # characters of a text that is named
+_STRANGE = 0.2  # share of unseen tokens that makes a text unexpected: new words of a known language have fewer
+_SHOWN = 40  # characters of a text quoted in a message
 
 
 @dataclass(frozen=True)
 class Familiar:
-    """`longest` is the most tokens that a text had in training (None: texts were read in rows, and have no length), and
-    `unseen` are the ids that none of them had; `alike` is what images or sounds had in
-    common.
+    """What the training data contained. `longest` is the maximum number of tokens per text (None: texts were packed in
+    rows and have no length), `unseen` are the ids that no text contained, and `alike` describes images or sounds.
     """
 
     longest: int | None = None
@@ -111,7 +114,9 @@ class Familiar:
 
     @staticmethod
     def of(ids: np.ndarray, symbols: int, longest: int | None = None, marks: Collection[int | None] = ()) -> Familiar:
-        """From the ids [N] of training texts, how many symbols there are, and those that are put around texts."""
+        """Count the ids [N] of the training texts. `vocab_size` is the number of ids; `special_tokens`, which frame
+        texts, never count as unseen.
+        """
         counts = np.zeros(symbols, dtype=np.int64)
         for start in range(0, min(len(ids), _LOOKED_AT), _AT_ONCE):
             counts += np.bincount(ids[start : start + _AT_ONCE], minlength=symbols)
@@ -125,7 +130,7 @@ class Familiar:
         write_json(directory / FILE, to_dict(self))
 
     def beyond(self, texts: Sequence[str], rows: Iterable[Sequence[int]]) -> list[str]:
-        """What of some texts, given with their ids, is beyond what was met, in words; most often nothing."""
+        """Describe which texts, passed with their ids, are out of distribution; usually returns nothing."""
         if self.longest is None and not self.unseen:
             return []
         long, strange, most = 0, [], 0
@@ -137,19 +142,19 @@ class Familiar:
         found = []
         if long:
             found.append(
-                f"longer than any text in training: {long:,} of {len(texts):,}, of {most:,} tokens at most, where the "
-                f"longest then had {self.longest:,}; give them sentence by sentence, or do not trust what comes"
+                f"longer than any text in training: {long:,} of {len(texts):,}, with up to {most:,} tokens, where the "
+                f"longest had {self.longest:,}; pass them sentence by sentence, or do not trust the output"
             )
         if strange:
             first = _short(strange[0])
             found.append(
-                f"in symbols that no text in training had: {len(strange):,} of {len(texts):,}, such as {first!r}; do "
-                "not trust what comes"
+                f"with tokens that no text in training had: {len(strange):,} of {len(texts):,}, such as {first!r}; do "
+                "not trust the output"
             )
         return found
 
     def strange(self, names: Sequence[str], looks: np.ndarray, kind: str = "image") -> list[str]:
-        """What of some samples of a kind, given with how they look [N, F], is unlike all that was met, in words."""
+        """Describe which samples of a kind, passed with their statistics [N, F], are unlike the training data."""
         if self.alike is None or not len(looks):
             return []
         places = np.flatnonzero(self.alike.beyond(looks))
@@ -167,6 +172,6 @@ def _short(text: str) -> str:
 
 
 def read_familiar(directory: Path) -> Familiar:
-    """What was saved beside a model; nothing is beyond one without such a file."""
+    """Read the statistics saved next to a model; without such a file nothing is out of distribution."""
     path = directory / FILE
     return from_dict(Familiar, read_json(path), str(path)) if path.is_file() else Familiar()

@@ -1,4 +1,4 @@
-"""The heads that published models come with: which a file has, and how its config.json calls them."""
+"""The heads of published models: which ones a file has, and their names in config.json."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ POOLER = PooledHeadConfig(dense=True, activation="tanh")  # Devlin et al. 2019: 
 
 
 def classifier(settings: Settings, names: Collection[str], weight: str) -> Literal["classes", "tags"] | None:
-    """Whether the file's classifier, the tensor `weight`, speaks of whole texts or of each token; None without one."""
+    """Whether the file's classifier, the tensor `weight`, labels whole texts or each token; None without one."""
     if weight not in names:
         return None
     kind = settings.architecture
@@ -35,19 +35,19 @@ def classifier(settings: Settings, names: Collection[str], weight: str) -> Liter
     if kind.endswith("ForTokenClassification"):
         return "tags"
     raise UserError(
-        f"{settings.source}: architectures is {kind!r}, whose classifier is not known; "
+        f"{settings.source}: architectures is {kind!r}, whose classifier is unknown; "
         "it may be a ...ForSequenceClassification or a ...ForTokenClassification"
     )
 
 
 def outputs(settings: Settings) -> int:
-    """How many classes (or numbers) a classifier gives."""
+    """Return how many classes (or numbers) a classifier outputs."""
     labels = settings.part("id2label").values
     return len(labels) or settings.get("num_labels", int, 2)
 
 
 def labels(heads: Mapping[str, HeadConfig]) -> dict[str, Any]:
-    """The settings that say how many classes there are, by the names they have before anyone named them."""
+    """Return the settings for the number of classes, with the default names of unnamed labels."""
     head = heads.get("classes") or heads.get("tags")
     if not isinstance(head, (PooledHeadConfig, DistilledHeadConfig)) or not head.outputs:
         return {}
@@ -56,7 +56,7 @@ def labels(heads: Mapping[str, HeadConfig]) -> dict[str, Any]:
 
 
 def architecture(stem: str, heads: Mapping[str, HeadConfig]) -> list[str]:
-    """The class of transformers that has these heads."""
+    """Return the name of the class of transformers that has these heads."""
     if "vocabulary" in heads:
         return [f"{stem}ForPreTraining" if "next" in heads else f"{stem}ForMaskedLM"]
     endings = {
@@ -68,7 +68,8 @@ def architecture(stem: str, heads: Mapping[str, HeadConfig]) -> list[str]:
 
 
 def pooler(heads: Mapping[str, HeadConfig], theirs: str, outputs: Mapping[str, str]) -> list[TensorRule]:
-    """The dense layer of whichever head the file's pooler belongs to, and the maps to `outputs` after it."""
+    """Return rules for the dense layer of the head that owns the file's pooler, and for the projections to `outputs`.
+    """
     found = []
     for name in ("pooled", "next", "classes"):
         head = heads.get(name)
@@ -80,12 +81,11 @@ def pooler(heads: Mapping[str, HeadConfig], theirs: str, outputs: Mapping[str, s
     return found
 
 
-NUMBER = "number"  # our head for regressions; published models call theirs as that for classes
+NUMBER = "number"  # the regression head; published models name it like the one for classes
 
 
 def as_classes(config: ModelConfig) -> ModelConfig:
-    """`config` with a head for a number as published models have it: one for a single class, neither scaled nor
-    shifted.
+    """Return `config` with a regression head as published models have it: a single class, neither scaled nor shifted.
     """
     head = config.heads.get(NUMBER) if isinstance(config, TransformerConfig) else None
     if not isinstance(config, TransformerConfig) or not isinstance(head, PooledHeadConfig):
@@ -96,8 +96,8 @@ def as_classes(config: ModelConfig) -> ModelConfig:
 
 @torch.no_grad()
 def with_classes(model: nn.Module) -> nn.Module:
-    """`model` with the head of `as_classes`, whose weights scale and shift by themselves; it shares all others.
-    UserError for a head without a bias.
+    """Return `model` with the head of `to_classes_config`, whose weights include the scale and shift; other weights are
+    shared. UserError for a head without a bias.
     """
     heads: Any = getattr(model, "heads", {})
     if NUMBER not in heads:
@@ -118,7 +118,7 @@ CLASSES = "heads.classes.project.weight"
 
 @dataclass(frozen=True)
 class PublishedClasses:
-    """The published classes of a family: with a vocabulary head, with a head for labels, and with neither."""
+    """A family's class names: with a vocabulary head, with a head for labels, and without a head."""
 
     vocabulary: str
     labels: str
@@ -126,22 +126,22 @@ class PublishedClasses:
 
     @staticmethod
     def of(stem: str) -> PublishedClasses:
-        """As most are called."""
+        """The usual names."""
         return PublishedClasses(f"{stem}ForCausalLM", f"{stem}ForSequenceClassification", f"{stem}Model")
 
 
 class Heads(NamedTuple):
-    """What a TransformerConfig says of its outputs."""
+    """The output heads of a TransformerConfig, and whether the vocabulary is tied."""
 
     heads: dict[str, HeadConfig]
     tie: Literal["none", "head"]
 
 
 def read_heads(settings: Settings, soft_cap: float | None = None) -> Heads:
-    """The head of the class that the file was saved from.
+    """Return the head of the class that the file was saved from.
 
-    A tied vocabulary is there even where a base model was saved, for it costs nothing. Labels are told from a row's
-    last token. `soft_cap` is the vocabulary's. UserError for classes with other heads.
+    A tied vocabulary is present even if a base model was saved, because it costs nothing. Labels are predicted from the
+    last token of a row. `soft_cap` applies to the vocabulary. UserError for classes with other heads.
     """
     name, head = settings.architecture, VocabularyHeadConfig(soft_cap=soft_cap)
     if name.endswith("ForSequenceClassification"):
@@ -149,7 +149,7 @@ def read_heads(settings: Settings, soft_cap: float | None = None) -> Heads:
     if name and not name.endswith(("ForCausalLM", "LMHeadModel", "Model")):
         raise UserError(
             f"{settings.source}: the head of {name} is not supported; "
-            "give a model for generation (ForCausalLM), for labels (ForSequenceClassification) or without a head"
+            "use a model for generation (ForCausalLM), for labels (ForSequenceClassification) or without a head"
         )
     if settings.get("tie_word_embeddings", bool):
         return Heads({"vocabulary": head}, "head")
@@ -159,9 +159,9 @@ def read_heads(settings: Settings, soft_cap: float | None = None) -> Heads:
 
 
 def write_heads(config: TransformerConfig, classes: PublishedClasses) -> dict[str, Any]:
-    """`read_heads` the other way: which class can load the model.
+    """Return the settings that name the class which can load the model; the reverse of `read_heads`.
 
-    The marks are none where nothing is known of them, and not those of the family's first model.
+    Unknown special tokens are null, not those of the family's first model.
     """
     marks = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
     if "classes" in config.heads:
@@ -171,7 +171,7 @@ def write_heads(config: TransformerConfig, classes: PublishedClasses) -> dict[st
 
 
 def head_rules(config: TransformerConfig, theirs: str = "lm_head.weight") -> list[TensorRule]:
-    """The tensors of the head; `theirs` is the vocabulary's, which is the embedding's where they are tied."""
+    """Return the tensors of the head; `source` is the vocabulary's, or the embedding's if they are tied."""
     if "classes" in config.heads:
         return [rule(CLASSES, "score.weight")]
     return [vocabulary(config, "embed.table", theirs)] if config.heads else []

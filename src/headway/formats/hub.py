@@ -1,7 +1,7 @@
-"""Models by where they lie: a path here, or a name on a hub, through the optional package `huggingface_hub`.
+"""Find a model by a local path, or by its name on a hub through the optional package `huggingface_hub`.
 
-A name is looked for on the hub only where that is asked for, by the prefix hf: or by HEADWAY_HUB=1, so that a path that
-is mistyped does not bring the model of whoever owns that name there.
+A name is looked up on the hub only on request, by the prefix hf: or by HEADWAY_HUB=1, so that a mistyped path does not
+download the model of whoever owns that name there.
 """
 
 from __future__ import annotations
@@ -14,15 +14,14 @@ from headway.errors import UserError
 from headway.received import HUB, hub_confirmed, place_of, unconfirmed
 
 _NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
-# Never a pickle, and no code: what a folder in the published format consists of.
+# The files of a folder in the published format; never pickles or code.
 _WANTED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.spm"]
 
 
 def find_folder(name: str | Path) -> Path:
-    """A path that exists, as it is; else the folder of the model `hf:owner/name`, downloaded once.
+    """Return an existing path unchanged, otherwise the folder of the model `hf:owner/name`, downloaded once.
 
-    UserError for a name without the prefix, unless the setting HEADWAY_HUB=1 confirms it, and for a path that no model
-    can lie at.
+    UserError for a name without the prefix, unless HEADWAY_HUB=1 is set, and for a path that cannot be a model.
     """
     place, asked = place_of(name), str(name).startswith(HUB)
     if place.exists():
@@ -35,8 +34,8 @@ def find_folder(name: str | Path) -> Path:
 
 
 def named_folder(name: str) -> Path:
-    """`find_folder` for what a recipe or run names, which may be a stranger's: of a hub only what was fetched before,
-    unless HEADWAY_HUB=1 confirms that more is.
+    """Like `find_folder`, for names in a recipe or run, which may come from a stranger: uses only models that were
+    downloaded before, unless HEADWAY_HUB=1 is set.
     """
     if place_of(name).exists() or not name.startswith(HUB) or hub_confirmed():
         return find_folder(name)
@@ -44,22 +43,22 @@ def named_folder(name: str) -> Path:
 
 
 def _fetched(name: str, local: bool = False) -> Path:
-    """The folder of a model of a hub; a `local` one is only looked for here."""
+    """Return the folder of a hub model; with `local`, only if it was downloaded before."""
     bare = name.removeprefix(HUB)
     if not _NAME.fullmatch(bare):
-        raise UserError(f"{name} is no name of a hub; write {HUB}owner/name")
+        raise UserError(f"{name} is not a hub name; write {HUB}owner/name")
     try:
         hub = importlib.import_module("huggingface_hub")
     except ImportError:
         raise UserError(
-            f"there is no file or folder {name}; if it is a model on a hub, pip install 'headway[hub]' to fetch it"
+            f"there is no file or folder {name}; if it is a model on a hub, pip install 'headway[hub]' to download it"
         ) from None
     try:
         return Path(hub.snapshot_download(bare, allow_patterns=_WANTED, local_files_only=local))
-    except Exception as error:  # the library raises many kinds: no network, no such name, no permission
+    except Exception as error:  # many kinds: no network, unknown name, no permission
         if local:
             raise UserError(
-                f"a recipe names {name}, which was not fetched before; set HEADWAY_HUB=1 to let it be fetched"
+                f"a recipe names {name}, which was not downloaded before; set HEADWAY_HUB=1 to allow the download"
             ) from None
         reason = " ".join(str(error).split("\n")[0].split())
-        raise UserError(f"there is no folder {name}, and no hub gave it ({reason}); check the name") from None
+        raise UserError(f"there is no folder {name}, and the hub failed ({reason}); check the name") from None

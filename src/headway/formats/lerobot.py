@@ -1,7 +1,8 @@
-"""What LeRobot's policies say beside their weights: what they see and do, and how it is scaled. Both ways.
+"""The files next to the weights of LeRobot's policies: their observations and actions, and the normalisation. Both
+ways.
 
-Newer folders have pipelines of steps (policy_preprocessor.json, policy_postprocessor.json) with statistics in files of
-their own; older ones keep the statistics among the weights.
+Newer folders have pipelines of steps (policy_preprocessor.json, policy_postprocessor.json) with statistics in separate
+files; older ones store the statistics among the weights.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ POLICIES = ("act", "diffusion")  # families of such policies
 ROBOT, SURROUNDINGS, ACTION = "observation.state", "observation.environment_state", "action"
 BEFORE, AFTER = "policy_preprocessor", "policy_postprocessor"
 NORMALISER, BACK = "normalizer_processor", "unnormalizer_processor"
-_PLAIN = ("rename_observations_processor", "to_batch_processor", "device_processor")  # they change no number
+_PLAIN = ("rename_observations_processor", "to_batch_processor", "device_processor")  # they do not change values
 _INPUTS, _OUTPUTS = "normalize_inputs.buffer_", "unnormalize_outputs.buffer_"  # of older files
 _EPS = 1e-8
 _RANGES = {"MIN_MAX": ("min", "max"), "QUANTILES": ("q01", "q99"), "QUANTILE10": ("q10", "q90")}
@@ -33,8 +34,8 @@ _CHANNELS = 3
 
 
 class Features(NamedTuple):
-    """What a policy sees and does: numbers of the robot's state, of its surroundings and of an action, and the sizes
-    (height, width) of the pictures of each camera, by LeRobot's names.
+    """Observations and actions of a policy: the sizes of the robot's state, of the environment's state and of an
+    action, and the size (height, width) of each camera's images, by LeRobot's names.
     """
 
     robot: int
@@ -45,7 +46,7 @@ class Features(NamedTuple):
 
 @dataclass(frozen=True)
 class Shifted:
-    """Numbers less `shift`, divided by `scale`."""
+    """Values minus `shift`, divided by `scale`."""
 
     shift: tuple[float, ...] = ()
     scale: tuple[float, ...] = ()
@@ -53,7 +54,7 @@ class Shifted:
 
 @dataclass(frozen=True)
 class SeenCamera:
-    """`name` is LeRobot's; `size` is (height, width); pictures are numbers of 0 to 1 before they are scaled."""
+    """`name` is LeRobot's; `size` is (height, width); pixels are 0 to 1 before they are scaled."""
 
     name: str
     size: tuple[int, int]
@@ -61,14 +62,14 @@ class SeenCamera:
 
     @property
     def short(self) -> str:
-        """As LeRobot's users call it: top for observation.images.top."""
+        """The name that LeRobot's users write: top for observation.images.top."""
         return self.name.removeprefix("observation.").removeprefix("images.")
 
 
 @dataclass(frozen=True)
 class Scales:
-    """What lies beside a policy. A chunk is said anew every `execute` actions; `ensemble` is the m of temporal
-    ensembling, None for none.
+    """Normalisation and execution settings of a policy. It predicts a new chunk every `execute` actions; `ensemble` is
+    the m of temporal ensembling, None to disable it.
     """
 
     robot: Shifted
@@ -80,7 +81,7 @@ class Scales:
 
 
 def read_features(settings: Settings) -> Features:
-    """UserError for what is no state, no picture and no action."""
+    """UserError for features that are not a state, an image or an action."""
     robot = surroundings = actions = 0
     cameras: dict[str, tuple[int, int]] = {}
     for name, feature in _features(settings, "input_features"):
@@ -93,13 +94,13 @@ def read_features(settings: Settings) -> Features:
             surroundings = shape[0]
         else:
             raise UserError(
-                f"{feature.source} is {kind} of shape {list(shape)}; read are {ROBOT} and {SURROUNDINGS} of [numbers] "
-                f"and VISUAL of [{_CHANNELS}, height, width]"
+                f"{feature.source} is {kind} of shape {list(shape)}; use {ROBOT} and {SURROUNDINGS} of shape [size] "
+                f"and VISUAL of shape [{_CHANNELS}, height, width]"
             )
     for name, feature in _features(settings, "output_features"):
         shape = feature.get("shape", list[int])
         if name != ACTION or len(shape) != 1:
-            raise UserError(f"{feature.source} has shape {shape}; what a policy says is {ACTION} of [numbers]")
+            raise UserError(f"{feature.source} has shape {shape}; the output should be {ACTION} of shape [size]")
         actions = shape[0]
     return Features(robot, surroundings, actions, cameras)
 
@@ -110,7 +111,7 @@ def _features(settings: Settings, name: str) -> list[tuple[str, Settings]]:
 
 
 def written_features(found: Features) -> dict[str, Any]:
-    """The settings of a config.json that say so."""
+    """Return the settings for config.json; the reverse of `read_features`."""
     seen: dict[str, Any] = {name: _feature("VISUAL", _CHANNELS, *size) for name, size in found.cameras.items()}
     if found.robot:
         seen[ROBOT] = _feature("STATE", found.robot)
@@ -124,7 +125,7 @@ def _feature(kind: str, *shape: int) -> dict[str, Any]:
 
 
 def read_scales(directory: Path, settings: Settings, weights: Weights) -> dict[str, Any]:
-    """What a folder says beside its weights (`Scales`), as plain data. UserError for statistics that are missing."""
+    """Return `Scales` of a folder as plain data. UserError for missing statistics."""
     features = read_features(settings)
     inputs, outputs = _sources(directory, settings, weights)
     cameras = tuple(
@@ -132,7 +133,7 @@ def read_scales(directory: Path, settings: Settings, weights: Weights) -> dict[s
     )
     execute, chunk = settings.get("n_action_steps", int), _chunk(settings)
     if not 1 <= execute <= chunk:
-        raise UserError(f"{settings.source}: n_action_steps is {execute}; a chunk has 1 to {chunk} actions")
+        raise UserError(f"{settings.source}: n_action_steps is {execute}; choose 1 to {chunk}, a chunk's length")
     found = Scales(
         inputs.scale(ROBOT, "STATE", features.robot),
         inputs.scale(SURROUNDINGS, "ENV", features.surroundings),
@@ -145,7 +146,7 @@ def read_scales(directory: Path, settings: Settings, weights: Weights) -> dict[s
 
 
 def _chunk(settings: Settings) -> int:
-    """The actions from the present on that are said at once."""
+    """Return the number of actions per prediction, from the current step."""
     if "horizon" in settings:
         return settings.get("horizon", int) - settings.get("n_obs_steps", int) + 1
     return settings.get("chunk_size", int)
@@ -153,8 +154,8 @@ def _chunk(settings: Settings) -> int:
 
 @dataclass(frozen=True)
 class _Statistics:
-    """Where statistics are found: `name(feature, statistic)` is that of a tensor in `weights`; `modes` say, by the kind
-    of a feature, which of them scale it, and `eps` is added to what is divided by.
+    """The location of statistics: `name(feature, statistic)` names a tensor in `weights`; `modes` are the kinds of
+    normalisation by feature type, and `eps` is added to divisors.
     """
 
     weights: Weights
@@ -163,7 +164,7 @@ class _Statistics:
     eps: float
 
     def scale(self, feature: str, kind: str, size: int, back: bool = False) -> Shifted:
-        """That of `size` numbers; `back` is that of what is multiplied by it."""
+        """Return the scaling of `size` values; with `inverse`, the one that inverts it."""
         mode = self.modes.get(kind, str, "IDENTITY")
         if not size or mode == "IDENTITY":
             return Shifted((0.0,) * size, (1.0,) * size)
@@ -177,20 +178,20 @@ class _Statistics:
         if back:
             half = torch.where(half == 0, self.eps / 2, half)
             return _scale(low + half, half)
-        flat = half == 0  # a number that never moved is -1, as LeRobot has it
+        flat = half == 0  # constant values become -1, as in LeRobot
         return _scale(torch.where(flat, low + 1, low + half), torch.where(flat, 1.0, half))
 
     def _read(self, feature: str, statistic: str, size: int) -> Tensor:
         name = self.name(feature, statistic)
         if name not in self.weights.names():
             raise UserError(
-                f"{self.weights.source} has no {statistic} of {feature} ({name}), by which it is scaled; get the "
+                f"{self.weights.source} has no {statistic} of {feature} ({name}), needed to scale it; get the "
                 "folder again, or convert it with LeRobot's migrate_policy_normalization"
             )
         found = self.weights.get(name).float().flatten()
         if len(found) != size or not bool(torch.isfinite(found).all()):
             raise UserError(
-                f"{self.weights.source}: {name} holds {len(found)} numbers where {size} finite ones are needed; "
+                f"{self.weights.source}: {name} has {len(found)} values, but {size} finite values are needed; "
                 "get the folder again"
             )
         return found
@@ -201,14 +202,14 @@ def _scale(shift: Tensor, scale: Tensor) -> Shifted:
 
 
 def _sources(directory: Path, settings: Settings, weights: Weights) -> tuple[_Statistics, _Statistics]:
-    """Those of what is seen and of what is said."""
+    """Return the statistics of observations and of actions."""
     if (directory / f"{BEFORE}.json").is_file():
         return _of_step(directory, BEFORE, NORMALISER), _of_step(directory, AFTER, BACK)
     modes = settings.part("normalization_mapping")
     if not modes.values:
         raise UserError(
-            f"{directory} has neither {BEFORE}.json nor a normalization_mapping in its config.json, so nothing says "
-            "how its numbers are scaled; get the folder again"
+            f"{directory} has neither {BEFORE}.json nor a normalization_mapping in its config.json to scale its values "
+            "by; get the folder again"
         )
 
     def named(prefix: str) -> Callable[[str, str], str]:
@@ -218,10 +219,10 @@ def _sources(directory: Path, settings: Settings, weights: Weights) -> tuple[_St
 
 
 def _of_step(directory: Path, pipeline: str, wanted: str) -> _Statistics:
-    """Those of the step of a pipeline that scales. UserError for a pipeline with steps that are not known."""
+    """Return the statistics of a pipeline's normalisation step. UserError for unknown steps."""
     path = directory / f"{pipeline}.json"
     if not path.is_file():
-        raise UserError(f"{directory} has no {path.name}, which says how its numbers are scaled; get the folder again")
+        raise UserError(f"{directory} has no {path.name}, needed to scale its values; get the folder again")
     values = read_json(path)
     steps = values.get("steps") if isinstance(values, dict) else None
     if not isinstance(steps, list) or not all(isinstance(step, dict) for step in steps):
@@ -233,30 +234,30 @@ def _of_step(directory: Path, pipeline: str, wanted: str) -> _Statistics:
             found = Settings(step, f"{path}: steps.{place}")
         elif name not in _PLAIN:
             raise UserError(
-                f"{path} asks for the step {str(name or step.get('class'))[:80]!r}, which is not known; steps may be "
+                f"{path} has the unknown step {str(name or step.get('class'))[:80]!r}; steps may be "
                 f"{wanted}, {', '.join(_PLAIN)}"
             )
     if found is None:
-        raise UserError(f"{path} has no step {wanted}, which says how its numbers are scaled; get the folder again")
+        raise UserError(f"{path} has no step {wanted}, needed to scale its values; get the folder again")
     config, file = found.part("config"), found.get("state_file", str)
     if Path(file).name != file or not (directory / file).is_file():
-        raise UserError(f"{path} names the statistics {file[:80]!r}, which are no file of its folder; get it again")
+        raise UserError(f"{path} names the statistics {file[:80]!r}, which are not a file in its folder; get it again")
     held = TensorFile(directory / file)
     return _Statistics(held, "{}.{}".format, config.part("norm_map"), config.get("eps", float, _EPS))
 
 
 def scales_of(said: Mapping[str, Any]) -> Scales:
-    """What `read_scales` gave, which `Usage.processor` keeps."""
+    """Parse the output of `read_scales`, which `Usage.processor` stores."""
     return from_dict(Scales, said, "scales")
 
 
 def write_scales(directory: Path, settings: dict[str, Any], said: Mapping[str, Any]) -> dict[str, Any]:
-    """Both pipelines and their statistics; gives `settings` with the names of the cameras, and without what LeRobot
-    does not read. All is scaled by mean and deviation then. UserError where nothing says how it is scaled.
+    """Write both pipelines and their statistics; return `settings` with the names of the cameras, and without keys that
+    LeRobot does not read. All features are written as scaled by mean and deviation. UserError without scales.
     """
     if not said:
         raise UserError(
-            "nothing says how what this policy sees and does is scaled; export one that was read or trained"
+            "this policy has no scales for its observations and actions; export one that was imported or trained"
         )
     scales = scales_of(said)
     robot, surroundings, actions = (len(each.scale) for each in (scales.robot, scales.surroundings, scales.actions))

@@ -1,6 +1,6 @@
-"""llama2.c's binaries (Karpathy 2023): a Llama in 32-bit numbers without names, and its tokenizer with scores.
+"""llama2.c's binaries (Karpathy 2023): a Llama in 32-bit floats without tensor names, and its tokenizer with scores.
 
-The first form is seven numbers and the weights; version 1 has a header of 256 bytes and another order.
+The first version is seven integers and the weights; version 1 has a header of 256 bytes and another order.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from headway.nn.models import ModelConfig
 SUFFIX = ".bin"
 _MAGIC, _HEADER = 0x616B3432, 256
 _BEGIN, _END = 1, 2
-_MARKS = ("<unk>", "<s>", "</s>")  # the first ids; in the file begin and end are written as lines of their own
-_FIRST = len(_MARKS) + 256  # the first id behind the marks and the bytes
-_LONGEST = 1000  # characters of a piece
+_MARKS = ("<unk>", "<s>", "</s>")  # the first ids; the file spells BOS and EOS on separate lines
+_FIRST = len(_MARKS) + 256  # the first id after the special tokens and the bytes
+_LONGEST = 1000  # characters per token
 _DEEPEST = 10_000  # layers
 
 
@@ -49,7 +49,7 @@ class Sizes(NamedTuple):
 
 
 class Binary:
-    """The tensors of a llama2.c file under the names of the published Llama (Weights); all of it checked."""
+    """The tensors of a llama2.c file under the names of the published Llama (Weights), fully checked."""
 
     def __init__(self, path: Path) -> None:
         self.source = str(path)
@@ -59,10 +59,10 @@ class Binary:
         order = _legacy_order(self.sizes) if self.version == 0 else _order(self.sizes)
         self._places: dict[str, tuple[int, tuple[int, ...]]] = {}
         for name, shape in order:
-            self._places[name] = cursor.skip(4 * math.prod(shape), name or "the table of angles"), shape
+            self._places[name] = cursor.skip(4 * math.prod(shape), name or "the table of rotary angles"), shape
         self._places.pop("", None)
         if cursor.left:
-            cursor.fail(f"{cursor.left} bytes are left behind the last tensor")
+            cursor.fail(f"{cursor.left} bytes are left after the last tensor")
 
     def names(self) -> Collection[str]:
         return self._places.keys()
@@ -86,8 +86,8 @@ def _header(cursor: Cursor) -> tuple[int, Sizes]:
         version = cursor.number("i", "the version")
         if version != 1:
             raise UserError(
-                f"{cursor.file.source} is version {version} of llama2.c's format; headway reads the first and "
-                "version 1, in 32-bit numbers: export it again with --version 1"
+                f"{cursor.file.source} is version {version} of llama2.c's format; headway reads version 0 and "
+                "version 1, in 32-bit floats: export it again with --version 1"
             )
         width, *rest = cursor.numbers("7i", "the header")
         tied = bool(cursor.number("B", "the header"))
@@ -105,13 +105,13 @@ def _check(cursor: Cursor, sizes: Sizes) -> None:
     named = sizes._asdict()
     wrong = next((name for name in named if name != "tied" and named[name] < 1), None)
     if wrong is not None:
-        cursor.fail(f"{wrong} is {named[wrong]}: it is no llama2.c file")
+        cursor.fail(f"{wrong} is {named[wrong]}, so this is not a llama2.c file")
     if sizes.depth > _DEEPEST or sizes.width % sizes.heads or sizes.heads % sizes.kv_heads:
         cursor.fail(
             f"width {sizes.width}, depth {sizes.depth}, {sizes.heads} heads and {sizes.kv_heads} key heads fit no model"
         )
     if sizes.width // sizes.heads % 2:
-        cursor.fail(f"heads of {sizes.width // sizes.heads} features cannot be turned in pairs")
+        cursor.fail(f"heads of {sizes.width // sizes.heads} features cannot be rotated in pairs")
 
 
 Order = list[tuple[str, tuple[int, ...]]]
@@ -147,7 +147,7 @@ def _legacy_order(sizes: Sizes) -> Order:
         *_stacked(sizes, "post_attention_layernorm", sizes.width),
         *_feed_forward(sizes),
         ("model.norm.weight", (sizes.width,)),
-        ("", (sizes.context, sizes.width // sizes.heads)),  # cosine and sine of all angles, which are made anew
+        ("", (sizes.context, sizes.width // sizes.heads)),  # cosine and sine of all angles, which are recomputed
         *_head(sizes),
     ]
 
@@ -165,7 +165,7 @@ def _order(sizes: Sizes) -> Order:
 
 
 def _settings(sizes: Sizes) -> dict[str, Any]:
-    """A header as the config.json of a published Llama; the rest is fixed in llama2.c."""
+    """Return a header as the config.json of a published Llama; the rest is fixed in llama2.c."""
     return {
         "model_type": "llama",
         "architectures": ["LlamaForCausalLM"],
@@ -184,13 +184,13 @@ def _settings(sizes: Sizes) -> dict[str, Any]:
 
 
 def interleaved(rules: list[TensorRule], heads: int, kv_heads: int) -> list[TensorRule]:
-    """A Llama's rules for a file whose rotary pairs lie side by side."""
+    """Return a Llama's rules for a file whose rotary pairs are adjacent."""
     form = Interleaved((heads, kv_heads, 0))
     return [replace(each, form=form) if ".mixer.qkv." in each.ours else each for each in rules]
 
 
 def load_llama2c(path: Path, dtype: torch.dtype | None = torch.float32) -> Published:
-    """The model of a llama2.c file, in evaluation mode. It ends a text with its begin symbol, too."""
+    """Load the model of a llama2.c file, in evaluation mode. Its BOS token also ends a text."""
     weights = Binary(Path(path))
     family, sizes = families()["llama"], weights.sizes
     settings, config = _read(weights)
@@ -201,7 +201,7 @@ def load_llama2c(path: Path, dtype: torch.dtype | None = torch.float32) -> Publi
 
 
 def llama2c_config(path: Path) -> ModelConfig:
-    """The configuration of the model of a llama2.c file; no weight is read."""
+    """Return the configuration of the model of a llama2.c file, without reading weights."""
     return _read(Binary(Path(path)))[1]
 
 
@@ -212,9 +212,9 @@ def _read(weights: Binary) -> tuple[Settings, ModelConfig]:
 
 
 def load_pieces(path: Path) -> TokenizerCodec:
-    """The codec of a llama2.c tokenizer file (tokenizer.bin, tok512.bin): pieces with scores, joined greedily.
+    """Load a llama2.c tokenizer file (tokenizer.bin, tok512.bin): tokens with scores, merged greedily.
 
-    A text gets a space before it, and a prompt the begin symbol. What has no piece becomes its bytes.
+    A text gets a leading space, and a prompt the BOS token. Text without a token becomes its bytes.
     """
     cursor = Cursor(Mapped(Path(path)))
     longest = cursor.number("i", "the header")
@@ -222,14 +222,14 @@ def load_pieces(path: Path) -> TokenizerCodec:
     scores: list[float] = []
     while cursor.left:
         scores.append(cursor.numbers("f", "a score")[0])
-        texts.append(cursor.text("i", f"piece {len(texts)}"))
+        texts.append(cursor.text("i", f"token {len(texts)}"))
         if not 0 < len(texts[-1]) <= _LONGEST or (len(texts) > _FIRST and len(texts[-1].encode()) > longest):
-            cursor.fail(f"piece {len(texts) - 1} has {len(texts[-1])} characters; the longest has {longest} bytes")
+            cursor.fail(f"token {len(texts) - 1} has {len(texts[-1])} characters; the header allows {longest} bytes")
     texts[: len(_MARKS)] = _MARKS
     types = [UNKNOWN, CONTROL, CONTROL, *[BYTE] * 256, *[NORMAL] * (len(texts) - _FIRST)]
     if len(texts) < _FIRST or len(set(texts)) < len(texts) or not all(map(math.isfinite, scores)):
         cursor.fail(
-            f"{len(texts)} pieces are no vocabulary of llama2.c: marks, 256 bytes, and pieces with scores, each once"
+            f"{len(texts)} tokens are not a llama2.c vocabulary (special tokens, 256 bytes, unique tokens with scores)"
         )
     pieces = PieceTable(
         [text.replace(" ", SPACE) for text in texts], scores, types, "bpe", byte_fallback=True, squeeze=False
@@ -240,7 +240,7 @@ def load_pieces(path: Path) -> TokenizerCodec:
 
 
 def is_llama2c(path: Path) -> bool:
-    """Whether a .bin file looks like one of llama2.c: its header fits its size. A pickle's does not."""
+    """Whether a .bin file looks like one of llama2.c: its header matches its size, unlike a pickle's."""
     try:
         Binary(Path(path))
     except UserError:

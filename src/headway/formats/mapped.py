@@ -1,6 +1,4 @@
-"""A file of numbers mapped or copied into memory, and its header read from front to back, where no number in it is
-believed before it is checked.
-"""
+"""A binary file mapped or copied into memory, and a reader for its header that validates every number."""
 
 from __future__ import annotations
 
@@ -22,18 +20,18 @@ from headway.errors import UserError
 from headway.pages import large_pages
 from headway.received import opened
 
-_LARGEST = 1 << 62  # bytes: what a tensor's shape may claim, so that no product leaves 64 bits
-_RANK = 32  # dimensions: more than any format's tensors have
+_LARGEST = 1 << 62  # bytes of a tensor, at most, so that no product overflows 64 bits
+_RANK = 32  # dimensions, at most: more than the tensors of any format have
 
 
 _COPIES: ContextVar[bool] = ContextVar("copies", default=False)
-_CHUNK = 1 << 16  # bytes of a header that are read at once
+_CHUNK = 1 << 16  # bytes of a header per read
 _SMALL, _SLAB, _LINE = 1 << 16, 1 << 25, 64  # bytes
 
 
 @contextmanager
 def copied() -> Iterator[None]:
-    """Within, tensors of files are copies in memory of their own, which nobody changes who writes to the files."""
+    """In this context, tensors of files are copies in memory, which later writes to the files cannot change."""
     token = _COPIES.set(True)
     try:
         yield
@@ -42,16 +40,16 @@ def copied() -> Iterator[None]:
 
 
 class Mapped:
-    """A whole file as private memory: tensors are views of it, and what is written to them never reaches the file.
+    """A whole file as private memory: tensors are views of it, and writes to them never reach the file.
 
-    A read of a map whose file was cut ends the process, and one of a file changed in place gives the new bytes.
-    Neither happens within `copied`, nor in `bytes`.
+    Reading a map of a truncated file kills the process, and a file changed in place returns the new bytes. Neither
+    happens within `private_copies`, or with `bytes`.
     """
 
     def __init__(self, path: Path) -> None:
         self.source = str(path)
         if path.exists() and not path.is_file():
-            raise UserError(f"{path} is no plain file; give a file")
+            raise UserError(f"{path} is not a regular file; pass a file")
         self._copies: dict[tuple[int, int], Tensor] | None = {} if _COPIES.get() else None
         self._slabs = _Slabs()
         self._chunk, self._chunk_start = b"", 0
@@ -59,7 +57,7 @@ class Mapped:
             self._open = opened(path)
             finalize(self, self._open.close)
             self.size = self._open.seek(0, 2)
-            # A private map is writable, as torch expects of its memory, and costs nothing until it is written to.
+            # A private map is writable, as torch requires, and costs nothing until something writes to it.
             wanted = self.size and self._copies is None
             self._map = mmap.mmap(self._open.fileno(), 0, access=mmap.ACCESS_COPY) if wanted else None
             self._all = torch.frombuffer(self._map, dtype=torch.uint8) if self._map else torch.empty(0)
@@ -67,7 +65,7 @@ class Mapped:
             raise UserError(f"{path} cannot be read: {error}; check the path") from error
 
     def bytes(self, start: int, size: int) -> bytes:
-        """A copy of `size` bytes from `start`; the caller has checked that they are there."""
+        """Return a copy of `size` bytes from `start`; the caller has checked that they exist."""
         if size > _CHUNK:
             return bytes(self._copy(start, size).numpy())
         first = start - self._chunk_start
@@ -77,8 +75,8 @@ class Mapped:
         return self._chunk[first : first + size]
 
     def tensor(self, start: int, dtype: torch.dtype, shape: Sequence[int]) -> Tensor:
-        """The numbers from byte `start`: a view of the map, or a copy where they lie across their natural borders, and
-        within `copied`, where it is kept until it is dropped.
+        """Return a tensor from byte `start`: a view of the map, or a copy if it is not aligned. Within `private_copies`
+        it is a copy that stays cached until it is dropped.
         """
         size = math.prod(shape) * dtype.itemsize
         if size == 0:
@@ -91,9 +89,9 @@ class Mapped:
         return (raw.clone() if start % dtype.itemsize else raw).view(dtype).view(tuple(shape))
 
     def drop(self, start: int, size: int) -> None:
-        """The bytes are not needed now: their pages go back to the system, and are read again if looked at again.
+        """Release the pages of these bytes to the system; they are read again on the next access.
 
-        What was written to views of them is lost, so this is for readers that have not handed them out to be changed.
+        Writes to views of them are lost, so this is only for readers that have not handed them out to be changed.
         """
         if self._copies is not None:
             self._copies.pop((start, size), None)
@@ -104,7 +102,7 @@ class Mapped:
             self._map.madvise(mmap.MADV_DONTNEED, first, start + size - first)
 
     def _copy(self, start: int, size: int) -> Tensor:
-        """Bytes of the file in new memory. UserError where the file has been cut since it was opened."""
+        """Copy bytes of the file to new memory. UserError if the file was truncated since it was opened."""
         found = self._slabs.take(size)
         try:
             self._open.seek(start)
@@ -112,20 +110,20 @@ class Mapped:
         except OSError as error:
             raise UserError(f"{self.source} cannot be read: {error.strerror}; check the path") from error
         if count < size:
-            raise UserError(f"{self.source} was cut while it was read; read it again when it is whole")
+            raise UserError(f"{self.source} was truncated while it was read; try again when it is complete")
         return found
 
 
 class _Slabs:
-    """Memory for copies: many of them one after the other in large pages, which go back to the system as soon as no
-    tensor needs any of a slab. Small ones have memory of their own, as they are often needed for longer.
+    """Memory for copies: many in a row in large pages, which return to the system as soon as no tensor uses the slab.
+    Small copies have separate memory because they often live longer.
     """
 
     def __init__(self) -> None:
         self._slab, self._used = np.empty(0, np.uint8), 0
 
     def take(self, size: int) -> Tensor:
-        """New memory of `size` bytes, from the start of a line of memory."""
+        """Return new memory of `size` bytes, aligned to a cache line."""
         if size < _SMALL:
             return torch.empty(size, dtype=torch.uint8)
         if len(self._slab) - self._used < size:
@@ -135,10 +133,10 @@ class _Slabs:
 
 
 def one_view(tensors: Sequence[Tensor]) -> Tensor | None:
-    """Tensors of one type, one after the other along their first axis, as one tensor of the same memory.
+    """Return tensors of one dtype, adjacent along their first axis, as one tensor of the same memory; otherwise None.
 
-    None where they do not lie so: to fuse query, key and value, or gate and up, is free where the file has them in a
-    row, as files whose tensors are in the order of their names have gate and up.
+    Fusing query, key and value, or gate and up, is free if they are adjacent in the file; gate and up are adjacent in
+    files that sort their tensors by name.
     """
     first = tensors[0]
     place = first.storage_offset()
@@ -153,7 +151,7 @@ def one_view(tensors: Sequence[Tensor]) -> Tensor | None:
 
 
 def tensor_bytes(shape: Sequence[int], itemsize: int) -> int | None:
-    """Bytes of a tensor whose shape comes from a file; None for a shape that no tensor can have."""
+    """Return the bytes of a tensor whose shape comes from a file; None for an impossible shape."""
     if len(shape) > _RANK or any(size < 0 for size in shape):
         return None
     reach = itemsize
@@ -164,11 +162,11 @@ def tensor_bytes(shape: Sequence[int], itemsize: int) -> int | None:
     return math.prod(shape) * itemsize
 
 
-TEXT_LIMIT = 1 << 24  # bytes of one text in a header: a chat template has some thousand
+TEXT_LIMIT = 1 << 24  # bytes of one string in a header; a chat template has some thousand
 
 
 class Cursor:
-    """A place in a mapped file. Every read past its end, or of more than a limit, is a UserError that says where."""
+    """A position in a mapped file. A read past the end, or of more than a limit, is a UserError with the position."""
 
     def __init__(self, file: Mapped, place: int = 0) -> None:
         self.file = file
@@ -179,19 +177,19 @@ class Cursor:
         return self.file.size - self.place
 
     def take(self, size: int, what: str) -> bytes:
-        """The next `size` bytes."""
+        """Read the next `size` bytes."""
         self.skip(size, what)
         return self.file.bytes(self.place - size, size)
 
     def skip(self, size: int, what: str) -> int:
-        """Go on by `size` bytes; gives the place they start at."""
+        """Advance by `size` bytes; return the offset of their start."""
         if size > self.left:
             self.fail(f"{what} needs {size} bytes, but {self.left} are left")
         self.place += size
         return self.place - size
 
     def numbers(self, form: str, what: str) -> tuple:
-        """Numbers in the notation of `struct`, little-endian."""
+        """Read numbers in `struct` notation, little-endian."""
         size = struct.calcsize("<" + form)
         return struct.unpack("<" + form, self.take(size, what))
 
@@ -199,14 +197,16 @@ class Cursor:
         return self.numbers(form, what)[0]
 
     def count(self, form: str, least: int, what: str) -> int:
-        """How many items follow; each takes at least `least` bytes, so that a count beyond the file is seen at once."""
+        """Read the number of items that follow, each of at least `min_bytes` bytes, so that a count beyond the file
+        fails at once.
+        """
         found = self.number(form, what)
         if found < 0 or found * least > self.left:
             self.fail(f"{found} {what} cannot follow in {self.left} bytes")
         return found
 
     def text(self, form: str, what: str) -> str:
-        """A text after its length."""
+        """Read a length-prefixed string."""
         raw = self.raw(form, what)
         try:
             return raw.decode("utf-8")
@@ -214,11 +214,11 @@ class Cursor:
             self.fail(f"{what} is not UTF-8 text")
 
     def raw(self, form: str, what: str) -> bytes:
-        """Bytes after their length."""
+        """Read length-prefixed bytes."""
         size = self.count(form, 1, f"bytes of {what}")
         if size > TEXT_LIMIT:
             self.fail(f"{what} of {size} bytes exceeds the limit of {TEXT_LIMIT}")
         return self.take(size, what)
 
     def fail(self, fact: str) -> NoReturn:
-        raise UserError(f"{self.file.source}: {fact} (at byte {self.place}); the file is damaged: get it again")
+        raise UserError(f"{self.file.source}: {fact} (at byte {self.place}); the file is damaged, download it again")

@@ -1,5 +1,5 @@
-"""headway's own model file: model.safetensors, which carries the model's configuration; and how a model gets room for
-weights that a file only says it has.
+"""headway's own model file: model.safetensors with the configuration in its header; and memory checks before a model is
+built from a file.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 
 _DEPTHS = ("num_hidden_layers", "num_layers", "num_decoder_layers", "encoder_layers", "decoder_layers")
 _DEPTHS += ("n_encoder_layers", "n_decoder_layers", "n_vae_encoder_layers")
-_DEPTHS += ("n_layer", "n_layers")  # settings that say how many layers there are
+_DEPTHS += ("n_layer", "n_layers")  # settings for the number of layers
 _EXPERTS, _MOST_EXPERTS = ("num_local_experts", "num_experts"), 1024
-_PER_BYTE = 4  # numbers that one byte of a file may hold: more than any quantisation packs
+_PER_BYTE = 4  # parameters per byte of a file, at most: more than any quantisation packs
 _NONSENSE = (ArithmeticError, LookupError, TypeError, ValueError, AttributeError, RuntimeError)
 
 
 def read_config(family: Family, settings: Settings, names: Collection[str]) -> ModelConfig:
-    """The configuration that a file's settings mean. UserError where they fit no model (0 heads, say)."""
+    """Return the configuration that a file's settings describe. UserError if they fit no model (such as 0 heads)."""
     _check_counts(settings, len(names))
     try:
         return family.read(settings, names)
@@ -44,22 +44,23 @@ def read_config(family: Family, settings: Settings, names: Collection[str]) -> M
 
 
 def _check_counts(settings: Settings, tensors: int) -> None:
-    """What decides how many modules are made must be in proportion to the file."""
-    towers = (part for part in settings.values.values() if isinstance(part, Mapping))  # of a model of several
+    """Settings that decide how many modules are built must be in proportion to the file."""
+    towers = (part for part in settings.values.values() if isinstance(part, Mapping))  # of a model with several
     for values in (settings.values, *towers):
         for name in (*_DEPTHS, *_EXPERTS):
             count, most = values.get(name), _MOST_EXPERTS if name in _EXPERTS else tensors
             if isinstance(count, int) and count > most:
                 raise UserError(
-                    f"{settings.source}: {name} is {count}, too many for the {tensors} tensors that there are; "
+                    f"{settings.source}: {name} is {count}, too many for the {tensors} tensors of the file; "
                     "settings and weights do not belong together"
                 )
 
 
 def undrawn(config: ModelConfig, held: int, source: str, dtype: torch.dtype | None = None) -> nn.Module:
-    """The outline of the model of `config`, for a file of `held` bytes to fill in `dtype` (None: as stored).
+    """Build the model of `config` without allocating weights, for a file of `file_bytes` to fill in `dtype` (None: as
+    stored).
 
-    UserError where the file cannot hold that many numbers, or the memory that is free cannot.
+    UserError if the file cannot contain that many parameters, or if they do not fit into free memory.
     """
     try:
         model = outline(config)
@@ -70,21 +71,21 @@ def undrawn(config: ModelConfig, held: int, source: str, dtype: torch.dtype | No
     except (*_NONSENSE, ConfigError) as error:
         raise UserError(_unfit(source, "model", error)) from error
     raise UserError(
-        f"{source}: the configuration asks for {needed} numbers, more than {held} bytes can hold; "
+        f"{source}: the configuration needs {needed} parameters, more than {held} bytes can hold; "
         "settings and weights do not belong together"
     )
 
 
 def _numbers(model: nn.Module) -> int:
-    """Of all that a file holds of a model, tied weights once."""
+    """Count the numbers that a file stores for a model; tied weights count once."""
     return sum({id(each): each.numel() for each in model.state_dict(keep_vars=True).values()}.values())
 
 
 def check_loading(source: str, size: int, dtype: torch.dtype | None) -> None:
-    """UserError for weights of `size` bytes in `dtype` that do not fit into the memory that is free."""
-    remedy = "use a machine with more, or a smaller model"
+    """Raise UserError if weights of `size` bytes in `dtype` do not fit into free memory."""
+    remedy = "use a machine with more memory, or a smaller model"
     if dtype == torch.float32:
-        remedy = "open it in half of that with headway.formats.open.open_model(path, torch.bfloat16), or " + remedy
+        remedy = "load it in half the memory with headway.formats.open.open_model(path, torch.bfloat16), or " + remedy
     check_room(f"{source}", {"weights": size}, torch.device("cpu"), remedy)
 
 
@@ -94,26 +95,26 @@ def _unfit(source: str, name: str, error: Exception) -> str:
 
 
 FILE = "model.safetensors"
-QUANTISED = "quantized.safetensors"  # the file of headway.engine.packed, which stands in its place
+QUANTISED = "quantized.safetensors"  # replaces FILE in folders written by headway.engine.packed
 Weights = Literal["fp32", "int8", "int4"]
 VERSION = "1"
-_BLOCKS, _BLOCKS_A_TENSOR = 1000, 4  # more than any model has: most blocks have ten tensors
+_BLOCKS, _BLOCKS_A_TENSOR = 1000, 4  # more than any model has: most blocks have ten tensors each
 
 
 def save_model(model: nn.Module, config: ModelConfig, directory: Path) -> None:
-    """Write `directory`/model.safetensors in one step. Tied weights are saved once, under their first name."""
+    """Write `directory`/model.safetensors atomically. Tied weights are saved once, under their first name."""
     save_tensors(dict(named_tensors(model)), config, directory)
 
 
 def save_tensors(tensors: Mapping[str, Tensor], config: ModelConfig, directory: Path) -> None:
-    """`save_model` with the tensors as they are given."""
+    """Like `save_model`, for the given tensors."""
     header = {"format": "headway", "version": VERSION, "config": json.dumps(to_dict(config))}
     write_tensors(directory / FILE, tensors, header)
 
 
 def load_model(directory: Path, device: torch.device | str = "cpu", known: nn.Module | None = None) -> nn.Module:
-    """The model saved in `directory`, in evaluation mode. On a CPU the weights are mapped: read when used. An outline
-    that is `known` of the same model becomes it.
+    """Load the model saved in `directory`, in evaluation mode. On a CPU the weights are memory-mapped and read on use.
+    If `target` is an unallocated model of the same configuration, the weights are loaded into it.
     """
     path = Path(directory) / FILE
     tensors, config = read_model(path)
@@ -125,60 +126,62 @@ def load_model(directory: Path, device: torch.device | str = "cpu", known: nn.Mo
 
 
 def read_model(path: Path) -> tuple[dict[str, Tensor], ModelConfig]:
-    """Memory-mapped tensors by name, and the configuration, of a native model file."""
+    """Return the memory-mapped tensors by name, and the configuration, of a native model file."""
     file, config = _header(path)
     return {name: file.get(name) for name in file.names()}, config
 
 
 def _header(path: Path) -> tuple[TensorFile, ModelConfig]:
     if not path.is_file():
-        raise UserError(f"{path} does not exist; give a run or model folder that holds {FILE}")
+        raise UserError(f"{path} does not exist; pass a run or model folder that contains {FILE}")
     file = TensorFile(path, "restore it from a copy")
     check_version(file.metadata, path)
     return file, config_of(file.metadata, path, len(file.names()))
 
 
 def native_config(directory: Path) -> ModelConfig:
-    """The configuration of the model in a folder."""
+    """Return the configuration of the model in a folder."""
     return _header(directory / FILE)[1]
 
 
 def quantised_config(directory: Path) -> ModelConfig:
-    """The configuration of the quantized model in a folder."""
+    """Return the configuration of the quantized model in a folder."""
     file = TensorFile(directory / QUANTISED, "quantize the model again")
     return config_of(file.metadata, directory / QUANTISED, len(file.names()))
 
 
 def config_of(metadata: dict[str, str], path: Path, tensors: int) -> ModelConfig:
-    """The configuration in the header of a file of so many tensors. UserError where there is none that fits."""
+    """Parse the configuration in the header of a file with this many tensors. UserError if it is missing or does not
+    fit.
+    """
     try:
         said = parse_json(metadata.get("config", ""))
         blocks = _blocks(said)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} has no configuration in its header ({error}); restore it from a copy") from None
     if blocks > _BLOCKS + _BLOCKS_A_TENSOR * tensors:
-        raise UserError(f"{path} says of {blocks:,} blocks, and has {tensors:,} tensors; restore it from a copy")
+        raise UserError(f"{path} declares {blocks:,} blocks but has {tensors:,} tensors; restore it from a copy")
     return from_dict(ModelConfig, said, f"{path}: model")
 
 
 def _blocks(said: Any) -> int:
-    """How many blocks all stacks of a written configuration have."""
+    """Count the blocks in all stacks of a serialised configuration."""
     if isinstance(said, dict):
         return sum(len(v) if k == "blocks" and isinstance(v, list) else _blocks(v) for k, v in said.items())
     return 0
 
 
 def check_version(metadata: dict[str, str], path: Path) -> None:
-    """Raise a UserError unless the header says that this is a native file of this version."""
+    """Raise UserError unless the header belongs to a native file of this version."""
     if metadata.get("format") != "headway":
         raise UserError(f"{path} has format {metadata.get('format')!r}, not 'headway'; use `headway import` first")
     if metadata.get("version") != VERSION:
         found = metadata.get("version")
-        raise UserError(f"{path} has version {found}, this headway reads {VERSION}; install the version that wrote it")
+        raise UserError(f"{path} has version {found}, but headway reads {VERSION}; install the version that wrote it")
 
 
 def load_tensors(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
-    """Put `tensors` in the place of the model's own."""
+    """Load `tensors` into the model."""
     places = dict(named_tensors(model))
     check_tensors(places, tensors, path)
     for name, own in places.items():
@@ -186,14 +189,16 @@ def load_tensors(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> No
 
 
 def replace_tensor(own: Tensor, tensor: Tensor) -> None:
-    """Let a parameter or buffer, which may be a shape alone, be `tensor`; it stays the same object, so ties hold."""
+    """Swap `tensor` into a parameter or buffer, which may be on the meta device. The object stays the same, so ties
+    hold.
+    """
     new = nn.Parameter(tensor) if isinstance(own, nn.Parameter) else tensor.detach()
     vars(new).update(vars(own))  # the slices of a projection
     swap_tensors(own, new)
 
 
 def check_tensors(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Raise a UserError naming the first of `tensors` that is missing, unknown or of another shape than our `own`."""
+    """Raise UserError naming the first tensor that is missing, unknown or of another shape than the model's."""
     for name in own:
         if name not in tensors:
             raise UserError(f"{path} lacks tensor {name!r}; {nearest(name, tensors)}")
@@ -209,7 +214,7 @@ def check_tensors(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], path
 
 
 def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Parameters and saved buffers by name, tied ones once."""
+    """Yield parameters and saved buffers by name; tied ones once."""
     seen: set[int] = set()
     for name, tensor in model.state_dict(keep_vars=True).items():
         if id(tensor) not in seen:

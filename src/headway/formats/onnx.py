@@ -1,4 +1,4 @@
-"""Models as ONNX files: one graph from ids or pixels to logits and vectors, and beside it what its use needs."""
+"""Export models as ONNX files: one graph from ids or pixels to logits and vectors, with the files needed to use it."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ from headway.nn.parts.feedforward import GatedConfig, MLPConfig
 SUFFIX = ".onnx"
 LABELS, THRESHOLDS = "labels.json", "thresholds.json"
 INSTALL = "ONNX files need the packages onnx and onnxscript; install headway[onnx]"
-_ONE_FILE = 3 << 29  # bytes of weights; protobuf, which the file is, ends at 2 GB
+_ONE_FILE = 3 << 29  # bytes of weights in one file; protobuf is limited to 2 GB
 _LOGITS = {
     "classes": "text classifier",
     "number": "text regressor",
@@ -58,8 +58,8 @@ Output = Callable[[Encoded], Tensor]
 
 
 class Graph(NamedTuple):
-    """What is exported: `example` inputs by name with the names of their axes of any size, outputs by name, and what
-    kind of model it is.
+    """The exported graph: `example` inputs by name, the names of their dynamic axes, output names, and the kind of
+    model.
     """
 
     module: nn.Module
@@ -70,12 +70,10 @@ class Graph(NamedTuple):
 
 
 def save_onnx(model: nn.Module, usage: Usage, codec: Codec | None, path: Path, source: str) -> str:
-    """Write an ONNX file to `path` and beside it tokenizer.json or preprocessor_config.json, and labels.json where
-    there are labels; give the kind of the model. Weights of more than 1.6 GB lie beside it in a file of the same name
-    that ends on .onnx.data.
+    """Write an ONNX file to `path`, with tokenizer.json or preprocessor_config.json and labels.json (if there are
+    labels) next to it; return the kind of the model. Weights of more than 1.6 GB go into a separate file, `path`.data.
 
-    `source` names the model in messages. UserError for a model that cannot be exported, and for a place that holds
-    something already.
+    `source` names the model in messages. UserError if the model cannot be exported or a file already exists.
     """
     check_onnx()
     graph = _graph_of(model, usage, source)
@@ -92,18 +90,18 @@ def save_onnx(model: nn.Module, usage: Usage, codec: Codec | None, path: Path, s
         path.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=path.parent) as drafts:
             program.save(Path(drafts) / path.name, external_data=large)
-            check_places(path, files)  # again, because another program may have written them meanwhile
-            for name, content in files.items():  # before the model, without which they say nothing
+            check_places(path, files)  # again: another program may have written them
+            for name, content in files.items():  # before the model, which completes the export
                 write_json(path.parent / name, content)
-            for draft in sorted(Path(drafts).iterdir(), reverse=True):  # the weights before the file that names them
+            for draft in sorted(Path(drafts).iterdir(), reverse=True):  # weights before the file that names them
                 os.replace(draft, path.parent / draft.name)
     except OSError as error:
-        raise UserError(f"{path} could not be written ({error.strerror}); free space or choose another place") from None
+        raise UserError(f"{path} could not be written ({error.strerror}); free space or choose another path") from None
     return graph.kind
 
 
 def check_onnx() -> None:
-    """UserError where the packages that write ONNX files are not installed."""
+    """UserError if the packages that write ONNX files are not installed."""
     try:
         with warnings.catch_warnings(action="ignore"):
             importlib.import_module("onnxscript")
@@ -112,14 +110,14 @@ def check_onnx() -> None:
 
 
 def check_places(path: Path, files: Iterable[str]) -> None:
-    """UserError where the file, or one that goes beside it, is there already."""
+    """UserError if the file, or one that goes next to it, already exists."""
     for place in (path, path.with_name(f"{path.name}.data"), *(path.with_name(name) for name in files)):
         if place.exists():
-            raise UserError(f"{place} already exists; give the file a folder of its own, as in out/{path.name}")
+            raise UserError(f"{place} already exists; choose an empty folder, as in out/{path.name}")
 
 
 def _graph_of(model: nn.Module, usage: Usage, source: str) -> Graph:
-    """The graph of a model, before any work. UserError for one that cannot be exported."""
+    """Build the graph of a model without running it. UserError if it cannot be exported."""
     other = next((told for kind, told in _OTHERS.items() if isinstance(model, kind)), None)
     if other is not None or not isinstance(model, Transformer):
         told = other or f"a {type(model).__name__}"
@@ -133,9 +131,9 @@ def _graph_of(model: nn.Module, usage: Usage, source: str) -> Graph:
 _OTHERS: dict[type[nn.Module], str] = {
     EncoderDecoder: "an encoder-decoder, whose beam search steps through caches",
     Captioner: "a captioner, whose beam search steps through caches",
-    TwoTower: "a model of two towers",
-    Act: "a robot's policy",
-    UNetPolicy: "a robot's policy",
+    TwoTower: "a two-tower model",
+    Act: "a robot policy",
+    UNetPolicy: "a robot policy",
 }
 
 
@@ -144,13 +142,13 @@ def _check_parts(model: Transformer, source: str) -> None:
     if not isinstance(config.embed, (TokenEmbedConfig, PatchEmbedConfig)):
         read = type(config.embed).__name__.removesuffix("EmbedConfig").lower()
         raise UserError(
-            f"{source} reads {read}, and only models of texts and images can be exported to ONNX; load it with hw.load"
+            f"{source} takes {read}, and only text and image models can be exported to ONNX; load it with hw.load"
         )
     for number, block in enumerate(config.stack.blocks, 1):
         if not isinstance(block.mixer, AttentionConfig):
             raise UserError(
-                f"layer {number} of {source} is a {block.mixer.kind}, which goes through time token by token, "  # type: ignore[attr-defined]
-                "and torch's ONNX exporter has no loop over any number of tokens; train with model.mixer=attention"
+                f"layer {number} of {source} is a {block.mixer.kind}, which processes tokens step by step, "  # type: ignore[attr-defined]
+                "and torch's ONNX exporter has no loop over a dynamic length; train with model.mixer=attention"
             )
         if not isinstance(block.feed_forward, (MLPConfig, GatedConfig, type(None))):
             raise UserError(
@@ -163,13 +161,13 @@ def _check_parts(model: Transformer, source: str) -> None:
 
 
 class _OneDocument(Layout):
-    """A layout whose rows hold one document each, which a graph cannot find out."""
+    """A layout with one document per row, which a graph cannot detect."""
 
     single = True  # type: ignore[assignment]
 
 
 class _Texts(nn.Module):
-    """From ids, what of them is no padding, and where the model knows some their types."""
+    """From ids, the attention mask, and token types for models that have them."""
 
     def __init__(self, model: Transformer, outputs: Iterable[Output]) -> None:
         super().__init__()
@@ -183,7 +181,7 @@ class _Texts(nn.Module):
 
 
 class _Images(nn.Module):
-    """From normalised pixels, `length` tokens an image."""
+    """From normalised pixels, `length` tokens per image."""
 
     def __init__(self, model: Transformer, outputs: Iterable[Output], length: int) -> None:
         super().__init__()
@@ -199,7 +197,7 @@ def _graph_of_texts(model: Transformer) -> Graph:
     config, outputs = model.config, _logits(model)
     causal, typed = config.stack.causal, cast(TokenEmbedConfig, config.embed).types > 1
     if not causal or "embedding" in config.heads:
-        # The vector of unit length that `embed` gives.
+        # The vector of unit length that `embed` returns.
         mean = lambda encoded: F.normalize(pool(encoded.x, encoded.layout, "mean"), dim=-1)  # noqa: E731
         outputs["sentence_embedding"] = _of_head(model.heads["embedding"]) if "embedding" in model.heads else mean
     size = 2, min(config.context or 8, 8)
@@ -213,9 +211,9 @@ def _graph_of_texts(model: Transformer) -> Graph:
 
 
 def _graph_of_images(model: Transformer, usage: Usage, source: str) -> Graph:
-    """Of images in the size that their processor makes of them. UserError without a processor."""
+    """Build a graph for images of the size that their processor produces. UserError without a processor."""
     if not usage.processor:
-        raise UserError(f"{source} has no {PROCESSOR}, which says how images become inputs; put it there")
+        raise UserError(f"{source} has no {PROCESSOR} for preprocessing images; add it")
     embed, outputs = cast(PatchEmbedConfig, model.config.embed), _logits(model)
     size = ImageProcessor.read(usage.processor, f"{source}: {PROCESSOR}").shape or embed.size
     how = "first" if embed.tokens else "mean"
@@ -230,7 +228,7 @@ def _graph_of_images(model: Transformer, usage: Usage, source: str) -> Graph:
 
 
 def _logits(model: Transformer) -> dict[str, Output]:
-    """The heads that give logits: under that name where there is one, under their own where there are several."""
+    """Return the heads that output logits: named "logits" if there is one, otherwise by their names."""
     names = [name for name in model.heads if name != "embedding"]
     return {"logits" if len(names) == 1 else name: _of_head(model.heads[name]) for name in names}
 
@@ -240,7 +238,7 @@ def _of_head(head: nn.Module) -> Output:
 
 
 def _exported(graph: Graph) -> Any:
-    """torch's program of the graph. UserError for what its exporter does not know."""
+    """Return torch's program of the graph. UserError if its exporter fails."""
     sizes = {name: torch.export.Dim(name, min=1) for axes in graph.axes for name in axes.values()}
     shapes = tuple({axis: sizes[name] for axis, name in axes.items()} for axes in graph.axes)
     graph.module.eval()
@@ -261,7 +259,7 @@ def _exported(graph: Graph) -> Any:
 
 
 def _files(kind: str, usage: Usage, codec: Codec | None) -> dict[str, Any]:
-    """What goes beside the graph, by the names of the files."""
+    """Return the content of the files next to the graph, by file name."""
     found: dict[str, Any] = {}
     if usage.processor:
         found[PROCESSOR] = usage.processor
@@ -275,8 +273,8 @@ def _files(kind: str, usage: Usage, codec: Codec | None) -> dict[str, Any]:
 
 
 def _framing(codec: TokenizerCodec, marked: bool) -> Tokenizer:
-    """A tokenizer that pads a batch by itself and, where texts are `marked` and it does not say how, puts its begin and
-    end around them.
+    """Return a tokenizer that pads batches and, with `add_special_tokens` and unless it already does so, puts BOS and
+    EOS around texts.
     """
     tokenizer = Tokenizer.from_str(codec.tokenizer.to_str())
     names = [None if mark is None else tokenizer.id_to_token(mark) for mark in (codec.begin, codec.end)]
@@ -287,6 +285,6 @@ def _framing(codec: TokenizerCodec, marked: bool) -> Tokenizer:
             pair=[*begin, "$A", *end, "$B:1", *(f"{name}:1" for name in end)],
             special_tokens=[(name, tokenizer.token_to_id(name)) for name in {*begin, *end}],  # type: ignore[misc]
         )
-    pad = codec.pad or 0  # under the mask, so that it can be any
+    pad = codec.pad or 0  # masked, so any id works
     tokenizer.enable_padding(pad_id=pad, pad_token=tokenizer.id_to_token(pad) or "")
     return tokenizer

@@ -1,5 +1,4 @@
-"""A model from wherever it lies: a run, headway's own folder, or a published format, whose reader is imported when one
-is met.
+"""Open a model of any format: a run, headway's own folder, or a published format, whose reader is imported on demand.
 """
 
 from __future__ import annotations
@@ -20,11 +19,11 @@ from headway.formats.usage import Usage, read_usage
 from headway.nn.models import ModelConfig
 
 Form = Literal["published", "native", "gguf", "llama2c", "ctranslate2"]
-_CONFIG, _GGUF, _BINARY = "config.json", ".gguf", "model.bin"  # by which formats are told apart
+_CONFIG, _GGUF, _BINARY = "config.json", ".gguf", "model.bin"  # identify the format
 
 
 class Opened(NamedTuple):
-    """A model in evaluation mode, how it wants to be used, and its tokenizer, None where none lies beside it."""
+    """A model in evaluation mode, its usage, and its tokenizer (None if the folder has none)."""
 
     model: nn.Module
     usage: Usage
@@ -32,10 +31,10 @@ class Opened(NamedTuple):
 
 
 def open_model(path: Path | str, dtype: torch.dtype | None = torch.float32) -> Opened:
-    """The model of a run, of an imported folder, or of a published folder or file, its weights in `dtype`.
+    """Load the model of a run, an imported folder, or a published folder or file, with its weights in `dtype`.
 
-    `dtype` None leaves published weights as they are stored. Raises UserError for what is no model, and for a tokenizer
-    that has ids which the model does not.
+    With `dtype` None, published weights keep their stored dtype. Raises UserError if the path is not a model, or if the
+    tokenizer has ids that the model lacks.
     """
     place = Path(path)
     opened = _OPENERS[_form(place)](place, dtype)
@@ -45,14 +44,14 @@ def open_model(path: Path | str, dtype: torch.dtype | None = torch.float32) -> O
 
 
 def open_config(path: Path | str) -> ModelConfig:
-    """The configuration of what `open_model` opens; no weight is read. UserError for what is no model."""
+    """Return the configuration of what `open_model` loads, without reading weights. UserError if it is not a model."""
     place = Path(path)
     module, function = _CONFIGS[_form(place)]
     return getattr(import_module(f"headway.formats.{module}"), function)(place)
 
 
 def open_usage(path: Path | str) -> Usage:
-    """What is said, before a weight is read, of how a model of text is used: its chat template."""
+    """Return how a text model is used (its chat template), without reading weights."""
     place = Path(path)
     form = _form(place)
     if form == "published":
@@ -67,16 +66,16 @@ def open_usage(path: Path | str) -> Usage:
 
 
 def _form(place: Path) -> Form:
-    """What lies at a place. UserError for what is no model."""
+    """Detect the format of a path. UserError if it is not a model."""
     if not place.exists():
         from headway.nn.models.presets import PRESETS
 
         if str(place) in PRESETS:
             raise UserError(
-                f"{place} is a preset, a shape without weights, and no folder here; train it (`headway train RECIPE "
-                f"--set model={place}`), or give the folder of a published model"
+                f"{place} is a preset without weights, not a folder; train it (`headway train RECIPE "
+                f"--set model={place}`), or pass the folder of a published model"
             )
-        raise UserError(f"{place} does not exist; give a run or a published model, a folder or a .gguf file")
+        raise UserError(f"{place} does not exist; pass a run or a published model, a folder or a .gguf file")
     if place.is_dir():
         return _form_of_folder(place)
     if place.suffix == _GGUF:
@@ -86,7 +85,7 @@ def _form(place: Path) -> Form:
 
         if is_llama2c(place):
             return "llama2c"
-    raise UserError(f"{place} is not a model that is known: give a folder, a {_GGUF} file or a .bin of llama2.c")
+    raise UserError(f"{place} is not in a known model format; pass a folder, a {_GGUF} file or a .bin of llama2.c")
 
 
 def _form_of_folder(place: Path) -> Form:
@@ -100,8 +99,8 @@ def _form_of_folder(place: Path) -> Form:
     if (place / native.FILE).is_file():
         return "native"
     if (place / native.QUANTISED).is_file():
-        raise UserError(f"{place} is quantized already; give the model that it was made from")
-    raise UserError(f"{place} holds no model (neither {_CONFIG} nor {native.FILE}); give the folder of a run or model")
+        raise UserError(f"{place} is already quantized; pass the model that it was made from")
+    raise UserError(f"{place} has no model (neither {_CONFIG} nor {native.FILE}); pass the folder of a run or model")
 
 
 def _open_published(place: Path, dtype: torch.dtype | None) -> Opened:
@@ -115,7 +114,7 @@ def _open_native(place: Path, dtype: torch.dtype | None) -> Opened:
 
 
 def use_of(place: Path) -> tuple[Usage, Codec | None]:
-    """What a folder of ours says of its model beside the weights."""
+    """Return the usage and the tokenizer stored next to the weights in a native folder."""
     return read_usage(place), load_codec(place) if (place / TOKENIZER).is_file() else None
 
 
@@ -148,7 +147,7 @@ _OPENERS: dict[Form, Callable[[Path, torch.dtype | None], Opened]] = {
     "llama2c": _open_llama2c,
     "ctranslate2": _open_ctranslate2,
 }
-_CONFIGS = {  # the module, and its function that gives the configuration alone
+_CONFIGS = {  # the module and its function that reads only the configuration
     "published": ("published", "published_config"),
     "native": ("native", "native_config"),
     "gguf": ("gguf", "gguf_config"),

@@ -1,4 +1,4 @@
-"""Low-rank adapters in the layout of the package PEFT: a folder that its users can put on the published model."""
+"""Low-rank adapters in the layout of the package PEFT, whose users can apply the folder to the published model."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from headway.nn.parts.projection import Projection, slice_names
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
-_LAYER = re.compile(r".*\.\d+\.")  # what stands before the name of a map within its layer
+_LAYER = re.compile(r".*\.\d+\.")  # the prefix of a linear map's name within its layer
 _TASKS = {
     "ForCausalLM": "CAUSAL_LM",
     "LMHeadModel": "CAUSAL_LM",
@@ -37,7 +37,7 @@ _REFUSED = ("use_dora", "lora_bias", "trainable_token_indices", "target_paramete
 
 
 class Factors(NamedTuple):
-    """What is added to a weight of ours, without the scale: block k of B times block k of A, for each chosen slice.
+    """The unscaled change to a weight: block k of B times block k of A, for each chosen slice.
 
     `a` is [n r, D], `b` [E, r] with the rows of the n `chosen` slices of `sizes`.
     """
@@ -50,7 +50,7 @@ class Factors(NamedTuple):
 
 @dataclass(frozen=True)
 class AdapterSettings:
-    """Numbers of an adapter; `base` is the model that it belongs to."""
+    """Hyperparameters of an adapter; `base` is the model that it belongs to."""
 
     rank: int
     alpha: float
@@ -68,11 +68,11 @@ def save_adapter(
     settings: AdapterSettings,
     family: str = "",
 ) -> None:
-    """Replace the folder `directory` by an adapter of `model`: `factors` by the names of our weights.
+    """Replace the folder `directory` with an adapter of `model`: `factors` by the names of headway's weights.
 
-    Tensors go under the names of the family that can say the model, or else under our own. `fresh` are whole tensors
-    that were trained beside (heads). A map that is one in the published file and several slices here has the rank of
-    all of them together, and a scale to match: the product is the same.
+    Tensors are named after the family that can express the model, otherwise after headway's own. `fresh` are complete
+    tensors that were trained as well (heads). A linear map that is fused here and in the published file has the sum of
+    its slices' ranks, and a matching scale: the product is the same.
     """
     rules = _rules(model, family)
     sizes = slice_sizes(model)
@@ -99,16 +99,16 @@ def save_adapter(
 
 
 def _published(rule: TensorRule, factors: Factors) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """(module, A, B) of each published map: our slices, side by side where the file fuses them."""
+    """Yield (module, A, B) for each published map: headway's slices, side by side if the file fuses them."""
     rank = factors.b.shape[1]
     blocks = len(factors.chosen)
     wide = factors.b.new_zeros(sum(factors.sizes), blocks * rank)
-    owner = wide.new_zeros(wide.shape[0], blocks)  # which block a row of the weight has
+    owner = wide.new_zeros(wide.shape[0], blocks)  # the block of each row of the weight
     rows, marks = wide.split(list(factors.sizes)), owner.split(list(factors.sizes))
     for k, (slice_, b) in enumerate(zip(factors.chosen, factors.b.split([factors.sizes[i] for i in factors.chosen]))):
         rows[slice_][:, k * rank : (k + 1) * rank] = b
         marks[slice_][:, k] = 1
-    # B's rows are the weight's outputs, however the file turns the weight itself.
+    # B's rows are the weight's outputs, even if the file transposes the weight.
     split = (
         (lambda whole: [whole]) if isinstance(rule.form, Transposed) else lambda w: rule.form.split(w, factors.sizes)
     )
@@ -131,7 +131,7 @@ def _said(
     others = {n.removesuffix(".weight") for each in rules for n in each.theirs if n.endswith(".weight")} - set(ranks)
     short = {name: _LAYER.sub("", name) for name in ranks}
     if any(f".{other}".endswith(f".{end}") for other in others for end in short.values()):
-        short = {name: name for name in ranks}  # an ending would mean more maps than have an adapter
+        short = {name: name for name in ranks}  # a suffix would match maps that have no adapter
     power = 0.5 if settings.rslora else 1.0
     odd = {short[name]: rank for name, rank in ranks.items() if rank != settings.rank}
     return {
@@ -159,10 +159,10 @@ def _plain(value: float) -> float | int:
 
 @torch.no_grad()
 def merge_adapter(model: nn.Module, directory: Path | str, family: str = "") -> int:
-    """Add an adapter of PEFT's layout to the weights of `model`; gives how many maps it changed.
+    """Add an adapter in PEFT's layout to the weights of `model`; return how many linear maps changed.
 
-    Its names may be those of a published family (`family` where several would do) or our own. Raises UserError, before
-    a weight is changed, for a folder that holds none, a kind that is not known, and tensors that do not fit.
+    Its names may be those of a published family (`family`, if several fit) or headway's own. Raises UserError, before
+    any weight changes, for a folder without an adapter, an unknown kind, or tensors that do not fit.
     """
     place = Path(directory)
     said, tensors = _read(place)
@@ -181,7 +181,7 @@ def merge_adapter(model: nn.Module, directory: Path | str, family: str = "") -> 
         change = change.T if isinstance(each.form, Transposed) and not replaces else change
         if parts[theirs].shape != change.shape:
             shapes = f"{tuple(change.shape)}, the model's is {tuple(parts[theirs].shape)}"
-            raise UserError(f"{place}: what it adds to {theirs!r} has shape {shapes}; it belongs to another model")
+            raise UserError(f"{place}: its change to {theirs!r} has shape {shapes}; use the model it was made for")
         parts[theirs] = change if replaces else parts[theirs] + change
         count += 1
     made = {each.ours: each for each in rules.values()}
@@ -197,16 +197,16 @@ def _split(rule: TensorRule, tensor: Tensor, sizes: Mapping[str, tuple[int, ...]
 def _change(
     name: str, tensors: Mapping[str, Tensor], said: Mapping[str, Any], place: Path
 ) -> tuple[str | None, Tensor, bool]:
-    """The published tensor that a tensor of an adapter changes, by what, and whether that takes its place."""
+    """Return the published tensor that an adapter's tensor changes, the change, and whether it replaces the tensor."""
     inner = name.removeprefix(_PREFIX)
     if inner.endswith(".lora_B.weight"):
-        return None, tensors[name], False  # comes with its A
+        return None, tensors[name], False  # handled with its A
     if not inner.endswith(".lora_A.weight"):
         return inner, tensors[name], True
     module = inner.removesuffix(".lora_A.weight")
     other = f"{_PREFIX}{module}.lora_B.weight"
     if other not in tensors:
-        raise UserError(f"{place} lacks {other!r}; it is incomplete, save it again")
+        raise UserError(f"{place} lacks {other!r}; save it again")
     a, b = tensors[name], tensors[other]
     alpha = next((v for key, v in said["alpha_pattern"].items() if re.match(rf"(.*\.)?({key})$", module)), None)
     scale = (said["lora_alpha"] if alpha is None else alpha) / (math.sqrt(len(a)) if said["use_rslora"] else len(a))
@@ -217,26 +217,26 @@ def _read(place: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     said = read_json(place / CONFIG)
     if not isinstance(said, dict) or said.get("peft_type") != "LORA":
         kind = said.get("peft_type") if isinstance(said, dict) else said
-        raise UserError(f"{place / CONFIG} is an adapter of kind {kind!r}; give one of kind 'LORA'")
+        raise UserError(f"{place / CONFIG} is an adapter of kind {kind!r}; use one of kind 'LORA'")
     asked = next((name for name in _REFUSED if said.get(name)), None)
     if asked or said.get("bias", "none") != "none":
         raise UserError(f"{place / CONFIG}: {asked or 'bias'} is not supported; merge it with the package peft")
     if not (place / WEIGHTS).is_file():
-        raise UserError(f"{place} holds no {WEIGHTS}; save the adapter as safetensors")
+        raise UserError(f"{place} contains no {WEIGHTS}; save the adapter as safetensors")
     tensors, _ = read_tensors(place / WEIGHTS, "save it again")
     found = {"lora_alpha": 8, "use_rslora": False, **{key: value for key, value in said.items() if value is not None}}
     return {**found, "alpha_pattern": said.get("alpha_pattern") or {}}, tensors
 
 
 def _family(config: ModelConfig, name: str) -> Family | None:
-    """The family whose names a model has when it is published: the one it came from, or the first that can say it."""
+    """Return the family by which a model is published: the one it came from, or the first that can express it."""
     known = families()
     order = [known[name]] if name in known else list(known.values())
     return next((each for each in order if says(each, config)), None)
 
 
 def _rules(model: nn.Module, name: str) -> list[TensorRule]:
-    """The family's rules; for a model that no family can say, our own names, slice by slice."""
+    """Return the family's rules, or headway's own names, slice by slice, if no family can express the model."""
     found = _family(model.config, name)  # type: ignore[arg-type]
     if found is not None:
         return found.rules(model.config)

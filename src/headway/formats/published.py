@@ -1,5 +1,5 @@
-"""Folders in the published format: config.json and safetensors, in one file or in shards. Both ways, where the same is
-computed.
+"""Read and write folders in the published format: config.json and safetensors, in one file or in shards. A model is
+exported only if the format computes the same outputs.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ from headway.nn.parts.scaling import DynamicScaling, LongRopeScaling
 
 
 def computed(config: Any, width: int = 0) -> Any:
-    """`config` with what its defaults mean written out (head size, feed-forward width, ...).
+    """Return `config` with all defaults made explicit (head size, feed-forward width, ...).
 
-    What only training uses is left at its default: dropout, initialisation (where learned numbers start, too), weights
-    of auxiliary losses. No published
-    family says all of it, and a trained model computes the same without.
+    Settings that only matter in training are reset to their defaults: dropout, initialisation (including the initial
+    values of learned numbers) and the weights of auxiliary losses. No published family stores all of them, and a
+    trained model computes the same without them.
     """
     if isinstance(config, Mapping):
         return {name: computed(part, width) for name, part in config.items()}
@@ -62,7 +62,7 @@ def computed(config: Any, width: int = 0) -> Any:
 
 
 def _written_out(config: Any, width: int) -> dict[str, Any]:
-    """The fields of one config whose values follow from others."""
+    """Return the fields of one config whose values follow from other fields."""
     if isinstance(config, AttentionConfig):
         even = config.heads > 0 and width % config.heads == 0
         size = width // config.heads if config.head_size is None and even else config.head_size
@@ -84,22 +84,22 @@ def _spread(biased: bool | tuple[bool, bool, bool]) -> tuple[bool, bool, bool]:
 
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
-PROCESSORS = "processor_config.json"  # where newer folders keep those of images and others together
-_OTHER_SHAPE = (AttributeError, KeyError, IndexError, TypeError)  # what a family's table raises for another kind
-_LONGEST = 255  # bytes of a file's name
-_NAMED = 3  # settings that are in the way
+PROCESSORS = "processor_config.json"  # newer folders store image and other processors in one file
+_OTHER_SHAPE = (AttributeError, KeyError, IndexError, TypeError)  # raised by a family's table for another kind of model
+_LONGEST = 255  # bytes of a file name
+_NAMED = 3  # differing settings listed in an error
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 class Published(NamedTuple):
-    """A model as it was published, and how it wants to be used."""
+    """A published model and its usage."""
 
     model: nn.Module
     usage: Usage
 
 
 def open_shards(directory: Path) -> Shards:
-    """The tensors of a folder, checked in full and mapped: read when used."""
+    """Open the tensors of a folder: checked in full, memory-mapped, and read on use."""
     index = directory / INDEX
     if (directory / WEIGHTS).is_file():
         return Shards([directory / WEIGHTS], str(directory))
@@ -108,10 +108,10 @@ def open_shards(directory: Path) -> Shards:
     pickles = [path.name for pattern in _PICKLES for path in directory.glob(pattern)]
     if pickles:
         raise UserError(
-            f"{directory} holds its weights as {pickles[0]}, a pickle, which can run code when it is opened; convert "
-            "it to safetensors where it came from (save_pretrained of transformers writes them)"
+            f"{directory} stores its weights as {pickles[0]}, a pickle, which can run code when it is loaded; convert "
+            "it to safetensors at its source (save_pretrained of transformers writes them)"
         )
-    raise UserError(f"{directory} holds no {WEIGHTS}; give the folder of a published model")
+    raise UserError(f"{directory} contains no {WEIGHTS}; pass the folder of a published model")
 
 
 def _indexed(directory: Path, index: Path) -> Shards:
@@ -123,7 +123,7 @@ def _indexed(directory: Path, index: Path) -> Shards:
     for path in paths:
         if path.parent != directory or path.name == ".." or len(path.name) > _LONGEST:
             shown = repr(str(path))[: 2 * _LONGEST]
-            raise UserError(f"{index} names {shown}, which is no file of its folder; download the model again")
+            raise UserError(f"{index} names {shown}, which is not a file in its folder; download the model again")
         if not path.is_file():
             raise UserError(f"{directory} lacks the shard {path.name!r} that its index names; download it too")
     shards = Shards(paths, str(directory))
@@ -134,23 +134,23 @@ def _indexed(directory: Path, index: Path) -> Shards:
 
 
 def read_settings(directory: Path) -> Settings:
-    """config.json, checked for what would run code."""
+    """Read config.json and refuse settings that would run code."""
     values = read_json(directory / CONFIG)
     if not isinstance(values, dict):
         raise UserError(f"{directory / CONFIG} is not a mapping of settings; download it again")
     if values.get("auto_map"):
         raise UserError(
-            f"{directory / CONFIG} asks for code of its own (auto_map), which is never run; "
+            f"{directory / CONFIG} requests custom code (auto_map), which headway never runs; "
             f"use a model of a family that headway knows: {', '.join(sorted(families()))}"
         )
     return Settings(values, str(directory / CONFIG))
 
 
 def load_published(directory: Path, dtype: torch.dtype | None = torch.float32, context: int | None = None) -> Published:
-    """The model in a folder, in evaluation mode, its weights in `dtype` (None: as stored).
+    """Load the model in a folder, in evaluation mode, with its weights in `dtype` (None: as stored).
 
-    `context` is the longest sequence it will be asked for, None for the one it was trained on: a model whose rotary
-    positions are scaled by the length of the sequence (Phi-3's longrope, dynamic NTK) is made for it.
+    `context` is the longest sequence to serve (None: the trained context). Rotary positions that are scaled by the
+    length of the sequence (Phi-3's longrope, dynamic NTK) are built for it.
     """
     directory = Path(directory)
     found = _read(directory, context)
@@ -165,7 +165,7 @@ def load_published(directory: Path, dtype: torch.dtype | None = torch.float32, c
 
 
 def read_processor(directory: Path) -> dict[str, Any]:
-    """What the folder says of how images become inputs; empty where it says nothing."""
+    """Return the folder's image preprocessing settings; empty if it has none."""
     path = directory / PROCESSOR
     if not path.is_file():
         path = directory / PROCESSORS
@@ -180,12 +180,12 @@ def read_processor(directory: Path) -> dict[str, Any]:
 
 
 def published_config(directory: Path) -> ModelConfig:
-    """The configuration of the model in a folder; no weight is read."""
+    """Return the configuration of the model in a folder, without reading weights."""
     return with_embedding(_read(Path(directory), None).config, Path(directory))
 
 
 class _FolderHead(NamedTuple):
-    """What a folder says before a weight is read."""
+    """Everything known about a folder before its weights are read."""
 
     settings: Settings
     family: Family
@@ -210,12 +210,12 @@ _UNTIED = {"head": "none", "all": "embeddings"}
 
 
 def _untied(config: Any, family: Family, weights: Renamed) -> Any:
-    """`config` with a head of its own if the file has a head that differs from the table it should be tied to, as in
-    transformers. UserError if the family has no such form.
+    """Return `config` with an untied head if the file's head differs from the table that it should be tied to, as in
+    transformers. UserError if the family has no untied variant.
     """
     try:
         copy = differing_copy(family.rules(config), weights)
-    except _OTHER_SHAPE:  # settings that fit no model, as `undrawn` says
+    except _OTHER_SHAPE:  # settings that fit no model; `uninitialized_model` reports them
         copy = None
     if copy is None:
         return config
@@ -223,16 +223,17 @@ def _untied(config: Any, family: Family, weights: Renamed) -> Any:
     rules = family.rules(config)
     if not any(copy in each.theirs and not each.copy for each in rules) or differing_copy(rules, weights) is not None:
         raise UserError(
-            f"{weights.source}: {copy} differs from the tensor that it is tied to, which {family.name} models cannot "
-            "have here; remove it from the file if the tied one is meant"
+            f"{weights.source}: {copy} differs from the tensor that it is tied to, which {family.name} models do "
+            "not support here; remove it from the file to use the tied tensor"
         )
     return config
 
 
 def save_published(model: nn.Module, config: ModelConfig, directory: Path, usage: Usage | None = None) -> str:
-    """Write config.json and model.safetensors in the format of the model's family; gives the family's name.
+    """Write config.json and model.safetensors in the format of the model's family; return the family's name.
 
-    The family is the one it came from or else the first that can say its configuration. UserError where none can.
+    Uses the family that the model came from, otherwise the first that can express its configuration. UserError if none
+    can.
     """
     usage = usage or Usage()
     bare, model = as_classes(without_embedding(config)), with_classes(model)
@@ -256,7 +257,7 @@ def save_published(model: nn.Module, config: ModelConfig, directory: Path, usage
 
 
 def _named(settings: dict[str, Any], labels: tuple[str, ...]) -> dict[str, Any]:
-    """`settings` with the names of the classes, where there are as many as the model has."""
+    """Return `settings` with the class names, if their number matches the model's classes."""
     if not labels or len(labels) != len(settings.get("id2label") or {}):
         return settings
     forth, back = {str(i): label for i, label in enumerate(labels)}, {label: i for i, label in enumerate(labels)}
@@ -269,15 +270,15 @@ def _fitting(config: ModelConfig, name: str) -> Family:
     for family in order:
         if says(family, config):
             return family
-    where = f"the published form of {name}" if name in known else "a form that was published"
+    where = f"as a published {name} model" if name in known else "in any published format"
     raise UserError(
-        f"this model has not {where}: {nearest_form(config, order)}; train one that has, such as those of the recipe "
-        "text or of the preset gpt2"
+        f"this model cannot be saved {where}: {nearest_form(config, order)}; train one that can, such as a model of "
+        "the recipe text or the preset gpt2"
     )
 
 
 def nearest_form(config: ModelConfig, order: Sequence[Family] = ()) -> str | None:
-    """What keeps a configuration from the published form that is nearest to it, in words; None where it has one."""
+    """Describe what keeps a configuration from the closest published family; None if a family can express it."""
     config = as_classes(config)
     near: list[tuple[list[str], str]] = []
     others: Counter[str] = Counter()
@@ -288,16 +289,16 @@ def nearest_form(config: ModelConfig, order: Sequence[Family] = ()) -> str | Non
         except UserError as error:
             others[str(error).partition("; ")[0]] += 1
         except _OTHER_SHAPE:
-            others[f"{family.name} is of another kind"] += 1
+            others[f"{family.name} is another kind of model"] += 1
     if near:
         found, name = min(near, key=lambda one: len(one[0]))
-        more = f", and {len(found) - _NAMED} settings more" if len(found) > _NAMED else ""
-        return f"in that of {name}, {', '.join(found[:_NAMED])}{more}" if found else None
+        more = f", and {len(found) - _NAMED} more settings" if len(found) > _NAMED else ""
+        return f"as {name}, {', '.join(found[:_NAMED])}{more}" if found else None
     return others.most_common(1)[0][0]
 
 
 def says(family: Family, config: ModelConfig) -> bool:
-    """Whether a family's settings can say all that a configuration computes."""
+    """Whether a family's settings can express everything that a configuration computes."""
     try:
         return _said(family, config) == computed(config)
     except (*_OTHER_SHAPE, UserError):
@@ -305,7 +306,7 @@ def says(family: Family, config: ModelConfig) -> bool:
 
 
 def _said(family: Family, config: ModelConfig) -> Any:
-    """What a configuration computes once it was written by a family and read again."""
+    """Return what a configuration computes after a family has written it and read it back."""
     written = {**family.defaults, **json.loads(json.dumps(family.write(config)))}
     names = {name for each in family.rules(config) if not each.copy for name in each.theirs}
     return computed(family.read(Settings(written, family.name, config.context), names))
@@ -315,12 +316,14 @@ def _dtype(model: nn.Module) -> str:
     return str(next(model.parameters()).dtype).removeprefix("torch.")
 
 
-# The marks of a published model (begin, end, padding, what a decoder starts with): read and written.
+# Special tokens of a published model (BOS, EOS, padding, decoder start): read and written.
 GENERATION = "generation_config.json"
 
 
 def read_marks(directory: Path, settings: Settings) -> dict[str, Any]:
-    """What config.json and generation_config.json say of them, as the fields of Usage; the latter has the last word."""
+    """Return the special tokens of config.json and generation_config.json as fields of Usage; the latter takes
+    precedence.
+    """
     path = directory / GENERATION
     later = read_json(path) if path.is_file() else {}
     if not isinstance(later, dict):
@@ -342,7 +345,7 @@ def read_marks(directory: Path, settings: Settings) -> dict[str, Any]:
 
 
 def _ends(said: Settings) -> tuple[int, ...]:
-    """One id or several, as files have either."""
+    """Return the EOS ids; files have one id or a list."""
     if isinstance(said.values.get("eos_token_id"), list):
         return tuple(said.get("eos_token_id", list[int]))
     end = said.optional("eos_token_id", int)
@@ -350,16 +353,16 @@ def _ends(said: Settings) -> tuple[int, ...]:
 
 
 def _labels(said: Settings) -> tuple[str, ...]:
-    """The names of classes by their numbers, which JSON writes as texts."""
+    """Return the class names in the order of their ids, which JSON stores as strings."""
     try:
         return tuple(str(said.values[key]) for key in sorted(said.values, key=int))
     except (TypeError, ValueError):
         found = str(dict(said.values))
-        raise UserError(f"{said.source} is {found:.80}; its keys should be the numbers of classes") from None
+        raise UserError(f"{said.source} is {found:.80}; its keys should be class ids") from None
 
 
 def written_marks(usage: Usage) -> dict[str, Any]:
-    """The settings for config.json that `usage` knows."""
+    """Return the special tokens of `usage` as settings for config.json."""
     ends = list(usage.ends)
     found = {
         "bos_token_id": usage.begin,
@@ -371,7 +374,7 @@ def written_marks(usage: Usage) -> dict[str, Any]:
 
 
 def write_marks(directory: Path, usage: Usage) -> None:
-    """generation_config.json, for a model that generates; what the file said beyond the marks stays as it was."""
+    """Write generation_config.json for a model that generates; other settings of the original file are kept."""
     settings = {**usage.generation, **written_marks(usage)}
     if usage.forced:
         settings["forced_bos_token_id"] = usage.forced[0]
@@ -382,8 +385,8 @@ def write_marks(directory: Path, usage: Usage) -> None:
 
 
 # Sentence encoders: folders in the layout of sentence-transformers, whose vectors are a pooled head of the model.
-# modules.json lists what follows the transformer: 1_Pooling makes a vector of a text's tokens, 2_Normalize brings it to
-# unit length. Neither has weights.
+# modules.json lists the modules after the transformer: 1_Pooling pools the tokens of a text into a vector, 2_Normalize
+# scales it to unit length. Neither has weights.
 MODULES = "modules.json"
 HEAD = "embedding"
 _TYPES = "sentence_transformers.models."
@@ -392,7 +395,7 @@ _FLAGS = {"mean": "pooling_mode_mean_tokens", "cls": "pooling_mode_cls_token", "
 
 
 def with_embedding(config: ModelConfig, directory: Path) -> ModelConfig:
-    """`config` with the head "embedding" where the folder is a sentence encoder's; else as it is."""
+    """Return `config` with the head "embedding" if the folder is a sentence encoder, otherwise unchanged."""
     path = directory / MODULES
     if not path.is_file() or not isinstance(config, TransformerConfig):
         return config
@@ -407,14 +410,14 @@ def with_embedding(config: ModelConfig, directory: Path) -> ModelConfig:
         )
     folder = modules[1].get("path", str)
     if not folder or Path(folder).name != folder:
-        raise UserError(f"{path} keeps its pooling in {folder!r}, which is not a folder beside it; download it again")
+        raise UserError(f"{path} has its pooling in {folder!r}, which is not a subfolder; download it again")
     pool = _pool(directory / folder / "config.json")
     head = PooledHeadConfig(pool=pool, unit="Normalize" in kinds)
     return replace(config, heads={**config.heads, HEAD: head})
 
 
 def _pool(path: Path) -> Pool:
-    """How tokens become a vector: by name in newer files, by a flag for each way in older ones."""
+    """Return the pooling mode: newer files name it, older ones have a flag per mode."""
     values = read_json(path)
     if not isinstance(values, dict):
         raise UserError(f"{path} is not a mapping of settings; download it again")
@@ -429,7 +432,9 @@ def _pool(path: Path) -> Pool:
 
 
 def without_embedding(config: ModelConfig) -> ModelConfig:
-    """`config` as its config.json says it: the head "embedding" stands in files of its own. UserError if it cannot."""
+    """Return `config` as config.json stores it: the head "embedding" has its own files. UserError if they cannot
+    express it.
+    """
     if not isinstance(config, TransformerConfig) or HEAD not in config.heads:
         return config
     _mode(config.heads[HEAD])
@@ -437,7 +442,7 @@ def without_embedding(config: ModelConfig) -> ModelConfig:
 
 
 def write_embedding(config: ModelConfig, directory: Path) -> None:
-    """modules.json and the folders that it names, where `config` has the head "embedding"."""
+    """Write modules.json and its folders if `config` has the head "embedding"."""
     head = config.heads.get(HEAD) if isinstance(config, TransformerConfig) else None
     if not isinstance(config, TransformerConfig) or head is None:
         return
@@ -456,7 +461,9 @@ def write_embedding(config: ModelConfig, directory: Path) -> None:
 
 
 def _mode(head: object) -> str:
-    """The published name of the head's pooling. UserError for a head that has weights, which the layout cannot hold."""
+    """Return the published name of the head's pooling. UserError for a head with weights, which the layout cannot
+    store.
+    """
     if isinstance(head, PooledHeadConfig):
         for mode, pool in _POOLS.items():
             if head == PooledHeadConfig(pool=pool, unit=head.unit):

@@ -1,4 +1,4 @@
-"""A published checkpoint format as a table that reads both ways: which of its tensors make one of ours."""
+"""A published checkpoint format as a table that works both ways: which of its tensors make one of headway's."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ T = TypeVar("T")
 
 
 def expect(part: Any, kind: type[T]) -> T:
-    """A part of a configuration that must be of one kind for the family to say it; else a UserError."""
+    """Return `part` if it is of the kind that a family can express, otherwise raise UserError."""
     if not isinstance(part, kind):
         raise UserError(
-            f"a {type(part).__name__} stands where this family has a {kind.__name__}; choose another family"
+            f"the model has a {type(part).__name__} where this family has a {kind.__name__}; choose another family"
         )
     return part
 
 
 class Form(Protocol):
-    """How tensors of a file become one of ours, and back without a change of a bit.
+    """How tensors of a file become one of headway's, and back, bit for bit.
 
-    `slices` are those of ours, to be laid one after the other: views where they can be, so that no number is moved
-    twice. `sizes` are the rows of the slices that our tensor fuses (query, key, value; gate, up).
+    `slices` returns the slices of headway's tensor in order, as views if possible, so that no number is copied twice.
+    `sizes` are the rows of the slices that headway's tensor fuses (query, key, value; gate, up).
     """
 
     def slices(self, parts: Sequence[Tensor]) -> list[Tensor]: ...
@@ -38,7 +38,7 @@ class Form(Protocol):
 
 
 class StackedRows:
-    """A tensor as it is, or several, each one slice, one after the other."""
+    """One tensor as it is, or several as consecutive slices."""
 
     def slices(self, parts: Sequence[Tensor]) -> list[Tensor]:
         return list(parts)
@@ -47,11 +47,11 @@ class StackedRows:
         return list(whole.split(list(sizes)))
 
 
-_ROWS = StackedRows()  # it has no state
+_ROWS = StackedRows()  # stateless
 
 
 class Whole:
-    """One tensor that is in the file as it is here: fused (Phi-3's qkv), or a single number."""
+    """One tensor that the file stores exactly as headway does: fused (Phi-3's qkv), or a scalar."""
 
     def slices(self, parts: Sequence[Tensor]) -> list[Tensor]:
         return list(parts)
@@ -71,7 +71,7 @@ class Transposed:
 
 
 class OneRow:
-    """A vector that the file holds as a matrix of one row (BART's bias of the logits), or a number as a vector of one
+    """A vector that the file stores as a matrix of one row (BART's bias of the logits), or a scalar as a vector
     (SigLIP's scale).
     """
 
@@ -83,7 +83,7 @@ class OneRow:
 
 
 class Vector:
-    """A matrix of one row that the file holds as a vector (CLIP's class token)."""
+    """A matrix of one row that the file stores as a vector (CLIP's class token)."""
 
     def slices(self, parts: Sequence[Tensor]) -> list[Tensor]:
         return [parts[0][None]]
@@ -94,7 +94,7 @@ class Vector:
 
 @dataclass(frozen=True)
 class Flat:
-    """A matrix whose rows the file holds in another `shape` (a convolution)."""
+    """A matrix whose rows have another `shape` in the file (a convolution)."""
 
     shape: tuple[int, ...]
 
@@ -106,7 +106,7 @@ class Flat:
 
 
 class Tokens:
-    """A matrix whose rows are tensors [1, 1, D] of their own in the file (class and distillation token)."""
+    """A matrix whose rows are separate tensors [1, 1, D] in the file (class and distillation token)."""
 
     def slices(self, parts: Sequence[Tensor]) -> list[Tensor]:
         return [part.squeeze(0) for part in parts]
@@ -117,7 +117,7 @@ class Tokens:
 
 @dataclass(frozen=True)
 class PerHead:
-    """One tensor of `parts` slices that alternate head by head (GPT-NeoX: query, key and value of each head)."""
+    """One tensor whose `parts` slices alternate per head (GPT-NeoX: query, key and value of each head)."""
 
     heads: int
     parts: int = 3
@@ -134,9 +134,9 @@ class PerHead:
 
 @dataclass(frozen=True)
 class Interleaved:
-    """Rows whose rotary pairs lie side by side in the file (llama2.c, GGUF), in halves here.
+    """Rows whose rotary pairs are adjacent in the file (llama2.c, GGUF) and in two halves here.
 
-    `heads` are the heads of each part, 0 for a part that is not turned (values).
+    `heads` is the number of heads per part, 0 for a part without rotation (values).
     """
 
     heads: tuple[int, ...]
@@ -156,9 +156,9 @@ class Interleaved:
 
 @dataclass(frozen=True)
 class TensorRule:
-    """`theirs` (names in the file) make `ours` (a name in the model's state).
+    """`sources` (names in the file) make `target` (a name in the model's state).
 
-    A `copy` is a tied tensor that some files hold once more: not read, and not written.
+    With `is_copy`, the source repeats a tied tensor: it is neither read nor written.
     """
 
     ours: str
@@ -172,30 +172,30 @@ def rule(ours: str, *theirs: str, form: Form = _ROWS) -> TensorRule:
 
 
 def copy(ours: str, theirs: str) -> TensorRule:
-    """`theirs` repeats `ours`, which another rule makes."""
+    """A rule for a file tensor that repeats `target`, which another rule makes."""
     return TensorRule(ours, (theirs,), copy=True)
 
 
 def linear(ours: str, *theirs: str, bias: bool = True, form: Form = _ROWS) -> list[TensorRule]:
-    """The weight of a layer and, with `bias`, its bias under the same names."""
+    """Rules for the weight of a layer and, with `bias`, its bias under the same names."""
     ends = (".weight", ".bias") if bias else (".weight",)
     return [TensorRule(ours + end, tuple(name + end for name in theirs), form) for end in ends]
 
 
 def vocabulary(config: Any, table: str, theirs: str, head: str = "heads.vocabulary") -> TensorRule:
-    """The head's own weight or, where it is tied to `table`, a copy that some files hold."""
+    """A rule for the head's own weight or, if it is tied to `table`, for a copy that some files store."""
     own = config.tie in ("none", "embeddings")
     return rule(f"{head}.project.weight", theirs) if own else copy(table, theirs)
 
 
 def layers(count: int, make: Callable[[int], Sequence[TensorRule]]) -> list[TensorRule]:
-    """The rules of all layers."""
+    """Return the rules of all layers."""
     return [found for i in range(count) for found in make(i)]
 
 
 @dataclass(frozen=True)
 class ChannelsLast:
-    """A convolution's kernels [D, C, taps, taps], whose rows are [taps, taps, C] laid flat here."""
+    """A convolution's kernels [D, C, taps, taps] in the file, whose rows are [taps, taps, C], flattened, here."""
 
     taps: int
     channels: int
@@ -209,24 +209,25 @@ class ChannelsLast:
 
 @dataclass(frozen=True)
 class Fused:
-    """A tensor of the file that holds several of the rules', equal parts one after the other: `whole` in its name
-    stands for each of `parts` in theirs. It is written so, too.
+    """A tensor of the file that consists of several rules' tensors, equal parts in order: `stored_name` in its name
+    replaces each of `parts` in theirs. Exports write it the same way.
     """
 
     whole: str
     parts: tuple[str, ...]
 
     def names(self, name: str) -> list[str]:
-        """Those of the rules' tensors that the tensor of this name holds."""
+        """Return the names of the rules' tensors that the tensor of this name contains."""
         return [name.replace(self.whole, part) for part in self.parts]
 
 
 @dataclass(frozen=True)
 class Beside:
-    """Files beside the weights that say how inputs become numbers.
+    """Files next to the weights that describe preprocessing.
 
-    `read(directory, settings, weights)` gives what they say, which `Usage.processor` keeps; `write(directory, settings,
-    said)` writes them, and gives what config.json says then. Both raise UserError for what is missing.
+    `read(directory, settings, weights)` returns their content, which `Usage.processor` stores; `write(directory,
+    settings, processor)` writes them and returns the settings for config.json. Both raise UserError if something is
+    missing.
     """
 
     read: Callable[[Path, Settings, Any], dict[str, Any]]
@@ -235,10 +236,11 @@ class Beside:
 
 @dataclass(frozen=True)
 class Stacked:
-    """A tensor of the file that holds many of the rules': items along its first axis, and their parts along the second.
+    """A tensor of the file that stacks many of the rules' tensors: items along its first axis, and their parts along
+    the second.
 
     `pattern` is a regular expression for its name; `names` are replacements that give the names of an item's parts,
-    with `{}` where the number of the item stands (the experts of Mixtral, stacked by newer files).
+    with `{}` for the item's index (the experts of Mixtral, stacked in newer files).
     """
 
     pattern: str
@@ -247,20 +249,20 @@ class Stacked:
 
 @dataclass(frozen=True)
 class Family:
-    """A published family of models: its settings and tensors as tables, both ways.
+    """A published family of models: its settings and tensors as tables that work both ways.
 
-    `read` turns its config.json, with the names in the file, into our configuration; `write` does the reverse, and
-    gives "model_type" and "architectures" too. `read(write(config))` is `config`: that is checked before an export, so
-    `write` may ignore what it cannot say. `rules` are the tensors of a configuration. `renames` are pairs of a regular
-    expression and its replacement that bring older names, or those without a prefix, into the form of the rules;
-    `stacked` are tensors of other files of the family that hold several of the rules' tensors each; `skipped` are
-    expressions for tensors that are no weights (masks, position numbers). `older` are spellings of settings that
-    `write` says in a newer way; an export leaves them out. `fused` are tensors of the file that hold several of the
-    rules'; `beside` is how what lies beside the weights is read and written, where it is not transformers'.
+    `read` turns its config.json, with the tensor names of the file, into headway's configuration; `write` does the
+    reverse, including "model_type" and "architectures". An export checks that `read(write(config))` is `config`, so
+    `write` may ignore what it cannot express. `rules` returns the tensors of a configuration. `renames` are pairs of a
+    regular expression and its replacement that turn older names, or names without a prefix, into the names of the
+    rules; `stacked` are tensors of other files of the family that contain several of the rules' tensors each; `skipped`
+    are expressions for tensors that are not weights (masks, position ids). `older` are superseded spellings of
+    settings, which an export leaves out. `fused` are tensors of the file that contain several of the rules' tensors;
+    `processor_files` reads and writes the files next to the weights if they differ from those of transformers.
 
-    `fixed` are settings that the family's class in transformers computes with and that have to be null or one of these
-    values here; `ignored` are those that change no output, even if they are fixed elsewhere (see `setting_keys`).
-    `aliases` are common names that stand for settings of the family; `towers` are settings that hold those of a part.
+    `fixed` are settings that the family's class in transformers uses and that must be null or one of these values here;
+    `ignored` are those that change no output, even if they are fixed elsewhere (see `setting_keys`). `aliases` are
+    common names for settings of the family; `towers` are settings with the nested settings of a part.
     """
 
     name: str
@@ -269,7 +271,7 @@ class Family:
     rules: Callable[[Any], list[TensorRule]]
     renames: tuple[tuple[str, str], ...] = ()
     skipped: tuple[str, ...] = ()
-    defaults: Mapping[str, Any] = field(default_factory=dict)  # what a config.json means by leaving a key out
+    defaults: Mapping[str, Any] = field(default_factory=dict)  # values of keys that a config.json leaves out
     stacked: tuple[Stacked, ...] = ()
     older: tuple[str, ...] = ()
     fused: tuple[Fused, ...] = ()

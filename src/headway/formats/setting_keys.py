@@ -1,8 +1,8 @@
-"""Which settings of a published config.json are accounted for, so that none is passed over in silence.
+"""Which settings of a published config.json are accounted for, so that none is silently ignored.
 
-Every key that the class of a family in transformers reads is read here (`Settings.used`, or a default of the family),
-changes no output (`IGNORED`, `Family.ignored`), or may have one value only (`FIXED`, `Family.fixed`). What remains is
-unknown to both programs, and is reported.
+Every key that a family's class in transformers reads is read here (`Settings.used`, or a default of the family),
+changes no output (`IGNORED`, `Family.ignored`), or is limited to certain values (`FIXED`, `Family.fixed`). Any other
+key is unknown to both programs and is reported.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from headway.formats.rules import Family
 from headway.formats.settings import Settings
 
 _LOG = logger(__name__)
-_MOST = 8  # unknown settings that a warning names
+_MOST = 8  # unknown settings listed in a warning
 
 IGNORED = frozenset(
     """
@@ -48,7 +48,7 @@ IGNORED = frozenset(
     """.split()  # noqa: SIM905
 )
 
-# Settings that transformers heeds in every family, and the values that are computed here; null always is.
+# Settings that transformers uses in every family, and the supported values; null is always supported.
 FIXED: Mapping[str, tuple[Any, ...]] = {
     "is_causal": (True,),
     "per_layer_config": ({},),
@@ -62,7 +62,7 @@ FIXED: Mapping[str, tuple[Any, ...]] = {
 
 
 def check_fixed(family: Family, settings: Settings) -> None:
-    """UserError for a setting with a value that is not computed."""
+    """Raise UserError for a setting with an unsupported value."""
     for part in _parts(family, settings):
         for name, values in {**FIXED, **family.fixed}.items():
             if name not in family.ignored:
@@ -70,12 +70,12 @@ def check_fixed(family: Family, settings: Settings) -> None:
 
 
 def known_keys(family: Family) -> set[str]:
-    """The settings that are accounted for before any is read."""
+    """Return the settings that are accounted for before any is read."""
     return {*IGNORED, *FIXED, *family.fixed, *family.ignored, *family.defaults, *family.older, *family.aliases}
 
 
 def unknown_keys(family: Family, settings: Settings) -> list[str]:
-    """The settings that nothing has accounted for once `family` has read them."""
+    """Return the settings that are still unaccounted for after `family` has read the file."""
     known = known_keys(family)
     found = [
         part.path + name
@@ -87,18 +87,20 @@ def unknown_keys(family: Family, settings: Settings) -> list[str]:
 
 
 def report_unknown(family: Family, settings: Settings) -> None:
-    """One line in the log for the settings that neither program knows; LeRobot's files name no model_type."""
+    """Log one line for settings that neither program knows, except for LeRobot's files, which have no model_type."""
     found = unknown_keys(family, settings) if "model_type" in settings else []
     if found:
         more = f" and {len(found) - _MOST} more" if len(found) > _MOST else ""
         _LOG.warning(
-            f"{settings.source} has settings that {family.name} models are not known to have: "
+            f"{settings.source} has settings that are unknown for {family.name} models: "
             f"{', '.join(found[:_MOST])}{more}; they are ignored, as in transformers"
         )
 
 
 def with_aliases(family: Family, values: Mapping[str, Any]) -> dict[str, Any]:
-    """`values` with common names of settings under the family's own: as in transformers, the common name wins."""
+    """Return `values` with common names of settings replaced by the family's names: as in transformers, the common name
+    takes precedence.
+    """
     common = {own: values[name] for name, own in family.aliases.items() if values.get(name) is not None}
     return {**{name: value for name, value in values.items() if name not in family.aliases}, **common}
 

@@ -1,4 +1,4 @@
-"""A config.json of a published model, read with the checks that our own configurations get."""
+"""The config.json of a published model, read with the same checks as headway's own configurations."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ ACTIVATION_NAMES: dict[str, ActivationName] = {
 
 @dataclass(frozen=True)
 class Settings:
-    """The values of a config.json; `source` says where they come from, for messages.
+    """The values of a config.json; `source` names their origin in messages.
 
-    `context` is the longest sequence that the model is asked to serve, None for what it was made for. `used` are the
-    keys that were read, those below `path` (such as "text_config.") with it in front; all parts share it.
+    `context` is the longest sequence that the model should serve (None: the trained context). `used` collects the keys
+    that were read, with `path` (such as "text_config.") in front of nested ones; all sections share it.
     """
 
     values: Mapping[str, Any]
@@ -56,53 +56,53 @@ class Settings:
         return self._value(name) is not None
 
     def get(self, name: str, kind: type[T], default: T | None = None) -> T:
-        """A value of a type; UserError where it is absent (or null) without a default, or of another type."""
+        """Return a value of a type. UserError if it is absent (or null) without a default, or has another type."""
         found = self._value(name)
         if found is None:
             if default is None:
                 if name in self.values:
-                    raise UserError(f"{self.source}: {name} is null; give a value, or leave it out")
+                    raise UserError(f"{self.source}: {name} is null; set a value, or leave it out")
                 raise UserError(f"{self.source} lacks {name!r}; {nearest(name, self.values)}")
             return default
         return from_dict(kind, found, f"{self.source}: {name}")
 
     def positive(self, name: str) -> float:
-        """A number above 0."""
+        """Return a number above 0."""
         found = self.get(name, float)
         if not 0 < found < math.inf:
             raise UserError(f"{self.source}: {name} is {found}; it should be above 0")
         return found
 
     def cap(self, name: str) -> float | None:
-        """A number above 0, or None where it is absent or null."""
+        """Return a number above 0, or None if it is absent or null."""
         return self.positive(name) if name in self else None
 
     def optional(self, name: str, kind: type[T]) -> T | None:
-        """A value of a type, or None where it is absent or null."""
+        """Return a value of a type, or None if it is absent or null."""
         found = self._value(name)
         return None if found is None else from_dict(kind, found, f"{self.source}: {name}")
 
     def first(self, names: tuple[str, ...], kind: type[T], default: T | None = None) -> T:
-        """The value of the first of several spellings that is there."""
+        """Return the value of the first of several spellings that is present."""
         there = next((name for name in names if name in self), names[0])
         return self.get(there, kind, default)
 
     def refuse(self, name: str, *expected: Any) -> None:
-        """UserError for a setting that is there with a value that is not among those we can compute."""
+        """Raise UserError if a setting is present with a value that is not supported."""
         found = self._value(name)
         if found is not None and found not in expected:
             known = ", ".join(map(repr, expected)) or "left out"
             raise UserError(f"{self.source}: {name} is {found!r:.200}, which is not supported; it may be {known}")
 
     def activation(self, name: str, default: str | None = None) -> ActivationName:
-        """An activation by its published name."""
+        """Return an activation by its published name."""
         found = self.get(name, str, default)
         if found not in ACTIVATION_NAMES:
             raise UserError(f"{self.source}: {name} is {found!r}; {nearest(found, ACTIVATION_NAMES)}")
         return ACTIVATION_NAMES[found]
 
     def part(self, name: str) -> Settings:
-        """The settings below a key, empty where it is absent or null."""
+        """Return the settings nested below a key; empty if it is absent or null."""
         found = self._value(name) or {}
         if not isinstance(found, Mapping):
             raise UserError(f"{self.source}: {name} is {found!r}; it should be a mapping of settings")
@@ -110,15 +110,15 @@ class Settings:
 
     @property
     def architecture(self) -> str:
-        """The class that the file was saved from; empty where it is not said."""
+        """Class that the file was saved from; empty if the file does not name it."""
         found = self.values.get("architectures") or [""]
         return str(found[0])
 
     def rotary(self, theta: float = 10000.0, fraction: float = 1.0) -> RotaryConfig:
-        """Rotary positions in the old spelling (rope_theta, rope_scaling), which wins as in transformers if a file has
-        both, or in the new one (rope_parameters).
+        """Return rotary positions in the old spelling (rope_theta, rope_scaling), which takes precedence as in
+        transformers, or in the new one (rope_parameters).
 
-        A scaling by the length of the sequence is made for `context`, and without it for the length of training.
+        Scaling by the length of the sequence is built for `context`, or for the trained length without it.
         """
         scaling = self.part("rope_scaling")
         given = scaling if scaling.values else self.part("rope_parameters")
@@ -127,9 +127,11 @@ class Settings:
         return self._rotary(given, self.get("rope_theta", float, theta), fraction, original)
 
     def rotary_of(self, kind: str, theta: float, scaled: bool = True) -> RotaryConfig:
-        """Rotary positions of a kind of layer (full_attention, ...), whose parameters are below its name.
+        """Return the rotary positions of a kind of layer (full_attention, ...), whose parameters are nested below its
+        name.
 
-        `scaled` says whether rope_scaling is for this kind. UserError for parameters that belong to no kind.
+        `scaled` says whether rope_scaling applies to this kind. UserError for parameters that belong to no kind of
+        layer.
         """
         kinds = self.part("rope_parameters")
         given = kinds.part(kind)
@@ -139,7 +141,7 @@ class Settings:
                 f"{kinds.source}: {loose[0]} belongs to no kind of layer; put it below full_attention, "
                 "sliding_attention or both"
             )
-        self.refuse("partial_rotary_factor", 1.0)  # which is read below each kind
+        self.refuse("partial_rotary_factor", 1.0)  # it is read below each kind of layer
         scaling = self.part("rope_scaling")
         if scaled:
             if "type" in scaling and "rope_type" not in scaling:
@@ -154,13 +156,13 @@ class Settings:
         return RotaryConfig(base, part, self._scaling(given, original))
 
     def served(self, rotary: RotaryConfig) -> int:
-        """The most positions that a model with these rotary positions serves; see `rotary`."""
+        """Return how many positions a model with these rotary positions serves; see `rotary`."""
         if isinstance(rotary.scaling, (DynamicScaling, LongRopeScaling)) and rotary.scaling.length:
             return rotary.scaling.length
         return self.longest("max_position_embeddings")
 
     def longest(self, name: str) -> int:
-        """The setting that says how many positions there are; UserError where a longer `context` is asked for."""
+        """Return the setting that limits the positions. UserError if `context` is longer."""
         longest = self.get(name, int)
         return self._within(longest, longest)
 
@@ -168,13 +170,13 @@ class Settings:
         if self.context is not None and self.context > longest:
             raise UserError(
                 f"{self.source}: a context of {self.context} exceeds the {longest} positions of the model; "
-                f"ask for {longest} or fewer"
+                f"choose {longest} or fewer"
             )
         return max(default, self.context or default)
 
     def _scaling(self, given: Settings, original: int) -> ScalingConfig | None:
         kind = given.first(("rope_type", "type"), str, "default")
-        if kind in ("su", "yarn") and "short_factor" in given:  # what longrope was called at first
+        if kind in ("su", "yarn") and "short_factor" in given:  # earlier names of longrope
             kind = "longrope"
         longest = self.get("max_position_embeddings", int, 2048)
         if kind == "default":
@@ -195,7 +197,7 @@ class Settings:
                 sharpen = over / under
             fast, slow = given.get("beta_fast", float, 32.0), given.get("beta_slow", float, 1.0)
             return YarnScaling(factor, original, fast, slow, sharpen, given.get("truncate", bool, True))
-        if kind == "longrope":  # made for `original` positions, with the short factors, unless `context` is longer
+        if kind == "longrope":  # short factors for `original` positions, unless `context` is longer
             short, long = (tuple(given.get(name, list[float])) for name in ("short_factor", "long_factor"))
             sharpen, over = given.optional("attention_factor", float), given.optional("factor", float)
             if sharpen is None and over is not None:
@@ -207,7 +209,7 @@ class Settings:
 
 
 def rope_parameters(rotary: RotaryConfig) -> dict[str, Any]:
-    """`Settings.rotary` the other way, in the new spelling."""
+    """Return the settings of rotary positions in the new spelling; the reverse of `Settings.rotary`."""
     found: dict[str, Any] = {"rope_type": "default", "rope_theta": rotary.theta}
     if rotary.fraction != 1.0:
         found["partial_rotary_factor"] = rotary.fraction
@@ -230,7 +232,7 @@ def rope_parameters(rotary: RotaryConfig) -> dict[str, Any]:
 
 
 def published_context(context: int | None, rotary: RotaryConfig) -> int | None:
-    """`Settings.served` the other way: max_position_embeddings."""
+    """Return max_position_embeddings; the reverse of `Settings.served_positions`."""
     scaling = rotary.scaling
     if isinstance(scaling, DynamicScaling):
         return scaling.original
@@ -240,6 +242,6 @@ def published_context(context: int | None, rotary: RotaryConfig) -> int | None:
 
 
 def published_activation(name: str) -> str:
-    """How published configurations call an activation of ours."""
+    """Return the published name of one of headway's activations."""
     preferred = {"gelu_tanh": "gelu_pytorch_tanh"}
     return preferred.get(name) or next(theirs for theirs, ours in ACTIVATION_NAMES.items() if ours == name)

@@ -1,6 +1,6 @@
-"""The safetensors format, read: one header, checked in full before any tensor is touched, and tensors as mapped views.
+"""Reader for safetensors: a header, fully checked before any tensor is touched, and tensors as mapped views.
 
-8 bytes: length of the header | the header, JSON | the tensors, one after the other without a gap
+8 bytes: length of the header | the header, JSON | the tensors, consecutive without gaps
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from headway.errors import UserError, nearest
 from headway.formats.mapped import Mapped, tensor_bytes
 
 HEADER_LIMIT = 100_000_000  # bytes, the format's own
-_MOST = 200_000  # tensors of a file: models of thousands of experts have fewer
+_MOST = 200_000  # tensors per file: models of thousands of experts have fewer
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -39,7 +39,7 @@ DTYPES = {
 
 
 class TensorEntry(NamedTuple):
-    """Where a tensor lies: `start` and `size` in bytes of the file."""
+    """The location of a tensor: `start` and `size` in bytes of the file."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
@@ -48,7 +48,7 @@ class TensorEntry(NamedTuple):
 
 
 class TensorFile:
-    """Tensors of one safetensors file by name (Weights). UserError, with the remedy, for a file that is not sound."""
+    """Tensors of one safetensors file by name (Weights). UserError, with the remedy, for an invalid file."""
 
     def __init__(self, path: Path, remedy: str = "download it again") -> None:
         self.source = str(path)
@@ -69,7 +69,7 @@ class TensorFile:
 
 
 def read_tensors(path: Path, remedy: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """All tensors of a file of ours, mapped, and the texts in its header. Errors as of `TensorFile`."""
+    """Return all tensors of a file that headway wrote, mapped, and its metadata. Errors as for `TensorFile`."""
     file = TensorFile(path, remedy)
     return {name: file.get(name) for name in file.names()}, file.metadata
 
@@ -87,7 +87,7 @@ class _Header:
         header = self._parse(self._file.bytes(8, length))
         metadata = header.pop("__metadata__", {})
         if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-            self._fail("has metadata that are not texts")
+            self._fail("has metadata that are not strings")
         data = 8 + length
         entries = {name: self._entry(name, given, data) for name, given in header.items()}
         self._check_order(entries, data)
@@ -108,30 +108,30 @@ class _Header:
         if not isinstance(header, dict):
             self._fail("has a header that is not a mapping of tensors")
         if len(header) > _MOST:
-            self._fail(f"has {len(header):,} tensors, more than any model of {_MOST:,}")
+            self._fail(f"has {len(header):,} tensors, more than the limit of {_MOST:,}")
         return header
 
     def _entry(self, name: str, given: Any, data: int) -> TensorEntry:
         if not isinstance(given, dict) or given.keys() != {"dtype", "shape", "data_offsets"}:
-            self._fail(f"describes tensor {name!r} by {str(given)[:80]}, not by dtype, shape and data_offsets")
+            self._fail(f"describes tensor {name!r} as {str(given)[:80]}, not with dtype, shape and data_offsets")
         dtype = DTYPES.get(given["dtype"]) if isinstance(given["dtype"], str) else None
         if dtype is None:
             self._fail(f"has tensor {name!r} of dtype {str(given['dtype'])[:40]!r}; {nearest('', DTYPES)}")
         shape, offsets = given["shape"], given["data_offsets"]
         if not _whole(shape) or not _whole(offsets) or len(offsets) != 2:
-            self._fail(f"gives tensor {name!r} shape {str(shape)[:80]} and offsets {str(offsets)[:80]}")
+            self._fail(f"has tensor {name!r} with shape {str(shape)[:80]} and offsets {str(offsets)[:80]}")
         start, end = offsets
         size = tensor_bytes(shape, dtype.itemsize)
         if size is None:
-            self._fail(f"gives tensor {name!r} shape {str(shape)[:80]}, more than a file can hold")
+            self._fail(f"has tensor {name!r} of shape {str(shape)[:80]}, more than a file can contain")
         if end - start != size:
-            self._fail(f"gives tensor {name!r} of shape {str(shape)[:80]} {end - start} bytes; it takes {size}")
+            self._fail(f"has tensor {name!r} of shape {str(shape)[:80]} in {end - start} bytes instead of {size}")
         if data + end > self._file.size:
             self._fail(f"ends before tensor {name!r}: {self._file.size} bytes of {data + end}")
         return TensorEntry(dtype, tuple(shape), data + start, size)
 
     def _check_order(self, entries: dict[str, TensorEntry], data: int) -> None:
-        """Each tensor starts where another ends: no two share bytes, and none are hidden between them."""
+        """Every tensor starts where another ends: no two share bytes, and no bytes are hidden between them."""
         place = data
         for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].size)):
             if entry.start != place:
@@ -139,31 +139,31 @@ class _Header:
                 self._fail(f"has tensor {name!r}, which {word} (byte {entry.start}, expected {place})")
             place += entry.size
         if place != self._file.size:
-            self._fail(f"has {self._file.size - place} bytes behind its last tensor")
+            self._fail(f"has {self._file.size - place} bytes after its last tensor")
 
     def _fail(self, fact: str) -> NoReturn:
         raise UserError(f"{self._file.source} is not a complete safetensors file: it {fact}; {self._remedy}")
 
 
 def _whole(numbers: Any) -> bool:
-    """Whether this is a list of numbers from 0 on (True is none)."""
+    """Whether this is a list of integers from 0 (True does not count)."""
     return isinstance(numbers, list) and all(type(each) is int and each >= 0 for each in numbers)
 
 
 class Shards:
-    """The tensors of several safetensors files as one (Weights)."""
+    """The tensors of several safetensors files as one collection (Weights)."""
 
     def __init__(self, paths: list[Path], source: str) -> None:
         self.source = source
-        self.size = 0  # bytes of all
+        self.size = 0  # total bytes
         self._files: dict[str, TensorFile] = {}
         for path in paths:
             file = TensorFile(path)
             for name in file.names():
                 if name in self._files:
                     raise UserError(
-                        f"{source} holds tensor {name!r} twice, in {Path(self._files[name].source).name} and "
-                        f"{path.name}; remove the shards that its index does not name, or download it again"
+                        f"{source} contains tensor {name!r} twice, in {Path(self._files[name].source).name} and "
+                        f"{path.name}; remove the shards that are not in its index, or download it again"
                     )
                 self._files[name] = file
             self.size += file.size

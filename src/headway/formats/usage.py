@@ -1,4 +1,4 @@
-"""What a published model says about its use, beside its weights: marks, labels, chat template, origin."""
+"""How a published model is used, stored next to its weights: special tokens, labels, chat template, origin."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from headway.formats.durable import read_json, write_json
 
 FILE = "usage.json"
 ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
-THRESHOLDS = "thresholds"  # of our exports: the probability from which on each of several labels is predicted
-PROBLEM = "problem_type"  # the setting of a published model that says what its classifier's outputs mean
+THRESHOLDS = "thresholds"  # in headway's exports: the probability from which each of several labels is predicted
+PROBLEM = "problem_type"  # the setting of a published model for the meaning of its classifier's outputs
 
 
 @dataclass(frozen=True)
 class Usage:
-    """How a model that was trained elsewhere wants to be used.
+    """How a model that was trained elsewhere is meant to be used.
 
-    `family` and `settings` (its config.json as it was) let it be exported again, as does `generation`, its
-    generation_config.json. `begin` is put before a prompt, any of `ends` ends a text. A decoder starts with
-    `decoder_start`, then `forced` ids if there are; `suppressed` ids are never written. `labels` name the classes
-    of a "classes" head, in order, and `counts` are the training samples of each. `thresholds` are the probabilities
-    from which on each of several labels at once is predicted. `template` is a jinja2 chat template. `lowercase` and
-    other changes of text are the tokenizer's own. `processor` is its preprocessor_config.json: how images become its
-    inputs.
+    `family` and `settings` (its original config.json) allow exporting it again, as does `generation`, its
+    generation_config.json. `begin` is the BOS id put before a prompt, any of the `ends` is EOS. A decoder starts with
+    `decoder_start`, then the `forced` ids if there are any; `suppressed` ids are never generated. `labels` name the
+    classes of a "classes" head, in order, and `counts` are the training samples per class. `thresholds` are the
+    probabilities from which each label of a multi-label model is predicted. `template` is a jinja2 chat template.
+    Lowercasing and other changes of text belong to the tokenizer. `processor` is its preprocessor_config.json: how
+    images become inputs.
     """
 
     family: str = ""
@@ -53,7 +53,7 @@ class Usage:
 
     @property
     def problem(self) -> ProblemType | None:
-        """What the outputs of a classifier mean; None if nothing says it. UserError for an unknown problem_type."""
+        """What the outputs of a classifier mean; None if unknown. UserError for an unknown problem_type."""
         found = self.settings.get(PROBLEM)
         if found is not None and found not in get_args(ProblemType):
             known = ", ".join(get_args(ProblemType))
@@ -62,24 +62,22 @@ class Usage:
 
     @property
     def decisions(self) -> dict[str, float]:
-        """The probability from which on each label is predicted, of a model that predicts several labels at once; of
-        others nothing.
-        """
+        """The probability from which each label of a multi-label model is predicted; empty for other models."""
         if self.problem != "multi_label_classification":
             return {}
         return dict(zip(self.labels, self.thresholds or (0.5,) * len(self.labels)))
 
     def for_problem(self, problem: ProblemType, labels: tuple[str, ...] = ()) -> Usage:
-        """The usage of a model that was trained on this kind of problem."""
+        """Return the usage of a model that was trained on this kind of problem."""
         settings = {name: value for name, value in self.settings.items() if name != THRESHOLDS}
         return replace(self, labels=labels, thresholds=(), counts=(), settings={**settings, PROBLEM: problem})
 
 
 def named_scores(logits: Tensor, usage: Usage) -> list[dict[str, float]]:
-    """What a head's logits, [N, C], say of the classes: probabilities, the greatest first.
+    """Return the class probabilities of a head's logits, [N, C], sorted in descending order.
 
-    Each class has a probability of its own if the model was trained for several labels at once. Outputs of a regression
-    are returned as they are, and so is the output of a head that has only one, as "value".
+    A multi-label model has an independent probability per class. Regression outputs are returned unchanged, and so is
+    the output of a head that has only one, as "value".
     """
     logits = logits.float()
     if usage.problem == "multi_label_classification":
@@ -91,14 +89,14 @@ def named_scores(logits: Tensor, usage: Usage) -> list[dict[str, float]]:
 
 
 def read_usage(directory: Path) -> Usage:
-    """What was saved beside a model; nothing is said where there is no such file."""
+    """Read the usage saved next to a model; the default if there is no such file."""
     path = directory / FILE
     return from_dict(Usage, read_json(path), str(path)) if path.is_file() else Usage()
 
 
 def named(values: Sequence[float], labels: Sequence[str]) -> dict[str, float]:
-    """What a head says of each class, by the classes' names, the greatest first; UserError where names are missing."""
+    """Return a head's values by class name, in descending order. UserError if names are missing."""
     names = list(labels) or [f"LABEL_{number}" for number in range(len(values))]
     if len(names) != len(values):
-        raise UserError(f"the model gives {len(values)} classes and {len(names)} have names; name them all")
+        raise UserError(f"the model outputs {len(values)} classes but {len(names)} have names; name them all")
     return dict(sorted(zip(names, values), key=lambda pair: -pair[1]))

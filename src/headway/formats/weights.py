@@ -1,4 +1,4 @@
-"""Tensors of published files by name, whatever the format of the file."""
+"""Tensors of published files by name, independent of the file format."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from headway.formats.native import named_tensors, replace_tensor
 from headway.formats.rules import Family, Fused, TensorRule
 from headway.nn.parts.projection import Projection
 
-_MOST_ITEMS = 1024  # of a stack; the largest models have some hundred experts
+_MOST_ITEMS = 1024  # matrices per stack; the largest models have some hundred experts
 
 
 class Weights(Protocol):
-    """Named tensors that are read when they are asked for; `source` is the file or folder, for messages."""
+    """Named tensors that are read on request; `source` is the file or folder, for messages."""
 
     source: str
 
     def names(self) -> Collection[str]: ...
 
     def get(self, name: str) -> Tensor:
-        """A tensor as it is stored (fp16 stays fp16); it may be a view of a mapped file, not to be written to."""
+        """Return a tensor as stored (fp16 stays fp16); it may be a read-only view of a mapped file."""
         ...
 
     def done(self, name: str) -> None:
-        """The tensor is not needed any more, and its pages may go."""
+        """The tensor is no longer needed, and its pages may be released."""
         ...
 
 
 class StoredPart(NamedTuple):
-    """A tensor of the file, or one item and part of it where it is stacked (see `Stacked`)."""
+    """A tensor of the file, or one part of one item of a stacked tensor (see `Stacked`)."""
 
     name: str
     item: int | None = None
@@ -45,7 +45,7 @@ class StoredPart(NamedTuple):
 
 
 class Renamed:
-    """Weights under the names that a family's rules use; other spellings lead to them."""
+    """Weights under the names that a family's rules use; other spellings are mapped to them."""
 
     def __init__(self, weights: Weights, family: Family) -> None:
         self.source = weights.source
@@ -80,17 +80,17 @@ class Renamed:
         shape = tuple(self._weights.get(name).shape)
         if not shape or not shape[0] or shape[0] % parts:
             raise UserError(
-                f"{self.source}: {name} has shape {shape}; its rows should be a multiple of {parts}: get the file again"
+                f"{self.source}: {name} has shape {shape}; its rows should be a multiple of {parts}; get the file again"
             )
 
     def _items(self, name: str, parts: int) -> int:
-        """How many matrices a tensor stacks, each of so many parts; UserError where it is no such stack."""
+        """Return how many matrices a tensor stacks, of this many parts each; UserError if it is not such a stack."""
         found = self._weights.get(name)
         shape = found.shape
         if found.dim() != 3 or not found.numel() or shape[0] > _MOST_ITEMS or shape[1] % parts:
             raise UserError(
                 f"{self.source}: {name} has shape {tuple(shape)}; it should be one of 1 to {_MOST_ITEMS} matrices "
-                f"whose rows are a multiple of {parts}: download the model again"
+                f"whose rows are a multiple of {parts}; download the model again"
             )
         return shape[0]
 
@@ -105,7 +105,7 @@ class Renamed:
         return tensor if piece.parts == 1 else tensor.chunk(piece.parts)[piece.part]
 
     def done(self, name: str) -> None:
-        """A stacked tensor is done with when its last piece is."""
+        """Release a stacked tensor after its last piece."""
         piece = self._own[name]
         self._left[piece.name] -= 1
         if not self._left[piece.name]:
@@ -113,10 +113,11 @@ class Renamed:
 
 
 def fill(model: nn.Module, rules: Sequence[TensorRule], weights: Weights, dtype: torch.dtype | None = None) -> None:
-    """Give the undrawn `model` the tensors that `rules` make of `weights`, each in `dtype` (None: as stored).
+    """Fill the uninitialized `model` with the tensors that `rules` make from `weights`, each in `dtype` (None: as
+    stored).
 
     Everything is checked before the first tensor is read. A UserError names a tensor that is missing or has no rule,
-    with the nearest there is, or one whose shape disagrees with the configuration.
+    with the closest existing name, or one whose shape disagrees with the configuration.
     """
     own = dict(named_tensors(model))
     _check_names(rules, weights, own)
@@ -127,7 +128,7 @@ def fill(model: nn.Module, rules: Sequence[TensorRule], weights: Weights, dtype:
         if shape != place.shape:
             shapes = " + ".join(str(tuple(part.shape)) for part in parts)
             raise UserError(
-                f"{weights.source}: {' + '.join(each.theirs)} of shape {shapes} gives {shape}, but the "
+                f"{weights.source}: {' + '.join(each.theirs)} of shape {shapes} makes {shape}, but the "
                 f"configuration needs {tuple(place.shape)}; config.json and weights do not belong together"
             )
         replace_tensor(place, _laid(slices, dtype or slices[0].dtype))
@@ -136,19 +137,19 @@ def fill(model: nn.Module, rules: Sequence[TensorRule], weights: Weights, dtype:
 
 
 def _number_tensor(weights: Weights, name: str) -> Tensor:
-    """A tensor of the file. UserError for integers and flags: they are codes of a quantisation, and no weights."""
+    """Return a tensor of the file. UserError for integers and booleans: they are quantisation codes, not weights."""
     found = weights.get(name)
     if not found.is_floating_point():
         kind = str(found.dtype).removeprefix("torch.")
         raise UserError(
-            f"{weights.source}: {name} has dtype {kind}, which only a quantised model has; use the model that it was "
+            f"{weights.source}: {name} has dtype {kind}, which only quantised models have; use the model that it was "
             "made from, with weights in float32, float16 or bfloat16"
         )
     return found
 
 
 def differing_copy(rules: Sequence[TensorRule], weights: Weights) -> str | None:
-    """The first tensor of the file that should repeat another one, which is tied to it, and does not."""
+    """Return the first tensor of the file that is tied to another one but differs from it."""
     sources = {each.ours: each.theirs[0] for each in _made(rules) if len(each.theirs) == 1}
     there = weights.names()
     for each in rules:
@@ -166,22 +167,22 @@ def _slices(each: TensorRule, parts: list[Tensor], weights: Weights) -> list[Ten
         slices = each.form.slices(parts)
         if len(slices) == 1 or all(one.dim() and one.shape[1:] == slices[0].shape[1:] for one in slices):
             return slices
-    except RuntimeError as error:  # torch's word for shapes that do not fit
+    except RuntimeError as error:  # torch's error for shapes that do not match
         reason = f" ({error})"
     shapes = ", ".join(f"{name} {tuple(part.shape)}" for name, part in zip(each.theirs, parts))
     raise UserError(f"{weights.source}: {shapes} do not fit together{reason}; config.json and weights do not match")
 
 
 def _shape(slices: Sequence[Tensor]) -> tuple[int, ...]:
-    """That of slices which lie one after the other."""
+    """Return the shape of the concatenated slices."""
     first = slices[0]
     return (sum(map(len, slices)), *first.shape[1:]) if first.dim() else ()
 
 
 def _laid(slices: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
-    """One tensor of slices of a file: the mapped file itself where they lie in it so, and else a copy.
+    """Concatenate slices of a file: the mapped memory itself if they are adjacent in it, otherwise a copy.
 
-    Each number is moved once, in its new type and to its new place, by as many threads as torch has.
+    Each number is moved once, in its new dtype, by as many threads as torch has.
     """
     found = one_view(slices) if all(each.dtype == dtype for each in slices) else None
     if found is not None:
@@ -198,7 +199,7 @@ def _check_names(rules: Sequence[TensorRule], weights: Weights, own: dict[str, T
         made.add(each.ours)
         if each.ours not in own:
             raise UserError(
-                f"{weights.source}: a model of these settings has no place for {each.theirs[0]}; config.json and "
+                f"{weights.source}: a model with these settings has no tensor for {each.theirs[0]}; config.json and "
                 "weights do not belong together"
             )
         for name in each.theirs:
@@ -207,7 +208,7 @@ def _check_names(rules: Sequence[TensorRule], weights: Weights, own: dict[str, T
                 raise UserError(f"{weights.source} lacks tensor {name!r}; {nearest(name, there)}")
     copies = {name for each in rules if each.copy for name in each.theirs}
     for name in sorted(there - used - copies):
-        raise UserError(f"{weights.source} has tensor {name!r}, for which there is no rule; {nearest(name, used)}")
+        raise UserError(f"{weights.source} has unknown tensor {name!r}; {nearest(name, used)}")
     for name in own:
         if name not in made:
             raise UserError(f"no rule of {weights.source} makes {name!r}; {nearest(name, made)}")
@@ -218,7 +219,7 @@ def _made(rules: Iterable[TensorRule]) -> list[TensorRule]:
 
 
 def unfilled(model: nn.Module, rules: Sequence[TensorRule]) -> dict[str, Tensor]:
-    """The tensors of `model` under the names and in the form of the files; the reverse of `fill`."""
+    """Return the tensors of `model` under the names and in the layout of the files; the reverse of `fill`."""
     own = dict(named_tensors(model))
     sizes = slice_sizes(model)
     found: dict[str, Tensor] = {}
@@ -230,7 +231,7 @@ def unfilled(model: nn.Module, rules: Sequence[TensorRule]) -> dict[str, Tensor]
 
 
 def joined(tensors: dict[str, Tensor], fused: Sequence[Fused]) -> dict[str, Tensor]:
-    """`tensors` with those that the file holds in one put together."""
+    """Return `tensors` with those that the file fuses concatenated."""
     found = dict(tensors)
     for each in fused:
         for name in tensors:
@@ -241,7 +242,7 @@ def joined(tensors: dict[str, Tensor], fused: Sequence[Fused]) -> dict[str, Tens
 
 
 def slice_sizes(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Rows of the fused slices of every projection's weight and bias."""
+    """Return the rows of the fused slices of every projection's weight and bias."""
     found: dict[str, tuple[int, ...]] = {}
     for name, module in model.named_modules():
         if isinstance(module, Projection):

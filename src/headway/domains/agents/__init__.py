@@ -1,4 +1,4 @@
-"""Agents that learn online, from an environment alone: proximal policy optimisation (Schulman et al. 2017)."""
+"""Agents that learn online in an environment: proximal policy optimisation (Schulman et al. 2017)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An agent at work: in episodes side by side, or step by step in the hands of a program."""
+"""Agents in action: in parallel episodes, or step by step for another program."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from headway.errors import UserError
 from headway.generate.prompts import device_of, evaluating
 from headway.nn.models import Transformer
 
-_DRAWS = 15  # so that what is drawn here has nothing to do with what environments draw from the same seed
+_DRAWS = 15  # random stream, independent of the environments' for the same seed
 
 
 class Agents:
-    """Agents in B episodes that are equally old; what is drawn depends on the seed of each alone."""
+    """Agents in B episodes of the same age; samples depend only on the seed of each."""
 
     def __init__(self, model: Transformer, codec: AgentCodec, seeds: Sequence[int]) -> None:
         self.model, self.codec = model, codec
@@ -31,24 +31,24 @@ class Agents:
 
     @property
     def limit(self) -> int | None:
-        """The most steps of an episode."""
+        """Maximum steps of an episode."""
         return self.codec.horizon
 
     @torch.no_grad()
     def act(self, states: Float[np.ndarray, "B S"]) -> np.ndarray:
-        """An action for each row, int [B] or float32 [B, A] in the environment's numbers."""
+        """Return an action per row, int [B] or float32 [B, A] in the environment's units."""
         for row, state in enumerate(states):
             self._last.add(row, state)
         return _actions(self.model, self.codec, self._last.seen, self._last.lengths, self._chances)
 
     def took(self, actions: np.ndarray) -> None:
-        """An agent does not look at what it did."""
+        """Agents do not use their past actions."""
 
     def take(self, rewards: np.ndarray) -> None:
-        """An agent does not look at what it was given."""
+        """Agents do not use rewards."""
 
     def select(self, rows: np.ndarray) -> None:
-        """Go on in some of the episodes."""
+        """Continue only some of the episodes."""
         self._chances = [self._chances[row] for row in rows.tolist()]
         self._last.select(rows)
 
@@ -60,7 +60,7 @@ def _actions(
     lengths: np.ndarray,
     generators: Sequence[np.random.Generator],
 ) -> np.ndarray:
-    """An action for each row by its last states, in the environment's numbers."""
+    """Return an action per row from its last states, in the environment's units."""
     device, discrete = device_of(model), codec.choices is not None
     encoded = model(torch.from_numpy(seen).to(device), layout_of(lengths, codec.context, device))
     said = policy_of(model, encoded).cpu().numpy()
@@ -71,7 +71,7 @@ def _actions(
 
 
 class RecordingAgents(RowPolicy):
-    """An agent that acts in the episodes of a recording, each of its own age."""
+    """An agent that acts in the episodes of a recording, which differ in age."""
 
     def __init__(self, model: Transformer, codec: AgentCodec, rows: int) -> None:
         self.model, self.codec = model, codec
@@ -94,29 +94,30 @@ class RecordingAgents(RowPolicy):
 def play(
     model: Transformer, codec: AgentCodec, copies: Copies, seeds: Sequence[int], watch: EpisodeWatch | None = None
 ) -> Returns:
-    """An episode from each seed; `watch` sees each step of the first one."""
+    """Play an episode from each seed; `watch` observes each step of the first one."""
     with evaluating(model):
         return played(lambda some: Agents(model, codec, some), copies, seeds, watch)
 
 
 class AgentPolicy:
-    """One agent, step by step."""
+    """An agent that acts step by step."""
 
     def __init__(self, model: Transformer, codec: AgentCodec, seed: int = 0) -> None:
         self.model, self.codec, self.seed = model, codec, seed
         self.reset()
 
     def reset(self) -> None:
-        """Begin an episode."""
+        """Start an episode."""
         self._acting = Agents(self.model, self.codec, [self.seed])
 
     def select_action(self, observation: Any) -> int | np.ndarray:
-        """The action by what is seen now, as the environment takes it. UserError for what is no state of its."""
+        """Return the action for an observation, as the environment takes it. UserError for an unsuitable observation.
+        """
         seen = np.asarray(observation)
         if seen.dtype.kind not in "fiub" or seen.size != self.codec.states or not np.isfinite(seen).all():
             raise UserError(
-                f"an observation of {seen.dtype}, {seen.shape}, for an agent that reads {self.codec.states} numbers; "
-                "give those of its environment, laid flat"
+                f"the observation is {seen.dtype} {seen.shape}, but this agent takes {self.codec.states} numbers; "
+                "pass those of its environment, flattened"
             )
         with evaluating(self.model):
             action = self._acting.act(seen.reshape(1, -1).astype(np.float32))[0]

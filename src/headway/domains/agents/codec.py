@@ -1,4 +1,4 @@
-"""What an agent sees and does in the numbers of its environment. No torch."""
+"""States and actions of an agent in the units of its environment. No torch."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from headway.environments import Copies, Spaces
 from headway.errors import ConfigError, UserError
 from headway.formats.durable import read_json, write_json
 
-FILE = "agent.json"  # beside the model of an agent
+FILE = "agent.json"  # stored next to the model of an agent
 
 
 @dataclass(frozen=True)
 class AgentCodec:
-    """States of `states` numbers, the last `context` of which are seen at once; actions that are one of `choices`, of
-    which the environment calls the first one `first`, or numbers of which the policy's 1 is `reach` from `center` [A].
-    None of them stands for a side that has no bound, and the environment takes them in the shape `action_shape`.
+    """States of `states` numbers, of which the last `context` are visible at once; actions are one of `choices`,
+    starting at `first` in the environment, or vectors within `low` and `high` [A], None for no bound, which the
+    environment takes in the shape `action_shape`.
 
-    `environment` is where it acts, `horizon` the most steps of an episode where that says none itself. `draw` draws
-    actions as in training, else the most probable one is done.
+    `environment` is the environment it acts in, `horizon` the maximum steps of an episode if the environment has no
+    limit. With `draw`, actions are sampled as in training, otherwise the most probable one is taken.
     """
 
     states: int
@@ -39,22 +39,22 @@ class AgentCodec:
     def __post_init__(self) -> None:
         if min(self.states, self.actions, self.context, self.horizon or 1) < 1 or len(self.low) != len(self.high):
             raise ConfigError(
-                f"{FILE} does not fit together ({self.states} states, {self.told}, context {self.context}, horizon "
+                f"{FILE} is inconsistent ({self.states} states, {self.told}, context {self.context}, horizon "
                 f"{self.horizon}, {len(self.high)} upper bounds); restore it from a copy"
             )
 
     @property
     def actions(self) -> int:
-        """How many choices, or how many numbers."""
+        """Number of choices, or values per action."""
         return len(self.low) if self.choices is None else self.choices
 
     @property
     def told(self) -> str:
-        """The actions, for people."""
+        """The kind of actions, for messages."""
         return f"{self.choices} choices" if self.choices is not None else f"{len(self.low)} numbers"
 
     def done(self, actions: np.ndarray) -> np.ndarray:
-        """Actions of the policy, [B] or [B, A], in the environment's numbers and within its bounds."""
+        """Convert the policy's actions, [B] or [B, A], to the environment's units, within its bounds."""
         if self.choices is not None:
             return actions
         low, high = self._edges(self.low, -np.inf), self._edges(self.high, np.inf)
@@ -72,16 +72,16 @@ class AgentCodec:
 
 
 def codec_of(copies: Copies, context: int, horizon: int | None, draw: bool) -> AgentCodec:
-    """The one of an environment. UserError for states that are images, or an episode that may have no end."""
+    """Return the codec for an environment. UserError for states that are images, or episodes without a limit."""
     spaces = copies.spaces
     if spaces.image or len(spaces.shape) != 1:
         raise UserError(
-            f"the environment {copies.name!r} shows images of {' x '.join(map(str, spaces.shape))}, and agents that "
-            "learn online read numbers; wrap it so that it gives some, or record episodes for the recipe trajectories"
+            f"the environment {copies.name!r} has images of {' x '.join(map(str, spaces.shape))}, but agents that "
+            "learn online take vectors; wrap it to return them, or record episodes for the recipe trajectories"
         )
     if horizon is None and copies.horizon is None:
         raise UserError(
-            f"the environment {copies.name!r} says no limit of steps, so an episode may have no end; set task.horizon"
+            f"the environment {copies.name!r} has no step limit, so an episode may never end; set task.horizon"
         )
     low, high = (
         tuple(float(edge) if np.isfinite(edge) else None for edge in side) for side in (spaces.low, spaces.high)
@@ -101,23 +101,23 @@ def codec_of(copies: Copies, context: int, horizon: int | None, draw: bool) -> A
 
 
 def check_fits(codec: AgentCodec, spaces: Spaces, name: str) -> None:
-    """UserError for an environment whose states or actions are not those of the agent."""
+    """UserError for an environment whose states or actions differ from the agent's."""
     if spaces.shape != (codec.states,):
         shape = " x ".join(map(str, spaces.shape))
         raise UserError(
-            f"the environment {name!r} shows states of {shape} numbers, and this agent reads {codec.states}; "
+            f"the environment {name!r} has states of {shape} numbers, but this agent takes {codec.states}; "
             "choose an environment that fits (--env), or train in this one"
         )
     if (spaces.choices, len(spaces.low)) != (codec.choices, len(codec.low)):
         raise UserError(
-            f"the environment {name!r} takes actions of {spaces.told}, and this agent does {codec.told}; "
+            f"the environment {name!r} takes actions of {spaces.told}, but this agent outputs {codec.told}; "
             "choose an environment that fits (--env), or train in this one"
         )
 
 
 def read_codec(directory: Path) -> AgentCodec:
-    """The one of a run. UserError for a folder that has none."""
+    """Read the codec of a run. UserError if the folder has none."""
     path = directory / FILE
     if not path.is_file():
-        raise UserError(f"{directory} has no {FILE}, which says what its agent sees and does; give a run of ppo")
+        raise UserError(f"{directory} has no {FILE} with its agent's states and actions; use a run of ppo")
     return from_dict(AgentCodec, read_json(path), str(path))

@@ -1,4 +1,4 @@
-"""The distributions that actions are drawn from: one of several choices, or independent normal numbers."""
+"""Action distributions: categorical, or independent normal."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Categorical(NamedTuple):
 
 
 class Normal(NamedTuple):
-    """A numbers, each by itself."""
+    """A independent normal numbers."""
 
     mean: Float[Tensor, "B A"]
     log_std: Float[Tensor, "B A"]
@@ -42,12 +42,14 @@ class Normal(NamedTuple):
 
 
 def distribution(said: Tensor, discrete: bool) -> Categorical | Normal:
-    """The one that a policy's head says: logits, or means and logarithms of standard deviations."""
+    """Return the distribution of a policy head's output: logits, or means and log standard deviations."""
     return Categorical(said) if discrete else Normal(*said.chunk(2, -1))
 
 
 def drawn(said: Float[np.ndarray, "B E"], discrete: bool, chance: np.ndarray) -> np.ndarray:
-    """Actions by what is said: choices [B] by `chance` from 0 to 1, [B], or numbers [B, A] by normal ones, [B, A]."""
+    """Sample actions from the policy's output: choices [B] from `noise`, uniform from 0 to 1, [B], or numbers [B, A]
+    from standard normal `noise`, [B, A].
+    """
     if not discrete:
         mean, log_std = np.split(said, 2, -1)
         return mean + np.exp(log_std) * chance
@@ -56,12 +58,12 @@ def drawn(said: Float[np.ndarray, "B E"], discrete: bool, chance: np.ndarray) ->
 
 
 def likeliest(said: Float[np.ndarray, "B E"], discrete: bool) -> np.ndarray:
-    """The most probable choices, or the means."""
+    """Return the most probable choices, or the means."""
     return said.argmax(-1) if discrete else np.split(said, 2, -1)[0]
 
 
 def chances(generator: np.random.Generator, shape: tuple[int, ...], discrete: bool, actions: int) -> np.ndarray:
-    """What `drawn` needs for so many actions, float32."""
+    """Sample the noise that `sample_actions` needs, float32."""
     if discrete:
         return generator.random(shape, np.float32)
     return generator.standard_normal((*shape, actions), np.float32)

@@ -1,4 +1,4 @@
-"""What an agent did and how much better that was than expected: it plays, remembers, and is learned from."""
+"""Rollouts and generalised advantage estimation: the agent plays, stores its steps, and learns from them."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from headway.nn.parts.norm import RunningNorm
 
 
 class LastStates:
-    """The last K states of each of N rows: `seen` [N, K, S], of which the first `lengths` [N] are some."""
+    """The last K states of each of N rows: `states` [N, K, S], of which the first `lengths` [N] are valid."""
 
     def __init__(self, rows: int, context: int, states: int) -> None:
         self.seen = np.zeros((rows, context, states), np.float32)
         self.lengths = np.zeros(rows, np.int64)
 
     def begin(self, row: int, state: np.ndarray) -> None:
-        """The first state of an episode."""
+        """Set the first state of an episode."""
         self.lengths[row] = 0
         self.add(row, state)
 
     def add(self, row: int, state: np.ndarray) -> None:
-        """A further state; beyond K of them the first one goes."""
+        """Append a state; beyond K states the oldest one is dropped."""
         length = self.lengths[row]
         if length == self.seen.shape[1]:
             self.seen[row, :-1] = self.seen[row, 1:]
@@ -42,29 +42,29 @@ class LastStates:
         self.lengths[row] = length + 1
 
     def select(self, rows: np.ndarray) -> None:
-        """Go on with some of the rows."""
+        """Keep only some of the rows."""
         self.seen, self.lengths = self.seen[rows], self.lengths[rows]
 
 
 def layout_of(lengths: Int[np.ndarray, "B"], context: int, device: torch.device | str = "cpu") -> Layout:
-    """Where the last states of rows sit: from 0 on, and padding after them."""
+    """Return the layout of the last states of rows: from position 0, padded at the end."""
     if context == 1:
         return Layout.full(len(lengths), 1, device=device)
     return Layout.padded(torch.from_numpy(lengths), context).to(device)
 
 
 def policy_of(model: Transformer, encoded: Encoded) -> Float[Tensor, "B E"]:
-    """What the policy says of the last state of each row: logits, or means and logarithms of standard deviations."""
+    """Return the policy's output for the last state of each row: logits, or means and log standard deviations."""
     return model.heads["policy"](encoded.x, encoded.layout)
 
 
 def value_of(model: Transformer, encoded: Encoded) -> Float[Tensor, "B"]:
-    """The return, in scaled rewards, that is expected from the last state of each row on."""
+    """Return the expected return, in scaled rewards, from the last state of each row."""
     return cast(Tensor, model.heads["value"](encoded.x, encoded.layout))[:, 0]
 
 
 _EPS = 1e-8
-_FARTHEST = 10.0  # standard deviations of a return that a scaled reward may be
+_FARTHEST = 10.0  # bound of scaled rewards, in standard deviations of returns
 
 
 def advantages(
@@ -78,9 +78,9 @@ def advantages(
 ) -> Float[np.ndarray, "T N"]:
     """Generalised advantage estimation (Schulman et al. 2016, equation 16).
 
-    `following` are the values of the states that actions led to. What `ended` has no value after it; what is `over`
-    without that was cut off by a limit of time, after which it would have gone on: its value counts, and none of the
-    advantages of the next episode do.
+    `following` are the values of the next states. An episode that `ended` has no later value; one that is `over`
+    without that was truncated by a time limit: the value of its next state counts, but no advantages of the next
+    episode do.
     """
     errors = rewards + discount * following * ~ended - values
     found = np.empty_like(errors)
@@ -92,8 +92,8 @@ def advantages(
 
 
 class ReturnScale:
-    """Divides rewards by the standard deviation of the discounted sum of those so far in an episode (Engstrom et al.
-    2020, appendix A.2), over all that was seen.
+    """Divides rewards by the running standard deviation of the discounted return in an episode (Engstrom et al. 2020,
+    appendix A.2).
     """
 
     def __init__(self, rows: int, discount: float) -> None:
@@ -102,7 +102,7 @@ class ReturnScale:
         self.mean, self.variance, self.count = 0.0, 1.0, 0.0
 
     def scaled(self, rewards: Float[np.ndarray, "T N"], over: Bool[np.ndarray, "T N"]) -> Float[np.ndarray, "T N"]:
-        """The rewards of the next T steps, of which these are taken into account first."""
+        """Scale the rewards of the next T steps, after updating the statistics with them."""
         seen = np.empty_like(rewards)
         for step, reward in enumerate(rewards):
             self.sums = self.discount * self.sums + reward
@@ -128,12 +128,12 @@ class ReturnScale:
         self.mean, self.variance, self.count = state["known"].tolist()
 
 
-_DRAWS, _STARTS = 13, 14  # so that what is drawn has nothing to do with other draws from the same seed
-_AT_ONCE = 4096  # windows of a pass without gradients
+_DRAWS, _STARTS = 13, 14  # random streams, independent of others with the same seed
+_AT_ONCE = 4096  # windows per batch without gradients
 
 
 class Estimation(NamedTuple):
-    """How advantages are told: the `discount` gamma and the `trace` lambda; rewards are `scaled` or left alone."""
+    """Settings of advantage estimation: the `discount` gamma and the `trace` lambda; whether rewards are `scaled`."""
 
     discount: float
     trace: float
@@ -141,8 +141,8 @@ class Estimation(NamedTuple):
 
 
 class DoneSteps(NamedTuple):
-    """M steps that were done by one policy: what was seen ([M, K, S], of which `lengths` are states), done, how
-    probable that was, and what it was worth.
+    """M steps of one policy: inputs ([M, K, S], of which `lengths` are valid states), actions with their log
+    probabilities, and value estimates.
     """
 
     windows: Float[Tensor, "M K S"]
@@ -154,7 +154,7 @@ class DoneSteps(NamedTuple):
 
 
 class _Record(NamedTuple):
-    """What the environments gave in T steps of N rows, and the last states of those that a limit cut off."""
+    """T steps of N environments, and the last states of truncated episodes."""
 
     windows: np.ndarray
     lengths: np.ndarray
@@ -166,11 +166,11 @@ class _Record(NamedTuple):
 
 
 class Experience:
-    """Plays in the copies of an environment, whose episodes go on from one call of `gather` to the next.
+    """Plays in parallel environments, whose episodes continue from one call of `gather` to the next.
 
-    Episode e starts from a seed that is a function of e, and actions are drawn from the seed and the number of the
-    step: so what an environment has come to is told by the seeds and actions of the episodes that are under way, which
-    is what a checkpoint holds. `steps` are those that were done in all copies so far.
+    The seed of episode e is a function of e, and actions are sampled from the seed and the index of the step, so the
+    state of an environment is determined by the seeds and actions of its running episode, which is what a checkpoint
+    stores. `steps` counts the steps in all environments so far.
     """
 
     def __init__(
@@ -180,27 +180,28 @@ class Experience:
         rows = len(copies)
         self.scale = ReturnScale(rows, estimation.discount)
         self.last = LastStates(rows, codec.context, codec.states)
-        self.episodes = 0  # that were begun
+        self.episodes = 0  # started so far
         self.steps = 0
-        self.curve: list[tuple[float, float, float]] = []  # steps so far, mean return of what ended since, how many
-        self._numbers = [0] * rows  # of the episodes that are under way
+        self.curve: list[tuple[float, float, float]] = []  # steps so far, mean return and number of ended episodes
+        self._numbers = [0] * rows  # indices of the running episodes
         self._past: list[list[np.ndarray]] = [[] for _ in range(rows)]
         self._returns = np.zeros(rows)
-        self.latest: DoneSteps | None = None  # what is learnt from
-        self._counted = False  # whether the scale of states knows the latest ones
+        self.latest: DoneSteps | None = None  # the steps to learn from
+        self._counted = False  # whether the latest states are in the running statistics
 
     @property
     def running(self) -> RunningNorm | None:
-        """What brings states to one scale."""
+        """The running normalisation of states, if there is one."""
         embed = self.model.embed
         found = embed.running if isinstance(embed, StatesEmbed) else None
         return found if isinstance(found, RunningNorm) else None
 
     def gather(self, count: int) -> DoneSteps:
-        """The next `count` steps in each copy, by the policy as it is now. UserError where an environment fails.
+        """Play the next `count` steps in each environment with the current policy. UserError if an environment fails.
 
-        The scale of states is that of all steps before, and stays as it is while these are learnt from. Where nothing
-        is known yet, they count at once: heads that start at zero say the same on any scale.
+        The state normalisation uses all earlier steps and stays fixed while these are learned from. Before the first
+        steps there are no statistics, so the first steps count at once: heads initialised to zero output the same on
+        any scale.
         """
         if self.latest is None:
             for row in range(len(self.copies)):
@@ -216,12 +217,12 @@ class Experience:
         return self.latest
 
     def _see(self, windows: Tensor, lengths: Tensor) -> None:
-        """Take the last state of each window into account."""
+        """Update the running statistics with the last state of each window."""
         if self.running is not None:
             self.running.see(windows[torch.arange(len(windows)), lengths - 1].to(device_of(self.model)))
 
     def _begin(self, row: int) -> None:
-        """A new episode in a copy."""
+        """Start a new episode in an environment."""
         self._numbers[row] = self.episodes
         self.episodes += 1
         self._past[row] = []
@@ -229,7 +230,7 @@ class Experience:
         self.last.begin(row, self.copies.reset(row, self._start(self._numbers[row])))
 
     def _start(self, episode: int) -> int:
-        """The seed of an episode, which no judged one has."""
+        """Return the seed of an episode, distinct from all evaluation seeds."""
         return int(np.random.default_rng([_STARTS, self.seed, episode]).integers(SEEDS["validation"]))
 
     @torch.no_grad()
@@ -265,7 +266,7 @@ class Experience:
         return _Record(windows, lengths, actions, rewards, ended, over, cut)
 
     def _said(self) -> Float[np.ndarray, "N E"]:
-        """What the policy says of the states of now."""
+        """Return the policy's output for the current states."""
         device = device_of(self.model)
         layout = layout_of(self.last.lengths, self.codec.context, device)
         encoded = self.model(torch.from_numpy(self.last.seen).to(device), layout)
@@ -273,7 +274,7 @@ class Experience:
 
     @torch.no_grad()
     def _judged(self, record: _Record) -> DoneSteps:
-        """Advantages and probabilities of what was done, by the policy that did it."""
+        """Compute advantages and log probabilities of the steps, with the policy that took them."""
         count, rows = record.lengths.shape
         windows, lengths = record.windows.reshape(-1, *record.windows.shape[2:]), record.lengths.reshape(-1)
         actions = torch.from_numpy(record.actions.reshape(count * rows, *record.actions.shape[2:]))
@@ -295,7 +296,7 @@ class Experience:
         )
 
     def _passed(self, windows: np.ndarray, lengths: np.ndarray) -> tuple[Tensor, Tensor]:
-        """What policy and value say of windows."""
+        """Return policy outputs and values of windows."""
         device, said, values = device_of(self.model), [], []
         for start in range(0, len(windows), _AT_ONCE):
             some, sizes = windows[start : start + _AT_ONCE], lengths[start : start + _AT_ONCE]
@@ -306,7 +307,7 @@ class Experience:
         return torch.cat(said), torch.cat(values)
 
     def state(self) -> dict[str, Tensor]:
-        """All that `restore` needs, as tensors."""
+        """Return everything that `restore` needs, as tensors."""
         kind = np.int64 if self.codec.choices is not None else np.float32
         past = [np.asarray(action, kind) for actions in self._past for action in actions]
         shape = () if self.codec.choices is not None else (self.codec.actions,)
@@ -317,17 +318,17 @@ class Experience:
             "past": torch.from_numpy(np.array(past, kind).reshape(len(past), *shape)),
             "curve": torch.tensor(self.curve, dtype=torch.float64).reshape(-1, 3),
         }
-        state = {name: tensor for name, tensor in state.items() if tensor.numel()}  # files hold no empty ones
+        state = {name: tensor for name, tensor in state.items() if tensor.numel()}  # files cannot store empty tensors
         if self.latest is not None:
             state |= {f"latest.{name}": value for name, value in self.latest._asdict().items()}
         return state | {f"scale.{name}": value for name, value in self.scale.state().items()}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Begin the episodes that were under way anew, and do again what was done in them."""
+        """Restart the running episodes and replay their actions."""
         if len(state["numbers"]) != len(self.copies):
             raise UserError(
-                f"the checkpoint is of {len(state['numbers'])} copies of the environment, and task.copies is "
-                f"{len(self.copies)}; resume it with its own settings"
+                f"the checkpoint has {len(state['numbers'])} environments, but task.copies is "
+                f"{len(self.copies)}; resume with the original settings"
             )
         self.episodes, self.steps, counted = (int(number) for number in state["counts"])
         self._counted = bool(counted)

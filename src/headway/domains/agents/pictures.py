@@ -1,4 +1,4 @@
-"""How an agent learnt, and what it does, for the page of a run."""
+"""Learning curves and film strips of an agent, for the report of a run."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from headway.learn.report import Picture, line_chart
 from headway.learn.report.films import FilmedEpisode, Reel, filmed
 from headway.nn.models import Transformer
 
-_POINTS = 200  # of a curve at most
+_POINTS = 200  # maximum points of a curve
 
 
 def learning_curve(curve: Sequence[tuple[float, float, float]]) -> list[Picture]:
-    """The mean return of the episodes that ended, over the steps of all copies of the environment: `curve` holds steps,
-    mean and how many episodes that is of.
+    """Plot the mean return of finished episodes over the steps of all environments: `curve` has steps, mean and number
+    of episodes.
     """
     lines = np.array(curve).reshape(-1, 3)
     points = []
@@ -28,14 +28,14 @@ def learning_curve(curve: Sequence[tuple[float, float, float]]) -> list[Picture]
             points.append((float(some[-1, 0]), float((np.nan_to_num(some[:, 1]) * weights).sum() / weights.sum())))
     if len(points) < 2:
         return []
-    chart = line_chart({"training": points}, "steps of the environment", "return")
-    caption = f"means of {int(lines[:, 2].sum()):,} episodes in which actions were drawn, as it learnt"
-    return [Picture("Returns while it learnt", caption, chart)]
+    chart = line_chart({"training": points}, "environment steps", "return")
+    caption = f"means of {int(lines[:, 2].sum()):,} training episodes with sampled actions"
+    return [Picture("Returns in training", caption, chart)]
 
 
 @filmed
 def film_strip(model: Transformer, codec: AgentCodec, environment: str) -> Iterator[FilmedEpisode]:
-    """An episode as it is played now."""
+    """Yield an episode of the current policy."""
     reel = Reel()
     with Copies(environment, 1, drawn=True) as copies:
         found = play(model, codec, copies, [PICTURED], reel)

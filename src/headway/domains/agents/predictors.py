@@ -1,4 +1,4 @@
-"""A trained agent at work: step by step, or in an environment."""
+"""Predictors of a trained agent: step by step, or rollouts."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from headway.handle import Handle
 @typed
 def policy(model: Handle, task: str | None = None, seed: int = 0) -> AgentPolicy:
     if task is not None:
-        raise UserError(f"{model.directory} is an agent of one environment; leave task out")
+        raise UserError(f"{model.directory} is an agent for one environment; leave task out")
     return AgentPolicy(model.module, _codec(model), seed)
 
 
@@ -47,19 +47,19 @@ def rollout(
     render_episodes: int = 3,
     speed: float = 1.0,
 ) -> dict[str, Any]:
-    """Episodes that an agent plays: the mean of their returns with its interval, and each in `results`.
+    """Play episodes: the mean of their returns with its interval, and each return in `results`.
 
-    `env` is named by the user: an id of gymnasium's or module:Name; None is where the run learnt. Episode i starts from
-    `seed` + i (None: the seeds of the test). `render` is a video of the first
-    `render_episodes`, `speed` times as fast as real time. `draw` draws actions as in training,
-    or does not (None: as the run says). Raises UserError, before any work, for an environment that does not fit.
+    `env` is chosen by the user: a Gymnasium id or module:Name; None is the training environment. Episode i starts from
+    `seed` + i (None: the test seeds). `render` is a video of the first `render_episodes`, `speed` times as fast as real
+    time. `draw` samples actions as in training, or not (None: as in the run). Raises UserError, before any work, for an
+    environment that does not fit.
     """
     check_episodes(episodes, seed)
     source = str(model.directory)
     check_single(execute, ensemble, source)
     named = only_one(env, source)
     if targets_of(target_return):
-        raise UserError(f"{source} is an agent that is asked for no return; leave target_return out")
+        raise UserError(f"{source} is an agent without target returns; leave target_return out")
     codec = _codec(model)
     codec = codec if draw is None else replace(codec, draw=draw)
     name = named or check_stored(codec.environment)
@@ -75,18 +75,19 @@ def rollout(
 
 
 def recording_policy(model: Handle, copies: Copies, horizon: int | None) -> RecordingAgents:
-    """The agent of a run as a policy for `headway data collect`. UserError for another environment than it fits."""
+    """Return the agent of a run as a policy for `headway data collect`. UserError for an environment that does not fit.
+    """
     codec = _codec(model)
     check_fits(codec, copies.spaces, copies.name)
     return RecordingAgents(model.module, codec, len(copies))
 
 
 def _codec(model: Handle) -> AgentCodec:
-    """The one beside a model. UserError for one of other states than the model's."""
+    """Return the codec next to a model. UserError if its states differ from the model's."""
     codec, embed = read_codec(model.directory), model.module.config.embed
     if embed.states.size != codec.states:
         raise UserError(
-            f"{model.directory} has a model of {embed.states.size} numbers, and its {FILE} is of {codec.states}; put "
-            "the one of its run there"
+            f"{model.directory} has a model of {embed.states.size} numbers, but its {FILE} has {codec.states}; copy "
+            "the file of its run"
         )
     return codec

@@ -1,4 +1,4 @@
-"""The recipe of agents that learn online."""
+"""The recipe for agents that learn online."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from headway.nn.models.agents import actor_critic
 
 
 def ppo() -> Recipe:
-    """Any environment whose states are numbers, and whose actions are one choice or numbers."""
+    """Any environment with vectors as states, and discrete or continuous actions."""
     return Recipe(
         name="ppo",
         domain="agents",

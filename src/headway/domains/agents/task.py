@@ -1,6 +1,4 @@
-"""An agent that learns online: what its policy does in an environment is what it learns from, and it is judged by
-playing there.
-"""
+"""Agents that learn online: they learn from their own steps in an environment, and are evaluated by playing there."""
 
 from __future__ import annotations
 
@@ -42,7 +40,7 @@ from headway.nn.models import (
 from headway.nn.parts.positions import LearnedConfig
 
 _EPS = 1e-8
-_ORDER = 16  # so that the order of steps has nothing to do with other draws from the same seed
+_ORDER = 16  # random stream, independent of others with the same seed
 
 
 @register("ppo")
@@ -51,77 +49,77 @@ _ORDER = 16  # so that the order of steps has nothing to do with other draws fro
 class PPOConfig(TaskConfig):
     """Learn in the environment `env`, or that of HEADWAY_ENV, by proximal policy optimisation (Schulman et al. 2017).
 
-    Again and again the policy does `steps` steps in each of so many `copies` of it, and learns from these in `epochs`
-    readings. Rewards after t steps count by `discount`^t; `trace` is the lambda of generalised advantage estimation.
-    `clip` bounds how far the probability of an action may go in a period, `value_clip` a value (none: it is not bound).
-    `value` and `entropy` weigh the error of values and the entropy. Actions that are numbers begin with the standard
-    deviation `std`, of the 1 that their bounds are from their middle. `scale_rewards` divides rewards by the standard
+    In each period the policy takes `steps` steps in each of `copies` parallel environments, and learns from them for
+    `epochs` epochs. Rewards after t steps count by `discount`^t; `trace` is the lambda of generalised advantage
+    estimation. `clip` bounds the change of an action's probability in a period, `value_clip` that of a value (none:
+    unbounded). `value` and `entropy` weigh the value error and the entropy. Continuous actions start with the standard
+    deviation `std`, relative to half the range of their bounds. `scale_rewards` divides rewards by the standard
     deviation of returns.
 
-    The policy sees the last `context` states. An episode ends after `horizon` steps, none where the environment has a
-    limit itself; either is a limit of time, after which the value of the state still counts. `episodes` are played at
-    each evaluation, in which the most probable action is done, or with `draw` one is drawn as in training.
+    The policy takes the last `context` states. An episode ends after `horizon` steps (none: the environment's own
+    limit); either is a time limit, after which the value of the state still counts. `episodes` are played at each
+    evaluation with the most probable actions, or with `draw` sampled ones as in training.
     """
 
-    env: str | None = None  # an environment of gymnasium's, by its name
-    copies: int = 16  # of the environment, side by side
-    steps: int = 256  # of each copy in a period
-    epochs: int = 8  # readings of a period
-    discount: float = 0.995  # what a reward counts a step later
+    env: str | None = None  # Gymnasium id of the environment
+    copies: int = 16  # parallel environments
+    steps: int = 256  # steps per environment and period
+    epochs: int = 8  # epochs over the steps of a period
+    discount: float = 0.995  # discount factor per step
     trace: float = 0.95
     clip: float = 0.2
-    value_clip: float | None = None  # how far a value may go in a period
-    value: float = 0.5  # weight of the error of values
-    entropy: float = 0.01  # weight of the entropy of actions
-    std: float = 1.0  # of actions that are numbers, at the start
+    value_clip: float | None = None  # bound on the change of a value in a period
+    value: float = 0.5  # weight of the value error
+    entropy: float = 0.01  # weight of the entropy bonus
+    std: float = 1.0  # initial standard deviation of continuous actions
     scale_rewards: bool = True
-    context: int = 1  # states that the policy sees
-    horizon: int | None = None  # steps after which an episode is cut
+    context: int = 1  # states that the policy takes
+    horizon: int | None = None  # steps after which an episode is truncated
     episodes: int = 16
-    draw: bool = False  # whether actions are drawn where a policy is judged
+    draw: bool = False  # sample actions in evaluations
 
     makes_data: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         for name in ("copies", "steps", "epochs", "context", "episodes"):
             if getattr(self, name) < 1:
-                raise ConfigError(f"task.{name} is {getattr(self, name)}; give 1 or more")
+                raise ConfigError(f"task.{name} is {getattr(self, name)}; choose 1 or more")
         if self.horizon is not None and self.horizon < 1:
-            raise ConfigError(f"task.horizon is {self.horizon}; give 1 step or more, or none")
+            raise ConfigError(f"task.horizon is {self.horizon}; choose 1 step or more, or none")
         for name in ("discount", "trace"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"task.{name} is {getattr(self, name)}; give a number from 0 to 1")
+                raise ConfigError(f"task.{name} is {getattr(self, name)}; choose a number from 0 to 1")
         if not self.clip > 0 or (self.value_clip is not None and not self.value_clip > 0):
-            raise ConfigError(f"task.clip is {self.clip}, task.value_clip {self.value_clip}; give numbers above 0")
+            raise ConfigError(f"task.clip is {self.clip}, task.value_clip {self.value_clip}; choose numbers above 0")
         if not self.std > 0:
-            raise ConfigError(f"task.std is {self.std}; give a standard deviation above 0")
+            raise ConfigError(f"task.std is {self.std}; choose a standard deviation above 0")
         if min(self.value, self.entropy) < 0:
-            raise ConfigError(f"task.value is {self.value}, task.entropy {self.entropy}; give 0 or more")
+            raise ConfigError(f"task.value is {self.value}, task.entropy {self.entropy}; choose 0 or more")
 
     def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Task:
-        """Raises UserError for an environment that there is not, or that no agent of ours can learn in."""
+        """Raises UserError for an unknown environment, or one that headway's agents cannot learn in."""
         if recipe.data:
             raise UserError(
-                f"an agent learns from its environment alone, and data are given ({recipe.data[0]}); "
-                "leave --data out, or learn from episodes by the recipe trajectories"
+                f"an agent learns only from its environment, but there are data ({recipe.data[0]}); "
+                "leave --data out, or learn from episodes with the recipe trajectories"
             )
         check_model(recipe.model)
         rows = self._rows(recipe)
         name = os.environ.get(VARIABLE) or (check_stored(self.env) if self.env is not None else "")
         if not name:
             raise UserError(
-                f"no environment is named; set task.env=CartPole-v1 or another of gymnasium's, or "
-                f"{VARIABLE}=module:Name for one of your own"
+                f"there is no environment; set task.env=CartPole-v1 or another Gymnasium id, or "
+                f"{VARIABLE}=module:Name for your own"
             )
         with ExitStack() as stack:
             copies = stack.enter_context(Copies(name, self.copies))
             codec = codec_of(copies, self.context, self.horizon, self.draw)
             judged = stack.enter_context(Copies(name, min(AT_ONCE, self.episodes)))
-            stack.pop_all()  # they stay open but where this raises
+            stack.pop_all()  # closed only if an exception is raised
         return Task(Explorations(self, codec, copies, rows, recipe.train.seed), ClippedPolicy(self, codec, judged))
 
     def _rows(self, recipe: Recipe) -> int:
-        """Steps of a batch. ConfigError for what does not divide those that are learnt from at a time."""
+        """Return the steps per batch. ConfigError if they do not divide the steps of a period."""
         rows, whole = recipe.train.rows(1), self.copies * self.steps
         if whole % rows:
             raise ConfigError(
@@ -132,8 +130,8 @@ class PPOConfig(TaskConfig):
 
 
 class Deeds(NamedTuple):
-    """What was done in B steps: with which logarithm of a probability, what the state was taken to be worth, how much
-    better it turned out than expected, and the return that the value is to say.
+    """B steps: the actions and their log probabilities, the value estimates, the advantages, and the target returns of
+    the value.
     """
 
     actions: Tensor
@@ -144,9 +142,7 @@ class Deeds(NamedTuple):
 
 
 class Explorations(Explored):
-    """The steps of a learning policy in `copies` of an environment, in batches of `rows`. `experience` is that of the
-    model that is learning.
-    """
+    """The steps of a learning policy in `envs`, in batches of `rows`. `experience` belongs to the model in training."""
 
     def __init__(self, config: PPOConfig, codec: AgentCodec, copies: Copies, rows: int, seed: int) -> None:
         self.config, self.codec, self.copies, self.rows, self.seed = config, codec, copies, rows, seed
@@ -154,7 +150,7 @@ class Explorations(Explored):
 
     @property
     def gathered(self) -> int:
-        """Steps of the environment that are learnt from at a time."""
+        """Environment steps per period."""
         return self.config.copies * self.config.steps
 
     @property
@@ -169,7 +165,7 @@ class Explorations(Explored):
         return "test"
 
     def adapt(self, model: ModelConfig) -> TransformerConfig:
-        """`model` with the size of states, and positions where it sees several at once."""
+        """Return `model` with the size of states, and positions if it takes several at once."""
         config = cast(TransformerConfig, model)
         embed, context = cast(StatesEmbedConfig, config.embed), self.config.context
         positions = embed.positions or (LearnedConfig() if context > 1 else None)
@@ -188,17 +184,17 @@ class Explorations(Explored):
 
     @property
     def _experience(self) -> Experience:
-        assert self.experience is not None  # which the learner begins
+        assert self.experience is not None  # set by start_exploring
         return self.experience
 
     def batches(self, split: str, shard: Shard = WHOLE, start: int = 0) -> Iterator[Batch]:
-        """Batch k is of the steps of period k // `period`, each of which comes once in an epoch, in an order by the
-        seed and the epoch. UserError for other splits, which hold nothing, and for several processes.
+        """Batch k has steps of period k // `period`, each of which occurs once per epoch, in an order that depends on
+        the seed and the epoch. UserError for other splits, which have no batches, and for several processes.
         """
         if split != "train":
-            raise UserError(f"the {split} split of an environment is played, and holds no batches; use train")
+            raise UserError(f"the {split} split of an environment is played and has no batches; use train")
         if shard.world > 1:
-            raise UserError(f"{shard.world} processes cannot share one agent's experience; train it with one")
+            raise UserError(f"{shard.world} processes cannot share one agent's experience; train with one process")
         experience, each = self._experience, self.gathered // self.rows
         for number in count(start):
             if number % self.period == 0:
@@ -206,7 +202,7 @@ class Explorations(Explored):
             epoch, place = divmod(number, each)
             order = np.random.default_rng([_ORDER, self.seed, epoch]).permutation(self.gathered)
             rows = torch.from_numpy(order[place * self.rows : (place + 1) * self.rows])
-            assert experience.latest is not None  # which a checkpoint holds
+            assert experience.latest is not None  # restored from the checkpoint
             yield batch_of(experience.latest, rows)
 
     def save(self, directory: Path) -> None:
@@ -217,7 +213,7 @@ class Explorations(Explored):
 
 
 class ClippedPolicy(Objective[Explorations]):
-    """Proximal policy optimisation (Schulman et al. 2017, algorithm 1), judged by playing in `copies` of its own."""
+    """Proximal policy optimisation (Schulman et al. 2017, algorithm 1), evaluated by playing in separate `envs`."""
 
     unit, goal = "timestep", "return_mean"
     goal_better: Literal["min", "max"] = "max"
@@ -231,7 +227,7 @@ class ClippedPolicy(Objective[Explorations]):
         return "clipped objective, value error and entropy"
 
     def adapt(self, model: ModelConfig, examples: Explorations) -> ModelConfig:
-        """`model` with a head for the actions that there are."""
+        """Return `model` with a head for the environment's actions."""
         config = cast(TransformerConfig, model)
         own = config.heads["policy"]
         if isinstance(own, PooledHeadConfig if self.discrete else GaussianHeadConfig):
@@ -241,8 +237,8 @@ class ClippedPolicy(Objective[Explorations]):
         return replace(config, heads={**config.heads, "policy": policy})
 
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Loss]:
-        """Schulman et al. 2017, equation 9: the clipped objective, the weighted error of values and, less than 0, the
-        weighted entropy.
+        """Schulman et al. 2017, equation 9: the clipped objective, the weighted value error and the negative weighted
+        entropy.
         """
         module, config, done = cast(Transformer, model), self.config, cast(Deeds, batch.targets)
         encoded = module(*batch.inputs)
@@ -259,8 +255,8 @@ class ClippedPolicy(Objective[Explorations]):
         }
 
     def judge(self, model: nn.Module, examples: Explorations, split: str, limit: int | None = None) -> dict[str, Any]:
-        """What episodes are worth that are played from seeds of this split alone, at most `limit`; while it learns also
-        the steps of the environment so far.
+        """Return the scores of up to `limit` episodes played from seeds of this split; in training also the environment
+        steps so far.
         """
         seeds = seeds_of(split, min(self.config.episodes, limit or self.config.episodes))
         scores = worth(play(cast(Transformer, model), self.codec, self.copies, seeds), self.copies.name)
@@ -272,23 +268,23 @@ class ClippedPolicy(Objective[Explorations]):
         return self.config.episodes
 
     def lengthening(self, scores: Mapping[str, Any]) -> float:
-        """An agent that has learnt may stay in the game until the limit of steps."""
+        """A trained agent may survive until the step limit."""
         limit = self.copies.horizon if self.codec.horizon is None else self.codec.horizon
         return max(1.0, (limit or 0) / max(1.0, scores["length_mean"]))
 
     def showing(self) -> float:
-        """An episode on film."""
+        """One filmed episode."""
         return 1.0
 
     def samples(self, model: nn.Module, examples: Explorations, count: int) -> list[dict[str, str]]:
-        """What a few episodes are worth."""
+        """Return the results of a few episodes."""
         if not count:
             return []
         found = play(cast(Transformer, model), self.codec, self.copies, range(PICTURED, PICTURED + count))
         return [{"return": f"{each:.5g}", "steps": str(length)} for each, length in zip(found.returns, found.lengths)]
 
     def pictures(self, model: nn.Module, examples: Explorations) -> list[Picture]:
-        """Returns over the steps of the environment, and an episode as a strip of film where it can be drawn here."""
+        """Plot returns over environment steps, and draw an episode as a film strip if it can be rendered here."""
         curve = [] if examples.experience is None else pictures.learning_curve(examples.experience.curve)
         return curve + pictures.film_strip(cast(Transformer, model), self.codec, self.copies.name)
 
@@ -297,8 +293,8 @@ class ClippedPolicy(Objective[Explorations]):
 
 
 def batch_of(steps: DoneSteps, rows: Int[Tensor, "B"]) -> Batch:
-    """Some of the steps, with advantages of mean 0 and standard deviation 1; `computed` counts the states that the
-    model reads.
+    """Return a batch of some steps, with advantages normalised to mean 0 and standard deviation 1; `computed` counts
+    the states that the model takes.
     """
     chosen = DoneSteps(*(each[rows] for each in steps))
     centred = chosen.advantages - chosen.advantages.mean()
@@ -316,8 +312,8 @@ def surrogate(
     advantages: Float[Tensor, "B"],
     clip: float,
 ) -> Float[Tensor, "B"]:
-    """Schulman et al. 2017, equation 7, with its sign turned: what is to be small. `before` are the logarithms of the
-    probabilities with which the actions were done.
+    """Schulman et al. 2017, equation 7, negated for minimisation. `before` are the log probabilities when the actions
+    were taken.
     """
     ratio = (policy.log_probability(actions) - before).exp()
     return -torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages)
@@ -326,9 +322,7 @@ def surrogate(
 def value_error(
     values: Float[Tensor, "B"], before: Float[Tensor, "B"], targets: Float[Tensor, "B"], clip: float | None
 ) -> Float[Tensor, "B"]:
-    """Half the squared error; with a `clip` the larger one of it and that of a value which went no farther than so from
-    the one `before`.
-    """
+    """Half the squared error; with `clip` at least that of the value clipped to the range around the one `before`."""
     error = (values - targets).square()
     if clip is not None:
         near = before + (values - before).clamp(-clip, clip)
@@ -337,12 +331,12 @@ def value_error(
 
 
 def check_model(model: ModelConfig) -> TransformerConfig:
-    """ConfigError for a model that is no policy with a value."""
+    """ConfigError for a model without a policy and a value."""
     if not (isinstance(model, TransformerConfig) and isinstance(model.embed, StatesEmbedConfig)):
         raise ConfigError(
-            f"{type(model).__name__} reads no states, so it is no agent's; leave the model of the recipe ppo as it is, "
+            f"{type(model).__name__} does not take states, so it cannot be an agent; keep the model of the recipe ppo, "
             "and set model.width, model.depth or model.mixer"
         )
     if not {"policy", "value"} <= set(model.heads):
-        raise ConfigError(f"the model has the heads {', '.join(model.heads)}; an agent needs policy and value")
+        raise ConfigError(f"the model has the heads {', '.join(model.heads)}; add policy and value")
     return model

@@ -1,5 +1,5 @@
-"""Chess: learnt from games and labels, played over UCI. The rules need the extra `chess`; nothing here imports it, or
-torch, before it is used.
+"""Chess: learned from games and labelled positions, played over UCI. The rules need the extra `chess`; this package
+imports it, and torch, only on use.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The tasks of chess as data. Nothing here needs the package chess until a task is opened."""
+"""Configurations of the chess tasks. They need the package chess only when a task is opened."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ Target = Literal["behaviour", "state_value", "action_value"]
 
 @dataclass(frozen=True)
 class GamesConfig(TaskConfig):
-    """`evals` is the weight of an engine's judgement in a game's comments beside the result of the game; `skip_bad`
-    passes over games with impossible moves or without an end; `split` says what is held out, game by game.
+    """`evals` is the weight of engine evaluations in a game's comments, relative to the result of the game; `skip_bad`
+    skips games with illegal moves or without an end; `split` defines the held-out games.
     """
 
-    evals: float = 0.5  # weight of an engine's judgement beside the result of the game
-    skip_bad: bool = False  # pass over games with impossible moves or without an end
-    split: SplitConfig = SplitConfig(validation=0.02, test=0.02)  # what is held out, game by game
+    evals: float = 0.5  # weight of an engine's evaluation relative to the result of the game
+    skip_bad: bool = False  # skip games with illegal moves or without an end
+    split: SplitConfig = SplitConfig(validation=0.02, test=0.02)  # held-out games
 
     def __post_init__(self) -> None:
         if not 0 <= self.evals <= 1:
-            raise ConfigError(f"task.evals is {self.evals}; give a share from 0 to 1")
+            raise ConfigError(f"task.evals is {self.evals}; choose a number from 0 to 1")
 
     def positions(self, data: Sequence[Path] | None) -> Positions:
-        """Read the user's files. UserError without the extra `chess` and for data that cannot be learnt from."""
+        """Read the user's files. UserError without the extra `chess` and for unusable data."""
         from headway.domains.chess.positions import open_positions
 
         if not data:
-            raise UserError("chess has no data of its own; give games or labelled positions with --data")
+            raise UserError("chess has no built-in data; pass games or labelled positions with --data")
         return open_positions(data, self.evals, self.skip_bad)
 
 
@@ -47,26 +47,26 @@ class GamesConfig(TaskConfig):
 class ChessConfig(GamesConfig):
     """Moves and outcomes on 64 squares, with the heads "policy" and "value".
 
-    Where several moves have evaluations, the policy is a softmax of their worths over `temperature`; else it
-    is the move played. `value_weight` is that of the outcome's cross-entropy beside the policy's. In training
-    `forget` of the positions are shown without those before them, as positions of puzzles and labels have none, and
-    `turn` of those in which no one may castle with left and right exchanged.
+    If several moves have evaluations, the policy target is a softmax of their worths over `temperature`, otherwise the
+    move played. `value_weight` scales the outcome's cross-entropy relative to the policy's. In training, a share
+    `forget` of the positions is passed without its history, because puzzles and labels have none, and a share `turn` of
+    those without castling rights is mirrored left to right.
     """
 
-    temperature: float = 0.03  # of the softmax of the moves' worths
-    value_weight: float = 1.0  # of the outcome's loss beside the policy's
-    forget: float = 0.5  # share of positions shown without those before them
-    turn: float = 0.5  # share of positions without castling shown in the mirror
+    temperature: float = 0.03  # of the softmax over the moves' worths
+    value_weight: float = 1.0  # of the outcome's loss relative to the policy's
+    forget: float = 0.5  # share of positions without their history
+    turn: float = 0.5  # share of positions without castling rights that are mirrored
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.temperature <= 0:
-            raise ConfigError(f"task.temperature is {self.temperature}; give a number above 0, such as 0.03")
+            raise ConfigError(f"task.temperature is {self.temperature}; choose a number above 0, such as 0.03")
         if self.value_weight < 0:
-            raise ConfigError(f"task.value_weight is {self.value_weight}; give 0 or more")
+            raise ConfigError(f"task.value_weight is {self.value_weight}; choose 0 or more")
         for name in ("forget", "turn"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"task.{name} is {getattr(self, name)}; give a share from 0 to 1")
+                raise ConfigError(f"task.{name} is {getattr(self, name)}; choose a number from 0 to 1")
 
     def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Task:
         source = self.positions(data)
@@ -78,17 +78,17 @@ class ChessConfig(GamesConfig):
 @register("searchless")
 @dataclass(frozen=True)
 class SearchlessConfig(GamesConfig):
-    """One head over the tokens of a FEN (Ruoss et al. 2024, section 2): which move is made (`behaviour`), or the bin of
+    """One head over the tokens of a FEN (Ruoss et al. 2024, section 2): the move played (`behaviour`), or the bin of
     the expected score of the position (`state_value`) or of a move in it (`action_value`), of `bins` equal ones.
     """
 
-    target: Target = "action_value"  # what is said: the move, the worth of the position, or that of a move
+    target: Target = "action_value"  # prediction target: the move, the value of the position, or of a move
     bins: int = 128  # of the expected score
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.bins < 2:
-            raise ConfigError(f"task.bins is {self.bins}; give 2 or more")
+            raise ConfigError(f"task.bins is {self.bins}; choose 2 or more")
 
     def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Task:
         source = self.positions(data)

@@ -1,4 +1,4 @@
-"""What all ways to learn chess share: positions in splits by game, and what people are shown of what was learned."""
+"""Shared by all chess tasks: positions split by game, and examples of predictions for people."""
 
 from __future__ import annotations
 
@@ -24,23 +24,25 @@ from headway.learn.recipe import batch_size_of
 from headway.learn.report import Picture
 from headway.nn.models import attention_maps
 
-_SIZE = 330  # of a board, in pixels at most
+_SIZE = 330  # maximum width of a board in pixels
 _GREEN, _BLUE = "#15781b", "#1565c0"
-_ARROWS = 3  # moves that are drawn
-_MAPS = 2  # heads whose attention is drawn
+_ARROWS = 3  # moves drawn per board
+_MAPS = 2  # attention heads drawn
 
 
 def boards_of(source: Positions, rows: np.ndarray) -> list[chess.Board]:
-    """The boards of positions, int [N], with the moves that led there as far as the model may look back."""
+    """Return the boards of positions, int [N]."""
     return [board_of(fen) for fen in fens(np.asarray(source.positions[rows]))]
 
 
 def thought_of(judge: Judge, board: chess.Board, most: int) -> list[tuple[chess.Move, float]]:
-    """The most probable moves of a position, with their probabilities; by the value after each where there are none."""
+    """Return the most probable moves of a position with their probabilities, or by the value after each if there is no
+    policy.
+    """
     if judge.has_policy:
         place = place_of(board, judge.history)
         policy = judge.judge([place])[0].policy
-        assert policy is not None  # as the judge says
+        assert policy is not None  # because has_policy is set
         best = np.argsort(-policy, kind="stable")[:most].tolist()
         return [(move_of(place.moves[at], board.turn), float(policy[at])) for at in best]
     lines = Player(judge, "value").think(board, SearchLimits()).lines[:most]
@@ -48,7 +50,7 @@ def thought_of(judge: Judge, board: chess.Board, most: int) -> list[tuple[chess.
 
 
 def shown_positions(judge: Judge, source: Positions, rows: np.ndarray) -> list[dict[str, str]]:
-    """The position, the move that the model makes and the one that is right, as people write them."""
+    """Return positions with the predicted and the correct move, in standard notation."""
     found: list[dict[str, Any]] = []
     targets = source.targets(rows)
     for board, moves in zip(boards_of(source, rows), targets.moves):
@@ -61,8 +63,8 @@ def shown_positions(judge: Judge, source: Positions, rows: np.ndarray) -> list[d
 
 
 def board_pictures(judge: Judge, source: Positions, rows: np.ndarray) -> list[Picture]:
-    """For each position a board with the moves that the judge likes best and, for the first, where the square of the
-    move looks, where squares are what a model reads.
+    """Return a board per position with the evaluator's best moves and, for the first one, the attention of the move's
+    square if the model reads squares.
     """
     found: list[Picture] = []
     for number, board in enumerate(boards_of(source, rows)):
@@ -83,8 +85,8 @@ def board_pictures(judge: Judge, source: Positions, rows: np.ndarray) -> list[Pi
 def board_svg(
     board: chess.Board, moves: Sequence[tuple[chess.Move, float]] = (), weights: Mapping[int, float] | None = None
 ) -> str:
-    """A board seen from White, with moves as arrows, the more probable the bolder, and squares marked by weights from 0
-    to 1.
+    """Draw a board from White's side, with moves as arrows, bolder if more probable, and squares shaded by weights from
+    0 to 1.
     """
     arrows = [
         drawing.Arrow(move.from_square, move.to_square, color=_shade(_GREEN, share)) for move, share in reversed(moves)
@@ -96,12 +98,12 @@ def board_svg(
 
 
 def _shade(color: str, weight: float) -> str:
-    """A color of #rrggbb that covers by a weight from 0 to 1."""
+    """Return a colour #rrggbb with an opacity for a weight from 0 to 1."""
     return f"{color}{round(255 * (0.15 + 0.7 * min(1.0, weight))):02x}"
 
 
 def _attention(judge: BoardJudge, board: chess.Board, move: chess.Move) -> list[Picture]:
-    """Where the square that the move starts from looks, in heads of the last layer that has attention."""
+    """Draw the attention of the move's square, in heads of the last layer with attention."""
     inputs = judge.inputs([place_of(board, judge.history)])
     maps = attention_maps(judge.model, lambda: judge.model(inputs))
     if not maps:
@@ -112,14 +114,14 @@ def _attention(judge: BoardJudge, board: chess.Board, move: chess.Move) -> list[
     found = []
     for head, row in enumerate(rows, 1):
         share = (row / row.max().clamp(min=1e-9)).tolist()
-        caption = f"of {name}: where {chess.square_name(move.from_square)} looks, as parts of the most"
+        caption = f"{name}: attention of {chess.square_name(move.from_square)}, relative to its maximum"
         shown = {square ^ turned: weight for square, weight in enumerate(share)}
         found.append(Picture(f"Attention, head {head}", caption, board_svg(board, weights=shown)))
     return found
 
 
 class PositionRows(Numbered):
-    """Positions by number. There is no codec to keep: they are what they are."""
+    """Positions by index. They need no codec."""
 
     at_once = 256
 
@@ -135,18 +137,18 @@ P = TypeVar("P", bound=PositionRows)
 
 
 class PositionObjective(Objective[P], Generic[P]):
-    """What is learned of positions by a model that has opinions of them."""
+    """The objective of a model that evaluates positions."""
 
     unit = "position"
 
     def opinions(self, model: nn.Module) -> Judge:
-        """The model as a judge of positions."""
+        """Return the model as an evaluator of positions."""
         raise NotImplementedError
 
     def samples(self, model: nn.Module, examples: P, count: int) -> list[dict[str, str]]:
-        """Held-out positions with the move that is said and the one that is right."""
+        """Return held-out positions with the predicted and the correct move."""
         return shown_positions(self.opinions(model), examples.source, examples.spread(count))
 
     def pictures(self, model: nn.Module, examples: P) -> list[Picture]:
-        """Boards with the moves that the model likes best and, of one that reads squares, where these look."""
+        """Draw boards with the model's best moves and, if it reads squares, their attention."""
         return board_pictures(self.opinions(model), examples.source, examples.spread(4))

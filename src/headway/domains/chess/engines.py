@@ -1,4 +1,4 @@
-"""Chess engines as judges, and positions with the moves and values that one finds."""
+"""Chess engines as a source of labels: positions with an engine's moves and values."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ from headway.domains.chess.rules import chess
 from headway.domains.chess.sources import bare_positions, chess_files
 from headway.errors import UserError
 
-_PLACES = ("/usr/games", "/usr/local/bin", "/opt/homebrew/bin")  # where programs lie that PATH may lack
+_PLACES = ("/usr/games", "/usr/local/bin", "/opt/homebrew/bin")  # program folders that PATH may lack
 _MULTIPV = re.compile(r" multipv (\d+) ")
-SLOWEST = 1000.0  # nodes a second that any machine has
-_PATIENCE = 20.0  # seconds that a program may say nothing when it starts, and beyond the time it was given
-_END = 1.0  # seconds that a program has to end when it is asked to
+SLOWEST = 1000.0  # nodes per second that any machine reaches
+_PATIENCE = 20.0  # seconds without output that are allowed at the start and after the time limit
+_END = 1.0  # seconds for a program to quit on request
 
 
 class EngineLine(NamedTuple):
-    """What an engine says of a move: its evaluation for the mover, "34" centipawns or "#-3", and (win, draw, loss) in
-    thousandths where it tells them.
+    """An engine's evaluation of a move, from the mover's side: "34" centipawns or "#-3", and (win, draw, loss) in
+    thousandths if the engine reports them.
     """
 
     move: str
@@ -45,28 +45,27 @@ class EngineLine(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """The move that was chosen, None where there is none, and lines, the best first."""
+    """The best move (None if there is none) and the lines, the best first."""
 
     best: str | None
     lines: tuple[EngineLine, ...]
 
 
 def find_engine(name: str) -> list[str]:
-    """The program of a name or path, with arguments after it, as words. UserError where there is none."""
+    """Return the command of a program's name or path with arguments. UserError if it does not exist."""
     places = os.pathsep.join([os.environ.get("PATH", ""), *_PLACES])
     words = [name] if Path(name).expanduser().is_file() else shlex.split(name) or [name]
     found = shutil.which(words[0], path=places) or shutil.which(str(Path(words[0]).expanduser()))
     if found is None:
         raise UserError(
-            f"there is no program {name!r} here; install it (Debian: apt install stockfish) or give its path"
+            f"there is no program {name!r}; install it (Debian: apt install stockfish) or pass its path"
         )
     return [found, *words[1:]]
 
 
 class UciEngine:
-    """A program that is asked over UCI. A UserError, and its end, where it says nothing for too long; one that thinks
-    longer than it should and goes on to tell of it is waited for. Options that it does not have are an error, unless
-    they are among the `wished`.
+    """A program that speaks UCI. It is ended with a UserError if it is silent for too long; one that exceeds its time
+    but still reports progress is waited for. Unknown `options` are an error; unknown `optional` ones are ignored.
     """
 
     def __init__(
@@ -86,13 +85,13 @@ class UciEngine:
                 stderr=subprocess.DEVNULL,
                 text=True,
                 bufsize=1,
-                start_new_session=True,  # Ctrl-C is for us, who then end it and what it has started
+                start_new_session=True,  # Ctrl-C reaches only headway, which then ends the whole group
             )
         except OSError as error:
             raise UserError(f"{self.program} cannot be run ({error.strerror}); check its permissions") from None
         self._said: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-        self._told: dict[int, str] = {}  # the last line of each of the best moves
-        self._heard = time.monotonic()  # when it said anything last
+        self._told: dict[int, str] = {}  # the last line per MultiPV index
+        self._heard = time.monotonic()  # time of the last output
         self._listener = threading.Thread(target=self._listen, daemon=True)
         self._listener.start()
         self.options: dict[str, str] = {}
@@ -113,8 +112,8 @@ class UciEngine:
         self._ready()
 
     def ask(self, fen: str, moves: Sequence[str], go: str, seconds: float) -> Answer:
-        """What it plays after `moves` from `fen`, given the words after UCI's `go`, which take it about so many
-        seconds.
+        """Return the engine's move after `moves` from `fen`, for the arguments of UCI's `go`, which take about
+        `seconds`.
         """
         played = f" moves {' '.join(moves)}" if moves else ""
         self._told.clear()
@@ -128,7 +127,7 @@ class UciEngine:
                 return Answer(best, tuple(lines))
 
     def close(self) -> None:
-        """End the program and what it has started: asked first, then killed."""
+        """Quit the program and its children, and kill them if they do not exit."""
         process = self._process
         with suppress(OSError, ValueError, subprocess.TimeoutExpired):
             if process.poll() is None and process.stdin is not None:
@@ -136,19 +135,19 @@ class UciEngine:
                 process.stdin.flush()
             process.wait(_END)
             self._listener.join(_END)
-        if process.poll() is None or self._listener.is_alive():  # whoever could still speak goes on
+        if process.poll() is None or self._listener.is_alive():  # something still holds the pipe
             self._kill()
             self._listener.join(_END)
         pipes = [process.stdin] if self._listener.is_alive() else [process.stdin, process.stdout]
-        for pipe in pipes:  # one that is still read cannot be closed
+        for pipe in pipes:  # a pipe that is being read cannot be closed
             if pipe is not None:
-                with suppress(OSError):  # what was not written yet goes to no one
+                with suppress(OSError):  # nobody reads unwritten data
                     pipe.close()
 
     def _kill(self) -> None:
-        """End the program, which leads a group of processes, as a script does that starts another program."""
+        """Kill the program's process group, because a script may have started another program."""
         if os.name == "posix":
-            with suppress(ProcessLookupError, PermissionError):  # macOS does not permit what has ended already
+            with suppress(ProcessLookupError, PermissionError):  # macOS raises for a group that has ended
                 os.killpg(self._process.pid, signal.SIGKILL)
         self._process.kill()
         self._process.wait()
@@ -162,7 +161,7 @@ class UciEngine:
                 self.options[" ".join(words[2 : words.index("type")] if "type" in words else words[2:])] = line
         for name in options:
             if name not in self.options:
-                raise UserError(f"{self.program} has no option {name!r}; leave it out, or give another program")
+                raise UserError(f"{self.program} has no option {name!r}; leave it out, or use another program")
         for name, value in {**options, **wished}.items():
             if name in self.options:
                 self._say(f"setoption name {name} value {value}")
@@ -182,8 +181,8 @@ class UciEngine:
             raise self._died() from None
 
     def _hear(self, until: float, thinks: bool = False) -> str:
-        """The next line that is no info. A UserError where there is none by then; one that `thinks` has longer, as long
-        as it tells of it.
+        """Return the next line that is not an info line. UserError after the deadline; a `searching` engine has longer,
+        as long as it reports progress.
         """
         while True:
             try:
@@ -199,13 +198,13 @@ class UciEngine:
 
     def _silent(self) -> UserError:
         self._kill()
-        told = f"said nothing for {self.patience:g} s and was ended"
+        told = f"was silent for {self.patience:g} s and was ended"
         return UserError(f"{self.program} {told}; check that it speaks UCI")
 
     def _died(self) -> UserError:
         try:
             how = f" with code {self._process.wait(timeout=5)}"
-        except subprocess.TimeoutExpired:  # it closed its output and goes on
+        except subprocess.TimeoutExpired:  # it closed its output but still runs
             how = ""
         return UserError(f"{self.program} ended by itself{how}; run it by hand to see why")
 
@@ -216,7 +215,7 @@ class UciEngine:
                 self._heard = time.monotonic()
                 if not line.startswith("info "):
                     self._said.put(line)
-                elif " pv " in line and " score " in line:  # of fifty a position the last few count
+                elif " pv " in line and " score " in line:  # of about fifty per position only the last count
                     found = _MULTIPV.search(line)
                     self._told[int(found[1]) if found else 1] = line
         except ValueError:  # closed while it was read
@@ -236,14 +235,14 @@ def _line(words: list[str]) -> EngineLine:
 
 HEADER = ("position", "bestmove", "scores", "wdl", "game")
 Position = tuple[chess.Board, str]  # with the name of its game
-_AHEAD = 64  # positions that wait for each worker
+_AHEAD = 64  # queued positions per worker
 
 
 @dataclass(frozen=True)
 class LabelConfig:
-    """`nodes` of search a position, shared by the `lines` best moves; `vary` is the share of positions that are left by
-    one to four random moves first, so that errors and what follows them are learnt too; `limit` the most positions,
-    `minutes` the most time.
+    """`nodes` are the search nodes per position, shared by the `lines` best moves; `vary` is the share of positions
+    changed by one to four random moves, so that errors and their consequences are learned too; `limit` is the maximum
+    number of positions, `minutes` the maximum time.
     """
 
     engine: str = "stockfish"
@@ -257,7 +256,7 @@ class LabelConfig:
 
 
 class LabelCounts(NamedTuple):
-    """How many positions are in the file now, how many of them are new, and the seconds these took."""
+    """Positions in the file, how many of them are new, and the seconds they took."""
 
     positions: int
     new: int
@@ -271,11 +270,11 @@ def label(
     resume: bool = False,
     progress: Callable[[int, float], None] | None = None,
 ) -> LabelCounts:
-    """Write the labels of all positions of `paths` to the CSV `out`, in their order, without those that end a game.
+    """Write the labels of all positions of `paths` to the CSV `out`, in order, without final positions.
 
-    With `resume` a file that is there goes on where it ends, and a half line at its end is dropped. What is written
-    stays whole whatever happens. UserErrors: a file that is there without `resume`, an engine that is missing, hangs or
-    dies, positions that are none.
+    With `resume` an existing file is continued, after dropping an incomplete last line. Written lines stay complete
+    whatever happens. Raises UserError for an existing file without `resume`, an engine that is missing, hangs or exits,
+    and invalid positions.
     """
     files = chess_files(paths)
     done, last = _begin(out, resume)
@@ -294,16 +293,16 @@ def label(
             if progress is not None and new % 100 == 0:
                 progress(new, time.monotonic() - started)
     if done + new == 0:
-        raise UserError(f"{files[0]}: there are no positions with a legal move; give others")
+        raise UserError(f"{files[0]}: there are no positions with a legal move; use other files")
     return LabelCounts(done + new, new, time.monotonic() - started)
 
 
 def _pass_over(boards: Iterator[Position], done: int, last: str, out: Path) -> None:
-    """Go past what has its labels already. UserError where that was something else."""
+    """Skip positions that are already labelled. UserError if they differ."""
     found = next(islice(boards, done - 1, None), None) if done else None
     if done and (found is None or found[0].fen() != last):
         raise UserError(
-            f"{out} was made of other positions; give the files, --vary and --seed that it was begun with, or choose "
+            f"{out} was made from other positions; pass the files, --vary and --seed of the first run, or choose "
             "another name"
         )
 
@@ -316,7 +315,7 @@ def _row(board: chess.Board, answer: Answer) -> tuple[str, str, str, str]:
 
 
 def _begin(out: Path, resume: bool) -> tuple[int, str]:
-    """How many labels are in the file already, and the last position; what was cut off at its end is taken away."""
+    """Return the number of labels in the file and the last position; an incomplete last line is removed."""
     check_out(out)
     if not out.exists() or out.stat().st_size == 0:
         return 0, ""
@@ -329,14 +328,14 @@ def _begin(out: Path, resume: bool) -> tuple[int, str]:
                 break
             number, last = number + 1, line
             if number == 0 and line.decode(errors="replace").strip() != ",".join(HEADER):
-                raise UserError(f"{out} holds no labels of headway ({','.join(HEADER)}); choose another name")
+                raise UserError(f"{out} contains no labels of headway ({','.join(HEADER)}); choose another name")
             whole += len(line)
         file.truncate(whole)
         return max(0, number), last.decode(errors="replace").partition(",")[0] if number > 0 else ""
 
 
 def _varied(boards: Iterator[Position], config: LabelConfig) -> Iterator[Position]:
-    """Positions that a side can move in; some of them after random moves, which depend on their number alone."""
+    """Yield positions with a legal move; some after random moves, which depend only on their index."""
     for number, (board, game) in enumerate(boards):
         draw = random.Random(config.seed * 1_000_003 + number)
         if draw.random() < config.vary:
@@ -350,7 +349,7 @@ def _varied(boards: Iterator[Position], config: LabelConfig) -> Iterator[Positio
 
 
 class _Workers:
-    """Engines, one a thread, that answer positions in their order."""
+    """Engines, one per thread, that label positions in order."""
 
     def __init__(self, config: LabelConfig) -> None:
         self.config = config
@@ -373,7 +372,7 @@ class _Workers:
             engine.close()
 
     def answers(self, boards: Iterator[Position], until: float | None) -> Iterator[tuple[Position, Answer]]:
-        """Each position with its answer; no new ones are asked after `until`."""
+        """Yield each position with its answer; submit no new ones after `deadline`."""
         waiting: deque[tuple[Position, Future[Answer]]] = deque()
         for position in boards:
             if until is not None and time.monotonic() > until:
@@ -398,7 +397,7 @@ class _Workers:
         return engine
 
     def _engine_of_thread_checked(self) -> None:
-        """One is started before any position is read, so that a program that is none is told at once."""
+        """Start one engine before any position is read, so that an unusable program fails at once."""
         self._pool.submit(self._engine).result()
 
 

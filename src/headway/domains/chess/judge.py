@@ -1,4 +1,4 @@
-"""What a model thinks of positions, and what it has thought before."""
+"""Evaluations of positions by a model, with a cache."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ from headway.learn import Recipe
 from headway.nn.models import BoardEmbedConfig, Transformer
 from headway.nn.models.kinds import is_board
 
-MEGABYTES = 64  # that the cache takes if no one says
-_ENTRY = 420  # bytes of an entry beside its key and its policy's numbers: two arrays, a tuple, a place in a dictionary
+MEGABYTES = 64  # default size of the cache
+_ENTRY = 420  # bytes per entry in addition to key and policy: two arrays, a tuple, a dictionary slot
 _NEWEST = struct.Struct("<8Q5H").pack
 _EARLIER = struct.Struct("<8QH").pack
 
 
 class OpinionCache:
-    """A judge that asks another one and keeps its opinions, in at most `megabytes`; those that were not asked for
-    longest go first.
+    """An evaluator that caches the evaluations of another one in at most `megabytes`, and evicts the least recently
+    used.
 
-    The key is all that a judge sees, so that nothing but the same position, with those before it, the clock and the
-    repetitions, has the same opinion; there is no hash that could collide.
+    The key is the evaluator's whole input, so that only the same position with the same history, clock and repetitions
+    shares an evaluation; no hash can collide.
     """
 
     def __init__(self, judge: Judge) -> None:
         self.inner = judge
         self.has_policy, self.has_value, self.history = judge.has_policy, judge.has_value, judge.history
-        self.rate = 50.0  # positions a second, as measured when the other one was asked last
+        self.rate = 50.0  # positions per second in the last evaluation
         self._room, self._taken = MEGABYTES << 20, 0
         self._kept: OrderedDict[bytes, Opinion] = OrderedDict()
 
     def judge(self, places: Sequence[JudgedPosition]) -> list[Opinion]:
-        """Opinions of positions that have a legal move; those that are not known are judged together, each once."""
+        """Evaluate positions that have a legal move; unknown ones together, each once."""
         keys = [_key(place) for place in places]
         found = {key: self._kept[key] for key in keys if key in self._kept}
         unknown = {key: place for key, place in zip(keys, places) if key not in found}
@@ -55,7 +55,7 @@ class OpinionCache:
         return [found[key] for key in keys]
 
     def ask(self, places: Sequence[JudgedPosition]) -> list[Opinion]:
-        """What the other judge says now, known or not."""
+        """Evaluate positions without the cache."""
         started = time.monotonic()
         found = self.inner.judge(places)
         self.rate = len(places) / max(1e-6, time.monotonic() - started)
@@ -77,7 +77,7 @@ class OpinionCache:
 
 
 def _key(place: JudgedPosition) -> bytes:
-    """The newest position as it is, and of those before it what stood where."""
+    """The newest position in full, and the piece placement of those before it."""
     newest, *earlier = place.records
     return _NEWEST(*newest) + b"".join(_EARLIER(*position[:9]) for position in earlier)
 
@@ -87,20 +87,20 @@ def _size(key: bytes, opinion: Opinion) -> int:
 
 
 POLICY, VALUE = "policy", "value"  # heads
-_SHARP = 0.03  # how far apart expected scores of moves lie of which one is e times as probable
-_MOST_ROWS = 512  # computed at once
+_SHARP = 0.03  # softmax temperature of the moves' expected scores
+_MOST_ROWS = 512  # rows per batch
 
 
 class JudgedPosition(NamedTuple):
-    """A position with those before it, newest first, and its legal moves by number."""
+    """A position with its history, newest first, and the ids of its legal moves."""
 
     records: tuple[Record, ...]
     moves: list[int]
 
 
 class Opinion(NamedTuple):
-    """Of one position, for who is to move: the probability of each of its moves, float32 [K], and (win, draw, loss),
-    float64 [3]; None for what this model does not say.
+    """The evaluation of one position from the mover's side: the probability of each of its moves, float32 [K], and
+    (win, draw, loss), float64 [3]; None for outputs that the model lacks.
     """
 
     policy: np.ndarray | None
@@ -108,20 +108,20 @@ class Opinion(NamedTuple):
 
 
 class Judge(Protocol):
-    """A model that has opinions: `has_policy` and `has_value` say which."""
+    """A model that evaluates positions: `has_policy` and `has_value` name its outputs."""
 
     has_policy: bool
     has_value: bool
     history: int
 
     def judge(self, places: Sequence[JudgedPosition]) -> list[Opinion]:
-        """Opinions of positions that have a legal move."""
+        """Evaluate positions that have a legal move."""
         ...
 
 
 def judge_of(model: Transformer, recipe: Recipe | None, source: str) -> Judge:
-    """The judge that a model is; of one that reads tokens the recipe says the target. UserError for a model that was
-    not trained on chess.
+    """Return the evaluator of a model; the recipe defines the target of one that reads tokens. UserError for a model
+    that was not trained on chess.
     """
     task = None if recipe is None else recipe.task
     if isinstance(task, SearchlessConfig):
@@ -132,7 +132,7 @@ def judge_of(model: Transformer, recipe: Recipe | None, source: str) -> Judge:
 
 
 def place_of(board: chess.Board, history: int) -> JudgedPosition:
-    """A board with as many positions before it as its moves and the judge's memory allow."""
+    """Return a board with as much of its history as its moves and the evaluator allow."""
     back = board.copy(stack=history + 1)
     found = []
     for _ in range(history + 1):
@@ -146,7 +146,7 @@ def place_of(board: chess.Board, history: int) -> JudgedPosition:
 
 
 def repetitions(board: chess.Board) -> int:
-    """How often this position stood on the board before, as far as its moves are known."""
+    """Count how often this position occurred on the board before, as far as its moves are known."""
     now, back, count = same(record(board)), board.copy(), 0
     for _ in range(min(len(back.move_stack), board.halfmove_clock)):
         back.pop()
@@ -162,7 +162,7 @@ class BoardJudge:
     def __init__(self, model: Transformer) -> None:
         self.model = model.eval()
         embed = model.config.embed
-        assert isinstance(embed, BoardEmbedConfig)  # the task trains no other
+        assert isinstance(embed, BoardEmbedConfig)  # the only kind that the task trains
         self.history = embed.history
 
     @torch.inference_mode()
@@ -172,7 +172,7 @@ class BoardJudge:
         return [Opinion(_softmax(row[place.moves]), value) for row, value, place in zip(rows, values, places)]
 
     def inputs(self, places: Sequence[JudgedPosition]) -> Tensor:
-        """The planes that the model reads, uint8 [B, 64, P]."""
+        """Return the input planes, uint8 [B, 64, P]."""
         columns, known = [], np.zeros((len(places), self.history), bool)
         for back in range(self.history + 1):
             columns.append([place.records[min(back, len(place.records) - 1)] for place in places])
@@ -183,8 +183,8 @@ class BoardJudge:
 
 
 class TokenJudge:
-    """A model of a FEN's tokens, of one of three targets (Ruoss et al. 2024, section 2.3). Of values of moves the best
-    is the position's, and the nearer to it, the more probable a move is.
+    """A model of a FEN's tokens, with one of three targets (Ruoss et al. 2024, section 2.3). From values of moves, the
+    position's value is that of the best move, and moves are more probable the closer they are to it.
     """
 
     history = 0
@@ -218,14 +218,14 @@ class TokenJudge:
 
 
 def outputs(model: nn.Module, inputs: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits of moves [B, M] and of the outcome [B, 3]."""
+    """Return the logits of moves [B, M] and of the outcome [B, 3]."""
     encoded = model(inputs)
     heads = cast(Transformer, model).heads
     return heads[POLICY](encoded.x, encoded.layout), heads[VALUE](encoded.x, encoded.layout)
 
 
 def token_inputs(positions: np.ndarray, moves: np.ndarray | None = None) -> np.ndarray:
-    """What the model reads, int64 [N, 78], or [N, 79] with moves, int [N], numbered from White's side: a begin symbol,
+    """Return the model's input, int64 [N, 78], or [N, 79] with moves, int [N], numbered from White's side: a BOS token,
     the tokens of each FEN, and the move.
     """
     found = np.zeros((len(positions), 1 + TOKENS + (moves is not None)), np.int64)
@@ -236,7 +236,7 @@ def token_inputs(positions: np.ndarray, moves: np.ndarray | None = None) -> np.n
 
 
 def absolute(positions: np.ndarray, moves: np.ndarray) -> np.ndarray:
-    """Moves, int [N], from the side of who makes them as moves from White's side, as the tokens of a FEN are."""
+    """Convert moves, int [N], from the mover's side to White's side, as in the tokens of a FEN."""
     return np.where(positions["flags"] & 1, MIRROR[moves], moves)
 
 
@@ -246,13 +246,13 @@ def said(model: nn.Module, inputs: Tensor) -> Tensor:
 
 
 def scores_of(logits: Tensor) -> Tensor:
-    """Expected scores [B] of logits of bins [B, C]: the mean of the bins' middles."""
+    """Return the expected scores [B] for logits of bins [B, C]: the mean of the bins' centres."""
     middles = (torch.arange(logits.shape[-1], device=logits.device) + 0.5) / logits.shape[-1]
     return logits.softmax(-1) @ middles
 
 
 def _outcome(score: float) -> np.ndarray:
-    """An expected score as chances: what bins of scores say of draws is nothing."""
+    """An expected score as probabilities: bins of scores contain no draws."""
     return np.array([score, 0.0, 1 - score])
 
 

@@ -1,4 +1,4 @@
-"""Matches: games from openings with colours swapped, and what they say of strength."""
+"""Matches: games from openings with colours swapped, and estimates of strength."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from headway.domains.chess.rules import Record, chess, move_named, notation, rec
 from headway.errors import UserError
 from headway.metrics import elo_difference
 
-_LONGEST = 600  # half moves, after which a game is drawn
+_LONGEST = 600  # half moves after which a game is drawn
 
 
 class Opponent(Protocol):
-    """Who plays one side of a game."""
+    """One side of a game."""
 
     name: str
 
     def new_game(self) -> None: ...
 
     def move(self, board: chess.Board) -> chess.Move:
-        """A move for a board that has one."""
+        """Return a move for a board that has one."""
         ...
 
     def close(self) -> None: ...
 
 
 class ModelSide:
-    """A player with so much time or so many nodes a move."""
+    """A player with a limit of time or nodes per move."""
 
     def __init__(self, player: Player, name: str, seconds: float | None, nodes: int | None) -> None:
         self.player, self.name, self.seconds, self.nodes = player, name, seconds, nodes
@@ -53,7 +53,7 @@ class ModelSide:
 
 
 class EngineSide:
-    """Another program: at full strength with so many nodes, or with its strength limited to an Elo and so much time."""
+    """Another program: at full strength with a node limit, or limited to an Elo with a time limit."""
 
     def __init__(self, program: str, nodes: int | None, elo: int | None, seconds: float) -> None:
         options: dict[str, str | int] = {}
@@ -66,11 +66,11 @@ class EngineSide:
             if not low <= elo <= high:
                 self.engine.close()
                 raise UserError(
-                    f"{self.engine.program} plays at an Elo from {low} to {high}, not {elo}; choose one of these"
+                    f"{self.engine.program} plays at an Elo from {low} to {high}, not {elo}; choose one in that range"
                 )
-        limit = f"nodes {nodes}" if nodes is not None else f"{seconds:g} s a move"
+        limit = f"nodes {nodes}" if nodes is not None else f"{seconds:g} s per move"
         self.name = f"{Path(self.engine.program).name} at " + (
-            f"Elo {elo}, {seconds:g} s a move" if elo is not None else limit
+            f"Elo {elo}, {seconds:g} s per move" if elo is not None else limit
         )
         self.go, self.seconds = f"movetime {round(1000 * seconds)}", seconds
         if nodes is not None:
@@ -108,7 +108,7 @@ class RandomSide:
 
 @dataclass
 class MatchTally:
-    """Games of one match from the first side's view."""
+    """Results of one match from the first side's view."""
 
     wins: int = 0
     draws: int = 0
@@ -121,7 +121,7 @@ class MatchTally:
         return self.wins + self.draws + self.losses
 
     def scores(self) -> dict[str, Any]:
-        """Counts, the share of points and the difference in Elo with their intervals."""
+        """Return counts, the share of points and the difference in Elo with their intervals."""
         counts = {"games": self.games, "wins": self.wins, "draws": self.draws, "losses": self.losses}
         found = elo_difference(self.wins, self.draws, self.losses)
         return {**counts, **found, "illegal_moves": self.illegal, "ends": dict(sorted(self.ends.items()))}
@@ -129,7 +129,7 @@ class MatchTally:
 
 @dataclass(frozen=True)
 class PlayedGame:
-    """A finished game: its board with all moves, the result, why it ended, and who had White."""
+    """A finished game: its board with all moves, the result, the reason it ended, and who played White."""
 
     board: chess.Board
     result: str
@@ -146,7 +146,7 @@ def play_match(
     tally: MatchTally,
     done: Callable[[MatchTally, PlayedGame], None] | None = None,
 ) -> None:
-    """`count` games, two from each opening with colours swapped; `tally` counts each as it ends. UserError where the
+    """Play `count` games, two from each opening with colours swapped, and update `tally` after each. UserError if the
     second side fails.
     """
     for number in range(count):
@@ -203,7 +203,7 @@ def _over(board: chess.Board, stood: dict[Record, int]) -> tuple[str, str] | Non
 
 
 def as_pgn(played: PlayedGame, number: int) -> str:
-    """A game in PGN."""
+    """Return a game in PGN."""
     game = notation.Game.from_board(played.board)
     game.headers.update({"Event": "headway chess match", "Round": str(number), "White": played.white})
     game.headers.update({"Black": played.black, "Result": played.result, "Termination": played.end})
@@ -211,7 +211,7 @@ def as_pgn(played: PlayedGame, number: int) -> str:
 
 
 def rungs(nodes: Sequence[int], elos: Sequence[int]) -> Iterator[tuple[int | None, int | None]]:
-    """The steps of a ladder: (nodes, None) and (None, Elo); full strength by time where none is given."""
+    """Yield the steps of a ladder: (nodes, None) and (None, Elo); full strength by time if there are none."""
     yield from ((count, None) for count in nodes)
     yield from ((None, elo) for elo in elos)
     if not nodes and not elos:

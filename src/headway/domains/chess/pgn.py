@@ -1,4 +1,4 @@
-"""Games in PGN, and openings for matches."""
+"""Read games in PGN, and openings for matches."""
 
 from __future__ import annotations
 
@@ -18,45 +18,44 @@ from headway.domains.chess.values import read_score, result_of
 from headway.errors import UserError
 
 _EVAL = re.compile(r"\[%eval (#?-?[\d.]+)(?:,\d+)?\]")
-_SAID = 300  # characters of what is wrong with a game
+_SAID = 300  # characters of an error about a game
 _STANDARD = ("", "?", "standard", "normal", "chess", "from position")
 
 
 @dataclass
 class Game:
-    """Positions before each move, the moves from the side of who makes them, the outcome for White, float64 [3] (None
-    where the game did not end), and the engine's judgement of the position after each move, for White, where a comment
-    has it.
+    """Positions before each move, the moves from the mover's side, the outcome for White, float64 [3] (None if the game
+    did not end), and the engine's evaluation after each move, for White, if a comment has it.
     """
 
     place: str = ""
     headers: dict[str, str] = field(default_factory=dict)
     records: list[Record] = field(default_factory=list)
     moves: list[int] = field(default_factory=list)
-    judged: list[float | None] = field(default_factory=list)  # centipawns for White after each move
+    judged: list[float | None] = field(default_factory=list)  # centipawns for White after each move, None if unknown
     result: np.ndarray | None = None
     fault: str = ""
     ended: bool = False
 
     @property
     def variant(self) -> str | None:
-        """The variant of chess that was played; None for chess itself."""
+        """The variant of chess; None for standard chess."""
         name = self.headers.get("Variant", "")
         return None if name.lower() in _STANDARD else name
 
     @property
     def start(self) -> chess.Board:
-        """The board that the game begins from."""
+        """The initial board."""
         return chess.Board(self.headers.get("FEN", chess.STARTING_FEN))
 
     @property
     def key(self) -> str:
-        """What equal games share."""
+        """Identical for equal games."""
         return " ".join([self.headers.get("FEN", ""), *map(str, self.moves)])
 
 
 class Reader(notation.BaseVisitor[Game]):
-    """Makes a Game of what python-chess's parser meets; variations are left out."""
+    """Builds a Game from the events of python-chess's parser; variations are left out."""
 
     def begin_game(self) -> None:
         self.game = Game()
@@ -69,18 +68,18 @@ class Reader(notation.BaseVisitor[Game]):
         return notation.SKIP if self.game.variant is not None else None
 
     def visit_board(self, board: chess.Board) -> None:
-        """The position that a game begins from, which a header may give."""
+        """Check the initial position, which a header may set."""
         if self.game.moves or self.game.fault or "FEN" not in self.game.headers:
             return
         if board.chess960:
-            self.game.headers["Variant"] = "Chess960"  # which its castling says, whatever its headers do
+            self.game.headers["Variant"] = "Chess960"  # identified by its castling, independent of its headers
         elif not board.is_valid():
-            self.game.fault = f"begins from {board.fen()!r}, which is not a chess position"
+            self.game.fault = f"starts from {board.fen()!r}, which is not a chess position"
 
     def parse_san(self, board: chess.Board, san: str) -> chess.Move:
         move = board.parse_san(san)
         if not move:
-            raise ValueError(f"{san!r} passes, which is not a chess move")
+            raise ValueError(f"{san!r} is a null move, which is not a chess move")
         return move
 
     def begin_variation(self) -> object:
@@ -102,7 +101,7 @@ class Reader(notation.BaseVisitor[Game]):
             try:
                 self.game.judged[-1] = read_score(found[1])
             except ValueError:
-                self.game.fault = f"has the evaluation {found[1]!r}, which is no number"
+                self.game.fault = f"has the evaluation {found[1]!r}, which is not a number"
 
     def visit_result(self, result: str) -> None:
         self.game.ended, self.game.result = True, result_of(result)
@@ -115,8 +114,8 @@ class Reader(notation.BaseVisitor[Game]):
 
 
 class _Handle:
-    """A file's lines as python-chess wants to read them, which counts them. Of blank lines one after the other it gives
-    the first: the parser takes long over each.
+    """A file's lines as python-chess reads them, numbered. Of consecutive blank lines only the first is returned,
+    because the parser is slow on each.
     """
 
     def __init__(self, file: File) -> None:
@@ -133,35 +132,35 @@ class _Handle:
 
 
 def games(file: File, skip_bad: bool = False) -> Iterator[Game]:
-    """The games of a file, variants of chess included (of which only headers are read). A UserError for a game with an
-    impossible move and for one that was cut off, unless these are to be passed over: then their `fault` says why.
+    """Yield the games of a file, including variants of chess (headers only). UserError for a game with an illegal move
+    and for one that is incomplete, unless `skip_bad` is set: then `fault` describes the problem.
     """
     handle = _Handle(file)
     started = 1
     while True:
         try:
             game = notation.read_game(handle, Visitor=Reader)  # type: ignore[arg-type]
-        except ValueError as error:  # headers that make no position: an illegal FEN, a variant that no one knows
+        except ValueError as error:  # headers without a position: an illegal FEN, an unknown variant
             game = Game(fault=str(error)[:_SAID], ended=True)
         if game is None:
             return
         game.place = f"{file}, the game from line {started} on"
         started = handle.number + 1
         if game.variant is None and not game.fault and not game.ended:
-            game.fault = "ends without a result, as a file does that was cut off"
+            game.fault = "ends without a result, like a truncated file"
         if game.variant is None and game.fault and not skip_bad:
-            raise UserError(f"{game.place}: {game.fault}; correct it, or pass such games over: task.skip_bad=true")
+            raise UserError(f"{game.place}: {game.fault}; correct it, or skip such games: task.skip_bad=true")
         yield game
 
 
 SET = "lichess-openings"
 _KINDS = (".tsv", ".pgn", ".epd")
-_LENGTHS = range(4, 13)  # half moves of openings that are taken from a table
+_LENGTHS = range(4, 13)  # accepted half moves of openings in a table
 
 
 def openings(paths: Sequence[Path] | None, count: int, seed: int) -> list[chess.Board]:
-    """`count` different boards with the moves that led to them, drawn by `seed`: from Lichess's named openings, or from
-    files (.tsv with a column pgn, .pgn, .epd). UserError for too few.
+    """Return `count` different boards with the moves that led to them, sampled with `seed`: from Lichess's named
+    openings, or from files (.tsv with a column pgn, .pgn, .epd). UserError for too few.
     """
     files = [file for path in paths or find_set(SET) for file in find_files(path, _KINDS)]
     known: dict[str, chess.Board] = {}
@@ -171,7 +170,7 @@ def openings(paths: Sequence[Path] | None, count: int, seed: int) -> list[chess.
             boards = [board_of(" ".join(line.split()[:4]), f"{file}, line {number}") for number, line in numbered]
         elif file.kind == ".tsv":
             boards = _of_table(file)
-        else:  # the moves of each game, as opening books in PGN have them; of longer ones the first 12 half moves
+        else:  # the moves of each game, as in opening books; at most the first 12 half moves
             boards = []
             for game in (game for game in games(file) if game.variant is None):
                 for number in game.moves[: _LENGTHS[-1]]:
@@ -188,12 +187,12 @@ def _of_table(file: File) -> list[chess.Board]:
     rows = (line.split("\t") for line in lines(file))
     header = next(rows, [])
     if "pgn" not in header:
-        raise UserError(f"{file} has no column 'pgn'; give a table of openings such as Lichess's")
+        raise UserError(f"{file} has no column 'pgn'; use a table of openings such as Lichess's")
     found = []
     for number, row in enumerate(rows, 2):
         game = notation.read_game(io.StringIO(row[header.index("pgn")])) if len(row) == len(header) else None
         if game is None or game.errors:
-            raise UserError(f"{file}, line {number}: these are no moves of an opening; correct the line")
+            raise UserError(f"{file}, line {number}: these are not the moves of an opening; correct the line")
         board = game.end().board()
         if len(board.move_stack) in _LENGTHS:
             found.append(board)

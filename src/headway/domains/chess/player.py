@@ -1,4 +1,4 @@
-"""A model that plays: by its policy alone, by the value of each move's position, or by a tree search."""
+"""A model that plays: by its policy alone, by the value of the position after each move, or by a tree search."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from headway.errors import UserError
 
 @dataclass(frozen=True)
 class Thought:
-    """What a player came to: lines, the best first, and how many positions it looked at."""
+    """The result of a search: lines, the best first, and the number of positions evaluated."""
 
     lines: list[SearchLine]
     nodes: int
@@ -31,10 +31,10 @@ Report = Callable[[list[SearchLine], int], None]
 
 
 class Player:
-    """Chooses moves by the opinions of a judge, which it keeps. None for `search` takes the strongest that the judge
+    """Chooses moves by an evaluator's cached evaluations. `search` None selects the strongest search that the evaluator
     allows.
 
-    Raises UserError for a search that needs what the judge does not say.
+    Raises UserError for a search that needs an output which the model lacks.
     """
 
     def __init__(self, judge: Judge, search: str | None = None, config: PuctConfig | None = None) -> None:
@@ -43,34 +43,34 @@ class Player:
         self.search_by(search)
 
     def search_by(self, search: str | None) -> None:
-        """Choose moves by this search from now on; what was found stays. UserErrors as at the start."""
+        """Choose moves by this search from now on, keeping the tree. UserErrors as in the constructor."""
         judge = self.judge
         chosen = search or ("puct" if judge.has_value else "policy")
         if chosen not in SEARCHES:
             raise UserError(f"there is no search {chosen!r}; use {', '.join(SEARCHES)}")
         if chosen != "policy" and not judge.has_value:
-            raise UserError(f"this model predicts no values, which the search {chosen} needs; use policy")
+            raise UserError(f"this model predicts no values, which the search {chosen} needs; use the search policy")
         if chosen == "policy" and not judge.has_policy:
-            raise UserError("this model says values only; use the search value or puct")
+            raise UserError("this model predicts only values; use the search value or puct")
         self.search = chosen
 
     def warm_up(self) -> None:
-        """Do what a model does at its first position only, so that no clock runs meanwhile, and time another one."""
+        """Do the work of a model's first evaluation before any clock runs, and time a second one."""
         for _ in range(2):
             self.judge.ask([place_of(chess.Board(), self.judge.history)])
 
     def use_threads(self, threads: int) -> None:
-        """Compute with so many of the processor's."""
+        """Set the number of CPU threads."""
         torch.set_num_threads(threads)
 
     def new_game(self) -> None:
-        """Forget what was found in the last one."""
+        """Forget the tree of the last game."""
         self.tree.clear()
 
     def think(
         self, board: chess.Board, limits: SearchLimits, report: Report | None = None, only: Sequence[chess.Move] = ()
     ) -> Thought:
-        """The best moves of a board. UserError where there are none to choose from."""
+        """Return the best moves of a board. UserError if it has no legal move."""
         if not any(board.generate_legal_moves()):
             raise UserError(f"there is no legal move in {board.fen()!r}; the game is over")
         if self.search == "puct":
@@ -81,8 +81,8 @@ class Player:
         return Thought(self._by_value(board, kept), len(kept))
 
     def by_policy(self, board: chess.Board) -> list[SearchLine]:
-        """All moves, the most probable first; `visits` are their probabilities in millionths. Moves that draw at once
-        by the rules stand last, unless a draw is all that is hoped for: a policy does not know what stood on the board.
+        """Return all moves, the most probable first; `visits` are their probabilities in millionths. Moves that draw at
+        once by the rules come last, unless a draw is the best hope: a policy does not know the repetitions.
         """
         place = place_of(board, self.judge.history)
         opinion = self.judge.judge([place])[0]
@@ -98,7 +98,7 @@ class Player:
         return sorted(lines, key=lambda line: _draws(board, line.moves[0]))
 
     def _by_value(self, board: chess.Board, moves: Sequence[chess.Move]) -> list[SearchLine]:
-        """The moves by what is thought of the positions after them; the rules say where the game is over there."""
+        """Return the moves by the evaluation of the positions after them; finished games are scored by the rules."""
         found: list[SearchLine] = []
         waiting: list[tuple[SearchLine, JudgedPosition]] = []
         after = board.copy()
@@ -124,6 +124,6 @@ def _draws(board: chess.Board, move: chess.Move) -> bool:
 
 
 def _drawn(board: chess.Board) -> bool:
-    """Whether the game is drawn here, by any rule."""
+    """Whether the game is drawn by any rule."""
     over = board.is_stalemate() or board.is_insufficient_material() or board.halfmove_clock >= 100
     return over or repetitions(board) >= 2

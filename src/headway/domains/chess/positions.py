@@ -1,4 +1,4 @@
-"""Positions to learn from, read once into a folder of memory-mapped arrays."""
+"""Training positions, read once into a folder of memory-mapped arrays."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from headway.domains.chess.rules import Record, positions_of
 from headway.domains.chess.sources import PositionRun, ReadTally, chess_files, samples
 from headway.errors import UserError
 
-_VERSION = 2  # of the arrays: a change of what they mean makes older caches unread
-_EARLIER = 7  # the most positions of a game that are looked back to
+_VERSION = 2  # version of the arrays; changing it invalidates older caches
+_EARLIER = 7  # maximum history of a position
 _AT_ONCE = 4096
 _TYPES = {
     "positions": POSITION,
-    "earlier": np.uint8,  # how many positions of the same game lie right before
+    "earlier": np.uint8,  # number of preceding positions of the same game
     "keys": np.uint64,
     "sides": np.uint8,
-    "values": np.float16,  # three a position
+    "values": np.float16,  # three per position
     "counts": np.uint16,  # of moves
     "moves": np.uint16,
     "worths": np.float16,
@@ -35,8 +35,8 @@ _TYPES = {
 
 
 class Targets(NamedTuple):
-    """What is known of positions: moves, int64 [B, K], the best first, -1 where there are fewer; the worth of each,
-    float32 [B, K]; (win, draw, loss), float32 [B, 3]. NaN where no one knows.
+    """Known targets of positions: moves, int64 [B, K], the best first, -1 as padding; the worth of each, float32 [B,
+    K]; (win, draw, loss), float32 [B, 3]. NaN if unknown.
     """
 
     moves: np.ndarray
@@ -45,7 +45,7 @@ class Targets(NamedTuple):
 
 
 class Positions:
-    """Records and targets by number."""
+    """Records and targets by index."""
 
     def __init__(self, folder: Path) -> None:
         info = read_info(folder)
@@ -63,7 +63,7 @@ class Positions:
         return len(self.positions)
 
     def records(self, rows: np.ndarray, history: int) -> tuple[list[np.ndarray], np.ndarray]:
-        """Positions [B], newest first, and which of the earlier ones there are, bool [B, history]."""
+        """Return positions [B], newest first, and which of the earlier ones exist, bool [B, history]."""
         known = self.earlier[rows][:, None] > np.arange(history)
         back = [rows, *(np.where(known[:, k], rows - k - 1, rows) for k in range(history))]
         return [np.asarray(self.positions[some]) for some in back], known
@@ -78,14 +78,15 @@ class Positions:
         return Targets(moves, worths, np.asarray(self.values[rows], np.float32))
 
     def split(self, config: SplitConfig) -> Sides:
-        """The positions of each split, int64 [N]; those of a game fall on the same side."""
+        """Return the positions of each split, int64 [N]; all positions of a game are in the same split."""
         return divided(np.asarray(self.keys), np.asarray(self.sides), config)
 
 
 def open_positions(paths: Sequence[Path | str], evals: float, skip_bad: bool) -> Positions:
-    """The positions of files, read into headway's cache the first time; what was passed over is said on stderr.
+    """Return the positions of files, cached on first use; reports skipped ones on stderr.
 
-    UserErrors: no positions that one can learn from, an illegal one, a game with impossible moves or without an end.
+    UserError if there are no usable positions, and for an illegal position or a game with illegal moves or without an
+    end.
     """
     files = chess_files(paths)
     folder = open_or_build(_place(files, evals, skip_bad), lambda part: _build(part, files, evals, skip_bad))
@@ -93,7 +94,7 @@ def open_positions(paths: Sequence[Path | str], evals: float, skip_bad: bool) ->
     tally = found.tally
     notes = [
         (tally.variants, f"of {tally.games:,} games are variants of chess and are left out"),
-        (tally.bad, f"of {tally.games:,} games are damaged: only what stands before the damage is used"),
+        (tally.bad, f"of {tally.games:,} games are damaged: only the part before the damage is used"),
         (tally.unlabelled, "positions have neither a move nor a value and are left out"),
     ]
     for count, text in notes:
@@ -101,13 +102,13 @@ def open_positions(paths: Sequence[Path | str], evals: float, skip_bad: bool) ->
             print(f"{count:,} {text}", file=sys.stderr, flush=True)
     if len(found) == 0:
         unlabelled = tally.unlabelled
-        remedy = "label them: headway data label" if unlabelled else "give others"
+        remedy = "label them: headway data label" if unlabelled else "use other files"
         raise UserError(f"{files[0]}: nothing to learn from ({unlabelled:,} positions have no move or value); {remedy}")
     return found
 
 
 def are_read(files: Sequence[File], evals: float, skip_bad: bool) -> bool:
-    """Whether these files have been read into the cache, so that to open them takes no time."""
+    """Whether these files are already cached, so that opening them takes no time."""
     return _place(files, evals, skip_bad).exists()
 
 
@@ -128,7 +129,7 @@ def _build(part: Path, files: Sequence[File], evals: float, skip_bad: bool) -> N
 
 
 class _PositionWriter:
-    """Collects samples and writes many at once."""
+    """Buffers samples and writes many at once."""
 
     def __init__(self, columns: Columns, side: int) -> None:
         self.columns, self.side = columns, side

@@ -1,4 +1,4 @@
-"""Models of chess at work."""
+"""Predictors of chess models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A tree search guided by a policy and a value, whose leaves are judged many at a time."""
+"""A tree search (PUCT) guided by a policy and a value, which evaluates leaves in batches."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ DRAW, LOST = np.array([0.0, 1.0, 0.0]), np.array([0.0, 0.0, 1.0])
 
 @dataclass(frozen=True)
 class PuctConfig:
-    """`explore` weighs the policy against the values found, growing with the logarithm of visits beyond `base`; a move
-    that was never tried is taken to be worse than its position by `unknown`, times the root of the policy tried. At
-    most `batch` leaves are judged at once, and no more than take `patience` seconds, so that a stop is heard. A search
-    ends after `most` nodes, some 2 kB each.
+    """`explore` weighs the policy against the values and grows with the logarithm of visits beyond `base`; an untried
+    move is assumed to be worse than its position by `unknown`, times the square root of the policy already tried. At
+    most `batch` leaves are evaluated at once, and no more than take `patience` seconds, so that a stop is noticed. A
+    search ends after `max_nodes` nodes of about 2 kB each.
     """
 
     explore: float = 0.8
@@ -32,7 +32,7 @@ class PuctConfig:
 
 
 class Node:
-    """A position whose moves have been judged. Scores are sums of expected scores of who is to move here."""
+    """A position with evaluated moves. Scores are sums of expected scores of the side to move."""
 
     __slots__ = ("children", "end", "moves", "outcome", "outcomes", "policy", "position", "scores", "virtual", "visits")
 
@@ -42,11 +42,11 @@ class Node:
         self.visits, self.virtual = np.zeros(len(moves), np.int64), np.zeros(len(moves), np.int64)
         self.scores, self.outcomes = np.zeros(len(moves)), np.zeros((len(moves), 3))
         self.children: list[Node | None] = [None] * len(moves)
-        self.outcome = DRAW  # of the position as it was judged
+        self.outcome = DRAW  # as evaluated
         self.end = False  # whether the game is over here
 
     def choose(self, config: PuctConfig) -> int:
-        """The place of the move to look at next (Silver et al. 2018; Rosin 2011)."""
+        """Return the index of the next move to explore (Silver et al. 2018; Rosin 2011)."""
         tried = self.visits + self.virtual
         total = int(tried.sum())
         here = expected_of(self.outcome)
@@ -56,7 +56,7 @@ class Node:
         return int((worth + rate * self.policy * math.sqrt(total + 1) / (1 + tried)).argmax())
 
     def best_first(self) -> np.ndarray:
-        """Places of the moves, the most visited first, then by policy."""
+        """Return indices of the moves, the most visited first, then by policy."""
         return np.lexsort((-self.policy, -self.visits))
 
 
@@ -65,14 +65,14 @@ def expected_of(outcome: np.ndarray) -> float:
 
 
 def outcome_here(board: chess.Board, moves: list[int]) -> np.ndarray | None:
-    """The outcome for who is to move where the game is over, by the rules that need no history."""
+    """Return the outcome for the side to move if the game is over, by the rules that need no history."""
     if not moves:
         return LOST if board.is_check() else DRAW
     return DRAW if board.halfmove_clock >= 100 or board.is_insufficient_material() else None
 
 
 def tell(path: list[tuple[Node, int]], outcome: np.ndarray) -> None:
-    """Tell all nodes of a way what was found at its end; each turn of the board turns the outcome."""
+    """Back up an outcome from the end of a path to all its nodes; it flips at each move."""
     for node, at in reversed(path):
         outcome = outcome[::-1]
         node.visits[at] += 1
@@ -86,7 +86,7 @@ def undo(path: list[tuple[Node, int]]) -> None:
 
 
 def find_mates(root: Node, board: chess.Board) -> None:
-    """Look at the moves that mate at once, whatever the policy thinks of them."""
+    """Try the moves that mate at once, independent of the policy."""
     after = board.copy(stack=False)
     for place, number in enumerate(root.moves):
         if root.children[place] is None:
@@ -99,7 +99,7 @@ def find_mates(root: Node, board: chess.Board) -> None:
 
 
 def restricted(root: Node, numbers: list[int]) -> Node:
-    """The root with some of its moves only."""
+    """Return the root with only some of its moves."""
     kept = [place for place, number in enumerate(root.moves) if number in numbers]
     found = Node(root.position, [root.moves[place] for place in kept])
     found.outcome, found.policy = root.outcome, root.policy[kept]
@@ -109,8 +109,8 @@ def restricted(root: Node, numbers: list[int]) -> Node:
 
 @dataclass
 class SearchLine:
-    """A move of the root: its visits, (win, draw, loss) of who makes it, and what is expected to follow, itself first;
-    `mates` where it mates at once.
+    """A move of the root: its visits, (win, draw, loss) of the mover, and the principal variation, starting with the
+    move; `mates` if it mates at once.
     """
 
     moves: list[chess.Move]
@@ -120,13 +120,13 @@ class SearchLine:
 
 
 class Tree:
-    """The search from one position of a game; what it found of the moves that are then played, it keeps."""
+    """The search from one position of a game; it keeps the subtree of the moves that are then played."""
 
     def __init__(self, judge: Judge, config: PuctConfig) -> None:
         self.judge, self.config = OpinionCache(judge), config
         self.root: Node | None = None
         self.board = chess.Board()
-        self.kept = 0  # looks at the root that an earlier search has left
+        self.kept = 0  # visits of the root from an earlier search
 
     def clear(self) -> None:
         self.root = None
@@ -138,7 +138,8 @@ class Tree:
         report: Callable[[list[SearchLine], int], None] | None = None,
         only: Sequence[chess.Move] = (),
     ) -> tuple[list[SearchLine], int]:
-        """Lines of the root, the best first, and the nodes looked at. `only` leaves the root no other moves."""
+        """Return lines of the root, the best first, and the evaluated nodes. `only` restricts the root to some moves.
+        """
         try:
             root = self._begin(board)
             if only:
@@ -153,11 +154,11 @@ class Tree:
                     report(self.lines(), nodes)
             return self.lines(), nodes
         except BaseException:
-            self.clear()  # what was under way is half counted
+            self.clear()  # an interrupted simulation leaves inconsistent counts
             raise
 
     def lines(self) -> list[SearchLine]:
-        """The moves of the root, the best first."""
+        """Return the moves of the root, the best first."""
         root, found = self.root, []
         if root is None:
             return []
@@ -179,10 +180,10 @@ class Tree:
             here, place, turn = child, int(child.best_first()[0]), not turn
 
     def _begin(self, board: chess.Board) -> Node:
-        """Make the board the root: the node that was found for it, or a new one."""
+        """Make the board the root: its existing node, or a new one."""
         found = self._kept(board)
         self.board = board.copy()
-        self.past: dict[Record, int] = {}  # how often each position stood, since it could last come back
+        self.past: dict[Record, int] = {}  # occurrences since the last irreversible move
         back = board.copy()
         for _ in range(min(len(back.move_stack), board.halfmove_clock)):
             back.pop()
@@ -196,7 +197,7 @@ class Tree:
         return found
 
     def _kept(self, board: chess.Board) -> Node | None:
-        """The node of a board that follows from the last one by moves that were looked at."""
+        """Return the node of a board that follows from the last root by explored moves."""
         before = len(self.board.move_stack)
         known = self.root is not None and self.board.root() == board.root()
         if not known or board.move_stack[:before] != self.board.move_stack:
@@ -212,7 +213,7 @@ class Tree:
 
     def _enough(self, root: Node, limits: SearchLimits, nodes: int) -> bool:
         if nodes == 0 and not root.visits.any():
-            return limits.stop.is_set()  # one look at least, however little time there is
+            return limits.stop.is_set()  # at least one simulation, even without time
         if limits.over or nodes >= (limits.nodes or self.config.most) or self.kept + nodes >= self.config.most:
             return True
         if limits.depth is not None:
@@ -222,8 +223,8 @@ class Tree:
         return only_one or any(child is not None and child.end and child.outcome is LOST for child in root.children)
 
     def _size(self, limits: SearchLimits, nodes: int) -> int:
-        """Leaves to judge at once: what fits into the time, and few while the tree is small. A search of so many nodes,
-        however long it takes, goes by them alone, so that it finds the same each time.
+        """Return how many leaves to evaluate at once: what fits into the time, and few while the tree is small. A
+        search with only a node limit ignores the time, so that it is reproducible.
         """
         size = min(self.config.batch, 1 + nodes // 4)
         if limits.nodes is None or limits.seconds is not None:
@@ -233,7 +234,7 @@ class Tree:
         return min(size, max(1, room))
 
     def _simulate(self, root: Node, size: int) -> tuple[bool, int]:
-        """Look at up to `size` leaves. Whether anything was found, and how many there were."""
+        """Evaluate up to `size` leaves. Return whether anything was found, and how many."""
         waiting: list[tuple[list[tuple[Node, int]], Node, JudgedPosition]] = []
         pending: set[int] = set()
         done = 0
@@ -243,7 +244,7 @@ class Tree:
                 tell(path, outcome)
                 done += 1
             elif leaf is None or place is None:
-                undo(path)  # it ends where another one of this batch does: they would learn the same
+                undo(path)  # it ends at a leaf that is already in this batch
                 break
             else:
                 pending.add(id(leaf))
@@ -262,8 +263,8 @@ class Tree:
     def _descend(
         self, root: Node
     ) -> tuple[list[tuple[Node, int]], Node | None, JudgedPosition | None, np.ndarray | None]:
-        """Down to a position that has not been judged: the way there, its node and what is to be judged; or, where the
-        game ends, its outcome for who would be to move.
+        """Descend to a position without an evaluation: return the path, its node and the evaluator's input; or, if the
+        game ends, the outcome for the side to move.
         """
         board, node = self.board.copy(stack=self.judge.history), root
         path: list[tuple[Node, int]] = []
@@ -280,7 +281,7 @@ class Tree:
             child = node.children[at]
             position = child.position if child is not None else record(board)
             key = same(position)
-            if key in stood or key in self.past:  # what comes back has gained nothing
+            if key in stood or key in self.past:  # a repetition gains nothing
                 undo(path)
                 return path, None, None, DRAW
             stood.add(key)
@@ -298,7 +299,7 @@ class Tree:
             node = child
 
     def _place(self, board: chess.Board, trail: list[Record], node: Node) -> JudgedPosition:
-        """What is to be judged: the position and those before it, in the tree and then in the game."""
+        """Return the evaluator's input: the position and those before it, in the tree and then in the game."""
         count = self.judge.history
         records = list(reversed(trail[-(count + 1) :])) or [node.position]
         if len(records) <= count:

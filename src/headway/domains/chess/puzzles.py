@@ -1,4 +1,4 @@
-"""Puzzles: positions with one best move, or lines of them."""
+"""Puzzles: positions with one best move, or sequences of them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from headway.metrics import wilson
 
 @dataclass(frozen=True)
 class Puzzle:
-    """A position and what is to be found: for each move of the solver those that are right, and the answer to it."""
+    """A position and its solution: for each move of the solver the correct ones, and the opponent's answers."""
 
     place: str
     board: chess.Board
@@ -29,19 +29,19 @@ class Puzzle:
 
 
 def puzzles(path: Path) -> Iterator[Puzzle]:
-    """The puzzles of a CSV: a position and its best moves, or Lichess's, whose first move is the opponent's. UserError
-    for a position or a move that is none.
+    """Yield the puzzles of a CSV: a position and its best moves, or Lichess's, whose first move is the opponent's.
+    UserError for an invalid position or move.
     """
     for file in unpacked(find_files(path, KINDS), KINDS):
         if file.kind != ".csv":
-            raise UserError(f"{file} holds no puzzles; give a .csv of position and bestmove, or Lichess's")
+            raise UserError(f"{file} contains no puzzles; pass a .csv of position and bestmove, or Lichess's")
         for where, row, (position, move) in rows_of(file, POSITION_NAMES, MOVE_NAMES):
             board, moves = board_of(row[position], where), found_moves(row[move], where)
             if move.lower() != "moves":
                 yield Puzzle(where, board, [[move_named(board, text, where) for text in moves]], [])
                 continue
             if len(moves) < 2:
-                raise UserError(f"{where}: {row[move]!r} is one move; give the opponent's move and the answer")
+                raise UserError(f"{where}: {row[move]!r} is one move; write the opponent's move and the answer")
             line, along = [], board.copy()
             for text in moves:
                 line.append(move_named(along, text, where))
@@ -57,10 +57,10 @@ def solve(
     limit: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """How many of the puzzles of a file the player solves, within `limits` for each move. A mate is as good as another.
+    """Return how many puzzles of a file the player solves, within `limits` per move. Any mate counts as correct.
 
-    `puzzle_accuracy` with its interval, `samples`, `first_move_accuracy`, `illegal_moves` (there are none, or it is a
-    fault) and positions looked at a second.
+    `puzzle_accuracy` with its interval, `samples`, `first_move_accuracy`, `illegal_moves` (anything but 0 is a bug) and
+    positions evaluated per second.
     """
     solved = first = illegal = count = nodes = 0
     started = time.monotonic()
@@ -84,7 +84,7 @@ def solve(
         if progress is not None and count % 50 == 0:
             progress(count, solved)
     if count == 0:
-        raise UserError(f"{path} holds no puzzles; give a .csv of position and bestmove")
+        raise UserError(f"{path} contains no puzzles; pass a .csv of position and bestmove")
     seconds = time.monotonic() - started
     return {
         "puzzle_accuracy": solved / count,
@@ -98,17 +98,17 @@ def solve(
 
 
 def _next(given: Iterator[Puzzle], count: int, solved: int) -> Puzzle | None:
-    """The next puzzle; a UserError for one that is none says what the others before it came to."""
+    """Return the next puzzle; a UserError for an invalid one includes the score so far."""
     try:
         return next(given, None)
     except UserError as error:
         if not count:
             raise
-        raise UserError(f"{error}; of the {count:,} puzzles before it {solved:,} are solved") from error
+        raise UserError(f"{error}; of the {count:,} puzzles before it, {solved:,} were solved") from error
 
 
 def mates_as_well(board: chess.Board, move: chess.Move, right: list[chess.Move]) -> bool:
-    """Whether the move mates, as the right one does."""
+    """Whether the move mates, like the correct one."""
 
     def ends(choice: chess.Move) -> bool:
         after = board.copy(stack=False)

@@ -1,4 +1,4 @@
-"""Recipes for chess, and how a player of a user's games or positions is fitted to their amount and to the time."""
+"""Recipes for chess, and how they scale with the user's data and time."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from headway.nn.models.presets import searchless, squares
 
 
 def chess() -> Recipe:
-    """Any games or labelled positions of the user's."""
+    """Train on the user's games or labelled positions."""
     return Recipe(
         name="chess",
         domain="chess",
-        description="chess from games or positions labelled by an engine: .pgn, .epd or .csv of position and bestmove",
+        description="chess from games or engine-labelled positions: .pgn, .epd or .csv of position and bestmove",
         data=(),
         model=squares(width=128, depth=5, heads=4),
         task=ChessConfig(),
@@ -34,18 +34,18 @@ def chess() -> Recipe:
 
 
 def chess_searchless() -> Recipe:
-    """The same data by the tokens of a FEN, without search (Ruoss et al. 2024), in a small size."""
+    """Train on the same data with the tokens of a FEN, without search (Ruoss et al. 2024), at a small size."""
     return Recipe(
         name="chess-searchless",
         domain="chess",
-        description="chess from the tokens of a FEN and a move to its value in 128 bins, on the same data",
+        description="value of a chess move in 128 bins, from the tokens of a FEN and the move, on the same data",
         data=(),
         model=searchless(width=128, depth=4, heads=4),
         task=SearchlessConfig(),
         optim=AdamWConfig(lr=1e-3, betas=(0.9, 0.98)),
         schedule=CosineConfig(warmup=0.02, floor=0.0),
         train=TrainConfig(steps=4000, batch_size=128, evaluate_limit=2048),
-        expected="to compare with; the published sizes are chess-9m, chess-136m and chess-270m",
+        expected="a baseline; the published sizes are chess-9m, chess-136m and chess-270m",
     )
 
 
@@ -55,17 +55,17 @@ RECIPES = (chess, chess_searchless)
 _SHAPES = (
     (32, 2, 2), (48, 3, 2), (64, 3, 4), (96, 4, 4), (128, 5, 4), (192, 6, 6), (256, 8, 8), (384, 8, 12), (512, 10, 16),
 )  # fmt: skip
-_PLIES = 60  # positions of a game, about
-_TRIED = 200  # samples of a file that are read to tell how long all take
-_MEASURED = 64  # positions of a step whose time is taken
-_JUDGED = (256, 4096)  # the fewest and the most positions of an evaluation
-_READING = 0.5  # of the minutes is the most that reading may take
+_PLIES = 60  # positions per game, about
+_TRIED = 200  # samples per file that are read to estimate the total time
+_MEASURED = 64  # positions per timed step
+_JUDGED = (256, 4096)  # minimum and maximum positions per evaluation
+_READING = 0.5  # maximum share of the minutes for reading
 
 
 @dataclass(frozen=True)
 class BoardsScale(Scale):
-    """A position is one target, of more bits than a token and 64 times its work, and feeds a larger model; more minutes
-    let more positions be judged.
+    """A position is one target with more bits than a token and 64 times its work, and supports a larger model; more
+    minutes allow more positions per evaluation.
     """
 
     law: Law = field(default_factory=lambda: Law(excess=40.0))
@@ -83,14 +83,14 @@ class BoardsScale(Scale):
         few, many = _JUDGED
         judged = min(many, max(few, 2 ** round(math.log2(few * minutes))))
         settings = {**self.held_out(count, 2 * judged), "train.evaluate_limit": judged, self.batch: _MEASURED}
-        return Settled(settings, f"of about {count:,} positions at most {judged:,} are judged at an evaluation")
+        return Settled(settings, f"of about {count:,} positions, at most {judged:,} are used per evaluation")
 
     def regularised(self, recipe: Recipe, epochs: float, crowd: float) -> Settings:
         return {"model.dropout": 0.0 if epochs < 4 else 0.1 if epochs < 12 else 0.2}
 
 
 def _counted(task: GamesConfig, paths: Sequence[Path], minutes: float) -> int:
-    """About how many positions there are. UserError where reading them for the first time would take too long."""
+    """Estimate the number of positions. UserError if reading them for the first time would take too long."""
     from headway.domains.chess.positions import are_read
     from headway.domains.chess.sources import ReadTally, chess_files, samples
 
@@ -106,15 +106,15 @@ def _counted(task: GamesConfig, paths: Sequence[Path], minutes: float) -> int:
         seconds += (time.perf_counter() - begun) * max(1.0, number / max(1, tried))
     if seconds > _READING * 60 * minutes:
         raise UserError(
-            f"to read about {count:,} positions for the first time takes about {digits(seconds / 60)} of the "
-            f"{minutes:g} minutes; give {digits(seconds / 60 / _READING)} --minutes or more, or fewer files: what was "
-            "read is kept, and the next run needs no time for it"
+            f"reading about {count:,} positions for the first time takes about {digits(seconds / 60)} of the "
+            f"{minutes:g} minutes; set --minutes to {digits(seconds / 60 / _READING)} or more, or use fewer files (the "
+            "next run reads them from the cache)"
         )
     return count
 
 
 def _samples(file: File) -> int:
-    """Games of a file of games, each with a block of tags, else its lines."""
+    """Count the games of a PGN file, by their blocks of tags, or the lines of others."""
     if file.kind != ".pgn":
         return sum(1 for _ in lines(file))
     tags = (line.startswith("[") for line in lines(file))

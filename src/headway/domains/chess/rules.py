@@ -1,5 +1,5 @@
-"""The rules of chess are python-chess's (extra `chess`); here is what joins its boards to records and numbers, and
-positions with operations (EPD), as test suites have them, also in the notation of their older ones.
+"""Boards, moves and positions: conversions between python-chess (extra `chess`), which knows the rules, and headway's
+records and move ids; and positions with operations (EPD), as in test suites, including older notations.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ try:
     import chess.pgn
     import chess.svg
 except ImportError:
-    raise UserError("chess needs the package chess (GPL-3.0+); pip install 'headway[chess]'") from None
+    raise UserError("chess needs the package chess (GPL-3.0+); run pip install 'headway[chess]'") from None
 
-notation, drawing = chess.pgn, chess.svg  # for those who import all from here
-Record = tuple[int, ...]  # eight bit boards and five states, in the order of `from_bitboards`
+notation, drawing = chess.pgn, chess.svg  # re-exported
+Record = tuple[int, ...]  # eight bitboards and five states, in the order of `from_bitboards`
 
 
 _RANK = "[1-8pnbrqkPNBRQK]{1,8}"
@@ -37,7 +37,7 @@ _RIGHTS = ((chess.BB_H1, 2), (chess.BB_A1, 4), (chess.BB_H8, 8), (chess.BB_A8, 1
 
 
 def record(board: chess.Board, repeated: int = 0) -> Record:
-    """A position as plain numbers; `repeated` is how often it stood on the board before."""
+    """Return a position as integers; `repeated` is how often it occurred on the board before."""
     rights = board.clean_castling_rights()
     flags = int(not board.turn) + sum(flag for square, flag in _RIGHTS if rights & square)
     passed = board.ep_square if board.ep_square is not None and board.has_legal_en_passant() else NOWHERE
@@ -49,43 +49,43 @@ def record(board: chess.Board, repeated: int = 0) -> Record:
 
 
 def same(position: Record) -> Record:
-    """What makes two positions of a game the same: all but the counters."""
+    """Return what makes two positions of a game equal: everything but the counters."""
     return position[:10]
 
 
 def positions_of(records: Sequence[Record]) -> np.ndarray:
-    """Records as POSITION [N]."""
+    """Return records as POSITION [N]."""
     boards = np.array([position[:8] for position in records], np.uint64).reshape(-1, 8)
     states = np.array([position[8:] for position in records], np.int64).reshape(-1, 5)
     return from_bitboards(boards, states)
 
 
 def number_of(move: chess.Move, turn: chess.Color) -> int:
-    """A move's number from the side of who makes it."""
+    """Return a move's id from the mover's side."""
     number = _INDEX[move.from_square | move.to_square << 6 | (move.promotion or 0) << 12]
     return number if turn else _MIRROR[number]
 
 
 def legal_numbers(board: chess.Board) -> list[int]:
-    """The numbers of all legal moves, from the side of who is to move."""
+    """Return the ids of all legal moves, from the mover's side."""
     return [number_of(move, board.turn) for move in board.generate_legal_moves()]
 
 
 def move_of(number: int, turn: chess.Color) -> chess.Move:
-    """The move of a number from the side of who makes it."""
+    """Return the move of an id from the mover's side."""
     return chess.Move.from_uci(MOVES[number if turn else _MIRROR[number]])
 
 
 def board_of(fen: str, where: str = "") -> chess.Board:
-    """The board of a FEN. UserError for what is no FEN, for a position that the rules forbid and for Chess960."""
+    """Return the board of a FEN. UserError for an invalid FEN, an illegal position, and Chess960."""
     front = f"{where}: " if where else ""
     if len(fen) > _LONGEST_FEN:
         raise UserError(
-            f"{front}FEN {fen[:40]!r}... has {len(fen):,} characters, and none has {_LONGEST_FEN}; correct it"
+            f"{front}FEN {fen[:40]!r}... has {len(fen):,} characters, at most {_LONGEST_FEN} are possible; correct it"
         )
     try:
         board = chess.Board(fen) if _PLAIN.fullmatch(fen) else _parsed(fen, front)
-    except ValueError:  # ranks of another length than 8
+    except ValueError:  # ranks that are not 8 squares long
         board = _parsed(fen, front)
     status = board.status()
     if status != chess.STATUS_VALID:
@@ -95,7 +95,7 @@ def board_of(fen: str, where: str = "") -> chess.Board:
 
 
 def _parsed(fen: str, front: str) -> chess.Board:
-    """The board of a FEN that is not as usual: its counters are missing, or something is wrong with it."""
+    """Parse an unusual FEN: its counters are missing, or something is wrong with it."""
     try:
         parse(fen)
     except UserError as error:
@@ -107,22 +107,22 @@ def _parsed(fen: str, front: str) -> chess.Board:
 
 
 def move_named(board: chess.Board, text: str, where: str = "") -> chess.Move:
-    """A legal move written as e2e4 or as Nf3. UserError for what is unknown or illegal here."""
+    """Return a legal move written as e2e4 or as Nf3. UserError for an unknown or illegal one."""
     front = f"{where}: " if where else ""
     coordinates = _COORDINATES.fullmatch(text) is not None
     try:
-        move = board.parse_uci(text) if coordinates else board.parse_san(text)  # e1h1, as some write castling, is e1g1
+        move = board.parse_uci(text) if coordinates else board.parse_san(text)  # castling written as e1h1 becomes e1g1
     except ValueError as error:
         known = coordinates or isinstance(error, (chess.IllegalMoveError, chess.AmbiguousMoveError))
         kind = "not a legal move" if known else "not a chess move"
         raise UserError(f"{front}{text!r} is {kind} in {board.fen()!r}; {_REMEDY[coordinates]}") from None
     if not move:
-        raise UserError(f"{front}{text!r} passes, which is not a chess move; correct it")
+        raise UserError(f"{front}{text!r} is a null move, which is not a chess move; correct it")
     return move
 
 
 _OPERATION = re.compile(r'[\s;]*(\w+)((?:\s+(?:"[^"]*(?:"|$)|[^\s;"]+))*)\s*(?:;|$)')
-_COUNTERS = re.compile(r"^\d+\s+\d+\s*(?=$|[A-Za-z])")  # of a FEN, before the operations
+_COUNTERS = re.compile(r"^\d+\s+\d+\s*(?=$|[A-Za-z])")  # counters of a FEN, before the operations
 _TAIL = re.compile(r"(?:\+|#|[!?]|ch|mate|dis|dbl|\(?e\.?p\.?\)?)+$")
 _LONGEST = 20  # characters of a move
 _LONGEST_LINE = 1 << 16  # characters
@@ -131,9 +131,9 @@ _PROMOTION = re.compile(r"(?<=[a-h][18])[=/(]?([QRBN])\)?$")
 
 
 def board_and_rest(line: str, where: str) -> tuple[chess.Board, str]:
-    """The board of a line and what stands after it. UserError for a position that is none."""
+    """Return the board of a line and the rest of it. UserError for an invalid position."""
     if len(line) > _LONGEST_LINE:
-        raise UserError(f"{where} has {len(line):,} characters; write a position and its operations in a line")
+        raise UserError(f"{where} has {len(line):,} characters; write one position and its operations per line")
     parts = line.split(maxsplit=4)
     rest = parts[4].strip() if len(parts) > 4 else ""
     counters = _COUNTERS.match(rest)
@@ -142,7 +142,7 @@ def board_and_rest(line: str, where: str) -> tuple[chess.Board, str]:
 
 
 def operations_of(text: str, where: str) -> dict[str, str]:
-    """What each operation says, without the quotes around it. UserError for what is none."""
+    """Return the value of each operation, without quotes. UserError for invalid operations."""
     found: dict[str, str] = {}
     at, end = 0, len(text.rstrip("; \t"))
     while at < end:
@@ -155,8 +155,8 @@ def operations_of(text: str, where: str) -> dict[str, str]:
 
 
 def moves_of(board: chess.Board, text: str, where: str) -> list[chess.Move]:
-    """The moves of an operation: Nf3, e2e4, and as older suites have them: Rd8+, Ng1-f3, 0-0, N:e4, e8(Q), Qh7mate.
-    UserError for one that is not legal.
+    """Return the moves of an operation: Nf3, e2e4, and as in older suites: Rd8+, Ng1-f3, 0-0, N:e4, e8(Q), Qh7mate.
+    UserError for an illegal one.
     """
     return [_suite_move(board, word, where) for word in text.replace(",", " ").split() if not _TAIL.fullmatch(word)]
 

@@ -1,4 +1,4 @@
-"""Learning chess from the tokens of a FEN, by one head: Ruoss et al. 2024."""
+"""Chess from the tokens of a FEN, with one head (Ruoss et al. 2024)."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from headway.learn.objective import judged
 from headway.metrics import wilson
 from headway.nn.models import Loss, ModelConfig, PooledHeadConfig, Transformer, TransformerConfig
 
-_SPREAD, _ROUND = 2_654_435_761, 1_000_003  # neighbours begin with different moves
+_SPREAD, _ROUND = 2_654_435_761, 1_000_003  # hash, so that neighbouring positions start with different moves
 
 
 class Fens(PositionRows):
-    """Tokens of the positions that know what the target is, and of a move where its worth is to be said; the move, or
-    the bin of the score.
+    """Tokens of the positions whose target is known, and of a move if its value is the target; the labels are the move,
+    or the bin of the score.
     """
 
     def __init__(self, config: SearchlessConfig, recipe: Recipe, source: Positions) -> None:
@@ -43,23 +43,23 @@ class Fens(PositionRows):
         }[config.target]
         found = source.split(config.split)
         sides = Sides({side: rows[known[rows]] for side, rows in found.items()}, found.removed)
-        what, give = f"positions that {config.target} is learnt from", "games with results, or evaluations, in files"
+        what, give = f"positions with a target {config.target}", "games with results, or evaluations, in files"
         super().__init__(recipe, source, Splits(sides, np.flatnonzero(known), what, give))
         self.target, self.bins = config.target, config.bins
 
     def adapt(self, model: ModelConfig) -> ModelConfig:
-        """`model` with the symbols of moves; UserError for one that does not read symbols both ways, and where there is
-        nothing to learn.
+        """Return `model` with the vocabulary of moves; UserError for a model that is not bidirectional over tokens, and
+        if there is no training data.
         """
         for split in ("train", "validation"):
             self.splits.rows(split)
         if not isinstance(model, TransformerConfig) or not isinstance(model.heads.get(HEAD), PooledHeadConfig):
-            raise UserError("this model reads no tokens of a FEN; use chess-9m, chess-136m or chess-270m")
+            raise UserError("this model does not read tokens of a FEN; use chess-9m, chess-136m or chess-270m")
         return replace(model, symbols=len(MOVES))
 
     def take(self, rows: np.ndarray, chance: Chance | None = None) -> Batch:
-        """Of several moves with values one is taken: which one depends on the position's number and, by its place in
-        the stream of samples, on the epoch.
+        """Of several moves with values, one is selected, depending on the position's index and on the epoch (from the
+        index in the stream of samples).
         """
         positions, targets = np.asarray(self.source.positions[rows]), self.source.targets(rows)
         if self.target == "state_value":
@@ -80,7 +80,7 @@ class MoveOrBin(PositionObjective[Fens]):
     """Cross-entropy of a move or of the bin of an expected score."""
 
     def __init__(self, target: Target, outputs: int) -> None:
-        """`outputs` are the moves or bins that there are."""
+        """`outputs` is the number of moves or bins."""
         self.target: Target = target
         self.outputs = outputs
 
@@ -88,8 +88,8 @@ class MoveOrBin(PositionObjective[Fens]):
         return TokenJudge(cast(Transformer, model), self.target)
 
     def adapt(self, model: ModelConfig, examples: Fens) -> ModelConfig:
-        """`model` with the outputs of this target."""
-        assert isinstance(model, TransformerConfig)  # as the examples have seen
+        """Return `model` with the outputs of this target."""
+        assert isinstance(model, TransformerConfig)  # checked by the examples
         head = replace(cast(PooledHeadConfig, model.heads[HEAD]), outputs=self.outputs)
         return replace(model, heads={**model.heads, HEAD: head})
 
@@ -98,9 +98,7 @@ class MoveOrBin(PositionObjective[Fens]):
         return {"loss": Loss(total, batch.tokens)}
 
     def judge(self, model: nn.Module, examples: Fens, split: str, limit: int | None = None) -> dict[str, Any]:
-        """Nats a position, how often the right move or bin is the most probable, and the mean error of an expected
-        score.
-        """
+        """Return nats per position, the accuracy of moves or bins, and the mean error of the expected score."""
         nats, hits, error, some = 0.0, 0, 0.0, examples.of(split).some(limit)
         for _, batch in judged(model, some):
             logits = said(model, *batch.inputs)
@@ -115,5 +113,5 @@ class MoveOrBin(PositionObjective[Fens]):
 
 
 def bins_of(scores: np.ndarray, bins: int) -> np.ndarray:
-    """The bin, int64, of expected scores between 0 and 1, or of worths, whose mates are in the outermost."""
+    """Return the bin, int64, of expected scores from 0 to 1, or of worths, whose mates are in the outermost bins."""
     return np.clip((scores * bins).astype(np.int64), 0, bins - 1)

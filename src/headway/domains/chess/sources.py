@@ -1,4 +1,4 @@
-"""Positions with what is known of them, from files as chess players have them: PGN, EPD, puzzles and labels in CSV."""
+"""Read positions with their targets from PGN, EPD, puzzles and labels in CSV."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ from headway.received import place_of
 
 _LOG = logger(__name__)
 KINDS = (".pgn", ".epd", ".csv", ".zip")
-POSITION_NAMES, MOVE_NAMES = ("position", "fen"), ("bestmove", "moves")  # of columns, in any case
+POSITION_NAMES, MOVE_NAMES = ("position", "fen"), ("bestmove", "moves")  # column names, case-insensitive
 _MOVE = re.compile(r"[a-h][1-8][a-h][1-8][nbrq]?")
 
 
 @dataclass
 class PositionRun:
-    """Positions that follow each other in a game, or a single one.
+    """Consecutive positions of a game, or a single one.
 
     For each: the moves to learn, the best or played one first, from the mover's side; the worth of each move
-    (`values.worth`), NaN where no one knows; and (win, draw, loss) of the mover, NaN where no one knows. `key` is what
-    equal ones share.
+    (`win_probability.worth`), NaN if unknown; and (win, draw, loss) of the mover, NaN if unknown. `key` is the same for
+    equal runs.
     """
 
     key: str
@@ -57,7 +57,7 @@ class PositionRun:
 
 @dataclass
 class ReadTally:
-    """What was read and what was passed over, for people."""
+    """Counts of read and skipped items, for a report."""
 
     games: int = 0
     variants: int = 0
@@ -70,15 +70,17 @@ UNKNOWN = np.full(3, math.nan)
 
 
 def chess_files(paths: Sequence[Path | str]) -> list[File]:
-    """The files of chess that paths give. UserError for none and for what cannot be read."""
+    """Return the chess files at `paths`. UserError if there are none, or if one cannot be read."""
     if not paths:
-        raise UserError("no files of chess are given; name at least one .pgn, .epd or .csv")
+        raise UserError("there are no chess files; pass at least one .pgn, .epd or .csv")
     found = unpacked((f for path in paths for f in find_files(place_of(path), KINDS)), KINDS)
     return honoured(found)
 
 
 def samples(file: File, evals: float, skip_bad: bool, tally: ReadTally) -> Iterator[PositionRun]:
-    """The samples of a file. `evals` is the weight of an engine's judgement in a game's comments beside its result."""
+    """Yield the samples of a file. `evals` is the weight of an engine's evaluation in comments relative to the game's
+    result.
+    """
     if file.kind == ".pgn":
         for game in games(file, skip_bad):
             tally.games += 1
@@ -95,8 +97,8 @@ def samples(file: File, evals: float, skip_bad: bool, tally: ReadTally) -> Itera
 
 
 def bare_positions(file: File) -> Iterator[tuple[chess.Board, str]]:
-    """The positions of a file, whatever is known of them: those of a game before each move, and those of a list; and a
-    name of the game, "" where there is none. Of damaged games what stands before the damage, with a warning.
+    """Yield the positions of a file without targets: of a game those before each move, or those of a list; and an id of
+    the game, "" if there is none. Damaged games yield the part before the damage, with a warning.
     """
     if file.kind == ".pgn":
         damaged = 0
@@ -108,7 +110,7 @@ def bare_positions(file: File) -> Iterator[tuple[chess.Board, str]]:
                     yield board.copy(stack=False), name
                     board.push(move_of(number, board.turn))
         if damaged:
-            _LOG.warning("%s: %d damaged games; of them what stands before the damage is taken", file, damaged)
+            _LOG.warning("%s: %d damaged games; using the part before the damage", file, damaged)
         return
     if file.kind == ".epd":
         for number, line in enumerate(lines(file), 1):
@@ -120,7 +122,7 @@ def bare_positions(file: File) -> Iterator[tuple[chess.Board, str]]:
 
 
 def _of_game(game: Game, evals: float) -> PositionRun:
-    """The move played at each position; its worth is the judgement after it, and the value a mean of judgement and
+    """The move played at each position; its worth is the evaluation after it, and the value a mean of evaluation and
     result.
     """
     found = PositionRun(game.key, game.records, [[move] for move in game.moves])
@@ -132,7 +134,7 @@ def _of_game(game: Game, evals: float) -> PositionRun:
         if before is not None and game.result is not None:
             value = evals * before + (1 - evals) * game.result
         found.values.append(value[::-1] if black else value)
-        played = math.nan  # what the move is worth, by the judgement after it or else by the game's result
+        played = math.nan  # the move's worth by the evaluation after it, otherwise by the game's result
         if after is not None:
             played = float(worth(-after if black else after))
         elif game.result is not None:
@@ -150,7 +152,7 @@ def _single(
 
 
 def _of_epd(file: File) -> Iterator[PositionRun]:
-    """Best moves (bm) and evaluations in centipawns (ce) of who is to move."""
+    """Yield best moves (bm) and evaluations in centipawns (ce) from the mover's side."""
     for number, line in enumerate(lines(file), 1):
         if not line.strip():
             continue
@@ -164,14 +166,14 @@ def _of_epd(file: File) -> Iterator[PositionRun]:
 
 
 def _of_csv(file: File) -> Iterator[PositionRun]:
-    """Labels of an engine (position, bestmove, scores, wdl), positions with best moves, and Lichess's puzzles, whose
-    first move is the opponent's.
+    """Yield an engine's labels (position, bestmove, scores, wdl), positions with best moves, and Lichess's puzzles,
+    whose first move is the opponent's.
     """
     for where, row, (position, move) in rows_of(file, POSITION_NAMES, MOVE_NAMES):
         board = board_of(row[position], where)
         moves = found_moves(row[move], where)
         if move.lower() == "moves":
-            key = board.epd()  # one of all its positions, so that they stand on the same side of a split
+            key = board.epd()  # shared by all its positions, so that they are in the same split
             for place, text in enumerate(moves):
                 played = move_named(board, text, where)
                 if place % 2:
@@ -197,7 +199,7 @@ def _of_label(board: chess.Board, row: dict[str, str], where: str) -> PositionRu
     if row.get("wdl"):
         parts = [_number(part, where) for part in row["wdl"].split()]
         if len(parts) != 3 or not 999 <= sum(parts) <= 1001:
-            raise UserError(f"{where}: {row['wdl']!r} is no win, draw and loss of together 1000; correct it")
+            raise UserError(f"{where}: {row['wdl']!r} is not a win, draw and loss that sum to 1000; correct it")
         value = np.array(parts) / sum(parts)
     else:
         value = outcome(scores[0])
@@ -205,15 +207,15 @@ def _of_label(board: chess.Board, row: dict[str, str], where: str) -> PositionRu
 
 
 def found_moves(text: str, where: str) -> list[str]:
-    """The moves in a cell. UserError for none."""
+    """Return the moves in a cell. UserError if there are none."""
     found = _MOVE.findall(text)
     if not found:
-        raise UserError(f"{where}: {text[:60]!r} holds no move; write moves as e2e4")
+        raise UserError(f"{where}: {text[:60]!r} contains no move; write moves as e2e4")
     return found
 
 
 def _number(text: str, where: str) -> float:
-    """Centipawns: a number, or a mate as #3 and #-3."""
+    """Parse centipawns: a number, or a mate as #3 and #-3."""
     try:
         return read_score(text) if text.startswith("#") else float(text)
     except ValueError:
@@ -221,7 +223,7 @@ def _number(text: str, where: str) -> float:
 
 
 def rows_of(file: File, *wanted: Sequence[str]) -> Iterator[tuple[str, dict[str, str], list[str]]]:
-    """Where a row stands, its values by name, and the name of each column that is `wanted`, by one of its names."""
+    """Yield a row's location, its values by name, and for each of `wanted` the name of the matching column."""
     reader = csv.reader((line + "\n" for line in lines(file)), strict=True)
     try:
         header = next(reader, [])
@@ -230,7 +232,7 @@ def rows_of(file: File, *wanted: Sequence[str]) -> Iterator[tuple[str, dict[str,
         for row in reader:
             where = f"{file}, line {reader.line_num}"
             if len(row) != len(header):
-                raise UserError(f"{where} has {len(row)} columns and the header {len(header)}; correct it")
+                raise UserError(f"{where} has {len(row)} columns, but the header has {len(header)}; correct it")
             yield where, dict(zip(header, row)), names
     except csv.Error as error:
         raise UserError(f"{file}, line {reader.line_num} cannot be read ({error}); check its quotes") from error
@@ -241,5 +243,5 @@ def _column(file: File, header: Iterable[str], wanted: Sequence[str]) -> str:
     if found is None:
         names = " or ".join(map(repr, wanted))
         known = nearest(wanted[0], header) if header else "it is empty"
-        raise UserError(f"{file} has no column {names} ({known}); give a header such as position,bestmove")
+        raise UserError(f"{file} has no column {names} ({known}); add a header such as position,bestmove")
     return found

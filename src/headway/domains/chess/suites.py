@@ -1,4 +1,4 @@
-"""Test suites: positions with the moves that are best (bm) and those to avoid (am), in EPD."""
+"""Test suites in EPD: positions with best moves (bm) and moves to avoid (am)."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from headway.errors import UserError
 from headway.metrics import wilson
 
 _KINDS = (".epd", ".zip")
-_LONGEST = 4096  # characters of a line
+_LONGEST = 4096  # characters per line
 _ASKED = re.compile(r"\b[ab]m\s")
-_HOPELESS = 1000  # bad lines at the beginning of a file after which it is taken to be none of exercises
+_HOPELESS = 1000  # bad lines at the start of a file after which reading gives up
 
 
 @dataclass(frozen=True)
 class Exercise:
-    """A position of a suite: the moves that solve it (none: any but those to avoid), and those that do not."""
+    """A position of a suite: the moves that solve it (empty: all but those to avoid), and those to avoid."""
 
     name: str
     line: int
@@ -34,21 +34,21 @@ class Exercise:
     avoid: list[chess.Move]
 
     def solved_by(self, move: chess.Move) -> bool:
-        """A mate is as good as another."""
+        """Any mate counts as correct."""
         right = not self.best or move in self.best or mates_as_well(self.board, move, self.best)
         return right and move not in self.avoid
 
 
 @dataclass
 class Suite:
-    """What a file holds: its exercises, and what is wrong with each line that holds none."""
+    """The exercises of a file, and an error per invalid line."""
 
     exercises: list[Exercise] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
 
 
 def read_suite(path: Path, limit: int | None = None) -> Suite:
-    """The exercises of a file, of the first `limit` of them. UserError for a file that cannot be read or holds none."""
+    """Return the exercises of a file, at most the first `limit`. UserError if it cannot be read or has none."""
     found = Suite()
     for file in unpacked(find_files(path, _KINDS), _KINDS):
         for number, line in enumerate(lines(file), 1):
@@ -64,14 +64,14 @@ def read_suite(path: Path, limit: int | None = None) -> Suite:
                 break
     if not found.exercises:
         first = f" ({found.faults[0]})" if found.faults else ""
-        raise UserError(f"{path} holds no position with bm or am{first}; give a test suite in EPD")
+        raise UserError(f"{path} contains no position with bm or am{first}; pass a test suite in EPD")
     return found
 
 
 def _exercise(line: str, number: int, where: str) -> Exercise:
     if len(line) > _LONGEST:
-        raise UserError(f"{where} has {len(line):,} characters; write a position and its operations in a line")
-    if _ASKED.search(line) is None:  # before the board, which takes longer
+        raise UserError(f"{where} has {len(line):,} characters; write one position and its operations per line")
+    if _ASKED.search(line) is None:  # before parsing the board, which takes longer
         raise UserError(f"{where} has neither bm nor am; add the best moves, as in bm Nf3;")
     board, rest = board_and_rest(line, where)
     known = operations_of(rest, where)
@@ -84,9 +84,9 @@ def _exercise(line: str, number: int, where: str) -> Exercise:
 def solve_suite(
     player: Player, suite: Suite, limits: SearchLimits, progress: Callable[[int, int], None] | None = None
 ) -> dict[str, Any]:
-    """How many exercises of a suite the player solves, within `limits` for each.
+    """Return how many exercises of a suite the player solves, within `limits` for each.
 
-    `suite_accuracy` with its interval, `solved`, `samples`, `skipped` lines, and of each that was `missed` its `name`,
+    `suite_accuracy` with its interval, `solved`, `samples`, `skipped` lines, and for each `missed` exercise its `name`,
     `line`, `position`, the move `played` and the moves that are `best` or to `avoid`.
     """
     missed: list[dict[str, Any]] = []

@@ -1,4 +1,4 @@
-"""Learning chess on 64 squares: which move, and who wins."""
+"""Learning chess on 64 squares: the move, and the outcome."""
 
 from __future__ import annotations
 
@@ -23,13 +23,11 @@ from headway.learn.objective import judged
 from headway.metrics import wilson
 from headway.nn.models import BoardEmbedConfig, Loss, ModelConfig, Transformer, TransformerConfig
 
-_FORGET, _TURN = 23, 24  # streams of random numbers
+_FORGET, _TURN = 23, 24  # random streams
 
 
 class BoardTargets(NamedTuple):
-    """The moves to learn with their shares, -1 and 0 where there are fewer, and the outcome, NaN where no one knows
-    it.
-    """
+    """The moves to learn with their probabilities, padded with -1 and 0, and the outcome, NaN if unknown."""
 
     moves: Int[Tensor, "B K"]
     shares: Float[Tensor, "B K"]
@@ -37,7 +35,7 @@ class BoardTargets(NamedTuple):
 
 
 class Boards(PositionRows):
-    """Planes of positions with those before them."""
+    """Planes of positions with their history."""
 
     def __init__(self, config: ChessConfig, recipe: Recipe, source: Positions) -> None:
         every = np.arange(len(source))
@@ -45,15 +43,15 @@ class Boards(PositionRows):
         self.config, self.history = config, _history(recipe.model)
 
     def adapt(self, model: ModelConfig) -> ModelConfig:
-        """`model` as it is; UserError for one that does not see 64 squares, and where there is nothing to train on."""
+        """Return `model` unchanged; UserError for one that does not read 64 squares, and without training data."""
         for split in ("train", "validation"):
             self.splits.rows(split)
         _history(model)
         return model
 
     def take(self, rows: np.ndarray, chance: Chance | None = None) -> Batch:
-        """In training some are shown without their past, and some with left and right exchanged, where no one may
-        castle any more: the rules then are the same.
+        """In training, some positions are passed without their history, and some without castling rights are mirrored
+        left to right, under which the rules are symmetric.
         """
         records, known = self.source.records(rows, self.history)
         if chance is not None:
@@ -69,7 +67,7 @@ class Boards(PositionRows):
         return Batch((torch.from_numpy(inputs),), said, len(rows), inputs.shape[0] * inputs.shape[1])
 
     def legal(self, rows: np.ndarray) -> np.ndarray:
-        """The legal moves of positions, bool [N, M], from the side of who is to move."""
+        """Return the legal moves of positions, bool [N, M], from the mover's side."""
         found = np.zeros((len(rows), MOVERS), bool)
         for row, fen in enumerate(fens(np.asarray(self.source.positions[rows]))):
             found[row, legal_numbers(chess.Board(fen))] = True
@@ -77,8 +75,8 @@ class Boards(PositionRows):
 
 
 class BoardSums(NamedTuple):
-    """Sums over positions: nats of moves, hits among legal ones, and how often the most probable of all is legal; nats
-    of outcomes and errors of expected scores; and the counts.
+    """Sums over positions: nats of moves, hits among legal moves, and how often the argmax over all moves is legal;
+    nats of outcomes and errors of expected scores; and the counts.
     """
 
     policy: float
@@ -91,7 +89,7 @@ class BoardSums(NamedTuple):
 
 
 class MovesAndOutcomes(PositionObjective[Boards]):
-    """Cross-entropy of the moves that are to be made and, by its `weight`, of the outcome (win, draw, loss)."""
+    """Cross-entropy of the target moves and, scaled by `weight`, of the outcome (win, draw, loss)."""
 
     def __init__(self, weight: float) -> None:
         self.weight = weight
@@ -100,7 +98,7 @@ class MovesAndOutcomes(PositionObjective[Boards]):
         return BoardJudge(cast(Transformer, model))
 
     def counts(self, batch: Batch) -> dict[str, int]:
-        """Positions with moves and with outcomes, which are divided by separately."""
+        """Positions with moves and with outcomes, the two denominators."""
         said: BoardTargets = batch.targets
         return {POLICY: int((said.moves[:, 0] >= 0).sum()), VALUE: int((~said.values[:, 0].isnan()).sum())}
 
@@ -113,9 +111,9 @@ class MovesAndOutcomes(PositionObjective[Boards]):
         }
 
     def judge(self, model: nn.Module, examples: Boards, split: str, limit: int | None = None) -> dict[str, Any]:
-        """Nats a position of moves (policy), of outcomes (value) and of both with their weights (loss); how often the
-        right move is the most probable of the legal ones (accuracy), which is the accuracy on puzzles where no outcome
-        is known; how often the most probable of all is legal; the mean error of the expected score.
+        """Return nats per position of moves (policy), of outcomes (value) and their weighted sum (loss); the accuracy
+        among legal moves, which is the accuracy on puzzles if no outcome is known; how often the argmax over all moves
+        is legal; the mean error of the expected score.
         """
         some = examples.of(split).some(limit)
         found = [_judge(model, batch, examples.legal(some.rows[numbers])) for numbers, batch in judged(model, some)]
@@ -137,8 +135,8 @@ class MovesAndOutcomes(PositionObjective[Boards]):
 
 
 def shares_of(targets: Targets, temperature: float) -> np.ndarray:
-    """How much of the policy each move is to get, float32 [B, K]: a softmax of their worths over the temperature
-    where several are known, else all to the first.
+    """Return the target probability of each move, float32 [B, K]: a softmax of the worths over the temperature if
+    several are known, otherwise 1 for the first.
     """
     several = (targets.moves >= 0).sum(1) > 1
     judged = several & ~np.isnan(np.where(targets.moves >= 0, targets.worths, 0)).any(1)
@@ -152,7 +150,7 @@ def shares_of(targets: Targets, temperature: float) -> np.ndarray:
 
 
 def _drawn(chance: Chance, seed: int, stream: int) -> np.ndarray:
-    """Numbers from 0 to 1, [B], that depend on the batch's place in the stream of samples and the seed alone."""
+    """Random numbers from 0 to 1, [B], that depend only on the batch's index in the stream of samples and the seed."""
     first = int(chance.places[0])
     random = np.random.Generator(np.random.Philox(key=[seed, stream], counter=[0, 0, 0, first]))
     return random.random(len(chance.places))
@@ -167,7 +165,7 @@ def _value_nats(logits: Tensor, said: BoardTargets) -> Tensor:
 
 
 def _judge(model: nn.Module, batch: Batch, legal: np.ndarray) -> BoardSums:
-    """`legal`, bool [B, M], are the moves that there are."""
+    """`legal`, bool [B, M], marks the legal moves."""
     (policy, value), said = outputs(model, *batch.inputs), batch.targets
     allowed = torch.from_numpy(legal).to(policy.device)
     best = policy.masked_fill(~allowed, float("-inf")).argmax(-1)
@@ -186,7 +184,7 @@ def _judge(model: nn.Module, batch: Batch, legal: np.ndarray) -> BoardSums:
 
 
 def _history(model: ModelConfig) -> int:
-    """How many earlier positions the model reads."""
+    """Return how many earlier positions the model takes."""
     if (
         isinstance(model, TransformerConfig)
         and isinstance(model.embed, BoardEmbedConfig)
@@ -194,6 +192,6 @@ def _history(model: ModelConfig) -> int:
     ):
         return model.embed.history
     raise UserError(
-        "this model has no 64 squares with the heads policy and value; leave model out, or train tokens of a FEN by "
-        "the recipe chess-searchless"
+        "this model does not read 64 squares with the heads policy and value; leave model out, or train on tokens of a "
+        "FEN with the recipe chess-searchless"
     )

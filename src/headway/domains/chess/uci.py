@@ -1,5 +1,5 @@
-"""The protocol by which boards and tournaments talk to a program that plays, UCI; and the forced mates that it asks
-for, found by the rules alone: every move of the one side against every defence.
+"""UCI, the protocol between chess programs; and forced mates, found by the rules alone: every attacking move against
+every defence.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 
 _REPORT_EVERY = 0.5  # seconds
-_UNCLEAR = 0.1  # seconds for a move where `go` cannot be read: an answer is waited for all the same
-_STRONGEST = "auto"  # the search that is the strongest that the model allows
+_UNCLEAR = 0.1  # seconds for a move if `go` is invalid: the other program still expects an answer
+_STRONGEST = "auto"  # the strongest search that the model allows
 
 
 class _Spin(NamedTuple):
-    """An option that is a whole number, by UCI's own name."""
+    """An integer option ("spin" in UCI)."""
 
     default: int
     least: int
@@ -37,12 +37,12 @@ class _Spin(NamedTuple):
 
 
 class Uci:
-    """Reads commands and answers them. `open_player` opens the model, at `isready` or the first `go`, so that `uci` is
-    answered at once; its UserErrors end the program. `search` is what the command line asks for (None: the strongest),
-    and so `threads` (None: as many as there are cores).
+    """Reads commands and answers them. `open_player` opens the model at `isready` or the first `go`, so that `uci` is
+    answered at once; its UserErrors end the program. `search` and `threads` come from the command line (None: the
+    strongest search, and one thread per core).
 
-    A search runs in a thread of its own, so that `stop` is heard at once; what is wrong in a command is said by `info
-    string`, and the game goes on.
+    A search runs in a separate thread, so that `stop` takes effect at once; errors in a command are reported by `info
+    string`, and the game continues.
     """
 
     def __init__(
@@ -63,15 +63,15 @@ class Uci:
             "Hash": _Spin(64, 1, 65_536),  # megabytes
             "Threads": _Spin(threads or cores, 1, cores),
             "MultiPV": _Spin(1, 1, 256),
-            "Move Overhead": _Spin(50, 0, 5000),  # milliseconds of a clock that are left to the way between programs
+            "Move Overhead": _Spin(50, 0, 5000),  # milliseconds reserved for communication
         }
         self.chosen: dict[str, int] = {}
         self.shows_chances = False
         self._player: Player | None = None
         self._limits: SearchLimits | None = None
         self._thread: threading.Thread | None = None
-        self._released = threading.Event()  # an answer to infinite and ponder waits for stop or ponderhit
-        self._pondered: float | None = None  # seconds for the move once the opponent has played what was expected
+        self._released = threading.Event()  # answers to infinite and ponder wait for stop or ponderhit
+        self._pondered: float | None = None  # seconds for the move after ponderhit
         self._writing = threading.Lock()
 
     def run(self) -> None:
@@ -95,15 +95,15 @@ class Uci:
                 self._say("readyok")
             command = commands.get(words[0]) if words else None
             if command is None:
-                continue  # the protocol wants what is unknown to be passed over
+                continue  # the protocol requires ignoring unknown commands
             try:
                 command(words[1:])
-            except Exception as error:  # a fault in one command must not end the game
+            except Exception as error:  # an error in one command must not end the game
                 self._say(f"info string {_told(error)}")
         self._stop()
 
     def _ready(self) -> Player:
-        """The player, opened and warm."""
+        """Return the player, loaded and warmed up."""
         if self._player is None:
             try:
                 self._player = self.open_player()
@@ -112,7 +112,7 @@ class Uci:
                 raise
             try:
                 self._player.search_by(None if self.search == _STRONGEST else self.search)
-            except UserError as error:  # an option, not the command line: what the model can do is played
+            except UserError as error:  # set as an option: fall back to what the model can do
                 self._say(f"info string {error}")
             self._apply(self._player)
             self._player.warm_up()
@@ -137,7 +137,7 @@ class Uci:
         if spin is not None:
             _, least, most = self.spins[spin]
             if not value.isdecimal() or not least <= int(value[:9]) <= most:
-                raise UserError(f"{spin} is {value!r}; give a whole number from {least} to {most}")
+                raise UserError(f"{spin} is {value!r}; choose an integer from {least} to {most}")
             self.chosen[spin] = int(value)
         elif name == "search":
             search = value.lower()
@@ -149,7 +149,7 @@ class Uci:
         elif name == "uci_showwdl":
             self.shows_chances = value.lower() == "true"
         elif name == "uci_chess960" and value.lower() == "true":
-            raise UserError("Chess960 is not played here; leave UCI_Chess960 false")
+            raise UserError("Chess960 is not supported; leave UCI_Chess960 false")
         elif name not in ("ponder", "uci_chess960"):
             raise UserError(f"there is no option {name!r}; {nearest(name, [*self.spins, 'Search', 'UCI_ShowWDL'])}")
         if self._player is not None:
@@ -160,7 +160,7 @@ class Uci:
 
     def _apply(self, player: Player) -> None:
         player.judge.resize(self._value("Hash"))
-        if "Threads" in self.chosen:  # else they are what the command line, the environment or torch chose
+        if "Threads" in self.chosen:  # otherwise set by the command line, the environment or torch
             player.use_threads(self.chosen["Threads"])
 
     def _new_game(self, words: list[str]) -> None:
@@ -170,7 +170,7 @@ class Uci:
         self.board = chess.Board()
 
     def _position(self, words: list[str]) -> None:
-        """Set up a board; the one before stays where something is wrong."""
+        """Set up a board; keep the previous one on an error."""
         self._stop()
         moves = words[words.index("moves") + 1 :] if "moves" in words else []
         start = words[: words.index("moves")] if "moves" in words else words
@@ -179,7 +179,7 @@ class Uci:
         elif start[:1] == ["fen"]:
             board = board_of(" ".join(start[1:]))
         else:
-            raise UserError("a position is 'startpos' or 'fen' and a FEN, and 'moves' after it; give one of them")
+            raise UserError("a position must be 'startpos' or 'fen' and a FEN, then optionally 'moves'; correct it")
         for text in moves:
             board.push(move_named(board, text))
         self.board = board
@@ -187,7 +187,7 @@ class Uci:
     def _go(self, words: list[str]) -> None:
         self._stop()
         board, current = self.board, []
-        asked: dict[str, list[str]] = {}  # what follows each word
+        asked: dict[str, list[str]] = {}  # arguments of each keyword
         for word in words:
             if word in _GO:
                 current = asked[word] = []
@@ -208,13 +208,13 @@ class Uci:
         else:
             self._released.set()
         self._limits = limits
-        context = copy_context()  # with the kernels that the command line asked for
+        context = copy_context()  # with the kernels chosen on the command line
         given = (self._search, self._ready(), board, limits, only, mate)
         self._thread = threading.Thread(target=context.run, args=given, daemon=True)
         self._thread.start()
 
     def _seconds(self, board: chess.Board, values: dict[str, list[str]]) -> float | None:
-        """Seconds for this move; None without a clock."""
+        """Return the seconds for this move; None without a clock."""
         margin = self._value("Move Overhead")
         fixed = _number(values, "movetime", 1)
         if fixed is not None:
@@ -231,7 +231,7 @@ class Uci:
     ) -> None:
         try:
             best = self._best(player, board, limits, only, mate)
-        except Exception as error:  # whatever happens, the other program waits for a legal move
+        except Exception as error:  # the other program waits for a legal move in any case
             self._say(f"info string {_told(error)}")
             best = [next(iter(board.legal_moves))]
         self._released.wait()
@@ -241,7 +241,7 @@ class Uci:
     def _best(
         self, player: Player, board: chess.Board, limits: SearchLimits, only: list[chess.Move], mate: int | None
     ) -> list[chess.Move]:
-        """The move and what is expected to follow; nothing where the game is over."""
+        """Return the move and the expected continuation; empty if the game is over."""
         if not any(board.generate_legal_moves()):
             self._say(f"info depth 0 score {'mate' if board.is_check() else 'cp'} 0")
             return []
@@ -251,7 +251,7 @@ class Uci:
                 moves = " ".join(move.uci() for move in found)
                 self._say(f"info depth {len(found)} multipv 1 score mate {(len(found) + 1) // 2} pv {moves}")
                 return found
-            self._say(f"info string no mate in {mate} was found; this is the best move")
+            self._say(f"info string no mate in {mate} found; this is the best move")
             if limits.nodes is None and limits.depth is None and limits.seconds is None:
                 limits.seconds = time.monotonic() - limits.started + _UNCLEAR
         told = [time.monotonic()]
@@ -278,7 +278,7 @@ class Uci:
             )
 
     def _stop(self) -> None:
-        """End the search, if there is one; its answer is said before this returns."""
+        """End the search, if there is one; its answer is sent before this returns."""
         if self._thread is None or self._limits is None:
             return
         self._limits.stop.set()
@@ -287,7 +287,7 @@ class Uci:
         self._thread = None
 
     def _ponderhit(self) -> None:
-        """The opponent has played what was expected: the clock runs from now on."""
+        """The opponent played the expected move: the clock runs from now."""
         if self._limits is None or self._thread is None:
             return
         if self._pondered is not None:
@@ -306,15 +306,15 @@ _GO = (
 
 
 def _number(values: dict[str, list[str]], name: str, least: int | None = None) -> int | None:
-    """The whole number after a word of `go`; None without the word. A clock may have run below 0."""
+    """Return the integer after a keyword of `go`; None without it. A clock may be below 0."""
     if name not in values:
         return None
     try:
         number = int(values[name][0])
     except (IndexError, ValueError):
-        raise UserError(f"go {name} {' '.join(values[name])}: give a whole number") from None
+        raise UserError(f"go {name} {' '.join(values[name])}: write an integer") from None
     if least is not None and number < least:
-        raise UserError(f"go {name} {number}: give a whole number from {least} on")
+        raise UserError(f"go {name} {number}: choose an integer of at least {least}")
     return number
 
 
@@ -327,8 +327,8 @@ def _told(error: Exception) -> str:
 def forced_mate(
     board: chess.Board, moves: int, limits: SearchLimits, only: Sequence[chess.Move] = ()
 ) -> list[chess.Move] | None:
-    """The shortest mate in at most so many moves of who is to move, with the longest defence; None where there is none,
-    or none was found before the limits were over. `only` leaves the first move no others.
+    """Return the shortest mate in at most `moves` moves of the side to move, with the longest defence; None if there is
+    none, or the limits were reached first. `only` restricts the first move.
     """
     for length in range(1, moves + 1):
         found = _mating(board.copy(), length, limits, list(only))
@@ -338,7 +338,7 @@ def forced_mate(
 
 
 def _mating(board: chess.Board, moves: int, limits: SearchLimits, only: list[chess.Move]) -> list[chess.Move] | None:
-    """A mate in exactly or at most so many moves: those to a check first, and at the last they alone."""
+    """Find a mate in at most this many moves: checks first, and only checks for the last move."""
     every = only or list(board.generate_legal_moves())
     checks = [move for move in every if board.gives_check(move)]
     quiet = [] if moves == 1 else [move for move in every if move not in checks]
@@ -354,8 +354,8 @@ def _mating(board: chess.Board, moves: int, limits: SearchLimits, only: list[che
 
 
 def _defended(board: chess.Board, moves: int, limits: SearchLimits) -> list[chess.Move] | None:
-    """What follows after the move of who mates, once so many of theirs are left: nothing where it is mate already; None
-    where there is a way out.
+    """Return the longest defence after a mating move, with `moves` attacking moves left: empty if it is already mate;
+    None if there is an escape.
     """
     longest: list[chess.Move] = []
     if board.is_insufficient_material() or (board.halfmove_clock >= 100 and not board.is_checkmate()):

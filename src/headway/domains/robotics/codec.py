@@ -1,4 +1,4 @@
-"""What a robot sees and does as a model reads and says it: the scales and names that travel with it. No torch."""
+"""Convert a robot's observations and actions for a model, with the scales and names stored next to it. No torch."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from headway.config import from_dict, to_dict
 from headway.errors import ConfigError, UserError
 from headway.formats.durable import read_json, write_json
 
-FILE = "robotics.json"  # beside a policy: how what it reads and says is scaled
-UNKNOWN = 0  # the symbol of a word that no demonstrated task has
-_FLAT = 1e-6  # a spread below it is none: the number is left as it is, less its mean
+FILE = "robotics.json"  # stored next to a policy: the scales of its inputs and outputs
+UNKNOWN = 0  # id of words that occur in no demonstrated task
+_FLAT = 1e-6  # a smaller spread counts as constant: only the mean is subtracted
 _WORD = re.compile(r"\w+|[^\w\s]")
 
 Size = tuple[int, int]
@@ -24,9 +24,8 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class Camera:
-    """A camera's name, and the sizes (height, width) of its pictures as they were recorded and as the model reads
-    them. Where there is a `scale`, of three channels, the model reads pixels of 0 to 1 less their `shift`, divided by
-    it.
+    """A camera's name, and the sizes (height, width) of its images as recorded and as model inputs. With a `scale` for
+    three channels, the model takes pixels from 0 to 1 minus their `shift`, divided by it.
     """
 
     name: str
@@ -38,13 +37,13 @@ class Camera:
 
 @dataclass(frozen=True)
 class RobotCodec:
-    """States are of `recorded` numbers, of which the first are read, as many as there are of `mean`: less their `mean`,
-    divided by their `std`, at most `farthest` from 0. Actions less their `shift`, divided by their `scale`.
+    """States have `recorded` values, of which the first len(`mean`) are used: minus `mean`, divided by `std`, clipped
+    to `farthest`. Actions minus `shift`, divided by `scale`.
 
-    `names` are the tasks, `environments` where each can be played ("" where nothing says), `words` those of the names
-    where a model reads them. A new chunk is said every `execute` actions; `ensemble` is the m of temporal ensembling,
-    None for the newest chunk alone. `longest` is the length of the longest demonstration; `scaling` is what shift and
-    scale are of: mean and deviation, or the range (None: not known).
+    `names` are the tasks, `environments` where each can be played ("" if unknown), `words` the vocabulary of the names
+    if the model takes them. A new chunk is predicted every `execute` actions; `ensemble` is the m of temporal
+    ensembling, None for only the newest chunk. `longest` is the length of the longest demonstration; `scaling` is the
+    basis of shift and scale: mean and deviation, or the range (None: unknown).
     """
 
     recorded: int
@@ -61,7 +60,7 @@ class RobotCodec:
     longest: int
     rate: float | None = None
     scaling: Literal["deviation", "range"] | None = None
-    farthest: float | None = 10.0  # of a number that hardly moved in the demonstrations, and does now
+    farthest: float | None = 10.0  # for values that were almost constant in the demonstrations
 
     def __post_init__(self) -> None:
         states, actions = len(self.mean), len(self.shift)
@@ -71,7 +70,7 @@ class RobotCodec:
         named = len(self.environments) == len(self.names)
         if not (fits and named and min((*positive, *sides)) > 0) or 0 in (*self.std, *self.scale):
             raise ConfigError(
-                f"{FILE} does not fit together ({states} means of {self.recorded} numbers, {len(self.std)} deviations, "
+                f"{FILE} is inconsistent ({states} means of {self.recorded} numbers, {len(self.std)} deviations, "
                 f"{actions} shifts, {len(self.scale)} scales, {len(self.names)} tasks, {len(self.environments)} "
                 f"environments, execute {self.execute}, longest {self.longest}); restore it from a copy"
             )
@@ -82,40 +81,40 @@ class RobotCodec:
 
     @property
     def size(self) -> Size | None:
-        """The size in which all pictures are read; None where cameras differ, or where there are none."""
+        """The input size of all images; None if cameras differ, or if there are none."""
         sizes = {tuple(camera.read) for camera in self.cameras}
         return sizes.pop() if len(sizes) == 1 else None  # type: ignore[return-value]
 
     @property
     def symbols(self) -> int:
-        """Symbols of words, 0 where none are read."""
+        """Size of the vocabulary of words, 0 if the model takes none."""
         return len(self.words) + 1 if self.words else 0
 
     def states(self, states: np.ndarray) -> np.ndarray:
-        """[..., recorded] as the model reads them, float32 [..., S]."""
+        """Scale states [..., recorded] to model inputs, float32 [..., S]."""
         read = np.asarray(states, np.float32)[..., : len(self.mean)]
         found = (read - _array(self.mean)) / _array(self.std)
         return found if self.farthest is None else found.clip(-self.farthest, self.farthest)
 
     def read_actions(self, actions: np.ndarray) -> np.ndarray:
-        """Of the data, [..., A], to the model's."""
+        """Convert the data's actions, [..., A], to the model's."""
         return ((actions - _array(self.shift)) / _array(self.scale)).astype(np.float32)
 
     def said_actions(self, said: np.ndarray) -> np.ndarray:
-        """Of the model, [..., A], to the robot's."""
+        """Convert the model's outputs, [..., A], to the robot's actions."""
         return said * _array(self.scale) + _array(self.shift)
 
     def text(self, name: str) -> list[int]:
-        """The symbols of a task. UserError for one of which no word is known."""
+        """Return the word ids of a task. UserError if all words are unknown."""
         numbers = {word: number for number, word in enumerate(self.words, UNKNOWN + 1)}
         found = [numbers.get(word, UNKNOWN) for word in words_of(name)]
         if not any(found):
             known = ", ".join(map(repr, self.names))
-            raise UserError(f"the task {name!r} has no word that this policy knows; name one of its tasks: {known}")
+            raise UserError(f"the task {name!r} has no word that this policy knows; choose one of its tasks: {known}")
         return found
 
     def texts(self, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """The symbols of several tasks, int64 [B, W], and how many each has, int64 [B]."""
+        """Return the word ids of several tasks, int64 [B, W], and their lengths, int64 [B]."""
         found = [self.text(name) for name in names]
         lengths = np.array([len(each) for each in found], np.int64)
         rows = np.zeros((len(found), int(lengths.max())), np.int64)
@@ -128,29 +127,29 @@ class RobotCodec:
 
 
 def words_of(name: str) -> list[str]:
-    """The words and marks of a task's name, lower-cased."""
+    """Return the words and punctuation of a task's name, lower-cased."""
     return _WORD.findall(name.lower().replace("_", " ").replace("-", " "))
 
 
 def read_codec(directory: Path) -> RobotCodec:
-    """What lies beside a policy. UserError for a folder that has none."""
+    """Read the codec of a policy. UserError if the folder has none."""
     path = directory / FILE
     if not path.is_file():
         raise UserError(
-            f"{directory} has no {FILE}, which says how states and actions are scaled; give a run of the recipes "
+            f"{directory} has no {FILE} with the scales of states and actions; use a run of the recipes "
             "robotics or metaworld"
         )
     return from_dict(RobotCodec, read_json(path), str(path))
 
 
 def spread(values: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of numbers [N, S]; 1 where they do not move."""
+    """Return mean and standard deviation of values [N, S]; 1 for constant values."""
     mean, std = values.mean(0, dtype=np.float64), values.std(0, dtype=np.float64)
     return _numbers(mean), _numbers(np.where(std > _FLAT, std, 1.0))
 
 
 def reach(values: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Middle and half of the range of numbers [N, A]; 1 where they do not move."""
+    """Return the centre and half the range of values [N, A]; 1 for constant values."""
     low, high = values.min(0).astype(np.float64), values.max(0).astype(np.float64)
     half = (high - low) / 2
     return _numbers((high + low) / 2), _numbers(np.where(half > _FLAT, half, 1.0))

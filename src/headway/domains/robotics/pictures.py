@@ -1,4 +1,4 @@
-"""How often tasks succeed, episodes as strips of film, and chunks beside what was demonstrated, for a run's page."""
+"""Success rates, episodes as film strips, and predicted next to demonstrated chunks, for the report of a run."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from headway.learn.report import Picture, Stroke, bar_chart, line_chart
 from headway.learn.report.films import FilmedEpisode, Reel, filmed
 from headway.nn.models import RobotPolicy
 
-_NUMBERS = 3  # of an action that are drawn
+_NUMBERS = 3  # plotted values of an action
 
 
 def success(results: Mapping[str, Mapping[str, Any]]) -> list[Picture]:
-    """The success rate of each task with its interval."""
+    """Plot the success rate of each task with its interval."""
     told = {name: result for name, result in results.items() if "success_rate" in result}
     if not told:
         return []
@@ -29,12 +29,12 @@ def success(results: Mapping[str, Mapping[str, Any]]) -> list[Picture]:
     spread = {name: tuple(100 * edge for edge in result["success_rate_interval"]) for name, result in told.items()}
     episodes = next(iter(told.values()))["samples"]
     chart = bar_chart(rates, "success rate (%)", spread, share=True)  # type: ignore[arg-type]
-    return [Picture("Success", f"{episodes} episodes of each task, with 95 % intervals", chart)]
+    return [Picture("Success", f"{episodes} episodes per task, with 95 % intervals", chart)]
 
 
 @filmed
 def film_strips(model: RobotPolicy, codec: RobotCodec, tasks: Sequence[str]) -> Iterator[FilmedEpisode]:
-    """An episode of each task."""
+    """Yield an episode of each task."""
     places = dict(zip(codec.names, codec.environments))
     for task in tasks:
         reel = Reel()
@@ -48,7 +48,7 @@ def film_strips(model: RobotPolicy, codec: RobotCodec, tasks: Sequence[str]) -> 
 
 
 def chunk_beside(model: RobotPolicy, examples: Demonstrated, episode: int) -> list[Picture]:
-    """What is said at one step of a demonstration, a third on its way, and what was done."""
+    """Plot the prediction at one step of a demonstration, a third into it, next to the demonstrated actions."""
     data, codec = examples.data, examples.codec
     step = int(data.starts[episode] + data.lengths[episode] // 3)
     said = Acting(model, codec, [PICTURED]).chunk(examples.seen(np.array([step])))[0]
@@ -58,10 +58,10 @@ def chunk_beside(model: RobotPolicy, examples: Demonstrated, episode: int) -> li
     moving = np.argsort(-np.ptp(done, 0), kind="stable")[:_NUMBERS]
     series, strokes = {}, {}
     for colour, number in enumerate(sorted(moving.tolist())):
-        for what, values in (("demonstrated", done), ("said", said[: int(torch.count_nonzero(keep))])):
+        for what, values in (("demonstrated", done), ("predicted", said[: int(torch.count_nonzero(keep))])):
             name = f"{number} {what}"
             series[name] = [(float(place), float(value)) for place, value in enumerate(values[:, number])]
-            strokes[name] = Stroke(colour, dashed=what == "said")
+            strokes[name] = Stroke(colour, dashed=what == "predicted")
     where = f"{data.names[data.tasks[episode]]}, step {step - data.starts[episode]} of a demonstration"
-    chart = line_chart(series, "step of the chunk", "numbers of the action", strokes=strokes)
+    chart = line_chart(series, "step of the chunk", "values of the action", strokes=strokes)
     return [Picture("A chunk of actions", where, chart)] if chart else []

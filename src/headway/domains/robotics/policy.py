@@ -1,4 +1,4 @@
-"""A policy at work: chunks of actions, of which those that speak of the present step are averaged."""
+"""Run a policy: it predicts chunks of actions, and overlapping predictions are averaged."""
 
 from __future__ import annotations
 
@@ -16,37 +16,37 @@ from headway.generate.prompts import device_of, evaluating
 from headway.nn.models import Drawn, Observations, RobotPolicy
 from headway.nn.models.robot import in_order
 
-_DRAWS = 12  # so that what is drawn here has nothing to do with what environments draw from the same seed
+_DRAWS = 12  # random stream, independent of the environments' for the same seed
 _FLAT = "observation."
 
 Observation = Mapping[str, Any]
 """{"state": [S], "cameras": {name: uint8 [H, W, 3]}, "task": text}, or LeRobot's flat keys: "observation.state",
-"observation.environment_state", "observation.images.NAME", "task". What a policy does not read may be left out."""
+"observation.environment_state", "observation.images.NAME", "task". Unused entries may be left out."""
 
 
 class PredictedChunk(NamedTuple):
-    """A chunk of each row, [B, C, A] in the robot's numbers, and the step at which it was said."""
+    """A chunk per row, [B, C, A] in the robot's units, and the step of its prediction."""
 
     step: int
     actions: np.ndarray
 
 
 class Acting:
-    """Acts in B episodes that are equally old. What a diffusion draws depends on the seed of each row alone."""
+    """Acts in B episodes of the same age. The noise of a diffusion policy depends only on the seed of each row."""
 
     def __init__(self, model: RobotPolicy, codec: RobotCodec, seeds: Sequence[int]) -> None:
         self.model, self.codec = model, codec
         self._chances = [np.random.default_rng([_DRAWS, seed]) for seed in seeds]
         self._device = device_of(model)
         self._said: list[PredictedChunk] = []
-        self._seen: list[Observations] = []  # of the last steps that the next chunk is about, the oldest first
+        self._seen: list[Observations] = []  # the last steps that the next chunk needs, oldest first
         self._step = 0
 
     def act(self, look: Callable[[], Observations]) -> Float[np.ndarray, "B A"]:
-        """The actions of this step. Every `execute` steps a new chunk is said; `look` is asked what is seen then, and
-        at the steps before that a model remembers.
+        """Return the actions of this step. Every `execute` steps a new chunk is predicted; `observe` is called then,
+        and at the earlier steps that the model takes.
         """
-        wait = -self._step % self.codec.execute  # steps until a chunk is said
+        wait = -self._step % self.codec.execute  # steps until the next prediction
         if wait < self.model.config.history:
             self._seen = [*self._seen, look()][-self.model.config.history :]
         if wait == 0:
@@ -59,7 +59,7 @@ class Acting:
 
     @torch.no_grad()
     def chunk(self, seen: Observations) -> Float[np.ndarray, "B C A"]:
-        """The next actions by what the model reads now, in the robot's numbers."""
+        """Predict the next actions from the model's inputs, in the robot's units."""
         each = [self.model.draw(chance, 1) for chance in self._chances]
         steps = [drawn.steps for drawn in each if drawn.steps is not None]
         drawn = Drawn(torch.cat([one.noise for one in each]), torch.cat(steps) if steps else None)
@@ -68,19 +68,20 @@ class Acting:
         return self.codec.said_actions(said.float().cpu().numpy())
 
     def remembered(self, *steps: Observations) -> Observations:
-        """What the model reads of the last steps, the present one last; before the first of them all was as there."""
+        """Return the model's inputs for the last steps, the current one last; the first is repeated for missing ones.
+        """
         return in_order([*[steps[0]] * (self.model.config.history - len(steps)), *steps])
 
     def select(self, rows: np.ndarray) -> None:
-        """Go on in some of the episodes."""
+        """Continue only some of the episodes."""
         self._chances = [self._chances[row] for row in rows.tolist()]
         self._said = [PredictedChunk(said.step, said.actions[rows]) for said in self._said]
         self._seen = [seen.select(torch.from_numpy(rows)) for seen in self._seen]
 
 
 def ensembled(present: Float[np.ndarray, "K B A"], weight: float | None) -> Float[np.ndarray, "B A"]:
-    """Zhao et al. 2023, section IV-B: what K chunks, the oldest first, say of the same step, in a mean whose weights
-    are exp(-m i); None takes the newest.
+    """Temporal ensembling (Zhao et al. 2023, section IV-B): the mean of K chunks' predictions for the same step, the
+    oldest first, with weights exp(-m i); None takes the newest.
     """
     if weight is None:
         return present[-1]
@@ -89,10 +90,10 @@ def ensembled(present: Float[np.ndarray, "K B A"], weight: float | None) -> Floa
 
 
 class Policy:
-    """One robot, step by step. `task` is what it does where an observation does not say."""
+    """A policy for one robot, step by step. `task` is the default if an observation has none."""
 
     def __init__(self, model: RobotPolicy, codec: RobotCodec, task: str | None = None, seed: int = 0) -> None:
-        """UserError for a task of which the policy knows no word."""
+        """UserError for a task with only unknown words."""
         self.model, self.codec, self.seed = model, codec, seed
         self.task = task if task is not None else codec.names[0] if len(codec.names) == 1 else None
         if codec.words and self.task is not None:
@@ -100,55 +101,55 @@ class Policy:
         self.reset()
 
     def reset(self) -> None:
-        """Begin an episode."""
+        """Start an episode."""
         self._acting = Acting(self.model, self.codec, [self.seed])
 
     def select_action(self, observation: Observation) -> Float[np.ndarray, "A"]:
-        """The action of this step, which is then over."""
+        """Return the action of this step and advance to the next one."""
         seen = self._read(observation)
         return self._acting.act(lambda: seen)[0]
 
     def predict_action_chunk(self, observation: Observation) -> Float[np.ndarray, "C A"]:
-        """The next actions by this observation alone; no step is over."""
+        """Predict the next actions from this observation alone, without advancing."""
         acting = Acting(self.model, self.codec, [self.seed])
         return acting.chunk(acting.remembered(self._read(observation)))[0]
 
     def _read(self, observation: Observation) -> Observations:
-        """UserError for an observation that lacks what the policy reads, or has it in another size."""
+        """UserError for an observation that lacks an input of the policy, or has one of another size."""
         given = structured(observation)
         states = self._state(given.get("state"))
         pictures = {each.name: self._picture(each.name, given["cameras"]) for each in self.codec.cameras}
         name = given.get("task") or self.task
         if self.codec.words and not name:
             known = ", ".join(map(repr, self.codec.names))
-            raise UserError(f"the observation names no task, and this policy knows several; add task, one of {known}")
+            raise UserError(f"the observation has no task, but this policy has several; add task, one of {known}")
         return observed(self.codec, states, pictures, [name or ""])
 
     def _state(self, given: Any) -> np.ndarray:
         read, recorded = len(self.codec.mean), self.codec.recorded
         if given is None and read:
-            raise UserError(f"the observation has no state, and this policy reads {read} numbers; add state")
+            raise UserError(f"the observation has no state, but this policy takes {read} numbers; add state")
         found = np.asarray(given if read else [], np.float32).reshape(1, -1)
         if read and found.shape[1] not in (read, recorded):
-            raise UserError(f"a state of {found.shape[1]} numbers for a policy that knows {recorded}; give its robot's")
+            raise UserError(f"the state has {found.shape[1]} numbers, this policy takes {recorded}; pass its robot's")
         if not np.isfinite(found).all():
-            raise UserError(f"the state holds {found[~np.isfinite(found)][0]}, which is not a number; correct it")
+            raise UserError(f"the state contains {found[~np.isfinite(found)][0]}, which is not finite; correct it")
         return self.codec.states(found)
 
     def _picture(self, name: str, cameras: Mapping[str, Any]) -> np.ndarray:
         if name not in cameras:
             known = ", ".join(cameras) or "none"
-            raise UserError(f"the observation has no picture of the camera {name!r} (its cameras: {known}); add it")
+            raise UserError(f"the observation has no image of the camera {name!r} (its cameras: {known}); add it")
         found = np.asarray(cameras[name])
         if found.dtype != np.uint8 or found.ndim != 3 or found.shape[2] != 3:
             raise UserError(
-                f"the picture of the camera {name!r} is {found.dtype} of shape {found.shape}; give uint8 [H, W, 3]"
+                f"the image of the camera {name!r} is {found.dtype} of shape {found.shape}; pass uint8 [H, W, 3]"
             )
         return found[None]
 
 
 def structured(observation: Observation) -> dict[str, Any]:
-    """An observation with LeRobot's flat keys as one with state, cameras and task; others stay as they are."""
+    """Convert LeRobot's flat keys to state, cameras and task; other observations are unchanged."""
     if not any(str(key).startswith(_FLAT) for key in observation):
         return {"cameras": {}, **observation}
     images = f"{_FLAT}images."

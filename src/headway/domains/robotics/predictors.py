@@ -1,4 +1,4 @@
-"""A trained policy at work: step by step, or in a simulator."""
+"""Predictors of a trained policy: step by step, or rollouts in a simulator."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from headway.nn.models import RobotPolicy
 
 @typed
 def policy(model: Handle, task: str | None = None, seed: int = 0) -> Policy:
-    """The policy of a run, or of a published model whose `usage` says how it is scaled. UserError for a task of which
-    the policy knows no word.
+    """Return the policy of a run, or of a published model whose `usage` has the scales. UserError for a task with only
+    unknown words.
     """
     return Policy(model.module, codec_of(model.directory, model.usage), task, seed)
 
@@ -43,17 +43,17 @@ def rollout(
     render_episodes: int = 3,
     speed: float = 1.0,
 ) -> dict[str, Any]:
-    """Episodes that a policy plays of each task: `results` for each, and what they come to in all.
+    """Play episodes of each task: `results` per task, and their totals.
 
-    `env` are named by the user: ids of gymnasium's, metaworld/NAME or module:Name; none are those where the run was
-    judged. Episode i of each starts from `seed` + i (None: the seeds of the test). `render` is a video of the first
-    `render_episodes` of the first task, `speed` times as fast as real time. `execute` and `ensemble` are those of the
-    task, None and "run" as the run has them. Raises UserError, before any work, for environments that do not fit.
+    `env` are chosen by the user: Gymnasium ids, metaworld/NAME or module:Name; none are those of the run's evaluation.
+    Episode i of each starts from `seed` + i (None: the test seeds). `render` is a video of the first `render_episodes`
+    of the first task, `speed` times as fast as real time. `execute` and `ensemble` are those of the task, None and
+    "run" as in the run. Raises UserError, before any work, for environments that do not fit.
     """
     check_episodes(episodes, seed)
     directory = model.directory
     if draw is not None or targets_of(target_return):
-        raise UserError(f"{directory} is a robot's policy, which is asked for no return and draws nothing")
+        raise UserError(f"{directory} is a robot policy, without returns or sampling; leave such options out")
     envs = [env] if isinstance(env, str) else list(env or ())
     film = film_of(render, min(render_episodes, episodes), speed)
     codec = _carried_out(codec_of(directory, model.usage), model.module, execute, ensemble)
@@ -63,7 +63,7 @@ def rollout(
     seeds = range(start, start + episodes)
     results, all_played = [], []
     with ExitStack() as stack:
-        opened = open_each(codec, names, episodes, film is not None)  # all fit, before the first is played
+        opened = open_each(codec, names, episodes, film is not None)  # check all before playing the first
         for copies in opened:
             stack.enter_context(copies)
         tasks = [_task_of(name, codec, known) for name in envs] or list(known)
@@ -85,24 +85,24 @@ def _carried_out(
 ) -> RobotCodec:
     chunk = model.config.chunk
     if execute is not None and not 1 <= execute <= chunk:
-        raise UserError(f"{execute} actions of a chunk of {chunk} cannot be executed; give 1 to {chunk}")
+        raise UserError(f"{execute} actions of a chunk of {chunk} cannot be executed; choose 1 to {chunk}")
     codec = codec if execute is None else replace(codec, execute=execute)
     return codec if ensemble == "run" else replace(codec, ensemble=ensemble)
 
 
 def _known(codec: RobotCodec, directory: Path, named: bool) -> dict[str, str]:
-    """Where each task was judged. UserError where that is not known and others are not `named`."""
+    """Return the environment of each task. UserError if none is known and there are no others (`has_envs`)."""
     found = {task: name for task, name in zip(codec.names, codec.environments) if name}
     if named:
         return found
     if not found:
-        raise UserError(f"{directory} does not say where it acts; name an environment with --env")
+        raise UserError(f"{directory} has no environment; choose one with --env")
     return {task: check_stored(name) for task, name in found.items()}
 
 
 def _task_of(name: str, codec: RobotCodec, known: Mapping[str, str]) -> str:
-    """The task that is played in an environment: the one that was judged there, the only one, or what the environment's
-    name says. UserError for one of which the policy knows no word.
+    """Return the task to play in an environment: the one evaluated there, the only one, or the one in the environment's
+    name. UserError if all words are unknown.
     """
     for task, place in known.items():
         if place == name:

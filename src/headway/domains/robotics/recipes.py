@@ -1,5 +1,5 @@
-"""Recipes for robots: demonstrations of the user's, and Meta-World's tasks; how a policy of a user's demonstrations is
-fitted to their amount and to the time.
+"""Recipes for robots: the user's demonstrations, and Meta-World's tasks; and how they scale with the user's data and
+time.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from headway.nn.models import RegressionConfig, act
 
 
 def robotics() -> Recipe:
-    """Any demonstrations, of states and of cameras."""
+    """Train on any demonstrations, of states and cameras."""
     return Recipe(
         name="robotics",
         domain="robotics",
-        description="demonstrations of a robot: LeRobot's folders, .npz, HDF5; chunks of actions (ACT)",
+        description="demonstrations of a robot: LeRobot folders, .npz, HDF5; chunks of actions (ACT)",
         data=(),
         model=act(width=128, depth=3, posterior=1, heads=4, chunk=20, dropout=0.0, head=RegressionConfig(latent=0)),
         task=RoboticsConfig(scaling="range", noise=0.05),
         optim=MuonConfig(lr=0.02, adam_lr=2e-3),
         schedule=WSDConfig(warmup=0.02, decay=0.6),
         train=TrainConfig(steps=4000, batch_tokens=1280),
-        expected="--minutes chooses size and steps for your demonstrations; some minutes on 2 cores without cameras",
+        expected="--minutes chooses size and steps for your demonstrations; else minutes on 2 cores, without cameras",
     )
 
 
 def metaworld() -> Recipe:
-    """A small model for a few core-minutes a task. There is no latent, as one expert acts in one way."""
+    """A small model for a few core-minutes per task. It has no latent, because a single expert acts in one way."""
     return Recipe(
         name="metaworld",
         domain="robotics",
@@ -49,7 +49,7 @@ def metaworld() -> Recipe:
         optim=AdamWConfig(lr=1e-3, weight_decay=1e-4),
         schedule=CosineConfig(warmup=0.05, floor=0.02),
         train=TrainConfig(steps=3000, batch_size=64, clip=1.0, ema=0.998, evaluate_every=300),
-        expected="success in 98 % of the episodes of five tasks, in 3 minutes of a core each",
+        expected="success in 98 % of the episodes of five tasks, with 3 core-minutes each",
     )
 
 
@@ -67,16 +67,16 @@ _SHAPES = (
     (512, [5, 1, 1], 8),
 )
 _CHUNKS = (5, 50)  # actions: a fifth of a demonstration, within these
-_PLAYED = (5, 25)  # the fewest and the most episodes of a task at an evaluation; at the end twice as many
-_FEW, _MANY = 2, 50  # demonstrations that are held out of each side, at the least and at the most
-_PATCH = 16  # sizes of pictures are multiples of it
-_SEEN = ((3.0, 64), (120.0, 96), (math.inf, 128))  # pixels that a picture is high, below so many minutes
+_PLAYED = (5, 25)  # minimum and maximum episodes per task and evaluation; twice as many at the end
+_FEW, _MANY = 2, 50  # minimum and maximum held-out demonstrations per split
+_PATCH = 16  # image sizes are multiples of it
+_SEEN = ((3.0, 64), (120.0, 96), (math.inf, 128))  # (minutes, maximum height of images in pixels)
 
 
 @dataclass(frozen=True)
 class DemonstrationsScale(Scale):
-    """Batches are counted by actions, each of which is another target in each chunk that it stands in. States are read
-    with other noise each time, so that what is read again is worth more than a text is, and feeds larger models.
+    """Batches are counted in actions, each of which is a different target in each chunk that contains it. States get
+    new noise each time, so repeated data is worth more than for text, and supports larger models.
     """
 
     law: Law = field(default_factory=lambda: Law(repeats=60.0, excess=20.0))
@@ -104,7 +104,7 @@ class DemonstrationsScale(Scale):
         size = smaller(found.cameras, minutes)
         if size is not None:
             settings["task.size"] = size
-            reason += f"; pictures of {size[0]} x {size[1]}"
+            reason += f"; images of {size[0]} x {size[1]}"
         return Settled(settings, reason)
 
     def amount(self, task: Task) -> int:
@@ -116,7 +116,7 @@ class DemonstrationsScale(Scale):
 
 
 def smaller(cameras: Mapping[str, tuple[int, int]], minutes: float) -> list[int] | None:
-    """Height and width in which the pictures of all cameras are read; None where they can stay as they are."""
+    """Return the height and width to which all cameras' images are resized; None to keep their sizes."""
     if not cameras:
         return None
     high, wide = max(cameras.values())

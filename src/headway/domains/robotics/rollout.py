@@ -1,4 +1,4 @@
-"""Episodes that a policy plays in simulators, and how often it succeeds."""
+"""Rollouts of a policy in simulators, and success rates."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from headway.errors import UserError
 from headway.metrics import bootstrap_mean, wilson
 from headway.nn.models import Observations, RobotPolicy
 
-AT_ONCE = 25  # episodes side by side
-_TIMES = 2  # as long as the longest demonstration: where an environment has no limit of its own
+AT_ONCE = 25  # parallel episodes
+_TIMES = 2  # step limit in lengths of the longest demonstration, if the environment has none
 
 
 class PlayedEpisodes(NamedTuple):
-    """E episodes: the step, from 1, at which each succeeded, 0 where it did not (None: the environment said of none
-    whether it did), how many steps it took, and the sum of its rewards.
+    """E episodes: the step, from 1, at which each succeeded, 0 if it did not (None: the environment does not report
+    success), their lengths, and the sums of their rewards.
     """
 
     succeeded: np.ndarray | None
@@ -32,11 +32,11 @@ class PlayedEpisodes(NamedTuple):
 
 
 def open_copies(codec: RobotCodec, name: str, count: int, drawn: bool = False) -> Copies:
-    """Copies of an environment with the cameras of a policy. UserError for one that does not fit it."""
+    """Open parallel environments with the cameras of a policy. UserError if they do not fit."""
     sizes = {camera.recorded for camera in codec.cameras}
     if len(sizes) > 1:
         raise UserError(
-            f"the cameras of this policy have pictures of {len(sizes)} sizes, and environments draw one; judge it by "
+            f"the cameras of this policy have {len(sizes)} image sizes, but environments render one; evaluate it on "
             "held-out demonstrations (task.episodes=0)"
         )
     names = [camera.name for camera in codec.cameras]
@@ -50,8 +50,9 @@ def open_copies(codec: RobotCodec, name: str, count: int, drawn: bool = False) -
 
 
 def open_each(codec: RobotCodec, names: Sequence[str], episodes: int, drawn: bool = False) -> list[Copies]:
-    """Copies of several environments, for so many episodes of each; `drawn` lets the first be filmed. A copy takes some
-    28 MB, so the more environments there are, the fewer each has. UserError for one that does not fit the policy.
+    """Open several environments for this many episodes of each; `render` allows filming the first. An instance takes
+    about 28 MB, so the more environments there are, the fewer instances each has. UserError if one does not fit the
+    policy.
     """
     count = max(1, min(AT_ONCE, 2 * AT_ONCE // max(1, len(names)), episodes))
     with ExitStack() as stack:
@@ -61,22 +62,22 @@ def open_each(codec: RobotCodec, names: Sequence[str], episodes: int, drawn: boo
 
 
 def limit_of(codec: RobotCodec, copies: Copies) -> int:
-    """The most steps of an episode, which a failed one counts as."""
+    """Return the maximum steps of an episode, which is also the length of a failed one."""
     return copies.horizon or _TIMES * codec.longest
 
 
 def check_fits(codec: RobotCodec, copies: Copies) -> None:
-    """UserError for an environment whose states or actions are not those of the policy."""
+    """UserError for an environment whose states or actions differ from the policy's."""
     spaces = copies.spaces
     if spaces.numbers != len(codec.scale):
         raise UserError(
-            f"the environment {copies.name!r} takes actions of {spaces.told}, and this policy says {len(codec.scale)} "
+            f"the environment {copies.name!r} takes actions of {spaces.told}, this policy outputs {len(codec.scale)} "
             "numbers; choose an environment that fits (--env), or train on demonstrations of this one"
         )
     if spaces.image or spaces.shape[0] < codec.recorded or (spaces.shape[0] > codec.recorded and not codec.cameras):
         seen = " x ".join(map(str, spaces.shape))
         raise UserError(
-            f"the environment {copies.name!r} shows states of {seen} numbers, and this policy knows {codec.recorded}; "
+            f"the environment {copies.name!r} has states of {seen} numbers, but this policy takes {codec.recorded}; "
             "choose an environment that fits (--env), or train on demonstrations of this one"
         )
 
@@ -89,7 +90,7 @@ def play(
     seeds: Sequence[int],
     watch: EpisodeWatch | None = None,
 ) -> PlayedEpisodes:
-    """An episode of a task from each seed, until it succeeds or ends; `watch` sees the first of them."""
+    """Play an episode of a task from each seed, until it succeeds or ends; `watch` observes the first of them."""
     groups = side_by_side(len(seeds), len(copies), watch)
     parts = [_side_by_side(model, codec, copies, task, seeds, some, watch) for some in groups]
     order = np.argsort(np.concatenate(groups))
@@ -110,7 +111,7 @@ def _side_by_side(
     numbers: Sequence[int],
     watch: EpisodeWatch | None,
 ) -> PlayedEpisodes:
-    """The episodes with these numbers."""
+    """Play the episodes with these indices in parallel."""
     acting = Acting(model, codec, [seeds[number] for number in numbers])
     limit = limit_of(codec, copies)
     rows = np.arange(len(numbers))
@@ -126,7 +127,7 @@ def _side_by_side(
         steps = [copies.step(row, action) for row, action in zip(rows.tolist(), actions)]
         returns[rows] += [step.reward for step in steps]
         lengths[rows] += 1
-        told |= any(step.success is not None for step in steps)  # some say so only where an episode ends by itself
+        told |= any(step.success is not None for step in steps)  # some report success only when an episode terminates
         done = np.array([bool(step.success) for step in steps])
         succeeded[rows[done]] = lengths[rows[done]]
         over = done | np.array([step.ended or step.cut for step in steps]) | (lengths[rows] >= limit)
@@ -140,15 +141,15 @@ def _side_by_side(
 
 
 def _looked(codec: RobotCodec, copies: Copies, task: str, rows: np.ndarray, states: np.ndarray) -> Observations:
-    """What the robots of some rows see now."""
+    """Return the current observations of some rows."""
     each = [copies.pictures(row) for row in rows.tolist()] if codec.cameras else []
     pictures = {camera.name: np.stack([one[camera.name] for one in each]) for camera in codec.cameras}
     return observed(codec, codec.states(states), pictures, [task] * len(rows))
 
 
 def worth(played: PlayedEpisodes, horizon: int) -> dict[str, Any]:
-    """How many of the episodes succeed, with Wilson's interval, and after how many steps (a failed one counts the
-    `horizon`); where an environment does not say, the mean of the returns.
+    """Return the success rate with Wilson's interval, and the mean steps to success (`horizon` for failures); without
+    success reports, the mean return.
     """
     count = len(played.lengths)
     if played.succeeded is None:
@@ -173,8 +174,8 @@ def _returned(played: Sequence[PlayedEpisodes]) -> dict[str, Any]:
 
 
 def together(results: Sequence[dict[str, Any]], played: Sequence[PlayedEpisodes]) -> dict[str, Any]:
-    """What several tasks come to in one, where all episodes count alike: success or, where it is not told of all tasks,
-    returns. `results` are what they are worth.
+    """Return the scores over several tasks, with equal weight per episode: success or, if not all tasks report it,
+    returns. `results` are the scores of each.
     """
     if any(each.succeeded is None for each in played):
         return _returned(played)

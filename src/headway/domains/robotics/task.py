@@ -1,4 +1,4 @@
-"""Chunks of actions from what is seen: what is learned of demonstrations, and judged by playing."""
+"""Predict chunks of actions from observations; evaluated by playing."""
 
 from __future__ import annotations
 
@@ -36,57 +36,56 @@ _LOG = logger(__name__)
 @register("robotics")
 @dataclass(frozen=True)
 class RoboticsConfig(TaskConfig):
-    """Say the next actions of demonstrations, `model.chunk` of them, from what is seen at a step.
+    """Predict the next actions of demonstrations, `model.chunk` of them, from the observation at a step.
 
-    Of a state the first `state` numbers are read, none for all, 0 for no state; `cameras` are those that are read, none
-    for all, () for no pictures, made `size` (height, width) large, none as they are. With `text` the words of a task's
-    name are read; none reads them where there are several tasks. In training scaled states are moved by `noise`, a
-    standard deviation: what the last step did is then no longer seen in them, and a robot that strays finds back.
-    `scaling` is by mean and deviation of actions, or by
-    their range. A chunk is said anew every `execute` actions; `ensemble` is the m of temporal ensembling, none lets the
-    newest chunk decide alone.
+    The first `state` values of a state are used, none for all, 0 for no state; `cameras` are the ones used, none for
+    all, () for no images, resized to `size` (height, width), none to keep theirs. With `text`, the words of a task's
+    name are model inputs; none uses them if there are several tasks. In training, scaled states get `noise`, a standard
+    deviation: it hides the effect of the last action, so the robot learns to recover. `scaling` is by mean and
+    deviation of actions, or by their range. A new chunk is predicted every `execute` actions; `ensemble` is the m of
+    temporal ensembling, none uses only the newest chunk.
 
-    Where a task's environment is known (what the data say, or for all others `env`), `episodes` of each task are played
-    at each evaluation and `final` at the end, from seeds of their own; with 0 held-out demonstrations judge alone.
-    Demonstrations that are equal never stand on two sides of the `split`.
+    If a task's environment is known (the one in the data, or else `env`), `episodes` of each task are played at each
+    evaluation and `final` at the end, from separate seeds; with 0, only held-out demonstrations are evaluated. Equal
+    demonstrations are always in the same `split`.
     """
 
     beside: ClassVar[tuple[str, ...]] = (FILE,)
-    state: int | None = None  # numbers of the state that are read; none: all
-    cameras: tuple[str, ...] | None = None  # those that are read; none: all
-    size: Size | None = None  # height and width to which pictures are brought; none: as they are
-    text: bool | None = None  # whether the name of the task is read; none: where there are several
-    noise: float = 0.0  # standard deviation of what is added to scaled states in training
-    scaling: Literal["deviation", "range"] = "deviation"  # of actions: by mean and deviation, or by range
-    execute: int = 1  # actions that are done before a chunk is said anew
-    ensemble: float | None = 0.01  # the m of temporal ensembling; none: the newest chunk alone
-    env: str | None = None  # environment of tasks whose data name none
-    episodes: int = 20  # played of each task at each evaluation
-    final: int = 50  # played of each task at the end
-    split: SplitConfig = SplitConfig(validation=0.1, test=0.1)  # what is held out
+    state: int | None = None  # number of state values to use; none: all
+    cameras: tuple[str, ...] | None = None  # cameras to use; none: all
+    size: Size | None = None  # height and width of resized images; none: original size
+    text: bool | None = None  # use the name of the task; none: if there are several
+    noise: float = 0.0  # standard deviation of the noise on scaled states in training
+    scaling: Literal["deviation", "range"] = "deviation"  # scaling of actions: by mean and deviation, or by range
+    execute: int = 1  # actions to execute before predicting a new chunk
+    ensemble: float | None = 0.01  # the m of temporal ensembling; none: only the newest chunk
+    env: str | None = None  # environment of tasks without one in the data
+    episodes: int = 20  # episodes to play per task and evaluation
+    final: int = 50  # episodes to play per task at the end
+    split: SplitConfig = SplitConfig(validation=0.1, test=0.1)  # held-out demonstrations
 
     def __post_init__(self) -> None:
         if min(self.episodes, self.state or 0) < 0 or min(self.execute, self.final) < 1:
             raise ConfigError(
                 f"task.state is {self.state}, task.episodes {self.episodes}, task.execute {self.execute} and "
-                f"task.final {self.final}; give nothing below 0, and to the last two 1 or more"
+                f"task.final {self.final}; choose 0 or more, and 1 or more for the last two"
             )
         if self.size is not None and min(self.size) < 1:
-            raise ConfigError(f"task.size is {self.size}; give height and width above 0, or none")
+            raise ConfigError(f"task.size is {self.size}; choose a height and width above 0, or none")
         if not self.noise >= 0:
-            raise ConfigError(f"task.noise is {self.noise}; give 0 or more, such as 0.02")
+            raise ConfigError(f"task.noise is {self.noise}; choose 0 or more, such as 0.02")
         if self.ensemble is not None and not self.ensemble >= 0:
-            raise ConfigError(f"task.ensemble is {self.ensemble}; give 0 or more, or none")
+            raise ConfigError(f"task.ensemble is {self.ensemble}; choose 0 or more, or none")
 
     def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Task:
-        """Raises UserError for data that cannot be read, and for environments that are not there or do not fit."""
+        """Raises UserError for unreadable data, and for missing or unsuitable environments."""
         model = check_model(recipe.model, self.execute)
         rows = recipe.train.rows(model.chunk)
         known = known_codec(workspace, read_usage(workspace))
         size, cameras = (self.size, self.cameras) if known is None else (known.size, known.camera_names)
         found = read_demonstrations(recipe.files(data), cache_root(), size, cameras)
         if not found.actions.shape[1]:
-            raise UserError("the demonstrations have actions of 0 numbers, so there is nothing to learn; give others")
+            raise UserError("the demonstrations have actions of 0 numbers, so there is nothing to learn; use others")
         splits = Splits(sides_of(found.keys(), found.named, self.split), np.arange(len(found)), "demonstrations")
         codec = self._fitted(found, splits.rows("train")) if known is None else self._kept(known, found)
         codec = self._told(codec, found)
@@ -96,7 +95,7 @@ class RoboticsConfig(TaskConfig):
         return Task(Demonstrated(found, splits, codec, model, rows, recipe.train.seed, self.noise), objective)
 
     def _environments(self, data: Demonstrations) -> tuple[str, ...]:
-        """Where each task can be played; "" where nothing is known that may be asked for."""
+        """Return the environment of each task; "" if none is known or allowed."""
         given = os.environ.get(VARIABLE)
         if given:
             return (given,) * len(data.names)
@@ -104,8 +103,8 @@ class RoboticsConfig(TaskConfig):
         refused = [name for name in data.environments if ":" in name]
         if refused and self.episodes and not other:
             _LOG.warning(
-                "the data were recorded in %s, code that they may not ask for: policies are judged by held-out "
-                "demonstrations; set %s=%s to have them play there",
+                "the data come from %s, whose code headway does not run: policies are evaluated on held-out "
+                "demonstrations; set %s=%s to play there",
                 refused[0],
                 VARIABLE,
                 refused[0],
@@ -113,19 +112,19 @@ class RoboticsConfig(TaskConfig):
         return tuple(other if not name or ":" in name else name for name in data.environments)
 
     def _told(self, codec: RobotCodec, data: Demonstrations) -> RobotCodec:
-        """With what the data and this task say."""
+        """Add the settings of the data and the task to the codec."""
         how = {"execute": self.execute, "ensemble": self.ensemble, "rate": data.rate}
         longest, places = int(data.lengths.max()), self._environments(data)
         return replace(codec, names=data.names, environments=places, longest=longest, **how)
 
     def _kept(self, codec: RobotCodec, data: Demonstrations) -> RobotCodec:
-        """That of the run, or of the policy that is started from. ConfigError for settings that say otherwise."""
+        """Return the codec of the run or the policy to fine-tune. ConfigError for conflicting settings."""
         check_known(codec, data)
         check_settings(codec, {"state": self.state, "cameras": self.cameras, "size": self.size, "text": self.text})
         if not codec.words and len(data.names) > 1:
-            _LOG.warning("the policy reads no words, so it cannot tell the %d tasks apart", len(data.names))
+            _LOG.warning("the policy does not take task names, so it cannot distinguish the %d tasks", len(data.names))
         if codec.scaling not in (None, self.scaling):
-            _LOG.warning("task.scaling is %s, and the policy that goes on scales by %s", self.scaling, codec.scaling)
+            _LOG.warning("task.scaling is %s, but the policy to fine-tune scales by %s", self.scaling, codec.scaling)
         for name in data.names if codec.words else ():
             codec.text(name)
         recorded = {name: frames.recorded for name, frames in data.cameras.items()}
@@ -136,16 +135,16 @@ class RoboticsConfig(TaskConfig):
         actions, offered = data.actions[steps], data.states.shape[1]
         read = offered if self.state is None else self.state
         if read > offered:
-            raise ConfigError(f"task.state is {read}, and states have {offered} numbers; give at most so many, or none")
+            raise ConfigError(f"task.state is {read}, but states have {offered} numbers; choose at most that, or none")
         mean, std = spread(data.states[steps, :read])
         shift, scale = spread(actions) if self.scaling == "deviation" else reach(actions)
         cameras = self._cameras(data)
         if not read and not cameras:
-            raise UserError("neither states nor cameras are read, so a policy sees nothing; give task.state or cameras")
+            raise UserError("the policy has no inputs, neither states nor cameras; set task.state or task.cameras")
         text = len(data.names) > 1 if self.text is None else self.text
         words = tuple(sorted({word for name in data.names for word in words_of(name)})) if text else ()
         if text and not all(map(words_of, data.names)):
-            raise UserError("a task has no name, so there is no text to read; name it, or set task.text=false")
+            raise UserError("a task has no name to use as text; name it, or set task.text=false")
         how = (self.execute, self.ensemble, 0, None, self.scaling)
         return RobotCodec(offered, mean, std, shift, scale, (), (), words, cameras, *how)
 
@@ -160,45 +159,44 @@ class RoboticsConfig(TaskConfig):
 
 
 class ActionChunks(Objective[Demonstrated]):
-    """The loss of the model's head of chunks. Where tasks can be played, the goal is "score", the success rate with
-    less than an episode's worth for speed; else the mean absolute error of actions of held-out demonstrations, in the
-    codec's numbers.
+    """The loss of the model's chunk head. If tasks can be played, the goal is "score", the success rate plus a bonus
+    for speed worth less than one episode; otherwise the mean absolute error of held-out actions, in scaled units.
     """
 
     unit = "action"
 
     def __init__(self, config: RoboticsConfig, model: RobotPolicyConfig, codec: RobotCodec) -> None:
         self.config, self.model, self.codec = config, model, codec
-        self._judged: dict[str, dict[str, Any]] = {}  # what each task came to at the last evaluation
+        self._judged: dict[str, dict[str, Any]] = {}  # scores of each task in the last evaluation
         self.played = self._open() if config.episodes else {}
         if self.plays:
             self.goal, self.goal_better = "score", "max"
 
     @property
     def measure(self) -> str:
-        return "mean error of an action"
+        return "mean error per action"
 
     @property
     def plays(self) -> bool:
         return bool(self.played)
 
     def _open(self) -> dict[str, Copies]:
-        """Copies of the environment of each task that has one, by its name."""
+        """Open the environments of each task that has one, by task name."""
         places = {name: place for name, place in zip(self.codec.names, self.codec.environments) if place}
         try:
             copies = open_each(self.codec, list(places.values()), max(self.config.episodes, self.config.final))
         except UserError as error:
-            raise UserError(f"{error}; or set task.episodes=0 to judge by held-out demonstrations alone") from error
+            raise UserError(f"{error}; or set task.episodes=0 to evaluate on held-out demonstrations only") from error
         return dict(zip(places, copies))
 
     def adapt(self, model: ModelConfig, examples: Demonstrated) -> ModelConfig:
-        """UserError where, without an environment, nothing is left to judge by."""
+        """UserError if there is neither an environment nor validation data."""
         if not self.plays:
-            examples.splits.rows("validation", "an environment to be judged in (task.env)")
+            examples.splits.rows("validation", "an environment for evaluation (task.env)")
         return model
 
     def counts(self, batch: Batch) -> dict[str, int]:
-        """Actions that there are and, where there is a latent, rows."""
+        """Valid actions and, for a model with a latent, rows."""
         found = {"actions": batch.tokens}
         return found | {"kl": len(batch.targets.keep)} if self.model.head.size else found
 
@@ -207,9 +205,8 @@ class ActionChunks(Objective[Demonstrated]):
         return cast(RobotPolicy, model).losses(seen, batch.targets, drawn)
 
     def judge(self, model: nn.Module, examples: Demonstrated, split: str, limit: int | None = None) -> dict[str, Any]:
-        """How often each task succeeds that can be played, from seeds of this split alone; and the mean absolute error
-        of the actions of held-out demonstrations, where there are any. `limit` is the most episodes and windows of
-        each.
+        """Return the success rate of each playable task, from seeds of this split, and the mean absolute error of
+        held-out actions, if there are any. `limit` is the maximum number of episodes and windows of each.
         """
         scores: dict[str, Any] = {}
         if self.plays:
@@ -233,8 +230,8 @@ class ActionChunks(Objective[Demonstrated]):
         return scores
 
     def score(self, found: Mapping[str, Any]) -> float:
-        """One number to judge by: of two equal success rates the one that takes fewer steps is better. Where no episode
-        told whether it succeeded, it is the return as a number from -1 to 0, below that of any success.
+        """Return one number for comparison: equal success rates are ordered by speed. If no episode reports success, it
+        is the return, mapped to -1 to 0, below any success.
         """
         if "success_rate" not in found:
             return (found["return_mean"] / (1 + abs(found["return_mean"])) - 1) / 2
@@ -255,15 +252,15 @@ class ActionChunks(Objective[Demonstrated]):
         return self.config.final if self.plays else examples.count(split)
 
     def lengthening(self, scores: Mapping[str, Any]) -> float:
-        """What has not succeeded plays to the end; where no one tells, as long as was demonstrated."""
+        """Episodes without success play to the end; without success reports, as long as a demonstration."""
         return max(1.0, self.codec.longest / scores["length_mean"]) if "length_mean" in scores else 1.0
 
     def showing(self) -> float:
-        """A film of each task."""
+        """A film per task."""
         return 1.0 if self.plays else 0.0
 
     def pictures(self, model: nn.Module, examples: Demonstrated) -> list[Picture]:
-        """How often tasks succeed, an episode of each as a strip of film, and a chunk beside what was demonstrated."""
+        """Plot success rates, draw an episode of each task as a film strip, and a chunk next to the demonstration."""
         act, sides = cast(RobotPolicy, model), examples.splits.sides
         episode = next(int(sides[side][0]) for side in ("test", "validation", "train") if len(sides[side]))
         return [
@@ -278,22 +275,22 @@ class ActionChunks(Objective[Demonstrated]):
 
 
 def check_model(model: ModelConfig, execute: int) -> RobotPolicyConfig:
-    """ConfigError for a model that says no chunks, or shorter ones than are executed."""
+    """ConfigError for a model that does not predict chunks, or shorter ones than are executed."""
     if not isinstance(model, RobotPolicyConfig):
         raise ConfigError(
-            f"this task needs a model of chunks of actions (act), and this is {type(model).__name__}; take that of the "
+            f"this task needs a model of action chunks (act), but this is {type(model).__name__}; use the model of the "
             "recipe"
         )
     if execute > model.chunk:
         raise ConfigError(
-            f"task.execute is {execute}, and a chunk has {model.chunk} actions; execute at most so many, or raise "
+            f"task.execute is {execute}, but a chunk has {model.chunk} actions; execute at most that many, or raise "
             "model.chunk"
         )
     return model
 
 
 def check_known(codec: RobotCodec, data: Demonstrations) -> None:
-    """UserError for demonstrations of another robot than the one that a policy knows."""
+    """UserError for demonstrations of a different robot than the policy's."""
     pairs = {
         "states of {} numbers": (codec.recorded, data.states.shape[1]),
         "actions of {} numbers": (len(codec.scale), data.actions.shape[1]),
@@ -301,32 +298,31 @@ def check_known(codec: RobotCodec, data: Demonstrations) -> None:
     for what, (theirs, own) in pairs.items():
         if theirs != own:
             raise UserError(
-                f"the policy knows {what.format(theirs)}, and the data have {what.format(own)}; give demonstrations of "
+                f"the policy has {what.format(theirs)}, but the data have {what.format(own)}; use demonstrations of "
                 "its robot"
             )
     for camera in codec.cameras:
         if camera.name not in data.cameras:
             told = ", ".join(data.cameras) or "none"
             raise UserError(
-                f"the policy has the camera {camera.name!r}, and the data have {told}; give demonstrations of its robot"
+                f"the policy has the camera {camera.name!r}, but the data have {told}; use demonstrations of its robot"
             )
 
 
 def check_settings(codec: RobotCodec, settings: Mapping[str, Any]) -> None:
-    """ConfigError for settings of the task (None: not set) that a policy which goes on does not have."""
+    """ConfigError for settings of the task (None: not set) that differ from those of the policy to fine-tune."""
     theirs = {"state": len(codec.mean), "cameras": codec.camera_names, "text": bool(codec.words)}
     if codec.cameras:
         theirs["size"] = codec.size
     for name, wanted in settings.items():
         if wanted is not None and wanted != theirs.get(name, wanted):
             raise ConfigError(
-                f"task.{name} is {wanted}, and the policy that goes on has {theirs[name]}; leave task.{name} out"
+                f"task.{name} is {wanted}, but the policy to fine-tune has {theirs[name]}; leave task.{name} out"
             )
 
 
 def check_start(model: RobotPolicyConfig, codec: RobotCodec, start: str | None) -> None:
-    """ConfigError for a policy that is started from whose weights read other states, pictures or words than its codec
-    says.
+    """ConfigError for a policy to fine-tune whose weights take other states, images or words than its codec describes.
     """
     if start is None:
         return
@@ -335,6 +331,6 @@ def check_start(model: RobotPolicyConfig, codec: RobotCodec, start: str | None) 
     own = (len(codec.mean), len(codec.scale), sizes, codec.symbols)
     if own != (seen.states, model.actions, [tuple(size) for size in seen.cameras], model.words):
         raise ConfigError(
-            f"{start} reads other states, pictures or words than lie beside it, or none lie there; start from a run of "
+            f"{start} takes other states, images or words than its codec describes, or has none; start from a run of "
             "the recipes robotics or metaworld"
         )

@@ -1,4 +1,4 @@
-"""Demonstrations as they are learned from: the observation at a step, and the chunk of actions from there on."""
+"""Demonstrations as training data: the observation at a step, and the chunk of actions from there."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ from headway.nn.models import ActConfig, Chunks, ModelConfig, Observations, Robo
 from headway.nn.models.robot import in_order
 
 _BRIGHTEST = 255.0
-_MIDDLE, _HALF = 127.5, 64.0  # of bytes: most pictures then lie within -2 to 2
-_JUDGED_AT_ONCE = 64  # windows
-_DRAWS = 13  # so that what training draws has nothing to do with other draws from the same seed
+_MIDDLE, _HALF = 127.5, 64.0  # of bytes: most pixels become -2 to 2
+_JUDGED_AT_ONCE = 64  # windows per evaluation batch
+_DRAWS = 13  # random stream, independent of others with the same seed
 
 
 class Demonstrated(Examples):
-    """Windows over the steps of demonstrations, which `splits` divide; `size` of them are a batch of training, in which
-    scaled states are moved by `noise`. `model` says how long chunks are, and what chance gives to them; one that reads
-    the last `history` steps is shown those, and learns the actions from the oldest of them on.
+    """Windows over the steps of demonstrations, divided by `splits`; a training batch has `size` of them, with `noise`
+    on scaled states. `model` defines the length of chunks and their random inputs; one that takes the last `history`
+    steps gets them, and learns the actions from the oldest of them.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Demonstrated(Examples):
         self.data, self.splits, self.codec, self.model = data, splits, codec, model
         self.size, self.seed, self.noise = size, seed, noise
         self._starts = np.repeat(data.starts, data.lengths)
-        self._ends = np.repeat(data.ends, data.lengths)  # of each step's episode
+        self._ends = np.repeat(data.ends, data.lengths)  # end of each step's episode
         self._tasks = np.repeat(data.tasks, data.lengths)
 
     @cached_property
@@ -74,12 +74,12 @@ class Demonstrated(Examples):
         return self.splits.final
 
     def count(self, split: str) -> int:
-        """Demonstrations, of which there are many windows."""
+        """Number of demonstrations; each has many windows."""
         return len(self.splits.rows(split))
 
     def adapt(self, model: ModelConfig) -> RobotPolicyConfig:
-        """`model` with the sizes of states, pictures and actions, and the words of tasks. UserError where nothing is
-        left to train on.
+        """Return `model` with the sizes of states, images and actions, and the vocabulary. UserError without training
+        data.
         """
         self.splits.rows("train")
         config = cast(RobotPolicyConfig, model)
@@ -92,11 +92,11 @@ class Demonstrated(Examples):
         if isinstance(config, ActConfig):
             return replace(config, **sizes, words=self.codec.symbols)
         if self.codec.symbols:
-            raise ConfigError("this model reads no names of tasks, and there are several; set task.text=false")
+            raise ConfigError("this model does not take task names, but there are several; set task.text=false")
         return replace(config, **sizes)
 
     def seen(self, steps: np.ndarray) -> Observations:
-        """What is seen at steps, int64 [B]; before an episode's first step all was as it is there."""
+        """Return the observations at steps, int64 [B]; an episode's first step is repeated for missing ones."""
         lags = reversed(range(self.model.history))
         return in_order([self._seen(np.maximum(steps - lag, self._starts[steps])) for lag in lags])
 
@@ -106,8 +106,8 @@ class Demonstrated(Examples):
         return observed(self.codec, self._states[steps], pictures, names)
 
     def chunks(self, steps: np.ndarray) -> Chunks:
-        """The actions from steps on, int64 [B], and before them those of the steps that are seen; beyond an episode's
-        ends its first and its last one stand for those that are not.
+        """Return the actions from steps, int64 [B], including those of the history; an episode's first and last action
+        are repeated beyond its ends.
         """
         places = steps[:, None] + np.arange(1 - self.model.history, self.model.chunk)
         first, last = self._starts[steps][:, None], self._ends[steps][:, None] - 1
@@ -124,8 +124,8 @@ class Demonstrated(Examples):
 
 
 class ChunkWindows:
-    """Windows of the demonstrations of these `numbers`, int64 [E]. Those that are judged begin at `steps`, one chunk
-    after the other; one of training begins at each step.
+    """Windows of the demonstrations with these `indices`, int64 [E]. In evaluation they start at `steps`, one chunk
+    after the other; in training one starts at each step.
     """
 
     def __init__(self, examples: Demonstrated, numbers: np.ndarray, limit: int | None = None) -> None:
@@ -146,12 +146,12 @@ class ChunkWindows:
         return ByCount(len(self), _JUDGED_AT_ONCE)
 
     def some(self, limit: int | None) -> ChunkWindows:
-        """The first ones."""
+        """Return the first `limit` windows."""
         return ChunkWindows(self.examples, self.numbers, limit)
 
     def take(self, numbers: np.ndarray, chance: Chance | None = None) -> Batch:
-        """What is seen, with what chance gives to the batch, and the chunks that follow; `tokens` counts actions that
-        there are, `computed` all. In training `numbers` are steps of the data.
+        """Return observations with the batch's random inputs, and the chunks that follow; `tokens` counts valid
+        actions, `computed` all. In training, `indices` are steps of the data.
         """
         found = self.examples
         steps, number = (self.steps[numbers], int(numbers[0])) if chance is None else (numbers, chance.number)
@@ -165,8 +165,8 @@ class ChunkWindows:
 
 
 class Turns(NamedTuple):
-    """Batches of `size` steps, of those of each task, int64 [N] each: tasks take turns, and of each one the steps come
-    in shuffled epochs of its own, so that none is seen more for having longer demonstrations.
+    """Batches of `size` steps, from those of each task, int64 [N] each: tasks alternate, and the steps of each come in
+    separate shuffled epochs, so that tasks with longer demonstrations do not dominate.
     """
 
     steps: tuple[np.ndarray, ...]
@@ -187,7 +187,7 @@ class Turns(NamedTuple):
 def observed(
     codec: RobotCodec, states: np.ndarray, pictures: dict[str, np.ndarray], names: Sequence[str]
 ) -> Observations:
-    """Scaled states [B, S], pictures of each camera (uint8 [B, H, W, 3]) and the names of B tasks, for a model."""
+    """Return model inputs from scaled states [B, S], images of each camera (uint8 [B, H, W, 3]) and B task names."""
     images = tuple(pixels(pictures[each.name], each) for each in codec.cameras)
     state = torch.from_numpy(states) if codec.mean else None
     if not codec.words:
@@ -197,7 +197,7 @@ def observed(
 
 
 def pixels(pictures: UInt8[np.ndarray, "B H W 3"], camera: Camera) -> Float[Tensor, "B 3 h w"]:
-    """Pictures as numbers around 0, in the size that a model reads."""
+    """Scale images to values around 0, in the model's input size."""
     found = torch.from_numpy(np.ascontiguousarray(pictures)).movedim(-1, 1).float()
     if tuple(found.shape[2:]) != tuple(camera.read):
         found = F.interpolate(found, size=camera.read, mode="bilinear", antialias=True)

@@ -1,4 +1,4 @@
-"""Reinforcement learning by sequences: return-to-go, state and action of each step (Chen et al. 2021)."""
+"""Reinforcement learning as sequence modelling: return-to-go, state and action of each step (Chen et al. 2021)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A trajectory model at work: it is asked for a return and acts, in many episodes side by side."""
+"""Rollouts of a trajectory model: it acts for a target return, in many episodes in parallel."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from headway.layout import Layout
 from headway.nn.mixers import State, select
 from headway.nn.models import StepHead, TrajectoryEmbed, TrajectoryInputs, Transformer
 
-_DRAWS = 11  # so that what is drawn here has nothing to do with what environments draw from the same seed
+_DRAWS = 11  # random stream, independent of the environments' for the same seed
 
 
 class Actor:
-    """Acts in B episodes that are equally old, each with a return-to-go and a chance of its own, drawn from its seed.
-    Actions that are numbers get normal noise of the standard deviation `noise`, in units of their reach.
+    """Acts in B episodes of the same age, each with its own return-to-go and random generator, seeded by its seed.
+    Continuous actions get normal noise of the standard deviation `noise`, in units of their scale.
 
-    As long as the whole episode fits into the window that the model was trained on, it goes on from its states, token
-    by token; from then on the last K steps are read anew at each step, as keys that had seen earlier ones would say
-    something else. Both are what the model says of the window as a whole.
+    While the whole episode fits into the window that the model was trained on, it decodes token by token from cached
+    states. Afterwards the last K steps are re-encoded at each step, because cached keys would depend on steps outside
+    the window. Both give the model's output for the window.
     """
 
     def __init__(
@@ -47,19 +47,19 @@ class Actor:
         self.time = 0
         self._chances = [np.random.default_rng([_DRAWS, seed]) for seed in seeds]
         self._device = device_of(model)
-        self._returns: list[Tensor] = []  # of the last K steps, each [B]
+        self._returns: list[Tensor] = []  # for the last K steps, each [B]
         self._states: list[Tensor] = []
         self._actions: list[Tensor] = []
         self._decoding: tuple[State, ...] | None = None
 
     @property
     def limit(self) -> int:
-        """The most steps of an episode: the model has no later timesteps."""
+        """Maximum steps of an episode: the model has no later timesteps."""
         return self.embed.config.timesteps
 
     @torch.no_grad()
     def act(self, states: np.ndarray) -> np.ndarray:
-        """An action for each row, int [B] or float [B, A]; `states` are what is seen now, [B, *shape]."""
+        """Return an action per row, int [B] or float [B, A]; `states` are the current states, [B, *shape]."""
         self._keep(self._returns, torch.from_numpy(self.codec.returns(self.to_go)))
         self._keep(self._states, torch.from_numpy(self.codec.states(states)))
         x = self._further() if self.time < self.codec.context else self._anew()
@@ -72,15 +72,15 @@ class Actor:
         return action
 
     def take(self, rewards: np.ndarray) -> None:
-        """What the actions brought, [B]: so much less is still to come."""
+        """Subtract the rewards of the actions, [B], from the return-to-go."""
         self.to_go = self.to_go - rewards
 
     def took(self, actions: np.ndarray) -> None:
-        """What the environment made of the last actions, where it is not what was said (bounds)."""
+        """Replace the last actions by those that the environment executed, which its bounds may have changed."""
         self._actions[-1] = torch.from_numpy(self.codec.read_actions(actions)).to(self._device)
 
     def select(self, rows: np.ndarray) -> None:
-        """Go on in some of the episodes."""
+        """Continue only some of the episodes."""
         chosen = torch.from_numpy(rows).to(self._device)
         self.to_go = self.to_go[rows]
         self._chances = [self._chances[row] for row in rows.tolist()]
@@ -98,12 +98,12 @@ class Actor:
         return times.expand(len(self.to_go), count)
 
     def _inputs(self, actions: Tensor, first: int, count: int) -> TrajectoryInputs:
-        """The last `count` steps, of which the first has the timestep `first`."""
+        """Return the last `count` steps, of which the first has the timestep `first`."""
         returns = torch.stack(self._returns[-count:], 1) if self.embed.config.returns else None
         return TrajectoryInputs(returns, torch.stack(self._states[-count:], 1), actions, self._times(first, count))
 
     def _anew(self) -> Float[Tensor, "B T D"]:
-        """The window as a whole."""
+        """Encode the whole window."""
         self._decoding = None
         count = len(self._states)
         actions = torch.stack(self._actions[-(count - 1) :], 1) if count > 1 else self._none()
@@ -111,7 +111,7 @@ class Actor:
         return self.model(inputs, self.embed.whole(inputs)).x
 
     def _further(self) -> Float[Tensor, "B T D"]:
-        """The tokens that this step adds, after the states of those before."""
+        """Encode the tokens that this step adds, from the cached states."""
         batch, tokens = len(self.to_go), self.embed.config.tokens
         if self._decoding is None:
             x, layout = self.embed(self._inputs(self._none(), 0, 1), Layout.full(batch, 1, device=self._device))
@@ -123,18 +123,18 @@ class Actor:
         return x
 
     def _none(self) -> Tensor:
-        """The actions of no step."""
+        """No actions, as a tensor."""
         shape = (len(self.to_go), 0) if self.codec.choices is not None else (len(self.to_go), 0, len(self.codec.reach))
         kind = torch.long if self.codec.choices is not None else torch.float32
         return torch.zeros(shape, dtype=kind, device=self._device)
 
 
 class RecordingActors(RowPolicy):
-    """A model that acts in the episodes of a recording, asked for the return that it was trained to be asked for."""
+    """A model that acts in the episodes of a recording, with the target return of its run."""
 
     def __init__(self, model: Transformer, codec: TrajectoryCodec) -> None:
         self.model, self.codec = model, codec
-        self._actors: dict[int, Actor] = {}  # one per row: their episodes differ in age
+        self._actors: dict[int, Actor] = {}  # one per row, because their episodes differ in age
 
     def begin(self, row: int, seed: int) -> None:
         self._actors[row] = Actor(self.model, self.codec, [self.codec.target], [seed])
@@ -149,17 +149,17 @@ class RecordingActors(RowPolicy):
 
 
 def check_fits(codec: TrajectoryCodec, copies: Copies) -> None:
-    """UserError for an environment whose states or actions are not those of the model."""
+    """UserError for an environment whose states or actions differ from the model's."""
     spaces = copies.spaces
     if codec.choices != spaces.choices or (codec.choices is None and len(codec.reach) != spaces.numbers):
         raise UserError(
-            f"the environment {copies.name!r} takes actions of {spaces.told}, and this model says {codec.told}; "
+            f"the environment {copies.name!r} takes actions of {spaces.told}, but this model outputs {codec.told}; "
             "choose an environment that fits (--env), or train on episodes of this one"
         )
     if codec.shape != spaces.shape:
         seen, wanted = (described(np.empty((1, *shape))) for shape in (spaces.shape, codec.shape))
         raise UserError(
-            f"the environment {copies.name!r} shows states of {seen}, and this model reads {wanted}; choose an "
+            f"the environment {copies.name!r} has states of {seen}, but this model takes {wanted}; choose an "
             "environment that fits (--env), or train on episodes of this one"
         )
 
@@ -172,6 +172,6 @@ def play(
     seeds: Sequence[int],
     watch: EpisodeWatch | None = None,
 ) -> Returns:
-    """An episode from each seed, asked for the return `target`; `watch` sees each step of the first one."""
+    """Play an episode from each seed for the target return `target`; `watch` observes each step of the first one."""
     with evaluating(model):
         return played(lambda some: Actor(model, codec, [target] * len(some), some), copies, seeds, watch)

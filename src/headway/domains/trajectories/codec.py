@@ -1,4 +1,4 @@
-"""Episodes to what a model reads, and what it says to actions: the scales that travel with it. No torch."""
+"""Convert episodes to model inputs and outputs to actions, with the scales stored next to the model. No torch."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from headway.data.episodes import Episodes, steps_within
 from headway.errors import ConfigError, UserError
 from headway.formats.durable import read_json, write_json
 
-FILE = "trajectories.json"  # beside a model: how what it reads and says is scaled
+FILE = "trajectories.json"  # stored next to a model: the scales of its inputs and outputs
 
 
 @dataclass(frozen=True)
 class TrajectoryCodec:
-    """States of `shape` less their `mean`, divided by their `std` (both empty for images, whose bytes become numbers
-    from 0 to 1); returns divided by `scale`; actions that are one of `choices`, or numbers divided by `reach` [A].
+    """States of `shape` minus `mean`, divided by `std` (both empty for images, whose bytes are scaled to 0 to 1);
+    returns divided by `scale`; actions are one of `choices`, or vectors divided by `reach` [A].
 
-    A model reads `context` steps at once, and is asked for the return `target` where no one asks for another;
-    `environment` is where it acts. `draw` draws choices by their probabilities, else the most probable is taken.
+    The model takes `context` steps at once; `target` is the default target return, `environment` the environment it
+    acts in. With `draw`, choices are sampled, otherwise the most probable one is taken.
     """
 
     shape: tuple[int, ...]
@@ -41,18 +41,18 @@ class TrajectoryCodec:
         acts = self.actions > 0 and 0 not in (self.scale, *self.std, *self.reach)
         if not (fits and acts and self.context > 0):
             raise ConfigError(
-                f"{FILE} does not fit together (shape {self.shape}, {len(self.mean)} means, {len(self.std)} "
+                f"{FILE} is inconsistent (shape {self.shape}, {len(self.mean)} means, {len(self.std)} "
                 f"deviations, {self.told}, context {self.context}); restore it from a copy"
             )
 
     @property
     def actions(self) -> int:
-        """How many logits or numbers an action is."""
+        """Number of logits or values per action."""
         return len(self.reach) if self.choices is None else self.choices
 
     @property
     def told(self) -> str:
-        """The actions, for people."""
+        """The kind of actions, for messages."""
         return f"{self.choices} choices" if self.choices is not None else f"{len(self.reach)} numbers"
 
     @property
@@ -61,13 +61,13 @@ class TrajectoryCodec:
 
     @property
     def seen(self) -> tuple[int, ...]:
-        """The shape of a state as a model reads it."""
+        """The shape of a state as the model takes it."""
         if self.image and last_is_channels(self.shape):
             return (self.shape[2], *self.shape[:2])
         return self.shape
 
     def states(self, states: np.ndarray) -> np.ndarray:
-        """[..., *shape] as float32; images become [..., C, H, W]."""
+        """Scale states [..., *shape] to float32; images become [..., C, H, W]."""
         if not self.image:
             return (states.astype(np.float32) - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
         found = states.astype(np.float32) / 255 if states.dtype == np.uint8 else states.astype(np.float32)
@@ -77,12 +77,12 @@ class TrajectoryCodec:
         return (returns / self.scale).astype(np.float32)
 
     def read_actions(self, actions: np.ndarray) -> np.ndarray:
-        """Of the data to the model's."""
+        """Convert the data's actions to the model's."""
         return actions if self.choices is not None else (actions / self._reach).astype(np.float32)
 
     def said_actions(self, said: np.ndarray, chance: np.ndarray) -> np.ndarray:
-        """Of the model, [B, A], to the environment's: choices [B], or numbers [B, A]. `chance` are numbers from 0 to 1
-        that decide what is drawn, [B].
+        """Convert model outputs, [B, A], to the environment's actions: choices [B], or vectors [B, A]. `uniform`, [B],
+        are the random numbers from 0 to 1 for sampling.
         """
         if self.choices is None:
             return said * self._reach
@@ -100,17 +100,17 @@ class TrajectoryCodec:
 
 
 def last_is_channels(shape: tuple[int, ...]) -> bool:
-    """Whether images are [H, W, C]: grey, colours, or colours with transparency."""
+    """Whether images are [H, W, C]: grey, RGB, or RGBA."""
     return shape[2] in (1, 3, 4) and shape[0] not in (1, 3, 4)
 
 
 def read_codec(directory: Path) -> TrajectoryCodec:
-    """The scales of a run. UserError for a folder that has none."""
+    """Read the scales of a run. UserError if the folder has none."""
     path = directory / FILE
     if not path.is_file():
         raise UserError(
-            f"{directory} has no {FILE}, which says how states, returns and actions are scaled; give a run of the "
-            "recipes trajectories, cartpole, pendulum or hopper, or put that file of one there"
+            f"{directory} has no {FILE} with the scales of states, returns and actions; use a run of the "
+            "recipes trajectories, cartpole, pendulum or hopper, or copy that file from one"
         )
     return from_dict(TrajectoryCodec, read_json(path), str(path))
 
@@ -126,10 +126,10 @@ def fitted(
     environment: str,
     draw: bool,
 ) -> TrajectoryCodec:
-    """The scales of training data: `training` are the numbers of its episodes, int64 [E].
+    """Compute the scales of training data: `training` are the indices of its episodes, int64 [E].
 
-    Without a `scale` returns are divided by the largest there is; without a `target` the best one is asked for. Numbers
-    of actions that stay within 1 are left as they are. `choices` are those of the environment, where it is known.
+    Without a `scale`, returns are divided by the largest one; without a `target`, the best one is the target.
+    Continuous actions that stay within 1 are not scaled. `choices` are the environment's, if it is known.
     """
     steps = steps_within(episodes.starts[training], episodes.ends[training])
     states, actions = episodes.states[steps], episodes.actions[steps]

@@ -1,4 +1,4 @@
-"""A decision transformer goes on learning, from episodes that it plays itself (Zheng, Zhang and Grover 2022)."""
+"""Online training of a decision transformer on episodes that it plays itself (Zheng, Zhang and Grover 2022)."""
 
 from __future__ import annotations
 
@@ -23,41 +23,41 @@ from headway.generate.prompts import evaluating
 from headway.learn.examples import WHOLE, Batch, Chance, Contents, Explored, Shard
 from headway.nn.models import Transformer
 
-_STARTS, _ORDER = 16, 17  # so that what is drawn has nothing to do with other draws from the same seed
+_STARTS, _ORDER = 16, 17  # random streams, independent of others with the same seed
 
 
 @dataclass(frozen=True)
 class OnlineConfig:
     """Zheng, Zhang and Grover 2022, algorithm 1: after `after` batches of recorded episodes, `episodes` are played
-    before each `every` batches, which are drawn from a buffer of at most `keep` episodes.
+    before every `every` batches, which are sampled from a buffer of at most `keep` episodes.
 
-    What is asked for in play is the return `target`; without one it lies above the best return of the buffer, by
-    `above` times the distance from the buffer's mean to its best. Choices are drawn by their probabilities; numbers get
-    normal noise of the standard deviation `noise`, in units of their largest value in the recorded episodes or 1.
+    The target return in play is `target`; if it is none, the best return of the buffer plus `above` times the
+    difference between the buffer's best and mean. Choices are sampled; continuous actions get normal noise of the
+    standard deviation `noise`, in units of their largest value in the recorded episodes or 1.
 
-    The buffer begins with the best of the recorded episodes. Where it is full, recorded ones leave it first, the worst
-    before the others, then its own: the `oldest`, or the `worst` of all.
+    The buffer starts with the best recorded episodes. If it is full, recorded ones are dropped first, worst first, then
+    the model's own: the `oldest`, or the `worst` of all.
     """
 
-    episodes: int = 0  # played at a time; 0: none, only recorded episodes are learnt from
-    every: int = 100  # batches from one time to the next
-    after: int = 0  # batches of recorded episodes before the first time
-    keep: int = 100  # episodes that are learnt from at once
-    target: float | None = None  # return that is asked for in play; none: above the best so far
-    above: float = 0.5  # how far above, in units of the distance from the mean to the best
-    noise: float = 0.2  # standard deviation of the noise of actions that are numbers
-    drop: Literal["oldest", "worst"] = "oldest"  # what leaves a full buffer
+    episodes: int = 0  # episodes to play at a time; 0: learn only from recorded episodes
+    every: int = 100  # batches between two times of playing
+    after: int = 0  # batches of recorded episodes before playing starts
+    keep: int = 100  # capacity of the buffer in episodes
+    target: float | None = None  # target return in play; none: above the best so far
+    above: float = 0.5  # how far above, in units of the difference between best and mean
+    noise: float = 0.2  # standard deviation of the noise on continuous actions
+    drop: Literal["oldest", "worst"] = "oldest"  # which episodes a full buffer drops
 
     def __post_init__(self) -> None:
         for name, least in (("episodes", 0), ("after", 0), ("every", 1), ("keep", 1), ("above", 0), ("noise", 0)):
             if not least <= getattr(self, name) < math.inf:
-                raise ConfigError(f"task.online.{name} is {getattr(self, name)}; give {least} or more")
+                raise ConfigError(f"task.online.{name} is {getattr(self, name)}; choose {least} or more")
         if self.target is not None and not math.isfinite(self.target):
-            raise ConfigError(f"task.online.target is {self.target}; give a return, or none")
+            raise ConfigError(f"task.online.target is {self.target}; choose a finite return, or none")
 
 
 class Diary:
-    """An actor in B episodes, whose steps are written down; `episodes` are those of all B, as far as they came."""
+    """An actor in B episodes that records its steps; `episodes` are all B, up to the current step."""
 
     def __init__(self, actor: Actor, episodes: int) -> None:
         self.actor = actor
@@ -92,10 +92,10 @@ class Diary:
 
 
 class OwnEpisodes(Trajectories, Explored):
-    """Windows over recorded episodes and over those that the learning model plays in `copies` of its environment.
+    """Windows over recorded episodes and those that the learning model plays in `envs`.
 
-    Episode e of its own starts from a seed that is a function of e, and a batch is drawn by its number, so that all
-    hangs on the weights and the buffer alone. With `follow` evaluations ask for the best return of the buffer.
+    The seed of its own episode e is a function of e, and a batch is sampled by its index, so everything depends only on
+    the weights and the buffer. With `follow`, evaluations use the best return of the buffer as the target.
     """
 
     def __init__(
@@ -115,9 +115,9 @@ class OwnEpisodes(Trajectories, Explored):
         super().__init__(episodes, splits, codec, size, seed, returns=returns, following=following)
         self.recorded, self.online, self.copies, self.follow = episodes, online, copies, follow
         self._splits, self._given = splits, splits.sides["train"]
-        self.curve: list[tuple[float, float, float]] = []  # of each own episode: what was asked for, return, steps
-        self._kept: list[int] = []  # recorded episodes of the buffer, from the worst to the best
-        self._own: list[Episode] = []  # those of its own in the buffer, from the oldest to the newest
+        self.curve: list[tuple[float, float, float]] = []  # for each own episode: target return, return, steps
+        self._kept: list[int] = []  # recorded episodes in the buffer, from worst to best
+        self._own: list[Episode] = []  # the model's own episodes in the buffer, from oldest to newest
 
     def contents(self) -> Contents:
         return {"environments": ([self.copies.name],), **contents_of(self.recorded)}
@@ -128,7 +128,7 @@ class OwnEpisodes(Trajectories, Explored):
 
     @property
     def steps(self) -> int:
-        """Those of all episodes of its own."""
+        """Steps of all of the model's own episodes."""
         return int(sum(steps for *_, steps in self.curve))
 
     @property
@@ -142,14 +142,14 @@ class OwnEpisodes(Trajectories, Explored):
         self._put()
 
     def batches(self, split: str, shard: Shard = WHOLE, start: int = 0) -> Iterator[Batch]:
-        """Of training those of recorded episodes, then those drawn from the buffer, each step as probable as any other.
-        UserError for several processes, and where an environment fails.
+        """Yield training batches, first from recorded episodes, then sampled uniformly from the steps of the buffer.
+        UserError for several processes, and if an environment fails.
         """
         if split != "train":
             yield from super().batches(split, shard, start)
             return
         if shard.world > 1:
-            raise UserError(f"{shard.world} processes cannot share one model's episodes; train it with one")
+            raise UserError(f"{shard.world} processes cannot share one model's episodes; train with one process")
         after, every = self.online.after, self.online.every
         yield from islice(super().batches("train", shard, start), max(0, after - start))
         for number in count(max(start, after)):
@@ -170,14 +170,14 @@ class OwnEpisodes(Trajectories, Explored):
             for name in ("states", "actions", "rewards"):
                 parts = [getattr(episode, name) for episode in self._own]
                 state[name] = torch.from_numpy(np.concatenate(parts))
-        return {name: tensor for name, tensor in state.items() if tensor.numel()}  # files hold no empty ones
+        return {name: tensor for name, tensor in state.items() if tensor.numel()}  # files cannot store empty tensors
 
     def go_on(self, state: Mapping[str, Tensor]) -> None:
         self._kept = state["kept"].tolist() if "kept" in state else []
         if max(self._kept, default=-1) >= len(self.recorded):
             raise UserError(
-                f"the checkpoint is of {max(self._kept) + 1:,} recorded episodes at least, and the data hold "
-                f"{len(self.recorded):,}; resume it with its own data"
+                f"the checkpoint has at least {max(self._kept) + 1:,} recorded episodes, but the data have "
+                f"{len(self.recorded):,}; resume with the original data"
             )
         self.curve = [tuple(line) for line in state["curve"].tolist()] if "curve" in state else []  # type: ignore[misc]
         self._own = []
@@ -188,7 +188,7 @@ class OwnEpisodes(Trajectories, Explored):
         self._put()
 
     def _play(self) -> None:
-        """Episodes of the model as it is now, into the buffer."""
+        """Play episodes with the current model, and add them to the buffer."""
         online, codec, first = self.online, replace(self.codec, draw=True), len(self.curve)
         self._drop()
         asked, noise = self._asked(), 0.0 if codec.choices is not None else online.noise
@@ -207,23 +207,23 @@ class OwnEpisodes(Trajectories, Explored):
         self._put()
 
     def _start(self, episode: int) -> int:
-        """The seed of an episode, which no judged one has."""
+        """Return the seed of an episode, distinct from all evaluation seeds."""
         return int(np.random.default_rng([_STARTS, self.seed, episode]).integers(SEEDS["validation"]))
 
     def _asked(self) -> float:
-        """The return that is asked for in play."""
+        """Return the target return in play."""
         if self.online.target is not None:
             return self.online.target
         returns = self._returns()
         return float(returns.max() + self.online.above * (returns.max() - returns.mean()))
 
     def _returns(self) -> np.ndarray:
-        """Those of the episodes in the buffer."""
+        """Return the returns of the episodes in the buffer."""
         own = [float(episode.rewards.sum()) for episode in self._own]
         return np.concatenate([self.recorded.returns[self._kept], own])
 
     def _drop(self) -> None:
-        """What is too much for the buffer."""
+        """Drop episodes that exceed the buffer's capacity."""
         excess = max(0, len(self._kept) + len(self._own) - self.online.keep)
         if self.online.drop == "worst":
             worst = set(np.argsort(self._returns(), kind="stable")[:excess].tolist())
@@ -235,7 +235,7 @@ class OwnEpisodes(Trajectories, Explored):
             self._kept = self._kept[excess:]
 
     def _put(self) -> None:
-        """Let batches be of the buffer."""
+        """Use the buffer for training batches."""
         parts, name = [self.recorded], self.recorded.environment
         if self._own:
             parts.append(together(self._own, f"the environment {self.copies.name!r}", environment=name))

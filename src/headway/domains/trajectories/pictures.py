@@ -1,4 +1,4 @@
-"""What is reached against what is asked for, and episodes as strips of film, for the page of a run."""
+"""Achieved against target returns, and episodes as film strips, for the report of a run."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from headway.learn.report.films import FilmedEpisode, Reel, filmed
 from headway.metrics import bootstrap_mean
 from headway.nn.models import Transformer
 
-_EPISODES = 4  # for each return that is asked for
-_POINTS = 50  # of a curve at most
+_EPISODES = 4  # per target return
+_POINTS = 50  # maximum points of a curve
 
 
 class Point(NamedTuple):
-    """Returns [E] of episodes that were asked for one return."""
+    """Returns [E] of the episodes for one target return."""
 
     target: float
     returns: np.ndarray
@@ -32,28 +32,28 @@ class Point(NamedTuple):
 
 
 def asked(model: Transformer, codec: TrajectoryCodec, copies: Copies, targets: Sequence[float]) -> list[Point]:
-    """A few episodes for each target, the same starts for all."""
+    """Play a few episodes per target, with the same starts for all."""
     seeds = range(PICTURED, PICTURED + min(_EPISODES, AT_ONCE, len(copies)))
     return [Point(target, play(model, codec, copies, target, seeds).returns) for target in targets]
 
 
 def curve(points: Sequence[Point]) -> list[Picture]:
-    """The mean return over the one that was asked for, beside the line where both are equal."""
+    """Plot the mean return over the target return, with the line where both are equal."""
     if len(points) < 2:
         return []
     reached = [(point.target, float(point.returns.mean())) for point in points]
     chart = line_chart(
-        {"reached": reached, "asked for": [(point.target, point.target) for point in points]},
-        "return asked for",
+        {"achieved": reached, "target": [(point.target, point.target) for point in points]},
+        "target return",
         "return",
         dots=True,
     )
-    return [Picture("Returns", f"means of {len(points[0].returns)} episodes for each return asked for", chart)]
+    return [Picture("Returns", f"means of {len(points[0].returns)} episodes per target return", chart)]
 
 
 def own_episodes(played: Sequence[tuple[float, float, float]]) -> list[Picture]:
-    """The mean return of a model's own episodes over their number, beside what was asked for: `played` holds of each
-    what was asked for, its return and its steps.
+    """Plot the mean return of a model's own episodes over their number, with their target returns: `played` has the
+    target return, the return and the steps of each.
     """
     if len(played) < 2:
         return []
@@ -61,20 +61,20 @@ def own_episodes(played: Sequence[tuple[float, float, float]]) -> list[Picture]:
     numbers = np.cumsum([len(each) for each in some]).tolist()
     lines = {
         name: [(float(number), float(each[:, column].mean())) for number, each in zip(numbers, some)]
-        for column, name in ((1, "reached"), (0, "asked for"))
+        for column, name in ((1, "achieved"), (0, "target"))
     }
-    caption = f"means of {len(played):,} episodes that it played to learn from, with actions drawn or noise added"
-    return [Picture("Returns while it learnt", caption, line_chart(lines, "episodes played", "return"))]
+    caption = f"means of {len(played):,} episodes played in training, with sampled or noisy actions"
+    return [Picture("Returns in training", caption, line_chart(lines, "episodes played", "return"))]
 
 
 @filmed
 def film_strips(
     model: Transformer, codec: TrajectoryCodec, environment: str, targets: Sequence[float]
 ) -> Iterator[FilmedEpisode]:
-    """An episode for each target."""
+    """Yield an episode per target return."""
     with Copies(environment, 1, drawn=True) as copies:
         for target in targets:
             reel = Reel()
             played = play(model, codec, copies, target, [PICTURED], reel)
-            caption = f"reached {float(played.returns[0]):.5g} in {played.lengths[0]} steps"
-            yield FilmedEpisode(f"An episode that is asked for {target:.5g}", caption, reel)
+            caption = f"achieved {float(played.returns[0]):.5g} in {played.lengths[0]} steps"
+            yield FilmedEpisode(f"An episode with a target of {target:.5g}", caption, reel)

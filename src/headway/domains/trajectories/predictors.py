@@ -1,4 +1,4 @@
-"""A trained model in an environment."""
+"""Rollouts of a trained model."""
 
 from __future__ import annotations
 
@@ -43,14 +43,12 @@ def rollout(
     render_episodes: int = 3,
     speed: float = 1.0,
 ) -> dict[str, Any]:
-    """Episodes that a model plays: `results` for each return that is asked for (none: that of the run), and those of
-    the first beside them.
+    """Play episodes: `results` per target return (none: the run's), and the scores of the first next to them.
 
-    `env` is named by the user: an id of gymnasium's or module:Name; None is where the run was judged. Episode i starts
-    from `seed` + i (None: the seeds of the test). `render` is a video of the first `render_episodes` for each
-    return, `speed` times as fast as real time. `draw` draws choices by their
-    probabilities, or does not (None: as the run says). Raises UserError, before any
-    work, for scales or an environment that do not fit, and for what the model has no use for.
+    `env` is chosen by the user: a Gymnasium id or module:Name; None is the environment of the run's evaluation. Episode
+    i starts from `seed` + i (None: the test seeds). `render` is a video of the first `render_episodes` per target
+    return, `speed` times as fast as real time. `draw` samples choices or not (None: as in the run). Raises UserError,
+    before any work, for scales or an environment that do not fit, and for options that the model does not support.
     """
     check_episodes(episodes, seed)
     targets = targets_of(target_return)
@@ -60,13 +58,13 @@ def rollout(
     codec = read_codec(directory)
     _check_scales(embed, codec, directory)
     if targets and not embed.returns:
-        raise UserError(f"{directory} does not read returns, so none can be asked for; leave --target-return out")
+        raise UserError(f"{directory} does not use target returns; leave --target-return out")
     if draw and codec.choices is None:
-        raise UserError(f"{directory} says actions of {codec.told}, which are not drawn; leave --draw out")
+        raise UserError(f"{directory} outputs actions of {codec.told}, which are not sampled; leave --draw out")
     codec = codec if draw is None else replace(codec, draw=draw)
     name = named or check_stored(codec.environment)
     if not name:
-        raise UserError(f"{directory} does not say where it acts; name an environment with --env")
+        raise UserError(f"{directory} has no environment; choose one with --env")
     film = film_of(render, min(render_episodes, episodes), speed)
     start = start_of(seed)
     seeds = range(start, start + episodes)
@@ -77,7 +75,7 @@ def rollout(
         with filming(film, copies.frame_rate) as watch:
             for target in targets or [codec.target]:
                 if watch is not None and embed.returns:
-                    watch.asked = f", asked for {target:.5g}"
+                    watch.asked = f", target {target:.5g}"
                 all_played.append((target, play(model.module, codec, copies, target, seeds, watch)))
         for target, played in all_played:
             scores = worth(played, copies.name)
@@ -87,8 +85,8 @@ def rollout(
 
 
 def recording_policy(model: Handle, copies: Copies, horizon: int | None) -> RecordingActors:
-    """The model of a run as a policy for `headway data collect`, asked for the return of its run. UserError for another
-    environment than it fits, and for episodes of at most `horizon` steps that may be too long for it.
+    """Return the model of a run as a policy for `headway data collect`, with the target return of its run. UserError
+    for an environment that does not fit, and for episodes of up to `horizon` steps that may be too long for it.
     """
     codec, embed = read_codec(model.directory), model.module.config.embed
     _check_scales(embed, codec, model.directory)
@@ -96,7 +94,7 @@ def recording_policy(model: Handle, copies: Copies, horizon: int | None) -> Reco
     longest = min(each for each in (horizon, copies.horizon, math.inf) if each is not None)
     if longest > embed.timesteps:
         raise UserError(
-            f"{model.directory} knows {embed.timesteps:,} timesteps, and an episode of {copies.name!r} may have more; "
+            f"{model.directory} has {embed.timesteps:,} timesteps, but an episode of {copies.name!r} may have more; "
             f"pass --horizon {embed.timesteps}"
         )
     return RecordingActors(model.module, codec)
@@ -112,4 +110,4 @@ def _check_scales(embed: TrajectoryEmbedConfig, codec: TrajectoryCodec, director
         )
     )
     if own != theirs:
-        raise UserError(f"{directory} has a model of {own}, and its {FILE} is of {theirs}; put that of its data there")
+        raise UserError(f"{directory} has a model of {own}, but its {FILE} has {theirs}; copy the file of its run")

@@ -1,6 +1,4 @@
-"""Recipes for agents: any episodes of the user's, and three environments; how an agent of a user's episodes is fitted
-to their amount and to the time.
-"""
+"""Recipes for agents: the user's episodes, and three environments; and how they scale with the user's data and time."""
 
 from __future__ import annotations
 
@@ -22,27 +20,27 @@ _SCHEDULE = CosineConfig(warmup=0.05, floor=0.05)
 
 
 def trajectories() -> Recipe:
-    """Any episodes, of choices or numbers, of states that are numbers or images."""
+    """Train on any episodes, with discrete or continuous actions, and states that are vectors or images."""
     return Recipe(
         name="trajectories",
         domain="trajectories",
-        description="any episodes: .npz, HDF5 (D4RL) or Minari; judged in their environment where it is installed",
+        description="any episodes: .npz, HDF5 (D4RL) or Minari; evaluated in their environment if it is installed",
         data=(),
         model=decision_gym(width=128, depth=3, heads=4),
         task=TrajectoriesConfig(),
         optim=MuonConfig(lr=0.02, adam_lr=2e-3),
         schedule=WSDConfig(warmup=0.02, decay=0.6),
         train=TrainConfig(steps=4000, batch_tokens=1280),
-        expected="--minutes chooses size and steps for your episodes; some minutes on 2 cores without",
+        expected="--minutes chooses size and steps for your episodes; without it, some minutes on 2 cores",
     )
 
 
 def cartpole() -> Recipe:
-    """Episodes of an expert and of chance."""
+    """Episodes of an expert and of a random policy."""
     return Recipe(
         name="cartpole",
         domain="trajectories",
-        description="a pole on a cart, from episodes of an expert and of chance (extra rl)",
+        description="balance a pole on a cart, from episodes of an expert and a random policy (extra rl)",
         data=("cartpole-expert",),
         model=decision_gym(4, 2, discrete=True, width=64, depth=2, heads=2, timesteps=500, dropout=0.0),
         task=TrajectoriesConfig(env="CartPole-v1", random=300, target=500.0),
@@ -54,11 +52,11 @@ def cartpole() -> Recipe:
 
 
 def pendulum() -> Recipe:
-    """Episodes of an expert and of chance; actions are numbers."""
+    """Episodes of an expert and of a random policy; actions are continuous."""
     return Recipe(
         name="pendulum",
         domain="trajectories",
-        description="a pendulum that swings up, from episodes of an expert and of chance (extra rl)",
+        description="swing up a pendulum, from episodes of an expert and a random policy (extra rl)",
         data=("pendulum-expert",),
         model=decision_gym(3, 1, width=64, depth=2, heads=2, timesteps=200, dropout=0.0),
         task=TrajectoriesConfig(env="Pendulum-v1", random=60),
@@ -70,18 +68,18 @@ def pendulum() -> Recipe:
 
 
 def hopper() -> Recipe:
-    """The size and numbers of Chen et al. 2021, table 9, on episodes that were recorded here."""
+    """The size and hyperparameters of Chen et al. 2021, table 9, on episodes recorded here."""
     return Recipe(
         name="hopper",
         domain="trajectories",
-        description="a leg that hops (MuJoCo), from episodes of your own (headway data collect Hopper-v5; extra rl)",
+        description="a hopping leg (MuJoCo), from your own episodes (headway data collect Hopper-v5; extra rl)",
         data=(),
         model=decision_gym(11, 3, extra=True),
         task=TrajectoriesConfig(env="Hopper-v5", scale=1000.0),
         optim=AdamWConfig(lr=1e-4, betas=(0.9, 0.999), weight_decay=1e-4),
         schedule=CosineConfig(warmup=0.05, floor=0.1),
         train=TrainConfig(steps=10_000, batch_size=64, clip=0.25),
-        expected="47 minutes on 2 cores; an eighth of this size returned 919 from data of 249 in the mean",
+        expected="47 minutes on 2 cores; an eighth of this size achieved 919 from data with a mean of 249",
     )
 
 
@@ -91,15 +89,15 @@ RECIPES = (trajectories, cartpole, pendulum, hopper)
 _SHAPES = (
     (32, 1, 1), (48, 2, 2), (64, 2, 2), (96, 2, 3), (128, 3, 4), (192, 3, 6), (256, 4, 8), (384, 4, 6), (512, 6, 8),
 )  # fmt: skip
-_CONTEXT = 20  # steps, of which shorter episodes do not have so many
-_PLAYED = (4, 32)  # the fewest and the most episodes of an evaluation
-_FEW, _MANY = 2, 50  # episodes that are held out of each side, at the least and at the most
+_CONTEXT = 20  # steps per window, fewer for shorter episodes
+_PLAYED = (4, 32)  # minimum and maximum episodes per evaluation
+_FEW, _MANY = 2, 50  # minimum and maximum held-out episodes per split
 
 
 @dataclass(frozen=True)
 class EpisodesScale(Scale):
-    """Batches are counted by timesteps, each of which is foretold in every window that it stands in; more minutes let
-    more episodes be played.
+    """Batches are counted in timesteps, each of which is predicted in every window that contains it; more minutes allow
+    more evaluation episodes.
     """
 
     least: int = 320
@@ -116,7 +114,7 @@ class EpisodesScale(Scale):
         share = round(min(0.2, max(_FEW / count, min(0.1, _MANY / count))), 6)
         reason = (
             f"windows of {context} steps for {count:,} episodes of {sum(lengths):,} steps; {played} episodes "
-            "are played at an evaluation, where the environment is known"
+            "per evaluation, if the environment is known"
         )
         settings = {"task.context": context, "task.episodes": played}
         return Settled({**settings, "task.split.validation": share, "task.split.test": share}, reason)

@@ -1,4 +1,4 @@
-"""The actions of episodes by what was seen and what was still to come: what is learned, and judged by playing."""
+"""Predict the actions of episodes from states and returns-to-go; evaluated by playing."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ from headway.nn.models import (
     step_heads,
 )
 
-_TARGETS = 5  # returns that are asked for, where nobody says how many
-_SHOWN = 6.0  # evaluations: what is played for the page of a run takes about so long
+_TARGETS = 5  # default number of target returns
+_SHOWN = 6.0  # cost of the report's episodes, in evaluations
 _LOG = logger(__name__)
 
 
@@ -49,68 +49,68 @@ _LOG = logger(__name__)
 @checked
 @dataclass(frozen=True)
 class TrajectoriesConfig(TaskConfig):
-    """Say the actions of episodes from the states and, with `condition`, the returns that were still to come.
+    """Predict the actions of episodes from the states and, with `condition`, the returns-to-go.
 
     Windows have `context` steps. Without `condition` this is behaviour cloning; `best` is the share of training
-    episodes that are learnt from, those of the highest returns. `states` and `returns` weigh the squared errors of the
-    next state and return-to-go, of which a model of trajectories learns (0: not said). Returns are divided by `scale`,
-    none for the largest of the training data.
+    episodes to learn from, those with the highest returns. `states` and `returns` weigh the squared errors of the next
+    state and return-to-go as auxiliary targets (0: not predicted). Returns are divided by `scale`, none for the largest
+    of the training data.
 
-    Where an environment is known (`env`, or what the data say, or HEADWAY_ENV), `episodes` are played there at each
-    evaluation, asked for the return `target`, none for the best of the training data; with 0 held-out episodes judge
-    alone. `draw` draws choices by their probabilities, as the paper does for Atari, in place of the most probable.
-    `random` episodes of a policy of chance are recorded there and added to the data, though not to its split "all".
-    Episodes that are equal never stand on two sides of the `split`. With `online.episodes` the model plays there as it
-    learns, and learns from what it did; evaluations then ask for the best return so far where `target` is none.
+    If an environment is known (`env`, or the one in the data, or HEADWAY_ENV), `episodes` are played there at each
+    evaluation with the target return `target`, none for the best of the training data; with 0, only held-out episodes
+    are evaluated. `draw` samples choices, as in the paper for Atari, instead of taking the most probable one. `random`
+    episodes of a random policy are recorded there and added to the data, except to its split "all". Equal episodes are
+    always in the same split. With `online.episodes` the model plays during training and learns from its own episodes;
+    if `target` is none, evaluations then use the best return so far.
     """
 
     beside: ClassVar[tuple[str, ...]] = (FILE,)
-    context: int = 20  # steps of a window
-    condition: bool = True  # whether returns-to-go are read; without, behaviour cloning
-    best: float = 1.0  # share of training episodes that are learnt from, the best
+    context: int = 20  # steps per window
+    condition: bool = True  # condition on returns-to-go; false: behaviour cloning
+    best: float = 1.0  # share of training episodes to learn from, the best ones
     states: float = 0.0  # weight of the loss of the next state
     returns: float = 0.0  # weight of the loss of the next return-to-go
-    scale: float | None = None  # what returns are divided by; none: the largest of the training data
-    env: str | None = None  # environment; none: what the data say
-    episodes: int = 10  # played at each evaluation; 0: none
-    target: float | None = None  # return that is asked for; none: the best of the training data
-    draw: bool = False  # draw choices by their probabilities
-    random: int = 0  # episodes of a random policy that are added to the data
-    split: SplitConfig = SplitConfig(validation=0.1, test=0.1)  # what is held out
-    online: OnlineConfig = OnlineConfig()  # how it goes on learning from episodes of its own
+    scale: float | None = None  # divisor of returns; none: the largest of the training data
+    env: str | None = None  # environment; none: the one in the data
+    episodes: int = 10  # episodes to play per evaluation; 0: none
+    target: float | None = None  # target return; none: the best of the training data
+    draw: bool = False  # sample choices by their probabilities
+    random: int = 0  # episodes of a random policy to add to the data
+    split: SplitConfig = SplitConfig(validation=0.1, test=0.1)  # held-out episodes
+    online: OnlineConfig = OnlineConfig()  # training on its own episodes
 
     def __post_init__(self) -> None:
         if self.context < 1 or min(self.episodes, self.random) < 0 or min(self.states, self.returns) < 0:
             raise ConfigError(
                 f"task.context is {self.context}, task.episodes {self.episodes}, task.random {self.random}, "
-                f"task.states {self.states} and task.returns {self.returns}; give 1 step or more, nothing below 0"
+                f"task.states {self.states} and task.returns {self.returns}; choose 1 step or more, nothing below 0"
             )
         if not 0 < self.best <= 1:
-            raise ConfigError(f"task.best is {self.best}; give a share of the episodes above 0, and at most 1")
+            raise ConfigError(f"task.best is {self.best}; choose a share of the episodes above 0, at most 1")
         if self.scale is not None and not self.scale > 0:
-            raise ConfigError(f"task.scale is {self.scale}; give a number above 0, or none")
+            raise ConfigError(f"task.scale is {self.scale}; choose a number above 0, or none")
         if self.returns and not self.condition:
             raise ConfigError(
                 f"task.returns is {self.returns} without task.condition; set it to 0, or condition to true"
             )
         if self.online.episodes and not self.condition:
             raise ConfigError(
-                f"task.online.episodes is {self.online.episodes} without task.condition, so that nothing better can be "
-                "asked for; set condition to true, or online.episodes to 0"
+                f"task.online.episodes is {self.online.episodes} without task.condition, so no better return can be "
+                "the target; set condition to true, or online.episodes to 0"
             )
         if self.online.episodes and not self.episodes:
             raise ConfigError(
-                f"task.online.episodes is {self.online.episodes} and task.episodes 0; who plays is judged by playing: "
+                f"task.online.episodes is {self.online.episodes} and task.episodes 0, but it is evaluated by playing; "
                 "set task.episodes to 1 or more"
             )
 
     def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Task:
-        """Raises UserError for data that cannot be read, and for environments that are not there or do not fit."""
+        """Raises UserError for unreadable data, and for missing or unsuitable environments."""
         model = check_model(recipe.model)
         rows = recipe.train.rows(self.context)
         known = read_codec(workspace) if (workspace / FILE).is_file() else None
         episodes = read_episodes(recipe.files(data))
-        every = np.arange(len(episodes))  # those of the data, whatever is added to them
+        every = np.arange(len(episodes))  # the data's episodes, without added ones
         name = self._environment(episodes)
         copies = self._copies(name)
         if self.random:
@@ -131,7 +131,7 @@ class TrajectoriesConfig(TaskConfig):
                 environment=name,
                 draw=self.draw,
             )
-        else:  # that of the run, or of the model that it starts from
+        else:  # the codec of the run, or of the model to fine-tune
             target = known.target if self.target is None else self.target
             codec = replace(known, target=target, context=self.context, environment=name, draw=self.draw)
         check_known(codec, episodes)
@@ -150,7 +150,7 @@ class TrajectoriesConfig(TaskConfig):
         return Task(examples, StepActions(self, codec, copies if self.episodes else None, longest))
 
     def _environment(self, episodes: Episodes) -> str:
-        """The name of the environment in which the model is judged; "" where none is known."""
+        """Return the name of the environment for evaluation; "" if none is known."""
         given = os.environ.get(VARIABLE)
         if given:
             return given
@@ -160,8 +160,8 @@ class TrajectoriesConfig(TaskConfig):
             return episodes.environment
         if self.episodes:
             _LOG.warning(
-                "the data were recorded in %s, code that they may not ask for: models are judged by held-out episodes; "
-                "set %s=%s to have them play there",
+                "the data come from %s, whose code headway does not run: models are evaluated on held-out episodes; "
+                "set %s=%s to play there",
                 episodes.environment,
                 VARIABLE,
                 episodes.environment,
@@ -169,11 +169,11 @@ class TrajectoriesConfig(TaskConfig):
         return ""
 
     def _played(self, copies: Copies | None) -> Copies:
-        """Those in which it plays as it learns."""
+        """Return the environments for online training."""
         if copies is None:
             raise ConfigError(
-                f"task.online.episodes is {self.online.episodes}, and no environment is known; set task.env, or "
-                f"{VARIABLE}=module:Name for one of your own"
+                f"task.online.episodes is {self.online.episodes}, but no environment is known; set task.env, or "
+                f"{VARIABLE}=module:Name for your own"
             )
         return copies
 
@@ -183,12 +183,12 @@ class TrajectoriesConfig(TaskConfig):
         try:
             return Copies(name, max(1, min(AT_ONCE, max(self.episodes, self.online.episodes))))
         except UserError as error:
-            raise UserError(f"{error}; or set task.episodes=0 to judge by held-out episodes alone") from error
+            raise UserError(f"{error}; or set task.episodes=0 to evaluate on held-out episodes only") from error
 
     def _with_random(self, episodes: Episodes, copies: Copies | None) -> Episodes:
         if copies is None:
             raise ConfigError(
-                f"task.random is {self.random}, and no environment is known; set task.env, or random to 0"
+                f"task.random is {self.random}, but no environment is known; set task.env, or random to 0"
             )
         recorder = Recorder(copies, [Mixture(None, 1.0)], seed=0, horizon=None)
         recorder.run(self.random, at_once=1)
@@ -196,33 +196,33 @@ class TrajectoriesConfig(TaskConfig):
 
 
 class StepActions(Objective[Trajectories]):
-    """Of the action of each step nats, or the mean squared error of its numbers; of the next states and returns that,
-    by their weights. Where there are `copies` of an environment, the goal is the mean return that is reached there;
-    else the loss on held-out episodes. The best episode that is learned from has `best` steps.
+    """Cross-entropy or mean squared error of each step's action, and weighted errors of the next states and returns.
+    With `envs`, the goal is the mean return achieved there; otherwise the loss on held-out episodes. The best training
+    episode has `best_length` steps.
     """
 
     unit = "timestep"
 
     def __init__(self, config: TrajectoriesConfig, codec: TrajectoryCodec, copies: Copies | None, best: int) -> None:
         self.config, self.codec, self.copies, self.best = config, codec, copies, best
-        self._asked: list[pictures.Point] = []  # what was reached in the last samples
+        self._asked: list[pictures.Point] = []  # achieved returns of the last samples
         if copies is not None:
             self.goal, self.goal_better = "return_mean", "max"
 
     @property
     def measure(self) -> str:
-        return "squared error of an action" if self.codec.choices is None else "nats of a choice"
+        return "squared error per action" if self.codec.choices is None else "nats per choice"
 
     def adapt(self, model: ModelConfig, examples: Trajectories) -> ModelConfig:
-        """`model` with timesteps for the longest episode that is played, and the heads that are trained beside those it
-        has. UserError where there is nothing to judge by; ConfigError for next states that are images.
+        """Return `model` with timesteps for the longest playable episode, and additional heads to train. UserError if
+        there is nothing to evaluate on; ConfigError for next states that are images.
         """
         weight, config = self.config.states, cast(TransformerConfig, model)
         if self.copies is None:
-            examples.splits.rows("validation", "an environment to be judged in (task.env)")
+            examples.splits.rows("validation", "an environment for evaluation (task.env)")
         if weight and self.codec.image:
             raise ConfigError(
-                f"task.states is {weight}, and the data's states are images, which no head says; set it to 0"
+                f"task.states is {weight}, but the data's states are images, which no head predicts; set it to 0"
             )
         embed = cast(TrajectoryEmbedConfig, config.embed)
         limit = None if self.copies is None else self.copies.horizon
@@ -230,11 +230,11 @@ class StepActions(Objective[Trajectories]):
         wanted = {name: bool(getattr(self.config, name)) or name in config.heads for name in ("states", "returns")}
         heads, own = step_heads(embed, **wanted), config.heads.get("actions")
         if isinstance(own, StepHeadConfig) and (own.outputs, own.tokens) == (embed.actions, embed.tokens):
-            heads["actions"] = own  # with the bias and the activation that it has
+            heads["actions"] = own  # with its bias and activation
         return replace(config, embed=embed, heads=heads)
 
     def counts(self, batch: Batch) -> dict[str, int]:
-        """Steps whose action is said, and those that have a successor."""
+        """Steps with a predicted action, and those with a successor."""
         found, (_, following) = {"actions": batch.tokens}, batch.targets
         if following is not None:
             count = int(following.keep.sum())
@@ -256,14 +256,14 @@ class StepActions(Objective[Trajectories]):
         return losses
 
     def _of_actions(self, said: Tensor, target: Tensor) -> Tensor:
-        """The loss of each step that there is, [N]."""
+        """Return the loss of each valid step, [N]."""
         if self.codec.choices is not None:
             return F.cross_entropy(said, target, reduction="none")
         return (said - target).square().mean(-1)
 
     def judge(self, model: nn.Module, examples: Trajectories, split: str, limit: int | None = None) -> dict[str, Any]:
-        """What episodes are worth that are played from seeds of this split alone, asked for the target; and the loss
-        on held-out episodes, with the accuracy of choices, where there are any. `limit` is the most episodes of each.
+        """Return the scores of episodes played from seeds of this split for the target return, and the loss on held-out
+        episodes, with the accuracy of choices, if there are any. `limit` is the maximum number of episodes of each.
         Raises UserError, before any work, for an episode that is too long for the model.
         """
         scores: dict[str, Any] = {}
@@ -296,17 +296,17 @@ class StepActions(Objective[Trajectories]):
         return examples.count(split) if self.copies is None else self.config.episodes
 
     def lengthening(self, scores: Mapping[str, Any]) -> float:
-        """A model that has learnt plays as long as the best episode that it learns from."""
+        """A trained model plays as long as the best episode that it learns from."""
         return max(1.0, self.best / scores["length_mean"]) if "length_mean" in scores else 1.0
 
     def showing(self) -> float:
-        """Episodes that are asked for other returns, few for each, and two films."""
+        """Episodes for several target returns, a few of each, and two films."""
         if self.copies is None:
             return 0.0
         return _SHOWN if self.config.condition else 1.0
 
     def samples(self, model: nn.Module, examples: Trajectories, count: int) -> list[dict[str, str]]:
-        """What the model reaches where it is asked for returns from the worst to the best of the training data."""
+        """Return the achieved returns for targets from the worst to the best of the training data."""
         if self.copies is None:
             return []
         targets = self._targets(examples, count)
@@ -320,12 +320,12 @@ class StepActions(Objective[Trajectories]):
         return np.unique(np.linspace(returns.min(), returns.max(), max(2, count))).tolist()
 
     def remark(self, model: nn.Module, examples: Trajectories) -> str:
-        """Whether it makes a difference which return is asked for: by episodes, or else by held-out actions."""
+        """Describe the effect of the target return, by episodes, otherwise by held-out actions."""
         if not self.config.condition:
             return ""
         ends = self._targets(examples, 2)
         if len(ends) < 2:
-            return f"All episodes that it learned from have a return of {ends[0]:.5g}, so it knows of no other."
+            return f"All training episodes have a return of {ends[0]:.5g}, so the model has learned no other target."
         if self.copies is None:
             return asking.by_actions(model, examples, self.codec, examples.final_split, (ends[0], ends[1]))
         if not self._asked:
@@ -333,8 +333,8 @@ class StepActions(Objective[Trajectories]):
         return asking.by_returns(self._asked)
 
     def pictures(self, model: nn.Module, examples: Trajectories) -> list[Picture]:
-        """Returns as it learnt from its own episodes, returns against what was asked for, and an episode as a strip of
-        film where it can be drawn here.
+        """Plot returns during online training and achieved against target returns, and draw episodes as film strips if
+        they can be rendered here.
         """
         if self.copies is None:
             return []
@@ -349,7 +349,7 @@ class StepActions(Objective[Trajectories]):
 
 
 def _actions(model: nn.Module, encoded: Encoded, batch: Batch) -> tuple[Tensor, Tensor]:
-    """What is said of the actions of the steps that there are, and what they were."""
+    """Return predictions and targets for the actions of the valid steps."""
     (_, layout), (actions, _) = batch.inputs, batch.targets
     return _said(model, "actions", encoded)[layout.keep], actions[layout.keep]
 
@@ -359,47 +359,47 @@ def _said(model: nn.Module, head: str, encoded: Encoded) -> Tensor:
 
 
 def _check_lengths(model: nn.Module, windows: StepWindows) -> None:
-    """UserError for an episode of more steps than the model has timesteps for."""
+    """UserError for an episode with more steps than the model has timesteps."""
     longest = int((windows.ends - windows.starts).max())
     known = cast(TrajectoryEmbed, model.embed).config.timesteps
     if longest > known:
         raise UserError(
-            f"an episode has {longest:,} steps, and this model knows {known:,} timesteps; leave the episode out, or "
+            f"an episode has {longest:,} steps, but this model has {known:,} timesteps; leave the episode out, or "
             f"train a model with model.embed.timesteps={longest}"
         )
 
 
 def check_known(codec: TrajectoryCodec, episodes: Episodes) -> None:
-    """UserError for episodes whose states or actions are not those that the codec scales."""
+    """UserError for episodes whose states or actions differ from the codec's."""
     shape, choices = tuple(episodes.states.shape[1:]), codec.choices
     if shape != codec.shape:
         seen, wanted = (described(np.empty((1, *each))) for each in (shape, codec.shape))
         raise UserError(
-            f"the data have states of {seen}, and this model reads {wanted}; give episodes of its environment"
+            f"the data have states of {seen}, but this model takes {wanted}; use episodes of its environment"
         )
     largest = int(episodes.actions.max()) if episodes.discrete else -1
     fits = largest < (choices or 0) if episodes.discrete else episodes.actions.shape[1] == len(codec.reach)
     if not fits:
         told = f"the choice {largest}" if episodes.discrete else f"{episodes.actions.shape[1]} numbers"
-        own = codec.told if choices is None else f"{codec.told}, from 0 on"
-        raise UserError(f"the data have actions of {told}, and there are {own}; give episodes of one environment")
+        own = codec.told if choices is None else f"{codec.told}, starting at 0"
+        raise UserError(f"the data have actions of {told}, but this model has {own}; use its environment")
 
 
 def check_model(model: ModelConfig) -> TransformerConfig:
-    """Raises ConfigError for a model that reads no trajectories, or sees what is still to come."""
+    """Raises ConfigError for a model that does not take trajectories, or attends to the future."""
     if not isinstance(model, TransformerConfig) or not isinstance(model.embed, TrajectoryEmbedConfig):
         raise ConfigError(
-            f"this task needs a model whose embed is trajectories, and this {type(model).__name__} has another; "
-            "take that of the recipe, or decision-hopper"
+            f"this task needs a model whose embed is trajectories, but this {type(model).__name__} has another; "
+            "use the recipe's model, or decision-hopper"
         )
     if not model.stack.causal:
-        raise ConfigError("this model sees later steps, which an agent does not know yet; choose causal mixers")
+        raise ConfigError("this model attends to future steps, which an agent does not know; choose causal mixers")
     return model
 
 
 def _check_spaces(model: TransformerConfig, codec: TrajectoryCodec, started: bool) -> None:
-    """ConfigError for a model that reads numbers where the data have images, or the reverse; and for one that is
-    `started` from whose weights are for other states or actions than the data's. Others get the data's sizes.
+    """ConfigError for a model that takes vectors if the data have images, or the reverse; and, with `started`, for a
+    model to fine-tune whose weights are for other states or actions than the data's. Other models get the data's sizes.
     """
     embed = model.embed
     assert isinstance(embed, TrajectoryEmbedConfig)
@@ -407,15 +407,15 @@ def _check_spaces(model: TransformerConfig, codec: TrajectoryCodec, started: boo
     if len(wanted) != len(shape):
         kind = '{"kind": "patches", "patch": [8, 8]}' if codec.image else "numbers"
         raise ConfigError(
-            f"the model reads states by {embed.states.kind}, and the data have {_by(shape)}; "  # type: ignore[attr-defined]
+            f"the model takes states by {embed.states.kind}, but the data have {_by(shape)}; "  # type: ignore[attr-defined]
             f"set model.embed.states='{kind}'"
         )
     if not started:
         return
     if wanted != shape:
         raise ConfigError(
-            f"the model that is started from reads states of {_by(wanted)}, and the data have {_by(shape)}; "
-            "give episodes of the environment that it knows"
+            f"the model to fine-tune takes states of {_by(wanted)}, but the data have {_by(shape)}; "
+            "use episodes of its environment"
         )
     if (embed.actions, embed.discrete) != (codec.actions, codec.choices is not None):
         own, theirs = (
@@ -423,8 +423,8 @@ def _check_spaces(model: TransformerConfig, codec: TrajectoryCodec, started: boo
             for count, discrete in ((embed.actions, embed.discrete), (codec.actions, codec.choices is not None))
         )
         raise ConfigError(
-            f"the model that is started from takes actions of {own}, and the data have {theirs}; give episodes of the "
-            "environment that it knows"
+            f"the model to fine-tune takes actions of {own}, but the data have {theirs}; use episodes of its "
+            "environment"
         )
 
 

@@ -1,4 +1,4 @@
-"""Episodes as they are learned from: windows of steps, padded at the left."""
+"""Episodes as training data: windows of steps, padded on the left."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from headway.nn.models import (
     TransformerConfig,
 )
 
-_JUDGED_AT_ONCE = 64  # windows
+_JUDGED_AT_ONCE = 64  # windows per evaluation batch
 
 
 class Following(NamedTuple):
-    """The states and scaled returns-to-go after each step's action, and which steps have such."""
+    """The states and scaled returns-to-go after each step's action, and which steps have a successor."""
 
     states: Float[Tensor, "B K *S"]
     returns: Float[Tensor, "B K"]
@@ -40,8 +40,8 @@ class Following(NamedTuple):
 
 
 class Trajectories(Examples):
-    """Windows over the steps of episodes, which `splits` divide; `size` of them are a batch of training. With `returns`
-    a model reads them; `following` adds what comes next to the targets.
+    """Windows over the steps of episodes, divided by `splits`; a training batch has `size` of them. With `returns` the
+    model takes them as inputs; `following` adds the next step to the targets.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Trajectories(Examples):
     ) -> None:
         self.episodes, self.splits, self.codec, self.size, self.seed = episodes, splits, codec, size, seed
         self.returns, self.following = returns, following
-        self.to_go = codec.returns(episodes.returns_to_go())  # scaled, of each step of all episodes
+        self.to_go = codec.returns(episodes.returns_to_go())  # scaled, for each step of all episodes
 
     def of(self, split: str) -> StepWindows:
         return StepWindows(self, self.splits.rows(split))
@@ -71,12 +71,12 @@ class Trajectories(Examples):
         return self.splits.final
 
     def count(self, split: str) -> int:
-        """Episodes, of which there are many windows."""
+        """Number of episodes; each has many windows."""
         return len(self.splits.rows(split))
 
     def adapt(self, model: ModelConfig) -> TransformerConfig:
-        """`model` with the sizes of states and actions and timesteps for the longest episode, without a head for
-        actions of another kind. UserError where nothing is left to train on.
+        """Return `model` with the sizes of states and actions, timesteps for the longest episode, and no action head of
+        another kind. UserError if there is no training data.
         """
         self.splits.rows("train")
         config = cast(TransformerConfig, model)
@@ -98,7 +98,7 @@ class Trajectories(Examples):
         tokens = self.codec.context * embed.tokens
         if config.context is not None and config.context < tokens:
             raise ConfigError(
-                f"task.context {self.codec.context} has {tokens} tokens, and model.context is {config.context}; lower "
+                f"task.context {self.codec.context} is {tokens} tokens, but model.context is {config.context}; lower "
                 "task.context, or raise model.context"
             )
         heads = {name: head for name, head in config.heads.items() if name != "actions" or before.discrete == discrete}
@@ -112,23 +112,23 @@ class Trajectories(Examples):
 
 
 def contents_of(episodes: Episodes) -> Contents:
-    """What there is in recorded episodes."""
+    """Return the content of recorded episodes."""
     return {"states and actions": (episodes.keys(),), "rewards": (episodes.rewards,)}
 
 
 class StepWindows:
-    """Windows of at most K steps of some `episodes`, int64 [E]: those that are judged follow one another, one of
-    training ends at each step, as what is seen at that step of an episode that is played.
+    """Windows of at most K steps of some `episodes`, int64 [E]: consecutive in evaluation; in training one ends at each
+    step, like the context at that step of a played episode.
     """
 
     def __init__(self, examples: Trajectories, episodes: np.ndarray) -> None:
         self.examples, self.episodes = examples, episodes
         self.starts, self.ends = examples.episodes.starts[episodes], examples.episodes.ends[episodes]
-        self.before = np.concatenate([[0], np.cumsum(self.ends - self.starts)])  # steps before each episode
+        self.before = np.concatenate([[0], np.cumsum(self.ends - self.starts)])  # cumulative steps before each episode
 
     @cached_property
     def judged(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The first and the last step of each window that is judged, and which of the episodes that is of."""
+        """The first and last step of each evaluation window, and the index of its episode."""
         context = self.examples.codec.context
         owners = np.repeat(np.arange(len(self.episodes)), -(-(self.ends - self.starts) // context))
         first = steps_within(self.starts, self.ends, context)
@@ -144,12 +144,12 @@ class StepWindows:
         return ByCount(len(self), _JUDGED_AT_ONCE)
 
     def some(self, limit: int | None) -> StepWindows:
-        """The windows of the first `limit` episodes."""
+        """Return the windows of the first `limit` episodes."""
         return StepWindows(self.examples, self.episodes[:limit])
 
     def take(self, numbers: np.ndarray, chance: Chance | None = None) -> Batch:
-        """Inputs with the layout of their steps; the actions, and what follows them where that is to be said. In
-        training `numbers` are steps, counted over all episodes.
+        """Return inputs with their layout, the actions, and the following steps if they are targets. In training,
+        `indices` are steps, counted over all episodes.
         """
         if chance is None:
             return self._between(*(each[numbers] for each in self.judged))
@@ -158,7 +158,7 @@ class StepWindows:
         return self._between(np.maximum(self.starts[owners], last - self.examples.codec.context + 1), last, owners)
 
     def _between(self, first: np.ndarray, last: np.ndarray, owners: np.ndarray) -> Batch:
-        """The steps from `first` to `last`, both included and at most K, at the right end of their rows."""
+        """Return the steps from `first` to `last`, inclusive and at most K, aligned right in their rows."""
         found, codec, episodes = self.examples, self.examples.codec, self.examples.episodes
         places = last[:, None] + np.arange(1 - codec.context, 1)
         keep = places >= first[:, None]

@@ -1,6 +1,6 @@
-"""Published families, one file of rules each; `model_type` of a config.json finds them.
+"""Published families, one file of rules each, looked up by the `model_type` of a config.json.
 
-A family is a module here with a constant FAMILY, or FAMILIES where several share their rules.
+A family is a module here with a constant FAMILY, or FAMILIES if several share their rules.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from headway.formats.settings import Settings
 
 @cache
 def families() -> dict[str, Family]:
-    """All families by their model_type."""
+    """Return all families by model_type."""
     found: dict[str, Family] = {}
     for module in pkgutil.iter_modules(__path__):
         part = import_module(f"{__name__}.{module.name}")
@@ -28,22 +28,22 @@ def families() -> dict[str, Family]:
 
 
 def find_family(settings: Settings) -> Family:
-    """The family of a config.json. Raises UserError for one that is not known, naming the known ones."""
+    """Return the family of a config.json. Raises UserError for an unknown one, listing the known ones."""
     known = families()
-    if "model_type" not in settings and "type" in settings:  # as LeRobot calls it
+    if "model_type" not in settings and "type" in settings:  # LeRobot's name for it
         return _policy(settings, known)
     name = settings.get("model_type", str)
     if name not in known:
         listed = ", ".join(sorted(known))
-        raise UserError(f"{settings.source}: there is no family {name!r}; {nearest(name, known)} (known: {listed})")
+        raise UserError(f"{settings.source}: unknown family {name!r}; {nearest(name, known)} (known: {listed})")
     return known[name]
 
 
 def _policy(settings: Settings, known: Mapping[str, Family]) -> Family:
-    """That of a robot's policy."""
+    """Return the family of a robot policy."""
     name = settings.get("type", str)
     if name not in POLICIES:
         raise UserError(
-            f"{settings.source}: policies of type {name!r} are not read; those of type {' and '.join(POLICIES)} are"
+            f"{settings.source}: policies of type {name!r} are not supported; use {' or '.join(POLICIES)}"
         )
     return known[name]

@@ -1,5 +1,5 @@
-"""ACT (Zhao et al. 2023) as LeRobot has it: layers of DETR (Carion et al. 2020), whose positions are added to queries
-and keys alone, and a residual network for pictures.
+"""ACT (Zhao et al. 2023) as in LeRobot: layers of DETR (Carion et al. 2020), which add positions only to queries and
+keys, and a ResNet for images.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ _NUMBERS = {"latent": "latent", "robot": "robot_state", "surroundings": "env_sta
 
 @dataclass(frozen=True)
 class _BesideSinusoids:
-    """A tensor beside which the file has sinusoids of `length` positions, [1, length, D], which are computed here."""
+    """A tensor that the file stores with the sinusoids of `length` positions, [1, length, D], which are computed here.
+    """
 
     length: int
 
@@ -69,7 +70,7 @@ def read(settings: Settings, names: Collection[str]) -> ActConfig:
     settings.refuse("feedforward_activation", "relu", "gelu")
     found = read_features(settings)
     if found.actions < 1 or not (found.cameras or found.surroundings):
-        raise UserError(f"{settings.source}: a policy says actions, by pictures or its surroundings; this one has none")
+        raise UserError(f"{settings.source}: a policy needs actions, and images or the environment's state; add them")
     latent, inferred = settings.get("latent_dim", int), settings.get("use_vae", bool)
     depth = BACKBONES[settings.get("vision_backbone", str)] if found.cameras else 18
     scene = SceneEmbedConfig(found.robot, found.surroundings, tuple(found.cameras.values()), latent, depth)
@@ -113,7 +114,7 @@ def write(config: ActConfig) -> dict[str, Any]:
         **written_features(Features(scene.robot, scene.surroundings, config.actions, cameras)),
         "chunk_size": config.chunk,
         "vision_backbone": f"resnet{scene.depth}",
-        "pretrained_backbone_weights": None,  # they are among the weights: LeRobot need not fetch others first
+        "pretrained_backbone_weights": None,  # included in the weights: LeRobot need not download others
         "replace_final_stride_with_dilation": False,
         "pre_norm": block.placement == "pre",
         "dim_model": config.width,
@@ -197,8 +198,8 @@ def _stack_rules(stack: StackConfig, ours: str, theirs: str) -> list[TensorRule]
 def residual_network(
     ours: str, theirs: Sequence[str], depth: ResNetDepth, normed: Mapping[str, str]
 ) -> list[TensorRule]:
-    """The rules of one whose first convolution, its norm and four layers are named `theirs`; `normed` are our and their
-    names of what a norm holds.
+    """Rules of a ResNet whose first convolution, its norm and four layers are named `sources`; `norm_names` maps
+    headway's names of a norm's tensors to the file's.
     """
 
     def norm(own: str, other: str) -> list[TensorRule]:

@@ -1,4 +1,5 @@
-"""BART (Lewis et al. 2019): the transformer of 2017 with learned positions, counted from 2, and normed embeddings."""
+"""BART (Lewis et al. 2019): the transformer of 2017 with learned positions, starting at 2, and normalised embeddings.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +46,7 @@ ALIASES = {
     "num_hidden_layers": "encoder_layers",
 }
 OLDER = ("add_bias_logits", "extra_pos_embeddings", "static_position_embeddings", "do_blenderbot_90_layernorm")
-OLDER += ("student_encoder_layers", "student_decoder_layers", "replacing_rate")  # which no class reads any more
+OLDER += ("student_encoder_layers", "student_decoder_layers", "replacing_rate")  # no longer used by any class
 LOGITS_BIAS = "final_logits_bias"
 
 
@@ -67,7 +68,7 @@ def read(settings: Settings, names: Collection[str]) -> EncoderDecoderConfig:
 def read_sides(
     settings: Settings, embed: EmbedConfig, logits_bias: bool
 ) -> tuple[TransformerConfig, TransformerConfig]:
-    """Encoder and decoder, of the same width and vocabulary."""
+    """Return encoder and decoder, of the same width and vocabulary."""
 
     def side(name: str, pattern: Pattern) -> TransformerConfig:
         heads = {"vocabulary": VocabularyHeadConfig(bias=logits_bias)} if pattern.causal else {}
@@ -124,7 +125,7 @@ def written(config: EncoderDecoderConfig) -> dict[str, Any]:
 
 
 def sizes(config: EncoderDecoderConfig) -> dict[str, int]:
-    """Those of the encoder and the decoder, which have names of their own."""
+    """The settings of the encoder and the decoder, which have separate names."""
     found: dict[str, int] = {}
     for name, side in (("encoder", config.encoder), ("decoder", config.decoder)):
         first = side.stack.blocks[0]
@@ -147,7 +148,7 @@ def rules(config: EncoderDecoderConfig) -> list[TensorRule]:
 
 
 def shared_table() -> list[TensorRule]:
-    """One table for source, target and head, of which some files hold copies."""
+    """One table for source, target and head, of which some files store copies."""
     copies = ("model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight", "lm_head.weight")
     table = "decoder.embed.table"
     return [rule(table, "model.shared.weight"), *(copy(table, each) for each in copies)]

@@ -1,6 +1,6 @@
-"""BERT (Devlin et al. 2019): an encoder with its norms after each sum, token types, and a head for each use.
+"""BERT (Devlin et al. 2019): an encoder with post-norm layers, token types, and a head per use.
 
-Sentence encoders (MiniLM and others) are of this family too.
+Sentence encoders (MiniLM and others) belong to this family as well.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ DEFAULTS: dict[str, Any] = {
     "tie_word_embeddings": True,
 }
 
-BOTH_WAYS = "is_causal"  # which no encoder reads
+BOTH_WAYS = "is_causal"  # not used by any encoder
 OLDER = ("directionality", "pooler_fc_size", "pooler_num_attention_heads", "pooler_num_fc_layers")
-OLDER += ("pooler_size_per_head", "pooler_type")  # which no class reads
+OLDER += ("pooler_size_per_head", "pooler_type")  # not used by any class
 
 
 def read(settings: Settings, names: Collection[str]) -> TransformerConfig:
@@ -74,7 +74,7 @@ def encoder(settings: Settings, heads: dict[str, HeadConfig], offset: int = 0) -
     settings.refuse("tie_word_embeddings", True)
     types = settings.get("type_vocab_size", int)
     if types < 1:
-        raise UserError(f"{settings.source}: type_vocab_size is {types}; this family has at least 1 type of tokens")
+        raise UserError(f"{settings.source}: type_vocab_size is {types}; it should be at least 1")
     norm = LayerNormConfig(settings.get("layer_norm_eps", float))
     rate = settings.get("hidden_dropout_prob", float)
     block = BlockConfig(

@@ -1,4 +1,4 @@
-"""CLIP (Radford et al. 2021): a vision transformer and a causal text tower with a common space."""
+"""CLIP (Radford et al. 2021): a vision transformer and a causal text tower with a shared embedding space."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from headway.nn.parts.norm import LayerNormConfig
 from headway.nn.parts.positions import LearnedConfig
 from headway.visibility import Causal, Full, Pattern
 
-_LOWEST_END = 2  # what older files give as eos_token_id, where a text ends with its highest id
+_LOWEST_END = 2  # eos_token_id of older files, which means that a text ends at its highest id
 TEXT: dict[str, Any] = {
     "vocab_size": 49408,
     "hidden_size": 512,
@@ -63,7 +63,7 @@ def read(settings: Settings, names: Collection[str]) -> TwoTowerConfig:
         text.get("vocab_size", int),
     )
     if end >= vocab:
-        raise UserError(f"{text.source}: eos_token_id is {end}, but vocab_size is {vocab}; no text would have an end")
+        raise UserError(f"{text.source}: eos_token_id is {end}, but vocab_size is {vocab}; set an id of the vocabulary")
     norm = LayerNormConfig(vision.get("layer_norm_eps", float))
     embed = PatchEmbedConfig(
         sides(vision, "patch_size"), sides(vision, "image_size"), vision.get("num_channels", int), bias=False, norm=norm
@@ -77,7 +77,7 @@ def read(settings: Settings, names: Collection[str]) -> TwoTowerConfig:
 
 
 def tower_settings(settings: Settings, name: str, defaults: Mapping[str, Any]) -> Settings:
-    """Those of a tower; what older files say beside them (`..._config_dict`) has the last word."""
+    """Return the settings of a tower; those of older files (`..._config_dict`) take precedence."""
     given, older = settings.part(f"{name}_config"), settings.part(f"{name}_config_dict").values
     return replace(given, values={**defaults, **given.values, **({**defaults, **older} if older else {})})
 
@@ -100,7 +100,7 @@ def read_text(settings: Settings, pattern: Pattern, head: Any) -> TransformerCon
 
 def write(config: TwoTowerConfig) -> dict[str, Any]:
     if config.end == _LOWEST_END:
-        raise UserError(f"a text ends with symbol {_LOWEST_END}, which this family takes for another rule")
+        raise UserError(f"the EOS id is {_LOWEST_END}, which this family reserves for another rule; use another id")
     end = _LOWEST_END if config.end == "highest" else config.end
     shared = {"projection_dim": config.shared}
     return {
@@ -187,7 +187,7 @@ def stack_rules(config: TransformerConfig, side: str, prefix: str) -> list[Tenso
     return layers(len(config.stack.blocks), layer)
 
 
-NUMBERS = r"\.embeddings\.position_ids$"  # which older files hold
+NUMBERS = r"\.embeddings\.position_ids$"  # stored in older files
 FAMILY = Family(
     "clip",
     read,

@@ -1,6 +1,6 @@
-"""The Decision Transformer (Chen et al. 2021) as transformers has it: GPT-2's layers behind maps of numbers.
+"""The Decision Transformer (Chen et al. 2021) as in transformers: GPT-2's layers on linear projections of the inputs.
 
-Its GPT-2 keeps tables of symbols and positions. The first is never read; of the second every token gets the first row.
+Its GPT-2 has tables of tokens and positions. The first is never read; every token gets the first row of the second.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ _NAMES = {"heads.states": "predict_state", "heads.actions": "predict_action.0", 
 
 
 class Folded:
-    """The norm's bias with the first row of a table that all tokens get; without such a table here, one row of zeros
-    and one of a table of symbols there.
+    """The norm's bias plus the first row of a table, which every token gets. Without such a table here, the file gets a
+    row of zeros, and another for its token table.
     """
 
     def slices(self, parts: Sequence[Tensor]) -> list[Tensor]:
@@ -68,7 +68,7 @@ def read(settings: Settings, names: Collection[str]) -> TransformerConfig:
 def write(config: TransformerConfig) -> dict[str, Any]:
     embed = expect(config.embed, TrajectoryEmbedConfig)
     if embed.discrete or not isinstance(embed.norm, LayerNormConfig):
-        raise UserError("this family reads actions of decimal numbers and has a norm after them; choose another family")
+        raise UserError("this family takes continuous actions and normalises the embedding; choose another family")
     return {
         "model_type": "decision_transformer",
         "architectures": ["DecisionTransformerModel"],

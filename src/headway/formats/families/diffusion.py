@@ -1,4 +1,4 @@
-"""Diffusion Policy (Chi et al. 2023) as LeRobot has it: a U-Net over time, told of keypoints and numbers."""
+"""Diffusion Policy (Chi et al. 2023) as in LeRobot: a U-Net over time, conditioned on keypoints and state vectors."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from headway.nn.models.unet_policy import places
 _SCHEDULE = "squaredcos_cap_v2"
 _SAYS: dict[str, Literal["noise", "sample"]] = {"epsilon": "noise", "sample": "sample"}
 _SAMPLERS: dict[str, Literal["ddim", "ddpm"]] = {"DDPM": "ddpm", "DDIM": "ddim"}
-_LAYERS = ("0", "1", "4", "5", "6", "7")  # of the network's parts, in a list with a function and a maximum between them
+_LAYERS = ("0", "1", "4", "5", "6", "7")  # indices of the network's parts; 2 and 3 are an activation and a pooling
 
 
 @dataclass(frozen=True)
 class _BesidePlaces:
-    """A convolution of one tap beside which the file has the places of its `grid`, [S, 2], which are computed here."""
+    """A 1 x 1 convolution that the file stores with the coordinates of its `grid`, [S, 2], which are computed here."""
 
     grid: tuple[int, int]
 
@@ -37,7 +37,7 @@ class _BesidePlaces:
 
 
 class _Doubling:
-    """The kernels [C, D, taps] of a transposed convolution, whose rows are [D, taps] laid flat here."""
+    """The kernels [C, D, taps] of a transposed convolution, whose rows are [D, taps], flattened, here."""
 
     def slices(self, parts: Sequence[Tensor]) -> list[Tensor]:
         return [parts[0].flatten(1).T]
@@ -54,8 +54,8 @@ def read(settings: Settings, names: Collection[str]) -> UNetPolicyConfig:
     found = read_features(settings)
     if found.actions < 1 or not found.robot or not (found.cameras or found.surroundings):
         raise UserError(
-            f"{settings.source}: a diffusion policy says actions, by its state and pictures or surroundings; this one "
-            "lacks some"
+            f"{settings.source}: a diffusion policy needs actions, the robot's state, and images or the environment's "
+            "state; add them"
         )
     steps = settings.get("num_train_timesteps", int)
     return UNetPolicyConfig(
@@ -104,7 +104,7 @@ def _observation(settings: Settings, found: Features) -> KeypointsConfig:
 def _size(settings: Settings, name: str) -> tuple[int, int] | None:
     found = settings.optional(name, list[int])
     if found is not None and len(found) != 2:
-        raise UserError(f"{settings.source}: {name} is {found}; read are [height, width]")
+        raise UserError(f"{settings.source}: {name} is {found}; it should be [height, width]")
     return None if found is None else (found[0], found[1])
 
 
@@ -113,7 +113,7 @@ def write(config: UNetPolicyConfig) -> dict[str, Any]:
     cameras = {f"observation.images.{place}": size for place, size in enumerate(seen.cameras)}
     says = {ours: theirs for theirs, ours in _SAYS.items()}
     samplers = {ours: theirs for theirs, ours in _SAMPLERS.items()}
-    ratio = 1.0  # of what is cropped to what was resized, from which LeRobot computes the crop
+    ratio = 1.0  # cropped size / resized size, from which LeRobot computes the crop
     if seen.resized is not None and seen.crop is not None:
         pairs = list(zip(seen.crop, seen.resized))
         ratio = (max(part / whole for part, whole in pairs) + min((part + 1) / whole for part, whole in pairs)) / 2
@@ -123,7 +123,7 @@ def write(config: UNetPolicyConfig) -> dict[str, Any]:
         "horizon": config.horizon,
         **written_features(Features(seen.robot, seen.surroundings, config.actions, cameras)),
         "vision_backbone": f"resnet{seen.depth}",
-        "pretrained_backbone_weights": None,  # they are among the weights: LeRobot need not fetch others first
+        "pretrained_backbone_weights": None,  # included in the weights: LeRobot need not download others
         "resize_shape": None if seen.resized is None else list(seen.resized),
         "crop_ratio": ratio,
         "crop_shape": None if seen.crop is None else list(seen.crop),
@@ -210,7 +210,7 @@ def _taps(ours: str, theirs: str, taps: int) -> list[TensorRule]:
 
 
 def _map(ours: str, theirs: str) -> list[TensorRule]:
-    """A convolution of one tap, which is a map."""
+    """A convolution of one tap, equivalent to a linear map."""
     return [rule(f"{ours}.weight", f"{theirs}.weight", form=Flat((-1, 1))), rule(f"{ours}.bias", f"{theirs}.bias")]
 
 

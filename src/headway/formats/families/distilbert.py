@@ -1,4 +1,4 @@
-"""DistilBERT (Sanh et al. 2019): BERT of half the layers, without token types and without a pooler."""
+"""DistilBERT (Sanh et al. 2019): BERT with half the layers, without token types and without a pooler."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from headway.nn.parts.norm import LayerNormConfig
 from headway.nn.parts.positions import LearnedConfig
 from headway.visibility import Full
 
-NORM = LayerNormConfig(1e-12)  # no setting of theirs
+NORM = LayerNormConfig(1e-12)  # not configurable in the file
 
 
 def read(settings: Settings, names: Collection[str]) -> TransformerConfig:

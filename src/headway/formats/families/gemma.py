@@ -16,13 +16,13 @@ DEFAULTS: dict[str, Any] = {"head_dim": 256, "tie_word_embeddings": True}
 
 
 def read(settings: Settings, names: Collection[str]) -> TransformerConfig:
-    if settings.get("hidden_act", str) == "gelu":  # what the first files said, and did not mean
+    if settings.get("hidden_act", str) == "gelu":  # a mistake in the first files
         settings = replace(settings, values={**settings.values, "hidden_act": "gelu_pytorch_tanh"})
     return read_gemma(settings)
 
 
 def read_gemma(settings: Settings) -> TransformerConfig:
-    """What all Gemmas have."""
+    """Read what all Gemmas share."""
     settings.refuse("use_bidirectional_attention", False)
     norm = offset_norm(settings)
     config = llama.with_blocks(llama.read(settings, ()), lambda i, block: replace(block, norm=norm))

@@ -1,4 +1,6 @@
-"""Gemma 2 (Gemma Team 2024): Gemma with norms on both sides of a branch, every other layer a window, and soft caps."""
+"""Gemma 2 (Gemma Team 2024): Gemma with norms before and after each branch, a window in every other layer, and soft
+caps.
+"""
 
 from __future__ import annotations
 
@@ -26,13 +28,13 @@ def read(settings: Settings, names: Collection[str]) -> TransformerConfig:
 
 
 def read_sandwich(settings: Settings, every: int) -> TransformerConfig:
-    """Gemma 2, and 3 for the most part; where `layer_types` are not said, each `every`-th layer sees everything."""
+    """Read Gemma 2, and most of 3; without `layer_types`, every `every`-th layer has full attention."""
     depth = settings.get("num_hidden_layers", int)
     kinds = [llama.WHOLE if (i + 1) % every == 0 else llama.SLIDING for i in range(depth)]
     said = {
         "hidden_act": settings.get("hidden_activation", str),
         "layer_types": settings.get("layer_types", list[str], kinds),
-        "use_sliding_window": True,  # which is no setting of this family
+        "use_sliding_window": True,  # not a setting of this family
     }
     settings = replace(settings, values={**settings.values, **said})
     config = llama.with_windows(gemma.read_gemma(settings), llama.windows_by_layer(settings))
@@ -46,7 +48,7 @@ def read_sandwich(settings: Settings, every: int) -> TransformerConfig:
 
 
 def with_soft_cap(config: TransformerConfig, soft_cap: float | None) -> TransformerConfig:
-    """The logits over symbols capped, where the model has any."""
+    """Return `config` with soft-capped token logits, if the model has any."""
     if "vocabulary" not in config.heads:
         return config
     return replace(config, heads={"vocabulary": VocabularyHeadConfig(soft_cap=soft_cap)})
@@ -57,11 +59,11 @@ def write(config: TransformerConfig) -> dict[str, Any]:
 
 
 def write_sandwich(name: str, classes: PublishedClasses, config: TransformerConfig) -> dict[str, Any]:
-    """`read_sandwich` the other way."""
+    """The reverse of `read_sandwich`."""
     said = llama.write(name, classes, config)
     mixer = llama.attention(config.stack.blocks[0])
     head = config.heads.get("vocabulary", VocabularyHeadConfig())
-    # The number whose root divides the scores; a whole one where it is one up to rounding.
+    # The number whose square root divides the scores, rounded if it is an integer up to rounding errors.
     exact = expect(mixer.scale, float) ** -2
     return {
         **said,

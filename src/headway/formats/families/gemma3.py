@@ -1,6 +1,6 @@
-"""Gemma 3, its text model (Gemma Team 2025): Gemma 2 with norms of queries and keys instead of soft caps.
+"""Gemma 3, text only (Gemma Team 2025): Gemma 2 with norms of queries and keys instead of soft caps.
 
-Layers with a window have a rotary base of their own.
+Layers with a window have a separate rotary base.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ CLASSES = PublishedClasses("Gemma3ForCausalLM", "Gemma3TextForSequenceClassifica
 
 
 def read(settings: Settings, names: Collection[str]) -> TransformerConfig:
-    settings.refuse("attn_logit_softcapping")  # a setting that transformers has, and does not compute with
+    settings.refuse("attn_logit_softcapping")  # transformers has this setting but ignores it
     whole = settings.rotary_of(llama.WHOLE, settings.get("rope_theta", float, 1e6))
     local = settings.rotary_of(llama.SLIDING, settings.get("rope_local_base_freq", float, 1e4), scaled=False)
     norm = gemma.offset_norm(settings)

@@ -1,4 +1,4 @@
-"""GPT-2 (Radford et al. 2019): linear layers stored with their inputs in rows; the tanh approximation of GELU."""
+"""GPT-2 (Radford et al. 2019): linear layers stored transposed; the tanh approximation of GELU."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ ALIASES = {
     "num_hidden_layers": "n_layer",
 }
 SUMMARY = ("summary_activation", "summary_first_dropout", "summary_last_dropout", "summary_proj_to_labels")
-SUMMARY += ("summary_type", "summary_use_proj")  # of the second head of a class that is not read
-OLDER = ("n_ctx", "n_special", "predict_special_tokens")  # which no class reads any more
+SUMMARY += ("summary_type", "summary_use_proj")  # settings of a second head, which is not supported
+OLDER = ("n_ctx", "n_special", "predict_special_tokens")  # no longer used by any class
 
 
 def read(settings: Settings, names: Collection[str]) -> TransformerConfig:
@@ -39,7 +39,7 @@ def read(settings: Settings, names: Collection[str]) -> TransformerConfig:
 
 
 def read_block(settings: Settings, width: int) -> tuple[BlockConfig, LayerNormConfig]:
-    """A layer, and the norm after the last one."""
+    """Return a layer, and the norm after the last one."""
     settings.refuse("scale_attn_by_inverse_layer_idx", False)
     settings.refuse("scale_attn_weights", True)
     settings.refuse("add_cross_attention", False)
@@ -64,7 +64,7 @@ def write(config: TransformerConfig) -> dict[str, Any]:
 
 
 def written_stack(config: TransformerConfig) -> dict[str, Any]:
-    """What a config.json says of the layers."""
+    """The settings of the layers in a config.json."""
     block = config.stack.blocks[0]
     attention, feed = expect(block.mixer, AttentionConfig), expect(block.feed_forward, MLPConfig)
     return {
@@ -88,7 +88,7 @@ def rules(config: TransformerConfig) -> list[TensorRule]:
 
 
 def stack_rules(config: TransformerConfig, prefix: str) -> list[TensorRule]:
-    """The layers and the norm after them, below `prefix`."""
+    """The layers and the final norm, below `prefix`."""
 
     def layer(i: int) -> list[TensorRule]:
         ours, theirs = f"stack.blocks.{i}", f"{prefix}.h.{i}"
@@ -105,7 +105,7 @@ def stack_rules(config: TransformerConfig, prefix: str) -> list[TensorRule]:
 
 
 def conv(ours: str, theirs: str) -> list[TensorRule]:
-    """A layer whose weight lies with its inputs in rows (Conv1D); query, key and value are fused there as here."""
+    """A layer with a transposed weight (Conv1D); query, key and value are fused there as here."""
     return [
         rule(f"{ours}.weight", f"{theirs}.weight", form=Transposed()),
         rule(f"{ours}.bias", f"{theirs}.bias", form=Whole()),

@@ -1,6 +1,6 @@
-"""GPT-NeoX (Black et al. 2022) and Pythia: attention and feed-forward side by side, rotary positions in part of a head.
+"""GPT-NeoX (Black et al. 2022) and Pythia: parallel attention and feed-forward, rotary positions in part of a head.
 
-Query, key and value of each head lie together in one tensor.
+Query, key and value are interleaved per head in one tensor.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from headway.nn.parts.positions import RotaryConfig
 
 
 def read(settings: Settings, names: Collection[str]) -> TransformerConfig:
-    # The fraction is rotary_pct or below rope_parameters; the name of other families is not read.
+    # The fraction is rotary_pct or in rope_parameters; other families' name for it is ignored.
     rotary = replace(settings, values={**settings.values, "partial_rotary_factor": None}).rotary(
         theta=settings.get("rotary_emb_base", float, 10000.0), fraction=settings.get("rotary_pct", float, 0.25)
     )

@@ -1,7 +1,6 @@
 """Llama (Touvron et al. 2023): RMS norms, rotary positions in halves, gated SiLU, grouped heads.
 
-Many families differ from it by little: they begin with the tables here, and each says in its own file what it has of
-its own.
+Many families differ from it only slightly: they start from the tables here, and their files contain the differences.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ DEFAULTS: dict[str, Any] = {
 }
 WHOLE, SLIDING = "full_attention", "sliding_attention"
 
-# What the norms of a layer are called, by where they stand.
+# Published names of a layer's norms, by placement.
 NORMS: dict[Placement, dict[str, str]] = {
     "pre": {"mix.before": "input_layernorm", "feed.before": "post_attention_layernorm"},
     "branch": {"mix.after": "post_attention_layernorm", "feed.after": "post_feedforward_layernorm"},
@@ -44,16 +43,16 @@ NORMS: dict[Placement, dict[str, str]] = {
 
 
 def read(settings: Settings, names: Collection[str]) -> TransformerConfig:
-    """Llama itself, every layer alike."""
+    """Llama itself: all layers are alike."""
     config = read_plain(settings)
     turned = first_rotary(config).fraction
     if turned != 1.0:
-        raise UserError(f"{settings.source}: partial_rotary_factor is {turned}; this family turns whole heads (1.0)")
+        raise UserError(f"{settings.source}: partial_rotary_factor is {turned}; this family rotates whole heads (1.0)")
     return config
 
 
 def read_plain(settings: Settings) -> TransformerConfig:
-    """The settings that most families of this kind share; each changes the layers by what it has of its own."""
+    """Read the settings that most families of this kind share; each family then changes the layers."""
     width, heads = settings.get("hidden_size", int), settings.get("num_attention_heads", int)
     norm, rotary = RMSNormConfig(settings.get("rms_norm_eps", float)), settings.rotary()
     mixer = AttentionConfig(
@@ -82,18 +81,18 @@ def read_plain(settings: Settings) -> TransformerConfig:
 
 
 def with_blocks(config: TransformerConfig, change: Callable[[int, BlockConfig], BlockConfig]) -> TransformerConfig:
-    """Each layer changed, given its number."""
+    """Return `config` with each layer changed, depending on its index."""
     blocks = tuple(change(i, block) for i, block in enumerate(config.stack.blocks))
     return replace(config, stack=replace(config.stack, blocks=blocks))
 
 
 def with_mixers(config: TransformerConfig, **changes: Any) -> TransformerConfig:
-    """Every layer's attention changed alike."""
+    """Return `config` with the same changes to the attention of every layer."""
     return with_blocks(config, lambda i, block: replace(block, mixer=replace(attention(block), **changes)))
 
 
 def with_windows(config: TransformerConfig, windows: list[int | None]) -> TransformerConfig:
-    """A window for each layer, None where it sees everything before it."""
+    """Return `config` with an attention window per layer; None attends to everything before."""
     patterns = [Causal(window) for window in windows]
     return with_blocks(config, lambda i, block: replace(block, mixer=replace(attention(block), pattern=patterns[i])))
 
@@ -103,21 +102,21 @@ def attention(block: BlockConfig) -> AttentionConfig:
 
 
 def one_window(settings: Settings) -> list[int | None]:
-    """The window that all layers have (Mistral)."""
+    """Return the window that all layers share (Mistral)."""
     return [settings.optional("sliding_window", int)] * settings.get("num_hidden_layers", int)
 
 
 def windows_by_layer(settings: Settings) -> list[int | None]:
-    """`layer_types` says which layers slide, unless `use_sliding_window` is false.
+    """Return the window of each layer: `layer_types` names the sliding layers, unless `use_sliding_window` is false.
 
-    Without it those from `max_window_layers` on do (Qwen).
+    Without `layer_types`, layers from `max_window_layers` on slide (Qwen).
     """
     depth, window = settings.get("num_hidden_layers", int), settings.optional("sliding_window", int)
     kinds = layer_types(settings, depth) if "layer_types" in settings else None
     if window is None or not settings.get("use_sliding_window", bool, True):
         if kinds is not None and SLIDING in kinds:
             raise UserError(
-                f"{settings.source}: layer_types has {SLIDING!r}, but no window is used; set sliding_window (and "
+                f"{settings.source}: layer_types has {SLIDING!r}, but there is no window; set sliding_window (and "
                 f"use_sliding_window), or make all layers {WHOLE!r}"
             )
         return [None] * depth
@@ -128,18 +127,18 @@ def windows_by_layer(settings: Settings) -> list[int | None]:
 
 
 def layer_types(settings: Settings, depth: int) -> list[str]:
-    """The kind of each layer. UserError for one that is not known, or where there are fewer than layers."""
+    """Return the kind of each layer. UserError for an unknown kind, or if there are too few."""
     found = settings.get("layer_types", list[str])[:depth]
     for kind in found:
         if kind not in (WHOLE, SLIDING):
-            raise UserError(f"{settings.source}: layer_types has {kind!r}; known are {WHOLE!r} and {SLIDING!r}")
+            raise UserError(f"{settings.source}: layer_types has {kind!r}; use {WHOLE!r} or {SLIDING!r}")
     if len(found) < depth:
-        raise UserError(f"{settings.source}: layer_types names {len(found)} of {depth} layers; give one for each")
+        raise UserError(f"{settings.source}: layer_types names {len(found)} of {depth} layers; name all of them")
     return found
 
 
 def write(name: str, classes: PublishedClasses, config: TransformerConfig) -> dict[str, Any]:
-    """`read_plain` the other way, without biases and windows, which not all families know."""
+    """The reverse of `read_plain`, without biases and windows, which not all families have."""
     block = config.stack.blocks[0]
     mixer, feed, rotary = attention(block), gated(block), first_rotary(config)
     return {
@@ -161,13 +160,13 @@ def write(name: str, classes: PublishedClasses, config: TransformerConfig) -> di
 
 
 def gated(block: BlockConfig) -> GatedConfig:
-    """The feed-forward of a layer, or of each of its experts."""
+    """Return the feed-forward of a layer, or of each of its experts."""
     feed = block.feed_forward
     return expect(feed.expert if isinstance(feed, ExpertsConfig) else feed, GatedConfig)
 
 
 def first_rotary(config: TransformerConfig) -> RotaryConfig:
-    """The rotary positions of the first layer that has them."""
+    """Return the rotary positions of the first layer that has them."""
     found = (attention(block).rotary for block in config.stack.blocks)
     return expect(next((rotary for rotary in found if rotary is not None), None), RotaryConfig)
 
@@ -182,12 +181,12 @@ def write_attention_bias(config: TransformerConfig) -> dict[str, Any]:
 
 
 def write_window(config: TransformerConfig) -> dict[str, Any]:
-    """`one_window` the other way."""
+    """The reverse of `shared_window`."""
     return {"sliding_window": windows_of(config)[0]}
 
 
 def write_windows(config: TransformerConfig) -> dict[str, Any]:
-    """`windows_by_layer` the other way."""
+    """The reverse of `windows_by_layer`."""
     windows = windows_of(config)
     window = next((each for each in windows if each is not None), None)
     return {
@@ -206,7 +205,9 @@ def rules(
     attend: Callable[[str, str, AttentionConfig], list[TensorRule]] | None = None,
     feed: Callable[[str, str, BlockConfig], list[TensorRule]] | None = None,
 ) -> list[TensorRule]:
-    """The tensors of a configuration; `attend` and `feed` give those of a layer where a family stores them its way."""
+    """Return the tensors of a configuration; `attend` and `feed` override those of a layer for families that store them
+    differently.
+    """
 
     def layer(i: int) -> list[TensorRule]:
         ours, theirs, block = f"stack.blocks.{i}", f"model.layers.{i}", config.stack.blocks[i]
@@ -227,7 +228,7 @@ def rules(
 
 
 def attention_rules(ours: str, theirs: str, mixer: AttentionConfig) -> list[TensorRule]:
-    """Query, key and value one by one, and their norms where there are."""
+    """Query, key and value as separate tensors, with their norms if there are any."""
     norms = [rule(f"{ours}.mixer.qk_norm.{n}.weight", f"{theirs}.{n}_norm.weight") for n in "qk"]
     return [
         *linear(f"{ours}.mixer.qkv", *(f"{theirs}.{name}_proj" for name in "qkv"), bias=bool(mixer.qkv_bias)),
@@ -252,7 +253,7 @@ def family(
     older: tuple[str, ...] = (),
     **defaults: Any,
 ) -> Family:
-    """A family of this kind; `defaults` are those that differ from Llama's."""
+    """Return a family of this kind; `defaults` are those that differ from Llama's."""
     return Family(
         name,
         read,

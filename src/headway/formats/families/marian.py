@@ -1,5 +1,5 @@
-"""Marian (Junczys-Dowmunt et al. 2018), as the OPUS-MT models have it: the transformer of 2017, with a bias of the
-logits, and positions whose sines stand before their cosines. Decoding starts with the padding symbol.
+"""Marian (Junczys-Dowmunt et al. 2018), as in the OPUS-MT models: the transformer of 2017, with a bias of the logits,
+and positions with sines before cosines. Decoding starts with the padding token.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ FAMILY = Family(
     rules,
     renames=((r"^(?=(shared|encoder|decoder)\.)", "model."),),
     aliases=ALIASES,
-    ignored=(*OLDER, "decoder_vocab_size"),  # which is the common one unless there are two tables
+    ignored=(*OLDER, "decoder_vocab_size"),  # equals vocab_size unless there are two tables
     skipped=(r"\.embed_positions\.weight$",),
     defaults={
         **DEFAULTS,

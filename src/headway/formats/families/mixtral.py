@@ -1,7 +1,7 @@
-"""Mixtral (Jiang et al. 2024): Llama whose feed-forward is a mixture of experts; each token takes the best few.
+"""Mixtral (Jiang et al. 2024): Llama whose feed-forward is a mixture of experts with top-k routing.
 
-Its experts are tensors of their own (w1 the gate, w3 up, w2 down), or stacked in files of newer programs. Both are
-read; the first is written.
+Its experts are separate tensors (w1 the gate, w3 up, w2 down), or stacked in newer files. Both are read; the former is
+written.
 """
 
 from __future__ import annotations

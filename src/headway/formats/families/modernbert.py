@@ -1,7 +1,7 @@
-"""ModernBERT (Warner et al. 2024): rotary positions, gated GELU, and layers that see near tokens or all of them.
+"""ModernBERT (Warner et al. 2024): rotary positions, gated GELU, and layers with local or full attention.
 
-The first layer has no norm before its attention, as the embedding ends in one. The two kinds of layers have rotary
-bases of their own. One dense layer with a norm stands before every head.
+The first layer has no norm before its attention, because the embedding ends with one. The two kinds of layers have
+separate rotary bases. Every head starts with a dense layer and a norm.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def read(settings: Settings, names: Collection[str]) -> TransformerConfig:
 
 
 def layer_kinds(settings: Settings) -> list[str]:
-    """Each layer's kind: said one by one, or that every n-th sees all (the older spelling)."""
+    """Return each layer's kind, from the list or from the interval of full attention (the older spelling)."""
     depth = settings.get("num_hidden_layers", int)
     every = settings.get("global_attn_every_n_layers", int, 3)
     kinds = settings.get("layer_types", list[str], [NEAR if i % every else ALL for i in range(depth)])[:depth]
@@ -83,7 +83,7 @@ def read_block(settings: Settings, norm: LayerNormConfig, kind: str, first: bool
 
 
 def reach(settings: Settings) -> int:
-    """How far a layer that slides sees to each side; `sliding_window` says it if it is there."""
+    """Return how far a sliding layer attends to each side; `sliding_window` takes precedence."""
     return settings.get("sliding_window", int, settings.get("local_attention", int) // 2)
 
 
@@ -209,7 +209,7 @@ FAMILY = Family(
     write,
     rules,
     renames=((r"^(?=(embeddings|layers|final_norm)\.)", "model."),),
-    ignored=(BOTH_WAYS, "sparse_prediction", "sparse_pred_ignore_index"),  # of the loss
+    ignored=(BOTH_WAYS, "sparse_prediction", "sparse_pred_ignore_index"),  # settings of the loss
     older=(
         "sliding_window",
         "global_attn_every_n_layers",

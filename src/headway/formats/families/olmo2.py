@@ -1,4 +1,4 @@
-"""OLMo 2 (OLMo Team 2025): Llama with the norms after the branches, and norms of queries and keys over all heads."""
+"""OLMo 2 (OLMo Team 2025): Llama with norms after the branches, and norms of queries and keys across all heads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""GPT (Radford et al. 2018): norms after the sums, none at the end; its "gelu" is the tanh approximation."""
+"""GPT (Radford et al. 2018): post-norm layers without a final norm; its "gelu" is the tanh approximation."""
 
 from __future__ import annotations
 

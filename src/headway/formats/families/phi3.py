@@ -1,8 +1,8 @@
 """Phi-3 (Abdin et al. 2024): Llama with query, key and value in one tensor, gate and up in another.
 
-Its long variants scale each rotary frequency by a factor of its own (longrope): short factors up to the length of the
-first training, long ones beyond. Here that is settled when the model is made (docs/decisions/0003): it serves the
-original length with the short factors, and with the long ones where a longer context is asked for.
+Its long variants scale each rotary frequency by a separate factor (longrope): short factors up to the originally
+trained length, long ones beyond. headway decides when it builds the model (docs/decisions/0003): it uses the short
+factors for the original length, and the long ones if a longer context is requested.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Qwen2 (Yang et al. 2024): Llama with biases of query, key and value, and windows in its later layers if asked.
+"""Qwen2 (Yang et al. 2024): Llama with biases of query, key and value, and optional windows in its later layers.
 
-Qwen3 (2025) has no biases; it normalises the queries and keys of each head, whose size is a setting of its own.
+Qwen3 (2025) has no biases; it normalises the queries and keys of each head, whose size is a separate setting.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""RoBERTa (Liu et al. 2019) and XLM-R (Conneau et al. 2020): BERT whose positions begin after that of the padding."""
+"""RoBERTa (Liu et al. 2019) and XLM-R (Conneau et al. 2020): BERT whose positions start after the padding id."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def read(settings: Settings, names: Collection[str]) -> TransformerConfig:
         heads["pooled"] = POOLER
     pad = settings.get("pad_token_id", int)
     if pad < 0:
-        raise UserError(f"{settings.source}: pad_token_id is {pad}; positions begin after it, so it must be 0 or more")
+        raise UserError(f"{settings.source}: pad_token_id is {pad}; positions start after it, so set it to 0 or more")
     return encoder(settings, heads, offset=pad + 1)
 
 

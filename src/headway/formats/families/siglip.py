@@ -1,4 +1,4 @@
-"""SigLIP (Zhai et al. 2023): two towers that see both ways, a probe that pools images, and a learned bias."""
+"""SigLIP (Zhai et al. 2023): two bidirectional towers, attention pooling of images, and a learned bias."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SmolLM3 (Bakouch et al. 2025): Llama with layers that have no positions, by default every fourth."""
+"""SmolLM3 (Bakouch et al. 2025): Llama with layers without positions, by default every fourth."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def read(settings: Settings, names: Collection[str]) -> TransformerConfig:
     depth = settings.get("num_hidden_layers", int)
     turned = rotary_layers(settings, depth)
     windowed = settings.get("use_sliding_window", bool) and "sliding_window" in settings
-    if windowed and "layer_types" not in settings:  # windows are for the layers without positions
+    if windowed and "layer_types" not in settings:  # windows apply to the layers without positions
         kinds = [llama.WHOLE if turns else llama.SLIDING for turns in turned]
         settings = replace(settings, values={**settings.values, "layer_types": kinds})
 
@@ -29,13 +29,13 @@ def read(settings: Settings, names: Collection[str]) -> TransformerConfig:
 
 
 def rotary_layers(settings: Settings, depth: int) -> list[bool]:
-    """Which layers have rotary positions."""
+    """Return which layers have rotary positions."""
     if "no_rope_layers" not in settings:
         every = settings.get("no_rope_layer_interval", int)
         return [(i + 1) % every != 0 for i in range(depth)]
     said = settings.get("no_rope_layers", list[int])[:depth]
     if len(said) < depth:
-        raise UserError(f"{settings.source}: no_rope_layers names {len(said)} of {depth} layers; give one for each")
+        raise UserError(f"{settings.source}: no_rope_layers names {len(said)} of {depth} layers; name all of them")
     return [bool(each) for each in said]
 
 
@@ -45,7 +45,7 @@ def write(config: TransformerConfig) -> dict[str, Any]:
         **llama.write("smollm3", PublishedClasses.of("SmolLM3"), config),
         **llama.write_biases(config),
         **llama.write_windows(config),
-        "no_rope_layers": [int(each) for each in turned],  # 1 is a layer that has them
+        "no_rope_layers": [int(each) for each in turned],  # 1 is a layer with positions
     }
 
 

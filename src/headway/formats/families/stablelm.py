@@ -1,5 +1,5 @@
 """StableLM (Bellagente et al. 2024): Llama with layer norms, rotary positions in a quarter of each head, and, in its
-parallel form, one norm for attention and feed-forward side by side.
+parallel variant, one norm for parallel attention and feed-forward.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from headway.nn.parts.norm import LayerNormConfig, RMSNormConfig
 
 
 def read(settings: Settings, names: Collection[str]) -> TransformerConfig:
-    settings.refuse("qk_layernorm", False)  # a norm with weights of its own for each head
+    settings.refuse("qk_layernorm", False)  # a norm with separate weights per head
     settings.refuse("head_dim", settings.get("hidden_size", int) // settings.get("num_attention_heads", int))
     norm, parallel = LayerNormConfig(settings.get("layer_norm_eps", float)), settings.get("use_parallel_residual", bool)
     config = llama.with_mixers(
@@ -40,7 +40,7 @@ def read(settings: Settings, names: Collection[str]) -> TransformerConfig:
 
 def write(config: TransformerConfig) -> dict[str, Any]:
     block, eps = config.stack.blocks[0], expect(config.stack.norm, LayerNormConfig).eps
-    rms = replace(config, stack=replace(config.stack, norm=RMSNormConfig()))  # llama.write knows no other
+    rms = replace(config, stack=replace(config.stack, norm=RMSNormConfig()))  # llama.write supports only RMS norms
     said = llama.write("stablelm", PublishedClasses.of("StableLm"), rms)
     fraction = llama.first_rotary(config).fraction
     return {

@@ -1,7 +1,7 @@
 """T5 (Raffel et al. 2020): relative positions, RMS norms and no biases; scores are not divided by sqrt(head size).
 
 Version 1.0 shares one table among source, target and head, and scales the tied head by 1 / sqrt(width). Version 1.1
-(Flan-T5 too) has gated feed-forwards and a head of its own.
+(also Flan-T5) has gated feed-forwards and an untied head.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from headway.nn.parts.feedforward import FeedForwardConfig, GatedConfig, MLPConf
 from headway.nn.parts.norm import RMSNormConfig
 from headway.visibility import Causal, Full, Pattern
 
-BIAS = "relative"  # the Stack's name of the bias that its layers share; the file holds it in layer 0
+BIAS = "relative"  # the Stack's name for the bias that its layers share; the file stores it in layer 0
 
 
 def read(settings: Settings, names: Collection[str]) -> EncoderDecoderConfig:
@@ -34,8 +34,8 @@ def read(settings: Settings, names: Collection[str]) -> EncoderDecoderConfig:
     depth = settings.get("num_layers", int)
     width, symbols = settings.get("d_model", int), settings.get("vocab_size", int)
     default = "scale_decoder_outputs" not in settings.values and settings.get("tie_word_embeddings", bool)
-    scaled = settings.get("scale_decoder_outputs", bool, default)  # a null is false to transformers
-    # Later files of version 1.1 say that their head is tied, and hold another one nevertheless.
+    scaled = settings.get("scale_decoder_outputs", bool, default)  # null means false in transformers
+    # Later files of version 1.1 claim a tied head but contain a separate one.
     tied = settings.get("tie_word_embeddings", bool) and (scaled or "lm_head.weight" not in names)
     embed = TokenEmbedConfig(dropout=settings.get("dropout_rate", float))
     head = VocabularyHeadConfig(scale=width**-0.5 if scaled else 1.0)
@@ -80,13 +80,13 @@ def read_stack(settings: Settings, depth: int, pattern: Pattern) -> StackConfig:
 
 
 def read_feed(settings: Settings) -> FeedForwardConfig:
-    """`feed_forward_proj` is an activation, or "gated-" and one; a gated "gelu" is the tanh approximation."""
+    """`feed_forward_proj` is an activation, optionally after "gated-"; a gated "gelu" is the tanh approximation."""
     hidden, rate = settings.get("d_ff", int), settings.get("dropout_rate", float)
     said = settings.get("feed_forward_proj", str)
     name = {"gated-gelu": "gelu_new"}.get(said, said.removeprefix("gated-"))
     activation = Settings({"feed_forward_proj": name}, settings.source).activation("feed_forward_proj")
     gated = said.startswith("gated-")
-    settings.refuse("is_gated_act", gated)  # which transformers writes, and reads again
+    settings.refuse("is_gated_act", gated)  # written and read by transformers
     settings.refuse("dense_act_fn", name)
     if gated:
         return GatedConfig(hidden, activation=activation, dropout=rate)
@@ -187,7 +187,7 @@ FAMILY = Family(
         "head_dim": "d_kv",
     },
     ignored=("n_positions",),
-    skipped=(r"\.EncDecAttention\.relative_attention_bias\.weight$",),  # older files have one that nothing used
+    skipped=(r"\.EncDecAttention\.relative_attention_bias\.weight$",),  # unused tensors of older files
     defaults={
         "vocab_size": 32128,
         "d_model": 512,

@@ -1,4 +1,6 @@
-"""ViT (Dosovitskiy et al. 2021) and DeiT (Touvron et al. 2021), which has a distillation token and two classifiers."""
+"""ViT (Dosovitskiy et al. 2021) and DeiT (Touvron et al. 2021), which adds a distillation token and a second
+classifier.
+"""
 
 from __future__ import annotations
 
@@ -73,7 +75,7 @@ def read(kind: str, settings: Settings, names: Collection[str]) -> TransformerCo
 
 
 def sides(settings: Settings, name: str) -> tuple[int, int]:
-    """Height and width: two numbers, or one for both."""
+    """Return height and width: two numbers, or one for both."""
     if isinstance(settings.values.get(name), (list, tuple)):
         found = settings.get(name, list[int])
         if len(found) != 2:

@@ -1,5 +1,5 @@
 """Whisper (Radford et al. 2022): log-mel frames to text. Keys have no bias, and the encoder's positions are a table of
-sinusoids that goes with the weights.
+sinusoids stored with the weights.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def read(settings: Settings, names: Collection[str]) -> EncoderDecoderConfig:
         0,
         settings.get("max_source_positions", int),
         read_stack(settings, "encoder", Full()),
-        FramesEmbedConfig(settings.get("num_mel_bins", int), dropout=rate),  # with GELU, whatever the layers have
+        FramesEmbedConfig(settings.get("num_mel_bins", int), dropout=rate),  # GELU, independent of the layers
         {},
     )
     decoder = TransformerConfig(
@@ -107,7 +107,7 @@ def write(config: EncoderDecoderConfig) -> dict[str, Any]:
         "activation_dropout": feed.dropout,
         "scale_embedding": False,
         "tie_word_embeddings": True,
-        "pad_token_id": min(DEFAULTS["pad_token_id"], config.symbols - 1),  # transformers wants it in the vocabulary
+        "pad_token_id": min(DEFAULTS["pad_token_id"], config.symbols - 1),  # transformers requires a valid id
     }
     return found | sizes(config)
 

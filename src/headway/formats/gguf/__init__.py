@@ -1,4 +1,4 @@
-"""GGUF, the file format of llama.cpp: one file with settings, tokenizer and weights, often quantised. Both ways."""
+"""GGUF, the file format of llama.cpp: settings, tokenizer and weights, often quantised, in one file. Both ways."""
 
 from __future__ import annotations
 

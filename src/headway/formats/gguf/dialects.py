@@ -1,8 +1,8 @@
-"""How GGUF says what a published folder says: the names of settings and tensors, architecture by architecture.
+"""GGUF's names for settings and tensors of published folders, by architecture.
 
 A file is read as if it were the folder it was made from: values become the settings of a config.json, tensors get their
-published names, and the family does the rest. What llama.cpp changes on the way is said here: interleaved rotary pairs
-(llama), norms with their 1 added (gemma), and linear layers turned round (gpt2).
+published names, and the family does the rest. Changes that llama.cpp makes are undone here: interleaved rotary pairs
+(llama), norms with 1 added (gemma), and transposed linear layers (gpt2).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from headway.errors import UserError, nearest
 from headway.nn.parts.positions import Rotary, RotaryConfig
 from headway.nn.parts.scaling import LinearScaling, Llama3Scaling, LongRopeScaling, YarnScaling
 
-# Values by their key below the architecture's name, and the setting of a config.json that each is.
+# Keys below the architecture's name, and the matching settings of a config.json.
 SIZES = {
     "context_length": "max_position_embeddings",
     "embedding_length": "hidden_size",
@@ -79,16 +79,16 @@ GPT2_LAYER = {
 }
 _BLOCK = re.compile(r"blk\.(\d+)\.(\w+)\.(weight|bias)")
 _OUTER = re.compile(r"(\w+)\.(weight|bias)")
-# Factors of rotary frequencies, which GGUF keeps among the tensors and config.json among the settings.
+# Factors of rotary frequencies, stored as tensors in GGUF and as settings in config.json.
 FACTORS, LONG_FACTORS, SHORT_FACTORS = "rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"
 
 
 @dataclass(frozen=True)
 class Dialect:
-    """One architecture: the `family` it is read as, and what its names are.
+    """One architecture: the `family` it is read as, and its names.
 
-    `interleaved`: rotary pairs of queries and keys lie side by side. `offset`: norms hold their scale with the 1 that
-    the published tensor leaves out. `turned`: layers whose published weight has its inputs in rows.
+    `interleaved`: rotary pairs of queries and keys are adjacent. `offset`: norms store their scale including the 1 that
+    the published tensor leaves out. `transposed`: layers whose published weight has its inputs in rows.
     """
 
     family: str
@@ -102,7 +102,7 @@ class Dialect:
     turned: frozenset[str] = frozenset()
 
     def published(self, name: str) -> str:
-        """The published name of a tensor; what has none keeps its own, and no rule will know it."""
+        """Return the published name of a tensor; an unknown one keeps its name, which no rule matches."""
         inner, outer = _BLOCK.fullmatch(name), _OUTER.fullmatch(name)
         if inner and inner[2] in self.layer:
             return f"{self.layers}.{inner[1]}.{self.layer[inner[2]]}.{inner[3]}"
@@ -111,7 +111,7 @@ class Dialect:
         return name
 
     def own(self, published: str) -> str:
-        """`published` the other way."""
+        """The reverse of `published_name`."""
         stem, _, end = published.rpartition(".")
         for ours, theirs in self.outer.items():
             if stem == theirs:
@@ -150,17 +150,17 @@ DIALECTS = {
         turned=frozenset(("attn_qkv", "attn_output", "ffn_up", "ffn_down")),
     ),
 }
-# What is written, and as which architecture: llama.cpp has Mistral's layers under Llama's name.
+# Families that can be written, with their architecture: llama.cpp has Mistral's layers under Llama's name.
 WRITTEN = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
 
 
 def find_dialect(values: Mapping[str, Any], source: str) -> tuple[str, Dialect]:
-    """The architecture that a file names, and how it is read."""
+    """Return the architecture that a file names, and its dialect."""
     name = values.get("general.architecture")
     if not isinstance(name, str) or name not in DIALECTS:
         known = ", ".join(sorted(DIALECTS))
         hint = nearest(str(name), DIALECTS)
-        raise UserError(f"{source}: there is no architecture {str(name)[:80]!r} here; {hint} (known: {known})")
+        raise UserError(f"{source}: unknown architecture {str(name)[:80]!r}; {hint} (known: {known})")
     return name, DIALECTS[name]
 
 
@@ -170,7 +170,7 @@ class RotaryValues(NamedTuple):
 
 
 def rotary_values(rotary: RotaryConfig, head_size: int, context: int) -> RotaryValues:
-    """Values and tensors that say `rotary`. UserError for a scaling that has no form there."""
+    """Return values and tensors that express `rotary`. UserError for a scaling that GGUF cannot store."""
     values: dict[str, Any] = {"rope.freq_base": float(rotary.theta)}
     scaling = rotary.scaling
     if scaling is None:
@@ -185,22 +185,22 @@ def rotary_values(rotary: RotaryConfig, head_size: int, context: int) -> RotaryV
         scaled = Rotary(rotary, head_size).frequencies
         return RotaryValues(values, {FACTORS: (plain / scaled).to(torch.float32)})
     raise UserError(
-        f"rotary positions scaled by {type(scaling).__name__} have no form in GGUF; export a folder instead"
+        f"GGUF cannot store rotary positions scaled by {type(scaling).__name__}; export a folder instead"
     )
 
 
 def _is_one_set(scaling: Any) -> bool:
-    """Whether these are factors that hold for all lengths, as a file has them."""
+    """Whether these factors hold for all lengths, as in a file."""
     return isinstance(scaling, LongRopeScaling) and scaling.short == scaling.long and scaling.attention_factor == 1.0
 
 
-_MOST_FACTORS = 1 << 14  # half of the features of a head
+_MOST_FACTORS = 1 << 14  # at most half of a head's features
 # Gemma's largest models divide their scores by the width over the heads, the others by the size of a head.
 _WIDE_SCORES = {"gemma2": 46, "gemma3_text": 62}  # layers
 
 
 class Described(Protocol):
-    """What is looked at of a file, or of one that is to be written."""
+    """The common interface of a file and of one to be written."""
 
     @property
     def source(self) -> str: ...
@@ -216,11 +216,11 @@ class Described(Protocol):
 
 
 def read_values(file: Described, architecture: str, dialect: Dialect) -> dict[str, Any]:
-    """The settings of the folder that a file was made from, "model_type" among them."""
+    """Return the settings of the folder that a file was made from, including "model_type"."""
     start = f"{architecture}."
     values = {key.removeprefix(start): value for key, value in file.values.items() if key.startswith(start)}
     if values.get("expert_count"):
-        raise UserError(f"{file.source} is a mixture of {values['expert_count']} experts, which is not read from GGUF")
+        raise UserError(f"{file.source} has {values['expert_count']} experts, which are not supported in GGUF")
     said: dict[str, Any] = {theirs: values[ours] for ours, theirs in dialect.sizes.items() if ours in values}
     said["model_type"] = dialect.family
     said["tie_word_embeddings"] = "output.weight" not in file.names()
@@ -237,7 +237,7 @@ def _attention(file: Described, values: dict[str, Any], said: dict[str, Any]) ->
     width, heads = said.get("hidden_size"), said.get("num_attention_heads")
     sizes = type(width) is int and type(heads) is int and heads > 0
     found: dict[str, Any] = {}
-    if "sliding_window" in said:  # else the family's own holds
+    if "sliding_window" in said:  # otherwise the family's default applies
         found["sliding_window"] = said["sliding_window"] or None
     if "head_dim" not in said and sizes:
         found["head_dim"] = width // heads  # type: ignore[operator]
@@ -254,7 +254,7 @@ def _attention(file: Described, values: dict[str, Any], said: dict[str, Any]) ->
 
 
 def _rotary(file: Described, values: dict[str, Any], said: dict[str, Any]) -> dict[str, Any]:
-    """rope_parameters, and for Phi-3 the length of its first training."""
+    """Return rope_parameters, and for Phi-3 the length it was first trained on."""
     base = values.get("rope.freq_base", 10000.0)
     given = {"rope_theta": base, **_scaling(file, values, said)}
     size = said.get("head_dim") or 0
@@ -270,7 +270,7 @@ def _rotary(file: Described, values: dict[str, Any], said: dict[str, Any]) -> di
 
 def _scaling(file: Described, values: dict[str, Any], said: dict[str, Any]) -> dict[str, Any]:
     context = said.get("max_position_embeddings")
-    if FACTORS in file.names():  # Llama 3.1's, as what they come to for each frequency
+    if FACTORS in file.names():  # Llama 3.1's scaling as a factor per frequency
         factors = _factors(file, FACTORS)
         given = {"short_factor": factors, "long_factor": factors, "attention_factor": 1.0}
         return {"rope_type": "longrope", "original_max_position_embeddings": context, **given}
@@ -278,7 +278,7 @@ def _scaling(file: Described, values: dict[str, Any], said: dict[str, Any]) -> d
         given = {"short_factor": _factors(file, SHORT_FACTORS), "long_factor": _factors(file, LONG_FACTORS)}
         return {"rope_type": "longrope", "attention_factor": values.get("rope.scaling.attn_factor"), **given}
     factor = values.get("rope.scaling.factor", values.get("rope.scale_linear"))
-    kind = values.get("rope.scaling.type", "linear" if factor else "none")  # older files say a factor alone
+    kind = values.get("rope.scaling.type", "linear" if factor else "none")  # older files only have a factor
     if kind == "none":
         return {"rope_type": "default"}
     return {"rope_type": kind, "factor": factor}

@@ -1,8 +1,7 @@
-"""The container: a header of named values and tensor descriptions, checked in full, and tensors that are read as they
-are asked for.
+"""The container: a fully checked header of named values and tensor descriptions, and tensors that are read on request.
 
-The header is read here, as the reader of the package `gguf` trusts the lengths that a file claims; the package turns
-quantised blocks into numbers.
+The header is parsed here because the reader of the package `gguf` trusts the lengths in a file; the package only
+dequantises blocks.
 
     GGUF | version | counts | values: key, type, value | tensors: name, sizes, type, offset | padding | data
 """
@@ -29,7 +28,7 @@ def gguf() -> ModuleType:
         import gguf as package
     except ImportError:
         raise UserError(
-            "this .gguf file needs the package gguf, which is not installed; pip install 'headway[gguf]'"
+            "this .gguf file needs the package gguf, which is not installed; run pip install 'headway[gguf]'"
         ) from None
     return package
 
@@ -42,14 +41,14 @@ MAGIC, VERSIONS = b"GGUF", (2, 3)
 ALIGNMENT = "general.alignment"
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _FLOAT, _TEXT, _ARRAY = 6, 8, 9
-_LONGEST = 1 << 22  # items of an array; the largest vocabularies have some 300,000
-_DEEPEST = 4  # arrays in arrays
+_LONGEST = 1 << 22  # items per array; the largest vocabularies have some 300,000
+_DEEPEST = 4  # levels of nested arrays
 _RANK = 4
 _NAME = 1 << 16  # bytes
 
 
 class NumberFormat(NamedTuple):
-    """How numbers are stored: `block` numbers in `size` bytes, as they are where there is a `dtype`."""
+    """A number format: `block` numbers in `size` bytes; unquantised formats have a `dtype`."""
 
     name: str
     block: int
@@ -75,14 +74,14 @@ KINDS = {
 
 
 class BlockEntry(NamedTuple):
-    number: int  # of the kind
-    shape: tuple[int, ...]  # as torch writes it: the last runs fastest
+    number: int  # key of KINDS
+    shape: tuple[int, ...]  # in torch's order: the last dimension is contiguous
     start: int
     size: int
 
 
 class GgufFile:
-    """The values and tensors of a file by name (Weights). Raises UserError for a file that is not whole and sound."""
+    """The values and tensors of a file by name (Weights). Raises UserError for an incomplete or invalid file."""
 
     def __init__(self, path: Path) -> None:
         self.source = str(path)
@@ -90,7 +89,7 @@ class GgufFile:
         self.size = self._file.size
         cursor = Cursor(self._file)
         if self._file.bytes(0, 4) != MAGIC:
-            raise UserError(f"{path} is no GGUF file (it does not begin with GGUF); give a .gguf file")
+            raise UserError(f"{path} is not a GGUF file (it does not start with GGUF); pass a .gguf file")
         cursor.skip(4, "the magic")
         version = cursor.number("I", "the version")
         if version not in VERSIONS:
@@ -111,21 +110,21 @@ class GgufFile:
         return KINDS[self._entries[name].number]
 
     def main_kind(self) -> NumberFormat:
-        """The number format of most of its weights."""
+        """The number format of most of the weights."""
         counts: Counter[int] = Counter()
         for entry in self._entries.values():
             counts[entry.number] += math.prod(entry.shape)
         return KINDS[counts.most_common(1)[0][0]] if counts else KINDS[0]
 
     def get(self, name: str) -> Tensor:
-        """A tensor as it is stored, or the 32-bit numbers that its quantised blocks stand for."""
+        """Return a tensor as stored, or dequantised to 32-bit floats."""
         entry = self._entries[name]
         kind = KINDS[entry.number]
         if kind.dtype is not None:
             return self._file.tensor(entry.start, kind.dtype, entry.shape)
         row = entry.shape[-1] // kind.block * kind.size
         blocks = self._file.tensor(entry.start, torch.uint8, (*entry.shape[:-1], row))
-        with np.errstate(all="ignore"):  # a scale may be no number
+        with np.errstate(all="ignore"):  # a scale may be NaN
             found = quants().dequantize(blocks.numpy(), entry.number)
         return torch.from_numpy(found).view(entry.shape)
 
@@ -139,7 +138,7 @@ def _values(cursor: Cursor) -> dict[str, Any]:
     for _ in range(cursor.count("Q", 13, "values")):
         key = cursor.text("Q", "a key")
         if key in found:
-            cursor.fail(f"value {key[:80]!r} comes twice")
+            cursor.fail(f"value {key[:80]!r} occurs twice")
         found[key] = _value(cursor, cursor.number("I", "a type"), key[:80], 0)
     return found
 
@@ -147,11 +146,11 @@ def _values(cursor: Cursor) -> dict[str, Any]:
 def _value(cursor: Cursor, kind: int, key: str, depth: int) -> Any:
     if kind in _SCALARS:
         found = cursor.number(_SCALARS[kind], key)
-        return float(str(np.float32(found))) if kind == _FLOAT else found  # 1e-6 as it was meant, not in 64 bits
+        return float(str(np.float32(found))) if kind == _FLOAT else found  # 1e-6 exactly, not its 32-bit rounding
     if kind == _TEXT:
         return cursor.text("Q", key)
     if kind != _ARRAY or depth == _DEEPEST:
-        cursor.fail(f"value {key!r} has type {kind}, which is not known here")
+        cursor.fail(f"value {key!r} has unknown type {kind}")
     inner = cursor.number("I", key)
     least = {_TEXT: 8, _ARRAY: 12}.get(inner, 1)
     count = cursor.count("Q", least, f"items of {key}")
@@ -164,16 +163,16 @@ def _value(cursor: Cursor, kind: int, key: str, depth: int) -> Any:
 
 def _entries(cursor: Cursor, count: int, alignment: Any) -> dict[str, BlockEntry]:
     if type(alignment) is not int or alignment < 8 or alignment > 1 << 20 or alignment & (alignment - 1):
-        cursor.fail(f"an alignment of {str(alignment)[:40]} is no power of two from 8 on")
+        cursor.fail(f"the alignment {str(alignment)[:40]} is not a power of two of at least 8")
     described = [_described(cursor) for _ in range(count)]
     data = _padded(cursor.place, alignment)
     found: dict[str, BlockEntry] = {}
     expected = 0
     for name, number, shape, offset, size in described:
         if name in found:
-            cursor.fail(f"tensor {name!r} comes twice")
+            cursor.fail(f"tensor {name!r} occurs twice")
         if offset != expected:
-            cursor.fail(f"tensor {name!r} lies at {offset} of the data, not at {expected} behind the one before it")
+            cursor.fail(f"tensor {name!r} has offset {offset} instead of {expected}, the end of the previous one")
         if data + offset + size > cursor.file.size:
             cursor.fail(f"tensor {name!r} ends at {data + offset + size} of {cursor.file.size} bytes")
         found[name] = BlockEntry(number, shape, data + offset, size)
@@ -195,8 +194,8 @@ def _described(cursor: Cursor) -> tuple[str, int, tuple[int, ...], int, int]:
     if kind is None:
         known = ", ".join(each.name for each in KINDS.values())
         raise UserError(
-            f"{cursor.file.source}: tensor {name!r} is quantised by type {number}, which is not read; "
-            f"get the model as one of {known}"
+            f"{cursor.file.source}: tensor {name!r} has quantisation type {number}, which is not supported; "
+            f"get the model in one of {known}"
         )
     if shape[-1] % kind.block or tensor_bytes(shape, kind.size) is None:
         cursor.fail(f"tensor {name!r} of shape {shape} does not consist of {kind.name} blocks of {kind.block}")

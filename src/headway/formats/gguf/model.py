@@ -1,4 +1,4 @@
-"""A model and its tokenizer in a .gguf file: read, and written for llama.cpp and all that reads its format."""
+"""Read and write a model and its tokenizer as a .gguf file for llama.cpp and compatible programs."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ from headway.nn.models import ModelConfig, TransformerConfig
 
 
 class Translated:
-    """The tensors of a file under their published names, and as they were published (Weights)."""
+    """The tensors of a file under their published names and in their published layout (Weights)."""
 
     def __init__(self, file: GgufFile, dialect: Dialect) -> None:
         self.source = file.source
         self._file, self._dialect = file, dialect
-        factors = (FACTORS, LONG_FACTORS, SHORT_FACTORS)  # which are settings
+        factors = (FACTORS, LONG_FACTORS, SHORT_FACTORS)  # read as settings
         self._own = {dialect.published(name): name for name in file.names() if name not in factors}
 
     def names(self) -> Collection[str]:
@@ -61,10 +61,10 @@ class Translated:
 
 
 def load_gguf(path: Path, dtype: torch.dtype | None = torch.float32, context: int | None = None) -> Published:
-    """The model of a .gguf file, in evaluation mode, its weights in `dtype`; quantised ones become plain numbers.
+    """Load the model of a .gguf file, in evaluation mode, with its weights in `dtype`; quantised ones are dequantised.
 
-    With `dtype` None they get that of the embedding where it is one of torch's, and else float32. `context` is the
-    longest sequence it will be asked for, as for `load_published`. Its tokenizer is what `load_gguf_codec` gives.
+    With `dtype` None they get the embedding's dtype if torch has it, otherwise float32. `context` is the longest
+    sequence to serve, as for `load_published`. `load_gguf_codec` returns its tokenizer.
     """
     file = GgufFile(Path(path))
     dialect, family, settings, config, weights = _read(file, context)
@@ -76,18 +76,18 @@ def load_gguf(path: Path, dtype: torch.dtype | None = torch.float32, context: in
 
 
 def gguf_usage(path: Path) -> Usage:
-    """How the model of a .gguf file is used; no weight is read."""
+    """Return how the model of a .gguf file is used, without reading weights."""
     file = GgufFile(Path(path))
     return Usage(**read_marks(file.values, file.source))
 
 
 def gguf_config(path: Path) -> ModelConfig:
-    """The configuration of the model of a .gguf file; no weight is read."""
+    """Return the configuration of the model of a .gguf file, without reading weights."""
     return _read(GgufFile(Path(path)), None).config
 
 
 class _FileHead(NamedTuple):
-    """What a file says before a weight is read."""
+    """Everything known about a file before its weights are read."""
 
     dialect: Dialect
     family: Family
@@ -106,7 +106,7 @@ def _read(file: GgufFile, context: int | None) -> _FileHead:
 
 
 def rules_for(dialect: Dialect, rules: list[TensorRule], config: Any) -> list[TensorRule]:
-    """The rules of a family for the tensors as this architecture has them."""
+    """Return a family's rules for the tensors as this architecture stores them."""
     if not dialect.interleaved or not isinstance(config, TransformerConfig):
         return rules
     mixer = llama.attention(config.stack.blocks[0])
@@ -114,7 +114,7 @@ def rules_for(dialect: Dialect, rules: list[TensorRule], config: Any) -> list[Te
 
 
 def load_gguf_codec(path: Path) -> TokenizerCodec | None:
-    """The tokenizer of a .gguf file, None where it has none. UserError for one of a kind that is not read."""
+    """Return the tokenizer of a .gguf file; None if it has none. UserError for an unsupported kind."""
     file = GgufFile(Path(path))
     return read_codec(file.values, file.source)
 
@@ -126,15 +126,15 @@ def _stored(file: GgufFile) -> torch.dtype:
 
 Precision = Literal["F32", "F16", "Q8_0"]
 _FILE_TYPES = {"F32": 0, "F16": 1, "Q8_0": 7}
-_WINDOWED = {"mistral"}  # whose window a file says
+_WINDOWED = {"mistral"}  # families whose window is stored
 _BLOCK = 32  # numbers that share a scale in Q8_0
-_VERSION = 2  # of quantisation
-_NO_TOKENIZER = {"tokenizer.ggml.model": "none"}  # without which llama.cpp opens no file
+_VERSION = 2  # of the quantisation format
+_NO_TOKENIZER = {"tokenizer.ggml.model": "none"}  # required by llama.cpp
 
 
 @dataclass(frozen=True)
 class FileContents:
-    """What a file will say, before it is written; it reads as a file does."""
+    """The content of a file to be written, with the same interface as a file."""
 
     values: Mapping[str, Any]
     tensors: Mapping[str, Tensor]
@@ -158,11 +158,11 @@ def save_gguf(
     usage: Usage | None = None,
     precision: Precision = "F32",
 ) -> str:
-    """Write `path`, with the tokenizer where there is one; gives the architecture it is named by.
+    """Write `path`, with the tokenizer if there is one; return the name of the architecture.
 
-    Of a model with one window for all layers the file says, for all but Mistral, the context that it sees whole.
-    Matrices are written in `precision` (Q8_0: those whose rows are whole blocks of 32, others in F16), vectors in F32.
-    Raises UserError, before anything is written, for a model or tokenizer that GGUF cannot say.
+    If all layers have the same window, the context is limited to it, except for Mistral, whose window is stored.
+    Matrices are written in `precision` (Q8_0: rows of complete blocks of 32, other matrices in F16), vectors in F32.
+    Raises UserError, before anything is written, for a model or tokenizer that GGUF cannot express.
     """
     if precision not in get_args(Precision):
         raise UserError(f"precision is {precision!r}; {nearest(precision, get_args(Precision))}")
@@ -192,8 +192,8 @@ def save_gguf(
 
 
 def _within_window(config: TransformerConfig) -> TransformerConfig:
-    """A model that sees so far back in all its layers, without the window, and with no more context than it sees whole
-    through it: there it computes the same, and programs that know no windows in this architecture ask for no more.
+    """Return a model with one window in all its layers without the window, and with its context limited to the window:
+    up to there it computes the same, and programs without windows in this architecture use no more.
     """
     windows = set(llama.windows_of(config))
     window = windows.pop()
@@ -210,7 +210,7 @@ def _fitting(config: ModelConfig, name: str) -> Family:
         if says(known[each], config):
             return known[each]
     raise UserError(
-        f"GGUF files are written of {', '.join(WRITTEN)}, and this model is none of them; export it as a folder"
+        f"this model is not one that can be saved as GGUF ({', '.join(WRITTEN)}); export it as a folder instead"
     )
 
 
@@ -226,7 +226,9 @@ def _sizes(dialect: Dialect, said: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check(draft: FileContents, architecture: str, dialect: Dialect, family: Family, config: TransformerConfig) -> None:
-    """What is read back must be the model. Rotary scalings may be said in another way, and were checked apart."""
+    """Check that reading the draft back gives the model. Rotary scalings may be spelled differently and are checked
+    separately.
+    """
     given = read_values(draft, architecture, dialect)
     known = families()[given["model_type"]]
     settings = Settings({**known.defaults, **given}, draft.source, config.context)
@@ -234,8 +236,8 @@ def _check(draft: FileContents, architecture: str, dialect: Dialect, family: Fam
     plain = [computed(llama.with_mixers(each, rotary=None)) for each in (found, config)]  # type: ignore[arg-type]
     if plain[0] != plain[1]:
         raise UserError(
-            f"GGUF has no settings for what is special in this {family.name} (windows by layer, biases of some maps "
-            "only); export it as a folder instead"
+            f"GGUF has no settings for some features of this {family.name} model (windows per layer, some biases); "
+            "export it as a folder instead"
         )
 
 
@@ -244,7 +246,7 @@ def _write(draft: FileContents, path: Path, precision: Precision) -> None:
     with beside(path, new=True) as place:
         writer = package.GGUFWriter(place, draft.values["general.architecture"])
         for key, value in draft.values.items():
-            if key != "general.architecture":  # which the writer has said
+            if key != "general.architecture":  # already written by the writer
                 _add(writer, key, value)
         for name, tensor in draft.tensors.items():
             _add_tensor(package, writer, name, tensor.detach().float(), precision)

@@ -1,4 +1,4 @@
-"""The tokenizer in the values of a .gguf file, and a codec as such values."""
+"""Read and write the tokenizer in the values of a .gguf file."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from headway.errors import UserError, nearest
 from headway.formats.usage import Usage
 
 START = "tokenizer.ggml."
-_LONGEST = 1000  # characters of a piece; the longest of any vocabulary that is known have some hundred
+_LONGEST = 1000  # characters per token; the longest in known vocabularies have some hundred
 _KINDS = (NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE)
 _ROLES = {"bos": "bos", "eos": "eos", "unknown": "unk", "padding": "pad", "mask": "mask"}
 
 
 class WordPattern(NamedTuple):
-    """How a BPE on bytes finds words, under the name that GGUF gives it."""
+    """How a byte-level BPE splits words, by its name in GGUF."""
 
     pattern: str
     compose: bool = False
@@ -50,11 +50,11 @@ WORDS = {
     "qwen2": WordPattern(QWEN2, compose=True),
     "deepseek-r1-qwen": WordPattern(QWEN2, compose=True),
 }
-_BEGINS = ("llama-bpe", "llama3", "llama-v3")  # ways to find words with which llama.cpp puts a begin before a text
+_BEGINS = ("llama-bpe", "llama3", "llama-v3")  # pre-tokenizers for which llama.cpp adds BOS
 
 
 class Values(NamedTuple):
-    """The tokenizer's values with their types checked."""
+    """The tokenizer's values, type-checked."""
 
     given: Mapping[str, Any]
     source: str
@@ -71,14 +71,14 @@ class Values(NamedTuple):
         return found
 
     def parallel(self, name: str, kind: Any, tokens: list[str], default: float) -> list[Any]:
-        """Numbers, one for each token."""
+        """Return one number per token."""
         found = self.get(name, kind, [default] * len(tokens))
         if len(found) != len(tokens) or not all(map(math.isfinite, found)):
             raise UserError(f"{self.source}: {len(found)} {name} for {len(tokens)} tokens; get the file again")
         return found
 
     def framing(self) -> dict[str, bool]:
-        """Whether a begin stands before a text and an end after it; what a file does not say is as llama.cpp has it."""
+        """Whether BOS and EOS frame a text; the defaults are llama.cpp's."""
         begins = self.get("model", str) == "llama" or self.get("pre", str) in _BEGINS
         return {
             "add_bos_token": self.get("add_bos_token", bool, begins),
@@ -87,7 +87,7 @@ class Values(NamedTuple):
 
 
 def read_codec(given: Mapping[str, Any], source: str) -> TokenizerCodec | None:
-    """The codec, None where a file has no tokenizer. UserError for one that is not read or does not hold together."""
+    """Return the tokenizer, None if the file has none. UserError for an unsupported or inconsistent one."""
     values = Values(given, source)
     kind, tokens = values.get("model", str, "none"), values.tokens()
     if kind in ("none", "no_vocab") or not tokens:
@@ -95,11 +95,11 @@ def read_codec(given: Mapping[str, Any], source: str) -> TokenizerCodec | None:
     if kind not in ("llama", "gpt2"):
         known = "llama and gpt2"
         raise UserError(
-            f"{source} has a tokenizer of kind {kind[:40]!r}; headway reads {known}: load the model from its folder"
+            f"{source} has a tokenizer of kind {kind[:40]!r}; headway supports {known}: load the model from its folder"
         )
     types = values.parallel("token_type", list[int], tokens, NORMAL)
     if not set(types) <= set(_KINDS):
-        raise UserError(f"{source}: a token has type {max(types)}, which is not known; get the file again")
+        raise UserError(f"{source}: a token has unknown type {max(types)}; get the file again")
     tokenizer = _pieces(values, tokens, types) if kind == "llama" else _byte_pairs(values, tokens, types)
     marks = _marks(values, tokens)
     frame(tokenizer, "", marks, values.framing())
@@ -118,16 +118,16 @@ def _byte_pairs(values: Values, tokens: list[str], types: list[int]) -> Tokenize
     name = values.get("pre", str, "default")
     if name not in WORDS:
         hint = nearest(name[:40], WORDS)
-        raise UserError(f"{values.source} finds words in the manner of {name[:40]!r}, which is not read; {hint}")
+        raise UserError(f"{values.source} has the pre-tokenizer {name[:40]!r}, which is not supported; {hint}")
     words = WORDS[name]
     ids = {token: i for i, token in enumerate(tokens)}
     if len(ids) < len(tokens):
-        raise UserError(f"{values.source} has {len(tokens)} tokens, of which {len(tokens) - len(ids)} come twice")
+        raise UserError(f"{values.source} has {len(tokens)} tokens, {len(tokens) - len(ids)} duplicate; get it again")
     merges = []
     for merge in values.get("merges", list[str], []):
         left, _, right = merge.partition(" ")
         if left not in ids or right not in ids or left + right not in ids:
-            raise UserError(f"{values.source}: merge {merge[:80]!r} is not of tokens; get the file again")
+            raise UserError(f"{values.source}: merge {merge[:80]!r} does not consist of tokens; get the file again")
         merges.append((left, right))
     with library_errors(Path(values.source)):
         tokenizer = byte_pairs(ids, merges, words.pattern, False, words.compose, words.whole_words)
@@ -148,7 +148,7 @@ def _marks(values: Values, tokens: list[str]) -> RoleTokens:
 
 
 def read_marks(given: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """What a Usage says of marks: a begin only where it is put before a prompt."""
+    """Return the special tokens as fields of Usage: BOS only if it is put before a prompt."""
     values = Values(given, source)
     ends = [values.get(f"{name}_token_id", int) for name in ("eos", "eot", "eom")]
     return {
@@ -168,14 +168,14 @@ _PROBES = (
 
 
 def write_codec(codec: Codec, symbols: int, usage: Usage) -> dict[str, Any]:
-    """The values for a model of so many symbols; those that the codec lacks are unused.
+    """Return the values for a model with this vocabulary size; ids that the tokenizer lacks are unused.
 
-    What is said is read back and must give the same ids: a UserError where it does not.
+    The values are read back and must give the same ids, otherwise a UserError is raised.
     """
     if not isinstance(codec, TokenizerCodec):
-        raise UserError(f"GGUF has no form for a {type(codec).__name__}; export without a tokenizer")
+        raise UserError(f"GGUF cannot store a {type(codec).__name__}; export without a tokenizer")
     if codec.size > symbols:
-        raise UserError(f"a tokenizer of {codec.size} symbols does not fit a model of {symbols}; use the model's own")
+        raise UserError(f"a tokenizer of {codec.size} tokens does not fit a model of {symbols}; use the model's own")
     state = json.loads(codec.tokenizer.to_str())
     kind = "llama" if state["model"].get("byte_fallback") else "gpt2"
     tokens, types = _tokens(codec, state, symbols)
@@ -204,14 +204,14 @@ def _tokens(codec: TokenizerCodec, state: Mapping[str, Any], symbols: int) -> tu
 
 
 def _merges(state: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Pairs; older files have them as texts."""
+    """Return the merges as pairs; older files have them as strings."""
     found = state["model"].get("merges") or []
     pairs = (merge.split(" ") if isinstance(merge, str) else merge for merge in found)
     return [(left, right) for left, right in pairs]
 
 
 def _piece_values(codec: TokenizerCodec, state: Mapping[str, Any], tokens: list[str]) -> dict[str, Any]:
-    """Scores by the first merge that makes a piece; what no merge makes comes last."""
+    """Score tokens by the first merge that makes them; tokens that no merge makes come last."""
     ranks: dict[str, int] = {}
     for rank, (left, right) in enumerate(_merges(state)):
         ranks.setdefault(left + right, rank)
@@ -221,7 +221,7 @@ def _piece_values(codec: TokenizerCodec, state: Mapping[str, Any], tokens: list[
 
 
 def _byte_pair_values(state: Mapping[str, Any]) -> dict[str, Any]:
-    """The name of the way in which words are found; whether whole words come first only breaks a tie."""
+    """Return the name of the pre-tokenizer; whether whole words come first only breaks a tie."""
     model, found = state["model"], []
     for name, words in WORDS.items():
         plain = json.loads(byte_pairs({"a": 0}, [], words.pattern, False, words.compose, words.whole_words).to_str())
@@ -229,21 +229,21 @@ def _byte_pair_values(state: Mapping[str, Any]) -> dict[str, Any]:
             found.append((words.whole_words != bool(model.get("ignore_merges")), len(found), name))
     if not found:
         raise UserError(
-            f"the tokenizer ({model['type']}) finds words in a way that GGUF has no name for; export without"
+            f"GGUF has no name for the pre-tokenizer of this {model['type']} tokenizer; export without it"
         )
     return {"pre": min(found)[2], "merges": [" ".join(pair) for pair in _merges(state)]}
 
 
 def _manner(state: Mapping[str, Any]) -> str:
-    """How a tokenizer finds words, apart from its words."""
+    """Return how a tokenizer splits words, independent of its vocabulary."""
     return json.dumps([state["pre_tokenizer"], state["normalizer"]]).replace(
         '"trim_offsets": true', '"trim_offsets": false'
     )
 
 
 def _mark_values(codec: TokenizerCodec, usage: Usage) -> dict[str, Any]:
-    """The ids of marks, and whether the tokenizer puts one before a text, which is then the bos, and one after it, the
-    eos.
+    """Return the ids of special tokens, and whether the tokenizer puts one before a text, which is then BOS, and one
+    after it, EOS.
     """
     before, after = (codec.token(name) for name in around(codec.tokenizer))
     begin = _first(before, usage.begin, codec.begin)
@@ -264,4 +264,4 @@ def _first(*ids: int | None) -> int | None:
 def _check(codec: TokenizerCodec, values: Mapping[str, Any]) -> None:
     found = read_codec(values, "the tokenizer as GGUF")
     if found is None or any(framed(found, probe) != framed(codec, probe) for probe in _PROBES):
-        raise UserError("GGUF has no form for this tokenizer: its ids would be others; export without a tokenizer")
+        raise UserError("GGUF cannot store this tokenizer (its ids would change); export without a tokenizer")
