@@ -1,9 +1,9 @@
-"""What headway can learn: a folder for each domain, which is imported when one of its recipes or tasks is named.
+"""The domains that headway can learn: one folder per domain, imported when one of its recipes or tasks is named.
 
-A folder's package says the names of its RECIPES, which its module `recipes` makes, and of its TASKS, with the module
-that registers each. Where it serves verbs of a model, VERBS says which, each with the question of
-`headway.nn.models.kinds` that tells the models that it serves; its module `predictors` has a function for each. SCALES
-of its module `recipes` says how those that fit themselves grow with data and time.
+A folder's package lists its RECIPES, made by its module `recipes`, and its TASKS, each with the module that registers
+it. If the domain implements verbs of a model, VERBS maps each to the predicate of `headway.nn.models.kinds` that
+selects the models it supports; the module `predictors` has one function per verb. SCALES of the module `recipes` holds
+the scaling rules of recipes that choose their own size.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from headway.errors import UserError, logger, nearest
 
-if TYPE_CHECKING:  # torch takes seconds to import, and a program that plays chess is to answer before
+if TYPE_CHECKING:  # torch takes seconds to import; a program that plays chess must answer sooner
     from headway.learn import Recipe
     from headway.learn.scale import Scale
 
@@ -26,7 +26,7 @@ _LOG = logger(__name__)
 
 @cache
 def homes() -> dict[str, str]:
-    """The domain of each recipe, by its name. Nothing of a domain is imported but its names."""
+    """The domain of each recipe, by its name. Imports only the names of a domain."""
     return {name: domain for domain in _domains() for name in import_module(f"{__name__}.{domain}").RECIPES}
 
 
@@ -42,9 +42,7 @@ def tasks() -> dict[str, str]:
 
 
 class Serves(NamedTuple):
-    """Who serves a verb: the module with its predictor, for models of which a question of `headway.nn.models.kinds` is
-    true.
-    """
+    """The module with the predictor of a verb, for models that satisfy a predicate of `headway.nn.models.kinds`."""
 
     module: str
     question: str
@@ -52,7 +50,7 @@ class Serves(NamedTuple):
 
 @cache
 def verbs() -> dict[str, tuple[Serves, ...]]:
-    """Who serves each verb of a model."""
+    """The providers of each verb of a model."""
     found: dict[str, list[Serves]] = {}
     for domain in _domains():
         package = f"{__name__}.{domain}"
@@ -62,25 +60,25 @@ def verbs() -> dict[str, tuple[Serves, ...]]:
 
 
 def recipes() -> dict[str, Recipe]:
-    """All recipes by name; those of a domain that cannot be imported are left out. No model is built."""
+    """All recipes by name, without those of domains that cannot be imported. Builds no model."""
     found: dict[str, Recipe] = {}
     for domain in _domains():
         try:
             found |= {name: make() for name, make in _makers(domain).items()}
         except ImportError as error:
-            _LOG.warning("the domain %s cannot be used here: %s", domain, error)
+            _LOG.warning("cannot import the domain %s: %s", domain, error)
     return found
 
 
 def recipe(name: str) -> Recipe:
-    """A recipe by name. Raises UserError with the nearest name for one that does not exist."""
+    """A recipe by name. Raises UserError with the nearest name if there is no such recipe."""
     if name not in homes():
         raise UserError(f"there is no recipe {name!r}; {nearest(name, homes())}")
     return _makers(homes()[name])[name]()
 
 
 def scale_of(name: str) -> Scale | None:
-    """How the generic recipe of this name grows with data and time; None for one whose size is its own."""
+    """How the generic recipe of this name scales with data and time; None if its size is fixed."""
     if name not in homes():
         return None
     return getattr(import_module(f"{__name__}.{homes()[name]}.recipes"), "SCALES", {}).get(name)
@@ -89,7 +87,7 @@ def scale_of(name: str) -> Scale | None:
 @cache
 def _domains() -> tuple[str, ...]:
     for folder in __path__:
-        os.scandir(folder).close()  # an error, where no more files can be opened: pkgutil would find nothing
+        os.scandir(folder).close()  # raises if no more files can be opened; pkgutil would silently return nothing
     return tuple(module.name for module in pkgutil.iter_modules(__path__))
 
 
