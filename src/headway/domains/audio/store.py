@@ -182,5 +182,5 @@ def read_transcripts(paths: Sequence[Path], path: str = "path", text: str = "tex
 def _refuse(skip: bool, fact: str, what: str, count: int, total: int, remedy: str) -> None:
     if not skip:
         others = f" (and {count - 1} more of {total} {what})" if count > 1 else ""
-        raise UserError(f"{fact}{others}; {remedy}, or skip such {what} with task.skip_bad=true")
+        raise UserError(f"{fact}{others}; {remedy}, or skip such samples with task.skip_bad=true")
     _LOG.warning("left out %d of %d %s (%s)", count, total, what, fact)
