@@ -44,9 +44,7 @@ class SoundAugmentConfig:
             if getattr(self, name) < 0:
                 raise ConfigError(f"augment.{name} is {getattr(self, name)}; choose 0 (off) or more")
         if not self.speeds or not all(0.5 <= speed <= 2 for speed in self.speeds):
-            raise ConfigError(
-                f"augment.speeds are {self.speeds}; choose factors from 0.5 to 2, such as 0.9, 1 and 1.1"
-            )
+            raise ConfigError(f"augment.speeds are {self.speeds}; choose factors from 0.5 to 2, such as 0.9, 1 and 1.1")
         if self.noise is not None and self.noise[0] > self.noise[1]:
             raise ConfigError(f"augment.noise is {self.noise}; put the lower number of decibels first")
 

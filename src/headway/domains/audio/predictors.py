@@ -99,6 +99,4 @@ def _check(sounds: Sequence[Sound]) -> None:
                     "floating-point numbers between -1 and 1"
                 )
         elif not isinstance(sound, (str, Path)):
-            raise UserError(
-                f"sound {number + 1} is a {type(sound).__name__}; pass paths of sound files, or samples"
-            )
+            raise UserError(f"sound {number + 1} is a {type(sound).__name__}; pass paths of sound files, or samples")

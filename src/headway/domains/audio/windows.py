@@ -71,6 +71,5 @@ def check_lengths(lengths: np.ndarray, frames: int, named: str, remedy: str) -> 
     longest = int(lengths.max(initial=0))
     if frames_of(longest) > frames:
         raise UserError(
-            f"{named} has {longest / RATE:.2f} s, more than the model's window of {frames * HOP / RATE:g} s; "
-            f"{remedy}"
+            f"{named} has {longest / RATE:.2f} s, more than the model's window of {frames * HOP / RATE:g} s; {remedy}"
         )

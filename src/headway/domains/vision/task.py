@@ -260,8 +260,7 @@ class Teacher:
 
     @staticmethod
     def open(path: str, labels: Sequence[str]) -> Teacher:
-        """Load a run or a published model. UserError if it does not take images or lacks one of the student's classes.
-        """
+        """Load a run or a published model. UserError if it does not take images or lacks one of the student's classes."""
         opened = open_model(named_folder(path))
         model = cast(Transformer, opened.model)
         if not is_vision_classifier(model):
@@ -269,9 +268,7 @@ class Teacher:
         known = opened.usage.labels
         unknown = next((label for label in labels if label not in known), None)
         if unknown is not None:
-            raise UserError(
-                f"the teacher {path} has no class {unknown!r}; use one trained on the same classes"
-            )
+            raise UserError(f"the teacher {path} has no class {unknown!r}; use one trained on the same classes")
         processor = processor_of(opened.usage, path)
         embed = cast(PatchEmbed, model.embed).config
         mean, std = (
