@@ -114,7 +114,9 @@ def _spans(above: Float[np.ndarray, "T"], change: Float[np.ndarray, "T"]) -> lis
 
 
 def _stretches(above: Float[np.ndarray, "T"], goes_on: Bool[np.ndarray, "T"]) -> list[tuple[int, int]]:
-    """Stretches above the continuation threshold that reach the start threshold; stretches with short gaps are merged."""
+    """Stretches above the continuation threshold that reach the start threshold; stretches with short gaps are
+    merged.
+    """
     edges = np.flatnonzero(np.diff(np.concatenate([[False], goes_on, [False]]).astype(np.int8)))
     found: list[tuple[int, int]] = []
     for first, last in edges.reshape(-1, 2).tolist():

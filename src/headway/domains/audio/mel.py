@@ -190,7 +190,9 @@ def _hertz(mels: float) -> float:
 
 
 def pad(sound: Float[Tensor, "N"], seconds: float = 30.0) -> Float[Tensor, "M"]:
-    """The sound followed by silence. UserError for an empty sound, and for a longer one, which is never cut silently."""
+    """The sound followed by silence. UserError for an empty sound, and for a longer one, which is never cut
+    silently.
+    """
     if not len(sound):
         raise UserError("a sound of 0 samples is empty; leave it out")
     length = round(seconds * RATE)

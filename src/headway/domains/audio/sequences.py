@@ -315,7 +315,9 @@ class TimedDigits(SpeechText[SpokenSequences]):
         return {**super().sample(examples, source, ids, right), "times": _timed(examples.spans(ids))}
 
     def pictures(self, model: nn.Module, examples: SpokenSequences) -> list[Picture]:
-        """A sequence of the final split: the true and the recognised times of its digits, and the decoder's attention."""
+        """A sequence of the final split: the true and the recognised times of its digits, and the decoder's
+        attention.
+        """
         some = examples.of(examples.final_split).some(12)
         spans, number = max(zip(some.spans(), some.numbers), key=lambda each: len(each[0]))
         sample = replace(some, numbers=np.array([number]))

@@ -58,7 +58,7 @@ def align(
         weights = around.sort(-1).values[..., beside]
     cost = -weights.mean(0)[len(opening) : -1]
     rows, columns = warp(cost.double().cpu().numpy())
-    first = np.searchsorted(rows, np.arange(len(text) + 1))  # where the path comes to each symbol
+    first = np.searchsorted(rows, np.arange(len(text) + 1))  # where the path reaches each token
     return TimedSymbols(columns[first] * STEP, likely.cpu().double().numpy())
 
 

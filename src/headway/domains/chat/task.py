@@ -62,7 +62,9 @@ class ChatConfig(TaskConfig):
             raise ConfigError(f"task.context {self.context} is too short for a conversation; choose 2 or more")
 
     def check_model(self, model: ModelConfig) -> None:
-        """Raises ConfigError for a model that does not generate text, or whose context is too short for a conversation."""
+        """Raises ConfigError for a model that does not generate text, or whose context is too short for a
+        conversation.
+        """
         if not isinstance(model, TransformerConfig) or not model.stack.causal or "vocabulary" not in model.heads:
             raise ConfigError(
                 "conversations need a model that generates text; choose a decoder such as gpt2 or a llama"

@@ -90,7 +90,9 @@ class WindowCodec:
     def read(
         self, past: Float[np.ndarray, "B C"], steps: Int[np.ndarray, "B"], least: Float[np.ndarray, "B"]
     ) -> Window:
-        """Windows of the values before the steps with these indices; `min_scale` is from `flat_scale` of their series."""
+        """Windows of the values before the steps with these indices; `min_scale` is from `flat_scale` of their
+        series.
+        """
         mean, unit = past.mean(1, keepdims=True), np.maximum(past.std(1), least)[:, None]
         parts = [(past - mean) / unit]
         if self.season > 1:

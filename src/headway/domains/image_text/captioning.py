@@ -148,7 +148,9 @@ class ImagesToCaption(Sourced, Numbered):
         return Sides({side: rows[~np.isin(rows, long)] for side, rows in sides.items()}, sides.removed)
 
     def adapt(self, model: ModelConfig) -> ModelConfig:
-        """The model with its pretrained parts and the codec's vocabulary size. UserError for a split without samples."""
+        """The model with its pretrained parts and the codec's vocabulary size. UserError for a split without
+        samples.
+        """
         for split in ("train", "validation"):
             self.splits.rows(split)
         config = self.config

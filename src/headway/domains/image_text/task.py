@@ -216,7 +216,7 @@ class CaptionedImages(Numbered):
         return Batch((pixels, parts), targets, len(of), len(rows) * self.patches + parts.computed)
 
     def same(self, images: np.ndarray, texts: np.ndarray) -> Bool[np.ndarray, "M N"]:
-        """Which texts are equal to one of which images' own texts."""
+        """Pairs of an image and a text that is equal to one of the image's own texts."""
         own = np.concatenate([_pair(self.alike[image], self.said[self.texts_of(image)]) for image in images])
         return np.isin(_pair(self.alike[images][:, None], self.said[texts][None]), own)
 

@@ -60,7 +60,9 @@ class Masking:
         self._text = np.flatnonzero(symbols.text)
 
     def __call__(self, ids: np.ndarray, positions: np.ndarray, numbers: np.ndarray, seed: int) -> MaskedRows:
-        """Mask rows, int [B, T], with the random numbers of their indices [B]. A row with text has at least one label."""
+        """Mask rows, int [B, T], with the random numbers of their indices [B]. A row with text has at least one
+        label.
+        """
         units = self._units(ids, positions, numbers, seed)
         order = noise(seed, numbers, _ORDER, ids.shape[1])
         chosen = np.stack([_choose(row, keys, self.config.rate) for row, keys in zip(units, order)])

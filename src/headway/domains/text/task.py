@@ -149,7 +149,9 @@ class Documents(Examples):
         return self.packed("train")
 
     def batch(self, windows: TokenWindows) -> Batch:
-        """Inputs and their next tokens. Batches of unbroken rows share one layout, and so what models derive from it."""
+        """Inputs and their next tokens. Batches of unbroken rows share one layout, and so what models derive from
+        it.
+        """
         # The last column has the last position only if every row is one document from its start.
         if not (windows.positions[:, -1] == self.context - 1).all():
             return _batch(windows, Layout(torch.from_numpy(windows.positions)))
@@ -315,7 +317,9 @@ class NextToken(Likelihood[Documents]):
     """Next-token prediction over documents."""
 
     def judge(self, model: nn.Module, examples: Documents, split: str, limit: int | None = None) -> dict[str, Any]:
-        """Loss (nats per token), perplexity and bits per byte over consecutive rows of a split, or its first `limit`."""
+        """Loss (nats per token), perplexity and bits per byte over consecutive rows of a split, or its first
+        `limit`.
+        """
         nats, count = self.nats(model, examples.of(split).some(limit))
         return dict(language_scores(nats, count, examples.bytes_of(split, count)))
 

@@ -49,7 +49,9 @@ class Translator:
 
     @staticmethod
     def of_published(model: EncoderDecoder, codec: Codec, usage: Usage, generator: Generative) -> Translator:
-        """With the settings of a published model: its tokenizer frames the source. UserError if it lacks start or end."""
+        """With the settings of a published model: its tokenizer frames the source. UserError if it lacks start or
+        end.
+        """
         start = usage.decoder_start if usage.decoder_start is not None else codec.begin
         if start is None or not usage.ends:
             raise UserError("this model has no decoder_start_token_id or eos_token_id; add them to its config.json")

@@ -37,7 +37,7 @@ class ClassificationConfig(EncoderTaskConfig, TargetConfig):
     pool: Literal["first", "mean", "last"] | None = None
     smoothing: float = 0.0
     split: ClassSplitConfig = ClassSplitConfig(validation=0.1, test=0.1)  # held-out shares
-    skip_bad: bool = False  # leave out texts without a label, and count them
+    skip_bad: bool = False  # whether to leave out texts without a label, and count them
 
     @property
     def columns(self) -> dict[str, str]:

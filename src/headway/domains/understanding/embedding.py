@@ -101,7 +101,9 @@ class RelatedTexts(Examples):
         return self.splits.final
 
     def adapt(self, model: ModelConfig) -> ModelConfig:
-        """`model` with the codec's vocabulary size. UserError for a split without pairs or with fewer than one batch."""
+        """`model` with the codec's vocabulary size. UserError for a split without pairs or with fewer than one
+        batch.
+        """
         check_sides(self.splits, self.size, "pairs")
         return replace(check_encoder(model), symbols=self.codec.size)
 

@@ -174,7 +174,9 @@ class Augment:
         return x[batch[:, None, None], :, row[:, :, None], column[:, None, :]].permute(0, 3, 1, 2)
 
     def _transformed(self, x: Float[Tensor, "B C H W"], places: np.ndarray) -> Float[Tensor, "B C H W"]:
-        """Flip, shift, crop, rotate, zoom and shear as one affine map, plus a warp field, with bilinear interpolation."""
+        """Flip, shift, crop, rotate, zoom and shear as one affine map, plus a warp field, with bilinear
+        interpolation.
+        """
         config, (high, wide) = self.config, x.shape[-2:]
         crop, turn, move = (self._drawn(places, which, 4) for which in (_CROP, _ROTATE, _SHIFT))
         area, ratio = config.crop + (1 - config.crop) * crop[:, 0], np.exp((2 * crop[:, 1] - 1) * _RATIO)
@@ -207,7 +209,9 @@ class Augment:
 
 
 def _boxes(area: np.ndarray, ratio: np.ndarray, middle: np.ndarray, size: torch.Size) -> Tensor:
-    """The pixels in a box with a share of the `area`, aspect `ratio` (height by width) and centre `middle`: [B, H, W]."""
+    """The pixels in a box with a share of the `area`, aspect `ratio` (height by width) and centre `middle`: [B, H,
+    W].
+    """
     masks = []
     for side, share, where in ((size[0], np.sqrt(area * ratio), 0), (size[1], np.sqrt(area / ratio), 1)):
         length, centre = share * side, middle[:, where] * side

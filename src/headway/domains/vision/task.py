@@ -260,7 +260,9 @@ class Teacher:
 
     @staticmethod
     def open(path: str, labels: Sequence[str]) -> Teacher:
-        """Load a run or a published model. UserError if it does not take images or lacks one of the student's classes."""
+        """Load a run or a published model. UserError if it does not take images or lacks one of the student's
+        classes.
+        """
         opened = open_model(named_folder(path))
         model = cast(Transformer, opened.model)
         if not is_vision_classifier(model):
