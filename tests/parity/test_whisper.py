@@ -227,5 +227,5 @@ def test_a_whisper_that_is_broken_or_is_told_nonsense(whisper: Path, tiny: Any, 
     (tmp_path / "config.json").write_text('{"suppress_ids": "all"}')
     with pytest.raises(UserError, match="suppress_ids"):
         open_model(tmp_path)
-    with pytest.raises(UserError, match="hears English only, not language 'de'"):
+    with pytest.raises(UserError, match="supports English only, not language 'de'"):
         transcriber(tiny, tiny.model, language="de")

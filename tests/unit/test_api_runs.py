@@ -195,7 +195,7 @@ def test_an_encoder_decoder_translates_scores_and_shows_its_attention(word_run: 
     [scores] = model.score(["HH EH D"], sources=["head"])
     assert len(scores) == 4
     assert model.score("HH EH D", sources="head") == scores
-    with pytest.raises(hw.UserError, match="1 targets and 2 sources; give each target its source"):
+    with pytest.raises(hw.UserError, match="there are 1 targets and 2 sources; pass one source per target"):
         model.score(["HH EH D"], sources=["head", "red"])
     assert all(score < 0 for score in scores)
 
@@ -221,7 +221,7 @@ def test_translations_are_sampled(word_run: Path) -> None:
     cold = model.translate("head", n_best=2, temperature=0.0, scores=True)
     assert cold[0] == cold[1]
     assert cold[0][0] == model.translate("head", beam=1)
-    with pytest.raises(hw.UserError, match="beam is 2 and temperature 1; search with a beam or sample, not both"):
+    with pytest.raises(hw.UserError, match="beam is 2 and temperature 1; use beam search or sampling, not both"):
         model.translate("head", beam=2, temperature=1.0)
     found = model.attention("head", target="HH EH D")
     assert found.source == ["h", "e", "a", "d", "<end>"]

@@ -82,15 +82,15 @@ def test_damage_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         film.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), "rgb24")))
         film.mux(stream.encode())
     for name, message in (
-        ("cut-a.m4a", "not a sound that can be read"),
-        ("bad-a.m4a", "not a sound that can be read"),
-        ("cut-a.mkv", r"ends after \d\.\d of 4\.\d s; get the file again"),
+        ("cut-a.m4a", "not a readable sound file"),
+        ("bad-a.m4a", "not a readable sound file"),
+        ("cut-a.mkv", r"ends after \d\.\d of 4\.\d s; download the file again"),
         ("bad-a.mkv", "."),
-        ("text.mp4", "not a sound that can be read"),
-        ("none.m4a", "not a sound that can be read"),
-        ("a.flac", "not a sound that can be read"),
-        ("list.m3u8", "not a sound that can be read"),
-        ("mute.mp4", "mute.mp4 holds no sound"),
+        ("text.mp4", "not a readable sound file"),
+        ("none.m4a", "not a readable sound file"),
+        ("a.flac", "not a readable sound file"),
+        ("list.m3u8", "not a readable sound file"),
+        ("mute.mp4", "mute.mp4 has no sound"),
     ):
         with pytest.raises(UserError, match=message) as told:
             read_sound(tmp_path / name)
@@ -100,7 +100,7 @@ def test_damage_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         with pytest.raises(UserError, match="is longer than"):
             FileSound(tmp_path / name)
     monkeypatch.setitem(__import__("sys").modules, "av", None)
-    with pytest.raises(UserError, match="other sounds need the package av; pip install"):
+    with pytest.raises(UserError, match="other formats need the package av; pip install"):
         FileSound(tmp_path / "a.m4a")
     assert FileSound(tmp_path / "a.wav").seconds == pytest.approx(0.3)
 
@@ -124,7 +124,7 @@ def test_a_folder_is_transcribed_file_by_file(tmp_path: Path, capsys: pytest.Cap
         "b.wav",
     ]
     assert [Path(one["file"]).name for one in told["errors"]] == ["bad.mp3"]
-    assert "bad.mp3 is not a sound that can be read" in shown.err.splitlines()[-1]
+    assert "bad.mp3 is not a readable sound file" in shown.err.splitlines()[-1]
     assert sorted(p.relative_to(out).as_posix() for p in out.rglob("*.srt")) == ["a/b.srt", "a/c.srt", "b.srt"]
     (tmp_path / "empty").mkdir()
     for given, message in (
@@ -153,7 +153,7 @@ def test_channels_that_cancel_are_told(suffix: str, tmp_path: Path, caplog: pyte
         write(path, both, 16000)
     heard = read_sound(path).numpy()
     assert heard[-8000:].std() == pytest.approx(0.5 * wave[-8000:].std(), rel=0.05)
-    assert caplog.text.count("its channels cancel each other when they are averaged, so only the loudest is read") == 1
+    assert caplog.text.count("its channels cancel each other out, so only the loudest is used") == 1
     caplog.clear()
     write(path.with_suffix(".wav"), np.stack([wave, 0.1 * wave[::-1]], 1), 16000)
     assert read_sound(path.with_suffix(".wav")).numpy()[-8000:].std() == pytest.approx(0.5 * wave.std(), rel=0.1)

@@ -40,7 +40,7 @@ def test_windows_are_parts_of_the_whole(seconds: float, padding: Padding) -> Non
 def test_files_say_what_is_heard_past_the_end() -> None:
     assert [padding_of(usage) for usage in (USAGE, Usage())] == ["zeros", "silence"]
     assert padding_of(replace(USAGE, settings={"sound_padding": "silence"})) == "silence"
-    with pytest.raises(UserError, match="sound_padding is 'noise' beside the model"):
+    with pytest.raises(UserError, match="the model's sound_padding is 'noise'"):
         padding_of(Usage(settings={"sound_padding": "noise"}))
 
 

@@ -135,10 +135,10 @@ def test_files_that_are_no_sounds(tmp_path: Path) -> None:
         "cut.flac": "cut.flac (ends after|is not a sound)",
         "empty.wav": "0 samples",
         "nan.wav": "no numbers",
-        "text.wav": "not a sound that can be read",
+        "text.wav": "not a readable sound file",
         "slow.wav": "slow.wav: a rate of 500 samples a second is not within",
-        "nothing.mp3": "not a sound that can be read",
-        "a.raw": "not a sound that can be read",
+        "nothing.mp3": "not a readable sound file",
+        "a.raw": "not a readable sound file",
         "absent.wav": "does not exist",
         ".": "is a folder",
     }.items():

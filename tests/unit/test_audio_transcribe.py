@@ -256,11 +256,11 @@ def test_models_that_hear_nothing() -> None:
 
 def test_settings_that_cannot_be() -> None:
     for settings, message in (
-        ({"temperatures": ()}, "0 temperatures"),
+        ({"temperatures": ()}, "temperatures is empty"),
         ({"temperatures": (-1.0,)}, "temperature is -1"),
         ({"best_of": 0}, "best_of is 0"),
         ({"beam": 0}, "beam is 0"),
-        ({"words": True, "timestamps": False}, "words have times only"),
+        ({"words": True, "timestamps": False}, "word times need segment times"),
     ):
         with pytest.raises(ConfigError, match=message):
             Transcribing(**settings)  # type: ignore[arg-type]
@@ -406,7 +406,7 @@ def test_subtitles_by_words() -> None:
     many = [text for _, text in cues(SubtitleLines(max_line_width=14, max_words_per_line=1))]
     assert many[0].count("|") == 6
     for given, message in (
-        ({"max_line_count": 2}, "a line has no end"),
+        ({"max_line_count": 2}, "subtitle lines have no limit"),
         ({"max_line_width": 0}, "max_line_width is 0"),
     ):
         with pytest.raises(ConfigError, match=message):
@@ -455,7 +455,7 @@ def test_bad_input_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture) ->
     for given, message in (
         ([tmp_path / "cut.wav"], "ends after"),
         ([tmp_path / "empty.wav"], "0 samples"),
-        ([tmp_path / "text.mp3"], "not a sound that can be read"),
+        ([tmp_path / "text.mp3"], "not a readable sound file"),
         ([tmp_path / "absent.wav"], "does not exist"),
         ([good, good, "--format", "srt"], "cannot share stdout"),
         ([good, tmp_path / "other" / "good.flac", "--out", tmp_path / "out"], "is the output of two files"),

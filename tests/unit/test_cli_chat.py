@@ -88,7 +88,7 @@ def test_the_context_of_a_conversation(
     assert code == 0
     turns = json.loads(out)["turns"]
     assert [turn["assistant"] for turn in turns] == ["abc"] * 4
-    assert "(the first turn no longer fits the context of 48 tokens)" in err
+    assert "(the first turn does not fit into the context of 48 tokens)" in err
     assert "(a prompt of 63 tokens exceeds the context of 48; shorten it)" in err
     assert "Traceback" not in err
 
@@ -111,7 +111,7 @@ def test_chat_in_python(echo: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert not caplog.records
     with caplog.at_level(logging.WARNING):
         assert model.chat([*told, *told, asked], max_new_tokens=10, temperature=0) == "abc"
-    assert "the first turn no longer fits the context of 48 tokens" in caplog.text
+    assert "the first turn does not fit into the context of 48 tokens" in caplog.text
     with pytest.raises(UserError, match="without messages"):
         model.chat([])
     with pytest.raises(UserError, match="message 0 has the role None"):
@@ -122,7 +122,7 @@ def test_a_model_without_a_template_has_no_turns(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = echo_model(tmp_path / "plain", template=None)
-    with pytest.raises(UserError, match="has no chat template, so it knows no turns; use generate"):
+    with pytest.raises(UserError, match="has no chat template, so it cannot chat; use generate"):
         hw.load(folder, device="cpu").chat([{"role": "user", "content": "x"}])
     code, _, err = talk(folder, "Hi\n", capsys, monkeypatch, "--max-new-tokens", "3")
     assert code == 0

@@ -248,7 +248,7 @@ def test_bad_images_are_one_line(run: Path, tmp_path: Path, capsys: pytest.Captu
     cut.write_bytes(good.read_bytes()[:80])
     for name, message in (
         (cut, "truncated or corrupt"),
-        (tmp_path / "none.png", "is not a file; give the paths"),
+        (tmp_path / "none.png", "is not a file; pass paths"),
     ):
         assert cli.main(["caption", str(run), str(good), str(name)]) == cli.USER_ERROR
         err = capsys.readouterr().err
@@ -314,7 +314,7 @@ def test_bad_files_are_refused_before_anything_is_written(photos: Path, tmp_path
             )
         assert not (tmp_path / "run").exists()
 
-    refused("line 2: a caption of .* symbols exceeds task.longest of 3; .* task.drop_long=true", task__longest=3)
+    refused("line 2: a caption of .* tokens exceeds task.longest of 3; .* task.drop_long=true", task__longest=3)
     refused("the train split of 0 captions is empty; add a file named train", task__longest=1, task__drop_long=True)
     refused("this task counts samples per batch; set only train.batch_size", train__batch_tokens=9)
     refused("no column 'text'", task__caption="text")
@@ -337,12 +337,12 @@ def test_corrupt_images_are_counted_where_that_is_asked(
         assert "skipped 2 of 40 images that cannot be read" in caplog.text
     assert not any(examples.shown(row) == "0.png" for row in range(76))
     only = table(tmp_path / "only.csv", [("0.png", "a cat")])
-    with pytest.raises(UserError, match="none of 1 captions has a sound image"):
+    with pytest.raises(UserError, match="none of 1 captions has a valid image"):
         open_task(override(tiny("caption"), {"task.skip_bad": True}), tmp_path / "run", only)
 
 
 def test_scenes_take_no_data(photos: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="scenes are drawn, not read"):
+    with pytest.raises(UserError, match="scenes are generated"):
         train("scenes", tmp_path / "run", data=photos)
 
 

@@ -280,8 +280,8 @@ def test_what_cannot_be_forecast(run: Any, tmp_path: Path, capsys: pytest.Captur
         (60, {"task.season": 52}, "a season of 52"),
         (90, {"task.context": 80}, "too few"),
         (99, {"task.horizon": 0}, "task.horizon is 0"),
-        (99, {"task.test": 1.0}, "no shares"),
-        (99, {"model": "gpt-10m"}, "reads no numbers"),
+        (99, {"task.test": 1.0}, "choose shares"),
+        (99, {"model": "gpt-10m"}, "does not take time series"),
     ],
 )
 def test_too_little_to_train_on(tmp_path: Path, days: int, settings: dict[str, Any], part: str) -> None:

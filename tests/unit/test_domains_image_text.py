@@ -213,9 +213,9 @@ def test_show_tells_of_both_towers(capsys: pytest.CaptureFixture[str]) -> None:
         ({"train.batch_size": 1}, "train.batch_size is 1"),
         ({"train.batch_size": 60}, "exceeds the .* images to train on"),
         ({"task.split.validation": 0.0}, "the validation split of 12 images is empty; give tables named validation"),
-        ({"task.loss": "sigmoid"}, "learns a bias, and the model has none"),
+        ({"task.loss": "sigmoid"}, "needs a bias, but the model has none"),
         ({"task.captions": 0}, "task.captions is 0"),
-        ({"model": "gpt-1m"}, "a tower of images and one of texts"),
+        ({"model": "gpt-1m"}, "an image tower and a text tower"),
         ({"model.shared": 24, "model.left.heads.embedding.outputs": 12}, "left tower gives 12 numbers and the right"),
     ],
 )

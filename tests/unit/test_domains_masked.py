@@ -192,7 +192,7 @@ def test_a_row_of_one_long_word_is_still_learned_from(codec: Codec, symbols: Sym
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"rate": 0.0}, "masking.rate is 0.0"), ({"mask": 0.9, "random": 0.2}, "are no shares of one whole")],
+    [({"rate": 0.0}, "masking.rate is 0.0"), ({"mask": 0.9, "random": 0.2}, "are not valid shares")],
 )
 def test_shares_that_are_none_are_refused(settings: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
@@ -370,14 +370,14 @@ def test_what_does_not_fit_is_an_error_before_any_work(speeches: Path, tmp_path:
     with pytest.raises(ConfigError, match=r"task.context 128 exceeds model.context 64"):
         open_task(small(**{"task.context": 128}), speeches)
     task = open_task(small(), speeches)
-    with pytest.raises(UserError, match="sees earlier tokens only"):
+    with pytest.raises(UserError, match="this model is causal"):
         task.adapt(preset("gpt2"))
-    with pytest.raises(UserError, match="EncoderDecoderConfig foretells no hidden symbols"):
+    with pytest.raises(UserError, match="EncoderDecoderConfig cannot predict masked tokens"):
         task.adapt(preset("transformer-base"))
     with pytest.raises(UserError, match="leaves no room"):
         open_task(small(**{"task.context": 2}), speeches).adapt(small().model)
     with pytest.raises(UserError, match="validation split"):
         open_task(small(**{"task.split": SplitConfig(0.0, 0.0)}), speeches).adapt(small().model)
     train_codec("bpe", [speeches.read_text()], 500).save(tmp_path / "run")
-    with pytest.raises(UserError, match="no mask symbol"):
+    with pytest.raises(UserError, match="no mask token"):
         open_task(small(), speeches)

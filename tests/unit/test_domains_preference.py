@@ -276,7 +276,7 @@ def test_a_start_that_never_learned_to_answer_is_reported(
 ) -> None:
     start = publish(told, tmp_path / "start", "gpt2", context=256)
     train(tmp_path / "run", chosen, small(preference()), start=start, set={"train.steps": 1, "task.context": 250})
-    assert f"{start} has no chat template, so it has not learned to answer" in caplog.text
+    assert f"{start} has no chat template, so it cannot answer yet" in caplog.text
 
 
 def test_training_ends_when_the_margin_is_enough_and_the_answers_win() -> None:

@@ -121,7 +121,9 @@ def test_sounds_are_fitted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_little_speech_is_refused_with_what_would_do(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"hours of speech with 10 different words.*give about .* hours.*--from"):
+    with pytest.raises(
+        UserError, match=r"hours of speech with 10 different words.*add speech up to about .* hours.*--from"
+    ):
         settled("transcription", sound_files.prompts(tmp_path))
 
 
@@ -190,7 +192,7 @@ def test_conversations_get_rows_that_hold_the_longest(
 
 def test_a_preference_needs_a_model_that_answers(data_dir: Path, tmp_path: Path) -> None:
     told = chat_data.write(tmp_path / "choices.jsonl", chat_data.choices(data_dir, 8))
-    with pytest.raises(UserError, match=r"begin from one that answers with --from"):
+    with pytest.raises(UserError, match=r"start from one that answers with --from"):
         settled("preference", told)
 
 

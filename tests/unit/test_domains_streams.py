@@ -209,9 +209,9 @@ def test_each_process_has_its_own_states(data_dir: Path, tmp_path: Path, monkeyp
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"model.mixer": "attention"}, r"this model's grows by \d+ bytes a token: attention, with a window too"),
-        ({"model.context": 32}, "documents go on past model.context 32; set model.context to none"),
-        ({"model": preset("bert-base")}, "a model that sees earlier tokens only"),
+        ({"model.mixer": "attention"}, r"this model's grows by \d+ bytes per token: attention, with a window too"),
+        ({"model.context": 32}, "documents exceed model.context 32; set model.context to none"),
+        ({"model": preset("bert-base")}, "needs a causal model"),
     ],
 )
 def test_models_whose_state_cannot_go_on_are_refused(speeches: Path, settings: dict, message: str) -> None:

@@ -230,8 +230,8 @@ def test_long_pairs_are_an_error_or_counted(captions: list[Path], caplog: pytest
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"train.batch_size": 4}, "train.batch_tokens alone"),
-        ({"train.batch_tokens": None}, "train.batch_tokens alone"),
+        ({"train.batch_size": 4}, "set only train.batch_tokens"),
+        ({"train.batch_tokens": None}, "set only train.batch_tokens"),
         ({"task.shared": False}, "model.tie all needs one vocabulary"),
         ({"task.smoothing": 1.0}, "smoothing is 1.0"),
         ({"task.beam": 0}, "beam is 0"),

@@ -124,7 +124,7 @@ def shown() -> dict[str, tuple[Any, str, str]]:
         ),
         "look": (
             hw.Look(np.zeros((8, 9, 3), np.uint8), np.zeros((2, 3))),
-            "Look: pixels 8 x 9, patches 2 x 3, drawn by picture()",
+            "ImageAttention: pixels 8 x 9, patches 2 x 3, shown by picture()",
             "picture()",
         ),
     }

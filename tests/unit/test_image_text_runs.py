@@ -105,7 +105,7 @@ def test_a_model_keeps_what_it_says_in_other_forms(run: Path, tmp_path: Path) ->
     [
         (["--image", "none.png", "--text", "a"], "none.png is not a file"),
         (["--image", "IMAGE", "--text", " "], "text 1 of 1 is empty"),
-        (["--image", "IMAGE", "--text", "a", "--template", "no place"], "has no one place for a text"),
+        (["--image", "IMAGE", "--text", "a", "--template", "no place"], "needs exactly one {}"),
         (["--image", "IMAGE", "--text", "a " * 90], "tokens, but the model reads at most 64"),
     ],
 )

@@ -93,7 +93,7 @@ def test_scores_are_those_of_transformers(zoo: Path, kind: str) -> None:
 def test_long_pairs_are_cut_where_that_is_asked_for(zoo: Path) -> None:
     model = hw.load(zoo / "bert", "cpu")
     long = " ".join(WORDS[:20])
-    told = r"document 2 of 2 has 20 tokens and the query 7, and the model reads 21 of both together; .*--truncate"
+    told = r"document 2 of 2 has 20 tokens and the query 7, but the model takes 21 for both together; .*--truncate"
     with pytest.raises(UserError, match=told):
         model.rerank(QUERY, ["no", long])
     [found] = model.rerank(QUERY, [long], truncate=True)

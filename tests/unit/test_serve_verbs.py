@@ -200,7 +200,7 @@ def test_verbs_say_what_the_model_says(client: TestClient, folder: Path) -> None
     for path, body, message in (
         ("/v1/classify", {"items": []}, "the request has 0 items"),
         ("/v1/classify", {"items": [["a", "b", "c"]]}, "item 1 is a list of 3"),
-        ("/v1/classify", {"items": ["a", ["a", "b"]]}, "give pairs only, or single texts only"),
+        ("/v1/classify", {"items": ["a", ["a", "b"]]}, "pass only pairs or only single texts"),
         ("/v1/classify", {"items": ["x" * 100]}, "text 1 has"),
         ("/v1/translate", {"lines": "Hallo"}, "encoder is a masked language model, which cannot translate"),
         ("/v1/translate", {"lines": "Hallo", "beam": 1000}, "beam"),
@@ -263,7 +263,7 @@ def test_sounds_come_as_data_too(tmp_path: Path) -> None:
     raw = (tmp_path / "tone.wav").read_bytes()
     url = f"data:audio/wav;base64,{base64.b64encode(raw).decode()}"
     assert np.array_equal(sound_of(url, "it"), read_sound(tmp_path / "tone.wav").numpy())
-    with pytest.raises(UserError, match=r"^item 3 is not a sound that can be read"):
+    with pytest.raises(UserError, match=r"^item 3 is not a readable sound file"):
         sound_of(f"data:audio/wav;base64,{base64.b64encode(bytes(100)).decode()}", "item 3")
 
 

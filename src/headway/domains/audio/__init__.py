@@ -1,4 +1,4 @@
-"""Sounds: read from files, brought to one rate, seen as log-mel frames, classified, and transcribed."""
+"""Audio: sounds from files, resampled, as log-mel frames, classified and transcribed."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Where somebody speaks: voices detected, and long pauses left out.
+"""Voice activity detection, and skipping of long pauses.
 
-A frame counts by its energy above the noise floor of each band, and a stretch of them by how its spectrum changes:
-that of a tone or of a burst of noise does not, that of speech does with each phone.
+A frame counts by its energy above the noise floor of each band, and a stretch of frames by its spectral change: the
+spectrum of a tone or a noise burst is constant, that of speech changes with each phone.
 """
 
 from __future__ import annotations
@@ -19,30 +19,32 @@ from headway.domains.audio.mel import HOP, RATE, WINDOW, decades
 from headway.domains.audio.sound import Sound
 
 _BANDS = 24
-_AT_ONCE = 6000  # frames that are measured together
+_AT_ONCE = 6000  # frames per block
 _SMOOTH = 5  # frames over which power is averaged
-_PERIOD = 250  # frames: what lasts this long without a dip is noise, and in speech there is one
-_QUIETEST = -85.0  # decibels of a band, below which all is silence; the last of 16 bits lies there
-_BIAS = 3.0  # decibels that noise lies above its least
-_ENOUGH = 15.0  # decibels above the floor; more is no more certain
+_PERIOD = 250  # frames: a sound this long without a dip is noise; speech has dips
+_QUIETEST = -85.0  # decibels of a band that count as silence; the last of 16 bits is there
+_BIAS = 3.0  # decibels from the minimum of noise to its mean
+_ENOUGH = 15.0  # maximum decibels above the floor that count; more adds no certainty
 _STARTS, _GOES_ON = 2.5, 1.6  # decibels above the floor, averaged over bands; noise alone stays below 1.3
-_SHARE = 0.35  # of what is reached nearby, below which no speech goes on: a room has noises, too
-_APART = 4  # frames before and after, between which a spectrum changes
-_CHANGE = 1.7  # decibels a band, by which it does at most times; tones and noise stay below 1.5
-_AROUND = 11  # frames over which that is averaged within a stretch
+_SHARE = 0.35  # of the nearby maximum, below which speech ends: rooms have noise too
+_APART = 4  # frames before and after, between which the spectral change is measured
+_CHANGE = 1.7  # decibels per band of most speech; tones and noise stay below 1.5
+_AROUND = 11  # frames over which it is averaged within a stretch
 _BRIDGED = 30  # frames of a gap within speech, such as the closure of a plosive; longer ones are pauses
 _SHORTEST = 12  # frames of speech, below which it is a click
 
 
 class Speech(NamedTuple):
-    """Where somebody speaks in a sound of `samples` at 16,000 a second: `spans` are seconds, in order and apart."""
+    """Detected speech in a sound of `samples` at 16 kHz: `spans` are seconds, in order and disjoint."""
 
     samples: int
     spans: Float[np.ndarray, "N 2"]
 
 
 def speech_of(sound: Sound) -> Speech:
-    """Reads a sound once; of an hour it keeps 17 MB. UserError where it is not whole, or too short for a frame."""
+    """Detect speech in one pass over a sound; an hour needs 17 MB. UserError for a truncated sound, or one shorter than
+    a frame.
+    """
     framed, found = Framed(sound), []
     while framed.more:
         around = framed.take(_AT_ONCE)
@@ -57,7 +59,7 @@ def speech_of(sound: Sound) -> Speech:
 
 
 def _measured(bands: np.ndarray, first: int) -> tuple[np.ndarray, np.ndarray]:
-    """Of the frames from `first` on: decibels above the floor, and by how many the spectrum changes around each."""
+    """For the frames from `first` on: decibels above the noise floor, and the spectral change around each."""
     beside = _PERIOD + _SMOOTH
     start = max(0, first - beside)
     power = 10.0 ** bands[start : first + _AT_ONCE + beside].astype(np.float64)
@@ -71,15 +73,15 @@ def _measured(bands: np.ndarray, first: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _mean(values: Float[np.ndarray, "T *B"], count: int) -> Float[np.ndarray, "T *B"]:
-    """Of each value and its neighbours, an odd `count` together."""
+    """The moving average over an odd `count` of values."""
     beside = ((count // 2 + 1, count // 2), *[(0, 0)] * (values.ndim - 1))
     total = np.pad(values, beside, mode="edge").cumsum(0)
     return (total[count:] - total[:-count]) / count
 
 
 def _floor(level: Float[np.ndarray, "T B"]) -> Float[np.ndarray, "T B"]:
-    """The noise under each frame: the larger of the least before it and the least after it, so that noise is noise
-    from where it begins to where it ends. Where there is no whole period on either side, the least of all.
+    """The noise floor under each frame: the larger of the minimum before it and the minimum after it, so that noise is
+    detected from its start to its end. Without a complete period on either side, the minimum of all.
     """
     least = _least(level, _PERIOD)
     missing = np.full((len(level) - len(least), level.shape[1]), -np.inf)
@@ -88,7 +90,7 @@ def _floor(level: Float[np.ndarray, "T B"]) -> Float[np.ndarray, "T B"]:
 
 
 def _least(values: Float[np.ndarray, "T *B"], period: int) -> Float[np.ndarray, "N *B"]:
-    """The least of each `period` values in a row, or of all where there are fewer."""
+    """The minimum of each `period` consecutive values, or of all if there are fewer."""
     period, reach = min(period, len(values)), 1
     while reach < period:
         step = min(reach, period - reach)
@@ -97,8 +99,8 @@ def _least(values: Float[np.ndarray, "T *B"], period: int) -> Float[np.ndarray, 
 
 
 def _spans(above: Float[np.ndarray, "T"], change: Float[np.ndarray, "T"]) -> list[tuple[int, int]]:
-    """From the first to behind the last frame of speech: whole stretches are judged, then what is faint in them beside
-    the speech nearby is left out, and noise that another noise ends in.
+    """The first and past-the-end frames of speech: accepts or rejects complete stretches, then removes what is faint
+    compared with nearby speech, and trailing noise.
     """
     kept = np.zeros_like(above)
     changes = _mean(change, _AROUND) > _CHANGE
@@ -112,7 +114,9 @@ def _spans(above: Float[np.ndarray, "T"], change: Float[np.ndarray, "T"]) -> lis
 
 
 def _stretches(above: Float[np.ndarray, "T"], goes_on: Bool[np.ndarray, "T"]) -> list[tuple[int, int]]:
-    """Where speech goes on and comes above the threshold at which it starts; those with short gaps between are one."""
+    """Stretches above the continuation threshold that reach the start threshold; stretches with short gaps are
+    merged.
+    """
     edges = np.flatnonzero(np.diff(np.concatenate([[False], goes_on, [False]]).astype(np.int8)))
     found: list[tuple[int, int]] = []
     for first, last in edges.reshape(-1, 2).tolist():
@@ -123,39 +127,41 @@ def _stretches(above: Float[np.ndarray, "T"], goes_on: Bool[np.ndarray, "T"]) ->
     return found
 
 
-PAUSE = 0.5  # seconds without speech, from which on a segment or a subtitle ends
-_LONG = 1.2  # seconds of a pause, above which its midst is left out
-_BESIDE = 0.4  # seconds that are heard before speech and after it: faint beginnings and ends, and breath
+PAUSE = 0.5  # seconds without speech that end a segment or a subtitle
+_LONG = 1.2  # seconds of a pause, above which its middle is skipped
+_BESIDE = 0.4  # seconds kept before and after speech: faint beginnings and ends, and breath
 
 
 class Timeline:
-    """What is heard of a sound, the parts of it with speech put together, and when that was in the whole of it."""
+    """The audible timeline of a sound, its parts with speech joined together, and the mapping back to the original
+    times.
+    """
 
     def __init__(self, speech: Speech) -> None:
         self.duration = speech.samples / RATE
         self.is_silent = not len(speech.spans)
         self._spans = speech.spans
         self._kept = _kept(speech)
-        self._places = np.concatenate([[0.0], np.diff(self._kept)[:, 0].cumsum()])  # of the parts, in what is heard
+        self._places = np.concatenate([[0.0], np.diff(self._kept)[:, 0].cumsum()])  # part starts, in audible time
         starts, ends = self._spans[1:, 0], self._spans[:-1, 1]
         paused = starts - ends >= PAUSE
         middles = (ends + np.minimum((starts - ends) / 2, _BESIDE))[paused]
         part = np.searchsorted(self._kept[:, 0], middles, "right") - 1
-        self._pauses = self._places[part] + middles - self._kept[part, 0]  # where they are cut, in what is heard
+        self._pauses = self._places[part] + middles - self._kept[part, 0]  # cuts, in audible time
 
     @staticmethod
     def whole(samples: int) -> Timeline:
-        """That of a sound which is heard from its start to its end."""
+        """The timeline of a sound without skipped parts."""
         return Timeline(Speech(samples, np.array([[0.0, samples / RATE]])))
 
     def heard(self, sound: Sound) -> Sound:
-        """The sound without long pauses; itself where there are none."""
+        """The sound without long pauses; the sound itself if there are none."""
         if self._places[-1] == self.duration:
             return sound
         return HeardParts(sound, [(round(first * RATE), round(last * RATE)) for first, last in self._kept.tolist()])
 
     def placed(self, start: float, end: float) -> tuple[float, float]:
-        """When in the whole sound something begins and ends, which is not in a pause, by when in what is heard."""
+        """The original times of an interval of audible time, moved out of pauses."""
         final = len(self._kept) - 1
         part = min(int(np.searchsorted(self._places, start, "right")) - 1, final)
         until = self._kept[part, 1]
@@ -168,24 +174,24 @@ class Timeline:
         return float(first), float(max(first, min(last, until)))
 
     def next_pause(self, start: float) -> float:
-        """When what is heard comes to the next pause after `start`; infinity where there are no more."""
+        """The audible time of the next pause after `start`; infinity if there are no more."""
         later = self._pauses[self._pauses > start + HOP / RATE]
         return float(later[0]) if len(later) else np.inf
 
     def voiced(self, start: float, end: float) -> float:
-        """Seconds of speech in what is heard from `start` to `end`."""
+        """Seconds of speech in the audible time from `start` to `end`."""
         first, last = self.placed(start, end)
         return float(np.diff(self._spans.clip(first, last)).sum())
 
     def in_one(self, start: float, end: float) -> tuple[float, float]:
-        """A word's times, which `placed` gave, within the stretch of speech that it shares most of."""
+        """A word's times, from `original_times`, clipped to the stretch of speech that contains most of it."""
         starts, ends = self._spans[:, 0].clip(start), self._spans[:, 1].clip(max=end)
         most = int((ends - starts).argmax())
         return (float(starts[most]), float(ends[most])) if starts[most] < ends[most] else (start, end)
 
 
 def _kept(speech: Speech) -> Float[np.ndarray, "N 2"]:
-    """From where to where a sound is heard, in seconds: whole frames, but for its end."""
+    """The audible parts in seconds: whole frames, except at the end."""
     duration, frame = speech.samples / RATE, HOP / RATE
     if not len(speech.spans):
         return np.zeros((0, 2))
@@ -197,14 +203,14 @@ def _kept(speech: Speech) -> Float[np.ndarray, "N 2"]:
 
 
 class HeardParts:
-    """Parts of a sound in a row, from a sample to another, as a sound."""
+    """Consecutive parts of a sound, each from a sample to another, as a sound."""
 
     def __init__(self, sound: Sound, parts: list[tuple[int, int]]) -> None:
         self.source = sound.source
         self._sound, self._parts = sound, parts
 
     def blocks(self) -> Iterator[Float[Tensor, "N"]]:
-        """The parts from the first on, in pieces. Errors as of the sound."""
+        """The parts in order, in blocks. Errors as for the sound."""
         waiting, at = iter(self._parts), 0
         part = next(waiting, None)
         for block in self._sound.blocks():

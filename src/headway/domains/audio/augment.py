@@ -1,4 +1,4 @@
-"""Changes of sounds that leave what they are: each a pure function of a seed and a place in the stream of samples."""
+"""Label-preserving audio augmentation: each a pure function of a seed and a position in the sample stream."""
 
 from __future__ import annotations
 
@@ -15,56 +15,54 @@ from headway.data.order import epoch_seed
 from headway.domains.audio.mel import HOP, RATE, resample
 from headway.errors import ConfigError
 
-_QUIET = 1e-12  # power of a sound that noise of some decibels below it would not be heard beside
+_QUIET = 1e-12  # minimum signal power for adding relative noise
 
 
 @checked
 @dataclass(frozen=True)
 class SoundAugmentConfig:
-    """What training changes. All of it is off where a number is 0, `speeds` is (1.0,) and `noise` is none.
+    """Audio augmentation. An option is off if a number is 0, `speeds` is (1.0,), or `noise` is none.
 
-    `shift`: seconds that a sound is moved at most, to either side, within its window. `gain`: decibels louder or
-    softer at most. `speeds`: one of them is drawn; time and pitch change together (Ko et al. 2015: 0.9, 1, 1.1).
-    `noise`: white noise so many decibels below the sound, drawn between the two. `time_masks` stretches of at most
-    `time_width` seconds and `band_masks` of at most `band_width` bands take on the mean of the spectrogram (Park et al.
-    2019, SpecAugment, without its warping of time, which they found to matter least).
+    `shift`: maximum shift in seconds, to either side, within the window. `gain`: maximum change of loudness in
+    decibels. `speeds`: one is sampled; tempo and pitch change together (Ko et al. 2015: 0.9, 1, 1.1). `noise`: range of
+    signal-to-noise ratios in decibels, for white noise. `time_masks` stretches of at most `time_width` seconds and
+    `band_masks` of at most `band_width` bands are replaced by the mean of the spectrogram (Park et al. 2019,
+    SpecAugment, without time warping, which they found to matter least).
     """
 
     shift: float = 0.0
     gain: float = 0.0
     speeds: tuple[float, ...] = (1.0,)
     noise: tuple[float, float] | None = None
-    time_masks: int = 0  # stretches of time that are masked
-    time_width: float = 0.1  # seconds of one at most
-    band_masks: int = 0  # groups of bands that are masked
-    band_width: int = 10  # bands of one at most
+    time_masks: int = 0  # number of masked stretches of time
+    time_width: float = 0.1  # maximum seconds of one
+    band_masks: int = 0  # number of masked groups of bands
+    band_width: int = 10  # maximum bands of one
 
     def __post_init__(self) -> None:
         for name in ("shift", "gain", "time_masks", "time_width", "band_masks", "band_width"):
             if getattr(self, name) < 0:
-                raise ConfigError(f"augment.{name} is {getattr(self, name)}; give 0 (none) or more")
+                raise ConfigError(f"augment.{name} is {getattr(self, name)}; choose 0 (off) or more")
         if not self.speeds or not all(0.5 <= speed <= 2 for speed in self.speeds):
-            raise ConfigError(
-                f"augment.speeds are {self.speeds}; give factors between 0.5 and 2, such as 0.9, 1 and 1.1"
-            )
+            raise ConfigError(f"augment.speeds are {self.speeds}; choose factors from 0.5 to 2, such as 0.9, 1 and 1.1")
         if self.noise is not None and self.noise[0] > self.noise[1]:
-            raise ConfigError(f"augment.noise is {self.noise}; give the lower number of decibels first")
+            raise ConfigError(f"augment.noise is {self.noise}; put the lower number of decibels first")
 
 
 def chance(seed: int, place: int) -> np.random.Generator:
-    """The source of all that is drawn for the sample at a place of the stream."""
+    """The random generator for the sample at a position of the stream."""
     return np.random.Generator(np.random.Philox(key=epoch_seed(seed, place)))
 
 
 def varied(sound: Float[Tensor, "N"], config: SoundAugmentConfig, draw: np.random.Generator) -> Float[Tensor, "M"]:
-    """A sound at another speed and loudness."""
+    """The sound with another speed and gain."""
     speed = config.speeds[int(draw.integers(len(config.speeds)))]
     sound = resample(sound, round(RATE * speed)) if speed != 1 else sound
     return sound * 10 ** (draw.uniform(-config.gain, config.gain) / 20) if config.gain else sound
 
 
 def noisy(sound: Float[Tensor, "N"], config: SoundAugmentConfig, draw: np.random.Generator) -> Float[Tensor, "N"]:
-    """A sound with noise so many decibels below it as it is loud in the mean."""
+    """The sound with white noise at a signal-to-noise ratio in decibels."""
     if config.noise is None:
         return sound
     power = max(float(sound.square().mean()), _QUIET) * 10 ** (-draw.uniform(*config.noise) / 10)
@@ -74,10 +72,9 @@ def noisy(sound: Float[Tensor, "N"], config: SoundAugmentConfig, draw: np.random
 def placed(
     sound: Float[Tensor, "N"], length: int, shift: float = 0.0, draw: np.random.Generator | None = None
 ) -> Float[Tensor, "length"]:
-    """A sound within a window of `length` samples, silence around it; of a longer one, what fits.
+    """The sound in a window of `length` samples, padded with silence or cropped.
 
-    Without `draw` it is in the middle, or its middle is; with it, up to `shift` seconds beside, and any part of a
-    longer one.
+    Without `rng` it is centred; with it, shifted by up to `shift` seconds, and a longer sound is cropped at random.
     """
     room = length - len(sound)
     start = room // 2
@@ -92,7 +89,7 @@ def placed(
 def delayed(
     sound: Float[Tensor, "N"], length: int, config: SoundAugmentConfig, draw: np.random.Generator
 ) -> Float[Tensor, "M"]:
-    """A sound after up to `shift` seconds of silence, M <= `length` samples in all."""
+    """The sound after up to `shift` seconds of silence, M <= `length` samples in total."""
     if not config.shift:
         return sound
     room = length - len(sound)
@@ -100,7 +97,7 @@ def delayed(
 
 
 def masked(frames: Float[Tensor, "T M"], config: SoundAugmentConfig, draw: np.random.Generator) -> Float[Tensor, "T M"]:
-    """A spectrogram with stretches of time and of bands that tell nothing."""
+    """A spectrogram with masked stretches of time and of bands."""
     mean = frames.mean()
     frames = frames.clone()
     wide = round(config.time_width * RATE / HOP)

@@ -1,6 +1,4 @@
-"""A class for each sound: what a folder of sounds teaches; and how a sound is at a first hearing, so that one unlike
-all others can be told.
-"""
+"""Sound classification, and the statistics of sounds for detecting out-of-distribution ones."""
 
 from __future__ import annotations
 
@@ -36,45 +34,44 @@ from headway.learn.report import Picture
 from headway.learn.report.confusion import spectrogram
 from headway.nn.models import DistilledHeadConfig, ModelConfig, PooledHeadConfig, TransformerConfig
 
-_MEASURED = 1_000  # sounds of which it is taken how they are at a first hearing, some 2 ms each
+_MEASURED = 1_000  # sounds for the in-distribution statistics, about 2 ms each
 
 
 @dataclass(frozen=True)
 class SoundTaskConfig(TaskConfig):
-    """What tasks over sounds share.
+    """Shared settings of audio tasks.
 
-    `seconds` is the window that the model hears, none for the longest sound. `skip_bad` leaves out what cannot be used
-    (sounds that are damaged; where there are transcripts, those without a sound, sounds without one, and what is longer
-    than the window), and counts it; else each is an error. `smoothing` spreads that share of each label over all
-    (Szegedy et al. 2016).
+    `seconds` is the model's window, none for the longest sound. `skip_bad` leaves out and counts unusable samples
+    (damaged sounds; with transcripts also those without a sound, sounds without one, and sounds longer than the
+    window); otherwise each is an error. `smoothing` is label smoothing (Szegedy et al. 2016).
     """
 
-    seconds: float | None = None  # the window that the model hears; none: the longest sound
-    skip_bad: bool = False  # leave out what cannot be used, and count it
-    smoothing: float = 0.0  # share of each label that is spread over all
-    augment: SoundAugmentConfig = SoundAugmentConfig()  # what training changes of sounds
-    split: ClassSplitConfig = ClassSplitConfig(validation=0.1, test=0.1)  # what is held out
+    seconds: float | None = None  # the model's window; none: the longest sound
+    skip_bad: bool = False  # whether to leave out unusable samples, and count them
+    smoothing: float = 0.0  # share of each label that is spread over all classes
+    augment: SoundAugmentConfig = SoundAugmentConfig()  # augmentation of training sounds
+    split: ClassSplitConfig = ClassSplitConfig(validation=0.1, test=0.1)  # held-out shares
 
     def __post_init__(self) -> None:
         if self.seconds is not None and not 0.02 <= self.seconds <= 3600:
-            raise ConfigError(f"task.seconds is {self.seconds:g}; give a window from 0.02 to 3600 s, or none")
+            raise ConfigError(f"task.seconds is {self.seconds:g}; choose a window from 0.02 to 3600 s, or none")
         if not 0 <= self.smoothing < 1:
-            raise ConfigError(f"task.smoothing is {self.smoothing}; give a share from 0 to below 1")
+            raise ConfigError(f"task.smoothing is {self.smoothing}; choose a share of at least 0 and below 1")
 
 
 @register("sounds")
 @dataclass(frozen=True)
 class SoundsConfig(SoundTaskConfig, TargetConfig):
-    """Give each sound its class or, from a table, its number or any of several labels. Data are folders of sounds, a
-    folder for each class, or tables of path and label.
+    """Predict the class of each sound or, from a table, its number or any of several labels. Data are folders of
+    sounds, one folder per class, or tables of path and label.
 
-    A sound that is longer than the window is an error, or with `crop` cut: to any part in training, to its middle else.
+    A sound longer than the window is an error, or is cut with `crop`: at random in training, otherwise to its middle.
     """
 
-    crop: bool = False  # cut sounds that are longer than the window
+    crop: bool = False  # whether to cut sounds longer than the window
 
     def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Task:
-        """Raises UserError for data that cannot be read, hold too little, or do not fit the model."""
+        """Raises UserError for data that cannot be read, are too small, or do not fit the model."""
         return self.over(recipe, read_labelled(recipe.files(data), KINDS, "sound", self.label), workspace)
 
     def over(self, recipe: Recipe, found: Labelled, workspace: Path) -> Task:
@@ -85,13 +82,13 @@ class SoundsConfig(SoundTaskConfig, TargetConfig):
 
 
 class LabelledSounds(TargetSamples):
-    """Windows of sounds with what is predicted for each, changed at random in training."""
+    """Windows of sounds with their targets, augmented in training."""
 
     def __init__(
         self, config: SoundsConfig, recipe: Recipe, found: Labelled, chosen: ChosenTarget, workspace: Path
     ) -> None:
         if not isinstance(recipe.model, TransformerConfig):
-            raise ConfigError(f"classes need a transformer, and the model is a {type(recipe.model).__name__}")
+            raise ConfigError(f"sound classes need a transformer, not a {type(recipe.model).__name__}; choose another")
         self.config = config
         self.bands = bands_of(recipe.model)
         sounds = open_sounds(found.files, config.skip_bad)
@@ -104,10 +101,10 @@ class LabelledSounds(TargetSamples):
         lengths = sounds.lengths[self.kept]
         self.frames = settled(recipe, recipe.model, lengths, config.seconds, workspace)
         heard = with_window(recipe.model, self.frames)
-        self.tokens = heard.context or heard.embed.length or 1  # that a sound becomes in the model
+        self.tokens = heard.context or heard.embed.length or 1  # per sound
         if not config.crop:
             where = places[int(lengths.argmax())] if len(places) else ""
-            check_lengths(lengths, self.frames, where, "cut it, have it cut by task.crop=true, or raise task.seconds")
+            check_lengths(lengths, self.frames, where, "cut it, set task.crop=true, or raise task.seconds")
         samples = ClassSamples(
             labels, found.named[self.kept], [sounds.keys[row] for row in map(int, self.kept)], places.__getitem__
         )
@@ -144,7 +141,7 @@ class LabelledSounds(TargetSamples):
         return noisy(placed(varied(sound, augment, draw), self.frames * HOP, augment.shift, draw), augment, draw)
 
     def met(self) -> Familiar:
-        """What the training sounds have in common."""
+        """In-distribution statistics of the training sounds."""
         rows = self.kept[self.splits.rows("train")]
         some = rows[:: -(-len(rows) // _MEASURED)]
         return Familiar(alike=Alike.of(np.stack([glance(middle_of(self.sounds[row], self.frames)) for row in some])))
@@ -165,35 +162,35 @@ class LabelledSounds(TargetSamples):
         return replace(model, heads={name: head})
 
     def gallery(self, model: nn.Module, shown: Sequence[Prediction]) -> list[Picture]:
-        """Two sounds as they are heard."""
+        """Two sounds as model inputs."""
         found = []
         for row in self.spread(2):
             frames = self.take(np.array([row])).inputs[0][0]
             figure = spectrogram(frames.numpy(), seconds(len(frames)))
-            found.append(Picture("A sound as it is heard", self.shown(row), figure))
+            found.append(Picture("A sound as model input", self.shown(row), figure))
         return found
 
 
 def windowed(sound: Float[Tensor, "N"], frames: int, bands: int) -> Float[Tensor, "T M"]:
-    """What a model hears of a sound outside training: the middle of its window."""
+    """The model input for a sound outside training: the middle of its window."""
     return spectra(placed(sound, frames * HOP), frames, bands)
 
 
 def spectra(windows: Float[Tensor, "*B N"], frames: int, bands: int) -> Float[Tensor, "*B T M"]:
-    """The frames of windows; those that are shorter than the shortest transform are followed by silence."""
+    """The frames of windows, padded with silence if shorter than one transform."""
     short = max(0, SHORTEST - windows.shape[-1])
     return log_mel(torch.nn.functional.pad(windows, (0, short)), bands)[..., :frames, :]
 
 
-_BANDS, _PARTS = 40, 8  # mel bands, and the parts of neighbouring ones whose means are taken
-_LEVELS = 6  # of loudness, whose shares are counted
-_DEEP = 2.0  # how far below its loudest a frame can be: 8 decades of power, in the units of the frames
+_BANDS, _PARTS = 40, 8  # mel bands, and the groups of neighbouring bands that are averaged
+_LEVELS = 6  # loudness levels of a histogram
+_DEEP = 2.0  # maximum depth below the loudest frame: 8 decades of power, in frame units
 
 
 def glance(sound: Float[Tensor, "N"]) -> Float[np.ndarray, "F"]:
-    """A sound of at least a frame, whatever its loudness, in numbers from 0 to 1: for each of 8 parts of its spectrum
-    the mean, the deviation and the mean difference over time; shares of levels; the mean difference from band to band,
-    and the contrast, which is 0 where nothing sounds or all sounds alike.
+    """Statistics of a sound, independent of its loudness, as numbers from 0 to 1: for each of 8 groups of bands the
+    mean, the deviation and the mean change over time; a histogram of levels; the mean difference between bands; and the
+    contrast, which is 0 for a silent or constant sound.
     """
     frames = log_mel(F.pad(sound, (0, max(0, SHORTEST - len(sound)))), _BANDS)
     heard = ((frames - frames.max() + _DEEP) / _DEEP).numpy().astype(np.float64)
@@ -205,6 +202,6 @@ def glance(sound: Float[Tensor, "N"]) -> Float[np.ndarray, "F"]:
 
 
 def middle_of(sound: Float[Tensor, "N"], frames: int) -> Float[Tensor, "M"]:
-    """What of a sound stands in a window of so many frames; all of one that fits."""
+    """The middle of a sound, as much as fits into a window of `frames`."""
     spare = max(0, len(sound) - frames * HOP)
     return sound[spare // 2 : len(sound) - (spare - spare // 2)]

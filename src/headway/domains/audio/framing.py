@@ -1,4 +1,4 @@
-"""A sound of any length as windows of log-mel frames, in memory that does not grow with it."""
+"""Windows of log-mel frames from a sound of any length, in constant memory."""
 
 from __future__ import annotations
 
@@ -15,38 +15,37 @@ from headway.domains.audio.sound import Sound
 from headway.errors import UserError, nearest
 from headway.formats.usage import Usage
 
-_EDGE = WINDOW // 2  # samples that a frame hears before its middle, and after
-_AT_ONCE = 6000  # frames that are measured together
-_PADDING = "sound_padding"  # among the settings beside a model
-Padding = Literal["zeros", "silence"]  # what a window holds past the end of a sound
+_EDGE = WINDOW // 2  # samples before and after a frame's middle
+_AT_ONCE = 6000  # frames per block
+_PADDING = "sound_padding"  # setting stored with a model
+Padding = Literal["zeros", "silence"]  # content of a window past the end of a sound
 
 
 def padding_of(usage: Usage) -> Padding:
-    """What a model was trained to hear past the end of a sound: frames of 0, as the program of Radford et al. has them,
-    or those of silence, which lie below -0.4. Where its files do not say, a published model hears the first and a run
-    the second. UserError where they say anything else.
+    """A model's padding past the end of a sound: frames of 0, as in the program of Radford et al., or silence, which is
+    below -0.4. The default is zeros for a published model and silence for a run. UserError for an unknown setting.
     """
     said: Any = usage.settings.get(_PADDING, "zeros" if usage.family else "silence")
     if said not in get_args(Padding):
-        raise UserError(f"{_PADDING} is {said!r} beside the model; {nearest(str(said), get_args(Padding))}")
+        raise UserError(f"the model's {_PADDING} is {said!r}; {nearest(str(said), get_args(Padding))}")
     return said
 
 
 def said_padding(padding: Padding) -> dict[str, Any]:
-    """The setting that says so; a published config.json keeps it."""
+    """The setting that stores the padding; a published config.json keeps it."""
     return {_PADDING: padding}
 
 
 def framed(windows: Float[Tensor, "B N"], bands: int) -> Float[Tensor, "B T bands"]:
-    """The frames of windows of N = 160 T samples, each with a sound of its own, as `FramedWindows` gives them."""
+    """The frames of windows of N = 160 T samples, each with its own sound, as from `FramedWindows`."""
     return log_mel(F.pad(windows, (0, WINDOW)), bands)[:, : windows.shape[1] // HOP]
 
 
 class FramedWindows:
-    """The frames of a sound, scaled by the loudest of them all, as if they had been made in one go.
+    """The frames of a sound, scaled by its loudest frame, as if computed in one pass.
 
-    The sound is read twice: first to learn its length and its loudest frame, and with that whether the file is whole,
-    then from window to window. UserError where it is not, or too short for a frame.
+    The sound is read twice: first for its length, its loudest frame and its integrity, then window by window. UserError
+    for a truncated sound, or one shorter than a frame.
     """
 
     def __init__(self, sound: Sound, bands: int, length: int, padding: Padding) -> None:
@@ -62,7 +61,7 @@ class FramedWindows:
         self._framed, self._at = Framed(sound), 0
 
     def window(self, start: int, heard: int | None = None) -> Float[Tensor, "1 T bands"]:
-        """`heard` frames from `start` on, or as many as there are, then those of the padding. Starts never go back."""
+        """`num_frames` frames from `start` on, or as many as there are, then padding. Starts must not decrease."""
         heard = min(self.length, self.frames - start) if heard is None else heard
         self._framed.skip(start - self._at)
         self._at = start
@@ -74,8 +73,8 @@ class FramedWindows:
 
 
 class Framed:
-    """The samples under frames: those of frame n begin at n HOP, half a frame before its middle. Before the start the
-    sound is reflected, behind its end is silence.
+    """The samples under frames: those of frame n begin at n HOP, half a frame before its middle. The sound is reflected
+    before its start and followed by silence.
     """
 
     def __init__(self, sound: Sound) -> None:
@@ -96,12 +95,12 @@ class Framed:
         return self._blocks is not None or len(self._held) > 0
 
     def look(self, frames: int) -> Tensor:
-        """What so many frames hear, or what there is of it."""
+        """The samples of this many frames, or what is left of them."""
         self._fill((frames - 1) * HOP + WINDOW)
         return self._held[: (frames - 1) * HOP + WINDOW]
 
     def take(self, frames: int) -> Tensor:
-        """`look`, and go on behind them."""
+        """`peek`, and advance past them."""
         found = self.look(frames)
         self.skip(frames)
         return found

@@ -1,4 +1,4 @@
-"""What is said in one window, under the rule for what may follow what."""
+"""Transcription of one window, under Whisper's rules for the next token."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from headway.layout import Layout
 from headway.nn.models import EncoderDecoder, FramesEmbedConfig, Generative, Heard, Prompt
 
 Task = Literal["transcribe", "translate"]
-ENGLISH_ONLY = 51864  # symbols; those of English alone are one fewer than those of 99 languages
+ENGLISH_ONLY = 51864  # vocabulary size; the English-only model has one token less than the one of 99 languages
 _START, _PLAIN, _PREVIOUS, _FIRST_LANGUAGE = "<|startoftranscript|>", "<|notimestamps|>", "<|startofprev|>", "<|en|>"
 _TASKS: tuple[Task, ...] = ("transcribe", "translate")
 _SILENCE = ("<|nospeech|>", "<|nocaptions|>")  # its newer name, and its older one
@@ -33,11 +33,12 @@ _NEVER = (_START, _PREVIOUS, "<|startoflm|>", "<|transcribe|>", "<|translate|>",
 
 @dataclass(frozen=True)
 class WhisperTokens:
-    """Ids. Below `end` lies text; from `first_time` on times, `symbols - first_time` of them, 0.02 s apart.
+    """Token ids. Text is below `eos`; timestamps start at `first_time`, `vocab_size - first_time` of them, 0.02 s
+    apart.
 
-    `languages` is empty for a model of English alone, which is told neither language nor task. `never` is not written,
-    and `not_first` not at first. `heads` are the (layer, head) of cross-attention that follow the sound in time, as the
-    model's files name them.
+    `languages` is empty for an English-only model, which gets neither language nor task. `suppressed` tokens are never
+    generated, `suppressed_first` not as the first. `alignment_heads` are the (layer, head) of cross-attention that
+    follow the sound in time, from the model's files.
     """
 
     symbols: int
@@ -58,20 +59,20 @@ class WhisperTokens:
 
     @property
     def timed(self) -> bool:
-        """Whether the model writes times."""
+        """Whether the model generates timestamps."""
         return self.symbols > self.first_time
 
     @property
     def language(self) -> str | None:
-        """The one language of a published model that hears no other."""
+        """The language of a published English-only model."""
         return "en" if self.symbols == ENGLISH_ONLY else None
 
     @staticmethod
     def of(codec: TokenizerCodec, usage: Usage, symbols: int) -> WhisperTokens:
-        """As tokenizer and files of a model say. UserError where they do not say enough, or nonsense."""
+        """Read them from the tokenizer and files of a model. UserError if they are incomplete or invalid."""
         start, plain = codec.token(_START), codec.token(_PLAIN)
         if start is None or plain is None or not usage.ends:
-            raise UserError(f"the tokenizer has no {_START}, {_PLAIN} or end; use the one that came with the model")
+            raise UserError(f"the tokenizer has no {_START}, {_PLAIN} or eos; use the one that came with the model")
         end, said = usage.ends[0], {**usage.settings, **{k: v for k, v in usage.generation.items() if v is not None}}
         never, not_first = (_listed(said, name, symbols) for name in ("suppress_tokens", "begin_suppress_tokens"))
         found = (codec.token(name) for name in _SILENCE)
@@ -85,18 +86,18 @@ class WhisperTokens:
         )  # fmt: skip
 
     def check(self, language: str | None, task: Task) -> None:
-        """UserError for a language or a task that this model does not have."""
+        """UserError for a language or a task that this model does not support."""
         if task not in _TASKS:
             raise UserError(f"task {task!r} is unknown; {nearest(task, _TASKS)}")
         if not self.languages and (language not in (None, self.language) or task != "transcribe"):
             asked = f"language {language!r}" if language not in (None, self.language) else f"task {task}"
-            known = "English only" if self.language else "only the language that it was trained on"
-            raise UserError(f"this model hears {known}, not {asked}; leave it out, or use a multilingual one")
+            known = "English only" if self.language else "only the language of its training"
+            raise UserError(f"this model supports {known}, not {asked}; leave it out, or use a multilingual one")
         if self.languages and language is not None and language not in self.languages:
-            raise UserError(f"the language {language!r} is not among this model's; {nearest(language, self.languages)}")
+            raise UserError(f"this model has no language {language!r}; {nearest(language, self.languages)}")
 
     def opening(self, language: str | None, task: Task) -> list[int]:
-        """What a transcript begins with."""
+        """The first tokens of a transcript."""
         if not self.languages or language is None:
             return [self.start]
         return [self.start, self.languages[language], self.tasks[task]]
@@ -105,7 +106,7 @@ class WhisperTokens:
 def _listed(said: Mapping[str, Any], name: str, symbols: int) -> list[int]:
     found = from_dict(list[int], said.get(name) or [], name)
     if not all(0 <= symbol < symbols for symbol in found):
-        raise UserError(f"{name} holds ids that this model does not have; its symbols are 0 to {symbols - 1}")
+        raise UserError(f"{name} has ids outside of the vocabulary; use 0 to {symbols - 1}")
     return found
 
 
@@ -115,7 +116,9 @@ def _tasks(codec: TokenizerCodec) -> dict[str, int]:
 
 
 def languages_of(codec: TokenizerCodec, symbols: int) -> dict[str, int]:
-    """Those between the first and the tasks; none in a model of English alone, whose tokenizer may have them still."""
+    """The tokens between the first language and the tasks; none for an English-only model, even if its tokenizer has
+    them.
+    """
     first, tasks = codec.token(_FIRST_LANGUAGE), _tasks(codec)
     if symbols == ENGLISH_ONLY or first is None or len(tasks) < len(_TASKS):
         return {}
@@ -123,18 +126,18 @@ def languages_of(codec: TokenizerCodec, symbols: int) -> dict[str, int]:
     return {name.strip("<|>"): symbol for name, symbol in names.items() if name}
 
 
-STEP = 0.02  # seconds from one time to the next
-FRAMES = 2  # log-mel frames of a step
-_FIRST = 4096  # symbols
+STEP = 0.02  # seconds between two timestamps
+FRAMES = 2  # log-mel frames per step
+_FIRST = 4096  # tokens
 
 
 @dataclass(frozen=True)
 class WhisperRule:
-    """What Whisper may write next (Radford et al. 2022, section 4.5, and its reference implementation).
+    """Whisper's constraints on the next token (Radford et al. 2022, section 4.5, and its reference implementation).
 
-    Times come in pairs, an end and the next beginning, but for the first and before the end of all; none is earlier
-    than the one before, and the end of a segment not as early as its beginning. The first is at most `latest` s. Where
-    all times together are likelier than each symbol of text, it is a time. Without `timed` there are none.
+    Timestamps come in pairs, an end and the next start, except the first and the last. They never decrease, and a
+    segment ends after its start. The first is at most `latest` seconds. If all timestamps together are more likely than
+    any text token, the next token is a timestamp. Without `timed` there are none.
     """
 
     marks: WhisperTokens
@@ -155,14 +158,14 @@ class WhisperRule:
         else:
             self._forbid(logits, history)
             together = times.float().logsumexp(1)
-            # Mostly one of the first symbols, which are the frequent ones, is likelier; the others need no look then.
+            # Usually one of the first, frequent tokens is more likely; then the others need not be checked.
             for row in (together > text[:, :_FIRST].amax(1)).nonzero()[:, 0].tolist():
                 if together[row] > text[row].amax():
                     text[row] = -torch.inf
 
     def _forbid(self, logits: Tensor, history: Int[Tensor, "R T"]) -> None:
-        """Row by row, as mostly there is little to forbid. The start counts as a time before the first symbol; the end
-        of a segment may come again, as the beginning of the next.
+        """Row by row, because there is usually little to forbid. The start counts as a timestamp before the first
+        token; the end of a segment may repeat as the start of the next.
         """
         first = self.marks.first_time
         ends = history[:, -2:].tolist()
@@ -182,7 +185,7 @@ def _index(symbols: tuple[int, ...], device: torch.device) -> Int[Tensor, "N"]:
 
 
 class TimedPart(NamedTuple):
-    """A segment within a window: seconds from its start, the symbols, times included, and words if they are timed."""
+    """A segment within a window: seconds from its start, the tokens with timestamps, and words if they are timed."""
 
     start: float
     end: float
@@ -191,9 +194,9 @@ class TimedPart(NamedTuple):
 
 
 def parts(ids: Sequence[int], marks: WhisperTokens, frames: int) -> tuple[list[TimedPart], int]:
-    """The segments of a window of `frames` log-mel frames, and how many of these are done with.
+    """The segments of a window of `frames` log-mel frames, and how many of these are finished.
 
-    Where the text ends in the midst of a segment, the next window begins where the last whole one ended.
+    If the text ends within a segment, the next window starts where the last complete one ended.
     """
     is_time = [symbol >= marks.first_time for symbol in ids]
     cuts = [place for place in range(1, len(ids)) if is_time[place] and is_time[place - 1]]
@@ -217,18 +220,20 @@ def _steps(symbol: int, marks: WhisperTokens) -> int:
 
 @dataclass(frozen=True)
 class Transcribing:
-    """How a sound is transcribed. The defaults are those of Radford et al. 2022 (section 4.5) and their program.
+    """Options of transcription. The defaults are those of Radford et al. 2022 (section 4.5) and their program.
 
-    language: None is English, or what is detected in the first window for a multilingual model.
-    beam: the width of the search, at temperature 0.
-    most_compression, least_logprob: a window whose text zlib compresses more than this, or whose mean log probability
-    of a token is less, is written again at the next of the `temperatures`, as the best of `best_of` samples.
-    most_silence: a window of uncertain text has no speech if the probability of <|nospeech|> is above this.
-    initial: text that is taken to come before the sound.
-    previous: whether each window is given the text before it, unless that was sampled above a temperature of 0.5.
+    language: None means English, or for a multilingual model the language detected in the first window.
+    beam: beam size at temperature 0.
+    max_compression_ratio, min_logprob: a window whose text zlib compresses more than this, or whose mean log
+    probability per token is lower, is decoded again at the next of the `temperatures`, as the best of `best_of`
+    samples.
+    max_silence: a window with uncertain text has no speech if the probability of <|nospeech|> is above this.
+    initial: text assumed to precede the sound.
+    previous: whether each window is conditioned on the text before it, unless that was sampled above a temperature of
+    0.5.
     timestamps: without them each window is one segment.
-    words: also return the time of each word.
-    vad: voice activity detection: long pauses are left out, and times are moved out of pauses.
+    words: whether to return the time of each word.
+    vad: voice activity detection: skip long pauses, and move times out of pauses.
     """
 
     language: str | None = None
@@ -250,17 +255,17 @@ class Transcribing:
         check_fields(self)
         SearchConfig(self.beam)
         if self.best_of < 1:
-            raise ConfigError(f"best_of is {self.best_of}; give a whole number from 1 on")
+            raise ConfigError(f"best_of is {self.best_of}; use an integer of at least 1")
         if not self.temperatures:
-            raise ConfigError("there are 0 temperatures; give at least one, as in 0")
+            raise ConfigError("temperatures is empty; pass at least one, such as 0")
         for temperature in self.temperatures:
             Sampling(temperature)
         if self.words and not self.timestamps:
-            raise ConfigError("words have times only where segments have them; leave timestamps on, or words out")
+            raise ConfigError("word times need segment times; turn timestamps on, or words off")
 
 
 class HeardText(NamedTuple):
-    """What was written of a window, times among the symbols, the end not; `logprob` is the mean of a symbol."""
+    """The generated text of a window, with timestamps but without eos; `logprob` is the mean per token."""
 
     ids: list[int]
     text: str
@@ -271,24 +276,24 @@ class HeardText(NamedTuple):
 
 
 class Hearing(Generative, Protocol):
-    """An EncoderDecoder, or the engine's form of one."""
+    """An EncoderDecoder, or the engine's version of one."""
 
     def hear(self, source: Any, layout: Layout) -> Heard: ...
 
 
 class Listener:
-    """A model that hears windows of sound."""
+    """A model that transcribes windows of sound."""
 
     def __init__(self, model: EncoderDecoder, generator: Hearing, codec: TokenizerCodec, marks: WhisperTokens) -> None:
-        """`generator` writes what `model` would. UserError for a model that hears no sounds."""
+        """`generator` generates what `model` would. UserError for a model that does not take sounds."""
         config = model.config
         embed = config.encoder.embed
         positions, context = config.encoder.context, config.context
         if not isinstance(embed, FramesEmbedConfig) or positions is None or context is None:
-            raise UserError("this model cannot read windows of sound; use one that can, such as a Whisper")
+            raise UserError("this model does not take windows of sound; use a speech model, such as a Whisper")
         self.model, self.generator, self.codec, self.marks = model, generator, codec, marks
         self.bands, self.frames = embed.bands, 2 * positions
-        self.context = context  # symbols, of the text before and the text
+        self.context = context  # tokens, of the previous text and the text
 
     @torch.inference_mode()
     def encode(self, frames: Float[Tensor, "1 T M"]) -> Heard:
@@ -298,18 +303,18 @@ class Listener:
 
     @torch.inference_mode()
     def languages(self, heard: Heard) -> dict[str, float]:
-        """The probability of each language, the likeliest first. UserError for a model of English alone."""
+        """The probability of each language, the most likely first. UserError for an English-only model."""
         if not self.marks.languages:
-            raise UserError("this model hears English only, so it tells no languages apart; use a multilingual one")
+            raise UserError("this model is English-only, so it cannot detect languages; use a multilingual one")
         logits, _ = self._start(heard, [self.marks.start], 1)
         found = logits[0, list(self.marks.languages.values())].float().softmax(0).tolist()
         return dict(sorted(zip(self.marks.languages, found), key=lambda pair: -pair[1]))
 
     @torch.inference_mode()
     def writing(self, heard: Heard, before: Sequence[int], config: Transcribing) -> Course[HeardText]:
-        """The text of a window that follows the symbols `before`; `config.language` is known here.
+        """The text of a window after the tokens `previous_ids`; `config.language` is known here.
 
-        Half of the context is kept for the text before, in a model that is given any.
+        Half of the context is reserved for the previous text, if the model uses any.
         """
         marks = self.marks
         room = self.context if marks.previous is None else self.context // 2
@@ -326,7 +331,7 @@ class Listener:
             text, mean = self.text(found.ids), found.log_probability / (len(found.ids) + found.finished)
             tried.append(HeardText(found.ids, text, mean, compression_ratio(text), silence, temperature))
             doubtful = tried[-1].logprob < config.least_logprob
-            silent = doubtful and tried[-1].silence > config.most_silence  # of which no other temperature makes more
+            silent = doubtful and tried[-1].silence > config.most_silence  # a higher temperature does not help
             if silent or (not doubtful and tried[-1].compression <= config.most_compression):
                 return tried[-1]
         plausible = [said for said in tried if said.compression <= config.most_compression]
@@ -334,7 +339,7 @@ class Listener:
         return best._replace(temperature=tried[-1].temperature)
 
     def _start(self, heard: Heard, ids: Sequence[int], more: int) -> tuple[Tensor, Any]:
-        """The logits after `ids`, and a generation with room for `more` symbols."""
+        """The logits after `ids`, and a decoding state with capacity for `more` tokens."""
         prompt = torch.tensor([list(ids)], device=next(self.model.parameters()).device)
         layout = Layout.full(*prompt.shape, device=prompt.device)
         with evaluating(self.generator):
@@ -353,7 +358,7 @@ class Listener:
         return (yield from drawing(logits, decoding, config.best_of, limit, (end,), sampling, rule))[0]
 
     def text(self, ids: Sequence[int]) -> str:
-        """The text of symbols, without what is none."""
+        """The text of ids, without special tokens."""
         return self.codec.decode([symbol for symbol in ids if symbol < self.marks.end])
 
 
@@ -363,12 +368,12 @@ def compression_ratio(text: str) -> float:
     return len(raw) / len(zlib.compress(raw))
 
 
-_FEWEST = 2.0  # characters per second of speech; people say 4 of Chinese and 8 to 20 of an alphabet
+_FEWEST = 2.0  # characters per second of speech; people speak 4 of Chinese and 8 to 20 of an alphabet
 
 
 def is_silent(said: HeardText, config: Transcribing, voiced: float) -> bool:
-    """Whether nobody speaks in a window with `voiced` seconds of what seems to be speech, whatever was written of it:
-    the model is in doubt and expects silence, or does either and writes too little, as it does with music.
+    """Whether a window with `voiced` seconds of detected speech is silent, whatever its text: the model is uncertain
+    and expects silence, or does either and generates too little text, as it does with music.
     """
     silent, doubtful = said.silence > config.most_silence, said.logprob <= config.least_logprob
     sparse = len(said.text.strip()) < _FEWEST * voiced

@@ -1,4 +1,4 @@
-"""From samples at any rate to log-mel frames."""
+"""Resampling to 16 kHz, and log-mel frames."""
 
 from __future__ import annotations
 
@@ -12,47 +12,47 @@ from torch import Tensor
 
 from headway.errors import UserError
 
-RATE = 16000  # samples a second, of all that models hear
+RATE = 16000  # samples per second of all model inputs
 _LOWEST, _HIGHEST = 1000, 768_000
-# A windowed sinc with 48 zero crossings on each side. Kaiser's window of this beta lets through less than -80 dB, and
-# falls within 10.5 % of the lower half rate, which it ends at: what the lower rate cannot hold is gone, not folded.
+# A windowed sinc with 48 zero crossings on each side. A Kaiser window with this beta has a stopband below -80 dB and a
+# transition within 10.5 % below half the lower rate: what the lower rate cannot represent is removed, not aliased.
 _CROSSINGS, _BETA, _PASSED = 48, 7.857, 0.947
-_MOST = 1 << 23  # numbers of all filters of a rate
-_LARGEST = 1 << 18  # numbers of a matrix of filters; more are applied one by one
+_MOST = 1 << 23  # coefficients of all filters of a rate
+_LARGEST = 1 << 18  # coefficients of a filter matrix; more are applied one by one
 
 
 def resample(sound: Float[Tensor, "N"], rate: int, wanted: int = RATE) -> Float[Tensor, "M"]:
-    """The sound at `wanted` samples a second, M = N wanted / rate rounded up (Crochiere and Rabiner 1983, polyphase).
+    """The sound resampled to `wanted` Hz, M = N wanted / rate rounded up (Crochiere and Rabiner 1983, polyphase).
 
-    Of the samples between the old ones, each phase has a filter of its own. UserError for a rate that no sound has.
+    Each phase between the old samples has its own filter. UserError for an implausible rate.
     """
     resampler = Resampler(rate, wanted)
     return sound if rate == wanted else torch.cat([resampler.push(sound), resampler.finish()])
 
 
 class Resampler:
-    """`resample` for a sound that comes in pieces; all that it gives, put together, is what the whole sound gives."""
+    """`resample` for a sound in blocks; the concatenated outputs equal those of the complete sound."""
 
     def __init__(self, rate: int, wanted: int = RATE) -> None:
         for each in (rate, wanted):
             if not _LOWEST <= each <= _HIGHEST:
                 raise UserError(
-                    f"a rate of {each} samples a second is not within {_LOWEST} and {_HIGHEST}; state the true one"
+                    f"a rate of {each} samples a second is not within {_LOWEST} and {_HIGHEST}; pass the true rate"
                 )
         shared = math.gcd(rate, wanted)
         self._old, self._new = rate // shared, wanted // shared
         taps = 2 * _reach(self._old, self._new)
         if rate != wanted and self._new * taps > _MOST:
             raise UserError(
-                f"a rate of {rate} samples a second becomes {wanted} by {self._new:,} filters of {taps:,} numbers, too "
-                "many; state the true one, or convert the sound first: ffmpeg -i FILE -ar 16000 NEW.wav"
+                f"resampling {rate} to {wanted} Hz needs {self._new:,} filters of {taps:,} coefficients, too many; "
+                "pass the true rate, or convert the sound first: ffmpeg -i FILE -ar 16000 NEW.wav"
             )
         self._filters = None if rate == wanted else _filters(self._old, self._new)
         self._held = torch.zeros(0 if self._filters is None else self._filters.shape[1] // 2 - 1)
         self._read = self._made = 0  # samples in, and out
 
     def push(self, sound: Float[Tensor, "N"]) -> Float[Tensor, "M"]:
-        """What is certain after these samples too."""
+        """The output that is final after these samples."""
         self._read += len(sound)
         if self._filters is None:
             return sound
@@ -61,7 +61,7 @@ class Resampler:
         return self._take(max(0, (len(self._held) - reach) // self._old + 1) if len(self._held) >= reach else 0)
 
     def finish(self) -> Float[Tensor, "M"]:
-        """What was still held back."""
+        """The remaining output."""
         if self._filters is None:
             return self._held
         left = -(-self._read * self._new // self._old) - self._made
@@ -71,11 +71,11 @@ class Resampler:
         return self._take(groups)[:left]
 
     def _take(self, groups: int) -> Float[Tensor, "M"]:
-        """So many times one sample of each phase."""
+        """The next `groups` samples of each phase."""
         assert self._filters is not None
         taps = self._filters.shape[1]
         if self._new * (taps + self._old) <= _LARGEST:
-            # All phases as one matrix product, with zeros where a filter does not reach: several times as fast.
+            # All phases as one matrix product, with zeros outside of a filter: several times as fast.
             matrix = _matrix(self._old, self._new).to(self._held)
             out = self._held.new_empty(0)
             if groups:
@@ -105,13 +105,13 @@ def _matrix(old: int, new: int) -> Float[Tensor, "P span"]:
 
 
 def _reach(old: int, new: int) -> int:
-    """Old samples that a filter takes on each side."""
+    """Old samples on each side of a filter."""
     return math.ceil(_CROSSINGS / (min(1.0, new / old) * _PASSED))
 
 
 @lru_cache(maxsize=8)
 def _filters(old: int, new: int) -> Float[Tensor, "P taps"]:
-    """The filter of each phase p, whose output lies (p old / new) mod 1 behind an old sample."""
+    """The filter of each phase p, whose output is (p old / new) mod 1 after an old sample."""
     cutoff = min(1.0, new / old) * _PASSED  # of half the old rate
     reach = _reach(old, new)
     behind = torch.arange(new, dtype=torch.float64) * old % new / new
@@ -122,27 +122,27 @@ def _filters(old: int, new: int) -> Float[Tensor, "P taps"]:
     return (filters / filters.sum(1, keepdim=True)).float()
 
 
-WINDOW, HOP = 400, 160  # samples: 25 ms, and a frame each 10 ms
+WINDOW, HOP = 400, 160  # samples: 25 ms windows every 10 ms
 SHORTEST = WINDOW // 2 + 1  # samples that can be reflected at both ends
-_LINEAR, _KNEE = 200 / 3, 1000.0  # Hz a mel below the knee, where mels turn from linear to logarithmic
-_LOG_STEP = math.log(6.4) / 27  # of the logarithm, a mel above it
-_FLOOR, _DEPTH = 1e-10, 8.0  # power that counts as silence; decades below the loudest that are heard
+_LINEAR, _KNEE = 200 / 3, 1000.0  # Hz per mel below the knee, where mels change from linear to logarithmic
+_LOG_STEP = math.log(6.4) / 27  # of the logarithm, per mel above it
+_FLOOR, _DEPTH = 1e-10, 8.0  # power that counts as silence; dynamic range in decades
 
 
 def log_mel(sound: Float[Tensor, "*B N"], bands: int = 80) -> Float[Tensor, "*B T bands"]:
-    """T = N / 160 frames of sounds of 16,000 samples a second, each scaled by its own loudest frame.
+    """T = N / 160 frames of sounds at 16 kHz, each scaled by its own loudest frame.
 
-    Whisper's windows are of 30 s, shorter sounds followed by silence (`pad`). UserError for a sound too short for a
-    frame, or with samples that are no numbers.
+    Whisper's windows are 30 s; shorter sounds are padded with silence (`pad`). UserError for a sound shorter than a
+    frame, or with NaN or infinite samples.
     """
     if not sound.is_floating_point():
-        raise UserError(f"the samples are {sound.dtype}; give floating-point numbers between -1 and 1")
+        raise UserError(f"the samples are {sound.dtype}; use floating-point numbers between -1 and 1")
     if sound.shape[-1] < SHORTEST:
         raise UserError(
-            f"a sound of {sound.shape[-1]} samples is shorter than one frame ({SHORTEST}); give a longer one, or pad it"
+            f"a sound of {sound.shape[-1]} samples is shorter than one frame ({SHORTEST}); use a longer one, or pad it"
         )
     if not bool(sound.isfinite().all()):
-        raise UserError("the sound has samples that are infinite or no numbers; make the file again")
+        raise UserError("the sound has NaN or infinite samples; create the file again")
     around = F.pad(sound[..., None, :], (WINDOW // 2, WINDOW // 2), mode="reflect")[..., 0, :]
     frames = sound.shape[-1] // HOP
     found = decades(around[..., : (frames - 1) * HOP + WINDOW], bands)
@@ -150,7 +150,7 @@ def log_mel(sound: Float[Tensor, "*B N"], bands: int = 80) -> Float[Tensor, "*B 
 
 
 def decades(around: Float[Tensor, "*B N"], bands: int) -> Float[Tensor, "*B T bands"]:
-    """The logarithms of the power in each band, of frames that begin every 160 samples: T = (N - 400) / 160 + 1."""
+    """Log10 of the power in each band, for frames that start every 160 samples: T = (N - 400) / 160 + 1."""
     hann = torch.hann_window(WINDOW).to(around)
     spectrum = torch.stft(around, WINDOW, HOP, window=hann, center=False, return_complex=True)
     mel = torch.matmul(mel_filters(bands).to(around), spectrum.abs().square())
@@ -158,25 +158,25 @@ def decades(around: Float[Tensor, "*B N"], bands: int) -> Float[Tensor, "*B T ba
 
 
 def scaled(decades: Float[Tensor, "*B T bands"], loudest: Tensor | float) -> Float[Tensor, "*B T bands"]:
-    """Frames as a model hears them, given the largest logarithm of the sound."""
+    """Model inputs, given the largest logarithm of the sound."""
     lowest = torch.as_tensor(loudest - _DEPTH).to(decades)
     return ((decades.maximum(lowest) + 4.0) / 4.0).contiguous()
 
 
 @cache
 def mel_filters(bands: int) -> Float[Tensor, "bands F"]:
-    """Triangles of equal area, evenly spaced in mels between 0 Hz and half the rate, over the F = 201 frequencies of a
+    """Triangles of equal area, evenly spaced in mels from 0 Hz to half the rate, over the F = 201 frequencies of a
     frame (Slaney 1998, Auditory Toolbox).
     """
     if bands < 1:
-        raise UserError(f"bands is {bands}; give a whole number from 1 on, as in 80")
+        raise UserError(f"bands is {bands}; use an integer of at least 1, such as 80")
     top = _mels(RATE / 2)
     edges = torch.tensor([_hertz(top * i / (bands + 1)) for i in range(bands + 2)], dtype=torch.float64)
     frequencies = torch.arange(WINDOW // 2 + 1, dtype=torch.float64) * (RATE / WINDOW)
     low, middle, high = (edges[i : bands + i, None] for i in range(3))
     rising, falling = (frequencies - low) / (middle - low), (high - frequencies) / (high - middle)
     triangles = rising.minimum(falling).clamp_min(0)
-    # Rounded twice, as the published filters were.
+    # Rounded twice, as in the published filters.
     return (triangles.float().double() * (2 / (high - low))).float()
 
 
@@ -190,12 +190,12 @@ def _hertz(mels: float) -> float:
 
 
 def pad(sound: Float[Tensor, "N"], seconds: float = 30.0) -> Float[Tensor, "M"]:
-    """The sound with silence after it. UserError for one of nothing, and for a longer one: nothing is cut unasked."""
+    """The sound followed by silence. UserError for an empty sound, and for a longer one, which is never cut
+    silently.
+    """
     if not len(sound):
         raise UserError("a sound of 0 samples is empty; leave it out")
     length = round(seconds * RATE)
     if len(sound) > length:
-        raise UserError(
-            f"a sound of {len(sound) / RATE:.2f} s is longer than {seconds:g} s; cut it into pieces that are not"
-        )
+        raise UserError(f"a sound of {len(sound) / RATE:.2f} s is longer than {seconds:g} s; cut it into shorter ones")
     return F.pad(sound, (0, length - len(sound)))

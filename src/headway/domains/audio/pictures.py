@@ -1,4 +1,4 @@
-"""Pictures of sounds and of what is made of them, for the page of a run."""
+"""Pictures of sounds and their transcripts for the page of a run."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def alignment_picture(
     attention: Float[np.ndarray, "N S"] | None,
     symbols: Sequence[str],
 ) -> Picture:
-    """A sound, what is said and heard in it, and where the decoder looked when it foretold each symbol."""
-    caption = f"{name}; below, where each symbol (downwards) was read from, in the mean of layers and heads"
+    """A spectrogram, the spoken and the recognised words, and the decoder's attention for each predicted token."""
+    caption = f"{name}; below, the attention of each token (rows), averaged over layers and heads"
     figure = spectrogram(frames.numpy(), seconds(len(frames)), tracks, attention, symbols)
     return Picture("Alignment", caption, figure, wide=True)
 

@@ -1,4 +1,4 @@
-"""Models of sounds at work: classes and transcripts of one sound or of many."""
+"""Speech and audio models in use: classes and transcripts of one sound or many."""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ def classify(model: Handle, items: Any, truncate: bool = False) -> Labels | list
             samples = mono(torch.from_numpy(sound.astype(np.float32))[:, None], name)
         else:
             if not Path(sound).is_file():
-                raise UserError(f"{sound} is not a file; this model classifies sound files")
+                raise UserError(f"{sound} is not a file; pass a sound file")
             name, samples = str(sound), read_sound(sound)
         window = window_of(config)
         if not truncate:
-            check_lengths(np.array([len(samples)]), window, name, "cut it, or have its middle heard with truncate")
+            check_lengths(np.array([len(samples)]), window, name, "cut it, or use its middle with truncate")
         if watch is not None:
             watch(number, glance(middle_of(samples, window)))
         return windowed(samples, window, bands_of(config))
@@ -85,20 +85,18 @@ def transcribe(
 
 
 def transcriber(model: Handle, config: Transcribing) -> Transcriber:
-    generator: Any = model.generator  # which hears, as the module does
+    generator: Any = model.generator  # encodes sounds, as the module does
     return Transcriber(model.module, generator, model.codec, model.usage, config)
 
 
 def _check(sounds: Sequence[Sound]) -> None:
-    """UserError for what cannot be a sound, before the first is read."""
+    """Raises UserError for values that cannot be sounds, before reading the first."""
     for number, sound in enumerate(sounds):
         if isinstance(sound, np.ndarray):
             if sound.ndim != 1 or not len(sound) or not np.issubdtype(sound.dtype, np.floating):
                 raise UserError(
-                    f"sound {number + 1} is {sound.dtype} of shape {sound.shape}; give its samples at 16,000 a second, "
+                    f"sound {number + 1} is {sound.dtype} of shape {sound.shape}; pass its samples at 16 kHz, "
                     "floating-point numbers between -1 and 1"
                 )
         elif not isinstance(sound, (str, Path)):
-            raise UserError(
-                f"sound {number + 1} is a {type(sound).__name__}; give the paths of sound files, or samples"
-            )
+            raise UserError(f"sound {number + 1} is a {type(sound).__name__}; pass paths of sound files, or samples")

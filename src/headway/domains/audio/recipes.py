@@ -1,6 +1,4 @@
-"""Recipes for sounds: what they are, and what is said in them; and how models that hear from nothing are fitted to a
-user's sounds and to the time.
-"""
+"""Recipes for audio classification and transcription, and how those from scratch scale with the sounds and the time."""
 
 from __future__ import annotations
 
@@ -40,7 +38,7 @@ def audio() -> Recipe:
     return Recipe(
         name="audio",
         domain="audio",
-        description="any sounds with labels: a folder for each class, or a .csv of path and label",
+        description="any sounds with labels: a folder per class, or a .csv of path and label",
         data=(),
         model=listener(width=128, depth=4, heads=4, classes=2),
         task=SoundsConfig(
@@ -55,13 +53,13 @@ def audio() -> Recipe:
 
 
 def spoken_digits() -> Recipe:
-    """The official split: of each digit and speaker takes 0 to 4 are the test part. Of the 20 sounds in 3,000 that have
-    more than a second the middle is heard.
+    """The official split: takes 0 to 4 of each digit and speaker are the test split. The 20 of 3,000 sounds over one
+    second are cropped to the middle.
     """
     return Recipe(
         name="spoken-digits",
         domain="audio",
-        description="digits said by six speakers (Free Spoken Digit Dataset)",
+        description="digits spoken by six speakers (Free Spoken Digit Dataset)",
         data=("spoken-digits",),
         model=listener(width=128, depth=4, heads=4, classes=10),
         task=SpokenDigitsConfig(
@@ -88,8 +86,8 @@ def spoken_digits() -> Recipe:
 def writer(
     width: int, depth: tuple[int, int], heads: int, symbols: int, context: int, dropout: float
 ) -> EncoderDecoderConfig:
-    """A small Whisper to be trained from nothing. What its convolutions say is to be as large as its positions from the
-    start: the weights of 0.02 that large models begin with leave the sound at a twentieth of them.
+    """A small Whisper to train from scratch. Its convolutions must output values as large as its positions from the
+    start: with large models' initial weights of 0.02, the sound would be a twentieth of them.
     """
     model = override(whisper(width, depth, heads, symbols), {"dropout": dropout})
     decoder = replace(model.decoder, context=context)
@@ -97,11 +95,11 @@ def writer(
 
 
 def spoken_sequences() -> Recipe:
-    """Speech whose times are known: as many sequences as are wanted, joined from recordings of single digits."""
+    """Speech with known times: any number of sequences, joined from recordings of single digits."""
     return Recipe(
         name="spoken-sequences",
         domain="audio",
-        description="sequences of spoken digits with the times of each (made of the Free Spoken Digit Dataset)",
+        description="sequences of spoken digits with the times of each (from the Free Spoken Digit Dataset)",
         data=("spoken-digits",),
         model=writer(width=128, depth=(3, 2), heads=4, symbols=214, context=32, dropout=0.0),
         task=SpokenSequencesConfig(
@@ -111,16 +109,18 @@ def spoken_sequences() -> Recipe:
         optim=MUON,
         schedule=WSDConfig(warmup=50, decay=0.7),
         train=TrainConfig(steps=3000, batch_size=16, evaluate_limit=100),
-        expected="WER 0.5 %, times within 6 ms in the mean, in 15 minutes of a core",
+        expected="WER 0.5 %, mean time error 6 ms, in 15 minutes of a core",
     )
 
 
 def transcription() -> Recipe:
-    """Any speech with transcripts. From nothing it takes many hours of it; with --from a published Whisper, minutes."""
+    """Any speech with transcripts. From scratch it takes many hours of speech; with --from a published Whisper,
+    minutes.
+    """
     return Recipe(
         name="transcription",
         domain="audio",
-        description="any speech with transcripts: sounds beside a .tsv or .jsonl of path and text",
+        description="any speech with transcripts: sounds next to a .tsv or .jsonl of path and text",
         data=(),
         model=writer(width=256, depth=(4, 4), heads=4, symbols=64, context=448, dropout=0.1),
         task=TranscriptionConfig(
@@ -138,15 +138,15 @@ RECIPES = (audio, spoken_digits, spoken_sequences, transcription)
 
 _SHAPES = ((64, 2, 2), (96, 3, 3), (128, 4, 4), (192, 4, 6), (256, 6, 8), (384, 6, 6), (512, 8, 8))
 _WRITERS = ((96, [2, 2], 3), (128, [3, 2], 4), (192, [4, 3], 6), (256, [4, 4], 4), (384, [6, 4], 6), (512, [8, 6], 8))
-_LOOKED_AT = 1000  # sounds whose lengths are read
-_LONGEST = 10.0  # seconds of a window that is chosen; models that hear take 30
-_MANY, _COUNTLESS = 20_000, 200_000  # sounds, from which on they need less change, and hardly any
-_HOURS = 5.0  # of speech from which a model learns to write any text
-_TIMES = 200  # that each word is to be heard where there is less
+_LOOKED_AT = 1000  # sounds whose lengths are sampled
+_LONGEST = 10.0  # maximum seconds of a chosen window; models for sounds take 30
+_MANY, _COUNTLESS = 20_000, 200_000  # sounds, above which less augmentation is needed, and hardly any
+_HOURS = 5.0  # of speech that suffice to learn transcription of any text
+_TIMES = 200  # repetitions per word needed with less speech
 
 
 class Lengths(NamedTuple):
-    """Seconds of sounds: what 98 in a hundred have at most, of the longest, and of all."""
+    """Seconds of sounds: the 98th percentile, the maximum and the total."""
 
     most: float
     longest: float
@@ -155,11 +155,11 @@ class Lengths(NamedTuple):
 
 @dataclass(frozen=True)
 class SoundsScale(Scale):
-    """A window that most sounds fit into, and the changes of the recipe spoken-digits, fewer of many sounds."""
+    """A window that most sounds fit into, and the augmentation of the recipe spoken-digits, reduced for many sounds."""
 
     fitted: bool = True
     descent: Descent | None = Descent(1.3, 3.7, 11.0)
-    # Heard again it is another sound: shifted, slower or louder, and with other parts masked.
+    # Augmentation makes each repetition another sound: shifted, slower or louder, with other parts masked.
     law: Law = field(default_factory=lambda: Law(0.0, 30.0, 0.34, 16.0, 0.34, 60.0, 60.0))
     batch: str = "train.batch_size"
     least: int = 16
@@ -175,31 +175,31 @@ class SoundsScale(Scale):
         if task.seconds is not None:
             return Settled({**self.held_out(count), **_changes(count, task.seconds)})
         lengths = lengths_of(found.files)
-        # A few long sounds would make all the others dear.
+        # A few long sounds would make all the others expensive.
         wanted = lengths.longest if lengths.longest <= 1.25 * lengths.most else lengths.most
         window = math.ceil(10 * min(wanted, _LONGEST) + 1e-6) / 10
         cut = lengths.longest > window
         seconds = {"task.seconds": window, "model.context": math.ceil(window / 0.02)}
         settings = {**seconds, **({"task.crop": True} if cut else {})}
-        longer = f"; of longer ones, {digits(lengths.longest)} s at the most, a part is heard" if cut else ""
+        longer = f", which crop longer ones (at most {digits(lengths.longest)} s)" if cut else ""
         reason = f"windows of {window:g} s for {count:,} sounds{longer}"
         return Settled({**settings, **self.held_out(count), **_changes(count, window)}, reason)
 
     def regularised(self, recipe: Recipe, epochs: float, crowd: float) -> Settings:
-        """Beside the changes of sounds."""
+        """In addition to the augmentation of sounds."""
         return {"model.dropout": 0.0 if epochs < 60 else 0.1 if epochs < 200 else 0.2}
 
 
 @dataclass(frozen=True)
 class SpeechScale(Scale):
-    """Small Whispers, symbols that grow with the text; and no plan for too little speech to learn writing from."""
+    """Small Whispers, and vocabularies that grow with the text; an error for too little speech to learn from."""
 
-    # A few times the data that a symbol of a text needs, as each is found in the sound alone.
+    # A few times the data that text needs per token, because each must be found in the sound.
     law: Law = field(default_factory=lambda: replace(Law(), repeats=30.0))
     batch: str = "train.batch_size"
     least: int = 8
     most: int = 256
-    unit: str = "symbol"
+    unit: str = "token"
     few: int = 600
     shapes: Shapes = _WRITERS
 
@@ -228,7 +228,7 @@ class SpeechScale(Scale):
 
 
 def lengths_of(files: Sequence[Path]) -> Lengths:
-    """From the headers of some files, spread evenly over all; those that cannot be read are left to who opens them."""
+    """From the headers of a sample of files, spread evenly; unreadable files are skipped, and reported when opened."""
     chosen = np.unique(np.linspace(0, len(files) - 1, min(_LOOKED_AT, len(files))).astype(int)) if files else []
     seconds = []
     for number in chosen:
@@ -237,26 +237,26 @@ def lengths_of(files: Sequence[Path]) -> Lengths:
         except UserError:
             continue
     if not seconds:
-        raise UserError(f"none of {len(files):,} sounds can be read; give some that can (.wav, .flac, .mp3, ...)")
+        raise UserError(f"cannot read any of {len(files):,} sounds; use a supported format (.wav, .flac, .mp3, ...)")
     return Lengths(
         float(np.quantile(seconds, 0.98, method="lower")), max(seconds), sum(seconds) / len(seconds) * len(files)
     )
 
 
 def check_speech(hours: float, said: int, different: int) -> None:
-    """UserError where there is too little speech for a model that has heard nothing else."""
+    """UserError for too little speech to train a model from scratch."""
     if hours >= _HOURS or said >= _TIMES * max(1, different):
         return
     needed = min(_HOURS, hours * _TIMES * max(1, different) / max(1, said))
     raise UserError(
-        f"there are {digits(hours)} hours of speech with {different:,} different words, from which a model that has "
-        f"heard nothing else learns no writing; give about {digits(needed)} hours, or begin from a published Whisper "
+        f"there are {digits(hours)} hours of speech with {different:,} different words, too few to learn transcription "
+        f"from scratch; add speech up to about {digits(needed)} hours, or start from a published Whisper "
         "with --from"
     )
 
 
 def _changes(count: int, seconds: float) -> Settings:
-    """What training changes in sounds, in shares of the window."""
+    """Augmentation settings, relative to the window."""
     tenth = round(0.1 * seconds, 3)
     config = SoundAugmentConfig(shift=tenth, gain=6.0, time_masks=2, time_width=tenth, band_masks=2, band_width=12)
     if count < _MANY:

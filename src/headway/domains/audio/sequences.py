@@ -1,4 +1,4 @@
-"""Spoken digits, and digits joined with known gaps: speech whose times are known."""
+"""Spoken digits, and sequences of digits joined with known gaps: speech with known times."""
 
 from __future__ import annotations
 
@@ -54,13 +54,13 @@ from headway.nn.models import EncoderDecoder
 from headway.received import DAMAGE, place_of
 
 _NAME = re.compile(r"(\d)_([a-z]+)_(\d+)\.wav", re.IGNORECASE)
-_TEST_TAKES = 5  # of each digit and speaker, from 0 on: the set's own split
-_LARGEST = 1 << 26  # bytes of a recording that are read
+_TEST_TAKES = 5  # of each digit and speaker, from 0 on: the official split
+_LARGEST = 1 << 26  # maximum bytes read of a recording
 
 
 @dataclass(frozen=True)
 class Takes:
-    """Recordings in the order of their names: files, what is said (0 to 9), who says it, and which time, int [N]."""
+    """Recordings in the order of their names: files, digits (0 to 9), speakers, and take numbers, int [N]."""
 
     files: list[Path]
     digits: np.ndarray
@@ -68,7 +68,7 @@ class Takes:
     takes: np.ndarray
 
     def named(self, hold_out: str | None) -> np.ndarray:
-        """uint8 [N], the test split: takes 0 to 4, or all of one speaker's. UserError for one who is not there."""
+        """uint8 [N], the test split: takes 0 to 4, or all of one speaker's. UserError for an unknown speaker."""
         test = side_number("test")
         if hold_out is None:
             return np.where(self.takes < _TEST_TAKES, test, 0).astype(np.uint8)
@@ -78,12 +78,12 @@ class Takes:
 
 
 def read_takes(paths: Sequence[Path]) -> Takes:
-    """The recordings of an archive (.zip, .tar.gz, .tar.xz, ...), or below a folder. UserError where there are none."""
+    """The recordings of an archive (.zip, .tar.gz, .tar.xz, ...) or below a folder. UserError if there are none."""
     files = [file for path in paths for file in _files(path)]
     found = sorted((path.name, path, match) for path in files if (match := _NAME.fullmatch(path.name)))
     if not found:
         raise UserError(
-            f"{', '.join(map(str, paths))} holds no recordings named like 7_jackson_3.wav; give the set's own"
+            f"{', '.join(map(str, paths))} has no recordings named like 7_jackson_3.wav; use the original data set"
         )
     matches = [match for _, _, match in found]
     numbers = np.array([[int(match[1]), int(match[3])] for match in matches])
@@ -95,7 +95,7 @@ def _files(path: Path) -> list[Path]:
     if not place.is_dir():
         if kind_of(place.name) not in ARCHIVES or not place.is_file():
             raise UserError(
-                f"{place} is neither a folder nor an archive ({', '.join(ARCHIVES)}, .tar.xz) that is there; give one"
+                f"{place} is not a folder or an archive ({', '.join(ARCHIVES)}, .tar.xz); use one that exists"
             )
         key = cache_key("takes", fingerprint([File(place)]))
         place = open_or_build(cache_root() / key, lambda part: _unpack(place_of(path), part))
@@ -103,7 +103,7 @@ def _files(path: Path) -> list[Path]:
 
 
 def _unpack(archive: Path, folder: Path) -> None:
-    """In one pass, as what is compressed as a whole cannot be read from the middle."""
+    """Extract in one pass, because compressed archives have no random access."""
     try:
         packed = open_packed(archive)
         for name in packed.sizes:
@@ -111,20 +111,20 @@ def _unpack(archive: Path, folder: Path) -> None:
                 with packed.open(name) as inside:
                     (folder / PurePath(name).name).write_bytes(inside.read(_LARGEST))
     except (*DAMAGE, OSError) as error:
-        raise UserError(f"{archive} is damaged ({error or type(error).__name__}); fetch it again") from error
+        raise UserError(f"{archive} is damaged ({error or type(error).__name__}); download it again") from error
 
 
 @register("spoken_digits")
 @dataclass(frozen=True)
 class SpokenDigitsConfig(SoundsConfig):
-    """Which digit is said. The test split is the set's own, takes 0 to 4 of each digit and speaker; or, with
-    `hold_out`, all that one speaker says. The validation split is drawn from the rest.
+    """Classify spoken digits. The test split is the official one, takes 0 to 4 of each digit and speaker, or with
+    `hold_out` all recordings of one speaker. The validation split is sampled from the rest.
     """
 
-    hold_out: str | None = None  # a speaker, all of whose recordings are the test split
+    hold_out: str | None = None  # the speaker whose recordings are the test split
 
     def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Task:
-        """Raises UserError for data that are not this set."""
+        """Raises UserError for data other than this set."""
         takes = read_takes(recipe.files(data))
         labels = [str(digit) for digit in takes.digits]
         found = Labelled(takes.files, labels, takes.named(self.hold_out), [str(file) for file in takes.files])
@@ -132,12 +132,12 @@ class SpokenDigitsConfig(SoundsConfig):
 
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-STEP = 0.02  # seconds between timestamps, as Whisper has them
-_SPLITS = ("train", "validation", "test", "all")  # what each draws its sequences by
+STEP = 0.02  # seconds between timestamps, as in Whisper
+_SPLITS = ("train", "validation", "test", "all")  # their indices seed the sequences
 
 
 class JoinedDigits(NamedTuple):
-    """The samples of a window, and what is said in it when."""
+    """The samples of a window, and the spoken words with their times."""
 
     window: Float[Tensor, "N"]
     spans: list[Span]
@@ -147,39 +147,39 @@ class JoinedDigits(NamedTuple):
 @checked
 @dataclass(frozen=True)
 class SpokenSequencesConfig(SpeechConfig):
-    """Write the digits that are said in a window of `seconds`, each between the times of its start and its end.
+    """Transcribe the digits in a window of `seconds`, each between its start and end timestamps.
 
-    One of the set's speakers says `least` to `most` digits, with `gap` seconds of silence between them, drawn between
-    the two, and at most `lead` before the first; what does not fit into the window is not said. Sequences of a split
-    are joined from its own recordings (the set's test takes; the validation split is drawn from the others):
-    `held_out` of validation and of test, and as many as are wanted of training.
+    One speaker says `least` to `most` digits with a random `gap` of silence between them, and at most `lead` seconds
+    before the first; digits that do not fit into the window are left out. Sequences of a split are joined from its own
+    recordings (the official test takes; the validation split is sampled from the others): `held_out` each for
+    validation and test, and an endless number for training.
     """
 
     seconds: float | None = 4.0
-    least: int = 2  # fewest digits
-    most: int = 5  # most digits
-    gap: tuple[float, float] = (0.1, 0.6)  # seconds of silence between digits, drawn between the two
-    lead: float = 0.5  # most seconds of silence before the first
-    held_out: int = 300  # sequences of validation, and of the test
+    least: int = 2  # minimum number of digits
+    most: int = 5  # maximum number of digits
+    gap: tuple[float, float] = (0.1, 0.6)  # range of the seconds of silence between digits
+    lead: float = 0.5  # maximum seconds of silence before the first
+    held_out: int = 300  # number of validation and of test sequences
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.seconds is None:
-            raise ConfigError("task.seconds is none; give the window of a sequence, such as 4")
+            raise ConfigError("task.seconds is none; choose the window of a sequence, such as 4")
         if not 1 <= self.least <= self.most:
-            raise ConfigError(f"task.least is {self.least} and task.most {self.most}; give 1 or more, and no fewer")
+            raise ConfigError(f"task.least is {self.least} and task.most {self.most}; choose 1 or more, least first")
         if not 0 <= self.gap[0] <= self.gap[1] or self.lead < 0:
-            raise ConfigError(f"task.gap is {self.gap} and task.lead {self.lead}; give seconds from 0, the lower first")
+            raise ConfigError(f"task.gap is {self.gap} and task.lead {self.lead}; choose seconds from 0, lower first")
         if self.held_out < 1:
-            raise ConfigError(f"task.held_out is {self.held_out}; give 1 or more")
+            raise ConfigError(f"task.held_out is {self.held_out}; choose 1 or more")
 
     def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Task:
-        """Raises UserError for data that are not this set."""
+        """Raises UserError for data other than this set."""
         return Task(SpokenSequences(self, recipe, read_takes(recipe.files(data)), workspace), TimedDigits(self))
 
 
 class SpokenSequences(SpokenSounds):
-    """Joined digits, each sequence a pure function of its split and number."""
+    """Joined digits, each sequence a pure function of its split and index."""
 
     def __init__(self, config: SpokenSequencesConfig, recipe: Recipe, takes: Takes, workspace: Path) -> None:
         model = listening(recipe.model)
@@ -191,7 +191,7 @@ class SpokenSequences(SpokenSounds):
         self.splits = Splits(sides, good, "recordings", "recordings")
         names = np.array(takes.speakers)
         self.voices = {
-            side: [rows[names[rows] == name] for name in sorted(set(names[rows].tolist()))]  # those of each speaker
+            side: [rows[names[rows] == name] for name in sorted(set(names[rows].tolist()))]  # the rows of each speaker
             for side, rows in (*sides.items(), ("all", good))
         }
         frames = settled(recipe, model.encoder, self.sounds.lengths, config.seconds, workspace)
@@ -203,7 +203,7 @@ class SpokenSequences(SpokenSounds):
         super().__init__(recipe, codec, SpokenMarks((start,), end, (start, plain)), frames, config, workspace)
         self.times = [cast(int, codec.token(name)) for name in time_names(frames * HOP / RATE)]
         self.places = {symbol: place for place, symbol in enumerate(self.times)}
-        check_targets(np.array([3 * config.most + 1]), model.context, "a sequence of the most digits")
+        check_targets(np.array([3 * config.most + 1]), model.context, "a sequence with the maximum number of digits")
 
     def contents(self) -> Contents:
         return {
@@ -217,12 +217,12 @@ class SpokenSequences(SpokenSounds):
         return self.splits.final
 
     def of(self, split: str) -> SequenceSamples:
-        """Those of training have no end; a number of them stands for it. UserError for a split without recordings."""
+        """Training sequences are endless; `len` is nominal. UserError for a split without recordings."""
         self.splits.rows(split)
         return SequenceSamples(self, split, np.arange(self.config.held_out))
 
     def sequence(self, split: str, number: int, augmented: bool = False) -> JoinedDigits:
-        """The `number`-th sequence of a split: a pure function of both (of training, of the run's seed too)."""
+        """The sequence of a split with an index: a pure function of both (for training, also of the run's seed)."""
         seed = epoch_seed(self.seed if split == "train" else 0, _SPLITS.index(split))
         draw = drawn(seed, number)
         config, voices = self.config, self.voices[split]
@@ -242,7 +242,7 @@ class SpokenSequences(SpokenSounds):
         return JoinedDigits(noisy(window, config.augment, draw) if augmented else window, spans)
 
     def ids(self, spans: Sequence[Span]) -> list[int]:
-        """Each word between the symbols of its times."""
+        """Each word between the tokens of its times."""
         words = self.codec.encode_batch([span.text for span in spans])
         return [
             symbol
@@ -251,7 +251,7 @@ class SpokenSequences(SpokenSounds):
         ]
 
     def spans(self, ids: Sequence[int]) -> list[Span]:
-        """The words that stand between two times, and these."""
+        """The words between two timestamps, with their times."""
         found: list[Span] = []
         for before, word, after in zip(ids, ids[1:], ids[2:]):
             if before in self.places and word not in self.places and after in self.places:
@@ -266,7 +266,7 @@ class SpokenSequences(SpokenSounds):
 
 @dataclass(frozen=True)
 class SequenceSamples:
-    """Sequences of a split by number."""
+    """Sequences of a split by index."""
 
     examples: SpokenSequences
     split: str
@@ -276,14 +276,14 @@ class SequenceSamples:
         return len(self.numbers)
 
     def take(self, numbers: np.ndarray, chance: Chance | None = None) -> Batch:
-        """Each place of training has a sequence of its own."""
+        """Each training position has its own sequence."""
         examples, chosen = self.examples, self.numbers[numbers] if chance is None else chance.places
         joined = [examples.sequence(self.split, number, chance is not None) for number in chosen.tolist()]
         heard = [Utterance(window, len(window), examples.ids(spans)) for window, spans in joined]
         return examples.batch(heard, chance)
 
     def spans(self) -> list[list[Span]]:
-        """What is said when in each."""
+        """The spoken words of each sequence with their times."""
         return [self.examples.sequence(self.split, number).spans for number in self.numbers.tolist()]
 
     def training(self) -> ByCount:
@@ -297,10 +297,10 @@ class SequenceSamples:
 
 
 class TimedDigits(SpeechText[SpokenSequences]):
-    """Digits between the times of their starts and ends; besides words the times are judged."""
+    """Digits between their start and end timestamps; scores words and times."""
 
     def scores(self, examples: SpokenSequences, sources: Sources, written: Sequence[Ids]) -> dict[str, Any]:
-        """By how many milliseconds the times of the words that are right are off, in the mean, too."""
+        """Adds the mean error of correct words' times, in milliseconds."""
         found = {**super().scores(examples, sources, written), "beam": self.search.beam}
         said = zip(sources.given.spans(), written)
         pairs = [pair for spans, ids in said for pair in matched(spans, examples.spans(ids))]
@@ -315,14 +315,16 @@ class TimedDigits(SpeechText[SpokenSequences]):
         return {**super().sample(examples, source, ids, right), "times": _timed(examples.spans(ids))}
 
     def pictures(self, model: nn.Module, examples: SpokenSequences) -> list[Picture]:
-        """A sequence of the split that is judged last: when digits are said and heard, and where each was read from."""
+        """A sequence of the final split: the true and the recognised times of its digits, and the decoder's
+        attention.
+        """
         some = examples.of(examples.final_split).some(12)
         spans, number = max(zip(some.spans(), some.numbers), key=lambda each: len(each[0]))
         sample = replace(some, numbers=np.array([number]))
         found = self.alignment(cast(EncoderDecoder, model), examples, sample)
-        tracks = {"said": spans, "heard": examples.spans(found.ids)}
+        tracks = {"spoken": spans, "recognised": examples.spans(found.ids)}
         [[right]] = examples.told(sample).references
-        name = f"{found.text} (said: {right})"
+        name = f"{found.text} (spoken: {right})"
         return [alignment_picture(name, found.frames, tracks, found.weights, found.symbols)]
 
 
@@ -331,16 +333,16 @@ def _timed(spans: Sequence[Span]) -> str:
 
 
 def matched(true: Sequence[Span], said: Sequence[Span]) -> list[tuple[Span, Span]]:
-    """The words of both that are the same, in their order."""
+    """The words that are equal in both, in order."""
     blocks = SequenceMatcher(None, [span.text for span in true], [span.text for span in said], False)
     return [(true[block.a + i], said[block.b + i]) for block in blocks.get_matching_blocks() for i in range(block.size)]
 
 
 def time_names(seconds: float) -> list[str]:
-    """The symbols of the times in a window."""
+    """The timestamp tokens of a window."""
     return [f"<|{place * STEP:.2f}|>" for place in range(round(seconds / STEP) + 1)]
 
 
 def sequence_codec(seconds: float) -> TokenizerCodec:
-    """The ten words, and the symbols around them in Whisper's order, the times last."""
+    """The ten words, and Whisper's special tokens in its order, the timestamps last."""
     return train_codec("word", [" ".join(WORDS)], special=(END, START, PLAIN, *time_names(seconds)))

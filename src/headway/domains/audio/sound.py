@@ -1,4 +1,4 @@
-"""Sounds from files: what libsndfile reads, and else what FFmpeg does, whole or a block at a time."""
+"""Sounds from files, read with libsndfile or otherwise FFmpeg, complete or in blocks."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from headway.errors import UserError, logger
 from headway.received import check_whole, opened, size_of
 
 _LOG = logger(__name__)
-_MISSING = "is none of .wav, .flac, .ogg and .mp3, and other sounds need the package av; pip install 'headway[audio]'"
-_TELL_LENGTH = ("mov", "matroska")  # whose headers say how long they are; others are guessed from the size
-_TOGETHER = 256  # frames of a codec, a thousand samples each or so, that are given at once
-_SAMPLE = 2  # bytes of a sample, as most are recorded
-LONGEST = 24 * 3600  # seconds; silence of years packs into a small file
-_CUT = 0.5  # seconds by which what is read may be shorter than the header says
+_MISSING = "is not .wav, .flac, .ogg or .mp3, and other formats need the package av; pip install 'headway[audio]'"
+_TELL_LENGTH = ("mov", "matroska")  # formats whose headers state their length; others' is a guess from the size
+_TOGETHER = 256  # codec frames per block, about a thousand samples each
+_SAMPLE = 2  # bytes per sample of most recordings
+LONGEST = 24 * 3600  # seconds; years of silence fit into a small file
+_CUT = 0.5  # seconds by which a sound may be shorter than its header states
 
 
 class ContainerReader:
-    """The first sound of a container, at its own `rate`; `seconds` long, as far as the header says.
+    """The first audio stream of a container, at its own `rate`; `seconds` long according to the header.
 
-    UserError for what FFmpeg does not read, what holds no sound, and where the package av is missing.
+    UserError for a format that FFmpeg cannot read, for a file without sound, and if the package av is missing.
     """
 
     def __init__(self, path: Path) -> None:
@@ -43,7 +43,7 @@ class ContainerReader:
         self.seconds: float = sum(map(len, self.read())) / self.rate if said is None else said
 
     def read(self) -> Iterator[Float[Tensor, "N channels"]]:
-        """The samples in pieces. UserError where they are damaged, or end before the header says."""
+        """The samples in blocks. UserError if they are damaged, or end earlier than the header states."""
         av, count = packaged_av(f"{self.path} {_MISSING}"), 0
         with self._opened() as stream:
             said, resampler = _seconds(stream), av.AudioResampler("fltp", rate=self.rate)
@@ -60,7 +60,7 @@ class ContainerReader:
                 yield torch.cat(pieces)
             told = stream.container.format.name.startswith(_TELL_LENGTH)
         if said is not None and told and count / self.rate < said - _CUT:
-            raise UserError(f"{self.path} ends after {count / self.rate:.1f} of {said:.1f} s; get the file again")
+            raise UserError(f"{self.path} ends after {count / self.rate:.1f} of {said:.1f} s; download the file again")
 
     def _decoded(self, stream: Any) -> Iterator[Any]:
         return (frame for frame in stream.container.decode(stream) if frame.samples)
@@ -71,17 +71,17 @@ class ContainerReader:
         try:
             with open_container(self.path) as container:
                 if not container.streams.audio:
-                    raise UserError(f"{self.path} holds no sound; give a file that does")
+                    raise UserError(f"{self.path} has no sound; use a file with an audio stream")
                 yield container.streams.audio[0]
         except (av.FFmpegError, ValueError, RuntimeError, MemoryError) as error:
             reason = getattr(error, "strerror", None) or " ".join(str(error).split())
             raise UserError(
-                f"{self.path} is not a sound that can be read ({reason}); give .wav, .flac, .ogg, .mp3, .m4a or .mp4"
+                f"{self.path} is not a readable sound file ({reason}); use .wav, .flac, .ogg, .mp3, .m4a or .mp4"
             ) from error
 
 
 def _seconds(stream: Any) -> float | None:
-    """What the header says of a sound's length, if it does; that of a film may be another."""
+    """The length according to the header, if stated; that of a video may differ."""
     if stream.duration is not None and stream.time_base is not None:
         return float(stream.duration * stream.time_base)
     container = stream.container
@@ -97,18 +97,18 @@ def check_length(path: Path, seconds: float) -> None:
 
 
 def check_packing(path: Path, seconds: float, rate: int) -> None:
-    """UserError for a sound that is longer than so few bytes can hold: hours of silence."""
+    """UserError for a sound longer than its bytes can plausibly contain: hours of silence."""
     check_whole(f"{path}, of {seconds:,.0f} s,", path.stat().st_size, round(seconds * rate) * _SAMPLE)
 
 
 KINDS = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac", ".mp4", ".mov", ".mkv", ".webm", ".wma", ".aiff")
-BLOCK = 1 << 18  # samples of a file that are read at once
-_CHANNELS = 8  # of a sound, up to which blocks are whole
+BLOCK = 1 << 18  # samples per block of a file
+_CHANNELS = 8  # of a sound, up to which blocks have full length
 _UNKNOWN = (0, 0xFFFFFFFF)  # sizes in the header of a .wav that was written as a stream
 
 
 class Sound(Protocol):
-    """Samples at one rate, of one channel, in pieces; `source` names them in messages."""
+    """Samples at one rate, of one channel, in blocks; `source` names them in messages."""
 
     source: str
 
@@ -116,19 +116,19 @@ class Sound(Protocol):
 
 
 class FileSound:
-    """A file as numbers between -1 and 1 at `rate` samples a second, its channels averaged; it lasts so many `seconds`.
-    Where they would cancel each other, as one of them is out of phase, only the loudest is read: `opposed` says so once
-    the sound has been read, and the log does if it is `told`.
+    """A file as numbers between -1 and 1 at `rate` samples per second, its channels averaged; `seconds` long. If the
+    channels would cancel out because one is inverted, only the loudest is used: `out_of_phase` is True after reading
+    such a sound, and it is logged if `warn`.
 
-    UserError for what is no sound, and for one of more than a day; what is damaged further on is found as it is read.
+    UserError for an unreadable file, and for one of more than a day; later damage is found while reading.
     """
 
     def __init__(self, path: Path | str, rate: int = RATE, told: bool = True) -> None:
         self.path, self.rate, self.told, self.opposed = Path(path), rate, told, False
         self.source = str(self.path)
         if not self.path.is_file():
-            what = "is a folder" if self.path.is_dir() else "is no file" if self.path.exists() else "does not exist"
-            raise UserError(f"{self.path} {what}; give a sound file, as .wav, .flac, .ogg, .mp3 or .m4a")
+            what = "is a folder" if self.path.is_dir() else "is not a file" if self.path.exists() else "does not exist"
+            raise UserError(f"{self.path} {what}; use a sound file, such as .wav, .flac, .ogg, .mp3 or .m4a")
         self._reader = _reader(self.path)
         self.seconds = self._reader.seconds
         check_length(self.path, self.seconds)
@@ -139,8 +139,8 @@ class FileSound:
             raise UserError(f"{self.path}: {error}") from None
 
     def blocks(self) -> Iterator[Float[Tensor, "N"]]:
-        """The sound from its start, in pieces. UserError where the file ends before its header says, and for samples
-        that are no numbers.
+        """The sound from its start, in blocks. UserError if the file ends earlier than its header states, and for NaN
+        or infinite samples.
         """
         resampler, count, mix = Resampler(self._reader.rate, self.rate), 0, ChannelMix(self.source)
         for samples in self._reader.read():
@@ -155,8 +155,8 @@ class FileSound:
 
 
 class LibsndfileReader:
-    """What libsndfile reads of a file, at its own `rate`. UserError for a sound of no samples, and a .wav that was cut;
-    RuntimeError, or another that soundfile raises, for what is no sound.
+    """Reads a file with libsndfile, at its own `rate`. UserError for an empty sound and a truncated .wav; RuntimeError,
+    or another exception of soundfile, for other invalid files.
     """
 
     def __init__(self, path: Path) -> None:
@@ -169,7 +169,7 @@ class LibsndfileReader:
         _check_wav(path)
 
     def read(self) -> Iterator[Float[Tensor, "N channels"]]:
-        """The samples in pieces. UserError where there are fewer than the header says."""
+        """The samples in blocks. UserError if there are fewer than the header states."""
         count = 0
         try:
             with _library(self.path).SoundFile(self.path) as file:
@@ -180,27 +180,27 @@ class LibsndfileReader:
                     yield torch.from_numpy(samples)
         except (TypeError, ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())
-            raise UserError(f"{self.path} is not a sound that can be read ({reason}); get the file again") from error
+            raise UserError(f"{self.path} is not a readable sound file ({reason}); download the file again") from error
         if count < frames:
-            raise UserError(f"{self.path} ends after {count} of {frames} samples; get the file again")
+            raise UserError(f"{self.path} ends after {count} of {frames} samples; download the file again")
 
 
 def _reader(path: Path) -> LibsndfileReader | ContainerReader:
-    """libsndfile for what it reads, as all did before there was another."""
+    """libsndfile for the formats that it supports, otherwise FFmpeg."""
     try:
         return LibsndfileReader(path)
-    except (TypeError, ValueError, RuntimeError):  # of soundfile, which is not loaded where it is not needed
+    except (TypeError, ValueError, RuntimeError):  # from soundfile, which is only imported if needed
         return ContainerReader(path)
 
 
 class ArraySound:
-    """A sound that is in memory: numbers between -1 and 1, 16,000 a second, of one channel or [N, channels]."""
+    """A sound in memory: numbers between -1 and 1, at 16 kHz, of one channel or [N, channels]."""
 
     def __init__(self, samples: Any, source: str = "the sound") -> None:
         found = torch.as_tensor(samples)
         if not found.is_floating_point() or found.dim() not in (1, 2):
             raise UserError(
-                f"{source} is {found.dtype} of shape {tuple(found.shape)}; give floating-point numbers between -1 and "
+                f"{source} is {found.dtype} of shape {tuple(found.shape)}; use floating-point numbers between -1 and "
                 "1, of shape [samples] or [samples, channels]"
             )
         if not len(found):
@@ -212,7 +212,7 @@ class ArraySound:
             _LOG.warning("%s: %s", source, OPPOSED)
 
     def blocks(self) -> Iterator[Float[Tensor, "N"]]:
-        """The sound from its start, in pieces."""
+        """The sound from its start, in blocks."""
         yield from self._samples.split(BLOCK)
 
 
@@ -220,28 +220,28 @@ Given = str | Path | np.ndarray | Tensor | Sequence[float] | Sound
 
 
 def open_sound(given: Given) -> Sound:
-    """A sound by its file, or its samples; one that is opened as it is. UserError for anything else."""
+    """A sound from its file or samples; an open sound is returned as it is. UserError for anything else."""
     if isinstance(given, (FileSound, ArraySound)):
         return given
     if isinstance(given, (str, Path)):
         return FileSound(given)
     if isinstance(given, (np.ndarray, Tensor, list, tuple)):
         return ArraySound(given)
-    raise UserError(f"a {type(given).__name__} is not a sound; give the path of a file, or samples at {RATE} a second")
+    raise UserError(f"a {type(given).__name__} is not a sound; pass the path of a file, or samples at {RATE} Hz")
 
 
 def read_sound(path: Path | str, rate: int = RATE) -> Float[Tensor, "N"]:
-    """A whole file. Errors as of a FileSound."""
+    """A complete file. Errors as for FileSound."""
     return torch.cat(list(FileSound(path, rate).blocks()))
 
 
-OPPOSED = "its channels cancel each other when they are averaged, so only the loudest is read"
-_SILENT, _CANCELLED = 1e-8, 1e-3  # powers: of silence, and of what is left of the channels' own
+OPPOSED = "its channels cancel each other out, so only the loudest is used"
+_SILENT, _CANCELLED = 1e-8, 1e-3  # power of silence, and the share left after averaging
 
 
 class ChannelMix:
-    """One channel of several, in pieces: their mean, or the loudest where the mean leaves less than a thousandth of
-    their power (-30 dB). The first piece that is not silent decides; `chosen` is the channel that is read alone.
+    """Mixes channels in blocks: their mean, or the loudest if the mean leaves less than a thousandth of their power
+    (-30 dB). The first block that is not silent decides; `chosen` is then the only channel used.
     """
 
     def __init__(self, source: str) -> None:
@@ -249,7 +249,7 @@ class ChannelMix:
         self.chosen: int | None = None
 
     def mono(self, samples: Float[Tensor, "N channels"]) -> Float[Tensor, "N"]:
-        """UserError where samples are no numbers."""
+        """UserError for NaN or infinite samples."""
         if not self._decided and samples.shape[1] > 1:
             powers = samples.double().square().mean(0)
             power = float(powers.mean())
@@ -261,15 +261,15 @@ class ChannelMix:
 
 
 def mono(samples: Float[Tensor, "N channels"], source: str = "the sound") -> Float[Tensor, "N"]:
-    """The mean of the channels. UserError where samples are no numbers."""
+    """The mean of the channels. UserError for NaN or infinite samples."""
     sound = samples.mean(1)
     if not bool(sound.isfinite().all()):
-        raise UserError(f"{source} has samples that are infinite or no numbers; make the file again")
+        raise UserError(f"{source} has NaN or infinite samples; create the file again")
     return sound
 
 
 def _check_wav(path: Path) -> None:
-    """UserError for a .wav that was cut: libsndfile would read it as far as it goes, and say nothing."""
+    """UserError for a truncated .wav, which libsndfile would read without an error."""
     with opened(path) as file:
         head = file.read(12)
         if head[:4] != b"RIFF" or head[8:] != b"WAVE":
@@ -280,7 +280,7 @@ def _check_wav(path: Path) -> None:
             left = whole - file.tell()
             if chunk[:4] == b"data":
                 if size not in _UNKNOWN and size > left:
-                    raise UserError(f"{path} ends after {left} of {size} bytes of sound; get the file again")
+                    raise UserError(f"{path} ends after {left} of {size} bytes of sound; download the file again")
                 return
             file.seek(size + size % 2, 1)
 

@@ -1,4 +1,4 @@
-"""Sounds into symbols as a task: what is said is foretold, and what is written is judged by word error rate."""
+"""Speech recognition as a task: token likelihood in training, word error rate in evaluation."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ from headway.nn.mixers import CrossAttention
 from headway.nn.models import EncoderDecoder, EncoderDecoderConfig, ModelConfig, Prompt, attention_maps
 
 START, END, PLAIN = "<|startoftranscript|>", "<|endoftext|>", "<|notimestamps|>"
-_MASKS = 1 << 32  # tells what is drawn for masks from all else that is drawn for a place
+_MASKS = 1 << 32  # separates the random numbers of masks from all others of a position
 _NO_WORD = re.compile(r"[^\w\s']|_")
-_END_SHOWN = "·"  # stands for the end symbol, which has no text
+_END_SHOWN = "·"  # label of the eos token, which has no text
 
 
 @dataclass(frozen=True)
 class SpeechConfig(SoundTaskConfig):
-    """Write what is said, by a search of width `beam` (1 is greedy)."""
+    """Transcribe speech, with beam search of width `beam` (1 is greedy)."""
 
-    beam: int = 1  # hypotheses of the search; 1 is greedy
+    beam: int = 1  # beam size; 1 is greedy
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -55,8 +55,8 @@ class SpeechConfig(SoundTaskConfig):
 
 
 class Utterance(NamedTuple):
-    """The samples of a window, how many of them the sound has, the others being silence behind it, and the symbols of
-    what is said in it.
+    """The samples of a window, how many of them belong to the sound (silence follows), and the tokens of its
+    transcript.
     """
 
     window: Float[Tensor, "N"]
@@ -65,7 +65,7 @@ class Utterance(NamedTuple):
 
 
 class SpokenMarks(NamedTuple):
-    """`prompt` begins every text, `end` follows it, `never` is not written."""
+    """`prompt` starts every text, `eos` follows it, `suppressed` tokens are never generated."""
 
     prompt: tuple[int, ...]
     end: int
@@ -73,19 +73,19 @@ class SpokenMarks(NamedTuple):
 
 
 class SpokenSounds(Sourced):
-    """Sounds and what is said in them. A batch is train.batch_size of them.
+    """Sounds with their transcripts. A batch is train.batch_size sounds.
 
-    Each kind says which samples there are (`of`) and what is said in some (`told`).
+    Subclasses define the samples (`of`) and their transcripts (`with_transcripts`).
     """
 
     codec: TokenizerCodec
-    at_once = 16  # sounds that are heard together
+    at_once = 16  # sounds per evaluation batch
 
     def __init__(
         self, recipe: Recipe, codec: TokenizerCodec, marks: SpokenMarks, frames: int, config: SpeechConfig, place: Path
     ) -> None:
-        """What is heard past the end of a sound is what the model at the `place` knows. Raises ConfigError for a recipe
-        that counts tokens.
+        """The padding past the end of a sound is that of the model in `folder`. Raises ConfigError for a recipe that
+        counts tokens.
         """
         self.codec, self.marks = codec, marks
         self.padding: Padding = padding_of(read_usage(place))
@@ -94,14 +94,14 @@ class SpokenSounds(Sourced):
         self.augment = config.augment
 
     def told(self, samples: Any) -> Sources:
-        """Samples with what is said in each."""
+        """Samples with their transcripts."""
         raise NotImplementedError
 
     def sources(self, split: str, limit: int | None = None) -> Sources:
         return self.told(self.of(split).some(limit))
 
     def adapt(self, model: ModelConfig) -> ModelConfig:
-        """`model` with the window and the codec's symbols. Raises UserError for empty splits."""
+        """`model` with the window and the codec's vocabulary size. Raises UserError for empty splits."""
         for split in ("train", "validation"):
             self.of(split)
         both = listening(model)
@@ -109,8 +109,8 @@ class SpokenSounds(Sourced):
         return replace(both, encoder=with_window(both.encoder, self.frames), decoder=decoder)
 
     def batch(self, sounds: Sequence[Utterance], chance: Chance | None = None) -> Batch:
-        """The model is called with frames, Float[B, T, M], heard as a whole, and with symbols, [B, L]; targets are the
-        symbols after the prompt, [B, L]. In training parts of the spectra are masked.
+        """Inputs are frames, Float[B, T, M], with full attention, and decoder tokens, [B, L]; labels are the tokens
+        after the prompt, [B, L]. In training, parts of the spectra are masked.
         """
         whole = framed(torch.stack([sound.window for sound in sounds]), self.bands)
         heard = [x if self.padding == "silence" else x[: sound.used // HOP] for x, sound in zip(whole, sounds)]
@@ -130,7 +130,7 @@ class SpokenSounds(Sourced):
 
 
 def words(text: str) -> str:
-    """A text as words are compared: small letters, no punctuation but apostrophes."""
+    """A text normalised for comparing words: lower case, no punctuation except apostrophes."""
     return " ".join(_NO_WORD.sub(" ", text.lower()).split())
 
 
@@ -138,8 +138,8 @@ H = TypeVar("H", bound=SpokenSounds)
 
 
 class SpeechText(Written[H], Generic[H]):
-    """What is said in a sound, judged by the word error rate of texts as they are `compared`; `signature` says what
-    that does to them.
+    """Speech recognition, scored by the word error rate of texts after `normalize`; `signature` describes the
+    normalisation.
     """
 
     def __init__(
@@ -155,18 +155,18 @@ class SpeechText(Written[H], Generic[H]):
         return self.search
 
     def adapt(self, model: ModelConfig, examples: H) -> ModelConfig:
-        """Raises UserError for splits to be judged that hold no word."""
+        """Raises UserError for evaluation splits without a word."""
         for split in ("validation", examples.final_split):
             texts = [text for (text,) in examples.sources(split).references]
             if not any(map(self.compared, texts)):
                 raise UserError(
                     f"no text of the {split} split has a word to compare ({len(texts):,} texts such as {texts[0]!r}); "
-                    "give texts that have"
+                    "add texts with words"
                 )
         return model
 
     def judge(self, model: nn.Module, examples: H, split: str, limit: int | None = None) -> dict[str, Any]:
-        """As of all that is written; each sound is heard once, for the loss and for what is written of it."""
+        """As in `SequenceGeneration`, but each sound is encoded once, for the loss and for the transcript."""
         sources, search = examples.sources(split, limit), self.searched(split)
         nats, count, written = 0.0, 0, list[Ids]()
         for batch in _heard(cast(EncoderDecoder, model), sources.given):
@@ -182,7 +182,7 @@ class SpeechText(Written[H], Generic[H]):
     def _written(self, model: EncoderDecoder, examples: H, batch: Batch, search: SearchConfig) -> list[Ids]:
         (heard, layout, *_), marks = batch.inputs, examples.marks
         room = cast(int, model.config.context) - len(marks.prompt)
-        unspelt = range(examples.codec.size, model.config.symbols)  # published tables may be longer than tokenizers
+        unspelt = range(examples.codec.size, model.config.symbols)  # published vocabularies may exceed the tokenizer's
         ids = torch.tensor([marks.prompt] * layout.batch, device=batch.targets.device)
         prompt = Prompt(ids, Layout.full(*ids.shape, device=ids.device), heard, layout)
         found = beam_search(model, prompt, [room] * layout.batch, marks.end, search, (*marks.never, *unspelt))
@@ -194,7 +194,7 @@ class SpeechText(Written[H], Generic[H]):
         return {**found, "wer_signature": self.signature}
 
     def sample(self, examples: H, source: str, ids: Ids, right: Sequence[str]) -> dict[str, str]:
-        """Marked right where no word is wrong."""
+        """With a check mark if all words are correct."""
         found = super().sample(examples, source, ids, right)
         output = found["output"].strip()
         mark = "✓" if self.compared(output) == self.compared(found["reference"]) else "✗"
@@ -202,7 +202,7 @@ class SpeechText(Written[H], Generic[H]):
 
     @torch.no_grad()
     def alignment(self, model: EncoderDecoder, examples: H, sample: Samples) -> SpeechAlignment:
-        """The cross-attention of what the model writes of one sample, averaged over layers and heads."""
+        """The cross-attention of the generated transcript of one sample, averaged over layers and heads."""
         prompt, codec = list(examples.marks.prompt), examples.codec
         [ids] = self.write(model, examples, examples.told(sample), self.search)
         with evaluating(model):
@@ -217,15 +217,15 @@ class SpeechText(Written[H], Generic[H]):
 
 
 def _heard(model: EncoderDecoder, samples: Samples) -> Iterator[Batch]:
-    """The samples once, in batches that hold what the encoder made of the sounds."""
+    """The samples once, in batches with encoder outputs as inputs."""
     for _, batch in judged(model, samples):
         frames, layout, *rest = batch.inputs
         yield batch._replace(inputs=(model.hear(frames, layout), layout, *rest))
 
 
 class SpeechAlignment(NamedTuple):
-    """What was written of a sound: symbols, the end included, and where each was read from, weights whose rows add up
-    to 1 over the encoder's steps of 20 ms. `frames` are what was heard.
+    """A transcript: its tokens with eos, and their attention, weights whose rows sum to 1 over the encoder's steps of
+    20 ms. `frames` are the model inputs.
     """
 
     text: str
@@ -236,10 +236,10 @@ class SpeechAlignment(NamedTuple):
 
 
 def listening(model: ModelConfig) -> EncoderDecoderConfig:
-    """A model that hears and writes; ConfigError for another."""
+    """The model if it is a speech encoder-decoder; ConfigError for another."""
     if not isinstance(model, EncoderDecoderConfig) or model.tie in ("all", "embeddings"):
         raise ConfigError(
-            f"what is said is written by an encoder_decoder whose encoder hears sounds, and the model is a "
+            f"transcription needs an encoder_decoder whose encoder takes sounds, but the model is a "
             f"{type(model).__name__}; choose another, such as whisper-tiny"
         )
     bands_of(model.encoder)
@@ -247,10 +247,10 @@ def listening(model: ModelConfig) -> EncoderDecoderConfig:
 
 
 def check_targets(lengths: np.ndarray, context: int | None, named: str) -> None:
-    """UserError for the longest text, whose place is `named`, where the decoder has no room for it."""
+    """UserError if the longest text, located at `named`, exceeds the decoder's context."""
     longest = int(lengths.max(initial=0))
     if context is not None and longest > context:
         raise UserError(
-            f"{named} has a text of {longest} symbols, more than the {context} that the model writes; cut sound and "
+            f"{named} has a text of {longest} tokens, more than the model's context of {context}; cut sound and "
             "text, or raise model.decoder.context"
         )

@@ -1,4 +1,4 @@
-"""Sounds decoded once into a memory map, and tables of what is said in them."""
+"""Sounds decoded once into a memory map, and tables of transcripts."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from headway.received import opened, place_of
 
 _LOG = logger(__name__)
 _FORMAT = 2
-_AT_ONCE = 256  # sounds that are in memory together while they are decoded
+_AT_ONCE = 256  # sounds decoded in memory at a time
 _SHOWN = 3
 
 
 class Sounds:
-    """The samples of files at 16,000 a second, as `read_sound` gives them; `keys` are names for their contents.
+    """The samples of files at 16 kHz, as from `read_sound`; `keys` identify their contents.
 
-    `bad` are the files that could not be read, of which there are none here unless that was asked for; of the
-    `opposed` ones only the loudest channel was read, as their channels cancel each other.
+    `unreadable` are files that could not be read, which are errors unless skipping was requested; for `out_of_phase`
+    files only the loudest channel was used, because their channels cancel each other out.
     """
 
     def __init__(self, files: Sequence[Path], keys: Sequence[str], folder: Path) -> None:
@@ -52,21 +52,21 @@ class Sounds:
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """What is to be known of how the sounds were read, in sentences."""
+        """Notes on how the sounds were read, as sentences."""
         if not self.opposed:
             return ()
         names = ", ".join(str(self.files[number]) for number in self.opposed[:_SHOWN])
-        what = f"the channels of {len(self.opposed)} of {len(self)} sounds cancel each other when they are averaged"
-        return (f"{what}, so only the loudest of them is read ({names}).",)
+        what = f"the channels of {len(self.opposed)} of {len(self)} sounds cancel each other out"
+        return (f"{what}, so only the loudest channel is used ({names}).",)
 
     def __getitem__(self, number: int) -> Float[Tensor, "N"]:
         return torch.from_numpy(np.array(self._samples[self._offsets[number] : self._offsets[number + 1]]))
 
 
 def open_sounds(files: Sequence[Path], skip: bool = False) -> Sounds:
-    """The sounds of files, from the cache if the same contents have been decoded before.
+    """The sounds of files, from the cache if the same contents were decoded before.
 
-    What is no sound, or one of nothing, is a UserError, or with `skip` counted in the log and left empty.
+    An invalid or empty file is a UserError, or with `skip` counted in the log and left empty.
     """
     with ThreadPoolExecutor() as workers:
         keys = list(workers.map(_digest, files))
@@ -75,9 +75,9 @@ def open_sounds(files: Sequence[Path], skip: bool = False) -> Sounds:
     found = Sounds(files, keys, folder)
     if found.bad:
         if not skip:
-            _read(files[found.bad[0]], skip=False)  # which says what is wrong with it
+            _read(files[found.bad[0]], skip=False)  # raises the error
         names = ", ".join(str(files[number]) for number in found.bad[:_SHOWN])
-        _LOG.warning("%d of %d sounds cannot be read and are left out (%s)", len(found.bad), len(files), names)
+        _LOG.warning("left out %d of %d sounds, which cannot be read (%s)", len(found.bad), len(files), names)
     for remark in found.remarks:
         _LOG.warning("%s", remark)
     return found
@@ -106,13 +106,13 @@ def _build(part: Path, files: Sequence[Path], workers: ThreadPoolExecutor, skip:
 
 
 def _decoded(files: Sequence[Path], workers: ThreadPoolExecutor, skip: bool) -> Iterator[tuple[Tensor, bool] | None]:
-    """In the order of the files, whatever worker is done first."""
+    """In the order of the files, whichever worker finishes first."""
     for start in range(0, len(files), _AT_ONCE):
         yield from workers.map(lambda path: _read(path, skip), files[start : start + _AT_ONCE])
 
 
 def _read(path: Path, skip: bool) -> tuple[Tensor, bool] | None:
-    """The samples of a file, and whether its channels cancel each other."""
+    """The samples of a file, and whether its channels are out of phase."""
     try:
         sound = FileSound(path, told=False)
         return torch.cat(list(sound.blocks())), sound.opposed
@@ -126,7 +126,7 @@ def _read(path: Path, skip: bool) -> tuple[Tensor, bool] | None:
 
 @dataclass(frozen=True)
 class Transcripts:
-    """Files, what is said in each, and what is said of its split, uint8 [N]; `places` says where, for messages."""
+    """Files, their transcripts and their named splits, uint8 [N]; `locations` are for messages."""
 
     files: list[Path]
     texts: list[str]
@@ -142,21 +142,21 @@ class Transcripts:
 
 
 def read_transcripts(paths: Sequence[Path], path: str = "path", text: str = "text", skip: bool = False) -> Transcripts:
-    """What .tsv, .csv and .jsonl files say in the columns `path`, relative to the table's folder, and `text`. A folder
-    gives all tables in it, and every sound in it is to have a transcript.
+    """Read .tsv, .csv and .jsonl files with the columns `path`, relative to the table's folder, and `text`. A folder
+    provides all its tables, and each of its sounds must have a transcript.
 
-    UserErrors, or with `skip` lines in the log: transcripts without a file, and sounds without a transcript.
+    Transcripts without a file and sounds without a transcript are UserErrors, or with `skip` lines in the log.
     """
     if not paths:
-        raise UserError("no transcripts are given; name a .tsv of path and text, or a folder of sounds that holds one")
+        raise UserError("there are no transcripts; pass a .tsv of path and text, or a folder of sounds with one")
     for place in paths:
         if not place_of(place).is_dir() and place.suffix.lower() not in TABLE_KINDS:
-            fact = "is no folder and no table" if place.exists() else "does not exist"
-            raise UserError(f"{place} {fact}; give a .tsv of path and text, or a folder of sounds that holds one")
+            fact = "is not a folder or a table" if place.exists() else "does not exist"
+            raise UserError(f"{place} {fact}; pass a .tsv of path and text, or a folder of sounds with one")
     places = [place_of(place) for place in paths]
     for place in places:
         if place.is_dir() and not any(file.suffix.lower() in TABLE_KINDS for file in place.rglob("*")):
-            raise UserError(f"{place} holds no transcripts; put a .tsv into it, with the columns path and text")
+            raise UserError(f"{place} has no transcripts; add a .tsv with the columns path and text")
     table = read_table(places, {"path": path, "text": text})
     named = table.columns["path"]
     files = [table.places[row][0].path.parent / Path(named[row]).expanduser() for row in range(len(table))]
@@ -164,7 +164,7 @@ def read_transcripts(paths: Sequence[Path], path: str = "path", text: str = "tex
     if missing:
         row = missing[0]
         fact = f"{table.place(row)}: {table.columns['path'][row]} is not a file in {table.places[row][0].path.parent}"
-        _refuse(skip, fact, "transcripts", len(missing), len(files), "correct it, or leave the line out")
+        _refuse(skip, fact, "transcripts", len(missing), len(files), "correct it, or remove the line")
     found = Transcripts(files, table.columns["text"], table.named, [table.place(row) for row in range(len(table))])
     inside = (file for place in places if place.is_dir() for file in sorted(place.rglob("*")))
     sounds = [file for file in inside if file.suffix.lower() in KINDS and not file.name.startswith(".")]
@@ -172,7 +172,7 @@ def read_transcripts(paths: Sequence[Path], path: str = "path", text: str = "tex
     untold = [file for file in sounds if file.resolve() not in told]
     if untold:
         fact = f"{untold[0]} has no transcript"
-        _refuse(skip, fact, "sounds", len(untold), len(sounds), "write one, or take the sound out of the folder")
+        _refuse(skip, fact, "sounds", len(untold), len(sounds), "add one, or remove the sound from the folder")
     kept = np.setdiff1d(np.arange(len(files)), missing)
     if not len(kept):
         raise UserError(f"none of {len(files)} transcripts has a sound; check the paths in {table.places[0][0]}")
@@ -182,5 +182,5 @@ def read_transcripts(paths: Sequence[Path], path: str = "path", text: str = "tex
 def _refuse(skip: bool, fact: str, what: str, count: int, total: int, remedy: str) -> None:
     if not skip:
         others = f" (and {count - 1} more of {total} {what})" if count > 1 else ""
-        raise UserError(f"{fact}{others}; {remedy}, or leave such out with task.skip_bad=true")
-    _LOG.warning("%d of %d %s are left out (%s)", count, total, what, fact)
+        raise UserError(f"{fact}{others}; {remedy}, or skip such samples with task.skip_bad=true")
+    _LOG.warning("left out %d of %d %s (%s)", count, total, what, fact)

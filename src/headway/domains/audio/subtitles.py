@@ -17,8 +17,8 @@ Format = Literal["txt", "json", "srt", "vtt"]
 
 @dataclass(frozen=True)
 class SubtitleLines:
-    """How words are laid out in subtitles, across segments: the most characters and words of a line, and lines of a
-    subtitle; None is any number. A word that is wider stands alone in its line.
+    """The layout of words in subtitles, across segments: maximum characters and words per line, and lines per subtitle;
+    None for no limit. A longer word gets its own line.
     """
 
     max_line_width: int | None = None
@@ -28,17 +28,17 @@ class SubtitleLines:
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
             if value is not None and value < 1:
-                raise ConfigError(f"{name} is {value}; give a whole number from 1 on")
+                raise ConfigError(f"{name} is {value}; use an integer of at least 1")
         if self.max_line_width is None and self.max_words_per_line is None:
-            raise ConfigError("without max_line_width or max_words_per_line a line has no end; give one of them")
+            raise ConfigError("subtitle lines have no limit; set max_line_width or max_words_per_line")
 
 
 def written(found: Transcription, form: Format, lines: SubtitleLines | None = None) -> str:
-    """A transcript as the content of a file. `lines` lay out subtitles by the words of the segments, which are timed
-    (`words`); UserError where they are not, and for other files.
+    """A transcript as the content of a file. `lines` lay out subtitles with word times (`words`); UserError without
+    them, and for other formats.
     """
     if lines is not None and form not in ("srt", "vtt"):
-        raise UserError(f"lines are laid out in srt and vtt, not in {form}; choose one of them, or leave it out")
+        raise UserError(f"line options need srt or vtt, not {form}; choose one of them, or leave the options out")
     if form == "txt":
         return _lines(segment.text.strip() for segment in found.segments)
     if form == "json":
@@ -50,13 +50,13 @@ def written(found: Transcription, form: Format, lines: SubtitleLines | None = No
 
 
 def as_dict(found: Transcription) -> dict[str, Any]:
-    """A transcript as JSON can say it; segments have words only where these were asked for."""
+    """A transcript as a JSON object; segments have words only if requested."""
     segments = [{k: v for k, v in asdict(segment).items() if k != "words" or v} for segment in found.segments]
     return {"text": found.text, "language": found.language, "duration": found.duration, "segments": segments}
 
 
 class Cue(NamedTuple):
-    """A subtitle: what stands there from `start` to `end` seconds."""
+    """A subtitle: its text from `start` to `end` seconds."""
 
     start: float
     end: float
@@ -64,12 +64,12 @@ class Cue(NamedTuple):
 
 
 def _cues(segments: Sequence[Segment], lines: SubtitleLines | None) -> Iterator[Cue]:
-    """A subtitle for each segment, or as many as lines allow for all words; none stands through a pause."""
+    """One subtitle per segment, or as many as `lines` requires; none spans a pause."""
     if lines is None:
         yield from (Cue(segment.start, segment.end, segment.text.strip()) for segment in segments)
         return
     if not all(segment.words for segment in segments):
-        raise UserError("lines are laid out by the times of words, which this transcript does not have; ask for words")
+        raise UserError("line options need word times, which this transcript does not have; request words")
     shown: list[list[Word]] = []
     for line in _laid_out([word for segment in segments for word in segment.words], lines):
         paused = bool(shown) and line[0].start - shown[-1][-1].end >= PAUSE
@@ -82,7 +82,7 @@ def _cues(segments: Sequence[Segment], lines: SubtitleLines | None) -> Iterator[
 
 
 def _laid_out(words: Sequence[Word], lines: SubtitleLines) -> Iterator[list[Word]]:
-    """The words of each line; a pause ends one, too."""
+    """The words of each line; a pause also ends a line."""
     line: list[Word] = []
     for word in words:
         wide = lines.max_line_width is not None and len(_text([*line, word])) > lines.max_line_width
@@ -104,7 +104,7 @@ def _text(words: Sequence[Word]) -> str:
 
 
 def _cue(cue: Cue, mark: str) -> str:
-    """Its time and text. An arrow within the text would end a cue's time."""
+    """The times and text. An arrow in the text would look like another time."""
     text = cue.text.replace("-->", "->")
     return f"{clock(cue.start, mark)} --> {clock(cue.end, mark)}\n{text}\n"
 

@@ -1,4 +1,4 @@
-"""Sounds of any length to text with times: from window to window, each given the text before it."""
+"""Transcription of sounds of any length, window by window, each conditioned on the text before it."""
 
 from __future__ import annotations
 
@@ -33,18 +33,17 @@ from headway.given import Failed
 from headway.nn.models import EncoderDecoder, Heard
 
 FRAME = HOP / RATE  # seconds
-_CERTAIN = 0.5  # the temperature above which a text is no good beginning for the next
-TOGETHER = 8  # sounds: what is heard of each is kept while it is told
-Progress = Callable[[float, float], None]  # seconds that are done, and seconds there are
+_CERTAIN = 0.5  # the temperature above which a text does not condition the next
+TOGETHER = 8  # maximum sounds at a time: each holds its encoder output in memory
+Progress = Callable[[float, float], None]  # seconds done, and total seconds
 
 
 @dataclass(frozen=True)
 class Segment:
-    """A piece of a transcript: its text from `start` to `end` in seconds, and its tokens, with timestamps where the
-    model wrote them.
+    """A part of a transcript: its text from `start` to `end` in seconds, and its tokens, with the model's timestamps.
 
-    The other figures are of the whole window: the mean log probability of a token, the compression ratio of the text,
-    the probability of no speech, and the temperature of sampling. `words` is empty unless word times were asked for.
+    The other fields are of the complete window: the mean log probability of a token, the compression ratio of the text,
+    the probability of no speech, and the sampling temperature. `words` is empty unless word times were requested.
     """
 
     start: float
@@ -61,7 +60,7 @@ class Segment:
 @shows
 @dataclass(frozen=True)
 class Transcription:
-    """The text of a sound of `duration` seconds, its segments, and the `language` that was given or detected."""
+    """The text of a sound of `duration` seconds, its segments, and the requested or detected `language`."""
 
     text: str
     language: str | None
@@ -69,25 +68,25 @@ class Transcription:
     segments: list[Segment]
 
     def card(self) -> Card:
-        """The text, and when each piece of it was said."""
+        """The text, and the times of its segments."""
         rows = [{"from": each.start, "to": each.end, "text": each.text.strip()} for each in self.segments]
         facts = {"text": repr(self.text), "language": self.language, "seconds": self.duration, "segments": len(rows)}
         return Card("Transcription", facts, rows)
 
 
 class Transcriber:
-    """A model that was trained to transcribe, as Whisper was. UserError for any other."""
+    """A speech model such as Whisper, ready to transcribe. UserError for any other."""
 
     def __init__(
         self, model: EncoderDecoder, generator: Hearing, codec: Codec, usage: Usage, config: Transcribing
     ) -> None:
-        """`generator` writes what `model` would."""
+        """`generator` generates what `model` would."""
         if not isinstance(codec, TokenizerCodec):
-            raise UserError("the tokenizer is none of a model that transcribes; use the one that came with the model")
+            raise UserError("this tokenizer does not belong to a speech model; use the one that came with the model")
         marks = WhisperTokens.of(codec, usage, model.config.symbols)
         marks.check(config.language, config.task)
         if config.words and not marks.timed:
-            raise UserError("this model was trained to write no times, so its words have none; leave them out")
+            raise UserError("this model does not generate timestamps, so it has no word times; leave them out")
         config = replace(config, timestamps=config.timestamps and marks.timed)
         self.listener = Listener(model, generator, codec, marks)
         self.config, self.codec, self.marks = config, codec, marks
@@ -95,7 +94,7 @@ class Transcriber:
         self.words = Words(model, codec, marks) if config.timestamps else None
 
     def transcribe(self, sound: Given, progress: Progress | None = None) -> Transcription:
-        """The whole of a sound: a file, or samples at 16,000 a second."""
+        """Transcribe a complete sound: a file, or samples at 16 kHz."""
         told = Telling(self, open_sound(sound), progress)
         for _ in told:
             pass
@@ -103,15 +102,15 @@ class Transcriber:
 
 
 class Telling:
-    """One sound as it is transcribed: its segments as they come, by iteration, or beside others, by `tell_on`. Its
-    `duration` is known before, its `language` after.
+    """A transcription in progress: iterate over its segments as they come, or advance several with `advance_together`.
+    Its `duration` is known at the start, its `language` later.
     """
 
     def __init__(self, transcriber: Transcriber, sound: Sound, progress: Progress | None = None) -> None:
-        """Reads the sound, and what is heard of it once more. UserError where it is not whole."""
+        """Reads the sound once, and its audible part again. UserError for a truncated sound."""
         self._by, self._progress = transcriber, progress or (lambda done, whole: None)
         listener = transcriber.listener
-        self._windows = None  # where nobody speaks
+        self._windows = None  # without speech
         if not transcriber.config.vad:
             self._windows = FramedWindows(sound, listener.bands, listener.frames, transcriber.padding)
             self._timeline = Timeline.whole(self._windows.samples)
@@ -122,10 +121,10 @@ class Telling:
                 self._windows = FramedWindows(heard, listener.bands, listener.frames, transcriber.padding)
         self.duration = self._timeline.duration
         self.language = transcriber.config.language
-        self._spoken = 0.0  # where the last word ended
-        self.segments: list[Segment] = []  # so far
+        self._spoken = 0.0  # end of the last word
+        self.segments: list[Segment] = []  # finished so far
         self.ended = False
-        self.error: Exception | None = None  # why it ended
+        self.error: Exception | None = None  # the reason if it failed
         self._course, self._wanted = self._told(), None
 
     def __iter__(self) -> Iterator[Segment]:
@@ -138,27 +137,27 @@ class Telling:
             raise self.error
 
     def transcription(self) -> Transcription:
-        """What has been told."""
+        """The transcript so far."""
         text = "".join(segment.text for segment in self.segments).strip()
         return Transcription(text, self.language, self.duration, list(self.segments))
 
     @property
     def generator(self) -> Hearing:
-        """What writes it."""
+        """The generator of this transcription."""
         return self._by.listener.generator
 
     @property
     def wanted(self) -> Next | None:
-        """The symbols for which it waits, once it has begun."""
+        """The tokens whose logits it needs next, once started."""
         return self._wanted
 
     def hear(self, told: Told | None) -> None:
-        """Go on with what is told of `wanted`, or begin."""
+        """Continue with the logits of `next_tokens`, or start."""
         try:
             self._wanted = next(self._course) if told is None else self._course.send(told)
         except StopIteration:
             self._wanted, self.ended = None, True
-        except Exception as error:  # of this sound, and no matter of others that are told with it
+        except Exception as error:  # affects this sound only, not the others
             self._wanted, self.ended, self.error = None, True, error
 
     def _told(self) -> Course[None]:
@@ -170,7 +169,7 @@ class Telling:
         before = by.codec.encode(" " + config.initial.strip()) if config.initial.strip() else []
         while seek < frames:
             count = min(listener.frames, frames - seek)
-            if not by.marks.timed:  # such a window is one segment
+            if not by.marks.timed:  # without timestamps a window is one segment
                 pause = self._timeline.next_pause(seek * FRAME)
                 count = min(count, max(1, round(min(pause / FRAME, frames)) - seek))
             heard = listener.encode(self._windows.window(seek, count))
@@ -193,8 +192,8 @@ class Telling:
     def _timed(
         self, heard: Heard, found: list[TimedPart], seek: int, count: int, done: int
     ) -> tuple[list[TimedPart], int]:
-        """The segments of a window with times of words, if they are wanted or segments are to be split at pauses; and
-        how many frames are done with: where words are wanted and the last segment was not closed, those up to the last.
+        """The segments of a window with word times, if these are requested or a pause splits segments; and the number
+        of finished frames: with words and an open last segment, those up to the last word.
         """
         offset, wanted = seek * FRAME, self._by.config.words
         paused = self._timeline.next_pause(offset + found[0].start) < offset + found[-1].end
@@ -231,8 +230,8 @@ class Telling:
 
 @torch.inference_mode()
 def tell_on(tellings: Sequence[Telling]) -> None:
-    """Each a symbol further, or to the first one of its next window; those that have ended stand still. All are of one
-    model, and each is told what it is told alone, bit for bit.
+    """Advance each by one token, or to the first token of its next window; finished ones do nothing. All share one
+    model, and each result is bit for bit what it would be alone.
     """
     going = [telling for telling in tellings if not telling.ended]
     generator = tellings[0].generator
@@ -247,7 +246,7 @@ def tell_on(tellings: Sequence[Telling]) -> None:
 
 
 def tell_all(by: Transcriber, sounds: Sequence[Given], failed: Failed) -> list[Transcription]:
-    """The whole of each sound, in order, several at a time; what cannot be read goes into `failed`, by its place."""
+    """The transcripts of all sounds, in order, several at a time; errors go into `failures`, by index."""
     waiting, going, found = deque(enumerate(sounds)), dict[int, Telling](), dict[int, Transcription]()
     while waiting or going:
         while waiting and len(going) < TOGETHER:

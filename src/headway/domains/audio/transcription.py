@@ -1,4 +1,4 @@
-"""Transcribe speech: train on sounds with transcripts, or fine-tune a Whisper on them."""
+"""Speech transcription: train on sounds with transcripts, or fine-tune a Whisper on them."""
 
 from __future__ import annotations
 
@@ -49,29 +49,28 @@ _LOG = logger(__name__)
 @register("transcription")
 @dataclass(frozen=True)
 class TranscriptionConfig(SpeechConfig):
-    """Write what is said, without timestamps.
+    """Transcribe speech, without timestamps.
 
-    `path` and `text` are the names of the columns. `codec` and `size` say how text becomes symbols (`size`: the most of
-    them, none for as many as there are); a model to start from keeps its own. A multilingual one is told the
-    `language`, English where none is given. English, where a published model says so or `language` does, is judged by
-    Whisper's normaliser.
+    `path` and `text` name the columns. `codec` and `size` set the tokenizer and its maximum vocabulary (none: no
+    limit); a start model keeps its own. A multilingual model is prompted with the `language`, English by default.
+    English, according to a published model or `language`, is scored with Whisper's normaliser.
     """
 
-    path: str = "path"  # column of the sounds
-    text: str = "text"  # column of the transcripts
-    codec: Literal["char", "byte", "bpe", "unigram"] = "char"  # kind of the tokenizer that is trained
-    size: int | None = None  # most symbols; none: as many as there are
-    language: str | None = None  # of what is said; none: English
+    path: str = "path"  # column with the sounds
+    text: str = "text"  # column with the transcripts
+    codec: Literal["char", "byte", "bpe", "unigram"] = "char"  # kind of the tokenizer to train
+    size: int | None = None  # maximum vocabulary size; none: no limit
+    language: str | None = None  # of the speech; none: English
 
     def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Task:
-        """Raises UserError for data that cannot be read, hold too little, or do not fit the model."""
+        """Raises UserError for data that cannot be read, are too small, or do not fit the model."""
         found = read_transcripts(recipe.files(data), self.path, self.text, self.skip_bad)
         examples = SpokenTexts(self, recipe, found, workspace)
         return Task(examples, TranscriptText(self, examples.language))
 
 
 class SpokenTexts(SpokenSounds, Numbered):
-    """Sounds with transcripts. Equal texts are never both trained on and held out."""
+    """Sounds with transcripts. Equal texts are always in one split."""
 
     def __init__(self, config: TranscriptionConfig, recipe: Recipe, found: Transcripts, workspace: Path) -> None:
         model = listening(recipe.model)
@@ -84,7 +83,7 @@ class SpokenTexts(SpokenSounds, Numbered):
         codec = self._codec(workspace)
         self.language, marks = _spoken(codec, model, config.language)
         super().__init__(recipe, codec, marks, frames, config, workspace)
-        # A space before the first word, so that it is the symbol that it is elsewhere, as Whisper has it.
+        # A leading space, so that the first word is the same token as elsewhere, as in Whisper.
         self.ids = codec.encode_batch([f" {text}" for text in self.rows.texts])
         sizes = np.array([len(marks.prompt) + len(ids) for ids in self.ids])
         check_targets(sizes, model.context, self.rows.places[int(sizes.argmax())])
@@ -96,19 +95,19 @@ class SpokenTexts(SpokenSounds, Numbered):
     def _fitting(
         self, recipe: Recipe, model: EncoderDecoderConfig, found: Transcripts, workspace: Path
     ) -> tuple[int, np.ndarray]:
-        """The frames of the window, and the sounds that can be read and fit into it."""
+        """The frames of the window, and the readable sounds that fit into it."""
         lengths = self.sounds.lengths
         good = np.setdiff1d(np.arange(len(found)), self.sounds.bad)
         frames = settled(recipe, model.encoder, lengths, self.config.seconds, workspace)
         kept = good[lengths[good] <= frames * HOP]
         if len(kept) < len(good):
-            remedy = "cut sound and text into shorter ones, or leave such out with task.skip_bad=true"
+            remedy = "split sound and text into shorter ones, or skip such sounds with task.skip_bad=true"
             if not self.config.skip_bad:
                 check_lengths(lengths, frames, str(found.files[int(lengths.argmax())]), remedy)
             count, window = len(good) - len(kept), frames * HOP / RATE
-            _LOG.warning("%d of %d sounds are longer than the window of %g s and left out", count, len(good), window)
+            _LOG.warning("left out %d of %d sounds, which are longer than the window of %g s", count, len(good), window)
         if not len(kept):
-            raise UserError(f"none of {len(found)} sounds can be read and fits the window; give some that do")
+            raise UserError(f"none of {len(found)} sounds is readable and fits the window; raise task.seconds")
         return frames, kept
 
     def _codec(self, workspace: Path) -> TokenizerCodec:
@@ -125,13 +124,13 @@ class SpokenTexts(SpokenSounds, Numbered):
         return self.batch([self.utterance(row, place) for row, place in zip(rows.tolist(), places)], chance)
 
     def utterance(self, row: int, place: int | None) -> Utterance:
-        """A sound from the start of its window, as Whisper hears it; changed where it stands in a place of training."""
+        """A sound at the start of its window, as in Whisper; augmented if it has a training position."""
         sound, length = self.sounds[self.kept[row]], self.frames * HOP
         if place is None:
             return Utterance(F.pad(sound, (0, length - len(sound))), len(sound), self.ids[row])
         draw, augment = drawn(self.seed, place), self.augment
         changed = varied(sound, augment, draw)
-        # What became too long by a lower speed stays as it was: nothing of it is cut.
+        # A sound that a lower speed makes too long stays unchanged, so that nothing is cut.
         sound = delayed(changed if len(changed) <= length else sound, length, augment, draw)
         window = noisy(F.pad(sound, (0, length - len(sound))), augment, draw)
         return Utterance(window, len(sound), self.ids[row])
@@ -142,17 +141,17 @@ class SpokenTexts(SpokenSounds, Numbered):
 
 
 class TranscriptText(SpeechText[SpokenTexts]):
-    """What is said in sounds with transcripts."""
+    """Transcripts of sounds."""
 
     def __init__(self, config: TranscriptionConfig, language: str | None) -> None:
         if language != "en":
             super().__init__(config)
             return
-        english_normalizer()  # before any work
+        english_normalizer()  # fails early if it is missing
         super().__init__(config, english_words, "normalizer:whisper-english")
 
     def pictures(self, model: nn.Module, examples: SpokenTexts) -> list[Picture]:
-        """Where each symbol of a text was read from, in the spectrogram of its sound."""
+        """The attention of each token of a text, over the spectrogram of its sound."""
         wanted = 19 - len(examples.marks.prompt)
         row = min(examples.spread(12).tolist(), key=lambda row: abs(len(examples.ids[row]) - wanted))
         found = self.alignment(cast(EncoderDecoder, model), examples, Selected(examples, np.array([row])))
@@ -163,12 +162,12 @@ class TranscriptText(SpeechText[SpokenTexts]):
 
 
 def _spoken(codec: TokenizerCodec, model: EncoderDecoderConfig, language: str | None) -> tuple[str | None, SpokenMarks]:
-    """The language, None where nothing says it; and the symbols that a text without timestamps begins with, what
-    follows it, and all others that are no text.
+    """The language, None if unknown; and the special tokens: the prompt of a text without timestamps, its eos, and all
+    other tokens that are not text.
     """
     start, plain, end = (codec.token(name) for name in (START, PLAIN, END))
     if start is None or plain is None or end is None:
-        raise UserError(f"the tokenizer has no {START}, {PLAIN} or {END}; start from a model that transcribes")
+        raise UserError(f"the tokenizer has no {START}, {PLAIN} or {END}; start from a speech model")
     special = [place for place, token in codec.tokenizer.get_added_tokens_decoder().items() if token.special]
     never = tuple(place for place in sorted(special) if place != end)
     task, known = codec.token("<|transcribe|>"), languages_of(codec, model.symbols)
@@ -177,8 +176,8 @@ def _spoken(codec: TokenizerCodec, model: EncoderDecoderConfig, language: str | 
     language = language or "en"
     if not known:
         if language != "en":
-            raise ConfigError(f"this model writes English only, not {language!r}; start from a multilingual one")
+            raise ConfigError(f"this model supports English only, not {language!r}; start from a multilingual one")
         return language, SpokenMarks((start, plain), end, never)
     if language not in known:
-        raise ConfigError(f"task.language {language!r} is not among this model's; {nearest(language, known)}")
+        raise ConfigError(f"task.language {language!r} is not one of this model's; {nearest(language, known)}")
     return language, SpokenMarks((start, known[language], task, plain), end, never)

@@ -1,4 +1,4 @@
-"""When each word was spoken."""
+"""Word-level timestamps."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _BLANK = 1e-9
 
 
 class TimedSymbols(NamedTuple):
-    """When each of N symbols begins, and the last ends; and how likely each was."""
+    """The start of each of N tokens and the end of the last, and the probability of each."""
 
     seconds: Float[np.ndarray, "N+1"]
     probabilities: Float[np.ndarray, "N"]
@@ -33,10 +33,10 @@ class TimedSymbols(NamedTuple):
 def align(
     model: EncoderDecoder, heard: Heard, marks: WhisperTokens, opening: list[int], text: list[int], frames: int
 ) -> TimedSymbols:
-    """Of the symbols `text` in the first `frames` log-mel frames of a window.
+    """The times of the tokens `text` in the first `frames` log-mel frames of a window.
 
-    The model reads the text, without times. Weights of the heads that follow the sound are normalised over the symbols,
-    smoothed along time and averaged; dynamic time warping (Sakoe and Chiba 1978) finds the path of most weight.
+    The model is given the text, without timestamps. The weights of the alignment heads are normalised over the tokens,
+    smoothed along time and averaged; dynamic time warping (Sakoe and Chiba 1978) finds the path of maximum weight.
     """
     ids = torch.tensor([[*opening, marks.plain, *text, marks.end]], device=next(model.parameters()).device)
     layout, logits = Layout.full(*ids.shape, device=ids.device), []
@@ -58,12 +58,12 @@ def align(
         weights = around.sort(-1).values[..., beside]
     cost = -weights.mean(0)[len(opening) : -1]
     rows, columns = warp(cost.double().cpu().numpy())
-    first = np.searchsorted(rows, np.arange(len(text) + 1))  # where the path comes to each symbol
+    first = np.searchsorted(rows, np.arange(len(text) + 1))  # where the path reaches each token
     return TimedSymbols(columns[first] * STEP, likely.cpu().double().numpy())
 
 
 def _weights(maps: dict[str, Tensor], marks: WhisperTokens, depth: int) -> Float[Tensor, "H T S"]:
-    """Of the heads that the model names, or of all in the upper half of its layers."""
+    """The weights of the model's alignment heads, or of all heads in the upper half of its layers."""
     layers = [maps[f"stack.blocks.{layer}.cross"][0] for layer in range(depth)]
     named = [(layer, head) for layer, head in marks.heads if layer < depth and head < len(layers[layer])]
     if named:
@@ -72,19 +72,20 @@ def _weights(maps: dict[str, Tensor], marks: WhisperTokens, depth: int) -> Float
 
 
 def warp(cost: Float[np.ndarray, "N M"]) -> tuple[Int[np.ndarray, "L"], Int[np.ndarray, "L"]]:
-    """The path of least cost from the first corner to the last, by steps of one to a side or both: rows and columns.
+    """The path of lowest cost from the first corner to the last, by steps of one in either or both directions: rows and
+    columns.
 
-    The table is filled along its diagonals, whose cells do not depend on each other.
+    The table is filled along its diagonals, whose cells are independent.
     """
     rows, columns = cost.shape
     total = np.full((rows + 1, columns + 1), np.inf)
     total[0, 0] = 0.0
-    step = np.zeros((rows + 1, columns + 1), np.int8)  # 0 to both sides, 1 down, 2 across
+    step = np.zeros((rows + 1, columns + 1), np.int8)  # 0 diagonal, 1 down, 2 across
     for diagonal in range(2, rows + columns + 1):
         i = np.arange(max(1, diagonal - columns), min(rows, diagonal - 1) + 1)
         j = diagonal - i
         choices = np.stack([total[i - 1, j - 1], total[i - 1, j], total[i, j - 1]])
-        # A step to both sides only where it is better than the others, and across where none is.
+        # Diagonal only if it beats both others, and across if neither wins.
         best = np.where(
             (choices[0] < choices[1]) & (choices[0] < choices[2]), 0, np.where(choices[1] < choices[2], 1, 2)
         )
@@ -100,16 +101,16 @@ def warp(cost: Float[np.ndarray, "N M"]) -> tuple[Int[np.ndarray, "L"], Int[np.n
     return found[:, 0], found[:, 1]
 
 
-_OPENING = "\"'“¿([{-"  # marks that belong to the word after them
-_CLOSING = "\"'.。,，!！?？:：”)]}、"  # and to the word before
+_OPENING = "\"'“¿([{-"  # punctuation that belongs to the following word
+_CLOSING = "\"'.。,，!！?？:：”)]}、"  # and to the preceding word
 _STOPS = ".。!！?？"
-_LONGEST = 0.7  # seconds: what counts as a usual word at most
-_SLACK = 0.5  # seconds by which a word may reach beyond its segment
+_LONGEST = 0.7  # seconds: maximum length of a usual word
+_SLACK = 0.5  # seconds by which a word may exceed its segment
 
 
 @dataclass(frozen=True)
 class Word:
-    """With the space and the marks that belong to it; `start` and `end` are seconds."""
+    """A word with its space and punctuation; `start` and `end` are seconds."""
 
     word: str
     start: float
@@ -126,8 +127,8 @@ class Words:
     def timed(
         self, heard: Heard, opening: list[int], parts: list[TimedPart], frames: int, spoken: float
     ) -> list[TimedPart]:
-        """The segments of a window with their words, by which their own times are corrected. `spoken` is when the last
-        word before the window ended, in seconds from the window's start.
+        """The segments of a window with their words, which also correct the segments' times. `spoken` is the end of the
+        last word before the window, in seconds from the window's start.
         """
         texts = [[symbol for symbol in part.ids if symbol < self.marks.end] for part in parts]
         whole = [symbol for text in texts for symbol in text]
@@ -155,8 +156,8 @@ class Words:
 
 
 def split_words(codec: TokenizerCodec, ids: Sequence[int]) -> list[tuple[str, int]]:
-    """Words, and of how many symbols each is made. A word begins with a space; a mark is a word of its own. Where a
-    text has no spaces, as in Chinese, a word is what the symbols spell.
+    """Words with their token counts. A word starts with a space; punctuation is its own word. In text without spaces,
+    such as Chinese, a word is the text of its tokens.
     """
     stream, pieces, waiting = codec.stream(), [], 0
     for symbol in ids:
@@ -178,7 +179,7 @@ def split_words(codec: TokenizerCodec, ids: Sequence[int]) -> list[tuple[str, in
 
 
 def split_ids(codec: TokenizerCodec, ids: Sequence[int], end: int, texts: Sequence[str]) -> list[list[int]]:
-    """The ids of a segment in parts, each of which spells one of the `texts`; ids from `end` on spell nothing."""
+    """The ids of a segment, split to match the `texts`; ids from `end` on have no text."""
     stream, spelled, limits = codec.stream(), 0, np.cumsum([len(text) for text in texts]).tolist()
     parts: list[list[int]] = [[] for _ in texts]
     part = 0
@@ -192,7 +193,7 @@ def split_ids(codec: TokenizerCodec, ids: Sequence[int], end: int, texts: Sequen
 
 
 def between_pauses(words: Sequence[Word], pause: float) -> list[list[Word]]:
-    """Words in groups between which nobody speaks for `pause` seconds; each group lasts for some time."""
+    """Words grouped by pauses of at least `pause` seconds; each group has a nonzero length."""
     groups: list[list[Word]] = []
     for word in words:
         ended = bool(groups) and word.start - groups[-1][-1].end >= pause
@@ -209,7 +210,7 @@ def _is_mark(text: str) -> bool:
 
 
 def _is_unspaced(letter: str) -> bool:
-    """Whether a letter is of a script that puts no spaces between words: Thai to Lao, Burmese, Khmer, Chinese and
+    """Whether a letter belongs to a script without spaces between words: Thai to Lao, Burmese, Khmer, Chinese and
     Japanese.
     """
     ranges = ((0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3040, 0x30FF), (0x3400, 0x9FFF))
@@ -217,7 +218,7 @@ def _is_unspaced(letter: str) -> bool:
 
 
 def merged(words: Sequence[Word]) -> list[Word]:
-    """Marks joined with the words that they belong to, whose times stay."""
+    """Join punctuation with its word, whose times stay."""
     found: list[Word] = []
     for word in words:
         if found and word.word in _CLOSING and not found[-1].word.endswith(" "):
@@ -230,7 +231,7 @@ def merged(words: Sequence[Word]) -> list[Word]:
 
 
 def _cut_at_stops(words: Sequence[Word], longest: float) -> list[Word]:
-    """What is longer than usual at the end of a sentence is silence."""
+    """Shorten unusually long words at sentence ends, because the excess is silence."""
     found: list[Word] = []
     for word in words:
         if found and word.end - word.start > longest > 0:
@@ -243,8 +244,8 @@ def _cut_at_stops(words: Sequence[Word], longest: float) -> list[Word]:
 
 
 def _settled(part: TimedPart, words: list[Word], spoken: float, usual: float) -> TimedPart:
-    """A segment with its words: a first word after a pause that is too long began later, and where segment and word
-    differ by much, the segment is believed.
+    """A segment with its words: a too long first word after a pause starts later, and if segment and word differ by
+    much, the segment's times win.
     """
     if not words:
         return part

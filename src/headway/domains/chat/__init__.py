@@ -1,4 +1,4 @@
-"""Models that answer: taught by conversations, and by choices between two answers."""
+"""Models that answer: trained on conversations, and on preferences between two answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a model answers to held-out prompts: whether it wins, and whether it is an answer at all."""
+"""Scores of a model's answers to held-out prompts: its win rate, and the share of unusable answers."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from torch import nn
 from headway.domains.chat.task import Conversations, completions
 from headway.learn.examples import spread
 
-_MOST = 8  # prompts that are answered in an evaluation
-_LENGTH, _SPARE = 2, 16  # an answer is endless from so many times the longest chosen one on, and so many tokens more
-_FAULTY = 0.5  # share of the answers above which a model is no longer usable
-_DRIFT = 1.1  # times the perplexity of the chosen answers at the start
-_FEWEST = 3  # answers, below which equal ones say nothing
+_MOST = 8  # prompts per evaluation
+_LENGTH, _SPARE = 2, 16  # an answer is endless at this many times the longest chosen one, plus this many tokens
+_FAULTY = 0.5  # share of bad answers above which a model is unusable
+_DRIFT = 1.1  # maximum perplexity of the chosen answers, as a multiple of that at the start
+_FEWEST = 3  # answers needed to judge whether they are all equal
 
 
 def answer_scores(model: nn.Module, chats: Conversations, rows: np.ndarray) -> dict[str, float]:
-    """Of the answers (greedy) to at most 8 of the prompts: the share that resembles the chosen answer more than the
-    rejected one (`win_rate`, a tie counts half), and the shares that are empty, without an end, and the most frequent
-    answer although the chosen ones differ.
+    """Scores of the greedy answers to at most 8 of the prompts: the share that resembles the chosen answer more than
+    the rejected one (`win_rate`; a tie counts half), the shares that are empty or do not end, and the share of the most
+    frequent answer unless the chosen ones repeat too.
     """
     some = spread(rows, _MOST).tolist()
     wanted = [(chats.reply(row, 0), chats.reply(row, 1)) for row in some]
@@ -40,10 +40,10 @@ def answer_scores(model: nn.Module, chats: Conversations, rows: np.ndarray) -> d
 
 
 def fault(scores: Mapping[str, Any], best: Mapping[str, Any] | None) -> str | None:
-    """What is wrong with the answers of a model with these scores, and was not with those of the best one so far."""
+    """What is wrong with the answers of a model with these scores but not with those of the best model so far."""
     faults = {
         "empty_rate": "empty",
-        "endless_rate": "without an end",
+        "endless_rate": "endless",
         "equal_rate": "the same to different prompts",
     }
     for name, what in faults.items():
@@ -61,7 +61,7 @@ def _win(text: str, chosen: str, rejected: str) -> float:
 
 
 def _most_frequent(texts: Sequence[str]) -> float:
-    """The share of the most frequent text; 0 of too few."""
+    """The share of the most frequent text; 0 if there are too few texts."""
     if len(texts) < _FEWEST:
         return 0.0
     return Counter(texts).most_common(1)[0][1] / len(texts)

@@ -1,4 +1,4 @@
-"""Models that answer at work: conversations by the model's chat template, and where an answer ends."""
+"""Chat models in use: conversations with the model's chat template, and the ends of its answers."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ _LOG = logger(__name__)
 
 
 class Asked(NamedTuple):
-    """The ids after which the answer follows, and how many of the oldest turns are not in them."""
+    """The prompt's ids, and the number of oldest turns that were dropped from it."""
 
     ids: list[int]
     dropped: int
 
 
 class Talk:
-    """Answers by the chat template that a model was taught."""
+    """Generates answers with the model's chat template."""
 
     def __init__(self, session: Session, codec: TokenizerCodec, template: ChatTemplate, ends: Sequence[int]) -> None:
-        """`ends` are ids that end an answer, beside those that the template writes after one."""
+        """`stop_ids` end an answer, in addition to those that the template writes after one."""
         self.session = session
         self.codec = codec
         self.template = template
@@ -43,31 +43,31 @@ class Talk:
         """Raises UserError for a model without a template."""
         if usage.template is None or not isinstance(codec, TokenizerCodec):
             raise UserError(
-                f"{directory} has no chat template, so it knows no turns; use generate, or put the chat_template.jinja "
-                "there that it was trained with"
+                f"{directory} has no chat template, so it cannot chat; use generate, or add the chat_template.jinja "
+                "that it was trained with"
             )
         template = ChatTemplate(usage.template, codec.marks, f"the chat template of {directory}")
         return cls(session, codec, template, usage.ends)
 
     def ask(self, messages: Sequence[Message], limits: Limits) -> Asked:
-        """A conversation as ids that leave room for an answer, if need be without its oldest turns.
+        """A conversation as ids, without its oldest turns if they leave no room for an answer.
 
-        The answer has at most half of the context for itself. Raises UserError for what the template refuses.
+        An answer gets at most half of the context. Raises UserError for messages that the template rejects.
         """
         context = context_of(self.session.model)
         most = None if context is None else context - min(limits.max_new_tokens, context // 2)
         return Asked(*self.template.fitting(self.codec, messages, most))
 
     def answer(self, ids: Sequence[int], sampling: Sampling, limits: Limits) -> Iterator[str]:
-        """The answer to what was asked, in pieces. UserError, here, for what does not fit the model."""
+        """The answer to a prompt, streamed. Raises UserError immediately for a prompt that does not fit the model."""
         return self.session.stream(ids, sampling, self.turn(limits))
 
     def turn(self, limits: Limits) -> Limits:
-        """The same limits, and the end of the assistant's turn beside them."""
+        """The same limits plus the end of the assistant's turn."""
         return replace(limits, stop=(*limits.stop, *self._texts), stop_ids=(*limits.stop_ids, *self._ids))
 
     def stream(self, messages: Sequence[Message], sampling: Sampling, limits: Limits) -> Iterator[str]:
-        """The answer to a conversation, in pieces. Turns that do not fit are left out, and how many is logged."""
+        """The answer to a conversation, streamed. Logs how many turns do not fit and are left out."""
         ids, dropped = self.ask(messages, limits)
         if dropped:
             _LOG.warning(left_out(dropped, context_of(self.session.model)))
@@ -75,9 +75,9 @@ class Talk:
 
 
 def left_out(turns: int, context: int | None) -> str:
-    """What is said of turns that a prompt had no room for."""
-    which = "turn no longer fits" if turns == 1 else f"{turns} turns no longer fit"
-    return f"the first {which} the context of {context} tokens"
+    """The message for turns that do not fit into the context."""
+    which = "turn does not fit" if turns == 1 else f"{turns} turns do not fit"
+    return f"the first {which} into the context of {context} tokens"
 
 
 Messages = Sequence[Message]
@@ -102,7 +102,7 @@ def chat_stream(
 ) -> Iterator[str]:
     told = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
     if not isinstance(told, Sequence) or not all(isinstance(message, Mapping) for message in told):
-        remedy = 'give a text, or messages as [{"role": "user", "content": "..."}]'
+        remedy = 'pass a string, or messages as [{"role": "user", "content": "..."}]'
         raise UserError(f"{given.shown(messages)} is not a conversation; {remedy}")
     return talk(model).stream(told, Sampling(temperature, seed=seed), Limits(max_new_tokens))
 

@@ -1,4 +1,4 @@
-"""Preference tuning: of two answers, make the better one more probable than it was, against the other."""
+"""Preference tuning: make the better of two answers more likely than before, relative to the other."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ from headway.nn.models import Loss, ModelConfig, VocabularyHead, build
 FILE = "reference.safetensors"
 _NAME = "log_probabilities"
 _FORMAT = 1
-_WINS = 0.9  # share of answers that resemble the chosen one, at which a margin is enough
-_DECIDED = 4  # times the margin that is enough, at which it is so whatever the answers are
+_WINS = 0.9  # share of answers that resemble the chosen one, at which `enough` ends the training
+_DECIDED = 4  # times `enough`, a margin that ends the training whatever the answers are
 _LARGEST = 50.0  # nats
 _LOG = logger(__name__)
 
@@ -57,43 +57,43 @@ _LOG = logger(__name__)
 class PreferenceConfig(ChatConfig):
     """Direct preference optimisation (Rafailov et al. 2023, equation 7).
 
-    `beta` holds the model to the one it starts from; `smoothing` is the share of choices that are taken to be the wrong
-    way round (conservative DPO, Mitchell 2023). `anchor` adds the cross-entropy of the chosen endings to the loss (Pang
-    et al. 2024, equation 4), so that few choices do not make both endings improbable. A mean margin of `enough` on the
-    validation part ends the training once the answers are better, too. A batch holds train.batch_tokens tokens of both
-    endings together.
+    `beta` sets how close the model stays to its start; `smoothing` is the share of choices assumed to be labelled the
+    wrong way round (conservative DPO, Mitchell 2023). `anchor` adds the cross-entropy of the chosen endings to the loss
+    (Pang et al. 2024, equation 4), so that a few choices do not make both endings unlikely. A mean margin of `enough`
+    on the validation split ends the training once the answers are better too. A batch holds train.batch_tokens tokens
+    of both endings together.
     """
 
-    beta: float = 0.1  # how strongly the model is held to the one it starts from
-    smoothing: float = 0.0  # share of choices taken to be the wrong way round
+    beta: float = 0.1  # how close the model stays to the one it starts from
+    smoothing: float = 0.0  # share of choices assumed to be labelled the wrong way round
     anchor: float = 0.0  # weight of the cross-entropy of the chosen endings
-    enough: float | None = None  # mean margin of rewards on the validation part at which training may end
+    enough: float | None = None  # mean margin of rewards on the validation split at which training may end
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.beta <= 0:
-            raise ConfigError(f"task.beta is {self.beta}; give a number above 0 such as 0.1")
+            raise ConfigError(f"task.beta is {self.beta}; choose a number above 0, such as 0.1")
         if not 0 <= self.smoothing < 0.5:
-            raise ConfigError(f"task.smoothing is {self.smoothing}; give a share from 0 to below 0.5")
+            raise ConfigError(f"task.smoothing is {self.smoothing}; choose a share of at least 0 and below 0.5")
         if self.anchor < 0:
-            raise ConfigError(f"task.anchor is {self.anchor}; give 0 or more")
+            raise ConfigError(f"task.anchor is {self.anchor}; choose 0 or more")
         if self.enough is not None and self.enough <= 0:
-            raise ConfigError(f"task.enough is {self.enough}; give a margin above 0 such as 2, or none")
+            raise ConfigError(f"task.enough is {self.enough}; choose a margin above 0, such as 2, or none")
 
     def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Task:
-        """Raises UserError for data that cannot be read, hold too little, or do not fit the settings."""
+        """Raises UserError for data that cannot be read, are too small, or do not fit the settings."""
         self.check_model(recipe.model)
         if recipe.train.batch_tokens is None or recipe.train.batch_size is not None:
             raise ConfigError(
                 f"train.batch_size is {recipe.train.batch_size} and train.batch_tokens {recipe.train.batch_tokens}; "
-                "batches of choices are made by tokens: set train.batch_tokens alone"
+                "batches of choices are counted in tokens: set only train.batch_tokens"
             )
         sources = dialogue_sources(recipe.files(data))
         choices = (choice for file in sources for choice in read_choices(file))
         told = (messages for choice in choices for messages in (choice.prompt, choice.chosen, choice.rejected))
         if recipe.start is not None and read_usage(workspace).template is None:
             _LOG.warning(
-                f"{recipe.start} has no chat template, so it has not learned to answer; preferences do not teach that: "
+                f"{recipe.start} has no chat template, so it cannot answer yet, and preferences do not teach it; "
                 "train it on conversations with the recipe instruct first"
             )
         codec, template = self.codec_and_template(told, workspace)
@@ -102,7 +102,7 @@ class PreferenceConfig(ChatConfig):
             for line, prompt, *endings in read_choices(file):
                 place = f"{file}, line {line}"
                 chosen, rejected = (read(template, codec, [*prompt, *ending], place) for ending in endings)
-                # Without what the assistant says in the prompt, which is as probable in both.
+                # Without the prompt's assistant turns, which both endings share.
                 pairs = enumerate(zip(chosen.ids, rejected.ids))
                 shared = next((i for i, (a, b) in pairs if a != b), min(len(chosen.ids), len(rejected.ids)))
                 marked = [
@@ -117,7 +117,7 @@ class PreferenceConfig(ChatConfig):
 
 
 class Preferences(Conversations):
-    """Choices between two endings, with the log probabilities of both under the model that training starts from."""
+    """Choices between two endings, with the log probabilities of both under the start model."""
 
     what = "choices"
 
@@ -139,7 +139,7 @@ class Preferences(Conversations):
 
     @cached_property
     def reference(self) -> Float[Tensor, "N 2"]:
-        """Log probabilities of all choices, from the run where it has them. Choices that do not fit have 0."""
+        """Log probabilities of all choices, read from the run if it has them. Choices that do not fit have 0."""
         path, name = self._workspace / FILE, self.cache.directory.name
         saved = read_tensors(path, "remove it to have it made again")[0].get(name) if path.is_file() else None
         if saved is not None:
@@ -156,8 +156,8 @@ class Preferences(Conversations):
         return torch.from_numpy(np.array(found)).view(len(self.cache), 2)
 
     def take(self, rows: np.ndarray, chance: Chance | None = None) -> Batch:
-        """B choices as 2 B rows, and as targets their labels with the reference, [2, B]. Tokens count choices, which is
-        what the loss is divided by.
+        """Inputs are B choices as 2 B rows; targets are their labels and the reference, [2, B]. Tokens count choices,
+        by which the loss is divided.
         """
         inputs, labels = _endings(self.cache, rows)
         reference = self.reference[torch.from_numpy(rows)].T
@@ -170,14 +170,14 @@ class Preferences(Conversations):
         return ByTokens(_plan(self.cache, rows, max(JUDGED_AT_ONCE, 2 * self.config.context)), len(rows))
 
     def save(self, directory: Path) -> None:
-        """With the reference, so that a run needs its start no more."""
+        """Also save the reference, so that the run no longer needs its start model."""
         super().save(directory)
         write_tensors(directory / FILE, {self.cache.directory.name: self.reference}, {"format": "headway"})
 
 
 def _endings(cache: MarkedCache, rows: np.ndarray) -> tuple[tuple[Int[Tensor, "R T"], Layout], Int[Tensor, "R T"]]:
-    """The chosen endings of choices, then the rejected ones, each after its prompt; and the symbols that follow where
-    they are the ending's, -100 elsewhere.
+    """The chosen endings of choices, then the rejected ones, each after its prompt; labels are the next tokens in the
+    ending, -100 elsewhere.
     """
     parts = [cache.part(int(row), ending) for ending in (0, 1) for row in rows]
     layout = Layout.padded([len(ids) - 1 for ids, _ in parts])
@@ -192,20 +192,20 @@ def _endings(cache: MarkedCache, rows: np.ndarray) -> tuple[tuple[Int[Tensor, "R
 
 
 def _plan(cache: MarkedCache, rows: np.ndarray, batch_tokens: int, seed: int = 0) -> PairBatches:
-    """Choices of like lengths together; `batch_tokens` are those of both endings."""
+    """Choices of similar lengths in one batch; `batch_tokens` counts both endings."""
     chosen, rejected = (cache.lengths[rows] - 1).T
     return PairBatches(chosen, rejected, batch_tokens // 2, seed)
 
 
 @torch.no_grad()
 def _build(part: Path, cache: MarkedCache, model: nn.Module, context: int) -> None:
-    """Write the reference, once for all runs that begin from this model."""
+    """Compute and write the reference, shared by all runs that start from this model."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     fitting = np.flatnonzero(cache.lengths.max(1) <= context + 1)
     found = torch.zeros(len(cache), 2)
     model.to(device)
     plan = _plan(cache, fitting, max(JUDGED_AT_ONCE, 2 * context)).in_order()
-    shown = "log probabilities of the model that training starts from"
+    shown = "log probabilities of the start model"
     console, hidden = Console(stderr=True), not sys.stderr.isatty()
     for places in track(plan, shown, console=console, transient=True, disable=hidden):
         (inputs, layout), labels = _endings(cache, fitting[places])
@@ -217,14 +217,14 @@ def _build(part: Path, cache: MarkedCache, model: nn.Module, context: int) -> No
 
 
 def log_probabilities(model: nn.Module, x: Float[Tensor, "R T D"], labels: Int[Tensor, "R T"]) -> Float[Tensor, "2 B"]:
-    """log p of each ending, summed over its labels; the logits of all rows never exist at once."""
+    """log p of each ending, summed over its labels; the logits of all rows are never in memory at once."""
     head = cast(VocabularyHead, model.get_submodule("heads.vocabulary"))
     return torch.stack([-head.loss(*row).total for row in zip(x, labels)]).view(2, -1)
 
 
 class DirectPreference(Objective[Preferences]):
-    """-log sigmoid of the margin between the rewards of two endings (Rafailov et al. 2023, equation 7); of a share
-    `smoothing` of choices taken the other way round (Mitchell 2023).
+    """-log sigmoid of the margin between the rewards of two endings (Rafailov et al. 2023, equation 7); for a share
+    `smoothing`, of the choices reversed (Mitchell 2023).
     """
 
     unit = "pair"
@@ -254,9 +254,9 @@ class DirectPreference(Objective[Preferences]):
         return self.beta * (log_probabilities(model, x, labels) - reference)
 
     def judge(self, model: nn.Module, examples: Preferences, split: str, limit: int | None = None) -> dict[str, Any]:
-        """The loss; how often the chosen ending has the higher reward (`accuracy`, a tie counts half); by how much
-        (`margin`), and the mean reward of either; the perplexity of the chosen endings, as a multiple of that under the
-        model that training starts from; and the scores of what it answers (`answer_scores`).
+        """The loss; how often the chosen ending has the higher reward (`accuracy`; a tie counts half) and by how much
+        (`margin`); the mean reward of each; the perplexity of the chosen endings, as a multiple of the start model's;
+        and the scores of the answers (`answer_scores`).
         """
         samples = examples.of(split).some(limit)
         found, tokens = [], 0
@@ -290,7 +290,7 @@ class DirectPreference(Objective[Preferences]):
         return f"the margin of the rewards is {scores['margin']:.2g} and {wins}"
 
     def samples(self, model: nn.Module, examples: Preferences, count: int) -> list[dict[str, str]]:
-        """Prompts that were held out, the model's reply, and the two endings."""
+        """Held-out prompts, the model's reply, and the two endings."""
         rows = examples.spread(count).tolist()
         return [
             {

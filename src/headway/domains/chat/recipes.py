@@ -1,6 +1,4 @@
-"""Recipes for models that answer; and how one is fitted to a user's conversations and to the time, where it starts from
-nothing.
-"""
+"""Recipes for chat models, and how one from scratch scales with the conversations and the time."""
 
 from __future__ import annotations
 
@@ -24,17 +22,17 @@ from headway.nn.parts.init import InitConfig
 
 
 def small() -> TransformerConfig:
-    """A small Llama, for those who begin without a model: it can be published as one. Branches start at zero."""
+    """A small Llama for training from scratch, exportable as one. Residual branches are initialised to zero."""
     model = decoder(width=256, depth=4, heads=4, kv_heads=4, hidden=None, symbols=4096, context=512)
     return replace(model, init=InitConfig(matrices="fan_in", residual="zero"))
 
 
 def instruct() -> Recipe:
-    """Conversations of the user's, from a model of the user's."""
+    """Your own conversations, with your own model."""
     return Recipe(
         name="instruct",
         domain="chat",
-        description="conversations (.jsonl with messages): learn what the assistant says; best with --from",
+        description="conversations (.jsonl with messages): learn the assistant's replies; best with --from",
         data=(),
         model=small(),
         task=InstructConfig(),
@@ -46,7 +44,7 @@ def instruct() -> Recipe:
 
 
 def preference() -> Recipe:
-    """Choices between two answers, from a model that answers."""
+    """Choices between two answers, with a model that answers."""
     return Recipe(
         name="preference",
         domain="chat",
@@ -65,17 +63,17 @@ RECIPES = (instruct, preference)
 
 
 _SHAPES = ((64, 2, 2), (96, 3, 3), (128, 4, 4), (192, 5, 6), (256, 6, 8), (384, 6, 6), (512, 8, 8), (768, 12, 12))
-_VOCABULARIES = ((3e5, 512), (1.5e6, 1024), (8e6, 2048), (4e7, 4096), (math.inf, 8192))  # characters, symbols
-_CHARACTERS = 2  # that a token has at least, in the mean of a conversation
-_MARKS = 8  # tokens around a message
+_VOCABULARIES = ((3e5, 512), (1.5e6, 1024), (8e6, 2048), (4e7, 4096), (math.inf, 8192))  # (characters, tokens)
+_CHARACTERS = 2  # per token, at least, in the mean of a conversation
+_MARKS = 8  # special tokens per message
 _CONTEXTS = (128, 256, 512, 1024, 2048)
-_FEW = 200  # conversations, most of which are needed for training
+_FEW = 200  # conversations, so that training needs most of them
 
 
 def _rows(scale: Scale, recipe: Recipe, task: Task) -> Settings:
-    """Rows that hold the longest conversation, as far as the model reads, and shares held out."""
+    """Rows that hold the longest conversation, up to the model's context, and held-out shares."""
     cache = cast(Conversations, task.examples).cache
-    longest = int(cache.lengths.max()) - 1  # a last token is predicted and not read
+    longest = int(cache.lengths.max()) - 1  # the last token is only predicted
     context = next((number for number in _CONTEXTS if longest <= number), _CONTEXTS[-1])
     shares = scale.held_out(len(cache))
     if len(cache) < _FEW:
@@ -85,11 +83,11 @@ def _rows(scale: Scale, recipe: Recipe, task: Task) -> Settings:
 
 @dataclass(frozen=True)
 class InstructScale(Scale):
-    """Rows that hold the longest conversation, and vocabularies that grow with the text. A target is what the
-    assistant says.
+    """Rows that hold the longest conversation, and vocabularies that grow with the text. A target is a token of the
+    assistant.
     """
 
-    least: int = _CONTEXTS[-1]  # a row is the least of a batch
+    least: int = _CONTEXTS[-1]  # a batch has at least one row
     shapes: Shapes = _SHAPES
 
     def settle(self, recipe: Recipe, paths: Sequence[Path], minutes: float) -> Settled:
@@ -119,7 +117,7 @@ class InstructScale(Scale):
 
 @dataclass(frozen=True)
 class PreferenceScale(Scale):
-    """Choices say which of two answers is better, not how to answer: none is learnt from them alone."""
+    """Choices show which of two answers is better, not how to answer, so they cannot train a model from scratch."""
 
     tuning: float = 0.05  # 5e-7 at a width of 4,096, as Zephyr was trained (Tunstall et al. 2023)
 
@@ -128,8 +126,8 @@ class PreferenceScale(Scale):
 
     def settle(self, recipe: Recipe, paths: Sequence[Path], minutes: float) -> Settled:
         raise UserError(
-            "a model that has learnt nothing has no answers to choose from; begin from one that answers with --from: a "
-            "run of the recipe instruct, or a published model"
+            "an untrained model has no answers to choose from; start from one that answers with --from: a run of the "
+            "recipe instruct, or a published model"
         )
 
 

@@ -1,5 +1,5 @@
-"""What tasks over conversations share: their settings, how they become symbols, splits, and what is saved and shown;
-and instruction tuning: what the assistant says, given all that was said before.
+"""Shared parts of tasks over conversations (settings, tokens, splits, samples), and instruction tuning: the assistant's
+replies, given the conversation before them.
 """
 
 from __future__ import annotations
@@ -39,33 +39,35 @@ from headway.nn.models import ModelConfig, Transformer, TransformerConfig
 JUDGED_AT_ONCE = 8192  # tokens
 _LOG = logger(__name__)
 _EMPTY_LINES = re.compile(r"\n\s*\n")
-_REPLY = 200  # tokens of a reply that is shown
+_REPLY = 200  # maximum tokens of a displayed reply
 
 
 @dataclass(frozen=True)
 class ChatConfig(TaskConfig):
     """Tasks over conversations.
 
-    A model that is started from brings its tokenizer and its chat template; without one, `codec` and `size` (the most
-    symbols) say how text becomes symbols. No conversation has more than `context` tokens: a longer one is an error or,
-    with `drop_long`, left out, and how many is said. `split` says what is held out where no file is named for it.
+    A start model brings its tokenizer and its chat template; without one, `codec` and `size` (maximum vocabulary) set
+    the tokenizer. A conversation has at most `context` tokens: a longer one is an error or, with `drop_long`, left out
+    and counted. `split` sets the held-out shares if no file is named for them.
     """
 
-    codec: Kind = "bpe"  # kind of the tokenizer that is trained
-    size: int | None = 4096  # most symbols
-    context: int = 512  # most tokens of a conversation
-    drop_long: bool = False  # leave longer ones out, and count them
-    split: SplitConfig = SplitConfig()  # what is held out
+    codec: Kind = "bpe"  # kind of the tokenizer to train
+    size: int | None = 4096  # maximum vocabulary size
+    context: int = 512  # maximum tokens per conversation
+    drop_long: bool = False  # whether to leave out longer ones, and count them
+    split: SplitConfig = SplitConfig()  # held-out shares
 
     def __post_init__(self) -> None:
         if self.context < 2:
-            raise ConfigError(f"task.context {self.context} holds no conversation; give 2 or more")
+            raise ConfigError(f"task.context {self.context} is too short for a conversation; choose 2 or more")
 
     def check_model(self, model: ModelConfig) -> None:
-        """Raises ConfigError for a model that does not write, or that cannot see a conversation whole."""
+        """Raises ConfigError for a model that does not generate text, or whose context is too short for a
+        conversation.
+        """
         if not isinstance(model, TransformerConfig) or not model.stack.causal or "vocabulary" not in model.heads:
             raise ConfigError(
-                "conversations need a model that continues text; choose a decoder such as gpt2 or a llama"
+                "conversations need a model that generates text; choose a decoder such as gpt2 or a llama"
             )
         if model.context is not None and self.context > model.context:
             raise ConfigError(
@@ -73,7 +75,9 @@ class ChatConfig(TaskConfig):
             )
 
     def codec_and_template(self, chats: Iterable[Messages], workspace: Path) -> tuple[TokenizerCodec, ChatTemplate]:
-        """Those in the workspace (the run's, or its start's), or a codec of what is said and the default template."""
+        """The run's or its start's, from the workspace; otherwise a codec trained on the messages and the default
+        template.
+        """
         if (workspace / FILE).exists():
             codec = load_codec(workspace)
         else:
@@ -86,7 +90,7 @@ class ChatConfig(TaskConfig):
 
 
 class Conversations(Numbered):
-    """Conversations as ids, and which of these the assistant says. `what` they are, in messages."""
+    """Conversations as ids, with masks of the assistant's tokens. `what` is their name in messages."""
 
     what = "conversations"
 
@@ -100,18 +104,18 @@ class Conversations(Numbered):
         self._fitting: dict[str, np.ndarray] = {}
 
     def adapt(self, model: ModelConfig) -> ModelConfig:
-        """`model` with the codec's symbols. Raises UserError where there is nothing to train on or to judge by."""
+        """`model` with the codec's vocabulary size. Raises UserError without data to train or evaluate on."""
         for split in dict.fromkeys(("train", "validation", self.final_split)):
             self.numbers(split)
         return override(model, {"symbols": self.codec.size})
 
     def numbers(self, split: str) -> np.ndarray:
-        """The samples of a split that fit, int64 [N]; a first token is read and not foretold."""
+        """The samples of a split that fit, int64 [N]; a first token is input only."""
         if split not in self._fitting:
             samples = self.splits.rows(split)
             kept, lost = self.cache.fitting(samples, self.config.context + 1, self.config.drop_long, self.what)
             if lost:
-                _LOG.warning(f"{split}: {lost:,} of {len(samples):,} {self.what} are too long and left out")
+                _LOG.warning(f"{split}: left out {lost:,} of {len(samples):,} {self.what}, which are too long")
             self._fitting[split] = kept
         return self._fitting[split]
 
@@ -123,7 +127,7 @@ class Conversations(Numbered):
         return {self.what: ([texts],), "replies": ([replies],)}
 
     def save(self, directory: Path) -> None:
-        """The codec, and with the template what a chat needs to know."""
+        """Save the codec, and with the template the end tokens that chat needs."""
         self.codec.save(directory)
         usage = read_usage(directory)
         ends = tuple(dict.fromkeys((*usage.ends, *self.ends.ids)))
@@ -131,7 +135,7 @@ class Conversations(Numbered):
 
     @cached_property
     def ends(self) -> Ends:
-        """What ends a reply."""
+        """The stop sequences of a reply."""
         return self.template.ends(self.codec)
 
     def prompt(self, row: int) -> list[int]:
@@ -140,7 +144,7 @@ class Conversations(Numbered):
         return ids[: _last_reply(marks)].tolist()
 
     def shown(self, row: int) -> str:
-        """`prompt` as people read it: without marks, and without the empty lines between them."""
+        """`prompt` as readable text: without special tokens, and without the empty lines between them."""
         return _EMPTY_LINES.sub("\n", self.codec.decode(self.prompt(row))).strip()
 
     def reply(self, row: int, part: int = 0) -> str:
@@ -151,50 +155,50 @@ class Conversations(Numbered):
 
 
 def _last_reply(marks: np.ndarray) -> int:
-    """Where it begins."""
+    """The start of the last reply."""
     return int(np.flatnonzero(np.diff(marks, prepend=0) == 1)[-1])
 
 
 def replies(model: nn.Module, chats: Conversations, rows: Sequence[int]) -> Iterator[str]:
-    """What the model says (greedy) in place of each conversation's last reply."""
+    """The model's greedy reply for each conversation's last one."""
     return (completion.text.strip() for completion in completions(model, chats, rows))
 
 
 def completions(
     model: nn.Module, chats: Conversations, rows: Sequence[int], length: int = _REPLY
 ) -> Iterable[Completion]:
-    """`replies` of at most `length` tokens, with the reason why each ended."""
+    """`replies` of at most `length` tokens, with their finish reasons."""
     session = Session(cast(Transformer, model), chats.codec)
     limits = Limits(min(length, _REPLY), chats.ends.texts, chats.ends.ids)
     return session.generate([chats.prompt(row) for row in rows], Sampling(temperature=0.0), limits)
 
 
 def read(template: ChatTemplate, codec: TokenizerCodec, messages: Sequence[Message], place: str) -> Chat:
-    """A conversation as ids. UserError, with its place, for one that the template refuses or marks nothing of."""
+    """A conversation as ids. UserError, with its location, if the template rejects it or marks no assistant tokens."""
     try:
         found = template.encode(codec, messages)
     except UserError as error:
         raise UserError(f"{place}: {error}") from None
-    if not any(stop > 1 for _, stop in found.spans):  # a first token is read and not foretold
+    if not any(stop > 1 for _, stop in found.spans):  # a first token is input only
         raise UserError(
-            f"{place}: {template.source} writes nothing of it that the assistant says; correct the template's "
+            f"{place}: {template.source} marks none of it as the assistant's; correct the template's "
             "{% generation %} blocks, or the roles of the messages"
         )
     return found
 
 
 def key_of(messages: Iterable[Message]) -> str:
-    """What decides a split: messages as a text."""
+    """The key that decides the split: the messages as text."""
     return "\n".join(f"{message['role']}: {message['content']}" for message in messages)
 
 
 @register("instruct")
 @dataclass(frozen=True)
 class InstructConfig(ChatConfig):
-    """Predict what the assistant says in conversations, and nothing else of them. Rows hold several, kept apart."""
+    """Predict the assistant's messages in conversations, and nothing else. A row packs several, kept apart."""
 
     def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Task:
-        """Raises UserError for data that cannot be read, hold too little, or do not fit the settings."""
+        """Raises UserError for data that cannot be read, are too small, or do not fit the settings."""
         self.check_model(recipe.model)
         rows = recipe.train.rows(self.context)
         sources = dialogue_sources(recipe.files(data))
@@ -211,7 +215,7 @@ class InstructConfig(ChatConfig):
 
 
 class Chats(Conversations):
-    """Conversations, several side by side in a row; `size` rows in a batch of training."""
+    """Conversations, several per row, with `batch_size` rows per training batch."""
 
     def __init__(
         self,
@@ -231,7 +235,7 @@ class Chats(Conversations):
 
 @dataclass(frozen=True)
 class ChatRows(Selected):
-    """Some conversations, whole ones side by side: batches have such rows by number."""
+    """Packed rows of complete conversations: batches index these rows."""
 
     examples: Chats
 
@@ -240,9 +244,7 @@ class ChatRows(Selected):
         return WholeRows(self.examples.cache, self.rows, self.examples.config.context)
 
     def take(self, numbers: np.ndarray, chance: Chance | None = None) -> Batch:
-        """Tokens, int [B, T], with their layout, and the symbols that follow where the assistant says them, -100
-        elsewhere.
-        """
+        """Tokens, int [B, T], with their layout, and the next tokens where they are the assistant's, -100 elsewhere."""
         inputs, labels, positions = map(torch.from_numpy, self.packed.windows(numbers))
         return Batch((inputs, Layout(positions)), labels, int((labels != IGNORED).sum()), inputs.numel())
 
@@ -254,15 +256,15 @@ class ChatRows(Selected):
 
 
 class Replies(Likelihood[Chats]):
-    """What the assistant says."""
+    """Next-token prediction of the assistant's messages."""
 
     def judge(self, model: nn.Module, examples: Chats, split: str, limit: int | None = None) -> dict[str, Any]:
-        """Loss (nats) and perplexity of what the assistant says in a split, or in the first `limit` chats of it."""
+        """Loss (nats) and perplexity of the assistant's tokens in a split, or in its first `limit` conversations."""
         samples = examples.of(split).some(limit)
         return {**language_scores(*self.nats(model, samples)), "samples": len(samples)}
 
     def samples(self, model: nn.Module, examples: Chats, count: int) -> list[dict[str, str]]:
-        """Conversations that were held out, each up to its last reply; the model's reply; the real one."""
+        """Held-out conversations, each up to its last reply; the model's reply; the real one."""
         rows = examples.spread(count).tolist()
         return [
             {"prompt": examples.shown(row), "output": output, "reference": examples.reply(row)}

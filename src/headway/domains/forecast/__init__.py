@@ -1,4 +1,4 @@
-"""Forecasts of time series: quantiles of what comes, from what came."""
+"""Time series forecasting: quantiles of future values from past values."""
 
 from __future__ import annotations
 

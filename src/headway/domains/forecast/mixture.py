@@ -1,4 +1,4 @@
-"""Forecasts of a network mixed with simple ones, by how good each is."""
+"""Mixtures of a network's forecasts with simple ones, weighted by their validation errors."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from jaxtyping import Bool, Float
 from headway.errors import ConfigError
 
 _SHARES = np.linspace(0, 1, 21)
-_CLOSE = 1.05  # times the least error: shares of which it is no more are equally good
-_NETWORK, _WIDTHS = 2.0, 4.0  # windows apart from each other, with which the choice counts half
+_CLOSE = 1.05  # times the lowest error: shares with at most this error count as equally good
+_NETWORK, _WIDTHS = 2.0, 4.0  # independent windows at which the choice counts half
 _WIDEST = 5.0
 
 
 class Forecasts(NamedTuple):
-    """What each says of the same windows, in the scale of the data."""
+    """Each forecaster's quantiles of the same windows, in the scale of the data."""
 
     network: Float[np.ndarray, "N S Q"]
     smoothing: Float[np.ndarray, "N S Q"]
@@ -25,7 +25,7 @@ class Forecasts(NamedTuple):
 
 
 class Observed(NamedTuple):
-    """What came in windows, which of it there is, and what errors are measured in."""
+    """The actual values of windows, which of them are valid, and the scale of their errors."""
 
     values: Float[np.ndarray, "N S"]
     there: Bool[np.ndarray, "N S"]
@@ -38,9 +38,9 @@ class Observed(NamedTuple):
 
 @dataclass(frozen=True)
 class ForecastMixture:
-    """Quantiles are means of those of the network, exponential smoothing and the seasonal naive forecast by their
-    `shares`; their distances from the median are then multiplied by `widths`, below it and above. `errors` are mean
-    absolute scaled errors of the three on the validation part.
+    """Quantiles are the means of those of the network, exponential smoothing and the seasonal naive forecast, weighted
+    by `shares`; their distances from the median are then multiplied by `widths`, below and above it. `errors` are the
+    mean absolute scaled errors of the three on the validation split.
     """
 
     shares: tuple[float, float, float]
@@ -50,8 +50,8 @@ class ForecastMixture:
     def __post_init__(self) -> None:
         shares = all(0 <= share <= 1 for share in self.shares) and abs(sum(self.shares) - 1) < 1e-3
         if not shares or not all(0 < width <= _WIDEST for width in self.widths):
-            found = f"the shares {self.shares} and the widths {self.widths}"
-            raise ConfigError(f"a mixture has {found}; restore forecast.json from a copy")
+            found = f"invalid shares {self.shares} or widths {self.widths}"
+            raise ConfigError(f"the forecast mixture has {found}; restore forecast.json from a backup")
 
     def mixed(self, said: Forecasts) -> Float[np.ndarray, "N S Q"]:
         found = np.sum([share * each for share, each in zip(self.shares, said) if share], 0)
@@ -64,7 +64,7 @@ class ForecastMixture:
         shares = [f"{100 * share:.0f} %" for share in self.shares]
         return (
             f"forecasts are {shares[0]} the network, {shares[1]} exponential smoothing and {shares[2]} seasonal naive; "
-            f"on the validation part their mean absolute scaled errors are {errors[0]}, {errors[1]} and {errors[2]}"
+            f"on the validation split their mean absolute scaled errors are {errors[0]}, {errors[1]} and {errors[2]}"
         )
 
 
@@ -74,11 +74,12 @@ def choose_mixture(
     said: Forecasts,
     came: Observed,
 ) -> ForecastMixture:
-    """The mixture by windows of the validation part, `said` and `came`. How the simple forecasts are mixed depends on
-    those of training and validation, `simple` (smoothing, naive) and `past`: they have few parameters to fit to them.
+    """The mixture for validation windows, by the forecasts `predicted` and the values `actual`. The weights of the
+    simple forecasts relative to each other depend on training and validation windows, `simple` (smoothing, naive) and
+    `past`: these forecasts have few fitted parameters.
 
-    A share is the mean of all that are about as good as the best one. That of the network is less the fewer windows
-    there are, and with the widths, which go with them to 1, a tenth of the values is beyond either edge.
+    A share is the mean of all that are about as good as the best. The network's share is lower the fewer windows there
+    are. The widths leave a tenth of the values beyond each edge, and approach 1 for few windows.
     """
     naive = _share(*simple, past)
     both = (1 - naive) * said.smoothing + naive * said.naive
@@ -93,7 +94,7 @@ def choose_mixture(
 
 
 def _share(one: Float[np.ndarray, "N S Q"], other: Float[np.ndarray, "N S Q"], came: Observed) -> float:
-    """That of the other."""
+    """The share of `second`."""
     middle = one.shape[-1] // 2
     one, other = (said[..., middle : middle + 1] for said in (one, other))
     errors = np.array([came.error((1 - share) * one + share * other) for share in _SHARES])
@@ -101,7 +102,7 @@ def _share(one: Float[np.ndarray, "N S Q"], other: Float[np.ndarray, "N S Q"], c
 
 
 def _width(came: Float[np.ndarray, "N"], middle: Float[np.ndarray, "N"], edge: Float[np.ndarray, "N"]) -> float:
-    """How many times further from the median an edge has to be that a tenth of the values is beyond it."""
+    """The factor on an edge's distance from the median that leaves a tenth of the values beyond it."""
     apart = edge != middle
     beyond = (came - middle)[apart] / (edge - middle)[apart]
     return float(np.clip(np.quantile(beyond, 0.9), 1 / _WIDEST, _WIDEST)) if len(beyond) else 1.0

@@ -1,4 +1,4 @@
-"""A trained model at work: quantiles of what comes after series."""
+"""Forecasting with a trained model: quantiles of the values after series."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from headway.learn.objectives.quantiles import Quantiles
 
 
 class Forecast(NamedTuple):
-    """What comes after a series: `times` as the data write theirs, and `quantiles` by name ("q0.1", ..., "q0.9"; the
-    median is "q0.5"), a value a time each. `past` is what was read last, and `past_times` are its times.
+    """Forecast of a series: `times` in the format of the data, and `quantiles` by name ("q0.1", ..., "q0.9"; the median
+    is "q0.5"), one value per time. `past` is the model's input window, with its times `past_times`.
     """
 
     series: str
@@ -38,18 +38,18 @@ class Forecast(NamedTuple):
 def forecast(model: Handle, data: Data | None = None, steps: int | None = None) -> list[Forecast]:
     recipe = model.recipe
     if recipe is None or not isinstance(recipe.task, ForecastConfig):
-        raise UserError(f"{model.directory} is no run of the recipe forecast, so nothing says how its data are read")
+        raise UserError(f"{model.directory} is not a run of the recipe forecast; choose one of that recipe")
     if steps is not None and steps < 1:
-        raise UserError(f"{steps} steps are no forecast; give 1 or more")
+        raise UserError(f"steps is {steps}; use 1 or more")
     with kept(data, "forecast") as paths:
         found, calendar = recipe.task.read([Path(path) for path in (recipe.data if paths is None else listed(paths))])
     codec = read_codec(model.directory, calendar)
     if codec is None:
-        raise UserError(f"{model.directory} has lost its forecast.json; restore it from a copy")
+        raise UserError(f"{model.directory} has no forecast.json; restore it from a backup")
     short = next((one for one in found if len(one.values) < codec.context), None)
     if short is not None:
         held = f"the series {short.name!r} has {len(short.values):,} values"
-        raise UserError(f"{held}, and the model reads {codec.context:,}; give more of it, or leave it out")
+        raise UserError(f"{held}, but the model needs {codec.context:,}; add earlier values, or leave the series out")
     count = codec.horizon if steps is None else steps
     around = range(-codec.context, count)
     times = [[calendar.text(one.start + (len(one.values) + n) * calendar.step) for n in around] for one in found]
@@ -74,7 +74,7 @@ def forecast(model: Handle, data: Data | None = None, steps: int | None = None) 
 
 
 def _simple(codec: WindowCodec, series: Sequence[np.ndarray], count: int) -> Float[np.ndarray, "2 N S Q"]:
-    """Quantiles of so many steps after each series by exponential smoothing and by the seasonal naive forecast."""
+    """Quantiles of this many steps after each series, by exponential smoothing and by the seasonal naive forecast."""
     found = np.zeros((2, len(series), count, len(LEVELS)))
     if codec.mixture is not None:
         for number, (values, best) in enumerate(zip(series, best_forms(series, codec.season))):

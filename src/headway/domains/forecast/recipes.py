@@ -1,4 +1,4 @@
-"""The recipe for any time series of the user's, and how it is fitted to their amount and to the time."""
+"""The recipe for any time series of your own, and how it scales with the data and the time."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ from headway.nn.parts.positions import RotaryConfig
 
 
 def forecast() -> Recipe:
-    """The last patch says all quantiles of the horizon at once; a head of zeros says those of a simple forecast."""
+    """The last patch predicts all quantiles of the horizon at once; a head initialised to zero repeats a simple
+    forecast.
+    """
     mixer, feed = AttentionConfig(2, rotary=RotaryConfig()), MLPConfig(activation="relu_squared")
     return Recipe(
         name="forecast",
@@ -52,7 +54,7 @@ RECIPES = (forecast,)
 
 @dataclass(frozen=True)
 class ForecastScale(Scale):
-    """Batches are of windows; each value is foretold in as many of them as the horizon has steps."""
+    """A batch counts windows; each value is predicted in as many of them as the horizon has steps."""
 
     fitted: bool = True
     law: Law = field(default_factory=lambda: Law(0.1, 3.0, 0.3, 10.5, 0.35))
@@ -63,7 +65,7 @@ class ForecastScale(Scale):
     shapes: Shapes = ((16, 1, 2), (32, 1, 2), (48, 2, 3), (64, 2, 4), (96, 3, 4), (128, 4, 4), (192, 4, 6), (256, 6, 8))
 
     def rates(self, recipe: Recipe, width: int, depth: int, batch: int) -> Settings:
-        """The recipe's own were tried at one layer."""
+        """The recipe's learning rate was tuned with one layer."""
         return {"optim.lr": recipe.optim.lr / math.sqrt(depth)}
 
     def regularised(self, recipe: Recipe, epochs: float, crowd: float) -> Settings:

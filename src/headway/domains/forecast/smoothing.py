@@ -10,12 +10,12 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-_VALUES = 2048  # of a series, its last ones, by which its form is chosen
-_CELLS = 1 << 22  # values that are smoothed at once
-_SEASONS, _FIRST = 4, 10  # seasons, or values where there are none, by which a series starts
-_MANY = 100  # series, of more of which fewer forms are tried
-# Weights of the level, those of the trend in shares of it, damping, and weights of the season in shares of what the
-# level's leaves.
+_VALUES = 2048  # of a series, its last ones, for selecting its model
+_CELLS = 1 << 22  # values per batch of smoothing
+_SEASONS, _FIRST = 4, 10  # seasons, or values without seasons, from which a series is initialised
+_MANY = 100  # series, above which fewer models are tried
+# Weights of the level; weights of the trend as shares of it; damping; and weights of the season as shares of what the
+# level leaves.
 _FINE = (
     (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 0.999),
     (0.02, 0.1, 0.3),
@@ -24,12 +24,12 @@ _FINE = (
 )
 _COARSE = ((0.05, 0.2, 0.6, 0.999), (0.1,), (0.98,), (0.0, 0.2, 0.7))
 _TINY = 1e-24  # of a mean square
-_MOST = 700.0  # logarithm of a forecast
+_MOST = 700.0  # maximum logarithm of a forecast
 
 
 class SmoothingForm(NamedTuple):
-    """Weights of an error in level, trend and season, and how a trend is damped (Hyndman et al. 2008, additive errors).
-    What a form does not have starts with 0 and stays there.
+    """The smoothing weights of level, trend and season, and the damping of the trend (Hyndman et al. 2008, additive
+    errors). A missing component starts at 0 and stays there.
     """
 
     level: float
@@ -56,8 +56,8 @@ class Start(NamedTuple):
 
 
 class Smoothed(NamedTuple):
-    """A series in a form: the states after each of its values, those of the season with a whole one before; `deviation`
-    is that of the error of a step.
+    """A smoothed series: the states after each of its values, preceded for the season by the initial ones; `deviation`
+    is the standard deviation of the one-step error.
     """
 
     form: SmoothingForm
@@ -68,7 +68,7 @@ class Smoothed(NamedTuple):
     seasons: Float[np.ndarray, "K"]
 
     def quantiles(self, steps: Int[np.ndarray, "B"], horizon: int, levels: Sequence[float]) -> np.ndarray:
-        """Of the values from each of `steps` on, by those before it, with normal errors: [B, S, Q]."""
+        """Quantiles of the values from each of `steps` on, given those before it, with normal errors: [B, S, Q]."""
         form, ahead, last = self.form, np.arange(1, horizon + 1), steps - 1
         damped = (form.damping**ahead).cumsum()
         middle = self.level[last][:, None] + self.trend[last][:, None] * damped
@@ -80,7 +80,7 @@ class Smoothed(NamedTuple):
 
 
 def best_forms(series: Sequence[Float[np.ndarray, "N"]], season: int) -> list[SmoothingForm]:
-    """The form of least AIC (Akaike 1974) of each series, by its last values."""
+    """The parameters with the lowest AIC (Akaike 1974) for each series, on its last values."""
     some = [values[-_VALUES:] / (float(np.abs(values[-_VALUES:]).max()) or 1.0) for values in series]
     columns: list[tuple[int, SmoothingForm]] = []
     for number in sorted(range(len(some)), key=lambda number: -len(some[number])):
@@ -97,7 +97,7 @@ def best_forms(series: Sequence[Float[np.ndarray, "N"]], season: int) -> list[Sm
 
 
 def smoothed(values: Float[np.ndarray, "N"], end: int, form: SmoothingForm, season: int) -> Smoothed:
-    """A series in a form that starts by what is before the step `end`, whose errors there the deviation is of."""
+    """Smooth a series; the initial states and the `deviation` depend only on values before the step `end`."""
     values = np.log(values) if form.of_logarithms else values
     level, trend, start = _start(values[:end], season, form)
     levels, trends, seasons, total = [], [], start.tolist(), 0.0
@@ -114,7 +114,7 @@ def smoothed(values: Float[np.ndarray, "N"], end: int, form: SmoothingForm, seas
 
 
 def _forms(coarse: bool, seasonal: bool, of_logarithms: bool) -> list[SmoothingForm]:
-    """All that are tried, those without a season among them."""
+    """All candidates, with and without a season."""
     (levels, trends, dampings, seasons), found = _COARSE if coarse else _FINE, []
     for level, has_season in product(levels, (False, True)[: 1 + seasonal]):
         for season in [share * (1 - level) for share in seasons] if has_season else [0.0]:
@@ -127,7 +127,7 @@ def _forms(coarse: bool, seasonal: bool, of_logarithms: bool) -> list[SmoothingF
 
 
 def _start(values: Float[np.ndarray, "N"], season: int, form: SmoothingForm) -> Start:
-    """By the first seasons, or the first values."""
+    """Estimated from the first seasons, or the first values."""
     if form == LAST_SEASON:
         return Start(0.0, 0.0, np.resize(values, season))
     steps = season if form.seasonal else 1
@@ -146,7 +146,7 @@ def _start(values: Float[np.ndarray, "N"], season: int, form: SmoothingForm) -> 
 def _errors(
     series: Sequence[Float[np.ndarray, "N"]], columns: Sequence[tuple[int, SmoothingForm]], season: int
 ) -> Float[np.ndarray, "C"]:
-    """Sums of squared errors: each column is a series, by its number, in a form. The longest series come first."""
+    """Sums of squared errors: each column is a series, by its index, with parameters. The longest series come first."""
     lengths = np.array([len(series[number]) for number, _ in columns])
     values, starts = np.full((int(lengths[0]), len(columns)), np.nan), {}
     for place, (number, form) in enumerate(columns):
@@ -169,7 +169,7 @@ def _errors(
 
 
 def _aic(form: SmoothingForm, values: Float[np.ndarray, "N"], season: int, square: float) -> float:
-    """Of normal errors; those of logarithms are of values by their size."""
+    """For normal errors; for logarithms, corrected to the scale of the values."""
     weights = 2 + 2 * form.has_trend + (form.damping < 1) + (form.season > 0)
     states = 1 + form.has_trend + season * form.seasonal
     scale = 2 * float(np.log(values).sum()) if form.of_logarithms else 0.0

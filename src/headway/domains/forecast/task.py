@@ -1,4 +1,4 @@
-"""The task: windows of series, divided by time, in which scale a model reads one, and the quantiles of what follows."""
+"""The forecasting task: windows of series split by time, their scaling, and the quantiles of what follows."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ from headway.learn.recipe import batch_size_of
 from headway.metrics.forecasts import seasonal_error, simple_forecasts
 from headway.nn.models import ModelConfig, NumbersConfig, StatesEmbedConfig, TransformerConfig
 
-FILE = "forecast.json"  # beside a model: what it reads of series, and how what it says is scaled
+FILE = "forecast.json"  # next to a model: the windows it takes, and how its outputs are scaled
 LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-_LONGEST = 1 << 24  # steps of a context, a horizon or a season
-_FLAT = 0.05  # of the deviation of a whole series is the least that a window is scaled by
+_LONGEST = 1 << 24  # maximum steps of a context, a horizon or a season
+_FLAT = 0.05  # times the deviation of the complete series: the minimum scale of a window
 
 
 class Window(NamedTuple):
-    """Patches as the model reads them, and the quantiles and the unit by which it says others."""
+    """Patches as model inputs, and the simple quantiles and unit that scale its outputs."""
 
     inputs: Float[Tensor, "B T C"]
     simple: Float[np.ndarray, "B S Q"]
     unit: Float[np.ndarray, "B 1 1"]
 
     def scaled(self, said: Float[np.ndarray, "B S Q"]) -> Float[np.ndarray, "B S Q"]:
-        """What is said, in the scale of the data; sorted, which makes no quantiles worse (Chernozhukov, Fernandez-Val
-        and Galichon 2010).
+        """Outputs in the scale of the data; sorted, which makes no quantile worse (Chernozhukov, Fernandez-Val and
+        Galichon 2010).
         """
         return np.sort(self.simple + self.unit * said, -1)
 
@@ -51,11 +51,10 @@ class Window(NamedTuple):
 class WindowCodec:
     """The last `context` values as patches of `patch` steps, for the `horizon` next ones.
 
-    Values are read less their mean, by their deviation (z), beside the place of each step in the season. What is said
-    are differences from the quantiles of a simple forecast, in its mean error over training, the `spread`: the `line`
-    and, in that unit, the quantiles of its `errors` at each step of the horizon. A model that has learnt nothing yet
-    says these. `unit` and `step` are those of the times. The `mixture` with a simple forecast is chosen once
-    training has ended.
+    Inputs are standardised values (z), plus the position of each step in the season. Outputs are differences from the
+    quantiles of a simple forecast, in units of its mean training error `spread`: the forecast `line` plus the quantiles
+    of its `errors` at each step of the horizon. An untrained model predicts exactly these. `unit` and `step` are those
+    of the times. The `mixture` with simple forecasts is chosen after training.
     """
 
     context: int
@@ -77,7 +76,7 @@ class WindowCodec:
         if not fits or len(self.errors) not in (1, self.horizon) or widths not in ({1}, {len(LEVELS)}):
             raise ConfigError(
                 f"{FILE} does not fit together (context {self.context}, horizon {self.horizon}, season {self.season}, "
-                f"patch {self.patch}, {len(self.errors)} rows of errors); restore it from a copy"
+                f"patch {self.patch}, {len(self.errors)} rows of errors); restore it from a backup"
             )
         lines = simple_forecasts(np.zeros((1, self.context)), 1, self.season)
         if self.line not in lines:
@@ -85,13 +84,15 @@ class WindowCodec:
 
     @property
     def numbers(self) -> int:
-        """Numbers of a patch."""
+        """Values per patch."""
         return self.patch * (3 if self.season > 1 else 1)
 
     def read(
         self, past: Float[np.ndarray, "B C"], steps: Int[np.ndarray, "B"], least: Float[np.ndarray, "B"]
     ) -> Window:
-        """Windows of the values before the steps with these numbers; `least` as `flat` says of their series."""
+        """Windows of the values before the steps with these indices; `min_scale` is from `flat_scale` of their
+        series.
+        """
         mean, unit = past.mean(1, keepdims=True), np.maximum(past.std(1), least)[:, None]
         parts = [(past - mean) / unit]
         if self.season > 1:
@@ -103,61 +104,62 @@ class WindowCodec:
 
     @property
     def naive(self) -> SmoothingForm:
-        """The seasonal naive forecast, or the last value where there are no seasons."""
+        """The seasonal naive forecast, or the last value if there are no seasons."""
         return LAST_SEASON if 1 < self.season <= self.context else LAST
 
 
 def flat(values: Float[np.ndarray, "N"]) -> float:
-    """The least that windows of a series are scaled by, so that one in which nothing changes is no infinity."""
+    """The minimum scale of a series' windows, so that a constant one does not divide by zero."""
     return _FLAT * float(values.std()) or 1.0
 
 
-_TOKENS = 32  # patches of a context, at most
-_JUDGED = 4096  # windows of a split that are judged, spread evenly over it
+_TOKENS = 32  # maximum patches per context
+_JUDGED = 4096  # windows per split in an evaluation, spread evenly over it
 
 
 @register("forecast")
 @dataclass(frozen=True)
 class ForecastConfig(TaskConfig):
-    """Say the quantiles 0.1, ..., 0.9 of the `horizon` steps that follow `context` steps of a series.
+    """Predict the quantiles 0.1, ..., 0.9 of the `horizon` steps after `context` steps of a series.
 
-    The last `test` share of each series is held out (a horizon at least), and the `validation` share before it. `time`,
-    `series` and `value` name columns of the data where it is not clear which they are.
+    The last `test` share of each series is held out (at least one horizon), and the `validation` share before it.
+    `time`, `series` and `value` name the columns if they cannot be inferred.
     """
 
     beside: ClassVar[tuple[str, ...]] = (FILE,)
-    season: int | None = None  # steps of a season, 1 for none; none: as the step suggests
-    context: int | None = None  # steps that are read; none: as the season and the data suggest
-    horizon: int | None = None  # steps that are said at once; none: as the season and the data suggest
-    validation: float = 0.15  # share of the steps of each series
-    test: float = 0.15  # share of the steps of each series, its last ones
+    season: int | None = None  # steps per season, 1 for no season; none: derived from the time step
+    context: int | None = None  # input steps; none: derived from the season and the data
+    horizon: int | None = None  # predicted steps; none: derived from the season and the data
+    validation: float = 0.15  # share of each series' steps
+    test: float = 0.15  # share of each series' steps, its last ones
     time: str | None = None  # column of times
-    series: str | None = None  # column of names, in tables with a row a value
+    series: str | None = None  # column of series names, in tables with one row per value
     value: str | None = None  # column of values
-    fill: bool = False  # whether missing values are put on the line between their neighbours
+    fill: bool = False  # whether to interpolate missing values linearly
 
     def __post_init__(self) -> None:
         for name in ("season", "context", "horizon"):
             if (getattr(self, name) or 1) < 1 or getattr(self, name) == 0:
-                raise ConfigError(f"task.{name} is {getattr(self, name)}; give 1 or more, or none")
+                raise ConfigError(f"task.{name} is {getattr(self, name)}; choose 1 or more, or none")
         if min(self.validation, self.test) < 0 or self.validation + self.test >= 1:
             raise ConfigError(
-                f"task.validation {self.validation} and task.test {self.test} are no shares; leave some to train on"
+                f"task.validation is {self.validation} and task.test {self.test}; "
+                "choose shares of at least 0 that sum to less than 1"
             )
 
     def read(self, paths: Sequence[Path]) -> tuple[list[Series], Calendar]:
-        """The series of files."""
+        """The series in the files."""
         return read_series(paths, SeriesColumns(self.time, self.series, self.value), self.fill)
 
     def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Task:
-        """Raises UserError for data that cannot be read or hold too little."""
+        """Raises UserError for data that cannot be read or are too small."""
         embed = recipe.model.embed if isinstance(recipe.model, TransformerConfig) else None
         if not isinstance(embed, StatesEmbedConfig):
-            raise ConfigError("this model reads no numbers in steps; take that of the recipe forecast")
+            raise ConfigError("this model does not take time series; use the model of the recipe forecast")
         return Task(Windows(self, recipe, *self.read(recipe.files(data)), workspace), Quantiles(LEVELS))
 
     def codec(self, shortest: Series, calendar: Calendar) -> WindowCodec:
-        """Windows for series of which none is shorter. UserError for one that is too short."""
+        """The windows for series at least as long as `shortest`. UserError if it is too short."""
         season, count = self.season or calendar.season, len(shortest.values)
         ahead = self.horizon or max(1, min(season if season >= 12 else max(8, 2 * season), count // 8))
         train = int(ends(np.array([count]), ahead, (self.validation, self.test))[0][0])
@@ -165,14 +167,15 @@ class ForecastConfig(TaskConfig):
         if train < past + ahead or not (self.context or past >= max(4, season)):
             raise UserError(
                 f"the series {shortest.name!r} has {count:,} values, {max(0, train):,} to train on, too few for a "
-                f"season of {season} and a horizon of {ahead}; give more, or a shorter task.season, context and horizon"
+                f"season of {season} and a horizon of {ahead}; "
+                "add more values, or choose a shorter task.season, context and horizon"
             )
         patch = -(-past // _TOKENS)
         return WindowCodec(past - past % patch, ahead, season, patch, calendar.unit, calendar.step)
 
 
 class Windows(Continued):
-    """Windows of series, read as numbers in steps."""
+    """Windows of time series."""
 
     def __init__(
         self, config: ForecastConfig, recipe: Recipe, found: Sequence[Series], calendar: Calendar, workspace: Path
@@ -193,7 +196,7 @@ class Windows(Continued):
         self.least = np.array([flat(part) for part in parts])
         self.scales = np.array([seasonal_error(part, season) for part in parts])
         self._smoothed: dict[tuple[int, bool], tuple[Smoothed, Smoothed]] = {}
-        if known is None:  # with the simple forecast that is best in training, and its errors there
+        if known is None:  # use the simple forecast with the lowest training error, and its errors
             rows = spread(self.splits.rows("train"), _JUDGED)
             windows, unit = self.around(rows), self.window(rows).unit[..., 0]
             simple = simple_forecasts(windows.before, self.horizon, season)
@@ -214,7 +217,7 @@ class Windows(Continued):
         return Around(before, self.values[ahead], self.seen[ahead], naive, scale)
 
     def window(self, rows: np.ndarray) -> Window:
-        """What is read of windows."""
+        """The model inputs of windows."""
         series, past = self.at.series[rows], self.at.values[rows][:, None] + np.arange(-self.codec.context, 0)
         return self.codec.read(self.values[past], self.starts[series] + self.at.steps[rows], self.least[series])
 
@@ -222,8 +225,8 @@ class Windows(Continued):
         return self.window(rows).scaled(said)
 
     def simple(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Quantiles [N, S, Q] by exponential smoothing and by the seasonal naive forecast, fitted to what comes before
-        the split of each row.
+        """Quantiles [N, S, Q] by exponential smoothing and by the seasonal naive forecast, fitted to the values before
+        each row's split.
         """
         series, steps = self.at.series[rows], self.at.steps[rows]
         found = np.empty((2, len(rows), self.horizon, len(LEVELS)))
@@ -238,7 +241,9 @@ class Windows(Continued):
         return found[0], found[1]
 
     def _smooth(self, numbers: Sequence[int], late: bool) -> None:
-        """Smooth the series with these numbers by what comes before validation or, late, before the test part."""
+        """Smooth the series with these indices, fitted to the values before validation or, if `tested`, before the test
+        split.
+        """
         season, ends = self.codec.season, self.at.tests if late else self.at.ends
         values = [self.found[number].values for number in numbers]
         lengths = [int(ends[n]) if ends[n] > season else len(each) for n, each in zip(numbers, values)]
@@ -255,7 +260,7 @@ class Windows(Continued):
         return {} if self.codec.mixture is None else {"smoothing": self.simple(rows)[0]}
 
     def settle(self, rows: np.ndarray, said: np.ndarray) -> str:
-        """Choose the mixture by what the network says of the validation rows."""
+        """Choose the mixture by the network's predictions of the validation rows."""
         scales = np.where(np.isfinite(self.scales), self.scales, self.least)
 
         def came(some: np.ndarray) -> Observed:
@@ -274,7 +279,7 @@ class Windows(Continued):
         return (*super().remarks, *(() if mixture is None else (f"{mixture}.".capitalize(),)))
 
     def take(self, rows: np.ndarray, chance: Chance | None = None) -> Batch:
-        """Patches, and the numbers to be said less each quantile of the simple forecast, in its unit."""
+        """Patches, and the targets: values minus each quantile of the simple forecast, in its unit."""
         read, known = self.window(rows), self.around(rows)
         right = torch.from_numpy(((known.after[..., None] - read.simple) / read.unit).astype(np.float32))
         tokens = read.inputs.shape[0] * read.inputs.shape[1]
@@ -283,7 +288,7 @@ class Windows(Continued):
     def adapt(self, model: ModelConfig) -> ModelConfig:
         for split in ("train", "validation"):
             self.splits.rows(split)
-        assert isinstance(model, TransformerConfig)  # as the task has seen
+        assert isinstance(model, TransformerConfig)  # checked by the task
         embed = replace(cast(StatesEmbedConfig, model.embed), states=NumbersConfig(self.codec.numbers))
         return replace(model, embed=embed, context=self.codec.context // self.codec.patch)
 
@@ -308,11 +313,11 @@ class Windows(Continued):
 
 
 def read_codec(directory: Path, calendar: Calendar) -> WindowCodec | None:
-    """The windows of a run or of the model that it starts from, None for none. UserError for data in other steps."""
+    """The windows of a run or of its start model; None if there are none. UserError for data with other time steps."""
     if not (directory / FILE).is_file():
         return None
     codec = from_dict(WindowCodec, read_json(directory / FILE), FILE)
     if (codec.unit, codec.step) != (calendar.unit, calendar.step):
         theirs, own = (f"steps of {some.step:,} {some.unit}s" for some in (calendar, codec))
-        raise UserError(f"the data have {theirs}, and the model has learnt {own}; give data in these")
+        raise UserError(f"the data have {theirs}, but the model was trained on {own}; resample the data to these")
     return codec

@@ -1,4 +1,4 @@
-"""Images and texts that say what they show: CLIP and SigLIP, and captions."""
+"""Images and their texts: CLIP, SigLIP and image captioning."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Captions of images by a trained captioner."""
+"""Inference with image captioning models."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from headway.generate.prompts import context_of, device_of, pad
 from headway.given import Failed, each
 from headway.nn.models import Captioner, PatchEmbed, Prompt
 
-LONGEST = 64  # symbols of a caption where nothing says how many
+LONGEST = 64  # default maximum tokens per caption
 _AT_ONCE = 16  # images
 
 
@@ -35,14 +35,14 @@ def caption(
     longest: int = LONGEST,
     failed: Failed | None = None,
 ) -> list[list[str]]:
-    """The `n_best` captions of each image, a file or its pixels, best first.
+    """The `n_best` captions of each image (a file or its pixels), best first.
 
-    `source` is the model's place, for messages; images that cannot be read are left out and put into `failed`, where
-    that is given. Raises UserError for a model without a preprocessor_config.json or
-    without marks around its texts, and for what is no sound image.
+    `source` names the model in messages; images that cannot be read are left out and added to `failures`, if passed.
+    Raises UserError for a model without a preprocessor_config.json or without bos and eos tokens, and for invalid
+    images.
     """
     if not usage.processor:
-        raise UserError(f"{source} has no preprocessor_config.json, which says how images become inputs; put it there")
+        raise UserError(f"{source} has no preprocessor_config.json, which defines the image preprocessing; add it")
     processor = ImageProcessor.read(usage.processor, f"{source}: preprocessor_config.json")
     check_images(images)
     begin, end = marks(codec)
@@ -51,9 +51,9 @@ def caption(
 
 
 def marks(codec: Codec) -> tuple[int, int]:
-    """The symbols before and after a caption. UserError for a codec that has none."""
+    """The bos and eos tokens of a caption. UserError for a codec without them."""
     if codec.end is None:
-        raise UserError("the tokenizer has no end symbol, so a caption would never end; use one that was trained with")
+        raise UserError("the tokenizer has no eos token, so a caption would never end; use one with an eos token")
     return codec.end if codec.begin is None else codec.begin, codec.end
 
 
@@ -65,10 +65,10 @@ def write(
     search: SearchConfig,
     longest: int,
 ) -> list[list[Hypothesis]]:
-    """The `n_best` captions of each image, of at most `longest` symbols, best first."""
+    """The `n_best` captions of each image, of at most `max_length` tokens, best first."""
     room = context_of(model)
     most = longest if room is None else min(longest, room - 1)
-    like = cast(PatchEmbed, model.tower.embed).positions.table  # which no quantisation packs
+    like = cast(PatchEmbed, model.tower.embed).positions.table  # never quantised
     found = []
     for batch in batches:
         images = batch.to(device_of(model), like.dtype)
@@ -80,7 +80,7 @@ def write(
 def _batches(
     images: Sequence[Image], processor: ImageProcessor, failed: Failed | None
 ) -> Iterator[Float32[Tensor, "B 3 H W"]]:
-    """Inputs in the order of the images; neighbours of the same size go together."""
+    """Inputs in the order of the images, in batches of consecutive images of the same size."""
     read = each(images, lambda _, image: processor(pixels_of(image)), failed)
     while some := list(islice(read, _AT_ONCE)):
         for _, alike in groupby(some, key=np.shape):

@@ -1,6 +1,4 @@
-"""The settings of tasks that write captions: the towers and decoders that a captioner begins with, where images come
-from, and how both become what a model reads.
-"""
+"""Settings of captioning tasks: pretrained towers and decoders, sources of images, and model inputs."""
 
 from __future__ import annotations
 
@@ -33,7 +31,7 @@ from headway.nn.models import CaptionerConfig, PatchEmbedConfig, TokenEmbedConfi
 
 @dataclass(frozen=True)
 class ModelPart:
-    """A model at `path`, or the part of it that is named `inner`."""
+    """A model at `path`, or its part named `inner`."""
 
     path: str
     inner: str = ""
@@ -49,15 +47,15 @@ class ModelPart:
 
     @property
     def usage(self) -> Usage:
-        """What lies beside the model: how images become its inputs, which symbols end a text."""
+        """The usage stored with the model: its image preprocessing and its eos tokens."""
         folder = named_folder(self.path)
         return use_of(folder)[0] if (folder / "usage.json").is_file() else open_model(folder).usage
 
     def codec(self) -> Codec:
-        """The model's tokenizer. UserError where there is none."""
+        """The model's tokenizer. UserError if it has none."""
         codec = open_model(named_folder(self.path)).codec
         if codec is None:
-            raise UserError(f"{self.path} has no tokenizer beside its weights; put its tokenizer.json there")
+            raise UserError(f"{self.path} has no tokenizer next to its weights; add its tokenizer.json")
         return codec
 
     def __str__(self) -> str:
@@ -65,17 +63,15 @@ class ModelPart:
 
 
 def tower_of(path: str) -> ModelPart:
-    """The part of a model that reads images: a vision transformer, or the tower of a CLIP or captioner. UserError for
-    none.
-    """
+    """The vision part of a model: a vision transformer, or the tower of a CLIP or captioner. UserError for others."""
     return _part(
-        path, ("tower", "left"), _sees, "reads no images", "give a run or model of images, such as a ViT or CLIP"
+        path, ("tower", "left"), _sees, "does not take images", "use a run or model of images, such as a ViT or CLIP"
     )
 
 
 def decoder_of(path: str) -> ModelPart:
-    """The part of a model that writes: a GPT, or the decoder of a captioner. UserError for none."""
-    return _part(path, ("decoder",), _writes, "writes no text from left to right", "give a run of `text`, or a GPT")
+    """The generating part of a model: a GPT, or the decoder of a captioner. UserError for others."""
+    return _part(path, ("decoder",), _writes, "is not a causal language model", "use a run of `text`, or a GPT")
 
 
 def _part(path: str, names: tuple[str, ...], fits: Any, fact: str, remedy: str) -> ModelPart:
@@ -101,10 +97,10 @@ BEGIN, END = "<s>", "</s>"
 
 @dataclass(frozen=True)
 class Captioned:
-    """N samples. `pixels(rows)` are their images, all of one size; `keys` name the contents of these; `images` are
-    equal for samples of the same image, whose captions are one another's alternatives; `sides` are the samples of each
-    split, "train", "validation", "test" and perhaps others; `shown(row)` is a sample's name for people, `place(row)`
-    where it stands, for messages.
+    """N samples. `pixels(rows)` are their images, all of one size; `keys` identify their contents; `images` are equal
+    for samples of the same image, whose captions are alternatives; `splits` are the samples of each split, "train",
+    "validation", "test" and perhaps others; `describe(row)` is a sample's display name, `locate(row)` its location for
+    messages.
     """
 
     captions: Sequence[str]
@@ -123,16 +119,16 @@ def captioned(
     skip: bool = False,
     wanted: Bool[np.ndarray, "N"] | None = None,
 ) -> Captioned:
-    """The texts of `found`, or the `wanted` of them, with their images.
+    """The `selected` captions with their images.
 
-    Equal pixels are one image, and all its captions are on the same side of the split. UserErrors are those of
-    `open_pictures`: an image that is corrupt, unless `skip` has such left out and counted.
+    Equal pixels are one image, and all its captions are in the same split. UserErrors as in `open_pictures`: a corrupt
+    image, unless `skip` leaves such out and counts them.
     """
     pictures = open_pictures(found.images, processor, skip)
     kept = ~np.isin(found.of, list(pictures.wrong))
     rows = np.flatnonzero(kept if wanted is None else kept & wanted)
     if len(rows) == 0:
-        raise UserError(f"none of {len(found.texts):,} captions has a sound image; give some that has")
+        raise UserError(f"none of {len(found.texts):,} captions has a valid image; add valid images")
     of = found.of[rows]
     _, same = np.unique(pictures.keys, return_inverse=True)
     keys = pictures.keys if found.groups is None else found.groups
@@ -149,53 +145,53 @@ def captioned(
 
 @dataclass(frozen=True)
 class CaptionsConfig(TaskConfig):
-    """Write the caption of an image.
+    """Generate the caption of an image.
 
-    `codec` and `size` say how text becomes symbols (`size` is the most; none: as many as there are). A caption of more
-    than `longest` symbols is an error, or with `drop_long` left out of training and counted; none that is written is
-    longer. `smoothing` spreads that share of each label over all symbols (Szegedy et al. 2016). `beam` and
-    `length_penalty` are for the last split; others are decoded greedily. `shift` moves images of the training by up to
-    so many pixels. `tower` and `decoder` are runs or published models that these parts of the model are taken from,
-    weights, sizes, tokenizer and all. `goal` picks the best model.
+    `codec` and `size` set the tokenizer and its maximum vocabulary (none: no limit). A caption of more than `longest`
+    tokens is an error, or with `drop_long` left out of training and counted; generated captions are never longer.
+    `smoothing` is label smoothing (Szegedy et al. 2016). `beam` and `length_penalty` apply to the final split; other
+    splits are decoded greedily. `shift` is the maximum shift of training images in pixels. `tower` and `decoder` are
+    runs or published models from which these parts are taken, with weights, sizes and tokenizer. `goal` picks the best
+    model.
     """
 
-    codec: Kind = "bpe"  # kind of the tokenizer that is trained
-    size: int | None = 4000  # most symbols; none: as many as there are
-    lowercase: bool = False  # whether captions are lower-cased
-    longest: int = 64  # most symbols of a caption
-    drop_long: bool = False  # leave longer ones out of training, and count them
+    codec: Kind = "bpe"  # kind of the tokenizer to train
+    size: int | None = 4000  # maximum vocabulary size; none: no limit
+    lowercase: bool = False  # whether to lower-case the captions
+    longest: int = 64  # maximum tokens per caption
+    drop_long: bool = False  # whether to leave longer ones out of training, and count them
     smoothing: float = 0.0
-    beam: int = 4  # hypotheses of the search on the last split; 1 is greedy
-    length_penalty: float = 0.6  # of that search
+    beam: int = 4  # beam size on the final split; 1 is greedy
+    length_penalty: float = 0.6  # of the beam search
     shift: int = 0
-    tower: str | None = None  # run or published model that the tower is taken from
-    decoder: str | None = None  # run or published model that the decoder is taken from
+    tower: str | None = None  # run or published model that provides the tower
+    decoder: str | None = None  # run or published model that provides the decoder
     goal: Literal["exact_match", "chrf", "bleu", "loss"] = "chrf"
-    split: SplitConfig = SplitConfig()  # what is held out
+    split: SplitConfig = SplitConfig()  # held-out shares
 
     def __post_init__(self) -> None:
         if not 0 <= self.smoothing < 1:
-            raise ConfigError(f"task.smoothing is {self.smoothing}; give a share from 0 to below 1")
+            raise ConfigError(f"task.smoothing is {self.smoothing}; choose a share of at least 0 and below 1")
         check_beam("task.beam", self.beam)
         for name, least in (("longest", 1), ("shift", 0)):
             if getattr(self, name) < least:
-                raise ConfigError(f"task.{name} is {getattr(self, name)}; give {least} or more")
+                raise ConfigError(f"task.{name} is {getattr(self, name)}; choose {least} or more")
 
     def gather(self, paths: Sequence[Path] | None, names: Sequence[str], processor: ImageProcessor) -> Captioned:
-        """The samples, from the user's files or from the known sets that a recipe names."""
+        """The samples, from the user's files or from the recipe's data sets."""
         raise NotImplementedError
 
     def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Task:
-        """Raises UserError for data that cannot be read, hold too little, or do not fit the settings."""
+        """Raises UserError for data that cannot be read, are too small, or do not fit the settings."""
         from headway.domains.image_text.captioning import CaptionText, ImagesToCaption
 
         model = recipe.model
         if not isinstance(model, CaptionerConfig):
             kind = type(model).__name__
-            raise ConfigError(f"captions need a captioner, and the model is a {kind}; choose a recipe of captions")
+            raise ConfigError(f"captions need a captioner, but the model is a {kind}; choose a captioning recipe")
         model = self.with_parts(model, workspace)
         usage = read_usage(workspace)
-        if not usage.processor and self.tower is not None:  # images are made as the tower that is given wants them
+        if not usage.processor and self.tower is not None:  # the tower's own preprocessing
             usage = replace(usage, processor=tower_of(self.tower).usage.processor)
         if not usage.processor:
             high, wide = model.images.size
@@ -204,8 +200,8 @@ class CaptionsConfig(TaskConfig):
         processor = ImageProcessor.read(usage.processor, "the images' processor")
         if processor.shape != model.images.size or processor.channels != 3:
             raise ConfigError(
-                f"images are made {processor.shape} pixels in {processor.channels} channels, and the tower is to read "
-                f"{model.images.size} in 3; set model.tower.embed.size, or take another tower"
+                f"the image processor outputs {processor.shape} pixels in {processor.channels} channels, but the tower "
+                f"takes {model.images.size} in 3; set model.tower.embed.size, or choose another tower"
             )
         samples = self.gather(data, recipe.data, processor)
         codec = self._codec((samples.captions[int(row)] for row in samples.sides["train"].tolist()), workspace)
@@ -216,7 +212,7 @@ class CaptionsConfig(TaskConfig):
         return found if self.decoder is None else {**found, "decoder": decoder_of(self.decoder)}
 
     def with_parts(self, model: CaptionerConfig, workspace: Path) -> CaptionerConfig:
-        """`model` with the parts of other models in place of its own. A run that has begun has them already."""
+        """`model` with parts of other models instead of its own. A started run already has them."""
         if (workspace / "recipe.json").is_file():
             return model
         for name, part in self.starts().items():
@@ -225,7 +221,7 @@ class CaptionsConfig(TaskConfig):
         return model
 
     def _codec(self, captions: Iterable[str], workspace: Path) -> Codec:
-        """The codec that lies in the workspace, that of the decoder, or one that training captions give."""
+        """The codec in the workspace, otherwise that of the decoder, otherwise one trained on the training captions."""
         if (workspace / TOKENIZER).is_file():
             return load_codec(workspace)
         if self.decoder is not None:
@@ -236,14 +232,14 @@ class CaptionsConfig(TaskConfig):
 @register("captions")
 @dataclass(frozen=True)
 class FilesConfig(CaptionsConfig):
-    """Images and captions of the user's: the columns `path` and `caption` of .csv, .tsv or .jsonl files.
+    """Your own images and captions: the columns `path` and `caption` of .csv, .tsv or .jsonl files.
 
     Corrupt images are an error, or with `skip_bad` left out and counted.
     """
 
-    path: str = "path"  # column of the images
-    caption: str = "caption"  # column of the captions
-    skip_bad: bool = False  # leave corrupt images out, and count them
+    path: str = "path"  # column with the images
+    caption: str = "caption"  # column with the captions
+    skip_bad: bool = False  # whether to leave corrupt images out, and count them
 
     def gather(self, paths: Sequence[Path] | None, names: Sequence[str], processor: ImageProcessor) -> Captioned:
         found = read_captions(paths or (), CaptionColumns(self.path, self.caption))
@@ -253,19 +249,19 @@ class FilesConfig(CaptionsConfig):
 @register("scenes")
 @dataclass(frozen=True)
 class ScenesConfig(CaptionsConfig):
-    """Scenes of coloured shapes (scenes.py), `train`, `validation` and `test` of them, and as many for the split
-    "novel" as for the test: scenes with a pair of colour and shape that training never shows.
+    """Scenes of coloured shapes (scenes.py): `train`, `validation` and `test` of them, and as many as for the test in
+    the split "novel", whose scenes have a pair of colour and shape that does not occur in training.
     """
 
-    train: int = 40_000  # scenes of training
-    validation: int = 500  # scenes of validation
-    test: int = 1000  # scenes of the test
-    seed: int = 0  # another draw
+    train: int = 40_000  # number of training scenes
+    validation: int = 500  # number of validation scenes
+    test: int = 1000  # number of test scenes
+    seed: int = 0  # random seed of the scenes
     makes_data: ClassVar[bool] = True
 
     def gather(self, paths: Sequence[Path] | None, names: Sequence[str], processor: ImageProcessor) -> Captioned:
         if paths is not None:
-            raise UserError("scenes are drawn, not read; leave --data out, or train the recipe caption on your images")
+            raise UserError("scenes are generated; leave --data out, or train the recipe caption on your images")
         if processor.size != (scenes.SIDE, scenes.SIDE):
             raise ConfigError(f"scenes have {scenes.SIDE} x {scenes.SIDE} pixels; set model.tower.embed.size to that")
         edges = np.cumsum([0, self.train, self.validation, self.test, self.test])
@@ -273,11 +269,11 @@ class ScenesConfig(CaptionsConfig):
             name: np.arange(start, end)
             for name, start, end in zip(("train", "validation", "test", "novel"), edges, edges[1:])
         }
-        first = int(edges[3])  # of the novel ones
+        first = int(edges[3])  # the first novel one
         drawn = _Scenes(self.seed, first)
         return Captioned(
             captions=drawn.captions(int(edges[-1])),
-            keys=(),  # as captions say what the scenes show
+            keys=(),  # captions already identify the scenes
             images=np.arange(edges[-1]),
             sides=Sides(sides),
             pixels=lambda rows: np.stack([scenes.draw(drawn.scene(row)) for row in rows.tolist()]),
@@ -288,7 +284,7 @@ class ScenesConfig(CaptionsConfig):
 
 @dataclass(frozen=True)
 class _Scenes:
-    """Scenes by row, those from `novel` on with a novel pair."""
+    """Scenes by row, those from `first_novel` on with a novel pair."""
 
     seed: int
     novel: int
@@ -303,7 +299,7 @@ class _Scenes:
 @register("emoji_captions")
 @dataclass(frozen=True)
 class EmojiConfig(CaptionsConfig):
-    """Emoji and their names in a `language`; variants of one emoji stand on the same side of the split."""
+    """Emoji and their names in a `language`; variants of one emoji are in the same split."""
 
     language: Literal["en", "de", "fr", "es", "cs"] = "en"  # of the names
 

@@ -1,4 +1,4 @@
-"""Captions of images: what is learned, judged and shown."""
+"""Image captioning: its data, objective and pictures."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ from headway.learn.report import Picture, Tile, tiled
 from headway.metrics import caption_scores
 from headway.nn.models import Captioner, CaptionerConfig, ModelConfig, attention_maps
 
-_DARK = 0.2  # the brightness of what is not looked at
-_WORDS = 16  # of a caption, so that a picture can be taken in
+_DARK = 0.2  # brightness of pixels without attention
+_WORDS = 16  # maximum words of a caption in a picture
 
 
 def captions_shown(pixels: UInt8[np.ndarray, "N H W 3"], written: Sequence[str], right: Sequence[str]) -> Picture:
-    """Images with the captions that are written of them, and the right one where it is another."""
+    """Images with their generated captions, and the reference if it differs."""
     tiles = [
         Tile(image, text, "" if text == reference else reference, text == reference)
         for image, text, reference in zip(pixels, written, right)
     ]
-    return Picture("Captions", "of held-out images; below a wrong one stands the right one", tiled(tiles), wide=True)
+    return Picture("Captions", "of held-out images; references below those that differ", tiled(tiles), wide=True)
 
 
 def looks(
@@ -54,7 +54,7 @@ def looks(
     pixels: UInt8[np.ndarray, "N H W 3"],
     written: Sequence[str],
 ) -> list[Picture]:
-    """Where the decoder looks while it writes each word, in the mean over heads and layers; none without attention."""
+    """The decoder's attention for each generated word, averaged over heads and layers; empty without attention."""
     found = []
     for image, shown, text in zip(inputs, pixels, written):
         ids = codec.encode(text)
@@ -74,7 +74,7 @@ def looks(
 def attention_to_image(
     model: Captioner, image: Float[Tensor, "3 H W"], ids: Sequence[int]
 ) -> Float[np.ndarray, "T rows columns"] | None:
-    """The weight of each patch when the symbol after each of `ids` is foretold; None without attention."""
+    """The weight of each patch when the token after each of `ids` is predicted; None without attention."""
     row, layout = torch.tensor([ids], device=device_of(model)), Layout.full(1, len(ids), device=device_of(model))
     images = image[None].to(device_of(model))
     with evaluating(model):
@@ -88,7 +88,7 @@ def attention_to_image(
 
 
 def words_of(codec: Codec, ids: Sequence[int]) -> np.ndarray:
-    """The number of the word that each symbol belongs to."""
+    """The index of the word that each token belongs to."""
     return np.array([max(1, len(codec.decode(ids[: end + 1]).split())) - 1 for end in range(len(ids))])
 
 
@@ -100,8 +100,8 @@ def lit(image: UInt8[np.ndarray, "H W 3"], weights: Float[np.ndarray, "rows colu
 
 
 _LOG = logger(__name__)
-_SHOWN = 24  # images of the report
-_LOOKED_AT = 4  # of which the attention is shown
+_SHOWN = 24  # images in the report
+_LOOKED_AT = 4  # images with attention maps
 _EXACT = ("exact_match", "exact_match_interval")
 
 
@@ -135,25 +135,27 @@ class ImagesToCaption(Sourced, Numbered):
         long = np.flatnonzero(lengths > most)
         if len(long) and not self.config.drop_long:
             row = int(long[0])
-            limit = "task.longest" if most == longest else "the model's context, less begin and end,"
+            limit = "task.longest" if most == longest else "the model's context, without bos and eos,"
             raise UserError(
-                f"{self.data.place(row)}: a caption of {lengths[row]} symbols exceeds {limit} of {most}; shorten "
+                f"{self.data.place(row)}: a caption of {lengths[row]} tokens exceeds {limit} of {most}; shorten "
                 f"it, raise {'task.longest' if most == longest else 'model.context'}, or set task.drop_long=true, "
                 f"which leaves out {len(long):,} of {len(lengths):,}"
             )
         if len(long):
             _LOG.warning(
-                "%s of %s captions of over %d symbols are left out", f"{len(long):,}", f"{len(lengths):,}", most
+                "left out %s of %s captions with more than %d tokens", f"{len(long):,}", f"{len(lengths):,}", most
             )
         return Sides({side: rows[~np.isin(rows, long)] for side, rows in sides.items()}, sides.removed)
 
     def adapt(self, model: ModelConfig) -> ModelConfig:
-        """The model with its parts from elsewhere and the codec's symbols. UserError for a split without samples."""
+        """The model with its pretrained parts and the codec's vocabulary size. UserError for a split without
+        samples.
+        """
         for split in ("train", "validation"):
             self.splits.rows(split)
         config = self.config
-        held = self.model.symbols if config.decoder is not None else 0  # published tables may be longer
-        parts = config.tower is not None or config.decoder is not None  # which the task's own model has
+        held = self.model.symbols if config.decoder is not None else 0  # published vocabularies may be larger
+        parts = config.tower is not None or config.decoder is not None  # the task's model has them
         return override(self.model if parts else model, {"symbols": max(self.codec.size, held)})
 
     def save(self, directory: Path) -> None:
@@ -161,12 +163,12 @@ class ImagesToCaption(Sourced, Numbered):
         replace(read_usage(directory), processor=self.usage.processor).save(directory)
 
     def some(self, rows: np.ndarray, limit: int | None) -> np.ndarray:
-        """The first ones: the captions of an image stand together."""
+        """The first rows: the captions of an image are consecutive."""
         return rows[:limit]
 
     def take(self, rows: np.ndarray, chance: Chance | None = None) -> Batch:
-        """The model is called with images, Float[B, 3, H, W], and symbols, [B, T]; targets are the symbols after these,
-        [B, T]. In training images are shifted as their places in the stream say.
+        """Inputs are images, Float[B, 3, H, W], and tokens, [B, T]; labels are the next tokens, [B, T]. In training,
+        images are shifted at random.
         """
         pixels = self.data.pixels(rows)
         if chance is not None and self.config.shift:
@@ -202,7 +204,7 @@ class ImagesToCaption(Sourced, Numbered):
 
 
 class CaptionText(Written[ImagesToCaption]):
-    """The caption of an image, by exact matches, BLEU and chrF."""
+    """The caption of an image, scored by exact matches, BLEU and chrF."""
 
     def __init__(self, config: CaptionsConfig) -> None:
         search = SearchConfig(config.beam, config.length_penalty)
@@ -220,7 +222,7 @@ class CaptionText(Written[ImagesToCaption]):
     def judge(
         self, model: nn.Module, examples: ImagesToCaption, split: str, limit: int | None = None
     ) -> dict[str, Any]:
-        """With the test split, exact matches on further splits (scenes' "novel") are told beside it."""
+        """The scores, and for the test split also exact matches on additional splits (such as "novel" of scenes)."""
         found = super().judge(model, examples, split, limit)
         for further in [side for side in examples.splits.sides if side not in SIDES] if split == "test" else ():
             sources = examples.sources(further, limit)
@@ -229,7 +231,7 @@ class CaptionText(Written[ImagesToCaption]):
         return found
 
     def pictures(self, model: nn.Module, examples: ImagesToCaption) -> list[Picture]:
-        """Held-out images with their captions, and where the decoder looks while it writes some of them."""
+        """Held-out images with their captions, and attention maps for some of them."""
         sources = examples.looked_at(_SHOWN)
         rows = sources.given.rows
         written = examples.texts(self.write(model, examples, sources, self.search))
@@ -241,7 +243,9 @@ class CaptionText(Written[ImagesToCaption]):
 def moved(
     images: UInt8[np.ndarray, "B H W 3"], most: int, seed: int, places: Int[np.ndarray, "B"]
 ) -> UInt8[np.ndarray, "B H W 3"]:
-    """Each image moved by up to `most` pixels, its edges drawn out, by what (seed, place in the stream) draws."""
+    """Each image shifted by up to `max_shift` pixels, with its edges repeated, at random for (seed, position in the
+    stream).
+    """
     wide = np.pad(images, ((0, 0), (most, most), (most, most), (0, 0)), mode="edge")
     out = np.empty_like(images)
     high, width = images.shape[1:3]

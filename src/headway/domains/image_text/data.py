@@ -1,6 +1,4 @@
-"""Images with texts, as users have them: tables that name a file and say what it shows; and the images as a model
-reads them.
-"""
+"""Tables of images with captions, and the images as model inputs."""
 
 from __future__ import annotations
 
@@ -21,7 +19,7 @@ from headway.errors import UserError
 
 
 class CaptionColumns(NamedTuple):
-    """What the columns of a table are called; that of the language may be missing."""
+    """The column names of a table; the language may be missing."""
 
     image: str = "path"
     caption: str = "caption"
@@ -35,11 +33,10 @@ COLUMNS = CaptionColumns()
 class Captions:
     """Texts of M images.
 
-    `images` are files, each once. Text n of `texts` [N] belongs to image `of[n]` (int64 [N]), stands at `places[n]`
-    and is in `languages[n]`, None where nothing says one. `asked` bool [N] marks those that are asked for where a model
-    is judged; the others are learnt from only. `named` uint8 [M] is the split that the names of tables state for an
-    image. Images of one of the `groups` [M] are never on two sides; where there are none, images of equal pixels are
-    not.
+    `images` are files, each once. Text n of `texts` [N] belongs to image `of[n]` (int64 [N]), comes from `locations[n]`
+    and is in `languages[n]`, None if unknown. `is_query`, bool [N], marks the texts that evaluation uses; the others
+    are for training only. `named_splits`, uint8 [M], is the split in the table names for each image. Images of one of
+    the `groups` [M] are always in one split; without groups, images of equal pixels are.
     """
 
     images: list[File]
@@ -53,9 +50,9 @@ class Captions:
 
 
 def read_captions(paths: Sequence[Path | str], columns: CaptionColumns = COLUMNS) -> Captions:
-    """The rows of .csv, .tsv and .jsonl tables. A path of an image is counted from the folder of its table.
+    """The rows of .csv, .tsv and .jsonl tables. Image paths are relative to the table's folder.
 
-    Several rows may name one image. UserErrors: those of `read_table`, and rows whose image is no file.
+    Several rows may name one image. UserErrors: those of `read_table`, and rows whose image is not a file.
     """
     table = read_table(paths, columns._asdict(), optional=("language",))
     files = _images(table)
@@ -65,20 +62,20 @@ def read_captions(paths: Sequence[Path | str], columns: CaptionColumns = COLUMNS
         first = lost[0]
         raise UserError(
             f"{table.place(first)}: there is no image {table.columns['image'][first]!r} ({files[first]}); "
-            f"{len(lost):,} of {len(files):,} rows name no file. Paths are counted from the table's folder: correct "
-            "them, or leave these rows out"
+            f"{len(lost):,} of {len(files):,} rows have no file. Paths are relative to the table's folder: correct "
+            "them, or remove these rows"
         )
     numbers: dict[Path, int] = {}
     of = np.array([numbers.setdefault(file, len(numbers)) for file in files], np.int64)
     named = np.zeros(len(numbers), np.uint8)
-    np.maximum.at(named, of, table.named)  # what any table holds out is held out
+    np.maximum.at(named, of, table.named)  # an image held out in any table is held out
     places = [table.place(row) for row in range(len(table))]
     images, texts = [File(file) for file in numbers], table.columns["caption"]
     return Captions(images, texts, of, places, named, np.ones(len(texts), bool), table.columns.get("language"))
 
 
 def _images(table: Table) -> list[Path]:
-    """The image of each row. Where many rows name one, its path is made once."""
+    """The image of each row. Caches repeated paths."""
 
     @cache
     def path_of(table: Path, name: str) -> Path:
@@ -87,18 +84,18 @@ def _images(table: Table) -> list[Path]:
     return [path_of(file.path, name) for (file, _), name in zip(table.places, table.columns["image"])]
 
 
-_DIGEST = 16  # bytes of a key
+_DIGEST = 16  # bytes per key
 
 
 def open_pictures(files: Sequence[File], processor: ImageProcessor, skip: bool) -> DecodedImages:
-    """The images of files, and of members of .zip archives, resized and cropped for a model, from the cache or into it.
+    """The images of files, and of members of .zip archives, resized and cropped for a model, through the cache.
 
-    UserError for the first image that is corrupt, no image at all or too large to be decoded; with `skip` such images
-    are counted in a warning, and their pixels are black.
+    UserError for the first image that is corrupt, not an image or too large to decode; with `skip` such images are
+    counted in a warning, and their pixels are black.
     """
     if processor.shape is None:
-        raise UserError("the image processor gives every image a size of its own; let it resize or crop to one")
-    pillow()  # before any work
+        raise UserError("the image processor outputs images of different sizes; make it resize or crop to one")
+    pillow()  # fails early if Pillow is missing
     steps = (processor.size, processor.shortest, processor.resample, processor.crop)
     shape = (*processor.shape, processor.channels)
 

@@ -1,4 +1,4 @@
-"""Emoji with their names and keywords in five languages, and how well one can do without learning."""
+"""Emoji with their names and keywords in five languages, and baselines without learning."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from headway.learn import Recipe, Task
 from headway.parsing import parse_json
 from headway.received import opened
 
-_SIDE = 16  # pixels that images are compared by, as means of larger fields
+_SIDE = 16  # pixels per side for comparing images, as block means
 _GRAM = 3
 LANGUAGES = ("en", "de", "fr", "es", "cs")
 _ANYONE = {"1f468": "1f9d1", "1f469": "1f9d1"}  # a man, a woman: a person
@@ -34,7 +34,7 @@ _WHO = re.compile(r"\b(mx|mrs|man|woman|person|men|women|people|boy|girl|male|fe
 @register("emoji")
 @dataclass(frozen=True)
 class EmojiPairsConfig(ImageTextConfig):
-    """Names are asked for in each language, keywords only learnt from. Variants of an emoji are on one side."""
+    """Names are evaluated in each language; keywords are for training only. Variants of an emoji are in one split."""
 
     def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Task:
         size = self.check(recipe)
@@ -43,7 +43,7 @@ class EmojiPairsConfig(ImageTextConfig):
 
 
 class EmojiMatching(Matching):
-    """Beside what the model does, it says of the final split what chance gives, and neighbours in pixels."""
+    """Adds baselines on the final split: chance, and nearest neighbours in pixels."""
 
     def judge(
         self, model: nn.Module, examples: CaptionedImages, split: str, limit: int | None = None
@@ -62,7 +62,7 @@ def _side(examples: CaptionedImages, images: np.ndarray) -> ComparedImages:
 
 
 def read_emoji(paths: Sequence[Path]) -> Captions:
-    """The .zip of images and the .json that names them. UserError for what is not of this form."""
+    """Read the .zip of images and the .json of names. UserError for other formats."""
     archive, names = (_one(paths, suffix) for suffix in (".zip", ".json"))
     try:
         with opened(names) as file:
@@ -72,7 +72,7 @@ def read_emoji(paths: Sequence[Path]) -> Captions:
         groups = [group_of(code, codes) for code in codes]
         rows = [row for number, each in enumerate(listed) for row in _rows(number, each)]
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{names} is not a list of emoji with names ({error!r}); get the set again") from None
+        raise UserError(f"{names} is not a list of emoji with names ({error!r}); download the set again") from None
     of, texts, languages, asked = (list(column) for column in zip(*rows))
     places = [f"{names}: {listed[image]['file']}" for image in of]
     none = np.zeros(len(images), np.uint8)
@@ -82,7 +82,7 @@ def read_emoji(paths: Sequence[Path]) -> Captions:
 def _one(paths: Sequence[Path], suffix: str) -> Path:
     found = [path for path in paths if path.suffix == suffix]
     if len(found) != 1:
-        raise UserError(f"{len(found)} of {len(paths)} files are {suffix}; give one .zip of images and one .json")
+        raise UserError(f"{len(found)} of {len(paths)} files are {suffix}; pass one .zip of images and one .json")
     return found[0]
 
 
@@ -91,7 +91,7 @@ def _code(emoji: Mapping[str, Any]) -> str:
 
 
 def _rows(number: int, emoji: Mapping[str, Any]) -> list[tuple[int, str, str, bool]]:
-    """Its names, and each keyword that is none of them: image, text, language, asked."""
+    """Its names, and each keyword that is not a name: image, text, language, is_query."""
     found = []
     for language in LANGUAGES:
         name = emoji[language]["name"]
@@ -101,9 +101,9 @@ def _rows(number: int, emoji: Mapping[str, Any]) -> list[tuple[int, str, str, bo
 
 
 def group_of(code: str, names: Mapping[str, str]) -> str:
-    """What variants of an emoji have in common: the English name of the plain one without whom it shows.
+    """The common part of an emoji's variants: the English name of the plain one without the person.
 
-    `code` is the hexadecimal number of each character, with hyphens between them; `names` has those that there are.
+    `code` is the hexadecimal number of each character, joined by hyphens; `names` maps the existing codes.
     """
     parts = [_ANYONE.get(part, part) for part in code.split("-") if part not in _VARIANTS]
     plain = next((name for name in ("-200d-".join(parts), "-".join(parts)) if name in names), code)
@@ -123,9 +123,8 @@ class ComparedImages(NamedTuple):
 def baselines(asked: ComparedImages, known: ComparedImages) -> dict[str, float]:
     """`chance_at_K` and `neighbour_at_K`: recall of an image's texts among all of its language.
 
-    The neighbour is the image to train on whose pixels are nearest. Its text ranks the texts that may be meant by the
-    cosine of their counts of three characters; of those that are equal, the order is drawn, and the rates are expected
-    ones.
+    The neighbour is the training image with the nearest pixels. Its text ranks the candidates by the cosine of their
+    character trigram counts; ties are in random order, and the rates are expected values.
     """
     looks, theirs = _small(asked.pixels), _small(known.pixels)
     nearest = ((theirs**2).sum(1)[None] - 2 * looks @ theirs.T).argmin(1)

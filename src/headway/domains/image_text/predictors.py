@@ -1,4 +1,4 @@
-"""Images and texts at work: captions, matches, and vectors in one space."""
+"""Image-text models in use: captions, matches, and embeddings in one space."""
 
 from __future__ import annotations
 

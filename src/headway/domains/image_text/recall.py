@@ -1,4 +1,4 @@
-"""What is nearest to what: recall, and pictures of it."""
+"""Retrieval: recall, and pictures of nearest neighbours."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from headway.learn.report.charts import shorten, svg, text
 from headway.learn.report.page import data_uri
 from headway.metrics import bootstrap_mean, wilson
 
-_SIDE, _GAP, _LEFT = 56, 8, 180  # in the units of the drawing
+_SIDE, _GAP, _LEFT = 56, 8, 180  # in SVG units
 _NEAREST = 5
-_SHOWN = 96  # pixels of a side
+_SHOWN = 96  # pixels per side
 
 
 def nearest_pictures(
@@ -27,12 +27,12 @@ def nearest_pictures(
     similar: Float[np.ndarray, "N M"],
     count: int,
 ) -> list[Picture]:
-    """`count` of the texts with the images nearest to them, and `count` images with their nearest texts."""
+    """`count` of the texts with their nearest images, and `count` images with their nearest texts."""
     asked = np.unique(np.linspace(0, len(texts) - 1, count).astype(int)).tolist()
     looked = np.unique(np.linspace(0, len(pixels) - 1, count).astype(int)).tolist()
-    caption = f"held out; the {_NEAREST} nearest of {len(pixels):,}, with a frame where they belong together"
+    caption = f"held out; the {_NEAREST} nearest of {len(pixels):,}, with a frame around true pairs"
     found = _drawing([_images_of(row, pixels, texts, of, similar) for row in asked], "texts and their nearest images")
-    other = f"held out; the {_NEAREST} nearest of {len(texts):,}, marked where they belong together"
+    other = f"held out; the {_NEAREST} nearest of {len(texts):,}, with a mark at true pairs"
     back = _drawing([_texts_of(image, pixels, texts, of, similar) for image in looked], "images and their texts")
     return [Picture("Nearest images of a text", caption, found), Picture("Nearest texts of an image", other, back)]
 
@@ -69,8 +69,8 @@ def _image(x: float, pixels: UInt8[np.ndarray, "H W 3"]) -> str:
 
 
 AT = (1, 5)
-_NEAR = 1e-6  # a difference of similarities that counts; equal texts are equally near
-_ROWS = 1024  # queries whose similarities are held at once
+_NEAR = 1e-6  # minimum difference of similarities; equal texts are equally near
+_ROWS = 1024  # queries per block of similarities
 
 
 def recall(
@@ -79,14 +79,14 @@ def recall(
     of: Int[np.ndarray, "N"],
     languages: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """`recall_at_K`: how often one of an image's own texts is among the K nearest of all texts; `image_recall_at_K`:
-    how often a text's image is among the K nearest of all images. Text n belongs to image `of[n]`.
+    """`recall_at_K`: how often one of an image's texts is among the K nearest of all texts; `image_recall_at_K`: how
+    often a text's image is among the K nearest of all images. Text n belongs to image `of[n]`.
 
-    With `languages` [N] only texts of one language are compared: recall_at_K is the mean over all, recall_at_K_LANGUAGE
-    that of one. Intervals draw images anew. What is as near as the own does not count against it.
+    With `languages` [N], only texts of one language are compared: recall_at_K is the mean over all,
+    recall_at_K_LANGUAGE that of one. Intervals resample images. Ties count in favour of the true pair.
     """
     if not len(texts):
-        raise UserError("there are 0 texts to measure; give at least one")
+        raise UserError("there are 0 texts to measure; pass at least one")
     spoken = np.array(languages) if languages is not None else np.full(len(texts), "")
     ranks = {name: _text_ranks(images, texts, of, np.flatnonzero(spoken == name)) for name in np.unique(spoken)}
     found = {
@@ -101,7 +101,7 @@ def recall(
 
 
 def _scores(name: str, ranks: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Rates over the rows [M] that have a rank (0 or more) in some language, and their intervals."""
+    """Rates over the rows [M] with a rank (0 or more) in any language, and their intervals."""
     scores: dict[str, Any] = {}
     table = np.stack(list(ranks.values()), 1)
     kept = table[(table >= 0).any(1)]
@@ -115,7 +115,7 @@ def _scores(name: str, ranks: dict[str, np.ndarray]) -> dict[str, Any]:
 
 
 def _text_ranks(images: np.ndarray, texts: np.ndarray, of: np.ndarray, some: np.ndarray) -> np.ndarray:
-    """For each image how many of `some` texts are nearer than the nearest of its own; -1 where it has none."""
+    """For each image, the number of candidate texts nearer than the nearest of its own; -1 if it has none."""
     ranks = np.full(len(images), -1)
     for image in np.unique(of[some]):
         similar = texts[some] @ images[image]
@@ -124,7 +124,7 @@ def _text_ranks(images: np.ndarray, texts: np.ndarray, of: np.ndarray, some: np.
 
 
 def _image_ranks(images: np.ndarray, texts: np.ndarray, of: np.ndarray) -> np.ndarray:
-    """For each text how many images are nearer than its own, those without a text included."""
+    """For each text, the number of images nearer than its own, including those without a text."""
     ranks = []
     for start in range(0, len(texts), _ROWS):
         similar, own = texts[start : start + _ROWS] @ images.T, of[start : start + _ROWS]

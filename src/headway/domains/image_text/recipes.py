@@ -1,5 +1,5 @@
-"""Recipes of images with texts, and of captions; and how models of a user's images and captions are fitted to their
-number, the amount of text and the time.
+"""Recipes for images with texts and for captioning, and how the generic ones scale with the images, the text and the
+time.
 """
 
 from __future__ import annotations
@@ -45,16 +45,16 @@ if TYPE_CHECKING:
     from headway.domains.image_text.captioning import ImagesToCaption
 
 
-# The greatest score of normalised queries and keys; with the usual scale those of small heads stay below 5.
+# The maximum attention score of normalised queries and keys; with the usual scale, those of small heads stay below 5.
 _SHARPEST = 12.0
 
 
 def captioner(
     width: int, depth: tuple[int, int], heads: int, size: int, patch: int, symbols: int, dropout: float = 0.0
 ) -> CaptionerConfig:
-    """Small ones that learn fast: a convolutional stem, then tower and decoder of `depth` layers with RMS norms without
-    weights, normalised queries and keys, squared ReLU, no biases, and branches and head that start at zero. The
-    decoder's positions are rotary, those of the tower learned.
+    """A small captioner that learns fast: a convolutional stem, then tower and decoder of `depth` layers with RMSNorm
+    without weights, QK-norm, squared ReLU and no biases; residual branches and head are initialised to zero. The
+    decoder uses RoPE, the tower learned positions.
     """
     norm = RMSNormConfig(weight=False)
     init = InitConfig(matrices="fan_in", residual="zero", embedding=1.0, head="zero")
@@ -73,7 +73,7 @@ def captioner(
         return StackConfig(cycle((block,), count), norm)
 
     embed = PatchEmbedConfig((patch, patch), (size, size), tokens=0, norm=norm, dropout=dropout, stem="convolutional")
-    seen = replace(init, embedding=0.2)  # places say less than what is there
+    seen = replace(init, embedding=0.2)  # positions matter less than content
     tower = TransformerConfig(width, 0, None, stack(depth[0], Full(), None), embed, {}, "none", seen)
     decoder = TransformerConfig(
         width,
@@ -88,7 +88,7 @@ def captioner(
 
 
 def caption() -> Recipe:
-    """Any images of the user's."""
+    """Any images of your own."""
     return Recipe(
         name="caption",
         domain="image_text",
@@ -99,28 +99,28 @@ def caption() -> Recipe:
         optim=MuonConfig(lr=0.01, adam_lr=1.5e-3, weight_decay=0.01),
         schedule=WSDConfig(warmup=0.02, decay=0.6),
         train=TrainConfig(steps=3000, batch_size=32, evaluate_limit=500),
-        expected="about an hour on 2 cores; better in stages, from a tower and a decoder",
+        expected="about an hour on 2 cores; better with a pretrained tower and decoder",
     )
 
 
 def scenes() -> Recipe:
-    """The controlled test: what is right is known, and so is what training never shows."""
+    """A controlled test with known correct captions and combinations that never occur in training."""
     return Recipe(
         name="scenes",
         domain="image_text",
-        description="drawn scenes of one to three coloured shapes and how they lie",
+        description="generated scenes of one to three coloured shapes and their arrangement",
         data=(),
         model=captioner(width=96, depth=(2, 2), heads=4, size=64, patch=8, symbols=24),
         task=ScenesConfig(codec="word", size=None, goal="exact_match"),
         optim=MuonConfig(lr=0.01, adam_lr=1.5e-3),
         schedule=WSDConfig(warmup=50, decay=0.7),
         train=TrainConfig(steps=2500, batch_size=64, evaluate_every=500, evaluate_limit=200),
-        expected="99 % to the letter in 15 minutes of a core; 42 % with pairs of colour and shape never shown",
+        expected="99 % exact matches in 15 minutes of a core; 42 % with unseen pairs of colour and shape",
     )
 
 
 def emoji_caption() -> Recipe:
-    """1,391 emoji are few for a model from scratch: many held-out names are words that training never saw."""
+    """1,391 emoji are few for a model from scratch: many held-out names are words that do not occur in training."""
     return Recipe(
         name="emoji-caption",
         domain="image_text",
@@ -131,7 +131,7 @@ def emoji_caption() -> Recipe:
         optim=MuonConfig(lr=0.01, adam_lr=1.5e-3, weight_decay=0.05),
         schedule=WSDConfig(warmup=50, decay=0.6),
         train=TrainConfig(steps=1500, batch_size=32),
-        expected="10 minutes of a core; names of unseen emoji stay unknown (chrF 12, none to the letter)",
+        expected="10 minutes of a core; names of unseen emoji are not learnable (chrF 12, no exact match)",
     )
 
 
@@ -142,7 +142,7 @@ SCHEDULE = CosineConfig(warmup=0.05, floor=0.0)
 
 
 def towers(width: int, depth: int, heads: int, patch: int, size: int, dropout: float = 0.1) -> TwoTowerConfig:
-    """Small towers for those who start from scratch. With weights of the usual 0.02 their vectors would be all but
+    """Small towers for training from scratch. With the usual initial weights of 0.02, their embeddings would be nearly
     equal (a mean cosine of 0.9998 between emoji), and so would gradients.
     """
     sizes = (width, depth, heads)
@@ -168,7 +168,7 @@ def image_text() -> Recipe:
 
 
 def emoji_clip() -> Recipe:
-    """Emoji and what they are called in English, German, French, Spanish and Czech."""
+    """Emoji and their names in English, German, French, Spanish and Czech."""
     return Recipe(
         name="emoji-clip",
         domain="image_text",
@@ -187,17 +187,17 @@ RECIPES = (image_text, emoji_clip, *CAPTIONS)
 
 
 _SHAPES = ((64, 2, 2), (96, 2, 3), (128, 3, 4), (192, 4, 6), (256, 4, 8), (384, 6, 12), (512, 8, 16), (768, 12, 24))
-_VOCABULARIES = ((3e4, 400), (1e5, 600), (5e5, 1000), (2e6, 2000), (2e7, 4000), (math.inf, 8000))  # characters, symbols
-_SIDES = ((10, 48, 8), (60, 64, 8), (240, 96, 16), (math.inf, 128, 16))  # minutes, pixels of a side, those of a patch
-_IN_A_ROW, _FINEST = 6, 2  # patches at least, as far as they do not become smaller than so many pixels
-_LOOKED_AT = 32  # images whose size is looked at
-_LEFT_OUT = ((4, 0.0), (15, 0.1), (math.inf, 0.2))  # epochs, and dropout up to them
+_VOCABULARIES = ((3e4, 400), (1e5, 600), (5e5, 1000), (2e6, 2000), (2e7, 4000), (math.inf, 8000))  # characters, tokens
+_SIDES = ((10, 48, 8), (60, 64, 8), (240, 96, 16), (math.inf, 128, 16))  # (minutes, image side, patch side)
+_IN_A_ROW, _FINEST = 6, 2  # minimum patches per side, unless patches would be smaller than this
+_LOOKED_AT = 32  # images whose size is sampled
+_LEFT_OUT = ((4, 0.0), (15, 0.1), (math.inf, 0.2))  # (maximum epochs, dropout)
 
 
 @dataclass(frozen=True)
 class CaptionedScale(Scale):
-    """Image and text by models of the same size; vocabularies that grow with the text, so that symbols are seen often.
-    The law is that of images with classes, with less worth of what is repeated, as texts are not changed.
+    """Image and text models of equal size; vocabularies grow with the text, so that tokens occur often. The law is that
+    of image classification with less value for repeated samples, because texts are not augmented.
     """
 
     fitted: bool = True
@@ -223,11 +223,11 @@ class CaptionedScale(Scale):
         )
 
     def columns(self, recipe: Recipe) -> CaptionColumns:
-        """What the recipe calls the columns of tables."""
+        """The recipe's column names of tables."""
         raise NotImplementedError
 
     def shaped(self, side: int, patch: int) -> Settings:
-        """The model's images, in pixels."""
+        """Settings of the model's image size."""
         raise NotImplementedError
 
     def regularised(self, recipe: Recipe, epochs: float, crowd: float) -> Settings:
@@ -236,7 +236,7 @@ class CaptionedScale(Scale):
 
 @dataclass(frozen=True)
 class ContrastScale(CaptionedScale):
-    """The images of a batch are told apart, so that it grows further, but never beyond all there are."""
+    """The images of a batch are contrasted, so batches grow further, but never beyond the data set."""
 
     least: int = 32
     noise: float = 2.0
@@ -244,7 +244,7 @@ class ContrastScale(CaptionedScale):
     def settle(self, recipe: Recipe, paths: Sequence[Path], minutes: float) -> Settled:
         found = super().settle(recipe, paths, minutes)
         images = len(read_captions(paths, self.columns(recipe)).images)
-        # Of the measurements: no more images than there will surely be to train on.
+        # For measuring throughput: no more images than training will certainly have.
         first = int(min(64, max(2, 2 ** int(math.log2(max(1, images) / 2)))))
         settings = {"train.batch_size": first, "task.augment.light": 0.1}
         return Settled({**found.settings, **settings}, found.reason)
@@ -262,12 +262,12 @@ class ContrastScale(CaptionedScale):
 
 @dataclass(frozen=True)
 class CaptionScale(CaptionedScale):
-    """Images are moved by a sixteenth of their sides. Counted are symbols, of which a caption has about ten."""
+    """Images are shifted by a sixteenth of their size. Targets are tokens, about ten per caption."""
 
     descent: Descent | None = Descent(0.16, 0.48, 1.4)
     law: Law = field(default_factory=lambda: Law(0.1, 6.3, 0.3, 23.0, 0.35, repeats=25.0, excess=15.0))
     noise: float = 1.6
-    unit: str = "symbol"
+    unit: str = "token"
 
     def columns(self, recipe: Recipe) -> CaptionColumns:
         task = cast(FilesConfig, recipe.task)
@@ -283,7 +283,7 @@ class CaptionScale(CaptionedScale):
 
 
 def resolution(longest: int, minutes: float) -> tuple[int, int]:
-    """The side that images are read in, no larger than theirs, and that of patches, several of which are in a row."""
+    """The image side, at most that of the images, and the patch side, with several patches per row."""
     side, patch = next((side, patch) for most, side, patch in _SIDES if minutes <= most)
     while patch > _FINEST and min(side, longest) < _IN_A_ROW * patch:
         patch //= 2
@@ -291,7 +291,7 @@ def resolution(longest: int, minutes: float) -> tuple[int, int]:
 
 
 def _longest(found: Captions) -> int:
-    """The median of images' longer sides, of some that can be read: the task says what is wrong with others."""
+    """The median of images' longer sides, over a readable sample; the task reports errors of others."""
     sides = []
     for row in examples.spread(np.arange(len(found.images)), _LOOKED_AT).tolist():
         with suppress(UserError):

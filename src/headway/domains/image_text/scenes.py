@@ -1,8 +1,8 @@
-"""Scenes of coloured shapes whose one right caption is known: the controlled test of a captioner.
+"""Scenes of coloured shapes with exactly one correct caption: a controlled test of captioners.
 
-A scene holds one to three shapes, which its caption names from the largest to the smallest, and says of each where it
-lies from the next one's view: "a red circle left of a blue square above a green cross". Sizes and places are drawn so
-that neither order nor relation is ever in doubt. A scene is a pure function of (seed, number), and so is its picture.
+A scene has one to three shapes. Its caption names them from the largest to the smallest, with each one's position
+relative to the next: "a red circle left of a blue square above a green cross". Sizes and positions are sampled so that
+order and relations are unambiguous. A scene and its picture are pure functions of (seed, index).
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ COLOURS: dict[str, tuple[int, int, int]] = {
 }
 SHAPES = ("circle", "square", "triangle", "cross")
 _PAIRS = [(colour, shape) for colour in COLOURS for shape in SHAPES]
-# Pairs that training never shows, though it shows each of these colours and shapes in other pairs.
+# Pairs that never occur in training, although each of these colours and shapes occurs in other pairs.
 NOVEL = frozenset({("red", "triangle"), ("green", "square"), ("blue", "circle"), ("yellow", "cross")})
-# Half the size of each shape, in pixels, for scenes of one, two and three: the ranges of a scene do not meet.
+# Half the size of each shape in pixels, for scenes of one, two and three shapes; the ranges of a scene are disjoint.
 _RADII = (((7.0, 15.0),), ((10.5, 13.5), (5.5, 8.0)), ((10.5, 12.0), (7.0, 8.5), (4.5, 5.5)))
 _GAP = 2.0  # pixels between shapes
-_ASIDE = 0.5  # how far aside of the axis of a relation a shape may lie, as a share of its distance
-_FARTHEST = 1.6  # times the least distance of two neighbours
+_ASIDE = 0.5  # maximum offset from the axis of a relation, as a share of the distance
+_FARTHEST = 1.6  # times the minimum distance of two neighbours
 _TRIES = 200
 
 
 class Thing(NamedTuple):
-    """A shape: where its middle lies, in pixels from the left and from the top, and half its size."""
+    """A shape: its centre, in pixels from the left and from the top, and half its size."""
 
     colour: str
     shape: str
@@ -53,7 +53,7 @@ class Thing(NamedTuple):
 
 @dataclass(frozen=True)
 class Scene:
-    """Its shapes from the largest to the smallest, and what its picture needs beside: the grey of its ground."""
+    """Its shapes from the largest to the smallest, and the grey level of its background."""
 
     things: tuple[Thing, ...]
     ground: int
@@ -67,12 +67,12 @@ class Scene:
 
     @property
     def novel(self) -> bool:
-        """Whether it shows a pair of colour and shape that training never does."""
+        """Whether it has a pair of colour and shape that never occurs in training."""
         return any((thing.colour, thing.shape) in NOVEL for thing in self.things)
 
 
 def relation(one: Thing, other: Thing) -> str:
-    """Where `one` lies, seen from `other`, by the axis along which they are farther apart."""
+    """The position of `first` relative to `second`, along the axis of their larger distance."""
     dx, dy = other.x - one.x, other.y - one.y
     if abs(dx) > abs(dy):
         return "left of" if dx > 0 else "right of"
@@ -80,7 +80,7 @@ def relation(one: Thing, other: Thing) -> str:
 
 
 def scene(seed: int, number: int, novel: bool = False) -> Scene:
-    """Scene `number` of those whose pairs of colour and shape training shows, or of those with a `novel` pair."""
+    """The scene with this index, among those with training pairs of colour and shape, or those with a `novel` pair."""
     rng = random.Random(f"{seed} {number} {novel}")
     count = rng.randint(1, len(_RADII))
     pairs = rng.sample(_PAIRS, count)
@@ -95,7 +95,7 @@ def scene(seed: int, number: int, novel: bool = False) -> Scene:
 
 
 def _places(rng: random.Random, radii: list[float]) -> list[tuple[float, float]] | None:
-    """A place for each shape, the next one beside, above or below the last; None where the draw came to nothing."""
+    """A position for each shape, each next to, above or below the previous one; None if sampling failed."""
     first = radii[0]
     places = [(rng.uniform(first, SIDE - first), rng.uniform(first, SIDE - first))]
     for last, radius in pairwise(radii):
@@ -116,7 +116,7 @@ def _places(rng: random.Random, radii: list[float]) -> list[tuple[float, float]]
 
 
 def _reach(radius: float) -> float:
-    """How far a shape of that size reaches at most: the corners of a square lie beyond its circle."""
+    """The maximum extent of a shape of this size: the corners of a square are outside of its circle."""
     return 1.2 * radius
 
 
@@ -133,13 +133,13 @@ def draw(scene: Scene) -> UInt8[np.ndarray, "H W 3"]:
 
 
 def _span(middle: float, radius: float) -> slice:
-    """The pixels along one side in which a shape can be seen."""
+    """The pixels along one axis that a shape may cover."""
     reach = _reach(radius) + 1
     return slice(max(0, math.floor(middle - reach)), min(SIDE, math.ceil(middle + reach)))
 
 
 def _distance(thing: Thing, x: Float[np.ndarray, "1 W"], y: Float[np.ndarray, "H 1"]) -> Float[np.ndarray, "H W"]:
-    """How far each pixel lies outside of a shape, in pixels (inside: below 0); near its edge, where it matters."""
+    """The signed distance of each pixel to a shape, in pixels (negative inside); accurate near its edge."""
     r = thing.radius
     if thing.shape == "circle":
         return np.hypot(x, y) - r
@@ -148,7 +148,7 @@ def _distance(thing: Thing, x: Float[np.ndarray, "1 W"], y: Float[np.ndarray, "H
     if thing.shape == "cross":
         arm = 0.32 * r
         return np.minimum(np.maximum(abs(x) - r, abs(y) - arm), np.maximum(abs(x) - arm, abs(y) - r))
-    # An equilateral triangle that points up: three half planes at r / 2 from its middle, a little enlarged.
+    # An upright equilateral triangle: three half planes at r / 2 from its centre, slightly enlarged.
     size = 0.6 * r
     slope = math.sqrt(3.0) / 2
     return np.maximum(np.maximum(slope * x - 0.5 * y, -slope * x - 0.5 * y), y) - size

@@ -1,4 +1,4 @@
-"""Which text belongs to which image: CLIP and SigLIP, from images that are moved a little."""
+"""Contrastive learning of images and texts: CLIP and SigLIP, with lightly augmented images."""
 
 from __future__ import annotations
 
@@ -43,23 +43,23 @@ from headway.nn.models import Loss, ModelConfig, PatchEmbedConfig, TwoTower, Two
 
 @dataclass(frozen=True)
 class ImageMovesConfig:
-    """Each image is drawn anew at every step: shifted by up to `shift` of its sides, made larger or smaller by up to
-    `zoom`, turned by up to `turn` degrees, mirrored half of the time with `flip`; brightness and contrast change by up
-    to `light`. What comes in from outside repeats the edge.
+    """Random augmentation of each image at every step: shifted by up to `shift` of its size, zoomed by up to `zoom`,
+    rotated by up to `turn` degrees, flipped half of the time with `flip`; brightness and contrast change by up to
+    `light`. Pixels from outside repeat the edge.
     """
 
-    shift: float = 0.0  # share of the sides by which it is moved at most
-    zoom: float = 0.0  # share by which it is made larger or smaller at most
-    turn: float = 0.0  # most degrees
-    light: float = 0.0  # most change of brightness and contrast
-    flip: bool = False  # whether half are mirrored
+    shift: float = 0.0  # maximum shift, as a share of the image size
+    zoom: float = 0.0  # maximum change of scale, as a share
+    turn: float = 0.0  # maximum rotation in degrees
+    light: float = 0.0  # maximum change of brightness and contrast
+    flip: bool = False  # whether half of the images are flipped horizontally
 
     def __post_init__(self) -> None:
         for name in ("shift", "zoom", "light"):
             if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(f"task.augment.{name} is {getattr(self, name)}; give a share from 0 to below 1")
+                raise ConfigError(f"task.augment.{name} is {getattr(self, name)}; choose a share from 0 to below 1")
         if not 0 <= self.turn <= 180:
-            raise ConfigError(f"task.augment.turn is {self.turn}; give degrees from 0 to 180")
+            raise ConfigError(f"task.augment.turn is {self.turn}; choose degrees from 0 to 180")
 
     def __call__(self, images: Float[Tensor, "B C H W"], seed: int) -> Float[Tensor, "B C H W"]:
         """A pure function of the images and the seed."""
@@ -83,10 +83,10 @@ class ImageMovesConfig:
 SPECIAL = ("<|startoftext|>", END_OF_TEXT)  # CLIP's
 _KEPT = ("image_processor_type", "feature_extractor_type", "image_mean", "image_std", "resample", "rescale_factor")
 _IMAGES_AT_ONCE = 64
-_SCALES = tuple(2.0**power for power in range(8))  # by which similarities are multiplied
-_BLOCK = 1024  # images whose texts compete with each other in the loss of a split
-_PADDING = 0.2  # of texts, which are short: more parts would take longer than what they save
-_PICTURED = 8  # texts and images in the pictures of a report
+_SCALES = tuple(2.0**power for power in range(8))  # inverse temperatures
+_BLOCK = 1024  # images per contrastive block in evaluation
+_PADDING = 0.2  # maximum padding of texts: they are short, so more batches would cost more time than they save
+_PICTURED = 8  # texts and images per picture of a report
 
 
 @register("image_text")
@@ -94,78 +94,78 @@ _PICTURED = 8  # texts and images in the pictures of a report
 class ImageTextConfig(TaskConfig):
     """Find the texts of an image among those of others, and the image of a text (Radford et al. 2021).
 
-    `image`, `caption` and `language` are the names of the columns; the last may be missing. `loss` is CLIP's softmax or
-    SigLIP's sigmoid, which wants a model with a bias. A batch is train.batch_size images, each with so many `captions`
-    of its own, drawn anew each epoch; as the loss couples them, train.accumulate is 1, and `at_once` images or texts
-    are computed together, the others again on the way back. exp(scale) is held to `scale_limit`.
+    `image`, `caption` and `language` name the columns; the last may be missing. `loss` is CLIP's softmax or SigLIP's
+    sigmoid, which needs a model with a bias. A batch is train.batch_size images, each with `captions` of its texts,
+    sampled again every epoch; train.accumulate is 1, because the loss couples the whole batch. `at_once` images or
+    texts are computed together, and recomputed in the backward pass. exp(scale) is limited to `scale_limit`.
 
-    `codec`, `size` (at most) and `lowercase` are for the codec that is trained where the model starts from scratch. A
-    text of more tokens than the model reads is an error, or cut with `truncate`. An image that is corrupt is an error,
-    or left out and counted with `skip_bad`. `split` says what is held out where no table is named for it.
+    `codec`, `size` (maximum) and `lowercase` apply to the codec that a model from scratch trains. A text with more
+    tokens than the model's context is an error, or is cut with `truncate`. A corrupt image is an error, or left out and
+    counted with `skip_bad`. `split` sets the held-out shares if no table is named for them.
     """
 
-    image: str = "path"  # column of the images
-    caption: str = "caption"  # column of the texts
-    language: str = "language"  # column of the language, which may be missing
+    image: str = "path"  # column with the images
+    caption: str = "caption"  # column with the texts
+    language: str = "language"  # column with the language, which may be missing
     loss: Literal["softmax", "sigmoid"] = "softmax"  # CLIP's, or SigLIP's
-    captions: int = 1  # texts of each image in a batch
+    captions: int = 1  # texts per image in a batch
     at_once: int | None = None  # images or texts computed together; none: all
-    scale_limit: float | None = 100.0  # the most that exp(scale) may be
-    augment: ImageMovesConfig = ImageMovesConfig()  # what training changes of images
-    codec: Kind = "bpe"  # kind of the tokenizer that is trained
-    size: int | None = 2000  # most symbols
-    lowercase: bool = True  # whether texts are lower-cased
-    truncate: bool = False  # cut texts that are too long
-    skip_bad: bool = False  # leave corrupt images out, and count them
-    split: SplitConfig = SplitConfig(validation=0.1, test=0.1)  # what is held out
+    scale_limit: float | None = 100.0  # maximum of exp(scale)
+    augment: ImageMovesConfig = ImageMovesConfig()  # augmentation of training images
+    codec: Kind = "bpe"  # kind of the tokenizer to train
+    size: int | None = 2000  # maximum vocabulary size
+    lowercase: bool = True  # whether to lower-case the texts
+    truncate: bool = False  # whether to cut texts that are too long
+    skip_bad: bool = False  # whether to leave corrupt images out, and count them
+    split: SplitConfig = SplitConfig(validation=0.1, test=0.1)  # held-out shares
 
     def __post_init__(self) -> None:
         for name in ("captions", "at_once"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ConfigError(f"task.{name} is {value}; give 1 or more")
+                raise ConfigError(f"task.{name} is {value}; choose 1 or more")
         if self.scale_limit is not None and self.scale_limit <= 0:
-            raise ConfigError(f"task.scale_limit is {self.scale_limit}; give a number above 0, such as 100, or none")
+            raise ConfigError(f"task.scale_limit is {self.scale_limit}; choose a number above 0, such as 100, or none")
 
     def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Task:
-        """Raises UserError for data that cannot be read, hold too little, or do not fit the model."""
+        """Raises UserError for data that cannot be read, are too small, or do not fit the model."""
         size = self.check(recipe)
         columns = CaptionColumns(self.image, self.caption, self.language)
         images = CaptionedImages(self, recipe, size, read_captions(recipe.files(data), columns), workspace)
         return Task(images, Matching(self))
 
     def check(self, recipe: Recipe) -> int:
-        """The images of a batch. Raises ConfigError for settings that do not go together."""
+        """The images per batch. Raises ConfigError for incompatible settings."""
         model = check_towers(recipe.model)
         size = coupled(recipe, "images", ", and task.at_once to what fits into memory")
         if self.loss == "sigmoid" and model.bias is None:
             raise ConfigError(
-                "task.loss sigmoid learns a bias, and the model has none; set model.bias to -10 and model.scale to "
+                "task.loss sigmoid needs a bias, but the model has none; set model.bias to -10 and model.scale to "
                 "2.3, or task.loss to softmax"
             )
         return size
 
     def codec_of(self, texts: Iterable[str], workspace: Path) -> Codec:
-        """The codec of the run or of the model it starts from; else one made of the texts that are trained on."""
+        """The codec of the run or of its start model, otherwise one trained on the training texts."""
         if (workspace / FILE).exists():
             return load_codec(workspace)
         codec = sentence_codec(self.codec, texts, self.size, SPECIAL, self.lowercase)
-        frame(codec.tokenizer, "clip", codec.marks, {})  # for others who read the tokenizer.json
+        frame(codec.tokenizer, "clip", codec.marks, {})  # for other programs that read the tokenizer.json
         return codec
 
 
 def check_towers(model: ModelConfig) -> TwoTowerConfig:
-    """Raises ConfigError for a model that is no pair of towers, an image's and a text's."""
+    """Raises ConfigError for a model that is not a pair of an image and a text tower."""
     if not isinstance(model, TwoTowerConfig) or not isinstance(model.left.embed, PatchEmbedConfig):
         raise ConfigError(
-            f"this task needs a tower of images and one of texts, and the model is a {type(model).__name__}; start "
-            "from a CLIP or SigLIP, or take the model of the recipe"
+            f"this task needs an image tower and a text tower, but the model is a {type(model).__name__}; start "
+            "from a CLIP or SigLIP, or use the model of the recipe"
         )
     return model
 
 
 class CaptionedImages(Numbered):
-    """Images, moved at random in training, with texts of theirs, drawn anew each epoch."""
+    """Images, augmented in training, with some of their texts, sampled again every epoch."""
 
     def __init__(self, config: ImageTextConfig, recipe: Recipe, size: int, captions: Captions, workspace: Path) -> None:
         """Raises UserError for images that cannot be read, and for texts that are too long."""
@@ -190,8 +190,8 @@ class CaptionedImages(Numbered):
         self.alike = np.unique(self.pictures.keys, return_inverse=True)[1].astype(np.uint64)
 
     def adapt(self, model: ModelConfig) -> ModelConfig:
-        """`model` with the codec's symbols and its end. UserError for a split without images, and for fewer than a
-        batch holds.
+        """`model` with the codec's vocabulary size and eos. UserError for a split without images or with fewer than one
+        batch.
         """
         check_sides(self.splits, self.size, "images")
         towers = check_towers(model)
@@ -202,8 +202,8 @@ class CaptionedImages(Numbered):
         return rows[:limit]
 
     def take(self, rows: np.ndarray, chance: Chance | None = None) -> Batch:
-        """Pixels and texts. Text n belongs to image `of[n]`; pairs that are the `same` are no negatives of each other.
-        Which texts are drawn hangs on the places in the stream, or else on the images alone.
+        """Pixels and texts. Text n belongs to image `of[n]`; pairs that are the `same` are not negatives of each other.
+        The sampled texts depend on the positions in the stream, or otherwise on the images alone.
         """
         pixels = self.inputs(rows)
         if chance is not None:
@@ -216,7 +216,7 @@ class CaptionedImages(Numbered):
         return Batch((pixels, parts), targets, len(of), len(rows) * self.patches + parts.computed)
 
     def same(self, images: np.ndarray, texts: np.ndarray) -> Bool[np.ndarray, "M N"]:
-        """Which texts say of which images what one of their own texts says."""
+        """Pairs of an image and a text that is equal to one of the image's own texts."""
         own = np.concatenate([_pair(self.alike[image], self.said[self.texts_of(image)]) for image in images])
         return np.isin(_pair(self.alike[images][:, None], self.said[texts][None]), own)
 
@@ -224,15 +224,15 @@ class CaptionedImages(Numbered):
         return {"images": (self.pictures.keys,), "texts": (self.captions.texts, self.captions.of)}
 
     def inputs(self, images: np.ndarray) -> Float[Tensor, "B 3 H W"]:
-        """What the model reads of images."""
+        """Model inputs of images."""
         return torch.from_numpy(np.stack([self.processor.numbers(each) for each in self.pictures.pixels[images]]))
 
     def texts_of(self, image: int) -> np.ndarray:
         return self.order[self.starts[image] : self.starts[image + 1]]
 
     def _drawn(self, images: np.ndarray, stream: np.ndarray) -> np.ndarray:
-        """Texts of images at places of the stream, `captions` of each: a run of those that are asked for or, where
-        there are others, of these half of the time.
+        """`captions` texts of each image at its position of the stream: consecutive queries or, if there are other
+        texts, those half of the time.
         """
         count = self.config.captions
         places = stream.astype(np.uint64)[:, None] * np.uint64(count) + np.arange(count, dtype=np.uint64)
@@ -247,7 +247,7 @@ class CaptionedImages(Numbered):
         return np.array(drawn)
 
     def asked(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The texts of images that are asked for, and the places of their images, int64 [N] each."""
+        """The query texts of images, and the indices of their images, int64 [N] each."""
         each = [texts[self.captions.asked[texts]] for texts in map(self.texts_of, images.tolist())]
         return np.concatenate(each), np.repeat(np.arange(len(images)), [len(texts) for texts in each])
 
@@ -260,7 +260,7 @@ class CaptionedImages(Numbered):
 
 
 class Matching(Contrast[CaptionedImages]):
-    """Texts and images find each other: the best model is the one that finds most in both directions."""
+    """Contrastive matching of texts and images; the best model has the highest recall in both directions."""
 
     goal = "mean_recall_at_1"
 
@@ -282,7 +282,7 @@ class Matching(Contrast[CaptionedImages]):
     def judge(
         self, model: nn.Module, examples: CaptionedImages, split: str, limit: int | None = None
     ) -> dict[str, Any]:
-        """Recall of texts given an image and of images given a text, at 1 and 5, among all of the split, the mean of
+        """Recall of texts given an image and of images given a text, at 1 and 5, over the complete split, the mean of
         both directions, and the loss at the best temperature.
         """
         images = examples.of(split).some(limit).rows
@@ -298,8 +298,8 @@ class Matching(Contrast[CaptionedImages]):
     def _held_out(
         self, examples: CaptionedImages, images: np.ndarray, texts: np.ndarray, of: np.ndarray, *vectors: np.ndarray
     ) -> float:
-        """CLIP's loss per text, of blocks of images with their texts, at the temperature of least loss: a model that is
-        too sure of its pairs may find more of them all the same.
+        """CLIP's loss per text, over blocks of images with their texts, at the temperature with the lowest loss: an
+        overconfident model may still have a high recall.
         """
         left, right = (torch.from_numpy(each) for each in vectors)
         totals = [0.0] * len(_SCALES)
@@ -314,11 +314,11 @@ class Matching(Contrast[CaptionedImages]):
         return min(totals) / len(texts)
 
     def texts(self, model: nn.Module, examples: CaptionedImages, texts: np.ndarray) -> Float[np.ndarray, "N E"]:
-        """The vectors of texts."""
+        """The embeddings of texts."""
         return text_vectors(cast(TwoTower, model), examples.rows, texts).numpy()
 
     def images(self, model: nn.Module, examples: CaptionedImages, images: np.ndarray) -> Float[np.ndarray, "N E"]:
-        """The vectors of images."""
+        """The embeddings of images."""
         towers, parts = cast(TwoTower, model), np.split(images, range(_IMAGES_AT_ONCE, len(images), _IMAGES_AT_ONCE))
         with evaluating(towers), torch.inference_mode():
             found = [towers.vectors("left", examples.inputs(part).to(device_of(towers))).cpu() for part in parts]
@@ -341,7 +341,7 @@ class Matching(Contrast[CaptionedImages]):
         ]
 
     def pictures(self, model: nn.Module, examples: CaptionedImages) -> list[Picture]:
-        """Held-out texts with the images that are nearest to them, and images with the texts nearest to them."""
+        """Held-out texts with their nearest images, and images with their nearest texts."""
         images = examples.splits.rows(examples.final_split)
         texts, of = examples.asked(images)
         similar = self.texts(model, examples, texts) @ self.images(model, examples, images).T
@@ -350,7 +350,7 @@ class Matching(Contrast[CaptionedImages]):
 
 
 def processor_of(usage: Usage, model: TwoTowerConfig) -> dict[str, Any]:
-    """A preprocessor_config.json whose images are of the model's size: what `usage` says, or CLIP's."""
+    """A preprocessor_config.json for the model's image size, based on `usage` or on CLIP's."""
     size = cast(PatchEmbedConfig, model.left.embed).size
     said = usage.processor or {"image_processor_type": "CLIPImageProcessor"}
     if usage.processor:
@@ -365,8 +365,8 @@ def processor_of(usage: Usage, model: TwoTowerConfig) -> dict[str, Any]:
 
 
 def published_task(model: TwoTower, codec: Codec, usage: Usage, paths: Sequence[Path]) -> Task:
-    """The task that judges a published model on the user's own captions. UserErrors as in `CaptionedImages`."""
-    with TemporaryDirectory() as folder:  # where a task finds the tokenizer of the model it starts from
+    """The task that evaluates a published model on the user's captions. UserErrors as in `ImageTextDataset`."""
+    with TemporaryDirectory() as folder:  # the workspace, with the start model's tokenizer
         workspace = Path(folder)
         codec.save(workspace)
         usage.save(workspace)
@@ -376,5 +376,5 @@ def published_task(model: TwoTower, codec: Codec, usage: Usage, paths: Sequence[
 
 
 def _pair(images: np.ndarray, texts: np.ndarray) -> np.ndarray:
-    """A number for a pair of an image and a text; two pairs have the same one with a chance of 2^-64."""
+    """A key for a pair of an image and a text; two pairs collide with probability 2^-64."""
     return mixed(images.astype(np.uint64)) ^ texts

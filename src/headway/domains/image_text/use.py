@@ -1,4 +1,4 @@
-"""Two towers at work: which texts say what an image shows."""
+"""Two-tower inference: matching of texts and images."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ _ENDINGS = (".jpg", ".tif", ".pgm", *(f".{name.lower()}" for name in FORMATS))
 
 @shows
 class Matches(NamedTuple):
-    """How well images and texts go together: cosine similarities, and probabilities.
+    """Similarities of images and texts: cosines, and probabilities.
 
-    `probabilities` are over the texts for each image (softmax, as CLIP), or for each pair by itself where the model was
-    trained with a sigmoid loss (SigLIP).
+    `probabilities` are over the texts for each image (softmax, as in CLIP), or for each pair independently if the model
+    was trained with a sigmoid loss (SigLIP).
     """
 
     similarities: Float[Tensor, "N M"]
@@ -64,13 +64,13 @@ def match(
 ) -> Matches:
     """Cosines and probabilities of images (files, or their pixels) and texts.
 
-    With `templates`, such as "a photo of a {}", a text is the mean of what they make of it (Radford et al. 2021,
-    section 3.1.4). `source` is the model's place, for messages; images that cannot be read are left out and put into
-    `failed`, where that is given. UserErrors: nothing to compare, a template without {},
-    an empty or too long text, what is no sound image, a model that does not say how images become inputs.
+    With `templates`, such as "a photo of a {}", a text's embedding is the mean over its templates (Radford et al. 2021,
+    section 3.1.4). `source` names the model in messages; images that cannot be read are left out and added to
+    `failures`, if passed. Raises UserError without images or texts, for a template without {}, an empty or too long
+    text, an invalid image, or a model without image preprocessing.
     """
     if not images or not texts:
-        raise UserError(f"{len(images)} images and {len(texts)} texts; give at least one of each")
+        raise UserError(f"there are {len(images)} images and {len(texts)} texts; pass at least one of each")
     said = named(texts, templates)
     right = embed_texts(model, codec, said, truncate)  # before the images, which take longer
     left = embed_images(model, usage, images, source, failed)
@@ -84,7 +84,7 @@ def named(texts: Sequence[str], templates: Sequence[str]) -> list[str]:
     """Each text in each template, text by text."""
     for template in templates:
         if template.count("{}") != 1:
-            raise UserError(f'the template {template!r} has no one place for a text; write it as "a photo of a {{}}"')
+            raise UserError(f'the template {template!r} needs exactly one {{}}; write it as "a photo of a {{}}"')
     check_texts(texts)
     return [template.replace("{}", text) for text in texts for template in templates or ("{}",)]
 
@@ -98,8 +98,8 @@ def embed(
     source: str,
     failed: Failed | None = None,
 ) -> Float[Tensor, "N E"]:
-    """A vector of unit length in the common space for each image or text. A text that is the path of an image file
-    means the image. Images that cannot be read are left out and put into `failed`, where that is given.
+    """An embedding of unit length in the shared space for each image or text. A string that is the path of an image
+    file means the image. Images that cannot be read are left out and added to `failures`, if passed.
     """
     seen = [number for number, item in enumerate(items) if is_image(item)]
     read = [number for number in range(len(items)) if number not in set(seen)]
@@ -131,8 +131,8 @@ def text_rows(
     truncate: bool,
     place: Callable[[int], str] = lambda row: f"text {row + 1}",
 ) -> FramedRows:
-    """Framed texts, filled up where the model reads them so. UserError for one that is too long, named by `place`,
-    unless it may be cut.
+    """Encoded texts, padded to the context if the model needs it. UserError for one that is too long, named by
+    `locate`, unless truncation is on.
     """
     frame, limit = frame_of(codec), Limit(config.context, truncate)
     rows = framed(frame, codec.encode_batch(texts), None, limit, place)
@@ -144,7 +144,7 @@ def text_rows(
 
 
 def text_vectors(model: TwoTower, rows: FramedRows, chosen: np.ndarray) -> Float[Tensor, "N E"]:
-    """The vectors of chosen rows."""
+    """The embeddings of chosen rows."""
     return said_of(model, rows, chosen, lambda inputs: model.vectors("right", *inputs), _TEXTS_AT_ONCE)
 
 
@@ -156,9 +156,9 @@ def embed_texts(model: TwoTower, codec: Codec, texts: Sequence[str], truncate: b
 def embed_images(
     model: TwoTower, usage: Usage, images: Sequence[Image], source: str, failed: Failed | None = None
 ) -> Float[Tensor, "N E"]:
-    """The vectors of images, each of which is brought to the model's own size; `failed` as in `match`."""
+    """The embeddings of images, resized to the model's size; `failures` as in `match`."""
     if not usage.processor:
-        raise UserError(f"{source} has no preprocessor_config.json, which says how images become inputs; put it there")
+        raise UserError(f"{source} has no preprocessor_config.json, which defines the image preprocessing; add it")
     processor = ImageProcessor.read(usage.processor, f"{source}: preprocessor_config.json")
     size, found = cast(PatchEmbedConfig, model.left.config.embed).size, [torch.empty(0, model.width)]
     check_images(images)
@@ -167,35 +167,35 @@ def embed_images(
         while read := list(islice(inputs_of, _AT_ONCE)):
             shape = next((one.shape[1:] for one in read if one.shape[1:] != size), None)
             if shape is not None:
-                raise UserError(f"{source} makes an input of {shape} of an image and reads {size}; resize images to it")
+                raise UserError(f"{source} resizes an image to {shape}, but takes {size}; resize your images to that")
             inputs = torch.from_numpy(np.stack(read)).to(device_of(model), model.scale.dtype)
             found.append(model.vectors("left", inputs).float().cpu())
     return torch.cat(found)
 
 
 def check_texts(texts: Sequence[str]) -> None:
-    """UserError for no text, and for one that says nothing."""
+    """UserError for an empty text."""
     for number, text in enumerate(texts):
         if not text.strip():
-            raise UserError(f"text {number + 1} of {len(texts)} is empty; write something there, or leave it out")
+            raise UserError(f"text {number + 1} of {len(texts)} is empty; fill it in or leave it out")
 
 
 def check_images(images: Sequence[Image]) -> None:
-    """UserError for what cannot be an image, before the first is read."""
+    """Raises UserError for values that cannot be images, before reading the first."""
     for number, image in enumerate(images):
         if isinstance(image, np.ndarray):
             if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
                 raise UserError(
-                    f"image {number + 1} is {image.dtype} of shape {image.shape}; give uint8 [height, width, 3]"
+                    f"image {number + 1} is {image.dtype} of shape {image.shape}; use uint8 [height, width, 3]"
                 )
         elif not isinstance(image, (str, Path)):
-            raise UserError(f"image {number + 1} is a {type(image).__name__}; give the paths of image files, or pixels")
+            raise UserError(f"image {number + 1} is a {type(image).__name__}; pass paths of image files, or pixels")
 
 
 def pixels_of(image: Image) -> UInt8[np.ndarray, "H W 3"]:
-    """The pixels of a file, or those given. UserError for a file that cannot be read."""
+    """The pixels of a file, or of an array. UserError for a file that cannot be read."""
     if isinstance(image, np.ndarray):
         return image
     if not Path(image).is_file():
-        raise UserError(f"{image} is not a file; give the paths of image files")
+        raise UserError(f"{image} is not a file; pass paths of image files")
     return read_image(image)

@@ -1,4 +1,4 @@
-"""Masked language models: what is hidden is foretold from both sides."""
+"""Masked language models: predict masked tokens from both sides."""
 
 from __future__ import annotations
 

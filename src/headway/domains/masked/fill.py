@@ -1,4 +1,4 @@
-"""The symbols of masked texts, and what a model puts in their place."""
+"""Tables over the tokens of masked text, and a model's predictions for masks."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from headway.layout import Layout
 from headway.nn.models import Transformer
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-"""The special symbols of codecs that are trained for masking, as BERT's has them."""
+"""The special tokens of codecs trained for masking, as in BERT."""
 
-_BYTE_LEVEL, _SPACE_MARK = "ByteLevel", "\u2581"  # sentencepiece writes a space as this
+_BYTE_LEVEL, _SPACE_MARK = "ByteLevel", "\u2581"  # the character that sentencepiece writes for a space
 _LETTER, _DIGIT, _PUNCTUATION, _SPACE, _NONE = range(5)
 
 
 @dataclass(frozen=True)
 class Symbols:
-    """Tables over the symbols of a codec.
+    """Tables over a codec's vocabulary.
 
-    `mask` is the id of the mask; `text` bool [C] says which symbols are text; `opens` bool [C] which start a word
-    whatever stands before them; `head` and `tail` int [C] are the kinds of a symbol's first and last character: where
-    they change from one symbol to the next, a word starts too.
+    `mask` is the id of the mask token; `text`, bool [C], marks the tokens that are text; `opens`, bool [C], those that
+    start a word whatever precedes them; `head` and `tail`, int [C], are the kinds of a token's first and last
+    character: a word also starts where these differ between two tokens.
     """
 
     mask: int
@@ -46,7 +46,7 @@ class Symbols:
     tail: np.ndarray
 
     def word_starts(self, ids: np.ndarray) -> np.ndarray:
-        """Where a word starts: bool [B, T] of ids [B, T]. The first place of a row is a start."""
+        """The starts of words, bool [B, T], in ids [B, T]. The first position of a row is a start."""
         starts = self.opens[ids]
         starts[:, 1:] |= self.head[ids[:, 1:]] != self.tail[ids[:, :-1]]
         starts[:, 0] = True
@@ -54,14 +54,14 @@ class Symbols:
 
 
 def symbols_of(codec: Codec) -> Symbols:
-    """The tables of a codec. Raises UserError for one that has no mask, or no text beside special symbols."""
+    """The tables of a codec. Raises UserError if it has no mask token, or no tokens besides special ones."""
     tokenizer = _known(codec).tokenizer
     special = special_ids(tokenizer)
     known = {i: token for token, i in tokenizer.get_vocab(with_added_tokens=True).items()}
     text = np.zeros(codec.size, bool)
     text[[i for i in known if i not in special and i != codec.unknown]] = True
     if not text.any():
-        raise UserError("the tokenizer has special symbols only; use one that was trained on text")
+        raise UserError("the tokenizer has only special tokens; use one trained on text")
     opens, head, tail = np.ones(codec.size, bool), *np.full((2, codec.size), _NONE)
     prefix, level = _continuing_prefix(codec), _marks(codec)
     for i in np.flatnonzero(text).tolist():
@@ -74,25 +74,25 @@ def symbols_of(codec: Codec) -> Symbols:
 
 
 def mask_of(codec: Codec) -> int:
-    """The id of a codec's mask. Raises UserError where it has none."""
+    """The id of a codec's mask token. Raises UserError if it has none."""
     mask = _known(codec).mask
     if mask is None:
         raise UserError(
-            f"the tokenizer has no mask symbol ({' or '.join(MASK)}); use that of a masked language model, or leave it "
-            "out and one is trained"
+            f"the tokenizer has no mask token ({' or '.join(MASK)}); use that of a masked language model, or leave it "
+            "out to train one"
         )
     return mask
 
 
 def spaces_join(codec: Codec) -> bool:
-    """Whether there are symbols of a word with the space before it, as GPT-2's, RoBERTa's and sentencepiece's are."""
+    """Whether tokens include the space before a word, as in GPT-2, RoBERTa and sentencepiece."""
     marks = _marks(codec)
     spelt = (_spelt(token, marks) for token in _known(codec).tokenizer.get_vocab(with_added_tokens=False))
     return any(text.startswith(" ") and text.strip() for text in spelt)
 
 
 def going_on(codec: Codec) -> Codec:
-    """The codec for what goes on a text: without the space that it may put before the start of one."""
+    """The codec for continuations of a text, without the space that it may insert before the start of one."""
     state = json.loads(_known(codec).tokenizer.to_str())
     kept = [step for step in _steps(state["normalizer"]) if step["type"] != "Prepend"]
     state["normalizer"] = {"type": "Sequence", "normalizers": kept} if kept else None
@@ -103,36 +103,36 @@ def going_on(codec: Codec) -> Codec:
 
 
 def _steps(part: dict[str, Any] | None) -> list[dict[str, Any]]:
-    """The steps of a part of a tokenizer's JSON, which is a sequence of them, one alone, or nothing."""
+    """The steps of a part of a tokenizer's JSON: a sequence, a single step, or nothing."""
     if part is None:
         return []
     return part.get("normalizers") or part.get("pretokenizers") or [part]
 
 
 def spelling(codec: Codec, symbol: int) -> str:
-    """The name of a symbol in the tokenizer."""
+    """The name of a token in the tokenizer."""
     return _known(codec).tokenizer.id_to_token(symbol) or ""
 
 
 def read(codec: Codec, ids: list[int]) -> str:
-    """Text of ids in which the masks can be seen; begin and end are left out."""
+    """The text of ids with visible masks, without bos and eos."""
     kept = [i for i in ids if i not in (codec.begin, codec.end)]
     return _known(codec).tokenizer.decode(kept, skip_special_tokens=False).strip()
 
 
 def _known(codec: Codec) -> TokenizerCodec:
     if not isinstance(codec, TokenizerCodec):
-        raise UserError(f"masking needs a tokenizer.json, and this codec is a {type(codec).__name__}; use another")
+        raise UserError(f"masking needs a tokenizer.json, not a {type(codec).__name__}; use another tokenizer")
     return codec
 
 
 def _continuing_prefix(codec: Codec) -> str:
-    """What WordPiece's symbols inside a word begin with ("##"); empty for other kinds."""
+    """The prefix of WordPiece tokens inside a word ("##"); empty for other kinds."""
     return getattr(_known(codec).tokenizer.model, "continuing_subword_prefix", None) or ""
 
 
 def _marks(codec: Codec) -> str:
-    """How a tokenizer writes spaces: as bytes, with sentencepiece's mark, or plainly (empty)."""
+    """How a tokenizer represents spaces: as bytes, with sentencepiece's character, or plainly (empty)."""
     steps = json.dumps(decoder_steps(_known(codec).tokenizer))
     return _BYTE_LEVEL if _BYTE_LEVEL in steps else _SPACE_MARK if "Metaspace" in steps or "\\u2581" in steps else ""
 
@@ -148,12 +148,12 @@ def _kind(character: str) -> int:
         return _SPACE
     if character.isdigit():
         return _DIGIT
-    # Part of a character is taken for a letter: most scripts beyond ASCII are words.
+    # A partial character counts as a letter: most scripts beyond ASCII form words.
     return _LETTER if character.isalpha() or character == "\ufffd" else _PUNCTUATION
 
 
 class Candidate(NamedTuple):
-    """A token that may stand in the place of a mask: its text, its id and its probability."""
+    """A candidate token for a mask: its text, its id and its probability."""
 
     text: str
     id: int
@@ -161,19 +161,19 @@ class Candidate(NamedTuple):
 
 
 def fill(model: Transformer, codec: Codec, text: str, top: int = 5) -> list[list[Candidate]]:
-    """For each mask of `text`, in order, the `top` most probable symbols, best first.
+    """For each mask of `text`, in order, the `top` most probable tokens, best first.
 
-    A mask is written [MASK], <mask> or as the tokenizer spells it. Each is foretold with all masks in place. Raises
-    UserError for a text without a mask, and one that exceeds the context.
+    A mask is written [MASK], <mask> or as in the tokenizer. Each prediction sees all masks. Raises UserError for a text
+    without a mask, or one that exceeds the context.
     """
     if top < 1:
-        raise UserError(f"top is {top}; ask for 1 candidate or more")
+        raise UserError(f"top is {top}; use 1 or more")
     mask, ids = mask_of(codec), masked_ids(codec, text)
     if mask not in ids:
-        raise UserError(f"the text {text[:40]!r} has no mask; write [MASK] where a word is to be filled in")
+        raise UserError(f"the text {text[:40]!r} has no mask; write [MASK] for the word to predict")
     context = model.config.context
     if context is not None and len(ids) > context:
-        raise UserError(f"the text has {len(ids)} symbols and the model reads {context} at most; shorten it")
+        raise UserError(f"the text has {len(ids)} tokens, but the model takes at most {context}; shorten it")
     row = torch.tensor([ids], device=device_of(model))
     with evaluating(model), torch.inference_mode():
         x = model(row, None).x[row == mask]
@@ -185,9 +185,9 @@ def fill(model: Transformer, codec: Codec, text: str, top: int = 5) -> list[list
 
 
 def masked_ids(codec: Codec, text: str) -> list[int]:
-    """The ids of a text with masks between the marks of the codec.
+    """The ids of a text with masks, with the codec's special tokens around them.
 
-    Where a tokenizer writes a space with the word after it, the mask stands for the space before it too.
+    If the tokenizer joins a space to the word after it, the mask replaces that space too.
     """
     mask = mask_of(codec)
     spellings = sorted({*MASK, spelling(codec, mask)}, key=len, reverse=True)
@@ -201,7 +201,7 @@ def masked_ids(codec: Codec, text: str) -> list[int]:
 
 
 def best_symbols(model: nn.Module, inputs: Any, layout: Layout, hidden: Bool[Tensor, "B T"]) -> Int[Tensor, "B T"]:
-    """The most probable symbol of each hidden place, 0 elsewhere."""
+    """The most probable token at each masked position, 0 elsewhere."""
     best = torch.zeros_like(hidden, dtype=torch.long)
     best[hidden] = model.get_submodule("heads.vocabulary")(model(inputs, layout).x[hidden]).argmax(-1)
     return best

@@ -1,4 +1,4 @@
-"""Masked language models at work."""
+"""Masked language models in use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Recipes for masked language models, and how one of a user's texts is fitted to their amount and to the time."""
+"""Recipes for masked language models, and how the generic one scales with the amount of text and the time."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ from headway.visibility import Full
 
 
 def encoder(width: int, depth: int, heads: int, symbols: int, context: int, dropout: float = 0.0) -> TransformerConfig:
-    """A small ModernBERT (Warner et al. 2024) in which every layer sees all: rotary positions, gated GELU, norms first
-    and without biases. Branches start at zero, from which it learns faster than a BERT of 2019 of the same size.
+    """A small ModernBERT (Warner et al. 2024) with global attention in every layer: RoPE, GeGLU, pre-norm, no biases.
+    Residual branches are initialised to zero, so it learns faster than a BERT of 2019 of the same size.
     """
     norm = LayerNormConfig(bias=False)
     mixer = AttentionConfig(heads, pattern=Full(), rotary=RotaryConfig(), qkv_bias=False, out_bias=False)
@@ -51,7 +51,7 @@ def encoder(width: int, depth: int, heads: int, symbols: int, context: int, drop
 
 
 def masked() -> Recipe:
-    """Any text of the user's."""
+    """Any text of your own."""
     return Recipe(
         name="masked",
         domain="masked",
@@ -59,11 +59,11 @@ def masked() -> Recipe:
         data=(),
         model=encoder(width=256, depth=4, heads=4, symbols=8192, context=128),
         task=MaskedConfig(),
-        # Without decay matrices grow to five times their size, and fine-tuning moves them too little to learn.
+        # Without weight decay matrices grow to five times their size, and fine-tuning changes them too little to learn.
         optim=MuonConfig(lr=0.02, weight_decay=0.1, adam_lr=2e-3, adam_weight_decay=0.1),
         schedule=WSDConfig(warmup=0.02, decay=0.6),
         train=TrainConfig(steps=3000, batch_tokens=4096),
-        expected="--minutes chooses size and steps for your data; an hour for 12 million tokens on 2 cores without",
+        expected="--minutes chooses size and steps for your data; without it, an hour for 12 million tokens on 2 cores",
     )
 
 
@@ -71,21 +71,21 @@ RECIPES = (masked,)
 
 
 _SHAPES = ((64, 2, 2), (96, 3, 3), (128, 4, 4), (192, 5, 6), (256, 6, 4), (384, 6, 6), (512, 8, 8), (768, 12, 12))
-_LOOKED_AT = 1 << 24  # characters that are counted
-_VOCABULARIES = ((3e5, 1000), (2e6, 2000), (8e6, 4000), (math.inf, 8192))  # characters, symbols
+_LOOKED_AT = 1 << 24  # maximum characters counted
+_VOCABULARIES = ((3e5, 1000), (2e6, 2000), (8e6, 4000), (math.inf, 8192))  # (characters, tokens)
 
 
 @dataclass(frozen=True)
 class MaskedScale(Scale):
-    """Vocabularies that grow with the text. A target is a hidden symbol; each reading of a text hides others."""
+    """Vocabularies that grow with the text. A target is a masked token; each epoch masks others."""
 
     fitted: bool = True
     descent: Descent | None = Descent(0.58, 1.5, 3.8)
-    # Of texts, but that a hidden symbol is told from both sides: it is taken to be worth three that are read once.
+    # As for text, but with both-sided context a masked token is taken to be worth three tokens of one pass.
     law: Law = field(default_factory=lambda: Law(2.0, 61.0, 0.34, 45.0, 0.28, 60.0, 15.0))
     least: int = 1024
     noise: float = 4.0
-    unit: str = "hidden symbol"
+    unit: str = "masked token"
     shapes: Shapes = _SHAPES
 
     def settle(self, recipe: Recipe, paths: Sequence[Path], minutes: float) -> Settled:

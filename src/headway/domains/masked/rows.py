@@ -1,4 +1,4 @@
-"""Rows of documents or of pairs of segments, and which of their symbols are hidden."""
+"""Rows of documents or of segment pairs, and the masking of their tokens."""
 
 from __future__ import annotations
 
@@ -23,49 +23,51 @@ _ORDER, _CHANGE, _SYMBOL, _SPANS = range(4)  # streams of random numbers
 @checked
 @dataclass(frozen=True)
 class MaskingConfig:
-    """Devlin et al. 2019, section 3.1: a share `rate` of the text is to be predicted; of it, the share `mask` becomes
-    the mask, `random` by any symbol of text, and the rest is left as it is. (ModernBERT's rate is 0.3.)
+    """Devlin et al. 2019, section 3.1: the model predicts a share `rate` of the text; of that, the share `mask` becomes
+    the mask token, `random` becomes any text token, and the rest is unchanged. (ModernBERT's rate is 0.3.)
 
-    `unit` is what is hidden together: `tokens`, whole `words`, or `spans` of words of geometric lengths (p = 0.2,
-    at most 10) and which are replaced in one way (SpanBERT, Joshi et al. 2020).
+    `unit` is masked as one: `tokens`, whole `words`, or `spans` of words with geometric lengths (p = 0.2, at most 10),
+    each span replaced in one way (SpanBERT, Joshi et al. 2020).
     """
 
-    rate: float = 0.15  # share of the text that is to be predicted
-    mask: float = 0.8  # share of that which becomes the mask
-    random: float = 0.1  # share of that which becomes any symbol
+    rate: float = 0.15  # share of the text to predict
+    mask: float = 0.8  # share of that replaced by the mask token
+    random: float = 0.1  # share of that replaced by a random token
     unit: Literal["tokens", "words", "spans"] = "tokens"
 
     def __post_init__(self) -> None:
         if not 0 < self.rate < 1:
-            raise ConfigError(f"masking.rate is {self.rate}; give a share between 0 and 1 such as 0.15")
+            raise ConfigError(f"masking.rate is {self.rate}; choose a share between 0 and 1, such as 0.15")
         if self.mask < 0 or self.random < 0 or self.mask + self.random > 1 + 1e-9:
             raise ConfigError(
-                f"masking.mask {self.mask} and masking.random {self.random} are no shares of one whole; give two that "
-                "sum to 1 at most"
+                f"masking.mask {self.mask} and masking.random {self.random} are not valid shares; choose two of at "
+                "least 0 that sum to at most 1"
             )
 
 
 class MaskedRows(NamedTuple):
-    """int64 [B, T] each: what the model reads, and the symbols to foretell, IGNORED elsewhere."""
+    """int64 [B, T] each: the model's inputs, and the tokens to predict, IGNORED elsewhere."""
 
     inputs: np.ndarray
     labels: np.ndarray
 
 
 class Masking:
-    """Hides parts of rows: a pure function of (seed, number of the sample), computed and never stored."""
+    """Masks rows: a pure function of (seed, index of the sample), never stored."""
 
     def __init__(self, config: MaskingConfig, symbols: Symbols) -> None:
         self.config, self.symbols = config, symbols
         self._text = np.flatnonzero(symbols.text)
 
     def __call__(self, ids: np.ndarray, positions: np.ndarray, numbers: np.ndarray, seed: int) -> MaskedRows:
-        """Mask rows int [B, T], each with what its number [B] draws. A row with text has at least one label."""
+        """Mask rows, int [B, T], with the random numbers of their indices [B]. A row with text has at least one
+        label.
+        """
         units = self._units(ids, positions, numbers, seed)
         order = noise(seed, numbers, _ORDER, ids.shape[1])
         chosen = np.stack([_choose(row, keys, self.config.rate) for row, keys in zip(units, order)])
         draws = noise(seed, numbers, _CHANGE, ids.shape[1])
-        if self.config.unit == "spans":  # a span is replaced in one way
+        if self.config.unit == "spans":  # one replacement per span
             draws = np.take_along_axis(draws, np.maximum(units, 0), axis=1)
         others = self._text[(noise(seed, numbers, _SYMBOL, ids.shape[1]) * len(self._text)).astype(np.int64)]
         written = np.where(draws < self.config.mask, self.symbols.mask, others)
@@ -73,7 +75,7 @@ class Masking:
         return MaskedRows(np.where(changed, written, ids), np.where(chosen, ids, IGNORED))
 
     def _units(self, ids: np.ndarray, positions: np.ndarray, numbers: np.ndarray, seed: int) -> np.ndarray:
-        """The number of the unit that a place belongs to, counted within its row; -1 where nothing is hidden."""
+        """The unit of each position, counted within its row; -1 where nothing is masked."""
         text = (positions >= 0) & self.symbols.text[ids]
         if self.config.unit == "tokens":
             return _numbered(text, text)
@@ -95,18 +97,18 @@ def _numbered(starts: np.ndarray, text: np.ndarray) -> np.ndarray:
 
 
 def _span_lengths(draws: np.ndarray) -> np.ndarray:
-    """Lengths from 1 to SPAN_LONGEST with p(n) in proportion to (1 - p)^(n - 1), from numbers in [0, 1)."""
+    """Lengths from 1 to SPAN_LONGEST with p(n) proportional to (1 - p)^(n - 1), from numbers in [0, 1)."""
     weights = (1 - SPAN_STOP) ** np.arange(SPAN_LONGEST)
     return np.searchsorted(weights.cumsum() / weights.sum(), draws, side="right") + 1
 
 
 def _choose(units: np.ndarray, keys: np.ndarray, rate: float) -> np.ndarray:
-    """Places whose units are hidden, bool [T]: units by ascending key, each that still fits into the row's share.
+    """The positions to mask, bool [T]: units by ascending key, each that still fits into the row's share.
 
-    Where not even one fits, the smallest is hidden.
+    If not even one fits, the smallest is masked.
     """
     sizes = np.bincount(units[units >= 0])
-    taken = np.zeros(len(sizes) + 1, bool)  # the last is for places of no unit
+    taken = np.zeros(len(sizes) + 1, bool)  # the last is for positions without a unit
     room = max(1, int(rate * sizes.sum() + 0.5))
     if len(sizes) and sizes.min() > room:
         taken[sizes.argmin()] = True
@@ -121,20 +123,21 @@ def _choose(units: np.ndarray, keys: np.ndarray, rate: float) -> np.ndarray:
 
 
 def noise(seed: int, numbers: np.ndarray, stream: int, count: int) -> np.ndarray:
-    """Numbers in [0, 1), float64 [B, count]: a pure function of the seed, each sample's number and the stream."""
+    """Numbers in [0, 1), float64 [B, count]: a pure function of the seed, each sample's index and the stream."""
     salt = mixed(mixed(np.uint64(seed % (1 << 64))) + np.uint64(stream))
     keys = mixed(np.asarray(numbers, dtype=np.uint64) ^ salt)
     return (mixed(keys[:, None] + np.arange(count, dtype=np.uint64)) >> np.uint64(11)) * 2.0**-53
 
 
-_PAIRS, _OTHERS = 16, 17  # streams of random numbers, apart from those of masking
+_PAIRS, _OTHERS = 16, 17  # streams of random numbers, separate from those of masking
 
 
 class Sequences(NamedTuple):
-    """Rows of symbols, int64 [B, T]: `positions` restart at 0 where a piece starts, -1 at padding, where ids are 0.
+    """Rows of tokens, int64 [B, T]: `positions` restart at 0 at the start of each chunk and are -1 at padding, where
+    ids are 0.
 
-    Of pairs only are `types` (0 and 1) and `unrelated`, int64 [B]: 0 where the second segment follows the first, else
-    1, as BERT's published weights have it.
+    Only pairs have `types` (0 and 1) and `unrelated`, int64 [B]: 0 if the second segment follows the first, otherwise
+    1, as in BERT's published weights.
     """
 
     ids: np.ndarray
@@ -144,7 +147,7 @@ class Sequences(NamedTuple):
 
 
 class RowSource(Protocol):
-    """Rows by number. What a row draws at random depends on the seed and on the number of the sample."""
+    """Rows by index. A row's random numbers depend on the seed and on the index of the sample."""
 
     def __len__(self) -> int: ...
 
@@ -152,7 +155,7 @@ class RowSource(Protocol):
 
 
 class Texts(NamedTuple):
-    """Documents without marks, as places in an array of ids, and the marks that stand around them in rows."""
+    """Documents without special tokens, as slices of an array of ids, and the special tokens around them in rows."""
 
     ids: np.ndarray
     spans: Spans
@@ -160,7 +163,7 @@ class Texts(NamedTuple):
 
 
 def texts_of(cache: TokenCache, spans: Spans, codec: Codec) -> Texts:
-    """The documents (or parts of them) at `spans`. Raises UserError where they hold no text."""
+    """The documents (or parts of them) at `spans`. Raises UserError if they contain no text."""
     starts, ends = spans.starts.copy(), spans.starts + spans.lengths
     if codec.begin is not None:
         starts += cache.ids[starts] == codec.begin
@@ -168,13 +171,13 @@ def texts_of(cache: TokenCache, spans: Spans, codec: Codec) -> Texts:
         ends -= (ends > starts) & (cache.ids[ends - 1] == codec.end)
     held = ends > starts
     if not held.any():
-        raise UserError("the documents have no text besides special tokens; give longer ones")
+        raise UserError("the documents have no text besides special tokens; add longer ones")
     return Texts(cache.ids, Spans(starts[held], (ends - starts)[held]), frame_of(codec))
 
 
 class FramedPieces:
-    """Documents cut into pieces that fill a row, each framed; short ones side by side in a row (Liu et al. 2019,
-    "full sentences", but that documents do not see each other). Row k holds the same text in every epoch.
+    """Documents cut into chunks that fill a row, each with special tokens; short ones share a row (Liu et al. 2019,
+    "full sentences", except that documents do not see each other). Row k holds the same text in every epoch.
     """
 
     def __init__(self, texts: Texts, context: int) -> None:
@@ -195,7 +198,7 @@ class FramedPieces:
 
     @property
     def padding(self) -> float:
-        """The share of all tokens in the rows that is padding."""
+        """The share of padding among all tokens."""
         return 1 - int((self._sizes + self.texts.frame.marks(1)).sum()) / (len(self) * self.context)
 
     def rows(self, rows: np.ndarray, numbers: np.ndarray, seed: int) -> Sequences:
@@ -205,7 +208,7 @@ class FramedPieces:
         sizes = self._sizes[pieces]
         framed = sizes + self.texts.frame.marks(1)
         ends = np.cumsum(framed)
-        columns = ends - framed - (ends - framed)[np.searchsorted(owner, owner)]  # from the first piece of a row on
+        columns = ends - framed - (ends - framed)[np.searchsorted(owner, owner)]  # relative to the row's first chunk
         ids, positions = np.zeros((len(rows), self.context), np.int64), np.full((len(rows), self.context), -1)
         _mark(ids, owner, columns, before)
         _write(ids, owner, columns + len(before), self.texts.ids, self._starts[pieces], sizes)
@@ -216,27 +219,27 @@ class FramedPieces:
 
 
 class SegmentPairs:
-    """Two segments a row with the marks of a pair, of types 0 and 1 (Devlin et al. 2019, section 3.1).
+    """Two segments per row with the special tokens of a pair and types 0 and 1 (Devlin et al. 2019, section 3.1).
 
-    Documents are cut into segments of about equal lengths, at least two each. In half of the rows B is the segment
-    after A; in the others it is one of another document, or, where there is one document only, from elsewhere in it.
+    Documents are cut into at least two segments of about equal lengths. In half of the rows B is the segment after A;
+    in the others it is from another document or, with only one document, from elsewhere in it.
     """
 
     def __init__(self, texts: Texts, context: int) -> None:
         if not texts.frame.between:
-            raise UserError("pairs need a tokenizer with an end symbol between texts; use another, or task.next=false")
+            raise UserError("pairs need a tokenizer with a separator token; use another, or set task.next=false")
         half = _room((context - texts.frame.marks(2)) // 2, context)
         long = texts.spans.lengths > 1
         starts, lengths = texts.spans.starts[long], texts.spans.lengths[long]
         counts = np.maximum(2, -(-lengths // half))
         if counts.sum() < 3:
-            raise UserError(f"{counts.sum()} segments make no wrong pairs; give more text, or set task.next=false")
+            raise UserError(f"{counts.sum()} segments are too few for unrelated pairs; add text or set task.next=false")
         places, document = ranges(np.zeros_like(counts), counts)
         low, high = (lengths[document] * (places + k) // counts[document] for k in (0, 1))
         self.texts, self.context = texts, context
         self._starts, self._sizes, self._document = starts[document] + low, high - low, document
         self._firsts, self._counts = np.cumsum(counts) - counts, counts  # of each document's segments
-        self._pairs = np.flatnonzero(places + 1 < counts[document])  # segments that another follows
+        self._pairs = np.flatnonzero(places + 1 < counts[document])  # segments with a successor
 
     def __len__(self) -> int:
         return len(self._pairs)
@@ -247,7 +250,7 @@ class SegmentPairs:
         unrelated = noise(seed, numbers, _PAIRS, 1)[:, 0] < 0.5
         second = np.where(unrelated, self._others(first, noise(seed, numbers, _OTHERS, 1)[:, 0]), first + 1)
         ends = len(before) + self._sizes[first]
-        seconds = ends + len(between)  # where B starts
+        seconds = ends + len(between)  # start of B
         lengths = seconds + self._sizes[second] + len(after)
         every, columns = np.arange(len(rows)), np.arange(int(lengths.max()))
         ids = np.zeros((len(rows), len(columns)), np.int64)
@@ -261,7 +264,9 @@ class SegmentPairs:
         return Sequences(ids, np.where(inside, columns, -1), types, unrelated.astype(np.int64))
 
     def _others(self, first: np.ndarray, draws: np.ndarray) -> np.ndarray:
-        """Segments that do not follow `first`: any but those of its document, or but itself and the next."""
+        """Segments that do not follow `first`: any outside its document or, in a single document, any but itself and
+        the next.
+        """
         several = len(self._counts) > 1
         low = self._firsts[self._document[first]] if several else first
         left_out = self._counts[self._document[first]] if several else 2
@@ -271,12 +276,12 @@ class SegmentPairs:
 
 def _room(room: int, context: int) -> int:
     if room < 1:
-        raise UserError(f"a context of {context} leaves no room for text besides special tokens; give more")
+        raise UserError(f"a context of {context} is too short for text and special tokens; choose a longer one")
     return room
 
 
 def _mark(ids: np.ndarray, rows: np.ndarray, columns: np.ndarray, marks: tuple[int, ...]) -> None:
-    """Write the same symbols into rows, from the given columns on."""
+    """Write the same tokens into rows, starting at the given columns."""
     for place, mark in enumerate(marks):
         ids[rows, columns + place] = mark
 
@@ -284,6 +289,6 @@ def _mark(ids: np.ndarray, rows: np.ndarray, columns: np.ndarray, marks: tuple[i
 def _write(
     ids: np.ndarray, rows: np.ndarray, columns: np.ndarray, source: np.ndarray, starts: np.ndarray, sizes: np.ndarray
 ) -> None:
-    """Write pieces of `source` into rows, from the given columns on."""
+    """Write chunks of `source` into rows, starting at the given columns."""
     places, piece = ranges(np.zeros_like(sizes), sizes)
     ids[rows[piece], columns[piece] + places] = source[starts[piece] + places]

@@ -1,4 +1,4 @@
-"""Masked language modelling: the hidden symbols of a text, and whether one segment follows another."""
+"""Masked language modelling: masked tokens and, for pairs, next-sentence prediction."""
 
 from __future__ import annotations
 
@@ -49,36 +49,36 @@ from headway.nn.models import (
 from headway.nn.parts.norm import LayerNormConfig
 
 _JUDGED_AT_ONCE = 4096  # tokens
-_FIXED = 0  # the seed of masks that are judged, the same for every run
-_SCORED_AT_ONCE = 512  # hidden symbols
-_SHOWN = 60  # symbols of a sample
+_FIXED = 0  # the seed of evaluation masks, the same for every run
+_SCORED_AT_ONCE = 512  # masked tokens
+_SHOWN = 60  # tokens per sample
 HEAD = VocabularyHeadConfig(bias=True, transform=TransformConfig(norm=LayerNormConfig(1e-12)))
 
 
 @register("masked")
 @dataclass(frozen=True)
 class MaskedConfig(TaskConfig):
-    """Predict hidden tokens of documents from what stands on both sides (Devlin et al. 2019).
+    """Predict masked tokens of documents from both sides (Devlin et al. 2019).
 
-    `masking` says which are hidden. Without `next`, documents fill rows of `context` tokens (none for the model's),
-    short ones side by side, with new masks every epoch (RoBERTa, Liu et al. 2019); with it, rows are pairs of segments,
-    and the head "next" tells whether the second follows the first. `codec`, `size` (the most symbols) and `lowercase`
-    are for the codec that is trained where `tokenizer` names no published one (its file, folder or hf:owner/name).
-    `split` says what is held out where no file is named for it. A batch has train.batch_size rows or, without it, as
-    many as train.batch_tokens holds.
+    `masking` chooses the masked tokens. Without `next`, documents fill rows of `context` tokens (none: the model's),
+    short ones share a row, and every epoch has new masks (RoBERTa, Liu et al. 2019). With it, rows are pairs of
+    segments, and the head "next" predicts whether the second follows the first. `codec`, `size` (maximum vocabulary)
+    and `lowercase` set the codec to train, unless `tokenizer` names a published one (its file, folder or
+    hf:owner/name). `split` sets the held-out shares if no file is named for them. A batch has train.batch_size rows or,
+    without it, as many as train.batch_tokens holds.
     """
 
-    codec: Kind = "wordpiece"  # kind of the tokenizer that is trained
-    size: int | None = 8192  # most symbols
-    lowercase: bool = False  # whether texts are lower-cased
-    tokenizer: str | None = None  # file, folder or hf:owner/name of a published one, in its place
-    context: int | None = None  # tokens of a row; none: the model's
-    masking: MaskingConfig = MaskingConfig()  # what is hidden
-    next: bool = False  # pairs of segments, and whether the second follows the first (BERT)
-    split: SplitConfig = SplitConfig()  # what is held out
+    codec: Kind = "wordpiece"  # kind of the tokenizer to train
+    size: int | None = 8192  # maximum vocabulary size
+    lowercase: bool = False  # whether to lower-case the text
+    tokenizer: str | None = None  # published tokenizer to use instead: a file, folder or hf:owner/name
+    context: int | None = None  # tokens per row; none: the model's
+    masking: MaskingConfig = MaskingConfig()  # which tokens are masked
+    next: bool = False  # whether to predict if the second segment of a pair follows the first (BERT)
+    split: SplitConfig = SplitConfig()  # held-out shares
 
     def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Task:
-        """Raises UserError for data that cannot be read, hold too little, or do not fit the settings."""
+        """Raises UserError for data that cannot be read, are too small, or do not fit the settings."""
         context = recipe.row_length(self.context)
         rows = recipe.train.rows(context)
         paths = recipe.files(data)
@@ -91,7 +91,7 @@ class MaskedConfig(TaskConfig):
 
 
 class MaskedTexts(Examples):
-    """Tokenised documents in rows, of which parts are hidden; `rows` is the number of rows in a training batch."""
+    """Tokenised documents in rows with masks; `rows` is the number of rows per training batch."""
 
     def __init__(
         self,
@@ -110,17 +110,17 @@ class MaskedTexts(Examples):
         self._full: dict[tuple[int, ...], Layout] = {}
 
     def adapt(self, model: ModelConfig) -> ModelConfig:
-        """`model` with the codec's symbols, and with types where rows are pairs.
+        """`model` with the codec's vocabulary size, and with token types if rows are pairs.
 
-        Raises UserError for a model that sees one side only, and where there is no text to train or to judge it on.
+        Raises UserError for a causal model, or without text to train or evaluate on.
         """
         for split in ("train", "validation"):
             self.of(split)
         if not isinstance(model, TransformerConfig):
-            raise UserError(f"a {type(model).__name__} foretells no hidden symbols; use an encoder such as bert-base")
+            raise UserError(f"a {type(model).__name__} cannot predict masked tokens; use an encoder such as bert-base")
         if model.stack.causal:
             raise UserError(
-                "this model sees earlier tokens only, and masks are predicted from both sides; use an encoder such as "
+                "this model is causal, but masks are predicted from both sides; use an encoder such as "
                 "bert-base, or the recipe text"
             )
         embed = model.embed
@@ -140,13 +140,12 @@ class MaskedTexts(Examples):
         return self.splits.final
 
     def tokens(self, split: str) -> int:
-        """The symbols of a split, marks included."""
+        """The tokens of a split, special tokens included."""
         return self.pieces.of(self.splits.rows(split)).tokens
 
     def batch(self, read: Sequences, numbers: np.ndarray, seed: int) -> Batch:
-        """Rows with masks, which their numbers, int [B], and the seed draw. The targets are the hidden symbols, int
-        [B, T], -100 where nothing is to be foretold, and of pairs, int [B], 0 where the second segment follows the
-        first and 1 where it does not.
+        """Rows with the masks of their indices, int [B], and the seed. Targets are the masked tokens, int [B, T], -100
+        elsewhere, and for pairs, int [B], 0 if the second segment follows the first and 1 if not.
         """
         masked = self.masking(read.ids, read.positions, numbers, seed)
         types, unrelated = (None if t is None else torch.from_numpy(t) for t in (read.types, read.unrelated))
@@ -156,7 +155,7 @@ class MaskedTexts(Examples):
         return Batch((inputs, self._layout(read.positions)), targets, hidden, read.ids.size)
 
     def _layout(self, positions: np.ndarray) -> Layout:
-        """Rows that are one document each share one layout, and so what models derive from it."""
+        """Rows of one document each share one layout, and so what models derive from it."""
         shape = positions.shape
         if not (positions[:, -1] == shape[1] - 1).all():
             return Layout(torch.from_numpy(positions))
@@ -173,8 +172,8 @@ class MaskedTexts(Examples):
 
 @dataclass(frozen=True)
 class MaskedSamples:
-    """The rows of a split, or the first `limit` of them. A row has other masks in every epoch of training; judged, it
-    has those of its number, the same in every run.
+    """The rows of a split, or the first `limit` of them. In training a row has new masks every epoch; in evaluation its
+    masks depend only on its index and are the same in every run.
     """
 
     texts: MaskedTexts
@@ -199,25 +198,25 @@ class MaskedSamples:
 
 
 class HiddenSymbols(Objective[MaskedTexts]):
-    """Hidden symbols and, of pairs, whether the second segment follows the first (Devlin et al. 2019, section 3.1)."""
+    """Masked tokens and, for pairs, whether the second segment follows the first (Devlin et al. 2019, section 3.1)."""
 
-    unit = "hidden symbol"
+    unit = "masked token"
 
     def adapt(self, model: ModelConfig, examples: MaskedTexts) -> ModelConfig:
-        """`model` with the heads of this task; its own vocabulary head where it has one."""
-        assert isinstance(model, TransformerConfig)  # as the examples have seen
+        """`model` with the heads of this task; keeps its own vocabulary head if it has one."""
+        assert isinstance(model, TransformerConfig)  # checked by the examples
         heads = {"vocabulary": model.heads.get("vocabulary") or HEAD}
         if examples.config.next:
             heads["next"] = PooledHeadConfig(outputs=2, dense=True, activation="tanh")
         return replace(model, heads=heads)
 
     def counts(self, batch: Batch) -> dict[str, int]:
-        """Hidden symbols and pairs, which are divided by separately."""
+        """Counts of masked tokens and of pairs, by which their losses are divided separately."""
         _, unrelated = batch.targets
         return {"masked": batch.tokens} | ({} if unrelated is None else {"next": len(unrelated)})
 
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Loss]:
-        """Cross-entropy of hidden symbols (with the model's auxiliary terms) and of what follows."""
+        """Cross-entropy of masked tokens (with the model's auxiliary losses) and of next-sentence prediction."""
         labels, unrelated = batch.targets
         encoded = model(*batch.inputs)
         hidden = cast(VocabularyHead, model.get_submodule("heads.vocabulary")).loss(encoded.x, labels)
@@ -229,9 +228,9 @@ class HiddenSymbols(Objective[MaskedTexts]):
         return losses
 
     def judge(self, model: nn.Module, examples: MaskedTexts, split: str, limit: int | None = None) -> dict[str, Any]:
-        """Loss (nats a hidden symbol), its perplexity, the share of hidden symbols found, and the same of pairs.
+        """Loss (nats per masked token), its perplexity, the accuracy on masked tokens, and the same for pairs.
 
-        Masks depend on the row alone: a row has them in every evaluation of every run. `limit` counts rows.
+        Masks depend only on the row: it has the same ones in every evaluation of every run. `limit` counts rows.
         """
         found = [_sums(model, batch) for _, batch in judged(model, examples.of(split).some(limit))]
         nats, hits, count, next_nats, next_hits, pairs = map(sum, zip(*found))
@@ -248,7 +247,7 @@ class HiddenSymbols(Objective[MaskedTexts]):
 
     @torch.no_grad()
     def samples(self, model: nn.Module, examples: MaskedTexts, count: int) -> list[dict[str, str]]:
-        """Held-out text with its masks, and what the model writes there, from places spread evenly over it."""
+        """Held-out text with its masks and the model's predictions, from positions spread evenly over the split."""
         held_out = examples.of("validation")
         places = np.unique(np.linspace(0, len(held_out) - 1, count).astype(int))
         batch = held_out.take(places).to(device_of(model))
@@ -268,7 +267,7 @@ class HiddenSymbols(Objective[MaskedTexts]):
 
 
 def _sums(model: nn.Module, batch: Batch) -> tuple[float, int, int, float, int, int]:
-    """Nats, hits and count of the hidden symbols of a batch and, of pairs, of what follows."""
+    """Nats, hits and count of a batch's masked tokens and, for pairs, of next-sentence prediction."""
     labels, unrelated = batch.targets
     encoded, kept = model(*batch.inputs), labels != IGNORED
     nats, hits = 0.0, 0
@@ -284,5 +283,5 @@ def _sums(model: nn.Module, batch: Batch) -> tuple[float, int, int, float, int, 
 
 
 def _next(model: nn.Module, encoded: Encoded) -> Tensor:
-    """Logits [B, 2] of "the second segment follows the first" and "it does not"."""
+    """Logits [B, 2] for "the second segment follows the first" and "it does not"."""
     return model.get_submodule("heads.next")(encoded.x, encoded.layout)

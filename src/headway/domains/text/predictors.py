@@ -1,4 +1,4 @@
-"""Language models at work: continuations of prompts, in pieces or whole, and what stacks of text say of each token."""
+"""Language models in use: completions of prompts, streamed or complete, token scores and attention maps."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def evaluate(
 
 
 def _limits(model: Handle, limits: Limits) -> Limits:
-    """With the ends that a published model names beside its tokenizer's."""
+    """Add the stop ids of a published model to those of its tokenizer."""
     if limits.ignore_end or not model.usage.ends:
         return limits
     return replace(limits, stop_ids=(*limits.stop_ids, *model.usage.ends))

@@ -1,4 +1,4 @@
-"""Recipes for language models, and how one of a user's texts is fitted to their amount and to the time."""
+"""Recipes for language models, and how the generic one scales with the amount of text and the time."""
 
 from __future__ import annotations
 
@@ -21,15 +21,14 @@ from headway.nn.parts.norm import RMSNormConfig
 from headway.nn.parts.positions import RotaryConfig
 from headway.visibility import Causal
 
-_READ = 1 << 15  # tokens of a text, through windows: published forms name a number
+_READ = 1 << 15  # published formats must state a context; windowed attention itself has no limit
 
 
 def modern(width: int, depth: int, heads: int, window: int, symbols: int, dropout: float = 0.0) -> TransformerConfig:
-    """A small decoder that learns fast: RMS norms without weights, rotary positions, normalised queries and keys,
-    squared ReLU, no biases, and branches and head that start at zero.
+    """A small decoder that learns fast: RMSNorm without weights, RoPE, QK-norm, squared ReLU and no biases; residual
+    branches and head are initialised to zero.
 
-    `window` is the row that it is trained on: nothing sees farther back, so that it generates on and on with what it
-    has learned.
+    `window` is the training row length. No layer sees farther back, so the model can generate without end.
     """
     norm = RMSNormConfig(weight=False)
     block = BlockConfig(
@@ -46,10 +45,10 @@ def modern(width: int, depth: int, heads: int, window: int, symbols: int, dropou
 
 
 def published(width: int, depth: int, heads: int, window: int, symbols: int, dropout: float = 0.0) -> TransformerConfig:
-    """A small decoder in the form of Qwen3, so that others can run what was trained: RMS norms, those of queries and
-    keys among them, rotary positions, gated SiLU, no biases; branches and head start at zero.
+    """A small decoder with Qwen3's architecture, so that other programs can run it: RMSNorm, QK-norm, RoPE, SwiGLU and
+    no biases; residual branches and head are initialised to zero.
 
-    The inner width is three times the model's, whole blocks for those who quantise it. `window` is as in `modern`.
+    The inner width is three times the model's, a multiple of the block size of quantisers. `window` is as in `modern`.
     """
     norm = RMSNormConfig()
     block = BlockConfig(_attention(heads, window, norm), None, GatedConfig(ratio=3.0), norm, dropout=dropout)
@@ -65,7 +64,7 @@ def published(width: int, depth: int, heads: int, window: int, symbols: int, dro
 
 
 def _attention(heads: int, window: int, norm: RMSNormConfig) -> AttentionConfig:
-    """Rotary positions whose slowest turn is seen in rows of hundreds of tokens; queries and keys are normalised."""
+    """RoPE whose slowest frequency turns within rows of hundreds of tokens, with QK-norm."""
     return AttentionConfig(
         heads,
         pattern=Causal(window),
@@ -77,7 +76,7 @@ def _attention(heads: int, window: int, norm: RMSNormConfig) -> AttentionConfig:
 
 
 def shakespeare() -> Recipe:
-    """nanoGPT's size for a CPU and nanoGPT's split: the last tenth of the text is held out."""
+    """nanoGPT's size for a CPU and its split: the last tenth of the text is held out."""
     return Recipe(
         name="shakespeare",
         domain="text",
@@ -95,7 +94,7 @@ def shakespeare() -> Recipe:
 
 
 def text() -> Recipe:
-    """Any text of the user's."""
+    """Any text of your own."""
     return Recipe(
         name="text",
         domain="text",
@@ -114,13 +113,13 @@ RECIPES = (shakespeare, text)
 
 
 _SHAPES = ((64, 2, 2), (96, 3, 3), (128, 4, 4), (192, 5, 6), (256, 6, 8), (384, 6, 6), (512, 8, 8), (768, 12, 12))
-_LOOKED_AT = 300_000_000  # characters that are counted: more make no difference
+_LOOKED_AT = 300_000_000  # more make no difference to the vocabulary
 _VOCABULARIES = ((3e5, 512), (1.5e6, 1024), (8e6, 2048), (4e7, 4096), (2e8, 8192), (math.inf, 16384))
 
 
 @dataclass(frozen=True)
 class TextScale(Scale):
-    """Rows of 256 tokens, and vocabularies that grow with the text: each symbol is to be seen often."""
+    """Rows of 256 tokens and a vocabulary that grows with the text, so that each token occurs often."""
 
     fitted: bool = True
     descent: Descent | None = Descent(0.23, 0.59, 1.5)

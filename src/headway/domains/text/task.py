@@ -1,4 +1,4 @@
-"""Language modelling: the next symbol of a text, whatever its symbols are."""
+"""Language modelling: next-token prediction, for any kind of token."""
 
 from __future__ import annotations
 
@@ -39,42 +39,42 @@ from headway.nn.mixers import State
 from headway.nn.models import Encoded, Loss, ModelConfig, Transformer, TransformerConfig, describe
 
 _JUDGED_AT_ONCE = 8192  # tokens
-_WINDOWS = 8  # that an evaluated stream has at least: few predictions follow its start, where nothing was read
+_WINDOWS = 8  # minimum windows per evaluated stream, so that few predictions lack context
 _DECODED_AT_ONCE = 1 << 16  # tokens
 _SAMPLE_TOKENS = 200
-_CONTEXT = 1024  # of a model without a longest context, where nothing says one
+_CONTEXT = 1024  # of a model without a maximum context, unless a setting says otherwise
 
 
 @register("language")
 @dataclass(frozen=True)
 class LanguageConfig(TaskConfig):
-    """Predict each symbol of documents from those before it.
+    """Predict each token of documents from those before it.
 
-    `codec` and `size` say how text becomes symbols (at most so many; none: as many as there are), unless `tokenizer`
-    names a published one: its file, folder or hf:owner/name. Rows have `context` tokens, none for the model's.
-    `packing` "documents" reads every token once an epoch, short documents side by side in a row; "windows" reads rows
-    at any offset of long documents, as nanoGPT does. `split` says what is held out where no file is named for it. A
-    batch has train.batch_size rows or, without it, as many as train.batch_tokens holds.
+    `codec` and `size` set the tokenizer and its maximum vocabulary (none: no limit), unless `tokenizer` names a
+    published one: its file, folder or hf:owner/name. Rows have `context` tokens (none: the model's). With `packing`
+    "documents" an epoch reads every token once, and short documents share a row; "windows" takes rows at any offset of
+    long documents, as nanoGPT does. `split` sets the held-out shares if no file is named for them. A batch has
+    train.batch_size rows or, without it, as many as train.batch_tokens holds.
 
-    `carry_state` is for recurrent and linear mixers: in place of either packing, the text is cut into as many streams
-    as a step has rows, a row goes on where it ended in the step before, and so does the state of the model.
+    `carry_state` is for recurrent and linear mixers and replaces both packings: the text is cut into one stream per row
+    of a step. Each row continues where it ended in the step before, and so does the model's state.
     """
 
-    codec: Kind = "bpe"  # kind of the tokenizer that is trained
-    size: int | None = 8192  # most symbols; none: as many as there are
-    tokenizer: str | None = None  # file, folder or hf:owner/name of a published one, in its place
-    context: int | None = None  # tokens of a row; none: the model's
-    packing: Literal["documents", "windows"] = "documents"  # whole documents side by side, or windows at any offset
-    split: SplitConfig = SplitConfig()  # what is held out
-    carry_state: bool = False  # whether a row goes on where it ended in the step before, state and all
+    codec: Kind = "bpe"  # kind of the tokenizer to train
+    size: int | None = 8192  # maximum vocabulary size; none: no limit
+    tokenizer: str | None = None  # published tokenizer to use instead: a file, folder or hf:owner/name
+    context: int | None = None  # tokens per row; none: the model's
+    packing: Literal["documents", "windows"] = "documents"  # whole documents packed into rows, or windows at any offset
+    split: SplitConfig = SplitConfig()  # held-out shares
+    carry_state: bool = False  # whether a row continues from the step before, with its state
 
     @property
     def crops(self) -> bool:
-        """Whether rows begin anywhere in a document."""
+        """Whether rows start anywhere in a document."""
         return self.packing == "windows" and not self.carry_state
 
     def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Task:
-        """Raises UserError for data that cannot be read, hold too little, or do not fit the settings."""
+        """Raises UserError for data that cannot be read, are too small, or do not fit the settings."""
         context, train = recipe.row_length(self.context), recipe.train
         rows = train.rows(context)
         if self.carry_state:
@@ -89,36 +89,36 @@ class LanguageConfig(TaskConfig):
 
 
 def _check_carried(model: ModelConfig) -> None:
-    """Raises ConfigError for a model whose state cannot go on from row to row without end."""
+    """Raises ConfigError for a model whose state cannot be carried from row to row without end."""
     if not isinstance(model, TransformerConfig) or not model.stack.causal:
-        raise ConfigError("task.carry_state needs a model that sees earlier tokens only; set it to false")
+        raise ConfigError("task.carry_state needs a causal model; set it to false")
     if model.context is not None:
         raise ConfigError(
-            f"task.carry_state lets documents go on past model.context {model.context}; set model.context to none"
+            f"task.carry_state lets documents exceed model.context {model.context}; set model.context to none"
         )
     growth = describe(override(model, {"symbols": 1}))["state_bytes_per_token"]
     if growth:
         raise ConfigError(
-            f"task.carry_state needs a state that does not grow, and this model's grows by {growth:,} bytes a token: "
-            "attention, with a window too, keeps keys and values of a single document; choose another model.mixer, "
+            f"task.carry_state needs a state of constant size, but this model's grows by {growth:,} bytes per token: "
+            "attention, with a window too, stores keys and values of one document; choose another model.mixer, "
             "such as lstm, gru, linear_attention or delta, or set task.carry_state to false"
         )
 
 
 class Documents(Examples):
-    """Tokenised documents, read in rows; `rows` is the number of rows in a training batch."""
+    """Tokenised documents, read in rows; `rows` is the number of rows per training batch."""
 
     def __init__(
         self, config: LanguageConfig, cache: TokenCache, codec: Codec, context: int, rows: int, seed: int
     ) -> None:
         self.config, self.cache, self.codec = config, cache, codec
         self.context, self.rows, self.seed = context, rows, seed
-        self.pieces, self.splits = cache.divided(config.split, least=2)  # a first token is read and not foretold
+        self.pieces, self.splits = cache.divided(config.split, least=2)  # a document's first token is input only
         self._packed: dict[str, Packing] = {}
         self._unbroken: dict[int, Layout] = {}
 
     def adapt(self, model: ModelConfig) -> ModelConfig:
-        """`model` with the codec's symbols. UserError where there is too little text to train or to judge it on."""
+        """`model` with the codec's vocabulary size. UserError if there is too little text to train or evaluate on."""
         for split in ("train", "validation"):
             self.spans(split)
         self.of("train").training()
@@ -136,21 +136,23 @@ class Documents(Examples):
         return self.pieces.of(self.splits.rows(split))
 
     def packed(self, split: str) -> Packing:
-        """A split in consecutive rows."""
+        """A split packed into consecutive rows."""
         if split not in self._packed:
             self._packed[split] = Packing(self.cache.ids, self.spans(split), self.context)
         return self._packed[split]
 
     @cached_property
     def trained(self) -> Packing | Crops:
-        """The rows that are trained on."""
+        """The training rows."""
         if self.config.crops:
             return Crops(self.cache.ids, self.spans("train"), self.context)
         return self.packed("train")
 
     def batch(self, windows: TokenWindows) -> Batch:
-        """Tokens and the next of each. Batches of unbroken rows share one layout, and so what models derive from it."""
-        # Only where every row is one document from its start has the last place the last position.
+        """Inputs and their next tokens. Batches of unbroken rows share one layout, and so what models derive from
+        it.
+        """
+        # The last column has the last position only if every row is one document from its start.
         if not (windows.positions[:, -1] == self.context - 1).all():
             return _batch(windows, Layout(torch.from_numpy(windows.positions)))
         size = len(windows.positions)
@@ -159,12 +161,12 @@ class Documents(Examples):
         return _batch(windows, self._unbroken[size])
 
     def tokens(self, split: str) -> int:
-        """The symbols of a split that are foretold."""
+        """The predicted tokens of a split."""
         return int(np.maximum(self.spans(split).lengths - 1, 0).sum())
 
     def bytes_of(self, split: str, tokens: int) -> int:
-        """The bytes of so many predictions: as many a token as whole documents from the start of a split have until
-        they hold so many, which is exact for a whole split.
+        """The bytes of this many predictions, at the bytes per token of the split's first documents that hold as many;
+        exact for a complete split.
         """
         spans = self.spans(split)
         seen = size = 0
@@ -178,7 +180,7 @@ class Documents(Examples):
         return round(tokens * (size / seen))
 
     def prompts(self, count: int) -> list[list[int]]:
-        """Beginnings of rows of held-out text, spread evenly over it."""
+        """The first tokens of held-out rows, spread evenly over the split."""
         rows = self.packed("validation")
         places = np.unique(np.linspace(0, len(rows) - 1, count).astype(int))
         return rows.windows(places).inputs[:, : max(1, self.context // 4)].tolist()
@@ -190,13 +192,13 @@ class Documents(Examples):
         self.codec.save(directory)
 
     def met(self) -> Familiar:
-        """Rows of texts."""
+        """In-distribution statistics of training rows."""
         return Familiar.of(self.cache.ids, self.codec.size, marks=(self.codec.begin, self.codec.end))
 
 
 @dataclass(frozen=True)
 class TextRows:
-    """The consecutive rows of a split, or the first `limit` of them; training reads the rows that are trained on."""
+    """The consecutive rows of a split, or the first `limit` of them; training uses the training rows."""
 
     texts: Documents
     split: str
@@ -207,7 +209,7 @@ class TextRows:
         return rows if self.limit is None else min(self.limit, rows)
 
     def take(self, numbers: np.ndarray, chance: Chance | None = None) -> Batch:
-        """Tokens, int [B, T], with their layout, and the symbols that follow, -100 where none is to be foretold."""
+        """Tokens, int [B, T], with their layout, and the next tokens, -100 where the loss ignores them."""
         rows = self.texts.trained if chance is not None else self.texts.packed(self.split)
         return self.texts.batch(rows.windows(numbers))
 
@@ -222,10 +224,10 @@ class TextRows:
 
 
 class StreamedDocuments(Documents):
-    """Documents in streams: a row of a batch goes on where it ended in the batch `lanes` before.
+    """Documents in streams: a row of a batch continues where it ended `micro_batches` batches before.
 
-    Each of the `lanes` micro-batches of a step has streams of its own. With an epoch all streams begin anew; within a
-    stream a document does so where it starts. A split is judged in the same way, in streams of its own.
+    Each of the `micro_batches` of a step has its own streams. All streams restart with each epoch; within a stream, the
+    state is reset at the start of a document. A split is evaluated in the same way, in its own streams.
     """
 
     def __init__(
@@ -246,15 +248,15 @@ class StreamedDocuments(Documents):
 
     @cached_property
     def streams(self) -> Lanes:
-        """What is trained on."""
+        """The training streams."""
         source = Streams(self.cache.ids, self.spans("train"), self.context, self.rows * self.lanes)
         return Lanes(source, self.rows, self.lanes)
 
 
 @dataclass(frozen=True)
 class Lanes:
-    """Streams, `rows` of which stand in each of `lanes`; a sample is a row of one window of a stream, and a batch has
-    the window of a lane.
+    """Streams, `rows` of them in each of `micro_batches`. A sample is one row of one window of a stream; a batch has
+    the window of one micro-batch.
     """
 
     source: Streams
@@ -275,8 +277,8 @@ class Lanes:
 
 @dataclass(frozen=True)
 class StreamedRows:
-    """The first `limit` rows' worth of a split, in as many streams as training has rows or fewer, longer ones; training
-    reads the streams that are trained on.
+    """The first `limit` rows' worth of a split, in at most as many streams as training has rows; training uses the
+    training streams.
     """
 
     texts: StreamedDocuments
@@ -312,18 +314,20 @@ def _batch(windows: TokenWindows, layout: Layout, begins: bool = True) -> Batch:
 
 
 class NextToken(Likelihood[Documents]):
-    """The next symbol of documents."""
+    """Next-token prediction over documents."""
 
     def judge(self, model: nn.Module, examples: Documents, split: str, limit: int | None = None) -> dict[str, Any]:
-        """Loss (nats a token), perplexity and bits per byte over consecutive rows of a split, or its first `limit`."""
+        """Loss (nats per token), perplexity and bits per byte over consecutive rows of a split, or its first
+        `limit`.
+        """
         nats, count = self.nats(model, examples.of(split).some(limit))
         return dict(language_scores(nats, count, examples.bytes_of(split, count)))
 
     def strided(
         self, model: nn.Module, examples: Documents, split: str, stride: int, limit: int | None = None
     ) -> dict[str, Any]:
-        """`judge` in windows of the context that advance by `stride`, so that each token follows at least context -
-        stride others where its document has them; over the documents of a split, or its first `limit`.
+        """`evaluate` in windows of the context that advance by `stride`, so that each token has at least context -
+        stride tokens before it if its document has them; over the documents of a split, or its first `limit`.
         """
         spans = examples.spans(split)
         nats, count = 0.0, 0
@@ -335,7 +339,7 @@ class NextToken(Likelihood[Documents]):
         return dict(language_scores(nats, count, examples.bytes_of(split, count)))
 
     def samples(self, model: nn.Module, examples: Documents, count: int) -> list[dict[str, str]]:
-        """Continuations of held-out text, drawn at temperature 0.8."""
+        """Completions of held-out text, sampled at temperature 0.8."""
         prompts, codec = examples.prompts(count), examples.codec
         sampling = Sampling(temperature=0.8, seed=examples.seed)
         session = Session(cast(Transformer, model), codec)
@@ -346,9 +350,8 @@ class NextToken(Likelihood[Documents]):
 
 
 class CarriedNextToken(NextToken, Carrying[Documents]):
-    """The next symbol by truncated back-propagation through time: the states in which the rows of a batch end are those
-    from which they go on in a later one, and no gradient passes between the two (Williams and Peng 1990; Mikolov et al.
-    2010).
+    """Next-token prediction by truncated back-propagation through time: the final states of a batch's rows are the
+    initial states of a later batch, and no gradient passes between them (Williams and Peng 1990; Mikolov et al. 2010).
     """
 
     def begin(self, model: nn.Module, rows: int) -> State:
@@ -367,7 +370,7 @@ class CarriedNextToken(NextToken, Carrying[Documents]):
 
 
 def language_task(model: Transformer, codec: Codec, paths: Sequence[Path]) -> Task:
-    """The task that judges a language model, however it came about, on texts of the user's."""
+    """The task that evaluates any language model on a user's texts."""
     context = model.config.context or _CONTEXT
     config = LanguageConfig(context=context)
     return Task(Documents(config, open_tokens(paths, codec), codec, context, rows=1, seed=0), NextToken())

@@ -1,4 +1,4 @@
-"""The settings of tasks over pairs, and how text becomes symbols."""
+"""Settings of tasks over pairs, and their tokenizers."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from headway.learn import Recipe, Task, TaskConfig
 from headway.nn.models import EncoderDecoderConfig, ModelConfig
 
 BEGIN, END = "<s>", "</s>"
-_SOURCE = "source"  # folder of the source's codec where it has its own
+_SOURCE = "source"  # folder of the source's codec, if separate
 
 
 class Codecs(NamedTuple):
-    """The codec of each side; one and the same where the vocabulary is shared. The target's has begin and end."""
+    """The codecs of source and target, the same object if the vocabulary is shared. The target's has bos and eos."""
 
     source: Codec
     target: Codec
@@ -34,7 +34,7 @@ class Codecs(NamedTuple):
 
 
 class PairMarks(NamedTuple):
-    """The symbols around sequences: `begin` starts a target, `end` follows it, `source_end` follows a source."""
+    """Special tokens around sequences: `bos` starts a target, `eos` ends it, `source_eos` ends a source."""
 
     begin: int
     end: int
@@ -42,10 +42,10 @@ class PairMarks(NamedTuple):
 
     @staticmethod
     def of(codecs: Codecs) -> PairMarks:
-        """Raises UserError for a codec without them."""
+        """Raises UserError if a codec lacks them."""
         found = (codecs.target.begin, codecs.target.end, codecs.source.end)
         if None in found:
-            raise UserError(f"the tokenizer has no begin or end symbol; train one with {BEGIN} and {END}")
+            raise UserError(f"the tokenizer has no bos or eos token; train one with {BEGIN} and {END}")
         return PairMarks(*found)  # type: ignore[arg-type]
 
 
@@ -53,47 +53,47 @@ class PairMarks(NamedTuple):
 class PairsConfig(TaskConfig):
     """Predict the target of each pair from its source.
 
-    `smoothing` spreads that share of each label over all symbols (Szegedy et al. 2016). Training pairs of more than
-    `longest` tokens a side are left out, and how many is said; without `longest` a pair that does not fit the model or
-    a batch is an error. `beam` and `length_penalty` (Wu et al. 2016) are for the test split; others are decoded
-    greedily. `reverse_source` has the encoder read each source's tokens backwards, from the last to the first, in
-    training as in use (Sutskever et al. 2014, section 3.3): the end symbol and the padding still follow them.
+    `smoothing` is label smoothing (Szegedy et al. 2016). Training pairs with more than `longest` source or target
+    tokens are left out and counted; without `longest`, a pair that does not fit the model or a batch is an error.
+    `beam` and `length_penalty` (Wu et al. 2016) apply to the test split; other splits are decoded greedily.
+    `reverse_source` feeds the source's tokens in reverse order, in training and in use (Sutskever et al. 2014, section
+    3.3); the eos token and the padding still follow them.
     """
 
     smoothing: float = 0.1
-    longest: int | None = None  # most tokens of a side in training; none: no limit
-    beam: int = 5  # hypotheses of the search on the test split; 1 is greedy
-    length_penalty: float = 0.6  # of that search
+    longest: int | None = None  # maximum source and target tokens of a training pair; none: no limit
+    beam: int = 5  # beam size on the test split; 1 is greedy
+    length_penalty: float = 0.6  # of the beam search
     reverse_source: bool = False
-    split: SplitConfig = SplitConfig()  # what is held out
+    split: SplitConfig = SplitConfig()  # held-out shares
 
     def __post_init__(self) -> None:
         if not 0 <= self.smoothing < 1:
-            raise ConfigError(f"task.smoothing is {self.smoothing}; give a share from 0 to below 1")
+            raise ConfigError(f"task.smoothing is {self.smoothing}; choose a share of at least 0 and below 1")
         check_beam("task.beam", self.beam)
         if self.longest is not None and self.longest < 1:
-            raise ConfigError(f"task.longest is {self.longest}; give 1 or more")
+            raise ConfigError(f"task.longest is {self.longest}; choose 1 or more")
 
     def prepare(self, source: str) -> str:
-        """A source as its codec reads it."""
+        """A source as its codec expects it."""
         return source
 
     def reading(self, codec: Codec) -> Encoder:
-        """What encodes sources of files with the codec of sources."""
+        """The encoder of source files, given the source codec."""
         return codec
 
     def order(self, source: Sequence[int]) -> list[int]:
-        """Ids of a source, without its end, in the order in which the encoder reads them; twice is as before."""
+        """Source ids without eos, in the order of the encoder's input. Its own inverse."""
         return list(source[::-1] if self.reverse_source else source)
 
     def codecs(self, directory: Path) -> Codecs:
-        """The codecs that were saved beside a model."""
+        """The codecs saved next to a model."""
         target = load_codec(directory)
         own = directory / _SOURCE
         return Codecs(load_codec(own) if own.is_dir() else target, target)
 
     def train_codecs(self, paths: Sequence[Path]) -> Codecs:
-        """The codecs that the training split gives."""
+        """Codecs trained on the training split."""
         raise NotImplementedError
 
     def saved_or_trained(self, paths: Sequence[Path], workspace: Path) -> Codecs:
@@ -105,23 +105,23 @@ class PairsConfig(TaskConfig):
 class TranslationConfig(PairsConfig):
     """Translate sentences.
 
-    `codec` and `size` say how text becomes symbols (at most so many; none: as many as there are), `shared` whether one
-    vocabulary serves both languages. `reverse` translates the second language into the first. `grouped` scores each
-    source once, against all the translations it has. `lowercase_bleu` adds BLEU of lower-cased text (as
-    `bleu_lowercase`), which many papers report. `goal` picks the best model.
+    `codec` and `size` set the tokenizer and its maximum vocabulary (none: no limit), `shared` whether both languages
+    share one vocabulary. `reverse` translates the second language into the first. `grouped` scores each source once,
+    against all its translations. `lowercase_bleu` adds BLEU of lower-cased text (as `bleu_lowercase`), which many
+    papers report. `goal` picks the best model.
     """
 
-    codec: Kind = "bpe"  # kind of the tokenizer that is trained
-    size: int | None = 8000  # most symbols; none: as many as there are
+    codec: Kind = "bpe"  # kind of the tokenizer to train
+    size: int | None = 8000  # maximum vocabulary size; none: no limit
     shared: bool = True  # one vocabulary for both languages
-    lowercase: bool = False  # whether texts are lower-cased
+    lowercase: bool = False  # whether to lower-case the text
     reverse: bool = False
     grouped: bool = False
     lowercase_bleu: bool = False
     goal: Literal["bleu", "chrf", "loss"] = "bleu"
 
     def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Task:
-        """Raises UserError for data that cannot be read, hold too little, or do not fit the settings."""
+        """Raises UserError for data that cannot be read, are too small, or do not fit the settings."""
         from headway.domains.translation.task import ParallelText, TargetText
 
         check_recipe(recipe, self.shared)
@@ -145,10 +145,10 @@ class TranslationConfig(PairsConfig):
 
 
 def check_recipe(recipe: Recipe, shared: bool) -> None:
-    """Raises ConfigError for a model or batches that pairs cannot use."""
+    """Raises ConfigError for a model or batches that do not support pairs."""
     model, train = recipe.model, recipe.train
     if not isinstance(model, EncoderDecoderConfig):
-        raise ConfigError(f"pairs need an encoder_decoder, and the model is a {type(model).__name__}; choose another")
+        raise ConfigError(f"pairs need an encoder_decoder, but the model is a {type(model).__name__}; choose another")
     if model.tie in ("all", "embeddings") and not shared:
         raise ConfigError(
             f"model.tie {model.tie} needs one vocabulary; set task.shared to true or model.tie to head or none"
@@ -156,12 +156,12 @@ def check_recipe(recipe: Recipe, shared: bool) -> None:
     if train.batch_size is not None or train.batch_tokens is None:
         raise ConfigError(
             f"train.batch_size is {train.batch_size} and train.batch_tokens {train.batch_tokens}; batches of pairs are "
-            "made by tokens: set train.batch_tokens alone"
+            "counted in tokens: set only train.batch_tokens"
         )
 
 
 def with_symbols(model: ModelConfig, codecs: Codecs) -> ModelConfig:
-    """`model` with the vocabularies of the codecs."""
+    """`model` with the codecs' vocabulary sizes."""
     if codecs.source is codecs.target or not isinstance(model, EncoderDecoderConfig):
         return override(model, {"symbols": codecs.target.size})
     encoder = replace(model.encoder, symbols=codecs.source.size)

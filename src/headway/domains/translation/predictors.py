@@ -1,4 +1,4 @@
-"""Encoder-decoders for texts at work: translations, and what they say and attend to of a target."""
+"""Text encoder-decoders in use: translations, logits and scores of targets, and attention maps."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def translate(
     if temperature is None:
         search = _search(model, beam, length_penalty, count)
     elif beam is not None:
-        raise UserError(f"beam is {beam} and temperature {temperature:g}; search with a beam or sample, not both")
+        raise UserError(f"beam is {beam} and temperature {temperature:g}; use beam search or sampling, not both")
     else:
         search, sampling = SearchConfig(count, n_best=count), Sampling(temperature, seed=seed)
     found = _translator(model).translate(asked.items, search, sampling) if asked.items else []
@@ -50,7 +50,7 @@ def translate(
 
 
 def _search(model: Handle, beam: int | None, length_penalty: float | None, count: int) -> SearchConfig:
-    """The search that was asked for; what was left open is as a run is evaluated."""
+    """The requested search, with open settings as in a run's evaluation."""
     task: Any = SearchConfig() if model.recipe is None else model.recipe.task
     own = task if isinstance(task, (PairsConfig, SearchConfig)) else SearchConfig()
     width = max(own.beam, count) if beam is None else beam
@@ -61,7 +61,7 @@ def _search(model: Handle, beam: int | None, length_penalty: float | None, count
 def logits(model: Handle, ids: Any, source: Any = None) -> Float[Tensor, "B T C"]:
     rows = given.id_rows(ids, "ids", model.device)
     if source is None:
-        raise UserError(f"{model.directory} is an encoder-decoder, which needs a source; give source=...")
+        raise UserError(f"{model.directory} is an encoder-decoder, which needs a source; pass source=...")
     read = given.id_rows(source, "source", model.device)
     layouts = [Layout.full(*some.shape, device=model.device) for some in (read, rows)]
     return model.module.heads["vocabulary"](model.module(read, layouts[0], rows, layouts[1]).x)
@@ -70,10 +70,10 @@ def logits(model: Handle, ids: Any, source: Any = None) -> Float[Tensor, "B T C"
 def score(model: Handle, texts: str | Texts, sources: str | Texts | None = None) -> list[float] | list[list[float]]:
     asked = given.texts(texts)
     if sources is None:
-        raise UserError(f"{model.directory} is an encoder-decoder, which scores targets; give their sources=...")
+        raise UserError(f"{model.directory} is an encoder-decoder, which scores targets; pass their sources=...")
     read = given.texts(sources, "source").items
     if len(read) != len(asked.items):
-        raise UserError(f"{len(asked.items)} targets and {len(read)} sources; give each target its source")
+        raise UserError(f"there are {len(asked.items)} targets and {len(read)} sources; pass one source per target")
     return asked.answer(_translator(model).score(asked.items, read) if read else [])
 
 
@@ -98,5 +98,5 @@ def _translator(model: Handle) -> Translator:
     if model.recipe is None:
         return Translator.of_published(model.module, model.codec, model.usage, model.generator)
     if not isinstance(model.recipe.task, PairsConfig):
-        raise UserError(f"{model.directory} was not trained on pairs, but as {type(model.recipe.task).__name__}")
+        raise UserError(f"{model.directory} was trained as {type(model.recipe.task).__name__}; choose a run on pairs")
     return Translator.of_run(model.module, model.recipe.task, model.directory, model.generator, model.meet)

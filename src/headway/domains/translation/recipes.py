@@ -1,6 +1,4 @@
-"""Recipes for translation and pronunciation; and how a translator of a user's pairs is fitted to their amount and to
-the time.
-"""
+"""Recipes for translation and pronunciation, and how the generic one scales with the amount of pairs and the time."""
 
 from __future__ import annotations
 
@@ -29,7 +27,7 @@ from headway.visibility import Full
 def encoder_decoder(
     width: int, depth: int, heads: int, hidden: int | None, symbols: int, dropout: float
 ) -> EncoderDecoderConfig:
-    """The transformer of 2017 with norms before the branches, which trains without a long warm-up."""
+    """The 2017 transformer with pre-norm, which trains without a long warm-up."""
     feed = MLPConfig(hidden=hidden, activation="relu")
     embed = TokenEmbedConfig(positions=SinusoidalConfig(), scaled=True, dropout=dropout)
     reads = BlockConfig(AttentionConfig(heads, pattern=Full()), None, feed, dropout=dropout)
@@ -42,7 +40,7 @@ def encoder_decoder(
 
 
 def pronounce() -> Recipe:
-    """What `headway demo` trains. A few minutes are too short to overfit, so nothing regularises it."""
+    """The model that `headway demo` trains. A few minutes are too short to overfit, so it has no regularisation."""
     return Recipe(
         name="pronounce",
         domain="translation",
@@ -58,7 +56,7 @@ def pronounce() -> Recipe:
 
 
 def translation() -> Recipe:
-    """Any pairs of the user's."""
+    """Any pairs of your own."""
     return Recipe(
         name="translation",
         domain="translation",
@@ -69,16 +67,16 @@ def translation() -> Recipe:
         optim=MuonConfig(lr=0.006, adam_lr=3e-3, adam_betas=(0.9, 0.98)),
         schedule=WSDConfig(warmup=0.02, decay=0.6),
         train=TrainConfig(steps=10000, batch_tokens=2048, evaluate_limit=500),
-        expected="--minutes chooses size and steps for your data; an hour for 20 million tokens on 2 cores without",
+        expected="--minutes chooses size and steps for your data; without it, an hour for 20 million tokens on 2 cores",
     )
 
 
 def multi30k_en_de() -> Recipe:
-    """Small and trained for long, for the score: 29,000 pairs overfit a wider model before it is better."""
+    """Small and trained for long, for the score: on 29,000 pairs a wider model overfits before it is better."""
     return Recipe(
         name="multi30k-en-de",
         domain="translation",
-        description="captions of pictures, English to German",
+        description="image captions, English to German",
         data=("multi30k",),
         model=encoder_decoder(width=128, depth=4, heads=4, hidden=512, symbols=8000, dropout=0.25),
         task=TranslationConfig(size=8000, lowercase_bleu=True),
@@ -90,11 +88,11 @@ def multi30k_en_de() -> Recipe:
 
 
 def multi30k_en_de_small() -> Recipe:
-    """JoeyNMT's small size, for the speed."""
+    """JoeyNMT's small size, for speed."""
     return Recipe(
         name="multi30k-en-de-small",
         domain="translation",
-        description="captions of pictures, English to German, by a small model",
+        description="image captions, English to German, with a small model",
         data=("multi30k",),
         model=encoder_decoder(width=128, depth=4, heads=4, hidden=256, symbols=8000, dropout=0.1),
         task=TranslationConfig(size=8000, lowercase_bleu=True),
@@ -106,11 +104,11 @@ def multi30k_en_de_small() -> Recipe:
 
 
 def tatoeba() -> Recipe:
-    """Sentences repeat, each with several translations: all of them count as references."""
+    """Sentences repeat, each with several translations; all of them count as references."""
     return Recipe(
         name="tatoeba",
         domain="translation",
-        description="sentences of everyday life, English to German",
+        description="everyday sentences, English to German",
         data=("tatoeba-deu-eng",),
         model=encoder_decoder(width=256, depth=4, heads=4, hidden=1024, symbols=8000, dropout=0.1),
         task=TranslationConfig(size=8000, longest=64, grouped=True, split=SplitConfig(validation=0.01, test=0.01)),
@@ -122,15 +120,15 @@ def tatoeba() -> Recipe:
 
 
 def transformer_base_wmt() -> Recipe:
-    """The base model of Vaswani et al. 2017, section 5 and table 3, with its numbers, for WMT 2014 English to German.
+    """The base model of Vaswani et al. 2017 (section 5, table 3) with its hyperparameters, for WMT 2014 En-De.
 
-    2017 had 8 GPUs with an eighth of a batch each: train.accumulate=8 train.batch_tokens=3125.
+    The paper used 8 GPUs with an eighth of a batch each: train.accumulate=8 train.batch_tokens=3125.
     """
     warmup = 4000
     return Recipe(
         name="transformer-base-wmt",
         domain="translation",
-        description="the base model of 2017 as published, for a GPU: give WMT 2014 English and German as --data",
+        description="the base model of 2017 as published, for a GPU: pass WMT 2014 English and German as --data",
         data=(),
         model=preset("transformer-base"),
         task=TranslationConfig(size=37000, smoothing=0.1, longest=256, beam=4, length_penalty=0.6, goal="loss"),
@@ -165,15 +163,15 @@ _SHAPES = (
     (512, 6, 8),
 )
 _COUNTED = 2_000_000  # pairs
-_VOCABULARIES = ((5e5, 1000), (2e6, 2000), (2e7, 4000), (2e8, 8000), (math.inf, 16000))  # characters, symbols
+_VOCABULARIES = ((5e5, 1000), (2e6, 2000), (2e7, 4000), (2e8, 8000), (math.inf, 16000))  # (characters, tokens)
 
 
 @dataclass(frozen=True)
 class PairsScale(Scale):
-    """Encoder and decoder of the same size; vocabularies that grow with the text.
+    """Encoder and decoder of equal size; vocabularies grow with the text.
 
-    What a translator has yet to learn falls twice as fast as in the law of plain texts: models of 0.49 and 1.9 million
-    parameters on pairs of Tatoeba after two core-minutes and four (1.640, 2.172; 1.315, 1.565 nats).
+    A translator's reducible loss falls twice as fast as in the law of plain text: models of 0.49 and 1.9 million
+    parameters reach 1.640 and 2.172 nats on Tatoeba's pairs after two core-minutes, 1.315 and 1.565 after four.
     """
 
     fitted: bool = True

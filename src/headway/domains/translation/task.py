@@ -1,4 +1,4 @@
-"""Pairs of sequences as tasks, translation and how words are said: pairs, their batches, and what is learned."""
+"""Tasks over pairs of sequences, translation and pronunciation: the pairs, their batches and objectives."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ from headway.nn.mixers import ConditionalGRU, CrossAttention
 from headway.nn.models import EncoderDecoder, EncoderDecoderConfig, ModelConfig, attention_maps
 
 _LOG = logger(__name__)
-_EVALUATED_AT_ONCE = 2048  # tokens a side; larger batches of few pairs are mostly padding
+_EVALUATED_AT_ONCE = 2048  # source or target tokens; larger batches of few pairs are mostly padding
 _NO_LIMIT = 1 << 31
-_LOOKED_AT = 20  # texts from which one is drawn as a picture
-_EASY = 24  # symbols of one that is easy to look at
-_END = "·"  # stands for the end symbol, which has no text
+_LOOKED_AT = 20  # texts from which the pictured one is chosen
+_EASY = 24  # maximum tokens of a readable picture
+_END = "·"  # label of the eos token, which has no text
 
 
 class Sentences(NamedTuple):
-    """Sequences of ids as places in one array: int64 [N] starts and lengths. No begin or end is among them."""
+    """Id sequences as slices of one array: int64 [N] starts and lengths, without bos and eos."""
 
     ids: np.ndarray
     starts: np.ndarray
@@ -49,8 +49,8 @@ class Sentences(NamedTuple):
 
     @staticmethod
     def of(column: Column, pairs: np.ndarray) -> Sentences:
-        """One side of some pairs."""
-        # As plain arrays: each look-up in a memory map costs more than in the array that it is.
+        """One column of the chosen pairs."""
+        # Plain arrays: indexing a memory map costs more than indexing the array that it holds.
         return Sentences(np.asarray(column.ids), column.offsets[pairs], column.lengths[pairs])
 
     def select(self, numbers: np.ndarray) -> Sentences:
@@ -61,9 +61,9 @@ class Sentences(NamedTuple):
         return self.ids[start : start + int(self.lengths[number])].tolist()
 
     def padded(self, end: int, backwards: bool = False) -> np.ndarray:
-        """All of them with `end` after each and after that 0: int64 [N, longest + 1].
+        """All sequences with `end` after each, then 0: int64 [N, longest + 1].
 
-        `backwards` turns each around, which moves neither its end nor its padding: [5, 6] becomes [6, 5, end, 0].
+        `backwards` reverses each, without moving its end or its padding: [5, 6] becomes [6, 5, end, 0].
         """
         longest = int(self.lengths.max(initial=0))
         steps = np.arange(longest + 1)
@@ -77,8 +77,8 @@ class Sentences(NamedTuple):
 
 @dataclass(frozen=True)
 class SentencePairs:
-    """The pairs of a split, in batches of so many tokens a side: of training, and of those that are judged at once.
-    `reverse_source` has the batches hold each source backwards, its end still last.
+    """The pairs of a split, in batches of at most `batch_tokens` source or target tokens in training and `eval_tokens`
+    in evaluation. `reverse_source` reverses each source in the batches, with its end still last.
     """
 
     source: Sentences
@@ -93,8 +93,8 @@ class SentencePairs:
         return len(self.source.lengths)
 
     def take(self, numbers: np.ndarray, chance: Chance | None = None) -> Batch:
-        """The model is called with sources, int64 [B, S], and with begin and a translation's symbols, [B, T], each with
-        its layout; targets are the same symbols and end, [B, T].
+        """Inputs are the sources, int64 [B, S], and bos with the target's tokens, [B, T], each with its layout; labels
+        are the target's tokens and eos, [B, T].
         """
         source, target = self.source.select(numbers), self.target.select(numbers)
         labels = target.padded(self.marks.end)
@@ -124,7 +124,7 @@ class SentencePairs:
 
 
 class ParallelText(Sourced):
-    """Pairs of texts. `reverse` swaps the sides of the files; where they are `grouped`, each source is judged once,
+    """Pairs of texts. `reverse` swaps source and target of the files; if `grouped`, each source is evaluated once,
     against all its targets.
     """
 
@@ -156,8 +156,8 @@ class ParallelText(Sourced):
         return self.splits.final
 
     def adapt(self, model: ModelConfig) -> ModelConfig:
-        """`model` with the codecs' symbols. Raises UserError where there are no pairs to train it on or to judge it by,
-        or pairs that do not fit it.
+        """`model` with the codecs' vocabulary sizes. Raises UserError without pairs to train or evaluate on, or if
+        pairs do not fit it.
         """
         for split in ("train", "validation"):
             self.of(split)
@@ -172,27 +172,27 @@ class ParallelText(Sourced):
         self.codecs.save(directory)
 
     def met(self) -> Familiar:
-        """Sources, each with the end that is put after it."""
+        """In-distribution statistics of sources, each with its eos."""
         source, codec = self.of("train").source, self.codecs.source
         return Familiar.of(source.ids, codec.size, int(source.lengths.max()) + 1, (codec.begin, codec.end))
 
     def of(self, split: str) -> SentencePairs:
-        """The pairs of a split that can be computed."""
+        """The pairs of a split that fit the model and a batch."""
         if split in self._of:
             return self._of[split]
         numbers = self.splits.rows(split)
         longest = self.config.longest if split == "train" else None
         most = self.batch_tokens if split == "train" else _NO_LIMIT
         limit = min(longest or _NO_LIMIT, self._model_limit, most)
-        # The end symbol takes a place of its own.
+        # The eos token needs one more position.
         found = self.cache.fitting(numbers, limit - 1, limit - 1, drop_long=longest is not None)
         if found.too_long or found.empty:
             _LOG.warning(
-                f"{split}: {found.too_long:,} of {len(numbers):,} pairs of over {limit:,} tokens are left out, "
-                f"and {found.empty:,} that are empty on a side"
+                f"{split}: left out {found.too_long:,} of {len(numbers):,} pairs with more than {limit:,} tokens, "
+                f"and {found.empty:,} with an empty source or target"
             )
         kept = found.pairs
-        if self.reverse and split == "train":  # splits are drawn by the other side, the files' first
+        if self.reverse and split == "train":  # the files' first column, here the target, decided the splits
             sides, texts = self.splits.sides, self.cache.target
             others = {texts[pair].tobytes() for side in ("validation", "test") for pair in sides[side]}
             kept = kept[np.array([texts[pair].tobytes() not in others for pair in kept], dtype=bool)]
@@ -204,7 +204,7 @@ class ParallelText(Sourced):
         return self._of[split]
 
     def sources(self, split: str, limit: int | None = None) -> Sources:
-        """The texts of a split, as they stand in the files, at most `limit`, spread evenly over them."""
+        """At most `limit` raw texts of a split, spread evenly over it."""
         if split not in self._texts:
             pairs = read_all(self.paths) if split == "all" else split_pairs(self.paths, split, self.config.split)
             both = [Pair(*pair[::-1]) if self.reverse else pair for pair in pairs]
@@ -220,7 +220,7 @@ class ParallelText(Sourced):
 
 
 class TargetText(Written[ParallelText]):
-    """The target of a source, by BLEU and chrF, `lowercase` by BLEU of lower-cased text too."""
+    """The target of a source, scored by BLEU and chrF, with `lowercase` also by BLEU of lower-cased text."""
 
     def __init__(self, goal: str, config: PairsConfig, lowercase: bool = False) -> None:
         super().__init__(goal, SearchConfig(config.beam, config.length_penalty), config.smoothing)
@@ -241,7 +241,7 @@ class TargetText(Written[ParallelText]):
         return {**scores, **{name.replace("bleu", "bleu_lowercase"): value for name, value in lower.items()}}
 
     def pictures(self, model: nn.Module, examples: ParallelText) -> list[Picture]:
-        """The alignment of a text and its translation, the longest that is easy to look at; none without attention."""
+        """The alignment of a text and its translation, the longest that is still readable; none without attention."""
         texts, codecs, config = examples.looked_at(_LOOKED_AT).given, examples.codecs, examples.config
         rows = [codecs.source.encode(config.prepare(text)) for text in texts]
         shortest = min(range(len(rows)), key=lambda i: len(rows[i]))
@@ -252,12 +252,12 @@ class TargetText(Written[ParallelText]):
         if found is None:
             return []
         [output] = examples.texts([ids])
-        caption = f"Where each symbol of the output (downwards) was read from, in the mean: {texts[chosen]} → {output}"
+        caption = f"Mean attention from each output token (rows) to the input tokens: {texts[chosen]} → {output}"
         return [Picture("Alignment", caption, heatmap(found.weights.tolist(), found.target, found.source, "alignment"))]
 
 
 class Alignment(NamedTuple):
-    """Weights between 0 and 1 whose rows add up to 1, as [target, source], and the text of each symbol."""
+    """Weights in [0, 1] whose rows sum to 1, as [target, source], and the text of each token."""
 
     source: list[str]
     target: list[str]
@@ -267,11 +267,11 @@ class Alignment(NamedTuple):
 def alignment(
     model: nn.Module, codecs: Codecs, config: PairsConfig, source: list[int], target: list[int]
 ) -> Alignment | None:
-    """The cross-attention or additive attention of a pair of sequences (ids without begin and end), averaged over
-    layers and heads; None where the decoder has none, as it reads one vector of the source.
+    """The cross-attention or additive attention of a pair of sequences (ids without bos and eos), averaged over layers
+    and heads; None if the decoder has none because it takes one vector of the source.
 
-    A row tells what was read when its symbol was foretold, the end included. Columns are in the order of the text, also
-    where the encoder reads it backwards.
+    A row shows what the decoder attended to when it predicted that token, eos included. Columns are in the order of the
+    text, even if the encoder takes it reversed.
     """
     marks = PairMarks.of(codecs)
     device = next(model.parameters()).device
@@ -297,8 +297,8 @@ def alignment(
 class PronounceConfig(PairsConfig):
     """Pronounce words. Data are pronouncing dictionaries (.dict) or pairs of a word and its phonemes.
 
-    Letters and phonemes are symbols of one vocabulary. Every pronunciation of a word is trained on and counts as right;
-    words, not pronunciations, are held out.
+    Letters and phonemes share one vocabulary. Every pronunciation of a word is trained on and counts as correct; words,
+    not pronunciations, are held out.
     """
 
     def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Task:
@@ -309,7 +309,7 @@ class PronounceConfig(PairsConfig):
         return Task(examples, Pronounced("per", self))
 
     def prepare(self, source: str) -> str:
-        """A word as letters between spaces; capitals are read as small letters, which dictionaries have."""
+        """A word as letters between spaces, in lower case as in dictionaries."""
         return " ".join(source.strip().lower())
 
     def reading(self, codec: Codec) -> SpeltCodec:
@@ -323,7 +323,7 @@ class PronounceConfig(PairsConfig):
 
 
 class SpeltCodec:
-    """The source's side of a codec, for a cache: words are spelt before they are encoded."""
+    """The source codec for a cache: spells words before encoding them."""
 
     def __init__(self, codec: Codec, config: PronounceConfig) -> None:
         self._codec = codec
@@ -338,7 +338,7 @@ class SpeltCodec:
 
 
 class Pronounced(TargetText):
-    """The phonemes of a word, by word and phoneme error rates; the nearest of a word's pronunciations counts."""
+    """The phonemes of a word, scored by word and phoneme error rates against the nearest of its pronunciations."""
 
     def scores(self, examples: ParallelText, sources: Sources, written: Sequence[Ids]) -> dict[str, Any]:
         return pronunciation_error_rates(examples.texts(written), sources.references)

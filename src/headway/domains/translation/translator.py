@@ -1,4 +1,4 @@
-"""Lines in, lines out, with an encoder-decoder that was trained here or published."""
+"""Translates lines with an encoder-decoder that was trained here or published."""
 
 from __future__ import annotations
 
@@ -19,9 +19,8 @@ Ids = list[int]
 
 @dataclass(frozen=True)
 class Translator:
-    """`read` turns lines into what the encoder reads. A target stands between `begin` and `end`; its first ids are
-    `forced`, and `suppressed` ids are not in it. `generator` writes what `model` would; `met` is told
-    what is read.
+    """`read` turns lines into encoder input. A target is between `bos` and `eos`; its first ids are `forced`, and
+    `suppressed` ids never occur in it. `generator` produces what `model` would; `on_inputs` is called with the inputs.
     """
 
     model: EncoderDecoder
@@ -42,7 +41,7 @@ class Translator:
         generator: Generative,
         met: Callable[[Sequence[str], Sequence[Ids]], None],
     ) -> Translator:
-        """As the task of a run has it."""
+        """With the settings of a run's task."""
         codecs = config.codecs(directory)
         marks = PairMarks.of(codecs)
         read = lambda texts: source_ids(texts, codecs.source, config)  # noqa: E731
@@ -50,10 +49,12 @@ class Translator:
 
     @staticmethod
     def of_published(model: EncoderDecoder, codec: Codec, usage: Usage, generator: Generative) -> Translator:
-        """As a published model has it: its tokenizer frames the source. UserError where start or end are not said."""
+        """With the settings of a published model: its tokenizer frames the source. UserError if it lacks start or
+        end.
+        """
         start = usage.decoder_start if usage.decoder_start is not None else codec.begin
         if start is None or not usage.ends:
-            raise UserError("this model has no decoder_start_token_id or eos_token_id; put them into its config.json")
+            raise UserError("this model has no decoder_start_token_id or eos_token_id; add them to its config.json")
         suppressed = tuple(symbol for symbol in usage.suppressed if symbol not in usage.ends)
         read = lambda texts: [framed(codec, text) for text in texts]  # noqa: E731
         return Translator(model, generator, Codecs(codec, codec), read, start, usage.ends[0], usage.forced, suppressed)
@@ -61,8 +62,8 @@ class Translator:
     def translate(
         self, lines: Sequence[str], search: SearchConfig, sampling: Sampling | None = None
     ) -> list[list[tuple[str, float]]]:
-        """The `n_best` translations of each line, or as many samples, with their scores, best first; an empty line has
-        an empty one.
+        """The `n_best` translations of each line, or as many samples, with their scores, best first; an empty line
+        gives an empty translation.
         """
         sources = [ids if line.strip() else [] for line, ids in zip(lines, self.read(lines))]
         self.met(lines, sources)
@@ -80,13 +81,13 @@ class Translator:
         return [[(self.codecs.target.decode(best.ids), best.score) for best in some] for some in found]
 
     def score(self, targets: Sequence[str], sources: Sequence[str]) -> list[list[float]]:
-        """log p of each target token and of the end after it, in nats."""
+        """log p of each target token and of the eos after it, in nats."""
         ids = self.codecs.target.encode_batch(list(targets))
         return score_targets(self.model, self.read(sources), ids, begin=self.begin, end=self.end)
 
 
 def source_ids(texts: Sequence[str], codec: Codec, config: PairsConfig) -> list[Ids]:
-    """What an encoder reads of each text; nothing of a text that is empty."""
+    """The encoder input of each text; empty for an empty text."""
     end = codec.end
     rows = [config.order(row) for row in codec.encode_batch([config.prepare(text) for text in texts])]
     return [[*row, end] if row and end is not None else row for row in rows]
@@ -95,7 +96,7 @@ def source_ids(texts: Sequence[str], codec: Codec, config: PairsConfig) -> list[
 def translate_hypotheses(
     model: EncoderDecoder, codecs: Codecs, config: PairsConfig, texts: Sequence[str], search: SearchConfig
 ) -> list[list[Hypothesis]]:
-    """The `n_best` of each text, best first, as ids of the target's codec."""
+    """The `n_best` hypotheses of each text, best first, as ids of the target's codec."""
     marks = PairMarks.of(codecs)
     sources = source_ids(texts, codecs.source, config)
     return translate_ids(model, sources, begin=marks.begin, end=marks.end, config=search)

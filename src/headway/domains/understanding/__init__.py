@@ -1,4 +1,4 @@
-"""What encoders are fine-tuned for: classes and numbers of texts and pairs, tags of words, vectors of sentences."""
+"""Fine-tuning tasks for encoders: classes and numbers for texts and pairs, tags of words, sentence embeddings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is predicted for a whole text, or for two: a class, a number, or several labels."""
+"""Predictions for a text or a pair of texts: a class, a number, or several labels."""
 
 from __future__ import annotations
 
@@ -20,32 +20,32 @@ from headway.learn.rows import frame_for, framed
 from headway.nn.models import ModelConfig, PooledHeadConfig, TransformerConfig
 from headway.nn.parts.norm import RMSNormConfig
 
-_POOLERS = ("classes", "number", "embedding", "pooled", "next")  # heads of a start model that pool as classes need it
+_POOLERS = ("classes", "number", "embedding", "pooled", "next")  # heads of a start model whose pooling is kept
 
 
 @register("classification")
 @dataclass(frozen=True)
 class ClassificationConfig(EncoderTaskConfig, TargetConfig):
-    """Give each text its class, its number, or any of several labels: what the labels look like, or what `target` says.
+    """Predict the class, the number or the labels of each text, as the labels or `target` require.
 
-    `text` and `label` are the names of the columns. `pool` says what of a text's tokens is judged: the first, the mean
-    or the last; none for what suits the model. `smoothing` spreads that share of each label over all classes (Szegedy
-    et al. 2016). `skip_bad` leaves out texts without a label, and counts them.
+    `text` and `label` name the columns. `pool` sets the pooling: first, mean or last token; none chooses what suits the
+    model. `smoothing` is label smoothing (Szegedy et al. 2016). `skip_bad` leaves out texts without a label and counts
+    them.
     """
 
-    text: str = "text"  # column of the texts
+    text: str = "text"  # column with the texts
     pool: Literal["first", "mean", "last"] | None = None
     smoothing: float = 0.0
-    split: ClassSplitConfig = ClassSplitConfig(validation=0.1, test=0.1)  # what is held out
-    skip_bad: bool = False  # leave out texts without a label, and count them
+    split: ClassSplitConfig = ClassSplitConfig(validation=0.1, test=0.1)  # held-out shares
+    skip_bad: bool = False  # whether to leave out texts without a label, and count them
 
     @property
     def columns(self) -> dict[str, str]:
-        """The names of the columns by what they are for."""
+        """Column names by their role."""
         return {"text": self.text, "label": self.label}
 
     def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Task:
-        """Raises UserError for data that cannot be read, hold too little, or do not fit the model."""
+        """Raises UserError for data that cannot be read, are too small, or do not fit the model."""
         table = read_table(recipe.files(data), self.columns, answer="label")
         what = "pair" if "text2" in table.columns else "text"
         chosen = choose_target(table.columns["label"], table.place, self, what, self.skip_bad)
@@ -56,15 +56,15 @@ class ClassificationConfig(EncoderTaskConfig, TargetConfig):
 @register("pairs")
 @dataclass(frozen=True)
 class TextPairsConfig(ClassificationConfig):
-    """Give each pair of texts its class, any of several labels, or its number where all labels are numbers.
+    """Predict the class or the labels of each pair of texts, or its number if all labels are numbers.
 
-    `text`, `text2` and `label` are the names of the columns. Pairs are split by their first text.
+    `text`, `text2` and `label` name the columns. Pairs are split by their first text.
     """
 
     every_number: ClassVar[bool] = True
     number_goal: ClassVar[str] = "spearman"
 
-    text2: str = "text2"  # column of the second texts
+    text2: str = "text2"  # column with the second texts
 
     @property
     def columns(self) -> dict[str, str]:
@@ -72,7 +72,7 @@ class TextPairsConfig(ClassificationConfig):
 
 
 class LabelledTexts(EncodedTexts, TargetSamples):
-    """A table of texts or pairs with what is predicted for each."""
+    """A table of texts or pairs with their targets."""
 
     def __init__(
         self,
@@ -96,7 +96,7 @@ class LabelledTexts(EncodedTexts, TargetSamples):
         self.assign(table.columns["label"], chosen, table.place, workspace)
 
     def take(self, rows: np.ndarray, chance: Chance | None = None) -> Batch:
-        """Symbols, and what is predicted of their texts, [B] or [B, C]."""
+        """Tokens, and targets of shape [B] or [B, C]."""
         inputs = self.rows.inputs(rows)
         return Batch(inputs, torch.from_numpy(self.targets[rows]), len(rows), inputs.computed)
 
@@ -108,9 +108,9 @@ class LabelledTexts(EncodedTexts, TargetSamples):
         return " | ".join(self.table.columns[use][row] for use in ("text", "text2") if use in self.table.columns)
 
     def with_head(self, model: ModelConfig, name: str, outputs: int) -> TransformerConfig:
-        """`model` with one head over whole texts. A model that was started from keeps its own pooling: that of its
-        sentence vectors, or else its pooler (BERT's), or it gets one of BERT's kind. One from scratch takes the mean of
-        its tokens; one that sees only earlier tokens, its last.
+        """`model` with one head over complete texts. A start model keeps its pooling: that of its sentence embeddings,
+        otherwise its pooler (BERT's), otherwise it gets a BERT-style one. A model from scratch uses the mean of its
+        tokens; a causal one, its last token.
         """
         encoder = check_encoder(model)
         rate = encoder.embed.dropout
@@ -119,7 +119,7 @@ class LabelledTexts(EncodedTexts, TargetSamples):
             head for head in heads if isinstance(head, PooledHeadConfig) and self.config.pool in (None, head.pool)
         ]
         if poolers:
-            # Sentence vectors were trained at unit length, which their classes are read from, too.
+            # Sentence embeddings were trained at unit length, so their classifier normalises them too.
             norm = RMSNormConfig(weight=False) if poolers[0].unit else poolers[0].norm
             head = replace(poolers[0], outputs=outputs, dropout=poolers[0].dropout or rate, unit=False, norm=norm)
         elif self.config.pool is None and self.started and not encoder.stack.causal:

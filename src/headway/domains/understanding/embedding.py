@@ -1,4 +1,4 @@
-"""Vectors of sentences: texts that belong together are near, others far."""
+"""Sentence embeddings: related texts are close, others far apart."""
 
 from __future__ import annotations
 
@@ -26,45 +26,44 @@ from headway.metrics import nearest_centroid, neighbour_recall, partner_recall
 from headway.nn.models import ModelConfig, PooledHeadConfig, Transformer
 
 HEAD = "embedding"
-_CENTRES = 50  # texts of a class whose mean is its centre
+_CENTRES = 50  # texts per class whose mean is its centroid
 
 
 @register("embedding")
 @dataclass(frozen=True)
 class EmbeddingConfig(EncoderTaskConfig):
-    """Contrast each text's partner with those of the others in its batch (InfoNCE, van den Oord et al. 2018; in-batch
-    negatives, Karpukhin et al. 2020), both ways, at a `temperature`; vectors are the mean of the tokens at unit length.
+    """Contrast each text's partner with the others' partners in its batch (InfoNCE, van den Oord et al. 2018; in-batch
+    negatives, Karpukhin et al. 2020), in both directions, at a `temperature`; embeddings are mean-pooled and of unit
+    length.
 
-    `text` and `text2` are the columns of texts that belong together. Files without `text2` have a `label`: texts of one
-    label belong together, and each epoch draws their partners anew. Texts of one label, or equal ones, are no
-    negatives of each other. A batch is train.batch_size pairs; as the loss couples them, train.accumulate is 1.
+    `text` and `text2` are columns of related texts. Files without `text2` have a `label`: texts with the same label are
+    related, and each epoch samples their partners again. Texts with the same label, and equal texts, are not negatives
+    of each other. A batch is train.batch_size pairs; train.accumulate is 1, because the loss couples the whole batch.
     """
 
-    text: str = "text"  # column of the texts
-    text2: str = "text2"  # column of their partners
-    label: str = "label"  # column of labels, where there are no partners
-    temperature: float = 0.05  # what cosines are divided by
+    text: str = "text"  # column with the texts
+    text2: str = "text2"  # column with their partners
+    label: str = "label"  # column of labels, if there are no partners
+    temperature: float = 0.05  # divides the cosines
 
     def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Task:
-        """Raises UserError for data that cannot be read, hold too little, or do not fit the model."""
+        """Raises UserError for data that cannot be read, are too small, or do not fit the model."""
         if self.temperature <= 0:
-            raise ConfigError(f"task.temperature is {self.temperature}; give a number above 0, such as 0.05")
+            raise ConfigError(f"task.temperature is {self.temperature}; choose a number above 0, such as 0.05")
         size = coupled(recipe, "pairs", " and raise train.batch_size")
         names = {"text": self.text, "text2": self.text2, "label": self.label}
         table = read_table(recipe.files(data), names, optional=("text2", "label"))
         if not table.columns.keys() & {"text2", "label"}:
             raise UserError(
-                f"{table.places[0][0]} has neither a column {self.text2!r} nor {self.label!r}; give texts with their "
-                "partners or with labels, or name the column with task.text2=NAME or task.label=NAME"
+                f"{table.places[0][0]} has neither a column {self.text2!r} nor {self.label!r}; add the texts' "
+                "partners or labels, or name their column with task.text2=NAME or task.label=NAME"
             )
         sentences = RelatedTexts(self, recipe, size, table, workspace)
         return Task(sentences, SentenceContrast(sentences.labels is None, self.temperature))
 
 
 class RelatedTexts(Examples):
-    """Texts that belong together: by their `partners`, or by their `labels`, int64 [N]. The rows are those of the
-    texts, and after them those of the partners.
-    """
+    """Texts related by their `partners` or by their `labels`, int64 [N]. Rows are the texts, then the partners."""
 
     def __init__(self, config: EmbeddingConfig, recipe: Recipe, size: int, table: Table, workspace: Path) -> None:
         self.seed, self.size = recipe.train.seed, size
@@ -85,7 +84,7 @@ class RelatedTexts(Examples):
         self.splits = Splits(kept, self._related(every), "texts with a partner")
 
     def _related(self, texts: np.ndarray) -> np.ndarray:
-        """Those of some texts that have a partner among them."""
+        """The texts that have a partner among them."""
         if self.labels is None:
             return texts
         return texts[np.bincount(self.labels[texts])[self.labels[texts]] > 1]
@@ -102,19 +101,21 @@ class RelatedTexts(Examples):
         return self.splits.final
 
     def adapt(self, model: ModelConfig) -> ModelConfig:
-        """`model` with the codec's symbols. UserError for a split without pairs, and for fewer than a batch holds."""
+        """`model` with the codec's vocabulary size. UserError for a split without pairs or with fewer than one
+        batch.
+        """
         check_sides(self.splits, self.size, "pairs")
         return replace(check_encoder(model), symbols=self.codec.size)
 
     def batch(self, texts: np.ndarray, partners: np.ndarray) -> Batch:
-        """Symbols of texts and of their partners, which are rows. Equal ones, or those of a label, are the same."""
+        """Tokens of the rows of texts and partners. Equal texts, and texts of one label, count as the same."""
         keys = [self._keys(texts), self._keys(partners)]
         same = np.logical_or.reduce([side[:, None] == side for side in keys])
         parts = in_parts(self.rows, np.concatenate([texts, partners]))
         return Batch((parts,), (torch.arange(len(same)), torch.from_numpy(same)), len(same), parts.computed)
 
     def _keys(self, rows: np.ndarray) -> np.ndarray:
-        """Numbers that are equal for rows which are no negatives of each other."""
+        """Keys that are equal for rows that are not negatives of each other."""
         if self.labels is not None:
             return self.labels[rows]
         return np.array([key_of(self.lines[row]) for row in rows.tolist()], np.uint64)
@@ -127,7 +128,7 @@ class RelatedTexts(Examples):
 
 
 class RelatedSplit:
-    """Texts that all have a partner among them, or the `first` of these."""
+    """Texts that all have a partner in the split, or the `first` of them."""
 
     def __init__(self, examples: RelatedTexts, texts: np.ndarray, first: int | None = None) -> None:
         self.examples, self.texts, self.rows = examples, texts, texts[:first]
@@ -143,8 +144,8 @@ class RelatedSplit:
         return len(self.rows)
 
     def partners(self, numbers: np.ndarray, epoch: int) -> np.ndarray:
-        """The rows of texts' partners, a pure function of (seed, epoch): where texts have labels, each is the partner
-        of one other of its label.
+        """The rows of the texts' partners, a pure function of (seed, epoch): among texts with labels, each text is the
+        partner of exactly one other text of its label.
         """
         if self.examples.labels is None:
             return self.texts[numbers] + len(self.examples.texts)
@@ -167,13 +168,13 @@ class RelatedSplit:
 
 
 class SentenceContrast(Contrast[RelatedTexts]):
-    """Texts find their partners by the cosine of their vectors, divided by a `temperature`."""
+    """Matches texts with their partners by the cosine of their embeddings, divided by a `temperature`."""
 
     def __init__(self, partnered: bool, temperature: float) -> None:
         self.goal, self.temperature = "recall_at_1" if partnered else "accuracy", temperature
 
     def adapt(self, model: ModelConfig, examples: RelatedTexts) -> ModelConfig:
-        """`model` with a head of sentence vectors; its own where it has one."""
+        """`model` with its own embedding head, or a new one."""
         encoder = check_encoder(model)
         known = encoder.heads.get(HEAD)
         pool: Literal["mean", "last"] = "last" if encoder.stack.causal else "mean"
@@ -186,13 +187,13 @@ class SentenceContrast(Contrast[RelatedTexts]):
         return left @ right.T / self.temperature
 
     def vectors(self, model: nn.Module, examples: RelatedTexts, rows: np.ndarray) -> Float[np.ndarray, "N D"]:
-        """The vectors of rows."""
+        """The embeddings of rows."""
         encoder = cast(Transformer, model)
         return said_of(encoder, examples.rows, rows, lambda part: encoder.output(HEAD, *part)).numpy()
 
     def judge(self, model: nn.Module, examples: RelatedTexts, split: str, limit: int | None = None) -> dict[str, Any]:
-        """Of pairs: recall of the partner among all partners of the split, at 1 and 5. Of texts with labels: recall of
-        a text of the same label, and accuracy of the nearest centre of a class; centres are those of training texts.
+        """For pairs: recall of the partner at 1 and 5 among all partners of the split. For texts with labels: recall of
+        a text of the same label, and accuracy of the nearest class centroid; centroids are of training texts.
         """
         samples = examples.of(split).some(limit)
         found = self.vectors(model, examples, samples.rows)
@@ -207,7 +208,7 @@ class SentenceContrast(Contrast[RelatedTexts]):
         return {**neighbour_recall(found, labels), **scores}
 
     def samples(self, model: nn.Module, examples: RelatedTexts, count: int) -> list[dict[str, str]]:
-        """Held-out texts with the nearest of the others (of the partners, where there are some)."""
+        """Held-out texts with the nearest other text, or the nearest partner if there are partners."""
         texts, lines, partners = examples.of(examples.final_split).rows, examples.lines, examples.partners
         asked, offered = spread(texts, count), texts if partners is None else texts + len(examples.texts)
         similar = self.vectors(model, examples, asked) @ self.vectors(model, examples, offered).T

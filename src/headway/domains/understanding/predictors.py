@@ -1,4 +1,4 @@
-"""Encoders at work: what they say of one text or of many."""
+"""Encoders in use: predictions for one text or many."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def rerank(
 ) -> list[RankedDocument]:
     items = given.texts([documents] if isinstance(documents, str) else documents, "document").items
     if top_n is not None and top_n < 1:
-        raise UserError(f"top_n is {top_n}; use a whole number from 1 on, or None for all")
+        raise UserError(f"top_n is {top_n}; use an integer of at least 1, or None for all")
     _meet(model, [query, *items])
     return use.rerank(model.module, model.codec, query, items, truncate=truncate)[:top_n]
 

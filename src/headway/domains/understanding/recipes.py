@@ -1,5 +1,5 @@
-"""Recipes for encoders: from scratch by themselves, or fine-tuned with --from; and how one that starts from nothing is
-fitted to a user's labelled texts and to the time.
+"""Recipes for encoders, trained from scratch or fine-tuned with --from, and how those from scratch scale with the
+labelled texts and the time.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _SPLIT = ClassSplitConfig(validation=0.1, test=0.1, stratify=True)
 
 
 def encoder(width: int, depth: int, heads: int, dropout: float = 0.1) -> TransformerConfig:
-    """A small encoder for those who start from scratch: norms first, rotary positions, two types of tokens."""
+    """A small encoder for training from scratch: pre-norm, RoPE, two token types."""
     block = BlockConfig(
         AttentionConfig(heads, pattern=Full(), rotary=RotaryConfig()),
         None,
@@ -43,7 +43,7 @@ def encoder(width: int, depth: int, heads: int, dropout: float = 0.1) -> Transfo
 
 
 def fresh(width: int, depth: int, heads: int, dropout: float = 0.1) -> TransformerConfig:
-    """`encoder` for the recipes that start from scratch: symbols have a norm, and branches and head start at zero."""
+    """`encoder` for recipes from scratch: normalised embeddings; residual branches and head initialised to zero."""
     model = encoder(width, depth, heads, dropout)
     embed = TokenEmbedConfig(norm=LayerNormConfig(), types=2, dropout=dropout)
     return replace(model, embed=embed, init=InitConfig("fan_in", residual="zero", embedding=0.05, head="zero"))
@@ -86,7 +86,7 @@ def tagging() -> Recipe:
     return Recipe(
         name="tagging",
         domain="understanding",
-        description="any tagged words: CoNLL columns, a word a line, its tag in the last",
+        description="any tagged words: CoNLL columns, one word per line, its tag in the last column",
         data=(),
         model=fresh(width=128, depth=2, heads=4),
         task=TaggingConfig(lowercase=False),
@@ -98,11 +98,11 @@ def tagging() -> Recipe:
 
 
 def embedding() -> Recipe:
-    """Any texts that belong together."""
+    """Any related texts."""
     return Recipe(
         name="embedding",
         domain="understanding",
-        description="any texts that belong together: .csv, .tsv or .jsonl with text and text2, or text and label",
+        description="any related texts: .csv, .tsv or .jsonl with text and text2, or text and label",
         data=(),
         model=fresh(width=128, depth=2, heads=4),
         task=EmbeddingConfig(),
@@ -114,11 +114,11 @@ def embedding() -> Recipe:
 
 
 def banking77() -> Recipe:
-    """Casanueva et al. 2020: which of 77 things a bank's customer wants. Its own test split; a tenth of the training
-    part picks the best model.
+    """Casanueva et al. 2020: the intent of a bank customer, one of 77. It has its own test split; a tenth of the
+    training part picks the best model.
 
-    The mean of the tokens is judged, as that is what sentence encoders are trained for; BERT's pooler, which its
-    published format of classifiers has, takes --set task.pool=first.
+    It mean-pools, as sentence encoders are trained to do; BERT's pooler, part of its published classifier format, needs
+    --set task.pool=first.
     """
     return Recipe(
         name="banking77",
@@ -138,19 +138,19 @@ RECIPES = (classification, pairs, tagging, embedding, banking77)
 
 
 _SHAPES = ((64, 1, 2), (96, 1, 3), (128, 1, 4), (128, 2, 4), (192, 2, 6), (256, 3, 8), (384, 4, 6), (512, 6, 8))
-_VOCABULARIES = ((1e5, 1000), (2e6, 2000), (2e7, 4000), (2e8, 8000), (math.inf, 16000))  # characters, symbols
-_PAIRS = 64  # in a batch of an embedding until its size is chosen
+_VOCABULARIES = ((1e5, 1000), (2e6, 2000), (2e7, 4000), (2e8, 8000), (math.inf, 16000))  # (characters, tokens)
+_PAIRS = 64  # in an embedding batch until its size is chosen
 
 _LAW = Law(floor=0.0, size=17.0, alpha=0.34, data=15.0, beta=0.34, repeats=25.0, excess=40.0)
-"""Of labels a text, by two sizes on the 77 intents of banking77 in 90 s of a core: 327,000 texts through 49,000
-parameters end at a loss of 0.594, 121,000 through 197,000 at 0.487. Fewer texts than symbols feed a model, and with
-dropout what is read again is worth more.
+"""For text labels, from two sizes on banking77's 77 intents in 90 s of one core: 327,000 texts through 49,000
+parameters end at a loss of 0.594, 121,000 through 197,000 at 0.487. A model needs fewer texts than it would need
+tokens, and with dropout repeated epochs help longer.
 """
 
 
 @dataclass(frozen=True)
 class LabelledScale(Scale):
-    """Small encoders, and vocabularies that grow with the text. A target is a text."""
+    """Small encoders, and vocabularies that grow with the text. A target is one text."""
 
     fitted: bool = True
     law: Law = _LAW
@@ -166,7 +166,7 @@ class LabelledScale(Scale):
         return Settled({"task.size": symbols, **self.held_out(count)}, reason)
 
     def corpus(self, recipe: Recipe, paths: Sequence[Path]) -> tuple[int, int]:
-        """Samples that no file's name holds out, and their characters. UserError for what cannot be read."""
+        """The samples not in a held-out file, and their characters. UserError for data that cannot be read."""
         task = cast(ClassificationConfig, recipe.task)
         return _table(paths, task.columns, answer="label")
 
@@ -178,7 +178,7 @@ class LabelledScale(Scale):
 
 @dataclass(frozen=True)
 class TaggingScale(LabelledScale):
-    """A target is a word with its tag."""
+    """A target is one tagged word."""
 
     law: Law = field(default_factory=lambda: Law(0.0, 17.0, 0.34, 30.0, 0.34, 25.0, 40.0))
     noise: float = 2.0
@@ -186,9 +186,9 @@ class TaggingScale(LabelledScale):
     large: int = 16
 
     def started(self, recipe: Recipe) -> Settings:
-        """A rate for batches of 16 sentences: half of the one for 64 samples, by the square root rule (Malladi et al.
-        2022). The table of the embedding, which is more than half of a small encoder, stays as it is: its rows of rare
-        words are hardly trained, and an epoch takes a quarter less time.
+        """A learning rate for batches of 16 sentences: half of that for 64 samples, by the square root rule (Malladi et
+        al. 2022). The embedding table, over half of a small encoder, is frozen: rows of rare words would hardly train,
+        and an epoch takes a quarter less time.
         """
         if recipe.adapter is not None:
             return {}
@@ -206,7 +206,9 @@ class TaggingScale(LabelledScale):
 
 @dataclass(frozen=True)
 class EmbeddingScale(LabelledScale):
-    """A target is a text with its partner. A batch is the negatives, too, so that it is never small without need."""
+    """A target is a text with its partner. The batch also provides the negatives, so it is never smaller than
+    necessary.
+    """
 
     batch: str = "train.batch_size"
     least: int = 2

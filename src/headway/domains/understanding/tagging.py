@@ -1,4 +1,4 @@
-"""A tag for each word: entities, parts of speech."""
+"""A tag for each word, such as entities or parts of speech."""
 
 from __future__ import annotations
 
@@ -33,29 +33,29 @@ from headway.nn.models.pooled import PooledHead
 from headway.nn.parts.projection import Projection
 
 HEAD = "tags"
-_FITTED = ("train", "validation")  # the splits that a linear head is fitted to and chosen by
-_STRENGTHS, _ITERATIONS = (3.0, 10.0, 30.0), 60  # of that regression
-_ROOM = 1 << 26  # numbers in the vectors that it reads
-_AS_GOOD = 1.03  # times the least validation loss of a linear head
+_FITTED = ("train", "validation")  # splits for fitting a linear head and for choosing its regularisation
+_STRENGTHS, _ITERATIONS = (3.0, 10.0, 30.0), 60  # regularisation strengths and iterations of the logistic regression
+_ROOM = 1 << 26  # maximum number of values in its feature vectors
+_AS_GOOD = 1.03  # times the lowest validation loss of a linear head
 
 
 @register("tagging")
 @dataclass(frozen=True)
 class TaggingConfig(EncoderTaskConfig):
-    """Give each word its tag; only the first symbol of a word is trained on and judged (Devlin et al. 2019).
+    """Predict the tag of each word; the loss and the scores use the first token of a word (Devlin et al. 2019).
 
-    Data are CoNLL columns: a word a line, its tag in the last column, a blank line after each sentence.
+    Data are CoNLL columns: one word per line, its tag in the last column, a blank line after each sentence.
     """
 
     def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Task:
-        """Raises UserError for data that cannot be read, hold too little, or do not fit the model."""
+        """Raises UserError for data that cannot be read, are too small, or do not fit the model."""
         sentences = TaggedSentences(self, recipe, read_conll(recipe.files(data)), workspace)
         return Task(sentences, Tags("f1" if has_spans(sentences.labels) else "accuracy"))
 
 
 class WordRows:
-    """Sentences of words as framed rows; `places` int64 [N, longest] is where in its row each word's first symbol is,
-    -1 of words that have none, were cut off, or are not there.
+    """Sentences of words as token rows; `positions`, int64 [N, longest], are the positions of each word's first token
+    in its row, -1 for words without tokens, truncated words and padding.
     """
 
     def __init__(self, pieces: Sequence[WordPieces], frame: Frame, limit: Limit) -> None:
@@ -70,8 +70,8 @@ class WordRows:
 
 
 class TaggedSentences(EncodedTexts, Classified):
-    """Sentences with a tag for each word; `classes`, as `places`, are the tags' numbers, IGNORED where no symbol stands
-    for the word.
+    """Sentences with one tag per word; `classes` has the shape of `positions` and holds tag indices, IGNORED for words
+    without a token.
     """
 
     def __init__(self, config: TaggingConfig, recipe: Recipe, text: TaggedText, workspace: Path) -> None:
@@ -97,7 +97,7 @@ class TaggedSentences(EncodedTexts, Classified):
         return {**super().contents(), "texts": ([" ".join(one.words) for one in self.sentences],)}
 
     def take(self, rows: np.ndarray, chance: Chance | None = None) -> Batch:
-        """Symbols, and the tags of those with which words begin, int64 [B, T], IGNORED of others."""
+        """Tokens, and the tags of each word's first token, int64 [B, T], IGNORED elsewhere."""
         inputs = self.rows.inputs(rows)
         tags = np.full(inputs.tokens.ids.shape, IGNORED, np.int64)
         each, words = np.nonzero(self.places[rows] >= 0)
@@ -105,12 +105,12 @@ class TaggedSentences(EncodedTexts, Classified):
         return Batch(inputs, torch.from_numpy(tags), len(each), inputs.computed)
 
     def read(self, row: int, best: np.ndarray) -> list[str]:
-        """The tag of each word of a sentence, from the best class of each symbol, int64 [T]."""
+        """The tag of each word of a sentence, from the predicted class of each token, int64 [T]."""
         return read_tags(best, self.places[row, : len(self.sentences[row].words)], self.labels)
 
 
 class EvaluatedTags(NamedTuple):
-    """The tags that a model predicts for the sentences of a split, and the right ones."""
+    """The predicted and the correct tags of the sentences of a split."""
 
     model: nn.Module
     split: str
@@ -119,17 +119,17 @@ class EvaluatedTags(NamedTuple):
 
 
 class Tags(Objective[TaggedSentences]):
-    """Cross-entropy of the tags of words; judged by the F1 of entities where tags have some, else by accuracy."""
+    """Cross-entropy of the tags of words; scored by the F1 of entities if the tags have any, otherwise by accuracy."""
 
     goal_better: Literal["min", "max"] = "max"
     unit = "word"
 
     def __init__(self, goal: str) -> None:
         self.goal = goal
-        self._evaluated: EvaluatedTags | None = None  # last
+        self._evaluated: EvaluatedTags | None = None  # the last evaluation
 
     def adapt(self, model: ModelConfig, examples: TaggedSentences) -> ModelConfig:
-        """`model` with a head of as many tags as there are."""
+        """`model` with a head of one class per tag."""
         encoder = check_encoder(model)
         rate = encoder.embed.dropout
         return replace(encoder, heads={HEAD: PooledHeadConfig(len(examples.labels), pool="tokens", dropout=rate)})
@@ -138,7 +138,7 @@ class Tags(Objective[TaggedSentences]):
         return {"loss": _nats(cast(Transformer, model).output(HEAD, *batch.inputs), batch)}
 
     def fit_head(self, model: nn.Module, examples: TaggedSentences, fresh: Collection[str], limit: int) -> bool:
-        """Logistic regression on the vectors of at most `limit` sentences' words."""
+        """Logistic regression on the word vectors of at most `limit` sentences."""
         if f"heads.{HEAD}.project.weight" not in fresh:
             return False
         encoder = cast(Transformer, model)
@@ -153,14 +153,14 @@ class Tags(Objective[TaggedSentences]):
         return True
 
     def depth(self, model: nn.Module, examples: TaggedSentences, limit: int) -> int | None:
-        """The layers up to the last one from which a linear head predicts the tags of validation words about as well
-        as from the best: the last layers of a model that was trained for vectors of whole texts know less of words.
+        """The layers up to the last one whose linear head predicts validation tags about as well as the best layer's:
+        the last layers of a model trained for embeddings of texts know less about words.
 
-        At least two thirds of the layers stay, as training uses those above the best, too.
+        At least two thirds of the layers stay, because training also uses those above the best.
         """
         encoder = cast(Transformer, model)
         count = len(encoder.stack.blocks)
-        if encoder.stack.width != encoder.stack.width_in:  # so that the norm fits the last layer alone
+        if encoder.stack.width != encoder.stack.width_in:  # so that the final norm fits the last layer only
             return None
         layers = range(-(-2 * count // 3) - 1, count)
         train, validation = (_word_vectors(encoder, examples.of(side).some(limit), layers) for side in _FITTED)
@@ -182,7 +182,7 @@ class Tags(Objective[TaggedSentences]):
         return fit_linear(*parts, classes=len(examples.labels), strengths=strengths, iterations=_ITERATIONS)
 
     def tags(self, model: nn.Module, samples: Selected) -> tuple[list[list[str]], float]:
-        """The tags that are said of the words of each sample, and the nats a word."""
+        """The predicted tags of the words of each sample, and the loss in nats per word."""
         examples, nats, count = cast(TaggedSentences, samples.examples), 0.0, 0
         said: list[list[str]] = [[] for _ in range(len(samples))]
         for numbers, batch in judged(model, samples):
@@ -196,8 +196,8 @@ class Tags(Objective[TaggedSentences]):
     def judge(
         self, model: nn.Module, examples: TaggedSentences, split: str, limit: int | None = None
     ) -> dict[str, Any]:
-        """Loss (nats a word), accuracy and the precision, recall and F1 of entities over a split, or `limit` sentences
-        of it. Words that the model does not see count as outside of any entity.
+        """Loss (nats per word), accuracy and the precision, recall and F1 of entities over a split, or `limit`
+        sentences of it. Words beyond the model's context count as outside of any entity.
         """
         samples = examples.of(split).some(limit)
         said, nats = self.tags(model, samples)
@@ -206,7 +206,7 @@ class Tags(Objective[TaggedSentences]):
         return {"loss": nats, **tag_scores(said, right)}
 
     def samples(self, model: nn.Module, examples: TaggedSentences, count: int) -> list[dict[str, str]]:
-        """Held-out sentences with the tags that are said and those that are right; words outside are left plain."""
+        """Held-out sentences with the predicted and the correct tags; words outside of entities are left plain."""
         rows = examples.spread(count)
         shown = []
         for row, tags in zip(rows.tolist(), self.tags(model, Selected(examples, rows))[0]):
@@ -217,9 +217,7 @@ class Tags(Objective[TaggedSentences]):
         return shown
 
     def pictures(self, model: nn.Module, examples: TaggedSentences) -> list[Picture]:
-        """Which kinds of entities, or which tags, are taken for which on the split that is evaluated last, of the same
-        sentences as its scores.
-        """
+        """Confusions of entity types, or of tags, on the final split, over the same sentences as its scores."""
         split = examples.final_split
         if self._evaluated is None or self._evaluated.model is not model or self._evaluated.split != split:
             self.judge(model, examples, split)
@@ -229,16 +227,14 @@ class Tags(Objective[TaggedSentences]):
 
 
 class WordVectors(NamedTuple):
-    """What each of some layers outputs at the first symbols of words, and the numbers of the tags of these."""
+    """The output of each of the chosen layers at the first tokens of words, and the words' tag indices."""
 
     layers: list[Float[Tensor, "W D"]]
     tags: Int[Tensor, "W"]
 
 
 def _word_vectors(encoder: Transformer, samples: Selected, layers: Sequence[int]) -> WordVectors:
-    """The vectors of the words of samples, as a head reads them that is put on each of `layers`; of as many samples as
-    there is room for.
-    """
+    """The word vectors that a head on each of `layers` would get, for as many samples as fit into memory."""
     words = (cast(TaggedSentences, samples.examples).places[samples.rows] >= 0).sum() / max(1, len(samples))
     samples = samples.some(max(1, int(_ROOM / (max(1.0, words) * encoder.config.width * len(layers)))))
     outputs: dict[int, Tensor] = {}
@@ -267,7 +263,7 @@ def _nats(logits: Float[Tensor, "B T C"], batch: Batch) -> Loss:
 
 
 def read_tags(best: np.ndarray, places: np.ndarray, labels: Sequence[str]) -> list[str]:
-    """The tags of words, from the best class of each symbol of a row; O for a word that has no symbol."""
+    """The tags of words, from the predicted class of each token of a row; O for a word without a token."""
     otherwise = OUTSIDE if OUTSIDE in labels else labels[0]
     return [labels[int(best[at])] if at >= 0 else otherwise for at in places]
 

@@ -1,4 +1,4 @@
-"""Texts as encoders read them: their codec and symbols, in batches of nearly equal lengths."""
+"""Encoder inputs: their codec and tokens, in batches of similar lengths."""
 
 from __future__ import annotations
 
@@ -22,55 +22,54 @@ SPECIAL = ("[CLS]", "[SEP]")
 
 @dataclass(frozen=True)
 class EncoderTaskConfig(TaskConfig):
-    """`codec`, `size` (the most symbols) and `lowercase` are for the codec that is trained where the model starts from
-    scratch.
+    """`codec`, `size` (maximum vocabulary) and `lowercase` apply to the codec that a model from scratch trains.
 
-    A text of more tokens than the model reads is an error, or cut with `truncate`. `split` says what is held out where
-    no file is named for it; equal texts are never on two sides.
+    A text with more tokens than the model's context is an error, or is cut with `truncate`. `split` sets the held-out
+    shares if no file is named for them; equal texts are always in one split.
     """
 
-    codec: Kind = "bpe"  # kind of the tokenizer that is trained
-    size: int | None = 2000  # most symbols
-    lowercase: bool = True  # whether texts are lower-cased
-    truncate: bool = False  # cut texts that are too long
-    split: SplitConfig = SplitConfig(validation=0.1, test=0.1)  # what is held out
+    codec: Kind = "bpe"  # kind of the tokenizer to train
+    size: int | None = 2000  # maximum vocabulary size
+    lowercase: bool = True  # whether to lower-case the text
+    truncate: bool = False  # whether to cut texts that are too long
+    split: SplitConfig = SplitConfig(validation=0.1, test=0.1)  # held-out shares
 
     def limit(self, recipe: Recipe) -> Limit:
         return Limit(check_encoder(recipe.model).context, self.truncate)
 
     def codec_of(self, texts: Iterable[str], workspace: Path) -> Codec:
-        """The codec of the run or of the model it starts from; else one made of the texts that are trained on."""
+        """The codec of the run or of its start model, otherwise one trained on the training texts."""
         if (workspace / FILE).exists():
             return load_codec(workspace)
         return sentence_codec(self.codec, texts, self.size, SPECIAL, self.lowercase)
 
 
 def check_encoder(model: ModelConfig) -> TransformerConfig:
-    """Raises ConfigError for a model that is no Transformer."""
+    """Raises ConfigError for a model that is not a Transformer."""
     if not isinstance(model, TransformerConfig):
-        raise ConfigError(f"this task needs one stream, and the model is a {type(model).__name__}; start from another")
+        raise ConfigError(f"this task needs a single-stream transformer, not a {type(model).__name__}; choose another")
     return model
 
 
 def batch_tokens(recipe: Recipe) -> int:
-    """The size of a batch in tokens. Raises ConfigError where it is given in another way."""
+    """The size of a batch in tokens. Raises ConfigError if it is set in another unit."""
     train = recipe.train
     if train.batch_size is not None or train.batch_tokens is None:
         raise ConfigError(
             f"train.batch_size is {train.batch_size} and train.batch_tokens {train.batch_tokens}; batches of this task "
-            "are made by tokens: set train.batch_tokens alone"
+            "are counted in tokens: set only train.batch_tokens"
         )
     return train.batch_tokens
 
 
 class EncodedTexts(Numbered):
-    """Rows of symbols, of a text each, or of two. `size` is that of a batch in tokens."""
+    """Token rows of one text or a pair each. `batch_size` is in tokens."""
 
     codec: Codec
     rows: FramedRows
 
     def adapt(self, model: ModelConfig) -> ModelConfig:
-        """`model` with the codec's symbols. UserError for a split without samples."""
+        """`model` with the codec's vocabulary size. UserError for a split without samples."""
         for split in ("train", "validation"):
             self.splits.rows(split)
         return replace(check_encoder(model), symbols=self.codec.size)
@@ -82,7 +81,7 @@ class EncodedTexts(Numbered):
         return ByTokens(self.rows.plan(rows, AT_ONCE), len(rows))
 
     def met(self) -> Familiar:
-        """The symbols of the texts to train on. Longer texts than these are nothing strange to what says a label."""
+        """Statistics of the tokens of the training texts. Longer texts are not unexpected for a classifier."""
         of_train = np.zeros(len(self.rows), bool)
         of_train[self.splits.sides["train"]] = True
         return Familiar.of(self.rows.ids[np.repeat(of_train, self.rows.lengths)], self.codec.size)

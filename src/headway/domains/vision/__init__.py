@@ -1,4 +1,4 @@
-"""Images: their classes, their vectors, and where a model looks."""
+"""Images: classification, embeddings, and attention maps."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Images changed at random for training, as a pure function of the seed and of their places in the stream of samples.
+"""Random image augmentation, as a pure function of the seed and of the images' positions in the sample stream.
 
-Numbers are drawn by hashing, whole batches are changed at once, and no generator has a state: a run that goes on draws
-what it would have drawn. torchvision's own transforms draw from torch's global generator, image by image; of them only
-RandAugment is used, under a seed for each image.
+Random numbers are hashes, batches are transformed as one, and there is no generator state, so a resumed run repeats
+what it would have drawn. torchvision's transforms use torch's global generator, image by image; of them only
+RandAugment is used, with a seed per image.
 """
 
 from __future__ import annotations
@@ -20,26 +20,25 @@ from torch import Tensor
 from headway.data.order import mixed
 from headway.errors import ConfigError, UserError
 
-_RATIO = math.log(4 / 3)  # of a crop's sides (Szegedy et al. 2015)
+_RATIO = math.log(4 / 3)  # log aspect ratio of a crop (Szegedy et al. 2015)
 _ERASED, _ERASED_RATIO = (0.02, 1 / 3), math.log(3.3)  # Zhong et al. 2020
 HOW_TO_INSTALL = "RandAugment needs torchvision; pip install 'headway[vision]', or leave task.augment.randaugment out"
-_FLIP, _SHIFT, _CROP, _ROTATE, _ERASE, _MIX, _RAND, _SLANT, _LIGHT, _WARP = range(0, 100, 10)  # which numbers are drawn
-_KNOTS = 5  # a side, of the field by which an image is bent
+_FLIP, _SHIFT, _CROP, _ROTATE, _ERASE, _MIX, _RAND, _SLANT, _LIGHT, _WARP = range(0, 100, 10)  # random streams
+_KNOTS = 5  # per side, of the field that warps an image
 
 
 @dataclass(frozen=True)
 class ImageAugmentConfig:
-    """What is done to training images; by default nothing.
+    """Augmentation of training images; off by default.
 
-    flip: the probability that left and right are exchanged. shift: the most pixels by which an image is moved, each
-    way. crop: the least share of an image's area that is cut out of it and enlarged again (1: all). rotate, shear: the
-    most degrees. zoom: height and width are made larger or smaller, each by up to this share. warp: a smooth field
-    moves what is drawn by up to this share of a side (as handwriting differs; Simard et al. 2003). light: brightness
-    and contrast change by up to this share. What comes in from outside is black, or repeats the edge. erase: the
-    probability that a rectangle is painted over (Zhong et al. 2020). randaugment: how many of torchvision's operations
-    are applied, of strength `magnitude` of 30 (Cubuk et al. 2020). mixup, cutmix: the parameter of the Beta
-    distribution of shares by which two images are mixed (Zhang et al. 2018), or of areas that one takes of another (Yun
-    et al. 2019); where both are set, each batch has one of them. `mixed` is the share of batches that have.
+    flip: probability of a horizontal flip. shift: maximum shift in pixels, each way. crop: minimum share of an image's
+    area to crop and enlarge (1: no crop). rotate, shear: maximum degrees. zoom: maximum change of height and of width,
+    as a share. warp: maximum displacement by a smooth random field, as a share of the image size (as handwriting
+    differs; Simard et al. 2003). light: maximum change of brightness and contrast, as a share. outside: padding, black
+    or the repeated edge. erase: probability of erasing a rectangle (Zhong et al. 2020). randaugment: number of
+    torchvision operations per image, with strength `magnitude` of 30 (Cubuk et al. 2020). mixup, cutmix: parameter of
+    the Beta distribution of shares for mixing two images (Zhang et al. 2018), or of areas copied from another (Yun et
+    al. 2019); if both are set, each batch uses one. mixed: share of batches that are mixed.
     """
 
     flip: float = 0.0
@@ -50,10 +49,10 @@ class ImageAugmentConfig:
     shear: float = 0.0
     warp: float = 0.0
     light: float = 0.0
-    outside: Literal["black", "edge"] = "black"  # what comes in from outside
+    outside: Literal["black", "edge"] = "black"  # padding for pixels from outside the image
     erase: float = 0.0
     randaugment: int = 0
-    magnitude: int = 9  # strength of randaugment's operations, of 30
+    magnitude: int = 9  # strength of randaugment's operations, at most 30
     mixup: float = 0.0
     cutmix: float = 0.0
     mixed: float = 1.0  # share of batches that mixup or cutmix mixes
@@ -61,30 +60,30 @@ class ImageAugmentConfig:
     def __post_init__(self) -> None:
         for name in ("flip", "erase", "mixed"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"augment.{name} is {getattr(self, name)}; give a probability from 0 to 1")
+                raise ConfigError(f"augment.{name} is {getattr(self, name)}; choose a probability from 0 to 1")
         for name in ("zoom", "warp", "light"):
             if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(f"augment.{name} is {getattr(self, name)}; give a share from 0 to below 1")
+                raise ConfigError(f"augment.{name} is {getattr(self, name)}; choose a share of at least 0 and below 1")
         if not 0 <= self.shear < 90:
-            raise ConfigError(f"augment.shear is {self.shear}; give degrees from 0 to below 90")
+            raise ConfigError(f"augment.shear is {self.shear}; choose degrees of at least 0 and below 90")
         if not 0 < self.crop <= 1:
-            raise ConfigError(f"augment.crop is {self.crop}; give a share of the area above 0, or 1 for none")
+            raise ConfigError(f"augment.crop is {self.crop}; choose a share of the area above 0, or 1 for no crop")
         if min(self.shift, self.rotate, self.randaugment, self.mixup, self.cutmix) < 0:
-            raise ConfigError("a setting of augment is below 0; give 0 for none")
+            raise ConfigError("augment has a setting below 0; use 0 to turn it off")
         if not 0 <= self.magnitude <= 30:
-            raise ConfigError(f"augment.magnitude is {self.magnitude}; give 0 to 30")
+            raise ConfigError(f"augment.magnitude is {self.magnitude}; choose 0 to 30")
 
     @property
     def bends(self) -> bool:
-        """Whether images are more than flipped and moved by whole pixels."""
+        """Whether images need resampling: more than flips and shifts by whole pixels."""
         return self.crop < 1 or max(self.rotate, self.zoom, self.shear, self.warp) > 0
 
 
 class Augment:
-    """`config` at work. `seed` is the run's."""
+    """Applies `config` to batches. `seed` is the run's."""
 
     def __init__(self, config: ImageAugmentConfig, seed: int) -> None:
-        """UserError where RandAugment is asked for and torchvision is not installed."""
+        """Raises UserError if RandAugment is configured but torchvision is not installed."""
         self.config, self.seed = config, seed
         self._rand: Any = None
         if config.randaugment:
@@ -95,7 +94,7 @@ class Augment:
             self._rand = v2.RandAugment(config.randaugment, config.magnitude, num_magnitude_bins=31)
 
     def pixels(self, images: UInt8[np.ndarray, "B H W C"], places: Int[np.ndarray, "B"]) -> Float[Tensor, "B C H W"]:
-        """Changed images as numbers from 0 to 255."""
+        """Augmented images with values from 0 to 255."""
         config = self.config
         x = torch.from_numpy(images).permute(0, 3, 1, 2)
         if self._rand is not None:
@@ -113,14 +112,14 @@ class Augment:
         x = x.float()
         if not config.light:
             return x
-        # Contrast about an image's mean, and brightness.
+        # Contrast around an image's mean, and brightness.
         drawn = torch.from_numpy(2 * self._drawn(places, _LIGHT, 2) - 1).float() * config.light
         gain, offset = 1 + drawn[:, 0].view(-1, 1, 1, 1), 255 * drawn[:, 1].view(-1, 1, 1, 1)
         mean = x.mean((1, 2, 3), keepdim=True)
         return ((x - mean) * gain + mean + offset).clamp(0, 255)
 
     def erase(self, x: Float[Tensor, "B C H W"], places: Int[np.ndarray, "B"]) -> Float[Tensor, "B C H W"]:
-        """A rectangle of some normalised images at 0, the mean colour."""
+        """Erase a rectangle of some normalised images to 0, the mean colour."""
         if not self.config.erase:
             return x
         drawn = self._drawn(places, _ERASE, 5)
@@ -132,7 +131,7 @@ class Augment:
     def mix(
         self, x: Float[Tensor, "B C H W"], shares: Float[Tensor, "B K"], places: Int[np.ndarray, "B"]
     ) -> tuple[Float[Tensor, "B C H W"], Float[Tensor, "B K"]]:
-        """Each image mixed with one of its batch, and the shares of classes with it."""
+        """Each image mixed with another one of its batch, and the mixed class probabilities."""
         config, first = self.config, places[:1]
         which, both, down, across = self._drawn(first, _MIX, 4)[0]
         if not (config.mixup or config.cutmix) or both >= config.mixed:
@@ -150,13 +149,13 @@ class Augment:
         return mixed_x, torch.lerp(shares.flip(0), shares, kept)
 
     def _drawn(self, places: Int[np.ndarray, "B"], which: int, count: int) -> Float[np.ndarray, "B K"]:
-        """Numbers in [0, 1) that hang on the seed, the place and what they are for."""
+        """Random numbers in [0, 1), a function of the seed, the position and the stream."""
         salt = mixed(np.uint64(self.seed % (1 << 64)))
         each = mixed(places.astype(np.uint64) ^ salt)
         return (mixed(each[:, None] + np.arange(which, which + count, dtype=np.uint64)) >> np.uint64(11)) * 2.0**-53
 
     def _moved(self, x: Tensor, places: np.ndarray) -> Tensor:
-        """Flipped, and moved by whole pixels."""
+        """Flip, and shift by whole pixels."""
         high, wide = x.shape[-2:]
         reach = self.config.shift
         steps = np.floor(self._drawn(places, _SHIFT, 2) * (2 * reach + 1)).astype(np.int64) - reach
@@ -175,7 +174,9 @@ class Augment:
         return x[batch[:, None, None], :, row[:, :, None], column[:, None, :]].permute(0, 3, 1, 2)
 
     def _transformed(self, x: Float[Tensor, "B C H W"], places: np.ndarray) -> Float[Tensor, "B C H W"]:
-        """All of flip, shift, crop, rotation, zoom and shear as one affine map, and a field that bends, bilinear."""
+        """Flip, shift, crop, rotate, zoom and shear as one affine map, plus a warp field, with bilinear
+        interpolation.
+        """
         config, (high, wide) = self.config, x.shape[-2:]
         crop, turn, move = (self._drawn(places, which, 4) for which in (_CROP, _ROTATE, _SHIFT))
         area, ratio = config.crop + (1 - config.crop) * crop[:, 0], np.exp((2 * crop[:, 1] - 1) * _RATIO)
@@ -184,7 +185,7 @@ class Augment:
         tall, broad = np.minimum(np.sqrt(area / ratio), 1), np.minimum(np.sqrt(area * ratio), 1)
         angle = (2 * turn[:, 0] - 1) * math.radians(config.rotate)
         mirror = np.where(self._drawn(places, _FLIP, 1)[:, 0] < config.flip, -1.0, 1.0)
-        # affine_grid's coordinates go from -1 to 1, so a turn has to mind the sides' ratio
+        # affine_grid's coordinates are from -1 to 1, so a rotation must include the aspect ratio
         theta = np.zeros((len(x), 2, 3))
         theta[:, 0, 0], theta[:, 0, 1] = mirror * broad * np.cos(angle), -broad * np.sin(angle) * high / wide
         theta[:, 1, 0], theta[:, 1, 1] = mirror * tall * np.sin(angle) * wide / high, tall * np.cos(angle)
@@ -198,7 +199,7 @@ class Augment:
         theta[:, :, :2] = theta[:, :, :2] @ shear
         grid = F.affine_grid(torch.from_numpy(theta).float(), list(x.shape), align_corners=False)
         if config.warp:
-            # By how much each place is moved, smooth between a few knots that are drawn.
+            # The displacement of each pixel, interpolated between a few random knots.
             drawn = 2 * config.warp * (2 * self._drawn(places, _WARP, 2 * _KNOTS**2) - 1)
             knots = torch.from_numpy(drawn).float().view(-1, 2, _KNOTS, _KNOTS)
             field = F.interpolate(knots, (high, wide), mode="bicubic", align_corners=True)
@@ -208,7 +209,9 @@ class Augment:
 
 
 def _boxes(area: np.ndarray, ratio: np.ndarray, middle: np.ndarray, size: torch.Size) -> Tensor:
-    """Which pixels are in a box of a share of the `area`, height by width of `ratio`, about the `middle`: [B, H, W]."""
+    """The pixels in a box with a share of the `area`, aspect `ratio` (height by width) and centre `middle`: [B, H,
+    W].
+    """
     masks = []
     for side, share, where in ((size[0], np.sqrt(area * ratio), 0), (size[1], np.sqrt(area / ratio), 1)):
         length, centre = share * side, middle[:, where] * side

@@ -1,4 +1,4 @@
-"""Where a model looks in images, and pictures of some of them for the page of a run."""
+"""Attention attribution for images, and pictures of examples for the page of a run."""
 
 from __future__ import annotations
 
@@ -26,29 +26,27 @@ if TYPE_CHECKING:
     from headway.learn.objectives.predictions import Prediction
 
 
-_LEAST, _ALONE = 224, 448  # pixels of the shorter side of a picture, and of one that is a file of its own
-_GAP, _LINE = 8, 26  # pixels between two images, and of a line under them
+_LEAST, _ALONE = 224, 448  # minimum shorter side of a picture in pixels, in a report and as its own file
+_GAP, _LINE = 8, 26  # pixels between two images, and per line of text under them
 _COLD, _HOT = np.array([18, 24, 60]), np.array([255, 214, 70])
 
 
 @shows
 @dataclass(frozen=True)
 class Look:
-    """The image as the model saw it, and how much each patch counted for its answer: weights from 0 to 1, the largest
-    1.
-    """
+    """The image as the model sees it, and each patch's weight in its prediction, from 0 to 1, with a maximum of 1."""
 
     pixels: UInt8[np.ndarray, "H W 3"]
     weights: Float[np.ndarray, "rows columns"]
 
     def card(self) -> Card:
-        """Sizes, and what to do with it."""
+        """Sizes, and how to display it."""
         shapes = [" x ".join(map(str, array.shape[:2])) for array in (self.pixels, self.weights)]
-        return Card("Look", {"pixels": shapes[0], "patches": shapes[1], "drawn by": "picture()"})
+        return Card("ImageAttention", {"pixels": shapes[0], "patches": shapes[1], "shown by": "picture()"})
 
     def picture(self, least: int = _LEAST) -> UInt8[np.ndarray, "h w 3"]:
-        """The image, dark where the model does not look and warm where it does; enlarged until its shorter side has
-        `least` pixels.
+        """The image with a heat map: dark for low and warm for high attention; enlarged until its shorter side has
+        `min_size` pixels.
         """
         size = self.pixels.shape[:2]
         scale = max(1, -(-least // min(size)))
@@ -60,7 +58,7 @@ class Look:
         return ((1 - share) * large + share * tint).round().clip(0, 255).astype(np.uint8)
 
     def beside(self, lines: Sequence[str]) -> UInt8[np.ndarray, "h w 3"]:
-        """The image as it is, to its right where the model looks, and under both some `lines` of text."""
+        """The plain image, the heat map to its right, and below both some `lines` of text."""
         from PIL import Image, ImageDraw, ImageFont
 
         heat = self.picture(_ALONE)
@@ -80,20 +78,20 @@ class Look:
 
 
 def look(model: Transformer, usage: Usage, images: Sequence[Image], source: str) -> list[Look]:
-    """Where the model looks in each image (Abnar and Zuidema 2020). UserError for one that attends to nothing."""
+    """Attention rollout for each image (Abnar and Zuidema 2020). UserError for a model without attention."""
     processor = processor_of(usage, source)
     found = []
     for image in images:
         pixels = processor.pixels(coloured(image))
         weights = next(weights_of(model, torch.from_numpy(processor.numbers(pixels))[None]), None)
         if weights is None:
-            raise UserError(f"{source} has no attention, so it looks nowhere; use a model with mixer attention")
+            raise UserError(f"{source} has no attention layers; use a model with mixer attention")
         found.append(Look(np.broadcast_to(pixels, (*pixels.shape[:2], 3)), weights))
     return found
 
 
 def weights_of(model: Transformer, inputs: Float[Tensor, "B C H W"]) -> Iterator[Float[np.ndarray, "rows columns"]]:
-    """The weight of each patch in what the head reads, for each image; nothing where the model has no attention."""
+    """The weight of each patch in the head's input, for each image; empty if the model has no attention."""
     embed = cast(PatchEmbed, model.embed).config
     given = inputs.to(device_of(model), number_type(model))
     with evaluating(model):
@@ -115,7 +113,7 @@ _SHOWN = 12  # images
 
 
 def image_tiles(images: Images, model: Transformer, predicted: Sequence[Prediction]) -> Picture:
-    """Some images with what is predicted for them, half of them wrong where that can be said."""
+    """Example images with their predictions, half of them wrong if correctness is defined."""
     wrong, others = ([one for one in predicted if (one.right is False) == kind] for kind in (True, False))
     chosen = [
         group[place]
@@ -131,7 +129,7 @@ def image_tiles(images: Images, model: Transformer, predicted: Sequence[Predicti
         between = {None: " for ", False: ", not "}
         told = one.output if one.right else f"{one.output}{between[one.right]}{one.reference}"
         tiles.append(Tile(seen, told, right=one.right, beside=beside))
-    looks = "; beside each one where the model looks" if any(tile.beside is not None for tile in tiles) else ""
+    looks = "; next to each, the model's attention" if any(tile.beside is not None for tile in tiles) else ""
     told = all(tile.right is not None for tile in tiles)
-    kinds = "some that are right, and some that are not" if told else "what is predicted for what is right"
+    kinds = "correct and incorrect predictions" if told else "predictions, with the true values"
     return Picture("Images", f"{kinds}{looks}", tiled(tiles), wide=True)

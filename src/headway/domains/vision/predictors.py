@@ -1,4 +1,4 @@
-"""Models of images at work: what they say of one image or of many."""
+"""Image models in use: predictions for one image or many."""
 
 from __future__ import annotations
 

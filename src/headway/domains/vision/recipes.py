@@ -1,5 +1,5 @@
-"""Recipes for images: from scratch by themselves, or fine-tuned with --from; and how a classifier of a user's images is
-fitted to their kind, their number and the time.
+"""Recipes for images, from scratch or fine-tuned with --from, and how the generic one chooses its settings for the kind
+and number of images and the time.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ CLOTHES = (
 def small_vit(
     width: int, depth: int, heads: int, patch: int, size: int, channels: int = 3, more: int = 0
 ) -> TransformerConfig:
-    """A vision transformer for little data and few cores: a convolutional stem, and the mean of the patches in place of
-    a class token.
+    """A vision transformer for little data and few cores: a convolutional stem, and mean pooling instead of a class
+    token.
     """
     block = BlockConfig(AttentionConfig(heads, pattern=Full()), None, MLPConfig(activation="relu_squared"))
     return TransformerConfig(
@@ -63,11 +63,11 @@ def small_vit(
 
 
 def vision() -> Recipe:
-    """Any images with classes. What is open is chosen by the scale below where --minutes are given."""
+    """Any images with classes. With --minutes, `VisionScale` chooses the open settings."""
     return Recipe(
         name="vision",
         domain="vision",
-        description="any images with classes: a folder for each, IDX files, or a .csv of path and label",
+        description="any images with classes: a folder per class, IDX files, or a .csv of path and label",
         data=(),
         model=small_vit(width=128, depth=6, heads=4, patch=8, size=64),
         task=VisionConfig(
@@ -83,13 +83,13 @@ def vision() -> Recipe:
 
 
 def fashion_mnist() -> Recipe:
-    """Xiao et al. 2017: clothes in ten kinds. A twentieth of the training part picks the best model; the test part is
-    read once, at the end.
+    """Xiao et al. 2017: ten kinds of clothes. A twentieth of the training part picks the best model; the test part is
+    evaluated once, at the end.
     """
     return Recipe(
         name="fashion-mnist",
         domain="vision",
-        description="clothes in ten kinds, 28 x 28 pixels",
+        description="ten kinds of clothes, 28 x 28 pixels",
         data=("fashion-mnist",),
         model=small_vit(width=128, depth=3, heads=4, patch=4, size=28, channels=1, more=2),
         task=VisionConfig(
@@ -106,7 +106,7 @@ def fashion_mnist() -> Recipe:
 
 
 def digits() -> Recipe:
-    """scikit-learn's copy of handwritten digits. A tenth is for the test, a tenth picks the best model."""
+    """scikit-learn's copy of handwritten digits. A tenth is the test split, a tenth picks the best model."""
     return Recipe(
         name="digits",
         domain="vision",
@@ -130,20 +130,20 @@ RECIPES = (vision, fashion_mnist, digits)
 
 _SHAPES = ((32, 2, 2), (48, 2, 3), (64, 2, 4), (64, 4, 4), (96, 3, 4), (128, 4, 4), (192, 4, 6), (256, 5, 8))
 _SHAPES += ((384, 6, 6), (512, 8, 8), (768, 12, 12))
-_SMALL = 40  # pixels of a side up to which images keep their size
-_TINY = 16  # up to which patches are of 2 pixels
-_DRAWN = ((15, 28), (120, 40), (math.inf, 56))  # minutes, and the side of what is drawn larger, in patches of 4
-_PHOTOS = ((10, 48), (60, 64), (240, 96), (math.inf, 128))  # and of others in patches of 8
-_THIN = 3.0  # the greatest ratio of sides that is kept
-_WEAK, _FULL = 3, 25  # epochs up to which images are hardly changed, and from which on as much as is good for them
-_GENTLE = 0.25  # of the full change
+_SMALL = 40  # maximum side in pixels of images that keep their size
+_TINY = 16  # maximum side with patches of 2 pixels
+_DRAWN = ((15, 28), (120, 40), (math.inf, 56))  # (minutes, side) for enlarged drawings, with patches of 4
+_PHOTOS = ((10, 48), (60, 64), (240, 96), (math.inf, 128))  # (minutes, side) for other images, with patches of 8
+_THIN = 3.0  # maximum aspect ratio
+_WEAK, _FULL = 3, 25  # epochs up to which augmentation is weakest, and from which it is full
+_GENTLE = 0.25  # share of the full augmentation
 
 
 @dataclass(frozen=True)
 class VisionScale(Scale):
-    """Images keep what their classes are told apart by. Each is seen many times, changed anew, so that the law lets
-    repeated images and parameters beyond them count for more than it does of texts; its sizes are fitted by eye to
-    clothes of 28 x 28 pixels.
+    """Keeps the image detail that distinguishes the classes. Images repeat many times with new augmentation, so the law
+    counts repeated images and extra parameters for more than in text; its constants are rough fits to clothes of 28 x
+    28 pixels.
     """
 
     fitted: bool = True
@@ -160,7 +160,7 @@ class VisionScale(Scale):
         task = cast(VisionConfig, recipe.task)
         samples = read_samples(paths, label=task.label)
         seen = survey(samples, task.target)
-        if seen is None:  # the task says what is wrong
+        if seen is None:  # the task reports the error
             return Settled({})
         size, patch = sizes(seen, minutes)
         settings = {
@@ -171,14 +171,14 @@ class VisionScale(Scale):
             **self.held_out(seen.images),
             **{f"task.augment.{name}": value for name, value in changes(seen, size).items()},
         }
-        kind = "drawn" if seen.drawn else "grey" if seen.grey else "coloured"
-        mirror = "may be mirrored" if seen.flips else "are not mirrored, as that would change what they show"
+        kind = "drawn" if seen.drawn else "grey" if seen.grey else "colour"
+        mirror = "flips them" if seen.flips else "does not flip them, because that would change their meaning"
         counted = f" of {seen.classes:,} classes" if seen.classes else ""
         found = f"{seen.images:,} {kind} images{counted}, about {seen.size[0]} x {seen.size[1]} pixels"
-        return Settled(settings, f"{found}: read as {size[0]} x {size[1]} in patches of {patch}, and {mirror}")
+        return Settled(settings, f"{found}: uses {size[0]} x {size[1]} in patches of {patch}, and {mirror}")
 
     def regularised(self, recipe: Recipe, epochs: float, crowd: float) -> Settings:
-        """Images that are seen often are changed more; layers are left out of large models."""
+        """Stronger augmentation for more epochs, and stochastic depth for large models."""
         assert isinstance(recipe.task, VisionConfig)  # the recipe's own
         share = (min(epochs, _FULL) - _WEAK) / (_FULL - _WEAK)
         changed = weaker(recipe.task.augment, _GENTLE + (1 - _GENTLE) * max(0.0, share))
@@ -188,7 +188,7 @@ class VisionScale(Scale):
 
 
 def sizes(seen: Survey, minutes: float) -> tuple[tuple[int, int], int]:
-    """Height and width that images are read in, and the side of patches."""
+    """Height and width of the model's images, and the patch size."""
     longest = max(seen.size)
     if longest <= _SMALL:
         patch = 2 if longest <= _TINY else 4
@@ -204,10 +204,10 @@ def sizes(seen: Survey, minutes: float) -> tuple[tuple[int, int], int]:
 
 
 def changes(seen: Survey, size: tuple[int, int]) -> Settings:
-    """What is done to images of a kind that are seen many times.
+    """Augmentation settings for a kind of images, for many epochs.
 
-    What is written is bent and slanted, as hands do, and never cut into; small images of things are moved and covered
-    in part; of photographs, parts are cut out.
+    Drawings and writing are warped and slanted, as handwriting varies, and never cropped; small images of objects are
+    shifted and partly erased; photographs are cropped.
     """
     found: dict[str, object] = {"flip": 0.5 if seen.flips else 0.0, "outside": "edge", "crop": 1.0, "erase": 0.0}
     moved = max(1, round(min(size) / 14))
@@ -219,7 +219,7 @@ def changes(seen: Survey, size: tuple[int, int]) -> Settings:
 
 
 def weaker(augment: ImageAugmentConfig, share: float) -> Settings:
-    """Changes of which only a share is made; flips cost nothing, and stay."""
+    """Augmentation with a share of the strength; flips keep their probability."""
     linear = {
         name: round(share * getattr(augment, name), 4) for name in ("rotate", "zoom", "shear", "warp", "light", "erase")
     }

@@ -1,4 +1,4 @@
-"""What people have: images with their classes, decoded once to what the model reads."""
+"""Image data sets with labels, decoded once to the model's input size."""
 
 from __future__ import annotations
 
@@ -21,46 +21,46 @@ from headway.data.splits import side_number
 from headway.errors import UserError
 from headway.received import place_of
 
-_DIGEST = 8  # bytes of a key
+_DIGEST = 8  # bytes per key
 
 
 def load_images(samples: LabelledImages, processor: ImageProcessor, skip: bool) -> DecodedImages:
-    """The images as the model sees them, from the cache if these contents have been decoded for this size before.
+    """The images at the model's input size, from the cache if the same contents were decoded for this size before.
 
-    A file that is no sound image is a UserError, which names it; with `skip`, such are counted in the log and stand in
-    `wrong`.
+    An unreadable file is a UserError that names it; with `skip`, such files are counted in the log and listed in
+    `errors`.
     """
     shape = (*(processor.shape or ()), processor.channels)
     if samples.grey is not None and samples.grey.shape[1:] == shape[:2] and shape[2] == 1:
         pixels = samples.grey[..., None]
         return DecodedImages(pixels, [key_of(image, _DIGEST) for image in pixels], {})
     if samples.files is not None:
-        pillow()  # before any work
+        pillow()  # fails early if Pillow is missing
         content = fingerprint(File(path) for path in samples.files)
     else:
-        assert samples.grey is not None  # one of the two always is
+        assert samples.grey is not None  # exactly one of the two is set
         content = hashlib.blake2b(samples.grey.tobytes(), digest_size=16).hexdigest()
     how = (processor.size, processor.shortest, processor.resample, processor.crop)
 
     def read(number: int) -> Pixels:
         if samples.files is not None:
             return processor.pixels(read_image(samples.files[number]))
-        assert samples.grey is not None  # one of the two always is
+        assert samples.grey is not None  # exactly one of the two is set
         return processor.pixels(np.repeat(samples.grey[number][:, :, None], 3, axis=2))
 
     return open_images(ImageReading(read, len(samples), shape, (content, how), _DIGEST), skip)
 
 
 KINDS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
-_LEVELS = 16  # the whitest pixel of scikit-learn's digits
+_LEVELS = 16  # the maximum pixel value of scikit-learn's digits
 
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """The label of each image, what is said of its split, uint8 [N] (0 for nothing), and its place for messages.
+    """The label of each image, its named split, uint8 [N] (0: none), and its location for messages.
 
-    Either `files` hold the images, or `grey` does, [N, H, W]. `classes` says whether the labels are known to be
-    classes: names of folders, or those of sets in other formats than tables of paths.
+    The images are in `files` or in `grey`, [N, H, W]. `classes` says whether the labels are known to be classes: names
+    of folders, or those of formats other than tables of paths.
     """
 
     labels: list[str]
@@ -74,7 +74,7 @@ class LabelledImages:
         return len(self.labels)
 
     def select(self, rows: np.ndarray) -> LabelledImages:
-        """Some of the images, in this order."""
+        """The images of `rows`, in this order."""
         if len(rows) == len(self):
             return self
         chosen = [int(row) for row in rows]
@@ -85,9 +85,9 @@ class LabelledImages:
 
 
 def read_samples(paths: Sequence[Path], names: Sequence[str] = (), label: str = "label") -> LabelledImages:
-    """Folders of image files, a folder for each class; tables of path and label; folders of IDX files; tables of
-    numbers without a header, a row an image, its class last. `names` are those of the classes that are numbers, from 0
-    on, and `label` the column of labels in tables of paths.
+    """Read folders of image files, one folder per class; tables of path and label; folders of IDX files; or tables of
+    numbers without a header, one image per row, its class last. `names` are the names of numeric classes from 0 on, and
+    `label` is the label column in tables of paths.
     """
     known = [place_of(path) for path in paths]
     inside = [file for path in known for file in (idx_files(path) if path.is_dir() else [path])]
@@ -103,7 +103,7 @@ def _of_parts(parts: Sequence[IdxPart], names: Sequence[str]) -> LabelledImages:
     sizes = {part.images.shape[1:] for part in parts}
     if len(sizes) > 1:
         told = " and ".join(f"{part.place} of {part.images.shape[1]} x {part.images.shape[2]}" for part in parts)
-        raise UserError(f"images of several sizes: {told}; give files of one set")
+        raise UserError(f"images of several sizes: {told}; use files of one set")
     classes = np.concatenate([part.labels for part in parts])
     named = np.concatenate(
         [np.full(len(part.labels), 0 if part.side is None else side_number(part.side), np.uint8) for part in parts]
@@ -120,13 +120,13 @@ def _labels(classes: np.ndarray, names: Sequence[str], places: Sequence[str]) ->
     if len(outside):
         row = int(outside[0])
         raise UserError(
-            f"{places[row]} is of class {classes[row]}, and task.names has {len(names)} names; name them all"
+            f"{places[row]} has class {classes[row]}, but task.names has {len(names)} names; name all classes"
         )
     return [names[int(number)] for number in classes]
 
 
 def _is_numbers(path: Path) -> bool:
-    """Whether a .csv, compressed or not, begins with a row of numbers, which is no header."""
+    """Whether a .csv, compressed or not, starts with a row of numbers, so it has no header."""
     if kind_of(path.name) != ".csv":
         return False
     first = next(lines(File(path)), "").split(",")
@@ -134,7 +134,7 @@ def _is_numbers(path: Path) -> bool:
 
 
 def _number(value: str) -> int | None:
-    """A whole number, also where it is written 3.0 or 3.000e+00."""
+    """An integer, also if written as 3.0 or 3.000e+00."""
     try:
         found = float(value)
     except ValueError:
@@ -149,17 +149,17 @@ def _of_numbers(path: Path, names: Sequence[str]) -> LabelledImages:
             found = [_number(value) for value in line.split(",")]
             if None in found:
                 wrong = line.split(",")[found.index(None)]
-                raise UserError(f"{path}, line {number} holds {wrong!r}, no whole number; correct it")
+                raise UserError(f"{path}, line {number} has {wrong!r}, which is not an integer; correct it")
             rows.append([value for value in found if value is not None])
     wide = math.isqrt(len(rows[0]) - 1)
     odd = next((number for number, row in enumerate(rows, 1) if len(row) != len(rows[0])), None)
     if odd is not None or wide * wide != len(rows[0]) - 1:
         where, count = f"{path}, line {odd or 1}", len(rows[(odd or 1) - 1])
-        raise UserError(f"{where} has {count} numbers; give those of a square image in each row, and its class last")
+        raise UserError(f"{where} has {count} numbers; each row needs a square image and its class")
     table = np.array(rows, np.int64)
     pixels, classes = table[:, :-1], table[:, -1]
     if table.min() < 0 or pixels.max() > 255:
-        raise UserError(f"{path} has the number {table.min() if table.min() < 0 else pixels.max()}; give 0 to 255")
+        raise UserError(f"{path} has the value {table.min() if table.min() < 0 else pixels.max()}; use 0 to 255")
     if pixels.max() <= _LEVELS:
         pixels = (pixels * 255 + _LEVELS // 2) // _LEVELS
     places = [f"{path}, line {i + 1}" for i in range(len(rows))]

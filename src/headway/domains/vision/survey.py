@@ -1,4 +1,4 @@
-"""What a user's images are like, from a look at some of them before any is decoded for training."""
+"""Statistics of a user's images, from a sample of them read before any decoding for training."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from headway.domains.vision.samples import LabelledImages
 from headway.errors import UserError
 from headway.learn import examples
 
-_MOST, _LEAST = 4000, 64  # images that are looked at
-_BYTES = 30_000_000  # of image files that are read for it
-_SIDE = 16  # pixels by which images are compared
-_TOLD = 30  # images whose nearest is a mirror image, from which on these tell something
-_DOUBT = 2  # standard deviations by which mirror images have to harm photographs
-_TWO_TONES = 0.85  # of an image that is drawn: 0.93 of handwritten digits, 0.71 of clothes
-_ALIKE = 0.02  # of the numbers from 0 to 255 that red, green and blue differ by where an image is grey
+_MOST, _LEAST = 4000, 64  # maximum and minimum images in the sample
+_BYTES = 30_000_000  # maximum bytes of image files to read
+_SIDE = 16  # pixels per side for comparing images
+_TOLD = 30  # images whose nearest neighbour is mirrored, needed to draw a conclusion
+_DOUBT = 2  # standard deviations by which mirroring must harm photographs
+_TWO_TONES = 0.85  # minimum share in a drawing: 0.93 in handwritten digits, 0.71 in clothes
+_ALIKE = 0.02  # maximum difference of red, green and blue in a grey image, as a share of 255
 
 
 class Survey(NamedTuple):
-    """How many images there are to train on, of how many `classes` (0 of numbers and of several labels), `fewest` of a
-    class, their median height and width, whether all that were looked at are grey, whether they are drawn or written,
-    in two tones, and whether what an image shows is the same in a mirror, which what is drawn never is taken to be.
+    """The number of training images, their number of `classes` (0 for numbers and several labels), `fewest` images of a
+    class, their median height and width, whether all sampled images are grey, whether they are drawings or writing, in
+    two tones, and whether mirroring keeps their meaning, which is never assumed of drawings.
     """
 
     images: int
@@ -42,8 +42,8 @@ class Survey(NamedTuple):
 
 
 class _Seen(NamedTuple):
-    """One of the images: its size, whether it is grey, which share of it is as dark or as bright as any of it, and its
-    brightness in a few fields.
+    """Statistics of one image: its size, whether it is grey, its share of darkest and brightest pixels, and a thumbnail
+    of its brightness.
     """
 
     size: tuple[int, int]
@@ -53,9 +53,9 @@ class _Seen(NamedTuple):
 
 
 def survey(samples: LabelledImages, target: str = "auto") -> Survey | None:
-    """A look at images spread over those that are not named for the test; None where none of them can be read.
+    """Survey a sample of images outside the test split; None if none can be read.
 
-    It draws nothing at random and reads a fixed number of bytes, so that the same data get the same answer.
+    It is deterministic and reads a limited number of bytes, so the same data get the same result.
     """
     rows = np.flatnonzero(samples.named <= side_number("train"))
     labels = [samples.labels[row] for row in rows.tolist()]
@@ -72,16 +72,16 @@ def survey(samples: LabelledImages, target: str = "auto") -> Survey | None:
     plain = all(found.grey for found in seen)
     drawn = plain and float(np.median([found.toned for found in seen])) > _TWO_TONES
     kind = target_of([label for label in counts if label], "class" if samples.classes else target).kind
-    # what a number says of an image may depend on left and right, which no comparison of neighbours tells
+    # a number may depend on left and right, which comparing neighbours does not show
     flips = not drawn and kind != "number" and mirrored(np.stack([found.small for found in seen]), numbers, not plain)
     classes, fewest = (len(counts), min(counts.values())) if kind == "class" else (0, len(rows))
     return Survey(len(rows), classes, fewest, (high, wide), plain, drawn, flips)
 
 
 def mirrored(small: Float[np.ndarray, "N S S"], classes: Int[np.ndarray, "N"], coloured: bool) -> bool:
-    """Whether mirror images of the others help an image to find its class, as its nearest neighbour, or do no harm that
-    is more than chance. Where hardly any image is near to a mirror image, coloured ones are taken for photographs,
-    whose left and right say nothing, and grey ones for what is drawn or written.
+    """Whether mirror images help an image to find its class by its nearest neighbour, or do no significant harm. If
+    hardly any image is close to a mirror image, coloured ones are assumed to be photographs, whose left and right do
+    not matter, and grey ones to be drawings or writing.
     """
     itself, mirror = _compared(small), _compared(small[:, :, ::-1])
     near, turned = itself @ itself.T, itself @ mirror.T
@@ -96,14 +96,14 @@ def mirrored(small: Float[np.ndarray, "N S S"], classes: Int[np.ndarray, "N"], c
 
 
 def _compared(images: Float[np.ndarray, "N S S"]) -> Float[np.ndarray, "N P"]:
-    """Of unit length and mean 0, so that what is near does not hang on light."""
+    """Unit-length, zero-mean vectors, so that similarity does not depend on brightness."""
     flat = images.reshape(len(images), -1).astype(np.float32)
     flat = flat - flat.mean(1, keepdims=True)
     return flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-9)
 
 
 def _number(samples: LabelledImages, rows: np.ndarray) -> int:
-    """How many images are looked at: fewer of large files."""
+    """The sample size: fewer for large files."""
     if samples.files is None or len(rows) == 0:
         return min(_MOST, len(rows))
     some = examples.spread(rows, _LEAST)
@@ -112,16 +112,16 @@ def _number(samples: LabelledImages, rows: np.ndarray) -> int:
 
 
 def _read(samples: LabelledImages, rows: Int[np.ndarray, "K"]) -> Iterator[tuple[int, _Seen]]:
-    """What of `rows` can be read."""
+    """The statistics of the readable images among `rows`."""
     for row in rows.tolist():
         if samples.grey is not None:
             image = samples.grey[row]
             yield row, _Seen((image.shape[0], image.shape[1]), True, _toned(image), _small(image))
             continue
-        assert samples.files is not None  # one of the two always is
+        assert samples.files is not None  # exactly one of the two is set
         try:
             pixels = read_image(samples.files[row])
-        except UserError:  # the task says so, or leaves it out
+        except UserError:  # the task reports it, or skips it
             continue
         light = grey(pixels)[..., 0]
         few = pixels[:: max(1, pixels.shape[0] // 64), :: max(1, pixels.shape[1] // 64)].astype(np.int16)
@@ -137,7 +137,7 @@ def _toned(image: UInt8[np.ndarray, "H W"]) -> float:
 
 
 def _small(image: UInt8[np.ndarray, "H W"]) -> Float[np.ndarray, "S S"]:
-    """Means of fields of nearly equal size; small images as they are, each pixel drawn out."""
+    """Block means; small images are enlarged by repeating pixels."""
     x = image.astype(np.float64)
     for axis in (0, 1):
         x = _fields(x, axis)

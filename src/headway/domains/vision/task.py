@@ -1,4 +1,4 @@
-"""The class of an image, as files say it, and as another model does for one that learns from it."""
+"""Image classification, from labels and by distillation from a teacher model."""
 
 from __future__ import annotations
 
@@ -46,29 +46,28 @@ from headway.nn.models import (
 )
 from headway.nn.models.kinds import is_vision_classifier
 
-_MEASURED = 10_000  # images whose mean and deviation are taken
+_MEASURED = 10_000  # images for estimating mean and standard deviation
 
 
 @register("vision")
 @dataclass(frozen=True)
 class VisionConfig(TaskConfig, TargetConfig):
-    """Give each image its class or, from a table, its number or any of several labels.
+    """Predict the class of each image or, from a table, its number or any of several labels.
 
-    `smoothing` spreads that share of each label over all classes (Szegedy et al. 2016). `names` are those of classes
-    that data have as numbers. `skip_bad` leaves out images that cannot be read or have no label, and counts them.
-    `teacher` is a run or a published model of the same classes, from which a second token learns (Touvron et al. 2021,
-    hard distillation).
+    `smoothing` is label smoothing (Szegedy et al. 2016). `names` are the names of numeric classes. `skip_bad` leaves
+    out images that cannot be read or have no label, and counts them. `teacher` is a run or a published model with the
+    same classes, from which a second token learns (Touvron et al. 2021, hard distillation).
     """
 
-    split: ClassSplitConfig = ClassSplitConfig()  # what is held out
+    split: ClassSplitConfig = ClassSplitConfig()  # held-out shares
     smoothing: float = 0.0
-    augment: ImageAugmentConfig = field(default_factory=ImageAugmentConfig)  # what training changes of images
+    augment: ImageAugmentConfig = field(default_factory=ImageAugmentConfig)  # augmentation of training images
     names: tuple[str, ...] = ()
     skip_bad: bool = False
     teacher: str | None = None
 
     def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Task:
-        """Raises UserError for images that cannot be read, hold too little, or do not fit the model."""
+        """Raises UserError for images that cannot be read, are too few, or do not fit the model."""
         samples = read_samples(recipe.files(data), self.names, self.label)
         place = samples.places.__getitem__
         chosen = choose_target(samples.labels, place, self, "image", self.skip_bad, samples.classes)
@@ -77,15 +76,15 @@ class VisionConfig(TaskConfig, TargetConfig):
             return target_task(images, self, "image", self.smoothing, workspace)
         if chosen.target.kind != "class":
             raise ConfigError(
-                f"task.teacher is {self.teacher!r}, which teaches classes, and {chosen.target.reason}; leave it out"
+                f"task.teacher is {self.teacher!r}, which only teaches classes, but {chosen.target.reason}; remove it"
             )
-        # a run that has begun had a teacher
+        # a started run already had a teacher
         taught = partial(Taught, self, images, not (workspace / "recipe.json").exists())
         return target_task(images, self, "image", self.smoothing, workspace, taught)
 
 
 class Images(TargetSamples):
-    """Images as the model reads them, changed at random in training."""
+    """Images as model inputs, with random augmentation in training."""
 
     def __init__(
         self, config: VisionConfig, recipe: Recipe, samples: LabelledImages, chosen: ChosenTarget, workspace: Path
@@ -94,9 +93,9 @@ class Images(TargetSamples):
         embed = recipe.model.embed if isinstance(recipe.model, TransformerConfig) else None
         if not isinstance(embed, PatchEmbedConfig):
             raise ConfigError(
-                "this model reads no images; take one that does, such as --set model=vit-ti16, or start from a ViT"
+                "this model does not take images; use one that does, such as --set model=vit-ti16, or start from a ViT"
             )
-        # grey images need no three channels, but in a model that has them
+        # grey images need one channel only, unless a start model has three
         grey = samples.grey is not None and recipe.start is None
         channels = 1 if grey else embed.channels
         self.embed = replace(embed, channels=channels, tokens=max(embed.tokens, 2 if config.teacher else 0))
@@ -131,11 +130,11 @@ class Images(TargetSamples):
         """`model` with the images' channels. UserError for a split without images."""
         for split in ("train", "validation"):
             self.splits.rows(split)
-        assert isinstance(model, TransformerConfig)  # as it was at the start
+        assert isinstance(model, TransformerConfig)  # checked in __init__
         return replace(model, embed=self.embed)
 
     def _measured(self) -> dict[str, Any]:
-        """Mean and standard deviation of each channel of training images, from 0 to 1."""
+        """Mean and standard deviation of each channel of training images, for values from 0 to 1."""
         rows = self.rows[self.splits.rows("train")]
         some = self.images[rows[:: max(1, len(rows) // _MEASURED)]]
         levels = np.arange(256) / 255
@@ -146,7 +145,7 @@ class Images(TargetSamples):
         return {"image_mean": mean.round(4).tolist(), "image_std": std.round(4).tolist()}
 
     def take(self, rows: np.ndarray, chance: Chance | None = None) -> Batch:
-        """Normalised pixels, Float[B, C, H, W], and targets; in training changed and mixed at random."""
+        """Normalised pixels, Float[B, C, H, W], and targets; augmented and mixed in training."""
         found, labels = np.asarray(self.images[self.rows[rows]]), torch.from_numpy(self.targets[rows])
         if chance is None:
             pixels = self._normalised(torch.from_numpy(found).permute(0, 3, 1, 2).float())
@@ -165,12 +164,12 @@ class Images(TargetSamples):
         return {**super().contents(), "images": (self.keys,)}
 
     def shown(self, row: int) -> str:
-        """The name of its file, or its place in one."""
+        """The name of its file, or its location in one."""
         number = int(self.rows[row])
         return self.files[number].name if self.files is not None else Path(self.places[number]).name
 
     def met(self) -> Familiar:
-        """What the training images have in common."""
+        """In-distribution statistics of the training images."""
         rows = self.rows[self.splits.rows("train")]
         some = rows[:: max(1, len(rows) // _MEASURED)]
         high, wide = self.embed.size
@@ -184,7 +183,7 @@ class Images(TargetSamples):
 
     def with_head(self, model: ModelConfig, name: str, outputs: int) -> TransformerConfig:
         """`model` with its own head, or one over its class token or the mean of its patches."""
-        assert isinstance(model, TransformerConfig)  # as the examples have seen
+        assert isinstance(model, TransformerConfig)  # checked in __init__
         before, embed = model.heads.get(name) or model.heads.get(HEAD), self.embed
         if isinstance(before, PooledHeadConfig):
             head = replace(before, outputs=outputs, scale=1.0, shift=0.0)
@@ -195,18 +194,18 @@ class Images(TargetSamples):
         return replace(model, heads={name: head})
 
     def gallery(self, model: nn.Module, shown: Sequence[Prediction]) -> list[Picture]:
-        """Where the model looks in some images."""
+        """Attention maps of some images."""
         return [image_tiles(self, cast(Transformer, model), shown)]
 
 
 class Taught(Classes[Images]):
-    """The mean of the cross-entropies of labels and, by a second token, of the class that a teacher names (Touvron et
-    al. 2021, equation 3).
+    """The mean of the cross-entropies of the labels and, with a second token, of the teacher's class (Touvron et al.
+    2021, equation 3).
     """
 
     def __init__(self, config: VisionConfig, images: Images, opened: bool, *settings: Any) -> None:
-        """`opened` asks for the teacher at once, so that one that cannot be read is told before any work; `settings`
-        are those of `Classes`.
+        """`load_now` loads the teacher immediately, so that an unreadable one fails early; `settings` are those of
+        `Classification`.
         """
         super().__init__(*settings)
         self._path, self._images, self._teacher = config.teacher or "", images, None
@@ -214,7 +213,7 @@ class Taught(Classes[Images]):
             self._teacher = Teacher.open(self._path, images.labels)
 
     def adapt(self, model: ModelConfig, examples: Images) -> ModelConfig:
-        assert isinstance(model, TransformerConfig)  # as the examples have seen
+        assert isinstance(model, TransformerConfig)  # checked in __init__
         return replace(model, heads={HEAD: DistilledHeadConfig(len(examples.labels))})
 
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Loss]:
@@ -227,9 +226,9 @@ class Taught(Classes[Images]):
 
 
 def _processor(given: dict[str, Any], embed: PatchEmbedConfig) -> tuple[dict[str, Any], bool]:
-    """What makes inputs of images, in the model's size, and whether its means are known: from what was `given`.
+    """The image processor for the model's size, and whether its means are known: from `config` if it fits.
 
-    Where nothing was, images are squeezed or stretched to that size whole, as by ViT's own processor.
+    Without one, complete images are resized to that size, as in ViT's own processor.
     """
     before = ImageProcessor.read(given, "preprocessor_config.json") if given else None
     if before is not None and before.shape == embed.size and before.channels == embed.channels:
@@ -252,7 +251,7 @@ def _processor(given: dict[str, Any], embed: PatchEmbedConfig) -> tuple[dict[str
 
 
 class Teacher:
-    """A model with the numbers that its classes have in the student, and how it wants its inputs."""
+    """A teacher model, the student's class order in its outputs, and its input size and normalisation."""
 
     def __init__(
         self, model: Transformer, order: Int[Tensor, "K"], size: tuple[int, int], mean: Tensor, std: Tensor
@@ -261,17 +260,17 @@ class Teacher:
 
     @staticmethod
     def open(path: str, labels: Sequence[str]) -> Teacher:
-        """A run or a published model. UserError for one that sees no images, or does not know the student's classes."""
+        """Load a run or a published model. UserError if it does not take images or lacks one of the student's
+        classes.
+        """
         opened = open_model(named_folder(path))
         model = cast(Transformer, opened.model)
         if not is_vision_classifier(model):
-            raise UserError(f"the teacher {path} is not a classifier of images; give one with task.teacher")
+            raise UserError(f"the teacher {path} is not an image classifier; set task.teacher to one")
         known = opened.usage.labels
         unknown = next((label for label in labels if label not in known), None)
         if unknown is not None:
-            raise UserError(
-                f"the teacher {path} has no class {unknown!r}; give one that was trained on the same classes"
-            )
+            raise UserError(f"the teacher {path} has no class {unknown!r}; use one trained on the same classes")
         processor = processor_of(opened.usage, path)
         embed = cast(PatchEmbed, model.embed).config
         mean, std = (
@@ -283,8 +282,8 @@ class Teacher:
 
     @torch.no_grad()
     def classes(self, x: Float[Tensor, "B C H W"], mean: Tensor, std: Tensor) -> Int[Tensor, "B"]:
-        """The student's number of the class that the teacher names for inputs that were normalised by `mean` and `std`:
-        it sees the same images, changed as they are, in its own size.
+        """The student's indices of the teacher's classes for inputs normalised with `mean` and `std`: the teacher sees
+        the same augmented images in its own size.
         """
         self.model.to(x.device)
         pixels = x * std.to(x.device) + mean.to(x.device)

@@ -1,4 +1,4 @@
-"""Models of images at work."""
+"""Inference with image models."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ def classify(
     failed: Failed | None = None,
     watch: Watch | None = None,
 ) -> list[dict[str, float]]:
-    """The probability of each label for each image, a file or its pixels, the most probable first; see `named_scores`.
+    """The probability of each label for each image (a file or its pixels), the most probable first; see `named_scores`.
 
-    `source` is the model's place, for messages; images that cannot be read are left out and put into `failed`, where
-    that is given; `watch` is given the place of each image and the pixels that the model sees. Raises UserError for a
-    model without a preprocessor_config.json, and for what is no sound image.
+    `source` names the model in messages; images that cannot be read are left out and added to `failures`, if passed;
+    `on_pixels` is called with the index of each image and the pixels that the model sees. Raises UserError for a model
+    without a preprocessor_config.json and for invalid images.
     """
     scores: list[dict[str, float]] = []
     with evaluating(model), torch.inference_mode():
@@ -51,8 +51,8 @@ def classify(
 def embed(
     model: Transformer, usage: Usage, images: Sequence[Image], source: str, failed: Failed | None = None
 ) -> Float[Tensor, "N D"]:
-    """A vector of unit length for each image: its class token after the last norm, or the mean of its patches where
-    there is none. `failed` and errors as in `classify`.
+    """An embedding of unit length for each image: its class token after the last norm, or the mean of its patches if
+    there is none. `failures` and errors as in `classify`.
     """
     front = cast(PatchEmbed, model.embed).config
     found = [torch.empty(0, model.config.width)]
@@ -72,7 +72,7 @@ def _inputs(
     failed: Failed | None,
     watch: Watch | None = None,
 ) -> Iterator[Tensor]:
-    """What the model reads of the images, in batches [B, C, H, W]; neighbours of the same size go together."""
+    """Model inputs of the images, in batches [B, C, H, W] of consecutive images of the same size."""
     processor = processor_of(usage, source)
     _check(images)
 
@@ -89,35 +89,35 @@ def _inputs(
 
 
 def processor_of(usage: Usage, source: str) -> ImageProcessor:
-    """How images become the inputs of a model. UserError where nothing says it."""
+    """The image processor of a model. UserError if it has none."""
     if not usage.processor:
-        raise UserError(f"{source} has no preprocessor_config.json, which says how images become inputs; put it there")
+        raise UserError(f"{source} has no preprocessor_config.json, which defines the image preprocessing; add it")
     return ImageProcessor.read(usage.processor, f"{source}: preprocessor_config.json")
 
 
 def number_type(model: Transformer) -> torch.dtype:
-    """The type of the numbers that a model of images reads."""
-    return cast(PatchEmbed, model.embed).positions.table.dtype  # which no quantisation packs
+    """The dtype of an image model's inputs."""
+    return cast(PatchEmbed, model.embed).positions.table.dtype  # never quantised
 
 
 def _check(images: Sequence[Image]) -> None:
-    """UserError for what cannot be an image, before the first is read."""
+    """Raises UserError for values that cannot be images, before reading the first."""
     for number, image in enumerate(images):
         if isinstance(image, np.ndarray):
             coloured = image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)
             if image.dtype != np.uint8 or not coloured or 0 in image.shape:
                 raise UserError(
-                    f"image {number + 1} is {image.dtype} of shape {image.shape}; give uint8 [height, width, 3], or "
-                    "[height, width] of grey"
+                    f"image {number + 1} is {image.dtype} of shape {image.shape}; use uint8 [height, width, 3], or "
+                    "[height, width] for grey"
                 )
         elif not isinstance(image, (str, Path)):
-            raise UserError(f"image {number + 1} is a {type(image).__name__}; give the paths of image files, or pixels")
+            raise UserError(f"image {number + 1} is a {type(image).__name__}; pass paths of image files, or pixels")
 
 
 def coloured(image: Image) -> UInt8[np.ndarray, "H W 3"]:
-    """The pixels of a file, or those given."""
+    """The pixels of a file, or of an array."""
     if not isinstance(image, np.ndarray):
         if not Path(image).is_file():
-            raise UserError(f"{image} is not a file; this model reads image files")
+            raise UserError(f"{image} is not a file; pass an image file")
         return read_image(image)
     return image if image.ndim == 3 else np.repeat(image[:, :, None], 3, axis=2)
