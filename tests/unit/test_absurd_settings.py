@@ -33,7 +33,7 @@ ABSURD = [
         ("model.stack.blocks.0.mixer.kv_heads", "-1", "heads 4 and kv_heads -1 are not numbers of heads"),
         ("model.stack.blocks.0.mixer.rotary.fraction", "100000", "rotary.fraction 100000.0; give a theta above 0"),
         ("model.stack.blocks.0.mixer.rotary.theta", "0", "rotary.theta is 0.0 and rotary.fraction 1.0; give a theta"),
-        ("model.stack.blocks.0.feed_forward.ratio", "1e25", "the sizes of the model "),
+        ("model.stack.blocks.0.feed_forward.ratio", "1e25", "the model's sizes "),
     ],
 )
 def test_sizes_that_fit_no_model_are_one_line(
