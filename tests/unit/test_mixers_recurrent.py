@@ -174,7 +174,7 @@ def test_both_directions_are_those_of_torch() -> None:
             close(our_h, their_h)
             close(our_c, their_c)
         close(ours.final_states(x, where)[1][0], h[1])
-    with pytest.raises(ConfigError, match="sees both ways by itself"):
+    with pytest.raises(ConfigError, match="is bidirectional by itself"):
         BidirectionalConfig(BidirectionalConfig()).build(WIDTH, nn.ModuleDict())
 
 
@@ -258,8 +258,8 @@ def test_named_mixers_keep_what_they_share() -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (LSTMConfig(cells=0), "cells 0 is not a number of cells"),
-        (MLSTMConfig(factors=0), "factors 0 is not a number of factors"),
+        (LSTMConfig(cells=0), "cells is 0; set 1 or more"),
+        (MLSTMConfig(factors=0), "factors is 0; set 1 or more"),
     ],
 )
 def test_misfits_are_refused(config: MixerConfig, message: str) -> None:

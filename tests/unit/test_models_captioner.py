@@ -167,7 +167,7 @@ def test_a_window_that_cannot_hold_the_image_is_refused_by_generation() -> None:
     narrow = replace(block, mixer=replace(block.mixer, pattern=Causal(2)))  # type: ignore[type-var]
     model = ready(replace(config, decoder=replace(config.decoder, stack=StackConfig((narrow,)))))
     with pytest.raises(
-        ConfigError, match=r"do not fit at once into the 65 that a window of 66 takes; widen the window"
+        ConfigError, match=r"exceed the limit of 65 at once for a KV cache of 66 slots; widen the attention window"
     ):
         model.start(Prompt(texts(1, 70), Layout.full(1, 70), images(1)), 80)
 

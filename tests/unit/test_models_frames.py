@@ -65,5 +65,5 @@ def test_what_it_cannot_hear_is_refused() -> None:
         module(frames(1, 12)[..., :4], Layout.full(1, 12))
     with pytest.raises(ConfigError, match="needs a context"):
         embed(None)
-    with pytest.raises(ConfigError, match="width 3 is not an even number"):
+    with pytest.raises(ConfigError, match="width is 3; set an even number"):
         SinusoidTableConfig().build(3, 10)

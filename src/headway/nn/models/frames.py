@@ -23,7 +23,7 @@ from headway.nn.parts.projection import Projection
 @register("frames")
 @dataclass(frozen=True)
 class FramesEmbedConfig(EmbedConfig):
-    """Log-mel frames of `bands` values; the second convolution halves them, so two frames are one position of context."""
+    """Log-mel frames of `bands` values. The second convolution has stride 2, so two frames are one position."""
 
     bands: int = 80  # mel bands per frame
     positions: PositionsConfig | None = SinusoidTableConfig()  # position vectors

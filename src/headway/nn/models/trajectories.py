@@ -206,7 +206,7 @@ class StepHead(nn.Module):
 
 
 def step_heads(embed: TrajectoryEmbedConfig, *, states: bool = False, returns: bool = False) -> dict[str, HeadConfig]:
-    """The action head, over the state token, and optional heads for the next state and return, over the action token."""
+    """The action head over the state token, and optional heads for the next state and return over the action token."""
     last, choices = embed.tokens - 1, embed.discrete
     found: dict[str, HeadConfig] = {
         "actions": StepHeadConfig(embed.actions, last - 1, embed.tokens, None if choices else "tanh")

@@ -39,14 +39,14 @@ class KeypointsConfig:
     """The robot's state, then keypoints (x and y) in the image of each camera, then the environment's state, which
     follows the robot's in a state vector.
 
-    An image is resized, center-cropped and encoded by a residual network, either shared by all cameras or one each.
+    An image is resized, centre-cropped and encoded by a residual network, either shared by all cameras or one each.
     """
 
     robot: int = 1  # size of the robot's own state
     surroundings: int = 0  # size of the environment's state
     cameras: tuple[tuple[int, int], ...] = ()  # height and width of each camera's images, all equal
     resized: tuple[int, int] | None = None  # height and width to resize images to; none: no resizing
-    crop: tuple[int, int] | None = None  # height and width of the center crop; none: no crop
+    crop: tuple[int, int] | None = None  # height and width of the centre crop; none: no crop
     points: int = 32  # keypoints per image
     depth: ResNetDepth = 18  # layers of the residual network
     norm: ResNetNorm = "group"  # normalisation of the residual network
@@ -132,7 +132,7 @@ class Glimpses(nn.Module):
 
 
 class PointingEye(nn.Module):
-    """Keypoints of a center crop, by a residual network and a spatial softmax."""
+    """Keypoints of a centre crop, by a residual network and a spatial softmax."""
 
     def __init__(self, config: KeypointsConfig) -> None:
         super().__init__()
