@@ -196,7 +196,7 @@ class Transformer(nn.Module):
         return self.heads["vocabulary"](last), Decoding(states or (), memories, layout.lengths)
 
     def _check_states(self, batch: int, capacity: int, like: Tensor) -> None:
-        """Raise UserError if the states of so many positions exceed free memory."""
+        """Raise UserError if the states of `capacity` positions per row exceed free memory."""
         from headway.memory import check_room  # not needed by a forward pass
 
         sizes: list[int] = []

@@ -61,7 +61,7 @@ class Rotary:
     def __init__(self, config: RotaryConfig, head_size: int) -> None:
         size = int(head_size * config.fraction)
         if size < 2 or size % 2:
-            raise ConfigError(f"rotary positions rotate {size} features of a head; choose a head size that is even")
+            raise ConfigError(f"rotary positions rotate {size} features per head; choose a head size that makes it even")
         self.config = config
         self.size = size
         frequencies = rotary_frequencies(config.theta, size)
