@@ -61,7 +61,9 @@ class Rotary:
     def __init__(self, config: RotaryConfig, head_size: int) -> None:
         size = int(head_size * config.fraction)
         if size < 2 or size % 2:
-            raise ConfigError(f"rotary positions rotate {size} features per head; choose a head size that makes it even")
+            raise ConfigError(
+                f"rotary positions need an even number of features per head, not {size}; choose another head size"
+            )
         self.config = config
         self.size = size
         frequencies = rotary_frequencies(config.theta, size)
