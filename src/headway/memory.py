@@ -27,14 +27,14 @@ def check_room(what: str, parts: Mapping[str, int], device: torch.device, remedy
     shares = ", ".join(f"{name} {_human(size)}" for name, size in parts.items() if size)
     raise UserError(
         f"{what} needs {needed:,} bytes ({_human(needed)}) of memory: {shares}; {device} has {free:,} bytes "
-        f"({_human(free)}) of free memory; {remedy}"
+        f"({_human(free)}) free; {remedy}"
     )
 
 
 def free_bytes(device: torch.device) -> int | None:
     """Bytes that this process can still allocate on a device, without swap; None if the device does not report it.
 
-    On a CPU, this is the minimum of the machine's free memory and the limits of its control groups (containers).
+    On a CPU, this is the minimum of the free memory of the machine and of its control groups (containers).
     """
     if device.type == "cuda":
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # torch's cache, reusable

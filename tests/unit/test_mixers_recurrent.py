@@ -190,7 +190,7 @@ def test_a_start_that_is_handed_over_holds_for_every_document() -> None:
     assert mixer.final(state)[0].shape == (2, WIDTH)  # type: ignore[operator]
     with pytest.raises(ConfigError, match=r"sizes \(4, 4\) cannot start a GRU, whose state has \(4,\)"):
         mixer.begin((vectors[0], vectors[0]), 5, like=x)  # type: ignore[operator]
-    with pytest.raises(ConfigError, match="the state of SelfAttention is no vectors"):
+    with pytest.raises(ConfigError, match="the state of SelfAttention is not a set of vectors"):
         AttentionConfig(2).build(WIDTH, nn.ModuleDict()).final(None)
 
 
@@ -278,7 +278,7 @@ def test_the_state_does_not_grow() -> None:
     assert (facts["state_bytes"], facts["state_bytes_per_token"]) == (0, 2 * 2 * 32 * 4)
     facts = describe(small("bert-base", "gru"))
     assert (facts["state_bytes"], facts["state_bytes_per_token"]) == (0, 0)
-    assert any("gru, both ways" in line for line in facts["tree"])
+    assert any("gru, bidirectional" in line for line in facts["tree"])
 
 
 @pytest.mark.parametrize("mixer", ["elman", "lstm", "gru", "mlstm"])
