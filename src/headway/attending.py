@@ -1,4 +1,4 @@
-"""The attention of a model to the symbols of a text, and its picture."""
+"""The attention weights of a model over a text, and a plot of them."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-HOW_TO_INSTALL = "pictures of attention need matplotlib; pip install 'headway[report]' and try again"
-_MOST = 80  # symbols along a side whose names can be read
-_CELL, _SMALL = 0.3, 1.5  # inches of a symbol, and of a side of a small picture
-_LEAST = 2.2  # inches of a side
-_NAME = 16  # characters
+HOW_TO_INSTALL = "attention plots need matplotlib; run pip install 'headway[report]' and try again"
+_MOST = 80  # maximum tokens per axis with readable labels
+_CELL, _SMALL = 0.3, 1.5  # inches per token, and per side of a small plot
+_LEAST = 2.2  # minimum inches per side
+_NAME = 16  # maximum characters of a label
 
 
 @shows
 class Attention(NamedTuple):
-    """The attention weights of a model while it read or wrote a text.
+    """The attention weights of a model over a text.
 
-    maps: the weights of each layer by the layer's name, Float[H, T, S]: heads, queries, keys.
+    maps: weights by layer name, Float[H, T, S]: heads, queries, keys.
     symbols: the text of each token.
-    source: the tokens that an encoder read; empty if there is none.
-    across: the names of the maps from a decoder to the source.
+    source: the text of each token of the encoder's input; empty without an encoder.
+    across: names of the maps from a decoder to the source.
 
     An encoder's maps are between `source` and `source`, all others between `symbols` and `symbols`.
     """
@@ -43,37 +43,37 @@ class Attention(NamedTuple):
     across: tuple[str, ...] = ()
 
     def card(self) -> Card:
-        """A summary: the text, and how many heads and tokens each map has."""
+        """A summary: the number of tokens, and the heads and tokens of each map."""
         rows = [{"map": name, "heads, to, from": " x ".join(map(str, each.shape))} for name, each in self.maps.items()]
-        of = {"symbols": len(self.symbols), "of the source": len(self.source) or None}
+        of = {"tokens": len(self.symbols), "source tokens": len(self.source) or None}
         return Card("Attention", {"maps": len(rows), **of}, rows)
 
     def picture(self, layer: int | None = None, head: int | None = None, each: bool = False) -> Figure:
-        """Draw a heat map of where each token (row) looks; for an encoder-decoder, where in the source.
+        """Plot a heat map of each token's (row's) attention; for an encoder-decoder, its attention to the source.
 
-        layer, head: counted from 1; None takes the mean over all.
-        each: draw all heads, a row for each layer.
+        layer, head: counted from 1; None averages over all.
+        each: plot all heads, one row per layer.
 
-        Raises UserError for a model without attention, a layer or head that does not exist, more tokens than can be
-        read in a picture, and without matplotlib (extra `report`).
+        Raises UserError for a model without attention, an unknown layer or head, too many tokens for a readable plot,
+        and if matplotlib (extra `report`) is missing.
         """
         names = self.across if self.source else tuple(self.maps)
         if not names:
-            raise UserError("the model has no attention that could be drawn; use one with model.mixer=attention")
+            raise UserError("the model has no attention to plot; use one with model.mixer=attention")
         layers = {number: self.maps[name].float() for number, name in enumerate(names, 1)}
         if layer is not None and layer not in layers:
-            raise UserError(f"there is no layer {layer} with attention; give one from 1 to {len(layers)}")
+            raise UserError(f"there is no attention layer {layer}; choose one from 1 to {len(layers)}")
         if layer is not None:
             layers = {layer: layers[layer]}
         if each and head is not None:
-            raise UserError(f"head {head} and all heads are both asked for; leave one of them out")
+            raise UserError(f"head {head} and all heads are both requested; remove one of them")
         fewest = min(len(weights) for weights in layers.values())
         if head is not None and not 1 <= head <= fewest:
-            raise UserError(f"there is no head {head}; give one from 1 to {fewest}")
+            raise UserError(f"there is no head {head}; choose one from 1 to {fewest}")
         columns = self.source if self.across else self.symbols
         most = max(len(self.symbols), len(columns))
         if most > _MOST:
-            raise UserError(f"{most} symbols are too many for a picture that can be read; give at most {_MOST}")
+            raise UserError(f"{most} tokens are too many for a readable plot; use at most {_MOST}")
         if each:
             return self._each(_figure(), layers)
         chosen = [weights.mean(0) if head is None else weights[head - 1] for weights in layers.values()]
@@ -106,9 +106,9 @@ class Attention(NamedTuple):
 
 
 def check_text(text: str) -> None:
-    """UserError for a text without anything to attend to."""
+    """Raise UserError for an empty text."""
     if not text.strip():
-        raise UserError("an empty text has no attention; give one with at least a word")
+        raise UserError("an empty text has no attention; use a text with at least one word")
 
 
 def of_first(maps: dict[str, Float[Tensor, "B H T S"]]) -> dict[str, Float[Tensor, "H T S"]]:
@@ -117,14 +117,14 @@ def of_first(maps: dict[str, Float[Tensor, "B H T S"]]) -> dict[str, Float[Tenso
 
 
 def symbols_of(codec: Codec, ids: Sequence[int]) -> list[str]:
-    """The text of each symbol, in which spaces and marks can be seen."""
+    """The text of each token, with visible spaces, line breaks and special tokens."""
     marks = {codec.begin: "<begin>", codec.end: "<end>"}
     texts = ((symbol, codec.decode([symbol])) for symbol in ids)
     return [marks.get(symbol, text.strip() or ("⏎" if "\n" in text else "␣")) for symbol, text in texts]
 
 
 def _figure() -> Figure:
-    """An empty figure that a notebook shows as a picture by itself, whether or not pyplot is set up there."""
+    """An empty figure that a notebook displays as an image, whether or not pyplot is set up."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -144,6 +144,6 @@ def _draw(axes: Axes, weights: Float[Tensor, "T S"]) -> None:
 
 
 def _short(name: str) -> str:
-    """A label, in which a dollar sign is no mathematics."""
+    """A shortened label, with dollar signs escaped from math mode."""
     short = name if len(name) <= _NAME else name[: _NAME - 1] + "…"
     return short.replace("$", r"\$")

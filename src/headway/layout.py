@@ -1,4 +1,4 @@
-"""Where each token sits: one integer tensor says it all (offset, padding, packing, resets)."""
+"""Token positions: one integer tensor describes offset, padding, packing and resets."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Layout:
     """Positions of a batch of rows.
 
     `positions` is [B, T]: 0 starts a document and -1 is padding. `dense` is a static promise that every row is one
-    unpadded document from 0, which lets kernels take their fast paths. `group` is [B, T]: tokens of an equal group
-    above 0 see each other both ways (an image or a prefix before text); None where there is none.
+    unpadded document from position 0, which enables the kernels' fast paths. `group` is [B, T] or None: tokens with an
+    equal group above 0 attend to each other in both directions (an image or a prefix before text).
     """
 
     positions: Int[Tensor, "B T"]
@@ -31,13 +31,13 @@ class Layout:
 
     @staticmethod
     def full(batch: int, length: int, offset: int = 0, device: torch.device | str | None = None) -> Layout:
-        """Rows that are one document each, from `offset` on, without padding."""
+        """Rows of one document each, starting at position `offset`, without padding."""
         positions = torch.arange(offset, offset + length, device=device).expand(batch, length)
         return Layout(positions, dense=offset == 0)
 
     @staticmethod
     def padded(lengths: Sequence[int] | Int[Tensor, "B"], length: int | None = None) -> Layout:
-        """Rows that are one document each, of the given lengths, padded at the end to `length`."""
+        """Rows of one document each with the given lengths, padded at the end to `length`."""
         sizes = torch.as_tensor(lengths, dtype=torch.long)
         longest = int(sizes.max()) if length is None else length
         steps = torch.arange(longest, device=sizes.device)
@@ -46,7 +46,7 @@ class Layout:
 
     @staticmethod
     def packed(lengths: Sequence[Sequence[int]], length: int | None = None) -> Layout:
-        """Rows of several documents each, one after the other, padded at the end to `length`."""
+        """Rows of several concatenated documents each, padded at the end to `length`."""
         longest = max(sum(row) for row in lengths) if length is None else length
         positions = torch.full((len(lengths), longest), -1)
         for row, sizes in zip(positions, lengths):
@@ -66,7 +66,7 @@ class Layout:
 
     @cached_property
     def keep(self) -> Bool[Tensor, "B T"]:
-        """True where there is a token, False at padding."""
+        """True at tokens, False at padding."""
         return self.positions >= 0
 
     @cached_property
@@ -76,17 +76,17 @@ class Layout:
 
     @cached_property
     def segments(self) -> Int[Tensor, "B T"]:
-        """The number of the document that a token belongs to, counted within its row."""
+        """The number of each token's document, counted within its row."""
         return self.starts.long().cumsum(1)
 
     @cached_property
     def single(self) -> bool:
-        """Whether no row holds more than one document."""
+        """Whether no row contains more than one document."""
         return self.dense or not bool((self.segments > 1).any())
 
     @cached_property
     def lengths(self) -> Int[Tensor, "B"]:
-        """Tokens in each row."""
+        """Tokens per row."""
         return self.keep.sum(1)
 
     def to(self, device: torch.device | str) -> Layout:
@@ -99,14 +99,14 @@ class Layout:
         return Layout(self.positions[rows], self.dense, group)
 
     def derived(self, key: Any, compute: Callable[[], Any]) -> Any:
-        """A value that depends on this layout alone (a mask, rotary angles), computed once and shared by all layers."""
+        """A value that depends only on this layout (a mask, rotary angles), computed once and shared by all layers."""
         if key not in self._derived:
             self._derived[key] = compute()
         return self._derived[key]
 
 
 def once_a_layout(compute: Callable[[Layout, Unpack[Ts]], R]) -> Callable[[Layout, Unpack[Ts]], R]:
-    """A function of a layout and of plain values that is computed once for each layout and shared by all layers."""
+    """Cache a function of a layout and plain values per layout, so that all layers share the result."""
 
     @wraps(compute)
     def shared(layout: Layout, *rest: *Ts) -> R:

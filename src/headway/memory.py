@@ -1,4 +1,4 @@
-"""How much memory there is, asked before much of it is taken."""
+"""Checks of free memory before large allocations."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _GROUPS = Path("/sys/fs/cgroup")
 
 
 def check_room(what: str, parts: Mapping[str, int], device: torch.device, remedy: str) -> None:
-    """UserError where `parts` (bytes by name), which `what` takes together, are more than `device` has free.
+    """Raise UserError if `parts` (bytes by name), needed by `purpose`, exceed the free memory of `device`.
 
-    A device that does not say how much it has is believed to have enough.
+    A device that does not report its memory is assumed to have enough.
     """
     needed, free = sum(parts.values()), free_bytes(device)
     if free is None or needed <= free:
@@ -32,26 +32,26 @@ def check_room(what: str, parts: Mapping[str, int], device: torch.device, remedy
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """Bytes that a program may still take on a device, swap aside; None where it does not say.
+    """Bytes that this process can still allocate on a device, without swap; None if the device does not report it.
 
-    On a processor that is the least of what the machine has and what its control groups (containers) leave.
+    On a CPU, this is the minimum of the free memory of the machine and of its control groups (containers).
     """
     if device.type == "cuda":
-        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by torch, for what comes next
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # torch's cache, reusable
         return torch.cuda.mem_get_info(device)[0] + kept
     if device.type != "cpu":
         return None
     known, available = list(_groups()), _table(_MACHINE).get("MemAvailable:")
-    if available is not None:  # as Linux says; elsewhere all memory, as no more can be free
+    if available is not None:  # Linux reports it; elsewhere use total memory as an upper bound
         known.append(1024 * available)
     else:
-        with suppress(AttributeError, ValueError, OSError):  # what is no Unix has no sysconf, or not these
+        with suppress(AttributeError, ValueError, OSError):  # outside Unix sysconf or these names may be missing
             known.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     return max(0, min(known)) if known else None
 
 
 def _groups() -> Iterator[int]:
-    """What each control group around this process leaves; caches of files give way, so they count as free."""
+    """Free bytes of each control group of this process; file caches can be evicted, so they count as free."""
     for line in _text(_MEMBERSHIP).splitlines():
         _, controllers, path = line.split(":", 2)
         if not controllers:  # version 2
@@ -64,7 +64,7 @@ def _groups() -> Iterator[int]:
         own = root / path.lstrip("/")
         for group in (own, *own.parents):
             sizes = [_text(group / name).strip() for name in (limit, used)]
-            if all(size.isdecimal() for size in sizes):  # no limit is the word "max"
+            if all(size.isdecimal() for size in sizes):  # "max" means no limit
                 cached = _table(group / "memory.stat")
                 yield int(sizes[0]) - int(sizes[1]) + sum(cached.get(name, 0) for name in caches)
             if group == root:
@@ -72,13 +72,13 @@ def _groups() -> Iterator[int]:
 
 
 def _table(path: Path) -> dict[str, int]:
-    """A file of lines that are a name and a number each."""
+    """Parse a file whose lines are a name and a number."""
     lines = (line.split() for line in _text(path).splitlines())
     return {words[0]: int(words[1]) for words in lines if len(words) > 1 and words[1].isdecimal()}
 
 
 def _text(path: Path) -> str:
-    """A file of the kernel's; nothing where it is not there, or not to be read."""
+    """Read a kernel file; "" if it is missing or unreadable."""
     try:
         return path.read_text(encoding="utf-8")
     except OSError:

@@ -1,4 +1,4 @@
-"""Folders and files that a command writes to: real ones, never links that lead elsewhere."""
+"""Checks of output folders and files: regular files only, never links to other locations."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from typing import IO
 
 from headway.errors import UserError
 
-_NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)  # Windows has neither flag: there the checks before and after must do
+_NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)  # Windows has neither flag and relies on the checks before and after
 _NO_WAIT = getattr(os, "O_NONBLOCK", 0)
-_JUNCTION = 0xA0000003  # the tag of Windows for a folder that leads elsewhere and is no symbolic link
-_FOREIGN = ("wandb",)  # folders in which another library puts links of its own, and how deep they are: of a run, and
-_FOREIGN_DEPTH = 2  # of the runs of a comparison
+_JUNCTION = 0xA0000003  # tag of Windows junctions: folder links that are not symbolic links
+_FOREIGN = ("wandb",)  # folders in which another library creates links
+_FOREIGN_DEPTH = 2  # maximum depth of these folders: in a run, or in the runs of a comparison
 
 
 def check_tree(folder: Path) -> None:
-    """UserError for a link, a pipe or a device in a folder, however deep: what is written there would go elsewhere.
+    """Raise UserError for a link, a pipe or a device anywhere in a folder: output would be written elsewhere.
 
-    The folder itself may be reached by a link, because the user named it.
+    The folder itself may be a link, because the user named it.
     """
     waiting = [(folder, 1)]
     while waiting:
@@ -31,12 +31,12 @@ def check_tree(folder: Path) -> None:
             with os.scandir(place) as entries:
                 names = [entry.name for entry in entries]
             for name in names:
-                with suppress(FileNotFoundError):  # it was removed meanwhile
+                with suppress(FileNotFoundError):  # removed in the meantime
                     found = os.lstat(place / name)
                     check_kind(place / name, found)
                     if stat.S_ISDIR(found.st_mode) and not (name in _FOREIGN and depth <= _FOREIGN_DEPTH):
                         waiting.append((place / name, depth + 1))
-        except (FileNotFoundError, NotADirectoryError):  # of a run that is still to be made
+        except (FileNotFoundError, NotADirectoryError):  # the run does not exist yet
             continue
         except OSError as error:
             raise UserError(
@@ -45,7 +45,7 @@ def check_tree(folder: Path) -> None:
 
 
 def check_folder(path: Path) -> None:
-    """UserError for a link or a file where a folder is to be written to; nothing at all is fine."""
+    """Raise UserError if an output folder is a link or a file; a missing folder is fine."""
     try:
         found = os.lstat(path)
     except FileNotFoundError:
@@ -56,10 +56,10 @@ def check_folder(path: Path) -> None:
 
 
 def check_kind(path: Path, found: os.stat_result) -> None:
-    """UserError for what is neither a plain file nor a folder."""
+    """Raise UserError for anything other than a regular file or folder."""
     if stat.S_ISLNK(found.st_mode) or getattr(found, "st_reparse_tag", 0) == _JUNCTION:
         target = _target(path)
-        raise UserError(f"{path} is a link to {target}, which must not be written to; put a copy in place of the link")
+        raise UserError(f"{path} is a link to {target}, which must not be written to; replace the link with a copy")
     if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
         raise UserError(f"{path} is a pipe, a socket or a device; remove it")
 
@@ -67,8 +67,8 @@ def check_kind(path: Path, found: os.stat_result) -> None:
 def open_own(path: Path, *, update: bool = False) -> IO[str]:
     """Open a text file that belongs to a run, to append to it or, with `update`, to read and replace it.
 
-    It is made if it is missing. UserError for a link, a pipe, a device, a folder, and for a file that has a second name
-    (a hard link) elsewhere; none of these is changed or waited for.
+    Creates it if missing. Raises UserError for a link, a pipe, a device, a folder or a hard-linked file, without
+    changing it or blocking on it.
     """
     try:
         with suppress(FileNotFoundError):
@@ -91,7 +91,7 @@ def open_own(path: Path, *, update: bool = False) -> IO[str]:
 
 
 def visible_names(folder: Path, shown: int = 3) -> str:
-    """The names of what a folder holds, for a message, without hidden files; "" for an empty or missing one."""
+    """Names in a folder for a message, without hidden files; "" for an empty or missing folder."""
     try:
         names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
     except FileNotFoundError:
@@ -104,31 +104,31 @@ def visible_names(folder: Path, shown: int = 3) -> str:
 
 
 def check_output(path: Path, inputs: Iterable[Path | str]) -> None:
-    """UserError for an output file that would replace one of the command's inputs, or a file in an input folder,
-    however the two are spelled.
+    """Raise UserError if an output file would replace one of the command's inputs or a file in an input folder,
+    however the paths are spelled.
     """
     try:
         found = os.stat(path)
     except OSError:
         return
-    if not stat.S_ISREG(found.st_mode):  # a pipe or a device that the user named, or a folder for new files
+    if not stat.S_ISREG(found.st_mode):  # a pipe or device that the user named, or a folder for new files
         return
     place = Path(os.path.realpath(path))
     for given in inputs:
         try:
             read = os.stat(Path(given).expanduser())
             inside = stat.S_ISDIR(read.st_mode) and place.is_relative_to(os.path.realpath(Path(given).expanduser()))
-        except (OSError, ValueError, RuntimeError):  # the name of a data set, or a text
+        except (OSError, ValueError, RuntimeError):  # a data set's name, or text
             continue
         if inside or os.path.samestat(found, read):
-            raise UserError(f"{path} would be overwritten, and {given} is read from; choose another file to write")
+            raise UserError(f"{path} would overwrite the input {given}; choose another output file")
 
 
 def check_new(*paths: Path) -> None:
-    """UserError for a file that is there already and that the user may not expect to be replaced."""
+    """Raise UserError for an output file that already exists."""
     taken = next((path for path in paths if os.path.lexists(path)), None)
     if taken is not None:
-        raise UserError(f"{taken} already exists; remove it, or choose another place with --out")
+        raise UserError(f"{taken} already exists; remove it, or choose another path with --out")
 
 
 def _check_own(path: Path, found: os.stat_result) -> None:
@@ -143,4 +143,4 @@ def _target(path: Path) -> str:
     try:
         return os.readlink(path)
     except OSError:
-        return "another place"
+        return "another location"

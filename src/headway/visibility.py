@@ -1,4 +1,4 @@
-"""Who may see whom: static patterns over positions, and the masks they make of layouts."""
+"""Attention patterns over positions, and the masks that they produce from layouts."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from headway.layout import Layout
 @family
 @dataclass(frozen=True)
 class Pattern:
-    """A rule over positions within one document."""
+    """An attention pattern over positions within one document."""
 
     def allows(self, query: Int[Tensor, "..."], key: Int[Tensor, "..."]) -> Bool[Tensor, "..."]:
-        """True where a query at position `query` may see a key at position `key`."""
+        """True where a query at position `query` may attend to a key at position `key`."""
         raise NotImplementedError
 
     @property
     def causal(self) -> bool:
-        """Whether no position sees a later one."""
+        """Whether no position attends to a later one."""
         return False
 
 
 @register("full")
 @dataclass(frozen=True)
 class Full(Pattern):
-    """Every position sees every position."""
+    """Every position attends to every position."""
 
     def allows(self, query: Tensor, key: Tensor) -> Tensor:
         return torch.ones_like(query - key, dtype=torch.bool)
@@ -40,13 +40,13 @@ class Full(Pattern):
 @register("causal")
 @dataclass(frozen=True)
 class Causal(Pattern):
-    """A position sees itself and earlier ones; with a `window`, only the last `window` positions, itself included."""
+    """A position attends to itself and earlier ones, optionally only to the last `window` positions."""
 
-    window: int | None = None  # how many positions are seen, its own included; none: all earlier ones
+    window: int | None = None  # number of visible positions, including its own; none: all earlier ones
 
     def __post_init__(self) -> None:
         if self.window is not None and self.window < 1:
-            raise ConfigError(f"window {self.window} sees nothing; give a whole number above 0, or none")
+            raise ConfigError(f"window is {self.window}; set an integer above 0, or none")
 
     def allows(self, query: Tensor, key: Tensor) -> Tensor:
         seen = key <= query
@@ -60,13 +60,13 @@ class Causal(Pattern):
 @register("local")
 @dataclass(frozen=True)
 class Local(Pattern):
-    """Both ways, to at most `reach` positions on either side (ModernBERT's local layers)."""
+    """Attention in both directions, up to `reach` positions on either side (ModernBERT's local layers)."""
 
     reach: int = 64  # positions on either side
 
     def __post_init__(self) -> None:
         if self.reach < 0:
-            raise ConfigError(f"reach {self.reach} is negative; give 0 or more")
+            raise ConfigError(f"reach is {self.reach}; set 0 or more")
 
     def allows(self, query: Tensor, key: Tensor) -> Tensor:
         return (query - key).abs() <= self.reach
@@ -75,22 +75,22 @@ class Local(Pattern):
 @register("prefix")
 @dataclass(frozen=True)
 class Prefix(Pattern):
-    """Causal, but the first `length` positions of each document see each other both ways (a prefix language model)."""
+    """Causal, but bidirectional among the first `length` positions of each document (a prefix language model)."""
 
-    length: int = 1  # positions of each document that see each other both ways
+    length: int = 1  # positions of the bidirectional prefix of each document
 
     def allows(self, query: Tensor, key: Tensor) -> Tensor:
         return (key <= query) | ((key < self.length) & (query < self.length))
 
 
 def mask(pattern: Pattern, query: Layout, key: Layout) -> Bool[Tensor, "B T S"]:
-    """Who sees whom between two layouts: the pattern within a document, groups both ways, padding never."""
+    """The attention mask between two layouts: the pattern within a document, groups in both directions, no padding."""
     same = (query.segments[:, :, None] == key.segments[:, None, :]) & key.keep[:, None, :]
     return same & allowed(pattern, query, key)
 
 
 def allowed(pattern: Pattern, query: Layout, key: Layout) -> Bool[Tensor, "B T S"]:
-    """Who may see whom if all tokens of a row are one document: by the pattern, or as members of the same group."""
+    """The mask if all tokens of a row are one document: by the pattern, or as members of the same group."""
     seen = pattern.allows(query.positions[:, :, None], key.positions[:, None, :])
     if query.group is None or key.group is None:
         return seen

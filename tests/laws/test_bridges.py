@@ -142,16 +142,19 @@ def test_packed_rows_are_refused() -> None:
     found = ready(MODELS["lstm"])
     packed, full = Layout.packed([[2, 3]], 5), Layout.full(1, 5)
     for source, target in ((packed, full), (full, packed)):
-        with pytest.raises(UserError, match="give one a row"):
+        with pytest.raises(UserError, match="pass one document per row"):
             found(ids(1, 5), source, ids(1, 5), target)
 
 
 REFUSED = [
     (
         model(AttentionConfig(HEADS), LSTMConfig(), StateBridgeConfig()),
-        "encoder mixes by SelfAttention.*set bridge to memory",
+        "encoder has the mixer SelfAttention.*set bridge to memory",
     ),
-    (model(LSTMConfig(), AttentionConfig(HEADS), StateBridgeConfig()), "block 0 of the decoder mixes by SelfAttention"),
+    (
+        model(LSTMConfig(), AttentionConfig(HEADS), StateBridgeConfig()),
+        "block 0 of the decoder has the mixer SelfAttention",
+    ),
     (model(LSTMConfig(), LSTMConfig(), StateBridgeConfig(), (1, 2)), "set bridge.layers to last"),
     (model(GRUConfig(), LSTMConfig(), StateBridgeConfig(project=False)), "set bridge.project to true"),
     (override(model(LSTMConfig(), LSTMConfig(), BothBridgeConfig()), {"bridge": "state"}), "set bridge to both"),
@@ -169,5 +172,5 @@ def test_settings_take_the_cross_attention_out() -> None:
     config = model(LSTMConfig(), LSTMConfig(), BothBridgeConfig())
     bare = override(config, {"cross": None, "bridge": "state"})
     assert bare == model(LSTMConfig(), LSTMConfig(), StateBridgeConfig())
-    with pytest.raises(ConfigError, match="give none"):
+    with pytest.raises(ConfigError, match="use none"):
         override(config, {"cross": 4})

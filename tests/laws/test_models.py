@@ -99,7 +99,7 @@ def test_packed_memories_refuse_to_generate() -> None:
     model = ready(seq2seq())
     assert isinstance(model, EncoderDecoder)
     prompt = Prompt(torch.tensor([[1], [1]]), Layout.full(2, 1), ids(1, 8), Layout.packed([[3, 5]], 8))
-    with pytest.raises(UserError, match="one document a row"):
+    with pytest.raises(UserError, match="one document per row"):
         model.start(prompt, 4)
 
 

@@ -208,7 +208,7 @@ def test_short_factors_serve_the_original_length(long: Twins) -> None:
     assert (scaling.length, long.ours.config.context) == (40, 40)
     given = batch([40, 12], SYMBOLS)
     assert difference(ours_of(long.ours, given), logits(long.theirs, given), given.layout.keep) < 1e-5
-    with pytest.raises(UserError, match=r"70 tokens exceeds the 40 that fit"):
+    with pytest.raises(UserError, match=r"70 tokens exceeds the limit of 40"):
         greedy(long.ours, batch([70], SYMBOLS))
 
 

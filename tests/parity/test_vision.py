@@ -171,7 +171,7 @@ def test_presets_have_a_published_form(name: str) -> None:
     ("change", "message"),
     [
         ({"image_size": [16, 16, 16]}, "image_size is .*one number, or height and width"),
-        ({"patch_size": 5}, "not whole 5 x 5 patches"),
+        ({"patch_size": 5}, "do not split into 5 x 5 patches"),
         ({"patch_size": 0}, "patches of 0 x 0"),
         ({"image_size": 1 << 30}, "more than .* bytes can hold"),
         ({"image_size": 32}, "position_embeddings of shape"),

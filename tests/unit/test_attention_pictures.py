@@ -48,16 +48,16 @@ def test_without_a_source_symbols_look_at_each_other() -> None:
 @pytest.mark.parametrize(
     ("found", "asked", "message"),
     [
-        (translated(), {"layer": 3}, "there is no layer 3 with attention; give one from 1 to 2"),
-        (translated(), {"head": 4}, "there is no head 4; give one from 1 to 3"),
-        (translated(), {"head": 1, "each": True}, "head 1 and all heads are both asked for; leave one of them out"),
-        (Attention({}, ["a"], []), {}, "the model has no attention that could be drawn"),
+        (translated(), {"layer": 3}, "there is no attention layer 3; choose one from 1 to 2"),
+        (translated(), {"head": 4}, "there is no head 4; choose one from 1 to 3"),
+        (translated(), {"head": 1, "each": True}, "head 1 and all heads are both requested; remove one of them"),
+        (Attention({}, ["a"], []), {}, "the model has no attention to plot"),
         (
             Attention({"encoder.1": torch.ones(1, 1, 1)}, ["a"], ["b"]),
             {},
-            "the model has no attention that could be",
+            "the model has no attention to",
         ),
-        (Attention({"a": torch.ones(1, 81, 81)}, ["a"] * 81, []), {}, "81 symbols are too many .* give at most 80"),
+        (Attention({"a": torch.ones(1, 81, 81)}, ["a"] * 81, []), {}, "81 tokens are too many .* use at most 80"),
     ],
 )
 def test_what_cannot_be_drawn_is_told(found: Attention, asked: dict, message: str) -> None:

@@ -119,7 +119,7 @@ def test_settings_are_taken_together() -> None:
         assert (embed.size, embed.patch) == ((28, 28), (4, 4))
     conflicting = {"model.embed.stem": "linear", "model.size": 28, "model.embed.patch": [7, 7]}  # neither holds alone
     assert override(vision, conflicting).model.embed.patch == (7, 7)  # type: ignore[attr-defined]
-    with pytest.raises(ConfigError, match="not whole 8 x 8 patches"):
+    with pytest.raises(ConfigError, match="do not split into 8 x 8 patches"):
         override(vision, {"model.size": 28})
     shares = {"task.split.validation": 0.5, "task.split.test": 0.4}
     assert override(override(vision, shares), {"task.split.test": 0.05, "task.split.validation": 0.9})

@@ -194,7 +194,7 @@ def test_the_limit_of_held_out_windows_is_kept(tmp_path: Path, monkeypatch: pyte
         ({"task.state": 0, "task.cameras": []}, "no inputs, neither states nor cameras"),
         ({"task.env": "mine:Env"}, "'mine:Env', which would run its own code"),
         ({"task.split.validation": 0.0, "task.episodes": 0}, "the validation split of 10 demonstrations is empty"),
-        ({"model.observation.images.patch": [16, 16]}, "images of 24 x 24 are not whole 16 x 16 patches"),
+        ({"model.observation.images.patch": [16, 16]}, "images of 24 x 24 do not split into 16 x 16 patches"),
     ],
 )
 def test_tasks_that_cannot_be(

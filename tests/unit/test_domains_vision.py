@@ -76,7 +76,7 @@ def test_images_of_several_sizes_are_one_call(folder: Path, tmp_path: Path) -> N
     some = [rng.integers(0, 256, shape, dtype=np.uint8) for shape in ((8, 8, 3), (12, 20, 3), (12, 20, 3), (4, 8, 3))]
     together, alone = model.classify(some), [model.classify([image])[0] for image in some]
     assert together == [pytest.approx(row, abs=1e-6) for row in alone]
-    with pytest.raises(UserError, match="an image of 9 x 8 pixels is not whole 4 x 4 patches"):
+    with pytest.raises(UserError, match="an image of 9 x 8 pixels does not split into 4 x 4 patches"):
         model.classify([np.zeros((9, 8, 3), np.uint8)])
 
 
@@ -183,6 +183,6 @@ def test_a_model_that_cannot_classify_says_why(folder: Path, files: list[str], t
     with pytest.raises(UserError, match=r"deit has no preprocessor_config.json"):
         hw.load(tmp_path / "deit").classify(files[:1])
     with pytest.raises(
-        UserError, match=r"a model of images .*, which cannot continue a prompt; use classify, embed or look"
+        UserError, match=r"an image model .*, which cannot continue a prompt; use classify, embed or look"
     ):
         model.generate("hello")

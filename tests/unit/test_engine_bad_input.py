@@ -154,7 +154,7 @@ def test_no_memory_is_taken_for_what_may_never_be_written(capsys: pytest.Capture
     model, limits = language_model(context=None), Limits(10**12, ignore_end=True)
     events = Session(Engine(model, threads=1)).events([[2, 3, 4]], GREEDY, limits)
     assert [next(events).id for _ in range(3)] == Session(model).generate([[2, 3, 4]], GREEDY, Limits(3))[0].ids
-    with pytest.raises(UserError, match=r"up to 1000000000003 positions in 1 rows needs .* ask for fewer new tokens"):
+    with pytest.raises(UserError, match=r"up to 1000000000003 positions in 1 rows needs .* request fewer new tokens"):
         next(Session(model).events([[2, 3, 4]], GREEDY, limits))
 
 

@@ -174,7 +174,7 @@ def test_both_directions_are_those_of_torch() -> None:
             close(our_h, their_h)
             close(our_c, their_c)
         close(ours.final_states(x, where)[1][0], h[1])
-    with pytest.raises(ConfigError, match="sees both ways by itself"):
+    with pytest.raises(ConfigError, match="is bidirectional by itself"):
         BidirectionalConfig(BidirectionalConfig()).build(WIDTH, nn.ModuleDict())
 
 
@@ -190,7 +190,7 @@ def test_a_start_that_is_handed_over_holds_for_every_document() -> None:
     assert mixer.final(state)[0].shape == (2, WIDTH)  # type: ignore[operator]
     with pytest.raises(ConfigError, match=r"sizes \(4, 4\) cannot start a GRU, whose state has \(4,\)"):
         mixer.begin((vectors[0], vectors[0]), 5, like=x)  # type: ignore[operator]
-    with pytest.raises(ConfigError, match="the state of SelfAttention is no vectors"):
+    with pytest.raises(ConfigError, match="the state of SelfAttention is not a set of vectors"):
         AttentionConfig(2).build(WIDTH, nn.ModuleDict()).final(None)
 
 
@@ -258,8 +258,8 @@ def test_named_mixers_keep_what_they_share() -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (LSTMConfig(cells=0), "cells 0 is not a number of cells"),
-        (MLSTMConfig(factors=0), "factors 0 is not a number of factors"),
+        (LSTMConfig(cells=0), "cells is 0; set 1 or more"),
+        (MLSTMConfig(factors=0), "factors is 0; set 1 or more"),
     ],
 )
 def test_misfits_are_refused(config: MixerConfig, message: str) -> None:
@@ -278,7 +278,7 @@ def test_the_state_does_not_grow() -> None:
     assert (facts["state_bytes"], facts["state_bytes_per_token"]) == (0, 2 * 2 * 32 * 4)
     facts = describe(small("bert-base", "gru"))
     assert (facts["state_bytes"], facts["state_bytes_per_token"]) == (0, 0)
-    assert any("gru, both ways" in line for line in facts["tree"])
+    assert any("gru, bidirectional" in line for line in facts["tree"])
 
 
 @pytest.mark.parametrize("mixer", ["elman", "lstm", "gru", "mlstm"])

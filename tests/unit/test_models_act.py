@@ -239,13 +239,13 @@ def test_settings_reach_all_stacks() -> None:
     ("settings", "message"),
     [
         ({"chunk": 0}, "chunks of 0 actions"),
-        ({"head.latent": -1}, "a latent of -1 numbers"),
+        ({"head.latent": -1}, "latent is -1"),
         ({"head": {"kind": "diffusion", "sampled": 101}}, "101 of 100 steps cannot be sampled"),
         ({"head": {"kind": "diffusion", "says": "noise"}}, "set model.head.clip=1"),
         ({"depth": [1, 2, 3, 4]}, r"model\.depth is \[1, 2, 3, 4\]"),
-        ({"observation": {"kind": "robot", "states": 0}}, "sees nothing"),
-        ({"observation.cameras": [[30, 32]]}, "are not whole 16 x 16 patches"),
-        ({"encoder": {"blocks": [{}]}}, "sees only earlier tokens"),
+        ({"observation": {"kind": "robot", "states": 0}}, "has no state and no cameras"),
+        ({"observation.cameras": [[30, 32]]}, "do not split into 16 x 16 patches"),
+        ({"encoder": {"blocks": [{}]}}, "model.encoder is causal"),
     ],
 )
 def test_models_that_cannot_be(settings: dict[str, Any], message: str) -> None:
@@ -256,12 +256,12 @@ def test_models_that_cannot_be(settings: dict[str, Any], message: str) -> None:
 def test_observations_that_do_not_fit() -> None:
     model, (seen, _) = built(config(words=7)), shown()
     drawn = model.draw(np.random.default_rng(0), 3)
-    with pytest.raises(UserError, match="reads the words of tasks, and none are given"):
+    with pytest.raises(UserError, match="needs the words of the task"):
         model(seen, drawn)
-    with pytest.raises(UserError, match="states of 4 numbers for a model that reads 5"):
+    with pytest.raises(UserError, match="states have size 4, not this model's 5"):
         model(Observations(normal(3, 4)), drawn)
-    with pytest.raises(UserError, match="pictures of 1 cameras for a model of 0"):
+    with pytest.raises(UserError, match="images of 1 cameras for a model with 0"):
         model(seen._replace(images=(normal(3, 3, 16, 16),)), drawn)
     plain = built(config())
-    with pytest.raises(UserError, match="reads no words of tasks"):
+    with pytest.raises(UserError, match="does not take task words"):
         plain(seen._replace(words=torch.ones(3, 1, dtype=torch.long), lengths=torch.ones(3, dtype=torch.long)), drawn)

@@ -156,7 +156,7 @@ def test_images_of_another_size_are_longer_prefixes() -> None:
     found, decoding = model.start(Prompt(ids, Layout.full(2, 4), images(2, 12)), 8)
     close(found, logits(model, images(2, 12), ids)[:, -1], **TOLERANCE)
     assert decoding.positions.tolist() == [9 + 4, 9 + 4]
-    with pytest.raises(UserError, match="an image of 16 patches and 5 symbols exceed the context of 20"):
+    with pytest.raises(UserError, match="an image of 16 patches and 5 text tokens exceed the context of 20"):
         logits(model, images(2, 16), texts(2, 5))
     assert model.config.context == 16
 
@@ -167,7 +167,7 @@ def test_a_window_that_cannot_hold_the_image_is_refused_by_generation() -> None:
     narrow = replace(block, mixer=replace(block.mixer, pattern=Causal(2)))  # type: ignore[type-var]
     model = ready(replace(config, decoder=replace(config.decoder, stack=StackConfig((narrow,)))))
     with pytest.raises(
-        ConfigError, match=r"do not fit at once into the 65 that a window of 66 takes; widen the window"
+        ConfigError, match=r"exceed the limit of 65 at once for a KV cache of 66 slots; widen the attention window"
     ):
         model.start(Prompt(texts(1, 70), Layout.full(1, 70), images(1)), 80)
 
@@ -181,17 +181,17 @@ def test_settings_and_description() -> None:
     assert from_dict(ModelConfig, to_dict(config)) == config
     found = describe(config)
     assert found["parameters"] == sum(p.numel() for p in build(config).parameters())
-    assert found["tree"][0] == "captioner, 4 tokens of an image before the text, read both ways"
+    assert found["tree"][0] == "captioner, 4 image tokens before the text, bidirectional"
     mixed = override(rotary(), {"mixer": "lstm"})
-    assert describe(mixed)["tree"][0].endswith("before the text, read in order")
+    assert describe(mixed)["tree"][0].endswith("before the text, in order")
     assert mixed.tower.stack.blocks[0].mixer.kind == "bidirectional"  # type: ignore[attr-defined]
 
 
 def test_what_makes_no_captioner_is_refused() -> None:
     text = gpt(16, 1, 2, symbols=11, context=20)
     for config, message in (
-        (CaptionerConfig(text, text), "model.tower reads tokens, no images"),
-        (CaptionerConfig(TOWER, TOWER), "model.decoder has no vectors of symbols"),
+        (CaptionerConfig(text, text), "model.tower has the embed tokens, not images"),
+        (CaptionerConfig(TOWER, TOWER), "model.decoder has no token embedding"),
         (CaptionerConfig(TOWER, replace(text, context=4)), "a context of 4, which the 4 patches of an image fill"),
         (CaptionerConfig(TOWER, preset("bert-base")), "model.decoder sees later tokens"),
         (CaptionerConfig(TOWER, preset("marian-base").decoder), "model.decoder reads an encoder's output"),  # type: ignore[attr-defined]
@@ -199,7 +199,7 @@ def test_what_makes_no_captioner_is_refused() -> None:
         with pytest.raises(ConfigError, match=message):
             build(config)
     model = ready(learned())
-    with pytest.raises(UserError, match="no image to look at"):
+    with pytest.raises(UserError, match="the prompt has no image"):
         model.start(Prompt(texts(1, 1), Layout.full(1, 1)), 4)
     with pytest.raises(UserError, match="2 images for 1 texts"):
         logits(model, images(2), texts(1, 2))

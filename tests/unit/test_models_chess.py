@@ -85,7 +85,7 @@ def test_it_is_told_what_it_costs_and_settings_reach_its_bias() -> None:
     found = describe(config)
     assert found["parameters"] > 0
     assert found["flop_per_token"] > 0
-    assert "positions of chess (64 tokens), 0 earlier ones" in found["tree"][0]
+    assert "chess positions (64 tokens), 0 earlier ones" in found["tree"][0]
     assert config.stack.biases["smolgen"].heads == 4
-    with pytest.raises(ConfigError, match="history 9"):
+    with pytest.raises(ConfigError, match="history is 9"):
         BoardEmbedConfig(9)

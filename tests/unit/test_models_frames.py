@@ -57,13 +57,13 @@ def test_gradients_are_true() -> None:
 
 def test_what_it_cannot_hear_is_refused() -> None:
     module = embed()
-    with pytest.raises(UserError, match="41 frames exceeds the 40"):
+    with pytest.raises(UserError, match="41 frames exceeds this model's limit of 40"):
         module(frames(1, 41), Layout.full(1, 41))
-    with pytest.raises(UserError, match="one sound a row"):
+    with pytest.raises(UserError, match="one audio clip per row"):
         module(frames(1, 12), Layout.packed([[5, 7]]))
-    with pytest.raises(UserError, match="4 bands, this model hears 5"):
+    with pytest.raises(UserError, match="4 mel bands; compute 5 bands"):
         module(frames(1, 12)[..., :4], Layout.full(1, 12))
     with pytest.raises(ConfigError, match="needs a context"):
         embed(None)
-    with pytest.raises(ConfigError, match="width 3 is not an even number"):
+    with pytest.raises(ConfigError, match="width is 3; set an even number"):
         SinusoidTableConfig().build(3, 10)

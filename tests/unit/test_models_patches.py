@@ -164,9 +164,9 @@ def test_a_batch_says_bit_for_bit_what_each_image_says_in_deterministic_mode(con
 @pytest.mark.parametrize(
     ("shape", "message"),
     [
-        ((1, 3, 10, 8), "an image of 10 x 8 pixels is not whole 4 x 4 patches; resize"),
+        ((1, 3, 10, 8), "an image of 10 x 8 pixels does not split into 4 x 4 patches; resize"),
         ((1, 3, 8, 0), "an image of 8 x 0 pixels"),
-        ((1, 1, 8, 8), "images of 1 channels in a model that reads 3"),
+        ((1, 1, 8, 8), "images have 1 channels, but the model takes 3"),
     ],
 )
 def test_images_that_cannot_be_read_are_refused(shape: tuple[int, ...], message: str) -> None:
@@ -182,12 +182,12 @@ def test_images_that_cannot_be_read_are_refused(shape: tuple[int, ...], message:
         ({"embed": {"kind": "patches", "tokens": -1}}, "-1 tokens"),
         (
             {"embed": {"kind": "patches", "patch": [12, 12], "size": [24, 24], "stem": "convolutional"}},
-            "give squares of 2",
+            "set squares of 2",
         ),
-        ({"width": 12, "embed": {"kind": "patches", "stem": "convolutional"}}, "12 is no multiple of 8"),
-        ({"size": [224, 224, 3]}, "give height and width, or one number for both"),
-        ({"size": 100}, "images of 100 x 100 are not whole 16 x 16 patches"),
-        ({"drop_path": 1.5}, "model.drop_path is 1.5; give a probability below 1"),
+        ({"width": 12, "embed": {"kind": "patches", "stem": "convolutional"}}, "12 is not a multiple of 8"),
+        ({"size": [224, 224, 3]}, "set height and width, or one number for both"),
+        ({"size": 100}, "images of 100 x 100 do not split into 16 x 16 patches"),
+        ({"drop_path": 1.5}, "model.drop_path is 1.5; set a probability below 1"),
     ],
 )
 def test_settings_that_cannot_be_are_told_before_any_work(settings: dict[str, Any], message: str) -> None:

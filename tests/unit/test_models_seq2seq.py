@@ -55,5 +55,5 @@ def test_uniform_draws_all_weights_and_biases() -> None:
 def test_heads_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ConfigError, match="1 or more units"):
         VocabularyHeadConfig(maxout=0)
-    with pytest.raises(ConfigError, match="cannot be shared with a head that reads 5"):
+    with pytest.raises(ConfigError, match="cannot be shared with a head of width 5"):
         build(override(preset("seq2seq-gru-rnnsearch"), {**SMALL, "cells": 10, "tie": "head"}))

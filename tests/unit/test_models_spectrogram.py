@@ -29,10 +29,10 @@ def test_sizes_that_do_not_fit_are_refused() -> None:
     config = SpectrogramEmbedConfig(100, 80, (16, 16), (10, 10))
     assert config.fitting(100) == 106
     assert config.fitting(3) == 16
-    with pytest.raises(ConfigError, match="less than a patch"):
+    with pytest.raises(ConfigError, match="smaller than a patch"):
         SpectrogramEmbedConfig(10, 80, (16, 16), (10, 10))
     embed = config.build(8, 0, None)
-    with pytest.raises(UserError, match="40 bands, this model hears 80"):
+    with pytest.raises(UserError, match="40 mel bands; compute 80 bands"):
         embed.whole(torch.zeros(1, 100, 40))
     with pytest.raises(UserError, match="12 frames is shorter than a patch of 16"):
         embed.whole(torch.zeros(1, 12, 80))

@@ -111,19 +111,19 @@ def test_sizes_are_those_of_the_data() -> None:
 
 def test_what_is_not_seen_is_said() -> None:
     model = policy(observation=KeypointsConfig(2)).build()
-    with pytest.raises(UserError, match="states of 3 numbers for a model that reads 2"):
+    with pytest.raises(UserError, match="states have size 3, not this model's 2"):
         model(Observations(normal(1, 2, 3)), model.draw(np.random.default_rng(0), 1))
 
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (lambda: KeypointsConfig(-1), "give nothing below 0"),
-        (lambda: KeypointsConfig(1, 0, ((40, 40), (40, 41))), "pictures of 2 sizes"),
-        (lambda: KeypointsConfig(1, 0, ((40, 0),)), "give 1 to"),
-        (lambda: UNetConfig((8, 12), 3, 8), "12 channels are no multiple of 8 groups"),
-        (lambda: UNetConfig((12,), 3, 4), "give a multiple of 8"),
-        (lambda: policy(horizon=5), "give a multiple of 2"),
+        (lambda: KeypointsConfig(-1), "robot -1, surroundings 0 and points 32; set 0 or more"),
+        (lambda: KeypointsConfig(1, 0, ((40, 40), (40, 41))), "the cameras have 2 image sizes"),
+        (lambda: KeypointsConfig(1, 0, ((40, 0),)), "set 1 to"),
+        (lambda: UNetConfig((8, 12), 3, 8), "12 channels do not divide into 8 groups"),
+        (lambda: UNetConfig((12,), 3, 4), "set a multiple of 8"),
+        (lambda: policy(horizon=5), "set a multiple of 2"),
         (lambda: policy(history=0), "model.history to 1 or more"),
     ],
 )

@@ -70,7 +70,7 @@ def test_dropout_needs_no_generator_of_torch() -> None:
 
 @pytest.mark.parametrize("p", [-0.1, 1.0, 2.0])
 def test_dropout_refuses(p: float) -> None:
-    with pytest.raises(ConfigError, match="not a probability below 1"):
+    with pytest.raises(ConfigError, match="set a probability below 1"):
         Dropout(p)
 
 

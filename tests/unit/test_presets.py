@@ -90,7 +90,7 @@ def test_ancestors_shrink_by_settings() -> None:
     assert (head.maxout, bridge.summary) == (10, 20)
     deep = override(preset("seq2seq-lstm-2014"), {"width": 12, "depth": 2, "symbols": 50})
     assert describe(deep)["weights_without_biases"] == 4 * 4 * 12 * 24 + 3 * 50 * 12
-    with pytest.raises(ConfigError, match="no mixer here has cells"):
+    with pytest.raises(ConfigError, match="no mixer of this model has cells"):
         override(preset("transformer-base"), {"cells": 4})
 
 
@@ -164,10 +164,10 @@ def test_settings_change_the_whole_stack() -> None:
     ("name", "settings", "message"),
     [
         ("gpt2", {"widht": 3}, "did you mean 'width'"),
-        ("gpt2", {"width": -1}, "whole number above 0"),
+        ("gpt2", {"width": -1}, "integer above 0"),
         ("gpt2", {"mixer": "atention"}, "did you mean 'attention'"),
         ("gpt2", {"mixer": {"kind": "attention", "pattern": {"kind": "full"}}}, "sees later tokens"),
-        ("transformer-base", {"depth": 0}, "whole number above 0"),
+        ("transformer-base", {"depth": 0}, "integer above 0"),
         ("gtp2", {}, "did you mean 'gpt2'"),
     ],
 )
@@ -181,7 +181,7 @@ def test_what_cannot_be_is_refused_with_a_remedy(name: str, settings: dict, mess
     [
         ({"width": 100}, "width 100 is not divisible by heads 12; choose heads from 1, 2, 4, 5, 10, 20"),
         ({"context": None}, "learned positions need a context"),
-        ({"symbols": 0}, "model of 0 symbols"),
+        ({"symbols": 0}, "the vocabulary has 0 tokens"),
     ],
 )
 def test_what_cannot_be_built_is_told_before_any_work(settings: dict, message: str) -> None:

@@ -200,7 +200,7 @@ def test_tasks_that_a_start_has_no_words_for(
 def test_shows(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["show", str(run), "--json"]) == cli.DONE
     shown = said(capsys)
-    assert shown["tree"][0] == "chunks of 5 actions of 2 numbers by regression"
+    assert shown["tree"][0] == "chunks of 5 actions with 2 dimensions, by regression"
     assert shown["generates"] is None
 
 

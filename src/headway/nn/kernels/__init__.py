@@ -1,4 +1,4 @@
-"""Kernels: each a plain reference beside a fast form with the same signature."""
+"""Kernels: each has a plain reference and a fast implementation with the same signature."""
 
 from headway.nn.kernels.attend import (
     View,

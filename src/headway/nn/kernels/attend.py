@@ -21,7 +21,7 @@ from headway.visibility import Causal, Full, Pattern, allowed, mask
 
 
 def rotate_reference(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """The plain form of `rotate`."""
+    """Reference for `rotate`."""
     turned, rest = x[..., : 2 * cos.shape[-1]], x[..., 2 * cos.shape[-1] :]
     first, second = turned.chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin, rest], dim=-1)
@@ -30,7 +30,7 @@ def rotate_reference(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def rotate(
     x: Float[Tensor, "B T H K"], cos: Float[Tensor, "#B T 1 R"], sin: Float[Tensor, "#B T 1 R"]
 ) -> Float[Tensor, "B T H K"]:
-    """`x` with its first 2R features turned; the others, if any, stay as they are (partial rotary)."""
+    """Rotate the first 2R features of `x`; the others, if any, stay unchanged (partial rotary)."""
     return _Rotate.apply(x, cos, sin)
 
 
@@ -45,7 +45,7 @@ def _turn(x: Tensor, cos: Tensor, sin: Tensor, sign: float) -> Tensor:
 
 
 class _Rotate(torch.autograd.Function):
-    """The gradient of a rotation is the rotation back, so nothing but the angles is saved."""
+    """The gradient of a rotation is the inverse rotation, so only the angles are saved."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -64,8 +64,8 @@ def additive(
     keep: Bool[Tensor, "R S"] | None,
     score: Float[Tensor, "1 A"],
 ) -> tuple[Float[Tensor, "R E"], Float[Tensor, "R S"]]:
-    """sum_j a_j v_j and a = softmax_j(score . tanh(query + k_j)) over the j to be kept, all where `keep` is None
-    (Bahdanau, Cho and Bengio 2015, equations 5 and 6).
+    """sum_j a_j v_j and a = softmax_j(score . tanh(query + k_j)) over the j in `mask`, or all if it is None (Bahdanau,
+    Cho and Bengio 2015, equations 5 and 6).
     """
     if is_deterministic():
         return _row_by_row(query, keys, values, keep, score)
@@ -79,7 +79,7 @@ def additive(
 def _row_by_row(
     query: Tensor, keys: Tensor, values: Tensor, keep: Tensor | None, score: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Each row over exactly its own keys: nothing that another row holds can change the result."""
+    """Each row over exactly its own keys, so that other rows cannot change the result."""
     contexts, weights = [], query.new_zeros(keys.shape[:2])
     for row in range(query.shape[0]):
         own = slice(None) if keep is None else keep[row]
@@ -95,10 +95,10 @@ _ROUGH: ContextVar[bool] = ContextVar("rough", default=False)
 
 @dataclass(frozen=True)
 class View:
-    """Who sees whom in one call: a pattern between the layout of the queries and that of the keys.
+    """Visibility in one attention call: a pattern between the layouts of the queries and of the keys.
 
-    `one_document` says that each row holds a single document whose start need not be among the queries (a state, or an
-    encoder's memory), so that segments are not compared.
+    With `one_document` each row is a single document whose start need not be among the queries (a state, or an
+    encoder's memory), so segments are not compared.
     """
 
     pattern: Pattern
@@ -112,21 +112,19 @@ class View:
 
     @property
     def everything(self) -> bool:
-        """Whether every query sees every key, by static promise."""
+        """Whether every query sees every key, as a static promise."""
         return self.pattern == Full() and (self.key.dense if self.one_document else self.dense)
 
     @property
     def triangle(self) -> bool:
-        """Whether this is plain causal attention of equal lengths, by static promise."""
+        """Whether this is plain causal attention of equal lengths, as a static promise."""
         reach = self.pattern.window if isinstance(self.pattern, Causal) else 0
         return self.dense and isinstance(self.pattern, Causal) and (reach is None or reach >= self.key.length)
 
     @property
     def mask(self) -> Bool[Tensor, "B 1 T S"]:
-        """True where seen. Padding queries see everything, lest a softmax over nothing make NaN of what no one
-        reads.
-        """
-        # The key layout is kept beside its mask, so that its id cannot come to mean another one.
+        """True where visible. Padding queries see everything, because a softmax over no keys would be NaN."""
+        # The cache entry also holds the key layout, so that its id cannot be reused by another one.
         name = ("mask", self.pattern, id(self.key), self.one_document)
         return self.query.derived(name, lambda: (self.key, self._mask()))[1]
 
@@ -153,8 +151,8 @@ def attend(
     """softmax(scale q k^T + bias) v over the visible keys (Vaswani et al. 2017, equation 1), `scale` 1/sqrt(K) by
     default.
 
-    `soft_cap` c turns scores into c tanh(scores / c) (Gemma 2); `sinks` are logits, one a head, that take part in the
-    softmax and carry no value; `dropout` acts on the weights. G divides H: query heads share keys and values in groups.
+    `soft_cap` c turns scores into c tanh(scores / c) (Gemma 2); `sinks` are logits, one per head, in the softmax but
+    without a value; `dropout` acts on the weights. G divides H: query heads share keys and values in groups.
     """
     if is_deterministic():
         return _attend_row_by_row(q, k, v, view, scale, bias, soft_cap, sinks)
@@ -179,7 +177,7 @@ def attend_reference(
     sinks: Tensor | None = None,
     dropout: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """The plain form of `attend`: every score and weight is a tensor that one can look at."""
+    """Reference for `attend`: every score and weight is an explicit tensor."""
     groups = q.shape[2] // k.shape[2]
     keys, values = (t.repeat_interleave(groups, dim=2) for t in (k, v))
     scores = torch.einsum("bthk,bshk->bhts", q, keys) * (scale or 1 / math.sqrt(q.shape[-1]))
@@ -205,13 +203,13 @@ def _softmax(scores: Tensor, sinks: Tensor | None) -> Tensor:
 
 
 def recorder() -> Callable[[Tensor], None] | None:
-    """Who wants the weights [B, H, T, S] of attention; None outside of `recording`."""
+    """The active recorder of attention weights [B, H, T, S]; None outside `recording`."""
     return _RECORD.get()
 
 
 @contextmanager
 def recording(record: Callable[[Tensor], None]) -> Iterator[None]:
-    """Within this context every attention hands its weights [B, H, T, S] to `record`."""
+    """Within this context every attention call passes its weights [B, H, T, S] to `record`."""
     token = _RECORD.set(record)
     try:
         yield
@@ -221,8 +219,8 @@ def recording(record: Callable[[Tensor], None]) -> Iterator[None]:
 
 @contextmanager
 def rough_attention(use: bool) -> Iterator[None]:
-    """Within this context, if `use` is true, attention without a mask multiplies queries, keys and values rounded to
-    bf16 and adds in fp32, for models whose weights are rounded more coarsely, on processors with units for that.
+    """Within this context, if `use` is true, attention without a mask rounds queries, keys and values to bf16 and
+    accumulates in fp32. For models with more coarsely quantised weights, on CPUs with bf16 units.
     """
     token = _ROUGH.set(use)
     try:
@@ -258,16 +256,16 @@ def _attend_fused(
 
 
 def _pays_rounded(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    """Whether `_RoughAttention` can take these, and gains more than rounding them costs: with and without a matrix unit
-    from 256 keys of 64 numbers on.
+    """Whether `_BF16Attention` supports these inputs and gains more than rounding costs: from 256 keys of size 64, with
+    and without a matrix unit.
     """
     heads, size = q.shape[2:]
     return k.shape[1] >= 256 and size >= 64 and k.shape[2] == heads and v.shape[-1] == size
 
 
 class _RoughAttention(torch.autograd.Function):
-    """torch's attention on a CPU of what is rounded to bf16, whose gradient is made in fp32: torch's own in bf16 takes
-    longer, for short rows six times as long.
+    """torch's CPU attention on inputs rounded to bf16, with the gradient in fp32: torch's own gradient in bf16 is
+    slower, for short rows six times.
     """
 
     @staticmethod
@@ -289,8 +287,8 @@ class _RoughAttention(torch.autograd.Function):
 
 
 def _attend_by_products(q: Tensor, k: Tensor, v: Tensor, scale: float | None, bias: Tensor) -> Tensor:
-    """Every query sees every key. No fused kernel gives the bias its gradient, and the way that torch takes in their
-    place looks for rows of nothing but -inf, of which there are none here: a fifth of a small model's step.
+    """Attention in which every query sees every key, with a trained bias. No fused kernel has a gradient for the bias,
+    and torch's fallback checks for rows of only -inf, which cannot occur here: a fifth of a small model's step.
     """
     queries, keys, values = (x.transpose(1, 2).flatten(0, 1) for x in (q, k, v))
     whole = bias.expand(q.shape[0], -1, -1, -1).flatten(0, 1)
@@ -301,7 +299,7 @@ def _attend_by_products(q: Tensor, k: Tensor, v: Tensor, scale: float | None, bi
 def _attend_with_sinks(
     q: Tensor, k: Tensor, v: Tensor, view: View, scale: float | None, bias: Tensor | None, sinks: Tensor
 ) -> Tensor:
-    """A sink is one more key of zeros whose score comes from the bias, with a value of zeros."""
+    """A sink is an additional key of zeros, with its score from the bias and a value of zeros."""
     shape = (q.shape[0], q.shape[2], q.shape[1], k.shape[1])
     scores = torch.zeros(shape, dtype=q.dtype, device=q.device) if bias is None else bias.expand(shape)
     scores = scores.masked_fill(~view.mask, float("-inf"))
@@ -328,7 +326,7 @@ def _attend_row_by_row(
     soft_cap: float | None,
     sinks: Tensor | None,
 ) -> Tensor:
-    """One query at a time over exactly its visible keys: nothing that another row holds can change the result."""
+    """One query at a time over exactly its visible keys, so that other rows cannot change the result."""
     batch, length, heads, _ = q.shape
     out = q.new_zeros(batch, length, heads, v.shape[-1])
     seen = view.mask.expand(batch, 1, length, k.shape[1])
@@ -353,7 +351,7 @@ _compiled: Callable = cache(torch.compile)
 
 
 def _attend_flex(q: Tensor, k: Tensor, v: Tensor, view: View, scale: float | None) -> Tensor:
-    """On a GPU, windows and packed documents skip the blocks that no one sees."""
+    """On a GPU, windows and packed documents skip fully masked blocks."""
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     def seen(b: Tensor, h: Tensor, t: Tensor, s: Tensor) -> Tensor:

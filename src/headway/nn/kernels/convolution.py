@@ -1,4 +1,4 @@
-"""Convolutions over images whose channels come last."""
+"""Convolutions over images with channels last."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def convolve(
     stride: int,
     reach: int,
 ) -> Float[Tensor, "B h w D"]:
-    """Each output sees `taps` x `taps` inputs, from `stride` to `stride`, with `reach` zeros around the image.
+    """A convolution with kernel size `taps` x `taps`, a stride and a zero padding of `reach`.
 
-    A row of `weight` is a kernel [taps, taps, C] laid flat; h and w are (H + 2 reach - taps) / stride + 1, rounded
+    A row of `weight` is a kernel [taps, taps, C] flattened; h and w are (H + 2 reach - taps) / stride + 1, rounded
     down.
     """
     if is_deterministic():
         return convolve_reference(x, weight, bias, taps, stride, reach)
-    # Views: what a weight with its channels last is to torch's convolutions, which copy nothing of it.
+    # Views only: torch's convolutions do not copy a weight with channels last.
     image = x.permute(0, 3, 1, 2)
     kernel = weight.reshape(len(weight), taps, taps, x.shape[-1]).permute(0, 3, 1, 2)
     if are_products_rough():
@@ -45,7 +45,7 @@ def convolve_reference(
     stride: int,
     reach: int,
 ) -> Float[Tensor, "B h w D"]:
-    """As one matrix product."""
+    """Reference for `convolve`, as one matrix product."""
     around = F.pad(x, (0, 0, reach, reach, reach, reach))
     high, wide = ((side - taps) // stride * stride + 1 for side in around.shape[1:3])
     seen = [around[:, i : i + high : stride, j : j + wide : stride] for i in range(taps) for j in range(taps)]
@@ -53,7 +53,7 @@ def convolve_reference(
 
 
 class _RoughConvolution(torch.autograd.Function):
-    """A convolution whose three products, forward and backward, multiply factors rounded to bf16 and add in fp32."""
+    """A convolution whose three products (forward and backward) round factors to bf16 and accumulate in fp32."""
 
     @staticmethod
     def forward(ctx: Any, image: Tensor, kernel: Tensor, bias: Tensor | None, stride: int, reach: int) -> Tensor:
@@ -76,7 +76,7 @@ class _RoughConvolution(torch.autograd.Function):
 
 @contextmanager
 def _matrix_unit() -> Iterator[None]:
-    """torch's switch for convolutions, on."""
+    """Turn on torch's bf16 switch for convolutions."""
     settings = torch.backends.mkldnn.conv  # type: ignore[attr-defined]
     before = settings.fp32_precision
     settings.fp32_precision = "bf16"

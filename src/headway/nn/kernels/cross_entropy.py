@@ -1,4 +1,4 @@
-"""A linear layer and the cross-entropy of its outputs, in one, without ever holding all logits."""
+"""A fused linear layer and cross-entropy that never materialises all logits."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch import Tensor
 
 from headway.nn.kernels.linear import are_products_rough
 
-# Logits held at once: 64 MiB in fp32. The sum over rows is a product as deep as a chunk has rows, and with 50,000
-# symbols a quarter of this makes the three products 1.2 times as slow.
+# Logits in memory at once: 64 MiB in fp32. The weight gradient is a product over a chunk's rows; with a vocabulary of
+# 50,000, a quarter of this size makes the three products 1.2 times slower.
 _CHUNK_ELEMENTS = 1 << 24
 IGNORED = -100  # the label of a position that has no target
 
@@ -28,8 +28,8 @@ def linear_cross_entropy(
     """Sum over rows of the cross-entropy (nats) of softmax(x weight^T + bias) against `labels`.
 
     `smoothing` is label smoothing (Szegedy et al. 2016, section 7): the target is (1 - smoothing) of the label plus
-    smoothing / C of every class. No label may be IGNORED: drop such rows first. `chunk` rows are held at once. The
-    gradients are made with the loss, chunk by chunk, so the memory is that of one chunk and of the gradients.
+    smoothing / C of every class. No label may be IGNORE_INDEX: drop such rows first. `chunk` rows are processed at
+    once. Gradients are computed with the loss, chunk by chunk, so memory is one chunk plus the gradients.
     """
     rows = chunk or max(1, _CHUNK_ELEMENTS // weight.shape[0])
     return _LinearCrossEntropy.apply(x, weight, bias, labels, smoothing, rows)
@@ -38,7 +38,7 @@ def linear_cross_entropy(
 def linear_cross_entropy_reference(
     x: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None = None, *, smoothing: float = 0.0
 ) -> Tensor:
-    """The plain form of `linear_cross_entropy`."""
+    """Reference for `linear_cross_entropy`."""
     logits = torch.nn.functional.linear(x, weight, bias)
     return torch.nn.functional.cross_entropy(logits, labels, label_smoothing=smoothing, reduction="sum")
 
@@ -49,7 +49,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, smoothing: float, rows: int
     ) -> Tensor:
         device = x.device.type
-        # Rough products run in bf16, under autocast in its dtype; what is added up over classes and chunks stays fp32.
+        # Products run in bf16 if enabled, or in autocast's dtype; sums over classes and chunks stay in fp32.
         low = torch.bfloat16 if are_products_rough() else weight.dtype
         if torch.is_autocast_enabled(device):
             low = torch.get_autocast_dtype(device)
@@ -61,7 +61,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         dx, dweight, dbias = ctx.saved_tensors
-        if gradient.device.type == "cpu" and gradient == 1:  # as in training: a pass over the weights less
+        if gradient.device.type == "cpu" and gradient == 1:  # as in training: saves a pass over the weights
             return dx, dweight, dbias, None, None, None
         scaled = [None if g is None else g * gradient.to(g.dtype) for g in (dx, dweight, dbias)]
         return (*scaled, None, None, None)
@@ -77,7 +77,7 @@ def _in_chunks(
     low: torch.dtype,
     wants: tuple[bool, bool, bool],
 ) -> tuple[Tensor, tuple[Tensor | None, Tensor | None, Tensor | None]]:
-    """The summed loss, and its gradients by x, weight and bias, each if it `wants` one (a frozen head wants none)."""
+    """The summed loss and its gradients for x, weight and bias, each only if in `wants` (a frozen head needs none)."""
     total = torch.zeros((), dtype=weight.dtype, device=x.device)
     dx = torch.empty_like(x) if wants[0] else None
     dweight = torch.zeros_like(weight) if wants[1] else None
@@ -106,7 +106,7 @@ def _in_chunks(
 
 
 def _loss_and_gradient_(logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
-    """The summed loss of a chunk; `logits` become the gradient of that sum in place."""
+    """The summed loss of a chunk; `logits` are overwritten with its gradient."""
     classes = logits.shape[-1]
     torch.log_softmax(logits, -1, out=logits)
     loss = -logits.gather(1, targets)

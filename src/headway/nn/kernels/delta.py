@@ -1,4 +1,4 @@
-"""Matrices written by the delta rule: step by step, as one triangular system and in chunks."""
+"""Matrices written by the delta rule: step by step, as one triangular system, and chunkwise."""
 
 from __future__ import annotations
 
@@ -46,13 +46,14 @@ def delta(
     state: Float[Tensor, "B H K V"] | None = None,
     chunk: int = CHUNK,
 ) -> tuple[Float[Tensor, "B T H V"], Float[Tensor, "B H K V"]]:
-    """S_t = a_t S_{t-1} + beta_t k_t (v_t - a_t S_{t-1}^T k_t)^T and y_t = S_t^T q_t: what k_t finds is replaced by v_t
-    to the share beta_t (Schlag et al. 2021, section 4.2; with decay Yang et al. 2024, "Gated delta networks").
+    """S_t = a_t S_{t-1} + beta_t k_t (v_t - a_t S_{t-1}^T k_t)^T and y_t = S_t^T q_t: the value stored for k_t is
+    replaced by v_t to the share beta_t (Schlag et al. 2021, section 4.2; with decay Yang et al. 2024, "Gated delta
+    networks").
 
-    It is stable where beta |k|^2 lies between 0 and 2. Layout, state, decay, chunk and errors are as in `linear_scan`.
-    Within a chunk the errors E = V - (what the keys find) solve a unit triangular system, (I + X) E = V - K S with
-    X_ij = decay beta_j k_i . k_j below the diagonal; S then enters by two products a chunk (the WY form of Yang et al.
-    2024, "Parallelizing linear transformers with the delta rule", section 3).
+    It is stable for beta |k|^2 between 0 and 2. Layout, state, decay, chunk and errors are as in `linear_scan`. Within
+    a chunk the errors E = V - (values retrieved by the keys) solve a unit triangular system, (I + X) E = V - K S with
+    X_ij = decay beta_j k_i . k_j below the diagonal; S then enters through two products per chunk (the WY form of Yang
+    et al. 2024, "Parallelizing linear transformers with the delta rule", section 3).
     """
     size = chunk_size(chunk, q.shape[1])
     if is_deterministic():
@@ -77,7 +78,7 @@ def delta_reference(
     log_decay: Tensor | None = None,
     state: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The plain form of `delta`: one token after the other, by sums whose order no other row can change."""
+    """Reference for `delta`: one token after the other, with sums whose order does not depend on other rows."""
     chunk_size(1, q.shape[1])
     batch, length, heads, size = k.shape
     memory = k.new_zeros(batch, heads, size, v.shape[-1]) if state is None else state
@@ -138,9 +139,9 @@ def _step_(
 
 
 class _Delta(torch.autograd.Function):
-    """The chunkwise form with its gradient by hand, for keys that read and keys that write (beta k) apart.
+    """The chunkwise form with a hand-written gradient, with separate keys to read and to write (beta k).
 
-    Beside its inputs it keeps the solution of each chunk's system and the state before each chunk.
+    In addition to its inputs it saves the solution of each chunk's system and the state before each chunk.
     """
 
     @staticmethod
@@ -200,7 +201,7 @@ def _write(
     states: Float[Tensor, "M B H K V"],
     fade: Decays | None,
 ) -> None:
-    """Chunk after chunk, take from the errors what the state answers, and write them into the next state."""
+    """Chunk by chunk, subtract the state's predictions from the errors and write them into the next state."""
     flat, rows, found, keys = (x.flatten(1, 2) for x in (states, errors, found, keys.mT))
     for n in range(len(rows)):
         rows[n].baddbmm_(found[n], flat[n], alpha=-1)
@@ -216,8 +217,8 @@ def _write_back(
     last: Float[Tensor, "B H K V"],
     fade: Decays | None,
 ) -> Float[Tensor, "M B H K V"]:
-    """The gradient of the state before each chunk and after the last; `derrors`, so far what the outputs give, is
-    made whole.
+    """The gradient of the state before each chunk and after the last; completes `derrors`, which has only the outputs'
+    part so far.
     """
     gradients = dstates.new_empty(len(dstates) + 1, *dstates.shape[1:])
     gradients[-1].copy_(last)

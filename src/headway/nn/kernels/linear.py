@@ -1,4 +1,4 @@
-"""Matrix products: exact, with factors rounded to bf16, or with rows that do not depend on their neighbours."""
+"""Matrix products: exact, with factors rounded to bf16, or deterministic with rows independent of the batch."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-_ROWS = 16  # the fixed block height: one shape of product, whatever the batch, so one order of summation
-# On AMD's processors what torch's products of a row add up first depends on where in a line of memory it begins.
+_ROWS = 16  # fixed block height: one product shape for any batch, so one order of summation
+# On AMD CPUs the order in which torch sums a row depends on its alignment in memory.
 _COLUMNS = 16
-_LEAST_ROWS = 64  # below, rounding the weights costs more than the product gains
+_LEAST_ROWS = 64  # with fewer rows, rounding the weights costs more than the product gains
 _DETERMINISTIC: ContextVar[bool] = ContextVar("deterministic", default=False)
 
 Products = Literal["fp32", "bf16"]
@@ -26,9 +26,9 @@ _PRODUCTS: ContextVar[Products] = ContextVar("products", default="fp32")
 def deterministic(enabled: bool = True) -> Iterator[None]:
     """Within this context a row's result is the same alone, in a batch, in a prompt or step by step.
 
-    BLAS chooses its kernel, and with it the order of summation, by the shape of the whole product. Here products run
-    in blocks of fixed shape and attention runs row by row over exactly the visible keys. It is slower:
-    docs/deterministic.md has the price.
+    BLAS chooses its kernel, and thus the order of summation, by the shape of the whole product. Here products run in
+    blocks of fixed shape and attention runs row by row over exactly the visible keys. This is slower:
+    docs/deterministic.md has measurements.
     """
     token = _DETERMINISTIC.set(enabled)
     try:
@@ -43,11 +43,11 @@ def is_deterministic() -> bool:
 
 @contextmanager
 def products(kind: Products) -> Iterator[None]:
-    """Within this context linear layers, the cross-entropy's products and attention without a mask, on a CPU, round
-    their factors to bf16, for processors that multiply those faster (`headway.learn.precision`).
+    """Within this context linear layers, the cross-entropy's products and attention without a mask round their factors
+    to bf16 on a CPU, for CPUs that multiply bf16 faster (`headway.learn.precision`).
 
-    Products add in fp32 and round their results; all tensors around them stay fp32, but for those between the two
-    products of a feed-forward layer. Recurrences and convolutions use torch's switch (`matrix_unit`).
+    Products accumulate in fp32 and round their results; all other tensors stay in fp32, except between the two products
+    of a feed-forward layer. Recurrences and convolutions use torch's switch (`matrix_unit`).
     """
     token = _PRODUCTS.set(kind)
     try:
@@ -62,9 +62,9 @@ def are_products_rough() -> bool:
 
 @contextmanager
 def matrix_unit(use: bool) -> Iterator[None]:
-    """torch's switch by which a matrix unit rounds the factors of fp32 products itself, on within if `use` is true.
+    """Within this context, if `use` is true, turn on torch's switch that lets a matrix unit round fp32 factors itself.
 
-    For many small products, whose factors would have to be rounded one by one. Without a matrix unit it does nothing.
+    For many small products, for which explicit rounding would be slow. Without a matrix unit it has no effect.
     """
     settings = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     before = settings.fp32_precision
@@ -77,7 +77,7 @@ def matrix_unit(use: bool) -> Iterator[None]:
 
 
 class _RoughLinear(torch.autograd.Function):
-    """A linear layer whose three products, forward and backward, multiply factors rounded to bf16."""
+    """A linear layer whose three products (forward and backward) round factors to bf16."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, rounded: bool) -> Tensor:
@@ -100,8 +100,8 @@ class _RoughLinear(torch.autograd.Function):
 def linear(
     x: Float[Tensor, "... D"], weight: Float[Tensor, "E D"], bias: Tensor | None = None, rounded: bool = False
 ) -> Float[Tensor, "... E"]:
-    """`x @ weight.T + bias`. Where factors are rounded to bf16, a `rounded` result stays so, for what goes into the
-    next product anyway.
+    """`x @ weight.T + bias`. If factors are rounded to bf16, `bf16_output` leaves the result in bf16, for an input of
+    the next product.
     """
     if is_deterministic():
         rows, more = x.reshape(-1, x.shape[-1]), -x.shape[-1] % _COLUMNS

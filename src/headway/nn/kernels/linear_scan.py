@@ -1,4 +1,4 @@
-"""Matrices that decay and are added to: the scan of linear attention, step by step and in chunks."""
+"""The scan of linear attention, a decaying sum of outer products: step by step and chunkwise."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from headway.nn.kernels.pointwise import pointwise
 
 
 class ScanMarks(NamedTuple):
-    """What a scan has to heed in a layout, None where there is nothing of the kind.
+    """The parts of a layout that a scan must respect; None for parts that do not occur.
 
-    segments: the number of a token's document within its row, 0 for the first; keep: where there is a token; fresh:
-    rows whose first token starts a document, so that they do not read the state that was given.
+    segments: the number of a token's document within its row, 0 for the first; mask: true at tokens; fresh: rows whose
+    first token starts a document, so that they ignore the initial state.
     """
 
     segments: Int[Tensor, "B T"] | None = None
@@ -43,7 +43,7 @@ def marks(layout: Layout) -> ScanMarks:
 
 
 def entering(state: Tensor | None, layout: Layout) -> Tensor | None:
-    """The state that the first tokens read: zero, or None, where they start a document."""
+    """The initial state: zero, or None, where the first tokens start a document."""
     if state is None or layout.dense:
         return None
     fresh = marks(layout).fresh
@@ -51,29 +51,29 @@ def entering(state: Tensor | None, layout: Layout) -> Tensor | None:
 
 
 def chunk_size(chunk: int, length: int) -> int:
-    """The size to cut `length` tokens into; raises where there is nothing to cut or no size to cut to."""
+    """The chunk size for `length` tokens. Raises UserError for 0 tokens and ConfigError for an invalid chunk."""
     check_chunk(chunk)
     if length < 1:
-        raise UserError("a sequence of 0 tokens has nothing to scan; give 1 or more")
+        raise UserError("the sequence has 0 tokens; pass 1 or more")
     return min(chunk, length)
 
 
 def check_chunk(chunk: int) -> None:
     if isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1:
-        raise ConfigError(f"chunk {chunk!r} is not a number of tokens; give 1 or more, as a rule 64")
+        raise ConfigError(f"chunk is {chunk!r}; set 1 token or more, usually 64")
 
 
-_CACHED = 2**18  # scores that are computed together: a megabyte, so that they never leave a core's second cache
+_CACHED = 2**18  # scores computed together: 1 MiB, so that they stay in a core's L2 cache
 
 
 def spans(length: int, size: int, rows: int, like: Tensor) -> list[slice]:
-    """The tokens in runs of whole chunks of `rows` heads: as many as stay in the cache of a CPU, elsewhere all."""
+    """Split the tokens into spans of whole chunks for `rows` heads: as many as fit a CPU's cache, elsewhere all."""
     together = max(1, _CACHED // (rows * size * size)) if like.device.type == "cpu" else length
     return [slice(start, min(start + together * size, length)) for start in range(0, length, together * size)]
 
 
 def cut(x: Float[Tensor, "B T H K"], size: int) -> Float[Tensor, "N B H C K"]:
-    """Chunks of `size` tokens, the last one filled up with zeros, each in one piece of storage."""
+    """Contiguous chunks of `size` tokens, the last one padded with zeros."""
     batch, length, heads, width = x.shape
     count = -(-length // size)
     if count * size != length:
@@ -82,16 +82,16 @@ def cut(x: Float[Tensor, "B T H K"], size: int) -> Float[Tensor, "N B H C K"]:
 
 
 def join(chunks: Float[Tensor, "N B H C K"], length: int) -> Float[Tensor, "B T H K"]:
-    """The reverse of `cut`."""
+    """The inverse of `cut`."""
     count, batch, heads, size, width = chunks.shape
     return chunks.permute(1, 0, 3, 2, 4).reshape(batch, count * size, heads, width)[:, :length]
 
 
 class Decays(NamedTuple):
-    """What remains of a token's writing: at a later token of its chunk (0 at earlier ones and across documents), from
-    the chunk's entry to a token, from a token to the chunk's end, and through the whole chunk.
+    """Decay factors of written values: from a token to later tokens of its chunk (0 for earlier ones and across
+    documents), from the chunk's start to a token, from a token to the chunk's end, and through the whole chunk.
 
-    All are products of decays of at most 1, made from differences of logarithms, so that nothing overflows.
+    All are products of decays of at most 1, computed from differences of logarithms, so that nothing overflows.
     """
 
     inner: Float[Tensor, "N B #H C C"]
@@ -107,7 +107,7 @@ def decays(
     size: int,
     like: Tensor,
 ) -> Decays | None:
-    """The decays of the chunks of `size` within a span; None where nothing decays and no document ends."""
+    """The decays of the chunks of `size` within a span; None if nothing decays and no document ends."""
     if log_decay is None and segments is None:
         return None
     hidden = torch.ones(size, size, dtype=torch.bool, device=like.device).triu(1)
@@ -129,7 +129,7 @@ def decays(
 
 
 class _Within(NamedTuple):
-    """Decays as booleans: whether no document ends in between."""
+    """Decays as booleans: true if no document ends in between."""
 
     inner: Bool[Tensor, "N B 1 C C"]
     enter: Bool[Tensor, "N B 1 C 1"]
@@ -150,7 +150,7 @@ def _within(segments: Int[Tensor, "B T"], span: slice, size: int) -> _Within:
 
 
 def weigh_(scores: Float[Tensor, "N B H C C"], decays: Decays | None, diagonal: int = 0) -> Float[Tensor, "N B H C C"]:
-    """Scores of token i (rows) for token j, decayed, and 0 for those after i (`diagonal` 0) or from i on (-1)."""
+    """Scores of token i (rows) for token j, decayed, and 0 for j after i (`diagonal` 0) or from i on (-1)."""
     if decays is not None:
         scores.mul_(decays.inner)
     return scores.tril_(diagonal) if decays is None or diagonal else scores
@@ -161,21 +161,21 @@ def faded(x: Tensor, factor: Tensor | None) -> Tensor:
 
 
 def log_decay_gradient(gained: Float[Tensor, "B T H"], final: Tensor, dfinal: Tensor) -> Float[Tensor, "B T H"]:
-    """The gradient of the log decays, given that of their running sum at each token (x . dx of all that reads less
-    w . dw of all that writes there) and the state at the end, which the whole sum scales.
+    """The gradient of the log decays, from that of their running sum at each token (x . dx of all reads minus w . dw of
+    all writes) and from the final state, which the whole sum scales.
     """
     return gained.flip(1).cumsum(1).flip(1) + (final * dfinal).sum((-1, -2))[:, None]
 
 
 @contextmanager
 def exact(like: Tensor) -> Iterator[None]:
-    """No autocast within: sums over a whole document need all the bits there are."""
+    """Disable autocast: sums over a whole document need full precision."""
     with torch.autocast(like.device.type, enabled=False):
         yield
 
 
 def widened(*tensors: Tensor | None) -> list[Tensor | None]:
-    """At least fp32, where states and sums of many terms are kept."""
+    """Convert to at least fp32, for states and sums of many terms."""
     return [None if t is None else t.to(torch.promote_types(t.dtype, torch.float32)) for t in tensors]
 
 
@@ -194,11 +194,11 @@ def linear_scan(
 ) -> tuple[Float[Tensor, "B T H V"], Float[Tensor, "B H K V"]]:
     """S_t = a_t S_{t-1} + k_t v_t^T and y_t = S_t^T q_t, with a_t = exp(log_decay), finite and at most 1.
 
-    S returns to zero where a document starts and holds still at padding; `state` is S before the first token. Chunks of
-    `chunk` tokens are matrix products within, and only S goes from one to the next (Yang et al. 2023, section 4). A
-    column of ones in v gives the sum of weights that normalises (Katharopoulos et al. 2020, equation 9). Without
-    gradients a single token is written into `state` in place. Raises UserError for 0 tokens and ConfigError for an
-    impossible chunk.
+    S is reset to zero where a document starts and does not change at padding; `state` is S before the first token.
+    Chunks of `chunk` tokens are computed by matrix products, and only S passes from one to the next (Yang et al. 2023,
+    section 4). A column of ones in v gives the sum of weights for normalisation (Katharopoulos et al. 2020, equation
+    9). Without gradients a single token is written into `state` in place. Raises UserError for 0 tokens and ConfigError
+    for an invalid chunk.
     """
     size = chunk_size(chunk, q.shape[1])
     if is_deterministic():
@@ -215,7 +215,7 @@ def linear_scan(
 def linear_scan_reference(
     q: Tensor, k: Tensor, v: Tensor, layout: Layout, *, log_decay: Tensor | None = None, state: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The plain form of `linear_scan`: one token after the other, by sums whose order no other row can change."""
+    """Reference for `linear_scan`: one token after the other, with sums whose order does not depend on other rows."""
     chunk_size(1, q.shape[1])
     batch, length, heads, size = k.shape
     memory = k.new_zeros(batch, heads, size, v.shape[-1]) if state is None else state
@@ -250,7 +250,7 @@ def linear_scan_quadratic(
 
 
 def masked(k: Tensor, log_decay: Tensor | None, layout: Layout) -> tuple[Tensor, Tensor | None]:
-    """Keys that write nothing and decays of 1 at padding."""
+    """At padding, set keys to 0 and decays to 1, so that nothing is written."""
     keep = marks(layout).keep
     if keep is None:
         return k, log_decay
@@ -271,7 +271,7 @@ def _step_(
 
 
 class _LinearScan(torch.autograd.Function):
-    """The chunkwise form with its gradient by hand: all that it keeps beside its inputs is the state before each
+    """The chunkwise form with a hand-written gradient; in addition to its inputs it saves only the state before each
     chunk.
     """
 
@@ -316,7 +316,7 @@ class _LinearScan(torch.autograd.Function):
 
 
 def new_states(k: Tensor, v: Tensor, first: Tensor | None, size: int) -> Float[Tensor, "M B H K V"]:
-    """Room for the state before each chunk and after the last, the first of them in place."""
+    """A buffer for the state before each chunk and after the last, with the first one filled in."""
     batch, length, heads, keys = k.shape
     states = k.new_empty(-(-length // size) + 1, batch, heads, keys, v.shape[-1])
     states[0].zero_() if first is None else states[0].copy_(first)
@@ -329,7 +329,7 @@ def of_span(states: Float[Tensor, "M B H K V"], span: slice, size: int) -> Float
 
 
 def put(out: Float[Tensor, "B T H V"], span: slice, chunks: Float[Tensor, "N B H C V"]) -> None:
-    """Write the chunks of a span to their place."""
+    """Write the chunks of a span to their positions."""
     out[:, span] = join(chunks, span.stop - span.start)
 
 
@@ -340,7 +340,7 @@ def added(sum_: Float[Tensor, "N B H C V"], a: Tensor, b: Tensor) -> Float[Tenso
 
 
 def _carry(parts: Float[Tensor, "N B H K V"], states: Float[Tensor, "M B H K V"], fade: Decays | None) -> None:
-    """Fill in the states after the first, given what each chunk adds."""
+    """Fill in the states after the first from each chunk's contribution."""
     for n, part in enumerate(parts):
         if fade is None:
             torch.add(states[n], part, out=states[n + 1])
@@ -349,7 +349,7 @@ def _carry(parts: Float[Tensor, "N B H K V"], states: Float[Tensor, "M B H K V"]
 
 
 def _carry_back(parts: Float[Tensor, "N B H K V"], last: Tensor, fade: Decays | None) -> Float[Tensor, "M B H K V"]:
-    """The gradient of the state before each chunk and after the last, given what each chunk's reading adds."""
+    """The gradient of the state before each chunk and after the last, from the contribution of each chunk's reads."""
     gradients = parts.new_empty(parts.shape[0] + 1, *parts.shape[1:])
     gradients[-1].copy_(last)
     for n in reversed(range(len(parts))):

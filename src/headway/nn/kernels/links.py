@@ -1,4 +1,4 @@
-"""Links that follow what they connect: step by step and in chunks."""
+"""Hebbian links between inputs and cells: step by step and chunkwise."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ def links(
     state: Float[Tensor, "B N D"] | None = None,
     chunk: int = 64,
 ) -> tuple[Float[Tensor, "B T N"], Float[Tensor, "B N D"]]:
-    """y_t = tanh(drive_t + F_t x_t) and F_(t+1) = decay F_t + rate y_t x_t^T: links that fade and grow by Hebb's rule.
+    """y_t = tanh(drive_t + F_t x_t) and F_(t+1) = decay F_t + rate y_t x_t^T: links that decay and grow by Hebb's rule.
 
-    F returns to zero where a document starts and holds still at padding; `state` is F before the first token, and what
-    comes back is F after the last. 0 < decay <= 1. Within a chunk F is never formed: F_t x_t is a sum over the earlier
-    y_j with weights x_j . x_t. Errors, and what happens without gradients, are as in `linear_scan`.
+    F is reset to zero where a document starts and does not change at padding; `state` is F before the first token, and
+    the returned state F after the last. 0 < decay <= 1. Within a chunk F is never formed: F_t x_t is a sum over the
+    earlier y_j with weights x_j . x_t. Errors and behaviour without gradients are as in `linear_scan`.
     """
     size = chunk_size(chunk, x.shape[1])
     if is_deterministic():
@@ -49,7 +49,7 @@ def links(
 def links_reference(
     drive: Tensor, x: Tensor, layout: Layout, *, decay: float, rate: float, state: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The plain form of `links`: one token after the other, by sums whose order no other row can change."""
+    """Reference for `links`: one token after the other, with sums whose order does not depend on other rows."""
     chunk_size(1, x.shape[1])
     links = drive.new_zeros(drive.shape[0], drive.shape[2], x.shape[2]) if state is None else state
     outputs = []
@@ -77,7 +77,7 @@ def _step_(drive: Tensor, x: Tensor, layout: Layout, decay: float, rate: float, 
 
 
 class _Links(torch.autograd.Function):
-    """The chunkwise form with its gradient by hand; it keeps the outputs and F before each chunk."""
+    """The chunkwise form with a hand-written gradient; it saves the outputs and F before each chunk."""
 
     @staticmethod
     def forward(  # type: ignore[override]
@@ -130,8 +130,8 @@ def _spans(length: int, size: int) -> list[slice]:
 
 
 class _Chunk(NamedTuple):
-    """The inputs of a chunk; what x_i . x_j weighs (rate decay^(i - j - 1) for i after j); what of the links reaches
-    each token, what of each token reaches the links after the chunk, and what of the links remains.
+    """The inputs of a chunk; the weight of x_i . x_j (rate decay^(i - j - 1) for i after j); the decay of the links up
+    to each token, from each token to the end of the chunk, and through the whole chunk.
     """
 
     x: Float[Tensor, "B C D"]

@@ -1,4 +1,4 @@
-"""Functions of single numbers and of one vector, with fewer passes than torch composes them of."""
+"""Elementwise functions and vector norms with fewer memory passes than torch's compositions."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _MULTIPLE, _BLOCK = 64, 2**14
 
 
 def pointwise(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """`function` of each element.
+    """Apply `function` to each element.
 
-    torch computes the last elements of a tensor, too few to fill a register, by other instructions than the rest, which
-    round differently in exp and its kin. In deterministic mode none is left over, and no block is so large that threads
-    would share it.
+    torch computes the last elements of a tensor, too few to fill a register, with other instructions, which round
+    differently in exp and similar functions. In deterministic mode tensors are padded to avoid leftovers, and blocks
+    are too small to be split among threads.
     """
     if not is_deterministic():
         return function(x)
@@ -33,7 +33,7 @@ def pointwise(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 
 def relu_squared_reference(x: Tensor) -> Tensor:
-    """The plain form of `relu_squared`."""
+    """Reference for `relu_squared`."""
     return F.relu(x).square()
 
 
@@ -43,7 +43,7 @@ def relu_squared(x: Tensor) -> Tensor:
 
 
 class _ReluSquared(torch.autograd.Function):
-    """The gradient is 2 max(x, 0), so the rectified input is all that is saved."""
+    """The gradient is 2 max(x, 0), so only the rectified input is saved."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -59,15 +59,15 @@ class _ReluSquared(torch.autograd.Function):
 
 # gelu_tanh(x) = x sigmoid(v), v = x t, t = a + b x^2
 _A, _B = 2 * math.sqrt(2 / math.pi), 2 * math.sqrt(2 / math.pi) * 0.044715
-_AT_ONCE = 1 << 16  # elements a thread: a block and what is made of it stay in a core's cache
-_MANY = 1 << 18  # elements from which on it pays to load compiled code
-_FEW = 3  # threads that are no faster together than compiled code is on one
-_VECTOR = 16  # numbers that compiled code computes at once
+_AT_ONCE = 1 << 16  # elements per thread: a block and its results fit a core's cache
+_MANY = 1 << 18  # elements from which loading compiled code pays off
+_FEW = 3  # threads up to which compiled code on one thread is as fast
+_VECTOR = 16  # elements per vector of the compiled code
 
 
 class GeluPasses(NamedTuple):
-    """`gelu_tanh` in one pass over memory each way, compiled. All tensors are contiguous, rows a multiple of 16 wide;
-    biases are fp32, all others of one type, fp32 or bf16.
+    """`gelu_tanh` compiled to one memory pass forward and one backward. All tensors are contiguous with a row width
+    that is a multiple of 16; biases are fp32, all others have one dtype, fp32 or bf16.
     """
 
     value_and_slope: Callable[[Tensor, Tensor, Tensor, Tensor], None]  # x, bias; into value, slope of x + bias
@@ -79,8 +79,8 @@ _PASSES: ContextVar[Callable[[], GeluPasses] | None] = ContextVar("passes", defa
 
 @contextmanager
 def gelu_passes(load: Callable[[], GeluPasses] | None) -> Iterator[None]:
-    """Within this context large hidden layers are trained on a CPU with what `load` gives, which is not called before
-    there is one; None: with torch's operations alone.
+    """Within this context large hidden layers are trained on a CPU with the passes from `load`, which is called on
+    first use; None: with torch's operations only.
     """
     token = _PASSES.set(load)
     try:
@@ -90,7 +90,7 @@ def gelu_passes(load: Callable[[], GeluPasses] | None) -> Iterator[None]:
 
 
 def is_gelu_compiled(x: Float[Tensor, "... D"], width: int) -> bool:
-    """Whether `gelu_tanh` of a layer from `x` to `width`, which is being trained, is one compiled pass."""
+    """Whether `gelu_tanh` of a layer from `x` to `width` runs as one compiled pass in training."""
     if _PASSES.get() is None or is_deterministic() or not torch.is_grad_enabled() or torch.get_num_threads() > _FEW:
         return False
     fits = width % _VECTOR == 0 and x.shape[:-1].numel() * width >= _MANY
@@ -98,7 +98,7 @@ def is_gelu_compiled(x: Float[Tensor, "... D"], width: int) -> bool:
 
 
 def gelu_tanh_reference(x: Tensor) -> Tensor:
-    """The plain form of `gelu_tanh`."""
+    """Reference for `gelu_tanh`."""
     return F.gelu(x, approximate="tanh")
 
 
@@ -112,19 +112,17 @@ def gelu_tanh(x: Tensor) -> Tensor:
 
 
 def shifted_gelu_tanh(x: Float[Tensor, "... F"], bias: Float[Tensor, "F"]) -> Float[Tensor, "... F"]:
-    """`gelu_tanh` of x + bias where it `is_gelu_compiled`, without passes of their own for the sum and the bias's
-    gradient.
-    """
+    """`gelu_tanh` of x + bias if `is_gelu_compiled`, without separate passes for the sum and the bias's gradient."""
     return _CompiledGelu.apply(x, bias.float())
 
 
 class _CompiledGelu(torch.autograd.Function):
-    """As `_GeluTanh` it makes the derivative with the value."""
+    """Like `_GeluTanh`, it computes the derivative together with the value."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, bias: Tensor) -> Tensor:
         load = _PASSES.get()
-        assert load is not None  # as is_gelu_compiled has said
+        assert load is not None  # guaranteed by is_gelu_compiled
         passes, x = load(), x.contiguous()
         value, slope = torch.empty_like(x), torch.empty_like(x)
         passes.value_and_slope(x, bias, value, slope)
@@ -142,10 +140,10 @@ class _CompiledGelu(torch.autograd.Function):
 
 
 class _GeluTanh(torch.autograd.Function):
-    """For training on a CPU, where torch's own takes four times as long as its erf form.
+    """For training on a CPU, where torch's tanh version takes four times as long as its erf version.
 
-    The derivative is made with the value and saved in place of the input, so the way back is one product. What comes in
-    bf16 is computed in fp32, block by block.
+    The derivative is computed with the value and saved instead of the input, so the backward pass is one product. bf16
+    inputs are computed in fp32, block by block.
     """
 
     @staticmethod
@@ -172,7 +170,7 @@ class _GeluTanh(torch.autograd.Function):
 
 
 def _gelu_tanh(x: Tensor, value: Tensor, slope: Tensor, t: Tensor, s: Tensor) -> None:
-    """Into `value` and `slope`; `t` and `s` are room."""
+    """Write to `output` and `slope`; `t` and `s` are scratch buffers."""
     torch.mul(x, x, out=t)
     torch.add(t.new_tensor(_A), t, alpha=_B, out=t)
     torch.mul(x, t, out=s).sigmoid_()
@@ -184,7 +182,7 @@ def _gelu_tanh(x: Tensor, value: Tensor, slope: Tensor, t: Tensor, s: Tensor) ->
 
 
 def rms_norm_reference(x: Tensor, eps: float) -> Tensor:
-    """The plain form of `rms_norm`."""
+    """Reference for `rms_norm`."""
     return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
 
 
@@ -196,7 +194,7 @@ def rms_norm(x: Float[Tensor, "... D"], eps: float) -> Float[Tensor, "... D"]:
 
 
 class _RMSNorm(torch.autograd.Function):
-    """On a CPU torch composes this of elementwise passes; here each direction is two reductions and two passes."""
+    """On a CPU torch composes this from elementwise passes; here each direction is two reductions and two passes."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, eps: float) -> Tensor:

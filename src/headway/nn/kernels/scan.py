@@ -1,7 +1,7 @@
-"""Recurrences: a cell over one token after the other, for many runs of tokens at once, with gradients by hand.
+"""Recurrences: a cell over one token after the other, for many runs of tokens at once, with hand-written gradients.
 
-Autograd would record ten operations a step and add the gradient of the recurrent matrix up step by step. Here a step
-back is a few operations on factors that are made for all steps at once, and the matrix gets its gradient by one
+Autograd would record ten operations per step and accumulate the gradient of the recurrent matrix step by step. Here a
+backward step is a few operations on factors computed for all steps at once, and the matrix gets its gradient from one
 product at the end.
 """
 
@@ -21,26 +21,26 @@ from headway.nn.kernels.pointwise import pointwise
 
 
 class CellByCell(NamedTuple):
-    """`sizes[t]` runs take part in step t, the longest runs first; `rough` products round their factors to bf16."""
+    """`sizes[t]` runs take part in step t, the longest runs first; with `bf16` products round their factors to bf16."""
 
     sizes: tuple[int, ...]
     rough: bool
 
 
 def _turned(matrix: Tensor) -> Tensor:
-    """The transpose, laid out anew once, for which each step's product is a third faster."""
+    """A contiguous transpose, which makes each step's product a third faster."""
     return matrix.t().contiguous()
 
 
 def _previous(start: Tensor, after: Tensor, sizes: Sequence[int]) -> Tensor:
-    """What each token found, from what there was at the start and after every token."""
+    """The state before each token, from the initial state and the states after every token."""
     if not sizes:
         return after
     return torch.cat([start[: sizes[0]], *(part[:size] for part, size in zip(after.split(sizes), sizes[1:]))])
 
 
 def _carried(gradient: Tensor | None, after: Tensor, sizes: Sequence[int]) -> list[Tensor | None]:
-    """The gradient of what came after each token, step by step; None where nothing was made of it."""
+    """The gradient of the state after each token, step by step; None for each step if it is unused."""
     return [None] * len(sizes) if gradient is None else list(gradient.to(after.dtype).split(sizes))
 
 
@@ -84,7 +84,7 @@ class LSTMScan(Function):
         old = _previous(c0, cs, sizes)
         i, f, g, o = acts.chunk(4, dim=1)
         bent = cs.tanh()
-        # What the gradient of c (for i, f, g) or of h (for o) is multiplied by on its way to each gate.
+        # Factors from the gradient of c (for i, f, g) or of h (for o) to that of each gate.
         factors = torch.cat([g * i * (1 - i), old * f * (1 - f), i * (1 - g * g), bent * o * (1 - o)], dim=1)
         slopes = o * (1 - bent * bent)
         dgates = torch.empty_like(acts)
@@ -210,7 +210,7 @@ class GRUBeforeScan(Function):
 
 
 class ElmanScan(Function):
-    """h = s(gate + U h). Truncated, the h on the right is a constant, and no step waits for another on the way back."""
+    """h = s(gate + U h). If truncated, the h on the right is a constant, and backward steps are independent."""
 
     @staticmethod
     def forward(
@@ -242,14 +242,14 @@ class ElmanScan(Function):
         return dgates, dhidden, dh, None, None, None
 
 
-Vectors = tuple[Tensor, ...]  # [R, N] each: h, or h and c, of every run
+Vectors = tuple[Tensor, ...]  # [R, N] each: h, or h and c, per run
 
 
 class RunSteps(NamedTuple):
-    """R runs of tokens side by side, the longest first.
+    """R parallel runs of tokens, the longest first.
 
-    Tokens lie step by step: step t holds the next token of each of the first `sizes[t]` runs, those that still have
-    one. `ends` says where the last token of each run lies.
+    Tokens are stored step by step: step t has the next token of each of the first `sizes[t]` runs, those that are not
+    finished. `last` is the index of each run's last token.
     """
 
     sizes: tuple[int, ...]
@@ -257,7 +257,7 @@ class RunSteps(NamedTuple):
 
     @staticmethod
     def equal(runs: int, length: int, device: torch.device | str | None = None) -> RunSteps:
-        """Runs of one length."""
+        """Runs of equal length."""
         return RunSteps((runs,) * length, torch.arange((length - 1) * runs, length * runs, device=device))
 
     @property
@@ -292,8 +292,8 @@ class ElmanWeights(NamedTuple):
 def unroll(
     cell: Callable[..., Vectors], inputs: Float[Tensor, "n E"], start: Vectors, steps: RunSteps
 ) -> tuple[Float[Tensor, "n N"], Vectors]:
-    """`cell(inputs of a step, *vectors) -> vectors`, step after step: the first vector (h) after every token, and all
-    vectors after each run's last.
+    """Apply `cell(inputs of a step, *vectors) -> vectors` step by step; return the first vector (h) after every token,
+    and all vectors after each run's last token.
     """
     vectors, kept = start, []
     for piece in inputs.split(steps.sizes):
@@ -306,7 +306,7 @@ def unroll(
 def lstm_reference(
     x: Float[Tensor, "n D"], start: Vectors, steps: RunSteps, weights: LSTMWeights
 ) -> tuple[Float[Tensor, "n N"], Vectors]:
-    """The plain form of `lstm`."""
+    """Reference for `lstm`."""
     peeps = None if weights.peepholes is None else weights.peepholes.chunk(3)
 
     def cell(inputs: Tensor, h: Tensor, c: Tensor) -> Vectors:
@@ -324,7 +324,7 @@ def lstm_reference(
 def gru_reference(
     x: Float[Tensor, "n D"], start: Vectors, steps: RunSteps, weights: GRUWeights
 ) -> tuple[Float[Tensor, "n N"], Vectors]:
-    """The plain form of `gru`."""
+    """Reference for `gru`."""
     size = weights.hidden.shape[1]
     outer, inner = weights.hidden.split((2 * size, size))
 
@@ -351,7 +351,7 @@ def elman_reference(
     logistic: bool = False,
     truncate: bool = False,
 ) -> tuple[Float[Tensor, "n N"], Vectors]:
-    """The plain form of `elman`."""
+    """Reference for `elman`."""
     activation = torch.sigmoid if logistic else torch.tanh
 
     def cell(inputs: Tensor, h: Tensor) -> Vectors:
@@ -363,8 +363,8 @@ def elman_reference(
 def lstm(
     x: Float[Tensor, "n D"], start: Vectors, steps: RunSteps, weights: LSTMWeights
 ) -> tuple[Float[Tensor, "n N"], Vectors]:
-    """c = f c + i tanh(g), h = o tanh(c), with the logistic gates i, f, o (torch's nn.LSTM) and peepholes, where i and
-    f see the old cell and o the new one: h after every token, and (h, c) after each run's last.
+    """c = f c + i tanh(g), h = o tanh(c), with logistic gates i, f, o (torch's nn.LSTM) and peepholes, by which i and f
+    see the old cell and o the new one. Returns h after every token, and (h, c) after each run's last token.
     """
     if is_deterministic():
         return lstm_reference(x, start, steps, weights)
@@ -402,8 +402,8 @@ def elman(
     logistic: bool = False,
     truncate: bool = False,
 ) -> tuple[Float[Tensor, "n N"], Vectors]:
-    """h = s(W x + U h) with s the hyperbolic tangent or the logistic function; `truncate` takes no gradient through
-    the h on the right.
+    """h = s(W x + U h) with s the hyperbolic tangent or the logistic function; `truncate` stops gradients through the h
+    on the right.
     """
     if is_deterministic():
         return elman_reference(x, start, steps, weights, logistic, truncate)
@@ -421,12 +421,12 @@ def _how(steps: RunSteps) -> CellByCell:
 
 
 def _matrices(weights: LSTMWeights | GRUWeights | ElmanWeights) -> tuple[Tensor, Tensor, Tensor]:
-    """In the order that torch has: its second bias follows."""
+    """In torch's order; its second bias follows."""
     return weights.input, weights.hidden, weights.bias
 
 
 def _suits_torch(x: Tensor, steps: RunSteps) -> bool:
-    """Where torch's own kernel is the faster one: always on a GPU; on a CPU in fp32 over runs of one length, but for
+    """Whether torch's own kernel is faster: always on a GPU; on a CPU in fp32 over runs of equal length, except for
     GRUs.
     """
     whole = steps.even and len(steps.sizes) > 1 and x.dtype == torch.float32
@@ -440,7 +440,7 @@ def _by_torch(
     steps: RunSteps,
     parameters: Sequence[Tensor],
 ) -> tuple[Tensor, Vectors]:
-    """One of torch's recurrent kernels: one layer and direction, with biases, without dropout."""
+    """Run one of torch's recurrent kernels: one layer and direction, with biases, without dropout."""
     options = (True, 1, 0.0, torch.is_grad_enabled(), False)
     if steps.even:
         y, *ends = kernel(x.view(len(steps.sizes), steps.sizes[0], -1), start, parameters, *options, False)

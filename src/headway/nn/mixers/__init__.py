@@ -1,4 +1,4 @@
-"""Mixers along time: one file each, registered by its config's kind."""
+"""Mixers along time: one file each, registered by the kind of its config."""
 
 from headway.nn.mixers.attention import AttentionConfig, KeyValues, SelfAttention
 from headway.nn.mixers.base import Memory, Mixer, MixerConfig, State, select, tree_map

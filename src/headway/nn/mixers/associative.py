@@ -1,4 +1,4 @@
-"""What the mixers share whose state is a matrix a head, written by keys and values and read by queries."""
+"""Base of mixers whose state is a matrix per head, written by keys and values and read by queries."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class FastWeights(NamedTuple):
 
 
 class Associative(Mixer):
-    """Projections around a scan of fast weights; who inherits says what is written, in `scan`."""
+    """Projections around a scan of fast weights, which subclasses define in `scan`."""
 
     def __init__(
         self,
@@ -46,12 +46,12 @@ class Associative(Mixer):
     def scan(
         self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, layout: Layout, matrix: Tensor | None
     ) -> tuple[Float[Tensor, "B T H V"], Float[Tensor, "B H M N"]]:
-        """What the queries read, and the fast weights after the last token; `x` is the input, for gates."""
+        """The queries' outputs, and the fast weights after the last token; `x` is the input, for gates."""
         raise NotImplementedError
 
     @property
     def entries(self) -> int:
-        """Numbers of a row's state: H M N."""
+        """Size of a row's state: H M N."""
         keys, values = self.memory_shape
         return self.heads * keys * values
 
@@ -73,14 +73,14 @@ class Associative(Mixer):
         return self.out(self.gated(self.norm(y).flatten(2), x)), after
 
     def gated(self, y: Float[Tensor, "B T E"], x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T E"]:
-        """What of the heads' outputs goes on."""
+        """Gate the heads' outputs."""
         return y
 
 
 def normalised_scan(
     q: Tensor, k: Tensor, v: Tensor, layout: Layout, log_decay: Tensor | None, matrix: Tensor | None, chunk: int
 ) -> tuple[Tensor, Tensor]:
-    """Linear attention whose weights add up to 1: the sum of all weights is the reading of one more value, a 1."""
+    """Linear attention with weights that sum to 1: a value of 1 is appended, whose output is the sum of weights."""
     ones = v.new_ones(()).expand(*v.shape[:-1], 1)
     y, matrix = linear_scan(q, k, torch.cat([v, ones], -1), layout, log_decay=log_decay, state=matrix, chunk=chunk)
     sums, weight = y.split((v.shape[-1], 1), dim=-1)

@@ -22,38 +22,31 @@ from headway.nn.parts.positions import Rotary, RotaryConfig
 from headway.nn.parts.projection import Projection
 from headway.visibility import Causal, Pattern
 
-_LARGEST_HEAD = 1 << 16  # rotary angles of a head are computed when a model is built, before its weights have room
-POSITIONS = "positions"  # the name of a Stack's own among what its blocks share
-_SLACK = 64  # tokens that a ring of keys takes at once beyond its window
+_LARGEST_HEAD = 1 << 16  # a head's rotary angles are computed when a model is built, before weights are allocated
+POSITIONS = "positions"  # the key of a Stack's positions among the modules that its blocks share
+_SLACK = 64  # slots of a ring buffer beyond its window, for writing several tokens at once
 
 
 @register("attention")
 @dataclass(frozen=True)
 class AttentionConfig(MixerConfig):
-    """Attention of a sequence to itself.
-
-    `kv_heads` None gives each query head its own key and value; `head_size` None is width / heads; `qk_norm`
-    normalises queries and keys a head (Henry et al. 2020) or, with `qk_norm_over` "all", all heads together (OLMo 2);
-    `qkv_bias` may be said for each of query, key and value; `bias` names a score bias of the Stack; `soft_cap` and
-    `sinks` as in `headway.nn.kernels.attend`; `scale` None is 1 / sqrt(head size). With `placed` the Stack's positions
-    are added to what queries and keys are made of, and not to values (Carion et al. 2020, figure 10).
-    """
+    """Attention of a sequence to itself."""
 
     heads: int = 8  # query heads
-    kv_heads: int | None = None
-    head_size: int | None = None
-    pattern: Pattern = Causal()  # who may see whom
-    rotary: RotaryConfig | None = None  # rotary position embedding; none: no positions here
-    qk_norm: NormConfig | None = None
-    qk_norm_over: Literal["head", "all"] = "head"  # each head by itself, or all heads together
-    qkv_bias: bool | tuple[bool, bool, bool] = True
-    out_bias: bool = True  # of the output projection
-    scale: float | None = None
-    bias: str | None = None
+    kv_heads: int | None = None  # key and value heads; none: one per query head
+    head_size: int | None = None  # size of a head; none: width / heads
+    pattern: Pattern = Causal()  # attention pattern
+    rotary: RotaryConfig | None = None  # rotary position embedding; none: no rotary positions
+    qk_norm: NormConfig | None = None  # norm of queries and keys (Henry et al. 2020)
+    qk_norm_over: Literal["head", "all"] = "head"  # norm per head, or over all heads together (OLMo 2)
+    qkv_bias: bool | tuple[bool, bool, bool] = True  # whether query, key and value have biases, for all or for each
+    out_bias: bool = True  # whether the output projection has a bias
+    scale: float | None = None  # factor on scores; none: 1 / sqrt(head size)
+    bias: str | None = None  # name of a score bias of the stack
     soft_cap: float | None = None  # c turns scores into c tanh(scores / c) (Gemma 2)
-    sinks: bool = False  # a trained logit a head that takes part in the softmax and has no value
-    dropout: float = 0.0  # of attention weights
-    placed: bool = False  # whether queries and keys get the positions of the stack
+    sinks: bool = False  # attention sinks: a trained logit per head in the softmax, without a value
+    dropout: float = 0.0  # dropout rate of attention weights
+    placed: bool = False  # whether the stack's positions are added to queries and keys (Carion et al. 2020, figure 10)
 
     @property
     def causal(self) -> bool:
@@ -64,15 +57,15 @@ class AttentionConfig(MixerConfig):
 
 
 def head_size(heads: int, size: int | None, width: int) -> int:
-    """K: as stated, or width / heads."""
+    """K: `size` if set, otherwise width / heads."""
     if heads < 1:
-        raise ConfigError(f"heads {heads} is not a number of heads; give 1 or more")
+        raise ConfigError(f"heads is {heads}; set 1 or more")
     if size is None and width % heads:
         fitting = ", ".join(str(n) for n in range(1, min(width, 64) + 1) if width % n == 0)
         raise ConfigError(f"width {width} is not divisible by heads {heads}; choose heads from {fitting}")
     found = size or width // heads
     if found > _LARGEST_HEAD:
-        raise ConfigError(f"a head of {found} numbers is larger than {_LARGEST_HEAD}; lower head_size, or raise heads")
+        raise ConfigError(f"the head size is {found}, above {_LARGEST_HEAD}; lower head_size, or raise heads")
     return found
 
 
@@ -80,7 +73,7 @@ def shared_heads(heads: int, kv_heads: int | None) -> int:
     """G: the number of key and value heads."""
     groups = kv_heads or heads
     if groups < 1:
-        raise ConfigError(f"heads {heads} and kv_heads {kv_heads} are not numbers of heads; give 1 or more")
+        raise ConfigError(f"heads is {heads} and kv_heads {kv_heads}; set 1 or more each")
     if heads % groups:
         fitting = ", ".join(str(n) for n in range(1, min(heads, 64) + 1) if heads % n == 0)
         raise ConfigError(f"heads {heads} is not divisible by kv_heads {groups}; choose kv_heads from {fitting}")
@@ -88,7 +81,7 @@ def shared_heads(heads: int, kv_heads: int | None) -> int:
 
 
 class QKNorm(nn.Module):
-    """One norm for the queries and one for the keys of every head; those without weights are one call."""
+    """One norm for the queries and one for the keys of every head; without weights both are one call."""
 
     def __init__(self, config: NormConfig, heads: int, groups: int, size: int) -> None:
         super().__init__()
@@ -118,7 +111,7 @@ class WideQKNorm(nn.Module):
 
 
 class KeyValues(NamedTuple):
-    """Keys and values by slot; the token at position p lies in slot p modulo the number of slots."""
+    """Keys and values by slot; the token at position p is in slot p modulo the number of slots."""
 
     keys: Float[Tensor, "B S G K"]
     values: Float[Tensor, "B S G V"]
@@ -155,8 +148,8 @@ class SelfAttention(Mixer):
         outputs = []
         if layout.group is not None and x.shape[1] > self._most(state):
             raise ConfigError(
-                f"{x.shape[1]} tokens, among them such that see each other both ways, do not fit at once into the "
-                f"{self._most(state)} that a window of {state.keys.shape[1]} takes; widen the window of the attention"
+                f"{x.shape[1]} tokens with bidirectional groups exceed the limit of "
+                f"{self._most(state)} at once for a KV cache of {state.keys.shape[1]} slots; widen the attention window"
             )
         for start in range(0, x.shape[1], self._most(state)):
             columns = slice(start, start + self._most(state))
@@ -180,11 +173,11 @@ class SelfAttention(Mixer):
         qkv = self.qkv(x).view(batch, length, self.heads + 2 * self.groups, self.size)
         if (
             self.qk_norm is None and self.rotary is None and self._positions is None
-        ):  # in one, whose gradients are then put together once
+        ):  # one split, so that gradients are concatenated once
             return qkv.split((self.heads, self.groups, self.groups), dim=2)
         qk, v = qkv.split((self.heads + self.groups, self.groups), dim=2)
         if self._positions is not None:
-            # The maps are linear, so what positions add to queries and keys is mapped once for all rows.
+            # The layer is linear, so the positions of queries and keys are projected once for all rows.
             both = self.heads + self.groups
             placed = linear(self._positions(layout, x), self.qkv.matrix()[: both * self.size])
             qk = qk + placed.unflatten(-1, (both, self.size))
@@ -210,7 +203,7 @@ class SelfAttention(Mixer):
         return self.out(y.reshape(*x.shape[:2], self.heads * self.size))
 
     def _most(self, state: KeyValues) -> int:
-        """Tokens that can be written at once before the oldest of them would lose a key that it still sees."""
+        """Maximum tokens to write at once without overwriting keys that are still visible to the oldest of them."""
         window = self.config.pattern.window if isinstance(self.config.pattern, Causal) else None
         slots = state.keys.shape[1]
         if window is None or slots < window + _SLACK:
@@ -224,14 +217,14 @@ def rotate_by(rotary: Rotary, x: Float[Tensor, "B T H K"], layout: Layout) -> Fl
 
 
 def _shared_bias(name: str | None, biases: nn.ModuleDict) -> Callable[[Tensor, Layout, Layout], Tensor | None]:
-    """The Stack's bias of that name. A bound method is no submodule, so the bias stays registered once, in the
+    """The Stack's bias of that name. A bound method is not a submodule, so the bias stays registered once, in the
     Stack.
     """
     if name is None:
         return lambda x, query, key: None
     if name not in biases:
         raise ConfigError(
-            f"attention names a bias {name!r} that the stack does not have; {nearest(name, biases.keys())}"
+            f"attention uses the bias {name!r}, which the stack does not have; {nearest(name, biases.keys())}"
         )
     return biases[name].forward
 
@@ -240,13 +233,13 @@ def shared_positions(biases: nn.ModuleDict) -> Callable[[Layout, Tensor], Tensor
     """The Stack's positions, which stay registered once, in the Stack."""
     if POSITIONS not in biases:
         raise ConfigError(
-            "an attention is placed, and its stack has no positions; set the stack's positions, or placed=false"
+            "attention has placed=true, but its stack has no positions; set the stack's positions, or placed=false"
         )
     return biases[POSITIONS].forward
 
 
 def _write(buffer: Tensor, new: Tensor, layout: Layout) -> Tensor:
-    """`buffer` with `new` at the slots of its positions; padding is not written."""
+    """Write `new` to the slots of its positions in `buffer`, except for padding."""
     rows, columns, places = _places(layout, buffer.shape[1])
     values = new[rows, columns]
     if torch.is_grad_enabled():  # autograd may still need the earlier state
@@ -262,13 +255,13 @@ def _places(layout: Layout, slots: int) -> tuple[Int[Tensor, "N"], Int[Tensor, "
 
 @once_a_layout
 def _slot_layout(layout: Layout, slots: int) -> Layout:
-    """The positions that the slots hold once these tokens are written: the newest of each slot, -1 where none is."""
+    """The positions in the slots after these tokens are written: the newest of each slot, -1 for empty slots."""
     last = layout.positions.amax(dim=1, keepdim=True)
     used = min(slots, int(last.max()) + 1)
     steps = torch.arange(max(used, 1), device=last.device)
     positions = last - (last - steps) % slots
     group = None
-    if layout.group is not None:  # of what these tokens write: earlier ones are seen causally, whatever their group
+    if layout.group is not None:  # only for the new tokens: earlier ones are attended to causally, whatever their group
         rows, columns, places = _places(layout, slots)
         group = torch.zeros_like(positions).index_put_((rows, places), layout.group[rows, columns])
     return Layout(positions.clamp(min=-1), group=group)

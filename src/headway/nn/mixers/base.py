@@ -1,4 +1,4 @@
-"""What every mixer along time promises."""
+"""The interface of mixers along time."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from headway.config import family
 from headway.errors import ConfigError
 from headway.layout import Layout
 
-State = Any  # a NamedTuple of tensors (or a tuple of such), with the batch in front
-Memory = Any  # what `remember` makes of an encoder's output: a NamedTuple of tensors and its layout, as a State
+State = Any  # a NamedTuple of tensors (or a tuple of such), with the batch as first dimension
+Memory = Any  # the output of `remember` for an encoder's output: a NamedTuple of tensors and its layout
 
 
 @family
 @dataclass(frozen=True)
 class MixerConfig:
-    """A way of mixing along time."""
+    """A layer that mixes along time."""
 
     @property
     def causal(self) -> bool:
-        """Whether no output depends on a later input. Only causal mixers generate."""
+        """Whether no output depends on a later input. Only causal mixers can generate."""
         raise NotImplementedError
 
     @property
@@ -34,95 +34,93 @@ class MixerConfig:
         return False
 
     def width_out(self, width: int) -> int:
-        """The width of the output of a mixer over `width`."""
+        """Output width for inputs of `width`."""
         return width
 
     def build(self, width: int, biases: nn.ModuleDict) -> Mixer:
-        """The module for a model of `width`; `biases` are the score biases that the Stack owns, by name."""
+        """Build the module for a model of `width`; `biases` are the Stack's score biases by name."""
         raise NotImplementedError
 
 
 class Mixer(nn.Module):
-    """Mixes along time: in parallel over whole documents, or step by step with a state of one document a row."""
+    """Mixes along time: in parallel over whole documents, or step by step with a state of one document per row."""
 
     causal: bool = True
-    rewindable: bool = False  # whether a state can be cut back to an earlier position
-    bridged: bool = False  # whether a state is vectors of a fixed size, which an encoder can hand over
-    reads_memory: bool = False  # whether `forward` needs the memory that `remember` makes
+    rewindable: bool = False  # whether a state can be truncated to an earlier position
+    bridged: bool = False  # whether a state is vectors of a fixed size, which a bridge can pass to a decoder
+    reads_memory: bool = False  # whether `forward` needs the output of `remember`
 
     @property
     def scan_flop(self) -> int:
-        """Additions and multiplications of one token's step beside its products with projections."""
+        """Additions and multiplications per token, apart from products with projections."""
         return 0
 
     def parallel(self, x: Float[Tensor, "B T D"], layout: Layout) -> Float[Tensor, "B T E"]:
-        """All tokens at once; rows may hold several documents and padding."""
+        """Process all tokens at once; rows may contain several documents and padding."""
         raise NotImplementedError
 
     def recurrent(
         self, x: Float[Tensor, "B T D"], layout: Layout, state: State
     ) -> tuple[Float[Tensor, "B T E"], State]:
-        """The next T >= 1 tokens of each row, given the state of those before; padding leaves a row's state as it is.
+        """Process the next T >= 1 tokens of each row from `state`; padding leaves a row's state unchanged.
 
         Without gradients the state's buffers may be written in place: `select` a copy to keep an earlier state.
         """
         raise NotImplementedError
 
     def initial_state(self, batch: int, capacity: int, *, like: Tensor) -> State:
-        """The state before any token, with room for `capacity` tokens, of the dtype and device of `like`."""
+        """The state before any token, for up to `capacity` tokens, with the dtype and device of `like`."""
         raise NotImplementedError
 
     def carry(self, state: State) -> State:
-        """The state in which a batch ended as the one from which the next goes on: cut off from its gradient, and with
-        today's weights where documents start from learned ones.
+        """The final state of one batch as the initial state of the next: detached, and with the current weights if
+        documents start from learned vectors.
         """
         return tree_map(Tensor.detach, state)
 
     @property
     def state_sizes(self) -> tuple[int, ...]:
-        """The sizes N of the vectors of a state."""
+        """Sizes N of a state's vectors."""
         raise ConfigError(self._no_vectors())
 
     def final(self, state: State) -> tuple[Float[Tensor, "B N"], ...]:
-        """The vectors that describe a state: h and c of an LSTM, h of a GRU."""
+        """The vectors of a state: h and c of an LSTM, h of a GRU."""
         raise ConfigError(self._no_vectors())
 
     def begin(self, vectors: tuple[Float[Tensor, "B N"], ...], capacity: int, *, like: Tensor) -> State:
-        """A state that starts from `vectors`, and again wherever a position is 0."""
+        """A state that starts from `vectors`, also at every later position 0."""
         raise ConfigError(self._no_vectors())
 
     def read(
         self, x: Float[Tensor, "B T D"], layout: Layout
     ) -> tuple[Float[Tensor, "B T E"], tuple[tuple[Float[Tensor, "B N"], ...], ...]]:
-        """The output of `parallel`, and the vectors that describe what each direction has come to at its end. One
-        document a row.
-        """
+        """The output of `parallel`, and the final vectors of each direction. One document per row."""
         y, state = self.recurrent(x, layout, self.initial_state(x.shape[0], x.shape[1], like=x))
         return y, (self.final(state),)
 
     def remember(self, encoded: Float[Tensor, "M S E"], layout: Layout) -> Memory:
-        """An encoder's output, projected once, for a mixer that reads a memory."""
+        """Project an encoder's output once, for a mixer that reads a memory."""
         raise NotImplementedError
 
     def _no_vectors(self) -> str:
         name = type(self).__name__
-        return f"the state of {name} is no vectors to hand over; choose lstm, gru or elman, or let it read a memory"
+        return f"the state of {name} is not a set of vectors; choose lstm, gru or elman, or let it read a memory"
 
     def forward(
         self, x: Tensor, layout: Layout, state: State | None = None, memory: Memory | None = None
     ) -> tuple[Tensor, State | None]:
-        """The only place where training and decoding part. `memory` is for mixers that read one."""
+        """`parallel` without a state, `recurrent` with one. `memory` is for mixers that read one."""
         if state is None:
             return self.parallel(x, layout), None
         if not self.causal:
             raise ConfigError(
-                f"{type(self).__name__} sees later tokens and cannot generate; give it a causal pattern or mixer"
+                f"{type(self).__name__} sees later tokens and cannot generate; use a causal pattern or mixer"
             )
         return self.recurrent(x, layout, state)
 
 
 def tree_map(function: Callable[[Any], Any], tree: Any) -> Any:
-    """`function` over the tensors and layouts of nested tuples; None stays None."""
+    """Apply `function` to the tensors and layouts of nested tuples; None stays None."""
     if tree is None:
         return None
     if isinstance(tree, tuple) and hasattr(tree, "_fields"):
@@ -133,7 +131,7 @@ def tree_map(function: Callable[[Any], Any], tree: Any) -> Any:
 
 
 def select(states: State, rows: Int[Tensor, "R"]) -> State:
-    """States of chosen rows, in the order asked for: beams, continuous batching and prefix reuse are all this."""
+    """States of the chosen rows in that order, for beam search, continuous batching and prefix reuse."""
     return tree_map(lambda item: item.select(rows) if isinstance(item, Layout) else item.index_select(0, rows), states)
 
 

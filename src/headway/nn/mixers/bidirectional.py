@@ -1,4 +1,4 @@
-"""Mixers that see only what came before, in both directions."""
+"""Causal mixers in both directions."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from headway.nn.parts.projection import Projection
 @register("bidirectional")
 @dataclass(frozen=True)
 class BidirectionalConfig(MixerConfig):
-    """`mixer` twice, once over each document as it stands and once from its end, each with weights of its own. Their
-    outputs are joined by their sum, or by a projection of both (`join` "concat"), or stand side by side without `out`.
+    """Two mixers with their own weights, one over each document forwards and one backwards. Their outputs are summed,
+    or concatenated and projected.
     """
 
-    mixer: MixerConfig = LSTMConfig(out=False)  # the kind that reads in both directions
-    join: Literal["sum", "concat"] = "concat"  # how both outputs are joined
-    out: bool = True  # whether they are joined, or stand side by side
+    mixer: MixerConfig = LSTMConfig(out=False)  # mixer to run in both directions
+    join: Literal["sum", "concat"] = "concat"  # how to join both outputs
+    out: bool = True  # whether a projection follows the concatenation
 
     @property
     def causal(self) -> bool:
@@ -52,7 +52,7 @@ class Bidirectional(Mixer):
         super().__init__()
         if not config.mixer.causal:
             kind = config.mixer.kind  # type: ignore[attr-defined]
-            raise ConfigError(f"{kind} sees both ways by itself; leave bidirectional out")
+            raise ConfigError(f"{kind} is bidirectional by itself; use it without bidirectional")
         self.forwards, self.backwards = (config.mixer.build(width, biases) for _ in range(2))
         inner = 2 * config.mixer.width_out(width)
         self.added = config.join == "sum"
@@ -70,8 +70,8 @@ class Bidirectional(Mixer):
     def read(
         self, x: Float[Tensor, "B T D"], layout: Layout
     ) -> tuple[Float[Tensor, "B T E"], tuple[tuple[Tensor, ...], ...]]:
-        """The output of `parallel`, and the vectors that describe what each direction has come to at its end, first the
-        forward one's and then the backward one's. One document a row.
+        """The output of `parallel`, and the final vectors of the forward and of the backward direction. One document
+        per row.
         """
         there, back = self.initial_state(x.shape[0], x.shape[1], like=x)
         first, there = self.forwards.recurrent(x, layout, there)
@@ -79,7 +79,7 @@ class Bidirectional(Mixer):
         return self._join(first, second, layout), (self.forwards.final(there), self.backwards.final(back))
 
     def final_states(self, x: Float[Tensor, "B T D"], layout: Layout) -> tuple[tuple[Tensor, ...], ...]:
-        """See `read`."""
+        """The final vectors of `encode`."""
         return self.read(x, layout)[1]
 
     def _join(self, there: Tensor, back: Tensor, layout: Layout) -> Tensor:

@@ -21,14 +21,14 @@ from headway.nn.parts.projection import Projection
 @register("conditional_gru")
 @dataclass(frozen=True)
 class ConditionalGRUConfig(RecurrenceConfig):
-    """`context` is what enters the cell of the memory: what "additive" attention finds anew for each token, or, the
-    same for all, what the memory says of its last token ("fixed").
+    """A GRU whose cell also gets a context from the encoder's output (the memory).
 
-    memory: the width of the memory; None is what the encoder gives.
-    alignment: the units of the additive attention; None is as many as cells.
-    reset_after: the reset gate acts on U s + C c (Cho et al. 2014), and not on s (Bahdanau et al. 2015).
-    shows: the state that the output has, that "after" its token or that "before" it. With `out` a projection of state
-    and context follows; without it they are the output as they are, with the input between them, for a deep output.
+    context: "additive" attention to the memory for each token, or the memory's last vector for all tokens ("fixed").
+    memory: width of the memory; none: that of the encoder.
+    alignment: units of the additive attention; none: as many as cells.
+    reset_after: whether the reset gate acts on U s + C c (Cho et al. 2014) instead of s (Bahdanau et al. 2015).
+    shows: the state in the output, "after" its token or "before" it. Without `out` the output is state, input and
+    context concatenated, for a deep output; otherwise a projection of state and context.
     """
 
     context: Literal["additive", "fixed"] = "additive"
@@ -49,7 +49,7 @@ class ConditionalGRUConfig(RecurrenceConfig):
 
 
 class Annotations(NamedTuple):
-    """An encoded sequence, projected once: what is said of each token, and U_a h_j + b of the alignment."""
+    """An encoded sequence, projected once: the encoder's output per token, and U_a h_j + b of the alignment."""
 
     values: Float[Tensor, "M S E"]
     keys: Float[Tensor, "M S A"]
@@ -57,14 +57,14 @@ class Annotations(NamedTuple):
 
 
 class Summary(NamedTuple):
-    """The one vector c of each source, and C c."""
+    """The fixed vector c of each source, and C c."""
 
     value: Float[Tensor, "M E"]
     gates: Float[Tensor, "M 3N"]
 
 
 class Found(NamedTuple):
-    """What a step reads: c, C c, and the weights by which c was found, where it was."""
+    """The context of a step: c, C c, and the attention weights, if any."""
 
     context: Float[Tensor, "R E"]
     gates: Float[Tensor, "R 3N"]
@@ -72,7 +72,7 @@ class Found(NamedTuple):
 
 
 class ConditionalGRU(Recurrence):
-    """s = z s' + (1 - z) n with s' the state before, r, z = logistic(W x + U s' + C c), n = tanh(W x + U (r s') + C c).
+    """s = z s' + (1 - z) n with s' the previous s, r, z = logistic(W x + U s' + C c), n = tanh(W x + U (r s') + C c).
 
     additive: c = sum_j a_j h_j, a = softmax_j(v . tanh(W_a s' + U_a h_j)) (Bahdanau, Cho and Bengio 2015, equations 5
     and 6, appendix A.2.2). fixed: one c for all tokens; with `reset_after` n = tanh(W x + r (U s' + C c)) (Cho et al.
@@ -86,7 +86,7 @@ class ConditionalGRU(Recurrence):
         self.config = config
         memory, units = (width if config.memory is None else config.memory), config.alignment or self.cells
         if min(memory, units) < 1:
-            raise ConfigError(f"a memory {memory} wide and {units} units of alignment; give 1 or more of each, or none")
+            raise ConfigError(f"memory is {memory} and alignment {units}; set 1 or more each, or none")
         gates = (self.cells,) * 3
         self.input = Projection(width, gates)
         self.hidden = Projection(self.cells, gates, bias=False, recurrent=True)
@@ -105,7 +105,7 @@ class ConditionalGRU(Recurrence):
 
     def remember(self, encoded: Float[Tensor, "M S E"], layout: Layout) -> Annotations | Summary:
         if not layout.single:
-            raise UserError("rows of a packed memory hold several sources; give one a row to a conditional_gru")
+            raise UserError("packed memory rows contain several sources; pass one source per row to a conditional_gru")
         if self.config.context == "additive":
             return Annotations(encoded, self.keys(encoded), layout)
         last = encoded[torch.arange(layout.batch, device=encoded.device), layout.lengths - 1]
@@ -121,15 +121,15 @@ class ConditionalGRU(Recurrence):
     def parallel(
         self, x: Float[Tensor, "B T D"], layout: Layout, memory: Annotations | Summary | None = None
     ) -> Float[Tensor, "B T E"]:
-        """The scan of `recurrent` from the start; one document a row."""
+        """The scan of `recurrent` from the initial state; one document per row."""
         if not layout.single:
-            raise UserError("packed rows hold several targets; give one a row to a conditional_gru")
+            raise UserError("packed rows contain several targets; pass one target per row to a conditional_gru")
         return self.recurrent(x, layout, self.initial_state(x.shape[0], x.shape[1], like=x), memory)[0]
 
     def recurrent(
         self, x: Float[Tensor, "B T D"], layout: Layout, state: Vectors, memory: Annotations | Summary | None = None
     ) -> tuple[Float[Tensor, "B T E"], Vectors]:
-        """B may be a multiple W M of the memories: row r then reads memory r // W, as the beams of a sentence do."""
+        """B may be a multiple W M of the memories: row r then reads memory r // W, as for the beams of a sentence."""
         packed = pack(layout)
         if not packed.steps.sizes:
             return self.out(x.new_zeros(*x.shape[:2], self.shown)), state
@@ -148,7 +148,7 @@ class ConditionalGRU(Recurrence):
     def _unroll(
         self, gates: Float[Tensor, "n F"], begin: Float[Tensor, "R N"], steps: RunSteps, read: Callable[[Tensor], Found]
     ) -> tuple[Float[Tensor, "n N"], Float[Tensor, "n N"], Found]:
-        """The states before and after each token, and what it reads."""
+        """The states before and after each token, and its context."""
         outer, inner = self.hidden.matrix().split((2 * self.cells, self.cells))
         cell = self._reset_after if self.config.reset_after else self._reset_before
         states, every = [begin], []
@@ -174,9 +174,9 @@ class ConditionalGRU(Recurrence):
     def _reader(
         self, memory: Annotations | Summary | None, layout: Layout, packed: PackedRuns
     ) -> Callable[[Tensor], Found]:
-        """What runs read of their memories, from the states before a step of the first of them."""
+        """A function from the states before a step (of the first runs) to their contexts."""
         if memory is None:
-            raise ConfigError("a conditional_gru reads the output of an encoder, and has none; use it in a decoder")
+            raise ConfigError("a conditional_gru needs the output of an encoder; use it in a decoder")
         if isinstance(memory, Summary):
             value, gates = (part[packed.rows // (layout.batch // part.shape[0])] for part in memory)
             return lambda s: Found(value[: s.shape[0]], gates[: s.shape[0]], None)
@@ -195,12 +195,12 @@ class ConditionalGRU(Recurrence):
 
 
 def note(weights: Float[Tensor, "n S"], packed: PackedRuns, layout: Layout) -> None:
-    """Hand the weights of an attention to who records them."""
+    """Pass attention weights to the active recorder, if any."""
     record = recorder()
     if record is not None:
         record(packed.put(weights.detach(), layout)[:, None])
 
 
 def _first(part: Tensor, count: int) -> Tensor:
-    """The first rows; all of them as they are, as the gradient of a slice is a copy of the whole."""
+    """The first rows; the tensor itself if all, because the gradient of a slice is a full copy."""
     return part if count == part.shape[0] else part[:count]

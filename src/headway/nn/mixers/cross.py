@@ -29,25 +29,22 @@ class Remembered(NamedTuple):
 
 @dataclass(frozen=True)
 class CrossAttentionConfig:
-    """`width` is that of the memory; None is the model's own; `kv_bias` may be said for each of key and value. With
-    `placed` the Stack's positions are added to what queries are made of, and those of the encoder's to what keys are.
-    The other fields are those of AttentionConfig.
-    """
+    """Attention of a decoder to an encoder's output (the memory)."""
 
     heads: int = 8  # query heads
-    kv_heads: int | None = None  # key and value heads; none: one for each query head
-    head_size: int | None = None  # none: width / heads
-    width: int | None = None
-    qk_norm: NormConfig | None = None  # of queries and keys, a head
-    q_bias: bool = True  # of the map to queries
-    kv_bias: bool | tuple[bool, bool] = True
-    out_bias: bool = True  # of the output projection
-    scale: float | None = None  # of scores; none: 1 / sqrt(head size)
-    dropout: float = 0.0  # of attention weights
-    placed: bool = False  # whether queries and keys get the positions of the stack
+    kv_heads: int | None = None  # key and value heads; none: one per query head
+    head_size: int | None = None  # size of a head; none: width / heads
+    width: int | None = None  # width of the memory; none: the model's width
+    qk_norm: NormConfig | None = None  # norm of queries and keys, per head
+    q_bias: bool = True  # whether queries have a bias
+    kv_bias: bool | tuple[bool, bool] = True  # whether keys and values have biases, for both or for each
+    out_bias: bool = True  # whether the output projection has a bias
+    scale: float | None = None  # factor on scores; none: 1 / sqrt(head size)
+    dropout: float = 0.0  # dropout rate of attention weights
+    placed: bool = False  # whether the stacks' positions are added to queries and keys
 
     def build(self, width: int, biases: nn.ModuleDict) -> CrossAttention:
-        """`biases` are what the blocks of a Stack share."""
+        """`biases` are the modules that the blocks of a Stack share."""
         return CrossAttention(self, width, biases)
 
 
@@ -72,19 +69,19 @@ class CrossAttention(nn.Module):
     def remember(
         self, encoded: Float[Tensor, "M S E"], layout: Layout, positions: Float[Tensor, "#M S E"] | None = None
     ) -> Remembered:
-        """`positions` are those of the encoder's Stack, None where it has none. ConfigError where they are missing."""
+        """`positions` are those of the encoder's Stack. Raises ConfigError if they are needed but None."""
         keys, values = self.kv(encoded).view(*encoded.shape[:2], 2 * self.groups, self.size).chunk(2, dim=2)
         if self._positions is not None:
             if positions is None:
                 raise ConfigError(
-                    "a cross-attention is placed, and the encoder has no positions; set those of its stack"
+                    "cross-attention has placed=true, but the encoder has no positions; set those of its stack"
                 )
             rows = self.groups * self.size
             keys = keys + linear(positions, self.kv.matrix()[:rows]).unflatten(-1, (self.groups, self.size))
         return Remembered(self.k_norm(keys), values, layout)
 
     def forward(self, x: Float[Tensor, "B T D"], layout: Layout, memory: Remembered) -> Float[Tensor, "B T D"]:
-        """B may be a multiple W M of the memories: row r then reads memory r // W, as the beams of a sentence do."""
+        """B may be a multiple W M of the memories: row r then reads memory r // W, as for the beams of a sentence."""
         shape = x.shape
         asked = x if self._positions is None else x + self._positions(layout, x)
         q = self.q_norm(self.q(asked).view(*shape[:2], self.heads, self.size))
@@ -101,7 +98,7 @@ class CrossAttention(nn.Module):
         return self.out(y.reshape(*shape[:2], self.heads * self.size))
 
     def _view(self, query: Layout, memory: Layout) -> View:
-        """Packed memories are read document by document; single ones by every query of their rows."""
+        """The view of packed memories is per document; otherwise every query of a row sees its whole memory."""
         if memory.single:
             if query.batch != memory.batch:
                 positions = query.positions
@@ -109,7 +106,7 @@ class CrossAttention(nn.Module):
             return View(Full(), query, memory, one_document=True)
         if query.batch != memory.batch or not bool(query.starts.any()):
             raise UserError(
-                f"a memory of {memory.batch} packed rows cannot be read by {query.batch} decoding rows; "
-                "encode one document a row to generate"
+                f"a memory of {memory.batch} packed rows does not fit {query.batch} decoding rows; "
+                "encode one document per row to generate"
             )
         return View(Full(), query, memory)

@@ -1,4 +1,4 @@
-"""Fast weights that correct what they hold, instead of only adding to it."""
+"""Fast weights that correct their contents instead of only adding to them."""
 
 from __future__ import annotations
 
@@ -31,23 +31,20 @@ from headway.nn.parts.projection import Projection
 @register("delta")
 @dataclass(frozen=True)
 class DeltaConfig(MixerConfig):
-    """`features` and `nu` as in linear attention; `key_norm` of queries and keys is "sum" (Schlag et al. 2021, section
-    4.2) or "l2" (Yang et al. 2024, "Parallelizing linear transformers with the delta rule", with silu): without one,
-    "none", the rule is unstable where beta |k|^2 exceeds 2.
-
-    `norm` is of each head's output; `head_size` None is width / heads; `chunk` is the number of tokens that are
-    computed at once.
+    """Fast weights written by the delta rule. The `key_norm` is "sum" (Schlag et al. 2021, section 4.2) or "l2" (Yang
+    et al. 2024, "Parallelizing linear transformers with the delta rule", with silu); with "none" the rule is unstable
+    where beta |k|^2 exceeds 2.
     """
 
-    heads: int = 8  # heads
-    head_size: int | None = None
+    heads: int = 8  # number of heads
+    head_size: int | None = None  # size of a head; none: width / heads
     features: FeatureMap = "dpfp"  # feature map of queries and keys, as in linear attention
-    nu: int = 1  # of dpfp, as in linear attention
-    key_norm: KeyNorm = "sum"  # what queries and keys are normalised by
-    norm: NormConfig | None = None
-    qkv_bias: bool | tuple[bool, bool, bool] = True  # of the maps to query, key and value, or of each
-    out_bias: bool = True  # of the output projection
-    chunk: int = 64
+    nu: int = 1  # factor on the width of dpfp features
+    key_norm: KeyNorm = "sum"  # normalisation of queries and keys
+    norm: NormConfig | None = None  # norm of each head's output
+    qkv_bias: bool | tuple[bool, bool, bool] = True  # whether query, key and value have biases, for all or for each
+    out_bias: bool = True  # whether the output projection has a bias
+    chunk: int = 64  # tokens computed at once
 
     def __post_init__(self) -> None:
         check_chunk(self.chunk)
@@ -62,8 +59,8 @@ class DeltaConfig(MixerConfig):
 
 
 class Delta(Associative):
-    """W_t = W_(t-1) + beta_t (v_t - W_(t-1) f(k_t)) f(k_t)^T and y_t = W_t f(q_t), where beta_t is the sigmoid of a map
-    of the input, one a head (Schlag et al. 2021, section 4.2).
+    """W_t = W_(t-1) + beta_t (v_t - W_(t-1) f(k_t)) f(k_t)^T and y_t = W_t f(q_t), where beta_t is the sigmoid of a
+    linear map of the input, per head (Schlag et al. 2021, section 4.2).
     """
 
     def __init__(self, config: DeltaConfig, width: int) -> None:
@@ -88,18 +85,15 @@ class Delta(Associative):
 @register("gated_delta")
 @dataclass(frozen=True)
 class GatedDeltaConfig(MixerConfig):
-    """`norm` is of each head's output, and `out_gate` then multiplies it by silu of a map of the input. `head_size`
-    None is width / heads; `chunk` is the number of tokens that are computed at once. The paper's short convolutions are
-    left out.
-    """
+    """The gated delta rule, without the paper's short convolutions."""
 
-    heads: int = 8  # heads
-    head_size: int | None = None
-    norm: NormConfig | None = RMSNormConfig()  # of each head's output
-    out_gate: bool = True  # whether silu of a map of the input multiplies the output
-    qkv_bias: bool | tuple[bool, bool, bool] = False  # of the maps to query, key and value, or of each
-    out_bias: bool = False  # of the output projection
-    chunk: int = 64
+    heads: int = 8  # number of heads
+    head_size: int | None = None  # size of a head; none: width / heads
+    norm: NormConfig | None = RMSNormConfig()  # norm of each head's output
+    out_gate: bool = True  # whether silu of a linear map of the input multiplies the output
+    qkv_bias: bool | tuple[bool, bool, bool] = False  # whether query, key and value have biases, for all or for each
+    out_bias: bool = False  # whether the output projection has a bias
+    chunk: int = 64  # tokens computed at once
 
     def __post_init__(self) -> None:
         check_chunk(self.chunk)
@@ -113,9 +107,9 @@ class GatedDeltaConfig(MixerConfig):
 
 
 class GatedDelta(Associative):
-    """W_t = a_t W_(t-1) (I - beta_t k_t k_t^T) + beta_t v_t k_t^T and y_t = W_t q_t, with queries and keys silu of
-    their maps at unit length, values silu of theirs, and a decay a_t and a strength beta_t a head (Yang et al. 2024,
-    "Gated delta networks", the gated delta rule and figure 1).
+    """W_t = a_t W_(t-1) (I - beta_t k_t k_t^T) + beta_t v_t k_t^T and y_t = W_t q_t, with silu on queries, keys and
+    values, queries and keys of unit length, and a decay a_t and a strength beta_t per head (Yang et al. 2024, "Gated
+    delta networks", the gated delta rule and figure 1).
     """
 
     def __init__(self, config: GatedDeltaConfig, width: int) -> None:
@@ -127,7 +121,7 @@ class GatedDelta(Associative):
 
     @property
     def scan_flop(self) -> int:
-        """As of Delta, and H M N for the decay."""
+        """As for Delta, and H M N for the decay."""
         return 7 * self.entries + 2 * self.heads * self.size
 
     def scan(

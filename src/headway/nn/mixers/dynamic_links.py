@@ -1,4 +1,4 @@
-"""Links of the moment beside those that were learnt."""
+"""Momentary links in addition to learned ones."""
 
 from __future__ import annotations
 
@@ -20,21 +20,19 @@ from headway.nn.parts.projection import Projection
 @register("dynamic_links")
 @dataclass(frozen=True)
 class DynamicLinksConfig(MixerConfig):
-    """`cells` None is the width; `decay` is what remains of a link after a token, `rate` how fast links grow; `out`
-    false leaves out the map back to the width. `chunk` is the number of tokens whose links are computed at once.
-    """
+    """Slow weights plus momentary links that follow Hebb's rule."""
 
-    cells: int | None = None
-    decay: float = 0.9  # what remains of a link after a token
-    rate: float = 0.5  # how fast links grow
-    bias: bool = True  # of the slow weights
-    out: bool = True  # whether a map back to the width follows
-    chunk: int = 64
+    cells: int | None = None  # number of cells; none: the model's width
+    decay: float = 0.9  # factor on links per token
+    rate: float = 0.5  # growth rate of links
+    bias: bool = True  # whether the slow weights have a bias
+    out: bool = True  # whether an output projection follows
+    chunk: int = 64  # tokens computed at once
 
     def __post_init__(self) -> None:
         check_chunk(self.chunk)
         if not 0 < self.decay <= 1:
-            raise ConfigError(f"decay is {self.decay}; give a number above 0 and at most 1")
+            raise ConfigError(f"decay is {self.decay}; set a number above 0 and at most 1")
 
     @property
     def causal(self) -> bool:
@@ -53,13 +51,13 @@ class FastLinks(NamedTuple):
 class DynamicLinks(Mixer):
     """y_t = tanh((W + F_t) x_t + b) and F_t = decay F_(t-1) + (rate / D) y_(t-1) x_(t-1)^T, F_1 = 0.
 
-    W is learnt slowly, by gradients; F within a document, by Hebb: a link between an input and a cell that were active
-    together is strong for a moment and fades. Von der Malsburg 1981 ("The correlation theory of brain function") has
-    this in words: synapses are modulated fast, by the correlation of what they connect. Feldman 1982 ("Dynamic
-    connections in neural networks") has connections of the moment between units. Neither writes this equation. Slow
-    weights and fast ones that fade, added up, are those of Hinton and Plaut 1987, where both learn from errors; decay
-    and Hebb's products are those of Ba et al. 2016, there for the links of a state to itself. Dividing by the number of
-    inputs D makes `rate` mean the same at any width.
+    W is learned slowly, by gradients; F within a document, by Hebb's rule: a link between an input and a cell that were
+    active together is strong for a moment and decays. Von der Malsburg 1981 ("The correlation theory of brain
+    function") describes this in words: synapses are modulated fast, by the correlation of the neurons they connect.
+    Feldman 1982 ("Dynamic connections in neural networks") has momentary connections between units. Neither contains
+    this equation. The sum of slow weights and decaying fast ones is that of Hinton and Plaut 1987, where both learn
+    from errors; decay and Hebbian products are those of Ba et al. 2016, there for links of a state to itself. Dividing
+    by the number of inputs D makes `rate` independent of the width.
     """
 
     def __init__(self, config: DynamicLinksConfig, width: int) -> None:
@@ -67,7 +65,7 @@ class DynamicLinks(Mixer):
         self.config = config
         self.width, self.cells = width, config.cells or width
         if not config.out and self.cells != width:
-            raise ConfigError(f"cells {self.cells} without an output map must equal width {width}; set out to true")
+            raise ConfigError(f"cells is {self.cells} and out is false, but the width is {width}; set out to true")
         self.slow = Projection(width, self.cells, config.bias, writes=not config.out)
         self.out = Projection(self.cells, width, config.bias, writes=True) if config.out else nn.Identity()
 

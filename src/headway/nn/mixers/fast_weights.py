@@ -21,19 +21,16 @@ from headway.nn.parts.norm import NormConfig, Strength
 @register("fast_weights")
 @dataclass(frozen=True)
 class FastWeightsConfig(MixerConfig):
-    """`strength` lets the slow network say how strongly each head writes, else all is written in full. `squash` tanh
-    bounds what the slow network says. `norm` is of each head's output. `head_size` None is width / heads; 1992 had one
-    head. `chunk` is the number of tokens that are computed at once.
-    """
+    """Fast weights as in 1992, with several heads."""
 
-    heads: int = 8  # heads
-    head_size: int | None = None
-    strength: bool = True
-    squash: Literal["none", "tanh"] = "none"
-    norm: NormConfig | None = None
-    qkv_bias: bool | tuple[bool, bool, bool] = True  # of the maps to query, key and value, or of each
-    out_bias: bool = True  # of the output projection
-    chunk: int = 64
+    heads: int = 8  # number of heads; 1 in 1992
+    head_size: int | None = None  # size of a head; none: width / heads
+    strength: bool = True  # whether the slow network controls how strongly each head writes
+    squash: Literal["none", "tanh"] = "none"  # tanh bounds the slow network's outputs
+    norm: NormConfig | None = None  # norm of each head's output
+    qkv_bias: bool | tuple[bool, bool, bool] = True  # whether query, key and value have biases, for all or for each
+    out_bias: bool = True  # whether the output projection has a bias
+    chunk: int = 64  # tokens computed at once
 
     def __post_init__(self) -> None:
         check_chunk(self.chunk)
@@ -47,16 +44,15 @@ class FastWeightsConfig(MixerConfig):
 
 
 class FastWeightController(Associative):
-    """W_t = W_(t-1) + b_t v_t k_t^T and y_t = W_t q_t: at each step a slow network writes keys k ("FROM"), values v
-    ("TO") and how strongly, b, and their outer products change the weights W of a fast one (Schmidhuber 1992, "Learning
+    """W_t = W_(t-1) + b_t v_t k_t^T and y_t = W_t q_t: at each step a slow network outputs keys k ("FROM"), values v
+    ("TO") and a strength b, and their outer products change the weights W of a fast one (Schmidhuber 1992, "Learning
     to control fast-weight memories"; Schlag et al. 2021, equations 1 to 3).
 
-    It is without softmax and without normalisation. Two liberties: 1992's fast network read the input itself, here the
-    slow network writes its query too; and W starts at zero with each document.
+    It has no softmax and no normalisation. Two differences from 1992: the slow network also outputs the query, while
+    the fast network of 1992 read the input itself; and W starts at zero in each document.
 
-    With `strength` and `squash` off this is unnormalised linear attention whose features are the identity,
-    `LinearAttentionConfig(features="identity", normalise=False)`: the same weights by the same names give the same
-    numbers.
+    Without `strength` and `squash` this is unnormalised linear attention with identity features,
+    `LinearAttentionConfig(features="identity", normalise=False)`: with the same weights the outputs are equal.
     """
 
     def __init__(self, config: FastWeightsConfig, width: int) -> None:

@@ -18,12 +18,10 @@ from headway.nn.parts.projection import Projection
 @register("elman")
 @dataclass(frozen=True)
 class ElmanConfig(RecurrenceConfig):
-    """`activation` is Elman's logistic function or the hyperbolic tangent; `truncate` learns as he did, from one step
-    back: the context units are inputs like any other, and no gradient goes through them.
-    """
+    """A simple recurrent network."""
 
-    activation: Literal["tanh", "logistic"] = "tanh"
-    truncate: bool = False  # whether gradients go one step back only, as Elman's did
+    activation: Literal["tanh", "logistic"] = "tanh"  # activation; Elman used logistic
+    truncate: bool = False  # whether gradients stop after one step, as in Elman's training
 
     def build(self, width: int, biases: nn.ModuleDict) -> Elman:
         return Elman(self, width)
@@ -34,7 +32,7 @@ class Elman(Recurrence):
 
     def __init__(self, config: ElmanConfig, width: int) -> None:
         if config.truncate and config.learned_start:
-            raise ConfigError("no gradient reaches the start of a truncated network; set learned_start to false")
+            raise ConfigError("truncate stops gradients before the learned start; set learned_start to false")
         super().__init__(config, width)
         self.config = config
         self.input = Projection(width, self.cells)
@@ -48,9 +46,9 @@ class Elman(Recurrence):
 @register("gru")
 @dataclass(frozen=True)
 class GRUConfig(RecurrenceConfig):
-    """`reset_after` lets the reset gate act on the product with h, as nn.GRU does, and not on h itself."""
+    """A gated recurrent unit."""
 
-    reset_after: bool = False
+    reset_after: bool = False  # whether the reset gate acts on the product with h, as in nn.GRU, instead of on h
 
     def build(self, width: int, biases: nn.ModuleDict) -> GRU:
         return GRU(self, width)
@@ -86,15 +84,15 @@ _OPEN = 40.0  # the logistic function of this is 1 in every precision
 @register("lstm")
 @dataclass(frozen=True)
 class LSTMConfig(RecurrenceConfig):
-    """`forget_gate` false is the cell of 1995 and 1997. `peepholes` let the gates see the cell. `squash` is how inputs
-    and outputs of the cell are squashed: "tanh", or "logistic", by logistic functions stretched to [-2, 2] for inputs
-    and [-1, 1] for outputs; None is what the papers have, "logistic" without a forget gate and "tanh" with it.
+    """`squash` is the activation on inputs and outputs of the cell: "tanh", or "logistic" functions stretched to
+    [-2, 2] for inputs and [-1, 1] for outputs; none: as in the papers, "logistic" without a forget gate, otherwise
+    "tanh".
     """
 
-    forget_gate: bool = True
-    peepholes: bool = False
+    forget_gate: bool = True  # whether there is a forget gate; false: the cell of 1995 and 1997
+    peepholes: bool = False  # whether the gates see the cell
     squash: Literal["tanh", "logistic"] | None = None
-    forget_bias: float = 1.0  # where the forget gate's bias starts
+    forget_bias: float = 1.0  # initial bias of the forget gate
 
     def build(self, width: int, biases: nn.ModuleDict) -> LSTM:
         return LSTM(self, width)
@@ -124,7 +122,7 @@ class LSTM(Recurrence):
 
     @property
     def scan_flop(self) -> int:
-        """N (4) for f c + i g and o s(c), one less without f; 2 for each peephole."""
+        """N (4) for f c + i g and o s(c), one less without f; 2 per peephole."""
         seeing = 0 if self.peepholes is None else self.peepholes.numel()
         return self.cells * (4 if self.config.forget_gate else 3) + 2 * seeing
 
@@ -141,10 +139,10 @@ class LSTM(Recurrence):
         return y, (h, c * 2)
 
     def _of_today(self, part: Tensor, forget: float = 0.0) -> Tensor:
-        """Weights of the gates, or their bias, by which the cell of today computes what this one does.
+        """Gate weights or biases with which a modern LSTM cell computes the same as this variant.
 
         4 logistic(a) - 2 = 2 tanh(a / 2) and 2 logistic(c) - 1 = tanh(c / 2): half the cell, fed with half the a, is
-        a cell with tanh. One without a forget gate has one that is always open.
+        a cell with tanh. A cell without a forget gate becomes one whose forget gate is always open.
         """
         if self.config.forget_gate and not self.stretched:
             return part

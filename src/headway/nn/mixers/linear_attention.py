@@ -1,4 +1,4 @@
-"""Attention without a softmax, whose state does not grow."""
+"""Attention without a softmax and with a state of constant size."""
 
 from __future__ import annotations
 
@@ -21,32 +21,26 @@ from headway.nn.parts.norm import SIGNED, FeatureMap, LogDecay, NormConfig, chec
 @checked
 @dataclass(frozen=True)
 class LinearAttentionConfig(MixerConfig):
-    """`features` of queries and keys are elu + 1 (Katharopoulos et al. 2020) or dpfp with `nu` (Schlag et al. 2021);
-    relu, silu and identity are there for experiments.
-
-    `normalise` divides by the sum of weights, which features that are never negative allow. `decay` lets each head
-    forget at a rate of its own that depends on the token. `norm` is of each head's output (unnormalised sums grow with
-    the document). `head_size` None is width / heads. `chunk` is the number of tokens that are computed at once.
+    """`features` is the feature map of queries and keys: elu + 1 (Katharopoulos et al. 2020) or dpfp with `nu` (Schlag
+    et al. 2021); relu, silu and identity are for experiments.
     """
 
-    heads: int = 8  # heads
-    head_size: int | None = None
+    heads: int = 8  # number of heads
+    head_size: int | None = None  # size of a head; none: width / heads
     features: FeatureMap = "elu"
-    nu: int = 1  # how many times as wide dpfp makes its features
-    normalise: bool = True
-    decay: bool = False
-    norm: NormConfig | None = None
-    qkv_bias: bool | tuple[bool, bool, bool] = True  # of the maps to query, key and value, or of each
-    out_bias: bool = True  # of the output projection
-    chunk: int = 64
+    nu: int = 1  # factor on the width of dpfp features
+    normalise: bool = True  # whether to divide by the sum of weights; needs non-negative features
+    decay: bool = False  # whether each head decays at its own rate, which depends on the token
+    norm: NormConfig | None = None  # norm of each head's output (unnormalised sums grow with the document)
+    qkv_bias: bool | tuple[bool, bool, bool] = True  # whether query, key and value have biases, for all or for each
+    out_bias: bool = True  # whether the output projection has a bias
+    chunk: int = 64  # tokens computed at once
 
     def __post_init__(self) -> None:
         check_chunk(self.chunk)
         check_features(self.features, self.nu)
         if self.normalise and self.features in SIGNED:
-            raise ConfigError(
-                f"features {self.features} may add up to 0; set normalise to false, or choose elu or dpfp"
-            )
+            raise ConfigError(f"features {self.features} may sum to 0; set normalise to false, or choose elu or dpfp")
 
     @property
     def causal(self) -> bool:

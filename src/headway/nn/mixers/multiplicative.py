@@ -1,4 +1,4 @@
-"""Recurrent networks whose transition depends on the input: second-order ones, factored ones, and the LSTM made so."""
+"""Recurrent networks whose transition depends on the input: second-order, factored, and multiplicative LSTMs."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ ACTIVATIONS = {"tanh": torch.tanh, "logistic": torch.sigmoid}
 @register("sigma_pi")
 @dataclass(frozen=True)
 class SigmaPiConfig(RecurrenceConfig):
-    """cells^2 x width weights, so keep both small. Documents start from ones that are trained: where h is 0, so is
-    every product.
+    """It has cells^2 x width weights, so keep both small. Documents start from learned vectors, initially ones, because
+    all products are 0 if h is 0.
     """
 
-    activation: Literal["tanh", "logistic"] = "logistic"  # the squashing function s
+    activation: Literal["tanh", "logistic"] = "logistic"  # activation s
     learned_start: bool = True
 
     def build(self, width: int, biases: nn.ModuleDict) -> SigmaPi:
@@ -32,7 +32,7 @@ class SigmaPiConfig(RecurrenceConfig):
 
 
 class SigmaPi(Recurrence):
-    """h_i = s(sum_jk W_ijk h_j x_k + b_i), of h before and x now.
+    """h_i = s(sum_jk W_ijk h_j x_k + b_i), with the previous h and the current x.
 
     Sigma-pi units (Rumelhart, Hinton and McClelland 1986) in a second-order recurrent network (Giles et al. 1990).
     """
@@ -60,10 +60,10 @@ class SigmaPi(Recurrence):
 @register("multiplicative")
 @dataclass(frozen=True)
 class MultiplicativeConfig(RecurrenceConfig):
-    """`factors` of the tensor that takes h and x to the next h; None is as many as there are cells."""
+    """A second-order network with a factored weight tensor."""
 
-    factors: int | None = None
-    activation: Literal["tanh", "logistic"] = "tanh"  # the squashing function s
+    factors: int | None = None  # number of factors of the tensor; none: as many as cells
+    activation: Literal["tanh", "logistic"] = "tanh"  # activation s
 
     def build(self, width: int, biases: nn.ModuleDict) -> Multiplicative:
         return Multiplicative(self, width)
@@ -72,7 +72,7 @@ class MultiplicativeConfig(RecurrenceConfig):
 class Multiplicative(Recurrence):
     """h = s(W_hf diag(W_fx x) W_fh h + W_hx x + b) (Sutskever, Martens and Hinton 2011).
 
-    The first term is that of second-order networks with W_ijk = sum_f W_hf[i, f] W_fh[f, j] W_fx[f, k].
+    The first term is a second-order network with W_ijk = sum_f W_hf[i, f] W_fh[f, j] W_fx[f, k].
     """
 
     def __init__(self, config: MultiplicativeConfig, width: int) -> None:
@@ -85,7 +85,7 @@ class Multiplicative(Recurrence):
 
     @property
     def scan_flop(self) -> int:
-        """One for each factor."""
+        """One per factor."""
         return self.factors
 
     def scan(self, x: Tensor, start: tuple[Tensor, ...], steps: RunSteps) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -97,27 +97,27 @@ class Multiplicative(Recurrence):
 
 
 def count_factors(factors: int | None, cells: int) -> int:
-    """As stated, or one for each cell."""
+    """`factors` if set, otherwise one per cell."""
     count = cells if factors is None else factors
     if count < 1:
-        raise ConfigError(f"factors {count} is not a number of factors; give 1 or more, or none for one a cell")
+        raise ConfigError(f"factors is {count}; set 1 or more, or none for one per cell")
     return count
 
 
 @register("mlstm")
 @dataclass(frozen=True)
 class MLSTMConfig(RecurrenceConfig):
-    """`factors` is the size of m; None is that of the cells, as in the paper."""
+    """A multiplicative LSTM."""
 
-    factors: int | None = None
-    forget_bias: float = 1.0  # where the forget gate's bias starts
+    factors: int | None = None  # size of m; none: as many as cells, as in the paper
+    forget_bias: float = 1.0  # initial bias of the forget gate
 
     def build(self, width: int, biases: nn.ModuleDict) -> MLSTM:
         return MLSTM(self, width)
 
 
 class MLSTM(Recurrence):
-    """m = (W_mx x) (W_mh h) stands in the place of h in an LSTM (Krause et al. 2016)."""
+    """An LSTM in which m = (W_mx x) (W_mh h) replaces h (Krause et al. 2016)."""
 
     vectors = 2
 
@@ -133,7 +133,7 @@ class MLSTM(Recurrence):
 
     @property
     def scan_flop(self) -> int:
-        """One for each factor; N (4) for f c + i g and o tanh(c)."""
+        """One per factor; N (4) for f c + i g and o tanh(c)."""
         return self.factors + 4 * self.cells
 
     def scan(self, x: Tensor, start: tuple[Tensor, ...], steps: RunSteps) -> tuple[Tensor, tuple[Tensor, ...]]:

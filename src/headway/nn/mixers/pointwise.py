@@ -1,4 +1,4 @@
-"""No mixing along time: what a model makes of each token by itself."""
+"""No mixing along time: a linear layer over each token by itself."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from headway.nn.parts.projection import Projection
 @register("pointwise")
 @dataclass(frozen=True)
 class PointwiseConfig(MixerConfig):
-    """A block with it is a multi-layer perceptron, of no memory: the control for all mixers that have one."""
+    """A block with it is a multi-layer perceptron without memory: the control for all mixers with one."""
 
     @property
     def causal(self) -> bool:
@@ -28,7 +28,7 @@ class PointwiseConfig(MixerConfig):
 
 
 class Nothing(NamedTuple):
-    """A state of no numbers, [B, 0]."""
+    """An empty state, [B, 0]."""
 
     empty: Float[Tensor, "B 0"]
 
@@ -39,7 +39,7 @@ class Pointwise(Mixer):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.each = Projection(width, width, writes=True)
-        self.out = nn.Identity()  # as of all mixers whose output is not projected back
+        self.out = nn.Identity()  # as in all mixers without an output projection
 
     def parallel(self, x: Float[Tensor, "B T D"], layout: Layout) -> Float[Tensor, "B T D"]:
         return self.each(x)

@@ -1,4 +1,4 @@
-"""What all networks share whose state is a few vectors, over documents as runs of tokens."""
+"""Base of recurrent networks whose state is a few vectors, over documents as runs of tokens."""
 
 from __future__ import annotations
 
@@ -17,14 +17,12 @@ from headway.nn.parts.projection import Projection
 
 
 class Runs(NamedTuple):
-    """The n tokens that are kept, row by row, and to which run each belongs; a run is a document, or what is here of
-    one.
-    """
+    """The n tokens without padding, row by row, and the run of each; a run is a document or a part of one."""
 
-    tokens: Int[Tensor, "n"]  # where a token lies in [B T] flattened
-    number: Int[Tensor, "n"]  # the run of a token
-    step: Int[Tensor, "n"]  # its place in the run
-    first: Int[Tensor, "R"]  # the token with which a run begins
+    tokens: Int[Tensor, "n"]  # index of a token in [B T] flattened
+    number: Int[Tensor, "n"]  # run of a token
+    step: Int[Tensor, "n"]  # index of a token within its run
+    first: Int[Tensor, "R"]  # first token of a run
     lengths: Int[Tensor, "R"]
 
 
@@ -43,7 +41,7 @@ def find_runs(layout: Layout) -> Runs:
 
 @once_a_layout
 def mirror(layout: Layout) -> Int[Tensor, "BT"]:
-    """For each place in [B T] flattened that from which it is read when every document is turned round in itself."""
+    """Source index of each index in [B T] flattened to reverse every document in place."""
     runs = find_runs(layout)
     places = torch.arange(layout.positions.numel(), device=layout.positions.device)
     other = runs.first[runs.number] + runs.lengths[runs.number] - 1 - runs.step
@@ -51,17 +49,17 @@ def mirror(layout: Layout) -> Int[Tensor, "BT"]:
 
 
 def reverse(x: Float[Tensor, "B T D"], layout: Layout) -> Float[Tensor, "B T D"]:
-    """Every document back to front, in the same layout; padding stays where it is."""
+    """Reverse every document in the same layout; padding stays in place."""
     if layout.dense:
         return x.flip(1)
     return x.flatten(0, 1).index_select(0, mirror(layout)).view(x.shape)
 
 
 class PackedRuns(NamedTuple):
-    """The tokens of a layout as `RunSteps` have them, without padding.
+    """The tokens of a layout in the order of `RunSteps`, without padding.
 
-    `places` are theirs in [B T] flattened, None where that is no more than the transpose. `rows` are the rows of the R
-    runs, `fresh` says which begin at position 0. `last` are the runs in which a row ends, `ended` those rows.
+    `indices` are those in [B T] flattened, None if the order is the transpose. `rows` are the rows of the R runs,
+    `fresh` marks runs that start at position 0. `last` are the last runs of rows, `ended` those rows.
     """
 
     steps: RunSteps
@@ -110,13 +108,11 @@ def pack(layout: Layout) -> PackedRuns:
 
 @dataclass(frozen=True)
 class RecurrenceConfig(MixerConfig):
-    """`cells` are the units of the state, None for as many as the model is wide; without `out` what they say is the
-    output as it is, with it a projection follows. `learned_start` trains the vectors that documents start from.
-    """
+    """A recurrent network over the tokens of each document."""
 
-    cells: int | None = None  # units of the state; none: as many as the model is wide
-    out: bool = True  # whether a projection follows
-    learned_start: bool = False
+    cells: int | None = None  # units of the state; none: the model's width
+    out: bool = True  # whether an output projection follows
+    learned_start: bool = False  # whether the vectors from which documents start are learned
 
     @property
     def causal(self) -> bool:
@@ -127,22 +123,22 @@ class RecurrenceConfig(MixerConfig):
 
 
 class Vectors(NamedTuple):
-    """What a row has come to, and what it returns to where a document starts."""
+    """The current vectors of each row, and the vectors from which documents start."""
 
     now: tuple[Float[Tensor, "B N"], ...]
     start: tuple[Float[Tensor, "B N"], ...]
 
 
 class Recurrence(Mixer):
-    """A cell over one token after the other; a subclass says in `scan` what the cell does.
+    """A cell applied to one token after the other; subclasses define it in `scan`.
 
-    Tokens come to the cell step by step over all documents of a batch, the longest first, so that padding costs
-    nothing and packed documents run side by side.
+    Each step processes one token of every document in a batch, the longest documents first, so that padding costs
+    nothing and packed documents run in parallel.
     """
 
     bridged = True
-    vectors = 1  # how many make up a state; h is the first
-    beginning = 0.0  # where learned starts start
+    vectors = 1  # number of vectors in a state; h is the first
+    beginning = 0.0  # initial value of learned starts
 
     def __init__(self, config: RecurrenceConfig, width: int) -> None:
         super().__init__()
@@ -193,11 +189,11 @@ class Recurrence(Mixer):
                 f"vectors of sizes {sizes} cannot start a {type(self).__name__}, whose state has {self.state_sizes}; "
                 "project them to that"
             )
-        # Rows of a state are moved in place, so no tensor of it may be another's memory.
+        # Rows of a state are moved in place, so its tensors must not share memory.
         return Vectors(*(tuple(v.to(like.dtype, copy=True) for v in vectors) for _ in range(2)))
 
     def _step(self, x: Tensor, layout: Layout, state: Vectors) -> tuple[Tensor, Vectors]:
-        """One token of each row, without any search for documents."""
+        """Process one token per row, without looking for document boundaries."""
         begin = tuple(torch.where(layout.starts, first, now) for first, now in zip(state.start, state.now))
         steps = layout.derived("one step", lambda: RunSteps.equal(layout.batch, 1, x.device))
         y, ends = self._scan(x[:, 0], begin, steps)
@@ -218,5 +214,5 @@ class Recurrence(Mixer):
 def _cells(config: RecurrenceConfig, width: int) -> int:
     cells = width if config.cells is None else config.cells
     if cells < 1:
-        raise ConfigError(f"cells {cells} is not a number of cells; give 1 or more, or none for the model's width")
+        raise ConfigError(f"cells is {cells}; set 1 or more, or none for the model's width")
     return cells

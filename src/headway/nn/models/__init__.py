@@ -1,10 +1,10 @@
-"""Models: an architecture is mixer x visibility x block x stack x topology, as frozen data."""
+"""Models: an architecture is mixer x visibility x block x stack x topology, described by frozen dataclasses."""
 
 from __future__ import annotations
 
 from torch import nn
 
-from headway.nn.models import settings as _settings  # noqa: F401 -- registers what --set takes
+from headway.nn.models import settings as _settings  # noqa: F401 -- registers the settings that --set accepts
 from headway.nn.models.act import Act, ActConfig, SceneEmbed, SceneEmbedConfig, act
 from headway.nn.models.agents import (
     ConvolutionsConfig,
@@ -60,7 +60,7 @@ from headway.nn.models.unet_policy import KeypointsConfig, UNetConfig, UNetPolic
 
 
 def build(config: ModelConfig, seed: int | None = 0) -> nn.Module:
-    """The model of `config` with weights drawn from `seed`; see ModelConfig.build."""
+    """Build the model of `config` with weights sampled from `seed`; see ModelConfig.build."""
     return config.build(seed)
 
 

@@ -1,6 +1,6 @@
-"""Action chunking with transformers: what a robot sees becomes its next actions, all at once.
+"""Action chunking with transformers: predicts a robot's next actions at once from its observations.
 
-What it sees becomes tokens as in LeRobot's ACT: every place of a residual network is one.
+Observations become tokens as in LeRobot's ACT: one per position of a residual network's output.
 """
 
 from __future__ import annotations
@@ -44,46 +44,45 @@ from headway.nn.parts.positions import GridsConfig
 from headway.nn.parts.projection import Projection
 from headway.visibility import Full
 
-_LARGEST = 1 << 14  # pixels of a side
+_LARGEST = 1 << 14  # maximum height or width in pixels
 
 
 @register("scene")
 @dataclass(frozen=True)
 class SceneEmbedConfig(EmbedConfig):
-    """A token of a latent of `latent` numbers, one of the robot's state (its first `robot` numbers), one of the
-    `surroundings` numbers after them, and one for each place of what a residual network of `depth` layers, the same
-    for all, says of the pictures of each camera, whose sizes (height, width) are in `cameras`. 0 numbers are no token.
+    """Tokens: the latent, the robot's state (the first `robot` numbers of the state), the `surroundings` numbers after
+    them, and one per output position of a residual network shared by all cameras. A size of 0 means no such token.
 
-    They have no positions: `places` are those that the stack's attention may add.
+    The tokens have no positions; `grid_positions` are for the stack's attention to add.
     """
 
-    robot: int = 0  # numbers of the robot's state
-    surroundings: int = 0  # numbers of what is around it
-    cameras: tuple[tuple[int, int], ...] = ()  # height and width of each camera's pictures
-    latent: int = 0  # numbers of the latent
+    robot: int = 0  # size of the robot's own state
+    surroundings: int = 0  # size of the environment's state
+    cameras: tuple[tuple[int, int], ...] = ()  # height and width of each camera's images
+    latent: int = 0  # size of the latent
     depth: ResNetDepth = 18  # layers of the residual network
-    dropout: float = 0.0  # of the posterior's tokens
+    dropout: float = 0.0  # dropout rate of the posterior's tokens
 
     def __post_init__(self) -> None:
         if min(self.robot, self.surroundings, self.latent) < 0:
-            raise ConfigError(f"{self.robot}, {self.surroundings} and {self.latent} numbers; give nothing below 0")
+            raise ConfigError(f"sizes {self.robot}, {self.surroundings} and {self.latent}; set 0 or more each")
         for size in self.cameras:
             if not 1 <= min(size) <= max(size) <= _LARGEST:
-                raise ConfigError(f"pictures of {size[0]} x {size[1]} pixels; give 1 to {_LARGEST} each way")
+                raise ConfigError(f"images of {size[0]} x {size[1]} pixels; set 1 to {_LARGEST} for each dimension")
 
     @property
     def states(self) -> int:
-        """The numbers of a state."""
+        """Size of a state."""
         return self.robot + self.surroundings
 
     @property
     def front(self) -> int:
-        """The tokens before those of pictures."""
+        """Number of tokens before the image tokens."""
         return sum(map(bool, (self.latent, self.robot, self.surroundings)))
 
     @property
     def places(self) -> GridsConfig:
-        """Learned positions of the first tokens, and sinusoids of rows and columns for pictures."""
+        """Learned positions of the first tokens, and sinusoids of rows and columns for images."""
         grids = tuple((-(-high // STRIDE), -(-wide // STRIDE)) for high, wide in self.cameras)
         return GridsConfig(self.front, grids)
 
@@ -92,26 +91,26 @@ class SceneEmbedConfig(EmbedConfig):
         return self.places.length
 
     def fitted(self, states: int, cameras: tuple[tuple[int, int], ...]) -> SceneEmbedConfig:
-        """Itself. ConfigError for states and cameras of other sizes."""
+        """Return this config. Raises ConfigError for states and cameras of other sizes."""
         own = tuple(map(tuple, self.cameras))
         if (states, tuple(map(tuple, cameras))) != (self.states, own):
             raise ConfigError(
-                f"this model reads states of {self.states} numbers and pictures of {own}, and the demonstrations have "
-                f"{states} and {cameras}; give demonstrations of its robot"
+                f"this model takes states of size {self.states} and images of {own}, but the demonstrations have "
+                f"{states} and {cameras}; use demonstrations of its robot"
             )
         return self
 
     def reads(self, symbols: int, context: int | None) -> str:
         sizes = ", ".join(f"{high} x {wide}" for high, wide in self.cameras)
         seen = f", {len(self.cameras)} cameras of {sizes}" if self.cameras else ""
-        return f"states of {self.states} numbers{seen}, {self.length} tokens"
+        return f"states of size {self.states}{seen}, {self.length} tokens"
 
     def summary(self) -> str:
-        return f"scene, pictures by ResNet-{self.depth}" if self.cameras else "scene"
+        return f"scene, images by ResNet-{self.depth}" if self.cameras else "scene"
 
     def build(self, width: int, symbols: int, context: int | None) -> SceneEmbed:
         if not self.front and not self.cameras:
-            raise ConfigError("a robot of no state and no cameras sees nothing; give it one of them")
+            raise ConfigError("the observation has no state and no cameras; set robot, surroundings or cameras")
         return SceneEmbed(self, width)
 
 
@@ -128,13 +127,13 @@ class SceneEmbed(nn.Module):
         self.project = Projection(self.eye.width, width) if self.eye is not None else None
 
     def whole(self, seen: Observations) -> Layout:
-        """Each row is one document. UserError for what this model does not read, or misses."""
+        """One document per row. Raises UserError for missing or unsupported inputs."""
         size = 0 if seen.states is None else seen.states.shape[-1]
         if size != self.config.states:
-            raise UserError(f"states of {size} numbers for a model that reads {self.config.states}; give the robot's")
+            raise UserError(f"states have size {size}, not this model's {self.config.states}; pass the robot's states")
         found = tuple(tuple(image.shape[2:]) for image in seen.images)
         if found != tuple(map(tuple, self.config.cameras)):
-            raise UserError(f"pictures of {found} for a model that reads {self.config.cameras}; give all of its")
+            raise UserError(f"images are {found}, but the model takes {self.config.cameras}; pass all of its cameras")
         return Layout.full(seen.rows, self.config.length, device=seen.device)
 
     def forward(self, seen: Observations, layout: Layout) -> tuple[Float[Tensor, "B T D"], Layout]:
@@ -159,39 +158,38 @@ _STACKS = ("encoder", "decoder", "posterior")
 @register("act")
 @dataclass(frozen=True)
 class ActConfig(ModelConfig):
-    """`encoder` reads an observation, `decoder` is asked for a `chunk` of actions of `actions` numbers and reads what
-    was seen, `head` says how chunks are learnt; `posterior` infers the latent of a demonstrated chunk, where the head
-    has one. `words` are so many of the names of tasks, 0 where a model does not read them. Where the stacks of decoder
-    and posterior have positions for queries and keys, their inputs have none.
+    """An encoder of an observation and a decoder with one query per action of a chunk. If the head has a latent, a
+    posterior infers it from demonstrated chunks. If the stacks of decoder and posterior add positions to queries and
+    keys, their inputs have none.
 
-    Beside its fields, `--set` takes depth (a number, or [encoder, decoder], or those and the posterior's), heads, mixer
-    and dropout of all stacks.
+    In addition to its fields, `--set` takes depth (a number, [encoder, decoder] or [encoder, decoder, posterior]),
+    heads, mixer and dropout of all stacks.
     """
 
     width: int = 256  # width of the model
-    chunk: int = 50  # actions that are said at once
-    actions: int = 1  # numbers of an action; the data decide
-    words: int = 0  # symbols of the names of tasks; the data decide
-    observation: RobotEmbedConfig | SceneEmbedConfig = RobotEmbedConfig()  # what is read
-    encoder: StackConfig = StackConfig()  # reads an observation
-    decoder: StackConfig = StackConfig()  # says the actions
-    posterior: StackConfig = StackConfig()  # infers the latent of a demonstrated chunk
-    head: ChunkHeadConfig = RegressionConfig()  # how chunks are learnt
-    init: InitConfig = InitConfig(matrices="fan_in", embedding=1.0)  # as large as what is added to embeddings
+    chunk: int = 50  # actions predicted at once
+    actions: int = 1  # size of an action; set from the data
+    words: int = 0  # vocabulary of task names, 0 for none; set from the data
+    observation: RobotEmbedConfig | SceneEmbedConfig = RobotEmbedConfig()  # embedding of observations
+    encoder: StackConfig = StackConfig()  # stack over an observation
+    decoder: StackConfig = StackConfig()  # stack that predicts the actions
+    posterior: StackConfig = StackConfig()  # stack that infers the latent of a demonstrated chunk
+    head: ChunkHeadConfig = RegressionConfig()  # method for learning chunks
+    init: InitConfig = InitConfig(matrices="fan_in", embedding=1.0)  # initialisation; embeddings match what is added
 
     @property
     def history(self) -> int:
-        """It reads what is seen at present, and nothing of the past."""
+        """Number of observed steps: only the present one."""
         return 1
 
     @property
     def horizon(self) -> int:
-        """All actions that are said are from the present on."""
+        """Number of predicted actions, all from the present on."""
         return self.chunk
 
     @property
     def context(self) -> None:
-        """There is no limit of what stands in a row: an observation has its own length."""
+        """No limit: observations have a fixed length."""
         return
 
     @property
@@ -207,7 +205,7 @@ class ActConfig(ModelConfig):
 
     @property
     def inference(self) -> TransformerConfig | None:
-        """The posterior, where there is a latent."""
+        """The posterior; None without a latent."""
         if not self.head.size:
             return None
         placed = self.posterior.positions is not None
@@ -217,7 +215,7 @@ class ActConfig(ModelConfig):
 
     @property
     def shown(self) -> int:
-        """The first numbers of a state, which the posterior reads."""
+        """How many of the first numbers of a state the posterior reads."""
         seen = self.observation
         return seen.robot if isinstance(seen, SceneEmbedConfig) else seen.states
 
@@ -227,7 +225,7 @@ class ActConfig(ModelConfig):
 
 class Act(nn.Module):
     """Zhao et al. 2023: an encoder-decoder over one observation, trained as the decoder of a conditional variational
-    autoencoder, whose encoder, the posterior, is not used afterwards: the latent is then 0.
+    autoencoder. Its encoder, the posterior, is for training only; at inference the latent is 0.
     """
 
     def __init__(self, config: ActConfig, seed: int | None = 0) -> None:
@@ -239,27 +237,27 @@ class Act(nn.Module):
         self.posterior = None if inference is None else Transformer(inference, None if seed is None else seed + 1)
 
     def forward(self, seen: Observations, drawn: Drawn) -> Float[Tensor, "B C A"]:
-        """The chunks that follow what is seen, in the codec's numbers. The latent is `seen.latent`, 0 if that is None;
-        `drawn` is the noise that a diffusion begins with, of which a regression reads nothing.
+        """Predict the chunks that follow observations, in normalised units. The latent is `observations.latent`, or 0
+        if that is None; `sample` is the initial noise of diffusion, unused by regression.
         """
         return self.config.head.said(self, seen, drawn)
 
     def losses(self, seen: Observations, chunks: Chunks, drawn: Drawn) -> dict[str, Loss]:
-        """What the head learns from demonstrated chunks; see ChunkHeadConfig."""
+        """The head's losses on demonstrated chunks; see ChunkHeadConfig."""
         return self.config.head.losses(self, seen, chunks, drawn)
 
     def draw(self, random: np.random.Generator, rows: int) -> Drawn:
-        """What chance gives to so many chunks."""
+        """Sample the noise for `rows` chunks."""
         return self.config.head.draw(random, rows, self.config.chunk, self.config.actions)
 
     def look(self, seen: Observations) -> tuple[Heard, Terms]:
-        """What the decoder reads of observations, and auxiliary losses."""
+        """Encoded observations for the decoder, and auxiliary losses."""
         layout = cast(RobotEmbed | SceneEmbed, self.trunk.encoder.embed).whole(seen)
         heard = self.trunk.hear(seen, layout)
         return heard, heard.auxiliary
 
     def say(self, heard: Heard, noised: Noised | None) -> Float[Tensor, "B C A"]:
-        """What the decoder says of each action of a chunk."""
+        """The decoder's output for each action of a chunk."""
         memory = cast(Any, heard.memories)
         layout = next(each.layout for each in memory if each is not None)
         where = Layout.full(layout.batch, self.config.chunk, device=layout.positions.device)
@@ -267,7 +265,7 @@ class Act(nn.Module):
         return self.trunk.heads[_HEAD](x, where)
 
     def infer(self, seen: Observations, chunks: Chunks) -> tuple[Float[Tensor, "B Z"], Float[Tensor, "B Z"]]:
-        """Mean and log variance of the latent behind demonstrated chunks. Only training calls this."""
+        """Mean and log variance of the latent of demonstrated chunks, for training."""
         assert self.posterior is not None  # a head with a latent has one
         states = seen.states[:, : self.config.shown] if seen.states is not None and self.config.shown else None
         front = 1 + (states is not None)
@@ -287,8 +285,8 @@ def act(
     dropout: float = 0.1,
     head: ChunkHeadConfig | None = None,
 ) -> ActConfig:
-    """Pre-norm blocks; `depth` is that of the encoder. The paper's is 512 wide, with 4 and (as its
-    code has it) 1 layers, 8 heads, a feed-forward of 3200 and chunks of 100.
+    """ACT with pre-norm blocks; `depth` is the encoder's. The paper's model has width 512, 4 encoder layers, 1 decoder
+    layer (in its code), 8 heads, a feed-forward of 3200 and chunks of 100.
     """
     mixer = AttentionConfig(heads, pattern=Full())
     block = BlockConfig(mixer, None, MLPConfig(activation="relu"), LayerNormConfig(), dropout=dropout)
@@ -307,13 +305,12 @@ def act(
 def _check(config: ActConfig) -> None:
     if min(config.actions, config.chunk) < 1:
         raise ConfigError(
-            f"chunks of {config.chunk} actions of {config.actions} numbers; set model.chunk and model.actions to 1 or "
-            "more"
+            f"chunks of {config.chunk} actions of size {config.actions}; set model.chunk and model.actions to 1 or more"
         )
     for name in _STACKS:
         stack: StackConfig = getattr(config, name)
         if any(block.mixer.causal for block in stack.blocks):
             raise ConfigError(
-                f"model.{name} sees only earlier tokens, and observations and chunks are read whole; give mixers that "
-                "see both ways, as attention of the pattern full"
+                f"model.{name} is causal, but observations and chunks are processed whole; use bidirectional mixers, "
+                "such as attention with pattern full"
             )

@@ -1,5 +1,5 @@
-"""What an agent observes at a step as one vector, and agents that see the state of now, or the last few: a policy and a
-value of each state by one network.
+"""Observations of an agent as one vector per step, and actor-critic agents: a policy and a value by one network over
+the last states.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _FILTERS = ((32, 8, 4), (64, 4, 2), (64, 3, 1))  # outputs, taps, stride (Mnih e
 @family
 @dataclass(frozen=True)
 class ObservationConfig:
-    """How a state becomes a vector; its module maps [B, K, *shape] to [B, K, D]."""
+    """An encoder of states; its module maps [B, K, *shape] to [B, K, D]."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -49,9 +49,9 @@ class ObservationConfig:
 @register("numbers")
 @dataclass(frozen=True)
 class NumbersConfig(ObservationConfig):
-    """`size` numbers, by one linear map."""
+    """A linear layer over a state vector."""
 
-    size: int = 1  # numbers of a state; the data decide
+    size: int = 1  # size of a state; set from the data
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -59,18 +59,18 @@ class NumbersConfig(ObservationConfig):
 
     def build(self, width: int) -> nn.Module:
         if self.size < 1:
-            raise ConfigError(f"states of {self.size} numbers say nothing; set model.embed.states.size to how many")
+            raise ConfigError(f"model.embed.states.size is {self.size}; set the size of a state, 1 or more")
         return Projection(self.size, width)
 
 
 @register("patches")
 @dataclass(frozen=True)
 class PatchesConfig(ObservationConfig):
-    """Images of `channels` and `size` (height, width): a vector for each patch, mixed in itself, then their mean."""
+    """Images as patches: a feed-forward layer over each patch vector, then their mean."""
 
     patch: tuple[int, int] = (8, 8)  # height and width of a patch
-    size: tuple[int, int] = (0, 0)  # height and width of the images; the data decide
-    channels: int = 0  # of the images; the data decide
+    size: tuple[int, int] = (0, 0)  # height and width of the images; set from the data
+    channels: int = 0  # image channels; set from the data
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -81,8 +81,8 @@ class PatchesConfig(ObservationConfig):
 
 
 class Patches(nn.Module):
-    """Patches with positions, as a vision transformer has them (Dosovitskiy et al. 2021), and the mean of what a
-    feed-forward of one hidden layer makes of each.
+    """Patches with positions, as in a vision transformer (Dosovitskiy et al. 2021), a feed-forward layer over each, and
+    the mean.
     """
 
     def __init__(self, config: PatchesConfig, width: int) -> None:
@@ -101,11 +101,11 @@ class Patches(nn.Module):
 @register("convolutions")
 @dataclass(frozen=True)
 class ConvolutionsConfig(ObservationConfig):
-    """The three convolutions that play Atari (Mnih et al. 2015), a linear map and `activation` (Chen et al. 2021)."""
+    """The three convolutions of the Atari DQN (Mnih et al. 2015), then a linear layer (Chen et al. 2021)."""
 
     size: tuple[int, int] = (84, 84)  # height and width of the images
-    channels: int = 4  # of the images
-    activation: ActivationName | None = "tanh"  # after the linear map
+    channels: int = 4  # image channels
+    activation: ActivationName | None = "tanh"  # activation after the linear layer
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -122,7 +122,7 @@ class Convolutions(nn.Module):
         filters: list[nn.Module] = []
         for outputs, taps, stride in _FILTERS:
             if min(sides) < taps:
-                raise ConfigError(f"images of {config.size[0]} x {config.size[1]} are too small; give 36 x 36 or more")
+                raise ConfigError(f"images of {config.size[0]} x {config.size[1]} are too small; use 36 x 36 or more")
             filters.append(ImageConvolution(channels, outputs, taps, stride, padded=False))
             channels, sides = outputs, tuple((side - taps) // stride + 1 for side in sides)
         self.filters = nn.ModuleList(filters)
@@ -139,14 +139,14 @@ class Convolutions(nn.Module):
 @register("states")
 @dataclass(frozen=True)
 class StatesEmbedConfig(EmbedConfig):
-    """A token for each state that is seen; `normalise` brings its numbers to one scale by all states seen so far."""
+    """One token per observed state; `normalise` standardises states by running statistics of all states so far."""
 
-    states: NumbersConfig = NumbersConfig()  # how many numbers a state has
+    states: NumbersConfig = NumbersConfig()  # encoder of a state
     normalise: bool = True
-    positions: PositionsConfig | None = None  # added to the states
+    positions: PositionsConfig | None = None  # position vectors, added to the states
 
     def reads(self, symbols: int, context: int | None) -> str:
-        return f"states of {self.states.size} numbers, the last {context or 1}"
+        return f"states of size {self.states.size}, the last {context or 1}"
 
     def summary(self) -> str:
         return "states, normalised" if self.normalise else "states"
@@ -165,7 +165,7 @@ class StatesEmbed(nn.Module):
         self.positions = config.positions.build(width, context) if config.positions else None
 
     def whole(self, states: Float[Tensor, "B T S"]) -> Layout:
-        """Each row is one document."""
+        """One document per row."""
         return Layout.full(*states.shape[:2], device=states.device)
 
     def forward(self, states: Float[Tensor, "B T S"], layout: Layout) -> tuple[Float[Tensor, "B T D"], Layout]:
@@ -178,16 +178,14 @@ class StatesEmbed(nn.Module):
 @register("gaussian")
 @dataclass(frozen=True)
 class GaussianHeadConfig(HeadConfig):
-    """Means of `outputs` numbers that are drawn, and the logarithms of their standard deviations, which begin at that
-    of `std` and are the same for all states.
-    """
+    """A normal distribution over `outputs` numbers: means, and learned log standard deviations shared by all states."""
 
-    outputs: int = 1  # actions to choose from, or numbers of one
-    std: float = 1.0  # of numbers, at the start
+    outputs: int = 1  # size of an action
+    std: float = 1.0  # initial standard deviation
 
     def __post_init__(self) -> None:
         if self.std <= 0:
-            raise ConfigError(f"std is {self.std}; give a standard deviation above 0")
+            raise ConfigError(f"std is {self.std}; set a standard deviation above 0")
 
     def build(self, width: int, symbols: int, table: nn.Parameter | None) -> GaussianHead:
         return GaussianHead(self, width)
@@ -199,25 +197,25 @@ class GaussianHead(PooledHead):
         self.log_std = nn.Parameter(torch.full((config.outputs,), math.log(config.std)))
 
     def forward(self, x: Float[Tensor, "B T D"], layout: Layout) -> Float[Tensor, "B E"]:
-        """Means and logarithms of standard deviations, one after the other: E = 2 outputs."""
+        """Means, then log standard deviations: E = 2 outputs."""
         mean = super().forward(x, layout)
         return torch.cat([mean, self.log_std.expand_as(mean)], -1)
 
 
 def policy_head(actions: int, discrete: bool, std: float = 1.0) -> HeadConfig:
-    """Logits of so many choices, or a normal distribution of so many numbers, from the last state."""
+    """From the last state, logits of `actions` choices if `discrete`, otherwise a normal distribution of that size."""
     return _pooled(actions) if discrete else GaussianHeadConfig(actions, std)
 
 
 def _pooled(outputs: int) -> PooledHeadConfig:
-    """From the last token, by one hidden layer of the head's own."""
+    """A head over the last token with one hidden layer."""
     return PooledHeadConfig(outputs, "last", dense=True, activation="tanh")
 
 
 def actor_critic(
     states: int = 1, actions: int = 2, *, discrete: bool = True, width: int = 64, depth: int = 1
 ) -> TransformerConfig:
-    """A policy and a value over a common trunk. Heads start at zero: all choices are as probable, all values 0."""
+    """A policy and a value head on a shared stack. Heads start at zero: all choices equally probable, all values 0."""
     block = BlockConfig(PointwiseConfig(), None, MLPConfig(ratio=2.0, activation="relu"), LayerNormConfig())
     return TransformerConfig(
         width,

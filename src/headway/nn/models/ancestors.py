@@ -30,12 +30,12 @@ _GAUSSIAN = InitConfig(std=0.01, residual="same", embedding=0.01, recurrent="ort
 def lstm_2014(
     width: int = 1000, depth: int = 4, source: int = 160_000, target: int = 80_000, dropout: float = 0.0
 ) -> EncoderDecoderConfig:
-    """Sutskever, Vinyals and Le 2014, section 3.4: two deep LSTMs, the second of which starts from the last states of
-    the first, layer by layer. The source is read backwards (`task.reverse_source`).
+    """Sutskever, Vinyals and Le 2014, section 3.4: two deep LSTMs; the second starts from the final states of the
+    first, layer by layer. The source is reversed (`task.reverse_source`).
 
     A layer has 4 x 1,000 x (1,000 + 1,000) weights, so the eight have 64 million; the embeddings have 160 and 80
-    million and the softmax 80: 384 million, the paper's "384M parameters". One bias a gate is 32,000 more, and one a
-    target word 80,000.
+    million and the softmax 80: 384 million, the paper's "384M parameters". Biases add 32,000 (one per gate) and 80,000
+    (one per target word).
     """
     block = _plain(LSTMConfig(out=False, forget_bias=0.0), dropout)
     head = VocabularyHeadConfig(bias=True)
@@ -48,12 +48,12 @@ def gru_2014(
     """Cho et al. 2014 (RNN Encoder-Decoder), section 4.1 and appendix A: c = tanh(V h) of the encoder's last state h,
     the decoder starts from tanh(V' c), and c enters its cell at every step and its deep output of maxout units.
 
-    Weights: embeddings 2 x 100 x 15,001 (the input matrices of rank 100); encoder 3 x 1,000 x (100 + 1,000); V and V'
+    Weights: embeddings 2 x 100 x 15,001 (input matrices of rank 100); encoder 3 x 1,000 x (100 + 1,000); V and V'
     1,000 x 1,000 each; decoder 3 x 1,000 x (100 + 1,000 + 1,000); 2 x 500 x (1,000 + 100 + 1,000) before the maxout;
-    500 x 15,001 after it: 24,200,700. With `full_rank`, input matrices of 3 x 1,000 x 15,000 for each side and of
-    1,000 x 15,000 for the output stand in place of the embeddings: 125,500,000 at 15,000 symbols. The "130M" that
-    histories give for this model is either that or a figure of memory: 500 MB, which its sister paper (Cho et al.
-    2014, on the properties of neural machine translation) reports for its models, are 125 million numbers of 4 bytes.
+    500 x 15,001 after it: 24,200,700. With `full_rank`, input matrices of 3 x 1,000 x 15,000 for source and target and
+    of 1,000 x 15,000 for the output replace the embeddings: 125,500,000 with 15,000 tokens. The "130M" in histories of
+    the field is either that or a memory size: the 500 MB that the sister paper (Cho et al. 2014, on the properties of
+    neural machine translation) reports are 125 million numbers of 4 bytes.
     """
     embed = OneHotEmbedConfig() if full_rank else TokenEmbedConfig()
     reads = _plain(GRUConfig(cells, out=False))
@@ -77,12 +77,12 @@ def rnnsearch(
 ) -> EncoderDecoderConfig:
     """RNNsearch of Bahdanau, Cho and Bengio 2015, appendices A.2 and B: annotations by a bidirectional GRU, additive
     attention within the decoder's cell, which starts from tanh(W_s h) of the backward state h at the first word, and
-    a deep output of the state before, the word before and the context.
+    a deep output of the previous state, the previous word and the context.
 
     Weights: embeddings 2 x 620 x 30,001; encoder 2 x 3 x 1,000 x 1,620; W_s 1,000 x 1,000; alignment 1,000 x (1,000 +
     2,000 + 1); decoder 3 x 1,000 x (620 + 1,000 + 2,000); 1,000 x 3,620 before the maxout; 500 x 30,001 after it:
-    80,402,740. The paper draws W_a and U_a of the alignment ten times smaller and starts v_a at 0; here they are drawn
-    like the others.
+    80,402,740. The paper initialises W_a and U_a of the alignment ten times smaller and v_a at 0; here they are
+    initialised like the others.
     """
     reads = _plain(BidirectionalConfig(GRUConfig(cells, out=False), out=False), dropout)
     writes = _plain(ConditionalGRUConfig(cells, out=False, shows="before"))
@@ -92,7 +92,7 @@ def rnnsearch(
 
 
 def _plain(mixer: MixerConfig, dropout: float = 0.0) -> BlockConfig:
-    """A layer as it was before residuals and norms."""
+    """A layer without residual connection and norm."""
     return BlockConfig(mixer, None, None, placement="none", residual=False, dropout=dropout)
 
 

@@ -1,4 +1,4 @@
-"""A block: mixing along time, reading a memory, and a map of each token, each around the residual stream."""
+"""A block: a mixer along time, cross-attention and a feed-forward layer, each added to the residual stream."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ Placement = Literal["pre", "post", "sandwich", "branch", "parallel", "none"]
 
 @dataclass(frozen=True)
 class BlockConfig:
-    """The order of residual and norm, for each of the block's branches f:
+    """The order of residual and norm, for each branch f of the block:
 
     pre: x + f(norm(x)); post: norm(x + f(x)) (2017); sandwich: x + norm(f(norm(x))); branch: x + norm(f(x)) (OLMo 2);
     parallel: x + mixer(norm(x)) + feed_forward(norm(x)), with one norm each or one `shared_norm`; none: x + f(x).
-    `mixer_norm` false leaves out the norm before the mixer (ModernBERT's first layer, whose input is normed already).
-    `residual` false leaves x out of each sum (plain classical stacks). `layer_scale` starts a trained gain on each
-    branch (Touvron et al. 2021). `drop_path` is the probability that a branch is left out for a row, in training
-    (stochastic depth, Huang et al. 2016).
+    `mixer_norm` false omits the norm before the mixer (ModernBERT's first layer, whose input is normalised already).
+    `residual` false omits x from each sum (plain classical stacks). `layer_scale` is the initial value of a trained
+    gain on each branch (Touvron et al. 2021); none: no gain. `drop_path` is the probability of skipping a branch for a
+    row, in training (stochastic depth, Huang et al. 2016).
     """
 
-    mixer: MixerConfig = AttentionConfig()  # mixes along time
-    cross: CrossAttentionConfig | None = None  # reads an encoder's output; none: there is none
-    feed_forward: FeedForwardConfig | None = MLPConfig()  # after the mixer; none: there is none
-    norm: NormConfig = LayerNormConfig()  # the kind of all norms of the block
-    placement: Placement = "pre"  # where norms stand
+    mixer: MixerConfig = AttentionConfig()  # layer that mixes along time
+    cross: CrossAttentionConfig | None = None  # attention to an encoder's output; none: no cross-attention
+    feed_forward: FeedForwardConfig | None = MLPConfig()  # layer after the mixer; none: no feed-forward layer
+    norm: NormConfig = LayerNormConfig()  # kind of all norms of the block
+    placement: Placement = "pre"  # position of the norms
     shared_norm: bool = False  # one norm for both branches of a parallel block
-    mixer_norm: bool = True  # whether a norm stands before the mixer
+    mixer_norm: bool = True  # whether a norm precedes the mixer
     residual: bool = True  # whether each branch is added to its input
-    dropout: float = 0.0  # of each branch's output
+    dropout: float = 0.0  # dropout rate of each branch's output
     layer_scale: float | None = None
     drop_path: float = 0.0
 
@@ -63,7 +63,7 @@ class LayerScale(nn.Module):
 
 
 class Branch(nn.Module):
-    """What surrounds one function of a block: norms before, after it and after the sum, dropout, gain and residual."""
+    """A residual branch: norms before and after a function and after the sum, dropout, gain and residual."""
 
     def __init__(self, config: BlockConfig, width: int, width_out: int | None = None) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ class Branch(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer of a Stack, whose output is `width` wide. A memory is for its cross-attention or for its mixer."""
+    """One layer of a Stack, with output width `width`. The memory is read by its cross-attention or by its mixer."""
 
     def __init__(self, config: BlockConfig, width: int, biases: nn.ModuleDict) -> None:
         super().__init__()
@@ -94,11 +94,11 @@ class Block(nn.Module):
         kind, self.width = type(config.mixer).__name__, config.mixer.width_out(width)
         if self.width != width and (config.residual or config.placement == "parallel"):
             raise ConfigError(
-                f"{kind} gives {self.width} numbers a token in a model {width} wide, which cannot be added to its "
-                "input; let it project them back (out true), or set the block's residual to false"
+                f"{kind} outputs {self.width} features per token in a model of width {width}, so its output cannot be "
+                "added to its input; set its out to true to project back, or set the block's residual to false"
             )
         if config.mixer.reads_memory and config.cross is not None:
-            raise ConfigError(f"{kind} reads the memory itself; leave the block's cross-attention out")
+            raise ConfigError(f"{kind} reads the memory itself; remove the block's cross-attention")
 
         self.mix = Branch(config, width, self.width)
         width = self.width
@@ -117,13 +117,13 @@ class Block(nn.Module):
         return self.around(x, layout, memory, lambda h: self.mixer(h, layout, state, memory))
 
     def whole(self, x: Float[Tensor, "B T D"], layout: Layout) -> BlockOutput:
-        """Whole documents, one a row; in place of a state the vectors that the mixer has come to (`Mixer.read`)."""
+        """Process whole documents, one per row; the state holds the mixer's final vectors (`Mixer.encode`)."""
         return self.around(x, layout, None, lambda h: self.mixer.read(h, layout))
 
     def remember(
         self, encoded: Float[Tensor, "M S E"], layout: Layout, positions: Float[Tensor, "#M S E"] | None = None
     ) -> Memory | None:
-        """This block's own projection of an encoder's output; None where it does not read one."""
+        """This block's projection of an encoder's output; None if it does not read one."""
         if self.mixer.reads_memory:
             return self.mixer.remember(encoded, layout)
         return None if self.cross is None else self.cross.remember(encoded, layout, positions)
@@ -135,7 +135,7 @@ class Block(nn.Module):
         memory: Memory | None,
         mix: Callable[[Tensor], tuple[Tensor, Any]],
     ) -> BlockOutput:
-        """The block around what its mixer does."""
+        """Run the block with `mix` as its mixer."""
         x, state = self.mix(x, mix)
         terms: Terms = {}
         if self.cross is not None and self.read is not None:
@@ -148,7 +148,7 @@ class Block(nn.Module):
 
 
 class ParallelBlock(Block):
-    """Mixer and feed-forward read the same input and are added together (Wang and Komatsuzaki 2021, GPT-J;
+    """Mixer and feed-forward take the same input and their outputs are added (Wang and Komatsuzaki 2021, GPT-J;
     GPT-NeoX).
     """
 

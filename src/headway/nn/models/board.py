@@ -1,4 +1,4 @@
-"""Chess in a model: 64 squares as tokens, moves from square to square, and an outcome read from all squares."""
+"""Chess models: 64 squares as tokens, a head for moves from square to square, and a head for the outcome."""
 
 from __future__ import annotations
 
@@ -23,29 +23,29 @@ SQUARES = 64
 @register("board")
 @dataclass(frozen=True)
 class BoardEmbedConfig(EmbedConfig):
-    """Planes of a position (`headway.codecs.boards`), a token for each square, with `history` earlier positions."""
+    """Planes of a position (`headway.codecs.chess_boards`), one token per square, with `history` earlier positions."""
 
-    history: int = 1  # earlier positions that are read
+    history: int = 1  # number of earlier positions
 
     def __post_init__(self) -> None:
         if not 0 <= self.history <= 7:
-            raise ConfigError(f"history {self.history} is not a number of earlier positions; give 0 to 7")
+            raise ConfigError(f"history is {self.history}; set 0 to 7 earlier positions")
 
     @property
     def length(self) -> int:
         return SQUARES
 
     def reads(self, symbols: int, context: int | None) -> str:
-        return f"positions of chess ({self.length} tokens), {self.history} earlier ones"
+        return f"chess positions ({self.length} tokens), {self.history} earlier ones"
 
     def build(self, width: int, symbols: int, context: int | None) -> BoardEmbed:
         return BoardEmbed(self, width)
 
 
 class BoardEmbed(nn.Module):
-    """One linear map of what is on a square, plus a learned vector for each square. Where the map starts at 0
-    (`init.residual="zero"`), planes that training never shows, as earlier positions in labels of single ones, weigh
-    nothing.
+    """A linear layer over a square's planes, plus a learned vector per square. If the layer starts at 0
+    (`init.residual="zero"`), planes that never occur in training, such as earlier positions in data of single
+    positions, have no effect.
     """
 
     scales: Tensor
@@ -60,7 +60,7 @@ class BoardEmbed(nn.Module):
         self.register_buffer("scales", scales, persistent=False)
 
     def whole(self, planes: UInt8[Tensor, "B N P"]) -> Layout:
-        """Each position is one document."""
+        """One document per position."""
         return Layout.full(planes.shape[0], SQUARES, device=planes.device)
 
     def forward(self, planes: UInt8[Tensor, "B N P"], layout: Layout) -> tuple[Float[Tensor, "B N D"], Layout]:
@@ -70,20 +70,17 @@ class BoardEmbed(nn.Module):
 @register("from_to")
 @dataclass(frozen=True)
 class FromToHeadConfig(HeadConfig):
-    """Logits of all moves that the side to move can have, in the order of `headway.codecs.boards`; `size` is that of
-    the vectors that meet.
-    """
+    """Logits of all possible moves of the side to move, in the order of `headway.codecs.chess_boards`."""
 
-    size: int = 64  # size of the vectors whose products are the scores
+    size: int = 64  # size of the query and key vectors
 
     def build(self, width: int, symbols: int, table: nn.Parameter | None) -> FromToHead:
         return FromToHead(self, width)
 
 
 class FromToHead(nn.Module):
-    """The score of a move is the product of a query of the square it starts from and a key of the square it ends on,
-    as in attention; what a pawn becomes adds a number that the end square tells (Monroe and Chalmers 2024, section
-    3.4).
+    """The score of a move is the product of a query of its start square and a key of its target square, as in
+    attention; promotions add a score from the target square (Monroe and Chalmers 2024, section 3.4).
     """
 
     moves: Tensor
@@ -96,7 +93,7 @@ class FromToHead(nn.Module):
         self.promote = Projection(width, 4)
         source, target, promotion = (torch.from_numpy(part[:MOVERS]) for part in PARTS)
         self.register_buffer("moves", source * SQUARES + target, persistent=False)
-        # Where a move adds nothing it reads a zero behind the last of the 8 x 4 numbers.
+        # Moves without promotion index a zero after the last of the 8 x 4 scores.
         added = torch.where(promotion < 0, 32, (target % 8) * 4 + promotion)
         self.register_buffer("promotions", added, persistent=False)
 
@@ -110,14 +107,12 @@ class FromToHead(nn.Module):
 @register("squares")
 @dataclass(frozen=True)
 class SquaresHeadConfig(HeadConfig):
-    """`outputs` numbers of a whole position: each square is compressed to `compressed` numbers, and a layer of `hidden`
-    units reads them all.
-    """
+    """Outputs for a whole position: each square is compressed, and a hidden layer reads all squares."""
 
-    outputs: int = 3  # numbers of a position
-    compressed: int = 8  # numbers to which each square is compressed
-    hidden: int = 64  # units that read all squares
-    activation: ActivationName = "silu"  # of the hidden units
+    outputs: int = 3  # outputs per position
+    compressed: int = 8  # size to which each square is compressed
+    hidden: int = 64  # units of the hidden layer over all squares
+    activation: ActivationName = "silu"  # activation of both layers
 
     def build(self, width: int, symbols: int, table: nn.Parameter | None) -> SquaresHead:
         return SquaresHead(self, width)

@@ -1,4 +1,4 @@
-"""A vision tower, a projector and a decoder that reads what both make of an image before its text: LLaVA's manner."""
+"""A vision tower, a projector and a decoder that reads their image tokens before the text, as in LLaVA."""
 
 from __future__ import annotations
 
@@ -28,35 +28,35 @@ from headway.nn.parts.feedforward import ACTIVATIONS, ActivationName, Terms
 from headway.nn.parts.init import InitConfig, initialise
 from headway.nn.parts.projection import Projection
 
-IMAGE = 1  # the group of an image's tokens, which see each other both ways
+IMAGE = 1  # layout group of an image's tokens, which attend to each other in both directions
 
 
 @dataclass(frozen=True)
 class ProjectorConfig:
-    """From the tower's vectors to the decoder's: one linear map (`layers` 1; Liu et al. 2023, "Visual instruction
+    """From the tower's vectors to the decoder's: one linear layer (`layers` 1; Liu et al. 2023, "Visual instruction
     tuning", equation 1), or two with an activation between them (Liu et al. 2024, "Improved baselines").
     """
 
-    layers: Literal[1, 2] = 2  # linear maps
-    activation: ActivationName = "gelu"  # between two maps
-    bias: bool = True  # of the maps
+    layers: Literal[1, 2] = 2  # linear layers
+    activation: ActivationName = "gelu"  # activation between two layers
+    bias: bool = True  # whether the layers have biases
 
 
 @register("captioner")
 @dataclass(frozen=True)
 class CaptionerConfig(ModelConfig):
-    """`tower` reads images and has no heads; `decoder` writes, and its context holds an image's tokens too.
+    """An image tower without heads and a text decoder, whose context includes the image's tokens.
 
-    Beside its fields, `--set` takes width, depth, heads (each a number, or [tower, decoder]), mixer (of both; where a
-    tower may see both ways, so does what takes its mixers' place), dropout, drop_path, symbols and context (of text).
-    Attention sees the tokens of an image both ways and text causally; other mixers read an image as they read text,
+    In addition to its fields, `--set` takes width, depth, heads (each a number, or [tower, decoder]), mixer (of both;
+    bidirectional in a bidirectional tower), dropout, drop_path, symbols and context (of text).
+    Attention is bidirectional over an image's tokens and causal over text; other mixers process an image like text,
     from its first token to the last.
     """
 
-    tower: TransformerConfig = TransformerConfig(embed=PatchEmbedConfig(), heads={}, tie="none")  # reads the image
-    decoder: TransformerConfig = TransformerConfig()  # writes the text
-    projector: ProjectorConfig = ProjectorConfig()  # from the tower's vectors to the decoder's
-    init: InitConfig = InitConfig(matrices="fan_in")  # of the projector; tower and decoder have their own
+    tower: TransformerConfig = TransformerConfig(embed=PatchEmbedConfig(), heads={}, tie="none")  # image encoder
+    decoder: TransformerConfig = TransformerConfig()  # stack that generates the text
+    projector: ProjectorConfig = ProjectorConfig()  # map from the tower's vectors to the decoder's
+    init: InitConfig = InitConfig(matrices="fan_in")  # initialisation of the projector only
 
     @property
     def width(self) -> int:
@@ -68,21 +68,21 @@ class CaptionerConfig(ModelConfig):
 
     @property
     def images(self) -> PatchEmbedConfig:
-        """How the tower reads images. ConfigError for one that reads something else."""
+        """The tower's patch embedding. Raises ConfigError for a tower with other inputs."""
         embed = self.tower.embed
         if not isinstance(embed, PatchEmbedConfig):
             kind = getattr(embed, "kind", type(embed).__name__)
-            raise ConfigError(f"model.tower reads {kind}, no images; give a tower with an embed of patches")
+            raise ConfigError(f"model.tower has the embed {kind}, not images; use a tower with embed patches")
         return embed
 
     @property
     def prefix(self) -> int:
-        """Tokens of the decoder that an image of the tower's size becomes: its patches."""
+        """Decoder tokens of an image of the tower's size: its patches."""
         return self.images.length - self.images.tokens - self.images.registers
 
     @property
     def context(self) -> int | None:
-        """The most symbols of text beside an image; None where there is no limit."""
+        """Maximum text tokens next to an image; None for no limit."""
         return None if self.decoder.context is None else self.decoder.context - self.prefix
 
     def build(self, seed: int | None = 0) -> Captioner:
@@ -102,10 +102,10 @@ class Projector(nn.Module):
 
 
 class Captioner(nn.Module):
-    """Liu et al. 2023, figure 1: an image's patches, read by the tower and projected, stand before the text.
+    """Liu et al. 2023, figure 1: an image's patches, encoded by the tower and projected, precede the text.
 
-    The patches see each other both ways, as the prefix of a prefix language model (Raffel et al. 2020, figure 3), which
-    PaliGemma has too (Beyer et al. 2024); LLaVA itself is causal there.
+    The patches attend to each other in both directions, like the prefix of a prefix language model (Raffel et al. 2020,
+    figure 3) and as in PaliGemma (Beyer et al. 2024); LLaVA itself is causal there.
     """
 
     def __init__(self, config: CaptionerConfig, seed: int | None = 0) -> None:
@@ -121,7 +121,7 @@ class Captioner(nn.Module):
             initialise(self.projector, config.init, 1, seeds[2])
 
     def forward(self, images: Float[Tensor, "M C H W"], ids: Int[Tensor, "B T"], layout: Layout) -> Encoded:
-        """The decoder's features of whole texts, each after its image; `heads["vocabulary"]` reads them."""
+        """The decoder's features of whole texts, each after its image, for `heads["vocabulary"]`."""
         x, where, terms = self._joined(images, ids, layout)
         x, _, more = self.decoder.stack(x, where)
         names = terms.keys() | more.keys()
@@ -129,18 +129,18 @@ class Captioner(nn.Module):
         return Encoded(x[:, -layout.length :], layout, auxiliary)
 
     def look(self, images: Float[Tensor, "B C H W"]) -> tuple[Float[Tensor, "B N D"], Terms]:
-        """What the decoder reads of images, a vector for each patch, and the tower's auxiliary losses."""
+        """The decoder's image tokens, one vector per patch, and the tower's auxiliary losses."""
         x, _, terms, _ = self.tower(images)
         front = self.config.images.tokens + self.config.images.registers
         return self.projector(x[:, front:]), terms
 
     def start(self, prompt: Prompt, capacity: int) -> tuple[Float[Tensor, "B C"], Decoding]:
-        """Look at `prompt.source`, an image a row, and read the texts' first symbols; see Transformer.start.
+        """Encode `prompt.source`, one image per row, and process the texts' first tokens; see Transformer.start.
 
-        `capacity` counts symbols of text.
+        `capacity` counts text tokens.
         """
         if prompt.source is None:
-            raise UserError("a captioner has no image to look at; give prompt.source, Float[B, C, H, W]")
+            raise UserError("the prompt has no image; pass prompt.source, Float[B, C, H, W]")
         check_prompt(prompt.layout, capacity, self.config.context)
         x, where, _ = self._joined(prompt.source, prompt.ids, prompt.layout)
         return self.decoder.read_first(x, where, capacity + x.shape[1] - prompt.layout.length)
@@ -151,11 +151,11 @@ class Captioner(nn.Module):
     def _joined(
         self, images: Float[Tensor, "M C H W"], ids: Int[Tensor, "B T"], layout: Layout
     ) -> tuple[Float[Tensor, "B S D"], Layout, Terms]:
-        """What the decoder's first block reads: the image's tokens from position 0 on, then those of the text."""
+        """Input of the decoder's first block: the image's tokens from position 0 on, then those of the text."""
         if not layout.single:
-            raise UserError("packed rows hold several texts, and a row has one image; give a text a row")
+            raise UserError("packed rows contain several texts, but a row has one image; pass one text per row")
         if images.shape[0] != ids.shape[0]:
-            raise UserError(f"{images.shape[0]} images for {ids.shape[0]} texts; give one for each")
+            raise UserError(f"{images.shape[0]} images for {ids.shape[0]} texts; pass one image per text")
         seen, terms = self.look(images)
         count = seen.shape[1]
         front = torch.arange(count, device=ids.device).expand(layout.batch, count)
@@ -165,7 +165,7 @@ class Captioner(nn.Module):
         context = self.config.decoder.context
         if context is not None and where.length > context:
             raise UserError(
-                f"an image of {count} patches and {layout.length} symbols exceed the context of {context}; "
+                f"an image of {count} patches and {layout.length} text tokens exceed the context of {context}; "
                 "make the image smaller, or shorten the text"
             )
         embed = cast(TokenEmbed, self.decoder.embed)
@@ -175,13 +175,13 @@ class Captioner(nn.Module):
 def _check(config: CaptionerConfig) -> None:
     decoder, prefix = config.decoder, config.prefix
     if not isinstance(decoder.embed, TokenEmbedConfig):
-        raise ConfigError("model.decoder has no vectors of symbols among which an image could stand; give embed tokens")
+        raise ConfigError("model.decoder has no token embedding, which image tokens need; set its embed to tokens")
     if not decoder.stack.causal:
-        raise ConfigError("model.decoder sees later tokens, so it cannot write; give it causal mixers, as a GPT has")
+        raise ConfigError("model.decoder sees later tokens, so it cannot generate; use causal mixers, as in GPT")
     if any(block.cross is not None or block.mixer.reads_memory for block in decoder.stack.blocks):
-        raise ConfigError("model.decoder reads an encoder's output, and here images are a prefix; leave that out")
+        raise ConfigError("model.decoder reads an encoder's output, but here images are a prefix; remove that layer")
     if decoder.context is not None and decoder.context <= prefix:
         raise ConfigError(
             f"model.decoder has a context of {decoder.context}, which the {prefix} patches of an image fill; "
-            "give larger patches, smaller images, or a decoder of a longer context"
+            "use larger patches, smaller images, or a decoder with a longer context"
         )

@@ -1,5 +1,5 @@
-"""Chunks of actions: what a decoder is asked, what a posterior reads, and how a chunk is learnt, by regression or by
-diffusion (with noise, which is then taken away step by step).
+"""Chunks of actions: the decoder's queries, the posterior's inputs, and heads that learn chunks by regression or
+diffusion.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from headway.nn.parts.projection import Projection
 
 
 class Noised(NamedTuple):
-    """Chunks of actions with noise, and how much: the `steps` of the diffusion, from 0."""
+    """Chunks of actions with noise, and its amount: the diffusion `steps`, from 0."""
 
     actions: Float[Tensor, "B C A"]
     steps: Int[Tensor, "B"]
 
 
 class Drawn(NamedTuple):
-    """What chance gives to a chunk: numbers of a normal distribution and, in diffusion, a step for each row."""
+    """Random numbers for a batch of chunks: standard normal noise and, for diffusion, a step per row."""
 
     noise: Tensor
     steps: Int[Tensor, "B"] | None = None
@@ -45,7 +45,7 @@ class Drawn(NamedTuple):
 
 
 class Chunks(NamedTuple):
-    """Demonstrated chunks; `keep` says which of their actions there are: after an episode's end there are none."""
+    """Demonstrated chunks; `mask` is true for actions before the episode's end."""
 
     actions: Float[Tensor, "B C A"]
     keep: Bool[Tensor, "B C"]
@@ -56,62 +56,62 @@ class Chunks(NamedTuple):
 
 @runtime_checkable
 class Chunker(Protocol):
-    """A model as a head of chunks works with it."""
+    """The interface of a model for a chunk head."""
 
     def look(self, seen: Observations) -> tuple[Any, Terms]:
-        """What the decoder reads of observations, encoded once, and auxiliary losses."""
+        """Observations encoded once for the decoder, and auxiliary losses."""
         ...
 
     def say(self, heard: Any, noised: Noised | None) -> Float[Tensor, "B C A"]:
-        """What the decoder says of each action of a chunk."""
+        """The decoder's output for each action of a chunk."""
         ...
 
     def infer(self, seen: Observations, chunks: Chunks) -> tuple[Float[Tensor, "B Z"], Float[Tensor, "B Z"]]:
-        """Mean and log variance of the latent behind demonstrated chunks."""
+        """Mean and log variance of the latent of demonstrated chunks."""
         ...
 
 
 @family
 @dataclass(frozen=True)
 class ChunkHeadConfig:
-    """How chunks of actions are learnt and said."""
+    """How chunks of actions are learned and predicted."""
 
     @property
     def size(self) -> int:
-        """Numbers of the latent, which a posterior infers in training; 0 for none."""
+        """Size of the latent, which a posterior infers in training; 0 for none."""
         return 0
 
     @property
     def noised(self) -> bool:
-        """Whether the decoder reads actions with noise."""
+        """Whether the decoder takes actions with noise."""
         return False
 
     def draw(self, random: np.random.Generator, rows: int, chunk: int, actions: int) -> Drawn:
-        """What chance gives to the training of so many rows, and to saying them."""
+        """Sample the noise to train or predict `rows` chunks."""
         raise NotImplementedError
 
     def losses(self, model: Chunker, seen: Observations, chunks: Chunks, drawn: Drawn) -> dict[str, Loss]:
-        """Named sums over the actions that there are."""
+        """Named losses, summed over the actions in the mask."""
         raise NotImplementedError
 
     def said(self, model: Chunker, seen: Observations, drawn: Drawn) -> Float[Tensor, "B C A"]:
-        """Chunks for what is seen."""
+        """Predict chunks for observations."""
         raise NotImplementedError
 
 
 @register("regression")
 @dataclass(frozen=True)
 class RegressionConfig(ChunkHeadConfig):
-    """Zhao et al. 2023, algorithm 1: the mean absolute error of actions, and `beta` times the divergence of a latent of
-    `latent` numbers from a normal distribution (Kingma and Welling 2014, appendix B). With `latent` 0 there is none.
+    """Zhao et al. 2023, algorithm 1: the mean absolute error of actions, plus `beta` times the KL divergence of the
+    latent from a standard normal distribution (Kingma and Welling 2014, appendix B).
     """
 
     latent: int = 32  # size of the latent, 0 for none
-    beta: float = 10.0  # weight of the latent's divergence
+    beta: float = 10.0  # weight of the latent's KL divergence
 
     def __post_init__(self) -> None:
         if self.latent < 0 or self.beta < 0:
-            raise ConfigError(f"a latent of {self.latent} numbers, beta {self.beta}; give nothing below 0")
+            raise ConfigError(f"latent is {self.latent} and beta {self.beta}; set both to 0 or more")
 
     @property
     def size(self) -> int:
@@ -136,7 +136,7 @@ class RegressionConfig(ChunkHeadConfig):
 
 
 def summed(error: Float[Tensor, "B C A"], keep: Bool[Tensor, "B C"], terms: Terms) -> Loss:
-    """The mean error of each action that there is, summed; `terms` are auxiliary means."""
+    """The mean error per action, summed over the actions in the mask, plus the auxiliary means `terms`."""
     count = int(keep.sum())
     total = torch.where(keep, error.mean(-1), 0.0).sum()
     return Loss(total + sum(terms.values(), total.new_zeros(())) * count, count)
@@ -145,29 +145,28 @@ def summed(error: Float[Tensor, "B C A"], keep: Bool[Tensor, "B C"], terms: Term
 @register("queries")
 @dataclass(frozen=True)
 class QueriesConfig(EmbedConfig):
-    """A learned vector for each of the `chunk` actions that are asked for; without `learned` they are 0, for a stack
-    that adds positions to queries and keys. In diffusion they also read what the `actions` numbers of each are with
-    noise, and one of so many `steps`.
+    """One learned query per action of a chunk, or zeros for a stack that adds positions to queries and keys. For
+    diffusion the noisy actions and the step are added.
     """
 
-    chunk: int = 1  # actions of a chunk
-    actions: int = 0  # numbers of an action, in diffusion; 0 where they are not read
-    dropout: float = 0.0  # of the vectors
-    learned: bool = True  # whether there is a vector for each
+    chunk: int = 1  # actions per chunk
+    actions: int = 0  # size of a noisy action, for diffusion; 0: no actions as input
+    dropout: float = 0.0  # dropout rate of the queries
+    learned: bool = True  # whether queries are learned
 
     @property
     def length(self) -> int:
         return self.chunk
 
     def reads(self, symbols: int, context: int | None) -> str:
-        return f"{self.chunk} queries" + (f" and {self.actions} numbers of each, with noise" if self.actions else "")
+        return f"{self.chunk} queries" + (f" and noisy actions of size {self.actions}" if self.actions else "")
 
     def summary(self) -> str:
         return "queries"
 
     def build(self, width: int, symbols: int, context: int | None) -> Queries:
         if self.chunk < 1:
-            raise ConfigError(f"chunks of {self.chunk} actions say nothing; set model.chunk to 1 or more")
+            raise ConfigError(f"model.chunk is {self.chunk}; set 1 action or more")
         return Queries(self, width)
 
 
@@ -187,19 +186,19 @@ class Queries(nn.Module):
 
 
 class Zeros(nn.Module):
-    """What stands where nothing is learned."""
+    """A table of zeros for queries that are not learned."""
 
     table: Tensor
 
     def __init__(self, chunk: int, width: int) -> None:
         super().__init__()
-        zero = torch.zeros((), device="cpu")  # one number, whatever a configuration asks for
+        zero = torch.zeros((), device="cpu")  # a single number in memory, whatever the configured size
         self.register_buffer("table", zero.expand(chunk, width), persistent=False)
 
 
 class NoisedActions(nn.Module):
-    """Actions by a linear map, and the step of the diffusion: sinusoids through a network of one hidden layer (Ho et
-    al. 2020, appendix B).
+    """Noisy actions by a linear layer, plus the diffusion step: sinusoids through one hidden layer (Ho et al. 2020,
+    appendix B).
     """
 
     def __init__(self, actions: int, width: int) -> None:
@@ -216,7 +215,7 @@ class NoisedActions(nn.Module):
 
 
 class PosteriorInputs(NamedTuple):
-    """What a posterior reads: states, None where there are none, and the chunks that followed them."""
+    """Inputs of a posterior: states (None without any), and the chunks that followed them."""
 
     states: Float[Tensor, "B S"] | None
     actions: Float[Tensor, "B C A"]
@@ -225,22 +224,20 @@ class PosteriorInputs(NamedTuple):
 @register("shown")
 @dataclass(frozen=True)
 class ShownConfig(EmbedConfig):
-    """A class token, the state (`states` numbers, 0 for none) and each action of a chunk (`actions` numbers), with
-    sinusoidal positions unless the stack adds its own.
-    """
+    """A class token, the state and each action of a chunk, with sinusoidal positions unless the stack adds its own."""
 
-    states: int = 0  # numbers of the state, 0 for none
-    actions: int = 1  # numbers of an action
-    dropout: float = 0.0  # of all tokens
+    states: int = 0  # size of the state, 0 for none
+    actions: int = 1  # size of an action
+    dropout: float = 0.0  # dropout rate of all tokens
     positions: bool = True  # whether tokens have sinusoidal positions
 
     @property
     def front(self) -> int:
-        """Tokens before the actions."""
+        """Number of tokens before the actions."""
         return 1 + bool(self.states)
 
     def reads(self, symbols: int, context: int | None) -> str:
-        return f"a state of {self.states} numbers and actions of {self.actions}"
+        return f"a state of size {self.states} and actions of size {self.actions}"
 
     def summary(self) -> str:
         return "class token, state, actions"
@@ -269,16 +266,16 @@ class ShownEmbed(nn.Module):
         return self.dropout(x if self.positions is None else x + self.positions(layout, x)), layout
 
 
-_OFFSET = 0.008  # of the schedule: so that the first step is not too small
-_MOST = 0.999  # of what a step takes away
+_OFFSET = 0.008  # offset s of the cosine schedule, so that the first step is not too small
+_MOST = 0.999  # maximum beta of a step
 
 Part = Callable[[Float[Tensor, "B C A"], Int[Tensor, "B"]], tuple[Float[Tensor, "B C A"], Float[Tensor, "B C A"]]]
-"""Says what x at given steps is without its noise, held within limits, and the noise in it, which is not."""
+"""Splits x at given steps into the (clipped) sample and its (unclipped) noise."""
 
 
 def kept_signal(steps: int) -> Float[Tensor, "T"]:
-    """How much of a signal's square is left after each step, the product of alphas: Nichol and Dhariwal 2021, equation
-    17, a squared cosine whose last steps are limited.
+    """The cumulative product of alphas after each step: the cosine schedule of Nichol and Dhariwal 2021, equation 17,
+    with clipped betas.
     """
     places = torch.arange(steps + 1, dtype=torch.float64) / steps
     curve = torch.cos((places + _OFFSET) / (1 + _OFFSET) * math.pi / 2).square()
@@ -287,7 +284,7 @@ def kept_signal(steps: int) -> Float[Tensor, "T"]:
 
 
 def places_of(steps: int, sampled: int, spacing: Literal["trailing", "leading"] = "trailing") -> list[int]:
-    """`sampled` of the steps, evenly apart, from the last one down or, "leading", so that the last of them is 0."""
+    """`sampled` evenly spaced steps in descending order, from the last one or ("leading") down to step 0."""
     if spacing == "leading":
         return [steps // sampled * place for place in reversed(range(sampled))]
     return [steps * (sampled - place) // sampled - 1 for place in range(sampled)]
@@ -296,7 +293,7 @@ def places_of(steps: int, sampled: int, spacing: Literal["trailing", "leading"] 
 def ddim(
     noise: Float[Tensor, "B C A"], part: Part, kept: Float[Tensor, "T"], places: Sequence[int]
 ) -> Float[Tensor, "B C A"]:
-    """Song et al. 2021 (DDIM), equation 12 with sigma 0: from noise to a sample by the steps that `places` names."""
+    """Song et al. 2021 (DDIM), equation 12 with sigma 0: from noise to a sample through the steps `timesteps`."""
     x = noise
     for place, following in zip(places, [*places[1:], None]):
         clean, direction = part(x, torch.full((x.shape[0],), place, device=x.device))
@@ -309,8 +306,8 @@ def ddim(
 def ddpm(
     noise: Float[Tensor, "B N C A"], part: Part, kept: Float[Tensor, "T"], places: Sequence[int]
 ) -> Float[Tensor, "B C A"]:
-    """Ho et al. 2020, algorithm 2 with the variance of their equation 7: the first of N draws is where it begins, and
-    each step but the last adds one of the others.
+    """Ho et al. 2020, algorithm 2 with the variance of equation 7: starts from the first of N noise samples; each step
+    but the last adds another one.
     """
     x = noise[:, 0]
     for number, (place, following) in enumerate(zip(places, [*places[1:], None]), 1):
@@ -327,34 +324,34 @@ def ddpm(
 @register("diffusion")
 @dataclass(frozen=True)
 class DiffusionConfig(ChunkHeadConfig):
-    """Diffusion Policy (Chi et al. 2023, section 2): the decoder reads a chunk with noise and says the `noise` in it
-    (their equation 5) or the `sample` without it. There are `steps` of noise, of which `sampled` are taken away.
+    """Diffusion Policy (Chi et al. 2023, section 2): the decoder takes a noisy chunk and predicts its `noise` (equation
+    5) or the `sample` without it.
 
-    `clip` holds what is said of the sample within it, in the codec's numbers. Where noise is said it is needed, as the
-    first steps divide by almost nothing: 1 for actions that are scaled by their range (task.scaling=range).
+    `clip` limits the predicted sample to this range, in normalised units. It is required if the model predicts noise,
+    because the first steps divide by almost zero: 1 for actions scaled by their range (task.scaling=range).
 
-    The `sampler` "ddim" adds no noise on the way, "ddpm" does. `spacing` is which of the steps are sampled: from the
-    last one down, or ("leading") so that the last of them is step 0, as is common elsewhere.
+    The `sampler` "ddpm" adds noise at every step, "ddim" does not. `spacing` "trailing" samples steps from the last one
+    down, "leading" so that the final one is step 0, as most other libraries do.
     """
 
-    steps: int = 100  # steps of noise in training
-    sampled: int = 10  # steps in which it is taken away in use
-    says: Literal["noise", "sample"] = "sample"  # what the decoder gives: the noise, or the sample without it
+    steps: int = 100  # noise steps in training
+    sampled: int = 10  # denoising steps at inference
+    says: Literal["noise", "sample"] = "sample"  # prediction target of the decoder: the noise, or the clean sample
     clip: float | None = None
-    sampler: Literal["ddim", "ddpm"] = "ddim"  # whether noise is added on the way (ddpm)
-    spacing: Literal["trailing", "leading"] = "trailing"  # which of the steps are sampled
+    sampler: Literal["ddim", "ddpm"] = "ddim"  # ddpm adds noise at every denoising step, ddim none
+    spacing: Literal["trailing", "leading"] = "trailing"  # steps to sample: from the last one, or down to step 0
 
     def __post_init__(self) -> None:
         if not 1 <= self.sampled <= self.steps:
             raise ConfigError(
-                f"{self.sampled} of {self.steps} steps cannot be sampled; set model.head.sampled to 1 or more, and at "
-                "most model.head.steps"
+                f"{self.sampled} of {self.steps} steps cannot be sampled; set model.head.sampled from 1 to "
+                "model.head.steps"
             )
         if self.clip is not None and not self.clip > 0:
-            raise ConfigError(f"model.head.clip is {self.clip}; give a number above 0, or none")
+            raise ConfigError(f"model.head.clip is {self.clip}; set a number above 0, or none")
         if self.says == "noise" and self.clip is None:
             raise ConfigError(
-                "a head that says noise needs a limit of what is left without it; set model.head.clip=1 "
+                "a head that predicts noise needs clipped samples; set model.head.clip=1 "
                 "task.scaling=range, or model.head.says=sample"
             )
 
@@ -368,7 +365,7 @@ class DiffusionConfig(ChunkHeadConfig):
         return Drawn(torch.from_numpy(noise), torch.from_numpy(random.integers(0, self.steps, rows)))
 
     def losses(self, model: Chunker, seen: Observations, chunks: Chunks, drawn: Drawn) -> dict[str, Loss]:
-        """Ho et al. 2020, equation 14, over the actions that there are."""
+        """Ho et al. 2020, equation 14, over the actions in the mask."""
         assert drawn.steps is not None
         noise = drawn.noise[:, 0] if self.sampler == "ddpm" else drawn.noise
         left = self._kept(noise)[drawn.steps][:, None, None]

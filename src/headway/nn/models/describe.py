@@ -1,4 +1,4 @@
-"""What a model is made of, in numbers and in lines, told from its outline, which has no weights; what it attends to."""
+"""Sizes, costs and a summary of a model, computed from its outline without weights; and its attention weights."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ from headway.visibility import Causal
 
 
 def outline(config: ModelConfig) -> nn.Module:
-    """The model of `config` with weights that are shapes alone, on the meta device. What no file holds of a model, such
-    as tables of positions, is made on the processor all the same, so that an outline can be filled from a file.
-    ConfigError for sizes whose product no computer can count, and for those that do not fit together.
+    """Build the model of `config` on the meta device, where weights are shapes only. Tensors that no file stores, such
+    as position tables, are still computed on the CPU, so an outline can be filled from a file.
+    Raises ConfigError for sizes that are too large, or that do not fit together.
     """
     with _fitting(), torch.device("meta"):
         return config.build(seed=None)
@@ -50,7 +50,7 @@ def outline(config: ModelConfig) -> nn.Module:
 
 @contextmanager
 def _fitting() -> Iterator[None]:
-    """What goes wrong as a model is made of shapes alone is the fault of its configuration."""
+    """Turn errors from building a model on the meta device into ConfigError: its configuration is at fault."""
     try:
         yield
     except ConfigError:
@@ -58,18 +58,18 @@ def _fitting() -> Iterator[None]:
     except (ArithmeticError, LookupError, TypeError, ValueError, RuntimeError) as error:
         fault = "are too large" if isinstance(error, (RuntimeError, OverflowError)) else "do not fit together"
         reason = str(error).partition("\n")[0][:200]
-        raise ConfigError(f"the sizes of the model {fault} ({reason}); correct them") from error
+        raise ConfigError(f"the model's sizes {fault} ({reason}); correct them") from error
 
 
 def describe(model: nn.Module | ModelConfig) -> dict[str, Any]:
-    """Sizes and costs of a model, told from its configuration or from its outline.
+    """Sizes and costs of a model, computed from its configuration or its outline.
 
-    parameters: trainable, tied ones once. weights_without_biases: those of two or more dimensions. weights_bytes: in
-    fp32. flop_per_token: of the forward pass, a multiply and an add counted as 2, with the attention of a full context
-    or image (half of it where causal) and the scans of recurrent and linear mixers; an encoder-decoder counts a source
-    token and a target token together, two towers one token of each, a captioner one of the tower and one of the
-    decoder. state_bytes: what decoding keeps in fp32 for a row of any length. state_bytes_per_token: what each further
-    token adds. tree: a line for each part.
+    parameters: trainable parameters, tied ones counted once. weights_without_biases: parameters with two or more
+    dimensions. weights_bytes: in fp32. flop_per_token: of the forward pass, a multiply-add counted as 2, with attention
+    over a full context or image (half of it if causal) and the scans of recurrent and linear mixers. An encoder-decoder
+    counts one source and one target token, two towers one token each, a captioner one of the tower and one of the
+    decoder. state_bytes: fp32 decoding state per row, independent of its length. state_bytes_per_token: what each
+    further token adds. tree: one line per part.
     """
     if isinstance(model, ModelConfig):
         model = outline(model)
@@ -84,7 +84,7 @@ def _described(model: nn.Module) -> dict[str, Any]:
     flop, decoder = flop_per_token(model, _length(config)), getattr(model, "decoder", model)
     if isinstance(model, TwoTower) and isinstance(config, TwoTowerConfig):
         flop = sum(flop_per_token(getattr(model, side), _length(getattr(config, side))) for side in SIDES)
-    constant, growing = 0, 0  # bytes of the states of a row: what does not grow with it, and what each token adds
+    constant, growing = 0, 0  # bytes of a row's states: independent of its length, and per token
     if isinstance(decoder, Transformer) and decoder.config.stack.causal:
         one, two = (_bytes(decoder.stack.initial_states(1, n, like=torch.empty(0, device="meta"))) for n in (1, 2))
         constant, growing = 2 * one - two, two - one
@@ -101,12 +101,12 @@ def _described(model: nn.Module) -> dict[str, Any]:
 
 
 def flop_per_token(model: nn.Module, context: int | None) -> int:
-    """Floating point operations of one token's forward pass; training costs three times as much.
+    """Floating-point operations of one token's forward pass; training costs three times as much.
 
-    That is 2 for each weight of a projection, 4 H K S for the scores and sums of attention over S tokens, and
-    `scan_flop` of each mixer: 4 H M N for linear attention, whose state has M N numbers a head, 6 H M N for the delta
-    rule, 4 N for the N cells of an LSTM. The scans are counted token by token; in chunks they compute more, but faster.
-    Functions of single numbers and norms are left out.
+    That is 2 per weight of a projection, 4 H K S for the scores and sums of attention over S tokens, and `scan_flop` of
+    each mixer: 4 H M N for linear attention, whose state has M N numbers per head, 6 H M N for the delta rule, 4 N for
+    the N cells of an LSTM. Scans are counted token by token; chunkwise they compute more, but faster. Elementwise
+    functions and norms are not counted.
     """
     weights = sum(m.weight.numel() for m in model.modules() if isinstance(m, Projection))
     weights += sum(m.weight.numel() for m in model.modules() if isinstance(m, VocabularyHead) and m.project is None)
@@ -145,23 +145,23 @@ def _tree(config: ModelConfig) -> list[str]:
         return [first, *_parts(encoder=config.encoder, decoder=config.decoder)]
     if isinstance(config, TwoTowerConfig):
         loss = "softmax" if config.bias is None else "sigmoid"
-        first = f"two towers into {config.shared} common numbers, a learned scale ({loss})"
+        first = f"two towers into a shared space of {config.shared} dimensions, a learned scale ({loss})"
         return [first, *_parts(left=config.left, right=config.right)]
     if isinstance(config, CaptionerConfig):
-        first = f"captioner, {config.prefix} tokens of an image before the text{_reading(config.decoder)}"
+        first = f"captioner, {config.prefix} image tokens before the text{_reading(config.decoder)}"
         parts = _parts(tower=config.tower, decoder=config.decoder)
-        return [first, *parts, f"  projector of {config.projector.layers} layers"]
+        return [first, *parts, f"  projector with {config.projector.layers} layers"]
     if isinstance(config, ActConfig):
-        first = f"chunks of {config.chunk} actions of {config.actions} numbers by {config.head.kind}"  # type: ignore[attr-defined]
+        first = f"chunks of {config.chunk} actions with {config.actions} dimensions, by {config.head.kind}"  # type: ignore[attr-defined]
         parts = _parts(encoder=config.trunk.encoder, decoder=config.trunk.decoder)
         return [first, *parts, *([] if config.inference is None else _parts(posterior=config.inference))]
     if isinstance(config, UNetPolicyConfig):
         net, head = config.net, config.head
         return [
-            f"{config.horizon} actions of {config.actions} numbers by diffusion, {config.chunk} from the present on",
-            f"  of the last {config.history} steps: {config.observation.reads()}",
+            f"{config.horizon} actions with {config.actions} dimensions by diffusion, {config.chunk} from now on",
+            f"  inputs of the last {config.history} steps: {config.observation.reads()}",
             f"  U-Net over time, widths {', '.join(map(str, net.widths))}, {net.taps} taps, {net.groups} groups",
-            f"  {head.sampled} of {head.steps} steps by {head.sampler.upper()}, says the {head.says}",
+            f"  {head.sampled} of {head.steps} steps by {head.sampler.upper()}, predicts the {head.says}",
         ]
     if not isinstance(config, TransformerConfig):
         return [str(config)]
@@ -170,24 +170,24 @@ def _tree(config: ModelConfig) -> list[str]:
     for block, run in groupby(config.stack.blocks):
         lines.append(f"{len(list(run))} x {_block(block)}")
     norm = "none" if config.stack.norm is None else config.stack.norm.kind  # type: ignore[attr-defined]
-    return [*lines, f"last norm {norm}; heads: {', '.join(config.heads) or 'none'}; tie {config.tie}"]
+    return [*lines, f"final norm {norm}; heads: {', '.join(config.heads) or 'none'}; tie {config.tie}"]
 
 
 def _parts(**parts: TransformerConfig) -> list[str]:
-    """The lines of parts by their names."""
+    """The lines of several parts, each under its name."""
     return [line for name, part in parts.items() for line in (f"  {name}", *(f"    {inner}" for inner in _tree(part)))]
 
 
 def _reading(decoder: TransformerConfig) -> str:
-    """How the mixers of a captioner's decoder read an image."""
+    """How the mixers of a captioner's decoder process an image."""
     both = [isinstance(block.mixer, AttentionConfig) for block in decoder.stack.blocks]
     if all(both):
-        return ", read both ways"
-    return ", read both ways by attention and in order by other mixers" if any(both) else ", read in order"
+        return ", bidirectional"
+    return ", bidirectional for attention and in order for other mixers" if any(both) else ", in order"
 
 
 def _length(config: ModelConfig) -> int | None:
-    """Tokens of a full context, or of an image of the usual size."""
+    """Tokens of a full context, or of an image of the configured size."""
     if isinstance(config, TransformerConfig) and config.context is None:
         return config.embed.length
     if isinstance(config, CaptionerConfig):
@@ -209,7 +209,7 @@ def _block(block: BlockConfig) -> str:
 
 def _mixer(mixer: Any) -> str:
     if isinstance(mixer, BidirectionalConfig):
-        return f"{_mixer(mixer.mixer)}, both ways"
+        return f"{_mixer(mixer.mixer)}, bidirectional"
     if not isinstance(mixer, (AttentionConfig, CrossAttentionConfig)):
         cells = getattr(mixer, "cells", None)
         return mixer.kind if cells is None else f"{mixer.kind}, {cells} cells"
@@ -231,10 +231,10 @@ def _feed_forward(part: Any) -> str:
 
 
 def rollout(maps: Mapping[str, Float[Tensor, "B H T T"]]) -> Float[Tensor, "B T T"]:
-    """How much of each input token (columns) is in each output token (rows), by Abnar and Zuidema 2020, equation 1:
-    the product over layers of attention, averaged over heads, with half of each token staying where it is.
+    """Attention rollout (Abnar and Zuidema 2020, equation 1): the share of each input token (columns) in each output
+    token (rows). It is the product over layers of attention averaged over heads, plus the identity, halved.
 
-    `maps` are those of `attention_maps`, in the order of the layers.
+    `maps` come from `attention_maps`, in layer order.
     """
     found: Tensor | None = None
     for weights in maps.values():
@@ -242,12 +242,12 @@ def rollout(maps: Mapping[str, Float[Tensor, "B H T T"]]) -> Float[Tensor, "B T 
         layer = (mean + torch.eye(mean.shape[-1], dtype=mean.dtype, device=mean.device)) / 2
         found = layer if found is None else layer @ found
     if found is None:
-        raise ValueError("there are no attention maps to roll out")
+        raise ValueError("no attention maps to roll out; pass at least one")
     return found
 
 
 def attention_maps(model: nn.Module, run: Callable[[], Any]) -> dict[str, Float[Tensor, "B H T S"]]:
-    """Weights of every attention of `model` by module name while `run()` calls it, in the order of the calls."""
+    """Weights of every attention module that `run()` calls, by module name and in call order."""
     maps: dict[str, Tensor] = {}
     current: list[str] = []
     hooks = []

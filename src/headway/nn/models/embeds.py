@@ -1,4 +1,4 @@
-"""From inputs to vectors."""
+"""Embeddings: from inputs to vectors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from headway.nn.parts.projection import Projection
 
 
 class TokenInputs(NamedTuple):
-    """Symbols with the type of each (BERT's first and second segment, a language tag); no types means all 0."""
+    """Token ids with the type of each (BERT's segments, a language tag); None means type 0 for all."""
 
     ids: Int[Tensor, "B T"]
     types: Int[Tensor, "B T"] | None = None
@@ -32,39 +32,39 @@ class TokenInputs(NamedTuple):
 class EmbedConfig:
     """Turns a domain's inputs into vectors.
 
-    Its module maps (inputs, layout) to (x, layout); `whole(inputs)` is the layout of inputs that come without one.
+    Its module maps (inputs, layout) to (x, layout); `default_layout(inputs)` is the layout of inputs without one.
     """
 
     def width_out(self, width: int, symbols: int) -> int:
-        """The width of the vectors in a model of `width`."""
+        """Width of the vectors in a model of `width`."""
         return width
 
     @property
     def types(self) -> int:
-        """The types of tokens that have a vector of their own."""
+        """Number of token types with a learned vector."""
         return 0
 
     @property
     def dropout(self) -> float:
-        """Of the vectors."""
+        """Dropout rate of the vectors."""
         return 0.0
 
     @property
     def length(self) -> int | None:
-        """The tokens that an input of the usual size becomes; None where inputs have any length."""
+        """Tokens of an input of the configured size; None if inputs have any length."""
         return None
 
     def with_dropout(self, rate: float) -> EmbedConfig:
-        """The same with that dropout; as it is where it has none."""
+        """A copy with dropout `rate`; unchanged if this kind has no dropout."""
         named = {field.name for field in fields(self)}
         return replace(self, dropout=rate) if "dropout" in named else self  # type: ignore[call-arg]
 
     def reads(self, symbols: int, context: int | None) -> str:
-        """What a model with it reads, in words."""
-        return f"{symbols:,} symbols, context {'no limit' if context is None else context}"
+        """The model's inputs, in words."""
+        return f"vocabulary {symbols:,}, context {'no limit' if context is None else context}"
 
     def summary(self) -> str:
-        """What it is, in words."""
+        """This embedding, in words."""
         positions = getattr(self, "positions", None)
         return f"{self.kind}, positions {'none' if positions is None else positions.kind}"  # type: ignore[attr-defined]
 
@@ -75,15 +75,15 @@ class EmbedConfig:
 @register("tokens")
 @dataclass(frozen=True)
 class TokenEmbedConfig(EmbedConfig):
-    """`scaled` multiplies by sqrt(width) (2017); `types` is the number of token types that have a vector (BERT: 2);
-    `width` is that of the table where a projection follows it (ALBERT).
+    """`scaled` multiplies by sqrt(width) (2017); `types` is the number of token types with a learned vector (BERT: 2);
+    `width` is the width of the table if a projection follows it (ALBERT).
     """
 
-    positions: PositionsConfig | None = None  # vectors of positions, added to those of tokens
-    norm: NormConfig | None = None  # after the sum
+    positions: PositionsConfig | None = None  # position vectors, added to token vectors
+    norm: NormConfig | None = None  # norm after the sum
     scaled: bool = False
     types: int = 0
-    dropout: float = 0.0  # of the sum
+    dropout: float = 0.0  # dropout rate of the sum
     width: int | None = None
 
     def build(self, width: int, symbols: int, context: int | None) -> nn.Module:
@@ -91,12 +91,12 @@ class TokenEmbedConfig(EmbedConfig):
 
 
 class TokenEmbed(nn.Module):
-    """Symbols to vectors: a table, positions, types, norm, dropout. The table is `table`, [C, D]."""
+    """Token ids to vectors: a table `table` [C, D], positions, types, norm, dropout."""
 
     def __init__(self, config: TokenEmbedConfig, width: int, symbols: int, context: int | None) -> None:
         super().__init__()
         if symbols < 1:
-            raise ConfigError(f"a model of {symbols} symbols reads nothing; set model.symbols to the vocabulary's size")
+            raise ConfigError(f"the vocabulary has {symbols} tokens; set model.symbols to its size, 1 or more")
         inner = config.width or width
         self.table = nn.Parameter(torch.empty(symbols, inner))
         self.project = Projection(inner, width, bias=False) if inner != width else nn.Identity()
@@ -107,7 +107,7 @@ class TokenEmbed(nn.Module):
         self.dropout = Dropout(config.dropout)
 
     def whole(self, inputs: Tensor | TokenInputs) -> Layout:
-        """Each row is one document."""
+        """One document per row."""
         ids = inputs if isinstance(inputs, Tensor) else inputs.ids
         return Layout.full(*ids.shape, device=ids.device)
 
@@ -118,13 +118,13 @@ class TokenEmbed(nn.Module):
         return self.place(self.look_up(ids), layout, types), layout
 
     def look_up(self, ids: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
-        """The vectors of symbols, wherever they stand."""
+        """Token vectors without positions."""
         return self.project(F.embedding(ids, self.table)) * self.scale
 
     def place(
         self, x: Float[Tensor, "B T D"], layout: Layout, types: Int[Tensor, "B T"] | None = None
     ) -> Float[Tensor, "B T D"]:
-        """Vectors of symbols, or of what stands among them, at their positions: what the first block reads."""
+        """Add positions and types to token vectors, or to image vectors between them: the input of the first block."""
         if self.positions is not None:
             x = x + self.positions(layout, x)
         if self.types is not None:
@@ -135,7 +135,7 @@ class TokenEmbed(nn.Module):
 @register("one_hot")
 @dataclass(frozen=True)
 class OneHotEmbedConfig(EmbedConfig):
-    """Each symbol is a unit vector, as wide as there are symbols: what reads it has weights of its own for each."""
+    """One-hot vectors as wide as the vocabulary: the first layer has separate weights for each token."""
 
     def width_out(self, width: int, symbols: int) -> int:
         return symbols
@@ -149,10 +149,10 @@ class OneHotEmbed(nn.Module):
         super().__init__()
         self.symbols = symbols
         self.table = None
-        self.register_buffer("one", torch.ones((), device="cpu"), persistent=False)  # of the model's type and device
+        self.register_buffer("one", torch.ones((), device="cpu"), persistent=False)  # has the model's dtype and device
 
     def whole(self, inputs: Tensor) -> Layout:
-        """Each row is one document."""
+        """One document per row."""
         return Layout.full(*inputs.shape, device=inputs.device)
 
     def forward(self, inputs: Int[Tensor, "B T"], layout: Layout) -> tuple[Float[Tensor, "B T C"], Layout]:
@@ -160,7 +160,7 @@ class OneHotEmbed(nn.Module):
 
 
 class TypeEmbed(nn.Module):
-    """A vector for each type of token (Devlin et al. 2019, figure 2)."""
+    """A learned vector per token type (Devlin et al. 2019, figure 2)."""
 
     def __init__(self, count: int, width: int) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
-"""An encoder, and a decoder that reads its output: translation and all that turns one sequence into another.
+"""An encoder, and a decoder that reads its output: translation and other sequence-to-sequence models.
 
-A bridge is what the encoder hands over: what it says of each token, the states it has come to, or both.
+A bridge is what the encoder passes to the decoder: its output per token, its final states, or both.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ from headway.nn.parts.init import InitConfig, initialise
 from headway.nn.parts.projection import Projection
 
 Vectors = tuple[Tensor, ...]  # [B, N] each
-Ends = tuple[Vectors, ...]  # of each direction of a mixer, the forward one first
+Ends = tuple[Vectors, ...]  # one per direction of a mixer, the forward one first
 
 
 @family
 @dataclass(frozen=True)
 class BridgeConfig:
-    """How a decoder hears of the source."""
+    """How a decoder gets information about the source."""
 
-    memory: ClassVar[bool] = True  # whether its blocks read the encoder's output
-    state: ClassVar[bool] = False  # whether its rows start from the encoder's last states
+    memory: ClassVar[bool] = True  # whether the decoder's blocks read the encoder's output
+    state: ClassVar[bool] = False  # whether the decoder starts from the encoder's final states
 
 
 @register("memory")
@@ -55,13 +55,13 @@ class MemoryBridgeConfig(BridgeConfig):
 @register("state")
 @dataclass(frozen=True)
 class StateBridgeConfig(BridgeConfig):
-    """The vectors that the encoder's mixers have come to start those of the decoder's rows.
+    """The decoder's mixers start from the final vectors of the encoder's mixers.
 
-    layers: block i starts from block i of the encoder ("same"), or each from the encoder's "last".
-    directions: of a bidirectional encoder, whose vectors are handed over.
-    summary: a vector of that size stands between: activation(V h) of the last block's vectors h (Cho et al. 2014), from
-    which all blocks start and which is the whole memory where there is one.
-    project: whether activation(V' h) starts a block, and not the h; None where the sizes differ.
+    layers: block i starts from block i of the encoder ("same"), or every block from the encoder's "last".
+    directions: directions of a bidirectional encoder whose final vectors are used.
+    summary: size of a vector in between: activation(V h) of the last block's vectors h (Cho et al. 2014), from which
+    all blocks start and which is the whole memory if the blocks read one.
+    project: whether a block starts from activation(V' h) instead of h; none: only if the sizes differ.
     """
 
     memory: ClassVar[bool] = False
@@ -71,33 +71,33 @@ class StateBridgeConfig(BridgeConfig):
     directions: Literal["both", "forward", "backward"] = "both"
     summary: int | None = None
     project: bool | None = None
-    activation: ActivationName | None = None  # after the maps that hand states over
+    activation: ActivationName | None = None  # activation after V and V'
 
     def __post_init__(self) -> None:
         if self.summary is not None and self.summary < 1:
-            raise ConfigError(f"bridge.summary is {self.summary}; give the size of a vector, or none")
+            raise ConfigError(f"bridge.summary is {self.summary}; set the size of a vector, 1 or more, or none")
 
 
 @register("both")
 @dataclass(frozen=True)
 class BothBridgeConfig(StateBridgeConfig):
-    """States are handed over, and the decoder's blocks read the encoder's output, or else its `summary`."""
+    """The decoder starts from the encoder's final states, and its blocks read the encoder's output or its `summary`."""
 
     memory: ClassVar[bool] = True
 
 
 class Handed(NamedTuple):
-    """What a bridge makes of the ends of an encoder."""
+    """A bridge's output from the final vectors of an encoder."""
 
-    starts: tuple[Vectors, ...]  # of each block of the decoder
+    starts: tuple[Vectors, ...]  # one per block of the decoder
     summary: Float[Tensor, "B N"] | None
 
 
 class Bridge(nn.Module):
-    """From what the encoder's mixers have come to, to what the decoder's start from."""
+    """Maps the final vectors of the encoder's mixers to initial vectors of the decoder's."""
 
     def __init__(self, config: StateBridgeConfig, encoder: Stack, decoder: Stack) -> None:
-        """Raises ConfigError, by name, for mixers whose state is no vectors, and for sizes that do not fit."""
+        """Raises ConfigError for mixers whose state is not a set of vectors, and for sizes that do not fit."""
         super().__init__()
         self.config = config
         self.activation = ACTIVATIONS[config.activation] if config.activation else nn.Identity()
@@ -111,7 +111,7 @@ class Bridge(nn.Module):
         self.maps = nn.ModuleList(_map(config, *sizes, n) for n, sizes in enumerate(zip(inner, self.sizes)))
 
     def forward(self, ends: Sequence[Ends | None]) -> Handed:
-        """`ends` are those of the encoder's blocks, at least of the ones in `sources`."""
+        """`final_states` are those of the encoder's blocks; those not in `sources` may be None."""
         found = [self._of(ends[number]) for number in self.sources]
         summary = None
         if self.summary is not None:
@@ -133,19 +133,19 @@ class Bridge(nn.Module):
 
 
 def check_single(*layouts: Layout) -> None:
-    """UserError for rows of several documents: an encoder hands one state a row over."""
+    """Raise UserError for rows of several documents: an encoder passes on one state per row."""
     if not all(layout.single for layout in layouts):
-        raise UserError("packed rows hold several documents, and a state is handed over to a row; give one a row")
+        raise UserError("packed rows contain several documents, but a row has one state; pass one document per row")
 
 
 def _sources(config: StateBridgeConfig, encoders: int, decoders: int) -> list[int]:
-    """Which block of the encoder each of the decoder's starts from."""
+    """The encoder block from which each decoder block starts."""
     if config.layers == "last" or config.summary is not None:
         return [encoders - 1] * decoders
     if encoders != decoders:
         raise ConfigError(
-            f"{decoders} blocks of the decoder cannot start from {encoders} of the encoder, each from its own; "
-            "make the stacks of equal depth, or set bridge.layers to last"
+            f"{decoders} decoder blocks cannot each start from one of {encoders} encoder blocks; "
+            "make the stacks equally deep, or set bridge.layers to last"
         )
     return list(range(decoders))
 
@@ -159,7 +159,7 @@ def _sizes(stack: Stack, number: int, directions: str, side: str) -> tuple[int, 
         parts = {"both": both, "forward": both[:1], "backward": both[1:]}[directions]
     if not all(isinstance(part, Mixer) and part.bridged for part in parts):
         raise ConfigError(
-            f"block {number} of the {side} mixes by {type(mixer).__name__}, whose state is no vectors to hand over; "
+            f"block {number} of the {side} has the mixer {type(mixer).__name__}, whose state is not a set of vectors; "
             "choose a mixer such as lstm or gru, or set bridge to memory"
         )
     return tuple(size for part in parts for size in part.state_sizes)
@@ -170,7 +170,7 @@ def _map(config: StateBridgeConfig, given: tuple[int, ...], wanted: tuple[int, .
         return Projection(sum(given), wanted)
     if given != wanted:
         raise ConfigError(
-            f"vectors of sizes {given} cannot start block {block} of the decoder, which has {wanted}; "
+            f"vectors of sizes {given} cannot start block {block} of the decoder, which needs {wanted}; "
             "set bridge.project to true, or make them equal"
         )
     return nn.Identity()
@@ -179,20 +179,20 @@ def _map(config: StateBridgeConfig, given: tuple[int, ...], wanted: tuple[int, .
 @register("encoder_decoder")
 @dataclass(frozen=True)
 class EncoderDecoderConfig(ModelConfig):
-    """`tie`: "all" shares one table among source, target and head; "embeddings" among source and target (T5 1.1);
-    "head" the target's with the head; "none" nothing. `bridge` says what the decoder gets of the encoder.
+    """An encoder and a decoder. `tie` "all" shares one table among source, target and head; "embeddings" between source
+    and target (T5 1.1); "head" between target and head; "none" nothing.
 
-    Beside its fields, `--set` takes width, depth (a number, or [encoder, decoder]), heads, mixer (the decoder's and,
-    where it may see both ways, the encoder's), cross (none takes the cross-attention out), cells
-    (of all recurrences, with what the papers size by them), context, symbols and
-    dropout.
+    In addition to its fields, `--set` takes:
+    width, depth (a number, or [encoder, decoder]), heads, mixer (of the decoder and, in both directions, of the
+    encoder), cross (none removes the cross-attention), cells (of all recurrences, and the sizes that the papers derive
+    from them), context, symbols and dropout.
     """
 
-    encoder: TransformerConfig = TransformerConfig()  # reads the source
-    decoder: TransformerConfig = TransformerConfig()  # writes the target
-    tie: Literal["none", "head", "embeddings", "all"] = "all"  # which tables are shared
-    init: InitConfig = InitConfig()  # how weights start
-    bridge: BridgeConfig = MemoryBridgeConfig()  # what the decoder gets of the encoder
+    encoder: TransformerConfig = TransformerConfig()  # stack over the source
+    decoder: TransformerConfig = TransformerConfig()  # stack that generates the target
+    tie: Literal["none", "head", "embeddings", "all"] = "all"  # embedding tables to share
+    init: InitConfig = InitConfig()  # initialisation of the weights
+    bridge: BridgeConfig = MemoryBridgeConfig()  # what the encoder passes to the decoder
 
     @property
     def width(self) -> int:
@@ -211,7 +211,7 @@ class EncoderDecoderConfig(ModelConfig):
 
 
 class Heard(NamedTuple):
-    """What a decoder has of the sources: memories, vectors that its blocks start from, and auxiliary losses by name."""
+    """Encoded sources for a decoder: memories, initial vectors of its blocks, and auxiliary losses by name."""
 
     memories: tuple[Memory | None, ...] | None
     starts: tuple[tuple[Tensor, ...], ...] | None
@@ -219,7 +219,7 @@ class Heard(NamedTuple):
 
 
 class EncoderDecoder(nn.Module):
-    """Vaswani et al. 2017, figure 1, with any mixers; Sutskever et al. 2014, where states are handed over."""
+    """Vaswani et al. 2017, figure 1, with any mixers; Sutskever et al. 2014 if the bridge passes states."""
 
     def __init__(self, config: EncoderDecoderConfig, seed: int | None = 0) -> None:
         super().__init__()
@@ -249,8 +249,8 @@ class EncoderDecoder(nn.Module):
     ) -> Encoded:
         """The decoder's features for whole targets (teacher forcing); its heads read them.
 
-        `source` is what the encoder's embed reads (symbols, Int[B, S], or frames, Float[B, S, M]), or what `hear` gave
-        of it; `target` what the decoder's reads (symbols, Int[B, T]).
+        `source` goes to the encoder's embedding (token ids, Int[B, S], or frames, Float[B, S, M]), or is the output of
+        `encode`; `target` goes to the decoder's embedding (token ids, Int[B, T]).
         """
         heard = self.hear(source, source_layout)
         x, layout = self.decoder.embed(target, target_layout)
@@ -264,14 +264,14 @@ class EncoderDecoder(nn.Module):
         return Encoded(x, layout, auxiliary)  # type: ignore[arg-type]
 
     def start(self, prompt: Prompt, capacity: int) -> tuple[Float[Tensor, "B C"], Decoding]:
-        """Encode the sources and read the targets' first symbols; see Transformer.start."""
+        """Encode the sources and process the targets' first tokens; see Transformer.start."""
         if prompt.source is None or prompt.source_layout is None:
-            raise UserError("an encoder-decoder has no source to read; give prompt.source and prompt.source_layout")
+            raise UserError("the prompt has no source to encode; pass prompt.source and prompt.source_layout")
         heard = self.hear(prompt.source, prompt.source_layout)
         return self.decoder.resume(prompt, capacity, heard.memories, heard.starts)
 
     def hear(self, source: Any, layout: Layout) -> Heard:
-        """Encode the sources, for a decoder; those that are encoded already stay as they are."""
+        """Encode the sources for a decoder; sources that are already encoded are returned unchanged."""
         if isinstance(source, Heard):
             return source
         if self.bridge is None:
@@ -295,27 +295,27 @@ def _check(config: EncoderDecoderConfig) -> None:
     if config.tie in ("embeddings", "all") and not same:
         raise ConfigError(
             f"tie {config.tie} shares one table, but the encoder has width {config.encoder.width} and "
-            f"{config.encoder.symbols} symbols, the decoder {config.decoder.width} and {config.decoder.symbols}; "
-            "make them equal, or tie head"
+            f"{config.encoder.symbols} tokens, the decoder {config.decoder.width} and {config.decoder.symbols}; "
+            "make them equal, or set tie to head"
         )
     blocks = config.decoder.stack.blocks
     reading = any(block.cross is not None or block.mixer.reads_memory for block in blocks)
     if reading and not config.bridge.memory:
         raise ConfigError(
-            "blocks of the decoder read a memory, which bridge state does not hand over; "
+            "the decoder's blocks read the encoder's output, which bridge state does not pass on; "
             "set bridge to both, or cross to none"
         )
     if config.bridge.memory and not reading:
         raise ConfigError(
-            "no block of the decoder reads the encoder; give at least one block a cross-attention, "
+            "no decoder block reads the encoder's output; add cross-attention to at least one block, "
             "or set bridge to state"
         )
     if any(block.mixer.reads_memory for block in config.encoder.stack.blocks):
-        raise ConfigError("a mixer of the encoder reads a memory, and there is none; choose another for the encoder")
+        raise ConfigError("a mixer of the encoder reads an encoder's output; choose another mixer for the encoder")
 
 
 def _fitted(config: EncoderDecoderConfig) -> TransformerConfig:
-    """The decoder's configuration, with the width of the memory where that is not said and not the decoder's own."""
+    """The decoder's configuration, with the memory's width filled in where it is unset and not the decoder's own."""
     summary = getattr(config.bridge, "summary", None)
     encoder = config.encoder
     width = summary or encoder.stack.width_out(encoder.embed.width_out(encoder.width, encoder.symbols))

@@ -1,4 +1,4 @@
-"""From the frames of a sound, or the patches of its spectrogram, to vectors."""
+"""Audio embeddings: spectrogram frames or patches to vectors."""
 
 from __future__ import annotations
 
@@ -23,24 +23,22 @@ from headway.nn.parts.projection import Projection
 @register("frames")
 @dataclass(frozen=True)
 class FramesEmbedConfig(EmbedConfig):
-    """Frames of `bands` numbers each (log-mel spectra), of which the model's context counts every other one."""
+    """Log-mel frames of `bands` values. The second convolution has stride 2, so two frames are one position."""
 
-    bands: int = 80  # numbers of a frame
-    positions: PositionsConfig | None = SinusoidTableConfig()  # vectors of positions
-    dropout: float = 0.0  # of the sum
+    bands: int = 80  # mel bands per frame
+    positions: PositionsConfig | None = SinusoidTableConfig()  # position vectors
+    dropout: float = 0.0  # dropout rate of the sum
 
     def reads(self, symbols: int, context: int | None) -> str:
         longest = "any length" if context is None else f"at most {2 * context} frames"
-        return f"sounds of {longest}, {self.bands} bands each"
+        return f"audio of {longest}, {self.bands} mel bands"
 
     def build(self, width: int, symbols: int, context: int | None) -> nn.Module:
         return FramesEmbed(self, width, context)
 
 
 class FramesEmbed(nn.Module):
-    """Radford et al. 2022, figure 1: two convolutions over three frames, of which the second takes every other frame,
-    and positions.
-    """
+    """Radford et al. 2022, figure 1: two convolutions over three frames, the second with stride 2, and positions."""
 
     def __init__(self, config: FramesEmbedConfig, width: int, context: int | None) -> None:
         super().__init__()
@@ -53,7 +51,7 @@ class FramesEmbed(nn.Module):
         self.table = None
 
     def whole(self, inputs: Tensor) -> Layout:
-        """Each row is one sound."""
+        """One audio clip per row."""
         return Layout.full(*inputs.shape[:2], device=inputs.device)
 
     def forward(self, inputs: Float[Tensor, "B T M"], layout: Layout) -> tuple[Float[Tensor, "B S D"], Layout]:
@@ -63,11 +61,11 @@ class FramesEmbed(nn.Module):
         return self.dropout(x if self.positions is None else x + self.positions(after, x)), after
 
     def _check(self, inputs: Tensor, layout: Layout) -> Layout:
-        """Where the vectors sit. UserError for frames that this model cannot hear."""
+        """The layout of the output vectors. Raises UserError for frames that this model does not take."""
         if inputs.shape[2] != self.bands:
-            raise UserError(f"the frames have {inputs.shape[2]} bands, this model hears {self.bands}; make as many")
+            raise UserError(f"the frames have {inputs.shape[2]} mel bands; compute {self.bands} bands for this model")
         if not layout.single:
-            raise UserError("convolutions would mix the sounds of a row that holds several; give one sound a row")
+            raise UserError("convolutions would mix several clips in one row; pass one audio clip per row")
         length = (layout.length + 1) // 2
         if layout.dense:
             after = Layout.full(layout.batch, length, device=layout.positions.device)
@@ -75,14 +73,14 @@ class FramesEmbed(nn.Module):
             after = Layout.padded((layout.lengths + 1) // 2, length)
         if self.context is not None and after.length > self.context:
             raise UserError(
-                f"a sound of {layout.length} frames exceeds the {2 * self.context} that this model hears; "
-                "cut it into shorter ones"
+                f"audio of {layout.length} frames exceeds this model's limit of {2 * self.context}; "
+                "cut it into shorter clips"
             )
         return after
 
 
 def _silent(x: Tensor, layout: Layout) -> Tensor:
-    """Zeros past the end of each row, as a convolution sees them past the end of a sound that is alone."""
+    """Zero the padding, as a convolution pads a clip that is alone."""
     return x if layout.dense else torch.where(layout.keep[..., None], x, 0.0)
 
 
@@ -91,49 +89,49 @@ def _silent(x: Tensor, layout: Layout) -> Tensor:
 class SpectrogramEmbedConfig(EmbedConfig):
     """Log-mel frames [B, T, `bands`], cut into patches of `patch` (frames, bands), one every `stride`.
 
-    Patches of all bands are steps of time (KWT: (1, 40)); those of 16 x 16 every 10 x 10 overlap (AST). `tokens`
-    learned vectors stand before them, as for images. Positions are learned for sounds of `frames` and interpolated for
-    others. What is left over at the edges is not read, as by AST's convolution; `fitting` leaves nothing over.
+    Patches over all bands are time steps (KWT: (1, 40)); patches of 16 x 16 every 10 x 10 overlap (AST). `tokens`
+    learned vectors precede them, as for images. Positions are learned for clips of `frames` and interpolated for other
+    lengths. Leftovers at the edges are ignored, as in AST's convolution; `padded_frames` is a length without leftovers.
     """
 
-    frames: int = 100  # frames of the sounds that positions are learned for
-    bands: int = 80  # numbers of a frame
+    frames: int = 100  # length in frames for which positions are learned
+    bands: int = 80  # mel bands per frame
     patch: tuple[int, int] = (1, 80)  # frames and bands of a patch
-    stride: tuple[int, int] = (1, 80)  # frames and bands from a patch to the next
+    stride: tuple[int, int] = (1, 80)  # frames and bands between patches
     tokens: int = 1  # learned vectors before the patches
-    dropout: float = 0.0  # of the sum
+    dropout: float = 0.0  # dropout rate of the sum
 
     def __post_init__(self) -> None:
         if min(self.frames, self.bands, *self.patch, *self.stride) < 1 or self.tokens < 0:
             raise ConfigError(
                 f"patches of {self.patch} every {self.stride} of {self.frames} frames and {self.bands} bands, with "
-                f"{self.tokens} tokens; give sizes above 0, and 0 tokens or more"
+                f"{self.tokens} tokens; set sizes above 0, and 0 tokens or more"
             )
         if self.frames < self.patch[0] or self.bands < self.patch[1]:
             raise ConfigError(
-                f"{self.frames} frames of {self.bands} bands are less than a patch of {self.patch}; give as many"
+                f"{self.frames} frames of {self.bands} bands are smaller than a patch of {self.patch}; set more"
             )
 
     @property
     def length(self) -> int:
-        """Tokens of a sound of `frames`."""
+        """Tokens of a clip of `frames`."""
         rows, columns = self.grid(self.frames)
         return self.tokens + rows * columns
 
     def fitting(self, frames: int) -> int:
-        """The fewest frames that hold so many and are whole patches."""
+        """The smallest length of at least `frames` that divides into patches."""
         return self.patch[0] + max(0, -(-(frames - self.patch[0]) // self.stride[0])) * self.stride[0]
 
     def grid(self, frames: int) -> Grid:
-        """Patches along time and along bands. UserError for a sound that is shorter than one."""
+        """Patches along time and along bands. Raises UserError for a clip shorter than a patch."""
         if frames < self.patch[0]:
-            raise UserError(f"a sound of {frames} frames is shorter than a patch of {self.patch[0]}; pad it")
+            raise UserError(f"audio of {frames} frames is shorter than a patch of {self.patch[0]}; pad it")
         sizes = zip((frames, self.bands), self.patch, self.stride)
         rows, columns = ((size - part) // step + 1 for size, part, step in sizes)
         return rows, columns
 
     def reads(self, symbols: int, context: int | None) -> str:
-        return f"sounds of {self.frames} frames ({self.length} tokens) or other lengths"
+        return f"audio of {self.frames} frames ({self.length} tokens) or other lengths"
 
     def summary(self) -> str:
         (long, high), (along, up) = self.patch, self.stride
@@ -144,7 +142,7 @@ class SpectrogramEmbedConfig(EmbedConfig):
 
 
 class SpectrogramEmbed(nn.Module):
-    """Patches to vectors by one linear map, learned tokens before them, positions; `project.weight` is [D, P Q]."""
+    """Patches to vectors by a linear layer, learned tokens before them, positions; `project.weight` is [D, P Q]."""
 
     def __init__(self, config: SpectrogramEmbedConfig, width: int) -> None:
         super().__init__()
@@ -156,7 +154,7 @@ class SpectrogramEmbed(nn.Module):
         self.dropout = Dropout(config.dropout)
 
     def whole(self, frames: Float[Tensor, "B T M"]) -> Layout:
-        """Each sound is one document."""
+        """One document per clip."""
         rows, columns = self._grid(frames)
         return Layout.full(frames.shape[0], self.config.tokens + rows * columns, device=frames.device)
 
@@ -172,6 +170,6 @@ class SpectrogramEmbed(nn.Module):
     def _grid(self, frames: Float[Tensor, "B T M"]) -> Grid:
         if frames.shape[2] != self.config.bands:
             raise UserError(
-                f"the frames have {frames.shape[2]} bands, this model hears {self.config.bands}; make as many"
+                f"the frames have {frames.shape[2]} mel bands; compute {self.config.bands} bands for this model"
             )
         return self.config.grid(frames.shape[1])

@@ -1,4 +1,4 @@
-"""From vectors to outputs."""
+"""Output heads: from feature vectors to predictions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from headway.nn.parts.projection import Projection
 
 
 class Loss(NamedTuple):
-    """A sum over `count` samples. Sums add up exactly over micro-batches and devices; means do not."""
+    """A loss summed over `count` samples. Sums add up exactly over micro-batches and devices; means do not."""
 
     total: Float[Tensor, ""]
     count: int
@@ -30,38 +30,38 @@ class Loss(NamedTuple):
 @family
 @dataclass(frozen=True)
 class HeadConfig:
-    """An output of a model; its module maps (x, layout) to what it says."""
+    """An output head of a model; its module maps (x, layout) to predictions."""
 
     def build(self, width: int, symbols: int, table: nn.Parameter | None) -> nn.Module:
-        """`table` is the embedding [C, D] to share, None for weights of the head's own."""
+        """`table` is the embedding [C, D] to share; None gives the head its own weights."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class TransformConfig:
-    """norm(activation(dense(x))) before the vocabulary, as masked language models have (Devlin et al. 2019)."""
+    """norm(activation(dense(x))) before the vocabulary, as in masked language models (Devlin et al. 2019)."""
 
-    activation: ActivationName = "gelu"  # after the dense map
-    norm: NormConfig = LayerNormConfig()  # after the activation
-    bias: bool = True  # of the dense map
+    activation: ActivationName = "gelu"  # activation after the dense layer
+    norm: NormConfig = LayerNormConfig()  # norm after the activation
+    bias: bool = True  # whether the dense layer has a bias
 
 
 @register("vocabulary")
 @dataclass(frozen=True)
 class VocabularyHeadConfig(HeadConfig):
-    """Logits over symbols. `scale` multiplies them (T5's tied head: width^-0.5); `soft_cap` c makes them c tanh(l /
-    c); `transform` stands before them, and so do so many units of `maxout`.
+    """Logits over tokens. `scale` multiplies them (T5's tied head: width^-0.5); `soft_cap` c makes them c tanh(l /
+    c); a `transform` or `maxout` units come before them.
     """
 
-    bias: bool = False  # of the logits
-    scale: float = 1.0  # what logits are multiplied by
+    bias: bool = False  # whether logits have a bias
+    scale: float = 1.0  # factor on the logits
     soft_cap: float | None = None  # c turns logits l into c tanh(l / c)
-    transform: TransformConfig | None = None  # what stands before the logits
-    maxout: int | None = None  # units of a maxout before the logits
+    transform: TransformConfig | None = None  # layer before the logits
+    maxout: int | None = None  # units of a maxout layer before the logits
 
     def __post_init__(self) -> None:
         if self.maxout is not None and (self.maxout < 1 or self.transform is not None):
-            raise ConfigError(f"maxout is {self.maxout}; give 1 or more units, and no transform beside them, or none")
+            raise ConfigError(f"maxout is {self.maxout}; set 1 or more units without a transform, or none")
 
     def build(self, width: int, symbols: int, table: nn.Parameter | None) -> VocabularyHead:
         return VocabularyHead(self, width, symbols, table)
@@ -90,9 +90,7 @@ class Maxout(nn.Module):
 
 
 class VocabularyHead(nn.Module):
-    """A linear layer to the vocabulary, its weights shared with the embedding where `table` is given (Press, Wolf
-    2017).
-    """
+    """A linear layer to the vocabulary; with `table` its weights are shared with the embedding (Press, Wolf 2017)."""
 
     def __init__(self, config: VocabularyHeadConfig, width: int, symbols: int, table: nn.Parameter | None) -> None:
         super().__init__()
@@ -102,7 +100,7 @@ class VocabularyHead(nn.Module):
             self.transform, width = Maxout(width, config.maxout), config.maxout
         if table is not None and table.shape[1] != width:
             raise ConfigError(
-                f"an embedding {table.shape[1]} wide cannot be shared with a head that reads {width}; set tie to none"
+                f"an embedding of width {table.shape[1]} cannot be shared with a head of width {width}; set tie to none"
             )
         self.project = Projection(width, symbols, bias=False) if table is None else None
         self.table = table
@@ -121,12 +119,12 @@ class VocabularyHead(nn.Module):
         return self.config.soft_cap * pointwise(torch.tanh, logits / self.config.soft_cap)
 
     def _features(self, x: Float[Tensor, "... D"]) -> Float[Tensor, "... E"]:
-        """What the weights see."""
+        """The input of the final linear layer."""
         x = self.transform(x)
         return x * self.config.scale if self.config.scale != 1.0 else x
 
     def loss(self, x: Float[Tensor, "... D"], labels: Int[Tensor, "..."], smoothing: float = 0.0) -> Loss:
-        """Summed cross-entropy in nats of the labelled positions; IGNORED ones are dropped before the head."""
+        """Summed cross-entropy (nats) of the labelled positions; IGNORED ones are dropped before the head."""
         rows, targets = x.reshape(-1, x.shape[-1]), labels.reshape(-1)
         kept = targets != IGNORED
         count = int(kept.sum())
@@ -140,7 +138,7 @@ class VocabularyHead(nn.Module):
         )
 
     def log_probabilities(self, x: Float[Tensor, "B T D"], labels: Int[Tensor, "B T"]) -> Float[Tensor, "B T"]:
-        """log p(label) in nats; 0 where the label is IGNORED. Row by row, so that not all logits are held."""
+        """log p(label) in nats; 0 where the label is IGNORED. Computed row by row to save memory."""
         out = x.new_zeros(labels.shape)
         for row in range(labels.shape[0]):
             kept = labels[row] != IGNORED

@@ -1,7 +1,7 @@
-"""What a model is: told by its configuration, once for all who ask; and what generation needs of one.
+"""Kinds of models, decided from their configuration, and the protocols that generation needs.
 
-Each question takes a model or its configuration. What they ask is disjoint where it must be: of `classify`, say, there
-is one for texts, one for images and one for sounds.
+Each predicate takes a model or its configuration. Predicates that select between domains are disjoint: `classify`, for
+example, has one for text, one for images and one for audio.
 """
 
 from __future__ import annotations
@@ -26,39 +26,39 @@ from headway.nn.models.transformer import ModelConfig, Prompt, Transformer, Tran
 from headway.nn.models.two_tower import TwoTower, TwoTowerConfig
 from headway.nn.models.unet_policy import UNetPolicy, UNetPolicyConfig
 
-Cache = Literal["fp32", "fp16", "int8"]  # the numbers that keys and values are kept in
+Cache = Literal["fp32", "fp16", "int8"]  # number format of the KV cache
 
 
 class GenerationProgress(Protocol):
-    """A generation under way: what B rows have of the past, and the next position of each."""
+    """The state of a running generation of B rows, and the next position of each row."""
 
     @property
     def positions(self) -> Int[Tensor, "B"]: ...
 
     def select(self, rows: Int[Tensor, "R"], memory_rows: Int[Tensor, "N"] | None = None) -> Any:
-        """Chosen rows, as a copy; the memories stay as they are where `memory_rows` is None."""
+        """Return a copy of the chosen rows; None for `memory_rows` leaves the memories unchanged."""
         ...
 
     def assign(self, target: Int[Tensor, "N"], source: Int[Tensor, "N"]) -> None:
-        """Make rows `target` what rows `source` are, in place."""
+        """Overwrite rows `target` with rows `source`, in place."""
         ...
 
     def at(self, positions: Int[Tensor, "B"]) -> Any:
-        """With other next positions; a row at -1 is padding, which is not written."""
+        """Return the same state with other next positions; a row at -1 is padding and is not written."""
         ...
 
 
 class Generative(Protocol):
-    """A Transformer, an EncoderDecoder, or the engine's form of one."""
+    """A Transformer, an EncoderDecoder, or the engine's compiled version of one."""
 
     config: Any
 
     def start(self, prompt: Prompt, capacity: int) -> tuple[Float[Tensor, "B C"], Any]:
-        """Read the prompts; the logits after them, and a Progress with room for `capacity` positions a row."""
+        """Process the prompts; return the logits after them and a state for `capacity` positions per row."""
         ...
 
     def step(self, ids: Int[Tensor, "B"], decoding: Any) -> tuple[Float[Tensor, "B C"], Any]:
-        """One more symbol of each row: the logits after it, and the Progress then."""
+        """Process one more token per row; return the logits after it and the new state."""
         ...
 
     @property
@@ -71,83 +71,83 @@ class Generative(Protocol):
     def parameters(self) -> Iterator[nn.Parameter]: ...
 
 
-RobotPolicy = Act | UNetPolicy  # all policies of robots there are: they say chunks of actions
+RobotPolicy = Act | UNetPolicy  # all robot policies: they predict chunks of actions
 RobotPolicyConfig = ActConfig | UNetPolicyConfig
 Asked = nn.Module | ModelConfig
 
 
 def is_text(model: Asked) -> bool:
-    """A stack that reads the symbols of texts, whatever it says of them."""
+    """A stack over the tokens of text, with any heads."""
     return _reads(model, TokenEmbedConfig, OneHotEmbedConfig) and not is_chess(model)
 
 
 def has_vocabulary(model: Asked) -> bool:
-    """A stack that reads symbols and says some."""
+    """A stack over tokens with a vocabulary head."""
     return is_text(model) and _says(model, "vocabulary")
 
 
 def is_causal(model: Asked) -> bool:
-    """A language model: it says each symbol from those before it."""
+    """A language model: it predicts each token from the tokens before it."""
     return has_vocabulary(model) and _sees_before(model)
 
 
 def is_masked(model: Asked) -> bool:
-    """A masked language model: it says symbols from those on both sides."""
+    """A masked language model: it predicts tokens from both directions."""
     return has_vocabulary(model) and not _sees_before(model)
 
 
 def predicting_head(model: Asked) -> Literal["classes", "number"] | None:
-    """The head that predicts something of an input as a whole: classes or labels, or a number."""
+    """The head that predicts classes, labels or a number for a whole input."""
     return "classes" if _says(model, "classes") else "number" if _says(model, "number") else None
 
 
 def is_text_classifier(model: Asked) -> bool:
-    """A stack that predicts a class, a number or labels for a text, or for two."""
+    """A stack that predicts a class, a number or labels for a text or a pair of texts."""
     return is_text(model) and predicting_head(model) is not None
 
 
 def is_cross_encoder(model: Asked) -> bool:
-    """A stack that gives a text, or a pair of texts, one number: how relevant one is to the other, say."""
+    """A stack that predicts one number for a text or a pair of texts, such as how relevant one is to the other."""
     head = getattr(_config(model), "heads", {}).get(predicting_head(model))
     return is_text(model) and isinstance(head, PooledHeadConfig) and head.outputs == 1
 
 
 def is_tagger(model: Asked) -> bool:
-    """A stack that says the class of each word."""
+    """A stack that predicts the class of each word."""
     return is_text(model) and _says(model, "tags")
 
 
 def is_encoder_decoder(model: Asked) -> bool:
-    """A stack that reads, whatever that is, and one that writes."""
+    """An encoder of any input, and a decoder that generates."""
     return isinstance(_config(model), EncoderDecoderConfig)
 
 
 def is_translator(model: Asked) -> bool:
-    """An encoder-decoder from symbols to symbols."""
+    """An encoder-decoder from tokens to tokens."""
     config = _config(model)
     return isinstance(config, EncoderDecoderConfig) and _reads(config.encoder, TokenEmbedConfig, OneHotEmbedConfig)
 
 
 def is_transcriber(model: Asked) -> bool:
-    """An encoder-decoder from sounds to symbols."""
+    """An encoder-decoder from audio to tokens."""
     config = _config(model)
     return isinstance(config, EncoderDecoderConfig) and _reads(config.encoder, FramesEmbedConfig)
 
 
 def is_audio(model: Asked) -> bool:
-    """A stack that reads windows of sound."""
+    """A stack over windows of audio."""
     config = _config(model)
     frames = _reads(config, FramesEmbedConfig) and config.context is not None
     return frames or _reads(config, SpectrogramEmbedConfig)
 
 
 def is_audio_classifier(model: Asked) -> bool:
-    """A stack that predicts a class, a number or labels for a sound."""
+    """A stack that predicts a class, a number or labels for audio."""
     return is_audio(model) and predicting_head(model) is not None
 
 
 def is_vision(model: Asked) -> TypeGuard[Transformer | TransformerConfig]:
-    """A stack that reads images."""
+    """A stack over images."""
     return _reads(model, PatchEmbedConfig)
 
 
@@ -157,22 +157,22 @@ def is_vision_classifier(model: Asked) -> bool:
 
 
 def is_two_tower(model: Asked) -> TypeGuard[TwoTower | TwoTowerConfig]:
-    """Two stacks with a space that what they read shares."""
+    """Two stacks that embed their inputs in one shared space."""
     return isinstance(_config(model), TwoTowerConfig)
 
 
 def is_captioner(model: Asked) -> bool:
-    """A stack that reads an image, and one that writes after what it says."""
+    """An image encoder, and a decoder that generates text after its output."""
     return isinstance(_config(model), CaptionerConfig)
 
 
 def is_agent(model: Asked) -> bool:
-    """A policy that reads states."""
+    """A policy over states."""
     return _reads(model, StatesEmbedConfig) and _says(model, "policy")
 
 
 def is_forecaster(model: Asked) -> bool:
-    """A stack that reads numbers in steps of time and says quantiles of those to come."""
+    """A stack over a time series that predicts quantiles of its future values."""
     return _reads(model, StatesEmbedConfig) and _says(model, "quantiles")
 
 
@@ -182,27 +182,27 @@ def is_trajectories(model: Asked) -> bool:
 
 
 def is_robot(model: Asked) -> bool:
-    """A policy of a robot, which acts in chunks."""
+    """A robot policy, which predicts chunks of actions."""
     return isinstance(_config(model), RobotPolicyConfig)
 
 
 def is_board(model: Asked) -> bool:
-    """A model of chess that reads squares."""
+    """A chess model over squares."""
     return _reads(model, BoardEmbedConfig)
 
 
 def is_chess(model: Asked) -> bool:
-    """A model of chess, of squares or of the symbols of a position, whose value or best move it says."""
+    """A chess model over squares or the tokens of a position, which predicts the position's value or best move."""
     return is_board(model) or (_reads(model, TokenEmbedConfig) and _says(model, "value"))
 
 
 def reads_prompts(model: Asked) -> bool:
-    """Whether texts go into it by a tokenizer."""
+    """Whether the model takes text through a tokenizer."""
     return is_text(model) or is_translator(model) or is_transcriber(model) or is_two_tower(model) or is_captioner(model)
 
 
 def reads(model: Asked) -> list[Literal["texts", "images", "sounds"]]:
-    """Of what the inputs are of which it says something; nothing of these where they are states, or a board."""
+    """The kinds of input that the model takes; empty for states or a board."""
     found: list[Literal["texts", "images", "sounds"]] = []
     if is_text(model) or is_translator(model) or is_two_tower(model):
         found.append("texts")
@@ -212,12 +212,12 @@ def reads(model: Asked) -> list[Literal["texts", "images", "sounds"]]:
 
 
 def generates(model: Asked) -> bool:
-    """Whether it writes symbols one after the other."""
+    """Whether the model generates tokens one after the other."""
     return is_causal(model) or is_encoder_decoder(model) or is_captioner(model)
 
 
 def kind_of(model: Asked) -> str:
-    """What a model is, in words."""
+    """The kind of a model, in words."""
     for is_one, words in _WORDS:
         if is_one(model):
             heads = getattr(_config(model), "heads", None)
@@ -228,19 +228,19 @@ def kind_of(model: Asked) -> str:
 _WORDS = (
     (is_causal, "a language model"),
     (is_masked, "a masked language model"),
-    (is_text, "a model of texts (its heads: {heads})"),
+    (is_text, "a text model (heads: {heads})"),
     (is_translator, "an encoder-decoder"),
-    (is_transcriber, "a model that transcribes sounds"),
+    (is_transcriber, "a speech recognition model"),
     (is_encoder_decoder, "an encoder-decoder"),
-    (is_vision, "a model of images (its heads: {heads})"),
-    (is_audio, "a model of sounds (its heads: {heads})"),
-    (is_two_tower, "a model that compares images with texts"),
-    (is_captioner, "a model that writes captions of images"),
+    (is_vision, "an image model (heads: {heads})"),
+    (is_audio, "an audio model (heads: {heads})"),
+    (is_two_tower, "an image-text embedding model"),
+    (is_captioner, "an image captioning model"),
     (is_agent, "an agent"),
-    (is_forecaster, "a model of time series"),
-    (is_trajectories, "a model of trajectories"),
-    (is_robot, "a policy of a robot"),
-    (is_chess, "a model of chess"),
+    (is_forecaster, "a forecasting model"),
+    (is_trajectories, "a trajectory model"),
+    (is_robot, "a robot policy"),
+    (is_chess, "a chess model"),
 )
 
 

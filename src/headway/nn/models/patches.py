@@ -1,4 +1,4 @@
-"""From images to vectors: patches as tokens (Dosovitskiy et al. 2021), or convolutions before them."""
+"""Image embeddings: patches as tokens (Dosovitskiy et al. 2021), optionally with a convolutional stem."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from headway.nn.parts.projection import Projection
 
 
 class ConvolutionalStem(nn.Module):
-    """`halvings` convolutions of 3 x 3 with stride 2, after each of them `more` with stride 1, each with a norm over
-    channels and GELU; then a linear map.
+    """`halvings` 3 x 3 convolutions with stride 2, each followed by `more` with stride 1, all with a norm over channels
+    and GELU; then a linear layer.
 
-    Channels double up to the width, as in Xiao et al. 2021, table 2. They normalise over the batch; here each place is
-    normalised by itself, so that an image's vectors hang on no other image.
+    Channels double up to the width, as in Xiao et al. 2021, table 2. The paper normalises over the batch; here each
+    position is normalised by itself, so that an image's vectors do not depend on other images.
     """
 
     def __init__(self, channels: int, width: int, halvings: int, more: int = 0) -> None:
         super().__init__()
         self.convolutions, self.norms = nn.ModuleList(), nn.ModuleList()
-        self.places: list[int] = []  # of each convolution, for one patch
+        self.places: list[int] = []  # output positions of each convolution per patch
         for left in reversed(range(halvings)):
             after = width >> left
             for stride in (2, *(1,) * more):
@@ -44,7 +44,7 @@ class ConvolutionalStem(nn.Module):
         self.project = Projection(width, width)
 
     def forward(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N D"]:
-        """A vector for each patch of 2^halvings x 2^halvings pixels, row by row."""
+        """One vector per patch of 2^halvings x 2^halvings pixels, row by row."""
         x = images.permute(0, 2, 3, 1)
         for convolution, norm in zip(self.convolutions, self.norms):
             x = self.activation(norm(convolution(x)))
@@ -52,7 +52,7 @@ class ConvolutionalStem(nn.Module):
 
     @property
     def flop(self) -> int:
-        """Operations for one patch, beyond one multiplication of each weight: early convolutions see more places."""
+        """Operations per patch beyond one multiplication per weight: early convolutions run at more positions."""
         sizes = [convolution.product.weight.numel() for convolution in self.convolutions]  # type: ignore[union-attr]
         return sum(2 * size * (places - 1) for size, places in zip(sizes, self.places))
 
@@ -66,39 +66,38 @@ Grid = tuple[int, int]  # rows and columns of patches
 class PatchEmbedConfig(EmbedConfig):
     """Images [B, `channels`, H, W], cut into patches of `patch` (height, width) pixels, row by row.
 
-    `tokens` learned vectors stand before them, with positions of their own: 1 is the class token, a second one the
-    distillation token (Touvron et al. 2021). `registers` stand between these and the patches and have no positions
-    (Darcet et al. 2024). Positions are learned for images of `size` (height, width) and interpolated for others. `bias`
-    is that of the map from pixels. A `convolutional` stem stands in the place of that map: it sees beyond the borders
-    of patches, and learns sooner from few images (Xiao et al. 2021). It halves the image again and again, and has
-    `stem_more` convolutions that keep its size after each halving.
+    `tokens` learned vectors with their own positions precede the patches: the first is the class token, the second the
+    distillation token (Touvron et al. 2021). `registers` come between these and the patches and have no positions
+    (Darcet et al. 2024). Positions are learned for images of `size` (height, width) and interpolated for other sizes.
+    A `convolutional` stem replaces the linear layer: it sees across patch borders and learns faster from few images
+    (Xiao et al. 2021). It halves the image repeatedly, with `stem_more` further convolutions after each halving.
     """
 
     patch: tuple[int, int] = (16, 16)  # height and width of a patch in pixels
-    size: tuple[int, int] = (224, 224)  # height and width of the images that positions are learned for
+    size: tuple[int, int] = (224, 224)  # height and width of the images for which positions are learned
     channels: int = 3  # 3 for colour, 1 for grey
     tokens: int = 1  # learned vectors before the patches
     registers: int = 0  # learned vectors without positions
-    bias: bool = True  # of the map from pixels
-    norm: NormConfig | None = None  # after the sum
-    dropout: float = 0.0  # of the sum
-    stem: Literal["linear", "convolutional"] = "linear"  # one map, or convolutions
-    stem_more: int = 0  # convolutions that keep the size after each halving
+    bias: bool = True  # whether the layer over pixels has a bias
+    norm: NormConfig | None = None  # norm after the sum
+    dropout: float = 0.0  # dropout rate of the sum
+    stem: Literal["linear", "convolutional"] = "linear"  # one linear layer, or convolutions
+    stem_more: int = 0  # convolutions with stride 1 after each halving
 
     def __post_init__(self) -> None:
         if min(*self.patch, *self.size, self.channels) < 1 or min(self.tokens, self.registers, self.stem_more) < 0:
             raise ConfigError(
                 f"patches of {_by(self.patch)} pixels in {self.channels} channels, images of {_by(self.size)}, "
                 f"{self.tokens} tokens, {self.registers} registers, stem_more {self.stem_more}; "
-                "give sizes above 0, and counts of 0 or more"
+                "set sizes above 0, and counts of 0 or more"
             )
         if any(side % part for side, part in zip(self.size, self.patch)):
-            raise ConfigError(f"images of {_by(self.size)} are not whole {_by(self.patch)} patches; {self._near()}")
+            raise ConfigError(f"images of {_by(self.size)} do not split into {_by(self.patch)} patches; {self._near()}")
         side = self.patch[0]
         if self.stem == "convolutional" and (side != self.patch[1] or side < 2 or side & (side - 1)):
             raise ConfigError(
-                f"a convolutional stem halves images, so it has no patches of {_by(self.patch)}; "
-                "give squares of 2, 4, 8, 16 or 32 pixels, or stem=linear"
+                f"a convolutional stem halves images, so patches of {_by(self.patch)} are impossible; "
+                "set squares of 2, 4, 8, 16 or 32 pixels, or stem=linear"
             )
 
     @property
@@ -108,10 +107,10 @@ class PatchEmbedConfig(EmbedConfig):
         return self.tokens + self.registers + rows * columns
 
     def grid(self, size: tuple[int, int]) -> Grid:
-        """Rows and columns of patches of an image of `size`. UserError where they do not fill it."""
+        """Rows and columns of patches in an image of `size`. Raises UserError if it does not divide into patches."""
         if any(side % part or side < part for side, part in zip(size, self.patch)):
             raise UserError(
-                f"an image of {_by(size)} pixels is not whole {_by(self.patch)} patches; "
+                f"an image of {_by(size)} pixels does not split into {_by(self.patch)} patches; "
                 "resize it to multiples of the patch"
             )
         return size[0] // self.patch[0], size[1] // self.patch[1]
@@ -129,13 +128,13 @@ class PatchEmbedConfig(EmbedConfig):
 
     def _near(self) -> str:
         near = tuple(max(1, round(side / part)) * part for side, part in zip(self.size, self.patch))
-        return f"give multiples of the patch, such as {_by((near[0], near[1]))}"
+        return f"set multiples of the patch, such as {_by((near[0], near[1]))}"
 
 
 class PatchEmbed(nn.Module):
-    """Patches to vectors by one linear map or a convolutional stem, learned tokens before them, positions.
+    """Patches to vectors by a linear layer or a convolutional stem, learned tokens before them, positions.
 
-    A convolution whose stride is its size is the linear map; `project.weight` is [D, C P Q].
+    The linear layer is a convolution whose stride is its size; `project.weight` is [D, C P Q].
     """
 
     def __init__(self, config: PatchEmbedConfig, width: int) -> None:
@@ -148,7 +147,7 @@ class PatchEmbed(nn.Module):
         elif width % (side // 2):
             raise ConfigError(
                 f"a convolutional stem over patches of {side} pixels doubles its channels up to the width, and "
-                f"{width} is no multiple of {side // 2}; choose a model.width that is"
+                f"{width} is not a multiple of {side // 2}; choose a model.width that is"
             )
         else:
             self.stem = ConvolutionalStem(config.channels, width, side.bit_length() - 1, config.stem_more)
@@ -159,7 +158,7 @@ class PatchEmbed(nn.Module):
         self.dropout = Dropout(config.dropout)
 
     def whole(self, images: Float[Tensor, "B C H W"]) -> Layout:
-        """Each image is one document. UserError for what cannot be cut into this model's patches."""
+        """One document per image. Raises UserError for images that do not divide into this model's patches."""
         rows, columns = self._grid(images)
         config = self.config
         length = config.tokens + config.registers + rows * columns
@@ -183,14 +182,14 @@ class PatchEmbed(nn.Module):
     def _grid(self, images: Float[Tensor, "B C H W"]) -> Grid:
         if images.shape[1] != self.config.channels:
             raise UserError(
-                f"images of {images.shape[1]} channels in a model that reads {self.config.channels}; "
+                f"images have {images.shape[1]} channels, but the model takes {self.config.channels}; "
                 "convert them (3 channels are red, green and blue)"
             )
         return self.config.grid((images.shape[2], images.shape[3]))
 
 
 class Learnt(nn.Module):
-    """Vectors that are the same in front of every input."""
+    """Learned vectors that are the same for every input."""
 
     def __init__(self, count: int, width: int) -> None:
         super().__init__()
@@ -203,8 +202,8 @@ class Learnt(nn.Module):
 class GridPositions(nn.Module):
     """A vector for each of `front` tokens, then for each patch of a grid, row by row: `table` is [N + rows columns, D].
 
-    For another grid those of the patches are an image that is resized (Dosovitskiy et al. 2021, section 3.2),
-    bicubically, as published models do it.
+    For another grid the patch positions are resized like an image (Dosovitskiy et al. 2021, section 3.2), bicubically
+    as in published models.
     """
 
     def __init__(self, front: int, grid: Grid, width: int) -> None:
@@ -220,7 +219,7 @@ class GridPositions(nn.Module):
 
 
 def resized(places: Float[Tensor, "N D"], before: Grid, after: Grid) -> Float[Tensor, "M D"]:
-    """The vectors of a grid's patches, row by row, for another grid."""
+    """Interpolate the position vectors of a grid's patches, row by row, to another grid."""
     image = places.unflatten(0, before).permute(2, 0, 1)[None]
     return F.interpolate(image, size=after, mode="bicubic", align_corners=False)[0].flatten(1).t()
 

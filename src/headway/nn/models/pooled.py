@@ -1,4 +1,4 @@
-"""Outputs that say something of a whole document, or of each token: classes, numbers, embeddings."""
+"""Heads for a whole document or for each token: classes, numbers, embeddings."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from headway.visibility import Full
 @register("probe")
 @dataclass(frozen=True)
 class ProbeHeadConfig(HeadConfig):
-    """Rows of one document each, pooled by attention with `heads` heads, and a feed-forward after a norm."""
+    """Attention pooling of rows of one document each, then a norm and a feed-forward layer."""
 
-    heads: int = 8  # heads of the attention that pools
-    feed_forward: FeedForwardConfig = MLPConfig()  # after the pooling
-    norm: NormConfig = LayerNormConfig()  # before the feed-forward
+    heads: int = 8  # heads of the pooling attention
+    feed_forward: FeedForwardConfig = MLPConfig()  # feed-forward layer after the pooling
+    norm: NormConfig = LayerNormConfig()  # norm before the feed-forward layer
 
     def build(self, width: int, symbols: int, table: nn.Parameter | None) -> ProbeHead:
         return ProbeHead(self, width)
@@ -39,7 +39,7 @@ class ProbeHeadConfig(HeadConfig):
 
 class ProbeHead(nn.Module):
     """Multi-head attention pooling (Lee et al. 2019, section 3.2; Zhai et al. 2022, section 3): y + feed(norm(y)),
-    where y is what a learned token reads of all others.
+    where y is the attention of a learned token to all tokens.
     """
 
     def __init__(self, config: ProbeHeadConfig, width: int) -> None:
@@ -53,7 +53,7 @@ class ProbeHead(nn.Module):
 
     def forward(self, x: Float[Tensor, "B T D"], layout: Layout) -> Float[Tensor, "B D"]:
         if not layout.single:
-            raise UserError("packed rows hold several documents, and a probe reads a row; give a document a row")
+            raise UserError("packed rows contain several documents, but a probe pools a row; pass one document per row")
         probed = self.qkv(torch.cat([self.probe(x), x], 1)).unflatten(2, (3, self.heads, self.size))
         query = Layout.full(layout.batch, 1, device=x.device)
         view = View(Full(), query, layout, one_document=True)
@@ -68,27 +68,26 @@ Pool = Literal["first", "mean", "last", "tokens"]
 @register("pooled")
 @dataclass(frozen=True)
 class PooledHeadConfig(HeadConfig):
-    """Rows of one document each, pooled: their `first` token, `mean` or `last` token, or all `tokens` by themselves.
-    The mean leaves out the first `skip` tokens (class and register tokens of images).
+    """Pools rows of one document each: their `first` token, `mean` or `last` token, or all `tokens` separately. The
+    mean skips the first `skip` tokens (class and register tokens of images).
 
-    Then, each where it is asked for: norm(activation(dense(x))) (BERT's pooler: dense, tanh), dropout, a linear map to
-    `outputs` classes or numbers, and unit length (`unit`, sentence embeddings). `bias` is that of the map to the
-    outputs, `dense_bias` that of dense. Outputs are multiplied by `scale`, and `shift` is added: of numbers, the
-    deviation and the mean of those that were trained on.
+    The following steps are optional: norm(activation(dense(x))) (BERT's pooler: dense, tanh), dropout, a linear layer
+    to `outputs` classes or numbers, and unit length (`unit`, sentence embeddings). Outputs are multiplied by `scale`,
+    then `shift` is added: for regression, the standard deviation and mean of the training targets.
     """
 
-    outputs: int | None = None  # classes or numbers; none: no map follows
-    pool: Pool = "first"  # which tokens of a row are taken
-    dense: bool = False  # whether a dense map as wide as the model comes first
-    activation: ActivationName | None = None  # after the dense map
-    norm: NormConfig | None = None  # after the activation
-    dropout: float = 0.0  # before the map to the outputs
-    bias: bool = True  # of the map to the outputs
+    outputs: int | None = None  # number of classes or predicted numbers; none: no output layer
+    pool: Pool = "first"  # tokens of a row to pool
+    dense: bool = False  # whether a dense layer as wide as the model comes first
+    activation: ActivationName | None = None  # activation after the dense layer
+    norm: NormConfig | None = None  # norm after the activation
+    dropout: float = 0.0  # dropout rate before the output layer
+    bias: bool = True  # whether the output layer has a bias
     unit: bool = False  # whether outputs have unit length
-    dense_bias: bool = True  # of the dense map
-    skip: int = 0  # first tokens that the mean leaves out
-    scale: float = 1.0  # what outputs are multiplied by
-    shift: float = 0.0  # what is added to outputs
+    dense_bias: bool = True  # whether the dense layer has a bias
+    skip: int = 0  # first tokens that the mean skips
+    scale: float = 1.0  # factor on the outputs
+    shift: float = 0.0  # number added to the outputs
 
     def build(self, width: int, symbols: int, table: nn.Parameter | None) -> PooledHead:
         return PooledHead(self, width)
@@ -105,11 +104,11 @@ class PooledHead(nn.Module):
         self.project = Projection(width, config.outputs, config.bias) if config.outputs else nn.Identity()
 
     def forward(self, x: Float[Tensor, "B T D"], layout: Layout) -> Float[Tensor, "B *T E"]:
-        """[B, E], or [B, T, E] where each token stands for itself."""
+        """[B, E], or [B, T, E] without pooling."""
         x = self.norm(self.activation(self.dense(pool(x, layout, self.config.pool, self.config.skip))))
         x = self.project(self.dropout(x))
         if self.config.scale != 1.0 or self.config.shift != 0.0:
-            exact = x.to(torch.promote_types(x.dtype, torch.float32))  # bf16 knows no 1001
+            exact = x.to(torch.promote_types(x.dtype, torch.float32))  # bf16 cannot represent 1001
             x = exact * self.config.scale + self.config.shift
         return F.normalize(x, dim=-1) if self.config.unit else x
 
@@ -117,12 +116,12 @@ class PooledHead(nn.Module):
 @register("distilled")
 @dataclass(frozen=True)
 class DistilledHeadConfig(HeadConfig):
-    """Classes by the first token, which learns labels, and by the second, which learns what a teacher says; what both
-    say is their mean (Touvron et al. 2021, section 4).
+    """Two classifiers: the first token learns the labels, the second a teacher's predictions; the prediction is their
+    mean (Touvron et al. 2021, section 4).
     """
 
-    outputs: int = 1000  # classes
-    dropout: float = 0.0  # before both maps
+    outputs: int = 1000  # number of classes
+    dropout: float = 0.0  # dropout rate before both layers
 
     def build(self, width: int, symbols: int, table: nn.Parameter | None) -> DistilledHead:
         return DistilledHead(self, width)
@@ -141,16 +140,16 @@ class DistilledHead(nn.Module):
         return (labelled + taught) / 2
 
     def both(self, x: Float[Tensor, "B T D"]) -> tuple[Float[Tensor, "B E"], Float[Tensor, "B E"]]:
-        """What either token says: the first for the labels, the second for the teacher's."""
+        """Logits of both tokens: the first for the labels, the second for the teacher's predictions."""
         return self.project(self.dropout(x[:, 0])), self.distilled(self.dropout(x[:, 1]))
 
 
 def pool(x: Float[Tensor, "B T D"], layout: Layout, how: Pool, skip: int = 0) -> Float[Tensor, "B *T D"]:
-    """One vector a row; UserError for rows of several documents. Padding takes no part, nor `skip` tokens in a mean."""
+    """One vector per row, ignoring padding and, in a mean, the first `skip` tokens. UserError for packed rows."""
     if how == "tokens":
         return x
     if not layout.single:
-        raise UserError("packed rows hold several documents, and pooling gives a vector a row; give a document a row")
+        raise UserError("packed rows contain several documents, but pooling is per row; pass one document per row")
     if how == "first":
         return x[:, 0]
     if how == "last" and layout.dense:

@@ -47,7 +47,7 @@ def clip(
     dropout: float = 0.0,
 ) -> TwoTowerConfig:
     """Radford et al. 2021, section 2.4: a vision transformer with a norm before its stack, and a causal text tower
-    that is read at the end of a text, the last of its symbols.
+    pooled at the end-of-text token, the last in the vocabulary.
     """
     norm = LayerNormConfig(1e-5)
     embed = PatchEmbedConfig((patch, patch), (size, size), bias=False, norm=norm, dropout=dropout)
@@ -71,8 +71,8 @@ def clip(
 
 
 def siglip(sizes: Sizes, patch: int = 16, size: int = 224, symbols: int = 32000, context: int = 64) -> TwoTowerConfig:
-    """Zhai et al. 2023: both towers see both ways, the image's is pooled by a probe, the text's by its last symbol,
-    which is mostly filling.
+    """Zhai et al. 2023: both towers are bidirectional. A probe pools the image; the text is pooled at its last token,
+    which is mostly padding.
     """
     norm, activation = LayerNormConfig(1e-6), "gelu_tanh"
     embed = PatchEmbedConfig((patch, patch), (size, size), tokens=0)
@@ -98,12 +98,12 @@ def _head(head: HeadConfig) -> dict[str, HeadConfig]:
     return {HEAD: head}
 
 
-BINS = 128  # of the value of a move or a state
+BINS = 128  # bins for the value of a move or a state
 
 
 def searchless(width: int, depth: int, heads: int, outputs: int = BINS) -> TransformerConfig:
-    """Ruoss et al. 2024, table A1: a begin symbol, the 77 tokens of a FEN and a move, in one vocabulary of 1,968; the
-    last position says the move's value in bins.
+    """Ruoss et al. 2024, table A1: a BOS token, the 77 tokens of a FEN and a move, in one vocabulary of 1,968; the
+    last position predicts the move's value in bins.
     """
     mixer = AttentionConfig(heads, pattern=Full(), qkv_bias=False, out_bias=False)
     block = BlockConfig(mixer, None, GatedConfig(ratio=4.0))
@@ -119,12 +119,12 @@ def searchless(width: int, depth: int, heads: int, outputs: int = BINS) -> Trans
 
 
 def squares(width: int, depth: int, heads: int, hidden: int | None = None, history: int = 1) -> TransformerConfig:
-    """A token for each square, as in Leela Chess Zero's transformers (Monroe and Chalmers 2024): every layer sees all
-    squares, with a bias that is made from the position; moves from square to square; win, draw and loss.
+    """One token per square, as in Leela Chess Zero's transformers (Monroe and Chalmers 2024): every layer sees all
+    squares, with a bias generated from the position. Heads: moves from square to square; win, draw and loss.
     """
     mixer = AttentionConfig(heads, pattern=Full(), qkv_bias=False, out_bias=False, bias="smolgen")
     feed = MLPConfig(hidden, ratio=2.0, activation="relu_squared", bias=False)
-    block = BlockConfig(mixer, None, feed, RMSNormConfig(weight=False))  # weights would cost a fifth of a step
+    block = BlockConfig(mixer, None, feed, RMSNormConfig(weight=False))  # weights would take a fifth of a step's time
     return TransformerConfig(
         width,
         stack=StackConfig(cycle((block,), depth), LayerNormConfig(), {"smolgen": SmolgenConfig(heads)}),
@@ -147,8 +147,8 @@ def decision_gym(
     dropout: float = 0.1,
     extra: bool = False,
 ) -> TransformerConfig:
-    """The one for OpenAI Gym: GPT-2's blocks with ReLU, no positions but the timesteps. `extra` adds the heads that say
-    the next state and return, which the paper did not train.
+    """Decision transformer for OpenAI Gym: GPT-2's blocks with ReLU, timesteps as the only positions. `extra` adds the
+    heads that predict the next state and return, which the paper did not train.
     """
     mixer, feed = AttentionConfig(heads, dropout=dropout), MLPConfig(activation="relu")
     block = BlockConfig(mixer, None, feed, LayerNormConfig(), dropout=dropout)
@@ -162,8 +162,8 @@ def decision_gym(
 def decision_atari(
     choices: int = 4, steps: int = 30, timesteps: int = 10_000, dropout: float = 0.1
 ) -> TransformerConfig:
-    """The one for Atari, by default of Breakout's four actions: frames by convolutions, positions of tokens, the
-    timestep of a row's first step, tanh after each map, GELU.
+    """Decision transformer for Atari, by default with Breakout's four actions: convolutions over frames, token
+    positions, the timestep of a row's first step, tanh after each map, GELU.
     """
     block = BlockConfig(
         AttentionConfig(8, dropout=dropout), None, MLPConfig(activation="gelu"), LayerNormConfig(), dropout=dropout
@@ -190,7 +190,7 @@ def decision_atari(
 
 
 def vit(width: int, depth: int, heads: int, patch: int, classes: int = 1000, size: int = 224) -> TransformerConfig:
-    """Dosovitskiy et al. 2021, table 1, and the smaller ones of Touvron et al. 2021: pre-norm, a class token."""
+    """Dosovitskiy et al. 2021, table 1, and the smaller models of Touvron et al. 2021: pre-norm, a class token."""
     norm = LayerNormConfig(1e-6)
     block = BlockConfig(AttentionConfig(heads, pattern=Full()), None, MLPConfig(activation="gelu"), norm)
     return TransformerConfig(
@@ -204,19 +204,19 @@ def vit(width: int, depth: int, heads: int, patch: int, classes: int = 1000, siz
 
 
 def deit(width: int, depth: int, heads: int, patch: int, classes: int = 1000, size: int = 224) -> TransformerConfig:
-    """Touvron et al. 2021, distilled: a second token learns what a teacher says."""
+    """Touvron et al. 2021, distilled: a second token learns a teacher's predictions."""
     embed, head = PatchEmbedConfig((patch, patch), (size, size), tokens=2), DistilledHeadConfig(classes)
     return replace(vit(width, depth, heads, patch, classes, size), embed=embed, heads={"classes": head})
 
 
-# From weights of 0.02, as large models have them, what a small one hears is a twentieth of its positions at first.
+# With the usual std of 0.02, a small model's audio features start at a twentieth of the size of its positions.
 _INIT = InitConfig(matrices="fan_in", head="zero")
 
 
 def ast(
     width: int, depth: int, heads: int, classes: int = 527, frames: int = 1024, bands: int = 128
 ) -> TransformerConfig:
-    """The audio spectrogram transformer (Gong et al. 2021): DeiT over patches of 16 x 16, one every 10 x 10."""
+    """Audio spectrogram transformer (Gong et al. 2021): DeiT over patches of 16 x 16, one every 10 x 10."""
     norm = LayerNormConfig(1e-6)
     block = BlockConfig(AttentionConfig(heads, pattern=Full()), None, MLPConfig(activation="gelu"), norm)
     embed = SpectrogramEmbedConfig(frames, bands, (16, 16), (10, 10), tokens=2)
@@ -229,7 +229,7 @@ def ast(
 def kwt(
     width: int, depth: int, heads: int, classes: int = 35, frames: int = 98, bands: int = 40, dropout: float = 0.0
 ) -> TransformerConfig:
-    """The keyword transformer (Berg et al. 2021): each frame is a token, norms after the sums. Theirs are 40 MFCC."""
+    """Keyword transformer (Berg et al. 2021): each frame is a token, post-norm. The paper's frames are 40 MFCCs."""
     block = BlockConfig(
         AttentionConfig(heads, pattern=Full()), None, MLPConfig(activation="gelu"), placement="post", dropout=dropout
     )
@@ -243,7 +243,7 @@ def kwt(
 def listener(
     width: int, depth: int, heads: int, classes: int, context: int = 1500, bands: int = 80, dropout: float = 0.0
 ) -> TransformerConfig:
-    """Whisper's encoder, whose convolutions suit small data, and the mean of what it says. `context` counts 20 ms."""
+    """Whisper's encoder, whose convolutions suit small data, with mean pooling. `context` counts steps of 20 ms."""
     block = BlockConfig(AttentionConfig(heads, pattern=Full()), None, MLPConfig(activation="gelu"), dropout=dropout)
     stack = StackConfig(cycle((block,), depth))
     return TransformerConfig(
@@ -258,13 +258,13 @@ def listener(
     )
 
 
-WITHOUT_KEYS = (True, False, True)  # a bias of the keys adds the same to all scores of a query, so there is none
+WITHOUT_KEYS = (True, False, True)  # a key bias would add the same to all scores of a query, so keys have none
 
 
 def whisper(
     width: int, depth: tuple[int, int], heads: int, symbols: int = 51865, bands: int = 80
 ) -> EncoderDecoderConfig:
-    """Whisper for windows of 30 s; `depth` is that of encoder and decoder."""
+    """Whisper for windows of 30 s; `depth` is (encoder, decoder)."""
 
     def stack(pattern: Pattern, blocks: int) -> StackConfig:
         cross = CrossAttentionConfig(heads, kv_bias=WITHOUT_KEYS[1:]) if pattern.causal else None
@@ -281,7 +281,7 @@ def whisper(
 def transformer_2017(
     width: int, depth: int, heads: int, hidden: int, symbols: int = 37000, dropout: float = 0.1
 ) -> EncoderDecoderConfig:
-    """Vaswani et al. 2017, table 3: post-norm, sinusoids, one table for source, target and head, no last norm."""
+    """Vaswani et al. 2017, table 3: post-norm, sinusoids, one table for source, target and head, no final norm."""
     feed = MLPConfig(hidden=hidden, activation="relu")
     embed = TokenEmbedConfig(positions=SinusoidalConfig(), scaled=True, dropout=dropout)
 
@@ -299,8 +299,8 @@ def transformer_2017(
 
 
 def marian(width: int, depth: int, heads: int, hidden: int, symbols: int) -> EncoderDecoderConfig:
-    """Junczys-Dowmunt et al. 2018, as the OPUS-MT models have it: the transformer of 2017, with SiLU, and with sines
-    before cosines in its positions.
+    """Junczys-Dowmunt et al. 2018, as in the OPUS-MT models: the transformer of 2017 with SiLU, and with sines before
+    cosines in its positions.
     """
     embed = TokenEmbedConfig(positions=SinusoidalConfig(interleaved=False), scaled=True, dropout=0.1)
 
@@ -324,7 +324,7 @@ def gpt(
     placement: str = "pre",
     dropout: float = 0.1,
 ) -> TransformerConfig:
-    """Radford et al. 2018 (post-norm, no last norm) and 2019 (pre-norm); Brown et al. 2020, without its sparse
+    """Radford et al. 2018 (post-norm, no final norm) and 2019 (pre-norm); Brown et al. 2020, without its sparse
     layers.
     """
     block = BlockConfig(
@@ -385,7 +385,7 @@ def bert(
     dropout: float = 0.1,
 ) -> TransformerConfig:
     """Devlin et al. 2019: an encoder with its pooler. RoBERTa (Liu et al. 2019) counts positions from 2 and has one
-    type of tokens. The vocabulary head comes with the task of pre-training.
+    token type. The pre-training task adds the vocabulary head.
     """
     norm, feed = LayerNormConfig(eps), MLPConfig(activation="gelu")
     mixer = AttentionConfig(heads, pattern=Full(), dropout=dropout)
@@ -397,7 +397,7 @@ def bert(
 
 
 def modernbert(width: int, depth: int, heads: int, hidden: int, symbols: int = 50368) -> TransformerConfig:
-    """Warner et al. 2024, with its masked language model: every third layer sees all tokens, the others near ones."""
+    """Warner et al. 2024, as a masked language model: every third layer sees all tokens, the others a local window."""
     norm, feed = LayerNormConfig(1e-5, bias=False), GatedConfig(hidden=hidden, activation="gelu")
 
     def block(pattern: Pattern, theta: float, first: bool = False) -> BlockConfig:
@@ -473,5 +473,5 @@ PRESETS: dict[str, Callable[[], ModelConfig]] = {
 def preset(name: str) -> ModelConfig:
     """The configuration of a published architecture."""
     if name not in PRESETS:
-        raise ConfigError(f"there is no preset {name!r}; {nearest(name, PRESETS)}")
+        raise ConfigError(f"unknown preset {name!r}; {nearest(name, PRESETS)}")
     return PRESETS[name]()

@@ -1,4 +1,4 @@
-"""From images to a grid of vectors: residual networks of convolutions."""
+"""Residual convolutional networks: images to a grid of vectors."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from headway.nn.parts.convolution import ImageConvolution
 from headway.nn.parts.norm import GroupNorm
 
 ResNetDepth = Literal[18, 34]
-STRIDE = 32  # pixels from one vector to the next, each way
+STRIDE = 32  # pixels between vectors, in both dimensions
 _LAYERS: dict[ResNetDepth, tuple[int, ...]] = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 _CHANNELS = (64, 128, 256, 512)
 _EPS = 1e-5
-_OF_A_GROUP = 16  # channels, where groups of them are normalised
+_OF_A_GROUP = 16  # channels per group of a group norm
 
 
 class FrozenNorm(nn.Module):
-    """Batch normalisation (Ioffe and Szegedy 2015) whose statistics and scales are what was trained before, and stay:
-    one factor and one offset a channel.
+    """Batch normalisation (Ioffe and Szegedy 2015) with frozen statistics and scales: one factor and one offset per
+    channel.
     """
 
     weight: Tensor
@@ -49,8 +49,8 @@ _NORMS: dict[ResNetNorm, Callable[[int], nn.Module]] = {
 
 
 class ResidualConvolutions(nn.Module):
-    """He et al. 2016, figure 5, left: two convolutions around which the input is led, by a convolution of one tap where
-    its shape changes.
+    """He et al. 2016, figure 5, left: two convolutions with a skip connection, which is a 1 x 1 convolution if the
+    shape changes.
     """
 
     def __init__(self, channels: int, width: int, stride: int, norm: ResNetNorm = "frozen") -> None:
@@ -70,8 +70,8 @@ class ResidualConvolutions(nn.Module):
 
 
 class ResNet(nn.Module):
-    """He et al. 2016, table 1, without the last mean and map: a vector of `width` for every 32 x 32 pixels. Its `norm`
-    is that of batches, frozen, or one of groups of 16 channels (Chi et al. 2023, section 3.2).
+    """He et al. 2016, table 1, without the final pooling and layer: a vector of `width` for every 32 x 32 pixels.
+    `norm` is a frozen batch norm, or a group norm over groups of 16 channels (Chi et al. 2023, section 3.2).
     """
 
     def __init__(self, depth: ResNetDepth, norm: ResNetNorm = "frozen") -> None:
@@ -92,7 +92,7 @@ class ResNet(nn.Module):
         self.width = before
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B h w D"]:
-        """h and w are H and W by 32, rounded up."""
+        """h and w are H / 32 and W / 32, rounded up."""
         x = self.stem_norm(self.stem(images.movedim(1, -1))).relu()
         x = F.max_pool2d(x.movedim(-1, 1), 3, 2, 1).movedim(1, -1)
         for layer in self.layers:
@@ -101,11 +101,11 @@ class ResNet(nn.Module):
 
 
 def blocks_of(depth: ResNetDepth) -> list[tuple[int, int, bool]]:
-    """(layer, block, whether its input is led around by a convolution) of each block of a depth."""
+    """(layer, block, whether the skip connection is a convolution) of each block of a depth."""
     counts = _LAYERS[depth]
     return [(layer, n, layer > 0 and n == 0) for layer, count in enumerate(counts) for n in range(count)]
 
 
 def channels_of(layer: int, block: int) -> tuple[int, int]:
-    """Channels that a block reads and gives."""
+    """Input and output channels of a block."""
     return _CHANNELS[max(0, layer - 1)] if block == 0 else _CHANNELS[layer], _CHANNELS[layer]

@@ -1,4 +1,4 @@
-"""From what a robot sees at a step to tokens: its state, the pictures of its cameras, the words of its task."""
+"""Robot observations as tokens: the state, camera images and the words of the task."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from headway.nn.parts.projection import Projection
 
 
 class Observations(NamedTuple):
-    """What B robots see: `states`, a batch of pictures for each camera, and `words` of their tasks, of which each row
-    has so many as `lengths` says. What a model does not read is None or empty.
+    """Observations of B robots: `states`, a batch of images per camera, and the `words` of their tasks, `lengths` of
+    them per row. Inputs that a model does not take are None or empty.
 
-    `latent` says in which of several ways a task is done; None is 0, the mean of all. A model that reads several steps
-    has their states and pictures side by side in a second dimension, the oldest first.
+    `latent` selects one of several ways to do a task; None means 0, their mean. For models with a history, states and
+    images have a second dimension of steps, the oldest first.
     """
 
     states: Float[Tensor, "B *N S"] | None = None
@@ -54,15 +54,15 @@ class Observations(NamedTuple):
         return Observations(states, tuple(image.to(device) for image in self.images), words, lengths, latent)
 
     def select(self, rows: Int[Tensor, "R"]) -> Observations:
-        """Those of some rows."""
+        """The observations of some rows."""
         some = (self.states, self.words, self.lengths, self.latent)
         states, words, lengths, latent = (None if each is None else each[rows] for each in some)
         return Observations(states, tuple(image[rows] for image in self.images), words, lengths, latent)
 
 
 def in_order(steps: Sequence[Observations]) -> Observations:
-    """Those of several steps side by side, the oldest first: states [B, N, S], pictures [B, N, 3, H, W]; a single step
-    as it is.
+    """Stack the observations of several steps, the oldest first: states [B, N, S], images [B, N, 3, H, W]. A single
+    step is returned unchanged.
     """
     if len(steps) == 1:
         return steps[0]
@@ -74,37 +74,37 @@ def in_order(steps: Sequence[Observations]) -> Observations:
 @register("robot")
 @dataclass(frozen=True)
 class RobotEmbedConfig(EmbedConfig):
-    """A token of the state (`states` numbers, 0 for none), the words of the task where the model has symbols for such,
-    and a token for each patch of the pictures of each camera, whose sizes (height, width) are in `cameras`.
+    """Tokens: the latent, the state, one per image patch of each camera, and the words of the task if the model has a
+    vocabulary.
 
-    `images` says how pictures become patches: by a map or by convolutions, with a position for each place of the grid.
-    `latent` is the size of the variable behind a chunk of actions, which is a token of its own; 0 for none.
+    `images` is the patch embedding of the images: linear or convolutional, with a position per patch of the grid.
+    `latent` is the size of the latent of an action chunk, which becomes one token; 0 for none.
     """
 
-    states: int = 1  # numbers of the state, 0 for none
-    cameras: tuple[tuple[int, int], ...] = ()  # height and width of each camera's pictures
+    states: int = 1  # size of the state, 0 for none
+    cameras: tuple[tuple[int, int], ...] = ()  # height and width of each camera's images
     images: PatchEmbedConfig = PatchEmbedConfig((16, 16), (96, 96), tokens=0, stem="convolutional")
     latent: int = 0
-    norm: NormConfig | None = None  # of all tokens
-    dropout: float = 0.0  # of all tokens
+    norm: NormConfig | None = None  # norm of all tokens
+    dropout: float = 0.0  # dropout rate of all tokens
 
     @property
     def length(self) -> int:
-        """The tokens of an observation, without the words of its task."""
+        """Tokens of an observation, without the words of its task."""
         return self.front + sum(each.length for each in self.eyes)
 
     @property
     def front(self) -> int:
-        """The tokens of latent and state."""
+        """Number of latent and state tokens."""
         return bool(self.latent) + bool(self.states)
 
     @property
     def eyes(self) -> tuple[PatchEmbedConfig, ...]:
-        """How the pictures of each camera become patches. ConfigError for sizes that are no whole patches."""
+        """The patch embedding of each camera. Raises ConfigError for sizes that do not divide into patches."""
         return tuple(replace(self.images, size=size) for size in self.cameras)
 
     def fitted(self, states: int, cameras: tuple[tuple[int, int], ...]) -> RobotEmbedConfig:
-        """The same for states of so many numbers and cameras of these sizes. ConfigError for what are no patches."""
+        """A copy for these state and camera sizes. Raises ConfigError for images that do not divide into patches."""
         found = replace(self, states=states, cameras=cameras)
         _ = found.eyes
         return found
@@ -113,29 +113,27 @@ class RobotEmbedConfig(EmbedConfig):
         sizes = ", ".join(f"{high} x {wide}" for high, wide in self.cameras)
         seen = f", {len(self.cameras)} cameras of {sizes}" if self.cameras else ""
         words = f", {symbols:,} words" if symbols else ""
-        return f"states of {self.states} numbers{seen}{words}, {self.length} tokens"
+        return f"states of size {self.states}{seen}{words}, {self.length} tokens"
 
     def summary(self) -> str:
-        return f"robot, pictures by {self.images.summary()}" if self.cameras else "robot"
+        return f"robot, images by {self.images.summary()}" if self.cameras else "robot"
 
     def build(self, width: int, symbols: int, context: int | None) -> RobotEmbed:
         if not self.states and not self.cameras:
-            raise ConfigError(
-                "a robot of no state and no cameras sees nothing; set model.observation.states or cameras"
-            )
+            raise ConfigError("the observation has no state and no cameras; set model.observation.states or cameras")
         return RobotEmbed(self, width, symbols)
 
 
 class RobotEmbed(nn.Module):
-    """Zhao et al. 2023, figure 4: the latent, the state and the places of all cameras' pictures are one sequence.
+    """Zhao et al. 2023, figure 4: the latent, the state and the image patches of all cameras form one sequence.
 
-    The words of the task stand last, as rows may have different numbers of them.
+    The words of the task come last, because their number varies by row.
     """
 
     def __init__(self, config: RobotEmbedConfig, width: int, symbols: int) -> None:
         super().__init__()
         self.config, self.width = config, width
-        self.table = None  # the words' is not shared with anything
+        self.table = None  # the table of words is not shared
         self.latent = Projection(config.latent, width) if config.latent else None
         self.states = Projection(config.states, width) if config.states else None
         self.kinds = Learnt(config.front, width) if config.front else None
@@ -145,7 +143,7 @@ class RobotEmbed(nn.Module):
         self.dropout = Dropout(config.dropout)
 
     def whole(self, seen: Observations) -> Layout:
-        """Each row is one document. UserError for what this model does not read, or misses."""
+        """One document per row. Raises UserError for missing or unsupported inputs."""
         self._check(seen)
         length = self.config.length
         if self.words is None or seen.words is None or seen.lengths is None:
@@ -157,7 +155,7 @@ class RobotEmbed(nn.Module):
         front = [] if self.latent is None else [self.latent(self._held(seen))]
         if self.states is not None:
             front.append(self.states(seen.states))
-        # To each a learned vector: a norm that follows would else forget how large they are.
+        # Add a learned vector to each: otherwise a later norm would remove their magnitude.
         parts = [] if self.kinds is None else [torch.stack(front, 1) + self.kinds.table]
         for camera, images in zip(self.cameras, seen.images):
             assert isinstance(camera, PatchEmbed)
@@ -165,7 +163,7 @@ class RobotEmbed(nn.Module):
         return self.dropout(self.norm(torch.cat([*parts, *self._told(seen)], 1))), layout
 
     def _held(self, seen: Observations) -> Float[Tensor, "B Z"]:
-        """The latent that is given, or 0."""
+        """The latent of the observations, or zeros."""
         if seen.latent is not None:
             return seen.latent
         return torch.zeros(seen.rows, self.config.latent, device=seen.device)
@@ -179,12 +177,12 @@ class RobotEmbed(nn.Module):
     def _check(self, seen: Observations) -> None:
         size = 0 if seen.states is None else seen.states.shape[-1]
         if size != self.config.states:
-            raise UserError(f"states of {size} numbers for a model that reads {self.config.states}; give the robot's")
+            raise UserError(f"states have size {size}, not this model's {self.config.states}; pass the robot's states")
         if len(seen.images) != len(self.cameras):
             raise UserError(
-                f"pictures of {len(seen.images)} cameras for a model of {len(self.cameras)}; give all of its"
+                f"images of {len(seen.images)} cameras for a model with {len(self.cameras)}; pass all of its cameras"
             )
         if self.words is None and seen.words is not None:
-            raise UserError("this model reads no words of tasks, and some are given; leave them out")
+            raise UserError("this model does not take task words; remove them")
         if self.words is not None and seen.words is None:
-            raise UserError("this model reads the words of tasks, and none are given; give those of the task")
+            raise UserError("this model needs the words of the task; pass them")

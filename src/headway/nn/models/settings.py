@@ -1,4 +1,4 @@
-"""Settings of a whole model at once (`--set model.depth=4`): of every layer, and of both sides where there are two."""
+"""Settings of a whole model at once (`--set model.depth=4`): they apply to every layer, and to both parts of a pair."""
 
 from __future__ import annotations
 
@@ -20,72 +20,72 @@ from headway.nn.models.stack import StackConfig, cycle
 from headway.nn.models.transformer import TransformerConfig
 from headway.nn.models.two_tower import HEAD, TwoTowerConfig
 
-# Of a transformer.
+# A transformer.
 
 
 @setting(TransformerConfig, "width")
 def _width(model: TransformerConfig, value: Any) -> TransformerConfig:
-    """Of all layers, and of what reads and writes their vectors."""
+    """Width of all layers, and of the embedding and heads around them."""
     return replace(model, width=whole("model.width", value))
 
 
 @setting(TransformerConfig, "depth")
 def _depth(model: TransformerConfig, value: Any) -> TransformerConfig:
-    """How many blocks: their pattern is repeated, or cut."""
+    """Number of blocks; their pattern is repeated or cut."""
     return replace(model, stack=depth(model.stack, value))
 
 
 @setting(TransformerConfig, "heads")
 def _heads(model: TransformerConfig, value: Any) -> TransformerConfig:
-    """Of every attention; key and value heads keep their share."""
+    """Heads of every attention layer; key and value heads keep their share."""
     if isinstance(value, dict):
-        raise ConfigError(f"model.heads is {value!r}; give the number of attention heads")
+        raise ConfigError(f"model.heads is {value!r}; set the number of attention heads")
     return replace(model, stack=heads(model.stack, value))
 
 
 @setting(TransformerConfig, "mixer")
 def _mixer(model: TransformerConfig, value: Any) -> TransformerConfig:
-    """The kind of every mixer, by its name or as JSON; what fits of the old one's settings is kept."""
+    """Kind of every mixer, by name or as JSON; settings that both kinds have are kept."""
     changed = replace(model, stack=mixer(model.stack, value))
     if any(block.mixer.reads_memory for block in changed.stack.blocks):
         raise ConfigError(
-            f"model.mixer={value!r} reads the output of an encoder, and this model has none; choose another, "
-            "or a recipe with an encoder and a decoder, such as translation"
+            f"model.mixer={value!r} reads the output of an encoder, and this model has no encoder; choose another "
+            "mixer, or a recipe with an encoder and a decoder, such as translation"
         )
     return changed
 
 
 @setting(TransformerConfig, "dropout")
 def _dropout(model: TransformerConfig, value: Any) -> TransformerConfig:
-    """Of every branch and of the embedding."""
+    """Dropout rate of every branch and of the embedding."""
     return replace(model, stack=dropout(model.stack, value), embed=model.embed.with_dropout(value))
 
 
 @setting(TransformerConfig, "drop_path")
 def _drop_path(model: TransformerConfig, value: Any) -> TransformerConfig:
-    """Stochastic depth, from 0 in the first block to this in the last."""
+    """Rate of stochastic depth in the last block; it grows evenly from 0 in the first."""
     return replace(model, stack=drop_path(model.stack, value))
 
 
 @setting(TransformerConfig, "layer_scale")
 def _layer_scale(model: TransformerConfig, value: Any) -> TransformerConfig:
-    """Where a trained gain on every branch starts; none: there is none."""
+    """Initial value of a trained gain on every branch; none: no gain."""
     return replace(model, stack=layer_scale(model.stack, value))
 
 
 @setting(TransformerConfig, "size")
 def _size(model: TransformerConfig, value: Any) -> TransformerConfig:
-    """Height and width of the images, or one number for both."""
+    """Height and width of the images in pixels, or one number for both."""
     if not isinstance(model.embed, PatchEmbedConfig):
-        raise ConfigError(f"model.size={value!r}: this model reads no images; leave the setting out")
+        raise ConfigError(f"model.size={value!r}: this model does not take images; remove the setting")
     sides = value if isinstance(value, (list, tuple)) else [value, value]
     if len(sides) != 2:
-        raise ConfigError(f"model.size is {value!r}; give height and width, or one number for both")
+        raise ConfigError(f"model.size is {value!r}; set height and width, or one number for both")
     high, wide = (whole("model.size", side) for side in sides)
     return replace(model, embed=replace(model.embed, size=(high, wide)))
 
 
-# Of two transformers: of both the same or, as a list, of each its own.
+# Two transformers: one value for both or, as a list, one for each.
 
 
 def _both(parts: tuple[str, str], name: str, model: Any, value: Any) -> Any:
@@ -94,7 +94,7 @@ def _both(parts: tuple[str, str], name: str, model: Any, value: Any) -> Any:
     return replace(model, **{part: change(getattr(model, part), one) for part, one in zip(parts, each)})
 
 
-_DEEPEST = 10_000  # blocks of a stack
+_DEEPEST = 10_000  # blocks in a stack
 _ALL = ("width", "depth", "heads", "mixer", "dropout", "drop_path")
 _TWO: dict[type, tuple[tuple[str, str], tuple[str, ...]]] = {
     EncoderDecoderConfig: (("encoder", "decoder"), ("width", "depth", "heads", "dropout")),
@@ -106,12 +106,12 @@ for _kind, (_parts, _names) in _TWO.items():
         setting(_kind, _name)(partial(_both, _parts, _name))
 
 
-# Of an encoder and a decoder.
+# An encoder and a decoder.
 
 
 @setting(EncoderDecoderConfig, "mixer")
 def _mixers(model: EncoderDecoderConfig, value: Any) -> EncoderDecoderConfig:
-    """One that reads the memory takes the place of the cross-attention too; the encoder gets a GRU beside it."""
+    """A mixer that reads the encoder's output also replaces the cross-attention; the encoder then gets a GRU."""
     wanted, beside = from_dict(MixerConfig, value, "model.mixer"), value
     if wanted.reads_memory:
         beside = {"kind": "gru", "cells": getattr(wanted, "cells", None)}
@@ -122,7 +122,7 @@ def _mixers(model: EncoderDecoderConfig, value: Any) -> EncoderDecoderConfig:
 
 @setting(EncoderDecoderConfig, "cells")
 def _cells(model: EncoderDecoderConfig, value: Any) -> EncoderDecoderConfig:
-    """The units of all recurrences, of a summary, and half of them of a maxout, as the papers of 2014 have them."""
+    """Units of all recurrences and of the summary, and half as many of a maxout (as in the papers of 2014)."""
     count = whole("model.cells", value)
     encoder, decoder = (replace(part, stack=cells(part.stack, count)) for part in (model.encoder, model.decoder))
     changed = {
@@ -137,23 +137,23 @@ def _cells(model: EncoderDecoderConfig, value: Any) -> EncoderDecoderConfig:
 
 @setting(EncoderDecoderConfig, "cross")
 def _cross(model: EncoderDecoderConfig, value: Any) -> EncoderDecoderConfig:
-    """none takes the cross-attention out of the decoder."""
+    """none removes the cross-attention from the decoder."""
     if value is not None:
-        raise ConfigError(f"model.cross is {value!r}; give none, which takes the decoder's cross-attention out")
+        raise ConfigError(f"model.cross is {value!r}; use none, which removes the decoder's cross-attention")
     blocks = tuple(replace(block, cross=None) for block in model.decoder.stack.blocks)
     return replace(model, decoder=replace(model.decoder, stack=replace(model.decoder.stack, blocks=blocks)))
 
 
 @setting(EncoderDecoderConfig, "symbols")
 def _all_symbols(model: EncoderDecoderConfig, value: Any) -> EncoderDecoderConfig:
-    """The size of the vocabulary; the data decide it."""
+    """Size of the vocabulary; set from the data."""
     size = whole("model.symbols", value)
     return replace(model, encoder=replace(model.encoder, symbols=size), decoder=replace(model.decoder, symbols=size))
 
 
 @setting(EncoderDecoderConfig, "context")
 def _all_context(model: EncoderDecoderConfig, value: Any) -> EncoderDecoderConfig:
-    """The most positions of a row."""
+    """Maximum positions per row."""
     size = _context(value)
     return replace(model, encoder=replace(model.encoder, context=size), decoder=replace(model.decoder, context=size))
 
@@ -162,12 +162,12 @@ def _context(value: Any) -> int | None:
     return None if value is None else whole("model.context", value)
 
 
-# Of two towers, and of a tower and a decoder: symbols and positions are those of texts.
+# Two towers, or a tower and a decoder: vocabulary and context are those of the text.
 
 
 @setting(TwoTowerConfig, "shared")
 def _shared(model: TwoTowerConfig, value: Any) -> TwoTowerConfig:
-    """Of every head that projects into the common space."""
+    """Output width of every head that projects into the shared space."""
     width = whole("model.shared", value)
     return replace(model, left=_projecting(model.left, width), right=_projecting(model.right, width))
 
@@ -200,7 +200,7 @@ def _caption_context(model: CaptionerConfig, value: Any) -> CaptionerConfig:
     return replace(model, decoder=replace(model.decoder, context=None if size is None else size + model.prefix))
 
 
-# Of a policy of chunks, which has three stacks: encoder, decoder and posterior.
+# A policy that predicts action chunks has three stacks: encoder, decoder and posterior.
 
 _STACKS = ("encoder", "decoder", "posterior")
 
@@ -214,7 +214,9 @@ def _stacks(model: ActConfig, change: Callable[[StackConfig, Any], StackConfig],
 def _act_depth(model: ActConfig, value: Any) -> ActConfig:
     depths = value if isinstance(value, list) else [value, value]
     if len(depths) not in (2, 3):
-        raise ConfigError(f"model.depth is {value!r}; give a number, [encoder, decoder], or those and posterior")
+        raise ConfigError(
+            f"model.depth is {value!r}; set a number, [encoder, decoder] or [encoder, decoder, posterior]"
+        )
     return _stacks(model, depth, *(depths if len(depths) == 3 else [*depths, depths[0]]))
 
 
@@ -234,28 +236,28 @@ def _act_dropout(model: ActConfig, value: Any) -> ActConfig:
     return replace(changed, observation=cast(Any, model.observation.with_dropout(float(value))))
 
 
-# Of a stack.
+# One stack.
 
 
 def whole(name: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ConfigError(f"{name} is {value!r}; give a whole number above 0")
+        raise ConfigError(f"{name} is {value!r}; set an integer above 0")
     return value
 
 
 def depth(stack: StackConfig, value: Any) -> StackConfig:
-    """The pattern of blocks repeated or cut to `value` blocks."""
+    """Repeat or cut the pattern of blocks to `value` blocks."""
     count = whole("model.depth", value)
     if count > _DEEPEST:
-        raise ConfigError(f"model.depth is {count:,}; give {_DEEPEST:,} or less")
+        raise ConfigError(f"model.depth is {count:,}; set {_DEEPEST:,} or less")
     return dataclasses.replace(stack, blocks=cycle(stack.blocks, count))
 
 
 def heads(stack: StackConfig, value: Any) -> StackConfig:
-    """Every attention with `value` heads; key and value heads keep their share where it divides."""
+    """Give every attention layer `value` heads; key and value heads keep their share where it divides."""
     count = whole("model.heads", value)
     if not any(hasattr(part, "heads") for block in stack.blocks for part in (block.mixer, block.cross)):
-        raise InapplicableError(f"model.heads={count}: this model has no heads; leave the setting out")
+        raise InapplicableError(f"model.heads={count}: this model has no attention heads; remove the setting")
 
     def change(block: BlockConfig) -> BlockConfig:
         cross = None if block.cross is None else _with_heads(block.cross, count)
@@ -276,9 +278,9 @@ def _with_heads(part: Any, count: int) -> Any:
 
 
 def mixer(stack: StackConfig, value: Any) -> StackConfig:
-    """Every mixer replaced by one of another kind; fields of the same name and type (heads, pattern) are kept.
+    """Replace every mixer by one of another kind; fields of the same name and type (heads, pattern) are kept.
 
-    What can see earlier tokens only takes the place of what sees both ways by being bidirectional.
+    A causal mixer that replaces a bidirectional one is run in both directions.
     """
     wanted = from_dict(MixerConfig, value, "model.mixer")
     given = set(value) if isinstance(value, dict) else set()
@@ -294,32 +296,32 @@ def mixer(stack: StackConfig, value: Any) -> StackConfig:
     changed = dataclasses.replace(stack, blocks=tuple(map(change, stack.blocks)))
     if changed.causal != stack.causal:
         raise ConfigError(
-            f"model.mixer={value!r} sees {'only earlier' if changed.causal else 'later'} tokens, which this model's "
-            "stack does not; choose a mixer of the same direction"
+            f"model.mixer={value!r} sees {'only earlier' if changed.causal else 'later'} tokens, unlike this model's "
+            "stack; choose a mixer of the same direction"
         )
     return changed
 
 
 def _fields(config: Any) -> set[tuple[str, str]]:
-    """Names and types."""
+    """Names and types of a config's fields."""
     return {(field.name, str(field.type)) for field in dataclasses.fields(config)}
 
 
 def _both_ways(mixer: MixerConfig) -> MixerConfig:
-    """`mixer` in both directions where it has no pattern that could let it see them."""
+    """Wrap `mixer` to run in both directions, unless its pattern already sees both ways."""
     if not mixer.causal or hasattr(mixer, "pattern"):
         return mixer
     if isinstance(mixer, RecurrenceConfig) and mixer.cells is None:
-        mixer = dataclasses.replace(mixer, out=False)  # the projection that joins both directions is enough
+        mixer = dataclasses.replace(mixer, out=False)  # the projection that joins both directions suffices
     return BidirectionalConfig(mixer)
 
 
 def cells(stack: StackConfig, value: int) -> StackConfig:
-    """Every recurrence with so many units; ConfigError where there is none."""
+    """Give every recurrence `value` units. Raises InapplicableError if the stack has no recurrence."""
     blocks = tuple(dataclasses.replace(block, mixer=_with_cells(block.mixer, value)) for block in stack.blocks)
     inner = [b.mixer.mixer if isinstance(b.mixer, BidirectionalConfig) else b.mixer for b in blocks]
     if not any(hasattr(mixer, "cells") for mixer in inner):
-        raise InapplicableError(f"model.cells={value}: no mixer here has cells; leave the setting out")
+        raise InapplicableError(f"model.cells={value}: no mixer of this model has cells; remove the setting")
     return dataclasses.replace(stack, blocks=blocks)
 
 
@@ -330,7 +332,7 @@ def _with_cells(mixer: MixerConfig, value: int) -> MixerConfig:
 
 
 def dropout(stack: StackConfig, value: Any) -> StackConfig:
-    """The dropout of every block's branches."""
+    """Set the dropout of every block's branches."""
     rate = from_dict(float, value, "model.dropout")
     blocks = tuple(dataclasses.replace(block, dropout=rate) for block in stack.blocks)
     return dataclasses.replace(stack, blocks=blocks)
@@ -340,14 +342,14 @@ def drop_path(stack: StackConfig, value: Any) -> StackConfig:
     """Stochastic depth that grows evenly from 0 in the first block to `value` in the last (Huang et al. 2016)."""
     rate = from_dict(float, value, "model.drop_path")
     if not 0 <= rate < 1:
-        raise ConfigError(f"model.drop_path is {rate}; give a probability below 1, such as 0.1")
+        raise ConfigError(f"model.drop_path is {rate}; set a probability below 1, such as 0.1")
     last = max(1, len(stack.blocks) - 1)
     blocks = (dataclasses.replace(block, drop_path=rate * i / last) for i, block in enumerate(stack.blocks))
     return dataclasses.replace(stack, blocks=tuple(blocks))
 
 
 def layer_scale(stack: StackConfig, value: Any) -> StackConfig:
-    """A trained gain on every branch that starts at `value` (Touvron et al. 2021, CaiT: 0.1 to 1e-6); None for none."""
+    """Add a trained gain to every branch, initially `value` (Touvron et al. 2021, CaiT: 0.1 to 1e-6); None: no gain."""
     start = from_dict(float | None, value, "model.layer_scale")  # type: ignore[arg-type]
     blocks = (dataclasses.replace(block, layer_scale=start) for block in stack.blocks)
     return dataclasses.replace(stack, blocks=tuple(blocks))

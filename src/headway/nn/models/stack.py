@@ -1,4 +1,4 @@
-"""A stack of blocks, with the score biases they share and the norm after them."""
+"""A stack of blocks, with the score biases they share and a final norm."""
 
 from __future__ import annotations
 
@@ -22,21 +22,19 @@ from headway.nn.parts.positions import PositionsConfig
 
 @dataclass(frozen=True)
 class StackConfig:
-    """`biases` are owned here and named by the mixers that use them, `positions` are for attention that is `placed`;
-    `norm` stands after the last block.
-    """
+    """Blocks, the score biases and positions that their attention shares, and a final norm."""
 
-    blocks: tuple[BlockConfig, ...] = ()  # a block a layer
-    norm: NormConfig | None = LayerNormConfig()  # after the last block
-    biases: dict[str, BiasConfig] = field(default_factory=dict)  # score biases, which mixers use by name
-    positions: PositionsConfig | None = None  # of queries and keys, for attention that is placed
+    blocks: tuple[BlockConfig, ...] = ()  # one block per layer
+    norm: NormConfig | None = LayerNormConfig()  # norm after the last block
+    biases: dict[str, BiasConfig] = field(default_factory=dict)  # score biases, which mixers refer to by name
+    positions: PositionsConfig | None = None  # positions of queries and keys, for attention with placed=true
 
     @property
     def causal(self) -> bool:
         return all(block.mixer.causal for block in self.blocks)
 
     def width_out(self, width: int) -> int:
-        """The width of the output of a stack over `width`."""
+        """Output width of a stack whose input is `width` wide."""
         for block in self.blocks:
             width = block.mixer.width_out(width)
         return width
@@ -54,10 +52,10 @@ class StackOutput(NamedTuple):
 
 
 class Compiled(Protocol):
-    """What computes whole documents in place of a stack's blocks (`headway.engine.encoder`)."""
+    """Compiled code that computes whole documents instead of a stack's blocks (`headway.engine.encoder`)."""
 
     def fits(self, x: Float[Tensor, "B T D"], layout: Layout) -> bool:
-        """Whether it computes these."""
+        """Whether it supports these inputs."""
         ...
 
     def __call__(self, x: Float[Tensor, "B T D"], layout: Layout) -> Float[Tensor, "B T E"]: ...
@@ -67,15 +65,15 @@ class Stack(nn.Module):
     def __init__(self, config: StackConfig, width: int) -> None:
         super().__init__()
         if not config.blocks:
-            raise ConfigError("a stack of no blocks computes nothing; set model.depth to 1 or more")
+            raise ConfigError("the stack has no blocks; set model.depth to 1 or more")
         self.biases = nn.ModuleDict({name: bias.build(width) for name, bias in config.biases.items()})
         self.positions = config.positions.build(width, None) if config.positions else None
         shared = self.biases
         if self.positions is not None:
             shared = nn.ModuleDict({**self.biases, POSITIONS: self.positions})
         self.blocks = nn.ModuleList()
-        self.width_in = self.width = width  # of the input, and of the output
-        self.program: Compiled | None = None  # where weights are packed
+        self.width_in = self.width = width  # width of the input and of the output
+        self.program: Compiled | None = None  # set when weights are packed
         for block in config.blocks:
             self.blocks.append(build_block(block, self.width, shared))
             self.width = block.mixer.width_out(self.width)
@@ -100,8 +98,8 @@ class Stack(nn.Module):
         return StackOutput(self.norm(x), tuple(after) if states is not None else None, terms)
 
     def read(self, x: Float[Tensor, "B T D"], layout: Layout, ends: Collection[int]) -> StackOutput:
-        """Whole documents, one a row. The states are, for the blocks whose numbers are in `ends`, the vectors that the
-        mixer has come to in each direction; None for others.
+        """Process whole documents, one per row. For the blocks with an index in `final_blocks`, the states are the
+        mixer's final vectors in each direction; None for the others.
         """
         after: list[State] = []
         terms: Terms = {}
@@ -112,7 +110,7 @@ class Stack(nn.Module):
         return StackOutput(self.norm(x), tuple(after), terms)
 
     def begin(self, vectors: Sequence[tuple[Tensor, ...]], capacity: int, *, like: Tensor) -> tuple[State, ...]:
-        """States that start from vectors, those of each block."""
+        """Initial states built from the given vectors of each block."""
         pairs = zip(self._blocks(), vectors, strict=True)
         return tuple(block.mixer.begin(start, capacity, like=like) for block, start in pairs)
 
@@ -120,19 +118,19 @@ class Stack(nn.Module):
         return tuple(block.mixer.initial_state(batch, capacity, like=like) for block in self._blocks())
 
     def carry(self, states: Sequence[State]) -> tuple[State, ...]:
-        """The states in which a batch ended as those from which the next goes on; see `Mixer.carry`."""
+        """Final states of one batch as initial states of the next; see `Mixer.carry`."""
         return tuple(block.mixer.carry(state) for block, state in zip(self._blocks(), states, strict=True))
 
     def remember(
         self, encoded: Float[Tensor, "M S E"], layout: Layout, positions: Float[Tensor, "#M S E"] | None = None
     ) -> tuple[Memory | None, ...]:
-        """Each block's own projection of an encoder's output, whose Stack has these positions; None where a block does
-        not read one.
+        """Each block's projection of an encoder's output; None for blocks that do not read one. `positions` are those
+        of the encoder's stack.
         """
         return tuple(block.remember(encoded, layout, positions) for block in self._blocks())
 
     def placed(self, layout: Layout, like: Tensor) -> Float[Tensor, "#B T D"] | None:
-        """The positions that its attention adds to queries and keys, for those who read its output."""
+        """The positions that attention adds to queries and keys, for a decoder that reads this stack's output."""
         return None if self.positions is None else self.positions(layout, like)
 
     def _blocks(self) -> list[Block]:

@@ -1,4 +1,4 @@
-"""From an agent's steps to vectors: return-to-go, state and action of each, one after the other (Chen et al. 2021)."""
+"""Trajectory embeddings: return-to-go, state and action of each step as consecutive tokens (Chen et al. 2021)."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from headway.nn.parts.projection import Projection
 
 
 class TrajectoryInputs(NamedTuple):
-    """K steps of B rows. `returns` are scaled returns-to-go, None for a model that reads none; `actions` are Int[B, K]
-    choices or Float[B, K, A], and may lack the last step's, which is then not known yet.
+    """K steps of B rows. `returns` are scaled returns-to-go, None for a model without them; `actions` are Int[B, K]
+    choices or Float[B, K, A], and may omit the last step's action, which is then still unknown.
     """
 
     returns: Float[Tensor, "B K"] | None
@@ -41,38 +41,36 @@ class TrajectoryInputs(NamedTuple):
 @register("trajectories")
 @dataclass(frozen=True)
 class TrajectoryEmbedConfig(EmbedConfig):
-    """`actions` are so many choices (`discrete`) or numbers. Without `returns` a step is its state and action, which is
-    behaviour cloning.
+    """Returns-to-go, states and actions as tokens. Without returns a step is its state and action: behaviour cloning.
 
-    A learned vector for each of `timesteps` is added to all tokens of a step; `anchored` takes that of the first step
-    of a row for all of them, as the models for Atari do, which have `positions` of tokens beside it. `activation`
-    follows the maps of returns and actions. `rows`, where it is not 0, are those of a table of positions of which every
-    token has the first one, after the norm: models of transformers carry it, and a table of `unread` symbols.
+    A learned timestep vector is added to all tokens of a step; with `anchored` it is that of the row's first step, as
+    in the models for Atari, which also have positions of tokens. If `rows` is not 0, every token gets the first row of
+    a position table after the norm; models of the transformers library have this table and an unused one of tokens.
     """
 
-    states: ObservationConfig = NumbersConfig()  # how a state becomes a vector
-    actions: int = 1  # choices, or numbers of an action
+    states: ObservationConfig = NumbersConfig()  # encoder of a state
+    actions: int = 1  # number of choices, or size of an action
     discrete: bool = False  # whether actions are choices
-    returns: bool = True  # whether returns-to-go are read
-    timesteps: int = 1000  # steps that have a learned vector
-    anchored: bool = False  # whether all steps of a row have the vector of its first
-    activation: ActivationName | None = None  # after the maps of returns and actions
-    positions: PositionsConfig | None = None  # vectors of positions of tokens, beside those of steps
-    norm: NormConfig | None = LayerNormConfig()  # of all tokens
-    rows: int = 0  # rows of a table of positions that published models carry
-    unread: int = 0  # rows of a table of symbols that published models carry
-    dropout: float = 0.0  # of all tokens
+    returns: bool = True  # whether returns-to-go are inputs
+    timesteps: int = 1000  # number of timesteps with a learned vector
+    anchored: bool = False  # whether all steps of a row have the vector of its first step
+    activation: ActivationName | None = None  # activation after the layers over returns and actions
+    positions: PositionsConfig | None = None  # position vectors of tokens, in addition to timesteps
+    norm: NormConfig | None = LayerNormConfig()  # norm of all tokens
+    rows: int = 0  # rows of the position table of published models
+    unread: int = 0  # rows of the unused token table of published models
+    dropout: float = 0.0  # dropout rate of all tokens
 
     @property
     def tokens(self) -> int:
-        """Tokens of a step."""
+        """Tokens per step."""
         return 3 if self.returns else 2
 
     def reads(self, symbols: int, context: int | None) -> str:
         shape = " x ".join(map(str, self.states.shape))
-        actions = f"{self.actions} {'choices' if self.discrete else 'numbers'}"
+        actions = f"{self.actions} {'choices' if self.discrete else 'dimensions'}"
         limit = "no limit" if context is None else context
-        return f"states of {shape}, actions of {actions}, {self.tokens} tokens a step, context {limit}"
+        return f"states of {shape}, actions of {actions}, {self.tokens} tokens per step, context {limit}"
 
     def summary(self) -> str:
         return f"{self.kind}, {self.timesteps:,} timesteps, states by {self.states.kind}"  # type: ignore[attr-defined]
@@ -87,7 +85,7 @@ class TrajectoryEmbedConfig(EmbedConfig):
 
 
 class TrajectoryEmbed(nn.Module):
-    """Chen et al. 2021, algorithm 1. The layout that it takes is that of the steps, the one it gives of the tokens."""
+    """Chen et al. 2021, algorithm 1. Takes the layout of the steps and returns that of the tokens."""
 
     def __init__(self, config: TrajectoryEmbedConfig, width: int, context: int | None) -> None:
         super().__init__()
@@ -105,14 +103,14 @@ class TrajectoryEmbed(nn.Module):
         self.dropout = Dropout(config.dropout)
 
     def whole(self, inputs: TrajectoryInputs) -> Layout:
-        """Each row is one document."""
+        """One document per row."""
         return Layout.full(*inputs.timesteps.shape, device=inputs.timesteps.device)
 
     def forward(self, inputs: TrajectoryInputs, layout: Layout) -> tuple[Float[Tensor, "B T D"], Layout]:
-        """T is as many tokens as the steps have, without that of an action which is not known yet."""
+        """T is the number of tokens of all steps, without that of an unknown last action."""
         known, steps = inputs.actions.shape[1], inputs.timesteps.shape[1]
         if not steps - 1 <= known <= steps:
-            raise UserError(f"{steps} steps come with {known} actions; give one for each, or leave out the last alone")
+            raise UserError(f"{steps} steps with {known} actions; pass one action per step, or omit only the last")
         times = self._times(inputs.timesteps, layout)
         before = self._before_action(inputs, times)
         action = self.activation(self.actions(inputs.actions)) + times[:, :known]
@@ -123,8 +121,8 @@ class TrajectoryEmbed(nn.Module):
     def following(
         self, action: Tensor, inputs: TrajectoryInputs, layout: Layout
     ) -> tuple[Float[Tensor, "B T D"], Layout]:
-        """The tokens that a further step adds for a model that goes on from its states: the action of the step before
-        ([B] or [B, A]), and what is known of this one. `inputs` and `layout` are of this step alone.
+        """The tokens that one more step adds when continuing from states: the previous step's action ([B] or [B, A]),
+        and the known inputs of this step. `inputs` and `layout` are of this step only.
         """
         times = self._times(inputs.timesteps, layout)
         earlier = times if self.config.anchored else self.timesteps((inputs.timesteps - 1).clamp(min=0))
@@ -135,11 +133,11 @@ class TrajectoryEmbed(nn.Module):
         return self._finished(x, Layout(torch.where(layout.keep, places, -1)))
 
     def _before_action(self, inputs: TrajectoryInputs, times: Tensor) -> list[Tensor]:
-        """The tokens of steps that stand before their actions, [B, K, D] each."""
+        """The tokens of each step before its action, [B, K, D] each."""
         found = [self.states(inputs.states) + times]
         if self.returns is not None:
             if inputs.returns is None:
-                raise UserError("this model reads returns-to-go, and none are given; give one for each step")
+                raise UserError("this model needs returns-to-go; pass one per step")
             found.insert(0, self.activation(self.returns(inputs.returns[..., None])) + times)
         return found
 
@@ -149,7 +147,7 @@ class TrajectoryEmbed(nn.Module):
         return self.timesteps(timesteps)
 
     def _of_tokens(self, layout: Layout, length: int) -> Layout:
-        """Where the tokens of steps sit."""
+        """The layout of the tokens, from that of the steps."""
         if layout.dense:
             return Layout.full(layout.batch, length, device=layout.positions.device)
         count = self.config.tokens
@@ -167,7 +165,7 @@ class TrajectoryEmbed(nn.Module):
 
 
 class ChoiceEmbed(nn.Module):
-    """A learned vector for each of `count` choices."""
+    """A learned vector per choice."""
 
     def __init__(self, count: int, width: int) -> None:
         super().__init__()
@@ -180,13 +178,13 @@ class ChoiceEmbed(nn.Module):
 @register("steps")
 @dataclass(frozen=True)
 class StepHeadConfig(HeadConfig):
-    """`outputs` numbers or logits from one token of each step: the one at `token`, from 0, of `tokens`."""
+    """Numbers or logits from one token of each step."""
 
-    outputs: int = 1  # numbers or logits
-    token: int = 1  # which token of a step is read, from 0
-    tokens: int = 3  # tokens of a step
-    activation: ActivationName | None = None  # after the map
-    bias: bool = True  # of the map
+    outputs: int = 1  # numbers or logits per step
+    token: int = 1  # index of the step's token to use, from 0
+    tokens: int = 3  # tokens per step
+    activation: ActivationName | None = None  # activation after the linear layer
+    bias: bool = True  # whether the linear layer has a bias
 
     def build(self, width: int, symbols: int, table: nn.Parameter | None) -> StepHead:
         return StepHead(self, width)
@@ -203,12 +201,12 @@ class StepHead(nn.Module):
         return self.said(x[:, self.config.token :: self.config.tokens])
 
     def said(self, x: Float[Tensor, "... D"]) -> Float[Tensor, "... O"]:
-        """Of the vectors of its tokens."""
+        """Outputs from the vectors of the selected tokens."""
         return self.activation(self.project(x))
 
 
 def step_heads(embed: TrajectoryEmbedConfig, *, states: bool = False, returns: bool = False) -> dict[str, HeadConfig]:
-    """The head of actions, which reads the state, and of what follows an action: the next state, the next return."""
+    """The action head over the state token, and optional heads for the next state and return over the action token."""
     last, choices = embed.tokens - 1, embed.discrete
     found: dict[str, HeadConfig] = {
         "actions": StepHeadConfig(embed.actions, last - 1, embed.tokens, None if choices else "tanh")

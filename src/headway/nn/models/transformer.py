@@ -1,4 +1,4 @@
-"""Embed, stack, heads: GPT, BERT and all that has one stream."""
+"""Embedding, stack and heads: GPT, BERT and every model with one stream."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from headway.nn.parts.feedforward import Terms
 from headway.nn.parts.init import InitConfig, initialise
 from headway.nn.parts.projection import Projection
 
-_MANY = 1 << 16  # positions of all rows from which on the memory for their states is looked at beforehand
+_MANY = 1 << 16  # positions over all rows from which free memory is checked before allocating states
 
 
 class Encoded(NamedTuple):
-    """Features before the heads, where they sit, auxiliary losses by name, and the states after them where the model
-    went on from states.
+    """Features before the heads, their layout, auxiliary losses by name, and the new states if the model was given
+    states.
     """
 
     x: Float[Tensor, "B T D"]
@@ -36,8 +36,8 @@ class Encoded(NamedTuple):
 
 
 class Prompt(NamedTuple):
-    """What a generation starts from: symbols of the stream and, where the model has an encoder, what its embed reads
-    (symbols, Int[M, S], or frames, Float[M, S, bands]) or what it has heard of that (`EncoderDecoder.hear`).
+    """The start of a generation: token ids and, for a model with an encoder, the source: the encoder's inputs (ids,
+    Int[M, S], or frames, Float[M, S, bands]) or its output (`EncoderDecoder.encode`).
     """
 
     ids: Int[Tensor, "B T"]
@@ -47,67 +47,66 @@ class Prompt(NamedTuple):
 
 
 class Decoding(NamedTuple):
-    """A generation under way: states of B rows, memories of M sources, and the next position of each row."""
+    """The state of a running generation: states of B rows, memories of M sources, and each row's next position."""
 
     states: tuple[State, ...]
     memories: tuple[Memory | None, ...] | None
     positions: Int[Tensor, "B"]
 
     def select(self, rows: Int[Tensor, "R"], memory_rows: Int[Tensor, "N"] | None = None) -> Decoding:
-        """Chosen rows, as a copy; the memories stay as they are where `memory_rows` is None."""
+        """Return a copy of the chosen rows; None for `memory_rows` leaves the memories unchanged."""
         memories = self.memories if memory_rows is None else select(self.memories, memory_rows)
         return Decoding(select(self.states, rows), memories, self.positions[rows])
 
     def assign(self, target: Int[Tensor, "N"], source: Int[Tensor, "N"]) -> None:
-        """Make the states of rows `target` those of rows `source`, in place."""
+        """Overwrite the states of rows `target` with those of rows `source`, in place."""
         tree_map(lambda state: state.index_copy_(0, target, state.index_select(0, source)), self.states)
 
     def at(self, positions: Int[Tensor, "B"]) -> Decoding:
-        """With other next positions; a row at -1 is padding, which is not written."""
+        """Return the same state with other next positions; a row at -1 is padding and is not written."""
         return self._replace(positions=positions)
 
 
 @family
 @dataclass(frozen=True)
 class ModelConfig:
-    """A whole model."""
+    """Configuration of a whole model."""
 
     @property
     def width(self) -> int | None:
-        """That of its vectors, of the part that writes where there are several; None where it has no one width."""
+        """Width of the model, or of its decoder if it has several parts; None if it has no single width."""
         return None
 
     @property
     def symbols(self) -> int:
-        """The vocabulary; 0 where there is none."""
+        """Size of the vocabulary; 0 without one."""
         return 0
 
     @property
     def context(self) -> int | None:
-        """The most positions that a row may have; None for no limit, or no such rows."""
+        """Maximum positions per row; None for no limit."""
         return None
 
     def build(self, seed: int | None = 0) -> nn.Module:
-        """The model with weights drawn from `seed`; with None they are left undrawn, for a checkpoint to fill."""
+        """Build the model with weights sampled from `seed`; None leaves them uninitialised for a checkpoint to fill."""
         raise NotImplementedError
 
 
 @register("transformer")
 @dataclass(frozen=True)
 class TransformerConfig(ModelConfig):
-    """`symbols` is the vocabulary; `context` the most positions a row may have, None for no limit; `tie` shares the
-    embedding with the vocabulary head. Beside its fields, `--set` takes depth, heads, mixer, dropout, drop_path and
-    layer_scale, and the size of the images where it reads such.
+    """A model with one stack: an embedding, layers and heads. In addition to its fields, `--set` takes depth, heads,
+    mixer, dropout, drop_path and layer_scale, and the image size for a model of images.
     """
 
     width: int = 512  # width of the model
-    symbols: int = 0  # size of the vocabulary; the data decide
-    context: int | None = None  # the most positions of a row; none: no limit
-    stack: StackConfig = StackConfig()  # its layers
-    embed: EmbedConfig = TokenEmbedConfig()  # how inputs become vectors
-    heads: dict[str, HeadConfig] = field(default_factory=lambda: {"vocabulary": VocabularyHeadConfig()})  # its outputs
+    symbols: int = 0  # size of the vocabulary; set from the data
+    context: int | None = None  # maximum positions per row; none: no limit
+    stack: StackConfig = StackConfig()  # layers
+    embed: EmbedConfig = TokenEmbedConfig()  # embedding of the inputs
+    heads: dict[str, HeadConfig] = field(default_factory=lambda: {"vocabulary": VocabularyHeadConfig()})  # outputs
     tie: Literal["none", "head"] = "head"  # "head" shares the embedding with the vocabulary head
-    init: InitConfig = InitConfig()  # how weights start
+    init: InitConfig = InitConfig()  # initialisation of the weights
 
     def build(self, seed: int | None = 0) -> Transformer:
         return Transformer(self, seed)
@@ -117,7 +116,7 @@ class Transformer(nn.Module):
     """embed -> stack -> heads."""
 
     def __init__(self, config: TransformerConfig, seed: int | None = 0, table: nn.Parameter | None = None) -> None:
-        """`table` is an embedding to share with another model; without a `seed` weights are left undrawn."""
+        """`table` is an embedding to share with another model; without a `seed` weights stay uninitialised."""
         super().__init__()
         self.config = config
         _check(config)
@@ -134,8 +133,8 @@ class Transformer(nn.Module):
             start_heads(self.heads, config.init)
 
     def forward(self, inputs: Any, layout: Layout | None = None, states: tuple[State, ...] | None = None) -> Encoded:
-        """Features of whole documents, or of what follows `states`: `inputs` are what the embed reads (symbols,
-        Int[B, T], or TokenInputs); without a layout each row is one document.
+        """Features of whole documents, or of the tokens that continue `states`. `inputs` go to the embedding (token
+        ids, Int[B, T], or TokenInputs); without a layout each row is one document.
         """
         x, where = self.embed(inputs, self._whole(inputs) if layout is None else layout)
         x, after, terms = self.stack(x, where, states)
@@ -144,7 +143,7 @@ class Transformer(nn.Module):
     def read(
         self, inputs: Any, layout: Layout, ends: Collection[int]
     ) -> tuple[Encoded, tuple[tuple[tuple[Tensor, ...], ...] | None, ...]]:
-        """Features of whole documents, one a row, and what the mixers of some blocks have come to; see Stack.read."""
+        """Features of whole documents, one per row, and the final vectors of some blocks; see Stack.encode."""
         x, where = self.embed(inputs, layout)
         x, found, terms = self.stack.read(x, where, ends)
         return Encoded(x, where, terms), cast(Any, found)
@@ -153,7 +152,7 @@ class Transformer(nn.Module):
         return cast(Any, self.embed).whole(inputs)
 
     def output(self, head: str, inputs: Any, layout: Layout | None = None) -> Tensor:
-        """What one of the heads says of whole documents."""
+        """The output of one head for whole documents."""
         encoded = self(inputs, layout)
         return self.heads[head](encoded.x, encoded.layout)
 
@@ -161,9 +160,7 @@ class Transformer(nn.Module):
         return self.heads["vocabulary"](self(ids, layout).x)
 
     def start(self, prompt: Prompt, capacity: int) -> tuple[Float[Tensor, "B C"], Decoding]:
-        """Read the prompts; the logits follow each row's last symbol. `capacity` is the most positions a row will
-        have.
-        """
+        """Process the prompts; the logits follow each row's last token. `capacity` is the maximum positions per row."""
         return self.resume(prompt, capacity, None)
 
     def resume(
@@ -173,7 +170,7 @@ class Transformer(nn.Module):
         memories: tuple[Memory | None, ...] | None,
         starts: tuple[tuple[Tensor, ...], ...] | None = None,
     ) -> tuple[Float[Tensor, "B C"], Decoding]:
-        """`start` with an encoder's memories, and with the vectors that it hands over to start the blocks from."""
+        """`start` with an encoder's memories, and with the vectors from which the blocks start."""
         check_prompt(prompt.layout, capacity, self.config.context)
         x, layout = self.embed(prompt.ids, prompt.layout)
         return self.read_first(x, layout, capacity, memories, starts)
@@ -186,7 +183,7 @@ class Transformer(nn.Module):
         memories: tuple[Memory | None, ...] | None = None,
         starts: tuple[tuple[Tensor, ...], ...] | None = None,
     ) -> tuple[Float[Tensor, "B C"], Decoding]:
-        """Read the vectors that a generation begins with; the logits follow each row's last one."""
+        """Prefill from input vectors; the logits follow each row's last one."""
         if layout.batch * capacity > _MANY:
             self._check_states(layout.batch, capacity, x)
         if starts is None:
@@ -199,17 +196,17 @@ class Transformer(nn.Module):
         return self.heads["vocabulary"](last), Decoding(states or (), memories, layout.lengths)
 
     def _check_states(self, batch: int, capacity: int, like: Tensor) -> None:
-        """UserError where the states of so many positions need more memory than is free."""
-        from headway.memory import check_room  # no forward pass asks
+        """Raise UserError if the states of `capacity` positions per row exceed free memory."""
+        from headway.memory import check_room  # not needed by a forward pass
 
         sizes: list[int] = []
         states = self.stack.initial_states(batch, capacity, like=like.to("meta"))
         tree_map(lambda state: sizes.append(state.nbytes), states)
         what = f"generation of up to {capacity} positions in {batch} rows"
-        check_room(what, {"states": sum(sizes)}, like.device, "ask for fewer new tokens, or for fewer rows at once")
+        check_room(what, {"states": sum(sizes)}, like.device, "request fewer new tokens, or fewer rows at once")
 
     def step(self, ids: Int[Tensor, "B"], decoding: Decoding) -> tuple[Float[Tensor, "B C"], Decoding]:
-        """One more symbol of each row, and the logits that follow it."""
+        """Process one more token per row; return the logits that follow it."""
         x, layout = self.embed(ids[:, None], Layout(decoding.positions[:, None]))
         x, states, _ = self.stack(x, layout, decoding.states, decoding.memories)
         after = Decoding(states or (), decoding.memories, decoding.positions + 1)
@@ -219,22 +216,22 @@ class Transformer(nn.Module):
 def check_prompt(layout: Layout, capacity: int, context: int | None) -> None:
     longest = int(layout.lengths.max())
     if int(layout.lengths.min()) < 1:
-        raise UserError("a prompt of 0 tokens has nothing to continue; begin with the codec's begin symbol")
+        raise UserError("a prompt of 0 tokens cannot be continued; start it with the codec's BOS token")
     limit = capacity if context is None else min(capacity, context)
     if longest > limit:
-        raise UserError(f"a prompt of {longest} tokens exceeds the {limit} that fit; shorten it, or raise the context")
+        raise UserError(f"a prompt of {longest} tokens exceeds the limit of {limit}; shorten it, or raise the context")
 
 
 def shared_table(embed: nn.Module) -> nn.Parameter:
     """The embedding that a head or another model may share."""
     table = embed.table
     if not isinstance(table, nn.Parameter):
-        raise ConfigError(f"{type(embed).__name__} has no table of symbols to share; set tie to none")
+        raise ConfigError(f"{type(embed).__name__} has no token table to share; set tie to none")
     return table
 
 
 def start_heads(heads: nn.ModuleDict, config: InitConfig) -> None:
-    """Untied heads that start at zero give equal probabilities to all symbols."""
+    """Zero-initialise untied heads if configured, so that all tokens start equally probable."""
     for head in heads.values():
         for project in (getattr(head, "project", None), getattr(head, "distilled", None)):
             if isinstance(project, Projection) and config.head == "zero":

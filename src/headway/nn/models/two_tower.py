@@ -1,4 +1,4 @@
-"""Two towers whose vectors meet in one space: images and texts."""
+"""Two towers that embed images and texts in one shared space."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ SIDES: tuple[Side, Side] = ("left", "right")
 @register("two_tower")
 @dataclass(frozen=True)
 class TwoTowerConfig(ModelConfig):
-    """`left` (images) and `right` (texts) each have a head "embedding", whose outputs are as wide as the other's.
+    """Two towers, left for images and right for texts; each has a head "embedding" with the same output width.
 
-    Two vectors x and y say exp(scale) cos(x, y) + bias to each other; `scale` and `bias` are where these learned
-    numbers start, `bias` None is none at all. A text ends with its first `end` symbol ("highest": the highest id of its
-    row), or is filled up to the context with `filler`, which the tower sees as it sees any symbol (SigLIP).
+    The logit of two vectors x and y is exp(scale) cos(x, y) + bias, with a learned scale and bias. A text ends with its
+    first `end` token ("highest": the highest id of its row), or is padded to the context with `filler`, which the tower
+    treats like any token (SigLIP).
 
-    Beside its fields, `--set` takes width, depth, heads, mixer, dropout and drop_path of both towers (or of each, as
-    [left, right]), `shared`, the width of the common space, and symbols and context of the texts.
+    In addition to its fields, `--set` takes width, depth, heads, mixer, dropout and drop_path of both towers (or of
+    each, as [left, right]), `shared`, the width of the shared space, and symbols and context of the texts.
     """
 
-    left: TransformerConfig  # the tower of images
-    right: TransformerConfig  # the tower of texts
-    scale: float = math.log(1 / 0.07)  # where the logarithm of the learned scale starts
-    bias: float | None = None  # where the learned bias starts; none: there is none
-    end: int | Literal["highest"] | None = None  # the symbol that ends a text
-    filler: int | None = None  # the symbol that texts are filled up with
+    left: TransformerConfig  # image tower
+    right: TransformerConfig  # text tower
+    scale: float = math.log(1 / 0.07)  # initial logarithm of the learned scale
+    bias: float | None = None  # initial learned bias; none: no bias
+    end: int | Literal["highest"] | None = None  # token that ends a text
+    filler: int | None = None  # token that pads texts
 
     @property
     def symbols(self) -> int:
@@ -51,18 +51,18 @@ class TwoTowerConfig(ModelConfig):
 
     @property
     def shared(self) -> int:
-        """The width of the common space. ConfigError where the towers do not meet in one."""
+        """Width of the shared space. Raises ConfigError if the towers' widths differ."""
         widths = []
         for side, tower in zip(SIDES, (self.left, self.right)):
             if HEAD not in tower.heads:
                 known = ", ".join(tower.heads) or "none"
-                raise ConfigError(f"the {side} tower has no head {HEAD!r} (its heads: {known}); give it one")
+                raise ConfigError(f"the {side} tower has no head {HEAD!r} (its heads: {known}); add one")
             widths.append(getattr(tower.heads[HEAD], "outputs", None) or tower.width)
         left, right = widths
         if left != right:
             raise ConfigError(
-                f"the left tower gives {left} numbers and the right one {right}; set model.shared to the width that "
-                "both should have (a head that only attends gives the width of its tower)"
+                f"the left tower outputs {left} features and the right one {right}; set model.shared to a common width "
+                "(an attention-pooling head outputs the width of its tower)"
             )
         return left
 
@@ -74,7 +74,7 @@ class TwoTower(nn.Module):
     """Radford et al. 2021 (CLIP), figure 3; with a bias, Zhai et al. 2023 (SigLIP), algorithm 1."""
 
     def __init__(self, config: TwoTowerConfig, seed: int | None = 0) -> None:
-        """Without a `seed` weights are left undrawn."""
+        """Without a `seed` weights stay uninitialised."""
         super().__init__()
         self.config = config
         self.width = config.shared
@@ -84,14 +84,14 @@ class TwoTower(nn.Module):
         self.bias = None if config.bias is None else nn.Parameter(torch.tensor(config.bias))
 
     def vectors(self, side: Side, inputs: Any, layout: Layout | None = None) -> Float[Tensor, "B E"]:
-        """A vector of unit length for each input of a tower: images, or ids (TokenInputs) with their layout."""
+        """A unit vector per input of a tower: images, or ids (TokenInputs) with their layout."""
         tower = cast(Transformer, getattr(self, side))
         if side == "right" and layout is None:
             layout = self.layout(inputs)
         return F.normalize(tower.output(HEAD, inputs, layout), dim=-1)
 
     def layout(self, ids: Int[Tensor, "B T"]) -> Layout:
-        """Where texts sit whose rows may go on after their end."""
+        """The layout of texts whose rows may continue after their end token."""
         end, (batch, length) = self.config.end, ids.shape
         if end is None:
             return Layout.full(batch, length, device=ids.device)
@@ -100,15 +100,15 @@ class TwoTower(nn.Module):
         return Layout.padded(torch.where(ends.any(1), after, length), length)
 
     def logits(self, left: Float[Tensor, "N E"], right: Float[Tensor, "M E"]) -> Float[Tensor, "N M"]:
-        """What vectors of unit length say to each other."""
+        """Logits between unit vectors."""
         said = self.scale.exp() * (left @ right.T)
         return said if self.bias is None else said + self.bias
 
     def forward(self, images: Any, ids: Any, layout: Layout | None = None) -> Float[Tensor, "N M"]:
-        """The logits of every image with every text."""
+        """Logits of every image with every text."""
         return self.logits(self.vectors("left", images), self.vectors("right", ids, layout))
 
     @torch.no_grad()
     def limit_scale(self, most: float) -> None:
-        """Hold exp(scale) to at most `most` (Radford et al. 2021, section 2.5: 100, lest training becomes unstable)."""
+        """Clamp exp(scale) to at most `max_scale` (Radford et al. 2021, section 2.5: 100, for stable training)."""
         self.scale.clamp_(max=math.log(most))

@@ -1,6 +1,6 @@
-"""A policy by a U-Net over time: chunks of actions by diffusion, told what is seen at every scale.
+"""A diffusion policy: a U-Net over time denoises chunks of actions, conditioned on observations at every scale.
 
-What a robot sees at a step is one vector: its numbers, and where in each picture what matters is.
+The observation of a step is one vector: the state, and keypoints in each camera image.
 """
 
 from __future__ import annotations
@@ -31,78 +31,77 @@ from headway.nn.parts.init import InitConfig, initialise
 from headway.nn.parts.norm import GroupNorm
 from headway.nn.parts.projection import Projection
 
-_LARGEST = 1 << 14  # pixels of a side
+_LARGEST = 1 << 14  # maximum height or width in pixels
 
 
 @dataclass(frozen=True)
 class KeypointsConfig:
-    """The robot's state (`robot` numbers), then `points` places (x and y) in the picture of each camera, whose sizes
-    (height, width) are in `cameras` and equal, and the `surroundings` numbers that follow the robot's in a state.
+    """The robot's state, then keypoints (x and y) in the image of each camera, then the environment's state, which
+    follows the robot's in a state vector.
 
-    A picture is brought to the size `resized`, its middle of the size `crop` is taken (None: as it is), and a residual
-    network of `depth` layers reads it, the same for all cameras or, `apart`, one for each.
+    An image is resized, centre-cropped and encoded by a residual network, either shared by all cameras or one each.
     """
 
-    robot: int = 1  # numbers of the robot's state
-    surroundings: int = 0  # numbers of what is around it
-    cameras: tuple[tuple[int, int], ...] = ()  # height and width of each camera's pictures
-    resized: tuple[int, int] | None = None  # height and width to which pictures are brought; none: as they are
-    crop: tuple[int, int] | None = None  # height and width of their middle that is read; none: all
-    points: int = 32  # places that are found in a picture
+    robot: int = 1  # size of the robot's own state
+    surroundings: int = 0  # size of the environment's state
+    cameras: tuple[tuple[int, int], ...] = ()  # height and width of each camera's images, all equal
+    resized: tuple[int, int] | None = None  # height and width to resize images to; none: no resizing
+    crop: tuple[int, int] | None = None  # height and width of the centre crop; none: no crop
+    points: int = 32  # keypoints per image
     depth: ResNetDepth = 18  # layers of the residual network
-    norm: ResNetNorm = "group"  # its normalisation
-    apart: bool = False  # whether each camera has a network of its own
+    norm: ResNetNorm = "group"  # normalisation of the residual network
+    apart: bool = False  # whether each camera has its own network
 
     def __post_init__(self) -> None:
         if min(self.robot, self.surroundings) < 0 or self.points < 1:
             raise ConfigError(
-                f"{self.robot} and {self.surroundings} numbers and {self.points} points; give nothing below 0, and a "
-                "point or more"
+                f"robot {self.robot}, surroundings {self.surroundings} and points {self.points}; set 0 or more, and "
+                "at least one point"
             )
         sizes = {tuple(size) for size in self.cameras}
         if len(sizes) > 1:
-            raise ConfigError(f"pictures of {len(sizes)} sizes; this model reads those of one, so give one to all")
+            raise ConfigError(f"the cameras have {len(sizes)} image sizes; use the same size for all")
         for size in (*sizes, self.resized, self.crop):
             if size is not None and not 1 <= min(size) <= max(size) <= _LARGEST:
-                raise ConfigError(f"pictures of {size[0]} x {size[1]} pixels; give 1 to {_LARGEST} each way")
+                raise ConfigError(f"images of {size[0]} x {size[1]} pixels; set 1 to {_LARGEST} for each dimension")
         whole = self.resized or next(iter(sizes), None)
         if whole and self.crop and (self.crop[0] > whole[0] or self.crop[1] > whole[1]):
             raise ConfigError(
-                f"{self.crop[0]} x {self.crop[1]} pixels cannot be cropped from {whole[0]} x {whole[1]}; crop at most "
-                "so many"
+                f"a crop of {self.crop[0]} x {self.crop[1]} pixels does not fit in {whole[0]} x {whole[1]}; set a "
+                "smaller crop"
             )
 
     @property
     def states(self) -> int:
-        """The numbers of a state."""
+        """Size of a state."""
         return self.robot + self.surroundings
 
     @property
     def width(self) -> int:
-        """The numbers of the vector."""
+        """Size of the observation vector."""
         return self.states + 2 * self.points * len(self.cameras)
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Rows and columns of what the residual network says of a picture."""
+        """Rows and columns of the residual network's output."""
         high, wide = self.crop or self.resized or self.cameras[0]
         return -(-high // STRIDE), -(-wide // STRIDE)
 
     def fitted(self, states: int, cameras: tuple[tuple[int, int], ...]) -> KeypointsConfig:
-        """The same for states of so many numbers and cameras of these sizes. ConfigError for cameras that differ."""
+        """A copy for these state and camera sizes. Raises ConfigError for cameras of different sizes."""
         surroundings = self.surroundings if states == self.states else 0
         return replace(self, robot=states - surroundings, surroundings=surroundings, cameras=cameras)
 
     def reads(self) -> str:
         sizes = ", ".join(f"{high} x {wide}" for high, wide in self.cameras)
         if not sizes:
-            return f"states of {self.states} numbers"
-        eyes = f"{self.points} points of each by ResNet-{self.depth}" + (", each its own" if self.apart else "")
-        return f"states of {self.states} numbers, {len(self.cameras)} cameras of {sizes}, {eyes}"
+            return f"states of size {self.states}"
+        eyes = f"{self.points} keypoints each by ResNet-{self.depth}" + (", one per camera" if self.apart else "")
+        return f"states of size {self.states}, {len(self.cameras)} cameras of {sizes}, {eyes}"
 
 
 class Glimpses(nn.Module):
-    """Chi et al. 2023, section 3.2: a vector for each of N steps, all steps side by side."""
+    """Chi et al. 2023, section 3.2: one observation vector for each of N steps."""
 
     def __init__(self, config: KeypointsConfig) -> None:
         super().__init__()
@@ -111,9 +110,9 @@ class Glimpses(nn.Module):
         self.eyes = nn.ModuleList(PointingEye(config) for _ in range(count))
 
     def forward(self, seen: Observations) -> Float[Tensor, "B N E"]:
-        """UserError for what this model does not read, or misses."""
+        """Raises UserError for missing or unsupported inputs."""
         self._check(seen)
-        assert seen.states is not None  # the check says so
+        assert seen.states is not None  # checked above
         states = seen.states.reshape(seen.rows, -1, self.config.states)  # [B, S] is a single step
         robot, surroundings = states.split((self.config.robot, self.config.surroundings), -1)
         eyes = self.eyes if self.config.apart else list(self.eyes) * len(seen.images)
@@ -126,14 +125,14 @@ class Glimpses(nn.Module):
     def _check(self, seen: Observations) -> None:
         size = 0 if seen.states is None else seen.states.shape[-1]
         if size != self.config.states:
-            raise UserError(f"states of {size} numbers for a model that reads {self.config.states}; give the robot's")
+            raise UserError(f"states have size {size}, not this model's {self.config.states}; pass the robot's states")
         found = tuple(tuple(image.shape[-2:]) for image in seen.images)
         if found != tuple(map(tuple, self.config.cameras)):
-            raise UserError(f"pictures of {found} for a model that reads {self.config.cameras}; give all of its")
+            raise UserError(f"images are {found}, but the model takes {self.config.cameras}; pass all of its cameras")
 
 
 class PointingEye(nn.Module):
-    """The middle of a picture by a residual network, and the places of most of what it finds."""
+    """Keypoints of a centre crop, by a residual network and a spatial softmax."""
 
     def __init__(self, config: KeypointsConfig) -> None:
         super().__init__()
@@ -151,9 +150,7 @@ class PointingEye(nn.Module):
 
 
 class SpatialSoftmax(nn.Module):
-    """Finn et al. 2016, section 4: where on a grid each of `points` maps is strongest on average, as x and y of -1 to
-    1.
-    """
+    """Finn et al. 2016, section 4: the expected position of each of `points` feature maps, x and y from -1 to 1."""
 
     places: Tensor
 
@@ -168,54 +165,53 @@ class SpatialSoftmax(nn.Module):
 
 
 def places(grid: tuple[int, int]) -> Float[Tensor, "S 2"]:
-    """x and y of each place of a grid, row after row."""
+    """x and y of each grid position, row by row."""
     rows, columns = (torch.linspace(-1.0, 1.0, size, dtype=torch.float64, device="cpu").float() for size in grid)
     return torch.stack([columns.repeat(grid[0]), rows.repeat_interleave(grid[1])], 1)
 
 
-LAST_GROUPS = 8  # of the norm before the last map
-_LONGEST = 10000.0  # of the sinusoids that say which step it is
+LAST_GROUPS = 8  # groups of the norm before the last layer
+_LONGEST = 10000.0  # maximum period of the sinusoids of the diffusion step
 
 
 @dataclass(frozen=True)
 class UNetConfig:
-    """`widths` are those of the levels, each of which has half the time of the one before; convolutions have `taps`
-    taps and norms `groups` groups. What is taken into account shifts the channels of a layer and, `scaled`, scales
-    them.
+    """A U-Net over time, each level at half the resolution of the one before. The conditioning shifts the channels of a
+    layer and optionally scales them.
     """
 
     widths: tuple[int, ...] = (512, 1024, 2048)  # channels of each level
-    taps: int = 5  # of convolutions, odd
-    groups: int = 8  # of channels, which are normalised together
-    step: int = 128  # numbers that say which step of the diffusion it is
-    scaled: bool = True  # whether channels are scaled, too
+    taps: int = 5  # kernel size of convolutions, odd
+    groups: int = 8  # groups of the group norms
+    step: int = 128  # embedding size of the diffusion step
+    scaled: bool = True  # whether the conditioning also scales channels
 
     def __post_init__(self) -> None:
         if not self.widths or min(self.widths) < 1 or self.groups < 1:
-            raise ConfigError(f"levels of {list(self.widths)} channels in {self.groups} groups; give 1 or more of each")
+            raise ConfigError(f"widths are {list(self.widths)} and groups {self.groups}; set 1 or more each")
         for width in self.widths:
             if width % self.groups:
-                raise ConfigError(f"{width} channels are no multiple of {self.groups} groups; give such")
+                raise ConfigError(f"{width} channels do not divide into {self.groups} groups; set a multiple")
         if self.widths[0] % LAST_GROUPS:
-            raise ConfigError(f"the first level has {self.widths[0]} channels; give a multiple of {LAST_GROUPS}")
+            raise ConfigError(f"the first level has {self.widths[0]} channels; set a multiple of {LAST_GROUPS}")
         if self.taps < 1 or self.taps % 2 == 0:
-            raise ConfigError(f"convolutions of {self.taps} taps have no middle; give an odd number")
+            raise ConfigError(f"taps is {self.taps}; set an odd kernel size")
         if self.step < 4 or self.step % 2:
-            raise ConfigError(f"a step of the diffusion in {self.step} numbers; give an even number of 4 or more")
+            raise ConfigError(f"step is {self.step}; set an even embedding size of 4 or more")
 
     @property
     def multiple(self) -> int:
-        """Of which lengths must be multiples, so that time can be halved from level to level."""
+        """The horizon must be a multiple of this, so that time can be halved at every level."""
         return 2 ** (len(self.widths) - 1)
 
 
 class UNet(nn.Module):
-    """Janner et al. 2022, appendix C, as Chi et al. 2023 (section 3.1) condition it: each level down keeps what it
-    gives for the level up, and every layer is modulated by the step of the diffusion and by what is seen.
+    """Janner et al. 2022, appendix C, with the conditioning of Chi et al. 2023, section 3.1: each level down has a skip
+    connection to the level up, and the diffusion step and the observations modulate every layer.
     """
 
     def __init__(self, config: UNetConfig, numbers: int, conditions: int) -> None:
-        """It reads and gives `numbers` at each place of time; what is seen are `conditions` numbers."""
+        """`channels` is the input and output size per time step, `conditions` the size of the observations."""
         super().__init__()
         self.config = config
         widths, told = config.widths, config.step + conditions
@@ -254,8 +250,8 @@ class UNet(nn.Module):
 
 
 class ModulatedLayer(nn.Module):
-    """Two convolutions around which the input is led, by a map where its width changes; what the first gives is
-    modulated (Perez et al. 2018, equation 2).
+    """Two convolutions with a skip connection, a linear layer if the width changes; the output of the first is
+    modulated (FiLM, Perez et al. 2018, equation 2).
     """
 
     def __init__(self, config: UNetConfig, channels: int, width: int, told: int) -> None:
@@ -286,49 +282,49 @@ def _mish(x: Tensor) -> Tensor:
     return pointwise(F.mish, x)
 
 
-_HEAD = DiffusionConfig(sampled=100, says="noise", clip=1.0, sampler="ddpm", spacing="leading")  # that of the paper
+_HEAD = DiffusionConfig(sampled=100, says="noise", clip=1.0, sampler="ddpm", spacing="leading")  # as in the paper
 
 
 @register("unet-policy")
 @dataclass(frozen=True)
 class UNetPolicyConfig(ModelConfig):
-    """What was seen at the last `history` steps tells a U-Net which `horizon` actions to make of noise; the first of
-    them is that of the oldest of these steps, so that `chunk` are left from the present on.
+    """A U-Net that denoises `horizon` actions, conditioned on the observations of the last `history` steps. The first
+    action belongs to the oldest of these steps, so `chunk` actions remain from the present on.
     """
 
-    horizon: int = 16  # actions that are said at once, past ones included
-    history: int = 2  # steps of which it is read what was seen
-    actions: int = 1  # numbers of an action; the data decide
-    observation: KeypointsConfig = KeypointsConfig()  # what is read of a step
-    net: UNetConfig = UNetConfig()  # what takes the noise away
-    head: DiffusionConfig = _HEAD  # how chunks are learnt
-    init: InitConfig = InitConfig(matrices="fan_in")  # how weights start
+    horizon: int = 16  # actions predicted at once, including past ones
+    history: int = 2  # observed steps
+    actions: int = 1  # size of an action; set from the data
+    observation: KeypointsConfig = KeypointsConfig()  # encoder of an observation
+    net: UNetConfig = UNetConfig()  # denoising network
+    head: DiffusionConfig = _HEAD  # method for learning chunks
+    init: InitConfig = InitConfig(matrices="fan_in")  # initialisation of the weights
 
     def __post_init__(self) -> None:
         if min(self.actions, self.history) < 1 or self.horizon < self.history:
             raise ConfigError(
-                f"{self.horizon} actions of {self.actions} numbers from {self.history} steps; set model.actions and "
+                f"{self.horizon} actions of size {self.actions} from {self.history} steps; set model.actions and "
                 "model.history to 1 or more, and model.horizon to model.history or more"
             )
         if self.horizon % self.net.multiple:
             raise ConfigError(
-                f"model.horizon is {self.horizon}, and a U-Net of {len(self.net.widths)} levels halves it to the end; "
-                f"give a multiple of {self.net.multiple}"
+                f"model.horizon is {self.horizon}, but a U-Net of {len(self.net.widths)} levels halves it repeatedly; "
+                f"set a multiple of {self.net.multiple}"
             )
 
     @property
     def chunk(self) -> int:
-        """The actions from the present on."""
+        """Number of actions from the present on."""
         return self.horizon - self.history + 1
 
     @property
     def words(self) -> int:
-        """It reads no names of tasks."""
+        """Vocabulary of task names: none."""
         return 0
 
     @property
     def context(self) -> None:
-        """There is no limit of what stands in a row: an observation has its own length."""
+        """No limit: observations have a fixed length."""
         return
 
     def build(self, seed: int | None = 0) -> UNetPolicy:
@@ -347,26 +343,26 @@ class UNetPolicy(nn.Module):
             initialise(self, config.init, 1, seed)
 
     def forward(self, seen: Observations, drawn: Drawn) -> Float[Tensor, "B C A"]:
-        """The chunks from the present on, in the codec's numbers; `drawn` is the noise of which they are made."""
+        """Predict the chunks from the present on, in normalised units, from the noise in `sample`."""
         return self.config.head.said(self, seen, drawn)[:, self.config.history - 1 :]
 
     def losses(self, seen: Observations, chunks: Chunks, drawn: Drawn) -> dict[str, Loss]:
-        """What is learned from demonstrated chunks of the whole horizon."""
+        """Losses on demonstrated chunks of the whole horizon."""
         return self.config.head.losses(self, seen, chunks, drawn)
 
     def draw(self, random: np.random.Generator, rows: int) -> Drawn:
-        """What chance gives to so many chunks."""
+        """Sample the noise for `rows` chunks."""
         return self.config.head.draw(random, rows, self.config.horizon, self.config.actions)
 
     def look(self, seen: Observations) -> tuple[Float[Tensor, "B E"], Terms]:
-        """What the U-Net is told of observations; there are no auxiliary losses."""
+        """The conditioning vector of observations, and no auxiliary losses."""
         return self.glimpses(seen).flatten(1), {}
 
     def say(self, heard: Float[Tensor, "B E"], noised: Noised | None) -> Float[Tensor, "B C A"]:
-        """What the U-Net says of each action of the horizon."""
-        assert noised is not None  # a diffusion's head always gives it
+        """The U-Net's output for each action of the horizon."""
+        assert noised is not None  # a diffusion head always passes it
         return self.net(noised.actions, noised.steps, heard)
 
     def infer(self, seen: Observations, chunks: Chunks) -> tuple[Tensor, Tensor]:
-        """There is no latent, so no head of this model asks for it."""
+        """Not used: this model has no latent."""
         raise NotImplementedError

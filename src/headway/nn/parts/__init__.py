@@ -1,1 +1,1 @@
-"""Parts of a block that do not mix along time."""
+"""Layers of a block that do not mix along time."""

@@ -1,4 +1,4 @@
-"""Biases on attention scores, by distance or by all that is seen. The Stack owns them; layers share them by name."""
+"""Biases on attention scores, by distance or from the whole input. The Stack owns them; layers share them by name."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from headway.nn.parts.projection import Projection
 class BiasConfig:
     """A term added to attention scores; its module maps (x, query layout, key layout) to [B, H, T, S]."""
 
-    heads: int = 8  # heads of the attention that uses it
+    heads: int = 8  # heads of the attention layers that use it
 
     def build(self, width: int) -> nn.Module:
         raise NotImplementedError
 
 
 def distances(query: Layout, key: Layout) -> Tensor:
-    """Key position minus query position, [B, T, S]; [1, T, S] where both are dense."""
+    """Key position minus query position, [B, T, S]; [1, T, S] if both are dense."""
     rows = slice(0, 1) if query.dense and key.dense else slice(None)
     return key.positions[rows, None, :] - query.positions[rows, :, None]
 
@@ -42,8 +42,8 @@ class AlibiConfig(BiasConfig):
 
 
 class Alibi(nn.Module):
-    """Press et al. 2022: minus a head's slope times the distance; slopes 2^(-8 i / H), between powers of two
-    interleaved.
+    """Press et al. 2022: minus a head's slope times the distance; slopes 2^(-8 i / H), interleaved if H is not a power
+    of two.
     """
 
     def __init__(self, config: AlibiConfig) -> None:
@@ -61,18 +61,18 @@ class Alibi(nn.Module):
 @register("relative")
 @dataclass(frozen=True)
 class RelativeConfig(BiasConfig):
-    """`buckets` of distance, exact when near and logarithmic up to `reach`; `both_ways` where later keys are seen."""
+    """A learned bias per bucket of distance."""
 
-    buckets: int = 32  # buckets of distance, exact when near and logarithmic beyond
-    reach: int = 128  # distance from which all share the last bucket
-    both_ways: bool = False  # whether later keys are seen
+    buckets: int = 32  # distance buckets: exact for short distances, then logarithmic
+    reach: int = 128  # distance from which all keys share the last bucket
+    both_ways: bool = False  # whether later keys have buckets of their own, for bidirectional attention
 
     def build(self, width: int) -> nn.Module:
         return Relative(self)
 
 
 class Relative(nn.Module):
-    """Raffel et al. 2020 (T5), section 2.1: a learned scalar for each head and bucket of distance."""
+    """Raffel et al. 2020 (T5), section 2.1: a learned scalar per head and distance bucket."""
 
     def __init__(self, config: RelativeConfig) -> None:
         super().__init__()
@@ -97,22 +97,22 @@ class Relative(nn.Module):
 @register("smolgen")
 @dataclass(frozen=True)
 class SmolgenConfig(BiasConfig):
-    """For inputs of exactly `length` tokens. Each token is compressed to `compressed` numbers, all of them together to
-    `hidden`, from which each head gets `generated` numbers and, by a map that all heads share, its bias.
+    """A bias generated from the input, for inputs of exactly `length` tokens: tokens are compressed to one hidden
+    vector, from which each head generates a vector and, by a layer that all heads share, its bias.
     """
 
     length: int = 64  # tokens of every input
-    compressed: int = 8  # numbers to which each token is compressed
-    hidden: int = 64  # numbers to which all tokens together are
-    generated: int = 32  # numbers that each head makes its bias from
+    compressed: int = 8  # size to which each token is compressed
+    hidden: int = 64  # size of the hidden vector of all tokens
+    generated: int = 32  # size of the vector from which a head generates its bias
 
     def build(self, width: int) -> nn.Module:
         return Smolgen(self, width)
 
 
 class Smolgen(nn.Module):
-    """Monroe and Chalmers 2024 (Mastering Chess with a Transformer Model), section 3.2; `table` [H, T T] adds what does
-    not depend on the input, as learned relative positions do.
+    """Monroe and Chalmers 2024 (Mastering Chess with a Transformer Model), section 3.2; `table` [H, T T] is a learned
+    bias that does not depend on the input.
     """
 
     def __init__(self, config: SmolgenConfig, width: int) -> None:
@@ -128,10 +128,10 @@ class Smolgen(nn.Module):
         self.table = nn.Parameter(torch.empty(config.heads, config.length**2))
 
     def forward(self, x: Float[Tensor, "B T D"], query: Layout, key: Layout) -> Float[Tensor, "B H T T"]:
-        """UserError for inputs of another length or packed ones."""
+        """Raises UserError for packed inputs or another length."""
         heads, length = self.config.heads, self.config.length
         if x.shape[1] != length or not query.dense or not key.dense:
-            raise UserError(f"smolgen reads rows of exactly {length} tokens; give each row one input of that length")
+            raise UserError(f"smolgen takes rows of exactly {length} tokens; pass one input of that length per row")
         whole = self.summary_norm(F.silu(self.summary(self.compress(x).flatten(1))))
         each = self.split_norm(F.silu(self.split(whole))).unflatten(1, (heads, self.config.generated))
         return (self.spread(each) + self.table).unflatten(2, (length, length))

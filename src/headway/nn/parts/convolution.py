@@ -1,4 +1,4 @@
-"""Convolutions over time and over images, each one matrix product."""
+"""Convolutions over time and over images, each as one matrix product."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from headway.nn.parts.projection import Projection
 
 
 class Convolution(nn.Module):
-    """Each output sees `taps` neighbouring inputs, the middle one its own; every `stride`-th output is computed.
+    """A centred convolution over time with kernel size `taps` and a stride.
 
-    It is one matrix product: the weight of `product` is [D, C taps], a published kernel [D, C, taps] laid flat.
+    It is one matrix product: the weight of `product` is [D, C taps], a published kernel [D, C, taps] flattened.
     """
 
     def __init__(self, channels: int, width: int, taps: int = 3, stride: int = 1) -> None:
@@ -29,10 +29,10 @@ class Convolution(nn.Module):
 
 
 class DoublingConvolution(nn.Module):
-    """A transposed convolution of 4 taps: two outputs for each input, each of which sees two inputs.
+    """A transposed convolution with kernel size 4 and stride 2: each of its outputs depends on two inputs.
 
-    It is one matrix product: the weight of `product` is [D taps, C], a published kernel [C, D, taps] laid flat and
-    transposed. Past the edges are zeros.
+    It is one matrix product: the weight of `product` is [D taps, C], a published kernel [C, D, taps] flattened and
+    transposed. The edges are padded with zeros.
     """
 
     def __init__(self, channels: int, width: int) -> None:
@@ -48,10 +48,10 @@ class DoublingConvolution(nn.Module):
 
 
 class ImageConvolution(nn.Module):
-    """The same over rows and columns: each output sees `taps` x `taps` inputs, and past the edges zeros; not `padded`,
-    there are no outputs that would.
+    """A convolution over rows and columns with kernel size `taps` x `taps`, zero-padded at the edges unless `padded` is
+    false.
 
-    The weight of `product` is [D, taps taps C], a kernel [D, C, taps, taps] with its channels last, laid flat.
+    The weight of `product` is [D, taps taps C], a kernel [D, C, taps, taps] with its channels last, flattened.
     """
 
     def __init__(
@@ -62,6 +62,6 @@ class ImageConvolution(nn.Module):
         self.product = Projection(channels * taps * taps, width, bias)
 
     def forward(self, x: Float[Tensor, "B H W C"]) -> Float[Tensor, "B h w D"]:
-        """h and w are H and W by the stride, rounded up; not padded (H - taps) / stride + 1, rounded down."""
+        """h and w are H and W / stride, rounded up; without padding (H - taps) / stride + 1, rounded down."""
         bias = None if self.product.bias is None else self.product.offset()
         return convolve(x, self.product.matrix(), bias, self.taps, self.stride, self.reach)

@@ -1,4 +1,4 @@
-"""Dropout with a seeded generator of its own and cheap random bits."""
+"""Dropout with its own seeded generator and cheap random bits."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from headway.errors import ConfigError
 
-_LEVELS = 1 << 16  # a draw is 16 random bits: a quarter of the cost of torch's Bernoulli draws on a CPU
+_LEVELS = 1 << 16  # a sample is 16 random bits: a quarter of the cost of torch's Bernoulli samples on a CPU
 
 
 class Dropout(nn.Module):
@@ -19,7 +19,7 @@ class Dropout(nn.Module):
     def __init__(self, p: float) -> None:
         super().__init__()
         if not 0 <= p < 1:
-            raise ConfigError(f"dropout {p} is not a probability below 1; choose 0 to 0.5")
+            raise ConfigError(f"dropout is {p}; set a probability below 1, such as 0.1")
         self.p = p
         self.generator: torch.Generator | None = None
 
@@ -33,7 +33,7 @@ class Dropout(nn.Module):
         words = -(-x.numel() // 4)
         bits = torch.empty(words, dtype=torch.int64, device=x.device).random_(generator=self.generator)
         draws = bits.view(torch.int16)[: x.numel()].view(x.shape)
-        # `random_` leaves the sign bit of a word clear, so every fourth draw would lack its top bit: compare 15 bits.
+        # `random_` leaves the sign bit of a word clear, so every fourth sample lacks its top bit: compare 15 bits.
         kept = (draws & 0x7FFF) >= dropped // 2
         # In bf16 the scale itself would be rounded, and with it the expectation.
         return kept.to(torch.promote_types(x.dtype, torch.float32)).mul_(_LEVELS / (_LEVELS - dropped // 2 * 2))
@@ -43,8 +43,8 @@ class Dropout(nn.Module):
 
 
 class DropPath(Dropout):
-    """Leaves a whole row out with probability `p` and scales the others by 1 / (1 - p), in training: stochastic depth
-    (Huang et al. 2016, section 3) where it stands on a branch of a block.
+    """Zeroes a whole row with probability `p` and scales the others by 1 / (1 - p), in training: stochastic depth
+    (Huang et al. 2016, section 3) if used on a branch of a block.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -54,7 +54,7 @@ class DropPath(Dropout):
 
 
 def attach_generator(model: nn.Module, device: torch.device | str = "cpu") -> torch.Generator:
-    """Give all dropout of `model` one generator and return it; whoever trains reseeds it at each step."""
+    """Attach one generator to all dropout layers of `model` and return it; the trainer reseeds it at each step."""
     generator = torch.Generator(device=device)
     for module in model.modules():
         if isinstance(module, Dropout):

@@ -37,36 +37,36 @@ _PLAIN: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
 }
 ACTIVATIONS = {name: partial(pointwise, function) for name, function in _PLAIN.items()}
-"""By name, each so that rows stay apart in deterministic mode."""
+"""Activations by name; in deterministic mode a row's result does not depend on other rows."""
 
 
 @family
 @dataclass(frozen=True)
 class FeedForwardConfig:
-    """A map of each token by itself. Its module returns the output and named auxiliary losses."""
+    """A layer over each token by itself. Its module returns the output and named auxiliary losses."""
 
     def build(self, width: int) -> nn.Module:
         raise NotImplementedError
 
 
 def hidden_width(hidden: int | None, ratio: float, width: int) -> int:
-    """The inner width F: as stated, or a multiple of the model's width."""
+    """The inner width F: `hidden` if set, otherwise `ratio` times the model's width."""
     size = hidden if hidden is not None else round(ratio * width)
     if size < 1:
-        raise ConfigError(f"feed-forward width {size} is empty; give hidden or ratio above 0")
+        raise ConfigError(f"the feed-forward width is {size}; set hidden or ratio above 0")
     return size
 
 
 @register("mlp")
 @dataclass(frozen=True)
 class MLPConfig(FeedForwardConfig):
-    """`hidden` is the inner width F; None takes `ratio` times the model's width."""
+    """Two linear layers with an activation between them."""
 
     hidden: int | None = None  # inner width; none: ratio times the model's width
-    ratio: float = 4.0  # inner width over the model's
-    activation: ActivationName = "gelu"  # between the two maps
-    bias: bool = True  # of both maps
-    dropout: float = 0.0  # of the inner vector
+    ratio: float = 4.0  # inner width divided by the model's width
+    activation: ActivationName = "gelu"  # activation between the two layers
+    bias: bool = True  # whether both layers have biases
+    dropout: float = 0.0  # dropout rate of the inner vector
 
     def build(self, width: int) -> nn.Module:
         return MLP(self, width)
@@ -81,14 +81,14 @@ class MLP(nn.Module):
         self.up = Projection(width, hidden, config.bias, inner=True)
         self.down = Projection(hidden, width, config.bias, writes=True)
         self.activation = ACTIVATIONS[config.activation]
-        self.joins = config.activation == "gelu_tanh"  # with the bias before it
+        self.joins = config.activation == "gelu_tanh"  # can be fused with the bias before it
         self.dropout = Dropout(config.dropout)
 
     def forward(self, x: Float[Tensor, "B T D"], layout: Layout) -> tuple[Float[Tensor, "B T D"], Terms]:
         return self.down(self.dropout(self._inner(x))), {}
 
     def _inner(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T F"]:
-        """activation(up(x)); where that is compiled, the bias is added in the pass of the activation."""
+        """activation(up(x)); if compiled, the bias is added in the same pass as the activation."""
         bias, joins = self.up.bias, self.joins and not self.up.is_hooked
         if bias is None or not (joins and bias.requires_grad and is_gelu_compiled(x, len(bias))):
             return self.activation(self.up(x))
@@ -98,13 +98,13 @@ class MLP(nn.Module):
 @register("gated")
 @dataclass(frozen=True)
 class GatedConfig(FeedForwardConfig):
-    """`hidden` is the inner width F; None takes `ratio` times the model's width."""
+    """A gated linear unit: SwiGLU with silu, GEGLU with gelu."""
 
     hidden: int | None = None  # inner width; none: ratio times the model's width
-    ratio: float = 8 / 3  # inner width over the model's
-    activation: ActivationName = "silu"  # of the gate
-    bias: bool = False  # of all three maps
-    dropout: float = 0.0  # of the inner vector
+    ratio: float = 8 / 3  # inner width divided by the model's width
+    activation: ActivationName = "silu"  # activation of the gate
+    bias: bool = False  # whether all three layers have biases
+    dropout: float = 0.0  # dropout rate of the inner vector
 
     def build(self, width: int) -> nn.Module:
         return Gated(self, width)
@@ -131,28 +131,28 @@ class Gated(nn.Module):
 @register("experts")
 @dataclass(frozen=True)
 class ExpertsConfig(FeedForwardConfig):
-    """`count` experts of which each token uses `active`; `balance` and `z_loss` weigh the auxiliary losses."""
+    """A mixture of experts with top-k routing and auxiliary losses."""
 
-    count: int = 8  # experts
-    active: int = 2  # experts that each token uses
-    expert: FeedForwardConfig = GatedConfig()  # what each expert is
+    count: int = 8  # number of experts
+    active: int = 2  # experts per token
+    expert: FeedForwardConfig = GatedConfig()  # layer of each expert
     normalise: bool = True  # whether the weights of a token's experts sum to 1
     balance: float = 0.01  # weight of the loss that spreads tokens evenly over experts
     z_loss: float = 0.0  # weight of the loss that keeps the router's logits small
 
     def __post_init__(self) -> None:
         if not 1 <= self.active <= self.count:
-            raise ConfigError(f"active {self.active} of {self.count} experts; choose from 1 to {self.count}")
+            raise ConfigError(f"active is {self.active} of {self.count} experts; set 1 to {self.count}")
 
     def build(self, width: int) -> nn.Module:
         return Experts(self, width)
 
 
 class Experts(nn.Module):
-    """Each token goes to its `active` most probable experts and adds their outputs by probability.
+    """Each token goes to its `active` most probable experts, whose outputs are added weighted by probability.
 
     Shazeer et al. 2017; balance loss of Fedus et al. 2021, equation 4: E sum_e f_e P_e, with f the share of assignments
-    and P the mean probability, over tokens that are no padding. z-loss of Zoph et al. 2022, equation 5.
+    and P the mean probability, over tokens without padding. z-loss of Zoph et al. 2022, equation 5.
     """
 
     def __init__(self, config: ExpertsConfig, width: int) -> None:

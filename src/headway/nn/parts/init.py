@@ -1,4 +1,4 @@
-"""Initial weights, drawn from one seeded generator in the order of the module tree."""
+"""Initial weights, sampled from one seeded generator in the order of the module tree."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from headway.nn.parts.projection import Projection
 
 @dataclass(frozen=True)
 class InitConfig:
-    """How matrices and embeddings start.
+    """Initialisation of matrices and embeddings.
 
-    matrices: "normal" draws N(0, std^2); "xavier" draws uniformly within sqrt(6 / (in + out)) of each fused slice
-    (Glorot and Bengio 2010); "fan_in" draws uniformly with variance 1 / in. `residual` treats maps that write to the
-    residual stream: "same" as any other, "scaled" by 1 / sqrt(2 L) (GPT-2), or "zero". `embedding` is the standard
-    deviation of embeddings, None for 1 / sqrt(width). `head` is how an untied head starts. `uniform` draws all of
-    these, biases included, uniformly within it (Sutskever et al. 2014: 0.08).
+    matrices: "normal" samples N(0, std^2); "xavier" samples uniformly within sqrt(6 / (in + out)) per fused slice
+    (Glorot and Bengio 2010); "fan_in" samples uniformly with variance 1 / in. `residual` is for layers that write to
+    the residual stream: "same" as others, "scaled" by 1 / sqrt(2 L) (GPT-2), or "zero". `embedding` is the standard
+    deviation of embeddings; none: 1 / sqrt(width). `head` is for an untied head: "same" as others, or "zero". `uniform`
+    is a bound within which all parameters, biases too, are sampled uniformly (Sutskever et al. 2014: 0.08).
 
-    `recurrent` is how the maps from a state to the next start (elman, lstm, gru, conditional_gru): "same" as other
-    matrices, or each of them "orthogonal" (Saxe, McClelland and Ganguli 2014, section 3), so that what is repeated
-    over time at first neither shrinks nor grows, whatever else is drawn. The GRU models of 2014 have it; it is not the
-    default, as it gains nothing where matrices keep the size of signals anyway: `pronounce` with GRUs has a validation
-    loss of 0.408 after 300 steps with it and 0.409 without (one seed).
+    `recurrent` is for layers from a state to the next (elman, lstm, gru, conditional_gru): "same" as other matrices, or
+    "orthogonal" per matrix (Saxe, McClelland and Ganguli 2014, section 3), so that signals repeated over time initially
+    neither shrink nor grow. The GRU models of 2014 use it. It is not the default because it gains nothing where
+    matrices preserve the size of signals anyway: `pronounce` with GRUs has a validation loss of 0.408 after 300 steps
+    with it and 0.409 without (one seed).
     """
 
     matrices: Literal["normal", "xavier", "fan_in"] = "normal"
-    std: float = 0.02  # standard deviation of normal matrices
+    std: float = 0.02  # standard deviation of "normal" matrices
     residual: Literal["same", "scaled", "zero"] = "scaled"
     embedding: float | None = 0.02
     head: Literal["same", "zero"] = "same"
@@ -40,12 +40,12 @@ class InitConfig:
 
     def __post_init__(self) -> None:
         if self.uniform is not None and self.uniform <= 0:
-            raise ConfigError(f"init.uniform is {self.uniform}; give a bound above 0, or none")
+            raise ConfigError(f"init.uniform is {self.uniform}; set a bound above 0, or none")
 
 
 @torch.no_grad()
 def initialise(model: nn.Module, config: InitConfig, depth: int, seed: int) -> None:
-    """Draw the weights of every Projection and every embedding table (parameters named `table`) in `model`."""
+    """Sample the weights of every Projection and every embedding table (parameters named `table`) in `model`."""
     generator = torch.Generator().manual_seed(seed)
     if config.uniform is not None:
         _uniform(model, config, generator)
@@ -70,7 +70,7 @@ def initialise(model: nn.Module, config: InitConfig, depth: int, seed: int) -> N
 
 
 def _uniform(model: nn.Module, config: InitConfig, generator: torch.Generator) -> None:
-    """Draw every parameter of a Projection or of a module with a table, tied ones once."""
+    """Sample every parameter of a Projection or of a module with a table, tied ones once."""
     bound = config.uniform or 0.0
     drawn: set[nn.Parameter] = set()
     for module in model.modules():
@@ -94,6 +94,6 @@ def _draw(weight: Tensor, config: InitConfig, generator: torch.Generator) -> Non
 
 
 def _orthogonal(weight: Tensor, generator: torch.Generator) -> None:
-    """A square matrix drawn evenly from all orthogonal ones: QR of a normal one, with R's diagonal made positive."""
+    """Sample a uniformly random orthogonal matrix: QR of a normal one, with R's diagonal made positive."""
     q, r = torch.linalg.qr(torch.empty_like(weight).normal_(generator=generator))
     weight.copy_(q * r.diagonal().sign())

@@ -1,4 +1,4 @@
-"""Normalisation layers, feature maps, and numbers brought to one scale."""
+"""Normalisation layers, running standardisation, and feature maps."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class NormConfig:
 @register("layer")
 @dataclass(frozen=True)
 class LayerNormConfig(NormConfig):
-    eps: float = 1e-5  # added to the variance
-    weight: bool = True  # whether a trained scale follows
-    bias: bool = True  # whether a trained shift follows
+    eps: float = 1e-5  # number added to the variance
+    weight: bool = True  # whether it has a trained scale
+    bias: bool = True  # whether it has a trained shift
 
     def build(self, width: int) -> nn.Module:
         return LayerNorm(self, width)
@@ -56,8 +56,8 @@ class LayerNorm(nn.Module):
 class RMSNormConfig(NormConfig):
     """`unit_offset` stores the scale minus one (Gemma)."""
 
-    eps: float = 1e-6  # added to the mean square
-    weight: bool = True  # whether a trained scale follows
+    eps: float = 1e-6  # number added to the mean square
+    weight: bool = True  # whether it has a trained scale
     unit_offset: bool = False
 
     def build(self, width: int) -> nn.Module:
@@ -81,8 +81,8 @@ class RMSNorm(nn.Module):
 
 
 class GroupNorm(nn.Module):
-    """Wu and He 2018: zero mean and unit variance over all places of each of so many `groups` of neighbouring channels,
-    the last axis, then scale and shift.
+    """Wu and He 2018: zero mean and unit variance over all positions of each group of neighbouring channels (the last
+    axis), then scale and shift.
     """
 
     def __init__(self, groups: int, width: int) -> None:
@@ -95,14 +95,13 @@ class GroupNorm(nn.Module):
         return F.group_norm(x.movedim(-1, 1), self.groups, self.weight, self.bias).movedim(1, -1)
 
 
-_EPS = 1e-8  # beside a variance
+_EPS = 1e-8  # added to a variance
 
 
 class RunningNorm(nn.Module):
-    """Numbers less their mean, divided by their standard deviation, and kept within `reach` of 0.
+    """Standardise by a running mean and variance, and clip to `reach`.
 
-    Mean and variance are those of all that `see` was given, and change there alone; they are saved with the weights,
-    and are no parameters.
+    Only `update` changes the mean and variance; they are buffers, saved with the weights.
     """
 
     mean: Tensor
@@ -122,7 +121,7 @@ class RunningNorm(nn.Module):
 
     @torch.no_grad()
     def see(self, x: Float[Tensor, "N S"]) -> None:
-        """Take N more into account (Chan, Golub and LeVeque 1979, equation 2.1)."""
+        """Update the statistics with N samples (Chan, Golub and LeVeque 1979, equation 2.1)."""
         before, new = self.count, float(len(x))
         total = before + new
         mean, variance = x.mean(0), x.var(0, unbiased=False)
@@ -135,13 +134,13 @@ class RunningNorm(nn.Module):
 
 FeatureMap = Literal["elu", "dpfp", "relu", "silu", "identity"]
 KeyNorm = Literal["none", "sum", "l2"]
-SIGNED = ("silu", "identity")  # features that may be negative, so that their sum is no norm
+SIGNED = ("silu", "identity")  # features that may be negative, so that their sum is not a norm
 _LEAST = 1e-6
 
 
 def features(x: Float[Tensor, "... K"], kind: FeatureMap, nu: int = 1) -> Float[Tensor, "... M"]:
     """elu: elu(x) + 1 (Katharopoulos et al. 2020, equation 7). dpfp: r_i r_(i + j) of r = relu([x, -x]) for all i and
-    j = 1 ... `nu`, which is 2 `nu` times as wide (Schlag et al. 2021). relu, silu, identity: as they say.
+    j = 1 ... `nu`, which is 2 `nu` times as wide (Schlag et al. 2021). relu, silu, identity: as named.
     """
     if kind == "dpfp":
         r = torch.cat([x, -x], dim=-1).relu()
@@ -159,7 +158,7 @@ def feature_size(size: int, kind: FeatureMap, nu: int = 1) -> int:
 
 
 def normalise(x: Float[Tensor, "... K"], kind: KeyNorm) -> Float[Tensor, "... K"]:
-    """sum: features above 0 add up to 1 (Schlag et al. 2021, section 4.2); l2: unit length (Yang et al. 2024)."""
+    """sum: positive features that add up to 1 (Schlag et al. 2021, section 4.2); l2: unit length (Yang et al. 2024)."""
     if kind == "sum":
         return x / (x.sum(-1, keepdim=True) + _LEAST)
     return x if kind == "none" else x * torch.rsqrt(x.square().sum(-1, keepdim=True) + _LEAST)
@@ -167,16 +166,16 @@ def normalise(x: Float[Tensor, "... K"], kind: KeyNorm) -> Float[Tensor, "... K"
 
 def check_features(kind: FeatureMap, nu: int, norm: KeyNorm = "none") -> None:
     if nu < 1:
-        raise ConfigError(f"nu is {nu}; give 1 or more")
+        raise ConfigError(f"nu is {nu}; set 1 or more")
     if norm == "sum" and kind in SIGNED:
-        raise ConfigError(f"features {kind} may add up to 0; choose key_norm l2, or features elu or dpfp")
+        raise ConfigError(f"features {kind} may sum to 0; choose key_norm l2, or features elu or dpfp")
 
 
-_SLOWEST, _FASTEST = 1e-3, 1e-1  # shares of a memory that the heads lose a token at the start
+_SLOWEST, _FASTEST = 1e-3, 1e-1  # share of its memory that a head initially loses per token
 
 
 class Strength(nn.Module):
-    """sigmoid(w x + b) for each head."""
+    """sigmoid(w x + b) per head."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -187,9 +186,9 @@ class Strength(nn.Module):
 
 
 class LogDecay(nn.Module):
-    """log a = -exp(r) softplus(w x + b) for each head (Gu and Dao 2023; Yang et al. 2024, gated delta networks).
+    """log a = -exp(r) softplus(w x + b) per head (Gu and Dao 2023; Yang et al. 2024, gated delta networks).
 
-    b starts where the heads lose from 0.1 % to 10 % of their memory a token, evenly in the logarithm.
+    b is initialised so that heads lose from 0.1 % to 10 % of their memory per token, evenly on a log scale.
     """
 
     def __init__(self, width: int, heads: int) -> None:

@@ -1,4 +1,4 @@
-"""Positions: rotations of queries and keys, and what is added to embeddings."""
+"""Positions: rotary embeddings of queries and keys, and vectors added to embeddings."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ Frequencies = Float[Tensor, "R"]
 @family
 @dataclass(frozen=True)
 class ScalingConfig:
-    """A change of the rotary frequencies, fixed for a model: no later token changes how an earlier one is turned."""
+    """A scaling of the rotary frequencies, fixed per model: later tokens never change the rotation of earlier ones."""
 
     def apply(self, frequencies: Frequencies, theta: float) -> tuple[Frequencies, float]:
-        """The changed frequencies (radians a position) and a factor on cosine and sine."""
+        """The scaled frequencies (radians per position) and a factor on cosine and sine."""
         raise NotImplementedError
 
 
@@ -32,13 +32,13 @@ class RotaryConfig:
     """Rotary position embedding over the first `fraction` of each head's features."""
 
     theta: float = 10000.0  # base of the wavelengths
-    fraction: float = 1.0  # share of a head's features that is turned
-    scaling: ScalingConfig | None = None  # for contexts longer than those of training
+    fraction: float = 1.0  # share of a head's features to rotate
+    scaling: ScalingConfig | None = None  # scaling for contexts longer than in training
 
     def __post_init__(self) -> None:
         if not (self.theta > 0 and 0 < self.fraction <= 1):
             raise ConfigError(
-                f"rotary.theta is {self.theta} and rotary.fraction {self.fraction}; give a theta above 0, and a "
+                f"rotary.theta is {self.theta} and rotary.fraction {self.fraction}; set a theta above 0, and a "
                 "fraction above 0 and at most 1"
             )
 
@@ -49,19 +49,21 @@ class Angles(NamedTuple):
 
 
 def rotary_frequencies(theta: float, size: int) -> Frequencies:
-    # On the CPU wherever the model is made: torch loads its compiler for this on the meta device, which takes seconds.
+    # Always on the CPU: on the meta device torch would load its compiler for this, which takes seconds.
     return theta ** (-torch.arange(0, size, 2, dtype=torch.float64, device="cpu") / size)
 
 
 class Rotary:
-    """Angles of rotary positions: position x theta^(-2i / R) (Su et al. 2021, equation 15), made once for all
+    """Angles of rotary positions: position x theta^(-2i / R) (Su et al. 2021, equation 15), computed once for all
     layers.
     """
 
     def __init__(self, config: RotaryConfig, head_size: int) -> None:
         size = int(head_size * config.fraction)
         if size < 2 or size % 2:
-            raise ConfigError(f"rotary positions turn {size} features of a head; choose a head size that makes it even")
+            raise ConfigError(
+                f"rotary positions need an even number of features per head, not {size}; choose another head size"
+            )
         self.config = config
         self.size = size
         frequencies = rotary_frequencies(config.theta, size)
@@ -91,18 +93,18 @@ class PositionsConfig:
 @register("sinusoidal")
 @dataclass(frozen=True)
 class SinusoidalConfig(PositionsConfig):
-    """`interleaved` puts sine and cosine in turn, as in 2017; else all sines stand before all cosines."""
+    """Sinusoids of the position, as in the transformer of 2017."""
 
     theta: float = 10000.0  # base of the wavelengths
-    interleaved: bool = True
+    interleaved: bool = True  # sines and cosines alternate; false: all sines before all cosines
 
     def __post_init__(self) -> None:
         if self.theta <= 0:
-            raise ConfigError(f"positions.theta is {self.theta}; give a number above 0")
+            raise ConfigError(f"positions.theta is {self.theta}; set a number above 0")
 
     def build(self, width: int, context: int | None) -> nn.Module:
         if width % 2:
-            raise ConfigError(f"width {width} is odd; sinusoidal positions need an even width")
+            raise ConfigError(f"width {width} is odd; set an even width for sinusoidal positions")
         return Sinusoidal(self, width)
 
 
@@ -130,18 +132,18 @@ class Sinusoidal(nn.Module):
 @register("learned")
 @dataclass(frozen=True)
 class LearnedConfig(PositionsConfig):
-    """A table with a row for each position of the context; `offset` leaves rows unused before position 0 (RoBERTa)."""
+    """A learned vector per position of the context."""
 
-    offset: int = 0
+    offset: int = 0  # unused rows of the table before position 0 (RoBERTa)
 
     def build(self, width: int, context: int | None) -> nn.Module:
         if context is None:
-            raise ConfigError("learned positions need a context; set model.context to the longest input, as in 1024")
+            raise ConfigError("learned positions need a context; set model.context to the longest input, such as 1024")
         return Learned(self, width, context)
 
 
 class Learned(nn.Module):
-    """Gehring et al. 2017: a trained vector for each position."""
+    """Gehring et al. 2017: a trained vector per position."""
 
     def __init__(self, config: LearnedConfig, width: int, context: int) -> None:
         super().__init__()
@@ -156,8 +158,8 @@ class Learned(nn.Module):
 @register("sinusoid_table")
 @dataclass(frozen=True)
 class SinusoidTableConfig(PositionsConfig):
-    """Sinusoids as a table that is not trained and goes with the weights, as Whisper's encoder has them: all sines
-    before all cosines, their rates from 1 to 1 / theta, both included.
+    """A fixed table of sinusoids, stored with the weights as in Whisper's encoder: all sines before all cosines, with
+    rates from 1 to 1 / theta inclusive.
     """
 
     theta: float = 10000.0  # the slowest rate is 1 / theta
@@ -165,10 +167,10 @@ class SinusoidTableConfig(PositionsConfig):
     def build(self, width: int, context: int | None) -> nn.Module:
         if context is None:
             raise ConfigError(
-                "a table of positions needs a context; set model.context to the longest input, as in 1500"
+                "a table of positions needs a context; set model.context to the longest input, such as 1500"
             )
         if width % 2 or width < 4:
-            raise ConfigError(f"width {width} is not an even number from 4 on; a table of sinusoids needs one")
+            raise ConfigError(f"width is {width}; set an even number of 4 or more for a table of sinusoids")
         return SinusoidTable(self, width, context)
 
 
@@ -180,7 +182,7 @@ class SinusoidTable(nn.Module):
     def __init__(self, config: SinusoidTableConfig, width: int, context: int) -> None:
         super().__init__()
         half = width // 2
-        # In 32 bits from the start, as the published tables are: the angles of 64 bits differ from them by 1e-4.
+        # Computed in fp32 like the published tables: angles in fp64 would differ from them by 1e-4.
         rates = torch.exp(torch.arange(half, dtype=torch.float32) * (-math.log(config.theta) / (half - 1)))
         angles = torch.arange(context, dtype=torch.float32)[:, None] * rates
         self.register_buffer("table", torch.cat([angles.sin(), angles.cos()], dim=1))
@@ -193,13 +195,13 @@ class SinusoidTable(nn.Module):
 @register("grids")
 @dataclass(frozen=True)
 class GridsConfig(PositionsConfig):
-    """A learned vector for each of the first `front` positions; then, for each grid of (rows, columns), sinusoids of
-    both for each of its places, row by row. There are no positions beyond these.
+    """A learned vector for each of the first `front` positions, then sinusoids of row and column for each position of
+    each grid, row by row. These are all the positions.
     """
 
     front: int = 0  # learned vectors before the grids
-    grids: tuple[tuple[int, int], ...] = ()  # rows and columns of each
-    theta: float = 10000.0  # base of the rates
+    grids: tuple[tuple[int, int], ...] = ()  # rows and columns of each grid
+    theta: float = 10000.0  # base of the wavelengths
 
     @property
     def length(self) -> int:
@@ -207,13 +209,13 @@ class GridsConfig(PositionsConfig):
 
     def build(self, width: int, context: int | None) -> nn.Module:
         if self.grids and width % 4:
-            raise ConfigError(f"width {width} is no multiple of 4; sinusoids of rows and columns need one")
+            raise ConfigError(f"width is {width}; set a multiple of 4 for sinusoids of rows and columns")
         return Grids(self, width)
 
 
 class Grids(nn.Module):
-    """Carion et al. 2020 (DETR), section A.4: half of a vector says the row, half the column, both counted from 1 and
-    scaled so that the last is at 2 pi.
+    """Carion et al. 2020 (DETR), section A.4: half of a vector encodes the row, half the column, both counted from 1
+    and scaled so that the last is at 2 pi.
     """
 
     def __init__(self, config: GridsConfig, width: int) -> None:

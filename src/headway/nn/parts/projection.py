@@ -1,4 +1,4 @@
-"""The one linear layer of the house: several matrices fused into one product, each still known by its name."""
+"""Headway's linear layer: several matrices fused into one product, each still addressable by name."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class Projection(nn.Module):
     """Linear maps from one width to several, as one matrix product.
 
     `slices` are the output widths of the fused maps (query, key, value; gate, up): optimisers, adapters and published
-    formats work slice by slice. `bias` may be said slice by slice (Whisper's keys have none); the parameter holds those
-    that there are, one after the other. `writes` marks a map whose output is added to the residual stream, `recurrent`
-    one from a network's state to its next, which initialisation treats apart; `inner` one with nothing but an
-    activation between it and the next product, so that its output need be no finer than that product's factors. Weights
-    are made by `headway.nn.parts.init`.
+    formats work slice by slice. `bias` may be set per slice (Whisper's keys have none); the parameter concatenates the
+    existing ones. `residual` marks a layer whose output is added to the residual stream, `recurrent` one from a state
+    to the next; initialisation treats both differently. `inner` marks a layer with only an activation before the next
+    product, so its output needs no more precision than that product's factors. `headway.nn.parts.init` initialises the
+    weights.
     """
 
     def __init__(
@@ -49,23 +49,23 @@ class Projection(nn.Module):
         return linear(x, self.weight, None if self.bias is None else self.offset(), self.inner)
 
     def product(self, x: Float[Tensor, "... D"]) -> Float[Tensor, "... E"]:
-        """What comes before the bias and what adapters add."""
+        """The product before the bias and adapters are added."""
         return linear(x, self.weight, rounded=self.inner)
 
     @property
     def is_hooked(self) -> bool:
-        """Whether adapters add to it."""
+        """Whether adapters are attached."""
         return bool(self._forward_hooks)
 
     def matrix(self) -> Float[Tensor, "E D"]:
-        """The map as a matrix, with what adapters add to it, for those who multiply by it many times."""
+        """The layer as a matrix, including adapters, for repeated multiplication."""
         if not self.is_hooked:
             return self.weight
         y = self(torch.eye(self.weight.shape[1], dtype=self.weight.dtype, device=self.weight.device))
         return (y - self.offset()).t()
 
     def offset(self) -> Float[Tensor, "E"]:
-        """The bias with zeros in the slices that have none."""
+        """The bias, with zeros for slices without one."""
         if self.bias is None:
             return self.weight.new_zeros(self.weight.shape[0])
         if all(self.biased):
@@ -82,7 +82,7 @@ class Projection(nn.Module):
 
 
 def slice_names(attribute: str, projection: Projection) -> tuple[str, ...]:
-    """The plain names of the maps that a projection fuses, by the name that it has in its module."""
+    """The names of a projection's fused maps, from its attribute name."""
     if len(projection.slices) == 1:
         return (_PLAIN.get(attribute, attribute),)
     return _FUSED.get(attribute) or tuple(f"{attribute}{i}" for i in range(len(projection.slices)))

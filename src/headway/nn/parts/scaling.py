@@ -1,4 +1,4 @@
-"""Scalings of rotary positions, which stretch them to contexts longer than those of training."""
+"""Scalings of rotary positions to contexts longer than in training."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from headway.nn.parts.positions import Frequencies, ScalingConfig, rotary_freque
 class LinearScaling(ScalingConfig):
     """Chen et al. 2023: positions divided by `factor`."""
 
-    factor: float = 1.0  # what positions are divided by
+    factor: float = 1.0  # divisor of positions
 
     def apply(self, frequencies: Frequencies, theta: float) -> tuple[Frequencies, float]:
         return frequencies / self.factor, 1.0
@@ -26,11 +26,11 @@ class LinearScaling(ScalingConfig):
 @register("dynamic")
 @dataclass(frozen=True)
 class DynamicScaling(ScalingConfig):
-    """NTK-aware scaling: theta grows with `length`, the sequence to be served, beyond the `original` context."""
+    """NTK-aware scaling: theta grows with `length` beyond the `original` context."""
 
-    factor: float = 1.0  # how many times longer the context is to be
+    factor: float = 1.0  # target context divided by the original one
     original: int = 2048  # context of training
-    length: int | None = None  # longest sequence to be served; none: original
+    length: int | None = None  # longest sequence to process; none: original
 
     def apply(self, frequencies: Frequencies, theta: float) -> tuple[Frequencies, float]:
         size = 2 * frequencies.numel()
@@ -43,14 +43,14 @@ class DynamicScaling(ScalingConfig):
 @register("yarn")
 @dataclass(frozen=True)
 class YarnScaling(ScalingConfig):
-    """Peng et al. 2023: slow frequencies interpolated, fast ones kept, a ramp between, and a sharper softmax."""
+    """Peng et al. 2023: slow frequencies interpolated, fast ones unchanged, a ramp between, and a sharper softmax."""
 
-    factor: float = 1.0  # how many times longer the context is to be
+    factor: float = 1.0  # target context divided by the original one
     original: int = 2048  # context of training
-    beta_fast: float = 32.0  # turns within the original context from which a frequency is kept
-    beta_slow: float = 1.0  # turns below which a frequency is divided by factor
-    attention_factor: float | None = None  # what sines and cosines are multiplied by; none: by the paper's rule
-    truncate: bool = True  # whether the ends of the ramp are whole features
+    beta_fast: float = 32.0  # rotations within the original context above which a frequency stays unchanged
+    beta_slow: float = 1.0  # rotations below which a frequency is divided by factor
+    attention_factor: float | None = None  # factor on sines and cosines; none: the paper's formula
+    truncate: bool = True  # whether the ends of the ramp are rounded to whole features
 
     def apply(self, frequencies: Frequencies, theta: float) -> tuple[Frequencies, float]:
         size = 2 * frequencies.numel()
@@ -72,14 +72,14 @@ class YarnScaling(ScalingConfig):
 @register("llama3")
 @dataclass(frozen=True)
 class Llama3Scaling(ScalingConfig):
-    """Llama 3.1: wavelengths beyond original / low divided by `factor`, those below original / high kept, a ramp
-    between.
+    """Llama 3.1: wavelengths above original / low are multiplied by `factor`, those below original / high stay
+    unchanged, with a ramp between.
     """
 
-    factor: float = 8.0  # what long wavelengths are multiplied by
+    factor: float = 8.0  # factor on long wavelengths
     original: int = 8192  # context of training
-    low: float = 1.0  # original / low is the shortest wavelength that is scaled in full
-    high: float = 4.0  # original / high is the longest wavelength that is kept
+    low: float = 1.0  # original / low is the shortest fully scaled wavelength
+    high: float = 4.0  # original / high is the longest unchanged wavelength
 
     def apply(self, frequencies: Frequencies, theta: float) -> tuple[Frequencies, float]:
         wavelengths = 2 * math.pi / frequencies
@@ -90,25 +90,24 @@ class Llama3Scaling(ScalingConfig):
 @register("longrope")
 @dataclass(frozen=True)
 class LongRopeScaling(ScalingConfig):
-    """Ding et al. 2024: each frequency divided by a factor of its own, `long` where `length` exceeds `original`.
+    """Ding et al. 2024: each frequency is divided by its own factor, from `long` if `length` exceeds `original`.
 
-    `length` is the longest sequence to be served. `factor`, the longest context there is over the `original` one (None:
-    `length` over it), sharpens the softmax whichever factors are used, unless `attention_factor` says how much.
+    `factor` sharpens the softmax in both cases, unless `attention_factor` is set.
     """
 
     short: tuple[float, ...] = ()  # divisor of each frequency up to the original context
     long: tuple[float, ...] = ()  # divisor of each frequency beyond it
     original: int = 4096  # context of training
-    length: int | None = None
-    attention_factor: float | None = None  # what sines and cosines are multiplied by; none: by the paper's rule
-    factor: float | None = None  # longest context over the original one
+    length: int | None = None  # longest sequence to process; none: original
+    attention_factor: float | None = None  # factor on sines and cosines; none: the paper's formula
+    factor: float | None = None  # longest context divided by the original one; none: length / original
 
     def apply(self, frequencies: Frequencies, theta: float) -> tuple[Frequencies, float]:
         length = self.length or self.original
         factors = self.long if length > self.original else self.short
         if len(factors) != frequencies.numel():
             raise ConfigError(
-                f"longrope has {len(factors)} factors; give one for each of {frequencies.numel()} frequencies"
+                f"longrope has {len(factors)} factors; set one for each of {frequencies.numel()} frequencies"
             )
         stretch = max(self.factor or length / self.original, 1.0)
         sharpen = math.sqrt(1 + math.log(stretch) / math.log(self.original))
