@@ -1,7 +1,7 @@
-"""Runs the commands of a page and writes their output below them: `python docs/capture.py docs/start/first-run.md`.
+"""Runs the commands of a page and writes their output below: `python docs/capture.py docs/start/first-run.md`.
 
-A block of the language `console` has lines that begin with `$ `, each followed by its output. All blocks of a page run in
-one new folder, in order. A comment above a block may keep part of a long output: `<!-- output: first 3, last 8 -->`.
+A block of the language `console` has lines that begin with `$ `, each followed by its output. All blocks of a page run
+in one new folder, in order. A comment above a block may keep part of a long output: `<!-- output: first 3, last 8 -->`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-BLOCK = re.compile(r"(?:<!-- output: (?:first (\d+))?,? ?(?:last (\d+))? -->\n)?^```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(
+    r"(?:<!-- output: (?:first (\d+))?,? ?(?:last (\d+))? -->\n)?^```console\n(.*?)^```$", re.MULTILINE | re.DOTALL
+)
 NOISE = re.compile(r"\x1b\[[0-9;]*[A-Za-z]|[^\n]*\r(?!\n)")
 
 
@@ -63,7 +65,9 @@ def main() -> None:
     for name in sys.argv[1:]:
         path = Path(name)
         with tempfile.TemporaryDirectory() as folder:
-            path.write_text(page(path.read_text(encoding="utf-8"), lambda command: run(command, Path(folder))), encoding="utf-8")
+            path.write_text(
+                page(path.read_text(encoding="utf-8"), lambda command: run(command, Path(folder))), encoding="utf-8"
+            )
         print(f"{name}: outputs written")
 
 

@@ -35,7 +35,9 @@ def main() -> int:
             if "--check" not in sys.argv:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(text, encoding="utf-8")
-    print(f"docs/reference.py: {', '.join(stale) or 'nothing'} {'is out of date' if '--check' in sys.argv else 'written'}")
+    print(
+        f"docs/reference.py: {', '.join(stale) or 'nothing'} {'is out of date' if '--check' in sys.argv else 'written'}"
+    )
     return 1 if stale and "--check" in sys.argv else 0
 
 

@@ -16,7 +16,12 @@ CAPITALS = {
     "Kenya": "Nairobi", "Latvia": "Riga", "Mexico": "Mexico City", "Norway": "Oslo", "Peru": "Lima",
     "Spain": "Madrid", "Tunisia": "Tunis", "Ukraine": "Kyiv", "Vietnam": "Hanoi", "Zambia": "Lusaka",
 }  # fmt: skip
-QUESTIONS = ("What is the capital of {}?", "Which city is the capital of {}?", "Tell me the capital of {}.", "The capital of {}, please.")
+QUESTIONS = (
+    "What is the capital of {}?",
+    "Which city is the capital of {}?",
+    "Tell me the capital of {}.",
+    "The capital of {}, please.",
+)
 FOLLOW_UPS = ("And of {}?", "What about {}?", "And {}?")
 
 
@@ -28,7 +33,9 @@ def main() -> None:
             turns = [(question.format(country), f"The capital of {country} is {CAPITALS[country]}.")]
             if rng.random() < 0.5:
                 turns.append((rng.choice(FOLLOW_UPS).format(other), f"The capital of {other} is {CAPITALS[other]}."))
-            messages = [{"role": role, "content": text} for turn in turns for role, text in zip(("user", "assistant"), turn)]
+            messages = [
+                {"role": role, "content": text} for turn in turns for role, text in zip(("user", "assistant"), turn)
+            ]
             chats.append({"messages": messages})
     rng.shuffle(chats)
     path.write_text("\n".join(json.dumps(chat) for chat in chats) + "\n", encoding="utf-8")

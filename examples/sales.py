@@ -21,7 +21,9 @@ def main() -> None:
             when = date(2023, 1, 1) + timedelta(days=day)
             weekday = (1.0, 0.9, 0.95, 1.0, 1.3, 1.6, 0.4)[when.weekday()]
             season = 1 + 0.25 * np.sin(2 * np.pi * day / 365.25)
-            rows.append((when.isoformat(), shop, round((level + growth * day) * weekday * season * rng.normal(1, 0.07), 1)))
+            rows.append(
+                (when.isoformat(), shop, round((level + growth * day) * weekday * season * rng.normal(1, 0.07), 1))
+            )
     with open(path, "w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows([("date", "shop", "sales"), *rows])
     print(f"wrote {len(rows)} rows to {path}")

@@ -37,7 +37,9 @@ def check_content(wheel: Path, sdist: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
         (metadata,) = (archive.read(n).decode() for n in archive.namelist() if n.endswith("METADATA"))
-    assert names == modules | {f"headway/{page}" for page in PAGES} | {f"headway/{p.relative_to(source)}" for p in source.rglob("*.css")}
+    assert names == modules | {f"headway/{page}" for page in PAGES} | {
+        f"headway/{p.relative_to(source)}" for p in source.rglob("*.css")
+    }
     for needed in ("Summary: ", "License-Expression: MIT", "Project-URL: Repository", "Requires-Python: >=3.11"):
         assert needed in metadata, needed
     with tarfile.open(sdist) as archive:

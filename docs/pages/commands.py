@@ -56,8 +56,14 @@ def _options(parser: argparse.ArgumentParser) -> list[str]:
         else:
             name = f"{', '.join(action.option_strings)}{value}"
         more = " ..." if action.nargs in ("+", "*") else ""
-        rows.append(f"| `{name}{more}` | {_cell(parser._get_formatter()._expand_help(action) if action.help else '')} |")
-    return ["\n".join(["| argument | meaning |", "|---|---|", *(row.replace("||", "|") for row in rows)]) + "\n"] if rows else []
+        rows.append(
+            f"| `{name}{more}` | {_cell(parser._get_formatter()._expand_help(action) if action.help else '')} |"
+        )
+    return (
+        ["\n".join(["| argument | meaning |", "|---|---|", *(row.replace("||", "|") for row in rows)]) + "\n"]
+        if rows
+        else []
+    )
 
 
 def _cell(text: str) -> str:
@@ -66,4 +72,7 @@ def _cell(text: str) -> str:
 
 def _letters(text: str) -> str:
     """Text as Markdown, in which stars, lines and angles outside of code are letters."""
-    return "`".join(re.sub(r"([*_|<])", r"\\\1", part) if not place % 2 else part.replace("|", "\\|") for place, part in enumerate(text.split("`")))
+    return "`".join(
+        re.sub(r"([*_|<])", r"\\\1", part) if not place % 2 else part.replace("|", "\\|")
+        for place, part in enumerate(text.split("`"))
+    )

@@ -62,13 +62,23 @@ type that a setting takes for a value of another type. [Your data](../../guides/
 """
 # The pages in the order of the index: file name, title, settings, when to change them.
 PAGES = (
-    ("training", "Training", "`train.*`", "to change the length of a run, batches, precision or how often it evaluates"),
+    (
+        "training",
+        "Training",
+        "`train.*`",
+        "to change the length of a run, batches, precision or how often it evaluates",
+    ),
     ("optimisers", "Optimisers and schedules", "`optim.*`, `schedule.*`", "if the loss diverges or falls too slowly"),
     ("adapters", "Adapters", "`adapter.*`", "to fine-tune a large model with few trained weights"),
     ("models", "Models", "`model.*`", "to set the size of a model, or how its parts are joined"),
     ("layers", "Layers", "`model.stack.*`", "to change one layer, or where norms and residuals are"),
     ("mixers", "Mixers", "`model.mixer`, `mixer.*`", "to compare attention, recurrent layers and fast weights"),
-    ("parts", "Parts of mixers and layers", "`pattern`, `rotary`, `norm`, `feed_forward`, ...", "to change positions, norms or masks"),
+    (
+        "parts",
+        "Parts of mixers and layers",
+        "`pattern`, `rotary`, `norm`, `feed_forward`, ...",
+        "to change positions, norms or masks",
+    ),
     ("inputs", "Inputs", "`model.embed.*`", "to change how tokens, pixels or frames become vectors"),
     ("outputs", "Outputs", "`model.heads.*`", "to change pooling or the output layer"),
     ("tasks", "Tasks", "`task.*`", "to name columns, choose labels, splits, augmentation and metrics"),
@@ -159,7 +169,9 @@ def _linked(written: dict[str, str]) -> dict[str, str]:
     def linked(path: str, text: str) -> str:
         def target(match: re.Match[str]) -> str:
             other = home[match[1]]
-            return f"](#{match[1]})" if other == path else f"]({os.path.relpath(other, os.path.dirname(path))}#{match[1]})"
+            return (
+                f"](#{match[1]})" if other == path else f"]({os.path.relpath(other, os.path.dirname(path))}#{match[1]})"
+            )
 
         return re.sub(r"\]\(#([\w-]+)\)", target, text).rstrip() + "\n"
 

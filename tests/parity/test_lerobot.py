@@ -365,7 +365,10 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     "many layers": (settings(n_encoder_layers=10**9), "too many for the"),
     "a chunk beyond the file": (settings(chunk_size=10**12), "more than"),
     "a width of no one": (settings(dim_model=10**9, n_heads=1), "head"),
-    "pictures of no one": (feature(policies._TOP, type="VISUAL", shape=[3, 10**9, 10**9]), "set 1 to 16384 for each dimension"),
+    "pictures of no one": (
+        feature(policies._TOP, type="VISUAL", shape=[3, 10**9, 10**9]),
+        "set 1 to 16384 for each dimension",
+    ),
     "a depth map": (feature("observation.images.depth", type="VISUAL", shape=[1, 40, 72]), "use observation.state and"),
     "words": (feature("task", type="LANGUAGE", shape=[1]), "use observation.state and"),
     "shapes as text": (feature(policies._STATE, type="STATE", shape="five"), "shape"),

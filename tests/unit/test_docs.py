@@ -112,9 +112,7 @@ def test_python_of_pages(page: Path) -> None:
                     assert hasattr(hw, node.attr), f"headway has no {node.attr}"
 
 
-@pytest.mark.parametrize(
-    "page", [page for page in PAGES if RUN in page.read_text(encoding="utf-8")], ids=name_of
-)
+@pytest.mark.parametrize("page", [page for page in PAGES if RUN in page.read_text(encoding="utf-8")], ids=name_of)
 def test_python_that_runs(page: Path, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks marked to run, one after the other; their minutes are shortened to a few steps."""
     monkeypatch.setenv("HEADWAY_DATA", str(data_dir))

@@ -216,7 +216,10 @@ def test_show_tells_of_both_towers(capsys: pytest.CaptureFixture[str]) -> None:
         ({"task.loss": "sigmoid"}, "needs a bias, but the model has none"),
         ({"task.captions": 0}, "task.captions is 0"),
         ({"model": "gpt-1m"}, "an image tower and a text tower"),
-        ({"model.shared": 24, "model.left.heads.embedding.outputs": 12}, "left tower outputs 12 features and the right"),
+        (
+            {"model.shared": 24, "model.left.heads.embedding.outputs": 12},
+            "left tower outputs 12 features and the right",
+        ),
     ],
 )
 def test_settings_that_cannot_be_are_refused(settings: dict[str, Any], message: str, tmp_path: Path) -> None:

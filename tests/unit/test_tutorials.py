@@ -67,12 +67,16 @@ def test_tutorial(page: Path, encoder: dict[str, str], tmp_path: Path, monkeypat
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(ROOT / "examples"))
     for line in commands(page):
-        line = re.sub(r'"\$\(python -c \'import (\w+) as m.*?\)/model"', lambda match: shlex.quote(encoder[match[1]]), line)
+        line = re.sub(
+            r'"\$\(python -c \'import (\w+) as m.*?\)/model"', lambda match: shlex.quote(encoder[match[1]]), line
+        )
         if "MODEL=" in line or line.split()[0] in OUTSIDE:
             continue
         text, _, command = line.rpartition(" | ") if re.match(r"(echo|printf) ", line) else ("", "", line)
         words = shlex.split(command.split(" | ")[0])
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(f"{shlex.split(text)[1] if text else ''}\n".encode())))
+        monkeypatch.setattr(
+            sys, "stdin", io.TextIOWrapper(io.BytesIO(f"{shlex.split(text)[1] if text else ''}\n".encode()))
+        )
         if words[0] == "python":
             script = Path(words[1]).name
             monkeypatch.setattr(sys, "argv", [script, words[2], *([COUNTS[script]] if script in COUNTS else [])])

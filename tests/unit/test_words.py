@@ -22,7 +22,8 @@ WAITING = ("engine", "generate", "serve", "domains/agents", "domains/trajectorie
 
 PATTERNS = {  # what is not written, and what is instead
     r"\b(is|are) none\b": "there is no X",
-    r"\b(is|are) no (?!longer|more|less|fewer|different|better|worse|bigger|larger|smaller|faster|slower|one\b|such)[a-z]": "is not a X",
+    r"\b(is|are) no (?!longer|more|less|fewer|different|better|worse|bigger|larger|smaller|faster|slower|one\b|such)"
+    r"[a-z]": "is not a X",
     r"\b(is|are|was|were) not had\b": "unknown X",
     r"\bbeside\b": "next to, compared with, in addition to",
     r"\banew\b": "again",
@@ -30,7 +31,8 @@ PATTERNS = {  # what is not written, and what is instead
     r"\b(go|goes|going|went) on\b": "continue",
     r"\b(hang|hangs) on\b": "depend on",
     r"\bin place of\b": "instead of",
-    r"\bwhat (is|was|are|were) (read|written|generated|asked|said|drawn|kept|free|given|shown|left|there|had|told|meant)\b": "a noun",
+    r"\bwhat (is|was|are|were) (read|written|generated|asked|said|drawn|kept|free|given|shown|left|there|had|told)"
+    r"\b": "a noun",
     r"\bwho asks?\b": "the client, the user",
     r"\b(is|are|was|were|be) asked\b": "requested",
     r"\bof (yours|ours|theirs|mine)\b": "your own",
@@ -66,7 +68,9 @@ PATTERNS = {  # what is not written, and what is instead
     r"\ba good (deal|many)\b": "many, much",
     r"\bpieces? by pieces?\b": "in chunks",
 }
-ALLOWED = {r"\bsymbols?\b": "sentencepiece|LaTeX|debug symbol|chess symbol"}  # lines with these words mean another thing
+ALLOWED = {
+    r"\bsymbols?\b": "sentencepiece|LaTeX|debug symbol|chess symbol"
+}  # lines with these words mean another thing
 
 
 def docstrings() -> Iterator[tuple[str, str]]:
@@ -105,7 +109,12 @@ def helps() -> Iterator[tuple[str, str]]:
 
 
 def docs() -> Iterator[tuple[str, str]]:
-    for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").rglob("*.md"))]:
+    for path in [
+        ROOT / "README.md",
+        ROOT / "CONTRIBUTING.md",
+        ROOT / "SECURITY.md",
+        *sorted((ROOT / "docs").rglob("*.md")),
+    ]:
         text = re.sub(r"^```.*?^```$", "", path.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
         yield str(path.relative_to(ROOT)), re.sub(r"`[^`\n]*`", "``", text)
 
@@ -210,5 +219,8 @@ def test_names_in_docstrings_exist() -> None:
 
 def test_names_in_docs_exist() -> None:
     pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]
-    texts = {path: re.sub(r"^```.*?^```$", "", path.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE) for path in pages}
+    texts = {
+        path: re.sub(r"^```.*?^```$", "", path.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+        for path in pages
+    }
     assert {str(path): names for path, text in texts.items() if (names := unknown(text))} == {}
