@@ -30,7 +30,7 @@ class Attention(NamedTuple):
     """The attention weights of a model over a text.
 
     maps: weights by layer name, Float[H, T, S]: heads, queries, keys.
-    symbols: the text of each token.
+    `symbols`: the text of each token.
     source: the text of each token of the encoder's input; empty without an encoder.
     across: names of the maps from a decoder to the source.
 

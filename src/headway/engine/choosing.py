@@ -58,7 +58,7 @@ class Choosing:
         return self._at
 
     def run(self, logits: Float[Tensor, "N C"], pool: Pool | None) -> Choices:
-        """Sample from existing logits. Without a pool, or for few rows, the calling thread does it alone."""
+        """Sample from existing logits. Without a pool, or for few rows, only the calling thread works."""
         if logits.stride(1) != 1:
             logits = logits.contiguous()
         threads = 1 if pool is None or self._count <= _ALONE else pool.threads

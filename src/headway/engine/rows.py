@@ -42,7 +42,7 @@ class Reading(_Held):
 
 class Row(_Held):
     """The engine's state of one sequence: the blocks of its keys and values, its encoder output, and the states of its
-    mixers. It has no current position: what is written at a position remains until it is overwritten.
+    mixers. It has no current position: a token at a position remains until it is overwritten.
     """
 
     def __init__(self, store: Blocks, blocks: list[int], reading: Reading | None, state: np.ndarray) -> None:

@@ -130,7 +130,7 @@ class Settings:
         """Return the rotary positions of a kind of layer (full_attention, ...), whose parameters are nested below its
         name.
 
-        `scaled` says whether rope_scaling applies to this kind. UserError for parameters that belong to no kind of
+        `scaled` is whether rope_scaling applies to this kind. UserError for parameters that belong to no kind of
         layer.
         """
         kinds = self.part("rope_parameters")

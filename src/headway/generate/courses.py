@@ -40,7 +40,7 @@ def follow(model: Generative, course: Course[R]) -> R:
 
 
 def step_together(model: Generative, wanted: Sequence[Next]) -> list[Told]:
-    """Run one step for several coroutines. Each gets what `model.step` would return for it alone, bit for bit: the
+    """Run one step for several coroutines. Each gets what `model.step` would return for it in a step of its own, bit for bit: the
     compiled engine takes one step for all, torch one step each, because batched sums have another order.
     """
     if not isinstance(model, Engine) or len(wanted) == 1:

@@ -1,4 +1,4 @@
-"""/v1/rerank: documents ranked by relevance to a query, with the fields of Jina's and Cohere's APIs."""
+"""/v1/rerank: documents ranked by relevance to a query, with the fields of the APIs of Jina and Cohere."""
 
 from __future__ import annotations
 

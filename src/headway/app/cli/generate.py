@@ -64,7 +64,7 @@ def add_sampling(parser: argparse.ArgumentParser, tokens: int) -> None:
         type=number(0, above=True),
         default=1.0,
         metavar="R",
-        help="penalty on repeated tokens; 1 is none (default: 1)",
+        help="penalty on repeated tokens; 1 turns it off (default: 1)",
     )
     add("--stop", action="append", default=[], metavar="S", help="stop before this text; repeatable")
     add_cache(parser)

@@ -21,7 +21,7 @@ _QUIET = 1e-12  # minimum signal power for adding relative noise
 @checked
 @dataclass(frozen=True)
 class SoundAugmentConfig:
-    """Audio augmentation. An option is off if a number is 0, `speeds` is (1.0,), or `noise` is none.
+    """Audio augmentation. An option is off if a number is 0, `speeds` is (1.0,), or `noise` is unset.
 
     `shift`: maximum shift in seconds, to either side, within the window. `gain`: maximum change of loudness in
     decibels. `speeds`: one is sampled; tempo and pitch change together (Ko et al. 2015: 0.9, 1, 1.1). `noise`: range of

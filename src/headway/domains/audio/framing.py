@@ -95,7 +95,7 @@ class Framed:
         return self._blocks is not None or len(self._held) > 0
 
     def look(self, frames: int) -> Tensor:
-        """The samples of this many frames, or what is left of them."""
+        """The samples of this many frames, or the remaining ones."""
         self._fill((frames - 1) * HOP + WINDOW)
         return self._held[: (frames - 1) * HOP + WINDOW]
 

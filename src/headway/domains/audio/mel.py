@@ -37,7 +37,7 @@ class Resampler:
         for each in (rate, wanted):
             if not _LOWEST <= each <= _HIGHEST:
                 raise UserError(
-                    f"a rate of {each} samples a second is not within {_LOWEST} and {_HIGHEST}; pass the true rate"
+                    f"a rate of {each} samples per second is not within {_LOWEST} and {_HIGHEST}; pass the true rate"
                 )
         shared = math.gcd(rate, wanted)
         self._old, self._new = rate // shared, wanted // shared

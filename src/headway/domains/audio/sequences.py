@@ -149,7 +149,7 @@ class JoinedDigits(NamedTuple):
 class SpokenSequencesConfig(SpeechConfig):
     """Transcribe the digits in a window of `seconds`, each between its start and end timestamps.
 
-    One speaker says `least` to `most` digits with a random `gap` of silence between them, and at most `lead` seconds
+    One speaker reads `least` to `most` digits with a random `gap` of silence between them, and at most `lead` seconds
     before the first; digits that do not fit into the window are left out. Sequences of a split are joined from its own
     recordings (the official test takes; the validation split is sampled from the others): `held_out` each for
     validation and test, and an endless number for training.
@@ -165,7 +165,7 @@ class SpokenSequencesConfig(SpeechConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.seconds is None:
-            raise ConfigError("task.seconds is none; choose the window of a sequence, such as 4")
+            raise ConfigError("task.seconds is not set; choose the window of a sequence, such as 4")
         if not 1 <= self.least <= self.most:
             raise ConfigError(f"task.least is {self.least} and task.most {self.most}; choose 1 or more, least first")
         if not 0 <= self.gap[0] <= self.gap[1] or self.lead < 0:

@@ -31,7 +31,7 @@ class OnlineConfig:
     """Zheng, Zhang and Grover 2022, algorithm 1: after `after` batches of recorded episodes, `episodes` are played
     before every `every` batches, which are sampled from a buffer of at most `keep` episodes.
 
-    The target return in play is `target`; if it is none, the best return of the buffer plus `above` times the
+    The target return in play is `target`; if unset, the best return of the buffer plus `above` times the
     difference between the buffer's best and mean. Choices are sampled; continuous actions get normal noise of the
     standard deviation `noise`, in units of their largest value in the recorded episodes or 1.
 

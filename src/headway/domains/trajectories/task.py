@@ -61,7 +61,7 @@ class TrajectoriesConfig(TaskConfig):
     are evaluated. `draw` samples choices, as in the paper for Atari, instead of taking the most probable one. `random`
     episodes of a random policy are recorded there and added to the data, except to its split "all". Equal episodes are
     always in the same split. With `online.episodes` the model plays during training and learns from its own episodes;
-    if `target` is none, evaluations then use the best return so far.
+    if `target` is unset, evaluations then use the best return so far.
     """
 
     beside: ClassVar[tuple[str, ...]] = (FILE,)

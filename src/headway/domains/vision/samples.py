@@ -59,7 +59,7 @@ _LEVELS = 16  # the maximum pixel value of scikit-learn's digits
 class LabelledImages:
     """The label of each image, its named split, uint8 [N] (0: none), and its location for messages.
 
-    The images are in `files` or in `grey`, [N, H, W]. `classes` says whether the labels are known to be classes: names
+    The images are in `files` or in `grey`, [N, H, W]. `classes` is whether the labels are known to be classes: names
     of folders, or those of formats other than tables of paths.
     """
 

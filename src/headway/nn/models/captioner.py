@@ -48,7 +48,7 @@ class CaptionerConfig(ModelConfig):
     """An image tower without heads and a text decoder, whose context includes the image's tokens.
 
     In addition to its fields, `--set` takes width, depth, heads (each a number, or [tower, decoder]), mixer (of both;
-    bidirectional in a bidirectional tower), dropout, drop_path, symbols and context (of text).
+    bidirectional in a bidirectional tower), dropout, drop_path, vocab_size and context (of text).
     Attention is bidirectional over an image's tokens and causal over text; other mixers process an image like text,
     from its first token to the last.
     """

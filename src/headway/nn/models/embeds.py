@@ -96,7 +96,7 @@ class TokenEmbed(nn.Module):
     def __init__(self, config: TokenEmbedConfig, width: int, symbols: int, context: int | None) -> None:
         super().__init__()
         if symbols < 1:
-            raise ConfigError(f"the vocabulary has {symbols} tokens; set model.symbols to its size, 1 or more")
+            raise ConfigError(f"the vocabulary has {symbols} tokens; set model.vocab_size to its size, 1 or more")
         inner = config.width or width
         self.table = nn.Parameter(torch.empty(symbols, inner))
         self.project = Projection(inner, width, bias=False) if inner != width else nn.Identity()

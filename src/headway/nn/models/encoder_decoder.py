@@ -185,7 +185,7 @@ class EncoderDecoderConfig(ModelConfig):
     In addition to its fields, `--set` takes:
     width, depth (a number, or [encoder, decoder]), heads, mixer (of the decoder and, in both directions, of the
     encoder), cross (none removes the cross-attention), cells (of all recurrences, and the sizes that the papers derive
-    from them), context, symbols and dropout.
+    from them), context, vocab_size and dropout.
     """
 
     encoder: TransformerConfig = TransformerConfig()  # stack over the source

@@ -31,7 +31,7 @@ class TwoTowerConfig(ModelConfig):
     treats like any token (SigLIP).
 
     In addition to its fields, `--set` takes width, depth, heads, mixer, dropout and drop_path of both towers (or of
-    each, as [left, right]), `shared`, the width of the shared space, and symbols and context of the texts.
+    each, as [left, right]), `shared`, the width of the shared space, and vocab_size and context of the texts.
     """
 
     left: TransformerConfig  # image tower
