@@ -22,8 +22,8 @@ WAITING = ("engine", "generate", "serve", "domains/agents", "domains/trajectorie
 
 PATTERNS = {  # what is not written, and what is instead
     r"(?<![Tt]here )\b(is|are) none\b": "there is no X",
-    r"(?<![Tt]here )\b(is|are) no (?!longer|more|less|fewer|different|better|worse|bigger|larger|smaller|faster|slower|one\b|such)"
-    r"[a-z]": "is not a X",
+    r"(?<![Tt]here )\b(is|are) no (?!longer|more|less|fewer|different|better|worse|bigger|larger|smaller|faster)"
+    r"(?!slower|one\b|such)[a-z]": "is not a X",
     r"\b(is|are|was|were) not had\b": "unknown X",
     r"\bbeside\b": "next to, compared with, in addition to",
     r"\banew\b": "again",
@@ -124,7 +124,8 @@ SOURCES = {"docstrings": docstrings, "messages": messages, "help": helps, "docs"
 @cache
 def texts(source: str) -> list[tuple[str, str]]:
     """Texts without line breaks and without the names in backticks."""
-    return [(where, re.sub(r"`[^`]*`", "``", re.sub(r"[ \t]*\n[ \t]*", " ", text))) for where, text in SOURCES[source]()]
+    lines = ((where, re.sub(r"[ \t]*\n[ \t]*", " ", text)) for where, text in SOURCES[source]())
+    return [(where, re.sub(r"`[^`]*`", "``", line)) for where, line in lines]
 
 
 def uses(source: str, pattern: str) -> list[str]:

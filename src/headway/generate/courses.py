@@ -40,8 +40,8 @@ def follow(model: Generative, course: Course[R]) -> R:
 
 
 def step_together(model: Generative, wanted: Sequence[Next]) -> list[Told]:
-    """Run one step for several coroutines. Each gets what `model.step` would return for it in a step of its own, bit for bit: the
-    compiled engine takes one step for all, torch one step each, because batched sums have another order.
+    """Run one step for several coroutines. Each gets what `model.step` would return in a step of its own, bit for bit:
+    the compiled engine takes one step for all, torch one step each, because batched sums have another order.
     """
     if not isinstance(model, Engine) or len(wanted) == 1:
         return [model.step(*each) for each in wanted]
