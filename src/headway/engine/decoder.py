@@ -121,8 +121,7 @@ class Engine(nn.Module):
             return self.model.hear(source, layout)
 
     def open(self, source: Any = None, layout: Layout | None = None, count: int | None = None) -> Kept:
-        """Empty rows, one per source, or `count` without sources. The source is the input of `encode`, or its output.
-        """
+        """Empty rows, one per source, or `count` without sources. The source is `encode`'s input, or its output."""
         stack, memories, starts = self._decoder[0].stack, None, None
         if isinstance(self.model, EncoderDecoder):
             if source is None or layout is None:
