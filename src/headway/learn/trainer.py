@@ -39,7 +39,7 @@ class Trainer:
     """Trains the model of a recipe on a task.
 
     `minutes` determines `train.steps` from the measured speed, so that the process takes about that long in total,
-    including startup, reading data and the final evaluation. `clock` measures the elapsed time; `evaluate_final` says
+    including startup, reading data and the final evaluation. `clock` measures the elapsed time; `evaluate_final` is
     whether the time includes an evaluation of the finished model and `samples` samples. `predict_loss` forecasts the
     final loss early. The first plan has at most `max_steps` steps and grows while evaluations improve; after `patience`
     evaluations without improvement the run ends soon. The recipe in the run's directory has the final steps and
