@@ -20,8 +20,8 @@ ABSURD = [
     ("optim.weight_decay", "1e20", "optim.weight_decay is 1e+20; use a number from 0 to 1000"),
     ("optim.betas", "[0.9, 1.5]", "optim.betas is (0.9, 1.5); use decays from 0 to below 1"),
     ("train.clip", "Infinity", "train.clip is inf; use a finite number"),
-    ("train.steps", "1000000000000", "train.steps is 1,000,000,000,000; give 1,000,000,000 or less"),
-    ("train.accumulate", "10000000", "train.accumulate is 10,000,000; give 10,000 or less"),
+    ("train.steps", "1000000000000", "train.steps is 1,000,000,000,000; use 1,000,000,000 or less"),
+    ("train.accumulate", "10000000", "train.accumulate is 10,000,000; use 10,000 or less"),
     ("schedule.floor", "1e9", "schedule.floor is 1000000000.0; use a fraction of the peak, from 0 to 1"),
 ]
 

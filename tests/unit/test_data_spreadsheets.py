@@ -57,7 +57,7 @@ def test_a_workbook_that_expands_without_end_or_is_none_is_refused(
     workbook: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HEADWAY_LIMIT_WHOLE", "2000")
-    assert "bytes of memory, more than HEADWAY_LIMIT_WHOLE=2000 lets through" in refusal(workbook)
+    assert "bytes of memory, more than HEADWAY_LIMIT_WHOLE=2000 allows" in refusal(workbook)
     monkeypatch.delenv("HEADWAY_LIMIT_WHOLE")
     whole = workbook.read_bytes()
     for damaged in (b"text,label\n", whole[: len(whole) // 2], b"PK\x03\x04" + bytes(50)):

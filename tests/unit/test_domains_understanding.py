@@ -283,7 +283,7 @@ def test_labels_that_cannot_be_learned_are_errors(questions: Path, tmp_path: Pat
     with pytest.raises(UserError, match=r"test.csv, line 2: the label 'unheard of' does not occur in training"):
         opened(small(classification()), tmp_path)
     (tmp_path / "one.csv").write_text("text,label\n" + "".join(f"text {n},only\n" for n in range(30)))
-    with pytest.raises(UserError, match="one label only, 'only'"):
+    with pytest.raises(UserError, match="only one label, 'only'"):
         opened(small(classification(), **{"task.codec": "char", "task.size": None}), tmp_path / "one.csv")
 
 

@@ -186,7 +186,7 @@ def test_what_is_finished_outlives_an_error(own: Path) -> None:
         ("nomodule:Foo", "the module 'nomodule' cannot be imported"),
         ("walks:Wlak", "the module 'walks' has no 'Wlak'; did you mean 'Walk'"),
         ("walks:number", "is a int, which is not callable"),
-        ("walks:nothing", "makes a dict, no gymnasium.Env"),
+        ("walks:nothing", "returns a dict, not a gymnasium.Env"),
         ("walks:broken", "cannot be created .ValueError: no such thing"),
         ("walks:Several", "has the action space MultiDiscrete"),
     ],
@@ -237,7 +237,7 @@ def test_policies_that_do_not_fit(own: Path) -> None:
             open_policy(name, spaces)
     wrong = open_policy("walks:wrong", spaces)
     assert wrong is not None
-    with pytest.raises(UserError, match="chose 7; there are 2 choices"):
+    with pytest.raises(UserError, match="returned action 7; return 0 to 2 - 1"):
         wrong(np.zeros((2, 4)))
     np.savez(own / "c.npz", weight_0=np.array([{}], object), bias_0=np.zeros(2))
     with pytest.raises(UserError, match="Python objects, which can run code"):
@@ -374,7 +374,7 @@ def test_the_line_below_a_picture_says_what_it_shows() -> None:
 
 @pytest.mark.parametrize(("episodes", "speed"), [(0, 1.0), (2, 0.0), (2, float("inf"))])
 def test_a_film_of_nothing_is_told(episodes: int, speed: float, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="give 1 episode or more, and a speed above 0"):
+    with pytest.raises(UserError, match="use 1 episode or more, and a speed above 0"):
         film_of(tmp_path / "a.mp4", episodes, speed)
 
 
@@ -433,7 +433,7 @@ def test_mujoco_is_drawn_without_a_screen() -> None:
 
 
 def test_what_cannot_be_drawn_is_told(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError, match="takes no render_mode"):
+    with pytest.raises(UserError, match="has no parameter render_mode"):
         Copies("walks:Plain", 1, drawn=True)
     with Copies("CartPole-v1", 1) as copies:  # not made to be drawn
         copies.reset(0, 0)

@@ -190,5 +190,5 @@ def test_frozen_parameters_stay() -> None:
     assert torch.equal(frozen, before)  # type: ignore[arg-type]
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    with pytest.raises(UserError, match="no trainable weights"):
+    with pytest.raises(UserError, match="no trainable parameters"):
         Optimizer(AdamWConfig(), model)

@@ -47,7 +47,7 @@ def only_one(env: str | Sequence[str] | None, source: str) -> str | None:
 
 
 def make_environment(name: str, *, drawn: bool = False) -> Any:
-    """Create an environment: a Gymnasium id, metaworld/NAME-v3, or `module:Name` of a user's module (a class, a
+    """Create an environment: a Gymnasium id, metaworld/NAME-v3, or `module:Name` of your own module (a class, a
     function, or an id that the module registers). With `render` its method `render` returns images. Raises UserError
     for an unknown environment.
     """

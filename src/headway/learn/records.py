@@ -79,7 +79,7 @@ def check_line(line: Mapping[str, Any], path: str) -> None:
 
 
 class Judged(TypedDict, total=False):
-    """Scores of the final split, measured on `judged` of its `judged_of` samples if time was short."""
+    """Scores of the final split, measured on a part of its samples if time was short."""
 
     split: Required[str]
     judged: Count

@@ -230,7 +230,7 @@ def with_user(recipe: Recipe, settings: Settings, user: Settings) -> Recipe:
 
 def ladder(recipe: Recipe, scale: Scale, user: Settings) -> list[Rung]:
     """The distinct candidate sizes under the user's settings, from small to large, without those whose heads do not
-    divide the user's width. ConfigError if there are none.
+    divide the user's width. ConfigError if no size is left.
     """
     found: list[Rung] = []
     faults: list[ConfigError] = []

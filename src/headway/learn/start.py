@@ -203,7 +203,7 @@ def initial_model(recipe: Recipe, fresh: Collection[str], base: Path, begun: boo
 
 
 def _sources(own: dict[str, torch.Size], theirs: dict[str, Tensor]) -> dict[str, str]:
-    """The pretrained tensor that each of this model's tensors comes from.
+    """The names of the pretrained tensors for the model's tensors.
 
     A pooler (Devlin et al. 2019) is the dense layer of a head, whose name may differ between the models.
     """
