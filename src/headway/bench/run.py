@@ -75,7 +75,7 @@ END = 0  # translate: the eos token
 
 @dataclass(frozen=True)
 class Job:
-    """The work of one process. `dtype` is the number format of the weights; `folder` has the prepared models."""
+    """The work of one process. `form` is the number format of the weights; `folder` has the prepared models."""
 
     kind: Kind
     form: str

@@ -39,7 +39,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--timeline",
         type=Path,
         metavar="FILE",
-        help="decode: write when each thread ran each instruction, for 8 more steps",
+        help="decode: output file for the times of each instruction on each thread, over 8 more steps",
     )
     add(
         "--repeats",

@@ -41,7 +41,7 @@ def add_search(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--search",
         choices=SEARCHES,
-        help="policy: no search; value: one move ahead; puct: tree search (default: the strongest the model supports)",
+        help="search method: policy is none, value one move ahead, puct a tree (default: the strongest supported)",
     )
 
 

@@ -35,9 +35,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--policy",
         nargs="+",
         metavar="POLICY",
-        help="random, expert (Meta-World's; stores only successful episodes), a run of ppo or trajectories, the .npz "
-        "of a network, or module:function from states [B, S] to actions (default: expert if available, otherwise "
-        "random)",
+        help="policies: random, expert (Meta-World's; stores only successful episodes), a run of ppo or trajectories, "
+        "the .npz of a network, or module:function from states [B, S] to actions (default: expert if available, "
+        "otherwise random)",
     )
     add(
         "--mix",
@@ -62,9 +62,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         type=whole(2),
         default=[96, 96],
         metavar=("HEIGHT", "WIDTH"),
-        help="even size of the camera images in pixels (default: 96 96)",
+        help="height and width of the camera images in pixels, both even (default: 96 96)",
     )
-    add("--out", type=Path, required=True, metavar="PLACE", help="file NAME.npz, or folder for a LeRobotDataset")
+    add("--out", type=Path, required=True, metavar="PATH", help="file NAME.npz, or folder for a LeRobotDataset")
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:

@@ -23,7 +23,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="files of positions: .pgn, .epd or .csv, also compressed as .gz, .xz, .zst or .zip",
     )
-    add("--out", type=Path, required=True, metavar="FILE.csv", help="output file")
+    add("--out", type=Path, required=True, metavar="FILE.csv", help="output file for the labels")
     add("--engine", default="stockfish", metavar="NAME", help="name or path of a UCI engine (default: stockfish)")
     add("--nodes", type=whole(1), default=1000, metavar="N", help="search nodes per position (default: 1000)")
     add("--lines", type=whole(1), default=8, metavar="N", help="best moves per position (default: 8)")

@@ -68,7 +68,7 @@ def add_sampling(parser: argparse.ArgumentParser, tokens: int) -> None:
     )
     add("--stop", action="append", default=[], metavar="S", help="stop before this text; repeatable")
     add_cache(parser)
-    drafts = "smaller model with the same tokenizer for speculative decoding: same output, usually faster"
+    drafts = "smaller model with the same tokenizer, for speculative decoding: same output, usually faster"
     add("--draft", type=Path, metavar="RUN|MODEL", help=drafts)
     add_server(parser)
 

@@ -54,9 +54,13 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     """Add the options of every command."""
     add = parser.add_argument_group("common options").add_argument
     add("--threads", type=threads, metavar="N", help="number of CPU threads (default: torch's default)")
-    add("--device", default="auto", help="cpu, cuda, cuda:1 or mps; auto uses a GPU if available (default: auto)")
+    add(
+        "--device",
+        default="auto",
+        help="device to run on: cpu, cuda, cuda:1 or mps; auto uses a GPU if available (default: auto)",
+    )
     add("--backend", default="auto", type=backend, metavar="auto|torch|cpu", help=BACKENDS)
-    add("--seed", type=whole(0, 2**63 - 1), metavar="N", help="seed of all random numbers")
+    add("--seed", type=whole(0, 2**63 - 1), metavar="N", help="random seed")
     add(
         "--deterministic",
         action="store_true",
