@@ -1,9 +1,9 @@
-"""The domains of headway: one package each, imported when one of its recipes or tasks is named.
+"""What headway can learn: a folder for each domain, which is imported when one of its recipes or tasks is named.
 
-A package lists the names of its RECIPES, which its module `recipes` builds, and its TASKS with the module that
-registers each. VERBS are the model verbs it implements, each with the predicate of `headway.nn.models.kinds` that
-selects the models; its module `predictors` has a function for each verb. SCALES in its module `recipes` describes how
-auto-scaled recipes grow with data and time.
+A folder's package says the names of its RECIPES, which its module `recipes` makes, and of its TASKS, with the module
+that registers each. Where it serves verbs of a model, VERBS says which, each with the question of
+`headway.nn.models.kinds` that tells the models that it serves; its module `predictors` has a function for each. SCALES
+of its module `recipes` says how those that fit themselves grow with data and time.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from headway.errors import UserError, logger, nearest
 
-if TYPE_CHECKING:  # torch takes seconds to import, and a chess engine must answer sooner
+if TYPE_CHECKING:  # torch takes seconds to import, and a program that plays chess is to answer before
     from headway.learn import Recipe
     from headway.learn.scale import Scale
 
@@ -26,13 +26,13 @@ _LOG = logger(__name__)
 
 @cache
 def homes() -> dict[str, str]:
-    """Return the domain of each recipe, by name. Imports only the domains' names."""
+    """The domain of each recipe, by its name. Nothing of a domain is imported but its names."""
     return {name: domain for domain in _domains() for name in import_module(f"{__name__}.{domain}").RECIPES}
 
 
 @cache
 def tasks() -> dict[str, str]:
-    """Return the module that registers each kind of task."""
+    """The module that registers each kind of task."""
     packages = {domain: import_module(f"{__name__}.{domain}") for domain in _domains()}
     return {
         kind: f"{__name__}.{domain}.{module}"
@@ -42,7 +42,9 @@ def tasks() -> dict[str, str]:
 
 
 class Serves(NamedTuple):
-    """A predictor of a verb: its module, and the predicate of `headway.nn.models.kinds` for the models it serves."""
+    """Who serves a verb: the module with its predictor, for models of which a question of `headway.nn.models.kinds` is
+    true.
+    """
 
     module: str
     question: str
@@ -50,7 +52,7 @@ class Serves(NamedTuple):
 
 @cache
 def verbs() -> dict[str, tuple[Serves, ...]]:
-    """Return the predictors of each verb."""
+    """Who serves each verb of a model."""
     found: dict[str, list[Serves]] = {}
     for domain in _domains():
         package = f"{__name__}.{domain}"
@@ -60,25 +62,25 @@ def verbs() -> dict[str, tuple[Serves, ...]]:
 
 
 def recipes() -> dict[str, Recipe]:
-    """Return all recipes by name, without building models; domains that cannot be imported are left out."""
+    """All recipes by name; those of a domain that cannot be imported are left out. No model is built."""
     found: dict[str, Recipe] = {}
     for domain in _domains():
         try:
             found |= {name: make() for name, make in _makers(domain).items()}
         except ImportError as error:
-            _LOG.warning("the domain %s is not available: %s", domain, error)
+            _LOG.warning("the domain %s cannot be used here: %s", domain, error)
     return found
 
 
 def recipe(name: str) -> Recipe:
-    """Return a recipe by name. Raises UserError with the closest name if it does not exist."""
+    """A recipe by name. Raises UserError with the nearest name for one that does not exist."""
     if name not in homes():
         raise UserError(f"there is no recipe {name!r}; {nearest(name, homes())}")
     return _makers(homes()[name])[name]()
 
 
 def scale_of(name: str) -> Scale | None:
-    """Return how the generic recipe of this name grows with data and time; None for a recipe of fixed size."""
+    """How the generic recipe of this name grows with data and time; None for one whose size is its own."""
     if name not in homes():
         return None
     return getattr(import_module(f"{__name__}.{homes()[name]}.recipes"), "SCALES", {}).get(name)
@@ -87,7 +89,7 @@ def scale_of(name: str) -> Scale | None:
 @cache
 def _domains() -> tuple[str, ...]:
     for folder in __path__:
-        os.scandir(folder).close()  # raises if too many files are open; pkgutil would find nothing
+        os.scandir(folder).close()  # an error, where no more files can be opened: pkgutil would find nothing
     return tuple(module.name for module in pkgutil.iter_modules(__path__))
 
 

@@ -57,9 +57,7 @@ def find_engine(name: str) -> list[str]:
     words = [name] if Path(name).expanduser().is_file() else shlex.split(name) or [name]
     found = shutil.which(words[0], path=places) or shutil.which(str(Path(words[0]).expanduser()))
     if found is None:
-        raise UserError(
-            f"there is no program {name!r}; install it (Debian: apt install stockfish) or pass its path"
-        )
+        raise UserError(f"there is no program {name!r}; install it (Debian: apt install stockfish) or pass its path")
     return [found, *words[1:]]
 
 

@@ -19,7 +19,7 @@ def codec_of(directory: Path, usage: Usage) -> RobotCodec:
 
 
 def known_codec(directory: Path, usage: Usage) -> RobotCodec | None:
-    """Like `codec_of`, but None if there is none."""
+    """Like `load_codec`, but None if there is none."""
     return codec_of(directory, usage) if usage.family in POLICIES or (directory / FILE).is_file() else None
 
 

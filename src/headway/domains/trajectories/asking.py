@@ -64,7 +64,5 @@ def by_actions(
     else:
         spread = cast(torch.Tensor, actions)[layout.keep].std(0).mean()
         share = float((said[0] - said[1]).abs().mean() / spread)
-        found = (
-            f"{question} takes actions that differ by {share:.2g} of their standard deviation on held-out steps"
-        )
+        found = f"{question} takes actions that differ by {share:.2g} of their standard deviation on held-out steps"
     return f"{found}: the target makes no difference." if share < _SAME else f"{found}."

@@ -43,7 +43,5 @@ def _policy(settings: Settings, known: Mapping[str, Family]) -> Family:
     """Return the family of a robot policy."""
     name = settings.get("type", str)
     if name not in POLICIES:
-        raise UserError(
-            f"{settings.source}: policies of type {name!r} are not supported; use {' or '.join(POLICIES)}"
-        )
+        raise UserError(f"{settings.source}: policies of type {name!r} are not supported; use {' or '.join(POLICIES)}")
     return known[name]

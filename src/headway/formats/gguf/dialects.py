@@ -184,9 +184,7 @@ def rotary_values(rotary: RotaryConfig, head_size: int, context: int) -> RotaryV
         plain = Rotary(RotaryConfig(rotary.theta), head_size).frequencies
         scaled = Rotary(rotary, head_size).frequencies
         return RotaryValues(values, {FACTORS: (plain / scaled).to(torch.float32)})
-    raise UserError(
-        f"GGUF cannot store rotary positions scaled by {type(scaling).__name__}; export a folder instead"
-    )
+    raise UserError(f"GGUF cannot store rotary positions scaled by {type(scaling).__name__}; export a folder instead")
 
 
 def _is_one_set(scaling: Any) -> bool:

@@ -228,9 +228,7 @@ def _byte_pair_values(state: Mapping[str, Any]) -> dict[str, Any]:
         if name != "default" and model["type"] == "BPE" and _manner(plain) == _manner(state):
             found.append((words.whole_words != bool(model.get("ignore_merges")), len(found), name))
     if not found:
-        raise UserError(
-            f"GGUF has no name for the pre-tokenizer of this {model['type']} tokenizer; export without it"
-        )
+        raise UserError(f"GGUF has no name for the pre-tokenizer of this {model['type']} tokenizer; export without it")
     return {"pre": min(found)[2], "merges": [" ".join(pair) for pair in _merges(state)]}
 
 
