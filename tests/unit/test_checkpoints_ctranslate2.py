@@ -47,14 +47,7 @@ def test_whispers_tokenizer_is_a_codec(whisper: Path) -> None:
 def test_open_says_what_is_not_read(whisper: Path, tmp_path: Path) -> None:
     assert is_ctranslate2(whisper)
     (tmp_path / FILE).write_bytes(model_bin([]).replace(text("AnySpec"), text("TransformerSpec")))
-<<<<<<< ours
-    message = "TransformerSpec\\): a translation model; load the model that it was converted"
-    with pytest.raises(UserError, match=message):
-||||||| base
-    with pytest.raises(UserError, match="TransformerSpec\\): a translation model; load the model that it was converted"):
-=======
     with pytest.raises(UserError, match="TransformerSpec\\): a translation model; load the model that it was"):
->>>>>>> theirs
         open_model(tmp_path)
 
 

@@ -111,7 +111,7 @@ class AgentPolicy:
         self._acting = Agents(self.model, self.codec, [self.seed])
 
     def select_action(self, observation: Any) -> int | np.ndarray:
-        """Return the action for an observation, as the environment takes it. UserError for an unsuitable observation."""
+        """The action for an observation, as the environment takes it. UserError for an unsuitable observation."""
         seen = np.asarray(observation)
         if seen.dtype.kind not in "fiub" or seen.size != self.codec.states or not np.isfinite(seen).all():
             raise UserError(
