@@ -1,4 +1,4 @@
-"""Statistics of the training data, texts and images, by which a model's use can warn about out-of-distribution inputs."""
+"""Statistics of the texts and images in training, to warn about out-of-distribution inputs."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ def architecture(stem: str, heads: Mapping[str, HeadConfig]) -> list[str]:
 
 
 def pooler(heads: Mapping[str, HeadConfig], theirs: str, outputs: Mapping[str, str]) -> list[TensorRule]:
-    """Return rules for the dense layer of the head that owns the file's pooler, and for the projections to `outputs`."""
+    """Rules for the dense layer of the head that owns the file's pooler, and for the projections to `outputs`."""
     found = []
     for name in ("pooled", "next", "classes"):
         head = heads.get(name)
@@ -84,7 +84,7 @@ NUMBER = "number"  # the regression head; published models name it like the one 
 
 
 def as_classes(config: ModelConfig) -> ModelConfig:
-    """Return `config` with a regression head as published models have it: a single class, neither scaled nor shifted."""
+    """`config` with a regression head as published models have it: a single class, neither scaled nor shifted."""
     head = config.heads.get(NUMBER) if isinstance(config, TransformerConfig) else None
     if not isinstance(config, TransformerConfig) or not isinstance(head, PooledHeadConfig):
         return config

@@ -75,7 +75,7 @@ def rollout(
 
 
 def recording_policy(model: Handle, copies: Copies, horizon: int | None) -> RecordingAgents:
-    """Return the agent of a run as a policy for `headway data collect`. UserError for an environment that does not fit."""
+    """The agent of a run as a policy for `headway data collect`. UserError for an environment that does not fit."""
     codec = _codec(model)
     check_fits(codec, copies.spaces, copies.name)
     return RecordingAgents(model.module, codec, len(copies))

@@ -138,7 +138,7 @@ class Tree:
         report: Callable[[list[SearchLine], int], None] | None = None,
         only: Sequence[chess.Move] = (),
     ) -> tuple[list[SearchLine], int]:
-        """Return lines of the root, the best first, and the evaluated nodes. `only` restricts the root to some moves."""
+        """Lines of the root, the best first, and the evaluated nodes. `only` restricts the root to some moves."""
         try:
             root = self._begin(board)
             if only:

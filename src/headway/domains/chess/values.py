@@ -49,7 +49,7 @@ def mate(moves: int) -> float:
 
 
 def centipawns(value: float) -> int:
-    """Return the evaluation of an expected score between 0 and 1: the inverse of `expected(outcome(...))`, for display."""
+    """The evaluation of an expected score between 0 and 1: the inverse of `expected(outcome(...))`, for display."""
     low, high = -_MATE, _MATE
     for _ in range(24):
         middle = (low + high) / 2

@@ -68,7 +68,7 @@ class Acting:
         return self.codec.said_actions(said.float().cpu().numpy())
 
     def remembered(self, *steps: Observations) -> Observations:
-        """Return the model's inputs for the last steps, the current one last; the first is repeated for missing ones."""
+        """The model's inputs for the last steps, the current one last; the first is repeated for missing ones."""
         return in_order([*[steps[0]] * (self.model.config.history - len(steps)), *steps])
 
     def select(self, rows: np.ndarray) -> None:

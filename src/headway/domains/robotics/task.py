@@ -322,7 +322,7 @@ def check_settings(codec: RobotCodec, settings: Mapping[str, Any]) -> None:
 
 
 def check_start(model: RobotPolicyConfig, codec: RobotCodec, start: str | None) -> None:
-    """ConfigError for a policy to fine-tune whose weights take other states, images or words than its codec describes."""
+    """ConfigError for a policy to fine-tune whose weights take other states, images or words than its codec."""
     if start is None:
         return
     seen = model.observation

@@ -1,4 +1,4 @@
-"""BART (Lewis et al. 2019): the transformer of 2017 with learned positions, starting at 2, and normalised embeddings."""
+"""BART (Lewis et al. 2019): the transformer of 2017 with learned positions from 2 on and normalised embeddings."""
 
 from __future__ import annotations
 
