@@ -50,7 +50,7 @@ _NUMBERS = {"latent": "latent", "robot": "robot_state", "surroundings": "env_sta
 
 @dataclass(frozen=True)
 class _BesideSinusoids:
-    """A tensor that the file stores with the sinusoids of `length` positions, [1, length, D]; they are computed here."""
+    """A tensor that the file stores with the sinusoids of `length` positions, [1, length, D]; computed here."""
 
     length: int
 
