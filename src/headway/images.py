@@ -48,7 +48,7 @@ def open_image(source: Path | io.BytesIO, name: str, formats: Collection[str] = 
     with Image.open(source, formats=formats) as image:
         (wide, high), most = image.size, Image.MAX_IMAGE_PIXELS
         if most is not None and wide * high > most:  # Pillow only warns, up to twice as many
-            raise UserError(f"{name} has too many pixels ({wide} x {high}, more than {most:,}); resize the image")
+            raise UserError(f"{name} has too many pixels ({wide} x {high}, more than {most:,}); make the image smaller")
         if wide * high * scans > _SCANNED:
             raise UserError(f"{name} is a JPEG file of {scans} scans of {wide} x {high} pixels; save it with fewer")
         if wide * high > _RUNS and any(tile[0] == "bmp_rle" for tile in image.tile):

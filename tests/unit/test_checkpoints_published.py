@@ -80,7 +80,7 @@ def test_slices_that_do_not_fit_together_are_shown(folder: Path) -> None:
 
 @pytest.mark.parametrize(("settings", "words"), [
     ({"model_type": "lama"}, "unknown family 'lama'; did you mean 'llama'? (known: "),
-    ({"model_type": 3}, "model_type is 3; give text"),
+    ({"model_type": 3}, "model_type is 3; use a string"),
     ({"auto_map": {"AutoModel": "x.Y"}}, "requests custom code"),
     ({"vocab_size": None}, "vocab_size is null; set a value, or leave it out"),
     ({"hidden_act": "gelo"}, "hidden_act is 'gelo'; did you mean 'gelu'?"),

@@ -144,7 +144,7 @@ def test_episodes_in_place_of_failures_are_so_many_at_most(own: Path) -> None:
     """Their numbers, and so their seeds, are below four times the episodes that are asked for."""
     with Copies("canvas:Once", 1) as copies:
         recorder = Recorder(copies, [Mixture(None, 0.0)], 0, 2, Demonstrating())
-        with pytest.raises(UserError, match="was done in 1 of 12 episodes"):
+        with pytest.raises(UserError, match="in 1 of 12 episodes"):
             recorder.run(3, 1)
     assert (list(recorder.finished), recorder.failed) == ([0], 11)
 

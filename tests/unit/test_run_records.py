@@ -64,13 +64,13 @@ STATUS = [
     ("minutes", [5], "run.json: minutes is [5]; use a number"),
     ("status", {}, "run.json: status is {}; choose from: running, interrupted, finished"),
     ("fresh", 3, "run.json: fresh is 3; use a list"),
-    ("goal", None, "run.json: goal is None; give text"),
+    ("goal", None, "run.json: goal is None; use a string"),
     ("best", [], "run.json: best is []; use a mapping"),
     ("best.loss", [1.0], "run.json: best: loss is [1.0], not a number"),
     ("best.step", "x", "run.json: best: step is 'x'; use an integer"),
     ("forecast", {"step": 1, "loss": "x", "loss_interval": [1, 2]}, "run.json: forecast: loss is 'x'; use a number"),
     ("packages", ["torch"], "run.json: packages is ['torch']; use a mapping"),
-    ("machine", {"cores": [2]}, "run.json: machine.cores is [2]; give"),
+    ("machine", {"cores": [2]}, "run.json: machine.cores is [2]; use"),
 ]
 
 
@@ -104,7 +104,7 @@ PROGRESS = [
     ("stale", 1.5, "stale is 1.5; use an integer"),
     ("best", {"step": 3, "loss": {}}, "best: loss is {}, not a number"),
     ("best", {"step": 3}, "state.json has no loss; restore it"),
-    ("forecast", [1, 2], "forecast is [1, 2]; give a JSON object"),
+    ("forecast", [1, 2], "forecast is [1, 2]; use a JSON object"),
     ("more", 1, "has no setting 'more'"),
     ("version", [], "has version [], but this headway reads 1"),
 ]
@@ -131,7 +131,7 @@ def test_a_wrong_value_in_state_json_is_one_line(
         (lambda line: {**line, "step": {}}, "line 1: step is {}; use an integer"),
         (lambda line: {**line, "loss": "low"}, "line 1: loss is 'low', not a number"),
         (lambda line: {**line, "loss": 1e200}, "line 1: loss is 1e+200, not a number"),
-        (lambda line: {**line, "split": 3}, "line 1: split is 3; give text"),
+        (lambda line: {**line, "split": 3}, "line 1: split is 3; use a string"),
         (lambda line: {**line, "bleu_interval": [1]}, "line 1: bleu_interval is [1], not two numbers"),
         (lambda line: {"loss": 1.0}, "line 1 has no 'step'"),
     ],
