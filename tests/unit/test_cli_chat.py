@@ -112,7 +112,7 @@ def test_chat_in_python(echo: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         assert model.chat([*told, *told, asked], max_new_tokens=10, temperature=0) == "abc"
     assert "the first turn does not fit into the context of 48 tokens" in caplog.text
-    with pytest.raises(UserError, match="without messages"):
+    with pytest.raises(UserError, match="has no messages"):
         model.chat([])
     with pytest.raises(UserError, match="message 0 has the role None"):
         model.chat([{"content": "x"}])

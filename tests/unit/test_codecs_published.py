@@ -199,7 +199,7 @@ def test_a_text_without_symbols_is_refused(tmp_path: Path) -> None:
 def test_a_tokenizer_larger_than_the_embedding_is_refused(tmp_path: Path) -> None:
     codec = load_codec(write(tmp_path, PAIR))
     check_fits(codec, 256, "here")
-    with pytest.raises(UserError, match=r"^here: the tokenizer has 256 symbols and the model's embedding 255"):
+    with pytest.raises(UserError, match=r"^here: the tokenizer has 256 tokens but the model's embedding only 255"):
         check_fits(codec, 255, "here")
 
 

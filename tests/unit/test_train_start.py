@@ -137,6 +137,6 @@ def test_starts_that_cannot_be_are_errors(first: Path, published: Path, play: Pa
     with pytest.raises(UserError, match=r"has no tokenizer next to its weights; add its tokenizer.json"):
         train(tmp_path / "run", play, start=published)
     train_codec("bpe", iter([play.read_text()]), 400).save(published)
-    with pytest.raises(UserError, match=r"the tokenizer has 400 symbols and the model's embedding 264"):
+    with pytest.raises(UserError, match=r"the tokenizer has 400 tokens but the model's embedding only 264"):
         train(tmp_path / "run", play, start=published)
     assert not (tmp_path / "run").exists()
