@@ -252,7 +252,7 @@ def test_each_setting_left_out_has_their_default(key: tuple[str, str]) -> None:
     if needed and config.model_type == "smollm3":  # whose sliding_window is null by default
         needed.add("sliding_window")
     for name in needed:
-        with pytest.raises(UserError, match="layer_types has 'sliding_attention', but no window is used"):
+        with pytest.raises(UserError, match="layer_types has 'sliding_attention', but there is no window"):
             read(without(values, name))
     for name in values.keys() - {"model_type", *SIZES, *needed}:
         rest = without(values, name)

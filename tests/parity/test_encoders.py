@@ -365,7 +365,7 @@ def test_thresholds_of_labels_travel(tmp_path: Path, caplog: pytest.LogCaptureFi
         ({"hidden_act": "mish"}, "hidden_act is 'mish'"),
         ({"vocab_size": 54}, "config.json and weights do not belong together"),
         ({"num_hidden_layers": 3}, r"lacks tensor 'bert.encoder.layer.2"),
-        ({"num_hidden_layers": 1}, r"has tensor 'bert.encoder.layer.1.*no rule"),
+        ({"num_hidden_layers": 1}, r"has unknown tensor 'bert.encoder.layer.1"),
     ],
 )
 def test_what_cannot_be_computed_is_refused(settings: dict[str, Any], message: str, tmp_path: Path) -> None:

@@ -352,14 +352,14 @@ def unsaid(folder: Path) -> None:
 BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     "another policy": (
         settings(type="pi0"),
-        "policies of type 'pi0' are not read; those of type act and diffusion are",
+        "policies of type 'pi0' are not supported; use act or diffusion",
     ),
-    "a language model's": (settings(type="smolvla"), "policies of type 'smolvla' are not read"),
+    "a language model's": (settings(type="smolvla"), "policies of type 'smolvla' are not supported"),
     "another backbone": (settings(vision_backbone="resnet50"), "vision_backbone is 'resnet50'"),
     "several observations": (settings(n_obs_steps=2), "n_obs_steps is 2"),
     "dilated": (settings(replace_final_stride_with_dilation=True), "replace_final_stride_with_dilation is True"),
     "gated": (settings(feedforward_activation="glu"), "feedforward_activation is 'glu'"),
-    "too many to execute": (settings(n_action_steps=7), "n_action_steps is 7; a chunk has 1 to 6 actions"),
+    "too many to execute": (settings(n_action_steps=7), "n_action_steps is 7; choose 1 to 6, a chunk's length"),
     "heads that do not fit": (settings(n_heads=5), "width 32 is not divisible by heads 5"),
     "another width": (settings(dim_model=64), "shape"),
     "many layers": (settings(n_encoder_layers=10**9), "too many for the"),
@@ -412,7 +412,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "no limit": ({"clip_sample": False}, "a head that predicts noise needs clipped samples"),
     "an odd horizon": ({"horizon": 10, "n_action_steps": 8}, "set a multiple of 4"),
     "a longer past": ({"n_obs_steps": 9, "n_action_steps": 1}, "set model.actions and model.history"),
-    "too many to execute": ({"n_action_steps": 8}, "n_action_steps is 8; a chunk has 1 to 7 actions"),
+    "too many to execute": ({"n_action_steps": 8}, "n_action_steps is 8; choose 1 to 7, a chunk's length"),
     "even taps": ({"kernel_size": 4}, "taps is 4; set an odd kernel size"),
     "groups that do not fit": ({"n_groups": 5}, "16 channels do not divide into 5 groups"),
     "no levels": ({"down_dims": []}, "widths are [] and groups"),
@@ -454,7 +454,7 @@ def test_statistics_that_were_never_filled(folders: Callable[[str], Path], tmp_p
     tensors = load_file(path)
     tensors["normalize_inputs.buffer_observation_state.min"].fill_(torch.inf)
     save_file(tensors, path)
-    with pytest.raises(UserError, match=r"holds 4 numbers where 4 finite ones are needed"):
+    with pytest.raises(UserError, match=r"has 4 values, but 4 finite values are needed"):
         open_model(tmp_path / "policy")
 
 

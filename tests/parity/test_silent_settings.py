@@ -186,7 +186,7 @@ def test_windows_of_smollm3_are_used_or_refused(tmp_path: Path) -> None:
     other = copied(made.folder, tmp_path / "b", layer_types=kinds)
     assert same(made.theirs, other)
     off = copied(made.folder, tmp_path / "c", layer_types=kinds, use_sliding_window=False)
-    with pytest.raises(UserError, match="layer_types has 'sliding_attention', but no window is used"):
+    with pytest.raises(UserError, match="layer_types has 'sliding_attention', but there is no window"):
         load_published(off)
     plain = copied(made.folder, tmp_path / "d", layer_types=None, use_sliding_window=False)
     assert same(made.theirs, plain)

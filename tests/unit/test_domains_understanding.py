@@ -351,7 +351,7 @@ def test_models_without_the_head_say_so(questions: Path) -> None:
     said = r"\(its heads: classes\), which cannot tag words; use classify or embed with it, .*headway train tagging"
     with pytest.raises(UserError, match=said):
         hw.Model(Opened(model, Usage(), task.examples.codec), Path("m")).tag("a text")
-    with pytest.raises(UserError, match="gives 6 classes and 2 have names"):
+    with pytest.raises(UserError, match="outputs 6 classes but 2 have names"):
         classify(model, task.examples.codec, Usage(labels=("a", "b")), ["a text"])
     with pytest.raises(UserError, match="text 2 of 2 is empty"):
         embed(model, task.examples.codec, ["a text", " "])
