@@ -54,7 +54,7 @@ def test_what_has_no_frames_is_refused() -> None:
     for sound, message in (
         (torch.zeros(0), "0 samples is shorter than one frame"),
         (torch.zeros(SHORTEST - 1), "200 samples"),
-        (torch.full((8000,), torch.nan), "no numbers"),
+        (torch.full((8000,), torch.nan), "NaN or infinite"),
     ):
         with pytest.raises(UserError, match=message):
             log_mel(sound)
@@ -132,9 +132,9 @@ def test_files_that_are_no_sounds(tmp_path: Path) -> None:
     (tmp_path / "nothing.mp3").write_bytes(b"")
     (tmp_path / "a.raw").write_bytes(bytes(1000))
     for name, message in {
-        "cut.flac": "cut.flac (ends after|is not a sound)",
+        "cut.flac": "cut.flac (ends after|is not a readable sound file)",
         "empty.wav": "0 samples",
-        "nan.wav": "no numbers",
+        "nan.wav": "NaN or infinite",
         "text.wav": "not a readable sound file",
         "slow.wav": "slow.wav: a rate of 500 samples a second is not within",
         "nothing.mp3": "not a readable sound file",

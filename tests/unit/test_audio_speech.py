@@ -107,7 +107,7 @@ def test_what_belongs_to_nothing_is_refused_or_skipped(tmp_path: Path, caplog: p
     folder = prompts(tmp_path / "data")
     table = folder / "prompts.tsv"
     write(folder / "sounds" / "extra.wav", tone(200))
-    with pytest.raises(UserError, match=r"extra\.wav has no transcript; write one.*task\.skip_bad=true"):
+    with pytest.raises(UserError, match=r"extra\.wav has no transcript; add one.*task\.skip_bad=true"):
         read_transcripts([folder])
     table.write_text(table.read_text() + "sounds/gone.wav\tgone\nsounds/lost.wav\tlost\n")
     with pytest.raises(UserError, match=r"prompts\.tsv, line 12: sounds/gone\.wav is not a file .*\(and 1 more of 12"):
@@ -271,7 +271,7 @@ def test_a_run_transcribes_what_its_evaluation_writes(tmp_path: Path) -> None:
         texts.add(wanted)
     assert len(texts) > 1
     for asked, message in (
-        ({"words": True}, "no times"),
+        ({"words": True}, "does not generate timestamps"),
         ({"language": "de"}, "only the language of its training"),
     ):
         with pytest.raises(UserError, match=message):

@@ -95,7 +95,7 @@ def test_what_is_no_sound_is_an_error_or_is_skipped_and_counted(
         assert task.labels[task.classes[row]] == path.parent.name
         wanted = windowed(read_sound(path), task.frames, 80)
         torch.testing.assert_close(seen(task, [row])[0], wanted)
-    with pytest.raises(UserError, match=r"is not a sound|0 samples"):  # also where the cache knows it
+    with pytest.raises(UserError, match=r"is not a readable sound file|0 samples"):  # also where the cache knows it
         task_of(folder)
 
 

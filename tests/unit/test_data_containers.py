@@ -72,7 +72,7 @@ def test_pipes_are_refused_at_once(tmp_path: Path) -> None:
     for name in ("front.mp4", "zero.mp4"):
         with pytest.raises(UserError, match="there is no video"):
             frames_of(tmp_path / name)
-        with pytest.raises(UserError, match="is no file"):
+        with pytest.raises(UserError, match="is not a file"):
             read_sound(tmp_path / name)
 
 

@@ -279,7 +279,7 @@ def test_a_text_model_writes_no_captions(data_dir: Path, tmp_path: Path) -> None
     text = train_text(tmp_path / "text", play_file(data_dir, tmp_path)).directory
     with pytest.raises(UserError, match="cannot write captions"):
         hw.load(text).caption([str(tmp_path)])
-    with pytest.raises(UserError, match="reads no images; give a run or model of images"):
+    with pytest.raises(UserError, match="does not take images; use a run or model of images"):
         train("scenes", tmp_path / "run", {"task.tower": str(text)})
     assert not (tmp_path / "run").exists()
 

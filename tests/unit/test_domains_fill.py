@@ -93,7 +93,7 @@ def test_what_cannot_be_filled_in_is_refused(codec: Codec) -> None:
     model = model_of(codec)
     with pytest.raises(UserError, match="the text 'I am the king\\.' has no mask"):
         fill(model, codec, "I am the king.")
-    with pytest.raises(UserError, match="the model reads 32 at most"):
+    with pytest.raises(UserError, match="the model takes at most 32"):
         fill(model, codec, TEXT * 3 + "[MASK]")
     with pytest.raises(UserError, match="top is 0"):
         fill(model, codec, "[MASK]", top=0)

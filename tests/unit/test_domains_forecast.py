@@ -261,7 +261,7 @@ def test_what_cannot_be_forecast(run: Any, tmp_path: Path, capsys: pytest.Captur
     monthly = tmp_path / "monthly.csv"
     monthly.write_text("month,v\n" + "".join(f"{2000 + n // 12}-{n % 12 + 1:02},{n}\n" for n in range(99)))
     for arguments, part in (
-        (["--data", str(short)], "has 20 values, and the model reads 56"),
+        (["--data", str(short)], "has 20 values, but the model needs 56"),
         (["--data", str(monthly)], "steps of 1 months"),
         (["--picture", "x.bmp"], "is not a supported image file"),
         (["--out", str(tmp_path / "no" / "x.csv")], "not a folder"),

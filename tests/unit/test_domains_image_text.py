@@ -241,5 +241,5 @@ def test_settings_reach_both_towers_or_each() -> None:
     assert [side.stack.blocks[0].mixer.heads for side in (model.left, model.right)] == [4, 4]  # type: ignore[attr-defined]
     assert model.shared == 8
     assert build(override(model, {"mixer": "lstm"})) is not None
-    with pytest.raises(ConfigError, match="give 1 or more"):
+    with pytest.raises(ConfigError, match="choose 1 or more"):
         ImageTextConfig(at_once=0)

@@ -374,7 +374,7 @@ def test_what_does_not_fit_is_an_error_before_any_work(speeches: Path, tmp_path:
         task.adapt(preset("gpt2"))
     with pytest.raises(UserError, match="EncoderDecoderConfig cannot predict masked tokens"):
         task.adapt(preset("transformer-base"))
-    with pytest.raises(UserError, match="leaves no room"):
+    with pytest.raises(UserError, match="is too short for text"):
         open_task(small(**{"task.context": 2}), speeches).adapt(small().model)
     with pytest.raises(UserError, match="validation split"):
         open_task(small(**{"task.split": SplitConfig(0.0, 0.0)}), speeches).adapt(small().model)

@@ -174,7 +174,7 @@ def test_bad_files_are_one_line_and_nothing_is_traced(
 
 def test_a_model_that_cannot_classify_says_why(folder: Path, files: list[str], tmp_path: Path) -> None:
     model = hw.load(folder)
-    with pytest.raises(UserError, match=r"image 1 is float64 of shape \(2, 2\); give uint8"):
+    with pytest.raises(UserError, match=r"image 1 is float64 of shape \(2, 2\); use uint8"):
         model.classify([np.zeros((2, 2))])
     with pytest.raises(UserError, match="image 2 is a tuple"):
         model.classify([files[0], ("a", "b")])  # type: ignore[list-item]

@@ -76,10 +76,10 @@ def test_mixed_labels_are_the_shares_of_the_mixed_images(kind: str) -> None:
 
 def test_settings_of_changes_are_checked() -> None:
     for settings, message in (
-        ({"flip": 1.5}, "give a probability"),
+        ({"flip": 1.5}, "choose a probability"),
         ({"crop": 0.0}, "share of the area above 0"),
         ({"shift": -1}, "below 0"),
-        ({"magnitude": 31}, "give 0 to 30"),
+        ({"magnitude": 31}, "choose 0 to 30"),
     ):
         with pytest.raises(ConfigError, match=message):
             ImageAugmentConfig(**settings)  # type: ignore[arg-type]

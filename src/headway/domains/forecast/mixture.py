@@ -51,7 +51,7 @@ class ForecastMixture:
         shares = all(0 <= share <= 1 for share in self.shares) and abs(sum(self.shares) - 1) < 1e-3
         if not shares or not all(0 < width <= _WIDEST for width in self.widths):
             found = f"invalid shares {self.shares} or widths {self.widths}"
-            raise ConfigError(f"the forecast mixture has {found}; restore forecast.json from a backup")
+            raise ConfigError(f"the forecast mixture has {found}; restore forecast.json from a copy")
 
     def mixed(self, said: Forecasts) -> Float[np.ndarray, "N S Q"]:
         found = np.sum([share * each for share, each in zip(self.shares, said) if share], 0)

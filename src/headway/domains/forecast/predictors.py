@@ -45,7 +45,7 @@ def forecast(model: Handle, data: Data | None = None, steps: int | None = None) 
         found, calendar = recipe.task.read([Path(path) for path in (recipe.data if paths is None else listed(paths))])
     codec = read_codec(model.directory, calendar)
     if codec is None:
-        raise UserError(f"{model.directory} has no forecast.json; restore it from a backup")
+        raise UserError(f"{model.directory} has no forecast.json; restore it from a copy")
     short = next((one for one in found if len(one.values) < codec.context), None)
     if short is not None:
         held = f"the series {short.name!r} has {len(short.values):,} values"

@@ -76,7 +76,7 @@ class WindowCodec:
         if not fits or len(self.errors) not in (1, self.horizon) or widths not in ({1}, {len(LEVELS)}):
             raise ConfigError(
                 f"{FILE} does not fit together (context {self.context}, horizon {self.horizon}, season {self.season}, "
-                f"patch {self.patch}, {len(self.errors)} rows of errors); restore it from a backup"
+                f"patch {self.patch}, {len(self.errors)} rows of errors); restore it from a copy"
             )
         lines = simple_forecasts(np.zeros((1, self.context)), 1, self.season)
         if self.line not in lines:
