@@ -29,7 +29,7 @@ import numpy as np
 import torch
 
 import headway as hw
-from headway.domains.chess.judge import BoardJudge
+from headway.domains.chess.judge import BoardEvaluator
 from headway.domains.chess.limits import SearchLimits
 from headway.domains.chess.puct import PuctConfig, Tree
 from headway.domains.chess.rules import chess
@@ -183,7 +183,7 @@ def positions(repeats: int) -> dict[str, Any]:
     board = chess.Board()
 
     def search(model: Any) -> int:
-        return Tree(BoardJudge(model), PuctConfig()).search(board, SearchLimits(nodes=NODES))[1]
+        return Tree(BoardEvaluator(model), PuctConfig()).search(board, SearchLimits(nodes=NODES))[1]
 
     found, _ = timed(three_ways(*drawn(squares(width=128, depth=5, heads=4)), search), NODES, repeats)
     return found

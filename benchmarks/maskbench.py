@@ -55,9 +55,9 @@ def codecs(ranks: Path) -> tuple[Codec, Codec]:
 
 def is_in_masks(rule: Rule, codec: Codec, text: str) -> bool:
     """Whether each token of a text is in the mask before it, and the end behind it."""
-    mask = np.zeros(-(-codec.size // 32), np.int32)
+    mask = np.zeros(-(-codec.vocab_size // 32), np.int32)
     try:
-        for token in (*codec.encode(text), codec.end or 0):
+        for token in (*codec.encode(text), codec.eos_id or 0):
             rule.fill(mask)
             if not mask[token // 32] >> token % 32 & 1:
                 return False

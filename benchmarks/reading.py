@@ -73,14 +73,14 @@ def readings(folder: Path) -> dict[str, Callable[[], object]]:
     import headway as hw
     from headway.codecs.published import published_codec
     from headway.data.idx import read_idx
-    from headway.data.sources import documents
+    from headway.data.sources import iter_documents
     from headway.data.tables import read_table
     from headway.domains.audio.sound import FileSound
 
     columns = {"text": "text", "label": "label"}
     return {
-        "text": lambda: used(documents([folder / "a.txt"])),
-        "JSON lines": lambda: used(documents([folder / "a.jsonl"])),
+        "text": lambda: used(iter_documents([folder / "a.txt"])),
+        "JSON lines": lambda: used(iter_documents([folder / "a.jsonl"])),
         "CSV": lambda: read_table([folder / "a.csv"], columns),
         "CSV in gzip": lambda: read_table([folder / "a.csv.gz"], columns),
         "IDX in gzip": lambda: read_idx(folder / "pixels-idx3-ubyte.gz", 3),

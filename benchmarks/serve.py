@@ -41,14 +41,14 @@ from tokenizers.pre_tokenizers import ByteLevel
 
 from headway.app.exchange import export_model, quantize
 from headway.app.loading import load as load_model
-from headway.app.recipes import find_model
-from headway.bench.run import WARM, BenchRequest, Job, run
+from headway.app.recipes import find_model_config
+from headway.bench.run import WARMUP_TOKENS, BenchRequest, Job, run
 from headway.engine import Engine
 from headway.formats import native
 from headway.formats.open import open_model
 from headway.generate import Limits, Sampling
 from headway.generate.scheduler import Request, Scheduler
-from headway.nn.models import Cache, build
+from headway.nn.models import CacheDtype, build
 from measure import child, report, write, write_of_machine
 
 SHAPE, FORM, PROMPT, NEW = "llama-135m", "int8", 128, 128
@@ -265,7 +265,7 @@ def measured(
     return found
 
 
-def in_loop(place: str, rows: int, cache: Cache) -> float:
+def in_loop(place: str, rows: int, cache: CacheDtype) -> float:
     """Tokens a second of the scheduler after the prompts, without guesses worth their while."""
     session = load_model(place, "cpu", cache=cache).open_session()
     assert isinstance(session.model, Engine)
@@ -274,7 +274,7 @@ def in_loop(place: str, rows: int, cache: Cache) -> float:
     for prompt in job.prompts():
         sampling = Sampling(temperature=1.0, top_k=40, seed=1)
         scheduler.submit(Request(prompt, sampling, Limits(NEW, ignore_end=True)))
-    for _ in range(WARM):
+    for _ in range(WARMUP_TOKENS):
         scheduler.step()
     started, tokens = time.perf_counter(), 0
     while said := scheduler.step():
@@ -293,7 +293,7 @@ def main() -> None:
     if args.in_loop:
         report({"tokens_per_second": in_loop(args.in_loop[0], int(args.in_loop[1]), args.cache)})
         return
-    config: Any = find_model(SHAPE)
+    config: Any = find_model_config(SHAPE)
     with TemporaryDirectory() as folder, socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
         whole, place, file, published = (Path(folder) / name for name in ("whole", MODEL, f"{ROUNDED}.gguf", "hf"))

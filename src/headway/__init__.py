@@ -13,27 +13,27 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from headway.lazily import lazily
+from headway.lazily import lazy_exports
 
 if TYPE_CHECKING:
     from headway.app.api import plan, train
     from headway.app.compare import Comparison, compare
-    from headway.app.exchange import Quantized, export, quantize
+    from headway.app.exchange import QuantizationResult, export, quantize
     from headway.app.fitting import Plan
     from headway.app.loading import load
     from headway.app.model import Model
     from headway.app.recipes import presets, recipes
     from headway.app.remote import RemoteModel, connect
     from headway.attending import Attention
-    from headway.domains.audio import Segment, Transcribing, Transcription
+    from headway.domains.audio import Segment, TranscriptionOptions, Transcription
     from headway.domains.image_text import Matches
     from headway.domains.masked import Candidate
     from headway.domains.understanding import RankedDocument, TaggedWords
-    from headway.domains.vision import Look
-    from headway.errors import ConfigError, SomeFailedError, UserError
+    from headway.domains.vision import ImageAttention
+    from headway.errors import ConfigError, PartialFailureError, UserError
     from headway.generate import Completion, Limits, Sampling, SearchConfig
     from headway.learn import Recipe, Run
-    from headway.verification import Verified, verify
+    from headway.verification import Verification, verify
 
 __all__ = [
     "Attention",
@@ -42,11 +42,11 @@ __all__ = [
     "Completion",
     "ConfigError",
     "Limits",
-    "Look",
+    "ImageAttention",
     "Matches",
     "Model",
     "Plan",
-    "Quantized",
+    "QuantizationResult",
     "RankedDocument",
     "Recipe",
     "RemoteModel",
@@ -54,12 +54,12 @@ __all__ = [
     "Sampling",
     "SearchConfig",
     "Segment",
-    "SomeFailedError",
+    "PartialFailureError",
     "TaggedWords",
-    "Transcribing",
+    "TranscriptionOptions",
     "Transcription",
     "UserError",
-    "Verified",
+    "Verification",
     "__version__",
     "compare",
     "connect",
@@ -74,7 +74,7 @@ __all__ = [
 ]
 __version__ = "0.1.0"
 
-lazily(
+lazy_exports(
     __name__,
     {
         ".app.api": (
@@ -87,20 +87,20 @@ lazily(
         ),
         ".domains.audio": (
             "Segment",
-            "Transcribing",
+            "TranscriptionOptions",
             "Transcription",
         ),
         ".domains.image_text": ("Matches",),
         ".domains.masked": ("Candidate",),
         ".domains.understanding": ("RankedDocument", "TaggedWords"),
-        ".domains.vision": ("Look",),
+        ".domains.vision": ("ImageAttention",),
         ".errors": (
             "ConfigError",
-            "SomeFailedError",
+            "PartialFailureError",
             "UserError",
         ),
         ".app.exchange": (
-            "Quantized",
+            "QuantizationResult",
             "export",
             "quantize",
         ),
@@ -127,7 +127,7 @@ lazily(
         ),
         ".attending": ("Attention",),
         ".verification": (
-            "Verified",
+            "Verification",
             "verify",
         ),
     },

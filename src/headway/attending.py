@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from headway.card import Card, shows
+from headway.card import SummaryCard, summary_repr
 from headway.codecs import Codec
 from headway.errors import UserError
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-HOW_TO_INSTALL = "attention plots need matplotlib; run pip install 'headway[report]' and try again"
-_MOST = 80  # maximum tokens per axis with readable labels
-_CELL, _SMALL = 0.3, 1.5  # inches per token, and per side of a small plot
-_LEAST = 2.2  # minimum inches per side
-_NAME = 16  # maximum characters of a label
+INSTALL_HINT = "attention plots need matplotlib; run pip install 'headway[report]' and try again"
+_MAX_TOKENS = 80  # maximum tokens per axis with readable labels
+_TOKEN_SIZE, _SMALL_SIDE = 0.3, 1.5  # inches per token, and per side of a small plot
+_MIN_SIDE = 2.2  # minimum inches per side
+_MAX_LABEL = 16  # maximum characters of a label
 
 
-@shows
+@summary_repr
 class Attention(NamedTuple):
     """The attention weights of a model over a text.
 
@@ -42,11 +42,11 @@ class Attention(NamedTuple):
     source: list[str]
     across: tuple[str, ...] = ()
 
-    def card(self) -> Card:
+    def card(self) -> SummaryCard:
         """A summary: the number of tokens, and the heads and tokens of each map."""
-        rows = [{"map": name, "heads, to, from": " x ".join(map(str, each.shape))} for name, each in self.maps.items()]
-        of = {"tokens": len(self.symbols), "source tokens": len(self.source) or None}
-        return Card("Attention", {"maps": len(rows), **of}, rows)
+        rows = [{"map": name, "heads, to, from": " x ".join(map(str, weights.shape))} for name, weights in self.maps.items()]
+        counts = {"tokens": len(self.symbols), "source tokens": len(self.source) or None}
+        return SummaryCard("Attention", {"maps": len(rows), **counts}, rows)
 
     def picture(self, layer: int | None = None, head: int | None = None, each: bool = False) -> Figure:
         """Plot a heat map of each token's (row's) attention; for an encoder-decoder, its attention to the source.
@@ -71,37 +71,37 @@ class Attention(NamedTuple):
         if head is not None and not 1 <= head <= fewest:
             raise UserError(f"there is no head {head}; choose one from 1 to {fewest}")
         columns = self.source if self.across else self.symbols
-        most = max(len(self.symbols), len(columns))
-        if most > _MOST:
-            raise UserError(f"{most} tokens are too many for a readable plot; use at most {_MOST}")
+        num_tokens = max(len(self.symbols), len(columns))
+        if num_tokens > _MAX_TOKENS:
+            raise UserError(f"{num_tokens} tokens are too many for a readable plot; use at most {_MAX_TOKENS}")
         if each:
-            return self._each(_figure(), layers)
-        chosen = [weights.mean(0) if head is None else weights[head - 1] for weights in layers.values()]
-        size = [max(_LEAST, _CELL * len(names)) + 1.2 for names in (columns, self.symbols)]
+            return self._plot_heads(_figure(), layers)
+        selected = [weights.mean(0) if head is None else weights[head - 1] for weights in layers.values()]
+        size = [max(_MIN_SIDE, _TOKEN_SIZE * len(names)) + 1.2 for names in (columns, self.symbols)]
         figure = _figure()
         figure.set_size_inches(size[0], size[1])
         axes = figure.subplots()
-        weights = torch.stack(chosen).mean(0)
-        _draw(axes, weights)
+        weights = torch.stack(selected).mean(0)
+        _plot(axes, weights)
         axes.set_xticks(range(len(columns)), [_short(name) for name in columns], rotation=90, fontsize=8)
         axes.set_yticks(range(len(self.symbols)), [_short(name) for name in self.symbols], fontsize=8)
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
-        where = f"layer {next(iter(layers))}" if len(layers) == 1 else f"mean of {len(layers)} layers"
-        which = "mean of heads" if head is None else f"head {head}"
-        axes.set_title(f"{where}, {which}\ndarkest: {float(weights.max()):.2f}", fontsize=9, loc="left")
+        layer_label = f"layer {next(iter(layers))}" if len(layers) == 1 else f"mean of {len(layers)} layers"
+        head_label = "mean of heads" if head is None else f"head {head}"
+        axes.set_title(f"{layer_label}, {head_label}\ndarkest: {float(weights.max()):.2f}", fontsize=9, loc="left")
         return figure
 
-    def _each(self, figure: Figure, layers: dict[int, Float[Tensor, "H T S"]]) -> Figure:
+    def _plot_heads(self, figure: Figure, layers: dict[int, Float[Tensor, "H T S"]]) -> Figure:
         heads = max(len(weights) for weights in layers.values())
-        figure.set_size_inches(_SMALL * heads + 0.4, _SMALL * len(layers) + 0.4)
+        figure.set_size_inches(_SMALL_SIDE * heads + 0.4, _SMALL_SIDE * len(layers) + 0.4)
         grid = figure.subplots(len(layers), heads, squeeze=False)
         for row, (number, weights) in zip(grid, layers.items()):
-            for place, axes in enumerate(row):
+            for index, axes in enumerate(row):
                 axes.set_axis_off()
-                if place < len(weights):
-                    _draw(axes, weights[place])
-                    axes.set_title(f"layer {number}, head {place + 1}", fontsize=7)
+                if index < len(weights):
+                    _plot(axes, weights[index])
+                    axes.set_title(f"layer {number}, head {index + 1}", fontsize=7)
         return figure
 
 
@@ -111,16 +111,16 @@ def check_text(text: str) -> None:
         raise UserError("an empty text has no attention; use a text with at least one word")
 
 
-def of_first(maps: dict[str, Float[Tensor, "B H T S"]]) -> dict[str, Float[Tensor, "H T S"]]:
+def first_row_maps(maps: dict[str, Float[Tensor, "B H T S"]]) -> dict[str, Float[Tensor, "H T S"]]:
     """The maps of the first row, on the CPU."""
     return {name: weights[0].cpu() for name, weights in maps.items()}
 
 
-def symbols_of(codec: Codec, ids: Sequence[int]) -> list[str]:
+def token_texts(codec: Codec, ids: Sequence[int]) -> list[str]:
     """The text of each token, with visible spaces, line breaks and special tokens."""
-    marks = {codec.begin: "<begin>", codec.end: "<end>"}
-    texts = ((symbol, codec.decode([symbol])) for symbol in ids)
-    return [marks.get(symbol, text.strip() or ("⏎" if "\n" in text else "␣")) for symbol, text in texts]
+    special_tokens = {codec.bos_id: "<begin>", codec.eos_id: "<end>"}
+    decoded = ((token, codec.decode([token])) for token in ids)
+    return [special_tokens.get(token, text.strip() or ("⏎" if "\n" in text else "␣")) for token, text in decoded]
 
 
 def _figure() -> Figure:
@@ -128,22 +128,22 @@ def _figure() -> Figure:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise UserError(HOW_TO_INSTALL) from None
+        raise UserError(INSTALL_HINT) from None
 
-    class Shown(Figure):
+    class NotebookFigure(Figure):
         def _repr_png_(self) -> bytes:
-            written = BytesIO()
-            self.savefig(written, format="png")
-            return written.getvalue()
+            buffer = BytesIO()
+            self.savefig(buffer, format="png")
+            return buffer.getvalue()
 
-    return Shown(layout="constrained")
+    return NotebookFigure(layout="constrained")
 
 
-def _draw(axes: Axes, weights: Float[Tensor, "T S"]) -> None:
+def _plot(axes: Axes, weights: Float[Tensor, "T S"]) -> None:
     axes.imshow(weights.numpy(), cmap="Blues", vmin=0.0, aspect="auto", interpolation="nearest")
 
 
 def _short(name: str) -> str:
     """A shortened label, with dollar signs escaped from math mode."""
-    short = name if len(name) <= _NAME else name[: _NAME - 1] + "…"
+    short = name if len(name) <= _MAX_LABEL else name[: _MAX_LABEL - 1] + "…"
     return short.replace("$", r"\$")

@@ -10,12 +10,12 @@ from typing import Any, Protocol, TypeVar
 from urllib.parse import quote
 
 T = TypeVar("T")
-_LONGEST = 60  # maximum characters of a value in a line
-_ROWS = 50  # maximum rows of a table in a notebook
+_MAX_VALUE_LENGTH = 60  # maximum characters of a value in a line
+_MAX_ROWS = 50  # maximum rows of a table in a notebook
 
 
 @dataclass(frozen=True)
-class Card:
+class SummaryCard:
     """A title, facts by name (None values are left out), and, for notebooks, table rows and a link to a file."""
 
     title: str
@@ -25,38 +25,38 @@ class Card:
 
     def text(self) -> str:
         """The summary as one line."""
-        facts = [f"{name} {_said(value, _LONGEST)}" for name, value in self.facts.items() if value is not None]
+        facts = [f"{name} {_format_value(value, _MAX_VALUE_LENGTH)}" for name, value in self.facts.items() if value is not None]
         if self.link is not None:
             facts.append(f"report {self.link}")
         return f"{self.title}: {', '.join(facts)}" if facts else self.title
 
     def html(self) -> str:
         """The title, a table of the facts, a table of the rows, and the link as HTML."""
-        facts = [[name, _said(value)] for name, value in self.facts.items() if value is not None]
+        facts = [[name, _format_value(value)] for name, value in self.facts.items() if value is not None]
         parts = [f"<strong>{escape(self.title)}</strong>"]
         if facts:
-            parts.append(_table([], facts))
+            parts.append(_html_table([], facts))
         if self.rows:
             names = list(self.rows[0])
-            parts.append(_table(names, [[_said(row.get(name)) for name in names] for row in self.rows[:_ROWS]]))
-        if len(self.rows) > _ROWS:
-            parts.append(f"<p>and {len(self.rows) - _ROWS:,} more</p>")
+            parts.append(_html_table(names, [[_format_value(row.get(name)) for name in names] for row in self.rows[:_MAX_ROWS]]))
+        if len(self.rows) > _MAX_ROWS:
+            parts.append(f"<p>and {len(self.rows) - _MAX_ROWS:,} more</p>")
         if self.link is not None:
             parts.append(f'<p><a href="{quote(Path(self.link).as_posix())}">report</a></p>')
         return f"<div>{''.join(parts)}</div>"
 
 
-class _Carded(Protocol):
-    def card(self) -> Card: ...
+class _HasCard(Protocol):
+    def card(self) -> SummaryCard: ...
 
 
-def shows(cls: type[T]) -> type[T]:
+def summary_repr(cls: type[T]) -> type[T]:
     """Decorate a class so that its repr and its notebook HTML come from its `card()`."""
 
-    def line(self: _Carded) -> str:
+    def line(self: _HasCard) -> str:
         return self.card().text()
 
-    def table(self: _Carded) -> str:
+    def table(self: _HasCard) -> str:
         return self.card().html()
 
     cls.__repr__ = line  # type: ignore[assignment]
@@ -64,13 +64,13 @@ def shows(cls: type[T]) -> type[T]:
     return cls
 
 
-def figures(scores: Mapping[str, Any], most: int = 3) -> dict[str, float]:
+def main_scores(scores: Mapping[str, Any], limit: int = 3) -> dict[str, float]:
     """The first scores of an evaluation."""
-    found = {name: item for name, item in scores.items() if isinstance(item, float) and not name.startswith("judg")}
-    return dict(list(found.items())[:most])
+    numbers = {name: item for name, item in scores.items() if isinstance(item, float) and not name.startswith("judg")}
+    return dict(list(numbers.items())[:limit])
 
 
-def _said(value: Any, longest: int | None = None) -> str:
+def _format_value(value: Any, max_length: int | None = None) -> str:
     """A value formatted for people, on one line."""
     if value is None:
         return ""
@@ -78,14 +78,14 @@ def _said(value: Any, longest: int | None = None) -> str:
         return f"{value:,}"
     if isinstance(value, float):
         return f"{value:.4g}"
-    if longest is None:
+    if max_length is None:
         return str(value)
     text = " ".join(str(value).split())
-    return text if len(text) <= longest else f"{text[: longest - 1]}…"
+    return text if len(text) <= max_length else f"{text[: max_length - 1]}…"
 
 
-def _table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def _html_table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     style = ' style="text-align: left; padding: 0 1em 0 0"'
-    head = f"<tr>{''.join(f'<th{style}>{escape(name)}</th>' for name in names)}</tr>" if names else ""
+    header = f"<tr>{''.join(f'<th{style}>{escape(name)}</th>' for name in names)}</tr>" if names else ""
     body = "".join(f"<tr>{''.join(f'<td{style}>{escape(text)}</td>' for text in row)}</tr>" for row in rows)
-    return f"<table>{head}{body}</table>"
+    return f"<table>{header}{body}</table>"

@@ -13,29 +13,29 @@ import torch
 from headway import given
 from headway.codecs import Codec
 from headway.errors import UserError, logger
-from headway.formats.familiar import Familiar, read_familiar
-from headway.formats.open import Opened
+from headway.formats.familiar import TrainingStatistics, read_training_statistics
+from headway.formats.open import OpenedModel
 from headway.formats.usage import Usage
 from headway.generate import Session, check_draft
 from headway.learn import Recipe
-from headway.nn.models import Cache, Generative, kinds
+from headway.nn.models import CacheDtype, Generative, kinds
 
 _LOG = logger(__name__)
 
 Backend = Literal["auto", "torch", "cpu"]
 
 
-class Handle:
+class ModelHandle:
     """The model that every predictor receives; `headway.app.model.Model` documents its attributes."""
 
     def __init__(
         self,
-        opened: Opened,
+        opened: OpenedModel,
         directory: Path,
         recipe: Recipe | None = None,
         backend: Backend = "auto",
-        cache: Cache | None = None,
-        draft: Handle | None = None,
+        cache: CacheDtype | None = None,
+        draft: ModelHandle | None = None,
     ) -> None:
         """UserError for a draft model with another vocabulary."""
         self.directory = directory
@@ -43,11 +43,11 @@ class Handle:
         self.usage: Usage = opened.usage
         self.recipe = recipe
         self.backend = backend
-        self.cache: Cache | None = cache
+        self.cache: CacheDtype | None = cache
         self._codec = opened.codec
-        self.beyond: list[str] = []
+        self.unexpected: list[str] = []
         self.draft = draft
-        self._generator = _Generator(self.module, backend, cache)
+        self._generator = _LazyGenerator(self.module, backend, cache)
         if draft is not None:
             check_draft(self.directory, self.module, self._codec, draft.directory, draft.module, draft._codec)
 
@@ -66,7 +66,7 @@ class Handle:
     @property
     def reads(self) -> list[Literal["texts", "images", "sounds"]]:
         """The kinds of inputs; empty for a model of states, for example."""
-        return kinds.reads(self.module)
+        return kinds.input_kinds(self.module)
 
     @property
     def device(self) -> torch.device:
@@ -78,53 +78,53 @@ class Handle:
         """The generation backend: the compiled engine or the torch module. Raises UserError if `backend` or `cache`
         requires the engine and the engine cannot run the model.
         """
-        return self._generator.now()
+        return self._generator.get()
 
     def open_session(self) -> Session:
         """A session that generates many sequences at once with the backend and the draft model."""
         return Session(self.generator, self._codec, draft=None if self.draft is None else self.draft.generator)
 
-    def meet(self, texts: Sequence[str], rows: Sequence[Sequence[int]]) -> None:
+    def check_texts(self, strings: Sequence[str], rows: Sequence[Sequence[int]]) -> None:
         """Warn once, in the log and in `unexpected`, about texts that are out of the training distribution."""
-        if not self.beyond:
-            self._warn(self._familiar.beyond(texts, rows))
+        if not self.unexpected:
+            self._warn(self._input_statistics.unexpected_texts(strings, rows))
 
     @property
-    def watches(self) -> bool:
+    def has_input_statistics(self) -> bool:
         """Whether statistics of the training images or sounds are known and no warning was given yet."""
-        return self._familiar.alike is not None and not self.beyond
+        return self._input_statistics.alike is not None and not self.unexpected
 
-    def see(self, names: Sequence[str], looks: np.ndarray, kind: str = "image") -> None:
+    def check_statistics(self, names: Sequence[str], statistics: np.ndarray, kind: str = "image") -> None:
         """`check_texts` for images or sounds, by their statistics (`headway.formats.familiar`), [N, F]."""
-        if not self.beyond:
-            self._warn(self._familiar.strange(names, looks, kind))
+        if not self.unexpected:
+            self._warn(self._input_statistics.unexpected_samples(names, statistics, kind))
 
-    def see_some(self, items: Sequence[Any], looks: Mapping[int, np.ndarray], kind: str) -> None:
+    def check_item_statistics(self, items: Sequence[Any], statistics: Mapping[int, np.ndarray], kind: str) -> None:
         """`check_statistics` for some of the items, by their indices."""
-        if looks:
-            names = [given.named(items[place], place, kind) for place in looks]
-            self.see(names, np.stack(list(looks.values())), kind)
+        if statistics:
+            names = [given.item_name(items[index], index, kind) for index in statistics]
+            self.check_statistics(names, np.stack(list(statistics.values())), kind)
 
-    def _warn(self, beyond: list[str]) -> None:
-        self.beyond = beyond
-        for line in beyond:
+    def _warn(self, warnings: list[str]) -> None:
+        self.unexpected = warnings
+        for line in warnings:
             _LOG.warning(line)
 
     @cached_property
-    def _familiar(self) -> Familiar:
-        return read_familiar(self.directory)
+    def _input_statistics(self) -> TrainingStatistics:
+        return read_training_statistics(self.directory)
 
 
-class _Generator:
+class _LazyGenerator:
     """The generation backend, chosen when a model is loaded: the engine if `backend` and `cache` allow it. The engine
     is compiled at its first use, because importing its compiler takes longer than loading a small model.
     """
 
-    def __init__(self, module: Any, backend: Backend, cache: Cache | None) -> None:
+    def __init__(self, module: Any, backend: Backend, cache: CacheDtype | None) -> None:
         self.module, self.backend = module, backend
-        self.cache: Cache | None = cache
+        self.cache: CacheDtype | None = cache
 
-    def now(self) -> Generative:
+    def get(self) -> Generative:
         """The chosen backend. Raises as `ModelHandle.generator` does."""
         return self.module if self.backend == "torch" else self._compiled
 
@@ -135,8 +135,8 @@ class _Generator:
         try:
             return Engine(self.module, cache=self.cache)
         except CannotLowerError as error:
-            plain = self.cache in (None, "fp32")
-            if self.backend == "cpu" or not plain:
-                remedy = "use --backend torch" if plain else "use --cache fp32 and --backend torch"
+            fp32_cache = self.cache in (None, "fp32")
+            if self.backend == "cpu" or not fp32_cache:
+                remedy = "use --backend torch" if fp32_cache else "use --cache fp32 and --backend torch"
                 raise UserError(f"the CPU engine has no instruction for {error}; {remedy}") from None
             return self.module

@@ -12,27 +12,27 @@ from typing import Any
 
 
 @contextmanager
-def resting() -> Iterator[None]:
+def gc_paused() -> Iterator[None]:
     """Pause the garbage collector inside the context. Importing torch and building a model creates hundreds of
     thousands of permanent objects; scanning them for garbage takes a fifth of a process's startup time.
     """
-    collects = gc.isenabled()
+    was_enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        if collects:
+        if was_enabled:
             gc.enable()
 
 
-def lazily(package: str, homes: Mapping[str, Sequence[str]]) -> None:
+def lazy_exports(package: str, exports: Mapping[str, Sequence[str]]) -> None:
     """Let `package` export the names that its submodules define: {".use": ("classify",)}."""
     module = sys.modules[package]
-    module.__dict__["_homes"] = {name: home for home, names in homes.items() for name in names}
-    module.__class__ = _Lazy
+    module.__dict__["_homes"] = {name: submodule for submodule, names in exports.items() for name in names}
+    module.__class__ = _LazyModule
 
 
-class _Lazy(ModuleType):
+class _LazyModule(ModuleType):
     """A module with lazy exports. An export may have the name of a submodule, such as `fill`; importing the submodule
     sets an attribute of the package, which must not hide the export.
     """
@@ -42,7 +42,7 @@ class _Lazy(ModuleType):
     def __getattr__(self, name: str) -> Any:
         if name not in self._homes:  # e.g. for hasattr and copy
             raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
-        with resting():
+        with gc_paused():
             value = getattr(import_module(self._homes[name], self.__name__), name)
         self.__dict__[name] = value
         return value

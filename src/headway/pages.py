@@ -10,7 +10,7 @@ import mmap
 
 import numpy as np
 
-_PAGE, _LINE = 1 << 21, 64  # bytes
+_PAGE_BYTES, _CACHE_LINE_BYTES = 1 << 21, 64  # bytes
 
 
 def large_pages(size: int) -> np.ndarray:
@@ -19,15 +19,15 @@ def large_pages(size: int) -> np.ndarray:
     """
     try:
         if not hasattr(mmap, "MADV_HUGEPAGE"):
-            return _from_a_border(np.zeros(size + _LINE, np.uint8), size, _LINE)
+            return _aligned(np.zeros(size + _CACHE_LINE_BYTES, np.uint8), size, _CACHE_LINE_BYTES)
         # Shared anonymous memory, Python's default, is backed by a file and does not get huge pages.
-        room = mmap.mmap(-1, size + _PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        room.madvise(mmap.MADV_HUGEPAGE)
+        buffer = mmap.mmap(-1, size + _PAGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        buffer.madvise(mmap.MADV_HUGEPAGE)
     except (OSError, ValueError, OverflowError) as error:
         raise MemoryError(f"cannot allocate {size} bytes: {error}") from error
-    return _from_a_border(np.frombuffer(room, np.uint8), size, _PAGE)
+    return _aligned(np.frombuffer(buffer, np.uint8), size, _PAGE_BYTES)
 
 
-def _from_a_border(room: np.ndarray, size: int, apart: int) -> np.ndarray:
-    start = -room.ctypes.data % apart
-    return room[start : start + size]
+def _aligned(buffer: np.ndarray, size: int, alignment: int) -> np.ndarray:
+    start = -buffer.ctypes.data % alignment
+    return buffer[start : start + size]

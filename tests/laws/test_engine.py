@@ -152,8 +152,8 @@ def test_beam_search_finds_the_same_translations() -> None:
     assert isinstance(model, EncoderDecoder)
     sources = [[3, 4, 5], [6, 2, 2, 7, 9], [8]]
     search = SearchConfig(beam=4, n_best=2)
-    wanted = translate_ids(model, sources, begin=0, end=1, config=search)
-    found = translate_ids(Engine(model, threads=2), sources, begin=0, end=1, config=search)
+    wanted = translate_ids(model, sources, bos=0, eos=1, config=search)
+    found = translate_ids(Engine(model, threads=2), sources, bos=0, eos=1, config=search)
     assert [[h.ids for h in some] for some in found] == [[h.ids for h in some] for some in wanted]
 
 
@@ -212,40 +212,40 @@ def test_what_has_no_instruction_is_named() -> None:
 def test_rows_share_blocks_until_they_write() -> None:
     store = Blocks(8)
     row = Row(store, [], None, np.zeros(0, np.float32))
-    assert row.make_room(0, 1) == []
+    assert row.reserve(0, 1) == []
     store.view(row.blocks[0])[:] = 7
     both = [row.fork(), row.fork()]
     assert both[0].blocks == both[1].blocks == row.blocks
     for other in both:
-        store.copy(other.make_room(1, 2))
+        store.copy(other.reserve(1, 2))
     assert len({both[0].blocks[0], both[1].blocks[0], row.blocks[0]}) == 3
     assert all(store.view(other.blocks[0])[0] == 7 for other in both)
-    assert both[0].make_room(BLOCK, BLOCK + 1) == []
+    assert both[0].reserve(BLOCK, BLOCK + 1) == []
     assert [len(other.blocks) for other in both] == [2, 1]
     used = set(store._users)
     del both, other
-    assert store.held == 1
+    assert store.used == 1
     assert set(store._users) == set(row.blocks) < used
 
 
 def test_a_block_that_is_written_as_a_whole_is_not_copied() -> None:
     store = Blocks(8)
     row = Row(store, [], None, np.zeros(0, np.float32))
-    row.make_room(0, 2 * BLOCK)
+    row.reserve(0, 2 * BLOCK)
     other = row.fork()
-    assert len(other.make_room(BLOCK - 1, 2 * BLOCK)) == 1
+    assert len(other.reserve(BLOCK - 1, 2 * BLOCK)) == 1
     assert not set(other.blocks) & set(row.blocks)
 
 
 def test_no_more_blocks_are_taken_than_there_may_be() -> None:
     store = Blocks(8)
-    store.most = 2
+    store.max_blocks = 2
     row = Row(store, [], None, np.zeros(0, np.float32))
-    assert row.lacks(0, 3 * BLOCK) == 3
+    assert row.blocks_needed(0, 3 * BLOCK) == 3
     with pytest.raises(OutOfBlocksError, match="all 2 blocks"):
-        row.make_room(0, 3 * BLOCK)
+        row.reserve(0, 3 * BLOCK)
     row.close()
-    assert store.left == 2
+    assert store.available == 2
 
 
 @pytest.mark.parametrize("form", ["int8", "int4"])

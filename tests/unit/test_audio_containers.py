@@ -95,7 +95,7 @@ def test_damage_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         with pytest.raises(UserError, match=message) as told:
             read_sound(tmp_path / name)
         assert len(str(told.value).splitlines()) == 1
-    monkeypatch.setattr(sound, "LONGEST", 1)
+    monkeypatch.setattr(sound, "MAX_SECONDS", 1)
     for name in ("a.m4a", "a.mkv"):
         with pytest.raises(UserError, match="is longer than"):
             FileSound(tmp_path / name)

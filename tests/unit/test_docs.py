@@ -18,7 +18,7 @@ import pytest
 import headway as hw
 from headway.app.cli.main import COMMANDS, _find, module_of
 from headway.app.cli.options import Parser, add_common
-from headway.app.recipes import find_model, find_recipe
+from headway.app.recipes import find_model_config, find_recipe
 from headway.config import override, parse_settings
 
 ROOT = Path(__file__).parents[2]
@@ -67,7 +67,7 @@ def check(line: str) -> None:
         settings, found = parse_settings(args.set), find_recipe(recipe)
         if isinstance(model := settings.get("model"), str):
             del settings["model"]
-            found = replace(found, model=find_model(model))
+            found = replace(found, model=find_model_config(model))
         if name != "compare" and getattr(args, "start", None) is None:
             override(found, settings)
 

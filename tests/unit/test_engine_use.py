@@ -272,12 +272,12 @@ def test_compiling_is_said_before_it_begins_and_only_then(
 
     function = machine.CompiledFunction(run)
     monkeypatch.setattr(machine, "CACHE", tmp_path)
-    with machine.announced(function):
+    with machine.announce_compilation(function):
         assert "compiling the CPU engine" in capsys.readouterr().err
         function()
-    with machine.announced(machine.CompiledFunction(run)):  # as another process finds it
+    with machine.announce_compilation(machine.CompiledFunction(run)):  # as another process finds it
         pass
     monkeypatch.setattr(machine, "CACHE", None)
-    with machine.announced(function):
+    with machine.announce_compilation(function):
         pass
     assert capsys.readouterr().err == ""

@@ -12,12 +12,12 @@ import pytest
 import torch
 
 import headway as hw
-from headway.app.compare import ComparedRun, Result
+from headway.app.compare import ComparedRun, VariantResult
 from headway.app.variants import Variant
 from headway.config import override
 from headway.domains import recipe as find_recipe
 from headway.domains import recipes
-from headway.formats.open import Opened
+from headway.formats.open import OpenedModel
 from headway.formats.usage import Usage
 from headway.nn.models import build
 from headway.nn.models.presets import preset
@@ -68,7 +68,7 @@ def comparison() -> hw.Comparison:
     for name, loss in (("<lstm>", 2.0), ("attention", 1.5)):
         scores = {"split": "test", "loss": loss}
         summary = {"best": {"loss": loss}, "scores": scores, "step": 9, "tokens": 90, "seconds": 3.0}
-        results.append(Result(Variant(name, recipe, recipe.model, 1000), [ComparedRun(Path("c") / name, summary, [])]))
+        results.append(VariantResult(Variant(name, recipe, recipe.model, 1000), [ComparedRun(Path("c") / name, summary, [])]))
     return hw.Comparison(
         Path("c"), recipe, ["model.mixer"], "loss", "min", "token", "nats per token", results, [], Path("c/report.html")
     )
@@ -85,7 +85,7 @@ def shown() -> dict[str, tuple[Any, str, str]]:
     size = sum(parameter.numel() for parameter in module.parameters())
     return {
         "model": (
-            hw.Model(Opened(module, Usage(), None), Path("m")),
+            hw.Model(OpenedModel(module, Usage(), None), Path("m")),
             f"Model m: kind Transformer, parameters {size:,}, context 8, on cpu, can generate, embed, "
             "score, attention, logits, evaluate",
             ">Transformer</td>",
@@ -123,7 +123,7 @@ def shown() -> dict[str, tuple[Any, str, str]]:
             "&lt;self&gt;",
         ),
         "look": (
-            hw.Look(np.zeros((8, 9, 3), np.uint8), np.zeros((2, 3))),
+            hw.ImageAttention(np.zeros((8, 9, 3), np.uint8), np.zeros((2, 3))),
             "ImageAttention: pixels 8 x 9, patches 2 x 3, shown by picture()",
             "picture()",
         ),

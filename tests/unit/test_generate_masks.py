@@ -15,7 +15,7 @@ from headway.engine import Engine
 from headway.errors import UserError
 from headway.generate import Limits, Sampling, masks
 from headway.generate.masks import MaskBudget, fill_masks
-from headway.generate.scheduler import Request, Said, Scheduler
+from headway.generate.scheduler import Request, SampleOutput, Scheduler
 from headway.serve.rules import rule_for
 
 
@@ -76,9 +76,9 @@ def test_one_expression_does_not_hold_up_others(data_dir: Path, monkeypatch: pyt
     prompt = list(model.codec.encode("Once upon a time"))
     plain = Request(prompt, Sampling(temperature=0.0), Limits(20))
 
-    def texts(*requests: Request) -> list[list[Said]]:
+    def texts(*requests: Request) -> list[list[SampleOutput]]:
         tickets = [scheduler.submit(request) for request in requests]
-        said: dict[int, list[Said]] = {ticket: [] for ticket in tickets}
+        said: dict[int, list[SampleOutput]] = {ticket: [] for ticket in tickets}
         while steps := scheduler.step():
             for each in steps:
                 said[each.ticket].append(each)
@@ -106,10 +106,10 @@ def test_a_long_text_without_a_choice_is_tokenized_in_part_alone(
     model = hw.load(stories(data_dir), "cpu")
     assert isinstance(model.codec, TokenizerCodec)
     text = "once upon a time été ☃ dog " * 30
-    ends = (model.codec.end or 2,)
-    wrapped = symbols._Wrapped(model.codec.tokenizer, symbols._bytes_of(model.codec), ends[0])
+    ends = (model.codec.eos_id or 2,)
+    wrapped = symbols._TokenizerAdapter(model.codec.tokenizer, symbols._bytes_per_token(model.codec), ends[0])
     first = wrapped(text)
-    monkeypatch.setattr(symbols, "_FORCED", len(text))
+    monkeypatch.setattr(symbols, "_MAX_FORCED", len(text))
     whole = wrapped(text)
     assert 50 < len(first) < len(whole)
     assert whole[: len(first)] == first

@@ -20,8 +20,8 @@ from headway.serve.batches import Batcher
 from headway.serve.bodies import ChatBody, ChatMessage, CompletionBody, StreamOptions
 from headway.serve.embeddings import EmbeddingBody
 from headway.serve.fingerprint import fingerprint
-from headway.serve.frame import Ready
-from headway.serve.loop import open_loop
+from headway.serve.frame import ReadyModel
+from headway.serve.loop import open_engine_loop
 from headway.serve.ollama_bodies import Options
 from headway.serve.responses import ResponseBody, ResponseText
 
@@ -32,9 +32,9 @@ CALLING = TEMPLATE.replace(
 )
 
 
-def compiled(path: Path, name: str) -> Ready:
+def compiled(path: Path, name: str) -> ReadyModel:
     model = hw.load(path, "cpu", backend="cpu")
-    return Ready(name, model, open_loop(model, name, slots=4), Batcher(name), fingerprint(model))
+    return ReadyModel(name, model, open_engine_loop(model, name, slots=4), Batcher(name), fingerprint(model))
 
 
 @pytest.fixture(scope="module")
@@ -341,7 +341,7 @@ def test_tools_without_a_description_work_with_every_template() -> None:
         "{{ t | tojson }}",
     ):
         template = "{% for t in tools %}<tool_call>" + part + "{% endfor %}"
-        told = Toolbox(codec, template, TOOLS).told
+        told = Toolbox(codec, template, TOOLS).template_tools
         assert told is not None
         text = ChatTemplate(template).render([{"role": "user", "content": "x"}], tools=told)
         assert "None" not in text

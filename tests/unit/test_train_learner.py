@@ -60,7 +60,7 @@ def test_accumulated_micro_batches_are_one_batch(losses: int, counted: bool) -> 
     for step in range(3):
         updates = small.update(step, parts), large.update(step, [_joined(parts)])
         assert updates[0].tokens() == updates[1].tokens() == sum(part.tokens for part in parts)
-        torch.testing.assert_close(updates[0].figures, updates[1].figures)
+        torch.testing.assert_close(updates[0].stats, updates[1].stats)
         torch.testing.assert_close(updates[0].norm, updates[1].norm, rtol=1e-12, atol=0)
     torch.testing.assert_close(small.flat.data, large.flat.data, rtol=1e-12, atol=1e-14)
 
@@ -112,6 +112,6 @@ def test_dropout_depends_on_seed_and_step_alone() -> None:
 
     first, second = _learner(**{"model.dropout": 0.5}), _learner(**{"model.dropout": 0.5})
     second._generator.manual_seed(99)
-    assert torch.equal(update(first, 7).figures, update(second, 7).figures)
+    assert torch.equal(update(first, 7).stats, update(second, 7).stats)
     third = _learner(**{"model.dropout": 0.5})
-    assert not torch.equal(update(third, 8).figures, update(_learner(**{"model.dropout": 0.5}), 7).figures)
+    assert not torch.equal(update(third, 8).stats, update(_learner(**{"model.dropout": 0.5}), 7).stats)

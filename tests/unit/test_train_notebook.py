@@ -12,7 +12,7 @@ import pytest
 from tiny_task import counting, counting_recipe
 
 from headway.learn import Trainer, journal
-from headway.learn.journal import Live, Notebook, Plain, open_display
+from headway.learn.journal import LiveDisplay, NotebookDisplay, PlainDisplay, open_display
 
 
 class ZMQInteractiveShell:
@@ -72,11 +72,11 @@ def test_blocks_are_renewed_once_a_second(handles: list[_Handle], monkeypatch: p
     now = [0.0]
     monkeypatch.setattr(journal.time, "perf_counter", lambda: now[0])
     shown = open_display(True, 1000, 1e6, "cpu")
-    assert isinstance(shown, Notebook)
+    assert isinstance(shown, NotebookDisplay)
     for step in range(1, 1001):
         now[0] += 0.01
         shown.update(step, 2.0, step, step)
-    shown.say("<evaluated> & done")
+    shown.print_line("<evaluated> & done")
     assert 10 <= len(handles[0].shown) <= 14
     html = handles[0].shown[-1]._repr_html_()
     assert "&lt;evaluated&gt; &amp; done" in html
@@ -84,13 +84,13 @@ def test_blocks_are_renewed_once_a_second(handles: list[_Handle], monkeypatch: p
 
 
 def test_what_is_shown_hangs_on_the_shell(handles: list[_Handle], monkeypatch: pytest.MonkeyPatch) -> None:
-    assert isinstance(open_display(True, 1, 1.0, "cpu"), Notebook)
+    assert isinstance(open_display(True, 1, 1.0, "cpu"), NotebookDisplay)
     monkeypatch.setattr(builtins, "get_ipython", TerminalInteractiveShell, raising=False)
-    assert isinstance(open_display(True, 1, 1.0, "cpu"), Plain)
+    assert isinstance(open_display(True, 1, 1.0, "cpu"), PlainDisplay)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     live = open_display(True, 1, 1.0, "cpu")
     live.close()
-    assert isinstance(live, Live)
+    assert isinstance(live, LiveDisplay)
 
 
 def test_a_run_that_is_interrupted_says_how_far_it_came(handles: list[_Handle]) -> None:

@@ -213,16 +213,16 @@ def test_collect(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_what_was_recorded_before_an_interrupt_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from headway.environments import Copies
+    from headway.environments import VectorEnv
 
-    step, calls = Copies.step, iter(range(10_000))
+    step, calls = VectorEnv.step, iter(range(10_000))
 
-    def interrupted(self: Copies, row: int, action: Any) -> Any:
+    def interrupted(self: VectorEnv, row: int, action: Any) -> Any:
         if next(calls) == 200:
             raise KeyboardInterrupt
         return step(self, row, action)
 
-    monkeypatch.setattr(Copies, "step", interrupted)
+    monkeypatch.setattr(VectorEnv, "step", interrupted)
     out = tmp_path / "a.npz"
     assert cli.main(["data", "collect", "CartPole-v1", "--at-once", "1", "--out", str(out)]) == cli.INTERRUPTED
     count = len(read_episodes([out]))

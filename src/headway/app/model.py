@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from headway.app.predictors import verb, verbs
-from headway.card import Card, shows
+from headway.card import SummaryCard, summary_repr
 from headway.generate import Completion, Limits, Sampling, Session
-from headway.handle import Handle
+from headway.handle import ModelHandle
 from headway.nn.models import describe
 
 if TYPE_CHECKING:
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 _SAMPLING, _LIMITS = Sampling(), Limits()
 
 
-@shows
-class Model(Handle):
+@summary_repr
+class Model(ModelHandle):
     """The class of all models that `load` returns. `verbs` lists the methods that a model supports; the others raise a
     UserError that names alternatives. The predictor of the same name implements each method; see
     `headway.app.predictors`.
@@ -42,10 +42,10 @@ class Model(Handle):
     training data.
     """
 
-    def card(self) -> Card:
+    def card(self) -> SummaryCard:
         """A summary: the kind of model, its size, recipe and verbs."""
         recipe = self.recipe
-        return Card(
+        return SummaryCard(
             f"Model {self.directory}",
             {
                 "kind": type(self.module).__name__,
@@ -418,13 +418,13 @@ class Model(Handle):
         ...
 
     @overload
-    def look(self, images: vision.Image) -> vision.Look: ...
+    def look(self, images: vision.Image) -> vision.ImageAttention: ...
 
     @overload
-    def look(self, images: Iterable[vision.Image]) -> list[vision.Look]: ...
+    def look(self, images: Iterable[vision.Image]) -> list[vision.ImageAttention]: ...
 
     @verb
-    def look(self, images: vision.Image | Iterable[vision.Image]) -> vision.Look | list[vision.Look]:
+    def look(self, images: vision.Image | Iterable[vision.Image]) -> vision.ImageAttention | list[vision.ImageAttention]:
         """The attention rollout over an image, or over each of several. `picture()` of the result draws it. Raises
         UserError for a model that does not take images.
         """
@@ -433,7 +433,7 @@ class Model(Handle):
     @overload
     def transcribe(
         self,
-        sound: audio.Given,
+        sound: audio.SoundInput,
         language: str | None = ...,
         task: audio.Task = ...,
         beam: int = ...,
@@ -445,7 +445,7 @@ class Model(Handle):
     @overload
     def transcribe(
         self,
-        sound: Iterable[audio.Given],
+        sound: Iterable[audio.SoundInput],
         language: str | None = ...,
         task: audio.Task = ...,
         beam: int = ...,
@@ -457,7 +457,7 @@ class Model(Handle):
     @verb
     def transcribe(
         self,
-        sound: audio.Given | Iterable[audio.Given],
+        sound: audio.SoundInput | Iterable[audio.SoundInput],
         language: str | None = None,
         task: audio.Task = "transcribe",
         beam: int = 5,
@@ -482,7 +482,7 @@ class Model(Handle):
         ...
 
     @verb
-    def transcriber(self, config: audio.Transcribing) -> audio.Transcriber:
+    def transcriber(self, config: audio.TranscriptionOptions) -> audio.Transcriber:
         """A transcriber with all settings, for many sounds or for a stream. Errors as for `transcribe`."""
         ...
 

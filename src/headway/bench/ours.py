@@ -11,18 +11,18 @@ import torch
 
 import headway as hw
 from headway.bench.run import (
-    BEAM,
-    END,
-    NEW,
-    NOTED,
-    OURS,
-    WARM,
-    WRITTEN,
+    BEAM_WIDTH,
+    EOS_ID,
+    NEW_TOKENS,
+    TIMELINE_STEPS,
+    HEADWAY,
+    WARMUP_TOKENS,
+    TARGET_TOKENS,
     Job,
     Kind,
-    answer,
-    seconds_of,
-    seconds_of_a_step,
+    run_job,
+    time_call,
+    time_step,
 )
 from headway.codecs import train_codec
 from headway.data import SplitConfig, TokenCache
@@ -33,11 +33,11 @@ from headway.formats.native import named_tensors
 from headway.formats.open import open_config, open_model
 from headway.generate import SearchConfig, translate_ids
 from headway.generate.prompts import make_prompt
-from headway.generate.sampling import likeliest
+from headway.generate.sampling import argmax
 from headway.learn import AdamWConfig, Recipe, TrainConfig
 from headway.learn.distributed import Processes
 from headway.learn.learner import Learner
-from headway.learn.memory import kept_heap
+from headway.learn.memory import retained_heap
 from headway.learn.task import Task
 from headway.nn.kernels import deterministic
 from headway.nn.models import EncoderDecoder, Generative
@@ -51,7 +51,7 @@ def training_step(job: Job) -> Callable[[], object]:
     recipe = training_recipe(job.model, job.rows, context)
     config = cast(LanguageConfig, recipe.task)
     codec = train_codec("char", ["ab"], None)  # any codec: neither batches nor losses need text
-    task = Task(Documents(config, _drawn(job), codec, context, job.rows, job.seed), NextToken())
+    task = Task(Documents(config, _random_corpus(job), codec, context, job.rows, job.seed), NextToken())
     learner = Learner(open_model(job.model).model, recipe, task, Processes(torch.device("cpu")), job.form)
     stream, number = task.batches("train"), iter(range(recipe.train.steps))
     return lambda: learner.update(next(number), [next(stream)])
@@ -64,7 +64,7 @@ def training_recipe(model: Path, rows: int, context: int) -> Recipe:
     return Recipe("bench", "text", "random tokens", (), config, task, AdamWConfig(lr=1e-3), train=train)
 
 
-def _drawn(job: Job) -> TokenCache:
+def _random_corpus(job: Job) -> TokenCache:
     """One document of random tokens."""
     ids = np.random.default_rng(job.seed).integers(0, job.symbols, _TOKENS).astype(np.uint32)
     offsets, keys = np.array([0, _TOKENS], np.int64), np.array([0], np.uint64)
@@ -77,54 +77,54 @@ _CPU = torch.device("cpu")
 def decode(model: Generative, job: Job) -> dict[str, float]:
     """Greedy steps after the prompts, one token per row, without speculation."""
     prompts = job.prompts()
-    noted = NOTED if job.timeline is not None else 0
-    logits, decoding = model.start(make_prompt(prompts, None, _CPU), max(map(len, prompts)) + NEW + noted)
+    timeline_steps = TIMELINE_STEPS if job.timeline is not None else 0
+    logits, decoding = model.start(make_prompt(prompts, None, _CPU), max(map(len, prompts)) + NEW_TOKENS + timeline_steps)
 
     def steps(count: int) -> None:
         nonlocal logits, decoding
         for _ in range(count):
-            logits, decoding = model.step(likeliest(logits), decoding)
+            logits, decoding = model.step(argmax(logits), decoding)
 
-    steps(WARM)
-    seconds = seconds_of(lambda: steps(NEW - WARM))
+    steps(WARMUP_TOKENS)
+    seconds = time_call(lambda: steps(NEW_TOKENS - WARMUP_TOKENS))
     if job.timeline is not None and isinstance(model, Engine):
         model.timeline = StepTimeline()
-        steps(noted)
+        steps(timeline_steps)
         model.timeline.write(Path(job.timeline))
-    rate = job.rows * (NEW - WARM) / seconds
-    found: dict[str, float] = {"tokens_per_second": rate, "weight_bytes": _read_bytes(model)}
+    rate = job.rows * (NEW_TOKENS - WARMUP_TOKENS) / seconds
+    measurement: dict[str, float] = {"tokens_per_second": rate, "weight_bytes": _bytes_per_step(model)}
     if isinstance(model, Engine):
-        found["cache_bytes"] = model.cache_bytes
-    return found
+        measurement["cache_bytes"] = model.cache_bytes
+    return measurement
 
 
 def prefill(model: Generative, job: Job) -> dict[str, float]:
     """From the ids of the prompts to the logits after them."""
     prompts = job.prompts()
-    longest = max(map(len, prompts))
-    each = seconds_of_a_step(lambda: model.start(make_prompt(prompts, None, _CPU), longest + 1))
-    return {"tokens_per_second": sum(map(len, prompts)) / each}
+    max_length = max(map(len, prompts))
+    call_seconds = time_step(lambda: model.start(make_prompt(prompts, None, _CPU), max_length + 1))
+    return {"tokens_per_second": sum(map(len, prompts)) / call_seconds}
 
 
 def translate(model: Generative, job: Job) -> dict[str, float]:
     """Beam search over all sentences; eos is suppressed, so that all have the same number of tokens."""
     start = job.symbols - 1
-    config = SearchConfig(BEAM, most_ratio=0, most_extra=WRITTEN)
+    config = SearchConfig(BEAM_WIDTH, most_ratio=0, most_extra=TARGET_TOKENS)
 
     def work() -> None:
-        found = translate_ids(model, job.sources(), begin=start, end=END, config=config, suppressed=(END, start))
-        assert {len(hypotheses[0].ids) for hypotheses in found} == {WRITTEN}
+        translations = translate_ids(model, job.sources(), bos=start, eos=EOS_ID, config=config, suppressed=(EOS_ID, start))
+        assert {len(hypotheses[0].ids) for hypotheses in translations} == {TARGET_TOKENS}
 
     work()
-    seconds = seconds_of(work)
-    return {"sentences_per_second": job.rows / seconds, "tokens_per_second": job.rows * WRITTEN / seconds}
+    seconds = time_call(work)
+    return {"sentences_per_second": job.rows / seconds, "tokens_per_second": job.rows * TARGET_TOKENS / seconds}
 
 
 def train(job: Job) -> dict[str, float]:
     """Steps of the trainer."""
-    with kept_heap():
+    with retained_heap():
         step = training_step(job)
-        return {"tokens_per_second": job.rows * (job.context or 0) / seconds_of_a_step(step)}
+        return {"tokens_per_second": job.rows * (job.context or 0) / time_step(step)}
 
 
 def load(job: Job) -> dict[str, float]:
@@ -139,17 +139,17 @@ def load(job: Job) -> dict[str, float]:
                 part.reshape(-1)[:: 4096 // part.element_size()].sum()
 
     work()
-    return {"seconds": seconds_of(work)}
+    return {"seconds": time_call(work)}
 
 
-def _read_bytes(model: Generative) -> int:
+def _bytes_per_step(model: Generative) -> int:
     """Bytes of weights that a step reads: the decoder's, without an embedding that is not also its head."""
     module = getattr(model, "model", model)
     decoder: Any = module.decoder if isinstance(module, EncoderDecoder) else module
     table = getattr(decoder.embed, "table", None)
-    apart = None if any(getattr(head, "weight", None) is table for head in decoder.heads.values()) else id(table)
-    held = {id(tensor): tensor for _, tensor in named_tensors(decoder) if id(tensor) != apart}
-    return sum(part.nbytes for tensor in held.values() for part in _parts(tensor))
+    excluded = None if any(getattr(head, "weight", None) is table for head in decoder.heads.values()) else id(table)
+    read_tensors = {id(tensor): tensor for _, tensor in named_tensors(decoder) if id(tensor) != excluded}
+    return sum(part.nbytes for tensor in read_tensors.values() for part in _parts(tensor))
 
 
 def _parts(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
@@ -162,7 +162,7 @@ def _parts(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
         yield tensor.data
 
 
-_WRITING: dict[Kind, Callable[[Generative, Job], dict[str, float]]] = {
+_GENERATION_BENCHMARKS: dict[Kind, Callable[[Generative, Job], dict[str, float]]] = {
     "decode": decode,
     "prefill": prefill,
     "translate": translate,
@@ -172,13 +172,13 @@ _WRITING: dict[Kind, Callable[[Generative, Job], dict[str, float]]] = {
 def measure(job: Job) -> dict[str, float]:
     torch.set_num_threads(job.threads)
     with deterministic(job.deterministic):
-        if job.kind in _WRITING:
-            place = job.model if job.form == "fp32" else job.place(OURS)
-            model = hw.load(place, "cpu", backend=job.backend, cache=job.cache).generator
+        if job.kind in _GENERATION_BENCHMARKS:
+            path = job.model if job.form == "fp32" else job.converted_path(HEADWAY)
+            model = hw.load(path, "cpu", backend=job.backend, cache=job.cache).generator
             with torch.inference_mode():
-                return _WRITING[job.kind](model, job)
+                return _GENERATION_BENCHMARKS[job.kind](model, job)
         return train(job) if job.kind == "train" else load(job)
 
 
 if __name__ == "__main__":
-    answer(measure)
+    run_job(measure)

@@ -24,16 +24,16 @@ from typing import Any, Literal
 import torch
 
 from headway.app.exchange import quantize
-from headway.app.recipes import find_model
+from headway.app.recipes import find_model_config
 from headway.config import from_dict, to_dict
-from headway.engine.machine import FORM
+from headway.engine.machine import INSTRUCTION_SET
 from headway.errors import UserError, nearest
 from headway.formats import native
 from headway.formats.published import save_published
 from headway.formats.usage import Usage
-from headway.memory import check_room
+from headway.memory import check_free_memory
 from headway.nn.models import (
-    Cache,
+    CacheDtype,
     EncoderDecoder,
     EncoderDecoderConfig,
     ModelConfig,
@@ -44,21 +44,21 @@ from headway.nn.models import (
 from headway.nn.models.describe import flop_per_token
 from headway.nn.models.embeds import TokenEmbed
 
-_WARM_STEPS, _LEAST_STEPS, _LEAST_SECONDS = 2, 5, 2.0
+_WARMUP_STEPS, _MIN_STEPS, _MIN_SECONDS = 2, 5, 2.0
 
 
-def seconds_of(work: Callable[[], object]) -> float:
+def time_call(work: Callable[[], object]) -> float:
     started = time.perf_counter()
     work()
     return time.perf_counter() - started
 
 
-def seconds_of_a_step(step: Callable[[], object]) -> float:
+def time_step(step: Callable[[], object]) -> float:
     """The mean time over several steps and seconds, after warm-up steps."""
-    for _ in range(_WARM_STEPS):
+    for _ in range(_WARMUP_STEPS):
         step()
     count, started = 0, time.perf_counter()
-    while count < _LEAST_STEPS or time.perf_counter() - started < _LEAST_SECONDS:
+    while count < _MIN_STEPS or time.perf_counter() - started < _MIN_SECONDS:
         step()
         count += 1
     return (time.perf_counter() - started) / count
@@ -66,11 +66,11 @@ def seconds_of_a_step(step: Callable[[], object]) -> float:
 
 Kind = Literal["decode", "prefill", "translate", "train", "load"]
 
-PROMPT, NEW, WARM = 128, 128, 16  # decode: prompt tokens, new tokens, and warm-up tokens among the new ones
-NOTED = 8  # decode: extra steps for the timeline
-READ = 512  # prefill: tokens of the longest prompt
-SHORTEST, LONGEST, WRITTEN, BEAM = 15, 35, 32, 4  # translate: source length range, target length, beam width
-END = 0  # translate: the eos token
+PROMPT_TOKENS, NEW_TOKENS, WARMUP_TOKENS = 128, 128, 16  # decode: prompt tokens, new tokens, and warm-up tokens among the new ones
+TIMELINE_STEPS = 8  # decode: extra steps for the timeline
+PREFILL_TOKENS = 512  # prefill: tokens of the longest prompt
+MIN_SOURCE_TOKENS, MAX_SOURCE_TOKENS, TARGET_TOKENS, BEAM_WIDTH = 15, 35, 32, 4  # translate: source length range, target length, beam width
+EOS_ID = 0  # translate: the eos token
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Job:
     context: int | None
     backend: Literal["auto", "torch", "cpu"] = "auto"
     deterministic: bool = False
-    cache: Cache | None = None  # None: headway's default for these weights
+    cache: CacheDtype | None = None  # None: headway's default for these weights
     timeline: str | None = None  # output file of headway's timeline of instructions
 
     @property
@@ -95,40 +95,40 @@ class Job:
         """The folder of the random model: in a published format if a peer reads it."""
         return Path(self.folder) / "model"
 
-    def place(self, program: str) -> Path:
+    def converted_path(self, program: str) -> Path:
         """The path of the model converted for a program."""
         return Path(self.folder) / f"{program}-{self.form}"
 
     def prompts(self) -> list[list[int]]:
         """Random prompts: of maximum length for one row, otherwise with lengths spread from half of it to all of it."""
-        longest = READ if self.kind == "prefill" else PROMPT
-        return self._drawn(longest // 2 if self.rows > 1 else longest, longest, 0, self.symbols)
+        max_length = PREFILL_TOKENS if self.kind == "prefill" else PROMPT_TOKENS
+        return self._random_rows(max_length // 2 if self.rows > 1 else max_length, max_length, 0, self.symbols)
 
     def sources(self) -> list[list[int]]:
         """Random sources to translate, with eos. The last token of the vocabulary is reserved as the decoder start."""
-        return [[*row, END] for row in self._drawn(SHORTEST - 1, LONGEST - 1, END + 1, self.symbols - 1)]
+        return [[*row, EOS_ID] for row in self._random_rows(MIN_SOURCE_TOKENS - 1, MAX_SOURCE_TOKENS - 1, EOS_ID + 1, self.symbols - 1)]
 
-    def _drawn(self, shortest: int, longest: int, low: int, high: int) -> list[list[int]]:
+    def _random_rows(self, min_length: int, max_length: int, low: int, high: int) -> list[list[int]]:
         generator = random.Random(self.seed)
-        last = max(1, self.rows - 1)
-        lengths = [round(shortest + (longest - shortest) * row / last) for row in range(self.rows)]
+        last_row = max(1, self.rows - 1)
+        lengths = [round(min_length + (max_length - min_length) * row / last_row) for row in range(self.rows)]
         generator.shuffle(lengths)
         return [[generator.randrange(low, high) for _ in range(length)] for length in lengths]
 
 
-def answer(measure: Callable[[Job], dict[str, float]], prepare: Callable[[Job], None] | None = None) -> None:
+def run_job(measure: Callable[[Job], dict[str, float]], prepare: Callable[[Job], None] | None = None) -> None:
     """Run the action of this process's command line, `prepare` or `measure` and a job, and print the result."""
-    action, text = sys.argv[1:]
-    job = Job(**json.loads(text))
+    action, job_json = sys.argv[1:]
+    job = Job(**json.loads(job_json))
     try:
         if action == "prepare" and prepare is not None:
             prepare(job)
-            found: dict[str, Any] = {}
+            output: dict[str, Any] = {}
         else:
-            found = {**measure(job), "peak_bytes": peak_bytes()}
+            output = {**measure(job), "peak_bytes": peak_bytes()}
     except UserError as error:
-        found = {"error": str(error)}
-    print(json.dumps(found), flush=True)
+        output = {"error": str(error)}
+    print(json.dumps(output), flush=True)
 
 
 def peak_bytes() -> int:
@@ -140,7 +140,7 @@ def peak_bytes() -> int:
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-_UNITS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
+_CPU_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
 _PACKAGES = (
     "headway",
     "torch",
@@ -169,21 +169,21 @@ def machine() -> dict[str, Any]:
     return {
         "processor": named[0] if named else platform.processor(),
         "cores": os.cpu_count(),
-        "units": [unit for unit in _UNITS if unit in flags.split()],
+        "units": [unit for unit in _CPU_FEATURES if unit in flags.split()],
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "python": platform.python_version(),
         "packages": packages,
     }
 
 
-def spread(values: Sequence[float]) -> dict[str, Any]:
+def summarize(values: Sequence[float]) -> dict[str, Any]:
     """The minimum, median and maximum, and all values in order."""
     return {"min": min(values), "median": statistics.median(values), "max": max(values), "values": list(values)}
 
 
-OURS, OUR_PART = "headway", "headway.bench.ours"
-FORMS = ("fp32", "int8", "int4")
-_FINER = {"int4": "int8", "int8": "fp32", "bf16": "fp32"}  # the next finer format for peers without a format
+HEADWAY, HEADWAY_MODULE = "headway", "headway.bench.ours"
+DTYPES = ("fp32", "int8", "int4")
+_FINER_DTYPE = {"int4": "int8", "int8": "fp32", "bf16": "fp32"}  # the next finer format for peers without a format
 
 
 @dataclass(frozen=True)
@@ -195,7 +195,7 @@ class Peer:
     module: str
     package: str
     kinds: tuple[Kind, ...]
-    forms: Mapping[str, str]
+    dtypes: Mapping[str, str]
     prepares: bool = True
 
 
@@ -224,41 +224,41 @@ class Contender:
     """A program with one number format of its weights."""
 
     name: str
-    form: str
+    dtype: str
 
     @property
     def title(self) -> str:
-        return f"{self.name} {PEERS[self.name].forms[self.form] if self.name in PEERS else self.form}"
+        return f"{self.name} {PEERS[self.name].dtypes[self.dtype] if self.name in PEERS else self.dtype}"
 
     @property
     def module(self) -> str:
         """The module that its process runs."""
-        return f"headway.bench.peers.{self.name.replace('.', '_')}" if self.name in PEERS else OUR_PART
+        return f"headway.bench.peers.{self.name.replace('.', '_')}" if self.name in PEERS else HEADWAY_MODULE
 
     @property
     def prepares(self) -> bool:
         return self.name in PEERS and PEERS[self.name].prepares
 
 
-def programs(kind: Kind, forms: Sequence[str], against: Sequence[str]) -> list[Contender]:
+def list_contenders(kind: Kind, dtypes: Sequence[str], against: Sequence[str]) -> list[Contender]:
     """headway in each of `dtypes`, and each peer in the same formats, or the next finer ones that it supports."""
-    found = [Contender(OURS, form) for form in forms]
+    contenders = [Contender(HEADWAY, dtype) for dtype in dtypes]
     for name in against:
-        found += [Contender(name, _form(PEERS[name], form)) for form in forms]
-    return list(dict.fromkeys(found))
+        contenders += [Contender(name, _nearest_dtype(PEERS[name], dtype)) for dtype in dtypes]
+    return list(dict.fromkeys(contenders))
 
 
-def comparisons(found: Sequence[Contender]) -> dict[str, list[Contender]]:
+def comparisons(contenders: Sequence[Contender]) -> dict[str, list[Contender]]:
     """The peers to compare with headway in each format, by headway's title."""
-    ours = [program for program in found if program.name == OURS]
-    peers = [program for program in found if program.name != OURS]
-    return {own.title: [p for p in peers if p.form == _form(PEERS[p.name], own.form)] for own in ours}
+    ours = [program for program in contenders if program.name == HEADWAY]
+    peers = [program for program in contenders if program.name != HEADWAY]
+    return {entry.title: [p for p in peers if p.dtype == _nearest_dtype(PEERS[p.name], entry.dtype)] for entry in ours}
 
 
-def _form(peer: Peer, form: str) -> str:
-    while form not in peer.forms:
-        form = _FINER[form]
-    return form
+def _nearest_dtype(peer: Peer, dtype: str) -> str:
+    while dtype not in peer.dtypes:
+        dtype = _FINER_DTYPE[dtype]
+    return dtype
 
 
 def check_peers(kind: Kind, against: Sequence[str]) -> None:
@@ -267,19 +267,19 @@ def check_peers(kind: Kind, against: Sequence[str]) -> None:
         if name not in PEERS:
             raise UserError(f"unknown program {name!r} in --against; {nearest(name, PEERS)}")
         if kind not in PEERS[name].kinds:
-            able = ", ".join(other for other, peer in PEERS.items() if kind in peer.kinds)
-            raise UserError(f"{name} does not support bench {kind}; choose from: {able}")
+            supporting = ", ".join(peer_name for peer_name, peer in PEERS.items() if kind in peer.kinds)
+            raise UserError(f"{name} does not support bench {kind}; choose from: {supporting}")
     for name in against:
         if find_spec(PEERS[name].module) is None:
             package = PEERS[name].package
             raise UserError(f"{name} is not installed; pip install '{package}'")
 
 
-_BYTES = {"fp32": 4.0, "bf16": 4.0, "int8": 1.1, "int4": 0.6}  # most bytes per weight on disk
-_NEEDS = {
-    "decode": (PROMPT + NEW, "generates up to"),
-    "prefill": (READ + 1, "encodes up to"),
-    "translate": (max(LONGEST, WRITTEN + 1), "encodes or generates up to"),
+_BYTES_PER_WEIGHT = {"fp32": 4.0, "bf16": 4.0, "int8": 1.1, "int4": 0.6}  # most bytes per weight on disk
+_CONTEXT_NEEDS = {
+    "decode": (PROMPT_TOKENS + NEW_TOKENS, "generates up to"),
+    "prefill": (PREFILL_TOKENS + 1, "encodes up to"),
+    "translate": (max(MAX_SOURCE_TOKENS, TARGET_TOKENS + 1), "encodes or generates up to"),
 }
 
 
@@ -300,28 +300,28 @@ def check_shape(kind: Kind, name: str, config: ModelConfig) -> None:
         raise UserError(
             f"shape {name!r} is not an encoder-decoder and cannot translate; choose one such as marian-base"
         )
-    writes = isinstance(config, TransformerConfig) and config.stack.causal and "vocabulary" in config.heads
-    if kind in ("decode", "prefill", "train") and not writes:
+    is_causal_lm = isinstance(config, TransformerConfig) and config.stack.causal and "vocabulary" in config.heads
+    if kind in ("decode", "prefill", "train") and not is_causal_lm:
         raise UserError(f"shape {name!r} is not a language model, which {kind} needs; choose one such as llama-135m")
     context = config.context
     if kind == "train" and context is None:
         raise UserError(f"shape {name!r} has no context limit to fill; choose one that has, such as gpt-10m")
-    needed, does = _NEEDS.get(kind, (0, ""))
+    needed, verb = _CONTEXT_NEEDS.get(kind, (0, ""))
     if context is not None and context < needed:
-        raise UserError(f"shape {name!r} has a context of {context}, but {kind} {does} {needed} tokens; choose another")
+        raise UserError(f"shape {name!r} has a context of {context}, but {kind} {verb} {needed} tokens; choose another")
 
 
 def check_space(kind: Kind, name: str, config: ModelConfig, programs: Sequence[Contender], folder: Path) -> None:
     """Raise UserError if the models do not fit in memory or on disk."""
-    whole = describe(config)["weights_bytes"]
-    parts = {"weights": whole, "file buffer": whole}
+    weight_bytes = describe(config)["weights_bytes"]
+    parts = {"weights": weight_bytes, "file buffer": weight_bytes}
     if kind == "train":
-        parts = {"weights": whole, "gradients": whole, "optimiser": 2 * whole}
-    check_room(f"measuring {name}", parts, torch.device("cpu"), "choose a smaller --shape")
-    needed = whole + sum(
-        round(whole / 4 * _BYTES[p.form]) for p in programs if p.prepares or p.form in ("int8", "int4")
+        parts = {"weights": weight_bytes, "gradients": weight_bytes, "optimiser": 2 * weight_bytes}
+    check_free_memory(f"measuring {name}", parts, torch.device("cpu"), "choose a smaller --shape")
+    needed = weight_bytes + sum(
+        round(weight_bytes / 4 * _BYTES_PER_WEIGHT[p.dtype]) for p in programs if p.prepares or p.dtype in ("int8", "int4")
     )
-    needed += whole if any(program.name == "llama.cpp" for program in programs) else 0  # before quantisation
+    needed += weight_bytes if any(program.name == "llama.cpp" for program in programs) else 0  # before quantisation
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise UserError(
@@ -330,29 +330,29 @@ def check_space(kind: Kind, name: str, config: ModelConfig, programs: Sequence[C
         )
 
 
-def prepare_ours(kind: Kind, config: ModelConfig, seed: int, programs: Sequence[Contender], folder: Path) -> None:
+def prepare_models(kind: Kind, config: ModelConfig, seed: int, programs: Sequence[Contender], folder: Path) -> None:
     """Initialise a random model and write it: in a published format if peers read it, and quantised to 8 and 4 bits.
 
     Raises UserError for a shape that the published formats cannot represent.
     """
-    model, place = build(config, seed), folder / "model"
+    model, path = build(config, seed), folder / "model"
     if isinstance(model, EncoderDecoder) and isinstance(model.decoder.embed, TokenEmbed):
         with torch.no_grad():  # Marian's decoder start embedding is zero
             model.decoder.embed.table[-1] = 0.0
-    if kind == "load" or any(program.name != OURS for program in programs):
+    if kind == "load" or any(program.name != HEADWAY for program in programs):
         usage = Usage()
         if isinstance(
             config, EncoderDecoderConfig
         ):  # Marian's special tokens, so that all programs start and stop alike
             usage = Usage("marian", ends=(0,), pad=config.symbols - 1, decoder_start=config.symbols - 1)
-        save_published(model, config, place, usage)
+        save_published(model, config, path, usage)
     else:
-        native.save_model(model, config, place)
+        native.save_model(model, config, path)
     if kind == "load":  # loading includes quantisation
         return
     for program in programs:
-        if program.name == OURS and program.form in ("int8", "int4"):
-            quantize(place, folder / f"{OURS}-{program.form}", program.form)  # type: ignore[arg-type]
+        if program.name == HEADWAY and program.dtype in ("int8", "int4"):
+            quantize(path, folder / f"{HEADWAY}-{program.dtype}", program.dtype)  # type: ignore[arg-type]
 
 
 SHAPES: dict[Kind, str] = {
@@ -362,11 +362,11 @@ SHAPES: dict[Kind, str] = {
     "train": "gpt-10m",
     "load": "llama-135m",
 }
-ROWS: dict[Kind, int] = {"decode": 1, "prefill": 1, "translate": 32, "train": 12, "load": 1}
+BATCH_SIZES: dict[Kind, int] = {"decode": 1, "prefill": 1, "translate": 32, "train": 12, "load": 1}
 GOALS: dict[Kind, str] = {"translate": "sentences_per_second", "load": "seconds"}  # otherwise tokens_per_second
 REPEATS = 3
 _PROBE = "headway.bench.probe"
-_BF16 = ("avx512_bf16", "amx_bf16")  # CPU features with which training in bf16 is fast
+_BF16_FEATURES = ("avx512_bf16", "amx_bf16")  # CPU features with which training in bf16 is fast
 
 Note = Callable[[str], None]
 
@@ -379,7 +379,7 @@ class BenchRequest:
 
     kind: Kind
     shape: str | None = None
-    forms: tuple[str, ...] = ()
+    dtypes: tuple[str, ...] = ()
     against: tuple[str, ...] = ()
     rows: int | None = None
     threads: int | None = None
@@ -387,7 +387,7 @@ class BenchRequest:
     repeats: int = REPEATS
     backend: str = "auto"
     deterministic: bool = False
-    cache: Cache | None = None
+    cache: CacheDtype | None = None
     timeline: Path | None = None
 
 
@@ -398,68 +398,68 @@ def run(request: BenchRequest, note: Note = lambda line: None) -> dict[str, Any]
     """
     kind, shape = request.kind, request.shape or SHAPES[request.kind]
     check_peers(kind, request.against)
-    forms = _forms(request)
+    dtypes = _requested_dtypes(request)
     if request.timeline is not None:
-        check_timeline(request.timeline, kind, forms, request.backend)
+        check_timeline(request.timeline, kind, dtypes, request.backend)
     if request.rows is not None and kind == "load":
         raise UserError(f"bench load has no batch, and --rows is {request.rows}; remove --rows")
-    config: Any = without_dropout(find_model(shape))
+    config: Any = without_dropout(find_model_config(shape))
     check_shape(kind, shape, config)
-    found = programs(kind, forms, request.against)
+    contenders = list_contenders(kind, dtypes, request.against)
     with tempfile.TemporaryDirectory(prefix="headway-bench-") as folder:
-        check_space(kind, shape, config, found, Path(folder))
+        check_space(kind, shape, config, contenders, Path(folder))
         note(f"initialising {shape} with random weights")
-        prepare_ours(kind, config, request.seed, found, Path(folder))
-        rows = ROWS[kind] if request.rows is None else request.rows
+        prepare_models(kind, config, request.seed, contenders, Path(folder))
+        rows = BATCH_SIZES[kind] if request.rows is None else request.rows
         threads, context = request.threads or torch.get_num_threads(), config.context
         settings: dict[str, Any] = {"backend": request.backend, "deterministic": request.deterministic}
         settings["cache"] = request.cache
         settings["timeline"] = request.timeline and str(request.timeline)
         job = Job(kind, "fp32", folder, rows, threads, request.seed, config.symbols, context, **settings)
-        for program in found:
+        for program in contenders:
             if program.prepares:
                 note(f"preparing {program.title}")
-                _process(program.module, "prepare", replace(job, form=program.form))
-        runs, probes = _measured(found, job, request.repeats, note)
-    return _result(request, shape, config, job, found, runs, probes)
+                _run_process(program.module, "prepare", replace(job, form=program.dtype))
+        runs, probes = _measure(contenders, job, request.repeats, note)
+    return _build_report(request, shape, config, job, contenders, runs, probes)
 
 
-def check_timeline(path: Path, kind: Kind, forms: Sequence[str], backend: str) -> None:
+def check_timeline(path: Path, kind: Kind, dtypes: Sequence[str], backend: str) -> None:
     """Raise UserError if there would be no timeline, or several."""
     if kind != "decode" or backend == "torch":
         raise UserError(
             f"--timeline needs bench decode on the engine, not {kind} on backend {backend}; remove --timeline"
         )
-    if len(forms) > 1:
+    if len(dtypes) > 1:
         raise UserError(
-            f"--timeline needs one number format of weights, not {', '.join(forms)}; choose one with --weights"
+            f"--timeline needs one number format of weights, not {', '.join(dtypes)}; choose one with --weights"
         )
     if not path.parent.is_dir():
         raise UserError(f"folder {path.parent} of the timeline does not exist; create it first")
 
 
-def _forms(request: BenchRequest) -> tuple[str, ...]:
+def _requested_dtypes(request: BenchRequest) -> tuple[str, ...]:
     """The number formats of headway's weights, or the precisions of training."""
     if request.kind != "train":
-        return request.forms or FORMS
-    wrong = [form for form in request.forms if form != "fp32"]
-    if wrong:
-        raise UserError(f"training needs weights in fp32, not in {wrong[0]}; remove --weights")
-    able = "HEADWAY_FORM" not in os.environ and any(unit in machine()["units"] for unit in _BF16)
-    return request.forms or (("fp32", "bf16") if able else ("fp32",))
+        return request.dtypes or DTYPES
+    unsupported = [dtype for dtype in request.dtypes if dtype != "fp32"]
+    if unsupported:
+        raise UserError(f"training needs weights in fp32, not in {unsupported[0]}; remove --weights")
+    has_bf16 = "HEADWAY_FORM" not in os.environ and any(unit in machine()["units"] for unit in _BF16_FEATURES)
+    return request.dtypes or (("fp32", "bf16") if has_bf16 else ("fp32",))
 
 
-def _measured(
-    found: Sequence[Contender], job: Job, repeats: int, note: Note
+def _measure(
+    contenders: Sequence[Contender], job: Job, repeats: int, note: Note
 ) -> tuple[dict[str, list[dict[str, float]]], list[dict[str, float]]]:
     """Run the probe and each program in turn; return the runs by title, and the probe's."""
-    runs: dict[str, list[dict[str, float]]] = {program.title: [] for program in found}
+    runs: dict[str, list[dict[str, float]]] = {program.title: [] for program in contenders}
     probes: list[dict[str, float]] = []
     for repeat in range(repeats):
         if job.kind != "load":
-            probes.append(_process(_PROBE, "measure", job))
-        for program in found:
-            runs[program.title].append(_process(program.module, "measure", replace(job, form=program.form)))
+            probes.append(_run_process(_PROBE, "measure", job))
+        for program in contenders:
+            runs[program.title].append(_run_process(program.module, "measure", replace(job, form=program.dtype)))
             goal = GOALS.get(job.kind, "tokens_per_second")
             value = runs[program.title][-1][goal]
             note(f"run {repeat + 1} of {repeats}: {program.title}, {value:,.4g} {goal.replace('_', ' ')}")
@@ -468,7 +468,7 @@ def _measured(
 
 # Environment variables that limit torch, MKL, oneDNN and CTranslate2 to the instruction set of HEADWAY_FORM. llama.cpp
 # has none: it uses the instruction set it was compiled for.
-_LESSER = {
+_INSTRUCTION_LIMITS = {
     "vnni": {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_VNNI", "CT2_FORCE_CPU_ISA": "AVX512"},
     "avx2": {
         "ATEN_CPU_CAPABILITY": "avx2",
@@ -485,44 +485,44 @@ _LESSER = {
 }
 
 
-def _process(module: str, action: str, job: Job) -> dict[str, float]:
+def _run_process(module: str, action: str, job: Job) -> dict[str, float]:
     """Run a module for a job. Raises the UserError that it reports, and RuntimeError if it fails."""
     threads = str(job.threads)
-    lesser = _LESSER.get(os.environ.get("HEADWAY_FORM", ""), {})
-    pools = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), threads)
+    limits = _INSTRUCTION_LIMITS.get(os.environ.get("HEADWAY_FORM", ""), {})
+    thread_limits = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), threads)
     path = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]))
-    environment = {**os.environ, **pools, **lesser, "HF_HUB_OFFLINE": "1", "PYTHONPATH": path}
-    if module == OUR_PART and job.kind not in ("train", "load"):
+    environment = {**os.environ, **thread_limits, **limits, "HF_HUB_OFFLINE": "1", "PYTHONPATH": path}
+    if module == HEADWAY_MODULE and job.kind not in ("train", "load"):
         environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in the commands that generate text
     command = [sys.executable, "-P", "-m", module, action, json.dumps(asdict(job))]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    lines = done.stdout.strip().splitlines()
-    if done.returncode == -signal.SIGKILL:
+    process = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    lines = process.stdout.strip().splitlines()
+    if process.returncode == -signal.SIGKILL:
         raise UserError(f"{module} was killed, probably out of memory; choose a smaller --shape")
-    if done.returncode or not lines:
-        said = done.stderr.strip().splitlines()
-        raise RuntimeError(f"{module} ended with {done.returncode}: {said[-1] if said else 'no error message'}")
-    found = json.loads(lines[-1])
-    if "error" in found:
-        raise UserError(found["error"])
-    return found
+    if process.returncode or not lines:
+        error_lines = process.stderr.strip().splitlines()
+        raise RuntimeError(f"{module} ended with {process.returncode}: {error_lines[-1] if error_lines else 'no error message'}")
+    output = json.loads(lines[-1])
+    if "error" in output:
+        raise UserError(output["error"])
+    return output
 
 
-def _result(
+def _build_report(
     request: BenchRequest,
     shape: str,
     config: ModelConfig,
     job: Job,
-    found: Sequence[Contender],
+    contenders: Sequence[Contender],
     runs: dict[str, list[dict[str, float]]],
     probes: list[dict[str, float]],
 ) -> dict[str, Any]:
     goal = GOALS.get(job.kind, "tokens_per_second")
-    measured = {title: {name: spread([run[name] for run in each]) for name in each[0]} for title, each in runs.items()}
-    for each in measured.values():
-        each["peak_bytes"] = each["peak_bytes"]["max"]
+    measured = {title: {name: summarize([run[name] for run in stats]) for name in stats[0]} for title, stats in runs.items()}
+    for stats in measured.values():
+        stats["peak_bytes"] = stats["peak_bytes"]["max"]
     bounds = (
-        {name: spread([probe[name] for probe in probes]) for name in probes[0] if name != "peak_bytes"}
+        {name: summarize([probe[name] for probe in probes]) for name in probes[0] if name != "peak_bytes"}
         if probes
         else {}
     )
@@ -531,27 +531,27 @@ def _result(
     settings |= {"backend": job.backend, "deterministic": job.deterministic, "cache": job.cache}
     # The share of the machine's limit that each program reaches.
     if "read_bytes_per_second" in bounds:
-        for each in measured.values():
-            if "weight_bytes" in each:
-                each["weight_bytes"] = round(each["weight_bytes"]["median"])
-                steps = each["tokens_per_second"]["median"] / job.rows
-                each["share_of_bound"] = steps * each["weight_bytes"] / bounds["read_bytes_per_second"]["median"]
+        for stats in measured.values():
+            if "weight_bytes" in stats:
+                stats["weight_bytes"] = round(stats["weight_bytes"]["median"])
+                steps = stats["tokens_per_second"]["median"] / job.rows
+                stats["share_of_bound"] = steps * stats["weight_bytes"] / bounds["read_bytes_per_second"]["median"]
     if "flop_per_second" in bounds and not isinstance(config, EncoderDecoderConfig):
         with torch.device("meta"):
             forward = flop_per_token(config.build(None), None)
         # Without attention: 2 FLOP per weight, and 4 more in training.
         flop = 3 * forward if job.kind == "train" else forward
-        for each in measured.values():
-            each["flop_per_second"] = each["tokens_per_second"]["median"] * flop
-            each["share_of_bound"] = each["flop_per_second"] / bounds["flop_per_second"]["median"]
+        for stats in measured.values():
+            stats["flop_per_second"] = stats["tokens_per_second"]["median"] * flop
+            stats["share_of_bound"] = stats["flop_per_second"] / bounds["flop_per_second"]["median"]
     times = {
-        own: {p.title: _times(measured[own], measured[p.title], goal) for p in peers}
-        for own, peers in comparisons(found).items()
+        own_title: {p.title: _speedup(measured[own_title], measured[p.title], goal) for p in peers}
+        for own_title, peers in comparisons(contenders).items()
     }
     return {
         "kind": job.kind,
         **settings,
-        "instructions": FORM,
+        "instructions": INSTRUCTION_SET,
         "goal": goal,
         "bounds": bounds,
         "programs": measured,
@@ -560,7 +560,7 @@ def _result(
     }
 
 
-def _times(ours: dict[str, Any], theirs: dict[str, Any], goal: str) -> float:
+def _speedup(ours: dict[str, Any], theirs: dict[str, Any], goal: str) -> float:
     """The speedup of headway, by medians."""
     ratio = ours[goal]["median"] / theirs[goal]["median"]
     return 1 / ratio if goal == "seconds" else ratio

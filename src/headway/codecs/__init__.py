@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from headway.lazily import lazily
+from headway.lazily import lazy_exports
 
 if TYPE_CHECKING:
     from headway.codecs.base import Codec, Kind, StreamDecoder
-    from headway.codecs.marks import RoleTokens
-    from headway.codecs.published import check_fits, load_codec, published_codec
+    from headway.codecs.marks import SpecialTokens
+    from headway.codecs.published import check_vocab_size, load_codec, published_codec
     from headway.codecs.tokenizer import END_OF_TEXT, FILE, TokenizerCodec
     from headway.codecs.training import Split, sentence_codec, train_codec
 
@@ -18,22 +18,22 @@ __all__ = [
     "FILE",
     "Codec",
     "Kind",
-    "RoleTokens",
+    "SpecialTokens",
     "Split",
     "StreamDecoder",
     "TokenizerCodec",
-    "check_fits",
+    "check_vocab_size",
     "load_codec",
     "published_codec",
     "sentence_codec",
     "train_codec",
 ]
-lazily(
+lazy_exports(
     __name__,
     {
         ".base": ("Codec", "Kind", "StreamDecoder"),
-        ".marks": ("RoleTokens",),
-        ".published": ("check_fits", "load_codec", "published_codec"),
+        ".marks": ("SpecialTokens",),
+        ".published": ("check_vocab_size", "load_codec", "published_codec"),
         ".tokenizer": ("END_OF_TEXT", "FILE", "TokenizerCodec"),
         ".training": ("Split", "sentence_codec", "train_codec"),
     },

@@ -26,9 +26,9 @@ from tokenizers.pre_tokenizers import PreTokenizer
 from headway.codecs.files import object_or_empty, read_text
 from headway.codecs.guard import GUARD, RESERVED, SHIELD, Guard
 from headway.codecs.helper import Helper, HelperError
-from headway.codecs.marks import CONFIG, RoleTokens
+from headway.codecs.marks import CONFIG_FILE, SpecialTokens
 from headway.codecs.tokenizer import TokenizerCodec
-from headway.codecs.turns import ASSISTANT, Message, Span, SpentError, assistant_spans, block_spans, until_said
+from headway.codecs.turns import ASSISTANT, Message, Span, TemplateBudgetError, assistant_spans, block_spans, text_up_to_content_end
 from headway.errors import UserError
 
 
@@ -39,7 +39,7 @@ class Token(NamedTuple):
     start: int
     stop: int
 
-    def within(self, span: tuple[int, int]) -> bool:
+    def overlaps(self, span: tuple[int, int]) -> bool:
         """Whether any of its characters is inside a span of the text."""
         return self.start < span[1] and self.stop > span[0]
 
@@ -54,8 +54,8 @@ class Locator:
         tokens = codec.tokenizer.get_added_tokens_decoder()
         self._special = {token.content: (i, token) for i, token in tokens.items() if token.special}
         self.guard = Guard(self._special)
-        self._first = _beside(codec.tokenizer, continued=False)
-        self._later = _beside(codec.tokenizer, continued=True)
+        self._start_tokenizer = _offset_tokenizer(codec.tokenizer, continued=False)
+        self._inner_tokenizer = _offset_tokenizer(codec.tokenizer, continued=True)
 
     @cached_property
     def special(self) -> frozenset[int]:
@@ -64,35 +64,35 @@ class Locator:
 
     def tokens(self, text: str) -> list[Token]:
         """The tokens of a text, with offsets that count guards, too."""
-        found: list[Token] = []
+        tokens: list[Token] = []
         done = 0
-        for start, stop in self.guard.spellings.find(text):
-            symbol, token = self._special[text[start:stop]]
+        for start, stop in self.guard.spellings.find_names(text):
+            token_id, token = self._special[text[start:stop]]
             if start < done:  # white space that the previous token has consumed
                 continue
             if token.lstrip:
                 start = done + len(text[done:start].rstrip())
-            found += self._plain(text, done, start)
+            tokens += self._plain_tokens(text, done, start)
             if token.rstrip:
                 stop += len(text[stop:]) - len(text[stop:].lstrip())
-            found.append(Token(symbol, start, stop))
+            tokens.append(Token(token_id, start, stop))
             done = stop
-        found += self._plain(text, done, len(text))
-        return found
+        tokens += self._plain_tokens(text, done, len(text))
+        return tokens
 
-    def _plain(self, text: str, start: int, stop: int) -> Iterator[Token]:
-        places = [i for i in range(start, stop) if text[i] not in (GUARD, SHIELD)]
-        if not places:
+    def _plain_tokens(self, text: str, start: int, stop: int) -> Iterator[Token]:
+        positions = [i for i in range(start, stop) if text[i] not in (GUARD, SHIELD)]
+        if not positions:
             return
-        section = "".join(text[i] for i in places)
-        places.append(stop)
-        tokenizer, ids = self._later if start else self._first
+        section = "".join(text[i] for i in positions)
+        positions.append(stop)
+        tokenizer, ids = self._inner_tokenizer if start else self._start_tokenizer
         encoding = tokenizer.encode(section, add_special_tokens=False)
-        for symbol, (first, last) in zip(encoding.ids, encoding.offsets, strict=True):
-            yield Token(ids.get(symbol, symbol), places[first], places[last])
+        for token_id, (first, last) in zip(encoding.ids, encoding.offsets, strict=True):
+            yield Token(ids.get(token_id, token_id), positions[first], positions[last])
 
 
-def _beside(tokenizer: Tokenizer, continued: bool) -> tuple[Tokenizer, dict[int, int]]:
+def _offset_tokenizer(tokenizer: Tokenizer, continued: bool) -> tuple[Tokenizer, dict[int, int]]:
     """A tokenizer with the same model but without a post-processor, which would shift offsets; and a map of its ids
     that differ from the original's.
 
@@ -102,16 +102,16 @@ def _beside(tokenizer: Tokenizer, continued: bool) -> tuple[Tokenizer, dict[int,
     if tokenizer.normalizer is not None:
         other.normalizer = tokenizer.normalizer
     if tokenizer.pre_tokenizer is not None:
-        other.pre_tokenizer = _unprefixed(tokenizer.pre_tokenizer) if continued else tokenizer.pre_tokenizer
+        other.pre_tokenizer = _without_prefix(tokenizer.pre_tokenizer) if continued else tokenizer.pre_tokenizer
     added = sorted(tokenizer.get_added_tokens_decoder().items())
     for special, run in groupby(added, key=lambda item: item[1].special):
         (other.add_special_tokens if special else other.add_tokens)([token for _, token in run])
     other.encode_special_tokens = True
     pairs = [(other.token_to_id(token.content), i) for i, token in added]
-    return other, {own: i for own, i in pairs if own is not None and own != i}
+    return other, {other_id: i for other_id, i in pairs if other_id is not None and other_id != i}
 
 
-def _unprefixed(step: PreTokenizer) -> PreTokenizer:
+def _without_prefix(step: PreTokenizer) -> PreTokenizer:
     state = step.__getstate__().decode()
     if _AT_START not in state:
         return step
@@ -124,14 +124,14 @@ _AT_START = '"prepend_scheme":"first"'
 
 
 FILE, OLD_FILE = "chat_template.jinja", "chat_template.json"
-LONGEST = 1 << 18  # characters of a template
-SECONDS = 5.0  # CPU time limit of a template
+MAX_LENGTH = 1 << 18  # characters of a template
+CPU_SECONDS = 5.0  # CPU time limit of a template
 _MEMORY = 512 << 20  # memory limit in bytes
-_FREE, _FACTOR = 1 << 18, 4  # limit of written characters, and its increase per input character
-_TIMED = re.compile("strftime_now")  # output that depends on the time is not cached
-_BLOCK = re.compile(r"\{%[-+]?\s*generation\b")
-_ANSWER = "Yes."
-_OWN = ("messages", "tools", "add_generation_prompt", "documents")  # variables of every template
+_FREE_OUTPUT, _OUTPUT_FACTOR = 1 << 18, 4  # limit of written characters, and its increase per input character
+_TIME_DEPENDENT = re.compile("strftime_now")  # output that depends on the time is not cached
+_GENERATION_BLOCK = re.compile(r"\{%[-+]?\s*generation\b")
+_PROBE_ANSWER = "Yes."
+_RESERVED_NAMES = ("messages", "tools", "add_generation_prompt", "documents")  # variables of every template
 _WORDS = re.compile(r"[\w ,.:-]{0,64}")  # cannot spell a special token
 Tools = Sequence[Any] | None
 
@@ -143,47 +143,47 @@ class Chat(NamedTuple):
     spans: list[Span]
 
 
-class Answers:
+class ReplyCache:
     """A cache of the newest replies by request, limited in characters."""
 
-    def __init__(self, room: int = 1 << 23) -> None:
-        self._room = room  # characters
-        self._known: dict[bytes, dict[str, str]] = {}
+    def __init__(self, capacity: int = 1 << 23) -> None:
+        self._free_characters = capacity  # characters
+        self._replies: dict[bytes, dict[str, str]] = {}
         self._lock = Lock()
 
-    def of(self, asked: str, answer: Callable[[], dict[str, str]]) -> dict[str, str]:
-        key = hashlib.sha256(asked.encode()).digest()
+    def get_or_compute(self, request: str, compute: Callable[[], dict[str, str]]) -> dict[str, str]:
+        key = hashlib.sha256(request.encode()).digest()
         with self._lock:
-            found = self._taken(key)
-        if found is None:
-            found = answer()
+            reply = self._pop(key)
+        if reply is None:
+            reply = compute()
         with self._lock:
-            self._taken(key)  # another thread may have made the same request
-            self._known[key] = found
-            self._room -= self._size(found)
-            while self._room < 0:
-                self._taken(next(iter(self._known)))
-        return found
+            self._pop(key)  # another thread may have made the same request
+            self._replies[key] = reply
+            self._free_characters -= self._size(reply)
+            while self._free_characters < 0:
+                self._pop(next(iter(self._replies)))
+        return reply
 
-    def _taken(self, key: bytes) -> dict[str, str] | None:
-        found = self._known.pop(key, None)
-        self._room += 0 if found is None else self._size(found)
-        return found
+    def _pop(self, key: bytes) -> dict[str, str] | None:
+        reply = self._replies.pop(key, None)
+        self._free_characters += 0 if reply is None else self._size(reply)
+        return reply
 
     @staticmethod
-    def _size(answer: Mapping[str, str]) -> int:
-        return 200 + sum(map(len, answer.values()))
+    def _size(reply: Mapping[str, str]) -> int:
+        return 200 + sum(map(len, reply.values()))
 
 
-class Ends(NamedTuple):
+class StopSequences(NamedTuple):
     """Token ids and strings that end an answer."""
 
     ids: tuple[int, ...]
-    texts: tuple[str, ...]
+    strings: tuple[str, ...]
 
 
 _helper = Helper("headway.codecs.sandbox", _MEMORY)
-_answers = Answers()
+_reply_cache = ReplyCache()
 
 
 class ChatTemplate:
@@ -192,33 +192,33 @@ class ChatTemplate:
     Raises UserError if jinja2 is not installed or the template is invalid.
     """
 
-    def __init__(self, text: str, marks: RoleTokens | None = None, source: str = "the chat template") -> None:
-        if len(text) > LONGEST or RESERVED.search(text):
+    def __init__(self, text: str, special_tokens: SpecialTokens | None = None, source: str = "the chat template") -> None:
+        if len(text) > MAX_LENGTH or RESERVED.search(text):
             raise UserError(f"{source} is too long ({len(text):,} characters) or contains noncharacters; correct it")
         self.text = text
         self.source = source
-        self._marks = (marks or RoleTokens()).settings()
+        self._special_tokens = (special_tokens or SpecialTokens()).settings()
         if find_spec("jinja2") is None:
             raise UserError("chat templates need jinja2; pip install 'headway[chat]'")
-        self._asked(None)
+        self._request(None)
         self._locators: WeakKeyDictionary[TokenizerCodec, Locator] = WeakKeyDictionary()
         self._values: Mapping[str, Any] = {}
 
-    def given(self, values: Mapping[str, bool | int | float | str]) -> ChatTemplate:
+    def with_values(self, values: Mapping[str, bool | int | float | str]) -> ChatTemplate:
         """The same template with values for extra variables, such as `enable_thinking`. UserError for a reserved name,
         and for strings with other characters than words have.
         """
-        own = {*self._marks, *_OWN}
+        reserved = {*self._special_tokens, *_RESERVED_NAMES}
         for name, value in values.items():
-            if name in own or not name.isidentifier():
+            if name in reserved or not name.isidentifier():
                 raise UserError(f"the template's variable {name!r:.80} is reserved or invalid; use another name")
             if isinstance(value, str) and not _WORDS.fullmatch(value):
                 raise UserError(
                     f"the template's {name!r:.80} is {value!r:.80}; use up to 64 letters, digits and spaces"
                 )
-        found = copy(self)
-        found._values = dict(values)
-        return found
+        template = copy(self)
+        template._values = dict(values)
+        return template
 
     def render(
         self,
@@ -234,7 +234,7 @@ class ChatTemplate:
         template rejects the messages, fails, takes too long or writes too much, or if the last message cannot be
         continued.
         """
-        text = self._guarded(Guard(()), messages, tools, add_generation_prompt, continue_final_message)
+        text = self._render_guarded(Guard(()), messages, tools, add_generation_prompt, continue_final_message)
         return RESERVED.sub("", text)
 
     def encode(self, codec: TokenizerCodec, messages: Sequence[Message], tools: Tools = None) -> Chat:
@@ -245,15 +245,15 @@ class ChatTemplate:
         locator = self._locator(codec)
         guarded, tools = locator.guard.messages(messages), locator.guard.value(tools)
         if self._has_blocks:
-            text, spans = block_spans(self._write(guarded, False, tools), locator.guard.spellings)
+            text, spans = block_spans(self._run(guarded, False, tools), locator.guard.spellings)
         else:
-            text = self._write(guarded, False, tools)
+            text = self._run(guarded, False, tools)
             spans = assistant_spans(
-                lambda some, ask: self._write(some, ask, tools), guarded, text, locator.guard.spellings
+                lambda shortened, prompt: self._run(shortened, prompt, tools), guarded, text, locator.guard.spellings
             )
         tokens = locator.tokens(text)
-        inside = [[i for i, token in enumerate(tokens) if token.within(span)] for span in spans]
-        return Chat([token.id for token in tokens], [(places[0], places[-1] + 1) for places in inside if places])
+        token_spans = [[i for i, token in enumerate(tokens) if token.overlaps(span)] for span in spans]
+        return Chat([token.id for token in tokens], [(indices[0], indices[-1] + 1) for indices in token_spans if indices])
 
     def prompt(
         self,
@@ -265,71 +265,71 @@ class ChatTemplate:
     ) -> list[int]:
         """The token ids of `render`, which the assistant continues. Do not add a begin token."""
         locator = self._locator(codec)
-        text = self._guarded(locator.guard, messages, tools, add_generation_prompt, continue_final_message)
+        text = self._render_guarded(locator.guard, messages, tools, add_generation_prompt, continue_final_message)
         return [token.id for token in locator.tokens(text)]
 
-    def _guarded(
+    def _render_guarded(
         self, guard: Guard, messages: Sequence[Message], tools: Tools, add_generation_prompt: bool, continued: bool
     ) -> str:
         """The rendered conversation, with guards."""
         guarded, tools = guard.messages(messages), guard.value(tools)
-        write = lambda some, ask: block_spans(self._write(some, ask, tools), guard.spellings)[0]  # noqa: E731
-        text = write(guarded, add_generation_prompt and not continued)
-        return until_said(write, guarded, text) if continued else text
+        render = lambda shortened, prompt: block_spans(self._run(shortened, prompt, tools), guard.spellings)[0]  # noqa: E731
+        text = render(guarded, add_generation_prompt and not continued)
+        return text_up_to_content_end(render, guarded, text) if continued else text
 
-    def fitting(self, codec: TokenizerCodec, messages: Sequence[Message], most: int | None) -> tuple[list[int], int]:
+    def truncated_prompt(self, codec: TokenizerCodec, messages: Sequence[Message], max_tokens: int | None) -> tuple[list[int], int]:
         """A prompt of at most `max_tokens` ids, and how many of the oldest turns were dropped.
 
         A leading system message and the last question are never dropped, so the prompt may still be too long.
         """
         if not messages:
             raise UserError("the conversation has no messages; add one")
-        fixed = 1 if messages[0].get("role") == "system" else 0
-        later = [i for i in range(fixed + 1, len(messages)) if messages[i].get("role") == "user"]
+        system_count = 1 if messages[0].get("role") == "system" else 0
+        question_indices = [i for i in range(system_count + 1, len(messages)) if messages[i].get("role") == "user"]
         ids: list[int] = []
-        for dropped, start in enumerate([fixed, *later]):
-            ids = self.prompt(codec, [*messages[:fixed], *messages[start:]])
-            if most is None or len(ids) <= most:
+        for dropped, start in enumerate([system_count, *question_indices]):
+            ids = self.prompt(codec, [*messages[:system_count], *messages[start:]])
+            if max_tokens is None or len(ids) <= max_tokens:
                 return ids, dropped
-        return ids, len(later)
+        return ids, len(question_indices)
 
-    def ends(self, codec: TokenizerCodec) -> Ends:
+    def stop_sequences(self, codec: TokenizerCodec) -> StopSequences:
         """The ends of an answer: the token or string that the template writes after it, and the codec's end token."""
-        own = () if codec.end is None else (codec.end,)
+        codec_end = () if codec.eos_id is None else (codec.eos_id,)
         try:
-            chat = self.encode(codec, [{"role": "user", "content": "?"}, {"role": ASSISTANT, "content": _ANSWER}])
-        except SpentError:
+            chat = self.encode(codec, [{"role": "user", "content": "?"}, {"role": ASSISTANT, "content": _PROBE_ANSWER}])
+        except TemplateBudgetError:
             raise
         except UserError:  # a template of other roles
-            return Ends(own, ())
-        spoken = [i for start, stop in chat.spans for i in chat.ids[start:stop]]
-        if spoken and spoken[-1] in self._locator(codec).special:
-            return Ends(tuple(dict.fromkeys((spoken[-1], *own))), ())
-        text = codec.decode(spoken).partition(_ANSWER)[2].strip()
-        return Ends(own, (text,) if text else ())
+            return StopSequences(codec_end, ())
+        answer_ids = [i for start, stop in chat.spans for i in chat.ids[start:stop]]
+        if answer_ids and answer_ids[-1] in self._locator(codec).special:
+            return StopSequences(tuple(dict.fromkeys((answer_ids[-1], *codec_end))), ())
+        text = codec.decode(answer_ids).partition(_PROBE_ANSWER)[2].strip()
+        return StopSequences(codec_end, (text,) if text else ())
 
     @cached_property
     def _has_blocks(self) -> bool:
-        return _BLOCK.search(self.text) is not None
+        return _GENERATION_BLOCK.search(self.text) is not None
 
     def _locator(self, codec: TokenizerCodec) -> Locator:
         if codec not in self._locators:
             self._locators[codec] = Locator(codec)
         return self._locators[codec]
 
-    def _write(self, messages: Sequence[Message], add_generation_prompt: bool, tools: Any) -> str:
-        asked = list(messages), tools, add_generation_prompt, None
-        return self._asked({**self._values, **self._marks, **dict(zip(_OWN, asked))})
+    def _run(self, messages: Sequence[Message], add_generation_prompt: bool, tools: Any) -> str:
+        arguments = list(messages), tools, add_generation_prompt, None
+        return self._request({**self._values, **self._special_tokens, **dict(zip(_RESERVED_NAMES, arguments))})
 
-    def _asked(self, values: Mapping[str, Any] | None) -> str:
+    def _request(self, values: Mapping[str, Any] | None) -> str:
         """The output of the template with these variables; None only compiles it."""
-        request = {"text": self.text, "values": values, "seconds": SECONDS}
+        request = {"text": self.text, "values": values, "seconds": CPU_SECONDS}
         try:
-            asked = json.dumps(request)
-            if _TIMED.search(self.text):
-                answer = _helper.ask(request, SECONDS)
+            request_text = json.dumps(request)
+            if _TIME_DEPENDENT.search(self.text):
+                reply = _helper.ask(request, CPU_SECONDS)
             else:
-                answer = _answers.of(asked, lambda: _helper.ask(request, SECONDS))
+                reply = _reply_cache.get_or_compute(request_text, lambda: _helper.ask(request, CPU_SECONDS))
         except ValueError:
             raise UserError("a message contains a number that is too large; pass it as a string") from None
         except HelperError as error:
@@ -338,16 +338,16 @@ class ChatTemplate:
                 "memory": f"it needs more than {_MEMORY >> 20} MB",
                 "death": "it crashes its process",
             }[error.reason]
-            raise SpentError(f"{self.source} fails: {reason}; use messages in the format that it expects") from None
-        if "refused" in answer:
-            raise (SpentError if answer.get("spent") else UserError)(f"{self.source} {answer['refused']}")
-        most = _FREE + _FACTOR * len(asked)
-        if len(answer["written"]) > most:  # all of it would be tokenised
-            raise SpentError(
-                f"{self.source} writes {len(answer['written']):,} characters, more than {most:,} for these messages; "
+            raise TemplateBudgetError(f"{self.source} fails: {reason}; use messages in the format that it expects") from None
+        if "refused" in reply:
+            raise (TemplateBudgetError if reply.get("spent") else UserError)(f"{self.source} {reply['refused']}")
+        max_characters = _FREE_OUTPUT + _OUTPUT_FACTOR * len(request_text)
+        if len(reply["written"]) > max_characters:  # all of it would be tokenised
+            raise TemplateBudgetError(
+                f"{self.source} writes {len(reply['written']):,} characters, more than {max_characters:,} for these messages; "
                 "use messages in the format that it expects"
             )
-        return answer["written"]
+        return reply["written"]
 
 
 def read_template(directory: Path | str) -> str | None:
@@ -359,18 +359,18 @@ def read_template(directory: Path | str) -> str | None:
     directory = Path(directory)
     if (directory / FILE).is_file():
         return read_text(directory / FILE)
-    for file in (directory / OLD_FILE, directory / CONFIG):
-        text = _default(object_or_empty(file).get("chat_template"), file)
+    for file in (directory / OLD_FILE, directory / CONFIG_FILE):
+        text = _select_template(object_or_empty(file).get("chat_template"), file)
         if text is not None:
             return text
     return None
 
 
-def _default(found: Any, source: Path) -> str | None:
-    if found is None or isinstance(found, str):
-        return found
-    entries = found if isinstance(found, list) else []
-    named = {each.get("name"): each.get("template") for each in entries if isinstance(each, dict)}
+def _select_template(value: Any, source: Path) -> str | None:
+    if value is None or isinstance(value, str):
+        return value
+    templates = value if isinstance(value, list) else []
+    named = {entry.get("name"): entry.get("template") for entry in templates if isinstance(entry, dict)}
     text = named.get("default", next(iter(named.values()), None))
     if not isinstance(text, str):
         raise UserError(f"chat_template in {source} is neither a string nor a list of named ones; download it again")
@@ -378,7 +378,7 @@ def _default(found: Any, source: Path) -> str | None:
 
 
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
-_PLAIN = """\
+_DEFAULT_TEMPLATE = """\
 {{- bos_token }}
 {%- for message in messages %}
     {{- "<|" + message.role + "|>\\n" }}
@@ -395,10 +395,10 @@ _PLAIN = """\
 """
 
 
-def default_template(marks: RoleTokens | None = None) -> ChatTemplate:
+def default_template(special_tokens: SpecialTokens | None = None) -> ChatTemplate:
     """A template for models without one: each role on its own line, the end token after answers.
 
     It works with any tokenizer. If the tokenizer has ROLES as special tokens, they mark roles; otherwise roles are
     plain text, which a message can spell.
     """
-    return ChatTemplate(_PLAIN, marks, "the default chat template")
+    return ChatTemplate(_DEFAULT_TEMPLATE, special_tokens, "the default chat template")

@@ -9,27 +9,27 @@ from typing import Any
 
 from headway.errors import UserError
 from headway.parsing import DuplicateKeyError, parse_json
-from headway.received import opened
+from headway.received import open_file
 
-LIMIT = 1 << 27  # bytes; the largest published vocabularies have about 40 MB
-_PICKLES = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+MAX_BYTES = 1 << 27  # bytes; the largest published vocabularies have about 40 MB
+_PICKLE_HEADERS = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 
 def read_bytes(path: Path) -> bytes:
     """The content of a file. UserError if it is too large for a tokenizer, empty or a pickle."""
     try:
         size = path.stat().st_size
-        if size > LIMIT:
-            raise UserError(f"{path} has {size:,} bytes, more than the {LIMIT:,} for a tokenizer; use a tokenizer file")
-        with opened(path) as file:
-            data = file.read()
+        if size > MAX_BYTES:
+            raise UserError(f"{path} has {size:,} bytes, more than the {MAX_BYTES:,} for a tokenizer; use a tokenizer file")
+        with open_file(path) as file:
+            content = file.read()
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}; check the path") from error
-    if not data:
+    if not content:
         raise UserError(f"{path} is empty; download it again")
-    if data.startswith(_PICKLES):
+    if content.startswith(_PICKLE_HEADERS):
         raise UserError(f"{path} is a pickle, which can run code when loaded; use the tokenizer's own file")
-    return data
+    return content
 
 
 def read_text(path: Path) -> str:
@@ -46,15 +46,15 @@ def read_object(path: Path) -> dict[str, Any]:
 
 def parse_object(text: str, path: Path) -> dict[str, Any]:
     try:
-        found = parse_json(text)
+        content = parse_json(text)
     except DuplicateKeyError as error:
         raise UserError(f"{path} has {error}; keep one of them, or download it again") from error
     except (ValueError, RecursionError) as error:
         reason = str(error) if isinstance(error, ValueError) else "it is nested too deeply"
         raise UserError(f"{path} is not JSON: {reason}; download it again") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{path} contains a {type(found).__name__}, not a mapping; download it again")
-    return found
+    if not isinstance(content, dict):
+        raise UserError(f"{path} contains a {type(content).__name__}, not a mapping; download it again")
+    return content
 
 
 def object_or_empty(path: Path) -> dict[str, Any]:

@@ -8,60 +8,60 @@ from typing import Any
 
 from headway.parsing import DECODER
 
-_PARTS = ("normalizer", "pre_tokenizer", "post_processor", "decoder", "added_tokens", "truncation", "padding", "model")
-_NEXT = re.compile(r'\}\s*,\s*"((?:[^"\\]|\\.)*)"\s*:')
-_BRACES = 1 << 16
+_RELEVANT_ENTRIES = ("normalizer", "pre_tokenizer", "post_processor", "decoder", "added_tokens", "truncation", "padding", "model")
+_NEXT_ENTRY = re.compile(r'\}\s*,\s*"((?:[^"\\]|\\.)*)"\s*:')
+_MAX_BRACES = 1 << 16
 _SPACE = re.compile(r"[ \t\r\n]*")
-_PREFIX, _TEXT = '"continuing_subword_prefix"', re.compile(r'\s*:\s*"[^"]')
+_PREFIX, _NON_EMPTY = '"continuing_subword_prefix"', re.compile(r'\s*:\s*"[^"]')
 
 
-def outline(text: str) -> dict[str, Any]:
+def read_without_model(text: str) -> dict[str, Any]:
     """The entries of a tokenizer.json, without its model if that comes last. ValueError for an invalid file."""
-    found: dict[str, Any] = {}
-    at = _after("{", text, 0)
+    entries: dict[str, Any] = {}
+    position = _skip_past("{", text, 0)
     while True:
-        name, at = DECODER.raw_decode(text, at)
-        at = _after(":", text, at)
-        if name == "model" and not _more(text, at) and not _prefixed(text, at):
-            return found
-        value, at = DECODER.raw_decode(text, at)
-        if name in found:
+        name, position = DECODER.raw_decode(text, position)
+        position = _skip_past(":", text, position)
+        if name == "model" and not _has_later_entries(text, position) and not _has_prefix_and_merges(text, position):
+            return entries
+        value, position = DECODER.raw_decode(text, position)
+        if name in entries:
             raise ValueError(f"it has two entries named {name!r:.40}")
-        found[name] = value
-        at = _SPACE.match(text, at).end()  # type: ignore[union-attr]
-        if text[at : at + 1] == "}":
+        entries[name] = value
+        position = _SPACE.match(text, position).end()  # type: ignore[union-attr]
+        if text[position : position + 1] == "}":
             break
-        at = _after(",", text, at)
-    return found
+        position = _skip_past(",", text, position)
+    return entries
 
 
-def _after(mark: str, text: str, at: int) -> int:
+def _skip_past(character: str, text: str, position: int) -> int:
     """The position after a character and the white space around it."""
-    at = _SPACE.match(text, at).end()  # type: ignore[union-attr]
-    if text[at : at + 1] != mark:
-        raise ValueError(f"it has {text[at : at + 20]!r} at {at} where {mark!r} is expected")
-    return _SPACE.match(text, at + 1).end()  # type: ignore[union-attr]
+    position = _SPACE.match(text, position).end()  # type: ignore[union-attr]
+    if text[position : position + 1] != character:
+        raise ValueError(f"it has {text[position : position + 20]!r} at {position} where {character!r} is expected")
+    return _SPACE.match(text, position + 1).end()  # type: ignore[union-attr]
 
 
-def _more(text: str, at: int) -> bool:
+def _has_later_entries(text: str, start: int) -> bool:
     """Whether a relevant entry follows the model: it would come after a closing brace."""
-    place = at
-    for _ in range(_BRACES):
-        place = text.find("}", place)
-        if place < 0:
+    position = start
+    for _ in range(_MAX_BRACES):
+        position = text.find("}", position)
+        if position < 0:
             return False
-        entry = _NEXT.match(text, place)
-        if entry and (entry[1] in _PARTS or "\\" in entry[1]):
+        entry = _NEXT_ENTRY.match(text, position)
+        if entry and (entry[1] in _RELEVANT_ENTRIES or "\\" in entry[1]):
             return True
-        place += 1
+        position += 1
     return True  # possibly, so everything is read
 
 
-def _prefixed(text: str, at: int) -> bool:
+def _has_prefix_and_merges(text: str, start: int) -> bool:
     """Whether a model may have both merges and a prefix of inner tokens."""
-    place = text.find(_PREFIX, at)
-    said = place >= 0 and _TEXT.match(text, place + len(_PREFIX)) is not None
-    return said and text.find('"merges"', at) >= 0
+    position = text.find(_PREFIX, start)
+    has_prefix = position >= 0 and _NON_EMPTY.match(text, position + len(_PREFIX)) is not None
+    return has_prefix and text.find('"merges"', start) >= 0
 
 
 def check_merges(model: Any) -> None:
@@ -73,15 +73,15 @@ def check_merges(model: Any) -> None:
             raise ValueError(f"it merges {second!r:.40}, which does not start with {prefix!r:.40}")
 
 
-def laid_open(parts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def patterns_and_maps(parts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """All patterns ("Regex") and maps ("precompiled_charsmap") in the steps of a tokenizer."""
-    waiting: list[Any] = [part for name, part in parts.items() if name != "model"]
-    while waiting:
-        one = waiting.pop()
-        if isinstance(one, list):
-            waiting += one
-        elif isinstance(one, dict):
-            waiting += one.values()
+    pending: list[Any] = [part for name, part in parts.items() if name != "model"]
+    while pending:
+        node = pending.pop()
+        if isinstance(node, list):
+            pending += node
+        elif isinstance(node, dict):
+            pending += node.values()
             for name in ("Regex", "precompiled_charsmap"):
-                if isinstance(one.get(name), str):
-                    yield name, one[name]
+                if isinstance(node.get(name), str):
+                    yield name, node[name]

@@ -20,9 +20,9 @@ _GPT4 = (  # cl100k in tiktoken since 2023
     r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
 )
 _SPACED = r"\A +| +\z"  # sentencepiece: only at the ends of a text
-KNOWN = frozenset({GPT2, CL100K, QWEN2, CLIP, O200K, _GPT4, WORD, LINES, PIECE_WORDS, _SPACED})
-LONGEST = 1 << 17  # characters of a pattern
-_SECONDS = 2.0  # CPU time of all tests
+KNOWN_PATTERNS = frozenset({GPT2, CL100K, QWEN2, CLIP, O200K, _GPT4, WORD, LINES, PIECE_WORDS, _SPACED})
+MAX_LENGTH = 1 << 17  # characters of a pattern
+_CPU_SECONDS = 2.0  # CPU time of all tests
 _MEMORY = 1 << 30  # bytes
 _helper = Helper("headway.codecs.tries", _MEMORY)
 
@@ -37,14 +37,14 @@ _PARTS = re.compile(
 
 def check_pattern(pattern: str, source: str) -> None:
     """UserError for a regular expression that is invalid, backtracks or is too long."""
-    if pattern in KNOWN:
+    if pattern in KNOWN_PATTERNS:
         return
-    said = f"{source} splits words with {pattern!r:.80}"
-    if len(pattern) > LONGEST:
-        raise UserError(f"{said}, of {len(pattern):,} characters, more than {LONGEST:,}; use another tokenizer")
-    fault = None if is_simple(pattern) else _tried(pattern)
+    description = f"{source} splits words with {pattern!r:.80}"
+    if len(pattern) > MAX_LENGTH:
+        raise UserError(f"{description}, of {len(pattern):,} characters, more than {MAX_LENGTH:,}; use another tokenizer")
+    fault = None if is_simple(pattern) else _measured_fault(pattern)
     if fault is not None:
-        raise UserError(f"{said}, which {fault}; use another tokenizer, or write the pattern without nested repeats")
+        raise UserError(f"{description}, which {fault}; use another tokenizer, or write the pattern without nested repeats")
 
 
 def is_simple(pattern: str) -> bool:
@@ -52,26 +52,26 @@ def is_simple(pattern: str) -> bool:
 
     Groups may only be lookarounds of fixed length.
     """
-    inside = repeated = False
+    in_group = repeated = False
     optional = 0
     for match in _PARTS.finditer(pattern):
         kind = match.lastgroup
         if repeated and kind != "or":
             return False
-        if kind in ("open", "strange") or (kind in ("around", "repeat", "optional", "count") and inside):
+        if kind in ("open", "strange") or (kind in ("around", "repeat", "optional", "count") and in_group):
             return False
-        if kind == "close" and not inside:
+        if kind == "close" and not in_group:
             return False
-        inside = kind == "around" or (inside and kind != "close")
+        in_group = kind == "around" or (in_group and kind != "close")
         repeated = kind == "repeat" or (repeated and kind != "or")
         optional += kind in ("optional", "count")
-    return not inside and optional <= 16 and not re.search(r"\)[*+?{]|\{\d{4}|\{\d*,\d{4}", pattern)
+    return not in_group and optional <= 16 and not re.search(r"\)[*+?{]|\{\d{4}|\{\d*,\d{4}", pattern)
 
 
 @lru_cache(maxsize=256)
-def _tried(pattern: str) -> str | None:
+def _measured_fault(pattern: str) -> str | None:
     try:
-        return _helper.ask(pattern, _SECONDS)
+        return _helper.ask(pattern, _CPU_SECONDS)
     except HelperError as error:
         return {
             "time": "backtracks endlessly",

@@ -16,8 +16,8 @@ from typing import Literal, get_args
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from headway.codecs.base import BYTES, Kind
-from headway.codecs.bounds import LONGEST_PIECE
-from headway.codecs.tokenizer import END_OF_TEXT, SECTION, TokenizerCodec
+from headway.codecs.bounds import MAX_TOKEN_LENGTH
+from headway.codecs.tokenizer import END_OF_TEXT, SECTION_LENGTH, TokenizerCodec
 from headway.errors import UserError, nearest
 
 Split = Literal["text", "space"]
@@ -27,17 +27,17 @@ LINES = r"(?<=\n)(?=[^\n])"  # before each line but the first
 # A word with inner apostrophes and hyphens, or a punctuation mark, with the space before it; or other white space.
 WORD = r" ?\w+(?:['’\-]\w+)*| ?[^\w\s]|\s"
 REPLACEMENT = "\ufffd"  # Unicode's replacement character
-UNKNOWN = {"text": " <unk>", "space": "<unk>"}  # in text, with a space before it like words
-LONGEST_WORD = 100  # bytes; WordPiece gives up on longer words, so they are cut
-RARE = 2  # minimum frequency of a merged pair
-UNLIMITED = (1 << 31) - 1
-LARGEST = 1 << 24  # size of a vocabulary
+UNKNOWN_TOKEN = {"text": " <unk>", "space": "<unk>"}  # in text, with a space before it like words
+MAX_WORD_BYTES = 100  # bytes; WordPiece gives up on longer words, so they are cut
+MIN_FREQUENCY = 2  # minimum frequency of a merged pair
+MAX_INT = (1 << 31) - 1
+MAX_VOCAB_SIZE = 1 << 24  # size of a vocabulary
 ALPHABET = sorted(BYTES, key=BYTES.__getitem__)
 _WINDOW = 500  # characters; a text whose windows all contain a space and other text has no long word
 _SPACE = re.compile(r"\s")
 _LONG_WORD = re.compile(r"\w{1000}(?=\w)|[^\w\s]{1000}(?=[^\w\s])")
 _LONG_SPACE = re.compile(r"(\s{1000})\s+")
-_BREAK = re.compile(r"(?<=\S)(?=\s)")
+_WORD_END = re.compile(r"(?<=\S)(?=\s)")
 
 
 def train_codec(
@@ -65,19 +65,19 @@ def train_codec(
     tokenizer.normalizer = _normalizer(lowercase, line_space)
     tokenizer.pre_tokenizer = _pre_tokenizer(kind, split)
     tokenizer.decoder = _decoder(kind, split, line_space)
-    room = UNLIMITED if size is None else size - len(special)
-    sections = _sections(_not_empty(texts))
+    max_size = MAX_INT if size is None else size - len(special)
+    sections = _sections(_non_empty(texts))
     if kind in SUBWORDS:
         sections = map(_with_short_words, sections)
     if kind == "byte":
         tokenizer.model = models.BPE({token: byte for byte, token in enumerate(ALPHABET)}, [])
     elif kind == "char":
-        tokenizer.model = _characters(tokenizer, sections, room)
+        tokenizer.model = _train_characters(tokenizer, sections, max_size)
     elif kind == "word":
-        tokenizer.model = _words(tokenizer, sections, room, UNKNOWN[split])
+        tokenizer.model = _train_words(tokenizer, sections, max_size, UNKNOWN_TOKEN[split])
     else:
-        tokenizer.model = _subwords(kind, tokenizer, sections, room)
-    _check_filled(tokenizer, kind, None if fewer else size, special)
+        tokenizer.model = _train_subwords(kind, tokenizer, sections, max_size)
+    _check_vocab_filled(tokenizer, kind, None if fewer else size, special)
     tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in special])
     return TokenizerCodec(tokenizer)
 
@@ -107,46 +107,46 @@ def _check(kind: str, size: int | None, split: str, prefix_space: bool, special:
 
 
 def _check_size(kind: str, size: int | None, special: int) -> None:
-    whole = len(ALPHABET) + special
-    least = special + 2 if kind in ("word", "char") else whole  # the unknown token and one more, or all bytes
+    byte_size = len(ALPHABET) + special
+    min_size = special + 2 if kind in ("word", "char") else byte_size  # the unknown token and one more, or all bytes
     if size is None:
         if kind in SUBWORDS:
             raise UserError(f"a {kind} codec needs a size; set one, such as 8000")
-    elif kind == "byte" and size != whole:
-        raise UserError(f"size {size} is not that of a byte codec; set {whole}, or omit it")
-    elif size < least:
-        raise UserError(f"size {size} is too small for a {kind} codec; set {least} or more")
-    elif size > LARGEST:  # the library allocates memory for it at once, and aborts the process if that fails
-        raise UserError(f"size {size:,} is too large for a codec; set {LARGEST:,} or less")
+    elif kind == "byte" and size != byte_size:
+        raise UserError(f"size {size} is not that of a byte codec; set {byte_size}, or omit it")
+    elif size < min_size:
+        raise UserError(f"size {size} is too small for a {kind} codec; set {min_size} or more")
+    elif size > MAX_VOCAB_SIZE:  # the library allocates memory for it at once, and aborts the process if that fails
+        raise UserError(f"size {size:,} is too large for a codec; set {MAX_VOCAB_SIZE:,} or less")
 
 
-def _check_filled(tokenizer: Tokenizer, kind: str, size: int | None, special: Sequence[str]) -> None:
-    filled = tokenizer.get_vocab_size() + len(special)
-    if size is not None and filled < size:
+def _check_vocab_filled(tokenizer: Tokenizer, kind: str, size: int | None, special: Sequence[str]) -> None:
+    vocab_size = tokenizer.get_vocab_size() + len(special)
+    if size is not None and vocab_size < size:
         raise UserError(
-            f"size {size} is larger than the data can fill: they are enough for a {kind} codec of {filled} tokens; "
-            f"set {filled} or less, or add data"
+            f"size {size} is larger than the data can fill: they are enough for a {kind} codec of {vocab_size} tokens; "
+            f"set {vocab_size} or less, or add data"
         )
     for name in special:
         if tokenizer.token_to_id(name) is not None:
             raise UserError(f"the special token {name!r} also occurs in the data as a {kind}; choose another name")
 
 
-def _not_empty(texts: Iterable[str]) -> Iterator[str]:
+def _non_empty(texts: Iterable[str]) -> Iterator[str]:
     """The non-empty texts; UserError if there are none."""
-    some = (text for text in texts if text)
-    first = next(some, None)
+    non_empty = (text for text in texts if text)
+    first = next(non_empty, None)
     if first is None:
         raise UserError("there is no text to train a codec on; pass data that are not empty")
-    return chain([first], some)
+    return chain([first], non_empty)
 
 
 def _sections(texts: Iterable[str]) -> Iterator[str]:
     """The texts, with long ones cut before white space, because the library uses a hundred bytes per character."""
     for text in texts:
         start = 0
-        while len(text) - start > SECTION:
-            cut = _BREAK.search(text, start + SECTION)
+        while len(text) - start > SECTION_LENGTH:
+            cut = _WORD_END.search(text, start + SECTION_LENGTH)
             end = cut.start() if cut else len(text)
             yield text[start:end]
             start = end
@@ -182,7 +182,7 @@ def _pre_tokenizer(kind: str, split: str) -> pre_tokenizers.PreTokenizer | None:
     bytewise = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=kind != "byte")
     if kind != "wordpiece":
         return bytewise
-    short = pre_tokenizers.Split(Regex(f".{{1,{LONGEST_WORD}}}"), "isolated")
+    short = pre_tokenizers.Split(Regex(f".{{1,{MAX_WORD_BYTES}}}"), "isolated")
     return pre_tokenizers.Sequence([bytewise, short])
 
 
@@ -196,45 +196,45 @@ def _decoder(kind: str, split: str, line_space: bool) -> decoders.Decoder | None
     return decoders.Sequence([first, decoders.Replace("\n ", "\n"), decoders.Strip(" ", 1, 0)])
 
 
-def _characters(tokenizer: Tokenizer, texts: Iterable[str], room: int) -> models.Model:
+def _train_characters(tokenizer: Tokenizer, texts: Iterable[str], max_size: int) -> models.Model:
     """Characters in code point order; if there are too many, the rarest become unknown."""
     counts: Counter[str] = Counter()
     for text in texts:
         counts.update(tokenizer.normalizer.normalize_str(text) if tokenizer.normalizer else text)
     del counts[REPLACEMENT]  # the unknown token
-    frequent = sorted(counts, key=lambda character: (-counts[character], character))[: room - 1]
+    frequent = sorted(counts, key=lambda character: (-counts[character], character))[: max_size - 1]
     vocabulary = {character: i for i, character in enumerate([*sorted(frequent), REPLACEMENT])}
     return models.BPE(vocabulary, [], unk_token=REPLACEMENT)  # without merges, characters stay as they are
 
 
-def _words(tokenizer: Tokenizer, texts: Iterable[str], room: int, unknown: str) -> models.Model:
+def _train_words(tokenizer: Tokenizer, texts: Iterable[str], max_size: int, unknown: str) -> models.Model:
     """The unknown token, then words by frequency."""
     trainer = trainers.WordLevelTrainer(  # type: ignore[call-arg]
-        vocab_size=room, min_frequency=1, special_tokens=[unknown], show_progress=False
+        vocab_size=max_size, min_frequency=1, special_tokens=[unknown], show_progress=False
     )
-    trained = _trained(tokenizer, models.WordLevel({unknown: 0}, unk_token=unknown), texts, trainer)
-    words = {word: i for word, i in trained.get_vocab().items() if len(word) <= LONGEST_PIECE}
+    trained = _train(tokenizer, models.WordLevel({unknown: 0}, unk_token=unknown), texts, trainer)
+    words = {word: i for word, i in trained.get_vocab().items() if len(word) <= MAX_TOKEN_LENGTH}
     return models.WordLevel({word: i for i, word in enumerate(sorted(words, key=words.__getitem__))}, unk_token=unknown)
 
 
-def _subwords(kind: str, tokenizer: Tokenizer, texts: Iterable[str], room: int) -> models.Model:
+def _train_subwords(kind: str, tokenizer: Tokenizer, texts: Iterable[str], max_size: int) -> models.Model:
     if kind == "unigram":
-        trainer = trainers.UnigramTrainer(vocab_size=room, initial_alphabet=ALPHABET, show_progress=False)
-        trained = _trained(tokenizer, models.Unigram(), texts, trainer)
+        trainer = trainers.UnigramTrainer(vocab_size=max_size, initial_alphabet=ALPHABET, show_progress=False)
+        trained = _train(tokenizer, models.Unigram(), texts, trainer)
         return models.Unigram(_reproducible(json.loads(trained.model.__getstate__())["vocab"]), None, False)
     trainer = trainers.BpeTrainer(
-        vocab_size=room,
-        min_frequency=RARE,
+        vocab_size=max_size,
+        min_frequency=MIN_FREQUENCY,
         initial_alphabet=ALPHABET,
-        max_token_length=LONGEST_PIECE,
+        max_token_length=MAX_TOKEN_LENGTH,
         show_progress=False,
     )
-    trained = _trained(tokenizer, models.BPE(), texts, trainer)
+    trained = _train(tokenizer, models.BPE(), texts, trainer)
     if kind == "bpe":
         return trained.model
     # BPE's tokens, matched like WordPiece: the longest first. A token at the start of a word includes the space, so the
     # others need no "##". Equal data produce an equal codec, which the library's own trainer does not guarantee.
-    return models.WordPiece(trained.get_vocab(), max_input_chars_per_word=LONGEST_WORD, continuing_subword_prefix="")
+    return models.WordPiece(trained.get_vocab(), max_input_chars_per_word=MAX_WORD_BYTES, continuing_subword_prefix="")
 
 
 def _reproducible(scores: list[tuple[str, float]]) -> list[tuple[str, float]]:
@@ -243,11 +243,11 @@ def _reproducible(scores: list[tuple[str, float]]) -> list[tuple[str, float]]:
     These are the last digits (thread order), and which of the bytes that never occurred is worst.
     """
     floor = min((score for piece, score in scores if len(piece) > 1), default=0.0)
-    rounded = [(piece, round(max(score, floor), 6)) for piece, score in scores]
-    return sorted(rounded, key=lambda pair: (-pair[1], pair[0]))
+    rounded_scores = [(piece, round(max(score, floor), 6)) for piece, score in scores]
+    return sorted(rounded_scores, key=lambda pair: (-pair[1], pair[0]))
 
 
-def _trained(tokenizer: Tokenizer, model: models.Model, texts: Iterable[str], trainer: trainers.Trainer) -> Tokenizer:
+def _train(tokenizer: Tokenizer, model: models.Model, texts: Iterable[str], trainer: trainers.Trainer) -> Tokenizer:
     """A separate tokenizer for training, which leaves its own special tokens in it."""
     scratch = Tokenizer(model)
     if tokenizer.normalizer is not None:

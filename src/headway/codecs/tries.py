@@ -10,18 +10,18 @@ from itertools import product
 from tokenizers import Regex, pre_tokenizers
 
 _LENGTHS = (30, 300, 2000)  # characters; exponential patterns already fail on short texts
-_SLOW = 0.15  # seconds for one text; quadratic patterns take a third of that on the longest text
+_MAX_SECONDS = 0.15  # seconds for one text; quadratic patterns take a third of that on the longest text
 
 
 def answer(pattern: str) -> str | None:
     """The fault of a pattern; None if there is none."""
     try:
         search = pre_tokenizers.Split(Regex(pattern), "isolated")
-        for text in _texts(pattern):
+        for text in _test_texts(pattern):
             started = time.thread_time()
             search.pre_tokenize_str(text)
             seconds = time.thread_time() - started
-            if seconds > _SLOW:
+            if seconds > _MAX_SECONDS:
                 return f"needs {seconds:.1f} s for a text of {len(text):,} characters"
     except (MemoryError, KeyboardInterrupt):
         raise
@@ -31,17 +31,17 @@ def answer(pattern: str) -> str | None:
     return None
 
 
-def _texts(pattern: str) -> Iterator[str]:
+def _test_texts(pattern: str) -> Iterator[str]:
     """Test texts, short ones first."""
-    own = [character for character in dict.fromkeys(pattern) if character.isalnum() or character.isspace()]
-    needed = "".join(re.findall(r"[\w\s]+", pattern))[:64]
-    marks = re.sub(r"\w", "", pattern)
-    letters = list(dict.fromkeys([*"a 1\n.A'", *own[:24], *marks[:24], "\u00e9", "\u4e2d"]))
+    characters = [character for character in dict.fromkeys(pattern) if character.isalnum() or character.isspace()]
+    required = "".join(re.findall(r"[\w\s]+", pattern))[:64]
+    punctuation = re.sub(r"\w", "", pattern)
+    letters = list(dict.fromkeys([*"a 1\n.A'", *characters[:24], *punctuation[:24], "\u00e9", "\u4e2d"]))
     pairs = list(map("".join, product(letters[:10], repeat=2)))
     for length in _LENGTHS:
         units = [*letters, *([] if length == _LENGTHS[-1] else pairs), "The cat, 12 times.\n", "\r\n"]
         for unit in units:
             yield unit * (length // len(unit))
             # The library searches only texts that contain the letters which the pattern requires.
-            yield f"{unit * (length // len(unit))}\x00{needed}"
-            yield f"{needed}{unit * (length // len(unit))}\x00{needed[:1]}"
+            yield f"{unit * (length // len(unit))}\x00{required}"
+            yield f"{required}{unit * (length // len(unit))}\x00{required[:1]}"

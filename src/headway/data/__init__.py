@@ -4,37 +4,37 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from headway.lazily import lazily
+from headway.lazily import lazy_exports
 
 if TYPE_CHECKING:
     from headway.data.catalogue import KnownSet
-    from headway.data.order import Padding, PairBatches, epoch_seed, permuted, sample_at
-    from headway.data.packing import IGNORED, Crops, Packing, Spans, Streams, TokenWindows
-    from headway.data.parallel import Column, FittingPairs, PairCache, grouped, load_pairs, open_pairs, split_pairs
-    from headway.data.registry import find_set, get, is_present, known_set, known_sets
+    from headway.data.order import Padding, PairBatches, epoch_seed, permute, shuffled_indices
+    from headway.data.packing import IGNORE_INDEX, Crops, Packing, Spans, Streams, TokenWindows
+    from headway.data.parallel import TokenColumn, UsablePairs, PairCache, group_references, load_pairs, open_pairs, split_pairs
+    from headway.data.registry import find_set, get_set, is_present, known_set, known_sets
     from headway.data.sources import (
         Chunk,
         Pair,
-        characters,
-        chunks,
-        documents,
+        count_characters,
+        iter_chunks,
+        iter_documents,
         pair_sources,
-        pairs,
+        iter_pairs,
         read_pairs,
         text_sources,
     )
-    from headway.data.splits import SIDES, ClassSplitConfig, SplitConfig, Splits, fraction, sides_of
-    from headway.data.tables import Table, Tagged, TaggedText, read_conll, read_table
+    from headway.data.splits import SPLITS, ClassSplitConfig, SplitConfig, Splits, hash_fraction, split_by_text
+    from headway.data.tables import Table, TaggedSentence, TaggedCorpus, read_conll, read_table
     from headway.data.tokens import TokenCache, load_tokens, open_tokens
 
 __all__ = [
-    "IGNORED",
-    "SIDES",
+    "IGNORE_INDEX",
+    "SPLITS",
     "Chunk",
     "ClassSplitConfig",
-    "Column",
+    "TokenColumn",
     "Crops",
-    "FittingPairs",
+    "UsablePairs",
     "KnownSet",
     "Packing",
     "Padding",
@@ -46,18 +46,18 @@ __all__ = [
     "Splits",
     "Streams",
     "Table",
-    "Tagged",
-    "TaggedText",
+    "TaggedSentence",
+    "TaggedCorpus",
     "TokenCache",
     "TokenWindows",
-    "characters",
-    "chunks",
-    "documents",
+    "count_characters",
+    "iter_chunks",
+    "iter_documents",
     "epoch_seed",
     "find_set",
-    "fraction",
-    "get",
-    "grouped",
+    "hash_fraction",
+    "get_set",
+    "group_references",
     "is_present",
     "known_set",
     "known_sets",
@@ -66,37 +66,37 @@ __all__ = [
     "open_pairs",
     "open_tokens",
     "pair_sources",
-    "pairs",
-    "permuted",
+    "iter_pairs",
+    "permute",
     "read_conll",
     "read_pairs",
     "read_table",
-    "sample_at",
-    "sides_of",
+    "shuffled_indices",
+    "split_by_text",
     "split_pairs",
     "text_sources",
 ]
-lazily(
+lazy_exports(
     __name__,
     {
         ".catalogue": ("KnownSet",),
-        ".order": ("Padding", "PairBatches", "epoch_seed", "permuted", "sample_at"),
-        ".packing": ("Crops", "IGNORED", "Packing", "Spans", "Streams", "TokenWindows"),
-        ".parallel": ("Column", "FittingPairs", "PairCache", "grouped", "load_pairs", "open_pairs", "split_pairs"),
-        ".registry": ("find_set", "get", "is_present", "known_set", "known_sets"),
+        ".order": ("Padding", "PairBatches", "epoch_seed", "permute", "shuffled_indices"),
+        ".packing": ("Crops", "IGNORE_INDEX", "Packing", "Spans", "Streams", "TokenWindows"),
+        ".parallel": ("TokenColumn", "UsablePairs", "PairCache", "group_references", "load_pairs", "open_pairs", "split_pairs"),
+        ".registry": ("find_set", "get_set", "is_present", "known_set", "known_sets"),
         ".sources": (
             "Chunk",
             "Pair",
-            "characters",
-            "chunks",
-            "documents",
+            "count_characters",
+            "iter_chunks",
+            "iter_documents",
             "pair_sources",
-            "pairs",
+            "iter_pairs",
             "read_pairs",
             "text_sources",
         ),
-        ".splits": ("SIDES", "ClassSplitConfig", "SplitConfig", "Splits", "fraction", "sides_of"),
-        ".tables": ("Table", "Tagged", "TaggedText", "read_conll", "read_table"),
+        ".splits": ("SPLITS", "ClassSplitConfig", "SplitConfig", "Splits", "hash_fraction", "split_by_text"),
+        ".tables": ("Table", "TaggedSentence", "TaggedCorpus", "read_conll", "read_table"),
         ".tokens": ("TokenCache", "load_tokens", "open_tokens"),
     },
 )

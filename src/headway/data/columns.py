@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from headway.errors import UserError, nearest
 
 # Names that published data sets use for a column, the most common first.
-_OTHERS = {
+_SYNONYMS = {
     "label": (
         "label", "labels", "class", "target", "category", "sentiment", "intent", "classes", "categories", "class_name",
         "label_text", "tag", "topic", "emotion", "rating", "stars", "score", "y", "gold", "gold_label", "coarse_label",
@@ -22,10 +22,10 @@ _OTHERS = {
     "source": ("source", "src", "input", "text", "original"),
     "target": ("target", "tgt", "translation", "output", "label", "reference"),
 }  # fmt: skip
-USES = tuple(_OTHERS)
+COLUMN_USES = tuple(_SYNONYMS)
 
 
-def check_header(where: str, names: Sequence[str], places: str = "columns") -> None:
+def check_column_names(source: str, names: Sequence[str], noun: str = "columns") -> None:
     """UserError if two columns have the same name, with both of their numbers. Columns without a name, which some
     programs append, are ignored.
     """
@@ -33,20 +33,20 @@ def check_header(where: str, names: Sequence[str], places: str = "columns") -> N
     for number, name in enumerate(names, 1):
         if name and name in first:
             raise UserError(
-                f"{where} has two {places} named {name!r} ({first[name]} and {number}); rename or remove one of them"
+                f"{source} has two {noun} named {name!r} ({first[name]} and {number}); rename or remove one of them"
             )
         first[name] = number
 
 
-def likely(use: str, names: Iterable[str]) -> str | None:
+def guess_column(use: str, names: Iterable[str]) -> str | None:
     """The column that is probably meant by `use` ("label", ...), ignoring case; None if there is no candidate."""
-    known = {name.strip().lower().replace(" ", "_"): name for name in names}
-    return next((known[other] for other in _OTHERS.get(use, ()) if other in known), None)
+    by_name = {name.strip().lower().replace(" ", "_"): name for name in names}
+    return next((by_name[synonym] for synonym in _SYNONYMS.get(use, ()) if synonym in by_name), None)
 
 
-def suggestion(name: str, names: Sequence[str], use: str = "") -> str:
+def suggest_column(name: str, names: Sequence[str], use: str = "") -> str:
     """The end of a message about a missing column: the name that the user may have meant."""
     if not names:
         return "it is empty"
-    found = likely(use or name, names)
-    return nearest(name, names) if found is None else f"did you mean {found!r}?"
+    candidate = guess_column(use or name, names)
+    return nearest(name, names) if candidate is None else f"did you mean {candidate!r}?"

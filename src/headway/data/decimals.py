@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-_MISSING = ("", "nan", "na", "n/a", "null", "none", "nat", "-")
+_MISSING_VALUES = ("", "nan", "na", "n/a", "null", "none", "nat", "-")
 _COMMA = re.compile(r"[+-]?(\d+|\d{1,3}(\.\d{3})+)(,\d+)?")  # before decimals
 _THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3})+(\.\d+)?")  # commas between thousands
 
@@ -19,45 +19,45 @@ class NumberColumn(NamedTuple):
     """Numbers, NaN if missing; `invalid` lists the rows with any other content."""
 
     values: Float[np.ndarray, "N"]
-    wrong: list[int]
+    invalid: list[int]
 
 
-def read_numbers(values: Sequence[Any]) -> NumberColumn:
+def parse_number_column(values: Sequence[Any]) -> NumberColumn:
     """Parse a column. A comma is the decimal separator if all numbers of the column allow it and not all commas can be
     thousands separators. The whole column decides; if both readings are possible, these values are invalid.
     """
-    found = np.full(len(values), np.nan)
-    others: list[int] = []
+    numbers = np.full(len(values), np.nan)
+    unparsed: list[int] = []
     for row, value in enumerate(values):
-        number = _plain(value)
+        number = _parse_plain(value)
         if number is None:
-            others.append(row)
+            unparsed.append(row)
         else:
-            found[row] = number
-    texts = {row: str(values[row]).strip() for row in others if isinstance(values[row], str) and "," in values[row]}
-    thousands = all(_THOUSANDS.fullmatch(text) for text in texts.values())
-    decimals = sum(_COMMA.fullmatch(text) is not None for text in texts.values())
-    if not texts or (thousands and decimals == len(texts)):
-        return NumberColumn(found, others)
-    wrong = [row for row in others if row not in texts]
+            numbers[row] = number
+    strings = {row: str(values[row]).strip() for row in unparsed if isinstance(values[row], str) and "," in values[row]}
+    thousands = all(_THOUSANDS.fullmatch(text) for text in strings.values())
+    decimals = sum(_COMMA.fullmatch(text) is not None for text in strings.values())
+    if not strings or (thousands and decimals == len(strings)):
+        return NumberColumn(numbers, unparsed)
+    invalid = [row for row in unparsed if row not in strings]
     if not thousands and decimals:
-        texts = {row: str(value).strip() for row, value in enumerate(values) if isinstance(value, str)}
-    for row, text in texts.items():
+        strings = {row: str(value).strip() for row, value in enumerate(values) if isinstance(value, str)}
+    for row, text in strings.items():
         if thousands:
-            found[row] = float(text.replace(",", ""))
+            numbers[row] = float(text.replace(",", ""))
         elif _COMMA.fullmatch(text):
-            found[row] = float(text.replace(".", "").replace(",", "."))
-        elif text.lower() not in _MISSING and row not in wrong:
-            wrong.append(row)
-    return NumberColumn(found, sorted(wrong))
+            numbers[row] = float(text.replace(".", "").replace(",", "."))
+        elif text.lower() not in _MISSING_VALUES and row not in invalid:
+            invalid.append(row)
+    return NumberColumn(numbers, sorted(invalid))
 
 
-def _plain(value: Any) -> float | None:
+def _parse_plain(value: Any) -> float | None:
     """A number, NaN if missing; None for anything else."""
-    if value is None or (isinstance(value, str) and value.strip().lower() in _MISSING):
+    if value is None or (isinstance(value, str) and value.strip().lower() in _MISSING_VALUES):
         return math.nan
     try:
-        found = None if isinstance(value, bool) else float(value)
+        number = None if isinstance(value, bool) else float(value)
     except (TypeError, ValueError, OverflowError):  # OverflowError: integers of 400 digits
         return None
-    return None if found is None or math.isinf(found) else found
+    return None if number is None or math.isinf(number) else number

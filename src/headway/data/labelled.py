@@ -9,18 +9,18 @@ from pathlib import Path
 
 import numpy as np
 
-from headway.data.files import is_run
-from headway.data.splits import named_side, side_number
+from headway.data.files import is_run_folder
+from headway.data.splits import split_from_name, split_code
 from headway.data.tables import TABLE_KINDS, read_table
 from headway.errors import UserError, logger
-from headway.received import place_of
+from headway.received import user_path
 
 _LOG = logger(__name__)
-_SHOWN = 3  # file kinds listed in a message
+_MAX_LISTED = 3  # file kinds listed in a message
 
 
 @dataclass(frozen=True)
-class Labelled:
+class LabelledFiles:
     """Files with their labels and named splits, uint8 [N] (`split_code`; 0 for none).
 
     `locations` names the source of each sample, for messages. Labels of a table may be missing (empty) or lists.
@@ -29,21 +29,21 @@ class Labelled:
 
     files: list[Path]
     labels: list[str]
-    named: np.ndarray
-    places: list[str]
-    folders: bool = True
+    named_splits: np.ndarray
+    locations: list[str]
+    from_folders: bool = True
 
     def __len__(self) -> int:
         return len(self.files)
 
-    def select(self, rows: np.ndarray) -> Labelled:
+    def select(self, rows: np.ndarray) -> LabelledFiles:
         """The files of these rows, in this order."""
-        chosen = rows.tolist()
-        files, labels = [self.files[row] for row in chosen], [self.labels[row] for row in chosen]
-        return Labelled(files, labels, self.named[rows], [self.places[row] for row in chosen], self.folders)
+        indices = rows.tolist()
+        files, labels = [self.files[row] for row in indices], [self.labels[row] for row in indices]
+        return LabelledFiles(files, labels, self.named_splits[rows], [self.locations[row] for row in indices], self.from_folders)
 
 
-def read_labelled(paths: Sequence[Path | str], kinds: Collection[str], what: str, label: str = "label") -> Labelled:
+def read_labelled_files(paths: Sequence[Path | str], kinds: Collection[str], noun: str, label: str = "label") -> LabelledFiles:
     """Read files of `kinds` (".png", ...) from folders with one folder per class, optionally inside folders named
     train, val and test; or the files in the columns `path` and `label` of .csv, .tsv and .jsonl files, relative to the
     table's folder (see `read_table` for labels that are lists, or several columns).
@@ -51,83 +51,83 @@ def read_labelled(paths: Sequence[Path | str], kinds: Collection[str], what: str
     `noun` names such a file in messages ("image"). Files of other kinds in a class folder are skipped and counted in
     the log. UserError for a path that is neither, a class without files, or a missing file.
     """
-    found = Labelled([], [], np.zeros(0, np.uint8), [])
-    named: list[int] = []
-    tables = False
+    labelled = LabelledFiles([], [], np.zeros(0, np.uint8), [])
+    named_splits: list[int] = []
+    has_tables = False
     if not paths:
-        raise UserError(f"no {what}s; pass a folder with one folder per class, or a .csv of paths and labels")
+        raise UserError(f"no {noun}s; pass a folder with one folder per class, or a .csv of paths and labels")
     for path in map(Path, paths):
-        place = place_of(path)
-        tables = tables or not place.is_dir()
-        rows = _of_folder(place, kinds, what) if place.is_dir() else _of_table(place, what, label)
-        for file, label, side, where in rows:
-            found.files.append(file)
-            found.labels.append(label)
-            found.places.append(where)
-            named.append(side)
-    return Labelled(found.files, found.labels, np.array(named, np.uint8), found.places, not tables)
+        source = user_path(path)
+        has_tables = has_tables or not source.is_dir()
+        rows = _rows_of_folder(source, kinds, noun) if source.is_dir() else _rows_of_table(source, noun, label)
+        for file, label, split_code, location in rows:
+            labelled.files.append(file)
+            labelled.labels.append(label)
+            labelled.locations.append(location)
+            named_splits.append(split_code)
+    return LabelledFiles(labelled.files, labelled.labels, np.array(named_splits, np.uint8), labelled.locations, not has_tables)
 
 
 _Row = tuple[Path, str, int, str]
 
 
-def _of_table(path: Path, what: str, label: str) -> Iterator[_Row]:
+def _rows_of_table(path: Path, noun: str, label: str) -> Iterator[_Row]:
     if path.suffix.lower() not in TABLE_KINDS:
         fact = "is neither a folder nor a table" if path.exists() else "does not exist"
         raise UserError(
-            f"{path} {fact}; pass a folder of {what}s with one folder per class, or a .csv of paths and labels"
+            f"{path} {fact}; pass a folder of {noun}s with one folder per class, or a .csv of paths and labels"
         )
     columns = {"path": "path", "label": label}
-    table = read_table([path], columns, remedy="name the columns path and label", answer="label")
-    for row, (name, answer) in enumerate(zip(table.columns["path"], table.columns["label"])):
+    table = read_table([path], columns, remedy="name the columns path and label", target="label")
+    for row, (name, target) in enumerate(zip(table.columns["path"], table.columns["label"])):
         file = path.parent / Path(name).expanduser()
         if not file.is_file():
             raise UserError(
-                f"{table.place(row)}: there is no file {name} in {path.parent}; correct or remove the line"
+                f"{table.location(row)}: there is no file {name} in {path.parent}; correct or remove the line"
             )
-        yield file, answer, int(table.named[row]), table.place(row)
+        yield file, target, int(table.named_splits[row]), table.location(row)
 
 
-def _of_folder(folder: Path, kinds: Collection[str], what: str) -> Iterator[_Row]:
-    inner = _folders(folder)
-    sides = {each: named_side(each.name) for each in inner}
-    if not inner:
+def _rows_of_folder(folder: Path, kinds: Collection[str], noun: str) -> Iterator[_Row]:
+    subfolders = _subfolders(folder)
+    splits = {subfolder: split_from_name(subfolder.name) for subfolder in subfolders}
+    if not subfolders:
         raise UserError(
-            f"{folder} contains no folders; put the {what}s of each class into a folder named after the class"
+            f"{folder} contains no folders; put the {noun}s of each class into a folder named after the class"
         )
-    if any(sides.values()) and not all(sides.values()):
-        odd = next(each for each, side in sides.items() if side is None)
-        even = next(each for each, side in sides.items() if side is not None)
+    if any(splits.values()) and not all(splits.values()):
+        unnamed = next(subfolder for subfolder, split in splits.items() if split is None)
+        named = next(subfolder for subfolder, split in splits.items() if split is not None)
         raise UserError(
-            f"{folder} contains {even.name}, which is a split, and {odd.name}, which is not; put class folders into "
+            f"{folder} contains {named.name}, which is a split, and {unnamed.name}, which is not; put class folders into "
             "train, val and test, or all of them directly into one folder"
         )
-    for each in inner:
-        side = sides[each]
-        if side is None:
-            yield from _of_class(each, 0, kinds, what)
+    for subfolder in subfolders:
+        split = splits[subfolder]
+        if split is None:
+            yield from _rows_of_class(subfolder, 0, kinds, noun)
             continue
-        if not _folders(each):
-            raise UserError(f"{each} contains no folders; add one folder per class")
-        for label in _folders(each):
-            yield from _of_class(label, side_number(side), kinds, what)
+        if not _subfolders(subfolder):
+            raise UserError(f"{subfolder} contains no folders; add one folder per class")
+        for label in _subfolders(subfolder):
+            yield from _rows_of_class(label, split_code(split), kinds, noun)
 
 
-def _of_class(folder: Path, side: int, kinds: Collection[str], what: str) -> Iterator[_Row]:
+def _rows_of_class(folder: Path, split_code: int, kinds: Collection[str], noun: str) -> Iterator[_Row]:
     files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
-    kept = [path for path in files if path.suffix.lower() in kinds]
-    if not kept:
+    matching = [path for path in files if path.suffix.lower() in kinds]
+    if not matching:
         raise UserError(
-            f"the class folder {folder} has no {what}; add some ({', '.join(sorted(kinds))}), or remove the folder"
+            f"the class folder {folder} has no {noun}; add some ({', '.join(sorted(kinds))}), or remove the folder"
         )
-    if len(kept) < len(files):
-        others = Counter(path.suffix.lower() or path.name for path in files if path not in set(kept))
-        shown = ", ".join(f"{count} {name}" for name, count in others.most_common(_SHOWN))
-        _LOG.warning("%s: skipped %d files that are not %ss (%s)", folder, len(files) - len(kept), what, shown)
-    for path in kept:
-        yield path, folder.name, side, str(path)
+    if len(matching) < len(files):
+        skipped = Counter(path.suffix.lower() or path.name for path in files if path not in set(matching))
+        listing = ", ".join(f"{count} {name}" for name, count in skipped.most_common(_MAX_LISTED))
+        _LOG.warning("%s: skipped %d files that are not %ss (%s)", folder, len(files) - len(matching), noun, listing)
+    for path in matching:
+        yield path, folder.name, split_code, str(path)
 
 
-def _folders(folder: Path) -> list[Path]:
+def _subfolders(folder: Path) -> list[Path]:
     folders = (path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    return sorted(path for path in folders if not is_run(path))
+    return sorted(path for path in folders if not is_run_folder(path))

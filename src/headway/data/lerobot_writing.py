@@ -11,96 +11,96 @@ from typing import Any
 
 import numpy as np
 
-from headway.data.containers import packaged_av
+from headway.data.containers import import_av
 from headway.data.demonstrations import Demonstrations
-from headway.data.lerobot_info import ACTION, INFO, OWN, STATES
-from headway.data.parquet import packaged_parquet
-from headway.data.store import taking
-from headway.data.video import Film, Frames
-from headway.drafts import draft_of
+from headway.data.lerobot_info import ACTION_FEATURE, INFO_PATH, HEADWAY_PATH, STATE_FEATURES
+from headway.data.parquet import import_parquet
+from headway.data.store import output_errors
+from headway.data.video import VideoWriter, Frames
+from headway.drafts import temporary_path
 from headway.errors import UserError
 
-_FILE = "chunk-{chunk_index:03d}/file-{file_index:03d}"
-_DATA, _VIDEOS = f"data/{_FILE}.parquet", f"videos/{{video_key}}/{_FILE}.mp4"
-_PLACE = {"chunk_index": 0, "file_index": 0}
-_JUMPS = 2  # keyframe interval
-_SHARES = (0.01, 0.1, 0.5, 0.9, 0.99)
-_SAMPLED = 200  # images sampled for statistics
+_FILE_PATTERN = "chunk-{chunk_index:03d}/file-{file_index:03d}"
+_DATA_PATH, _VIDEO_PATH = f"data/{_FILE_PATTERN}.parquet", f"videos/{{video_key}}/{_FILE_PATTERN}.mp4"
+_FIRST_FILE = {"chunk_index": 0, "file_index": 0}
+_KEYFRAME_INTERVAL = 2  # keyframe interval
+_QUANTILES = (0.01, 0.1, 0.5, 0.9, 0.99)
+_SAMPLED_IMAGES = 200  # images sampled for statistics
 
 
-def check_lerobot(folder: Path, films: bool) -> None:
+def check_lerobot_packages(folder: Path, videos: bool) -> None:
     """UserError if a package for writing a folder, with videos if `videos`, is missing."""
-    packaged_parquet(folder, "robotics")
-    if films:
-        packaged_av()
+    import_parquet(folder, "robotics")
+    if videos:
+        import_av()
 
 
-def write_lerobot(folder: Path, found: Demonstrations, robot: int | None = None) -> None:
+def write_lerobot(folder: Path, demonstrations: Demonstrations, robot_size: int | None = None) -> None:
     """Write a folder whose episodes are read back unchanged, except for losses of the video codec.
 
     The first `robot_size` values of a state are the robot's own state and become observation.state, the others
     observation.environment_state; None puts all into observation.state. The folder is built under a temporary name,
     then renamed. Raises UserError if it cannot be written or the rate is unknown.
     """
-    if found.rate is None:
+    if demonstrations.rate is None:
         raise UserError(f"{folder} needs the steps per second, which are unknown; write an .npz file instead")
-    part = draft_of(folder)
+    part = temporary_path(folder)
     try:
-        with taking(folder):
+        with output_errors(folder):
             part.mkdir(parents=True)
-            _write(part, found, robot)
+            _write(part, demonstrations, robot_size)
             part.rename(folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def _write(folder: Path, found: Demonstrations, robot: int | None) -> None:
-    rate = max(1, round(found.rate or 1))
-    numbers = _numbers(found, robot)
-    cameras = {f"observation.images.{name}": frames for name, frames in found.cameras.items()}
-    index = _index(found, rate)
-    _write_rows(folder / _DATA.format(**_PLACE), found, numbers | index)
+def _write(folder: Path, demonstrations: Demonstrations, robot_size: int | None) -> None:
+    rate = max(1, round(demonstrations.rate or 1))
+    number_columns = _number_columns(demonstrations, robot_size)
+    cameras = {f"observation.images.{name}": frames for name, frames in demonstrations.cameras.items()}
+    index_columns = _index_columns(demonstrations, rate)
+    _write_rows(folder / _DATA_PATH.format(**_FIRST_FILE), demonstrations, number_columns | index_columns)
     for key, frames in cameras.items():
-        _write_video(folder / _VIDEOS.format(video_key=key, **_PLACE), frames, rate)
-    _write_episodes(folder / f"meta/episodes/{_FILE.format(**_PLACE)}.parquet", found, list(cameras), rate)
-    _write_tasks(folder / "meta/tasks.parquet", found.names)
-    features = {name: _feature(values) for name, values in (numbers | index).items()}
-    _write_json(folder / INFO, _info(found, features | _shown(cameras, rate), rate))
-    stats = {name: _stats(values) for name, values in (numbers | index).items()}
-    _write_json(folder / "meta/stats.json", stats | {key: _picture_stats(each) for key, each in cameras.items()})
-    _write_json(folder / OWN, {"environments": dict(zip(found.names, found.environments))})
+        _write_video(folder / _VIDEO_PATH.format(video_key=key, **_FIRST_FILE), frames, rate)
+    _write_episodes(folder / f"meta/episodes/{_FILE_PATTERN.format(**_FIRST_FILE)}.parquet", demonstrations, list(cameras), rate)
+    _write_tasks(folder / "meta/tasks.parquet", demonstrations.task_names)
+    features = {name: _feature(values) for name, values in (number_columns | index_columns).items()}
+    _write_json(folder / INFO_PATH, _dataset_info(demonstrations, features | _image_features(cameras, rate), rate))
+    stats = {name: _stats(values) for name, values in (number_columns | index_columns).items()}
+    _write_json(folder / "meta/stats.json", stats | {key: _image_stats(images) for key, images in cameras.items()})
+    _write_json(folder / HEADWAY_PATH, {"environments": dict(zip(demonstrations.task_names, demonstrations.environments))})
 
 
-def _numbers(found: Demonstrations, robot: int | None) -> dict[str, np.ndarray]:
+def _number_columns(demonstrations: Demonstrations, robot_size: int | None) -> dict[str, np.ndarray]:
     """States and actions by feature name."""
-    count = found.states.shape[1] if robot is None else min(robot, found.states.shape[1])
-    parts = zip(STATES, (found.states[:, :count], found.states[:, count:]))
-    return {name: part for name, part in parts if part.shape[1]} | {ACTION: found.actions}
+    count = demonstrations.states.shape[1] if robot_size is None else min(robot_size, demonstrations.states.shape[1])
+    parts = zip(STATE_FEATURES, (demonstrations.states[:, :count], demonstrations.states[:, count:]))
+    return {name: part for name, part in parts if part.shape[1]} | {ACTION_FEATURE: demonstrations.actions}
 
 
-def _index(found: Demonstrations, rate: int) -> dict[str, np.ndarray]:
+def _index_columns(demonstrations: Demonstrations, rate: int) -> dict[str, np.ndarray]:
     """The index columns that LeRobot needs in each row."""
-    episodes = np.repeat(np.arange(len(found)), found.lengths)
-    steps = np.arange(len(episodes)) - found.starts[episodes]
+    episodes = np.repeat(np.arange(len(demonstrations)), demonstrations.lengths)
+    steps = np.arange(len(episodes)) - demonstrations.starts[episodes]
     return {
         "timestamp": (steps / rate).astype(np.float32),
         "frame_index": steps,
         "episode_index": episodes,
         "index": np.arange(len(episodes)),
-        "task_index": found.tasks[episodes],
+        "task_index": demonstrations.tasks[episodes],
     }
 
 
-def _write_rows(path: Path, found: Demonstrations, columns: Mapping[str, np.ndarray]) -> None:
+def _write_rows(path: Path, demonstrations: Demonstrations, columns: Mapping[str, np.ndarray]) -> None:
     """One row group per episode, so that each can be read alone."""
     import pyarrow
 
-    parquet = packaged_parquet(path, "robotics")
+    parquet = import_parquet(path, "robotics")
     path.parent.mkdir(parents=True)
     arrays = {name: _arrow(pyarrow, values) for name, values in columns.items()}
     table = pyarrow.table(arrays)
     with parquet.ParquetWriter(path, table.schema) as writer:
-        for start, length in zip(found.starts.tolist(), found.lengths.tolist()):
+        for start, length in zip(demonstrations.starts.tolist(), demonstrations.lengths.tolist()):
             writer.write_table(table.slice(start, length))
 
 
@@ -113,29 +113,29 @@ def _arrow(pyarrow: Any, values: np.ndarray) -> Any:
 
 def _write_video(path: Path, frames: Frames, rate: int) -> None:
     path.parent.mkdir(parents=True)
-    with Film(path, rate, _JUMPS) as film:
+    with VideoWriter(path, rate, _KEYFRAME_INTERVAL) as writer:
         for step in range(len(frames)):
-            film.add(frames.read(np.array([step]))[0])
+            writer.add(frames.read(np.array([step]))[0])
 
 
-def _write_episodes(path: Path, found: Demonstrations, videos: list[str], rate: int) -> None:
+def _write_episodes(path: Path, demonstrations: Demonstrations, videos: list[str], rate: int) -> None:
     import pyarrow
 
-    starts, ends, zeros = found.starts.tolist(), found.ends.tolist(), [0] * len(found)
+    starts, ends, zeros = demonstrations.starts.tolist(), demonstrations.ends.tolist(), [0] * len(demonstrations)
     columns: dict[str, list[Any]] = {
-        "episode_index": list(range(len(found))),
-        "tasks": [[found.names[number]] for number in found.tasks.tolist()],
-        "length": found.lengths.tolist(),
+        "episode_index": list(range(len(demonstrations))),
+        "tasks": [[demonstrations.task_names[number]] for number in demonstrations.tasks.tolist()],
+        "length": demonstrations.lengths.tolist(),
         "dataset_from_index": starts,
         "dataset_to_index": ends,
     }
-    for begin in ("meta/episodes", "data", *(f"videos/{key}" for key in videos)):
-        columns |= {f"{begin}/{name}": zeros for name in _PLACE}
+    for prefix in ("meta/episodes", "data", *(f"videos/{key}" for key in videos)):
+        columns |= {f"{prefix}/{name}": zeros for name in _FIRST_FILE}
     for key in videos:
         columns[f"videos/{key}/from_timestamp"] = [start / rate for start in starts]
         columns[f"videos/{key}/to_timestamp"] = [end / rate for end in ends]
     path.parent.mkdir(parents=True)
-    packaged_parquet(path, "robotics").write_table(pyarrow.table(columns), path)
+    import_parquet(path, "robotics").write_table(pyarrow.table(columns), path)
 
 
 def _write_tasks(path: Path, names: tuple[str, ...]) -> None:
@@ -144,7 +144,7 @@ def _write_tasks(path: Path, names: tuple[str, ...]) -> None:
 
     table = pyarrow.table({"task_index": np.arange(len(names)), "task": list(names)})
     kinds = (("task_index", "int64", "int64"), ("task", "unicode", "object"))
-    notes = {
+    metadata = {
         "index_columns": ["task"],
         "column_indexes": [],
         "columns": [
@@ -152,23 +152,23 @@ def _write_tasks(path: Path, names: tuple[str, ...]) -> None:
             for name, kind, stored in kinds
         ],
     }
-    packaged_parquet(path, "robotics").write_table(table.replace_schema_metadata({"pandas": json.dumps(notes)}), path)
+    import_parquet(path, "robotics").write_table(table.replace_schema_metadata({"pandas": json.dumps(metadata)}), path)
 
 
-def _info(found: Demonstrations, features: dict[str, Any], rate: int) -> dict[str, Any]:
+def _dataset_info(demonstrations: Demonstrations, features: dict[str, Any], rate: int) -> dict[str, Any]:
     return {
         "codebase_version": "v3.0",
         "robot_type": None,
-        "total_episodes": len(found),
-        "total_frames": len(found.actions),
-        "total_tasks": len(found.names),
+        "total_episodes": len(demonstrations),
+        "total_frames": len(demonstrations.actions),
+        "total_tasks": len(demonstrations.task_names),
         "chunks_size": 1000,
         "data_files_size_in_mb": 100,
         "video_files_size_in_mb": 200,
         "fps": rate,
-        "splits": {"train": f"0:{len(found)}"},
-        "data_path": _DATA,
-        "video_path": _VIDEOS if found.cameras else None,
+        "splits": {"train": f"0:{len(demonstrations)}"},
+        "data_path": _DATA_PATH,
+        "video_path": _VIDEO_PATH if demonstrations.cameras else None,
         "features": features,
     }
 
@@ -178,7 +178,7 @@ def _feature(values: np.ndarray) -> dict[str, Any]:
     return {"dtype": str(values.dtype), "shape": shape, "names": None}
 
 
-def _shown(cameras: Mapping[str, Frames], rate: int) -> dict[str, Any]:
+def _image_features(cameras: Mapping[str, Frames], rate: int) -> dict[str, Any]:
     return {
         key: {
             "dtype": "video",
@@ -202,16 +202,16 @@ def _shown(cameras: Mapping[str, Frames], rate: int) -> dict[str, Any]:
 def _stats(values: np.ndarray) -> dict[str, Any]:
     """Statistics that LeRobot normalises with."""
     flat = values.reshape(len(values), -1).astype(np.float64)
-    found = {name: getattr(flat, name)(axis=0).tolist() for name in ("min", "max", "mean", "std")}
-    shares = {f"q{round(100 * share):02d}": np.quantile(flat, share, axis=0).tolist() for share in _SHARES}
-    return found | {"count": [len(flat)]} | shares
+    statistics = {name: getattr(flat, name)(axis=0).tolist() for name in ("min", "max", "mean", "std")}
+    quantiles = {f"q{round(100 * share):02d}": np.quantile(flat, share, axis=0).tolist() for share in _QUANTILES}
+    return statistics | {"count": [len(flat)]} | quantiles
 
 
-def _picture_stats(frames: Frames) -> dict[str, Any]:
+def _image_stats(frames: Frames) -> dict[str, Any]:
     """The same statistics for each colour channel, scaled to 0..1, as [3, 1, 1]."""
-    steps = np.unique(np.linspace(0, len(frames) - 1, _SAMPLED).astype(np.int64))
-    found = _stats(frames.read(steps).reshape(-1, 3) / 255)
-    return {name: value if name == "count" else [[[each]] for each in value] for name, value in found.items()}
+    steps = np.unique(np.linspace(0, len(frames) - 1, _SAMPLED_IMAGES).astype(np.int64))
+    statistics = _stats(frames.read(steps).reshape(-1, 3) / 255)
+    return {name: value if name == "count" else [[[number]] for number in value] for name, value in statistics.items()}
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -14,13 +14,13 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 
-from headway.data.store import Columns, cache_key, cache_root, open_or_build, read_column, read_info, write_info
+from headway.data.store import ColumnWriter, cache_key, cache_root, open_or_build, read_column, read_info, write_info
 from headway.errors import UserError, logger
 
 _LOG = logger(__name__)
 _FORMAT = 2  # of the cache
-_WAITING = 4  # images per worker that are decoded ahead of writing
-_SHOWN = 3  # bad images listed in a message
+_PREFETCH = 4  # images per worker that are decoded ahead of writing
+_MAX_LISTED = 3  # bad images listed in a message
 Pixels = UInt8[np.ndarray, "H W C"]
 
 
@@ -31,10 +31,10 @@ class DecodedImages(NamedTuple):
 
     pixels: UInt8[np.ndarray, "N H W C"]
     keys: list[str]
-    wrong: dict[int, str]
+    errors: dict[int, str]
 
 
-class ImageReading(NamedTuple):
+class ImageSource(NamedTuple):
     """A source of images: `read(n)` returns one of `count` images of the `shape` [H, W, C], or raises a UserError that
     names it; several threads call it. `content` identifies everything that decides the pixels. Keys have `digest_size`
     bytes; splits by hash depend on the keys.
@@ -44,70 +44,70 @@ class ImageReading(NamedTuple):
     count: int
     shape: tuple[int, ...]
     content: object
-    digest: int
+    digest_size: int
 
 
-def open_images(reading: ImageReading, skip: bool = False) -> DecodedImages:
+def open_images(source: ImageSource, skip: bool = False) -> DecodedImages:
     """The images, from the cache if the same contents have been decoded before.
 
     UserError for the first unreadable one; with `skip`, unreadable ones are counted in the log and listed in `errors`.
     """
-    count, shape = reading.count, reading.shape
-    folder = cache_root() / cache_key("images", _FORMAT, reading.content, count, shape, reading.digest)
-    open_or_build(folder, lambda part: _build(part, reading, skip))
+    count, shape = source.count, source.shape
+    folder = cache_root() / cache_key("images", _FORMAT, source.content, count, shape, source.digest_size)
+    open_or_build(folder, lambda part: _build(part, source, skip))
     pixels = read_column(folder, "pixels", np.uint8, count * int(np.prod(shape))).reshape(count, *shape)
-    digests = read_column(folder, "digests", np.uint8, count * reading.digest).reshape(count, reading.digest)
-    wrong = {int(number): why for number, why in read_info(folder)["wrong"].items()}
-    if wrong and not skip:
-        raise _refused(next(iter(wrong.values())))
-    if wrong:
-        shown = "; ".join(list(wrong.values())[:_SHOWN])
-        _LOG.warning("skipped %d of %d images that cannot be read: %s", len(wrong), count, shown)
-    return DecodedImages(pixels, [row.tobytes().hex() for row in digests], wrong)
+    digests = read_column(folder, "digests", np.uint8, count * source.digest_size).reshape(count, source.digest_size)
+    errors = {int(index): reason for index, reason in read_info(folder)["wrong"].items()}
+    if errors and not skip:
+        raise _with_skip_hint(next(iter(errors.values())))
+    if errors:
+        examples = "; ".join(list(errors.values())[:_MAX_LISTED])
+        _LOG.warning("skipped %d of %d images that cannot be read: %s", len(errors), count, examples)
+    return DecodedImages(pixels, [row.tobytes().hex() for row in digests], errors)
 
 
-def key_of(image: Pixels, digest: int) -> str:
+def image_key(image: Pixels, digest_size: int) -> str:
     """The key of an image in a cache."""
-    return hashlib.blake2b(image.tobytes(), digest_size=digest).hexdigest()
+    return hashlib.blake2b(image.tobytes(), digest_size=digest_size).hexdigest()
 
 
-def _build(part: Path, reading: ImageReading, skip: bool) -> None:
-    wrong: dict[int, str] = {}
-    with Columns(part, {"pixels": np.uint8, "digests": np.uint8}) as columns:
-        for number, found in enumerate(_ahead(partial(_read, reading, skip), reading.count)):
-            if isinstance(found, str):
-                wrong[number], found = found, np.zeros(reading.shape, np.uint8)
-            columns.append("pixels", found)
-            columns.append("digests", np.frombuffer(bytes.fromhex(key_of(found, reading.digest)), np.uint8))
-    write_info(part, {"wrong": {str(number): why for number, why in wrong.items()}})
+def _build(part: Path, source: ImageSource, skip: bool) -> None:
+    errors: dict[int, str] = {}
+    with ColumnWriter(part, {"pixels": np.uint8, "digests": np.uint8}) as columns:
+        for index, image in enumerate(_read_in_parallel(partial(_read, source, skip), source.count)):
+            if isinstance(image, str):
+                errors[index], image = image, np.zeros(source.shape, np.uint8)
+            columns.append("pixels", image)
+            columns.append("digests", np.frombuffer(bytes.fromhex(image_key(image, source.digest_size)), np.uint8))
+    write_info(part, {"wrong": {str(index): reason for index, reason in errors.items()}})
 
 
-def _read(reading: ImageReading, skip: bool, number: int) -> Pixels | str:
+def _read(source: ImageSource, skip: bool, index: int) -> Pixels | str:
     """An image or, with `skip`, the error that reading it raised."""
     try:
-        return reading.read(number)
+        return source.read(index)
     except UserError as error:
         if not skip:
-            raise _refused(str(error)) from None
+            raise _with_skip_hint(str(error)) from None
         return str(error)
 
 
-def _refused(why: str) -> UserError:
-    return UserError(f"{why}; or skip such images with task.skip_bad=true")
+def _with_skip_hint(reason: str) -> UserError:
+    return UserError(f"{reason}; or skip such images with task.skip_bad=true")
 
 
-def _ahead(read: Callable[[int], Pixels | str], count: int) -> Iterator[Pixels | str]:
+def _read_in_parallel(read: Callable[[int], Pixels | str], count: int) -> Iterator[Pixels | str]:
     """`read` each index in order, with one thread per core, because Pillow releases the GIL while it decodes."""
     workers = os.cpu_count() or 1
-    waiting: deque[Future[Pixels | str]] = deque()
+    pending: deque[Future[Pixels | str]] = deque()
     with ThreadPoolExecutor(workers) as pool:
         try:
-            for number in range(count):
-                waiting.append(pool.submit(read, number))
-                if len(waiting) >= _WAITING * workers:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
+            for index in range(count):
+                pending.append(pool.submit(read, index))
+                if len(pending) >= _PREFETCH * workers:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
         finally:
-            for future in waiting:
+            for future in pending:
                 future.cancel()

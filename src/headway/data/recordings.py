@@ -16,33 +16,33 @@ from typing import Any
 
 import numpy as np
 
-from headway.data.episodes import Episode, Episodes, joined, together
-from headway.data.files import File, find_files, honoured
-from headway.data.splits import side_number
-from headway.data.store import taking
-from headway.drafts import draft_of
+from headway.data.episodes import Episode, Episodes, concatenate_episodes, collate_episodes
+from headway.data.files import File, find_files, resolve_named_splits
+from headway.data.splits import split_code
+from headway.data.store import output_errors
+from headway.drafts import temporary_path
 from headway.errors import UserError, nearest
 from headway.parsing import parse_json
-from headway.received import check_whole, opened, place_of
+from headway.received import check_in_memory, open_file, user_path
 
-KINDS = (".npz", ".hdf5", ".h5")
+EPISODE_KINDS = (".npz", ".hdf5", ".h5")
 # Column names: headway's, those of D4RL and Minari, of imitation, and of files with one array per episode.
-STATES, ACTIONS = ("states", "observations", "obs", "observation"), ("actions", "acts", "action")
-REWARDS = ("rewards", "rews", "reward")
-_ENDED, _CUT = ("terminals", "terminations", "terminal", "dones"), ("timeouts", "truncations")
-_NUMBERED = re.compile(r"(?:observation|obs)_(\d+)")
-_EPISODE = re.compile(r"episode_(\d+)")
+STATE_NAMES, ACTION_NAMES = ("states", "observations", "obs", "observation"), ("actions", "acts", "action")
+REWARD_NAMES = ("rewards", "rews", "reward")
+_TERMINAL_NAMES, _TIMEOUT_NAMES = ("terminals", "terminations", "terminal", "dones"), ("timeouts", "truncations")
+_NUMBERED_NAME = re.compile(r"(?:observation|obs)_(\d+)")
+_EPISODE_NAME = re.compile(r"episode_(\d+)")
 _DEFLATE = 1  # HDF5's filter id
-_NOTES = 1 << 24  # maximum bytes of metadata.json
-_SMALL, _SPARE = 1 << 18, 1 << 16  # bytes of a chunk that is not checked, and bytes that filters may add to a chunk
-_FLAT = ("ends", "indices", *_ENDED, *_CUT)
+_MAX_METADATA = 1 << 24  # maximum bytes of metadata.json
+_SMALL_CHUNK, _FILTER_OVERHEAD = 1 << 18, 1 << 16  # bytes of a chunk that is not checked, and bytes that filters may add to a chunk
+_FLAT_NAMES = ("ends", "indices", *_TERMINAL_NAMES, *_TIMEOUT_NAMES)
 
 _HEADERS: dict[tuple[int, int], Callable[[Any], Any]] = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
 }
 
-Columns = Mapping[str, Callable[[], np.ndarray]]
+ArrayReaders = Mapping[str, Callable[[], np.ndarray]]
 
 
 def read_episodes(paths: Sequence[Path | str]) -> Episodes:
@@ -51,8 +51,8 @@ def read_episodes(paths: Sequence[Path | str]) -> Episodes:
         raise UserError(
             "no episodes; pass at least one .npz or .hdf5 file (headway data collect records them)"
         )
-    files = honoured([file for path in paths for file in find_files(place_of(path), KINDS)])
-    return joined([read_recording(file) for file in files], [str(file) for file in files])
+    files = resolve_named_splits([file for path in paths for file in find_files(user_path(path), EPISODE_KINDS)])
+    return concatenate_episodes([read_recording(file) for file in files], [str(file) for file in files])
 
 
 def episode_lengths(file: File) -> list[int]:
@@ -60,25 +60,25 @@ def episode_lengths(file: File) -> list[int]:
     source = str(file)
     if file.path.suffix.lower() == ".npz":
         with open_arrays(file.path) as columns:
-            numbers = sorted(int(found[1]) for found in map(_NUMBERED.fullmatch, columns) if found)
-            own = [{name: read for name, read in columns.items() if name.endswith(f"_{number}")} for number in numbers]
-            each = [{name.rpartition("_")[0]: read for name, read in some.items()} for some in own]
-            return [len(_column(some, REWARDS, source)) for some in each] or _flat_lengths(columns, source)
+            indices = sorted(int(result[1]) for result in map(_NUMBERED_NAME.fullmatch, columns) if result)
+            suffixed = [{name: read for name, read in columns.items() if name.endswith(f"_{index}")} for index in indices]
+            episodes = [{name.rpartition("_")[0]: read for name, read in arrays.items()} for arrays in suffixed]
+            return [len(_column(arrays, REWARD_NAMES, source)) for arrays in episodes] or _flat_lengths(columns, source)
     with _hdf5(file.path) as group:
-        numbers = sorted(int(found[1]) for found in map(_EPISODE.fullmatch, _names(group, source)) if found)
-        inner = [_arrays(_inside(group, f"episode_{number}", source), source) for number in numbers]
-        found = [len(_column(some, REWARDS, source)) for some in inner]
-        return found or _flat_lengths(_arrays(group, source), source)
+        indices = sorted(int(result[1]) for result in map(_EPISODE_NAME.fullmatch, _group_names(group, source)) if result)
+        groups = [_arrays(_open_node(group, f"episode_{index}", source), source) for index in indices]
+        result = [len(_column(arrays, REWARD_NAMES, source)) for arrays in groups]
+        return result or _flat_lengths(_arrays(group, source), source)
 
 
-def _flat_lengths(columns: Columns, source: str) -> list[int]:
-    ends, _ = _ends(columns, len(_column(columns, REWARDS, source)), source)
+def _flat_lengths(columns: ArrayReaders, source: str) -> list[int]:
+    ends, _ = _episode_ends(columns, len(_column(columns, REWARD_NAMES, source)), source)
     return np.diff(ends, prepend=0).tolist()
 
 
-def outline(paths: Sequence[Path | str]) -> list[int]:
+def all_episode_lengths(paths: Sequence[Path | str]) -> list[int]:
     """The number of steps of each episode that `read_episodes` reads from these paths, without reading states."""
-    files = honoured([file for path in paths for file in find_files(place_of(path), KINDS)])
+    files = resolve_named_splits([file for path in paths for file in find_files(user_path(path), EPISODE_KINDS)])
     return [length for file in files for length in episode_lengths(file)]
 
 
@@ -87,9 +87,9 @@ def write_episodes(path: Path, episodes: Episodes) -> None:
     then renamed.
     """
     arrays: dict[str, Any] = {name: getattr(episodes, name) for name in ("states", "actions", "rewards", "ends", "cut")}
-    part = draft_of(path)
+    part = temporary_path(path)
     try:
-        with taking(path):
+        with output_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             with open(part, "wb") as file:
                 np.savez_compressed(file, environment=np.array(episodes.environment), **arrays)
@@ -102,20 +102,20 @@ def write_episodes(path: Path, episodes: Episodes) -> None:
 
 def read_recording(file: File) -> Episodes:
     """The episodes of one file. UserError, with the reason, if it cannot be read."""
-    side = 0 if file.side is None else side_number(file.side)
+    code = 0 if file.named_split is None else split_code(file.named_split)
     if file.path.suffix.lower() == ".npz":
         with open_arrays(file.path) as columns:
-            return together(_npz(columns, str(file)), str(file), side, _environment(columns))
+            return collate_episodes(_read_npz(columns, str(file)), str(file), code, _environment_name(columns))
     with _hdf5(file.path) as group:
-        return together(_of_hdf5(group, str(file)), str(file), side, _minari_environment(file.path))
+        return collate_episodes(_read_hdf5(group, str(file)), str(file), code, _minari_environment(file.path))
 
 
 @contextmanager
-def open_arrays(path: Path) -> Iterator[Columns]:
+def open_arrays(path: Path) -> Iterator[ArrayReaders]:
     """The arrays of an .npz, each read on demand. Python objects, which could run code, are rejected."""
     with ExitStack() as stack:
-        file = stack.enter_context(opened(path))
-        with _sound(path, ".npz", "save it again with numpy.savez"):
+        file = stack.enter_context(open_file(path))
+        with _damage_errors(path, ".npz", "save it again with numpy.savez"):
             archive = np.load(file, allow_pickle=False)
         if isinstance(archive, np.ndarray):
             raise UserError(f"{path} contains one unnamed array; save it again with numpy.savez")
@@ -125,103 +125,103 @@ def open_arrays(path: Path) -> Iterator[Columns]:
                 raise UserError(
                     f"{path}: {entry.filename} has a compression that numpy never uses; save it with numpy.savez"
                 )
-            check_whole(f"{path}: {entry.filename}", entry.compress_size, entry.file_size)
+            check_in_memory(f"{path}: {entry.filename}", entry.compress_size, entry.file_size)
         yield {name: partial(_entry, archive, name, path) for name in archive.files}
 
 
 def _entry(archive: Any, name: str, path: Path) -> np.ndarray:
-    with _sound(path, ".npz", "save it again with numpy.savez"):
+    with _damage_errors(path, ".npz", "save it again with numpy.savez"):
         try:
             _check_header(archive, name, path)
-            found = archive[name]
+            array = archive[name]
         except ValueError as error:
             if "pickle" not in str(error):
                 raise
             raise UserError(
                 f"{path}: {name} contains Python objects, which can run code when loaded; save plain arrays"
             ) from error
-    if not isinstance(found, np.ndarray):
+    if not isinstance(array, np.ndarray):
         raise UserError(f"{path}: {name} is not an array; save it with numpy.savez")
-    return found
+    return array
 
 
 def _check_header(archive: Any, name: str, path: Path) -> None:
     """Check that an array's header matches its bytes: numpy allocates memory by the header before it reads."""
     entry = archive.zip.getinfo(name if name in archive.zip.namelist() else f"{name}.npy")
     with archive.zip.open(entry) as file:
-        read = _HEADERS.get(np.lib.format.read_magic(file))
-        if read is not None:
-            shape, _, kind = read(file)
-            if not kind.hasobject and math.prod(shape) * kind.itemsize != entry.file_size - file.tell():
+        read_header = _HEADERS.get(np.lib.format.read_magic(file))
+        if read_header is not None:
+            shape, _, dtype = read_header(file)
+            if not dtype.hasobject and math.prod(shape) * dtype.itemsize != entry.file_size - file.tell():
                 raise UserError(f"{path}: {name} of shape {shape} is not {entry.file_size:,} bytes; save it again")
 
 
 @contextmanager
-def _sound(path: Path | str, kind: str, remedy: str) -> Iterator[None]:
+def _damage_errors(path: Path | str, kind: str, remedy: str) -> Iterator[None]:
     """Turn any exception that a library raises for a damaged file into a UserError."""
     try:
         yield
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"{path} is damaged or not {kind} ({_first(error)}); {remedy}") from error
+        raise UserError(f"{path} is damaged or not {kind} ({_first_line(error)}); {remedy}") from error
 
 
-def _first(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     return (str(error) or type(error).__name__).split("\n")[0][:200].rstrip(".")
 
 
-def _environment(columns: Columns) -> str:
+def _environment_name(columns: ArrayReaders) -> str:
     """The environment in which the file was recorded; "" if unknown."""
-    found = columns["environment"]() if "environment" in columns else np.array("")
-    return str(found) if found.ndim == 0 and found.dtype.kind == "U" else ""
+    name = columns["environment"]() if "environment" in columns else np.array("")
+    return str(name) if name.ndim == 0 and name.dtype.kind == "U" else ""
 
 
-def _npz(columns: Columns, source: str) -> list[Episode]:
-    numbers = sorted(int(found[1]) for found in map(_NUMBERED.fullmatch, columns) if found)
-    if not numbers:
-        return _flat(columns, source)
-    found = []
-    for number in numbers:
-        ending = f"_{number}"
-        own = {name.removesuffix(ending): read for name, read in columns.items() if name.endswith(ending)}
-        found.append(_alone(own, f"{source}, episode {number}"))
-    return found
+def _read_npz(columns: ArrayReaders, source: str) -> list[Episode]:
+    indices = sorted(int(result[1]) for result in map(_NUMBERED_NAME.fullmatch, columns) if result)
+    if not indices:
+        return _concatenated_episodes(columns, source)
+    result = []
+    for index in indices:
+        suffix = f"_{index}"
+        arrays = {name.removesuffix(suffix): read for name, read in columns.items() if name.endswith(suffix)}
+        result.append(_single_episode(arrays, f"{source}, episode {index}"))
+    return result
 
 
-def _alone(columns: Columns, source: str) -> Episode:
+def _single_episode(columns: ArrayReaders, source: str) -> Episode:
     """An episode with its own arrays; a state after the last action is dropped."""
-    states, actions, rewards = (_column(columns, names, source) for names in (STATES, ACTIONS, REWARDS))
+    states, actions, rewards = (_column(columns, names, source) for names in (STATE_NAMES, ACTION_NAMES, REWARD_NAMES))
     if len(states) == len(rewards) + 1:
         states = states[:-1]
-    ended = next((columns[name]() for name in _ENDED if name in columns), np.ones(1, bool))
-    return Episode(states, actions, rewards, not bool(np.ravel(ended)[-1:].any()))
+    terminated = next((columns[name]() for name in _TERMINAL_NAMES if name in columns), np.ones(1, bool))
+    return Episode(states, actions, rewards, not bool(np.ravel(terminated)[-1:].any()))
 
 
-def _flat(columns: Columns, source: str) -> list[Episode]:
+def _concatenated_episodes(columns: ArrayReaders, source: str) -> list[Episode]:
     """Concatenated episodes."""
-    states, actions, rewards = (_column(columns, names, source) for names in (STATES, ACTIONS, REWARDS))
-    ends, cut = _ends(columns, len(rewards), source)
+    states, actions, rewards = (_column(columns, names, source) for names in (STATE_NAMES, ACTION_NAMES, REWARD_NAMES))
+    ends, truncated = _episode_ends(columns, len(rewards), source)
     first = np.concatenate([[0], ends[:-1]])
-    extra = np.zeros_like(first)
+    offsets = np.zeros_like(first)
     if len(states) == len(rewards) + len(ends):  # imitation stores the state after each episode's last action
-        extra = np.arange(len(ends))
+        offsets = np.arange(len(ends))
     elif len(states) != len(rewards) or len(actions) != len(rewards):
         raise UserError(
             f"{source} has {len(rewards):,} rewards, {len(states):,} states and {len(actions):,} actions; "
             "save one of each per step"
         )
     return [
-        Episode(states[start + more : end + more], actions[start:end], rewards[start:end], bool(was_cut))
-        for start, end, more, was_cut in zip(first, ends, extra, cut)
+        Episode(states[start + offset : end + offset], actions[start:end], rewards[start:end], bool(is_truncated))
+        for start, end, offset, is_truncated in zip(first, ends, offsets, truncated)
     ]
 
 
-def _ends(columns: Columns, steps: int, source: str) -> tuple[np.ndarray, np.ndarray]:
+def _episode_ends(columns: ArrayReaders, steps: int, source: str) -> tuple[np.ndarray, np.ndarray]:
     """The ends of episodes, and which of them were truncated."""
     if "ends" in columns or "indices" in columns:
-        places = np.ravel(columns["ends" if "ends" in columns else "indices"]())
-        ends = places if "ends" in columns else np.append(places, steps)
+        indices = np.ravel(columns["ends" if "ends" in columns else "indices"]())
+        ends = indices if "ends" in columns else np.append(indices, steps)
         if ends.dtype.kind not in "iu" or (np.diff(ends, prepend=0) < 0).any() or len(ends) == 0 or ends[-1] != steps:
             raise UserError(f"{source}: the ends of episodes do not increase to {steps:,} rewards; correct them")
         ends = ends.astype(np.int64)
@@ -229,38 +229,38 @@ def _ends(columns: Columns, steps: int, source: str) -> tuple[np.ndarray, np.nda
         if flags is None and "terminal" in columns:
             flags = ~np.ravel(columns["terminal"]()).astype(bool)
         return ends, np.zeros(len(ends), bool) if flags is None or len(flags) != len(ends) else flags
-    ended, cut = (_flags(columns, names, steps, source) for names in (_ENDED, _CUT))
-    if ended is None and cut is None:
+    terminated, truncated = (_flags(columns, names, steps, source) for names in (_TERMINAL_NAMES, _TIMEOUT_NAMES))
+    if terminated is None and truncated is None:
         raise UserError(
             f"{source} does not mark the ends of episodes; add an array ends, or terminals and timeouts as in D4RL"
         )
-    nothing = np.zeros(steps, bool)
-    ended, cut = nothing if ended is None else ended, nothing if cut is None else cut
-    ends = np.flatnonzero(ended | cut) + 1
+    all_false = np.zeros(steps, bool)
+    terminated, truncated = all_false if terminated is None else terminated, all_false if truncated is None else truncated
+    ends = np.flatnonzero(terminated | truncated) + 1
     if not len(ends) or ends[-1] != steps:  # the recording stopped during an episode
         ends = np.append(ends, steps)
-    return ends, ~ended[ends - 1]
+    return ends, ~terminated[ends - 1]
 
 
-def _flags(columns: Columns, names: Collection[str], steps: int, source: str) -> np.ndarray | None:
+def _flags(columns: ArrayReaders, names: Collection[str], steps: int, source: str) -> np.ndarray | None:
     name = next((name for name in names if name in columns), None)
     if name is None:
         return None
-    found = np.ravel(columns[name]()).astype(bool)
-    if len(found) != steps:
-        raise UserError(f"{source} has {steps:,} rewards but {len(found):,} {name}; save one of each per step")
-    return found
+    flags = np.ravel(columns[name]()).astype(bool)
+    if len(flags) != steps:
+        raise UserError(f"{source} has {steps:,} rewards but {len(flags):,} {name}; save one of each per step")
+    return flags
 
 
-def _column(columns: Columns, names: Sequence[str], source: str) -> np.ndarray:
+def _column(columns: ArrayReaders, names: Sequence[str], source: str) -> np.ndarray:
     name = next((name for name in names if name in columns), None)
     if name is None:
-        known = nearest(names[0], columns) if columns else "it is empty"
-        raise UserError(f"{source} has no {names[0]} ({known}); name them {' or '.join(names[:2])}")
-    found = columns[name]()
-    if found.ndim == 0:
+        hint = nearest(names[0], columns) if columns else "it is empty"
+        raise UserError(f"{source} has no {names[0]} ({hint}); name them {' or '.join(names[:2])}")
+    values = columns[name]()
+    if values.ndim == 0:
         raise UserError(f"{source}: {name} is a single number; save one per step")
-    return found
+    return values
 
 
 @contextmanager
@@ -270,60 +270,60 @@ def _hdf5(path: Path) -> Iterator[Any]:
     except ImportError as error:
         raise UserError(f"{path} needs the package h5py; pip install 'headway[rl]'") from error
     with ExitStack() as stack:
-        opened(path).close()  # a pipe would block the library
-        with _sound(path, "HDF5", "download it again"):
+        open_file(path).close()  # a pipe would block the library
+        with _damage_errors(path, "HDF5", "download it again"):
             file = stack.enter_context(h5py.File(path, "r"))
         yield file
 
 
-def _of_hdf5(group: Any, source: str) -> list[Episode]:
-    numbers = sorted(int(found[1]) for found in map(_EPISODE.fullmatch, _names(group, source)) if found)
-    if not numbers:
-        return _flat(_arrays(group, source), source)
-    return [_of_minari(group, number, source) for number in numbers]
+def _read_hdf5(group: Any, source: str) -> list[Episode]:
+    indices = sorted(int(match[1]) for match in map(_EPISODE_NAME.fullmatch, _group_names(group, source)) if match)
+    if not indices:
+        return _concatenated_episodes(_arrays(group, source), source)
+    return [_read_minari(group, index, source) for index in indices]
 
 
-def _of_minari(group: Any, number: int, source: str) -> Episode:
-    where = f"{source}, episode {number}"
-    return _alone(_arrays(_inside(group, f"episode_{number}", source), where), where)
+def _read_minari(group: Any, index: int, source: str) -> Episode:
+    location = f"{source}, episode {index}"
+    return _single_episode(_arrays(_open_node(group, f"episode_{index}", source), location), location)
 
 
-def _names(group: Any, source: str) -> list[str]:
-    with _sound(source, "HDF5", "download it again"):
+def _group_names(group: Any, source: str) -> list[str]:
+    with _damage_errors(source, "HDF5", "download it again"):
         return [name for name in group if isinstance(name, str)]  # a damaged name may be bytes
 
 
-def _arrays(group: Any, source: str) -> Columns:
+def _arrays(group: Any, source: str) -> ArrayReaders:
     """The arrays directly in a group, each read on demand."""
     import h5py
 
     if not isinstance(group, h5py.Group):
         raise UserError(f"{source} is a single array; save a group of states, actions and rewards")
-    return {name: partial(_array, group, name, source) for name in _names(group, source)}
+    return {name: partial(_array, group, name, source) for name in _group_names(group, source)}
 
 
 def _array(group: Any, name: str, source: str) -> np.ndarray:
     import h5py
 
-    found = _inside(group, name, source)
-    if not isinstance(found, h5py.Dataset):
+    node = _open_node(group, name, source)
+    if not isinstance(node, h5py.Dataset):
         raise UserError(f"{source}: {name} is a group of several arrays; save states and actions as one array each")
-    with _sound(source, "HDF5", "download it again"):
-        if not (found.is_virtual or found.external) and found.dtype.kind in "fiub":
-            _check_dataset(found, f"{source}: {name}")
-            return np.asarray(found[()])
+    with _damage_errors(source, "HDF5", "download it again"):
+        if not (node.is_virtual or node.external) and node.dtype.kind in "fiub":
+            _check_dataset(node, f"{source}: {name}")
+            return np.asarray(node[()])
     raise UserError(f"{source}: {name} is virtual, external or not numeric; save it as a plain array of numbers")
 
 
-def _inside(group: Any, name: str, source: str) -> Any:
+def _open_node(group: Any, name: str, source: str) -> Any:
     """An object in a group. Links to other files, which no data file should need, are rejected."""
     import h5py
 
-    with _sound(source, "HDF5", "download it again"):
+    with _damage_errors(source, "HDF5", "download it again"):
         link = group.get(name, getlink=True)
         if isinstance(link, h5py.SoftLink):
             group, name = (group.file if link.path.startswith("/") else group), link.path
-            if all(_is_own(group, path) for path in accumulate(filter(None, name.split("/")), "{}/{}".format)):
+            if all(_is_hard_link(group, path) for path in accumulate(filter(None, name.split("/")), "{}/{}".format)):
                 return group[name]
         elif not isinstance(link, h5py.ExternalLink):
             return group[name]
@@ -332,36 +332,36 @@ def _inside(group: Any, name: str, source: str) -> Any:
     raise UserError(f"{source}: {name} is a link to another link, which is not followed; copy the data into it")
 
 
-def _is_own(group: Any, path: str) -> bool:
+def _is_hard_link(group: Any, path: str) -> bool:
     """Whether the last component of a path is not a link; callers check every component in order."""
     import h5py
 
     return isinstance(group.get(path, getlink=True), h5py.HardLink)
 
 
-def _check_dataset(dataset: Any, what: str) -> None:
+def _check_dataset(dataset: Any, name: str) -> None:
     """Check before reading that neither an array nor any of its chunks expands beyond the limits."""
-    stored, each = dataset.id.get_storage_size(), math.prod(dataset.chunks or (1,)) * dataset.dtype.itemsize
-    check_whole(what, stored, max(dataset.nbytes, each))
+    stored_bytes, chunk_bytes = dataset.id.get_storage_size(), math.prod(dataset.chunks or (1,)) * dataset.dtype.itemsize
+    check_in_memory(name, stored_bytes, max(dataset.nbytes, chunk_bytes))
     filters = dataset.id.get_create_plist()
-    numbers = [filters.get_filter(place)[0] for place in range(filters.get_nfilters())]
-    if len(set(numbers)) < len(numbers):
-        raise UserError(f"{what} is compressed twice; save it with one compression")
-    large: list[tuple[int, ...]] = []
-    if dataset.chunks and dataset.nbytes and _DEFLATE in numbers:
-        dataset.id.chunk_iter(lambda chunk: large.append(chunk.chunk_offset) if chunk.size > _SMALL else None)
-    for place in large:  # the library does not limit the expansion of a chunk
-        data = dataset.id.read_direct_chunk(place)[1]
-        if len(zlib.decompressobj().decompress(data, each + _SPARE)) > each + _SPARE - 1:
-            raise UserError(f"{what} has a chunk that expands to over {each:,} bytes; save it again")
+    filter_ids = [filters.get_filter(position)[0] for position in range(filters.get_nfilters())]
+    if len(set(filter_ids)) < len(filter_ids):
+        raise UserError(f"{name} is compressed twice; save it with one compression")
+    large_chunks: list[tuple[int, ...]] = []
+    if dataset.chunks and dataset.nbytes and _DEFLATE in filter_ids:
+        dataset.id.chunk_iter(lambda chunk: large_chunks.append(chunk.chunk_offset) if chunk.size > _SMALL_CHUNK else None)
+    for position in large_chunks:  # the library does not limit the expansion of a chunk
+        compressed = dataset.id.read_direct_chunk(position)[1]
+        if len(zlib.decompressobj().decompress(compressed, chunk_bytes + _FILTER_OVERHEAD)) > chunk_bytes + _FILTER_OVERHEAD - 1:
+            raise UserError(f"{name} has a chunk that expands to over {chunk_bytes:,} bytes; save it again")
 
 
 def _minari_environment(path: Path) -> str:
     """The environment in Minari's metadata.json next to a file; "" if there is none."""
     try:
-        with opened(path.parent / "metadata.json") as file:
-            said = parse_json(file.read(_NOTES))
-        spec = said["env_spec"]
+        with open_file(path.parent / "metadata.json") as file:
+            metadata = parse_json(file.read(_MAX_METADATA))
+        spec = metadata["env_spec"]
         return str((parse_json(spec) if isinstance(spec, str) else spec)["id"])
     except (UserError, ValueError, KeyError, TypeError, RecursionError):
         return ""

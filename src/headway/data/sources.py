@@ -11,58 +11,58 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from headway.data.columns import check_header, suggestion
-from headway.data.delimited import tabbed
+from headway.data.columns import check_column_names, suggest_column
+from headway.data.delimited import read_tab_separated
 from headway.data.files import (
     ARCHIVES,
     File,
     HubSplit,
-    blocks,
+    read_blocks,
     check_file,
     find_files,
-    find_hub,
-    honoured,
-    hub_texts,
-    kind_of,
-    lines,
-    members,
-    stated_side,
-    text_blocks,
-    unpacked,
+    find_hub_splits,
+    resolve_named_splits,
+    read_hub_texts,
+    file_kind,
+    read_lines,
+    archive_members,
+    split_from_filename,
+    read_text_blocks,
+    expand_archives,
 )
-from headway.data.parquet import check_table, index_of, open_parquet, rows_at_once
-from headway.data.tables import objects, text_of
+from headway.data.parquet import check_table, read_index, open_parquet, max_rows_at_once
+from headway.data.tables import read_json_lines, text_field
 from headway.errors import UserError
-from headway.received import check_expansion, place_of
+from headway.received import check_expansion, user_path
 
-_COLUMN = "text"
-_ROWS = 1024
+_TEXT_COLUMN = "text"
+_ROWS_AT_ONCE = 1024
 
 
-def parquet_texts(file: File) -> Iterator[str]:
+def read_parquet_texts(file: File) -> Iterator[str]:
     """The strings in the text column of a .parquet file, which may be compressed or in an archive."""
-    row = given = 0
-    with tempfile.TemporaryFile() as unpacked:
-        whole: Any = file.path
-        packed = file.path.stat().st_size
+    row = text_size = 0
+    with tempfile.TemporaryFile() as expanded:
+        source: Any = file.path
+        packed_size = file.path.stat().st_size
         if file.member is not None or file.path.suffix.lower() != ".parquet":
             # Parquet is read from its end, so a compressed file is expanded to disk (not to memory) first.
-            for block in blocks(file):
-                unpacked.write(block)
-            whole, packed = unpacked, unpacked.tell()
-        with _sound_parquet(file):
-            table = open_parquet(whole, "data")
+            for block in read_blocks(file):
+                expanded.write(block)
+            source, packed_size = expanded, expanded.tell()
+        with _parquet_errors(file):
+            table = open_parquet(source, "data")
             _check_column(file, table.schema_arrow)
-            index = index_of(whole)
-            check_table(index, str(file), packed, [_COLUMN])
-            repeated = open_parquet(whole, "data", [_COLUMN])
+            index = read_index(source)
+            check_table(index, str(file), packed_size, [_TEXT_COLUMN])
+            repeated = open_parquet(source, "data", [_TEXT_COLUMN])
             for group in range(table.num_row_groups):
-                rows = rows_at_once(index, repeated, group, _COLUMN, _ROWS)
-                for batch in table.iter_batches(batch_size=rows, row_groups=[group], columns=[_COLUMN]):
-                    texts = batch.column(0).to_pylist()
-                    given += sum(len(text or "") for text in texts)
-                    check_expansion(str(file), packed, given)
-                    for text in texts:
+                rows = max_rows_at_once(index, repeated, group, _TEXT_COLUMN, _ROWS_AT_ONCE)
+                for batch in table.iter_batches(batch_size=rows, row_groups=[group], columns=[_TEXT_COLUMN]):
+                    strings = batch.column(0).to_pylist()
+                    text_size += sum(len(text or "") for text in strings)
+                    check_expansion(str(file), packed_size, text_size)
+                    for text in strings:
                         row += 1
                         if text is None:
                             raise UserError(f"{file}, row {row} has no text; remove such rows")
@@ -70,7 +70,7 @@ def parquet_texts(file: File) -> Iterator[str]:
 
 
 @contextmanager
-def _sound_parquet(file: File) -> Iterator[None]:
+def _parquet_errors(file: File) -> Iterator[None]:
     """Turn pyarrow's exceptions for damaged files into UserErrors."""
     try:
         yield
@@ -80,22 +80,22 @@ def _sound_parquet(file: File) -> Iterator[None]:
 
 
 def _check_column(file: File, schema: Any) -> None:
-    check_header(str(file), schema.names)
-    if _COLUMN not in schema.names:
-        raise UserError(f"{file} has no column {_COLUMN!r}; {suggestion(_COLUMN, schema.names)}")
-    if str(schema.field(_COLUMN).type) not in ("string", "large_string", "string_view"):
-        raise UserError(f"{file}: column {_COLUMN!r} has the type {schema.field(_COLUMN).type}; store strings")
+    check_column_names(str(file), schema.names)
+    if _TEXT_COLUMN not in schema.names:
+        raise UserError(f"{file} has no column {_TEXT_COLUMN!r}; {suggest_column(_TEXT_COLUMN, schema.names)}")
+    if str(schema.field(_TEXT_COLUMN).type) not in ("string", "large_string", "string_view"):
+        raise UserError(f"{file}: column {_TEXT_COLUMN!r} has the type {schema.field(_TEXT_COLUMN).type}; store strings")
 
 
 TEXT_KINDS = (".txt", ".raw", ".jsonl", ".parquet", *ARCHIVES)
 PAIR_KINDS = (".tsv", ".jsonl", ".zip", ".dict")
-_NOT_LINES = (".csv", ".json", ".parquet", *ARCHIVES)
+_NON_TEXT_KINDS = (".csv", ".json", ".parquet", *ARCHIVES)
 
-CHUNK = 1 << 16
+CHUNK_SIZE = 1 << 16
 """Maximum characters of a document passed to a tokenizer at once (two more at a document's end)."""
 
 _LONE_NEWLINE = re.compile(r"(?<=\S\n)(?=\S)")
-_LAST_SPACE_NEXT = re.compile(r"(?<=\n)(?=\s\S)")
+_NEWLINE_BEFORE_SPACE = re.compile(r"(?<=\n)(?=\s\S)")
 
 TextSource = File | HubSplit
 
@@ -104,7 +104,7 @@ class Chunk(NamedTuple):
     """A part of a document; `last` if the document ends with it."""
 
     text: str
-    last: bool
+    is_last: bool
 
 
 class Pair(NamedTuple):
@@ -112,30 +112,30 @@ class Pair(NamedTuple):
     target: str
 
 
-class Aligned(NamedTuple):
+class AlignedFiles(NamedTuple):
     """Two line-aligned files."""
 
     source: File
     target: File
 
     @property
-    def side(self) -> str | None:
-        return self.source.side
+    def named_split(self) -> str | None:
+        return self.source.named_split
 
 
-PairSource = File | Aligned
+PairSource = File | AlignedFiles
 
 
-def documents(paths: Iterable[Path | str]) -> Iterator[str]:
+def iter_documents(paths: Iterable[Path | str]) -> Iterator[str]:
     """Stream documents from .txt, .jsonl ("text") and .parquet ("text") files, compressed or not, from folders and
     archives of them, or from a Hugging Face dataset (`hf:owner/name` or `hf:owner/name:config`).
 
     A .txt is one document. Paths are checked immediately; text is read lazily.
     """
-    return (text for source in text_sources(paths) for text in _joined(chunks(source)))
+    return (text for source in text_sources(paths) for text in _join_chunks(iter_chunks(source)))
 
 
-def pairs(paths: Iterable[Path | str]) -> Iterator[Pair]:
+def iter_pairs(paths: Iterable[Path | str]) -> Iterator[Pair]:
     """Stream pairs from two line-aligned files (or four: train and validation, ...), .tsv, .jsonl with "source" and
     "target", a .zip of one of these, or a pronouncing dictionary (.dict)."""
     return (pair for source in pair_sources(paths) for pair in read_pairs(source))
@@ -144,56 +144,56 @@ def pairs(paths: Iterable[Path | str]) -> Iterator[Pair]:
 def text_sources(paths: Iterable[Path | str]) -> list[TextSource]:
     """The files that `iter_documents` reads, with the split that their names state."""
     files: list[File] = []
-    hub: list[HubSplit] = []
-    for path in _given(paths, "text"):
-        if path.exists() or kind_of(path.name) in TEXT_KINDS:
-            files.extend(unpacked(find_files(path, TEXT_KINDS), TEXT_KINDS))
+    hub_splits: list[HubSplit] = []
+    for path in _user_paths(paths, "text"):
+        if path.exists() or file_kind(path.name) in TEXT_KINDS:
+            files.extend(expand_archives(find_files(path, TEXT_KINDS), TEXT_KINDS))
         else:
-            hub.extend(find_hub(str(path)))
-    return [*honoured(files), *hub]
+            hub_splits.extend(find_hub_splits(str(path)))
+    return [*resolve_named_splits(files), *hub_splits]
 
 
 def pair_sources(paths: Iterable[Path | str]) -> list[PairSource]:
     """The files that `iter_pairs` reads, with the split that their names state."""
-    found: list[PairSource] = []
-    single: list[File] = []
-    for path in _given(paths, "pairs"):
-        if path.is_dir() or kind_of(path.name) in PAIR_KINDS:
+    sources: list[PairSource] = []
+    line_files: list[File] = []
+    for path in _user_paths(paths, "pairs"):
+        if path.is_dir() or file_kind(path.name) in PAIR_KINDS:
             for file in find_files(path, PAIR_KINDS):
-                found.extend(_zipped(file) if file.kind == ".zip" else [file])
+                sources.extend(_zip_sources(file) if file.kind == ".zip" else [file])
         else:
-            single.append(_line_file(path))
-    if len(single) % 2:
+            line_files.append(_line_file(path))
+    if len(line_files) % 2:
         raise UserError(
-            f"{single[-1]} is a single file of lines; add its translation after it, or use {', '.join(PAIR_KINDS)}"
+            f"{line_files[-1]} is a single file of lines; add its translation after it, or use {', '.join(PAIR_KINDS)}"
         )
-    found.extend(Aligned(*two) for two in zip(single[::2], single[1::2]))
-    return found if any(source.side == "train" for source in found) else [_nameless(source) for source in found]
+    sources.extend(AlignedFiles(*file_pair) for file_pair in zip(line_files[::2], line_files[1::2]))
+    return sources if any(source.named_split == "train" for source in sources) else [_without_named_split(source) for source in sources]
 
 
-def chunks(source: TextSource) -> Iterator[Chunk]:
+def iter_chunks(source: TextSource) -> Iterator[Chunk]:
     """A source's documents in chunks small enough for a tokenizer. The cuts depend on the text alone."""
     if isinstance(source, HubSplit):
-        return (chunk for text in hub_texts(source) for chunk in chunked([text]))
+        return (chunk for text in read_hub_texts(source) for chunk in split_chunks([text]))
     if source.kind == ".jsonl":
-        return (chunk for row in _rows(source, ("text",)) for chunk in chunked(row))
+        return (chunk for row in _read_fields(source, ("text",)) for chunk in split_chunks(row))
     if source.kind == ".parquet":
-        return (chunk for text in parquet_texts(source) for chunk in chunked([text]))
-    return chunked(text_blocks(source))
+        return (chunk for text in read_parquet_texts(source) for chunk in split_chunks([text]))
+    return split_chunks(read_text_blocks(source))
 
 
-def characters(paths: Sequence[Path | str], most: int) -> int:
+def count_characters(paths: Sequence[Path | str], limit: int) -> int:
     """Count the characters of all sources, up to `limit`. Raises the errors of text_sources."""
     size = 0
     for source in text_sources(paths):
-        for chunk in chunks(source):
+        for chunk in iter_chunks(source):
             size += len(chunk.text)
-            if size >= most:
+            if size >= limit:
                 return size
     return size
 
 
-def chunked(blocks: Iterable[str], size: int = CHUNK) -> Iterator[Chunk]:
+def split_chunks(blocks: Iterable[str], size: int = CHUNK_SIZE) -> Iterator[Chunk]:
     """Cut a document, passed in blocks of any size, into chunks of at most about `size` characters.
 
     A chunk ends after a single newline between two lines of text: there the pre-tokenizers of byte-level BPE,
@@ -205,19 +205,19 @@ def chunked(blocks: Iterable[str], size: int = CHUNK) -> Iterator[Chunk]:
     for block in blocks:
         text, start = text[start:] + block, 0
         while len(text) - start > size + 2:
-            end = _cut(text, start, size)
+            end = _find_cut(text, start, size)
             yield Chunk(text[start:end], False)
             start = end
     yield Chunk(text[start:], True)
 
 
-def _cut(text: str, start: int, size: int) -> int:
+def _find_cut(text: str, start: int, size: int) -> int:
     low, high = start + size // 2, start + size
-    for safe in (_LONE_NEWLINE, _LAST_SPACE_NEXT):
+    for pattern in (_LONE_NEWLINE, _NEWLINE_BEFORE_SPACE):
         # The search window extends two characters further, to include the text after the newline.
-        places = [match.start() for match in safe.finditer(text, low, high + 2)]
-        if places := [place for place in places if place <= high]:
-            return places[-1]
+        cuts = [match.start() for match in pattern.finditer(text, low, high + 2)]
+        if cuts := [cut for cut in cuts if cut <= high]:
+            return cuts[-1]
     newline = text.rfind("\n", low, high)
     if newline >= 0:
         return newline + 1
@@ -225,102 +225,102 @@ def _cut(text: str, start: int, size: int) -> int:
     return space if space >= 0 else high
 
 
-def _joined(parts: Iterable[Chunk]) -> Iterator[str]:
-    texts: list[str] = []
-    for text, last in parts:
-        texts.append(text)
-        if last:
-            yield "".join(texts)
-            texts = []
+def _join_chunks(parts: Iterable[Chunk]) -> Iterator[str]:
+    chunk_texts: list[str] = []
+    for text, is_last in parts:
+        chunk_texts.append(text)
+        if is_last:
+            yield "".join(chunk_texts)
+            chunk_texts = []
 
 
 def read_pairs(source: PairSource) -> Iterator[Pair]:
     """The pairs of one source."""
-    if isinstance(source, Aligned):
-        return _aligned(source)
+    if isinstance(source, AlignedFiles):
+        return _read_aligned(source)
     if source.kind == ".jsonl":
-        return (Pair(*row) for row in _rows(source, ("source", "target")))
+        return (Pair(*row) for row in _read_fields(source, ("source", "target")))
     if source.kind == ".dict":
-        return (Pair(word, said) for word, sounds in pronunciations(source) for said in sounds)
-    return _tabbed(source)
+        return (Pair(word, pronunciation) for word, variants in read_pronunciations(source) for pronunciation in variants)
+    return _read_tabbed(source)
 
 
-def pronunciations(source: File) -> Iterator[tuple[str, list[str]]]:
+def read_pronunciations(source: File) -> Iterator[tuple[str, list[str]]]:
     """The words of a pronouncing dictionary, each with all its pronunciations: space-separated phonemes without stress
     marks. Variants that differ only in stress are merged; blank lines are skipped."""
-    known: dict[str, list[str]] = {}
-    for number, line in enumerate(lines(source), 1):
-        entry, *sounds = line.split("#")[0].split() or [""]
+    by_word: dict[str, list[str]] = {}
+    for number, line in enumerate(read_lines(source), 1):
+        entry, *phonemes = line.split("#")[0].split() or [""]
         if not entry:
             continue
-        if not sounds:
+        if not phonemes:
             raise UserError(f"{source}, line {number}: {line!r} has no phonemes; write a word, a space and phonemes")
         word = re.sub(r"\(\d+\)$", "", entry)
-        said = " ".join(sound.rstrip("012") for sound in sounds)
-        if said not in known.setdefault(word, []):
-            known[word].append(said)
-    yield from known.items()
+        pronunciation = " ".join(phoneme.rstrip("012") for phoneme in phonemes)
+        if pronunciation not in by_word.setdefault(word, []):
+            by_word[word].append(pronunciation)
+    yield from by_word.items()
 
 
-def _given(paths: Iterable[Path | str], what: str) -> Sequence[Path]:
-    found = [place_of(path) for path in paths]
-    if not found:
-        raise UserError(f"no files of {what}; pass at least one")
-    return found
+def _user_paths(paths: Iterable[Path | str], noun: str) -> Sequence[Path]:
+    resolved = [user_path(path) for path in paths]
+    if not resolved:
+        raise UserError(f"no files of {noun}; pass at least one")
+    return resolved
 
 
 def _line_file(path: Path) -> File:
     check_file(path)
-    if kind_of(path.name) in _NOT_LINES:
+    if file_kind(path.name) in _NON_TEXT_KINDS:
         raise UserError(
-            f"{path} has the extension {kind_of(path.name)!r}, which is not a text file of lines; "
+            f"{path} has the extension {file_kind(path.name)!r}, which is not a text file of lines; "
             f"use two line-aligned files, or {', '.join(PAIR_KINDS)}"
         )
-    return File(path, side=stated_side(path.name))
+    return File(path, named_split=split_from_filename(path.name))
 
 
-def _nameless(source: PairSource) -> PairSource:
-    if isinstance(source, Aligned):
-        return Aligned(replace(source.source, side=None), source.target)
+def _without_named_split(source: PairSource) -> PairSource:
+    if isinstance(source, AlignedFiles):
+        return AlignedFiles(replace(source.source, side=None), source.target)
     return replace(source, side=None)
 
 
-def _aligned(source: Aligned) -> Iterator[Pair]:
-    left, right = lines(source.source), lines(source.target)
-    for number, (one, other) in enumerate(zip_longest(left, right)):
-        if one is None or other is None:
-            ones = number + (one is not None) + sum(1 for _ in left)
-            others = number + (other is not None) + sum(1 for _ in right)
+def _read_aligned(source: AlignedFiles) -> Iterator[Pair]:
+    source_lines, target_lines = read_lines(source.source), read_lines(source.target)
+    for number, (source_line, target_line) in enumerate(zip_longest(source_lines, target_lines)):
+        if source_line is None or target_line is None:
+            source_count = number + (source_line is not None) + sum(1 for _ in source_lines)
+            target_count = number + (target_line is not None) + sum(1 for _ in target_lines)
             raise UserError(
-                f"{source.source} has {ones:,} lines but {source.target} has {others:,}; "
+                f"{source.source} has {source_count:,} lines but {source.target} has {target_count:,}; "
                 "use files whose lines correspond one to one"
             )
-        yield Pair(one, other)
+        yield Pair(source_line, target_line)
 
 
-def _tabbed(source: File) -> Iterator[Pair]:
+def _read_tabbed(source: File) -> Iterator[Pair]:
     """Source TAB target; further columns (Tatoeba's attribution) and blank lines are skipped."""
-    text = lines(source)
-    for number, columns in tabbed(next(text, ""), text):
+    text = read_lines(source)
+    for number, columns in read_tab_separated(next(text, ""), text):
         if len(columns) >= 2:
             yield Pair(columns[0], columns[1])
         elif columns[0].strip():
             raise UserError(f"{source}, line {number} has no TAB; write the source, a TAB and the target")
 
 
-def _zipped(source: File) -> list[PairSource]:
+def _zip_sources(source: File) -> list[PairSource]:
     """The sources in a .zip of pairs: .tsv or .jsonl files, two files of lines, or one .txt with TABs (Tatoeba)."""
-    found = members(source.path)
-    if found and all(file.kind in (".tsv", ".jsonl") for file in found):
-        return list(found)
-    if len(found) == 1 and found[0].kind == ".txt":
-        return list(found)
-    if len(found) == 2 and all(file.kind not in _NOT_LINES for file in found):
-        return [Aligned(*found)]
-    names = ", ".join(file.name for file in found[:4]) or "nothing"
+    files = archive_members(source.path)
+    if files and all(file.kind in (".tsv", ".jsonl") for file in files):
+        return list(files)
+    if len(files) == 1 and files[0].kind == ".txt":
+        return list(files)
+    if len(files) == 2 and all(file.kind not in _NON_TEXT_KINDS for file in files):
+        return [AlignedFiles(*files)]
+    names = ", ".join(file.name for file in files[:4]) or "nothing"
     raise UserError(f"{source} contains {names}; pack one .tsv or .jsonl, or two line-aligned files, source first")
 
 
-def _rows(source: File, keys: Sequence[str]) -> Iterator[list[str]]:
+def _read_fields(source: File, keys: Sequence[str]) -> Iterator[list[str]]:
     """The values of `keys` in each line of a .jsonl."""
-    return ([text_of(source, number, row, key) for key in keys] for number, row in objects(source))
+    return ([text_field(source, number, row, key) for key in keys] for number, row in read_json_lines(source))

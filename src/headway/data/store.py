@@ -21,28 +21,28 @@ import numpy as np
 
 from headway.errors import UserError
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 
-_DIGEST = 32  # characters
-_LATEST: ContextVar[float] = ContextVar("latest", default=math.inf)
+_DIGEST_LENGTH = 32  # characters
+_DEADLINE: ContextVar[float] = ContextVar("latest", default=math.inf)
 
 
 @contextmanager
-def within(seconds: float) -> Iterator[None]:
+def build_deadline(seconds: float) -> Iterator[None]:
     """Builds in this context raise a UserError if they take longer than `seconds`."""
-    token = _LATEST.set(time.perf_counter() + seconds)
+    token = _DEADLINE.set(time.perf_counter() + seconds)
     try:
         yield
     finally:
-        _LATEST.reset(token)
+        _DEADLINE.reset(token)
 
 
 def cache_root() -> Path:
     """The folder for files that headway can recreate: HEADWAY_CACHE, or ~/.cache/headway."""
-    given = os.environ.get("HEADWAY_CACHE")
+    setting = os.environ.get("HEADWAY_CACHE")
     try:
-        return Path(given).expanduser() if given else Path.home() / ".cache" / "headway"
+        return Path(setting).expanduser() if setting else Path.home() / ".cache" / "headway"
     except RuntimeError as error:  # an unknown user, or no home folder
         raise UserError(f"there is no cache folder ({error}); set HEADWAY_CACHE to a folder") from None
 
@@ -60,14 +60,14 @@ def open_or_build(final: Path, build: Callable[[Path], None]) -> Path:
     """
     if final.is_dir():
         return final
-    with writing(final.parent), _lock(final.parent / f"{final.name}.lock"):
+    with cache_errors(final.parent), _lock(final.parent / f"{final.name}.lock"):
         if not final.is_dir():
-            _build_beside(final, build)
+            _build_atomically(final, build)
     return final
 
 
 @contextmanager
-def writing(folder: Path) -> Iterator[None]:
+def cache_errors(folder: Path) -> Iterator[None]:
     """Create a folder; a full disk or a read-only folder while writing in it is a UserError."""
     try:
         try:
@@ -78,20 +78,20 @@ def writing(folder: Path) -> Iterator[None]:
             ) from error
         yield
     except OSError as error:
-        if error.errno in _FULL:
+        if error.errno in _DISK_FULL:
             raise UserError(
                 f"the disk is full at {folder}; free some space, or set HEADWAY_CACHE to a folder on another disk"
             ) from error
-        if error.errno in _CLOSED:
+        if error.errno in _NOT_WRITABLE:
             raise UserError(
                 f"{folder} is not writable ({error.strerror}); set HEADWAY_CACHE to a writable folder"
             ) from error
         raise
 
 
-def _build_beside(final: Path, build: Callable[[Path], None]) -> None:
-    for left_over in final.parent.glob(f"{final.name}.*.part"):
-        shutil.rmtree(left_over, ignore_errors=True)
+def _build_atomically(final: Path, build: Callable[[Path], None]) -> None:
+    for leftover in final.parent.glob(f"{final.name}.*.part"):
+        shutil.rmtree(leftover, ignore_errors=True)
     part = final.parent / f"{final.name}.{secrets.token_hex(4)}.part"
     part.mkdir()
     try:
@@ -108,20 +108,20 @@ def _build_beside(final: Path, build: Callable[[Path], None]) -> None:
 
 
 @contextmanager
-def taking(place: Path) -> Iterator[None]:
+def output_errors(path: Path) -> Iterator[None]:
     """Turn errors of writing to a path that the user chose with --out into UserErrors."""
     try:
         yield
     except OSError as error:
         reason = error.strerror or error
-        raise UserError(f"{place} cannot be written ({reason}); choose another path with --out") from error
+        raise UserError(f"{path} cannot be written ({reason}); choose another path with --out") from error
 
 
-def check_out(place: Path) -> None:
+def check_output_path(path: Path) -> None:
     """Create the folder of an --out file before any work. UserError if it is not writable."""
-    with taking(place):
-        place.parent.mkdir(parents=True, exist_ok=True)
-        TemporaryFile(dir=place.parent).close()
+    with output_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=path.parent).close()
 
 
 @contextmanager
@@ -151,29 +151,29 @@ def _sync(folder: Path) -> None:
             os.close(handle)
 
 
-class Columns:
+class ColumnWriter:
     """Append arrays to files in a folder: `with ColumnWriter(folder, {"ids": np.uint16}) as columns: ...`"""
 
     def __init__(self, folder: Path, types: Mapping[str, Any]) -> None:
         self._folder = folder
-        self._types = {name: np.dtype(kind) for name, kind in types.items()}
-        self._latest = _LATEST.get()
+        self._types = {name: np.dtype(dtype) for name, dtype in types.items()}
+        self._deadline = _DEADLINE.get()
 
-    def __enter__(self) -> Columns:
-        with ExitStack() as opened:
-            self._files = {name: opened.enter_context(open(self._folder / f"{name}.bin", "wb")) for name in self._types}
-            self._opened = opened.pop_all()
+    def __enter__(self) -> ColumnWriter:
+        with ExitStack() as stack:
+            self._files = {name: stack.enter_context(open(self._folder / f"{name}.bin", "wb")) for name in self._types}
+            self._open_files = stack.pop_all()
         return self
 
     def __exit__(self, *error: object) -> None:
-        with self._opened:
+        with self._open_files:
             for file in self._files.values():
                 file.flush()
                 os.fsync(file.fileno())
 
     def append(self, name: str, values: Any) -> None:
         self._files[name].write(np.asarray(values, dtype=self._types[name]).tobytes())
-        if time.perf_counter() > self._latest:
+        if time.perf_counter() > self._deadline:
             raise UserError("reading the data takes too long; raise --minutes, or use less data")
 
 
@@ -190,12 +190,12 @@ def read_info(folder: Path) -> dict[str, Any]:
 
 def column_digest(folder: Path, *names: str) -> str:
     """A content hash of columns, computed once (about 1 GB/s) and stored next to them."""
-    kept = folder / f"{'-'.join(names)}.digest"
+    digest_path = folder / f"{'-'.join(names)}.digest"
     with suppress(OSError, ValueError):
-        known = kept.read_text(encoding="ascii")
-        if len(known) == _DIGEST and not known.strip("0123456789abcdef"):
-            return known
-    digest = hashlib.blake2b(digest_size=_DIGEST // 2)
+        stored = digest_path.read_text(encoding="ascii")
+        if len(stored) == _DIGEST_LENGTH and not stored.strip("0123456789abcdef"):
+            return stored
+    digest = hashlib.blake2b(digest_size=_DIGEST_LENGTH // 2)
     for name in names:
         with open(folder / f"{name}.bin", "rb") as file:
             digest.update(hashlib.file_digest(file, "blake2b").digest())
@@ -203,20 +203,20 @@ def column_digest(folder: Path, *names: str) -> str:
     with suppress(OSError):  # if it cannot be stored, it is computed again
         try:
             part.write_text(digest.hexdigest(), encoding="ascii")
-            part.replace(kept)
+            part.replace(digest_path)
         finally:
             part.unlink(missing_ok=True)
     return digest.hexdigest()
 
 
-def read_column(folder: Path, name: str, kind: Any, length: int) -> np.ndarray:
+def read_column(folder: Path, name: str, dtype: Any, length: int) -> np.ndarray:
     """A memory-mapped array written by `ColumnWriter`; UserError if its length has changed."""
     path = folder / f"{name}.bin"
-    found = path.stat().st_size if path.exists() else 0
-    if found != length * np.dtype(kind).itemsize:
+    size = path.stat().st_size if path.exists() else 0
+    if size != length * np.dtype(dtype).itemsize:
         raise UserError(
-            f"{path} has {found:,} bytes, not {length * np.dtype(kind).itemsize:,}; remove {folder} to rebuild it"
+            f"{path} has {size:,} bytes, not {length * np.dtype(dtype).itemsize:,}; remove {folder} to rebuild it"
         )
     if length == 0:
-        return np.empty(0, kind)
-    return np.memmap(path, dtype=kind, mode="r", shape=(length,))
+        return np.empty(0, dtype)
+    return np.memmap(path, dtype=dtype, mode="r", shape=(length,))

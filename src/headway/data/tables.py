@@ -13,28 +13,28 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from headway.data.columns import USES, check_header, likely, suggestion
-from headway.data.delimited import delimited
-from headway.data.files import File, find_files, honoured, lines
-from headway.data.splits import side_number
+from headway.data.columns import COLUMN_USES, check_column_names, guess_column, suggest_column
+from headway.data.delimited import read_delimited
+from headway.data.files import File, find_files, resolve_named_splits, read_lines
+from headway.data.splits import split_code
 from headway.errors import UserError
 from headway.parsing import DuplicateKeyError, parse_json
-from headway.received import place_of
+from headway.received import user_path
 
-_LONG, _NESTED = 1 << 20, 1 << 20  # characters, and lists and objects (about 100 bytes each) in longer lines
+_LONG_LINE, _MAX_NESTED = 1 << 20, 1 << 20  # characters, and lists and objects (about 100 bytes each) in longer lines
 
 
-def objects(file: File) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_json_lines(file: File) -> Iterator[tuple[int, dict[str, Any]]]:
     """The objects of a .jsonl with their line numbers. Blank lines are skipped."""
-    for number, line in enumerate(lines(file), 1):
+    for number, line in enumerate(read_lines(file), 1):
         if line.strip():
-            yield number, _parsed_line(file, number, line)
+            yield number, _parse_line(file, number, line)
 
 
-def _parsed_line(file: File, number: int, line: str) -> dict[str, Any]:
-    if len(line) > _LONG and line.count("[") + line.count("{") > _NESTED:
+def _parse_line(file: File, number: int, line: str) -> dict[str, Any]:
+    if len(line) > _LONG_LINE and line.count("[") + line.count("{") > _MAX_NESTED:
         raise UserError(
-            f"{file}, line {number} contains over {_NESTED:,} lists and objects; write one object per line"
+            f"{file}, line {number} contains over {_MAX_NESTED:,} lists and objects; write one object per line"
         )
     try:
         row = parse_json(line)
@@ -48,14 +48,14 @@ def _parsed_line(file: File, number: int, line: str) -> dict[str, Any]:
     return row
 
 
-def text_of(file: File, number: int, row: dict[str, Any], key: str) -> str:
+def text_field(file: File, number: int, row: dict[str, Any], key: str) -> str:
     """The string under a key; UserError if the key is missing or its value is not a string."""
     if key not in row:
-        raise UserError(f"{file}, line {number} has no key {key!r}; {suggestion(key, list(row))}")
-    return sound_text(file, number, key, row[key])
+        raise UserError(f"{file}, line {number} has no key {key!r}; {suggest_column(key, list(row))}")
+    return check_text(file, number, key, row[key])
 
 
-def sound_text(file: File, number: int, key: str, value: Any) -> str:
+def check_text(file: File, number: int, key: str, value: Any) -> str:
     """`value` if it is a string that can be encoded; otherwise a UserError."""
     if not isinstance(value, str):
         raise UserError(f"{file}, line {number}: {key!r} is {value!r}; write a string")
@@ -69,26 +69,26 @@ def sound_text(file: File, number: int, key: str, value: Any) -> str:
 
 
 CONLL_KINDS = (".conll", ".txt", ".tsv", ".bio", ".iob", ".train", ".dev", ".test", ".testa", ".testb")
-_SIDES = {".testa": "validation", ".testb": "test"}  # file names of CoNLL-2003
-_DOCUMENT = "-DOCSTART-"
+_CONLL_SPLITS = {".testa": "validation", ".testb": "test"}  # file names of CoNLL-2003
+_DOCUMENT_START = "-DOCSTART-"
 _COMMENT = re.compile(r"# ?\w+ ?= ")  # of CoNLL-U: "# text = ..."
 
 
-class Tagged(NamedTuple):
+class TaggedSentence(NamedTuple):
     """A sentence: its words and their tags."""
 
     words: tuple[str, ...]
     tags: tuple[str, ...]
 
 
-class TaggedText(NamedTuple):
+class TaggedCorpus(NamedTuple):
     """Sentences, and the splits that their files' names state, uint8 [N]."""
 
-    sentences: list[Tagged]
-    named: np.ndarray
+    sentences: list[TaggedSentence]
+    named_splits: np.ndarray
 
 
-def read_conll(paths: Sequence[Path | str]) -> TaggedText:
+def read_conll(paths: Sequence[Path | str]) -> TaggedCorpus:
     """Read the sentences of all files. UserError for a line with one column, invalid UTF-8, or no sentences at all.
 
     Columns are separated by TABs, or by spaces in lines without TABs. Document starts (-DOCSTART-) and CoNLL-U comments
@@ -96,36 +96,36 @@ def read_conll(paths: Sequence[Path | str]) -> TaggedText:
     """
     if not paths:
         raise UserError("no files of tagged text; pass at least one")
-    found = [file for path in paths for file in find_files(place_of(path), CONLL_KINDS)]
-    files = honoured([replace(file, side=file.side or _SIDES.get(file.kind)) for file in found])
-    sentences: list[Tagged] = []
-    named: list[int] = []
+    all_files = [file for path in paths for file in find_files(user_path(path), CONLL_KINDS)]
+    files = resolve_named_splits([replace(file, side=file.named_split or _CONLL_SPLITS.get(file.kind)) for file in all_files])
+    sentences: list[TaggedSentence] = []
+    codes: list[int] = []
     for file in files:
         for sentence in _sentences(file):
             sentences.append(sentence)
-            named.append(0 if file.side is None else side_number(file.side))
+            codes.append(0 if file.named_split is None else split_code(file.named_split))
     if not sentences:
         raise UserError(
             f"{', '.join(map(str, files[:3]))}: there are no sentences; write one word and its tag per line"
         )
-    return TaggedText(sentences, np.array(named, np.uint8))
+    return TaggedCorpus(sentences, np.array(codes, np.uint8))
 
 
-def _sentences(file: File) -> Iterator[Tagged]:
+def _sentences(file: File) -> Iterator[TaggedSentence]:
     rows: list[tuple[str, str]] = []
-    for number, line in enumerate(lines(file), 1):
+    for number, line in enumerate(read_lines(file), 1):
         if _COMMENT.match(line):
             continue
-        if line.strip() and not line.startswith(_DOCUMENT):
-            rows.append(_columns(file, number, line))
+        if line.strip() and not line.startswith(_DOCUMENT_START):
+            rows.append(_word_and_tag(file, number, line))
         elif rows:
-            yield Tagged(*map(tuple, zip(*rows)))
+            yield TaggedSentence(*map(tuple, zip(*rows)))
             rows = []
     if rows:
-        yield Tagged(*map(tuple, zip(*rows)))
+        yield TaggedSentence(*map(tuple, zip(*rows)))
 
 
-def _columns(file: File, number: int, line: str) -> tuple[str, str]:
+def _word_and_tag(file: File, number: int, line: str) -> tuple[str, str]:
     parts = line.split("\t") if "\t" in line else line.split()
     word, tag = parts[0].strip(), parts[-1].strip()
     if len(parts) < 2 or not word or not tag:
@@ -136,8 +136,8 @@ def _columns(file: File, number: int, line: str) -> tuple[str, str]:
 
 
 _NUMBER = re.compile(r"[-+]?\d+([.,]\d+)?")
-_LONG_NAME = 40  # characters; column names are shorter
-_LOOKED_AT = 200  # rows checked to detect a missing header
+_MAX_NAME = 40  # characters; column names are shorter
+_SAMPLE_ROWS = 200  # rows checked to detect a missing header
 
 TABLE_KINDS = (".csv", ".tsv", ".jsonl", ".xlsx")
 
@@ -150,20 +150,20 @@ class Table:
     """
 
     columns: dict[str, list[str]]
-    named: np.ndarray
-    places: list[tuple[File, int]]
+    named_splits: np.ndarray
+    locations: list[tuple[File, int]]
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.locations)
 
     def select(self, rows: np.ndarray) -> Table:
         """A table of these rows, in this order."""
-        chosen = rows.tolist()
-        columns = {use: [values[row] for row in chosen] for use, values in self.columns.items()}
-        return Table(columns, self.named[rows], [self.places[row] for row in chosen])
+        indices = rows.tolist()
+        columns = {use: [values[row] for row in indices] for use, values in self.columns.items()}
+        return Table(columns, self.named_splits[rows], [self.locations[row] for row in indices])
 
-    def place(self, row: int) -> str:
-        file, line = self.places[row]
+    def location(self, row: int) -> str:
+        file, line = self.locations[row]
         return f"{file}, line {line}"
 
 
@@ -172,7 +172,7 @@ def read_table(
     columns: Mapping[str, str],
     optional: Sequence[str] = (),
     remedy: str = "set task.{use}=NAME",
-    answer: str | None = None,
+    target: str | None = None,
 ) -> Table:
     """Read the rows of all files; `columns` maps a column's use ("text", "label") to its name in the files.
 
@@ -184,74 +184,74 @@ def read_table(
     """
     if not paths:
         raise UserError("no files; pass at least one .csv, .tsv, .jsonl or .xlsx")
-    files = honoured([file for path in paths for file in find_files(place_of(path), TABLE_KINDS)])
-    wanted = {use: name for use, name in columns.items() if use not in optional or name in _header(files[0])}
-    flags = () if answer is None else _flags(files[0], wanted, answer)
-    needed = {use: name for use, name in wanted.items() if use != answer or not flags} | {flag: flag for flag in flags}
-    table = Table({use: [] for use in wanted}, np.zeros(0, np.uint8), [])
-    named: list[int] = []
+    files = resolve_named_splits([file for path in paths for file in find_files(user_path(path), TABLE_KINDS)])
+    column_names = {use: name for use, name in columns.items() if use not in optional or name in _read_header(files[0])}
+    flags = () if target is None else _flag_columns(files[0], column_names, target)
+    required = {use: name for use, name in column_names.items() if use != target or not flags} | {flag: flag for flag in flags}
+    table = Table({use: [] for use in column_names}, np.zeros(0, np.uint8), [])
+    codes: list[int] = []
     for file in files:
-        side = 0 if file.side is None else side_number(file.side)
-        for line, row in _rows(file, needed, remedy):
+        code = 0 if file.named_split is None else split_code(file.named_split)
+        for line, row in _read_rows(file, required, remedy):
             for use, values in table.columns.items():
-                if use == answer:
-                    found = _flagged(file, line, flags, row) if flags else _answer(file, line, wanted[use], row)
+                if use == target:
+                    text = _labels_from_flags(file, line, flags, row) if flags else _target_value(file, line, column_names[use], row)
                 else:
-                    found = _text(file, line, wanted[use], row[wanted[use]])
-                values.append(found)
-            table.places.append((file, line))
-            named.append(side)
-    if not named:
+                    text = _text_value(file, line, column_names[use], row[column_names[use]])
+                values.append(text)
+            table.locations.append((file, line))
+            codes.append(code)
+    if not codes:
         raise UserError(f"{', '.join(map(str, files[:3]))}: there are no rows; add some")
-    return Table(table.columns, np.array(named, np.uint8), table.places)
+    return Table(table.columns, np.array(codes, np.uint8), table.locations)
 
 
-_FLAGS = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "true": True}
+_FLAG_VALUES = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "true": True}
 
 
-def _flags(file: File, wanted: Mapping[str, str], answer: str) -> tuple[str, ...]:
+def _flag_columns(file: File, column_names: Mapping[str, str], target: str) -> tuple[str, ...]:
     """The 0/1 columns that together encode a row's labels; empty if the label column exists."""
-    name, header = wanted[answer], _header(file)
+    name, header = column_names[target], _read_header(file)
     if name in header:
         return ()
     parts = tuple(part.strip() for part in name.split(","))
     if len(parts) > 1 and any(part in header for part in parts):
-        lost = next((part for part in parts if part not in header), None)
-        if lost is not None:
-            raise UserError(f"{file} has no column {lost!r} ({suggestion(lost, header)}); correct task.{answer}")
+        missing = next((part for part in parts if part not in header), None)
+        if missing is not None:
+            raise UserError(f"{file} has no column {missing!r} ({suggest_column(missing, header)}); correct task.{target}")
         return parts
-    if name != answer:  # a column that the user named
+    if name != target:  # a column that the user named
         return ()
-    others = [column for column in header if column and column not in wanted.values()]
-    for _, row in _rows(file, {}, ""):
-        others = [column for column in others if _plain(row.get(column)) in _FLAGS]
-        if len(others) < 2:
+    candidates = [column for column in header if column and column not in column_names.values()]
+    for _, row in _read_rows(file, {}, ""):
+        candidates = [column for column in candidates if _normalized(row.get(column)) in _FLAG_VALUES]
+        if len(candidates) < 2:
             return ()
-    return tuple(others)
+    return tuple(candidates)
 
 
-def _flagged(file: File, line: int, flags: Sequence[str], row: Mapping[str, Any]) -> str:
+def _labels_from_flags(file: File, line: int, flags: Sequence[str], row: Mapping[str, Any]) -> str:
     """The names of the columns that are 1, as a JSON list; an empty string if all are empty."""
-    values = {flag: _plain(row[flag]) for flag in flags}
+    values = {flag: _normalized(row[flag]) for flag in flags}
     if not any(values.values()):
         return ""
-    wrong = next((flag for flag in flags if values[flag] not in _FLAGS), None)
-    if wrong is not None:
-        raise UserError(f"{file}, line {line}: {wrong!r} is {row[wrong]!r}; write 0 or 1")
-    return json.dumps([flag for flag in flags if _FLAGS[values[flag]]], ensure_ascii=False)
+    invalid = next((flag for flag in flags if values[flag] not in _FLAG_VALUES), None)
+    if invalid is not None:
+        raise UserError(f"{file}, line {line}: {invalid!r} is {row[invalid]!r}; write 0 or 1")
+    return json.dumps([flag for flag in flags if _FLAG_VALUES[values[flag]]], ensure_ascii=False)
 
 
-def _answer(file: File, line: int, name: str, row: Mapping[str, Any]) -> str:
+def _target_value(file: File, line: int, name: str, row: Mapping[str, Any]) -> str:
     """A value that may be missing, or a list of strings or numbers."""
     value = row[name]
     if isinstance(value, list):
         if not all(isinstance(item, (str, int, float)) for item in value):
             raise UserError(f"{file}, line {line}: {name!r} is a list with items that are not strings; write strings")
         return json.dumps(value, ensure_ascii=False)
-    return _text(file, line, name, value) if _plain(value) else ""
+    return _text_value(file, line, name, value) if _normalized(value) else ""
 
 
-def _plain(value: Any) -> str:
+def _normalized(value: Any) -> str:
     """A value in lower case, empty if missing."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
@@ -266,94 +266,94 @@ class TableRow(NamedTuple):
     values: Mapping[str, Any]
 
     @property
-    def place(self) -> str:
+    def location(self) -> str:
         return f"{self.file}, line {self.line}"
 
 
-def table_rows(paths: Sequence[Path | str]) -> Iterator[TableRow]:
+def read_table_rows(paths: Sequence[Path | str]) -> Iterator[TableRow]:
     """The rows of all files, with any columns. UserError for a row of another length, invalid UTF-8, or no rows at all.
     """
-    found = False
-    for file in (file for path in paths for file in find_files(place_of(path), TABLE_KINDS)):
-        for line, values in _rows(file, {}, ""):
-            found = True
+    has_rows = False
+    for file in (file for path in paths for file in find_files(user_path(path), TABLE_KINDS)):
+        for line, values in _read_rows(file, {}, ""):
+            has_rows = True
             yield TableRow(file, line, values)
-    if not found:
+    if not has_rows:
         raise UserError(f"{', '.join(map(str, paths)) or 'no files'}: there are no rows; add some")
 
 
-def _header(file: File) -> list[str]:
+def _read_header(file: File) -> list[str]:
     """The column names of a file."""
     if file.kind == ".jsonl":
-        return next((list(row) for _, row in objects(file)), [])
-    return [name.strip() for name in next(delimited(file), (0, []))[1]]
+        return next((list(row) for _, row in read_json_lines(file)), [])
+    return [name.strip() for name in next(read_delimited(file), (0, []))[1]]
 
 
-def _rows(file: File, wanted: Mapping[str, str], missing: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
+def _read_rows(file: File, column_names: Mapping[str, str], missing_remedy: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """Each row as values by name, with its line number."""
     if file.kind == ".jsonl":
-        for line, row in objects(file):
-            _check_names(f"{file}, line {line}", "key", row, wanted, missing)
+        for line, row in read_json_lines(file):
+            _check_names(f"{file}, line {line}", "key", row, column_names, missing_remedy)
             yield line, row
         return
-    rows = delimited(file)
+    rows = read_delimited(file)
     header = [name.strip() for name in next(rows, (0, []))[1]]
-    if not all(name in header for name in wanted.values()) and _is_row(file, header):
+    if not all(name in header for name in column_names.values()) and _is_data_row(file, header):
         raise UserError(
             f"{file} has no header: its first line is {', '.join(header)[:60]!r}; add a line of column names above it, "
-            f"such as {_named(file, header, wanted)}"
+            f"such as {_suggest_header(file, header, column_names)}"
         )
-    check_header(str(file), header)
-    _check_names(str(file), "column", header, wanted, missing)
+    check_column_names(str(file), header)
+    _check_names(str(file), "column", header, column_names, missing_remedy)
     for line, values in rows:
         if len(values) != len(header):
-            quotes = "put quotes around texts that contain the separator, such as commas"
-            others = {".tsv": "write one TAB between columns", ".xlsx": "clear the cells to the right of the header"}
-            remedy = others.get(file.kind, quotes)
+            quote_remedy = "put quotes around texts that contain the separator, such as commas"
+            remedies = {".tsv": "write one TAB between columns", ".xlsx": "clear the cells to the right of the header"}
+            remedy = remedies.get(file.kind, quote_remedy)
             raise UserError(f"{file}, line {line} has {len(values)} columns but the header has {len(header)}; {remedy}")
         yield line, dict(zip(header, values))
 
 
-def _is_row(file: File, header: Sequence[str]) -> bool:
+def _is_data_row(file: File, header: Sequence[str]) -> bool:
     """Whether the first line of a table is a data row: one of its values repeats in its column, or it has no common
     column name and one value is a number or a long text.
     """
-    rows = [row for _, row in islice(delimited(file), 1, _LOOKED_AT) if len(row) == len(header)]
-    if any(name and name in (row[place].strip() for row in rows) for place, name in enumerate(header)):
+    rows = [row for _, row in islice(read_delimited(file), 1, _SAMPLE_ROWS) if len(row) == len(header)]
+    if any(name and name in (row[column].strip() for row in rows) for column, name in enumerate(header)):
         return True
-    usual = any(likely(use, header) is not None for use in USES)
-    return not usual and any(_NUMBER.fullmatch(name) or len(name) > _LONG_NAME for name in header)
+    has_common_name = any(guess_column(use, header) is not None for use in COLUMN_USES)
+    return not has_common_name and any(_NUMBER.fullmatch(name) or len(name) > _MAX_NAME for name in header)
 
 
-def _named(file: File, header: Sequence[str], wanted: Mapping[str, str]) -> str:
+def _suggest_header(file: File, header: Sequence[str], column_names: Mapping[str, str]) -> str:
     """A plausible header: the longest column is the text, and the one with the fewest values is the label."""
-    rows = [row for _, row in islice(delimited(file), _LOOKED_AT) if len(row) == len(header)]
-    columns = [[row[place] for row in rows] for place in range(len(header))]
+    rows = [row for _, row in islice(read_delimited(file), _SAMPLE_ROWS) if len(row) == len(header)]
+    columns = [[row[column] for row in rows] for column in range(len(header))]
     names = [f"column{number}" for number in range(1, len(header) + 1)]
-    free = sorted(range(len(header)), key=lambda place: -sum(map(len, columns[place])))
-    uses = sorted(wanted, key="label".__eq__)
+    unused = sorted(range(len(header)), key=lambda column: -sum(map(len, columns[column])))
+    uses = sorted(column_names, key="label".__eq__)
     for use in uses:
-        if use == "label" and free:
-            free.sort(key=lambda place: len(set(columns[place])))
-        if free:
-            names[free.pop(0)] = wanted[use]
+        if use == "label" and unused:
+            unused.sort(key=lambda column: len(set(columns[column])))
+        if unused:
+            names[unused.pop(0)] = column_names[use]
     return ",".join(names)
 
 
 def _check_names(
-    where: str, what: str, found: Sequence[str] | Mapping[str, Any], wanted: Mapping[str, str], missing: str
+    location: str, noun: str, names: Sequence[str] | Mapping[str, Any], column_names: Mapping[str, str], remedy_template: str
 ) -> None:
-    for use, name in wanted.items():
-        if name not in found:
-            meant = likely(use, found) or "NAME"
-            known = suggestion(name, list(found), use)
-            remedy = missing.format(use=use).replace("NAME", meant)
-            raise UserError(f"{where} has no {what} {name!r} ({known}); {remedy}")
+    for use, name in column_names.items():
+        if name not in names:
+            guess = guess_column(use, names) or "NAME"
+            hint = suggest_column(name, list(names), use)
+            remedy = remedy_template.format(use=use).replace("NAME", guess)
+            raise UserError(f"{location} has no {noun} {name!r} ({hint}); {remedy}")
 
 
-def _text(file: File, line: int, name: str, value: Any) -> str:
+def _text_value(file: File, line: int, name: str, value: Any) -> str:
     """A value as a string; JSON numbers and booleans as they are written."""
-    text = sound_text(file, line, name, json.dumps(value) if isinstance(value, (int, float)) else value)
+    text = check_text(file, line, name, json.dumps(value) if isinstance(value, (int, float)) else value)
     if not text.strip():
         raise UserError(f"{file}, line {line}: {name!r} is empty; fill it in, or remove the line")
     return text

@@ -13,9 +13,9 @@ import numpy as np
 from headway.data.files import File
 from headway.data.fingerprint import Encoder, fingerprint
 from headway.data.packing import Spans
-from headway.data.sources import Chunk, TextSource, chunks, text_sources
-from headway.data.splits import SIDES, SplitConfig, Splits, assign, shares_to_draw, side_number
-from headway.data.store import Columns, cache_key, cache_root, open_or_build, read_column, read_info, write_info
+from headway.data.sources import Chunk, TextSource, iter_chunks, text_sources
+from headway.data.splits import SPLITS, SplitConfig, Splits, assign_splits, held_out_shares, split_code
+from headway.data.store import ColumnWriter, cache_key, cache_root, open_or_build, read_column, read_info, write_info
 from headway.errors import UserError
 
 FEW_DOCUMENTS = 100
@@ -28,9 +28,9 @@ Progress = Callable[[int, int], None]
 """Called with the bytes of text done and the total bytes, or 0 if the total is unknown."""
 
 
-def ids_type(size: int) -> np.dtype:
+def ids_dtype(vocab_size: int) -> np.dtype:
     """The smallest dtype for the ids of a vocabulary of `vocab_size` tokens."""
-    return np.dtype(np.uint16 if size <= 1 << 16 else np.uint32)
+    return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class TokenCache:
     ids: np.ndarray
     offsets: np.ndarray
     keys: np.ndarray
-    named: np.ndarray
+    named_splits: np.ndarray
     framing: tuple[int, int]
     text_bytes: int
 
@@ -54,7 +54,7 @@ class TokenCache:
     def documents(self) -> int:
         return len(self.keys)
 
-    def divided(self, config: SplitConfig, least: int = 1) -> tuple[Spans, Splits]:
+    def split(self, config: SplitConfig, min_tokens: int = 1) -> tuple[Spans, Splits]:
         """The spans of all documents followed by parts of documents, and the spans of each split with at least
         `min_tokens` tokens.
 
@@ -63,38 +63,38 @@ class TokenCache:
         its end is test, the part before that validation. Equal documents are cut at equal positions, so this does not
         leak either.
         """
-        named, every = np.asarray(self.named), np.arange(self.documents)
-        whole = Spans(np.asarray(self.offsets[:-1]), np.diff(self.offsets))
-        given = frozenset(np.unique(named).tolist())
-        training, shares = np.flatnonzero(named <= side_number("train")), shares_to_draw(given, config)
+        named_splits, all_indices = np.asarray(self.named_splits), np.arange(self.documents)
+        document_spans = Spans(np.asarray(self.offsets[:-1]), np.diff(self.offsets))
+        present = frozenset(np.unique(named_splits).tolist())
+        training, shares = np.flatnonzero(named_splits <= split_code("train")), held_out_shares(present, config)
         if len(training) < FEW_DOCUMENTS and any(shares):
-            spans, sides = self._cut(whole, training, *shares)
+            spans, splits = self._cut_documents(document_spans, training, *shares)
         else:
-            assigned = assign(np.asarray(self.keys), named, given, config)
-            spans, sides = whole, {side: np.flatnonzero(assigned == side_number(side)) for side in SIDES}
-        held = {side: numbers[spans.lengths[numbers] >= least] for side, numbers in sides.items()}
-        return spans, Splits(held, every, "documents", "more text, a file or folder")
+            split_codes = assign_splits(np.asarray(self.keys), named_splits, present, config)
+            spans, splits = document_spans, {split: np.flatnonzero(split_codes == split_code(split)) for split in SPLITS}
+        long_enough = {split: indices[spans.lengths[indices] >= min_tokens] for split, indices in splits.items()}
+        return spans, Splits(long_enough, all_indices, "documents", "more text, a file or folder")
 
-    def _cut(
-        self, whole: Spans, training: np.ndarray, validation: float, test: float
+    def _cut_documents(
+        self, document_spans: Spans, training: np.ndarray, validation: float, test: float
     ) -> tuple[Spans, dict[str, np.ndarray]]:
         """The spans of documents and of the parts of training documents, and the span indices of each split."""
-        starts, lengths = whole.of(training)
-        begin, end = self.framing
-        text = lengths - begin - end
+        starts, lengths = document_spans.select(training)
+        bos_count, eos_count = self.framing
+        text_lengths = lengths - bos_count - eos_count
         # A share of 0 leaves nothing of a document, not even its end token, to that split.
-        second = begin + (text * (1 - test)).astype(np.int64) if test else lengths
-        first = begin + (text * (1 - validation - test)).astype(np.int64) if validation else second
-        edges = (np.zeros_like(first), first, second, lengths)
-        sides = {}
-        for place, side in enumerate(SIDES):
-            parts = len(whole.starts) + place * len(training) + np.arange(len(training))
-            named = np.flatnonzero(self.named == side_number(side)) if side != "train" else training[:0]
-            sides[side] = np.concatenate([parts, named])
+        test_starts = bos_count + (text_lengths * (1 - test)).astype(np.int64) if test else lengths
+        validation_starts = bos_count + (text_lengths * (1 - validation - test)).astype(np.int64) if validation else test_starts
+        edges = (np.zeros_like(validation_starts), validation_starts, test_starts, lengths)
+        splits = {}
+        for position, split in enumerate(SPLITS):
+            part_indices = len(document_spans.starts) + position * len(training) + np.arange(len(training))
+            named_indices = np.flatnonzero(self.named_splits == split_code(split)) if split != "train" else training[:0]
+            splits[split] = np.concatenate([part_indices, named_indices])
         return Spans(
-            np.concatenate([whole.starts, *(starts + low for low in edges[:-1])]),
-            np.concatenate([whole.lengths, *(high - low for low, high in pairwise(edges))]),
-        ), sides
+            np.concatenate([document_spans.starts, *(starts + low for low in edges[:-1])]),
+            np.concatenate([document_spans.lengths, *(high - low for low, high in pairwise(edges))]),
+        ), splits
 
 
 def open_tokens(paths: Iterable[Path | str], codec: Encoder, progress: Progress | None = None) -> TokenCache:
@@ -113,16 +113,16 @@ def load_tokens(folder: Path) -> TokenCache:
         ids=read_column(folder, "ids", info["type"], info["tokens"]),
         offsets=read_column(folder, "offsets", np.int64, count + 1),
         keys=read_column(folder, "keys", np.uint64, count),
-        named=read_column(folder, "named", np.uint8, count),
+        named_splits=read_column(folder, "named", np.uint8, count),
         framing=(info["begin"], info["end"]),
         text_bytes=info["text_bytes"],
     )
 
 
 def _build(part: Path, sources: Sequence[TextSource], codec: Encoder, progress: Progress | None) -> None:
-    kinds = {"ids": ids_type(codec.size), "offsets": np.int64, "keys": np.uint64, "named": np.uint8}
+    dtypes = {"ids": ids_dtype(codec.vocab_size), "offsets": np.int64, "keys": np.uint64, "named": np.uint8}
     total = _plain_bytes(sources)
-    with Columns(part, kinds) as columns:
+    with ColumnWriter(part, dtypes) as columns:
         columns.append("offsets", [0])
         writer = _Writer(columns, codec)
         for batch in _batches(sources):
@@ -132,42 +132,42 @@ def _build(part: Path, sources: Sequence[TextSource], codec: Encoder, progress: 
     if writer.documents == 0:
         raise UserError(f"{', '.join(map(str, sources[:3]))}: all documents are empty; add some text")
     info = {"documents": writer.documents, "tokens": writer.tokens, "text_bytes": writer.text_bytes}
-    framing = {"begin": int(codec.begin is not None), "end": int(codec.end is not None)}
-    write_info(part, {**info, **framing, "type": kinds["ids"].name})
+    framing = {"begin": int(codec.bos_id is not None), "end": int(codec.eos_id is not None)}
+    write_info(part, {**info, **framing, "type": dtypes["ids"].name})
 
 
 class _Writer:
     """Appends tokenised chunks to a cache, and a document's key and end after its last chunk."""
 
-    def __init__(self, columns: Columns, codec: Encoder) -> None:
+    def __init__(self, columns: ColumnWriter, codec: Encoder) -> None:
         self.documents = self.tokens = self.text_bytes = 0
         self._columns, self._codec = columns, codec
         self._digest = hashlib.blake2b(digest_size=8)
-        self._begun = False
+        self._in_document = False
 
     def add(self, batch: Sequence[tuple[Chunk, int]]) -> None:
         rows: list[Sequence[int]] = []
-        offsets, keys, named = [], [], []
+        offsets, keys, split_codes = [], [], []
         encoded = self._codec.encode_batch([chunk.text for chunk, _ in batch])
-        for (chunk, side), ids in zip(batch, encoded):
+        for (chunk, split_code), ids in zip(batch, encoded):
             text = chunk.text.encode()
             self._digest.update(text)
             self.text_bytes += len(text)
-            if not self._begun and self._codec.begin is not None:
-                ids = [self._codec.begin, *ids]
-            if chunk.last and self._codec.end is not None:
-                ids = [*ids, self._codec.end]
+            if not self._in_document and self._codec.bos_id is not None:
+                ids = [self._codec.bos_id, *ids]
+            if chunk.is_last and self._codec.eos_id is not None:
+                ids = [*ids, self._codec.eos_id]
             rows.append(ids)
             self.tokens += len(ids)
-            self._begun = not chunk.last
-            if chunk.last:
+            self._in_document = not chunk.is_last
+            if chunk.is_last:
                 offsets.append(self.tokens)
                 keys.append(int.from_bytes(self._digest.digest(), "little"))
-                named.append(side)
+                split_codes.append(split_code)
                 self._digest = hashlib.blake2b(digest_size=8)
         count = sum(map(len, rows))
         self._columns.append("ids", np.fromiter(chain.from_iterable(rows), np.uint32, count))
-        for name, values in (("offsets", offsets), ("keys", keys), ("named", named)):
+        for name, values in (("offsets", offsets), ("keys", keys), ("named", split_codes)):
             self._columns.append(name, np.array(values, dtype=np.uint64))
         self.documents += len(keys)
 
@@ -177,11 +177,11 @@ def _batches(sources: Iterable[TextSource]) -> Iterator[list[tuple[Chunk, int]]]
     batch: list[tuple[Chunk, int]] = []
     characters = 0
     for source in sources:
-        side = 0 if source.side is None else side_number(source.side)
-        for chunk in chunks(source):
+        code = 0 if source.named_split is None else split_code(source.named_split)
+        for chunk in iter_chunks(source):
             if not chunk.text:
                 continue
-            batch.append((chunk, side))
+            batch.append((chunk, code))
             characters += len(chunk.text)
             if characters >= _BATCH:
                 yield batch

@@ -25,7 +25,7 @@ _LOG = logger(__name__)
 
 
 @cache
-def homes() -> dict[str, str]:
+def recipe_domains() -> dict[str, str]:
     """The domain of each recipe, by its name. Nothing of a domain is imported but its names."""
     return {name: domain for domain in _domains() for name in import_module(f"{__name__}.{domain}").RECIPES}
 
@@ -41,49 +41,49 @@ def tasks() -> dict[str, str]:
     }
 
 
-class Serves(NamedTuple):
+class VerbProvider(NamedTuple):
     """Who serves a verb: the module with its predictor, for models of which a question of `headway.nn.models.kinds` is
     true.
     """
 
     module: str
-    question: str
+    predicate: str
 
 
 @cache
-def verbs() -> dict[str, tuple[Serves, ...]]:
+def verbs() -> dict[str, tuple[VerbProvider, ...]]:
     """Who serves each verb of a model."""
-    found: dict[str, list[Serves]] = {}
+    providers: dict[str, list[VerbProvider]] = {}
     for domain in _domains():
         package = f"{__name__}.{domain}"
         for verb, question in getattr(import_module(package), "VERBS", {}).items():
-            found.setdefault(verb, []).append(Serves(f"{package}.predictors", question))
-    return {verb: tuple(serving) for verb, serving in found.items()}
+            providers.setdefault(verb, []).append(VerbProvider(f"{package}.predictors", question))
+    return {verb: tuple(verb_providers) for verb, verb_providers in providers.items()}
 
 
 def recipes() -> dict[str, Recipe]:
     """All recipes by name; those of a domain that cannot be imported are left out. No model is built."""
-    found: dict[str, Recipe] = {}
+    all_recipes: dict[str, Recipe] = {}
     for domain in _domains():
         try:
-            found |= {name: make() for name, make in _makers(domain).items()}
+            all_recipes |= {name: make() for name, make in _makers(domain).items()}
         except ImportError as error:
             _LOG.warning("the domain %s cannot be used here: %s", domain, error)
-    return found
+    return all_recipes
 
 
 def recipe(name: str) -> Recipe:
     """A recipe by name. Raises UserError with the nearest name for one that does not exist."""
-    if name not in homes():
-        raise UserError(f"there is no recipe {name!r}; {nearest(name, homes())}")
-    return _makers(homes()[name])[name]()
+    if name not in recipe_domains():
+        raise UserError(f"there is no recipe {name!r}; {nearest(name, recipe_domains())}")
+    return _makers(recipe_domains()[name])[name]()
 
 
 def scale_of(name: str) -> Scale | None:
     """How the generic recipe of this name grows with data and time; None for one whose size is its own."""
-    if name not in homes():
+    if name not in recipe_domains():
         return None
-    return getattr(import_module(f"{__name__}.{homes()[name]}.recipes"), "SCALES", {}).get(name)
+    return getattr(import_module(f"{__name__}.{recipe_domains()[name]}.recipes"), "SCALES", {}).get(name)
 
 
 @cache
@@ -98,4 +98,4 @@ def _makers(domain: str) -> dict[str, Callable[[], Recipe]]:
     return {make().name: make for make in import_module(f"{__name__}.{domain}.recipes").RECIPES}
 
 
-__all__ = ["Serves", "homes", "recipe", "recipes", "scale_of", "tasks", "verbs"]
+__all__ = ["VerbProvider", "recipe_domains", "recipe", "recipes", "scale_of", "tasks", "verbs"]

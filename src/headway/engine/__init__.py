@@ -5,16 +5,16 @@ from headway.engine.cache import OutOfBlocksError
 from headway.engine.decoder import Engine, refusal
 from headway.engine.encoder import StackProgram, use_programs
 from headway.engine.packed import Format, PackedTensor, load_quantised, quantise, save_quantised
-from headway.engine.rows import Kept, Piece, Row
+from headway.engine.rows import EngineDecoding, RowChunk, Row
 
 __all__ = [
     "CannotLowerError",
     "Engine",
     "Format",
-    "Kept",
+    "EngineDecoding",
     "OutOfBlocksError",
     "PackedTensor",
-    "Piece",
+    "RowChunk",
     "Row",
     "StackProgram",
     "load_quantised",

@@ -17,10 +17,10 @@ from headway.engine.fp16 import widen
 from headway.engine.machine import _F32, _I16, cgutils, compiled, intrinsic, types
 from headway.engine.operations import BLOCK, CHUNK
 from headway.engine.tiles import FP32, INT8
-from headway.engine.vectors import STREAMED, call_for, choose, constant, fused, spread, word
+from headway.engine.vectors import STREAMED, prefetch, emit_switch, constant, multiply_add, broadcast, word
 
 FP16 = 3  # in addition to the kinds of weights
-FORMS: dict[str, int] = {"fp32": FP32, "fp16": FP16, "int8": INT8}
+CACHE_DTYPES: dict[str, int] = {"fp32": FP32, "fp16": FP16, "int8": INT8}
 HEADS = 4  # heads computed at once
 _LANES = 16
 _WIDE = ir.VectorType(_F32, _LANES)
@@ -31,124 +31,124 @@ _KINDS = {FP32: _F32, FP16: _I16}
 _BYTES = {FP32: 4, FP16: 2}  # per element
 
 
-def block_bytes(form: int, groups: int, keys: int, values: int) -> int:
+def block_bytes(dtype: int, groups: int, keys: int, values: int) -> int:
     """Bytes of a layer whose keys and values have these sizes per group."""
-    return groups * (key_bytes(form, keys) + value_bytes(form, values) + (8 * BLOCK if form == INT8 else 0))
+    return groups * (key_bytes(dtype, keys) + value_bytes(dtype, values) + (8 * BLOCK if dtype == INT8 else 0))
 
 
 @compiled
-def key_bytes(form: int, size: int) -> int:
+def key_bytes(dtype: int, size: int) -> int:
     """Bytes of a group's keys in a block; in int8 features are in groups of four."""
-    if form == INT8:
+    if dtype == INT8:
         return (size + 3) // 4 * 4 * BLOCK
-    return (2 if form == FP16 else 4) * size * BLOCK
+    return (2 if dtype == FP16 else 4) * size * BLOCK
 
 
 @compiled
-def value_bytes(form: int, size: int) -> int:
-    if form == INT8:
+def value_bytes(dtype: int, size: int) -> int:
+    if dtype == INT8:
         return BLOCK * size
-    return (2 if form == FP16 else 4) * BLOCK * size
+    return (2 if dtype == FP16 else 4) * BLOCK * size
 
 
 def _at(builder: Any, base: Any, offset: Any, kind: ir.VectorType = _WIDE) -> Any:
     return builder.bitcast(builder.gep(base, [offset]), kind.as_pointer())
 
 
-def _load(builder: Any, form: int, base: Any, offset: Any, kind: ir.VectorType = _WIDE) -> Any:
+def _load(builder: Any, dtype: int, base: Any, offset: Any, kind: ir.VectorType = _WIDE) -> Any:
     """Elements from `offset` on, widened to fp32."""
-    found = builder.load(_at(builder, base, offset, ir.VectorType(_KINDS[form], kind.count)), align=_BYTES[form])
-    return found if form == FP32 else widen(builder, found)
+    loaded = builder.load(_at(builder, base, offset, ir.VectorType(_KINDS[dtype], kind.count)), align=_BYTES[dtype])
+    return loaded if dtype == FP32 else widen(builder, loaded)
 
 
 def _multiply_add(builder: Any, total: Any, a: Any, b: Any) -> None:
-    builder.store(fused(builder, a, b, builder.load(total)), total)
+    builder.store(multiply_add(builder, a, b, builder.load(total)), total)
 
 
 def _totals(builder: Any, heads: int, parts: int, kind: ir.VectorType = _WIDE) -> list[list[Any]]:
     """Accumulators of zero: `parts` vectors per head."""
     totals = [[cgutils.alloca_once(builder, kind) for _ in range(parts)] for _ in range(heads)]
-    for total in (total for some in totals for total in some):
+    for total in (total for head_totals in totals for total in head_totals):
         builder.store(constant(kind, 0.0), total)
     return totals
 
 
-def _emit_scores(builder: Any, form: int, heads: int, parts: int, args: Any) -> None:
+def _emit_scores(builder: Any, dtype: int, heads: int, parts: int, args: Any) -> None:
     """`scores` for one dtype and number of heads and of vectors of positions."""
     q, keys, out, size, ahead = args
     query, y = (builder.inttoptr(arg, _F32.as_pointer()) for arg in (q, out))
-    k, called = (builder.inttoptr(arg, _KINDS[form].as_pointer()) for arg in (keys, ahead))
+    k, called = (builder.inttoptr(arg, _KINDS[dtype].as_pointer()) for arg in (keys, ahead))
     queries = [builder.gep(query, [builder.mul(size, word(h))]) for h in range(heads)]
     totals = _totals(builder, heads, parts)
     with cgutils.for_range(builder, size) as loop:
         offsets = [builder.add(builder.mul(loop.index, word(BLOCK)), word(_LANES * part)) for part in range(parts)]
-        found = [_load(builder, form, k, offset) for offset in offsets]
-        for asked, some in zip(queries, totals):
-            value = spread(builder, builder.load(builder.gep(asked, [loop.index])), _WIDE)
-            for total, vector in zip(some, found):
-                _multiply_add(builder, total, vector, value)
-        for offset in offsets[:: _LINE // (_LANES * _BYTES[form])]:
-            call_for(builder, builder.gep(called, [offset]), STREAMED)
-    for h, some in enumerate(totals):
-        for part, total in enumerate(some):
+        loaded = [_load(builder, dtype, k, offset) for offset in offsets]
+        for query_row, head_totals in zip(queries, totals):
+            factor = broadcast(builder, builder.load(builder.gep(query_row, [loop.index])), _WIDE)
+            for total, vector in zip(head_totals, loaded):
+                _multiply_add(builder, total, vector, factor)
+        for offset in offsets[:: _LINE // (_LANES * _BYTES[dtype])]:
+            prefetch(builder, builder.gep(called, [offset]), STREAMED)
+    for h, head_totals in enumerate(totals):
+        for part, total in enumerate(head_totals):
             builder.store(builder.load(total), _at(builder, y, word(h * CHUNK + _LANES * part)), align=4)
 
 
-def _emit_weigh(builder: Any, form: int, heads: int, args: Any) -> None:
+def _emit_weigh(builder: Any, dtype: int, heads: int, args: Any) -> None:
     """`weigh` for one dtype and number of heads: features in pairs of vectors, then by eight, then one by one."""
-    weights, fades, begin, end, near, far, ahead_near, ahead_far, size, out, step = args
-    w, fade, y = (builder.inttoptr(address, _F32.as_pointer()) for address in (weights, fades, out))
+    weights, rescales, first_position, end, near, far, ahead_near, ahead_far, size, out, step = args
+    w, rescale, y = (builder.inttoptr(address, _F32.as_pointer()) for address in (weights, rescales, out))
     blocks = [
-        (0, *halves(builder, begin, end, 0), near, ahead_near),
-        (1, *halves(builder, begin, end, 1), far, ahead_far),
+        (0, *halves(builder, first_position, end, 0), near, ahead_near),
+        (1, *halves(builder, first_position, end, 1), far, ahead_far),
     ]
 
     def columns(first: Any, lanes: int, parts: int) -> None:
         kind = ir.VectorType(_F32, lanes)
         totals = _totals(builder, heads, parts, kind)
         for number, low, high, values, ahead in blocks:
-            v, called = (builder.inttoptr(address, _KINDS[form].as_pointer()) for address in (values, ahead))
+            v, called = (builder.inttoptr(address, _KINDS[dtype].as_pointer()) for address in (values, ahead))
             with cgutils.for_range_slice(builder, low, high, word(1)) as (t, _):
                 start = builder.add(first, builder.mul(t, size))
-                places = [builder.add(start, word(lanes * part)) for part in range(parts)]
-                found = [_load(builder, form, v, place, kind) for place in places]
-                for h, some in enumerate(totals):
-                    place = builder.add(t, word(h * CHUNK + number * BLOCK))
-                    weight = spread(builder, builder.load(builder.gep(w, [place])), kind)
-                    for total, vector in zip(some, found):
+                offsets = [builder.add(start, word(lanes * part)) for part in range(parts)]
+                loaded = [_load(builder, dtype, v, slot, kind) for slot in offsets]
+                for h, head_totals in enumerate(totals):
+                    slot = builder.add(t, word(h * CHUNK + number * BLOCK))
+                    weight = broadcast(builder, builder.load(builder.gep(w, [slot])), kind)
+                    for total, vector in zip(head_totals, loaded):
                         _multiply_add(builder, total, vector, weight)
-                for line in range(0, lanes * parts, _LINE // _BYTES[form]):
-                    call_for(builder, builder.gep(called, [builder.add(start, word(line))]), STREAMED)
-        for h, some in enumerate(totals):
+                for line in range(0, lanes * parts, _LINE // _BYTES[dtype]):
+                    prefetch(builder, builder.gep(called, [builder.add(start, word(line))]), STREAMED)
+        for h, head_totals in enumerate(totals):
             row = builder.add(first, builder.mul(step, word(h)))
-            faded = spread(builder, builder.load(builder.gep(fade, [word(h)])), kind)
-            for part, total in enumerate(some):
-                place = _at(builder, y, builder.add(row, word(lanes * part)), kind)
-                builder.store(fused(builder, builder.load(place, align=4), faded, builder.load(total)), place, align=4)
+            rescaled = broadcast(builder, builder.load(builder.gep(rescale, [word(h)])), kind)
+            for part, total in enumerate(head_totals):
+                slot = _at(builder, y, builder.add(row, word(lanes * part)), kind)
+                builder.store(multiply_add(builder, builder.load(slot, align=4), rescaled, builder.load(total)), slot, align=4)
 
     done = word(0)
     for lanes, parts in ((_LANES, _PARTS), (8, 1), (1, 1)):
         step_of = word(lanes * parts)
-        whole = builder.mul(builder.sdiv(size, step_of), step_of)
-        with cgutils.for_range_slice(builder, done, whole, step_of) as (first, _):
+        full_size = builder.mul(builder.sdiv(size, step_of), step_of)
+        with cgutils.for_range_slice(builder, done, full_size, step_of) as (first, _):
             columns(first, lanes, parts)
-        done = whole
+        done = full_size
 
 
-def halves(builder: Any, begin: Any, end: Any, number: int) -> tuple[Any, Any]:
+def halves(builder: Any, start: Any, end: Any, number: int) -> tuple[Any, Any]:
     """The part of positions `start` to `end` of a chunk in its first (0) or second (1) block, relative to the block."""
     zero, block = word(0), word(BLOCK)
 
-    def within(place: Any) -> Any:
-        place = builder.sub(place, ir.Constant(begin.type, number * BLOCK))
-        place = builder.select(builder.icmp_signed("<", place, zero), zero, place)
-        return builder.select(builder.icmp_signed(">", place, block), block, place)
+    def within(position: Any) -> Any:
+        position = builder.sub(position, ir.Constant(start.type, number * BLOCK))
+        position = builder.select(builder.icmp_signed("<", position, zero), zero, position)
+        return builder.select(builder.icmp_signed(">", position, block), block, position)
 
-    return within(begin), within(end)
+    return within(start), within(end)
 
 
 @intrinsic
-def scores(typing: Any, form: Any, heads: Any, q: Any, keys: Any, out: Any, size: Any, seen: Any, ahead: Any) -> Any:
+def scores(typing: Any, dtype: Any, heads: Any, q: Any, keys: Any, out: Any, size: Any, visible: Any, ahead: Any) -> Any:
     """out[h, t] = sum over d of q[h, d] keys[d, t], for up to HEADS heads, features d up to `size`, and positions t of
     the block: all, or the first half if no more are `visible`. `dtype` is FP32 or FP16. Rows of `out` are CHUNK floats
     apart.
@@ -157,16 +157,16 @@ def scores(typing: Any, form: Any, heads: Any, q: Any, keys: Any, out: Any, size
     """
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        form, heads, q, keys, out, size, seen, ahead = args
+        dtype, heads, q, keys, out, size, visible, ahead = args
         cases = {
             (kind * (HEADS + 1) + count) * _PARTS + parts - 1: partial(
                 _emit_scores, builder, kind, count, parts, (q, keys, out, size, ahead)
             )
             for kind, count, parts in product(_KINDS, range(1, HEADS + 1), range(1, _PARTS + 1))
         }
-        beyond = builder.zext(builder.icmp_signed(">", seen, word(_LANES)), heads.type)
-        both = builder.add(builder.mul(form, word(HEADS + 1)), heads)
-        choose(builder, builder.add(builder.mul(both, word(_PARTS)), beyond), cases)
+        second_half = builder.zext(builder.icmp_signed(">", visible, word(_LANES)), heads.type)
+        both = builder.add(builder.mul(dtype, word(HEADS + 1)), heads)
+        emit_switch(builder, builder.add(builder.mul(both, word(_PARTS)), second_half), cases)
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * 8), generate
@@ -174,7 +174,7 @@ def scores(typing: Any, form: Any, heads: Any, q: Any, keys: Any, out: Any, size
 
 @intrinsic
 def weigh(
-    typing: Any, form: Any, heads: Any, weights: Any, fades: Any, begin: Any, end: Any, near: Any, far: Any,
+    typing: Any, dtype: Any, heads: Any, weights: Any, rescales: Any, start: Any, end: Any, near: Any, far: Any,
     ahead_near: Any, ahead_far: Any, size: Any, out: Any, step: Any,
 ) -> Any:  # fmt: skip
     """out[h, d] = rescale[h] out[h, d] + sum over t from `start` to `end` of weights[h, t] values[t, d], for a chunk
@@ -184,12 +184,12 @@ def weigh(
     """
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        form, heads, *others = args
+        dtype, heads, *operands = args
         cases = {
-            kind * (HEADS + 1) + count: partial(_emit_weigh, builder, kind, count, others)
+            kind * (HEADS + 1) + count: partial(_emit_weigh, builder, kind, count, operands)
             for kind, count in product(_KINDS, range(1, HEADS + 1))
         }
-        choose(builder, builder.add(builder.mul(form, word(HEADS + 1)), heads), cases)
+        emit_switch(builder, builder.add(builder.mul(dtype, word(HEADS + 1)), heads), cases)
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * 13), generate

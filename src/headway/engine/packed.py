@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from headway.config import to_dict
-from headway.engine.machine import announced
-from headway.engine.pool import most_threads, pool
-from headway.engine.products import ROOM, packed_product, unpack_rows
+from headway.engine.machine import announce_compilation
+from headway.engine.pool import max_threads, pool
+from headway.engine.products import SCRATCH_BYTES, packed_product, unpack_rows
 from headway.engine.tiles import FP32, GROUP, INT4, INT8, TILE, TILE4, TILE8
 from headway.engine.tiling import pack_tiles
 from headway.errors import UserError
 from headway.formats.durable import write_tensors
-from headway.formats.native import QUANTISED, check_tensors, config_of, named_tensors, undrawn
+from headway.formats.native import QUANTISED, check_tensors, config_of, named_tensors, uninitialized_model
 from headway.formats.native import Weights as Format
 from headway.formats.tensorfile import read_tensors
 from headway.nn.models.embeds import TokenEmbed
@@ -49,39 +49,39 @@ class PackedMatrix(NamedTuple):
 
     @property
     def bytes(self) -> int:
-        held = (self.weights, self.scales)
-        return sum(part.numel() * part.element_size() for part in held if part is not None)
+        tensors = (self.weights, self.scales)
+        return sum(part.numel() * part.element_size() for part in tensors if part is not None)
 
 
-def pack(matrix: Float[Tensor, "R C"], form: Format) -> PackedMatrix:
+def pack(matrix: Float[Tensor, "R C"], dtype: Format) -> PackedMatrix:
     """Raises UserError for weights that are NaN or infinite."""
     rows, columns = matrix.shape
-    whole = matrix.detach().float().contiguous()
-    if not bool(torch.isfinite(whole).all()):
+    values = matrix.detach().float().contiguous()
+    if not bool(torch.isfinite(values).all()):
         raise UserError("a weight is NaN or infinite; use a checkpoint with valid weights")
-    if form == "fp32":
-        return PackedMatrix(FP32, whole, None, rows, columns)
-    tall, groups = -(-rows // TILE), -(-columns // GROUP)
-    size, number = (TILE8, torch.int8) if form == "int8" else (TILE4, torch.uint8)
-    codes, scales = torch.empty(tall, groups, size, dtype=number), torch.empty(tall, groups, TILE)
-    fields = (CODES[form], whole.data_ptr(), rows, columns, codes.data_ptr(), scales.data_ptr())
-    threads = pool(most_threads())
-    with announced(pack_tiles):
+    if dtype == "fp32":
+        return PackedMatrix(FP32, values, None, rows, columns)
+    tile_rows, groups = -(-rows // TILE), -(-columns // GROUP)
+    size, code_dtype = (TILE8, torch.int8) if dtype == "int8" else (TILE4, torch.uint8)
+    codes, scales = torch.empty(tile_rows, groups, size, dtype=code_dtype), torch.empty(tile_rows, groups, TILE)
+    fields = (CODES[dtype], values.data_ptr(), rows, columns, codes.data_ptr(), scales.data_ptr())
+    threads = pool(max_threads())
+    with announce_compilation(pack_tiles):
         threads.run(lambda thread: pack_tiles(*fields, thread, threads.threads))
-    return PackedMatrix(CODES[form], codes, scales, rows, columns)
+    return PackedMatrix(CODES[dtype], codes, scales, rows, columns)
 
 
 def unpack(packed: PackedMatrix) -> Float[Tensor, "R C"]:
     """The weights as the engine's products use them."""
     if packed.scales is None:
         return packed.weights
-    tall, groups = packed.scales.shape[:2]
-    lines = packed.weights.view(tall, groups, -1, TILE, 4)
+    tile_rows, groups = packed.scales.shape[:2]
+    lines = packed.weights.view(tile_rows, groups, -1, TILE, 4)
     if packed.kind == INT4:
         lines = torch.cat([lines & 15, lines >> 4], dim=2).to(torch.int16) - 8
-    values = lines.permute(0, 3, 1, 2, 4).float().reshape(tall, TILE, groups, GROUP)
+    values = lines.permute(0, 3, 1, 2, 4).float().reshape(tile_rows, TILE, groups, GROUP)
     values *= packed.scales.permute(0, 2, 1)[:, :, :, None]
-    return values.view(tall * TILE, groups * GROUP)[: packed.rows, : packed.columns].contiguous()
+    return values.view(tile_rows * TILE, groups * GROUP)[: packed.rows, : packed.columns].contiguous()
 
 
 class PackedTensor(torch.Tensor):
@@ -93,9 +93,9 @@ class PackedTensor(torch.Tensor):
 
     @staticmethod
     def __new__(cls, packed: PackedMatrix) -> PackedTensor:
-        made = torch.Tensor._make_wrapper_subclass(cls, (packed.rows, packed.columns), dtype=torch.float32)
-        made.packed = packed
-        return made
+        tensor = torch.Tensor._make_wrapper_subclass(cls, (packed.rows, packed.columns), dtype=torch.float32)
+        tensor.packed = packed
+        return tensor
 
     def __init__(self, packed: PackedMatrix) -> None:
         return None
@@ -114,7 +114,7 @@ class PackedTensor(torch.Tensor):
             return PackedTensor(args[0].packed)
         if torch.is_inference_mode_enabled() and func.__name__ not in ("__get__", "detach"):
             # Views of tensors created outside this mode cannot be made below.
-            args, kwargs = tree_map(_plain, args), tree_map(_plain, kwargs)
+            args, kwargs = tree_map(_unpacked, args), tree_map(_unpacked, kwargs)
         with torch._C.DisableTorchFunctionSubclass():
             return func(*args, **kwargs)
 
@@ -122,37 +122,37 @@ class PackedTensor(torch.Tensor):
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten.detach.default:
             return PackedTensor(args[0].packed)
-        return func(*tree_map(_plain, args), **tree_map(_plain, kwargs or {}))
+        return func(*tree_map(_unpacked, args), **tree_map(_unpacked, kwargs or {}))
 
 
-def _plain(item: Any) -> Any:
+def _unpacked(item: Any) -> Any:
     return unpack(item.packed) if isinstance(item, PackedTensor) else item
 
 
-def quantise(model: nn.Module, form: Format) -> nn.Module:
+def quantise(model: nn.Module, dtype: Format) -> nn.Module:
     """Convert the matrices of a model's linear layers, embedding and heads to `dtype`, in place; tied ones once.
 
     Positions, norms, biases and the state matrices of recurrences are unchanged. Afterwards the model is for inference
     only.
     """
-    if form == "fp32":
+    if dtype == "fp32":
         return model
-    made: dict[int, nn.Parameter] = {}
+    packed_parameters: dict[int, nn.Parameter] = {}
     for module, name, weight in list(_matrices(model)):
         if isinstance(weight, PackedTensor):
-            raise UserError(f"the weights are in int8 or int4 already; load the model again for {form}")
-        if id(weight) not in made:
+            raise UserError(f"the weights are in int8 or int4 already; load the model again for {dtype}")
+        if id(weight) not in packed_parameters:
             with torch.no_grad():
-                made[id(weight)] = parameter_of(PackedTensor(pack(weight, form)))
-        setattr(module, name, made[id(weight)])
+                packed_parameters[id(weight)] = parameter_of(PackedTensor(pack(weight, dtype)))
+        setattr(module, name, packed_parameters[id(weight)])
     for name, parameter in model.named_parameters():
         if not isinstance(parameter, PackedTensor):
-            check_numbers(name, parameter)
+            check_finite(name, parameter)
             parameter.data = parameter.data.float()  # unpacked weights of an fp16 file
     return model
 
 
-def check_numbers(name: str, tensor: Tensor) -> None:
+def check_finite(name: str, tensor: Tensor) -> None:
     """Raise UserError for a tensor with NaN or infinity, which quantised products could hide."""
     if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
         raise UserError(f"{name} contains NaN or infinity; use a checkpoint with valid weights")
@@ -196,32 +196,32 @@ def _product(packed: PackedMatrix, x: Float[Tensor, "B C"], bias: Tensor | None)
     threads = _threads(batch * packed.rows * packed.columns)
     q, scales = np.empty((batch, groups * GROUP), np.int8), np.empty((batch, groups), np.float32)
     corrections, y = np.empty((batch, groups), np.int32), torch.empty(batch, packed.rows)
-    room = np.empty(ROOM * threads.threads, np.uint8)
-    places = (x.data_ptr(), q.ctypes.data, scales.ctypes.data, corrections.ctypes.data, y.data_ptr())
+    scratch = np.empty(SCRATCH_BYTES * threads.threads, np.uint8)
+    addresses = (x.data_ptr(), q.ctypes.data, scales.ctypes.data, corrections.ctypes.data, y.data_ptr())
     start = 0 if offset is None else offset.data_ptr()
     fields = (
         packed.kind,
         *packed.addresses,
         start,
-        *places,
+        *addresses,
         packed.rows,
         packed.columns,
         batch,
     )
-    threads.run(lambda thread: packed_product(*fields, room.ctypes.data, threads.counter, thread, threads.threads))
+    threads.run(lambda thread: packed_product(*fields, scratch.ctypes.data, threads.counter, thread, threads.threads))
     return y
 
 
 def _threads(work: int) -> Any:
     """A single thread for work that is done before a second one would wake up."""
-    return pool(most_threads() if work > 1 << 16 else 1)
+    return pool(max_threads() if work > 1 << 16 else 1)
 
 
 VERSION = "2"
 _CODES, _SCALES = ".codes", ".scales"
 
 
-def save_quantised(model: nn.Module, form: Format, directory: Path) -> int:
+def save_quantised(model: nn.Module, dtype: Format, directory: Path) -> int:
     """Write `directory`/quantized.safetensors atomically; return the bytes of its weights."""
     tensors: dict[str, Tensor] = {}
     for name, tensor in named_tensors(model):
@@ -234,9 +234,9 @@ def save_quantised(model: nn.Module, form: Format, directory: Path) -> int:
     header = {
         "format": "headway-quantized",
         "version": VERSION,
-        "weights": form,
+        "weights": dtype,
         "group": str(GROUP),
-        "numbers": str(_numbers(model)),
+        "numbers": str(_parameter_count(model)),
         "config": json.dumps(to_dict(config)),
     }
     write_tensors(directory / QUANTISED, tensors, header)
@@ -249,30 +249,30 @@ def load_quantised(directory: Path, wanted: Format | None = None) -> nn.Module:
     """
     path = Path(directory) / QUANTISED
     tensors, header = read_tensors(path, "quantize the model again")
-    form = _check(header, path)
-    if wanted not in (None, form):
-        raise UserError(f"{path} has weights in {form}, not {wanted}; quantize the original model to {wanted}")
-    model = undrawn(config_of(header, path, len(tensors)), path.stat().st_size, str(path))
-    if header.get("numbers") != str(_numbers(model)):  # tiles are padded, so their shapes do not show it
+    dtype = _check(header, path)
+    if wanted not in (None, dtype):
+        raise UserError(f"{path} has weights in {dtype}, not {wanted}; quantize the original model to {wanted}")
+    model = uninitialized_model(config_of(header, path, len(tensors)), path.stat().st_size, str(path))
+    if header.get("numbers") != str(_parameter_count(model)):  # tiles are padded, so their shapes do not show it
         raise UserError(
-            f"{path} has {header.get('numbers')} parameters, but its configuration needs {_numbers(model)}; "
+            f"{path} has {header.get('numbers')} parameters, but its configuration needs {_parameter_count(model)}; "
             "quantize the model again"
         )
-    own = dict(named_tensors(model))
-    found: dict[str, Tensor] = {}
-    for name, tensor in own.items():
+    expected = dict(named_tensors(model))
+    loaded: dict[str, Tensor] = {}
+    for name, tensor in expected.items():
         if name + _CODES in tensors:
             codes, scales = tensors.pop(name + _CODES), tensors.pop(name + _SCALES, None)
-            found[name] = _packed(form, name, codes, scales, tensor.shape, path)
+            loaded[name] = _packed(dtype, name, codes, scales, tensor.shape, path)
         elif name in tensors:
-            found[name] = tensors.pop(name)
-            check_numbers(f"{path}: {name!r}", found[name])
-    check_tensors(own, {**found, **tensors}, path)
-    _put(model, own, found)
+            loaded[name] = tensors.pop(name)
+            check_finite(f"{path}: {name!r}", loaded[name])
+    check_tensors(expected, {**loaded, **tensors}, path)
+    _put(model, expected, loaded)
     return model.eval().requires_grad_(False)
 
 
-def _numbers(model: nn.Module) -> int:
+def _parameter_count(model: nn.Module) -> int:
     """The number of a model's parameters, tied ones once, as if none were packed."""
     return sum(tensor.numel() for _, tensor in named_tensors(model))
 
@@ -287,14 +287,14 @@ def _check(header: dict[str, str], path: Path) -> Format:
             f"{path} has version {header.get('version')} with groups of {header.get('group')}, but this headway reads "
             f"{VERSION} with {GROUP}; quantize the model again"
         )
-    form = header.get("weights")
-    if form not in get_args(Format) or form == "fp32":
-        raise UserError(f"{path} has weights in {form!r}, not in int8 or int4; quantize the model again")
-    return form  # type: ignore[return-value]
+    dtype = header.get("weights")
+    if dtype not in get_args(Format) or dtype == "fp32":
+        raise UserError(f"{path} has weights in {dtype!r}, not in int8 or int4; quantize the model again")
+    return dtype  # type: ignore[return-value]
 
 
 def _packed(
-    form: Format, name: str, codes: Tensor, scales: Tensor | None, shape: torch.Size, path: Path
+    dtype: Format, name: str, codes: Tensor, scales: Tensor | None, shape: torch.Size, path: Path
 ) -> PackedTensor:
     """Raises UserError for codes or scales that do not match this shape."""
     if len(shape) != 2:
@@ -303,30 +303,30 @@ def _packed(
             "quantize the model again"
         )
     rows, columns = shape
-    tall, groups = -(-rows // TILE), -(-columns // GROUP)
-    kind, size = (torch.uint8, TILE4) if CODES[form] == INT4 else (torch.int8, TILE8)
+    tile_rows, groups = -(-rows // TILE), -(-columns // GROUP)
+    kind, size = (torch.uint8, TILE4) if CODES[dtype] == INT4 else (torch.int8, TILE8)
     sound = (
         scales is not None
-        and (tuple(codes.shape), codes.dtype) == ((tall, groups, size), kind)
-        and (tuple(scales.shape), scales.dtype) == ((tall, groups, TILE), torch.float32)
+        and (tuple(codes.shape), codes.dtype) == ((tile_rows, groups, size), kind)
+        and (tuple(scales.shape), scales.dtype) == ((tile_rows, groups, TILE), torch.float32)
     )
     if not sound:
         raise UserError(
-            f"{path}: {name!r} has codes of {codes.dtype} {tuple(codes.shape)}, which do not match {form} weights of "
+            f"{path}: {name!r} has codes of {codes.dtype} {tuple(codes.shape)}, which do not match {dtype} weights of "
             f"{rows} x {columns} and their scales; quantize the model again"
         )
     assert scales is not None
     if not bool(torch.isfinite(scales).all()):
         raise UserError(f"{path}: {name!r} has a scale that is NaN or infinite; quantize the model again")
-    return PackedTensor(PackedMatrix(CODES[form], codes, scales, rows, columns))
+    return PackedTensor(PackedMatrix(CODES[dtype], codes, scales, rows, columns))
 
 
-def _put(model: nn.Module, own: dict[str, Tensor], found: dict[str, Tensor]) -> None:
+def _put(model: nn.Module, targets: dict[str, Tensor], loaded: dict[str, Tensor]) -> None:
     """Set each tensor wherever the model has its counterpart, so that ties are kept."""
-    made = {id(own[name]): parameter_of(tensor) for name, tensor in found.items()}
+    parameters = {id(targets[name]): parameter_of(tensor) for name, tensor in loaded.items()}
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
-            setattr(module, name, made[id(parameter)])
+            setattr(module, name, parameters[id(parameter)])
         for name, buffer in list(module.named_buffers(recurse=False)):
-            if id(buffer) in made:
-                setattr(module, name, made[id(buffer)].data)
+            if id(buffer) in parameters:
+                setattr(module, name, parameters[id(buffer)].data)

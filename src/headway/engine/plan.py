@@ -12,7 +12,7 @@ from torch import nn
 from headway.engine import operations as code
 from headway.engine.blocks import BlockLowering, Inner
 from headway.engine.builder import STATES, Builder, CannotLowerError, PackedWeights, Slot, offset_of
-from headway.engine.cache import Memory, fixed_numbers, grows, memory_of, reads, state_numbers
+from headway.engine.cache import BlockTables, fixed_size, self_block_bytes, block_tables, memory_block_bytes, state_size
 from headway.engine.lowering import (
     LINEAR,
     RECURRENT,
@@ -22,7 +22,7 @@ from headway.engine.lowering import (
 )
 from headway.engine.means import KeyMeans
 from headway.engine.operations import GATED
-from headway.engine.program import NAMES, Opcode, run_step, run_whole_step
+from headway.engine.program import NAMES, Opcode, run_step, run_all_step
 from headway.layout import Layout
 from headway.nn.mixers.attention import QKNorm, SelfAttention, WideQKNorm
 from headway.nn.mixers.conditional_gru import ConditionalGRU
@@ -51,15 +51,15 @@ class StepProgram:
     scratch: list[int]  # scratch address of each thread
     body: int  # number of instructions before those of the head
     x: Slot  # input of the head
-    symbols: int  # logits per row
-    own: Memory
-    read: Memory
+    vocab_size: int  # logits per row
+    kv_tables: BlockTables
+    memory_tables: BlockTables
     rows: int
     capacity: int
-    kept: list[Any]
-    stated: tuple[np.ndarray, np.ndarray]  # rows and fields of the table that are state addresses
-    places: np.ndarray  # those addresses, relative to the start of the states
-    state_numbers: int  # floats per row
+    buffers: list[Any]
+    state_fields: tuple[np.ndarray, np.ndarray]  # rows and fields of the table that are state addresses
+    state_offsets: np.ndarray  # those addresses, relative to the start of the states
+    state_size: int  # floats per row
 
     def write_logits(self, address: int) -> None:
         """Set where the next run writes its logits, [rows, C]; the last instruction computes them."""
@@ -67,17 +67,17 @@ class StepProgram:
 
     def find_states(self, states: np.ndarray) -> None:
         """Use these states, [B, N], in the next run."""
-        self.table[self.stated] = self.places + states.ctypes.data
+        self.table[self.state_fields] = self.state_offsets + states.ctypes.data
 
 
 def lower(
-    model: Transformer, weights: PackedWeights, rows: int, capacity: int, reach: int, form: int, means: KeyMeans,
+    model: Transformer, weights: PackedWeights, rows: int, capacity: int, reach: int, cache_dtype: int, means: KeyMeans,
     threads: int,
 ) -> StepProgram:  # fmt: skip
     """The program of a decoder whose encoder outputs have at most `reach` positions, and which stores keys, minus these
     means, and values in `cache_dtype`. Raises CannotLowerError.
     """
-    return _Lowering(model, weights, rows, capacity, reach, form, means).program(threads)
+    return _Lowering(model, weights, rows, capacity, reach, cache_dtype, means).program(threads)
 
 
 def check(model: Transformer) -> None:
@@ -93,17 +93,17 @@ def check(model: Transformer) -> None:
 
 class _Lowering(BlockLowering):
     def __init__(
-        self, model: Transformer, weights: PackedWeights, rows: int, capacity: int, reach: int, form: int,
+        self, model: Transformer, weights: PackedWeights, rows: int, capacity: int, reach: int, cache_dtype: int,
         means: KeyMeans,
     ) -> None:  # fmt: skip
         blocks = [block for block in model.stack.blocks if isinstance(block, Block)]
-        self.state_numbers = sum(state_numbers(block.mixer) for block in blocks)
-        super().__init__(Builder(weights, rows, self.state_numbers), model.config.width)
+        self.state_size = sum(state_size(block.mixer) for block in blocks)
+        super().__init__(Builder(weights, rows, self.state_size), model.config.width)
         self.model, self.capacity = model, capacity
-        self.form, self.means = form, means
-        self.own = memory_of(blocks, rows, capacity, form, grows)
-        self.memory = memory_of(blocks, rows, reach, form, reads)
-        self.attention = AttentionLowering(self.build, self.own, self.memory, capacity)
+        self.cache_dtype, self.means = cache_dtype, means
+        self.kv_tables = block_tables(blocks, rows, capacity, cache_dtype, self_block_bytes)
+        self.memory_tables = block_tables(blocks, rows, reach, cache_dtype, memory_block_bytes)
+        self.attention = AttentionLowering(self.build, self.kv_tables, self.memory_tables, capacity)
         self._layers = {"own": 0, "read": 0, "fixed": 0}  # where the next layer's part of each store starts
 
     def program(self, threads: int) -> StepProgram:
@@ -112,19 +112,19 @@ class _Lowering(BlockLowering):
         build.barrier()
         for block in model.stack.blocks:
             assert isinstance(block, Block)
-            build.again()
+            build.reuse_shared()
             self.block(block)
         body = len(build)
-        symbols = self._head(model.heads["vocabulary"], self.norm(model.stack.norm, self.x))
+        vocab_size = self._head(model.heads["vocabulary"], self.norm(model.stack.norm, self.x))
         table, floats = build.table()
-        stated = np.nonzero(table >= STATES)
-        loop = run_whole_step if (table[:, 0] >= Opcode.COMBINE).any() else run_step
-        room = np.zeros((threads, build.scratch + 64), np.uint8)
-        build.kept.append(room)
+        state_fields = np.nonzero(table >= STATES)
+        loop = run_all_step if (table[:, 0] >= Opcode.COMBINE).any() else run_step
+        scratch = np.zeros((threads, build.scratch + 64), np.uint8)
+        build.buffers.append(scratch)
         return StepProgram(
-            loop, table, floats, [part.ctypes.data for part in room], body, self.x, symbols, self.own,
-            self.memory, build.rows, self.capacity, build.kept, (stated[0], stated[1]),
-            table[stated] - STATES, self.state_numbers,
+            loop, table, floats, [part.ctypes.data for part in scratch], body, self.x, vocab_size, self.kv_tables,
+            self.memory_tables, build.rows, self.capacity, build.buffers, (state_fields[0], state_fields[1]),
+            table[state_fields] - STATES, self.state_size,
         )  # fmt: skip
 
     def _embed(self, embed: nn.Module) -> None:
@@ -160,21 +160,21 @@ class _Lowering(BlockLowering):
     def mix(self, block: Block, x: Slot) -> Inner:
         mixer = block.mixer
         if isinstance(mixer, ConditionalGRU):
-            layer = self._layers["fixed"] if fixed_numbers(mixer) else self._next("read", reads(block, self.form))
-            self._layers["fixed"] += fixed_numbers(mixer)
-            return lower_conditional(self.build, mixer, x, self.memory, layer), mixer.out
+            layer = self._layers["fixed"] if fixed_size(mixer) else self._next("read", memory_block_bytes(block, self.cache_dtype))
+            self._layers["fixed"] += fixed_size(mixer)
+            return lower_conditional(self.build, mixer, x, self.memory_tables, layer), mixer.out
         lowered = _RECURRENT.get(type(mixer))
         if lowered is not None:
             return lowered(self.build, mixer, x), cast(nn.Module, mixer.out)
         if not isinstance(mixer, SelfAttention):
             raise CannotLowerError(type(mixer).__name__)
-        return self.attention.own(
-            mixer, x, self._next("own", grows(block, self.form)), self.means.get(mixer)
+        return self.attention.self_attention(
+            mixer, x, self._next("own", self_block_bytes(block, self.cache_dtype)), self.means.get(mixer)
         ), mixer.out
 
     def read(self, block: Block, x: Slot) -> Inner:
         assert block.cross is not None
-        return self.attention.read(block.cross, x, self._next("read", reads(block, self.form))), block.cross.out
+        return self.attention.cross_attention(block.cross, x, self._next("read", memory_block_bytes(block, self.cache_dtype))), block.cross.out
 
     def _next(self, which: str, size: int) -> int:
         """The byte of a block where a layer's keys start; reserves `size` bytes."""
@@ -200,18 +200,18 @@ class _Lowering(BlockLowering):
             x = y
         elif not isinstance(head.transform, nn.Identity):
             raise CannotLowerError(f"the head's {type(head.transform).__name__}")
-        symbols = head.weight.shape[0]
+        vocab_size = head.weight.shape[0]
         cap = head.config.soft_cap
         self.build.multiply(
             x,
             head.weight,
             head.bias,
-            Slot(0, 4 * symbols, symbols),  # address set by `StepProgram.write_logits`
+            Slot(0, 4 * vocab_size, vocab_size),  # address set by `StepProgram.write_logits`
             activation=code.NONE if cap is None else code.SOFT_CAP,
             cap=cap or 0.0,
             scale=head.config.scale,
         )
-        return symbols
+        return vocab_size
 
 
 _RESULTS = 1 + NAMES[Opcode.MULTIPLY].split().index("y")

@@ -13,23 +13,23 @@ import numpy as np
 
 from headway.engine.attention import (
     add_attend,
-    attend_piece,
+    attend_segment,
     fold,
-    keep,
+    store_kv,
     merge,
-    piece_of,
-    piece_start,
-    pieces_of,
+    segment_of,
+    segment_start,
+    segments_of,
     prepare_head,
     query_bytes,
 )
 from headway.engine.cells import associate, cell, combine, link
-from headway.engine.drawing import choose_rows
+from headway.engine.drawing import sample_batch
 from headway.engine.machine import barrier, compiled, exp, f32, i64
 from headway.engine.operations import BLOCK, CHUNK, at, norm_row, share, share_rows
 from headway.engine.products import multiply, quantise, unpack_row
-from headway.engine.rounded_keys import padded, split_query, take_mean
-from headway.engine.softmax import nothing
+from headway.engine.rounded_keys import padded_to_vectors, split_query, subtract_mean
+from headway.engine.softmax import clear_partial
 from headway.engine.tiles import INT8
 
 FIELDS, FLOATS = 32, 4
@@ -87,37 +87,37 @@ COMBINE, CELL, ASSOCIATE, LINK, ADD_ATTEND, ROUTE, SKIP, WEIGH = map(int, list(O
 
 
 @compiled
-def share_of(place: int, batch: int, thread: int, threads: int) -> tuple[int, int]:
+def share_of(address: int, batch: int, thread: int, threads: int) -> tuple[int, int]:
     """A thread's rows of a result at `address`: all rows if that is in its scratch."""
-    return share(batch, thread, threads) if place >= 0 else (0, batch)
+    return share(batch, thread, threads) if address >= 0 else (0, batch)
 
 
 @compiled
 def _embed(
-    op: np.ndarray, numbers: np.ndarray, symbols: int, places: int, batch: int, thread: int, threads: int
+    op: np.ndarray, op_floats: np.ndarray, tokens: int, positions: int, batch: int, thread: int, threads: int
 ) -> None:
     first, last = share(batch, thread, threads)
     for b in range(first, last):
         out = op[5] + b * op[6]
-        unpack_row(op[1], op[2], op[3], i64(symbols)[b], op[4], np.float32(numbers[0]), out)
+        unpack_row(op[1], op[2], op[3], i64(tokens)[b], op[4], np.float32(op_floats[0]), out)
         if op[7] != 0:
-            place = min(max(i64(places)[b], 0) + op[9], op[8] - 1)
-            x, y = f32(op[7] + 4 * place * op[4]), f32(out)
+            position = min(max(i64(positions)[b], 0) + op[9], op[8] - 1)
+            x, y = f32(op[7] + 4 * position * op[4]), f32(out)
             for i in range(op[4]):
                 y[i] += x[i]
 
 
 @compiled
-def _norm(op: np.ndarray, numbers: np.ndarray, batch: int, scratch: int, thread: int, threads: int) -> None:
+def _norm(op: np.ndarray, op_floats: np.ndarray, batch: int, scratch: int, thread: int, threads: int) -> None:
     first, last = share_of(op[3], batch, thread, threads)
     for b in range(first, last):
         src, dst = at(op[1], scratch) + b * op[2], at(op[3], scratch) + b * op[4]
-        norm_row(op[6], src, dst, op[5], op[7], op[8], numbers[0])
+        norm_row(op[6], src, dst, op[5], op[7], op[8], op_floats[0])
 
 
 @compiled
-def _keep(
-    op: np.ndarray, numbers: np.ndarray, places: int, batch: int, scratch: int, thread: int, threads: int
+def _store_kv(
+    op: np.ndarray, op_floats: np.ndarray, positions: int, batch: int, scratch: int, thread: int, threads: int
 ) -> None:
     """Write the keys and values of the new tokens into their blocks, before any of them attends: several may be of one
     sequence.
@@ -126,106 +126,106 @@ def _keep(
     first, last = share(batch * groups, thread, threads)
     for task in range(first, last):
         b, g = task // groups, task % groups
-        if i64(places)[b] >= 0:
-            _keep_one(op, numbers, i64(places)[b], b, g, scratch)
+        if i64(positions)[b] >= 0:
+            _store_token(op, op_floats, i64(positions)[b], b, g, scratch)
 
 
 @compiled
-def _keep_one(op: np.ndarray, numbers: np.ndarray, place: int, b: int, g: int, scratch: int) -> None:
+def _store_token(op: np.ndarray, op_floats: np.ndarray, position: int, b: int, g: int, scratch: int) -> None:
     """Write those of one token and one group."""
     heads, groups, size, half = op[3], op[4], op[5], op[14]
     row, key = op[1] + b * op[2], at(op[24], scratch)
-    new, kept = f32(row + 4 * (heads + g) * size), f32(key)
+    new, rotated_key = f32(row + 4 * (heads + g) * size), f32(key)
     for d in range(size):
-        kept[d] = new[d]
-    cos, sin = op[12] + 4 * place * half, op[13] + 4 * place * half
-    prepare_head(key, size, op[7], op[10], op[11], numbers[0], cos, sin, half)
+        rotated_key[d] = new[d]
+    cos, sin = op[12] + 4 * position * half, op[13] + 4 * position * half
+    prepare_head(key, size, op[7], op[10], op[11], op_floats[0], cos, sin, half)
     if op[30] != 0:
-        take_mean(key, size, op[30] + 4 * g * size, op[31] + 4 * padded(2 * half) * (place // CHUNK), half)
-    block = i64(op[18] + 8 * b * op[19])[place // BLOCK] + op[21] + g * op[26]
-    keep(op[25], key, row + 4 * (heads + groups + g) * size, block, size, size, place % BLOCK)
+        subtract_mean(key, size, op[30] + 4 * g * size, op[31] + 4 * padded_to_vectors(2 * half) * (position // CHUNK), half)
+    block = i64(op[18] + 8 * b * op[19])[position // BLOCK] + op[21] + g * op[26]
+    store_kv(op[25], key, row + 4 * (heads + groups + g) * size, block, size, size, position % BLOCK)
 
 
 @compiled
-def _keep_run(
-    op: np.ndarray, numbers: np.ndarray, places: int, b: int, tokens: int, g: int, begin: int, end: int, scratch: int
+def _store_run(
+    op: np.ndarray, op_floats: np.ndarray, positions: int, b: int, tokens: int, g: int, start: int, end: int, scratch: int
 ) -> None:
     """Write those of a run in segments `start` to `end`, if only the thread that attends to these reads them."""
     if op[6] and i64(op[27])[1]:
         for r in range(b, b + tokens):
-            place = i64(places)[r]
-            if piece_start(begin) <= place < piece_start(end):
-                _keep_one(op, numbers, place, r, g, scratch)
+            position = i64(positions)[r]
+            if segment_start(start) <= position < segment_start(end):
+                _store_token(op, op_floats, position, r, g, scratch)
 
 
 @compiled
 def _prepare_queries(
-    op: np.ndarray, numbers: np.ndarray, places: int, b: int, tokens: int, g: int, scratch: int
+    op: np.ndarray, op_floats: np.ndarray, positions: int, b: int, tokens: int, g: int, scratch: int
 ) -> None:
     """Queries of one group in rows b to b + `tokens`, [tokens, heads of a group], in the format of the keys' dtype."""
     heads, groups, size, half = op[3], op[4], op[5], op[14]
-    each, form = heads // groups, op[25]
-    for query in range(tokens * each):
-        r, ready = b + query // each, at(op[23], scratch) + query * query_bytes(form, size)
+    group_heads, dtype = heads // groups, op[25]
+    for query in range(tokens * group_heads):
+        r, ready = b + query // group_heads, at(op[23], scratch) + query * query_bytes(dtype, size)
         new, old = (
-            at(op[24], scratch) if form == INT8 else ready,
-            f32(op[1] + r * op[2] + 4 * (g * each + query % each) * size),
+            at(op[24], scratch) if dtype == INT8 else ready,
+            f32(op[1] + r * op[2] + 4 * (g * group_heads + query % group_heads) * size),
         )
-        place = max(i64(places)[r], 0)
+        position = max(i64(positions)[r], 0)
         for d in range(size):
             f32(new)[d] = old[d]
         prepare_head(
-            new, size, op[7], op[8], op[9], numbers[0], op[12] + 4 * place * half, op[13] + 4 * place * half, half
+            new, size, op[7], op[8], op[9], op_floats[0], op[12] + 4 * position * half, op[13] + 4 * position * half, half
         )
         for d in range(size):
-            f32(new)[d] *= np.float32(numbers[2])
-        if form == INT8:
+            f32(new)[d] *= np.float32(op_floats[2])
+        if dtype == INT8:
             split_query(new, size, op[30] + 4 * g * size if op[30] != 0 else 0, half, ready)
 
 
 @compiled
 def _attend_run(
-    op: np.ndarray, numbers: np.ndarray, b: int, tokens: int, g: int, piece: int, follows: int, onwards: int,
+    op: np.ndarray, op_floats: np.ndarray, b: int, tokens: int, g: int, segment: int, follows: int, onwards: int,
     highest: int, scratch: int,
 ) -> None:  # fmt: skip
     """One segment for the rows of a run and the heads of a group, whose queries are prepared: [tokens, heads, size + 2]
     at `spare`. Each row's part is then copied to its partial results, or folded into its sums.
     """
-    heads, size, window, room = op[3], op[5], op[15], op[28]
-    each, width = heads // op[4], op[5] + 2
-    bias, spare = 0 if op[16] == 0 else op[16] + 4 * g * each * op[17], at(op[29], scratch)
-    attend_piece(
-        op[25], at(op[23], scratch), tokens, each, op[18] + 8 * b * op[19], op[21] + g * op[26], size, piece,
-        follows, onwards, highest, op[6], window, bias, op[17], np.float32(numbers[1]), op[31], op[14],
+    heads, size, window, capacity = op[3], op[5], op[15], op[28]
+    group_heads, width = heads // op[4], op[5] + 2
+    bias, spare = 0 if op[16] == 0 else op[16] + 4 * g * group_heads * op[17], at(op[29], scratch)
+    attend_segment(
+        op[25], at(op[23], scratch), tokens, group_heads, op[18] + 8 * b * op[19], op[21] + g * op[26], size, segment,
+        follows, onwards, highest, op[6], window, bias, op[17], np.float32(op_floats[1]), op[31], op[14],
         at(op[24], scratch), spare,
     )  # fmt: skip
     for r in range(tokens):
-        begin, end = pieces_of(highest + op[6] * r, window)
-        if piece < begin or piece >= end:
+        start, end = segments_of(highest + op[6] * r, window)
+        if segment < start or segment >= end:
             continue
-        for h in range(each):
-            made = spare + 4 * (r * each + h) * width
-            row = (b + r) * heads + g * each + h
-            if room == 0:
-                kept = f32(op[22] + 4 * row * width)
-                kept[0], kept[1] = fold(op[22] + 4 * (row * width + 2), kept[0], kept[1], made, size)
+        for h in range(group_heads):
+            partial = spare + 4 * (r * group_heads + h) * width
+            row = (b + r) * heads + g * group_heads + h
+            if capacity == 0:
+                stored = f32(op[22] + 4 * row * width)
+                stored[0], stored[1] = fold(op[22] + 4 * (row * width + 2), stored[0], stored[1], partial, size)
                 continue
-            kept, new = f32(op[22] + 4 * (row * room + piece - begin) * width), f32(made)
+            stored, new = f32(op[22] + 4 * (row * capacity + segment - start) * width), f32(partial)
             for d in range(width):
-                kept[d] = new[d]
+                stored[d] = new[d]
 
 
 @compiled
-def _run_of(op: np.ndarray, places: int, n: int) -> tuple[int, int, int, int, int]:
+def _run_of(op: np.ndarray, positions: int, n: int) -> tuple[int, int, int, int, int]:
     """The first row of a run, the number of rows, the highest position of the first, the first segment that any of them
     sees, and the one after the last.
     """
     runs = i64(op[27])
     b, tokens = runs[n + 2], runs[n + 3] - runs[n + 2]
-    highest = i64(places)[b] if op[6] else i64(op[20])[b] - 1
+    highest = i64(positions)[b] if op[6] else i64(op[20])[b] - 1
     if highest < 0:
         return b, tokens, highest, 0, 0
-    return b, tokens, highest, pieces_of(highest, op[15])[0], pieces_of(highest + op[6] * (tokens - 1), 0)[1]
+    return b, tokens, highest, segments_of(highest, op[15])[0], segments_of(highest + op[6] * (tokens - 1), 0)[1]
 
 
 @compiled
@@ -235,79 +235,79 @@ def _blocks_of(op: np.ndarray, b: int, position: int) -> int:
 
 
 @compiled
-def _first_blocks(op: np.ndarray, places: int, n: int) -> int:
+def _first_blocks(op: np.ndarray, positions: int, n: int) -> int:
     """Address of the first visible blocks of a run; of the last run if there is no such run."""
     n = min(n, i64(op[27])[0] - 1)
-    b, _, highest, begin, _ = _run_of(op, places, n)
+    b, _, highest, start, _ = _run_of(op, positions, n)
     lowest = max(0, highest - op[15] + 1) if op[15] > 0 else 0
-    return _blocks_of(op, b, max(piece_start(begin), lowest))
+    return _blocks_of(op, b, max(segment_start(start), lowest))
 
 
 @compiled
-def _attend_pieces(
-    op: np.ndarray, numbers: np.ndarray, places: int, n: int, g: int, low: int, high: int, next_run: int,
+def _attend_segments(
+    op: np.ndarray, op_floats: np.ndarray, positions: int, n: int, g: int, low: int, high: int, next_run: int,
     next_group: int, scratch: int,
 ) -> None:  # fmt: skip
     """Segments `low` to `high` of a run and a group; the prefetch continues with another."""
-    b, tokens, highest, _, _ = _run_of(op, places, n)
+    b, tokens, highest, _, _ = _run_of(op, positions, n)
     onwards = op[21] + g * op[26]
-    _keep_run(op, numbers, places, b, tokens, g, low, high, scratch)
-    _prepare_queries(op, numbers, places, b, tokens, g, scratch)
-    for piece in range(low, high):
-        follows = _blocks_of(op, b, piece_start(piece + 1))
-        if piece + 1 == high:
-            follows, onwards = _first_blocks(op, places, next_run), op[21] + next_group * op[26]
-        _attend_run(op, numbers, b, tokens, g, piece, follows, onwards, highest, scratch)
+    _store_run(op, op_floats, positions, b, tokens, g, low, high, scratch)
+    _prepare_queries(op, op_floats, positions, b, tokens, g, scratch)
+    for segment in range(low, high):
+        follows = _blocks_of(op, b, segment_start(segment + 1))
+        if segment + 1 == high:
+            follows, onwards = _first_blocks(op, positions, next_run), op[21] + next_group * op[26]
+        _attend_run(op, op_floats, b, tokens, g, segment, follows, onwards, highest, scratch)
 
 
 @compiled
-def _reach(op: np.ndarray, places: int, n: int) -> tuple[int, int, int, int]:
+def _reach(op: np.ndarray, positions: int, n: int) -> tuple[int, int, int, int]:
     """The segments that a run sees, from the first to the one after the last; their first position and length."""
-    _, tokens, highest, begin, end = _run_of(op, places, n)
-    start, top = piece_start(begin), highest + op[6] * (tokens - 1)
-    return begin, end, start, min(piece_start(end), top + 1) - start
+    _, tokens, highest, segment, end = _run_of(op, positions, n)
+    start, top = segment_start(segment), highest + op[6] * (tokens - 1)
+    return segment, end, start, min(segment_start(end), top + 1) - start
 
 
 @compiled
-def _piece_after(first: int, begin: int, end: int, positions: int, all_of_it: int) -> int:
+def _segment_after(first: int, start: int, end: int, positions: int, all_of_it: int) -> int:
     """The first segment, of `start` to `end`, whose middle is at least so many positions after their start."""
     if positions >= all_of_it:
         return end
-    return min(end, max(begin, piece_of(max(0, first + positions - CHUNK // 2 - 1)) + (positions > CHUNK // 2)))
+    return min(end, max(start, segment_of(max(0, first + positions - CHUNK // 2 - 1)) + (positions > CHUNK // 2)))
 
 
 @compiled
-def _attend(op: np.ndarray, numbers: np.ndarray, places: int, scratch: int, thread: int, threads: int) -> None:
+def _attend(op: np.ndarray, op_floats: np.ndarray, token_positions: int, scratch: int, thread: int, threads: int) -> None:
     """For few rows: segments are shared among threads by position, and merged later."""
     groups, runs = op[4], i64(op[27])[0]
     total = 0
     for n in range(runs):
-        total += _reach(op, places, n)[3] * groups
+        total += _reach(op, token_positions, n)[3] * groups
     first, last = share(total, thread, threads)
     done = 0
     for n in range(runs):
-        begin, end, start, positions = _reach(op, places, n)
+        segment, end, start, positions = _reach(op, token_positions, n)
         for g in range(groups):
-            low = _piece_after(start, begin, end, first - done, positions)
-            high = _piece_after(start, begin, end, last - done, positions)
+            low = _segment_after(start, segment, end, first - done, positions)
+            high = _segment_after(start, segment, end, last - done, positions)
             done += positions
             if low < high:
                 after = (n, g + 1) if g + 1 < groups else (n + 1, 0)
-                _attend_pieces(op, numbers, places, n, g, low, high, after[0], after[1], scratch)
+                _attend_segments(op, op_floats, token_positions, n, g, low, high, after[0], after[1], scratch)
 
 
 @compiled
-def _attend_whole(op: np.ndarray, numbers: np.ndarray, places: int, scratch: int, thread: int, threads: int) -> None:
+def _attend_joined(op: np.ndarray, op_floats: np.ndarray, positions: int, scratch: int, thread: int, threads: int) -> None:
     """For many rows: the segments of a run and a group are merged by the thread that computes them."""
     heads, groups, size, width = op[3], op[4], op[5], op[5] + 2
-    each = heads // groups
+    group_heads = heads // groups
     for task in range(thread, i64(op[27])[0] * groups, threads):
         n, g, after = task // groups, task % groups, task + threads
-        b, tokens, _, begin, end = _run_of(op, places, n)
+        b, tokens, _, start, end = _run_of(op, positions, n)
         for r in range(b, b + tokens):
-            for h in range(g * each, g * each + each):
-                nothing(op[22] + 4 * (r * heads + h) * width, size)
-        _attend_pieces(op, numbers, places, n, g, begin, end, after // groups, after % groups, scratch)
+            for h in range(g * group_heads, g * group_heads + group_heads):
+                clear_partial(op[22] + 4 * (r * heads + h) * width, size)
+        _attend_segments(op, op_floats, positions, n, g, start, end, after // groups, after % groups, scratch)
 
 
 @compiled
@@ -325,8 +325,8 @@ def _sum(op: np.ndarray, batch: int, scratch: int, thread: int, threads: int) ->
 def run(
     table: np.ndarray,
     floats: np.ndarray,
-    symbols: int,
-    places: int,
+    tokens: int,
+    positions: int,
     batch: int,
     scratch: int,
     counter: int,
@@ -337,39 +337,39 @@ def run(
     Instructions from COMBINE on need `run_all`.
     """
     for number in range(table.shape[0]):
-        op, numbers = table[number], floats[number]
+        op, op_floats = table[number], floats[number]
         kind = op[0]
         if kind == MULTIPLY:
             multiply(
                 op[1], op[2], op[3], op[4], at(op[5], scratch), at(op[6], scratch), at(op[7], scratch), op[8], op[9],
                 op[10], op[19], op[20], op[21], op[11], op[12], op[13], op[14], batch, op[15], op[16],
-                np.float32(numbers[0]), np.float32(numbers[1]), at(op[18], scratch), counter if op[17] else 0,
+                np.float32(op_floats[0]), np.float32(op_floats[1]), at(op[18], scratch), counter if op[17] else 0,
                 thread, threads,
             )  # fmt: skip
         elif kind == NORM:
-            _norm(op, numbers, batch, scratch, thread, threads)
+            _norm(op, op_floats, batch, scratch, thread, threads)
         elif kind == QUANTISE:
             q, xs, corr = at(op[5], scratch), at(op[6], scratch), at(op[7], scratch)
             first, last = share_of(op[5], batch, thread, threads)
             quantise(op[1], at(op[2], scratch), op[3], op[4], q, xs, corr, first, last)
         elif kind == ATTEND:
             if op[6] and not i64(op[27])[1]:
-                _keep(op, numbers, places, batch, scratch, thread, threads)
+                _store_kv(op, op_floats, positions, batch, scratch, thread, threads)
                 barrier(counter, threads)
             if op[28] == 0:
-                _attend_whole(op, numbers, places, scratch, thread, threads)
+                _attend_joined(op, op_floats, positions, scratch, thread, threads)
             else:
-                _attend(op, numbers, places, scratch, thread, threads)
+                _attend(op, op_floats, positions, scratch, thread, threads)
         elif kind == MERGE:
             first, last = share_of(op[6], batch, thread, threads)
             for b in range(first, last):
-                highest = i64(op[8])[b] - 1 if op[8] != 0 else i64(places)[b]
-                begin, end = pieces_of(highest, op[9])
-                room, count = (1, min(end, 1)) if op[4] == 0 else (op[4], end - begin)
-                start = op[1] + 4 * b * op[2] * room * (op[3] + 2)
-                merge(start, count, room, op[2], op[3], op[5], at(op[6], scratch) + b * op[7])
+                highest = i64(op[8])[b] - 1 if op[8] != 0 else i64(positions)[b]
+                first_segment, end = segments_of(highest, op[9])
+                capacity, count = (1, min(end, 1)) if op[4] == 0 else (op[4], end - first_segment)
+                start = op[1] + 4 * b * op[2] * capacity * (op[3] + 2)
+                merge(start, count, capacity, op[2], op[3], op[5], at(op[6], scratch) + b * op[7])
         elif kind == EMBED:
-            _embed(op, numbers, symbols, places, batch, thread, threads)
+            _embed(op, op_floats, tokens, positions, batch, thread, threads)
         elif kind == SUM:
             _sum(op, batch, scratch, thread, threads)
         else:
@@ -387,21 +387,21 @@ def route(op: np.ndarray, batch: int, scratch: int, thread: int, threads: int) -
         x, y, total = f32(op[1] + b * op[2]), f32(at(op[6], scratch) + 4 * b * count), f32(op[7] + b * op[8])
         for i in range(first, last):
             total[i] = np.float32(0)
-        top, whole, kept = x[0], np.float32(0), np.float32(0)
+        top, total_mass, active_mass = x[0], np.float32(0), np.float32(0)
         for e in range(count):
             top = max(top, x[e])
             y[e] = np.float32(0)
         for e in range(count):
-            whole += exp(x[e] - top)
+            total_mass += exp(x[e] - top)
         for _ in range(active):
             best = -1
             for e in range(count):
                 if y[e] == 0 and (best < 0 or x[e] > x[best]):
                     best = e
             y[best] = exp(x[best] - top)
-            kept += y[best]
+            active_mass += y[best]
         for e in range(count):
-            y[e] /= kept if op[5] else whole
+            y[e] /= active_mass if op[5] else total_mass
 
 
 @compiled
@@ -427,11 +427,11 @@ def weigh(op: np.ndarray, batch: int, scratch: int, thread: int, threads: int) -
 
 
 @compiled
-def run_whole(
+def run_all(
     table: np.ndarray,
     floats: np.ndarray,
-    symbols: int,
-    places: int,
+    tokens: int,
+    positions: int,
     batch: int,
     scratch: int,
     counter: int,
@@ -444,20 +444,20 @@ def run_whole(
         stop = start
         while stop < count and table[stop, 0] < COMBINE:
             stop += 1
-        run(table[start:stop], floats[start:stop], symbols, places, batch, scratch, counter, thread, threads)
+        run(table[start:stop], floats[start:stop], tokens, positions, batch, scratch, counter, thread, threads)
         if stop < count:
-            op, numbers = table[stop], floats[stop]
+            op, op_floats = table[stop], floats[stop]
             kind = op[0]
             if kind == COMBINE:
                 combine(op, batch, scratch)
             elif kind == CELL:
-                cell(op, numbers, places, batch, thread, threads)
+                cell(op, op_floats, positions, batch, thread, threads)
             elif kind == ASSOCIATE:
-                associate(op, numbers, places, batch, scratch, thread, threads)
+                associate(op, op_floats, positions, batch, scratch, thread, threads)
             elif kind == ADD_ATTEND:
                 add_attend(op, batch, scratch, thread, threads)
             elif kind == LINK:
-                link(op, numbers, places, batch, scratch, thread, threads)
+                link(op, op_floats, positions, batch, scratch, thread, threads)
             elif kind == ROUTE:
                 route(op, batch, scratch, thread, threads)
             elif kind == SKIP:
@@ -471,35 +471,35 @@ def run_whole(
 def run_step(
     table: np.ndarray,
     floats: np.ndarray,
-    symbols: int,
-    places: int,
+    tokens: int,
+    positions: int,
     batch: int,
     scratch: int,
     counter: int,
     thread: int,
     threads: int,
-    asked: int,
+    sampling_call: int,
 ) -> None:
     """`run`, then sample the next token of the requested rows (`sampling_kernels.sample_batch`); 0: none."""
-    run(table, floats, symbols, places, batch, scratch, counter, thread, threads)
-    if asked:
-        choose_rows(asked, counter, thread, threads)
+    run(table, floats, tokens, positions, batch, scratch, counter, thread, threads)
+    if sampling_call:
+        sample_batch(sampling_call, counter, thread, threads)
 
 
 @compiled
-def run_whole_step(
+def run_all_step(
     table: np.ndarray,
     floats: np.ndarray,
-    symbols: int,
-    places: int,
+    tokens: int,
+    positions: int,
     batch: int,
     scratch: int,
     counter: int,
     thread: int,
     threads: int,
-    asked: int,
+    sampling_call: int,
 ) -> None:
     """`run_step` with all instructions."""
-    run_whole(table, floats, symbols, places, batch, scratch, counter, thread, threads)
-    if asked:
-        choose_rows(asked, counter, thread, threads)
+    run_all(table, floats, tokens, positions, batch, scratch, counter, thread, threads)
+    if sampling_call:
+        sample_batch(sampling_call, counter, thread, threads)

@@ -9,7 +9,7 @@ from headway.engine.machine import compiled, i64
 from headway.engine.matrix_unit import acquire, release
 from headway.engine.operations import at
 from headway.engine.program import Opcode, run
-from headway.engine.rough_documents import QUERIES_AT_ONCE, attend_rough, lay_out_rough
+from headway.engine.rough_documents import QUERIES_AT_ONCE, attend_queries_bf16, lay_out_bf16
 
 CHUNK = QUERIES * QUERIES_AT_ONCE // 2  # queries of a head in one document that a thread takes at once: full tiles
 _ATTEND, _BATCH = int(Opcode.ATTEND_DOCUMENTS), int(Opcode.BATCH)
@@ -17,36 +17,36 @@ _ATTEND, _BATCH = int(Opcode.ATTEND_DOCUMENTS), int(Opcode.BATCH)
 
 @compiled
 def attend_documents(
-    op: np.ndarray, numbers: np.ndarray, documents: int, scratch: int, thread: int, threads: int
+    op: np.ndarray, op_floats: np.ndarray, documents: int, scratch: int, thread: int, threads: int
 ) -> None:
     """One thread's share: chunks of queries of a head in a document, with about equal work per thread."""
-    heads, each, offsets, rough = op[3], op[3] // op[4], i64(documents), op[29] != 0
-    if rough:
+    heads, group_heads, offsets, bf16 = op[3], op[3] // op[4], i64(documents), op[29] != 0
+    if bf16:
         acquire(at(op[25], scratch))
     total = 0
     for n in range(offsets[0]):
         total += (offsets[n + 2] - offsets[n + 1]) * (offsets[n + 2] - offsets[n + 1]) * heads
-    least, most = thread * total // threads, (thread + 1) * total // threads
-    done, laid = 0, -1
+    low, high = thread * total // threads, (thread + 1) * total // threads
+    done, laid_out = 0, -1
     for n in range(offsets[0]):
         start, length = offsets[n + 1], offsets[n + 2] - offsets[n + 1]
         for h in range(heads):
             for first in range(0, length, CHUNK):
                 last, here = min(first + CHUNK, length), done
                 done += (last - first) * length
-                if here < least or here >= most:
+                if here < low or here >= high:
                     continue
-                if laid != n * heads + h // each:
-                    if rough:
-                        lay_out_rough(op, numbers, start, length, h // each, scratch)
+                if laid_out != n * heads + h // group_heads:
+                    if bf16:
+                        lay_out_bf16(op, op_floats, start, length, h // group_heads, scratch)
                     else:
-                        lay_out(op, numbers, start, length, h // each, scratch)
-                    laid = n * heads + h // each
-                if rough:
-                    attend_rough(op, numbers, n, start, length, h, first, last, scratch)
+                        lay_out(op, op_floats, start, length, h // group_heads, scratch)
+                    laid_out = n * heads + h // group_heads
+                if bf16:
+                    attend_queries_bf16(op, op_floats, n, start, length, h, first, last, scratch)
                 else:
-                    attend_queries(op, numbers, n, start, length, h, first, last, scratch)
-    if rough:
+                    attend_queries(op, op_floats, n, start, length, h, first, last, scratch)
+    if bf16:
         release()
 
 

@@ -22,21 +22,21 @@ from llvmlite import ir
 from headway.engine.keys import HEADS, halves
 from headway.engine.machine import _F32, _I8, _I32, F32, WIDE, cgutils, compiled, f32, i8, i32, intrinsic, types
 from headway.engine.operations import BLOCK, CHUNK
-from headway.engine.softmax import MOST, RADIX, RADIX_BITS, dot
+from headway.engine.softmax import MAX_CODE, RADIX, RADIX_BITS, dot
 from headway.engine.tiles import BYTES, FLOATS, LANES, SHIFT8, SUMS, signed, unsigned
-from headway.engine.vectors import STREAMED, call, call_for, choose, constant, fused, pointer, reduce, spread, word
+from headway.engine.vectors import STREAMED, call, prefetch, emit_switch, constant, multiply_add, pointer, reduce, broadcast, word
 
 FOUR = 4  # integers per lane
 HEAD = 16  # bytes before the codes: the scale, and the corrections for shifted keys
 _SIXTEEN = 16
-_NUMBERS, _WHOLE, _CODES = (ir.VectorType(kind, _SIXTEEN) for kind in (_F32, _I32, _I8))
+_FLOATS, _INTEGERS, _CODES = (ir.VectorType(kind, _SIXTEEN) for kind in (_F32, _I32, _I8))
 _LINE = 64  # bytes per cache line
 _TOGETHER = 2 if WIDE else 1  # vectors of positions, or of features, summed at once
 _CONTRACT = ("contract",)
 
 
 @compiled
-def padded(size: int) -> int:
+def padded_to_vectors(size: int) -> int:
     """`size` rounded up to full vectors."""
     return (size + _SIXTEEN - 1) // _SIXTEEN * _SIXTEEN
 
@@ -44,41 +44,41 @@ def padded(size: int) -> int:
 @compiled
 def split_bytes(size: int) -> int:
     """Bytes that `split` writes for so many floats."""
-    return HEAD + 2 * padded(size)
+    return HEAD + 2 * padded_to_vectors(size)
 
 
 def _at(builder: Any, address: Any, kind: ir.Type, align: int) -> Any:
     return builder.load(pointer(builder, address, kind), align=align)
 
 
-def _scale(builder: Any, x: Any, vectors: Any, most: int) -> tuple[Any, Any]:
+def _scale(builder: Any, x: Any, vectors: Any, max_code: int) -> tuple[Any, Any]:
     """The largest magnitude / `max_code`, NaN if a float is NaN, and the factor that floats are multiplied with."""
 
     def larger(a: Any, b: Any) -> Any:
         return builder.select(builder.fcmp_ordered(">", b, a), b, a)
 
-    zero, one = constant(_NUMBERS, 0.0), ir.Constant(_F32, 0.0)
+    zero, scalar_zero = constant(_FLOATS, 0.0), ir.Constant(_F32, 0.0)
     top, broken = (cgutils.alloca_once_value(builder, zero) for _ in range(2))
     with cgutils.for_range(builder, vectors) as loop:
-        found = _at(builder, builder.add(x, builder.mul(loop.index, word(4 * _SIXTEEN))), _NUMBERS, 4)
-        builder.store(larger(builder.load(top), call(builder, "fabs.v16f32", _NUMBERS, found)), top)
-        builder.store(builder.fadd(builder.load(broken), builder.fmul(found, zero)), broken)
+        values = _at(builder, builder.add(x, builder.mul(loop.index, word(4 * _SIXTEEN))), _FLOATS, 4)
+        builder.store(larger(builder.load(top), call(builder, "fabs.v16f32", _FLOATS, values)), top)
+        builder.store(builder.fadd(builder.load(broken), builder.fmul(values, zero)), broken)
     largest = reduce(builder, builder.load(top), larger)
     lost = reduce(builder, builder.load(broken), builder.fadd)
-    factor = builder.fdiv(ir.Constant(_F32, float(most)), largest)
-    factor = builder.select(builder.fcmp_ordered(">", largest, one), factor, one)
-    return builder.fadd(builder.fdiv(largest, ir.Constant(_F32, float(most))), lost), factor
+    factor = builder.fdiv(ir.Constant(_F32, float(max_code)), largest)
+    factor = builder.select(builder.fcmp_ordered(">", largest, scalar_zero), factor, scalar_zero)
+    return builder.fadd(builder.fdiv(largest, ir.Constant(_F32, float(max_code))), lost), factor
 
 
-def _whole(builder: Any, x: Any, vector: Any, factor: Any) -> Any:
-    found = _at(builder, builder.add(x, builder.mul(vector, word(4 * _SIXTEEN))), _NUMBERS, 4)
-    moved = builder.fmul(found, spread(builder, factor, _NUMBERS))
-    return builder.fptosi(call(builder, "rint.v16f32", _NUMBERS, moved), _WHOLE)
+def _to_integers(builder: Any, x: Any, vector: Any, factor: Any) -> Any:
+    values = _at(builder, builder.add(x, builder.mul(vector, word(4 * _SIXTEEN))), _FLOATS, 4)
+    moved = builder.fmul(values, broadcast(builder, factor, _FLOATS))
+    return builder.fptosi(call(builder, "rint.v16f32", _FLOATS, moved), _INTEGERS)
 
 
-def _put(builder: Any, whole: Any, base: Any, vector: Any) -> None:
-    place = builder.add(base, builder.mul(vector, word(_SIXTEEN)))
-    builder.store(builder.trunc(whole, _CODES), pointer(builder, place, _CODES), align=1)
+def _put(builder: Any, integers: Any, base: Any, vector: Any) -> None:
+    address = builder.add(base, builder.mul(vector, word(_SIXTEEN)))
+    builder.store(builder.trunc(integers, _CODES), pointer(builder, address, _CODES), align=1)
 
 
 @intrinsic
@@ -88,7 +88,7 @@ def _round(typing: Any, x: Any, vectors: Any, out: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         scale, factor = _scale(builder, args[0], args[1], 127)
         with cgutils.for_range(builder, args[1]) as loop:
-            _put(builder, _whole(builder, args[0], loop.index, factor), args[2], loop.index)
+            _put(builder, _to_integers(builder, args[0], loop.index, factor), args[2], loop.index)
         return scale
 
     return types.float32(types.int64, types.int64, types.int64), generate
@@ -100,17 +100,17 @@ def split(typing: Any, x: Any, vectors: Any, out: Any) -> Any:
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         x, vectors, out = args
-        scale, factor = _scale(builder, x, vectors, MOST)
+        scale, factor = _scale(builder, x, vectors, MAX_CODE)
         high = builder.add(out, word(HEAD))
         low = builder.add(high, builder.mul(vectors, word(_SIXTEEN)))
-        zero = constant(_WHOLE, 0)
+        zero = constant(_INTEGERS, 0)
         sums = [cgutils.alloca_once_value(builder, zero) for _ in range(2)]
-        bits = constant(_WHOLE, RADIX_BITS)
-        half = constant(_WHOLE, RADIX // 2)
+        bits = constant(_INTEGERS, RADIX_BITS)
+        half = constant(_INTEGERS, RADIX // 2)
         with cgutils.for_range(builder, vectors) as loop:
-            whole = _whole(builder, x, loop.index, factor)
-            above = builder.ashr(builder.add(whole, half), bits)
-            below = builder.sub(whole, builder.shl(above, bits))
+            integers = _to_integers(builder, x, loop.index, factor)
+            above = builder.ashr(builder.add(integers, half), bits)
+            below = builder.sub(integers, builder.shl(above, bits))
             for part, base, total in ((above, high, sums[0]), (below, low, sums[1])):
                 _put(builder, part, base, loop.index)
                 builder.store(builder.add(builder.load(total), part), total)
@@ -125,16 +125,16 @@ def split(typing: Any, x: Any, vectors: Any, out: Any) -> Any:
 
 def _spread_fours(builder: Any, bases: list[Any], four: Any) -> list[Any]:
     """Four bytes of each of several rows, in all lanes."""
-    place = builder.mul(four, word(FOUR))
-    found = [_at(builder, builder.add(base, place), _I32, 4) for base in bases]
-    return [builder.bitcast(spread(builder, value, SUMS), BYTES) for value in found]
+    offset = builder.mul(four, word(FOUR))
+    words = [_at(builder, builder.add(base, offset), _I32, 4) for base in bases]
+    return [builder.bitcast(broadcast(builder, value, SUMS), BYTES) for value in words]
 
 
-def _joined(builder: Any, high: Any, low: Any) -> Any:
+def _combine_bytes(builder: Any, high: Any, low: Any) -> Any:
     """RADIX high + low, of integer sums, as floats."""
     above, below = (builder.sitofp(builder.load(total), FLOATS) for total in (high, low))
     radix = constant(FLOATS, float(RADIX))
-    return fused(builder, above, radix, below)
+    return multiply_add(builder, above, radix, below)
 
 
 def _bytes_of(builder: Any, addresses: list[Any], half: Any) -> list[Any]:
@@ -145,91 +145,91 @@ def _bytes_of(builder: Any, addresses: list[Any], half: Any) -> list[Any]:
 
 def _emit_scores(builder: Any, heads: int, args: Any) -> None:
     """`int8_scores` for one number of heads."""
-    queries, each, half, bases, keys, scales, out, fours, ahead = args
-    addresses = [builder.add(queries, builder.mul(each, word(h))) for h in range(heads)]
+    queries, query_stride, half, bases, keys, scales, out, fours, ahead = args
+    addresses = [builder.add(queries, builder.mul(query_stride, word(h))) for h in range(heads)]
     rows = _bytes_of(builder, addresses, half)
     size = BLOCK * FOUR  # bytes of a line of all positions
     scales_ahead = builder.add(ahead, builder.sub(scales, keys))
     for n in range(2 * 4 * BLOCK // _LINE):
-        call_for(builder, pointer(builder, builder.add(scales_ahead, word(_LINE * n)), _I8), STREAMED)
+        prefetch(builder, pointer(builder, builder.add(scales_ahead, word(_LINE * n)), _I8), STREAMED)
     for first in range(0, BLOCK // LANES, _TOGETHER):
         parts = range(first, first + _TOGETHER)
         totals = {part: [cgutils.alloca_once(builder, SUMS) for _ in rows] for part in parts}
         for n in range(len(rows)):
             shift = _at(builder, builder.add(addresses[n % heads], word(4 + 4 * (n // heads))), _I32, 4)
             for part in parts:
-                builder.store(spread(builder, shift, SUMS), totals[part][n])
+                builder.store(broadcast(builder, shift, SUMS), totals[part][n])
         with cgutils.for_range(builder, fours) as loop:
-            asked = _spread_fours(builder, rows, loop.index)
+            query_bytes = _spread_fours(builder, rows, loop.index)
             offset = builder.mul(loop.index, word(size))
             for part in parts:
-                place = builder.add(offset, word(FOUR * LANES * part))
-                line = _at(builder, builder.add(keys, place), BYTES, 1)
+                target = builder.add(offset, word(FOUR * LANES * part))
+                line = _at(builder, builder.add(keys, target), BYTES, 1)
                 for total, new in zip(
-                    totals[part], signed(builder, [builder.load(total) for total in totals[part]], line, asked)
+                    totals[part], signed(builder, [builder.load(total) for total in totals[part]], line, query_bytes)
                 ):
                     builder.store(new, total)
-                call_for(builder, pointer(builder, builder.add(ahead, place), _I8), STREAMED)
+                prefetch(builder, pointer(builder, builder.add(ahead, target), _I8), STREAMED)
         for part in parts:
             factor = _at(builder, builder.add(scales, word(4 * LANES * part)), FLOATS, 4)
             for h, address in enumerate(addresses):
-                scale = builder.fmul(factor, spread(builder, _at(builder, address, _F32, 4), FLOATS))
-                base = spread(builder, _at(builder, builder.add(bases, word(4 * h)), _F32, 4), FLOATS)
-                value = _joined(builder, totals[part][h], totals[part][heads + h])
-                place = builder.add(out, word(4 * (h * CHUNK + LANES * part)))
-                builder.store(fused(builder, value, scale, base), pointer(builder, place, FLOATS), align=4)
+                scale = builder.fmul(factor, broadcast(builder, _at(builder, address, _F32, 4), FLOATS))
+                base = broadcast(builder, _at(builder, builder.add(bases, word(4 * h)), _F32, 4), FLOATS)
+                products = _combine_bytes(builder, totals[part][h], totals[part][heads + h])
+                target = builder.add(out, word(4 * (h * CHUNK + LANES * part)))
+                builder.store(multiply_add(builder, products, scale, base), pointer(builder, target, FLOATS), align=4)
 
 
 def _emit_weigh(builder: Any, heads: int, args: Any) -> None:
     """`_weigh` for one number of heads."""
-    weights, fades, begin, end, near, far, ahead_near, ahead_far, size, out, step = args
+    weights, rescales, start, end, near, far, ahead_near, ahead_far, size, out, step = args
     addresses = [builder.add(weights, word(h * (HEAD + 2 * CHUNK))) for h in range(heads)]
     rows = _bytes_of(builder, addresses, word(CHUNK))
     line_bytes, vectors = builder.mul(size, word(FOUR)), builder.sdiv(size, word(LANES))
     blocks = []
     for number, values, ahead in ((0, near, ahead_near), (1, far, ahead_far)):
-        low, high = halves(builder, begin, end, number)
+        low, high = halves(builder, start, end, number)
         low, high = (
-            builder.sdiv(builder.add(place, word(more)), word(FOUR)) for place, more in ((low, 0), (high, FOUR - 1))
+            builder.sdiv(builder.add(position, word(more)), word(FOUR)) for position, more in ((low, 0), (high, FOUR - 1))
         )
         blocks.append(([builder.add(row, word(number * BLOCK)) for row in rows], low, high, values, ahead))
 
     def columns(vector: Any, together: int) -> None:
         start = builder.mul(vector, word(4 * LANES))  # bytes of LANES floats, and of as many fours
         totals = [[cgutils.alloca_once(builder, SUMS) for _ in rows] for _ in range(together)]
-        for total in (total for some in totals for total in some):
+        for total in (total for part_totals in totals for total in part_totals):
             builder.store(constant(SUMS, 0), total)
-        for own, low, high, values, ahead in blocks:
+        for row_bytes, low, high, values, ahead in blocks:
             with cgutils.for_range_slice(builder, low, high, word(1)) as (four, _):
-                asked = _spread_fours(builder, own, four)
-                place = builder.add(builder.mul(four, line_bytes), start)
-                for part, some in enumerate(totals):
-                    there = builder.add(place, word(4 * LANES * part))
+                weight_bytes = _spread_fours(builder, row_bytes, four)
+                offset = builder.add(builder.mul(four, line_bytes), start)
+                for part, part_totals in enumerate(totals):
+                    there = builder.add(offset, word(4 * LANES * part))
                     line = _at(builder, builder.add(values, there), BYTES, 1)
-                    for total, weight in zip(some, asked):
+                    for total, weight in zip(part_totals, weight_bytes):
                         builder.store(unsigned(builder, builder.load(total), weight, line), total)
-                    call_for(builder, pointer(builder, builder.add(ahead, there), _I8), STREAMED)
-        for part, some in enumerate(totals):
+                    prefetch(builder, pointer(builder, builder.add(ahead, there), _I8), STREAMED)
+        for part, part_totals in enumerate(totals):
             for h, address in enumerate(addresses):
                 there = builder.add(builder.add(out, start), word(4 * LANES * part))
                 target = pointer(builder, builder.add(there, builder.mul(step, word(4 * h))), FLOATS)
-                fade = spread(builder, _at(builder, builder.add(fades, word(4 * h)), _F32, 4), FLOATS)
-                scale = spread(builder, _at(builder, address, _F32, 4), FLOATS)
-                old = builder.fmul(builder.load(target, align=4), fade, flags=_CONTRACT)
-                value = builder.fmul(_joined(builder, some[h], some[heads + h]), scale, flags=_CONTRACT)
-                builder.store(builder.fadd(value, old, flags=_CONTRACT), target, align=4)
+                rescale = broadcast(builder, _at(builder, builder.add(rescales, word(4 * h)), _F32, 4), FLOATS)
+                scale = broadcast(builder, _at(builder, address, _F32, 4), FLOATS)
+                old = builder.fmul(builder.load(target, align=4), rescale, flags=_CONTRACT)
+                products = builder.fmul(_combine_bytes(builder, part_totals[h], part_totals[heads + h]), scale, flags=_CONTRACT)
+                builder.store(builder.fadd(products, old, flags=_CONTRACT), target, align=4)
 
-    whole = builder.mul(builder.sdiv(vectors, word(_TOGETHER)), word(_TOGETHER))
-    with cgutils.for_range_slice(builder, word(0), whole, word(_TOGETHER)) as (vector, _):
+    paired = builder.mul(builder.sdiv(vectors, word(_TOGETHER)), word(_TOGETHER))
+    with cgutils.for_range_slice(builder, word(0), paired, word(_TOGETHER)) as (vector, _):
         columns(vector, _TOGETHER)
     if _TOGETHER > 1:
-        with cgutils.for_range_slice(builder, whole, vectors, word(1)) as (vector, _):
+        with cgutils.for_range_slice(builder, paired, vectors, word(1)) as (vector, _):
             columns(vector, 1)
 
 
 @intrinsic
-def rounded_scores(
-    typing: Any, heads: Any, queries: Any, each: Any, half: Any, bases: Any, keys: Any, scales: Any, out: Any,
+def int8_scores(
+    typing: Any, heads: Any, queries: Any, query_stride: Any, half: Any, bases: Any, keys: Any, scales: Any, out: Any,
     fours: Any, ahead: Any,
 ) -> Any:  # fmt: skip
     """out[h, t] = base[h] + scale[t] query[h] . key[t] for up to HEADS heads and BLOCK positions t. Queries are
@@ -241,7 +241,7 @@ def rounded_scores(
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         cases = {count: partial(_emit_scores, builder, count, args[1:]) for count in range(1, HEADS + 1)}
-        choose(builder, args[0], cases)
+        emit_switch(builder, args[0], cases)
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * 10), generate
@@ -249,53 +249,53 @@ def rounded_scores(
 
 @intrinsic
 def _weigh(
-    typing: Any, heads: Any, weights: Any, fades: Any, begin: Any, end: Any, near: Any, far: Any, ahead_near: Any,
+    typing: Any, heads: Any, weights: Any, rescales: Any, start: Any, end: Any, near: Any, far: Any, ahead_near: Any,
     ahead_far: Any, size: Any, out: Any, step: Any,
 ) -> Any:  # fmt: skip
     """`int8_weigh` for features in full vectors."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         cases = {count: partial(_emit_weigh, builder, count, args[1:]) for count in range(1, HEADS + 1)}
-        choose(builder, args[0], cases)
+        emit_switch(builder, args[0], cases)
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * 12), generate
 
 
 @compiled
-def rounded_weigh(
-    heads: int, weights: int, fades: int, begin: int, end: int, near: int, far: int, ahead_near: int, ahead_far: int,
+def int8_weigh(
+    heads: int, weights: int, rescales: int, start: int, end: int, near: int, far: int, ahead_near: int, ahead_far: int,
     size: int, out: int, step: int,
 ) -> None:  # fmt: skip
     """`kv_kernels.weigh` with weights of `softmax_chunk_int8`: per head the scale, and after HEAD bytes all first and
     then all second bytes.
     """
-    _weigh(heads, weights, fades, begin, end, near, far, ahead_near, ahead_far, size, out, step)
+    _weigh(heads, weights, rescales, start, end, near, far, ahead_near, ahead_far, size, out, step)
     for h in range(heads):
-        made = weights + h * (HEAD + 2 * CHUNK)
-        y, fade, scale = f32(out + 4 * h * step), f32(fades)[h], f32(made)[0]
-        high, low = i8(made + HEAD), i8(made + HEAD + CHUNK)
+        head_weights = weights + h * (HEAD + 2 * CHUNK)
+        y, rescale, scale = f32(out + 4 * h * step), f32(rescales)[h], f32(head_weights)[0]
+        high, low = i8(head_weights + HEAD), i8(head_weights + HEAD + CHUNK)
         for d in range(size // LANES * LANES, size):
             total = np.int32(0)
-            for t in range(begin, end):
+            for t in range(start, end):
                 weight = np.int32(RADIX) * np.int32(high[t]) + np.int32(low[t])
-                place = t % BLOCK
-                code = i8(near if t < BLOCK else far)[(place // FOUR * size + d) * FOUR + place % FOUR]
+                slot = t % BLOCK
+                code = i8(near if t < BLOCK else far)[(slot // FOUR * size + d) * FOUR + slot % FOUR]
                 total += weight * np.int32(code)
-            y[d] = y[d] * fade + scale * np.float32(total)
+            y[d] = y[d] * rescale + scale * np.float32(total)
 
 
 @compiled
 def _pad(x: int, size: int) -> None:
-    numbers = f32(x)
-    for d in range(size, padded(size)):
-        numbers[d] = np.float32(0)
+    values = f32(x)
+    for d in range(size, padded_to_vectors(size)):
+        values[d] = np.float32(0)
 
 
 @compiled
 def split_query_bytes(size: int) -> int:
     """Bytes that `split_query` writes for a query: its bytes, `size` floats in full vectors, and one more float."""
-    return split_bytes(size) + 4 * padded(size) + 4
+    return split_bytes(size) + 4 * padded_to_vectors(size) + 4
 
 
 @compiled
@@ -304,37 +304,37 @@ def split_query(x: int, size: int, mean: int, half: int, out: int) -> None:
     the factors of cosines and sines, `half` of each, and the unrotated part.
     """
     moved, q, m = f32(out + split_bytes(size)), f32(x), f32(mean)
-    rest = np.float32(0)
+    unrotated = np.float32(0)
     if mean != 0:
         for d in range(half):
             moved[d] = q[d] * m[d] + q[half + d] * m[half + d]
             moved[half + d] = q[half + d] * m[d] - q[d] * m[half + d]
-        for d in range(2 * half, padded(2 * half)):
+        for d in range(2 * half, padded_to_vectors(2 * half)):
             moved[d] = np.float32(0)
         for d in range(2 * half, size):
-            rest += q[d] * m[d]
-    moved[padded(size)] = rest
+            unrotated += q[d] * m[d]
+    moved[padded_to_vectors(size)] = unrotated
     _pad(x, size)
-    split(x, padded(size) // _SIXTEEN, out)
+    split(x, padded_to_vectors(size) // _SIXTEEN, out)
 
 
 @compiled
-def bases(queries: int, count: int, size: int, turns: int, half: int, out: int) -> None:
+def bases(queries: int, count: int, size: int, rotations: int, half: int, out: int) -> None:
     """The products of queries with the mean of keys, as rotated for a chunk: `rotations` is the address of its cosines
     and sines, 0 without a mean.
     """
     for n in range(count):
         moved = queries + n * split_query_bytes(size) + split_bytes(size)
-        base = f32(moved)[padded(size)]
-        if turns != 0:
-            base += dot(moved, turns, padded(2 * half) // _SIXTEEN)
+        base = f32(moved)[padded_to_vectors(size)]
+        if rotations != 0:
+            base += dot(moved, rotations, padded_to_vectors(2 * half) // _SIXTEEN)
         f32(out)[n] = base
 
 
 @compiled
-def take_mean(key: int, size: int, mean: int, turns: int, half: int) -> None:
+def subtract_mean(key: int, size: int, mean: int, rotations: int, half: int) -> None:
     """Subtract the mean, as rotated for its chunk, from a key."""
-    k, m, c, s = f32(key), f32(mean), f32(turns), f32(turns + 4 * half)
+    k, m, c, s = f32(key), f32(mean), f32(rotations), f32(rotations + 4 * half)
     for d in range(half):
         k[d] -= m[d] * c[d] - m[half + d] * s[d]
         k[half + d] -= m[half + d] * c[d] + m[d] * s[d]
@@ -343,30 +343,30 @@ def take_mean(key: int, size: int, mean: int, turns: int, half: int) -> None:
 
 
 @compiled
-def keep_key(x: int, size: int, keys: int, slot: int) -> F32:
+def store_key(x: int, size: int, keys: int, slot: int) -> F32:
     """Write a key to its slot of a block; return its scale. The buffer at x must hold `rounding_bytes`."""
-    codes = x + 4 * padded(size)
+    codes = x + 4 * padded_to_vectors(size)
     _pad(x, size)
-    scale = _round(x, padded(size) // _SIXTEEN, codes)
-    fours, kept = i32(codes), i32(keys)
+    scale = _round(x, padded_to_vectors(size) // _SIXTEEN, codes)
+    fours, stored = i32(codes), i32(keys)
     for four in range((size + FOUR - 1) // FOUR):
-        kept[four * BLOCK + slot] = fours[four]
+        stored[four * BLOCK + slot] = fours[four]
     return scale
 
 
 @compiled
-def keep_value(x: int, size: int, values: int, slot: int) -> F32:
+def store_value(x: int, size: int, values: int, slot: int) -> F32:
     """`store_key` for a value."""
-    codes = x + 4 * padded(size)
+    codes = x + 4 * padded_to_vectors(size)
     _pad(x, size)
-    scale = _round(x, padded(size) // _SIXTEEN, codes)
-    numbers, kept = i8(codes), i8(values + slot // FOUR * size * FOUR + slot % FOUR)
+    scale = _round(x, padded_to_vectors(size) // _SIXTEEN, codes)
+    code_bytes, stored = i8(codes), i8(values + slot // FOUR * size * FOUR + slot % FOUR)
     for d in range(size):
-        kept[d * FOUR] = numbers[d]
+        stored[d * FOUR] = code_bytes[d]
     return scale
 
 
 @compiled
 def rounding_bytes(size: int) -> int:
     """Buffer size of `store_key`: the floats in full vectors, and their bytes."""
-    return 5 * padded(size)
+    return 5 * padded_to_vectors(size)

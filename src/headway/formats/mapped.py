@@ -18,28 +18,28 @@ from torch import Tensor
 
 from headway.errors import UserError
 from headway.pages import large_pages
-from headway.received import opened
+from headway.received import open_file
 
-_LARGEST = 1 << 62  # bytes of a tensor, at most, so that no product overflows 64 bits
-_RANK = 32  # dimensions, at most: more than the tensors of any format have
+_MAX_TENSOR_BYTES = 1 << 62  # bytes of a tensor, at most, so that no product overflows 64 bits
+_MAX_RANK = 32  # dimensions, at most: more than the tensors of any format have
 
 
-_COPIES: ContextVar[bool] = ContextVar("copies", default=False)
+_COPY_MODE: ContextVar[bool] = ContextVar("copies", default=False)
 _CHUNK = 1 << 16  # bytes of a header per read
 _SMALL, _SLAB, _LINE = 1 << 16, 1 << 25, 64  # bytes
 
 
 @contextmanager
-def copied() -> Iterator[None]:
+def private_copies() -> Iterator[None]:
     """In this context, tensors of files are copies in memory, which later writes to the files cannot change."""
-    token = _COPIES.set(True)
+    token = _COPY_MODE.set(True)
     try:
         yield
     finally:
-        _COPIES.reset(token)
+        _COPY_MODE.reset(token)
 
 
-class Mapped:
+class MappedFile:
     """A whole file as private memory: tensors are views of it, and writes to them never reach the file.
 
     Reading a map of a truncated file kills the process, and a file changed in place returns the new bytes. Neither
@@ -50,16 +50,16 @@ class Mapped:
         self.source = str(path)
         if path.exists() and not path.is_file():
             raise UserError(f"{path} is not a regular file; pass a file")
-        self._copies: dict[tuple[int, int], Tensor] | None = {} if _COPIES.get() else None
+        self._copies: dict[tuple[int, int], Tensor] | None = {} if _COPY_MODE.get() else None
         self._slabs = _Slabs()
         self._chunk, self._chunk_start = b"", 0
         try:
-            self._open = opened(path)
-            finalize(self, self._open.close)
-            self.size = self._open.seek(0, 2)
+            self._handle = open_file(path)
+            finalize(self, self._handle.close)
+            self.size = self._handle.seek(0, 2)
             # A private map is writable, as torch requires, and costs nothing until something writes to it.
             wanted = self.size and self._copies is None
-            self._map = mmap.mmap(self._open.fileno(), 0, access=mmap.ACCESS_COPY) if wanted else None
+            self._map = mmap.mmap(self._handle.fileno(), 0, access=mmap.ACCESS_COPY) if wanted else None
             self._all = torch.frombuffer(self._map, dtype=torch.uint8) if self._map else torch.empty(0)
         except (OSError, ValueError) as error:
             raise UserError(f"{path} cannot be read: {error}; check the path") from error
@@ -103,15 +103,15 @@ class Mapped:
 
     def _copy(self, start: int, size: int) -> Tensor:
         """Copy bytes of the file to new memory. UserError if the file was truncated since it was opened."""
-        found = self._slabs.take(size)
+        buffer = self._slabs.take(size)
         try:
-            self._open.seek(start)
-            count = self._open.readinto(found.numpy().data)
+            self._handle.seek(start)
+            count = self._handle.readinto(buffer.numpy().data)
         except OSError as error:
             raise UserError(f"{self.source} cannot be read: {error.strerror}; check the path") from error
         if count < size:
             raise UserError(f"{self.source} was truncated while it was read; try again when it is complete")
-        return found
+        return buffer
 
 
 class _Slabs:
@@ -132,19 +132,19 @@ class _Slabs:
         return torch.from_numpy(self._slab[start : start + size])
 
 
-def one_view(tensors: Sequence[Tensor]) -> Tensor | None:
+def adjacent_view(tensors: Sequence[Tensor]) -> Tensor | None:
     """Return tensors of one dtype, adjacent along their first axis, as one tensor of the same memory; otherwise None.
 
     Fusing query, key and value, or gate and up, is free if they are adjacent in the file; gate and up are adjacent in
     files that sort their tensors by name.
     """
     first = tensors[0]
-    place = first.storage_offset()
-    for each in tensors:
-        same = each.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
-        if not same or each.storage_offset() != place or not each.is_contiguous():
+    offset = first.storage_offset()
+    for tensor in tensors:
+        same = tensor.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
+        if not same or tensor.storage_offset() != offset or not tensor.is_contiguous():
             return None
-        place += each.numel()
+        offset += tensor.numel()
     if len(tensors) == 1:
         return first
     return first.as_strided((sum(map(len, tensors)), *first.shape[1:]), first.stride())
@@ -152,12 +152,12 @@ def one_view(tensors: Sequence[Tensor]) -> Tensor | None:
 
 def tensor_bytes(shape: Sequence[int], itemsize: int) -> int | None:
     """Return the bytes of a tensor whose shape comes from a file; None for an impossible shape."""
-    if len(shape) > _RANK or any(size < 0 for size in shape):
+    if len(shape) > _MAX_RANK or any(size < 0 for size in shape):
         return None
     reach = itemsize
     for size in shape:
         reach *= max(size, 1)
-        if reach > _LARGEST:
+        if reach > _MAX_TENSOR_BYTES:
             return None
     return math.prod(shape) * itemsize
 
@@ -168,57 +168,57 @@ TEXT_LIMIT = 1 << 24  # bytes of one string in a header; a chat template has som
 class Cursor:
     """A position in a mapped file. A read past the end, or of more than a limit, is a UserError with the position."""
 
-    def __init__(self, file: Mapped, place: int = 0) -> None:
+    def __init__(self, file: MappedFile, offset: int = 0) -> None:
         self.file = file
-        self.place = place
+        self.offset = offset
 
     @property
-    def left(self) -> int:
-        return self.file.size - self.place
+    def remaining(self) -> int:
+        return self.file.size - self.offset
 
-    def take(self, size: int, what: str) -> bytes:
+    def take(self, size: int, label: str) -> bytes:
         """Read the next `size` bytes."""
-        self.skip(size, what)
-        return self.file.bytes(self.place - size, size)
+        self.skip(size, label)
+        return self.file.bytes(self.offset - size, size)
 
-    def skip(self, size: int, what: str) -> int:
+    def skip(self, size: int, label: str) -> int:
         """Advance by `size` bytes; return the offset of their start."""
-        if size > self.left:
-            self.fail(f"{what} needs {size} bytes, but {self.left} are left")
-        self.place += size
-        return self.place - size
+        if size > self.remaining:
+            self.fail(f"{label} needs {size} bytes, but {self.remaining} are left")
+        self.offset += size
+        return self.offset - size
 
-    def numbers(self, form: str, what: str) -> tuple:
+    def unpack(self, fmt: str, label: str) -> tuple:
         """Read numbers in `struct` notation, little-endian."""
-        size = struct.calcsize("<" + form)
-        return struct.unpack("<" + form, self.take(size, what))
+        size = struct.calcsize("<" + fmt)
+        return struct.unpack("<" + fmt, self.take(size, label))
 
-    def number(self, form: str, what: str) -> int:
-        return self.numbers(form, what)[0]
+    def number(self, fmt: str, label: str) -> int:
+        return self.unpack(fmt, label)[0]
 
-    def count(self, form: str, least: int, what: str) -> int:
+    def count(self, fmt: str, min_bytes: int, label: str) -> int:
         """Read the number of items that follow, each of at least `min_bytes` bytes, so that a count beyond the file
         fails at once.
         """
-        found = self.number(form, what)
-        if found < 0 or found * least > self.left:
-            self.fail(f"{found} {what} cannot follow in {self.left} bytes")
-        return found
+        item_count = self.number(fmt, label)
+        if item_count < 0 or item_count * min_bytes > self.remaining:
+            self.fail(f"{item_count} {label} cannot follow in {self.remaining} bytes")
+        return item_count
 
-    def text(self, form: str, what: str) -> str:
+    def text(self, fmt: str, label: str) -> str:
         """Read a length-prefixed string."""
-        raw = self.raw(form, what)
+        raw = self.raw(fmt, label)
         try:
             return raw.decode("utf-8")
         except UnicodeDecodeError:
-            self.fail(f"{what} is not UTF-8 text")
+            self.fail(f"{label} is not UTF-8 text")
 
-    def raw(self, form: str, what: str) -> bytes:
+    def raw(self, fmt: str, label: str) -> bytes:
         """Read length-prefixed bytes."""
-        size = self.count(form, 1, f"bytes of {what}")
+        size = self.count(fmt, 1, f"bytes of {label}")
         if size > TEXT_LIMIT:
-            self.fail(f"{what} of {size} bytes exceeds the limit of {TEXT_LIMIT}")
-        return self.take(size, what)
+            self.fail(f"{label} of {size} bytes exceeds the limit of {TEXT_LIMIT}")
+        return self.take(size, label)
 
     def fail(self, fact: str) -> NoReturn:
-        raise UserError(f"{self.file.source}: {fact} (at byte {self.place}); the file is damaged, download it again")
+        raise UserError(f"{self.file.source}: {fact} (at byte {self.offset}); the file is damaged, download it again")

@@ -25,7 +25,7 @@ def expect(part: Any, kind: type[T]) -> T:
     return part
 
 
-class Form(Protocol):
+class TensorTransform(Protocol):
     """How tensors of a file become one of headway's, and back, bit for bit.
 
     `slices` returns the slices of headway's tensor in order, as views if possible, so that no number is copied twice.
@@ -34,7 +34,7 @@ class Form(Protocol):
 
     def slices(self, parts: Sequence[Tensor]) -> list[Tensor]: ...
 
-    def split(self, whole: Tensor, sizes: Sequence[int]) -> list[Tensor]: ...
+    def split(self, tensor: Tensor, sizes: Sequence[int]) -> list[Tensor]: ...
 
 
 class StackedRows:
@@ -43,21 +43,21 @@ class StackedRows:
     def slices(self, parts: Sequence[Tensor]) -> list[Tensor]:
         return list(parts)
 
-    def split(self, whole: Tensor, sizes: Sequence[int]) -> list[Tensor]:
-        return list(whole.split(list(sizes)))
+    def split(self, tensor: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+        return list(tensor.split(list(sizes)))
 
 
 _ROWS = StackedRows()  # stateless
 
 
-class Whole:
+class Unsplit:
     """One tensor that the file stores exactly as headway does: fused (Phi-3's qkv), or a scalar."""
 
     def slices(self, parts: Sequence[Tensor]) -> list[Tensor]:
         return list(parts)
 
-    def split(self, whole: Tensor, sizes: Sequence[int]) -> list[Tensor]:
-        return [whole]
+    def split(self, tensor: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+        return [tensor]
 
 
 class Transposed:
@@ -66,11 +66,11 @@ class Transposed:
     def slices(self, parts: Sequence[Tensor]) -> list[Tensor]:
         return [parts[0].T]
 
-    def split(self, whole: Tensor, sizes: Sequence[int]) -> list[Tensor]:
-        return [whole.T]
+    def split(self, tensor: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+        return [tensor.T]
 
 
-class OneRow:
+class SingleRow:
     """A vector that the file stores as a matrix of one row (BART's bias of the logits), or a scalar as a vector
     (SigLIP's scale).
     """
@@ -78,22 +78,22 @@ class OneRow:
     def slices(self, parts: Sequence[Tensor]) -> list[Tensor]:
         return [parts[0].squeeze(0)]
 
-    def split(self, whole: Tensor, sizes: Sequence[int]) -> list[Tensor]:
-        return [whole[None]]
+    def split(self, tensor: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+        return [tensor[None]]
 
 
-class Vector:
+class RowVector:
     """A matrix of one row that the file stores as a vector (CLIP's class token)."""
 
     def slices(self, parts: Sequence[Tensor]) -> list[Tensor]:
         return [parts[0][None]]
 
-    def split(self, whole: Tensor, sizes: Sequence[int]) -> list[Tensor]:
-        return [whole.squeeze(0)]
+    def split(self, tensor: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+        return [tensor.squeeze(0)]
 
 
 @dataclass(frozen=True)
-class Flat:
+class FlattenedRows:
     """A matrix whose rows have another `shape` in the file (a convolution)."""
 
     shape: tuple[int, ...]
@@ -101,18 +101,18 @@ class Flat:
     def slices(self, parts: Sequence[Tensor]) -> list[Tensor]:
         return [parts[0].flatten(1)]
 
-    def split(self, whole: Tensor, sizes: Sequence[int]) -> list[Tensor]:
-        return [whole.unflatten(1, self.shape)]
+    def split(self, tensor: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+        return [tensor.unflatten(1, self.shape)]
 
 
-class Tokens:
+class TokenRows:
     """A matrix whose rows are separate tensors [1, 1, D] in the file (class and distillation token)."""
 
     def slices(self, parts: Sequence[Tensor]) -> list[Tensor]:
         return [part.squeeze(0) for part in parts]
 
-    def split(self, whole: Tensor, sizes: Sequence[int]) -> list[Tensor]:
-        return [row[None] for row in whole.split(1)]
+    def split(self, tensor: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+        return [row[None] for row in tensor.split(1)]
 
 
 @dataclass(frozen=True)
@@ -125,8 +125,8 @@ class PerHead:
     def slices(self, parts: Sequence[Tensor]) -> list[Tensor]:
         return [self._swap(parts[0], self.heads, self.parts)]
 
-    def split(self, whole: Tensor, sizes: Sequence[int]) -> list[Tensor]:
-        return [self._swap(whole, self.parts, self.heads)]
+    def split(self, tensor: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+        return [self._swap(tensor, self.parts, self.heads)]
 
     def _swap(self, tensor: Tensor, outer: int, inner: int) -> Tensor:
         return tensor.unflatten(0, (outer, inner, -1)).transpose(0, 1).flatten(0, 2)
@@ -147,10 +147,10 @@ class Interleaved:
             for part, count in zip(parts, self.heads)
         ]
 
-    def split(self, whole: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+    def split(self, tensor: Tensor, sizes: Sequence[int]) -> list[Tensor]:
         return [
             part.unflatten(0, (count, 2, -1)).transpose(1, 2).flatten(0, 2) if count else part
-            for part, count in zip(whole.split(list(sizes)), self.heads)
+            for part, count in zip(tensor.split(list(sizes)), self.heads)
         ]
 
 
@@ -161,36 +161,36 @@ class TensorRule:
     With `is_copy`, the source repeats a tied tensor: it is neither read nor written.
     """
 
-    ours: str
-    theirs: tuple[str, ...]
-    form: Form = _ROWS
-    copy: bool = False
+    target: str
+    sources: tuple[str, ...]
+    transform: TensorTransform = _ROWS
+    is_copy: bool = False
 
 
-def rule(ours: str, *theirs: str, form: Form = _ROWS) -> TensorRule:
-    return TensorRule(ours, theirs, form)
+def rule(target: str, *sources: str, transform: TensorTransform = _ROWS) -> TensorRule:
+    return TensorRule(target, sources, transform)
 
 
-def copy(ours: str, theirs: str) -> TensorRule:
+def tied_copy(target: str, source: str) -> TensorRule:
     """A rule for a file tensor that repeats `target`, which another rule makes."""
-    return TensorRule(ours, (theirs,), copy=True)
+    return TensorRule(target, (source,), is_copy=True)
 
 
-def linear(ours: str, *theirs: str, bias: bool = True, form: Form = _ROWS) -> list[TensorRule]:
+def linear(target: str, *sources: str, bias: bool = True, transform: TensorTransform = _ROWS) -> list[TensorRule]:
     """Rules for the weight of a layer and, with `bias`, its bias under the same names."""
-    ends = (".weight", ".bias") if bias else (".weight",)
-    return [TensorRule(ours + end, tuple(name + end for name in theirs), form) for end in ends]
+    suffixes = (".weight", ".bias") if bias else (".weight",)
+    return [TensorRule(target + suffix, tuple(name + suffix for name in sources), transform) for suffix in suffixes]
 
 
-def vocabulary(config: Any, table: str, theirs: str, head: str = "heads.vocabulary") -> TensorRule:
+def vocabulary(config: Any, table: str, source: str, head: str = "heads.vocabulary") -> TensorRule:
     """A rule for the head's own weight or, if it is tied to `table`, for a copy that some files store."""
-    own = config.tie in ("none", "embeddings")
-    return rule(f"{head}.project.weight", theirs) if own else copy(table, theirs)
+    untied = config.tie in ("none", "embeddings")
+    return rule(f"{head}.project.weight", source) if untied else tied_copy(table, source)
 
 
 def layers(count: int, make: Callable[[int], Sequence[TensorRule]]) -> list[TensorRule]:
     """Return the rules of all layers."""
-    return [found for i in range(count) for found in make(i)]
+    return [tensor_rule for i in range(count) for tensor_rule in make(i)]
 
 
 @dataclass(frozen=True)
@@ -203,8 +203,8 @@ class ChannelsLast:
     def slices(self, parts: Sequence[Tensor]) -> list[Tensor]:
         return [parts[0].movedim(1, -1).flatten(1)]
 
-    def split(self, whole: Tensor, sizes: Sequence[int]) -> list[Tensor]:
-        return [whole.unflatten(1, (self.taps, self.taps, self.channels)).movedim(-1, 1)]
+    def split(self, tensor: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+        return [tensor.unflatten(1, (self.taps, self.taps, self.channels)).movedim(-1, 1)]
 
 
 @dataclass(frozen=True)
@@ -213,16 +213,16 @@ class Fused:
     replaces each of `parts` in theirs. Exports write it the same way.
     """
 
-    whole: str
+    stored_name: str
     parts: tuple[str, ...]
 
     def names(self, name: str) -> list[str]:
         """Return the names of the rules' tensors that the tensor of this name contains."""
-        return [name.replace(self.whole, part) for part in self.parts]
+        return [name.replace(self.stored_name, part) for part in self.parts]
 
 
 @dataclass(frozen=True)
-class Beside:
+class ProcessorFiles:
     """Files next to the weights that describe preprocessing.
 
     `read(directory, settings, weights)` returns their content, which `Usage.processor` stores; `write(directory,
@@ -275,7 +275,7 @@ class Family:
     stacked: tuple[Stacked, ...] = ()
     older: tuple[str, ...] = ()
     fused: tuple[Fused, ...] = ()
-    beside: Beside | None = None
+    processor_files: ProcessorFiles | None = None
     fixed: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     ignored: Collection[str] = ()
     aliases: Mapping[str, str] = field(default_factory=dict)

@@ -19,7 +19,7 @@ class _Node:
         self.children: dict[_Run, _Node] = {}
 
 
-class Prefixes:
+class PrefixCache:
     """One tree per owner, whose nodes are full blocks. The content of a block depends only on the tokens up to its end,
     bit for bit, so any row may begin with the blocks of another.
 
@@ -33,17 +33,17 @@ class Prefixes:
 
     def find(self, owner: str, ids: Sequence[int]) -> list[int]:
         """The blocks of the longest cached prefix that leaves at least one token to process."""
-        found, nodes = [], self._trees.get(owner, {})
+        matched, nodes = [], self._trees.get(owner, {})
         for end in range(BLOCK, len(ids), BLOCK):
             node = nodes.get(tuple(ids[end - BLOCK : end]))
             if node is None:
                 break
-            found.append(node)
+            matched.append(node)
             nodes = node.children
-        self._use(found)
-        return [node.block for node in found]
+        self._use(matched)
+        return [node.block for node in matched]
 
-    def keep(self, owner: str, ids: Sequence[int], row: Row) -> None:
+    def insert(self, owner: str, ids: Sequence[int], row: Row) -> None:
         """Add the blocks of `row`, which has processed `ids`. Where an equal block is cached, the row continues with
         that.
         """
@@ -59,27 +59,27 @@ class Prefixes:
         if not self._trees[owner]:
             del self._trees[owner]
         self._use(path)
-        row.begin_with([node.block for node in path])
+        row.adopt_prefix([node.block for node in path])
 
-    def loose(self) -> int:
+    def evictable(self) -> int:
         """How many blocks nothing else uses."""
-        return sum(self.store.alone(node.block) for node in self._nodes)
+        return sum(self.store.is_exclusive(node.block) for node in self._nodes)
 
-    def drop(self, count: float) -> bool:
+    def evict(self, count: float) -> bool:
         """Release up to `count` of those blocks, least recently used first; return whether there was one."""
-        dropped: list[_Node] = []
+        evicted: list[_Node] = []
         for node in self._nodes:
-            if len(dropped) >= count:
+            if len(evicted) >= count:
                 break
-            if self.store.alone(node.block) and not node.children:
+            if self.store.is_exclusive(node.block) and not node.children:
                 del node.siblings[node.run]
-                dropped.append(node)
-        for node in dropped:
+                evicted.append(node)
+        for node in evicted:
             del self._nodes[node]
-            self.store.give_back([node.block])
-        if dropped:
+            self.store.release([node.block])
+        if evicted:
             self._trees = {owner: nodes for owner, nodes in self._trees.items() if nodes}
-        return bool(dropped)
+        return bool(evicted)
 
     def _use(self, path: list[_Node]) -> None:
         for node in reversed(path):

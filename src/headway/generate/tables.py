@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from headway.engine.choosing import Choices, Choosing
+from headway.engine.choosing import SampledTokens, SamplingBatch
 from headway.engine.drawing import (
     BIASED,
     BIASED_COUNT,
@@ -20,11 +20,11 @@ from headway.engine.drawing import (
     FIELDS,
     FREQUENCY,
     MIN_P,
-    NUMBERS,
+    FLOATS,
     PRESENCE,
     REPETITION,
-    SAID,
-    SAID_COUNT,
+    PENALISED,
+    PENALISED_COUNT,
     TEMPERATURE,
     TIMES,
     TOP_K,
@@ -44,39 +44,39 @@ class Tally:
 
     def __init__(self, prompt: Iterable[int] = ()) -> None:
         """Tokens of the prompt start with a count of 0."""
-        self._places = {symbol: place for place, symbol in enumerate(dict.fromkeys(prompt))}
-        self.symbols = np.fromiter(self._places, np.int32, len(self._places))
-        self.times = np.zeros(len(self._places), np.int32)
+        self._index = {token: index for index, token in enumerate(dict.fromkeys(prompt))}
+        self.tokens = np.fromiter(self._index, np.int32, len(self._index))
+        self.times = np.zeros(len(self._index), np.int32)
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._index)
 
-    def add(self, symbol: int) -> None:
+    def add(self, token: int) -> None:
         """Count one more occurrence."""
-        place = self._places.setdefault(symbol, len(self._places))
-        if place == len(self.symbols):
-            self.symbols, self.times = (
-                np.append(old, np.zeros(place + 8, np.int32)) for old in (self.symbols, self.times)
+        index = self._index.setdefault(token, len(self._index))
+        if index == len(self.tokens):
+            self.tokens, self.times = (
+                np.append(old, np.zeros(index + 8, np.int32)) for old in (self.tokens, self.times)
             )
-        self.symbols[place] = symbol
-        self.times[place] += 1
+        self.tokens[index] = token
+        self.times[index] += 1
 
     def copy(self) -> Tally:
         """An independent copy."""
-        other = Tally()
-        other._places, other.symbols, other.times = dict(self._places), self.symbols.copy(), self.times.copy()
-        return other
+        tally = Tally()
+        tally._index, tally.tokens, tally.times = dict(self._index), self.tokens.copy(), self.times.copy()
+        return tally
 
 
-class DrawTable:
+class SamplingTable:
     """The rows of one batch, all with the same settings, as a `SamplingBatch` takes them."""
 
     def __init__(self, sampling: Sampling, prompts: Sequence[Iterable[int]]) -> None:
-        self._place(np.zeros((len(prompts), FIELDS + NUMBERS), np.int64))
+        self._bind(np.zeros((len(prompts), FIELDS + FLOATS), np.int64))
         self.fields[:, TOP_K] = min(sampling.top_k or 0, _LARGEST)
-        self.numbers[:, [TEMPERATURE, TOP_P, MIN_P]] = sampling.temperature, sampling.top_p, sampling.min_p
-        self.numbers[:, REPETITION] = sampling.repetition_penalty
-        self.numbers[:, [PRESENCE, FREQUENCY]] = sampling.presence_penalty, sampling.frequency_penalty
+        self.floats[:, [TEMPERATURE, TOP_P, MIN_P]] = sampling.temperature, sampling.top_p, sampling.min_p
+        self.floats[:, REPETITION] = sampling.repetition_penalty
+        self.floats[:, [PRESENCE, FREQUENCY]] = sampling.presence_penalty, sampling.frequency_penalty
         self._tallies: list[Tally] = []
         repeats = sampling.repetition_penalty != 1.0
         if repeats or sampling.presence_penalty or sampling.frequency_penalty:
@@ -87,42 +87,42 @@ class DrawTable:
         self.fields[:, BIASED_COUNT] = len(biases)
         self._note()
 
-    def choose(self, logits: Float[Tensor, "B C"], uniform: np.ndarray, pool: Pool | None) -> Choices:
+    def sample(self, logits: Float[Tensor, "B C"], uniform: np.ndarray, pool: Pool | None) -> SampledTokens:
         """Sample the next token of each row at uniform numbers in [0, 1)."""
-        self.numbers[:, UNIFORM] = uniform
-        return Choosing([(address, place) for place, address in enumerate(self.addresses)]).run(logits, pool)
+        self.floats[:, UNIFORM] = uniform
+        return SamplingBatch([(address, row) for row, address in enumerate(self.addresses)]).run(logits, pool)
 
-    def add(self, symbols: Sequence[int]) -> None:
+    def add(self, tokens: Sequence[int]) -> None:
         """Count the token that each row has generated."""
         if self._tallies:
-            for tally, symbol in zip(self._tallies, symbols):
-                tally.add(symbol)
+            for tally, token in zip(self._tallies, tokens):
+                tally.add(token)
             self._note()
 
-    def after(self, symbols: Sequence[int]) -> DrawTable:
+    def after(self, tokens: Sequence[int]) -> SamplingTable:
         """The table of the only row after these tokens."""
-        other = self._with([tally.copy() for tally in self._tallies], slice(None))
-        for symbol in symbols:
-            other.add([symbol])
-        return other
+        table = self._with([tally.copy() for tally in self._tallies], slice(None))
+        for token in tokens:
+            table.add([token])
+        return table
 
-    def select(self, rows: Sequence[int]) -> DrawTable:
+    def select(self, rows: Sequence[int]) -> SamplingTable:
         """The table of these rows alone."""
         return self._with([self._tallies[row] for row in rows] if self._tallies else [], rows)
 
-    def _with(self, tallies: list[Tally], rows: Sequence[int] | slice) -> DrawTable:
-        other = copy(self)
-        other._tallies = tallies
-        other._place(self._whole[rows].copy())
-        other._note()
-        return other
+    def _with(self, tallies: list[Tally], rows: Sequence[int] | slice) -> SamplingTable:
+        table = copy(self)
+        table._tallies = tallies
+        table._bind(self._rows[rows].copy())
+        table._note()
+        return table
 
-    def _place(self, whole: np.ndarray) -> None:
+    def _bind(self, rows: np.ndarray) -> None:
         """Use `rows`, int64 [B, FIELDS + FLOATS]; `addresses` are those of its rows."""
-        self._whole, self.fields, self.numbers = whole, whole[:, :FIELDS], whole[:, FIELDS:].view(np.float64)
-        first, step = whole.ctypes.data, whole.strides[0]
-        self.addresses = [first + step * row for row in range(len(whole))]
+        self._rows, self.fields, self.floats = rows, rows[:, :FIELDS], rows[:, FIELDS:].view(np.float64)
+        first, step = rows.ctypes.data, rows.strides[0]
+        self.addresses = [first + step * row for row in range(len(rows))]
 
     def _note(self) -> None:
         for row, tally in zip(self.fields, self._tallies):
-            row[SAID], row[TIMES], row[SAID_COUNT] = tally.symbols.ctypes.data, tally.times.ctypes.data, len(tally)
+            row[PENALISED], row[TIMES], row[PENALISED_COUNT] = tally.tokens.ctypes.data, tally.times.ctypes.data, len(tally)

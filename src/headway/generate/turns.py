@@ -8,14 +8,14 @@ from bisect import insort
 from collections.abc import Collection, Iterable
 
 from headway.engine import Row
-from headway.generate.choosing import Chooser
+from headway.generate.choosing import SequenceSampler
 from headway.generate.prompts import Ids
 from headway.generate.score import TokenScore
 from headway.generate.session import Continuation
-from headway.generate.speculation import Lookup, Prudence
+from headway.generate.speculation import Lookup, CountedGuessLength
 
 
-class Copy:
+class Sample:
     """One sample of a request. Without a row it waits, or follows a sample that processes the same prompt."""
 
     def __init__(
@@ -23,8 +23,8 @@ class Copy:
         number: int,
         owner: str,
         prompt: Ids,
-        said: Continuation,
-        chooser: Chooser,
+        output: Continuation,
+        sampler: SequenceSampler,
         prompt_top: int | None = None,
         generates: bool = True,
     ) -> None:
@@ -32,14 +32,14 @@ class Copy:
         scored. With `generates` False the sample ends with its prompt.
         """
         self.ticket = 0  # of its request, once submitted
-        self.number, self.owner, self.said, self.chooser = number, owner, said, chooser
+        self.number, self.owner, self.output, self.sampler = number, owner, output, sampler
         self.prompt_top, self.generates = prompt_top, generates
         self.scores: list[TokenScore] = []  # of the prompt's tokens from the second on
-        self.guesser, self.prudence = Lookup(prompt), Prudence()
+        self.guesser, self.guess_length = Lookup(prompt), CountedGuessLength()
         self.row: Row | None = None
-        self.read = 0  # how many of its ids the row has processed
-        self.known = len(prompt)  # prompt tokens that were cached each time it started
-        self.followers: list[Copy] = []
+        self.processed = 0  # how many of its ids the row has processed
+        self.cached_tokens = len(prompt)  # prompt tokens that were cached each time it started
+        self.followers: list[Sample] = []
         self.done = False
 
     @property
@@ -53,17 +53,17 @@ class Copy:
         return self.guesser.ids
 
     @property
-    def unread(self) -> int:
-        return len(self.ids) - self.read
+    def unprocessed(self) -> int:
+        return len(self.ids) - self.processed
 
     @property
-    def reads_prompt(self) -> bool:
-        return self.row is not None and not self.said.ids
+    def prefilling(self) -> bool:
+        return self.row is not None and not self.output.ids
 
     @property
     def scores_prompt(self) -> bool:
         """Whether the logits after each token of its prompt are needed."""
-        return self.prompt_top is not None and not self.said.ids
+        return self.prompt_top is not None and not self.output.ids
 
 
 class FairQueue:
@@ -72,46 +72,46 @@ class FairQueue:
     """
 
     def __init__(self) -> None:
-        self._waiting: dict[str, list[Copy]] = {}
+        self._waiting: dict[str, list[Sample]] = {}
         self._served: dict[str, int] = {}
 
     def __len__(self) -> int:
         return sum(map(len, self._waiting.values()))
 
-    def add(self, copy: Copy) -> None:
+    def add(self, sample: Sample) -> None:
         """Queue a sample. A new owner starts with the count of the least served one."""
-        self._served.setdefault(copy.owner, min(self._served.values(), default=0))
-        insort(self._waiting.setdefault(copy.owner, []), copy, key=lambda one: one.age)
+        self._served.setdefault(sample.owner, min(self._served.values(), default=0))
+        insort(self._waiting.setdefault(sample.owner, []), sample, key=lambda entry: entry.age)
 
-    def next(self) -> Copy | None:
+    def next(self) -> Sample | None:
         """The sample to start next."""
-        return min((copies[0] for copies in self._waiting.values()), key=self._turn, default=None)
+        return min((samples[0] for samples in self._waiting.values()), key=self._priority, default=None)
 
-    def begin(self, copy: Copy) -> None:
+    def start(self, sample: Sample) -> None:
         """Remove a sample that starts."""
-        self._waiting[copy.owner].remove(copy)
+        self._waiting[sample.owner].remove(sample)
         self._tidy()
 
     def drop(self, tickets: Collection[int]) -> None:
         """Remove requests."""
-        for copies in self._waiting.values():
-            copies[:] = [copy for copy in copies if copy.ticket not in tickets]
+        for samples in self._waiting.values():
+            samples[:] = [sample for sample in samples if sample.ticket not in tickets]
         self._tidy()
 
-    def charge(self, owner: str, symbols: int) -> None:
+    def charge(self, owner: str, tokens: int) -> None:
         """Count tokens computed for an owner."""
-        self._served[owner] += symbols
+        self._served[owner] += tokens
 
-    def ordered(self, copies: Iterable[Copy]) -> list[Copy]:
+    def ordered(self, samples: Iterable[Sample]) -> list[Sample]:
         """Samples by how little their owners were served."""
-        return sorted(copies, key=self._turn)
+        return sorted(samples, key=self._priority)
 
     def forget(self, present: Collection[str]) -> None:
         """Drop the counts of owners that have nothing waiting and are not in `present`."""
         self._served = {o: n for o, n in self._served.items() if o in present or o in self._waiting}
 
-    def _turn(self, copy: Copy) -> tuple[int, tuple[int, int]]:
-        return self._served[copy.owner], copy.age
+    def _priority(self, sample: Sample) -> tuple[int, tuple[int, int]]:
+        return self._served[sample.owner], sample.age
 
     def _tidy(self) -> None:
-        self._waiting = {owner: copies for owner, copies in self._waiting.items() if copies}
+        self._waiting = {owner: samples for owner, samples in self._waiting.items() if samples}

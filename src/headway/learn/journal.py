@@ -17,20 +17,20 @@ from headway.learn.learner import Update
 from headway.learn.run import Logger
 from headway.learn.training import RunState
 
-_EVERY = 10.0  # seconds between plain lines
-_REFRESH = 0.2  # seconds between refreshes of a live line
-_RENEW = 1.0  # seconds between refreshes of a notebook's output, all of which go to the browser
+_PLAIN_INTERVAL = 10.0  # seconds between plain lines
+_LIVE_INTERVAL = 0.2  # seconds between refreshes of a live line
+_NOTEBOOK_INTERVAL = 1.0  # seconds between refreshes of a notebook's output, all of which go to the browser
 
 # Peak dense bf16 TFLOP/s from the vendors' data sheets.
-_PEAKS = {"H200": 989, "H100": 989, "A100": 312, "L40S": 362, "L4": 121, "V100": 125, "4090": 165, "3090": 71, "T4": 65}
+_PEAK_TFLOPS = {"H200": 989, "H100": 989, "A100": 312, "L40S": 362, "L4": 121, "V100": 125, "4090": 165, "3090": 71, "T4": 65}
 
 
 class Display(Protocol):
-    def say(self, text: str) -> None:
+    def print_line(self, text: str) -> None:
         """Print a permanent line."""
         ...
 
-    def plan(self, steps: int) -> None:
+    def set_steps(self, steps: int) -> None:
         """Set the number of steps of the run."""
         ...
 
@@ -47,13 +47,13 @@ class Display(Protocol):
     def close(self) -> None: ...
 
 
-class Silent:
+class SilentDisplay:
     """Shows nothing."""
 
-    def say(self, text: str) -> None:
+    def print_line(self, text: str) -> None:
         pass
 
-    def plan(self, steps: int) -> None:
+    def set_steps(self, steps: int) -> None:
         pass
 
     def update(self, step: int, loss: float, tokens: int, computed: int) -> None:
@@ -69,11 +69,11 @@ class Silent:
         pass
 
 
-class Rate:
+class SpeedAverage:
     """Exponentially averaged speeds per second over about the last `memory` seconds, without pauses."""
 
-    def __init__(self, memory: float = 5.0) -> None:
-        self.memory = memory
+    def __init__(self, window: float = 5.0) -> None:
+        self.window = window
         self.values: dict[str, float] = {}
         self._paused = 0.0
         self._time = time.perf_counter()
@@ -89,90 +89,90 @@ class Rate:
         now = time.perf_counter()
         if self._counts is not None and now > self._time:
             elapsed = now - self._time
-            kept = math.exp(-elapsed / self.memory)
+            weight = math.exp(-elapsed / self.window)
             for name, count in counts.items():
                 value = (count - self._counts[name]) / elapsed
-                self.values[name] = kept * self.values.get(name, value) + (1 - kept) * value
+                self.values[name] = weight * self.values.get(name, value) + (1 - weight) * value
         self._time, self._counts = now, counts
 
 
-class _Meter:
+class _ProgressMeter:
     """The progress text of the displays: step, loss, speed, FLOP/s, remaining time."""
 
     def __init__(self, steps: int, flop_per_token: float, device: str, unit: str) -> None:
         self.steps = steps
         self.unit = unit
         self.flop_per_token = flop_per_token
-        self.peak = next((peak * 1e12 for name, peak in _PEAKS.items() if name in device), None)
-        self.rate = Rate()
+        self.peak_flops = next((peak * 1e12 for name, peak in _PEAK_TFLOPS.items() if name in device), None)
+        self.speed = SpeedAverage()
 
     def text(self, step: int, loss: float) -> str:
         parts = [f"step {step:,}/{self.steps:,}"]
         if not math.isnan(loss):  # not yet known in the first steps
             parts.append(f"loss {loss:.4f}")
-        if self.rate.values:
-            parts.append(f"{self.rate.values['tokens']:,.0f} {self.unit}s/s")
-            parts.append(self._utilisation(self.rate.values["computed"] * self.flop_per_token))
-            steps_per_second = self.rate.values["step"]
+        if self.speed.values:
+            parts.append(f"{self.speed.values['tokens']:,.0f} {self.unit}s/s")
+            parts.append(self._utilisation(self.speed.values["computed"] * self.flop_per_token))
+            steps_per_second = self.speed.values["step"]
             if steps_per_second > 0:
-                parts.append(f"{duration((self.steps - step) / steps_per_second)} left")
+                parts.append(f"{format_duration((self.steps - step) / steps_per_second)} left")
         return " · ".join(parts)
 
     def _utilisation(self, flops: float) -> str:
-        if self.peak:
-            return f"MFU {flops / self.peak:.0%}"
+        if self.peak_flops:
+            return f"MFU {flops / self.peak_flops:.0%}"
         billions = flops / 1e9
         return f"{billions:,.0f} GFLOP/s" if billions >= 10 else f"{billions:.2g} GFLOP/s"
 
 
-class Plain:
+class PlainDisplay:
     """A line at most every ten seconds, and at the end."""
 
     def __init__(self, steps: int, flop_per_token: float, device: str, unit: str = "token") -> None:
-        self._meter = _Meter(steps, flop_per_token, device, unit)
+        self._meter = _ProgressMeter(steps, flop_per_token, device, unit)
         self._next = 0.0
 
-    def say(self, text: str) -> None:
+    def print_line(self, text: str) -> None:
         print(printable(text), file=sys.stderr, flush=True)
 
-    def plan(self, steps: int) -> None:
+    def set_steps(self, steps: int) -> None:
         self._meter.steps = steps
 
     def update(self, step: int, loss: float, tokens: int, computed: int) -> None:
         now = time.perf_counter()
         if now >= self._next or step == self._meter.steps:
-            self._meter.rate.update({"step": step, "tokens": tokens, "computed": computed})
-            self.say(self._meter.text(step, loss))
-            self._next = now + (_EVERY if self._meter.rate.values else 1.0)
+            self._meter.speed.update({"step": step, "tokens": tokens, "computed": computed})
+            self.print_line(self._meter.text(step, loss))
+            self._next = now + (_PLAIN_INTERVAL if self._meter.speed.values else 1.0)
 
     def pause(self) -> None:
-        self._meter.rate.pause()
+        self._meter.speed.pause()
 
     def resume(self) -> None:
-        self._meter.rate.resume()
+        self._meter.speed.resume()
 
     def close(self) -> None:
         pass
 
 
-class Live:
+class LiveDisplay:
     """A line with a progress bar that is redrawn."""
 
     def __init__(self, steps: int, flop_per_token: float, device: str, unit: str = "token") -> None:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn
 
-        self._meter = _Meter(steps, flop_per_token, device, unit)
+        self._meter = _ProgressMeter(steps, flop_per_token, device, unit)
         columns = (BarColumn(bar_width=24), TextColumn("{task.description}"))
         self._progress = Progress(*columns, console=Console(stderr=True), auto_refresh=False, transient=True)
         self._task: Any = self._progress.add_task("starting", total=steps)
         self._progress.start()
         self._next = 0.0
 
-    def say(self, text: str) -> None:
+    def print_line(self, text: str) -> None:
         self._progress.console.print(printable(text), markup=False, highlight=False)
 
-    def plan(self, steps: int) -> None:
+    def set_steps(self, steps: int) -> None:
         self._meter.steps = steps
         self._progress.update(self._task, total=steps)
 
@@ -180,21 +180,21 @@ class Live:
         now = time.perf_counter()
         if now < self._next and step < self._meter.steps:
             return
-        self._next = now + _REFRESH
-        self._meter.rate.update({"step": step, "tokens": tokens, "computed": computed})
+        self._next = now + _LIVE_INTERVAL
+        self._meter.speed.update({"step": step, "tokens": tokens, "computed": computed})
         self._progress.update(self._task, completed=step, description=self._meter.text(step, loss), refresh=True)
 
     def pause(self) -> None:
-        self._meter.rate.pause()
+        self._meter.speed.pause()
 
     def resume(self) -> None:
-        self._meter.rate.resume()
+        self._meter.speed.resume()
 
     def close(self) -> None:
         self._progress.stop()
 
 
-class _Block:
+class _CellOutput:
     """The output of a notebook cell: permanent lines and, during a run, a progress bar with a line."""
 
     def __init__(self, lines: list[str], line: str, done: int, steps: int) -> None:
@@ -204,47 +204,47 @@ class _Block:
         return "\n".join([*self.lines, self.line] if self.line else self.lines)
 
     def _repr_html_(self) -> str:
-        said = f'<pre style="margin: 0">{escape(chr(10).join(self.lines))}</pre>' if self.lines else ""
+        lines_html = f'<pre style="margin: 0">{escape(chr(10).join(self.lines))}</pre>' if self.lines else ""
         if not self.line:
-            return said
+            return lines_html
         bar = f'<progress value="{self.done}" max="{max(self.steps, 1)}" style="vertical-align: middle"></progress>'
-        return f"{said}<div>{bar} <code>{escape(self.line)}</code></div>"
+        return f"{lines_html}<div>{bar} <code>{escape(self.line)}</code></div>"
 
 
-class Notebook:
+class NotebookDisplay:
     """One block of a cell's output, updated in place; it remains as text after the run."""
 
     def __init__(self, steps: int, flop_per_token: float, device: str, unit: str = "token") -> None:
-        self._meter = _Meter(steps, flop_per_token, device, unit)
+        self._meter = _ProgressMeter(steps, flop_per_token, device, unit)
         self._lines: list[str] = []
         self._line, self._done = "starting", 0
         self._next = 0.0
         self._handle = import_module("IPython.display").display(self._block(), display_id=True)
 
-    def _block(self) -> _Block:
-        return _Block(self._lines, self._line, self._done, self._meter.steps)
+    def _block(self) -> _CellOutput:
+        return _CellOutput(self._lines, self._line, self._done, self._meter.steps)
 
-    def say(self, text: str) -> None:
+    def print_line(self, text: str) -> None:
         self._lines.append(text)
         self._handle.update(self._block())
 
-    def plan(self, steps: int) -> None:
+    def set_steps(self, steps: int) -> None:
         self._meter.steps = steps
 
     def update(self, step: int, loss: float, tokens: int, computed: int) -> None:
         now = time.perf_counter()
         if now < self._next and step < self._meter.steps:
             return
-        self._next = now + _RENEW
-        self._meter.rate.update({"step": step, "tokens": tokens, "computed": computed})
+        self._next = now + _NOTEBOOK_INTERVAL
+        self._meter.speed.update({"step": step, "tokens": tokens, "computed": computed})
         self._line, self._done = self._meter.text(step, loss), step
         self._handle.update(self._block())
 
     def pause(self) -> None:
-        self._meter.rate.pause()
+        self._meter.speed.pause()
 
     def resume(self) -> None:
-        self._meter.rate.resume()
+        self._meter.speed.resume()
 
     def close(self) -> None:
         """Keep the last progress line, which shows how far an interrupted run got."""
@@ -261,39 +261,39 @@ def _in_notebook() -> bool:
     return Console(stderr=True).is_jupyter
 
 
-def open_display(shown: bool, steps: int, flop_per_token: float, device: str, unit: str = "token") -> Display:
+def open_display(visible: bool, steps: int, flop_per_token: float, device: str, unit: str = "token") -> Display:
     """The display for a terminal, a notebook or a plain stderr. `flop_per_token` is that of training, per computed
     token; `unit` is what the task counts.
     """
-    if not shown:
-        return Silent()
-    kind = Notebook if _in_notebook() else Live if sys.stderr.isatty() else Plain
+    if not visible:
+        return SilentDisplay()
+    kind = NotebookDisplay if _in_notebook() else LiveDisplay if sys.stderr.isatty() else PlainDisplay
     return kind(steps, flop_per_token, device, unit)
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Seconds as 42 s, 3:05 or 1:02:03."""
-    whole = max(0, round(seconds))
-    hours, rest = divmod(whole, 3600)
-    minutes, rest = divmod(rest, 60)
+    total_seconds = max(0, round(seconds))
+    hours, remainder = divmod(total_seconds, 3600)
+    minutes, remainder = divmod(remainder, 60)
     if hours:
-        return f"{hours}:{minutes:02d}:{rest:02d}"
-    return f"{minutes}:{rest:02d}" if minutes else f"{rest} s"
+        return f"{hours}:{minutes:02d}:{remainder:02d}"
+    return f"{minutes}:{remainder:02d}" if minutes else f"{remainder} s"
 
 
-def epochs_text(epochs: float) -> str:
+def format_epochs(epochs: float) -> str:
     """Epochs as 0.4 epochs, 3.1 epochs or 1,200 epochs."""
     return f"{epochs:,.0f} epochs" if epochs >= 10 else f"{epochs:.1f} epochs"
 
 
-_FAR = 3.0  # a loss counts as diverging if it exceeds the first by this factor of it and by this amount
-_LONG = 20  # steps, and fraction of the run (1 / 20), for which a loss must be that high before a warning
+_DIVERGENCE_FACTOR = 3.0  # a loss counts as diverging if it exceeds the first by this factor of it and by this amount
+_DIVERGENCE_SPAN = 20  # steps, and fraction of the run (1 / 20), for which a loss must be that high before a warning
 _REMEDY = "lower optim.lr, lengthen schedule.warmup, or set train.clip"
-_LINES = 500  # log lines per run, about as many points as a curve can show
-_MOST = 20  # maximum steps per line
+_LINES_PER_RUN = 500  # log lines per run, about as many points as a curve can show
+_MAX_STEPS_PER_LINE = 20  # maximum steps per line
 
 
-class Journal:
+class TrainingLog:
     """Collects the updates of a few steps without reading their tensors, then writes their means as one line.
 
     `progress.seconds` of the run counts training only: evaluations and checkpoints happen inside `paused`.
@@ -308,9 +308,9 @@ class Journal:
         self._computed = 0
         self._tokens = run.progress.tokens
         self._loss = math.nan
-        self._first = math.nan  # the loss of the first step
-        self._low: int | None = run.progress.step  # the last step with a normal loss; None after the warning
-        self._mark = time.perf_counter()
+        self._first_loss = math.nan  # the loss of the first step
+        self._last_normal_step: int | None = run.progress.step  # the last step with a normal loss; None after the warning
+        self._tick_time = time.perf_counter()
 
     def add(self, update: Update, tokens: int, computed: int) -> None:
         """Add a step; `tokens` and `computed` are totals of all processes, for the display."""
@@ -318,11 +318,11 @@ class Journal:
         self._computed += computed
         self._tokens += tokens
 
-    def plan(self, steps: int) -> None:
+    def set_steps(self, steps: int) -> None:
         """Set a new number of steps of the run."""
         self.steps = steps
         self.interval = _interval(steps)
-        self.display.plan(steps)
+        self.display.set_steps(steps)
 
     def show(self) -> None:
         """Update the display."""
@@ -341,13 +341,13 @@ class Journal:
         losses = {name: totals[name] / max(1, counts[name]) for name in totals}
         tokens = sum(update.tokens() for update in self._updates)
         norm = sum(update.norm.item() for update in self._updates) / len(self._updates)
-        seconds = self._tick()
+        seconds = self._update_seconds()
         progress = self.run.progress
         progress.tokens += tokens
         self._loss = sum(losses.values())
-        if math.isnan(self._first):
-            self._first = sum(total / max(1, count) for total, count in self._updates[0].losses().values())
-        line = {"step": progress.step, "loss": self._loss, "lr": self.run.rate(), "tokens": progress.tokens}
+        if math.isnan(self._first_loss):
+            self._first_loss = sum(total / max(1, count) for total, count in self._updates[0].losses().values())
+        line = {"step": progress.step, "loss": self._loss, "lr": self.run.learning_rate(), "tokens": progress.tokens}
         line |= {"tokens_per_second": round(tokens / seconds, 1), "grad_norm": norm}
         line |= {"seconds": round(progress.seconds, 3)}
         if len(losses) > 1:
@@ -356,54 +356,54 @@ class Journal:
         self._write(line)
         if not (math.isfinite(self._loss) and math.isfinite(norm)):
             raise UserError(f"the loss is {self._loss} and the gradient norm {norm} at step {progress.step}; {_REMEDY}")
-        self._caution()
+        self._warn_divergence()
 
-    def _caution(self) -> None:
+    def _warn_divergence(self) -> None:
         """Warn once if the loss stays far above that of the first step."""
-        if self._low is None:
+        if self._last_normal_step is None:
             return
         step = self.run.progress.step
-        if self._loss <= self._first + max(_FAR * abs(self._first), _FAR):
-            self._low = step
-        elif step - self._low >= max(_LONG, self.run.recipe.train.steps // _LONG):
-            self.display.say(
-                f"warning: training diverges: the loss is {self._loss:.4g} at step {step:,}, was {self._first:.4g} at "
-                f"first, and has been far above that since step {self._low + 1:,}; {_REMEDY}"
+        if self._loss <= self._first_loss + max(_DIVERGENCE_FACTOR * abs(self._first_loss), _DIVERGENCE_FACTOR):
+            self._last_normal_step = step
+        elif step - self._last_normal_step >= max(_DIVERGENCE_SPAN, self.run.recipe.train.steps // _DIVERGENCE_SPAN):
+            self.display.print_line(
+                f"warning: training diverges: the loss is {self._loss:.4g} at step {step:,}, was {self._first_loss:.4g} at "
+                f"first, and has been far above that since step {self._last_normal_step + 1:,}; {_REMEDY}"
             )
-            self._low = None
+            self._last_normal_step = None
 
-    def evaluation(self, metrics: dict[str, float], seconds: float, weights: str, better: bool) -> None:
+    def evaluation(self, metrics: dict[str, float], seconds: float, weights: str, is_best: bool) -> None:
         """Write an evaluation. `weights` names the evaluated ones: trained, moving average, or mean of checkpoints."""
         progress = self.run.progress
         line = {"step": progress.step, "split": "validation", "weights": weights, **metrics}
         self._write({**line, "seconds": round(progress.seconds, 3), "evaluation_seconds": round(seconds, 3)})
-        figures = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items() if _is_number(value))
-        after = duration(progress.seconds)
-        best = " (best so far)" if better else ""
-        self.display.say(f"step {progress.step:,} after {after}: validation {figures}{best}")
+        metrics_text = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items() if _is_number(value))
+        elapsed = format_duration(progress.seconds)
+        suffix = " (best so far)" if is_best else ""
+        self.display.print_line(f"step {progress.step:,} after {elapsed}: validation {metrics_text}{suffix}")
 
     def seconds(self) -> float:
         """Seconds of training so far."""
-        return self.run.progress.seconds + time.perf_counter() - self._mark
+        return self.run.progress.seconds + time.perf_counter() - self._tick_time
 
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Exclude the time inside the context from the training time."""
-        self._tick()
+        self._update_seconds()
         self.display.pause()
         try:
             yield
         finally:
             self.display.resume()
-            self._mark = time.perf_counter()
+            self._tick_time = time.perf_counter()
 
     def close(self) -> None:
         for logger in self.loggers:
             logger.close()
 
-    def _tick(self) -> float:
+    def _update_seconds(self) -> float:
         now = time.perf_counter()
-        elapsed, self._mark = max(now - self._mark, 1e-9), now
+        elapsed, self._tick_time = max(now - self._tick_time, 1e-9), now
         self.run.progress.seconds += elapsed
         return elapsed
 
@@ -414,7 +414,7 @@ class Journal:
 
 def _interval(steps: int) -> int:
     """Steps per log line."""
-    return min(_MOST, max(1, steps // _LINES))
+    return min(_MAX_STEPS_PER_LINE, max(1, steps // _LINES_PER_RUN))
 
 
 def _is_number(value: Any) -> bool:

@@ -16,7 +16,7 @@ class LossForecast(NamedTuple):
     high: float
 
 
-_LEAST = 0.02  # added to the slope, because a flat curve may become steeper
+_MIN_SLOPE = 0.02  # added to the slope, because a flat curve may become steeper
 
 
 @dataclass(frozen=True)
@@ -28,20 +28,20 @@ class Descent:
     three.
     """
 
-    least: float
+    low: float
     middle: float
-    most: float
+    high: float
 
-    def forecast(self, loss: float, slope: float, share: float) -> LossForecast:
+    def forecast(self, loss: float, slope: float, fraction: float) -> LossForecast:
         """Predict the final loss of a run whose validation loss is `loss` after a fraction `share` of its steps."""
-        steep = max(slope, 0.0) + _LEAST
-        low, middle, high = (loss * share ** (part * steep) for part in (self.most, self.middle, self.least))
+        slope_floor = max(slope, 0.0) + _MIN_SLOPE
+        low, middle, high = (loss * fraction ** (factor * slope_floor) for factor in (self.high, self.middle, self.low))
         return LossForecast(low, middle, high)
 
     @staticmethod
-    def part(loss: float, slope: float, share: float, ended: float) -> float:
+    def matching_middle(loss: float, slope: float, fraction: float, final_loss: float) -> float:
         """The `middle` that would have predicted the final loss exactly."""
-        return math.log(ended / loss) / math.log(share) / (max(slope, 0.0) + _LEAST)
+        return math.log(final_loss / loss) / math.log(fraction) / (max(slope, 0.0) + _MIN_SLOPE)
 
 
 def slope_of(training: Sequence[tuple[int, float]], step: int) -> float | None:
@@ -52,7 +52,7 @@ def slope_of(training: Sequence[tuple[int, float]], step: int) -> float | None:
 
     means = []
     for first, last in ((0.5 * step, 0.75 * step), (0.75 * step, step)):
-        losses = [loss for at, loss in training if first < at <= last and loss > 0]
+        losses = [loss for line_step, loss in training if first < line_step <= last and loss > 0]
         if not losses:
             return None
         means.append(sum(losses) / len(losses))

@@ -11,9 +11,9 @@ from typing import Any
 
 from headway.config import to_dict
 from headway.learn import Run, measure_of, unit_of
-from headway.learn.journal import duration, epochs_text
-from headway.learn.report.charts import Points, between, line_chart, short
-from headway.learn.report.page import Picture, Sections, shortfalls, write_report
+from headway.learn.journal import format_duration, format_epochs
+from headway.learn.report.charts import Points, format_interval, line_chart, compact_number
+from headway.learn.report.page import Picture, Sections, explain_low_scores, write_report
 
 TITLES = {
     "loss": "loss",
@@ -54,7 +54,7 @@ TITLES = {
     "samples": "samples",
     "tokens": "tokens",
 }
-RATES = (
+RATE_METRICS = (
     "wer",
     "per",
     "accuracy",
@@ -70,9 +70,9 @@ RATES = (
     "puzzle_accuracy",
     "legal_rate",
 )
-_AT = re.compile(r"_at_\d+(_|$)")  # recall, chance and neighbours at k
+_AT_K = re.compile(r"_at_\d+(_|$)")  # recall, chance and neighbours at k
 # Fields of metrics.jsonl that are not metrics.
-_NO_METRICS = (
+_NON_METRICS = (
     "step",
     "split",
     "weights",
@@ -97,17 +97,17 @@ def report_run(run: Run, pictures: Sequence[Picture] = ()) -> Path:
 def run_sections(run: Run, pictures: Sequence[Picture] = ()) -> Sections:
     """The report of a run. `run.summary` may contain the final "scores" and "samples"; see `with_results`."""
     recipe, summary = run.recipe, run.summary
-    plain, said = to_dict(recipe), notes(recipe.reasons, summary)
+    recipe_data, sentences = to_dict(recipe), notes(recipe.reasons, summary)
     forecast, best = summary.get("forecast"), summary.get("best") or {}
     if forecast and "loss" in best:  # the predicted and the actual final loss
-        low, high = (short(edge) for edge in forecast["loss_interval"])
-        said.append(
-            f"After {forecast['step']:,} steps the predicted final validation loss was {short(forecast['loss'])} "
-            f"({low} to {high}); the best is {short(best['loss'])}."
+        low, high = (compact_number(bound) for bound in forecast["loss_interval"])
+        sentences.append(
+            f"After {forecast['step']:,} steps the predicted final validation loss was {compact_number(forecast['loss'])} "
+            f"({low} to {high}); the best is {compact_number(best['loss'])}."
         )
     if refitted := summary.get("refitted"):
-        said.append(f"After training, the head was refitted to all {refitted:,} training and validation samples.")
-    said += () if run.task is None else run.task.examples.remarks
+        sentences.append(f"After training, the head was refitted to all {refitted:,} training and validation samples.")
+    sentences += () if run.task is None else run.task.examples.remarks
     return Sections(
         title=run_title(run.directory, recipe.name),
         subtitle=recipe.description,
@@ -116,56 +116,56 @@ def run_sections(run: Run, pictures: Sequence[Picture] = ()) -> Sections:
         scores=scores(summary.get("scores", {}), best, measure_of(run.task)),
         samples=summary.get("samples", ()),
         pictures=pictures,
-        notes=said,
-        configuration={name: plain[name] for name in ("model", "task", "optim", "schedule", "train", "data")},
+        notes=sentences,
+        configuration={name: recipe_data[name] for name in ("model", "task", "optim", "schedule", "train", "data")},
         facts=_facts(summary, unit_of(run.task)),
-        command=repeat(run),
+        command=repeat_command(run),
     )
 
 
 def notes(reasons: Sequence[str], summary: Mapping[str, Any]) -> list[str]:
     """Sentences about the training, the `reasons` of the plan, the evaluated samples, and reasons for low scores."""
     scores = summary.get("scores") or {}
-    found = [*_done(summary), *(f"Plan: {reason}." for reason in reasons)]
+    sentences = [*_training_note(summary), *(f"Plan: {reason}." for reason in reasons)]
     if scores.get("judged") is not None:
-        part, whole = scores["judged"], scores["judged_of"]
-        found.append(
-            f"The {scores['split']} scores are from {part:,} of {whole:,} samples, because time was limited; "
+        evaluated, total = scores["judged"], scores["judged_of"]
+        sentences.append(
+            f"The {scores['split']} scores are from {evaluated:,} of {total:,} samples, because time was limited; "
             "`headway evaluate` uses all of them."
         )
     if remark := scores.get("remark") or summary.get("remark"):
-        found.append(remark)
-    return [*found, *shortfalls(scores, summary.get("samples") or ())]
+        sentences.append(remark)
+    return [*sentences, *explain_low_scores(scores, summary.get("samples") or ())]
 
 
 def run_title(directory: Path, name: str) -> str:
     """The title of a run or a comparison: the name of its directory, and `name`, the recipe or subject."""
-    own = directory.resolve().name
-    return name if own in ("", name) else f"{own}: {name}"
+    folder = directory.resolve().name
+    return name if folder in ("", name) else f"{folder}: {name}"
 
 
-def _done(summary: Mapping[str, Any]) -> list[str]:
+def _training_note(summary: Mapping[str, Any]) -> list[str]:
     """One sentence about the training and the saved model; empty for a summary without steps."""
     if not summary.get("step"):
         return []
     unit, epochs, best = summary.get("unit", "token"), summary.get("epochs"), summary.get("best") or {}
-    amount = f"{summary['tokens']:,} {unit}s" + ("" if epochs is None else f", {epochs_text(epochs)}")
+    amount = f"{summary['tokens']:,} {unit}s" + ("" if epochs is None else f", {format_epochs(epochs)}")
     steps = f"{summary['step']:,} steps ({amount})"
-    early = summary["step"] < summary.get("steps", 0)
-    ended = f" and stopped before step {summary['steps']:,}" if early else ""
-    found = f"Trained for {steps} in {duration(summary.get('seconds') or 0.0)}{ended}."
+    is_early = summary["step"] < summary.get("steps", 0)
+    ending = f" and stopped before step {summary['steps']:,}" if is_early else ""
+    sentence = f"Trained for {steps} in {format_duration(summary.get('seconds') or 0.0)}{ending}."
     if "step" not in best:
-        return [found]
-    kept = f"from step {best['step']:,}" if best["step"] else "the initial one"
-    return [f"{found[:-1]}; the best model is {kept}."]
+        return [sentence]
+    best_text = f"from step {best['step']:,}" if best["step"] else "the initial one"
+    return [f"{sentence[:-1]}; the best model is {best_text}."]
 
 
 def _headline(run: Run) -> dict[str, Any]:
     summary = run.summary
-    judged = summary.get("scores") or summary.get("best") or {}
-    split = judged.get("split", "validation")
+    scores = summary.get("scores") or summary.get("best") or {}
+    split = scores.get("split", "validation")
     # The goal and the metrics that the field reports with it, before the loss.
-    goal, rare = summary.get("goal", "loss"), ("rare_f1", "f1") if "rare_f1" in judged else ()
+    goal, rare = summary.get("goal", "loss"), ("rare_f1", "f1") if "rare_f1" in scores else ()
     order = [
         "success_rate",
         goal,
@@ -181,14 +181,14 @@ def _headline(run: Run) -> dict[str, Any]:
         "loss",
         "bits_per_byte",
     ]
-    known = [name for name in dict.fromkeys(order) if name in judged]
-    names = [name for name in known if name != "score" or "success_rate" not in known][:2]
-    figures = {f"{title(name)}, {split}": figure(name, judged[name]).replace(".0 %", " %") for name in names}
+    available = [name for name in dict.fromkeys(order) if name in scores]
+    names = [name for name in available if name != "score" or "success_rate" not in available][:2]
+    figures = {f"{title(name)}, {split}": format_metric(name, scores[name]).replace(".0 %", " %") for name in names}
     seconds = summary.get("seconds") or 0.0
     return {
         **figures,
-        "parameters": short(float(summary["parameters"])),
-        "training": duration(seconds),
+        "parameters": compact_number(float(summary["parameters"])),
+        "training": format_duration(seconds),
         f"{unit_of(run.task)}s per second": f"{summary['tokens'] / seconds:,.0f}" if seconds else "",
     }
 
@@ -198,11 +198,11 @@ def title(name: str) -> str:
     return TITLES.get(name, name.replace("_", " "))
 
 
-def figure(name: str, value: float) -> str:
+def format_metric(name: str, value: float) -> str:
     """A metric's value for people: rates in per cent, counts with all digits."""
     if is_rate(name):
         return f"{100 * value:.1f} %"
-    return f"{value:,}" if isinstance(value, int) else short(value)
+    return f"{value:,}" if isinstance(value, int) else compact_number(value)
 
 
 def curves(metrics: Iterable[Mapping[str, Any]], measure: str = "nats per token") -> list[Picture]:
@@ -211,48 +211,48 @@ def curves(metrics: Iterable[Mapping[str, Any]], measure: str = "nats per token"
     training = [line for line in lines if "split" not in line]
     evaluations = [line for line in lines if "split" in line]
     loss = {"training": points(training, "loss"), "validation": points(evaluations, "loss")}
-    found = [
+    pictures = [
         Picture("Loss", measure, line_chart(loss, "step", "loss", log=True)),
         Picture("Learning rate", "", line_chart({"lr": points(training, "lr")}, "step", "learning rate")),
     ]
-    numbers = {name for line in evaluations for name, item in line.items() if isinstance(item, (int, float)) and item}
-    for name, parts in families(numbers - {*_NO_METRICS, "loss", "perplexity"}).items():
-        judged = {title(part): points(evaluations, part) for part in parts}
-        if len(judged[title(name)]) > 1:
-            chart = line_chart(judged, "step", title(name), dots=True, share=is_rate(name))
-            found.append(Picture(heading(name), "validation", chart))
-    return [picture for picture in found if picture.figure]
+    names = {name for line in evaluations for name, item in line.items() if isinstance(item, (int, float)) and item}
+    for name, parts in metric_families(names - {*_NON_METRICS, "loss", "perplexity"}).items():
+        series = {title(part): points(evaluations, part) for part in parts}
+        if len(series[title(name)]) > 1:
+            chart = line_chart(series, "step", title(name), dots=True, share=is_rate(name))
+            pictures.append(Picture(chart_heading(name), "validation", chart))
+    return [picture for picture in pictures if picture.figure]
 
 
-def families(names: Collection[str]) -> dict[str, list[str]]:
+def metric_families(names: Collection[str]) -> dict[str, list[str]]:
     """Metrics grouped by their base metric, which comes first: recall_at_1_de belongs to recall_at_1."""
-    found: dict[str, list[str]] = {}
+    groups: dict[str, list[str]] = {}
     for name in sorted(names):
-        whole = next((other for other in found if name.startswith(f"{other}_")), name)
-        found.setdefault(whole, []).append(name)
-    return found
+        base = next((group for group in groups if name.startswith(f"{group}_")), name)
+        groups.setdefault(base, []).append(name)
+    return groups
 
 
 def is_rate(name: str) -> bool:
     """Whether a metric is shown in per cent."""
-    return name in RATES or name.endswith("_rate") or name.startswith("success_rate") or _AT.search(name) is not None
+    return name in RATE_METRICS or name.endswith("_rate") or name.startswith("success_rate") or _AT_K.search(name) is not None
 
 
 def points(lines: Iterable[Mapping[str, Any]], name: str, x: str = "step") -> Points:
     """The points (x, metric) of the lines that have both; rates in per cent."""
     return [
-        (float(line[x]), scaled(name, line[name]))
+        (float(line[x]), chart_value(name, line[name]))
         for line in lines
         if line.get(name) is not None and line.get(x) is not None
     ]
 
 
-def scaled(name: str, value: float) -> float:
+def chart_value(name: str, value: float) -> float:
     """A metric's value in charts: rates in per cent."""
     return 100.0 * value if is_rate(name) else float(value)
 
 
-def heading(name: str) -> str:
+def chart_heading(name: str) -> str:
     """The heading of a metric's chart, with its unit."""
     text = title(name)
     return text[:1].upper() + text[1:] + (" (%)" if is_rate(name) else "")
@@ -263,21 +263,21 @@ def scores(final: Mapping[str, Any], best: Mapping[str, Any], measure: str) -> l
     unit of the loss.
     """
     rows: list[dict[str, Any]] = []
-    others = ("step", "seconds", "beam", "judged", "judged_of")
-    names = [name for name, item in {**best, **final}.items() if isinstance(item, (int, float)) and name not in others]
+    non_scores = ("step", "seconds", "beam", "judged", "judged_of")
+    names = [name for name, item in {**best, **final}.items() if isinstance(item, (int, float)) and name not in non_scores]
     for name in sorted(names, key="samples".__eq__):  # samples come last
         interval = final.get(f"{name}_interval")
         row: dict[str, Any] = {"metric": f"loss, {measure}" if name == "loss" else title(name)}
-        row[final.get("split", "test")] = figure(name, final[name]) if name in final else None
-        row["95 % interval"] = between(*interval, share=is_rate(name)) if interval else None
+        row[final.get("split", "test")] = format_metric(name, final[name]) if name in final else None
+        row["95 % interval"] = format_interval(*interval, share=is_rate(name)) if interval else None
         if final.get("split") != "validation":
-            row["best validation"] = figure(name, best[name]) if name in best else None
+            row["best validation"] = format_metric(name, best[name]) if name in best else None
         row["signature"] = final.get(f"{name}_signature")
         rows.append(row)
-    return filled(rows)
+    return drop_empty_columns(rows)
 
 
-def filled(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def drop_empty_columns(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Rows of a table without columns that are None in all rows."""
     empty = [key for key in (rows[0] if rows else ()) if all(row[key] is None for row in rows)]
     return [{key: item for key, item in row.items() if key not in empty} for row in rows]
@@ -293,15 +293,15 @@ def _facts(summary: Mapping[str, Any], unit: str) -> dict[str, dict[str, Any]]:
         **({} if summary.get("epochs") is None else {"epochs": summary["epochs"]}),
         "parameters": summary.get("parameters"),
         **({} if summary.get("trained") is None else {"trainable parameters": summary["trained"]}),
-        "training": duration(summary.get("seconds") or 0.0),
-        "including evaluations": duration(summary.get("elapsed") or 0.0),
+        "training": format_duration(summary.get("seconds") or 0.0),
+        "including evaluations": format_duration(summary.get("elapsed") or 0.0),
         "precision": f"{summary.get('precision')} ({summary.get('precision_reason')})",
     }
     versions = {"python": summary.get("python"), **summary.get("packages", {})}
     return {"Machine": machine, "Versions": versions, "Training": time}
 
 
-def repeat(run: Run) -> str:
+def repeat_command(run: Run) -> str:
     """The command that repeats the training, bit for bit on the same machine."""
     words = ["headway", "train", str(run.directory / "recipe.json"), "--run", f"{run.directory}-again"]
     words += ["--threads", str(run.summary.get("threads", 1))]
@@ -317,9 +317,9 @@ def with_results(run: Run, final: Mapping[str, Any], samples: Sequence[Mapping[s
 
     Samples of exact-match tasks are marked as right or wrong.
     """
-    exact = any(name in final for name in RATES)
-    shown = [{**_mark(sample), **sample} if exact else dict(sample) for sample in samples]
-    return replace(run, summary={**run.summary, "scores": dict(final), "samples": shown})
+    exact = any(name in final for name in RATE_METRICS)
+    marked = [{**_mark(sample), **sample} if exact else dict(sample) for sample in samples]
+    return replace(run, summary={**run.summary, "scores": dict(final), "samples": marked})
 
 
 def _mark(sample: Mapping[str, str]) -> dict[str, str]:

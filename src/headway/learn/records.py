@@ -14,10 +14,10 @@ from typing import Annotated, Any, Literal, NotRequired, Required, TypedDict
 from headway.config import Range, from_dict
 from headway.errors import ConfigError, UserError
 from headway.formats.durable import decode_json, read_json
-from headway.received import opened
+from headway.received import open_file
 
-_HUGE = 1e100  # maximum of a score; larger ones are mistakes whose squares overflow
-_TEXTS = ("split", "weights", "remark")  # fields that are strings
+_MAX_SCORE = 1e100  # maximum of a score; larger ones are mistakes whose squares overflow
+_STRING_FIELDS = ("split", "weights", "remark")  # fields that are strings
 _REMEDY = "restore it from a copy"
 
 
@@ -28,25 +28,25 @@ def check_scores(scores: Mapping[str, Any], path: str) -> None:
     for name, value in scores.items():
         if value is None:
             continue
-        if name in _TEXTS or name.endswith("_signature"):
-            right, wanted = isinstance(value, str), "a string"
+        if name in _STRING_FIELDS or name.endswith("_signature"):
+            is_valid, expected = isinstance(value, str), "a string"
         elif name.endswith("_interval"):
-            right = isinstance(value, list) and len(value) == 2 and all(map(_is_score, value))
-            wanted = "two numbers"
+            is_valid = isinstance(value, list) and len(value) == 2 and all(map(_is_score, value))
+            expected = "two numbers"
         else:
-            right, wanted = _is_score(value), "a number"
-        if not right:
+            is_valid, expected = _is_score(value), "a number"
+        if not is_valid:
             text = repr(value)
-            raise ConfigError(f"{path}: {name} is {text[:100]}{'...' * (len(text) > 100)}, not {wanted}; {_REMEDY}")
+            raise ConfigError(f"{path}: {name} is {text[:100]}{'...' * (len(text) > 100)}, not {expected}; {_REMEDY}")
 
 
 def _is_score(value: Any) -> bool:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return False
-    return abs(value) <= _HUGE or not math.isfinite(value)
+    return abs(value) <= _MAX_SCORE or not math.isfinite(value)
 
 
-def _check_ends(values: list[float], path: str) -> None:
+def _check_interval(values: list[float], path: str) -> None:
     if len(values) != 2:
         raise ConfigError(f"{path} has {len(values)} numbers, not the two ends of an interval; {_REMEDY}")
 
@@ -60,7 +60,7 @@ class PredictedLoss(TypedDict):
 
     step: Count
     loss: float
-    loss_interval: Annotated[list[float], _check_ends]
+    loss_interval: Annotated[list[float], _check_interval]
 
 
 class MetricsLine(TypedDict):
@@ -78,7 +78,7 @@ def check_line(line: Mapping[str, Any], path: str) -> None:
     check_scores(line, path)
 
 
-class Judged(TypedDict, total=False):
+class FinalScores(TypedDict, total=False):
     """Scores of the final split, measured on a part of its samples if time was short."""
 
     split: Required[str]
@@ -109,7 +109,7 @@ class Status(TypedDict, total=False):
     best: Annotated[dict[str, Any], check_line] | None
     forecast: PredictedLoss | None
     data: dict[str, int | str]
-    scores: Annotated[Judged, check_scores] | None
+    scores: Annotated[FinalScores, check_scores] | None
     samples: list[dict[str, str]]
     remark: str
     refitted: Count  # training and validation samples of the final fit of the head
@@ -145,10 +145,10 @@ class Progress:
 def read_progress(path: Path, version: int) -> Progress:
     """Read the state of a checkpoint. UserError for another version, and for a damaged file."""
     data = read_json(path)
-    found = data.pop("version", None) if isinstance(data, dict) else None
-    if found != version:
+    found_version = data.pop("version", None) if isinstance(data, dict) else None
+    if found_version != version:
         raise ConfigError(
-            f"{path} has version {str(found)[:50]}, but this headway reads {version}; use the version that wrote it"
+            f"{path} has version {str(found_version)[:50]}, but this headway reads {version}; use the version that wrote it"
         )
     missing = [field.name for field in fields(Progress) if field.name not in data]
     if missing:
@@ -163,9 +163,9 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The lines of a metrics.jsonl; an incomplete last line, as a killed process leaves it, is ignored."""
     if not path.is_file():
         return []
-    with opened(path) as file:
+    with open_file(path) as file:
         content = file.read()
-    found: list[dict[str, Any]] = []
+    lines: list[dict[str, Any]] = []
     for number, text in enumerate(content.splitlines(keepends=True), 1):
         source = f"{path}, line {number}"
         try:
@@ -175,5 +175,5 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
                 raise
             break
         check_line(line, source)
-        found.append(line)
-    return found
+        lines.append(line)
+    return lines

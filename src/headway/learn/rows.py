@@ -12,19 +12,19 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from headway.codecs import Codec
-from headway.codecs.tokenizer import Frame, frame_of
+from headway.codecs.tokenizer import SequenceTemplate, sequence_template
 from headway.data import PairBatches
 from headway.errors import UserError
-from headway.generate.prompts import device_of, evaluating
+from headway.generate.prompts import device_of, evaluation_mode
 from headway.layout import Layout
 from headway.nn.mixers import tree_map
 from headway.nn.models import TokenInputs, TransformerConfig
 
 Ids = Sequence[int]
 
-AT_ONCE = 2048  # maximum tokens of an inference batch
-_PADDING = 0.05  # maximum fraction of padding in a chunk
-_LEAST = 8  # minimum rows of a chunk
+MAX_BATCH_TOKENS = 2048  # maximum tokens of an inference batch
+_MAX_PADDING = 0.05  # maximum fraction of padding in a chunk
+_MIN_ROWS = 8  # minimum rows of a chunk
 
 
 class Inputs(NamedTuple):
@@ -42,17 +42,17 @@ class Inputs(NamedTuple):
         return tree_map(lambda item: item.to(device), self)
 
 
-class Limit(NamedTuple):
+class LengthLimit(NamedTuple):
     """The maximum tokens of a row, None for no limit; longer texts are truncated if `truncate`, otherwise an error."""
 
-    most: int | None
+    max_length: int | None
     truncate: bool = False
 
 
-NO_LIMIT = Limit(None)
+NO_LIMIT = LengthLimit(None)
 
 
-class FramedRows(NamedTuple):
+class TokenRows(NamedTuple):
     """Concatenated token rows with special tokens: int32 ids, and int64 [N + 1] start offsets.
 
     `second_starts` int64 [N] is the position of the second text within each row; None for single texts, or if the model
@@ -61,7 +61,7 @@ class FramedRows(NamedTuple):
 
     ids: np.ndarray
     offsets: np.ndarray
-    seconds: np.ndarray | None = None
+    second_starts: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -70,119 +70,119 @@ class FramedRows(NamedTuple):
     def lengths(self) -> np.ndarray:
         return np.diff(self.offsets)
 
-    def inputs(self, numbers: np.ndarray) -> Inputs:
+    def inputs(self, indices: np.ndarray) -> Inputs:
         """The rows with these indices, padded to the longest."""
-        lengths = self.lengths[numbers]
+        lengths = self.lengths[indices]
         layout = Layout.padded(torch.from_numpy(lengths))
-        places = np.arange(layout.length)
-        inside = places < lengths[:, None]
+        positions = np.arange(layout.length)
+        inside = positions < lengths[:, None]
         ids = np.zeros(inside.shape, np.int64)
-        ids[inside] = self.ids[(self.offsets[numbers][:, None] + places)[inside]]
+        ids[inside] = self.ids[(self.offsets[indices][:, None] + positions)[inside]]
         types = None
-        if self.seconds is not None:
-            types = torch.from_numpy(((places >= self.seconds[numbers][:, None]) & inside).astype(np.int64))
+        if self.second_starts is not None:
+            types = torch.from_numpy(((positions >= self.second_starts[indices][:, None]) & inside).astype(np.int64))
         return Inputs(TokenInputs(torch.from_numpy(ids), types), layout)
 
-    def plan(self, numbers: np.ndarray, batch_tokens: int, seed: int = 0) -> PairBatches:
+    def plan(self, indices: np.ndarray, batch_tokens: int, seed: int = 0) -> PairBatches:
         """Batches over some of the rows; they contain positions in `indices`."""
-        lengths = self.lengths[numbers]
+        lengths = self.lengths[indices]
         return PairBatches(lengths, lengths, max(batch_tokens, int(lengths.max(initial=0))), seed)
 
 
-class RowParts(NamedTuple):
+class RowChunks(NamedTuple):
     """Texts in chunks of nearly equal lengths; `order` int64 [N] is the position of each text in the chunks' rows."""
 
-    parts: tuple[Inputs, ...]
+    chunks: tuple[Inputs, ...]
     order: Int[Tensor, "N"]
 
     @property
     def computed(self) -> int:
         """Tokens, padding included."""
-        return sum(part.computed for part in self.parts)
+        return sum(part.computed for part in self.chunks)
 
 
-def in_parts(rows: FramedRows, numbers: np.ndarray, padding: float = _PADDING, most: int | None = None) -> RowParts:
+def split_by_length(rows: TokenRows, indices: np.ndarray, padding: float = _MAX_PADDING, max_rows: int | None = None) -> RowChunks:
     """The rows with these indices sorted by length, split where padding would exceed its fraction, or after `max_rows`
     rows.
     """
-    order = np.argsort(rows.lengths[numbers], kind="stable")
-    lengths = rows.lengths[numbers[order]]
+    order = np.argsort(rows.lengths[indices], kind="stable")
+    lengths = rows.lengths[indices[order]]
     edges = [0]
     for stop in range(1, len(order)):
         count = stop - edges[-1]
-        padded = 1 - lengths[edges[-1] : stop + 1].sum() / ((count + 1) * lengths[stop])
-        if (padded > padding and count >= _LEAST) or count == most:
+        padding_share = 1 - lengths[edges[-1] : stop + 1].sum() / ((count + 1) * lengths[stop])
+        if (padding_share > padding and count >= _MIN_ROWS) or count == max_rows:
             edges.append(stop)
-    parts = [rows.inputs(numbers[some]) for some in np.split(order, edges[1:])]
-    return RowParts(tuple(parts), torch.from_numpy(np.argsort(order)))
+    chunks = [rows.inputs(indices[chunk]) for chunk in np.split(order, edges[1:])]
+    return RowChunks(tuple(chunks), torch.from_numpy(np.argsort(order)))
 
 
-def frame_for(codec: Codec, model: TransformerConfig) -> Frame:
+def frame_for(codec: Codec, model: TransformerConfig) -> SequenceTemplate:
     """The special tokens of a codec around a model's inputs. A second text has its own token type if the model has
     token types.
     """
-    frame = frame_of(codec)
+    frame = sequence_template(codec)
     return frame._replace(typed=frame.typed and model.embed.types > 1)
 
 
-def framed(
-    frame: Frame,
+def frame_rows(
+    frame: SequenceTemplate,
     first: Sequence[Ids],
     second: Sequence[Ids] | None = None,
-    limit: Limit = NO_LIMIT,
-    place: Callable[[int], str] = lambda row: f"text {row + 1}",
-) -> FramedRows:
+    limit: LengthLimit = NO_LIMIT,
+    locate: Callable[[int], str] = lambda row: f"text {row + 1}",
+) -> TokenRows:
     """Rows of one text each, or of two. UserError for a row that is too long, named by `locate`, unless it may be
     truncated.
     """
     rows, starts = [], []
-    marks = frame.marks(1 if second is None else 2)
-    for number, one in enumerate(first):
-        other = None if second is None else second[number]
-        length = marks + len(one) + (0 if other is None else len(other))
-        if limit.most is not None and length > limit.most:
+    special_count = frame.num_special_tokens(1 if second is None else 2)
+    for index, first_ids in enumerate(first):
+        second_ids = None if second is None else second[index]
+        length = special_count + len(first_ids) + (0 if second_ids is None else len(second_ids))
+        if limit.max_length is not None and length > limit.max_length:
             if not limit.truncate:
                 raise UserError(
-                    f"{place(number)} has {length} tokens, but the model reads at most {limit.most}; shorten it, or "
+                    f"{locate(index)} has {length} tokens, but the model reads at most {limit.max_length}; shorten it, or "
                     "allow truncation (task.truncate=true in training, --truncate)"
                 )
-            one, other = _cut(one, other, max(0, limit.most - marks))
-        rows.append(frame.around(one, other))
-        starts.append(len(frame.before) + len(one) + len(frame.between))
+            first_ids, second_ids = _truncate(first_ids, second_ids, max(0, limit.max_length - special_count))
+        rows.append(frame.add_special_tokens(first_ids, second_ids))
+        starts.append(len(frame.before) + len(first_ids) + len(frame.between))
     seconds = np.array(starts, np.int64) if second is not None and frame.typed else None
-    return FramedRows(*flat(rows), seconds)
+    return TokenRows(*concatenate_rows(rows), seconds)
 
 
-def flat(rows: Sequence[Ids], kind: type[np.signedinteger] = np.int32) -> tuple[np.ndarray, np.ndarray]:
+def concatenate_rows(rows: Sequence[Ids], dtype: type[np.signedinteger] = np.int32) -> tuple[np.ndarray, np.ndarray]:
     """Concatenated rows, and int64 [N + 1] start offsets."""
     offsets = np.zeros(len(rows) + 1, np.int64)
     offsets[1:] = np.cumsum(np.fromiter(map(len, rows), np.int64, len(rows)))
-    return np.fromiter(chain.from_iterable(rows), kind, int(offsets[-1])), offsets
+    return np.fromiter(chain.from_iterable(rows), dtype, int(offsets[-1])), offsets
 
 
-def _cut(first: Ids, second: Ids | None, room: int) -> tuple[Ids, Ids | None]:
+def _truncate(first: Ids, second: Ids | None, max_length: int) -> tuple[Ids, Ids | None]:
     """Truncate the longer text first, as in BERT's code."""
     if second is None:
-        return first[:room], None
-    shorter = min(len(first), len(second), room // 2)
+        return first[:max_length], None
+    shorter = min(len(first), len(second), max_length // 2)
     if len(first) >= len(second):
-        return first[: room - shorter], second[:shorter]
-    return first[:shorter], second[: room - shorter]
+        return first[: max_length - shorter], second[:shorter]
+    return first[:shorter], second[: max_length - shorter]
 
 
-def said_of(
+def compute_in_batches(
     model: nn.Module,
-    rows: FramedRows,
-    numbers: Int[np.ndarray, "N"],
-    say: Callable[[Inputs], Tensor],
-    most: int = AT_ONCE,
+    rows: TokenRows,
+    indices: Int[np.ndarray, "N"],
+    compute: Callable[[Inputs], Tensor],
+    max_tokens: int = MAX_BATCH_TOKENS,
 ) -> Tensor:
     """The outputs of `compute` for the rows with these indices, in their order, on the CPU. Rows of nearly equal
     lengths form batches of at most `max_tokens` tokens.
     """
-    places, said = [np.zeros(0, np.int64)], [torch.zeros(0)]
-    with evaluating(model), torch.inference_mode():
-        for some in rows.plan(numbers, most).in_order() if len(numbers) else ():
-            places.append(some)
-            said.append(say(rows.inputs(numbers[some]).to(device_of(model))).float().cpu())
-    return torch.cat(said[1:] or said)[torch.from_numpy(np.argsort(np.concatenate(places)))]
+    positions, outputs = [np.zeros(0, np.int64)], [torch.zeros(0)]
+    with evaluation_mode(model), torch.inference_mode():
+        for batch in rows.plan(indices, max_tokens).in_order() if len(indices) else ():
+            positions.append(batch)
+            outputs.append(compute(rows.inputs(indices[batch]).to(device_of(model))).float().cpu())
+    return torch.cat(outputs[1:] or outputs)[torch.from_numpy(np.argsort(np.concatenate(positions)))]

@@ -28,7 +28,7 @@ from headway.nn.models import (
 
 
 @dataclass(frozen=True)
-class Law:
+class ScalingLaw:
     """L(N, D) = floor + size N^-alpha + data D'^-beta in nats per target, for N active parameters and D targets
     (Hoffmann et al. 2022, equation 2), of which `unique` are different.
 
@@ -48,26 +48,26 @@ class Law:
     repeats: float = 15.39
     excess: float = 5.31
 
-    def loss(self, parameters: float, seen: float, unique: float) -> float:
+    def loss(self, parameters: float, targets: float, unique: float) -> float:
         """The loss after `targets` training targets, of which `unique` are different; infinite for 0."""
-        if seen <= 0 or unique <= 0:
+        if targets <= 0 or unique <= 0:
             return math.inf
-        fed = min(seen, unique)
-        read = _discounted(fed, seen / fed - 1, self.repeats)
-        fitting = min(parameters, self.fed(fed))
-        sized = _discounted(fitting, parameters / fitting - 1, self.excess)
-        return self.floor + self.size * sized**-self.alpha + self.data * read**-self.beta
+        unique_seen = min(targets, unique)
+        effective_targets = _with_diminishing_returns(unique_seen, targets / unique_seen - 1, self.repeats)
+        useful_parameters = min(parameters, self.optimal_parameters(unique_seen))
+        effective_parameters = _with_diminishing_returns(useful_parameters, parameters / useful_parameters - 1, self.excess)
+        return self.floor + self.size * effective_parameters**-self.alpha + self.data * effective_targets**-self.beta
 
-    def fed(self, targets: float) -> float:
+    def optimal_parameters(self, targets: float) -> float:
         """The compute-optimal number of parameters for a number of targets."""
         return (self.alpha * self.size / (self.beta * self.data)) ** (1 / self.alpha) * targets ** (
             self.beta / self.alpha
         )
 
 
-def _discounted(first: float, more: float, worth: float) -> float:
+def _with_diminishing_returns(first: float, repetitions: float, limit: float) -> float:
     """`first`, plus `more` repetitions of it with diminishing value, which is at most `worth` times `first`."""
-    return first * (1 + worth * (1 - math.exp(-more / worth)))
+    return first * (1 + limit * (1 - math.exp(-repetitions / limit)))
 
 
 Settings = Mapping[str, Any]
@@ -75,19 +75,19 @@ Shapes = Sequence[tuple[int, int | list[int], int]]  # width, depth (per stack i
 T = TypeVar("T")
 
 _WIDTH, _DEPTH = 128, 4  # of the models for which learning rates were tuned
-_BATCHES = ("train.batch_tokens", "train.batch_size", "train.accumulate")
-_ENOUGH = 6  # maximum epochs, in multiples of `ScalingLaw.repeats`
-_FEWEST = 4  # minimum steps of a plan that the data limit, in multiples of `Scale.min_steps`
+_BATCH_SETTINGS = ("train.batch_tokens", "train.batch_size", "train.accumulate")
+_MAX_REPEATS = 6  # maximum epochs, in multiples of `ScalingLaw.repeats`
+_MIN_STEPS_FACTOR = 4  # minimum steps of a plan that the data limit, in multiples of `Scale.min_steps`
 
 
-class Settled(NamedTuple):
+class DataSettings(NamedTuple):
     """Settings that depend on the data and are needed before the data are opened, with a short reason."""
 
     settings: Settings
     reason: str = ""
 
 
-class Pace(NamedTuple):
+class Throughput(NamedTuple):
     """The training speed of a model on this machine: targets per second, and the fixed seconds per step (the
     optimiser's). A batch has `share` targets per unit of its size: 0.5 if only half of its tokens are predicted. The
     measured steps had `step` targets each.
@@ -99,7 +99,7 @@ class Pace(NamedTuple):
     step: float = 1.0
 
 
-class Rung(NamedTuple):
+class LadderSize(NamedTuple):
     """A candidate size: its settings without the user's, the recipe of this size, the active parameters per target, and
     all parameters of the model (`size`).
     """
@@ -110,7 +110,7 @@ class Rung(NamedTuple):
     size: int
 
 
-class Fit(NamedTuple):
+class SizePlan(NamedTuple):
     """The plan for a candidate size in the available time: number of targets, `batch` units per batch, the predicted
     loss, and whether the data are `exhausted` before the time.
     """
@@ -119,15 +119,15 @@ class Fit(NamedTuple):
     model: ModelConfig
     parameters: int
     size: int
-    pace: Pace
+    pace: Throughput
     batch: int
-    seen: float
+    targets: float
     loss: float
     exhausted: bool = False
 
     @property
     def steps(self) -> int:
-        return int(self.seen / (self.batch * self.pace.share))
+        return int(self.targets / (self.batch * self.pace.share))
 
 
 @dataclass(frozen=True)
@@ -144,28 +144,28 @@ class Scale:
     usual learning rate. `shapes` are widths, depths and heads, from small to large.
     """
 
-    law: Law = field(default_factory=Law)
-    batch: str = "train.batch_tokens"
-    least: int = 512
-    most: int = 16384
-    noise: float = 8.0
+    law: ScalingLaw = field(default_factory=ScalingLaw)
+    batch_setting: str = "train.batch_tokens"
+    min_batch: int = 512
+    max_batch: int = 16384
+    noise_scale: float = 8.0
     unit: str = "token"
-    fitted: bool = False
+    calibrated: bool = False
     descent: Descent | None = None
-    few: int = 60
-    large: int = 64
+    min_steps: int = 60
+    max_tuning_batch: int = 64
     shapes: Shapes = ()
-    tuning: float = 1.0
+    tuning_lr_factor: float = 1.0
 
-    def settle(self, recipe: Recipe, paths: Sequence[Path], minutes: float) -> Settled:
+    def data_settings(self, recipe: Recipe, paths: Sequence[Path], minutes: float) -> DataSettings:
         """Settings that are needed before the data are opened: vocabulary size, row length, image size, split sizes."""
-        return Settled({})
+        return DataSettings({})
 
-    def settle_start(self, recipe: Recipe, task: Task) -> Settings:
+    def tuning_data_settings(self, recipe: Recipe, task: Task) -> Settings:
         """Settings of a fine-tuning run that depend on the opened data: row length, split sizes."""
         return {}
 
-    def started(self, recipe: Recipe) -> Settings:
+    def tuning_settings(self, recipe: Recipe) -> Settings:
         """Further settings of a fine-tuning run."""
         return {}
 
@@ -175,17 +175,17 @@ class Scale:
             {"model.width": width, "model.depth": depth, "model.heads": heads} for width, depth, heads in self.shapes
         ]
 
-    def amount(self, task: Task) -> int:
+    def unique_targets(self, task: Task) -> int:
         """The number of unique training targets: tokens or samples."""
         return task.count("train")
 
-    def regularised(self, recipe: Recipe, epochs: float, crowd: float) -> Settings:
+    def regularisation(self, recipe: Recipe, epochs: float, crowd: float) -> Settings:
         """Regularisation against memorisation over so many epochs; `crowd` is the number of parameters per unique
         target.
         """
         return {}
 
-    def rates(self, recipe: Recipe, width: int, depth: int, batch: int) -> Settings:
+    def learning_rates(self, recipe: Recipe, width: int, depth: int, batch: int) -> Settings:
         """The learning rates of a size.
 
         Muon's steps have a fixed spectral norm, so its learning rate transfers across widths (Yang et al. 2023). Sums
@@ -195,136 +195,136 @@ class Scale:
         optim = recipe.optim
         if not isinstance(optim, MuonConfig):
             return {"optim.lr": optim.lr * _WIDTH / width}
-        deep = math.sqrt(_DEPTH / depth)
-        return {"optim.lr": optim.lr * deep, "optim.head_lr": optim.adam_lr * _WIDTH / width}
+        depth_factor = math.sqrt(_DEPTH / depth)
+        return {"optim.lr": optim.lr * depth_factor, "optim.head_lr": optim.adam_lr * _WIDTH / width}
 
-    def held_out(self, samples: int, most: int = 1000) -> Settings:
+    def held_out_shares(self, samples: int, limit: int = 1000) -> Settings:
         """Held-out fractions for a number of samples: 5 %, at most `limit` samples, and a larger fraction of few."""
-        share = min(max(0.05, min(0.2, 100 / max(1, samples))), most / max(1, samples))
-        return {"task.split.validation": round(share, 6), "task.split.test": round(share, 6)}
+        fraction = min(max(0.05, min(0.2, 100 / max(1, samples))), limit / max(1, samples))
+        return {"task.split.validation": round(fraction, 6), "task.split.test": round(fraction, 6)}
 
 
-def below(table: Sequence[tuple[float, T]], number: float) -> T:
+def lookup(table: Sequence[tuple[float, T]], number: float) -> T:
     """The value of the first limit above a number, in a table whose last limit is infinite."""
     return next(value for limit, value in table if number < limit)
 
 
-def strain(epochs: float, crowd: float) -> float:
+def memorisation_pressure(epochs: float, crowd: float) -> float:
     """Epochs weighted by the capacity to memorise: small models forget most of their training data."""
     return epochs * min(1.0, crowd)
 
 
-def taken(settings: Settings, user: Collection[str]) -> dict[str, Any]:
+def without_user_settings(settings: Settings, user: Collection[str]) -> dict[str, Any]:
     """Settings without those that the user has set, directly, as part of a larger setting (`optim`), or in part."""
-    return {key: value for key, value in settings.items() if not any(_overlap(key, own) for own in user)}
+    return {key: value for key, value in settings.items() if not any(_overlaps(key, user_key) for user_key in user)}
 
 
-def _overlap(key: str, own: str) -> bool:
-    return key == own or key.startswith(own + ".") or own.startswith(key + ".")
+def _overlaps(key: str, user_key: str) -> bool:
+    return key == user_key or key.startswith(user_key + ".") or user_key.startswith(key + ".")
 
 
-def with_user(recipe: Recipe, settings: Settings, user: Settings) -> Recipe:
+def with_user_settings(recipe: Recipe, settings: Settings, user: Settings) -> Recipe:
     """`recipe` with the chosen settings that apply to it, overridden by the user's."""
-    return override(recipe, {**applicable(recipe, taken(settings, user), user), **user})
+    return override(recipe, {**applicable(recipe, without_user_settings(settings, user), user), **user})
 
 
-def ladder(recipe: Recipe, scale: Scale, user: Settings) -> list[Rung]:
+def ladder(recipe: Recipe, scale: Scale, user: Settings) -> list[LadderSize]:
     """The distinct candidate sizes under the user's settings, from small to large, without those whose heads do not
     divide the user's width. ConfigError if no size is left.
     """
-    found: list[Rung] = []
-    faults: list[ConfigError] = []
+    candidates: list[LadderSize] = []
+    errors: list[ConfigError] = []
     for settings in scale.sizes(recipe):
-        sized = with_user(recipe, settings, user)
-        if any(sized.model == other.recipe.model for other in found):
+        sized_recipe = with_user_settings(recipe, settings, user)
+        if any(sized_recipe.model == candidate.recipe.model for candidate in candidates):
             continue
         try:
-            costs = describe(sized.model)
-            found.append(Rung(taken(settings, user), sized, max(1, costs["flop_per_token"] // 2), costs["parameters"]))
+            costs = describe(sized_recipe.model)
+            candidates.append(LadderSize(without_user_settings(settings, user), sized_recipe, max(1, costs["flop_per_token"] // 2), costs["parameters"]))
         except ConfigError as error:
-            faults.append(error)
-    if not found:
-        raise faults[0]
-    return found
+            errors.append(error)
+    if not candidates:
+        raise errors[0]
+    return candidates
 
 
-def choose(
+def choose_size(
     recipe: Recipe,
     scale: Scale,
     user: Settings,
     unique: int,
     seconds: float,
-    pace: Callable[[Recipe], Pace],
-) -> tuple[Fit, list[Fit]]:
+    pace: Callable[[Recipe], Throughput],
+) -> tuple[SizePlan, list[SizePlan]]:
     """The size with the lowest predicted loss after `seconds` of training on `unique` targets, and all sizes
     considered.
 
     Sizes are tried in ascending order while the loss falls. UserError if even the smallest learns nothing in the time.
     """
-    fits: list[Fit] = []
-    own = any(_overlap(name, key) for name in _BATCHES for key in user)
-    rungs = ladder(recipe, scale, user)
-    for rung in rungs:
-        if fits and (fits[-1].steps < scale.few or (len(fits) > 1 and fits[-1].loss > fits[-2].loss)):
+    plans: list[SizePlan] = []
+    own_batch = any(_overlaps(name, key) for name in _BATCH_SETTINGS for key in user)
+    candidates = ladder(recipe, scale, user)
+    for candidate in candidates:
+        if plans and (plans[-1].steps < scale.min_steps or (len(plans) > 1 and plans[-1].loss > plans[-2].loss)):
             break
-        fits.append(fitted(rung, scale, unique, seconds, pace(rung.recipe), own))
-    best = min(fits, key=lambda fit: fit.loss)
-    if best.steps < scale.few:
-        needed = scale.few * (best.pace.overhead + best.batch * best.pace.share / best.pace.targets)
-        which = "a model of this size" if len(rungs) == 1 else "the smallest model"
+        plans.append(plan_size(candidate, scale, unique, seconds, pace(candidate.recipe), own_batch))
+    best = min(plans, key=lambda plan: plan.loss)
+    if best.steps < scale.min_steps:
+        needed_seconds = scale.min_steps * (best.pace.overhead + best.batch * best.pace.share / best.pace.targets)
+        description = "a model of this size" if len(candidates) == 1 else "the smallest model"
         raise UserError(
-            f"{max(seconds, 0):.0f} s are left for training, in which {which} makes only {best.steps} steps; increase "
-            f"--minutes by {digits(max(0.1, (needed - seconds) / 60))}"
+            f"{max(seconds, 0):.0f} s are left for training, in which {description} makes only {best.steps} steps; increase "
+            f"--minutes by {format_number(max(0.1, (needed_seconds - seconds) / 60))}"
         )
-    return best, fits
+    return best, plans
 
 
-def fitted(rung: Rung, scale: Scale, unique: int, seconds: float, pace: Pace, own: bool = False) -> Fit:
+def plan_size(candidate: LadderSize, scale: Scale, unique: int, seconds: float, pace: Throughput, own_batch: bool = False) -> SizePlan:
     """The plan for a size in `seconds`, with the best batch size, or with the measured one if the user has set it
     (`own_batch`). The number of epochs is limited to what still improves the model.
 
     A batch of B targets takes t = o + B / p seconds, with o of the optimiser, and N targets are worth N / (1 + B / B')
     (McCandlish et al. 2018, equation 2.11), with the noise scale B': the best batch size is B = sqrt(o p B').
     """
-    settings, recipe, parameters, size = rung
-    seen = max(seconds, 0.0) * pace.targets
-    noise = scale.noise * math.sqrt(max(seen, 1.0))
-    wanted = math.sqrt(max(pace.overhead * pace.targets, 1.0) * noise)
-    most = min(scale.most, max(1, int(unique / pace.share)))  # a batch has at most one epoch
-    batch = max(scale.least, min(_power(wanted / pace.share), 2 ** int(math.log2(most))))
-    if own:
+    settings, recipe, parameters, size = candidate
+    targets = max(seconds, 0.0) * pace.targets
+    critical_batch = scale.noise_scale * math.sqrt(max(targets, 1.0))
+    best_batch = math.sqrt(max(pace.overhead * pace.targets, 1.0) * critical_batch)
+    max_batch = min(scale.max_batch, max(1, int(unique / pace.share)))  # a batch has at most one epoch
+    batch = max(scale.min_batch, min(_nearest_power_of_two(best_batch / pace.share), 2 ** int(math.log2(max_batch))))
+    if own_batch:
         batch, pace = max(1, round(pace.step)), pace._replace(share=1.0)
-    each = batch * pace.share  # targets
-    seen = max(seconds, 0.0) * each / (pace.overhead + each / pace.targets)
-    loss = scale.law.loss(parameters, seen / (1 + each / noise), unique)
-    enough = max(_ENOUGH * scale.law.repeats * unique, _FEWEST * scale.few * each)
-    return Fit(settings, recipe.model, parameters, size, pace, batch, min(seen, enough), loss, seen > enough)
+    batch_targets = batch * pace.share  # targets
+    targets = max(seconds, 0.0) * batch_targets / (pace.overhead + batch_targets / pace.targets)
+    loss = scale.law.loss(parameters, targets / (1 + batch_targets / critical_batch), unique)
+    max_targets = max(_MAX_REPEATS * scale.law.repeats * unique, _MIN_STEPS_FACTOR * scale.min_steps * batch_targets)
+    return SizePlan(settings, recipe.model, parameters, size, pace, batch, min(targets, max_targets), loss, targets > max_targets)
 
 
-def _power(number: float) -> int:
+def _nearest_power_of_two(number: float) -> int:
     """The power of two nearest to a number."""
     return 2 ** round(math.log2(max(number, 1.0)))
 
 
-def computing(model: nn.Module | ModelConfig) -> int:
+def active_parameters(model: nn.Module | ModelConfig) -> int:
     """The active parameters per target: half of the floating point operations of a forward pass."""
     return max(1, describe(model)["flop_per_token"] // 2)
 
 
-def settled(recipe: Recipe, fit: Fit, scale: Scale, unique: int, user: Settings) -> Recipe:
+def with_size(recipe: Recipe, plan: SizePlan, scale: Scale, unique: int, user: Settings) -> Recipe:
     """The recipe with a planned size and its batch size, learning rates and regularisation."""
-    sized = with_user(recipe, fit.settings, user)
-    width, depth = shape_of(sized.model)
-    batch = {scale.batch: fit.batch}
-    regular = scale.regularised(sized, fit.seen / max(1, unique), fit.parameters / max(1, unique))
-    settings = {**fit.settings, **batch, **regular, **scale.rates(recipe, width, depth, fit.batch)}
-    return with_user(recipe, settings, user)
+    sized_recipe = with_user_settings(recipe, plan.settings, user)
+    width, depth = shape_of(sized_recipe.model)
+    batch = {scale.batch_setting: plan.batch}
+    regularisation = scale.regularisation(sized_recipe, plan.targets / max(1, unique), plan.parameters / max(1, unique))
+    settings = {**plan.settings, **batch, **regularisation, **scale.learning_rates(recipe, width, depth, plan.batch)}
+    return with_user_settings(recipe, settings, user)
 
 
 def shape_of(model: ModelConfig) -> tuple[int, int]:
     """Width and depth of a model; of its decoder if it has several stacks, or of the observation encoder of a robot."""
     if isinstance(model, ActConfig):
-        model = model.trunk.encoder
+        model = model.encoder_decoder.encoder
     elif isinstance(model, (EncoderDecoderConfig, CaptionerConfig)):
         model = model.decoder
     elif isinstance(model, TwoTowerConfig):
@@ -334,31 +334,31 @@ def shape_of(model: ModelConfig) -> tuple[int, int]:
     return model.width, len(model.stack.blocks) or _DEPTH
 
 
-def explained(choice: Fit, fits: Sequence[Fit], scale: Scale, unique: int, seconds: float) -> tuple[str, ...]:
+def explain_choice(choice: SizePlan, plans: Sequence[SizePlan], scale: Scale, unique: int, seconds: float) -> tuple[str, ...]:
     """The reasons for the chosen size, for people."""
     width, depth = shape_of(choice.model)
-    epochs = choice.seen / max(1, unique)
-    steps = f"steps of {choice.batch:,} {'tokens' if scale.batch.endswith('tokens') else 'samples'}"
-    read = f"{_count(choice.seen)} {scale.unit}s ({digits(epochs)} epochs)"
-    fitting = f"in {span(seconds)}"
-    told = "at first, and more while validation improves" if choice.exhausted else fitting
-    first = f"{_count(choice.size)} parameters (width {width}, {depth} layers), {steps}: {read} {told}"
-    others = [fit for fit in fits if fit is not choice]
-    told = ", ".join(f"{_count(fit.size)}: {fit.loss - choice.loss:+.2f}" for fit in others)
-    return (first, f"lowest predicted loss of {len(fits)} sizes ({told})") if others else (first,)
+    epochs = choice.targets / max(1, unique)
+    steps = f"steps of {choice.batch:,} {'tokens' if scale.batch_setting.endswith('tokens') else 'samples'}"
+    amount = f"{_format_count(choice.targets)} {scale.unit}s ({format_number(epochs)} epochs)"
+    duration = f"in {format_seconds(seconds)}"
+    summary = "at first, and more while validation improves" if choice.exhausted else duration
+    reason = f"{_format_count(choice.size)} parameters (width {width}, {depth} layers), {steps}: {amount} {summary}"
+    other_plans = [plan for plan in plans if plan is not choice]
+    summary = ", ".join(f"{_format_count(plan.size)}: {plan.loss - choice.loss:+.2f}" for plan in other_plans)
+    return (reason, f"lowest predicted loss of {len(plans)} sizes ({summary})") if other_plans else (reason,)
 
 
-def digits(number: float) -> str:
+def format_number(number: float) -> str:
     """A number for people: 430 and 1,230 as integers, smaller ones with two digits, never with an exponent."""
     return f"{number:,.0f}" if abs(number) >= 9.95 else f"{float(f'{number:.2g}'):.10f}".rstrip("0").rstrip(".")
 
 
-def span(seconds: float) -> str:
+def format_seconds(seconds: float) -> str:
     """A duration for people: 41 s, or 1.8 minutes."""
-    return f"{digits(seconds)} s" if seconds < 60 else f"{digits(seconds / 60)} minutes"
+    return f"{format_number(seconds)} s" if seconds < 60 else f"{format_number(seconds / 60)} minutes"
 
 
-def _count(number: float) -> str:
+def _format_count(number: float) -> str:
     for size, name in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
         if number >= size:
             return f"{number / size:.2g}{name}" if number < 100 * size else f"{number / size:.0f}{name}"

@@ -24,8 +24,8 @@ from headway.learn.start import initial_model
 from headway.learn.task import Task, unit_of
 from headway.nn.models import describe, outline
 
-_CHANCE = 3.5  # samples: accuracies that differ by fewer are considered equal
-_SHARES = ("accuracy", "f1", "recall_at_1", "mean_recall_at_1", "exact_match")  # goals that are fractions
+_NOISE_SAMPLES = 3.5  # samples: accuracies that differ by fewer are considered equal
+_FRACTION_GOALS = ("accuracy", "f1", "recall_at_1", "mean_recall_at_1", "exact_match")  # goals that are fractions
 
 
 class RunState:
@@ -57,15 +57,15 @@ class RunState:
         self.precision = Precision(recipe.train.precision, "as set")
         self.fresh: tuple[str, ...] = ()
         self.trained: int | None = None  # the number of trainable parameters, known once there is a model
-        self.before = 0.0
+        self.earlier_seconds = 0.0
         self.budget: TimeBudget | None = None
         self.progress = Progress()
         self.data: dict[str, int | str] = {}  # the fingerprint of its data, equal in all processes
         self.metrics: MetricsFile | None = None
         self.checkpoints = Checkpoints(directory.checkpoints)
-        self.trunk = Checkpoints(directory.trunk)
-        self.probed = False  # whether the head was fitted by this process and not yet trained
-        self._saved = 0  # the step of the last checkpoint
+        self.pre_decay = Checkpoints(directory.pre_decay)
+        self.head_fitted = False  # whether the head was fitted by this process and not yet trained
+        self._saved_step = 0  # the step of the last checkpoint
 
     @cached_property
     def outline(self) -> nn.Module:
@@ -74,66 +74,66 @@ class RunState:
 
     def epochs(self, steps: int) -> float | None:
         """The number of epochs in `steps` steps; None if the model generates its own samples."""
-        return None if self._epoch is None else steps * self.recipe.train.accumulate / self._epoch
+        return None if self._batches_per_epoch is None else steps * self.recipe.train.accumulate / self._batches_per_epoch
 
     @cached_property
-    def _epoch(self) -> float | None:
-        return self.task.examples.epoch()
+    def _batches_per_epoch(self) -> float | None:
+        return self.task.examples.batches_per_epoch()
 
     def start(self) -> None:
         """Build the model, and load the newest checkpoint if there is one."""
-        recipe, first = self.recipe, self.processes.first
-        if first:
+        recipe, is_main = self.recipe, self.processes.is_main
+        if is_main:
             remove(self.directory.digests)
             self.checkpoints.clean()
-        begun = bool(self.checkpoints.all())
-        model = initial_model(recipe, self.fresh, self.directory.base, begun, first)
-        limit = 0 if begun or recipe.start is None else recipe.train.linear_probe
-        self.probed = limit > 0 and self.task.fit_head(model.to(self.processes.device), self.fresh, limit)
+        has_checkpoint = bool(self.checkpoints.all())
+        model = initial_model(recipe, self.fresh, self.directory.base, has_checkpoint, is_main)
+        limit = 0 if has_checkpoint or recipe.start is None else recipe.train.linear_probe
+        self.head_fitted = limit > 0 and self.task.fit_head(model.to(self.processes.device), self.fresh, limit)
         self.learner = Learner(model, recipe, self.task, self.processes, self.precision.name)
         self.trained = self.learner.trained
         self.progress = Progress()
         self.checkpoints.load_newest(self)
-        self._saved = self.progress.step
-        self.before = max(self.before, self.progress.seconds)  # a killed run knows no later time
-        if first:
-            evaluated = self.progress.evaluated if begun else -1
+        self._saved_step = self.progress.step
+        self.earlier_seconds = max(self.earlier_seconds, self.progress.seconds)  # a killed run knows no later time
+        if is_main:
+            evaluated = self.progress.evaluated if has_checkpoint else -1
             truncate_metrics(self.directory.metrics, self.progress.step, evaluated)
             self.metrics = MetricsFile(self.directory.metrics)
 
-    def adopt(self, recipe: Recipe) -> None:
+    def change_recipe(self, recipe: Recipe) -> None:
         """Continue with a new recipe, which has another number of steps."""
         self.recipe = self.learner.recipe = recipe
         self.write_recipe()
         self.write_status("running")
 
-    def rate(self) -> float:
+    def learning_rate(self) -> float:
         """The learning rate of the last step."""
         return self.recipe.optim.lr * self.recipe.schedule.factor(self.progress.step - 1, self.recipe.train.steps)
 
-    def judge(self, metrics: dict[str, Any]) -> bool:
+    def record_evaluation(self, metrics: dict[str, Any]) -> bool:
         """Record an evaluation; returns whether it is the best so far.
 
         If the goal differs by no more than chance (three samples of the validation split), the smaller loss is better.
         """
         progress, goal = self.progress, self.task.goal
-        better = math.isfinite(metrics[goal])
-        if better and progress.best is not None:
+        is_best = math.isfinite(metrics[goal])
+        if is_best and progress.best is not None:
             sign = 1 if self.task.goal_better == "max" else -1
             gain = sign * (metrics[goal] - progress.best[goal])
-            judged = metrics.get("words") or metrics.get("samples")
-            chance = _CHANCE / judged if goal in _SHARES and judged else 0.0
-            loss, before = metrics.get("loss", math.inf), progress.best.get("loss", math.inf)
-            better = gain > chance or (gain >= -chance and loss < before)
-        if better:
+            sample_count = metrics.get("words") or metrics.get("samples")
+            tolerance = _NOISE_SAMPLES / sample_count if goal in _FRACTION_GOALS and sample_count else 0.0
+            loss, best_loss = metrics.get("loss", math.inf), progress.best.get("loss", math.inf)
+            is_best = gain > tolerance or (gain >= -tolerance and loss < best_loss)
+        if is_best:
             progress.best = {"step": progress.step, **metrics}
-        progress.stale = 0 if better else progress.stale + 1
+        progress.stale = 0 if is_best else progress.stale + 1
         progress.evaluated = progress.step
-        return better
+        return is_best
 
-    def keep_model(self) -> None:
+    def save_best_model(self) -> None:
         """Save the model as it is evaluated; an adapter is merged and also saved separately."""
-        if not self.processes.first:
+        if not self.processes.is_main:
             return
         with self.learner.evaluating() as model:
             native.save_tensors(merged(model), self.recipe.model, self.directory.path)
@@ -141,15 +141,15 @@ class RunState:
                 family = read_usage(self.directory.path).family
                 self.recipe.adapter.save(model, self.recipe.start or "", self.directory.adapter, family)
 
-    def pass_over(self) -> None:
+    def skip_evaluation(self) -> None:
         """Record an evaluation of a model that is not saved."""
         self.progress.stale += 1
         self.progress.evaluated = self.progress.step
 
     @property
-    def saved(self) -> bool:
+    def is_saved(self) -> bool:
         """Whether the last step has a checkpoint."""
-        return self._saved == self.progress.step
+        return self._saved_step == self.progress.step
 
     def checkpoint(self) -> None:
         """Save everything needed to resume from here."""
@@ -157,14 +157,14 @@ class RunState:
             self.metrics.sync()
             train = self.recipe.train
             self.checkpoints.save(self, max(train.keep, train.average), train.checkpoint_interval)
-            self._saved = self.progress.step
+            self._saved_step = self.progress.step
 
     def write_recipe(self) -> None:
-        if self.processes.first:
+        if self.processes.is_main:
             write_recipe(self.recipe, self.directory.recipe)
 
     def write_status(self, status: str) -> None:
-        if not self.processes.first:
+        if not self.processes.is_main:
             return
         progress = self.progress
         self.directory.write_status(
@@ -178,7 +178,7 @@ class RunState:
                 "tokens": progress.tokens,
                 "epochs": self.epochs(progress.step),
                 "seconds": round(progress.seconds, 3),
-                "elapsed": round(self.before + self.clock.worked(), 3),
+                "elapsed": round(self.earlier_seconds + self.clock.elapsed(), 3),
                 "minutes": self.minutes,
                 "precision": self.precision.name,
                 "precision_reason": self.precision.reason,
@@ -192,10 +192,10 @@ class RunState:
             }
         )
 
-    def opened(self) -> Run:
+    def finished_run(self) -> Run:
         """The finished run, with its best model."""
-        place = self.directory
-        model = native.load_model(place.path, self.processes.device, self.outline)
-        check_model(self.recipe, model.config, place.path)  # type: ignore[arg-type]
+        directory = self.directory
+        model = native.load_model(directory.path, self.processes.device, self.outline)
+        check_model(self.recipe, model.config, directory.path)  # type: ignore[arg-type]
         del self.outline  # it is the model now
-        return Run(place.path, self.recipe, model, self.task, read_metrics(place.metrics), place.read_status())
+        return Run(directory.path, self.recipe, model, self.task, read_metrics(directory.metrics), directory.read_status())

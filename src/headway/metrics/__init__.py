@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from headway.lazily import lazily
+from headway.lazily import lazy_exports
 
 if TYPE_CHECKING:
     from headway.metrics.classification import (
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
         has_spans,
         nearest_centroid,
         neighbour_recall,
-        partner_recall,
-        spans,
+        paired_recall,
+        entity_spans,
         tag_scores,
     )
     from headway.metrics.errors import (
         edit_distance,
         english_words,
-        fewest_edits,
+        min_edits,
         pronunciation_error_rates,
         word_error_rate,
     )
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
         bootstrap_ratio,
         correlation_scores,
         elo_difference,
-        wilson,
+        wilson_interval,
     )
     from headway.metrics.targets import balanced_scores, best_thresholds, label_scores, number_scores
     from headway.metrics.texts import (
@@ -67,24 +67,24 @@ __all__ = [
     "entity_scores",
     "exact_match",
     "f1_score",
-    "fewest_edits",
+    "min_edits",
     "has_spans",
     "label_scores",
     "language_scores",
     "nearest_centroid",
     "neighbour_recall",
     "number_scores",
-    "partner_recall",
+    "paired_recall",
     "perplexity",
     "pronunciation_error_rates",
-    "spans",
+    "entity_spans",
     "tag_scores",
     "translation_scores",
-    "wilson",
+    "wilson_interval",
     "word_error_rate",
 ]
 
-lazily(
+lazy_exports(
     __name__,
     {
         ".classification": (
@@ -96,18 +96,18 @@ lazily(
             "has_spans",
             "nearest_centroid",
             "neighbour_recall",
-            "partner_recall",
-            "spans",
+            "paired_recall",
+            "entity_spans",
             "tag_scores",
         ),
-        ".errors": ("edit_distance", "english_words", "fewest_edits", "pronunciation_error_rates", "word_error_rate"),
+        ".errors": ("edit_distance", "english_words", "min_edits", "pronunciation_error_rates", "word_error_rate"),
         ".intervals": (
             "bootstrap",
             "bootstrap_mean",
             "bootstrap_ratio",
             "correlation_scores",
             "elo_difference",
-            "wilson",
+            "wilson_interval",
         ),
         ".targets": ("balanced_scores", "best_thresholds", "label_scores", "number_scores"),
         ".texts": (

@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable, Sequence
 from functools import cache
 
 from headway.errors import UserError
-from headway.metrics.intervals import bootstrap_ratio, wilson
+from headway.metrics.intervals import bootstrap_ratio, wilson_interval
 
 
 def edit_distance(first: Sequence[Hashable], second: Sequence[Hashable]) -> int:
@@ -18,24 +18,24 @@ def edit_distance(first: Sequence[Hashable], second: Sequence[Hashable]) -> int:
     """
     if not first:
         return len(second)
-    places: dict[Hashable, int] = {}
-    for row, symbol in enumerate(first):
-        places[symbol] = places.get(symbol, 0) | 1 << row
-    every, last = (1 << len(first)) - 1, 1 << (len(first) - 1)
-    rises, falls, distance = every, 0, len(first)
-    for symbol in second:
-        match = places.get(symbol, 0)
+    positions: dict[Hashable, int] = {}
+    for row, item in enumerate(first):
+        positions[item] = positions.get(item, 0) | 1 << row
+    all_rows, last_row = (1 << len(first)) - 1, 1 << (len(first) - 1)
+    rises, falls, distance = all_rows, 0, len(first)
+    for item in second:
+        match = positions.get(item, 0)
         diagonal = (((match & rises) + rises) ^ rises) | match | falls  # rows with the cost of their diagonal
-        right_rises = falls | (every & ~(diagonal | rises))
-        right_falls = diagonal & rises
-        distance += bool(right_rises & last) - bool(right_falls & last)
-        right_rises = right_rises << 1 | 1
-        rises = every & (right_falls << 1 | ~(diagonal | right_rises))
-        falls = every & diagonal & right_rises
+        next_rises = falls | (all_rows & ~(diagonal | rises))
+        next_falls = diagonal & rises
+        distance += bool(next_rises & last_row) - bool(next_falls & last_row)
+        next_rises = next_rises << 1 | 1
+        rises = all_rows & (next_falls << 1 | ~(diagonal | next_rises))
+        falls = all_rows & diagonal & next_rises
     return distance
 
 
-def fewest_edits(hypothesis: Sequence[Hashable], references: Sequence[Sequence[Hashable]]) -> tuple[int, int]:
+def min_edits(hypothesis: Sequence[Hashable], references: Sequence[Sequence[Hashable]]) -> tuple[int, int]:
     """(edits, length) of the reference nearest to `hypothesis`; of the longest if several are equally near."""
     if not references:
         raise UserError("a sample has no reference; pass at least one for each")
@@ -62,11 +62,11 @@ def pronunciation_error_rates(hypotheses: Sequence[str], references: Sequence[Se
     `wer` is the share of words that match none of their references; `per` is phoneme edits per reference phoneme.
     """
     edits, lengths = _edits(hypotheses, references)
-    wrong = sum(1 for count in edits if count)
+    wrong_words = sum(1 for count in edits if count)
     rates = _rate("per", edits, lengths, seed)
     return {
-        "wer": wrong / len(edits),
-        "wer_interval": wilson(wrong, len(edits)),
+        "wer": wrong_words / len(edits),
+        "wer_interval": wilson_interval(wrong_words, len(edits)),
         **rates,
         "samples": len(edits),
     }
@@ -77,11 +77,11 @@ def _edits(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> tu
         raise UserError(f"{len(hypotheses)} hypotheses for {len(references)} references; pass one for each")
     if not hypotheses:
         raise UserError("there are 0 samples to evaluate; pass at least one")
-    if any(isinstance(some, str) for some in references):
+    if any(isinstance(sample_references, str) for sample_references in references):
         raise UserError("references are single strings; pass a list of references for each sample")
     pairs = zip(hypotheses, references)
-    counted = [fewest_edits(text.split(), [reference.split() for reference in some]) for text, some in pairs]
-    return [edits for edits, _ in counted], [length for _, length in counted]
+    edits_and_lengths = [min_edits(text.split(), [reference.split() for reference in sample_references]) for text, sample_references in pairs]
+    return [edits for edits, _ in edits_and_lengths], [length for _, length in edits_and_lengths]
 
 
 def _rate(name: str, edits: list[int], lengths: list[int], seed: int) -> Rates:
@@ -91,7 +91,7 @@ def _rate(name: str, edits: list[int], lengths: list[int], seed: int) -> Rates:
     return {name: sum(edits) / sum(lengths), f"{name}_interval": interval}
 
 
-_LATER = ("kinda", "sorta", "dunno", "cause")  # expanded by the package, but not in Whisper's published version
+_LATER_EXPANSIONS = ("kinda", "sorta", "dunno", "cause")  # expanded by the package, but not in Whisper's published version
 
 
 @cache
@@ -102,7 +102,7 @@ def english_normalizer() -> Callable[[str], str]:
     except ImportError:
         raise UserError("this needs the package whisper-normalizer; pip install 'headway[audio]'") from None
     normalizer = EnglishTextNormalizer()
-    for word in _LATER:
+    for word in _LATER_EXPANSIONS:
         normalizer.replacers.pop(rf"\b{word}\b", None)
     return normalizer
 

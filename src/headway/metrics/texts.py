@@ -10,29 +10,29 @@ from typing import Any
 import numpy as np
 
 from headway.errors import UserError
-from headway.metrics.intervals import RESAMPLES, TAILS, wilson
+from headway.metrics.intervals import RESAMPLES, TAILS, wilson_interval
 
 
 def perplexity(nats: float, tokens: int) -> float:
     """exp of the loss per token, where `nats` is the sum over all `tokens`; infinity on overflow."""
     try:
-        return math.exp(_per(nats, tokens, "tokens"))
+        return math.exp(_per_unit(nats, tokens, "tokens"))
     except OverflowError:
         return math.inf
 
 
 def bits_per_byte(nats: float, size: int) -> float:
     """The loss in bits per UTF-8 byte of a text of `size` bytes; comparable between tokenizers."""
-    return _per(nats, size, "bytes") / math.log(2)
+    return _per_unit(nats, size, "bytes") / math.log(2)
 
 
 def language_scores(nats: float, tokens: int, size: int | None = None) -> dict[str, float]:
     """`loss` (nats per token), `perplexity`, and `bits_per_byte` if `size`, the text's bytes, is known."""
-    scores = {"loss": _per(nats, tokens, "tokens"), "perplexity": perplexity(nats, tokens)}
+    scores = {"loss": _per_unit(nats, tokens, "tokens"), "perplexity": perplexity(nats, tokens)}
     return scores if size is None else {**scores, "bits_per_byte": bits_per_byte(nats, size)}
 
 
-def _per(nats: float, count: int, unit: str) -> float:
+def _per_unit(nats: float, count: int, unit: str) -> float:
     if count <= 0:
         raise UserError(f"the loss was counted over {count} {unit}; evaluate on at least one")
     return nats / count
@@ -77,8 +77,8 @@ def _score(name: str, metric: Any, hypotheses: Sequence[str], streams: list[list
     # sacrebleu's own bootstrap does not return bounds and fails if only some resamples score 0, so only its counts per
     # sentence and its formula are used.
     counts = np.asarray(metric._extract_corpus_statistics(hypotheses, streams), dtype=np.float64)
-    drawn = np.random.default_rng(0).multinomial(len(counts), np.full(len(counts), 1 / len(counts)), size=RESAMPLES)
-    scores = [float(metric._compute_score_from_stats(sums).score) for sums in (drawn @ counts).tolist()]
+    resampled = np.random.default_rng(0).multinomial(len(counts), np.full(len(counts), 1 / len(counts)), size=RESAMPLES)
+    scores = [float(metric._compute_score_from_stats(sums).score) for sums in (resampled @ counts).tolist()]
     interval = [float(bound) for bound in np.percentile(scores, TAILS)]
     return {name: score, f"{name}_signature": str(metric.get_signature()), f"{name}_interval": interval}
 
@@ -89,17 +89,17 @@ def _streams(hypotheses: Sequence[str], references: References) -> list[list[str
         raise UserError(f"{len(hypotheses)} translations for {len(references)} references; pass one for each")
     if not hypotheses:
         raise UserError("there are 0 translations to evaluate; pass at least one")
-    several = [[some] if isinstance(some, str) else list(some) for some in references]
-    if not all(several):
-        raise UserError(f"translation {several.index([])} has no reference; pass at least one for each")
-    most = max(map(len, several))
-    return [[some[i] if i < len(some) else None for some in several] for i in range(most)]
+    reference_lists = [[sample_references] if isinstance(sample_references, str) else list(sample_references) for sample_references in references]
+    if not all(reference_lists):
+        raise UserError(f"translation {reference_lists.index([])} has no reference; pass at least one for each")
+    max_references = max(map(len, reference_lists))
+    return [[sample_references[i] if i < len(sample_references) else None for sample_references in reference_lists] for i in range(max_references)]
 
 
 def exact_match(captions: Sequence[str], references: Sequence[Sequence[str]]) -> Scores:
     """`exact_match`, the share of captions that equal one of their references, and its interval."""
-    hits = sum(caption in some for caption, some in zip(captions, references, strict=True))
-    return {"exact_match": hits / len(captions), "exact_match_interval": wilson(hits, len(captions))}
+    hits = sum(caption in sample_references for caption, sample_references in zip(captions, references, strict=True))
+    return {"exact_match": hits / len(captions), "exact_match_interval": wilson_interval(hits, len(captions))}
 
 
 def caption_scores(captions: Sequence[str], references: Sequence[Sequence[str]]) -> Scores:

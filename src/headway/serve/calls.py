@@ -26,19 +26,19 @@ import msgspec
 
 from headway.serve.call_text import (
     ARGUMENTS,
-    FUNCTION,
-    LONGEST_HEAD,
+    FUNCTION_TAG,
+    MAX_HEAD_LENGTH,
     SPACE,
-    TAGGED,
-    Scan,
-    head,
-    may_begin,
+    TAGGED_CALL,
+    JsonScanner,
+    named_call_head,
+    may_start,
     object_head,
-    overlap,
-    tagged,
-    tail,
+    partial_tag_length,
+    parse_tagged_arguments,
+    end_of_tags,
 )
-from headway.serve.following import FollowedObject, without_trailing_commas
+from headway.serve.following import IncrementalObject, without_trailing_commas
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,8 @@ class CallFormat:
     arguments: str
     listed: bool = False
     bare: bool = False
-    opening_symbol: int | None = None
-    closing_symbol: int | None = None
+    opening_token: int | None = None
+    closing_token: int | None = None
     named: bool = False
     prefix: Sequence[str] = ()
     middle: str = ""
@@ -85,91 +85,91 @@ class Arguments(NamedTuple):
 Part = str | ToolCall | Arguments  # of an answer
 
 
-def calls_grammar(form: CallFormat, tools: Sequence[tuple[str, str, list[str]]], required: bool, parallel: bool) -> str:
+def calls_grammar(call_format: CallFormat, tools: Sequence[tuple[str, str, list[str]]], required: bool, parallel: bool) -> str:
     """A lark grammar of answers whose calls are all of these tools (names, and rules of their arguments).
 
     Unless a call is `required`, any text may come before it or instead of it.
     """
-    opening, closing = _mark(form.opening, form.opening_symbol), _mark(form.closing, form.closing_symbol)
+    opening, closing = _tag(call_format.opening, call_format.opening_token), _tag(call_format.closing, call_format.closing_token)
     lines = ["TEXT: /(.|\\n)*/"]
     bodies = []
     for i, (name, start, rules) in enumerate(tools):
         lines += [f"arguments{i}: {start}", *rules]
-        if form.named:
-            bodies.append(_named(form, name, f"arguments{i}"))
+        if call_format.named:
+            bodies.append(_named_call_rule(call_format, name, f"arguments{i}"))
             continue
-        before = json.dumps(f'{{"name": {json.dumps(name)}, "{form.arguments}": ')
+        before = json.dumps(f'{{"name": {json.dumps(name)}, "{call_format.arguments}": ')
         bodies.append(f'{before} arguments{i} "}}"')
     lines.append(f"object: {' | '.join(bodies)}")
-    if form.bare:
+    if call_format.bare:
         if required:
             return "\n".join(["start: object", *lines])
         return "\n".join(
             [f"start: PLAIN | {opening}? object", "PLAIN: /[ \\n\\r\\t]*([^ \\n\\r\\t{](.|\\n)*)?/", *lines]
         )
-    if form.listed:
-        others = '(", " object)*' if parallel else ""
-        lines.append(f'list: {opening} " "? "[" object {others} "]"')
+    if call_format.listed:
+        more_calls = '(", " object)*' if parallel else ""
+        lines.append(f'list: {opening} " "? "[" object {more_calls} "]"')
         return "\n".join([f"start: {'list' if required else 'TEXT | TEXT list'}", *lines])
-    if form.named:
-        lines.append(f"call: {opening} object {closing if form.closing else ''}")
+    if call_format.named:
+        lines.append(f"call: {opening} object {closing if call_format.closing else ''}")
         return "\n".join([f"start: {'' if required else 'TEXT | TEXT '}call{'+' if parallel else ''}", *lines])
     lines.append(f'call: {opening} "\\n" object "\\n" {closing}')
     if required:
         return "\n".join([f"start: call{' (NEXT call)*' if parallel else ''}", 'NEXT: "\\n"', *lines])
-    if form.opening_symbol is None:
+    if call_format.opening_token is None:
         lines += [f"head[lazy]: TEXT {opening}", f'after: head "\\n" object "\\n" {closing}']
     else:
         lines.append("after: TEXT call")
     return "\n".join([f"start: {'after* rest' if parallel else 'rest | after'}", "rest: TEXT", *lines])
 
 
-def _mark(text: str, symbol: int | None) -> str:
-    return json.dumps(text) if symbol is None else f"<[{symbol}]>"
+def _tag(text: str, token_id: int | None) -> str:
+    return json.dumps(text) if token_id is None else f"<[{token_id}]>"
 
 
-def _named(form: CallFormat, name: str, arguments: str) -> str:
+def _named_call_rule(call_format: CallFormat, name: str, arguments: str) -> str:
     """The grammar of a call with this name."""
-    parts = [*form.prefix, name, *([form.middle_id] if form.middle_id else [])]
-    marks = [_mark(part, form.inner.get(part)) for part in parts]
-    own = ["/[A-Za-z0-9]{9}/"] if form.middle_id else []
-    suffix = [_mark(form.suffix, None)] if form.suffix else []
-    return " ".join([*marks, *own, _mark(form.middle, form.inner.get(form.middle)), arguments, *suffix])
+    parts = [*call_format.prefix, name, *([call_format.middle_id] if call_format.middle_id else [])]
+    tags = [_tag(part, call_format.inner.get(part)) for part in parts]
+    call_id = ["/[A-Za-z0-9]{9}/"] if call_format.middle_id else []
+    suffix = [_tag(call_format.suffix, None)] if call_format.suffix else []
+    return " ".join([*tags, *call_id, _tag(call_format.middle, call_format.inner.get(call_format.middle)), arguments, *suffix])
 
 
 MISTRAL = "[TOOL_CALLS]"
-_ID = re.compile("[A-Za-z0-9]{9}")  # the format of Mistral's templates
+_CALL_ID = re.compile("[A-Za-z0-9]{9}")  # the format of Mistral's templates
 
 
 # Before an object in the middle of a text that is a quotation or part of other JSON, and not a call.
 _QUOTING = re.compile(r"""(?:[\[{(`'"]|"\s*:|[}\]]\s*,)\s*$""")
-_HEADS = tuple(f'"{name}"' for name in (*ARGUMENTS, "name", "id", "type"))  # how an object that is a call may start
-_BEGIN = 80  # characters that show whether a call begins
+_OBJECT_STARTS = tuple(f'"{name}"' for name in (*ARGUMENTS, "name", "id", "type"))  # how an object that is a call may start
+_LOOKAHEAD = 80  # characters that show whether a call begins
 
 
-def _shapes(form: CallFormat) -> dict[str, CallFormat]:
+def _formats_by_start(call_format: CallFormat) -> dict[str, CallFormat]:
     """The formats of calls by the first character after their tag; "" is any other."""
-    if form.opening != MISTRAL:
-        return {"": form}
+    if call_format.opening != MISTRAL:
+        return {"": call_format}
     inner = {"middle": "[ARGS]", "middle_id": "[CALL_ID]"}
     return {
-        "[": replace(form, listed=True, named=False),
-        "{": replace(form, listed=False, named=False),
-        "": replace(form, listed=False, named=True, **inner),
+        "[": replace(call_format, listed=True, named=False),
+        "{": replace(call_format, listed=False, named=False),
+        "": replace(call_format, listed=False, named=True, **inner),
     }
 
 
 @dataclass
-class _Begun:
+class _PartialCall:
     """A call that was passed on before its end, and the position of its arguments in the buffer."""
 
     name: str
     start: int
     stop: int
-    followed: FollowedObject = field(default_factory=FollowedObject)
+    parser: IncrementalObject = field(default_factory=IncrementalObject)
 
 
-class CallReader:
+class ToolCallParser:
     """Parses the text of an answer as it arrives into plain text and complete tool calls.
 
     Text that may become a tag is held back, and a call until it ends. A tag inside a JSON string is part of the string.
@@ -183,10 +183,10 @@ class CallReader:
 
     def __init__(
         self,
-        form: CallFormat,
+        call_format: CallFormat,
         tools: Mapping[str, Mapping[str, Any]],
         parallel: bool = True,
-        pieces: bool = False,
+        streams: bool = False,
         prose: bool = True,
     ) -> None:
         """`tools` are the callable tools by name; without `parallel`, parsing stops after the first call. With `prose`,
@@ -194,23 +194,23 @@ class CallReader:
         """
         self.calls = 0  # complete ones
         self.broken = False
-        self._form = form
-        self._shapes = _shapes(form)
-        self._shape: CallFormat | None = None  # of the current call, once known
-        self._coder = form.named and not form.middle
+        self._format = call_format
+        self._formats = _formats_by_start(call_format)
+        self._current_format: CallFormat | None = None  # of the current call, once known
+        self._is_tagged = call_format.named and not call_format.middle
         self._tools = tools
-        self._inner = {symbol: text for text, symbol in form.inner.items()}
+        self._inner_tags = {token: text for text, token in call_format.inner.items()}
         self._parallel = parallel
-        self._pieces = pieces
-        self._prose = prose and form.bare
-        self._said = ""  # text so far, if it determines whether a call may start
-        self._begun: list[_Begun] = []  # calls that are incomplete
-        self._held = ""
-        self._mark = ""  # tag of the current call, as generated
-        self._inside = False
-        self._first = form.bare  # a call may start without a tag
+        self._streams = streams
+        self._prose = prose and call_format.bare
+        self._text = ""  # text so far, if it determines whether a call may start
+        self._partial_calls: list[_PartialCall] = []  # calls that are incomplete
+        self._buffer = ""
+        self._opening_tag = ""  # tag of the current call, as generated
+        self._in_call = False
+        self._may_start_bare = call_format.bare  # a call may start without a tag
         self._closed = False  # by a special token
-        self._scan = Scan()
+        self._scanner = JsonScanner()
 
     @property
     def full(self) -> bool:
@@ -218,236 +218,236 @@ class CallReader:
         return self.calls > 0 and not self._parallel
 
     @property
-    def _between(self) -> str:
+    def _separators(self) -> str:
         """Characters that may separate calls, in addition to white space."""
-        return ";," if self._first and self.calls else ""
+        return ";," if self._may_start_bare and self.calls else ""
 
-    def push(self, text: str, symbol: int | None = None) -> list[Part]:
+    def push(self, text: str, token: int | None = None) -> list[Part]:
         """The parts that are certain after a token and the text that it completed, in order."""
-        found: list[Part] = []
-        if symbol is not None and symbol == self._form.opening_symbol and not self.full:
-            if self._inside:
-                found += self.flush()
-            found += self._begin(len(self._held))
-        elif symbol is not None and symbol == self._form.closing_symbol and self._inside:
+        parts: list[Part] = []
+        if token is not None and token == self._format.opening_token and not self.full:
+            if self._in_call:
+                parts += self.flush()
+            parts += self._start_call(len(self._buffer))
+        elif token is not None and token == self._format.closing_token and self._in_call:
             self._closed = True
-        elif self._inside:
-            self._held += self._inner.get(-1 if symbol is None else symbol, "")
-        self._held += text
+        elif self._in_call:
+            self._buffer += self._inner_tags.get(-1 if token is None else token, "")
+        self._buffer += text
         more: Sequence[Part] | None = ()
         while more is not None:
-            new = [*more, *self._follow()]
+            new = [*more, *self._stream_arguments()]
             if self._prose:
-                self._said += "".join(part for part in new if isinstance(part, str))
-            found += new
-            more = self._inside_call() if self._inside else self._outside()
-        return found
+                self._text += "".join(part for part in new if isinstance(part, str))
+            parts += new
+            more = self._parse_call() if self._in_call else self._parse_text()
+        return parts
 
     def flush(self) -> list[Part]:
         """The parts that are still held back at the end of an answer."""
-        found: list[ToolCall] = []
-        form = self._shaped() if self._inside else None
-        if form is not None and form.named:
-            found = (self._named_call(form, final=True) or ([], 0))[0]
-        elif form is not None and self._scan.stop is not None:  # complete except for its closing tag
-            rest = self._held[self._scan.stop :].strip(SPACE)
-            found = self._calls(form, self._held[: self._scan.stop]) if form.closing.startswith(rest) else []
-        if not self._agrees(found):
-            self._break()
-        elif found:
-            self._held = self._mark = ""
-        rest, new = self._mark + self._held, self._ended(found)
-        self._held = ""
-        between = (self.calls > 0 or self.broken) and not rest.strip(SPACE + self._between)
-        return [*new, *([rest] if rest and not between else [])]
+        calls: list[ToolCall] = []
+        call_format = self._call_format() if self._in_call else None
+        if call_format is not None and call_format.named:
+            calls = (self._match_named_call(call_format, final=True) or ([], 0))[0]
+        elif call_format is not None and self._scanner.stop is not None:  # complete except for its closing tag
+            remainder = self._buffer[self._scanner.stop :].strip(SPACE)
+            calls = self._calls_in(call_format, self._buffer[: self._scanner.stop]) if call_format.closing.startswith(remainder) else []
+        if not self._matches_partial_calls(calls):
+            self._abandon_call()
+        elif calls:
+            self._buffer = self._opening_tag = ""
+        remainder, new_calls = self._opening_tag + self._buffer, self._finish_calls(calls)
+        self._buffer = ""
+        is_separator = (self.calls > 0 or self.broken) and not remainder.strip(SPACE + self._separators)
+        return [*new_calls, *([remainder] if remainder and not is_separator else [])]
 
-    def _shaped(self) -> CallFormat | None:
+    def _call_format(self) -> CallFormat | None:
         """The format of the current call; None before its first character."""
-        start = self._held.lstrip(SPACE)[:1]
-        if self._shape is None and start:
-            self._shape = self._shapes.get(start, self._shapes[""])
-        return self._shape
+        start = self._buffer.lstrip(SPACE)[:1]
+        if self._current_format is None and start:
+            self._current_format = self._formats.get(start, self._formats[""])
+        return self._current_format
 
-    def _follow(self) -> list[Part]:
+    def _stream_arguments(self) -> list[Part]:
         """The new arguments of incomplete calls."""
-        found: list[Part] = []
-        while self._inside and self._pieces:
-            if not self._begun or self._begun[-1].followed.ended:
+        parts: list[Part] = []
+        while self._in_call and self._streams:
+            if not self._partial_calls or self._partial_calls[-1].parser.ended:
                 call = self._next_call()
                 if call is None:
                     break
-                found.append(call)
-            last = self._begun[-1]
-            stop = last.followed.go_on(self._held, last.stop)
-            dropped = last.followed.dropped
-            new = "".join(self._held[place] for place in range(last.stop, stop) if place not in dropped)
+                parts.append(call)
+            last = self._partial_calls[-1]
+            stop = last.parser.advance(self._buffer, last.stop)
+            dropped = last.parser.dropped
+            new = "".join(self._buffer[position] for position in range(last.stop, stop) if position not in dropped)
             if new:
-                found.append(Arguments(new))
+                parts.append(Arguments(new))
             last.stop = stop
-            if last.followed.failed:
-                self._break()
-            elif not last.followed.ended:
+            if last.parser.failed:
+                self._abandon_call()
+            elif not last.parser.ended:
                 break
-        return found
+        return parts
 
     def _next_call(self) -> ToolCall | None:
         """The call whose arguments start next; None if that is unclear, or not known yet."""
-        form, held, given = self._shaped(), self._held, ""
+        call_format, buffer, call_id = self._call_format(), self._buffer, ""
         # A list that may contain only one call is checked when complete.
-        if form is None or (self._begun and not form.listed) or (form.listed and not self._parallel):
+        if call_format is None or (self._partial_calls and not call_format.listed) or (call_format.listed and not self._parallel):
             return None
-        if form.named:
-            start = self._head(form).match(held) if form.middle else None
+        if call_format.named:
+            start = self._head_pattern(call_format).match(buffer) if call_format.middle else None
             name = "" if start is None else start["name"]
-            given = "" if start is None else start.groupdict().get("id") or ""
+            call_id = "" if start is None else start.groupdict().get("id") or ""
         else:
-            place = self._begun[-1].stop if self._begun else 0
-            start = object_head(form.listed, bool(self._begun)).match(held, place, place + LONGEST_HEAD)
+            position = self._partial_calls[-1].stop if self._partial_calls else 0
+            start = object_head(call_format.listed, bool(self._partial_calls)).match(buffer, position, position + MAX_HEAD_LENGTH)
             try:
                 members = {} if start is None else msgspec.json.decode(start["members"] + '"":""}', type=dict[str, str])
             except (msgspec.MsgspecError, UnicodeError):
                 return None
-            name, given = members.get("name", ""), members.get("id", "")
-        if start is None or name not in self._tools or held[start.end() : start.end() + 1] != "{":
+            name, call_id = members.get("name", ""), members.get("id", "")
+        if start is None or name not in self._tools or buffer[start.end() : start.end() + 1] != "{":
             return None
-        self._begun.append(_Begun(name, start.end(), start.end()))
-        return ToolCall(self._id(given), name, "")
+        self._partial_calls.append(_PartialCall(name, start.end(), start.end()))
+        return ToolCall(self._call_id(call_id), name, "")
 
-    def _head(self, form: CallFormat) -> re.Pattern[str]:
-        return head("".join(form.prefix), form.middle_id, form.middle, form.opening == MISTRAL)
+    def _head_pattern(self, call_format: CallFormat) -> re.Pattern[str]:
+        return named_call_head("".join(call_format.prefix), call_format.middle_id, call_format.middle, call_format.opening == MISTRAL)
 
-    def _agrees(self, found: Sequence[ToolCall]) -> bool:
+    def _matches_partial_calls(self, calls: Sequence[ToolCall]) -> bool:
         """Whether calls start with those that were already passed on."""
-        begun = [(each.name, without_trailing_commas(self._held[each.start : each.stop])) for each in self._begun]
-        return [(call.name, call.arguments) for call in found[: len(begun)]] == begun
+        partial_calls = [(partial.name, without_trailing_commas(self._buffer[partial.start : partial.stop])) for partial in self._partial_calls]
+        return [(call.name, call.arguments) for call in calls[: len(partial_calls)]] == partial_calls
 
-    def _break(self) -> None:
+    def _abandon_call(self) -> None:
         """The call that was passed on in parts is not one: the rest is text."""
-        self._held, self._mark = self._held[self._begun[-1].stop :], ""
-        self._inside = self._first = False
-        self._begun, self.broken = [], True
+        self._buffer, self._opening_tag = self._buffer[self._partial_calls[-1].stop :], ""
+        self._in_call = self._may_start_bare = False
+        self._partial_calls, self.broken = [], True
 
-    def _ended(self, found: list[ToolCall]) -> list[ToolCall]:
+    def _finish_calls(self, calls: list[ToolCall]) -> list[ToolCall]:
         """Complete calls, without those that were already passed on."""
-        new, self._begun, self._mark, self._inside = found[len(self._begun) :], [], "", False
-        self.calls += len(found)
-        return new
+        new_calls, self._partial_calls, self._opening_tag, self._in_call = calls[len(self._partial_calls) :], [], "", False
+        self.calls += len(calls)
+        return new_calls
 
-    def _begin(self, place: int, mark: str = "") -> list[Part]:
+    def _start_call(self, position: int, tag: str = "") -> list[Part]:
         """Start a call at a position of the buffer; returns the text before it."""
-        said = self._held[:place].rstrip(SPACE)
+        text = self._buffer[:position].rstrip(SPACE)
         # White space before a call is not part of the text, unless it turns out not to be a call.
-        self._mark, self._held = self._held[len(said) : place] + mark, self._held[place + len(mark) :]
-        self._inside, self._closed, self._scan = True, False, Scan()
-        self._shape = None if len(self._shapes) > 1 else self._form
-        return [said] if said else []
+        self._opening_tag, self._buffer = self._buffer[len(text) : position] + tag, self._buffer[position + len(tag) :]
+        self._in_call, self._closed, self._scanner = True, False, JsonScanner()
+        self._current_format = None if len(self._formats) > 1 else self._format
+        return [text] if text else []
 
-    def _outside(self) -> list[Part] | None:
+    def _parse_text(self) -> list[Part] | None:
         """The next text of the buffer; None if more input is needed."""
-        form, held = self._form, self._held
-        for mark in form.around:
-            if mark in held:
-                held = self._held = held.replace(mark, "")
-        start = held.lstrip(SPACE + self._between)
+        call_format, buffer = self._format, self._buffer
+        for tag in call_format.around:
+            if tag in buffer:
+                buffer = self._buffer = buffer.replace(tag, "")
+        start = buffer.lstrip(SPACE + self._separators)
         if not start:
             return None
-        if self._first and not self.full:
+        if self._may_start_bare and not self.full:
             if start[0] == "{":
-                self._begin(len(held) - len(start))
+                self._start_call(len(buffer) - len(start))
                 return []
-            self._first = False
-        certain = len(held)
+            self._may_start_bare = False
+        certain = len(buffer)
         if not self.full:
-            marks = [form.opening] if form.opening_symbol is None else []
-            places = {place: mark for mark in marks if (place := held.find(mark)) >= 0}
-            if self._coder:  # without its outer tag; its start is part of the call
-                marks.append(FUNCTION)
-                places |= {place: "" for place in [held.find(FUNCTION)] if place >= 0}
-            if self._prose and (place := self._object_in(held)) is not None:
-                places[place] = ""
-            if places:
-                return self._begin(min(places), places[min(places)])
-            if marks:
-                certain -= max(overlap(held, mark) for mark in (*marks, *form.around))
-        said = held[:certain].rstrip(SPACE)
-        self._held = held[len(said) :]
-        return [said] if said else None
+            tags = [call_format.opening] if call_format.opening_token is None else []
+            positions = {position: tag for tag in tags if (position := buffer.find(tag)) >= 0}
+            if self._is_tagged:  # without its outer tag; its start is part of the call
+                tags.append(FUNCTION_TAG)
+                positions |= {position: "" for position in [buffer.find(FUNCTION_TAG)] if position >= 0}
+            if self._prose and (position := self._find_object(buffer)) is not None:
+                positions[position] = ""
+            if positions:
+                return self._start_call(min(positions), positions[min(positions)])
+            if tags:
+                certain -= max(partial_tag_length(buffer, tag) for tag in (*tags, *call_format.around))
+        text = buffer[:certain].rstrip(SPACE)
+        self._buffer = buffer[len(text) :]
+        return [text] if text else None
 
-    def _object_in(self, held: str) -> int | None:
+    def _find_object(self, buffer: str) -> int | None:
         """The position of an object that may be a call; None without one."""
-        for place in (found.start() for found in re.finditer("{", held)):
-            if not may_begin(held[place + 1 : place + _BEGIN].lstrip(SPACE), _HEADS):
+        for position in (match.start() for match in re.finditer("{", buffer)):
+            if not may_start(buffer[position + 1 : position + _LOOKAHEAD].lstrip(SPACE), _OBJECT_STARTS):
                 continue
-            before = self._said + held[:place]
-            if not _QUOTING.search(before[-_BEGIN:]) and before.count("```") % 2 == 0:
-                return place
+            before = self._text + buffer[:position]
+            if not _QUOTING.search(before[-_LOOKAHEAD:]) and before.count("```") % 2 == 0:
+                return position
         return None
 
-    def _inside_call(self) -> Sequence[Part] | None:
-        form = self._shaped()
-        if form is None:
+    def _parse_call(self) -> Sequence[Part] | None:
+        call_format = self._call_format()
+        if call_format is None:
             return None
-        if form.named:
-            return self._inside_named(form)
-        stop = self._scan.go_on(self._held, "[" if form.listed else "{", _HEADS)
+        if call_format.named:
+            return self._parse_named_call(call_format)
+        stop = self._scanner.advance(self._buffer, "[" if call_format.listed else "{", _OBJECT_STARTS)
         if stop is None:
             return None
-        found, rest = self._calls(form, self._held[:stop]), self._held[stop:].lstrip(SPACE)
-        if not found or not self._agrees(found):
-            return self._none()
-        if form.closing_symbol is not None and not self._closed:
-            return None if not rest else self._none()
-        closing = form.closing if form.closing_symbol is None else ""
-        if not rest.startswith(closing):
-            again = form.opening if form.opening_symbol is None else ""
-            if not rest.startswith(again or closing):
-                undecided = closing.startswith(rest) or again.startswith(rest)
-                return None if undecided else self._none()
+        calls, remainder = self._calls_in(call_format, self._buffer[:stop]), self._buffer[stop:].lstrip(SPACE)
+        if not calls or not self._matches_partial_calls(calls):
+            return self._reject_call()
+        if call_format.closing_token is not None and not self._closed:
+            return None if not remainder else self._reject_call()
+        closing = call_format.closing if call_format.closing_token is None else ""
+        if not remainder.startswith(closing):
+            next_tag = call_format.opening if call_format.opening_token is None else ""
+            if not remainder.startswith(next_tag or closing):
+                undecided = closing.startswith(remainder) or next_tag.startswith(remainder)
+                return None if undecided else self._reject_call()
             closing = ""  # it is missing, and the next call starts
-        after = rest[len(closing) :] if form.closing else self._held[stop:]
-        new, self._held = self._ended(found), after
-        self._first = form.bare
-        return new
+        after = remainder[len(closing) :] if call_format.closing else self._buffer[stop:]
+        new_calls, self._buffer = self._finish_calls(calls), after
+        self._may_start_bare = call_format.bare
+        return new_calls
 
-    def _inside_named(self, form: CallFormat) -> Sequence[Part] | None:
-        read = self._named_call(form)
-        if read is None:
+    def _parse_named_call(self, call_format: CallFormat) -> Sequence[Part] | None:
+        parsed = self._match_named_call(call_format)
+        if parsed is None:
             return None
-        found, end = read
-        if not found or not self._agrees(found):
-            return self._none()
-        new, self._held = self._ended(found), self._held[end:]
-        return new
+        calls, end = parsed
+        if not calls or not self._matches_partial_calls(calls):
+            return self._reject_call()
+        new_calls, self._buffer = self._finish_calls(calls), self._buffer[end:]
+        return new_calls
 
-    def _named_call(self, form: CallFormat, final: bool = False) -> tuple[list[ToolCall], int] | None:
+    def _match_named_call(self, call_format: CallFormat, final: bool = False) -> tuple[list[ToolCall], int] | None:
         """The call at the start of the buffer, and its end; an empty list if it is not a call; None if more input is
         needed. At the end of an answer the closing tag may be missing.
         """
-        held = self._held
-        bare = self._coder and not self._mark.strip(SPACE) and form.opening_symbol is None
-        start = (self._head(form) if form.middle else TAGGED).match(held)
+        buffer = self._buffer
+        bare = self._is_tagged and not self._opening_tag.strip(SPACE) and call_format.opening_token is None
+        start = (self._head_pattern(call_format) if call_format.middle else TAGGED_CALL).match(buffer)
         if start is None:
-            return ([], 0) if final or len(held) > LONGEST_HEAD or "{" in held else None
-        name, given = start["name"], start.groupdict().get("id")
+            return ([], 0) if final or len(buffer) > MAX_HEAD_LENGTH or "{" in buffer else None
+        name, call_id = start["name"], start.groupdict().get("id")
         if name not in self._tools:
             return [], 0
-        if form.middle:
-            stop = self._scan.go_on(held[start.end() :], "{", ('"', "}"))
-            arguments = without_trailing_commas(held[start.end() :][:stop]) if stop else ""
+        if call_format.middle:
+            stop = self._scanner.advance(buffer[start.end() :], "{", ('"', "}"))
+            arguments = without_trailing_commas(buffer[start.end() :][:stop]) if stop else ""
         else:
-            whole = final or "</function>" in held
-            stop, arguments = tagged(held[start.end() :], self._tools[name], bare, final) if whole else (None, "")
+            is_complete = final or "</function>" in buffer
+            stop, arguments = parse_tagged_arguments(buffer[start.end() :], self._tools[name], bare, final) if is_complete else (None, "")
         if not stop:
             return None if stop is None and not final else ([], 0)
-        closing = form.closing if form.closing_symbol is None else ""
-        end = tail(held, start.end() + stop, [form.suffix, closing], final)
-        if end is not None and end >= 0 and form.closing_symbol is not None and not (self._closed or final):
-            end = -1 if held[end:].strip(SPACE) else None
-        if end == -1 and self._coder:  # its closing tag is missing; text may follow a call without an opening tag
-            rest = held[start.end() + stop :].lstrip(SPACE)
-            if bare or rest.startswith((form.opening, FUNCTION)):
+        closing = call_format.closing if call_format.closing_token is None else ""
+        end = end_of_tags(buffer, start.end() + stop, [call_format.suffix, closing], final)
+        if end is not None and end >= 0 and call_format.closing_token is not None and not (self._closed or final):
+            end = -1 if buffer[end:].strip(SPACE) else None
+        if end == -1 and self._is_tagged:  # its closing tag is missing; text may follow a call without an opening tag
+            remainder = buffer[start.end() + stop :].lstrip(SPACE)
+            if bare or remainder.startswith((call_format.opening, FUNCTION_TAG)):
                 end = start.end() + stop
-            elif form.opening.startswith(rest) or FUNCTION.startswith(rest):
+            elif call_format.opening.startswith(remainder) or FUNCTION_TAG.startswith(remainder):
                 end = None
         if end is None:
             return None
@@ -455,31 +455,31 @@ class CallReader:
             msgspec.json.decode(arguments, type=dict[str, Any])
         except (msgspec.MsgspecError, RecursionError, UnicodeError):
             return [], 0
-        return ([ToolCall(self._id(given), name, arguments)], end) if end >= 0 else ([], 0)
+        return ([ToolCall(self._call_id(call_id), name, arguments)], end) if end >= 0 else ([], 0)
 
-    def _id(self, given: Any) -> str:
+    def _call_id(self, model_id: Any) -> str:
         """The id of a call: the model's own if it is valid."""
-        if isinstance(given, str) and _ID.fullmatch(given):
-            return given
-        return secrets.token_hex(5)[:9] if self._form.opening == MISTRAL else f"call_{secrets.token_hex(12)}"
+        if isinstance(model_id, str) and _CALL_ID.fullmatch(model_id):
+            return model_id
+        return secrets.token_hex(5)[:9] if self._format.opening == MISTRAL else f"call_{secrets.token_hex(12)}"
 
-    def _none(self) -> list[Part]:
+    def _reject_call(self) -> list[Part]:
         """It is not a call: its tag is text, and parsing continues after it."""
-        if self._begun:
-            self._break()
+        if self._partial_calls:
+            self._abandon_call()
             return []
-        self._inside = self._first = False
-        mark, self._mark = self._mark, ""
-        if not mark.endswith(self._form.opening):  # it started without a tag, and would start again
-            mark, self._held = mark + self._held[:1], self._held[1:]
-        return [mark]
+        self._in_call = self._may_start_bare = False
+        tag, self._opening_tag = self._opening_tag, ""
+        if not tag.endswith(self._format.opening):  # it started without a tag, and would start again
+            tag, self._buffer = tag + self._buffer[:1], self._buffer[1:]
+        return [tag]
 
-    def _calls(self, form: CallFormat, text: str) -> list[ToolCall]:
+    def _calls_in(self, call_format: CallFormat, text: str) -> list[ToolCall]:
         """The calls in a JSON value; empty if it is anything else."""
-        kind = list[dict[str, msgspec.Raw]] if form.listed else dict[str, msgspec.Raw]
+        kind = list[dict[str, msgspec.Raw]] if call_format.listed else dict[str, msgspec.Raw]
         try:
             items = msgspec.json.decode(without_trailing_commas(text), type=kind)
-            found: list[ToolCall] = []
+            calls: list[ToolCall] = []
             for item in items if isinstance(items, list) else [items]:
                 name = msgspec.json.decode(item["name"], type=str)
                 [key] = [key for key in ARGUMENTS if key in item]
@@ -489,8 +489,8 @@ class CallReader:
                 if arguments.startswith('"'):  # an object in a string
                     arguments = without_trailing_commas(msgspec.json.decode(arguments, type=str)).strip(SPACE)
                 msgspec.json.decode(arguments, type=dict[str, Any])
-                given = msgspec.json.decode(item.get("id", b'""'))
-                found.append(ToolCall(self._id(given), name, arguments))
+                call_id = msgspec.json.decode(item.get("id", b'""'))
+                calls.append(ToolCall(self._call_id(call_id), name, arguments))
         except (msgspec.MsgspecError, KeyError, RecursionError, ValueError):
             return []
-        return found if self._parallel or len(found) == 1 else []
+        return calls if self._parallel or len(calls) == 1 else []

@@ -16,88 +16,88 @@ from llguidance import LLMatcher
 
 from headway.errors import UserError
 from headway.serve.calls import CallFormat, calls_grammar
-from headway.serve.expressions import expression, literal
-from headway.serve.schemas.documents import LARGEST
+from headway.serve.expressions import parse_pattern, escape_literal
+from headway.serve.schemas.documents import MAX_SCHEMA_LENGTH
 from headway.serve.schemas.grammar import Grammar, grammar_of
 from headway.serve.schemas.matching import LIMITS, byte_tokenizer
 
-_CHOICES = 1000
-_FIRST = 0.3  # CPU seconds to find the first token of an answer
+_MAX_CHOICES = 1000
+_MAX_FIRST_SECONDS = 0.3  # CPU seconds to find the first token of an answer
 # Parts of a lark grammar that are not checked: strings and regular expressions, then comments.
-_TEXTS = re.compile(r'"(?:\\.|[^"\\\n])*"i?|/(?![/*])(?:\\.|[^/\\\n])+/[imslux]*|(?://|#)[^\n]*')
-_STRANGE = re.compile(r"%json|%llguidance|%regex|<|@|\b(?:max_tokens|temperature|stop|stop_capture|suffix|lazy)\b")
+_LITERALS = re.compile(r'"(?:\\.|[^"\\\n])*"i?|/(?![/*])(?:\\.|[^/\\\n])+/[imslux]*|(?://|#)[^\n]*')
+_UNSUPPORTED = re.compile(r"%json|%llguidance|%regex|<|@|\b(?:max_tokens|temperature|stop|stop_capture|suffix|lazy)\b")
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
     """The llguidance grammar of a format, with ignored keywords and unchecked shapes; or the reason for refusing it."""
     try:
-        grammar, of_schemas = _grammar(request["form"])
-        ignored = dict.fromkeys(name for each in of_schemas for name in each.ignored)
-        shapes = [] if request["form"]["type"] == "calls" else [shape for each in of_schemas for shape in each.shapes]
-        return {"grammar": _tried(grammar, request["symbols"]), "ignored": list(ignored), "shapes": shapes}
+        grammar, schema_grammars = _grammar(request["form"])
+        ignored = dict.fromkeys(name for schema_grammar in schema_grammars for name in schema_grammar.ignored)
+        shapes = [] if request["form"]["type"] == "calls" else [shape for schema_grammar in schema_grammars for shape in schema_grammar.shapes]
+        return {"grammar": _try_compile(grammar, request["symbols"]), "ignored": list(ignored), "shapes": shapes}
     except UserError as error:
         return {"refused": str(error)}
 
 
-def _grammar(form: Mapping[str, Any]) -> tuple[str, list[Grammar]]:
+def _grammar(response_format: Mapping[str, Any]) -> tuple[str, list[Grammar]]:
     """A format's grammar, and those of its schemas."""
-    kind = form["type"]
+    kind = response_format["type"]
     if kind in ("json_object", "json_schema"):
-        made = grammar_of({"type": "object"} if kind == "json_object" else form["schema"])
-        return "\n".join([f"start: {made.start}", *made.lines]), [made]
+        schema_grammar = grammar_of({"type": "object"} if kind == "json_object" else response_format["schema"])
+        return "\n".join([f"start: {schema_grammar.start}", *schema_grammar.lines]), [schema_grammar]
     if kind == "regex":
-        terminal = expression(form["regex"], "the format").terminal(searched=False, quoted=False)
+        terminal = parse_pattern(response_format["regex"], "the format").terminal(searched=False, quoted=False)
         return f"start: T\nT: {terminal.lark()}", []
     if kind == "choice":
-        return LLMatcher.grammar_from_regex(_choices(form["choice"])), []
+        return LLMatcher.grammar_from_regex(_choices(response_format["choice"])), []
     if kind == "lark":
-        return LLMatcher.grammar_from_lark(_checked(form["lark"])), []
+        return LLMatcher.grammar_from_lark(_check_lark(response_format["lark"])), []
     tools = [
-        (each["name"], grammar_of(each["schema"], f"the tool {each['name']!r:.80}", f"s{i}"))
-        for i, each in enumerate(form["tools"])
+        (tool["name"], grammar_of(tool["schema"], f"the tool {tool['name']!r:.80}", f"s{i}"))
+        for i, tool in enumerate(response_format["tools"])
     ]
-    for name, made in tools:
-        if made.shapes:
-            what = f"the tool {name!r:.80} requires unique items or keys"
-            raise UserError(f"{what}, which cannot be enforced in calls; leave uniqueItems and minProperties out")
-    format_ = CallFormat(**form["format"])
-    rules = [(name, made.start, made.lines) for name, made in tools]
-    return calls_grammar(format_, rules, form["required"], form["parallel"]), [made for _, made in tools]
+    for name, schema_grammar in tools:
+        if schema_grammar.shapes:
+            problem = f"the tool {name!r:.80} requires unique items or keys"
+            raise UserError(f"{problem}, which cannot be enforced in calls; leave uniqueItems and minProperties out")
+    call_format = CallFormat(**response_format["format"])
+    rules = [(name, schema_grammar.start, schema_grammar.lines) for name, schema_grammar in tools]
+    return calls_grammar(call_format, rules, response_format["required"], response_format["parallel"]), [schema_grammar for _, schema_grammar in tools]
 
 
-def _choices(texts: list[str]) -> str:
-    if not 1 <= len(texts) <= _CHOICES or not all(texts) or sum(map(len, texts)) > LARGEST:
-        raise UserError(f"choice has {len(texts):,} strings; send 1 to {_CHOICES:,} non-empty ones")
-    return f"(?:{'|'.join(map(literal, texts))})"
+def _choices(choices: list[str]) -> str:
+    if not 1 <= len(choices) <= _MAX_CHOICES or not all(choices) or sum(map(len, choices)) > MAX_SCHEMA_LENGTH:
+        raise UserError(f"choice has {len(choices):,} strings; send 1 to {_MAX_CHOICES:,} non-empty ones")
+    return f"(?:{'|'.join(map(escape_literal, choices))})"
 
 
-def _checked(grammar: str) -> str:
-    strange = _STRANGE.search(_TEXTS.sub(" ", grammar))
-    if strange is not None:
+def _check_lark(grammar: str) -> str:
+    unsupported = _UNSUPPORTED.search(_LITERALS.sub(" ", grammar))
+    if unsupported is not None:
         remedy = "leave it out; for JSON use json_schema"
-        raise UserError(f"the lark grammar has {strange[0]!r}, which is not supported; {remedy}")
+        raise UserError(f"the lark grammar has {unsupported[0]!r}, which is not supported; {remedy}")
     return grammar
 
 
-def _tried(grammar: str, symbols: int) -> str:
+def _try_compile(grammar: str, vocab_size: int) -> str:
     """The grammar after a successful compilation. UserError if it cannot be enforced, or if nothing matches it."""
-    tokenizer = byte_tokenizer(symbols)
-    failed, told = LLMatcher.validate_grammar_with_warnings(grammar, tokenizer, limits=LIMITS)
+    tokenizer = byte_tokenizer(vocab_size)
+    failed, messages = LLMatcher.validate_grammar_with_warnings(grammar, tokenizer, limits=LIMITS)
     matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=LIMITS)
-    if told or failed or matcher.is_error():
-        raise UserError(refusal(told[0] if told else matcher.get_error()))
-    began = time.process_time()
-    first = any(matcher.compute_bitmask())
-    if (took := time.process_time() - began) > _FIRST:
+    if messages or failed or matcher.is_error():
+        raise UserError(format_error(messages[0] if messages else matcher.get_error()))
+    start = time.process_time()
+    has_first_token = any(matcher.compute_bitmask())
+    if (seconds := time.process_time() - start) > _MAX_FIRST_SECONDS:
         raise UserError(
-            f"the format takes {took:.1f} s to find its first token, and the limit is {_FIRST:g}; use a simpler one"
+            f"the format takes {seconds:.1f} s to find its first token, and the limit is {_MAX_FIRST_SECONDS:g}; use a simpler one"
         )
-    if not first or matcher.is_error():
+    if not has_first_token or matcher.is_error():
         raise UserError("nothing matches the format; use one that allows some text")
     return grammar
 
 
-def refusal(reason: str) -> str:
+def format_error(reason: str) -> str:
     """The error, in one line, for a format that llguidance does not accept."""
-    said = " ".join(reason.split())[:300]
-    return f"the format cannot be enforced ({json.dumps(said, ensure_ascii=False)[1:-1]}); use a simpler one"
+    message = " ".join(reason.split())[:300]
+    return f"the format cannot be enforced ({json.dumps(message, ensure_ascii=False)[1:-1]}); use a simpler one"

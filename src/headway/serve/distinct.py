@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Int
 
 from headway.serve.schemas.shapes import Shape
-from headway.serve.symbols import SPECIAL
+from headway.serve.symbols import SPECIAL_PREFIX
 
 _LITERALS = {b"t"[0]: "true", b"f"[0]: "false", b"n"[0]: "null"}
 _OPENING = frozenset(b"[{")
@@ -28,18 +28,18 @@ class _Level(NamedTuple):
     key: str = ""
 
 
-class Distinct:
+class UniquenessChecker:
     """Enforces unique items and keys in one answer. The grammar ensures that its text so far is valid JSON."""
 
     def __init__(
-        self, shapes: Sequence[Sequence[Sequence[Any]]], tokens: Sequence[bytes], ending: Sequence[Int[np.ndarray, "N"]]
+        self, shapes: Sequence[Sequence[Sequence[Any]]], tokens: Sequence[bytes], end_tokens: Sequence[Int[np.ndarray, "N"]]
     ) -> None:
         """`shapes` are those of `schemas.grammar`, `tokens` the bytes of all tokens, `end_tokens` the ids of those that
         may end a string, and of those that may end another value.
         """
-        self._shapes = [[Shape(*each) for each in place] for place in shapes]
+        self._shapes = [[Shape(*shape) for shape in group] for group in shapes]
         self._tokens = tokens
-        self._ending = ending
+        self._end_tokens = end_tokens
         self._text = bytearray()
         self._levels: tuple[_Level, ...] = ()
         self._mode = "value"
@@ -48,38 +48,38 @@ class Distinct:
         """Remove the tokens from a mask with which an item or a key would repeat."""
         bits = mask.view(np.uint32)
         level = self._levels[-1] if self._levels else None
-        listed = level is not None and level.seen is not None and any(shape.values for shape in level.shapes)
-        if self._levels and not self._reaches():
+        has_values = level is not None and level.seen is not None and any(shape.values for shape in level.shapes)
+        if self._levels and not self._needs_check():
             return
-        if not listed:
-            ending = self._ending[self._mode not in ("string", "key", "string escape", "key escape")]
-            ids = ending[bits[ending // 32] >> (ending % 32).astype(np.uint32) & 1 != 0]
+        if not has_values:
+            end_tokens = self._end_tokens[self._mode not in ("string", "key", "string escape", "key escape")]
+            ids = end_tokens[bits[end_tokens // 32] >> (end_tokens % 32).astype(np.uint32) & 1 != 0]
         else:
             ids = np.unpackbits(mask.view(np.uint8), bitorder="little").nonzero()[0]
         for i in ids.tolist():
-            if not self._tokens[i].startswith(SPECIAL) and not self._may(self._tokens[i]):
+            if not self._tokens[i].startswith(SPECIAL_PREFIX) and not self._allows(self._tokens[i]):
                 bits[i // 32] &= ~np.uint32(1 << i % 32)
 
     def take(self, token: int) -> bool:
         """Accept a token. False if it repeats an item or a key."""
-        return all(self._fed(byte) for byte in self._tokens[token])
+        return all(self._feed(byte) for byte in self._tokens[token])
 
-    def _reaches(self) -> bool:
+    def _needs_check(self) -> bool:
         """Whether the current value, or anything within it, must have unique items or keys."""
         return any(level.seen is not None for level in self._levels) or any(
-            place >= 0
+            index >= 0
             for shape in self._levels[-1].shapes
-            for place in (*shape.first, *shape.named.values(), *shape.others)
+            for index in (*shape.first, *shape.named.values(), *shape.others)
         )
 
-    def _may(self, token: bytes) -> bool:
+    def _allows(self, token: bytes) -> bool:
         levels, mode, length = self._levels, self._mode, len(self._text)
-        fits = all(self._fed(byte) for byte in token) and self._goes_on()
+        fits = all(self._feed(byte) for byte in token) and self._can_be_new()
         self._levels, self._mode = levels, mode
         del self._text[length:]
         return fits
 
-    def _goes_on(self) -> bool:
+    def _can_be_new(self) -> bool:
         """Whether the current item can still become a new one, if all possible items are listed."""
         if not self._levels or self._mode not in ("string", "scalar"):
             return True
@@ -87,14 +87,14 @@ class Distinct:
         lists = [shape.values for shape in level.shapes if shape.distinct]
         if level.seen is None or not lists or any(values is None for values in lists):
             return True
-        begun = self._text[level.start :].decode(errors="ignore")
+        prefix = self._text[level.start :].decode(errors="ignore")
         return any(
-            value.startswith(begun) and _canonical(json.loads(value)) not in level.seen
+            value.startswith(prefix) and _canonical(json.loads(value)) not in level.seen
             for values in lists
             for value in values or ()
         )
 
-    def _fed(self, byte: int) -> bool:
+    def _feed(self, byte: int) -> bool:
         """Accept a byte. False if an item or a key repeats."""
         self._text.append(byte)
         mode = self._mode
@@ -102,7 +102,7 @@ class Distinct:
             if byte == 0x5C:
                 self._mode = f"{mode} escape"
             elif byte == 0x22:
-                return self._ended(len(self._text)) if mode == "string" else self._named()
+                return self._end_value(len(self._text)) if mode == "string" else self._end_key()
             return True
         if mode in ("string escape", "key escape"):
             self._mode = mode.split()[0]
@@ -110,33 +110,33 @@ class Distinct:
         if byte in b" \t\r\n" and mode != "scalar":
             return True
         if mode == "value":
-            return self._begun(byte) if byte != 0x5D else self._closed()
+            return self._start_value(byte) if byte != 0x5D else self._close()
         if mode == "member":
             if byte == 0x22:
                 self._mode = "key"
                 self._levels = (*self._levels[:-1], self._levels[-1]._replace(start=len(self._text) - 1))
                 return True
-            return self._closed()
+            return self._close()
         if mode == "colon":
             self._mode = "value"
             return True
         if mode == "scalar":
             if byte not in b" \t\r\n,]}":
                 return True
-            if not self._ended(len(self._text) - 1):
+            if not self._end_value(len(self._text) - 1):
                 return False
             if byte in b" \t\r\n":
                 return True
         level = self._levels[-1]
         if byte != 0x2C:
-            return self._closed()
+            return self._close()
         self._mode = "value" if level.is_array else "member"
         return True
 
-    def _begun(self, byte: int) -> bool:
+    def _start_value(self, byte: int) -> bool:
         """The first byte of a value."""
         if not self._levels:
-            places = [0]
+            indices = [0]
         else:
             level = self._levels[-1]
             if level.is_array:
@@ -147,25 +147,25 @@ class Distinct:
                     and _canonical(json.loads(_LITERALS[byte])) in level.seen
                 ):
                     return False
-            places = []
+            indices = []
             for shape in level.shapes:
                 if level.is_array and level.index < len(shape.first):
-                    places.append(shape.first[level.index])
+                    indices.append(shape.first[level.index])
                 elif not level.is_array and level.key in shape.named:
-                    places.append(shape.named[level.key])
+                    indices.append(shape.named[level.key])
                 else:
-                    places += shape.others
+                    indices += shape.others
         if byte not in _OPENING:
             self._mode = "string" if byte == 0x22 else "scalar"
             return True
         kind = "array" if byte == 0x5B else "object"
-        shapes = tuple(shape for place in places if place >= 0 for shape in self._shapes[place] if shape.kind == kind)
+        shapes = tuple(shape for index in indices if index >= 0 for shape in self._shapes[index] if shape.kind == kind)
         seen = frozenset() if any(shape.distinct for shape in shapes) else None
         self._levels = (*self._levels, _Level(kind == "array", shapes, seen))
         self._mode = "value" if kind == "array" else "member"
         return True
 
-    def _ended(self, end: int) -> bool:
+    def _end_value(self, end: int) -> bool:
         """A value is complete."""
         self._mode = "after"
         if not self._levels or not (level := self._levels[-1]).is_array:
@@ -179,7 +179,7 @@ class Distinct:
         self._levels = (*self._levels[:-1], level._replace(seen=seen, index=level.index + 1))
         return True
 
-    def _named(self) -> bool:
+    def _end_key(self) -> bool:
         """A key is complete."""
         self._mode = "colon"
         level = self._levels[-1]
@@ -190,10 +190,10 @@ class Distinct:
         self._levels = (*self._levels[:-1], level._replace(seen=seen, key=key))
         return True
 
-    def _closed(self) -> bool:
+    def _close(self) -> bool:
         """An array or object ends."""
         self._levels = self._levels[:-1]
-        return self._ended(len(self._text))
+        return self._end_value(len(self._text))
 
 
 def _canonical(value: Any) -> Any:
@@ -205,5 +205,5 @@ def _canonical(value: Any) -> Any:
     if isinstance(value, list):
         return ("array", tuple(map(_canonical, value)))
     if isinstance(value, dict):
-        return ("object", frozenset((name, _canonical(each)) for name, each in value.items()))
+        return ("object", frozenset((name, _canonical(member)) for name, member in value.items()))
     return ("string", value)

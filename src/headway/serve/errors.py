@@ -12,8 +12,8 @@ from headway.generate.scheduler import FullError
 
 _LOG = logger(__name__)
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error", 503: "overloaded_error"}
-PLAIN = "/api/"  # paths of the Ollama API, whose clients expect an error that is a string
-_LONGEST = 1000  # characters of a message, which may quote long values
+OLLAMA_PREFIX = "/api/"  # paths of the Ollama API, whose clients expect an error that is a string
+_MAX_MESSAGE = 1000  # characters of a message, which may quote long values
 
 
 class StatusError(UserError):
@@ -45,19 +45,19 @@ class ErrorObject(msgspec.Struct):
     code: str | None = None
 
 
-class ErrorAnswer(msgspec.Struct):
+class ErrorBody(msgspec.Struct):
     """The body of every error; in a stream, the last event."""
 
     error: ErrorObject
 
 
-class PlainError(msgspec.Struct):
+class OllamaError(msgspec.Struct):
     """The body of every error of the Ollama API; in a stream, the last line."""
 
     error: str
 
 
-def refusal(error: BaseException) -> StatusError:
+def to_status_error(error: BaseException) -> StatusError:
     """An error as the client may see it. Anything but a UserError is a fault of the server: it is logged, and the
     client only sees its class.
     """
@@ -71,22 +71,22 @@ def refusal(error: BaseException) -> StatusError:
     return StatusError(500, f"the server failed ({type(error).__name__}); see its log", code="server_failed")
 
 
-def error_answer(error: StatusError, path: str = "") -> ErrorAnswer | PlainError:
+def error_body(error: StatusError, path: str = "") -> ErrorBody | OllamaError:
     """The body of an error in the format of this path's API."""
-    kind = _TYPES.get(error.status, "server_error" if error.status >= 500 else "invalid_request_error")
-    line = " ".join("".join(c if c.isprintable() else " " for c in str(error)).split())
-    if len(line) > _LONGEST:
-        line = f"{line[: _LONGEST // 2]} ... {line[-_LONGEST // 2 :]}"
-    if path.startswith(PLAIN):
-        return PlainError(line)
-    return ErrorAnswer(ErrorObject(line, kind, error.param, error.code))
+    error_type = _TYPES.get(error.status, "server_error" if error.status >= 500 else "invalid_request_error")
+    message = " ".join("".join(c if c.isprintable() else " " for c in str(error)).split())
+    if len(message) > _MAX_MESSAGE:
+        message = f"{message[: _MAX_MESSAGE // 2]} ... {message[-_MAX_MESSAGE // 2 :]}"
+    if path.startswith(OLLAMA_PREFIX):
+        return OllamaError(message)
+    return ErrorBody(ErrorObject(message, error_type, error.param, error.code))
 
 
 def error_response(error: StatusError, headers: Mapping[str, str] | None = None, path: str = "") -> Response:
     """An error as a complete response to a request for this path, with additional `headers`."""
-    told = dict(headers or {})
+    all_headers = dict(headers or {})
     if error.retry_after is not None:
-        told["Retry-After"] = str(error.retry_after)
+        all_headers["Retry-After"] = str(error.retry_after)
     if error.status == 401:
-        told["WWW-Authenticate"] = "Bearer"
-    return Response(msgspec.json.encode(error_answer(error, path)), error.status, told, "application/json")
+        all_headers["WWW-Authenticate"] = "Bearer"
+    return Response(msgspec.json.encode(error_body(error, path)), error.status, all_headers, "application/json")

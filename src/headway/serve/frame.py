@@ -33,11 +33,11 @@ class ServerSettings:
     origins: tuple[str, ...] = ()  # web pages that may use the server, such as https://example.org; "*" allows all
     body_bytes: int = 8 << 20  # of a JSON body
     form_bytes: int = 64 << 20  # of a form with files
-    depth: int = 64  # of nested lists and objects
-    copies: int = 16  # largest n of a request
-    sequences: int = 64  # n times the number of prompts of a request
-    stops: int = 16  # stop strings of a request
-    seconds: float = 600.0  # of a request, from arrival to end
+    max_depth: int = 64  # of nested lists and objects
+    max_n: int = 16  # largest n of a request
+    max_sequences: int = 64  # n times the number of prompts of a request
+    max_stop_strings: int = 16  # stop strings of a request
+    request_seconds: float = 600.0  # of a request, from arrival to end
     receive_seconds: float = 30.0  # for a body to arrive
     stalled_seconds: float = 30.0  # that a client may leave its answer unread
     step_seconds: float = 60.0  # without a step while there is work, after which an engine loop counts as stalled
@@ -45,24 +45,24 @@ class ServerSettings:
     log: bool = True  # write one line of JSON to stdout per request
 
 
-Reads = Literal["texts", "images", "sounds"]
+InputKind = Literal["texts", "images", "sounds"]
 
 
-class Known(NamedTuple):
+class ModelSummary(NamedTuple):
     """What is known about a model before its weights are loaded."""
 
     kind: str
     verbs: list[str]  # tasks that it supports; see headway.app.predictors
-    reads: list[Reads]
+    inputs: list[InputKind]
     context: int | None  # tokens
     parameters: int
-    changed: int  # seconds since 1970
-    alone: str | None  # why it generates one sequence at a time; None if it runs batches
+    modified: int  # seconds since 1970
+    sequential_reason: str | None  # why it generates one sequence at a time; None if it runs batches
     weights: Weights | None = None  # number format that its weights are loaded in; None for fp32
     note: str | None = None  # message at startup: the format in which quantised weights are served, and why
 
 
-class Ready(NamedTuple):
+class ReadyModel(NamedTuple):
     """A loaded model. `loop` generates text; None if the model does not. `batcher` runs all other tasks. `fingerprint`
     identifies everything that determines the bits of its output.
     """
@@ -74,20 +74,20 @@ class Ready(NamedTuple):
     fingerprint: str = ""
 
 
-class Served(Protocol):
+class ModelRegistry(Protocol):
     """The models of a server."""
 
-    def using(self, name: str) -> AbstractAsyncContextManager[Ready]:
+    def using(self, name: str) -> AbstractAsyncContextManager[ReadyModel]:
         """The model with this name ("" for the only one), loaded if necessary and kept in memory while it is used.
         StatusError 404 for an unknown name; UserError or StatusError 503 if it cannot be loaded.
         """
         ...
 
-    def listed(self) -> Mapping[str, Known]:
+    def listed(self) -> Mapping[str, ModelSummary]:
         """All models that can be requested, by name."""
         ...
 
-    def known(self, name: str) -> Known:
+    def summary(self, name: str) -> ModelSummary:
         """The summary of one model. StatusError 404 for an unknown name, 503 for a broken model."""
         ...
 
@@ -108,16 +108,16 @@ class Served(Protocol):
         ...
 
 
-CLIENT = "client"  # key of the client in the state of a request
+CLIENT_KEY = "client"  # key of the client in the state of a request
 
 
 class Client(Protocol):
     """The client of a request, as its connection sees it. `on_disconnect` is called when it disconnects."""
 
-    leaving: Callable[[], None] | None
+    on_disconnect: Callable[[], None] | None
 
     @property
-    def gone(self) -> bool: ...
+    def disconnected(self) -> bool: ...
     @property
     def full(self) -> bool:
         """Whether so much is unread that the next send will wait."""
@@ -133,13 +133,13 @@ class Context:
     """One request, as an endpoint sees it."""
 
     settings: ServerSettings
-    served: Served
+    served: ModelRegistry
     id: str  # of the request, in the log and in answers
     owner: str = ""  # API key of the request; cached prefixes are shared within one owner
     route: str = ""  # the endpoint's path
     path: Mapping[str, str] = field(default_factory=dict)  # values of the path's {name} parameters
-    noted: dict[str, str | int] = field(default_factory=dict)  # for the log: the model, token counts
-    outcome: int | None = None  # status for the log if it differs from the status sent
+    log_fields: dict[str, str | int] = field(default_factory=dict)  # for the log: the model, token counts
+    logged_status: int | None = None  # status for the log if it differs from the status sent
     headers: dict[str, str] = field(default_factory=dict)  # additional headers of the answer
 
 
@@ -149,7 +149,7 @@ class Events(NamedTuple):
     parts: AsyncGenerator[msgspec.Struct, None]
 
 
-Serve = Callable[[Any, Context], Awaitable[msgspec.Struct | Events | Response]]
+EndpointFunction = Callable[[Any, Context], Awaitable[msgspec.Struct | Events | Response]]
 
 
 class Endpoint(NamedTuple):
@@ -159,7 +159,7 @@ class Endpoint(NamedTuple):
 
     method: str
     path: str  # in Starlette's syntax, {name} for a parameter
-    serve: Serve
+    handler: EndpointFunction
     summary: str
     body: type[msgspec.Struct] | type[FormData] | None = None
     answer: type[msgspec.Struct] | None = None

@@ -14,8 +14,8 @@ from typing import NamedTuple
 from headway.errors import UserError, logger
 
 _LOG = logger(__name__)
-_LOOK = 1.0  # seconds between two checks of a file
-_BYTES = 1 << 20  # maximum size of a file
+_CHECK_SECONDS = 1.0  # seconds between two checks of a file
+_MAX_BYTES = 1 << 20  # maximum size of a file
 
 _Version = tuple[int, int, int, int]
 
@@ -24,7 +24,7 @@ class ApiKey(NamedTuple):
     """A key that clients send. At most `max_concurrent` of its requests run at once; None sets no limit."""
 
     secret: str
-    under_way: int | None = None
+    max_concurrent: int | None = None
 
 
 class KeyFile:
@@ -41,8 +41,8 @@ class KeyFile:
         the keys stay the same and the log gets one warning.
         """
         try:
-            found = os.stat(self._path)
-            if not stat.S_ISREG(found.st_mode) or (version := _version(found)) == self._version:
+            status = os.stat(self._path)
+            if not stat.S_ISREG(status.st_mode) or (version := _version(status)) == self._version:
                 return False
         except OSError as error:
             version = (0, 0, 0, error.errno or 0)
@@ -60,34 +60,34 @@ class KeyFile:
             # A pipe, which a shell may pass, is read once, at the start.
             with self._path.open("rb") as file:
                 version = _version(os.fstat(file.fileno()))
-                raw = file.read(_BYTES + 1)
+                raw = file.read(_MAX_BYTES + 1)
                 text = raw.decode()
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "it is not UTF-8"
             raise UserError(f"the key file {self._path} cannot be read ({reason}); pass a text file") from None
-        if len(raw) > _BYTES:
-            raise UserError(f"the key file {self._path} has more than {_BYTES:,} bytes; use a smaller one")
-        self.keys = parsed(text.splitlines(), f"@{self._path}")
+        if len(raw) > _MAX_BYTES:
+            raise UserError(f"the key file {self._path} has more than {_MAX_BYTES:,} bytes; use a smaller one")
+        self.keys = parse_keys(text.splitlines(), f"@{self._path}")
         return version
 
 
-def _version(found: os.stat_result) -> _Version:
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+def _version(status: os.stat_result) -> _Version:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def parsed(lines: Sequence[str], source: str) -> list[ApiKey]:
+def parse_keys(lines: Sequence[str], source: str) -> list[ApiKey]:
     """The keys in these lines. UserError for a key that does not fit into a header, and if there is no key."""
-    found = []
+    keys = []
     for line in lines:
-        secret, _, most = line.partition("#")[0].strip().partition(" ")
+        secret, _, limit = line.partition("#")[0].strip().partition(" ")
         if not secret:
             continue
-        if not (secret.isascii() and secret.isprintable()) or (most and not (most.isdecimal() and int(most) > 0)):
+        if not (secret.isascii() and secret.isprintable()) or (limit and not (limit.isdecimal() and int(limit) > 0)):
             raise UserError("a line of keys is not KEY or KEY N; use printable ASCII without spaces, and N from 1 up")
-        found.append(ApiKey(secret, int(most) if most else None))
-    if not found:
+        keys.append(ApiKey(secret, int(limit) if limit else None))
+    if not keys:
         raise UserError(f"--api-key {source!r} contains no key; add one, or leave it out")
-    return found
+    return keys
 
 
 class KeyRing:
@@ -97,35 +97,35 @@ class KeyRing:
 
     def __init__(self, keys: Sequence[ApiKey], files: Sequence[KeyFile]) -> None:
         self._fixed, self._files = keys, files
-        self._numbers: dict[bytes, int] = {}
+        self._key_numbers: dict[bytes, int] = {}
         self._valid: list[tuple[bytes, int, ApiKey]] = []
-        self._next = time.monotonic() + _LOOK
-        self._number()
+        self._next = time.monotonic() + _CHECK_SECONDS
+        self._update()
 
     @property
-    def needed(self) -> bool:
+    def required(self) -> bool:
         """Whether requests need a key."""
         return bool(self._fixed or self._files)
 
     def find(self, secret: str) -> tuple[ApiKey, int] | None:
         """A valid key and its number."""
         if self._files and time.monotonic() >= self._next:
-            self._next = time.monotonic() + _LOOK
+            self._next = time.monotonic() + _CHECK_SECONDS
             changed = [file.refresh() for file in self._files]
             if any(changed):
-                self._number()
-        shown, found = _digest(secret), None
+                self._update()
+        sent_digest, match = _digest(secret), None
         for digest, number, key in self._valid:  # all of them, so that timing reveals nothing
-            if hmac.compare_digest(digest, shown):
-                found = key, number
-        return found
+            if hmac.compare_digest(digest, sent_digest):
+                match = key, number
+        return match
 
-    def _number(self) -> None:
+    def _update(self) -> None:
         keys = [*self._fixed, *(key for file in self._files for key in file.keys)]
         digests = [_digest(key.secret) for key in keys]
         for digest in digests:
-            self._numbers.setdefault(digest, len(self._numbers) + 1)
-        self._valid = [(digest, self._numbers[digest], key) for digest, key in zip(digests, keys)]
+            self._key_numbers.setdefault(digest, len(self._key_numbers) + 1)
+        self._valid = [(digest, self._key_numbers[digest], key) for digest, key in zip(digests, keys)]
 
 
 def _digest(secret: str) -> bytes:

@@ -35,19 +35,19 @@ class ReadyAnswer(msgspec.Struct):
 async def health(body: None, context: Context) -> HealthAnswer:
     """StatusError 503 if a model has work and takes no step."""
     loops = context.served.loops()
-    most = context.settings.step_seconds
+    max_seconds = context.settings.step_seconds
     for name, loop in loops.items():
-        if (still := loop.still) > most:
-            told = f"{name} has taken no step for {still:.0f} s, and the limit is {most:.0f}; restart the server"
-            raise StatusError(503, told, code="no_step")
-    return HealthAnswer("ok", {name: LoopHealth(loop.working, round(loop.still, 3)) for name, loop in loops.items()})
+        if (stalled := loop.seconds_since_step) > max_seconds:
+            message = f"{name} has taken no step for {stalled:.0f} s, and the limit is {max_seconds:.0f}; restart the server"
+            raise StatusError(503, message, code="no_step")
+    return HealthAnswer("ok", {name: LoopHealth(loop.working, round(loop.seconds_since_step, 3)) for name, loop in loops.items()})
 
 
 async def ready(body: None, context: Context) -> ReadyAnswer:
     """StatusError 503 before the server is ready and while it shuts down."""
     if not context.served.ready():
-        told = "the server accepts no requests now; try again in a moment"
-        raise StatusError(503, told, code="not_ready", retry_after=1)
+        message = "the server accepts no requests now; try again in a moment"
+        raise StatusError(503, message, code="not_ready", retry_after=1)
     return ReadyAnswer("ready")
 
 
@@ -61,9 +61,9 @@ async def version(body: None, context: Context) -> VersionAnswer:
     return VersionAnswer(__version__)
 
 
-async def counted(body: None, context: Context) -> Response:
+async def get_metrics(body: None, context: Context) -> Response:
     loops = context.served.loops()
-    page = metrics.page(lambda: {name: loop.steps.state()._asdict() for name, loop in loops.items()})
+    page = metrics.render(lambda: {name: loop.steps.state()._asdict() for name, loop in loops.items()})
     return Response(page, media_type=CONTENT_TYPE_LATEST)
 
 
@@ -71,5 +71,5 @@ ENDPOINTS = (
     Endpoint("GET", "/health", health, "whether all models with work take steps", answer=HealthAnswer),
     Endpoint("GET", "/ready", ready, "whether the server accepts requests", answer=ReadyAnswer),
     Endpoint("GET", "/version", version, "the version of headway", answer=VersionAnswer),
-    Endpoint("GET", "/metrics", counted, "metrics for Prometheus"),
+    Endpoint("GET", "/metrics", get_metrics, "metrics for Prometheus"),
 )

@@ -14,18 +14,18 @@ from headway.serve.frame import Context, Endpoint
 _PAGE = files("headway.serve").joinpath("page.html").read_text(encoding="utf-8")
 
 
-def _digests(tag: str) -> str:
+def _element_hashes(tag: str) -> str:
     """Hashes of the page's own elements with this tag; the content security policy allows no others."""
-    found = re.findall(f"<{tag}>(.*?)</{tag}>", _PAGE, re.DOTALL)
-    return " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(each.encode()).digest()).decode()}'" for each in found)
+    elements = re.findall(f"<{tag}>(.*?)</{tag}>", _PAGE, re.DOTALL)
+    return " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(element.encode()).digest()).decode()}'" for element in elements)
 
 
 _HEADERS = {
     "Content-Security-Policy": "; ".join(
         (
             "default-src 'none'",
-            f"script-src {_digests('script')}",
-            f"style-src {_digests('style')}",
+            f"script-src {_element_hashes('script')}",
+            f"style-src {_element_hashes('style')}",
             "connect-src 'self'",
             "base-uri 'none'",
             "form-action 'none'",
@@ -36,9 +36,9 @@ _HEADERS = {
 }
 
 
-async def shown(body: None, context: Context) -> Response:
+async def get_page(body: None, context: Context) -> Response:
     """The same page for everyone; it contains nothing about this server."""
     return HTMLResponse(_PAGE, headers=_HEADERS)
 
 
-ENDPOINTS = (Endpoint("GET", "/", shown, "a web page with the models and a form to try one"),)
+ENDPOINTS = (Endpoint("GET", "/", get_page, "a web page with the models and a form to try one"),)

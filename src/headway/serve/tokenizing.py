@@ -9,13 +9,13 @@ import msgspec
 
 from headway.errors import UserError
 from headway.serve.bodies import ChatMessage
-from headway.serve.chat import messages_of, opens, talk_of
+from headway.serve.chat import messages_of, starts_answer, conversation_of
 from headway.serve.errors import StatusError
 from headway.serve.frame import Context, Endpoint
-from headway.serve.generating import Spelling, text_codec
+from headway.serve.generating import TokenFormatter, text_codec
 from headway.serve.tools import Toolbox
 
-_MOST = 1 << 20  # maximum ids of one request
+_MAX_IDS = 1 << 20  # maximum ids of one request
 
 
 class TokenizeBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -27,7 +27,7 @@ class TokenizeBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     with_pieces: bool = False
 
 
-class SpeltToken(msgspec.Struct):
+class TokenPiece(msgspec.Struct):
     """An id, and its text, or its bytes as integers if they are not valid UTF-8."""
 
     id: int
@@ -37,7 +37,7 @@ class SpeltToken(msgspec.Struct):
 class TokenizeAnswer(msgspec.Struct):
     """Token ids, or ids with their pieces."""
 
-    tokens: list[int | SpeltToken]
+    tokens: list[int | TokenPiece]
 
 
 class DetokenizeBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -71,59 +71,59 @@ class ApplyTemplateAnswer(msgspec.Struct):
     tokens: list[int]
 
 
-async def tokenized(body: TokenizeBody, context: Context) -> TokenizeAnswer:
+async def tokenize(body: TokenizeBody, context: Context) -> TokenizeAnswer:
     async with context.served.using(body.model) as ready:
-        read = ready.model.prompt_ids if body.add_special else text_codec(ready.model).encode
-        ids = await asyncio.to_thread(read, body.content)
+        encode = ready.model.prompt_ids if body.add_special else text_codec(ready.model).encode
+        ids = await asyncio.to_thread(encode, body.content)
         if not body.with_pieces:
             return TokenizeAnswer(list(ids))
-        spell = Spelling.of(ready.model).bytes
-        return TokenizeAnswer(await asyncio.to_thread(lambda: [SpeltToken(id, _piece(spell(id))) for id in ids]))
+        token_bytes = TokenFormatter.of(ready.model).token_bytes
+        return TokenizeAnswer(await asyncio.to_thread(lambda: [TokenPiece(id, _decode_piece(token_bytes(id))) for id in ids]))
 
 
-def _piece(spelt: bytes) -> str | list[int]:
+def _decode_piece(token_bytes: bytes) -> str | list[int]:
     try:
-        return spelt.decode()
+        return token_bytes.decode()
     except UnicodeDecodeError:
-        return list(spelt)
+        return list(token_bytes)
 
 
-async def detokenized(body: DetokenizeBody, context: Context) -> DetokenizeAnswer:
+async def detokenize(body: DetokenizeBody, context: Context) -> DetokenizeAnswer:
     async with context.served.using(body.model) as ready:
         codec = text_codec(ready.model)
-        wrong = next((each for each in body.tokens if not 0 <= each < codec.size), None)
-        if wrong is not None or len(body.tokens) > _MOST:
-            told = f"unknown token id {wrong}" if wrong is not None else f"{len(body.tokens):,} ids are too many"
-            raise StatusError(400, f"{told}; send at most {_MOST:,} from 0 to {codec.size - 1}", "tokens")
+        unknown_id = next((id for id in body.tokens if not 0 <= id < codec.vocab_size), None)
+        if unknown_id is not None or len(body.tokens) > _MAX_IDS:
+            problem = f"unknown token id {unknown_id}" if unknown_id is not None else f"{len(body.tokens):,} ids are too many"
+            raise StatusError(400, f"{problem}; send at most {_MAX_IDS:,} from 0 to {codec.vocab_size - 1}", "tokens")
         return DetokenizeAnswer(await asyncio.to_thread(codec.decode, body.tokens))
 
 
-async def templated(body: ApplyTemplateBody, context: Context) -> ApplyTemplateAnswer:
+async def apply_template(body: ApplyTemplateBody, context: Context) -> ApplyTemplateAnswer:
     messages = messages_of(body.messages)
-    begun = opens(body.add_generation_prompt, body.continue_final_message)
+    starts = starts_answer(body.add_generation_prompt, body.continue_final_message)
     async with context.served.using(body.model) as ready:
-        talk = talk_of(ready)
-        tools = Toolbox(talk.codec, talk.template.text, body.tools).told if body.tools else None
+        conversation = conversation_of(ready)
+        tools = Toolbox(conversation.codec, conversation.template.text, body.tools).template_tools if body.tools else None
 
-        def written() -> ApplyTemplateAnswer:
-            template = talk.template.given(body.chat_template_kwargs or {})
-            text = template.render(messages, begun, tools, body.continue_final_message)
-            ids = template.prompt(talk.codec, messages, tools, begun, body.continue_final_message)
+        def render() -> ApplyTemplateAnswer:
+            template = conversation.template.with_values(body.chat_template_kwargs or {})
+            text = template.render(messages, starts, tools, body.continue_final_message)
+            ids = template.prompt(conversation.codec, messages, tools, starts, body.continue_final_message)
             return ApplyTemplateAnswer(text, ids)
 
         try:
-            return await asyncio.to_thread(written)
+            return await asyncio.to_thread(render)
         except UserError as error:  # clients need not know the model's path
             raise StatusError(400, str(error).replace(str(ready.model.directory), ready.name), "messages") from None
 
 
 ENDPOINTS = (
-    Endpoint("POST", "/tokenize", tokenized, "the tokens of a text", TokenizeBody, TokenizeAnswer),
-    Endpoint("POST", "/detokenize", detokenized, "the text of tokens", DetokenizeBody, DetokenizeAnswer),
+    Endpoint("POST", "/tokenize", tokenize, "the tokens of a text", TokenizeBody, TokenizeAnswer),
+    Endpoint("POST", "/detokenize", detokenize, "the text of tokens", DetokenizeBody, DetokenizeAnswer),
     Endpoint(
         "POST",
         "/apply-template",
-        templated,
+        apply_template,
         "a conversation as the model reads it",
         ApplyTemplateBody,
         ApplyTemplateAnswer,

@@ -9,52 +9,52 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from headway.app.cli.terminal import Terminal
-from headway.errors import SomeFailedError, UserError
+from headway.errors import PartialFailureError, UserError
 
 T = TypeVar("T")
 A = TypeVar("A")
 Failures = list[tuple[Any, UserError]]  # inputs that failed, with their errors
 
-_AT_ONCE = 64  # inputs per batch, between lines of output
-_NUMBERED = re.compile(r"^\w+ \d+ of \d+ ")  # the start of a message about one of several texts
+_BATCH_SIZE = 64  # inputs per batch, between lines of output
+_INPUT_NUMBER = re.compile(r"^\w+ \d+ of \d+ ")  # the start of a message about one of several texts
 
-_FILE = re.compile(r"\S+\.(csv|tsv|jsonl|xlsx|txt)")
+_TABLE_NAME = re.compile(r"\S+\.(csv|tsv|jsonl|xlsx|txt)")
 
 
-def images(given: Sequence[str]) -> list[str]:
+def image_paths(names: Sequence[str]) -> list[str]:
     """The given image files and those below the given folders, in order. Raises UserError for a folder without any."""
-    from headway.domains.vision.samples import KINDS
+    from headway.domains.vision.samples import IMAGE_EXTENSIONS
 
-    return _below(given, KINDS, "images")
+    return _expand_folders(names, IMAGE_EXTENSIONS, "images")
 
 
-def sounds(given: Sequence[str]) -> list[str]:
+def sound_paths(names: Sequence[str]) -> list[str]:
     """The given sound files and those below the given folders, in order. Raises UserError for a folder without any."""
-    from headway.domains.audio import KINDS
+    from headway.domains.audio import AUDIO_EXTENSIONS
 
-    return _below(given, KINDS, "sounds")
+    return _expand_folders(names, AUDIO_EXTENSIONS, "sounds")
 
 
-def _below(given: Sequence[str], kinds: Sequence[str], what: str) -> list[str]:
-    found: list[str] = []
-    for name in given:
+def _expand_folders(names: Sequence[str], suffixes: Sequence[str], noun: str) -> list[str]:
+    paths: list[str] = []
+    for name in names:
         if not Path(name).is_dir():
-            found.append(name)
+            paths.append(name)
             continue
-        files = [file for file in sorted(Path(name).rglob("*")) if file.suffix.lower() in kinds]
+        files = [file for file in sorted(Path(name).rglob("*")) if file.suffix.lower() in suffixes]
         if not files:
-            raise UserError(f"folder {name} contains no {what} ({', '.join(kinds)}); pass another folder, or files")
-        found += map(str, files)
-    return found
+            raise UserError(f"folder {name} contains no {noun} ({', '.join(suffixes)}); pass another folder, or files")
+        paths += map(str, files)
+    return paths
 
 
-def texts(given: Sequence[str], command: str) -> list[str]:
+def text_inputs(items: Sequence[str], command: str) -> list[str]:
     """The given texts. Raises UserError for one that is the path of a file or folder, or looks like a missing table;
     `command` is the command that reads lines.
     """
-    name = next((name for name in given if os.path.exists(name) or _FILE.fullmatch(name)), None)
+    name = next((name for name in items if os.path.exists(name) or _TABLE_NAME.fullmatch(name)), None)
     if name is None:
-        return list(given)
+        return list(items)
     if not os.path.exists(name):
         raise UserError(
             f"file {name} does not exist, and this model takes texts; pass texts, or lines: {command} < FILE"
@@ -67,9 +67,9 @@ def texts(given: Sequence[str], command: str) -> list[str]:
     raise UserError(f"{name} is a file, and this model takes texts; {lines}")
 
 
-def answers(
+def predict_each(
     items: Sequence[T],
-    ask: Callable[[Sequence[T]], Any],
+    predict: Callable[[Sequence[T]], Any],
     failures: Failures,
     rows: Callable[[Any], Sequence[A]] = list,
     first: int | None = None,
@@ -80,60 +80,60 @@ def answers(
     input is at fault, its inputs are predicted one by one. With `first`, the inputs are lines of standard input from
     that line number on: errors name the line, and an empty line is a failure. Raises UserError if all inputs fail.
     """
-    filled = [place for place, item in enumerate(items) if first is None or str(item).strip()]
-    failed: dict[int, UserError] = {}
+    nonempty = [index for index, item in enumerate(items) if first is None or str(item).strip()]
+    errors: dict[int, UserError] = {}
     if first is not None:
-        empty = sorted(set(range(len(items))) - set(filled))
-        failed |= {place: UserError(f"line {first + place} is empty; write a text on it") for place in empty}
-    done, before = 0, len(failed)
-    for start in range(0, len(filled), _AT_ONCE):
-        places = filled[start : start + _AT_ONCE]
-        told, wrong = _together([items[place] for place in places], ask, rows, alone=len(filled) == 1)
-        found = dict(zip(places, told))
-        if len(failed) + len(wrong) - before == len(filled):
-            raise wrong[0] if first is None else _of_line(first + places[0], wrong[0], "")
-        for n, error in wrong.items():
-            failed[places[n]] = error if first is None else _of_line(first + places[n], error)
-        yield from ((items[place], found.get(place)) for place in range(done, places[-1] + 1))
-        done = places[-1] + 1
+        empty = sorted(set(range(len(items))) - set(nonempty))
+        errors |= {index: UserError(f"line {first + index} is empty; write a text on it") for index in empty}
+    done, num_empty = 0, len(errors)
+    for start in range(0, len(nonempty), _BATCH_SIZE):
+        indices = nonempty[start : start + _BATCH_SIZE]
+        outputs, batch_errors = _predict_batch([items[index] for index in indices], predict, rows, is_single=len(nonempty) == 1)
+        predictions = dict(zip(indices, outputs))
+        if len(errors) + len(batch_errors) - num_empty == len(nonempty):
+            raise batch_errors[0] if first is None else _with_line_number(first + indices[0], batch_errors[0], "")
+        for offset, error in batch_errors.items():
+            errors[indices[offset]] = error if first is None else _with_line_number(first + indices[offset], error)
+        yield from ((items[index], predictions.get(index)) for index in range(done, indices[-1] + 1))
+        done = indices[-1] + 1
     yield from ((item, None) for item in items[done:])
-    failures += [(items[place], failed[place]) for place in sorted(failed)]
+    failures += [(items[index], errors[index]) for index in sorted(errors)]
 
 
-def _together(
-    some: Sequence[T], ask: Callable[[Sequence[T]], Any], rows: Callable[[Any], Sequence[A]], alone: bool
+def _predict_batch(
+    items: Sequence[T], predict: Callable[[Sequence[T]], Any], rows: Callable[[Any], Sequence[A]], is_single: bool
 ) -> tuple[Sequence[A | None], dict[int, UserError]]:
     """The predictions of a batch, and the errors of the inputs that failed, by index."""
     try:
-        return rows(ask(some)), {}
-    except SomeFailedError as error:
-        told = rows(error.results)
-        return [None if place in error.errors else row for place, row in enumerate(told)], dict(error.errors)
+        return rows(predict(items)), {}
+    except PartialFailureError as error:
+        outputs = rows(error.results)
+        return [None if index in error.errors else row for index, row in enumerate(outputs)], dict(error.errors)
     except UserError as error:
-        if alone:
+        if is_single:
             return [None], {0: error}
     errors: dict[int, UserError] = {}
-    found: list[A | None] = []
-    for place, item in enumerate(some):
+    predictions: list[A | None] = []
+    for index, item in enumerate(items):
         try:
-            found.append(rows(ask([item]))[0])
+            predictions.append(rows(predict([item]))[0])
         except UserError as error:
-            found.append(None)
-            errors[place] = error
-    return found, errors
+            predictions.append(None)
+            errors[index] = error
+    return predictions, errors
 
 
-def _of_line(number: int, error: UserError, others: str = "line {}: ") -> UserError:
+def _with_line_number(line_number: int, error: UserError, prefix: str = "line {}: ") -> UserError:
     """The error with its line number, which replaces the number of a text or goes before the message."""
-    said = str(error)
-    start = _NUMBERED.match(said)
-    return UserError(f"line {number} {said[start.end() :]}" if start else others.format(number) + said)
+    message = str(error)
+    match = _INPUT_NUMBER.match(message)
+    return UserError(f"line {line_number} {message[match.end() :]}" if match else prefix.format(line_number) + message)
 
 
-def conclude(result: dict[str, Any], failures: Failures, terminal: Terminal) -> None:
+def report_outcome(result: dict[str, Any], failures: Failures, terminal: Terminal) -> None:
     """Print the result and failures of a command; raise UserError with the first failure after printing the others."""
     errors = {} if not failures else {"errors": [{"file": item, "error": str(error)} for item, error in failures]}
-    terminal.result({**result, **errors})
+    terminal.print_result({**result, **errors})
     for _, error in failures[1:]:
         terminal.note(f"headway: {error}")
     if failures:

@@ -43,4 +43,4 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
             return load(args).player(args.search)
 
         Uci(open_player, args.model.name, args.search, args.threads).run()
-    terminal.result({"model": args.model})
+    terminal.print_result({"model": args.model})

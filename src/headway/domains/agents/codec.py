@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from headway.config import from_dict, to_dict
-from headway.environments import Copies, Spaces
+from headway.environments import VectorEnv, Spaces
 from headway.errors import ConfigError, UserError
 from headway.formats.durable import read_json, write_json
 
@@ -39,7 +39,7 @@ class AgentCodec:
     def __post_init__(self) -> None:
         if min(self.states, self.actions, self.context, self.horizon or 1) < 1 or len(self.low) != len(self.high):
             raise ConfigError(
-                f"{FILE} is inconsistent ({self.states} states, {self.told}, context {self.context}, horizon "
+                f"{FILE} is inconsistent ({self.states} states, {self.action_text}, context {self.context}, horizon "
                 f"{self.horizon}, {len(self.high)} upper bounds); restore it from a copy"
             )
 
@@ -49,11 +49,11 @@ class AgentCodec:
         return len(self.low) if self.choices is None else self.choices
 
     @property
-    def told(self) -> str:
+    def action_text(self) -> str:
         """The kind of actions, for messages."""
         return f"{self.choices} choices" if self.choices is not None else f"{len(self.low)} numbers"
 
-    def done(self, actions: np.ndarray) -> np.ndarray:
+    def to_environment(self, actions: np.ndarray) -> np.ndarray:
         """Convert the policy's actions, [B] or [B, A], to the environment's units, within its bounds."""
         if self.choices is not None:
             return actions
@@ -67,34 +67,34 @@ class AgentCodec:
         write_json(directory / FILE, to_dict(self))
 
     @staticmethod
-    def _edges(side: tuple[float | None, ...], free: float) -> np.ndarray:
-        return np.array([free if edge is None else edge for edge in side])
+    def _edges(bounds: tuple[float | None, ...], unbounded: float) -> np.ndarray:
+        return np.array([unbounded if edge is None else edge for edge in bounds])
 
 
-def codec_of(copies: Copies, context: int, horizon: int | None, draw: bool) -> AgentCodec:
+def make_codec(envs: VectorEnv, context: int, horizon: int | None, draw: bool) -> AgentCodec:
     """Return the codec for an environment. UserError for states that are images, or episodes without a limit."""
-    spaces = copies.spaces
+    spaces = envs.spaces
     if spaces.image or len(spaces.shape) != 1:
         raise UserError(
-            f"the environment {copies.name!r} has images of {' x '.join(map(str, spaces.shape))}, but agents that "
+            f"the environment {envs.name!r} has images of {' x '.join(map(str, spaces.shape))}, but agents that "
             "learn online take vectors; wrap it to return them, or record episodes for the recipe trajectories"
         )
-    if horizon is None and copies.horizon is None:
+    if horizon is None and envs.horizon is None:
         raise UserError(
-            f"the environment {copies.name!r} has no step limit, so an episode may never end; set task.horizon"
+            f"the environment {envs.name!r} has no step limit, so an episode may never end; set task.horizon"
         )
     low, high = (
-        tuple(float(edge) if np.isfinite(edge) else None for edge in side) for side in (spaces.low, spaces.high)
+        tuple(float(edge) if np.isfinite(edge) else None for edge in bounds) for bounds in (spaces.low, spaces.high)
     )
     return AgentCodec(
         spaces.shape[0],
-        spaces.choices,
-        spaces.first,
+        spaces.n_actions,
+        spaces.first_action,
         low,
         high,
         spaces.action_shape,
         context,
-        copies.name,
+        envs.name,
         horizon,
         draw,
     )
@@ -108,9 +108,9 @@ def check_fits(codec: AgentCodec, spaces: Spaces, name: str) -> None:
             f"the environment {name!r} has states of {shape} numbers, but this agent takes {codec.states}; "
             "choose an environment that fits (--env), or train in this one"
         )
-    if (spaces.choices, len(spaces.low)) != (codec.choices, len(codec.low)):
+    if (spaces.n_actions, len(spaces.low)) != (codec.choices, len(codec.low)):
         raise UserError(
-            f"the environment {name!r} takes actions of {spaces.told}, but this agent outputs {codec.told}; "
+            f"the environment {name!r} takes actions of {spaces.action_text}, but this agent outputs {codec.action_text}; "
             "choose an environment that fits (--env), or train in this one"
         )
 

@@ -8,9 +8,9 @@ import numpy as np
 
 from headway.domains.agents.acting import play
 from headway.domains.agents.codec import AgentCodec
-from headway.environments import PICTURED, Copies
+from headway.environments import REPORT_SEEDS, VectorEnv
 from headway.learn.report import Picture, line_chart
-from headway.learn.report.films import FilmedEpisode, Reel, filmed
+from headway.learn.report.films import FilmedEpisode, FrameSampler, episode_pictures
 from headway.nn.models import Transformer
 
 _POINTS = 200  # maximum points of a curve
@@ -22,10 +22,10 @@ def learning_curve(curve: Sequence[tuple[float, float, float]]) -> list[Picture]
     """
     lines = np.array(curve).reshape(-1, 3)
     points = []
-    for some in np.array_split(lines, min(_POINTS, max(1, len(lines)))):
-        weights = some[:, 2]
+    for group in np.array_split(lines, min(_POINTS, max(1, len(lines)))):
+        weights = group[:, 2]
         if weights.sum():
-            points.append((float(some[-1, 0]), float((np.nan_to_num(some[:, 1]) * weights).sum() / weights.sum())))
+            points.append((float(group[-1, 0]), float((np.nan_to_num(group[:, 1]) * weights).sum() / weights.sum())))
     if len(points) < 2:
         return []
     chart = line_chart({"training": points}, "environment steps", "return")
@@ -33,10 +33,10 @@ def learning_curve(curve: Sequence[tuple[float, float, float]]) -> list[Picture]
     return [Picture("Returns in training", caption, chart)]
 
 
-@filmed
+@episode_pictures
 def film_strip(model: Transformer, codec: AgentCodec, environment: str) -> Iterator[FilmedEpisode]:
     """Yield an episode of the current policy."""
-    reel = Reel()
-    with Copies(environment, 1, drawn=True) as copies:
-        found = play(model, codec, copies, [PICTURED], reel)
-    yield FilmedEpisode("An episode", f"a return of {float(found.returns[0]):.5g} in {found.lengths[0]} steps", reel)
+    reel = FrameSampler()
+    with VectorEnv(environment, 1, render=True) as envs:
+        played = play(model, codec, envs, [REPORT_SEEDS], reel)
+    yield FilmedEpisode("An episode", f"a return of {float(played.returns[0]):.5g} in {played.lengths[0]} steps", reel)

@@ -4,39 +4,39 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from headway.lazily import lazily
+from headway.lazily import lazy_exports
 
 if TYPE_CHECKING:
-    from headway.domains.audio.listener import Task, Transcribing, WhisperTokens
+    from headway.domains.audio.listener import Task, TranscriptionOptions, WhisperTokens
     from headway.domains.audio.predictors import Sound
-    from headway.domains.audio.sound import KINDS, FileSound, Given, read_sound
-    from headway.domains.audio.subtitles import Format, SubtitleLines, as_dict, written
-    from headway.domains.audio.transcribe import TOGETHER, Segment, Telling, Transcriber, Transcription, tell_on
+    from headway.domains.audio.sound import AUDIO_EXTENSIONS, FileSound, SoundInput, read_sound
+    from headway.domains.audio.subtitles import Format, SubtitleLines, as_dict, format_transcript
+    from headway.domains.audio.transcribe import MAX_PARALLEL_SOUNDS, Segment, TranscriptionStream, Transcriber, Transcription, advance_together
     from headway.domains.audio.words import Word
 
 __all__ = [
-    "KINDS",
+    "AUDIO_EXTENSIONS",
     "RECIPES",
     "TASKS",
-    "TOGETHER",
+    "MAX_PARALLEL_SOUNDS",
     "VERBS",
     "FileSound",
     "Format",
-    "Given",
+    "SoundInput",
     "Segment",
     "Sound",
     "SubtitleLines",
     "Task",
-    "Telling",
+    "TranscriptionStream",
     "Transcriber",
-    "Transcribing",
+    "TranscriptionOptions",
     "Transcription",
     "WhisperTokens",
     "Word",
     "as_dict",
     "read_sound",
-    "tell_on",
-    "written",
+    "advance_together",
+    "format_transcript",
 ]
 RECIPES = ("audio", "spoken-digits", "spoken-sequences", "transcription")
 TASKS = {
@@ -46,14 +46,14 @@ TASKS = {
     "transcription": "transcription",
 }
 VERBS = {"classify": "is_audio_classifier", "transcribe": "is_transcriber", "transcriber": "is_transcriber"}
-lazily(
+lazy_exports(
     __name__,
     {
-        ".listener": ("Task", "Transcribing", "WhisperTokens"),
+        ".listener": ("Task", "TranscriptionOptions", "WhisperTokens"),
         ".predictors": ("Sound",),
-        ".sound": ("FileSound", "Given", "KINDS", "read_sound"),
-        ".subtitles": ("Format", "SubtitleLines", "as_dict", "written"),
-        ".transcribe": ("Segment", "TOGETHER", "Telling", "Transcriber", "Transcription", "tell_on"),
+        ".sound": ("FileSound", "SoundInput", "AUDIO_EXTENSIONS", "read_sound"),
+        ".subtitles": ("Format", "SubtitleLines", "as_dict", "format_transcript"),
+        ".transcribe": ("Segment", "MAX_PARALLEL_SOUNDS", "TranscriptionStream", "Transcriber", "Transcription", "advance_together"),
         ".words": ("Word",),
     },
 )

@@ -14,122 +14,122 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from headway.domains.audio.framing import Framed
-from headway.domains.audio.mel import HOP, RATE, WINDOW, decades
+from headway.domains.audio.framing import SampleFrames
+from headway.domains.audio.mel import HOP, RATE, WINDOW, log_power
 from headway.domains.audio.sound import Sound
 
 _BANDS = 24
-_AT_ONCE = 6000  # frames per block
-_SMOOTH = 5  # frames over which power is averaged
-_PERIOD = 250  # frames: a sound this long without a dip is noise; speech has dips
-_QUIETEST = -85.0  # decibels of a band that count as silence; the last of 16 bits is there
-_BIAS = 3.0  # decibels from the minimum of noise to its mean
-_ENOUGH = 15.0  # maximum decibels above the floor that count; more adds no certainty
-_STARTS, _GOES_ON = 2.5, 1.6  # decibels above the floor, averaged over bands; noise alone stays below 1.3
-_SHARE = 0.35  # of the nearby maximum, below which speech ends: rooms have noise too
-_APART = 4  # frames before and after, between which the spectral change is measured
-_CHANGE = 1.7  # decibels per band of most speech; tones and noise stay below 1.5
-_AROUND = 11  # frames over which it is averaged within a stretch
-_BRIDGED = 30  # frames of a gap within speech, such as the closure of a plosive; longer ones are pauses
-_SHORTEST = 12  # frames of speech, below which it is a click
+_BLOCK_FRAMES = 6000  # frames per block
+_SMOOTHING = 5  # frames over which power is averaged
+_NOISE_PERIOD = 250  # frames: a sound this long without a dip is noise; speech has dips
+_SILENCE_DB = -85.0  # decibels of a band that count as silence; the last of 16 bits is there
+_NOISE_BIAS = 3.0  # decibels from the minimum of noise to its mean
+_MAX_DB = 15.0  # maximum decibels above the floor that count; more adds no certainty
+_START_DB, _CONTINUE_DB = 2.5, 1.6  # decibels above the floor, averaged over bands; noise alone stays below 1.3
+_NEARBY_SHARE = 0.35  # of the nearby maximum, below which speech ends: rooms have noise too
+_CHANGE_LAG = 4  # frames before and after, between which the spectral change is measured
+_MIN_CHANGE = 1.7  # decibels per band of most speech; tones and noise stay below 1.5
+_CHANGE_SMOOTHING = 11  # frames over which it is averaged within a stretch
+_MAX_GAP = 30  # frames of a gap within speech, such as the closure of a plosive; longer ones are pauses
+_MIN_SPEECH = 12  # frames of speech, below which it is a click
 
 
-class Speech(NamedTuple):
+class DetectedSpeech(NamedTuple):
     """Detected speech in a sound of `samples` at 16 kHz: `spans` are seconds, in order and disjoint."""
 
     samples: int
     spans: Float[np.ndarray, "N 2"]
 
 
-def speech_of(sound: Sound) -> Speech:
+def detect_speech(sound: Sound) -> DetectedSpeech:
     """Detect speech in one pass over a sound; an hour needs 17 MB. UserError for a truncated sound, or one shorter than
     a frame.
     """
-    framed, found = Framed(sound), []
-    while framed.more:
-        around = framed.take(_AT_ONCE)
-        if len(around) >= WINDOW:
-            found.append(decades(around, _BANDS).half().numpy())
-    bands = np.concatenate(found or [np.zeros((0, _BANDS), np.float16)])
-    pieces = [_measured(bands, first) for first in range(0, len(bands), _AT_ONCE)]
-    above, change = (np.concatenate(rows) for rows in zip(*pieces)) if pieces else (np.zeros(0), np.zeros(0))
-    spans = _spans(above, change)
+    sample_frames, blocks = SampleFrames(sound), []
+    while sample_frames.has_more:
+        samples = sample_frames.take(_BLOCK_FRAMES)
+        if len(samples) >= WINDOW:
+            blocks.append(log_power(samples, _BANDS).half().numpy())
+    bands = np.concatenate(blocks or [np.zeros((0, _BANDS), np.float16)])
+    measurements = [_measure(bands, first) for first in range(0, len(bands), _BLOCK_FRAMES)]
+    decibels, change = (np.concatenate(rows) for rows in zip(*measurements)) if measurements else (np.zeros(0), np.zeros(0))
+    spans = _spans(decibels, change)
     seconds = np.array(spans, dtype=np.float64).reshape(-1, 2) * HOP / RATE
-    return Speech(framed.samples, np.minimum(seconds, framed.samples / RATE))
+    return DetectedSpeech(sample_frames.samples, np.minimum(seconds, sample_frames.samples / RATE))
 
 
-def _measured(bands: np.ndarray, first: int) -> tuple[np.ndarray, np.ndarray]:
+def _measure(bands: np.ndarray, first: int) -> tuple[np.ndarray, np.ndarray]:
     """For the frames from `first` on: decibels above the noise floor, and the spectral change around each."""
-    beside = _PERIOD + _SMOOTH
-    start = max(0, first - beside)
-    power = 10.0 ** bands[start : first + _AT_ONCE + beside].astype(np.float64)
-    level = 10 * np.log10(np.maximum(_mean(power, _SMOOTH), 1e-10))
-    above = (level - np.maximum(_floor(level), _QUIETEST) - _BIAS).clip(0, _ENOUGH).mean(1)
+    context = _NOISE_PERIOD + _SMOOTHING
+    start = max(0, first - context)
+    power = 10.0 ** bands[start : first + _BLOCK_FRAMES + context].astype(np.float64)
+    level = 10 * np.log10(np.maximum(_moving_average(power, _SMOOTHING), 1e-10))
+    decibels = (level - np.maximum(_noise_floor(level), _SILENCE_DB) - _NOISE_BIAS).clip(0, _MAX_DB).mean(1)
     shape = level - level.mean(1, keepdims=True)
-    wide = np.pad(shape, ((_APART, _APART), (0, 0)), mode="edge")
-    change = np.abs(wide[2 * _APART :] - wide[: -2 * _APART]).mean(1)
-    here = slice(first - start, first - start + _AT_ONCE)
-    return above[here], change[here]
+    padded = np.pad(shape, ((_CHANGE_LAG, _CHANGE_LAG), (0, 0)), mode="edge")
+    change = np.abs(padded[2 * _CHANGE_LAG :] - padded[: -2 * _CHANGE_LAG]).mean(1)
+    block = slice(first - start, first - start + _BLOCK_FRAMES)
+    return decibels[block], change[block]
 
 
-def _mean(values: Float[np.ndarray, "T *B"], count: int) -> Float[np.ndarray, "T *B"]:
+def _moving_average(values: Float[np.ndarray, "T *B"], count: int) -> Float[np.ndarray, "T *B"]:
     """The moving average over an odd `count` of values."""
-    beside = ((count // 2 + 1, count // 2), *[(0, 0)] * (values.ndim - 1))
-    total = np.pad(values, beside, mode="edge").cumsum(0)
+    padding = ((count // 2 + 1, count // 2), *[(0, 0)] * (values.ndim - 1))
+    total = np.pad(values, padding, mode="edge").cumsum(0)
     return (total[count:] - total[:-count]) / count
 
 
-def _floor(level: Float[np.ndarray, "T B"]) -> Float[np.ndarray, "T B"]:
+def _noise_floor(level: Float[np.ndarray, "T B"]) -> Float[np.ndarray, "T B"]:
     """The noise floor under each frame: the larger of the minimum before it and the minimum after it, so that noise is
     detected from its start to its end. Without a complete period on either side, the minimum of all.
     """
-    least = _least(level, _PERIOD)
-    missing = np.full((len(level) - len(least), level.shape[1]), -np.inf)
-    after, before = np.concatenate([least, missing]), np.concatenate([missing, least])
+    minima = _running_minimum(level, _NOISE_PERIOD)
+    missing = np.full((len(level) - len(minima), level.shape[1]), -np.inf)
+    after, before = np.concatenate([minima, missing]), np.concatenate([missing, minima])
     return np.maximum(np.maximum(after, before), level.min(0))
 
 
-def _least(values: Float[np.ndarray, "T *B"], period: int) -> Float[np.ndarray, "N *B"]:
+def _running_minimum(values: Float[np.ndarray, "T *B"], period: int) -> Float[np.ndarray, "N *B"]:
     """The minimum of each `period` consecutive values, or of all if there are fewer."""
-    period, reach = min(period, len(values)), 1
-    while reach < period:
-        step = min(reach, period - reach)
-        values, reach = np.minimum(values[:-step], values[step:]), reach + step
+    period, width = min(period, len(values)), 1
+    while width < period:
+        step = min(width, period - width)
+        values, width = np.minimum(values[:-step], values[step:]), width + step
     return values
 
 
-def _spans(above: Float[np.ndarray, "T"], change: Float[np.ndarray, "T"]) -> list[tuple[int, int]]:
+def _spans(decibels: Float[np.ndarray, "T"], change: Float[np.ndarray, "T"]) -> list[tuple[int, int]]:
     """The first and past-the-end frames of speech: accepts or rejects complete stretches, then removes what is faint
     compared with nearby speech, and trailing noise.
     """
-    kept = np.zeros_like(above)
-    changes = _mean(change, _AROUND) > _CHANGE
-    for first, last in _stretches(above, above > _GOES_ON):
-        loud = above[first:last] > _STARTS
-        if float(np.median(change[first:last][loud])) > _CHANGE:
-            kept[first:last] = np.where(changes[first:last], above[first:last], 0.0)
-    nearby = -_least(-np.pad(kept, _PERIOD // 2), 2 * (_PERIOD // 2) + 1)
-    found = _stretches(kept, kept > np.maximum(_GOES_ON, _SHARE * nearby))
-    return [(first, last) for first, last in found if last - first >= _SHORTEST]
+    speech = np.zeros_like(decibels)
+    is_changing = _moving_average(change, _CHANGE_SMOOTHING) > _MIN_CHANGE
+    for start, stop in _stretches(decibels, decibels > _CONTINUE_DB):
+        loud = decibels[start:stop] > _START_DB
+        if float(np.median(change[start:stop][loud])) > _MIN_CHANGE:
+            speech[start:stop] = np.where(is_changing[start:stop], decibels[start:stop], 0.0)
+    nearby = -_running_minimum(-np.pad(speech, _NOISE_PERIOD // 2), 2 * (_NOISE_PERIOD // 2) + 1)
+    stretches = _stretches(speech, speech > np.maximum(_CONTINUE_DB, _NEARBY_SHARE * nearby))
+    return [(start, stop) for start, stop in stretches if stop - start >= _MIN_SPEECH]
 
 
-def _stretches(above: Float[np.ndarray, "T"], goes_on: Bool[np.ndarray, "T"]) -> list[tuple[int, int]]:
+def _stretches(decibels: Float[np.ndarray, "T"], continues: Bool[np.ndarray, "T"]) -> list[tuple[int, int]]:
     """Stretches above the continuation threshold that reach the start threshold; stretches with short gaps are
     merged.
     """
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], goes_on, [False]]).astype(np.int8)))
-    found: list[tuple[int, int]] = []
-    for first, last in edges.reshape(-1, 2).tolist():
-        if above[first:last].max() > _STARTS:
-            if found and first - found[-1][1] < _BRIDGED:
-                first = found.pop()[0]
-            found.append((first, last))
-    return found
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], continues, [False]]).astype(np.int8)))
+    stretches: list[tuple[int, int]] = []
+    for start, stop in edges.reshape(-1, 2).tolist():
+        if decibels[start:stop].max() > _START_DB:
+            if stretches and start - stretches[-1][1] < _MAX_GAP:
+                start = stretches.pop()[0]
+            stretches.append((start, stop))
+    return stretches
 
 
 PAUSE = 0.5  # seconds without speech that end a segment or a subtitle
-_LONG = 1.2  # seconds of a pause, above which its middle is skipped
-_BESIDE = 0.4  # seconds kept before and after speech: faint beginnings and ends, and breath
+_LONG_PAUSE = 1.2  # seconds of a pause, above which its middle is skipped
+_MARGIN = 0.4  # seconds kept before and after speech: faint beginnings and ends, and breath
 
 
 class Timeline:
@@ -137,72 +137,72 @@ class Timeline:
     times.
     """
 
-    def __init__(self, speech: Speech) -> None:
+    def __init__(self, speech: DetectedSpeech) -> None:
         self.duration = speech.samples / RATE
         self.is_silent = not len(speech.spans)
         self._spans = speech.spans
-        self._kept = _kept(speech)
-        self._places = np.concatenate([[0.0], np.diff(self._kept)[:, 0].cumsum()])  # part starts, in audible time
-        starts, ends = self._spans[1:, 0], self._spans[:-1, 1]
-        paused = starts - ends >= PAUSE
-        middles = (ends + np.minimum((starts - ends) / 2, _BESIDE))[paused]
-        part = np.searchsorted(self._kept[:, 0], middles, "right") - 1
-        self._pauses = self._places[part] + middles - self._kept[part, 0]  # cuts, in audible time
+        self._parts = _audible_parts(speech)
+        self._part_starts = np.concatenate([[0.0], np.diff(self._parts)[:, 0].cumsum()])  # part starts, in audible time
+        starts, stops = self._spans[1:, 0], self._spans[:-1, 1]
+        is_pause = starts - stops >= PAUSE
+        cuts = (stops + np.minimum((starts - stops) / 2, _MARGIN))[is_pause]
+        part = np.searchsorted(self._parts[:, 0], cuts, "right") - 1
+        self._pauses = self._part_starts[part] + cuts - self._parts[part, 0]  # cuts, in audible time
 
     @staticmethod
-    def whole(samples: int) -> Timeline:
+    def of_complete(samples: int) -> Timeline:
         """The timeline of a sound without skipped parts."""
-        return Timeline(Speech(samples, np.array([[0.0, samples / RATE]])))
+        return Timeline(DetectedSpeech(samples, np.array([[0.0, samples / RATE]])))
 
-    def heard(self, sound: Sound) -> Sound:
+    def audible(self, sound: Sound) -> Sound:
         """The sound without long pauses; the sound itself if there are none."""
-        if self._places[-1] == self.duration:
+        if self._part_starts[-1] == self.duration:
             return sound
-        return HeardParts(sound, [(round(first * RATE), round(last * RATE)) for first, last in self._kept.tolist()])
+        return AudibleParts(sound, [(round(start * RATE), round(stop * RATE)) for start, stop in self._parts.tolist()])
 
-    def placed(self, start: float, end: float) -> tuple[float, float]:
+    def original_times(self, start: float, end: float) -> tuple[float, float]:
         """The original times of an interval of audible time, moved out of pauses."""
-        final = len(self._kept) - 1
-        part = min(int(np.searchsorted(self._places, start, "right")) - 1, final)
-        until = self._kept[part, 1]
-        first = min(start + self._kept[part, 0] - self._places[part], until)
-        part = min(max(int(np.searchsorted(self._places, end)) - 1, 0), final)
-        last = min(end + self._kept[part, 0] - self._places[part], self._kept[part, 1])
-        spoken = self._spans[(self._spans[:, 0] < last) & (first < self._spans[:, 1])]
-        if len(spoken):
-            return float(max(first, spoken[0, 0])), float(min(last, spoken[-1, 1]))
-        return float(first), float(max(first, min(last, until)))
+        last_part = len(self._parts) - 1
+        part = min(int(np.searchsorted(self._part_starts, start, "right")) - 1, last_part)
+        part_end = self._parts[part, 1]
+        begin = min(start + self._parts[part, 0] - self._part_starts[part], part_end)
+        part = min(max(int(np.searchsorted(self._part_starts, end)) - 1, 0), last_part)
+        finish = min(end + self._parts[part, 0] - self._part_starts[part], self._parts[part, 1])
+        speech = self._spans[(self._spans[:, 0] < finish) & (begin < self._spans[:, 1])]
+        if len(speech):
+            return float(max(begin, speech[0, 0])), float(min(finish, speech[-1, 1]))
+        return float(begin), float(max(begin, min(finish, part_end)))
 
     def next_pause(self, start: float) -> float:
         """The audible time of the next pause after `start`; infinity if there are no more."""
         later = self._pauses[self._pauses > start + HOP / RATE]
         return float(later[0]) if len(later) else np.inf
 
-    def voiced(self, start: float, end: float) -> float:
+    def speech_seconds(self, start: float, end: float) -> float:
         """Seconds of speech in the audible time from `start` to `end`."""
-        first, last = self.placed(start, end)
-        return float(np.diff(self._spans.clip(first, last)).sum())
+        begin, finish = self.original_times(start, end)
+        return float(np.diff(self._spans.clip(begin, finish)).sum())
 
-    def in_one(self, start: float, end: float) -> tuple[float, float]:
+    def within_speech(self, start: float, end: float) -> tuple[float, float]:
         """A word's times, from `original_times`, clipped to the stretch of speech that contains most of it."""
-        starts, ends = self._spans[:, 0].clip(start), self._spans[:, 1].clip(max=end)
-        most = int((ends - starts).argmax())
-        return (float(starts[most]), float(ends[most])) if starts[most] < ends[most] else (start, end)
+        starts, stops = self._spans[:, 0].clip(start), self._spans[:, 1].clip(max=end)
+        longest_part = int((stops - starts).argmax())
+        return (float(starts[longest_part]), float(stops[longest_part])) if starts[longest_part] < stops[longest_part] else (start, end)
 
 
-def _kept(speech: Speech) -> Float[np.ndarray, "N 2"]:
+def _audible_parts(speech: DetectedSpeech) -> Float[np.ndarray, "N 2"]:
     """The audible parts in seconds: whole frames, except at the end."""
     duration, frame = speech.samples / RATE, HOP / RATE
     if not len(speech.spans):
         return np.zeros((0, 2))
-    pauses = np.concatenate([[-_BESIDE], speech.spans.flatten(), [duration + _BESIDE]]).reshape(-1, 2)
-    left_out = pauses[np.diff(pauses)[:, 0] > _LONG] + (_BESIDE, -_BESIDE)
-    edges = np.minimum(np.round(left_out / frame) * frame, duration)
-    kept = np.concatenate([[0.0], edges.flatten(), [duration]]).reshape(-1, 2)
-    return kept[np.diff(kept)[:, 0] > frame / 2]
+    pauses = np.concatenate([[-_MARGIN], speech.spans.flatten(), [duration + _MARGIN]]).reshape(-1, 2)
+    skipped = pauses[np.diff(pauses)[:, 0] > _LONG_PAUSE] + (_MARGIN, -_MARGIN)
+    edges = np.minimum(np.round(skipped / frame) * frame, duration)
+    parts = np.concatenate([[0.0], edges.flatten(), [duration]]).reshape(-1, 2)
+    return parts[np.diff(parts)[:, 0] > frame / 2]
 
 
-class HeardParts:
+class AudibleParts:
     """Consecutive parts of a sound, each from a sample to another, as a sound."""
 
     def __init__(self, sound: Sound, parts: list[tuple[int, int]]) -> None:
@@ -211,14 +211,14 @@ class HeardParts:
 
     def blocks(self) -> Iterator[Float[Tensor, "N"]]:
         """The parts in order, in blocks. Errors as for the sound."""
-        waiting, at = iter(self._parts), 0
-        part = next(waiting, None)
+        remaining, position = iter(self._parts), 0
+        part = next(remaining, None)
         for block in self._sound.blocks():
-            pieces = []
-            while part is not None and part[0] < at + len(block):
-                pieces.append(block[max(0, part[0] - at) : part[1] - at])
-                if part[1] > at + len(block):
+            chunks = []
+            while part is not None and part[0] < position + len(block):
+                chunks.append(block[max(0, part[0] - position) : part[1] - position])
+                if part[1] > position + len(block):
                     break
-                part = next(waiting, None)
-            at += len(block)
-            yield torch.cat(pieces) if pieces else block[:0]
+                part = next(remaining, None)
+            position += len(block)
+            yield torch.cat(chunks) if chunks else block[:0]

@@ -17,18 +17,18 @@ from headway.codecs import TokenizerCodec
 from headway.config import from_dict
 from headway.errors import ConfigError, UserError, nearest
 from headway.formats.usage import Usage
-from headway.generate import Course, Hypothesis, Next, Sampling, SearchConfig, drawing, searching
-from headway.generate.prompts import evaluating
+from headway.generate import DecodingCoroutine, Hypothesis, NextTokens, Sampling, SearchConfig, sample_steps, search_steps
+from headway.generate.prompts import evaluation_mode
 from headway.given import check_fields
 from headway.layout import Layout
-from headway.nn.models import EncoderDecoder, FramesEmbedConfig, Generative, Heard, Prompt
+from headway.nn.models import EncoderDecoder, FramesEmbedConfig, Generative, EncodedSource, Prompt
 
 Task = Literal["transcribe", "translate"]
 ENGLISH_ONLY = 51864  # vocabulary size; the English-only model has one token less than the one of 99 languages
-_START, _PLAIN, _PREVIOUS, _FIRST_LANGUAGE = "<|startoftranscript|>", "<|notimestamps|>", "<|startofprev|>", "<|en|>"
+_START, _NO_TIMESTAMPS, _PREVIOUS, _FIRST_LANGUAGE = "<|startoftranscript|>", "<|notimestamps|>", "<|startofprev|>", "<|en|>"
 _TASKS: tuple[Task, ...] = ("transcribe", "translate")
-_SILENCE = ("<|nospeech|>", "<|nocaptions|>")  # its newer name, and its older one
-_NEVER = (_START, _PREVIOUS, "<|startoflm|>", "<|transcribe|>", "<|translate|>", *_SILENCE)
+_NO_SPEECH = ("<|nospeech|>", "<|nocaptions|>")  # its newer name, and its older one
+_SUPPRESSED = (_START, _PREVIOUS, "<|startoflm|>", "<|transcribe|>", "<|translate|>", *_NO_SPEECH)
 
 
 @dataclass(frozen=True)
@@ -41,48 +41,48 @@ class WhisperTokens:
     follow the sound in time, from the model's files.
     """
 
-    symbols: int
-    end: int
+    vocab_size: int
+    eos: int
     start: int
-    plain: int
+    no_timestamps: int
     previous: int | None
-    silence: int | None
+    no_speech: int | None
     tasks: Mapping[str, int]
     languages: Mapping[str, int]
-    never: tuple[int, ...]
-    not_first: tuple[int, ...]
-    heads: tuple[tuple[int, int], ...] = ()
+    suppressed: tuple[int, ...]
+    suppressed_first: tuple[int, ...]
+    alignment_heads: tuple[tuple[int, int], ...] = ()
 
     @property
     def first_time(self) -> int:
-        return self.plain + 1
+        return self.no_timestamps + 1
 
     @property
-    def timed(self) -> bool:
+    def has_timestamps(self) -> bool:
         """Whether the model generates timestamps."""
-        return self.symbols > self.first_time
+        return self.vocab_size > self.first_time
 
     @property
     def language(self) -> str | None:
         """The language of a published English-only model."""
-        return "en" if self.symbols == ENGLISH_ONLY else None
+        return "en" if self.vocab_size == ENGLISH_ONLY else None
 
     @staticmethod
-    def of(codec: TokenizerCodec, usage: Usage, symbols: int) -> WhisperTokens:
+    def of(codec: TokenizerCodec, usage: Usage, vocab_size: int) -> WhisperTokens:
         """Read them from the tokenizer and files of a model. UserError if they are incomplete or invalid."""
-        start, plain = codec.token(_START), codec.token(_PLAIN)
-        if start is None or plain is None or not usage.ends:
-            raise UserError(f"the tokenizer has no {_START}, {_PLAIN} or eos; use the one that came with the model")
-        end, said = usage.ends[0], {**usage.settings, **{k: v for k, v in usage.generation.items() if v is not None}}
-        never, not_first = (_listed(said, name, symbols) for name in ("suppress_tokens", "begin_suppress_tokens"))
-        found = (codec.token(name) for name in _SILENCE)
-        silence = next((symbol for symbol in found if symbol is not None), None)
-        special = [symbol for symbol in map(codec.token, _NEVER) if symbol is not None]
-        heads = from_dict(list[tuple[int, int]], said.get("alignment_heads") or [], "alignment_heads")
-        tasks, languages = _tasks(codec), languages_of(codec, symbols)
+        start, no_timestamps = codec.token_id(_START), codec.token_id(_NO_TIMESTAMPS)
+        if start is None or no_timestamps is None or not usage.ends:
+            raise UserError(f"the tokenizer has no {_START}, {_NO_TIMESTAMPS} or eos; use the one that came with the model")
+        eos, settings = usage.ends[0], {**usage.settings, **{k: v for k, v in usage.generation.items() if v is not None}}
+        suppressed, suppressed_first = (_read_ids(settings, name, vocab_size) for name in ("suppress_tokens", "begin_suppress_tokens"))
+        candidates = (codec.token_id(name) for name in _NO_SPEECH)
+        no_speech = next((token for token in candidates if token is not None), None)
+        special = [token for token in map(codec.token_id, _SUPPRESSED) if token is not None]
+        alignment_heads = from_dict(list[tuple[int, int]], settings.get("alignment_heads") or [], "alignment_heads")
+        tasks, languages = _tasks(codec), languages_of(codec, vocab_size)
         return WhisperTokens(
-            symbols, end, start, plain, codec.token(_PREVIOUS), silence, tasks if languages else {}, languages,
-            tuple(sorted({*never, *special, *languages.values(), plain})), tuple(not_first), tuple(heads),
+            vocab_size, eos, start, no_timestamps, codec.token_id(_PREVIOUS), no_speech, tasks if languages else {}, languages,
+            tuple(sorted({*suppressed, *special, *languages.values(), no_timestamps})), tuple(suppressed_first), tuple(alignment_heads),
         )  # fmt: skip
 
     def check(self, language: str | None, task: Task) -> None:
@@ -90,45 +90,45 @@ class WhisperTokens:
         if task not in _TASKS:
             raise UserError(f"task {task!r} is unknown; {nearest(task, _TASKS)}")
         if not self.languages and (language not in (None, self.language) or task != "transcribe"):
-            asked = f"language {language!r}" if language not in (None, self.language) else f"task {task}"
-            known = "English only" if self.language else "only the language of its training"
-            raise UserError(f"this model supports {known}, not {asked}; leave it out, or use a multilingual one")
+            request = f"language {language!r}" if language not in (None, self.language) else f"task {task}"
+            supported = "English only" if self.language else "only the language of its training"
+            raise UserError(f"this model supports {supported}, not {request}; leave it out, or use a multilingual one")
         if self.languages and language is not None and language not in self.languages:
             raise UserError(f"this model has no language {language!r}; {nearest(language, self.languages)}")
 
-    def opening(self, language: str | None, task: Task) -> list[int]:
+    def initial_ids(self, language: str | None, task: Task) -> list[int]:
         """The first tokens of a transcript."""
         if not self.languages or language is None:
             return [self.start]
         return [self.start, self.languages[language], self.tasks[task]]
 
 
-def _listed(said: Mapping[str, Any], name: str, symbols: int) -> list[int]:
-    found = from_dict(list[int], said.get(name) or [], name)
-    if not all(0 <= symbol < symbols for symbol in found):
-        raise UserError(f"{name} has ids outside of the vocabulary; use 0 to {symbols - 1}")
-    return found
+def _read_ids(settings: Mapping[str, Any], name: str, vocab_size: int) -> list[int]:
+    ids = from_dict(list[int], settings.get(name) or [], name)
+    if not all(0 <= token < vocab_size for token in ids):
+        raise UserError(f"{name} has ids outside of the vocabulary; use 0 to {vocab_size - 1}")
+    return ids
 
 
 def _tasks(codec: TokenizerCodec) -> dict[str, int]:
-    named = {name: codec.token(f"<|{name}|>") for name in _TASKS}
-    return {name: symbol for name, symbol in named.items() if symbol is not None}
+    ids = {name: codec.token_id(f"<|{name}|>") for name in _TASKS}
+    return {name: token for name, token in ids.items() if token is not None}
 
 
-def languages_of(codec: TokenizerCodec, symbols: int) -> dict[str, int]:
+def languages_of(codec: TokenizerCodec, vocab_size: int) -> dict[str, int]:
     """The tokens between the first language and the tasks; none for an English-only model, even if its tokenizer has
     them.
     """
-    first, tasks = codec.token(_FIRST_LANGUAGE), _tasks(codec)
-    if symbols == ENGLISH_ONLY or first is None or len(tasks) < len(_TASKS):
+    first, tasks = codec.token_id(_FIRST_LANGUAGE), _tasks(codec)
+    if vocab_size == ENGLISH_ONLY or first is None or len(tasks) < len(_TASKS):
         return {}
-    names = {codec.tokenizer.id_to_token(symbol): symbol for symbol in range(first, min(tasks.values()))}
-    return {name.strip("<|>"): symbol for name, symbol in names.items() if name}
+    names = {codec.tokenizer.id_to_token(token): token for token in range(first, min(tasks.values()))}
+    return {name.strip("<|>"): token for name, token in names.items() if name}
 
 
 STEP = 0.02  # seconds between two timestamps
 FRAMES = 2  # log-mel frames per step
-_FIRST = 4096  # tokens
+_FREQUENT_TOKENS = 4096  # tokens
 
 
 @dataclass(frozen=True)
@@ -140,16 +140,16 @@ class WhisperRule:
     any text token, the next token is a timestamp. Without `timed` there are none.
     """
 
-    marks: WhisperTokens
+    special_tokens: WhisperTokens
     timed: bool = True
     latest: float = 1.0
 
     def __call__(self, logits: Float[Tensor, "R C"], history: Int[Tensor, "R T"]) -> None:
-        marks = self.marks
-        logits.index_fill_(1, _index(marks.never, logits.device), -torch.inf)
-        times, text = logits[:, marks.first_time :], logits[:, : marks.first_time]
+        special_tokens = self.special_tokens
+        logits.index_fill_(1, _index_tensor(special_tokens.suppressed, logits.device), -torch.inf)
+        times, text = logits[:, special_tokens.first_time :], logits[:, : special_tokens.first_time]
         if not history.shape[1]:
-            logits.index_fill_(1, _index(marks.not_first, logits.device), -torch.inf)
+            logits.index_fill_(1, _index_tensor(special_tokens.suppressed_first, logits.device), -torch.inf)
         if not self.timed:
             times.fill_(-torch.inf)
         elif not history.shape[1]:
@@ -157,31 +157,31 @@ class WhisperRule:
             times[:, round(self.latest / STEP) + 1 :] = -torch.inf
         else:
             self._forbid(logits, history)
-            together = times.float().logsumexp(1)
+            time_log_prob = times.float().logsumexp(1)
             # Usually one of the first, frequent tokens is more likely; then the others need not be checked.
-            for row in (together > text[:, :_FIRST].amax(1)).nonzero()[:, 0].tolist():
-                if together[row] > text[row].amax():
+            for row in (time_log_prob > text[:, :_FREQUENT_TOKENS].amax(1)).nonzero()[:, 0].tolist():
+                if time_log_prob[row] > text[row].amax():
                     text[row] = -torch.inf
 
     def _forbid(self, logits: Tensor, history: Int[Tensor, "R T"]) -> None:
         """Row by row, because there is usually little to forbid. The start counts as a timestamp before the first
         token; the end of a segment may repeat as the start of the next.
         """
-        first = self.marks.first_time
-        ends = history[:, -2:].tolist()
+        first = self.special_tokens.first_time
+        last_two = history[:, -2:].tolist()
         for row, latest in enumerate((history - first).amax(1).tolist()):
-            last, before = ends[row][-1] >= first, len(ends[row]) == 1 or ends[row][0] >= first
-            closed = last and not before
-            logits[row, first : first + max(0, latest + (not closed))] = -torch.inf
-            if last and before:
+            is_time, was_time = last_two[row][-1] >= first, len(last_two[row]) == 1 or last_two[row][0] >= first
+            is_closed = is_time and not was_time
+            logits[row, first : first + max(0, latest + (not is_closed))] = -torch.inf
+            if is_time and was_time:
                 logits[row, first:] = -torch.inf
-            elif last:
-                logits[row, : self.marks.end] = -torch.inf
+            elif is_time:
+                logits[row, : self.special_tokens.eos] = -torch.inf
 
 
 @lru_cache(maxsize=16)
-def _index(symbols: tuple[int, ...], device: torch.device) -> Int[Tensor, "N"]:
-    return torch.tensor(symbols, dtype=torch.long, device=device)
+def _index_tensor(tokens: tuple[int, ...], device: torch.device) -> Int[Tensor, "N"]:
+    return torch.tensor(tokens, dtype=torch.long, device=device)
 
 
 class TimedPart(NamedTuple):
@@ -193,33 +193,33 @@ class TimedPart(NamedTuple):
     words: tuple[Any, ...] = ()
 
 
-def parts(ids: Sequence[int], marks: WhisperTokens, frames: int) -> tuple[list[TimedPart], int]:
+def split_segments(ids: Sequence[int], special_tokens: WhisperTokens, frames: int) -> tuple[list[TimedPart], int]:
     """The segments of a window of `frames` log-mel frames, and how many of these are finished.
 
     If the text ends within a segment, the next window starts where the last complete one ended.
     """
-    is_time = [symbol >= marks.first_time for symbol in ids]
-    cuts = [place for place in range(1, len(ids)) if is_time[place] and is_time[place - 1]]
+    is_time = [token >= special_tokens.first_time for token in ids]
+    cuts = [index for index in range(1, len(ids)) if is_time[index] and is_time[index - 1]]
     closed = is_time[-2:] == [False, True]
     if not cuts:
-        times = [_steps(symbol, marks) for symbol in ids if symbol >= marks.first_time]
+        times = [_steps(token, special_tokens) for token in ids if token >= special_tokens.first_time]
         start = times[0] * STEP if is_time[:1] == [True] else 0.0
         end = times[-1] * STEP if times and times[-1] * STEP > start else frames * STEP / FRAMES
         return [TimedPart(start, end, list(ids))], frames
-    places = [0, *cuts, *([len(ids)] if closed else [])]
-    found = [
-        TimedPart(_steps(ids[first], marks) * STEP, _steps(ids[last - 1], marks) * STEP, list(ids[first:last]))
-        for first, last in pairwise(places)
+    edges = [0, *cuts, *([len(ids)] if closed else [])]
+    segments = [
+        TimedPart(_steps(ids[first], special_tokens) * STEP, _steps(ids[last - 1], special_tokens) * STEP, list(ids[first:last]))
+        for first, last in pairwise(edges)
     ]
-    return found, frames if closed else min(FRAMES * _steps(ids[places[-1] - 1], marks) or frames, frames)
+    return segments, frames if closed else min(FRAMES * _steps(ids[edges[-1] - 1], special_tokens) or frames, frames)
 
 
-def _steps(symbol: int, marks: WhisperTokens) -> int:
-    return symbol - marks.first_time
+def _steps(token: int, special_tokens: WhisperTokens) -> int:
+    return token - special_tokens.first_time
 
 
 @dataclass(frozen=True)
-class Transcribing:
+class TranscriptionOptions:
     """Options of transcription. The defaults are those of Radford et al. 2022 (section 4.5) and their program.
 
     language: None means English, or for a multilingual model the language detected in the first window.
@@ -241,9 +241,9 @@ class Transcribing:
     beam: int = 5
     best_of: int = 5
     temperatures: tuple[float, ...] = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
-    most_compression: float = 2.4
-    least_logprob: float = -1.0
-    most_silence: float = 0.6
+    max_compression_ratio: float = 2.4
+    min_logprob: float = -1.0
+    max_silence: float = 0.6
     initial: str = ""
     previous: bool = True
     timestamps: bool = True
@@ -264,7 +264,7 @@ class Transcribing:
             raise ConfigError("word times need segment times; turn timestamps on, or words off")
 
 
-class HeardText(NamedTuple):
+class WindowText(NamedTuple):
     """The generated text of a window, with timestamps but without eos; `logprob` is the mean per token."""
 
     ids: list[int]
@@ -275,91 +275,91 @@ class HeardText(NamedTuple):
     temperature: float
 
 
-class Hearing(Generative, Protocol):
+class SpeechGenerative(Generative, Protocol):
     """An EncoderDecoder, or the engine's version of one."""
 
-    def hear(self, source: Any, layout: Layout) -> Heard: ...
+    def encode(self, source: Any, layout: Layout) -> EncodedSource: ...
 
 
-class Listener:
+class WindowTranscriber:
     """A model that transcribes windows of sound."""
 
-    def __init__(self, model: EncoderDecoder, generator: Hearing, codec: TokenizerCodec, marks: WhisperTokens) -> None:
+    def __init__(self, model: EncoderDecoder, generator: SpeechGenerative, codec: TokenizerCodec, special_tokens: WhisperTokens) -> None:
         """`generator` generates what `model` would. UserError for a model that does not take sounds."""
         config = model.config
         embed = config.encoder.embed
         positions, context = config.encoder.context, config.context
         if not isinstance(embed, FramesEmbedConfig) or positions is None or context is None:
             raise UserError("this model does not take windows of sound; use a speech model, such as a Whisper")
-        self.model, self.generator, self.codec, self.marks = model, generator, codec, marks
+        self.model, self.generator, self.codec, self.special_tokens = model, generator, codec, special_tokens
         self.bands, self.frames = embed.bands, 2 * positions
         self.context = context  # tokens, of the previous text and the text
 
     @torch.inference_mode()
-    def encode(self, frames: Float[Tensor, "1 T M"]) -> Heard:
+    def encode(self, frames: Float[Tensor, "1 T M"]) -> EncodedSource:
         device = next(self.model.parameters()).device
-        with evaluating(self.generator):
-            return self.generator.hear(frames.to(device), Layout.full(1, frames.shape[1], device=device))
+        with evaluation_mode(self.generator):
+            return self.generator.encode(frames.to(device), Layout.full(1, frames.shape[1], device=device))
 
     @torch.inference_mode()
-    def languages(self, heard: Heard) -> dict[str, float]:
+    def languages(self, heard: EncodedSource) -> dict[str, float]:
         """The probability of each language, the most likely first. UserError for an English-only model."""
-        if not self.marks.languages:
+        if not self.special_tokens.languages:
             raise UserError("this model is English-only, so it cannot detect languages; use a multilingual one")
-        logits, _ = self._start(heard, [self.marks.start], 1)
-        found = logits[0, list(self.marks.languages.values())].float().softmax(0).tolist()
-        return dict(sorted(zip(self.marks.languages, found), key=lambda pair: -pair[1]))
+        logits, _ = self._start(heard, [self.special_tokens.start], 1)
+        probabilities = logits[0, list(self.special_tokens.languages.values())].float().softmax(0).tolist()
+        return dict(sorted(zip(self.special_tokens.languages, probabilities), key=lambda pair: -pair[1]))
 
     @torch.inference_mode()
-    def writing(self, heard: Heard, before: Sequence[int], config: Transcribing) -> Course[HeardText]:
+    def decode_steps(self, audio: EncodedSource, previous_ids: Sequence[int], config: TranscriptionOptions) -> DecodingCoroutine[WindowText]:
         """The text of a window after the tokens `previous_ids`; `config.language` is known here.
 
         Half of the context is reserved for the previous text, if the model uses any.
         """
-        marks = self.marks
-        room = self.context if marks.previous is None else self.context // 2
-        prompt = [] if marks.previous is None or not before else [marks.previous, *before[-(room - 1) :]]
-        opening = [*marks.opening(config.language, config.task), *([] if config.timestamps else [marks.plain])]
-        limit = min(room, self.context - len(prompt) - len(opening))
-        logits, decoding = self._start(heard, [*prompt, opening[0]], len(opening) - 1 + limit)
-        silence = 0.0 if marks.silence is None else float(logits[0].float().softmax(0)[marks.silence])
-        for symbol in opening[1:]:
-            logits, decoding = yield Next(torch.tensor([symbol], device=logits.device), decoding)
-        tried: list[HeardText] = []
+        special_tokens = self.special_tokens
+        capacity = self.context if special_tokens.previous is None else self.context // 2
+        prompt = [] if special_tokens.previous is None or not previous_ids else [special_tokens.previous, *previous_ids[-(capacity - 1) :]]
+        initial_ids = [*special_tokens.initial_ids(config.language, config.task), *([] if config.timestamps else [special_tokens.no_timestamps])]
+        limit = min(capacity, self.context - len(prompt) - len(initial_ids))
+        logits, decoding = self._start(audio, [*prompt, initial_ids[0]], len(initial_ids) - 1 + limit)
+        silence = 0.0 if special_tokens.no_speech is None else float(logits[0].float().softmax(0)[special_tokens.no_speech])
+        for token in initial_ids[1:]:
+            logits, decoding = yield NextTokens(torch.tensor([token], device=logits.device), decoding)
+        attempts: list[WindowText] = []
         for temperature in config.temperatures:
-            found = yield from self._attempt(logits.clone(), decoding, limit, temperature, config)
-            text, mean = self.text(found.ids), found.log_probability / (len(found.ids) + found.finished)
-            tried.append(HeardText(found.ids, text, mean, compression_ratio(text), silence, temperature))
-            doubtful = tried[-1].logprob < config.least_logprob
-            silent = doubtful and tried[-1].silence > config.most_silence  # a higher temperature does not help
-            if silent or (not doubtful and tried[-1].compression <= config.most_compression):
-                return tried[-1]
-        plausible = [said for said in tried if said.compression <= config.most_compression]
-        best = max(plausible or tried, key=lambda said: said.logprob)
-        return best._replace(temperature=tried[-1].temperature)
+            hypothesis = yield from self._attempt(logits.clone(), decoding, limit, temperature, config)
+            text, mean = self.text(hypothesis.ids), hypothesis.log_probability / (len(hypothesis.ids) + hypothesis.finished)
+            attempts.append(WindowText(hypothesis.ids, text, mean, compression_ratio(text), silence, temperature))
+            is_uncertain = attempts[-1].logprob < config.min_logprob
+            is_silence = is_uncertain and attempts[-1].silence > config.max_silence  # a higher temperature does not help
+            if is_silence or (not is_uncertain and attempts[-1].compression <= config.max_compression_ratio):
+                return attempts[-1]
+        plausible = [attempt for attempt in attempts if attempt.compression <= config.max_compression_ratio]
+        best = max(plausible or attempts, key=lambda attempt: attempt.logprob)
+        return best._replace(temperature=attempts[-1].temperature)
 
-    def _start(self, heard: Heard, ids: Sequence[int], more: int) -> tuple[Tensor, Any]:
+    def _start(self, audio: EncodedSource, ids: Sequence[int], capacity: int) -> tuple[Tensor, Any]:
         """The logits after `ids`, and a decoding state with capacity for `more` tokens."""
         prompt = torch.tensor([list(ids)], device=next(self.model.parameters()).device)
         layout = Layout.full(*prompt.shape, device=prompt.device)
-        with evaluating(self.generator):
-            return self.generator.start(Prompt(prompt, layout, heard, layout), len(ids) + more)
+        with evaluation_mode(self.generator):
+            return self.generator.start(Prompt(prompt, layout, audio, layout), len(ids) + capacity)
 
     def _attempt(
-        self, logits: Tensor, decoding: Any, limit: int, temperature: float, config: Transcribing
-    ) -> Course[Hypothesis]:
-        rule, end = WhisperRule(self.marks, config.timestamps), self.marks.end
+        self, logits: Tensor, decoding: Any, limit: int, temperature: float, config: TranscriptionOptions
+    ) -> DecodingCoroutine[Hypothesis]:
+        rule, end = WhisperRule(self.special_tokens, config.timestamps), self.special_tokens.eos
         if temperature == 0:
             search = SearchConfig(config.beam, length_penalty=1.0, length_offset=0.0)
             pool = getattr(self.generator, "pool", None)  # an engine's threads
-            [[best]] = yield from searching(logits, decoding, [limit], end, search, rule=rule, pool=pool)
+            [[best]] = yield from search_steps(logits, decoding, [limit], end, search, rule=rule, pool=pool)
             return best
         sampling = Sampling(temperature, seed=config.seed)
-        return (yield from drawing(logits, decoding, config.best_of, limit, (end,), sampling, rule))[0]
+        return (yield from sample_steps(logits, decoding, config.best_of, limit, (end,), sampling, rule))[0]
 
     def text(self, ids: Sequence[int]) -> str:
         """The text of ids, without special tokens."""
-        return self.codec.decode([symbol for symbol in ids if symbol < self.marks.end])
+        return self.codec.decode([token for token in ids if token < self.special_tokens.eos])
 
 
 def compression_ratio(text: str) -> float:
@@ -368,13 +368,13 @@ def compression_ratio(text: str) -> float:
     return len(raw) / len(zlib.compress(raw))
 
 
-_FEWEST = 2.0  # characters per second of speech; people speak 4 of Chinese and 8 to 20 of an alphabet
+_MIN_CHARACTERS = 2.0  # characters per second of speech; people speak 4 of Chinese and 8 to 20 of an alphabet
 
 
-def is_silent(said: HeardText, config: Transcribing, voiced: float) -> bool:
+def is_silent(window_text: WindowText, config: TranscriptionOptions, voiced: float) -> bool:
     """Whether a window with `voiced` seconds of detected speech is silent, whatever its text: the model is uncertain
     and expects silence, or does either and generates too little text, as it does with music.
     """
-    silent, doubtful = said.silence > config.most_silence, said.logprob <= config.least_logprob
-    sparse = len(said.text.strip()) < _FEWEST * voiced
-    return (silent and doubtful) or (sparse and (silent or doubtful))
+    expects_silence, is_uncertain = window_text.silence > config.max_silence, window_text.logprob <= config.min_logprob
+    sparse = len(window_text.text.strip()) < _MIN_CHARACTERS * voiced
+    return (expects_silence and is_uncertain) or (sparse and (expects_silence or is_uncertain))

@@ -18,13 +18,13 @@ def alignment_picture(
     frames: Float[Tensor, "T M"],
     tracks: dict[str, list[Span]],
     attention: Float[np.ndarray, "N S"] | None,
-    symbols: Sequence[str],
+    tokens: Sequence[str],
 ) -> Picture:
     """A spectrogram, the spoken and the recognised words, and the decoder's attention for each predicted token."""
     caption = f"{name}; below, the attention of each token (rows), averaged over layers and heads"
-    figure = spectrogram(frames.numpy(), seconds(len(frames)), tracks, attention, symbols)
+    figure = spectrogram(frames.numpy(), frames_to_seconds(len(frames)), tracks, attention, tokens)
     return Picture("Alignment", caption, figure, wide=True)
 
 
-def seconds(frames: int) -> float:
+def frames_to_seconds(frames: int) -> float:
     return frames * HOP / RATE

@@ -12,18 +12,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from headway.data.containers import open_container, packaged_av
+from headway.data.containers import open_container, import_av
 from headway.domains.audio.mel import RATE, Resampler
 from headway.errors import UserError, logger
-from headway.received import check_whole, opened, size_of
+from headway.received import check_in_memory, open_file, file_size
 
 _LOG = logger(__name__)
-_MISSING = "is not .wav, .flac, .ogg or .mp3, and other formats need the package av; pip install 'headway[audio]'"
-_TELL_LENGTH = ("mov", "matroska")  # formats whose headers state their length; others' is a guess from the size
-_TOGETHER = 256  # codec frames per block, about a thousand samples each
-_SAMPLE = 2  # bytes per sample of most recordings
-LONGEST = 24 * 3600  # seconds; years of silence fit into a small file
-_CUT = 0.5  # seconds by which a sound may be shorter than its header states
+_AV_HINT = "is not .wav, .flac, .ogg or .mp3, and other formats need the package av; pip install 'headway[audio]'"
+_RELIABLE_LENGTH = ("mov", "matroska")  # formats whose headers state their length; others' is a guess from the size
+_BLOCK_FRAMES = 256  # codec frames per block, about a thousand samples each
+_SAMPLE_BYTES = 2  # bytes per sample of most recordings
+MAX_SECONDS = 24 * 3600  # seconds; years of silence fit into a small file
+_LENGTH_TOLERANCE = 0.5  # seconds by which a sound may be shorter than its header states
 
 
 class ContainerReader:
@@ -34,40 +34,40 @@ class ContainerReader:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with self._opened() as stream:
-            first = next(self._decoded(stream), None)
+        with self._open() as stream:
+            first = next(self._decode(stream), None)
             if first is None:
                 raise UserError(f"{path} is a sound of 0 samples; leave it out or record it again")
             self.rate: int = first.sample_rate
-            said = _seconds(stream)
-        self.seconds: float = sum(map(len, self.read())) / self.rate if said is None else said
+            stated = _seconds(stream)
+        self.seconds: float = sum(map(len, self.read())) / self.rate if stated is None else stated
 
     def read(self) -> Iterator[Float[Tensor, "N channels"]]:
         """The samples in blocks. UserError if they are damaged, or end earlier than the header states."""
-        av, count = packaged_av(f"{self.path} {_MISSING}"), 0
-        with self._opened() as stream:
-            said, resampler = _seconds(stream), av.AudioResampler("fltp", rate=self.rate)
-            pieces: list[Tensor] = []
-            for frame in self._decoded(stream):
-                for some in resampler.resample(frame):
-                    count += some.samples
-                    pieces.append(torch.from_numpy(some.to_ndarray()).T)
-                if len(pieces) >= _TOGETHER:
+        av, count = import_av(f"{self.path} {_AV_HINT}"), 0
+        with self._open() as stream:
+            stated, resampler = _seconds(stream), av.AudioResampler("fltp", rate=self.rate)
+            chunks: list[Tensor] = []
+            for frame in self._decode(stream):
+                for resampled in resampler.resample(frame):
+                    count += resampled.samples
+                    chunks.append(torch.from_numpy(resampled.to_ndarray()).T)
+                if len(chunks) >= _BLOCK_FRAMES:
                     check_length(self.path, count / self.rate)
-                    yield torch.cat(pieces)
-                    pieces = []
-            if pieces:
-                yield torch.cat(pieces)
-            told = stream.container.format.name.startswith(_TELL_LENGTH)
-        if said is not None and told and count / self.rate < said - _CUT:
-            raise UserError(f"{self.path} ends after {count / self.rate:.1f} of {said:.1f} s; download the file again")
+                    yield torch.cat(chunks)
+                    chunks = []
+            if chunks:
+                yield torch.cat(chunks)
+            is_reliable = stream.container.format.name.startswith(_RELIABLE_LENGTH)
+        if stated is not None and is_reliable and count / self.rate < stated - _LENGTH_TOLERANCE:
+            raise UserError(f"{self.path} ends after {count / self.rate:.1f} of {stated:.1f} s; download the file again")
 
-    def _decoded(self, stream: Any) -> Iterator[Any]:
+    def _decode(self, stream: Any) -> Iterator[Any]:
         return (frame for frame in stream.container.decode(stream) if frame.samples)
 
     @contextmanager
-    def _opened(self) -> Iterator[Any]:
-        av = packaged_av(f"{self.path} {_MISSING}")
+    def _open(self) -> Iterator[Any]:
+        av = import_av(f"{self.path} {_AV_HINT}")
         try:
             with open_container(self.path) as container:
                 if not container.streams.audio:
@@ -92,19 +92,19 @@ def _seconds(stream: Any) -> float | None:
 
 def check_length(path: Path, seconds: float) -> None:
     """UserError for a sound of more than a day."""
-    if seconds > LONGEST:
-        raise UserError(f"{path} is longer than {LONGEST // 3600} hours; cut it into shorter sounds")
+    if seconds > MAX_SECONDS:
+        raise UserError(f"{path} is longer than {MAX_SECONDS // 3600} hours; cut it into shorter sounds")
 
 
-def check_packing(path: Path, seconds: float, rate: int) -> None:
+def check_plausible_length(path: Path, seconds: float, rate: int) -> None:
     """UserError for a sound longer than its bytes can plausibly contain: hours of silence."""
-    check_whole(f"{path}, of {seconds:,.0f} s,", path.stat().st_size, round(seconds * rate) * _SAMPLE)
+    check_in_memory(f"{path}, of {seconds:,.0f} s,", path.stat().st_size, round(seconds * rate) * _SAMPLE_BYTES)
 
 
-KINDS = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac", ".mp4", ".mov", ".mkv", ".webm", ".wma", ".aiff")
+AUDIO_EXTENSIONS = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac", ".mp4", ".mov", ".mkv", ".webm", ".wma", ".aiff")
 BLOCK = 1 << 18  # samples per block of a file
-_CHANNELS = 8  # of a sound, up to which blocks have full length
-_UNKNOWN = (0, 0xFFFFFFFF)  # sizes in the header of a .wav that was written as a stream
+_MAX_CHANNELS = 8  # of a sound, up to which blocks have full length
+_UNKNOWN_SIZES = (0, 0xFFFFFFFF)  # sizes in the header of a .wav that was written as a stream
 
 
 class Sound(Protocol):
@@ -123,16 +123,16 @@ class FileSound:
     UserError for an unreadable file, and for one of more than a day; later damage is found while reading.
     """
 
-    def __init__(self, path: Path | str, rate: int = RATE, told: bool = True) -> None:
-        self.path, self.rate, self.told, self.opposed = Path(path), rate, told, False
+    def __init__(self, path: Path | str, rate: int = RATE, warn: bool = True) -> None:
+        self.path, self.rate, self.warn, self.out_of_phase = Path(path), rate, warn, False
         self.source = str(self.path)
         if not self.path.is_file():
-            what = "is a folder" if self.path.is_dir() else "is not a file" if self.path.exists() else "does not exist"
-            raise UserError(f"{self.path} {what}; use a sound file, such as .wav, .flac, .ogg, .mp3 or .m4a")
-        self._reader = _reader(self.path)
+            problem = "is a folder" if self.path.is_dir() else "is not a file" if self.path.exists() else "does not exist"
+            raise UserError(f"{self.path} {problem}; use a sound file, such as .wav, .flac, .ogg, .mp3 or .m4a")
+        self._reader = _open_reader(self.path)
         self.seconds = self._reader.seconds
         check_length(self.path, self.seconds)
-        check_packing(self.path, self.seconds, max(rate, self._reader.rate))
+        check_plausible_length(self.path, self.seconds, max(rate, self._reader.rate))
         try:
             Resampler(self._reader.rate, rate)
         except UserError as error:
@@ -146,11 +146,11 @@ class FileSound:
         for samples in self._reader.read():
             count += len(samples)
             check_length(self.path, count / self._reader.rate)
-            check_packing(self.path, count / self._reader.rate, max(self.rate, self._reader.rate))
+            check_plausible_length(self.path, count / self._reader.rate, max(self.rate, self._reader.rate))
             yield resampler.push(mix.mono(samples))
-        self.opposed = mix.chosen is not None
-        if self.opposed and self.told:
-            _LOG.warning("%s: %s", self.source, OPPOSED)
+        self.out_of_phase = mix.chosen_channel is not None
+        if self.out_of_phase and self.warn:
+            _LOG.warning("%s: %s", self.source, OUT_OF_PHASE)
         yield resampler.finish()
 
 
@@ -161,7 +161,7 @@ class LibsndfileReader:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with _library(path).SoundFile(path) as file:
+        with _soundfile(path).SoundFile(path) as file:
             self.rate: int = file.samplerate
             self.seconds: float = file.frames / file.samplerate
         if not self.seconds:
@@ -172,10 +172,10 @@ class LibsndfileReader:
         """The samples in blocks. UserError if there are fewer than the header states."""
         count = 0
         try:
-            with _library(self.path).SoundFile(self.path) as file:
+            with _soundfile(self.path).SoundFile(self.path) as file:
                 frames = file.frames
-                most = max(1, BLOCK // max(1, file.channels // _CHANNELS))
-                while len(samples := file.read(most, dtype="float32", always_2d=True)):
+                max_frames = max(1, BLOCK // max(1, file.channels // _MAX_CHANNELS))
+                while len(samples := file.read(max_frames, dtype="float32", always_2d=True)):
                     count += len(samples)
                     yield torch.from_numpy(samples)
         except (TypeError, ValueError, RuntimeError) as error:
@@ -185,7 +185,7 @@ class LibsndfileReader:
             raise UserError(f"{self.path} ends after {count} of {frames} samples; download the file again")
 
 
-def _reader(path: Path) -> LibsndfileReader | ContainerReader:
+def _open_reader(path: Path) -> LibsndfileReader | ContainerReader:
     """libsndfile for the formats that it supports, otherwise FFmpeg."""
     try:
         return LibsndfileReader(path)
@@ -197,37 +197,37 @@ class ArraySound:
     """A sound in memory: numbers between -1 and 1, at 16 kHz, of one channel or [N, channels]."""
 
     def __init__(self, samples: Any, source: str = "the sound") -> None:
-        found = torch.as_tensor(samples)
-        if not found.is_floating_point() or found.dim() not in (1, 2):
+        values = torch.as_tensor(samples)
+        if not values.is_floating_point() or values.dim() not in (1, 2):
             raise UserError(
-                f"{source} is {found.dtype} of shape {tuple(found.shape)}; use floating-point numbers between -1 and "
+                f"{source} is {values.dtype} of shape {tuple(values.shape)}; use floating-point numbers between -1 and "
                 "1, of shape [samples] or [samples, channels]"
             )
-        if not len(found):
+        if not len(values):
             raise UserError(f"{source} has 0 samples; leave it out")
         self.source = source
         mix = ChannelMix(source)
-        self._samples = mix.mono(found.float().view(len(found), -1))
-        if mix.chosen is not None:
-            _LOG.warning("%s: %s", source, OPPOSED)
+        self._samples = mix.mono(values.float().view(len(values), -1))
+        if mix.chosen_channel is not None:
+            _LOG.warning("%s: %s", source, OUT_OF_PHASE)
 
     def blocks(self) -> Iterator[Float[Tensor, "N"]]:
         """The sound from its start, in blocks."""
         yield from self._samples.split(BLOCK)
 
 
-Given = str | Path | np.ndarray | Tensor | Sequence[float] | Sound
+SoundInput = str | Path | np.ndarray | Tensor | Sequence[float] | Sound
 
 
-def open_sound(given: Given) -> Sound:
+def open_sound(source: SoundInput) -> Sound:
     """A sound from its file or samples; an open sound is returned as it is. UserError for anything else."""
-    if isinstance(given, (FileSound, ArraySound)):
-        return given
-    if isinstance(given, (str, Path)):
-        return FileSound(given)
-    if isinstance(given, (np.ndarray, Tensor, list, tuple)):
-        return ArraySound(given)
-    raise UserError(f"a {type(given).__name__} is not a sound; pass the path of a file, or samples at {RATE} Hz")
+    if isinstance(source, (FileSound, ArraySound)):
+        return source
+    if isinstance(source, (str, Path)):
+        return FileSound(source)
+    if isinstance(source, (np.ndarray, Tensor, list, tuple)):
+        return ArraySound(source)
+    raise UserError(f"a {type(source).__name__} is not a sound; pass the path of a file, or samples at {RATE} Hz")
 
 
 def read_sound(path: Path | str, rate: int = RATE) -> Float[Tensor, "N"]:
@@ -235,8 +235,8 @@ def read_sound(path: Path | str, rate: int = RATE) -> Float[Tensor, "N"]:
     return torch.cat(list(FileSound(path, rate).blocks()))
 
 
-OPPOSED = "its channels cancel each other out, so only the loudest is used"
-_SILENT, _CANCELLED = 1e-8, 1e-3  # power of silence, and the share left after averaging
+OUT_OF_PHASE = "its channels cancel each other out, so only the loudest is used"
+_SILENT, _CANCELLED_SHARE = 1e-8, 1e-3  # power of silence, and the share left after averaging
 
 
 class ChannelMix:
@@ -245,19 +245,19 @@ class ChannelMix:
     """
 
     def __init__(self, source: str) -> None:
-        self.source, self._decided = source, False
-        self.chosen: int | None = None
+        self.source, self._is_decided = source, False
+        self.chosen_channel: int | None = None
 
     def mono(self, samples: Float[Tensor, "N channels"]) -> Float[Tensor, "N"]:
         """UserError for NaN or infinite samples."""
-        if not self._decided and samples.shape[1] > 1:
+        if not self._is_decided and samples.shape[1] > 1:
             powers = samples.double().square().mean(0)
             power = float(powers.mean())
             if power > _SILENT:
-                self._decided = True
-                if float(samples.double().mean(1).square().mean()) < _CANCELLED * power:
-                    self.chosen = int(powers.argmax())
-        return mono(samples if self.chosen is None else samples[:, self.chosen, None], self.source)
+                self._is_decided = True
+                if float(samples.double().mean(1).square().mean()) < _CANCELLED_SHARE * power:
+                    self.chosen_channel = int(powers.argmax())
+        return mono(samples if self.chosen_channel is None else samples[:, self.chosen_channel, None], self.source)
 
 
 def mono(samples: Float[Tensor, "N channels"], source: str = "the sound") -> Float[Tensor, "N"]:
@@ -270,24 +270,24 @@ def mono(samples: Float[Tensor, "N channels"], source: str = "the sound") -> Flo
 
 def _check_wav(path: Path) -> None:
     """UserError for a truncated .wav, which libsndfile would read without an error."""
-    with opened(path) as file:
+    with open_file(path) as file:
         head = file.read(12)
         if head[:4] != b"RIFF" or head[8:] != b"WAVE":
             return
-        whole = size_of(file)
+        total_size = file_size(file)
         while len(chunk := file.read(8)) == 8:
             size = int.from_bytes(chunk[4:], "little")
-            left = whole - file.tell()
+            remaining = total_size - file.tell()
             if chunk[:4] == b"data":
-                if size not in _UNKNOWN and size > left:
-                    raise UserError(f"{path} ends after {left} of {size} bytes of sound; download the file again")
+                if size not in _UNKNOWN_SIZES and size > remaining:
+                    raise UserError(f"{path} ends after {remaining} of {size} bytes of sound; download the file again")
                 return
             file.seek(size + size % 2, 1)
 
 
-def _library(place: Path) -> Any:
+def _soundfile(path: Path) -> Any:
     try:
         import soundfile
     except (ImportError, OSError) as error:  # OSError: its library for this machine is missing
-        raise UserError(f"{place} needs the package soundfile; pip install 'headway[audio]'") from error
+        raise UserError(f"{path} needs the package soundfile; pip install 'headway[audio]'") from error
     return soundfile

@@ -16,31 +16,31 @@ from torch import Tensor, nn
 
 from headway.codecs import TokenizerCodec
 from headway.data.order import epoch_seed
-from headway.domains.audio.augment import chance as drawn
-from headway.domains.audio.augment import masked
+from headway.domains.audio.augment import augmentation_rng as sample_rng
+from headway.domains.audio.augment import mask_spectrogram
 from headway.domains.audio.classification import SoundTaskConfig
-from headway.domains.audio.framing import Padding, framed, padding_of, said_padding
+from headway.domains.audio.framing import Padding, frame_windows, padding_of, padding_setting
 from headway.domains.audio.mel import HOP
 from headway.domains.audio.windows import bands_of, with_window
 from headway.errors import ConfigError, UserError
 from headway.formats.usage import read_usage
 from headway.generate import SearchConfig, beam_search
-from headway.generate.prompts import device_of, evaluating
+from headway.generate.prompts import device_of, evaluation_mode
 from headway.generate.search import check_beam
 from headway.layout import Layout
 from headway.learn import Recipe
-from headway.learn.examples import Batch, Chance, Samples
-from headway.learn.objective import judged
-from headway.learn.objectives.written import Ids, Sourced, Sources, Written, shifted
+from headway.learn.examples import Batch, RngKey, Samples
+from headway.learn.objective import evaluation_batches
+from headway.learn.objectives.written import Ids, SourceTargetExamples, Sources, SequenceGeneration, teacher_forcing
 from headway.learn.recipe import batch_size_of
 from headway.metrics import language_scores, word_error_rate
 from headway.nn.mixers import CrossAttention
 from headway.nn.models import EncoderDecoder, EncoderDecoderConfig, ModelConfig, Prompt, attention_maps
 
-START, END, PLAIN = "<|startoftranscript|>", "<|endoftext|>", "<|notimestamps|>"
-_MASKS = 1 << 32  # separates the random numbers of masks from all others of a position
-_NO_WORD = re.compile(r"[^\w\s']|_")
-_END_SHOWN = "·"  # label of the eos token, which has no text
+START, END, NO_TIMESTAMPS = "<|startoftranscript|>", "<|endoftext|>", "<|notimestamps|>"
+_MASK_STREAM = 1 << 32  # separates the random numbers of masks from all others of a position
+_PUNCTUATION = re.compile(r"[^\w\s']|_")
+_EOS_LABEL = "·"  # label of the eos token, which has no text
 
 
 @dataclass(frozen=True)
@@ -64,80 +64,80 @@ class Utterance(NamedTuple):
     ids: Ids
 
 
-class SpokenMarks(NamedTuple):
+class SpeechSpecialTokens(NamedTuple):
     """`prompt` starts every text, `eos` follows it, `suppressed` tokens are never generated."""
 
     prompt: tuple[int, ...]
-    end: int
-    never: tuple[int, ...]
+    eos: int
+    suppressed: tuple[int, ...]
 
 
-class SpokenSounds(Sourced):
+class SpeechDataset(SourceTargetExamples):
     """Sounds with their transcripts. A batch is train.batch_size sounds.
 
     Subclasses define the samples (`of`) and their transcripts (`with_transcripts`).
     """
 
     codec: TokenizerCodec
-    at_once = 16  # sounds per evaluation batch
+    eval_batch_size = 16  # sounds per evaluation batch
 
     def __init__(
-        self, recipe: Recipe, codec: TokenizerCodec, marks: SpokenMarks, frames: int, config: SpeechConfig, place: Path
+        self, recipe: Recipe, codec: TokenizerCodec, special_tokens: SpeechSpecialTokens, frames: int, config: SpeechConfig, folder: Path
     ) -> None:
         """The padding past the end of a sound is that of the model in `folder`. Raises ConfigError for a recipe that
         counts tokens.
         """
-        self.codec, self.marks = codec, marks
-        self.padding: Padding = padding_of(read_usage(place))
-        self.frames, self.bands = frames, bands_of(listening(recipe.model).encoder)
-        self.seed, self.size = recipe.train.seed, batch_size_of(recipe)
+        self.codec, self.special_tokens = codec, special_tokens
+        self.padding: Padding = padding_of(read_usage(folder))
+        self.frames, self.bands = frames, bands_of(check_speech_model(recipe.model).encoder)
+        self.seed, self.batch_size = recipe.train.seed, batch_size_of(recipe)
         self.augment = config.augment
 
-    def told(self, samples: Any) -> Sources:
+    def with_transcripts(self, samples: Any) -> Sources:
         """Samples with their transcripts."""
         raise NotImplementedError
 
     def sources(self, split: str, limit: int | None = None) -> Sources:
-        return self.told(self.of(split).some(limit))
+        return self.with_transcripts(self.of(split).limited_to(limit))
 
     def adapt(self, model: ModelConfig) -> ModelConfig:
         """`model` with the window and the codec's vocabulary size. Raises UserError for empty splits."""
         for split in ("train", "validation"):
             self.of(split)
-        both = listening(model)
-        decoder = replace(both.decoder, symbols=self.codec.size)
-        return replace(both, encoder=with_window(both.encoder, self.frames), decoder=decoder)
+        speech_model = check_speech_model(model)
+        decoder = replace(speech_model.decoder, symbols=self.codec.vocab_size)
+        return replace(speech_model, encoder=with_window(speech_model.encoder, self.frames), decoder=decoder)
 
-    def batch(self, sounds: Sequence[Utterance], chance: Chance | None = None) -> Batch:
+    def batch(self, sounds: Sequence[Utterance], rng_key: RngKey | None = None) -> Batch:
         """Inputs are frames, Float[B, T, M], with full attention, and decoder tokens, [B, L]; labels are the tokens
         after the prompt, [B, L]. In training, parts of the spectra are masked.
         """
-        whole = framed(torch.stack([sound.window for sound in sounds]), self.bands)
-        heard = [x if self.padding == "silence" else x[: sound.used // HOP] for x, sound in zip(whole, sounds)]
-        if chance is not None:
-            draws = [drawn(epoch_seed(self.seed, _MASKS), place) for place in chance.places.tolist()]
-            heard = [masked(x, self.augment, draw) for x, draw in zip(heard, draws)]
-        frames = torch.stack([F.pad(x, (0, 0, 0, self.frames - len(x))) for x in heard])
-        read, layout, labels = shifted([sound.ids for sound in sounds], self.marks.prompt, self.marks.end)
-        tokens, computed = sum(len(sound.ids) + 1 for sound in sounds), len(frames) * self.frames // 2 + read.numel()
-        return Batch((frames, Layout.full(len(frames), self.frames), read, layout), labels, tokens, computed)
+        frames_of_windows = frame_windows(torch.stack([sound.window for sound in sounds]), self.bands)
+        spectrograms = [x if self.padding == "silence" else x[: sound.used // HOP] for x, sound in zip(frames_of_windows, sounds)]
+        if rng_key is not None:
+            rngs = [sample_rng(epoch_seed(self.seed, _MASK_STREAM), position) for position in rng_key.positions.tolist()]
+            spectrograms = [mask_spectrogram(x, self.augment, rng) for x, rng in zip(spectrograms, rngs)]
+        frames = torch.stack([F.pad(x, (0, 0, 0, self.frames - len(x))) for x in spectrograms])
+        decoder_ids, layout, labels = teacher_forcing([sound.ids for sound in sounds], self.special_tokens.prompt, self.special_tokens.eos)
+        tokens, computed = sum(len(sound.ids) + 1 for sound in sounds), len(frames) * self.frames // 2 + decoder_ids.numel()
+        return Batch((frames, Layout.full(len(frames), self.frames), decoder_ids, layout), labels, tokens, computed)
 
     def save(self, directory: Path) -> None:
         self.codec.save(directory)
         usage = read_usage(directory)
-        settings = {**usage.settings, **said_padding(self.padding)}
-        replace(usage, settings=settings, ends=(self.marks.end,)).save(directory)
+        settings = {**usage.settings, **padding_setting(self.padding)}
+        replace(usage, settings=settings, ends=(self.special_tokens.eos,)).save(directory)
 
 
-def words(text: str) -> str:
+def normalize_words(text: str) -> str:
     """A text normalised for comparing words: lower case, no punctuation except apostrophes."""
-    return " ".join(_NO_WORD.sub(" ", text.lower()).split())
+    return " ".join(_PUNCTUATION.sub(" ", text.lower()).split())
 
 
-H = TypeVar("H", bound=SpokenSounds)
+H = TypeVar("H", bound=SpeechDataset)
 
 
-class SpeechText(Written[H], Generic[H]):
+class SpeechRecognition(SequenceGeneration[H], Generic[H]):
     """Speech recognition, scored by the word error rate of texts after `normalize`; `signature` describes the
     normalisation.
     """
@@ -145,82 +145,82 @@ class SpeechText(Written[H], Generic[H]):
     def __init__(
         self,
         config: SpeechConfig,
-        compared: Callable[[str], str] = words,
+        normalize: Callable[[str], str] = normalize_words,
         signature: str = "case:lower|punctuation:no",
     ) -> None:
         super().__init__("wer", SearchConfig(config.beam), config.smoothing)
-        self.compared, self.signature = compared, signature
+        self.normalize, self.signature = normalize, signature
 
-    def searched(self, split: str) -> SearchConfig:
+    def search_for(self, split: str) -> SearchConfig:
         return self.search
 
     def adapt(self, model: ModelConfig, examples: H) -> ModelConfig:
         """Raises UserError for evaluation splits without a word."""
         for split in ("validation", examples.final_split):
             texts = [text for (text,) in examples.sources(split).references]
-            if not any(map(self.compared, texts)):
+            if not any(map(self.normalize, texts)):
                 raise UserError(
                     f"no text of the {split} split has a word to compare ({len(texts):,} texts such as {texts[0]!r}); "
                     "add texts with words"
                 )
         return model
 
-    def judge(self, model: nn.Module, examples: H, split: str, limit: int | None = None) -> dict[str, Any]:
+    def evaluate(self, model: nn.Module, examples: H, split: str, limit: int | None = None) -> dict[str, Any]:
         """As in `SequenceGeneration`, but each sound is encoded once, for the loss and for the transcript."""
-        sources, search = examples.sources(split, limit), self.searched(split)
-        nats, count, written = 0.0, 0, list[Ids]()
-        for batch in _heard(cast(EncoderDecoder, model), sources.given):
+        sources, search = examples.sources(split, limit), self.search_for(split)
+        nats, count, generated = 0.0, 0, list[Ids]()
+        for batch in _encoded_batches(cast(EncoderDecoder, model), sources.inputs):
             loss = self.losses(model, self.encode(model, batch), batch, 0.0)["loss"]
             nats, count = nats + float(loss.total), count + loss.count
-            written += self._written(cast(EncoderDecoder, model), examples, batch, search)
-        return {**language_scores(nats, count), **self.scores(examples, sources, written), "beam": search.beam}
+            generated += self._transcribe(cast(EncoderDecoder, model), examples, batch, search)
+        return {**language_scores(nats, count), **self.scores(examples, sources, generated), "beam": search.beam}
 
-    def write(self, model: nn.Module, examples: H, sources: Sources, search: SearchConfig) -> list[Ids]:
-        both = cast(EncoderDecoder, model)
-        return [ids for batch in _heard(both, sources.given) for ids in self._written(both, examples, batch, search)]
+    def generate(self, model: nn.Module, examples: H, sources: Sources, search: SearchConfig) -> list[Ids]:
+        encoder_decoder = cast(EncoderDecoder, model)
+        return [ids for batch in _encoded_batches(encoder_decoder, sources.inputs) for ids in self._transcribe(encoder_decoder, examples, batch, search)]
 
-    def _written(self, model: EncoderDecoder, examples: H, batch: Batch, search: SearchConfig) -> list[Ids]:
-        (heard, layout, *_), marks = batch.inputs, examples.marks
-        room = cast(int, model.config.context) - len(marks.prompt)
-        unspelt = range(examples.codec.size, model.config.symbols)  # published vocabularies may exceed the tokenizer's
-        ids = torch.tensor([marks.prompt] * layout.batch, device=batch.targets.device)
-        prompt = Prompt(ids, Layout.full(*ids.shape, device=ids.device), heard, layout)
-        found = beam_search(model, prompt, [room] * layout.batch, marks.end, search, (*marks.never, *unspelt))
-        return [best.ids for best, *_ in found]
+    def _transcribe(self, model: EncoderDecoder, examples: H, batch: Batch, search: SearchConfig) -> list[Ids]:
+        (audio, layout, *_), special_tokens = batch.inputs, examples.special_tokens
+        capacity = cast(int, model.config.context) - len(special_tokens.prompt)
+        unused_ids = range(examples.codec.vocab_size, model.config.symbols)  # published vocabularies may exceed the tokenizer's
+        ids = torch.tensor([special_tokens.prompt] * layout.batch, device=batch.targets.device)
+        prompt = Prompt(ids, Layout.full(*ids.shape, device=ids.device), audio, layout)
+        hypotheses = beam_search(model, prompt, [capacity] * layout.batch, special_tokens.eos, search, (*special_tokens.suppressed, *unused_ids))
+        return [best.ids for best, *_ in hypotheses]
 
-    def scores(self, examples: H, sources: Sources, written: Sequence[Ids]) -> dict[str, Any]:
-        right = [[self.compared(text) for text in texts] for texts in sources.references]
-        found = word_error_rate([self.compared(text) for text in examples.texts(written)], right)
-        return {**found, "wer_signature": self.signature}
+    def scores(self, examples: H, sources: Sources, generated: Sequence[Ids]) -> dict[str, Any]:
+        references = [[self.normalize(text) for text in texts] for texts in sources.references]
+        scores = word_error_rate([self.normalize(text) for text in examples.decode_all(generated)], references)
+        return {**scores, "wer_signature": self.signature}
 
-    def sample(self, examples: H, source: str, ids: Ids, right: Sequence[str]) -> dict[str, str]:
+    def sample(self, examples: H, source: str, ids: Ids, references: Sequence[str]) -> dict[str, str]:
         """With a check mark if all words are correct."""
-        found = super().sample(examples, source, ids, right)
-        output = found["output"].strip()
-        mark = "✓" if self.compared(output) == self.compared(found["reference"]) else "✗"
-        return {"": mark, **found, "output": output}
+        columns = super().sample(examples, source, ids, references)
+        output = columns["output"].strip()
+        check_mark = "✓" if self.normalize(output) == self.normalize(columns["reference"]) else "✗"
+        return {"": check_mark, **columns, "output": output}
 
     @torch.no_grad()
     def alignment(self, model: EncoderDecoder, examples: H, sample: Samples) -> SpeechAlignment:
         """The cross-attention of the generated transcript of one sample, averaged over layers and heads."""
-        prompt, codec = list(examples.marks.prompt), examples.codec
-        [ids] = self.write(model, examples, examples.told(sample), self.search)
-        with evaluating(model):
-            frames, heard, *_ = sample.take(np.array([0])).to(device_of(model)).inputs
+        prompt, codec = list(examples.special_tokens.prompt), examples.codec
+        [ids] = self.generate(model, examples, examples.with_transcripts(sample), self.search)
+        with evaluation_mode(model):
+            frames, layout_of_frames, *_ = sample.take(np.array([0])).to(device_of(model)).inputs
             target = torch.tensor([[*prompt, *ids]], device=frames.device)
             layout = Layout.full(*target.shape, device=frames.device)
-            maps = attention_maps(model, lambda: model(frames, heard, target, layout))
-        read = [each[0].mean(0) for name, each in maps.items() if isinstance(model.get_submodule(name), CrossAttention)]
-        weights = torch.stack(read).mean(0)[len(prompt) - 1 :].cpu().numpy()
-        names = [codec.decode([i]).strip() or (codec.tokenizer.id_to_token(i) or "").strip("<|>") for i in ids]
-        return SpeechAlignment(codec.decode(ids).strip(), ids, [*names, _END_SHOWN], weights, frames[0].cpu())
+            maps = attention_maps(model, lambda: model(frames, layout_of_frames, target, layout))
+        cross_attention = [weights_of_layer[0].mean(0) for name, weights_of_layer in maps.items() if isinstance(model.get_submodule(name), CrossAttention)]
+        weights = torch.stack(cross_attention).mean(0)[len(prompt) - 1 :].cpu().numpy()
+        token_names = [codec.decode([i]).strip() or (codec.tokenizer.id_to_token(i) or "").strip("<|>") for i in ids]
+        return SpeechAlignment(codec.decode(ids).strip(), ids, [*token_names, _EOS_LABEL], weights, frames[0].cpu())
 
 
-def _heard(model: EncoderDecoder, samples: Samples) -> Iterator[Batch]:
+def _encoded_batches(model: EncoderDecoder, samples: Samples) -> Iterator[Batch]:
     """The samples once, in batches with encoder outputs as inputs."""
-    for _, batch in judged(model, samples):
-        frames, layout, *rest = batch.inputs
-        yield batch._replace(inputs=(model.hear(frames, layout), layout, *rest))
+    for _, batch in evaluation_batches(model, samples):
+        frames, layout, *other_inputs = batch.inputs
+        yield batch._replace(inputs=(model.encode(frames, layout), layout, *other_inputs))
 
 
 class SpeechAlignment(NamedTuple):
@@ -230,12 +230,12 @@ class SpeechAlignment(NamedTuple):
 
     text: str
     ids: Ids
-    symbols: list[str]
+    tokens: list[str]
     weights: Float[np.ndarray, "N S"]
     frames: Float[Tensor, "T M"]
 
 
-def listening(model: ModelConfig) -> EncoderDecoderConfig:
+def check_speech_model(model: ModelConfig) -> EncoderDecoderConfig:
     """The model if it is a speech encoder-decoder; ConfigError for another."""
     if not isinstance(model, EncoderDecoderConfig) or model.tie in ("all", "embeddings"):
         raise ConfigError(
@@ -246,11 +246,11 @@ def listening(model: ModelConfig) -> EncoderDecoderConfig:
     return model
 
 
-def check_targets(lengths: np.ndarray, context: int | None, named: str) -> None:
+def check_targets(lengths: np.ndarray, context: int | None, location: str) -> None:
     """UserError if the longest text, located at `named`, exceeds the decoder's context."""
-    longest = int(lengths.max(initial=0))
-    if context is not None and longest > context:
+    max_length = int(lengths.max(initial=0))
+    if context is not None and max_length > context:
         raise UserError(
-            f"{named} has a text of {longest} tokens, more than the model's context of {context}; cut sound and "
+            f"{location} has a text of {max_length} tokens, more than the model's context of {context}; cut sound and "
             "text, or raise model.decoder.context"
         )

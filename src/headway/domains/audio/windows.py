@@ -40,25 +40,25 @@ def with_window(model: TransformerConfig, frames: int) -> TransformerConfig:
     return replace(model, context=frames // 2)
 
 
-def fitting(model: TransformerConfig, frames: int) -> int:
+def valid_frames(model: TransformerConfig, frames: int) -> int:
     """The smallest valid window of at least this many frames."""
     if isinstance(model.embed, SpectrogramEmbedConfig):
-        return model.embed.fitting(frames)
+        return model.embed.padded_frames(frames)
     return frames + frames % 2
 
 
-def settled(
+def choose_window(
     recipe: Recipe, model: TransformerConfig, lengths: np.ndarray, seconds: float | None, workspace: Path
 ) -> int:
     """The frames of the window: `seconds` if given; otherwise the model's own if it is trained or comes from another,
     and for a new model the longest sound, at most the model's window. `lengths` are in samples.
     """
-    most = window_of(model)
+    max_frames = window_of(model)
     if seconds is not None:
-        return fitting(model, frames_of(round(seconds * RATE)))
+        return valid_frames(model, frames_of(round(seconds * RATE)))
     if recipe.start is not None or (workspace / _RECIPE).exists():
-        return most
-    return min(most, fitting(model, frames_of(int(lengths.max(initial=1)))))
+        return max_frames
+    return min(max_frames, valid_frames(model, frames_of(int(lengths.max(initial=1)))))
 
 
 def frames_of(samples: int) -> int:
@@ -66,10 +66,10 @@ def frames_of(samples: int) -> int:
     return -(-samples // HOP)
 
 
-def check_lengths(lengths: np.ndarray, frames: int, named: str, remedy: str) -> None:
+def check_lengths(lengths: np.ndarray, frames: int, location: str, remedy: str) -> None:
     """UserError if the longest sound, located at `named`, exceeds the window."""
-    longest = int(lengths.max(initial=0))
-    if frames_of(longest) > frames:
+    max_length = int(lengths.max(initial=0))
+    if frames_of(max_length) > frames:
         raise UserError(
-            f"{named} has {longest / RATE:.2f} s, more than the model's window of {frames * HOP / RATE:g} s; {remedy}"
+            f"{location} has {max_length / RATE:.2f} s, more than the model's window of {frames * HOP / RATE:g} s; {remedy}"
         )

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from headway.codecs.boards import MIRROR, TOKENS, planes, tokens
+from headway.codecs.boards import MIRRORED_MOVES, FEN_TOKENS, board_planes, fen_tokens
 from headway.domains.chess.config import SearchlessConfig, Target
-from headway.domains.chess.rules import Record, chess, legal_numbers, positions_of, record, same
+from headway.domains.chess.rules import Record, chess, legal_move_ids, to_position_array, record, repetition_key
 from headway.errors import UserError
 from headway.generate.prompts import device_of
 from headway.learn import Recipe
@@ -23,11 +23,11 @@ from headway.nn.models.kinds import is_board
 
 MEGABYTES = 64  # default size of the cache
 _ENTRY = 420  # bytes per entry in addition to key and policy: two arrays, a tuple, a dictionary slot
-_NEWEST = struct.Struct("<8Q5H").pack
-_EARLIER = struct.Struct("<8QH").pack
+_PACK_NEWEST = struct.Struct("<8Q5H").pack
+_PACK_EARLIER = struct.Struct("<8QH").pack
 
 
-class OpinionCache:
+class EvaluationCache:
     """An evaluator that caches the evaluations of another one in at most `megabytes`, and evicts the least recently
     used.
 
@@ -35,70 +35,70 @@ class OpinionCache:
     shares an evaluation; no hash can collide.
     """
 
-    def __init__(self, judge: Judge) -> None:
-        self.inner = judge
-        self.has_policy, self.has_value, self.history = judge.has_policy, judge.has_value, judge.history
+    def __init__(self, evaluator: PositionEvaluator) -> None:
+        self.inner = evaluator
+        self.has_policy, self.has_value, self.history = evaluator.has_policy, evaluator.has_value, evaluator.history
         self.rate = 50.0  # positions per second in the last evaluation
-        self._room, self._taken = MEGABYTES << 20, 0
-        self._kept: OrderedDict[bytes, Opinion] = OrderedDict()
+        self._capacity, self._used = MEGABYTES << 20, 0
+        self._cache: OrderedDict[bytes, Evaluation] = OrderedDict()
 
-    def judge(self, places: Sequence[JudgedPosition]) -> list[Opinion]:
+    def evaluate(self, inputs: Sequence[PositionInput]) -> list[Evaluation]:
         """Evaluate positions that have a legal move; unknown ones together, each once."""
-        keys = [_key(place) for place in places]
-        found = {key: self._kept[key] for key in keys if key in self._kept}
-        unknown = {key: place for key, place in zip(keys, places) if key not in found}
+        keys = [_key(entry) for entry in inputs]
+        evaluations = {key: self._cache[key] for key in keys if key in self._cache}
+        unknown = {key: entry for key, entry in zip(keys, inputs) if key not in evaluations}
         if unknown:
-            found |= zip(unknown, self.ask(list(unknown.values())))
+            evaluations |= zip(unknown, self.evaluate_uncached(list(unknown.values())))
         for key in keys:
-            self._keep(key, found[key])
-        self._shrink()
-        return [found[key] for key in keys]
+            self._store(key, evaluations[key])
+        self._evict()
+        return [evaluations[key] for key in keys]
 
-    def ask(self, places: Sequence[JudgedPosition]) -> list[Opinion]:
+    def evaluate_uncached(self, inputs: Sequence[PositionInput]) -> list[Evaluation]:
         """Evaluate positions without the cache."""
         started = time.monotonic()
-        found = self.inner.judge(places)
-        self.rate = len(places) / max(1e-6, time.monotonic() - started)
-        return found
+        evaluations = self.inner.evaluate(inputs)
+        self.rate = len(inputs) / max(1e-6, time.monotonic() - started)
+        return evaluations
 
     def resize(self, megabytes: int) -> None:
-        self._room = megabytes << 20
-        self._shrink()
+        self._capacity = megabytes << 20
+        self._evict()
 
-    def _keep(self, key: bytes, opinion: Opinion) -> None:
-        if key not in self._kept:
-            self._taken += _size(key, opinion)
-            self._kept[key] = opinion
-        self._kept.move_to_end(key)
+    def _store(self, key: bytes, evaluation: Evaluation) -> None:
+        if key not in self._cache:
+            self._used += _size(key, evaluation)
+            self._cache[key] = evaluation
+        self._cache.move_to_end(key)
 
-    def _shrink(self) -> None:
-        while self._taken > self._room:
-            self._taken -= _size(*self._kept.popitem(last=False))
+    def _evict(self) -> None:
+        while self._used > self._capacity:
+            self._used -= _size(*self._cache.popitem(last=False))
 
 
-def _key(place: JudgedPosition) -> bytes:
+def _key(inputs: PositionInput) -> bytes:
     """The newest position in full, and the piece placement of those before it."""
-    newest, *earlier = place.records
-    return _NEWEST(*newest) + b"".join(_EARLIER(*position[:9]) for position in earlier)
+    newest, *earlier = inputs.records
+    return _PACK_NEWEST(*newest) + b"".join(_PACK_EARLIER(*position[:9]) for position in earlier)
 
 
-def _size(key: bytes, opinion: Opinion) -> int:
-    return _ENTRY + len(key) + (0 if opinion.policy is None else opinion.policy.nbytes)
+def _size(key: bytes, evaluation: Evaluation) -> int:
+    return _ENTRY + len(key) + (0 if evaluation.policy is None else evaluation.policy.nbytes)
 
 
 POLICY, VALUE = "policy", "value"  # heads
-_SHARP = 0.03  # softmax temperature of the moves' expected scores
-_MOST_ROWS = 512  # rows per batch
+_TEMPERATURE = 0.03  # softmax temperature of the moves' expected scores
+_MAX_ROWS = 512  # rows per batch
 
 
-class JudgedPosition(NamedTuple):
+class PositionInput(NamedTuple):
     """A position with its history, newest first, and the ids of its legal moves."""
 
     records: tuple[Record, ...]
     moves: list[int]
 
 
-class Opinion(NamedTuple):
+class Evaluation(NamedTuple):
     """The evaluation of one position from the mover's side: the probability of each of its moves, float32 [K], and
     (win, draw, loss), float64 [3]; None for outputs that the model lacks.
     """
@@ -107,54 +107,54 @@ class Opinion(NamedTuple):
     outcome: np.ndarray | None
 
 
-class Judge(Protocol):
+class PositionEvaluator(Protocol):
     """A model that evaluates positions: `has_policy` and `has_value` name its outputs."""
 
     has_policy: bool
     has_value: bool
     history: int
 
-    def judge(self, places: Sequence[JudgedPosition]) -> list[Opinion]:
+    def evaluate(self, inputs: Sequence[PositionInput]) -> list[Evaluation]:
         """Evaluate positions that have a legal move."""
         ...
 
 
-def judge_of(model: Transformer, recipe: Recipe | None, source: str) -> Judge:
+def make_evaluator(model: Transformer, recipe: Recipe | None, source: str) -> PositionEvaluator:
     """Return the evaluator of a model; the recipe defines the target of one that reads tokens. UserError for a model
     that was not trained on chess.
     """
     task = None if recipe is None else recipe.task
     if isinstance(task, SearchlessConfig):
-        return TokenJudge(model, task.target)
+        return TokenEvaluator(model, task.target)
     if is_board(model):
-        return BoardJudge(model)
+        return BoardEvaluator(model)
     raise UserError(f"{source} does not play chess; train one: headway train chess --data games.pgn")
 
 
-def place_of(board: chess.Board, history: int) -> JudgedPosition:
+def position_input(board: chess.Board, history: int) -> PositionInput:
     """Return a board with as much of its history as its moves and the evaluator allow."""
     back = board.copy(stack=history + 1)
-    found = []
+    records = []
     for _ in range(history + 1):
-        found.append(record(back))
+        records.append(record(back))
         if not back.move_stack:
             break
         back.pop()
-    newest = found[0]
-    found[0] = (*newest[:11], repetitions(board), newest[12])
-    return JudgedPosition(tuple(found), legal_numbers(board))
+    newest = records[0]
+    records[0] = (*newest[:11], repetitions(board), newest[12])
+    return PositionInput(tuple(records), legal_move_ids(board))
 
 
 def repetitions(board: chess.Board) -> int:
     """Count how often this position occurred on the board before, as far as its moves are known."""
-    now, back, count = same(record(board)), board.copy(), 0
+    now, back, count = repetition_key(record(board)), board.copy(), 0
     for _ in range(min(len(back.move_stack), board.halfmove_clock)):
         back.pop()
-        count += same(record(back)) == now
+        count += repetition_key(record(back)) == now
     return count
 
 
-class BoardJudge:
+class BoardEvaluator:
     """A model of 64 squares with the heads policy and value."""
 
     has_policy = has_value = True
@@ -166,23 +166,23 @@ class BoardJudge:
         self.history = embed.history
 
     @torch.inference_mode()
-    def judge(self, places: Sequence[JudgedPosition]) -> list[Opinion]:
-        logits, outcomes = outputs(self.model, self.inputs(places))
+    def evaluate(self, inputs: Sequence[PositionInput]) -> list[Evaluation]:
+        logits, outcomes = outputs(self.model, self.inputs(inputs))
         rows, values = logits.float().cpu().numpy(), outcomes.double().softmax(-1).cpu().numpy()
-        return [Opinion(_softmax(row[place.moves]), value) for row, value, place in zip(rows, values, places)]
+        return [Evaluation(_softmax(row[entry.moves]), value) for row, value, entry in zip(rows, values, inputs)]
 
-    def inputs(self, places: Sequence[JudgedPosition]) -> Tensor:
+    def inputs(self, inputs: Sequence[PositionInput]) -> Tensor:
         """Return the input planes, uint8 [B, 64, P]."""
-        columns, known = [], np.zeros((len(places), self.history), bool)
+        columns, present = [], np.zeros((len(inputs), self.history), bool)
         for back in range(self.history + 1):
-            columns.append([place.records[min(back, len(place.records) - 1)] for place in places])
+            columns.append([entry.records[min(back, len(entry.records) - 1)] for entry in inputs])
             if back:
-                known[:, back - 1] = [len(place.records) > back for place in places]
-        found = planes([positions_of(some) for some in columns], known)
-        return torch.from_numpy(found).to(device_of(self.model))
+                present[:, back - 1] = [len(entry.records) > back for entry in inputs]
+        plane_array = board_planes([to_position_array(records) for records in columns], present)
+        return torch.from_numpy(plane_array).to(device_of(self.model))
 
 
-class TokenJudge:
+class TokenEvaluator:
     """A model of a FEN's tokens, with one of three targets (Ruoss et al. 2024, section 2.3). From values of moves, the
     position's value is that of the best move, and moves are more probable the closer they are to it.
     """
@@ -194,27 +194,27 @@ class TokenJudge:
         self.has_policy, self.has_value = target != "state_value", target != "behaviour"
 
     @torch.inference_mode()
-    def judge(self, places: Sequence[JudgedPosition]) -> list[Opinion]:
-        positions = positions_of([place.records[0] for place in places])
+    def evaluate(self, inputs: Sequence[PositionInput]) -> list[Evaluation]:
+        positions = to_position_array([entry.records[0] for entry in inputs])
         if self.target == "action_value":
-            counts = [len(place.moves) for place in places]
-            each = np.repeat(positions, counts)
-            moves = absolute(each, np.concatenate([place.moves for place in places]).astype(np.int64))
-            scores = scores_of(self._logits(token_inputs(each, moves))).numpy()
+            counts = [len(entry.moves) for entry in inputs]
+            repeated = np.repeat(positions, counts)
+            moves = to_white(repeated, np.concatenate([entry.moves for entry in inputs]).astype(np.int64))
+            scores = expected_scores(self._logits(token_inputs(repeated, moves))).numpy()
             parts = np.split(scores, np.cumsum(counts)[:-1])
-            return [Opinion(_softmax(part / _SHARP), _outcome(float(part.max()))) for part in parts]
+            return [Evaluation(_softmax(part / _TEMPERATURE), _outcome(float(part.max()))) for part in parts]
         logits = self._logits(token_inputs(positions))
         if self.target == "state_value":
-            return [Opinion(None, _outcome(score)) for score in scores_of(logits).tolist()]
-        found = []
-        for row, place, position in zip(logits.float().numpy(), places, positions):
-            moves = absolute(np.repeat(position[None], len(place.moves)), np.array(place.moves))
-            found.append(Opinion(_softmax(row[moves]), None))
-        return found
+            return [Evaluation(None, _outcome(score)) for score in expected_scores(logits).tolist()]
+        evaluations = []
+        for row, entry, position in zip(logits.float().numpy(), inputs, positions):
+            moves = to_white(np.repeat(position[None], len(entry.moves)), np.array(entry.moves))
+            evaluations.append(Evaluation(_softmax(row[moves]), None))
+        return evaluations
 
     def _logits(self, inputs: np.ndarray) -> Tensor:
-        rows = torch.from_numpy(inputs).split(_MOST_ROWS)
-        return torch.cat([said(self.model, some.to(device_of(self.model))).float().cpu() for some in rows])
+        rows = torch.from_numpy(inputs).split(_MAX_ROWS)
+        return torch.cat([value_logits(self.model, chunk.to(device_of(self.model))).float().cpu() for chunk in rows])
 
 
 def outputs(model: nn.Module, inputs: Tensor) -> tuple[Tensor, Tensor]:
@@ -228,24 +228,24 @@ def token_inputs(positions: np.ndarray, moves: np.ndarray | None = None) -> np.n
     """Return the model's input, int64 [N, 78], or [N, 79] with moves, int [N], numbered from White's side: a BOS token,
     the tokens of each FEN, and the move.
     """
-    found = np.zeros((len(positions), 1 + TOKENS + (moves is not None)), np.int64)
-    found[:, 1 : 1 + TOKENS] = tokens(positions)
+    rows = np.zeros((len(positions), 1 + FEN_TOKENS + (moves is not None)), np.int64)
+    rows[:, 1 : 1 + FEN_TOKENS] = fen_tokens(positions)
     if moves is not None:
-        found[:, -1] = moves
-    return found
+        rows[:, -1] = moves
+    return rows
 
 
-def absolute(positions: np.ndarray, moves: np.ndarray) -> np.ndarray:
+def to_white(positions: np.ndarray, moves: np.ndarray) -> np.ndarray:
     """Convert moves, int [N], from the mover's side to White's side, as in the tokens of a FEN."""
-    return np.where(positions["flags"] & 1, MIRROR[moves], moves)
+    return np.where(positions["flags"] & 1, MIRRORED_MOVES[moves], moves)
 
 
-def said(model: nn.Module, inputs: Tensor) -> Tensor:
+def value_logits(model: nn.Module, inputs: Tensor) -> Tensor:
     """Logits [B, C]."""
     return cast(Transformer, model).output(VALUE, inputs)
 
 
-def scores_of(logits: Tensor) -> Tensor:
+def expected_scores(logits: Tensor) -> Tensor:
     """Return the expected scores [B] for logits of bins [B, C]: the mean of the bins' centres."""
     middles = (torch.arange(logits.shape[-1], device=logits.device) + 0.5) / logits.shape[-1]
     return logits.softmax(-1) @ middles
@@ -258,5 +258,5 @@ def _outcome(score: float) -> np.ndarray:
 
 def _softmax(logits: np.ndarray) -> np.ndarray:
     """[K] of [K], in float32."""
-    found = np.exp(logits - logits.max())
-    return (found / found.sum()).astype(np.float32)
+    weights = np.exp(logits - logits.max())
+    return (weights / weights.sum()).astype(np.float32)

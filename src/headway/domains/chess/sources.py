@@ -11,27 +11,27 @@ from pathlib import Path
 
 import numpy as np
 
-from headway.codecs.boards import MIRROR, NUMBERS
-from headway.data.columns import check_header
-from headway.data.files import File, find_files, honoured, lines, unpacked
-from headway.data.splits import key_of
+from headway.codecs.boards import MIRRORED_MOVES, MOVE_INDEX
+from headway.data.columns import check_column_names
+from headway.data.files import File, find_files, resolve_named_splits, read_lines, expand_archives
+from headway.data.splits import text_key
 from headway.domains.chess.pgn import Game, games
 from headway.domains.chess.rules import (
     Record,
-    board_and_rest,
-    board_of,
+    parse_epd,
+    board_from_fen,
     chess,
-    legal_numbers,
-    move_named,
-    move_of,
-    moves_of,
-    number_of,
-    operations_of,
+    legal_move_ids,
+    parse_move,
+    decode_move,
+    parse_moves,
+    encode_move,
+    parse_operations,
     record,
 )
 from headway.domains.chess.values import expected, outcome, read_score, worth
 from headway.errors import UserError, logger, nearest
-from headway.received import place_of
+from headway.received import user_path
 
 _LOG = logger(__name__)
 KINDS = (".pgn", ".epd", ".csv", ".zip")
@@ -65,7 +65,7 @@ class ReadTally:
     unlabelled: int = 0
 
 
-_MIRROR = MIRROR.tolist()
+_MIRROR = MIRRORED_MOVES.tolist()
 UNKNOWN = np.full(3, math.nan)
 
 
@@ -73,8 +73,8 @@ def chess_files(paths: Sequence[Path | str]) -> list[File]:
     """Return the chess files at `paths`. UserError if there are none, or if one cannot be read."""
     if not paths:
         raise UserError("there are no chess files; pass at least one .pgn, .epd or .csv")
-    found = unpacked((f for path in paths for f in find_files(place_of(path), KINDS)), KINDS)
-    return honoured(found)
+    files = expand_archives((f for path in paths for f in find_files(user_path(path), KINDS)), KINDS)
+    return resolve_named_splits(files)
 
 
 def samples(file: File, evals: float, skip_bad: bool, tally: ReadTally) -> Iterator[PositionRun]:
@@ -87,16 +87,16 @@ def samples(file: File, evals: float, skip_bad: bool, tally: ReadTally) -> Itera
             tally.variants += game.variant is not None
             tally.bad += bool(game.fault)
             if game.variant is None and game.moves:
-                yield _of_game(game, evals)
+                yield _game_run(game, evals)
         return
-    for found in _of_epd(file) if file.kind == ".epd" else _of_csv(file):
-        if found.moves[0] or not np.isnan(found.values[0]).any():
-            yield found
+    for run in _read_epd(file) if file.kind == ".epd" else _read_csv(file):
+        if run.moves[0] or not np.isnan(run.values[0]).any():
+            yield run
         else:
             tally.unlabelled += 1
 
 
-def bare_positions(file: File) -> Iterator[tuple[chess.Board, str]]:
+def unlabelled_positions(file: File) -> Iterator[tuple[chess.Board, str]]:
     """Yield the positions of a file without targets: of a game those before each move, or those of a list; and an id of
     the game, "" if there is none. Damaged games yield the part before the damage, with a warning.
     """
@@ -105,94 +105,94 @@ def bare_positions(file: File) -> Iterator[tuple[chess.Board, str]]:
         for game in games(file, True):
             damaged += bool(game.fault) and game.variant is None
             if game.variant is None and game.moves:
-                board, name = game.start, f"{key_of(game.key):016x}"
+                board, name = game.start, f"{text_key(game.key):016x}"
                 for number in game.moves:
                     yield board.copy(stack=False), name
-                    board.push(move_of(number, board.turn))
+                    board.push(decode_move(number, board.turn))
         if damaged:
             _LOG.warning("%s: %d damaged games; using the part before the damage", file, damaged)
         return
     if file.kind == ".epd":
-        for number, line in enumerate(lines(file), 1):
+        for number, line in enumerate(read_lines(file), 1):
             if line.strip():
-                yield board_of(" ".join(line.split()[:4]), f"{file}, line {number}"), ""
+                yield board_from_fen(" ".join(line.split()[:4]), f"{file}, line {number}"), ""
         return
-    for where, row, (position,) in rows_of(file, POSITION_NAMES):
-        yield board_of(row[position], where), row.get("game", "")
+    for where, row, (position,) in read_rows(file, POSITION_NAMES):
+        yield board_from_fen(row[position], where), row.get("game", "")
 
 
-def _of_game(game: Game, evals: float) -> PositionRun:
+def _game_run(game: Game, evals: float) -> PositionRun:
     """The move played at each position; its worth is the evaluation after it, and the value a mean of evaluation and
     result.
     """
-    found = PositionRun(game.key, game.records, [[move] for move in game.moves])
+    run = PositionRun(game.key, game.records, [[move] for move in game.moves])
     before: np.ndarray | None = None
-    for position, after in zip(game.records, game.judged):
+    for position, after in zip(game.records, game.evaluations):
         black = bool(position[8] & 1)
         best = before if before is not None else game.result
         value = UNKNOWN if best is None else best
         if before is not None and game.result is not None:
             value = evals * before + (1 - evals) * game.result
-        found.values.append(value[::-1] if black else value)
+        run.values.append(value[::-1] if black else value)
         played = math.nan  # the move's worth by the evaluation after it, otherwise by the game's result
         if after is not None:
             played = float(worth(-after if black else after))
         elif game.result is not None:
             played = float(expected(game.result[::-1] if black else game.result))
-        found.worths.append([played])
+        run.worths.append([played])
         before = None if after is None else outcome(after)
-    return found
+    return run
 
 
-def _single(
+def _single_run(
     board: chess.Board, moves: Sequence[chess.Move], worths: Sequence[float], value: np.ndarray, key: str = ""
 ) -> PositionRun:
-    numbers = [number_of(move, board.turn) for move in moves]
-    return PositionRun(key or board.epd(), [record(board)], [numbers], [list(worths)], [value])
+    move_ids = [encode_move(move, board.turn) for move in moves]
+    return PositionRun(key or board.epd(), [record(board)], [move_ids], [list(worths)], [value])
 
 
-def _of_epd(file: File) -> Iterator[PositionRun]:
+def _read_epd(file: File) -> Iterator[PositionRun]:
     """Yield best moves (bm) and evaluations in centipawns (ce) from the mover's side."""
-    for number, line in enumerate(lines(file), 1):
+    for number, line in enumerate(read_lines(file), 1):
         if not line.strip():
             continue
         where = f"{file}, line {number}"
-        board, rest = board_and_rest(line, where)
-        known = operations_of(rest, where)
-        moves = moves_of(board, known.get("bm", ""), where)
+        board, operation_text = parse_epd(line, where)
+        known = parse_operations(operation_text, where)
+        moves = parse_moves(board, known.get("bm", ""), where)
         score = _number(known["ce"], where) if "ce" in known else math.nan
         value, worths = outcome(score), [float(worth(score))] * len(moves)
-        yield _single(board, moves, worths, value)
+        yield _single_run(board, moves, worths, value)
 
 
-def _of_csv(file: File) -> Iterator[PositionRun]:
+def _read_csv(file: File) -> Iterator[PositionRun]:
     """Yield an engine's labels (position, bestmove, scores, wdl), positions with best moves, and Lichess's puzzles,
     whose first move is the opponent's.
     """
-    for where, row, (position, move) in rows_of(file, POSITION_NAMES, MOVE_NAMES):
-        board = board_of(row[position], where)
-        moves = found_moves(row[move], where)
+    for where, row, (position, move) in read_rows(file, POSITION_NAMES, MOVE_NAMES):
+        board = board_from_fen(row[position], where)
+        moves = find_moves(row[move], where)
         if move.lower() == "moves":
             key = board.epd()  # shared by all its positions, so that they are in the same split
-            for place, text in enumerate(moves):
-                played = move_named(board, text, where)
-                if place % 2:
-                    yield _single(board, [played], [math.nan], UNKNOWN, key)
+            for index, text in enumerate(moves):
+                played = parse_move(board, text, where)
+                if index % 2:
+                    yield _single_run(board, [played], [math.nan], UNKNOWN, key)
                 board.push(played)
         elif row.get("scores"):
-            yield _of_label(board, row, where)
+            yield _label_run(board, row, where)
         else:
-            yield _single(board, [move_named(board, m, where) for m in moves], [math.nan] * len(moves), UNKNOWN)
+            yield _single_run(board, [parse_move(board, m, where) for m in moves], [math.nan] * len(moves), UNKNOWN)
 
 
-def _of_label(board: chess.Board, row: dict[str, str], where: str) -> PositionRun:
-    legal, moves, scores = set(legal_numbers(board)), [], []
+def _label_run(board: chess.Board, row: dict[str, str], where: str) -> PositionRun:
+    legal, moves, scores = set(legal_move_ids(board)), [], []
     for item in row["scores"].split():
         text, _, score = item.partition(":")
-        number = NUMBERS.get(text, -1)
+        number = MOVE_INDEX.get(text, -1)
         number = number if board.turn or number < 0 else _MIRROR[number]
         if number not in legal:
-            number = number_of(move_named(board, text, where), board.turn)
+            number = encode_move(parse_move(board, text, where), board.turn)
         moves.append(number)
         scores.append(_number(score, where))
     worths = worth(np.array(scores)).tolist()
@@ -206,12 +206,12 @@ def _of_label(board: chess.Board, row: dict[str, str], where: str) -> PositionRu
     return PositionRun(row.get("game") or board.epd(), [record(board)], [moves], [worths], [value])
 
 
-def found_moves(text: str, where: str) -> list[str]:
+def find_moves(text: str, where: str) -> list[str]:
     """Return the moves in a cell. UserError if there are none."""
-    found = _MOVE.findall(text)
-    if not found:
+    moves = _MOVE.findall(text)
+    if not moves:
         raise UserError(f"{where}: {text[:60]!r} contains no move; write moves as e2e4")
-    return found
+    return moves
 
 
 def _number(text: str, where: str) -> float:
@@ -222,13 +222,13 @@ def _number(text: str, where: str) -> float:
         raise UserError(f"{where}: {text[:60]!r} is not an evaluation; write centipawns as 34, a mate as #3") from None
 
 
-def rows_of(file: File, *wanted: Sequence[str]) -> Iterator[tuple[str, dict[str, str], list[str]]]:
+def read_rows(file: File, *wanted: Sequence[str]) -> Iterator[tuple[str, dict[str, str], list[str]]]:
     """Yield a row's location, its values by name, and for each of `wanted` the name of the matching column."""
-    reader = csv.reader((line + "\n" for line in lines(file)), strict=True)
+    reader = csv.reader((line + "\n" for line in read_lines(file)), strict=True)
     try:
         header = next(reader, [])
-        check_header(str(file), header)
-        names = [_column(file, header, each) for each in wanted]
+        check_column_names(str(file), header)
+        names = [_column(file, header, candidates) for candidates in wanted]
         for row in reader:
             where = f"{file}, line {reader.line_num}"
             if len(row) != len(header):
@@ -239,9 +239,9 @@ def rows_of(file: File, *wanted: Sequence[str]) -> Iterator[tuple[str, dict[str,
 
 
 def _column(file: File, header: Iterable[str], wanted: Sequence[str]) -> str:
-    found = next((name for name in header if name.strip().lower() in wanted), None)
-    if found is None:
+    column = next((name for name in header if name.strip().lower() in wanted), None)
+    if column is None:
         names = " or ".join(map(repr, wanted))
         known = nearest(wanted[0], header) if header else "it is empty"
         raise UserError(f"{file} has no column {names} ({known}); add a header such as position,bestmove")
-    return found
+    return column

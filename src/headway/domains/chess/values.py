@@ -7,15 +7,15 @@ import numpy as np
 _EVEN = 100.0  # centipawns at which a win has a probability of 50 %, as in Stockfish
 _SLOPE = 75.0  # centipawns that change the odds by a factor of e
 _MATE = 10_000.0  # centipawns of a mate, minus 1 per move
-_LONGEST = 1000  # moves of a mate
+_MAX_MATE_MOVES = 1000  # moves of a mate
 _DIGITS = 20  # characters of a number of moves
-_CHANCE = 0.00368208  # slope of the win probability per centipawn
+_WIN_SLOPE = 0.00368208  # slope of the win probability per centipawn
 
 
 def outcome(centipawns: np.ndarray | float) -> np.ndarray:
     """Return (win, draw, loss), float64 [..., 3], of the evaluated side: logistic curves on both sides of a draw."""
     score = np.clip(np.asarray(centipawns, np.float64), -_MATE, _MATE)
-    win, loss = (1 / (1 + np.exp((_EVEN - side) / _SLOPE)) for side in (score, -score))
+    win, loss = (1 / (1 + np.exp((_EVEN - signed) / _SLOPE)) for signed in (score, -score))
     return np.stack([win, 1 - win - loss, loss], axis=-1)
 
 
@@ -25,8 +25,8 @@ def worth(centipawns: np.ndarray | float) -> np.ndarray:
     both. A mate in n moves is 1 + 0.1 / n, and being mated in n is -0.1 / n.
     """
     score = np.clip(np.asarray(centipawns, np.float64), -_MATE, _MATE)
-    left = np.maximum(1.0, _MATE - np.abs(score))  # moves to the mate, if it is one
-    return np.where(left <= _LONGEST, 0.5 + np.sign(score) * (0.5 + 0.1 / left), 1 / (1 + np.exp(-_CHANCE * score)))
+    mate_distance = np.maximum(1.0, _MATE - np.abs(score))  # moves to the mate, if it is one
+    return np.where(mate_distance <= _MAX_MATE_MOVES, 0.5 + np.sign(score) * (0.5 + 0.1 / mate_distance), 1 / (1 + np.exp(-_WIN_SLOPE * score)))
 
 
 def expected(outcomes: np.ndarray) -> np.ndarray:
@@ -57,7 +57,7 @@ def centipawns(value: float) -> int:
     return round(low)
 
 
-def result_of(text: str) -> np.ndarray | None:
+def parse_result(text: str) -> np.ndarray | None:
     """Return the outcome for White of a game's result; None if the game did not end."""
     rows = {"1-0": (1.0, 0.0, 0.0), "1/2-1/2": (0.0, 1.0, 0.0), "0-1": (0.0, 0.0, 1.0)}
     return np.array(rows[text]) if text in rows else None

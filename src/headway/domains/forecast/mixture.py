@@ -11,9 +11,9 @@ from jaxtyping import Bool, Float
 from headway.errors import ConfigError
 
 _SHARES = np.linspace(0, 1, 21)
-_CLOSE = 1.05  # times the lowest error: shares with at most this error count as equally good
-_NETWORK, _WIDTHS = 2.0, 4.0  # independent windows at which the choice counts half
-_WIDEST = 5.0
+_ERROR_TOLERANCE = 1.05  # times the lowest error: shares with at most this error count as equally good
+_NETWORK_WINDOWS, _WIDTH_WINDOWS = 2.0, 4.0  # independent windows at which the choice counts half
+_MAX_WIDTH = 5.0
 
 
 class Forecasts(NamedTuple):
@@ -28,12 +28,12 @@ class Observed(NamedTuple):
     """The actual values of windows, which of them are valid, and the scale of their errors."""
 
     values: Float[np.ndarray, "N S"]
-    there: Bool[np.ndarray, "N S"]
+    valid: Bool[np.ndarray, "N S"]
     scales: Float[np.ndarray, "N"]
 
-    def error(self, said: Float[np.ndarray, "N S Q"]) -> float:
+    def error(self, quantiles: Float[np.ndarray, "N S Q"]) -> float:
         """The mean absolute scaled error of the medians."""
-        return float((np.abs(self.values - said[..., said.shape[-1] // 2]) / self.scales[:, None])[self.there].mean())
+        return float((np.abs(self.values - quantiles[..., quantiles.shape[-1] // 2]) / self.scales[:, None])[self.valid].mean())
 
 
 @dataclass(frozen=True)
@@ -48,16 +48,16 @@ class ForecastMixture:
     errors: tuple[float, float, float]
 
     def __post_init__(self) -> None:
-        shares = all(0 <= share <= 1 for share in self.shares) and abs(sum(self.shares) - 1) < 1e-3
-        if not shares or not all(0 < width <= _WIDEST for width in self.widths):
-            found = f"invalid shares {self.shares} or widths {self.widths}"
-            raise ConfigError(f"the forecast mixture has {found}; restore forecast.json from a copy")
+        are_shares = all(0 <= share <= 1 for share in self.shares) and abs(sum(self.shares) - 1) < 1e-3
+        if not are_shares or not all(0 < width <= _MAX_WIDTH for width in self.widths):
+            problem = f"invalid shares {self.shares} or widths {self.widths}"
+            raise ConfigError(f"the forecast mixture has {problem}; restore forecast.json from a copy")
 
-    def mixed(self, said: Forecasts) -> Float[np.ndarray, "N S Q"]:
-        found = np.sum([share * each for share, each in zip(self.shares, said) if share], 0)
-        middle = said.network.shape[-1] // 2
-        sides = np.array([self.widths[0]] * middle + [1.0] + [self.widths[1]] * middle)
-        return found[..., middle, None] + sides * (found - found[..., middle, None])
+    def mix(self, forecasts: Forecasts) -> Float[np.ndarray, "N S Q"]:
+        quantiles = np.sum([share * forecast for share, forecast in zip(self.shares, forecasts) if share], 0)
+        median_index = forecasts.network.shape[-1] // 2
+        factors = np.array([self.widths[0]] * median_index + [1.0] + [self.widths[1]] * median_index)
+        return quantiles[..., median_index, None] + factors * (quantiles - quantiles[..., median_index, None])
 
     def __str__(self) -> str:
         errors = [f"{error:.3g}" for error in self.errors]
@@ -71,8 +71,8 @@ class ForecastMixture:
 def choose_mixture(
     simple: tuple[Float[np.ndarray, "M S Q"], Float[np.ndarray, "M S Q"]],
     past: Observed,
-    said: Forecasts,
-    came: Observed,
+    predicted: Forecasts,
+    actual: Observed,
 ) -> ForecastMixture:
     """The mixture for validation windows, by the forecasts `predicted` and the values `actual`. The weights of the
     simple forecasts relative to each other depend on training and validation windows, `simple` (smoothing, naive) and
@@ -81,28 +81,28 @@ def choose_mixture(
     A share is the mean of all that are about as good as the best. The network's share is lower the fewer windows there
     are. The widths leave a tenth of the values beyond each edge, and approach 1 for few windows.
     """
-    naive = _share(*simple, past)
-    both = (1 - naive) * said.smoothing + naive * said.naive
-    apart = said.network.shape[0] / said.network.shape[1]
-    network = _share(both, said.network, came) * apart / (apart + _NETWORK)
+    naive = _best_share(*simple, past)
+    simple_mix = (1 - naive) * predicted.smoothing + naive * predicted.naive
+    num_windows = predicted.network.shape[0] / predicted.network.shape[1]
+    network = _best_share(simple_mix, predicted.network, actual) * num_windows / (num_windows + _NETWORK_WINDOWS)
     shares = (round(network, 4), round((1 - network) * (1 - naive), 4), round((1 - network) * naive, 4))
-    found = ForecastMixture(shares, (1.0, 1.0), (0.0, 0.0, 0.0)).mixed(said)[came.there]
-    middle, certain = found[:, found.shape[1] // 2], apart / (apart + _WIDTHS)
-    widths = [_width(came.values[came.there], middle, found[:, edge]) ** certain for edge in (0, -1)]
-    network, smoothing, naive = map(came.error, said)
+    quantiles = ForecastMixture(shares, (1.0, 1.0), (0.0, 0.0, 0.0)).mix(predicted)[actual.valid]
+    median, confidence = quantiles[:, quantiles.shape[1] // 2], num_windows / (num_windows + _WIDTH_WINDOWS)
+    widths = [_edge_factor(actual.values[actual.valid], median, quantiles[:, edge]) ** confidence for edge in (0, -1)]
+    network, smoothing, naive = map(actual.error, predicted)
     return ForecastMixture(shares, (round(widths[0], 4), round(widths[1], 4)), (network, smoothing, naive))
 
 
-def _share(one: Float[np.ndarray, "N S Q"], other: Float[np.ndarray, "N S Q"], came: Observed) -> float:
+def _best_share(first: Float[np.ndarray, "N S Q"], second: Float[np.ndarray, "N S Q"], actual: Observed) -> float:
     """The share of `second`."""
-    middle = one.shape[-1] // 2
-    one, other = (said[..., middle : middle + 1] for said in (one, other))
-    errors = np.array([came.error((1 - share) * one + share * other) for share in _SHARES])
-    return float(_SHARES[errors <= _CLOSE * errors.min()].mean())
+    median_index = first.shape[-1] // 2
+    first, second = (forecast[..., median_index : median_index + 1] for forecast in (first, second))
+    errors = np.array([actual.error((1 - share) * first + share * second) for share in _SHARES])
+    return float(_SHARES[errors <= _ERROR_TOLERANCE * errors.min()].mean())
 
 
-def _width(came: Float[np.ndarray, "N"], middle: Float[np.ndarray, "N"], edge: Float[np.ndarray, "N"]) -> float:
+def _edge_factor(actual: Float[np.ndarray, "N"], median: Float[np.ndarray, "N"], edge: Float[np.ndarray, "N"]) -> float:
     """The factor on an edge's distance from the median that leaves a tenth of the values beyond it."""
-    apart = edge != middle
-    beyond = (came - middle)[apart] / (edge - middle)[apart]
-    return float(np.clip(np.quantile(beyond, 0.9), 1 / _WIDEST, _WIDEST)) if len(beyond) else 1.0
+    nonzero = edge != median
+    ratios = (actual - median)[nonzero] / (edge - median)[nonzero]
+    return float(np.clip(np.quantile(ratios, 0.9), 1 / _MAX_WIDTH, _MAX_WIDTH)) if len(ratios) else 1.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from headway.lazily import lazily
+from headway.lazily import lazy_exports
 
 if TYPE_CHECKING:
     from headway.domains.image_text.data import Captions, read_captions
@@ -32,7 +32,7 @@ TASKS = {
     "scenes": "caption_config",
 }
 VERBS = {"caption": "is_captioner", "embed": "is_two_tower", "evaluate": "is_two_tower", "match": "is_two_tower"}
-lazily(
+lazy_exports(
     __name__,
     {
         ".data": ("Captions", "read_captions"),

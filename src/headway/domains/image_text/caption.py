@@ -18,22 +18,22 @@ from headway.errors import UserError
 from headway.formats.usage import Usage
 from headway.generate import Hypothesis, SearchConfig, beam_search
 from headway.generate.prompts import context_of, device_of, pad
-from headway.given import Failed, each
+from headway.given import Failures, read_each
 from headway.nn.models import Captioner, PatchEmbed, Prompt
 
-LONGEST = 64  # default maximum tokens per caption
-_AT_ONCE = 16  # images
+MAX_CAPTION_TOKENS = 64  # default maximum tokens per caption
+_BATCH_SIZE = 16  # images
 
 
-def caption(
+def caption_images(
     model: Captioner,
     codec: Codec,
     usage: Usage,
     images: Sequence[Image],
     source: str,
     search: SearchConfig,
-    longest: int = LONGEST,
-    failed: Failed | None = None,
+    max_length: int = MAX_CAPTION_TOKENS,
+    failures: Failures | None = None,
 ) -> list[list[str]]:
     """The `n_best` captions of each image (a file or its pixels), best first.
 
@@ -45,43 +45,43 @@ def caption(
         raise UserError(f"{source} has no preprocessor_config.json, which defines the image preprocessing; add it")
     processor = ImageProcessor.read(usage.processor, f"{source}: preprocessor_config.json")
     check_images(images)
-    begin, end = marks(codec)
-    found = write(model, _batches(images, processor, failed), begin, end, search, longest)
-    return [[codec.decode(hypothesis.ids) for hypothesis in some] for some in found]
+    bos, eos = bos_and_eos(codec)
+    hypotheses = search_captions(model, _batches(images, processor, failures), bos, eos, search, max_length)
+    return [[codec.decode(hypothesis.ids) for hypothesis in image_hypotheses] for image_hypotheses in hypotheses]
 
 
-def marks(codec: Codec) -> tuple[int, int]:
+def bos_and_eos(codec: Codec) -> tuple[int, int]:
     """The bos and eos tokens of a caption. UserError for a codec without them."""
-    if codec.end is None:
+    if codec.eos_id is None:
         raise UserError("the tokenizer has no eos token, so a caption would never end; use one with an eos token")
-    return codec.end if codec.begin is None else codec.begin, codec.end
+    return codec.eos_id if codec.bos_id is None else codec.bos_id, codec.eos_id
 
 
-def write(
+def search_captions(
     model: Captioner,
     batches: Iterable[Float32[Tensor, "B 3 H W"]],
-    begin: int,
-    end: int,
+    bos: int,
+    eos: int,
     search: SearchConfig,
-    longest: int,
+    max_length: int,
 ) -> list[list[Hypothesis]]:
     """The `n_best` captions of each image, of at most `max_length` tokens, best first."""
-    room = context_of(model)
-    most = longest if room is None else min(longest, room - 1)
-    like = cast(PatchEmbed, model.tower.embed).positions.table  # never quantised
-    found = []
+    context = context_of(model)
+    limit = max_length if context is None else min(max_length, context - 1)
+    parameter = cast(PatchEmbed, model.tower.embed).positions.table  # never quantised
+    hypotheses = []
     for batch in batches:
-        images = batch.to(device_of(model), like.dtype)
-        prompt = Prompt(*pad([[begin]] * len(images), device_of(model)), images)
-        found += beam_search(model, prompt, [most] * len(images), end, search)
-    return found
+        images = batch.to(device_of(model), parameter.dtype)
+        prompt = Prompt(*pad([[bos]] * len(images), device_of(model)), images)
+        hypotheses += beam_search(model, prompt, [limit] * len(images), eos, search)
+    return hypotheses
 
 
 def _batches(
-    images: Sequence[Image], processor: ImageProcessor, failed: Failed | None
+    images: Sequence[Image], processor: ImageProcessor, failures: Failures | None
 ) -> Iterator[Float32[Tensor, "B 3 H W"]]:
     """Inputs in the order of the images, in batches of consecutive images of the same size."""
-    read = each(images, lambda _, image: processor(pixels_of(image)), failed)
-    while some := list(islice(read, _AT_ONCE)):
-        for _, alike in groupby(some, key=np.shape):
-            yield torch.from_numpy(np.stack(list(alike)))
+    arrays = read_each(images, lambda _, image: processor(pixels_of(image)), failures)
+    while batch := list(islice(arrays, _BATCH_SIZE)):
+        for _, same_size in groupby(batch, key=np.shape):
+            yield torch.from_numpy(np.stack(list(same_size)))

@@ -12,9 +12,9 @@ import numpy as np
 
 from headway.codecs.processor import ImageProcessor, decode_image, pillow
 from headway.data import Table, read_table
-from headway.data.files import File, blocks
+from headway.data.files import File, read_blocks
 from headway.data.fingerprint import fingerprint
-from headway.data.pixels import DecodedImages, ImageReading, Pixels, open_images
+from headway.data.pixels import DecodedImages, ImageSource, Pixels, open_images
 from headway.errors import UserError
 
 
@@ -41,10 +41,10 @@ class Captions:
 
     images: list[File]
     texts: list[str]
-    of: np.ndarray
-    places: list[str]
-    named: np.ndarray
-    asked: np.ndarray
+    image_of: np.ndarray
+    locations: list[str]
+    named_splits: np.ndarray
+    is_query: np.ndarray
     languages: list[str] | None = None
     groups: list[str] | None = None
 
@@ -58,20 +58,20 @@ def read_captions(paths: Sequence[Path | str], columns: CaptionColumns = COLUMNS
     files = _images(table)
     missing = {file for file in set(files) if not file.is_file()}
     if missing:
-        lost = [row for row, file in enumerate(files) if file in missing]
-        first = lost[0]
+        missing_rows = [row for row, file in enumerate(files) if file in missing]
+        first = missing_rows[0]
         raise UserError(
-            f"{table.place(first)}: there is no image {table.columns['image'][first]!r} ({files[first]}); "
-            f"{len(lost):,} of {len(files):,} rows have no file. Paths are relative to the table's folder: correct "
+            f"{table.location(first)}: there is no image {table.columns['image'][first]!r} ({files[first]}); "
+            f"{len(missing_rows):,} of {len(files):,} rows have no file. Paths are relative to the table's folder: correct "
             "them, or remove these rows"
         )
-    numbers: dict[Path, int] = {}
-    of = np.array([numbers.setdefault(file, len(numbers)) for file in files], np.int64)
-    named = np.zeros(len(numbers), np.uint8)
-    np.maximum.at(named, of, table.named)  # an image held out in any table is held out
-    places = [table.place(row) for row in range(len(table))]
-    images, texts = [File(file) for file in numbers], table.columns["caption"]
-    return Captions(images, texts, of, places, named, np.ones(len(texts), bool), table.columns.get("language"))
+    image_index: dict[Path, int] = {}
+    image_of = np.array([image_index.setdefault(file, len(image_index)) for file in files], np.int64)
+    named_splits = np.zeros(len(image_index), np.uint8)
+    np.maximum.at(named_splits, image_of, table.named_splits)  # an image held out in any table is held out
+    locations = [table.location(row) for row in range(len(table))]
+    images, texts = [File(file) for file in image_index], table.columns["caption"]
+    return Captions(images, texts, image_of, locations, named_splits, np.ones(len(texts), bool), table.columns.get("language"))
 
 
 def _images(table: Table) -> list[Path]:
@@ -81,13 +81,13 @@ def _images(table: Table) -> list[Path]:
     def path_of(table: Path, name: str) -> Path:
         return (table.parent / Path(name).expanduser()).absolute()
 
-    return [path_of(file.path, name) for (file, _), name in zip(table.places, table.columns["image"])]
+    return [path_of(file.path, name) for (file, _), name in zip(table.locations, table.columns["image"])]
 
 
-_DIGEST = 16  # bytes per key
+_KEY_BYTES = 16  # bytes per key
 
 
-def open_pictures(files: Sequence[File], processor: ImageProcessor, skip: bool) -> DecodedImages:
+def decode_images(files: Sequence[File], processor: ImageProcessor, skip: bool) -> DecodedImages:
     """The images of files, and of members of .zip archives, resized and cropped for a model, through the cache.
 
     UserError for the first image that is corrupt, not an image or too large to decode; with `skip` such images are
@@ -96,11 +96,11 @@ def open_pictures(files: Sequence[File], processor: ImageProcessor, skip: bool) 
     if processor.shape is None:
         raise UserError("the image processor outputs images of different sizes; make it resize or crop to one")
     pillow()  # fails early if Pillow is missing
-    steps = (processor.size, processor.shortest, processor.resample, processor.crop)
+    settings = (processor.size, processor.shortest, processor.resample, processor.crop)
     shape = (*processor.shape, processor.channels)
 
-    def read(number: int) -> Pixels:
-        file = files[number]
-        return processor.pixels(decode_image(b"".join(blocks(file)), str(file)))
+    def read(index: int) -> Pixels:
+        file = files[index]
+        return processor.pixels(decode_image(b"".join(read_blocks(file)), str(file)))
 
-    return open_images(ImageReading(read, len(files), shape, (fingerprint(files), steps), _DIGEST), skip)
+    return open_images(ImageSource(read, len(files), shape, (fingerprint(files), settings), _KEY_BYTES), skip)

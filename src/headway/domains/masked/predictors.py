@@ -7,11 +7,11 @@ from collections.abc import Iterable
 from headway import given
 from headway.domains.masked.fill import Candidate
 from headway.domains.masked.fill import fill as fill_one
-from headway.given import typed
-from headway.handle import Handle
+from headway.given import check_types
+from headway.handle import ModelHandle
 
 
-@typed
-def fill(model: Handle, text: str | Iterable[str], top: int = 5) -> list[list[Candidate]] | list[list[list[Candidate]]]:
-    asked = given.texts(text)
-    return asked.answer([fill_one(model.module, model.codec, each, top) for each in asked.items])
+@check_types
+def fill(model: ModelHandle, text: str | Iterable[str], top: int = 5) -> list[list[Candidate]] | list[list[list[Candidate]]]:
+    request = given.text_inputs(text)
+    return request.unwrap([fill_one(model.module, model.codec, masked_text, top) for masked_text in request.items])

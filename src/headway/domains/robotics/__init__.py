@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from headway.lazily import lazily
+from headway.lazily import lazy_exports
 
 if TYPE_CHECKING:
     from headway.domains.robotics.policy import Policy
@@ -13,4 +13,4 @@ __all__ = ["RECIPES", "TASKS", "VERBS", "Policy"]
 RECIPES = ("robotics", "metaworld")
 TASKS = {"robotics": "task"}
 VERBS = {"policy": "is_robot", "rollout": "is_robot"}
-lazily(__name__, {".policy": ("Policy",)})
+lazy_exports(__name__, {".policy": ("Policy",)})

@@ -16,7 +16,7 @@ from headway.formats.durable import read_json, write_json
 
 FILE = "robotics.json"  # stored next to a policy: the scales of its inputs and outputs
 UNKNOWN = 0  # id of words that occur in no demonstrated task
-_FLAT = 1e-6  # a smaller spread counts as constant: only the mean is subtracted
+_MIN_SPREAD = 1e-6  # a smaller spread counts as constant: only the mean is subtracted
 _WORD = re.compile(r"\w+|[^\w\s]")
 
 Size = tuple[int, int]
@@ -66,9 +66,9 @@ class RobotCodec:
         states, actions = len(self.mean), len(self.shift)
         fits = len(self.std) == states <= self.recorded and len(self.scale) == actions > 0
         positive = (self.execute, self.longest + 1, 1 if self.rate is None else self.rate, self.farthest or 1)
-        sides = [side for camera in self.cameras for side in (*camera.recorded, *camera.read)]
+        edges = [edge for camera in self.cameras for edge in (*camera.recorded, *camera.read)]
         named = len(self.environments) == len(self.names)
-        if not (fits and named and min((*positive, *sides)) > 0) or 0 in (*self.std, *self.scale):
+        if not (fits and named and min((*positive, *edges)) > 0) or 0 in (*self.std, *self.scale):
             raise ConfigError(
                 f"{FILE} is inconsistent ({states} means of {self.recorded} numbers, {len(self.std)} deviations, "
                 f"{actions} shifts, {len(self.scale)} scales, {len(self.names)} tasks, {len(self.environments)} "
@@ -86,40 +86,40 @@ class RobotCodec:
         return sizes.pop() if len(sizes) == 1 else None  # type: ignore[return-value]
 
     @property
-    def symbols(self) -> int:
+    def vocab_size(self) -> int:
         """Size of the vocabulary of words, 0 if the model takes none."""
         return len(self.words) + 1 if self.words else 0
 
     def states(self, states: np.ndarray) -> np.ndarray:
         """Scale states [..., recorded] to model inputs, float32 [..., S]."""
-        read = np.asarray(states, np.float32)[..., : len(self.mean)]
-        found = (read - _array(self.mean)) / _array(self.std)
-        return found if self.farthest is None else found.clip(-self.farthest, self.farthest)
+        used = np.asarray(states, np.float32)[..., : len(self.mean)]
+        scaled = (used - _array(self.mean)) / _array(self.std)
+        return scaled if self.farthest is None else scaled.clip(-self.farthest, self.farthest)
 
-    def read_actions(self, actions: np.ndarray) -> np.ndarray:
+    def encode_actions(self, actions: np.ndarray) -> np.ndarray:
         """Convert the data's actions, [..., A], to the model's."""
         return ((actions - _array(self.shift)) / _array(self.scale)).astype(np.float32)
 
-    def said_actions(self, said: np.ndarray) -> np.ndarray:
+    def decode_actions(self, output: np.ndarray) -> np.ndarray:
         """Convert the model's outputs, [..., A], to the robot's actions."""
-        return said * _array(self.scale) + _array(self.shift)
+        return output * _array(self.scale) + _array(self.shift)
 
-    def text(self, name: str) -> list[int]:
+    def word_ids(self, name: str) -> list[int]:
         """Return the word ids of a task. UserError if all words are unknown."""
-        numbers = {word: number for number, word in enumerate(self.words, UNKNOWN + 1)}
-        found = [numbers.get(word, UNKNOWN) for word in words_of(name)]
-        if not any(found):
+        ids = {word: number for number, word in enumerate(self.words, UNKNOWN + 1)}
+        word_ids = [ids.get(word, UNKNOWN) for word in words_of(name)]
+        if not any(word_ids):
             known = ", ".join(map(repr, self.names))
             raise UserError(f"the task {name!r} has no word that this policy knows; choose one of its tasks: {known}")
-        return found
+        return word_ids
 
-    def texts(self, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    def batch_word_ids(self, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Return the word ids of several tasks, int64 [B, W], and their lengths, int64 [B]."""
-        found = [self.text(name) for name in names]
-        lengths = np.array([len(each) for each in found], np.int64)
-        rows = np.zeros((len(found), int(lengths.max())), np.int64)
-        for row, each in zip(rows, found):
-            row[: len(each)] = each
+        sequences = [self.word_ids(name) for name in names]
+        lengths = np.array([len(ids) for ids in sequences], np.int64)
+        rows = np.zeros((len(sequences), int(lengths.max())), np.int64)
+        for row, ids in zip(rows, sequences):
+            row[: len(ids)] = ids
         return rows, lengths
 
     def save(self, directory: Path) -> None:
@@ -142,22 +142,22 @@ def read_codec(directory: Path) -> RobotCodec:
     return from_dict(RobotCodec, read_json(path), str(path))
 
 
-def spread(values: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def mean_and_std(values: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and standard deviation of values [N, S]; 1 for constant values."""
     mean, std = values.mean(0, dtype=np.float64), values.std(0, dtype=np.float64)
-    return _numbers(mean), _numbers(np.where(std > _FLAT, std, 1.0))
+    return _to_tuple(mean), _to_tuple(np.where(std > _MIN_SPREAD, std, 1.0))
 
 
-def reach(values: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def half_range(values: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return the centre and half the range of values [N, A]; 1 for constant values."""
     low, high = values.min(0).astype(np.float64), values.max(0).astype(np.float64)
     half = (high - low) / 2
-    return _numbers((high + low) / 2), _numbers(np.where(half > _FLAT, half, 1.0))
+    return _to_tuple((high + low) / 2), _to_tuple(np.where(half > _MIN_SPREAD, half, 1.0))
 
 
 def _array(values: tuple[float, ...]) -> np.ndarray:
     return np.array(values, np.float32)
 
 
-def _numbers(values: np.ndarray) -> tuple[float, ...]:
+def _to_tuple(values: np.ndarray) -> tuple[float, ...]:
     return tuple(values.tolist())

@@ -17,22 +17,22 @@ from torch import Tensor
 
 from headway.data import Splits
 from headway.data.demonstrations import Demonstrations
-from headway.data.episodes import steps_within
-from headway.data.order import epoch_seed, sample_at
+from headway.data.episodes import step_indices
+from headway.data.order import epoch_seed, shuffled_indices
 from headway.domains.robotics.codec import Camera, RobotCodec
 from headway.errors import ConfigError
 from headway.learn import Shard
-from headway.learn.examples import Batch, ByCount, Chance, Contents, Examples, removals
+from headway.learn.examples import Batch, FixedSizeBatches, RngKey, Contents, Examples, removal_notes
 from headway.nn.models import ActConfig, Chunks, ModelConfig, Observations, RobotPolicyConfig
-from headway.nn.models.robot import in_order
+from headway.nn.models.robot import stack_steps
 
 _BRIGHTEST = 255.0
 _MIDDLE, _HALF = 127.5, 64.0  # of bytes: most pixels become -2 to 2
-_JUDGED_AT_ONCE = 64  # windows per evaluation batch
-_DRAWS = 13  # random stream, independent of others with the same seed
+_EVAL_BATCH = 64  # windows per evaluation batch
+_RNG_STREAM = 13  # random stream, independent of others with the same seed
 
 
-class Demonstrated(Examples):
+class DemonstrationExamples(Examples):
     """Windows over the steps of demonstrations, divided by `splits`; a training batch has `size` of them, with `noise`
     on scaled states. `model` defines the length of chunks and their random inputs; one that takes the last `history`
     steps gets them, and learns the actions from the oldest of them.
@@ -60,14 +60,14 @@ class Demonstrated(Examples):
 
     @cached_property
     def _actions(self) -> np.ndarray:
-        return self.codec.read_actions(self.data.actions)
+        return self.codec.encode_actions(self.data.actions)
 
     def of(self, split: str) -> ChunkWindows:
         return ChunkWindows(self, self.splits.rows(split))
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        return removals(self.splits)
+        return removal_notes(self.splits)
 
     @property
     def final_split(self) -> str:
@@ -85,39 +85,39 @@ class Demonstrated(Examples):
         config = cast(RobotPolicyConfig, model)
         cameras = tuple(camera.read for camera in self.codec.cameras)
         try:
-            observation = config.observation.fitted(len(self.codec.mean), cameras)
+            observation = config.observation.with_inputs(len(self.codec.mean), cameras)
         except ConfigError as error:
             raise ConfigError(f"{error}, by task.size, or set model.observation.images.patch") from error
         sizes: dict[str, Any] = {"observation": observation, "actions": len(self.codec.scale)}
         if isinstance(config, ActConfig):
-            return replace(config, **sizes, words=self.codec.symbols)
-        if self.codec.symbols:
+            return replace(config, **sizes, words=self.codec.vocab_size)
+        if self.codec.vocab_size:
             raise ConfigError("this model does not take task names, but there are several; set task.text=false")
         return replace(config, **sizes)
 
-    def seen(self, steps: np.ndarray) -> Observations:
+    def observations(self, steps: np.ndarray) -> Observations:
         """Return the observations at steps, int64 [B]; an episode's first step is repeated for missing ones."""
         lags = reversed(range(self.model.history))
-        return in_order([self._seen(np.maximum(steps - lag, self._starts[steps])) for lag in lags])
+        return stack_steps([self._observe(np.maximum(steps - lag, self._starts[steps])) for lag in lags])
 
-    def _seen(self, steps: np.ndarray) -> Observations:
-        names = [self.data.names[task] for task in self._tasks[steps].tolist()]
-        pictures = {each.name: self.data.cameras[each.name].read(steps) for each in self.codec.cameras}
-        return observed(self.codec, self._states[steps], pictures, names)
+    def _observe(self, steps: np.ndarray) -> Observations:
+        names = [self.data.task_names[task] for task in self._tasks[steps].tolist()]
+        images = {camera.name: self.data.cameras[camera.name].read(steps) for camera in self.codec.cameras}
+        return make_observations(self.codec, self._states[steps], images, names)
 
     def chunks(self, steps: np.ndarray) -> Chunks:
         """Return the actions from steps, int64 [B], including those of the history; an episode's first and last action
         are repeated beyond its ends.
         """
-        places = steps[:, None] + np.arange(1 - self.model.history, self.model.chunk)
+        step_indices = steps[:, None] + np.arange(1 - self.model.history, self.model.chunk)
         first, last = self._starts[steps][:, None], self._ends[steps][:, None] - 1
-        actions = self._actions[places.clip(first, last)]
-        return Chunks(torch.from_numpy(actions), torch.from_numpy((first <= places) & (places <= last)))
+        actions = self._actions[step_indices.clip(first, last)]
+        return Chunks(torch.from_numpy(actions), torch.from_numpy((first <= step_indices) & (step_indices <= last)))
 
     def contents(self) -> Contents:
         data = self.data
         pictures = [f"{name}: {data.cameras[name].content}" for name in sorted(data.cameras)]
-        return {"states and actions": (data.keys(),), "pictures": (pictures,), "tasks": (data.names, data.tasks)}
+        return {"states and actions": (data.keys(),), "pictures": (pictures,), "tasks": (data.task_names, data.tasks)}
 
     def save(self, directory: Path) -> None:
         self.codec.save(directory)
@@ -128,43 +128,43 @@ class ChunkWindows:
     after the other; in training one starts at each step.
     """
 
-    def __init__(self, examples: Demonstrated, numbers: np.ndarray, limit: int | None = None) -> None:
-        self.examples, self.numbers = examples, numbers
+    def __init__(self, examples: DemonstrationExamples, indices: np.ndarray, limit: int | None = None) -> None:
+        self.examples, self.indices = examples, indices
         data = examples.data
-        self.steps = steps_within(data.starts[numbers], data.ends[numbers], examples.model.chunk)[:limit]
+        self.steps = step_indices(data.starts[indices], data.ends[indices], examples.model.chunk)[:limit]
 
     def __len__(self) -> int:
         return len(self.steps)
 
-    def training(self) -> Turns:
-        starts, ends, tasks = self.examples.data.starts, self.examples.data.ends, self.examples.data.tasks[self.numbers]
-        each = [self.numbers[tasks == task] for task in np.unique(tasks)]
-        steps = tuple(steps_within(starts[own], ends[own]) for own in each)
-        return Turns(steps, self.examples.size, self.examples.seed)
+    def training_order(self) -> TaskRotation:
+        starts, ends, tasks = self.examples.data.starts, self.examples.data.ends, self.examples.data.tasks[self.indices]
+        task_episodes = [self.indices[tasks == task] for task in np.unique(tasks)]
+        steps = tuple(step_indices(starts[episodes], ends[episodes]) for episodes in task_episodes)
+        return TaskRotation(steps, self.examples.size, self.examples.seed)
 
-    def judging(self) -> ByCount:
-        return ByCount(len(self), _JUDGED_AT_ONCE)
+    def evaluation_order(self) -> FixedSizeBatches:
+        return FixedSizeBatches(len(self), _EVAL_BATCH)
 
-    def some(self, limit: int | None) -> ChunkWindows:
+    def limited_to(self, limit: int | None) -> ChunkWindows:
         """Return the first `limit` windows."""
-        return ChunkWindows(self.examples, self.numbers, limit)
+        return ChunkWindows(self.examples, self.indices, limit)
 
-    def take(self, numbers: np.ndarray, chance: Chance | None = None) -> Batch:
+    def take(self, indices: np.ndarray, rng_key: RngKey | None = None) -> Batch:
         """Return observations with the batch's random inputs, and the chunks that follow; `tokens` counts valid
         actions, `computed` all. In training, `indices` are steps of the data.
         """
-        found = self.examples
-        steps, number = (self.steps[numbers], int(numbers[0])) if chance is None else (numbers, chance.number)
-        chunks, seen = found.chunks(steps), found.seen(steps)
-        random = np.random.default_rng([_DRAWS, found.seed, number])
-        drawn = found.model.head.draw(random, len(steps), found.model.horizon, len(found.codec.scale))
-        if chance is not None and found.noise and seen.states is not None:
-            moved = random.standard_normal(tuple(seen.states.shape), np.float32)
-            seen = seen._replace(states=seen.states + found.noise * torch.from_numpy(moved))
-        return Batch((seen, drawn), chunks, int(chunks.keep.sum()), chunks.keep.numel())
+        examples = self.examples
+        steps, number = (self.steps[indices], int(indices[0])) if rng_key is None else (indices, rng_key.batch_index)
+        chunks, observations = examples.chunks(steps), examples.observations(steps)
+        random = np.random.default_rng([_RNG_STREAM, examples.seed, number])
+        noise = examples.model.head.sample_noise(random, len(steps), examples.model.horizon, len(examples.codec.scale))
+        if rng_key is not None and examples.noise and observations.states is not None:
+            state_noise = random.standard_normal(tuple(observations.states.shape), np.float32)
+            observations = observations._replace(states=observations.states + examples.noise * torch.from_numpy(state_noise))
+        return Batch((observations, noise), chunks, int(chunks.mask.sum()), chunks.mask.numel())
 
 
-class Turns(NamedTuple):
+class TaskRotation(NamedTuple):
     """Batches of `size` steps, from those of each task, int64 [N] each: tasks alternate, and the steps of each come in
     separate shuffled epochs, so that tasks with longer demonstrations do not dominate.
     """
@@ -173,35 +173,35 @@ class Turns(NamedTuple):
     size: int
     seed: int
 
-    def endless(self, shard: Shard, start: int) -> Iterator[tuple[Chance, np.ndarray]]:
+    def endless(self, shard: Shard, start: int) -> Iterator[tuple[RngKey, np.ndarray]]:
         for number in count(start + shard.rank, shard.world):
-            places = np.arange(number * self.size, (number + 1) * self.size)
-            turns, owners = np.divmod(places, len(self.steps))
+            positions = np.arange(number * self.size, (number + 1) * self.size)
+            rounds, owners = np.divmod(positions, len(self.steps))
             steps = np.empty(self.size, np.int64)
-            for owner, own in enumerate(self.steps):
-                here = owners == owner
-                steps[here] = own[sample_at(turns[here], len(own), epoch_seed(self.seed, owner))]
-            yield Chance(number, places), steps
+            for owner, task_steps in enumerate(self.steps):
+                mask = owners == owner
+                steps[mask] = task_steps[shuffled_indices(rounds[mask], len(task_steps), epoch_seed(self.seed, owner))]
+            yield RngKey(number, positions), steps
 
 
-def observed(
+def make_observations(
     codec: RobotCodec, states: np.ndarray, pictures: dict[str, np.ndarray], names: Sequence[str]
 ) -> Observations:
     """Return model inputs from scaled states [B, S], images of each camera (uint8 [B, H, W, 3]) and B task names."""
-    images = tuple(pixels(pictures[each.name], each) for each in codec.cameras)
+    images = tuple(to_pixels(pictures[camera.name], camera) for camera in codec.cameras)
     state = torch.from_numpy(states) if codec.mean else None
     if not codec.words:
         return Observations(state, images)
-    words, lengths = codec.texts(names)
+    words, lengths = codec.batch_word_ids(names)
     return Observations(state, images, torch.from_numpy(words), torch.from_numpy(lengths))
 
 
-def pixels(pictures: UInt8[np.ndarray, "B H W 3"], camera: Camera) -> Float[Tensor, "B 3 h w"]:
+def to_pixels(pictures: UInt8[np.ndarray, "B H W 3"], camera: Camera) -> Float[Tensor, "B 3 h w"]:
     """Scale images to values around 0, in the model's input size."""
-    found = torch.from_numpy(np.ascontiguousarray(pictures)).movedim(-1, 1).float()
-    if tuple(found.shape[2:]) != tuple(camera.read):
-        found = F.interpolate(found, size=camera.read, mode="bilinear", antialias=True)
+    image = torch.from_numpy(np.ascontiguousarray(pictures)).movedim(-1, 1).float()
+    if tuple(image.shape[2:]) != tuple(camera.read):
+        image = F.interpolate(image, size=camera.read, mode="bilinear", antialias=True)
     if not camera.scale:
-        return (found - _MIDDLE) / _HALF
-    shift, scale = (torch.tensor(each)[:, None, None] for each in (camera.shift, camera.scale))
-    return (found / _BRIGHTEST - shift) / scale
+        return (image - _MIDDLE) / _HALF
+    shift, scale = (torch.tensor(values)[:, None, None] for values in (camera.shift, camera.scale))
+    return (image / _BRIGHTEST - shift) / scale

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from headway.config import from_dict, to_dict
-from headway.data.episodes import Episodes, steps_within
+from headway.data.episodes import Episodes, step_indices
 from headway.errors import ConfigError, UserError
 from headway.formats.durable import read_json, write_json
 
@@ -36,13 +36,13 @@ class TrajectoryCodec:
     draw: bool = False
 
     def __post_init__(self) -> None:
-        numbers = self.shape[0] if len(self.shape) == 1 else 0
-        fits = len(self.shape) in (1, 3) and len(self.mean) == len(self.std) == numbers and min(self.shape) > 0
+        features = self.shape[0] if len(self.shape) == 1 else 0
+        fits = len(self.shape) in (1, 3) and len(self.mean) == len(self.std) == features and min(self.shape) > 0
         acts = self.actions > 0 and 0 not in (self.scale, *self.std, *self.reach)
         if not (fits and acts and self.context > 0):
             raise ConfigError(
                 f"{FILE} is inconsistent (shape {self.shape}, {len(self.mean)} means, {len(self.std)} "
-                f"deviations, {self.told}, context {self.context}); restore it from a copy"
+                f"deviations, {self.action_text}, context {self.context}); restore it from a copy"
             )
 
     @property
@@ -51,7 +51,7 @@ class TrajectoryCodec:
         return len(self.reach) if self.choices is None else self.choices
 
     @property
-    def told(self) -> str:
+    def action_text(self) -> str:
         """The kind of actions, for messages."""
         return f"{self.choices} choices" if self.choices is not None else f"{len(self.reach)} numbers"
 
@@ -60,9 +60,9 @@ class TrajectoryCodec:
         return len(self.shape) == 3
 
     @property
-    def seen(self) -> tuple[int, ...]:
+    def input_shape(self) -> tuple[int, ...]:
         """The shape of a state as the model takes it."""
-        if self.image and last_is_channels(self.shape):
+        if self.image and is_channels_last(self.shape):
             return (self.shape[2], *self.shape[:2])
         return self.shape
 
@@ -70,26 +70,26 @@ class TrajectoryCodec:
         """Scale states [..., *shape] to float32; images become [..., C, H, W]."""
         if not self.image:
             return (states.astype(np.float32) - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
-        found = states.astype(np.float32) / 255 if states.dtype == np.uint8 else states.astype(np.float32)
-        return np.moveaxis(found, -1, -3) if last_is_channels(self.shape) else found
+        scaled = states.astype(np.float32) / 255 if states.dtype == np.uint8 else states.astype(np.float32)
+        return np.moveaxis(scaled, -1, -3) if is_channels_last(self.shape) else scaled
 
     def returns(self, returns: np.ndarray) -> np.ndarray:
         return (returns / self.scale).astype(np.float32)
 
-    def read_actions(self, actions: np.ndarray) -> np.ndarray:
+    def encode_actions(self, actions: np.ndarray) -> np.ndarray:
         """Convert the data's actions to the model's."""
         return actions if self.choices is not None else (actions / self._reach).astype(np.float32)
 
-    def said_actions(self, said: np.ndarray, chance: np.ndarray) -> np.ndarray:
+    def decode_actions(self, output: np.ndarray, uniform: np.ndarray) -> np.ndarray:
         """Convert model outputs, [B, A], to the environment's actions: choices [B], or vectors [B, A]. `uniform`, [B],
         are the random numbers from 0 to 1 for sampling.
         """
         if self.choices is None:
-            return said * self._reach
+            return output * self._reach
         if not self.draw:
-            return said.argmax(-1)
-        odds = np.exp(said - said.max(-1, keepdims=True)).cumsum(-1)
-        return (odds < chance[:, None] * odds[:, -1:]).sum(-1)
+            return output.argmax(-1)
+        odds = np.exp(output - output.max(-1, keepdims=True)).cumsum(-1)
+        return (odds < uniform[:, None] * odds[:, -1:]).sum(-1)
 
     @property
     def _reach(self) -> np.ndarray:
@@ -99,7 +99,7 @@ class TrajectoryCodec:
         write_json(directory / FILE, to_dict(self))
 
 
-def last_is_channels(shape: tuple[int, ...]) -> bool:
+def is_channels_last(shape: tuple[int, ...]) -> bool:
     """Whether images are [H, W, C]: grey, RGB, or RGBA."""
     return shape[2] in (1, 3, 4) and shape[0] not in (1, 3, 4)
 
@@ -115,7 +115,7 @@ def read_codec(directory: Path) -> TrajectoryCodec:
     return from_dict(TrajectoryCodec, read_json(path), str(path))
 
 
-def fitted(
+def fit_codec(
     episodes: Episodes,
     training: np.ndarray,
     context: int,
@@ -131,7 +131,7 @@ def fitted(
     Without a `scale`, returns are divided by the largest one; without a `target`, the best one is the target.
     Continuous actions that stay within 1 are not scaled. `choices` are the environment's, if it is known.
     """
-    steps = steps_within(episodes.starts[training], episodes.ends[training])
+    steps = step_indices(episodes.starts[training], episodes.ends[training])
     states, actions = episodes.states[steps], episodes.actions[steps]
     image, returns = states.ndim == 4, episodes.returns[training]
     largest = float(np.abs(episodes.returns_to_go()[steps]).max())

@@ -9,9 +9,9 @@ import numpy as np
 
 from headway.domains.trajectories.acting import play
 from headway.domains.trajectories.codec import TrajectoryCodec
-from headway.environments import AT_ONCE, PICTURED, Copies
+from headway.environments import MAX_PARALLEL, REPORT_SEEDS, VectorEnv
 from headway.learn.report import Picture, line_chart
-from headway.learn.report.films import FilmedEpisode, Reel, filmed
+from headway.learn.report.films import FilmedEpisode, FrameSampler, episode_pictures
 from headway.metrics import bootstrap_mean
 from headway.nn.models import Transformer
 
@@ -25,19 +25,19 @@ class Point(NamedTuple):
     target: float
     returns: np.ndarray
 
-    def shown(self) -> dict[str, str]:
+    def display(self) -> dict[str, str]:
         low, high = bootstrap_mean(self.returns)
         mean = float(self.returns.mean())
         return {"asked for": f"{self.target:.5g}", "return": f"{mean:.5g} (95 % from {low:.5g} to {high:.5g})"}
 
 
-def asked(model: Transformer, codec: TrajectoryCodec, copies: Copies, targets: Sequence[float]) -> list[Point]:
+def play_targets(model: Transformer, codec: TrajectoryCodec, envs: VectorEnv, targets: Sequence[float]) -> list[Point]:
     """Play a few episodes per target, with the same starts for all."""
-    seeds = range(PICTURED, PICTURED + min(_EPISODES, AT_ONCE, len(copies)))
-    return [Point(target, play(model, codec, copies, target, seeds).returns) for target in targets]
+    seeds = range(REPORT_SEEDS, REPORT_SEEDS + min(_EPISODES, MAX_PARALLEL, len(envs)))
+    return [Point(target, play(model, codec, envs, target, seeds).returns) for target in targets]
 
 
-def curve(points: Sequence[Point]) -> list[Picture]:
+def target_curve(points: Sequence[Point]) -> list[Picture]:
     """Plot the mean return over the target return, with the line where both are equal."""
     if len(points) < 2:
         return []
@@ -51,30 +51,30 @@ def curve(points: Sequence[Point]) -> list[Picture]:
     return [Picture("Returns", f"means of {len(points[0].returns)} episodes per target return", chart)]
 
 
-def own_episodes(played: Sequence[tuple[float, float, float]]) -> list[Picture]:
+def online_curve(played: Sequence[tuple[float, float, float]]) -> list[Picture]:
     """Plot the mean return of a model's own episodes over their number, with their target returns: `played` has the
     target return, the return and the steps of each.
     """
     if len(played) < 2:
         return []
-    some = np.array_split(np.array(played), min(_POINTS, len(played)))
-    numbers = np.cumsum([len(each) for each in some]).tolist()
+    groups = np.array_split(np.array(played), min(_POINTS, len(played)))
+    counts = np.cumsum([len(group) for group in groups]).tolist()
     lines = {
-        name: [(float(number), float(each[:, column].mean())) for number, each in zip(numbers, some)]
+        name: [(float(number), float(group[:, column].mean())) for number, group in zip(counts, groups)]
         for column, name in ((1, "achieved"), (0, "target"))
     }
     caption = f"means of {len(played):,} episodes played in training, with sampled or noisy actions"
     return [Picture("Returns in training", caption, line_chart(lines, "episodes played", "return"))]
 
 
-@filmed
+@episode_pictures
 def film_strips(
     model: Transformer, codec: TrajectoryCodec, environment: str, targets: Sequence[float]
 ) -> Iterator[FilmedEpisode]:
     """Yield an episode per target return."""
-    with Copies(environment, 1, drawn=True) as copies:
+    with VectorEnv(environment, 1, render=True) as envs:
         for target in targets:
-            reel = Reel()
-            played = play(model, codec, copies, target, [PICTURED], reel)
+            reel = FrameSampler()
+            played = play(model, codec, envs, target, [REPORT_SEEDS], reel)
             caption = f"achieved {float(played.returns[0]):.5g} in {played.lengths[0]} steps"
             yield FilmedEpisode(f"An episode with a target of {target:.5g}", caption, reel)

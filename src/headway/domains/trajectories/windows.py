@@ -13,30 +13,30 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from headway.data import Splits
-from headway.data.episodes import Episodes, steps_within
+from headway.data.episodes import Episodes, step_indices
 from headway.domains.trajectories.codec import TrajectoryCodec
 from headway.errors import ConfigError
 from headway.layout import Layout
-from headway.learn.examples import Batch, ByCount, Chance, Contents, Examples, removals
+from headway.learn.examples import Batch, FixedSizeBatches, RngKey, Contents, Examples, removal_notes
 from headway.nn.models import (
     ConvolutionsConfig,
     ModelConfig,
-    NumbersConfig,
+    StateVectorConfig,
     PatchesConfig,
     TrajectoryEmbedConfig,
     TrajectoryInputs,
     TransformerConfig,
 )
 
-_JUDGED_AT_ONCE = 64  # windows per evaluation batch
+_EVAL_BATCH = 64  # windows per evaluation batch
 
 
-class Following(NamedTuple):
+class NextSteps(NamedTuple):
     """The states and scaled returns-to-go after each step's action, and which steps have a successor."""
 
     states: Float[Tensor, "B K *S"]
     returns: Float[Tensor, "B K"]
-    keep: Bool[Tensor, "B K"]
+    mask: Bool[Tensor, "B K"]
 
 
 class Trajectories(Examples):
@@ -64,7 +64,7 @@ class Trajectories(Examples):
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        return removals(self.splits)
+        return removal_notes(self.splits)
 
     @property
     def final_split(self) -> str:
@@ -82,10 +82,10 @@ class Trajectories(Examples):
         config = cast(TransformerConfig, model)
         before = cast(TrajectoryEmbedConfig, config.embed)
         states, discrete = before.states, self.codec.choices is not None
-        if isinstance(states, NumbersConfig):
+        if isinstance(states, StateVectorConfig):
             states = replace(states, size=self.codec.shape[0])
         elif isinstance(states, (PatchesConfig, ConvolutionsConfig)):
-            channels, high, wide = self.codec.seen
+            channels, high, wide = self.codec.input_shape
             states = replace(states, channels=channels, size=(high, wide))
         embed = replace(
             before,
@@ -124,59 +124,59 @@ class StepWindows:
     def __init__(self, examples: Trajectories, episodes: np.ndarray) -> None:
         self.examples, self.episodes = examples, episodes
         self.starts, self.ends = examples.episodes.starts[episodes], examples.episodes.ends[episodes]
-        self.before = np.concatenate([[0], np.cumsum(self.ends - self.starts)])  # cumulative steps before each episode
+        self.cumulative_steps = np.concatenate([[0], np.cumsum(self.ends - self.starts)])  # cumulative steps before each episode
 
     @cached_property
-    def judged(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def evaluation_windows(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The first and last step of each evaluation window, and the index of its episode."""
         context = self.examples.codec.context
         owners = np.repeat(np.arange(len(self.episodes)), -(-(self.ends - self.starts) // context))
-        first = steps_within(self.starts, self.ends, context)
+        first = step_indices(self.starts, self.ends, context)
         return first, np.minimum(first + context, self.ends[owners]) - 1, owners
 
     def __len__(self) -> int:
-        return len(self.judged[0])
+        return len(self.evaluation_windows[0])
 
-    def training(self) -> ByCount:
-        return ByCount(int(self.before[-1]), self.examples.size, self.examples.seed)
+    def training_order(self) -> FixedSizeBatches:
+        return FixedSizeBatches(int(self.cumulative_steps[-1]), self.examples.size, self.examples.seed)
 
-    def judging(self) -> ByCount:
-        return ByCount(len(self), _JUDGED_AT_ONCE)
+    def evaluation_order(self) -> FixedSizeBatches:
+        return FixedSizeBatches(len(self), _EVAL_BATCH)
 
-    def some(self, limit: int | None) -> StepWindows:
+    def limited_to(self, limit: int | None) -> StepWindows:
         """Return the windows of the first `limit` episodes."""
         return StepWindows(self.examples, self.episodes[:limit])
 
-    def take(self, numbers: np.ndarray, chance: Chance | None = None) -> Batch:
+    def take(self, indices: np.ndarray, rng_key: RngKey | None = None) -> Batch:
         """Return inputs with their layout, the actions, and the following steps if they are targets. In training,
         `indices` are steps, counted over all episodes.
         """
-        if chance is None:
-            return self._between(*(each[numbers] for each in self.judged))
-        owners = np.searchsorted(self.before, numbers, side="right") - 1
-        last = self.starts[owners] + numbers - self.before[owners]
+        if rng_key is None:
+            return self._between(*(column[indices] for column in self.evaluation_windows))
+        owners = np.searchsorted(self.cumulative_steps, indices, side="right") - 1
+        last = self.starts[owners] + indices - self.cumulative_steps[owners]
         return self._between(np.maximum(self.starts[owners], last - self.examples.codec.context + 1), last, owners)
 
     def _between(self, first: np.ndarray, last: np.ndarray, owners: np.ndarray) -> Batch:
         """Return the steps from `first` to `last`, inclusive and at most K, aligned right in their rows."""
-        found, codec, episodes = self.examples, self.examples.codec, self.examples.episodes
-        places = last[:, None] + np.arange(1 - codec.context, 1)
-        keep = places >= first[:, None]
-        places = np.where(keep, places, first[:, None])
-        actions = torch.from_numpy(codec.read_actions(episodes.actions[places]))
+        examples, codec, episodes = self.examples, self.examples.codec, self.examples.episodes
+        indices = last[:, None] + np.arange(1 - codec.context, 1)
+        mask = indices >= first[:, None]
+        indices = np.where(mask, indices, first[:, None])
+        actions = torch.from_numpy(codec.encode_actions(episodes.actions[indices]))
         inputs = TrajectoryInputs(
-            torch.from_numpy(found.to_go[places]) if found.returns else None,
-            torch.from_numpy(codec.states(episodes.states[places])),
+            torch.from_numpy(examples.to_go[indices]) if examples.returns else None,
+            torch.from_numpy(codec.states(episodes.states[indices])),
             actions,
-            torch.from_numpy(np.where(keep, places - self.starts[owners][:, None], 0)),
+            torch.from_numpy(np.where(mask, indices - self.starts[owners][:, None], 0)),
         )
-        tokens = int(keep.sum())
-        layout = Layout(torch.from_numpy(np.where(keep, places - first[:, None], -1)), dense=tokens == keep.size)
+        tokens = int(mask.sum())
+        layout = Layout(torch.from_numpy(np.where(mask, indices - first[:, None], -1)), dense=tokens == mask.size)
         following = None
-        if found.following:
-            there = keep & (places + 1 < self.ends[owners][:, None])
-            after = np.where(there, places + 1, places)
+        if examples.following:
+            has_next = mask & (indices + 1 < self.ends[owners][:, None])
+            after = np.where(has_next, indices + 1, indices)
             states = torch.from_numpy(codec.states(episodes.states[after]))
-            following = Following(states, torch.from_numpy(found.to_go[after]), torch.from_numpy(there))
-        computed = keep.size * (3 if found.returns else 2)
+            following = NextSteps(states, torch.from_numpy(examples.to_go[after]), torch.from_numpy(has_next))
+        computed = mask.size * (3 if examples.returns else 2)
         return Batch((inputs, layout), (actions, following), tokens, computed)

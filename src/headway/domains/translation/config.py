@@ -17,7 +17,7 @@ from headway.generate.search import check_beam
 from headway.learn import Recipe, Task, TaskConfig
 from headway.nn.models import EncoderDecoderConfig, ModelConfig
 
-BEGIN, END = "<s>", "</s>"
+BOS, EOS = "<s>", "</s>"
 _SOURCE = "source"  # folder of the source's codec, if separate
 
 
@@ -33,20 +33,20 @@ class Codecs(NamedTuple):
             self.source.save(directory / _SOURCE)
 
 
-class PairMarks(NamedTuple):
+class PairSpecialTokens(NamedTuple):
     """Special tokens around sequences: `bos` starts a target, `eos` ends it, `source_eos` ends a source."""
 
-    begin: int
-    end: int
-    source_end: int
+    bos: int
+    eos: int
+    source_eos: int
 
     @staticmethod
-    def of(codecs: Codecs) -> PairMarks:
+    def of(codecs: Codecs) -> PairSpecialTokens:
         """Raises UserError if a codec lacks them."""
-        found = (codecs.target.begin, codecs.target.end, codecs.source.end)
-        if None in found:
-            raise UserError(f"the tokenizer has no bos or eos token; train one with {BEGIN} and {END}")
-        return PairMarks(*found)  # type: ignore[arg-type]
+        ids = (codecs.target.bos_id, codecs.target.eos_id, codecs.source.eos_id)
+        if None in ids:
+            raise UserError(f"the tokenizer has no bos or eos token; train one with {BOS} and {EOS}")
+        return PairSpecialTokens(*ids)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -78,19 +78,19 @@ class PairsConfig(TaskConfig):
         """A source as its codec expects it."""
         return source
 
-    def reading(self, codec: Codec) -> Encoder:
+    def source_encoder(self, codec: Codec) -> Encoder:
         """The encoder of source files, given the source codec."""
         return codec
 
-    def order(self, source: Sequence[int]) -> list[int]:
+    def encoder_order(self, source: Sequence[int]) -> list[int]:
         """Source ids without eos, in the order of the encoder's input. Its own inverse."""
         return list(source[::-1] if self.reverse_source else source)
 
     def codecs(self, directory: Path) -> Codecs:
         """The codecs saved next to a model."""
         target = load_codec(directory)
-        own = directory / _SOURCE
-        return Codecs(load_codec(own) if own.is_dir() else target, target)
+        folder = directory / _SOURCE
+        return Codecs(load_codec(folder) if folder.is_dir() else target, target)
 
     def train_codecs(self, paths: Sequence[Path]) -> Codecs:
         """Codecs trained on the training split."""
@@ -132,16 +132,16 @@ class TranslationConfig(PairsConfig):
 
     def train_codecs(self, paths: Sequence[Path]) -> Codecs:
         if self.shared:
-            both = self._train(text for pair in split_pairs(paths, "train", self.split) for text in pair)
-            return Codecs(both, both)
-        sides = [
-            self._train(pair[side] for pair in split_pairs(paths, "train", self.split))
-            for side in ((1, 0) if self.reverse else (0, 1))
+            codec = self._train(text for pair in split_pairs(paths, "train", self.split) for text in pair)
+            return Codecs(codec, codec)
+        codecs = [
+            self._train(pair[column] for pair in split_pairs(paths, "train", self.split))
+            for column in ((1, 0) if self.reverse else (0, 1))
         ]
-        return Codecs(*sides)
+        return Codecs(*codecs)
 
-    def _train(self, texts: Iterator[str]) -> Codec:
-        return sentence_codec(self.codec, texts, self.size, (BEGIN, END), self.lowercase)
+    def _train(self, strings: Iterator[str]) -> Codec:
+        return sentence_codec(self.codec, strings, self.size, (BOS, EOS), self.lowercase)
 
 
 def check_recipe(recipe: Recipe, shared: bool) -> None:
@@ -160,9 +160,9 @@ def check_recipe(recipe: Recipe, shared: bool) -> None:
         )
 
 
-def with_symbols(model: ModelConfig, codecs: Codecs) -> ModelConfig:
+def with_vocab_sizes(model: ModelConfig, codecs: Codecs) -> ModelConfig:
     """`model` with the codecs' vocabulary sizes."""
     if codecs.source is codecs.target or not isinstance(model, EncoderDecoderConfig):
-        return override(model, {"symbols": codecs.target.size})
-    encoder = replace(model.encoder, symbols=codecs.source.size)
-    return replace(model, encoder=encoder, decoder=replace(model.decoder, symbols=codecs.target.size))
+        return override(model, {"symbols": codecs.target.vocab_size})
+    encoder = replace(model.encoder, symbols=codecs.source.vocab_size)
+    return replace(model, encoder=encoder, decoder=replace(model.decoder, symbols=codecs.target.vocab_size))

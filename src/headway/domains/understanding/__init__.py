@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from headway.lazily import lazily
+from headway.lazily import lazy_exports
 
 if TYPE_CHECKING:
     from headway.domains.understanding.classification import ClassificationConfig, TextPairsConfig
@@ -36,7 +36,7 @@ VERBS = {
     "rerank": "is_cross_encoder",
     "tag": "is_tagger",
 }
-lazily(
+lazy_exports(
     __name__,
     {
         ".classification": ("ClassificationConfig", "TextPairsConfig"),

@@ -11,10 +11,10 @@ import numpy as np
 from headway.codecs import FILE, Codec, Kind, load_codec, sentence_codec
 from headway.data import SplitConfig
 from headway.errors import ConfigError
-from headway.formats.familiar import Familiar
+from headway.formats.familiar import TrainingStatistics
 from headway.learn import Recipe, TaskConfig
-from headway.learn.examples import ByTokens, Numbered
-from headway.learn.rows import AT_ONCE, FramedRows, Limit
+from headway.learn.examples import LengthBatches, IndexedExamples
+from headway.learn.rows import MAX_BATCH_TOKENS, TokenRows, LengthLimit
 from headway.nn.models import ModelConfig, TransformerConfig
 
 SPECIAL = ("[CLS]", "[SEP]")
@@ -34,14 +34,14 @@ class EncoderTaskConfig(TaskConfig):
     truncate: bool = False  # whether to cut texts that are too long
     split: SplitConfig = SplitConfig(validation=0.1, test=0.1)  # held-out shares
 
-    def limit(self, recipe: Recipe) -> Limit:
-        return Limit(check_encoder(recipe.model).context, self.truncate)
+    def limit(self, recipe: Recipe) -> LengthLimit:
+        return LengthLimit(check_encoder(recipe.model).context, self.truncate)
 
-    def codec_of(self, texts: Iterable[str], workspace: Path) -> Codec:
+    def codec_of(self, train_texts: Iterable[str], workspace: Path) -> Codec:
         """The codec of the run or of its start model, otherwise one trained on the training texts."""
         if (workspace / FILE).exists():
             return load_codec(workspace)
-        return sentence_codec(self.codec, texts, self.size, SPECIAL, self.lowercase)
+        return sentence_codec(self.codec, train_texts, self.size, SPECIAL, self.lowercase)
 
 
 def check_encoder(model: ModelConfig) -> TransformerConfig:
@@ -62,29 +62,29 @@ def batch_tokens(recipe: Recipe) -> int:
     return train.batch_tokens
 
 
-class EncodedTexts(Numbered):
+class EncodedTextDataset(IndexedExamples):
     """Token rows of one text or a pair each. `batch_size` is in tokens."""
 
     codec: Codec
-    rows: FramedRows
+    rows: TokenRows
 
     def adapt(self, model: ModelConfig) -> ModelConfig:
         """`model` with the codec's vocabulary size. UserError for a split without samples."""
         for split in ("train", "validation"):
             self.splits.rows(split)
-        return replace(check_encoder(model), symbols=self.codec.size)
+        return replace(check_encoder(model), symbols=self.codec.vocab_size)
 
-    def training(self, rows: np.ndarray) -> ByTokens:
-        return ByTokens(self.rows.plan(rows, self.size, self.seed), len(rows))
+    def training_order(self, rows: np.ndarray) -> LengthBatches:
+        return LengthBatches(self.rows.plan(rows, self.batch_size, self.seed), len(rows))
 
-    def judging(self, rows: np.ndarray) -> ByTokens:
-        return ByTokens(self.rows.plan(rows, AT_ONCE), len(rows))
+    def evaluation_order(self, rows: np.ndarray) -> LengthBatches:
+        return LengthBatches(self.rows.plan(rows, MAX_BATCH_TOKENS), len(rows))
 
-    def met(self) -> Familiar:
+    def input_statistics(self) -> TrainingStatistics:
         """Statistics of the tokens of the training texts. Longer texts are not unexpected for a classifier."""
-        of_train = np.zeros(len(self.rows), bool)
-        of_train[self.splits.sides["train"]] = True
-        return Familiar.of(self.rows.ids[np.repeat(of_train, self.rows.lengths)], self.codec.size)
+        is_train = np.zeros(len(self.rows), bool)
+        is_train[self.splits.indices["train"]] = True
+        return TrainingStatistics.from_ids(self.rows.ids[np.repeat(is_train, self.rows.lengths)], self.codec.vocab_size)
 
     def save(self, directory: Path) -> None:
         super().save(directory)

@@ -13,13 +13,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from headway.codecs import Codec
-from headway.codecs.tokenizer import TokenizerCodec, word_pieces
-from headway.domains.understanding.tagging import WordRows, read_tags
+from headway.codecs.tokenizer import TokenizerCodec, tokenize_words
+from headway.domains.understanding.tagging import WordTokenRows, word_tags
 from headway.errors import UserError
 from headway.formats.usage import Usage, named_scores
-from headway.generate.prompts import device_of, evaluating
-from headway.learn.rows import AT_ONCE, FramedRows, Limit, frame_for, framed
-from headway.metrics import EntitySpan, spans
+from headway.generate.prompts import device_of, evaluation_mode
+from headway.learn.rows import MAX_BATCH_TOKENS, TokenRows, LengthLimit, frame_for, frame_rows
+from headway.metrics import EntitySpan, entity_spans
 from headway.nn.models import PooledHeadConfig, Transformer, kinds
 from headway.nn.models.pooled import pool
 
@@ -53,8 +53,8 @@ def classify(
     """
     rows = text_rows(model, codec, texts, truncate)
     scores: dict[int, dict[str, float]] = {}
-    for some, logits in _outputs(model, kinds.predicting_head(model) or "classes", rows):
-        scores.update(zip(some.tolist(), named_scores(logits, usage)))
+    for indices, logits in _batched_outputs(model, kinds.predicting_head(model) or "classes", rows):
+        scores.update(zip(indices.tolist(), named_scores(logits, usage)))
     return [scores[row] for row in range(len(texts))]
 
 
@@ -74,16 +74,16 @@ def tag(
     sentences = [_WORD.findall(text) if isinstance(text, str) else list(text) for text in texts]
     if not isinstance(codec, TokenizerCodec):
         raise UserError(f"a {type(codec).__name__} has no word boundaries; use a tokenizer.json")
-    pieces = word_pieces(codec, sentences)
-    words = WordRows(pieces, frame_for(codec, model.config), Limit(model.config.context, truncate))
-    found: dict[int, list[str]] = {}
-    for some, logits in _outputs(model, "tags", words.rows):
-        names = list(labels) or [f"LABEL_{number}" for number in range(logits.shape[-1])]
+    word_tokens = tokenize_words(codec, sentences)
+    word_rows = WordTokenRows(word_tokens, frame_for(codec, model.config), LengthLimit(model.config.context, truncate))
+    tags: dict[int, list[str]] = {}
+    for indices, logits in _batched_outputs(model, "tags", word_rows.rows):
+        names = list(labels) or [f"LABEL_{index}" for index in range(logits.shape[-1])]
         if len(names) != logits.shape[-1]:
             raise UserError(f"the model has {logits.shape[-1]} tags but {len(names)} names; name all tags")
-        for row, best in zip(some.tolist(), logits.argmax(-1).cpu().numpy()):
-            found[row] = read_tags(best, words.places[row, : len(sentences[row])], names)
-    return [TaggedWords(words, found[row], spans(found[row])) for row, words in enumerate(sentences)]
+        for row, best in zip(indices.tolist(), logits.argmax(-1).cpu().numpy()):
+            tags[row] = word_tags(best, word_rows.positions[row, : len(sentences[row])], names)
+    return [TaggedWords(word_rows, tags[row], entity_spans(tags[row])) for row, word_rows in enumerate(sentences)]
 
 
 def embed(model: Transformer, codec: Codec, texts: Sequence[str], *, truncate: bool = False) -> Float[Tensor, "N D"]:
@@ -95,12 +95,12 @@ def embed(model: Transformer, codec: Codec, texts: Sequence[str], *, truncate: b
     return embed_rows(model, text_rows(model, codec, texts, truncate))
 
 
-def embed_rows(model: Transformer, rows: FramedRows) -> Float[Tensor, "N D"]:
+def embed_rows(model: Transformer, rows: TokenRows) -> Float[Tensor, "N D"]:
     """`embed` for texts that are already encoded as rows."""
-    found = torch.empty(len(rows), model.config.width)
-    for some, vectors in _outputs(model, "embedding", rows):
-        found[torch.from_numpy(some)] = vectors.float().cpu()
-    return found
+    embeddings = torch.empty(len(rows), model.config.width)
+    for indices, vectors in _batched_outputs(model, "embedding", rows):
+        embeddings[torch.from_numpy(indices)] = vectors.float().cpu()
+    return embeddings
 
 
 def rerank(
@@ -111,21 +111,21 @@ def rerank(
     Raises UserError for an empty query or document, or a pair that is too long.
     """
     rows = pair_rows(model, codec, [(query, document) for document in documents], truncate)
-    found = [RankedDocument(*one) for one in zip(range(len(documents)), relevance(model, rows), documents)]
-    return sorted(found, key=lambda one: -one.score)
+    ranked = [RankedDocument(*document) for document in zip(range(len(documents)), relevance(model, rows), documents)]
+    return sorted(ranked, key=lambda document: -document.score)
 
 
-def relevance(model: Transformer, rows: FramedRows) -> list[float]:
+def relevance(model: Transformer, rows: TokenRows) -> list[float]:
     """The sigmoid of a cross-encoder's single output, before scale and shift, for each pair of texts."""
-    found = np.zeros(len(rows))
+    scores = np.zeros(len(rows))
     name = kinds.predicting_head(model) or "classes"
     head = cast(PooledHeadConfig, model.config.heads[name])
-    for some, outputs in _outputs(model, name, rows):
-        found[some] = ((outputs[:, 0].float() - head.shift) / head.scale).sigmoid().cpu().numpy()
-    return found.tolist()
+    for indices, outputs in _batched_outputs(model, name, rows):
+        scores[indices] = ((outputs[:, 0].float() - head.shift) / head.scale).sigmoid().cpu().numpy()
+    return scores.tolist()
 
 
-def pair_rows(model: Transformer, codec: Codec, pairs: Sequence[tuple[str, str]], truncate: bool) -> FramedRows:
+def pair_rows(model: Transformer, codec: Codec, pairs: Sequence[tuple[str, str]], truncate: bool) -> TokenRows:
     """Cross-encoder inputs of queries and documents. UserError as in `rerank`."""
     for number, (query, document) in enumerate(pairs, 1):
         if not query.strip():
@@ -133,21 +133,21 @@ def pair_rows(model: Transformer, codec: Codec, pairs: Sequence[tuple[str, str]]
         if not document.strip():
             raise UserError(f"document {number} of {len(pairs)} is empty; fill it in or leave it out")
     if not pairs:
-        return framed(frame_for(codec, model.config), [], [])
-    queries, documents = (codec.encode_batch(list(side)) for side in zip(*pairs))
-    frame, most = frame_for(codec, model.config), model.config.context
+        return frame_rows(frame_for(codec, model.config), [], [])
+    queries, documents = (codec.encode_batch(list(column)) for column in zip(*pairs))
+    frame, max_length = frame_for(codec, model.config), model.config.context
     for number, (query, document) in enumerate(zip(queries, documents), 1):
-        room = len(query) + len(document) if most is None or truncate else most - frame.marks(2)
-        if len(query) + len(document) > room:
+        available = len(query) + len(document) if max_length is None or truncate else max_length - frame.num_special_tokens(2)
+        if len(query) + len(document) > available:
             raise UserError(
                 f"document {number} of {len(pairs)} has {len(document)} tokens and the query {len(query)}, but the "
-                f"model takes {room} for both together; shorten them, or truncate them (truncate=True, "
+                f"model takes {available} for both together; shorten them, or truncate them (truncate=True, "
                 "--truncate)"
             )
-    return framed(frame, queries, documents, Limit(most, truncate))
+    return frame_rows(frame, queries, documents, LengthLimit(max_length, truncate))
 
 
-def text_rows(model: Transformer, codec: Codec, texts: Sequence[Text], truncate: bool) -> FramedRows:
+def text_rows(model: Transformer, codec: Codec, texts: Sequence[Text], truncate: bool) -> TokenRows:
     """Model inputs of texts or of pairs. Errors as in `embed`."""
     for number, text in enumerate(texts):
         if any(not part.strip() for part in ([text] if isinstance(text, str) else text)):
@@ -155,22 +155,22 @@ def text_rows(model: Transformer, codec: Codec, texts: Sequence[Text], truncate:
     paired = [isinstance(text, tuple) for text in texts]
     if any(paired) and not all(paired):
         raise UserError(f"{sum(paired)} of {len(texts)} are pairs of texts; pass only pairs or only single texts")
-    frame, limit = frame_for(codec, model.config), Limit(model.config.context, truncate)
+    frame, limit = frame_for(codec, model.config), LengthLimit(model.config.context, truncate)
     if not any(paired):
-        return framed(frame, codec.encode_batch(cast(list[str], list(texts))), None, limit)
-    first, second = (codec.encode_batch(list(side)) for side in zip(*cast(list[tuple[str, str]], texts)))
-    return framed(frame, first, second, limit)
+        return frame_rows(frame, codec.encode_batch(cast(list[str], list(texts))), None, limit)
+    first, second = (codec.encode_batch(list(column)) for column in zip(*cast(list[tuple[str, str]], texts)))
+    return frame_rows(frame, first, second, limit)
 
 
-def _outputs(model: Transformer, head: str, rows: FramedRows) -> Iterator[tuple[np.ndarray, Tensor]]:
+def _batched_outputs(model: Transformer, head: str, rows: TokenRows) -> Iterator[tuple[np.ndarray, Tensor]]:
     """The outputs of a head for the rows, in batches of similar lengths; without that head, normalised mean vectors."""
     if len(rows) == 0:
         return
-    with evaluating(model), torch.inference_mode():
-        for some in rows.plan(np.arange(len(rows)), AT_ONCE).in_order():
-            inputs = rows.inputs(some).to(device_of(model))
+    with evaluation_mode(model), torch.inference_mode():
+        for indices in rows.plan(np.arange(len(rows)), MAX_BATCH_TOKENS).in_order():
+            inputs = rows.inputs(indices).to(device_of(model))
             if head in model.heads:
-                yield some, model.output(head, *inputs)
+                yield indices, model.output(head, *inputs)
             else:
                 encoded = model(*inputs)
-                yield some, F.normalize(pool(encoded.x, encoded.layout, "mean"), dim=-1)
+                yield indices, F.normalize(pool(encoded.x, encoded.layout, "mean"), dim=-1)

@@ -11,125 +11,125 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from headway.card import Card, shows
-from headway.domains.vision.use import Image, coloured, number_type, processor_of
+from headway.card import SummaryCard, summary_repr
+from headway.domains.vision.use import Image, to_rgb, input_dtype, processor_of
 from headway.errors import UserError
 from headway.formats.usage import Usage
-from headway.generate.prompts import device_of, evaluating
+from headway.generate.prompts import device_of, evaluation_mode
 from headway.learn import examples
-from headway.learn.report import Picture, Tile, tiled
+from headway.learn.report import Picture, Tile, tile_grid
 from headway.nn.models import PatchEmbed, PooledHead, Transformer, attention_maps, kinds
 from headway.nn.models.describe import rollout
 
 if TYPE_CHECKING:
-    from headway.domains.vision.task import Images
+    from headway.domains.vision.task import ImageDataset
     from headway.learn.objectives.predictions import Prediction
 
 
-_LEAST, _ALONE = 224, 448  # minimum shorter side of a picture in pixels, in a report and as its own file
-_GAP, _LINE = 8, 26  # pixels between two images, and per line of text under them
-_COLD, _HOT = np.array([18, 24, 60]), np.array([255, 214, 70])
+_MIN_SIZE, _FILE_MIN_SIZE = 224, 448  # minimum shorter side of a picture in pixels, in a report and as its own file
+_GAP, _LINE_HEIGHT = 8, 26  # pixels between two images, and per line of text under them
+_LOW_COLOR, _HIGH_COLOR = np.array([18, 24, 60]), np.array([255, 214, 70])
 
 
-@shows
+@summary_repr
 @dataclass(frozen=True)
-class Look:
+class ImageAttention:
     """The image as the model sees it, and each patch's weight in its prediction, from 0 to 1, with a maximum of 1."""
 
     pixels: UInt8[np.ndarray, "H W 3"]
     weights: Float[np.ndarray, "rows columns"]
 
-    def card(self) -> Card:
+    def card(self) -> SummaryCard:
         """Sizes, and how to display it."""
         shapes = [" x ".join(map(str, array.shape[:2])) for array in (self.pixels, self.weights)]
-        return Card("ImageAttention", {"pixels": shapes[0], "patches": shapes[1], "shown by": "picture()"})
+        return SummaryCard("ImageAttention", {"pixels": shapes[0], "patches": shapes[1], "shown by": "picture()"})
 
-    def picture(self, least: int = _LEAST) -> UInt8[np.ndarray, "h w 3"]:
+    def picture(self, min_size: int = _MIN_SIZE) -> UInt8[np.ndarray, "h w 3"]:
         """The image with a heat map: dark for low and warm for high attention; enlarged until its shorter side has
         `min_size` pixels.
         """
         size = self.pixels.shape[:2]
-        scale = max(1, -(-least // min(size)))
-        large = self.pixels.repeat(scale, 0).repeat(scale, 1).astype(np.float64)
+        scale = max(1, -(-min_size // min(size)))
+        enlarged = self.pixels.repeat(scale, 0).repeat(scale, 1).astype(np.float64)
         weights = torch.from_numpy(self.weights)[None, None]
-        heat = torch.nn.functional.interpolate(weights, large.shape[:2], mode="bilinear")[0, 0].numpy()[..., None]
-        tint = _COLD + (_HOT - _COLD) * heat
-        share = 0.55 - 0.2 * heat
-        return ((1 - share) * large + share * tint).round().clip(0, 255).astype(np.uint8)
+        heat = torch.nn.functional.interpolate(weights, enlarged.shape[:2], mode="bilinear")[0, 0].numpy()[..., None]
+        tint = _LOW_COLOR + (_HIGH_COLOR - _LOW_COLOR) * heat
+        alpha = 0.55 - 0.2 * heat
+        return ((1 - alpha) * enlarged + alpha * tint).round().clip(0, 255).astype(np.uint8)
 
-    def beside(self, lines: Sequence[str]) -> UInt8[np.ndarray, "h w 3"]:
+    def side_by_side(self, lines: Sequence[str]) -> UInt8[np.ndarray, "h w 3"]:
         """The plain image, the heat map to its right, and below both some `lines` of text."""
         from PIL import Image, ImageDraw, ImageFont
 
-        heat = self.picture(_ALONE)
+        heat_map = self.picture(_FILE_MIN_SIZE)
         plain = np.asarray(
-            Image.fromarray(self.pixels).resize((heat.shape[1], heat.shape[0]), Image.Resampling.NEAREST)
+            Image.fromarray(self.pixels).resize((heat_map.shape[1], heat_map.shape[0]), Image.Resampling.NEAREST)
         )
-        gap = np.full((len(heat), _GAP, 3), 255, np.uint8)
-        both = np.concatenate([plain, gap, heat], axis=1)
-        font = ImageFont.load_default(0.7 * _LINE)
-        wide = max([both.shape[1], *(int(font.getlength(line)) + 2 * _GAP for line in lines)])
-        both = np.pad(both, ((0, 0), (0, wide - both.shape[1]), (0, 0)), constant_values=255)
-        band = Image.new("RGB", (wide, _GAP + _LINE * len(lines)), "white")
-        draw = ImageDraw.Draw(band)
-        for number, line in enumerate(lines):
-            draw.text((_GAP, _LINE * (number + 0.6)), line, "black", font, anchor="lm")
-        return np.concatenate([both, np.asarray(band)])
+        gap = np.full((len(heat_map), _GAP, 3), 255, np.uint8)
+        canvas = np.concatenate([plain, gap, heat_map], axis=1)
+        font = ImageFont.load_default(0.7 * _LINE_HEIGHT)
+        width = max([canvas.shape[1], *(int(font.getlength(line)) + 2 * _GAP for line in lines)])
+        canvas = np.pad(canvas, ((0, 0), (0, width - canvas.shape[1]), (0, 0)), constant_values=255)
+        text_band = Image.new("RGB", (width, _GAP + _LINE_HEIGHT * len(lines)), "white")
+        draw = ImageDraw.Draw(text_band)
+        for index, line in enumerate(lines):
+            draw.text((_GAP, _LINE_HEIGHT * (index + 0.6)), line, "black", font, anchor="lm")
+        return np.concatenate([canvas, np.asarray(text_band)])
 
 
-def look(model: Transformer, usage: Usage, images: Sequence[Image], source: str) -> list[Look]:
+def attribute_images(model: Transformer, usage: Usage, images: Sequence[Image], source: str) -> list[ImageAttention]:
     """Attention rollout for each image (Abnar and Zuidema 2020). UserError for a model without attention."""
     processor = processor_of(usage, source)
-    found = []
+    attention_maps = []
     for image in images:
-        pixels = processor.pixels(coloured(image))
-        weights = next(weights_of(model, torch.from_numpy(processor.numbers(pixels))[None]), None)
+        pixels = processor.pixels(to_rgb(image))
+        weights = next(patch_weights(model, torch.from_numpy(processor.normalize(pixels))[None]), None)
         if weights is None:
             raise UserError(f"{source} has no attention layers; use a model with mixer attention")
-        found.append(Look(np.broadcast_to(pixels, (*pixels.shape[:2], 3)), weights))
-    return found
+        attention_maps.append(ImageAttention(np.broadcast_to(pixels, (*pixels.shape[:2], 3)), weights))
+    return attention_maps
 
 
-def weights_of(model: Transformer, inputs: Float[Tensor, "B C H W"]) -> Iterator[Float[np.ndarray, "rows columns"]]:
+def patch_weights(model: Transformer, inputs: Float[Tensor, "B C H W"]) -> Iterator[Float[np.ndarray, "rows columns"]]:
     """The weight of each patch in the head's input, for each image; empty if the model has no attention."""
     embed = cast(PatchEmbed, model.embed).config
-    given = inputs.to(device_of(model), number_type(model))
-    with evaluating(model):
-        maps = attention_maps(model, lambda: model(given))
+    model_inputs = inputs.to(device_of(model), input_dtype(model))
+    with evaluation_mode(model):
+        maps = attention_maps(model, lambda: model(model_inputs))
     if not maps:
         return
-    before = embed.tokens + embed.registers
-    rolled = rollout(maps)
+    num_special = embed.tokens + embed.registers
+    attention = rollout(maps)
     head = dict(model.heads.items()).get(kinds.predicting_head(model) or "")
-    mean = not embed.tokens or (isinstance(head, PooledHead) and head.config.pool == "mean")
-    rows = rolled[:, before:].mean(1) if mean else rolled[:, : embed.tokens].mean(1)
+    is_mean_pooled = not embed.tokens or (isinstance(head, PooledHead) and head.config.pool == "mean")
+    rows = attention[:, num_special:].mean(1) if is_mean_pooled else attention[:, : embed.tokens].mean(1)
     grid = embed.grid((inputs.shape[2], inputs.shape[3]))
-    for weights in rows[:, before:].unflatten(1, grid).float().cpu().numpy():
-        low = weights.min()
-        yield (weights - low) / max(float(weights.max() - low), 1e-12)
+    for weights in rows[:, num_special:].unflatten(1, grid).float().cpu().numpy():
+        minimum = weights.min()
+        yield (weights - minimum) / max(float(weights.max() - minimum), 1e-12)
 
 
-_SHOWN = 12  # images
+_MAX_TILES = 12  # images
 
 
-def image_tiles(images: Images, model: Transformer, predicted: Sequence[Prediction]) -> Picture:
+def image_tiles(images: ImageDataset, model: Transformer, predicted: Sequence[Prediction]) -> Picture:
     """Example images with their predictions, half of them wrong if correctness is defined."""
-    wrong, others = ([one for one in predicted if (one.right is False) == kind] for kind in (True, False))
-    chosen = [
-        group[place]
-        for group, most in ((wrong, _SHOWN // 2), (others, _SHOWN - min(len(wrong), _SHOWN // 2)))
-        for place in examples.spread(np.arange(len(group)), most).tolist()
+    incorrect, rest = ([prediction for prediction in predicted if (prediction.is_correct is False) == is_wrong] for is_wrong in (True, False))
+    selection = [
+        group[index]
+        for group, limit in ((incorrect, _MAX_TILES // 2), (rest, _MAX_TILES - min(len(incorrect), _MAX_TILES // 2)))
+        for index in examples.spread_evenly(np.arange(len(group)), limit).tolist()
     ]
     tiles = []
-    for one in sorted(chosen):
-        pixels = np.asarray(images.images[images.rows[one.row]])
-        seen = np.broadcast_to(pixels, (*pixels.shape[:2], 3))
-        weights = next(weights_of(model, *images.take(np.array([one.row])).inputs), None)
-        beside = None if weights is None else Look(seen, weights).picture()
-        between = {None: " for ", False: ", not "}
-        told = one.output if one.right else f"{one.output}{between[one.right]}{one.reference}"
-        tiles.append(Tile(seen, told, right=one.right, beside=beside))
-    looks = "; next to each, the model's attention" if any(tile.beside is not None for tile in tiles) else ""
-    told = all(tile.right is not None for tile in tiles)
-    kinds = "correct and incorrect predictions" if told else "predictions, with the true values"
-    return Picture("Images", f"{kinds}{looks}", tiled(tiles), wide=True)
+    for prediction in sorted(selection):
+        pixels = np.asarray(images.images[images.rows[prediction.row]])
+        pixels_rgb = np.broadcast_to(pixels, (*pixels.shape[:2], 3))
+        weights = next(patch_weights(model, *images.take(np.array([prediction.row])).inputs), None)
+        heat_map = None if weights is None else ImageAttention(pixels_rgb, weights).picture()
+        separators = {None: " for ", False: ", not "}
+        caption = prediction.output if prediction.is_correct else f"{prediction.output}{separators[prediction.right]}{prediction.reference}"
+        tiles.append(Tile(pixels_rgb, caption, is_correct=prediction.is_correct, companion=heat_map))
+    note = "; next to each, the model's attention" if any(tile.companion is not None for tile in tiles) else ""
+    caption = all(tile.is_correct is not None for tile in tiles)
+    subject = "correct and incorrect predictions" if caption else "predictions, with the true values"
+    return Picture("Images", f"{subject}{note}", tile_grid(tiles), wide=True)

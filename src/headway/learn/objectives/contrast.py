@@ -24,7 +24,7 @@ E = TypeVar("E", bound=Examples)
 T = TypeVar("T")
 
 
-class Contrast(Objective[E]):
+class Contrastive(Objective[E]):
     """A contrastive objective on pairs: right items are matched to left items of a batch by `logits`. Targets are
     int64 [N], the left item of each right item, and bool [B, N], pairs with equal content, which are not negatives of
     each other.
@@ -43,7 +43,7 @@ class Contrast(Objective[E]):
         return {"loss": Loss(contrast(self.logits(model, batch), *batch.targets), batch.tokens)}
 
 
-def coupled(recipe: Recipe, what: str, instead: str) -> int:
+def contrastive_batch_size(recipe: Recipe, noun: str, remedy: str) -> int:
     """The number of samples (`noun`) of a contrastive batch. ConfigError if batches are accumulated; `remedy` names the
     alternative setting.
     """
@@ -51,81 +51,81 @@ def coupled(recipe: Recipe, what: str, instead: str) -> int:
     if train.accumulate != 1:
         raise ConfigError(
             f"train.accumulate is {train.accumulate}, but a contrastive loss needs all pairs of a batch at once; set "
-            f"train.accumulate to 1{instead}"
+            f"train.accumulate to 1{remedy}"
         )
     if train.batch_size is None or train.batch_size < 2:
-        raise ConfigError(f"train.batch_size is {train.batch_size}; set it to the {what} per batch, 2 or more")
+        raise ConfigError(f"train.batch_size is {train.batch_size}; set it to the {noun} per batch, 2 or more")
     return train.batch_size
 
 
-def check_sides(splits: Splits, size: int, what: str) -> None:
+def check_splits(splits: Splits, size: int, noun: str) -> None:
     """UserError if there are no validation samples, or if a batch exceeds the training samples."""
     splits.rows("validation")
     count = len(splits.rows("train"))
     if count < size:
-        raise UserError(f"train.batch_size {size} exceeds the {count} {what} for training; lower it, or add data")
+        raise UserError(f"train.batch_size {size} exceeds the {count} {noun} for training; lower it, or add data")
 
 
 def softmax_contrast(
-    logits: Float[Tensor, "B N"], of: Int[Tensor, "N"], same: Bool[Tensor, "B N"]
+    logits: Float[Tensor, "B N"], left_of: Int[Tensor, "N"], same: Bool[Tensor, "B N"]
 ) -> Float[Tensor, ""]:
     """Symmetric InfoNCE (van den Oord et al. 2018), as in Radford et al. 2021, figure 3, summed over the right items:
     the mean of -log p(its left item | right) and -log p(right | its left item).
 
     Pairs in `same` are not negatives of each other, so several right items of a left item do not compete.
     """
-    right = torch.arange(len(of), device=of.device)
-    others = same.clone()
-    others[of, right] = False
-    back = F.cross_entropy(logits.masked_fill(others, float("-inf")).T, of, reduction="sum")
-    rivals = same[of] & (right[:, None] != right)
-    forth = F.cross_entropy(logits[of].masked_fill(rivals, float("-inf")), right, reduction="sum")
-    return (forth + back) / 2
+    right_indices = torch.arange(len(left_of), device=left_of.device)
+    excluded = same.clone()
+    excluded[left_of, right_indices] = False
+    right_to_left = F.cross_entropy(logits.masked_fill(excluded, float("-inf")).T, left_of, reduction="sum")
+    rival_mask = same[left_of] & (right_indices[:, None] != right_indices)
+    left_to_right = F.cross_entropy(logits[left_of].masked_fill(rival_mask, float("-inf")), right_indices, reduction="sum")
+    return (left_to_right + right_to_left) / 2
 
 
 def sigmoid_contrast(
-    logits: Float[Tensor, "B N"], of: Int[Tensor, "N"], same: Bool[Tensor, "B N"]
+    logits: Float[Tensor, "B N"], left_of: Int[Tensor, "N"], same: Bool[Tensor, "B N"]
 ) -> Float[Tensor, ""]:
     """Zhai et al. 2023, equation 1, summed over the right items: each pair is an independent binary classification."""
-    own = torch.zeros_like(same)
-    own[of, torch.arange(len(of), device=of.device)] = True
-    losses = -F.logsigmoid(torch.where(own, logits, -logits))
-    return losses.masked_fill(same & ~own, 0.0).sum()
+    positives = torch.zeros_like(same)
+    positives[left_of, torch.arange(len(left_of), device=left_of.device)] = True
+    losses = -F.logsigmoid(torch.where(positives, logits, -logits))
+    return losses.masked_fill(same & ~positives, 0.0).sum()
 
 
-def of_parts(encode: Callable[[T], Tensor], parts: Sequence[T], again: nn.Module | None = None) -> Float[Tensor, "N E"]:
+def encode_chunks(encode: Callable[[T], Tensor], chunks: Sequence[T], recompute: nn.Module | None = None) -> Float[Tensor, "N E"]:
     """The concatenated vectors of all chunks.
 
     With `recompute`, the model that contains the dropout, only vectors are stored and each chunk is recomputed in the
     backward pass with the same dropout (Gao et al. 2021, GradCache): the gradient of the complete batch with the memory
     of one chunk.
     """
-    if again is None or not torch.is_grad_enabled():
-        return torch.cat([encode(part) for part in parts])
-    generator = next((m.generator for m in again.modules() if isinstance(m, Dropout) and m.generator), None)
-    return torch.cat([_recomputed(encode, part, generator) for part in parts])
+    if recompute is None or not torch.is_grad_enabled():
+        return torch.cat([encode(chunk) for chunk in chunks])
+    generator = next((m.generator for m in recompute.modules() if isinstance(m, Dropout) and m.generator), None)
+    return torch.cat([_recomputed(encode, chunk, generator) for chunk in chunks])
 
 
-def _recomputed(encode: Callable[[T], Tensor], part: T, generator: torch.Generator | None) -> Tensor:
+def _recomputed(encode: Callable[[T], Tensor], chunk: T, generator: torch.Generator | None) -> Tensor:
     state = None if generator is None else generator.get_state()
 
     def contexts() -> tuple:
-        return nullcontext(), _replayed(generator, state)
+        return nullcontext(), _rewound(generator, state)
 
-    found = checkpoint(encode, part, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
-    assert isinstance(found, Tensor)
-    return found
+    output = checkpoint(encode, chunk, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
+    assert isinstance(output, Tensor)
+    return output
 
 
 @contextmanager
-def _replayed(generator: torch.Generator | None, state: Tensor | None) -> Iterator[None]:
+def _rewound(generator: torch.Generator | None, state: Tensor | None) -> Iterator[None]:
     """Rewind the generator to `state` inside the context, and restore it afterwards."""
     if generator is None or state is None:
         yield
         return
-    now = generator.get_state()
+    current = generator.get_state()
     generator.set_state(state)
     try:
         yield
     finally:
-        generator.set_state(now)
+        generator.set_state(current)

@@ -20,7 +20,7 @@ from jaxtyping import UInt8
 
 from headway.errors import UserError
 from headway.formats.durable import write_text
-from headway.learn.report.charts import short, shorten
+from headway.learn.report.charts import compact_number, ellipsize
 
 if TYPE_CHECKING:
     import jinja2
@@ -34,9 +34,9 @@ def data_uri(pixels: UInt8[np.ndarray, "H W C"]) -> str:
 
 def png(pixels: UInt8[np.ndarray, "H W C"]) -> bytes:
     """Encode RGB or RGBA pixels as PNG (ISO 15948)."""
-    high, wide, channels = pixels.shape
-    rows = np.concatenate([np.zeros((high, 1), np.uint8), pixels.reshape(high, -1)], axis=1)  # 0: no filter
-    head = struct.pack(">IIBBBBB", wide, high, 8, 2 if channels == 3 else 6, 0, 0, 0)
+    height, width, channels = pixels.shape
+    rows = np.concatenate([np.zeros((height, 1), np.uint8), pixels.reshape(height, -1)], axis=1)  # 0: no filter
+    head = struct.pack(">IIBBBBB", width, height, 8, 2 if channels == 3 else 6, 0, 0, 0)
     parts = ((b"IHDR", head), (b"IDAT", zlib.compress(rows.tobytes(), 9)), (b"IEND", b""))
     return b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(name, body) for name, body in parts)
 
@@ -92,10 +92,10 @@ def write_report(run_directory: Path | str, sections: Sections) -> Path:
 
 def render(sections: Sections) -> str:
     """The report as HTML."""
-    return environment().get_template("page.html").render(page=sections)
+    return template_environment().get_template("page.html").render(page=sections)
 
 
-def environment(*folders: Path) -> jinja2.Environment:
+def template_environment(*folders: Path) -> jinja2.Environment:
     """The templates of `folders` and of this folder, which has the shared style and macros; UserError without the extra
     `report`.
     """
@@ -108,15 +108,15 @@ def environment(*folders: Path) -> jinja2.Environment:
 def _environment(folders: tuple[Path, ...]) -> jinja2.Environment:
     import jinja2
 
-    found = jinja2.Environment(
+    environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader([*folders, Path(__file__).parent]),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    found.filters.update(svg=_markup, value=value, branches=branches, breadths=breadths)
-    return found
+    environment.filters.update(svg=_markup, value=format_setting, branches=branches, breadths=column_widths)
+    return environment
 
 
 def _markup(figure: str | Figure) -> Any:
@@ -131,7 +131,7 @@ def _markup(figure: str | Figure) -> Any:
     return Markup(f'<div class="plate">{drawing}</div>')
 
 
-def value(item: Any) -> str:
+def format_setting(item: Any) -> str:
     """A value as text for the report."""
     if item is None:
         return "none"
@@ -140,19 +140,19 @@ def value(item: Any) -> str:
     if isinstance(item, int):
         return f"{item:,}"
     if isinstance(item, float):
-        return short(item)
+        return compact_number(item)
     if isinstance(item, (list, tuple)):
-        return ", ".join(value(i) for i in item)
+        return ", ".join(format_setting(i) for i in item)
     return str(item)
 
 
-_SHORT = 24  # maximum characters of a cell without line breaks
+_SHORT_CELL = 24  # maximum characters of a cell without line breaks
 
 
-def breadths(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+def column_widths(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """Whether the cells of each column are "short", or "long" with line breaks."""
-    longest = {name: max(len(value(row[name])) for row in rows if name in row) for name in rows[0]}
-    return {name: "long" if length > _SHORT else "short" for name, length in longest.items()}
+    max_lengths = {name: max(len(format_setting(row[name])) for row in rows if name in row) for name in rows[0]}
+    return {name: "long" if length > _SHORT_CELL else "short" for name, length in max_lengths.items()}
 
 
 class TreeNode(NamedTuple):
@@ -168,26 +168,26 @@ def branches(node: Mapping[str, Any] | Sequence[Any]) -> list[TreeNode]:
     """The branches of a node; equal neighbours in a list (the blocks of a stack) are merged."""
     if isinstance(node, Mapping):
         return [_branch(str(name), item) for name, item in node.items() if name != "kind"]
-    found: list[tuple[int, int, Any]] = []
+    runs: list[tuple[int, int, Any]] = []
     for index, item in enumerate(node):
-        if found and found[-1][2] == item:
-            found[-1] = (found[-1][0], index, item)
+        if runs and runs[-1][2] == item:
+            runs[-1] = (runs[-1][0], index, item)
         else:
-            found.append((index, index, item))
-    return [_branch(str(a) if a == b else f"{a} to {b}", item) for a, b, item in found]
+            runs.append((index, index, item))
+    return [_branch(str(a) if a == b else f"{a} to {b}", item) for a, b, item in runs]
 
 
 def _branch(name: str, item: Any) -> TreeNode:
     if isinstance(item, Mapping):
-        inner = {key: value for key, value in item.items() if key != "kind"}
-        return TreeNode(name, str(item.get("kind", "")), inner or None, "" if "kind" in item else "none")
+        children = {key: value for key, value in item.items() if key != "kind"}
+        return TreeNode(name, str(item.get("kind", "")), children or None, "" if "kind" in item else "none")
     if isinstance(item, (list, tuple)) and item and isinstance(item[0], (Mapping, list, tuple)):
         return TreeNode(name, "", item, "")
-    return TreeNode(name, "", None, value(item))
+    return TreeNode(name, "", None, format_setting(item))
 
 
-_LONGEST = 160  # maximum pixels per side, so that reports stay small
-_COARSE = 64  # maximum pixels per side of images that are drawn with visible pixels
+_MAX_SIDE = 160  # maximum pixels per side, so that reports stay small
+_PIXELATED_SIDE = 64  # maximum pixels per side of images that are drawn with visible pixels
 
 
 class Tile(NamedTuple):
@@ -198,43 +198,43 @@ class Tile(NamedTuple):
     pixels: UInt8[np.ndarray, "H W 3"]
     text: str = ""
     note: str = ""
-    right: bool | None = None
-    beside: UInt8[np.ndarray, "H W 3"] | None = None
+    is_correct: bool | None = None
+    companion: UInt8[np.ndarray, "H W 3"] | None = None
 
 
-def tiled(tiles: Sequence[Tile], *, small: bool = False) -> str:
+def tile_grid(tiles: Sequence[Tile], *, small: bool = False) -> str:
     """A grid of tiles, as HTML for a Picture."""
     cells = []
     for tile in tiles:
-        kind = "" if tile.right is None else ' class="right"' if tile.right else ' class="wrong"'
+        kind = "" if tile.is_correct is None else ' class="right"' if tile.is_correct else ' class="wrong"'
         note = f"<small>{escape(tile.note)}</small>" if tile.note else ""
-        told = f"<span{kind}>{escape(tile.text)}</span>{note}"
-        if tile.beside is None:
-            cells.append(f"<div>{_image(tile.pixels)}{told}</div>")
+        caption = f"<span{kind}>{escape(tile.text)}</span>{note}"
+        if tile.companion is None:
+            cells.append(f"<div>{_image(tile.pixels)}{caption}</div>")
         else:
-            cells.append(f'<div class="pair">{_image(tile.pixels)}{_image(tile.beside)}<p>{told}</p></div>')
+            cells.append(f'<div class="pair">{_image(tile.pixels)}{_image(tile.companion)}<p>{caption}</p></div>')
     return f'<div class="tiles{" small" if small else ""}">{"".join(cells)}</div>'
 
 
 def _image(pixels: UInt8[np.ndarray, "H W 3"]) -> str:
-    step = -(-max(pixels.shape[:2]) // _LONGEST)
-    shown = pixels[::step, ::step]  # subsample large images
-    drawn = ' class="pixels"' if max(shown.shape[:2]) <= _COARSE else ""
-    return f'<img{drawn} alt="" src="{data_uri(shown)}">'
+    step = -(-max(pixels.shape[:2]) // _MAX_SIDE)
+    subsampled = pixels[::step, ::step]  # subsample large images
+    css_class = ' class="pixels"' if max(subsampled.shape[:2]) <= _PIXELATED_SIDE else ""
+    return f'<img{css_class} alt="" src="{data_uri(subsampled)}">'
 
 
-_FEW = 3  # minimum outputs for which it is remarkable that all are equal
-_SHOWN = 60  # maximum characters of an output
+_MIN_OUTPUTS = 3  # minimum outputs for which it is remarkable that all are equal
+_MAX_SHOWN = 60  # maximum characters of an output
 
 
-def shortfalls(scores: Mapping[str, Any], samples: Sequence[Mapping[str, str]]) -> Iterator[str]:
+def explain_low_scores(scores: Mapping[str, Any], samples: Sequence[Mapping[str, str]]) -> Iterator[str]:
     """Sentences that explain low scores of a model that has learned little."""
-    answered = [sample for sample in samples if "output" in sample and "reference" in sample]
-    answers = {sample["output"].strip() for sample in answered}
-    if len(answered) >= _FEW and len(answers) == 1 and len({sample["reference"] for sample in answered}) > 1:
-        answer = shorten(answers.pop(), _SHOWN)
-        told = f"the same (“{answer}”)" if answer else "an empty"
-        yield f"All {len(answered)} samples have {told} output: the model does not distinguish its inputs yet."
+    complete = [sample for sample in samples if "output" in sample and "reference" in sample]
+    outputs = {sample["output"].strip() for sample in complete}
+    if len(complete) >= _MIN_OUTPUTS and len(outputs) == 1 and len({sample["reference"] for sample in complete}) > 1:
+        answer = ellipsize(outputs.pop(), _MAX_SHOWN)
+        description = f"the same (“{answer}”)" if answer else "an empty"
+        yield f"All {len(complete)} samples have {description} output: the model does not distinguish its inputs yet."
     if scores.get("bleu") == 0:
         yield (
             "BLEU is 0: no translation shares a word with its reference, or all are shorter than the four words that "
@@ -244,7 +244,7 @@ def shortfalls(scores: Mapping[str, Any], samples: Sequence[Mapping[str, str]]) 
         yield "An error rate is above 100 % because the outputs are too long: each extra word is an error."
     for method, name in (("mase_naive", "The seasonal naive forecast"), ("mase_smoothing", "Exponential smoothing")):
         if scores.get("mase", 0.0) > scores.get(method, math.inf):
-            errors = f"{short(scores[method])}, compared with {short(scores['mase'])} for the model"
+            errors = f"{compact_number(scores[method])}, compared with {compact_number(scores['mase'])} for the model"
             yield f"{name} is better on this split: its mean absolute scaled error is {errors}."
     if scores.get("exact_match") == 0:
         yield "Exact match is 0: no output equals its reference."

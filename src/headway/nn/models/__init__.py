@@ -9,7 +9,7 @@ from headway.nn.models.act import Act, ActConfig, SceneEmbed, SceneEmbedConfig, 
 from headway.nn.models.agents import (
     ConvolutionsConfig,
     GaussianHeadConfig,
-    NumbersConfig,
+    StateVectorConfig,
     ObservationConfig,
     PatchesConfig,
     StatesEmbed,
@@ -20,7 +20,7 @@ from headway.nn.models.agents import (
 from headway.nn.models.block import Block, BlockConfig
 from headway.nn.models.board import BoardEmbed, BoardEmbedConfig, FromToHeadConfig, SquaresHeadConfig
 from headway.nn.models.captioner import Captioner, CaptionerConfig, ProjectorConfig
-from headway.nn.models.chunks import ChunkHeadConfig, Chunks, DiffusionConfig, Drawn, RegressionConfig
+from headway.nn.models.chunks import ChunkHeadConfig, Chunks, DiffusionConfig, ChunkNoise, RegressionConfig
 from headway.nn.models.describe import attention_maps, describe, outline
 from headway.nn.models.embeds import EmbedConfig, OneHotEmbedConfig, TokenEmbedConfig, TokenInputs
 from headway.nn.models.encoder_decoder import (
@@ -28,13 +28,13 @@ from headway.nn.models.encoder_decoder import (
     BridgeConfig,
     EncoderDecoder,
     EncoderDecoderConfig,
-    Heard,
+    EncodedSource,
     MemoryBridgeConfig,
     StateBridgeConfig,
 )
 from headway.nn.models.frames import FramesEmbed, FramesEmbedConfig, SpectrogramEmbed, SpectrogramEmbedConfig
 from headway.nn.models.heads import HeadConfig, Loss, TransformConfig, VocabularyHead, VocabularyHeadConfig
-from headway.nn.models.kinds import Cache, GenerationProgress, Generative, RobotPolicy, RobotPolicyConfig
+from headway.nn.models.kinds import CacheDtype, GenerationProgress, Generative, RobotPolicy, RobotPolicyConfig
 from headway.nn.models.patches import PatchEmbed, PatchEmbedConfig
 from headway.nn.models.pooled import (
     DistilledHead,
@@ -54,7 +54,7 @@ from headway.nn.models.trajectories import (
     TrajectoryInputs,
     step_heads,
 )
-from headway.nn.models.transformer import Decoding, Encoded, ModelConfig, Prompt, Transformer, TransformerConfig
+from headway.nn.models.transformer import Decoding, ModelFeatures, ModelConfig, Prompt, Transformer, TransformerConfig
 from headway.nn.models.two_tower import TwoTower, TwoTowerConfig
 from headway.nn.models.unet_policy import KeypointsConfig, UNetConfig, UNetPolicy, UNetPolicyConfig
 
@@ -73,7 +73,7 @@ __all__ = [
     "BoardEmbedConfig",
     "BothBridgeConfig",
     "BridgeConfig",
-    "Cache",
+    "CacheDtype",
     "Captioner",
     "CaptionerConfig",
     "ChunkHeadConfig",
@@ -83,9 +83,9 @@ __all__ = [
     "DiffusionConfig",
     "DistilledHead",
     "DistilledHeadConfig",
-    "Drawn",
+    "ChunkNoise",
     "EmbedConfig",
-    "Encoded",
+    "ModelFeatures",
     "EncoderDecoder",
     "EncoderDecoderConfig",
     "FramesEmbed",
@@ -95,12 +95,12 @@ __all__ = [
     "GenerationProgress",
     "Generative",
     "HeadConfig",
-    "Heard",
+    "EncodedSource",
     "KeypointsConfig",
     "Loss",
     "MemoryBridgeConfig",
     "ModelConfig",
-    "NumbersConfig",
+    "StateVectorConfig",
     "ObservationConfig",
     "Observations",
     "OneHotEmbedConfig",

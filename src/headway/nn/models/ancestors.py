@@ -43,7 +43,7 @@ def lstm_2014(
 
 
 def gru_2014(
-    width: int = 100, cells: int = 1000, symbols: int = 15_001, maxout: int = 500, full_rank: bool = False
+    width: int = 100, cells: int = 1000, vocab_size: int = 15_001, maxout: int = 500, full_rank: bool = False
 ) -> EncoderDecoderConfig:
     """Cho et al. 2014 (RNN Encoder-Decoder), section 4.1 and appendix A: c = tanh(V h) of the encoder's last state h,
     the decoder starts from tanh(V' c), and c enters its cell at every step and its deep output of maxout units.
@@ -56,24 +56,24 @@ def gru_2014(
     neural machine translation) reports are 125 million numbers of 4 bytes.
     """
     embed = OneHotEmbedConfig() if full_rank else TokenEmbedConfig()
-    reads = _plain(GRUConfig(cells, out=False))
-    writes = _plain(ConditionalGRUConfig(cells, out=False, context="fixed", reset_after=True))
+    encoder = _plain(GRUConfig(cells, out=False))
+    decoder = _plain(ConditionalGRUConfig(cells, out=False, context="fixed", reset_after=True))
     bridge = BothBridgeConfig(summary=cells, project=True, activation="tanh")
     head = VocabularyHeadConfig(bias=True, maxout=maxout)
-    return _pair((reads, writes), width, (symbols, symbols), bridge, head, embed=embed, init=_GAUSSIAN)
+    return _pair((encoder, decoder), width, (vocab_size, vocab_size), bridge, head, embed=embed, init=_GAUSSIAN)
 
 
-def rnnenc(width: int = 620, cells: int = 1000, symbols: int = 30_001, maxout: int = 500) -> EncoderDecoderConfig:
+def rnnenc(width: int = 620, cells: int = 1000, vocab_size: int = 30_001, maxout: int = 500) -> EncoderDecoderConfig:
     """RNNencdec of Bahdanau, Cho and Bengio 2015, section 4.2: the model of Cho et al. 2014 with embeddings of 620.
 
     Weights: embeddings 2 x 620 x 30,001; encoder 3 x 1,000 x 1,620; V and V' 1,000,000 each; decoder 3 x 1,000 x
     2,620; 1,000 x 2,620 before the maxout; 500 x 30,001 after it: 69,541,740.
     """
-    return gru_2014(width, cells, symbols, maxout)
+    return gru_2014(width, cells, vocab_size, maxout)
 
 
 def rnnsearch(
-    width: int = 620, cells: int = 1000, symbols: int = 30_001, maxout: int = 500, dropout: float = 0.0
+    width: int = 620, cells: int = 1000, vocab_size: int = 30_001, maxout: int = 500, dropout: float = 0.0
 ) -> EncoderDecoderConfig:
     """RNNsearch of Bahdanau, Cho and Bengio 2015, appendices A.2 and B: annotations by a bidirectional GRU, additive
     attention within the decoder's cell, which starts from tanh(W_s h) of the backward state h at the first word, and
@@ -84,11 +84,11 @@ def rnnsearch(
     80,402,740. The paper initialises W_a and U_a of the alignment ten times smaller and v_a at 0; here they are
     initialised like the others.
     """
-    reads = _plain(BidirectionalConfig(GRUConfig(cells, out=False), out=False), dropout)
-    writes = _plain(ConditionalGRUConfig(cells, out=False, shows="before"))
+    encoder = _plain(BidirectionalConfig(GRUConfig(cells, out=False), out=False), dropout)
+    decoder = _plain(ConditionalGRUConfig(cells, out=False, shows="before"))
     bridge = BothBridgeConfig(directions="backward", project=True, activation="tanh")
     head = VocabularyHeadConfig(bias=True, maxout=maxout)
-    return _pair((reads, writes), width, (symbols, symbols), bridge, head, init=_GAUSSIAN)
+    return _pair((encoder, decoder), width, (vocab_size, vocab_size), bridge, head, init=_GAUSSIAN)
 
 
 def _plain(mixer: MixerConfig, dropout: float = 0.0) -> BlockConfig:
@@ -99,17 +99,17 @@ def _plain(mixer: MixerConfig, dropout: float = 0.0) -> BlockConfig:
 def _pair(
     blocks: tuple[BlockConfig, BlockConfig],
     width: int,
-    symbols: tuple[int, int],
+    vocab_sizes: tuple[int, int],
     bridge: BridgeConfig,
     head: VocabularyHeadConfig,
     depth: int = 1,
     embed: EmbedConfig = _TABLE,
     init: InitConfig = _UNIFORM,
 ) -> EncoderDecoderConfig:
-    reads, writes = (StackConfig(cycle((block,), depth), None) for block in blocks)
+    encoder_stack, decoder_stack = (StackConfig(cycle((block,), depth), None) for block in blocks)
     return EncoderDecoderConfig(
-        encoder=TransformerConfig(width, symbols[0], None, reads, embed, {}),
-        decoder=TransformerConfig(width, symbols[1], None, writes, embed, {"vocabulary": head}),
+        encoder=TransformerConfig(width, vocab_sizes[0], None, encoder_stack, embed, {}),
+        decoder=TransformerConfig(width, vocab_sizes[1], None, decoder_stack, embed, {"vocabulary": head}),
         tie="none",
         init=init,
         bridge=bridge,
