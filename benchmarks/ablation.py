@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 
-from headway.app.recipes import open_new_task, configure_recipe
+from headway.app.recipes import configure_recipe, open_new_task
 from headway.config import override
 from headway.learn import AdamWConfig, ConstantConfig, CosineConfig, Recipe, Task
 from headway.learn.distributed import Processes

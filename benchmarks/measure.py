@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from headway.bench.run import machine
-from headway.bench.run import summarize as spread  # for all benchmarks
 from headway.engine.machine import INSTRUCTION_SET
 
 RESULTS = Path(__file__).parent / "results"

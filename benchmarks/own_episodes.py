@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from headway.data.recordings import read_episodes, write_episodes
-from headway.environments import VectorEnv, Mixture, Recorder
+from headway.environments import Mixture, Recorder, VectorEnv
 from measure import RESULTS, child, report, write
 
 NAME = "own-episodes"

@@ -92,7 +92,8 @@ def main() -> None:
         print(name, result)
     versions = {"llguidance": version("llguidance")}
     write(
-        "rules", {"versions": versions, "symbols": codec.vocab_size, "first_form_seconds": round(first, 2), "forms": results}
+        "rules",
+        {"versions": versions, "symbols": codec.vocab_size, "first_form_seconds": round(first, 2), "forms": results},
     )
 
 

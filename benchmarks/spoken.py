@@ -100,7 +100,7 @@ def table(place: Path) -> Path:
 
 def prompts(runs: Path, seed: int, start: Path) -> None:
     """Fine-tuning, and the model before it on the same test split: texts that training has not."""
-    from headway.app.recipes import open_new_task, configure_recipe
+    from headway.app.recipes import configure_recipe, open_new_task
     from headway.formats.open import open_model
 
     data = table(runs / "prompts.tsv")

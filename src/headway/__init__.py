@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from headway.app.recipes import presets, recipes
     from headway.app.remote import RemoteModel, connect
     from headway.attending import Attention
-    from headway.domains.audio import Segment, TranscriptionOptions, Transcription
+    from headway.domains.audio import Segment, Transcription, TranscriptionOptions
     from headway.domains.image_text import Matches
     from headway.domains.masked import Candidate
     from headway.domains.understanding import RankedDocument, TaggedWords
@@ -41,10 +41,11 @@ __all__ = [
     "Comparison",
     "Completion",
     "ConfigError",
-    "Limits",
     "ImageAttention",
+    "Limits",
     "Matches",
     "Model",
+    "PartialFailureError",
     "Plan",
     "QuantizationResult",
     "RankedDocument",
@@ -54,10 +55,9 @@ __all__ = [
     "Sampling",
     "SearchConfig",
     "Segment",
-    "PartialFailureError",
     "TaggedWords",
-    "TranscriptionOptions",
     "Transcription",
+    "TranscriptionOptions",
     "UserError",
     "Verification",
     "__version__",

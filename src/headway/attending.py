@@ -44,7 +44,9 @@ class Attention(NamedTuple):
 
     def card(self) -> SummaryCard:
         """A summary: the number of tokens, and the heads and tokens of each map."""
-        rows = [{"map": name, "heads, to, from": " x ".join(map(str, weights.shape))} for name, weights in self.maps.items()]
+        rows = [
+            {"map": name, "heads, to, from": " x ".join(map(str, weights.shape))} for name, weights in self.maps.items()
+        ]
         counts = {"tokens": len(self.symbols), "source tokens": len(self.source) or None}
         return SummaryCard("Attention", {"maps": len(rows), **counts}, rows)
 

@@ -25,7 +25,11 @@ class SummaryCard:
 
     def text(self) -> str:
         """The summary as one line."""
-        facts = [f"{name} {_format_value(value, _MAX_VALUE_LENGTH)}" for name, value in self.facts.items() if value is not None]
+        facts = [
+            f"{name} {_format_value(value, _MAX_VALUE_LENGTH)}"
+            for name, value in self.facts.items()
+            if value is not None
+        ]
         if self.link is not None:
             facts.append(f"report {self.link}")
         return f"{self.title}: {', '.join(facts)}" if facts else self.title
@@ -38,7 +42,9 @@ class SummaryCard:
             parts.append(_html_table([], facts))
         if self.rows:
             names = list(self.rows[0])
-            parts.append(_html_table(names, [[_format_value(row.get(name)) for name in names] for row in self.rows[:_MAX_ROWS]]))
+            parts.append(
+                _html_table(names, [[_format_value(row.get(name)) for name in names] for row in self.rows[:_MAX_ROWS]])
+            )
         if len(self.rows) > _MAX_ROWS:
             parts.append(f"<p>and {len(self.rows) - _MAX_ROWS:,} more</p>")
         if self.link is not None:

@@ -35,7 +35,9 @@ _MAX_SHOWN = 200  # maximum characters of a value in a message
 _MAX_MAGNITUDE = 1e30  # maximum magnitude of a number: it fits into a float32 and its square into a float64
 Setter = Callable[[Any, Any], Any]
 _SETTERS: dict[type, dict[str, Setter]] = {}
-_checks_deferred: ContextVar[bool] = ContextVar("waiting", default=False)  # whether checks wait until all settings are applied
+_checks_deferred: ContextVar[bool] = ContextVar(
+    "waiting", default=False
+)  # whether checks wait until all settings are applied
 
 
 def family(base: type[T]) -> type[T]:

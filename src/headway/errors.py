@@ -16,7 +16,10 @@ def printable(text: str) -> str:
     """
     if text.isprintable():
         return text
-    return "".join(character if character.isprintable() else " " if character.isspace() else _escape(character) for character in text)
+    return "".join(
+        character if character.isprintable() else " " if character.isspace() else _escape(character)
+        for character in text
+    )
 
 
 def _escape(character: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from headway.data.catalogue import KNOWN_SETS
 from headway.errors import UserError, nearest
-from headway.given import format_value, check_types
+from headway.given import check_types, format_value
 from headway.handle import ModelHandle
 from headway.in_memory import Data, Paths, data_paths
 from headway.learn import Recipe, Task
@@ -95,7 +95,9 @@ def path_list(data: Paths) -> list[str | Path]:
     return paths
 
 
-def _evaluate_split(model: ModelHandle, task: Task, split: str, limit: int | None, stride: int | None) -> dict[str, Any]:
+def _evaluate_split(
+    model: ModelHandle, task: Task, split: str, limit: int | None, stride: int | None
+) -> dict[str, Any]:
     if split not in task.split_names:
         raise UserError(f"there is no split {split!r}; {nearest(split, task.split_names)}")
     if stride is None:

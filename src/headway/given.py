@@ -89,7 +89,9 @@ def fill_failures(results: Any, failed: Failures, count: int) -> Any:
 def text_inputs(inputs: Any, noun: str = "text") -> InputItems[str]:
     """A string, or any iterable of strings (a list, a generator, a column of a table). UserError for anything else."""
     is_single = isinstance(inputs, str)
-    strings = [inputs] if is_single else _check_items(_ordered_items(inputs, f"a {noun}"), str, noun, f"pass a {noun} as str")
+    strings = (
+        [inputs] if is_single else _check_items(_ordered_items(inputs, f"a {noun}"), str, noun, f"pass a {noun} as str")
+    )
     for position, text in enumerate(strings, 1):
         if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
             raise UserError(
@@ -116,7 +118,9 @@ def text_or_word_inputs(inputs: Any) -> InputItems[str | list[str]]:
     rows: list[str | list[str]] = []
     for position, item in enumerate(_ordered_items(inputs, "a string"), 1):
         words = item if isinstance(item, str) else _ordered_items(item, "a string, or a list of words")
-        rows.append(words if isinstance(words, str) else _check_items(words, str, f"text {position}: word", "pass words as str"))
+        rows.append(
+            words if isinstance(words, str) else _check_items(words, str, f"text {position}: word", "pass words as str")
+        )
     return InputItems(rows, False)
 
 
@@ -128,7 +132,9 @@ def image_inputs(inputs: Any, noun: str = "image") -> InputItems[Any]:
     inputs = _to_numpy(inputs)
     if isinstance(inputs, (str, Path)) or (_is_numeric_array(inputs) and inputs.ndim <= 3):
         return InputItems([inputs], True)
-    return InputItems([_to_numpy(item) for item in _ordered_items(inputs, f"an {noun} (a file, or an array of pixels)")], False)
+    return InputItems(
+        [_to_numpy(item) for item in _ordered_items(inputs, f"an {noun} (a file, or an array of pixels)")], False
+    )
 
 
 def audio_inputs(inputs: Any) -> InputItems[Any]:
@@ -136,7 +142,13 @@ def audio_inputs(inputs: Any) -> InputItems[Any]:
     inputs = _to_numpy(inputs)
     if isinstance(inputs, (str, Path)) or _is_numeric_array(inputs) or _is_number_list(inputs):
         return InputItems([_audio_samples(inputs)], True)
-    return InputItems([_audio_samples(_to_numpy(item)) for item in _ordered_items(inputs, "a sound (a file, or an array of samples)")], False)
+    return InputItems(
+        [
+            _audio_samples(_to_numpy(item))
+            for item in _ordered_items(inputs, "a sound (a file, or an array of samples)")
+        ],
+        False,
+    )
 
 
 def id_row_inputs(inputs: Any) -> InputItems[list[int]]:
@@ -144,7 +156,9 @@ def id_row_inputs(inputs: Any) -> InputItems[list[int]]:
     items = _ordered_items(inputs, "a list of ids")
     is_single = _is_number_list(items)
     rows = [_ordered_items(row, "a list of ids") for row in ([items] if is_single else items)]
-    return InputItems([[int(i) for i in _check_items(row, Integral, "id", "pass ids as integers")] for row in rows], is_single)
+    return InputItems(
+        [[int(i) for i in _check_items(row, Integral, "id", "pass ids as integers")] for row in rows], is_single
+    )
 
 
 def id_tensor(ids: Any, name: str, device: torch.device) -> Tensor:

@@ -48,7 +48,9 @@ def open_image(source: Path | io.BytesIO, name: str, formats: Collection[str] = 
     with Image.open(source, formats=formats) as image:
         (wide, high), max_pixels = image.size, Image.MAX_IMAGE_PIXELS
         if max_pixels is not None and wide * high > max_pixels:  # Pillow only warns, up to twice as many
-            raise UserError(f"{name} has too many pixels ({wide} x {high}, more than {max_pixels:,}); make the image smaller")
+            raise UserError(
+                f"{name} has too many pixels ({wide} x {high}, more than {max_pixels:,}); make the image smaller"
+            )
         if wide * high * scans > _MAX_SCANNED_PIXELS:
             raise UserError(f"{name} is a JPEG file of {scans} scans of {wide} x {high} pixels; save it with fewer")
         if wide * high > _MAX_RLE_PIXELS and any(tile[0] == "bmp_rle" for tile in image.tile):

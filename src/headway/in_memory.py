@@ -102,10 +102,14 @@ def _json_rows(items: Iterator[Any], domain: str) -> Iterator[dict[str, Any]]:
     """Each row as a JSON object."""
     for position, item in enumerate(items, 1):
         if domain not in _ROW_DOMAINS:
-            raise UserError(f"{domain} recipes read files, but the data contain {format_value(item)}; pass paths of files")
+            raise UserError(
+                f"{domain} recipes read files, but the data contain {format_value(item)}; pass paths of files"
+            )
         row = {"text": item} if isinstance(item, str) and domain in _TEXT_DOMAINS else item
         if not isinstance(row, Mapping):
-            expected = "strings, or mappings with a text" if domain in _TEXT_DOMAINS else "mappings from column to value"
+            expected = (
+                "strings, or mappings with a text" if domain in _TEXT_DOMAINS else "mappings from column to value"
+            )
             raise UserError(f"row {position} of the data is {format_value(item)}; pass {expected}")
         json_row = {str(key): _to_json(value, f"row {position}: {key!r}") for key, value in row.items()}
         if len(json_row) < len(row):  # such as 1 and "1"

@@ -117,7 +117,9 @@ def check_output(path: Path, inputs: Iterable[Path | str]) -> None:
     for source in inputs:
         try:
             source_status = os.stat(Path(source).expanduser())
-            inside = stat.S_ISDIR(source_status.st_mode) and resolved.is_relative_to(os.path.realpath(Path(source).expanduser()))
+            inside = stat.S_ISDIR(source_status.st_mode) and resolved.is_relative_to(
+                os.path.realpath(Path(source).expanduser())
+            )
         except (OSError, ValueError, RuntimeError):  # a data set's name, or text
             continue
         if inside or os.path.samestat(status, source_status):

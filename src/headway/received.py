@@ -26,7 +26,10 @@ _BLOCK = 1 << 20
 _ALWAYS_ALLOWED = 1 << 26  # bytes that any file may expand to, however small it is
 _ALWAYS_ALLOWED_LINES = 1 << 24  # the same for files that are read line by line, which takes longer per byte
 _READ_SIZE = 1 << 17
-_FREE_FRAMES, _BYTES_PER_FRAME = 100_000, 64  # compressed frames that any file may have, and output bytes per further frame
+_FREE_FRAMES, _BYTES_PER_FRAME = (
+    100_000,
+    64,
+)  # compressed frames that any file may have, and output bytes per further frame
 _SMALL_READ = 1 << 12  # compressed bytes per read for decompressors that cannot limit their output
 _MAX_DICTIONARY = 1 << 28  # maximum bytes of a decompressor's dictionary
 _MAX_PATH_LENGTH = 80  # maximum characters of a path in a message
@@ -243,7 +246,9 @@ class _GzipMember:
 
 
 def _decompress_gz(raw: IO[bytes], source: str) -> Iterator[bytes]:
-    return _decompress_frames(raw, source, _GzipMember, b"")  # trailing data that are not a member are damage, as in gzip
+    return _decompress_frames(
+        raw, source, _GzipMember, b""
+    )  # trailing data that are not a member are damage, as in gzip
 
 
 def _decompress_bz2(raw: IO[bytes], source: str) -> Iterator[bytes]:
@@ -254,7 +259,9 @@ def _decompress_xz(raw: IO[bytes], source: str) -> Iterator[bytes]:
     return _decompress_frames(raw, source, lambda: lzma.LZMADecompressor(memlimit=_MAX_DICTIONARY), b"\xfd7zXZ\0")
 
 
-def _decompress_frames(raw: IO[bytes], source: str, new_frame: Callable[[], _FrameDecompressor], magic: bytes) -> Iterator[bytes]:
+def _decompress_frames(
+    raw: IO[bytes], source: str, new_frame: Callable[[], _FrameDecompressor], magic: bytes
+) -> Iterator[bytes]:
     """Decompress each frame of a file, which may have several. Trailing data that do not start with `magic` are
     ignored, as the tools of these formats do; zeros are padding.
     """
@@ -308,7 +315,14 @@ def _decompress_zst(raw: IO[bytes], source: str) -> Iterator[bytes]:
 def _check_frames(source: str, count: int, size: int) -> None:
     """UserError for too many tiny frames: each takes time even if it is empty."""
     if count > _FREE_FRAMES + size // _BYTES_PER_FRAME:
-        raise UserError(f"{source} has {count:,} compressed frames in its first {size:,} bytes; compress it again as one")
+        raise UserError(
+            f"{source} has {count:,} compressed frames in its first {size:,} bytes; compress it again as one"
+        )
 
 
-_READERS: dict[str, Callable[[IO[bytes], str], Iterator[bytes]]] = {".gz": _decompress_gz, ".bz2": _decompress_bz2, ".xz": _decompress_xz, ".zst": _decompress_zst}
+_READERS: dict[str, Callable[[IO[bytes], str], Iterator[bytes]]] = {
+    ".gz": _decompress_gz,
+    ".bz2": _decompress_bz2,
+    ".xz": _decompress_xz,
+    ".zst": _decompress_zst,
+}

@@ -34,7 +34,14 @@ def verify(path: str | Path) -> Verification:
     """
     model_folder = find_folder(path)
     run = RunDirectory(model_folder)
-    folders = [model_folder, *(path for checkpoint_folder in (run.checkpoints, run.pre_decay) for path in sorted(checkpoint_folder.glob("step-*")))]
+    folders = [
+        model_folder,
+        *(
+            path
+            for checkpoint_folder in (run.checkpoints, run.pre_decay)
+            for path in sorted(checkpoint_folder.glob("step-*"))
+        ),
+    ]
     sealed_folders = [folder for folder in folders if is_sealed(folder)]
     if not run.exists() and model_folder not in sealed_folders and not (model_folder / QUANTISED).is_file():
         open_config(model_folder)
@@ -47,4 +54,6 @@ def verify(path: str | Path) -> Verification:
             damaged.append(str(error).rpartition("; ")[0])
             continue
         files, size = files + len(entries), size + sum(entry_size for entry_size, _ in entries.values())
-    return Verification(files, size, tuple(damaged), tuple(folder for folder in folders if folder not in sealed_folders))
+    return Verification(
+        files, size, tuple(damaged), tuple(folder for folder in folders if folder not in sealed_folders)
+    )

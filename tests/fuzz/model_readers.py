@@ -17,7 +17,7 @@ from headway.formats.families import families, find_family
 from headway.formats.gguf import load_gguf, load_gguf_codec, save_gguf
 from headway.formats.llama2c import load_llama2c
 from headway.formats.native import read_config, uninitialized_model
-from headway.formats.published import CONFIG, INDEX, open_shards, read_special_tokens, read_settings
+from headway.formats.published import CONFIG, INDEX, open_shards, read_settings, read_special_tokens
 from headway.formats.settings import Settings
 from headway.formats.tensorfile import TensorFile
 from headway.nn.models import build

@@ -21,7 +21,15 @@ from headway.layout import Layout
 from headway.nn.mixers import AttentionConfig, CrossAttentionConfig
 from headway.nn.mixers.attention import KeyValues, SelfAttention
 from headway.nn.mixers.cross import ProjectedMemory
-from headway.nn.models import BlockConfig, CacheDtype, EncoderDecoder, Prompt, StackConfig, Transformer, TransformerConfig
+from headway.nn.models import (
+    BlockConfig,
+    CacheDtype,
+    EncoderDecoder,
+    Prompt,
+    StackConfig,
+    Transformer,
+    TransformerConfig,
+)
 from headway.nn.models.block import Block
 from headway.nn.parts.positions import RotaryConfig
 from headway.visibility import Causal
@@ -144,7 +152,9 @@ def test_fp16_keeps_the_nearest_numbers(size: int) -> None:
             kept = engine.adopt(read)
             for column in ids(1, 40, seed=3).T:
                 _, kept = engine.step(column, kept)
-            contents.append(torch.from_numpy(np.stack([engine._kv_blocks.view(block) for block in kept.rows[0].blocks])))
+            contents.append(
+                torch.from_numpy(np.stack([engine._kv_blocks.view(block) for block in kept.rows[0].blocks]))
+            )
     whole, half = contents[0].view(torch.float32), contents[1].view(torch.float16)
     for group in range(2):
         each = slice(2 * group * size * BLOCK, 2 * (group + 1) * size * BLOCK)
@@ -260,7 +270,9 @@ def test_memories_are_kept_in_int8_too() -> None:
         block.cross.kv.bias[: block.cross.groups * block.cross.size] += 50  # which moves all scores of a query alike
         wanted, found = (stepped(e, e.start(prompt, 20)[1], ids(3, 9, seed=2))[0] for e in engines)  # type: ignore[arg-type]
         assert (found - wanted).norm() < 2 * first
-    assert engines[1]._memory_blocks.size <= 0.5 * engines[0]._memory_blocks.size  # tiny heads: as much again for scales
+    assert (
+        engines[1]._memory_blocks.size <= 0.5 * engines[0]._memory_blocks.size
+    )  # tiny heads: as much again for scales
 
 
 @pytest.mark.parametrize("cache", CACHES)

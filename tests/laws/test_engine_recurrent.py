@@ -9,7 +9,7 @@ import pytest
 import torch
 from cases import CAUSAL, MIXERS, READERS, WIDTH, ids, shake
 
-from headway.engine import Engine, Format, EngineDecoding, quantise
+from headway.engine import Engine, EngineDecoding, Format, quantise
 from headway.engine.program import NAMES, Opcode
 from headway.engine.rows import states_of
 from headway.generate import GREEDY, Limits, SearchConfig, Session, translate_ids

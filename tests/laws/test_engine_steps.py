@@ -12,7 +12,7 @@ from cases import FEED_FORWARDS, MIXERS, hybrid, ids, shake
 from test_engine import LOWERED
 from test_engine_rows import translator
 
-from headway.engine import Engine, Format, EngineDecoding, OutOfBlocksError, RowChunk, Row, quantise
+from headway.engine import Engine, EngineDecoding, Format, OutOfBlocksError, Row, RowChunk, quantise
 from headway.engine.choosing import SamplingBatch
 from headway.engine.drawing import UNIFORM
 from headway.engine.operations import FAR, NEAR

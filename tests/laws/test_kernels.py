@@ -17,6 +17,7 @@ from headway.nn.kernels import (
     View,
     attend,
     attend_reference,
+    bf16_attention,
     convolve,
     convolve_reference,
     deterministic,
@@ -38,7 +39,6 @@ from headway.nn.kernels import (
     rms_norm_reference,
     rotate,
     rotate_reference,
-    bf16_attention,
 )
 from headway.visibility import Causal, Full, Local, Pattern, Prefix
 

@@ -284,7 +284,9 @@ def test_copies_that_wait_for_a_prompt_give_way_with_who_reads_it() -> None:
         told.setdefault(key, []).extend(more)
     found = [said_of(told[2, copy]) for copy in range(3)]
     assert found == alone(plain, second)
-    assert [told[2, copy][-1].cached_tokens for copy in range(3)] == [0] * 3, "what it had read itself is not known from others"
+    assert [told[2, copy][-1].cached_tokens for copy in range(3)] == [0] * 3, (
+        "what it had read itself is not known from others"
+    )
     free_of_leaks(scheduler, engine)
 
 

@@ -15,7 +15,7 @@ from twins import Twins, batch, difference, twins
 from headway.config import override
 from headway.errors import UserError
 from headway.formats.families import families
-from headway.formats.published import resolve_defaults, load_published, save_published
+from headway.formats.published import load_published, resolve_defaults, save_published
 from headway.formats.settings import Settings
 from headway.nn.models import PooledHeadConfig, build
 from headway.nn.models.presets import decoder, gpt

@@ -16,7 +16,7 @@ from twins import Batch, Twins, batch, check_export, difference, outputs_of, per
 
 from headway.errors import UserError
 from headway.formats.families import families
-from headway.formats.published import load_published, save_published, can_express
+from headway.formats.published import can_express, load_published, save_published
 from headway.nn.mixers import AttentionConfig
 from headway.nn.models import PooledHeadConfig, TokenInputs
 from headway.nn.models.presets import preset

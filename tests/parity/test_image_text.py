@@ -21,7 +21,7 @@ from headway.codecs.processor import ImageProcessor
 from headway.codecs.tokenizer import sequence_template
 from headway.errors import UserError
 from headway.formats.families import families
-from headway.formats.published import load_published, can_express
+from headway.formats.published import can_express, load_published
 from headway.layout import Layout
 from headway.nn.models.presets import preset, siglip
 

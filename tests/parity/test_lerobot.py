@@ -25,7 +25,15 @@ from headway.domains.robotics import task as robotics_task
 from headway.domains.robotics.policy import PolicyRunner
 from headway.errors import UserError
 from headway.formats.open import open_config, open_model
-from headway.nn.models import ActConfig, Chunks, ChunkNoise, Observations, SceneEmbedConfig, UNetPolicy, UNetPolicyConfig
+from headway.nn.models import (
+    ActConfig,
+    ChunkNoise,
+    Chunks,
+    Observations,
+    SceneEmbedConfig,
+    UNetPolicy,
+    UNetPolicyConfig,
+)
 
 CLOSE: dict[str, Any] = {"rtol": 1e-5, "atol": 2e-5}
 live = pytest.mark.skipif(policies.find_lerobot() is not None, reason=str(policies.find_lerobot()))

@@ -60,13 +60,17 @@ def test_scores_are_those_of_the_pipeline(labels: dict[str, Any], problem: str |
     """Softmax, a sigmoid for each label, or the number as it is: as problem_type says."""
     codec = train_codec("char", iter(["abc "]), special=("[PAD]", "[CLS]", "[SEP]"))
     torch.manual_seed(0)
-    config = T.BertConfig(vocab_size=codec.vocab_size, max_position_embeddings=24, problem_type=problem, **TINY, **labels)
+    config = T.BertConfig(
+        vocab_size=codec.vocab_size, max_position_embeddings=24, problem_type=problem, **TINY, **labels
+    )
     theirs = T.BertForSequenceClassification(config)
     perturb(theirs.eval(), 0.3, 1)
     theirs.save_pretrained(tmp_path)
     codec.save(tmp_path)
     texts = ["abc", "c ab"]
-    rows = [[codec.vocab_size - 2, *codec.encode(text), codec.vocab_size - 1] for text in texts]  # [CLS] and [SEP] around it
+    rows = [
+        [codec.vocab_size - 2, *codec.encode(text), codec.vocab_size - 1] for text in texts
+    ]  # [CLS] and [SEP] around it
     with torch.inference_mode():
         wanted = [theirs(torch.tensor([row])).logits[0] for row in rows]
     if problem == "multi_label_classification":

@@ -12,7 +12,7 @@ from twins import check_export, difference, outputs_of, twins
 
 from headway.errors import UserError
 from headway.formats.families import families
-from headway.formats.published import load_published, save_published, can_express
+from headway.formats.published import can_express, load_published, save_published
 from headway.layout import Layout
 from headway.nn.models import TrajectoryInputs, build
 from headway.nn.models.presets import preset

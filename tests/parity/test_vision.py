@@ -17,7 +17,7 @@ from twins import check_export, difference, outputs_of, twins
 from headway.codecs.processor import ImageProcessor, read_image
 from headway.errors import UserError
 from headway.formats.families import families
-from headway.formats.published import load_published, can_express
+from headway.formats.published import can_express, load_published
 from headway.nn.models.presets import preset
 
 T = pytest.importorskip("transformers")

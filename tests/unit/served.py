@@ -63,4 +63,6 @@ def _known(ready: ReadyModel) -> ModelSummary:
     model, config = ready.model, ready.model.module.config
     can = verbs(config, model.usage, model.recipe is not None)
     count = describe(config)["parameters"]
-    return ModelSummary(kinds.kind_of(config), can, kinds.input_kinds(config), config.context, count, 1_700_000_000, None)
+    return ModelSummary(
+        kinds.kind_of(config), can, kinds.input_kinds(config), config.context, count, 1_700_000_000, None
+    )

@@ -124,7 +124,9 @@ def test_a_sound_without_its_long_pauses() -> None:
     assert timeline.original_times(0.0, 3.7) == pytest.approx((10.0, 13.0))  # from pause to pause
     assert timeline.original_times(3.8, 4.6) == pytest.approx((33.0, 33.4))  # from the joint on
     assert timeline.original_times(5.0, 9.9) == pytest.approx((33.8, 34.0))
-    assert timeline.original_times(3.75, 3.85) == pytest.approx((13.35, 13.4))  # nothing is spoken, so there is no way across
+    assert timeline.original_times(3.75, 3.85) == pytest.approx(
+        (13.35, 13.4)
+    )  # nothing is spoken, so there is no way across
     assert timeline.within_speech(10.8, 12.9) == pytest.approx((11.9, 12.9))
     assert timeline.within_speech(11.2, 11.5) == (11.2, 11.5)
     for spans in ([[0.5, 39.5]], [[0.0, 20.0], [21.1, 40.0]]):

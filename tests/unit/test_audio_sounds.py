@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from headway.domains.audio.mel import RATE, MIN_SAMPLES, log_mel, mel_filters, pad, resample
+from headway.domains.audio.mel import MIN_SAMPLES, RATE, log_mel, mel_filters, pad, resample
 from headway.domains.audio.sound import read_sound
 from headway.errors import UserError
 

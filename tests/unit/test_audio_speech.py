@@ -21,7 +21,7 @@ from whisper_models import folder as whisper_folder
 
 import headway as hw
 from headway.app.exchange import export_model
-from headway.app.recipes import open_new_task, configure_recipe, open_task
+from headway.app.recipes import configure_recipe, open_new_task, open_task
 from headway.config import override
 from headway.data.packing import IGNORE_INDEX
 from headway.domains import recipe as find_recipe
@@ -52,7 +52,9 @@ SMALL = {
 SPLIT = {"task.split.validation": 0.2, "task.split.test": 0.2}
 
 
-def transcription(data: Path, settings: dict[str, Any] | None = None) -> tuple[TranscribedSpeech, TranscriptRecognition]:
+def transcription(
+    data: Path, settings: dict[str, Any] | None = None
+) -> tuple[TranscribedSpeech, TranscriptRecognition]:
     recipe = override(find_recipe("transcription"), {**SMALL, **SPLIT, **(settings or {})})
     return parts(open_task(recipe, Path("/nowhere"), data))
 
@@ -315,7 +317,9 @@ def test_between_digits_there_is_silence_and_in_them_the_recording(recordings: P
         assert all(0.05 - 1e-4 <= gap <= 0.2 + 1e-4 for gap in gaps)
         for start, end in zip(edges[1::2], edges[2::2]):
             assert any(
-                torch.equal(window[start:end], task.sounds[row]) for voice in task.rows_by_speaker["test"] for row in voice
+                torch.equal(window[start:end], task.sounds[row])
+                for voice in task.rows_by_speaker["test"]
+                for row in voice
             )
         seen += len(spans)
     assert seen > 24

@@ -24,7 +24,15 @@ from headway.app.cli import main as cli
 from headway.app.recipes import open_task
 from headway.config import override
 from headway.domains import recipe as find_recipe
-from headway.domains.audio.augment import SoundAugmentConfig, augmentation_rng, delay, mask_spectrogram, add_noise, fit_to_window, change_speed_and_gain
+from headway.domains.audio.augment import (
+    SoundAugmentConfig,
+    add_noise,
+    augmentation_rng,
+    change_speed_and_gain,
+    delay,
+    fit_to_window,
+    mask_spectrogram,
+)
 from headway.domains.audio.classification import SoundDataset, inference_frames
 from headway.domains.audio.sequences import read_takes
 from headway.domains.audio.sound import read_sound
@@ -152,7 +160,9 @@ def test_batches_are_a_function_of_seed_and_place(tmp_path: Path) -> None:
 
 def test_what_augmentation_changes() -> None:
     sound, none = torch.from_numpy(tone(300, rate=16000)), SoundAugmentConfig()
-    assert torch.equal(add_noise(change_speed_and_gain(sound, none, augmentation_rng(0, 1)), none, augmentation_rng(0, 1)), sound)
+    assert torch.equal(
+        add_noise(change_speed_and_gain(sound, none, augmentation_rng(0, 1)), none, augmentation_rng(0, 1)), sound
+    )
     slow = change_speed_and_gain(sound, SoundAugmentConfig(speeds=(0.5,)), augmentation_rng(0, 1))
     assert len(slow) == 2 * len(sound)
     louder = change_speed_and_gain(sound, SoundAugmentConfig(gain=6.0), augmentation_rng(0, 1))
@@ -162,14 +172,18 @@ def test_what_augmentation_changes() -> None:
     noise = add_noise(sound, SoundAugmentConfig(noise=(20.0, 20.0)), augmentation_rng(0, 1)) - sound
     assert float(noise.std() / sound.square().mean().sqrt()) == pytest.approx(0.1, rel=0.05)
     assert torch.equal(fit_to_window(sound, len(sound) + 100)[50:-50], sound)
-    starts = {int((fit_to_window(sound, len(sound) + 400, 0.01, augmentation_rng(0, i)) != 0).nonzero()[0]) for i in range(30)}
+    starts = {
+        int((fit_to_window(sound, len(sound) + 400, 0.01, augmentation_rng(0, i)) != 0).nonzero()[0]) for i in range(30)
+    }
     assert len(starts) > 5
     assert 40 <= min(starts) <= max(starts) <= 360  # at most 160 samples from the middle
     later = [delay(sound, len(sound) + 9, SoundAugmentConfig(shift=0.2), augmentation_rng(0, i)) for i in range(99)]
     assert {len(x) - len(sound) for x in later} == set(range(10))
     assert all(torch.equal(x[-len(sound) :], sound) and not x[: -len(sound)].any() for x in later)
     frames = torch.randn(50, 80)
-    marked = mask_spectrogram(frames, SoundAugmentConfig(time_masks=1, time_width=0.1, band_masks=1, band_width=8), augmentation_rng(0, 3))
+    marked = mask_spectrogram(
+        frames, SoundAugmentConfig(time_masks=1, time_width=0.1, band_masks=1, band_width=8), augmentation_rng(0, 3)
+    )
     hidden = marked != frames
     assert torch.all(marked[hidden] == frames.mean())
     assert hidden.all(1).sum() <= 10
@@ -196,7 +210,9 @@ def test_the_sets_own_split_and_one_speaker_held_out(tmp_path: Path) -> None:
     settings = {"task.seconds": 0.3, "task.split.test": 0.0}
     task = task_of(folder, settings, "spoken-digits")
     assert {int(task.files[row].stem[-1]) for row in task.splits.indices["test"]} == {0, 1, 2, 3, 4}
-    assert {int(task.files[row].stem[-1]) for split in ("train", "validation") for row in task.splits.indices[split]} == {
+    assert {
+        int(task.files[row].stem[-1]) for split in ("train", "validation") for row in task.splits.indices[split]
+    } == {
         5,
         6,
     }

@@ -35,21 +35,28 @@ from headway.app.model import Model
 from headway.domains.audio import (
     MAX_PARALLEL_SOUNDS,
     SubtitleLines,
-    TranscriptionStream,
     Transcriber,
-    TranscriptionOptions,
     Transcription,
+    TranscriptionOptions,
+    TranscriptionStream,
     Word,
-    listener,
     advance_together,
     format_transcript,
+    listener,
 )
 from headway.domains.audio.activity import DetectedSpeech
 from headway.domains.audio.listener import WhisperRule, WhisperTokens, compression_ratio, split_segments
 from headway.domains.audio.mel import RATE, log_mel
 from headway.domains.audio.sound import open_sound
 from headway.domains.audio.transcribe import Segment, transcribe_all
-from headway.domains.audio.words import align, between_pauses, merge_punctuation, split_ids, split_words, dynamic_time_warping
+from headway.domains.audio.words import (
+    align,
+    between_pauses,
+    dynamic_time_warping,
+    merge_punctuation,
+    split_ids,
+    split_words,
+)
 from headway.engine import Engine, Format, quantise
 from headway.errors import ConfigError, UserError
 from headway.formats.open import OpenedModel
@@ -106,7 +113,9 @@ def test_the_rule_is_that_of_transformers(
     starts = torch.tensor([[MARKS.start, *row] for row in rows])
     wanted = theirs(starts, logits.clone())
     found = logits.clone()
-    never = WhisperTokens(SYMBOLS, END, MARKS.start, MARKS.no_timestamps, None, None, {}, {}, (MARKS.no_timestamps,), ())
+    never = WhisperTokens(
+        SYMBOLS, END, MARKS.start, MARKS.no_timestamps, None, None, {}, {}, (MARKS.no_timestamps,), ()
+    )
     WhisperRule(never, latest=0.1)(found, torch.tensor(rows, dtype=torch.long).view(8, length))
     assert torch.equal(found, wanted)
 
@@ -181,7 +190,9 @@ def test_silence_is_left_out_and_doubt_is_tried_again() -> None:
 
 def test_a_random_model_comes_to_an_end_and_repeats_itself_only_by_seed() -> None:
     real = model()
-    made = Transcriber(real, real, codec(), USAGE, TranscriptionOptions(beam=2, temperatures=(0.0, 1.0), words=True, vad=False))
+    made = Transcriber(
+        real, real, codec(), USAGE, TranscriptionOptions(beam=2, temperatures=(0.0, 1.0), words=True, vad=False)
+    )
     one, two = made.transcribe(noise(3 * RATE)), made.transcribe(noise(3 * RATE))
     assert one == two
     assert one.language in ("en", "de")
@@ -197,7 +208,8 @@ def test_sounds_told_together_are_those_told_alone_whenever_they_join() -> None:
     engine = Engine(real, threads=1)
     hows = [{"beam": 2, "temperatures": (0.0, 1.0)}, {"language": "de", "beam": 3, "initial": "So"}, {"words": True}]
     by = [
-        Transcriber(real, engine, codec(), USAGE, TranscriptionOptions(**{"vad": False, "best_of": 2, **how})) for how in hows
+        Transcriber(real, engine, codec(), USAGE, TranscriptionOptions(**{"vad": False, "best_of": 2, **how}))
+        for how in hows
     ]
     sounds = [open_sound(noise(length * RATE // 2, seed)) for seed, length in enumerate((3, 5, 2))]
     alone = [each.transcribe(sound) for each, sound in zip(by, sounds)]
@@ -241,7 +253,11 @@ def test_the_engine_writes_what_torch_writes(form: Format) -> None:
     sides = [Transcriber(real, side, codec(), USAGE, TranscriptionOptions("de", beam=3)) for side in (real, engine)]
     ours = engine.encode(log_mel(noise(RATE), BANDS)[None], Layout.full(1, 100))
     first, second = (
-        run_coroutine(side.window_transcriber.generator, side.window_transcriber.decode_steps(ours, tuple(b" before"), side.config)) for side in sides
+        run_coroutine(
+            side.window_transcriber.generator,
+            side.window_transcriber.decode_steps(ours, tuple(b" before"), side.config),
+        )
+        for side in sides
     )
     assert first.ids == second.ids
     assert first.logprob == pytest.approx(second.logprob, abs=0.03 if form == "int8" else 1e-4)
@@ -372,7 +388,9 @@ def test_files_of_subtitles() -> None:
     assert format_transcript(found, "srt") == (
         "1\n00:00:00,000 --> 00:00:03,500\nOne -> two\n\n2\n01:01:01,250 --> 01:01:02,000\nThree\n\n"
     )
-    assert format_transcript(found, "vtt").startswith("WEBVTT\n\n00:00:00.000 --> 00:00:03.500\nOne -> two\n\n01:01:01.250")
+    assert format_transcript(found, "vtt").startswith(
+        "WEBVTT\n\n00:00:00.000 --> 00:00:03.500\nOne -> two\n\n01:01:01.250"
+    )
     read = json.loads(format_transcript(found, "json"))
     assert read["segments"][1]["words"] == [{"word": " Three", "start": 3661.3, "end": 3662.0, "probability": 0.9}]
     assert "words" not in read["segments"][0]

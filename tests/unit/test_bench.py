@@ -22,8 +22,8 @@ from headway.bench.run import (
     Job,
     check_space,
     comparisons,
-    prepare_models,
     list_contenders,
+    prepare_models,
     without_dropout,
 )
 from headway.errors import UserError
@@ -205,7 +205,10 @@ def test_dropout_is_left_out() -> None:
         (("decod",), "invalid choice: 'decod'"),
         (("decode", "--shape", "llama-136m"), "'llama-136m' is not a recipe, preset, run or model; did you mean"),
         (("decode", "--shape", "bert-base"), "shape 'bert-base' is not a language model, which decode needs"),
-        (("decode", "--shape", "gpt-1m"), f"a context of 64, but decode generates up to {PROMPT_TOKENS + NEW_TOKENS} tokens"),
+        (
+            ("decode", "--shape", "gpt-1m"),
+            f"a context of 64, but decode generates up to {PROMPT_TOKENS + NEW_TOKENS} tokens",
+        ),
         (("translate", "--shape", "gpt2"), "shape 'gpt2' is not an encoder-decoder and cannot translate"),
         (("train", "--shape", "shakespeare"), "shape 'shakespeare' has no context limit to fill"),
         (("train", "--weights", "int8"), "training needs weights in fp32, not in int8; remove --weights"),

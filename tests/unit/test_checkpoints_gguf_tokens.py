@@ -66,7 +66,9 @@ def test_real_ranks_come_back(tmp_path: Path, data_dir: Path, text: str) -> None
     if not file.is_file():
         pytest.skip(f"{file} is not there")
     codec = load_codec(file)
-    config = published_config(LLAMA, vocab_size=codec.vocab_size, hidden_size=8, intermediate_size=8, num_hidden_layers=1)
+    config = published_config(
+        LLAMA, vocab_size=codec.vocab_size, hidden_size=8, intermediate_size=8, num_hidden_layers=1
+    )
     save_gguf(drawn(config), config, tmp_path / "a.gguf", codec)
     found = load_gguf_codec(tmp_path / "a.gguf")
     assert found is not None

@@ -16,7 +16,7 @@ from headway.codecs import train_codec
 from headway.errors import UserError
 from headway.formats.families import families
 from headway.formats.open import open_model
-from headway.formats.published import resolve_defaults, load_published, save_published, can_express
+from headway.formats.published import can_express, load_published, resolve_defaults, save_published
 from headway.formats.settings import Settings
 from headway.nn.mixers import AttentionConfig
 from headway.nn.models import PooledHeadConfig, TransformerConfig, build

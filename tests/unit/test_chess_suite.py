@@ -15,7 +15,7 @@ from headway.errors import UserError
 chess = pytest.importorskip("chess")
 
 from headway.app.cli import chess_suite  # noqa: E402
-from headway.domains.chess.judge import PositionInput, Evaluation  # noqa: E402
+from headway.domains.chess.judge import Evaluation, PositionInput  # noqa: E402
 from headway.domains.chess.limits import SearchLimits  # noqa: E402
 from headway.domains.chess.player import Player  # noqa: E402
 from headway.domains.chess.positions import open_positions  # noqa: E402

@@ -30,10 +30,20 @@ from headway.claims.claim import (
     student_cdf,
     student_quantile,
 )
-from headway.claims.experiments import select_claims, claims
+from headway.claims.experiments import claims, select_claims
 from headway.claims.page import plot_lines, render_svg
-from headway.claims.runner import _code_digest, record, load_evidence, run_claim
-from headway.claims.sequences import WITHOUT_ORDER, Budget, open_recipe_task, time_to_target, num_parameters, config_of_size, small_model, target_vocab_size, train_tuned
+from headway.claims.runner import _code_digest, load_evidence, record, run_claim
+from headway.claims.sequences import (
+    WITHOUT_ORDER,
+    Budget,
+    config_of_size,
+    num_parameters,
+    open_recipe_task,
+    small_model,
+    target_vocab_size,
+    time_to_target,
+    train_tuned,
+)
 from headway.config import override
 from headway.data import iter_pairs
 from headway.errors import UserError
@@ -102,7 +112,9 @@ def fake(calls: list[tuple[str, int]], stop_at: int | None = None) -> Claim:
         return Finding([Number("b over a", gain)], gain.low > 0.5, settings.height < 5, ["a < b & <b>"])
 
     def draw(figure: Any, settings: Fake, trials: Trials) -> None:
-        plot_lines(figure.subplots(), settings.sizes, {v: trials.collect(v, "series") for v in "ab"}, title="t", chance=0.5)
+        plot_lines(
+            figure.subplots(), settings.sizes, {v: trials.collect(v, "series") for v in "ab"}, title="t", chance=0.5
+        )
 
     return Claim(
         number=99,
@@ -267,7 +279,9 @@ def test_of_several_rates_the_one_with_the_least_loss_is_used(few_words: None) -
     budget = Budget(steps=3, trial_steps=2, rates=(1e-9, 1e-2), evaluations=2, judged=2, batch_tokens=64)
     with open_recipe_task("pronounce", budget, seed=1) as task:
         course = train_tuned(budget, task, small_model(task, "pronounce", width=8, depth=1), seed=1)
-        again = train_tuned(replace(budget, rates=(course.rate,)), task, small_model(task, "pronounce", width=8, depth=1), seed=1)
+        again = train_tuned(
+            replace(budget, rates=(course.rate,)), task, small_model(task, "pronounce", width=8, depth=1), seed=1
+        )
     assert course.rate == 1e-2 == min(course.tried, key=lambda rate: course.tried[rate])
     assert course.steps == [2, 3]
     assert 0 < course.seconds[0] < course.seconds[1]

@@ -13,7 +13,7 @@ import pytest
 from chat_models import TEMPLATE, echo_model
 
 import headway as hw
-from headway.app.cli.chat import print_reply, dialogue, fit_context
+from headway.app.cli.chat import dialogue, fit_context, print_reply
 from headway.app.cli.main import main
 from headway.app.cli.terminal import Terminal
 from headway.errors import UserError

@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from headway.app.cli import main as cli
-from headway.app.cli.options import number, integer
+from headway.app.cli.options import integer, number
 from headway.app.cli.terminal import Terminal, format_table
 
 

@@ -14,7 +14,7 @@ import torch
 from headway.app.cli import main as cli
 from headway.app.cli.terminal import Terminal
 from headway.codecs.chat import ChatTemplate
-from headway.data.files import read_blocks, archive_members
+from headway.data.files import archive_members, read_blocks
 from headway.data.labelled import read_labelled_files
 from headway.data.tables import read_conll
 from headway.errors import PartialFailureError, UserError, printable

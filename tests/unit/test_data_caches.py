@@ -23,21 +23,21 @@ from headway.data import (
     SPLITS,
     Pair,
     SplitConfig,
-    iter_documents,
     find_set,
     get_set,
     is_present,
+    iter_documents,
+    iter_pairs,
     known_set,
     known_sets,
     open_pairs,
     open_tokens,
-    iter_pairs,
     split_pairs,
 )
 from headway.data import store as store_module
 from headway.data.catalogue import KnownFile, KnownSet
 from headway.data.registry import download
-from headway.data.store import ColumnWriter, open_or_build, build_deadline
+from headway.data.store import ColumnWriter, build_deadline, open_or_build
 from headway.errors import UserError
 from processes import Program
 

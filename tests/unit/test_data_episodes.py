@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from headway.data.episodes import Episode, Episodes, concatenate_episodes, collate_episodes
+from headway.data.episodes import Episode, Episodes, collate_episodes, concatenate_episodes
 from headway.data.recordings import read_episodes, write_episodes
 from headway.errors import UserError
 
@@ -177,7 +177,10 @@ def test_several_files_are_one_and_sides_are_kept(tmp_path: Path) -> None:
     found = read_episodes([tmp_path])
     assert found.named_splits.tolist() == [1, 1, 1, 2, 2, 2]
     assert found.lengths.tolist() == [*LENGTHS, *LENGTHS]
-    same(found, concatenate_episodes([collate_episodes(some(seed=1), "a"), collate_episodes(some(seed=2), "b")], ["a", "b"]))
+    same(
+        found,
+        concatenate_episodes([collate_episodes(some(seed=1), "a"), collate_episodes(some(seed=2), "b")], ["a", "b"]),
+    )
 
 
 def test_real_episodes_of_experts(data_dir: Path) -> None:

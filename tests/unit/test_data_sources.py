@@ -14,7 +14,7 @@ import pytest
 import zstandard
 
 from headway.codecs import train_codec
-from headway.data import iter_chunks, iter_documents, group_references, iter_pairs, split_pairs, text_sources
+from headway.data import group_references, iter_chunks, iter_documents, iter_pairs, split_pairs, text_sources
 from headway.data.sources import split_chunks
 from headway.data.splits import SPLITS, SplitConfig, split_from_name
 from headway.errors import UserError
@@ -211,7 +211,10 @@ def test_names_count_only_where_something_is_left_to_train_on(tmp_path: Path) ->
     assert [source.named_split for source in text_sources([tmp_path])] == ["train", "train", "validation"]
     assert [source.named_split for source in text_sources([tmp_path / "val"])] == [None]
     (tmp_path / "book.txt").write_text("a book")
-    assert [source.named_split for source in text_sources([tmp_path / "book.txt", tmp_path / "val"])] == [None, "validation"]
+    assert [source.named_split for source in text_sources([tmp_path / "book.txt", tmp_path / "val"])] == [
+        None,
+        "validation",
+    ]
 
 
 def bad_text(folder: Path) -> dict[str, tuple[str, bytes | None, str]]:

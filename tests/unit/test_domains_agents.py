@@ -22,7 +22,7 @@ from headway.data.recordings import read_episodes
 from headway.domains import recipe as find_recipe
 from headway.domains.agents import acting
 from headway.domains.agents.codec import AgentCodec, read_codec
-from headway.domains.agents.distributions import Categorical, Normal, sample_noise, sample_actions, most_probable
+from headway.domains.agents.distributions import Categorical, Normal, most_probable, sample_actions, sample_noise
 from headway.domains.agents.experience import Estimation, Experience, LastStates, ReturnScale, advantages
 from headway.domains.agents.pictures import learning_curve
 from headway.domains.agents.task import PPOConfig, make_batch, surrogate, value_error

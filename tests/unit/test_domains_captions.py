@@ -19,7 +19,7 @@ from headway.app.recipes import open_task
 from headway.config import override
 from headway.domains import recipe as find_recipe
 from headway.domains.image_text import scenes
-from headway.domains.image_text.captioning import CaptionGeneration, CaptionDataset, shift_images
+from headway.domains.image_text.captioning import CaptionDataset, CaptionGeneration, shift_images
 from headway.domains.image_text.emoji import read_emoji
 from headway.domains.image_text.recipes import captioner
 from headway.errors import ConfigError, UserError

@@ -20,7 +20,7 @@ chess = pytest.importorskip("chess")
 from chess_data import MATE  # noqa: E402
 
 from headway.domains.chess.engines import LabelConfig, label  # noqa: E402
-from headway.domains.chess.judge import PositionInput, Evaluation  # noqa: E402
+from headway.domains.chess.judge import Evaluation, PositionInput  # noqa: E402
 from headway.domains.chess.limits import SearchLimits  # noqa: E402
 from headway.domains.chess.pgn import games, openings  # noqa: E402
 from headway.domains.chess.player import Player  # noqa: E402

@@ -40,7 +40,9 @@ def write(folder: Path, name: str, text: str) -> Path:
 def test_a_game_has_its_moves_its_result_and_the_engines_judgement(tmp_path: Path) -> None:
     (found,) = games(File(write(tmp_path, "a.pgn", game())))
     played = ["e2e4", "e7e5", "d1h5", "b8c6", "f1c4", "g8f6", "h5f7"]
-    sides = [MOVE_INDEX[move] if at % 2 == 0 else int(MIRRORED_MOVES[MOVE_INDEX[move]]) for at, move in enumerate(played)]
+    sides = [
+        MOVE_INDEX[move] if at % 2 == 0 else int(MIRRORED_MOVES[MOVE_INDEX[move]]) for at, move in enumerate(played)
+    ]
     assert found.moves == sides
     assert found.result is not None
     assert found.result.tolist() == [1, 0, 0]
@@ -99,7 +101,9 @@ def test_forms_of_lists(tmp_path: Path) -> None:
     np.testing.assert_allclose(found.values[1], outcome(-20.0), atol=1e-3)
     own = "PuzzleId,FEN,Moves,Rating\n1,r6k/pp2r2p/4Rp1Q/3p4/8/1N1P2R1/PqP2bPP/7K b - - 0 24,f2g3 e6e7 b2b1 b3c1,1900\n"
     lichess = open_positions([write(tmp_path, "own.csv", own)], 0.5, False)
-    moves = [MIRRORED_MOVES[MOVE_INDEX[m]] if black else MOVE_INDEX[m] for m, black in (("e6e7", False), ("b3c1", False))]
+    moves = [
+        MIRRORED_MOVES[MOVE_INDEX[m]] if black else MOVE_INDEX[m] for m, black in (("e6e7", False), ("b3c1", False))
+    ]
     assert lichess.targets(np.arange(2)).moves[:, 0].tolist() == moves
     labels = "position,bestmove,scores,wdl\n" + f"{start} 0 1,e2e4,e2e4:35 d2d4:#3,900 50 50\n"
     found = open_positions([write(tmp_path, "labels.csv", labels)], 0.5, False).targets(np.arange(1))

@@ -25,14 +25,21 @@ chess = pytest.importorskip("chess")
 clients = pytest.importorskip("chess.engine")
 
 from headway.domains.chess.judge import (  # noqa: E402
-    PositionInput,
     Evaluation,
     EvaluationCache,
+    PositionInput,
     position_input,
     repetitions,
 )
 from headway.domains.chess.limits import SearchLimits, share_of_clock  # noqa: E402
-from headway.domains.chess.match import EngineOpponent, MatchTally, ModelOpponent, RandomOpponent, play_match, ladder_steps  # noqa: E402
+from headway.domains.chess.match import (
+    EngineOpponent,
+    MatchTally,
+    ModelOpponent,
+    RandomOpponent,
+    ladder_steps,
+    play_match,
+)
 from headway.domains.chess.pgn import openings  # noqa: E402
 from headway.domains.chess.player import Player  # noqa: E402
 from headway.domains.chess.puct import PuctConfig, Tree, expected_of  # noqa: E402
@@ -87,7 +94,9 @@ def test_mate_in_one_is_found_with_an_even_policy(fen: str, search: str) -> None
 
 
 def test_the_tree_takes_what_hangs_and_sees_mates_in_two() -> None:
-    free = Player(Even(counts=True), "puct").think(board_from_fen("7k/8/8/3q4/4P3/8/8/7K w - - 0 1"), SearchLimits(nodes=300))
+    free = Player(Even(counts=True), "puct").think(
+        board_from_fen("7k/8/8/3q4/4P3/8/8/7K w - - 0 1"), SearchLimits(nodes=300)
+    )
     assert free.move.uci() == "e4d5"
     assert 0.6 < expected_of(free.lines[0].outcome) < 0.7  # a pawn ahead
     two = Player(Even(), "puct").think(board_from_fen("7k/8/8/8/8/8/R7/1R5K w - - 0 1"), SearchLimits(nodes=3000))
@@ -510,7 +519,9 @@ def test_the_cache_keeps_apart_what_differs_and_stays_in_its_room() -> None:
     assert once[0] is once[1] is cache.evaluate([first])[0]
     for text in ("g1f3", "g8f6", "f3g1", "f6g8"):
         board.push_uci(text)
-    cache.evaluate([position_input(board, 1), position_input(board, 0)])  # the same squares, with a clock and with a past
+    cache.evaluate(
+        [position_input(board, 1), position_input(board, 0)]
+    )  # the same squares, with a clock and with a past
     assert len(judge.seen) == 3
     cache.resize(0)
     cache.evaluate([first])

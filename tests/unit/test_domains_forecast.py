@@ -26,7 +26,7 @@ from headway.learn import Recipe
 from headway.learn.objectives.quantiles import Quantiles
 from headway.learn.report.charts import Panel, forecast_figure
 from headway.learn.report.page import explain_low_scores
-from headway.learn.scale import Throughput, choose_size, active_parameters
+from headway.learn.scale import Throughput, active_parameters, choose_size
 from headway.metrics.forecasts import forecast_scores, seasonal_error, simple_forecasts
 
 TINY = {"train.steps": 30, "train.batch_size": 16, "model.dropout": 0.0}
@@ -65,7 +65,8 @@ def test_what_is_judged_lies_after_what_is_trained_on(data: Path) -> None:
     found, codec = task.examples, task.examples.codec
     assert (codec.season, codec.horizon, codec.context, codec.patch) == (7, 14, 56, 2)
     reach = {
-        side: (found.windows.steps[rows].min(), found.windows.steps[rows].max() + 14) for side, rows in found.splits.indices.items()
+        side: (found.windows.steps[rows].min(), found.windows.steps[rows].max() + 14)
+        for side, rows in found.splits.indices.items()
     }
     assert reach == {"train": (56, 140), "validation": (140, 170), "test": (170, 200)}
     for split in ("train", "validation", "test"):
@@ -101,7 +102,9 @@ def test_an_untrained_model_says_the_simple_forecast_with_the_errors_it_had(data
     near = np.abs(said[..., 4] - line).mean()
     assert codec.line == "season and drift"
     assert near < np.abs(task.examples.forecast_window(rows).after - line).mean()
-    inside = (said[..., 0] <= task.examples.forecast_window(rows).after) & (task.examples.forecast_window(rows).after <= said[..., -1])
+    inside = (said[..., 0] <= task.examples.forecast_window(rows).after) & (
+        task.examples.forecast_window(rows).after <= said[..., -1]
+    )
     assert inside.mean() == pytest.approx(0.8, abs=0.1)
 
 
@@ -143,7 +146,9 @@ def test_the_pinball_loss_is_least_at_the_quantiles() -> None:
 def test_it_overfits_one_batch(data: Path) -> None:
     task = windows(data)
     batch = next(task.batches("train"))
-    model = task.adapt(configure_recipe("forecast", data, {**TINY, "model.width": 64, "model.heads": 4}, None).model).build(0)
+    model = task.adapt(
+        configure_recipe("forecast", data, {**TINY, "model.width": 64, "model.heads": 4}, None).model
+    ).build(0)
     optim = torch.optim.Adam(model.parameters(), 0.02)
     losses = []
     for _ in range(60):

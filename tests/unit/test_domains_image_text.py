@@ -68,7 +68,9 @@ def test_a_batch_in_parts_has_the_gradient_of_the_whole(loss: str, tmp_path: Pat
         towers_of = {"model.bias": -10.0, "model.scale": 2.3} if loss == "sigmoid" else {}
         chosen = {"task.loss": loss, "task.captions": 2, "task.at_once": at_once, "train.batch_size": 7, **towers_of}
         here = task(table, **chosen)
-        model = here.adapt(configure_recipe("image-text", table, {**TINY, **chosen}, None).model).build(0).double().train()
+        model = (
+            here.adapt(configure_recipe("image-text", table, {**TINY, **chosen}, None).model).build(0).double().train()
+        )
         batch = next(here.batches("train"))
         pixels, texts = batch.inputs
         total = here.loss(model, batch._replace(inputs=(pixels.double(), texts)))["loss"].total
@@ -140,7 +142,9 @@ def test_augmentation_moves_images_and_leaves_them_alone_by_default() -> None:
     moved = ImageTextAugmentConfig(shift=0.2, zoom=0.1, turn=20, light=0.1, flip=True)(images, 3)
     assert moved.shape == images.shape
     assert not torch.equal(moved, images)
-    torch.testing.assert_close(moved, ImageTextAugmentConfig(shift=0.2, zoom=0.1, turn=20, light=0.1, flip=True)(images, 3))
+    torch.testing.assert_close(
+        moved, ImageTextAugmentConfig(shift=0.2, zoom=0.1, turn=20, light=0.1, flip=True)(images, 3)
+    )
     mirrored = ImageTextAugmentConfig(flip=True)(images, 1)
     for one, other in zip(images, mirrored):
         assert torch.allclose(one, other, atol=1e-5) or torch.allclose(one.flip(2), other, atol=1e-5)

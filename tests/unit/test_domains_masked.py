@@ -16,7 +16,7 @@ from headway.codecs import Codec, train_codec
 from headway.config import override
 from headway.data import IGNORE_INDEX, SplitConfig
 from headway.domains.masked.fill import SPECIAL, TokenTables, token_tables
-from headway.domains.masked.recipes import modern_encoder, masked
+from headway.domains.masked.recipes import masked, modern_encoder
 from headway.domains.masked.rows import Masking, MaskingConfig
 from headway.domains.masked.task import MaskedDataset
 from headway.errors import ConfigError, UserError

@@ -11,7 +11,7 @@ import pytest
 from headway import domains
 from headway.config import from_dict, kinds, override, to_dict
 from headway.data import known_set
-from headway.domains import recipe_domains, recipe, recipes, tasks
+from headway.domains import recipe, recipe_domains, recipes, tasks
 from headway.errors import ConfigError, UserError
 from headway.learn import Recipe, TaskConfig
 from headway.nn.models import describe

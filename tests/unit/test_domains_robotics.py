@@ -110,7 +110,9 @@ def test_scales(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         codec = opened(tmp_path, **{"task.scaling": scaling}).examples.codec
         assert codec.shift == pytest.approx([shift, 0.25], rel=1e-5)
         assert codec.scale == pytest.approx([scale, 1.0], rel=1e-5)
-        assert codec.decode_actions(codec.encode_actions(np.array([[0.5, 9.0]]))) == pytest.approx(np.array([[0.5, 9.0]]))
+        assert codec.decode_actions(codec.encode_actions(np.array([[0.5, 9.0]]))) == pytest.approx(
+            np.array([[0.5, 9.0]])
+        )
     assert abs(codec.states(np.full((1, 4), 1e9))).max() == 10
     codec.save(tmp_path)
     assert read_codec(tmp_path) == codec

@@ -16,8 +16,8 @@ gymnasium = pytest.importorskip("gymnasium", reason="gymnasium is not installed:
 from robot_data import PATCHES, built, given, made, opened, picture  # noqa: E402
 
 from headway.domains.robotics.codec import words_of  # noqa: E402
-from headway.domains.robotics.policy import PolicyRunner, Policy, ensemble_chunks, structure_observation  # noqa: E402
-from headway.domains.robotics.rollout import PlayedEpisodes, play, combine_scores, success_scores  # noqa: E402
+from headway.domains.robotics.policy import Policy, PolicyRunner, ensemble_chunks, structure_observation  # noqa: E402
+from headway.domains.robotics.rollout import PlayedEpisodes, combine_scores, play, success_scores  # noqa: E402
 from headway.environments import VectorEnv  # noqa: E402
 from headway.errors import UserError  # noqa: E402
 from headway.learn.report.films import FrameSampler  # noqa: E402
@@ -51,7 +51,9 @@ def test_an_actor_does_what_its_chunks_say(
             rows = np.array([0, 2])
         found = acting.act(lambda now=seen[rows]: Observations(torch.from_numpy(now)))
         if step % execute == 0:
-            table[step] = PolicyRunner(model, task.examples.codec, [1, 2, 3]).chunk(Observations(torch.from_numpy(seen)))
+            table[step] = PolicyRunner(model, task.examples.codec, [1, 2, 3]).chunk(
+                Observations(torch.from_numpy(seen))
+            )
         live = [table[first][:, step - first] for first in sorted(table) if step - first < 5]
         weights = np.exp(-(ensemble or 0.0) * np.arange(len(live)))
         wanted = live[-1] if ensemble is None else sum(w * x for w, x in zip(weights / weights.sum(), live))

@@ -22,7 +22,7 @@ from headway.domains.image_text.recipes import resolution
 from headway.errors import UserError
 from headway.learn import MuonConfig, Recipe, WSDConfig
 from headway.learn.budget import Clock
-from headway.learn.scale import Throughput, Scale, choose_size, active_parameters
+from headway.learn.scale import Scale, Throughput, active_parameters, choose_size
 
 PACE = Throughput(2000.0, 0.002)
 SIZED = ("audio", "transcription", "classification", "pairs", "tagging", "embedding", "masked", "instruct")
@@ -39,7 +39,9 @@ def settled(name: str, *paths: Path, **task: Any) -> dict[str, Any]:
     return dict(scale(name).data_settings(recipe, paths, 1.0).settings)
 
 
-def fit(monkeypatch: pytest.MonkeyPatch, name: str, data: Path, pace: Throughput = PACE, **user: Any) -> tuple[Recipe, Any]:
+def fit(
+    monkeypatch: pytest.MonkeyPatch, name: str, data: Path, pace: Throughput = PACE, **user: Any
+) -> tuple[Recipe, Any]:
     """A recipe fitted to a minute, with a speed that is not measured."""
     monkeypatch.setattr("headway.app.fitting.SizePlanner._measured", lambda self, recipe: pace)
     found = size_planner(configure_recipe(name, data, user, None), user, 1.0, Clock(), torch.device("cpu"))
@@ -71,7 +73,12 @@ def test_more_time_and_more_data_make_a_larger_model(name: str) -> None:
     recipe, found = override(find_recipe(name), {"model.context": 50}), []
     for unique, seconds in ((50, 10.0), (5000, 60.0), (500_000, 7200.0)):
         best, _ = choose_size(
-            recipe, scale(name), {}, unique, seconds, lambda sized: Throughput(2e8 / active_parameters(sized.model), 0.002)
+            recipe,
+            scale(name),
+            {},
+            unique,
+            seconds,
+            lambda sized: Throughput(2e8 / active_parameters(sized.model), 0.002),
         )
         found.append(best.parameters)
     assert found == sorted(found)
@@ -86,7 +93,9 @@ def test_a_batch_is_no_larger_than_the_data() -> None:
 
 def test_the_steps_of_batches_whose_units_are_not_all_targets_are_counted() -> None:
     recipe = find_recipe("classification")
-    best, _ = choose_size(recipe, scale("classification"), {}, 9000, 100.0, lambda sized: Throughput(1000.0, 0.0, 1 / 16))
+    best, _ = choose_size(
+        recipe, scale("classification"), {}, 9000, 100.0, lambda sized: Throughput(1000.0, 0.0, 1 / 16)
+    )
     assert best.targets == pytest.approx(100_000)
     assert best.steps == int(100_000 / (best.batch / 16))
 
@@ -115,7 +124,9 @@ def test_sounds_are_fitted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert recipe.model.context == 15
     assert recipe.reasons
     assert task.count("test") > 0
-    own, _ = fit(monkeypatch, "audio", folder, Throughput(200.0, 0.002), **{"task.split.test": 0.0, "train.batch_size": 4})
+    own, _ = fit(
+        monkeypatch, "audio", folder, Throughput(200.0, 0.002), **{"task.split.test": 0.0, "train.batch_size": 4}
+    )
     assert own.train.batch_size == 4
     assert own.task.split.test == 0.0
 

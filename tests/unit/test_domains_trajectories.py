@@ -82,7 +82,9 @@ def test_equal_episodes_are_never_on_two_sides(tmp_path: Path) -> None:
     write_episodes(tmp_path / "a.npz", twice)
     task = opened(tmp_path / "a.npz", tmp_path, **OFFLINE)
     keys = task.examples.episodes.keys()
-    sides = [{keys[number] for number in task.examples.splits.indices[side]} for side in ("train", "validation", "test")]
+    sides = [
+        {keys[number] for number in task.examples.splits.indices[side]} for side in ("train", "validation", "test")
+    ]
     assert all(sides)
     assert not (sides[0] & sides[1] | sides[0] & sides[2] | sides[1] & sides[2])
 

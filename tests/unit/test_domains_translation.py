@@ -16,7 +16,14 @@ from torch import nn
 
 from headway.config import override
 from headway.data import SplitConfig
-from headway.domains.translation import PairSpecialTokens, ParallelText, PronounceConfig, SentencePairs, TokenSequences, TargetText
+from headway.domains.translation import (
+    PairSpecialTokens,
+    ParallelText,
+    PronounceConfig,
+    SentencePairs,
+    TargetText,
+    TokenSequences,
+)
 from headway.domains.translation.recipes import encoder_decoder, multi30k_en_de, pronounce, translation
 from headway.domains.translation.task import alignment
 from headway.domains.translation.translator import Translator, source_ids

@@ -65,7 +65,9 @@ def test_only_drafts_are_removed_and_links_are_not_followed(tmp_path: Path) -> N
     kept = tmp_path / "kept"
     kept.mkdir()
     (kept / "text.txt").write_text("mine")
-    link = temporary_path(tmp_path / "a").with_name(temporary_path(tmp_path / "a").name.replace(str(os.getpid()), "999999999"))
+    link = temporary_path(tmp_path / "a").with_name(
+        temporary_path(tmp_path / "a").name.replace(str(os.getpid()), "999999999")
+    )
     link.symlink_to(kept, target_is_directory=True)
     others = [".a.draft", "a.7.draft", ".a.7.draft.txt~", ".hidden"]
     for name in others:

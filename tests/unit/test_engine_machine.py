@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from headway.engine import pool
-from headway.engine.machine import INSTRUCTION_SET, barrier, compiled, i64, barriers_passed, claim_part
+from headway.engine.machine import INSTRUCTION_SET, barrier, barriers_passed, claim_part, compiled, i64
 from processes import Program
 
 
@@ -111,7 +111,9 @@ for form in ("avx512", "{more}"):
 
 
 def test_a_form_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    out, _ = Program(tmp_path, REFUSED.replace("{more}", "vnni" if INSTRUCTION_SET in ("avx2", "portable") else "vmx")).wait()
+    out, _ = Program(
+        tmp_path, REFUSED.replace("{more}", "vnni" if INSTRUCTION_SET in ("avx2", "portable") else "vmx")
+    ).wait()
     said = out.strip().splitlines()
     assert len(said) == 2
     assert all(line.startswith("HEADWAY_FORM=") for line in said)

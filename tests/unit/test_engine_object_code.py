@@ -12,7 +12,7 @@ import tiny_runs
 from headway.engine import compiler, machine
 from headway.engine.machine import CompiledFunction, f32, i64
 from headway.engine.object_code import read_object
-from headway.engine.rounded_keys import store_key, padded_to_vectors, rounding_bytes
+from headway.engine.rounded_keys import padded_to_vectors, rounding_bytes, store_key
 from processes import Program
 
 

@@ -21,7 +21,7 @@ from headway.data import recordings
 from headway.data.episodes import concatenate_episodes
 from headway.data.recordings import read_episodes, write_episodes
 from headway.domains.trajectories.pictures import film_strips
-from headway.environments import SEEDS, VectorEnv, SuccessFilter, Mixture, Recorder, EpisodeImages, Step, first_seed
+from headway.environments import SEEDS, EpisodeImages, Mixture, Recorder, Step, SuccessFilter, VectorEnv, first_seed
 from headway.errors import UserError
 
 gymnasium = pytest.importorskip("gymnasium", reason="gymnasium is not installed: pip install 'headway[rl]'")

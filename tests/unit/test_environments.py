@@ -15,16 +15,24 @@ from own_module import own_module
 from headway.data.recordings import read_episodes
 from headway.data.video import VideoWriter, check_video_path
 from headway.environments import (
-    VectorEnv,
     Mixture,
     Recorder,
+    VectorEnv,
     check_environment_name,
     make_environment,
     normalised_return,
     open_policy,
     spaces_of,
 )
-from headway.environments.playing import FilmConfig, film_config, open_film, with_caption, play_episodes, frame_sampling, parallel_groups
+from headway.environments.playing import (
+    FilmConfig,
+    film_config,
+    frame_sampling,
+    open_film,
+    parallel_groups,
+    play_episodes,
+    with_caption,
+)
 from headway.errors import UserError
 from headway.learn.report.films import FrameSampler, strip
 

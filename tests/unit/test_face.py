@@ -68,7 +68,9 @@ def comparison() -> hw.Comparison:
     for name, loss in (("<lstm>", 2.0), ("attention", 1.5)):
         scores = {"split": "test", "loss": loss}
         summary = {"best": {"loss": loss}, "scores": scores, "step": 9, "tokens": 90, "seconds": 3.0}
-        results.append(VariantResult(Variant(name, recipe, recipe.model, 1000), [ComparedRun(Path("c") / name, summary, [])]))
+        results.append(
+            VariantResult(Variant(name, recipe, recipe.model, 1000), [ComparedRun(Path("c") / name, summary, [])])
+        )
     return hw.Comparison(
         Path("c"), recipe, ["model.mixer"], "loss", "min", "token", "nats per token", results, [], Path("c/report.html")
     )

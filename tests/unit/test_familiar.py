@@ -18,9 +18,15 @@ from headway.app.cli import main as cli
 from headway.codecs.processor import write_image
 from headway.config import override
 from headway.domains import recipe as find_recipe
-from headway.domains.audio.classification import sound_statistics, crop_to_window
+from headway.domains.audio.classification import crop_to_window, sound_statistics
 from headway.domains.vision.recipes import small_vit
-from headway.formats.familiar import SampleStatistics, TrainingStatistics, image_statistics, stack_image_statistics, read_training_statistics
+from headway.formats.familiar import (
+    SampleStatistics,
+    TrainingStatistics,
+    image_statistics,
+    read_training_statistics,
+    stack_image_statistics,
+)
 
 
 def test_unseen_symbols_and_longer_texts() -> None:

@@ -9,7 +9,7 @@ import torch
 from headway.engine.pool import pool
 from headway.errors import UserError
 from headway.generate import Sampler, Sampling
-from headway.generate.choosing import SequenceSampler, SampledToken, sample_rows
+from headway.generate.choosing import SampledToken, SequenceSampler, sample_rows
 from headway.generate.sampling import row_keys
 
 SAMPLINGS = [
@@ -57,7 +57,9 @@ def test_as_many_of_the_likeliest_are_told_as_are_asked_for() -> None:
     logits = torch.randn(4, symbols, generator=torch.Generator().manual_seed(3)).mul(4).round()  # with many equal ones
     logits[3, 5:] = -torch.inf
     wanted = [0, 1, 20, symbols]
-    choosers = [SequenceSampler(Sampler(SAMPLINGS[0], [0], [[]], symbols, pool=pool(1)), None, n, symbols) for n in wanted]
+    choosers = [
+        SequenceSampler(Sampler(SAMPLINGS[0], [0], [[]], symbols, pool=pool(1)), None, n, symbols) for n in wanted
+    ]
     for row, count, choice in zip(logits, wanted, sample_rows(logits, range(4), choosers, pool(1))):
         assert isinstance(choice, SampledToken)
         ordered = row.double().log_softmax(0).sort(descending=True, stable=True)
@@ -88,7 +90,8 @@ def test_masks_leave_the_allowed_symbols(symbols: int, temperature: float) -> No
     rules = [None, Allowing([0, 31, 32, 39]), Allowing([symbols - 1]), Allowing([symbols]), Allowing([])]
     sampling = Sampling(temperature, seed=1)
     choosers = [
-        SequenceSampler(Sampler(sampling, [n], [[]], symbols, pool=pool(1)), rule, 0, symbols) for n, rule in enumerate(rules)
+        SequenceSampler(Sampler(sampling, [n], [[]], symbols, pool=pool(1)), rule, 0, symbols)
+        for n, rule in enumerate(rules)
     ]
     free, some, last, nothing, failed = sample_rows(logits, range(5), choosers, pool(1))
     assert isinstance(free, SampledToken)

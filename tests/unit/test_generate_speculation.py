@@ -9,7 +9,7 @@ from generate_models import language_model, translator
 from headway.engine import Engine, quantise
 from headway.errors import UserError
 from headway.generate import GREEDY, Limits, Sampling, Session
-from headway.generate.speculation import TimedGuessLength, Lookup
+from headway.generate.speculation import Lookup, TimedGuessLength
 from headway.nn.mixers import GRUConfig
 from headway.nn.models import BlockConfig, CacheDtype, Generative, StackConfig, Transformer, TransformerConfig, build
 

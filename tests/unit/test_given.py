@@ -127,7 +127,10 @@ def test_many_of_each_kind() -> None:
         (lambda: given.text_inputs(np.array("ab")), "the input is a ndarray"),
         (lambda: given.text_inputs(["ab", float("nan")]), "text 2 of 2 is nan; pass a text as str"),
         (lambda: given.text_inputs(SimpleNamespace(columns=["a"])), "has several columns; pass one of them"),
-        (lambda: given.text_or_pair_inputs([("a", "b", "c")]), "text 1 is a tuple; pass strings, or tuples of two strings"),
+        (
+            lambda: given.text_or_pair_inputs([("a", "b", "c")]),
+            "text 1 is a tuple; pass strings, or tuples of two strings",
+        ),
         (lambda: given.text_or_word_inputs([["ab", 3]]), "text 1: word 2 of 2 is 3"),
         (lambda: given.image_inputs(3), "the input is 3; pass an image"),
         (lambda: given.audio_inputs([0.5, "a"]), "sample 2 of 2 is 'a'; pass samples as numbers"),

@@ -16,7 +16,7 @@ from headway.app.cli.compare import parse_grid
 from headway.app.cli.main import _find, module_of
 from headway.app.cli.options import Parser, add_common
 from headway.app.recipes import configure_recipe, find_model_config
-from headway.claims.experiments import select_claims, claims
+from headway.claims.experiments import claims, select_claims
 from headway.config import parse_settings
 
 ROOT = Path(__file__).parents[2]

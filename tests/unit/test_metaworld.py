@@ -14,10 +14,10 @@ import pytest
 from headway.app.cli import main as cli
 from headway.data.demonstrations import read_demonstrations
 from headway.environments import (
-    VectorEnv,
-    SuccessFilter,
     Mixture,
     Recorder,
+    SuccessFilter,
+    VectorEnv,
     default_policy,
     make_environment,
     open_policy,
@@ -43,7 +43,12 @@ def played(copies: VectorEnv, seed: int, steps: int, row: int = 0) -> list[np.nd
 def test_a_seed_fixes_start_and_goal_bit_for_bit(name: str) -> None:
     """Whatever was played before; and seeds that differ are other starts, which are drawn anew without end."""
     with VectorEnv(f"metaworld/{name}-v3", 2) as copies:
-        assert (copies.spaces.shape, copies.spaces.action_size, copies.horizon, copies.frame_rate) == ((39,), 4, 500, 80)
+        assert (copies.spaces.shape, copies.spaces.action_size, copies.horizon, copies.frame_rate) == (
+            (39,),
+            4,
+            500,
+            80,
+        )
         fresh = played(copies, 7, 30)
         played(copies, 1, 40, row=1)
         np.testing.assert_array_equal(played(copies, 7, 30, row=1), fresh)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from headway.errors import UserError
-from headway.metrics import EntitySpan, entity_scores, has_spans, entity_spans, tag_scores
+from headway.metrics import EntitySpan, entity_scores, entity_spans, has_spans, tag_scores
 from headway.metrics.classification import entity_counts
 
 

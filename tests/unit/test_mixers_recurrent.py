@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from headway.config import override
 from headway.errors import ConfigError
 from headway.layout import Layout
-from headway.learn.adapters import LoRAConfig, with_adapter, merged
+from headway.learn.adapters import LoRAConfig, merged, with_adapter
 from headway.nn.kernels import deterministic, products
 from headway.nn.mixers import (
     AttentionConfig,

@@ -25,7 +25,7 @@ from headway.nn.models import (
     build,
     describe,
 )
-from headway.nn.models.chunks import NoisyChunks, ddim, ddpm, alphas_cumprod, sampling_steps
+from headway.nn.models.chunks import NoisyChunks, alphas_cumprod, ddim, ddpm, sampling_steps
 
 close = torch.testing.assert_close
 HEADS: list[Any] = [

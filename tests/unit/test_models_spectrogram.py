@@ -49,7 +49,9 @@ def test_the_published_sizes() -> None:
         assert describe(config)["parameters"] == pytest.approx(count, rel=0.01)
 
 
-@pytest.mark.parametrize("config", [ast(16, 1, 2, 3, 36, 26), kwt(16, 1, 2, 3, 20, 8), whisper_classifier(16, 1, 2, 3, 10, 8)])
+@pytest.mark.parametrize(
+    "config", [ast(16, 1, 2, 3, 36, 26), kwt(16, 1, 2, 3, 20, 8), whisper_classifier(16, 1, 2, 3, 10, 8)]
+)
 def test_each_says_something_of_sounds(config) -> None:
     model = build(config)
     embed = config.embed

@@ -15,8 +15,8 @@ from headway.errors import ConfigError, UserError
 from headway.layout import Layout
 from headway.nn.models import (
     ConvolutionsConfig,
-    StateVectorConfig,
     PatchesConfig,
+    StateVectorConfig,
     TrajectoryInputs,
     Transformer,
     TransformerConfig,

@@ -70,7 +70,9 @@ def told(model: hw.Model, text: str | tuple[str, str], head: str) -> np.ndarray:
     """What headway says of one text, without padding."""
     module, codec = cast(Transformer, model.module), model.codec
     first, second = (text, None) if isinstance(text, str) else text
-    ids = sequence_template(codec).add_special_tokens(codec.encode(first), None if second is None else codec.encode(second))
+    ids = sequence_template(codec).add_special_tokens(
+        codec.encode(first), None if second is None else codec.encode(second)
+    )
     start = len(sequence_template(codec).add_special_tokens(codec.encode(first))) if second is not None else len(ids)
     types = torch.tensor([[int(place >= start) for place in range(len(ids))]])
     with torch.inference_mode():

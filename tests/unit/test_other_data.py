@@ -28,7 +28,7 @@ from headway.data.recordings import write_episodes
 from headway.data.store import column_digest
 from headway.errors import UserError
 from headway.learn import Recipe
-from headway.learn.examples import Examples, OnPolicyExamples, IndexedExamples
+from headway.learn.examples import Examples, IndexedExamples, OnPolicyExamples
 from headway.learn.fingerprint import check_equal_data, differences, fingerprint
 from headway.learn.objectives.classes import ClassifiedExamples
 from headway.learn.objectives.quantiles import ForecastSamples
@@ -217,7 +217,15 @@ def test_all_examples_of_all_domains_say_what_they_read() -> None:
     def below(kind: type) -> set[type]:
         return {kind}.union(*(below(each) for each in kind.__subclasses__()))
 
-    bases = (Examples, IndexedExamples, OnPolicyExamples, SourceTargetExamples, ForecastSamples, ClassifiedExamples, NumberSamples)
+    bases = (
+        Examples,
+        IndexedExamples,
+        OnPolicyExamples,
+        SourceTargetExamples,
+        ForecastSamples,
+        ClassifiedExamples,
+        NumberSamples,
+    )
     silent = {
         each.__name__
         for each in below(Examples)

@@ -9,8 +9,8 @@ import pytest
 import headway as hw
 from headway.app.fitting import loss_predictor
 from headway.config import override
-from headway.domains import recipe_domains, scale_of
 from headway.domains import recipe as find_recipe
+from headway.domains import recipe_domains, scale_of
 from headway.learn.outlook import Descent, slope_of
 
 

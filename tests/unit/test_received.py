@@ -16,10 +16,10 @@ import pytest
 
 import headway
 from headway import received
-from headway.data.files import File, read_blocks, read_lines, archive_members
+from headway.data.files import File, archive_members, read_blocks, read_lines
 from headway.errors import UserError
 from headway.formats.hub import find_folder, named_folder
-from headway.received import ReadLimits, check_in_memory, expand, read_limits, open_file, user_path
+from headway.received import ReadLimits, check_in_memory, expand, open_file, read_limits, user_path
 
 
 def test_what_is_no_plain_file_is_refused_without_waiting(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from headway.errors import UserError
-from headway.learn.page import curves, metric_families, format_metric, is_rate, notes
+from headway.learn.page import curves, format_metric, is_rate, metric_families, notes
 from headway.learn.report import (
     Picture,
     Sections,
@@ -144,7 +144,11 @@ def test_a_chart_without_points_is_nothing() -> None:
 
 
 def test_counts_are_exact_and_rates_in_per_cent() -> None:
-    assert [format_metric("words", 23_394), format_metric("loss", 23_394.4), format_metric("f1", 0.4323)] == ["23,394", "23.39k", "43.2 %"]
+    assert [format_metric("words", 23_394), format_metric("loss", 23_394.4), format_metric("f1", 0.4323)] == [
+        "23,394",
+        "23.39k",
+        "43.2 %",
+    ]
 
 
 def test_ticks_are_round_and_inside() -> None:

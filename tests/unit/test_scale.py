@@ -13,12 +13,23 @@ import pytest
 import headway as hw
 from headway.app.cli import main as cli
 from headway.config import kinds, override
-from headway.domains import recipe_domains, scale_of
 from headway.domains import recipe as named
+from headway.domains import recipe_domains, scale_of
 from headway.errors import ConfigError, UserError
 from headway.learn import AdamWConfig, MuonConfig, Recipe
 from headway.learn import scale as scales
-from headway.learn.scale import SizePlan, ScalingLaw, Throughput, Scale, choose_size, active_parameters, with_size, shape_of, without_user_settings, with_user_settings
+from headway.learn.scale import (
+    Scale,
+    ScalingLaw,
+    SizePlan,
+    Throughput,
+    active_parameters,
+    choose_size,
+    shape_of,
+    with_size,
+    with_user_settings,
+    without_user_settings,
+)
 from headway.nn.mixers import MixerConfig
 
 pytestmark = pytest.mark.usefixtures("brief_samples")
@@ -28,7 +39,9 @@ assert TEXT is not None
 
 def paced(rate: float = 1e10) -> Callable[[Recipe], Throughput]:
     """A machine that does so many multiplications a second, and three optimiser steps of a million weights in 10 ms."""
-    return lambda recipe: Throughput(rate / (3 * active_parameters(recipe.model)), active_parameters(recipe.model) * 1e-8)
+    return lambda recipe: Throughput(
+        rate / (3 * active_parameters(recipe.model)), active_parameters(recipe.model) * 1e-8
+    )
 
 
 def chosen(minutes: float, unique: float, user: dict[str, object] | None = None) -> tuple[SizePlan, list[SizePlan]]:
@@ -65,7 +78,9 @@ def test_what_the_user_sets_is_not_chosen() -> None:
     assert len({len(one.model.stack.blocks) for one in fits}) > 1  # type: ignore[attr-defined]
     assert recipe.optim.lr == 0.5
     assert recipe.optim.head_lr == pytest.approx(0.003 * 128 / 96)  # type: ignore[attr-defined]
-    assert without_user_settings({"optim.lr": 1, "optim.head_lr": 2, "model.width": 3}, {"optim": "adamw"}) == {"model.width": 3}
+    assert without_user_settings({"optim.lr": 1, "optim.head_lr": 2, "model.width": 3}, {"optim": "adamw"}) == {
+        "model.width": 3
+    }
     assert without_user_settings({"model.width": 3}, {"model.width.x": 1}) == {}
     kept = with_user_settings(named("text"), {"model.width": 64, "optim.head_lr": 1e-3}, {"optim": "adamw"})
     assert isinstance(kept.optim, AdamWConfig)

@@ -12,7 +12,7 @@ import pytest
 from headway.codecs import TokenizerCodec, train_codec
 from headway.codecs.chat import ChatTemplate
 from headway.errors import UserError
-from headway.serve.calls import ToolCallParser, ToolCall
+from headway.serve.calls import ToolCall, ToolCallParser
 from headway.serve.tools import Toolbox, format_of, template_messages
 
 HERMES = "{% if tools %}{{ tools }}<tool_call>{% endif %}"

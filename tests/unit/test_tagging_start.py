@@ -13,7 +13,7 @@ import torch
 
 import headway as hw
 from headway.app.fitting import plan_fine_tuning
-from headway.app.recipes import open_new_task, configure_recipe
+from headway.app.recipes import configure_recipe, open_new_task
 from headway.domains.understanding import tagging
 from headway.formats.native import load_model, save_model
 from headway.learn import Trainer

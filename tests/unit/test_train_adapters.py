@@ -21,7 +21,7 @@ from headway.formats import native
 from headway.formats.open import open_model
 from headway.formats.peft import merge_adapter
 from headway.learn import Recipe, read_recipe
-from headway.learn.adapters import AdapterConfig, LoRAConfig, with_adapter, adapters, target_projections, merged
+from headway.learn.adapters import AdapterConfig, LoRAConfig, adapters, merged, target_projections, with_adapter
 from headway.learn.budget import measure_speed
 from headway.learn.distributed import Processes
 from headway.learn.optim import Optimizer, trainable

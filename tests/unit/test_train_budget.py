@@ -21,7 +21,7 @@ from headway.learn import (
     TrainConfig,
     WSDConfig,
 )
-from headway.learn.budget import Clock, PlanRevision, Speed, TimeBudget, _evaluation_seconds, plan_steps, plan_recipe
+from headway.learn.budget import Clock, PlanRevision, Speed, TimeBudget, _evaluation_seconds, plan_recipe, plan_steps
 from headway.learn.journal import LiveDisplay, PlainDisplay, SilentDisplay, open_display
 from headway.learn.loop import Loop
 from headway.nn.models import TransformerConfig

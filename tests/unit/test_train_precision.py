@@ -10,7 +10,14 @@ from torch import nn
 from headway.learn import journal, precision
 from headway.learn.distributed import Processes
 from headway.learn.learner import Learner
-from headway.learn.precision import Processor, choose_precision, effective_precision, products, main_matrix_shapes, this_processor
+from headway.learn.precision import (
+    Processor,
+    choose_precision,
+    effective_precision,
+    main_matrix_shapes,
+    products,
+    this_processor,
+)
 from headway.nn.kernels.linear import are_products_bf16
 from headway.nn.models import build
 

@@ -25,7 +25,7 @@ from headway.errors import ConfigError, UserError
 from headway.formats import durable, native
 from headway.learn import Recipe, Trainer, UserInterrupt, checkpoint, open_run, read_recipe, trainer
 from headway.learn.budget import Speed
-from headway.learn.journal import TrainingLog, PlainDisplay
+from headway.learn.journal import PlainDisplay, TrainingLog
 from headway.learn.learner import Update
 from headway.learn.loop import Loop
 from headway.learn.page import repeat_command
@@ -290,7 +290,10 @@ def test_a_full_disk_is_told_and_leaves_the_earlier_checkpoint(tmp_path: Path) -
 def test_no_space_names_the_space(tmp_path: Path) -> None:
     target = tmp_path / "file"
     target.write_text("old")
-    with pytest.raises(UserError, match=r"No space left on device \(\d+ MB are free there\)"), durable.atomic_write(target):
+    with (
+        pytest.raises(UserError, match=r"No space left on device \(\d+ MB are free there\)"),
+        durable.atomic_write(target),
+    ):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert target.read_text() == "old"
 

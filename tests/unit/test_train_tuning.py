@@ -16,7 +16,7 @@ from headway.domains import recipe as find_recipe
 from headway.learn import AdamWConfig, WSDConfig
 from headway.learn.adapters import LoRAConfig
 from headway.learn.scale import Throughput
-from headway.learn.start import planned_epochs, tuning_optimizer, plan_tuning
+from headway.learn.start import plan_tuning, planned_epochs, tuning_optimizer
 
 LABELS = Throughput(targets=100.0, overhead=0.02, share=1 / 16)
 

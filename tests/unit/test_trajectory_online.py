@@ -18,7 +18,7 @@ import headway as hw
 from headway.app import api
 from headway.data.recordings import write_episodes
 from headway.domains.trajectories.pictures import online_curve
-from headway.environments import VectorEnv, Mixture, Recorder
+from headway.environments import Mixture, Recorder, VectorEnv
 from headway.errors import ConfigError, UserError
 
 gymnasium = pytest.importorskip("gymnasium", reason="gymnasium is not installed: pip install 'headway[rl]'")

@@ -123,7 +123,9 @@ def test_slanted_and_bent_images_keep_their_edge_and_their_place() -> None:
     bent = ImageAugmentConfig(rotate=20, zoom=0.3, shear=20, warp=0.1, shift=3, outside="edge")
     moved = Augment(bent, 0).augment_pixels(np.repeat(image, 8, 0), np.arange(8))
     assert torch.allclose(moved, torch.full_like(moved, 200.0), atol=1e-2)
-    shifted = Augment(ImageAugmentConfig(shift=3, outside="edge"), 0).augment_pixels(np.repeat(image, 8, 0), np.arange(8))
+    shifted = Augment(ImageAugmentConfig(shift=3, outside="edge"), 0).augment_pixels(
+        np.repeat(image, 8, 0), np.arange(8)
+    )
     assert (shifted == 200).all()
     image[0, 8:, 8:] = 0
     once, again = (Augment(bent, 0).augment_pixels(np.repeat(image, 8, 0), np.arange(8)) for _ in range(2))

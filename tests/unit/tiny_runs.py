@@ -38,7 +38,9 @@ def play_file(data_dir: Path, folder: Path) -> Path:
 
 
 def small() -> Recipe:
-    return replace(find_recipe("shakespeare"), model=modern_decoder(width=32, depth=2, heads=2, window=16, vocab_size=1))
+    return replace(
+        find_recipe("shakespeare"), model=modern_decoder(width=32, depth=2, heads=2, window=16, vocab_size=1)
+    )
 
 
 def train(run: Path, data: Path, recipe: Recipe | str | None = None, **given: Any) -> Run:

@@ -17,7 +17,7 @@ from headway.codecs.base import BYTES
 from headway.domains.audio import Transcriber, TranscriptionOptions
 from headway.formats.published import save_published
 from headway.formats.usage import Usage
-from headway.nn.models import EncoderDecoder, EncoderDecoderConfig, EncodedSource
+from headway.nn.models import EncodedSource, EncoderDecoder, EncoderDecoderConfig
 from headway.nn.models.presets import whisper
 
 POSITIONS, BANDS = 50, 8  # a window is a second: 100 frames, and times from 0.00 to 1.00

@@ -12,12 +12,20 @@ from typing import Any
 
 import torch
 
-from headway.app.fitting import TrainingSetup, Plan, size_planner, loss_predictor, outgrown_message, make_plans, plan_fine_tuning
+from headway.app.fitting import (
+    Plan,
+    TrainingSetup,
+    loss_predictor,
+    make_plans,
+    outgrown_message,
+    plan_fine_tuning,
+    size_planner,
+)
 from headway.app.loading import find_device, load
 from headway.app.model import Model
-from headway.app.recipes import open_new_task, configure_recipe, load_recipe, load_recorded_recipe
+from headway.app.recipes import configure_recipe, load_recipe, load_recorded_recipe, open_new_task
 from headway.codecs import published_codec
-from headway.errors import UserError, logger, deduplicated_logs
+from headway.errors import UserError, deduplicated_logs, logger
 from headway.evaluation import open_task
 from headway.formats.native import save_model
 from headway.formats.open import OpenedModel
@@ -89,7 +97,10 @@ def train(
     directory = Path("runs") / base_recipe.name if run is None else Path(run)
     run_directory = RunDirectory(directory)
     resuming = run_directory.claim(resume)
-    with run_directory.locked() if is_main_process() else nullcontext(), data_paths(data, base_recipe.domain, directory) as paths:
+    with (
+        run_directory.locked() if is_main_process() else nullcontext(),
+        data_paths(data, base_recipe.domain, directory) as paths,
+    ):
         if resuming:
             chosen = load_recorded_recipe(directory, base_recipe.name, paths, set, seed, start, lora)
             setup = TrainingSetup(chosen, open_task(chosen, directory))
@@ -116,10 +127,19 @@ def train(
             if not trainer.run.processes.is_main:
                 return finished_run
             if trainer.extended and progress:
-                limit = outgrown_message(finished_run.recipe, trainer.run.task, finished_run.summary["tokens"], finished_run.summary["minutes"])
+                limit = outgrown_message(
+                    finished_run.recipe,
+                    trainer.run.task,
+                    finished_run.summary["tokens"],
+                    finished_run.summary["minutes"],
+                )
                 print(limit or "the model size is still right for the total time", file=sys.stderr, flush=True)
             is_evaluated = bool(finished_run.summary.get("scores"))  # the run was already finished
-            return finished_run if is_evaluated else _evaluate_and_report(finished_run, trainer.run.task, samples, progress, trainer.seconds_left())
+            return (
+                finished_run
+                if is_evaluated
+                else _evaluate_and_report(finished_run, trainer.run.task, samples, progress, trainer.seconds_left())
+            )
 
 
 @deduplicated_logs()
@@ -148,7 +168,9 @@ def plan(
     if threads is not None:
         torch.set_num_threads(threads)
     with data_paths(data, load_recipe(recipe).domain) as paths:
-        return make_plans(configure_recipe(recipe, paths, set, seed, start, lora), set or {}, minute_options, torch_device, spent)
+        return make_plans(
+            configure_recipe(recipe, paths, set, seed, start, lora), set or {}, minute_options, torch_device, spent
+        )
 
 
 def _prepare_run(

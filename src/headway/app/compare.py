@@ -19,15 +19,15 @@ from headway.app.recipes import configure_recipe, load_recipe
 from headway.app.variants import SharedTasks, Variant, variants
 from headway.card import SummaryCard, summary_repr
 from headway.config import from_dict, override, to_dict
-from headway.errors import UserError, logger, deduplicated_logs
+from headway.errors import UserError, deduplicated_logs, logger
 from headway.formats.durable import read_json, write_json
-from headway.given import format_value, check_types
+from headway.given import check_types, format_value
 from headway.in_memory import Data, data_paths
 from headway.learn import Recipe, Task, UserInterrupt, measure_of, unit_of
 from headway.learn.budget import Clock, check_minutes
 from headway.learn.fingerprint import differences, fingerprint
 from headway.learn.journal import format_duration
-from headway.learn.page import format_metric, chart_heading, is_rate, points, run_title, chart_value, title
+from headway.learn.page import chart_heading, chart_value, format_metric, is_rate, points, run_title, title
 from headway.learn.precision import Precision, choose_precision
 from headway.learn.recipe import difference
 from headway.learn.records import read_metrics
@@ -99,7 +99,9 @@ class Comparison:
 
     def card(self) -> SummaryCard:
         """A summary: the best variant and the table."""
-        means = {variant_result.variant.name: fmean(variant_result.best_scores(self.goal)) for variant_result in self.results}
+        means = {
+            variant_result.variant.name: fmean(variant_result.best_scores(self.goal)) for variant_result in self.results
+        }
         best = (min if self.better == "min" else max)(means, key=lambda name: means[name])
         facts = {"of": ", ".join(self.settings), "variants": len(means), "best": best, self.goal: means[best]}
         return SummaryCard(f"Comparison {self.directory}", facts, self.formatted(), self.report)
@@ -112,7 +114,10 @@ class Comparison:
         size = self.results[0].variant.parameters
         for variant_result in self.results:
             scores = variant_result.best_scores(goal)
-            row: dict[str, Any] = {"variant": variant_result.variant.name, "parameters": variant_result.variant.parameters}
+            row: dict[str, Any] = {
+                "variant": variant_result.variant.name,
+                "parameters": variant_result.variant.parameters,
+            }
             row["size"] = round(variant_result.variant.parameters / size, 4)
             if any(compared.variant.width is not None for compared in self.results):
                 row["width"] = variant_result.variant.width or variant_result.variant.recipe.model.width
@@ -135,12 +140,16 @@ class Comparison:
             formatted_row: dict[str, Any] = {}
             for name, value in row.items():
                 if name == "lowest":
-                    formatted_row["range"] = f"{format_metric(self.goal, value)} to {format_metric(self.goal, row['highest'])}"
+                    formatted_row["range"] = (
+                        f"{format_metric(self.goal, value)} to {format_metric(self.goal, row['highest'])}"
+                    )
                 elif name.endswith(f" {title(self.goal)}"):
                     formatted_row[name] = format_metric(self.goal, value)
                 elif name != "highest":
                     formatted_row[name] = value
-            rows.append({**formatted_row, "variant": ellipsize(row["variant"], _MAX_NAME), "size": f"{row['size']:.1%}"})
+            rows.append(
+                {**formatted_row, "variant": ellipsize(row["variant"], _MAX_NAME), "size": f"{row['size']:.1%}"}
+            )
         return rows
 
 
@@ -193,8 +202,12 @@ def compare(
         tasks = SharedTasks(directory / CODECS_FOLDER)
         base, all_variants, precision = _with_common_precision(base, requested, grid, tasks, find_device(device))
         if tokens is not None:
-            all_variants = [replace(variant, recipe=tasks.with_token_budget(variant.recipe, tokens)) for variant in all_variants]
-        _write_plan(directory, {**plan, "fitted": to_dict(base), "data": fingerprint(tasks.get(all_variants[0].recipe))})
+            all_variants = [
+                replace(variant, recipe=tasks.with_token_budget(variant.recipe, tokens)) for variant in all_variants
+            ]
+        _write_plan(
+            directory, {**plan, "fitted": to_dict(base), "data": fingerprint(tasks.get(all_variants[0].recipe))}
+        )
         tasks.save()
         trials = _TrialRunner(directory, tasks, minutes, clock, device, threads)
         results = trials.run_all(all_variants, seeds)
@@ -221,8 +234,12 @@ class _TrialRunner:
 
     def run_all(self, variants: Sequence[Variant], seeds: int) -> list[VariantResult]:
         """The runs of each variant, one per seed."""
-        directories = [[self._trial_directory(variant, number, seeds) for number in range(seeds)] for variant in variants]
-        remaining = sum(not self._is_finished(directory) for variant_directories in directories for directory in variant_directories)
+        directories = [
+            [self._trial_directory(variant, number, seeds) for number in range(seeds)] for variant in variants
+        ]
+        remaining = sum(
+            not self._is_finished(directory) for variant_directories in directories for directory in variant_directories
+        )
         deadline = 60 * (self.minutes or 0.0) * remaining - _PAGE_SECONDS  # in seconds on the clock
         equal_share = (deadline - self.clock.elapsed()) / max(1, remaining)
         results = []
@@ -233,7 +250,11 @@ class _TrialRunner:
                 share = min(equal_share, (deadline - self.clock.elapsed()) / max(1, remaining))
                 remaining -= not finished
                 seeded_recipe = override(variant.recipe, {"train.seed": variant.recipe.train.seed + number})
-                trials.append(self._load_trial(directory, task) if finished else self._train_trial(seeded_recipe, task, directory, share))
+                trials.append(
+                    self._load_trial(directory, task)
+                    if finished
+                    else self._train_trial(seeded_recipe, task, directory, share)
+                )
             results.append(VariantResult(replace(variant, parameters=trials[0].summary["parameters"]), trials))
         return results
 
@@ -306,7 +327,11 @@ def _common_precision(base: Recipe, choices: Mapping[str, Precision]) -> str:
 def _precision_note(common: str, choices: Mapping[str, Precision]) -> str:
     other_variants = [name for name, precision in choices.items() if precision.name != common]
     reason = next((precision.reason for precision in choices.values() if precision.name == common), "as set")
-    alternative = f"; alone, {', '.join(other_variants)} would train in {choices[other_variants[0]].name}" if other_variants else ""
+    alternative = (
+        f"; alone, {', '.join(other_variants)} would train in {choices[other_variants[0]].name}"
+        if other_variants
+        else ""
+    )
     return f"All matrix products of training are in {common} ({reason}){alternative}."
 
 
@@ -436,7 +461,9 @@ def _notes(
         budget = f"for {_format_range([variant_result.variant.recipe.train.steps for variant_result in results])} steps"
     yield f"Each run trained {budget} on the same data{f', {seeds} times' if seeds > 1 else ''}."
     keys = ("seconds", "step", "tokens")
-    seconds, steps, targets = ([number for variant_result in results for number in variant_result.per_trial(key)] for key in keys)
+    seconds, steps, targets = (
+        [number for variant_result in results for number in variant_result.per_trial(key)] for key in keys
+    )
     yield f"Measured: {_format_range(seconds, 1)} s of training, {_format_range(steps)} steps, {_format_range(targets)} {unit}s."
     if minutes is not None and min(seconds) < (1 - _TIME_TOLERANCE) * max(seconds):
         yield (
@@ -463,20 +490,28 @@ def _format_range(values: Sequence[float], digits: int = 0) -> str:
 def sections(comparison: Comparison, command: str) -> Sections:
     """The sections of a comparison's page."""
     goal, results = comparison.goal, comparison.results
-    best = {variant_result.variant.name: [chart_value(goal, value) for value in variant_result.best_scores(goal)] for variant_result in results}
+    best = {
+        variant_result.variant.name: [chart_value(goal, value) for value in variant_result.best_scores(goal)]
+        for variant_result in results
+    }
     means = {name: fmean(values) for name, values in best.items()}
     spread = {name: (min(values), max(values)) for name, values in best.items() if len(values) > 1}
     direction = "lower" if comparison.better == "min" else "higher"
     caption = f"validation, by seconds of training; {direction} is better"
     over_time = {variant_result.variant.name: _curve(variant_result, goal, "seconds") for variant_result in results}
     over_steps = {variant_result.variant.name: _curve(variant_result, goal, "step") for variant_result in results}
-    losses = {variant_result.variant.name: points(_metric_lines(variant_result, "training"), "loss", "seconds") for variant_result in results}
+    losses = {
+        variant_result.variant.name: points(_metric_lines(variant_result, "training"), "loss", "seconds")
+        for variant_result in results
+    }
     name, share = chart_heading(goal), is_rate(goal)
     return Sections(
         title=run_title(comparison.directory, f"{comparison.recipe.name} compared"),
         subtitle=f"{comparison.recipe.description}; {', '.join(comparison.settings)}",
         curves=[
-            Picture(name, f"best validation; {direction} is better", bar_chart(means, title(goal), spread, share=share)),
+            Picture(
+                name, f"best validation; {direction} is better", bar_chart(means, title(goal), spread, share=share)
+            ),
             Picture(name, caption, line_chart(over_time, "seconds", title(goal), dots=True, share=share)),
             Picture(name, "validation, by step", line_chart(over_steps, "step", title(goal), dots=True, share=share)),
             Picture(

@@ -150,9 +150,17 @@ def export_model(
         if codec is not None:
             codec.save(draft)
             # Add the ids of special tokens that config.json lacks, and the chat template.
-            ids = {"bos_token_id": codec.bos_id, "eos_token_id": codec.eos_id, "pad_token_id": getattr(codec, "pad", None)}
+            ids = {
+                "bos_token_id": codec.bos_id,
+                "eos_token_id": codec.eos_id,
+                "pad_token_id": getattr(codec, "pad", None),
+            }
             written_config = read_json(draft / CONFIG)
-            missing_ids = {name: token_id for name, token_id in ids.items() if written_config.get(name) is None and token_id is not None}
+            missing_ids = {
+                name: token_id
+                for name, token_id in ids.items()
+                if written_config.get(name) is None and token_id is not None
+            }
             write_json(draft / CONFIG, written_config | missing_ids)
             if usage.template is not None:
                 path = draft / _TOKENIZER_CONFIG
@@ -171,7 +179,9 @@ def check_format(target_format: str, dtype: str | None) -> None:
     if target_format not in get_args(Format):
         raise UserError(f"unknown format {target_format!r}; {nearest(target_format, get_args(Format))}")
     if dtype is not None and target_format != "gguf":
-        raise UserError(f"--dtype {dtype} applies to gguf files only, and the format is {target_format}; add --format gguf")
+        raise UserError(
+            f"--dtype {dtype} applies to gguf files only, and the format is {target_format}; add --format gguf"
+        )
 
 
 def check_empty(directory: Path) -> None:

@@ -30,35 +30,42 @@ from headway.learn.loop import LossPredictor
 from headway.learn.memory import check_memory, training_bytes
 from headway.learn.precision import choose_precision as choose_precision
 from headway.learn.scale import (
+    Scale,
     SizePlan,
     Throughput,
-    Scale,
-    choose_size,
     active_parameters,
-    format_number,
+    choose_size,
     explain_choice,
+    format_number,
     ladder,
-    with_size,
     shape_of,
+    with_size,
     with_user_settings,
 )
 from headway.learn.start import (
     FEW_VALIDATION_EPOCHS,
     TuningPlan,
-    match_tensors,
-    small_data_rate,
+    has_few_validation_samples,
     keep_vocabulary,
+    match_tensors,
     open_start,
     plan_tuning,
-    has_few_validation_samples,
+    small_data_rate,
 )
 from headway.nn.models import describe, outline
 
-_MEASURE_SHARE, _MIN_MEASURE_SECONDS, _MAX_MEASURE_SECONDS = 0.003, 0.15, 2.0  # share of the time for measuring one size, with limits in seconds
+_MEASURE_SHARE, _MIN_MEASURE_SECONDS, _MAX_MEASURE_SECONDS = (
+    0.003,
+    0.15,
+    2.0,
+)  # share of the time for measuring one size, with limits in seconds
 _TRAINING_SHARE = 0.94  # share of the minutes for training; the rest is for evaluations, also at the end
 _MIN_READ_SECONDS = 10.0  # seconds for reading data in any case, so that an error can name enough minutes
 _PATIENCE = 3  # evaluations without improvement
-_HEAD_SHARE, _FORWARD_SPEEDUP = 0.25, 3  # share of the time for fitting a head; how much faster a forward pass is than a step
+_HEAD_SHARE, _FORWARD_SPEEDUP = (
+    0.25,
+    3,
+)  # share of the time for fitting a head; how much faster a forward pass is than a step
 _PATIENCE_EPOCHS = 2.0  # epochs beyond which a run stops early
 _LONGER_FACTOR = 12  # factor of the minutes for which a plan also reports the best size
 
@@ -150,7 +157,11 @@ class SizePlanner:
             getattr(chosen.train, name) != getattr(self.recipe.train, name) for name in ("batch_tokens", "batch_size")
         )
         self._final_task = open_task(chosen, self.workspace) if changed else self.task  # reuses the codec
-        max_steps = size_plan.steps if size_plan.exhausted and not _has_unlimited_steps(self._final_task, self.user_settings) else None
+        max_steps = (
+            size_plan.steps
+            if size_plan.exhausted and not _has_unlimited_steps(self._final_task, self.user_settings)
+            else None
+        )
         return TrainingSetup(chosen, self._final_task, max_steps)
 
     def plan(self) -> Plan:
@@ -172,13 +183,23 @@ class SizePlanner:
 
     def _choose_size(self) -> tuple[Recipe, SizePlan]:
         seconds = self._training_seconds(self.minutes)
-        best, size_plans = choose_size(self.recipe, self.scale, self.user_settings, self.unique_targets, seconds, self.throughput)
+        best, size_plans = choose_size(
+            self.recipe, self.scale, self.user_settings, self.unique_targets, seconds, self.throughput
+        )
         compared = size_plans if self.scale.calibrated else [best]
-        reasons = (*filter(None, [self.reason]), *explain_choice(best, compared, self.scale, self.unique_targets, seconds))
+        reasons = (
+            *filter(None, [self.reason]),
+            *explain_choice(best, compared, self.scale, self.unique_targets, seconds),
+        )
         longer_plan = self._plan_for_longer(size_plans) if self.scale.calibrated else None
         if longer_plan is not None and longer_plan.size > 1.2 * best.size:
-            reasons = (*reasons, f"in {_LONGER_FACTOR} times the minutes a model of {longer_plan.size:,} would reach a lower loss")
-        return replace(with_size(self.recipe, best, self.scale, self.unique_targets, self.user_settings), reasons=reasons), best
+            reasons = (
+                *reasons,
+                f"in {_LONGER_FACTOR} times the minutes a model of {longer_plan.size:,} would reach a lower loss",
+            )
+        return replace(
+            with_size(self.recipe, best, self.scale, self.unique_targets, self.user_settings), reasons=reasons
+        ), best
 
     def throughput(self, recipe: Recipe) -> Throughput:
         """The training throughput of a recipe's model on this machine, measured once."""
@@ -203,7 +224,9 @@ class SizePlanner:
             if known is not None:
                 return known
             relative_cost = active_parameters(recipe.model) / last_plan.parameters
-            return Throughput(last_plan.pace.targets / relative_cost, last_plan.pace.overhead * relative_cost, last_plan.pace.share)
+            return Throughput(
+                last_plan.pace.targets / relative_cost, last_plan.pace.overhead * relative_cost, last_plan.pace.share
+            )
 
         seconds = self._training_seconds(_LONGER_FACTOR * self.minutes)
         return choose_size(self.recipe, self.scale, self.user_settings, self.unique_targets, seconds, throughput)[0]
@@ -221,14 +244,25 @@ def _measure_throughput(
     """The throughput of a recipe; `model` is the outline of its model."""
     name, _ = choose_precision(recipe.train.precision, model, processes.device)
     meter = SpeedMeter(recipe, fresh, task, processes, name)
-    seconds_per_step = meter.seconds_per_step(min(max(_MEASURE_SHARE * 60 * minutes, _MIN_MEASURE_SECONDS), _MAX_MEASURE_SECONDS))
+    seconds_per_step = meter.seconds_per_step(
+        min(max(_MEASURE_SHARE * 60 * minutes, _MIN_MEASURE_SECONDS), _MAX_MEASURE_SECONDS)
+    )
     overhead = min(meter.overhead(), 0.5 * seconds_per_step)
     units = getattr(recipe.train, batch.removeprefix("train.")) * recipe.train.accumulate
-    return Throughput(*processes.broadcast_object([meter.targets / (seconds_per_step - overhead), overhead, meter.targets / units, meter.targets]))
+    return Throughput(
+        *processes.broadcast_object(
+            [meter.targets / (seconds_per_step - overhead), overhead, meter.targets / units, meter.targets]
+        )
+    )
 
 
 def plan_fine_tuning(
-    recipe: Recipe, user_settings: Mapping[str, Any], minutes: float, clock: Clock, device: torch.device, directory: Path
+    recipe: Recipe,
+    user_settings: Mapping[str, Any],
+    minutes: float,
+    clock: Clock,
+    device: torch.device,
+    directory: Path,
 ) -> TrainingSetup | None:
     """Plan fine-tuning of a generic recipe: batches and steps for the number of samples and the time; None for a
     recipe without a start, or one that is not generic.
@@ -263,15 +297,27 @@ def _prepare_fine_tuning(
         recipe, task = sized_recipe, open_new_task(sized_recipe, directory)
     adapted = replace(recipe, model=keep_vocabulary(task.adapt(recipe.model), recipe.model))
     model = outline(adapted.model)
-    throughput = _measure_throughput(adapted, model, task, processes, scale.batch_setting, minutes, match_tensors(model, start, name).fresh)
-    recipe, layer_reasons = _with_fewer_layers(recipe, user_settings, start, task, scale.unique_targets(task), 60 * minutes * throughput.targets)
-    throughput = throughput._replace(targets=throughput.targets * active_parameters(adapted.model) / active_parameters(task.adapt(recipe.model)))
+    throughput = _measure_throughput(
+        adapted, model, task, processes, scale.batch_setting, minutes, match_tensors(model, start, name).fresh
+    )
+    recipe, layer_reasons = _with_fewer_layers(
+        recipe, user_settings, start, task, scale.unique_targets(task), 60 * minutes * throughput.targets
+    )
+    throughput = throughput._replace(
+        targets=throughput.targets * active_parameters(adapted.model) / active_parameters(task.adapt(recipe.model))
+    )
     seconds = processes.broadcast_object(_TRAINING_SHARE * 60 * minutes - clock.elapsed())
     row = recipe.task.context or 1 if scale.batch_setting == "train.batch_tokens" else 1
-    user_batch = getattr(recipe.train, scale.batch_setting.removeprefix("train.")) if scale.batch_setting in user_settings else None
+    user_batch = (
+        getattr(recipe.train, scale.batch_setting.removeprefix("train."))
+        if scale.batch_setting in user_settings
+        else None
+    )
     samples, targets = task.count("train"), scale.unique_targets(task)
     max_epochs = FEW_VALIDATION_EPOCHS if has_few_validation_samples(task) else math.inf
-    tuning_plan = plan_tuning(samples, targets, throughput, seconds, scale.batch_setting, row, user_batch, scale.max_tuning_batch, max_epochs)
+    tuning_plan = plan_tuning(
+        samples, targets, throughput, seconds, scale.batch_setting, row, user_batch, scale.max_tuning_batch, max_epochs
+    )
     settings = dict(tuning_plan.settings)
     if task.objective.small_data_lr and recipe.train.linear_probe:
         settings["optim.lr"] = small_data_rate(recipe.optim.lr, samples)
@@ -306,7 +352,11 @@ def _with_fewer_layers(
     limit = min(
         int(forward_targets / 2 * task.count("train") / max(1, amount)), _MAX_PROBE_SAMPLES
     )  # samples, of each of training and validation
-    if limit < _MIN_PROBE_SAMPLES or recipe.adapter is not None or any(key.split(".")[0] == "model" for key in user_settings):
+    if (
+        limit < _MIN_PROBE_SAMPLES
+        or recipe.adapter is not None
+        or any(key.split(".")[0] == "model" for key in user_settings)
+    ):
         return recipe, ()
     depth, layers = task.depth(start, limit), shape_of(recipe.model)[1]
     if depth is None or depth == layers:
@@ -348,7 +398,9 @@ def outgrown_message(recipe: Recipe, task: Task, trained_targets: int, minutes: 
     larger_size = min((size for size in sizes if size > 1.2 * own_size), default=None)
     if larger_size is None:
         return None
-    if scale.law.loss(larger_size, trained_targets * own_size / larger_size, unique_targets) > scale.law.loss(own_size, trained_targets, unique_targets):
+    if scale.law.loss(larger_size, trained_targets * own_size / larger_size, unique_targets) > scale.law.loss(
+        own_size, trained_targets, unique_targets
+    ):
         return None
     return (
         f"the model is now too small: in {format_number(minutes)} minutes a new model with {format_number(larger_size / own_size)} times the "
@@ -376,7 +428,11 @@ def make_plans(
     fixed_planner = None if is_scalable else _FixedSizePlanner(recipe, user_settings, minutes, device, spent)
     for duration in minutes:
         try:
-            planned.append(_plan_scaled(recipe, user_settings, duration, device, spent, throughputs) if fixed_planner is None else fixed_planner.plan(duration))
+            planned.append(
+                _plan_scaled(recipe, user_settings, duration, device, spent, throughputs)
+                if fixed_planner is None
+                else fixed_planner.plan(duration)
+            )
         except UserError as error:
             first_error = first_error or error
             planned.append(Plan(duration, (str(error),)))
@@ -430,7 +486,9 @@ class _FixedSizePlanner:
                 precision, _ = choose_precision(self.recipe.train.precision, model, device)
                 check_memory(self.recipe, model, fresh, device)
                 self.memory = sum(training_bytes(self.recipe, model).values())
-                self.speed = measure_speed(self.recipe, fresh, task, processes, precision, 60 * min(minutes), evaluate_final=True)
+                self.speed = measure_speed(
+                    self.recipe, fresh, task, processes, precision, 60 * min(minutes), evaluate_final=True
+                )
                 self.batch = next(task.batches("train")).tokens * self.recipe.train.accumulate  # targets per step
                 self.targets = None if scale is None else max(1, scale.unique_targets(task))
             finally:
@@ -445,7 +503,9 @@ class _FixedSizePlanner:
         reasons = [f"the model size is fixed by {size_source}"]
         if self.max_steps is not None and steps == self.max_steps:
             reasons.append("more epochs do not improve the model")
-        times = f"a step takes {format_number(self.speed.step)} s, an evaluation {format_number(self.speed.evaluation)} s"
+        times = (
+            f"a step takes {format_number(self.speed.step)} s, an evaluation {format_number(self.speed.evaluation)} s"
+        )
         return Plan(
             minutes,
             ("; ".join([*reasons, times]),),

@@ -424,7 +424,9 @@ class Model(ModelHandle):
     def look(self, images: Iterable[vision.Image]) -> list[vision.ImageAttention]: ...
 
     @verb
-    def look(self, images: vision.Image | Iterable[vision.Image]) -> vision.ImageAttention | list[vision.ImageAttention]:
+    def look(
+        self, images: vision.Image | Iterable[vision.Image]
+    ) -> vision.ImageAttention | list[vision.ImageAttention]:
         """The attention rollout over an image, or over each of several. `picture()` of the result draws it. Raises
         UserError for a model that does not take images.
         """

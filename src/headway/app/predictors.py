@@ -117,8 +117,12 @@ def _unsupported_error(model: ModelHandle, name: str) -> UserError:
     """The error for an unsupported verb: the kind of model, and alternatives."""
     config, entry = model.module.config, VERBS[name]
     known = verbs(config, model.usage, model.recipe is not None)
-    other_verbs = [other_verb for other_verb in known if other_verb not in _INTROSPECTION][:_MAX_VERBS] or known[:_MAX_VERBS]
-    remedy = next((alternative for verb, question, alternative in _ALTERNATIVES if verb == name and question(config)), None)
+    other_verbs = [other_verb for other_verb in known if other_verb not in _INTROSPECTION][:_MAX_VERBS] or known[
+        :_MAX_VERBS
+    ]
+    remedy = next(
+        (alternative for verb, question, alternative in _ALTERNATIVES if verb == name and question(config)), None
+    )
     if remedy is None:
         remedy = f"use {_join_with_or(other_verbs)} with it, or {entry.remedy}" if other_verbs else entry.remedy
     return UserError(f"{model.directory} is {kinds.kind_of(config)}, which cannot {entry.description}; {remedy}")

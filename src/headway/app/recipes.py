@@ -12,10 +12,10 @@ from typing import Any
 from headway import domains
 from headway.app.runs import read_recipe
 from headway.config import override
-from headway.domains import recipe_domains, scale_of
 from headway.domains import recipe as find_recipe
+from headway.domains import recipe_domains, scale_of
 from headway.errors import ConfigError, UserError, nearest
-from headway.evaluation import check_hub_data, path_list, open_task
+from headway.evaluation import check_hub_data, open_task, path_list
 from headway.formats.hub import find_folder
 from headway.formats.open import open_config, open_usage
 from headway.formats.usage import Usage, read_usage
@@ -56,7 +56,9 @@ def configure_recipe(
         configured = replace(configured, adapter=replace(lora_config, rank=lora))
     scale = scale_of(recipe) if isinstance(recipe, str) else None
     if start is not None and scale is not None:
-        configured = override(configured, tuning_optimizer(shape_of(configured.model)[0], configured.adapter, scale.tuning_lr_factor))
+        configured = override(
+            configured, tuning_optimizer(shape_of(configured.model)[0], configured.adapter, scale.tuning_lr_factor)
+        )
     configured = _apply_settings(configured, settings or {})
     if seed is not None:
         configured = override(configured, {"train.seed": seed})
@@ -104,7 +106,9 @@ def load_recorded_recipe(
     """
     recorded_recipe = read_recipe(RunDirectory(directory).recipe)
     if recorded_recipe.name != name:
-        raise UserError(f"{directory} is a run of recipe {recorded_recipe.name!r}, not {name!r}; choose another with --run")
+        raise UserError(
+            f"{directory} is a run of recipe {recorded_recipe.name!r}, not {name!r}; choose another with --run"
+        )
     for key in ("steps", "evaluate_every"):  # the trainer would accept these where minutes chose them
         wanted, recorded_value = (settings or {}).get(f"train.{key}"), getattr(recorded_recipe.train, key)
         if wanted is not None and wanted != recorded_value:
@@ -113,7 +117,9 @@ def load_recorded_recipe(
             )
     if start is not None and os.path.abspath(start) != recorded_recipe.start:
         recorded_recipe = replace(recorded_recipe, start=_absolute(start))
-    return configure_recipe(recorded_recipe, data, _applicable_settings(recorded_recipe, load_recipe(name), settings or {}), seed, lora=lora)
+    return configure_recipe(
+        recorded_recipe, data, _applicable_settings(recorded_recipe, load_recipe(name), settings or {}), seed, lora=lora
+    )
 
 
 def _applicable_settings(recipe: Recipe, original: Recipe, settings: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from urllib.parse import quote, urlsplit
 
 from headway.errors import UserError, nearest
-from headway.received import open_file, format_path
+from headway.received import format_path, open_file
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -49,7 +49,12 @@ def connect(url: str, api_key: str | None = None, model: str | None = None) -> R
     Raises UserError if the server does not answer or refuses the key, and for an unknown model.
     """
     server = _Server(url, api_key or os.environ.get(KEY_VARIABLE))
-    models = server.request("GET", "/v1/models", None, lambda response: {entry["id"]: _ModelInfo.from_json(entry) for entry in response["data"]})
+    models = server.request(
+        "GET",
+        "/v1/models",
+        None,
+        lambda response: {entry["id"]: _ModelInfo.from_json(entry) for entry in response["data"]},
+    )
     if model is None and len(models) != 1:
         raise UserError(f"{url} has {len(models)} models; pass the name of one: {', '.join(sorted(models)[:100])}")
     name = next(iter(models)) if model is None else model
@@ -196,7 +201,9 @@ class RemoteModel:
         from headway.metrics import EntitySpan
 
         def parse(response: Fields) -> TaggedWords:
-            return TaggedWords(response["words"], response["tags"], [EntitySpan(**span) for span in response["entities"]])
+            return TaggedWords(
+                response["words"], response["tags"], [EntitySpan(**span) for span in response["entities"]]
+            )
 
         many, is_single = _as_list(texts)
         encoded = [text if isinstance(text, str) else list(text) for text in many]
@@ -256,7 +263,12 @@ class RemoteModel:
         (image_list, is_single), text_list = _as_list(images), texts if isinstance(texts, str) else list(texts)
         encoded = [self._encode_image(image) for image in image_list]
         template_list = templates if isinstance(templates, str) else list(templates)
-        fields = {"images": encoded[0] if is_single else encoded, "texts": text_list, "templates": template_list, "truncate": truncate}
+        fields = {
+            "images": encoded[0] if is_single else encoded,
+            "texts": text_list,
+            "templates": template_list,
+            "truncate": truncate,
+        }
         parse = lambda text_list: Matches(*(torch.tensor(text_list["result"][name]) for name in Matches._fields))  # noqa: E731
         return self._request("/v1/match", fields, parse)
 
@@ -348,7 +360,9 @@ class _Server:
             parts = urlsplit(url)
             self._host, self._port = parts.hostname or "", parts.port
         except ValueError as error:
-            raise UserError(f"{format_path(url)!r} is not a URL ({error}); use one such as http://127.0.0.1:8000") from None
+            raise UserError(
+                f"{format_path(url)!r} is not a URL ({error}); use one such as http://127.0.0.1:8000"
+            ) from None
         if parts.scheme not in ("http", "https") or not self._host or parts.query or parts.username:
             raise UserError(f"{format_path(url)!r} is not the URL of a server; use one such as http://127.0.0.1:8000")
         self._url, self._base = url, quote(parts.path.rstrip("/").removesuffix("/v1"), safe="/%")
@@ -396,7 +410,9 @@ class _Server:
         with response, self._user_errors():
             raw = response.read(_MAX_RESPONSE + 1)
             if len(raw) > _MAX_RESPONSE:
-                raise UserError(f"the response of {self._url} has more than {_MAX_RESPONSE:,} bytes; request less at once")
+                raise UserError(
+                    f"the response of {self._url} has more than {_MAX_RESPONSE:,} bytes; request less at once"
+                )
             return parse(json.loads(raw))
 
     def _send(self, method: str, path: str, body: bytes | None, content_type: str) -> HTTPResponse:
@@ -489,7 +505,9 @@ def _parse_transcription(response: Fields) -> Transcription:
     """A transcript with its segments; each has the words that start before its end and after the previous segment."""
     from headway.domains.audio import Segment, Transcription, Word
 
-    words = [Word(entry["text"], entry["start"], entry["end"], entry["probability"]) for entry in response.get("words") or ()]
+    words = [
+        Word(entry["text"], entry["start"], entry["end"], entry["probability"]) for entry in response.get("words") or ()
+    ]
     segments, names = [], [field.name for field in fields(Segment) if field.name != "words"]
     for entry in response.get("segments") or ():
         segment_words = [word for word in words if word.start < entry["end"]]

@@ -13,11 +13,11 @@ import headway as hw
 from headway.bench.run import (
     BEAM_WIDTH,
     EOS_ID,
-    NEW_TOKENS,
-    TIMELINE_STEPS,
     HEADWAY,
-    WARMUP_TOKENS,
+    NEW_TOKENS,
     TARGET_TOKENS,
+    TIMELINE_STEPS,
+    WARMUP_TOKENS,
     Job,
     Kind,
     run_job,
@@ -78,7 +78,9 @@ def decode(model: Generative, job: Job) -> dict[str, float]:
     """Greedy steps after the prompts, one token per row, without speculation."""
     prompts = job.prompts()
     timeline_steps = TIMELINE_STEPS if job.timeline is not None else 0
-    logits, decoding = model.start(make_prompt(prompts, None, _CPU), max(map(len, prompts)) + NEW_TOKENS + timeline_steps)
+    logits, decoding = model.start(
+        make_prompt(prompts, None, _CPU), max(map(len, prompts)) + NEW_TOKENS + timeline_steps
+    )
 
     def steps(count: int) -> None:
         nonlocal logits, decoding
@@ -112,7 +114,9 @@ def translate(model: Generative, job: Job) -> dict[str, float]:
     config = SearchConfig(BEAM_WIDTH, most_ratio=0, most_extra=TARGET_TOKENS)
 
     def work() -> None:
-        translations = translate_ids(model, job.sources(), bos=start, eos=EOS_ID, config=config, suppressed=(EOS_ID, start))
+        translations = translate_ids(
+            model, job.sources(), bos=start, eos=EOS_ID, config=config, suppressed=(EOS_ID, start)
+        )
         assert {len(hypotheses[0].ids) for hypotheses in translations} == {TARGET_TOKENS}
 
     work()

@@ -66,10 +66,19 @@ def time_step(step: Callable[[], object]) -> float:
 
 Kind = Literal["decode", "prefill", "translate", "train", "load"]
 
-PROMPT_TOKENS, NEW_TOKENS, WARMUP_TOKENS = 128, 128, 16  # decode: prompt tokens, new tokens, and warm-up tokens among the new ones
+PROMPT_TOKENS, NEW_TOKENS, WARMUP_TOKENS = (
+    128,
+    128,
+    16,
+)  # decode: prompt tokens, new tokens, and warm-up tokens among the new ones
 TIMELINE_STEPS = 8  # decode: extra steps for the timeline
 PREFILL_TOKENS = 512  # prefill: tokens of the longest prompt
-MIN_SOURCE_TOKENS, MAX_SOURCE_TOKENS, TARGET_TOKENS, BEAM_WIDTH = 15, 35, 32, 4  # translate: source length range, target length, beam width
+MIN_SOURCE_TOKENS, MAX_SOURCE_TOKENS, TARGET_TOKENS, BEAM_WIDTH = (
+    15,
+    35,
+    32,
+    4,
+)  # translate: source length range, target length, beam width
 EOS_ID = 0  # translate: the eos token
 
 
@@ -106,7 +115,10 @@ class Job:
 
     def sources(self) -> list[list[int]]:
         """Random sources to translate, with eos. The last token of the vocabulary is reserved as the decoder start."""
-        return [[*row, EOS_ID] for row in self._random_rows(MIN_SOURCE_TOKENS - 1, MAX_SOURCE_TOKENS - 1, EOS_ID + 1, self.symbols - 1)]
+        return [
+            [*row, EOS_ID]
+            for row in self._random_rows(MIN_SOURCE_TOKENS - 1, MAX_SOURCE_TOKENS - 1, EOS_ID + 1, self.symbols - 1)
+        ]
 
     def _random_rows(self, min_length: int, max_length: int, low: int, high: int) -> list[list[int]]:
         generator = random.Random(self.seed)
@@ -319,7 +331,9 @@ def check_space(kind: Kind, name: str, config: ModelConfig, programs: Sequence[C
         parts = {"weights": weight_bytes, "gradients": weight_bytes, "optimiser": 2 * weight_bytes}
     check_free_memory(f"measuring {name}", parts, torch.device("cpu"), "choose a smaller --shape")
     needed = weight_bytes + sum(
-        round(weight_bytes / 4 * _BYTES_PER_WEIGHT[p.dtype]) for p in programs if p.prepares or p.dtype in ("int8", "int4")
+        round(weight_bytes / 4 * _BYTES_PER_WEIGHT[p.dtype])
+        for p in programs
+        if p.prepares or p.dtype in ("int8", "int4")
     )
     needed += weight_bytes if any(program.name == "llama.cpp" for program in programs) else 0  # before quantisation
     free = shutil.disk_usage(folder).free
@@ -501,7 +515,9 @@ def _run_process(module: str, action: str, job: Job) -> dict[str, float]:
         raise UserError(f"{module} was killed, probably out of memory; choose a smaller --shape")
     if process.returncode or not lines:
         error_lines = process.stderr.strip().splitlines()
-        raise RuntimeError(f"{module} ended with {process.returncode}: {error_lines[-1] if error_lines else 'no error message'}")
+        raise RuntimeError(
+            f"{module} ended with {process.returncode}: {error_lines[-1] if error_lines else 'no error message'}"
+        )
     output = json.loads(lines[-1])
     if "error" in output:
         raise UserError(output["error"])
@@ -518,7 +534,9 @@ def _build_report(
     probes: list[dict[str, float]],
 ) -> dict[str, Any]:
     goal = GOALS.get(job.kind, "tokens_per_second")
-    measured = {title: {name: summarize([run[name] for run in stats]) for name in stats[0]} for title, stats in runs.items()}
+    measured = {
+        title: {name: summarize([run[name] for run in stats]) for name in stats[0]} for title, stats in runs.items()
+    }
     for stats in measured.values():
         stats["peak_bytes"] = stats["peak_bytes"]["max"]
     bounds = (

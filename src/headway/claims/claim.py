@@ -157,7 +157,9 @@ class Trials:
 
     def share(self, variant: str, name: str, index: int | None = None) -> Interval:
         """The mean over seeds of a number from 0 to 1."""
-        return mean(self.collect(variant, name) if index is None else self.collect_point(variant, name, index)).within(0, 1)
+        return mean(self.collect(variant, name) if index is None else self.collect_point(variant, name, index)).within(
+            0, 1
+        )
 
 
 @dataclass(frozen=True)

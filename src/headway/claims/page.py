@@ -109,8 +109,14 @@ def plot_bars(axes: Axes, values: Mapping[str, Interval], **labels: Any) -> None
     names = list(values)
     middle = [interval.value for interval in values.values()]
     error_bars = [
-        [max(0.0, interval.value - interval.low) if math.isfinite(interval.low) else 0.0 for interval in values.values()],
-        [max(0.0, interval.high - interval.value) if math.isfinite(interval.high) else 0.0 for interval in values.values()],
+        [
+            max(0.0, interval.value - interval.low) if math.isfinite(interval.low) else 0.0
+            for interval in values.values()
+        ],
+        [
+            max(0.0, interval.high - interval.value) if math.isfinite(interval.high) else 0.0
+            for interval in values.values()
+        ],
     ]
     tones = [colour(name, index) for index, name in enumerate(names)]
     axes.barh(range(len(names)), middle, color=tones, xerr=error_bars, height=0.62, error_kw={"capsize": 3, "lw": 1.1})
@@ -120,7 +126,9 @@ def plot_bars(axes: Axes, values: Mapping[str, Interval], **labels: Any) -> None
     style_axes(axes, legend=False, **labels)
 
 
-def plot_intervals(axes: Axes, values: Mapping[str, Sequence[float]], margin: float | None = None, **labels: Any) -> None:
+def plot_intervals(
+    axes: Axes, values: Mapping[str, Sequence[float]], margin: float | None = None, **labels: Any
+) -> None:
     """Draw the mean of each name's values, one per seed, with its interval, and each value as a tick; the first on top.
 
     Values within +-`margin`, the grey area, count as zero.
@@ -198,7 +206,9 @@ def _section(evidence: Evidence, pictures: Mapping[str, str]) -> dict[str, Any]:
         value, low, high = number.interval
         known = math.isfinite(low) and math.isfinite(high)
         interval = f"{format_number(low)} to {format_number(high)}" if known else ""
-        numbers.append({"number": number.name, "value": format_number(value), "95 % interval": interval, "over": number.of})
+        numbers.append(
+            {"number": number.name, "value": format_number(value), "95 % interval": interval, "over": number.of}
+        )
     circumstances = [
         f"{evidence.trials.seeds} seeds from {evidence.seed}",
         f"{evidence.seconds:.0f} s",

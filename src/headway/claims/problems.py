@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from headway.claims.networks import SampleBatch, ExampleBatch
+from headway.claims.networks import ExampleBatch, SampleBatch
 from headway.layout import Layout
 from headway.nn.kernels import IGNORE_INDEX
 

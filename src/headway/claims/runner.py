@@ -37,7 +37,12 @@ def run_claim(claim: Claim, directory: Path, note: Note, *, full: bool = False, 
     settings = _settings(claim, full)
     seeds = claim.full_seeds or claim.seeds if full and claim.full is not None else claim.seeds
     jobs = [(variant, seed + i) for i in range(seeds) for variant in claim.variants(settings)]
-    stamp = {"claim": claim.name, "settings": to_dict(settings), "code": _code_digest(claim), "torch": torch.__version__}
+    stamp = {
+        "claim": claim.name,
+        "settings": to_dict(settings),
+        "code": _code_digest(claim),
+        "torch": torch.__version__,
+    }
     note(f"{claim.number}. {claim.statement}")
     note(f"   {len(jobs)} trials, about {_format_seconds(60 * _minutes(claim, full))} on one core")
     trials, new_seconds, num_new = [], 0.0, 0

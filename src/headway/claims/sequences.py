@@ -125,7 +125,9 @@ def train_tuned(budget: Budget, task: Task, model: ModelConfig, seed: int) -> Tr
     return train_model(budget, task, model, seed, training, budget.evaluations)._replace(tried=tried)
 
 
-def train_model(budget: Budget, task: Task, model: ModelConfig, seed: int, training: Training, evaluations: int) -> TrainingCurve:
+def train_model(
+    budget: Budget, task: Task, model: ModelConfig, seed: int, training: Training, evaluations: int
+) -> TrainingCurve:
     """Train a model, with `evaluations` evenly spaced over the run, the last at its end.
 
     Seconds are the processor time of the single thread, so other programs do not count.
@@ -177,7 +179,9 @@ def write_backwards(directory: Path) -> list[Path]:
     return [_write(directory / "backwards.tsv", reversed_pairs)]
 
 
-def write_lists(directory: Path, max_words: int, training_lists: int, validation_lists: int, last_only: bool) -> list[Path]:
+def write_lists(
+    directory: Path, max_words: int, training_lists: int, validation_lists: int, last_only: bool
+) -> list[Path]:
     """Write lists of 1 to `max_words` words with the pronunciation of all words or of only the last: per length
     `training_lists` for training and `validation_lists` for validation.
 

@@ -23,7 +23,9 @@ Added = Mapping[int, AddedToken]
 def published_tokens(settings: Mapping[str, Any], directory: Path) -> dict[int, AddedToken]:
     """The tokens in added_tokens.json and in the added_tokens_decoder of tokenizer_config.json, by id."""
     spellings, source = object_or_empty(directory / FILE), str(directory)
-    tokens = {_parse_id(token_id, source): AddedToken(name, normalized=False) for name, token_id in spellings.items() if name}
+    tokens = {
+        _parse_id(token_id, source): AddedToken(name, normalized=False) for name, token_id in spellings.items() if name
+    }
     decoder = settings.get("added_tokens_decoder") or {}
     if not isinstance(decoder, dict):
         raise UserError(f"added_tokens_decoder in {source} is not a mapping of ids to tokens; download it again")

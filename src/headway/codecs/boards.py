@@ -35,7 +35,9 @@ def _all_moves() -> tuple[str, ...]:
                 piece_moves.append(SQUARES[source] + SQUARES[target])
             ranks_moved = (source // 8, target // 8)
             if abs(files) <= 1 and ranks_moved in ((6, 7), (1, 0)):
-                promotions[ranks_moved == (1, 0)].extend(SQUARES[source] + SQUARES[target] + piece for piece in PROMOTIONS)
+                promotions[ranks_moved == (1, 0)].extend(
+                    SQUARES[source] + SQUARES[target] + piece for piece in PROMOTIONS
+                )
     return (*piece_moves, *promotions[0], *promotions[1])
 
 

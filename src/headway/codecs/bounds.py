@@ -80,8 +80,14 @@ def _check_prefixes(pieces: frozenset[str], source: str) -> None:
 
 def check_growth(tokenizer: Tokenizer, source: str) -> None:
     """UserError if the normaliser, pre-tokenizer or decoder produces much more text than it gets."""
-    preparation_steps = [*_component_steps(tokenizer.normalizer, source), *_component_steps(tokenizer.pre_tokenizer, source)]
-    for steps, action in ((preparation_steps, "normalises text"), (_component_steps(tokenizer.decoder, source), "decodes")):
+    preparation_steps = [
+        *_component_steps(tokenizer.normalizer, source),
+        *_component_steps(tokenizer.pre_tokenizer, source),
+    ]
+    for steps, action in (
+        (preparation_steps, "normalises text"),
+        (_component_steps(tokenizer.decoder, source), "decodes"),
+    ):
         growth = min(_max_growth(steps, source), _MAX_REPORTED)
         if growth > _MAX_GROWTH:
             raise UserError(
@@ -174,7 +180,9 @@ def _normalized_length(content: str) -> int:
 def _normal_forms(content: str) -> set[str]:
     """The characters that a text may contain after changes of case and Unicode normalisation."""
     strings = (content, content.lower())
-    return set("".join([*strings, *(unicodedata.normalize(form, text) for form in ("NFKD", "NFC") for text in strings)]))
+    return set(
+        "".join([*strings, *(unicodedata.normalize(form, text) for form in ("NFKD", "NFC") for text in strings)])
+    )
 
 
 def _template_ids(step: Mapping[str, Any], source: str) -> list[int]:

@@ -39,7 +39,9 @@ def read_vocabulary(path: Path) -> dict[str, int]:
         if not isinstance(token_id, int) or isinstance(token_id, bool) or not 0 <= token_id < _MAX_ID:
             raise UserError(f"{path} has {token!r} with the invalid id {token_id!r:.40}; download it again")
         if token_id in by_id:
-            raise UserError(f"{path} has {by_id[token_id]!r} and {token!r} with the same id {token_id}; download it again")
+            raise UserError(
+                f"{path} has {by_id[token_id]!r} and {token!r} with the same id {token_id}; download it again"
+            )
         by_id[token_id] = token
     if not vocabulary:
         raise UserError(f"{path} contains no tokens; download it again")

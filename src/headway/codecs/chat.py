@@ -28,7 +28,15 @@ from headway.codecs.guard import GUARD, RESERVED, SHIELD, Guard
 from headway.codecs.helper import Helper, HelperError
 from headway.codecs.marks import CONFIG_FILE, SpecialTokens
 from headway.codecs.tokenizer import TokenizerCodec
-from headway.codecs.turns import ASSISTANT, Message, Span, TemplateBudgetError, assistant_spans, block_spans, text_up_to_content_end
+from headway.codecs.turns import (
+    ASSISTANT,
+    Message,
+    Span,
+    TemplateBudgetError,
+    assistant_spans,
+    block_spans,
+    text_up_to_content_end,
+)
 from headway.errors import UserError
 
 
@@ -192,7 +200,9 @@ class ChatTemplate:
     Raises UserError if jinja2 is not installed or the template is invalid.
     """
 
-    def __init__(self, text: str, special_tokens: SpecialTokens | None = None, source: str = "the chat template") -> None:
+    def __init__(
+        self, text: str, special_tokens: SpecialTokens | None = None, source: str = "the chat template"
+    ) -> None:
         if len(text) > MAX_LENGTH or RESERVED.search(text):
             raise UserError(f"{source} is too long ({len(text):,} characters) or contains noncharacters; correct it")
         self.text = text
@@ -253,7 +263,9 @@ class ChatTemplate:
             )
         tokens = locator.tokens(text)
         token_spans = [[i for i, token in enumerate(tokens) if token.overlaps(span)] for span in spans]
-        return Chat([token.id for token in tokens], [(indices[0], indices[-1] + 1) for indices in token_spans if indices])
+        return Chat(
+            [token.id for token in tokens], [(indices[0], indices[-1] + 1) for indices in token_spans if indices]
+        )
 
     def prompt(
         self,
@@ -277,7 +289,9 @@ class ChatTemplate:
         text = render(guarded, add_generation_prompt and not continued)
         return text_up_to_content_end(render, guarded, text) if continued else text
 
-    def truncated_prompt(self, codec: TokenizerCodec, messages: Sequence[Message], max_tokens: int | None) -> tuple[list[int], int]:
+    def truncated_prompt(
+        self, codec: TokenizerCodec, messages: Sequence[Message], max_tokens: int | None
+    ) -> tuple[list[int], int]:
         """A prompt of at most `max_tokens` ids, and how many of the oldest turns were dropped.
 
         A leading system message and the last question are never dropped, so the prompt may still be too long.
@@ -338,7 +352,9 @@ class ChatTemplate:
                 "memory": f"it needs more than {_MEMORY >> 20} MB",
                 "death": "it crashes its process",
             }[error.reason]
-            raise TemplateBudgetError(f"{self.source} fails: {reason}; use messages in the format that it expects") from None
+            raise TemplateBudgetError(
+                f"{self.source} fails: {reason}; use messages in the format that it expects"
+            ) from None
         if "refused" in reply:
             raise (TemplateBudgetError if reply.get("spent") else UserError)(f"{self.source} {reply['refused']}")
         max_characters = _FREE_OUTPUT + _OUTPUT_FACTOR * len(request_text)

@@ -20,7 +20,9 @@ def read_bytes(path: Path) -> bytes:
     try:
         size = path.stat().st_size
         if size > MAX_BYTES:
-            raise UserError(f"{path} has {size:,} bytes, more than the {MAX_BYTES:,} for a tokenizer; use a tokenizer file")
+            raise UserError(
+                f"{path} has {size:,} bytes, more than the {MAX_BYTES:,} for a tokenizer; use a tokenizer file"
+            )
         with open_file(path) as file:
             content = file.read()
     except OSError as error:

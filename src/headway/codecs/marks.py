@@ -138,7 +138,9 @@ _STYLE_ALIASES = {
 }
 
 
-_UNSUPPORTED_NAMES = "ctrl fsmt xlm biogpt herbert blenderbotsmall phobert bertweet bertjapanese esm cpmant roformer luke"
+_UNSUPPORTED_NAMES = (
+    "ctrl fsmt xlm biogpt herbert blenderbotsmall phobert bertweet bertjapanese esm cpmant roformer luke"
+)
 UNSUPPORTED_STYLES = frozenset(_UNSUPPORTED_NAMES.split())
 """Styles with the same file names, but other rules for splitting text."""
 
@@ -175,7 +177,9 @@ def add_siglip_normalizer(tokenizer: Tokenizer, settings: Mapping[str, Any]) -> 
     tokenizer.normalizer = normalizers.Sequence([*steps, *([] if normalizer is None else [normalizer])])  # type: ignore[assignment]
 
 
-def set_post_processor(tokenizer: Tokenizer, style: str, special_tokens: SpecialTokens, settings: Mapping[str, Any]) -> None:
+def set_post_processor(
+    tokenizer: Tokenizer, style: str, special_tokens: SpecialTokens, settings: Mapping[str, Any]
+) -> None:
     """Add the style's template, which adds special tokens around one or two texts, to a tokenizer without one.
 
     For decoders, `add_bos_token` and `add_eos_token` in the settings take precedence.

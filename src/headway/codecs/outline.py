@@ -8,7 +8,16 @@ from typing import Any
 
 from headway.parsing import DECODER
 
-_RELEVANT_ENTRIES = ("normalizer", "pre_tokenizer", "post_processor", "decoder", "added_tokens", "truncation", "padding", "model")
+_RELEVANT_ENTRIES = (
+    "normalizer",
+    "pre_tokenizer",
+    "post_processor",
+    "decoder",
+    "added_tokens",
+    "truncation",
+    "padding",
+    "model",
+)
 _NEXT_ENTRY = re.compile(r'\}\s*,\s*"((?:[^"\\]|\\.)*)"\s*:')
 _MAX_BRACES = 1 << 16
 _SPACE = re.compile(r"[ \t\r\n]*")

@@ -41,10 +41,14 @@ def check_pattern(pattern: str, source: str) -> None:
         return
     description = f"{source} splits words with {pattern!r:.80}"
     if len(pattern) > MAX_LENGTH:
-        raise UserError(f"{description}, of {len(pattern):,} characters, more than {MAX_LENGTH:,}; use another tokenizer")
+        raise UserError(
+            f"{description}, of {len(pattern):,} characters, more than {MAX_LENGTH:,}; use another tokenizer"
+        )
     fault = None if is_simple(pattern) else _measured_fault(pattern)
     if fault is not None:
-        raise UserError(f"{description}, which {fault}; use another tokenizer, or write the pattern without nested repeats")
+        raise UserError(
+            f"{description}, which {fault}; use another tokenizer, or write the pattern without nested repeats"
+        )
 
 
 def is_simple(pattern: str) -> bool:

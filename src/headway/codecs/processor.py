@@ -276,8 +276,12 @@ def _channels(value: Any, path: str) -> tuple[float, ...]:
 
 def _center_crop(pixels: UInt8[np.ndarray, "H W 3"], crop: tuple[int, int]) -> UInt8[np.ndarray, "h w 3"]:
     out = np.zeros((*crop, pixels.shape[2]), pixels.dtype)
-    (image_top, crop_top, height), (image_left, crop_left, width) = (_center_span(*pair) for pair in zip(pixels.shape, crop))
-    out[crop_top : crop_top + height, crop_left : crop_left + width] = pixels[image_top : image_top + height, image_left : image_left + width]
+    (image_top, crop_top, height), (image_left, crop_left, width) = (
+        _center_span(*pair) for pair in zip(pixels.shape, crop)
+    )
+    out[crop_top : crop_top + height, crop_left : crop_left + width] = pixels[
+        image_top : image_top + height, image_left : image_left + width
+    ]
     return out
 
 

@@ -12,19 +12,19 @@ from typing import Any, Literal, NamedTuple
 from tokenizers import Tokenizer
 
 from headway.codecs import added, bytepairs, wordpiece
-from headway.codecs.bounds import check_template, check_growth, check_special_tokens
+from headway.codecs.bounds import check_growth, check_special_tokens, check_template
 from headway.codecs.files import first_file, library_errors, object_or_empty, parse_object, read_bytes, read_text
 from headway.codecs.marks import (
     CONFIG_FILE,
+    MARIAN_FILES,
     STYLE_TOKENS,
     UNSUPPORTED_STYLES,
-    MARIAN_FILES,
     SpecialTokens,
-    set_post_processor,
+    add_siglip_normalizer,
+    configured_tokens,
     infer_style,
     read_settings,
-    configured_tokens,
-    add_siglip_normalizer,
+    set_post_processor,
     style_of,
 )
 from headway.codecs.outline import check_merges, patterns_and_maps, read_without_model

@@ -218,7 +218,9 @@ def _check_work(name: str, value: Any, arguments: list[Any]) -> None:
         return
     if name == "round" and any(isinstance(argument, int) and abs(argument) > _MAX_DIGITS for argument in arguments):
         raise SecurityError(f"it rounds to more than {_MAX_DIGITS} digits")
-    factor = max([1, *(abs(argument) if isinstance(argument, (int, float)) else measure(argument) for argument in arguments)])
+    factor = max(
+        [1, *(abs(argument) if isinstance(argument, (int, float)) else measure(argument) for argument in arguments)]
+    )
     if not factor * measure(value) <= _MAX_WORK:
         raise SecurityError(f"it writes more than {_MAX_WORK:,} characters at once")
 
@@ -242,7 +244,11 @@ def _check_operands(operator: str, left: Any, right: Any) -> None:
             raise SecurityError("it computes a number that is too large")
     elif operator == "*":
         for repeated, count in ((left, right), (right, left)):
-            if isinstance(repeated, (str, list, tuple)) and isinstance(count, int) and measure(repeated) * count > MAX_SIZE:
+            if (
+                isinstance(repeated, (str, list, tuple))
+                and isinstance(count, int)
+                and measure(repeated) * count > MAX_SIZE
+            ):
                 raise SecurityError(f"it makes a value of more than {MAX_SIZE:,} characters")
 
 

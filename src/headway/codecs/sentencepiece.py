@@ -194,7 +194,9 @@ def _check_field(value: int | bytes, kind: type[T]) -> T:
     return value
 
 
-def _special_spelling(trainer: dict[int, int | bytes], number: int, name: int, default: tuple[int, bytes], spellings) -> str | None:
+def _special_spelling(
+    trainer: dict[int, int | bytes], number: int, name: int, default: tuple[int, bytes], spellings
+) -> str | None:
     """The spelling of a special token; None if its id is negative (written in 64 bits)."""
     token_id = _check_field(trainer.get(number, default[0]), int)
     spelling = _check_field(trainer.get(name, default[1]), bytes).decode("utf-8")

@@ -148,7 +148,9 @@ def build(ranks: Ranks, encoding: Encoding, source: Path) -> Tokenizer:
     vocabulary = {_to_letters(token): rank for token, rank in ranks.items() if token}
     with library_errors(source):
         tokenizer = byte_pairs(vocabulary, merges_of(ranks), encoding.pattern, whole_words=True)
-    special = {token_id: AddedToken(name, special=True, normalized=False) for name, token_id in encoding.special.items()}
+    special = {
+        token_id: AddedToken(name, special=True, normalized=False) for name, token_id in encoding.special.items()
+    }
     add_tokens(tokenizer, special, str(source))
     return tokenizer
 

@@ -1,5 +1,4 @@
-"""The text codec: a `tokenizers.Tokenizer` of any kind, trained here or published, and its template of special tokens.
-"""
+"""The text codec: a `tokenizers.Tokenizer` of any kind, trained here or published, and its template of special tokens."""
 
 from __future__ import annotations
 
@@ -15,7 +14,7 @@ from typing import NamedTuple
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
 from headway.codecs.base import ByteStream, Codec, FallbackStream, StreamDecoder, WindowStream, decoder_steps
-from headway.codecs.bounds import check_special_tokens, check_pieces
+from headway.codecs.bounds import check_pieces, check_special_tokens
 from headway.codecs.files import is_panic
 from headway.codecs.marks import END_OF_TEXT, SpecialTokens, guess_special_tokens
 from headway.drafts import temporary_path
@@ -141,7 +140,9 @@ class TokenizerCodec:
         if len(own_vocab) != len(other_vocab):
             return f"{len(other_vocab)} tokens instead of {len(own_vocab)}"
         by_id = {token_id: name for name, token_id in other_vocab.items()}
-        name, token_id = min((item for item in own_vocab.items() if other_vocab.get(item[0]) != item[1]), key=lambda item: item[1])
+        name, token_id = min(
+            (item for item in own_vocab.items() if other_vocab.get(item[0]) != item[1]), key=lambda item: item[1]
+        )
         return f"id {token_id} is {by_id.get(token_id)!r} instead of {name!r}"
 
     def fingerprint(self) -> str:
@@ -178,7 +179,9 @@ def _block_special_spellings(tokenizer: Tokenizer) -> None:
     added = tokenizer.get_added_tokens_decoder()
     names = [token.content for token in added.values() if token.special and len(token.content) > 1]
     in_vocabulary = [name for name in names if tokenizer.model.token_to_id(name) is not None]
-    spellable = [name for name in in_vocabulary if (0, len(name)) in tokenizer.encode(name, add_special_tokens=False).offsets]
+    spellable = [
+        name for name in in_vocabulary if (0, len(name)) in tokenizer.encode(name, add_special_tokens=False).offsets
+    ]
     if not spellable:
         return
     if sum(map(len, spellable)) > _MAX_SPELLABLE:
@@ -260,7 +263,9 @@ def tokenize_words(codec: TokenizerCodec, sentences: Sequence[Sequence[str]]) ->
         encoded = codec.tokenizer.encode_batch(strings, add_special_tokens=False)
     except BaseException as error:
         raise _as_user_error(error) from error
-    return [WordTokens(encoding.ids, _first_tokens(words, encoding.offsets)) for words, encoding in zip(sentences, encoded)]
+    return [
+        WordTokens(encoding.ids, _first_tokens(words, encoding.offsets)) for words, encoding in zip(sentences, encoded)
+    ]
 
 
 def _first_tokens(words: Sequence[str], offsets: Sequence[tuple[int, int]]) -> list[int | None]:

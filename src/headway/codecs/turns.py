@@ -41,7 +41,9 @@ def block_spans(text: str, special_tokens: Spellings) -> tuple[str, list[Span]]:
     return plain, spans
 
 
-def assistant_spans(render: Render, messages: Sequence[Message], full_text: str, special_tokens: Spellings) -> list[Span]:
+def assistant_spans(
+    render: Render, messages: Sequence[Message], full_text: str, special_tokens: Spellings
+) -> list[Span]:
     """Start and stop, in characters of `full_text`, of each message of the assistant.
 
     `render(messages, prompt)` renders a conversation, with the start of an answer if `prompt`; `full_text` is the whole

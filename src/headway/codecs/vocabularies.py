@@ -10,7 +10,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer
 
 from headway.codecs.bytepairs import read_vocabulary
-from headway.codecs.marks import STYLE_TOKENS, MARIAN_FILES, SpecialTokens
+from headway.codecs.marks import MARIAN_FILES, STYLE_TOKENS, SpecialTokens
 from headway.codecs.sentencepiece import (
     CONTROL,
     HIDDEN,
@@ -40,7 +40,9 @@ def read_sentencepiece(path: Path, style: str, settings: Mapping[str, Any]) -> t
         )
     pieces = read_pieces(path)
     unknown = None if pieces.unk_id is None else pieces.spellings[pieces.unk_id]
-    special_tokens = STYLE_TOKENS.get(style) or SpecialTokens(bos=pieces.bos, eos=pieces.eos, unk=unknown, pad=pieces.pad)
+    special_tokens = STYLE_TOKENS.get(style) or SpecialTokens(
+        bos=pieces.bos, eos=pieces.eos, unk=unknown, pad=pieces.pad
+    )
     if style == "xlmroberta":
         pieces = _fairseq_order(pieces, path)
     # Until 2023, the prefix was added after every special token; newer tokenizers set `legacy` to false.
@@ -95,14 +97,19 @@ def read_marian(directory: Path, side: str) -> Tokenizer:
         special_types = {special_tokens.unk: UNKNOWN, special_tokens.eos: CONTROL, special_tokens.pad: CONTROL}
         spellings[token_id] = spelling
         types[token_id] = special_types.get(spelling, NORMAL if spelling in scores else UNUSED)
-    numbered = replace(pieces, texts=spellings, scores=[scores.get(spelling, 0.0) for spelling in spellings], types=types)
+    numbered = replace(
+        pieces, texts=spellings, scores=[scores.get(spelling, 0.0) for spelling in spellings], types=types
+    )
     codes = [spelling for spelling in spellings if spelling.startswith(">>") and spelling.endswith("<<")]
     return _with_language_codes(numbered, codes, model)
 
 
 def _with_language_codes(pieces: PieceTable, codes: list[str], path: Path) -> Tokenizer:
     """Add language codes, which precede a text, as tokens that are matched anywhere."""
-    types = [USER_DEFINED if spelling in codes else kind for spelling, kind in zip(pieces.spellings, pieces.types, strict=True)]
+    types = [
+        USER_DEFINED if spelling in codes else kind
+        for spelling, kind in zip(pieces.spellings, pieces.types, strict=True)
+    ]
     tokenizer = build(replace(pieces, types=types), path)
     tokenizer.add_tokens([AddedToken(code, special=False, normalized=False) for code in codes])
     return tokenizer

@@ -10,7 +10,15 @@ if TYPE_CHECKING:
     from headway.data.catalogue import KnownSet
     from headway.data.order import Padding, PairBatches, epoch_seed, permute, shuffled_indices
     from headway.data.packing import IGNORE_INDEX, Crops, Packing, Spans, Streams, TokenWindows
-    from headway.data.parallel import TokenColumn, UsablePairs, PairCache, group_references, load_pairs, open_pairs, split_pairs
+    from headway.data.parallel import (
+        PairCache,
+        TokenColumn,
+        UsablePairs,
+        group_references,
+        load_pairs,
+        open_pairs,
+        split_pairs,
+    )
     from headway.data.registry import find_set, get_set, is_present, known_set, known_sets
     from headway.data.sources import (
         Chunk,
@@ -18,13 +26,13 @@ if TYPE_CHECKING:
         count_characters,
         iter_chunks,
         iter_documents,
-        pair_sources,
         iter_pairs,
+        pair_sources,
         read_pairs,
         text_sources,
     )
     from headway.data.splits import SPLITS, ClassSplitConfig, SplitConfig, Splits, hash_fraction, split_by_text
-    from headway.data.tables import Table, TaggedSentence, TaggedCorpus, read_conll, read_table
+    from headway.data.tables import Table, TaggedCorpus, TaggedSentence, read_conll, read_table
     from headway.data.tokens import TokenCache, load_tokens, open_tokens
 
 __all__ = [
@@ -32,9 +40,7 @@ __all__ = [
     "SPLITS",
     "Chunk",
     "ClassSplitConfig",
-    "TokenColumn",
     "Crops",
-    "UsablePairs",
     "KnownSet",
     "Packing",
     "Padding",
@@ -46,19 +52,22 @@ __all__ = [
     "Splits",
     "Streams",
     "Table",
-    "TaggedSentence",
     "TaggedCorpus",
+    "TaggedSentence",
     "TokenCache",
+    "TokenColumn",
     "TokenWindows",
+    "UsablePairs",
     "count_characters",
-    "iter_chunks",
-    "iter_documents",
     "epoch_seed",
     "find_set",
-    "hash_fraction",
     "get_set",
     "group_references",
+    "hash_fraction",
     "is_present",
+    "iter_chunks",
+    "iter_documents",
+    "iter_pairs",
     "known_set",
     "known_sets",
     "load_pairs",
@@ -66,7 +75,6 @@ __all__ = [
     "open_pairs",
     "open_tokens",
     "pair_sources",
-    "iter_pairs",
     "permute",
     "read_conll",
     "read_pairs",
@@ -82,7 +90,15 @@ lazy_exports(
         ".catalogue": ("KnownSet",),
         ".order": ("Padding", "PairBatches", "epoch_seed", "permute", "shuffled_indices"),
         ".packing": ("Crops", "IGNORE_INDEX", "Packing", "Spans", "Streams", "TokenWindows"),
-        ".parallel": ("TokenColumn", "UsablePairs", "PairCache", "group_references", "load_pairs", "open_pairs", "split_pairs"),
+        ".parallel": (
+            "TokenColumn",
+            "UsablePairs",
+            "PairCache",
+            "group_references",
+            "load_pairs",
+            "open_pairs",
+            "split_pairs",
+        ),
         ".registry": ("find_set", "get_set", "is_present", "known_set", "known_sets"),
         ".sources": (
             "Chunk",

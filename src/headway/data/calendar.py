@@ -129,7 +129,12 @@ def to_months(ticks: np.ndarray, strings: Iterable[str]) -> tuple[np.ndarray, st
     distinct = np.unique(ticks)
     months = dates.astype("datetime64[M]").astype(np.int64)
     same_day = (days == days[0]).all() or (next_days == 0).all()
-    if not same_day or len({*(ticks % _DAY).tolist()}) > 1 or len(distinct) < 2 or len(np.unique(months)) < len(distinct):
+    if (
+        not same_day
+        or len({*(ticks % _DAY).tolist()}) > 1
+        or len(distinct) < 2
+        or len(np.unique(months)) < len(distinct)
+    ):
         return None
     return months, max(strings, key=lambda text: to_iso(text)[8:10])
 

@@ -33,7 +33,9 @@ def read_delimited(file: File) -> Iterator[Row]:
     source = read_lines(file)
     header = next(source, "")
     if file.kind != ".tsv":
-        return _read_quoted(file, header, source, max(_SEPARATORS, key=lambda separator: _count_columns(header, separator)))
+        return _read_quoted(
+            file, header, source, max(_SEPARATORS, key=lambda separator: _count_columns(header, separator))
+        )
     fields = header.split("\t")
     if any(fields) and all(_QUOTED_FIELD.fullmatch(field) for field in fields if field):
         return _read_quoted(file, header, source, "\t")

@@ -14,7 +14,7 @@ import numpy as np
 from headway.data.episodes import Episodes, RecordedEpisodes
 from headway.data.files import File, find_files
 from headway.data.recordings import EPISODE_KINDS, episode_lengths, read_recording
-from headway.data.splits import split_from_name, split_code
+from headway.data.splits import split_code, split_from_name
 from headway.data.video import Frames, JoinedFrames
 from headway.errors import UserError
 from headway.received import user_path
@@ -63,7 +63,9 @@ def read_demonstrations(
         path = user_path(raw_path)
         folders = _find_folders(path, is_lerobot)
         for folder in folders:
-            parts.append((_with_split(read_lerobot(folder, cache, size, cameras), _split_of_folder(folder, path)), str(folder)))
+            parts.append(
+                (_with_split(read_lerobot(folder, cache, size, cameras), _split_of_folder(folder, path)), str(folder))
+            )
         for file in find_files(path, EPISODE_KINDS, excluded=folders):
             parts.append((_from_episodes(read_recording(file), file), str(file)))
     return concatenate_demonstrations([part for part, _ in parts], [source for _, source in parts])
@@ -168,7 +170,12 @@ def concatenate_demonstrations(parts: Sequence[Demonstrations], sources: Sequenc
     for part, source in zip(parts, sources):
         _check_compatible(first, part, sources[0], source)
     names = list(dict.fromkeys(name for part in parts for name in part.task_names))
-    environments = {name: environment for part in reversed(parts) for name, environment in zip(part.task_names, part.environments) if environment}
+    environments = {
+        name: environment
+        for part in reversed(parts)
+        for name, environment in zip(part.task_names, part.environments)
+        if environment
+    }
     task_indices = [np.array([names.index(name) for name in part.task_names], np.int64)[part.tasks] for part in parts]
     offsets = np.cumsum([0, *(len(part.actions) for part in parts[:-1])])
     named_splits = np.concatenate([part.named_splits for part in parts])

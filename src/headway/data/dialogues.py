@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from headway.data.files import ARCHIVES, File, find_files, resolve_named_splits, expand_archives
-from headway.data.tables import read_json_lines, check_text
+from headway.data.files import ARCHIVES, File, expand_archives, find_files, resolve_named_splits
+from headway.data.tables import check_text, read_json_lines
 from headway.errors import UserError, nearest
 from headway.received import user_path
 
@@ -39,7 +39,9 @@ def find_chat_files(paths: Iterable[Path | str]) -> list[File]:
     user_paths = [user_path(path) for path in paths]
     if not user_paths:
         raise UserError("no conversation files; pass at least one .jsonl file")
-    return resolve_named_splits(expand_archives([file for path in user_paths for file in find_files(path, CHAT_KINDS)], CHAT_KINDS))
+    return resolve_named_splits(
+        expand_archives([file for path in user_paths for file in find_files(path, CHAT_KINDS)], CHAT_KINDS)
+    )
 
 
 def read_chats(file: File) -> Iterator[Dialogue]:
@@ -66,14 +68,14 @@ def read_preferences(file: File) -> Iterator[Preference]:
                 raise _missing_key_error(file, number, row, key)
         prompt = _as_messages(file, number, row, "prompt", "user") if row.get("prompt") is not None else ()
         chosen, rejected = (_as_messages(file, number, row, key, ASSISTANT) for key in ("chosen", "rejected"))
-        preference = Preference(number, prompt, chosen, rejected) if prompt else _split_common_prompt(number, chosen, rejected)
+        preference = (
+            Preference(number, prompt, chosen, rejected) if prompt else _split_common_prompt(number, chosen, rejected)
+        )
         if preference.chosen == preference.rejected:
             raise UserError(f"{file}, line {number}: chosen and rejected are the same; remove the line")
         for key, ending in (("chosen", preference.chosen), ("rejected", preference.rejected)):
             if not ending or ending[-1]["role"] != ASSISTANT:
-                raise UserError(
-                    f"{file}, line {number}: {key!r} does not end with a message by the assistant; add one"
-                )
+                raise UserError(f"{file}, line {number}: {key!r} does not end with a message by the assistant; add one")
         if not preference.prompt:
             raise UserError(
                 f"{file}, line {number} has no prompt, and chosen and rejected start differently; add a prompt"

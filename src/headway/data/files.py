@@ -13,7 +13,17 @@ from typing import Any, NamedTuple
 from headway.data.packed import open_archive
 from headway.data.splits import SPLITS, split_from_name
 from headway.errors import UserError, nearest
-from headway.received import DAMAGE, HUB_PREFIX, limit_error, expand, hub_confirmed, read_limits, open_file, file_size, hub_name_error
+from headway.received import (
+    DAMAGE,
+    HUB_PREFIX,
+    expand,
+    file_size,
+    hub_confirmed,
+    hub_name_error,
+    limit_error,
+    open_file,
+    read_limits,
+)
 
 COMPRESSIONS = (".gz", ".xz", ".zst")
 ARCHIVES = (".zip", ".tar")
@@ -303,6 +313,4 @@ def _call_datasets(name: str, function: str, *arguments: Any, **options: Any) ->
         return getattr(datasets, function)(*arguments, **options)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(
-            f"{name} is neither a local file nor a readable dataset ({first}); check the name"
-        ) from error
+        raise UserError(f"{name} is neither a local file nor a readable dataset ({first}); check the name") from error

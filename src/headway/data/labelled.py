@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from headway.data.files import is_run_folder
-from headway.data.splits import split_from_name, split_code
+from headway.data.splits import split_code, split_from_name
 from headway.data.tables import TABLE_KINDS, read_table
 from headway.errors import UserError, logger
 from headway.received import user_path
@@ -40,10 +40,14 @@ class LabelledFiles:
         """The files of these rows, in this order."""
         indices = rows.tolist()
         files, labels = [self.files[row] for row in indices], [self.labels[row] for row in indices]
-        return LabelledFiles(files, labels, self.named_splits[rows], [self.locations[row] for row in indices], self.from_folders)
+        return LabelledFiles(
+            files, labels, self.named_splits[rows], [self.locations[row] for row in indices], self.from_folders
+        )
 
 
-def read_labelled_files(paths: Sequence[Path | str], kinds: Collection[str], noun: str, label: str = "label") -> LabelledFiles:
+def read_labelled_files(
+    paths: Sequence[Path | str], kinds: Collection[str], noun: str, label: str = "label"
+) -> LabelledFiles:
     """Read files of `kinds` (".png", ...) from folders with one folder per class, optionally inside folders named
     train, val and test; or the files in the columns `path` and `label` of .csv, .tsv and .jsonl files, relative to the
     table's folder (see `read_table` for labels that are lists, or several columns).
@@ -65,7 +69,9 @@ def read_labelled_files(paths: Sequence[Path | str], kinds: Collection[str], nou
             labelled.labels.append(label)
             labelled.locations.append(location)
             named_splits.append(split_code)
-    return LabelledFiles(labelled.files, labelled.labels, np.array(named_splits, np.uint8), labelled.locations, not has_tables)
+    return LabelledFiles(
+        labelled.files, labelled.labels, np.array(named_splits, np.uint8), labelled.locations, not has_tables
+    )
 
 
 _Row = tuple[Path, str, int, str]

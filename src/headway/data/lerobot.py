@@ -23,14 +23,14 @@ from headway.data.lerobot_info import (
     CameraFeature,
     DatasetInfo,
     EpisodeEntry,
+    damage_errors,
     read_environments,
     read_episode_entries,
     read_info_file,
     read_tasks,
-    damage_errors,
 )
-from headway.data.parquet import read_index, open_parquet
-from headway.data.store import ColumnWriter, cache_key, open_or_build, cache_errors
+from headway.data.parquet import open_parquet, read_index
+from headway.data.store import ColumnWriter, cache_errors, cache_key, open_or_build
 from headway.data.video import Frames, MappedFrames, read_frames
 from headway.errors import UserError, nearest
 from headway.images import open_image, pillow
@@ -90,7 +90,9 @@ def read_lerobot(
     task_indices, tasks = np.unique(columns["task_index"][ends - 1], return_inverse=True)
     names = tuple(_task_name(folder, names_by_index, number) for number in task_indices.tolist())
     environments = read_environments(folder)
-    images = [_locate_images(info, parts, camera, cache, size or camera.size) for camera in _select_cameras(info, cameras)]
+    images = [
+        _locate_images(info, parts, camera, cache, size or camera.size) for camera in _select_cameras(info, cameras)
+    ]
     _check_disk_space(info, cache, images)
     return Demonstrations(
         states,
@@ -120,12 +122,16 @@ def _read_rows(info: DatasetInfo, path: Path, episodes: Sequence[EpisodeEntry]) 
         _check_file(path, file, rows, widths)
         check_in_memory(str(path), path.stat().st_size, 8 * rows * sum(widths.values()))
         table = file.read(list(widths))
-    columns = {name: _column(f"{path}: {name}", path, table.column(name), rows, count) for name, count in widths.items()}
+    columns = {
+        name: _column(f"{path}: {name}", path, table.column(name), rows, count) for name, count in widths.items()
+    }
     expected = np.concatenate([np.full(episode.length, episode.index) for episode in episodes])
     if not np.array_equal(columns["episode_index"][:, 0], expected):
         row = int(np.flatnonzero(columns["episode_index"][:, 0] != expected)[0])
         actual = int(columns["episode_index"][row, 0])
-        raise UserError(f"{path}, row {row} belongs to episode {actual}, but to {expected[row]} according to meta/; {DOWNLOAD_AGAIN}")
+        raise UserError(
+            f"{path}, row {row} belongs to episode {actual}, but to {expected[row]} according to meta/; {DOWNLOAD_AGAIN}"
+        )
     for name in info.number_columns:
         columns[name] = columns[name].astype(np.float32)
     columns["task_index"] = columns["task_index"][:, 0].astype(np.int64)
@@ -145,7 +151,9 @@ def _open_file(path: Path) -> Any:
 def _check_file(path: Path, file: Any, rows: int, widths: dict[str, int]) -> None:
     """Check by the file's index that it has the expected rows and values, before reading it into memory."""
     if file.metadata.num_rows != rows:
-        raise UserError(f"{path} has {file.metadata.num_rows:,} rows, but {rows:,} according to meta/; {DOWNLOAD_AGAIN}")
+        raise UserError(
+            f"{path} has {file.metadata.num_rows:,} rows, but {rows:,} according to meta/; {DOWNLOAD_AGAIN}"
+        )
     values = dict.fromkeys(widths, 0)
     with damage_errors(path, "Parquet"):
         index = read_index(path)
@@ -188,7 +196,9 @@ def _select_cameras(info: DatasetInfo, names: Sequence[str] | None) -> list[Came
     return list(info.cameras) if names is None else [known[name] for name in names]
 
 
-def _locate_images(info: DatasetInfo, parts: Sequence[_Part], camera: CameraFeature, cache: Path, size: tuple[int, int]) -> _CameraImages:
+def _locate_images(
+    info: DatasetInfo, parts: Sequence[_Part], camera: CameraFeature, cache: Path, size: tuple[int, int]
+) -> _CameraImages:
     """Locate the images of a camera without decoding them."""
     spans = [
         (episode.videos.get(camera.key, (part.path, 0)), episode.length) for part in parts for episode in part.episodes
@@ -199,7 +209,9 @@ def _locate_images(info: DatasetInfo, parts: Sequence[_Part], camera: CameraFeat
             raise UserError(f"there is no {path}; {DOWNLOAD_AGAIN}")
     starts = [(files.index(path), first, length) for (path, first), length in spans]
     key_parts = (_FORMAT, fingerprint(map(File, files)), camera.key, camera.size, size, starts, info.rate)
-    return _CameraImages(camera, size, cache / cache_key("frames", *key_parts), spans, sum(length for _, length in spans))
+    return _CameraImages(
+        camera, size, cache / cache_key("frames", *key_parts), spans, sum(length for _, length in spans)
+    )
 
 
 def _decode(info: DatasetInfo, parts: Sequence[_Part], images: _CameraImages) -> Frames:

@@ -10,8 +10,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from headway.data.columns import check_column_names
-from headway.data.parquet import check_table, read_index, open_parquet, max_rows_at_once
-from headway.data.splits import split_from_name, split_code
+from headway.data.parquet import check_table, max_rows_at_once, open_parquet, read_index
+from headway.data.splits import split_code, split_from_name
 from headway.errors import UserError, nearest
 from headway.parsing import parse_json
 from headway.received import open_file
@@ -79,10 +79,16 @@ def read_info_file(folder: Path) -> DatasetInfo:
         raise UserError(f"{path} has no features; {DOWNLOAD_AGAIN}")
     if ACTION_FEATURE not in features:
         raise UserError(f"{path} has no feature {ACTION_FEATURE!r}; {nearest(ACTION_FEATURE, features)}")
-    number_columns = {name: _feature_size(path, name, features[name]) for name in (*STATE_FEATURES, ACTION_FEATURE) if name in features}
+    number_columns = {
+        name: _feature_size(path, name, features[name])
+        for name in (*STATE_FEATURES, ACTION_FEATURE)
+        if name in features
+    }
     cameras = tuple(_camera(path, key, feature) for key, feature in features.items() if _is_image_feature(feature))
     if len(number_columns) == 1 and not cameras:
-        raise UserError(f"{path} has neither {STATE_FEATURES[0]!r} nor cameras, so a policy has no input; add one of them")
+        raise UserError(
+            f"{path} has neither {STATE_FEATURES[0]!r} nor cameras, so a policy has no input; add one of them"
+        )
     return DatasetInfo(folder, version, float(rate), number_columns, cameras, raw)
 
 
@@ -112,7 +118,9 @@ def read_tasks(info: DatasetInfo) -> dict[int, str]:
     for row in rows:
         index, name = row.get("task_index"), row.get("task")
         if not isinstance(index, int) or not isinstance(name, str):
-            raise UserError(f"{info.folder}/meta has the task {str(row)[:80]} without task_index or name; {DOWNLOAD_AGAIN}")
+            raise UserError(
+                f"{info.folder}/meta has the task {str(row)[:80]} without task_index or name; {DOWNLOAD_AGAIN}"
+            )
         tasks[index] = name
     return tasks
 
@@ -171,7 +179,9 @@ def damage_errors(path: Path, kind: str) -> Iterator[None]:
 def _is_image_feature(feature: Mapping[str, Any]) -> bool:
     """Whether a feature is images; depth maps do not count."""
     feature_info = feature.get("info")
-    depth = isinstance(feature_info, dict) and bool(feature_info.get("video.is_depth_map") or feature_info.get("is_depth_map"))
+    depth = isinstance(feature_info, dict) and bool(
+        feature_info.get("video.is_depth_map") or feature_info.get("is_depth_map")
+    )
     return feature.get("dtype") in ("video", "image") and not depth
 
 
@@ -191,7 +201,9 @@ def _camera(path: Path, key: str, feature: Mapping[str, Any]) -> CameraFeature:
     shape = feature.get("shape")
     lengths = shape if isinstance(shape, list) and len(shape) == 3 else [0, 0, 0]
     size = lengths[1:] if lengths[0] == 3 and lengths[2] != 3 else lengths[:2]
-    if 3 not in (lengths[0], lengths[2]) or not all(isinstance(length, int) and 0 < length <= _MAX_SIZE for length in size):
+    if 3 not in (lengths[0], lengths[2]) or not all(
+        isinstance(length, int) and 0 < length <= _MAX_SIZE for length in size
+    ):
         raise UserError(f"{path}: {key!r} has the shape {shape}; use images of [height, width, 3]")
     return CameraFeature(key, (size[0], size[1]), feature["dtype"] == "video")
 
@@ -235,7 +247,9 @@ def _video_start(info: DatasetInfo, row: Mapping[str, Any], camera: CameraFeatur
     fields = {name: _integer(info, row, prefix + name) for name in ("chunk_index", "file_index")}
     start = row.get(f"{prefix}from_timestamp")
     if not isinstance(start, (int, float)) or not 0 <= start < 1e9:
-        raise UserError(f"{info.folder}, episode {row['episode_index']}: {prefix}from_timestamp is {start!r}; {DOWNLOAD_AGAIN}")
+        raise UserError(
+            f"{info.folder}, episode {row['episode_index']}: {prefix}from_timestamp is {start!r}; {DOWNLOAD_AGAIN}"
+        )
     return _file_path(info, "video_path", fields | {"video_key": camera.key}), round(start * info.rate)
 
 
@@ -254,7 +268,9 @@ def _file_path(info: DatasetInfo, name: str, fields: Mapping[str, Any]) -> Path:
 
     def fill(match: re.Match[str]) -> str:
         if match[1] not in fields:
-            raise UserError(f"{info.folder / INFO_PATH}: {name} has the field {match[1]!r}; {nearest(match[1], fields)}")
+            raise UserError(
+                f"{info.folder / INFO_PATH}: {name} has the field {match[1]!r}; {nearest(match[1], fields)}"
+            )
         return str(fields[match[1]]).rjust(int(match[2] or 0), "0")
 
     path = PurePosixPath(_PATTERN_FIELD.sub(fill, pattern))

@@ -13,10 +13,10 @@ import numpy as np
 
 from headway.data.containers import import_av
 from headway.data.demonstrations import Demonstrations
-from headway.data.lerobot_info import ACTION_FEATURE, INFO_PATH, HEADWAY_PATH, STATE_FEATURES
+from headway.data.lerobot_info import ACTION_FEATURE, HEADWAY_PATH, INFO_PATH, STATE_FEATURES
 from headway.data.parquet import import_parquet
 from headway.data.store import output_errors
-from headway.data.video import VideoWriter, Frames
+from headway.data.video import Frames, VideoWriter
 from headway.drafts import temporary_path
 from headway.errors import UserError
 
@@ -62,13 +62,17 @@ def _write(folder: Path, demonstrations: Demonstrations, robot_size: int | None)
     _write_rows(folder / _DATA_PATH.format(**_FIRST_FILE), demonstrations, number_columns | index_columns)
     for key, frames in cameras.items():
         _write_video(folder / _VIDEO_PATH.format(video_key=key, **_FIRST_FILE), frames, rate)
-    _write_episodes(folder / f"meta/episodes/{_FILE_PATTERN.format(**_FIRST_FILE)}.parquet", demonstrations, list(cameras), rate)
+    _write_episodes(
+        folder / f"meta/episodes/{_FILE_PATTERN.format(**_FIRST_FILE)}.parquet", demonstrations, list(cameras), rate
+    )
     _write_tasks(folder / "meta/tasks.parquet", demonstrations.task_names)
     features = {name: _feature(values) for name, values in (number_columns | index_columns).items()}
     _write_json(folder / INFO_PATH, _dataset_info(demonstrations, features | _image_features(cameras, rate), rate))
     stats = {name: _stats(values) for name, values in (number_columns | index_columns).items()}
     _write_json(folder / "meta/stats.json", stats | {key: _image_stats(images) for key, images in cameras.items()})
-    _write_json(folder / HEADWAY_PATH, {"environments": dict(zip(demonstrations.task_names, demonstrations.environments))})
+    _write_json(
+        folder / HEADWAY_PATH, {"environments": dict(zip(demonstrations.task_names, demonstrations.environments))}
+    )
 
 
 def _number_columns(demonstrations: Demonstrations, robot_size: int | None) -> dict[str, np.ndarray]:

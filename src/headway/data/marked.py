@@ -11,8 +11,8 @@ import numpy as np
 
 from headway.data.files import File
 from headway.data.fingerprint import Encoder, fingerprint
-from headway.data.packing import IGNORE_INDEX, TokenWindows, best_fit_rows, gather_windows, expand_ranges
-from headway.data.splits import text_key, split_code
+from headway.data.packing import IGNORE_INDEX, TokenWindows, best_fit_rows, expand_ranges, gather_windows
+from headway.data.splits import split_code, text_key
 from headway.data.store import ColumnWriter, cache_key, cache_root, open_or_build, read_column, read_info, write_info
 from headway.data.tokens import ids_dtype
 from headway.errors import UserError
@@ -88,7 +88,11 @@ class ChatCache:
 
 
 def open_chats(
-    sources: Sequence[File], chats_per_sample: int, codec: Encoder, samples: Callable[[File], Iterator[ChatSample]], variant: str
+    sources: Sequence[File],
+    chats_per_sample: int,
+    codec: Encoder,
+    samples: Callable[[File], Iterator[ChatSample]],
+    variant: str,
 ) -> ChatCache:
     """The samples of files, from the cache if these contents have been tokenised in this way before.
 
@@ -112,7 +116,11 @@ def open_chats(
 
 
 def _build(
-    part: Path, sources: Iterable[File], chats_per_sample: int, ids_dtype: np.dtype, samples: Callable[[File], Iterator[ChatSample]]
+    part: Path,
+    sources: Iterable[File],
+    chats_per_sample: int,
+    ids_dtype: np.dtype,
+    samples: Callable[[File], Iterator[ChatSample]],
 ) -> None:
     dtypes = {"ids": ids_dtype, "marks": np.uint8, "offsets": np.int64}
     dtypes |= {"keys": np.uint64, "named": np.uint8, "lines": np.uint32}

@@ -161,7 +161,9 @@ def _check(source: np.ndarray, target: np.ndarray, budget: int) -> None:
         )
 
 
-def _plan_batches(lengths: np.ndarray, counts: np.ndarray, budget: int, width: int) -> tuple[Padding, np.ndarray, np.ndarray]:
+def _plan_batches(
+    lengths: np.ndarray, counts: np.ndarray, budget: int, width: int
+) -> tuple[Padding, np.ndarray, np.ndarray]:
     """Padding, the order of the cells (int64 [cells]), and the edges between batches (int64 [batches + 1]).
 
     `lengths` int64 [2, cells] are source and target lengths, `counts` int64 [cells] the number of pairs per cell.

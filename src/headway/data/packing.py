@@ -218,7 +218,10 @@ def best_fit_rows(sizes: np.ndarray, capacity: int) -> np.ndarray:
             placed = full_rows * per_row + remainder
             rows[members[:placed]] = np.repeat(free[: full_rows + (remainder > 0)], per_row)[:placed]
             members = members[placed:]
-            leftovers = (free[:full_rows], space - per_row * size), (free[full_rows : full_rows + 1], space - remainder * size)
+            leftovers = (
+                (free[:full_rows], space - per_row * size),
+                (free[full_rows : full_rows + 1], space - remainder * size),
+            )
             leftovers += ((free[full_rows + 1 :], space),)
             for group, remaining in leftovers:
                 if len(group) and remaining:
@@ -243,7 +246,9 @@ class Streams:
         self.ids, self.context = ids, context
         self._starts = spans.starts
         self._cumulative_targets = np.concatenate([[0], np.cumsum(np.maximum(spans.lengths - 1, 0))])
-        self.targets = int(self._cumulative_targets[-1]) if limit is None else min(limit, int(self._cumulative_targets[-1]))
+        self.targets = (
+            int(self._cumulative_targets[-1]) if limit is None else min(limit, int(self._cumulative_targets[-1]))
+        )
         """Predictions in all windows."""
         if self.targets < rows:
             raise UserError(
@@ -269,4 +274,6 @@ class Streams:
         positions = offsets - self._cumulative_targets[owners]
         source = self._starts[owners] + positions
         inputs, labels = self.ids[source].astype(np.int64), self.ids[source + 1].astype(np.int64)
-        return TokenWindows(np.where(valid, inputs, 0), np.where(valid, labels, IGNORE_INDEX), np.where(valid, positions, -1))
+        return TokenWindows(
+            np.where(valid, inputs, 0), np.where(valid, labels, IGNORE_INDEX), np.where(valid, positions, -1)
+        )

@@ -12,7 +12,7 @@ import numpy as np
 
 from headway.data.fingerprint import Encoder, fingerprint
 from headway.data.sources import Pair, PairSource, pair_sources, read_pairs
-from headway.data.splits import SPLITS, SplitConfig, Splits, assign_splits, text_key, split_code
+from headway.data.splits import SPLITS, SplitConfig, Splits, assign_splits, split_code, text_key
 from headway.data.store import (
     ColumnWriter,
     cache_key,
@@ -110,7 +110,9 @@ def split_pairs(paths: Iterable[Path | str], split: str, config: SplitConfig) ->
     return (
         pair
         for batch, split_codes in _batches(sources)
-        for pair, assigned_code in zip(batch, assign_splits(_keys(batch), np.array(split_codes, np.uint8), present, config))
+        for pair, assigned_code in zip(
+            batch, assign_splits(_keys(batch), np.array(split_codes, np.uint8), present, config)
+        )
         if assigned_code == code
     )
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from headway.data.episodes import Episode, Episodes, concatenate_episodes, collate_episodes
+from headway.data.episodes import Episode, Episodes, collate_episodes, concatenate_episodes
 from headway.data.files import File, find_files, resolve_named_splits
 from headway.data.splits import split_code
 from headway.data.store import output_errors
@@ -34,7 +34,10 @@ _NUMBERED_NAME = re.compile(r"(?:observation|obs)_(\d+)")
 _EPISODE_NAME = re.compile(r"episode_(\d+)")
 _DEFLATE = 1  # HDF5's filter id
 _MAX_METADATA = 1 << 24  # maximum bytes of metadata.json
-_SMALL_CHUNK, _FILTER_OVERHEAD = 1 << 18, 1 << 16  # bytes of a chunk that is not checked, and bytes that filters may add to a chunk
+_SMALL_CHUNK, _FILTER_OVERHEAD = (
+    1 << 18,
+    1 << 16,
+)  # bytes of a chunk that is not checked, and bytes that filters may add to a chunk
 _FLAT_NAMES = ("ends", "indices", *_TERMINAL_NAMES, *_TIMEOUT_NAMES)
 
 _HEADERS: dict[tuple[int, int], Callable[[Any], Any]] = {
@@ -48,9 +51,7 @@ ArrayReaders = Mapping[str, Callable[[], np.ndarray]]
 def read_episodes(paths: Sequence[Path | str]) -> Episodes:
     """Read the episodes of files, folders of files or Minari data sets. A UserError names any that cannot be read."""
     if not paths:
-        raise UserError(
-            "no episodes; pass at least one .npz or .hdf5 file (headway data collect records them)"
-        )
+        raise UserError("no episodes; pass at least one .npz or .hdf5 file (headway data collect records them)")
     files = resolve_named_splits([file for path in paths for file in find_files(user_path(path), EPISODE_KINDS)])
     return concatenate_episodes([read_recording(file) for file in files], [str(file) for file in files])
 
@@ -61,11 +62,15 @@ def episode_lengths(file: File) -> list[int]:
     if file.path.suffix.lower() == ".npz":
         with open_arrays(file.path) as columns:
             indices = sorted(int(result[1]) for result in map(_NUMBERED_NAME.fullmatch, columns) if result)
-            suffixed = [{name: read for name, read in columns.items() if name.endswith(f"_{index}")} for index in indices]
+            suffixed = [
+                {name: read for name, read in columns.items() if name.endswith(f"_{index}")} for index in indices
+            ]
             episodes = [{name.rpartition("_")[0]: read for name, read in arrays.items()} for arrays in suffixed]
             return [len(_column(arrays, REWARD_NAMES, source)) for arrays in episodes] or _flat_lengths(columns, source)
     with _hdf5(file.path) as group:
-        indices = sorted(int(result[1]) for result in map(_EPISODE_NAME.fullmatch, _group_names(group, source)) if result)
+        indices = sorted(
+            int(result[1]) for result in map(_EPISODE_NAME.fullmatch, _group_names(group, source)) if result
+        )
         groups = [_arrays(_open_node(group, f"episode_{index}", source), source) for index in indices]
         result = [len(_column(arrays, REWARD_NAMES, source)) for arrays in groups]
         return result or _flat_lengths(_arrays(group, source), source)
@@ -235,7 +240,10 @@ def _episode_ends(columns: ArrayReaders, steps: int, source: str) -> tuple[np.nd
             f"{source} does not mark the ends of episodes; add an array ends, or terminals and timeouts as in D4RL"
         )
     all_false = np.zeros(steps, bool)
-    terminated, truncated = all_false if terminated is None else terminated, all_false if truncated is None else truncated
+    terminated, truncated = (
+        all_false if terminated is None else terminated,
+        all_false if truncated is None else truncated,
+    )
     ends = np.flatnonzero(terminated | truncated) + 1
     if not len(ends) or ends[-1] != steps:  # the recording stopped during an episode
         ends = np.append(ends, steps)
@@ -341,7 +349,10 @@ def _is_hard_link(group: Any, path: str) -> bool:
 
 def _check_dataset(dataset: Any, name: str) -> None:
     """Check before reading that neither an array nor any of its chunks expands beyond the limits."""
-    stored_bytes, chunk_bytes = dataset.id.get_storage_size(), math.prod(dataset.chunks or (1,)) * dataset.dtype.itemsize
+    stored_bytes, chunk_bytes = (
+        dataset.id.get_storage_size(),
+        math.prod(dataset.chunks or (1,)) * dataset.dtype.itemsize,
+    )
     check_in_memory(name, stored_bytes, max(dataset.nbytes, chunk_bytes))
     filters = dataset.id.get_create_plist()
     filter_ids = [filters.get_filter(position)[0] for position in range(filters.get_nfilters())]
@@ -349,10 +360,15 @@ def _check_dataset(dataset: Any, name: str) -> None:
         raise UserError(f"{name} is compressed twice; save it with one compression")
     large_chunks: list[tuple[int, ...]] = []
     if dataset.chunks and dataset.nbytes and _DEFLATE in filter_ids:
-        dataset.id.chunk_iter(lambda chunk: large_chunks.append(chunk.chunk_offset) if chunk.size > _SMALL_CHUNK else None)
+        dataset.id.chunk_iter(
+            lambda chunk: large_chunks.append(chunk.chunk_offset) if chunk.size > _SMALL_CHUNK else None
+        )
     for position in large_chunks:  # the library does not limit the expansion of a chunk
         compressed = dataset.id.read_direct_chunk(position)[1]
-        if len(zlib.decompressobj().decompress(compressed, chunk_bytes + _FILTER_OVERHEAD)) > chunk_bytes + _FILTER_OVERHEAD - 1:
+        if (
+            len(zlib.decompressobj().decompress(compressed, chunk_bytes + _FILTER_OVERHEAD))
+            > chunk_bytes + _FILTER_OVERHEAD - 1
+        ):
             raise UserError(f"{name} has a chunk that expands to over {chunk_bytes:,} bytes; save it again")
 
 

@@ -12,11 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from headway.data.catalogue import KNOWN_SETS, KnownFile, KnownSet
-from headway.data.files import File, read_lines, archive_members
+from headway.data.files import File, archive_members, read_lines
 from headway.data.idx import read_idx
 from headway.data.recordings import read_episodes
 from headway.data.sources import iter_pairs
-from headway.data.store import cache_root, cache_errors
+from headway.data.store import cache_errors, cache_root
 from headway.drafts import temporary_path
 from headway.errors import UserError, nearest
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from headway.data.calendar import Calendar, Unit, to_months, years_to_months, parse_time
+from headway.data.calendar import Calendar, Unit, parse_time, to_months, years_to_months
 from headway.data.decimals import NumberColumn, parse_number_column
 from headway.data.tables import TableRow, read_table_rows
 from headway.errors import UserError, logger, nearest
@@ -111,7 +111,9 @@ def _columns(rows: Sequence[TableRow], requested: SeriesColumns) -> SeriesColumn
         if name is not None and name not in names:
             raise UserError(f"{rows[0].location} has no column {name!r} (task.{use}); {nearest(name, names)}")
     by_common_name = {use: next((n for n in names if n.lower() in _NAMES[use]), None) for use in _NAMES}
-    dates = [n for n in names if all((parse_time(str(r.values.get(n)).strip()) or "n")[0][0] == "m" for r in sample_rows)]
+    dates = [
+        n for n in names if all((parse_time(str(r.values.get(n)).strip()) or "n")[0][0] == "m" for r in sample_rows)
+    ]
     time = requested.time or by_common_name["time"] or (dates[0] if len(dates) == 1 else None)
     if time is None:
         raise UserError(
@@ -124,7 +126,9 @@ def _columns(rows: Sequence[TableRow], requested: SeriesColumns) -> SeriesColumn
     text_columns = [n for n in candidates if n not in dates and 2 * len(parsed[n].invalid) > len(sample_rows)]
     series = requested.series or _series_column(rows, time, by_common_name["series"], text_columns, len(candidates))
     if series is None:
-        ignored = [name for name in (*text_columns, by_common_name["series"]) if name is not None and name != requested.value]
+        ignored = [
+            name for name in (*text_columns, by_common_name["series"]) if name is not None and name != requested.value
+        ]
         ignored = ignored if set(candidates) - set(ignored) else []
         for name in ignored:
             _LOG.warning("ignored the column %r; set task.series=%s if it contains the names of series", name, name)
@@ -166,7 +170,9 @@ def _number_column(rows: Sequence[TableRow], name: str, problems: list[Problem])
     return column.values
 
 
-def _time_column(rows: Sequence[TableRow], name: str, problems: list[Problem]) -> tuple[Unit, Int[np.ndarray, "N"], str]:
+def _time_column(
+    rows: Sequence[TableRow], name: str, problems: list[Problem]
+) -> tuple[Unit, Int[np.ndarray, "N"], str]:
     """The unit, each row's time as an integer, and an example of the format."""
     strings = [str(row.values.get(name)).strip() for row in rows]
     years = years_to_months(strings)
@@ -224,7 +230,12 @@ def _regular(
         first = calendar.format(int(ticks[0]) + gap * calendar.step)
         problems.append(Problem(f"the series {name!r} lacks {missing_count:,} values, the first at {first}", remedy))
     all_steps = np.arange(int(positions[-1]) + 1 if not problems else 1)
-    return Series(name, int(ticks[0]), np.interp(all_steps, positions[observed], values[observed]), np.isin(all_steps, positions[observed]))
+    return Series(
+        name,
+        int(ticks[0]),
+        np.interp(all_steps, positions[observed], values[observed]),
+        np.isin(all_steps, positions[observed]),
+    )
 
 
 class ForecastWindows(NamedTuple):
@@ -241,7 +252,9 @@ class ForecastWindows(NamedTuple):
     validation_ends: Int[np.ndarray, "S"]
 
 
-def split_ends(lengths: Int[np.ndarray, "S"], horizon: int, shares: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
+def split_ends(
+    lengths: Int[np.ndarray, "S"], horizon: int, shares: tuple[float, float]
+) -> tuple[np.ndarray, np.ndarray]:
     """The steps at which training and validation end. The last shares (validation, test) of each series are held out,
     at least one horizon each.
     """
@@ -249,7 +262,9 @@ def split_ends(lengths: Int[np.ndarray, "S"], horizon: int, shares: tuple[float,
     return lengths - test - validation, lengths - test
 
 
-def forecast_windows(all_series: Sequence[Series], context: int, horizon: int, shares: tuple[float, float]) -> ForecastWindows:
+def forecast_windows(
+    all_series: Sequence[Series], context: int, horizon: int, shares: tuple[float, float]
+) -> ForecastWindows:
     """All windows of `context` steps and a horizon with at least one observed value. A window belongs to the split that
     contains its whole horizon; its context may start earlier.
     """
@@ -262,7 +277,11 @@ def forecast_windows(all_series: Sequence[Series], context: int, horizon: int, s
     observed_counts = np.concatenate([[0], *[entry.seen for entry in all_series]]).cumsum()
     usable = observed_counts[values + horizon] > observed_counts[values]
     series, steps, values = series[usable], steps[usable], values[usable]
-    edges = {"train": (0 * train_ends, train_ends), "validation": (train_ends, validation_ends), "test": (validation_ends, lengths)}
+    edges = {
+        "train": (0 * train_ends, train_ends),
+        "validation": (train_ends, validation_ends),
+        "test": (validation_ends, lengths),
+    }
     splits = {
         split: np.flatnonzero((steps >= low[series]) & (steps + horizon <= high[series]))
         for split, (low, high) in edges.items()

@@ -17,20 +17,20 @@ from headway.data.files import (
     ARCHIVES,
     File,
     HubSplit,
-    read_blocks,
+    archive_members,
     check_file,
+    expand_archives,
+    file_kind,
     find_files,
     find_hub_splits,
-    resolve_named_splits,
+    read_blocks,
     read_hub_texts,
-    file_kind,
     read_lines,
-    archive_members,
-    split_from_filename,
     read_text_blocks,
-    expand_archives,
+    resolve_named_splits,
+    split_from_filename,
 )
-from headway.data.parquet import check_table, read_index, open_parquet, max_rows_at_once
+from headway.data.parquet import check_table, max_rows_at_once, open_parquet, read_index
 from headway.data.tables import read_json_lines, text_field
 from headway.errors import UserError
 from headway.received import check_expansion, user_path
@@ -84,7 +84,9 @@ def _check_column(file: File, schema: Any) -> None:
     if _TEXT_COLUMN not in schema.names:
         raise UserError(f"{file} has no column {_TEXT_COLUMN!r}; {suggest_column(_TEXT_COLUMN, schema.names)}")
     if str(schema.field(_TEXT_COLUMN).type) not in ("string", "large_string", "string_view"):
-        raise UserError(f"{file}: column {_TEXT_COLUMN!r} has the type {schema.field(_TEXT_COLUMN).type}; store strings")
+        raise UserError(
+            f"{file}: column {_TEXT_COLUMN!r} has the type {schema.field(_TEXT_COLUMN).type}; store strings"
+        )
 
 
 TEXT_KINDS = (".txt", ".raw", ".jsonl", ".parquet", *ARCHIVES)
@@ -168,7 +170,11 @@ def pair_sources(paths: Iterable[Path | str]) -> list[PairSource]:
             f"{line_files[-1]} is a single file of lines; add its translation after it, or use {', '.join(PAIR_KINDS)}"
         )
     sources.extend(AlignedFiles(*file_pair) for file_pair in zip(line_files[::2], line_files[1::2]))
-    return sources if any(source.named_split == "train" for source in sources) else [_without_named_split(source) for source in sources]
+    return (
+        sources
+        if any(source.named_split == "train" for source in sources)
+        else [_without_named_split(source) for source in sources]
+    )
 
 
 def iter_chunks(source: TextSource) -> Iterator[Chunk]:
@@ -241,7 +247,9 @@ def read_pairs(source: PairSource) -> Iterator[Pair]:
     if source.kind == ".jsonl":
         return (Pair(*row) for row in _read_fields(source, ("source", "target")))
     if source.kind == ".dict":
-        return (Pair(word, pronunciation) for word, variants in read_pronunciations(source) for pronunciation in variants)
+        return (
+            Pair(word, pronunciation) for word, variants in read_pronunciations(source) for pronunciation in variants
+        )
     return _read_tabbed(source)
 
 

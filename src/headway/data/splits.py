@@ -18,7 +18,9 @@ from headway.errors import ConfigError, UserError, logger, nearest
 _LOG = logger(__name__)
 SPLITS = ("train", "validation", "test")
 _SYNONYMS = {"training": "train", "val": "validation", "valid": "validation", "dev": "validation"}
-_SPLIT_NAME = re.compile(r"(?:^|[-_.])(train|training|val|valid|validation|dev|test)(?:[-_.]?\d[\w.-]*)?$", re.IGNORECASE)
+_SPLIT_NAME = re.compile(
+    r"(?:^|[-_.])(train|training|val|valid|validation|dev|test)(?:[-_.]?\d[\w.-]*)?$", re.IGNORECASE
+)
 
 
 @deferred_check
@@ -49,7 +51,9 @@ class ClassSplitConfig(SplitConfig):
 
 def share_remedy(split: str) -> str:
     """The remedy for an empty split."""
-    return "lower the shares of the others" if split == "train" else f"set a larger share, such as task.split.{split}=0.2"
+    return (
+        "lower the shares of the others" if split == "train" else f"set a larger share, such as task.split.{split}=0.2"
+    )
 
 
 def text_key(text: str) -> int:

@@ -16,7 +16,16 @@ from headway.received import DAMAGE, check_in_memory
 _LOG = logger(__name__)
 _MAX_ROWS = 1_048_576  # the format's maximum; openpyxl would accept any number that a row states
 # What openpyxl raises for invalid workbooks, in addition to its own exceptions.
-_WORKBOOK_ERRORS = (*DAMAGE, zipfile.BadZipFile, KeyError, ValueError, TypeError, AttributeError, IndexError, SyntaxError)
+_WORKBOOK_ERRORS = (
+    *DAMAGE,
+    zipfile.BadZipFile,
+    KeyError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    IndexError,
+    SyntaxError,
+)
 
 
 def read_sheet(file: File) -> Iterator[tuple[int, list[str]]]:
@@ -30,7 +39,9 @@ def read_sheet(file: File) -> Iterator[tuple[int, list[str]]]:
             check_in_memory(str(file), len(content), sum(member.file_size for member in archive.infolist()))
         workbook = openpyxl.load_workbook(io.BytesIO(content), read_only=True, data_only=True, keep_links=False)
         if len(workbook.worksheets) > 1:
-            _LOG.warning("%s: read only the first of %d sheets (%s)", file, len(workbook.worksheets), workbook.sheetnames[0])
+            _LOG.warning(
+                "%s: read only the first of %d sheets (%s)", file, len(workbook.worksheets), workbook.sheetnames[0]
+            )
         yield from _non_blank_rows(workbook.worksheets[0], file)
     except (*_WORKBOOK_ERRORS, openpyxl.utils.exceptions.InvalidFileException) as error:
         reason = str(error).partition("\n")[0] or type(error).__name__

@@ -15,7 +15,7 @@ import numpy as np
 
 from headway.data.columns import COLUMN_USES, check_column_names, guess_column, suggest_column
 from headway.data.delimited import read_delimited
-from headway.data.files import File, find_files, resolve_named_splits, read_lines
+from headway.data.files import File, find_files, read_lines, resolve_named_splits
 from headway.data.splits import split_code
 from headway.errors import UserError
 from headway.parsing import DuplicateKeyError, parse_json
@@ -97,7 +97,9 @@ def read_conll(paths: Sequence[Path | str]) -> TaggedCorpus:
     if not paths:
         raise UserError("no files of tagged text; pass at least one")
     all_files = [file for path in paths for file in find_files(user_path(path), CONLL_KINDS)]
-    files = resolve_named_splits([replace(file, side=file.named_split or _CONLL_SPLITS.get(file.kind)) for file in all_files])
+    files = resolve_named_splits(
+        [replace(file, side=file.named_split or _CONLL_SPLITS.get(file.kind)) for file in all_files]
+    )
     sentences: list[TaggedSentence] = []
     codes: list[int] = []
     for file in files:
@@ -187,7 +189,9 @@ def read_table(
     files = resolve_named_splits([file for path in paths for file in find_files(user_path(path), TABLE_KINDS)])
     column_names = {use: name for use, name in columns.items() if use not in optional or name in _read_header(files[0])}
     flags = () if target is None else _flag_columns(files[0], column_names, target)
-    required = {use: name for use, name in column_names.items() if use != target or not flags} | {flag: flag for flag in flags}
+    required = {use: name for use, name in column_names.items() if use != target or not flags} | {
+        flag: flag for flag in flags
+    }
     table = Table({use: [] for use in column_names}, np.zeros(0, np.uint8), [])
     codes: list[int] = []
     for file in files:
@@ -195,7 +199,11 @@ def read_table(
         for line, row in _read_rows(file, required, remedy):
             for use, values in table.columns.items():
                 if use == target:
-                    text = _labels_from_flags(file, line, flags, row) if flags else _target_value(file, line, column_names[use], row)
+                    text = (
+                        _labels_from_flags(file, line, flags, row)
+                        if flags
+                        else _target_value(file, line, column_names[use], row)
+                    )
                 else:
                     text = _text_value(file, line, column_names[use], row[column_names[use]])
                 values.append(text)
@@ -218,7 +226,9 @@ def _flag_columns(file: File, column_names: Mapping[str, str], target: str) -> t
     if len(parts) > 1 and any(part in header for part in parts):
         missing = next((part for part in parts if part not in header), None)
         if missing is not None:
-            raise UserError(f"{file} has no column {missing!r} ({suggest_column(missing, header)}); correct task.{target}")
+            raise UserError(
+                f"{file} has no column {missing!r} ({suggest_column(missing, header)}); correct task.{target}"
+            )
         return parts
     if name != target:  # a column that the user named
         return ()
@@ -271,8 +281,7 @@ class TableRow(NamedTuple):
 
 
 def read_table_rows(paths: Sequence[Path | str]) -> Iterator[TableRow]:
-    """The rows of all files, with any columns. UserError for a row of another length, invalid UTF-8, or no rows at all.
-    """
+    """The rows of all files, with any columns. UserError for a row of another length, invalid UTF-8, or no rows at all."""
     has_rows = False
     for file in (file for path in paths for file in find_files(user_path(path), TABLE_KINDS)):
         for line, values in _read_rows(file, {}, ""):
@@ -289,7 +298,9 @@ def _read_header(file: File) -> list[str]:
     return [name.strip() for name in next(read_delimited(file), (0, []))[1]]
 
 
-def _read_rows(file: File, column_names: Mapping[str, str], missing_remedy: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
+def _read_rows(
+    file: File, column_names: Mapping[str, str], missing_remedy: str
+) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """Each row as values by name, with its line number."""
     if file.kind == ".jsonl":
         for line, row in read_json_lines(file):
@@ -341,7 +352,11 @@ def _suggest_header(file: File, header: Sequence[str], column_names: Mapping[str
 
 
 def _check_names(
-    location: str, noun: str, names: Sequence[str] | Mapping[str, Any], column_names: Mapping[str, str], remedy_template: str
+    location: str,
+    noun: str,
+    names: Sequence[str] | Mapping[str, Any],
+    column_names: Mapping[str, str],
+    remedy_template: str,
 ) -> None:
     for use, name in column_names.items():
         if name not in names:

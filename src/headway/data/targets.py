@@ -60,7 +60,10 @@ def infer_target(labels: Sequence[str], requested: str = "auto", every_number: b
         return Target("number", f"all labels are numbers, and {fractional:g} is not an integer")
     enumerates_classes = sorted_values[0] in (0, 1) and sorted_values[-1] - sorted_values[0] + 1 == len(sorted_values)
     if len(sorted_values) > _MAX_INTEGER_CLASSES and not enumerates_classes:
-        return Target("number", f"the labels are {len(sorted_values):,} distinct numbers from {sorted_values[0]:g} to {sorted_values[-1]:g}")
+        return Target(
+            "number",
+            f"the labels are {len(sorted_values):,} distinct numbers from {sorted_values[0]:g} to {sorted_values[-1]:g}",
+        )
     return Target("class", f"the labels are {len(sorted_values):,} distinct integers")
 
 
@@ -85,7 +88,9 @@ def missing_mask(labels: Sequence[str], requested: str = "auto") -> np.ndarray:
     return is_word if numeric and not is_word.all() else empty
 
 
-def labelled_rows(labels: Sequence[str], locate: Callable[[int], str], requested: str, skip: bool, noun: str) -> np.ndarray:
+def labelled_rows(
+    labels: Sequence[str], locate: Callable[[int], str], requested: str, skip: bool, noun: str
+) -> np.ndarray:
     """The rows with a label, int64 [K]. UserError for a missing label unless `skip` is set, and if no row has a label.
     `noun` names a sample.
     """

@@ -71,7 +71,10 @@ class TokenCache:
             spans, splits = self._cut_documents(document_spans, training, *shares)
         else:
             split_codes = assign_splits(np.asarray(self.keys), named_splits, present, config)
-            spans, splits = document_spans, {split: np.flatnonzero(split_codes == split_code(split)) for split in SPLITS}
+            spans, splits = (
+                document_spans,
+                {split: np.flatnonzero(split_codes == split_code(split)) for split in SPLITS},
+            )
         long_enough = {split: indices[spans.lengths[indices] >= min_tokens] for split, indices in splits.items()}
         return spans, Splits(long_enough, all_indices, "documents", "more text, a file or folder")
 
@@ -84,7 +87,9 @@ class TokenCache:
         text_lengths = lengths - bos_count - eos_count
         # A share of 0 leaves nothing of a document, not even its end token, to that split.
         test_starts = bos_count + (text_lengths * (1 - test)).astype(np.int64) if test else lengths
-        validation_starts = bos_count + (text_lengths * (1 - validation - test)).astype(np.int64) if validation else test_starts
+        validation_starts = (
+            bos_count + (text_lengths * (1 - validation - test)).astype(np.int64) if validation else test_starts
+        )
         edges = (np.zeros_like(validation_starts), validation_starts, test_starts, lengths)
         splits = {}
         for position, split in enumerate(SPLITS):

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from headway.data.containers import create_container, open_container, import_av
+from headway.data.containers import create_container, import_av, open_container
 from headway.data.store import read_column
 from headway.drafts import temporary_path
 from headway.errors import UserError
@@ -39,17 +39,21 @@ class VideoWriter:
     no file remains.
     """
 
-    def __init__(self, path: Path, rate: float | Fraction, keyframe_interval: int | None = None, fast: bool = False) -> None:
+    def __init__(
+        self, path: Path, rate: float | Fraction, keyframe_interval: int | None = None, fast: bool = False
+    ) -> None:
         self._path, self._part = path, temporary_path(path, f"draft{path.suffix}")
         exact_rate = rate if isinstance(rate, Fraction) else round(rate)
-        self._rate, self._keyframe_interval, self._fast = min(max(exact_rate, 1), MAX_FRAME_RATE), keyframe_interval, fast
+        self._rate, self._keyframe_interval, self._fast = (
+            min(max(exact_rate, 1), MAX_FRAME_RATE),
+            keyframe_interval,
+            fast,
+        )
         self._stream: Any = None
         av = import_av()
         self._codec = next((name for name in _CODECS if name in av.codecs_available), None)
         if self._codec is None:
-            raise UserError(
-                f"the package av has no encoder ({', '.join(_CODECS)}); install another build of av"
-            )
+            raise UserError(f"the package av has no encoder ({', '.join(_CODECS)}); install another build of av")
 
     def __enter__(self) -> VideoWriter:
         with self._write_errors():

@@ -98,4 +98,4 @@ def _makers(domain: str) -> dict[str, Callable[[], Recipe]]:
     return {make().name: make for make in import_module(f"{__name__}.{domain}.recipes").RECIPES}
 
 
-__all__ = ["VerbProvider", "recipe_domains", "recipe", "recipes", "scale_of", "tasks", "verbs"]
+__all__ = ["VerbProvider", "recipe", "recipe_domains", "recipes", "scale_of", "tasks", "verbs"]

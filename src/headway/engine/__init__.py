@@ -5,17 +5,17 @@ from headway.engine.cache import OutOfBlocksError
 from headway.engine.decoder import Engine, refusal
 from headway.engine.encoder import StackProgram, use_programs
 from headway.engine.packed import Format, PackedTensor, load_quantised, quantise, save_quantised
-from headway.engine.rows import EngineDecoding, RowChunk, Row
+from headway.engine.rows import EngineDecoding, Row, RowChunk
 
 __all__ = [
     "CannotLowerError",
     "Engine",
-    "Format",
     "EngineDecoding",
+    "Format",
     "OutOfBlocksError",
     "PackedTensor",
-    "RowChunk",
     "Row",
+    "RowChunk",
     "StackProgram",
     "load_quantised",
     "quantise",

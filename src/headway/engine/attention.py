@@ -18,14 +18,14 @@ from headway.engine.operations import BLOCK, CHUNK, FAR, NEAR, at, norm_row, sha
 from headway.engine.rounded_keys import (
     HEAD,
     bases,
-    store_key,
-    store_value,
-    padded_to_vectors,
     int8_scores,
     int8_weigh,
+    padded_to_vectors,
     rounding_bytes,
     split_bytes,
     split_query_bytes,
+    store_key,
+    store_value,
 )
 from headway.engine.softmax import LOWEST, clear_partial, softmax_chunk, softmax_chunk_int8
 from headway.engine.tiles import FP32, INT8
@@ -251,7 +251,20 @@ def attend_segment(
             count, first_query = min(queries - start, HEADS), q + start * query_stride
             if kind == INT8:
                 bases(first_query, count, size, rotation, half, products)
-            _score(kind, first_query, query_stride, count, near, far, has_near, visible, size, ahead_near, ahead_far, scratch)
+            _score(
+                kind,
+                first_query,
+                query_stride,
+                count,
+                near,
+                far,
+                has_near,
+                visible,
+                size,
+                ahead_near,
+                ahead_far,
+                scratch,
+            )
             first_visible, last_visible = _softmax_heads(
                 kind, start, count, group_heads, highest - n * CHUNK, climb, window, bias, span, cap, near + scales,
                 far + scales, scratch, out + start * step, step,

@@ -210,7 +210,9 @@ class BlockTables(NamedTuple):
     runs: np.ndarray  # number of runs of rows that share blocks, their starts, and the end
 
 
-def block_tables(blocks: list[Block], rows: int, capacity: int, dtype: int, size: Callable[[Block, int], int]) -> BlockTables:
+def block_tables(
+    blocks: list[Block], rows: int, capacity: int, dtype: int, size: Callable[[Block, int], int]
+) -> BlockTables:
     """Tables for `rows` rows and positions below `capacity`; `size` returns the bytes of one layer in a block."""
     tables = np.zeros((rows, -(-capacity // BLOCK) + 1), np.int64)
     fixed = np.zeros((rows, sum(fixed_size(block.mixer) for block in blocks)), np.float32)

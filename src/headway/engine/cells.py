@@ -229,7 +229,9 @@ def associate(
 
 
 @compiled
-def link(op: np.ndarray, op_floats: np.ndarray, positions: int, batch: int, scratch: int, thread: int, threads: int) -> None:
+def link(
+    op: np.ndarray, op_floats: np.ndarray, positions: int, batch: int, scratch: int, thread: int, threads: int
+) -> None:
     """y = tanh(drive + F x), then F = decay F + rate y x^T; one thread's share of the cells, the rows of F."""
     x, width, decay, rate = at(op[3], scratch), op[7], np.float32(op_floats[0]), np.float32(op_floats[1])
     first, last = share_rows(op[8], thread, threads)

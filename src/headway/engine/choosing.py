@@ -43,7 +43,18 @@ class SamplingBatch:
         call, tops = np.empty(offsets[-1], np.int64), np.empty((2, count, max_top), np.int32)
         address, top_address = call.ctypes.data, tops.ctypes.data if max_top else 0
         finds = (address + 8 * offsets[1], address + 8 * offsets[2], top_address, top_address + 4 * count * max_top)
-        call[: offsets[1]] = [0, 0, 0, 0, 0, address + 8 * CALL_FIELDS, count, max_top, *finds, *chain.from_iterable(rows)]
+        call[: offsets[1]] = [
+            0,
+            0,
+            0,
+            0,
+            0,
+            address + 8 * CALL_FIELDS,
+            count,
+            max_top,
+            *finds,
+            *chain.from_iterable(rows),
+        ]
         self.choices = SampledTokens(
             call[offsets[1] : offsets[2]], call[offsets[2] :].view(np.float64), tops[0], tops[1].view(np.float32)
         )

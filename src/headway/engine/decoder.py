@@ -23,7 +23,16 @@ from headway.engine.packed import PackedTensor
 from headway.engine.plan import StepProgram, check, lower
 from headway.engine.pool import max_threads, pool
 from headway.engine.program import SHARING
-from headway.engine.rows import EngineDecoding, RowChunk, MemoryBlocks, Row, runs_of, states_of, stack_states, write_runs
+from headway.engine.rows import (
+    EngineDecoding,
+    MemoryBlocks,
+    Row,
+    RowChunk,
+    runs_of,
+    stack_states,
+    states_of,
+    write_runs,
+)
 from headway.engine.tiles import FP32, INT8
 from headway.engine.timeline import StepTimeline, run_timed
 from headway.errors import UserError
@@ -32,7 +41,7 @@ from headway.nn.kernels import bf16_attention
 from headway.nn.mixers.attention import KeyValues, SelfAttention
 from headway.nn.mixers.conditional_gru import Annotations
 from headway.nn.mixers.cross import ProjectedMemory
-from headway.nn.models import CacheDtype, Captioner, Decoding, EncoderDecoder, EncodedSource, Prompt, Transformer
+from headway.nn.models import CacheDtype, Captioner, Decoding, EncodedSource, EncoderDecoder, Prompt, Transformer
 from headway.nn.models.transformer import check_prompt
 from headway.visibility import Causal
 
@@ -66,7 +75,10 @@ class Engine(nn.Module):
     """`model` with a compiled step of up to `max_rows` rows; has the `config`, `start` and `step` of a model."""
 
     def __init__(
-        self, model: Transformer | EncoderDecoder | Captioner, threads: int | None = None, cache: CacheDtype | None = None
+        self,
+        model: Transformer | EncoderDecoder | Captioner,
+        threads: int | None = None,
+        cache: CacheDtype | None = None,
     ) -> None:
         """`cache` is the number format of keys and values; None: fp16 for quantised weights, otherwise fp32. Raises
         CannotLowerError for a module without an instruction.
@@ -111,7 +123,9 @@ class Engine(nn.Module):
         lengths = prompt.layout.lengths.cpu()
         decoding = self.open(prompt.source, prompt.source_layout, len(lengths))
         ids = prompt.ids.tolist()
-        chunks = [RowChunk(row, 0, tokens[:length]) for row, tokens, length in zip(decoding.rows, ids, lengths.tolist())]
+        chunks = [
+            RowChunk(row, 0, tokens[:length]) for row, tokens, length in zip(decoding.rows, ids, lengths.tolist())
+        ]
         return self.compute(chunks), decoding.at(lengths)
 
     def encode(self, source: Any, layout: Layout) -> EncodedSource:
@@ -130,7 +144,9 @@ class Engine(nn.Module):
             count = layout.batch
         assert count is not None
         like = torch.zeros(1, 1)
-        states = stack.initial_states(count, 1, like=like) if starts is None else stack.states_from(starts, 1, like=like)
+        states = (
+            stack.initial_states(count, 1, like=like) if starts is None else stack.states_from(starts, 1, like=like)
+        )
         return self.adopt(Decoding(states or (), memories, torch.zeros(count, dtype=torch.long)))
 
     def step(self, ids: Int[Tensor, "B"], decoding: EngineDecoding) -> tuple[Float[Tensor, "B C"], EngineDecoding]:
@@ -142,7 +158,9 @@ class Engine(nn.Module):
         """Bytes of keys and values in use."""
         return sum(store.used * store.size for store in (self._kv_blocks, self._memory_blocks))
 
-    def extend(self, ids: Int[Tensor, "B T"], decoding: EngineDecoding) -> tuple[Float[Tensor, "B T C"], EngineDecoding]:
+    def extend(
+        self, ids: Int[Tensor, "B T"], decoding: EngineDecoding
+    ) -> tuple[Float[Tensor, "B T C"], EngineDecoding]:
         """Process T more tokens of each row; return the logits after each. T must be 1 if the model does not extend.
         The logits equal those of T steps, bit for bit.
         """
@@ -179,11 +197,15 @@ class Engine(nn.Module):
 
     def limit_cache(self, size: int | None) -> None:
         """Use at most so many bytes of keys and values."""
-        self._kv_blocks.max_blocks = None if size is None or not self._kv_blocks.size else max(1, size // self._kv_blocks.size)
+        self._kv_blocks.max_blocks = (
+            None if size is None or not self._kv_blocks.size else max(1, size // self._kv_blocks.size)
+        )
 
     def lacking(self, chunks: Sequence[RowChunk]) -> float:
         """How many blocks are missing to compute these chunks; 0 if there are enough."""
-        needed = sum(chunk.row.blocks_needed(chunk.start, chunk.start + len(chunk.ids)) for chunk in chunks if chunk.start >= 0)
+        needed = sum(
+            chunk.row.blocks_needed(chunk.start, chunk.start + len(chunk.ids)) for chunk in chunks if chunk.start >= 0
+        )
         return max(0, needed - self._kv_blocks.available)
 
     def _parts(self, chunks: Sequence[RowChunk]) -> Iterator[list[RowChunk]]:
@@ -213,7 +235,9 @@ class Engine(nn.Module):
             for n in active:
                 row, start, ids, wanted = chunks[n]
                 remaining = len(ids) - column
-                parts.append(RowChunk(row, start + column if start >= 0 else -1, [ids[column]], int(remaining <= wanted)))
+                parts.append(
+                    RowChunk(row, start + column if start >= 0 else -1, [ids[column]], int(remaining <= wanted))
+                )
                 if remaining <= wanted:
                     rows.append(int(offsets[n]) - remaining)
             for first in range(0, len(parts), self.max_rows):
@@ -244,7 +268,9 @@ class Engine(nn.Module):
         program.write_logits(logits.data_ptr())
         sampling_call = 0
         if sampling is not None:
-            sampling_call = sampling.bind(logits.data_ptr(), 4 * program.vocab_size, program.vocab_size, self.pool.threads)
+            sampling_call = sampling.bind(
+                logits.data_ptr(), 4 * program.vocab_size, program.vocab_size, self.pool.threads
+            )
         if len(wanted) == batch:
             self._run(program, tokens, positions, slice(None), sampling_call)
         else:
@@ -288,10 +314,14 @@ class Engine(nn.Module):
         starts = runs_of(row_indices, positions.tolist(), SHARING)
         write_runs(kv_tables.runs, starts, end, len(starts) == len({id(row) for row in rows}))
         if memories[0] is not None:
-            write_runs(memory_tables.runs, runs_of([memories[number] for number in row_indices], None, SHARING), end, True)
+            write_runs(
+                memory_tables.runs, runs_of([memories[number] for number in row_indices], None, SHARING), end, True
+            )
         return program
 
-    def _run(self, program: StepProgram, tokens: np.ndarray, positions: np.ndarray, part: slice, sampling_call: int = 0) -> None:
+    def _run(
+        self, program: StepProgram, tokens: np.ndarray, positions: np.ndarray, part: slice, sampling_call: int = 0
+    ) -> None:
         """Run a part of the instructions for `tokens` at `positions`; after the last one, sample if `sampling_call` is
         not 0.
         """
@@ -303,7 +333,18 @@ class Engine(nn.Module):
             return
 
         def job(thread: int) -> None:
-            program.run(table, floats, token_address, position_address, batch, scratch[thread], counter, thread, threads, sampling_call)
+            program.run(
+                table,
+                floats,
+                token_address,
+                position_address,
+                batch,
+                scratch[thread],
+                counter,
+                thread,
+                threads,
+                sampling_call,
+            )
 
         with announce_compilation(program.run):
             self.pool.run(job)
@@ -321,7 +362,9 @@ class Engine(nn.Module):
         memory_capacity = now.memory_tables.tables.shape[1] * BLOCK - BLOCK
         if rows > now.rows or capacity > now.capacity or reach > memory_capacity:
             capacity = max(now.capacity, _power(capacity))
-            self._programs[wide] = self._lower(max(now.rows, _power(rows)), capacity, max(memory_capacity, _power(reach)))
+            self._programs[wide] = self._lower(
+                max(now.rows, _power(rows)), capacity, max(memory_capacity, _power(reach))
+            )
         return self._programs[wide]
 
     def _lower(self, rows: int, capacity: int, reach: int) -> StepProgram:
@@ -345,7 +388,9 @@ class Engine(nn.Module):
                 for m in memories
             ]
             fixed_values = fixed[row] if len(fixed) else np.zeros(0, np.float32)
-            row_memories.append(MemoryBlocks(self._memory_blocks, write(self._memory_blocks, layers, length), length, fixed_values))
+            row_memories.append(
+                MemoryBlocks(self._memory_blocks, write(self._memory_blocks, layers, length), length, fixed_values)
+            )
         rows, rows_per_memory = [], len(lengths) // len(row_memories) if row_memories else 0
         for row, length in enumerate(lengths):
             layers = []

@@ -17,7 +17,7 @@ from headway.engine.attention import prepare_head
 from headway.engine.machine import _F32, F32, cgutils, compiled, exp, f32, intrinsic, types
 from headway.engine.operations import at, tanh
 from headway.engine.softmax import LOWEST
-from headway.engine.vectors import constant, exponentials_32, multiply_add, reduce, broadcast, word
+from headway.engine.vectors import broadcast, constant, exponentials_32, multiply_add, reduce, word
 
 QUERIES = 6  # queries of a head that share each load of a key or value
 SPAN = 32  # keys whose weights are computed at once

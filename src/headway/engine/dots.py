@@ -19,7 +19,7 @@ from llvmlite import ir
 from headway.engine.machine import _F32, _I8, _I32, F32, FEATURES, cgutils, compiled, f32, intrinsic, types
 from headway.engine.operations import share
 from headway.engine.tiles import LINE, TILE
-from headway.engine.vectors import call, prefetch, emit_switch, constant, broadcast, word
+from headway.engine.vectors import broadcast, call, constant, emit_switch, prefetch, word
 
 _FULL = FEATURES.get("avx512f", False)
 _LANES = 16 if _FULL else 8
@@ -256,7 +256,16 @@ def _emit_many(builder: Any, count: int, args: Any) -> None:
 
 @intrinsic
 def _many(
-    typing: Any, count: Any, panel: Any, other_panel: Any, x: Any, stride: Any, columns: Any, start: Any, out: Any, other_out: Any
+    typing: Any,
+    count: Any,
+    panel: Any,
+    other_panel: Any,
+    x: Any,
+    stride: Any,
+    columns: Any,
+    start: Any,
+    out: Any,
+    other_out: Any,
 ) -> Any:
     """Products of two panels, or the first if _ABREAST is 1, with `count` input rows, added to those of the columns
     before `start` at `out` and `other_out`.

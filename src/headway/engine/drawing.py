@@ -23,17 +23,17 @@ from headway.engine.machine import (
     F32,
     _pointer,
     barrier,
+    barriers_passed,
+    claim_part,
     comes_last,
     compiled,
     f32,
     i32,
     i64,
     intrinsic,
-    barriers_passed,
-    claim_part,
     types,
 )
-from headway.engine.vectors import LANES, call, prefetch, constant, exponential, reduce, broadcast, word
+from headway.engine.vectors import LANES, broadcast, call, constant, exponential, prefetch, reduce, word
 
 GROUP = 64  # tokens per group, whose maximum is stored
 _PARTS = GROUP // LANES
@@ -54,7 +54,9 @@ FIELDS, FLOATS = 9, 7
 # The call of all threads: addresses and sizes (set by `SamplingBatch`). ROWS are pairs of the address of a row's
 # settings and the row of its logits. Results go to CHOSEN (int64), LOGPROBS (double precision) and, MAX_TOP per row,
 # TOPS and TOP_LOGPROBS.
-LOGITS, STRIDE, VOCAB_SIZE, SCRATCH, SCRATCH_BYTES, ROWS, COUNT, MAX_TOP, CHOSEN, LOGPROBS, TOPS, TOP_LOGPROBS = range(12)
+LOGITS, STRIDE, VOCAB_SIZE, SCRATCH, SCRATCH_BYTES, ROWS, COUNT, MAX_TOP, CHOSEN, LOGPROBS, TOPS, TOP_LOGPROBS = range(
+    12
+)
 CALL_FIELDS = 12
 
 _I1, _F64 = ir.IntType(1), ir.DoubleType()
@@ -133,7 +135,9 @@ def _sum_above(typing: Any, group: Any, threshold: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         threshold, zero = broadcast(builder, args[1], _SIXTEEN), constant(_SIXTEEN, 0.0)
         parts = _load(builder, args[0])
-        return _sum(builder, [builder.select(builder.fcmp_ordered(">=", part, threshold), part, zero) for part in parts])
+        return _sum(
+            builder, [builder.select(builder.fcmp_ordered(">=", part, threshold), part, zero) for part in parts]
+        )
 
     return types.float64(types.int64, types.float32), generate
 
@@ -281,7 +285,15 @@ def _gather_range(x: int, tail: int, full_groups: int, groups: int, low: F32, hi
 
 @compiled
 def _threshold(
-    x: int, tail: int, full_groups: int, groups: int, lowest: F32, highest: F32, goal: float, weighted: int, scratch: int
+    x: int,
+    tail: int,
+    full_groups: int,
+    groups: int,
+    lowest: F32,
+    highest: F32,
+    goal: float,
+    weighted: int,
+    scratch: int,
 ) -> F32:
     """The largest threshold for which the elements that reach it number at least `goal` or, weighted, sum to it. It is
     known to be between two bounds. For many elements, a few groups estimate it first.
@@ -318,7 +330,9 @@ def _threshold(
 
 
 @compiled
-def _gather(x: int, tail: int, full_groups: int, groups: int, maxima: int, threshold: F32, values: int, indices: int) -> int:
+def _gather(
+    x: int, tail: int, full_groups: int, groups: int, maxima: int, threshold: F32, values: int, indices: int
+) -> int:
     """The elements that are at least a threshold and their indices, padded to full groups; returns their number."""
     best, gathered, where, count = f32(maxima), f32(values), i32(indices), 0
     for group in range(groups):
@@ -335,7 +349,9 @@ def _gather(x: int, tail: int, full_groups: int, groups: int, maxima: int, thres
 
 
 @compiled
-def _kth(x: int, tail: int, full_groups: int, groups: int, maxima: int, top: F32, k: int, scratch: int, indices: int) -> F32:
+def _kth(
+    x: int, tail: int, full_groups: int, groups: int, maxima: int, top: F32, k: int, scratch: int, indices: int
+) -> F32:
     """The k-th largest element. At least k groups have an element as large as the k-th largest of the groups' maxima;
     if fewer have any but -inf, these are processed.
     """

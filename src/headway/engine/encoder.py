@@ -118,7 +118,10 @@ class StackProgram:
         program = self._program
         documents = np.array([len(lengths), 0, *np.cumsum(lengths)], np.int64)
         program.x.rows(tokens).copy_(x)
-        scratch, documents_address = [-(-buffer.ctypes.data // 64) * 64 for buffer in program.scratch], documents.ctypes.data
+        scratch, documents_address = (
+            [-(-buffer.ctypes.data // 64) * 64 for buffer in program.scratch],
+            documents.ctypes.data,
+        )
 
         def job(thread: int) -> None:
             run_documents(program.table, program.floats, documents_address, scratch[thread], counter, thread, threads)
@@ -240,7 +243,11 @@ class _StackLowering(BlockLowering):
                 sizes = bf16_scratch_sizes(size, self.tokens)
             else:
                 counts = (size, spans, max(size, QUERIES) / QUERIES, padded_to_columns(size))
-                sizes = (4 * spans * size, 4 * spans * padded_to_columns(size), *(round(4 * QUERIES * part) for part in counts))
+                sizes = (
+                    4 * spans * size,
+                    4 * spans * padded_to_columns(size),
+                    *(round(4 * QUERIES * part) for part in counts),
+                )
             names = ("keys", "values", "q", "scores", "spare", "result")
             self._scratch[size, bf16] = {"rough": bf16, **dict(zip(names, map(private, sizes)))}
         return self._scratch[size, bf16]

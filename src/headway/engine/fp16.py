@@ -12,7 +12,7 @@ from typing import Any
 from llvmlite import ir
 
 from headway.engine.machine import _F32, _I16, _I32, FEATURES, cgutils, intrinsic, types
-from headway.engine.vectors import STREAMED, call, prefetch, constant, pointer, word
+from headway.engine.vectors import STREAMED, call, constant, pointer, prefetch, word
 
 _LINE = 32  # floats per cache line
 _MAX = 65504.0
@@ -33,7 +33,8 @@ def widen(builder: Any, codes: Any) -> Any:
     code = builder.zext(codes, integers)
     exponent = builder.and_(code, constant(integers, _EXPONENT))
     normal = builder.add(
-        builder.shl(builder.and_(code, constant(integers, _MAGNITUDE)), constant(integers, _CUT)), constant(integers, _MOVED << 23)
+        builder.shl(builder.and_(code, constant(integers, _MAGNITUDE)), constant(integers, _CUT)),
+        constant(integers, _MOVED << 23),
     )
     tiny = builder.uitofp(builder.and_(code, constant(integers, _FRACTION)), wide)
     tiny = builder.bitcast(builder.fmul(tiny, constant(wide, _UNIT)), integers)

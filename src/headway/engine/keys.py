@@ -17,7 +17,7 @@ from headway.engine.fp16 import widen
 from headway.engine.machine import _F32, _I16, cgutils, compiled, intrinsic, types
 from headway.engine.operations import BLOCK, CHUNK
 from headway.engine.tiles import FP32, INT8
-from headway.engine.vectors import STREAMED, prefetch, emit_switch, constant, multiply_add, broadcast, word
+from headway.engine.vectors import STREAMED, broadcast, constant, emit_switch, multiply_add, prefetch, word
 
 FP16 = 3  # in addition to the kinds of weights
 CACHE_DTYPES: dict[str, int] = {"fp32": FP32, "fp16": FP16, "int8": INT8}
@@ -124,7 +124,9 @@ def _emit_weigh(builder: Any, dtype: int, heads: int, args: Any) -> None:
             rescaled = broadcast(builder, builder.load(builder.gep(rescale, [word(h)])), kind)
             for part, total in enumerate(head_totals):
                 slot = _at(builder, y, builder.add(row, word(lanes * part)), kind)
-                builder.store(multiply_add(builder, builder.load(slot, align=4), rescaled, builder.load(total)), slot, align=4)
+                builder.store(
+                    multiply_add(builder, builder.load(slot, align=4), rescaled, builder.load(total)), slot, align=4
+                )
 
     done = word(0)
     for lanes, parts in ((_LANES, _PARTS), (8, 1), (1, 1)):
@@ -148,7 +150,9 @@ def halves(builder: Any, start: Any, end: Any, number: int) -> tuple[Any, Any]:
 
 
 @intrinsic
-def scores(typing: Any, dtype: Any, heads: Any, q: Any, keys: Any, out: Any, size: Any, visible: Any, ahead: Any) -> Any:
+def scores(
+    typing: Any, dtype: Any, heads: Any, q: Any, keys: Any, out: Any, size: Any, visible: Any, ahead: Any
+) -> Any:
     """out[h, t] = sum over d of q[h, d] keys[d, t], for up to HEADS heads, features d up to `size`, and positions t of
     the block: all, or the first half if no more are `visible`. `dtype` is FP32 or FP16. Rows of `out` are CHUNK floats
     apart.

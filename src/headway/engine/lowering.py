@@ -124,7 +124,9 @@ class AttentionLowering:
         )  # fmt: skip
         self.build.barrier()
         out = self.build.small(heads * size)
-        self.build.merge(partials, heads, partial_capacity, out, 0 if stores_kv else memory.lengths.ctypes.data, window, sinks)
+        self.build.merge(
+            partials, heads, partial_capacity, out, 0 if stores_kv else memory.lengths.ctypes.data, window, sinks
+        )
         return out
 
     def _bias(self, mixer: SelfAttention) -> int:
@@ -430,7 +432,11 @@ def _associative(build: Builder, mixer: Associative, x: Slot) -> Slot:
     qkv = build.project(x, mixer.qkv)
     strength, decay, gate = (getattr(mixer, name, None) for name in ("strength", "decay", "gate"))
     controls = build.shared(heads * (2 + size))
-    control_slots = controls.columns(0, heads), controls.columns(heads, heads), controls.columns(2 * heads, heads * size)
+    control_slots = (
+        controls.columns(0, heads),
+        controls.columns(heads, heads),
+        controls.columns(2 * heads, heads * size),
+    )
     if isinstance(strength, Strength):
         build.project(x, strength.project, control_slots[0])
     if isinstance(decay, LogDecay):

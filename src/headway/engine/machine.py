@@ -59,7 +59,9 @@ def _features() -> tuple[dict[str, bool], str | None]:
     native = _instruction_set(features)
     if _instruction_set(reduced) != forced:
         raise UserError(f"HEADWAY_FORM={forced}: this processor has at most {native}; use that, a lesser one or none")
-    return reduced, None if native == forced else ",".join(f"{'+' if has else '-'}{n}" for n, has in sorted(reduced.items()))
+    return reduced, None if native == forced else ",".join(
+        f"{'+' if has else '-'}{n}" for n, has in sorted(reduced.items())
+    )
 
 
 def _instruction_set(features: dict[str, bool]) -> str:

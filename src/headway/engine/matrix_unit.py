@@ -16,7 +16,7 @@ from llvmlite import ir
 
 from headway.engine.machine import _F32, _I8, _I32, _I64, HAS_MATRIX_UNIT, cgutils, compiled, intrinsic, types, u8
 from headway.engine.tiles import GROUP, INT4, INT8, LINE, LINES4, TILE, TILE4, TILE8
-from headway.engine.vectors import AHEAD, call, prefetch, constant, multiply_add, broadcast, word
+from headway.engine.vectors import AHEAD, broadcast, call, constant, multiply_add, prefetch, word
 
 BLOCK_ROWS = 16  # input rows of a block
 BLOCKS = 2  # maximum blocks that a tile is multiplied with at once
@@ -148,7 +148,10 @@ def _products(kind: int, blocks: int) -> Any:
                 if kind != INT8:
                     widened = builder.gep(spare, [builder.mul(builder.and_(n, number(1)), number(TILE8))])
                     _widen(builder, tile, widened)
-                input_block, group_sums = builder.gep(inputs, [builder.mul(group, number(GROUP))]), _group_buffer(builder, scratch_base, n)
+                input_block, group_sums = (
+                    builder.gep(inputs, [builder.mul(group, number(GROUP))]),
+                    _group_buffer(builder, scratch_base, n),
+                )
                 call(builder, "x86.tileloadd64", _VOID, _register(_WEIGHTS), widened, number(LINE))
                 for block in range(blocks):
                     total, row = _register(block), _register(BLOCKS + block)
@@ -162,7 +165,9 @@ def _products(kind: int, blocks: int) -> Any:
 
             with cgutils.for_range_slice(builder, number(0), groups, number(_GROUPS_HELD)) as (first, _):
                 remaining = builder.sub(groups, first)
-                count = builder.select(builder.icmp_signed("<", remaining, number(_GROUPS_HELD)), remaining, number(_GROUPS_HELD))
+                count = builder.select(
+                    builder.icmp_signed("<", remaining, number(_GROUPS_HELD)), remaining, number(_GROUPS_HELD)
+                )
                 with cgutils.for_range(builder, count) as loop:
                     multiply(builder.add(first, loop.index), loop.index)
                 for block in range(blocks):

@@ -12,7 +12,7 @@ from torch import nn
 from headway.engine import operations as code
 from headway.engine.blocks import BlockLowering, Inner
 from headway.engine.builder import STATES, Builder, CannotLowerError, PackedWeights, Slot, offset_of
-from headway.engine.cache import BlockTables, fixed_size, self_block_bytes, block_tables, memory_block_bytes, state_size
+from headway.engine.cache import BlockTables, block_tables, fixed_size, memory_block_bytes, self_block_bytes, state_size
 from headway.engine.lowering import (
     LINEAR,
     RECURRENT,
@@ -22,7 +22,7 @@ from headway.engine.lowering import (
 )
 from headway.engine.means import KeyMeans
 from headway.engine.operations import GATED
-from headway.engine.program import NAMES, Opcode, run_step, run_all_step
+from headway.engine.program import NAMES, Opcode, run_all_step, run_step
 from headway.layout import Layout
 from headway.nn.mixers.attention import QKNorm, SelfAttention, WideQKNorm
 from headway.nn.mixers.conditional_gru import ConditionalGRU
@@ -160,7 +160,11 @@ class _Lowering(BlockLowering):
     def mix(self, block: Block, x: Slot) -> Inner:
         mixer = block.mixer
         if isinstance(mixer, ConditionalGRU):
-            layer = self._layers["fixed"] if fixed_size(mixer) else self._next("read", memory_block_bytes(block, self.cache_dtype))
+            layer = (
+                self._layers["fixed"]
+                if fixed_size(mixer)
+                else self._next("read", memory_block_bytes(block, self.cache_dtype))
+            )
             self._layers["fixed"] += fixed_size(mixer)
             return lower_conditional(self.build, mixer, x, self.memory_tables, layer), mixer.out
         lowered = _RECURRENT.get(type(mixer))
@@ -174,7 +178,9 @@ class _Lowering(BlockLowering):
 
     def read(self, block: Block, x: Slot) -> Inner:
         assert block.cross is not None
-        return self.attention.cross_attention(block.cross, x, self._next("read", memory_block_bytes(block, self.cache_dtype))), block.cross.out
+        return self.attention.cross_attention(
+            block.cross, x, self._next("read", memory_block_bytes(block, self.cache_dtype))
+        ), block.cross.out
 
     def _next(self, which: str, size: int) -> int:
         """The byte of a block where a layer's keys start; reserves `size` bytes."""

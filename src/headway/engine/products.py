@@ -15,14 +15,14 @@ from headway.engine.machine import (
     F32,
     HAS_MATRIX_UNIT,
     barrier,
+    barriers_passed,
     cgutils,
+    claim_part,
     compiled,
     f32,
     i8,
     i64,
     intrinsic,
-    barriers_passed,
-    claim_part,
     types,
     u8,
 )
@@ -34,10 +34,10 @@ from headway.engine.operations import (
     GELU_TANH,
     MAXOUT,
     NONE,
+    QUANTISED,
     QUICK_GELU,
     RELU,
     RELU_SQUARED,
-    QUANTISED,
     SILU,
     STORE,
     activate,
@@ -46,14 +46,14 @@ from headway.engine.operations import (
 from headway.engine.rounding import quantise_row
 from headway.engine.tiles import FP32, GROUP, INT8, LINE, LINES4, TILE, TILE4, TILE8, tile_products
 from headway.engine.vectors import (
-    prefetch,
+    broadcast,
     constant,
     gelu_sixteen,
     gelu_tanh_sixteen,
+    prefetch,
     quick_gelu_sixteen,
     relu_squared_sixteen,
     silu_sixteen,
-    broadcast,
     word,
 )
 
@@ -443,7 +443,9 @@ def multiply(
         first, last, helped = _next_part(counter, barriers, tiles, size, helped, thread, threads)
     while first < last:
         if mode == GATED:
-            _gated(kind, w, ws, bias, x, xs, corr, stride, y, y_stride, rows, columns, batch, code, scratch, first, last)
+            _gated(
+                kind, w, ws, bias, x, xs, corr, stride, y, y_stride, rows, columns, batch, code, scratch, first, last
+            )
         elif mode == QUANTISED:
             _quantised_product(
                 kind, w, ws, bias, x, xs, corr, stride, y, y_kind, ys, y_corr, rows, columns, batch, code, cap, scale,

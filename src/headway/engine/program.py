@@ -15,13 +15,13 @@ from headway.engine.attention import (
     add_attend,
     attend_segment,
     fold,
-    store_kv,
     merge,
+    prepare_head,
+    query_bytes,
     segment_of,
     segment_start,
     segments_of,
-    prepare_head,
-    query_bytes,
+    store_kv,
 )
 from headway.engine.cells import associate, cell, combine, link
 from headway.engine.drawing import sample_batch
@@ -141,14 +141,24 @@ def _store_token(op: np.ndarray, op_floats: np.ndarray, position: int, b: int, g
     cos, sin = op[12] + 4 * position * half, op[13] + 4 * position * half
     prepare_head(key, size, op[7], op[10], op[11], op_floats[0], cos, sin, half)
     if op[30] != 0:
-        subtract_mean(key, size, op[30] + 4 * g * size, op[31] + 4 * padded_to_vectors(2 * half) * (position // CHUNK), half)
+        subtract_mean(
+            key, size, op[30] + 4 * g * size, op[31] + 4 * padded_to_vectors(2 * half) * (position // CHUNK), half
+        )
     block = i64(op[18] + 8 * b * op[19])[position // BLOCK] + op[21] + g * op[26]
     store_kv(op[25], key, row + 4 * (heads + groups + g) * size, block, size, size, position % BLOCK)
 
 
 @compiled
 def _store_run(
-    op: np.ndarray, op_floats: np.ndarray, positions: int, b: int, tokens: int, g: int, start: int, end: int, scratch: int
+    op: np.ndarray,
+    op_floats: np.ndarray,
+    positions: int,
+    b: int,
+    tokens: int,
+    g: int,
+    start: int,
+    end: int,
+    scratch: int,
 ) -> None:
     """Write those of a run in segments `start` to `end`, if only the thread that attends to these reads them."""
     if op[6] and i64(op[27])[1]:
@@ -175,7 +185,15 @@ def _prepare_queries(
         for d in range(size):
             f32(new)[d] = old[d]
         prepare_head(
-            new, size, op[7], op[8], op[9], op_floats[0], op[12] + 4 * position * half, op[13] + 4 * position * half, half
+            new,
+            size,
+            op[7],
+            op[8],
+            op[9],
+            op_floats[0],
+            op[12] + 4 * position * half,
+            op[13] + 4 * position * half,
+            half,
         )
         for d in range(size):
             f32(new)[d] *= np.float32(op_floats[2])
@@ -277,7 +295,9 @@ def _segment_after(first: int, start: int, end: int, positions: int, all_of_it: 
 
 
 @compiled
-def _attend(op: np.ndarray, op_floats: np.ndarray, token_positions: int, scratch: int, thread: int, threads: int) -> None:
+def _attend(
+    op: np.ndarray, op_floats: np.ndarray, token_positions: int, scratch: int, thread: int, threads: int
+) -> None:
     """For few rows: segments are shared among threads by position, and merged later."""
     groups, runs = op[4], i64(op[27])[0]
     total = 0
@@ -297,7 +317,9 @@ def _attend(op: np.ndarray, op_floats: np.ndarray, token_positions: int, scratch
 
 
 @compiled
-def _attend_joined(op: np.ndarray, op_floats: np.ndarray, positions: int, scratch: int, thread: int, threads: int) -> None:
+def _attend_joined(
+    op: np.ndarray, op_floats: np.ndarray, positions: int, scratch: int, thread: int, threads: int
+) -> None:
     """For many rows: the segments of a run and a group are merged by the thread that computes them."""
     heads, groups, size, width = op[3], op[4], op[5], op[5] + 2
     group_heads = heads // groups

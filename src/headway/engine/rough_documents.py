@@ -24,7 +24,7 @@ from headway.engine.machine import _F32, _I32, F32, HAS_BF16_UNIT, cgutils, comp
 from headway.engine.matrix_unit import BLOCK_ROWS, BLOCKS, _register
 from headway.engine.operations import at, tanh
 from headway.engine.softmax import LOWEST
-from headway.engine.vectors import call, constant, multiply_add, broadcast, word
+from headway.engine.vectors import broadcast, call, constant, multiply_add, word
 
 QUERIES_AT_ONCE = BLOCKS * BLOCK_ROWS
 KEYS_AT_ONCE = 256  # keys whose scores for so many queries stay in cache
@@ -305,7 +305,9 @@ def _copy_padded(source: int, size: int, target: int) -> None:
 
 
 @compiled
-def _prepare_vector(op: np.ndarray, op_floats: np.ndarray, source: int, t: int, weight: int, bias: int, scratch: int) -> int:
+def _prepare_vector(
+    op: np.ndarray, op_floats: np.ndarray, source: int, t: int, weight: int, bias: int, scratch: int
+) -> int:
     """The address of a query or key at position t, normed and rotated, padded to chunks: in scratch or in place."""
     size, half = op[5], op[14]
     if op[7] < 0 and half == 0 and size == padded_to_chunks(size):
@@ -339,7 +341,12 @@ def lay_out_bf16(op: np.ndarray, op_floats: np.ndarray, start: int, length: int,
     size, stride, wide = op[5], op[2], padded_to_chunks(op[5])
     keys, values, buffer = at(op[21], scratch), at(op[22], scratch), at(op[25], scratch)
     key = op[1] + start * stride + 4 * (op[3] + g) * size
-    value, other_buffer, zero, spans = key + 4 * op[4] * size, buffer + 4 * wide, buffer + 8 * wide, (length + SPAN - 1) // SPAN
+    value, other_buffer, zero, spans = (
+        key + 4 * op[4] * size,
+        buffer + 4 * wide,
+        buffer + 8 * wide,
+        (length + SPAN - 1) // SPAN,
+    )
     pairs = buffer + 12 * wide
     _clear(zero, wide)
     for t in range(spans * SPAN):
@@ -457,7 +464,18 @@ def attend_queries_bf16(
                 _scores_two(tiles, q, chunks, 2 * span_count, scores)
             for b in range(blocks):
                 here, query_start = scores + b * _SCORES, query + b * BLOCK_ROWS
-                _weights(op, cap, span * SPAN, span_count, n, length, h, query_start, min(BLOCK_ROWS, last - query_start), here)
+                _weights(
+                    op,
+                    cap,
+                    span * SPAN,
+                    span_count,
+                    n,
+                    length,
+                    h,
+                    query_start,
+                    min(BLOCK_ROWS, last - query_start),
+                    here,
+                )
                 _softmax(here, span_count, tops + 2 * b * _LINE, sums + b * step, wide)
             for c in range(wide // 16):
                 value_tiles, into = values + (c * spans + span) * _TILE, sums + c * _TILE

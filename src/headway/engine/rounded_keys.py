@@ -24,7 +24,18 @@ from headway.engine.machine import _F32, _I8, _I32, F32, WIDE, cgutils, compiled
 from headway.engine.operations import BLOCK, CHUNK
 from headway.engine.softmax import MAX_CODE, RADIX, RADIX_BITS, dot
 from headway.engine.tiles import BYTES, FLOATS, LANES, SHIFT8, SUMS, signed, unsigned
-from headway.engine.vectors import STREAMED, call, prefetch, emit_switch, constant, multiply_add, pointer, reduce, broadcast, word
+from headway.engine.vectors import (
+    STREAMED,
+    broadcast,
+    call,
+    constant,
+    emit_switch,
+    multiply_add,
+    pointer,
+    prefetch,
+    reduce,
+    word,
+)
 
 FOUR = 4  # integers per lane
 HEAD = 16  # bytes before the codes: the scale, and the corrections for shifted keys
@@ -190,7 +201,8 @@ def _emit_weigh(builder: Any, heads: int, args: Any) -> None:
     for number, values, ahead in ((0, near, ahead_near), (1, far, ahead_far)):
         low, high = halves(builder, start, end, number)
         low, high = (
-            builder.sdiv(builder.add(position, word(more)), word(FOUR)) for position, more in ((low, 0), (high, FOUR - 1))
+            builder.sdiv(builder.add(position, word(more)), word(FOUR))
+            for position, more in ((low, 0), (high, FOUR - 1))
         )
         blocks.append(([builder.add(row, word(number * BLOCK)) for row in rows], low, high, values, ahead))
 
@@ -216,7 +228,9 @@ def _emit_weigh(builder: Any, heads: int, args: Any) -> None:
                 rescale = broadcast(builder, _at(builder, builder.add(rescales, word(4 * h)), _F32, 4), FLOATS)
                 scale = broadcast(builder, _at(builder, address, _F32, 4), FLOATS)
                 old = builder.fmul(builder.load(target, align=4), rescale, flags=_CONTRACT)
-                products = builder.fmul(_combine_bytes(builder, part_totals[h], part_totals[heads + h]), scale, flags=_CONTRACT)
+                products = builder.fmul(
+                    _combine_bytes(builder, part_totals[h], part_totals[heads + h]), scale, flags=_CONTRACT
+                )
                 builder.store(builder.fadd(products, old, flags=_CONTRACT), target, align=4)
 
     paired = builder.mul(builder.sdiv(vectors, word(_TOGETHER)), word(_TOGETHER))

@@ -9,7 +9,7 @@ from llvmlite import ir
 
 from headway.engine.machine import _F32, _I8, _I32, F32, compiled, f32, i8, i32, intrinsic, types
 from headway.engine.tiles import GROUP, INT8, SHIFT4, SHIFT8
-from headway.engine.vectors import call, constant, reduce, broadcast
+from headway.engine.vectors import broadcast, call, constant, reduce
 
 _LANES = 16
 _FLOATS, _INTEGERS, _BYTES = (ir.VectorType(kind, _LANES) for kind in (_F32, _I32, _I8))

@@ -96,7 +96,9 @@ def _forward(x: int, bias: int, value: int, slope: int, rows: int, width: int, s
 
 
 @compiled
-def _backward(gradient: int, slope: int, dx: int, total: int, partial_sums: int, rows: int, width: int, size: int) -> None:
+def _backward(
+    gradient: int, slope: int, dx: int, total: int, partial_sums: int, rows: int, width: int, size: int
+) -> None:
     """`total` and `partial_sums`, which starts with zeros, are in fp32."""
     totals, part = f32(total), f32(partial_sums)
     for first in range(0, rows, _ROWS):

@@ -14,7 +14,7 @@ from llvmlite import ir
 
 from headway.engine.machine import _F32, _I8, _I32, cgutils, compiled, f32, intrinsic, types
 from headway.engine.operations import BLOCK, CHUNK
-from headway.engine.vectors import call, constant, exponential, fold_halves, multiply_add, reduce, broadcast, word
+from headway.engine.vectors import broadcast, call, constant, exponential, fold_halves, multiply_add, reduce, word
 
 LOWEST = np.float32(-3.0e38)  # below all scores
 RADIX_BITS = 7  # of integers as two bytes
@@ -111,7 +111,9 @@ def softmax_chunk_int8(
         bits = [builder.and_(builder.bitcast(value, _INTEGERS), sizes) for value in scaled]
         largest = builder.bitcast(reduce(builder, fold_halves(bits, above), above), _F32)
         max_code, scalar_zero = ir.Constant(_F32, float(MAX_CODE)), ir.Constant(_F32, 0.0)
-        factor = builder.select(builder.fcmp_ordered(">", largest, scalar_zero), builder.fdiv(max_code, largest), scalar_zero)
+        factor = builder.select(
+            builder.fcmp_ordered(">", largest, scalar_zero), builder.fdiv(max_code, largest), scalar_zero
+        )
         builder.store(builder.fdiv(largest, max_code), builder.inttoptr(out, _F32.as_pointer()))
         moved, low = (constant(_INTEGERS, value) for value in (RADIX_BITS, RADIX - 1))
         factors = broadcast(builder, factor, _FLOATS)

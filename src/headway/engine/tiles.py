@@ -33,14 +33,14 @@ from headway.engine.machine import (
 from headway.engine.vectors import (
     AHEAD,
     STREAMED,
+    broadcast,
     call,
-    prefetch,
-    emit_switch,
     constant,
+    emit_switch,
     fold_halves,
     multiply_add,
     pointer,
-    broadcast,
+    prefetch,
     word,
 )
 
@@ -124,7 +124,9 @@ def _narrow(builder: Any, total: Any, lines: list[Any], fours: list[Any]) -> Any
     sum to less than 2^12, so those of eight lines are added in 16 bits, twice as many at once.
     """
     words = [call(builder, "x86.avx2.pmadd.ub.sw", _WORDS, *both) for both in zip(lines, fours)]
-    return builder.add(total, call(builder, "x86.avx2.pmadd.wd", SUMS, fold_halves(words, builder.add), constant(_WORDS, 1)))
+    return builder.add(
+        total, call(builder, "x86.avx2.pmadd.wd", SUMS, fold_halves(words, builder.add), constant(_WORDS, 1))
+    )
 
 
 def _multiply_lines(

@@ -83,7 +83,14 @@ class StepTimeline:
                 for number, op in enumerate(table):
                     start, end = (tick_microseconds * int(times[index] - first) for index in (number, number + 1))
                     events.append(
-                        {"ph": "X", "pid": 0, "tid": thread, "ts": start, "dur": end - start, "name": instruction_name(op)}
+                        {
+                            "ph": "X",
+                            "pid": 0,
+                            "tid": thread,
+                            "ts": start,
+                            "dur": end - start,
+                            "name": instruction_name(op),
+                        }
                     )
         path.write_text(json.dumps({"traceEvents": events}), encoding="utf-8")
 

@@ -14,11 +14,11 @@ from headway.environments.making import (
     Action,
     Spaces,
     State,
+    configure_offscreen,
     first_line,
     flatten_observations,
     make_environment,
     spaces_of,
-    configure_offscreen,
 )
 from headway.errors import UserError, nearest
 
@@ -38,7 +38,9 @@ class Cameras:
         if not (hasattr(simulation, "model") and hasattr(simulation, "data") and hasattr(simulation.model, "ncam")):
             raise UserError(f"the environment {name!r} does not use MuJoCo and has no cameras; remove --cameras")
         if not all(0 < length <= MAX_SIDE for length in size):
-            raise UserError(f"images of {size[0]} x {size[1]} pixels cannot be rendered; use sides from 1 to {MAX_SIDE}")
+            raise UserError(
+                f"images of {size[0]} x {size[1]} pixels cannot be rendered; use sides from 1 to {MAX_SIDE}"
+            )
         known = {simulation.model.camera(number).name: number for number in range(simulation.model.ncam)}
         for camera in cameras:
             if camera not in known:
@@ -57,7 +59,9 @@ class Cameras:
         with self._render_errors():
             viewer.make_context_current()
             images = {camera: viewer.render("rgb_array", number) for camera, number in self._camera_ids.items()}
-        upright = {camera: image[::-1, ::-1] if camera in self._upside_down else image for camera, image in images.items()}
+        upright = {
+            camera: image[::-1, ::-1] if camera in self._upside_down else image for camera, image in images.items()
+        }
         return {camera: np.ascontiguousarray(image) for camera, image in upright.items()}
 
     def close(self) -> None:
@@ -67,7 +71,10 @@ class Cameras:
     def _open_viewer(self, simulation: Any, size: tuple[int, int]) -> Any:
         height, width = size
         visual_settings = simulation.model.vis.global_  # the size of the render buffer
-        visual_settings.offheight, visual_settings.offwidth = max(visual_settings.offheight, height), max(visual_settings.offwidth, width)
+        visual_settings.offheight, visual_settings.offwidth = (
+            max(visual_settings.offheight, height),
+            max(visual_settings.offwidth, width),
+        )
         rendering = import_module("gymnasium.envs.mujoco.mujoco_rendering")
         viewer = rendering.OffScreenViewer(simulation.model, simulation.data, width, height)
         flags = import_module("mujoco").mjtRndFlag
@@ -204,7 +211,9 @@ class VectorEnv:
             raise
         except Exception as error:
             description = f"{type(error).__name__}: {first_line(error)}"
-            raise UserError(f"the environment {self.name!r} failed in {activity} ({description}); correct it") from error
+            raise UserError(
+                f"the environment {self.name!r} failed in {activity} ({description}); correct it"
+            ) from error
 
     def _to_state(self, observation: Any) -> State:
         with self._environment_errors("its observation"):

@@ -83,7 +83,10 @@ def _make_registered(package: Any, name: str, render: bool) -> Any:
     render_arguments = {"render_mode": "rgb_array"} if render else {}  # not every constructor accepts render_mode
     try:
         # Import the module of a registered environment, with or without a version in its name.
-        registered_id = next((registered for registered in package.registry if registered == name or registered.startswith(f"{name}-v")), None)
+        registered_id = next(
+            (registered for registered in package.registry if registered == name or registered.startswith(f"{name}-v")),
+            None,
+        )
         entry_point = None if registered_id is None else package.registry[registered_id].entry_point
         if isinstance(entry_point, str):
             import_module(entry_point.partition(":")[0])
@@ -202,7 +205,9 @@ class Spaces:
         """Sample an action uniformly; -1 and 1 replace infinite bounds."""
         if self.n_actions is not None:
             return int(generator.integers(self.n_actions))
-        low, high = (np.where(np.isfinite(edge), edge, default) for edge, default in ((self.low, -1.0), (self.high, 1.0)))
+        low, high = (
+            np.where(np.isfinite(edge), edge, default) for edge, default in ((self.low, -1.0), (self.high, 1.0))
+        )
         return generator.uniform(low, high).astype(np.float32)
 
 
@@ -219,7 +224,9 @@ def spaces_of(environment: Any, name: str) -> Spaces:
     spaces = gymnasium().spaces
     observation_space, action_space = environment.observation_space, environment.action_space
     if observation_space.shape is None:
-        raise UserError(f"the environment {name!r} has observations {observation_space} without a fixed size; wrap them as a Box")
+        raise UserError(
+            f"the environment {name!r} has observations {observation_space} without a fixed size; wrap them as a Box"
+        )
     image = len(observation_space.shape) == 3
     shape = tuple(observation_space.shape) if image else (int(np.prod(observation_space.shape)),)
     no_bounds = np.zeros(0, np.float32)

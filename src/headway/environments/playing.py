@@ -182,7 +182,9 @@ def with_caption(frame: np.ndarray, text: str) -> np.ndarray:
     except ImportError:
         return frame
     bar = Image.new("RGB", (frame.shape[1], _CAPTION_HEIGHT), "#e8e8e8")
-    ImageDraw.Draw(bar).text((6, (_CAPTION_HEIGHT - _FONT_SIZE) // 2), text, "black", ImageFont.load_default(_FONT_SIZE))
+    ImageDraw.Draw(bar).text(
+        (6, (_CAPTION_HEIGHT - _FONT_SIZE) // 2), text, "black", ImageFont.load_default(_FONT_SIZE)
+    )
     return np.concatenate([frame, np.asarray(bar)])
 
 
@@ -235,7 +237,10 @@ def check_no_chunking(execute: int | None, ensemble: float | Literal["run"] | No
 
 
 def play_episodes(
-    player: Callable[[Sequence[int]], EpisodePlayer], envs: VectorEnv, seeds: Sequence[int], watch: EpisodeWatch | None = None
+    player: Callable[[Sequence[int]], EpisodePlayer],
+    envs: VectorEnv,
+    seeds: Sequence[int],
+    watch: EpisodeWatch | None = None,
 ) -> Returns:
     """Play one episode per seed; `player` creates the agent for a group of seeds, and `watch` observes the first."""
     outcomes: dict[int, tuple[float, int, bool]] = {}
@@ -260,7 +265,11 @@ def parallel_groups(episodes: int, max_parallel: int, watch: EpisodeWatch | None
 
 
 def _play_group(
-    player: EpisodePlayer, envs: VectorEnv, seeds: Sequence[int], episode_indices: Sequence[int], watch: EpisodeWatch | None
+    player: EpisodePlayer,
+    envs: VectorEnv,
+    seeds: Sequence[int],
+    episode_indices: Sequence[int],
+    watch: EpisodeWatch | None,
 ) -> list[tuple[float, int, bool]]:
     """Return and length of the episodes with these numbers, and whether the player's limit truncated each."""
     limit = player.limit

@@ -105,7 +105,11 @@ def read_network(path: Path, spaces: Spaces) -> Network:
     """Read a network from states to actions. UserError if its shapes do not fit the spaces."""
     with open_arrays(path) as columns:
         layer_numbers = sorted(int(match[1]) for match in map(_LAYER.fullmatch, columns) if match)
-        if layer_numbers != list(range(len(layer_numbers))) or not layer_numbers or any(f"bias_{n}" not in columns for n in layer_numbers):
+        if (
+            layer_numbers != list(range(len(layer_numbers)))
+            or not layer_numbers
+            or any(f"bias_{n}" not in columns for n in layer_numbers)
+        ):
             raise UserError(f"{path} has no weight_0, bias_0, weight_1, ...; name the layers of a network like this")
         layers = tuple((columns[f"weight_{n}"](), columns[f"bias_{n}"]()) for n in layer_numbers)
         size = int(np.prod(spaces.shape))
@@ -121,7 +125,9 @@ def read_network(path: Path, spaces: Spaces) -> Network:
             )
         width = len(weight)
     if width != output_size or mean.shape != (size,) or std.shape != (size,):
-        raise UserError(f"{path} outputs {width} numbers, but the environment has {spaces.action_text}; use another policy")
+        raise UserError(
+            f"{path} outputs {width} numbers, but the environment has {spaces.action_text}; use another policy"
+        )
     return Network(layers, mean, std, spaces.n_actions is not None)
 
 
@@ -268,7 +274,9 @@ class Recorder:
         """One step of a row; returns whether its episode is finished. Actions are stored as executed."""
         spaces = self.envs.spaces
         step = self.envs.step(row, action)
-        episode.actions.append(int(action) if spaces.n_actions is not None else np.clip(action, spaces.low, spaces.high))
+        episode.actions.append(
+            int(action) if spaces.n_actions is not None else np.clip(action, spaces.low, spaces.high)
+        )
         episode.rewards.append(step.reward)
         policy = self._policy(episode.number)
         if isinstance(policy, RowPolicy):
@@ -277,7 +285,9 @@ class Recorder:
             episode.success_step = len(episode.rewards)
         steps = len(episode.rewards)
         is_last = (
-            self.success_filter is not None and episode.success_step is not None and steps >= episode.success_step + self.success_filter.after
+            self.success_filter is not None
+            and episode.success_step is not None
+            and steps >= episode.success_step + self.success_filter.after
         )
         if not (step.terminated or step.truncated or is_last or (self.horizon is not None and steps >= self.horizon)):
             episode.states.append(step.state)
@@ -287,7 +297,10 @@ class Recorder:
             self.failed += 1
             return True
         dtype = np.int64 if spaces.n_actions is not None else np.float32
-        self.on_finished(episode.number, {name: np.stack([step_images[name] for step_images in episode.images]) for name in episode.images[0]})
+        self.on_finished(
+            episode.number,
+            {name: np.stack([step_images[name] for step_images in episode.images]) for name in episode.images[0]},
+        )
         self.finished[episode.number] = Episode(
             np.stack(episode.states), np.array(episode.actions, dtype), np.array(episode.rewards), not step.terminated
         )
@@ -353,7 +366,9 @@ def _file_name(task: int, number: int, camera: str) -> str:
     return f"{task}-{number}-{camera}"
 
 
-def collect_demonstrations(recorders: Sequence[Recorder], cameras: Sequence[str], images: EpisodeImages | None) -> Demonstrations:
+def collect_demonstrations(
+    recorders: Sequence[Recorder], cameras: Sequence[str], images: EpisodeImages | None
+) -> Demonstrations:
     """The finished episodes, task by task."""
     parts = []
     for task, recorder in enumerate(recorders):

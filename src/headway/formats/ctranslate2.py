@@ -21,7 +21,7 @@ from headway.formats.families import whisper
 from headway.formats.mapped import Cursor, MappedFile, tensor_bytes
 from headway.formats.native import read_config, uninitialized_model
 from headway.formats.published import PublishedModel
-from headway.formats.rules import TensorRule, tied_copy, layers, linear, rule
+from headway.formats.rules import TensorRule, layers, linear, rule, tied_copy
 from headway.formats.settings import Settings
 from headway.formats.usage import Usage
 from headway.formats.weights import RenamedWeights, fill
@@ -233,7 +233,9 @@ def _usage(directory: Path, codec: TokenizerCodec | None) -> Usage:
     if not isinstance(config, dict):
         raise UserError(f"{path} is not a mapping of settings; get the file again")
     generation: dict[str, Any] = {
-        name: from_dict(list[int], config[key], f"{path}: {key}") for key, name in _SUPPRESSED.items() if config.get(key)
+        name: from_dict(list[int], config[key], f"{path}: {key}")
+        for key, name in _SUPPRESSED.items()
+        if config.get(key)
     }
     if config.get(_HEADS):
         generation[_HEADS] = from_dict(list[list[int]], config[_HEADS], f"{path}: {_HEADS}")
@@ -269,7 +271,10 @@ def _rules(config: EncoderDecoderConfig) -> list[TensorRule]:
         *whisper.convolution("encoder.embed.second", "encoder/conv2"),
         rule(table, "decoder/embeddings.weight"),
         tied_copy(table, "decoder/projection.weight"),
-        *(rule(f"{component}.embed.positions.table", f"{component}/position_encodings/encodings") for component, _ in components),
+        *(
+            rule(f"{component}.embed.positions.table", f"{component}/position_encodings/encodings")
+            for component, _ in components
+        ),
         *(tensor_rule for component, part in components for tensor_rule in _stack_rules(part.stack, component)),
     ]
 

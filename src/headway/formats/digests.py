@@ -54,7 +54,9 @@ def read_digests(folder: Path) -> dict[str, tuple[int, str]]:
     content = read_json(path)
     try:
         if content["version"] != _VERSION:
-            raise UserError(f"{path} has version {content['version']}, headway reads {_VERSION}; install a newer version")
+            raise UserError(
+                f"{path} has version {content['version']}, headway reads {_VERSION}; install a newer version"
+            )
         entries = {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in content["files"].items()}
     except (LookupError, TypeError, ValueError, AttributeError):
         raise UserError(f"{path} contains no digests; restore it from a copy") from None

@@ -16,7 +16,10 @@ from headway.formats.durable import read_json, write_json
 
 MIN_IMAGE_SIZE = 4  # pixels per side
 _GRID = 4  # rows and columns of the cells whose mean brightness is taken
-_BRIGHTNESS_BINS, _DIFFERENCE_BINS = 8, 6  # histogram bins of brightness and of the differences between neighbouring pixels
+_BRIGHTNESS_BINS, _DIFFERENCE_BINS = (
+    8,
+    6,
+)  # histogram bins of brightness and of the differences between neighbouring pixels
 _MIN_SAMPLES = 100  # samples needed for statistics; with fewer, an outlier may be random
 _MAX_SAMPLES = 10_000
 _QUANTILE = 0.999  # quantile of the training distances above which a sample is an outlier
@@ -112,14 +115,18 @@ class TrainingStatistics:
     alike: SampleStatistics | None = None
 
     @staticmethod
-    def from_ids(ids: np.ndarray, vocab_size: int, max_length: int | None = None, special_tokens: Collection[int | None] = ()) -> TrainingStatistics:
+    def from_ids(
+        ids: np.ndarray, vocab_size: int, max_length: int | None = None, special_tokens: Collection[int | None] = ()
+    ) -> TrainingStatistics:
         """Count the ids [N] of the training texts. `vocab_size` is the number of ids; `special_tokens`, which frame
         texts, never count as unseen.
         """
         counts = np.zeros(vocab_size, dtype=np.int64)
         for start in range(0, min(len(ids), _MAX_COUNTED_IDS), _CHUNK):
             counts += np.bincount(ids[start : start + _CHUNK], minlength=vocab_size)
-        return TrainingStatistics(max_length, tuple(i for i in np.flatnonzero(counts == 0).tolist() if i not in special_tokens))
+        return TrainingStatistics(
+            max_length, tuple(i for i in np.flatnonzero(counts == 0).tolist() if i not in special_tokens)
+        )
 
     @cached_property
     def _unseen_ids(self) -> frozenset[int]:

@@ -26,7 +26,11 @@ POLICIES = ("act", "diffusion")  # families of such policies
 ROBOT_STATE, ENVIRONMENT_STATE, ACTION = "observation.state", "observation.environment_state", "action"
 PREPROCESSOR, POSTPROCESSOR = "policy_preprocessor", "policy_postprocessor"
 NORMALISER, UNNORMALISER = "normalizer_processor", "unnormalizer_processor"
-_NEUTRAL_STEPS = ("rename_observations_processor", "to_batch_processor", "device_processor")  # they do not change values
+_NEUTRAL_STEPS = (
+    "rename_observations_processor",
+    "to_batch_processor",
+    "device_processor",
+)  # they do not change values
 _INPUTS, _OUTPUTS = "normalize_inputs.buffer_", "unnormalize_outputs.buffer_"  # of older files
 _EPS = 1e-8
 _RANGES = {"MIN_MAX": ("min", "max"), "QUANTILES": ("q01", "q99"), "QUANTILE10": ("q10", "q90")}
@@ -204,7 +208,9 @@ def _scale(shift: Tensor, scale: Tensor) -> AffineScale:
 def _sources(directory: Path, settings: Settings, weights: Weights) -> tuple[_Statistics, _Statistics]:
     """Return the statistics of observations and of actions."""
     if (directory / f"{PREPROCESSOR}.json").is_file():
-        return _step_statistics(directory, PREPROCESSOR, NORMALISER), _step_statistics(directory, POSTPROCESSOR, UNNORMALISER)
+        return _step_statistics(directory, PREPROCESSOR, NORMALISER), _step_statistics(
+            directory, POSTPROCESSOR, UNNORMALISER
+        )
     modes = settings.part("normalization_mapping")
     if not modes.values:
         raise UserError(
@@ -260,7 +266,9 @@ def write_scales(directory: Path, settings: dict[str, Any], processor: Mapping[s
             "this policy has no scales for its observations and actions; export one that was imported or trained"
         )
     scales = parse_scales(processor)
-    robot, surroundings, actions = (len(feature.scale) for feature in (scales.robot, scales.surroundings, scales.actions))
+    robot, surroundings, actions = (
+        len(feature.scale) for feature in (scales.robot, scales.surroundings, scales.actions)
+    )
     features = feature_settings(
         Features(robot, surroundings, actions, {feature.name: feature.size for feature in scales.cameras})
     )

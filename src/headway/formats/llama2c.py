@@ -223,8 +223,12 @@ def load_tokenizer(path: Path) -> TokenizerCodec:
     while cursor.remaining:
         scores.append(cursor.unpack("f", "a score")[0])
         tokens.append(cursor.text("i", f"token {len(tokens)}"))
-        if not 0 < len(tokens[-1]) <= _MAX_PIECE_CHARS or (len(tokens) > _FIRST_PIECE_ID and len(tokens[-1].encode()) > max_bytes):
-            cursor.fail(f"token {len(tokens) - 1} has {len(tokens[-1])} characters; the header allows {max_bytes} bytes")
+        if not 0 < len(tokens[-1]) <= _MAX_PIECE_CHARS or (
+            len(tokens) > _FIRST_PIECE_ID and len(tokens[-1].encode()) > max_bytes
+        ):
+            cursor.fail(
+                f"token {len(tokens) - 1} has {len(tokens[-1])} characters; the header allows {max_bytes} bytes"
+            )
     tokens[: len(_SPECIAL_TOKENS)] = _SPECIAL_TOKENS
     types = [UNKNOWN, CONTROL, CONTROL, *[BYTE] * 256, *[NORMAL] * (len(tokens) - _FIRST_PIECE_ID)]
     if len(tokens) < _FIRST_PIECE_ID or len(set(tokens)) < len(tokens) or not all(map(math.isfinite, scores)):
@@ -234,7 +238,10 @@ def load_tokenizer(path: Path) -> TokenizerCodec:
     table = PieceTable(
         [text.replace(" ", SPACE) for text in tokens], scores, types, "bpe", byte_fallback=True, squeeze=False
     )
-    tokenizer, special_tokens = build(table, path), SpecialTokens(bos=_SPECIAL_TOKENS[_BOS], eos=_SPECIAL_TOKENS[_EOS], unk=_SPECIAL_TOKENS[0])
+    tokenizer, special_tokens = (
+        build(table, path),
+        SpecialTokens(bos=_SPECIAL_TOKENS[_BOS], eos=_SPECIAL_TOKENS[_EOS], unk=_SPECIAL_TOKENS[0]),
+    )
     set_post_processor(tokenizer, "llama", special_tokens, {})
     return TokenizerCodec(tokenizer, special_tokens)
 

@@ -56,7 +56,9 @@ def _check_counts(settings: Settings, tensors: int) -> None:
                 )
 
 
-def uninitialized_model(config: ModelConfig, file_bytes: int, source: str, dtype: torch.dtype | None = None) -> nn.Module:
+def uninitialized_model(
+    config: ModelConfig, file_bytes: int, source: str, dtype: torch.dtype | None = None
+) -> nn.Module:
     """Build the model of `config` without allocating weights, for a file of `file_bytes` to fill in `dtype` (None: as
     stored).
 
@@ -167,7 +169,9 @@ def config_of(metadata: dict[str, str], path: Path, tensors: int) -> ModelConfig
 def _count_blocks(config_data: Any) -> int:
     """Count the blocks in all stacks of a serialised configuration."""
     if isinstance(config_data, dict):
-        return sum(len(v) if k == "blocks" and isinstance(v, list) else _count_blocks(v) for k, v in config_data.items())
+        return sum(
+            len(v) if k == "blocks" and isinstance(v, list) else _count_blocks(v) for k, v in config_data.items()
+        )
     return 0
 
 

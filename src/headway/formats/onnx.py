@@ -28,8 +28,8 @@ from headway.nn.mixers.attention import AttentionConfig
 from headway.nn.models import (
     Act,
     Captioner,
-    ModelFeatures,
     EncoderDecoder,
+    ModelFeatures,
     PatchEmbedConfig,
     TokenEmbedConfig,
     TokenInputs,
@@ -82,7 +82,9 @@ def save_onnx(model: nn.Module, usage: Usage, codec: Codec | None, path: Path, s
     program = _export(graph)
     context = cast(Transformer, model).config.context
     properties = {"kind": graph.kind, "context": context, "labels": list(usage.labels), "processor": usage.processor}
-    metadata = {key: value if isinstance(value, str) else json.dumps(value) for key, value in properties.items() if value}
+    metadata = {
+        key: value if isinstance(value, str) else json.dumps(value) for key, value in properties.items() if value
+    }
     program.model.metadata_props.update(metadata)
     program.model.producer_name = "headway"
     large = sum(tensor.nbytes for tensor in model.parameters()) > _MAX_FILE_BYTES
@@ -277,7 +279,9 @@ def _padding_tokenizer(codec: TokenizerCodec, add_special_tokens: bool) -> Token
     EOS around texts.
     """
     tokenizer = Tokenizer.from_str(codec.tokenizer.to_str())
-    token_names = [None if token_id is None else tokenizer.id_to_token(token_id) for token_id in (codec.bos_id, codec.eos_id)]
+    token_names = [
+        None if token_id is None else tokenizer.id_to_token(token_id) for token_id in (codec.bos_id, codec.eos_id)
+    ]
     bos, eos = ([] if name is None else [name] for name in token_names)
     if add_special_tokens and tokenizer.post_processor is None and bos + eos:
         tokenizer.post_processor = processors.TemplateProcessing(  # type: ignore[assignment]

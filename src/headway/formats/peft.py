@@ -33,7 +33,14 @@ _TASKS = {
     "ForTokenClassification": "TOKEN_CLS",
     "ForConditionalGeneration": "SEQ_2_SEQ_LM",
 }
-_UNSUPPORTED = ("use_dora", "lora_bias", "trainable_token_indices", "target_parameters", "megatron_config", "use_qalora")
+_UNSUPPORTED = (
+    "use_dora",
+    "lora_bias",
+    "trainable_token_indices",
+    "target_parameters",
+    "megatron_config",
+    "use_qalora",
+)
 
 
 class Factors(NamedTuple):
@@ -91,7 +98,9 @@ def save_adapter(
         for source, part in zip(rule.sources, _split(rule, fresh[rule.target].detach(), sizes))
     }
     tensors |= {_PREFIX + name: part for name, part in full_tensors.items()}
-    config = _adapter_config(model, rules, ranks, sorted({name.rpartition(".")[0] for name in full_tensors}), settings, family)
+    config = _adapter_config(
+        model, rules, ranks, sorted({name.rpartition(".")[0] for name in full_tensors}), settings, family
+    )
     with atomic_write(directory) as draft:
         draft.mkdir()
         write_json(draft / CONFIG, config)
@@ -110,7 +119,9 @@ def _published_factors(rule: TensorRule, factors: Factors) -> Iterator[tuple[str
         owner_slices[slice_][:, k] = 1
     # B's rows are the weight's outputs, even if the file transposes the weight.
     split = (
-        (lambda tensor: [tensor]) if isinstance(rule.transform, Transposed) else lambda w: rule.transform.split(w, factors.sizes)
+        (lambda tensor: [tensor])
+        if isinstance(rule.transform, Transposed)
+        else lambda w: rule.transform.split(w, factors.sizes)
     )
     for source, b, owner_slice in zip(rule.sources, split(wide_b), split(owner)):
         columns = owner_slice.any(0).repeat_interleave(rank)
@@ -127,8 +138,12 @@ def _adapter_config(
     family: str,
 ) -> dict[str, Any]:
     published_family = _family(model.config, family)  # type: ignore[arg-type]
-    architecture = str((published_family.write(model.config).get("architectures") or [""])[0]) if published_family else ""
-    other_maps = {n.removesuffix(".weight") for rule in rules for n in rule.sources if n.endswith(".weight")} - set(ranks)
+    architecture = (
+        str((published_family.write(model.config).get("architectures") or [""])[0]) if published_family else ""
+    )
+    other_maps = {n.removesuffix(".weight") for rule in rules for n in rule.sources if n.endswith(".weight")} - set(
+        ranks
+    )
     suffixes = {name: _LAYER.sub("", name) for name in ranks}
     if any(f".{other_map}".endswith(f".{suffix}") for other_map in other_maps for suffix in suffixes.values()):
         suffixes = {name: name for name in ranks}  # a suffix would match maps that have no adapter
@@ -145,7 +160,10 @@ def _adapter_config(
         "target_modules": sorted(set(suffixes.values())),
         "modules_to_save": list(saved) or None,
         "rank_pattern": rank_pattern,
-        "alpha_pattern": {suffix: _as_number(settings.alpha * (rank / settings.rank) ** power) for suffix, rank in rank_pattern.items()},
+        "alpha_pattern": {
+            suffix: _as_number(settings.alpha * (rank / settings.rank) ** power)
+            for suffix, rank in rank_pattern.items()
+        },
         "fan_in_fan_out": any(isinstance(rule.transform, Transposed) for rule in rules),
         "bias": "none",
         "init_lora_weights": True,
@@ -224,7 +242,11 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if not (folder / WEIGHTS).is_file():
         raise UserError(f"{folder} contains no {WEIGHTS}; save the adapter as safetensors")
     tensors, _ = read_tensors(folder / WEIGHTS, "save it again")
-    settings = {"lora_alpha": 8, "use_rslora": False, **{key: value for key, value in config.items() if value is not None}}
+    settings = {
+        "lora_alpha": 8,
+        "use_rslora": False,
+        **{key: value for key, value in config.items() if value is not None},
+    }
     return {**settings, "alpha_pattern": config.get("alpha_pattern") or {}}, tensors
 
 

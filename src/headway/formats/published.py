@@ -28,7 +28,7 @@ from headway.formats.setting_keys import check_fixed, report_unknown, with_alias
 from headway.formats.settings import Settings
 from headway.formats.tensorfile import Shards
 from headway.formats.usage import THRESHOLDS, Usage
-from headway.formats.weights import RenamedWeights, find_differing_copy, fill, fuse_tensors, published_tensors
+from headway.formats.weights import RenamedWeights, fill, find_differing_copy, fuse_tensors, published_tensors
 from headway.nn.mixers import AttentionConfig
 from headway.nn.models import ActConfig, ModelConfig, PooledHeadConfig, TransformerConfig, TwoTowerConfig
 from headway.nn.models.kinds import generates
@@ -66,7 +66,11 @@ def _resolved_fields(config: Any, width: int) -> dict[str, Any]:
     if isinstance(config, AttentionConfig):
         even = config.heads > 0 and width % config.heads == 0
         size = width // config.heads if config.head_size is None and even else config.head_size
-        return {"kv_heads": config.kv_heads or config.heads, "head_size": size, "qkv_bias": _per_projection(config.qkv_bias)}
+        return {
+            "kv_heads": config.kv_heads or config.heads,
+            "head_size": size,
+            "qkv_bias": _per_projection(config.qkv_bias),
+        }
     if isinstance(config, (MLPConfig, GatedConfig)):
         hidden = config.hidden if config.hidden is not None else round(config.ratio * width)
         return {"hidden": hidden, "ratio": 0.0}
@@ -85,7 +89,12 @@ def _per_projection(biased: bool | tuple[bool, bool, bool]) -> tuple[bool, bool,
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 PROCESSORS = "processor_config.json"  # newer folders store image and other processors in one file
-_MISMATCH_ERRORS = (AttributeError, KeyError, IndexError, TypeError)  # raised by a family's table for another kind of model
+_MISMATCH_ERRORS = (
+    AttributeError,
+    KeyError,
+    IndexError,
+    TypeError,
+)  # raised by a family's table for another kind of model
 _MAX_NAME_BYTES = 255  # bytes of a file name
 _MAX_DIFFERENCES = 3  # differing settings listed in an error
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -146,7 +155,9 @@ def read_settings(directory: Path) -> Settings:
     return Settings(values, str(directory / CONFIG))
 
 
-def load_published(directory: Path, dtype: torch.dtype | None = torch.float32, context: int | None = None) -> PublishedModel:
+def load_published(
+    directory: Path, dtype: torch.dtype | None = torch.float32, context: int | None = None
+) -> PublishedModel:
     """Load the model in a folder, in evaluation mode, with its weights in `dtype` (None: as stored).
 
     `context` is the longest sequence to serve (None: the trained context). Rotary positions that are scaled by the
@@ -155,12 +166,20 @@ def load_published(directory: Path, dtype: torch.dtype | None = torch.float32, c
     directory = Path(directory)
     metadata = _read(directory, context)
     report_unknown(metadata.family, metadata.settings)
-    model = uninitialized_model(with_embedding(metadata.config, directory), metadata.shards.size, metadata.shards.source, dtype)
+    model = uninitialized_model(
+        with_embedding(metadata.config, directory), metadata.shards.size, metadata.shards.source, dtype
+    )
     fill(model, metadata.family.rules(metadata.config), metadata.weights, dtype)
     special_tokens = read_special_tokens(directory, metadata.settings)
     template, processor_files = read_template(directory), metadata.family.processor_files
-    processor = read_processor(directory) if processor_files is None else processor_files.read(directory, metadata.settings, metadata.shards)
-    usage = Usage(metadata.family.name, dict(metadata.settings.values), **special_tokens, template=template, processor=processor)
+    processor = (
+        read_processor(directory)
+        if processor_files is None
+        else processor_files.read(directory, metadata.settings, metadata.shards)
+    )
+    usage = Usage(
+        metadata.family.name, dict(metadata.settings.values), **special_tokens, template=template, processor=processor
+    )
     return PublishedModel(model.eval(), usage)
 
 
@@ -221,7 +240,10 @@ def _untie_if_different(config: Any, family: Family, weights: RenamedWeights) ->
         return config
     config = replace(config, tie=_UNTIED.get(config.tie, config.tie))
     rules = family.rules(config)
-    if not any(copy in rule.sources and not rule.is_copy for rule in rules) or find_differing_copy(rules, weights) is not None:
+    if (
+        not any(copy in rule.sources and not rule.is_copy for rule in rules)
+        or find_differing_copy(rules, weights) is not None
+    ):
         raise UserError(
             f"{weights.source}: {copy} differs from the tensor that it is tied to, which {family.name} models do "
             "not support here; remove it from the file to use the tied tensor"
@@ -238,7 +260,9 @@ def save_published(model: nn.Module, config: ModelConfig, directory: Path, usage
     usage = usage or Usage()
     bare, model = to_classes_config(without_embedding(config)), to_classes_model(model)
     family = _find_family(bare, usage.family)
-    original_settings = {name: value for name, value in usage.settings.items() if name not in ("torch_dtype", *family.older)}
+    original_settings = {
+        name: value for name, value in usage.settings.items() if name not in ("torch_dtype", *family.older)
+    }
     settings = {**original_settings, **family.write(bare), **special_token_settings(usage), "dtype": _dtype(model)}
     if usage.thresholds:
         settings[THRESHOLDS] = list(usage.thresholds)
@@ -260,7 +284,10 @@ def _with_label_names(settings: dict[str, Any], labels: tuple[str, ...]) -> dict
     """Return `settings` with the class names, if their number matches the model's classes."""
     if not labels or len(labels) != len(settings.get("id2label") or {}):
         return settings
-    id_to_label, label_to_id = {str(i): label for i, label in enumerate(labels)}, {label: i for i, label in enumerate(labels)}
+    id_to_label, label_to_id = (
+        {str(i): label for i, label in enumerate(labels)},
+        {label: i for i, label in enumerate(labels)},
+    )
     return {**settings, "id2label": id_to_label, "label2id": label_to_id}
 
 

@@ -184,7 +184,9 @@ class Settings:
         if kind == "linear":
             return LinearScaling(parameters.get("factor", float))
         if kind == "dynamic":
-            return DynamicScaling(parameters.get("factor", float), max_positions, max(max_positions, self.context or max_positions))
+            return DynamicScaling(
+                parameters.get("factor", float), max_positions, max(max_positions, self.context or max_positions)
+            )
         if kind == "llama3":
             low, high = parameters.get("low_freq_factor", float), parameters.get("high_freq_factor", float)
             return Llama3Scaling(parameters.get("factor", float), original, low, high)
@@ -199,7 +201,10 @@ class Settings:
             return YarnScaling(factor, original, fast, slow, attention_factor, parameters.get("truncate", bool, True))
         if kind == "longrope":  # short factors for `original` positions, unless `context` is longer
             short, long = (tuple(parameters.get(name, list[float])) for name in ("short_factor", "long_factor"))
-            attention_factor, over = parameters.optional("attention_factor", float), parameters.optional("factor", float)
+            attention_factor, over = (
+                parameters.optional("attention_factor", float),
+                parameters.optional("factor", float),
+            )
             if attention_factor is None and over is not None:
                 attention_factor = math.sqrt(1 + math.log(max(over, 1.0)) / math.log(original))
             length = self._checked_context(original, max(max_positions, original))
@@ -224,10 +229,16 @@ def rope_parameters(rotary: RotaryConfig) -> dict[str, Any]:
     elif isinstance(scaling, YarnScaling):
         parameters |= {"rope_type": "yarn", "factor": scaling.factor, "truncate": scaling.truncate}
         parameters |= {"beta_fast": scaling.beta_fast, "beta_slow": scaling.beta_slow}
-        parameters |= {"original_max_position_embeddings": scaling.original, "attention_factor": scaling.attention_factor}
+        parameters |= {
+            "original_max_position_embeddings": scaling.original,
+            "attention_factor": scaling.attention_factor,
+        }
     elif isinstance(scaling, LongRopeScaling):
         parameters |= {"rope_type": "longrope", "short_factor": list(scaling.short), "long_factor": list(scaling.long)}
-        parameters |= {"original_max_position_embeddings": scaling.original, "attention_factor": scaling.attention_factor}
+        parameters |= {
+            "original_max_position_embeddings": scaling.original,
+            "attention_factor": scaling.attention_factor,
+        }
     return {name: value for name, value in parameters.items() if value is not None}
 
 
@@ -244,4 +255,6 @@ def published_context(context: int | None, rotary: RotaryConfig) -> int | None:
 def published_activation(name: str) -> str:
     """Return the published name of one of headway's activations."""
     preferred = {"gelu_tanh": "gelu_pytorch_tanh"}
-    return preferred.get(name) or next(published for published, activation in ACTIVATION_NAMES.items() if activation == name)
+    return preferred.get(name) or next(
+        published for published, activation in ACTIVATION_NAMES.items() if activation == name
+    )

@@ -65,7 +65,10 @@ class RenamedWeights:
             if fused.stored_name in renamed:
                 parts = len(fused.parts)
                 self._check_parts(name, parts)
-                return {part_name: StoredPart(name, None, part, parts) for part, part_name in enumerate(fused.names(renamed))}
+                return {
+                    part_name: StoredPart(name, None, part, parts)
+                    for part, part_name in enumerate(fused.names(renamed))
+                }
         for stack in family.stacked:
             if re.search(stack.pattern, renamed):
                 items, parts = self._items(name, len(stack.names)), len(stack.names)

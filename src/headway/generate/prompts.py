@@ -51,7 +51,9 @@ def check_images(model: Generative, images: Sequence[Source]) -> None:
         shape = tuple(image.shape) if isinstance(image, Tensor) and image.is_floating_point() else None
         if shape is None or len(shape) != 3 or shape[0] != channels:
             content = "token ids" if shape is None else f"an array of shape {shape}"
-            raise UserError(f"a source is {content}, but this model reads images; pass Float[{channels}, height, width]")
+            raise UserError(
+                f"a source is {content}, but this model reads images; pass Float[{channels}, height, width]"
+            )
     sizes = {tuple(image.shape) for image in images if isinstance(image, Tensor)}
     if len(sizes) > 1:
         raise UserError(f"images have several sizes ({', '.join(map(str, sorted(sizes)))}); pass one size per call")

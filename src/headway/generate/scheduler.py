@@ -17,13 +17,13 @@ from headway.codecs import Codec
 from headway.engine import Engine, RowChunk
 from headway.engine.operations import BLOCK
 from headway.errors import ConfigError, UserError
-from headway.generate.choosing import SequenceSampler, SampledToken, Rule, StepSampling, sample_rows, score_tokens
+from headway.generate.choosing import Rule, SampledToken, SequenceSampler, StepSampling, sample_rows, score_tokens
 from headway.generate.prefixes import PrefixCache
 from headway.generate.prompts import Ids, check_ids, check_not_nan, check_prompts, context_of
 from headway.generate.sampling import Sampler, Sampling, row_keys
 from headway.generate.score import TokenScore
 from headway.generate.session import Continuation, FinishReason, Limits
-from headway.generate.turns import Sample, FairQueue
+from headway.generate.turns import FairQueue, Sample
 from headway.given import check_fields
 from headway.memory import free_bytes
 from headway.nn.models import EncoderDecoder, Generative
@@ -167,7 +167,11 @@ class Scheduler:
             rule = None if request.rule is None else request.rule()
             sampler = Sampler(request.sampling, [key], [prompt], vocab_size, pool=self._engine.pool)
             sequence_sampler = SequenceSampler(sampler, rule, request.top, vocab_size)
-            samples.append(Sample(number, request.owner, prompt, continuation, sequence_sampler, request.prompt_top, request.generates))
+            samples.append(
+                Sample(
+                    number, request.owner, prompt, continuation, sequence_sampler, request.prompt_top, request.generates
+                )
+            )
         with self._lock:
             if len(self._unstarted) >= self._max_waiting:
                 raise FullError(f"the queue is full with {self._max_waiting} requests; retry later")
@@ -188,7 +192,9 @@ class Scheduler:
     def state(self) -> SchedulerState:
         """The state after the last step, with the current number of waiting samples."""
         with self._lock:
-            return SchedulerState(**{**self._counts, "waiting": len(self._queue), "most_blocks": self._store.max_blocks})
+            return SchedulerState(
+                **{**self._counts, "waiting": len(self._queue), "most_blocks": self._store.max_blocks}
+            )
 
     def step(self) -> list[SampleOutput]:
         """Run one step of the engine; return no outputs if no request is active."""
@@ -202,7 +208,9 @@ class Scheduler:
         outputs = []
         if planned:
             sampling_rows = _rows_to_sample(planned)
-            step_sampling = StepSampling([sample.sampler for sample, _ in sampling_rows], [row for _, row in sampling_rows])
+            step_sampling = StepSampling(
+                [sample.sampler for sample, _ in sampling_rows], [row for _, row in sampling_rows]
+            )
             logits = self._engine.compute(list(planned.values()), step_sampling.batch)
             outputs = self._collect(planned, logits, sampling_rows, step_sampling.outcomes())
         with self._lock:
@@ -229,7 +237,9 @@ class Scheduler:
     def _admit(self) -> None:
         """Start the next samples in fair order while there are slots and blocks for their prompts."""
         while len(self._running) < self._slots and (sample := self._queue.next()) is not None:
-            leader = next((other for other in self._running if other.ticket == sample.ticket and other.prefilling), None)
+            leader = next(
+                (other for other in self._running if other.ticket == sample.ticket and other.prefilling), None
+            )
             if leader is not None:
                 leader.followers.append(sample)
             else:
@@ -268,7 +278,9 @@ class Scheduler:
         planned = self._chunks(guessing=False)
         while lacking := self._engine.lacking(list(planned.values())):
             if self._prefixes is None or not self._prefixes.evict(lacking):
-                youngest = max((sample for sample in self._running if sample.row is not None), key=lambda candidate: candidate.age)
+                youngest = max(
+                    (sample for sample in self._running if sample.row is not None), key=lambda candidate: candidate.age
+                )
                 for sample in (youngest, *youngest.followers):
                     self._close(sample)
                     with self._lock:
@@ -292,7 +304,9 @@ class Scheduler:
         headroom = _MAX_SPECULATED - sum(len(chunk.ids) for chunk in planned.values())
         for sample, chunk in planned.items():
             if guessing and headroom > 0 and sample.unprocessed == 1 and sample.output.ids:
-                max_guesses = min(sample.guess_length.next_length(), sample.output.limit - len(sample.output.ids) - 1, headroom)
+                max_guesses = min(
+                    sample.guess_length.next_length(), sample.output.limit - len(sample.output.ids) - 1, headroom
+                )
                 guesses = sample.guesser.guess(max_guesses) if max_guesses else []
                 planned[sample] = chunk._replace(ids=[*chunk.ids, *guesses], wanted=1 + len(guesses))
                 headroom -= len(guesses)
@@ -359,7 +373,11 @@ class Scheduler:
             self._prefixes.insert(sample.owner, sample.ids, sample.row)
         followers, sample.followers = sample.followers, []
         for follower in followers:
-            follower.row, follower.processed, follower.cached_tokens = sample.row.fork(), sample.processed, sample.cached_tokens
+            follower.row, follower.processed, follower.cached_tokens = (
+                sample.row.fork(),
+                sample.processed,
+                sample.cached_tokens,
+            )
             follower.scores = sample.scores
 
     def _emit(self, sample: Sample, choice: SampledToken | UserError | None) -> SampleOutput:
@@ -370,7 +388,17 @@ class Scheduler:
             if choice is None or not sample.generates:
                 sample.done = True
                 text, reason = sample.output.finish("", "stop" if sample.generates else "length")
-                return SampleOutput(sample.ticket, sample.number, None, text, 0.0, [], reason, cached_tokens=sample.cached_tokens, scores=scores)
+                return SampleOutput(
+                    sample.ticket,
+                    sample.number,
+                    None,
+                    text,
+                    0.0,
+                    [],
+                    reason,
+                    cached_tokens=sample.cached_tokens,
+                    scores=scores,
+                )
             if isinstance(choice, UserError):
                 raise choice
             check_not_nan(choice.logprob)
@@ -381,7 +409,17 @@ class Scheduler:
         token, text, reason = sample.output.push(choice.id)
         sample.done = reason is not None
         if token is None:
-            return SampleOutput(sample.ticket, sample.number, None, text, 0.0, [], reason, cached_tokens=sample.cached_tokens, scores=scores)
+            return SampleOutput(
+                sample.ticket,
+                sample.number,
+                None,
+                text,
+                0.0,
+                [],
+                reason,
+                cached_tokens=sample.cached_tokens,
+                scores=scores,
+            )
         sample.guesser.add(token)
         self._counts["written_tokens"] += 1
         fields = (sample.ticket, sample.number, token, text, choice.logprob, choice.top, reason)

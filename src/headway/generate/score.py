@@ -54,7 +54,9 @@ def score_ids(
         stride = max(1, context // 2)
     elif not 1 <= stride <= context:
         raise UserError(f"stride {stride} is outside 1 to the context of {context}; use one in this range")
-    windows = [w for i, sequence in enumerate(sequences) if len(sequence) > 1 for w in _windows(i, sequence, context, stride)]
+    windows = [
+        w for i, sequence in enumerate(sequences) if len(sequence) > 1 for w in _windows(i, sequence, context, stride)
+    ]
 
     def read(batch: list[_Window]) -> Tensor:
         ids, layout = pad([w.inputs for w in batch], device_of(model))
@@ -100,7 +102,9 @@ def score_targets(
     check_ids("target", targets, model.config.symbols)
     context, max_length = context_of(model), max(map(len, targets), default=0) + 1
     if context is not None and max_length > context:
-        raise UserError(f"a target of {max_length} tokens, its end included, exceeds the context of {context}; split it")
+        raise UserError(
+            f"a target of {max_length} tokens, its end included, exceeds the context of {context}; split it"
+        )
     windows = [_Window(i, [bos, *t], [*t, eos], s) for i, (s, t) in enumerate(zip(sources, targets))]
 
     def read(batch: list[_Window]) -> Tensor:

@@ -251,7 +251,9 @@ class _Search:
             score = self.config.normalised_score(total, self.length)
             self.hypotheses[self.active[sentence]].append(Hypothesis(ids, score, total, finished))
 
-    def _rearrange(self, parents: Tensor, tokens: Int[Tensor, "M W"], decoding: GenerationProgress) -> Int[Tensor, "M W"]:
+    def _rearrange(
+        self, parents: Tensor, tokens: Int[Tensor, "M W"], decoding: GenerationProgress
+    ) -> Int[Tensor, "M W"]:
         """Move hypotheses so that each stays on its parent's row if it can; return the tokens in their new order.
 
         Caches are large: only the rows of second and further children are copied, over those without children.
@@ -294,9 +296,15 @@ class _Search:
             idle = self.done.repeat_interleave(self.config.beam)
             return tokens.flatten(), decoding.at(decoding.positions.masked_fill(idle, -1))
         remaining = (~self.done).nonzero()[:, 0]
-        rows = (remaining[:, None] * self.config.beam + torch.arange(self.config.beam, device=remaining.device)).flatten()
+        rows = (
+            remaining[:, None] * self.config.beam + torch.arange(self.config.beam, device=remaining.device)
+        ).flatten()
         self.active = [self.active[i] for i in remaining.tolist()]
-        self.limits, self.totals, self.finished = self.limits[remaining], self.totals[remaining], self.finished[remaining]
+        self.limits, self.totals, self.finished = (
+            self.limits[remaining],
+            self.totals[remaining],
+            self.finished[remaining],
+        )
         self.best, self.done, self.history = self.best[remaining], self.done[remaining], self.history[rows]
         if not self.active:
             return tokens.flatten(), decoding
@@ -427,7 +435,10 @@ def sample_steps(
         if all(finished) or step + 1 == limit:
             break
         logits, decoding = yield NextTokens(chosen, decoding)
-    hypotheses = [hypothesis or _hypothesis(history[row, : step + 1], totals[row], False) for row, hypothesis in enumerate(finished)]
+    hypotheses = [
+        hypothesis or _hypothesis(history[row, : step + 1], totals[row], False)
+        for row, hypothesis in enumerate(finished)
+    ]
     return sorted(hypotheses, key=lambda hypothesis: -hypothesis.score)
 
 

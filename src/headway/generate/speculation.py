@@ -194,12 +194,17 @@ def check_draft(
     path: Path, model: nn.Module, codec: Codec | None, draft_path: Path, draft: nn.Module, draft_codec: Codec | None
 ) -> None:
     """Raise UserError for a draft that is not a language model, or whose vocabulary differs from the model's."""
-    for checked_path, module, consequence in ((path, model, "cannot use a draft"), (draft_path, draft, "cannot be a draft")):
+    for checked_path, module, consequence in (
+        (path, model, "cannot use a draft"),
+        (draft_path, draft, "cannot be a draft"),
+    ):
         if not is_causal(module):
             raise UserError(f"{checked_path} is not a language model and {consequence}; use a language model")
     config: Any = model.config
     draft_config: Any = draft.config
-    different = None if config.symbols == draft_config.symbols else f"{draft_config.symbols} tokens against {config.symbols}"
+    different = (
+        None if config.symbols == draft_config.symbols else f"{draft_config.symbols} tokens against {config.symbols}"
+    )
     if isinstance(codec, TokenizerCodec) and isinstance(draft_codec, TokenizerCodec):
         different = codec.difference(draft_codec)
     elif codec is not draft_codec:

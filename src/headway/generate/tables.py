@@ -18,13 +18,13 @@ from headway.engine.drawing import (
     BIASED_COUNT,
     BIASES,
     FIELDS,
+    FLOATS,
     FREQUENCY,
     MIN_P,
-    FLOATS,
-    PRESENCE,
-    REPETITION,
     PENALISED,
     PENALISED_COUNT,
+    PRESENCE,
+    REPETITION,
     TEMPERATURE,
     TIMES,
     TOP_K,
@@ -125,4 +125,8 @@ class SamplingTable:
 
     def _note(self) -> None:
         for row, tally in zip(self.fields, self._tallies):
-            row[PENALISED], row[TIMES], row[PENALISED_COUNT] = tally.tokens.ctypes.data, tally.times.ctypes.data, len(tally)
+            row[PENALISED], row[TIMES], row[PENALISED_COUNT] = (
+                tally.tokens.ctypes.data,
+                tally.times.ctypes.data,
+                len(tally),
+            )

@@ -12,7 +12,7 @@ from headway.generate.choosing import SequenceSampler
 from headway.generate.prompts import Ids
 from headway.generate.score import TokenScore
 from headway.generate.session import Continuation
-from headway.generate.speculation import Lookup, CountedGuessLength
+from headway.generate.speculation import CountedGuessLength, Lookup
 
 
 class Sample:

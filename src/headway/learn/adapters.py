@@ -95,14 +95,18 @@ class LoRAConfig(AdapterConfig):
         loras = adapters(model)
         factors = {f"{path}.weight": Factors(lora.a, lora.b, lora.chosen, lora.slices) for path, lora in loras.items()}
         adapter_names = _adapter_tensor_names(loras)
-        fresh = {name: lora for name, lora in model.named_parameters() if lora.requires_grad and name not in adapter_names}
+        fresh = {
+            name: lora for name, lora in model.named_parameters() if lora.requires_grad and name not in adapter_names
+        }
         settings = AdapterSettings(self.rank, self.alpha, self.dropout, self.rslora, start)
         save_adapter(directory, model, factors, fresh, settings, family)
 
     def _selected_names(self, known: Collection[str]) -> set[str]:
         wanted: set[str] = set()
         for target in self.targets:
-            matching = set(known) - set(_EXCLUDED) if target == "all" else {target, *GROUPS.get(target, ())} & set(known)
+            matching = (
+                set(known) - set(_EXCLUDED) if target == "all" else {target, *GROUPS.get(target, ())} & set(known)
+            )
             if not matching:
                 suggestion = nearest(target, [*known, *GROUPS, "all"])
                 raise ConfigError(f"adapter.targets: the model has no projection {target!r}; {suggestion}")

@@ -28,16 +28,25 @@ _MIN_MEASURE, _MAX_MEASURE = 0.3, 6.0
 _USABLE_FRACTION = 0.985  # fraction of the remaining time that is planned; the rest is for checkpoints and log lines
 _EVALUATIONS = 10  # evaluations per run, if they fit in their share of the time
 _MAX_EVALUATIONS = 20  # evaluations of a run that the amount of data limits, because they decide its length
-_IMPROVING_WINDOW = 3  # one better evaluation among so many counts as improving, because scores of few samples are noisy
-_EVALUATION_SHARE, _EARLY_STOPPING_SHARE = 0.05, 0.2  # time for evaluations; the latter if they decide when training ends
+_IMPROVING_WINDOW = (
+    3  # one better evaluation among so many counts as improving, because scores of few samples are noisy
+)
+_EVALUATION_SHARE, _EARLY_STOPPING_SHARE = (
+    0.05,
+    0.2,
+)  # time for evaluations; the latter if they decide when training ends
 _MIN_CHANGE, _MIN_CHANGED_STEPS = 0.03, 3  # smaller changes to the remaining steps are ignored
 _REVISIONS = 12  # the plan is revised after each 1 / 12 of the remaining steps
 _REPORT_SECONDS = 0.8  # seconds for pictures and the report
 _AGENT_REPORT_SECONDS = 2.0  # seconds for samples and the report of agents, which are not measured
 _FINAL_SHARE = 0.1  # maximum fraction of the time for the evaluation on the final split
-_EVALUATION_MEASURE_FRACTION = 0.01  # fraction of the time for measuring an evaluation, with at least this many samples:
+_EVALUATION_MEASURE_FRACTION = (
+    0.01  # fraction of the time for measuring an evaluation, with at least this many samples:
+)
 MIN_EVALUATED = 64
-_SLEEP_FACTOR = 20.0  # a step that takes 20 times as long as usual plus these seconds: the machine was asleep or stopped
+_SLEEP_FACTOR = (
+    20.0  # a step that takes 20 times as long as usual plus these seconds: the machine was asleep or stopped
+)
 _SLEEP_SECONDS = 5.0
 
 
@@ -169,7 +178,10 @@ def measure_speed(
     evaluation = _evaluation_seconds(meter, "validation", recipe.train.evaluate_limit, seconds)
     if not evaluate_final:
         return Speed(*processes.broadcast_object([step_seconds, evaluation]))
-    final, playing_seconds = _evaluation_seconds(meter, task.final_split, None, seconds), task.report_cost() * evaluation
+    final, playing_seconds = (
+        _evaluation_seconds(meter, task.final_split, None, seconds),
+        task.report_cost() * evaluation,
+    )
     final_sample_seconds = final / max(1, task.count(task.final_split))
     if playing_seconds > 0 or isinstance(task.examples, OnPolicyExamples):
         report_seconds = playing_seconds + _AGENT_REPORT_SECONDS
@@ -225,7 +237,9 @@ def _affordable_evaluations(speed: Speed, seconds: float, limit: int, early_stop
     return limit if speed.evaluation <= 0 else min(max(1, int(share * seconds / speed.evaluation)), limit)
 
 
-def plan_recipe(recipe: Recipe, speed: Speed, seconds: float, max_steps: int | None = None, early_stopping: bool = False) -> Recipe:
+def plan_recipe(
+    recipe: Recipe, speed: Speed, seconds: float, max_steps: int | None = None, early_stopping: bool = False
+) -> Recipe:
     """`recipe` with the steps that fit in `seconds`, at most `max_steps`, and a schedule in steps."""
     train = plan_steps(recipe.train, speed, seconds, early_stopping)
     if max_steps is not None and max_steps < train.steps:
@@ -331,7 +345,11 @@ class TimeBudget:
         """
         steps = recipe.train.steps
         first_step, first_seconds = self._measured_from
-        step_seconds = (seconds - first_seconds - self._slept_seconds) / (done - first_step) if done > first_step else self._typical_step
+        step_seconds = (
+            (seconds - first_seconds - self._slept_seconds) / (done - first_step)
+            if done > first_step
+            else self._typical_step
+        )
         self.start_measuring(done, seconds)
         self._next_revision = done + max(2, (steps - done) // _REVISIONS)
         interval = recipe.train.evaluation_interval

@@ -89,7 +89,9 @@ class Checkpoints:
             new_path = path.with_name(f"damaged-{path.name}")
             remove(new_path)
             path.rename(new_path)
-            messages.append(f"{problem}; the run resumes from an intact checkpoint, and this one was renamed to {new_path}")
+            messages.append(
+                f"{problem}; the run resumes from an intact checkpoint, and this one was renamed to {new_path}"
+            )
         return messages
 
     @torch.no_grad()

@@ -107,7 +107,9 @@ class FixedSizeBatches(NamedTuple):
     def endless(self, shard: Shard, start: int) -> Iterator[tuple[RngKey, Int[np.ndarray, "B"]]]:
         for batch_index in count(start + shard.rank, shard.world):
             positions = np.arange(batch_index * self.size, (batch_index + 1) * self.size)
-            indices = positions % self.samples if self.seed is None else shuffled_indices(positions, self.samples, self.seed)
+            indices = (
+                positions % self.samples if self.seed is None else shuffled_indices(positions, self.samples, self.seed)
+            )
             yield RngKey(batch_index, positions), indices
 
     def single_pass(self, shard: Shard = FULL_SHARD) -> Iterator[Int[np.ndarray, "B"]]:

@@ -61,6 +61,8 @@ def check_equal_data(fingerprint: dict[str, int | str], processes: Processes) ->
     changes = differences(first, fingerprint)
     differs = torch.tensor(float(first != fingerprint), device=processes.device)
     if processes.sum(differs).item():
-        description = f"process {processes.rank} has {changes}" if changes else "another process has other data than process 0"
+        description = (
+            f"process {processes.rank} has {changes}" if changes else "another process has other data than process 0"
+        )
         raise UserError(f"{description}; pass the same data to all processes")
     return first

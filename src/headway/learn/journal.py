@@ -22,7 +22,17 @@ _LIVE_INTERVAL = 0.2  # seconds between refreshes of a live line
 _NOTEBOOK_INTERVAL = 1.0  # seconds between refreshes of a notebook's output, all of which go to the browser
 
 # Peak dense bf16 TFLOP/s from the vendors' data sheets.
-_PEAK_TFLOPS = {"H200": 989, "H100": 989, "A100": 312, "L40S": 362, "L4": 121, "V100": 125, "4090": 165, "3090": 71, "T4": 65}
+_PEAK_TFLOPS = {
+    "H200": 989,
+    "H100": 989,
+    "A100": 312,
+    "L40S": 362,
+    "L4": 121,
+    "V100": 125,
+    "4090": 165,
+    "3090": 71,
+    "T4": 65,
+}
 
 
 class Display(Protocol):
@@ -309,7 +319,9 @@ class TrainingLog:
         self._tokens = run.progress.tokens
         self._loss = math.nan
         self._first_loss = math.nan  # the loss of the first step
-        self._last_normal_step: int | None = run.progress.step  # the last step with a normal loss; None after the warning
+        self._last_normal_step: int | None = (
+            run.progress.step
+        )  # the last step with a normal loss; None after the warning
         self._tick_time = time.perf_counter()
 
     def add(self, update: Update, tokens: int, computed: int) -> None:

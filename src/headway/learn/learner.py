@@ -150,7 +150,9 @@ class Learner:
             self._carried_states.load_state_dict(self.model, state)
         if self._on_policy is not None:
             exploration = {name: value for name, value in state.items() if name.startswith("explored.")}
-            self._on_policy.load_exploration_state({name.removeprefix("explored."): value for name, value in exploration.items()})
+            self._on_policy.load_exploration_state(
+                {name.removeprefix("explored."): value for name, value in exploration.items()}
+            )
         if self.average is not None:
             for name, parameter in self.flat.views(self.average):
                 if f"average.{name}" not in state:

@@ -51,7 +51,9 @@ class Interrupts:
         self._previous_handlers: dict[signal.Signals, Any] = {}
         if threading.current_thread() is threading.main_thread():  # the only thread that can set handlers
             for number in (signal.SIGINT, signal.SIGTERM, *_HANGUP_SIGNALS):
-                if number not in _HANGUP_SIGNALS or signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP
+                if (
+                    number not in _HANGUP_SIGNALS or signal.getsignal(number) is not signal.SIG_IGN
+                ):  # nohup ignores SIGHUP
                     self._previous_handlers[number] = signal.signal(number, self._handle)
         return self
 
@@ -77,7 +79,10 @@ class Interrupts:
 # The final loss from the current loss, the slope of the training loss, and the completed fraction of the steps.
 LossPredictor = Callable[[float, float, float], LossForecast]
 EARLY_FRACTION, LATE_FRACTION = 0.25, 0.6  # fractions of a run between which the final loss is predicted
-_REPORTED_CHANGE, _STABLE_REVISIONS = 0.1, 3  # report a plan that differs by 10 % from the first and was stable in 3 revisions
+_REPORTED_CHANGE, _STABLE_REVISIONS = (
+    0.1,
+    3,
+)  # report a plan that differs by 10 % from the first and was stable in 3 revisions
 
 
 class Loop:
@@ -91,7 +96,9 @@ class Loop:
         self.journal = journal
         self.interrupts = interrupts
         self.predict_loss = predict_loss
-        self._reported_plan: int | None = run.recipe.train.steps  # the first plan; None once another number was reported
+        self._reported_plan: int | None = (
+            run.recipe.train.steps
+        )  # the first plan; None once another number was reported
         self._is_over = False  # by an evaluation
         self._stable_revisions = 0  # revisions since the plan changed by much
 
@@ -145,11 +152,19 @@ class Loop:
         """Revise the plan by the speed since the last revision."""
         previous_steps = self.run.recipe.train.steps
         steps, first_plan = self._apply_revision(budget), self._reported_plan
-        self._stable_revisions = self._stable_revisions + 1 if abs(steps - previous_steps) <= _REPORTED_CHANGE * previous_steps else 0
-        if first_plan is None or self._stable_revisions < _STABLE_REVISIONS or abs(steps - first_plan) <= _REPORTED_CHANGE * first_plan:
+        self._stable_revisions = (
+            self._stable_revisions + 1 if abs(steps - previous_steps) <= _REPORTED_CHANGE * previous_steps else 0
+        )
+        if (
+            first_plan is None
+            or self._stable_revisions < _STABLE_REVISIONS
+            or abs(steps - first_plan) <= _REPORTED_CHANGE * first_plan
+        ):
             return
         self._reported_plan = None  # reported once, when it is stable
-        self.journal.display.print_line(f"at the speed so far, {steps:,} steps fit in the time instead of {first_plan:,}")
+        self.journal.display.print_line(
+            f"at the speed so far, {steps:,} steps fit in the time instead of {first_plan:,}"
+        )
 
     def _adjust_length(self, budget: TimeBudget) -> None:
         """Extend the run or end it soon, depending on the evaluations so far."""
@@ -166,7 +181,9 @@ class Loop:
         """Let the budget revise the plan; returns the steps of the run."""
         run = self.run
         revision = budget.revise(run.recipe, run.progress.step, self.journal.seconds(), run.progress.evaluated > 0)
-        recipe_data = run.processes.broadcast_object(None if revision is None else to_dict(revision.apply_to(run.recipe)))
+        recipe_data = run.processes.broadcast_object(
+            None if revision is None else to_dict(revision.apply_to(run.recipe))
+        )
         if recipe_data is not None:
             run.change_recipe(from_dict(Recipe, recipe_data))
             self.journal.set_steps(run.recipe.train.steps)
@@ -243,7 +260,9 @@ class Loop:
             return
         stop_reason = run.task.stop_reason(metrics) if run.progress.step else None
         if failure_reason is not None:
-            self.journal.display.print_line(f"warning: {failure_reason}; training ends with the model of step {best['step']:,}")
+            self.journal.display.print_line(
+                f"warning: {failure_reason}; training ends with the model of step {best['step']:,}"
+            )
         elif stop_reason is not None:
             self.journal.display.print_line(f"training ends: {stop_reason}")
         self._is_over = failure_reason is not None or stop_reason is not None
@@ -253,7 +272,12 @@ class Loop:
         run, progress, steps = self.run, self.run.progress, self.run.recipe.train.steps
         is_early = EARLY_FRACTION * steps <= progress.step <= LATE_FRACTION * steps
         current_loss = metrics.get("loss", math.nan)
-        if self.predict_loss is None or progress.forecast is not None or not is_early or not 0 < current_loss < math.inf:
+        if (
+            self.predict_loss is None
+            or progress.forecast is not None
+            or not is_early
+            or not 0 < current_loss < math.inf
+        ):
             return
         lines = read_metrics(run.directory.metrics) if run.processes.is_main else []
         training = [(line["step"], line["loss"]) for line in lines if "split" not in line and line.get("loss")]

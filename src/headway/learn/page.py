@@ -12,7 +12,7 @@ from typing import Any
 from headway.config import to_dict
 from headway.learn import Run, measure_of, unit_of
 from headway.learn.journal import format_duration, format_epochs
-from headway.learn.report.charts import Points, format_interval, line_chart, compact_number
+from headway.learn.report.charts import Points, compact_number, format_interval, line_chart
 from headway.learn.report.page import Picture, Sections, explain_low_scores, write_report
 
 TITLES = {
@@ -235,7 +235,12 @@ def metric_families(names: Collection[str]) -> dict[str, list[str]]:
 
 def is_rate(name: str) -> bool:
     """Whether a metric is shown in per cent."""
-    return name in RATE_METRICS or name.endswith("_rate") or name.startswith("success_rate") or _AT_K.search(name) is not None
+    return (
+        name in RATE_METRICS
+        or name.endswith("_rate")
+        or name.startswith("success_rate")
+        or _AT_K.search(name) is not None
+    )
 
 
 def points(lines: Iterable[Mapping[str, Any]], name: str, x: str = "step") -> Points:
@@ -264,7 +269,9 @@ def scores(final: Mapping[str, Any], best: Mapping[str, Any], measure: str) -> l
     """
     rows: list[dict[str, Any]] = []
     non_scores = ("step", "seconds", "beam", "judged", "judged_of")
-    names = [name for name, item in {**best, **final}.items() if isinstance(item, (int, float)) and name not in non_scores]
+    names = [
+        name for name, item in {**best, **final}.items() if isinstance(item, (int, float)) and name not in non_scores
+    ]
     for name in sorted(names, key="samples".__eq__):  # samples come last
         interval = final.get(f"{name}_interval")
         row: dict[str, Any] = {"metric": f"loss, {measure}" if name == "loss" else title(name)}

@@ -56,10 +56,14 @@ def this_processor() -> Processor:
     tiles = max_isa in ("ALL", "DEFAULT") or "AMX" in max_isa
     vectors = tiles or max_isa in ("AVX512_CORE_BF16", "AVX512_CORE_FP16") or max_isa.startswith("AVX10")
     name = str(capabilities.get("cpu_name", ""))
-    return Processor(name, tiles and bool(capabilities.get("amx_bf16")), vectors and bool(capabilities.get("avx512_bf16")))
+    return Processor(
+        name, tiles and bool(capabilities.get("amx_bf16")), vectors and bool(capabilities.get("avx512_bf16"))
+    )
 
 
-def choose_precision(setting: str, model: nn.Module, device: torch.device, processor: Processor | None = None) -> Precision:
+def choose_precision(
+    setting: str, model: nn.Module, device: torch.device, processor: Processor | None = None
+) -> Precision:
     """The precision for `setting` ("auto", "fp32", "bf16"); on a CPU for `processor`, None for this one.
 
     "auto" depends on the processor and the shapes of the model, not on a measurement, so the same machine always makes
@@ -72,7 +76,11 @@ def choose_precision(setting: str, model: nn.Module, device: torch.device, proce
         return Precision(setting, "as set" if is_available else f"as set, but computed in fp32: {processor.reason}")
     if device.type == "cuda":
         is_supported = torch.cuda.is_bf16_supported(including_emulation=False)
-        return Precision("bf16", "the GPU supports it") if is_supported else Precision("fp32", "the GPU does not support bf16")
+        return (
+            Precision("bf16", "the GPU supports it")
+            if is_supported
+            else Precision("fp32", "the GPU does not support bf16")
+        )
     if device.type != "cpu":
         return Precision("fp32", f"the only precision for {device.type}")
     narrow = min(min(shape) for shape in main_matrix_shapes(model))

@@ -152,7 +152,9 @@ class Recipe:
     def __post_init__(self) -> None:
         """ConfigError for an invalid name, because runs are written to a folder of that name."""
         name = self.name
-        invalid = next((character for character in name if character in _FORBIDDEN_CHARACTERS or not character.isprintable()), None)
+        invalid = next(
+            (character for character in name if character in _FORBIDDEN_CHARACTERS or not character.isprintable()), None
+        )
         if not name or len(name.encode()) > _MAX_NAME_BYTES or invalid is not None or name.strip(". ") != name:
             raise ConfigError(
                 f"the recipe's name is {format_path(name)!r}; use letters, digits and hyphens, at most {_MAX_NAME_BYTES} bytes"
@@ -167,7 +169,9 @@ class Recipe:
         if row_length is None:
             raise ConfigError("neither task.context nor model.context is set; set task.context to the tokens per row")
         if model_context is not None and row_length > model_context:
-            raise ConfigError(f"task.context {row_length} exceeds model.context {model_context}; lower it, or raise model.context")
+            raise ConfigError(
+                f"task.context {row_length} exceeds model.context {model_context}; lower it, or raise model.context"
+            )
         return row_length
 
     def files(self, data: Sequence[Path] | None) -> list[Path]:

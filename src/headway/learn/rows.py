@@ -101,7 +101,9 @@ class RowChunks(NamedTuple):
         return sum(part.computed for part in self.chunks)
 
 
-def split_by_length(rows: TokenRows, indices: np.ndarray, padding: float = _MAX_PADDING, max_rows: int | None = None) -> RowChunks:
+def split_by_length(
+    rows: TokenRows, indices: np.ndarray, padding: float = _MAX_PADDING, max_rows: int | None = None
+) -> RowChunks:
     """The rows with these indices sorted by length, split where padding would exceed its fraction, or after `max_rows`
     rows.
     """

@@ -276,7 +276,9 @@ class RunDirectory:
             )
         try:
             with open_file(self._lock) as file:
-                was_started = file.read(_MAX_PID_DIGITS).isdigit() and next(self.path.glob("*.safetensors"), None) is None
+                was_started = (
+                    file.read(_MAX_PID_DIGITS).isdigit() and next(self.path.glob("*.safetensors"), None) is None
+                )
         except UserError:  # there is no lock file
             was_started = False
         if not was_started:
@@ -330,7 +332,9 @@ def open_run(directory: Path, device: torch.device | str = "cpu") -> Run:
     """A run's best model, recipe, metrics and summary; its task, which needs data, is None."""
     run_directory = RunDirectory(directory)
     if not run_directory.exists():
-        raise UserError(f"{run_directory.path} does not contain a run (no run.json); use a directory of `headway train`")
+        raise UserError(
+            f"{run_directory.path} does not contain a run (no run.json); use a directory of `headway train`"
+        )
     recipe, summary = open_recipe(directory), run_directory.read_status()
     model = native.load_model(run_directory.path, device)
     check_model(recipe, model.config, directory)  # type: ignore[arg-type]

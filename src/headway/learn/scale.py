@@ -55,7 +55,9 @@ class ScalingLaw:
         unique_seen = min(targets, unique)
         effective_targets = _with_diminishing_returns(unique_seen, targets / unique_seen - 1, self.repeats)
         useful_parameters = min(parameters, self.optimal_parameters(unique_seen))
-        effective_parameters = _with_diminishing_returns(useful_parameters, parameters / useful_parameters - 1, self.excess)
+        effective_parameters = _with_diminishing_returns(
+            useful_parameters, parameters / useful_parameters - 1, self.excess
+        )
         return self.floor + self.size * effective_parameters**-self.alpha + self.data * effective_targets**-self.beta
 
     def optimal_parameters(self, targets: float) -> float:
@@ -240,7 +242,14 @@ def ladder(recipe: Recipe, scale: Scale, user: Settings) -> list[LadderSize]:
             continue
         try:
             costs = describe(sized_recipe.model)
-            candidates.append(LadderSize(without_user_settings(settings, user), sized_recipe, max(1, costs["flop_per_token"] // 2), costs["parameters"]))
+            candidates.append(
+                LadderSize(
+                    without_user_settings(settings, user),
+                    sized_recipe,
+                    max(1, costs["flop_per_token"] // 2),
+                    costs["parameters"],
+                )
+            )
         except ConfigError as error:
             errors.append(error)
     if not candidates:
@@ -279,7 +288,9 @@ def choose_size(
     return best, plans
 
 
-def plan_size(candidate: LadderSize, scale: Scale, unique: int, seconds: float, pace: Throughput, own_batch: bool = False) -> SizePlan:
+def plan_size(
+    candidate: LadderSize, scale: Scale, unique: int, seconds: float, pace: Throughput, own_batch: bool = False
+) -> SizePlan:
     """The plan for a size in `seconds`, with the best batch size, or with the measured one if the user has set it
     (`own_batch`). The number of epochs is limited to what still improves the model.
 
@@ -298,7 +309,9 @@ def plan_size(candidate: LadderSize, scale: Scale, unique: int, seconds: float, 
     targets = max(seconds, 0.0) * batch_targets / (pace.overhead + batch_targets / pace.targets)
     loss = scale.law.loss(parameters, targets / (1 + batch_targets / critical_batch), unique)
     max_targets = max(_MAX_REPEATS * scale.law.repeats * unique, _MIN_STEPS_FACTOR * scale.min_steps * batch_targets)
-    return SizePlan(settings, recipe.model, parameters, size, pace, batch, min(targets, max_targets), loss, targets > max_targets)
+    return SizePlan(
+        settings, recipe.model, parameters, size, pace, batch, min(targets, max_targets), loss, targets > max_targets
+    )
 
 
 def _nearest_power_of_two(number: float) -> int:
@@ -334,7 +347,9 @@ def shape_of(model: ModelConfig) -> tuple[int, int]:
     return model.width, len(model.stack.blocks) or _DEPTH
 
 
-def explain_choice(choice: SizePlan, plans: Sequence[SizePlan], scale: Scale, unique: int, seconds: float) -> tuple[str, ...]:
+def explain_choice(
+    choice: SizePlan, plans: Sequence[SizePlan], scale: Scale, unique: int, seconds: float
+) -> tuple[str, ...]:
     """The reasons for the chosen size, for people."""
     width, depth = shape_of(choice.model)
     epochs = choice.targets / max(1, unique)

@@ -114,7 +114,11 @@ class WSDConfig(ScheduleConfig):
         for (bend_step, _), next_end in zip(self.bends, planned_ends[1:]):
             if step < bend_step:
                 break
-            start_factor, end, span = min(1.0, start_factor * (end - bend_step) / span), next_end, max(1, next_end - bend_step)
+            start_factor, end, span = (
+                min(1.0, start_factor * (end - bend_step) / span),
+                next_end,
+                max(1, next_end - bend_step),
+            )
         return min(1.0, start_factor * (end - step) / span)
 
     def planned(self, steps: int) -> WSDConfig:

@@ -23,7 +23,7 @@ from headway.formats.native import FILE, load_model, named_tensors, save_model
 from headway.formats.open import OpenedModel, open_model
 from headway.learn.adapters import AdapterConfig, with_adapter
 from headway.learn.recipe import Recipe
-from headway.learn.scale import Throughput, Settings, format_number, format_seconds
+from headway.learn.scale import Settings, Throughput, format_number, format_seconds
 from headway.learn.task import Task
 from headway.nn.models import (
     ActConfig,
@@ -140,7 +140,9 @@ def match_tensors(model: nn.Module, start: nn.Module, name: str) -> TensorMatch:
     fresh = tuple(key for key in shapes if key not in matched)
     for key in fresh:
         if key in pretrained_tensors and not _in_head(key):
-            raise ConfigError(_mismatch_message(config, pretrained_config, key, shapes[key], pretrained_tensors[key].shape, name))
+            raise ConfigError(
+                _mismatch_message(config, pretrained_config, key, shapes[key], pretrained_tensors[key].shape, name)
+            )
     if all(_in_head(key) for key in matched):
         raise ConfigError(
             f"no weight of {name} ({type(pretrained_config).__name__}) matches this model ({type(config).__name__}) in name and "
@@ -150,9 +152,13 @@ def match_tensors(model: nn.Module, start: nn.Module, name: str) -> TensorMatch:
     for block, pretrained_block in zip(_blocks(config), _blocks(pretrained_config)):
         for part in ("mixer", "cross"):
             for setting in ("heads", "kv_heads"):
-                heads, pretrained_heads = (getattr(getattr(block, part), setting, None) for block in (block, pretrained_block))
+                heads, pretrained_heads = (
+                    getattr(getattr(block, part), setting, None) for block in (block, pretrained_block)
+                )
                 if None not in (heads, pretrained_heads) and heads != pretrained_heads:
-                    raise ConfigError(f"{setting} {heads} does not fit {name}, which has {pretrained_heads}; remove this setting")
+                    raise ConfigError(
+                        f"{setting} {heads} does not fit {name}, which has {pretrained_heads}; remove this setting"
+                    )
     return TensorMatch(matched, fresh, grids)
 
 
@@ -160,7 +166,9 @@ def match_tensors(model: nn.Module, start: nn.Module, name: str) -> TensorMatch:
 def copy_matching_weights(model: nn.Module, start: nn.Module) -> None:
     """Copy the weights of `start` that match the model's in name and shape, and interpolate position embeddings."""
     tensors, pretrained_tensors = dict(named_tensors(model)), dict(named_tensors(start))
-    for key, source in _source_names({key: tensor.shape for key, tensor in tensors.items()}, pretrained_tensors).items():
+    for key, source in _source_names(
+        {key: tensor.shape for key, tensor in tensors.items()}, pretrained_tensors
+    ).items():
         tensors[key].copy_(pretrained_tensors[source])
     _rescale_number_head(model, start)
     grids = _grids(model.config, start.config)
@@ -210,7 +218,9 @@ def _source_names(shapes: dict[str, torch.Size], pretrained_tensors: dict[str, T
     poolers = {key.split(".", 2)[2]: key for key in pretrained_tensors if _POOLER.fullmatch(key)}
     sources = {}
     for key, shape in shapes.items():
-        source = key if key in pretrained_tensors or not _POOLER.fullmatch(key) else poolers.get(key.split(".", 2)[2], key)
+        source = (
+            key if key in pretrained_tensors or not _POOLER.fullmatch(key) else poolers.get(key.split(".", 2)[2], key)
+        )
         if source in pretrained_tensors and pretrained_tensors[source].shape == shape:
             sources[key] = source
     return sources
@@ -224,7 +234,9 @@ def _grids(config: Any, pretrained_config: Any) -> tuple[Grid, Grid] | None:
     if not (isinstance(embed, PatchEmbedConfig) and isinstance(pretrained_embed, PatchEmbedConfig)):
         return None
     grids = pretrained_embed.grid(pretrained_embed.size), embed.grid(embed.size)
-    differs_only_in_grid = config.width == pretrained_config.width and embed.tokens == pretrained_embed.tokens and grids[0] != grids[1]
+    differs_only_in_grid = (
+        config.width == pretrained_config.width and embed.tokens == pretrained_embed.tokens and grids[0] != grids[1]
+    )
     return grids if differs_only_in_grid else None
 
 
@@ -232,7 +244,14 @@ def _in_head(key: str) -> bool:
     return "heads" in key.split(".")
 
 
-def _mismatch_message(config: ModelConfig, pretrained_config: ModelConfig, key: str, shape: torch.Size, pretrained_shape: torch.Size, name: str) -> str:
+def _mismatch_message(
+    config: ModelConfig,
+    pretrained_config: ModelConfig,
+    key: str,
+    shape: torch.Size,
+    pretrained_shape: torch.Size,
+    name: str,
+) -> str:
     """The message for a setting, or otherwise a tensor, that does not fit the weights."""
     for setting in _SHAPE_SETTINGS:
         ours, pretrained = getattr(config, setting), getattr(pretrained_config, setting)
@@ -257,9 +276,15 @@ def _blocks(config: Any) -> Iterator[BlockConfig]:
         yield from (*config.encoder.blocks, *config.decoder.blocks, *config.posterior.blocks)
 
 
-_WIDTH, _BASE_RATE = 384, 4e-4  # of the model whose learning rate was tuned: all-MiniLM-L6-v2 on the 77 intents of banking77
+_WIDTH, _BASE_RATE = (
+    384,
+    4e-4,
+)  # of the model whose learning rate was tuned: all-MiniLM-L6-v2 on the 77 intents of banking77
 _MIN_RATE, _MAX_RATE = 1e-5, 3e-3  # minimum and maximum learning rate
-_ADAPTER_FACTOR, _MAX_ADAPTER_RATE = 10.0, 1e-2  # learning rate of adapters: factor on the full model's rate, and maximum
+_ADAPTER_FACTOR, _MAX_ADAPTER_RATE = (
+    10.0,
+    1e-2,
+)  # learning rate of adapters: factor on the full model's rate, and maximum
 _EPOCH_SCALE, _MIN_EPOCHS, _MAX_EPOCHS = 600.0, 3.0, 40.0
 _MIN_VALIDATION = 50  # minimum validation samples for early stopping
 FEW_VALIDATION_EPOCHS = 15.0  # maximum epochs with fewer validation samples, whatever their scores
@@ -340,9 +365,13 @@ def plan_tuning(
     """
     targets_per_sample = targets / max(1, samples)
     epochs = min(planned_epochs(samples), max_epochs)
-    min_samples, min_steps = (_MIN_SEQUENCE_BATCH, _MIN_SEQUENCE_STEPS) if targets_per_sample > 2 else (_MIN_BATCH, _MIN_STEPS)
+    min_samples, min_steps = (
+        (_MIN_SEQUENCE_BATCH, _MIN_SEQUENCE_STEPS) if targets_per_sample > 2 else (_MIN_BATCH, _MIN_STEPS)
+    )
     batch_samples = min(max(samples * epochs / min_steps, min_samples), max_samples)
-    units = own_batch or max(min_batch, 2 ** round(math.log2(max(1.0, batch_samples * targets_per_sample / pace.share))))
+    units = own_batch or max(
+        min_batch, 2 ** round(math.log2(max(1.0, batch_samples * targets_per_sample / pace.share)))
+    )
     step_targets = units * pace.share  # targets a step
     useful = max(1, math.ceil(epochs * targets / step_targets))
     steps = max(1, min(useful, int(seconds / (pace.overhead + step_targets / pace.targets))))

@@ -13,12 +13,12 @@ from headway.config import from_dict, to_dict
 from headway.errors import ConfigError, UserError
 from headway.formats.durable import remove
 from headway.formats.published import nearest_family
-from headway.learn.budget import Clock, Speed, TimeBudget, measure_speed, plan_steps, plan_recipe
+from headway.learn.budget import Clock, Speed, TimeBudget, measure_speed, plan_recipe, plan_steps
 from headway.learn.checkpoint import step_of
 from headway.learn.distributed import Processes
 from headway.learn.fingerprint import check_equal_data, differences, fingerprint
 from headway.learn.journal import Display, TrainingLog, format_epochs, open_display
-from headway.learn.loop import LossPredictor, Interrupts, Loop, UserInterrupt
+from headway.learn.loop import Interrupts, Loop, LossPredictor, UserInterrupt
 from headway.learn.memory import check_memory, retained_heap
 from headway.learn.objective import Objective
 from headway.learn.precision import Precision, choose_precision
@@ -26,7 +26,7 @@ from headway.learn.recipe import Recipe, difference, read_recipe
 from headway.learn.records import Progress
 from headway.learn.run import Run, RunDirectory, check_loggers, open_loggers
 from headway.learn.scale import format_number
-from headway.learn.start import TensorMatch, match_tensors, keep_vocabulary, open_start, has_few_validation_samples
+from headway.learn.start import TensorMatch, has_few_validation_samples, keep_vocabulary, match_tensors, open_start
 from headway.learn.task import Task, unit_of
 from headway.learn.training import RunState
 from headway.nn.kernels import is_deterministic
@@ -118,7 +118,9 @@ class Trainer:
         else:
             if processes.is_main and (not is_finished or run.minutes is not None):
                 self._damage_messages = run.checkpoints.set_aside_damaged() + run.pre_decay.set_aside_damaged()
-            processes.broadcast_object(None)  # all processes read the checkpoints after the main process has checked them
+            processes.broadcast_object(
+                None
+            )  # all processes read the checkpoints after the main process has checked them
             extra_minutes = self._extra_minutes(status)
             self._load_existing(status)
             if extra_minutes is not None:
@@ -143,7 +145,9 @@ class Trainer:
         deterministic = status.get("deterministic", False)
         if deterministic != is_deterministic():
             preposition = "with" if deterministic else "without"
-            raise UserError(f"{run.directory.path} was started {preposition} --deterministic; resume it {preposition} it")
+            raise UserError(
+                f"{run.directory.path} was started {preposition} --deterministic; resume it {preposition} it"
+            )
         if status.get("minutes") is not None:
             train = replace(train, steps=recorded.train.steps, evaluate_every=recorded.train.evaluate_every)
             schedule = recorded.schedule
@@ -157,9 +161,13 @@ class Trainer:
             )
         data_difference = differences(status.get("data"), run.data)
         has_fingerprint = bool(run.data) and isinstance(status.get("data"), dict)
-        data = recorded.data if has_fingerprint else run.recipe.data  # named datasets are compared by content, not by path
+        data = (
+            recorded.data if has_fingerprint else run.recipe.data
+        )  # named datasets are compared by content, not by path
         changed = difference(recorded, replace(run.recipe, train=train, schedule=schedule, data=data))
-        if data_difference is not None and (changed is None or changed.startswith("model")):  # the data may change the model
+        if data_difference is not None and (
+            changed is None or changed.startswith("model")
+        ):  # the data may change the model
             raise UserError(
                 f"{run.directory.path} was trained on other data: the new data have {data_difference}; pass the run's data, or "
                 f"train a new run from it: --from {run.directory.path} --run NEW"
@@ -188,7 +196,9 @@ class Trainer:
         elif run.recipe.adapter is not None:
             raise ConfigError("an adapter needs a pretrained model; choose one with --from")
         check_memory(run.recipe, run.outline, run.fresh, device)
-        run.precision = Precision(*run.processes.broadcast_object(list(choose_precision(run.recipe.train.precision, run.outline, device))))
+        run.precision = Precision(
+            *run.processes.broadcast_object(list(choose_precision(run.recipe.train.precision, run.outline, device)))
+        )
         recipe = replace(run.recipe, train=replace(run.recipe.train, precision=run.precision.name))
         if run.minutes is not None:
             speed = self._measure_speed(recipe, 60 * run.minutes)
@@ -236,7 +246,9 @@ class Trainer:
         steps = recipe.train.steps
         decay_start = recipe.schedule.decay_start(steps)
         candidates = [] if decay_start is None else [*run.pre_decay.all(), *run.checkpoints.all()]
-        start_checkpoint = max((path for path in candidates if step_of(path) <= (decay_start or 0)), key=step_of, default=None)
+        start_checkpoint = max(
+            (path for path in candidates if step_of(path) <= (decay_start or 0)), key=step_of, default=None
+        )
         if start_checkpoint is None:
             raise UserError(
                 f"{path} has no checkpoint from before its learning rate decayed, so it cannot be extended; start "
@@ -277,8 +289,7 @@ class Trainer:
         schedule = recipe.schedule.rescheduled(current_step, recipe.train.steps, new_steps)
         if schedule is None:
             raise UserError(
-                f"the schedule of {path} depends on its length; remove --finish, or start another run with "
-                "schedule=wsd"
+                f"the schedule of {path} depends on its length; remove --finish, or start another run with schedule=wsd"
             )
         run.recipe = replace(recipe, schedule=schedule, train=replace(recipe.train, steps=new_steps))
         run.write_recipe()
@@ -339,7 +350,9 @@ class Trainer:
         if self._tensor_match is not None:
             display.print_line(f"initialised from {recipe.start}: {self._tensor_match}")
         if run.head_fitted:
-            display.print_line("the head was initialised by a linear fit on the model's features; training may improve it")
+            display.print_line(
+                "the head was initialised by a linear fit on the model's features; training may improve it"
+            )
         if recipe.adapter is not None:
             display.print_line(f"{recipe.adapter.title}: {trained:,} trainable and {total:,} frozen parameters")
         for part, start in recipe.task.part_starts().items():

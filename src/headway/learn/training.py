@@ -74,7 +74,9 @@ class RunState:
 
     def epochs(self, steps: int) -> float | None:
         """The number of epochs in `steps` steps; None if the model generates its own samples."""
-        return None if self._batches_per_epoch is None else steps * self.recipe.train.accumulate / self._batches_per_epoch
+        return (
+            None if self._batches_per_epoch is None else steps * self.recipe.train.accumulate / self._batches_per_epoch
+        )
 
     @cached_property
     def _batches_per_epoch(self) -> float | None:
@@ -198,4 +200,6 @@ class RunState:
         model = native.load_model(directory.path, self.processes.device, self.outline)
         check_model(self.recipe, model.config, directory.path)  # type: ignore[arg-type]
         del self.outline  # it is the model now
-        return Run(directory.path, self.recipe, model, self.task, read_metrics(directory.metrics), directory.read_status())
+        return Run(
+            directory.path, self.recipe, model, self.task, read_metrics(directory.metrics), directory.read_status()
+        )

@@ -112,7 +112,9 @@ def entity_scores(predicted: Sequence[Sequence[str]], labels: Sequence[Sequence[
     The interval of `f1` resamples sentences. Without predicted or labelled entities, the rate is 0.
     """
     matched = [_match_entities(prediction, label) for prediction, label in zip(predicted, labels, strict=True)]
-    hits, predicted_counts, labelled_counts = ([sum(part.values()) for part in parts] for parts in zip(*matched)) if matched else ([], [], [])
+    hits, predicted_counts, labelled_counts = (
+        ([sum(part.values()) for part in parts] for parts in zip(*matched)) if matched else ([], [], [])
+    )
     doubled, both = [2 * hit for hit in hits], [a + b for a, b in zip(predicted_counts, labelled_counts)]
     return {
         "f1": sum(doubled) / max(1, sum(both)),
@@ -136,13 +138,19 @@ def entity_counts(predicted: Sequence[Sequence[str]], labels: Sequence[Sequence[
     for prediction, label in zip(predicted, labels, strict=True):
         for total, part in zip((hits, predicted_counts, labelled_counts), _match_entities(prediction, label)):
             total.update(part)
-    return {kind: EntityCounts(labelled_counts[kind], predicted_counts[kind], hits[kind]) for kind in sorted({*predicted_counts, *labelled_counts})}
+    return {
+        kind: EntityCounts(labelled_counts[kind], predicted_counts[kind], hits[kind])
+        for kind in sorted({*predicted_counts, *labelled_counts})
+    }
 
 
 def _match_entities(predicted: Sequence[str], labels: Sequence[str]) -> tuple[Counter[str], Counter[str], Counter[str]]:
     """The number of correct, predicted and labelled entities of each kind in a sentence."""
     predicted_spans, labelled_spans = set(entity_spans(predicted)), set(entity_spans(labels))
-    hits, predicted_counts, labelled_counts = (Counter(span.kind for span in entities) for entities in (predicted_spans & labelled_spans, predicted_spans, labelled_spans))
+    hits, predicted_counts, labelled_counts = (
+        Counter(span.kind for span in entities)
+        for entities in (predicted_spans & labelled_spans, predicted_spans, labelled_spans)
+    )
     return hits, predicted_counts, labelled_counts
 
 
@@ -153,7 +161,11 @@ def entity_kind(tag: str) -> str:
 
 def tag_scores(predicted: Sequence[Sequence[str]], labels: Sequence[Sequence[str]]) -> Scores:
     """The scores that `evaluate` reports for tags: accuracy over words; for entities precision, recall and F1."""
-    pairs = [pair for prediction, label in zip(predicted, labels, strict=True) for pair in zip(prediction, label, strict=True)]
+    pairs = [
+        pair
+        for prediction, label in zip(predicted, labels, strict=True)
+        for pair in zip(prediction, label, strict=True)
+    ]
     if not pairs:
         raise UserError("there are 0 words to evaluate; pass at least one")
     hits = sum(prediction == label for prediction, label in pairs)

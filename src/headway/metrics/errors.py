@@ -80,7 +80,10 @@ def _edits(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> tu
     if any(isinstance(sample_references, str) for sample_references in references):
         raise UserError("references are single strings; pass a list of references for each sample")
     pairs = zip(hypotheses, references)
-    edits_and_lengths = [min_edits(text.split(), [reference.split() for reference in sample_references]) for text, sample_references in pairs]
+    edits_and_lengths = [
+        min_edits(text.split(), [reference.split() for reference in sample_references])
+        for text, sample_references in pairs
+    ]
     return [edits for edits, _ in edits_and_lengths], [length for _, length in edits_and_lengths]
 
 
@@ -91,7 +94,12 @@ def _rate(name: str, edits: list[int], lengths: list[int], seed: int) -> Rates:
     return {name: sum(edits) / sum(lengths), f"{name}_interval": interval}
 
 
-_LATER_EXPANSIONS = ("kinda", "sorta", "dunno", "cause")  # expanded by the package, but not in Whisper's published version
+_LATER_EXPANSIONS = (
+    "kinda",
+    "sorta",
+    "dunno",
+    "cause",
+)  # expanded by the package, but not in Whisper's published version
 
 
 @cache

@@ -47,7 +47,11 @@ def simple_forecasts(past: Float[np.ndarray, "B C"], horizon: int, season: int) 
     """
     steps_ahead, last = np.arange(1, horizon + 1), past[:, -1:]
     slope = (last - past[:, :1]) / max(1, past.shape[1] - 1)
-    forecasts = {"last": last + 0 * steps_ahead, "mean": past.mean(1, keepdims=True) + 0 * steps_ahead, "drift": last + slope * steps_ahead}
+    forecasts = {
+        "last": last + 0 * steps_ahead,
+        "mean": past.mean(1, keepdims=True) + 0 * steps_ahead,
+        "drift": last + slope * steps_ahead,
+    }
     if 1 < season <= past.shape[1]:
         forecasts["season"] = past[:, -season + (steps_ahead - 1) % season]
     if 1 < season <= past.shape[1] // 2:

@@ -46,7 +46,9 @@ def _balanced_accuracy(counts: np.ndarray, rows: np.ndarray) -> np.ndarray:
     for label in np.unique(labels):
         of_label = labels == label
         total = counts[:, of_label].sum(1)
-        recalls.append(np.where(total > 0, counts[:, of_label & (predicted == label)].sum(1) / np.maximum(total, 1), -1))
+        recalls.append(
+            np.where(total > 0, counts[:, of_label & (predicted == label)].sum(1) / np.maximum(total, 1), -1)
+        )
     recall_table = np.array(recalls)
     return np.where(recall_table >= 0, recall_table, 0).sum(0) / np.maximum((recall_table >= 0).sum(0), 1)
 
@@ -141,4 +143,6 @@ def _r2(counts: np.ndarray, rows: np.ndarray) -> np.ndarray:
     count = counts.sum(1)
     variance = counts @ labels**2 - (counts @ labels) ** 2 / count
     has_variance = variance > 1e-12 * np.maximum(1.0, counts @ labels**2)
-    return np.where(has_variance, 1 - (counts @ (predicted - labels) ** 2) / np.where(has_variance, variance, 1.0), np.nan)
+    return np.where(
+        has_variance, 1 - (counts @ (predicted - labels) ** 2) / np.where(has_variance, variance, 1.0), np.nan
+    )

@@ -89,11 +89,17 @@ def _streams(hypotheses: Sequence[str], references: References) -> list[list[str
         raise UserError(f"{len(hypotheses)} translations for {len(references)} references; pass one for each")
     if not hypotheses:
         raise UserError("there are 0 translations to evaluate; pass at least one")
-    reference_lists = [[sample_references] if isinstance(sample_references, str) else list(sample_references) for sample_references in references]
+    reference_lists = [
+        [sample_references] if isinstance(sample_references, str) else list(sample_references)
+        for sample_references in references
+    ]
     if not all(reference_lists):
         raise UserError(f"translation {reference_lists.index([])} has no reference; pass at least one for each")
     max_references = max(map(len, reference_lists))
-    return [[sample_references[i] if i < len(sample_references) else None for sample_references in reference_lists] for i in range(max_references)]
+    return [
+        [sample_references[i] if i < len(sample_references) else None for sample_references in reference_lists]
+        for i in range(max_references)
+    ]
 
 
 def exact_match(captions: Sequence[str], references: Sequence[Sequence[str]]) -> Scores:

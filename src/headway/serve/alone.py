@@ -77,7 +77,10 @@ class SequentialScheduler:
             sample_outputs = [output for output in buffered if output.sample == sample]
             token_ids = [*request.prompt, *(output.id for output in sample_outputs if output.id is not None)]
             token_scores = iter(score_prompt(module, token_ids, request.top)[len(request.prompt) - 1 :])
-            yield from (output if output.id is None else output._replace(top=next(token_scores).top) for output in sample_outputs)
+            yield from (
+                output if output.id is None else output._replace(top=next(token_scores).top)
+                for output in sample_outputs
+            )
 
     def cancel(self, ticket: int) -> None:
         """Cancel a request."""

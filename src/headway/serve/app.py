@@ -70,7 +70,9 @@ def create_app(served: ModelRegistry, settings: ServerSettings, endpoints: Seque
         request_line, known_paths = f"{request.method} {request.url.path[:200]}", ", ".join(paths)
         if error.status_code == 404:
             path = request.url.path[:200]
-            suggestions = [f"/v1{path}"] if f"/v1{path}" in paths else get_close_matches(path, paths, n=1, cutoff=_MIN_SIMILARITY)
+            suggestions = (
+                [f"/v1{path}"] if f"/v1{path}" in paths else get_close_matches(path, paths, n=1, cutoff=_MIN_SIMILARITY)
+            )
             remedy = f"did you mean {suggestions[0]!r}?" if suggestions else "/docs lists the paths"
             status_error = StatusError(404, f"there is no {request_line}; {remedy}", code="unknown_path")
             return error_response(status_error, path=request.url.path)

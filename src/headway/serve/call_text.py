@@ -96,7 +96,9 @@ def object_head(listed: bool, later: bool) -> re.Pattern[str]:
     the previous one.
     """
     before = rf"{_WHITESPACE}\}}{_WHITESPACE}," if later else rf"{_WHITESPACE}\[" if listed else ""
-    return re.compile(rf'{before}{_WHITESPACE}(?P<members>\{{(?:{_MEMBER})*){_WHITESPACE}"(?:{"|".join(ARGUMENTS)})"{_WHITESPACE}:{_WHITESPACE}')
+    return re.compile(
+        rf'{before}{_WHITESPACE}(?P<members>\{{(?:{_MEMBER})*){_WHITESPACE}"(?:{"|".join(ARGUMENTS)})"{_WHITESPACE}:{_WHITESPACE}'
+    )
 
 
 def named_call_head(prefix: str, middle_id: str, middle: str, optional: bool) -> re.Pattern[str]:
@@ -123,10 +125,14 @@ def parse_tagged_arguments(text: str, tool: Mapping[str, Any], bare: bool, final
         name = start["name"]
         missing = {*properties} - {*arguments, name}
         # The first end of the value; without a closing tag, a missing argument must follow.
-        end = next((e for e in end_patterns.finditer(text, start.end()) if e["next"] is None or e["next"] in missing), None)
+        end = next(
+            (e for e in end_patterns.finditer(text, start.end()) if e["next"] is None or e["next"] in missing), None
+        )
         if end is None:
             return None, ""
-        arguments[name] = _parse_value(text[start.end() : end.start()], _schema_types(_mapping_member(properties, name), schema))
+        arguments[name] = _parse_value(
+            text[start.end() : end.start()], _schema_types(_mapping_member(properties, name), schema)
+        )
         position = end.end()
     return closing.end(), json.dumps(arguments, ensure_ascii=False)
 

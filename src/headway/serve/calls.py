@@ -31,12 +31,12 @@ from headway.serve.call_text import (
     SPACE,
     TAGGED_CALL,
     JsonScanner,
-    named_call_head,
-    may_start,
-    object_head,
-    partial_tag_length,
-    parse_tagged_arguments,
     end_of_tags,
+    may_start,
+    named_call_head,
+    object_head,
+    parse_tagged_arguments,
+    partial_tag_length,
 )
 from headway.serve.following import IncrementalObject, without_trailing_commas
 
@@ -85,12 +85,17 @@ class Arguments(NamedTuple):
 Part = str | ToolCall | Arguments  # of an answer
 
 
-def calls_grammar(call_format: CallFormat, tools: Sequence[tuple[str, str, list[str]]], required: bool, parallel: bool) -> str:
+def calls_grammar(
+    call_format: CallFormat, tools: Sequence[tuple[str, str, list[str]]], required: bool, parallel: bool
+) -> str:
     """A lark grammar of answers whose calls are all of these tools (names, and rules of their arguments).
 
     Unless a call is `required`, any text may come before it or instead of it.
     """
-    opening, closing = _tag(call_format.opening, call_format.opening_token), _tag(call_format.closing, call_format.closing_token)
+    opening, closing = (
+        _tag(call_format.opening, call_format.opening_token),
+        _tag(call_format.closing, call_format.closing_token),
+    )
     lines = ["TEXT: /(.|\\n)*/"]
     bodies = []
     for i, (name, start, rules) in enumerate(tools):
@@ -134,7 +139,9 @@ def _named_call_rule(call_format: CallFormat, name: str, arguments: str) -> str:
     tags = [_tag(part, call_format.inner.get(part)) for part in parts]
     call_id = ["/[A-Za-z0-9]{9}/"] if call_format.middle_id else []
     suffix = [_tag(call_format.suffix, None)] if call_format.suffix else []
-    return " ".join([*tags, *call_id, _tag(call_format.middle, call_format.inner.get(call_format.middle)), arguments, *suffix])
+    return " ".join(
+        [*tags, *call_id, _tag(call_format.middle, call_format.inner.get(call_format.middle)), arguments, *suffix]
+    )
 
 
 MISTRAL = "[TOOL_CALLS]"
@@ -143,7 +150,9 @@ _CALL_ID = re.compile("[A-Za-z0-9]{9}")  # the format of Mistral's templates
 
 # Before an object in the middle of a text that is a quotation or part of other JSON, and not a call.
 _QUOTING = re.compile(r"""(?:[\[{(`'"]|"\s*:|[}\]]\s*,)\s*$""")
-_OBJECT_STARTS = tuple(f'"{name}"' for name in (*ARGUMENTS, "name", "id", "type"))  # how an object that is a call may start
+_OBJECT_STARTS = tuple(
+    f'"{name}"' for name in (*ARGUMENTS, "name", "id", "type")
+)  # how an object that is a call may start
 _LOOKAHEAD = 80  # characters that show whether a call begins
 
 
@@ -251,7 +260,11 @@ class ToolCallParser:
             calls = (self._match_named_call(call_format, final=True) or ([], 0))[0]
         elif call_format is not None and self._scanner.stop is not None:  # complete except for its closing tag
             remainder = self._buffer[self._scanner.stop :].strip(SPACE)
-            calls = self._calls_in(call_format, self._buffer[: self._scanner.stop]) if call_format.closing.startswith(remainder) else []
+            calls = (
+                self._calls_in(call_format, self._buffer[: self._scanner.stop])
+                if call_format.closing.startswith(remainder)
+                else []
+            )
         if not self._matches_partial_calls(calls):
             self._abandon_call()
         elif calls:
@@ -294,7 +307,11 @@ class ToolCallParser:
         """The call whose arguments start next; None if that is unclear, or not known yet."""
         call_format, buffer, call_id = self._call_format(), self._buffer, ""
         # A list that may contain only one call is checked when complete.
-        if call_format is None or (self._partial_calls and not call_format.listed) or (call_format.listed and not self._parallel):
+        if (
+            call_format is None
+            or (self._partial_calls and not call_format.listed)
+            or (call_format.listed and not self._parallel)
+        ):
             return None
         if call_format.named:
             start = self._head_pattern(call_format).match(buffer) if call_format.middle else None
@@ -302,7 +319,9 @@ class ToolCallParser:
             call_id = "" if start is None else start.groupdict().get("id") or ""
         else:
             position = self._partial_calls[-1].stop if self._partial_calls else 0
-            start = object_head(call_format.listed, bool(self._partial_calls)).match(buffer, position, position + MAX_HEAD_LENGTH)
+            start = object_head(call_format.listed, bool(self._partial_calls)).match(
+                buffer, position, position + MAX_HEAD_LENGTH
+            )
             try:
                 members = {} if start is None else msgspec.json.decode(start["members"] + '"":""}', type=dict[str, str])
             except (msgspec.MsgspecError, UnicodeError):
@@ -314,11 +333,16 @@ class ToolCallParser:
         return ToolCall(self._call_id(call_id), name, "")
 
     def _head_pattern(self, call_format: CallFormat) -> re.Pattern[str]:
-        return named_call_head("".join(call_format.prefix), call_format.middle_id, call_format.middle, call_format.opening == MISTRAL)
+        return named_call_head(
+            "".join(call_format.prefix), call_format.middle_id, call_format.middle, call_format.opening == MISTRAL
+        )
 
     def _matches_partial_calls(self, calls: Sequence[ToolCall]) -> bool:
         """Whether calls start with those that were already passed on."""
-        partial_calls = [(partial.name, without_trailing_commas(self._buffer[partial.start : partial.stop])) for partial in self._partial_calls]
+        partial_calls = [
+            (partial.name, without_trailing_commas(self._buffer[partial.start : partial.stop]))
+            for partial in self._partial_calls
+        ]
         return [(call.name, call.arguments) for call in calls[: len(partial_calls)]] == partial_calls
 
     def _abandon_call(self) -> None:
@@ -329,7 +353,12 @@ class ToolCallParser:
 
     def _finish_calls(self, calls: list[ToolCall]) -> list[ToolCall]:
         """Complete calls, without those that were already passed on."""
-        new_calls, self._partial_calls, self._opening_tag, self._in_call = calls[len(self._partial_calls) :], [], "", False
+        new_calls, self._partial_calls, self._opening_tag, self._in_call = (
+            calls[len(self._partial_calls) :],
+            [],
+            "",
+            False,
+        )
         self.calls += len(calls)
         return new_calls
 
@@ -436,7 +465,11 @@ class ToolCallParser:
             arguments = without_trailing_commas(buffer[start.end() :][:stop]) if stop else ""
         else:
             is_complete = final or "</function>" in buffer
-            stop, arguments = parse_tagged_arguments(buffer[start.end() :], self._tools[name], bare, final) if is_complete else (None, "")
+            stop, arguments = (
+                parse_tagged_arguments(buffer[start.end() :], self._tools[name], bare, final)
+                if is_complete
+                else (None, "")
+            )
         if not stop:
             return None if stop is None and not final else ([], 0)
         closing = call_format.closing if call_format.closing_token is None else ""

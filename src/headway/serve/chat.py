@@ -41,16 +41,16 @@ from headway.serve.generating import (
     GenerationJob,
     TokenFormatter,
     check_body,
-    num_samples,
     limits_of,
-    restricted_rule,
-    stream_deltas,
+    num_samples,
     prompt_top,
     remaining_context,
+    restricted_rule,
     rule_of,
     sampling_of,
-    truncate_prompt,
+    stream_deltas,
     token_usage,
+    truncate_prompt,
 )
 from headway.serve.tools import Toolbox, template_messages
 
@@ -71,7 +71,10 @@ class _Answer:
 
     def choice(self, index: int, with_logprobs: bool, with_ids: bool) -> ChatChoice:
         content = None if self.calls and not self.content else self.content
-        message, tokens = AnswerMessage(content, self.calls or UNSET), ChatLogprobs(self.tokens) if with_logprobs else None
+        message, tokens = (
+            AnswerMessage(content, self.calls or UNSET),
+            ChatLogprobs(self.tokens) if with_logprobs else None,
+        )
         return ChatChoice(index, message, tokens, self.reason, self.ids if with_ids else None)
 
 
@@ -91,12 +94,18 @@ async def create_chat_completion(body: ChatBody, context: Context) -> ChatAnswer
             answer.ids += [] if delta.id is None else [delta.id]
             answer.scores = answer.scores or delta.scores
             answer.reason = delta.reason or answer.reason
-        choices = [answer.choice(index, job.with_logprobs, body.return_token_ids) for index, answer in sorted(answers.items())]
+        choices = [
+            answer.choice(index, job.with_logprobs, body.return_token_ids) for index, answer in sorted(answers.items())
+        ]
         name, fingerprint = job.ready.name, job.ready.fingerprint
-        chat_answer = ChatAnswer(f"chatcmpl-{context.id}", int(time.time()), name, fingerprint, choices, token_usage(context))
+        chat_answer = ChatAnswer(
+            f"chatcmpl-{context.id}", int(time.time()), name, fingerprint, choices, token_usage(context)
+        )
         if body.prompt_logprobs is not None:
             format_scores = TokenFormatter.of(job.ready.model).prompt_logprobs
-            chat_answer.prompt_logprobs = await asyncio.to_thread(format_scores, answers[0].scores, body.prompt_logprobs)
+            chat_answer.prompt_logprobs = await asyncio.to_thread(
+                format_scores, answers[0].scores, body.prompt_logprobs
+            )
         if body.return_token_ids:
             chat_answer.prompt_token_ids = list(job.requests[0].prompt)
         return chat_answer
@@ -167,7 +176,9 @@ async def prepare(body: ChatBody, context: Context) -> AsyncIterator[GenerationJ
         template = conversation.template.with_values(_template_values(body, conversation.template.text))
         prompt_end = starts_answer(body.add_generation_prompt, body.continue_final_message), body.continue_final_message
         try:
-            ids = await asyncio.to_thread(template.prompt, conversation.codec, messages, tools and tools.template_tools, *prompt_end)
+            ids = await asyncio.to_thread(
+                template.prompt, conversation.codec, messages, tools and tools.template_tools, *prompt_end
+            )
         except UserError as error:  # clients need not know the model's path
             line = str(error).replace(str(ready.model.directory), ready.name)
             raise StatusError(400, line, "messages") from None

@@ -16,7 +16,7 @@ from llguidance import LLMatcher
 
 from headway.errors import UserError
 from headway.serve.calls import CallFormat, calls_grammar
-from headway.serve.expressions import parse_pattern, escape_literal
+from headway.serve.expressions import escape_literal, parse_pattern
 from headway.serve.schemas.documents import MAX_SCHEMA_LENGTH
 from headway.serve.schemas.grammar import Grammar, grammar_of
 from headway.serve.schemas.matching import LIMITS, byte_tokenizer
@@ -33,7 +33,11 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     try:
         grammar, schema_grammars = _grammar(request["form"])
         ignored = dict.fromkeys(name for schema_grammar in schema_grammars for name in schema_grammar.ignored)
-        shapes = [] if request["form"]["type"] == "calls" else [shape for schema_grammar in schema_grammars for shape in schema_grammar.shapes]
+        shapes = (
+            []
+            if request["form"]["type"] == "calls"
+            else [shape for schema_grammar in schema_grammars for shape in schema_grammar.shapes]
+        )
         return {"grammar": _try_compile(grammar, request["symbols"]), "ignored": list(ignored), "shapes": shapes}
     except UserError as error:
         return {"refused": str(error)}
@@ -62,7 +66,9 @@ def _grammar(response_format: Mapping[str, Any]) -> tuple[str, list[Grammar]]:
             raise UserError(f"{problem}, which cannot be enforced in calls; leave uniqueItems and minProperties out")
     call_format = CallFormat(**response_format["format"])
     rules = [(name, schema_grammar.start, schema_grammar.lines) for name, schema_grammar in tools]
-    return calls_grammar(call_format, rules, response_format["required"], response_format["parallel"]), [schema_grammar for _, schema_grammar in tools]
+    return calls_grammar(call_format, rules, response_format["required"], response_format["parallel"]), [
+        schema_grammar for _, schema_grammar in tools
+    ]
 
 
 def _choices(choices: list[str]) -> str:

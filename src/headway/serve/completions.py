@@ -19,9 +19,9 @@ from headway.serve.bodies import (
     CompletionBody,
     CompletionChoice,
     FinishReason,
-    TopLogprob,
     TextLogprobs,
     TokenLogprob,
+    TopLogprob,
 )
 from headway.serve.errors import StatusError
 from headway.serve.frame import Context, Endpoint, Events
@@ -30,17 +30,17 @@ from headway.serve.generating import (
     GenerationJob,
     TokenFormatter,
     check_body,
-    num_samples,
     limits_of,
-    restricted_rule,
-    stream_deltas,
+    num_samples,
     prompt_top,
     remaining_context,
+    restricted_rule,
     rule_of,
     sampling_of,
+    stream_deltas,
     text_codec,
-    truncate_prompt,
     token_usage,
+    truncate_prompt,
 )
 
 _DEFAULT_MAX_TOKENS = 16  # default of max_tokens in the OpenAI API
@@ -77,7 +77,9 @@ async def create_completion(body: CompletionBody, context: Context) -> Completio
         build_choices = lambda: [builder.choice(index, completion) for index, completion in sorted(completions.items())]  # noqa: E731
         choices = build_choices() if body.prompt_logprobs is None else await asyncio.to_thread(build_choices)
         name, fingerprint = job.ready.name, job.ready.fingerprint
-        return CompletionAnswer(f"cmpl-{context.id}", int(time.time()), name, fingerprint, choices, token_usage(context))
+        return CompletionAnswer(
+            f"cmpl-{context.id}", int(time.time()), name, fingerprint, choices, token_usage(context)
+        )
 
 
 async def _stream_answers(body: CompletionBody, context: Context) -> AsyncGenerator[CompletionAnswer, None]:
@@ -146,7 +148,12 @@ class _ChoiceBuilder:
 
     def _prompt_logprobs(self, request: Request, delta: Delta, offsets: _Offsets) -> TextLogprobs:
         by_id, first_id = self._job.by_id, request.prompt[0]
-        logprobs = TextLogprobs([_token_name(self._formatter.token_logprob(first_id, 0.0, [], by_id))], [None], [None], [offsets.next(first_id)])
+        logprobs = TextLogprobs(
+            [_token_name(self._formatter.token_logprob(first_id, 0.0, [], by_id))],
+            [None],
+            [None],
+            [offsets.next(first_id)],
+        )
         for score in delta.scores:
             token = self._formatter.token_logprob(score.id, score.logprob, score.top[: self._body.logprobs], by_id)
             _append_logprobs(logprobs, _logprobs(token, offsets.next(score.id)))
@@ -156,7 +163,9 @@ class _ChoiceBuilder:
         """The complete sequence as a choice."""
         choice = CompletionChoice(index, completion.text, completion.logprobs, completion.reason, None, None, None)
         if self._body.prompt_logprobs is not None and completion.first_delta is not None:
-            choice.prompt_logprobs = self._formatter.prompt_logprobs(completion.first_delta.scores, self._body.prompt_logprobs)
+            choice.prompt_logprobs = self._formatter.prompt_logprobs(
+                completion.first_delta.scores, self._body.prompt_logprobs
+            )
         if self._body.return_token_ids:
             choice.prompt_token_ids, choice.token_ids = list(self._job.request(index).prompt), completion.ids
         return choice
@@ -219,7 +228,9 @@ async def prepare(body: CompletionBody, context: Context) -> AsyncIterator[Gener
         for ids in await asyncio.to_thread(_prompts, body, model):
             ids = truncate_prompt(ids, body, model, max_tokens)
             remaining = remaining_context(ids, model, "prompt", generates)
-            prompt_limits = replace(limits, max_new_tokens=max_tokens if remaining is None else max(1, min(max_tokens, remaining)))
+            prompt_limits = replace(
+                limits, max_new_tokens=max_tokens if remaining is None else max(1, min(max_tokens, remaining))
+            )
             requests.append(
                 Request(ids, sampling, prompt_limits, n, rule, top or 0, context.owner, prompt_top(body), generates)
             )

@@ -32,7 +32,10 @@ class UniquenessChecker:
     """Enforces unique items and keys in one answer. The grammar ensures that its text so far is valid JSON."""
 
     def __init__(
-        self, shapes: Sequence[Sequence[Sequence[Any]]], tokens: Sequence[bytes], end_tokens: Sequence[Int[np.ndarray, "N"]]
+        self,
+        shapes: Sequence[Sequence[Sequence[Any]]],
+        tokens: Sequence[bytes],
+        end_tokens: Sequence[Int[np.ndarray, "N"]],
     ) -> None:
         """`shapes` are those of `schemas.grammar`, `tokens` the bytes of all tokens, `end_tokens` the ids of those that
         may end a string, and of those that may end another value.

@@ -18,7 +18,7 @@ from headway.codecs.files import object_or_empty
 from headway.domains.image_text import use as towers
 from headway.domains.understanding import use as encoders
 from headway.errors import UserError
-from headway.learn.rows import TokenRows, LengthLimit, concatenate_rows, frame_for, frame_rows
+from headway.learn.rows import LengthLimit, TokenRows, concatenate_rows, frame_for, frame_rows
 from headway.nn.models import TwoTower, kinds
 from headway.serve.errors import StatusError
 from headway.serve.frame import Context, Endpoint, ReadyModel
@@ -100,7 +100,9 @@ async def embed(body: EmbeddingBody, context: Context) -> EmbeddingAnswer:
                 rows = cast(list[Any], items)  # tokenized in the model's thread, with other requests
             else:
                 rows = encode_items() if is_short else await asyncio.to_thread(encode_items)
-            embedded = await ready.batcher.submit(partial(_embed_rows, model, body.truncate), ("texts", body.truncate), rows)
+            embedded = await ready.batcher.submit(
+                partial(_embed_rows, model, body.truncate), ("texts", body.truncate), rows
+            )
             if None in embedded:
                 encode_items()  # raises an error that names the wrong input
             vectors, counts = zip(*embedded)

@@ -263,7 +263,11 @@ class _TerminalWriter:
                 ahead.append(anchored)
         if not ahead:
             raise self._error("a look-ahead that nothing can match")
-        constrained = intersection([remainder], [union(ahead)]) if look_ahead.negative else intersection([remainder, union(ahead)])
+        constrained = (
+            intersection([remainder], [union(ahead)])
+            if look_ahead.negative
+            else intersection([remainder, union(ahead)])
+        )
         return concatenate([*map(self._part, parts[:index]), constrained])
 
     def _part(self, part: _Node) -> LarkTerminal:
@@ -277,7 +281,9 @@ class _TerminalWriter:
         suffix = {(0, None): "*", (1, None): "+", (0, 1): "?"}.get((part.min_count, part.max_count))
         if suffix is None:
             max_count = "" if part.max_count is None else part.max_count
-            suffix = f"{{{part.min_count}}}" if part.min_count == part.max_count else f"{{{part.min_count},{max_count}}}"
+            suffix = (
+                f"{{{part.min_count}}}" if part.min_count == part.max_count else f"{{{part.min_count},{max_count}}}"
+            )
         return LarkTerminal(f"(?:{self._part(part.part).expression}){suffix}")
 
     def _characters(self, part: _Characters) -> str:
@@ -299,7 +305,9 @@ class _TerminalWriter:
 
 
 def _with_escapes(plain: str, part: _Characters) -> str:
-    escapes = "".join(_escape_code_point(ord(letter)) for character, letter in _ESCAPES.items() if _contains(part, character))
+    escapes = "".join(
+        _escape_code_point(ord(letter)) for character, letter in _ESCAPES.items() if _contains(part, character)
+    )
     options = [*([plain] if plain else []), *([rf"\x{{5C}}[{escapes}]"] if escapes else [])]
     return options[0] if len(options) == 1 else f"(?:{'|'.join(options)})" if options else ""
 
@@ -357,7 +365,10 @@ def _subtract_ranges(ranges: Iterable[Range], excluded: Iterable[Range]) -> tupl
 
 
 def _format_ranges(ranges: Iterable[Range]) -> str:
-    return "".join(_escape_code_point(low) if low == high else f"{_escape_code_point(low)}-{_escape_code_point(high)}" for low, high in ranges)
+    return "".join(
+        _escape_code_point(low) if low == high else f"{_escape_code_point(low)}-{_escape_code_point(high)}"
+        for low, high in ranges
+    )
 
 
 class _PatternParser:

@@ -52,7 +52,15 @@ def _build_transitions() -> dict[str, dict[str, str]]:
 
 _TRANSITIONS = _build_transitions()
 _NUMBER_STATES = ("zero", "whole", "fraction", "exponent")  # they end at any other character
-_WHITESPACE_STATES = ("start", "first name", "next name", "named", "value", "first item", "done")  # where white space is allowed
+_WHITESPACE_STATES = (
+    "start",
+    "first name",
+    "next name",
+    "named",
+    "value",
+    "first item",
+    "done",
+)  # where white space is allowed
 _CLOSING_STATES = ("first name", "first item", "done")
 
 

@@ -22,7 +22,11 @@ from headway.serve.keys import ApiKey, KeyRing
 
 CONTEXT_KEY = "headway.context"  # key of the context in the scope
 HEALTH_PATHS = ("/health", "/ready")  # health checks need no key and may use any host name
-PUBLIC_PAGES = ("/", "/docs", "/openapi.json")  # the same on every server: a browser opens them before a key can be entered
+PUBLIC_PAGES = (
+    "/",
+    "/docs",
+    "/openapi.json",
+)  # the same on every server: a browser opens them before a key can be entered
 _ACCESS = logger("headway.access")
 _LOCAL_NAMES = ("localhost", "ip6-localhost")
 _ANY_ADDRESS = {"0.0.0.0", "::"}  # addresses to listen on, not host names
@@ -59,7 +63,11 @@ class Gate:
                 await Response(status_code=204, headers=_PREFLIGHT)(scope, receive, request_log.send)
                 return
             key = None if scope["path"] in PUBLIC_PAGES else self._key(headers, context)
-            if key is not None and key.max_concurrent is not None and self._running[context.owner] >= key.max_concurrent:
+            if (
+                key is not None
+                and key.max_concurrent is not None
+                and self._running[context.owner] >= key.max_concurrent
+            ):
                 message = f"{key.max_concurrent} requests with this key are running, which is its limit; wait for one to finish"
                 raise StatusError(429, message, code="key_limit", retry_after=1)
             self._running[context.owner] += 1

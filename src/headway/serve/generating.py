@@ -20,15 +20,15 @@ from headway.serve.allowed_tokens import restrict_rule
 from headway.serve.bodies import (
     CompletionBody,
     FinishReason,
-    TopLogprob,
+    GenerationBody,
     PromptLogprobs,
     PromptToken,
     PromptTokens,
-    TokensUsed,
     TokenLogprob,
-    GenerationBody,
+    TokensUsed,
+    TopLogprob,
 )
-from headway.serve.calls import Arguments, ToolCallParser, ToolCall
+from headway.serve.calls import Arguments, ToolCall, ToolCallParser
 from headway.serve.errors import StatusError
 from headway.serve.frame import Context, ReadyModel
 from headway.serve.loop import EngineLoop
@@ -102,7 +102,9 @@ def limits_of(body: GenerationBody, model: Model, context: Context) -> Limits:
         message = f"stop has {len(stop)} strings, but the limit is {context.settings.max_stop_strings}; send fewer"
         raise StatusError(400, message, "stop")
     if any(len(text) > _MAX_STOP_LENGTH for text in stop):
-        raise StatusError(400, f"a string in stop has more than {_MAX_STOP_LENGTH:,} characters; use a shorter one", "stop")
+        raise StatusError(
+            400, f"a string in stop has more than {_MAX_STOP_LENGTH:,} characters; use a shorter one", "stop"
+        )
     ids = body.stop_token_ids or []
     if len(ids) > _MAX_STOP_IDS:
         message = f"stop_token_ids has {len(ids):,} ids, but the limit is {_MAX_STOP_IDS:,}; send fewer"
@@ -129,7 +131,9 @@ def check_body(body: GenerationBody) -> None:
     max_tokens = body.max_tokens or getattr(body, "max_completion_tokens", None)
     if max_tokens is not None and body.min_tokens > max_tokens:
         raise StatusError(
-            400, f"min_tokens is {body.min_tokens}, but max_tokens is {max_tokens}; use a smaller min_tokens", "min_tokens"
+            400,
+            f"min_tokens is {body.min_tokens}, but max_tokens is {max_tokens}; use a smaller min_tokens",
+            "min_tokens",
         )
     if body.structured_outputs is not None and body.response_format is not None:
         message = "response_format and structured_outputs are both set; leave one of them out"
@@ -170,7 +174,11 @@ async def rule_of(body: GenerationBody, model: Model, stop_ids: Iterable[int]) -
     response_format = body.response_format
     if body.structured_outputs is not None:
         response_format = _response_format_of(body.structured_outputs)
-    return None if response_format is None else await asyncio.to_thread(rule_for, text_codec(model), response_format, tuple(stop_ids))
+    return (
+        None
+        if response_format is None
+        else await asyncio.to_thread(rule_for, text_codec(model), response_format, tuple(stop_ids))
+    )
 
 
 def _response_format_of(outputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -178,7 +186,9 @@ def _response_format_of(outputs: Mapping[str, Any]) -> dict[str, Any]:
     requested = {name: value for name, value in outputs.items() if value is not None and value is not False}
     [name, *more] = requested or ["nothing"]
     if more or name not in ("json", "json_object", "regex", "choice"):
-        message = f"structured_outputs has {', '.join(requested)[:100] or name}; use one of json, json_object, regex, choice"
+        message = (
+            f"structured_outputs has {', '.join(requested)[:100] or name}; use one of json, json_object, regex, choice"
+        )
         raise StatusError(400, message, "structured_outputs")
     if name == "json":
         return {"type": "json_schema", "json_schema": {"name": "structured_outputs", "schema": requested["json"]}}
@@ -286,7 +296,9 @@ class TokenFormatter:
             _formatters[codec] = cls(codec)
         return _formatters[codec]
 
-    def token_logprob(self, id: int, logprob: float, top: Sequence[tuple[int, float]], by_id: bool = False) -> TokenLogprob:
+    def token_logprob(
+        self, id: int, logprob: float, top: Sequence[tuple[int, float]], by_id: bool = False
+    ) -> TokenLogprob:
         """A token, its log probability, and the top tokens; with `by_id`, tokens are named by their ids."""
         top_logprobs = [TopLogprob(*self._token_parts(top_id, value, by_id)) for top_id, value in top]
         return TokenLogprob(*self._token_parts(id, logprob, by_id), top_logprobs)
@@ -329,6 +341,8 @@ _formatters: WeakKeyDictionary[TokenizerCodec, TokenFormatter] = WeakKeyDictiona
 
 def token_usage(context: Context, pending: int = 0) -> TokensUsed:
     """The token counts that `stream_deltas` recorded, without the `pending` tokens that are not sent yet."""
-    prompt_tokens, cached_tokens, completion_tokens = (int(context.log_fields[f"{name}_tokens"]) for name in ("prompt", "cached", "completion"))
+    prompt_tokens, cached_tokens, completion_tokens = (
+        int(context.log_fields[f"{name}_tokens"]) for name in ("prompt", "cached", "completion")
+    )
     completion_tokens -= pending
     return TokensUsed(prompt_tokens, completion_tokens, prompt_tokens + completion_tokens, PromptTokens(cached_tokens))

@@ -122,7 +122,11 @@ class EngineLoop:
     def __init__(self, steps: Steps, name: str) -> None:
         self.steps = steps
         self.name = name
-        self.first, self.between, self._generated = FIRST_TOKEN_SECONDS.labels(name), BETWEEN_TOKENS_SECONDS.labels(name), GENERATED_TOKENS.labels(name)
+        self.first, self.between, self._generated = (
+            FIRST_TOKEN_SECONDS.labels(name),
+            BETWEEN_TOKENS_SECONDS.labels(name),
+            GENERATED_TOKENS.labels(name),
+        )
         self._wake = threading.Condition()
         self._submitted: deque[GenerationStream] = deque()
         self._cancelled: deque[GenerationStream] = deque()
@@ -259,7 +263,9 @@ class EngineLoop:
             _LOG.debug("the last output of %s is dropped", self.name)
 
     def _deliver(self, events: list[tuple[GenerationStream, StreamEvent]], timestamp: float) -> None:
-        self._generated.inc(sum(isinstance(event, SequenceOutput) and event.output.id is not None for _, event in events))
+        self._generated.inc(
+            sum(isinstance(event, SequenceOutput) and event.output.id is not None for _, event in events)
+        )
         for stream, event in events:
             stream.on_event(event, timestamp)
 

@@ -13,7 +13,11 @@ _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5
 
 REQUESTS = Counter("headway_requests", "Requests by path and status.", ("path", "status"), registry=REGISTRY)
 REQUEST_SECONDS = Histogram(
-    "headway_request_seconds", "Seconds from arrival to end of a request.", ("path",), buckets=_BUCKETS, registry=REGISTRY
+    "headway_request_seconds",
+    "Seconds from arrival to end of a request.",
+    ("path",),
+    buckets=_BUCKETS,
+    registry=REGISTRY,
 )
 PROMPT_TOKENS = Counter("headway_prompt_tokens", "Prompt tokens of all requests.", ("model",), registry=REGISTRY)
 GENERATED_TOKENS = Counter("headway_written_tokens", "Generated tokens.", ("model",), registry=REGISTRY)

@@ -31,7 +31,7 @@ from headway.handle import Backend
 from headway.learn.run import RunDirectory
 from headway.memory import free_bytes
 from headway.nn.models import CacheDtype, ModelConfig, Transformer, describe, kinds, outline
-from headway.received import HUB_PREFIX, FileStates, record_file_states, current_states
+from headway.received import HUB_PREFIX, FileStates, current_states, record_file_states
 from headway.serve.batches import Batcher
 from headway.serve.errors import StatusError
 from headway.serve.fingerprint import fingerprint
@@ -42,7 +42,12 @@ R = TypeVar("R")
 _LOG = logger(__name__)
 _GGUF_WEIGHTS: dict[str, Weights] = {"Q8_0": "int8", "Q4_0": "int4", "Q4_1": "int4", "Q4_K": "int4"}  # by GGUF format
 _FILE_SUFFIXES = (SUFFIX, ".bin")  # models in a single file
-_LOADING_BYTES = {None: 4, "fp32": 4, "int8": 2, "int4": 2}  # per weight while a model is loaded; stored ones have 16 bits
+_LOADING_BYTES = {
+    None: 4,
+    "fp32": 4,
+    "int8": 2,
+    "int4": 2,
+}  # per weight while a model is loaded; stored ones have 16 bits
 _RETRY_SECONDS = 10  # seconds after which memory may be available
 _CHECK_SECONDS = 1.0  # seconds between two checks of a model's files
 _POLL_SECONDS = 0.05  # seconds between checks for running requests during shutdown
@@ -147,7 +152,9 @@ class ServedModels:
     async def using(self, name: str) -> AsyncIterator[ReadyModel]:
         entry = self._entry(name)
         if self._closing:
-            raise StatusError(503, "the server is shutting down; try again later", code="ending", retry_after=_RETRY_SECONDS)
+            raise StatusError(
+                503, "the server is shutting down; try again later", code="ending", retry_after=_RETRY_SECONDS
+            )
         self.summary(entry.name)
         entry.users += 1
         if entry.timer is not None:
@@ -195,7 +202,9 @@ class ServedModels:
     async def _close(self, seconds: float) -> None:
         self._closing, deadline = True, time.monotonic() + seconds
         replaced_loops = [loaded.ready.loop for loaded in self._replaced if loaded.ready.loop is not None]
-        loops = [loop.close(seconds) for loop in (*self.loops().values(), *replaced_loops)]  # stops its running requests
+        loops = [
+            loop.close(seconds) for loop in (*self.loops().values(), *replaced_loops)
+        ]  # stops its running requests
         await asyncio.gather(*loops)
         while any(entry.users for entry in self._entries.values()) and time.monotonic() < deadline:
             await asyncio.sleep(_POLL_SECONDS)
@@ -267,7 +276,9 @@ class ServedModels:
                 _LOG.warning("%s has changed, but the old version stays in use: %s", entry.name, error)
             raise
         except Exception as error:  # of broken files, or without memory: other models continue
-            problem = "has changed and cannot be loaded; the old version stays in use" if entry.loaded else "cannot load"
+            problem = (
+                "has changed and cannot be loaded; the old version stays in use" if entry.loaded else "cannot load"
+            )
             reason = error if isinstance(error, UserError) else type(error).__name__
             trace = None if isinstance(error, UserError) else error
             _LOG.warning("%s %s: %s", entry.name, problem, reason, exc_info=trace)
@@ -284,7 +295,14 @@ class ServedModels:
         with record_file_states() as files, private_copies():
             summary = summarize_model(path, options)
             generates = "generate" in summary.verbs
-            model = load(path, options.device, summary.weights, options.backend, options.cache, options.draft if generates else None)
+            model = load(
+                path,
+                options.device,
+                summary.weights,
+                options.backend,
+                options.cache,
+                options.draft if generates else None,
+            )
         changed = next((path for path, state in current_states(files).items() if state != files[path]), None)
         if changed is not None:
             raise UserError(f"{Path(changed).name} changed while it was read; try again when it is complete")
@@ -372,7 +390,9 @@ def summarize_model(path: Path, options: LoadOptions) -> ModelSummary:
     )
 
 
-def _loading_format(path: Path, options: LoadOptions, sequential_reason: str | None) -> tuple[Weights | None, str | None]:
+def _loading_format(
+    path: Path, options: LoadOptions, sequential_reason: str | None
+) -> tuple[Weights | None, str | None]:
     """The format to load weights in: as requested, or that of a quantised GGUF file, with a message about it."""
     if options.weights is not None or path.suffix != SUFFIX:
         return options.weights, None
@@ -413,7 +433,9 @@ def _model_paths(folder: Path) -> list[Path]:
         raise UserError(f"{folder} is not a folder; pass a folder of models")
     paths = sorted(path for path in folder.iterdir() if path.name[0] != "." and _may_be_model(path))
     if len(paths) > _MAX_MODELS:
-        raise UserError(f"{folder} has {len(paths):,} folders and files, more than {_MAX_MODELS:,}; pass models one by one")
+        raise UserError(
+            f"{folder} has {len(paths):,} folders and files, more than {_MAX_MODELS:,}; pass models one by one"
+        )
     return paths
 
 

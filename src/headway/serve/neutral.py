@@ -29,7 +29,9 @@ class Neutral(NamedTuple):
         if self.kind is not None and type(value) is self.kind:
             return True
         same = self.default_of is not None and value == (body.get(self.default_of) or 1)
-        return same or any(value == neutral_value and type(value) is type(neutral_value) for neutral_value in self.values)
+        return same or any(
+            value == neutral_value and type(value) is type(neutral_value) for neutral_value in self.values
+        )
 
 
 Neutrals = dict[str, Neutral]

@@ -117,7 +117,9 @@ async def create_embedding(body: EmbeddingsBody, context: Context) -> Embeddings
 
 async def list_models(body: None, context: Context) -> ModelsAnswer:
     """All models, loaded or not."""
-    return ModelsAnswer([ListedModel(**_model_fields(name, summary)) for name, summary in context.served.listed().items()])
+    return ModelsAnswer(
+        [ListedModel(**_model_fields(name, summary)) for name, summary in context.served.listed().items()]
+    )
 
 
 async def list_running(body: None, context: Context) -> RunningAnswer:
@@ -126,7 +128,9 @@ async def list_running(body: None, context: Context) -> RunningAnswer:
     models = []
     for name in context.served.loops():
         length = listed[name].context or 0
-        models.append(RunningModel(**_model_fields(name, listed[name]), expires_at=never, size_vram=0, context_length=length))
+        models.append(
+            RunningModel(**_model_fields(name, listed[name]), expires_at=never, size_vram=0, context_length=length)
+        )
     return RunningAnswer(models)
 
 
@@ -202,7 +206,11 @@ def _settings(body: TextBody) -> dict[str, Any]:
         "repetition_penalty": penalty,
         "presence_penalty": options.presence_penalty,
         "frequency_penalty": options.frequency_penalty,
-        "response_format": None if not response_format else {"type": "json_object"} if response_format == "json" else schema,
+        "response_format": None
+        if not response_format
+        else {"type": "json_object"}
+        if response_format == "json"
+        else schema,
     }
 
 
@@ -213,7 +221,9 @@ def _chat_body(
     body: TextBody, name: str, messages: list[ChatMessage], tools: list[dict[str, Any]] | None = None
 ) -> ChatBody:
     # Templates use either name.
-    thinking_variables: dict[str, Any] = {} if body.think is None else {name: bool(body.think) for name in _THINKING_VARIABLES}
+    thinking_variables: dict[str, Any] = (
+        {} if body.think is None else {name: bool(body.think) for name in _THINKING_VARIABLES}
+    )
     settings = {**_settings(body), "stream": False}  # so that tool calls are not split
     return ChatBody(
         model=name,
@@ -231,7 +241,9 @@ def _messages(messages: Sequence[OllamaMessage]) -> list[ChatMessage]:
     converted, pending_ids = [], []
     for position, message in enumerate(messages):
         if message.images:
-            problem = f"messages[{position}] has images, which text models do not accept; describe them with /v1/caption"
+            problem = (
+                f"messages[{position}] has images, which text models do not accept; describe them with /v1/caption"
+            )
             raise StatusError(400, problem, f"messages[{position}].images")
         chat_message = ChatMessage(message.role, message.content)
         if message.tool_calls:
@@ -305,7 +317,9 @@ def _line(body: TextBody) -> OllamaLine:
     return line
 
 
-def _set_output(line: OllamaLine, text: str, thinking: str, calls: list[MessageCall], tokens: list[TokenLogprob]) -> None:
+def _set_output(
+    line: OllamaLine, text: str, thinking: str, calls: list[MessageCall], tokens: list[TokenLogprob]
+) -> None:
     """Put the output into a line."""
     if line.message is UNSET:
         line.response, line.thinking = text, thinking or UNSET

@@ -74,7 +74,9 @@ def openapi(endpoints: Sequence[Endpoint]) -> dict[str, Any]:
         properties: dict[str, Any] = components[struct.__name__].get("properties", {})
         for name, neutral in getattr(struct, "NEUTRAL", {}).items():
             kind = int if neutral.default_of else neutral.kind
-            properties.setdefault(name, {"type": [_JSON_TYPES[kind], "null"]} if kind else {"enum": [None, *neutral.values]})
+            properties.setdefault(
+                name, {"type": [_JSON_TYPES[kind], "null"]} if kind else {"enum": [None, *neutral.values]}
+            )
     paths: dict[str, Any] = {}
     for entry in endpoints:
         paths.setdefault(entry.path.replace(":path}", "}"), {})[entry.method.lower()] = _operation(entry, by_struct)
@@ -88,9 +90,13 @@ def openapi(endpoints: Sequence[Endpoint]) -> dict[str, Any]:
 
 
 def _operation(endpoint: Endpoint, schemas: dict[Any, Any]) -> dict[str, Any]:
-    response_content: dict[str, Any] = {"application/json": {"schema": schemas[endpoint.answer]}} if endpoint.answer else {}
+    response_content: dict[str, Any] = (
+        {"application/json": {"schema": schemas[endpoint.answer]}} if endpoint.answer else {}
+    )
     if endpoint.part is not None:
-        response_content[endpoint.wire.media_type.partition(";")[0]] = {"schema": _stream(endpoint, schemas[endpoint.part])}
+        response_content[endpoint.wire.media_type.partition(";")[0]] = {
+            "schema": _stream(endpoint, schemas[endpoint.part])
+        }
     errors = OllamaError if endpoint.path.startswith(OLLAMA_PREFIX) else ErrorBody
     refused = {"application/json": {"schema": schemas[errors]}}
     operation: dict[str, Any] = {
@@ -107,7 +113,9 @@ def _operation(endpoint: Endpoint, schemas: dict[Any, Any]) -> dict[str, Any]:
         operation["requestBody"] = {"content": content, "required": True}
     parts = [part[1:-1].partition(":")[0] for part in endpoint.path.split("/") if part.startswith("{")]
     if parts:
-        operation["parameters"] = [{"name": n, "in": "path", "required": True, "schema": {"type": "string"}} for n in parts]
+        operation["parameters"] = [
+            {"name": n, "in": "path", "required": True, "schema": {"type": "string"}} for n in parts
+        ]
     return operation
 
 

@@ -38,9 +38,13 @@ async def health(body: None, context: Context) -> HealthAnswer:
     max_seconds = context.settings.step_seconds
     for name, loop in loops.items():
         if (stalled := loop.seconds_since_step) > max_seconds:
-            message = f"{name} has taken no step for {stalled:.0f} s, and the limit is {max_seconds:.0f}; restart the server"
+            message = (
+                f"{name} has taken no step for {stalled:.0f} s, and the limit is {max_seconds:.0f}; restart the server"
+            )
             raise StatusError(503, message, code="no_step")
-    return HealthAnswer("ok", {name: LoopHealth(loop.working, round(loop.seconds_since_step, 3)) for name, loop in loops.items()})
+    return HealthAnswer(
+        "ok", {name: LoopHealth(loop.working, round(loop.seconds_since_step, 3)) for name, loop in loops.items()}
+    )
 
 
 async def ready(body: None, context: Context) -> ReadyAnswer:

@@ -17,7 +17,9 @@ _PAGE = files("headway.serve").joinpath("page.html").read_text(encoding="utf-8")
 def _element_hashes(tag: str) -> str:
     """Hashes of the page's own elements with this tag; the content security policy allows no others."""
     elements = re.findall(f"<{tag}>(.*?)</{tag}>", _PAGE, re.DOTALL)
-    return " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(element.encode()).digest()).decode()}'" for element in elements)
+    return " ".join(
+        f"'sha256-{base64.b64encode(hashlib.sha256(element.encode()).digest()).decode()}'" for element in elements
+    )
 
 
 _HEADERS = {

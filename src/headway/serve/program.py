@@ -118,5 +118,7 @@ class _Server(uvicorn.Server):
         wait to be accepted or read would be reset, and their clients would not know why.
         """
         await asyncio.sleep(_REFUSAL_SECONDS)
-        for _ in range(_LOOP_ITERATIONS):  # so that a busy event loop, too, accepts and reads everything that has arrived
+        for _ in range(
+            _LOOP_ITERATIONS
+        ):  # so that a busy event loop, too, accepts and reads everything that has arrived
             await asyncio.sleep(0)

@@ -118,7 +118,9 @@ def _validation_error(message: str, struct: Any) -> StatusError:
 def _check_type(request: Request, expected: str) -> None:
     content_type = request.headers.get("content-type", "")
     kind, _, parameters = content_type.partition(";")
-    may_be_missing = not content_type and expected == "application/json" and "origin" not in request.headers  # not from a web page
+    may_be_missing = (
+        not content_type and expected == "application/json" and "origin" not in request.headers
+    )  # not from a web page
     if kind.strip().lower() != expected and not may_be_missing:
         problem = f"is {content_type[:80]!r}" if content_type else "is missing"
         raise StatusError(415, f"the Content-Type header {problem}; send {expected}", code="unsupported_media_type")
@@ -154,4 +156,6 @@ def _timeout_error(seconds: float) -> StatusError:
 
 
 def _too_large(size: str, max_bytes: int) -> StatusError:
-    return StatusError(413, f"the body has {size} bytes, but the limit is {max_bytes:,}; send less", code="body_too_large")
+    return StatusError(
+        413, f"the body has {size} bytes, but the limit is {max_bytes:,}; send less", code="body_too_large"
+    )

@@ -450,7 +450,9 @@ def _message(item: Mapping[str, Any], param: str) -> ChatMessage:
     if role not in ("user", "assistant", "system", "developer"):
         problem = f"{param} has the role {_shorten(role)}; use user, assistant, system or developer"
         raise StatusError(400, problem, f"{param}.role")
-    return ChatMessage("system" if role == "developer" else role, _text_content(item.get("content"), f"{param}.content"))
+    return ChatMessage(
+        "system" if role == "developer" else role, _text_content(item.get("content"), f"{param}.content")
+    )
 
 
 def _function_call(item: Mapping[str, Any], param: str) -> CalledTool:
@@ -492,7 +494,9 @@ def _tool(tool: Mapping[str, Any], param: str) -> dict[str, Any]:
     if kind != "function":
         problem = f"{param} is of type {_shorten(kind)}, but only functions are supported; define it as a function"
         raise StatusError(400, problem, f"{param}.type")
-    unknown_field = next((name for name, value in tool.items() if name not in (*_FUNCTION_FIELDS, "type") and value), None)
+    unknown_field = next(
+        (name for name, value in tool.items() if name not in (*_FUNCTION_FIELDS, "type") and value), None
+    )
     if unknown_field is not None:
         problem = f"{param} has the field {unknown_field[:40]!r}; use {', '.join(_FUNCTION_FIELDS)}"
         raise StatusError(400, problem, f"{param}.{unknown_field[:40]}", "unknown_field")

@@ -69,7 +69,9 @@ class RuleFactory:
 
     def __call__(self) -> Rule:
         shapes = self._compiled.shapes
-        uniqueness = UniquenessChecker(shapes, self._token_bytes.tokens, self._token_bytes.json_end_tokens) if shapes else None
+        uniqueness = (
+            UniquenessChecker(shapes, self._token_bytes.tokens, self._token_bytes.json_end_tokens) if shapes else None
+        )
         return GrammarRule(self._compiled.matcher.deep_copy(), self._token_bytes, uniqueness)
 
 
@@ -143,7 +145,9 @@ class _FormatCache:
         self._formats: dict[tuple[tuple[int, ...], str], _CompiledFormat | UserError] = {}
         self._lock = Lock()
 
-    def get(self, key: tuple[tuple[int, ...], str], make: Callable[[], _CompiledFormat | UserError]) -> _CompiledFormat | UserError:
+    def get(
+        self, key: tuple[tuple[int, ...], str], make: Callable[[], _CompiledFormat | UserError]
+    ) -> _CompiledFormat | UserError:
         with self._lock:
             compiled_format = self._formats.pop(key, None)
             if compiled_format is not None:
@@ -152,7 +156,9 @@ class _FormatCache:
         compiled_format = make()  # without the lock: two threads may compile the same
         with self._lock:
             self._formats[key] = compiled_format
-            while len(self._formats) > _MAX_FORMATS or sum(len(text) for _, text in self._formats) > _MAX_GRAMMAR_LENGTH:
+            while (
+                len(self._formats) > _MAX_FORMATS or sum(len(text) for _, text in self._formats) > _MAX_GRAMMAR_LENGTH
+            ):
                 del self._formats[next(iter(self._formats))]
         return compiled_format
 
@@ -182,7 +188,9 @@ def _compile(token_bytes: TokenBytes, request: Mapping[str, Any]) -> _CompiledFo
 class GrammarRule:
     """The rule of one answer. It raises UserError if the format becomes too complex to continue."""
 
-    def __init__(self, matcher: LLMatcher, token_bytes: TokenBytes, uniqueness: UniquenessChecker | None = None) -> None:
+    def __init__(
+        self, matcher: LLMatcher, token_bytes: TokenBytes, uniqueness: UniquenessChecker | None = None
+    ) -> None:
         self._matcher = matcher
         self._uniqueness = uniqueness
         self._token_bytes = token_bytes
@@ -208,5 +216,9 @@ class GrammarRule:
         self._starts_line = token in self._token_bytes.line_breaks
         if not self._matcher.consume_token(token):
             raise UserError(format_error(self._matcher.get_error() or f"token {token} is not allowed"))
-        if self._uniqueness is not None and token not in self._token_bytes.stop_ids and not self._uniqueness.take(token):
+        if (
+            self._uniqueness is not None
+            and token not in self._token_bytes.stop_ids
+            and not self._uniqueness.take(token)
+        ):
             raise UserError(format_error("an item or a key occurs twice"))

@@ -24,7 +24,10 @@ _INVALID_BYTES = {0xC0, 0xC1, *range(0xF5, 0x100)}  # bytes that occur in no tex
 _BYTE = re.compile("<0x[0-9A-F]{2}>")
 _END_PATTERN = re.compile(rb"[,\]}\s]|^[tfn]")  # the first letter of a literal determines the rest
 _REQUIRED_BYTES = {*range(256)} - _INVALID_BYTES
-_MAX_FORCED, _FORCED_MARGIN = 256, 64  # characters of a forced text to tokenize, and the last of them, which the cut may change
+_MAX_FORCED, _FORCED_MARGIN = (
+    256,
+    64,
+)  # characters of a forced text to tokenize, and the last of them, which the cut may change
 
 
 class TokenBytes:

@@ -30,7 +30,12 @@ class ReasoningSplitter:
         if self._next_tag == CLOSE:
             reasoning, tag, remainder = self._buffer.partition(CLOSE)
             if tag:
-                reasoning, self._buffer, self._next_tag, self._at_start = reasoning.rstrip(), remainder.lstrip(), "", not remainder.strip()
+                reasoning, self._buffer, self._next_tag, self._at_start = (
+                    reasoning.rstrip(),
+                    remainder.lstrip(),
+                    "",
+                    not remainder.strip(),
+                )
             else:
                 certain = len(reasoning) if last else _certain_length(reasoning)
                 reasoning, self._buffer = reasoning[:certain], reasoning[certain:]

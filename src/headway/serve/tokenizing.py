@@ -9,7 +9,7 @@ import msgspec
 
 from headway.errors import UserError
 from headway.serve.bodies import ChatMessage
-from headway.serve.chat import messages_of, starts_answer, conversation_of
+from headway.serve.chat import conversation_of, messages_of, starts_answer
 from headway.serve.errors import StatusError
 from headway.serve.frame import Context, Endpoint
 from headway.serve.generating import TokenFormatter, text_codec
@@ -78,7 +78,9 @@ async def tokenize(body: TokenizeBody, context: Context) -> TokenizeAnswer:
         if not body.with_pieces:
             return TokenizeAnswer(list(ids))
         token_bytes = TokenFormatter.of(ready.model).token_bytes
-        return TokenizeAnswer(await asyncio.to_thread(lambda: [TokenPiece(id, _decode_piece(token_bytes(id))) for id in ids]))
+        return TokenizeAnswer(
+            await asyncio.to_thread(lambda: [TokenPiece(id, _decode_piece(token_bytes(id))) for id in ids])
+        )
 
 
 def _decode_piece(token_bytes: bytes) -> str | list[int]:
@@ -93,7 +95,9 @@ async def detokenize(body: DetokenizeBody, context: Context) -> DetokenizeAnswer
         codec = text_codec(ready.model)
         unknown_id = next((id for id in body.tokens if not 0 <= id < codec.vocab_size), None)
         if unknown_id is not None or len(body.tokens) > _MAX_IDS:
-            problem = f"unknown token id {unknown_id}" if unknown_id is not None else f"{len(body.tokens):,} ids are too many"
+            problem = (
+                f"unknown token id {unknown_id}" if unknown_id is not None else f"{len(body.tokens):,} ids are too many"
+            )
             raise StatusError(400, f"{problem}; send at most {_MAX_IDS:,} from 0 to {codec.vocab_size - 1}", "tokens")
         return DetokenizeAnswer(await asyncio.to_thread(codec.decode, body.tokens))
 
@@ -103,7 +107,9 @@ async def apply_template(body: ApplyTemplateBody, context: Context) -> ApplyTemp
     starts = starts_answer(body.add_generation_prompt, body.continue_final_message)
     async with context.served.using(body.model) as ready:
         conversation = conversation_of(ready)
-        tools = Toolbox(conversation.codec, conversation.template.text, body.tools).template_tools if body.tools else None
+        tools = (
+            Toolbox(conversation.codec, conversation.template.text, body.tools).template_tools if body.tools else None
+        )
 
         def render() -> ApplyTemplateAnswer:
             template = conversation.template.with_values(body.chat_template_kwargs or {})

@@ -52,7 +52,8 @@ def format_of(codec: TokenizerCodec, template: str) -> CallFormat:
     unsupported = next((tag for tag in _UNSUPPORTED_TAGS if tag in template), None)
     deepseek = _DEEPSEEK.middle in template
     call_format = next(
-        (candidate for tag, candidate in _FORMATS.items() if tag in template and deepseek == (candidate.around != ())), None
+        (candidate for tag, candidate in _FORMATS.items() if tag in template and deepseek == (candidate.around != ())),
+        None,
     )
     if call_format is None and codec.token_id("<|python_tag|>") is not None and '"parameters"' in template:
         call_format = _FORMATS["<|python_tag|>"]
@@ -146,9 +147,13 @@ def _check_tools(tools: Any) -> dict[str, Mapping[str, Any]]:
         name = function.get("name")
         if not isinstance(name, str) or not _NAME_PATTERN.fullmatch(name):
             raise UserError(f"tool {i} has the name {name!r:.80}; use 1 to 64 of the letters a-z, A-Z, 0-9, _ and -")
-        unknown_field = next((field for field, value in function.items() if field not in _FIELDS and value is not None), None)
+        unknown_field = next(
+            (field for field, value in function.items() if field not in _FIELDS and value is not None), None
+        )
         if unknown_field is not None:
-            raise UserError(f"tool {name!r} has the unknown field {unknown_field!r:.60}; {nearest(unknown_field, _FIELDS)}")
+            raise UserError(
+                f"tool {name!r} has the unknown field {unknown_field!r:.60}; {nearest(unknown_field, _FIELDS)}"
+            )
         parameters = function.get("parameters") or _NO_PARAMETERS
         if not isinstance(parameters, Mapping) or parameters.get("type") != "object":
             raise UserError(f'tool {name!r} has parameters that are not an object; use {{"type": "object", ...}}')
@@ -197,7 +202,10 @@ def template_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, A
             if not isinstance(calls, Sequence) or not all(_is_call(call) for call in calls):
                 raise UserError(f"message {i} has invalid tool_calls; send a list of function calls")
             message["tool_calls"] = [
-                {**call, "function": {**call["function"], "arguments": _parse_arguments(call["function"]["arguments"], i)}}
+                {
+                    **call,
+                    "function": {**call["function"], "arguments": _parse_arguments(call["function"]["arguments"], i)},
+                }
                 for call in calls
             ]
         converted.append(message)

@@ -17,7 +17,15 @@ from starlette.responses import PlainTextResponse, Response
 
 from headway.app.model import Model
 from headway.app.predictors import predictor
-from headway.domains.audio import FileSound, Task, TranscriptionStream, TranscriptionOptions, Transcription, advance_together, format_transcript
+from headway.domains.audio import (
+    FileSound,
+    Task,
+    Transcription,
+    TranscriptionOptions,
+    TranscriptionStream,
+    advance_together,
+    format_transcript,
+)
 from headway.errors import nearest
 from headway.serve.errors import StatusError
 from headway.serve.frame import Context, Endpoint
@@ -111,7 +119,11 @@ async def _answer(form: FormData, task: Task, context: Context) -> msgspec.Struc
         return PlainTextResponse(format_transcript(transcription, cast(Any, request.answer_format)), media_type=kind)
     if request.answer_format == "text":
         return PlainTextResponse(f"{transcription.text}\n")
-    return TranscriptBody(transcription.text) if request.answer_format == "json" else _verbose_answer(transcription, request)
+    return (
+        TranscriptBody(transcription.text)
+        if request.answer_format == "json"
+        else _verbose_answer(transcription, request)
+    )
 
 
 async def _transcribe(request: _TranscriptionRequest, context: Context) -> Transcription:
@@ -187,11 +199,17 @@ def _parse_form(form: FormData, task: Task) -> _TranscriptionRequest:
     if not all(granularity in ("word", "segment") for granularity in granularities):
         raise StatusError(400, "unknown timestamp_granularities; use word or segment", _GRANULARITIES)
     if "word" in granularities and answer_format != "verbose_json":
-        raise StatusError(400, f"{answer_format} has no word timestamps; use response_format verbose_json", _GRANULARITIES)
-    options = TranscriptionOptions(fields["language"] or None, task, initial=fields["prompt"] or "", words="word" in granularities)
+        raise StatusError(
+            400, f"{answer_format} has no word timestamps; use response_format verbose_json", _GRANULARITIES
+        )
+    options = TranscriptionOptions(
+        fields["language"] or None, task, initial=fields["prompt"] or "", words="word" in granularities
+    )
     if temperature := _parse_temperature(fields["temperature"]):  # 0: start there, and raise it for uncertain text
         options = replace(options, temperatures=(temperature,))
-    return _TranscriptionRequest(file, fields["model"] or "", options, cast(AnswerFormat, answer_format), cast(list[str], granularities))
+    return _TranscriptionRequest(
+        file, fields["model"] or "", options, cast(AnswerFormat, answer_format), cast(list[str], granularities)
+    )
 
 
 def _text_field(form: FormData, name: str) -> str | None:
@@ -208,7 +226,9 @@ def _parse_temperature(text: str | None) -> float:
         value = math.nan
     if not 0 <= value <= _MAX_TEMPERATURE:
         raise StatusError(
-            400, f"temperature is {(text or '')[:_MAX_NAME]!r}; use a number from 0 to {_MAX_TEMPERATURE:g}", "temperature"
+            400,
+            f"temperature is {(text or '')[:_MAX_NAME]!r}; use a number from 0 to {_MAX_TEMPERATURE:g}",
+            "temperature",
         )
     return value
 

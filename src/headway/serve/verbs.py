@@ -22,7 +22,7 @@ from headway.app.predictors import predictor
 from headway.errors import UserError
 from headway.nn.models import kinds
 from headway.serve.errors import StatusError
-from headway.serve.frame import Context, Endpoint, ModelSummary, InputKind
+from headway.serve.frame import Context, Endpoint, InputKind, ModelSummary
 from headway.serve.media import image_of, sound_of
 
 _MAX_ITEMS = 2048  # maximum items of a request
@@ -235,9 +235,13 @@ async def _run_verb(
     async with context.served.using(name) as ready:
         predictor(ready.model, verb)  # UserError for a model that has no such verb
         convert_item = partial(convert, ready.model)
-        converted = await asyncio.to_thread(lambda: [convert_item(item, f"item {n}") for n, item in enumerate(items, 1)])
+        converted = await asyncio.to_thread(
+            lambda: [convert_item(item, f"item {n}") for n, item in enumerate(items, 1)]
+        )
         kind = (verb, *settings.items())
-        answers = await ready.batcher.submit(lambda batch: getattr(ready.model, verb)(batch, **settings), kind, converted)
+        answers = await ready.batcher.submit(
+            lambda batch: getattr(ready.model, verb)(batch, **settings), kind, converted
+        )
     results = list(map(plain, answers))
     return VerbAnswer(results[0] if isinstance(inputs, str) else results, ready.name)
 

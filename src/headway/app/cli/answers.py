@@ -88,7 +88,9 @@ def predict_each(
     done, num_empty = 0, len(errors)
     for start in range(0, len(nonempty), _BATCH_SIZE):
         indices = nonempty[start : start + _BATCH_SIZE]
-        outputs, batch_errors = _predict_batch([items[index] for index in indices], predict, rows, is_single=len(nonempty) == 1)
+        outputs, batch_errors = _predict_batch(
+            [items[index] for index in indices], predict, rows, is_single=len(nonempty) == 1
+        )
         predictions = dict(zip(indices, outputs))
         if len(errors) + len(batch_errors) - num_empty == len(nonempty):
             raise batch_errors[0] if first is None else _with_line_number(first + indices[0], batch_errors[0], "")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from headway.app.cli.options import load, torch_options, integer
+from headway.app.cli.options import integer, load, torch_options
 from headway.app.cli.terminal import Terminal
 from headway.errors import UserError
 

@@ -95,7 +95,9 @@ def table(report: dict[str, Any]) -> list[dict[str, Any]]:
             row["of the limit"] = f"{100 * stats['share_of_bound']:.0f} %" if "share_of_bound" in stats else None
         row["peak MB"] = round(stats["peak_bytes"] / 1e6)
         faster = [
-            f"{peers[title]:.2f} x in {headway_title.split()[-1]}" for headway_title, peers in report["times"].items() if title in peers
+            f"{peers[title]:.2f} x in {headway_title.split()[-1]}"
+            for headway_title, peers in report["times"].items()
+            if title in peers
         ]
         row["headway is"] = ", ".join(faster) or None
         rows.append(row)

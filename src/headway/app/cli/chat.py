@@ -35,7 +35,9 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
     with torch_options(args):
         model = load(args)
         is_local = args.server is None
-        make_reply = server_reply if not is_local else dialogue_reply if model.usage.template is None else template_reply
+        make_reply = (
+            server_reply if not is_local else dialogue_reply if model.usage.template is None else template_reply
+        )
         turns = converse(make_reply(model, args, terminal), terminal)
     terminal.print_result({"turns": turns})
 
@@ -45,7 +47,9 @@ def template_reply(model, args: argparse.Namespace, terminal: Terminal) -> Reply
     sampling, limits = sampling_settings(args)
     system_message = system_messages(args)
     conversation = model.talk
-    conversation.ask([*system_message, {"role": "user", "content": "?"}], limits)  # a template may reject a system message
+    conversation.ask(
+        [*system_message, {"role": "user", "content": "?"}], limits
+    )  # a template may reject a system message
     terminal.note(KEYS_HELP)
 
     def reply(turns: list[Turn]) -> Iterator[str]:
@@ -70,7 +74,9 @@ def system_messages(args: argparse.Namespace) -> list[Message]:
 
 def to_messages(turns: list[Turn]) -> list[Message]:
     """Turns as messages; the last turn has no answer yet."""
-    all_messages: list[Message] = [{"role": role, "content": turn[role]} for turn in turns for role in ("user", "assistant")]
+    all_messages: list[Message] = [
+        {"role": role, "content": turn[role]} for turn in turns for role in ("user", "assistant")
+    ]
     return all_messages[:-1]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headway.app.cli.chess_puzzles import add_search
-from headway.app.cli.options import add_weights, load, number, torch_options, integer
+from headway.app.cli.options import add_weights, integer, load, number, torch_options
 from headway.app.cli.terminal import Terminal
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
-    from headway.domains.chess.match import MatchTally, ModelOpponent, format_pgn, play_match, ladder_steps
+    from headway.domains.chess.match import MatchTally, ModelOpponent, format_pgn, ladder_steps, play_match
     from headway.domains.chess.pgn import openings
 
     starts = openings(args.openings, -(-args.games // 2), args.seed or 0)

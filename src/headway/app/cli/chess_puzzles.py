@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from headway.app.cli.options import add_weights, load, number, torch_options, integer
+from headway.app.cli.options import add_weights, integer, load, number, torch_options
 from headway.app.cli.terminal import Terminal, format_cell
 from headway.domains.chess.limits import SEARCHES, SearchLimits
 

@@ -28,7 +28,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
     from headway.claims.experiments import select_claims
-    from headway.claims.runner import budget, present_results, claim_rows, run_claim, summary
+    from headway.claims.runner import budget, claim_rows, present_results, run_claim, summary
     from headway.data.store import check_output_path
 
     if args.device not in ("auto", "cpu"):

@@ -8,8 +8,8 @@ import sys
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
-from headway.app.cli.answers import Failures, predict_each, report_outcome, image_paths, sound_paths, text_inputs
-from headway.app.cli.options import add_server, load, torch_options, integer
+from headway.app.cli.answers import Failures, image_paths, predict_each, report_outcome, sound_paths, text_inputs
+from headway.app.cli.options import add_server, integer, load, torch_options
 from headway.app.cli.terminal import Terminal
 from headway.app.cli.translate import number_chunks
 from headway.errors import UserError
@@ -65,7 +65,9 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
         items = _items(args, model)
         if args.attention and len(items) != 1:
             raise UserError(f"--attention takes one image, not {len(items)}; pass a single image")
-        predict = lambda batch: model.classify(list(map(split_pair, batch)) if args.pairs else batch, truncate=args.truncate)  # noqa: E731
+        predict = lambda batch: model.classify(
+            list(map(split_pair, batch)) if args.pairs else batch, truncate=args.truncate
+        )
         for first, lines in [(None, items)] if items else number_chunks(sys.stdin):
             for line, probabilities in predict_each(lines, predict, failures, first=first):
                 if probabilities is not None or first is not None:  # every line has a row

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from headway.app.cli.options import torch_options, integer
+from headway.app.cli.options import integer, torch_options
 from headway.app.cli.terminal import Terminal
 from headway.app.cli.train import add_training
 from headway.config import parse_value
@@ -25,7 +25,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", metavar="RECIPE", help="name from `headway recipes`, or path of a recipe.json")
     add_training(parser)
     parser.add_argument(
-        "--tokens", type=integer(1), metavar="N", help="train for about N tokens (images, sounds, ...) instead of minutes"
+        "--tokens",
+        type=integer(1),
+        metavar="N",
+        help="train for about N tokens (images, sounds, ...) instead of minutes",
     )
     parser.add_argument(
         "--seeds", type=integer(1), default=1, metavar="N", help="runs per variant, with different seeds (default: 1)"
@@ -61,7 +64,14 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
         terminal.print(note)
     if comparison.report is not None:
         terminal.print(f"report: {comparison.report}")
-    terminal.print_result({"goal": comparison.goal, "better": comparison.better, "variants": comparison.table(), "report": comparison.report})
+    terminal.print_result(
+        {
+            "goal": comparison.goal,
+            "better": comparison.better,
+            "variants": comparison.table(),
+            "report": comparison.report,
+        }
+    )
 
 
 def parse_grid(pairs: list[str]) -> dict[str, list[Any]]:

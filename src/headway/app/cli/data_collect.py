@@ -10,12 +10,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from headway.app.cli.options import number, torch_options, integer
+from headway.app.cli.options import integer, number, torch_options
 from headway.app.cli.terminal import Terminal
 from headway.errors import UserError
 
 if TYPE_CHECKING:
-    from headway.environments import VectorEnv, Recorder, RowPolicy, EpisodeImages
+    from headway.environments import EpisodeImages, Recorder, RowPolicy, VectorEnv
 
 EXAMPLE = """
 headway data collect CartPole-v1 --episodes 200 --out random.npz
@@ -47,7 +47,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SHARE",
         help="shares of random actions; episodes cycle through all policies and shares (default: 0)",
     )
-    add("--episodes", type=integer(1), default=100, metavar="N", help="episodes to record per environment (default: 100)")
+    add(
+        "--episodes",
+        type=integer(1),
+        default=100,
+        metavar="N",
+        help="episodes to record per environment (default: 100)",
+    )
     add(
         "--at-once",
         type=integer(1),
@@ -68,7 +74,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
-    from headway.environments import VectorEnv, EpisodeImages, check_same_format, default_policy
+    from headway.environments import EpisodeImages, VectorEnv, check_same_format, default_policy
 
     _check_output(args)
     recorders: list[Recorder] = []
@@ -105,7 +111,7 @@ def _check_output(args: argparse.Namespace) -> None:
     """Raise UserError before recording if --out cannot take the episodes."""
     from headway.data.lerobot_writing import check_lerobot_packages
     from headway.data.store import check_output_path
-    from headway.environments import SEEDS, MAX_TRIES
+    from headway.environments import MAX_TRIES, SEEDS
 
     path, folder = args.out, not args.out.suffix
     if not folder and path.suffix.lower() != ".npz":
@@ -153,7 +159,7 @@ def _only_successes(args: argparse.Namespace, environment: str) -> bool:
 
 
 def _recorder(args: argparse.Namespace, envs: VectorEnv, task: int, episode_images: EpisodeImages | None) -> Recorder:
-    from headway.environments import SuccessFilter, Mixture, Recorder, check_demonstrable, open_policy
+    from headway.environments import Mixture, Recorder, SuccessFilter, check_demonstrable, open_policy
 
     policies = [
         _policy_of_run(name, args, envs) if _is_run(name) else open_policy(name, envs.spaces, envs.name)
@@ -200,7 +206,9 @@ def _write(recorders: Sequence[Recorder], args: argparse.Namespace, episode_imag
     if args.out.suffix:
         write_episodes(args.out, recorders[0].episodes())
     else:
-        write_lerobot(args.out, collect_demonstrations(recorders, args.cameras, episode_images), robot_state_size(args.env))
+        write_lerobot(
+            args.out, collect_demonstrations(recorders, args.cameras, episode_images), robot_state_size(args.env)
+        )
     return sum(len(recorder.finished) for recorder in recorders)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from headway.app.cli.options import number, integer
+from headway.app.cli.options import integer, number
 from headway.app.cli.terminal import Terminal
 
 EXAMPLE = """
@@ -54,5 +54,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
 
     summary = label(args.files, args.out, config, args.resume, progress)
     rate = summary.new / max(1e-9, summary.seconds)
-    terminal.print(f"{summary.positions:,} positions in {args.out}, {summary.new:,} of them new, {rate:,.0f} per second")
+    terminal.print(
+        f"{summary.positions:,} positions in {args.out}, {summary.new:,} of them new, {rate:,.0f} per second"
+    )
     terminal.print_result({"file": args.out, **summary._asdict(), "positions_per_second": rate})

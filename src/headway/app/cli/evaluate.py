@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from headway.app.cli.options import add_data, add_weights, load, torch_options, integer
+from headway.app.cli.options import add_data, add_weights, integer, load, torch_options
 from headway.app.cli.terminal import Terminal, format_cell
 from headway.errors import UserError
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from headway.app.cli.options import add_server, load, torch_options, integer
+from headway.app.cli.options import add_server, integer, load, torch_options
 from headway.app.cli.terminal import Terminal
 from headway.app.cli.translate import line_chunks
 

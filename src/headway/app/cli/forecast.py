@@ -7,7 +7,7 @@ import csv
 from pathlib import Path
 from typing import Any
 
-from headway.app.cli.options import add_data, load, torch_options, integer
+from headway.app.cli.options import add_data, integer, load, torch_options
 from headway.app.cli.terminal import Terminal
 from headway.errors import UserError
 
@@ -68,7 +68,9 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
     except OSError as error:
         path = error.filename or args.out or args.picture  # the error of a full disk has no file name
         raise UserError(f"{path} cannot be written ({error.strerror}); choose another path") from None
-    terminal.print_table([{name: row[name] for name in ("series", "time", "q0.1", "q0.5", "q0.9")} for row in rows[:_MAX_SHOWN]])
+    terminal.print_table(
+        [{name: row[name] for name in ("series", "time", "q0.1", "q0.5", "q0.9")} for row in rows[:_MAX_SHOWN]]
+    )
     if len(rows) > _MAX_SHOWN:
         terminal.print(f"... and {len(rows) - _MAX_SHOWN:,} more rows; write all with --out FILE.csv")
     files = {name: out for name, out in (("out", args.out), ("picture", args.picture)) if out is not None}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from headway.app.cli.answers import Failures, predict_each, report_outcome, image_paths
+from headway.app.cli.answers import Failures, image_paths, predict_each, report_outcome
 from headway.app.cli.options import add_server, load, torch_options
 from headway.app.cli.terminal import Terminal
 
@@ -50,7 +50,9 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
     for image, similarities, probabilities in rows:
         terminal.print(image)
         order = sorted(range(len(args.text)), key=lambda number: -similarities[number])
-        terminal.print_table([{"text": args.text[n], "probability": probabilities[n], "similarity": similarities[n]} for n in order])
+        terminal.print_table(
+            [{"text": args.text[n], "probability": probabilities[n], "similarity": similarities[n]} for n in order]
+        )
         terminal.print()
     names = ("images", "similarities", "probabilities")
     columns = {name: [row[column] for row in rows] for column, name in enumerate(names)}

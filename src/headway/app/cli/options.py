@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from headway.app.model import Model
 
 _MAX_DIGITS = 100  # most digits of a number
-BACKEND_HELP = "backend of generation; cpu is the compiled engine, auto uses it for all models it supports (default: auto)"
+BACKEND_HELP = (
+    "backend of generation; cpu is the compiled engine, auto uses it for all models it supports (default: auto)"
+)
 
 
 class Parser(argparse.ArgumentParser):

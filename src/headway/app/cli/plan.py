@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from headway.app.cli.options import add_recipe, add_fine_tuning, number, torch_options
+from headway.app.cli.options import add_fine_tuning, add_recipe, number, torch_options
 from headway.app.cli.terminal import Terminal
 from headway.config import parse_settings
 
@@ -22,7 +22,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add_recipe(parser, "settings to keep fixed")
     add_fine_tuning(parser)
     parser.add_argument(
-        "--minutes", type=_minutes_list, default=_DEFAULT_MINUTES, metavar="M,M,...", help="minutes to plan for (default: 5,30,120)"
+        "--minutes",
+        type=_minutes_list,
+        default=_DEFAULT_MINUTES,
+        metavar="M,M,...",
+        help="minutes to plan for (default: 5,30,120)",
     )
 
 

@@ -18,7 +18,9 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
 
     recipe_rows, presets = hw.recipes(), hw.presets()
     terminal.print("Recipes (headway train NAME):\n")
-    terminal.print_table([{k: v for k, v in row.items() if k not in ("description", "makes_data")} for row in recipe_rows])
+    terminal.print_table(
+        [{k: v for k, v in row.items() if k not in ("description", "makes_data")} for row in recipe_rows]
+    )
     terminal.print("\nPresets (headway show NAME):\n")
     terminal.print_table(presets)
     terminal.print_result({"recipes": recipe_rows, "presets": presets})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from headway.app.cli.options import add_server, load, torch_options, integer
+from headway.app.cli.options import add_server, integer, load, torch_options
 from headway.app.cli.terminal import Terminal
 
 EXAMPLE = """
@@ -33,4 +33,6 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
         ranked = model.rerank(args.query, documents, args.top, args.truncate)
     for entry in ranked:
         terminal.print(f"{entry.score:.4f}\t{entry.document}")
-    terminal.print_result({"query": args.query, "results": [entry._asdict() for entry in ranked], "beyond": model.unexpected})
+    terminal.print_result(
+        {"query": args.query, "results": [entry._asdict() for entry in ranked], "beyond": model.unexpected}
+    )

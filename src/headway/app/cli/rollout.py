@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from headway.app.cli.options import load, number, torch_options, integer
+from headway.app.cli.options import integer, load, number, torch_options
 from headway.app.cli.terminal import Terminal
 from headway.errors import UserError
 
@@ -81,7 +81,9 @@ def _weight(text: str) -> float | str | None:
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
     from headway.learn.page import drop_empty_columns
 
-    video_options = {name: getattr(args, name) for name in ("render_episodes", "speed") if getattr(args, name) is not None}
+    video_options = {
+        name: getattr(args, name) for name in ("render_episodes", "speed") if getattr(args, name) is not None
+    }
     if video_options and args.render is None:
         option = next(iter(video_options)).replace("_", "-")
         raise UserError(f"--{option} needs a video; add --render FILE.mp4, or remove this option")
@@ -101,7 +103,9 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
     is_robot = "task" in report["results"][0]
     where = "" if is_robot else f"{report['environment']}, "
     terminal.print(f"{where}episodes from seed {report['seed']:,}\n")
-    terminal.print_table(drop_empty_columns([(_robot_row if is_robot else _return_row)(result) for result in report["results"]]))
+    terminal.print_table(
+        drop_empty_columns([(_robot_row if is_robot else _return_row)(result) for result in report["results"]])
+    )
     if args.render is not None:
         terminal.print(f"\nvideo: {args.render}")
     terminal.print_result(report)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from headway.app.cli.options import add_cache, number, torch_options, integer
+from headway.app.cli.options import add_cache, integer, number, torch_options
 from headway.app.cli.terminal import Terminal
 from headway.errors import UserError
 
@@ -52,7 +52,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         metavar="ORIGIN",
         help="origin of web pages that may send requests; * for all; repeatable",
     )
-    add("--slots", type=integer(1), default=64, metavar="N", help="number of sequences to generate at once (default: 64)")
+    add(
+        "--slots",
+        type=integer(1),
+        default=64,
+        metavar="N",
+        help="number of sequences to generate at once (default: 64)",
+    )
     add(
         "--queue",
         type=integer(1),

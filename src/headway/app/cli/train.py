@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from headway.app.cli.options import add_recipe, add_fine_tuning, number, torch_options
+from headway.app.cli.options import add_fine_tuning, add_recipe, number, torch_options
 from headway.app.cli.terminal import Terminal
 from headway.config import parse_settings
 from headway.errors import UserError

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from headway.app.cli.answers import Failures, report_outcome
-from headway.app.cli.options import add_cache, add_server, load, number, torch_options, integer
+from headway.app.cli.options import add_cache, add_server, integer, load, number, torch_options
 from headway.app.cli.terminal import Terminal
 from headway.errors import UserError
 
 if TYPE_CHECKING:
-    from headway.domains.audio import FileSound, Segment, SubtitleLines, TranscriptionOptions, Transcription
+    from headway.domains.audio import FileSound, Segment, SubtitleLines, Transcription, TranscriptionOptions
 
 EXAMPLE = """
 headway transcribe path/to/whisper-tiny.en talk.mp3                        # one line per segment
@@ -133,7 +133,13 @@ def local_transcriber(args: argparse.Namespace, lines: SubtitleLines | None) -> 
 def remote_transcriber(args: argparse.Namespace, lines: SubtitleLines | None) -> Transcribe:
     """A function that transcribes on a server. Raises UserError for settings that requests cannot have."""
     requested = transcription_settings(args, lines)
-    allowed = replace(type(requested)(), language=requested.language, task=requested.task, initial=requested.initial, words=requested.words)
+    allowed = replace(
+        type(requested)(),
+        language=requested.language,
+        task=requested.task,
+        initial=requested.initial,
+        words=requested.words,
+    )
     if requested != allowed:
         raise UserError(
             "--server does not support --beam, --temperature, --seed, --no-vad and --no-previous-text; remove them"
@@ -141,7 +147,9 @@ def remote_transcriber(args: argparse.Namespace, lines: SubtitleLines | None) ->
     model = load(args)
 
     def transcribe(sound: FileSound, show: Show, progress: Progress) -> Transcription:
-        transcription: Any = model.transcribe(sound.path, requested.language, requested.task, prompt=requested.initial, words=requested.words)
+        transcription: Any = model.transcribe(
+            sound.path, requested.language, requested.task, prompt=requested.initial, words=requested.words
+        )
         for segment in transcription.segments:
             show(segment)
         return transcription
@@ -190,9 +198,13 @@ def expand_paths(paths: Sequence[Path]) -> list[tuple[Path, str]]:
         if not path.is_dir():
             sources.append((path, path.stem))
             continue
-        files = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in AUDIO_EXTENSIONS and file.name[0] != "."]
+        files = [
+            file for file in sorted(path.rglob("*")) if file.suffix.lower() in AUDIO_EXTENSIONS and file.name[0] != "."
+        ]
         if not files:
-            raise UserError(f"folder {path} contains no sounds ({', '.join(AUDIO_EXTENSIONS)}); pass another folder, or files")
+            raise UserError(
+                f"folder {path} contains no sounds ({', '.join(AUDIO_EXTENSIONS)}); pass another folder, or files"
+            )
         sources += [(file, str(file.relative_to(path).with_suffix(""))) for file in files]
     return sources
 

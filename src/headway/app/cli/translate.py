@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 
 from headway.app.cli.answers import text_inputs
-from headway.app.cli.options import add_cache, add_server, load, number, torch_options, integer
+from headway.app.cli.options import add_cache, add_server, integer, load, number, torch_options
 from headway.app.cli.terminal import Terminal
 from headway.errors import UserError
 
@@ -52,7 +52,9 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
     with torch_options(args):
         model = load(args)
         for first, lines in [(1, inputs)] if inputs else number_chunks(sys.stdin):
-            for line_number, (line, hypotheses) in enumerate(zip(lines, model.translate(lines, scores=True, **options)), first):
+            for line_number, (line, hypotheses) in enumerate(
+                zip(lines, model.translate(lines, scores=True, **options)), first
+            ):
                 if not line.strip():
                     terminal.note(f"line {line_number} is empty; its translation is empty too")
                 for text, score in hypotheses:

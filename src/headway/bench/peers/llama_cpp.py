@@ -101,7 +101,11 @@ def decode(job: Job) -> dict[str, float]:
             tokens = rows.extend([[token] for token in tokens])
 
     steps(WARMUP_TOKENS)
-    return {"tokens_per_second": job.rows * (NEW_TOKENS - WARMUP_TOKENS) / time_call(lambda: steps(NEW_TOKENS - WARMUP_TOKENS))}
+    return {
+        "tokens_per_second": job.rows
+        * (NEW_TOKENS - WARMUP_TOKENS)
+        / time_call(lambda: steps(NEW_TOKENS - WARMUP_TOKENS))
+    }
 
 
 def prefill(job: Job) -> dict[str, float]:

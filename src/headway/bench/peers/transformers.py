@@ -9,7 +9,17 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from transformers.utils import logging
 
-from headway.bench.run import BEAM_WIDTH, NEW_TOKENS, WARMUP_TOKENS, TARGET_TOKENS, Job, Kind, run_job, time_call, time_step
+from headway.bench.run import (
+    BEAM_WIDTH,
+    NEW_TOKENS,
+    TARGET_TOKENS,
+    WARMUP_TOKENS,
+    Job,
+    Kind,
+    run_job,
+    time_call,
+    time_step,
+)
 
 
 @torch.inference_mode()
@@ -25,10 +35,16 @@ def decode(job: Job) -> dict[str, float]:
         for _ in range(count):
             mask, position = torch.cat([mask, torch.ones_like(position)], 1), position + 1
             chosen = out.logits[:, -1:].argmax(-1)
-            out = model(chosen, **_mask_arguments(job, mask, position), past_key_values=out.past_key_values, use_cache=True)
+            out = model(
+                chosen, **_mask_arguments(job, mask, position), past_key_values=out.past_key_values, use_cache=True
+            )
 
     steps(WARMUP_TOKENS)
-    return {"tokens_per_second": job.rows * (NEW_TOKENS - WARMUP_TOKENS) / time_call(lambda: steps(NEW_TOKENS - WARMUP_TOKENS))}
+    return {
+        "tokens_per_second": job.rows
+        * (NEW_TOKENS - WARMUP_TOKENS)
+        / time_call(lambda: steps(NEW_TOKENS - WARMUP_TOKENS))
+    }
 
 
 @torch.inference_mode()

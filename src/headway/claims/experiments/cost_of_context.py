@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from headway.claims.claim import Claim, Finding, Interval, Number, Trials, Values, exponent
-from headway.claims.networks import LINEAR, generator, saved_bytes, network, measure_seconds, step_seconds
+from headway.claims.networks import LINEAR, generator, measure_seconds, network, saved_bytes, step_seconds
 from headway.claims.page import plot_lines
 from headway.layout import Layout
 from headway.nn.kernels import recording
@@ -76,7 +76,9 @@ def measure_decoding(settings: CostOfContextSettings, model: Transformer) -> dic
     for context in settings.contexts:
         x, layout = model.embed(torch.tensor([[0]]), Layout(torch.tensor([[context]])))
         states = model.stack.initial_states(1, context + 1, like=x)
-        times.append(measure_seconds(lambda x=x, layout=layout, states=states: model.stack(x, layout, states), settings.enough))
+        times.append(
+            measure_seconds(lambda x=x, layout=layout, states=states: model.stack(x, layout, states), settings.enough)
+        )
         sizes.append(state_bytes(model, context + 1))
     return {"decoding": times, "state": sizes}
 

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from headway.claims.claim import Claim, Finding, Number, Trials, Values
-from headway.claims.networks import MIXERS, SampleBatch, ExampleBatch, Training, accuracy, generator, network, train
+from headway.claims.networks import MIXERS, ExampleBatch, SampleBatch, Training, accuracy, generator, network, train
 from headway.claims.page import plot_lines
 from headway.layout import Layout
 from headway.nn.mixers import KeyValues, State
@@ -131,7 +131,9 @@ def draw(figure: Figure, settings: FinalStateSettings, trials: Trials) -> None:
     ):
         series = {mixer: trials.collect(name(mixer, length), key) for mixer in settings.mixers}
         has_legend = axes is parts[0]
-        plot_lines(axes, range(length), series, title=title, x="tokens before the end", chance=chance, legend=has_legend)
+        plot_lines(
+            axes, range(length), series, title=title, x="tokens before the end", chance=chance, legend=has_legend
+        )
         axes.set_ylim(0, 1.04)
     parts[0].set_ylabel("accuracy")
 

@@ -75,7 +75,9 @@ def look_up(settings: HeadsSettings, heads: int, seed: int) -> Values:
     }
 
 
-def query_attention(model: Transformer, problem: KeyValuePairs, rows: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+def query_attention(
+    model: Transformer, problem: KeyValuePairs, rows: int, seed: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The attention weights [B, H, S] of the last token, and the positions [B, A] of the answers."""
     examples, positions = problem.sample(rows, generator(seed, 5))
     maps = attention_maps(model, lambda: model(examples.inputs, examples.layout))
@@ -104,7 +106,10 @@ def train_next_token(settings: HeadsSettings, masked: bool, seed: int) -> Values
         return ExampleBatch(examples.inputs[:, :length], Layout.full(rows, length), targets)
 
     train(model, sample_batch, settings.training, seed)
-    return {"accuracy": accuracy(model, sample_batch, seed), "honest": accuracy(model, without_next_token, seed, batches=16)}
+    return {
+        "accuracy": accuracy(model, sample_batch, seed),
+        "honest": accuracy(model, without_next_token, seed, batches=16),
+    }
 
 
 def apply_rule(settings: HeadsSettings, trials: Trials) -> Finding:
@@ -133,7 +138,14 @@ def draw(figure: Figure, settings: HeadsSettings, trials: Trials) -> None:
     accuracies = list(zip(*(trials.collect(_heads(n), "accuracy") for n in settings.heads)))
     title = f"{settings.asked} of {settings.keys} keys queried"
     plot_lines(
-        left, settings.heads, {"attention": accuracies}, title=title, x="heads", y="accuracy", log="x", ticks=settings.heads
+        left,
+        settings.heads,
+        {"attention": accuracies},
+        title=title,
+        x="heads",
+        y="accuracy",
+        log="x",
+        ticks=settings.heads,
     )
     left.set_ylim(0, 1.04)
     enough = next((n for n in settings.heads if n >= settings.asked), settings.heads[-1])

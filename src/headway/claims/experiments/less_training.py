@@ -7,8 +7,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from headway.claims.claim import Claim, Finding, Interval, Number, Trials, Values, mean
-from headway.claims.page import plot_bars, colour
-from headway.claims.sequences import ATTENTION, WITHOUT_ORDER, Budget, open_recipe_task, time_to_target, small_model, train_tuned
+from headway.claims.page import colour, plot_bars
+from headway.claims.sequences import (
+    ATTENTION,
+    WITHOUT_ORDER,
+    Budget,
+    open_recipe_task,
+    small_model,
+    time_to_target,
+    train_tuned,
+)
 from headway.learn import InverseSqrtConfig
 
 if TYPE_CHECKING:
@@ -63,7 +71,9 @@ def apply_rule(settings: LessTrainingSettings, trials: Trials) -> Finding:
         reached = times_to_target(settings, trials, variant)
         numbers.append(Number(f"{variant}: seconds to the target", mean([seconds for seconds, _ in reached])))
         numbers.append(
-            Number(f"{variant}: {GOALS[settings.goal]} at the end", mean(trials.collect_point(variant, settings.goal, -1)))
+            Number(
+                f"{variant}: {GOALS[settings.goal]} at the end", mean(trials.collect_point(variant, settings.goal, -1))
+            )
         )
         missed = sum(not is_reached for _, is_reached in reached)
         if missed:
@@ -93,7 +103,10 @@ def draw(figure: Figure, settings: LessTrainingSettings, trials: Trials) -> None
     left.axhline(settings.target, color="#98a4b0", linewidth=1, linestyle="--")
     left.set(xlabel="seconds of training", ylabel=GOALS[settings.goal], title=f"{settings.recipe}, each seed")
     left.legend(fontsize=8)
-    durations = {variant: mean([seconds for seconds, _ in times_to_target(settings, trials, variant)]) for variant in VARIANTS[:-1]}
+    durations = {
+        variant: mean([seconds for seconds, _ in times_to_target(settings, trials, variant)])
+        for variant in VARIANTS[:-1]
+    }
     plot_bars(right, durations, title=f"seconds to {settings.target:g}", x="seconds of one core")
 
 

@@ -74,7 +74,9 @@ def measure(settings: LongDependenciesSettings, variant: str, seed: int) -> Valu
     return {"solved": solved(settings, job, model, sample_batch, seed), "losses": losses[:: max(1, len(losses) // 50)]}
 
 
-def solved(settings: LongDependenciesSettings, job: LagJob, model: Transformer, sample_batch: SampleBatch, seed: int) -> float:
+def solved(
+    settings: LongDependenciesSettings, job: LagJob, model: Transformer, sample_batch: SampleBatch, seed: int
+) -> float:
     """The solved share: 0 for chance or a constant answer, 1 for no error."""
     if job.task == "adding":
         return max(0.0, 1 - error(model, sample_batch, seed) / _CONSTANT)

@@ -8,8 +8,19 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, cast
 
 from headway.claims.claim import Claim, Finding, Number, Trials, Values, difference, mean
-from headway.claims.page import plot_intervals, plot_lines, mean_series
-from headway.claims.sequences import Budget, with_scaled_init, open_recipe_task, num_parameters, config_of_size, small_model, target_vocab_size, train_tuned, count_words, write_lists
+from headway.claims.page import mean_series, plot_intervals, plot_lines
+from headway.claims.sequences import (
+    Budget,
+    config_of_size,
+    count_words,
+    num_parameters,
+    open_recipe_task,
+    small_model,
+    target_vocab_size,
+    train_tuned,
+    with_scaled_init,
+    write_lists,
+)
 from headway.domains.translation.task import ParallelText, TargetText
 from headway.learn.task import Task
 from headway.metrics import pronunciation_error_rates
@@ -50,7 +61,9 @@ def model_of(settings: LongSentencesSettings, variant: str, task: Task) -> Model
     if variant == TRANSFORMER:
         return transformer
     build, vocab_size = rnnsearch if variant == SEARCH else rnnenc, target_vocab_size(task)
-    return config_of_size(lambda width: with_scaled_init(build(width, width, vocab_size, width // 2)), num_parameters(transformer))
+    return config_of_size(
+        lambda width: with_scaled_init(build(width, width, vocab_size, width // 2)), num_parameters(transformer)
+    )
 
 
 def by_length(settings: LongSentencesSettings, task: Task, model: EncoderDecoder) -> tuple[list[float], list[float]]:
@@ -79,9 +92,13 @@ def apply_rule(settings: LongSentencesSettings, trials: Trials) -> Finding:
     control = difference([rise_value / 2 for rise_value in rise[FIXED]], rise[LAST])
     numbers = []
     for variant in VARIANTS:
-        numbers.append(Number(f"{variant}: error rate for single words", mean(trials.collect_point(variant, "rates", 0))))
         numbers.append(
-            Number(f"{variant}: error rate for lists of {settings.most}", mean(trials.collect_point(variant, "rates", -1)))
+            Number(f"{variant}: error rate for single words", mean(trials.collect_point(variant, "rates", 0)))
+        )
+        numbers.append(
+            Number(
+                f"{variant}: error rate for lists of {settings.most}", mean(trials.collect_point(variant, "rates", -1))
+            )
         )
         numbers.append(Number(f"{variant}: rise between them", mean(rise[variant])))
     numbers += [Number(f"rise of {FIXED} minus that of {compared}", interval) for compared, interval in excess.items()]
@@ -99,7 +116,9 @@ def draw(figure: Figure, settings: LongSentencesSettings, trials: Trials) -> Non
     series = {variant: trials.collect(variant, "rates") for variant in VARIANTS}
     plot_lines(left, letters, series, title="phoneme error rate", x="letters of the source", y="validation")
     rise_by_variant = {variant: rises(trials, variant) for variant in VARIANTS}
-    plot_intervals(right, rise_by_variant, title=f"rise from 1 to {settings.most} words", x="95 % interval and each seed")
+    plot_intervals(
+        right, rise_by_variant, title=f"rise from 1 to {settings.most} words", x="95 % interval and each seed"
+    )
 
 
 CLAIM = Claim(

@@ -94,7 +94,9 @@ def draw(figure: Figure, settings: MultiplicativeUnitsSettings, trials: Trials) 
         CONTROL: f"control: sum of {settings.short}",
     }
     for axes, (task, title) in zip(figure.subplots(1, 4, sharey=True), titles.items()):
-        plot_bars(axes, {cell: trials.share(trial_name(cell, task), "solved") for cell in CELLS}, title=title, x="solved")
+        plot_bars(
+            axes, {cell: trials.share(trial_name(cell, task), "solved") for cell in CELLS}, title=title, x="solved"
+        )
         axes.set_xlim(0, 1.05)
 
 

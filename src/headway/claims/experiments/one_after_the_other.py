@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING
 import torch
 
 from headway.claims.claim import Claim, Finding, Interval, Number, Trials, Values, mean
-from headway.claims.networks import MIXERS, generator, network, measure_seconds, num_parameters, step_seconds, with_matching_width
+from headway.claims.networks import (
+    MIXERS,
+    generator,
+    measure_seconds,
+    network,
+    num_parameters,
+    step_seconds,
+    with_matching_width,
+)
 from headway.claims.page import plot_lines
 from headway.layout import Layout
 from headway.nn.models import Transformer, TransformerConfig
@@ -62,7 +70,9 @@ def step_by_step(model: Transformer, text: torch.Tensor) -> None:
 
 def ratio(trials: Trials, slow: str, fast: str, names: tuple[str, ...], index: int) -> Interval:
     """The ratio of the times of two variants, over repetitions."""
-    tops, bottoms = ([sum(parts) for parts in zip(*(trials.collect_point(v, n, index) for n in names))] for v in (slow, fast))
+    tops, bottoms = (
+        [sum(parts) for parts in zip(*(trials.collect_point(v, n, index) for n in names))] for v in (slow, fast)
+    )
     return mean([top / bottom for top, bottom in zip(tops, bottoms)])
 
 
@@ -70,7 +80,8 @@ def apply_rule(settings: OneAfterTheOtherSettings, trials: Trials) -> Finding:
     numbers, max_length = [], settings.lengths[-1]
     step_ratios = {v: ratio(trials, v, PARALLEL, ("forward", "backward"), -1) for v in RECURRENT}
     numbers += [
-        Number(f"{v} / attention: a step of {max_length} tokens", ratio_interval, "repetitions") for v, ratio_interval in step_ratios.items()
+        Number(f"{v} / attention: a step of {max_length} tokens", ratio_interval, "repetitions")
+        for v, ratio_interval in step_ratios.items()
     ]
     for name in ("forward", "backward"):
         ratio_interval = ratio(trials, "lstm", PARALLEL, (name,), -1)
@@ -78,11 +89,16 @@ def apply_rule(settings: OneAfterTheOtherSettings, trials: Trials) -> Finding:
     short_ratio = ratio(trials, "lstm", PARALLEL, ("forward", "backward"), 0)
     numbers.append(Number(f"lstm / attention: a step of {settings.lengths[0]} tokens", short_ratio, "repetitions"))
     control_ratio = ratio(trials, SEQUENTIAL, "lstm", ("forward",), -1)
-    numbers.append(Number(f"attention token by token / lstm: forward, {max_length} tokens", control_ratio, "repetitions"))
+    numbers.append(
+        Number(f"attention token by token / lstm: forward, {max_length} tokens", control_ratio, "repetitions")
+    )
     sizes = {v: trials.collect(v, "parameters")[0] for v in (PARALLEL, *RECURRENT)}
     listed = ", ".join(f"{v} {count:,}" for v, count in sizes.items())
     remarks = [f"Parameters: {listed}.", "The gain of running all tokens at once depends on the number of threads."]
-    effect = all(ratio_interval.low > 1 for ratio_interval in step_ratios.values()) and step_ratios["lstm"].value > short_ratio.value
+    effect = (
+        all(ratio_interval.low > 1 for ratio_interval in step_ratios.values())
+        and step_ratios["lstm"].value > short_ratio.value
+    )
     return Finding(numbers, effect, control=control_ratio.low > 1, remarks=remarks)
 
 
@@ -92,7 +108,9 @@ def draw(figure: Figure, settings: OneAfterTheOtherSettings, trials: Trials) -> 
             variant: [[1000 * t for t in times] for times in trials.collect(variant, name)]
             for variant in (PARALLEL, *RECURRENT, *((SEQUENTIAL,) if name == "forward" else ()))
         }
-        plot_lines(axes, settings.lengths, series, title=f"{name}, one text", x="tokens", log="xy", ticks=settings.lengths)
+        plot_lines(
+            axes, settings.lengths, series, title=f"{name}, one text", x="tokens", log="xy", ticks=settings.lengths
+        )
     figure.axes[0].set_ylabel("milliseconds")
     figure.axes[0].set_ylim(top=30 * figure.axes[0].get_ylim()[1])  # space for the legend
 

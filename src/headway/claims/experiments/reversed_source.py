@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING
 
 from headway.claims.claim import Claim, Finding, Number, Trials, Values, difference, mean
 from headway.claims.page import plot_bars, plot_intervals
-from headway.claims.sequences import Budget, with_scaled_init, open_recipe_task, num_parameters, config_of_size, small_model, target_vocab_size, train_tuned, write_backwards
+from headway.claims.sequences import (
+    Budget,
+    config_of_size,
+    num_parameters,
+    open_recipe_task,
+    small_model,
+    target_vocab_size,
+    train_tuned,
+    with_scaled_init,
+    write_backwards,
+)
 from headway.nn.models.presets import lstm_2014
 
 if TYPE_CHECKING:
@@ -42,7 +52,10 @@ def measure(settings: ReversedSourceSettings, variant: str, seed: int) -> Values
         with open_recipe_task("pronounce", settings.budget, seed, paths, reverse_source=order != PLAIN) as task:
             model, vocab_size = small_model(task, "pronounce", settings.width, depth=1), target_vocab_size(task)
             if name == LSTM:
-                model = config_of_size(lambda width: with_scaled_init(lstm_2014(width, settings.depth, vocab_size, vocab_size)), num_parameters(model))
+                model = config_of_size(
+                    lambda width: with_scaled_init(lstm_2014(width, settings.depth, vocab_size, vocab_size)),
+                    num_parameters(model),
+                )
             curve = train_tuned(settings.budget, task, model, seed)
     return {**curve.values("per"), "end": curve.scores[-1]["per"]}
 

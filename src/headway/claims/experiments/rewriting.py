@@ -66,7 +66,9 @@ def apply_rule(settings: RewritingSettings, trials: Trials) -> Finding:
         gain = difference(*both)
         numbers.append(Number(f"delta minus {mixer}: {settings.keys} keys, {max_times} x", gain))
         effect = effect and gain.low > 0.1
-    single_writes = [trials.share(RewritingJob(mixer, settings.keys, 1).name, "accuracy") for mixer in (DELTA, *ADDITIVE)]
+    single_writes = [
+        trials.share(RewritingJob(mixer, settings.keys, 1).name, "accuracy") for mixer in (DELTA, *ADDITIVE)
+    ]
     remarks = [f"Chance is {1 / settings.values:.3g}."]
     return Finding(numbers, effect, all(interval.low > 0.9 for interval in single_writes), remarks)
 

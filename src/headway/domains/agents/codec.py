@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from headway.config import from_dict, to_dict
-from headway.environments import VectorEnv, Spaces
+from headway.environments import Spaces, VectorEnv
 from headway.errors import ConfigError, UserError
 from headway.formats.durable import read_json, write_json
 

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from headway.domains.agents.codec import AgentCodec
-from headway.domains.agents.distributions import sample_noise, distribution, sample_actions
+from headway.domains.agents.distributions import distribution, sample_actions, sample_noise
 from headway.environments import SEEDS, VectorEnv
 from headway.errors import UserError
 from headway.generate.prompts import device_of
@@ -101,7 +101,9 @@ class ReturnScale:
         self.sums = np.zeros(rows)
         self.mean, self.variance, self.count = 0.0, 1.0, 0.0
 
-    def scale_rewards(self, rewards: Float[np.ndarray, "T N"], over: Bool[np.ndarray, "T N"]) -> Float[np.ndarray, "T N"]:
+    def scale_rewards(
+        self, rewards: Float[np.ndarray, "T N"], over: Bool[np.ndarray, "T N"]
+    ) -> Float[np.ndarray, "T N"]:
         """Scale the rewards of the next T steps, after updating the statistics with them."""
         returns = np.empty_like(rewards)
         for step, reward in enumerate(rewards):

@@ -12,13 +12,13 @@ from headway.domains.agents.codec import FILE, AgentCodec, check_fits, read_code
 from headway.environments import (
     MAX_PARALLEL,
     VectorEnv,
+    check_environment_name,
     check_episodes,
     check_no_chunking,
-    check_environment_name,
-    single_environment,
     first_seed,
-    target_returns,
     return_scores,
+    single_environment,
+    target_returns,
 )
 from headway.environments.playing import film_config, open_film
 from headway.errors import UserError

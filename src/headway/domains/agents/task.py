@@ -20,8 +20,23 @@ from headway.domains.agents import pictures
 from headway.domains.agents.acting import play
 from headway.domains.agents.codec import AgentCodec, make_codec
 from headway.domains.agents.distributions import Categorical, Normal, distribution
-from headway.domains.agents.experience import PolicySteps, Estimation, Experience, layout_of, policy_output, value_output
-from headway.environments import MAX_PARALLEL, REPORT_SEEDS, ENV_VARIABLE, VectorEnv, check_environment_name, evaluation_seeds, return_scores
+from headway.domains.agents.experience import (
+    Estimation,
+    Experience,
+    PolicySteps,
+    layout_of,
+    policy_output,
+    value_output,
+)
+from headway.environments import (
+    ENV_VARIABLE,
+    MAX_PARALLEL,
+    REPORT_SEEDS,
+    VectorEnv,
+    check_environment_name,
+    evaluation_seeds,
+    return_scores,
+)
 from headway.errors import ConfigError, UserError
 from headway.learn import FULL_SHARD, Recipe, Shard, Task, TaskConfig
 from headway.learn.examples import Batch, Contents, OnPolicyExamples
@@ -116,7 +131,9 @@ class PPOConfig(TaskConfig):
             codec = make_codec(envs, self.context, self.horizon, self.draw)
             evaluation_envs = stack.enter_context(VectorEnv(name, min(MAX_PARALLEL, self.episodes)))
             stack.pop_all()  # closed only if an exception is raised
-        return Task(RolloutExamples(self, codec, envs, rows, recipe.train.seed), ClippedPolicy(self, codec, evaluation_envs))
+        return Task(
+            RolloutExamples(self, codec, envs, rows, recipe.train.seed), ClippedPolicy(self, codec, evaluation_envs)
+        )
 
     def _rows(self, recipe: Recipe) -> int:
         """Return the steps per batch. ConfigError if they do not divide the steps of a period."""
@@ -244,7 +261,9 @@ class ClippedPolicy(Objective[RolloutExamples]):
         encoded = module(*batch.inputs)
         policy = distribution(policy_output(module, encoded), self.discrete)
         value = value_output(module, encoded)
-        policy_loss = surrogate(policy, targets.actions, targets.log_probabilities, targets.advantages, config.clip).sum()
+        policy_loss = surrogate(
+            policy, targets.actions, targets.log_probabilities, targets.advantages, config.clip
+        ).sum()
         extra = sum(encoded.auxiliary.values(), policy_loss.new_zeros(()))
         error = value_error(value, targets.values, targets.returns, config.value_clip).sum()
         entropy = policy.entropy().sum()
@@ -254,7 +273,9 @@ class ClippedPolicy(Objective[RolloutExamples]):
             "entropy": Loss(-config.entropy * entropy, batch.tokens),
         }
 
-    def evaluate(self, model: nn.Module, examples: RolloutExamples, split: str, limit: int | None = None) -> dict[str, Any]:
+    def evaluate(
+        self, model: nn.Module, examples: RolloutExamples, split: str, limit: int | None = None
+    ) -> dict[str, Any]:
         """Return the scores of up to `limit` episodes played from seeds of this split; in training also the environment
         steps so far.
         """
@@ -281,7 +302,10 @@ class ClippedPolicy(Objective[RolloutExamples]):
         if not count:
             return []
         played = play(cast(Transformer, model), self.codec, self.envs, range(REPORT_SEEDS, REPORT_SEEDS + count))
-        return [{"return": f"{episode_return:.5g}", "steps": str(length)} for episode_return, length in zip(played.returns, played.lengths)]
+        return [
+            {"return": f"{episode_return:.5g}", "steps": str(length)}
+            for episode_return, length in zip(played.returns, played.lengths)
+        ]
 
     def pictures(self, model: nn.Module, examples: RolloutExamples) -> list[Picture]:
         """Plot returns over environment steps, and draw an episode as a film strip if it can be rendered here."""

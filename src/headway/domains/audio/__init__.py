@@ -11,32 +11,39 @@ if TYPE_CHECKING:
     from headway.domains.audio.predictors import Sound
     from headway.domains.audio.sound import AUDIO_EXTENSIONS, FileSound, SoundInput, read_sound
     from headway.domains.audio.subtitles import Format, SubtitleLines, as_dict, format_transcript
-    from headway.domains.audio.transcribe import MAX_PARALLEL_SOUNDS, Segment, TranscriptionStream, Transcriber, Transcription, advance_together
+    from headway.domains.audio.transcribe import (
+        MAX_PARALLEL_SOUNDS,
+        Segment,
+        Transcriber,
+        Transcription,
+        TranscriptionStream,
+        advance_together,
+    )
     from headway.domains.audio.words import Word
 
 __all__ = [
     "AUDIO_EXTENSIONS",
+    "MAX_PARALLEL_SOUNDS",
     "RECIPES",
     "TASKS",
-    "MAX_PARALLEL_SOUNDS",
     "VERBS",
     "FileSound",
     "Format",
-    "SoundInput",
     "Segment",
     "Sound",
+    "SoundInput",
     "SubtitleLines",
     "Task",
-    "TranscriptionStream",
     "Transcriber",
-    "TranscriptionOptions",
     "Transcription",
+    "TranscriptionOptions",
+    "TranscriptionStream",
     "WhisperTokens",
     "Word",
-    "as_dict",
-    "read_sound",
     "advance_together",
+    "as_dict",
     "format_transcript",
+    "read_sound",
 ]
 RECIPES = ("audio", "spoken-digits", "spoken-sequences", "transcription")
 TASKS = {
@@ -53,7 +60,14 @@ lazy_exports(
         ".predictors": ("Sound",),
         ".sound": ("FileSound", "SoundInput", "AUDIO_EXTENSIONS", "read_sound"),
         ".subtitles": ("Format", "SubtitleLines", "as_dict", "format_transcript"),
-        ".transcribe": ("Segment", "MAX_PARALLEL_SOUNDS", "TranscriptionStream", "Transcriber", "Transcription", "advance_together"),
+        ".transcribe": (
+            "Segment",
+            "MAX_PARALLEL_SOUNDS",
+            "TranscriptionStream",
+            "Transcriber",
+            "Transcription",
+            "advance_together",
+        ),
         ".words": ("Word",),
     },
 )

@@ -52,7 +52,9 @@ def detect_speech(sound: Sound) -> DetectedSpeech:
             blocks.append(log_power(samples, _BANDS).half().numpy())
     bands = np.concatenate(blocks or [np.zeros((0, _BANDS), np.float16)])
     measurements = [_measure(bands, first) for first in range(0, len(bands), _BLOCK_FRAMES)]
-    decibels, change = (np.concatenate(rows) for rows in zip(*measurements)) if measurements else (np.zeros(0), np.zeros(0))
+    decibels, change = (
+        (np.concatenate(rows) for rows in zip(*measurements)) if measurements else (np.zeros(0), np.zeros(0))
+    )
     spans = _spans(decibels, change)
     seconds = np.array(spans, dtype=np.float64).reshape(-1, 2) * HOP / RATE
     return DetectedSpeech(sample_frames.samples, np.minimum(seconds, sample_frames.samples / RATE))
@@ -187,7 +189,11 @@ class Timeline:
         """A word's times, from `original_times`, clipped to the stretch of speech that contains most of it."""
         starts, stops = self._spans[:, 0].clip(start), self._spans[:, 1].clip(max=end)
         longest_part = int((stops - starts).argmax())
-        return (float(starts[longest_part]), float(stops[longest_part])) if starts[longest_part] < stops[longest_part] else (start, end)
+        return (
+            (float(starts[longest_part]), float(stops[longest_part]))
+            if starts[longest_part] < stops[longest_part]
+            else (start, end)
+        )
 
 
 def _audible_parts(speech: DetectedSpeech) -> Float[np.ndarray, "N 2"]:

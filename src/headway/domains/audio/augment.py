@@ -54,7 +54,9 @@ def augmentation_rng(seed: int, position: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=epoch_seed(seed, position)))
 
 
-def change_speed_and_gain(sound: Float[Tensor, "N"], config: SoundAugmentConfig, rng: np.random.Generator) -> Float[Tensor, "M"]:
+def change_speed_and_gain(
+    sound: Float[Tensor, "N"], config: SoundAugmentConfig, rng: np.random.Generator
+) -> Float[Tensor, "M"]:
     """The sound with another speed and gain."""
     speed = config.speeds[int(rng.integers(len(config.speeds)))]
     sound = resample(sound, round(RATE * speed)) if speed != 1 else sound
@@ -96,7 +98,9 @@ def delay(
     return F.pad(sound, (int(rng.integers(min(space, round(config.shift * RATE)) + 1)), 0))
 
 
-def mask_spectrogram(frames: Float[Tensor, "T M"], config: SoundAugmentConfig, rng: np.random.Generator) -> Float[Tensor, "T M"]:
+def mask_spectrogram(
+    frames: Float[Tensor, "T M"], config: SoundAugmentConfig, rng: np.random.Generator
+) -> Float[Tensor, "T M"]:
     """A spectrogram with masked stretches of time and of bands."""
     mean = frames.mean()
     frames = frames.clone()

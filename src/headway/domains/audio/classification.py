@@ -15,7 +15,13 @@ from torch import Tensor, nn
 from headway.config import register
 from headway.data import ClassSplitConfig
 from headway.data.labelled import LabelledFiles, read_labelled_files
-from headway.domains.audio.augment import SoundAugmentConfig, mask_spectrogram, add_noise, fit_to_window, change_speed_and_gain
+from headway.domains.audio.augment import (
+    SoundAugmentConfig,
+    add_noise,
+    change_speed_and_gain,
+    fit_to_window,
+    mask_spectrogram,
+)
 from headway.domains.audio.augment import augmentation_rng as sample_rng
 from headway.domains.audio.mel import HOP, MIN_SAMPLES, log_mel
 from headway.domains.audio.pictures import frames_to_seconds
@@ -25,7 +31,7 @@ from headway.domains.audio.windows import bands_of, check_lengths, choose_window
 from headway.errors import ConfigError
 from headway.formats.familiar import SampleStatistics, TrainingStatistics
 from headway.learn import Recipe, Task, TaskConfig
-from headway.learn.examples import Batch, RngKey, Contents
+from headway.learn.examples import Batch, Contents, RngKey
 from headway.learn.objectives.classes import HEAD, ClassSamples, check_classes
 from headway.learn.objectives.predictions import Prediction
 from headway.learn.objectives.targets import ChosenTarget, TargetConfig, TargetSamples, choose_target, target_task
@@ -72,11 +78,15 @@ class SoundsConfig(SoundTaskConfig, TargetConfig):
 
     def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Task:
         """Raises UserError for data that cannot be read, are too small, or do not fit the model."""
-        return self.task_over(recipe, read_labelled_files(recipe.files(data), AUDIO_EXTENSIONS, "sound", self.label), workspace)
+        return self.task_over(
+            recipe, read_labelled_files(recipe.files(data), AUDIO_EXTENSIONS, "sound", self.label), workspace
+        )
 
     def task_over(self, recipe: Recipe, labelled: LabelledFiles, workspace: Path) -> Task:
         """The task over these sounds."""
-        chosen = choose_target(labelled.labels, labelled.locations.__getitem__, self, "sound", self.skip_bad, labelled.from_folders)
+        chosen = choose_target(
+            labelled.labels, labelled.locations.__getitem__, self, "sound", self.skip_bad, labelled.from_folders
+        )
         dataset = SoundDataset(self, recipe, labelled.select(chosen.rows), chosen, workspace)
         return target_task(dataset, self, "sound", self.smoothing, workspace)
 
@@ -106,7 +116,10 @@ class SoundDataset(TargetSamples):
             location = locations[int(lengths.argmax())] if len(locations) else ""
             check_lengths(lengths, self.frames, location, "cut it, set task.crop=true, or raise task.seconds")
         samples = ClassSamples(
-            labels, labelled.named_splits[self.rows], [sounds.keys[row] for row in map(int, self.rows)], locations.__getitem__
+            labels,
+            labelled.named_splits[self.rows],
+            [sounds.keys[row] for row in map(int, self.rows)],
+            locations.__getitem__,
         )
         self.seed, self.batch_size = recipe.train.seed, batch_size_of(recipe)
         self.set_targets(samples, chosen, config.split, "sounds", "a folder", workspace)
@@ -127,24 +140,38 @@ class SoundDataset(TargetSamples):
 
     def take(self, rows: np.ndarray, rng_key: RngKey | None = None) -> Batch:
         """Log-mel frames of the windows, Float[B, T, M], and targets."""
-        rngs = [None] * len(rows) if rng_key is None else [sample_rng(self.seed, int(position)) for position in rng_key.positions]
+        rngs = (
+            [None] * len(rows)
+            if rng_key is None
+            else [sample_rng(self.seed, int(position)) for position in rng_key.positions]
+        )
         windows = [self._window(row, rng) for row, rng in zip(rows.tolist(), rngs)]
         frames = window_frames(torch.stack(windows), self.frames, self.bands)
         augment = self.config.augment
-        augmented = torch.stack([x if rng is None else mask_spectrogram(x, augment, rng) for x, rng in zip(frames, rngs)])
+        augmented = torch.stack(
+            [x if rng is None else mask_spectrogram(x, augment, rng) for x, rng in zip(frames, rngs)]
+        )
         return Batch((augmented,), torch.from_numpy(self.targets[rows]), len(rows), len(rows) * self.tokens)
 
     def _window(self, row: int, rng: np.random.Generator | None) -> Float[Tensor, "N"]:
         sound, augment = self.sounds[self.rows[row]], self.config.augment
         if rng is None:
             return fit_to_window(sound, self.frames * HOP)
-        return add_noise(fit_to_window(change_speed_and_gain(sound, augment, rng), self.frames * HOP, augment.shift, rng), augment, rng)
+        return add_noise(
+            fit_to_window(change_speed_and_gain(sound, augment, rng), self.frames * HOP, augment.shift, rng),
+            augment,
+            rng,
+        )
 
     def input_statistics(self) -> TrainingStatistics:
         """In-distribution statistics of the training sounds."""
         rows = self.rows[self.splits.rows("train")]
         sample = rows[:: -(-len(rows) // _MAX_MEASURED)]
-        return TrainingStatistics(alike=SampleStatistics.fit(np.stack([sound_statistics(crop_to_window(self.sounds[row], self.frames)) for row in sample])))
+        return TrainingStatistics(
+            alike=SampleStatistics.fit(
+                np.stack([sound_statistics(crop_to_window(self.sounds[row], self.frames)) for row in sample])
+            )
+        )
 
     def describe_row(self, row: int) -> str:
         return self.files[row].name

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from headway.domains.audio.mel import HOP, MIN_SAMPLES, WINDOW, log_power, log_mel, scale_frames
+from headway.domains.audio.mel import HOP, MIN_SAMPLES, WINDOW, log_mel, log_power, scale_frames
 from headway.domains.audio.sound import Sound
 from headway.errors import UserError, nearest
 from headway.formats.usage import Usage

@@ -17,15 +17,28 @@ from headway.codecs import TokenizerCodec
 from headway.config import from_dict
 from headway.errors import ConfigError, UserError, nearest
 from headway.formats.usage import Usage
-from headway.generate import DecodingCoroutine, Hypothesis, NextTokens, Sampling, SearchConfig, sample_steps, search_steps
+from headway.generate import (
+    DecodingCoroutine,
+    Hypothesis,
+    NextTokens,
+    Sampling,
+    SearchConfig,
+    sample_steps,
+    search_steps,
+)
 from headway.generate.prompts import evaluation_mode
 from headway.given import check_fields
 from headway.layout import Layout
-from headway.nn.models import EncoderDecoder, FramesEmbedConfig, Generative, EncodedSource, Prompt
+from headway.nn.models import EncodedSource, EncoderDecoder, FramesEmbedConfig, Generative, Prompt
 
 Task = Literal["transcribe", "translate"]
 ENGLISH_ONLY = 51864  # vocabulary size; the English-only model has one token less than the one of 99 languages
-_START, _NO_TIMESTAMPS, _PREVIOUS, _FIRST_LANGUAGE = "<|startoftranscript|>", "<|notimestamps|>", "<|startofprev|>", "<|en|>"
+_START, _NO_TIMESTAMPS, _PREVIOUS, _FIRST_LANGUAGE = (
+    "<|startoftranscript|>",
+    "<|notimestamps|>",
+    "<|startofprev|>",
+    "<|en|>",
+)
 _TASKS: tuple[Task, ...] = ("transcribe", "translate")
 _NO_SPEECH = ("<|nospeech|>", "<|nocaptions|>")  # its newer name, and its older one
 _SUPPRESSED = (_START, _PREVIOUS, "<|startoflm|>", "<|transcribe|>", "<|translate|>", *_NO_SPEECH)
@@ -72,9 +85,16 @@ class WhisperTokens:
         """Read them from the tokenizer and files of a model. UserError if they are incomplete or invalid."""
         start, no_timestamps = codec.token_id(_START), codec.token_id(_NO_TIMESTAMPS)
         if start is None or no_timestamps is None or not usage.ends:
-            raise UserError(f"the tokenizer has no {_START}, {_NO_TIMESTAMPS} or eos; use the one that came with the model")
-        eos, settings = usage.ends[0], {**usage.settings, **{k: v for k, v in usage.generation.items() if v is not None}}
-        suppressed, suppressed_first = (_read_ids(settings, name, vocab_size) for name in ("suppress_tokens", "begin_suppress_tokens"))
+            raise UserError(
+                f"the tokenizer has no {_START}, {_NO_TIMESTAMPS} or eos; use the one that came with the model"
+            )
+        eos, settings = (
+            usage.ends[0],
+            {**usage.settings, **{k: v for k, v in usage.generation.items() if v is not None}},
+        )
+        suppressed, suppressed_first = (
+            _read_ids(settings, name, vocab_size) for name in ("suppress_tokens", "begin_suppress_tokens")
+        )
         candidates = (codec.token_id(name) for name in _NO_SPEECH)
         no_speech = next((token for token in candidates if token is not None), None)
         special = [token for token in map(codec.token_id, _SUPPRESSED) if token is not None]
@@ -208,7 +228,11 @@ def split_segments(ids: Sequence[int], special_tokens: WhisperTokens, frames: in
         return [TimedPart(start, end, list(ids))], frames
     edges = [0, *cuts, *([len(ids)] if closed else [])]
     segments = [
-        TimedPart(_steps(ids[first], special_tokens) * STEP, _steps(ids[last - 1], special_tokens) * STEP, list(ids[first:last]))
+        TimedPart(
+            _steps(ids[first], special_tokens) * STEP,
+            _steps(ids[last - 1], special_tokens) * STEP,
+            list(ids[first:last]),
+        )
         for first, last in pairwise(edges)
     ]
     return segments, frames if closed else min(FRAMES * _steps(ids[edges[-1] - 1], special_tokens) or frames, frames)
@@ -284,7 +308,9 @@ class SpeechGenerative(Generative, Protocol):
 class WindowTranscriber:
     """A model that transcribes windows of sound."""
 
-    def __init__(self, model: EncoderDecoder, generator: SpeechGenerative, codec: TokenizerCodec, special_tokens: WhisperTokens) -> None:
+    def __init__(
+        self, model: EncoderDecoder, generator: SpeechGenerative, codec: TokenizerCodec, special_tokens: WhisperTokens
+    ) -> None:
         """`generator` generates what `model` would. UserError for a model that does not take sounds."""
         config = model.config
         embed = config.encoder.embed
@@ -311,27 +337,43 @@ class WindowTranscriber:
         return dict(sorted(zip(self.special_tokens.languages, probabilities), key=lambda pair: -pair[1]))
 
     @torch.inference_mode()
-    def decode_steps(self, audio: EncodedSource, previous_ids: Sequence[int], config: TranscriptionOptions) -> DecodingCoroutine[WindowText]:
+    def decode_steps(
+        self, audio: EncodedSource, previous_ids: Sequence[int], config: TranscriptionOptions
+    ) -> DecodingCoroutine[WindowText]:
         """The text of a window after the tokens `previous_ids`; `config.language` is known here.
 
         Half of the context is reserved for the previous text, if the model uses any.
         """
         special_tokens = self.special_tokens
         capacity = self.context if special_tokens.previous is None else self.context // 2
-        prompt = [] if special_tokens.previous is None or not previous_ids else [special_tokens.previous, *previous_ids[-(capacity - 1) :]]
-        initial_ids = [*special_tokens.initial_ids(config.language, config.task), *([] if config.timestamps else [special_tokens.no_timestamps])]
+        prompt = (
+            []
+            if special_tokens.previous is None or not previous_ids
+            else [special_tokens.previous, *previous_ids[-(capacity - 1) :]]
+        )
+        initial_ids = [
+            *special_tokens.initial_ids(config.language, config.task),
+            *([] if config.timestamps else [special_tokens.no_timestamps]),
+        ]
         limit = min(capacity, self.context - len(prompt) - len(initial_ids))
         logits, decoding = self._start(audio, [*prompt, initial_ids[0]], len(initial_ids) - 1 + limit)
-        silence = 0.0 if special_tokens.no_speech is None else float(logits[0].float().softmax(0)[special_tokens.no_speech])
+        silence = (
+            0.0 if special_tokens.no_speech is None else float(logits[0].float().softmax(0)[special_tokens.no_speech])
+        )
         for token in initial_ids[1:]:
             logits, decoding = yield NextTokens(torch.tensor([token], device=logits.device), decoding)
         attempts: list[WindowText] = []
         for temperature in config.temperatures:
             hypothesis = yield from self._attempt(logits.clone(), decoding, limit, temperature, config)
-            text, mean = self.text(hypothesis.ids), hypothesis.log_probability / (len(hypothesis.ids) + hypothesis.finished)
+            text, mean = (
+                self.text(hypothesis.ids),
+                hypothesis.log_probability / (len(hypothesis.ids) + hypothesis.finished),
+            )
             attempts.append(WindowText(hypothesis.ids, text, mean, compression_ratio(text), silence, temperature))
             is_uncertain = attempts[-1].logprob < config.min_logprob
-            is_silence = is_uncertain and attempts[-1].silence > config.max_silence  # a higher temperature does not help
+            is_silence = (
+                is_uncertain and attempts[-1].silence > config.max_silence
+            )  # a higher temperature does not help
             if is_silence or (not is_uncertain and attempts[-1].compression <= config.max_compression_ratio):
                 return attempts[-1]
         plausible = [attempt for attempt in attempts if attempt.compression <= config.max_compression_ratio]

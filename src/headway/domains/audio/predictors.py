@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from headway import given
-from headway.domains.audio.classification import sound_statistics, crop_to_window, inference_frames
+from headway.domains.audio.classification import crop_to_window, inference_frames, sound_statistics
 from headway.domains.audio.listener import Task, TranscriptionOptions
 from headway.domains.audio.sound import SoundInput, mono, read_sound
 from headway.domains.audio.transcribe import Transcriber, Transcription, transcribe_all

@@ -24,9 +24,9 @@ from headway.domains.audio.transcription import TranscribedSpeech, Transcription
 from headway.errors import UserError
 from headway.learn import MuonConfig, Recipe, Task, TrainConfig, WSDConfig
 from headway.learn.outlook import Descent
-from headway.learn.scale import ScalingLaw, Scale, Settings, DataSettings, Shapes, format_number
+from headway.learn.scale import DataSettings, Scale, ScalingLaw, Settings, Shapes, format_number
 from headway.nn.models import EncoderDecoderConfig
-from headway.nn.models.presets import whisper_classifier, whisper
+from headway.nn.models.presets import whisper, whisper_classifier
 from headway.nn.parts.init import InitConfig
 
 MUON = MuonConfig(lr=0.02, adam_lr=3e-3, adam_betas=(0.9, 0.98))
@@ -137,7 +137,14 @@ RECIPES = (audio, spoken_digits, spoken_sequences, transcription)
 
 
 _SHAPES = ((64, 2, 2), (96, 3, 3), (128, 4, 4), (192, 4, 6), (256, 6, 8), (384, 6, 6), (512, 8, 8))
-_WHISPER_SHAPES = ((96, [2, 2], 3), (128, [3, 2], 4), (192, [4, 3], 6), (256, [4, 4], 4), (384, [6, 4], 6), (512, [8, 6], 8))
+_WHISPER_SHAPES = (
+    (96, [2, 2], 3),
+    (128, [3, 2], 4),
+    (192, [4, 3], 6),
+    (256, [4, 4], 4),
+    (384, [6, 4], 6),
+    (512, [8, 6], 8),
+)
 _MAX_SAMPLED = 1000  # sounds whose lengths are sampled
 _MAX_WINDOW = 10.0  # maximum seconds of a chosen window; models for sounds take 30
 _MANY_SOUNDS, _HUGE_DATASET = 20_000, 200_000  # sounds, above which less augmentation is needed, and hardly any

@@ -25,8 +25,8 @@ from headway.data.order import epoch_seed
 from headway.data.packed import open_archive
 from headway.data.splits import SplitIndices, split_code
 from headway.data.store import cache_key, cache_root, open_or_build
-from headway.domains.audio.augment import augmentation_rng as sample_rng
 from headway.domains.audio.augment import add_noise, change_speed_and_gain
+from headway.domains.audio.augment import augmentation_rng as sample_rng
 from headway.domains.audio.classification import SoundsConfig
 from headway.domains.audio.mel import HOP, RATE
 from headway.domains.audio.pictures import alignment_picture
@@ -35,18 +35,18 @@ from headway.domains.audio.speech import (
     NO_TIMESTAMPS,
     START,
     SpeechConfig,
+    SpeechDataset,
     SpeechRecognition,
     SpeechSpecialTokens,
-    SpeechDataset,
     Utterance,
-    check_targets,
     check_speech_model,
+    check_targets,
 )
 from headway.domains.audio.store import open_sounds
 from headway.domains.audio.windows import choose_window
 from headway.errors import ConfigError, UserError, nearest
 from headway.learn import Recipe, Task
-from headway.learn.examples import Batch, FixedSizeBatches, RngKey, Contents, spread_evenly
+from headway.learn.examples import Batch, Contents, FixedSizeBatches, RngKey, spread_evenly
 from headway.learn.objectives.written import Ids, Sources
 from headway.learn.report import Picture
 from headway.learn.report.confusion import Span
@@ -87,7 +87,12 @@ def read_takes(paths: Sequence[Path]) -> Takes:
         )
     matches = [match for _, _, match in matches_by_name]
     digits_and_takes = np.array([[int(match[1]), int(match[3])] for match in matches])
-    return Takes([path for _, path, _ in matches_by_name], digits_and_takes[:, 0], [match[2].lower() for match in matches], digits_and_takes[:, 1])
+    return Takes(
+        [path for _, path, _ in matches_by_name],
+        digits_and_takes[:, 0],
+        [match[2].lower() for match in matches],
+        digits_and_takes[:, 1],
+    )
 
 
 def _recordings(path: Path) -> list[Path]:
@@ -127,7 +132,9 @@ class SpokenDigitsConfig(SoundsConfig):
         """Raises UserError for data other than this set."""
         takes = read_takes(recipe.files(data))
         labels = [str(digit) for digit in takes.digits]
-        labelled = LabelledFiles(takes.files, labels, takes.named_splits(self.hold_out), [str(file) for file in takes.files])
+        labelled = LabelledFiles(
+            takes.files, labels, takes.named_splits(self.hold_out), [str(file) for file in takes.files]
+        )
         return self.task_over(recipe, labelled, workspace)
 
 
@@ -187,7 +194,10 @@ class SpokenSequences(SpeechDataset):
         self.sounds = open_sounds(takes.files, config.skip_bad)
         readable = np.setdiff1d(np.arange(len(takes.files)), self.sounds.unreadable)
         split_rows = split_by_text(self.sounds.keys, takes.named_splits(None), config.split)
-        splits = SplitIndices({split: np.setdiff1d(rows, self.sounds.unreadable) for split, rows in split_rows.items()}, split_rows.removed)
+        splits = SplitIndices(
+            {split: np.setdiff1d(rows, self.sounds.unreadable) for split, rows in split_rows.items()},
+            split_rows.removed,
+        )
         self.splits = Splits(splits, readable, "recordings", "recordings")
         names = np.array(takes.speakers)
         self.rows_by_speaker = {
@@ -200,7 +210,9 @@ class SpokenSequences(SpeechDataset):
         start, no_timestamps, eos = (codec.token_id(name) for name in (START, NO_TIMESTAMPS, END))
         if start is None or no_timestamps is None or eos is None:
             raise UserError(f"the tokenizer has no {START}, {NO_TIMESTAMPS} or {END}; start from a run of this task")
-        super().__init__(recipe, codec, SpeechSpecialTokens((start,), eos, (start, no_timestamps)), frames, config, workspace)
+        super().__init__(
+            recipe, codec, SpeechSpecialTokens((start,), eos, (start, no_timestamps)), frames, config, workspace
+        )
         self.times = [cast(int, codec.token_id(name)) for name in timestamp_tokens(frames * HOP / RATE)]
         self.time_index = {token: index for index, token in enumerate(self.times)}
         check_targets(np.array([3 * config.most + 1]), model.context, "a sequence with the maximum number of digits")
@@ -261,7 +273,11 @@ class SpokenSequences(SpeechDataset):
 
     def with_transcripts(self, samples: SequenceSamples) -> Sources:
         spans = samples.spans()
-        return Sources(samples, [[" ".join(span.text for span in sequence_spans)] for sequence_spans in spans], list(map(_format_times, spans)))
+        return Sources(
+            samples,
+            [[" ".join(span.text for span in sequence_spans)] for sequence_spans in spans],
+            list(map(_format_times, spans)),
+        )
 
 
 @dataclass(frozen=True)
@@ -306,7 +322,12 @@ class TimedDigits(SpeechRecognition[SpokenSequences]):
         pairs = [pair for spans, ids in predictions for pair in matching_words(spans, examples.spans(ids))]
         if not pairs:
             return scores
-        errors = 1000 * np.abs([(true_span.start - predicted_span.start, true_span.end - predicted_span.end) for true_span, predicted_span in pairs])
+        errors = 1000 * np.abs(
+            [
+                (true_span.start - predicted_span.start, true_span.end - predicted_span.end)
+                for true_span, predicted_span in pairs
+            ]
+        )
         start_error, end_error = errors.mean(0).tolist()
         times = {"boundary_error_ms": float(errors.mean()), "start_error_ms": start_error, "end_error_ms": end_error}
         return {**scores, **times, "boundaries": 2 * len(pairs)}
@@ -335,7 +356,9 @@ def _format_times(spans: Sequence[Span]) -> str:
 def matching_words(true: Sequence[Span], predicted: Sequence[Span]) -> list[tuple[Span, Span]]:
     """The words that are equal in both, in order."""
     blocks = SequenceMatcher(None, [span.text for span in true], [span.text for span in predicted], False)
-    return [(true[block.a + i], predicted[block.b + i]) for block in blocks.get_matching_blocks() for i in range(block.size)]
+    return [
+        (true[block.a + i], predicted[block.b + i]) for block in blocks.get_matching_blocks() for i in range(block.size)
+    ]
 
 
 def timestamp_tokens(seconds: float) -> list[str]:

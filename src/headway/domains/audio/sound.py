@@ -12,10 +12,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from headway.data.containers import open_container, import_av
+from headway.data.containers import import_av, open_container
 from headway.domains.audio.mel import RATE, Resampler
 from headway.errors import UserError, logger
-from headway.received import check_in_memory, open_file, file_size
+from headway.received import check_in_memory, file_size, open_file
 
 _LOG = logger(__name__)
 _AV_HINT = "is not .wav, .flac, .ogg or .mp3, and other formats need the package av; pip install 'headway[audio]'"
@@ -60,7 +60,9 @@ class ContainerReader:
                 yield torch.cat(chunks)
             is_reliable = stream.container.format.name.startswith(_RELIABLE_LENGTH)
         if stated is not None and is_reliable and count / self.rate < stated - _LENGTH_TOLERANCE:
-            raise UserError(f"{self.path} ends after {count / self.rate:.1f} of {stated:.1f} s; download the file again")
+            raise UserError(
+                f"{self.path} ends after {count / self.rate:.1f} of {stated:.1f} s; download the file again"
+            )
 
     def _decode(self, stream: Any) -> Iterator[Any]:
         return (frame for frame in stream.container.decode(stream) if frame.samples)
@@ -101,7 +103,21 @@ def check_plausible_length(path: Path, seconds: float, rate: int) -> None:
     check_in_memory(f"{path}, of {seconds:,.0f} s,", path.stat().st_size, round(seconds * rate) * _SAMPLE_BYTES)
 
 
-AUDIO_EXTENSIONS = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac", ".mp4", ".mov", ".mkv", ".webm", ".wma", ".aiff")
+AUDIO_EXTENSIONS = (
+    ".wav",
+    ".flac",
+    ".mp3",
+    ".ogg",
+    ".opus",
+    ".m4a",
+    ".aac",
+    ".mp4",
+    ".mov",
+    ".mkv",
+    ".webm",
+    ".wma",
+    ".aiff",
+)
 BLOCK = 1 << 18  # samples per block of a file
 _MAX_CHANNELS = 8  # of a sound, up to which blocks have full length
 _UNKNOWN_SIZES = (0, 0xFFFFFFFF)  # sizes in the header of a .wav that was written as a stream
@@ -127,7 +143,9 @@ class FileSound:
         self.path, self.rate, self.warn, self.out_of_phase = Path(path), rate, warn, False
         self.source = str(self.path)
         if not self.path.is_file():
-            problem = "is a folder" if self.path.is_dir() else "is not a file" if self.path.exists() else "does not exist"
+            problem = (
+                "is a folder" if self.path.is_dir() else "is not a file" if self.path.exists() else "does not exist"
+            )
             raise UserError(f"{self.path} {problem}; use a sound file, such as .wav, .flac, .ogg, .mp3 or .m4a")
         self._reader = _open_reader(self.path)
         self.seconds = self._reader.seconds

@@ -31,7 +31,7 @@ from headway.layout import Layout
 from headway.learn import Recipe
 from headway.learn.examples import Batch, RngKey, Samples
 from headway.learn.objective import evaluation_batches
-from headway.learn.objectives.written import Ids, SourceTargetExamples, Sources, SequenceGeneration, teacher_forcing
+from headway.learn.objectives.written import Ids, SequenceGeneration, Sources, SourceTargetExamples, teacher_forcing
 from headway.learn.recipe import batch_size_of
 from headway.metrics import language_scores, word_error_rate
 from headway.nn.mixers import CrossAttention
@@ -82,7 +82,13 @@ class SpeechDataset(SourceTargetExamples):
     eval_batch_size = 16  # sounds per evaluation batch
 
     def __init__(
-        self, recipe: Recipe, codec: TokenizerCodec, special_tokens: SpeechSpecialTokens, frames: int, config: SpeechConfig, folder: Path
+        self,
+        recipe: Recipe,
+        codec: TokenizerCodec,
+        special_tokens: SpeechSpecialTokens,
+        frames: int,
+        config: SpeechConfig,
+        folder: Path,
     ) -> None:
         """The padding past the end of a sound is that of the model in `folder`. Raises ConfigError for a recipe that
         counts tokens.
@@ -113,13 +119,22 @@ class SpeechDataset(SourceTargetExamples):
         after the prompt, [B, L]. In training, parts of the spectra are masked.
         """
         frames_of_windows = frame_windows(torch.stack([sound.window for sound in sounds]), self.bands)
-        spectrograms = [x if self.padding == "silence" else x[: sound.used // HOP] for x, sound in zip(frames_of_windows, sounds)]
+        spectrograms = [
+            x if self.padding == "silence" else x[: sound.used // HOP] for x, sound in zip(frames_of_windows, sounds)
+        ]
         if rng_key is not None:
-            rngs = [sample_rng(epoch_seed(self.seed, _MASK_STREAM), position) for position in rng_key.positions.tolist()]
+            rngs = [
+                sample_rng(epoch_seed(self.seed, _MASK_STREAM), position) for position in rng_key.positions.tolist()
+            ]
             spectrograms = [mask_spectrogram(x, self.augment, rng) for x, rng in zip(spectrograms, rngs)]
         frames = torch.stack([F.pad(x, (0, 0, 0, self.frames - len(x))) for x in spectrograms])
-        decoder_ids, layout, labels = teacher_forcing([sound.ids for sound in sounds], self.special_tokens.prompt, self.special_tokens.eos)
-        tokens, computed = sum(len(sound.ids) + 1 for sound in sounds), len(frames) * self.frames // 2 + decoder_ids.numel()
+        decoder_ids, layout, labels = teacher_forcing(
+            [sound.ids for sound in sounds], self.special_tokens.prompt, self.special_tokens.eos
+        )
+        tokens, computed = (
+            sum(len(sound.ids) + 1 for sound in sounds),
+            len(frames) * self.frames // 2 + decoder_ids.numel(),
+        )
         return Batch((frames, Layout.full(len(frames), self.frames), decoder_ids, layout), labels, tokens, computed)
 
     def save(self, directory: Path) -> None:
@@ -177,15 +192,28 @@ class SpeechRecognition(SequenceGeneration[H], Generic[H]):
 
     def generate(self, model: nn.Module, examples: H, sources: Sources, search: SearchConfig) -> list[Ids]:
         encoder_decoder = cast(EncoderDecoder, model)
-        return [ids for batch in _encoded_batches(encoder_decoder, sources.inputs) for ids in self._transcribe(encoder_decoder, examples, batch, search)]
+        return [
+            ids
+            for batch in _encoded_batches(encoder_decoder, sources.inputs)
+            for ids in self._transcribe(encoder_decoder, examples, batch, search)
+        ]
 
     def _transcribe(self, model: EncoderDecoder, examples: H, batch: Batch, search: SearchConfig) -> list[Ids]:
         (audio, layout, *_), special_tokens = batch.inputs, examples.special_tokens
         capacity = cast(int, model.config.context) - len(special_tokens.prompt)
-        unused_ids = range(examples.codec.vocab_size, model.config.symbols)  # published vocabularies may exceed the tokenizer's
+        unused_ids = range(
+            examples.codec.vocab_size, model.config.symbols
+        )  # published vocabularies may exceed the tokenizer's
         ids = torch.tensor([special_tokens.prompt] * layout.batch, device=batch.targets.device)
         prompt = Prompt(ids, Layout.full(*ids.shape, device=ids.device), audio, layout)
-        hypotheses = beam_search(model, prompt, [capacity] * layout.batch, special_tokens.eos, search, (*special_tokens.suppressed, *unused_ids))
+        hypotheses = beam_search(
+            model,
+            prompt,
+            [capacity] * layout.batch,
+            special_tokens.eos,
+            search,
+            (*special_tokens.suppressed, *unused_ids),
+        )
         return [best.ids for best, *_ in hypotheses]
 
     def scores(self, examples: H, sources: Sources, generated: Sequence[Ids]) -> dict[str, Any]:
@@ -210,7 +238,11 @@ class SpeechRecognition(SequenceGeneration[H], Generic[H]):
             target = torch.tensor([[*prompt, *ids]], device=frames.device)
             layout = Layout.full(*target.shape, device=frames.device)
             maps = attention_maps(model, lambda: model(frames, layout_of_frames, target, layout))
-        cross_attention = [weights_of_layer[0].mean(0) for name, weights_of_layer in maps.items() if isinstance(model.get_submodule(name), CrossAttention)]
+        cross_attention = [
+            weights_of_layer[0].mean(0)
+            for name, weights_of_layer in maps.items()
+            if isinstance(model.get_submodule(name), CrossAttention)
+        ]
         weights = torch.stack(cross_attention).mean(0)[len(prompt) - 1 :].cpu().numpy()
         token_names = [codec.decode([i]).strip() or (codec.tokenizer.id_to_token(i) or "").strip("<|>") for i in ids]
         return SpeechAlignment(codec.decode(ids).strip(), ids, [*token_names, _EOS_LABEL], weights, frames[0].cpu())

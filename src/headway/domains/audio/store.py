@@ -165,14 +165,18 @@ def read_transcripts(paths: Sequence[Path], path: str = "path", text: str = "tex
         row = missing[0]
         fact = f"{table.location(row)}: {table.columns['path'][row]} is not a file in {table.locations[row][0].path.parent}"
         _report_unusable(skip, fact, "transcripts", len(missing), len(files), "correct it, or remove the line")
-    transcripts = Transcripts(files, table.columns["text"], table.named_splits, [table.location(row) for row in range(len(table))])
+    transcripts = Transcripts(
+        files, table.columns["text"], table.named_splits, [table.location(row) for row in range(len(table))]
+    )
     inside = (file for source in folders if source.is_dir() for file in sorted(source.rglob("*")))
     sounds = [file for file in inside if file.suffix.lower() in AUDIO_EXTENSIONS and not file.name.startswith(".")]
     transcribed = {file.resolve() for file in files}
     untranscribed = [file for file in sounds if file.resolve() not in transcribed]
     if untranscribed:
         fact = f"{untranscribed[0]} has no transcript"
-        _report_unusable(skip, fact, "sounds", len(untranscribed), len(sounds), "add one, or remove the sound from the folder")
+        _report_unusable(
+            skip, fact, "sounds", len(untranscribed), len(sounds), "add one, or remove the sound from the folder"
+        )
     rows = np.setdiff1d(np.arange(len(files)), missing)
     if not len(rows):
         raise UserError(f"none of {len(files)} transcripts has a sound; check the paths in {table.locations[0][0]}")

@@ -52,7 +52,12 @@ def format_transcript(transcript: Transcription, format: Format, lines: Subtitle
 def as_dict(transcript: Transcription) -> dict[str, Any]:
     """A transcript as a JSON object; segments have words only if requested."""
     segments = [{k: v for k, v in asdict(segment).items() if k != "words" or v} for segment in transcript.segments]
-    return {"text": transcript.text, "language": transcript.language, "duration": transcript.duration, "segments": segments}
+    return {
+        "text": transcript.text,
+        "language": transcript.language,
+        "duration": transcript.duration,
+        "segments": segments,
+    }
 
 
 class Cue(NamedTuple):

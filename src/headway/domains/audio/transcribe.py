@@ -13,24 +13,24 @@ from headway.codecs import Codec, TokenizerCodec
 from headway.domains.audio.activity import PAUSE, Timeline, detect_speech
 from headway.domains.audio.framing import FramedWindows, Padding, padding_of
 from headway.domains.audio.listener import (
-    WindowText,
     SpeechGenerative,
-    WindowTranscriber,
     TimedPart,
     TranscriptionOptions,
     WhisperTokens,
+    WindowText,
+    WindowTranscriber,
     is_silent,
     split_segments,
 )
 from headway.domains.audio.mel import HOP, RATE
-from headway.domains.audio.sound import SoundInput, Sound, open_sound
+from headway.domains.audio.sound import Sound, SoundInput, open_sound
 from headway.domains.audio.words import Word, WordAligner, between_pauses, split_ids
 from headway.errors import UserError
 from headway.formats.usage import Usage
 from headway.generate import DecodingCoroutine, NextTokens, StepOutput, step_together
 from headway.generate.prompts import evaluation_mode
 from headway.given import Failures
-from headway.nn.models import EncoderDecoder, EncodedSource
+from headway.nn.models import EncodedSource, EncoderDecoder
 
 FRAME = HOP / RATE  # seconds
 _MAX_CONTEXT_TEMPERATURE = 0.5  # the temperature above which a text does not condition the next
@@ -78,7 +78,12 @@ class Transcriber:
     """A speech model such as Whisper, ready to transcribe. UserError for any other."""
 
     def __init__(
-        self, model: EncoderDecoder, generator: SpeechGenerative, codec: Codec, usage: Usage, config: TranscriptionOptions
+        self,
+        model: EncoderDecoder,
+        generator: SpeechGenerative,
+        codec: Codec,
+        usage: Usage,
+        config: TranscriptionOptions,
     ) -> None:
         """`generator` generates what `model` would."""
         if not isinstance(codec, TokenizerCodec):
@@ -112,13 +117,17 @@ class TranscriptionStream:
         window_transcriber = transcriber.window_transcriber
         self._windows = None  # without speech
         if not transcriber.config.vad:
-            self._windows = FramedWindows(sound, window_transcriber.bands, window_transcriber.frames, transcriber.padding)
+            self._windows = FramedWindows(
+                sound, window_transcriber.bands, window_transcriber.frames, transcriber.padding
+            )
             self._timeline = Timeline.of_complete(self._windows.samples)
         else:
             self._timeline = Timeline(detect_speech(sound))
             if not self._timeline.is_silent:
                 audible = self._timeline.audible(sound)
-                self._windows = FramedWindows(audible, window_transcriber.bands, window_transcriber.frames, transcriber.padding)
+                self._windows = FramedWindows(
+                    audible, window_transcriber.bands, window_transcriber.frames, transcriber.padding
+                )
         self.duration = self._timeline.duration
         self.language = transcriber.config.language
         self._last_word_end = 0.0  # end of the last word
@@ -174,8 +183,14 @@ class TranscriptionStream:
                 count = min(count, max(1, round(min(pause / FRAME, frames)) - seek))
             audio = window_transcriber.encode(self._windows.window(seek, count))
             if self.language is None:
-                self.language = next(iter(window_transcriber.languages(audio))) if transcriber.special_tokens.languages else transcriber.special_tokens.language
-            window_text = yield from window_transcriber.decode_steps(audio, previous_ids, replace(config, language=self.language))
+                self.language = (
+                    next(iter(window_transcriber.languages(audio)))
+                    if transcriber.special_tokens.languages
+                    else transcriber.special_tokens.language
+                )
+            window_text = yield from window_transcriber.decode_steps(
+                audio, previous_ids, replace(config, language=self.language)
+            )
             if is_silent(window_text, config, self._timeline.speech_seconds(seek * FRAME, (seek + count) * FRAME)):
                 seek += count
             else:
@@ -200,11 +215,15 @@ class TranscriptionStream:
         if self._transcriber.words is None or not (needs_words or has_pause):
             return window_segments, num_done
         initial_ids = self._transcriber.special_tokens.initial_ids(self.language, self._transcriber.config.task)
-        window_segments = self._transcriber.words.add_words(audio, initial_ids, window_segments, count, self._last_word_end - offset)
+        window_segments = self._transcriber.words.add_words(
+            audio, initial_ids, window_segments, count, self._last_word_end - offset
+        )
         word_ends = [part.words[-1].end for part in window_segments if part.words]
         if word_ends:
             self._last_word_end = offset + word_ends[-1]
-            num_done = num_done if num_done == count or not needs_words else max(1, min(count, round(word_ends[-1] / FRAME)))
+            num_done = (
+                num_done if num_done == count or not needs_words else max(1, min(count, round(word_ends[-1] / FRAME)))
+            )
         return window_segments, num_done
 
     def _segments(self, window_text: WindowText, window_segments: list[TimedPart], seek: int) -> Iterator[Segment]:
@@ -212,11 +231,15 @@ class TranscriptionStream:
         for part in window_segments:
             words = []
             for word in part.words:
-                start, end = self._timeline.within_speech(*self._timeline.original_times(offset + word.start, offset + word.end))
+                start, end = self._timeline.within_speech(
+                    *self._timeline.original_times(offset + word.start, offset + word.end)
+                )
                 words.append(replace(word, start=round(start, 3), end=round(end, 3)))
             groups = between_pauses(words, PAUSE) or [[]]
             group_texts = ["".join(word.word for word in group) for group in groups]
-            for ids, group in zip(split_ids(self._transcriber.codec, part.ids, self._transcriber.special_tokens.eos, group_texts), groups):
+            for ids, group in zip(
+                split_ids(self._transcriber.codec, part.ids, self._transcriber.special_tokens.eos, group_texts), groups
+            ):
                 start, end = self._timeline.original_times(offset + part.start, offset + part.end)
                 start, end = (group[0].start, group[-1].end) if group else (start, end)
                 start = max(start, self.segments[-1].end if self.segments else 0.0)
@@ -247,7 +270,11 @@ def advance_together(streams: Sequence[TranscriptionStream]) -> None:
 
 def transcribe_all(transcriber: Transcriber, sounds: Sequence[SoundInput], failures: Failures) -> list[Transcription]:
     """The transcripts of all sounds, in order, several at a time; errors go into `failures`, by index."""
-    pending, active, transcripts = deque(enumerate(sounds)), dict[int, TranscriptionStream](), dict[int, Transcription]()
+    pending, active, transcripts = (
+        deque(enumerate(sounds)),
+        dict[int, TranscriptionStream](),
+        dict[int, Transcription](),
+    )
     while pending or active:
         while pending and len(active) < MAX_PARALLEL_SOUNDS:
             index, sound = pending.popleft()

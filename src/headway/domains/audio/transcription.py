@@ -15,8 +15,8 @@ from headway.codecs import TokenizerCodec, load_codec, train_codec
 from headway.codecs.tokenizer import FILE
 from headway.config import register
 from headway.data import Splits, split_by_text
+from headway.domains.audio.augment import add_noise, change_speed_and_gain, delay
 from headway.domains.audio.augment import augmentation_rng as sample_rng
-from headway.domains.audio.augment import delay, add_noise, change_speed_and_gain
 from headway.domains.audio.listener import languages_of
 from headway.domains.audio.mel import HOP, RATE
 from headway.domains.audio.pictures import alignment_picture
@@ -25,19 +25,19 @@ from headway.domains.audio.speech import (
     NO_TIMESTAMPS,
     START,
     SpeechConfig,
+    SpeechDataset,
     SpeechRecognition,
     SpeechSpecialTokens,
-    SpeechDataset,
     Utterance,
-    check_targets,
     check_speech_model,
+    check_targets,
     normalize_words,
 )
 from headway.domains.audio.store import Transcripts, open_sounds, read_transcripts
-from headway.domains.audio.windows import check_lengths, frames_of, choose_window
+from headway.domains.audio.windows import check_lengths, choose_window, frames_of
 from headway.errors import ConfigError, UserError, logger, nearest
 from headway.learn import Recipe, Task
-from headway.learn.examples import Batch, RngKey, Contents, IndexedExamples, RowSubset
+from headway.learn.examples import Batch, Contents, IndexedExamples, RngKey, RowSubset
 from headway.learn.objectives.written import Sources
 from headway.learn.report import Picture
 from headway.metrics.errors import english_normalizer, english_words
@@ -78,7 +78,9 @@ class TranscribedSpeech(SpeechDataset, IndexedExamples):
         self.sounds = open_sounds(transcripts.files, config.skip_bad)
         frames, self.sound_rows = self._usable_sounds(recipe, model, transcripts, workspace)
         self.rows = transcripts.select(self.sound_rows)
-        splits = split_by_text([normalize_words(text) for text in self.rows.texts], self.rows.named_splits, config.split)
+        splits = split_by_text(
+            [normalize_words(text) for text in self.rows.texts], self.rows.named_splits, config.split
+        )
         self.splits = Splits(splits, np.arange(len(self.rows)), "sounds", "a table")
         codec = self._codec(workspace)
         self.language, special_tokens = _language_and_tokens(codec, model, config.language)
@@ -105,7 +107,9 @@ class TranscribedSpeech(SpeechDataset, IndexedExamples):
             if not self.config.skip_bad:
                 check_lengths(lengths, frames, str(transcripts.files[int(lengths.argmax())]), remedy)
             count, window = len(readable) - len(usable), frames * HOP / RATE
-            _LOG.warning("left out %d of %d sounds, which are longer than the window of %g s", count, len(readable), window)
+            _LOG.warning(
+                "left out %d of %d sounds, which are longer than the window of %g s", count, len(readable), window
+            )
         if not len(usable):
             raise UserError(f"none of {len(transcripts)} sounds is readable and fits the window; raise task.seconds")
         return frames, usable
@@ -114,10 +118,15 @@ class TranscribedSpeech(SpeechDataset, IndexedExamples):
         if (workspace / FILE).exists():
             return cast(TokenizerCodec, load_codec(workspace))
         train_texts = (f" {self.rows.texts[row]}" for row in self.splits.rows("train").tolist())
-        return train_codec(self.config.codec, train_texts, self.config.size, special=(END, START, NO_TIMESTAMPS), fewer=True)
+        return train_codec(
+            self.config.codec, train_texts, self.config.size, special=(END, START, NO_TIMESTAMPS), fewer=True
+        )
 
     def contents(self) -> Contents:
-        return {"sounds": ([self.sounds.keys[row] for row in map(int, self.sound_rows)],), "transcripts": (self.rows.texts,)}
+        return {
+            "sounds": ([self.sounds.keys[row] for row in map(int, self.sound_rows)],),
+            "transcripts": (self.rows.texts,),
+        }
 
     def take(self, rows: np.ndarray, rng_key: RngKey | None = None) -> Batch:
         positions = [None] * len(rows) if rng_key is None else rng_key.positions.tolist()
@@ -161,7 +170,9 @@ class TranscriptRecognition(SpeechRecognition[TranscribedSpeech]):
         return [alignment_picture(name, frames, {}, weights, aligned.tokens)]
 
 
-def _language_and_tokens(codec: TokenizerCodec, model: EncoderDecoderConfig, language: str | None) -> tuple[str | None, SpeechSpecialTokens]:
+def _language_and_tokens(
+    codec: TokenizerCodec, model: EncoderDecoderConfig, language: str | None
+) -> tuple[str | None, SpeechSpecialTokens]:
     """The language, None if unknown; and the special tokens: the prompt of a text without timestamps, its eos, and all
     other tokens that are not text.
     """

@@ -16,7 +16,7 @@ from torch import Tensor
 from headway.codecs import TokenizerCodec
 from headway.domains.audio.listener import FRAMES, STEP, TimedPart, WhisperTokens
 from headway.layout import Layout
-from headway.nn.models import EncoderDecoder, EncodedSource, attention_maps
+from headway.nn.models import EncodedSource, EncoderDecoder, attention_maps
 
 _MEDIAN_WIDTH = 7  # positions of the median filter
 _EPSILON = 1e-9
@@ -31,14 +31,22 @@ class TimedTokens(NamedTuple):
 
 @torch.inference_mode()
 def align(
-    model: EncoderDecoder, audio: EncodedSource, special_tokens: WhisperTokens, initial_ids: list[int], text: list[int], frames: int
+    model: EncoderDecoder,
+    audio: EncodedSource,
+    special_tokens: WhisperTokens,
+    initial_ids: list[int],
+    text: list[int],
+    frames: int,
 ) -> TimedTokens:
     """The times of the tokens `text` in the first `frames` log-mel frames of a window.
 
     The model is given the text, without timestamps. The weights of the alignment heads are normalised over the tokens,
     smoothed along time and averaged; dynamic time warping (Sakoe and Chiba 1978) finds the path of maximum weight.
     """
-    ids = torch.tensor([[*initial_ids, special_tokens.no_timestamps, *text, special_tokens.eos]], device=next(model.parameters()).device)
+    ids = torch.tensor(
+        [[*initial_ids, special_tokens.no_timestamps, *text, special_tokens.eos]],
+        device=next(model.parameters()).device,
+    )
     layout, logits = Layout.full(*ids.shape, device=ids.device), []
 
     def read() -> None:
@@ -65,7 +73,9 @@ def align(
 def _alignment_weights(maps: dict[str, Tensor], special_tokens: WhisperTokens, depth: int) -> Float[Tensor, "H T S"]:
     """The weights of the model's alignment heads, or of all heads in the upper half of its layers."""
     layers = [maps[f"stack.blocks.{layer}.cross"][0] for layer in range(depth)]
-    heads = [(layer, head) for layer, head in special_tokens.alignment_heads if layer < depth and head < len(layers[layer])]
+    heads = [
+        (layer, head) for layer, head in special_tokens.alignment_heads if layer < depth and head < len(layers[layer])
+    ]
     if heads:
         return torch.stack([layers[layer][head] for layer, head in heads])
     return torch.cat(layers[depth // 2 :])
@@ -149,7 +159,9 @@ class WordAligner:
         usual_length = min(_MAX_USUAL_LENGTH, median(lengths)) if lengths else 0.0
         results = []
         for part, words in zip(parts, timed_words):
-            part = _correct_times(part, merge_punctuation(_trim_sentence_ends(words, 2 * usual_length)), last_word_end, usual_length)
+            part = _correct_times(
+                part, merge_punctuation(_trim_sentence_ends(words, 2 * usual_length)), last_word_end, usual_length
+            )
             last_word_end = part.end if part.words else last_word_end
             results.append(part)
         return results
@@ -223,7 +235,11 @@ def merge_punctuation(words: Sequence[Word]) -> list[Word]:
     for word in words:
         if merged_words and word.word in _CLOSING_PUNCTUATION and not merged_words[-1].word.endswith(" "):
             merged_words[-1] = replace(merged_words[-1], word=merged_words[-1].word + word.word)
-        elif merged_words and merged_words[-1].word.startswith(" ") and merged_words[-1].word.strip() in _OPENING_PUNCTUATION:
+        elif (
+            merged_words
+            and merged_words[-1].word.startswith(" ")
+            and merged_words[-1].word.strip() in _OPENING_PUNCTUATION
+        ):
             merged_words[-1] = replace(word, word=merged_words[-1].word + word.word)
         else:
             merged_words.append(word)

@@ -14,7 +14,10 @@ from headway.domains.chat.task import Conversations, completions
 from headway.learn.examples import spread_evenly
 
 _MAX_PROMPTS = 8  # prompts per evaluation
-_LENGTH_FACTOR, _EXTRA_TOKENS = 2, 16  # an answer is endless at this many times the longest chosen one, plus this many tokens
+_LENGTH_FACTOR, _EXTRA_TOKENS = (
+    2,
+    16,
+)  # an answer is endless at this many times the longest chosen one, plus this many tokens
 _MAX_BAD_SHARE = 0.5  # share of bad answers above which a model is unusable
 _MAX_PERPLEXITY_CHANGE = 1.1  # maximum perplexity of the chosen answers, as a multiple of that at the start
 _MIN_ANSWERS = 3  # answers needed to judge whether they are all equal
@@ -56,7 +59,9 @@ def failure_reason(scores: Mapping[str, Any], best: Mapping[str, Any] | None) ->
 
 
 def _win_score(text: str, chosen: str, rejected: str) -> float:
-    chosen_ratio, rejected_ratio = (SequenceMatcher(None, text, ending, autojunk=False).ratio() for ending in (chosen, rejected))
+    chosen_ratio, rejected_ratio = (
+        SequenceMatcher(None, text, ending, autojunk=False).ratio() for ending in (chosen, rejected)
+    )
     return 0.5 if chosen_ratio == rejected_ratio else float(chosen_ratio > rejected_ratio)
 
 

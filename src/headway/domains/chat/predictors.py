@@ -30,7 +30,9 @@ class ChatPrompt(NamedTuple):
 class Conversation:
     """Generates answers with the model's chat template."""
 
-    def __init__(self, session: Session, codec: TokenizerCodec, template: ChatTemplate, stop_ids: Sequence[int]) -> None:
+    def __init__(
+        self, session: Session, codec: TokenizerCodec, template: ChatTemplate, stop_ids: Sequence[int]
+    ) -> None:
         """`stop_ids` end an answer, in addition to those that the template writes after one."""
         self.session = session
         self.codec = codec

@@ -26,10 +26,10 @@ from headway.config import register, to_dict
 from headway.data import IGNORE_INDEX, PairBatches
 from headway.data.dialogues import find_chat_files, read_preferences
 from headway.data.files import File
-from headway.data.marked import TokenizedChat, ChatCache, ChatSample, open_chats
+from headway.data.marked import ChatCache, ChatSample, TokenizedChat, open_chats
 from headway.data.store import ColumnWriter, cache_key, cache_root, open_or_build, read_column
 from headway.domains.chat.answers import answer_scores, failure_reason
-from headway.domains.chat.task import EVAL_BATCH_TOKENS, ChatConfig, Conversations, split_key, encode_chat, replies
+from headway.domains.chat.task import EVAL_BATCH_TOKENS, ChatConfig, Conversations, encode_chat, replies, split_key
 from headway.errors import ConfigError, logger
 from headway.formats.durable import write_tensors
 from headway.formats.native import named_tensors

@@ -15,7 +15,7 @@ from headway.domains.chat.preference import PreferenceConfig
 from headway.domains.chat.task import Chats, Conversations, InstructConfig
 from headway.errors import UserError
 from headway.learn import AdamWConfig, MuonConfig, Recipe, Task, TrainConfig, WSDConfig
-from headway.learn.scale import Scale, Settings, DataSettings, Shapes, lookup
+from headway.learn.scale import DataSettings, Scale, Settings, Shapes, lookup
 from headway.nn.models import TransformerConfig
 from headway.nn.models.presets import decoder
 from headway.nn.parts.init import InitConfig
@@ -101,7 +101,9 @@ class InstructScale(Scale):
         context = next((size for size in _CONTEXTS if max_tokens <= size), _CONTEXTS[-1])
         reason = f"a vocabulary of {vocab_size:,} and rows of {context:,} tokens for {count:,} conversations"
         contexts = {"task.context": context, "model.context": context}
-        return DataSettings({"task.size": vocab_size, "model.symbols": vocab_size, **contexts, **self.held_out_shares(count)}, reason)
+        return DataSettings(
+            {"task.size": vocab_size, "model.symbols": vocab_size, **contexts, **self.held_out_shares(count)}, reason
+        )
 
     def tuning_data_settings(self, recipe: Recipe, task: Task) -> Settings:
         return _row_settings(self, recipe, task)

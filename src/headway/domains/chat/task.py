@@ -23,7 +23,7 @@ from headway.config import override, register
 from headway.data import IGNORE_INDEX, SplitConfig, Splits
 from headway.data.dialogues import ASSISTANT, Message, Messages, find_chat_files, read_chats
 from headway.data.files import File
-from headway.data.marked import TokenizedChat, ChatCache, ChatSample, ChatPacking, open_chats
+from headway.data.marked import ChatCache, ChatPacking, ChatSample, TokenizedChat, open_chats
 from headway.data.splits import split_by_key
 from headway.data.store import column_digest
 from headway.errors import ConfigError, UserError, logger
@@ -31,7 +31,7 @@ from headway.formats.usage import read_usage
 from headway.generate import Completion, Limits, Sampling, Session
 from headway.layout import Layout
 from headway.learn import Recipe, Task, TaskConfig
-from headway.learn.examples import Batch, FixedSizeBatches, RngKey, Contents, IndexedExamples, RowSubset
+from headway.learn.examples import Batch, Contents, FixedSizeBatches, IndexedExamples, RngKey, RowSubset
 from headway.learn.objectives.written import Likelihood
 from headway.metrics import language_scores
 from headway.nn.models import ModelConfig, Transformer, TransformerConfig
@@ -113,7 +113,9 @@ class Conversations(IndexedExamples):
         """The samples of a split that fit, int64 [N]; a first token is input only."""
         if split not in self._rows:
             samples = self.splits.rows(split)
-            rows, num_dropped = self.cache.within_limit(samples, self.config.context + 1, self.config.drop_long, self.noun)
+            rows, num_dropped = self.cache.within_limit(
+                samples, self.config.context + 1, self.config.drop_long, self.noun
+            )
             if num_dropped:
                 _LOG.warning(f"{split}: left out {num_dropped:,} of {len(samples):,} {self.noun}, which are too long")
             self._rows[split] = rows
@@ -208,7 +210,11 @@ class InstructConfig(ChatConfig):
         def samples(file: File) -> Iterator[ChatSample]:
             for line, chat in read_chats(file):
                 prompt = takewhile(lambda message: message["role"] != ASSISTANT, chat)
-                yield ChatSample(split_key(prompt), line, [TokenizedChat(*encode_chat(template, codec, chat, f"{file}, line {line}"))])
+                yield ChatSample(
+                    split_key(prompt),
+                    line,
+                    [TokenizedChat(*encode_chat(template, codec, chat, f"{file}, line {line}"))],
+                )
 
         cache = open_chats(sources, 1, codec, samples, template.text)
         return Task(Chats(self, recipe, codec, template, cache, rows), Replies())

@@ -16,7 +16,7 @@ from headway.domains.chess.limits import SearchLimits
 from headway.domains.chess.player import Player
 from headway.domains.chess.positions import Positions
 from headway.domains.chess.puct import expected_of
-from headway.domains.chess.rules import board_from_fen, chess, drawing, decode_move
+from headway.domains.chess.rules import board_from_fen, chess, decode_move, drawing
 from headway.learn import Recipe
 from headway.learn.examples import Contents, IndexedExamples
 from headway.learn.objective import Objective

@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 from headway.data.store import check_output_path
 from headway.domains.chess.rules import chess
-from headway.domains.chess.sources import unlabelled_positions, chess_files
+from headway.domains.chess.sources import chess_files, unlabelled_positions
 from headway.errors import UserError
 
 _PROGRAM_FOLDERS = ("/usr/games", "/usr/local/bin", "/opt/homebrew/bin")  # program folders that PATH may lack

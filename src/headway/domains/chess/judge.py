@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from headway.codecs.boards import MIRRORED_MOVES, FEN_TOKENS, board_planes, fen_tokens
+from headway.codecs.boards import FEN_TOKENS, MIRRORED_MOVES, board_planes, fen_tokens
 from headway.domains.chess.config import SearchlessConfig, Target
-from headway.domains.chess.rules import Record, chess, legal_move_ids, to_position_array, record, repetition_key
+from headway.domains.chess.rules import Record, chess, legal_move_ids, record, repetition_key, to_position_array
 from headway.errors import UserError
 from headway.generate.prompts import device_of
 from headway.learn import Recipe

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from headway.domains.chess.engines import MIN_NODES_PER_SECOND, UciEngine
 from headway.domains.chess.limits import SearchLimits
 from headway.domains.chess.player import Player
-from headway.domains.chess.rules import Record, chess, parse_move, notation, record, repetition_key
+from headway.domains.chess.rules import Record, chess, notation, parse_move, record, repetition_key
 from headway.errors import UserError
 from headway.metrics import elo_difference
 
@@ -46,7 +46,10 @@ class ModelOpponent:
     def move(self, board: chess.Board) -> chess.Move:
         started = time.monotonic()
         thought = self.player.think(board, SearchLimits(self.nodes, seconds=self.seconds))
-        self.searched_nodes, self.seconds_spent = self.searched_nodes + thought.nodes, self.seconds_spent + time.monotonic() - started
+        self.searched_nodes, self.seconds_spent = (
+            self.searched_nodes + thought.nodes,
+            self.seconds_spent + time.monotonic() - started,
+        )
         return thought.move
 
     def close(self) -> None: ...

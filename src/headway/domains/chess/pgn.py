@@ -13,8 +13,17 @@ import numpy as np
 
 from headway.data.files import File, find_files, read_lines
 from headway.data.registry import find_set
-from headway.domains.chess.rules import Record, board_from_fen, chess, decode_move, notation, encode_move, record, repetition_key
-from headway.domains.chess.values import read_score, parse_result
+from headway.domains.chess.rules import (
+    Record,
+    board_from_fen,
+    chess,
+    decode_move,
+    encode_move,
+    notation,
+    record,
+    repetition_key,
+)
+from headway.domains.chess.values import parse_result, read_score
 from headway.errors import UserError
 
 _EVAL = re.compile(r"\[%eval (#?-?[\d.]+)(?:,\d+)?\]")
@@ -32,7 +41,9 @@ class Game:
     headers: dict[str, str] = field(default_factory=dict)
     records: list[Record] = field(default_factory=list)
     moves: list[int] = field(default_factory=list)
-    evaluations: list[float | None] = field(default_factory=list)  # centipawns for White after each move, None if unknown
+    evaluations: list[float | None] = field(
+        default_factory=list
+    )  # centipawns for White after each move, None if unknown
     result: np.ndarray | None = None
     fault: str = ""
     ended: bool = False
@@ -179,7 +190,9 @@ def openings(paths: Sequence[Path] | None, count: int, seed: int) -> list[chess.
         known.update((board.epd(), board) for board in boards if not board.is_game_over())
     unique_boards = list(known.values())
     if len(unique_boards) < count:
-        raise UserError(f"{len(unique_boards):,} openings are too few for {2 * count:,} games, two each; play fewer games")
+        raise UserError(
+            f"{len(unique_boards):,} openings are too few for {2 * count:,} games, two each; play fewer games"
+        )
     return random.Random(seed).sample(unique_boards, count)
 
 

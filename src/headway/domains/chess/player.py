@@ -37,7 +37,9 @@ class Player:
     Raises UserError for a search that needs an output which the model lacks.
     """
 
-    def __init__(self, evaluator: PositionEvaluator, search: str | None = None, config: PuctConfig | None = None) -> None:
+    def __init__(
+        self, evaluator: PositionEvaluator, search: str | None = None, config: PuctConfig | None = None
+    ) -> None:
         self.tree = Tree(evaluator, config or PuctConfig())
         self.evaluator = self.tree.evaluator
         self.set_search(search)
@@ -90,7 +92,9 @@ class Player:
         outcome = np.array([0.0, 1.0, 0.0]) if evaluation.outcome is None else evaluation.outcome
         order = np.argsort(-evaluation.policy, kind="stable").tolist()
         lines = [
-            SearchLine([decode_move(inputs.moves[index], board.turn)], round(1e6 * float(evaluation.policy[index])), outcome)
+            SearchLine(
+                [decode_move(inputs.moves[index], board.turn)], round(1e6 * float(evaluation.policy[index])), outcome
+            )
             for index in order
         ]
         if evaluation.outcome is not None and expected_of(outcome) < 0.5:
@@ -111,7 +115,9 @@ class Player:
                 waiting.append((line, position_input(after, self.evaluator.history)))
             lines.append(line)
             after.pop()
-        for (line, _), evaluation in zip(waiting, self.evaluator.evaluate([entry for _, entry in waiting]) if waiting else []):
+        for (line, _), evaluation in zip(
+            waiting, self.evaluator.evaluate([entry for _, entry in waiting]) if waiting else []
+        ):
             assert evaluation.outcome is not None  # checked at the start
             line.outcome = evaluation.outcome[::-1]
         return sorted(lines, key=lambda line: -expected_of(line.outcome))

@@ -13,7 +13,7 @@ from headway.codecs.boards import POSITION_DTYPE
 from headway.data.files import File
 from headway.data.fingerprint import fingerprint
 from headway.data.packing import expand_ranges
-from headway.data.splits import SplitIndices, SplitConfig, split_by_key, text_key, split_code
+from headway.data.splits import SplitConfig, SplitIndices, split_by_key, split_code, text_key
 from headway.data.store import ColumnWriter, cache_key, cache_root, open_or_build, read_column, read_info, write_info
 from headway.domains.chess.rules import Record, to_position_array
 from headway.domains.chess.sources import PositionRun, ReadTally, chess_files, samples

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from headway.domains.chess.judge import PositionEvaluator, PositionInput, Evaluation, EvaluationCache
+from headway.domains.chess.judge import Evaluation, EvaluationCache, PositionEvaluator, PositionInput
 from headway.domains.chess.limits import SearchLimits
-from headway.domains.chess.rules import Record, chess, legal_move_ids, decode_move, encode_move, record, repetition_key
+from headway.domains.chess.rules import Record, chess, decode_move, encode_move, legal_move_ids, record, repetition_key
 
 DRAW, LOST = np.array([0.0, 1.0, 0.0]), np.array([0.0, 0.0, 1.0])
 
@@ -213,7 +213,11 @@ class Tree:
     def _is_done(self, root: Node, limits: SearchLimits, nodes: int) -> bool:
         if nodes == 0 and not root.visits.any():
             return limits.stop.is_set()  # at least one simulation, even without time
-        if limits.over or nodes >= (limits.nodes or self.config.max_nodes) or self.earlier_visits + nodes >= self.config.max_nodes:
+        if (
+            limits.over
+            or nodes >= (limits.nodes or self.config.max_nodes)
+            or self.earlier_visits + nodes >= self.config.max_nodes
+        ):
             return True
         if limits.depth is not None:
             deep = len(self._principal(root, int(root.best_first()[0]))) >= limits.depth
@@ -249,7 +253,9 @@ class Tree:
                 pending.add(id(leaf))
                 waiting.append((path, leaf, entry))
         if waiting:
-            for (path, leaf, _), evaluation in zip(waiting, self.evaluator.evaluate([entry for _, _, entry in waiting])):
+            for (path, leaf, _), evaluation in zip(
+                waiting, self.evaluator.evaluate([entry for _, _, entry in waiting])
+            ):
                 self._expand(leaf, evaluation)
                 node, index = path[-1]
                 node.children[index] = leaf

@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from headway.data.files import find_files, expand_archives
+from headway.data.files import expand_archives, find_files
 from headway.domains.chess.limits import SearchLimits
 from headway.domains.chess.player import Player
 from headway.domains.chess.rules import board_from_fen, chess, parse_move

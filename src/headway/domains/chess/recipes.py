@@ -13,7 +13,7 @@ from headway.data.files import File, read_lines
 from headway.domains.chess.config import ChessConfig, GamesConfig, SearchlessConfig
 from headway.errors import UserError
 from headway.learn import AdamWConfig, CosineConfig, MuonConfig, Recipe, TrainConfig, WSDConfig
-from headway.learn.scale import ScalingLaw, Scale, Settings, DataSettings, Shapes, format_number
+from headway.learn.scale import DataSettings, Scale, ScalingLaw, Settings, Shapes, format_number
 from headway.nn.models.presets import searchless, squares
 
 
@@ -82,7 +82,11 @@ class BoardsScale(Scale):
         count = _count_positions(task, paths, minutes)
         min_positions, max_positions = _EVALUATED
         evaluated = min(max_positions, max(min_positions, 2 ** round(math.log2(min_positions * minutes))))
-        settings = {**self.held_out_shares(count, 2 * evaluated), "train.evaluate_limit": evaluated, self.batch_setting: _TIMED_POSITIONS}
+        settings = {
+            **self.held_out_shares(count, 2 * evaluated),
+            "train.evaluate_limit": evaluated,
+            self.batch_setting: _TIMED_POSITIONS,
+        }
         return DataSettings(settings, f"of about {count:,} positions, at most {evaluated:,} are used per evaluation")
 
     def regularisation(self, recipe: Recipe, epochs: float, crowd: float) -> Settings:

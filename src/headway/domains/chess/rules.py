@@ -9,7 +9,16 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from headway.codecs.boards import MIRRORED_MOVES, MOVES, NO_SQUARE, MOVE_INDEX, PROMOTIONS, SQUARES, from_bitboards, parse_fen
+from headway.codecs.boards import (
+    MIRRORED_MOVES,
+    MOVE_INDEX,
+    MOVES,
+    NO_SQUARE,
+    PROMOTIONS,
+    SQUARES,
+    from_bitboards,
+    parse_fen,
+)
 from headway.errors import UserError
 
 try:
@@ -148,7 +157,9 @@ def parse_operations(text: str, where: str) -> dict[str, str]:
     while start < end:
         match = _OPERATION.match(text, start)
         if match is None:
-            raise UserError(f'{where}: {text[start:].strip()[:60]!r} is not an operation; write them as bm Nf3; id "one";')
+            raise UserError(
+                f'{where}: {text[start:].strip()[:60]!r} is not an operation; write them as bm Nf3; id "one";'
+            )
         operations.setdefault(match[1], match[2].strip().strip('"'))
         start = match.end()
     return operations

@@ -16,7 +16,7 @@ from headway.data.splits import SplitIndices
 from headway.domains.chess.config import SearchlessConfig, Target
 from headway.domains.chess.data import PositionObjective, PositionRows
 from headway.domains.chess.judge import VALUE as HEAD
-from headway.domains.chess.judge import TokenEvaluator, to_white, value_logits, expected_scores, token_inputs
+from headway.domains.chess.judge import TokenEvaluator, expected_scores, to_white, token_inputs, value_logits
 from headway.domains.chess.positions import Positions
 from headway.domains.chess.values import expected
 from headway.errors import UserError

@@ -13,19 +13,19 @@ import numpy as np
 
 from headway.codecs.boards import MIRRORED_MOVES, MOVE_INDEX
 from headway.data.columns import check_column_names
-from headway.data.files import File, find_files, resolve_named_splits, read_lines, expand_archives
+from headway.data.files import File, expand_archives, find_files, read_lines, resolve_named_splits
 from headway.data.splits import text_key
 from headway.domains.chess.pgn import Game, games
 from headway.domains.chess.rules import (
     Record,
-    parse_epd,
     board_from_fen,
     chess,
-    legal_move_ids,
-    parse_move,
     decode_move,
-    parse_moves,
     encode_move,
+    legal_move_ids,
+    parse_epd,
+    parse_move,
+    parse_moves,
     parse_operations,
     record,
 )

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from headway.codecs.boards import FLIPPED_MOVES, UPWARD_MOVES, to_fens, board_planes
+from headway.codecs.boards import FLIPPED_MOVES, UPWARD_MOVES, board_planes, to_fens
 from headway.data import Splits
 from headway.domains.chess.config import ChessConfig
 from headway.domains.chess.data import PositionObjective, PositionRows
@@ -116,7 +116,10 @@ class MovesAndOutcomes(PositionObjective[Boards]):
         is legal; the mean error of the expected score.
         """
         samples = examples.of(split).limited_to(limit)
-        batch_sums = [_evaluate_batch(model, batch, examples.legal(samples.rows[indices])) for indices, batch in evaluation_batches(model, samples)]
+        batch_sums = [
+            _evaluate_batch(model, batch, examples.legal(samples.rows[indices]))
+            for indices, batch in evaluation_batches(model, samples)
+        ]
         sums = BoardSums(*map(sum, zip(*batch_sums)))
         scores: dict[str, Any] = {"loss": 0.0, "positions": 0}
         if sums.moves:

@@ -26,7 +26,11 @@ def worth(centipawns: np.ndarray | float) -> np.ndarray:
     """
     score = np.clip(np.asarray(centipawns, np.float64), -_MATE, _MATE)
     mate_distance = np.maximum(1.0, _MATE - np.abs(score))  # moves to the mate, if it is one
-    return np.where(mate_distance <= _MAX_MATE_MOVES, 0.5 + np.sign(score) * (0.5 + 0.1 / mate_distance), 1 / (1 + np.exp(-_WIN_SLOPE * score)))
+    return np.where(
+        mate_distance <= _MAX_MATE_MOVES,
+        0.5 + np.sign(score) * (0.5 + 0.1 / mate_distance),
+        1 / (1 + np.exp(-_WIN_SLOPE * score)),
+    )
 
 
 def expected(outcomes: np.ndarray) -> np.ndarray:

@@ -33,7 +33,9 @@ class Observed(NamedTuple):
 
     def error(self, quantiles: Float[np.ndarray, "N S Q"]) -> float:
         """The mean absolute scaled error of the medians."""
-        return float((np.abs(self.values - quantiles[..., quantiles.shape[-1] // 2]) / self.scales[:, None])[self.valid].mean())
+        return float(
+            (np.abs(self.values - quantiles[..., quantiles.shape[-1] // 2]) / self.scales[:, None])[self.valid].mean()
+        )
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,9 @@ def forecast(model: ModelHandle, data: Data | None = None, steps: int | None = N
     if steps is not None and steps < 1:
         raise UserError(f"steps is {steps}; use 1 or more")
     with data_paths(data, "forecast") as paths:
-        series_list, calendar = recipe.task.read_data([Path(path) for path in (recipe.data if paths is None else path_list(paths))])
+        series_list, calendar = recipe.task.read_data(
+            [Path(path) for path in (recipe.data if paths is None else path_list(paths))]
+        )
     codec = read_codec(model.directory, calendar)
     if codec is None:
         raise UserError(f"{model.directory} has no forecast.json; restore it from a copy")
@@ -52,10 +54,17 @@ def forecast(model: ModelHandle, data: Data | None = None, steps: int | None = N
         raise UserError(f"{length}, but the model needs {codec.context:,}; add earlier values, or leave the series out")
     count = codec.horizon if steps is None else steps
     around = range(-codec.context, count)
-    times = [[calendar.format(series.start + (len(series.values) + n) * calendar.step) for n in around] for series in series_list]
+    times = [
+        [calendar.format(series.start + (len(series.values) + n) * calendar.step) for n in around]
+        for series in series_list
+    ]
     past = first_past = np.stack([series.values[-codec.context :] for series in series_list])
     next_step = np.array([series.start // codec.step + len(series.values) for series in series_list])
-    min_scales, objective, forecasts = np.array([flat_scale(series.values) for series in series_list]), Quantiles(LEVELS), []
+    min_scales, objective, forecasts = (
+        np.array([flat_scale(series.values) for series in series_list]),
+        Quantiles(LEVELS),
+        [],
+    )
     simple = _simple_forecasts(codec, [series.values for series in series_list], count)
     with evaluation_mode(model.module), torch.no_grad():
         for offset in range(0, count, codec.horizon):
@@ -68,7 +77,9 @@ def forecast(model: ModelHandle, data: Data | None = None, steps: int | None = N
     values = np.moveaxis(np.concatenate(forecasts, 1), -1, 1).tolist()
     named_quantiles = [dict(zip([f"q{level}" for level in LEVELS], levels_of_series)) for levels_of_series in values]
     return [
-        Forecast(series.name, series_times[codec.context :], quantiles, series_past.tolist(), series_times[: codec.context])
+        Forecast(
+            series.name, series_times[codec.context :], quantiles, series_past.tolist(), series_times[: codec.context]
+        )
         for series, series_times, quantiles, series_past in zip(series_list, times, named_quantiles, first_past)
     ]
 

@@ -86,7 +86,9 @@ def select_params(series: Sequence[Float[np.ndarray, "N"]], season: int) -> list
     for index in sorted(range(len(scaled)), key=lambda index: -len(scaled[index])):
         for of_logarithms in (False, True)[: 1 + bool(scaled[index].min() > 0)]:
             seasonal = 1 < season < len(scaled[index]) // 2
-            candidates += [(index, params) for params in _candidates(len(scaled) > _MANY_SERIES, seasonal, of_logarithms)]
+            candidates += [
+                (index, params) for params in _candidates(len(scaled) > _MANY_SERIES, seasonal, of_logarithms)
+            ]
     scores: list[dict[SmoothingParams, float]] = [{} for _ in scaled]
     batch_size = max(1, _BATCH_VALUES // (max(map(len, scaled)) + season))
     for start in range(0, len(candidates), batch_size):

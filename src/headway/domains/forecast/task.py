@@ -14,18 +14,18 @@ from torch import Tensor
 
 from headway.config import dumps, from_dict, register
 from headway.data.calendar import Calendar, plot_axis
-from headway.data.series import Series, SeriesColumns, split_ends, forecast_windows, read_series
+from headway.data.series import Series, SeriesColumns, forecast_windows, read_series, split_ends
 from headway.data.splits import Splits
 from headway.domains.forecast.mixture import ForecastMixture, Forecasts, Observed, choose_mixture
 from headway.domains.forecast.smoothing import LAST, LAST_SEASON, SmoothedSeries, SmoothingParams, select_params, smooth
 from headway.errors import ConfigError, UserError, nearest
 from headway.formats.durable import read_json, write_text
 from headway.learn import Recipe, Task, TaskConfig
-from headway.learn.examples import Batch, RngKey, Contents, spread_evenly
-from headway.learn.objectives.quantiles import ForecastWindow, ForecastSamples, Quantiles
+from headway.learn.examples import Batch, Contents, RngKey, spread_evenly
+from headway.learn.objectives.quantiles import ForecastSamples, ForecastWindow, Quantiles
 from headway.learn.recipe import batch_size_of
 from headway.metrics.forecasts import seasonal_error, simple_forecasts
-from headway.nn.models import ModelConfig, StateVectorConfig, StatesEmbedConfig, TransformerConfig
+from headway.nn.models import ModelConfig, StatesEmbedConfig, StateVectorConfig, TransformerConfig
 
 FILE = "forecast.json"  # next to a model: the windows it takes, and how its outputs are scaled
 LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -98,7 +98,9 @@ class WindowCodec:
         if self.season > 1:
             angle = 2 * np.pi * ((steps[:, None] + np.arange(-self.context, 0)) % self.season) / self.season
             channels += [np.sin(angle), np.cos(angle)]
-        inputs = torch.from_numpy(np.stack(channels, -1).astype(np.float32)).reshape(len(past), -1, self.values_per_patch)
+        inputs = torch.from_numpy(np.stack(channels, -1).astype(np.float32)).reshape(
+            len(past), -1, self.values_per_patch
+        )
         line, unit = simple_forecasts(past, self.horizon, self.season)[self.line], unit[..., None] * self.spread
         return ScaledWindow(inputs, line[..., None] + unit * np.array(self.errors), unit)
 
@@ -182,17 +184,24 @@ class SeriesWindows(ForecastSamples):
     ) -> None:
         self.series, self.calendar = series, calendar
         self.seed, self.batch_size = recipe.train.seed, batch_size_of(recipe)
-        self.values, self.observed = (np.concatenate([getattr(one_series, name) for one_series in series]) for name in ("values", "seen"))
+        self.values, self.observed = (
+            np.concatenate([getattr(one_series, name) for one_series in series]) for name in ("values", "seen")
+        )
         self.starts = np.array([one_series.start // calendar.step for one_series in series])
         stored = read_codec(workspace, calendar)
         self.codec = stored or config.codec(min(series, key=lambda one_series: len(one_series.values)), calendar)
         self.horizon = self.codec.horizon
         self.windows = forecast_windows(series, self.codec.context, self.horizon, (config.validation, config.test))
-        eval_rows = {split: spread_evenly(self.windows.splits[split], _EVAL_WINDOWS) for split in ("validation", "test")}
+        eval_rows = {
+            split: spread_evenly(self.windows.splits[split], _EVAL_WINDOWS) for split in ("validation", "test")
+        }
         all_rows = spread_evenly(np.arange(len(self.windows.series)), _EVAL_WINDOWS)
         self.splits = Splits({**self.windows.splits, **eval_rows}, all_rows, "windows", "longer series")
         season, train_ends = self.codec.season, self.windows.train_ends.tolist()
-        train_values = [one_series.values[: train_end if train_end > season else None] for one_series, train_end in zip(series, train_ends)]
+        train_values = [
+            one_series.values[: train_end if train_end > season else None]
+            for one_series, train_end in zip(series, train_ends)
+        ]
         self.min_scales = np.array([flat_scale(part) for part in train_values])
         self.scales = np.array([seasonal_error(part, season) for part in train_values])
         self._smoothed: dict[tuple[int, bool], tuple[SmoothedSeries, SmoothedSeries]] = {}
@@ -207,7 +216,10 @@ class SeriesWindows(ForecastSamples):
             self.codec = replace(self.codec, line=best_line, spread=mean_error, errors=tuple(map(tuple, quantiles)))
 
     def contents(self) -> Contents:
-        return {"series": ([series.name for series in self.series],), "values": (self.values, self.observed, self.starts)}
+        return {
+            "series": ([series.name for series in self.series],),
+            "values": (self.values, self.observed, self.starts),
+        }
 
     def forecast_window(self, rows: np.ndarray) -> ForecastWindow:
         starts = self.windows.values[rows][:, None]
@@ -218,8 +230,13 @@ class SeriesWindows(ForecastSamples):
 
     def scaled_window(self, rows: np.ndarray) -> ScaledWindow:
         """The model inputs of windows."""
-        series, indices = self.windows.series[rows], self.windows.values[rows][:, None] + np.arange(-self.codec.context, 0)
-        return self.codec.encode(self.values[indices], self.starts[series] + self.windows.steps[rows], self.min_scales[series])
+        series, indices = (
+            self.windows.series[rows],
+            self.windows.values[rows][:, None] + np.arange(-self.codec.context, 0),
+        )
+        return self.codec.encode(
+            self.values[indices], self.starts[series] + self.windows.steps[rows], self.min_scales[series]
+        )
 
     def scaled(self, rows: np.ndarray, quantiles: np.ndarray) -> np.ndarray:
         return self.scaled_window(rows).unscale(quantiles)
@@ -246,8 +263,15 @@ class SeriesWindows(ForecastSamples):
         """
         season, fit_ends = self.codec.season, self.windows.validation_ends if tested else self.windows.train_ends
         values = [self.series[index].values for index in indices]
-        lengths = [int(fit_ends[index]) if fit_ends[index] > season else len(series_values) for index, series_values in zip(indices, values)]
-        params_list = select_params([series_values[:length] for series_values, length in zip(values, lengths)], season) if indices else []
+        lengths = [
+            int(fit_ends[index]) if fit_ends[index] > season else len(series_values)
+            for index, series_values in zip(indices, values)
+        ]
+        params_list = (
+            select_params([series_values[:length] for series_values, length in zip(values, lengths)], season)
+            if indices
+            else []
+        )
         for index, series_values, length, params in zip(indices, values, lengths, params_list):
             naive = smooth(series_values, length, self.codec.naive, season)
             self._smoothed[index, tested] = smooth(series_values, length, params, season), naive
@@ -306,7 +330,9 @@ class SeriesWindows(ForecastSamples):
 
     def describe_row(self, row: int) -> str:
         series = self.series[self.windows.series[row]]
-        return f"{series.name} from {self.calendar.format(series.start + int(self.windows.steps[row]) * self.codec.step)}"
+        return (
+            f"{series.name} from {self.calendar.format(series.start + int(self.windows.steps[row]) * self.codec.step)}"
+        )
 
     def save(self, directory: Path) -> None:
         write_text(directory / FILE, dumps(self.codec))
@@ -318,6 +344,10 @@ def read_codec(directory: Path, calendar: Calendar) -> WindowCodec | None:
         return None
     codec = from_dict(WindowCodec, read_json(directory / FILE), FILE)
     if (codec.unit, codec.step) != (calendar.unit, calendar.step):
-        data_steps, model_steps = (f"steps of {steps_source.step:,} {steps_source.unit}s" for steps_source in (calendar, codec))
-        raise UserError(f"the data have {data_steps}, but the model was trained on {model_steps}; resample the data to these")
+        data_steps, model_steps = (
+            f"steps of {steps_source.step:,} {steps_source.unit}s" for steps_source in (calendar, codec)
+        )
+        raise UserError(
+            f"the data have {data_steps}, but the model was trained on {model_steps}; resample the data to these"
+        )
     return codec

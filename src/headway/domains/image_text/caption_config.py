@@ -65,13 +65,19 @@ class ModelPart:
 def tower_of(path: str) -> ModelPart:
     """The vision part of a model: a vision transformer, or the tower of a CLIP or captioner. UserError for others."""
     return _part(
-        path, ("tower", "left"), _takes_images, "does not take images", "use a run or model of images, such as a ViT or CLIP"
+        path,
+        ("tower", "left"),
+        _takes_images,
+        "does not take images",
+        "use a run or model of images, such as a ViT or CLIP",
     )
 
 
 def decoder_of(path: str) -> ModelPart:
     """The generating part of a model: a GPT, or the decoder of a captioner. UserError for others."""
-    return _part(path, ("decoder",), _is_causal_decoder, "is not a causal language model", "use a run of `text`, or a GPT")
+    return _part(
+        path, ("decoder",), _is_causal_decoder, "is not a causal language model", "use a run of `text`, or a GPT"
+    )
 
 
 def _part(path: str, names: tuple[str, ...], is_suitable: Any, fact: str, remedy: str) -> ModelPart:
@@ -183,7 +189,7 @@ class CaptionsConfig(TaskConfig):
 
     def open(self, recipe: Recipe, data: Sequence[Path] | None, workspace: Path) -> Task:
         """Raises UserError for data that cannot be read, are too small, or do not fit the settings."""
-        from headway.domains.image_text.captioning import CaptionGeneration, CaptionDataset
+        from headway.domains.image_text.captioning import CaptionDataset, CaptionGeneration
 
         model = recipe.model
         if not isinstance(model, CaptionerConfig):

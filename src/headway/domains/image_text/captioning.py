@@ -25,9 +25,9 @@ from headway.generate import SearchConfig
 from headway.generate.prompts import device_of, evaluation_mode
 from headway.layout import Layout
 from headway.learn import Recipe
-from headway.learn.examples import Batch, RngKey, Contents, IndexedExamples, RowSubset
+from headway.learn.examples import Batch, Contents, IndexedExamples, RngKey, RowSubset
 from headway.learn.objective import evaluation_batches
-from headway.learn.objectives.written import Ids, SourceTargetExamples, Sources, SequenceGeneration, teacher_forcing
+from headway.learn.objectives.written import Ids, SequenceGeneration, Sources, SourceTargetExamples, teacher_forcing
 from headway.learn.recipe import batch_size_of
 from headway.learn.report import Picture, Tile, tile_grid
 from headway.metrics import caption_scores
@@ -67,7 +67,9 @@ def attention_pictures(
             for word_index, word in enumerate(words)
             if (word_of == word_index).any()
         ]
-        pictures.append(Picture("Attention", text, tile_grid([Tile(image_pixels, "the image"), *tiles], small=True), wide=True))
+        pictures.append(
+            Picture("Attention", text, tile_grid([Tile(image_pixels, "the image"), *tiles], small=True), wide=True)
+        )
     return pictures
 
 
@@ -92,7 +94,9 @@ def word_indices(codec: Codec, ids: Sequence[int]) -> np.ndarray:
     return np.array([max(1, len(codec.decode(ids[: stop + 1]).split())) - 1 for stop in range(len(ids))])
 
 
-def highlight(image: UInt8[np.ndarray, "H W 3"], weights: Float[np.ndarray, "rows columns"]) -> UInt8[np.ndarray, "H W 3"]:
+def highlight(
+    image: UInt8[np.ndarray, "H W 3"], weights: Float[np.ndarray, "rows columns"]
+) -> UInt8[np.ndarray, "H W 3"]:
     """An image that is bright where the weights are large."""
     heat = torch.from_numpy(weights / max(float(weights.max()), 1e-9))[None, None]
     brightness = torch.nn.functional.interpolate(heat, image.shape[:2], mode="bilinear", align_corners=False)[0, 0]
@@ -154,7 +158,9 @@ class CaptionDataset(SourceTargetExamples, IndexedExamples):
         for split in ("train", "validation"):
             self.splits.rows(split)
         config = self.config
-        decoder_vocab_size = self.model.symbols if config.decoder is not None else 0  # published vocabularies may be larger
+        decoder_vocab_size = (
+            self.model.symbols if config.decoder is not None else 0
+        )  # published vocabularies may be larger
         has_parts = config.tower is not None or config.decoder is not None  # the task's model has them
         return override(self.model if has_parts else model, {"symbols": max(self.codec.vocab_size, decoder_vocab_size)})
 
@@ -224,10 +230,14 @@ class CaptionGeneration(SequenceGeneration[CaptionDataset]):
     ) -> dict[str, Any]:
         """The scores, and for the test split also exact matches on additional splits (such as "novel" of scenes)."""
         scores = super().evaluate(model, examples, split, limit)
-        for extra_split in [split for split in examples.splits.indices if split not in SPLITS] if split == "test" else ():
+        for extra_split in (
+            [split for split in examples.splits.indices if split not in SPLITS] if split == "test" else ()
+        ):
             sources = examples.sources(extra_split, limit)
             extra_scores = self.scores(examples, sources, self.generate(model, examples, sources, self.search))
-            scores |= {name.replace("exact_match", f"exact_match_{extra_split}"): extra_scores[name] for name in _EXACT_MATCH}
+            scores |= {
+                name.replace("exact_match", f"exact_match_{extra_split}"): extra_scores[name] for name in _EXACT_MATCH
+            }
         return scores
 
     def pictures(self, model: nn.Module, examples: CaptionDataset) -> list[Picture]:
@@ -236,7 +246,9 @@ class CaptionGeneration(SequenceGeneration[CaptionDataset]):
         rows = sources.inputs.rows
         generated = examples.decode_all(self.generate(model, examples, sources, self.search))
         pixels, inputs = examples.samples.pixels(rows), examples.take(rows[:_ATTENTION_IMAGES]).inputs[0]
-        attention_maps = attention_pictures(cast(Captioner, model), examples.codec, examples.bos, inputs, pixels, generated[:_ATTENTION_IMAGES])
+        attention_maps = attention_pictures(
+            cast(Captioner, model), examples.codec, examples.bos, inputs, pixels, generated[:_ATTENTION_IMAGES]
+        )
         return [caption_tiles(pixels, generated, [text for (text,) in sources.references]), *attention_maps]
 
 

@@ -71,7 +71,9 @@ def read_captions(paths: Sequence[Path | str], columns: CaptionColumns = COLUMNS
     np.maximum.at(named_splits, image_of, table.named_splits)  # an image held out in any table is held out
     locations = [table.location(row) for row in range(len(table))]
     images, texts = [File(file) for file in image_index], table.columns["caption"]
-    return Captions(images, texts, image_of, locations, named_splits, np.ones(len(texts), bool), table.columns.get("language"))
+    return Captions(
+        images, texts, image_of, locations, named_splits, np.ones(len(texts), bool), table.columns.get("language")
+    )
 
 
 def _images(table: Table) -> list[Path]:

@@ -17,7 +17,7 @@ from headway.config import register
 from headway.data.files import File
 from headway.domains.image_text.data import Captions
 from headway.domains.image_text.recall import RECALL_AT
-from headway.domains.image_text.task import ImageTextDataset, ImageTextConfig, ImageTextMatching
+from headway.domains.image_text.task import ImageTextConfig, ImageTextDataset, ImageTextMatching
 from headway.errors import UserError
 from headway.learn import Recipe, Task
 from headway.parsing import parse_json
@@ -28,7 +28,9 @@ _NGRAM = 3
 LANGUAGES = ("en", "de", "fr", "es", "cs")
 _NEUTRAL_PERSON = {"1f468": "1f9d1", "1f469": "1f9d1"}  # a man, a woman: a person
 _VARIANTS = ("200d", "fe0f", "2640", "2642", *(f"1f3f{digit}" for digit in "bcdef"))  # joiners, genders, skins
-_PERSON_WORDS = re.compile(r"\b(mx|mrs|man|woman|person|men|women|people|boy|girl|male|female)\b\.?|facing right", re.IGNORECASE)
+_PERSON_WORDS = re.compile(
+    r"\b(mx|mrs|man|woman|person|men|women|people|boy|girl|male|female)\b\.?|facing right", re.IGNORECASE
+)
 
 
 @register("emoji")
@@ -57,7 +59,9 @@ class EmojiMatching(ImageTextMatching):
 
 def _compared_images(examples: ImageTextDataset, images: np.ndarray) -> ComparedImages:
     (text_rows, image_of), captions = examples.query_rows(images), examples.captions
-    query_texts, languages = ([column[row] for row in text_rows] for column in (captions.texts, captions.languages or []))
+    query_texts, languages = (
+        [column[row] for row in text_rows] for column in (captions.texts, captions.languages or [])
+    )
     return ComparedImages(examples.decoded.pixels[images], query_texts, image_of, languages)
 
 
@@ -131,8 +135,13 @@ def recall_baselines(queries: ComparedImages, training: ComparedImages) -> dict[
     rates: dict[str, list[float]] = {f"{kind}_at_{k}": [] for kind in ("chance", "neighbour") for k in RECALL_AT}
     query_languages, train_languages = np.array(queries.languages), np.array(training.languages)
     for language in np.unique(query_languages):
-        query_rows, train_rows = np.flatnonzero(query_languages == language), np.flatnonzero(train_languages == language)
-        similarity = _ngram_similarity([training.texts[row] for row in train_rows.tolist()], [queries.texts[row] for row in query_rows.tolist()])
+        query_rows, train_rows = (
+            np.flatnonzero(query_languages == language),
+            np.flatnonzero(train_languages == language),
+        )
+        similarity = _ngram_similarity(
+            [training.texts[row] for row in train_rows.tolist()], [queries.texts[row] for row in query_rows.tolist()]
+        )
         row_of_image = dict(zip(training.image_of[train_rows].tolist(), range(len(train_rows))))
         for column, row in enumerate(query_rows.tolist()):
             neighbour = row_of_image.get(int(nearest[queries.image_of[row]]))
@@ -153,8 +162,12 @@ def _block_means(pixels: UInt8[np.ndarray, "M H W 3"]) -> Float[np.ndarray, "M P
 
 def _ngram_similarity(references: Sequence[str], queries: Sequence[str]) -> Float[np.ndarray, "K N"]:
     padded = [f" {text.casefold()} " for text in (*references, *queries)]
-    counts = [Counter(text[start : start + _NGRAM] for start in range(max(1, len(text) - _NGRAM + 1))) for text in padded]
-    ngram_index = {gram: index for index, gram in enumerate(sorted({gram for ngram_counts in counts for gram in ngram_counts}))}
+    counts = [
+        Counter(text[start : start + _NGRAM] for start in range(max(1, len(text) - _NGRAM + 1))) for text in padded
+    ]
+    ngram_index = {
+        gram: index for index, gram in enumerate(sorted({gram for ngram_counts in counts for gram in ngram_counts}))
+    }
     table = np.zeros((len(counts), len(ngram_index)), np.float32)
     for row, ngram_counts in enumerate(counts):
         table[row, [ngram_index[gram] for gram in ngram_counts]] = list(ngram_counts.values())

@@ -50,12 +50,26 @@ def match(
     truncate: bool = False,
 ) -> Matches:
     source, failures = str(model.directory), given.Failures()
-    image_request, text_request, prompt_templates = given.image_inputs(images), given.text_inputs(texts), given.text_inputs(templates, "template").items
+    image_request, text_request, prompt_templates = (
+        given.image_inputs(images),
+        given.text_inputs(texts),
+        given.text_inputs(templates, "template").items,
+    )
     matches = use.match(
-        model.module, model.codec, model.usage, image_request.items, text_request.items, prompt_templates, truncate, source=source, failures=failures
+        model.module,
+        model.codec,
+        model.usage,
+        image_request.items,
+        text_request.items,
+        prompt_templates,
+        truncate,
+        source=source,
+        failures=failures,
     )
     if failures:
-        image_request.unwrap(Matches(*(tensor[:, 0] if text_request.is_single else tensor for tensor in matches)), failures, "image")
+        image_request.unwrap(
+            Matches(*(tensor[:, 0] if text_request.is_single else tensor for tensor in matches)), failures, "image"
+        )
     index = (0 if image_request.is_single else slice(None), 0 if text_request.is_single else slice(None))
     return Matches(*(tensor[index] for tensor in matches))
 

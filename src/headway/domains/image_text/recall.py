@@ -31,23 +31,36 @@ def nearest_pictures(
     text_rows = np.unique(np.linspace(0, len(texts) - 1, count).astype(int)).tolist()
     image_rows = np.unique(np.linspace(0, len(pixels) - 1, count).astype(int)).tolist()
     caption = f"held out; the {_NEAREST} nearest of {len(pixels):,}, with a frame around true pairs"
-    text_drawing = _drawing([_nearest_images_row(row, pixels, texts, of, similarity) for row in text_rows], "texts and their nearest images")
+    text_drawing = _drawing(
+        [_nearest_images_row(row, pixels, texts, of, similarity) for row in text_rows], "texts and their nearest images"
+    )
     text_caption = f"held out; the {_NEAREST} nearest of {len(texts):,}, with a mark at true pairs"
-    image_drawing = _drawing([_nearest_texts_row(image, pixels, texts, of, similarity) for image in image_rows], "images and their texts")
-    return [Picture("Nearest images of a text", caption, text_drawing), Picture("Nearest texts of an image", text_caption, image_drawing)]
+    image_drawing = _drawing(
+        [_nearest_texts_row(image, pixels, texts, of, similarity) for image in image_rows], "images and their texts"
+    )
+    return [
+        Picture("Nearest images of a text", caption, text_drawing),
+        Picture("Nearest texts of an image", text_caption, image_drawing),
+    ]
 
 
-def _nearest_images_row(row: int, pixels: np.ndarray, texts: Sequence[str], of: np.ndarray, similarity: np.ndarray) -> list[str]:
+def _nearest_images_row(
+    row: int, pixels: np.ndarray, texts: Sequence[str], of: np.ndarray, similarity: np.ndarray
+) -> list[str]:
     elements = [text("name", _LABEL_WIDTH - _GAP, _TILE_SIDE / 2 + 4, ellipsize(texts[row], 22), "end")]
     for rank, image in enumerate(map(int, np.argsort(-similarity[row], kind="stable")[:_NEAREST])):
         x = _LABEL_WIDTH + rank * (_TILE_SIDE + _GAP)
         elements.append(_image_element(x, pixels[image]))
         if image == of[row]:
-            elements.append(f'<rect class="whisker" x="{x - 2}" y="-2" width="{_TILE_SIDE + 4}" height="{_TILE_SIDE + 4}"/>')
+            elements.append(
+                f'<rect class="whisker" x="{x - 2}" y="-2" width="{_TILE_SIDE + 4}" height="{_TILE_SIDE + 4}"/>'
+            )
     return elements
 
 
-def _nearest_texts_row(image: int, pixels: np.ndarray, texts: Sequence[str], of: np.ndarray, similarity: np.ndarray) -> list[str]:
+def _nearest_texts_row(
+    image: int, pixels: np.ndarray, texts: Sequence[str], of: np.ndarray, similarity: np.ndarray
+) -> list[str]:
     elements = [_image_element(0, pixels[image])]
     for rank, row in enumerate(map(int, np.argsort(-similarity[:, image], kind="stable")[:_NEAREST])):
         is_match = of[row] == image
@@ -88,7 +101,10 @@ def retrieval_recall(
     if not len(texts):
         raise UserError("there are 0 texts to measure; pass at least one")
     text_languages = np.array(languages) if languages is not None else np.full(len(texts), "")
-    ranks = {name: _text_ranks(images, texts, of, np.flatnonzero(text_languages == name)) for name in np.unique(text_languages)}
+    ranks = {
+        name: _text_ranks(images, texts, of, np.flatnonzero(text_languages == name))
+        for name in np.unique(text_languages)
+    }
     scores = {
         **_scores("recall", ranks),
         **_scores("image_recall", {"": _image_ranks(images, texts, of)}),
@@ -96,7 +112,9 @@ def retrieval_recall(
     }
     if languages is not None:
         for name, language_ranks in ranks.items():
-            scores |= {f"recall_at_{k}_{name}": float((language_ranks[language_ranks >= 0] < k).mean()) for k in RECALL_AT}
+            scores |= {
+                f"recall_at_{k}_{name}": float((language_ranks[language_ranks >= 0] < k).mean()) for k in RECALL_AT
+            }
     return scores
 
 
@@ -110,7 +128,9 @@ def _scores(name: str, ranks: dict[str, np.ndarray]) -> dict[str, Any]:
         rate = float(hits.mean())
         scores[f"{name}_at_{k}"] = rate
         has_several = table.shape[1] > 1
-        scores[f"{name}_at_{k}_interval"] = bootstrap_mean(hits) if has_several else wilson_interval(int(hits.sum()), len(hits))
+        scores[f"{name}_at_{k}_interval"] = (
+            bootstrap_mean(hits) if has_several else wilson_interval(int(hits.sum()), len(hits))
+        )
     return scores
 
 

@@ -15,14 +15,14 @@ import numpy as np
 
 from headway.codecs.processor import read_image
 from headway.data import SplitConfig
-from headway.domains.image_text.caption_config import EmojiCaptionsConfig, CaptionFilesConfig, ScenesConfig
+from headway.domains.image_text.caption_config import CaptionFilesConfig, EmojiCaptionsConfig, ScenesConfig
 from headway.domains.image_text.data import CaptionColumns, Captions, read_captions
 from headway.domains.image_text.emoji import EmojiPairsConfig
 from headway.domains.image_text.task import ImageTextAugmentConfig, ImageTextConfig
 from headway.errors import UserError
 from headway.learn import CosineConfig, MuonConfig, Recipe, Task, TrainConfig, WSDConfig, examples
 from headway.learn.outlook import Descent
-from headway.learn.scale import ScalingLaw, Scale, Settings, DataSettings, Shapes, lookup
+from headway.learn.scale import DataSettings, Scale, ScalingLaw, Settings, Shapes, lookup
 from headway.nn.mixers import AttentionConfig
 from headway.nn.models import (
     BlockConfig,
@@ -42,7 +42,7 @@ from headway.nn.parts.positions import RotaryConfig
 from headway.visibility import Causal, Full, Pattern
 
 if TYPE_CHECKING:
-    from headway.domains.image_text.captioning import CaptionDataset
+    pass
 
 
 # The maximum attention score of normalised queries and keys; with the usual scale, those of small heads stay below 5.

@@ -106,7 +106,9 @@ def _sample_positions(rng: random.Random, radii: list[float]) -> list[tuple[floa
             dx, dy = rng.choice(((distance, offset), (offset, distance)))
             position = (positions[-1][0] + dx, positions[-1][1] + dy)
             inside = all(radius <= coordinate <= SIDE - radius for coordinate in position)
-            gaps = (math.dist(position, other_position) - _extent(size) for other_position, size in zip(positions, radii))
+            gaps = (
+                math.dist(position, other_position) - _extent(size) for other_position, size in zip(positions, radii)
+            )
             if inside and all(gap >= _extent(radius) + _GAP for gap in gaps):
                 positions.append(position)
                 break
@@ -138,7 +140,9 @@ def _pixel_range(centre: float, radius: float) -> slice:
     return slice(max(0, math.floor(centre - reach)), min(SIDE, math.ceil(centre + reach)))
 
 
-def _signed_distance(shape: Shape, x: Float[np.ndarray, "1 W"], y: Float[np.ndarray, "H 1"]) -> Float[np.ndarray, "H W"]:
+def _signed_distance(
+    shape: Shape, x: Float[np.ndarray, "1 W"], y: Float[np.ndarray, "H 1"]
+) -> Float[np.ndarray, "H W"]:
     """The signed distance of each pixel to a shape, in pixels (negative inside); accurate near its edge."""
     r = shape.radius
     if shape.shape == "circle":

@@ -28,7 +28,7 @@ from headway.errors import ConfigError
 from headway.formats.usage import Usage, read_usage
 from headway.generate.prompts import device_of, evaluation_mode
 from headway.learn import Recipe, Task, TaskConfig, TrainConfig
-from headway.learn.examples import Batch, RngKey, Contents, IndexedExamples
+from headway.learn.examples import Batch, Contents, IndexedExamples, RngKey
 from headway.learn.objectives.contrast import (
     Contrastive,
     check_splits,
@@ -81,7 +81,14 @@ class ImageTextAugmentConfig:
 
 
 SPECIAL = ("<|startoftext|>", END_OF_TEXT)  # CLIP's
-_PROCESSOR_KEYS = ("image_processor_type", "feature_extractor_type", "image_mean", "image_std", "resample", "rescale_factor")
+_PROCESSOR_KEYS = (
+    "image_processor_type",
+    "feature_extractor_type",
+    "image_mean",
+    "image_std",
+    "resample",
+    "rescale_factor",
+)
 _IMAGE_BATCH = 64
 _SCALES = tuple(2.0**power for power in range(8))  # inverse temperatures
 _BLOCK = 1024  # images per contrastive block in evaluation
@@ -150,7 +157,9 @@ class ImageTextConfig(TaskConfig):
         if (workspace / FILE).exists():
             return load_codec(workspace)
         codec = sentence_codec(self.codec, train_texts, self.size, SPECIAL, self.lowercase)
-        set_post_processor(codec.tokenizer, "clip", codec.special_tokens, {})  # for other programs that read the tokenizer.json
+        set_post_processor(
+            codec.tokenizer, "clip", codec.special_tokens, {}
+        )  # for other programs that read the tokenizer.json
         return codec
 
 
@@ -179,7 +188,9 @@ class ImageTextDataset(IndexedExamples):
         self.decoded = decode_images(captions.images, self.processor, config.skip_bad)
         split_images = split_by_text(captions.groups or self.decoded.keys, captions.named_splits, config.split)
         invalid = list(self.decoded.errors)
-        splits = SplitIndices({split: np.setdiff1d(images, invalid) for split, images in split_images.items()}, split_images.removed)
+        splits = SplitIndices(
+            {split: np.setdiff1d(images, invalid) for split, images in split_images.items()}, split_images.removed
+        )
         self.splits = Splits(splits, np.sort(np.concatenate(list(splits.values()))), "images", "tables")
         self.text_order = np.argsort(captions.image_of, kind="stable")  # texts, image by image
         self.text_starts = np.searchsorted(captions.image_of[self.text_order], np.arange(len(captions.images) + 1))
@@ -217,7 +228,9 @@ class ImageTextDataset(IndexedExamples):
 
     def same(self, images: np.ndarray, texts: np.ndarray) -> Bool[np.ndarray, "M N"]:
         """Pairs of an image and a text that is equal to one of the image's own texts."""
-        own_keys = np.concatenate([_pair_keys(self.image_keys[image], self.text_keys[self.text_rows(image)]) for image in images])
+        own_keys = np.concatenate(
+            [_pair_keys(self.image_keys[image], self.text_keys[self.text_rows(image)]) for image in images]
+        )
         return np.isin(_pair_keys(self.image_keys[images][:, None], self.text_keys[texts][None]), own_keys)
 
     def contents(self) -> Contents:
@@ -249,7 +262,9 @@ class ImageTextDataset(IndexedExamples):
     def query_rows(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The query texts of images, and the indices of their images, int64 [N] each."""
         rows_per_image = [texts[self.captions.is_query[texts]] for texts in map(self.text_rows, images.tolist())]
-        return np.concatenate(rows_per_image), np.repeat(np.arange(len(images)), [len(texts) for texts in rows_per_image])
+        return np.concatenate(rows_per_image), np.repeat(
+            np.arange(len(images)), [len(texts) for texts in rows_per_image]
+        )
 
     def describe_row(self, row: int) -> str:
         return self.captions.images[row].name
@@ -275,8 +290,12 @@ class ImageTextMatching(Contrastive[ImageTextDataset]):
     def logits(self, model: nn.Module, batch: Batch) -> Float[Tensor, "B N"]:
         towers, (pixels, texts), at_once = cast(TwoTower, model), batch.inputs, self.config.at_once
         recompute_module = model if at_once is not None else None
-        images = encode_chunks(lambda part: towers.vectors("left", part), pixels.split(at_once or len(pixels)), recompute_module)
-        text_vectors = encode_chunks(lambda part: towers.vectors("right", *part), texts.chunks, recompute_module)[texts.order]
+        images = encode_chunks(
+            lambda part: towers.vectors("left", part), pixels.split(at_once or len(pixels)), recompute_module
+        )
+        text_vectors = encode_chunks(lambda part: towers.vectors("right", *part), texts.chunks, recompute_module)[
+            texts.order
+        ]
         return towers.logits(images, text_vectors)
 
     def evaluate(
@@ -291,12 +310,21 @@ class ImageTextMatching(Contrastive[ImageTextDataset]):
         vectors = self.embed_images(model, examples, images), self.embed_texts(model, examples, texts)
         scores = retrieval_recall(*vectors, image_of, languages)
         mean_recall = (scores["recall_at_1"] + scores["image_recall_at_1"]) / 2
-        results = {self.goal: mean_recall, **scores, "loss": self._contrastive_loss(examples, images, texts, image_of, *vectors)}
+        results = {
+            self.goal: mean_recall,
+            **scores,
+            "loss": self._contrastive_loss(examples, images, texts, image_of, *vectors),
+        }
         num_invalid = len(examples.decoded.errors)
         return {**results, "skipped_images": num_invalid} if num_invalid else results
 
     def _contrastive_loss(
-        self, examples: ImageTextDataset, images: np.ndarray, texts: np.ndarray, image_of: np.ndarray, *vectors: np.ndarray
+        self,
+        examples: ImageTextDataset,
+        images: np.ndarray,
+        texts: np.ndarray,
+        image_of: np.ndarray,
+        *vectors: np.ndarray,
     ) -> float:
         """CLIP's loss per text, over blocks of images with their texts, at the temperature with the lowest loss: an
         overconfident model may still have a high recall.
@@ -304,12 +332,16 @@ class ImageTextMatching(Contrastive[ImageTextDataset]):
         image_vectors, text_vectors = (torch.from_numpy(array) for array in vectors)
         totals = [0.0] * len(_SCALES)
         for start in range(0, len(images), _BLOCK):
-            block, image_slice = np.flatnonzero((image_of >= start) & (image_of < start + _BLOCK)), slice(start, start + _BLOCK)
+            block, image_slice = (
+                np.flatnonzero((image_of >= start) & (image_of < start + _BLOCK)),
+                slice(start, start + _BLOCK),
+            )
             owners = torch.from_numpy(image_of[block] - start)
             same = torch.from_numpy(examples.same(images[image_slice], texts[block]))
             similarity = image_vectors[image_slice] @ text_vectors[block].T
             totals = [
-                total + float(softmax_contrast(scale * similarity, owners, same)) for total, scale in zip(totals, _SCALES)
+                total + float(softmax_contrast(scale * similarity, owners, same))
+                for total, scale in zip(totals, _SCALES)
             ]
         return min(totals) / len(texts)
 
@@ -317,11 +349,15 @@ class ImageTextMatching(Contrastive[ImageTextDataset]):
         """The embeddings of texts."""
         return text_vectors(cast(TwoTower, model), examples.rows, texts).numpy()
 
-    def embed_images(self, model: nn.Module, examples: ImageTextDataset, images: np.ndarray) -> Float[np.ndarray, "N E"]:
+    def embed_images(
+        self, model: nn.Module, examples: ImageTextDataset, images: np.ndarray
+    ) -> Float[np.ndarray, "N E"]:
         """The embeddings of images."""
         towers, batches = cast(TwoTower, model), np.split(images, range(_IMAGE_BATCH, len(images), _IMAGE_BATCH))
         with evaluation_mode(towers), torch.inference_mode():
-            embeddings = [towers.vectors("left", examples.inputs(batch).to(device_of(towers))).cpu() for batch in batches]
+            embeddings = [
+                towers.vectors("left", examples.inputs(batch).to(device_of(towers))).cpu() for batch in batches
+            ]
         return torch.cat(embeddings).numpy()
 
     def samples(self, model: nn.Module, examples: ImageTextDataset, count: int) -> list[dict[str, str]]:

@@ -20,8 +20,8 @@ from headway.codecs.tokenizer import sequence_template
 from headway.errors import UserError
 from headway.formats.usage import Usage
 from headway.generate.prompts import device_of, evaluation_mode
-from headway.given import Failures, read_each, fill_failures
-from headway.learn.rows import TokenRows, LengthLimit, concatenate_rows, frame_rows, compute_in_batches
+from headway.given import Failures, fill_failures, read_each
+from headway.learn.rows import LengthLimit, TokenRows, compute_in_batches, concatenate_rows, frame_rows
 from headway.nn.models import PatchEmbedConfig, TwoTower, TwoTowerConfig
 
 Image = str | Path | UInt8[np.ndarray, "H W 3"]

@@ -69,7 +69,11 @@ def token_tables(codec: Codec) -> TokenTables:
             opens[i], head[i], tail[i] = not token_of[i].startswith(prefix), _LETTER, _LETTER
         else:
             token_text = _token_text(token_of[i], level)
-            opens[i], head[i], tail[i] = token_text[:1].isspace(), _character_kind(token_text[:1]), _character_kind(token_text[-1:])
+            opens[i], head[i], tail[i] = (
+                token_text[:1].isspace(),
+                _character_kind(token_text[:1]),
+                _character_kind(token_text[-1:]),
+            )
     return TokenTables(mask_id(codec), text, opens, head, tail)
 
 
@@ -87,7 +91,9 @@ def mask_id(codec: Codec) -> int:
 def has_leading_spaces(codec: Codec) -> bool:
     """Whether tokens include the space before a word, as in GPT-2, RoBERTa and sentencepiece."""
     style = _space_style(codec)
-    token_texts = (_token_text(token, style) for token in _tokenizer_codec(codec).tokenizer.get_vocab(with_added_tokens=False))
+    token_texts = (
+        _token_text(token, style) for token in _tokenizer_codec(codec).tokenizer.get_vocab(with_added_tokens=False)
+    )
     return any(text.startswith(" ") and text.strip() for text in token_texts)
 
 
@@ -134,7 +140,9 @@ def _continuing_prefix(codec: Codec) -> str:
 def _space_style(codec: Codec) -> str:
     """How a tokenizer represents spaces: as bytes, with sentencepiece's character, or plainly (empty)."""
     steps = json.dumps(decoder_steps(_tokenizer_codec(codec).tokenizer))
-    return _BYTE_LEVEL if _BYTE_LEVEL in steps else _SPACE_CHARACTER if "Metaspace" in steps or "\\u2581" in steps else ""
+    return (
+        _BYTE_LEVEL if _BYTE_LEVEL in steps else _SPACE_CHARACTER if "Metaspace" in steps or "\\u2581" in steps else ""
+    )
 
 
 def _token_text(token: str, style: str) -> str:

@@ -12,6 +12,8 @@ from headway.handle import ModelHandle
 
 
 @check_types
-def fill(model: ModelHandle, text: str | Iterable[str], top: int = 5) -> list[list[Candidate]] | list[list[list[Candidate]]]:
+def fill(
+    model: ModelHandle, text: str | Iterable[str], top: int = 5
+) -> list[list[Candidate]] | list[list[list[Candidate]]]:
     request = given.text_inputs(text)
     return request.unwrap([fill_one(model.module, model.codec, masked_text, top) for masked_text in request.items])

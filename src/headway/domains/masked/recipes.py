@@ -12,7 +12,7 @@ from headway.data import count_characters
 from headway.domains.masked.task import MaskedConfig, MaskedDataset
 from headway.learn import MuonConfig, Recipe, Task, TrainConfig, WSDConfig
 from headway.learn.outlook import Descent
-from headway.learn.scale import ScalingLaw, Scale, Settings, DataSettings, Shapes, lookup, format_number
+from headway.learn.scale import DataSettings, Scale, ScalingLaw, Settings, Shapes, format_number, lookup
 from headway.nn.mixers import AttentionConfig
 from headway.nn.models import (
     BlockConfig,
@@ -30,7 +30,9 @@ from headway.nn.parts.positions import RotaryConfig
 from headway.visibility import Full
 
 
-def modern_encoder(width: int, depth: int, heads: int, vocab_size: int, context: int, dropout: float = 0.0) -> TransformerConfig:
+def modern_encoder(
+    width: int, depth: int, heads: int, vocab_size: int, context: int, dropout: float = 0.0
+) -> TransformerConfig:
     """A small ModernBERT (Warner et al. 2024) with global attention in every layer: RoPE, GeGLU, pre-norm, no biases.
     Residual branches are initialised to zero, so it learns faster than a BERT of 2019 of the same size.
     """

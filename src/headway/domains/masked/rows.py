@@ -69,7 +69,9 @@ class Masking:
         uniform = noise(seed, indices, _ACTION_STREAM, ids.shape[1])
         if self.config.unit == "spans":  # one replacement per span
             uniform = np.take_along_axis(uniform, np.maximum(units, 0), axis=1)
-        random_tokens = self._text[(noise(seed, indices, _TOKEN_STREAM, ids.shape[1]) * len(self._text)).astype(np.int64)]
+        random_tokens = self._text[
+            (noise(seed, indices, _TOKEN_STREAM, ids.shape[1]) * len(self._text)).astype(np.int64)
+        ]
         replacements = np.where(uniform < self.config.mask, self.tables.mask, random_tokens)
         changed = is_target & (uniform < self.config.mask + self.config.random)
         return MaskedRows(np.where(changed, replacements, ids), np.where(is_target, ids, IGNORE_INDEX))
@@ -208,7 +210,9 @@ class PackedDocuments:
         sizes = self._sizes[chunks]
         framed_sizes = sizes + self.documents.frame.num_special_tokens(1)
         stops = np.cumsum(framed_sizes)
-        columns = stops - framed_sizes - (stops - framed_sizes)[np.searchsorted(row_of, row_of)]  # relative to the row's first chunk
+        columns = (
+            stops - framed_sizes - (stops - framed_sizes)[np.searchsorted(row_of, row_of)]
+        )  # relative to the row's first chunk
         ids, positions = np.zeros((len(rows), self.context), np.int64), np.full((len(rows), self.context), -1)
         _write_tokens(ids, row_of, columns, before)
         _write_chunks(ids, row_of, columns + len(before), self.documents.ids, self._starts[chunks], sizes)
@@ -255,7 +259,14 @@ class SegmentPairs:
         row_indices, columns = np.arange(len(rows)), np.arange(int(lengths.max()))
         ids = np.zeros((len(rows), len(columns)), np.int64)
         _write_tokens(ids, row_indices, np.zeros_like(row_indices), before)
-        _write_chunks(ids, row_indices, np.full_like(row_indices, len(before)), self.documents.ids, self._starts[first], self._sizes[first])
+        _write_chunks(
+            ids,
+            row_indices,
+            np.full_like(row_indices, len(before)),
+            self.documents.ids,
+            self._starts[first],
+            self._sizes[first],
+        )
         _write_tokens(ids, row_indices, first_stops, between)
         _write_chunks(ids, row_indices, second_starts, self.documents.ids, self._starts[second], self._sizes[second])
         _write_tokens(ids, row_indices, lengths - len(after), after)

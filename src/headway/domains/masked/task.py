@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from headway.codecs import Codec, Kind, sentence_codec
 from headway.config import register
 from headway.data import IGNORE_INDEX, SplitConfig, TokenCache, open_tokens
-from headway.domains.masked.fill import SPECIAL, predict_masked, decode_masked, token_tables
+from headway.domains.masked.fill import SPECIAL, decode_masked, predict_masked, token_tables
 from headway.domains.masked.rows import (
-    PackedDocuments,
     Masking,
     MaskingConfig,
+    PackedDocuments,
     RowSource,
     SegmentPairs,
     TokenRowBatch,
@@ -30,14 +30,14 @@ from headway.errors import UserError
 from headway.generate.prompts import device_of
 from headway.layout import Layout
 from headway.learn import Recipe, Task, TaskConfig
-from headway.learn.examples import Batch, FixedSizeBatches, RngKey, Contents, Examples
+from headway.learn.examples import Batch, Contents, Examples, FixedSizeBatches, RngKey
 from headway.learn.objective import Objective, evaluation_batches
 from headway.learn.task import codec_of
 from headway.metrics import perplexity, wilson_interval
 from headway.nn.models import (
-    ModelFeatures,
     Loss,
     ModelConfig,
+    ModelFeatures,
     PooledHeadConfig,
     TokenEmbedConfig,
     TokenInputs,
@@ -227,12 +227,16 @@ class MaskedTokens(Objective[MaskedDataset]):
             losses["next"] = Loss(total, len(unrelated))
         return losses
 
-    def evaluate(self, model: nn.Module, examples: MaskedDataset, split: str, limit: int | None = None) -> dict[str, Any]:
+    def evaluate(
+        self, model: nn.Module, examples: MaskedDataset, split: str, limit: int | None = None
+    ) -> dict[str, Any]:
         """Loss (nats per masked token), its perplexity, the accuracy on masked tokens, and the same for pairs.
 
         Masks depend only on the row: it has the same ones in every evaluation of every run. `limit` counts rows.
         """
-        sums = [_batch_sums(model, batch) for _, batch in evaluation_batches(model, examples.of(split).limited_to(limit))]
+        sums = [
+            _batch_sums(model, batch) for _, batch in evaluation_batches(model, examples.of(split).limited_to(limit))
+        ]
         nats, hits, count, next_nats, next_hits, pairs = map(sum, zip(*sums))
         scores: dict[str, Any] = {
             "loss": nats / count,

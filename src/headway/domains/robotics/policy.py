@@ -155,6 +155,8 @@ def structure_observation(observation: Observation) -> dict[str, Any]:
     cameras = {key.removeprefix(images): value for key, value in observation.items() if key.startswith(images)}
     if f"{_FLAT_PREFIX}image" in observation:
         cameras["image"] = observation[f"{_FLAT_PREFIX}image"]
-    states = [observation[key] for key in (f"{_FLAT_PREFIX}state", f"{_FLAT_PREFIX}environment_state") if key in observation]
+    states = [
+        observation[key] for key in (f"{_FLAT_PREFIX}state", f"{_FLAT_PREFIX}environment_state") if key in observation
+    ]
     state = np.concatenate([np.ravel(part) for part in states]) if states else None
     return {"state": state, "cameras": cameras, "task": observation.get("task")}

@@ -12,8 +12,8 @@ from headway.data.demonstrations import task_name
 from headway.domains.robotics.codec import RobotCodec
 from headway.domains.robotics.policy import Policy
 from headway.domains.robotics.published import load_codec
-from headway.domains.robotics.rollout import limit_of, open_all_envs, play, combine_scores, success_scores
-from headway.environments import check_episodes, check_environment_name, first_seed, target_returns
+from headway.domains.robotics.rollout import combine_scores, limit_of, open_all_envs, play, success_scores
+from headway.environments import check_environment_name, check_episodes, first_seed, target_returns
 from headway.environments.playing import film_config, open_film
 from headway.errors import UserError
 from headway.given import check_types

@@ -31,4 +31,6 @@ def _from_scales(scales: Scales) -> RobotCodec:
         Camera(part.short, part.size, part.size, part.scale.shift, part.scale.scale) for part in scales.cameras
     )
     actions, execution = scales.actions, (scales.execute, scales.ensemble, _ASSUMED_LENGTH)
-    return RobotCodec(len(mean), mean, std, actions.shift, actions.scale, (), (), (), cameras, *execution, farthest=None)
+    return RobotCodec(
+        len(mean), mean, std, actions.shift, actions.scale, (), (), (), cameras, *execution, farthest=None
+    )

@@ -17,7 +17,7 @@ from headway.data.demonstrations import summarize_demonstrations
 from headway.domains.robotics.task import RoboticsConfig
 from headway.domains.robotics.windows import DemonstrationExamples
 from headway.learn import AdamWConfig, CosineConfig, MuonConfig, Recipe, Task, TrainConfig, WSDConfig
-from headway.learn.scale import ScalingLaw, Scale, Settings, DataSettings, Shapes
+from headway.learn.scale import DataSettings, Scale, ScalingLaw, Settings, Shapes
 from headway.nn.models import RegressionConfig, act
 
 

@@ -56,7 +56,9 @@ def open_all_envs(codec: RobotCodec, names: Sequence[str], episodes: int, render
     """
     count = max(1, min(MAX_PARALLEL, 2 * MAX_PARALLEL // max(1, len(names)), episodes))
     with ExitStack() as stack:
-        all_envs = [stack.enter_context(open_envs(codec, name, count, render and not n)) for n, name in enumerate(names)]
+        all_envs = [
+            stack.enter_context(open_envs(codec, name, count, render and not n)) for n, name in enumerate(names)
+        ]
         stack.pop_all()
     return all_envs
 
@@ -97,7 +99,9 @@ def play(
     succeeded, lengths, returns = zip(*parts)
     known = None
     if any(part is not None for part in succeeded):
-        known = np.concatenate([np.zeros_like(part_lengths) if part is None else part for part, part_lengths in zip(succeeded, lengths)])
+        known = np.concatenate(
+            [np.zeros_like(part_lengths) if part is None else part for part, part_lengths in zip(succeeded, lengths)]
+        )
     known = None if known is None else known[order]
     return PlayedEpisodes(known, np.concatenate(lengths)[order], np.concatenate(returns)[order])
 
@@ -127,7 +131,9 @@ def _play_group(
         steps = [envs.step(row, action) for row, action in zip(rows.tolist(), actions)]
         returns[rows] += [step.reward for step in steps]
         lengths[rows] += 1
-        reported |= any(step.success is not None for step in steps)  # some report success only when an episode terminates
+        reported |= any(
+            step.success is not None for step in steps
+        )  # some report success only when an episode terminates
         done = np.array([bool(step.success) for step in steps])
         succeeded[rows[done]] = lengths[rows[done]]
         over = done | np.array([step.terminated or step.truncated for step in steps]) | (lengths[rows] >= limit)

@@ -19,7 +19,7 @@ from headway.data.store import cache_root
 from headway.domains.robotics import pictures
 from headway.domains.robotics.codec import FILE, Camera, RobotCodec, Size, half_range, mean_and_std, words_of
 from headway.domains.robotics.published import known_codec
-from headway.domains.robotics.rollout import limit_of, open_all_envs, play, combine_scores, success_scores
+from headway.domains.robotics.rollout import combine_scores, limit_of, open_all_envs, play, success_scores
 from headway.domains.robotics.windows import ChunkWindows, DemonstrationExamples
 from headway.environments import ENV_VARIABLE, VectorEnv, check_environment_name, evaluation_seeds
 from headway.errors import ConfigError, UserError, logger, nearest
@@ -86,13 +86,23 @@ class RoboticsConfig(TaskConfig):
         demonstrations = read_demonstrations(recipe.files(data), cache_root(), size, cameras)
         if not demonstrations.actions.shape[1]:
             raise UserError("the demonstrations have actions of 0 numbers, so there is nothing to learn; use others")
-        splits = Splits(split_by_text(demonstrations.keys(), demonstrations.named_splits, self.split), np.arange(len(demonstrations)), "demonstrations")
-        codec = self._fit_codec(demonstrations, splits.rows("train")) if known is None else self._reuse_codec(known, demonstrations)
+        splits = Splits(
+            split_by_text(demonstrations.keys(), demonstrations.named_splits, self.split),
+            np.arange(len(demonstrations)),
+            "demonstrations",
+        )
+        codec = (
+            self._fit_codec(demonstrations, splits.rows("train"))
+            if known is None
+            else self._reuse_codec(known, demonstrations)
+        )
         codec = self._with_settings(codec, demonstrations)
         check_start(model, codec, recipe.start)
         objective = ActionChunks(self, model, codec)
         splits = splits._replace(has_rollouts=objective.can_play)
-        return Task(DemonstrationExamples(demonstrations, splits, codec, model, rows, recipe.train.seed, self.noise), objective)
+        return Task(
+            DemonstrationExamples(demonstrations, splits, codec, model, rows, recipe.train.seed, self.noise), objective
+        )
 
     def _environments(self, data: Demonstrations) -> tuple[str, ...]:
         """Return the environment of each task; "" if none is known or allowed."""
@@ -122,13 +132,17 @@ class RoboticsConfig(TaskConfig):
         check_known(codec, data)
         check_settings(codec, {"state": self.state, "cameras": self.cameras, "size": self.size, "text": self.text})
         if not codec.words and len(data.task_names) > 1:
-            _LOG.warning("the policy does not take task names, so it cannot distinguish the %d tasks", len(data.task_names))
+            _LOG.warning(
+                "the policy does not take task names, so it cannot distinguish the %d tasks", len(data.task_names)
+            )
         if codec.scaling not in (None, self.scaling):
             _LOG.warning("task.scaling is %s, but the policy to fine-tune scales by %s", self.scaling, codec.scaling)
         for name in data.task_names if codec.words else ():
             codec.word_ids(name)
         recorded = {name: frames.recorded_size for name, frames in data.cameras.items()}
-        return replace(codec, cameras=tuple(replace(camera, recorded=recorded[camera.name]) for camera in codec.cameras))
+        return replace(
+            codec, cameras=tuple(replace(camera, recorded=recorded[camera.name]) for camera in codec.cameras)
+        )
 
     def _fit_codec(self, data: Demonstrations, training: np.ndarray) -> RobotCodec:
         steps = step_indices(data.starts[training], data.ends[training])
@@ -182,7 +196,9 @@ class ActionChunks(Objective[DemonstrationExamples]):
 
     def _open(self) -> dict[str, VectorEnv]:
         """Open the environments of each task that has one, by task name."""
-        environments = {name: environment for name, environment in zip(self.codec.names, self.codec.environments) if environment}
+        environments = {
+            name: environment for name, environment in zip(self.codec.names, self.codec.environments) if environment
+        }
         try:
             envs = open_all_envs(self.codec, list(environments.values()), max(self.config.episodes, self.config.final))
         except UserError as error:
@@ -204,7 +220,9 @@ class ActionChunks(Objective[DemonstrationExamples]):
         observations, noise = batch.inputs
         return cast(RobotPolicy, model).losses(observations, batch.targets, noise)
 
-    def evaluate(self, model: nn.Module, examples: DemonstrationExamples, split: str, limit: int | None = None) -> dict[str, Any]:
+    def evaluate(
+        self, model: nn.Module, examples: DemonstrationExamples, split: str, limit: int | None = None
+    ) -> dict[str, Any]:
         """Return the success rate of each playable task, from seeds of this split, and the mean absolute error of
         held-out actions, if there are any. `limit` is the maximum number of episodes and windows of each.
         """
@@ -219,7 +237,10 @@ class ActionChunks(Objective[DemonstrationExamples]):
         episodes = self.config.episodes if split == "validation" else self.config.final
         seeds = evaluation_seeds(split, min(episodes, limit or episodes))
         played = {name: play(model, self.codec, envs, name, seeds) for name, envs in self.envs.items()}
-        results = {name: success_scores(episodes_played, limit_of(self.codec, self.envs[name])) for name, episodes_played in played.items()}
+        results = {
+            name: success_scores(episodes_played, limit_of(self.codec, self.envs[name]))
+            for name, episodes_played in played.items()
+        }
         self._results = results
         totals = combine_scores(list(results.values()), list(played.values()))
         scores = {"score": self.score(totals), **totals}

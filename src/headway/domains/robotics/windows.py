@@ -22,7 +22,7 @@ from headway.data.order import epoch_seed, shuffled_indices
 from headway.domains.robotics.codec import Camera, RobotCodec
 from headway.errors import ConfigError
 from headway.learn import Shard
-from headway.learn.examples import Batch, FixedSizeBatches, RngKey, Contents, Examples, removal_notes
+from headway.learn.examples import Batch, Contents, Examples, FixedSizeBatches, RngKey, removal_notes
 from headway.nn.models import ActConfig, Chunks, ModelConfig, Observations, RobotPolicyConfig
 from headway.nn.models.robot import stack_steps
 
@@ -160,7 +160,9 @@ class ChunkWindows:
         noise = examples.model.head.sample_noise(random, len(steps), examples.model.horizon, len(examples.codec.scale))
         if rng_key is not None and examples.noise and observations.states is not None:
             state_noise = random.standard_normal(tuple(observations.states.shape), np.float32)
-            observations = observations._replace(states=observations.states + examples.noise * torch.from_numpy(state_noise))
+            observations = observations._replace(
+                states=observations.states + examples.noise * torch.from_numpy(state_noise)
+            )
         return Batch((observations, noise), chunks, int(chunks.mask.sum()), chunks.mask.numel())
 
 

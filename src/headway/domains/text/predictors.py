@@ -111,7 +111,9 @@ def logits(model: ModelHandle, ids: Any, source: Any = None) -> Float[Tensor, "B
     return model.module.logits(given.id_tensor(ids, "ids", model.device))
 
 
-def score(model: ModelHandle, texts: str | Strings, sources: str | Strings | None = None) -> list[float] | list[list[float]]:
+def score(
+    model: ModelHandle, texts: str | Strings, sources: str | Strings | None = None
+) -> list[float] | list[list[float]]:
     request = given.text_inputs(texts)
     return request.unwrap(score_ids(model.module, [prompt_ids(model, text) for text in request.items]))
 

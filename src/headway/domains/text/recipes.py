@@ -12,7 +12,7 @@ from headway.data import SplitConfig, count_characters
 from headway.domains.text.task import Documents, LanguageConfig
 from headway.learn import MuonConfig, Recipe, Task, TrainConfig, WSDConfig
 from headway.learn.outlook import Descent
-from headway.learn.scale import Scale, Settings, DataSettings, Shapes, lookup, format_number, memorisation_pressure
+from headway.learn.scale import DataSettings, Scale, Settings, Shapes, format_number, lookup, memorisation_pressure
 from headway.nn.mixers import AttentionConfig
 from headway.nn.models import BlockConfig, StackConfig, TokenEmbedConfig, TransformerConfig, cycle
 from headway.nn.parts.feedforward import GatedConfig, MLPConfig
@@ -24,7 +24,9 @@ from headway.visibility import Causal
 _CONTEXT = 1 << 15  # published formats must state a context; windowed attention itself has no limit
 
 
-def modern_decoder(width: int, depth: int, heads: int, window: int, vocab_size: int, dropout: float = 0.0) -> TransformerConfig:
+def modern_decoder(
+    width: int, depth: int, heads: int, window: int, vocab_size: int, dropout: float = 0.0
+) -> TransformerConfig:
     """A small decoder that learns fast: RMSNorm without weights, RoPE, QK-norm, squared ReLU and no biases; residual
     branches and head are initialised to zero.
 
@@ -44,7 +46,9 @@ def modern_decoder(width: int, depth: int, heads: int, window: int, vocab_size: 
     )
 
 
-def published_decoder(width: int, depth: int, heads: int, window: int, vocab_size: int, dropout: float = 0.0) -> TransformerConfig:
+def published_decoder(
+    width: int, depth: int, heads: int, window: int, vocab_size: int, dropout: float = 0.0
+) -> TransformerConfig:
     """A small decoder with Qwen3's architecture, so that other programs can run it: RMSNorm, QK-norm, RoPE, SwiGLU and
     no biases; residual branches and head are initialised to zero.
 

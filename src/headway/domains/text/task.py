@@ -30,13 +30,13 @@ from headway.formats.familiar import TrainingStatistics
 from headway.generate import Limits, Sampling, Session, strided_nats
 from headway.layout import Layout
 from headway.learn import Recipe, Task, TaskConfig
-from headway.learn.examples import Batch, FixedSizeBatches, RngKey, Contents, Examples, Samples
+from headway.learn.examples import Batch, Contents, Examples, FixedSizeBatches, RngKey, Samples
 from headway.learn.objective import StatefulObjective
 from headway.learn.objectives.written import Likelihood
 from headway.learn.task import codec_of
 from headway.metrics import language_scores
 from headway.nn.mixers import State
-from headway.nn.models import ModelFeatures, Loss, ModelConfig, Transformer, TransformerConfig, describe
+from headway.nn.models import Loss, ModelConfig, ModelFeatures, Transformer, TransformerConfig, describe
 
 _EVAL_BATCH_TOKENS = 8192  # tokens
 _MIN_WINDOWS = 8  # minimum windows per evaluated stream, so that few predictions lack context
@@ -193,7 +193,9 @@ class Documents(Examples):
 
     def input_statistics(self) -> TrainingStatistics:
         """In-distribution statistics of training rows."""
-        return TrainingStatistics.from_ids(self.cache.ids, self.codec.vocab_size, special_tokens=(self.codec.bos_id, self.codec.eos_id))
+        return TrainingStatistics.from_ids(
+            self.cache.ids, self.codec.vocab_size, special_tokens=(self.codec.bos_id, self.codec.eos_id)
+        )
 
 
 @dataclass(frozen=True)
@@ -290,7 +292,9 @@ class StreamedRows:
         max_tokens, context = self.documents.count_targets(self.split), self.documents.context
         max_tokens = max_tokens if self.limit is None else min(max_tokens, self.limit * context)
         rows = max(1, min(self.documents.rows, max_tokens // (_MIN_WINDOWS * context)))
-        return StreamBatches(Streams(self.documents.cache.ids, self.documents.spans(self.split), context, rows, max_tokens), rows)
+        return StreamBatches(
+            Streams(self.documents.cache.ids, self.documents.spans(self.split), context, rows, max_tokens), rows
+        )
 
     def __len__(self) -> int:
         return len(self.evaluation_streams)
@@ -345,7 +349,8 @@ class NextToken(Likelihood[Documents]):
         session = Session(cast(Transformer, model), codec)
         completions = session.generate(prompts, sampling, Limits(max_new_tokens=_SAMPLE_TOKENS))
         return [
-            {"prompt": codec.decode(prompt), "output": completion.text} for prompt, completion in zip(prompts, completions)
+            {"prompt": codec.decode(prompt), "output": completion.text}
+            for prompt, completion in zip(prompts, completions)
         ]
 
 

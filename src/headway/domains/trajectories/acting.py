@@ -12,7 +12,7 @@ from torch import Tensor
 
 from headway.data.episodes import describe_shape
 from headway.domains.trajectories.codec import TrajectoryCodec
-from headway.environments import VectorEnv, Returns, RowPolicy, play_episodes
+from headway.environments import Returns, RowPolicy, VectorEnv, play_episodes
 from headway.environments.playing import EpisodeWatch
 from headway.errors import UserError
 from headway.generate.prompts import device_of, evaluation_mode

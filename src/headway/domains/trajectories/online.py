@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from headway.data import Splits
-from headway.data.episodes import Episode, Episodes, concatenate_episodes, collate_episodes
+from headway.data.episodes import Episode, Episodes, collate_episodes, concatenate_episodes
 from headway.domains.trajectories.acting import Actor
 from headway.domains.trajectories.codec import TrajectoryCodec
 from headway.domains.trajectories.windows import StepWindows, Trajectories, contents_of
 from headway.environments import SEEDS, VectorEnv, play_episodes
 from headway.errors import ConfigError, UserError
 from headway.generate.prompts import evaluation_mode
-from headway.learn.examples import FULL_SHARD, Batch, RngKey, Contents, OnPolicyExamples, Shard
+from headway.learn.examples import FULL_SHARD, Batch, Contents, OnPolicyExamples, RngKey, Shard
 from headway.nn.models import Transformer
 
 _STARTS, _ORDER = 16, 17  # random streams, independent of others with the same seed

@@ -12,15 +12,15 @@ from headway.domains.trajectories.acting import RecordingActors, check_fits, pla
 from headway.domains.trajectories.codec import FILE, TrajectoryCodec, read_codec
 from headway.environments import (
     MAX_PARALLEL,
-    VectorEnv,
     Returns,
+    VectorEnv,
+    check_environment_name,
     check_episodes,
     check_no_chunking,
-    check_environment_name,
-    single_environment,
     first_seed,
-    target_returns,
     return_scores,
+    single_environment,
+    target_returns,
 )
 from headway.environments.playing import film_config, open_film
 from headway.errors import UserError
@@ -110,4 +110,6 @@ def _check_scales(embed: TrajectoryEmbedConfig, codec: TrajectoryCodec, director
         )
     )
     if model_text != codec_text:
-        raise UserError(f"{directory} has a model of {model_text}, but its {FILE} has {codec_text}; copy the file of its run")
+        raise UserError(
+            f"{directory} has a model of {model_text}, but its {FILE} has {codec_text}; copy the file of its run"
+        )

@@ -14,14 +14,23 @@ from torch import Tensor, nn
 
 from headway.config import deferred_check, register
 from headway.data import SplitConfig, Splits, split_by_text
-from headway.data.episodes import Episodes, describe_shape, concatenate_episodes
+from headway.data.episodes import Episodes, concatenate_episodes, describe_shape
 from headway.data.recordings import read_episodes
 from headway.domains.trajectories import asking, pictures
 from headway.domains.trajectories.acting import check_fits, play
 from headway.domains.trajectories.codec import FILE, TrajectoryCodec, fit_codec, read_codec
 from headway.domains.trajectories.online import OnlineConfig, OnlineEpisodes
 from headway.domains.trajectories.windows import StepWindows, Trajectories
-from headway.environments import MAX_PARALLEL, ENV_VARIABLE, VectorEnv, Mixture, Recorder, check_environment_name, evaluation_seeds, return_scores
+from headway.environments import (
+    ENV_VARIABLE,
+    MAX_PARALLEL,
+    Mixture,
+    Recorder,
+    VectorEnv,
+    check_environment_name,
+    evaluation_seeds,
+    return_scores,
+)
 from headway.errors import ConfigError, UserError, logger
 from headway.learn import Recipe, Task, TaskConfig
 from headway.learn.examples import Batch
@@ -29,9 +38,9 @@ from headway.learn.objective import Objective, evaluation_batches
 from headway.learn.report import Picture
 from headway.metrics import wilson_interval
 from headway.nn.models import (
-    ModelFeatures,
     Loss,
     ModelConfig,
+    ModelFeatures,
     StepHeadConfig,
     TrajectoryEmbed,
     TrajectoryEmbedConfig,
@@ -203,7 +212,9 @@ class StepActions(Objective[Trajectories]):
 
     unit = "timestep"
 
-    def __init__(self, config: TrajectoriesConfig, codec: TrajectoryCodec, envs: VectorEnv | None, best_length: int) -> None:
+    def __init__(
+        self, config: TrajectoriesConfig, codec: TrajectoryCodec, envs: VectorEnv | None, best_length: int
+    ) -> None:
         self.config, self.codec, self.envs, self.best_length = config, codec, envs, best_length
         self._points: list[pictures.Point] = []  # achieved returns of the last samples
         if envs is not None:
@@ -229,7 +240,10 @@ class StepActions(Objective[Trajectories]):
         embed = replace(embed, timesteps=max(embed.timesteps, limit or 0))
         wanted = {name: bool(getattr(self.config, name)) or name in config.heads for name in ("states", "returns")}
         heads, action_head = step_heads(embed, **wanted), config.heads.get("actions")
-        if isinstance(action_head, StepHeadConfig) and (action_head.outputs, action_head.tokens) == (embed.actions, embed.tokens):
+        if isinstance(action_head, StepHeadConfig) and (action_head.outputs, action_head.tokens) == (
+            embed.actions,
+            embed.tokens,
+        ):
             heads["actions"] = action_head  # with its bias and activation
         return replace(config, embed=embed, heads=heads)
 
@@ -251,7 +265,9 @@ class StepActions(Objective[Trajectories]):
             return losses
         for name, target in (("states", after.states), ("returns", after.returns[..., None])):
             if name in counts:
-                error = (_head_output(model, name, encoded)[after.mask] - target[after.mask].flatten(1)).square().mean(-1)
+                error = (
+                    (_head_output(model, name, encoded)[after.mask] - target[after.mask].flatten(1)).square().mean(-1)
+                )
                 losses[name] = Loss(getattr(self.config, name) * error.sum(), counts[name])
         return losses
 
@@ -261,7 +277,9 @@ class StepActions(Objective[Trajectories]):
             return F.cross_entropy(output, target, reduction="none")
         return (output - target).square().mean(-1)
 
-    def evaluate(self, model: nn.Module, examples: Trajectories, split: str, limit: int | None = None) -> dict[str, Any]:
+    def evaluate(
+        self, model: nn.Module, examples: Trajectories, split: str, limit: int | None = None
+    ) -> dict[str, Any]:
         """Return the scores of episodes played from seeds of this split for the target return, and the loss on held-out
         episodes, with the accuracy of choices, if there are any. `limit` is the maximum number of episodes of each.
         Raises UserError, before any work, for an episode that is too long for the model.
@@ -327,7 +345,9 @@ class StepActions(Objective[Trajectories]):
         if len(target_range) < 2:
             return f"All training episodes have a return of {target_range[0]:.5g}, so the model has learned no other target."
         if self.envs is None:
-            return asking.action_effect(model, examples, self.codec, examples.final_split, (target_range[0], target_range[1]))
+            return asking.action_effect(
+                model, examples, self.codec, examples.final_split, (target_range[0], target_range[1])
+            )
         if not self._points:
             self.samples(model, examples, _TARGETS)
         return asking.return_effect(self._points)
@@ -382,7 +402,9 @@ def check_known(codec: TrajectoryCodec, episodes: Episodes) -> None:
     if not fits:
         actual_text = f"the choice {largest}" if episodes.discrete else f"{episodes.actions.shape[1]} numbers"
         expected_text = codec.action_text if choices is None else f"{codec.action_text}, starting at 0"
-        raise UserError(f"the data have actions of {actual_text}, but this model has {expected_text}; use its environment")
+        raise UserError(
+            f"the data have actions of {actual_text}, but this model has {expected_text}; use its environment"
+        )
 
 
 def check_model(model: ModelConfig) -> TransformerConfig:

@@ -17,12 +17,12 @@ from headway.data.episodes import Episodes, step_indices
 from headway.domains.trajectories.codec import TrajectoryCodec
 from headway.errors import ConfigError
 from headway.layout import Layout
-from headway.learn.examples import Batch, FixedSizeBatches, RngKey, Contents, Examples, removal_notes
+from headway.learn.examples import Batch, Contents, Examples, FixedSizeBatches, RngKey, removal_notes
 from headway.nn.models import (
     ConvolutionsConfig,
     ModelConfig,
-    StateVectorConfig,
     PatchesConfig,
+    StateVectorConfig,
     TrajectoryEmbedConfig,
     TrajectoryInputs,
     TransformerConfig,
@@ -124,7 +124,9 @@ class StepWindows:
     def __init__(self, examples: Trajectories, episodes: np.ndarray) -> None:
         self.examples, self.episodes = examples, episodes
         self.starts, self.ends = examples.episodes.starts[episodes], examples.episodes.ends[episodes]
-        self.cumulative_steps = np.concatenate([[0], np.cumsum(self.ends - self.starts)])  # cumulative steps before each episode
+        self.cumulative_steps = np.concatenate(
+            [[0], np.cumsum(self.ends - self.starts)]
+        )  # cumulative steps before each episode
 
     @cached_property
     def evaluation_windows(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

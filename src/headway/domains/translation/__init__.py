@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 from headway.lazily import lazy_exports
 
 if TYPE_CHECKING:
-    from headway.domains.translation.config import Codecs, PairSpecialTokens, PairsConfig, TranslationConfig
+    from headway.domains.translation.config import Codecs, PairsConfig, PairSpecialTokens, TranslationConfig
     from headway.domains.translation.task import (
         Alignment,
         ParallelText,
         PronounceConfig,
         SentencePairs,
-        TokenSequences,
         TargetText,
+        TokenSequences,
         alignment,
     )
     from headway.domains.translation.translator import Translator, translate_hypotheses
@@ -30,8 +30,8 @@ __all__ = [
     "ParallelText",
     "PronounceConfig",
     "SentencePairs",
-    "TokenSequences",
     "TargetText",
+    "TokenSequences",
     "TranslationConfig",
     "Translator",
     "alignment",

@@ -67,13 +67,17 @@ def logits(model: ModelHandle, ids: Any, source: Any = None) -> Float[Tensor, "B
     return model.module.heads["vocabulary"](model.module(source_ids, layouts[0], rows, layouts[1]).x)
 
 
-def score(model: ModelHandle, texts: str | Strings, sources: str | Strings | None = None) -> list[float] | list[list[float]]:
+def score(
+    model: ModelHandle, texts: str | Strings, sources: str | Strings | None = None
+) -> list[float] | list[list[float]]:
     request = given.text_inputs(texts)
     if sources is None:
         raise UserError(f"{model.directory} is an encoder-decoder, which scores targets; pass their sources=...")
     source_lines = given.text_inputs(sources, "source").items
     if len(source_lines) != len(request.items):
-        raise UserError(f"there are {len(request.items)} targets and {len(source_lines)} sources; pass one source per target")
+        raise UserError(
+            f"there are {len(request.items)} targets and {len(source_lines)} sources; pass one source per target"
+        )
     return request.unwrap(_translator(model).score(request.items, source_lines) if source_lines else [])
 
 

@@ -14,7 +14,7 @@ from headway.domains.translation.config import TranslationConfig
 from headway.domains.translation.task import ParallelText, PronounceConfig
 from headway.learn import AdamWConfig, InverseSqrtConfig, MuonConfig, Recipe, Task, TrainConfig, WSDConfig, noam_peak
 from headway.learn.outlook import Descent
-from headway.learn.scale import ScalingLaw, Scale, Settings, DataSettings, Shapes, lookup, memorisation_pressure
+from headway.learn.scale import DataSettings, Scale, ScalingLaw, Settings, Shapes, lookup, memorisation_pressure
 from headway.nn.mixers import AttentionConfig, CrossAttentionConfig
 from headway.nn.models import BlockConfig, EncoderDecoderConfig, StackConfig, TokenEmbedConfig, TransformerConfig, cycle
 from headway.nn.models.presets import preset
@@ -33,7 +33,9 @@ def encoder_decoder(
     encoder_block = BlockConfig(AttentionConfig(heads, pattern=Full()), None, feed_forward, dropout=dropout)
     decoder_block = BlockConfig(AttentionConfig(heads), CrossAttentionConfig(heads), feed_forward, dropout=dropout)
     return EncoderDecoderConfig(
-        encoder=TransformerConfig(width, vocab_size, None, StackConfig(cycle((encoder_block,), depth)), embed, heads={}),
+        encoder=TransformerConfig(
+            width, vocab_size, None, StackConfig(cycle((encoder_block,), depth)), embed, heads={}
+        ),
         decoder=TransformerConfig(width, vocab_size, None, StackConfig(cycle((decoder_block,), depth)), embed),
         init=InitConfig(matrices="xavier", residual="same", embedding=None),
     )
@@ -184,7 +186,9 @@ class PairsScale(Scale):
         for source, target in islice(iter_pairs(paths), _MAX_PAIRS):
             count, num_characters = count + 1, num_characters + len(source) + len(target)
         vocab_size = lookup(_VOCABULARIES, num_characters)
-        reason = f"a vocabulary of {vocab_size:,} for {count:,} pairs of {num_characters / max(1, count):.0f} characters"
+        reason = (
+            f"a vocabulary of {vocab_size:,} for {count:,} pairs of {num_characters / max(1, count):.0f} characters"
+        )
         return DataSettings({"task.size": vocab_size, **self.held_out_shares(count)}, reason)
 
     def unique_targets(self, task: Task) -> int:

@@ -14,10 +14,18 @@ from torch import Tensor, nn
 
 from headway.codecs import Codec, train_codec
 from headway.config import register
-from headway.data import IGNORE_INDEX, TokenColumn, Pair, PairBatches, group_references, open_pairs, split_pairs
+from headway.data import IGNORE_INDEX, Pair, PairBatches, TokenColumn, group_references, open_pairs, split_pairs
 from headway.data import iter_pairs as read_all
 from headway.data.store import column_digest
-from headway.domains.translation.config import BOS, EOS, Codecs, PairSpecialTokens, PairsConfig, check_recipe, with_vocab_sizes
+from headway.domains.translation.config import (
+    BOS,
+    EOS,
+    Codecs,
+    PairsConfig,
+    PairSpecialTokens,
+    check_recipe,
+    with_vocab_sizes,
+)
 from headway.domains.translation.translator import translate_hypotheses
 from headway.errors import logger
 from headway.formats.familiar import TrainingStatistics
@@ -25,8 +33,8 @@ from headway.generate import SearchConfig
 from headway.generate.prompts import evaluation_mode
 from headway.layout import Layout
 from headway.learn import Recipe, Task
-from headway.learn.examples import Batch, LengthBatches, RngKey, Contents, spread_evenly
-from headway.learn.objectives.written import Ids, SourceTargetExamples, Sources, SequenceGeneration
+from headway.learn.examples import Batch, Contents, LengthBatches, RngKey, spread_evenly
+from headway.learn.objectives.written import Ids, SequenceGeneration, Sources, SourceTargetExamples
 from headway.learn.report import Picture, heatmap
 from headway.metrics import bleu, pronunciation_error_rates, translation_scores
 from headway.nn.mixers import ConditionalGRU, CrossAttention
@@ -174,7 +182,9 @@ class ParallelText(SourceTargetExamples):
     def input_statistics(self) -> TrainingStatistics:
         """In-distribution statistics of sources, each with its eos."""
         source, codec = self.of("train").source, self.codecs.source
-        return TrainingStatistics.from_ids(source.ids, codec.vocab_size, int(source.lengths.max()) + 1, (codec.bos_id, codec.eos_id))
+        return TrainingStatistics.from_ids(
+            source.ids, codec.vocab_size, int(source.lengths.max()) + 1, (codec.bos_id, codec.eos_id)
+        )
 
     def of(self, split: str) -> SentencePairs:
         """The pairs of a split that fit the model and a batch."""
@@ -194,13 +204,17 @@ class ParallelText(SourceTargetExamples):
         rows_kept = selection.pairs
         if self.reverse and split == "train":  # the files' first column, here the target, decided the splits
             indices, targets = self.splits.indices, self.cache.target
-            held_out = {targets[pair].tobytes() for held_out_split in ("validation", "test") for pair in indices[held_out_split]}
+            held_out = {
+                targets[pair].tobytes() for held_out_split in ("validation", "test") for pair in indices[held_out_split]
+            }
             rows_kept = rows_kept[np.array([targets[pair].tobytes() not in held_out for pair in rows_kept], dtype=bool)]
         columns = [TokenSequences.of(column, rows_kept) for column in (self.cache.source, self.cache.target)]
         source, target = columns[::-1] if self.reverse else columns
         eval_tokens = max(_EVAL_BATCH_TOKENS, int(max(source.lengths.max(), target.lengths.max())) + 1)
         reverse_source = self.config.reverse_source
-        self._pairs[split] = SentencePairs(source, target, self.special_tokens, reverse_source, self.batch_tokens, eval_tokens, self.seed)
+        self._pairs[split] = SentencePairs(
+            source, target, self.special_tokens, reverse_source, self.batch_tokens, eval_tokens, self.seed
+        )
         return self._pairs[split]
 
     def sources(self, split: str, limit: int | None = None) -> Sources:
@@ -253,7 +267,11 @@ class TargetText(SequenceGeneration[ParallelText]):
             return []
         [output] = examples.decode_all([ids])
         caption = f"Mean attention from each output token (rows) to the input tokens: {texts[index]} → {output}"
-        return [Picture("Alignment", caption, heatmap(weights.weights.tolist(), weights.target, weights.source, "alignment"))]
+        return [
+            Picture(
+                "Alignment", caption, heatmap(weights.weights.tolist(), weights.target, weights.source, "alignment")
+            )
+        ]
 
 
 class Alignment(NamedTuple):
@@ -283,7 +301,9 @@ def alignment(
     with evaluation_mode(model):
         maps = attention_maps(model, lambda: model(inputs[0], layouts[0], inputs[1], layouts[1]))
     cross_mixers = (ConditionalGRU, CrossAttention)
-    attention_weights = [weights[0].mean(0) for name, weights in maps.items() if isinstance(model.get_submodule(name), cross_mixers)]
+    attention_weights = [
+        weights[0].mean(0) for name, weights in maps.items() if isinstance(model.get_submodule(name), cross_mixers)
+    ]
     if not attention_weights:
         return None
     mean: Tensor = torch.stack(attention_weights).mean(0)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from headway.codecs import Codec
 from headway.codecs.tokenizer import encode_with_special_tokens
-from headway.domains.translation.config import Codecs, PairSpecialTokens, PairsConfig
+from headway.domains.translation.config import Codecs, PairsConfig, PairSpecialTokens
 from headway.errors import UserError
 from headway.formats.usage import Usage
 from headway.generate import Hypothesis, Sampling, SearchConfig, score_targets, translate_ids
@@ -45,7 +45,9 @@ class Translator:
         codecs = config.codecs(directory)
         special_tokens = PairSpecialTokens.of(codecs)
         to_source_ids = lambda texts: source_ids(texts, codecs.source, config)  # noqa: E731
-        return Translator(model, generator, codecs, to_source_ids, special_tokens.bos, special_tokens.eos, on_inputs=on_inputs)
+        return Translator(
+            model, generator, codecs, to_source_ids, special_tokens.bos, special_tokens.eos, on_inputs=on_inputs
+        )
 
     @staticmethod
     def of_published(model: EncoderDecoder, codec: Codec, usage: Usage, generator: Generative) -> Translator:
@@ -57,7 +59,9 @@ class Translator:
             raise UserError("this model has no decoder_start_token_id or eos_token_id; add them to its config.json")
         suppressed = tuple(token for token in usage.suppressed if token not in usage.ends)
         to_source_ids = lambda texts: [encode_with_special_tokens(codec, text) for text in texts]  # noqa: E731
-        return Translator(model, generator, Codecs(codec, codec), to_source_ids, start, usage.ends[0], usage.forced, suppressed)
+        return Translator(
+            model, generator, Codecs(codec, codec), to_source_ids, start, usage.ends[0], usage.forced, suppressed
+        )
 
     def translate(
         self, lines: Sequence[str], search: SearchConfig, sampling: Sampling | None = None
@@ -78,7 +82,10 @@ class Translator:
             suppressed=self.suppressed,
             sampling=sampling,
         )
-        return [[(self.codecs.target.decode(best.ids), best.score) for best in line_hypotheses] for line_hypotheses in hypotheses]
+        return [
+            [(self.codecs.target.decode(best.ids), best.score) for best in line_hypotheses]
+            for line_hypotheses in hypotheses
+        ]
 
     def score(self, targets: Sequence[str], sources: Sequence[str]) -> list[list[float]]:
         """log p of each target token and of the eos after it, in nats."""

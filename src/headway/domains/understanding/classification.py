@@ -14,7 +14,7 @@ from headway.config import register
 from headway.data import ClassSplitConfig, Splits, Table, read_table, split_by_text
 from headway.domains.understanding.texts import EncodedTextDataset, EncoderTaskConfig, batch_tokens, check_encoder
 from headway.learn import Recipe, Task
-from headway.learn.examples import Batch, RngKey, Contents
+from headway.learn.examples import Batch, Contents, RngKey
 from headway.learn.objectives.targets import ChosenTarget, TargetConfig, TargetSamples, choose_target, target_task
 from headway.learn.rows import frame_for, frame_rows
 from headway.nn.models import ModelConfig, PooledHeadConfig, TransformerConfig
@@ -86,8 +86,15 @@ class TextDataset(EncodedTextDataset, TargetSamples):
         self.table, self.config, self.from_start = table, config, recipe.start is not None
         self.seed, self.batch_size = recipe.train.seed, batch_tokens(recipe)
         classes = table.columns["label"] if chosen.target.kind == "class" else None
-        self.splits = Splits(split_by_text(first_texts, table.named_splits, config.split, classes), np.arange(len(table)))
-        train_texts = (column[row] for column in (first_texts, second_texts or []) for row in self.splits.indices["train"] if column)
+        self.splits = Splits(
+            split_by_text(first_texts, table.named_splits, config.split, classes), np.arange(len(table))
+        )
+        train_texts = (
+            column[row]
+            for column in (first_texts, second_texts or [])
+            for row in self.splits.indices["train"]
+            if column
+        )
         self.codec = config.codec_of(train_texts, workspace)
         first = self.codec.encode_batch(first_texts)
         second = self.codec.encode_batch(second_texts) if second_texts is not None else None

@@ -19,9 +19,9 @@ from headway.data.splits import SplitIndices, text_key
 from headway.domains.understanding.texts import EncoderTaskConfig, check_encoder
 from headway.errors import ConfigError, UserError
 from headway.learn import Recipe, Task
-from headway.learn.examples import Batch, FixedSizeBatches, RngKey, Contents, Examples, removal_notes, spread_evenly
+from headway.learn.examples import Batch, Contents, Examples, FixedSizeBatches, RngKey, removal_notes, spread_evenly
 from headway.learn.objectives.contrast import Contrastive, check_splits, contrastive_batch_size, encode_chunks
-from headway.learn.rows import TokenRows, frame_for, frame_rows, split_by_length, compute_in_batches
+from headway.learn.rows import TokenRows, compute_in_batches, frame_for, frame_rows, split_by_length
 from headway.metrics import nearest_centroid, neighbour_recall, paired_recall
 from headway.nn.models import ModelConfig, PooledHeadConfig, Transformer
 
@@ -78,7 +78,9 @@ class RelatedTextDataset(Examples):
         self.lines = [line for column in columns for line in column]
         encoded = [ids for column in columns for ids in self.codec.encode_batch(column)]
         frame, limit = frame_for(self.codec, check_encoder(recipe.model)), config.limit(recipe)
-        self.rows: TokenRows = frame_rows(frame, encoded, None, limit, lambda row: table.location(row % len(self.texts)))
+        self.rows: TokenRows = frame_rows(
+            frame, encoded, None, limit, lambda row: table.location(row % len(self.texts))
+        )
         related_splits = SplitIndices({split: self._related(rows) for split, rows in splits.items()}, splits.removed)
         all_rows = np.arange(len(self.texts))
         self.splits = Splits(related_splits, self._related(all_rows), "texts with a partner")
@@ -191,7 +193,9 @@ class SentenceContrast(Contrastive[RelatedTextDataset]):
         encoder = cast(Transformer, model)
         return compute_in_batches(encoder, examples.rows, rows, lambda part: encoder.output(HEAD, *part)).numpy()
 
-    def evaluate(self, model: nn.Module, examples: RelatedTextDataset, split: str, limit: int | None = None) -> dict[str, Any]:
+    def evaluate(
+        self, model: nn.Module, examples: RelatedTextDataset, split: str, limit: int | None = None
+    ) -> dict[str, Any]:
         """For pairs: recall of the partner at 1 and 5 among all partners of the split. For texts with labels: recall of
         a text of the same label, and accuracy of the nearest class centroid; centroids are of training texts.
         """
@@ -202,9 +206,13 @@ class SentenceContrast(Contrastive[RelatedTextDataset]):
         reference_rows = examples.splits.rows("all" if split == "all" else "train")
         order = reference_rows[np.argsort(examples.labels[reference_rows], kind="stable")]
         grouped = examples.labels[order]
-        centroid_rows = order[np.arange(len(order)) - np.searchsorted(grouped, grouped) < _CENTROID_TEXTS]  # the first of each label
+        centroid_rows = order[
+            np.arange(len(order)) - np.searchsorted(grouped, grouped) < _CENTROID_TEXTS
+        ]  # the first of each label
         labels = examples.labels[samples.rows]
-        scores = nearest_centroid(self.vectors(model, examples, centroid_rows), examples.labels[centroid_rows], embeddings, labels)
+        scores = nearest_centroid(
+            self.vectors(model, examples, centroid_rows), examples.labels[centroid_rows], embeddings, labels
+        )
         return {**neighbour_recall(embeddings, labels), **scores}
 
     def samples(self, model: nn.Module, examples: RelatedTextDataset, count: int) -> list[dict[str, str]]:

@@ -16,7 +16,7 @@ from headway.domains.understanding.classification import ClassificationConfig, T
 from headway.domains.understanding.embedding import EmbeddingConfig
 from headway.domains.understanding.tagging import TaggedSentences, TaggingConfig
 from headway.learn import AdamWConfig, CosineConfig, MuonConfig, Recipe, Task, TrainConfig, WSDConfig
-from headway.learn.scale import ScalingLaw, Scale, Settings, DataSettings, Shapes, lookup
+from headway.learn.scale import DataSettings, Scale, ScalingLaw, Settings, Shapes, lookup
 from headway.nn.mixers import AttentionConfig
 from headway.nn.models import BlockConfig, StackConfig, TokenEmbedConfig, TransformerConfig, cycle
 from headway.nn.parts.feedforward import MLPConfig
@@ -162,7 +162,9 @@ class LabelledScale(Scale):
     def data_settings(self, recipe: Recipe, paths: Sequence[Path], minutes: float) -> DataSettings:
         count, num_characters = self.corpus(recipe, paths)
         vocab_size = lookup(_VOCABULARIES, num_characters)
-        reason = f"a vocabulary of {vocab_size:,} for {count:,} samples of {num_characters / max(1, count):.0f} characters"
+        reason = (
+            f"a vocabulary of {vocab_size:,} for {count:,} samples of {num_characters / max(1, count):.0f} characters"
+        )
         return DataSettings({"task.size": vocab_size, **self.held_out_shares(count)}, reason)
 
     def corpus(self, recipe: Recipe, paths: Sequence[Path]) -> tuple[int, int]:
@@ -196,7 +198,9 @@ class TaggingScale(LabelledScale):
 
     def corpus(self, recipe: Recipe, paths: Sequence[Path]) -> tuple[int, int]:
         text = read_conll(paths)
-        sentences = [sentence for sentence, split in zip(text.sentences, text.named_splits) if split <= split_code("train")]
+        sentences = [
+            sentence for sentence, split in zip(text.sentences, text.named_splits) if split <= split_code("train")
+        ]
         return len(sentences), sum(len(word) + 1 for sentence in sentences for word in sentence.words)
 
     def unique_targets(self, task: Task) -> int:
@@ -220,7 +224,9 @@ class EmbeddingScale(LabelledScale):
         base = super().data_settings(recipe, paths, minutes)
         count, _ = self.corpus(recipe, paths)
         num_train = count * (1 - sum(self.held_out_shares(count).values()))
-        return DataSettings({**base.settings, "train.batch_size": max(2, min(_DEFAULT_PAIRS, int(num_train / 2)))}, base.reason)
+        return DataSettings(
+            {**base.settings, "train.batch_size": max(2, min(_DEFAULT_PAIRS, int(num_train / 2)))}, base.reason
+        )
 
     def corpus(self, recipe: Recipe, paths: Sequence[Path]) -> tuple[int, int]:
         task = cast(EmbeddingConfig, recipe.task)

@@ -19,13 +19,13 @@ from headway.config import register
 from headway.data import IGNORE_INDEX, Splits, TaggedCorpus, read_conll, split_by_text
 from headway.domains.understanding.texts import EncodedTextDataset, EncoderTaskConfig, batch_tokens, check_encoder
 from headway.learn import Recipe, Task
-from headway.learn.examples import Batch, RngKey, Contents, RowSubset
+from headway.learn.examples import Batch, Contents, RngKey, RowSubset
 from headway.learn.objective import Objective, evaluation_batches
 from headway.learn.objectives.classes import ClassifiedExamples
 from headway.learn.objectives.linear import LinearHead, fit_linear
 from headway.learn.report import Picture
 from headway.learn.report.confusion import tag_confusions
-from headway.learn.rows import TokenRows, LengthLimit, frame_for, frame_rows
+from headway.learn.rows import LengthLimit, TokenRows, frame_for, frame_rows
 from headway.metrics import has_spans, tag_scores
 from headway.metrics.classification import OUTSIDE
 from headway.nn.models import Loss, ModelConfig, PooledHeadConfig, Transformer
@@ -62,7 +62,9 @@ class WordTokenRows:
         self.rows: TokenRows = frame_rows(
             frame, [words.ids for words in sentences], None, limit, lambda row: f"sentence {row + 1}"
         )
-        self.positions = np.full((len(sentences), max((len(words.first_tokens) for words in sentences), default=0)), -1, np.int64)
+        self.positions = np.full(
+            (len(sentences), max((len(words.first_tokens) for words in sentences), default=0)), -1, np.int64
+        )
         stops = self.rows.lengths - len(frame.after)
         for row, words in enumerate(sentences):
             positions = [-1 if offset is None else offset + len(frame.before) for offset in words.first_tokens]
@@ -85,7 +87,10 @@ class TaggedSentences(EncodedTextDataset, ClassifiedExamples):
         word_rows = WordTokenRows(word_tokens, frame_for(codec, check_encoder(recipe.model)), config.limit(recipe))
         self.rows, self.positions = word_rows.rows, word_rows.positions
         counts = [len(sentence.tags) for sentence in text.sentences]
-        sentence_of, tags = np.repeat(np.arange(len(counts)), counts), [tag for sentence in text.sentences for tag in sentence.tags]
+        sentence_of, tags = (
+            np.repeat(np.arange(len(counts)), counts),
+            [tag for sentence in text.sentences for tag in sentence.tags],
+        )
         train_tags = {tag for row in train for tag in text.sentences[row].tags}
         self.classes = np.full_like(self.positions, IGNORE_INDEX)
         locate = lambda row: f"sentence {row + 1} ({' '.join(text.sentences[row].words[:5])} ...)"  # noqa: E731
@@ -143,7 +148,9 @@ class Tags(Objective[TaggedSentences]):
             return False
         encoder = cast(Transformer, model)
         last_layer = len(encoder.stack.blocks) - 1
-        train, validation = (_word_vectors(encoder, examples.of(split).limited_to(limit), [last_layer]) for split in _FIT_SPLITS)
+        train, validation = (
+            _word_vectors(encoder, examples.of(split).limited_to(limit), [last_layer]) for split in _FIT_SPLITS
+        )
         linear = self._linear(train, validation, 0, examples)
         project = cast(Projection, cast(PooledHead, encoder.heads[HEAD]).project)
         with torch.no_grad():
@@ -163,7 +170,9 @@ class Tags(Objective[TaggedSentences]):
         if encoder.stack.width != encoder.stack.width_in:  # so that the final norm fits the last layer only
             return None
         layers = range(-(-2 * count // 3) - 1, count)
-        train, validation = (_word_vectors(encoder, examples.of(split).limited_to(limit), layers) for split in _FIT_SPLITS)
+        train, validation = (
+            _word_vectors(encoder, examples.of(split).limited_to(limit), layers) for split in _FIT_SPLITS
+        )
         losses = []
         for index in range(len(layers)):
             head = self._linear(train, validation, index, examples, _STRENGTHS[1:2])
@@ -212,7 +221,11 @@ class Tags(Objective[TaggedSentences]):
         for row, tags in zip(rows.tolist(), self.predict_tags(model, RowSubset(examples, rows))[0]):
             words, reference = examples.sentences[row]
             samples.append(
-                {"source": " ".join(words), "output": _inline_tags(words, tags), "reference": _inline_tags(words, reference)}
+                {
+                    "source": " ".join(words),
+                    "output": _inline_tags(words, tags),
+                    "reference": _inline_tags(words, reference),
+                }
             )
         return samples
 
@@ -239,7 +252,9 @@ def _word_vectors(encoder: Transformer, samples: RowSubset, layers: Sequence[int
     samples = samples.limited_to(max(1, int(_MAX_VALUES / (max(1.0, words) * encoder.config.width * len(layers)))))
     outputs: dict[int, Tensor] = {}
     vectors, tags = [list[Tensor]() for _ in layers], list[Tensor]()
-    hooks = [encoder.stack.blocks[layer].register_forward_hook(partial(_store_output, outputs, layer)) for layer in layers]
+    hooks = [
+        encoder.stack.blocks[layer].register_forward_hook(partial(_store_output, outputs, layer)) for layer in layers
+    ]
     try:
         for _, batch in evaluation_batches(encoder, samples):
             encoder(*batch.inputs)

@@ -13,8 +13,8 @@ from headway.data import SplitConfig
 from headway.errors import ConfigError
 from headway.formats.familiar import TrainingStatistics
 from headway.learn import Recipe, TaskConfig
-from headway.learn.examples import LengthBatches, IndexedExamples
-from headway.learn.rows import MAX_BATCH_TOKENS, TokenRows, LengthLimit
+from headway.learn.examples import IndexedExamples, LengthBatches
+from headway.learn.rows import MAX_BATCH_TOKENS, LengthLimit, TokenRows
 from headway.nn.models import ModelConfig, TransformerConfig
 
 SPECIAL = ("[CLS]", "[SEP]")

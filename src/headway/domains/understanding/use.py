@@ -18,7 +18,7 @@ from headway.domains.understanding.tagging import WordTokenRows, word_tags
 from headway.errors import UserError
 from headway.formats.usage import Usage, named_scores
 from headway.generate.prompts import device_of, evaluation_mode
-from headway.learn.rows import MAX_BATCH_TOKENS, TokenRows, LengthLimit, frame_for, frame_rows
+from headway.learn.rows import MAX_BATCH_TOKENS, LengthLimit, TokenRows, frame_for, frame_rows
 from headway.metrics import EntitySpan, entity_spans
 from headway.nn.models import PooledHeadConfig, Transformer, kinds
 from headway.nn.models.pooled import pool
@@ -137,7 +137,9 @@ def pair_rows(model: Transformer, codec: Codec, pairs: Sequence[tuple[str, str]]
     queries, documents = (codec.encode_batch(list(column)) for column in zip(*pairs))
     frame, max_length = frame_for(codec, model.config), model.config.context
     for number, (query, document) in enumerate(zip(queries, documents), 1):
-        available = len(query) + len(document) if max_length is None or truncate else max_length - frame.num_special_tokens(2)
+        available = (
+            len(query) + len(document) if max_length is None or truncate else max_length - frame.num_special_tokens(2)
+        )
         if len(query) + len(document) > available:
             raise UserError(
                 f"document {number} of {len(pairs)} has {len(document)} tokens and the query {len(query)}, but the "

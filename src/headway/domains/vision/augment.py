@@ -23,7 +23,18 @@ from headway.errors import ConfigError, UserError
 _RATIO = math.log(4 / 3)  # log aspect ratio of a crop (Szegedy et al. 2015)
 _ERASED_AREA, _ERASED_RATIO = (0.02, 1 / 3), math.log(3.3)  # Zhong et al. 2020
 INSTALL_HINT = "RandAugment needs torchvision; pip install 'headway[vision]', or leave task.augment.randaugment out"
-_FLIP_STREAM, _SHIFT_STREAM, _CROP_STREAM, _ROTATE_STREAM, _ERASE_STREAM, _MIX_STREAM, _RANDAUGMENT_STREAM, _SHEAR_STREAM, _LIGHT_STREAM, _WARP_STREAM = range(0, 100, 10)  # random streams
+(
+    _FLIP_STREAM,
+    _SHIFT_STREAM,
+    _CROP_STREAM,
+    _ROTATE_STREAM,
+    _ERASE_STREAM,
+    _MIX_STREAM,
+    _RANDAUGMENT_STREAM,
+    _SHEAR_STREAM,
+    _LIGHT_STREAM,
+    _WARP_STREAM,
+) = range(0, 100, 10)  # random streams
 _WARP_KNOTS = 5  # per side, of the field that warps an image
 
 
@@ -93,7 +104,9 @@ class Augment:
                 raise UserError(INSTALL_HINT) from None
             self._randaugment = v2.RandAugment(config.randaugment, config.magnitude, num_magnitude_bins=31)
 
-    def augment_pixels(self, images: UInt8[np.ndarray, "B H W C"], positions: Int[np.ndarray, "B"]) -> Float[Tensor, "B C H W"]:
+    def augment_pixels(
+        self, images: UInt8[np.ndarray, "B H W C"], positions: Int[np.ndarray, "B"]
+    ) -> Float[Tensor, "B C H W"]:
         """Augmented images with values from 0 to 255."""
         config = self.config
         x = torch.from_numpy(images).permute(0, 3, 1, 2)
@@ -152,7 +165,9 @@ class Augment:
         """Random numbers in [0, 1), a function of the seed, the position and the stream."""
         salt = splitmix64(np.uint64(self.seed % (1 << 64)))
         keys = splitmix64(positions.astype(np.uint64) ^ salt)
-        return (splitmix64(keys[:, None] + np.arange(stream, stream + count, dtype=np.uint64)) >> np.uint64(11)) * 2.0**-53
+        return (
+            splitmix64(keys[:, None] + np.arange(stream, stream + count, dtype=np.uint64)) >> np.uint64(11)
+        ) * 2.0**-53
 
     def _flip_and_shift(self, x: Tensor, positions: np.ndarray) -> Tensor:
         """Flip, and shift by whole pixels."""
@@ -178,7 +193,9 @@ class Augment:
         interpolation.
         """
         config, (height, width) = self.config, x.shape[-2:]
-        crop, rotate, shift = (self._uniform(positions, stream, 4) for stream in (_CROP_STREAM, _ROTATE_STREAM, _SHIFT_STREAM))
+        crop, rotate, shift = (
+            self._uniform(positions, stream, 4) for stream in (_CROP_STREAM, _ROTATE_STREAM, _SHIFT_STREAM)
+        )
         area, ratio = config.crop + (1 - config.crop) * crop[:, 0], np.exp((2 * crop[:, 1] - 1) * _RATIO)
         if config.crop == 1:
             ratio = np.ones_like(ratio)
@@ -187,8 +204,14 @@ class Augment:
         mirror = np.where(self._uniform(positions, _FLIP_STREAM, 1)[:, 0] < config.flip, -1.0, 1.0)
         # affine_grid's coordinates are from -1 to 1, so a rotation must include the aspect ratio
         theta = np.zeros((len(x), 2, 3))
-        theta[:, 0, 0], theta[:, 0, 1] = mirror * crop_width * np.cos(angle), -crop_width * np.sin(angle) * height / width
-        theta[:, 1, 0], theta[:, 1, 1] = mirror * crop_height * np.sin(angle) * width / height, crop_height * np.cos(angle)
+        theta[:, 0, 0], theta[:, 0, 1] = (
+            mirror * crop_width * np.cos(angle),
+            -crop_width * np.sin(angle) * height / width,
+        )
+        theta[:, 1, 0], theta[:, 1, 1] = (
+            mirror * crop_height * np.sin(angle) * width / height,
+            crop_height * np.cos(angle),
+        )
         theta[:, 0, 2] = (2 * crop[:, 2] - 1) * (1 - crop_width) + (2 * shift[:, 0] - 1) * 2 * config.shift / width
         theta[:, 1, 2] = (2 * crop[:, 3] - 1) * (1 - crop_height) + (2 * shift[:, 1] - 1) * 2 * config.shift / height
         shear_draw = 2 * self._uniform(positions, _SHEAR_STREAM, 3) - 1
@@ -217,5 +240,7 @@ def _boxes(area: np.ndarray, ratio: np.ndarray, center: np.ndarray, size: torch.
         box_length, centre = share * length, center[:, axis] * length
         low = np.round(centre - box_length / 2)
         coordinates = np.arange(length)[None]
-        masks.append(torch.from_numpy((coordinates >= low[:, None]) & (coordinates < (low + np.round(box_length))[:, None])))
+        masks.append(
+            torch.from_numpy((coordinates >= low[:, None]) & (coordinates < (low + np.round(box_length))[:, None]))
+        )
     return masks[0][:, :, None] & masks[1][:, None, :]

@@ -12,7 +12,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from headway.card import SummaryCard, summary_repr
-from headway.domains.vision.use import Image, to_rgb, input_dtype, processor_of
+from headway.domains.vision.use import Image, input_dtype, processor_of, to_rgb
 from headway.errors import UserError
 from headway.formats.usage import Usage
 from headway.generate.prompts import device_of, evaluation_mode
@@ -114,7 +114,10 @@ _MAX_TILES = 12  # images
 
 def image_tiles(images: ImageDataset, model: Transformer, predicted: Sequence[Prediction]) -> Picture:
     """Example images with their predictions, half of them wrong if correctness is defined."""
-    incorrect, rest = ([prediction for prediction in predicted if (prediction.is_correct is False) == is_wrong] for is_wrong in (True, False))
+    incorrect, rest = (
+        [prediction for prediction in predicted if (prediction.is_correct is False) == is_wrong]
+        for is_wrong in (True, False)
+    )
     selection = [
         group[index]
         for group, limit in ((incorrect, _MAX_TILES // 2), (rest, _MAX_TILES - min(len(incorrect), _MAX_TILES // 2)))
@@ -127,7 +130,11 @@ def image_tiles(images: ImageDataset, model: Transformer, predicted: Sequence[Pr
         weights = next(patch_weights(model, *images.take(np.array([prediction.row])).inputs), None)
         heat_map = None if weights is None else ImageAttention(pixels_rgb, weights).picture()
         separators = {None: " for ", False: ", not "}
-        caption = prediction.output if prediction.is_correct else f"{prediction.output}{separators[prediction.right]}{prediction.reference}"
+        caption = (
+            prediction.output
+            if prediction.is_correct
+            else f"{prediction.output}{separators[prediction.right]}{prediction.reference}"
+        )
         tiles.append(Tile(pixels_rgb, caption, is_correct=prediction.is_correct, companion=heat_map))
     note = "; next to each, the model's attention" if any(tile.companion is not None for tile in tiles) else ""
     caption = all(tile.is_correct is not None for tile in tiles)

@@ -26,7 +26,9 @@ def classify(model: ModelHandle, items: Any, truncate: bool = False) -> Labels |
     statistics: dict[int, np.ndarray] = {}
     on_pixels = lambda index, pixels: statistics.update({index: familiar.image_statistics(pixels)})  # noqa: E731
     source = str(model.directory)
-    scores = use.classify(model.module, model.usage, request.items, source, failures, on_pixels if model.has_input_statistics else None)
+    scores = use.classify(
+        model.module, model.usage, request.items, source, failures, on_pixels if model.has_input_statistics else None
+    )
     model.check_item_statistics(request.items, statistics, "image")
     return request.unwrap(scores, failures, "image")
 

@@ -17,7 +17,7 @@ from headway.domains.vision.survey import Survey, survey_images
 from headway.domains.vision.task import VisionConfig
 from headway.learn import CosineConfig, MuonConfig, Recipe, TrainConfig, WSDConfig
 from headway.learn.outlook import Descent
-from headway.learn.scale import ScalingLaw, Scale, Settings, DataSettings, Shapes
+from headway.learn.scale import DataSettings, Scale, ScalingLaw, Settings, Shapes
 from headway.nn.mixers import AttentionConfig
 from headway.nn.models import (
     BlockConfig,
@@ -55,7 +55,9 @@ def small_vit(
     return TransformerConfig(
         width,
         stack=StackConfig(cycle((block,), depth)),
-        embed=PatchEmbedConfig((patch, patch), (size, size), channels, 0, stem="convolutional", stem_more=extra_stem_layers),
+        embed=PatchEmbedConfig(
+            (patch, patch), (size, size), channels, 0, stem="convolutional", stem_more=extra_stem_layers
+        ),
         heads={"classes": PooledHeadConfig(pool="mean")},
         tie="none",
         init=InitConfig("fan_in", head="zero"),
@@ -174,7 +176,9 @@ class VisionScale(Scale):
         kind = "drawn" if statistics.is_drawing else "grey" if statistics.grey else "colour"
         flip_note = "flips them" if statistics.flips else "does not flip them, because that would change their meaning"
         class_note = f" of {statistics.classes:,} classes" if statistics.classes else ""
-        summary = f"{statistics.images:,} {kind} images{class_note}, about {statistics.size[0]} x {statistics.size[1]} pixels"
+        summary = (
+            f"{statistics.images:,} {kind} images{class_note}, about {statistics.size[0]} x {statistics.size[1]} pixels"
+        )
         return DataSettings(settings, f"{summary}: uses {size[0]} x {size[1]} in patches of {patch}, and {flip_note}")
 
     def regularisation(self, recipe: Recipe, epochs: float, crowd: float) -> Settings:
@@ -199,7 +203,9 @@ def input_sizes(statistics: Survey, minutes: float) -> tuple[tuple[int, int], in
     ratio = min(max(statistics.size[0] / statistics.size[1], 1 / _MAX_RATIO), _MAX_RATIO)
     if 0.7 < ratio < 1.5:
         return (length, length), patch
-    height, width = (max(patch, round(length * factor / patch) * patch) for factor in (math.sqrt(ratio), 1 / math.sqrt(ratio)))
+    height, width = (
+        max(patch, round(length * factor / patch) * patch) for factor in (math.sqrt(ratio), 1 / math.sqrt(ratio))
+    )
     return (height, width), patch
 
 

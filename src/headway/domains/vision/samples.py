@@ -96,7 +96,9 @@ def read_samples(paths: Sequence[Path], names: Sequence[str] = (), label: str = 
     if len(user_paths) == 1 and user_paths[0].is_file() and _has_number_rows(user_paths[0]):
         return _from_number_table(user_paths[0], names)
     labelled = read_labelled_files(user_paths, IMAGE_EXTENSIONS, "image", label)
-    return LabelledImages(labelled.labels, labelled.named_splits, labelled.locations, labelled.files, classes=labelled.from_folders)
+    return LabelledImages(
+        labelled.labels, labelled.named_splits, labelled.locations, labelled.files, classes=labelled.from_folders
+    )
 
 
 def _from_idx(parts: Sequence[IdxPart], names: Sequence[str]) -> LabelledImages:
@@ -106,7 +108,10 @@ def _from_idx(parts: Sequence[IdxPart], names: Sequence[str]) -> LabelledImages:
         raise UserError(f"images of several sizes: {size_list}; use files of one set")
     classes = np.concatenate([part.labels for part in parts])
     named_splits = np.concatenate(
-        [np.full(len(part.labels), 0 if part.named_split is None else split_code(part.named_split), np.uint8) for part in parts]
+        [
+            np.full(len(part.labels), 0 if part.named_split is None else split_code(part.named_split), np.uint8)
+            for part in parts
+        ]
     )
     locations = [f"{part.path}, image {i + 1}" for part in parts for i in range(len(part.labels))]
     labels = _labels(classes, names, locations)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-from headway.codecs.processor import to_grey, read_image
+from headway.codecs.processor import read_image, to_grey
 from headway.data.splits import split_code
 from headway.data.targets import infer_target
 from headway.domains.vision.samples import LabelledImages
@@ -66,14 +66,24 @@ def survey_images(samples: LabelledImages, target: str = "auto") -> Survey | Non
         sampled_labels.append(samples.labels[row])
     if not statistics:
         return None
-    height, width = (int(np.median([image_statistics.size[axis] for image_statistics in statistics])) for axis in (0, 1))
+    height, width = (
+        int(np.median([image_statistics.size[axis] for image_statistics in statistics])) for axis in (0, 1)
+    )
     counts = Counter(labels)
     class_ids = np.unique(np.array(sampled_labels), return_inverse=True)[1]
     all_grey = all(image_statistics.grey for image_statistics in statistics)
-    is_drawing = all_grey and float(np.median([image_statistics.two_tone for image_statistics in statistics])) > _MIN_TWO_TONE
+    is_drawing = (
+        all_grey and float(np.median([image_statistics.two_tone for image_statistics in statistics])) > _MIN_TWO_TONE
+    )
     kind = infer_target([label for label in counts if label], "class" if samples.classes else target).kind
     # a number may depend on left and right, which comparing neighbours does not show
-    flips = not is_drawing and kind != "number" and is_mirror_invariant(np.stack([image_statistics.thumbnail for image_statistics in statistics]), class_ids, not all_grey)
+    flips = (
+        not is_drawing
+        and kind != "number"
+        and is_mirror_invariant(
+            np.stack([image_statistics.thumbnail for image_statistics in statistics]), class_ids, not all_grey
+        )
+    )
     classes, fewest = (len(counts), min(counts.values())) if kind == "class" else (0, len(rows))
     return Survey(len(rows), classes, fewest, (height, width), all_grey, is_drawing, flips)
 
@@ -116,7 +126,10 @@ def _read_statistics(samples: LabelledImages, rows: Int[np.ndarray, "K"]) -> Ite
     for row in rows.tolist():
         if samples.grey is not None:
             image = samples.grey[row]
-            yield row, _ImageStatistics((image.shape[0], image.shape[1]), True, _two_tone_share(image), _thumbnail(image))
+            yield (
+                row,
+                _ImageStatistics((image.shape[0], image.shape[1]), True, _two_tone_share(image), _thumbnail(image)),
+            )
             continue
         assert samples.files is not None  # exactly one of the two is set
         try:
@@ -126,7 +139,12 @@ def _read_statistics(samples: LabelledImages, rows: Int[np.ndarray, "K"]) -> Ite
         brightness = to_grey(pixels)[..., 0]
         subsampled = pixels[:: max(1, pixels.shape[0] // 64), :: max(1, pixels.shape[1] // 64)].astype(np.int16)
         is_grey = float(np.abs(subsampled - subsampled[..., :1]).mean()) <= _MAX_COLOR_DIFFERENCE * 255
-        yield row, _ImageStatistics((brightness.shape[0], brightness.shape[1]), is_grey, _two_tone_share(brightness), _thumbnail(brightness))
+        yield (
+            row,
+            _ImageStatistics(
+                (brightness.shape[0], brightness.shape[1]), is_grey, _two_tone_share(brightness), _thumbnail(brightness)
+            ),
+        )
 
 
 def _two_tone_share(image: UInt8[np.ndarray, "H W"]) -> float:

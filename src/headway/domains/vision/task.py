@@ -27,7 +27,7 @@ from headway.formats.hub import named_folder
 from headway.formats.open import open_model
 from headway.formats.usage import read_usage
 from headway.learn import Recipe, Task, TaskConfig
-from headway.learn.examples import Batch, RngKey, Contents
+from headway.learn.examples import Batch, Contents, RngKey
 from headway.learn.objectives.classes import HEAD, Classification, ClassSamples, check_classes
 from headway.learn.objectives.predictions import Prediction
 from headway.learn.objectives.targets import ChosenTarget, TargetConfig, TargetSamples, choose_target, target_task
@@ -150,7 +150,9 @@ class ImageDataset(TargetSamples):
         if rng_key is None:
             pixels = self._normalize(torch.from_numpy(raw_pixels).permute(0, 3, 1, 2).float())
             return Batch((pixels,), labels, len(rows), len(rows) * self.embed.length)
-        pixels = self.augment.erase(self._normalize(self.augment.augment_pixels(raw_pixels, rng_key.positions)), rng_key.positions)
+        pixels = self.augment.erase(
+            self._normalize(self.augment.augment_pixels(raw_pixels, rng_key.positions)), rng_key.positions
+        )
         if self.config.augment.mixup or self.config.augment.cutmix:
             probabilities = F.one_hot(labels, len(self.labels)).float() if self.target.kind == "class" else labels
             pixels, mixed_probabilities = self.augment.mix(pixels, probabilities.view(len(rows), -1), rng_key.positions)
@@ -174,7 +176,9 @@ class ImageDataset(TargetSamples):
         sample = rows[:: max(1, len(rows) // _MAX_MEASURED)]
         height, width = self.embed.size
         return TrainingStatistics(
-            alike=SampleStatistics.fit(stack_image_statistics(self.images[row] for row in sample)) if min(height, width) >= MIN_IMAGE_SIZE else None
+            alike=SampleStatistics.fit(stack_image_statistics(self.images[row] for row in sample))
+            if min(height, width) >= MIN_IMAGE_SIZE
+            else None
         )
 
     def save(self, directory: Path) -> None:
@@ -231,7 +235,11 @@ def _processor(config: dict[str, Any], embed: PatchEmbedConfig) -> tuple[dict[st
     Without one, complete images are resized to that size, as in ViT's own processor.
     """
     start_processor = ImageProcessor.read(config, "preprocessor_config.json") if config else None
-    if start_processor is not None and start_processor.shape == embed.size and start_processor.channels == embed.channels:
+    if (
+        start_processor is not None
+        and start_processor.shape == embed.size
+        and start_processor.channels == embed.channels
+    ):
         return config, True
     mean = std = (0.5,) * embed.channels
     has_means = start_processor is not None and start_processor.channels == embed.channels

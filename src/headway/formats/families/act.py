@@ -11,13 +11,13 @@ from typing import Any, cast
 from torch import Tensor
 
 from headway.errors import UserError
-from headway.formats.lerobot import Features, read_features, read_scales, write_scales, feature_settings
+from headway.formats.lerobot import Features, feature_settings, read_features, read_scales, write_scales
 from headway.formats.rules import (
-    ProcessorFiles,
     ChannelsLast,
     Family,
     FlattenedRows,
     Fused,
+    ProcessorFiles,
     TensorRule,
     Unsplit,
     expect,
@@ -36,7 +36,7 @@ from headway.nn.models import (
     StackConfig,
     cycle,
 )
-from headway.nn.models.resnet import ResNetDepth, list_blocks, block_channels
+from headway.nn.models.resnet import ResNetDepth, block_channels, list_blocks
 from headway.nn.parts.feedforward import MLPConfig
 from headway.nn.parts.norm import LayerNormConfig
 from headway.nn.parts.positions import GridsConfig, SinusoidalConfig
@@ -147,7 +147,9 @@ def rules(config: ActConfig) -> list[TensorRule]:
         *linear("trunk.decoder.heads.actions.project", "model.action_head"),
     ]
     if scene.cameras:
-        tensor_rules += residual_network(f"{embed}.eye", [f"model.backbone.{name}" for name in _PARTS], scene.depth, BATCH_NORM)
+        tensor_rules += residual_network(
+            f"{embed}.eye", [f"model.backbone.{name}" for name in _PARTS], scene.depth, BATCH_NORM
+        )
         project = "model.encoder_img_feat_input_proj"
         tensor_rules.append(rule(f"{embed}.project.weight", f"{project}.weight", transform=FlattenedRows((-1, 1, 1))))
         tensor_rules.append(rule(f"{embed}.project.bias", f"{project}.bias"))
@@ -185,7 +187,10 @@ def _stack_rules(stack: StackConfig, target: str, source: str) -> list[TensorRul
                 *tensor_rules,
                 *linear(f"{block_target}.read.{norm}", f"{block_source}.norm2"),
                 *(rule(f"{block_target}.cross.q.{end}", f"{cross}.q_{end}") for end in ("weight", "bias")),
-                *(rule(f"{block_target}.cross.kv.{end}", f"{cross}.k_{end}", f"{cross}.v_{end}") for end in ("weight", "bias")),
+                *(
+                    rule(f"{block_target}.cross.kv.{end}", f"{cross}.k_{end}", f"{cross}.v_{end}")
+                    for end in ("weight", "bias")
+                ),
                 *linear(f"{block_target}.cross.out", f"{cross}.out_proj"),
             ]
         )
@@ -209,8 +214,14 @@ def residual_network(
     for layer, block, around in list_blocks(depth):
         block_target, block_source = f"{target}.layers.{layer}.{block}", f"{parts[layer]}.{block}"
         channels, width = block_channels(layer, block)
-        tensor_rules += [_kernel(f"{block_target}.first", f"{block_source}.conv1", 3, channels), *norm(f"{block_target}.first_norm", f"{block_source}.bn1")]
-        tensor_rules += [_kernel(f"{block_target}.second", f"{block_source}.conv2", 3, width), *norm(f"{block_target}.second_norm", f"{block_source}.bn2")]
+        tensor_rules += [
+            _kernel(f"{block_target}.first", f"{block_source}.conv1", 3, channels),
+            *norm(f"{block_target}.first_norm", f"{block_source}.bn1"),
+        ]
+        tensor_rules += [
+            _kernel(f"{block_target}.second", f"{block_source}.conv2", 3, width),
+            *norm(f"{block_target}.second_norm", f"{block_source}.bn2"),
+        ]
         if around:
             tensor_rules.append(_kernel(f"{block_target}.around", f"{block_source}.downsample.0", 1, channels))
             tensor_rules += norm(f"{block_target}.around_norm", f"{block_source}.downsample.1")

@@ -8,7 +8,7 @@ from typing import Any
 
 from headway.errors import UserError
 from headway.formats.families.vit import height_width, size_setting
-from headway.formats.rules import Family, FlattenedRows, TensorRule, RowVector, Unsplit, expect, layers, linear, rule
+from headway.formats.rules import Family, FlattenedRows, RowVector, TensorRule, Unsplit, expect, layers, linear, rule
 from headway.formats.settings import Settings, published_activation
 from headway.nn.mixers import AttentionConfig
 from headway.nn.models import (
@@ -66,7 +66,11 @@ def read(settings: Settings, names: Collection[str]) -> TwoTowerConfig:
         raise UserError(f"{text.source}: eos_token_id is {eos}, but vocab_size is {vocab}; set an id of the vocabulary")
     norm = LayerNormConfig(vision.get("layer_norm_eps", float))
     embed = PatchEmbedConfig(
-        height_width(vision, "patch_size"), height_width(vision, "image_size"), vision.get("num_channels", int), bias=False, norm=norm
+        height_width(vision, "patch_size"),
+        height_width(vision, "image_size"),
+        vision.get("num_channels", int),
+        bias=False,
+        norm=norm,
     )
     return TwoTowerConfig(
         read_tower(vision, embed, Full(), PooledHeadConfig(shared, bias=False)),
@@ -108,7 +112,12 @@ def write(config: TwoTowerConfig) -> dict[str, Any]:
         "architectures": ["CLIPModel"],
         "projection_dim": config.shared,
         "logit_scale_init_value": config.scale,
-        "text_config": {"model_type": "clip_text_model", **write_text_tower(config.right), **shared, "eos_token_id": eos},
+        "text_config": {
+            "model_type": "clip_text_model",
+            **write_text_tower(config.right),
+            **shared,
+            "eos_token_id": eos,
+        },
         "vision_config": {"model_type": "clip_vision_model", **write_vision_tower(config.left), **shared},
     }
 

@@ -16,8 +16,8 @@ from headway.formats.families.gpt2 import ALIASES, OLDER, read_block, stack_rule
 from headway.formats.rules import Family, TensorRule, expect, linear, rule
 from headway.formats.settings import Settings
 from headway.nn.models import (
-    StateVectorConfig,
     StackConfig,
+    StateVectorConfig,
     StepHeadConfig,
     TrajectoryEmbedConfig,
     TransformerConfig,

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from headway.errors import UserError
 from headway.formats.families.act import BACKBONES, BATCH_NORM, residual_network
-from headway.formats.lerobot import Features, read_features, read_scales, write_scales, feature_settings
-from headway.formats.rules import ProcessorFiles, Family, FlattenedRows, TensorRule, expect, linear, rule
+from headway.formats.lerobot import Features, feature_settings, read_features, read_scales, write_scales
+from headway.formats.rules import Family, FlattenedRows, ProcessorFiles, TensorRule, expect, linear, rule
 from headway.formats.settings import Settings
 from headway.nn.models import DiffusionConfig, KeypointsConfig, UNetConfig, UNetPolicyConfig
 from headway.nn.models.unet_policy import grid_coordinates
@@ -109,7 +109,11 @@ def _size(settings: Settings, name: str) -> tuple[int, int] | None:
 
 
 def write(config: UNetPolicyConfig) -> dict[str, Any]:
-    observation, net, head = expect(config.observation, KeypointsConfig), config.net, expect(config.head, DiffusionConfig)
+    observation, net, head = (
+        expect(config.observation, KeypointsConfig),
+        config.net,
+        expect(config.head, DiffusionConfig),
+    )
     cameras = {f"observation.images.{index}": size for index, size in enumerate(observation.cameras)}
     prediction_types = {name: published for published, name in _PREDICTION_TYPES.items()}
     samplers = {name: published for published, name in _SAMPLERS.items()}
@@ -153,7 +157,9 @@ def rules(config: UNetPolicyConfig) -> list[TensorRule]:
         target, source = f"glimpses.eyes.{index}", "diffusion.rgb_encoder" + (f".{index}" if observation.apart else "")
         maps, pool = f"{target}.points.maps", f"{source}.pool"
         tensor_rules += [
-            *residual_network(f"{target}.net", [f"{source}.backbone.{name}" for name in _LAYERS], observation.depth, norm_names),
+            *residual_network(
+                f"{target}.net", [f"{source}.backbone.{name}" for name in _LAYERS], observation.depth, norm_names
+            ),
             rule(f"{maps}.weight", f"{pool}.nets.weight", f"{pool}.pos_grid", transform=_WithGrid(observation.grid)),
             rule(f"{maps}.bias", f"{pool}.nets.bias"),
             *linear(f"{target}.out", f"{source}.out"),
@@ -183,7 +189,9 @@ def _net(net: UNetConfig, actions: int) -> list[TensorRule]:
             *_layer(f"{block_target}.0", f"{block_source}.0", net.taps, 2 * width != narrower),
             *_layer(f"{block_target}.1", f"{block_source}.1", net.taps, False),
         ]
-        tensor_rules.append(rule(f"net.doubling.{index}.product.weight", f"{block_source}.2.weight", transform=_TransposedConvolution()))
+        tensor_rules.append(
+            rule(f"net.doubling.{index}.product.weight", f"{block_source}.2.weight", transform=_TransposedConvolution())
+        )
         tensor_rules.append(rule(f"net.doubling.{index}.bias", f"{block_source}.2.bias"))
     last = f"{source}.final_conv"
     return [
@@ -211,7 +219,10 @@ def _taps(target: str, source: str, taps: int) -> list[TensorRule]:
 
 def _map(target: str, source: str) -> list[TensorRule]:
     """A convolution of one tap, equivalent to a linear map."""
-    return [rule(f"{target}.weight", f"{source}.weight", transform=FlattenedRows((-1, 1))), rule(f"{target}.bias", f"{source}.bias")]
+    return [
+        rule(f"{target}.weight", f"{source}.weight", transform=FlattenedRows((-1, 1))),
+        rule(f"{target}.bias", f"{source}.bias"),
+    ]
 
 
 _DEFAULTS: dict[str, Any] = {

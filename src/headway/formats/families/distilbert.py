@@ -7,7 +7,7 @@ from typing import Any
 
 from headway.formats.families.bert import IS_CAUSAL
 from headway.formats.heads import architecture, classifier, label_settings, num_outputs
-from headway.formats.rules import Family, TensorRule, tied_copy, expect, layers, linear, rule
+from headway.formats.rules import Family, TensorRule, expect, layers, linear, rule, tied_copy
 from headway.formats.settings import Settings, published_activation
 from headway.nn.mixers import AttentionConfig
 from headway.nn.models import (
@@ -101,7 +101,10 @@ def rules(config: TransformerConfig) -> list[TensorRule]:
     if "vocabulary" in config.heads:
         tensor_rules += linear("heads.vocabulary.transform.dense", "vocab_transform")
         tensor_rules += linear("heads.vocabulary.transform.norm", "vocab_layer_norm")
-        tensor_rules += [rule("heads.vocabulary.bias", "vocab_projector.bias"), tied_copy("embed.table", "vocab_projector.weight")]
+        tensor_rules += [
+            rule("heads.vocabulary.bias", "vocab_projector.bias"),
+            tied_copy("embed.table", "vocab_projector.weight"),
+        ]
     if "classes" in config.heads:
         tensor_rules += linear("heads.classes.dense", "pre_classifier")
         tensor_rules += linear("heads.classes.project", "classifier")

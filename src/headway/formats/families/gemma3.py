@@ -21,7 +21,9 @@ CLASSES = PublishedClasses("Gemma3ForCausalLM", "Gemma3TextForSequenceClassifica
 def read(settings: Settings, names: Collection[str]) -> TransformerConfig:
     settings.require("attn_logit_softcapping")  # transformers has this setting but ignores it
     full_rotary = settings.layer_rotary(llama.FULL_ATTENTION, settings.get("rope_theta", float, 1e6))
-    local_rotary = settings.layer_rotary(llama.SLIDING_ATTENTION, settings.get("rope_local_base_freq", float, 1e4), scaled=False)
+    local_rotary = settings.layer_rotary(
+        llama.SLIDING_ATTENTION, settings.get("rope_local_base_freq", float, 1e4), scaled=False
+    )
     norm = gemma.offset_norm(settings)
 
     def layer(i: int, block: BlockConfig) -> BlockConfig:

@@ -47,7 +47,9 @@ def read(settings: Settings, names: Collection[str]) -> TransformerConfig:
     config = read_plain(settings)
     fraction = first_rotary(config).fraction
     if fraction != 1.0:
-        raise UserError(f"{settings.source}: partial_rotary_factor is {fraction}; this family rotates whole heads (1.0)")
+        raise UserError(
+            f"{settings.source}: partial_rotary_factor is {fraction}; this family rotates whole heads (1.0)"
+        )
     return config
 
 
@@ -131,7 +133,9 @@ def layer_types(settings: Settings, depth: int) -> list[str]:
     kinds = settings.get("layer_types", list[str])[:depth]
     for kind in kinds:
         if kind not in (FULL_ATTENTION, SLIDING_ATTENTION):
-            raise UserError(f"{settings.source}: layer_types has {kind!r}; use {FULL_ATTENTION!r} or {SLIDING_ATTENTION!r}")
+            raise UserError(
+                f"{settings.source}: layer_types has {kind!r}; use {FULL_ATTENTION!r} or {SLIDING_ATTENTION!r}"
+            )
     if len(kinds) < depth:
         raise UserError(f"{settings.source}: layer_types names {len(kinds)} of {depth} layers; name all of them")
     return kinds

@@ -15,11 +15,11 @@ from headway.formats.families.bart import (
     OLDER,
     head_rules,
     read_encoder_decoder,
+    shared_settings,
     shared_table,
     stack_rules,
-    shared_settings,
 )
-from headway.formats.rules import Family, TensorRule, tied_copy, rule
+from headway.formats.rules import Family, TensorRule, rule, tied_copy
 from headway.formats.settings import Settings
 from headway.nn.models import EncoderDecoderConfig, TokenEmbedConfig
 from headway.nn.parts.positions import SinusoidalConfig

@@ -54,7 +54,9 @@ def layer_kinds(settings: Settings) -> list[str]:
     """Return each layer's kind, from the list or from the interval of full attention (the older spelling)."""
     depth = settings.get("num_hidden_layers", int)
     every = settings.get("global_attn_every_n_layers", int, 3)
-    kinds = settings.get("layer_types", list[str], [SLIDING_ATTENTION if i % every else FULL_ATTENTION for i in range(depth)])[:depth]
+    kinds = settings.get(
+        "layer_types", list[str], [SLIDING_ATTENTION if i % every else FULL_ATTENTION for i in range(depth)]
+    )[:depth]
     for kind in kinds:
         if kind not in THETAS:
             raise UserError(f"{settings.source}: layer_types has {kind!r}; {nearest(kind, THETAS)}")

@@ -8,16 +8,16 @@ from typing import Any
 
 from headway.errors import UserError
 from headway.formats.families.bert import (
-    IS_CAUSAL,
     DEFAULTS,
+    IS_CAUSAL,
     classifier_dropout,
     encoder,
     encoder_rules,
-    tagger,
     shared_settings,
+    tagger,
 )
 from headway.formats.heads import POOLER, architecture, classifier, num_outputs
-from headway.formats.rules import Family, TensorRule, tied_copy, expect, linear, rule
+from headway.formats.rules import Family, TensorRule, expect, linear, rule, tied_copy
 from headway.formats.settings import Settings
 from headway.nn.models import (
     HeadConfig,

@@ -34,7 +34,10 @@ def read(settings: Settings, names: Collection[str]) -> TwoTowerConfig:
     text, vision = (clip.tower_settings(settings, *tower) for tower in (("text", TEXT), ("vision", VISION)))
     vision.require("vision_use_head", True)
     embed = PatchEmbedConfig(
-        height_width(vision, "patch_size"), height_width(vision, "image_size"), vision.get("num_channels", int), tokens=0
+        height_width(vision, "patch_size"),
+        height_width(vision, "image_size"),
+        vision.get("num_channels", int),
+        tokens=0,
     )
     probe = ProbeHeadConfig(
         vision.get("num_attention_heads", int),

@@ -263,7 +263,9 @@ def _rotary(file: GgufContents, values: dict[str, Any], settings: dict[str, Any]
         local = {"rope_type": "default", "rope_theta": values.get("rope.freq_base_swa", 10000.0)}
         return {"rope_parameters": {"full_attention": parameters, "sliding_attention": local}}
     original = values.get("rope.scaling.original_context_length")
-    return {"rope_parameters": parameters} | ({} if original is None else {"original_max_position_embeddings": original})
+    return {"rope_parameters": parameters} | (
+        {} if original is None else {"original_max_position_embeddings": original}
+    )
 
 
 def _scaling(file: GgufContents, values: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from headway.formats.gguf.file import GgufFile, gguf
 from headway.formats.gguf.tokens import read_codec, read_special_tokens, write_codec
 from headway.formats.llama2c import interleaved
 from headway.formats.native import read_config, uninitialized_model
-from headway.formats.published import PublishedModel, resolve_defaults, can_express
+from headway.formats.published import PublishedModel, can_express, resolve_defaults
 from headway.formats.rules import Family, TensorRule
 from headway.formats.settings import Settings
 from headway.formats.usage import Usage
@@ -222,7 +222,12 @@ def _head_size(config: TransformerConfig) -> int:
 def _sizes(dialect: Dialect, settings: Mapping[str, Any]) -> dict[str, Any]:
     values = {key: settings[setting] for key, setting in dialect.sizes.items() if settings.get(setting) is not None}
     size = settings["head_dim"]
-    return {**values, "attention.value_length": size, "rope.dimension_count": size, "vocab_size": settings["vocab_size"]}
+    return {
+        **values,
+        "attention.value_length": size,
+        "rope.dimension_count": size,
+        "vocab_size": settings["vocab_size"],
+    }
 
 
 def _check(draft: FileContents, architecture: str, dialect: Dialect, family: Family, config: TransformerConfig) -> None:

@@ -13,7 +13,7 @@ from tokenizers import AddedToken, Tokenizer
 from headway.codecs import Codec, TokenizerCodec
 from headway.codecs.bytepairs import CL100K, DIGITS, GPT2, QWEN2, byte_pairs
 from headway.codecs.files import library_errors
-from headway.codecs.marks import SpecialTokens, surrounding_tokens, set_post_processor
+from headway.codecs.marks import SpecialTokens, set_post_processor, surrounding_tokens
 from headway.codecs.sentencepiece import BYTE, CONTROL, NORMAL, SPACE, UNKNOWN, UNUSED, USER_DEFINED, PieceTable, build
 from headway.codecs.tokenizer import encode_with_special_tokens
 from headway.config import from_dict
@@ -175,7 +175,9 @@ def write_codec(codec: Codec, vocab_size: int, usage: Usage) -> dict[str, Any]:
     if not isinstance(codec, TokenizerCodec):
         raise UserError(f"GGUF cannot store a {type(codec).__name__}; export without a tokenizer")
     if codec.vocab_size > vocab_size:
-        raise UserError(f"a tokenizer of {codec.vocab_size} tokens does not fit a model of {vocab_size}; use the model's own")
+        raise UserError(
+            f"a tokenizer of {codec.vocab_size} tokens does not fit a model of {vocab_size}; use the model's own"
+        )
     state = json.loads(codec.tokenizer.to_str())
     kind = "llama" if state["model"].get("byte_fallback") else "gpt2"
     tokens, types = _tokens(codec, state, vocab_size)
@@ -190,7 +192,9 @@ def write_codec(codec: Codec, vocab_size: int, usage: Usage) -> dict[str, Any]:
 
 def _tokens(codec: TokenizerCodec, state: Mapping[str, Any], vocab_size: int) -> tuple[list[str], list[int]]:
     names = {token_id: name for name, token_id in codec.tokenizer.get_vocab(with_added_tokens=True).items()}
-    added = {added_token["id"]: CONTROL if added_token["special"] else USER_DEFINED for added_token in state["added_tokens"]}
+    added = {
+        added_token["id"]: CONTROL if added_token["special"] else USER_DEFINED for added_token in state["added_tokens"]
+    }
     tokens = [names.get(i, f"[PAD{i}]") for i in range(vocab_size)]
     types = [added.get(i, NORMAL if i in names else UNUSED) for i in range(vocab_size)]
     if state["model"].get("byte_fallback"):
@@ -261,5 +265,7 @@ def _first(*ids: int | None) -> int | None:
 
 def _check(codec: TokenizerCodec, values: Mapping[str, Any]) -> None:
     restored = read_codec(values, "the tokenizer as GGUF")
-    if restored is None or any(encode_with_special_tokens(restored, probe) != encode_with_special_tokens(codec, probe) for probe in _PROBES):
+    if restored is None or any(
+        encode_with_special_tokens(restored, probe) != encode_with_special_tokens(codec, probe) for probe in _PROBES
+    ):
         raise UserError("GGUF cannot store this tokenizer (its ids would change); export without a tokenizer")

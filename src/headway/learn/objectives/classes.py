@@ -26,8 +26,8 @@ from headway.learn.objectives.predictions import (
     Prediction,
     PredictionObjective,
     Vectors,
-    interleave_classes,
     copy_head,
+    interleave_classes,
 )
 from headway.learn.report import Picture
 from headway.learn.report.confusion import confusions
@@ -54,7 +54,9 @@ def class_names(labels: Collection[str], workspace: Path) -> tuple[str, ...]:
 
 def unknown_label(label: str, location: str, known: Collection[str]) -> UserError:
     suggestion = nearest(label, known) if len(known) <= 200 else f"there are {len(known)}"
-    return UserError(f"{location}: the label {label!r} does not occur in training ({suggestion}); correct it, or add samples")
+    return UserError(
+        f"{location}: the label {label!r} does not occur in training ({suggestion}); correct it, or add samples"
+    )
 
 
 HEAD = "classes"
@@ -187,7 +189,9 @@ class Classification(PredictionObjective[C], Generic[C]):
         count = sum(map(len, parts))
         if project is None or count > limit or examples.final_split != "test":
             return 0
-        vectors, classes = (torch.cat(parts_of_kind) for parts_of_kind in zip(*(self.features(model, project, part) for part in parts)))
+        vectors, classes = (
+            torch.cat(parts_of_kind) for parts_of_kind in zip(*(self.features(model, project, part) for part in parts))
+        )
         bias = torch.zeros(len(project.weight)) if project.bias is None else project.bias
         current = LinearHead(project.weight.detach().cpu(), bias.detach().cpu())
         copy_head(project, refit_linear(current, (vectors, classes), self.weights))
@@ -246,4 +250,6 @@ def check_classes(all_classes: Collection[str], readable_classes: Collection[str
     """UserError for a class without any readable sample."""
     missing = set(map(normalized_label, all_classes)) - set(map(normalized_label, readable_classes))
     if readable_classes and missing:
-        raise UserError(f"no {unit} of the class {min(missing)!r} is readable; add readable {unit}s, or remove the class")
+        raise UserError(
+            f"no {unit} of the class {min(missing)!r} is readable; add readable {unit}s, or remove the class"
+        )

@@ -79,7 +79,9 @@ def softmax_contrast(
     excluded[left_of, right_indices] = False
     right_to_left = F.cross_entropy(logits.masked_fill(excluded, float("-inf")).T, left_of, reduction="sum")
     rival_mask = same[left_of] & (right_indices[:, None] != right_indices)
-    left_to_right = F.cross_entropy(logits[left_of].masked_fill(rival_mask, float("-inf")), right_indices, reduction="sum")
+    left_to_right = F.cross_entropy(
+        logits[left_of].masked_fill(rival_mask, float("-inf")), right_indices, reduction="sum"
+    )
     return (left_to_right + right_to_left) / 2
 
 
@@ -93,7 +95,9 @@ def sigmoid_contrast(
     return losses.masked_fill(same & ~positives, 0.0).sum()
 
 
-def encode_chunks(encode: Callable[[T], Tensor], chunks: Sequence[T], recompute: nn.Module | None = None) -> Float[Tensor, "N E"]:
+def encode_chunks(
+    encode: Callable[[T], Tensor], chunks: Sequence[T], recompute: nn.Module | None = None
+) -> Float[Tensor, "N E"]:
     """The concatenated vectors of all chunks.
 
     With `recompute`, the model that contains the dropout, only vectors are stored and each chunk is recomputed in the

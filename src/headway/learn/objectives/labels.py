@@ -112,7 +112,10 @@ class MultiLabel(PredictionObjective[M], Generic[M]):
             [", ".join(name for name, has in zip(examples.labels, row) if has) or _NO_LABEL for row in table.tolist()]
             for table in (self._decide(outputs), targets.bool().numpy())
         ]
-        return [Prediction(row, predicted, actual, predicted == actual) for row, predicted, actual in zip(rows.tolist(), *label_texts)]
+        return [
+            Prediction(row, predicted, actual, predicted == actual)
+            for row, predicted, actual in zip(rows.tolist(), *label_texts)
+        ]
 
     def errors_first(self, outputs: Float[Tensor, "N C"], targets: Tensor) -> Int[np.ndarray, "N"]:
         """One sample per wrong label before the second of any; a sample counts for its first wrong label, otherwise for

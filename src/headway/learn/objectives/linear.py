@@ -12,7 +12,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 _STRENGTHS = (1.0, 10.0, 100.0, 1000.0)
-_DEFAULT_STRENGTH = 10.0  # inverse penalty that suits few vectors of sentence encoders, and leaves training room to improve
+_DEFAULT_STRENGTH = (
+    10.0  # inverse penalty that suits few vectors of sentence encoders, and leaves training room to improve
+)
 _ITERATIONS = 200
 _MAX_CHOOSING = 4096  # maximum training samples for choosing the penalty
 _REFIT = 10.0  # inverse penalty on the change of the weights when refitting

@@ -71,7 +71,10 @@ class PredictionObjective(Objective[P], Generic[P]):
         """The head's outputs for samples, and their targets, on the CPU."""
         outputs, all_targets, name = torch.zeros(0), torch.zeros(0), head_name(model, self.head)
         for indices, batch in evaluation_batches(model, samples):
-            batch_outputs, targets = cast(Transformer, model).output(name, *batch.inputs).float().cpu(), batch.targets.cpu()
+            batch_outputs, targets = (
+                cast(Transformer, model).output(name, *batch.inputs).float().cpu(),
+                batch.targets.cpu(),
+            )
             if not len(outputs):
                 outputs = batch_outputs.new_empty(len(samples), batch_outputs.shape[-1])
                 all_targets = targets.new_empty(len(samples), *targets.shape[1:])
@@ -110,7 +113,11 @@ class PredictionObjective(Objective[P], Generic[P]):
 
     def features(self, model: nn.Module, project: Projection, samples: RowSubset) -> Vectors:
         """The inputs of `project` for samples, and their targets, on the CPU."""
-        captured, vectors, all_targets = list[Tensor](), torch.zeros(len(samples), project.weight.shape[1]), torch.zeros(0)
+        captured, vectors, all_targets = (
+            list[Tensor](),
+            torch.zeros(len(samples), project.weight.shape[1]),
+            torch.zeros(0),
+        )
         hook = project.register_forward_pre_hook(lambda _, inputs: captured.append(inputs[0]))
         try:
             for indices, batch in evaluation_batches(model, samples):
@@ -139,7 +146,12 @@ class PredictionObjective(Objective[P], Generic[P]):
         chosen = self.errors_first(outputs, targets)[:count]
         predictions = self.predictions(examples, samples.rows[chosen], outputs[chosen], targets[chosen])
         return [
-            {"source": examples.describe_row(prediction.row), "output": prediction.output, "reference": prediction.reference} for prediction in predictions
+            {
+                "source": examples.describe_row(prediction.row),
+                "output": prediction.output,
+                "reference": prediction.reference,
+            }
+            for prediction in predictions
         ]
 
     def pictures(self, model: nn.Module, examples: P) -> list[Picture]:

@@ -137,7 +137,9 @@ class Quantiles(Objective[C], Generic[C]):
 
         scores_by_name = scores(examples.final_forecast(samples.rows, predicted))
         for baseline, quantiles in baselines.items():
-            scores_by_name |= {f"{name}_{baseline}": value for name, value in scores(quantiles).items() if name != "coverage"}
+            scores_by_name |= {
+                f"{name}_{baseline}": value for name, value in scores(quantiles).items() if name != "coverage"
+            }
         return {"loss": loss, **scores_by_name, "samples": len(samples)}
 
     def calibrate(self, model: nn.Module, examples: C, directory: Path) -> list[str]:
@@ -154,7 +156,8 @@ class Quantiles(Objective[C], Generic[C]):
         rows = examples.spread_rows(count)
         medians = self.final_forecasts(model, examples, rows)[..., len(self.levels) // 2]
         texts = [
-            [" ".join(f"{x:.4g}" for x in row[:_MAX_VALUES]) for row in numbers] for numbers in (medians, examples.forecast_window(rows).after)
+            [" ".join(f"{x:.4g}" for x in row[:_MAX_VALUES]) for row in numbers]
+            for numbers in (medians, examples.forecast_window(rows).after)
         ]
         return [
             {"source": examples.describe_row(row), "output": predicted, "reference": actual}

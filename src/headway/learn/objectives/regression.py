@@ -68,7 +68,10 @@ class Regression(PredictionObjective[V], Generic[V]):
         adapted = examples.with_head(model, NUMBER, 1)
         assert isinstance(adapted, TransformerConfig)  # checked by the examples
         head = cast(PooledHeadConfig, adapted.heads[NUMBER])
-        return replace(adapted, heads={NUMBER: replace(head, scale=float(training_values.std()), shift=float(training_values.mean()))})
+        return replace(
+            adapted,
+            heads={NUMBER: replace(head, scale=float(training_values.std()), shift=float(training_values.mean()))},
+        )
 
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Loss]:
         predicted = cast(Transformer, model).output(head_name(model, NUMBER), *batch.inputs)[:, 0]

@@ -13,14 +13,14 @@ import torch
 from headway.config import setting
 from headway.data.spellings import merge_spellings
 from headway.data.splits import SplitConfig, Splits, split_by_text
-from headway.data.targets import Target, TargetKind, labelled_rows, label_set, multi_hot, parse_numbers, infer_target
+from headway.data.targets import Target, TargetKind, infer_target, label_set, labelled_rows, multi_hot, parse_numbers
 from headway.errors import ConfigError, UserError, logger
 from headway.formats.usage import ProblemType, read_usage
 from headway.learn.examples import Contents
 from headway.learn.objectives.classes import Classification, ClassifiedSamples, ClassSamples, default_split_of
-from headway.learn.objectives.labels import MultiLabelSamples, MultiLabel
+from headway.learn.objectives.labels import MultiLabel, MultiLabelSamples
 from headway.learn.objectives.predictions import PredictionObjective
-from headway.learn.objectives.regression import Regression, NumberSamples
+from headway.learn.objectives.regression import NumberSamples, Regression
 from headway.learn.task import Task
 
 _LOG = logger(__name__)
@@ -140,10 +140,14 @@ class TargetSamples(ClassifiedSamples, NumberSamples, MultiLabelSamples):
             self.counts = self._label_counts(workspace)
             return
         self.default_split = default_split_of(samples.stated_splits)
-        self.splits = Splits(split_by_text(samples.keys, samples.stated_splits, split), np.arange(len(samples.labels)), noun, remedy)
+        self.splits = Splits(
+            split_by_text(samples.keys, samples.stated_splits, split), np.arange(len(samples.labels)), noun, remedy
+        )
         self.assign_targets(samples.labels, chosen, samples.locate, workspace)
 
-    def assign_targets(self, labels: Sequence[str], chosen: ChosenTarget, locate: Callable[[int], str], workspace: Path) -> None:
+    def assign_targets(
+        self, labels: Sequence[str], chosen: ChosenTarget, locate: Callable[[int], str], workspace: Path
+    ) -> None:
         """Set the targets after the splits. Raises as `set_targets` does."""
         self.target, self.target_remarks = chosen.target, chosen.remarks
         if chosen.target.kind == "class":
@@ -229,7 +233,9 @@ def target_task(
             reasons.append(_rarity_note(examples, counts, rare, balance, goal))
     alternative = "number or labels" if target.kind == "class" else "class"
     if config.target == "auto":
-        reasons.insert(0, f"predicts {target_text}, as {target.reason} (task.target={target.kind}; otherwise set {alternative})")
+        reasons.insert(
+            0, f"predicts {target_text}, as {target.reason} (task.target={target.kind}; otherwise set {alternative})"
+        )
     chosen = {"target": target.kind, "balance": balance, "goal": goal}
     return Task(examples, objective, chosen, tuple(reasons))
 
@@ -257,7 +263,9 @@ def _label_weights(examples: TargetSamples, balance: float) -> torch.Tensor:
 def _rarity_note(examples: TargetSamples, counts: np.ndarray, rare: Sequence[int], balance: float, goal: str) -> str:
     """A sentence about rare classes, for people."""
     total, names = int(counts.sum()), examples.labels
-    names_text = ", ".join(f"{names[row]!r} ({counts[row]:,})" for row in sorted(rare, key=counts.__getitem__)[:_MAX_NAMED])
+    names_text = ", ".join(
+        f"{names[row]!r} ({counts[row]:,})" for row in sorted(rare, key=counts.__getitem__)[:_MAX_NAMED]
+    )
     omitted = f" and {len(rare) - _MAX_NAMED:,} more" if len(rare) > _MAX_NAMED else ""
     common = int(counts.argmax())
     weighting = f"class weights in the loss (task.balance={balance:g})" if balance else "no class weights in the loss"

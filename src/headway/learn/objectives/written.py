@@ -18,7 +18,7 @@ from headway.learn.examples import Batch, Examples, Samples
 from headway.learn.objective import Objective, evaluation_batches
 from headway.metrics import language_scores
 from headway.nn.mixers import State
-from headway.nn.models import ModelFeatures, Loss, VocabularyHead
+from headway.nn.models import Loss, ModelFeatures, VocabularyHead
 
 E = TypeVar("E", bound=Examples)
 

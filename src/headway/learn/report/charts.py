@@ -73,7 +73,9 @@ def line_chart(
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in positions)
         elements.append(f'<polyline class="curve {css_classes[name]}" points="{path}"/>')
         if dots or len(positions) == 1:
-            elements += [f'<circle class="dot {css_classes[name]}" cx="{x:.1f}" cy="{y:.1f}" r="3"/>' for x, y in positions]
+            elements += [
+                f'<circle class="dot {css_classes[name]}" cx="{x:.1f}" cy="{y:.1f}" r="3"/>' for x, y in positions
+            ]
     return svg(WIDTH, HEIGHT, elements, f"{y_label} over {x_label}") + legend(css_classes)
 
 
@@ -187,7 +189,10 @@ def frame(x_axis: Axis, y_axis: Axis, x_label: str) -> list[str]:
         y = y_axis.position(tick)
         elements.append(f'<path class="grid" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>')
         elements.append(text("tick", LEFT - 6, y + 4, name, "end"))
-    elements += [text("tick", x_axis.position(tick), baseline + 16, name, "middle") for tick, name in _tick_labels(x_axis.ticks(6))]
+    elements += [
+        text("tick", x_axis.position(tick), baseline + 16, name, "middle")
+        for tick, name in _tick_labels(x_axis.ticks(6))
+    ]
     elements.append(f'<path class="axis" d="M{LEFT} {baseline}H{WIDTH - RIGHT}"/>')
     elements.append(text("label", WIDTH - RIGHT, HEIGHT - 6, x_label, "end"))
     return elements
@@ -288,7 +293,9 @@ def forecast_figure(panels: Sequence[Panel]) -> Figure:
             low, high = panel.quantiles[:, edge], panel.quantiles[:, -1 - edge]
             ahead, name = panel.times[last + 1 :], f"quantiles {name}"
             axes.fill_between(ahead, low, high, color=_BLUE, alpha=alpha, linewidth=0, label=name)
-        axes.plot(panel.times[last:], np.append(panel.past[-1:], panel.quantiles[:, middle]), color=_BLUE, label="median")
+        axes.plot(
+            panel.times[last:], np.append(panel.past[-1:], panel.quantiles[:, middle]), color=_BLUE, label="median"
+        )
         known = panel.past if panel.actual is None else np.append(panel.past, panel.actual)
         axes.plot(panel.times[: len(known)], known, color="black", linewidth=1, label="data")
         axes.set_title(panel.title.replace("$", r"\$"), fontsize=9, loc="left")

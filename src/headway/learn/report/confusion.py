@@ -33,10 +33,16 @@ def confusions(
     counts = np.zeros((len(labels), len(labels)), np.int64)
     np.add.at(counts, (targets, predicted), 1)
     shown_classes = _most_confused(counts)
-    selection = f"; the {len(shown_classes)} most confused of {len(labels)} classes" if len(shown_classes) < len(labels) else ""
+    selection = (
+        f"; the {len(shown_classes)} most confused of {len(labels)} classes" if len(shown_classes) < len(labels) else ""
+    )
     predicted_counts = counts.sum(0)
     most_common, most_common_count = labels[int(predicted_counts.argmax())], int(predicted_counts.max())
-    dominance = f"; {most_common_count / len(predicted):.0%} of the predictions are “{most_common}”" if 2 * most_common_count > len(predicted) else ""
+    dominance = (
+        f"; {most_common_count / len(predicted):.0%} of the predictions are “{most_common}”"
+        if 2 * most_common_count > len(predicted)
+        else ""
+    )
     caption = f"{len(targets):,} {noun}: true class (rows) and predicted class (columns){selection}{dominance}"
     pictures = [Picture("Confusions", caption, _chart(counts, shown_classes, labels), wide=True)]
     # The most frequently confused pairs of classes.
@@ -52,7 +58,9 @@ def confusions(
         pictures.append(Picture("Most confused", "true class and predicted class", _table(pairs), wide=is_long))
     if entities is not None:
         return [*pictures, Picture("Entities", f"of {noun}, lowest F1 first", _table(_by_kind(entities)), wide=is_long)]
-    caption_text = f"of {noun}, worst first{f'; {_MAX_CLASSES} of {len(labels)} classes' if len(labels) > _MAX_CLASSES else ''}"
+    caption_text = (
+        f"of {noun}, worst first{f'; {_MAX_CLASSES} of {len(labels)} classes' if len(labels) > _MAX_CLASSES else ''}"
+    )
     pictures.append(Picture("Classes", caption_text, _table(_by_class(counts, labels)), wide=is_long))
     return pictures
 
@@ -64,18 +72,26 @@ def tag_confusions(
     type.
     """
     name = entity_kind if entities else str
-    labels = sorted({name(tag) for tags in (*true_tags, *predicted) for tag in tags}, key=lambda label: (label == OUTSIDE, label))
+    labels = sorted(
+        {name(tag) for tags in (*true_tags, *predicted) for tag in tags}, key=lambda label: (label == OUTSIDE, label)
+    )
     indices = {label: number for number, label in enumerate(labels)}
     true_words, predicted_words = (
-        np.fromiter((indices[name(tag)] for tags in sentences for tag in tags), np.int64) for sentences in (true_tags, predicted)
+        np.fromiter((indices[name(tag)] for tags in sentences for tag in tags), np.int64)
+        for sentences in (true_tags, predicted)
     )
     counts = entity_counts(predicted, true_tags) if entities else None
-    return confusions(true_words, predicted_words, ["outside" if label == OUTSIDE else label for label in labels], noun, counts)
+    return confusions(
+        true_words, predicted_words, ["outside" if label == OUTSIDE else label for label in labels], noun, counts
+    )
 
 
 def _by_kind(entities: Mapping[str, EntityCounts]) -> list[dict[str, str]]:
     """Precision, recall and F1 per entity type, lowest F1 first."""
-    rows = sorted((2 * entity_count.hits / (entity_count.labelled + entity_count.predicted), kind, entity_count) for kind, entity_count in entities.items())
+    rows = sorted(
+        (2 * entity_count.hits / (entity_count.labelled + entity_count.predicted), kind, entity_count)
+        for kind, entity_count in entities.items()
+    )
     return [
         {
             "class": kind,
@@ -103,7 +119,9 @@ def _by_class(counts: np.ndarray, labels: Sequence[str]) -> list[dict[str, str]]
             "precision": _share(hits[row], predicted[row]),
             "F1": f"{100 * score:.1f} %" if actual[row] else "-",
         }
-        for _, score, row in sorted(zip((actual[occurring] == 0).tolist(), f1.tolist(), occurring.tolist()))[:_MAX_CLASSES]
+        for _, score, row in sorted(zip((actual[occurring] == 0).tolist(), f1.tolist(), occurring.tolist()))[
+            :_MAX_CLASSES
+        ]
     ]
 
 
@@ -132,7 +150,9 @@ def _chart(counts: np.ndarray, shown_classes: Sequence[int], labels: Sequence[st
     tilted = any(len(name) > 2 for name in names)
     for j, name in enumerate(names):
         x = margin + cell * j + (cell // 2 + 4 if tilted else (cell - 1) / 2)
-        elements.append(text("symbol", x, margin - 8, ellipsize(name, _MAX_NAME), "start" if tilted else "middle", rotate=tilted))
+        elements.append(
+            text("symbol", x, margin - 8, ellipsize(name, _MAX_NAME), "start" if tilted else "middle", rotate=tilted)
+        )
     for i, name in enumerate(names):
         y = margin + cell * i
         elements.append(text("symbol", margin - 8, y + cell // 2 + 4, ellipsize(name, _MAX_NAME), "end"))
@@ -166,7 +186,11 @@ def _cell(x: int, y: int, size: int, count: int, total: int, tip: str, is_diagon
 
 _WIDTH, _NARROW_WIDTH = 960, 480  # widths with and without tracks or attention
 _LEFT, _RIGHT = 84, 12
-_SPECTROGRAM_HEIGHT, _ROW_HEIGHT, _TRACK_HEIGHT = 150, 14, 22  # heights of the spectrogram, of a token's attention, of a track of spans
+_SPECTROGRAM_HEIGHT, _ROW_HEIGHT, _TRACK_HEIGHT = (
+    150,
+    14,
+    22,
+)  # heights of the spectrogram, of a token's attention, of a track of spans
 # A colour scale from dark to light, interpolated between these points.
 _SCALE = np.array([[11, 15, 38], [72, 30, 104], [168, 54, 88], [236, 122, 52], [252, 234, 166]], np.float64)
 _ATTENTION_COLOUR = np.array([37, 99, 201], np.float64)  # colour of attention on a transparent background
@@ -214,7 +238,9 @@ def spectrogram(
         inked[..., :3], inked[..., 3] = _ATTENTION_COLOUR.astype(np.uint8), (255 * weights).round().astype(np.uint8)
         elements.append(_image(inked, left, y_below, width - left - _RIGHT, attention_height))
         names = enumerate(tokens[: len(attention)])
-        elements += [text("symbol", _LEFT - 8, y_below + _ROW_HEIGHT * i + 11, ellipsize(name, 11), "end") for i, name in names]
+        elements += [
+            text("symbol", _LEFT - 8, y_below + _ROW_HEIGHT * i + 11, ellipsize(name, 11), "end") for i, name in names
+        ]
         y_below += attention_height + 2
     elements += [text("tick", axis.position(tick), y_below + 14, f"{tick:g}", "middle") for tick in axis.ticks(8)]
     elements.append(text("label", width - _RIGHT, y_below + 30, "seconds", "end"))

@@ -5,11 +5,11 @@ from headway.nn.kernels.attend import (
     additive,
     attend,
     attend_reference,
+    bf16_attention,
     recorder,
     recording,
     rotate,
     rotate_reference,
-    bf16_attention,
 )
 from headway.nn.kernels.convolution import convolve, convolve_reference
 from headway.nn.kernels.cross_entropy import IGNORE_INDEX, linear_cross_entropy, linear_cross_entropy_reference
@@ -56,6 +56,7 @@ __all__ = [
     "additive",
     "attend",
     "attend_reference",
+    "bf16_attention",
     "convolve",
     "convolve_reference",
     "delta",
@@ -91,7 +92,6 @@ __all__ = [
     "rms_norm_reference",
     "rotate",
     "rotate_reference",
-    "bf16_attention",
     "shifted_gelu_tanh",
     "unroll",
 ]

@@ -19,18 +19,18 @@ from headway.nn.kernels.linear_scan import (
     cut,
     decays,
     entry_state,
-    no_autocast,
-    rescale,
     join,
     log_decay_gradient,
-    scan_masks,
     mask_padding,
     new_states,
+    no_autocast,
+    rescale,
+    scan_masks,
     span_states,
-    write_span,
     spans,
-    weigh_,
     to_fp32,
+    weigh_,
+    write_span,
 )
 from headway.nn.kernels.pointwise import pointwise
 
@@ -179,7 +179,9 @@ class _Delta(torch.autograd.Function):
                 qs, ks, ws, dy = (cut(x[:, span], size) for x in (q, k, w, dout))
                 scores, pairs = weigh_(qs @ ws.mT, decay), weigh_(ks @ ws.mT, decay, -1)
                 derrors = scores.mT @ dy
-                after = _write_back(derrors, rescale(qs, enter).mT @ dy, key_solution, rescale(ws, leave), dstate, decay)
+                after = _write_back(
+                    derrors, rescale(qs, enter).mT @ dy, key_solution, rescale(ws, leave), dstate, decay
+                )
                 dstate, dlater = after[0], after[1:]
                 dvs = torch.linalg.solve_triangular(pairs.mT, derrors, upper=True, unitriangular=True).contiguous()
                 dscores, dpairs = weigh_(dy @ errors.mT, decay), weigh_(dvs @ errors.mT, decay, -1).neg_()

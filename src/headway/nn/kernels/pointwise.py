@@ -91,7 +91,12 @@ def gelu_passes(load: Callable[[], GeluPasses] | None) -> Iterator[None]:
 
 def is_gelu_compiled(x: Float[Tensor, "... D"], width: int) -> bool:
     """Whether `gelu_tanh` of a layer from `x` to `width` runs as one compiled pass in training."""
-    if _PASSES.get() is None or is_deterministic() or not torch.is_grad_enabled() or torch.get_num_threads() > _MAX_THREADS:
+    if (
+        _PASSES.get() is None
+        or is_deterministic()
+        or not torch.is_grad_enabled()
+        or torch.get_num_threads() > _MAX_THREADS
+    ):
         return False
     fits = width % _VECTOR == 0 and x.shape[:-1].numel() * width >= _MANY
     return fits and x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16)

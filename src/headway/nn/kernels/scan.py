@@ -49,7 +49,13 @@ class LSTMScan(Function):
 
     @staticmethod
     def forward(
-        ctx: Any, gates: Tensor, hidden: Tensor, h0: Tensor, c0: Tensor, peepholes: Tensor | None, settings: ScanSettings
+        ctx: Any,
+        gates: Tensor,
+        hidden: Tensor,
+        h0: Tensor,
+        c0: Tensor,
+        peepholes: Tensor | None,
+        settings: ScanSettings,
     ) -> tuple[Tensor, Tensor]:
         size, weight = hidden.shape[1], _contiguous_transpose(hidden)
         peeps = None if peepholes is None else peepholes.chunk(3)

@@ -76,7 +76,10 @@ class Bidirectional(Mixer):
         forward_state, backward_state = self.initial_state(x.shape[0], x.shape[1], like=x)
         forward, forward_state = self.forwards.recurrent(x, layout, forward_state)
         backward, backward_state = self.backwards.recurrent(reverse(x, layout), layout, backward_state)
-        return self._join(forward, backward, layout), (self.forwards.final(forward_state), self.backwards.final(backward_state))
+        return self._join(forward, backward, layout), (
+            self.forwards.final(forward_state),
+            self.backwards.final(backward_state),
+        )
 
     def final_states(self, x: Float[Tensor, "B T D"], layout: Layout) -> tuple[tuple[Tensor, ...], ...]:
         """The final vectors of `encode`."""

@@ -146,7 +146,11 @@ class ConditionalGRU(Recurrence):
         return self.out(packed.put(torch.cat(parts, dim=-1), layout)), Vectors((now,), state.start)
 
     def _unroll(
-        self, gates: Float[Tensor, "n F"], start: Float[Tensor, "R N"], steps: RunSteps, read: Callable[[Tensor], ContextOutput]
+        self,
+        gates: Float[Tensor, "n F"],
+        start: Float[Tensor, "R N"],
+        steps: RunSteps,
+        read: Callable[[Tensor], ContextOutput],
     ) -> tuple[Float[Tensor, "n N"], Float[Tensor, "n N"], ContextOutput]:
         """The states before and after each token, and its context."""
         outer, inner = self.hidden.matrix().split((2 * self.cells, self.cells))

@@ -9,26 +9,26 @@ from headway.nn.models.act import Act, ActConfig, SceneEmbed, SceneEmbedConfig, 
 from headway.nn.models.agents import (
     ConvolutionsConfig,
     GaussianHeadConfig,
-    StateVectorConfig,
     ObservationConfig,
     PatchesConfig,
     StatesEmbed,
     StatesEmbedConfig,
+    StateVectorConfig,
     actor_critic,
     policy_head,
 )
 from headway.nn.models.block import Block, BlockConfig
 from headway.nn.models.board import BoardEmbed, BoardEmbedConfig, FromToHeadConfig, SquaresHeadConfig
 from headway.nn.models.captioner import Captioner, CaptionerConfig, ProjectorConfig
-from headway.nn.models.chunks import ChunkHeadConfig, Chunks, DiffusionConfig, ChunkNoise, RegressionConfig
+from headway.nn.models.chunks import ChunkHeadConfig, ChunkNoise, Chunks, DiffusionConfig, RegressionConfig
 from headway.nn.models.describe import attention_maps, describe, outline
 from headway.nn.models.embeds import EmbedConfig, OneHotEmbedConfig, TokenEmbedConfig, TokenInputs
 from headway.nn.models.encoder_decoder import (
     BothBridgeConfig,
     BridgeConfig,
+    EncodedSource,
     EncoderDecoder,
     EncoderDecoderConfig,
-    EncodedSource,
     MemoryBridgeConfig,
     StateBridgeConfig,
 )
@@ -54,7 +54,7 @@ from headway.nn.models.trajectories import (
     TrajectoryInputs,
     step_heads,
 )
-from headway.nn.models.transformer import Decoding, ModelFeatures, ModelConfig, Prompt, Transformer, TransformerConfig
+from headway.nn.models.transformer import Decoding, ModelConfig, ModelFeatures, Prompt, Transformer, TransformerConfig
 from headway.nn.models.two_tower import TwoTower, TwoTowerConfig
 from headway.nn.models.unet_policy import KeypointsConfig, UNetConfig, UNetPolicy, UNetPolicyConfig
 
@@ -77,15 +77,15 @@ __all__ = [
     "Captioner",
     "CaptionerConfig",
     "ChunkHeadConfig",
+    "ChunkNoise",
     "Chunks",
     "ConvolutionsConfig",
     "Decoding",
     "DiffusionConfig",
     "DistilledHead",
     "DistilledHeadConfig",
-    "ChunkNoise",
     "EmbedConfig",
-    "ModelFeatures",
+    "EncodedSource",
     "EncoderDecoder",
     "EncoderDecoderConfig",
     "FramesEmbed",
@@ -95,12 +95,11 @@ __all__ = [
     "GenerationProgress",
     "Generative",
     "HeadConfig",
-    "EncodedSource",
     "KeypointsConfig",
     "Loss",
     "MemoryBridgeConfig",
     "ModelConfig",
-    "StateVectorConfig",
+    "ModelFeatures",
     "ObservationConfig",
     "Observations",
     "OneHotEmbedConfig",
@@ -126,6 +125,7 @@ __all__ = [
     "Stack",
     "StackConfig",
     "StateBridgeConfig",
+    "StateVectorConfig",
     "StatesEmbed",
     "StatesEmbedConfig",
     "StepHead",

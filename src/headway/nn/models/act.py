@@ -20,16 +20,16 @@ from headway.nn.mixers import AttentionConfig, CrossAttentionConfig
 from headway.nn.models.block import BlockConfig
 from headway.nn.models.chunks import (
     ChunkHeadConfig,
-    Chunks,
     ChunkNoise,
+    Chunks,
     NoisyChunks,
+    PosteriorEmbedConfig,
     PosteriorInputs,
     QueriesConfig,
     RegressionConfig,
-    PosteriorEmbedConfig,
 )
 from headway.nn.models.embeds import EmbedConfig
-from headway.nn.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig, EncodedSource
+from headway.nn.models.encoder_decoder import EncodedSource, EncoderDecoder, EncoderDecoderConfig
 from headway.nn.models.heads import Loss
 from headway.nn.models.pooled import PooledHeadConfig
 from headway.nn.models.resnet import STRIDE, ResNet, ResNetDepth
@@ -139,7 +139,9 @@ class SceneEmbed(nn.Module):
     def forward(self, observations: Observations, layout: Layout) -> tuple[Float[Tensor, "B T D"], Layout]:
         latent = observations.latent
         if latent is None:
-            latent = torch.zeros(observations.rows, self.config.latent, device=observations.device, dtype=observations.dtype)
+            latent = torch.zeros(
+                observations.rows, self.config.latent, device=observations.device, dtype=observations.dtype
+            )
         inputs = dict(zip(("robot", "surroundings"), self._states(observations)), latent=latent)
         parts = [project(inputs[name])[:, None] for name, project in self.numbers.items()]
         if self.eye is not None and self.project is not None:
@@ -209,7 +211,9 @@ class ActConfig(ModelConfig):
         if not self.head.size:
             return None
         has_positions = self.posterior.positions is not None
-        embed = PosteriorEmbedConfig(self.posterior_state_size, self.actions, self.observation.dropout, not has_positions)
+        embed = PosteriorEmbedConfig(
+            self.posterior_state_size, self.actions, self.observation.dropout, not has_positions
+        )
         head = {_LATENT: PooledHeadConfig(2 * self.head.size)}
         return TransformerConfig(self.width, 0, None, self.posterior, embed, cast(Any, head), "none", self.init)
 
@@ -267,7 +271,11 @@ class Act(nn.Module):
     def infer(self, observations: Observations, chunks: Chunks) -> tuple[Float[Tensor, "B Z"], Float[Tensor, "B Z"]]:
         """Mean and log variance of the latent of demonstrated chunks, for training."""
         assert self.posterior is not None  # a head with a latent has one
-        states = observations.states[:, : self.config.posterior_state_size] if observations.states is not None and self.config.posterior_state_size else None
+        states = (
+            observations.states[:, : self.config.posterior_state_size]
+            if observations.states is not None and self.config.posterior_state_size
+            else None
+        )
         front = 1 + (states is not None)
         layout = Layout.padded(front + chunks.mask.sum(1), front + self.config.chunk)
         statistics = self.posterior.output(_LATENT, PosteriorInputs(states, chunks.actions), layout)

@@ -17,8 +17,8 @@ from headway.nn.models.embeds import TokenEmbed, TokenEmbedConfig
 from headway.nn.models.patches import PatchEmbedConfig
 from headway.nn.models.transformer import (
     Decoding,
-    ModelFeatures,
     ModelConfig,
+    ModelFeatures,
     Prompt,
     Transformer,
     TransformerConfig,
@@ -169,7 +169,11 @@ class Captioner(nn.Module):
                 "make the image smaller, or shorten the text"
             )
         embed = cast(TokenEmbed, self.decoder.embed)
-        return embed.add_positions(torch.cat([image_tokens, embed.look_up(ids)], 1), joined_layout), joined_layout, terms
+        return (
+            embed.add_positions(torch.cat([image_tokens, embed.look_up(ids)], 1), joined_layout),
+            joined_layout,
+            terms,
+        )
 
 
 def _check(config: CaptionerConfig) -> None:

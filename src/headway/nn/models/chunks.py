@@ -90,7 +90,9 @@ class ChunkHeadConfig:
         """Sample the noise to train or predict `rows` chunks."""
         raise NotImplementedError
 
-    def losses(self, model: ChunkModel, observations: Observations, chunks: Chunks, sample: ChunkNoise) -> dict[str, Loss]:
+    def losses(
+        self, model: ChunkModel, observations: Observations, chunks: Chunks, sample: ChunkNoise
+    ) -> dict[str, Loss]:
         """Named losses, summed over the actions in the mask."""
         raise NotImplementedError
 
@@ -120,7 +122,9 @@ class RegressionConfig(ChunkHeadConfig):
     def sample_noise(self, random: np.random.Generator, rows: int, chunk: int, actions: int) -> ChunkNoise:
         return ChunkNoise(torch.from_numpy(random.standard_normal((rows, self.latent), np.float32)))
 
-    def losses(self, model: ChunkModel, observations: Observations, chunks: Chunks, sample: ChunkNoise) -> dict[str, Loss]:
+    def losses(
+        self, model: ChunkModel, observations: Observations, chunks: Chunks, sample: ChunkNoise
+    ) -> dict[str, Loss]:
         divergence = {}
         if self.latent:
             mean, log_variance = model.infer(observations, chunks)
@@ -316,7 +320,10 @@ def ddpm(
             return clean
         ratio, noise_variance = alpha_bars[timestep] / alpha_bars[next_timestep], 1 - alpha_bars[timestep]
         next_variance = 1 - alpha_bars[next_timestep]
-        mean = alpha_bars[next_timestep].sqrt() * (1 - ratio) / noise_variance * clean + ratio.sqrt() * next_variance / noise_variance * x
+        mean = (
+            alpha_bars[next_timestep].sqrt() * (1 - ratio) / noise_variance * clean
+            + ratio.sqrt() * next_variance / noise_variance * x
+        )
         x = mean + ((1 - ratio) * next_variance / noise_variance).sqrt() * noise[:, index]
     return x
 
@@ -364,7 +371,9 @@ class DiffusionConfig(ChunkHeadConfig):
         noise = random.standard_normal((rows, *sample_shape, chunk, actions), np.float32)
         return ChunkNoise(torch.from_numpy(noise), torch.from_numpy(random.integers(0, self.steps, rows)))
 
-    def losses(self, model: ChunkModel, observations: Observations, chunks: Chunks, sample: ChunkNoise) -> dict[str, Loss]:
+    def losses(
+        self, model: ChunkModel, observations: Observations, chunks: Chunks, sample: ChunkNoise
+    ) -> dict[str, Loss]:
         """Ho et al. 2020, equation 14, over the actions in the mask."""
         assert sample.steps is not None
         noise = sample.noise[:, 0] if self.sampler == "ddpm" else sample.noise

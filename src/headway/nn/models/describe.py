@@ -86,7 +86,9 @@ def _measure(model: nn.Module) -> dict[str, Any]:
         flop = sum(flop_per_token(getattr(model, tower), _length(getattr(config, tower))) for tower in TOWERS)
     constant, growing = 0, 0  # bytes of a row's states: independent of its length, and per token
     if isinstance(decoder, Transformer) and decoder.config.stack.causal:
-        one_token, two_tokens = (_bytes(decoder.stack.initial_states(1, n, like=torch.empty(0, device="meta"))) for n in (1, 2))
+        one_token, two_tokens = (
+            _bytes(decoder.stack.initial_states(1, n, like=torch.empty(0, device="meta"))) for n in (1, 2)
+        )
         constant, growing = 2 * one_token - two_tokens, two_tokens - one_token
     return {
         "parameters": count,

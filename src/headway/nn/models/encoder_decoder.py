@@ -21,8 +21,8 @@ from headway.nn.models.block import Block, BlockConfig
 from headway.nn.models.stack import Stack
 from headway.nn.models.transformer import (
     Decoding,
-    ModelFeatures,
     ModelConfig,
+    ModelFeatures,
     Prompt,
     Transformer,
     TransformerConfig,
@@ -118,7 +118,9 @@ class Bridge(nn.Module):
             summary = self.activation(self.summary(torch.cat(inputs[-1], dim=-1)))
             inputs = [(summary,)] * len(inputs)
         pairs = zip(self.maps, inputs, self.sizes)
-        return BridgeOutput(tuple(self._project(projection, vectors, sizes) for projection, vectors, sizes in pairs), summary)
+        return BridgeOutput(
+            tuple(self._project(projection, vectors, sizes) for projection, vectors, sizes in pairs), summary
+        )
 
     def _select_directions(self, states: FinalStates | None) -> Vectors:
         final_states = cast(FinalStates, states)
@@ -276,7 +278,9 @@ class EncoderDecoder(nn.Module):
             return source
         if self.bridge is None:
             x, layout, terms, _ = self.encoder(source, layout)
-            return EncodedSource(self.decoder.stack.remember(x, layout, self.encoder.stack.position_vectors(layout, x)), None, terms)
+            return EncodedSource(
+                self.decoder.stack.remember(x, layout, self.encoder.stack.position_vectors(layout, x)), None, terms
+            )
         check_single(layout)
         (x, layout, terms, _), final_states = self.encoder.encode(source, layout, self.bridge.sources)
         starts, summary = self.bridge(final_states)

@@ -125,7 +125,9 @@ def is_encoder_decoder(model: ModelOrConfig) -> bool:
 def is_translator(model: ModelOrConfig) -> bool:
     """An encoder-decoder from tokens to tokens."""
     config = _config(model)
-    return isinstance(config, EncoderDecoderConfig) and _has_embedding(config.encoder, TokenEmbedConfig, OneHotEmbedConfig)
+    return isinstance(config, EncoderDecoderConfig) and _has_embedding(
+        config.encoder, TokenEmbedConfig, OneHotEmbedConfig
+    )
 
 
 def is_transcriber(model: ModelOrConfig) -> bool:

@@ -92,7 +92,9 @@ class PatchEmbedConfig(EmbedConfig):
                 "set sizes above 0, and counts of 0 or more"
             )
         if any(length % part for length, part in zip(self.size, self.patch)):
-            raise ConfigError(f"images of {_format_size(self.size)} do not split into {_format_size(self.patch)} patches; {self._suggest_size()}")
+            raise ConfigError(
+                f"images of {_format_size(self.size)} do not split into {_format_size(self.patch)} patches; {self._suggest_size()}"
+            )
         length = self.patch[0]
         if self.stem == "convolutional" and (length != self.patch[1] or length < 2 or length & (length - 1)):
             raise ConfigError(

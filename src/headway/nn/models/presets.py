@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
-from headway.codecs.boards import MOVES, FEN_TOKENS
+from headway.codecs.boards import FEN_TOKENS, MOVES
 from headway.errors import ConfigError, nearest
 from headway.nn.mixers import (
     AttentionConfig,
@@ -55,7 +55,13 @@ def clip(
     text_head = PooledHeadConfig(shared_width, pool="last", bias=False)
     return TwoTowerConfig(
         TransformerConfig(
-            image_sizes[0], 0, None, _stack(image_sizes, Full(), "quick_gelu", norm, dropout), embed, _head(image_head), "none"
+            image_sizes[0],
+            0,
+            None,
+            _stack(image_sizes, Full(), "quick_gelu", norm, dropout),
+            embed,
+            _head(image_head),
+            "none",
         ),
         TransformerConfig(
             text_sizes[0],
@@ -70,7 +76,9 @@ def clip(
     )
 
 
-def siglip(sizes: Sizes, patch: int = 16, size: int = 224, vocab_size: int = 32000, context: int = 64) -> TwoTowerConfig:
+def siglip(
+    sizes: Sizes, patch: int = 16, size: int = 224, vocab_size: int = 32000, context: int = 64
+) -> TwoTowerConfig:
     """Zhai et al. 2023: both towers are bidirectional. A probe pools the image; the text is pooled at its last token,
     which is mostly padding.
     """
@@ -155,7 +163,11 @@ def decision_gym(
     embed = TrajectoryEmbedConfig(StateVectorConfig(states), actions, discrete, timesteps=timesteps, dropout=dropout)
     prediction_heads = step_heads(embed, states=extra, returns=extra)
     return TransformerConfig(
-        width, stack=StackConfig(cycle((block,), depth), LayerNormConfig()), embed=embed, heads=prediction_heads, tie="none"
+        width,
+        stack=StackConfig(cycle((block,), depth), LayerNormConfig()),
+        embed=embed,
+        heads=prediction_heads,
+        tie="none",
     )
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from headway.config import register
 from headway.errors import ConfigError, UserError
 from headway.layout import Layout
-from headway.nn.models.agents import StateVectorConfig, ObservationConfig
+from headway.nn.models.agents import ObservationConfig, StateVectorConfig
 from headway.nn.models.embeds import EmbedConfig
 from headway.nn.models.heads import HeadConfig
 from headway.nn.parts.dropout import Dropout

@@ -132,7 +132,9 @@ class Transformer(nn.Module):
             initialise(self, config.init, len(config.stack.blocks), seed)
             start_heads(self.heads, config.init)
 
-    def forward(self, inputs: Any, layout: Layout | None = None, states: tuple[State, ...] | None = None) -> ModelFeatures:
+    def forward(
+        self, inputs: Any, layout: Layout | None = None, states: tuple[State, ...] | None = None
+    ) -> ModelFeatures:
         """Features of whole documents, or of the tokens that continue `states`. `inputs` go to the embedding (token
         ids, Int[B, T], or TokenInputs); without a layout each row is one document.
         """
@@ -203,7 +205,9 @@ class Transformer(nn.Module):
         states = self.stack.initial_states(batch, capacity, like=like.to("meta"))
         tree_map(lambda state: sizes.append(state.nbytes), states)
         purpose = f"generation of up to {capacity} positions in {batch} rows"
-        check_free_memory(purpose, {"states": sum(sizes)}, like.device, "request fewer new tokens, or fewer rows at once")
+        check_free_memory(
+            purpose, {"states": sum(sizes)}, like.device, "request fewer new tokens, or fewer rows at once"
+        )
 
     def step(self, ids: Int[Tensor, "B"], decoding: Decoding) -> tuple[Float[Tensor, "B C"], Decoding]:
         """Process one more token per row; return the logits that follow it."""
@@ -219,7 +223,9 @@ def check_prompt(layout: Layout, capacity: int, context: int | None) -> None:
         raise UserError("a prompt of 0 tokens cannot be continued; start it with the codec's BOS token")
     limit = capacity if context is None else min(capacity, context)
     if max_length > limit:
-        raise UserError(f"a prompt of {max_length} tokens exceeds the limit of {limit}; shorten it, or raise the context")
+        raise UserError(
+            f"a prompt of {max_length} tokens exceeds the limit of {limit}; shorten it, or raise the context"
+        )
 
 
 def shared_table(embed: nn.Module) -> nn.Parameter:

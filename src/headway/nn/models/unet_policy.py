@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from headway.config import register
 from headway.errors import ConfigError, UserError
 from headway.nn.kernels import pointwise
-from headway.nn.models.chunks import Chunks, DiffusionConfig, ChunkNoise, NoisyChunks
+from headway.nn.models.chunks import ChunkNoise, Chunks, DiffusionConfig, NoisyChunks
 from headway.nn.models.heads import Loss
 from headway.nn.models.resnet import STRIDE, ResNet, ResNetDepth, ResNetNorm
 from headway.nn.models.robot import Observations
@@ -118,7 +118,8 @@ class ObservationEncoder(nn.Module):
         eyes = self.eyes if self.config.apart else list(self.eyes) * len(observations.images)
         shape = states.shape[:2]
         keypoints = [
-            eye(image.reshape(-1, *image.shape[-3:])).unflatten(0, shape) for eye, image in zip(eyes, observations.images)
+            eye(image.reshape(-1, *image.shape[-3:])).unflatten(0, shape)
+            for eye, image in zip(eyes, observations.images)
         ]
         return torch.cat([robot, *keypoints, surroundings], -1)
 
@@ -218,7 +219,9 @@ class UNet(nn.Module):
         self.up, self.down = Projection(config.step, 4 * config.step), Projection(4 * config.step, config.step)
 
         def level(before: int, width: int) -> nn.ModuleList:
-            return nn.ModuleList([ModulatedLayer(config, in_channels, width, condition_size) for in_channels in (before, width)])
+            return nn.ModuleList(
+                [ModulatedLayer(config, in_channels, width, condition_size) for in_channels in (before, width)]
+            )
 
         self.descent = nn.ModuleList(level(before, width) for before, width in zip((channels, *widths), widths))
         self.halving = nn.ModuleList(Convolution(width, width, 3, 2) for width in widths[:-1])

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from itertools import chain, combinations
 from typing import Any
 
-from headway.serve.expressions import CHARACTER, LarkTerminal, intersection, union, escape_literal, escape_json
+from headway.serve.expressions import CHARACTER, LarkTerminal, escape_json, escape_literal, intersection, union
 from headway.serve.schemas.formats import NECESSARY_PATTERNS
 from headway.serve.schemas.matching import is_void, matches, pattern_terminal
 from headway.serve.schemas.numbers import NumberSet, UnknownError
@@ -14,10 +14,10 @@ from headway.serve.schemas.values import (
     ANY,
     NEVER,
     ArraySet,
-    SchemaSet,
     JsonValues,
     ObjectSet,
     RecursionWithinError,
+    SchemaSet,
     Scope,
     StringPattern,
     StringSet,
@@ -82,13 +82,17 @@ class Contents:
         if isinstance(record, StringSet):
             return bool(record.values is not None or record.patterns) and self.strings(record, exact=False) is None
         if isinstance(record, ArraySet):
-            return any(self.is_set_void(record.item_schemas(i)) for i in range(min(record.min_items, len(record.first) + 1)))
+            return any(
+                self.is_set_void(record.item_schemas(i)) for i in range(min(record.min_items, len(record.first) + 1))
+            )
         assert isinstance(record, ObjectSet)
         if any(self.is_set_void(self.member(record, name, False)) for name in record.required):
             return True
         if record.min_members <= len(record.required) and not record.required_scopes:
             return False
-        is_closed = any(scope.pattern is None and schemas == NEVER and not scope.patterns for scope, schemas in record.scoped)
+        is_closed = any(
+            scope.pattern is None and schemas == NEVER and not scope.patterns for scope, schemas in record.scoped
+        )
         if not is_closed:
             return False
         possible = [name for name in self.names(record) if not self.is_set_void(self.member(record, name, False))]
@@ -111,14 +115,21 @@ class Contents:
             allowed_texts = [
                 text
                 for text in sorted(record.values)
-                if all(matches(pattern, text) for pattern in required) and not any(matches(pattern, text) for pattern in forbidden)
+                if all(matches(pattern, text) for pattern in required)
+                and not any(matches(pattern, text) for pattern in forbidden)
             ]
-            return union([LarkTerminal(escape_literal(escape_json(text))) for text in allowed_texts]) if allowed_texts else None
+            return (
+                union([LarkTerminal(escape_literal(escape_json(text))) for text in allowed_texts])
+                if allowed_texts
+                else None
+            )
         if record.min_length > _MAX_LENGTH:
             raise UnknownError(f"strings of {record.min_length:,} characters")
         max_length = record.max_length if record.max_length is None or record.max_length < _MAX_LENGTH else _MAX_LENGTH
         if record.min_length or max_length is not None:
-            required.append(LarkTerminal(f"{CHARACTER}{{{record.min_length},{'' if max_length is None else max_length}}}"))
+            required.append(
+                LarkTerminal(f"{CHARACTER}{{{record.min_length},{'' if max_length is None else max_length}}}")
+            )
         excluded = [LarkTerminal(escape_literal(escape_json(text))) for text in sorted(record.excluded)]
         complement = [*forbidden, *([union(excluded)] if excluded else [])]
         terminal = intersection(required or [ANY_STRING], complement)
@@ -145,7 +156,10 @@ class Contents:
 
     def member(self, record: ObjectSet, name: str, exact: bool = True) -> SchemaSet:
         """The set that the member with this name must match."""
-        schemas = all_of(record.members.get(name, ANY), *(scope_schemas for scope, scope_schemas in record.scoped if self.is_in(scope, name)))
+        schemas = all_of(
+            record.members.get(name, ANY),
+            *(scope_schemas for scope, scope_schemas in record.scoped if self.is_in(scope, name)),
+        )
         return schemas if record.keys == ANY or self._is_key(record.keys, name, exact) else NEVER
 
     def _is_key(self, keys: SchemaSet, name: str, exact: bool) -> bool:

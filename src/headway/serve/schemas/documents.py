@@ -37,7 +37,17 @@ _KEYWORDS: dict[str, tuple[int, int]] = {
     "$recursiveRef": (2019, 2019),
     "$dynamicRef": (2020, 2020),
 }
-_SINGLE_SCHEMA_AT = ("items", "additionalItems", "additionalProperties", "contains", "propertyNames", "not", "if", "then", "else")
+_SINGLE_SCHEMA_AT = (
+    "items",
+    "additionalItems",
+    "additionalProperties",
+    "contains",
+    "propertyNames",
+    "not",
+    "if",
+    "then",
+    "else",
+)
 _SCHEMA_AT = (*_SINGLE_SCHEMA_AT, "unevaluatedProperties", "unevaluatedItems")
 _SCHEMAS_AT = ("allOf", "anyOf", "oneOf", "prefixItems", "items")
 _NAMED_SCHEMAS_AT = ("properties", "patternProperties", "$defs", "definitions", "dependencies", "dependentSchemas")

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from headway.errors import UserError
-from headway.serve.expressions import LarkTerminal, union, concatenate, escape_literal, escape_json
+from headway.serve.expressions import LarkTerminal, concatenate, escape_json, escape_literal, union
 from headway.serve.schemas.contents import Contents
 from headway.serve.schemas.documents import Document
 from headway.serve.schemas.numbers import UnknownError
@@ -17,10 +17,10 @@ from headway.serve.schemas.values import (
     NEVER,
     ArraySet,
     Contained,
-    SchemaSet,
     JsonValues,
     ObjectSet,
     RecursionWithinError,
+    SchemaSet,
     all_of,
 )
 
@@ -90,7 +90,9 @@ class _GrammarWriter:
         self._bodies: dict[str, str] = {}
         self._count = 0  # of names
         self.lines: list[str] = []
-        self._shapes: dict[SchemaSet, list[tuple[str, bool, list[SchemaSet], dict[str, SchemaSet], list[SchemaSet], list[str] | None]]] = {}
+        self._shapes: dict[
+            SchemaSet, list[tuple[str, bool, list[SchemaSet], dict[str, SchemaSet], list[SchemaSet], list[str] | None]]
+        ] = {}
 
     def symbol(self, schemas: SchemaSet) -> str:
         """The name of the rule or terminal for a set that is not known to be empty."""
@@ -209,10 +211,14 @@ class _GrammarWriter:
                 raise UnknownError(f"arrays of {record.min_items:,} items")
             return []
         distinct = record.unique and max_items > 1
-        self._shapes[schemas].append(("array", distinct, items, {}, [other_items] if other_items != NEVER else [], values))
+        self._shapes[schemas].append(
+            ("array", distinct, items, {}, [other_items] if other_items != NEVER else [], values)
+        )
         unbounded = record.max_items is None and other_items != NEVER and values is None
         if record.contains:
-            return self._counted_array(replace(record, first=tuple(items), others=other_items), None if unbounded else max_items)
+            return self._counted_array(
+                replace(record, first=tuple(items), others=other_items), None if unbounded else max_items
+            )
         options = [self._punctuation("NO_LIST")] if record.min_items == 0 else []
         if max_items == 0:
             return options
@@ -250,12 +256,19 @@ class _GrammarWriter:
                 if may_end and (contained.max_count is None or count <= contained.max_count):
                     live.add((position, count))
                 options = [close] if position and (position, count) in live else []
-                unmatched = item if contained.max_count is None else all_of(item, self._reader.negated(contained.schemas))
-                for next_item, next_count in ((all_of(item, contained.schemas), min(count + 1, max_count)), (unmatched, count)):
+                unmatched = (
+                    item if contained.max_count is None else all_of(item, self._reader.negated(contained.schemas))
+                )
+                for next_item, next_count in (
+                    (all_of(item, contained.schemas), min(count + 1, max_count)),
+                    (unmatched, count),
+                ):
                     follows = (min(position + 1, last), next_count)
                     full = position >= last and max_items is not None
                     if not full and follows in live and not self._contents.is_set_void(next_item):
-                        options.append(f"{comma if position else ''} {self.symbol(next_item)} {name}_{follows[0]}_{follows[1]}")
+                        options.append(
+                            f"{comma if position else ''} {self.symbol(next_item)} {name}_{follows[0]}_{follows[1]}"
+                        )
                         live.add((position, count))
                 if options:
                     self._add_line(f"{name}_{position}_{count}: {' | '.join(options)}")
@@ -300,16 +313,21 @@ class _GrammarWriter:
         tail = ""
         if other_members:
             tail = " | ".join(
-                f"{self._terminal(concatenate([_QUOTE, key, _QUOTE]))} {colon} {self.symbol(member_schemas)}" for key, member_schemas in other_members
+                f"{self._terminal(concatenate([_QUOTE, key, _QUOTE]))} {colon} {self.symbol(member_schemas)}"
+                for key, member_schemas in other_members
             )
             tail = self._rule(tail, "m")
         count = len(record.required)
         distinct = bool(tail) and record.min_members > count + 1
-        self._shapes[schemas].append(("object", distinct, [], shape, [member_schemas for _, member_schemas in other_members], None))
+        self._shapes[schemas].append(
+            ("object", distinct, [], shape, [member_schemas for _, member_schemas in other_members], None)
+        )
         max_members = len(entries) + (_MAX_ITEMS if tail else 0) if record.max_members is None else record.max_members
         options = [self._punctuation("NO_OBJECT")] if record.min_members == 0 else []
         if record.min_members > count or max_members < len(entries) + bool(tail) * _MAX_ITEMS:
-            name = self._counted_members(entries, tail, record.min_members, None if record.max_members is None else max_members)
+            name = self._counted_members(
+                entries, tail, record.min_members, None if record.max_members is None else max_members
+            )
             if name:
                 options.append(self._rule(f"{self._punctuation('OPEN_OBJECT')} {name}", "o"))
             return options
@@ -322,10 +340,14 @@ class _GrammarWriter:
             follows = f"{comma} {entry} {follows}" if required else f"({comma} {entry})? {follows}"
         if starts:
             body = self._rule(" | ".join(starts), "b")
-            options.append(self._rule(f"{self._punctuation('OPEN_OBJECT')} {body} {self._punctuation('CLOSE_OBJECT')}", "o"))
+            options.append(
+                self._rule(f"{self._punctuation('OPEN_OBJECT')} {body} {self._punctuation('CLOSE_OBJECT')}", "o")
+            )
         return options
 
-    def _counted_members(self, entries: list[tuple[str, bool]], tail: str, min_members: int, max_members: int | None) -> str:
+    def _counted_members(
+        self, entries: list[tuple[str, bool]], tail: str, min_members: int, max_members: int | None
+    ) -> str:
         """The members of an object with a limited number of them: a rule per member and count."""
         cap = min_members if max_members is None else max_members
         if (len(entries) + 1) * (cap + 1) > _MAX_STATES:
@@ -357,7 +379,9 @@ class _GrammarWriter:
     def shapes(self) -> list[list[Shape]]:
         """The shapes of all sets that contain unique items or keys; empty if there are none."""
         inside: dict[SchemaSet, set[SchemaSet]] = {
-            schemas: {target for _, _, first, named, others, _ in shapes for target in (*first, *named.values(), *others)}
+            schemas: {
+                target for _, _, first, named, others, _ in shapes for target in (*first, *named.values(), *others)
+            }
             for schemas, shapes in self._shapes.items()
         }
         needed = {schemas for schemas, shapes in self._shapes.items() if any(shape[1] for shape in shapes)}

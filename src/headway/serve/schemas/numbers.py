@@ -117,7 +117,9 @@ class NumberSet:
             shape = _power_of_ten_multiples(self._unit() or Fraction(1))
             broken = [] if self.integer is None or self.integer else [LarkTerminal(_NON_INTEGER)]
             return (
-                None if shape is None else intersection([LarkTerminal(shape), *broken, *(bound for bound in bounds if bound)])
+                None
+                if shape is None
+                else intersection([LarkTerminal(shape), *broken, *(bound for bound in bounds if bound)])
             )
         if self.integer is False:
             return intersection([LarkTerminal(_NON_INTEGER), *(bound for bound in bounds if bound)])
@@ -183,7 +185,11 @@ def _exact_number(value: Fraction) -> int | float | None:
     if value.denominator == 1:
         return value.numerator if abs(value.numerator) < 10**15 else None
     approximation = float(value)
-    return approximation if Fraction(repr(approximation)) == value and len(repr(approximation)) < 16 and "e" not in repr(approximation) else None
+    return (
+        approximation
+        if Fraction(repr(approximation)) == value and len(repr(approximation)) < 16 and "e" not in repr(approximation)
+        else None
+    )
 
 
 def _notation(number: Decimal) -> str:

@@ -23,10 +23,10 @@ from headway.serve.schemas.values import (
     NOTHING,
     ArraySet,
     Contained,
-    SchemaSet,
     JsonValues,
     ObjectSet,
     RecursionWithinError,
+    SchemaSet,
     Scope,
     StringPattern,
     StringSet,
@@ -278,11 +278,14 @@ class SchemaReader:
             items = tuple(self._constant_schemas(node, member, depth) for member in value)
             return JsonValues(arrays=(ArraySet(items, NEVER, len(items), len(items)),))
         members = {
-            self._text(node, "const", name): self._constant_schemas(node, member, depth) for name, member in value.items()
+            self._text(node, "const", name): self._constant_schemas(node, member, depth)
+            for name, member in value.items()
         }
         other_members = frozenset([(Scope(names=frozenset(members)), NEVER)])
         names = tuple(members)
-        return JsonValues(objects=(ObjectSet(tuple(members.items()), other_members, required=names, min_members=len(names)),))
+        return JsonValues(
+            objects=(ObjectSet(tuple(members.items()), other_members, required=names, min_members=len(names)),)
+        )
 
     def _constant_schemas(self, node: SchemaNode, value: Any, depth: int) -> SchemaSet:
         values = self._constant(node, value, depth + 1)
@@ -313,7 +316,9 @@ class SchemaReader:
 
     def _string_values(self, node: SchemaNode, keywords: dict[str, Any]) -> JsonValues:
         min_length = self._count(node, keywords, "minLength") or 0
-        allowed: StringSet | None = StringSet(min_length=min_length, max_length=self._count(node, keywords, "maxLength"))
+        allowed: StringSet | None = StringSet(
+            min_length=min_length, max_length=self._count(node, keywords, "maxLength")
+        )
         if allowed.max_length is not None and allowed.max_length < min_length:
             allowed = None
         for name in ("pattern", "format"):
@@ -385,7 +390,9 @@ class SchemaReader:
             keys = self._inner(node, keywords["propertyNames"], "propertyNames")
         min_members = self._count(node, keywords, "minProperties") or 0
         max_members = self._count(node, keywords, "maxProperties")
-        allowed = ObjectSet(tuple(named.items()), frozenset(scoped), keys=keys, min_members=min_members, max_members=max_members)
+        allowed = ObjectSet(
+            tuple(named.items()), frozenset(scoped), keys=keys, min_members=min_members, max_members=max_members
+        )
         allowed = allowed.intersection(self._with_required(node, "required", required))
         objects = () if allowed is None else (allowed,)
         return JsonValues(True, BOOLEANS, ALL.numbers, ALL.strings, ALL.arrays, objects)

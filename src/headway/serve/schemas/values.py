@@ -56,13 +56,23 @@ class StringSet:
         if self.values is not None and other.values is not None:
             values = self.values & other.values
         excluded, patterns = self.excluded | other.excluded, self.patterns | other.patterns
-        excluded_patterns, min_length, max_length = self.excluded_patterns | other.excluded_patterns, max(self.min_length, other.min_length), _min(self.max_length, other.max_length)
+        excluded_patterns, min_length, max_length = (
+            self.excluded_patterns | other.excluded_patterns,
+            max(self.min_length, other.min_length),
+            _min(self.max_length, other.max_length),
+        )
         if values is not None:
             values = frozenset(
-                text for text in values - excluded if min_length <= len(text) and (max_length is None or len(text) <= max_length)
+                text
+                for text in values - excluded
+                if min_length <= len(text) and (max_length is None or len(text) <= max_length)
             )
             excluded, min_length, max_length = frozenset(), 0, None
-        if values == frozenset() or (max_length is not None and min_length > max_length) or patterns & excluded_patterns:
+        if (
+            values == frozenset()
+            or (max_length is not None and min_length > max_length)
+            or patterns & excluded_patterns
+        ):
             return None
         return StringSet(values, excluded, patterns, excluded_patterns, min_length, max_length)
 
@@ -116,7 +126,12 @@ class ArraySet:
         if first_impossible is None and shared.other_items == NEVER:
             first_impossible = len(shared.first)
         if first_impossible is not None:
-            shared = replace(shared, first=shared.first[:first_impossible], most=_min(shared.max_items, first_impossible), others=NEVER)
+            shared = replace(
+                shared,
+                first=shared.first[:first_impossible],
+                most=_min(shared.max_items, first_impossible),
+                others=NEVER,
+            )
         return None if shared.max_items is not None and shared.min_items > shared.max_items else shared
 
     def complement(self, negated: Callable[[SchemaSet], SchemaSet]) -> list[ArraySet]:
@@ -187,13 +202,17 @@ class ObjectSet:
             max(self.min_members, other.min_members, len(required)),
             _min(self.max_members, other.max_members),
         )
-        if (shared.max_members is not None and shared.min_members > shared.max_members) or any(members.get(entry) == NEVER for entry in required):
+        if (shared.max_members is not None and shared.min_members > shared.max_members) or any(
+            members.get(entry) == NEVER for entry in required
+        ):
             return None
         return shared
 
     def complement(self, negated: Callable[[SchemaSet], SchemaSet]) -> list[ObjectSet]:
         parts = [
-            ObjectSet(((name, negated(schemas)),), required=(name,), min_members=1) for name, schemas in self.named if schemas != ANY
+            ObjectSet(((name, negated(schemas)),), required=(name,), min_members=1)
+            for name, schemas in self.named
+            if schemas != ANY
         ]
         parts += [ObjectSet(((name, NEVER),)) for name in self.required]
         if self.min_members > len(self.required):
@@ -250,9 +269,13 @@ class JsonValues:
         """The same set without alternatives that are known to be empty."""
 
         def nonempty(records: tuple[Record, ...]) -> tuple[Record, ...]:
-            return tuple(record for record in records if not is_void(record)) if len(records) > _MAX_UNCHECKED else records
+            return (
+                tuple(record for record in records if not is_void(record)) if len(records) > _MAX_UNCHECKED else records
+            )
 
-        return replace(self, strings=nonempty(self.strings), arrays=nonempty(self.arrays), objects=nonempty(self.objects))
+        return replace(
+            self, strings=nonempty(self.strings), arrays=nonempty(self.arrays), objects=nonempty(self.objects)
+        )
 
     def difference(
         self, other: JsonValues, negated: Callable[[SchemaSet], SchemaSet], is_void: Callable[[Any], bool]
