@@ -40,10 +40,10 @@ def speed(run: str) -> None:
     import torch
 
     import headway as hw
-    from headway.domains.chess.judge import BoardEvaluator, make_evaluator, outputs, position_input
+    from headway.domains.chess.boards import chess
+    from headway.domains.chess.evaluator import BoardEvaluator, make_evaluator, outputs, position_input
     from headway.domains.chess.limits import SearchLimits
     from headway.domains.chess.puzzles import puzzles
-    from headway.domains.chess.rules import chess
 
     found: dict[str, Any] = {}
     file = data_folder() / "chess/lichess_puzzles_8k.csv"

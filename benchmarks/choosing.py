@@ -24,8 +24,8 @@ from headway.app.recipes import find_model_config
 from headway.engine import Engine, RowChunk, quantise
 from headway.engine.pool import pool
 from headway.generate import Sampler, Sampling
-from headway.generate.choosing import SequenceSampler, StepSampling, sample_rows
 from headway.generate.sampling import row_keys
+from headway.generate.sequence_sampler import SequenceSampler, StepSampling, sample_rows
 from headway.nn.models import Transformer, build
 from measure import write_of_machine
 

@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, ImageClassificationPipeline, TextClassificationPipeline
 
 from configuration_changes import TIED, WEIGHT_CHANGES, changes
-from headway.bench.run import machine
+from headway.bench.benchmark import machine
 from headway.errors import UserError
 from headway.formats.published import load_published
 from headway.formats.usage import named_scores

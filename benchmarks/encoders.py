@@ -29,10 +29,10 @@ import numpy as np
 import torch
 
 import headway as hw
-from headway.domains.chess.judge import BoardEvaluator
+from headway.domains.chess.boards import chess
+from headway.domains.chess.evaluator import BoardEvaluator
 from headway.domains.chess.limits import SearchLimits
 from headway.domains.chess.puct import PuctConfig, Tree
-from headway.domains.chess.rules import chess
 from headway.engine import quantise, use_programs
 from headway.layout import Layout
 from headway.nn.models import build

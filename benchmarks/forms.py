@@ -46,7 +46,7 @@ def part(form: str) -> None:
     import numpy as np
     import torch
 
-    from headway.engine.packed import pack
+    from headway.engine.packed_weights import pack
     from headway.engine.products import SCRATCH_BYTES, multiply, quantise
     from headway.engine.tiles import GROUP
 

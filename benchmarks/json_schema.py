@@ -24,7 +24,7 @@ import numpy as np
 from headway.codecs import Codec, train_codec
 from headway.errors import UserError
 from headway.generate.scheduler import Rule
-from headway.serve.rules import rule_for
+from headway.serve.structured_outputs import rule_for
 from measure import write
 
 DRAFTS = {

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from headway.bench.run import machine
+from headway.bench.benchmark import machine
 from headway.engine.machine import INSTRUCTION_SET
 
 RESULTS = Path(__file__).parent / "results"

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from headway.data.recordings import read_episodes, write_episodes
+from headway.data.episode_files import read_episodes, write_episodes
 from headway.environments import Mixture, Recorder, VectorEnv
 from measure import RESULTS, child, report, write
 

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from headway.codecs import TokenizerCodec
-from headway.codecs.published import load_codec
-from headway.serve.rules import rule_for
+from headway.codecs.published_tokenizers import load_codec
+from headway.serve.structured_outputs import rule_for
 from measure import data_folder, write
 
 PERSON = {

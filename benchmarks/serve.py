@@ -39,10 +39,10 @@ from tokenizers import Tokenizer, decoders
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 
-from headway.app.exchange import export_model, quantize
+from headway.app.conversion import export_model, quantize
 from headway.app.loading import load as load_model
 from headway.app.recipes import find_model_config
-from headway.bench.run import WARMUP_TOKENS, BenchRequest, Job, run
+from headway.bench.benchmark import WARMUP_TOKENS, BenchRequest, Job, run
 from headway.engine import Engine
 from headway.formats import native
 from headway.formats.open import open_model

@@ -13,18 +13,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from headway.lazily import lazy_exports
+from headway.lazy_imports import lazy_exports
 
 if TYPE_CHECKING:
     from headway.app.api import plan, train
     from headway.app.compare import Comparison, compare
-    from headway.app.exchange import QuantizationResult, export, quantize
-    from headway.app.fitting import Plan
+    from headway.app.conversion import QuantizationResult, export, quantize
     from headway.app.loading import load
     from headway.app.model import Model
+    from headway.app.planning import Plan
     from headway.app.recipes import presets, recipes
     from headway.app.remote import RemoteModel, connect
-    from headway.attending import Attention
+    from headway.attention_maps import Attention
     from headway.domains.audio import Segment, Transcription, TranscriptionOptions
     from headway.domains.image_text import Matches
     from headway.domains.masked import Candidate
@@ -99,12 +99,12 @@ lazy_exports(
             "PartialFailureError",
             "UserError",
         ),
-        ".app.exchange": (
+        ".app.conversion": (
             "QuantizationResult",
             "export",
             "quantize",
         ),
-        ".app.fitting": ("Plan",),
+        ".app.planning": ("Plan",),
         ".generate": (
             "Completion",
             "Limits",
@@ -125,7 +125,7 @@ lazy_exports(
             "Recipe",
             "Run",
         ),
-        ".attending": ("Attention",),
+        ".attention_maps": ("Attention",),
         ".verification": (
             "Verification",
             "verify",

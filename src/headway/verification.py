@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
+from headway.arguments import check_types
 from headway.errors import UserError
 from headway.formats.digests import find_damage, is_sealed, read_digests
 from headway.formats.hub import find_folder
 from headway.formats.native import QUANTISED
 from headway.formats.open import open_config
-from headway.given import check_types
 from headway.learn.run import RunDirectory
 
 

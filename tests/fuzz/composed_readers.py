@@ -18,12 +18,12 @@ from mutate import half_mild
 from run import Reader
 
 from headway.app.runs import read_recipe
-from headway.codecs.chat import ChatTemplate
+from headway.codecs.chat_template import ChatTemplate
 from headway.config import dumps
+from headway.data.corpus import iter_documents, iter_pairs
 from headway.data.dialogues import find_chat_files, read_chats
 from headway.data.series import SeriesColumns, read_series
-from headway.data.sources import iter_documents, iter_pairs
-from headway.data.tables import read_table
+from headway.data.table_files import read_table
 from headway.domains import recipes
 from headway.errors import UserError
 from headway.nn.models import describe
@@ -67,7 +67,7 @@ def read_lines(path: Path) -> None:
 
 
 def _chess(path: Path) -> Iterator[Any]:
-    from headway.domains.chess.sources import ReadTally, chess_files, samples
+    from headway.domains.chess.position_files import ReadTally, chess_files, samples
 
     return (found for file in chess_files([path]) for found in samples(file, 0.5, False, ReadTally()))
 

@@ -11,19 +11,19 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 import hostile_files as files
-from headway.codecs.processor import read_image
+from headway.codecs.image_processor import read_image
+from headway.data.corpus import iter_documents, iter_pairs
 from headway.data.demonstrations import read_demonstrations
 from headway.data.dialogues import find_chat_files, read_chats
+from headway.data.episode_files import read_episodes
 from headway.data.idx import idx_files, read_idx_pairs
-from headway.data.recordings import read_episodes
 from headway.data.series import SeriesColumns, read_series
-from headway.data.sources import iter_documents, iter_pairs
-from headway.data.tables import read_conll, read_table
-from headway.domains.audio.sound import FileSound
+from headway.data.table_files import read_conll, read_table
+from headway.domains.audio.sound_files import FileSound
 
 
 def _chess(path: Path) -> Iterator[Any]:
-    from headway.domains.chess.sources import ReadTally, chess_files, samples
+    from headway.domains.chess.position_files import ReadTally, chess_files, samples
 
     return (found for file in chess_files([path]) for found in samples(file, 0.5, False, ReadTally()))
 

@@ -214,8 +214,8 @@ def _serve(command: Command) -> int:
 
 def _open(command: Command) -> int:
     """A run as Python has it."""
-    from headway.learn.page import run_sections
     from headway.learn.run import open_run
+    from headway.learn.run_report import run_sections
 
     def look() -> None:
         run = open_run(Path(command[1]))

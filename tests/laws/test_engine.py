@@ -26,8 +26,8 @@ from headway.engine import (
 )
 from headway.engine.cache import Blocks
 from headway.engine.operations import BLOCK
-from headway.engine.packed import pack, unpack
-from headway.engine.rows import Row
+from headway.engine.packed_weights import pack, unpack
+from headway.engine.sequence_rows import Row
 from headway.errors import UserError
 from headway.formats.durable import write_tensors
 from headway.formats.native import QUANTISED
@@ -345,7 +345,7 @@ class Found(dict):
 
 binding.get_host_cpu_features = lambda: Found({features})
 from headway.engine import machine, products, tiles
-from headway.engine.packed import pack, unpack
+from headway.engine.packed_weights import pack, unpack
 import torch
 assert machine.INSTRUCTIONS == "{name}", machine.INSTRUCTIONS
 assert machine.WIDE == {wide}

@@ -10,8 +10,8 @@ import torch
 from cases import CAUSAL, MIXERS, READERS, WIDTH, ids, shake
 
 from headway.engine import Engine, EngineDecoding, Format, quantise
-from headway.engine.program import NAMES, Opcode
-from headway.engine.rows import states_of
+from headway.engine.interpreter import NAMES, Opcode
+from headway.engine.sequence_rows import states_of
 from headway.generate import GREEDY, Limits, SearchConfig, Session, translate_ids
 from headway.layout import Layout
 from headway.nn.mixers import AttentionConfig, BidirectionalConfig, GRUConfig, LSTMConfig

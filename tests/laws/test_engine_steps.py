@@ -13,12 +13,12 @@ from test_engine import LOWERED
 from test_engine_rows import translator
 
 from headway.engine import Engine, EngineDecoding, Format, OutOfBlocksError, Row, RowChunk, quantise
-from headway.engine.choosing import SamplingBatch
-from headway.engine.drawing import UNIFORM
 from headway.engine.operations import FAR, NEAR
 from headway.engine.pool import pool
+from headway.engine.sampling_batch import SamplingBatch
+from headway.engine.sampling_kernels import UNIFORM
 from headway.generate import Sampling
-from headway.generate.tables import SamplingTable
+from headway.generate.sampling_table import SamplingTable
 from headway.layout import Layout
 from headway.nn.models import BlockConfig, CacheDtype, Transformer, build
 from headway.visibility import Causal

@@ -10,7 +10,7 @@ import pytest
 from chat_templates import CALLS, CHATML_BLOCKS, CHATS, STYLES, SYSTEM, TOOL, say, tokenizer_of
 
 from headway.codecs import TokenizerCodec, load_codec
-from headway.codecs.chat import ChatTemplate, read_template
+from headway.codecs.chat_template import ChatTemplate, read_template
 from headway.errors import UserError
 
 T = pytest.importorskip("transformers")

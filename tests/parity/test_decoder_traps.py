@@ -17,7 +17,7 @@ from twins import Twins, batch, difference, rows, twins
 
 from headway.errors import UserError
 from headway.formats.published import load_published, save_published
-from headway.formats.rules import Interleaved, PerHead
+from headway.formats.tensor_rules import Interleaved, PerHead
 from headway.layout import Layout
 from headway.nn.mixers import AttentionConfig
 from headway.nn.models import BlockConfig, TransformerConfig, VocabularyHeadConfig, build

@@ -17,7 +17,7 @@ from torch import Tensor
 from twins import Twins, check_export, difference, outputs_of, twins
 
 from headway.codecs import load_codec
-from headway.codecs.processor import ImageProcessor
+from headway.codecs.image_processor import ImageProcessor
 from headway.codecs.tokenizer import sequence_template
 from headway.errors import UserError
 from headway.formats.families import families

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-from headway.codecs.published import published_codec
+from headway.codecs.published_tokenizers import published_codec
 from headway.codecs.tokenizer import TokenizerCodec
 
 T = pytest.importorskip("transformers")

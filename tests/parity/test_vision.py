@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from twins import check_export, difference, outputs_of, twins
 
-from headway.codecs.processor import ImageProcessor, read_image
+from headway.codecs.image_processor import ImageProcessor, read_image
 from headway.errors import UserError
 from headway.formats.families import families
 from headway.formats.published import can_express, load_published

@@ -18,10 +18,10 @@ import headway as hw
 from headway.errors import UserError
 from headway.generate.scheduler import FullError, Request, SampleOutput
 from headway.serve.app import create_app
-from headway.serve.batches import Batcher
+from headway.serve.batcher import Batcher
+from headway.serve.engine_loop import EngineLoop, Steps, open_engine_loop
 from headway.serve.fingerprint import fingerprint
-from headway.serve.frame import ReadyModel, ServerSettings
-from headway.serve.loop import EngineLoop, Steps, open_engine_loop
+from headway.serve.interfaces import ReadyModel, ServerSettings
 
 
 def stories(data_dir: Path) -> Path:

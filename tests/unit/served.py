@@ -9,9 +9,9 @@ from contextlib import asynccontextmanager
 from headway.app.predictors import verbs
 from headway.errors import nearest
 from headway.nn.models import describe, kinds
-from headway.serve.errors import StatusError
-from headway.serve.frame import ModelSummary, ReadyModel
-from headway.serve.loop import EngineLoop
+from headway.serve.engine_loop import EngineLoop
+from headway.serve.http_errors import StatusError
+from headway.serve.interfaces import ModelSummary, ReadyModel
 
 
 class Resident:

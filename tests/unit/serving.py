@@ -11,7 +11,7 @@ import uvicorn
 
 from headway.serve.app import ENDPOINTS, create_app
 from headway.serve.connection import Connection
-from headway.serve.frame import Endpoint, ModelRegistry, ServerSettings
+from headway.serve.interfaces import Endpoint, ModelRegistry, ServerSettings
 
 
 @contextmanager

@@ -11,9 +11,9 @@ from sound_files import tone
 from whisper_models import time, transcriber
 
 from headway.domains.audio import read_sound
-from headway.domains.audio.activity import DetectedSpeech, Timeline, detect_speech
 from headway.domains.audio.mel import RATE
-from headway.domains.audio.sound import BLOCK, ArraySound
+from headway.domains.audio.sound_files import BLOCK, ArraySound
+from headway.domains.audio.voice_activity import DetectedSpeech, Timeline, detect_speech
 from headway.errors import UserError
 
 RANDOM = np.random.default_rng

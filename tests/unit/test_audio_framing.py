@@ -14,7 +14,7 @@ from whisper_models import BANDS, USAGE, noise, time, transcriber
 
 from headway.domains.audio.framing import FramedWindows, Padding, padding_of
 from headway.domains.audio.mel import RATE, Resampler, log_mel, resample
-from headway.domains.audio.sound import ArraySound
+from headway.domains.audio.sound_files import ArraySound
 from headway.errors import UserError
 from headway.formats.usage import Usage
 

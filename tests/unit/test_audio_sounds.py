@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from headway.domains.audio.mel import MIN_SAMPLES, RATE, log_mel, mel_filters, pad, resample
-from headway.domains.audio.sound import read_sound
+from headway.domains.audio.sound_files import read_sound
 from headway.errors import UserError
 
 

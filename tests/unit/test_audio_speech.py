@@ -20,7 +20,7 @@ from tiny_runs import cut_back, weights
 from whisper_models import folder as whisper_folder
 
 import headway as hw
-from headway.app.exchange import export_model
+from headway.app.conversion import export_model
 from headway.app.recipes import configure_recipe, open_new_task, open_task
 from headway.config import override
 from headway.data.packing import IGNORE_INDEX
@@ -28,15 +28,15 @@ from headway.domains import recipe as find_recipe
 from headway.domains.audio import FileSound, TranscriptionOptions
 from headway.domains.audio.framing import FramedWindows
 from headway.domains.audio.sequences import STEP, SequenceSamples, SpokenSequences, TimedDigits, matching_words
-from headway.domains.audio.sound import read_sound
-from headway.domains.audio.speech import normalize_words
-from headway.domains.audio.store import read_transcripts
+from headway.domains.audio.sound_cache import read_transcripts
+from headway.domains.audio.sound_files import read_sound
+from headway.domains.audio.speech_task import normalize_words
 from headway.domains.audio.transcription import TranscribedSpeech, TranscriptRecognition
 from headway.errors import ConfigError, UserError
 from headway.formats.open import open_model
 from headway.learn.examples import Batch, RowSubset
 from headway.learn.report.confusion import Span, spectrogram
-from headway.learn.report.page import png
+from headway.learn.report.rendering import png
 from headway.learn.task import Task
 from headway.nn.models import build
 

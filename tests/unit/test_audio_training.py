@@ -35,8 +35,8 @@ from headway.domains.audio.augment import (
 )
 from headway.domains.audio.classification import SoundDataset, inference_frames
 from headway.domains.audio.sequences import read_takes
-from headway.domains.audio.sound import read_sound
-from headway.domains.audio.store import open_sounds
+from headway.domains.audio.sound_cache import open_sounds
+from headway.domains.audio.sound_files import read_sound
 from headway.errors import ConfigError, UserError
 from headway.learn import Shard
 from headway.learn.examples import RngKey

@@ -42,14 +42,14 @@ from headway.domains.audio import (
     Word,
     advance_together,
     format_transcript,
-    listener,
+    window_transcriber,
 )
-from headway.domains.audio.activity import DetectedSpeech
-from headway.domains.audio.listener import WhisperRule, WhisperTokens, compression_ratio, split_segments
 from headway.domains.audio.mel import RATE, log_mel
-from headway.domains.audio.sound import open_sound
-from headway.domains.audio.transcribe import Segment, transcribe_all
-from headway.domains.audio.words import (
+from headway.domains.audio.sound_files import open_sound
+from headway.domains.audio.transcriber import Segment, transcribe_all
+from headway.domains.audio.voice_activity import DetectedSpeech
+from headway.domains.audio.window_transcriber import WhisperRule, WhisperTokens, compression_ratio, split_segments
+from headway.domains.audio.word_times import (
     align,
     between_pauses,
     dynamic_time_warping,
@@ -60,7 +60,7 @@ from headway.domains.audio.words import (
 from headway.engine import Engine, Format, quantise
 from headway.errors import ConfigError, UserError
 from headway.formats.open import OpenedModel
-from headway.generate.courses import run_coroutine
+from headway.generate.coroutines import run_coroutine
 from headway.layout import Layout
 from headway.nn.models import EncoderDecoder
 
@@ -99,7 +99,7 @@ def histories(length: int) -> Iterator[list[int]]:
 def test_the_rule_is_that_of_transformers(
     length: int, towards: float, first: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(listener, "_FREQUENT_TOKENS", first)
+    monkeypatch.setattr(window_transcriber, "_FREQUENT_TOKENS", first)
     logits_process = pytest.importorskip("transformers.generation.logits_process")
     rows = list(histories(length)) if length else [[]] * 8
     logits = torch.randn(8, SYMBOLS, generator=torch.Generator().manual_seed(length))
@@ -336,7 +336,9 @@ def test_segments_end_with_speech_and_music_has_none(whisper: Path, data_dir: Pa
 def test_a_model_without_times_hears_up_to_a_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each window is one segment, so a pause ends it."""
     spans = np.array([[0.1, 0.4], [1.0, 1.3], [1.5, 1.8]])  # the last pause is too short
-    monkeypatch.setattr("headway.domains.audio.transcribe.detect_speech", lambda sound: DetectedSpeech(2 * RATE, spans))
+    monkeypatch.setattr(
+        "headway.domains.audio.transcriber.detect_speech", lambda sound: DetectedSpeech(2 * RATE, spans)
+    )
     made, _ = transcriber([list(b" one"), list(b" two"), list(b" no")], vad=True)
     made.special_tokens = replace(made.special_tokens, symbols=made.special_tokens.first_time)  # writes no times
     made.config = replace(made.config, timestamps=False)

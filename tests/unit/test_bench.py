@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from headway.app.cli import main as cli
-from headway.bench import ours, run
-from headway.bench.run import (
+from headway.bench import benchmark, headway_runner
+from headway.bench.benchmark import (
     NEW_TOKENS,
     PEERS,
     PROMPT_TOKENS,
@@ -34,7 +34,7 @@ from headway.nn.models.presets import decoder, gpt, marian, preset
 LLAMA = decoder(64, 2, 4, 2, 128, 96, context=1024)
 GPT = gpt(32, 1, 2, vocab_size=40, context=16)
 MARIAN = marian(64, 1, 4, 128, 60)
-SOURCE = Path(run.__file__).parents[1]
+SOURCE = Path(benchmark.__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("headway.bench.run._MIN_SECONDS", 0.0)
+    monkeypatch.setattr("headway.bench.benchmark._MIN_SECONDS", 0.0)
 
 
 def ask(capsys: pytest.CaptureFixture[str], *argv: object) -> tuple[int, str, str]:
@@ -80,7 +80,7 @@ def test_programs_run_in_turn(
 ) -> None:
     told: list[tuple[str, str, str]] = []
     speeds = {
-        "headway.bench.ours": iter((30.0, 60.0, 90.0)),
+        "headway.bench.headway_runner": iter((30.0, 60.0, 90.0)),
         "headway.bench.peers.ctranslate2": iter((1.0, 40.0, 20.0)),
     }
 
@@ -93,8 +93,8 @@ def test_programs_run_in_turn(
         speed = next(speeds[module])
         return {"sentences_per_second": speed, "tokens_per_second": 32 * speed, "peak_bytes": 1000 * speed}
 
-    monkeypatch.setattr(run, "_run_process", process)
-    monkeypatch.setattr("headway.bench.run.find_spec", lambda name: name)
+    monkeypatch.setattr(benchmark, "_run_process", process)
+    monkeypatch.setattr("headway.bench.benchmark.find_spec", lambda name: name)
     words = ("--shape", shapes / "marian", "--weights", "int4", "--against", "ctranslate2")
     code, out, err = ask(capsys, "translate", *words)
     assert code == 0
@@ -122,7 +122,7 @@ def test_programs_run_in_turn(
 def test_each_kind(tmp_path: Path, kind: str, config: ModelConfig, form: str, value: str) -> None:
     threads = torch.get_num_threads()
     prepare_models(kind, without_dropout(config), 0, [Contender("headway", form)], tmp_path)  # type: ignore[arg-type]
-    found = ours.measure(job(kind, form, tmp_path, config, rows=2))
+    found = headway_runner.measure(job(kind, form, tmp_path, config, rows=2))
     assert found[value] > 0
     assert torch.get_num_threads() == threads
 
@@ -152,7 +152,7 @@ def test_the_other_peers_where_they_are_installed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, kind: str, config: ModelConfig, form: str
 ) -> None:
     # Two times are subtracted, which must not drown in what other programs do.
-    monkeypatch.setattr("headway.bench.run._MIN_SECONDS", 0.2)
+    monkeypatch.setattr("headway.bench.benchmark._MIN_SECONDS", 0.2)
     program = Contender(name, form)
     pytest.importorskip(PEERS[name].module)
     peer = import_module(program.module)
@@ -169,7 +169,7 @@ def test_weights_that_are_read_are_counted(tmp_path: Path) -> None:
         folder = tmp_path / str(tie)
         prepare_models("decode", config, 0, [Contender("headway", "fp32")], folder)
         block = 4 * 64 * 64 + 3 * 64 * 128 + 2 * 64
-        weights = ours.measure(job("decode", "fp32", folder, config, rows=1))["weight_bytes"]
+        weights = headway_runner.measure(job("decode", "fp32", folder, config, rows=1))["weight_bytes"]
         assert weights == 4 * (block + 64 + tables * 96 * 64)
 
 
@@ -233,7 +233,7 @@ def test_what_is_refused(capsys: pytest.CaptureFixture[str], words: tuple[str, .
 
 
 def test_a_peer_that_is_not_installed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("headway.bench.run.find_spec", lambda name: None)
+    monkeypatch.setattr("headway.bench.benchmark.find_spec", lambda name: None)
     code, _, err = ask(capsys, "decode", "--against", "transformers,llama.cpp")
     assert code == 2
     assert err == ("headway: transformers is not installed; pip install 'transformers>=5'\n")
@@ -247,7 +247,7 @@ def test_a_disk_that_is_too_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_a_process_that_fails(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match=r"headway\.bench\.nothing ended with 1: .*No module named"):
-        run._run_process("headway.bench.nothing", "measure", job("train", "fp32", tmp_path, GPT, 1))
+        benchmark._run_process("headway.bench.nothing", "measure", job("train", "fp32", tmp_path, GPT, 1))
 
 
 @pytest.mark.parametrize(
@@ -260,7 +260,7 @@ def test_what_a_process_says_is_for_the_user(
     done = SimpleNamespace(returncode=code, stdout=out, stderr="")
     monkeypatch.setattr("subprocess.run", lambda *words, **settings: done)
     with pytest.raises(UserError, match=message):
-        run._run_process("headway.bench.ours", "measure", job("train", "fp32", tmp_path, GPT, 1))
+        benchmark._run_process("headway.bench.headway_runner", "measure", job("train", "fp32", tmp_path, GPT, 1))
 
 
 def test_all_programs_run_as_on_the_same_lesser_processor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -274,7 +274,7 @@ def test_all_programs_run_as_on_the_same_lesser_processor(tmp_path: Path, monkey
     for form in (None, "avx2"):
         if form is not None:
             monkeypatch.setenv("HEADWAY_FORM", form)
-        run._run_process("headway.bench.probe", "measure", job("decode", "fp32", tmp_path, GPT, 1))
+        benchmark._run_process("headway.bench.probe", "measure", job("decode", "fp32", tmp_path, GPT, 1))
     whole, lesser = found
     assert "ONEDNN_MAX_CPU_ISA" not in whole
     told = {"ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
@@ -297,6 +297,6 @@ def test_the_peers_are_imported_by_nothing() -> None:
 
 
 def test_requests_have_the_kind_s_own_shape() -> None:
-    for kind, name in run.SHAPES.items():
-        run.check_shape(kind, name, preset(name))
+    for kind, name in benchmark.SHAPES.items():
+        benchmark.check_shape(kind, name, preset(name))
     assert BenchRequest("train").repeats == 3

@@ -15,15 +15,15 @@ from headway.errors import UserError
 chess = pytest.importorskip("chess")
 
 from headway.app.cli import chess_suite  # noqa: E402
-from headway.domains.chess.judge import Evaluation, PositionInput  # noqa: E402
-from headway.domains.chess.limits import SearchLimits  # noqa: E402
-from headway.domains.chess.player import Player  # noqa: E402
-from headway.domains.chess.positions import open_positions  # noqa: E402
-from headway.domains.chess.rules import (  # noqa: E402
+from headway.domains.chess.boards import (  # noqa: E402
     board_from_fen,
     parse_moves,
     parse_operations,
 )
+from headway.domains.chess.evaluator import Evaluation, PositionInput  # noqa: E402
+from headway.domains.chess.limits import SearchLimits  # noqa: E402
+from headway.domains.chess.player import Player  # noqa: E402
+from headway.domains.chess.positions import open_positions  # noqa: E402
 from headway.domains.chess.suites import read_suite, solve_suite  # noqa: E402
 
 SUITE = """\

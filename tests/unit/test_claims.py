@@ -47,7 +47,7 @@ from headway.claims.sequences import (
 from headway.config import override
 from headway.data import iter_pairs
 from headway.errors import UserError
-from headway.nn.models.ancestors import rnnenc, rnnsearch
+from headway.nn.models.seq2seq_presets import rnnenc, rnnsearch
 
 
 @pytest.mark.parametrize(

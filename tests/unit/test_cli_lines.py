@@ -11,7 +11,7 @@ import understanding_data
 
 import headway as hw
 from headway.app.cli import main as cli
-from headway.app.cli.answers import Failures, predict_each
+from headway.app.cli.inputs import Failures, predict_each
 from headway.domains import recipe as find_recipe
 from headway.errors import UserError
 

@@ -14,11 +14,11 @@ from pathlib import Path
 import jinja2
 import pytest
 
-from headway.codecs import TokenizerCodec, chat, helper, sandbox, train_codec
-from headway.codecs.chat import Chat, ChatTemplate, default_template, read_template
+from headway.codecs import TokenizerCodec, chat_template, helper, sandbox, train_codec
+from headway.codecs.chat_spans import CLOSE, OPEN
+from headway.codecs.chat_template import Chat, ChatTemplate, default_template, read_template
 from headway.codecs.guard import GUARD, RESERVED, Guard
-from headway.codecs.marks import SpecialTokens
-from headway.codecs.turns import CLOSE, OPEN
+from headway.codecs.special_tokens import SpecialTokens
 from headway.errors import UserError
 
 MARKS = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
@@ -198,7 +198,7 @@ GROWING = (
     ],
 )
 def test_templates_that_take_too_long_are_stopped(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chat, "CPU_SECONDS", 0.3)
+    monkeypatch.setattr(chat_template, "CPU_SECONDS", 0.3)
     started = time.monotonic()
     with pytest.raises(UserError, match="fails: it takes too long"):
         ChatTemplate(text).render(ASKED)
@@ -235,7 +235,7 @@ def test_templates_that_take_too_long_are_stopped(text: str, monkeypatch: pytest
 )
 def test_templates_that_write_too_much_are_stopped(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before the memory is taken: each of these would fill any machine."""
-    monkeypatch.setattr(chat, "CPU_SECONDS", 1.0)
+    monkeypatch.setattr(chat_template, "CPU_SECONDS", 1.0)
     with pytest.raises(UserError, match=r"chat template (fails: it|is not a template: No filter named 'sum')"):
         ChatTemplate(text).render(ASKED)
 
@@ -254,7 +254,7 @@ LONG = "{% set t = ('a' * 1000) * 4000 %}"
     ],
 )
 def test_one_call_that_takes_too_long_is_stopped(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chat, "CPU_SECONDS", 0.3)
+    monkeypatch.setattr(chat_template, "CPU_SECONDS", 0.3)
     with pytest.raises(UserError, match=r"fails: it (takes too long|takes more than 512 MB|makes a (value|list))"):
         ChatTemplate(text).render(ASKED)
 
@@ -272,7 +272,7 @@ def test_a_helper_that_has_ended_is_begun_anew() -> None:
     """It may have been killed, and so may the next that is asked."""
     template = ChatTemplate("{{ messages[0].content }}")
     for content in "ab":
-        process = chat._helper._process
+        process = chat_template._helper._process
         assert process is not None
         process.kill()
         process.wait()
@@ -287,15 +287,15 @@ def test_threads_and_forked_children_ask_for_themselves() -> None:
 
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(written, range(64))) == [f"{number}" * 999 for number in range(64)]
-    parents = chat._helper._process
+    parents = chat_template._helper._process
     child = os.fork()
     if not child:
-        good = chat._helper._process is None and written(1000) == "1000" * 999
-        chat._helper.stop()
+        good = chat_template._helper._process is None and written(1000) == "1000" * 999
+        chat_template._helper.stop()
         os._exit(0 if good else 1)
     assert os.waitpid(child, 0)[1] == 0
     assert written(1001) == "1001" * 999
-    assert chat._helper._process is parents
+    assert chat_template._helper._process is parents
 
 
 def test_an_interrupt_leaves_no_answer_behind(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -324,7 +324,7 @@ def test_a_helper_that_cannot_begin_says_why(
     code = "import sys; sys.modules['jinja2'] = None; exec(sys.argv[1])"
     wrapped.write_text(f'#!/bin/sh\nexec "{sys.executable}" -I -S -c "{code}" "$4"\n')
     wrapped.chmod(0o755)
-    chat._helper.stop()
+    chat_template._helper.stop()
     with monkeypatch.context() as patch:
         patch.setattr(sys, "executable", program.format(none=tmp_path / "none", wrapped=wrapped))
         with pytest.raises(UserError, match=f"cannot start the helper process for untrusted files .*{said}"):
@@ -335,9 +335,9 @@ def test_a_helper_that_cannot_begin_says_why(
 def test_a_helper_sees_no_environment_and_imports_no_torch() -> None:
     code = "import sys; from headway.codecs import sandbox; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
-    chat._helper.stop()
+    chat_template._helper.stop()
     ChatTemplate("{{ 'a new process' }}")
-    process = chat._helper._process
+    process = chat_template._helper._process
     assert process is not None
     environment = Path(f"/proc/{process.pid}/environ")
     if environment.exists():
@@ -359,12 +359,12 @@ def test_what_is_asked_again_is_not_written_again(monkeypatch: pytest.MonkeyPatc
     first = template.render(ASKED)
     timed.render(ASKED)
     asked: list[object] = []
-    monkeypatch.setattr(chat._helper, "ask", lambda *request: asked.append(request) or {"written": "new"})
+    monkeypatch.setattr(chat_template._helper, "ask", lambda *request: asked.append(request) or {"written": "new"})
     assert (template.render(ASKED), timed.render(ASKED), len(asked)) == (first, "new", 1)
 
 
 def test_answers_are_kept_while_there_is_room() -> None:
-    answers = chat.ReplyCache(capacity=1000)
+    answers = chat_template.ReplyCache(capacity=1000)
     for number in range(50):
         assert answers.get_or_compute(f"{number}", lambda: {"written": "x" * 300}) == {"written": "x" * 300}
     assert len(answers._replies) == 2
@@ -506,10 +506,10 @@ def test_a_template_that_has_used_up_its_time_is_not_asked_again(
     codec: TokenizerCodec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where others that fail are asked in another way."""
-    monkeypatch.setattr(chat, "CPU_SECONDS", 0.2)
+    monkeypatch.setattr(chat_template, "CPU_SECONDS", 0.2)
     template, asked = ChatTemplate(ENDLESS), []
-    ask = chat._helper.ask
-    monkeypatch.setattr(chat._helper, "ask", lambda *request: asked.append(request) or ask(*request))
+    ask = chat_template._helper.ask
+    monkeypatch.setattr(chat_template._helper, "ask", lambda *request: asked.append(request) or ask(*request))
     for use in (template.stop_sequences, lambda codec: template.encode(codec, TOLD)):
         with pytest.raises(UserError, match="it takes too long"):
             use(codec)

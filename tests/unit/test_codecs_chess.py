@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 
-from headway.codecs.boards import (
+from headway.codecs.chess_boards import (
     ATTACK_PLANES,
     FEN_CHARACTERS,
     FEN_TOKENS,

@@ -14,8 +14,8 @@ import pytest
 
 import headway
 from headway import images
-from headway.codecs import processor as module
-from headway.codecs.processor import ImageProcessor, decode_image, read_image
+from headway.codecs import image_processor as module
+from headway.codecs.image_processor import ImageProcessor, decode_image, read_image
 from headway.errors import UserError
 from headway.images import HOW_TO_INSTALL
 

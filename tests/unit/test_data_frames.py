@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from lerobot_data import SIZE, made, pictures
 
+from headway.data.array_store import ColumnWriter
 from headway.data.demonstrations import concatenate_demonstrations
-from headway.data.store import ColumnWriter
 from headway.data.video import JoinedFrames, MappedFrames
 from headway.errors import UserError
 

@@ -14,9 +14,9 @@ import pytest
 from lerobot_data import KEY, LENGTHS, SIZE, Held, made, pictures
 
 from headway.data.demonstrations import Demonstrations, read_demonstrations, task_name
+from headway.data.episode_files import write_episodes
 from headway.data.episodes import Episode, collate_episodes
-from headway.data.lerobot_writing import write_lerobot
-from headway.data.recordings import write_episodes
+from headway.data.lerobot_writer import write_lerobot
 from headway.data.splits import split_code
 from headway.data.video import VideoWriter, read_frames
 from headway.errors import UserError

@@ -15,7 +15,7 @@ import zstandard
 
 from headway.codecs import train_codec
 from headway.data import group_references, iter_chunks, iter_documents, iter_pairs, split_pairs, text_sources
-from headway.data.sources import split_chunks
+from headway.data.corpus import split_chunks
 from headway.data.splits import SPLITS, SplitConfig, split_from_name
 from headway.errors import UserError
 

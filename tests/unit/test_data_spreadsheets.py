@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from headway.data import read_table
-from headway.data.files import File, find_files
-from headway.data.tables import read_table_rows
+from headway.data.input_files import File, find_files
+from headway.data.table_files import read_table_rows
 from headway.domains.text.recipes import shakespeare
 from headway.errors import UserError
 

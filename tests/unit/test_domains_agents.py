@@ -18,13 +18,13 @@ import headway as hw
 from headway.app import api
 from headway.app.cli import main as cli
 from headway.config import override
-from headway.data.recordings import read_episodes
+from headway.data.episode_files import read_episodes
 from headway.domains import recipe as find_recipe
 from headway.domains.agents import acting
-from headway.domains.agents.codec import AgentCodec, read_codec
+from headway.domains.agents.agent_codec import AgentCodec, read_codec
+from headway.domains.agents.agent_plots import learning_curve
 from headway.domains.agents.distributions import Categorical, Normal, most_probable, sample_actions, sample_noise
 from headway.domains.agents.experience import Estimation, Experience, LastStates, ReturnScale, advantages
-from headway.domains.agents.pictures import learning_curve
 from headway.domains.agents.task import PPOConfig, make_batch, surrogate, value_error
 from headway.environments import VectorEnv
 from headway.errors import ConfigError, UserError

@@ -25,7 +25,7 @@ from headway.domains.image_text.recipes import captioner
 from headway.errors import ConfigError, UserError
 from headway.formats import native
 from headway.learn import Recipe, Run
-from headway.learn.objectives.written import teacher_forcing
+from headway.learn.objectives.sequences import teacher_forcing
 from headway.nn.models import Captioner
 
 Image = pytest.importorskip("PIL.Image")

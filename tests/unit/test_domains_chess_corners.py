@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from headway.codecs.boards import MOVE_INDEX
+from headway.codecs.chess_boards import MOVE_INDEX
 from headway.config import override
 from headway.data import SplitConfig
-from headway.data.files import File
+from headway.data.input_files import File
 from headway.domains import recipe as find_recipe
 from headway.errors import UserError
 
@@ -19,16 +19,16 @@ chess = pytest.importorskip("chess")
 
 from chess_data import MATE  # noqa: E402
 
+from headway.domains.chess.boards import board_from_fen, parse_move  # noqa: E402
 from headway.domains.chess.engines import LabelConfig, label  # noqa: E402
-from headway.domains.chess.judge import Evaluation, PositionInput  # noqa: E402
+from headway.domains.chess.evaluator import Evaluation, PositionInput  # noqa: E402
 from headway.domains.chess.limits import SearchLimits  # noqa: E402
 from headway.domains.chess.pgn import games, openings  # noqa: E402
 from headway.domains.chess.player import Player  # noqa: E402
+from headway.domains.chess.position_files import unlabelled_positions  # noqa: E402
 from headway.domains.chess.positions import open_positions  # noqa: E402
 from headway.domains.chess.puct import PuctConfig, Tree  # noqa: E402
 from headway.domains.chess.puzzles import puzzles, solve  # noqa: E402
-from headway.domains.chess.rules import board_from_fen, parse_move  # noqa: E402
-from headway.domains.chess.sources import unlabelled_positions  # noqa: E402
 from headway.domains.chess.uci import Uci  # noqa: E402
 
 CASTLES = "r3k2r/8/8/8/8/8/8/R3K2R w KQkq - 0 1"

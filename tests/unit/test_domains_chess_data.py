@@ -12,10 +12,10 @@ import torch
 from chess_data import game, games_file, recipe, train
 
 import headway as hw
-from headway.codecs.boards import MIRRORED_MOVES, MOVE_INDEX
+from headway.codecs.chess_boards import MIRRORED_MOVES, MOVE_INDEX
 from headway.config import override
 from headway.data import SplitConfig
-from headway.data.files import File
+from headway.data.input_files import File
 from headway.domains import recipe as find_recipe
 from headway.errors import ConfigError, UserError
 from headway.nn.models import build
@@ -23,11 +23,11 @@ from headway.nn.models import build
 chess = pytest.importorskip("chess")
 
 from headway.domains.chess.config import ChessConfig  # noqa: E402
-from headway.domains.chess.judge import BoardEvaluator, make_evaluator, position_input  # noqa: E402
+from headway.domains.chess.evaluator import BoardEvaluator, make_evaluator, position_input  # noqa: E402
 from headway.domains.chess.pgn import games  # noqa: E402
 from headway.domains.chess.positions import open_positions  # noqa: E402
 from headway.domains.chess.task import Boards  # noqa: E402
-from headway.domains.chess.values import centipawns, expected, mate, outcome, read_score, worth  # noqa: E402
+from headway.domains.chess.win_probability import centipawns, expected, mate, outcome, read_score, worth  # noqa: E402
 from headway.learn.examples import RngKey  # noqa: E402
 
 

@@ -24,7 +24,8 @@ from headway.nn.kernels import deterministic
 chess = pytest.importorskip("chess")
 clients = pytest.importorskip("chess.engine")
 
-from headway.domains.chess.judge import (  # noqa: E402
+from headway.domains.chess.boards import board_from_fen, parse_move  # noqa: E402
+from headway.domains.chess.evaluator import (  # noqa: E402
     Evaluation,
     EvaluationCache,
     PositionInput,
@@ -44,7 +45,6 @@ from headway.domains.chess.pgn import openings  # noqa: E402
 from headway.domains.chess.player import Player  # noqa: E402
 from headway.domains.chess.puct import PuctConfig, Tree, expected_of  # noqa: E402
 from headway.domains.chess.puzzles import solve  # noqa: E402
-from headway.domains.chess.rules import board_from_fen, parse_move  # noqa: E402
 from headway.domains.chess.uci import Uci  # noqa: E402
 
 

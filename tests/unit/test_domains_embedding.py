@@ -13,7 +13,7 @@ from understanding_data import opened, small, write_questions, write_sentences
 
 from headway.domains.understanding.recipes import embedding
 from headway.errors import UserError
-from headway.learn.objectives.contrast import softmax_contrast
+from headway.learn.objectives.contrastive import softmax_contrast
 from headway.nn.models import PooledHeadConfig
 
 

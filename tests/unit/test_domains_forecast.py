@@ -25,8 +25,8 @@ from headway.errors import UserError
 from headway.learn import Recipe
 from headway.learn.objectives.quantiles import Quantiles
 from headway.learn.report.charts import Panel, forecast_figure
-from headway.learn.report.page import explain_low_scores
-from headway.learn.scale import Throughput, active_parameters, choose_size
+from headway.learn.report.rendering import explain_low_scores
+from headway.learn.scaling import Throughput, active_parameters, choose_size
 from headway.metrics.forecasts import forecast_scores, seasonal_error, simple_forecasts
 
 TINY = {"train.steps": 30, "train.batch_size": 16, "model.dropout": 0.0}

@@ -19,7 +19,7 @@ from headway.domains.image_text.recall import retrieval_recall
 from headway.domains.image_text.recipes import towers
 from headway.domains.image_text.task import ImageTextAugmentConfig, ImageTextConfig
 from headway.errors import ConfigError, UserError
-from headway.learn.objectives.contrast import encode_chunks, sigmoid_contrast, softmax_contrast
+from headway.learn.objectives.contrastive import encode_chunks, sigmoid_contrast, softmax_contrast
 from headway.nn.models import TwoTower, build
 from headway.nn.models.presets import clip
 from headway.nn.parts.dropout import attach_generator

@@ -14,7 +14,7 @@ gymnasium = pytest.importorskip("gymnasium", reason="gymnasium is not installed:
 
 from robot_data import OFFLINE, PATCHES, Pictures, built, given, made, opened, picture, tiny  # noqa: E402
 
-from headway.domains.robotics.codec import read_codec  # noqa: E402
+from headway.domains.robotics.robot_codec import read_codec  # noqa: E402
 from headway.errors import ConfigError, UserError  # noqa: E402
 from headway.learn import FULL_SHARD, Shard  # noqa: E402
 from headway.learn.examples import RngKey  # noqa: E402

@@ -15,12 +15,12 @@ gymnasium = pytest.importorskip("gymnasium", reason="gymnasium is not installed:
 
 from robot_data import PATCHES, built, given, made, opened, picture  # noqa: E402
 
-from headway.domains.robotics.codec import words_of  # noqa: E402
 from headway.domains.robotics.policy import Policy, PolicyRunner, ensemble_chunks, structure_observation  # noqa: E402
+from headway.domains.robotics.robot_codec import words_of  # noqa: E402
 from headway.domains.robotics.rollout import PlayedEpisodes, combine_scores, play, success_scores  # noqa: E402
 from headway.environments import VectorEnv  # noqa: E402
 from headway.errors import UserError  # noqa: E402
-from headway.learn.report.films import FrameSampler  # noqa: E402
+from headway.learn.report.film_strips import FrameSampler  # noqa: E402
 from headway.nn.models import Observations  # noqa: E402
 
 

@@ -13,7 +13,7 @@ import sound_files
 import torch
 from understanding_data import write_questions, write_sentences
 
-from headway.app.fitting import size_planner
+from headway.app.planning import size_planner
 from headway.app.recipes import configure_recipe
 from headway.config import override
 from headway.domains import recipe as find_recipe
@@ -22,7 +22,7 @@ from headway.domains.image_text.recipes import resolution
 from headway.errors import UserError
 from headway.learn import MuonConfig, Recipe, WSDConfig
 from headway.learn.budget import Clock
-from headway.learn.scale import Scale, Throughput, active_parameters, choose_size
+from headway.learn.scaling import Scale, Throughput, active_parameters, choose_size
 
 PACE = Throughput(2000.0, 0.002)
 SIZED = ("audio", "transcription", "classification", "pairs", "tagging", "embedding", "masked", "instruct")
@@ -43,7 +43,7 @@ def fit(
     monkeypatch: pytest.MonkeyPatch, name: str, data: Path, pace: Throughput = PACE, **user: Any
 ) -> tuple[Recipe, Any]:
     """A recipe fitted to a minute, with a speed that is not measured."""
-    monkeypatch.setattr("headway.app.fitting.SizePlanner._measured", lambda self, recipe: pace)
+    monkeypatch.setattr("headway.app.planning.SizePlanner._measured", lambda self, recipe: pace)
     found = size_planner(configure_recipe(name, data, user, None), user, 1.0, Clock(), torch.device("cpu"))
     assert found is not None
     with found:

@@ -14,11 +14,11 @@ from torch import nn
 from trajectory_data import SETTINGS, made, opened, saved, tiny
 
 from headway.app.recipes import configure_recipe, open_task
-from headway.data.recordings import write_episodes
+from headway.data.episode_files import write_episodes
 from headway.domains.trajectories.acting import Actor, RecordingActors, play
-from headway.domains.trajectories.asking import return_effect
-from headway.domains.trajectories.codec import read_codec
-from headway.domains.trajectories.pictures import Point
+from headway.domains.trajectories.target_effect import return_effect
+from headway.domains.trajectories.trajectory_codec import read_codec
+from headway.domains.trajectories.trajectory_plots import Point
 from headway.environments import Mixture, Recorder
 from headway.errors import ConfigError, UserError
 from headway.layout import Layout

@@ -31,7 +31,7 @@ from headway.errors import ConfigError, UserError
 from headway.generate import SearchConfig
 from headway.learn import Recipe, Shard, TrainConfig
 from headway.learn.examples import Batch
-from headway.learn.objectives.written import Sources
+from headway.learn.objectives.sequences import Sources
 from headway.learn.task import Task
 from headway.nn.models import EncoderDecoder, EncoderDecoderConfig, build
 

@@ -14,7 +14,7 @@ import torch
 
 import headway as hw
 from headway.app.cli import main as cli
-from headway.codecs.processor import ImageProcessor, read_image
+from headway.codecs.image_processor import ImageProcessor, read_image
 from headway.domains import vision
 from headway.errors import UserError
 from headway.formats.published import save_published

@@ -7,12 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from headway.drafts import clean, temporary_path
+from headway.temporary_files import clean, temporary_path
 
 _BEGIN = """
 import sys
 from pathlib import Path
-from headway.drafts import draft_of
+from headway.temporary_files import draft_of
 for name in ("run.json", "out"):
     draft = draft_of(Path(sys.argv[1]) / name)
     draft.mkdir() if name == "out" else draft.touch()

@@ -10,8 +10,8 @@ import whisper_models
 from torch import Tensor
 
 import headway as hw
-from headway.domains.chess.judge import BoardEvaluator, position_input
-from headway.domains.chess.rules import chess
+from headway.domains.chess.boards import chess
+from headway.domains.chess.evaluator import BoardEvaluator, position_input
 from headway.engine import quantise, use_programs
 from headway.layout import Layout
 from headway.nn.models import Transformer, TwoTower, build

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from headway.engine.likeliest import find_top_k
 from headway.engine.pool import pool
+from headway.engine.top_k import find_top_k
 
 
 @pytest.mark.parametrize(("rows", "symbols", "count"), [(1, 1, 1), (3, 63, 5), (5, 64, 4), (8, 4099, 8), (2, 9000, 32)])

@@ -122,7 +122,7 @@ def test_a_form_that_is_not_there_is_refused(tmp_path: Path) -> None:
 LIGHT = """
 import sys
 import torch
-from headway.engine.packed import PackedMatrix, PackedTensor, parameter_of
+from headway.engine.packed_weights import PackedMatrix, PackedTensor, parameter_of
 from headway.engine.tiles import INT8, TILE8
 from headway.formats.native import named_tensors
 

@@ -10,9 +10,9 @@ import pytest
 import tiny_runs
 
 from headway.engine import compiler, machine
+from headway.engine.int8_keys import padded_to_vectors, rounding_bytes, store_key
 from headway.engine.machine import CompiledFunction, f32, i64
 from headway.engine.object_code import read_object
-from headway.engine.rounded_keys import padded_to_vectors, rounding_bytes, store_key
 from processes import Program
 
 
@@ -117,7 +117,7 @@ def test_code_that_asks_for_the_compiler_is_not_kept(kept: Path) -> None:
 TOGETHER = """
 import os, sys
 from headway.engine import machine
-from headway.engine.rounded_keys import padded, rounding_bytes
+from headway.engine.int8_keys import padded, rounding_bytes
 assert str(machine.CACHE).startswith(os.environ["NUMBA_CACHE_DIR"])
 print(padded(20), rounding_bytes(20), flush=True)
 child = os.fork()

@@ -17,10 +17,10 @@ from trajectory_data import made, saved, tiny
 
 import headway as hw
 from headway.app.cli import main as cli
-from headway.data import recordings
+from headway.data import episode_files
+from headway.data.episode_files import read_episodes, write_episodes
 from headway.data.episodes import concatenate_episodes
-from headway.data.recordings import read_episodes, write_episodes
-from headway.domains.trajectories.pictures import film_strips
+from headway.domains.trajectories.trajectory_plots import film_strips
 from headway.environments import SEEDS, EpisodeImages, Mixture, Recorder, Step, SuccessFilter, VectorEnv, first_seed
 from headway.errors import UserError
 
@@ -203,7 +203,7 @@ def test_more_episodes_are_filmed_than_files_may_be_open(tmp_path: Path) -> None
 def test_what_its_place_does_not_take_is_written_elsewhere(
     kind: type[Exception], own: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = recordings.write_episodes
+    real = episode_files.write_episodes
 
     def full(path: Path, episodes: Any) -> None:
         if path == Path("a.npz"):
@@ -211,7 +211,7 @@ def test_what_its_place_does_not_take_is_written_elsewhere(
         real(path, episodes)
 
     monkeypatch.setattr(tempfile, "tempdir", str(own))
-    monkeypatch.setattr(recordings, "write_episodes", full)
+    monkeypatch.setattr(episode_files, "write_episodes", full)
     assert collect("canvas:Canvas", "--episodes", "3", "--horizon", "9", "--out", "a.npz") == 2
     said = capsys.readouterr().err
     assert "No space left" in said

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from own_module import own_module
 
-from headway.data.recordings import read_episodes
+from headway.data.episode_files import read_episodes
 from headway.data.video import VideoWriter, check_video_path
 from headway.environments import (
     Mixture,
@@ -24,7 +24,7 @@ from headway.environments import (
     open_policy,
     spaces_of,
 )
-from headway.environments.playing import (
+from headway.environments.rollouts import (
     FilmConfig,
     film_config,
     frame_sampling,
@@ -34,7 +34,7 @@ from headway.environments.playing import (
     with_caption,
 )
 from headway.errors import UserError
-from headway.learn.report.films import FrameSampler, strip
+from headway.learn.report.film_strips import FrameSampler, strip
 
 gymnasium = pytest.importorskip("gymnasium", reason="gymnasium is not installed: pip install 'headway[rl]'")
 
@@ -453,7 +453,7 @@ def test_what_cannot_be_drawn_is_told(own: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_recorded_episodes_are_data(tmp_path: Path) -> None:
-    from headway.data.recordings import write_episodes
+    from headway.data.episode_files import write_episodes
 
     found = recorded("CartPole-v1", [Mixture(None, 0.0)], 4)
     write_episodes(tmp_path / "a.npz", found)

@@ -12,7 +12,7 @@ from tiny_runs import play_file, train
 
 import headway as hw
 from headway.app.cli import main as cli
-from headway.app.exchange import export_model
+from headway.app.conversion import export_model
 from headway.codecs import train_codec
 from headway.config import override
 from headway.domains import recipe

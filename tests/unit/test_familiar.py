@@ -15,12 +15,12 @@ import torch
 
 import headway as hw
 from headway.app.cli import main as cli
-from headway.codecs.processor import write_image
+from headway.codecs.image_processor import write_image
 from headway.config import override
 from headway.domains import recipe as find_recipe
 from headway.domains.audio.classification import crop_to_window, sound_statistics
 from headway.domains.vision.recipes import small_vit
-from headway.formats.familiar import (
+from headway.formats.out_of_distribution import (
     SampleStatistics,
     TrainingStatistics,
     image_statistics,

@@ -9,8 +9,8 @@ import torch
 from headway.engine.pool import pool
 from headway.errors import UserError
 from headway.generate import Sampler, Sampling
-from headway.generate.choosing import SampledToken, SequenceSampler, sample_rows
 from headway.generate.sampling import row_keys
+from headway.generate.sequence_sampler import SampledToken, SequenceSampler, sample_rows
 
 SAMPLINGS = [
     Sampling(0.0),

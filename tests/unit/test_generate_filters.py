@@ -11,7 +11,7 @@ import torch
 from headway.engine.pool import pool
 from headway.generate import Sampling
 from headway.generate.sampling import sample, weigh
-from headway.generate.tables import SamplingTable
+from headway.generate.sampling_table import SamplingTable
 
 SIZES = (5, 300, 5000)
 SETTINGS = [

@@ -21,7 +21,7 @@ from headway.generate import (
     search_steps,
     translate_ids,
 )
-from headway.generate.courses import run_coroutine
+from headway.generate.coroutines import run_coroutine
 from headway.generate.prompts import make_prompt
 from headway.generate.search import largest
 from headway.layout import Layout

@@ -13,13 +13,13 @@ import pytest
 import torch
 
 import headway as hw
-from headway import given
+from headway import arguments
 from headway.app.model import Model
 from headway.app.recipes import _applicable_settings
 from headway.codecs import train_codec
 from headway.config import override
 from headway.domains import audio, recipe
-from headway.domains.understanding import use
+from headway.domains.understanding import encoder_inference
 from headway.errors import ConfigError, UserError
 from headway.formats.open import OpenedModel
 from headway.formats.usage import Usage
@@ -70,7 +70,7 @@ class Column(list):
     ids=["list", "tuple", "iterator", "array", "objects", "column"],
 )
 def test_texts_of_any_iterable(many: Any) -> None:
-    found = given.text_inputs(many)
+    found = arguments.text_inputs(many)
     assert (found.items, found.is_single) == (["ab", "c"], False)
     assert found.unwrap([1, 2]) == [1, 2]
 
@@ -78,39 +78,39 @@ def test_texts_of_any_iterable(many: Any) -> None:
 def test_one_of_each_kind() -> None:
     pixels, sound = np.zeros((4, 5, 3), np.uint8), np.zeros(7, np.float32)
     for found in (
-        given.text_inputs("ab"),
-        given.text_or_pair_inputs(("ab", "c")),
-        given.text_or_word_inputs("ab"),
-        given.image_inputs("a.png"),
-        given.image_inputs(Path("a.png")),
-        given.image_inputs(pixels),
-        given.image_inputs(torch.zeros(4, 5, dtype=torch.uint8)),
-        given.audio_inputs("a.wav"),
-        given.audio_inputs(sound),
-        given.audio_inputs(torch.zeros(7, 2)),
-        given.audio_inputs([0.5, 0.25]),
-        given.id_row_inputs([1, 2]),
-        given.id_row_inputs(np.array([1, 2])),
+        arguments.text_inputs("ab"),
+        arguments.text_or_pair_inputs(("ab", "c")),
+        arguments.text_or_word_inputs("ab"),
+        arguments.image_inputs("a.png"),
+        arguments.image_inputs(Path("a.png")),
+        arguments.image_inputs(pixels),
+        arguments.image_inputs(torch.zeros(4, 5, dtype=torch.uint8)),
+        arguments.audio_inputs("a.wav"),
+        arguments.audio_inputs(sound),
+        arguments.audio_inputs(torch.zeros(7, 2)),
+        arguments.audio_inputs([0.5, 0.25]),
+        arguments.id_row_inputs([1, 2]),
+        arguments.id_row_inputs(np.array([1, 2])),
     ):
         assert found.is_single
         assert len(found.items) == 1
         assert found.unwrap(["answer"]) == "answer"
-    assert given.id_row_inputs(np.array([3, 1])).items == [[3, 1]]
+    assert arguments.id_row_inputs(np.array([3, 1])).items == [[3, 1]]
 
 
 def test_many_of_each_kind() -> None:
     pixels, sound = np.zeros((2, 4, 5, 3), np.uint8), np.zeros(7, np.float32)
     for found in (
-        given.text_or_pair_inputs(["ab", "c"]),
-        given.text_or_pair_inputs([("ab", "c"), ("d", "e")]),
-        given.text_or_word_inputs([["ab", "c"], "d"]),
-        given.image_inputs(pixels),
-        given.image_inputs(["a.png", pixels[0]]),
-        given.image_inputs(("a.png", "b.png")),
-        given.audio_inputs([sound, "a.wav"]),
-        given.audio_inputs([[0.5, 0.25], [0.5]]),
-        given.id_row_inputs([[1, 2], (3,)]),
-        given.id_row_inputs(torch.ones(2, 3, dtype=torch.long)),
+        arguments.text_or_pair_inputs(["ab", "c"]),
+        arguments.text_or_pair_inputs([("ab", "c"), ("d", "e")]),
+        arguments.text_or_word_inputs([["ab", "c"], "d"]),
+        arguments.image_inputs(pixels),
+        arguments.image_inputs(["a.png", pixels[0]]),
+        arguments.image_inputs(("a.png", "b.png")),
+        arguments.audio_inputs([sound, "a.wav"]),
+        arguments.audio_inputs([[0.5, 0.25], [0.5]]),
+        arguments.id_row_inputs([[1, 2], (3,)]),
+        arguments.id_row_inputs(torch.ones(2, 3, dtype=torch.long)),
     ):
         assert not found.is_single
         assert len(found.items) == 2
@@ -119,23 +119,23 @@ def test_many_of_each_kind() -> None:
 @pytest.mark.parametrize(
     ("ask", "message"),
     [
-        (lambda: given.text_inputs(3), "the input is 3; pass a text, or a list of these"),
-        (lambda: given.text_inputs(None), "the input is None"),
-        (lambda: given.text_inputs(b"ab"), "the input is b'ab'"),
-        (lambda: given.text_inputs({"ab"}), "the input is a set"),
-        (lambda: given.text_inputs({"text": "ab"}), "the input is a dict"),
-        (lambda: given.text_inputs(np.array("ab")), "the input is a ndarray"),
-        (lambda: given.text_inputs(["ab", float("nan")]), "text 2 of 2 is nan; pass a text as str"),
-        (lambda: given.text_inputs(SimpleNamespace(columns=["a"])), "has several columns; pass one of them"),
+        (lambda: arguments.text_inputs(3), "the input is 3; pass a text, or a list of these"),
+        (lambda: arguments.text_inputs(None), "the input is None"),
+        (lambda: arguments.text_inputs(b"ab"), "the input is b'ab'"),
+        (lambda: arguments.text_inputs({"ab"}), "the input is a set"),
+        (lambda: arguments.text_inputs({"text": "ab"}), "the input is a dict"),
+        (lambda: arguments.text_inputs(np.array("ab")), "the input is a ndarray"),
+        (lambda: arguments.text_inputs(["ab", float("nan")]), "text 2 of 2 is nan; pass a text as str"),
+        (lambda: arguments.text_inputs(SimpleNamespace(columns=["a"])), "has several columns; pass one of them"),
         (
-            lambda: given.text_or_pair_inputs([("a", "b", "c")]),
+            lambda: arguments.text_or_pair_inputs([("a", "b", "c")]),
             "text 1 is a tuple; pass strings, or tuples of two strings",
         ),
-        (lambda: given.text_or_word_inputs([["ab", 3]]), "text 1: word 2 of 2 is 3"),
-        (lambda: given.image_inputs(3), "the input is 3; pass an image"),
-        (lambda: given.audio_inputs([0.5, "a"]), "sample 2 of 2 is 'a'; pass samples as numbers"),
-        (lambda: given.id_row_inputs("ab"), "the input is 'ab'; pass a list of ids"),
-        (lambda: given.id_row_inputs([[1, 0.5]]), "id 2 of 2 is 0.5; pass ids as integers"),
+        (lambda: arguments.text_or_word_inputs([["ab", 3]]), "text 1: word 2 of 2 is 3"),
+        (lambda: arguments.image_inputs(3), "the input is 3; pass an image"),
+        (lambda: arguments.audio_inputs([0.5, "a"]), "sample 2 of 2 is 'a'; pass samples as numbers"),
+        (lambda: arguments.id_row_inputs("ab"), "the input is 'ab'; pass a list of ids"),
+        (lambda: arguments.id_row_inputs([[1, 0.5]]), "id 2 of 2 is 0.5; pass ids as integers"),
     ],
 )
 def test_what_is_neither_is_one_line(ask: Callable[[], Any], message: str) -> None:
@@ -165,11 +165,11 @@ def test_an_encoder_takes_one_or_many(encoder: Model, monkeypatch: pytest.Monkey
     torch.testing.assert_close(encoder.embed(np.array(["a text", "e"]))[0], vector, rtol=1e-5, atol=1e-6)
     assert encoder.embed([]).shape == (0, 16)
     say = lambda module, codec, labels, texts, truncate: [{"a": len(text)} for text in texts]  # noqa: E731
-    monkeypatch.setattr(use, "classify", say)
+    monkeypatch.setattr(encoder_inference, "classify", say)
     assert encoder.classify("abc") == {"a": 3}
     assert encoder.classify(("abc", "d")) == {"a": 2}  # a pair
     assert encoder.classify(["abc", "d"]) == [{"a": 3}, {"a": 1}]
-    monkeypatch.setattr(use, "tag", say)
+    monkeypatch.setattr(encoder_inference, "tag", say)
     assert encoder.tag("abc") == {"a": 3}
     assert encoder.tag([["a", "b"], "c"]) == [{"a": 2}, {"a": 1}]
     monkeypatch.setattr("headway.domains.masked.predictors.fill_one", lambda module, codec, text, top: [text, top])
@@ -254,7 +254,7 @@ def test_what_cannot_be_a_path_or_a_text_is_refused_in_a_line(tmp_path: Path) ->
         with pytest.raises(UserError, match=r"an unknown user name|cannot be reached \(File name too long\)"):
             hw.train("text", data=data, run=tmp_path / "run")
     with pytest.raises(UserError, match=r"text 2 of 2 is 'a\\udcff', which is not valid Unicode; decode it as UTF-8"):
-        given.text_inputs(["b", "a\udcff"])
+        arguments.text_inputs(["b", "a\udcff"])
 
 
 def test_a_setting_that_another_replaced_is_no_hindrance_to_resume() -> None:

@@ -12,9 +12,9 @@ from image_text_data import TINY, draw, task
 
 from headway.app.cli import main as cli
 from headway.app.recipes import configure_recipe
-from headway.codecs.processor import ImageProcessor
-from headway.data.files import File
-from headway.domains.image_text.data import decode_images, read_captions
+from headway.codecs.image_processor import ImageProcessor
+from headway.data.input_files import File
+from headway.domains.image_text.captioned_images import decode_images, read_captions
 from headway.domains.image_text.emoji import group_of, read_emoji
 from headway.errors import UserError
 
@@ -64,7 +64,7 @@ def test_images_of_any_kind_are_decoded_once(tmp_path: Path, monkeypatch: pytest
     wide = ((grey.astype(np.uint32) + 128) // 257).astype(np.uint8)
     np.testing.assert_array_equal(found.pixels[2], PROCESSOR.pixels(np.repeat(wide[:, :, None], 3, 2)))
     assert found.keys[0] == found.keys[3] == found.keys[4] != found.keys[2]
-    monkeypatch.setattr("headway.domains.image_text.data.decode_image", None)  # from the cache
+    monkeypatch.setattr("headway.domains.image_text.captioned_images.decode_image", None)  # from the cache
     np.testing.assert_array_equal(decode_images(files, PROCESSOR, False).pixels, found.pixels)
 
 

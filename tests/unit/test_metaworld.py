@@ -178,7 +178,7 @@ def test_mujoco_warns_in_the_log_and_litters_no_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with caplog.at_level(logging.DEBUG, "headway.environments.making"):
+    with caplog.at_level(logging.DEBUG, "headway.environments.factory"):
         for name in ("Hopper-v5", REACH):
             environment = make_environment(name)
             environment.reset(seed=0)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from headway.codecs.boards import MOVE_INDEX, MOVES, UPWARD_MOVES, board_planes, parse_fen
+from headway.codecs.chess_boards import MOVE_INDEX, MOVES, UPWARD_MOVES, board_planes, parse_fen
 from headway.errors import ConfigError, UserError
 from headway.layout import Layout
 from headway.nn.kernels import View, attend, attend_reference

@@ -18,7 +18,7 @@ from vision_data import colours, tiny
 
 import headway as hw
 from headway.app.cli import main as cli
-from headway.codecs.processor import ImageProcessor, read_image
+from headway.codecs.image_processor import ImageProcessor, read_image
 from headway.codecs.tokenizer import sequence_template
 from headway.config import override
 from headway.domains.masked.recipes import masked

@@ -23,9 +23,9 @@ import headway as hw
 from headway import domains
 from headway.app.cli.main import INTERRUPTED, USER_ERROR, main
 from headway.app.recipes import configure_recipe, open_task
-from headway.data.fingerprint import content_digest
-from headway.data.recordings import write_episodes
-from headway.data.store import column_digest
+from headway.data.array_store import column_digest
+from headway.data.content_hash import content_digest
+from headway.data.episode_files import write_episodes
 from headway.errors import UserError
 from headway.learn import Recipe
 from headway.learn.examples import Examples, IndexedExamples, OnPolicyExamples
@@ -33,7 +33,7 @@ from headway.learn.fingerprint import check_equal_data, differences, fingerprint
 from headway.learn.objectives.classes import ClassifiedExamples
 from headway.learn.objectives.quantiles import ForecastSamples
 from headway.learn.objectives.regression import NumberSamples
-from headway.learn.objectives.written import SourceTargetExamples
+from headway.learn.objectives.sequences import SourceTargetExamples
 
 pytestmark = pytest.mark.usefixtures("brief_samples")
 WORDS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 import headway as hw
-from headway.app.fitting import loss_predictor
+from headway.app.planning import loss_predictor
 from headway.config import override
 from headway.domains import recipe as find_recipe
 from headway.domains import recipe_domains, scale_of
-from headway.learn.outlook import Descent, slope_of
+from headway.learn.loss_forecast import Descent, slope_of
 
 
 def test_the_slope_is_that_of_a_power_of_the_steps() -> None:

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 import headway
-from headway.codecs.files import read_object
-from headway.codecs.outline import read_without_model
+from headway.codecs.tokenizer_files import read_object
+from headway.codecs.tokenizer_json import read_without_model
 from headway.config import parse_settings
-from headway.data.files import File
+from headway.data.input_files import File
 from headway.data.lerobot_info import read_json as read_notes
-from headway.data.tables import read_json_lines
+from headway.data.table_files import read_json_lines
 from headway.errors import UserError
 from headway.formats.durable import read_json
 from headway.learn.run import read_metrics
@@ -74,10 +74,10 @@ def test_a_tokenizer_and_a_setting_with_a_key_twice_are_refused() -> None:
 
 # What the same program wrote, or a model said, or a server of ours answered; a header that names its tensor.
 OWN = {
-    "app/cli/compare.py", "app/remote.py", "bench/run.py", "codecs/base.py", "codecs/bounds.py", "codecs/helper.py",
-    "codecs/tokenizer.py", "codecs/training.py", "data/store.py", "domains/masked/fill.py", "formats/gguf/tokens.py",
-    "formats/onnx.py", "formats/published.py", "formats/tensorfile.py", "learn/distributed.py", "serve/call_text.py",
-    "serve/calls.py", "serve/distinct.py", "serve/responses.py", "serve/rules.py", "serve/tools.py",
+    "app/cli/compare.py", "app/remote.py", "bench/benchmark.py", "codecs/base.py", "codecs/tokenizer_limits.py", "codecs/helper.py",
+    "codecs/tokenizer.py", "codecs/tokenizer_training.py", "data/array_store.py", "domains/masked/fill.py", "formats/gguf/tokens.py",
+    "formats/onnx.py", "formats/published.py", "formats/tensorfile.py", "learn/distributed.py", "serve/tool_call_syntax.py",
+    "serve/tool_calls.py", "serve/unique_items.py", "serve/responses.py", "serve/structured_outputs.py", "serve/tools.py",
 }  # fmt: skip
 
 

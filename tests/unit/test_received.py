@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 
 import headway
-from headway import received
-from headway.data.files import File, archive_members, read_blocks, read_lines
+from headway import safe_io
+from headway.data.input_files import File, archive_members, read_blocks, read_lines
 from headway.errors import UserError
 from headway.formats.hub import find_folder, named_folder
-from headway.received import ReadLimits, check_in_memory, expand, open_file, read_limits, user_path
+from headway.safe_io import ReadLimits, check_in_memory, expand, open_file, read_limits, user_path
 
 
 def test_what_is_no_plain_file_is_refused_without_waiting(tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ def test_members_are_counted_and_read_in_any_order(kind: str, tmp_path: Path, mo
 _ROOMS = ("data", "codecs", "formats", "domains")
 _OWN = {  # what the same program wrote: the cache's notes, and labels that it goes on with
     "data/spreadsheets.py": {"sheet_rows"},  # the bytes of a workbook, which were read through `received`
-    "data/store.py": {"column_digest", "read_info"},
+    "data/array_store.py": {"column_digest", "read_info"},
     "domains/chess/engines.py": {"_begin"},
 }
 _ARCHIVES = {"ZipFile", "TarFile", "GzipFile", "LZMAFile", "BZ2File"}
@@ -148,7 +148,7 @@ def test_readers_open_what_they_are_given_through_received() -> None:
     for room in _ROOMS:
         for path in sorted((root / room).rglob("*.py")):
             name = str(path.relative_to(root))
-            if (openers := _openers(path.read_text())) and name != "data/packed.py":
+            if (openers := _openers(path.read_text())) and name != "data/archives.py":
                 found[name] = openers
     assert found == _OWN
     assert _openers("def f(p):\n open(p)\ndef g(p):\n p.open('rb')\ndef h(p):\n p.read_text()") == {"f", "g", "h"}
@@ -174,7 +174,7 @@ EMPTY = {
 def test_frames_that_hold_nothing_are_counted(suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if suffix == ".zst":
         pytest.importorskip("zstandard", reason="zstandard is not installed: pip install 'headway[data]'")
-    monkeypatch.setattr(received, "_FREE_FRAMES", 50)
+    monkeypatch.setattr(safe_io, "_FREE_FRAMES", 50)
     read = lambda packed: b"".join(expand(io.BytesIO(packed), suffix, len(packed), "a"))  # noqa: E731
     assert read(EMPTY[suffix] * 50) == b""
     with pytest.raises(UserError, match="a has 51 compressed frames in its first 0 bytes; compress it again as one"):
@@ -198,7 +198,7 @@ def test_damage_of_compressed_streams_is_told(kind: str, tmp_path: Path) -> None
 
 
 def test_frames_of_an_archive_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(received, "_FREE_FRAMES", 50)
+    monkeypatch.setattr(safe_io, "_FREE_FRAMES", 50)
     with tarfile.open(tmp_path / "b.tar", "w") as packed:
         entry = tarfile.TarInfo("a.txt")
         entry.size = 4

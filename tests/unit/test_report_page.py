@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from headway.errors import UserError
-from headway.learn.page import curves, format_metric, is_rate, metric_families, notes
 from headway.learn.report import (
     Picture,
     Sections,
@@ -26,7 +25,8 @@ from headway.learn.report import (
     write_report,
 )
 from headway.learn.report.charts import WIDTH, Axis, compact_number, thin
-from headway.learn.report.page import branches, format_setting
+from headway.learn.report.rendering import branches, format_setting
+from headway.learn.run_report import curves, format_metric, is_rate, metric_families, notes
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 

@@ -17,7 +17,7 @@ from tiny_task import train as count
 
 import headway as hw
 from headway.app.cli.main import USER_ERROR, main
-from headway.app.exchange import import_model
+from headway.app.conversion import import_model
 from headway.errors import ConfigError, UserError
 from headway.formats.durable import atomic_write, remove
 from headway.formats.open import open_model

@@ -17,8 +17,8 @@ from headway.domains import recipe as named
 from headway.domains import recipe_domains, scale_of
 from headway.errors import ConfigError, UserError
 from headway.learn import AdamWConfig, MuonConfig, Recipe
-from headway.learn import scale as scales
-from headway.learn.scale import (
+from headway.learn import scaling as scales
+from headway.learn.scaling import (
     Scale,
     ScalingLaw,
     SizePlan,

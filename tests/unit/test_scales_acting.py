@@ -17,16 +17,16 @@ import headway as hw
 from headway.app.cli import main as cli
 from headway.config import override
 from headway.data.demonstrations import summarize_demonstrations
-from headway.data.files import File
-from headway.data.recordings import episode_lengths
+from headway.data.episode_files import episode_lengths
+from headway.data.input_files import File
 from headway.domains import recipe as find_recipe
 from headway.domains import scale_of
 from headway.domains.chess import recipes as chess_recipes
 from headway.domains.robotics.recipes import resized_size
 from headway.errors import UserError
-from headway.learn import scale as scales
+from headway.learn import scaling as scales
 from headway.learn.optim import is_matrix
-from headway.learn.scale import Scale, ladder, shape_of
+from headway.learn.scaling import Scale, ladder, shape_of
 from headway.nn.models import build, describe
 
 TINY = {
@@ -142,7 +142,7 @@ def test_losses_are_reasons_only_where_their_law_was_fitted(tmp_path: Path, monk
     small = replace(own, shapes=((16, 1, 1), (24, 1, 1)))
     assert not own.calibrated
     for fitted in (False, True):
-        monkeypatch.setattr("headway.app.fitting.scale_of", lambda name, fitted=fitted: replace(small, fitted=fitted))
+        monkeypatch.setattr("headway.app.planning.scale_of", lambda name, fitted=fitted: replace(small, fitted=fitted))
         (plan,) = hw.plan("trajectories", path, 0.3, sizes, device="cpu")
         assert any("parameters (width" in reason for reason in plan.reasons)
         assert any("lowest predicted loss" in reason for reason in plan.reasons) is fitted

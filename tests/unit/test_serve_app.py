@@ -22,7 +22,7 @@ from headway.generate import Limits, Sampling
 from headway.nn.kernels import deterministic
 from headway.serve.app import ENDPOINTS, create_app
 from headway.serve.fingerprint import fingerprint
-from headway.serve.frame import CLIENT_KEY, ApiKey, ServerSettings
+from headway.serve.interfaces import CLIENT_KEY, ApiKey, ServerSettings
 from headway.serve.openapi import openapi
 
 COMPLETE, CHAT = "/v1/completions", "/v1/chat/completions"

@@ -16,7 +16,7 @@ import headway as hw
 from headway.errors import UserError
 from headway.generate.scheduler import FullError
 from headway.nn.kernels import deterministic
-from headway.serve.batches import Batcher
+from headway.serve.batcher import Batcher
 
 T = TypeVar("T")
 

@@ -32,9 +32,9 @@ from test_serve_tools import (
 
 from headway.codecs import TokenizerCodec, train_codec
 from headway.formats.usage import Usage
-from headway.serve.calls import Arguments, Part, ToolCall
-from headway.serve.following import IncrementalObject, without_trailing_commas
-from headway.serve.frame import ReadyModel, ServerSettings
+from headway.serve.incremental_json import IncrementalObject, without_trailing_commas
+from headway.serve.interfaces import ReadyModel, ServerSettings
+from headway.serve.tool_calls import Arguments, Part, ToolCall
 from headway.serve.tools import Toolbox
 
 CHAT = "/v1/chat/completions"

@@ -20,8 +20,8 @@ from serving import server
 import headway as hw
 from headway.app.cli.main import main
 from headway.errors import UserError
-from headway.serve.frame import ApiKey, ServerSettings
-from headway.serve.loop import open_engine_loop
+from headway.serve.engine_loop import open_engine_loop
+from headway.serve.interfaces import ApiKey, ServerSettings
 from headway.serve.models import LoadOptions, ServedModels
 
 KEY = "a-secret"

@@ -16,12 +16,12 @@ from serve_models import asking, events, ready, stories
 from starlette.testclient import TestClient
 
 import headway as hw
-from headway.serve.batches import Batcher
+from headway.serve.batcher import Batcher
 from headway.serve.bodies import ChatBody, ChatMessage, CompletionBody, StreamOptions
 from headway.serve.embeddings import EmbeddingBody
+from headway.serve.engine_loop import open_engine_loop
 from headway.serve.fingerprint import fingerprint
-from headway.serve.frame import ReadyModel
-from headway.serve.loop import open_engine_loop
+from headway.serve.interfaces import ReadyModel
 from headway.serve.ollama_bodies import Options
 from headway.serve.responses import ResponseBody, ResponseText
 
@@ -331,7 +331,7 @@ TOOLS = [
 
 def test_tools_without_a_description_work_with_every_template() -> None:
     from headway.codecs import train_codec
-    from headway.codecs.chat import ChatTemplate
+    from headway.codecs.chat_template import ChatTemplate
     from headway.serve.tools import Toolbox
 
     codec = train_codec("byte", ["any"])

@@ -16,13 +16,13 @@ from chat_models import echo_model
 from serve_models import stories
 
 import headway as hw
-from headway.app.exchange import import_model
-from headway.formats.mapped import MappedFile
+from headway.app.conversion import import_model
+from headway.formats.mapped_file import MappedFile
 from headway.formats.open import open_model
 from headway.serve import models as serving
-from headway.serve.errors import StatusError
-from headway.serve.frame import ReadyModel
-from headway.serve.loop import open_engine_loop
+from headway.serve.engine_loop import open_engine_loop
+from headway.serve.http_errors import StatusError
+from headway.serve.interfaces import ReadyModel
 from headway.serve.models import LoadOptions, ServedModels
 
 KINDS = ("llama2.c", "published", "native", "quantised", "gguf")

@@ -15,10 +15,10 @@ from serve_models import Script
 from headway.errors import UserError
 from headway.generate import Limits, Sampling, Session
 from headway.generate.scheduler import FullError, Request, SampleOutput
-from headway.serve import loop as loops
-from headway.serve.alone import SequentialScheduler
-from headway.serve.errors import StatusError
-from headway.serve.loop import EngineLoop, GenerationStream
+from headway.serve import engine_loop as loops
+from headway.serve.engine_loop import EngineLoop, GenerationStream
+from headway.serve.http_errors import StatusError
+from headway.serve.sequential import SequentialScheduler
 
 
 def asked(text: str, copies: int = 1) -> Request:

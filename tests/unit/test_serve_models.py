@@ -15,8 +15,8 @@ import headway as hw
 from headway.engine import PackedTensor
 from headway.errors import UserError
 from headway.serve import models as serving
-from headway.serve.errors import StatusError
-from headway.serve.loop import open_engine_loop
+from headway.serve.engine_loop import open_engine_loop
+from headway.serve.http_errors import StatusError
 from headway.serve.models import LoadOptions, ServedModels
 
 T = TypeVar("T")

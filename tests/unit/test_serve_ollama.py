@@ -21,8 +21,8 @@ import headway as hw
 from headway.codecs import train_codec
 from headway.errors import UserError
 from headway.formats.usage import Usage
-from headway.serve.frame import ApiKey, ServerSettings
-from headway.serve.thinking import ReasoningSplitter
+from headway.serve.interfaces import ApiKey, ServerSettings
+from headway.serve.reasoning import ReasoningSplitter
 
 ollama = pytest.importorskip("ollama", reason="the package ollama is in the extra test")
 
@@ -210,7 +210,7 @@ class City(BaseModel):
 
 def test_formats_are_held_to(client: Any, http: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     forms: list[Any] = []
-    monkeypatch.setattr("headway.serve.generating.rule_for", lambda codec, form, ends: forms.append(form))
+    monkeypatch.setattr("headway.serve.generation.rule_for", lambda codec, form, ends: forms.append(form))
     found = client.chat("parrot", said('{"city": "Ulm"}'), format=City.model_json_schema())
     assert City.model_validate_json(found.message.content) == City(city="Ulm")
     client.generate("parrot", "{}", format="json")

@@ -15,7 +15,7 @@ from serve_models import asking, events, ready, stories
 from starlette.testclient import TestClient
 
 import headway as hw
-from headway.serve.frame import ApiKey
+from headway.serve.interfaces import ApiKey
 
 KEY = {"Authorization": "Bearer a-key"}
 

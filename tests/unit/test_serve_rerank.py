@@ -25,8 +25,8 @@ from headway.formats.native import save_model
 from headway.nn.models import PooledHeadConfig, build
 from headway.nn.models.presets import preset
 from headway.serve.app import create_app
-from headway.serve.frame import ServerSettings
-from headway.serve.loop import open_engine_loop
+from headway.serve.engine_loop import open_engine_loop
+from headway.serve.interfaces import ServerSettings
 from headway.serve.models import LoadOptions, ServedModels
 
 QUERY = "how are pearls made in the sea"

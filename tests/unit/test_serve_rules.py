@@ -21,9 +21,9 @@ from headway.codecs import TokenizerCodec, load_codec, train_codec
 from headway.errors import UserError
 from headway.formats.llama2c import load_tokenizer
 from headway.generate.scheduler import Rule
-from headway.serve import rules
-from headway.serve.expressions import parse_pattern
-from headway.serve.rules import rule_for
+from headway.serve import structured_outputs
+from headway.serve.ecma_regex import parse_pattern
+from headway.serve.structured_outputs import rule_for
 
 BOOK = {
     "$defs": {"person": {"type": "object", "properties": {"name": {"type": "string", "maxLength": 5}}}},
@@ -385,7 +385,7 @@ def test_hostile_schemas_end_soon(
     codecs: dict[str, TokenizerCodec], name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Refused in a line, or held to; and neither the compiling nor a step takes long."""
-    monkeypatch.setattr(rules, "COMPILE_SECONDS", 0.5)
+    monkeypatch.setattr(structured_outputs, "COMPILE_SECONDS", 0.5)
     start = time.thread_time()
     said, make = "", None
     try:
@@ -430,8 +430,8 @@ def test_a_form_is_compiled_once_and_answers_are_apart(
     codecs: dict[str, TokenizerCodec], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
-    ask = rules._helper.ask
-    monkeypatch.setattr(rules._helper, "ask", lambda *request: asked.append(request) or ask(*request))
+    ask = structured_outputs._helper.ask
+    monkeypatch.setattr(structured_outputs._helper, "ask", lambda *request: asked.append(request) or ask(*request))
     codec, form = codecs["bytes"], {"type": "choice", "choice": ["left", "right"]}
     with ThreadPoolExecutor(2) as pool:
         makers = list(pool.map(lambda _: rule_for(codec, form), range(4)))

@@ -12,10 +12,10 @@ from llguidance import LLMatcher
 
 from headway.codecs import TokenizerCodec, train_codec
 from headway.errors import UserError
-from headway.serve.compiling import answer
-from headway.serve.rules import rule_for
+from headway.serve.grammar_compiler import answer
 from headway.serve.schemas.grammar import grammar_of
 from headway.serve.schemas.matching import LIMITS, byte_tokenizer
+from headway.serve.structured_outputs import rule_for
 
 DRAFT4 = "http://json-schema.org/draft-04/schema#"
 DRAFT7 = "http://json-schema.org/draft-07/schema#"

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from headway.codecs import TokenizerCodec, train_codec
-from headway.codecs.chat import ChatTemplate
+from headway.codecs.chat_template import ChatTemplate
 from headway.errors import UserError
-from headway.serve.calls import ToolCall, ToolCallParser
+from headway.serve.tool_calls import ToolCall, ToolCallParser
 from headway.serve.tools import Toolbox, format_of, template_messages
 
 HERMES = "{% if tools %}{{ tools }}<tool_call>{% endif %}"

@@ -33,8 +33,8 @@ from headway.nn.models import PooledHeadConfig, VocabularyHeadConfig, build
 from headway.nn.models.presets import preset, vit
 from headway.serve import embeddings, transcriptions
 from headway.serve.app import create_app
-from headway.serve.frame import ServerSettings
-from headway.serve.loop import open_engine_loop
+from headway.serve.engine_loop import open_engine_loop
+from headway.serve.interfaces import ServerSettings
 from headway.serve.media import image_of, sound_of
 from headway.serve.models import LoadOptions, ServedModels
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from headway.data.splits import ClassSplitConfig, SplitConfig, split_by_text
-from headway.learn.records import Progress
 from headway.learn.report.confusion import confusions
-from headway.learn.training import RunState
+from headway.learn.run_schemas import Progress
+from headway.learn.run_state import RunState
 
 CONFIG = ClassSplitConfig(validation=0.1, test=0.1, stratify=True)
 NAMELESS = np.zeros(200, np.uint8)

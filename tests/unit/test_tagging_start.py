@@ -12,13 +12,13 @@ import pytest
 import torch
 
 import headway as hw
-from headway.app.fitting import plan_fine_tuning
+from headway.app.planning import plan_fine_tuning
 from headway.app.recipes import configure_recipe, open_new_task
 from headway.domains.understanding import tagging
 from headway.formats.native import load_model, save_model
 from headway.learn import Trainer
 from headway.learn.budget import Clock, Speed
-from headway.learn.start import open_start
+from headway.learn.fine_tuning import open_start
 
 MODEL = {"model.width": 32, "model.depth": 3, "model.heads": 2, "model.dropout": 0.0}
 SPLIT = {"task.split": {"validation": 0.3, "test": 0.2}, "task.size": 600}
@@ -68,10 +68,10 @@ Chosen = Callable[..., Any]
 @pytest.fixture
 def chosen(nouns: Path, start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Chosen:
     """The recipe for a minute of tagging from `start` with some settings, at a pace that no machine decides."""
-    from headway.app import fitting
-    from headway.learn.scale import Throughput
+    from headway.app import planning
+    from headway.learn.scaling import Throughput
 
-    monkeypatch.setattr(fitting, "_measure_throughput", lambda *_: Throughput(2000.0, 0.001, 0.8, 100.0))
+    monkeypatch.setattr(planning, "_measure_throughput", lambda *_: Throughput(2000.0, 0.001, 0.8, 100.0))
 
     def choose(lora: int | None = None, minutes: float = 1.0, **settings: Any) -> Any:
         user = {**SPLIT, **{name.replace("__", "."): value for name, value in settings.items()}}

@@ -22,8 +22,8 @@ from headway.learn import (
     WSDConfig,
 )
 from headway.learn.budget import Clock, PlanRevision, Speed, TimeBudget, _evaluation_seconds, plan_recipe, plan_steps
-from headway.learn.journal import LiveDisplay, PlainDisplay, SilentDisplay, open_display
 from headway.learn.loop import Loop
+from headway.learn.training_log import LiveDisplay, PlainDisplay, SilentDisplay, open_display
 from headway.nn.models import TransformerConfig
 
 

@@ -25,13 +25,13 @@ from headway.errors import ConfigError, UserError
 from headway.formats import durable, native
 from headway.learn import Recipe, Trainer, UserInterrupt, checkpoint, open_run, read_recipe, trainer
 from headway.learn.budget import Speed
-from headway.learn.journal import PlainDisplay, TrainingLog
 from headway.learn.learner import Update
 from headway.learn.loop import Loop
-from headway.learn.page import repeat_command
-from headway.learn.records import Progress, read_metrics
 from headway.learn.run import RunDirectory
-from headway.learn.training import RunState
+from headway.learn.run_report import repeat_command
+from headway.learn.run_schemas import Progress, read_metrics
+from headway.learn.run_state import RunState
+from headway.learn.training_log import PlainDisplay, TrainingLog
 from headway.nn.kernels import deterministic
 from headway.nn.models import Transformer
 from processes import Program

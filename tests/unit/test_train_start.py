@@ -20,7 +20,7 @@ from headway.errors import ConfigError, UserError
 from headway.formats import native
 from headway.formats.usage import read_usage
 from headway.learn import read_recipe
-from headway.learn.start import copy_matching_weights, match_tensors, open_start
+from headway.learn.fine_tuning import copy_matching_weights, match_tensors, open_start
 from headway.nn.models import PooledHeadConfig, TransformerConfig, build, outline
 
 

@@ -12,9 +12,9 @@ from trajectory_data import made, opened, saved, tiny
 
 import headway as hw
 from headway.app.cli import main as cli
+from headway.data.episode_files import read_episodes, write_episodes
 from headway.data.episodes import Episode, collate_episodes
-from headway.data.recordings import read_episodes, write_episodes
-from headway.domains.trajectories.codec import TrajectoryCodec
+from headway.domains.trajectories.trajectory_codec import TrajectoryCodec
 from headway.errors import ConfigError, UserError
 from headway.formats.native import save_model
 from headway.nn.models import build

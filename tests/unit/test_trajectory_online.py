@@ -16,8 +16,8 @@ from trajectory_data import opened, saved, tiny
 
 import headway as hw
 from headway.app import api
-from headway.data.recordings import write_episodes
-from headway.domains.trajectories.pictures import online_curve
+from headway.data.episode_files import write_episodes
+from headway.domains.trajectories.trajectory_plots import online_curve
 from headway.environments import Mixture, Recorder, VectorEnv
 from headway.errors import ConfigError, UserError
 

@@ -13,7 +13,7 @@ from tiny_runs import play_file, publish
 
 from headway.app.cli.main import USER_ERROR, main
 from headway.codecs import train_codec
-from headway.data.store import check_output_path
+from headway.data.array_store import check_output_path
 from headway.errors import UserError
 from headway.formats import durable
 

@@ -19,14 +19,14 @@ from vision_data import COLOURS, SETTINGS, colours, opened, tiny
 
 import headway as hw
 from headway.app.cli import main as cli
-from headway.app.cli.answers import Failures, predict_each
+from headway.app.cli.inputs import Failures, predict_each
 from headway.domains.vision.task import ImageDataset, Teacher
 from headway.errors import ConfigError, UserError
 from headway.formats.usage import read_usage
 from headway.learn.examples import RngKey
 from headway.learn.objectives.classes import Classification
 from headway.learn.report.confusion import confusions
-from headway.learn.report.page import png
+from headway.learn.report.rendering import png
 from headway.nn.models import DistilledHeadConfig, Transformer
 from headway.nn.models.presets import deit, vit
 

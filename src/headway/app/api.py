@@ -12,7 +12,9 @@ from typing import Any
 
 import torch
 
-from headway.app.fitting import (
+from headway.app.loading import find_device, load
+from headway.app.model import Model
+from headway.app.planning import (
     Plan,
     TrainingSetup,
     loss_predictor,
@@ -21,25 +23,23 @@ from headway.app.fitting import (
     plan_fine_tuning,
     size_planner,
 )
-from headway.app.loading import find_device, load
-from headway.app.model import Model
 from headway.app.recipes import configure_recipe, load_recipe, load_recorded_recipe, open_new_task
+from headway.arguments import check_types
 from headway.codecs import published_codec
 from headway.errors import UserError, deduplicated_logs, logger
-from headway.evaluation import open_task
 from headway.formats.native import save_model
 from headway.formats.open import OpenedModel
 from headway.formats.usage import Usage
-from headway.given import check_types
-from headway.in_memory import Data, data_paths
+from headway.in_memory_data import Data, data_paths
 from headway.learn import Recipe, Run, Task, Trainer
 from headway.learn.budget import MIN_EVALUATED, Clock, check_minutes
 from headway.learn.distributed import is_main_process
-from headway.learn.page import report_run, with_results
-from headway.learn.records import read_metrics
 from headway.learn.report import Picture, heatmap
-from headway.learn.report.page import HOW_TO_INSTALL, available
+from headway.learn.report.rendering import HOW_TO_INSTALL, available
 from headway.learn.run import RunDirectory
+from headway.learn.run_report import report_run, with_results
+from headway.learn.run_schemas import read_metrics
+from headway.model_evaluation import open_task
 
 _LOG = logger(__name__)
 

@@ -13,30 +13,30 @@ from typing import Any, NamedTuple
 import torch
 
 from headway.app.api import train
-from headway.app.fitting import size_planner
 from headway.app.loading import find_device
+from headway.app.planning import size_planner
 from headway.app.recipes import configure_recipe, load_recipe
 from headway.app.variants import SharedTasks, Variant, variants
-from headway.card import SummaryCard, summary_repr
+from headway.arguments import check_types, format_value
 from headway.config import from_dict, override, to_dict
 from headway.errors import UserError, deduplicated_logs, logger
 from headway.formats.durable import read_json, write_json
-from headway.given import check_types, format_value
-from headway.in_memory import Data, data_paths
+from headway.in_memory_data import Data, data_paths
 from headway.learn import Recipe, Task, UserInterrupt, measure_of, unit_of
 from headway.learn.budget import Clock, check_minutes
 from headway.learn.fingerprint import differences, fingerprint
-from headway.learn.journal import format_duration
-from headway.learn.page import chart_heading, chart_value, format_metric, is_rate, points, run_title, title
 from headway.learn.precision import Precision, choose_precision
 from headway.learn.recipe import difference
-from headway.learn.records import read_metrics
 from headway.learn.report import Picture, Sections, available, bar_chart, line_chart, write_report
 from headway.learn.report.charts import Points, ellipsize
-from headway.learn.report.page import HOW_TO_INSTALL
+from headway.learn.report.rendering import HOW_TO_INSTALL
 from headway.learn.run import RunDirectory, free_directory
+from headway.learn.run_report import chart_heading, chart_value, format_metric, is_rate, points, run_title, title
+from headway.learn.run_schemas import read_metrics
+from headway.learn.training_log import format_duration
 from headway.nn.models import outline
 from headway.outputs import check_tree
+from headway.summary_card import SummaryCard, summary_repr
 
 _LOG = logger(__name__)
 FILE = "compare.json"  # the settings of a comparison, in its directory

@@ -8,20 +8,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from headway.app.predictors import verb, verbs
-from headway.card import SummaryCard, summary_repr
 from headway.generate import Completion, Limits, Sampling, Session
-from headway.handle import ModelHandle
+from headway.model_handle import ModelHandle
 from headway.nn.models import describe
+from headway.summary_card import SummaryCard, summary_repr
 
 if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
 
-    from headway.attending import Attention
+    from headway.attention_maps import Attention
     from headway.data.dialogues import Message
     from headway.domains import agents, audio, chat, forecast, image_text, masked, robotics, understanding, vision
     from headway.domains.chess.player import Player
-    from headway.in_memory import Data
+    from headway.in_memory_data import Data
 
     Labels = dict[str, float]
     Messages = Sequence[Message]

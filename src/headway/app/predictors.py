@@ -13,17 +13,17 @@ from importlib import import_module
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 from headway import domains
+from headway.arguments import api_boundary
 from headway.errors import UserError
 from headway.formats.usage import Usage
-from headway.given import api_boundary
-from headway.handle import ModelHandle
+from headway.model_handle import ModelHandle
 from headway.nn.models import ModelConfig, kinds
 
 P = ParamSpec("P")
 R = TypeVar("R")
 M = TypeVar("M", bound=ModelHandle)
 
-_RUN_VERBS = {"evaluate": "headway.evaluation"}  # verbs of every run, whatever its domain
+_RUN_VERBS = {"evaluate": "headway.model_evaluation"}  # verbs of every run, whatever its domain
 _MAX_VERBS = 4  # most verbs that a message lists
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 
-from headway.bench.run import Job, run_job
+from headway.bench.benchmark import Job, run_job
 
 _NUM_FLOATS = 1 << 27  # half a gigabyte, far more than the caches
 _SIZE = 2048

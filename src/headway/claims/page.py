@@ -15,7 +15,7 @@ from headway.config import to_dict
 from headway.errors import UserError
 from headway.formats.durable import write_text
 from headway.learn.report.charts import compact_number
-from headway.learn.report.page import template_environment
+from headway.learn.report.rendering import template_environment
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -19,10 +19,10 @@ from headway.claims.claim import Values
 from headway.claims.networks import START, Training, descend, single_thread
 from headway.config import override
 from headway.data import Pair, SplitConfig, find_set, group_references, iter_pairs, split_pairs
-from headway.evaluation import open_task
 from headway.learn import ScheduleConfig, WSDConfig
-from headway.learn.objectives.written import SourceTargetExamples
+from headway.learn.objectives.sequences import SourceTargetExamples
 from headway.learn.task import Task
+from headway.model_evaluation import open_task
 from headway.nn.models import EncoderDecoder, EncoderDecoderConfig, ModelConfig, describe
 
 ATTENTION = "attention"

@@ -12,7 +12,7 @@ from typing import Any
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from headway.codecs.base import BYTES
-from headway.codecs.files import library_errors, read_object, read_text
+from headway.codecs.tokenizer_files import library_errors, read_object, read_text
 from headway.errors import UserError
 
 VOCABULARY, MERGES = "vocab.json", "merges.txt"

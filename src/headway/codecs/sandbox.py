@@ -25,7 +25,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
 
-from headway.codecs.turns import CLOSE, OPEN
+from headway.codecs.chat_spans import CLOSE, OPEN
 
 MAX_SIZE = 1 << 23  # characters of a string, items of a list
 _MAX_WORK = 1 << 26  # characters that one call may write

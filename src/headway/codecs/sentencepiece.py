@@ -24,8 +24,8 @@ from typing import Literal, TypeVar
 import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from headway.codecs.bounds import MAX_MAPPED
-from headway.codecs.files import library_errors, read_bytes
+from headway.codecs.tokenizer_files import library_errors, read_bytes
+from headway.codecs.tokenizer_limits import MAX_MAPPED
 from headway.errors import UserError
 
 _VALUE_BIT, _LEAF_BIT = np.uint32(1 << 31), np.uint32(1 << 8)

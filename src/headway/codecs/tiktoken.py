@@ -11,11 +11,11 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer
 
-from headway.codecs.added import add_tokens
+from headway.codecs.added_tokens import add_tokens
 from headway.codecs.base import BYTES
 from headway.codecs.bytepairs import CL100K, GPT2, QWEN2, byte_pairs
-from headway.codecs.files import library_errors, read_bytes
-from headway.codecs.marks import END_OF_TEXT, SpecialTokens
+from headway.codecs.special_tokens import END_OF_TEXT, SpecialTokens
+from headway.codecs.tokenizer_files import library_errors, read_bytes
 from headway.errors import UserError
 
 Ranks = Mapping[bytes, int]

@@ -14,11 +14,11 @@ from typing import NamedTuple
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
 from headway.codecs.base import ByteStream, Codec, FallbackStream, StreamDecoder, WindowStream, decoder_steps
-from headway.codecs.bounds import check_pieces, check_special_tokens
-from headway.codecs.files import is_panic
-from headway.codecs.marks import END_OF_TEXT, SpecialTokens, guess_special_tokens
-from headway.drafts import temporary_path
+from headway.codecs.special_tokens import END_OF_TEXT, SpecialTokens, guess_special_tokens
+from headway.codecs.tokenizer_files import is_panic
+from headway.codecs.tokenizer_limits import check_pieces, check_special_tokens
 from headway.errors import UserError
+from headway.temporary_files import temporary_path
 
 __all__ = ["END_OF_TEXT", "FILE", "TokenizerCodec"]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from headway.codecs.files import library_errors, read_text
+from headway.codecs.tokenizer_files import library_errors, read_text
 from headway.errors import UserError
 
 FILE = "vocab.txt"

@@ -4,23 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from headway.lazily import lazy_exports
+from headway.lazy_imports import lazy_exports
 
 if TYPE_CHECKING:
     from headway.data.catalogue import KnownSet
-    from headway.data.order import Padding, PairBatches, epoch_seed, permute, shuffled_indices
-    from headway.data.packing import IGNORE_INDEX, Crops, Packing, Spans, Streams, TokenWindows
-    from headway.data.parallel import (
-        PairCache,
-        TokenColumn,
-        UsablePairs,
-        group_references,
-        load_pairs,
-        open_pairs,
-        split_pairs,
-    )
-    from headway.data.registry import find_set, get_set, is_present, known_set, known_sets
-    from headway.data.sources import (
+    from headway.data.corpus import (
         Chunk,
         Pair,
         count_characters,
@@ -31,9 +19,21 @@ if TYPE_CHECKING:
         read_pairs,
         text_sources,
     )
+    from headway.data.packing import IGNORE_INDEX, Crops, Packing, Spans, Streams, TokenWindows
+    from headway.data.parallel_text import (
+        PairCache,
+        TokenColumn,
+        UsablePairs,
+        group_references,
+        load_pairs,
+        open_pairs,
+        split_pairs,
+    )
+    from headway.data.registry import find_set, get_set, is_present, known_set, known_sets
+    from headway.data.shuffling import Padding, PairBatches, epoch_seed, permute, shuffled_indices
     from headway.data.splits import SPLITS, ClassSplitConfig, SplitConfig, Splits, hash_fraction, split_by_text
-    from headway.data.tables import Table, TaggedCorpus, TaggedSentence, read_conll, read_table
-    from headway.data.tokens import TokenCache, load_tokens, open_tokens
+    from headway.data.table_files import Table, TaggedCorpus, TaggedSentence, read_conll, read_table
+    from headway.data.token_cache import TokenCache, load_tokens, open_tokens
 
 __all__ = [
     "IGNORE_INDEX",
@@ -88,9 +88,9 @@ lazy_exports(
     __name__,
     {
         ".catalogue": ("KnownSet",),
-        ".order": ("Padding", "PairBatches", "epoch_seed", "permute", "shuffled_indices"),
+        ".shuffling": ("Padding", "PairBatches", "epoch_seed", "permute", "shuffled_indices"),
         ".packing": ("Crops", "IGNORE_INDEX", "Packing", "Spans", "Streams", "TokenWindows"),
-        ".parallel": (
+        ".parallel_text": (
             "TokenColumn",
             "UsablePairs",
             "PairCache",
@@ -100,7 +100,7 @@ lazy_exports(
             "split_pairs",
         ),
         ".registry": ("find_set", "get_set", "is_present", "known_set", "known_sets"),
-        ".sources": (
+        ".corpus": (
             "Chunk",
             "Pair",
             "count_characters",
@@ -112,7 +112,7 @@ lazy_exports(
             "text_sources",
         ),
         ".splits": ("SPLITS", "ClassSplitConfig", "SplitConfig", "Splits", "hash_fraction", "split_by_text"),
-        ".tables": ("Table", "TaggedSentence", "TaggedCorpus", "read_conll", "read_table"),
-        ".tokens": ("TokenCache", "load_tokens", "open_tokens"),
+        ".table_files": ("Table", "TaggedSentence", "TaggedCorpus", "read_conll", "read_table"),
+        ".token_cache": ("TokenCache", "load_tokens", "open_tokens"),
     },
 )

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from contextlib import suppress
 from itertools import chain
 
-from headway.data.files import File, read_lines
+from headway.data.input_files import File, read_lines
 from headway.data.spreadsheets import read_sheet
 from headway.errors import UserError
-from headway.received import limit_error, read_limits
+from headway.safe_io import limit_error, read_limits
 
 Row = tuple[int, list[str]]  # with the number of its last line
 _SEPARATORS = (",", ";", "\t")  # on a tie, the first wins

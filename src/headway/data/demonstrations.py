@@ -11,13 +11,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from headway.data.episode_files import EPISODE_KINDS, episode_lengths, read_recording
 from headway.data.episodes import Episodes, RecordedEpisodes
-from headway.data.files import File, find_files
-from headway.data.recordings import EPISODE_KINDS, episode_lengths, read_recording
+from headway.data.input_files import File, find_files
 from headway.data.splits import split_code, split_from_name
 from headway.data.video import Frames, JoinedFrames
 from headway.errors import UserError
-from headway.received import user_path
+from headway.safe_io import user_path
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from headway.data.files import ARCHIVES, File, expand_archives, find_files, resolve_named_splits
-from headway.data.tables import check_text, read_json_lines
+from headway.data.input_files import ARCHIVES, File, expand_archives, find_files, resolve_named_splits
+from headway.data.table_files import check_text, read_json_lines
 from headway.errors import UserError, nearest
-from headway.received import user_path
+from headway.safe_io import user_path
 
 CHAT_KINDS = (".jsonl", *ARCHIVES)
 ASSISTANT = "assistant"  # the role that is trained on

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
-from headway.data.files import COMPRESSIONS, File, read_blocks
+from headway.data.input_files import COMPRESSIONS, File, read_blocks
 from headway.data.splits import split_from_name
 from headway.errors import UserError
-from headway.received import check_in_memory
+from headway.safe_io import check_in_memory
 
 _UNSIGNED_BYTE = 0x08  # the header's code for unsigned bytes
 _NAME = re.compile(r"(?P<stem>.*?)[-_.]?(?P<what>images|labels)[-_.]idx\d-ubyte$")

@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from headway.data.columns import check_column_names
+from headway.data.array_store import ColumnWriter, cache_errors, cache_key, open_or_build
+from headway.data.column_names import check_column_names
+from headway.data.content_hash import fingerprint
 from headway.data.demonstrations import Demonstrations, check_finite
-from headway.data.files import File
-from headway.data.fingerprint import fingerprint
+from headway.data.input_files import File
 from headway.data.lerobot_info import (
     ACTION_FEATURE,
     DOWNLOAD_AGAIN,
@@ -30,11 +31,10 @@ from headway.data.lerobot_info import (
     read_tasks,
 )
 from headway.data.parquet import open_parquet, read_index
-from headway.data.store import ColumnWriter, cache_errors, cache_key, open_or_build
 from headway.data.video import Frames, MappedFrames, read_frames
 from headway.errors import UserError, nearest
 from headway.images import open_image, pillow
-from headway.received import check_in_memory
+from headway.safe_io import check_in_memory
 
 _FORMAT = 1
 _IMAGES_AT_ONCE = 64  # images of a column in memory at once

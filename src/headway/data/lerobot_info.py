@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from headway.data.columns import check_column_names
+from headway.data.column_names import check_column_names
 from headway.data.parquet import check_table, max_rows_at_once, open_parquet, read_index
 from headway.data.splits import split_code, split_from_name
 from headway.errors import UserError, nearest
 from headway.parsing import parse_json
-from headway.received import open_file
+from headway.safe_io import open_file
 
 INFO_PATH = "meta/info.json"
 HEADWAY_PATH = "meta/headway.json"  # headway's addition: the environment of each task

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from headway.errors import UserError
-from headway.received import check_expansion, open_file
+from headway.safe_io import check_expansion, open_file
 
 _MAX_DICTIONARY = 1 << 26  # bytes of dictionary-encoded strings decoded at once
 _CELL_SIZE = 64  # approximate bytes of a value as a Python object

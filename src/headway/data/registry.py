@@ -11,14 +11,14 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
+from headway.data.array_store import cache_errors, cache_root
 from headway.data.catalogue import KNOWN_SETS, KnownFile, KnownSet
-from headway.data.files import File, archive_members, read_lines
+from headway.data.corpus import iter_pairs
+from headway.data.episode_files import read_episodes
 from headway.data.idx import read_idx
-from headway.data.recordings import read_episodes
-from headway.data.sources import iter_pairs
-from headway.data.store import cache_errors, cache_root
-from headway.drafts import temporary_path
+from headway.data.input_files import File, archive_members, read_lines
 from headway.errors import UserError, nearest
+from headway.temporary_files import temporary_path
 
 
 def known_set(name: str) -> KnownSet:

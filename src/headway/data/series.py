@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from headway.data.calendar import Calendar, Unit, parse_time, to_months, years_to_months
-from headway.data.decimals import NumberColumn, parse_number_column
-from headway.data.tables import TableRow, read_table_rows
+from headway.data.number_columns import NumberColumn, parse_number_column
+from headway.data.table_files import TableRow, read_table_rows
 from headway.errors import UserError, logger, nearest
 
 _LOG = logger(__name__)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from headway.config import deferred_check
-from headway.data.order import splitmix64
+from headway.data.shuffling import splitmix64
 from headway.errors import ConfigError, UserError, logger, nearest
 
 _LOG = logger(__name__)

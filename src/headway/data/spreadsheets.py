@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from datetime import date, datetime, time
 from typing import Any
 
-from headway.data.files import File, read_blocks
+from headway.data.input_files import File, read_blocks
 from headway.errors import UserError, logger
-from headway.received import DAMAGE, check_in_memory
+from headway.safe_io import DAMAGE, check_in_memory
 
 _LOG = logger(__name__)
 _MAX_ROWS = 1_048_576  # the format's maximum; openpyxl would accept any number that a row states

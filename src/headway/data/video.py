@@ -10,10 +10,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from headway.data.array_store import read_column
 from headway.data.containers import create_container, import_av, open_container
-from headway.data.store import read_column
-from headway.drafts import temporary_path
 from headway.errors import UserError
+from headway.temporary_files import temporary_path
 
 MAX_FRAME_RATE = 240  # frames per second that players support
 _X264 = "libx264"

@@ -19,7 +19,7 @@ from headway.errors import UserError, logger, nearest
 
 if TYPE_CHECKING:  # torch takes seconds to import, and a program that plays chess is to answer before
     from headway.learn import Recipe
-    from headway.learn.scale import Scale
+    from headway.learn.scaling import Scale
 
 _LOG = logger(__name__)
 

@@ -4,8 +4,8 @@ from headway.engine.builder import CannotLowerError
 from headway.engine.cache import OutOfBlocksError
 from headway.engine.decoder import Engine, refusal
 from headway.engine.encoder import StackProgram, use_programs
-from headway.engine.packed import Format, PackedTensor, load_quantised, quantise, save_quantised
-from headway.engine.rows import EngineDecoding, Row, RowChunk
+from headway.engine.packed_weights import Format, PackedTensor, load_quantised, quantise, save_quantised
+from headway.engine.sequence_rows import EngineDecoding, Row, RowChunk
 
 __all__ = [
     "CannotLowerError",

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from headway.engine import operations as code
+from headway.engine.interpreter import FIELDS, FLOATS, NAMES, Opcode
 from headway.engine.operations import ADD, GATED, QUANTISED, STORE
-from headway.engine.packed import PackedMatrix, PackedTensor, pack
+from headway.engine.packed_weights import PackedMatrix, PackedTensor, pack
 from headway.engine.products import SCRATCH_BYTES
-from headway.engine.program import FIELDS, FLOATS, NAMES, Opcode
 from headway.engine.tiles import FP32, GROUP
 from headway.nn.parts.norm import LayerNorm, RMSNorm
 from headway.nn.parts.projection import Projection

@@ -16,13 +16,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from headway.engine.attention import store_positions
-from headway.engine.keys import block_bytes
+from headway.engine.int8_keys import rounding_bytes
+from headway.engine.kv_kernels import block_bytes
 from headway.engine.machine import compiled, i64
 from headway.engine.operations import BLOCK, share
+from headway.engine.paged_attention import store_positions
 from headway.engine.pool import Pool, pool
-from headway.engine.rounded_keys import rounding_bytes
 from headway.engine.tiles import FP32
+from headway.huge_pages import large_pages
 from headway.nn.mixers.associative import Associative, FastWeights
 from headway.nn.mixers.attention import SelfAttention
 from headway.nn.mixers.conditional_gru import ConditionalGRU, Summary
@@ -30,7 +31,6 @@ from headway.nn.mixers.dynamic_links import DynamicLinks, FastLinks
 from headway.nn.mixers.recurrence import Recurrence, Vectors
 from headway.nn.models import Decoding
 from headway.nn.models.block import Block
-from headway.pages import large_pages
 
 _SLAB = 1 << 24  # bytes per allocation
 

@@ -14,16 +14,15 @@ from torch import Tensor, nn
 
 from headway.engine.builder import FEW, CannotLowerError, PackedWeights
 from headway.engine.cache import Blocks, Layer, OutOfBlocksError, flat_states, flat_summaries, write
-from headway.engine.choosing import SamplingBatch
-from headway.engine.keys import CACHE_DTYPES
+from headway.engine.interpreter import SHARING
+from headway.engine.kv_kernels import CACHE_DTYPES
 from headway.engine.machine import HAS_BF16_UNIT, announce_compilation
 from headway.engine.means import KeyMeans, mean_by_position, mean_keys
 from headway.engine.operations import BLOCK
-from headway.engine.packed import PackedTensor
-from headway.engine.plan import StepProgram, check, lower
+from headway.engine.packed_weights import PackedTensor
 from headway.engine.pool import max_threads, pool
-from headway.engine.program import SHARING
-from headway.engine.rows import (
+from headway.engine.sampling_batch import SamplingBatch
+from headway.engine.sequence_rows import (
     EngineDecoding,
     MemoryBlocks,
     Row,
@@ -33,6 +32,7 @@ from headway.engine.rows import (
     states_of,
     write_runs,
 )
+from headway.engine.step_program import StepProgram, check, lower
 from headway.engine.tiles import FP32, INT8
 from headway.engine.timeline import StepTimeline, run_timed
 from headway.errors import UserError

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from headway.engine.blocks import BlockLowering, Inner
 from headway.engine.builder import FEW, Builder, CannotLowerError, PackedWeights, Slot, norm_parts, offset_of
-from headway.engine.documents import (
+from headway.engine.document_attention import (
     BY_DISTANCE,
     BY_DOCUMENT,
     NO_BIAS,
@@ -27,13 +27,13 @@ from headway.engine.documents import (
     SPAN,
     padded_to_columns,
 )
+from headway.engine.document_attention_bf16 import bf16_scratch_sizes
+from headway.engine.document_loop import run_documents
+from headway.engine.interpreter import Opcode
 from headway.engine.machine import HAS_BF16_UNIT, announce_compilation
 from headway.engine.operations import SILU
-from headway.engine.packed import PackedTensor
+from headway.engine.packed_weights import PackedTensor
 from headway.engine.pool import pool
-from headway.engine.program import Opcode
-from headway.engine.reading import run_documents
-from headway.engine.rough_documents import bf16_scratch_sizes
 from headway.layout import Layout
 from headway.nn.kernels import recorder
 from headway.nn.mixers.attention import QKNorm, SelfAttention, WideQKNorm

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from headway.engine import cells, operations
-from headway.engine.attention import query_bytes, scratch_bytes
 from headway.engine.builder import Builder, CannotLowerError, Slot, norm_parts, offset_of
 from headway.engine.cache import BlockTables
-from headway.engine.keys import block_bytes
+from headway.engine.interpreter import SHARING, Opcode
+from headway.engine.kv_kernels import block_bytes
 from headway.engine.means import rotations_by_chunk
 from headway.engine.operations import ADD, BLOCK, CHUNK, FAR, GATED, NEAR
-from headway.engine.packed import unpack
-from headway.engine.program import SHARING, Opcode
+from headway.engine.packed_weights import unpack
+from headway.engine.paged_attention import query_bytes, scratch_bytes
 from headway.layout import Layout
 from headway.nn.mixers.associative import Associative
 from headway.nn.mixers.attention import QKNorm, SelfAttention, WideQKNorm

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 
+from headway.engine.interpreter import Opcode, idle, run_all
 from headway.engine.machine import compiled, i64, intrinsic, types
-from headway.engine.program import Opcode, idle, run_all
 
 _SKIP = int(Opcode.SKIP)
 

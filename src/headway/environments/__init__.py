@@ -1,28 +1,12 @@
 """Environments for agents: Gymnasium and user-defined ones, stepped in parallel, recorded and filmed."""
 
-from headway.environments.copies import Step, VectorEnv
-from headway.environments.making import (
+from headway.environments.factory import (
     ENV_VARIABLE,
     Spaces,
     check_environment_name,
     make_environment,
     single_environment,
     spaces_of,
-)
-from headway.environments.playing import (
-    MAX_PARALLEL,
-    REPORT_SEEDS,
-    SEEDS,
-    EpisodePlayer,
-    Returns,
-    check_episodes,
-    check_no_chunking,
-    evaluation_seeds,
-    first_seed,
-    normalised_return,
-    play_episodes,
-    return_scores,
-    target_returns,
 )
 from headway.environments.recording import (
     MAX_TRIES,
@@ -39,6 +23,22 @@ from headway.environments.recording import (
     open_policy,
     robot_state_size,
 )
+from headway.environments.rollouts import (
+    MAX_PARALLEL,
+    REPORT_SEEDS,
+    SEEDS,
+    EpisodePlayer,
+    Returns,
+    check_episodes,
+    check_no_chunking,
+    evaluation_seeds,
+    first_seed,
+    normalised_return,
+    play_episodes,
+    return_scores,
+    target_returns,
+)
+from headway.environments.vector_env import Step, VectorEnv
 
 __all__ = [
     "ENV_VARIABLE",

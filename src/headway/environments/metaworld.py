@@ -10,7 +10,7 @@ import gymnasium
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
-from headway.environments.making import METAWORLD, log_mujoco_warnings
+from headway.environments.factory import METAWORLD, log_mujoco_warnings
 from headway.errors import UserError, nearest
 
 INSTALL = "pip install 'headway[robotics]'"

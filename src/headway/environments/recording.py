@@ -11,13 +11,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from headway.data.array_store import ColumnWriter, output_errors
 from headway.data.demonstrations import Demonstrations, concatenate_demonstrations, task_name
+from headway.data.episode_files import open_arrays
 from headway.data.episodes import Episode, Episodes, collate_episodes
-from headway.data.recordings import open_arrays
-from headway.data.store import ColumnWriter, output_errors
 from headway.data.video import MAX_FRAME_RATE, Frames, JoinedFrames, MappedFrames
-from headway.environments.copies import VectorEnv
-from headway.environments.making import METAWORLD, Spaces, import_user_callable
+from headway.environments.factory import METAWORLD, Spaces, import_user_callable
+from headway.environments.vector_env import VectorEnv
 from headway.errors import UserError
 
 Policy = Callable[[np.ndarray], np.ndarray]

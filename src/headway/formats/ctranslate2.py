@@ -18,15 +18,15 @@ from headway.config import from_dict
 from headway.errors import UserError
 from headway.formats.durable import read_json
 from headway.formats.families import whisper
-from headway.formats.mapped import Cursor, MappedFile, tensor_bytes
+from headway.formats.mapped_file import Cursor, MappedFile, tensor_bytes
 from headway.formats.native import read_config, uninitialized_model
 from headway.formats.published import PublishedModel
-from headway.formats.rules import TensorRule, layers, linear, rule, tied_copy
 from headway.formats.settings import Settings
+from headway.formats.tensor_rules import TensorRule, layers, linear, rule, tied_copy
 from headway.formats.usage import Usage
 from headway.formats.weights import RenamedWeights, fill
 from headway.nn.models import EncoderDecoderConfig, ModelConfig, StackConfig
-from headway.received import open_file
+from headway.safe_io import open_file
 
 FILE = "model.bin"
 VERSION = 6

@@ -10,7 +10,7 @@ from typing import Any
 
 from headway.errors import UserError
 from headway.formats.durable import read_json
-from headway.received import open_file
+from headway.safe_io import open_file
 
 FILE = "digests.json"
 _VERSION, _MAX_FILES = 1, 50_000  # files per folder

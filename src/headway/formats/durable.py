@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from headway.drafts import temporary_path
 from headway.errors import UserError
 from headway.parsing import DuplicateKeyError, parse_json
-from headway.received import open_file
+from headway.safe_io import open_file
+from headway.temporary_files import temporary_path
 
 _ALIGNED = 64  # bytes: alignment of the first tensor
 _DTYPES = {

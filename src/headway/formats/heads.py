@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from headway.errors import UserError
-from headway.formats.rules import TensorRule, linear, rule, vocabulary
 from headway.formats.settings import Settings
+from headway.formats.tensor_rules import TensorRule, linear, rule, vocabulary
 from headway.nn.models import (
     DistilledHeadConfig,
     HeadConfig,

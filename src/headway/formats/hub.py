@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 
 from headway.errors import UserError
-from headway.received import HUB_PREFIX, hub_confirmed, hub_name_error, user_path
+from headway.safe_io import HUB_PREFIX, hub_confirmed, hub_name_error, user_path
 
 _NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 # The files of a folder in the published format; never pickles or code.

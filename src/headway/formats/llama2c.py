@@ -15,15 +15,15 @@ import torch
 from torch import Tensor
 
 from headway.codecs import TokenizerCodec
-from headway.codecs.marks import SpecialTokens, set_post_processor
 from headway.codecs.sentencepiece import BYTE, CONTROL, NORMAL, SPACE, UNKNOWN, PieceTable, build
+from headway.codecs.special_tokens import SpecialTokens, set_post_processor
 from headway.errors import UserError
 from headway.formats.families import families
-from headway.formats.mapped import Cursor, MappedFile
+from headway.formats.mapped_file import Cursor, MappedFile
 from headway.formats.native import read_config, uninitialized_model
 from headway.formats.published import PublishedModel
-from headway.formats.rules import Interleaved, TensorRule
 from headway.formats.settings import Settings
+from headway.formats.tensor_rules import Interleaved, TensorRule
 from headway.formats.usage import Usage
 from headway.formats.weights import fill
 from headway.nn.models import ModelConfig

@@ -22,8 +22,8 @@ from headway.nn.models import ModelConfig, outline
 from headway.parsing import parse_json
 
 if TYPE_CHECKING:
-    from headway.formats.rules import Family
     from headway.formats.settings import Settings
+    from headway.formats.tensor_rules import Family
 
 
 _DEPTH_SETTINGS = ("num_hidden_layers", "num_layers", "num_decoder_layers", "encoder_layers", "decoder_layers")
@@ -97,7 +97,7 @@ def _mismatch_message(source: str, name: str, error: Exception) -> str:
 
 
 FILE = "model.safetensors"
-QUANTISED = "quantized.safetensors"  # replaces FILE in folders written by headway.engine.packed
+QUANTISED = "quantized.safetensors"  # replaces FILE in folders written by headway.engine.packed_weights
 Weights = Literal["fp32", "int8", "int4"]
 VERSION = "1"
 _MIN_BLOCK_LIMIT, _BLOCKS_PER_TENSOR = 1000, 4  # more than any model has: most blocks have ten tensors each

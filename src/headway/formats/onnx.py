@@ -17,8 +17,8 @@ from tokenizers import Tokenizer, processors
 from torch import Tensor, nn
 
 from headway.codecs import Codec, TokenizerCodec
-from headway.codecs.processor import FILE as PROCESSOR
-from headway.codecs.processor import ImageProcessor
+from headway.codecs.image_processor import FILE as PROCESSOR
+from headway.codecs.image_processor import ImageProcessor
 from headway.codecs.tokenizer import FILE as TOKENIZER
 from headway.errors import UserError
 from headway.formats.durable import write_json

@@ -54,7 +54,7 @@ def open_usage(path: Path | str) -> Usage:
     location = Path(path)
     model_format = _detect_format(location)
     if model_format == "published":
-        from headway.codecs.chat import read_template
+        from headway.codecs.chat_template import read_template
 
         return Usage(template=read_template(location))
     if model_format == "gguf":

@@ -17,7 +17,7 @@ from headway.formats.durable import atomic_write, read_json, write_json, write_t
 from headway.formats.families import families
 from headway.formats.native import named_tensors
 from headway.formats.published import can_express
-from headway.formats.rules import Family, TensorRule, Transposed
+from headway.formats.tensor_rules import Family, TensorRule, Transposed
 from headway.formats.tensorfile import read_tensors
 from headway.formats.weights import slice_sizes
 from headway.nn.models import ModelConfig

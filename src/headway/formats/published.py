@@ -15,17 +15,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from headway.codecs.chat import read_template
-from headway.codecs.processor import FILE as PROCESSOR
+from headway.codecs.chat_template import read_template
+from headway.codecs.image_processor import FILE as PROCESSOR
 from headway.config import differences, to_dict
 from headway.errors import UserError
 from headway.formats.durable import read_json, write_json, write_tensors
 from headway.formats.families import families, find_family
 from headway.formats.heads import to_classes_config, to_classes_model
 from headway.formats.native import read_config, uninitialized_model
-from headway.formats.rules import Family
 from headway.formats.setting_keys import check_fixed, report_unknown, with_aliases
 from headway.formats.settings import Settings
+from headway.formats.tensor_rules import Family
 from headway.formats.tensorfile import Shards
 from headway.formats.usage import THRESHOLDS, Usage
 from headway.formats.weights import RenamedWeights, fill, find_differing_copy, fuse_tensors, published_tensors

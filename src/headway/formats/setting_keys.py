@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from headway.errors import logger
-from headway.formats.rules import Family
 from headway.formats.settings import Settings
+from headway.formats.tensor_rules import Family
 
 _LOG = logger(__name__)
 _MAX_REPORTED = 8  # unknown settings listed in a warning

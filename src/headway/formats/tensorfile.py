@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from headway.errors import UserError, nearest
-from headway.formats.mapped import MappedFile, tensor_bytes
+from headway.formats.mapped_file import MappedFile, tensor_bytes
 
 HEADER_LIMIT = 100_000_000  # bytes, the format's own
 _MAX_TENSORS = 200_000  # tensors per file: models of thousands of experts have fewer

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from headway.errors import UserError, nearest
-from headway.formats.mapped import adjacent_view
+from headway.formats.mapped_file import adjacent_view
 from headway.formats.native import named_tensors, replace_tensor
-from headway.formats.rules import Family, Fused, TensorRule
+from headway.formats.tensor_rules import Family, Fused, TensorRule
 from headway.nn.parts.projection import Projection
 
 _MAX_ITEMS = 1024  # matrices per stack; the largest models have some hundred experts

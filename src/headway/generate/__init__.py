@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from headway.lazily import lazy_exports
+from headway.lazy_imports import lazy_exports
 
 if TYPE_CHECKING:
-    from headway.generate.courses import DecodingCoroutine, NextTokens, StepOutput, step_together
+    from headway.generate.coroutines import DecodingCoroutine, NextTokens, StepOutput, step_together
     from headway.generate.sampling import GREEDY, Sampler, Sampling
     from headway.generate.scheduler import FullError, Request, Rule, SampleOutput, Scheduler, SchedulerState
     from headway.generate.score import Nats, score_ids, score_targets, strided_nats
@@ -57,7 +57,7 @@ __all__ = [
 lazy_exports(
     __name__,
     {
-        ".courses": ("DecodingCoroutine", "NextTokens", "StepOutput", "step_together"),
+        ".coroutines": ("DecodingCoroutine", "NextTokens", "StepOutput", "step_together"),
         ".sampling": ("GREEDY", "Sampler", "Sampling"),
         ".scheduler": ("FullError", "Request", "Rule", "SampleOutput", "Scheduler", "SchedulerState"),
         ".score": ("Nats", "score_ids", "score_targets", "strided_nats"),

@@ -19,13 +19,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from headway.data.order import GOLDEN_GAMMA, splitmix64
+from headway.arguments import check_fields, format_value
+from headway.data.shuffling import GOLDEN_GAMMA, splitmix64
 from headway.errors import ConfigError, UserError
-from headway.given import check_fields, format_value
 
 if TYPE_CHECKING:
     from headway.engine.pool import Pool
-    from headway.generate.tables import SamplingTable
+    from headway.generate.sampling_table import SamplingTable
 
 _LARGE_VOCAB = 1 << 14  # vocabulary size from which compiled code samples on a CPU, even for logits of torch
 _NUCLEUS = 256  # tokens sorted first for top_p: a nucleus is seldom larger, and sorting the vocabulary is slow
@@ -183,7 +183,7 @@ class Sampler:
         present = counts = self._bias = None
         self._counted = _PenaltyCounts(present, counts)
         if pool is not None or (torch.device(device).type == "cpu" and vocab_size >= _LARGE_VOCAB):
-            from headway.generate.tables import SamplingTable  # imports LLVM, which torch does not need
+            from headway.generate.sampling_table import SamplingTable  # imports LLVM, which torch does not need
 
             self.table = SamplingTable(sampling, prompts)
             return

@@ -13,18 +13,25 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from headway.arguments import check_fields
 from headway.codecs import Codec
 from headway.engine import Engine, RowChunk
 from headway.engine.operations import BLOCK
 from headway.errors import ConfigError, UserError
-from headway.generate.choosing import Rule, SampledToken, SequenceSampler, StepSampling, sample_rows, score_tokens
-from headway.generate.prefixes import PrefixCache
+from headway.generate.fairness import FairQueue, Sample
+from headway.generate.prefix_cache import PrefixCache
 from headway.generate.prompts import Ids, check_ids, check_not_nan, check_prompts, context_of
 from headway.generate.sampling import Sampler, Sampling, row_keys
 from headway.generate.score import TokenScore
+from headway.generate.sequence_sampler import (
+    Rule,
+    SampledToken,
+    SequenceSampler,
+    StepSampling,
+    sample_rows,
+    score_tokens,
+)
 from headway.generate.session import Continuation, FinishReason, Limits
-from headway.generate.turns import FairQueue, Sample
-from headway.given import check_fields
 from headway.memory import free_bytes
 from headway.nn.models import EncoderDecoder, Generative
 

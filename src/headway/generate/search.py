@@ -11,8 +11,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from headway.arguments import check_fields
 from headway.errors import ConfigError, UserError
-from headway.generate.courses import DecodingCoroutine, NextTokens, run_coroutine
+from headway.generate.coroutines import DecodingCoroutine, NextTokens, run_coroutine
 from headway.generate.prompts import (
     Ids,
     batches,
@@ -26,7 +27,6 @@ from headway.generate.prompts import (
     make_prompt,
 )
 from headway.generate.sampling import Sampler, Sampling, row_keys
-from headway.given import check_fields
 from headway.nn.models import GenerationProgress, Generative, Prompt
 
 if TYPE_CHECKING:
@@ -227,7 +227,7 @@ class _Search:
     def _top_k(self, logits: Float[Tensor, "MW C"], count: int) -> tuple[Tensor, Tensor]:
         """Log probabilities and tokens of each row, most probable first. Overwrites the logits."""
         if self.pool is not None:
-            from headway.engine.likeliest import find_top_k  # imports LLVM, which torch does not need
+            from headway.engine.top_k import find_top_k  # imports LLVM, which torch does not need
 
             tokens, logprobs = find_top_k(logits.numpy(), count, self.suppressed.tolist(), self.pool)
             return torch.from_numpy(logprobs), torch.from_numpy(tokens).long()

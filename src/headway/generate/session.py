@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple, cast
 
 import torch
 
-from headway.card import SummaryCard, summary_repr
+from headway.arguments import check_fields, format_value
 from headway.codecs import Codec
 from headway.errors import ConfigError, UserError
 from headway.generate.prompts import (
@@ -26,8 +26,8 @@ from headway.generate.prompts import (
 )
 from headway.generate.sampling import Sampler, Sampling, row_keys
 from headway.generate.speculation import Draft, ExtendingModel, Lookup, Speculation
-from headway.given import check_fields, format_value
 from headway.nn.models import CaptionerConfig, EncoderDecoderConfig, Generative
+from headway.summary_card import SummaryCard, summary_repr
 
 _PRIMING = 8  # prompt tokens that affect how the first new token decodes (a space, half a character)
 

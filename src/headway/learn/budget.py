@@ -10,15 +10,15 @@ from typing import NamedTuple
 
 import torch
 
+from headway.arguments import format_value
 from headway.errors import UserError
-from headway.given import format_value
 from headway.learn.distributed import Processes
 from headway.learn.examples import OnPolicyExamples
+from headway.learn.fine_tuning import prepare_for_training
 from headway.learn.learner import Learner
 from headway.learn.recipe import Recipe, TrainConfig
-from headway.learn.scale import format_number
+from headway.learn.scaling import format_number
 from headway.learn.schedule import ScheduleConfig
-from headway.learn.start import prepare_for_training
 from headway.learn.task import Task
 from headway.nn.models import build
 

@@ -15,11 +15,11 @@ from headway.formats.digests import find_damage, is_sealed, seal
 from headway.formats.durable import atomic_write, remove, write_json, write_tensors
 from headway.formats.tensorfile import read_tensors
 from headway.learn.learner import Learner
-from headway.learn.records import read_progress
+from headway.learn.run_schemas import read_progress
 from headway.outputs import check_folder
 
 if TYPE_CHECKING:
-    from headway.learn.training import RunState
+    from headway.learn.run_state import RunState
 
 _VERSION = 1
 

@@ -15,7 +15,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from headway.data import SPLITS, PairBatches, Splits, shuffled_indices
-from headway.formats.familiar import TrainingStatistics
+from headway.formats.out_of_distribution import TrainingStatistics
 from headway.nn.mixers import tree_map
 from headway.nn.models import ModelConfig
 

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from headway.data.order import GOLDEN_GAMMA, splitmix64
+from headway.data.shuffling import GOLDEN_GAMMA, splitmix64
 from headway.errors import UserError
 from headway.formats.native import named_tensors
 from headway.learn.distributed import CarriedStates, Processes

@@ -14,11 +14,11 @@ from typing import Any, NoReturn
 from headway.config import from_dict, to_dict
 from headway.learn.budget import TimeBudget
 from headway.learn.examples import Batch, OnPolicyExamples
-from headway.learn.journal import TrainingLog
-from headway.learn.outlook import LossForecast, slope_of
+from headway.learn.loss_forecast import LossForecast, slope_of
 from headway.learn.recipe import Recipe
-from headway.learn.records import PredictedLoss, read_metrics
-from headway.learn.training import RunState
+from headway.learn.run_schemas import PredictedLoss, read_metrics
+from headway.learn.run_state import RunState
+from headway.learn.training_log import TrainingLog
 
 
 class UserInterrupt(KeyboardInterrupt):

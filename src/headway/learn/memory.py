@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from headway.config import shortcuts
+from headway.learn.fine_tuning import prepare_for_training
 from headway.learn.optim import Optimizer
 from headway.learn.recipe import Recipe
-from headway.learn.start import prepare_for_training
 from headway.memory import check_free_memory
 from headway.nn.models import outline
 

@@ -16,7 +16,7 @@ from headway.learn.optim import AdamWConfig, OptimConfig
 from headway.learn.schedule import CosineConfig, ScheduleConfig
 from headway.learn.task import TaskConfig
 from headway.nn.models import ModelConfig
-from headway.received import format_path
+from headway.safe_io import format_path
 
 _FORBIDDEN_CHARACTERS = '/\\:*?"<>|'  # not allowed in recipe names, because some file systems forbid them
 _MAX_NAME_BYTES = 128  # bytes

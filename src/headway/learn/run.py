@@ -18,7 +18,6 @@ from typing import IO, Any, Protocol
 import torch
 from torch import nn
 
-from headway.card import SummaryCard, main_scores, summary_repr
 from headway.config import from_dict
 from headway.errors import UserError, nearest
 from headway.formats import native
@@ -26,11 +25,12 @@ from headway.formats.digests import FILE as DIGESTS
 from headway.formats.digests import compute_digests
 from headway.formats.durable import read_json, remove, write_json, write_text
 from headway.learn.recipe import Recipe, check_model, read_recipe
-from headway.learn.records import Status, read_metrics
+from headway.learn.run_schemas import Status, read_metrics
 from headway.learn.task import Task
 from headway.nn.kernels import is_deterministic
 from headway.outputs import check_tree, open_run_file, visible_names
-from headway.received import open_file
+from headway.safe_io import open_file
+from headway.summary_card import SummaryCard, main_scores, summary_repr
 
 # Names additional loggers: HEADWAY_LOG=tensorboard,wandb
 LOG_VARIABLE = "HEADWAY_LOG"

@@ -16,19 +16,25 @@ from headway.formats.published import nearest_family
 from headway.learn.budget import Clock, Speed, TimeBudget, measure_speed, plan_recipe, plan_steps
 from headway.learn.checkpoint import step_of
 from headway.learn.distributed import Processes
+from headway.learn.fine_tuning import (
+    TensorMatch,
+    has_few_validation_samples,
+    keep_vocabulary,
+    match_tensors,
+    open_start,
+)
 from headway.learn.fingerprint import check_equal_data, differences, fingerprint
-from headway.learn.journal import Display, TrainingLog, format_epochs, open_display
 from headway.learn.loop import Interrupts, Loop, LossPredictor, UserInterrupt
 from headway.learn.memory import check_memory, retained_heap
 from headway.learn.objective import Objective
 from headway.learn.precision import Precision, choose_precision
 from headway.learn.recipe import Recipe, difference, read_recipe
-from headway.learn.records import Progress
 from headway.learn.run import Run, RunDirectory, check_loggers, open_loggers
-from headway.learn.scale import format_number
-from headway.learn.start import TensorMatch, has_few_validation_samples, keep_vocabulary, match_tensors, open_start
+from headway.learn.run_schemas import Progress
+from headway.learn.run_state import RunState
+from headway.learn.scaling import format_number
 from headway.learn.task import Task, unit_of
-from headway.learn.training import RunState
+from headway.learn.training_log import Display, TrainingLog, format_epochs, open_display
 from headway.nn.kernels import is_deterministic
 from headway.nn.models import EncoderDecoderConfig, ModelConfig, TokenEmbedConfig, TransformerConfig, TwoTowerConfig
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from headway.lazily import lazy_exports
+from headway.lazy_imports import lazy_exports
 
 if TYPE_CHECKING:
     from headway.metrics.classification import (
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
         paired_recall,
         tag_scores,
     )
-    from headway.metrics.errors import (
+    from headway.metrics.error_rates import (
         edit_distance,
         english_words,
         min_edits,
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
         elo_difference,
         wilson_interval,
     )
-    from headway.metrics.targets import balanced_scores, best_thresholds, label_scores, number_scores
-    from headway.metrics.texts import (
+    from headway.metrics.label_metrics import balanced_scores, best_thresholds, label_scores, number_scores
+    from headway.metrics.text_metrics import (
         bits_per_byte,
         bleu,
         caption_scores,
@@ -100,7 +100,7 @@ lazy_exports(
             "entity_spans",
             "tag_scores",
         ),
-        ".errors": ("edit_distance", "english_words", "min_edits", "pronunciation_error_rates", "word_error_rate"),
+        ".error_rates": ("edit_distance", "english_words", "min_edits", "pronunciation_error_rates", "word_error_rate"),
         ".intervals": (
             "bootstrap",
             "bootstrap_mean",
@@ -109,8 +109,8 @@ lazy_exports(
             "elo_difference",
             "wilson_interval",
         ),
-        ".targets": ("balanced_scores", "best_thresholds", "label_scores", "number_scores"),
-        ".texts": (
+        ".label_metrics": ("balanced_scores", "best_thresholds", "label_scores", "number_scores"),
+        ".text_metrics": (
             "bits_per_byte",
             "bleu",
             "caption_scores",

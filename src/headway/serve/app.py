@@ -22,33 +22,33 @@ from headway.serve import (
     chat,
     completions,
     embeddings,
+    monitoring,
     ollama,
-    operation,
-    page,
     rerank,
     responses,
-    tokenizing,
+    tokenization,
     transcriptions,
     verbs,
+    web_page,
 )
-from headway.serve.errors import StatusError, error_body, error_response, to_status_error
-from headway.serve.frame import CLIENT_KEY, Client, Context, Endpoint, Events, ModelRegistry, ServerSettings
+from headway.serve.body_reader import read_body, read_form
 from headway.serve.gate import CLIENT_DISCONNECTED, CONTEXT_KEY, Gate
+from headway.serve.http_errors import StatusError, error_body, error_response, to_status_error
+from headway.serve.interfaces import CLIENT_KEY, Client, Context, Endpoint, Events, ModelRegistry, ServerSettings
 from headway.serve.openapi import documentation_endpoints
-from headway.serve.receiving import read_body, read_form
 
 ENDPOINTS: tuple[Endpoint, ...] = (
     *chat.ENDPOINTS,
     *completions.ENDPOINTS,
     *responses.ENDPOINTS,
-    *tokenizing.ENDPOINTS,
+    *tokenization.ENDPOINTS,
     *embeddings.ENDPOINTS,
     *rerank.ENDPOINTS,
     *transcriptions.ENDPOINTS,
     *verbs.ENDPOINTS,
     *ollama.ENDPOINTS,
-    *operation.ENDPOINTS,
-    *page.ENDPOINTS,
+    *monitoring.ENDPOINTS,
+    *web_page.ENDPOINTS,
 )
 _MIN_SIMILARITY = 0.85  # similarity of two paths, from 0 to 1, above which one is suggested for the other
 _encode = msgspec.json.Encoder().encode

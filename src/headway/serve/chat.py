@@ -34,10 +34,7 @@ from headway.serve.bodies import (
     FinishReason,
     TokenLogprob,
 )
-from headway.serve.calls import Arguments, ToolCall
-from headway.serve.errors import StatusError
-from headway.serve.frame import Context, Endpoint, Events, ReadyModel
-from headway.serve.generating import (
+from headway.serve.generation import (
     GenerationJob,
     TokenFormatter,
     check_body,
@@ -52,6 +49,9 @@ from headway.serve.generating import (
     token_usage,
     truncate_prompt,
 )
+from headway.serve.http_errors import StatusError
+from headway.serve.interfaces import Context, Endpoint, Events, ReadyModel
+from headway.serve.tool_calls import Arguments, ToolCall
 from headway.serve.tools import Toolbox, template_messages
 
 _RESERVED_TOKENS = 256  # tokens reserved for the answer with truncate_prompt_tokens -1 and no max_tokens

@@ -23,9 +23,7 @@ from headway.serve.bodies import (
     TokenLogprob,
     TopLogprob,
 )
-from headway.serve.errors import StatusError
-from headway.serve.frame import Context, Endpoint, Events
-from headway.serve.generating import (
+from headway.serve.generation import (
     Delta,
     GenerationJob,
     TokenFormatter,
@@ -42,6 +40,8 @@ from headway.serve.generating import (
     token_usage,
     truncate_prompt,
 )
+from headway.serve.http_errors import StatusError
+from headway.serve.interfaces import Context, Endpoint, Events
 
 _DEFAULT_MAX_TOKENS = 16  # default of max_tokens in the OpenAI API
 _DECODER_CONTEXT = 8  # tokens of a prompt that determine how the first new one is decoded

@@ -18,8 +18,8 @@ from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from headway.serve.errors import StatusError, error_body
-from headway.serve.frame import CLIENT_KEY
+from headway.serve.http_errors import StatusError, error_body
+from headway.serve.interfaces import CLIENT_KEY
 
 MAX_CONNECTIONS = 1024  # maximum number of open connections
 _MAX_HEAD = 1 << 15  # bytes of a request's line and headers

@@ -14,14 +14,14 @@ from msgspec import Meta
 
 from headway.app.model import Model
 from headway.app.predictors import predictor
-from headway.codecs.files import object_or_empty
-from headway.domains.image_text import use as towers
-from headway.domains.understanding import use as encoders
+from headway.codecs.tokenizer_files import object_or_empty
+from headway.domains.image_text import pair_inference as towers
+from headway.domains.understanding import encoder_inference as encoders
 from headway.errors import UserError
-from headway.learn.rows import LengthLimit, TokenRows, concatenate_rows, frame_for, frame_rows
+from headway.learn.token_rows import LengthLimit, TokenRows, concatenate_rows, frame_for, frame_rows
 from headway.nn.models import TwoTower, kinds
-from headway.serve.errors import StatusError
-from headway.serve.frame import Context, Endpoint, ReadyModel
+from headway.serve.http_errors import StatusError
+from headway.serve.interfaces import Context, Endpoint, ReadyModel
 from headway.serve.media import image_of
 from headway.serve.neutral import Neutral, Neutrals
 

@@ -16,9 +16,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from headway.errors import logger
 from headway.serve import metrics
-from headway.serve.errors import StatusError, error_response
-from headway.serve.frame import Context, ModelRegistry, ServerSettings
-from headway.serve.keys import ApiKey, KeyRing
+from headway.serve.api_keys import ApiKey, KeyRing
+from headway.serve.http_errors import StatusError, error_response
+from headway.serve.interfaces import Context, ModelRegistry, ServerSettings
 
 CONTEXT_KEY = "headway.context"  # key of the context in the scope
 HEALTH_PATHS = ("/health", "/ready")  # health checks need no key and may use any host name

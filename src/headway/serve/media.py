@@ -11,8 +11,8 @@ from tempfile import NamedTemporaryFile
 
 import numpy as np
 
-from headway.codecs.processor import decode_image
-from headway.domains.audio.sound import read_sound
+from headway.codecs.image_processor import decode_image
+from headway.domains.audio.sound_files import read_sound
 from headway.errors import UserError
 
 _MAX_SHOWN = 40  # characters of an invalid URL in messages

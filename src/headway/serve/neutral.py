@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, get_args, get_type_hints
 
 import msgspec
 
-from headway.serve.errors import StatusError
+from headway.serve.http_errors import StatusError
 
 _MAX_SHOWN = 60  # characters of a value in a message
 

@@ -18,10 +18,9 @@ from msgspec import UNSET
 from headway import __version__
 from headway.serve import chat, completions, embeddings
 from headway.serve.bodies import CalledFunction, CalledTool, ChatBody, ChatMessage, CompletionBody, TokenLogprob
-from headway.serve.calls import ToolCall
-from headway.serve.errors import StatusError
-from headway.serve.frame import Context, Endpoint, Events, ModelSummary, ReadyModel
-from headway.serve.generating import Delta, GenerationJob, stream_deltas, text_codec
+from headway.serve.generation import Delta, GenerationJob, stream_deltas, text_codec
+from headway.serve.http_errors import StatusError
+from headway.serve.interfaces import Context, Endpoint, Events, ModelSummary, ReadyModel
 from headway.serve.ollama_bodies import (
     CallFunction,
     Details,
@@ -46,7 +45,8 @@ from headway.serve.ollama_bodies import (
     ShowBody,
     TextBody,
 )
-from headway.serve.thinking import CLOSE, OPEN, ReasoningSplitter
+from headway.serve.reasoning import CLOSE, OPEN, ReasoningSplitter
+from headway.serve.tool_calls import ToolCall
 from headway.serve.wire import JSON_LINES
 
 VERSION = "0.12.11"  # of Ollama, whose API this is: clients ask for the version and use its features

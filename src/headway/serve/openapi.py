@@ -11,8 +11,8 @@ import msgspec
 from starlette.datastructures import FormData
 from starlette.responses import HTMLResponse, Response
 
-from headway.serve.errors import OLLAMA_PREFIX, ErrorBody, OllamaError
-from headway.serve.frame import Context, Endpoint
+from headway.serve.http_errors import OLLAMA_PREFIX, ErrorBody, OllamaError
+from headway.serve.interfaces import Context, Endpoint
 from headway.serve.neutral import structs_within
 from headway.serve.wire import JSON_LINES, NAMED
 

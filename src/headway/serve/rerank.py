@@ -11,10 +11,10 @@ from msgspec import UNSET, Meta, UnsetType
 
 from headway.app.model import Model
 from headway.app.predictors import predictor
-from headway.domains.understanding import use
+from headway.domains.understanding import encoder_inference
 from headway.serve.embeddings import InputUsage
-from headway.serve.errors import StatusError
-from headway.serve.frame import Context, Endpoint
+from headway.serve.http_errors import StatusError
+from headway.serve.interfaces import Context, Endpoint
 
 _MAX_DOCUMENTS = 2048  # maximum documents of a request
 
@@ -87,8 +87,8 @@ def _document_texts(documents: Sequence[str | dict[str, Any]]) -> list[str]:
 
 def _relevance(model: Model, truncate: bool, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, int]]:
     """The relevance of each pair, and its number of tokens."""
-    rows = use.pair_rows(model.module, model.codec, pairs, truncate)
-    return list(zip(use.relevance(model.module, rows), rows.lengths.tolist()))
+    rows = encoder_inference.pair_rows(model.module, model.codec, pairs, truncate)
+    return list(zip(encoder_inference.relevance(model.module, rows), rows.lengths.tolist()))
 
 
 ENDPOINTS = tuple(

@@ -12,12 +12,12 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from headway.serve.bodies import HINT, CalledFunction, CalledTool, ChatBody, ChatMessage, FinishReason, TokenLogprob
-from headway.serve.calls import Arguments, ToolCall
 from headway.serve.chat import prepare
-from headway.serve.errors import StatusError
-from headway.serve.frame import Context, Endpoint, Events
-from headway.serve.generating import Delta, GenerationJob, stream_deltas, token_usage
+from headway.serve.generation import Delta, GenerationJob, stream_deltas, token_usage
+from headway.serve.http_errors import StatusError
+from headway.serve.interfaces import Context, Endpoint, Events
 from headway.serve.neutral import Neutral, Neutrals
+from headway.serve.tool_calls import Arguments, ToolCall
 from headway.serve.wire import NAMED
 
 Count = Annotated[int, Meta(ge=1)]

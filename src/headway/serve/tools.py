@@ -11,8 +11,8 @@ from typing import Any
 from headway.codecs import TokenizerCodec
 from headway.codecs.base import special_ids
 from headway.errors import UserError, nearest
-from headway.serve.calls import MISTRAL, CallFormat, ToolCallParser
-from headway.serve.rules import RuleFactory, compile_format
+from headway.serve.structured_outputs import RuleFactory, compile_format
+from headway.serve.tool_calls import MISTRAL, CallFormat, ToolCallParser
 
 _MAX_TOOLS = 128  # maximum tools of a request
 _NAME_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,64}")

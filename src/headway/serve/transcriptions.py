@@ -27,8 +27,8 @@ from headway.domains.audio import (
     format_transcript,
 )
 from headway.errors import nearest
-from headway.serve.errors import StatusError
-from headway.serve.frame import Context, Endpoint
+from headway.serve.http_errors import StatusError
+from headway.serve.interfaces import Context, Endpoint
 from headway.serve.media import with_client_name
 from headway.serve.neutral import Neutral
 

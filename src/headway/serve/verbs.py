@@ -21,8 +21,8 @@ from headway.app.model import Model
 from headway.app.predictors import predictor
 from headway.errors import UserError
 from headway.nn.models import kinds
-from headway.serve.errors import StatusError
-from headway.serve.frame import Context, Endpoint, InputKind, ModelSummary
+from headway.serve.http_errors import StatusError
+from headway.serve.interfaces import Context, Endpoint, InputKind, ModelSummary
 from headway.serve.media import image_of, sound_of
 
 _MAX_ITEMS = 2048  # maximum items of a request

@@ -7,7 +7,7 @@ from typing import NamedTuple, cast
 
 import msgspec
 
-from headway.serve.errors import ErrorBody, ErrorObject, OllamaError
+from headway.serve.http_errors import ErrorBody, ErrorObject, OllamaError
 
 _encode = msgspec.json.Encoder().encode
 

@@ -55,8 +55,8 @@ def _names(text: str) -> list[str]:
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
-    from headway.bench.run import BenchRequest
-    from headway.bench.run import run as measure
+    from headway.bench.benchmark import BenchRequest
+    from headway.bench.benchmark import run as measure
 
     if args.device not in ("auto", "cpu"):
         raise UserError(f"bench measures CPUs only, not device {args.device}; remove --device")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import time
 
-from headway.app.cli.answers import image_paths, predict_each, report_outcome
+from headway.app.cli.inputs import image_paths, predict_each, report_outcome
 from headway.app.cli.options import add_server, add_weights, integer, load, number, torch_options
 from headway.app.cli.terminal import Terminal
 

@@ -29,7 +29,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
     from headway.claims.experiments import select_claims
     from headway.claims.runner import budget, claim_rows, present_results, run_claim, summary
-    from headway.data.store import check_output_path
+    from headway.data.array_store import check_output_path
 
     if args.device not in ("auto", "cpu"):
         raise UserError(f"claims run on the CPU only, not on {args.device!r}; remove --device")

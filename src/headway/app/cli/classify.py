@@ -8,7 +8,7 @@ import sys
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
-from headway.app.cli.answers import Failures, image_paths, predict_each, report_outcome, sound_paths, text_inputs
+from headway.app.cli.inputs import Failures, image_paths, predict_each, report_outcome, sound_paths, text_inputs
 from headway.app.cli.options import add_server, integer, load, torch_options
 from headway.app.cli.terminal import Terminal
 from headway.app.cli.translate import number_chunks
@@ -74,7 +74,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
                     rows.append(_row(line, probabilities or {}, args.top, model.thresholds))
                     print_row(rows[-1], len(rows) == 1, terminal)
         if args.attention:
-            from headway.codecs.processor import write_image
+            from headway.codecs.image_processor import write_image
 
             lines = [f"{name} {100 * share:.0f} %" for name, share in rows[0]["labels"].items()]
             write_image(model.look(items)[0].side_by_side(lines), args.attention)

@@ -109,8 +109,8 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
 
 def _check_output(args: argparse.Namespace) -> None:
     """Raise UserError before recording if --out cannot take the episodes."""
-    from headway.data.lerobot_writing import check_lerobot_packages
-    from headway.data.store import check_output_path
+    from headway.data.array_store import check_output_path
+    from headway.data.lerobot_writer import check_lerobot_packages
     from headway.environments import MAX_TRIES, SEEDS
 
     path, folder = args.out, not args.out.suffix
@@ -199,8 +199,8 @@ def _policy_of_run(name: str, args: argparse.Namespace, envs: VectorEnv) -> RowP
 
 def _write(recorders: Sequence[Recorder], args: argparse.Namespace, episode_images: EpisodeImages | None) -> int:
     """Write the finished episodes and return their number."""
-    from headway.data.lerobot_writing import write_lerobot
-    from headway.data.recordings import write_episodes
+    from headway.data.episode_files import write_episodes
+    from headway.data.lerobot_writer import write_lerobot
     from headway.environments import collect_demonstrations, robot_state_size
 
     if args.out.suffix:

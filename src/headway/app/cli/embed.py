@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 
-from headway.app.cli.answers import Failures, predict_each, report_outcome
+from headway.app.cli.inputs import Failures, predict_each, report_outcome
 from headway.app.cli.options import add_server, load, torch_options
 from headway.app.cli.terminal import Terminal
 from headway.app.cli.translate import number_chunks

@@ -28,7 +28,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
     import headway as hw
-    from headway.app.exchange import format_from_suffix
+    from headway.app.conversion import format_from_suffix
 
     with torch_options(args):
         target_format = args.format or format_from_suffix(args.out)

@@ -20,7 +20,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
-    from headway.app.exchange import check_empty, import_model
+    from headway.app.conversion import check_empty, import_model
     from headway.formats.hub import find_folder
     from headway.formats.open import open_model
     from headway.nn.models import describe

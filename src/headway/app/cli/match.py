@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from headway.app.cli.answers import Failures, image_paths, predict_each, report_outcome
+from headway.app.cli.inputs import Failures, image_paths, predict_each, report_outcome
 from headway.app.cli.options import add_server, load, torch_options
 from headway.app.cli.terminal import Terminal
 

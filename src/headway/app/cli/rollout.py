@@ -79,7 +79,7 @@ def _weight(text: str) -> float | str | None:
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
-    from headway.learn.page import drop_empty_columns
+    from headway.learn.run_report import drop_empty_columns
 
     video_options = {
         name: getattr(args, name) for name in ("render_episodes", "speed") if getattr(args, name) is not None

@@ -94,12 +94,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
     try:
-        from headway.serve.program import open_listener, run_server, url_of
+        from headway.serve.server import open_listener, run_server, url_of
     except ModuleNotFoundError as error:
         raise UserError(f"the server needs {error.name}; pip install 'headway[serve]'") from None
-    from headway.serve.frame import ServerSettings
-    from headway.serve.keys import KeyFile, parse_keys
-    from headway.serve.loop import open_engine_loop
+    from headway.serve.api_keys import KeyFile, parse_keys
+    from headway.serve.engine_loop import open_engine_loop
+    from headway.serve.interfaces import ServerSettings
     from headway.serve.models import LoadOptions, ServedModels
 
     settings = ServerSettings(

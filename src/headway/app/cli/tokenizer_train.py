@@ -29,8 +29,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
     from headway.codecs import train_codec
     from headway.codecs.tokenizer import config_path
-    from headway.data.sources import iter_documents
-    from headway.data.store import check_output_path, output_errors
+    from headway.data.array_store import check_output_path, output_errors
+    from headway.data.corpus import iter_documents
     from headway.outputs import check_new
 
     if args.out.suffix != ".json":

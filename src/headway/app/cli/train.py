@@ -74,7 +74,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
 def print_run(run: Run, terminal: Terminal) -> None:
     """Print the scores, samples and paths of a finished run."""
     from headway.learn import measure_of
-    from headway.learn.page import notes, scores
+    from headway.learn.run_report import notes, scores
 
     summary = run.summary
     terminal.print_table(scores(summary.get("scores", {}), summary.get("best") or {}, measure_of(run.task)))

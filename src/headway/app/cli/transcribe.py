@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from headway.app.cli.answers import Failures, report_outcome
+from headway.app.cli.inputs import Failures, report_outcome
 from headway.app.cli.options import add_cache, add_server, integer, load, number, torch_options
 from headway.app.cli.terminal import Terminal
 from headway.errors import UserError
@@ -211,7 +211,7 @@ def expand_paths(paths: Sequence[Path]) -> list[tuple[Path, str]]:
 
 def output_paths(args: argparse.Namespace, names: Sequence[str]) -> Sequence[Path | None]:
     """The output path of each file. Raises UserError if two are equal, or if subtitles would mix on stdout."""
-    from headway.data.store import check_output_path
+    from headway.data.array_store import check_output_path
     from headway.outputs import check_new
 
     if args.out is None:
@@ -237,7 +237,7 @@ def transcribe_file(
     lines: SubtitleLines | None = None,
 ) -> dict[str, Any]:
     """Transcribe a file, and print or write the transcript."""
-    from headway.data.store import output_errors
+    from headway.data.array_store import output_errors
     from headway.domains.audio import as_dict, format_transcript
 
     started = time.monotonic()

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-from headway.app.cli.answers import text_inputs
+from headway.app.cli.inputs import text_inputs
 from headway.app.cli.options import add_cache, add_server, integer, load, number, torch_options
 from headway.app.cli.terminal import Terminal
 from headway.errors import UserError

@@ -6,7 +6,16 @@ from typing import Any
 
 import ctranslate2  # type: ignore[import-not-found]
 
-from headway.bench.run import BEAM_WIDTH, NEW_TOKENS, TARGET_TOKENS, WARMUP_TOKENS, Job, run_job, time_call, time_step
+from headway.bench.benchmark import (
+    BEAM_WIDTH,
+    NEW_TOKENS,
+    TARGET_TOKENS,
+    WARMUP_TOKENS,
+    Job,
+    run_job,
+    time_call,
+    time_step,
+)
 from headway.errors import UserError
 
 _NAME = "ctranslate2"

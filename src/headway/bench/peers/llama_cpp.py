@@ -11,7 +11,7 @@ from typing import Any
 import llama_cpp  # type: ignore[import-not-found]
 import numpy as np
 
-from headway.bench.run import NEW_TOKENS, WARMUP_TOKENS, Job, run_job, time_call, time_step
+from headway.bench.benchmark import NEW_TOKENS, WARMUP_TOKENS, Job, run_job, time_call, time_step
 from headway.errors import UserError
 
 _NAME = "llama.cpp"
@@ -25,7 +25,7 @@ def _silent(level: int, text: bytes, data: ctypes.c_void_p) -> None:
 
 def prepare(job: Job) -> None:
     """Write the model as a GGUF file in fp32, and let llama.cpp quantise all its matrices."""
-    from headway.app.exchange import export_model
+    from headway.app.conversion import export_model
     from headway.formats.open import open_model
 
     target = job.converted_path(_NAME)

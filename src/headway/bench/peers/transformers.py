@@ -9,7 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from transformers.utils import logging
 
-from headway.bench.run import (
+from headway.bench.benchmark import (
     BEAM_WIDTH,
     NEW_TOKENS,
     TARGET_TOKENS,

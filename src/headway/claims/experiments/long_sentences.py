@@ -25,7 +25,7 @@ from headway.domains.translation.task import ParallelText, TargetText
 from headway.learn.task import Task
 from headway.metrics import pronunciation_error_rates
 from headway.nn.models import EncoderDecoder, ModelConfig
-from headway.nn.models.ancestors import rnnenc, rnnsearch
+from headway.nn.models.seq2seq_presets import rnnenc, rnnsearch
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

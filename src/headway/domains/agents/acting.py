@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from headway.domains.agents.codec import AgentCodec
+from headway.domains.agents.agent_codec import AgentCodec
 from headway.domains.agents.distributions import most_probable, sample_actions, sample_noise
 from headway.domains.agents.experience import LastStates, layout_of, policy_output
 from headway.environments import Returns, RowPolicy, VectorEnv, play_episodes
-from headway.environments.playing import EpisodeWatch
+from headway.environments.rollouts import EpisodeWatch
 from headway.errors import UserError
 from headway.generate.prompts import device_of, evaluation_mode
 from headway.nn.models import Transformer

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from headway.domains.agents.codec import AgentCodec
+from headway.domains.agents.agent_codec import AgentCodec
 from headway.domains.agents.distributions import distribution, sample_actions, sample_noise
 from headway.environments import SEEDS, VectorEnv
 from headway.errors import UserError

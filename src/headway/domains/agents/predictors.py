@@ -7,8 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+from headway.arguments import check_types
 from headway.domains.agents.acting import AgentPolicy, RecordingAgents, play
-from headway.domains.agents.codec import FILE, AgentCodec, check_fits, read_codec
+from headway.domains.agents.agent_codec import FILE, AgentCodec, check_fits, read_codec
 from headway.environments import (
     MAX_PARALLEL,
     VectorEnv,
@@ -20,10 +21,9 @@ from headway.environments import (
     single_environment,
     target_returns,
 )
-from headway.environments.playing import film_config, open_film
+from headway.environments.rollouts import film_config, open_film
 from headway.errors import UserError
-from headway.given import check_types
-from headway.handle import ModelHandle
+from headway.model_handle import ModelHandle
 
 
 @check_types

@@ -16,9 +16,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from headway.config import deferred_check, register
-from headway.domains.agents import pictures
+from headway.domains.agents import agent_plots
 from headway.domains.agents.acting import play
-from headway.domains.agents.codec import AgentCodec, make_codec
+from headway.domains.agents.agent_codec import AgentCodec, make_codec
 from headway.domains.agents.distributions import Categorical, Normal, distribution
 from headway.domains.agents.experience import (
     Estimation,
@@ -309,8 +309,8 @@ class ClippedPolicy(Objective[RolloutExamples]):
 
     def pictures(self, model: nn.Module, examples: RolloutExamples) -> list[Picture]:
         """Plot returns over environment steps, and draw an episode as a film strip if it can be rendered here."""
-        curve = [] if examples.experience is None else pictures.learning_curve(examples.experience.curve)
-        return curve + pictures.film_strip(cast(Transformer, model), self.codec, self.envs.name)
+        curve = [] if examples.experience is None else agent_plots.learning_curve(examples.experience.curve)
+        return curve + agent_plots.film_strip(cast(Transformer, model), self.codec, self.envs.name)
 
     def close(self) -> None:
         self.envs.close()

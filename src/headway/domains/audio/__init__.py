@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from headway.lazily import lazy_exports
+from headway.lazy_imports import lazy_exports
 
 if TYPE_CHECKING:
-    from headway.domains.audio.listener import Task, TranscriptionOptions, WhisperTokens
     from headway.domains.audio.predictors import Sound
-    from headway.domains.audio.sound import AUDIO_EXTENSIONS, FileSound, SoundInput, read_sound
+    from headway.domains.audio.sound_files import AUDIO_EXTENSIONS, FileSound, SoundInput, read_sound
     from headway.domains.audio.subtitles import Format, SubtitleLines, as_dict, format_transcript
-    from headway.domains.audio.transcribe import (
+    from headway.domains.audio.transcriber import (
         MAX_PARALLEL_SOUNDS,
         Segment,
         Transcriber,
@@ -19,7 +18,8 @@ if TYPE_CHECKING:
         TranscriptionStream,
         advance_together,
     )
-    from headway.domains.audio.words import Word
+    from headway.domains.audio.window_transcriber import Task, TranscriptionOptions, WhisperTokens
+    from headway.domains.audio.word_times import Word
 
 __all__ = [
     "AUDIO_EXTENSIONS",
@@ -56,11 +56,11 @@ VERBS = {"classify": "is_audio_classifier", "transcribe": "is_transcriber", "tra
 lazy_exports(
     __name__,
     {
-        ".listener": ("Task", "TranscriptionOptions", "WhisperTokens"),
+        ".window_transcriber": ("Task", "TranscriptionOptions", "WhisperTokens"),
         ".predictors": ("Sound",),
-        ".sound": ("FileSound", "SoundInput", "AUDIO_EXTENSIONS", "read_sound"),
+        ".sound_files": ("FileSound", "SoundInput", "AUDIO_EXTENSIONS", "read_sound"),
         ".subtitles": ("Format", "SubtitleLines", "as_dict", "format_transcript"),
-        ".transcribe": (
+        ".transcriber": (
             "Segment",
             "MAX_PARALLEL_SOUNDS",
             "TranscriptionStream",
@@ -68,6 +68,6 @@ lazy_exports(
             "Transcription",
             "advance_together",
         ),
-        ".words": ("Word",),
+        ".word_times": ("Word",),
     },
 )

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from headway.config import deferred_check
-from headway.data.order import epoch_seed
+from headway.data.shuffling import epoch_seed
 from headway.domains.audio.mel import HOP, RATE, resample
 from headway.errors import ConfigError
 

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from headway.config import register
 from headway.data import ClassSplitConfig
-from headway.data.labelled import LabelledFiles, read_labelled_files
+from headway.data.labelled_files import LabelledFiles, read_labelled_files
+from headway.domains.audio.alignment_picture import frames_to_seconds
 from headway.domains.audio.augment import (
     SoundAugmentConfig,
     add_noise,
@@ -24,12 +25,11 @@ from headway.domains.audio.augment import (
 )
 from headway.domains.audio.augment import augmentation_rng as sample_rng
 from headway.domains.audio.mel import HOP, MIN_SAMPLES, log_mel
-from headway.domains.audio.pictures import frames_to_seconds
-from headway.domains.audio.sound import AUDIO_EXTENSIONS
-from headway.domains.audio.store import open_sounds
-from headway.domains.audio.windows import bands_of, check_lengths, choose_window, with_window
+from headway.domains.audio.sound_cache import open_sounds
+from headway.domains.audio.sound_files import AUDIO_EXTENSIONS
+from headway.domains.audio.sound_window import bands_of, check_lengths, choose_window, with_window
 from headway.errors import ConfigError
-from headway.formats.familiar import SampleStatistics, TrainingStatistics
+from headway.formats.out_of_distribution import SampleStatistics, TrainingStatistics
 from headway.learn import Recipe, Task, TaskConfig
 from headway.learn.examples import Batch, Contents, RngKey
 from headway.learn.objectives.classes import HEAD, ClassSamples, check_classes

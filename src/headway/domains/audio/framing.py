@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from headway.domains.audio.mel import HOP, MIN_SAMPLES, WINDOW, log_mel, log_power, scale_frames
-from headway.domains.audio.sound import Sound
+from headway.domains.audio.sound_files import Sound
 from headway.errors import UserError, nearest
 from headway.formats.usage import Usage
 

@@ -12,17 +12,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from headway import given
+from headway import arguments
+from headway.arguments import check_types
 from headway.domains.audio.classification import crop_to_window, inference_frames, sound_statistics
-from headway.domains.audio.listener import Task, TranscriptionOptions
-from headway.domains.audio.sound import SoundInput, mono, read_sound
-from headway.domains.audio.transcribe import Transcriber, Transcription, transcribe_all
-from headway.domains.audio.windows import bands_of, check_lengths, window_of
+from headway.domains.audio.sound_files import SoundInput, mono, read_sound
+from headway.domains.audio.sound_window import bands_of, check_lengths, window_of
+from headway.domains.audio.transcriber import Transcriber, Transcription, transcribe_all
+from headway.domains.audio.window_transcriber import Task, TranscriptionOptions
 from headway.errors import UserError
 from headway.formats.usage import named_scores
 from headway.generate.prompts import device_of, evaluation_mode
-from headway.given import check_types
-from headway.handle import ModelHandle
+from headway.model_handle import ModelHandle
 from headway.nn.models import kinds
 
 StatisticsCallback = Callable[[int, Float[np.ndarray, "F"]], None]
@@ -34,7 +34,7 @@ _BATCH_SIZE = 16  # sounds
 
 @check_types
 def classify(model: ModelHandle, items: Any, truncate: bool = False) -> Labels | list[Labels]:
-    request, failures = given.audio_inputs(items), given.Failures()
+    request, failures = arguments.audio_inputs(items), arguments.Failures()
     _check_sounds(request.items)
     statistics: dict[int, np.ndarray] = {}
     on_statistics = statistics.__setitem__ if model.has_input_statistics else None
@@ -58,7 +58,7 @@ def classify(model: ModelHandle, items: Any, truncate: bool = False) -> Labels |
         return inference_frames(samples, window, bands_of(config))
 
     with evaluation_mode(model.module), torch.inference_mode():
-        inputs_of_sounds = given.read_each(request.items, frames, failures)
+        inputs_of_sounds = arguments.read_each(request.items, frames, failures)
         while batch := list(islice(inputs_of_sounds, _BATCH_SIZE)):
             inputs = torch.stack(batch)
             outputs = model.module.output(head, inputs.to(device_of(model.module)))
@@ -80,7 +80,7 @@ def transcribe(
     vad: bool = True,
 ) -> Transcription | list[Transcription]:
     config = TranscriptionOptions(language, task, beam, initial=prompt, words=words, seed=seed, vad=vad)
-    request, speech_model, failures = given.audio_inputs(sound), transcriber(model, config), given.Failures()
+    request, speech_model, failures = arguments.audio_inputs(sound), transcriber(model, config), arguments.Failures()
     return request.unwrap(transcribe_all(speech_model, request.items, failures), failures, "sound")
 
 

@@ -12,19 +12,19 @@ import numpy as np
 
 from headway.config import override
 from headway.data import ClassSplitConfig
-from headway.data.labelled import read_labelled_files
+from headway.data.labelled_files import read_labelled_files
 from headway.data.splits import split_code
 from headway.domains.audio.augment import SoundAugmentConfig
 from headway.domains.audio.classification import SoundsConfig
 from headway.domains.audio.sequences import SpokenDigitsConfig, SpokenSequencesConfig
-from headway.domains.audio.sound import AUDIO_EXTENSIONS, FileSound
-from headway.domains.audio.speech import normalize_words
-from headway.domains.audio.store import read_transcripts
+from headway.domains.audio.sound_cache import read_transcripts
+from headway.domains.audio.sound_files import AUDIO_EXTENSIONS, FileSound
+from headway.domains.audio.speech_task import normalize_words
 from headway.domains.audio.transcription import TranscribedSpeech, TranscriptionConfig
 from headway.errors import UserError
 from headway.learn import MuonConfig, Recipe, Task, TrainConfig, WSDConfig
-from headway.learn.outlook import Descent
-from headway.learn.scale import DataSettings, Scale, ScalingLaw, Settings, Shapes, format_number
+from headway.learn.loss_forecast import Descent
+from headway.learn.scaling import DataSettings, Scale, ScalingLaw, Settings, Shapes, format_number
 from headway.nn.models import EncoderDecoderConfig
 from headway.nn.models.presets import whisper, whisper_classifier
 from headway.nn.parts.init import InitConfig

@@ -18,19 +18,21 @@ from headway.codecs import TokenizerCodec, load_codec, train_codec
 from headway.codecs.tokenizer import FILE
 from headway.config import deferred_check, register
 from headway.data import Splits, split_by_text
-from headway.data.files import ARCHIVES, File, file_kind
-from headway.data.fingerprint import fingerprint
-from headway.data.labelled import LabelledFiles
-from headway.data.order import epoch_seed
-from headway.data.packed import open_archive
+from headway.data.archives import open_archive
+from headway.data.array_store import cache_key, cache_root, open_or_build
+from headway.data.content_hash import fingerprint
+from headway.data.input_files import ARCHIVES, File, file_kind
+from headway.data.labelled_files import LabelledFiles
+from headway.data.shuffling import epoch_seed
 from headway.data.splits import SplitIndices, split_code
-from headway.data.store import cache_key, cache_root, open_or_build
+from headway.domains.audio.alignment_picture import alignment_picture
 from headway.domains.audio.augment import add_noise, change_speed_and_gain
 from headway.domains.audio.augment import augmentation_rng as sample_rng
 from headway.domains.audio.classification import SoundsConfig
 from headway.domains.audio.mel import HOP, RATE
-from headway.domains.audio.pictures import alignment_picture
-from headway.domains.audio.speech import (
+from headway.domains.audio.sound_cache import open_sounds
+from headway.domains.audio.sound_window import choose_window
+from headway.domains.audio.speech_task import (
     END,
     NO_TIMESTAMPS,
     START,
@@ -42,16 +44,14 @@ from headway.domains.audio.speech import (
     check_speech_model,
     check_targets,
 )
-from headway.domains.audio.store import open_sounds
-from headway.domains.audio.windows import choose_window
 from headway.errors import ConfigError, UserError, nearest
 from headway.learn import Recipe, Task
 from headway.learn.examples import Batch, Contents, FixedSizeBatches, RngKey, spread_evenly
-from headway.learn.objectives.written import Ids, Sources
+from headway.learn.objectives.sequences import Ids, Sources
 from headway.learn.report import Picture
 from headway.learn.report.confusion import Span
 from headway.nn.models import EncoderDecoder
-from headway.received import DAMAGE, user_path
+from headway.safe_io import DAMAGE, user_path
 
 _FILE_NAME = re.compile(r"(\d)_([a-z]+)_(\d+)\.wav", re.IGNORECASE)
 _TEST_TAKES = 5  # of each digit and speaker, from 0 on: the official split

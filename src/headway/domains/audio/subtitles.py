@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple
 
-from headway.domains.audio.activity import PAUSE
-from headway.domains.audio.transcribe import Segment, Transcription
-from headway.domains.audio.words import Word
+from headway.domains.audio.transcriber import Segment, Transcription
+from headway.domains.audio.voice_activity import PAUSE
+from headway.domains.audio.word_times import Word
 from headway.errors import ConfigError, UserError
 
 Format = Literal["txt", "json", "srt", "vtt"]

@@ -15,12 +15,13 @@ from headway.codecs import TokenizerCodec, load_codec, train_codec
 from headway.codecs.tokenizer import FILE
 from headway.config import register
 from headway.data import Splits, split_by_text
+from headway.domains.audio.alignment_picture import alignment_picture
 from headway.domains.audio.augment import add_noise, change_speed_and_gain, delay
 from headway.domains.audio.augment import augmentation_rng as sample_rng
-from headway.domains.audio.listener import languages_of
 from headway.domains.audio.mel import HOP, RATE
-from headway.domains.audio.pictures import alignment_picture
-from headway.domains.audio.speech import (
+from headway.domains.audio.sound_cache import Transcripts, open_sounds, read_transcripts
+from headway.domains.audio.sound_window import check_lengths, choose_window, frames_of
+from headway.domains.audio.speech_task import (
     END,
     NO_TIMESTAMPS,
     START,
@@ -33,14 +34,13 @@ from headway.domains.audio.speech import (
     check_targets,
     normalize_words,
 )
-from headway.domains.audio.store import Transcripts, open_sounds, read_transcripts
-from headway.domains.audio.windows import check_lengths, choose_window, frames_of
+from headway.domains.audio.window_transcriber import languages_of
 from headway.errors import ConfigError, UserError, logger, nearest
 from headway.learn import Recipe, Task
 from headway.learn.examples import Batch, Contents, IndexedExamples, RngKey, RowSubset
-from headway.learn.objectives.written import Sources
+from headway.learn.objectives.sequences import Sources
 from headway.learn.report import Picture
-from headway.metrics.errors import english_normalizer, english_words
+from headway.metrics.error_rates import english_normalizer, english_words
 from headway.nn.models import EncoderDecoder, EncoderDecoderConfig
 
 _LOG = logger(__name__)

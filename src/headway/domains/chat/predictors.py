@@ -7,15 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from headway import given
+from headway import arguments
 from headway.codecs import Codec, TokenizerCodec
-from headway.codecs.chat import ChatTemplate
+from headway.codecs.chat_template import ChatTemplate
 from headway.data.dialogues import Message
 from headway.errors import UserError, logger
 from headway.formats.usage import Usage
 from headway.generate import Limits, Sampling, Session
 from headway.generate.prompts import context_of
-from headway.handle import ModelHandle
+from headway.model_handle import ModelHandle
 
 _LOG = logger(__name__)
 
@@ -105,7 +105,7 @@ def chat_stream(
     conversation = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
     if not isinstance(conversation, Sequence) or not all(isinstance(message, Mapping) for message in conversation):
         remedy = 'pass a string, or messages as [{"role": "user", "content": "..."}]'
-        raise UserError(f"{given.format_value(messages)} is not a conversation; {remedy}")
+        raise UserError(f"{arguments.format_value(messages)} is not a conversation; {remedy}")
     return talk(model).stream(conversation, Sampling(temperature, seed=seed), Limits(max_new_tokens))
 
 

@@ -21,14 +21,14 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from headway.codecs import TokenizerCodec
-from headway.codecs.chat import ChatTemplate
+from headway.codecs.chat_template import ChatTemplate
 from headway.config import register, to_dict
 from headway.data import IGNORE_INDEX, PairBatches
+from headway.data.array_store import ColumnWriter, cache_key, cache_root, open_or_build, read_column
+from headway.data.chat_tokens import ChatCache, ChatSample, TokenizedChat, open_chats
 from headway.data.dialogues import find_chat_files, read_preferences
-from headway.data.files import File
-from headway.data.marked import ChatCache, ChatSample, TokenizedChat, open_chats
-from headway.data.store import ColumnWriter, cache_key, cache_root, open_or_build, read_column
-from headway.domains.chat.answers import answer_scores, failure_reason
+from headway.data.input_files import File
+from headway.domains.chat.answer_scores import answer_scores, failure_reason
 from headway.domains.chat.task import EVAL_BATCH_TOKENS, ChatConfig, Conversations, encode_chat, replies, split_key
 from headway.errors import ConfigError, logger
 from headway.formats.durable import write_tensors
@@ -38,8 +38,8 @@ from headway.formats.usage import read_usage
 from headway.layout import Layout
 from headway.learn import Recipe, Task
 from headway.learn.examples import Batch, LengthBatches, RngKey
+from headway.learn.fine_tuning import open_start
 from headway.learn.objective import Objective, evaluation_batches
-from headway.learn.start import open_start
 from headway.metrics import wilson_interval
 from headway.nn.models import Loss, ModelConfig, VocabularyHead, build
 

@@ -15,7 +15,7 @@ from headway.domains.chat.preference import PreferenceConfig
 from headway.domains.chat.task import Chats, Conversations, InstructConfig
 from headway.errors import UserError
 from headway.learn import AdamWConfig, MuonConfig, Recipe, Task, TrainConfig, WSDConfig
-from headway.learn.scale import DataSettings, Scale, Settings, Shapes, lookup
+from headway.learn.scaling import DataSettings, Scale, Settings, Shapes, lookup
 from headway.nn.models import TransformerConfig
 from headway.nn.models.presets import decoder
 from headway.nn.parts.init import InitConfig

@@ -17,22 +17,22 @@ import torch
 from torch import nn
 
 from headway.codecs import Kind, TokenizerCodec, load_codec, train_codec
-from headway.codecs.chat import ROLES, Chat, ChatTemplate, StopSequences, default_template
+from headway.codecs.chat_template import ROLES, Chat, ChatTemplate, StopSequences, default_template
 from headway.codecs.tokenizer import END_OF_TEXT, FILE
 from headway.config import override, register
 from headway.data import IGNORE_INDEX, SplitConfig, Splits
+from headway.data.array_store import column_digest
+from headway.data.chat_tokens import ChatCache, ChatPacking, ChatSample, TokenizedChat, open_chats
 from headway.data.dialogues import ASSISTANT, Message, Messages, find_chat_files, read_chats
-from headway.data.files import File
-from headway.data.marked import ChatCache, ChatPacking, ChatSample, TokenizedChat, open_chats
+from headway.data.input_files import File
 from headway.data.splits import split_by_key
-from headway.data.store import column_digest
 from headway.errors import ConfigError, UserError, logger
 from headway.formats.usage import read_usage
 from headway.generate import Completion, Limits, Sampling, Session
 from headway.layout import Layout
 from headway.learn import Recipe, Task, TaskConfig
 from headway.learn.examples import Batch, Contents, FixedSizeBatches, IndexedExamples, RngKey, RowSubset
-from headway.learn.objectives.written import Likelihood
+from headway.learn.objectives.sequences import Likelihood
 from headway.metrics import language_scores
 from headway.nn.models import ModelConfig, Transformer, TransformerConfig
 

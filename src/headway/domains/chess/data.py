@@ -8,15 +8,15 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from torch import nn
 
-from headway.codecs.boards import to_fens
+from headway.codecs.chess_boards import to_fens
 from headway.data import Splits
-from headway.data.store import column_digest
-from headway.domains.chess.judge import BoardEvaluator, PositionEvaluator, position_input
+from headway.data.array_store import column_digest
+from headway.domains.chess.boards import board_from_fen, chess, decode_move, drawing
+from headway.domains.chess.evaluator import BoardEvaluator, PositionEvaluator, position_input
 from headway.domains.chess.limits import SearchLimits
 from headway.domains.chess.player import Player
 from headway.domains.chess.positions import Positions
 from headway.domains.chess.puct import expected_of
-from headway.domains.chess.rules import board_from_fen, chess, decode_move, drawing
 from headway.learn import Recipe
 from headway.learn.examples import Contents, IndexedExamples
 from headway.learn.objective import Objective

@@ -22,9 +22,9 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from headway.data.store import check_output_path
-from headway.domains.chess.rules import chess
-from headway.domains.chess.sources import chess_files, unlabelled_positions
+from headway.data.array_store import check_output_path
+from headway.domains.chess.boards import chess
+from headway.domains.chess.position_files import chess_files, unlabelled_positions
 from headway.errors import UserError
 
 _PROGRAM_FOLDERS = ("/usr/games", "/usr/local/bin", "/opt/homebrew/bin")  # program folders that PATH may lack

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from headway.domains.chess.boards import Record, chess, notation, parse_move, record, repetition_key
 from headway.domains.chess.engines import MIN_NODES_PER_SECOND, UciEngine
 from headway.domains.chess.limits import SearchLimits
 from headway.domains.chess.player import Player
-from headway.domains.chess.rules import Record, chess, notation, parse_move, record, repetition_key
 from headway.errors import UserError
 from headway.metrics import elo_difference
 

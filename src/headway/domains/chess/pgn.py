@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from headway.data.files import File, find_files, read_lines
+from headway.data.input_files import File, find_files, read_lines
 from headway.data.registry import find_set
-from headway.domains.chess.rules import (
+from headway.domains.chess.boards import (
     Record,
     board_from_fen,
     chess,
@@ -23,7 +23,7 @@ from headway.domains.chess.rules import (
     record,
     repetition_key,
 )
-from headway.domains.chess.values import parse_result, read_score
+from headway.domains.chess.win_probability import parse_result, read_score
 from headway.errors import UserError
 
 _EVAL = re.compile(r"\[%eval (#?-?[\d.]+)(?:,\d+)?\]")

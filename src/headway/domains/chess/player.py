@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from headway.domains.chess.judge import PositionEvaluator, PositionInput, position_input, repetitions
+from headway.domains.chess.boards import chess, decode_move
+from headway.domains.chess.evaluator import PositionEvaluator, PositionInput, position_input, repetitions
 from headway.domains.chess.limits import SEARCHES, SearchLimits
 from headway.domains.chess.puct import PuctConfig, SearchLine, Tree, expected_of
-from headway.domains.chess.rules import chess, decode_move
 from headway.errors import UserError
 
 

@@ -9,14 +9,22 @@ from typing import NamedTuple
 
 import numpy as np
 
-from headway.codecs.boards import POSITION_DTYPE
-from headway.data.files import File
-from headway.data.fingerprint import fingerprint
+from headway.codecs.chess_boards import POSITION_DTYPE
+from headway.data.array_store import (
+    ColumnWriter,
+    cache_key,
+    cache_root,
+    open_or_build,
+    read_column,
+    read_info,
+    write_info,
+)
+from headway.data.content_hash import fingerprint
+from headway.data.input_files import File
 from headway.data.packing import expand_ranges
 from headway.data.splits import SplitConfig, SplitIndices, split_by_key, split_code, text_key
-from headway.data.store import ColumnWriter, cache_key, cache_root, open_or_build, read_column, read_info, write_info
-from headway.domains.chess.rules import Record, to_position_array
-from headway.domains.chess.sources import PositionRun, ReadTally, chess_files, samples
+from headway.domains.chess.boards import Record, to_position_array
+from headway.domains.chess.position_files import PositionRun, ReadTally, chess_files, samples
 from headway.errors import UserError
 
 _VERSION = 2  # version of the arrays; changing it invalidates older caches

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from headway.domains.chess.judge import make_evaluator
+from headway.arguments import check_types
+from headway.domains.chess.evaluator import make_evaluator
 from headway.domains.chess.player import Player
-from headway.given import check_types
-from headway.handle import ModelHandle
+from headway.model_handle import ModelHandle
 
 
 @check_types

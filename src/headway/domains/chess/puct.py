@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from headway.domains.chess.judge import Evaluation, EvaluationCache, PositionEvaluator, PositionInput
+from headway.domains.chess.boards import Record, chess, decode_move, encode_move, legal_move_ids, record, repetition_key
+from headway.domains.chess.evaluator import Evaluation, EvaluationCache, PositionEvaluator, PositionInput
 from headway.domains.chess.limits import SearchLimits
-from headway.domains.chess.rules import Record, chess, decode_move, encode_move, legal_move_ids, record, repetition_key
 
 DRAW, LOST = np.array([0.0, 1.0, 0.0]), np.array([0.0, 0.0, 1.0])
 

@@ -9,11 +9,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from headway.data.files import expand_archives, find_files
+from headway.data.input_files import expand_archives, find_files
+from headway.domains.chess.boards import board_from_fen, chess, parse_move
 from headway.domains.chess.limits import SearchLimits
 from headway.domains.chess.player import Player
-from headway.domains.chess.rules import board_from_fen, chess, parse_move
-from headway.domains.chess.sources import KINDS, MOVE_NAMES, POSITION_NAMES, find_moves, read_rows
+from headway.domains.chess.position_files import KINDS, MOVE_NAMES, POSITION_NAMES, find_moves, read_rows
 from headway.errors import UserError
 from headway.metrics import wilson_interval
 

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from itertools import chain, islice, pairwise
 from pathlib import Path
 
-from headway.data.files import File, read_lines
+from headway.data.input_files import File, read_lines
 from headway.domains.chess.config import ChessConfig, GamesConfig, SearchlessConfig
 from headway.errors import UserError
 from headway.learn import AdamWConfig, CosineConfig, MuonConfig, Recipe, TrainConfig, WSDConfig
-from headway.learn.scale import DataSettings, Scale, ScalingLaw, Settings, Shapes, format_number
+from headway.learn.scaling import DataSettings, Scale, ScalingLaw, Settings, Shapes, format_number
 from headway.nn.models.presets import searchless, squares
 
 
@@ -95,8 +95,8 @@ class BoardsScale(Scale):
 
 def _count_positions(task: GamesConfig, paths: Sequence[Path], minutes: float) -> int:
     """Estimate the number of positions. UserError if reading them for the first time would take too long."""
+    from headway.domains.chess.position_files import ReadTally, chess_files, samples
     from headway.domains.chess.positions import are_cached
-    from headway.domains.chess.sources import ReadTally, chess_files, samples
 
     files = chess_files(paths)
     sample_counts = [_count_samples(file) for file in files]

@@ -10,15 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from headway.codecs.boards import MOVES
+from headway.codecs.chess_boards import MOVES
 from headway.data import Splits
 from headway.data.splits import SplitIndices
 from headway.domains.chess.config import SearchlessConfig, Target
 from headway.domains.chess.data import PositionObjective, PositionRows
-from headway.domains.chess.judge import VALUE as HEAD
-from headway.domains.chess.judge import TokenEvaluator, expected_scores, to_white, token_inputs, value_logits
+from headway.domains.chess.evaluator import VALUE as HEAD
+from headway.domains.chess.evaluator import TokenEvaluator, expected_scores, to_white, token_inputs, value_logits
 from headway.domains.chess.positions import Positions
-from headway.domains.chess.values import expected
+from headway.domains.chess.win_probability import expected
 from headway.errors import UserError
 from headway.learn import Recipe
 from headway.learn.examples import Batch, RngKey

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from headway.data.files import expand_archives, find_files, read_lines
+from headway.data.input_files import expand_archives, find_files, read_lines
+from headway.domains.chess.boards import chess, parse_epd, parse_moves, parse_operations
 from headway.domains.chess.limits import SearchLimits
 from headway.domains.chess.player import Player
 from headway.domains.chess.puzzles import is_alternative_mate
-from headway.domains.chess.rules import chess, parse_epd, parse_moves, parse_operations
 from headway.errors import UserError
 from headway.metrics import wilson_interval
 

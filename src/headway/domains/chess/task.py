@@ -9,13 +9,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from headway.codecs.boards import FLIPPED_MOVES, UPWARD_MOVES, board_planes, to_fens
+from headway.codecs.chess_boards import FLIPPED_MOVES, UPWARD_MOVES, board_planes, to_fens
 from headway.data import Splits
+from headway.domains.chess.boards import chess, legal_move_ids
 from headway.domains.chess.config import ChessConfig
 from headway.domains.chess.data import PositionObjective, PositionRows
-from headway.domains.chess.judge import POLICY, VALUE, BoardEvaluator, outputs
+from headway.domains.chess.evaluator import POLICY, VALUE, BoardEvaluator, outputs
 from headway.domains.chess.positions import Positions, Targets
-from headway.domains.chess.rules import chess, legal_move_ids
 from headway.errors import UserError
 from headway.learn import Recipe
 from headway.learn.examples import Batch, RngKey

@@ -12,10 +12,10 @@ from collections.abc import Callable, Sequence
 from contextvars import copy_context
 from typing import TYPE_CHECKING, NamedTuple, TextIO
 
+from headway.domains.chess.boards import board_from_fen, chess, parse_move
 from headway.domains.chess.limits import SEARCHES, SearchLimits, share_of_clock
 from headway.domains.chess.puct import expected_of
-from headway.domains.chess.rules import board_from_fen, chess, parse_move
-from headway.domains.chess.values import centipawns
+from headway.domains.chess.win_probability import centipawns
 from headway.errors import UserError, nearest
 
 if TYPE_CHECKING:

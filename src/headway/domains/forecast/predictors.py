@@ -10,16 +10,16 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from headway.domains.forecast.mixture import Forecasts
-from headway.domains.forecast.smoothing import select_params, smooth
+from headway.arguments import check_types
+from headway.domains.forecast.exponential_smoothing import select_params, smooth
+from headway.domains.forecast.forecast_mixture import Forecasts
 from headway.domains.forecast.task import LEVELS, ForecastConfig, WindowCodec, flat_scale, read_codec
 from headway.errors import UserError
-from headway.evaluation import path_list
 from headway.generate.prompts import evaluation_mode
-from headway.given import check_types
-from headway.handle import ModelHandle
-from headway.in_memory import Data, data_paths
+from headway.in_memory_data import Data, data_paths
 from headway.learn.objectives.quantiles import Quantiles
+from headway.model_evaluation import path_list
+from headway.model_handle import ModelHandle
 
 
 class Forecast(NamedTuple):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from headway.domains.forecast.task import ForecastConfig
 from headway.learn import MuonConfig, Recipe, TrainConfig, WSDConfig
 from headway.learn.objectives.quantiles import HEAD
-from headway.learn.scale import Scale, ScalingLaw, Settings, Shapes
+from headway.learn.scaling import Scale, ScalingLaw, Settings, Shapes
 from headway.nn.mixers import AttentionConfig
 from headway.nn.models import (
     BlockConfig,

@@ -16,8 +16,15 @@ from headway.config import dumps, from_dict, register
 from headway.data.calendar import Calendar, plot_axis
 from headway.data.series import Series, SeriesColumns, forecast_windows, read_series, split_ends
 from headway.data.splits import Splits
-from headway.domains.forecast.mixture import ForecastMixture, Forecasts, Observed, choose_mixture
-from headway.domains.forecast.smoothing import LAST, LAST_SEASON, SmoothedSeries, SmoothingParams, select_params, smooth
+from headway.domains.forecast.exponential_smoothing import (
+    LAST,
+    LAST_SEASON,
+    SmoothedSeries,
+    SmoothingParams,
+    select_params,
+    smooth,
+)
+from headway.domains.forecast.forecast_mixture import ForecastMixture, Forecasts, Observed, choose_mixture
 from headway.errors import ConfigError, UserError, nearest
 from headway.formats.durable import read_json, write_text
 from headway.learn import Recipe, Task, TaskConfig

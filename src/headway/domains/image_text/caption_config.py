@@ -12,13 +12,13 @@ from jaxtyping import Bool, Int, UInt8
 from torch import nn
 
 from headway.codecs import Codec, Kind, load_codec, sentence_codec
-from headway.codecs.processor import ImageProcessor
+from headway.codecs.image_processor import ImageProcessor
 from headway.codecs.tokenizer import FILE as TOKENIZER
 from headway.config import register
 from headway.data import SplitConfig, find_set, split_by_text
 from headway.data.splits import SplitIndices
 from headway.domains.image_text import scenes
-from headway.domains.image_text.data import CaptionColumns, Captions, decode_images, read_captions
+from headway.domains.image_text.captioned_images import CaptionColumns, Captions, decode_images, read_captions
 from headway.domains.image_text.emoji import read_emoji
 from headway.errors import ConfigError, UserError
 from headway.formats.hub import named_folder

@@ -13,12 +13,12 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from headway.codecs import Codec
-from headway.codecs.processor import ImageProcessor
+from headway.codecs.image_processor import ImageProcessor
 from headway.config import override
 from headway.data import SPLITS, Splits
 from headway.data.splits import SplitIndices
-from headway.domains.image_text.caption import bos_and_eos, search_captions
 from headway.domains.image_text.caption_config import CaptionData, CaptionsConfig
+from headway.domains.image_text.caption_inference import bos_and_eos, search_captions
 from headway.errors import UserError, logger
 from headway.formats.usage import Usage, read_usage
 from headway.generate import SearchConfig
@@ -27,7 +27,7 @@ from headway.layout import Layout
 from headway.learn import Recipe
 from headway.learn.examples import Batch, Contents, IndexedExamples, RngKey, RowSubset
 from headway.learn.objective import evaluation_batches
-from headway.learn.objectives.written import Ids, SequenceGeneration, Sources, SourceTargetExamples, teacher_forcing
+from headway.learn.objectives.sequences import Ids, SequenceGeneration, Sources, SourceTargetExamples, teacher_forcing
 from headway.learn.recipe import batch_size_of
 from headway.learn.report import Picture, Tile, tile_grid
 from headway.metrics import caption_scores

@@ -14,14 +14,14 @@ from jaxtyping import Float, Int, UInt8
 from torch import nn
 
 from headway.config import register
-from headway.data.files import File
-from headway.domains.image_text.data import Captions
+from headway.data.input_files import File
+from headway.domains.image_text.captioned_images import Captions
 from headway.domains.image_text.recall import RECALL_AT
 from headway.domains.image_text.task import ImageTextConfig, ImageTextDataset, ImageTextMatching
 from headway.errors import UserError
 from headway.learn import Recipe, Task
 from headway.parsing import parse_json
-from headway.received import open_file
+from headway.safe_io import open_file
 
 _THUMBNAIL = 16  # pixels per side for comparing images, as block means
 _NGRAM = 3

@@ -8,18 +8,18 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from headway import given
-from headway.domains.image_text import use
-from headway.domains.image_text.caption import MAX_CAPTION_TOKENS
-from headway.domains.image_text.caption import caption_images as captions_of
+from headway import arguments
+from headway.arguments import check_types
+from headway.domains.image_text import pair_inference
 from headway.domains.image_text.caption_config import CaptionsConfig
+from headway.domains.image_text.caption_inference import MAX_CAPTION_TOKENS
+from headway.domains.image_text.caption_inference import caption_images as captions_of
+from headway.domains.image_text.pair_inference import Image, Matches
 from headway.domains.image_text.task import published_task
-from headway.domains.image_text.use import Image, Matches
-from headway.evaluation import evaluate_published
 from headway.generate import SearchConfig
-from headway.given import check_types
-from headway.handle import ModelHandle
-from headway.in_memory import Data
+from headway.in_memory_data import Data
+from headway.model_evaluation import evaluate_published
+from headway.model_handle import ModelHandle
 
 Strings = Iterable[str]
 
@@ -34,9 +34,12 @@ def caption(
 ) -> str | list[str] | list[list[str]]:
     task = None if model.recipe is None else model.recipe.task
     max_length = task.longest if isinstance(task, CaptionsConfig) else MAX_CAPTION_TOKENS
-    request, search = given.image_inputs(images), SearchConfig(beam, length_penalty, 1 if n_best is None else n_best)
+    request, search = (
+        arguments.image_inputs(images),
+        SearchConfig(beam, length_penalty, 1 if n_best is None else n_best),
+    )
     captioner: Any = model.generator
-    source, failures = str(model.directory), given.Failures()
+    source, failures = str(model.directory), arguments.Failures()
     captions = captions_of(captioner, model.codec, model.usage, request.items, source, search, max_length, failures)
     return request.unwrap([hypotheses[0] for hypotheses in captions] if n_best is None else captions, failures, "image")
 
@@ -49,13 +52,13 @@ def match(
     templates: str | Strings = (),
     truncate: bool = False,
 ) -> Matches:
-    source, failures = str(model.directory), given.Failures()
+    source, failures = str(model.directory), arguments.Failures()
     image_request, text_request, prompt_templates = (
-        given.image_inputs(images),
-        given.text_inputs(texts),
-        given.text_inputs(templates, "template").items,
+        arguments.image_inputs(images),
+        arguments.text_inputs(texts),
+        arguments.text_inputs(templates, "template").items,
     )
-    matches = use.match(
+    matches = pair_inference.match(
         model.module,
         model.codec,
         model.usage,
@@ -76,9 +79,9 @@ def match(
 
 @check_types
 def embed(model: ModelHandle, items: Any, truncate: bool = False) -> Float[Tensor, "D"] | Float[Tensor, "N D"]:
-    request, failures = given.image_inputs(items, "image or text"), given.Failures()
+    request, failures = arguments.image_inputs(items, "image or text"), arguments.Failures()
     source = str(model.directory)
-    embeddings = use.embed(model.module, model.codec, model.usage, request.items, truncate, source, failures)
+    embeddings = pair_inference.embed(model.module, model.codec, model.usage, request.items, truncate, source, failures)
     return request.unwrap(embeddings, failures, "image")
 
 

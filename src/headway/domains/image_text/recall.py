@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-from headway.codecs.processor import pillow
+from headway.codecs.image_processor import pillow
 from headway.errors import UserError
 from headway.learn.report import Picture
 from headway.learn.report.charts import ellipsize, svg, text
-from headway.learn.report.page import data_uri
+from headway.learn.report.rendering import data_uri
 from headway.metrics import bootstrap_mean, wilson_interval
 
 _TILE_SIDE, _GAP, _LABEL_WIDTH = 56, 8, 180  # in SVG units

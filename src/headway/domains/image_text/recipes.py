@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from headway.codecs.processor import read_image
+from headway.codecs.image_processor import read_image
 from headway.data import SplitConfig
 from headway.domains.image_text.caption_config import CaptionFilesConfig, EmojiCaptionsConfig, ScenesConfig
-from headway.domains.image_text.data import CaptionColumns, Captions, read_captions
+from headway.domains.image_text.captioned_images import CaptionColumns, Captions, read_captions
 from headway.domains.image_text.emoji import EmojiPairsConfig
 from headway.domains.image_text.task import ImageTextAugmentConfig, ImageTextConfig
 from headway.errors import UserError
 from headway.learn import CosineConfig, MuonConfig, Recipe, Task, TrainConfig, WSDConfig, examples
-from headway.learn.outlook import Descent
-from headway.learn.scale import DataSettings, Scale, ScalingLaw, Settings, Shapes, lookup
+from headway.learn.loss_forecast import Descent
+from headway.learn.scaling import DataSettings, Scale, ScalingLaw, Settings, Shapes, lookup
 from headway.nn.mixers import AttentionConfig
 from headway.nn.models import (
     BlockConfig,

@@ -15,21 +15,21 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from headway.codecs import END_OF_TEXT, FILE, Codec, Kind, load_codec, sentence_codec
-from headway.codecs.marks import set_post_processor
-from headway.codecs.processor import ImageProcessor
+from headway.codecs.image_processor import ImageProcessor
+from headway.codecs.special_tokens import set_post_processor
 from headway.config import register
 from headway.data import SplitConfig, Splits, epoch_seed, split_by_text
-from headway.data.order import splitmix64
+from headway.data.shuffling import splitmix64
 from headway.data.splits import SplitIndices, text_key
-from headway.domains.image_text.data import CaptionColumns, Captions, decode_images, read_captions
+from headway.domains.image_text.captioned_images import CaptionColumns, Captions, decode_images, read_captions
+from headway.domains.image_text.pair_inference import text_rows, text_vectors
 from headway.domains.image_text.recall import nearest_pictures, retrieval_recall
-from headway.domains.image_text.use import text_rows, text_vectors
 from headway.errors import ConfigError
 from headway.formats.usage import Usage, read_usage
 from headway.generate.prompts import device_of, evaluation_mode
 from headway.learn import Recipe, Task, TaskConfig, TrainConfig
 from headway.learn.examples import Batch, Contents, IndexedExamples, RngKey
-from headway.learn.objectives.contrast import (
+from headway.learn.objectives.contrastive import (
     Contrastive,
     check_splits,
     contrastive_batch_size,
@@ -37,7 +37,7 @@ from headway.learn.objectives.contrast import (
     softmax_contrast,
 )
 from headway.learn.report import Picture
-from headway.learn.rows import split_by_length
+from headway.learn.token_rows import split_by_length
 from headway.nn.models import Loss, ModelConfig, PatchEmbedConfig, TwoTower, TwoTowerConfig
 
 

@@ -11,8 +11,8 @@ from typing import cast
 from headway.data import count_characters
 from headway.domains.masked.task import MaskedConfig, MaskedDataset
 from headway.learn import MuonConfig, Recipe, Task, TrainConfig, WSDConfig
-from headway.learn.outlook import Descent
-from headway.learn.scale import DataSettings, Scale, ScalingLaw, Settings, Shapes, format_number, lookup
+from headway.learn.loss_forecast import Descent
+from headway.learn.scaling import DataSettings, Scale, ScalingLaw, Settings, Shapes, format_number, lookup
 from headway.nn.mixers import AttentionConfig
 from headway.nn.models import (
     BlockConfig,

@@ -17,7 +17,7 @@ from headway.codecs import Codec, Kind, sentence_codec
 from headway.config import register
 from headway.data import IGNORE_INDEX, SplitConfig, TokenCache, open_tokens
 from headway.domains.masked.fill import SPECIAL, decode_masked, predict_masked, token_tables
-from headway.domains.masked.rows import (
+from headway.domains.masked.masking import (
     Masking,
     MaskingConfig,
     PackedDocuments,

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from headway.domains.robotics.codec import RobotCodec
-from headway.domains.robotics.windows import make_observations
+from headway.domains.robotics.chunk_windows import make_observations
+from headway.domains.robotics.robot_codec import RobotCodec
 from headway.errors import UserError
 from headway.generate.prompts import device_of, evaluation_mode
 from headway.nn.models import ChunkNoise, Observations, RobotPolicy

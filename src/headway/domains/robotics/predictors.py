@@ -8,16 +8,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+from headway.arguments import check_types
 from headway.data.demonstrations import task_name
-from headway.domains.robotics.codec import RobotCodec
+from headway.domains.robotics.lerobot_codec import load_codec
 from headway.domains.robotics.policy import Policy
-from headway.domains.robotics.published import load_codec
+from headway.domains.robotics.robot_codec import RobotCodec
 from headway.domains.robotics.rollout import combine_scores, limit_of, open_all_envs, play, success_scores
 from headway.environments import check_environment_name, check_episodes, first_seed, target_returns
-from headway.environments.playing import film_config, open_film
+from headway.environments.rollouts import film_config, open_film
 from headway.errors import UserError
-from headway.given import check_types
-from headway.handle import ModelHandle
+from headway.model_handle import ModelHandle
 from headway.nn.models import RobotPolicy
 
 

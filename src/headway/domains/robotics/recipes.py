@@ -14,10 +14,10 @@ import numpy as np
 
 from headway.data import SplitConfig
 from headway.data.demonstrations import summarize_demonstrations
+from headway.domains.robotics.chunk_windows import DemonstrationExamples
 from headway.domains.robotics.task import RoboticsConfig
-from headway.domains.robotics.windows import DemonstrationExamples
 from headway.learn import AdamWConfig, CosineConfig, MuonConfig, Recipe, Task, TrainConfig, WSDConfig
-from headway.learn.scale import DataSettings, Scale, ScalingLaw, Settings, Shapes
+from headway.learn.scaling import DataSettings, Scale, ScalingLaw, Settings, Shapes
 from headway.nn.models import RegressionConfig, act
 
 

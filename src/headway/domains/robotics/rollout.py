@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from headway.domains.robotics.codec import RobotCodec
+from headway.domains.robotics.chunk_windows import make_observations
 from headway.domains.robotics.policy import PolicyRunner
-from headway.domains.robotics.windows import make_observations
+from headway.domains.robotics.robot_codec import RobotCodec
 from headway.environments import VectorEnv
-from headway.environments.playing import EpisodeWatch, parallel_groups
+from headway.environments.rollouts import EpisodeWatch, parallel_groups
 from headway.errors import UserError
 from headway.metrics import bootstrap_mean, wilson_interval
 from headway.nn.models import Observations, RobotPolicy

@@ -13,14 +13,14 @@ from torch import nn
 
 from headway.config import register
 from headway.data import SplitConfig, Splits, split_by_text
+from headway.data.array_store import cache_root
 from headway.data.demonstrations import Demonstrations, read_demonstrations
 from headway.data.episodes import step_indices
-from headway.data.store import cache_root
-from headway.domains.robotics import pictures
-from headway.domains.robotics.codec import FILE, Camera, RobotCodec, Size, half_range, mean_and_std, words_of
-from headway.domains.robotics.published import known_codec
+from headway.domains.robotics import robot_plots
+from headway.domains.robotics.chunk_windows import ChunkWindows, DemonstrationExamples
+from headway.domains.robotics.lerobot_codec import known_codec
+from headway.domains.robotics.robot_codec import FILE, Camera, RobotCodec, Size, half_range, mean_and_std, words_of
 from headway.domains.robotics.rollout import combine_scores, limit_of, open_all_envs, play, success_scores
-from headway.domains.robotics.windows import ChunkWindows, DemonstrationExamples
 from headway.environments import ENV_VARIABLE, VectorEnv, check_environment_name, evaluation_seeds
 from headway.errors import ConfigError, UserError, logger, nearest
 from headway.formats.usage import read_usage
@@ -285,9 +285,9 @@ class ActionChunks(Objective[DemonstrationExamples]):
         policy, split_rows = cast(RobotPolicy, model), examples.splits.indices
         episode = next(int(split_rows[split][0]) for split in ("test", "validation", "train") if len(split_rows[split]))
         return [
-            *pictures.success(self._results),
-            *pictures.film_strips(policy, self.codec, list(self.envs)),
-            *pictures.chunk_comparison(policy, examples, episode),
+            *robot_plots.success(self._results),
+            *robot_plots.film_strips(policy, self.codec, list(self.envs)),
+            *robot_plots.chunk_comparison(policy, examples, episode),
         ]
 
     def close(self) -> None:

@@ -10,15 +10,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from headway import given
-from headway.attending import Attention, check_text, first_row_maps, token_texts
+from headway import arguments
+from headway.arguments import check_types
+from headway.attention_maps import Attention, check_text, first_row_maps, token_texts
 from headway.codecs.tokenizer import encode_with_special_tokens
 from headway.domains import text as texts
-from headway.evaluation import evaluate_published
 from headway.generate import Completion, Limits, Sampling, Session, score_ids
-from headway.given import check_types
-from headway.handle import ModelHandle
-from headway.in_memory import Data
+from headway.in_memory_data import Data
+from headway.model_evaluation import evaluate_published
+from headway.model_handle import ModelHandle
 from headway.nn.models import attention_maps
 
 Strings = Iterable[str]
@@ -38,7 +38,7 @@ def generate(
     seed: int | None = None,
 ) -> str | list[str]:
     sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
-    request = given.text_inputs(prompt, "prompt")
+    request = arguments.text_inputs(prompt, "prompt")
     completions = complete(model, request.items, sampling, Limits(max_new_tokens, _stop_strings(stop)))
     return request.unwrap([completion.text for completion in completions])
 
@@ -61,7 +61,7 @@ def stream(
 
 @check_types
 def continuations(model: ModelHandle, prompt: str, sampling: Sampling, limits: Limits) -> Iterator[str]:
-    [prompt] = given.text_inputs(prompt, "prompt").items
+    [prompt] = arguments.text_inputs(prompt, "prompt").items
     ids = prompt_ids(model, prompt)
     model.check_texts([prompt], [ids])
     return model.open_session().stream(ids, sampling, _limits(model, limits))
@@ -71,7 +71,7 @@ def continuations(model: ModelHandle, prompt: str, sampling: Sampling, limits: L
 def complete(
     model: ModelHandle, prompts: str | Strings, sampling: Sampling = _SAMPLING, limits: Limits = _LIMITS
 ) -> Any:  # a Completion, or a list of them
-    request, session = given.text_inputs(prompts, "prompt"), model.open_session()
+    request, session = arguments.text_inputs(prompts, "prompt"), model.open_session()
     rows = [prompt_ids(model, prompt) for prompt in request.items]
     model.check_texts(request.items, rows)
     completions: list[Completion] = session.generate(rows, sampling, _limits(model, limits)) if rows else []
@@ -87,7 +87,7 @@ def generate_ids(
     seed: int | None = None,
 ) -> list[int] | list[list[int]]:
     limits = _limits(model, Limits(max_new_tokens, ignore_end=ignore_end))
-    request, sampling, session = given.id_row_inputs(ids), Sampling(temperature, seed=seed), model.open_session()
+    request, sampling, session = arguments.id_row_inputs(ids), Sampling(temperature, seed=seed), model.open_session()
     completions = session.generate(request.items, sampling, limits) if request.items else []
     return request.unwrap([completion.ids for completion in completions])
 
@@ -108,13 +108,13 @@ def prompt_ids(model: ModelHandle, text: str) -> list[int]:
 
 @torch.inference_mode()
 def logits(model: ModelHandle, ids: Any, source: Any = None) -> Float[Tensor, "B T C"]:
-    return model.module.logits(given.id_tensor(ids, "ids", model.device))
+    return model.module.logits(arguments.id_tensor(ids, "ids", model.device))
 
 
 def score(
     model: ModelHandle, texts: str | Strings, sources: str | Strings | None = None
 ) -> list[float] | list[list[float]]:
-    request = given.text_inputs(texts)
+    request = arguments.text_inputs(texts)
     return request.unwrap(score_ids(model.module, [prompt_ids(model, text) for text in request.items]))
 
 
@@ -146,4 +146,4 @@ def _limits(model: ModelHandle, limits: Limits) -> Limits:
 
 
 def _stop_strings(stop: str | Strings) -> tuple[str, ...]:
-    return tuple(given.text_inputs(stop, "stop").items)
+    return tuple(arguments.text_inputs(stop, "stop").items)

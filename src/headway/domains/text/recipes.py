@@ -11,8 +11,8 @@ from typing import cast
 from headway.data import SplitConfig, count_characters
 from headway.domains.text.task import Documents, LanguageConfig
 from headway.learn import MuonConfig, Recipe, Task, TrainConfig, WSDConfig
-from headway.learn.outlook import Descent
-from headway.learn.scale import DataSettings, Scale, Settings, Shapes, format_number, lookup, memorisation_pressure
+from headway.learn.loss_forecast import Descent
+from headway.learn.scaling import DataSettings, Scale, Settings, Shapes, format_number, lookup, memorisation_pressure
 from headway.nn.mixers import AttentionConfig
 from headway.nn.models import BlockConfig, StackConfig, TokenEmbedConfig, TransformerConfig, cycle
 from headway.nn.parts.feedforward import GatedConfig, MLPConfig

@@ -26,13 +26,13 @@ from headway.data import (
     open_tokens,
 )
 from headway.errors import ConfigError
-from headway.formats.familiar import TrainingStatistics
+from headway.formats.out_of_distribution import TrainingStatistics
 from headway.generate import Limits, Sampling, Session, strided_nats
 from headway.layout import Layout
 from headway.learn import Recipe, Task, TaskConfig
 from headway.learn.examples import Batch, Contents, Examples, FixedSizeBatches, RngKey, Samples
 from headway.learn.objective import StatefulObjective
-from headway.learn.objectives.written import Likelihood
+from headway.learn.objectives.sequences import Likelihood
 from headway.learn.task import codec_of
 from headway.metrics import language_scores
 from headway.nn.mixers import State

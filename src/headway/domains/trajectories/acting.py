@@ -11,9 +11,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from headway.data.episodes import describe_shape
-from headway.domains.trajectories.codec import TrajectoryCodec
+from headway.domains.trajectories.trajectory_codec import TrajectoryCodec
 from headway.environments import Returns, RowPolicy, VectorEnv, play_episodes
-from headway.environments.playing import EpisodeWatch
+from headway.environments.rollouts import EpisodeWatch
 from headway.errors import UserError
 from headway.generate.prompts import device_of, evaluation_mode
 from headway.layout import Layout

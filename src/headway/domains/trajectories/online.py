@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from headway.data import Splits
 from headway.data.episodes import Episode, Episodes, collate_episodes, concatenate_episodes
 from headway.domains.trajectories.acting import Actor
-from headway.domains.trajectories.codec import TrajectoryCodec
-from headway.domains.trajectories.windows import StepWindows, Trajectories, contents_of
+from headway.domains.trajectories.step_windows import StepWindows, Trajectories, contents_of
+from headway.domains.trajectories.trajectory_codec import TrajectoryCodec
 from headway.environments import SEEDS, VectorEnv, play_episodes
 from headway.errors import ConfigError, UserError
 from headway.generate.prompts import evaluation_mode

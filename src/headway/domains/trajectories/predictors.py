@@ -8,8 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+from headway.arguments import check_types
 from headway.domains.trajectories.acting import RecordingActors, check_fits, play
-from headway.domains.trajectories.codec import FILE, TrajectoryCodec, read_codec
+from headway.domains.trajectories.trajectory_codec import FILE, TrajectoryCodec, read_codec
 from headway.environments import (
     MAX_PARALLEL,
     Returns,
@@ -22,10 +23,9 @@ from headway.environments import (
     single_environment,
     target_returns,
 )
-from headway.environments.playing import film_config, open_film
+from headway.environments.rollouts import film_config, open_film
 from headway.errors import UserError
-from headway.given import check_types
-from headway.handle import ModelHandle
+from headway.model_handle import ModelHandle
 from headway.nn.models import TrajectoryEmbedConfig
 
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from headway.data.recordings import all_episode_lengths
+from headway.data.episode_files import all_episode_lengths
+from headway.domains.trajectories.step_windows import Trajectories
 from headway.domains.trajectories.task import TrajectoriesConfig
-from headway.domains.trajectories.windows import Trajectories
 from headway.learn import AdamWConfig, CosineConfig, MuonConfig, Recipe, Task, TrainConfig, WSDConfig
-from headway.learn.scale import DataSettings, Scale, Settings, Shapes
+from headway.learn.scaling import DataSettings, Scale, Settings, Shapes
 from headway.nn.models.presets import decision_gym
 
 _OPTIM = AdamWConfig(lr=1e-3, betas=(0.9, 0.95), weight_decay=1e-4)

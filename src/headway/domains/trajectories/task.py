@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from headway.config import deferred_check, register
 from headway.data import SplitConfig, Splits, split_by_text
+from headway.data.episode_files import read_episodes
 from headway.data.episodes import Episodes, concatenate_episodes, describe_shape
-from headway.data.recordings import read_episodes
-from headway.domains.trajectories import asking, pictures
+from headway.domains.trajectories import target_effect, trajectory_plots
 from headway.domains.trajectories.acting import check_fits, play
-from headway.domains.trajectories.codec import FILE, TrajectoryCodec, fit_codec, read_codec
 from headway.domains.trajectories.online import OnlineConfig, OnlineEpisodes
-from headway.domains.trajectories.windows import StepWindows, Trajectories
+from headway.domains.trajectories.step_windows import StepWindows, Trajectories
+from headway.domains.trajectories.trajectory_codec import FILE, TrajectoryCodec, fit_codec, read_codec
 from headway.environments import (
     ENV_VARIABLE,
     MAX_PARALLEL,
@@ -216,7 +216,7 @@ class StepActions(Objective[Trajectories]):
         self, config: TrajectoriesConfig, codec: TrajectoryCodec, envs: VectorEnv | None, best_length: int
     ) -> None:
         self.config, self.codec, self.envs, self.best_length = config, codec, envs, best_length
-        self._points: list[pictures.Point] = []  # achieved returns of the last samples
+        self._points: list[trajectory_plots.Point] = []  # achieved returns of the last samples
         if envs is not None:
             self.goal, self.goal_better = "return_mean", "max"
 
@@ -328,7 +328,7 @@ class StepActions(Objective[Trajectories]):
         if self.envs is None:
             return []
         targets = self._targets(examples, count)
-        self._points = pictures.play_targets(cast(Transformer, model), self.codec, self.envs, targets)
+        self._points = trajectory_plots.play_targets(cast(Transformer, model), self.codec, self.envs, targets)
         return [point.display() for point in self._points]
 
     def _targets(self, examples: Trajectories, count: int) -> list[float]:
@@ -345,12 +345,12 @@ class StepActions(Objective[Trajectories]):
         if len(target_range) < 2:
             return f"All training episodes have a return of {target_range[0]:.5g}, so the model has learned no other target."
         if self.envs is None:
-            return asking.action_effect(
+            return target_effect.action_effect(
                 model, examples, self.codec, examples.final_split, (target_range[0], target_range[1])
             )
         if not self._points:
             self.samples(model, examples, _TARGETS)
-        return asking.return_effect(self._points)
+        return target_effect.return_effect(self._points)
 
     def pictures(self, model: nn.Module, examples: Trajectories) -> list[Picture]:
         """Plot returns during online training and achieved against target returns, and draw episodes as film strips if
@@ -359,9 +359,9 @@ class StepActions(Objective[Trajectories]):
         if self.envs is None:
             return []
         target_range, name = self._targets(examples, 2), self.envs.name
-        plots = pictures.online_curve(examples.curve) if isinstance(examples, OnlineEpisodes) else []
-        plots += pictures.target_curve(self._points)
-        return plots + pictures.film_strips(cast(Transformer, model), self.codec, name, target_range)
+        plots = trajectory_plots.online_curve(examples.curve) if isinstance(examples, OnlineEpisodes) else []
+        plots += trajectory_plots.target_curve(self._points)
+        return plots + trajectory_plots.film_strips(cast(Transformer, model), self.codec, name, target_range)
 
     def close(self) -> None:
         if self.envs is not None:

@@ -11,7 +11,7 @@ from headway.codecs import Codec, Kind, load_codec, sentence_codec
 from headway.codecs.tokenizer import FILE
 from headway.config import override, register
 from headway.data import SplitConfig, split_pairs
-from headway.data.fingerprint import Encoder
+from headway.data.content_hash import Encoder
 from headway.errors import ConfigError, UserError
 from headway.generate.search import check_beam
 from headway.learn import Recipe, Task, TaskConfig

@@ -9,15 +9,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from headway import given
-from headway.attending import Attention, check_text, first_row_maps, token_texts
+from headway import arguments
+from headway.arguments import check_types
+from headway.attention_maps import Attention, check_text, first_row_maps, token_texts
 from headway.domains.translation.config import PairsConfig
 from headway.domains.translation.translator import Translator
 from headway.errors import UserError
 from headway.generate import Sampling, SearchConfig
-from headway.given import check_types
-from headway.handle import ModelHandle
 from headway.layout import Layout
+from headway.model_handle import ModelHandle
 from headway.nn.mixers import ConditionalGRU, CrossAttention
 from headway.nn.models import attention_maps
 
@@ -35,7 +35,7 @@ def translate(
     seed: int | None = None,
     scores: bool = False,
 ) -> Any:
-    request, sampling, count = given.text_inputs(lines, "line"), None, 1 if n_best is None else n_best
+    request, sampling, count = arguments.text_inputs(lines, "line"), None, 1 if n_best is None else n_best
     if temperature is None:
         search = _search(model, beam, length_penalty, count)
     elif beam is not None:
@@ -59,10 +59,10 @@ def _search(model: ModelHandle, beam: int | None, length_penalty: float | None, 
 
 @torch.inference_mode()
 def logits(model: ModelHandle, ids: Any, source: Any = None) -> Float[Tensor, "B T C"]:
-    rows = given.id_tensor(ids, "ids", model.device)
+    rows = arguments.id_tensor(ids, "ids", model.device)
     if source is None:
         raise UserError(f"{model.directory} is an encoder-decoder, which needs a source; pass source=...")
-    source_ids = given.id_tensor(source, "source", model.device)
+    source_ids = arguments.id_tensor(source, "source", model.device)
     layouts = [Layout.full(*ids.shape, device=model.device) for ids in (source_ids, rows)]
     return model.module.heads["vocabulary"](model.module(source_ids, layouts[0], rows, layouts[1]).x)
 
@@ -70,10 +70,10 @@ def logits(model: ModelHandle, ids: Any, source: Any = None) -> Float[Tensor, "B
 def score(
     model: ModelHandle, texts: str | Strings, sources: str | Strings | None = None
 ) -> list[float] | list[list[float]]:
-    request = given.text_inputs(texts)
+    request = arguments.text_inputs(texts)
     if sources is None:
         raise UserError(f"{model.directory} is an encoder-decoder, which scores targets; pass their sources=...")
-    source_lines = given.text_inputs(sources, "source").items
+    source_lines = arguments.text_inputs(sources, "source").items
     if len(source_lines) != len(request.items):
         raise UserError(
             f"there are {len(request.items)} targets and {len(source_lines)} sources; pass one source per target"

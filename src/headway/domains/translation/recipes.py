@@ -13,8 +13,8 @@ from headway.data import SplitConfig, iter_pairs
 from headway.domains.translation.config import TranslationConfig
 from headway.domains.translation.task import ParallelText, PronounceConfig
 from headway.learn import AdamWConfig, InverseSqrtConfig, MuonConfig, Recipe, Task, TrainConfig, WSDConfig, noam_peak
-from headway.learn.outlook import Descent
-from headway.learn.scale import DataSettings, Scale, ScalingLaw, Settings, Shapes, lookup, memorisation_pressure
+from headway.learn.loss_forecast import Descent
+from headway.learn.scaling import DataSettings, Scale, ScalingLaw, Settings, Shapes, lookup, memorisation_pressure
 from headway.nn.mixers import AttentionConfig, CrossAttentionConfig
 from headway.nn.models import BlockConfig, EncoderDecoderConfig, StackConfig, TokenEmbedConfig, TransformerConfig, cycle
 from headway.nn.models.presets import preset

@@ -16,7 +16,7 @@ from headway.codecs import Codec, train_codec
 from headway.config import register
 from headway.data import IGNORE_INDEX, Pair, PairBatches, TokenColumn, group_references, open_pairs, split_pairs
 from headway.data import iter_pairs as read_all
-from headway.data.store import column_digest
+from headway.data.array_store import column_digest
 from headway.domains.translation.config import (
     BOS,
     EOS,
@@ -28,13 +28,13 @@ from headway.domains.translation.config import (
 )
 from headway.domains.translation.translator import translate_hypotheses
 from headway.errors import logger
-from headway.formats.familiar import TrainingStatistics
+from headway.formats.out_of_distribution import TrainingStatistics
 from headway.generate import SearchConfig
 from headway.generate.prompts import evaluation_mode
 from headway.layout import Layout
 from headway.learn import Recipe, Task
 from headway.learn.examples import Batch, Contents, LengthBatches, RngKey, spread_evenly
-from headway.learn.objectives.written import Ids, SequenceGeneration, Sources, SourceTargetExamples
+from headway.learn.objectives.sequences import Ids, SequenceGeneration, Sources, SourceTargetExamples
 from headway.learn.report import Picture, heatmap
 from headway.metrics import bleu, pronunciation_error_rates, translation_scores
 from headway.nn.mixers import ConditionalGRU, CrossAttention

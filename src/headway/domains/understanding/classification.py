@@ -12,11 +12,16 @@ import torch
 
 from headway.config import register
 from headway.data import ClassSplitConfig, Splits, Table, read_table, split_by_text
-from headway.domains.understanding.texts import EncodedTextDataset, EncoderTaskConfig, batch_tokens, check_encoder
+from headway.domains.understanding.encoder_inputs import (
+    EncodedTextDataset,
+    EncoderTaskConfig,
+    batch_tokens,
+    check_encoder,
+)
 from headway.learn import Recipe, Task
 from headway.learn.examples import Batch, Contents, RngKey
 from headway.learn.objectives.targets import ChosenTarget, TargetConfig, TargetSamples, choose_target, target_task
-from headway.learn.rows import frame_for, frame_rows
+from headway.learn.token_rows import frame_for, frame_rows
 from headway.nn.models import ModelConfig, PooledHeadConfig, TransformerConfig
 from headway.nn.parts.norm import RMSNormConfig
 

@@ -14,14 +14,14 @@ from torch import Tensor, nn
 
 from headway.config import register
 from headway.data import Splits, Table, epoch_seed, read_table, split_by_text
-from headway.data.spellings import merge_spellings
+from headway.data.label_spellings import merge_spellings
 from headway.data.splits import SplitIndices, text_key
-from headway.domains.understanding.texts import EncoderTaskConfig, check_encoder
+from headway.domains.understanding.encoder_inputs import EncoderTaskConfig, check_encoder
 from headway.errors import ConfigError, UserError
 from headway.learn import Recipe, Task
 from headway.learn.examples import Batch, Contents, Examples, FixedSizeBatches, RngKey, removal_notes, spread_evenly
-from headway.learn.objectives.contrast import Contrastive, check_splits, contrastive_batch_size, encode_chunks
-from headway.learn.rows import TokenRows, compute_in_batches, frame_for, frame_rows, split_by_length
+from headway.learn.objectives.contrastive import Contrastive, check_splits, contrastive_batch_size, encode_chunks
+from headway.learn.token_rows import TokenRows, compute_in_batches, frame_for, frame_rows, split_by_length
 from headway.metrics import nearest_centroid, neighbour_recall, paired_recall
 from headway.nn.models import ModelConfig, PooledHeadConfig, Transformer
 

@@ -16,7 +16,7 @@ from headway.domains.understanding.classification import ClassificationConfig, T
 from headway.domains.understanding.embedding import EmbeddingConfig
 from headway.domains.understanding.tagging import TaggedSentences, TaggingConfig
 from headway.learn import AdamWConfig, CosineConfig, MuonConfig, Recipe, Task, TrainConfig, WSDConfig
-from headway.learn.scale import DataSettings, Scale, ScalingLaw, Settings, Shapes, lookup
+from headway.learn.scaling import DataSettings, Scale, ScalingLaw, Settings, Shapes, lookup
 from headway.nn.mixers import AttentionConfig
 from headway.nn.models import BlockConfig, StackConfig, TokenEmbedConfig, TransformerConfig, cycle
 from headway.nn.parts.feedforward import MLPConfig

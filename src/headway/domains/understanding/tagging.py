@@ -17,7 +17,12 @@ from torch import Tensor, nn
 from headway.codecs.tokenizer import SequenceTemplate, TokenizerCodec, WordTokens, tokenize_words
 from headway.config import register
 from headway.data import IGNORE_INDEX, Splits, TaggedCorpus, read_conll, split_by_text
-from headway.domains.understanding.texts import EncodedTextDataset, EncoderTaskConfig, batch_tokens, check_encoder
+from headway.domains.understanding.encoder_inputs import (
+    EncodedTextDataset,
+    EncoderTaskConfig,
+    batch_tokens,
+    check_encoder,
+)
 from headway.learn import Recipe, Task
 from headway.learn.examples import Batch, Contents, RngKey, RowSubset
 from headway.learn.objective import Objective, evaluation_batches
@@ -25,7 +30,7 @@ from headway.learn.objectives.classes import ClassifiedExamples
 from headway.learn.objectives.linear import LinearHead, fit_linear
 from headway.learn.report import Picture
 from headway.learn.report.confusion import tag_confusions
-from headway.learn.rows import LengthLimit, TokenRows, frame_for, frame_rows
+from headway.learn.token_rows import LengthLimit, TokenRows, frame_for, frame_rows
 from headway.metrics import has_spans, tag_scores
 from headway.metrics.classification import OUTSIDE
 from headway.nn.models import Loss, ModelConfig, PooledHeadConfig, Transformer

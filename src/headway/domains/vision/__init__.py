@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from headway.lazily import lazy_exports
+from headway.lazy_imports import lazy_exports
 
 if TYPE_CHECKING:
-    from headway.domains.vision.looking import ImageAttention
-    from headway.domains.vision.use import Image, embed
+    from headway.domains.vision.attribution import ImageAttention
+    from headway.domains.vision.image_inference import Image, embed
 
 __all__ = ["RECIPES", "TASKS", "VERBS", "Image", "ImageAttention", "embed"]
 RECIPES = ("vision", "fashion-mnist", "digits")
 TASKS = {"vision": "task"}
 VERBS = {"classify": "is_vision_classifier", "embed": "is_vision", "look": "is_vision"}
-lazy_exports(__name__, {".looking": ("ImageAttention",), ".use": ("Image", "embed")})
+lazy_exports(__name__, {".attribution": ("ImageAttention",), ".image_inference": ("Image", "embed")})

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from headway.data.order import splitmix64
+from headway.data.shuffling import splitmix64
 from headway.errors import ConfigError, UserError
 
 _RATIO = math.log(4 / 3)  # log aspect ratio of a crop (Szegedy et al. 2015)

@@ -12,12 +12,12 @@ from typing import cast
 
 from headway.data import ClassSplitConfig
 from headway.domains.vision.augment import ImageAugmentConfig
-from headway.domains.vision.samples import read_samples
-from headway.domains.vision.survey import Survey, survey_images
+from headway.domains.vision.image_survey import Survey, survey_images
+from headway.domains.vision.labelled_images import read_samples
 from headway.domains.vision.task import VisionConfig
 from headway.learn import CosineConfig, MuonConfig, Recipe, TrainConfig, WSDConfig
-from headway.learn.outlook import Descent
-from headway.learn.scale import DataSettings, Scale, ScalingLaw, Settings, Shapes
+from headway.learn.loss_forecast import Descent
+from headway.learn.scaling import DataSettings, Scale, ScalingLaw, Settings, Shapes
 from headway.nn.mixers import AttentionConfig
 from headway.nn.models import (
     BlockConfig,

@@ -14,17 +14,22 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from headway.codecs.processor import ImageProcessor
+from headway.codecs.image_processor import ImageProcessor
 from headway.config import register
 from headway.data import ClassSplitConfig
+from headway.domains.vision.attribution import image_tiles
 from headway.domains.vision.augment import Augment, ImageAugmentConfig
-from headway.domains.vision.looking import image_tiles
-from headway.domains.vision.samples import LabelledImages, load_images, read_samples
-from headway.domains.vision.use import processor_of
+from headway.domains.vision.image_inference import processor_of
+from headway.domains.vision.labelled_images import LabelledImages, load_images, read_samples
 from headway.errors import ConfigError, UserError
-from headway.formats.familiar import MIN_IMAGE_SIZE, SampleStatistics, TrainingStatistics, stack_image_statistics
 from headway.formats.hub import named_folder
 from headway.formats.open import open_model
+from headway.formats.out_of_distribution import (
+    MIN_IMAGE_SIZE,
+    SampleStatistics,
+    TrainingStatistics,
+    stack_image_statistics,
+)
 from headway.formats.usage import read_usage
 from headway.learn import Recipe, Task, TaskConfig
 from headway.learn.examples import Batch, Contents, RngKey

@@ -12,8 +12,8 @@ from importlib import import_module
 
 from headway.errors import UserError, nearest
 from headway.formats.lerobot import POLICIES
-from headway.formats.rules import Family
 from headway.formats.settings import Settings
+from headway.formats.tensor_rules import Family
 
 
 @cache

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from headway.errors import UserError
 from headway.formats.lerobot import Features, feature_settings, read_features, read_scales, write_scales
-from headway.formats.rules import (
+from headway.formats.settings import Settings, published_activation
+from headway.formats.tensor_rules import (
     ChannelsLast,
     Family,
     FlattenedRows,
@@ -25,7 +26,6 @@ from headway.formats.rules import (
     linear,
     rule,
 )
-from headway.formats.settings import Settings, published_activation
 from headway.layout import Layout
 from headway.nn.mixers import AttentionConfig, CrossAttentionConfig
 from headway.nn.models import (

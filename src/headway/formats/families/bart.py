@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from headway.formats.rules import Family, SingleRow, TensorRule, expect, layers, linear, rule, tied_copy
 from headway.formats.settings import Settings, published_activation
+from headway.formats.tensor_rules import Family, SingleRow, TensorRule, expect, layers, linear, rule, tied_copy
 from headway.nn.mixers import AttentionConfig, CrossAttentionConfig
 from headway.nn.models import (
     BlockConfig,

@@ -8,8 +8,18 @@ from typing import Any
 
 from headway.errors import UserError
 from headway.formats.families.vit import height_width, size_setting
-from headway.formats.rules import Family, FlattenedRows, RowVector, TensorRule, Unsplit, expect, layers, linear, rule
 from headway.formats.settings import Settings, published_activation
+from headway.formats.tensor_rules import (
+    Family,
+    FlattenedRows,
+    RowVector,
+    TensorRule,
+    Unsplit,
+    expect,
+    layers,
+    linear,
+    rule,
+)
 from headway.nn.mixers import AttentionConfig
 from headway.nn.models import (
     BlockConfig,

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from headway.errors import UserError
 from headway.formats.families.gpt2 import ALIASES, OLDER, read_block, stack_rules, stack_settings
-from headway.formats.rules import Family, TensorRule, expect, linear, rule
 from headway.formats.settings import Settings
+from headway.formats.tensor_rules import Family, TensorRule, expect, linear, rule
 from headway.nn.models import (
     StackConfig,
     StateVectorConfig,

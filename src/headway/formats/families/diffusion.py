@@ -12,8 +12,8 @@ from torch import Tensor
 from headway.errors import UserError
 from headway.formats.families.act import BACKBONES, BATCH_NORM, residual_network
 from headway.formats.lerobot import Features, feature_settings, read_features, read_scales, write_scales
-from headway.formats.rules import Family, FlattenedRows, ProcessorFiles, TensorRule, expect, linear, rule
 from headway.formats.settings import Settings
+from headway.formats.tensor_rules import Family, FlattenedRows, ProcessorFiles, TensorRule, expect, linear, rule
 from headway.nn.models import DiffusionConfig, KeypointsConfig, UNetConfig, UNetPolicyConfig
 from headway.nn.models.unet_policy import grid_coordinates
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from headway.formats.families.bert import IS_CAUSAL
 from headway.formats.heads import architecture, classifier, label_settings, num_outputs
-from headway.formats.rules import Family, TensorRule, expect, layers, linear, rule, tied_copy
 from headway.formats.settings import Settings, published_activation
+from headway.formats.tensor_rules import Family, TensorRule, expect, layers, linear, rule, tied_copy
 from headway.nn.mixers import AttentionConfig
 from headway.nn.models import (
     BlockConfig,

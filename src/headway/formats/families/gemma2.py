@@ -10,8 +10,8 @@ from typing import Any
 
 from headway.formats.families import gemma, llama
 from headway.formats.heads import PublishedClasses
-from headway.formats.rules import expect
 from headway.formats.settings import Settings
+from headway.formats.tensor_rules import expect
 from headway.nn.models import TransformerConfig, VocabularyHeadConfig
 
 DEFAULTS: dict[str, Any] = {

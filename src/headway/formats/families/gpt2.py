@@ -6,8 +6,8 @@ from collections.abc import Collection
 from typing import Any
 
 from headway.formats.heads import PublishedClasses, head_rules, read_heads, write_heads
-from headway.formats.rules import Family, TensorRule, Transposed, Unsplit, expect, layers, linear, rule
 from headway.formats.settings import Settings, published_activation
+from headway.formats.tensor_rules import Family, TensorRule, Transposed, Unsplit, expect, layers, linear, rule
 from headway.nn.mixers import AttentionConfig
 from headway.nn.models import BlockConfig, StackConfig, TokenEmbedConfig, TransformerConfig, cycle
 from headway.nn.parts.feedforward import MLPConfig

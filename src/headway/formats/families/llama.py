@@ -11,8 +11,8 @@ from typing import Any
 
 from headway.errors import UserError
 from headway.formats.heads import PublishedClasses, head_rules, read_heads, write_heads
-from headway.formats.rules import Family, TensorRule, expect, layers, linear, rule
 from headway.formats.settings import Settings, published_activation, published_context, rope_parameters
+from headway.formats.tensor_rules import Family, TensorRule, expect, layers, linear, rule
 from headway.nn.mixers import AttentionConfig
 from headway.nn.models import BlockConfig, StackConfig, TokenEmbedConfig, TransformerConfig
 from headway.nn.models.block import Placement

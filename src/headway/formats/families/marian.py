@@ -19,8 +19,8 @@ from headway.formats.families.bart import (
     shared_table,
     stack_rules,
 )
-from headway.formats.rules import Family, TensorRule, rule, tied_copy
 from headway.formats.settings import Settings
+from headway.formats.tensor_rules import Family, TensorRule, rule, tied_copy
 from headway.nn.models import EncoderDecoderConfig, TokenEmbedConfig
 from headway.nn.parts.positions import SinusoidalConfig
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from headway.formats.families import llama
 from headway.formats.heads import PublishedClasses
-from headway.formats.rules import Stacked, TensorRule, expect, rule
 from headway.formats.settings import Settings
+from headway.formats.tensor_rules import Stacked, TensorRule, expect, rule
 from headway.nn.models import BlockConfig, TransformerConfig
 from headway.nn.parts.feedforward import ExpertsConfig
 

@@ -12,8 +12,8 @@ from typing import Any
 from headway.errors import UserError, nearest
 from headway.formats.families.bert import IS_CAUSAL
 from headway.formats.heads import architecture, classifier, label_settings, num_outputs
-from headway.formats.rules import Family, TensorRule, Unsplit, expect, layers, linear, rule, vocabulary
 from headway.formats.settings import Settings, published_activation, rope_parameters
+from headway.formats.tensor_rules import Family, TensorRule, Unsplit, expect, layers, linear, rule, vocabulary
 from headway.nn.mixers import AttentionConfig
 from headway.nn.models import (
     BlockConfig,

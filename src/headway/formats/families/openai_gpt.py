@@ -8,8 +8,8 @@ from typing import Any
 from headway.errors import UserError, nearest
 from headway.formats.families.gpt2 import ALIASES, OLDER, SUMMARY, conv
 from headway.formats.heads import PublishedClasses, head_rules, read_heads, write_heads
-from headway.formats.rules import Family, TensorRule, expect, layers, linear, rule
 from headway.formats.settings import Settings
+from headway.formats.tensor_rules import Family, TensorRule, expect, layers, linear, rule
 from headway.nn.mixers import AttentionConfig
 from headway.nn.models import BlockConfig, StackConfig, TokenEmbedConfig, TransformerConfig, cycle
 from headway.nn.parts.feedforward import ActivationName, MLPConfig

@@ -13,8 +13,8 @@ from typing import Any
 
 from headway.formats.families import llama
 from headway.formats.heads import PublishedClasses
-from headway.formats.rules import TensorRule, Unsplit, expect, linear
 from headway.formats.settings import Settings
+from headway.formats.tensor_rules import TensorRule, Unsplit, expect, linear
 from headway.nn.mixers import AttentionConfig
 from headway.nn.models import BlockConfig, TokenEmbedConfig, TransformerConfig
 from headway.nn.parts.scaling import LongRopeScaling

@@ -17,8 +17,8 @@ from headway.formats.families.bert import (
     tagger,
 )
 from headway.formats.heads import POOLER, architecture, classifier, num_outputs
-from headway.formats.rules import Family, TensorRule, expect, linear, rule, tied_copy
 from headway.formats.settings import Settings
+from headway.formats.tensor_rules import Family, TensorRule, expect, linear, rule, tied_copy
 from headway.nn.models import (
     HeadConfig,
     PooledHeadConfig,

@@ -8,8 +8,8 @@ from typing import Any
 
 from headway.formats.families import clip
 from headway.formats.families.vit import height_width
-from headway.formats.rules import Family, SingleRow, TensorRule, TokenRows, Unsplit, expect, linear, rule
 from headway.formats.settings import Settings
+from headway.formats.tensor_rules import Family, SingleRow, TensorRule, TokenRows, Unsplit, expect, linear, rule
 from headway.nn.models import PatchEmbedConfig, PooledHeadConfig, ProbeHeadConfig, TwoTowerConfig
 from headway.nn.models.two_tower import HEAD
 from headway.nn.parts.feedforward import MLPConfig

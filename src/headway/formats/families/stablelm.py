@@ -10,8 +10,8 @@ from typing import Any
 
 from headway.formats.families import llama
 from headway.formats.heads import PublishedClasses, head_rules
-from headway.formats.rules import TensorRule, expect, layers, linear, rule
 from headway.formats.settings import Settings
+from headway.formats.tensor_rules import TensorRule, expect, layers, linear, rule
 from headway.nn.models import BlockConfig, TransformerConfig
 from headway.nn.parts.norm import LayerNormConfig, RMSNormConfig
 

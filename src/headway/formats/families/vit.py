@@ -11,8 +11,18 @@ from typing import Any
 from headway.errors import UserError
 from headway.formats.families.bert import IS_CAUSAL, encoder_settings
 from headway.formats.heads import label_settings, num_outputs
-from headway.formats.rules import Family, FlattenedRows, SingleRow, TensorRule, TokenRows, expect, layers, linear, rule
 from headway.formats.settings import Settings, published_activation
+from headway.formats.tensor_rules import (
+    Family,
+    FlattenedRows,
+    SingleRow,
+    TensorRule,
+    TokenRows,
+    expect,
+    layers,
+    linear,
+    rule,
+)
 from headway.nn.mixers import AttentionConfig
 from headway.nn.models import (
     BlockConfig,

@@ -8,8 +8,8 @@ from collections.abc import Collection
 from typing import Any
 
 from headway.formats.families.bart import ALIASES, stack_settings
-from headway.formats.rules import Family, FlattenedRows, TensorRule, expect, layers, linear, rule, tied_copy
 from headway.formats.settings import Settings, published_activation
+from headway.formats.tensor_rules import Family, FlattenedRows, TensorRule, expect, layers, linear, rule, tied_copy
 from headway.nn.mixers import AttentionConfig, CrossAttentionConfig
 from headway.nn.models import (
     BlockConfig,

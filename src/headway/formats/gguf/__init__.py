@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from headway.lazily import lazy_exports
+from headway.lazy_imports import lazy_exports
 
 if TYPE_CHECKING:
     from headway.formats.gguf.file import GgufFile

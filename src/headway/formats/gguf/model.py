@@ -30,8 +30,8 @@ from headway.formats.gguf.tokens import read_codec, read_special_tokens, write_c
 from headway.formats.llama2c import interleaved
 from headway.formats.native import read_config, uninitialized_model
 from headway.formats.published import PublishedModel, can_express, resolve_defaults
-from headway.formats.rules import Family, TensorRule
 from headway.formats.settings import Settings
+from headway.formats.tensor_rules import Family, TensorRule
 from headway.formats.usage import Usage
 from headway.formats.weights import RenamedWeights, fill, published_tensors
 from headway.nn.models import ModelConfig, TransformerConfig

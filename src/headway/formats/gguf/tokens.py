@@ -12,10 +12,10 @@ from tokenizers import AddedToken, Tokenizer
 
 from headway.codecs import Codec, TokenizerCodec
 from headway.codecs.bytepairs import CL100K, DIGITS, GPT2, QWEN2, byte_pairs
-from headway.codecs.files import library_errors
-from headway.codecs.marks import SpecialTokens, set_post_processor, surrounding_tokens
 from headway.codecs.sentencepiece import BYTE, CONTROL, NORMAL, SPACE, UNKNOWN, UNUSED, USER_DEFINED, PieceTable, build
+from headway.codecs.special_tokens import SpecialTokens, set_post_processor, surrounding_tokens
 from headway.codecs.tokenizer import encode_with_special_tokens
+from headway.codecs.tokenizer_files import library_errors
 from headway.config import from_dict
 from headway.errors import UserError, nearest
 from headway.formats.usage import Usage

@@ -11,9 +11,17 @@ import numpy as np
 import torch
 
 from headway.config import setting
-from headway.data.spellings import merge_spellings
+from headway.data.label_spellings import merge_spellings
+from headway.data.label_targets import (
+    Target,
+    TargetKind,
+    infer_target,
+    label_set,
+    labelled_rows,
+    multi_hot,
+    parse_numbers,
+)
 from headway.data.splits import SplitConfig, Splits, split_by_text
-from headway.data.targets import Target, TargetKind, infer_target, label_set, labelled_rows, multi_hot, parse_numbers
 from headway.errors import ConfigError, UserError, logger
 from headway.formats.usage import ProblemType, read_usage
 from headway.learn.examples import Contents

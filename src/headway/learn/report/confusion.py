@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from headway.learn.report.charts import Axis, ellipsize, svg, text
-from headway.learn.report.page import Picture, data_uri
+from headway.learn.report.rendering import Picture, data_uri
 from headway.metrics.classification import OUTSIDE, EntityCounts, entity_counts, entity_kind
 
 _MAX_CLASSES = 24  # maximum classes in a picture: the most confused ones

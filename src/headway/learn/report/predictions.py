@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from headway.learn.report.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Axis, frame, svg
-from headway.learn.report.page import Picture
+from headway.learn.report.rendering import Picture
 
 _MAX_POINTS = 600  # maximum points of a chart
 _MAX_LABELS = 40  # maximum labels of a table

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from headway.codecs.boards import DRAW_HALF_MOVES, MOVE_PARTS, STATE_PLANES, UPWARD_MOVES, num_planes
+from headway.codecs.chess_boards import DRAW_HALF_MOVES, MOVE_PARTS, STATE_PLANES, UPWARD_MOVES, num_planes
 from headway.config import register
 from headway.errors import ConfigError
 from headway.layout import Layout

@@ -6,14 +6,13 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
-from headway.codecs.boards import FEN_TOKENS, MOVES
+from headway.codecs.chess_boards import FEN_TOKENS, MOVES
 from headway.errors import ConfigError, nearest
 from headway.nn.mixers import (
     AttentionConfig,
     CrossAttentionConfig,
 )
 from headway.nn.models.agents import ConvolutionsConfig, StateVectorConfig
-from headway.nn.models.ancestors import gru_2014, lstm_2014, rnnenc, rnnsearch
 from headway.nn.models.block import BlockConfig
 from headway.nn.models.board import BoardEmbedConfig, FromToHeadConfig, SquaresHeadConfig
 from headway.nn.models.embeds import TokenEmbedConfig
@@ -22,6 +21,7 @@ from headway.nn.models.frames import FramesEmbedConfig, SpectrogramEmbedConfig
 from headway.nn.models.heads import HeadConfig, TransformConfig, VocabularyHeadConfig
 from headway.nn.models.patches import PatchEmbedConfig
 from headway.nn.models.pooled import DistilledHeadConfig, PooledHeadConfig, ProbeHeadConfig
+from headway.nn.models.seq2seq_presets import gru_2014, lstm_2014, rnnenc, rnnsearch
 from headway.nn.models.stack import StackConfig, cycle
 from headway.nn.models.trajectories import StepHeadConfig, TrajectoryEmbedConfig, step_heads
 from headway.nn.models.transformer import ModelConfig, TransformerConfig

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from itertools import chain, combinations
 from typing import Any
 
-from headway.serve.expressions import CHARACTER, LarkTerminal, escape_json, escape_literal, intersection, union
+from headway.serve.ecma_regex import CHARACTER, LarkTerminal, escape_json, escape_literal, intersection, union
 from headway.serve.schemas.formats import NECESSARY_PATTERNS
 from headway.serve.schemas.matching import is_void, matches, pattern_terminal
 from headway.serve.schemas.numbers import NumberSet, UnknownError

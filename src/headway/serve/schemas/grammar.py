@@ -6,11 +6,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from headway.errors import UserError
-from headway.serve.expressions import LarkTerminal, concatenate, escape_json, escape_literal, union
+from headway.serve.ecma_regex import LarkTerminal, concatenate, escape_json, escape_literal, union
 from headway.serve.schemas.contents import Contents
 from headway.serve.schemas.documents import Document
 from headway.serve.schemas.numbers import UnknownError
-from headway.serve.schemas.reading import SchemaReader
+from headway.serve.schemas.schema_reader import SchemaReader
 from headway.serve.schemas.shapes import Shape
 from headway.serve.schemas.values import (
     ALL,

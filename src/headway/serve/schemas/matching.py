@@ -6,7 +6,7 @@ from functools import lru_cache
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
-from headway.serve.expressions import LarkTerminal, escape_json, parse_pattern
+from headway.serve.ecma_regex import LarkTerminal, escape_json, parse_pattern
 from headway.serve.schemas.formats import FORMATS
 from headway.serve.schemas.values import StringPattern
 

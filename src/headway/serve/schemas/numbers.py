@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from decimal import Context, Decimal
 from fractions import Fraction
 
-from headway.serve.expressions import LarkTerminal, intersection, union
+from headway.serve.ecma_regex import LarkTerminal, intersection, union
 
 _MAX_DIGITS = 400  # maximum digits of a bound: JSON parsers read no longer numbers
 _MAX_MULTIPLE = 100_000  # maximum multiple: llguidance has one state per remainder
