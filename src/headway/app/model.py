@@ -216,7 +216,7 @@ class Model(ModelHandle):
 
     @cached_property
     @verb
-    def talk(self) -> chat.Talk:
+    def talk(self) -> chat.Conversation:
         """Conversations in the model's chat template. Raises UserError for a model without one."""
         ...
 

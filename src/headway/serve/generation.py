@@ -315,7 +315,7 @@ class TokenFormatter:
             })  # fmt: skip
         return logprobs
 
-    def token_bytes(self, id: int) -> token_bytes:
+    def token_bytes(self, id: int) -> bytes:
         """The bytes of a token: usually the text that it adds, which may be part of a character."""
         piece = self._codec.tokenizer.id_to_token(id)
         if piece is None:

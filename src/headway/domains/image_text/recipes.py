@@ -278,7 +278,7 @@ class CaptionScale(CaptionedScale):
         return {**size, "task.shift": side // 16}
 
     def unique_targets(self, task: Task) -> int:
-        examples = cast("ImagesToCaption", cast(Task, task).examples)
+        examples = cast("CaptionDataset", cast(Task, task).examples)
         return sum(len(examples.ids[row]) + 1 for row in examples.splits.rows("train").tolist())
 
 
