@@ -95,7 +95,8 @@ def text_inputs(inputs: Any, noun: str = "text") -> InputItems[str]:
     for position, text in enumerate(strings, 1):
         if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
             raise UserError(
-                f"{noun} {position} of {len(strings)} is {format_value(text)}, which is not valid Unicode; decode it as UTF-8"
+                f"{noun} {position} of {len(strings)} is {format_value(text)}, which is not valid Unicode; decode it "
+                "as UTF-8"
             )
     return InputItems(strings, is_single)
 

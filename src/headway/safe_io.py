@@ -120,7 +120,8 @@ def hub_confirmed() -> bool:
 def hub_name_error(name: str | Path, noun: str) -> UserError:
     """The error for a name that is not a local path but may name a `what` on the hub."""
     return UserError(
-        f"there is no file or folder {name}; check the path, or write {HUB_PREFIX}{name} for the {noun} of that name on the "
+        f"there is no file or folder {name}; check the path, or write {HUB_PREFIX}{name} for the {noun} of that name "
+        "on the "
         f"Hugging Face hub ({_HUB_VARIABLE}=1 allows it without {HUB_PREFIX})"
     )
 

@@ -135,7 +135,7 @@ def test_shapes_are_what_they_are_called() -> None:
     """The share of its box that a shape fills tells it from the others."""
     shares = {"circle": np.pi / 4, "square": 1.0, "triangle": 0.5, "cross": 1 - 4 * 0.34**2}
     for shape, share in shares.items():
-        thing = scenes.Shape("red", shape, 32.0, 32.0, 14.0)
+        thing = scenes.SceneShape("red", shape, 32.0, 32.0, 14.0)
         inside = (scenes.render(scenes.Scene((thing,), 255)) == scenes.COLOURS["red"]).all(-1)
         box = np.ptp(np.argwhere(inside), axis=0) + 1
         assert inside.sum() / box.prod() == pytest.approx(share, abs=0.06)

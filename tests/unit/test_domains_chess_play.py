@@ -33,7 +33,7 @@ from headway.domains.chess.evaluator import (  # noqa: E402
     repetitions,
 )
 from headway.domains.chess.limits import SearchLimits, share_of_clock  # noqa: E402
-from headway.domains.chess.match import (
+from headway.domains.chess.match import (  # noqa: E402
     EngineOpponent,
     MatchTally,
     ModelOpponent,

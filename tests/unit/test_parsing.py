@@ -74,11 +74,28 @@ def test_a_tokenizer_and_a_setting_with_a_key_twice_are_refused() -> None:
 
 # What the same program wrote, or a model said, or a server of ours answered; a header that names its tensor.
 OWN = {
-    "app/cli/compare.py", "app/remote.py", "bench/benchmark.py", "codecs/base.py", "codecs/tokenizer_limits.py", "codecs/helper.py",
-    "codecs/tokenizer.py", "codecs/tokenizer_training.py", "data/array_store.py", "domains/masked/fill.py", "formats/gguf/tokens.py",
-    "formats/onnx.py", "formats/published.py", "formats/tensorfile.py", "learn/distributed.py", "serve/tool_call_syntax.py",
-    "serve/tool_calls.py", "serve/unique_items.py", "serve/responses.py", "serve/structured_outputs.py", "serve/tools.py",
-}  # fmt: skip
+    "app/cli/compare.py",
+    "app/remote.py",
+    "bench/benchmark.py",
+    "codecs/base.py",
+    "codecs/tokenizer_limits.py",
+    "codecs/helper.py",
+    "codecs/tokenizer.py",
+    "codecs/tokenizer_training.py",
+    "data/array_store.py",
+    "domains/masked/fill.py",
+    "formats/gguf/tokens.py",
+    "formats/onnx.py",
+    "formats/published.py",
+    "formats/tensorfile.py",
+    "learn/distributed.py",
+    "serve/tool_call_syntax.py",
+    "serve/tool_calls.py",
+    "serve/unique_items.py",
+    "serve/responses.py",
+    "serve/structured_outputs.py",
+    "serve/tools.py",
+}
 
 
 def test_what_is_received_is_read_by_one_reader() -> None:

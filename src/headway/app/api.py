@@ -93,16 +93,14 @@ def train(
         raise UserError(f"start is {start} and from_ is {from_}, but both name the same argument; remove one")
     clock, start, torch_device = Clock(spent), from_ if start is None else start, find_device(device)
     check_minutes([] if minutes is None else [minutes])
-    base_recipe = load_recipe(recipe)
-    directory = Path("runs") / base_recipe.name if run is None else Path(run)
+    base = load_recipe(recipe)
+    directory = Path("runs") / base.name if run is None else Path(run)
     run_directory = RunDirectory(directory)
     resuming = run_directory.claim(resume)
-    with (
-        run_directory.locked() if is_main_process() else nullcontext(),
-        data_paths(data, base_recipe.domain, directory) as paths,
-    ):
+    lock = run_directory.locked() if is_main_process() else nullcontext()
+    with lock, data_paths(data, base.domain, directory) as paths:
         if resuming:
-            chosen = load_recorded_recipe(directory, base_recipe.name, paths, set, seed, start, lora)
+            chosen = load_recorded_recipe(directory, base.name, paths, set, seed, start, lora)
             setup = TrainingSetup(chosen, open_task(chosen, directory))
         else:
             chosen = configure_recipe(recipe, paths, set, seed, start, lora)
@@ -126,20 +124,13 @@ def train(
             finished_run = trainer.fit(resume, finish)
             if not trainer.run.processes.is_main:
                 return finished_run
+            summary, task = finished_run.summary, trainer.run.task
             if trainer.extended and progress:
-                limit = outgrown_message(
-                    finished_run.recipe,
-                    trainer.run.task,
-                    finished_run.summary["tokens"],
-                    finished_run.summary["minutes"],
-                )
+                limit = outgrown_message(finished_run.recipe, task, summary["tokens"], summary["minutes"])
                 print(limit or "the model size is still right for the total time", file=sys.stderr, flush=True)
-            is_evaluated = bool(finished_run.summary.get("scores"))  # the run was already finished
-            return (
-                finished_run
-                if is_evaluated
-                else _evaluate_and_report(finished_run, trainer.run.task, samples, progress, trainer.seconds_left())
-            )
+            if summary.get("scores"):  # the run was already finished
+                return finished_run
+            return _evaluate_and_report(finished_run, task, samples, progress, trainer.seconds_left())
 
 
 @deduplicated_logs()

@@ -422,7 +422,8 @@ def _write_plan(directory: Path, plan: Mapping[str, Any]) -> None:
     difference_text = differences(read_json(file).get("data"), plan["data"])
     if difference_text is not None:
         raise UserError(
-            f"the runs of {directory} were trained on other data: these have {difference_text}; pass the comparison's data, or "
+            f"the runs of {directory} were trained on other data: these have {difference_text}; pass the comparison's "
+            "data, or "
             "choose another directory with --run"
         )
 
@@ -464,7 +465,10 @@ def _notes(
     seconds, steps, targets = (
         [number for variant_result in results for number in variant_result.per_trial(key)] for key in keys
     )
-    yield f"Measured: {_format_range(seconds, 1)} s of training, {_format_range(steps)} steps, {_format_range(targets)} {unit}s."
+    yield (
+        f"Measured: {_format_range(seconds, 1)} s of training, {_format_range(steps)} steps, "
+        f"{_format_range(targets)} {unit}s."
+    )
     if minutes is not None and min(seconds) < (1 - _TIME_TOLERANCE) * max(seconds):
         yield (
             f"Caution: the shortest training took {min(seconds) / max(seconds):.0%} of the time of the longest, "

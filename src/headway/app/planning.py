@@ -403,7 +403,8 @@ def outgrown_message(recipe: Recipe, task: Task, trained_targets: int, minutes: 
     ):
         return None
     return (
-        f"the model is now too small: in {format_number(minutes)} minutes a new model with {format_number(larger_size / own_size)} times the "
+        f"the model is now too small: in {format_number(minutes)} minutes a new model with "
+        f"{format_number(larger_size / own_size)} times the "
         "parameters would reach a lower loss"
     )
 

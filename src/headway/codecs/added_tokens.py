@@ -54,7 +54,8 @@ def add_tokens(tokenizer: Tokenizer, added: Added, source: str) -> None:
     if missing and missing[-1] > size + _MAX_GAP:
         last_id = missing[-1]
         raise UserError(
-            f"{source} adds {added[last_id].content!r} as {last_id}, far beyond its {size} tokens; download the files again"
+            f"{source} adds {added[last_id].content!r} as {last_id}, far beyond its {size} tokens; download the files "
+            "again"
         )
     tokens = {i: AddedToken(f"<|unused_{i}|>", special=True, normalized=False) for i in _gap_ids(size, missing)}
     tokens.update(added)

@@ -360,7 +360,8 @@ class ChatTemplate:
         max_characters = _FREE_OUTPUT + _OUTPUT_FACTOR * len(request_text)
         if len(reply["written"]) > max_characters:  # all of it would be tokenised
             raise TemplateBudgetError(
-                f"{self.source} writes {len(reply['written']):,} characters, more than {max_characters:,} for these messages; "
+                f"{self.source} writes {len(reply['written']):,} characters, more than {max_characters:,} for these "
+                "messages; "
                 "use messages in the format that it expects"
             )
         return reply["written"]

@@ -1,4 +1,5 @@
-"""The text codec: a `tokenizers.Tokenizer` of any kind, trained here or published, and its template of special tokens."""
+"""The text codec: a `tokenizers.Tokenizer` of any kind, trained here or published, and its template of special "
+"tokens."""
 
 from __future__ import annotations
 
@@ -186,7 +187,8 @@ def _block_special_spellings(tokenizer: Tokenizer) -> None:
         return
     if sum(map(len, spellable)) > _MAX_SPELLABLE:
         raise UserError(
-            f"the tokenizer has {len(spellable):,} special tokens that texts can spell, with more than {_MAX_SPELLABLE:,} "
+            f"the tokenizer has {len(spellable):,} special tokens that texts can spell, with more than "
+            f"{_MAX_SPELLABLE:,} "
             "characters in total; use another tokenizer"
         )
     starts: dict[str, list[str]] = {}

@@ -50,7 +50,8 @@ def check_pieces(tokenizer: Tokenizer, vocabulary: Iterable[str], source: str) -
     if longest_length > max_length:
         kind = type(model).__name__
         raise UserError(
-            f"{source} has a {kind} piece of {longest_length:,} characters, more than {max_length:,}; use another tokenizer"
+            f"{source} has a {kind} piece of {longest_length:,} characters, more than {max_length:,}; use another "
+            "tokenizer"
         )
     if unigram and longest_length > _MAX_PREFIXES:
         _check_prefixes(frozenset(vocabulary), source)
@@ -58,7 +59,8 @@ def check_pieces(tokenizer: Tokenizer, vocabulary: Iterable[str], source: str) -
         value = getattr(model, name, None)
         if isinstance(value, str) and len(value) > MAX_SPECIAL_TOKEN:
             raise UserError(
-                f"{source} has {name} of {len(value):,} characters, more than {MAX_SPECIAL_TOKEN}; use another tokenizer"
+                f"{source} has {name} of {len(value):,} characters, more than {MAX_SPECIAL_TOKEN}; use another "
+                "tokenizer"
             )
     word = getattr(model, "max_input_chars_per_word", 0)
     if word > _MAX_WORD:
@@ -91,7 +93,8 @@ def check_growth(tokenizer: Tokenizer, source: str) -> None:
         growth = min(_max_growth(steps, source), _MAX_REPORTED)
         if growth > _MAX_GROWTH:
             raise UserError(
-                f"{source} {action} so that one character becomes {growth:,}, more than {_MAX_GROWTH}; use another tokenizer"
+                f"{source} {action} so that one character becomes {growth:,}, more than {_MAX_GROWTH}; use another "
+                "tokenizer"
             )
 
 

@@ -130,7 +130,8 @@ def concatenate_episodes(parts: Sequence[Episodes], sources: Sequence[str]) -> E
             reference, candidate = getattr(first, field), getattr(part, field)
             if reference.shape[1:] != candidate.shape[1:] or reference.dtype != candidate.dtype:
                 raise UserError(
-                    f"{source} has {field} of {describe_shape(candidate)}, but {sources[0]} has {describe_shape(reference)}; "
+                    f"{source} has {field} of {describe_shape(candidate)}, but {sources[0]} has "
+                    f"{describe_shape(reference)}; "
                     "pass files of one environment"
                 )
         reference, candidate = (recording.environment.partition("-v")[0] for recording in (first, part))
@@ -186,7 +187,8 @@ def _check_same_shape(episode: Episode, first: Episode, location: str) -> None:
         shape, expected = getattr(episode, name).shape[1:], getattr(first, name).shape[1:]
         if shape != expected:
             raise UserError(
-                f"{location} has {name} of shape {shape}, but episode 0 has {expected}; pass episodes of one environment"
+                f"{location} has {name} of shape {shape}, but episode 0 has {expected}; pass episodes of one "
+                "environment"
             )
 
 

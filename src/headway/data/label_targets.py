@@ -62,7 +62,8 @@ def infer_target(labels: Sequence[str], requested: str = "auto", every_number: b
     if len(sorted_values) > _MAX_INTEGER_CLASSES and not enumerates_classes:
         return Target(
             "number",
-            f"the labels are {len(sorted_values):,} distinct numbers from {sorted_values[0]:g} to {sorted_values[-1]:g}",
+            f"the labels are {len(sorted_values):,} distinct numbers from {sorted_values[0]:g} to "
+            f"{sorted_values[-1]:g}",
         )
     return Target("class", f"the labels are {len(sorted_values):,} distinct integers")
 
@@ -100,7 +101,8 @@ def labelled_rows(
         count_note = f" ({int(is_missing.sum()):,} labels are missing)" if is_missing.sum() > 1 else ""
         problem = f"the label is {labels[row]!r}, which is not a number" if labels[row] else "the label is empty"
         raise UserError(
-            f"{locate(row)}: {problem}{count_note}; fill it in ([] for no labels at all), or set task.skip_bad=true to skip "
+            f"{locate(row)}: {problem}{count_note}; fill it in ([] for no labels at all), or set task.skip_bad=true "
+            "to skip "
             f"each {noun} without a label"
         )
     if is_missing.all():
@@ -123,7 +125,8 @@ def parse_numbers(labels: Sequence[str], locate: Callable[[int], str]) -> np.nda
     invalid_row = next((row for row, value in enumerate(values) if value is None), None)
     if invalid_row is not None:
         raise UserError(
-            f"{locate(invalid_row)}: the label {_abbreviate(labels[invalid_row])} is not a number; correct it, or set task.target=class"
+            f"{locate(invalid_row)}: the label {_abbreviate(labels[invalid_row])} is not a number; correct it, or set "
+            "task.target=class"
         )
     array = np.array(values, np.float64)
     if array.size and np.abs(array).max() > np.finfo(np.float32).max:
@@ -147,7 +150,8 @@ def multi_hot(sets: Sequence[Sequence[str]], names: Sequence[str], locate: Calla
         for label in labels:
             if label not in columns:
                 raise UserError(
-                    f"{locate(row)}: the label {_abbreviate(label)} is unknown to this model ({nearest(label, names)}); "
+                    f"{locate(row)}: the label {_abbreviate(label)} is unknown to this model "
+                    f"({nearest(label, names)}); "
                     "correct it, or train with it"
                 )
             array[row, columns[label]] = 1

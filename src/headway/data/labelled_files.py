@@ -64,11 +64,11 @@ def read_labelled_files(
         source = user_path(path)
         has_tables = has_tables or not source.is_dir()
         rows = _rows_of_folder(source, kinds, noun) if source.is_dir() else _rows_of_table(source, noun, label)
-        for file, label, split_code, location in rows:
+        for file, label, code, location in rows:
             labelled.files.append(file)
             labelled.labels.append(label)
             labelled.locations.append(location)
-            named_splits.append(split_code)
+            named_splits.append(code)
     return LabelledFiles(
         labelled.files, labelled.labels, np.array(named_splits, np.uint8), labelled.locations, not has_tables
     )
@@ -105,7 +105,8 @@ def _rows_of_folder(folder: Path, kinds: Collection[str], noun: str) -> Iterator
         unnamed = next(subfolder for subfolder, split in splits.items() if split is None)
         named = next(subfolder for subfolder, split in splits.items() if split is not None)
         raise UserError(
-            f"{folder} contains {named.name}, which is a split, and {unnamed.name}, which is not; put class folders into "
+            f"{folder} contains {named.name}, which is a split, and {unnamed.name}, which is not; put class folders "
+            "into "
             "train, val and test, or all of them directly into one folder"
         )
     for subfolder in subfolders:
@@ -119,7 +120,7 @@ def _rows_of_folder(folder: Path, kinds: Collection[str], noun: str) -> Iterator
             yield from _rows_of_class(label, split_code(split), kinds, noun)
 
 
-def _rows_of_class(folder: Path, split_code: int, kinds: Collection[str], noun: str) -> Iterator[_Row]:
+def _rows_of_class(folder: Path, code: int, kinds: Collection[str], noun: str) -> Iterator[_Row]:
     files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
     matching = [path for path in files if path.suffix.lower() in kinds]
     if not matching:
@@ -131,7 +132,7 @@ def _rows_of_class(folder: Path, split_code: int, kinds: Collection[str], noun: 
         listing = ", ".join(f"{count} {name}" for name, count in skipped.most_common(_MAX_LISTED))
         _LOG.warning("%s: skipped %d files that are not %ss (%s)", folder, len(files) - len(matching), noun, listing)
     for path in matching:
-        yield path, folder.name, split_code, str(path)
+        yield path, folder.name, code, str(path)
 
 
 def _subfolders(folder: Path) -> list[Path]:

@@ -130,7 +130,8 @@ def _read_rows(info: DatasetInfo, path: Path, episodes: Sequence[EpisodeEntry]) 
         row = int(np.flatnonzero(columns["episode_index"][:, 0] != expected)[0])
         actual = int(columns["episode_index"][row, 0])
         raise UserError(
-            f"{path}, row {row} belongs to episode {actual}, but to {expected[row]} according to meta/; {DOWNLOAD_AGAIN}"
+            f"{path}, row {row} belongs to episode {actual}, but to {expected[row]} according to meta/; "
+            f"{DOWNLOAD_AGAIN}"
         )
     for name in info.number_columns:
         columns[name] = columns[name].astype(np.float32)
@@ -238,7 +239,8 @@ def _check_disk_space(info: DatasetInfo, cache: Path, images: Sequence[_CameraIm
     if size > free_bytes:
         camera_names = ", ".join(entry.camera.name for entry in missing)
         raise UserError(
-            f"{info.folder}: the images of {camera_names} need {size / 1e9:,.1f} GB, but {cache} has {free_bytes / 1e9:,.1f} GB "
+            f"{info.folder}: the images of {camera_names} need {size / 1e9:,.1f} GB, but {cache} has "
+            f"{free_bytes / 1e9:,.1f} GB "
             "free; set HEADWAY_CACHE to a folder on another disk, or choose smaller images or fewer cameras"
         )
 

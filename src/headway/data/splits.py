@@ -203,7 +203,8 @@ class Splits(NamedTuple):
             raise UserError(f"there is no split {split!r}; {nearest(split, [*self.indices, 'all'])}")
         if len(indices) == 0:
             raise UserError(
-                f"the {split} split of {len(self.all_indices):,} {self.noun} is empty; add {self.remedy} named {split}, or "
+                f"the {split} split of {len(self.all_indices):,} {self.noun} is empty; add {self.remedy} named "
+                f"{split}, or "
                 f"{share_remedy(split)}{alternative and f', or {alternative}'}"
             )
         return indices

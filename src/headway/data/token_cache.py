@@ -162,7 +162,7 @@ class _Writer:
         rows: list[Sequence[int]] = []
         offsets, keys, split_codes = [], [], []
         encoded = self._codec.encode_batch([chunk.text for chunk, _ in batch])
-        for (chunk, split_code), ids in zip(batch, encoded):
+        for (chunk, code), ids in zip(batch, encoded):
             text = chunk.text.encode()
             self._digest.update(text)
             self.text_bytes += len(text)
@@ -176,7 +176,7 @@ class _Writer:
             if chunk.is_last:
                 offsets.append(self.tokens)
                 keys.append(int.from_bytes(self._digest.digest(), "little"))
-                split_codes.append(split_code)
+                split_codes.append(code)
                 self._digest = hashlib.blake2b(digest_size=8)
         count = sum(map(len, rows))
         self._columns.append("ids", np.fromiter(chain.from_iterable(rows), np.uint32, count))

@@ -148,10 +148,8 @@ def _products(kind: int, blocks: int) -> Any:
                 if kind != INT8:
                     widened = builder.gep(spare, [builder.mul(builder.and_(n, number(1)), number(TILE8))])
                     _widen(builder, tile, widened)
-                input_block, group_sums = (
-                    builder.gep(inputs, [builder.mul(group, number(GROUP))]),
-                    _group_buffer(builder, scratch_base, n),
-                )
+                input_block = builder.gep(inputs, [builder.mul(group, number(GROUP))])
+                group_sums = _group_buffer(builder, scratch_base, n)
                 call(builder, "x86.tileloadd64", _VOID, _register(_WEIGHTS), widened, number(LINE))
                 for block in range(blocks):
                     total, row = _register(block), _register(BLOCKS + block)

@@ -252,19 +252,9 @@ def attend_segment(
             if kind == INT8:
                 bases(first_query, count, size, rotation, half, products)
             _score(
-                kind,
-                first_query,
-                query_stride,
-                count,
-                near,
-                far,
-                has_near,
-                visible,
-                size,
-                ahead_near,
-                ahead_far,
-                scratch,
-            )
+                kind, first_query, query_stride, count, near, far, has_near, visible, size, ahead_near,
+                ahead_far, scratch,
+            )  # fmt: skip
             first_visible, last_visible = _softmax_heads(
                 kind, start, count, group_heads, highest - n * CHUNK, climb, window, bias, span, cap, near + scales,
                 far + scales, scratch, out + start * step, step,

@@ -236,6 +236,7 @@ def spaces_of(environment: Any, name: str) -> Spaces:
         low, high = (np.ravel(edge).astype(np.float32) for edge in (action_space.low, action_space.high))
         return Spaces(shape, image, None, len(low), low, high, action_shape=tuple(action_space.shape))
     raise UserError(
-        f"the environment {name!r} has the action space {action_space}; use one with discrete actions (Discrete) or floats "
+        f"the environment {name!r} has the action space {action_space}; use one with discrete actions (Discrete) or "
+        "floats "
         "(Box), or wrap it"
     )

@@ -139,11 +139,13 @@ def _checked_policy(function: Callable[..., object], name: str, spaces: Spaces) 
         shape = (len(states),) if spaces.action_size is None else (len(states), spaces.action_size)
         if spaces.n_actions is not None and (actions.dtype.kind not in "iu" or actions.shape != shape):
             raise UserError(
-                f"the policy {name!r} returned {actions.dtype} of shape {actions.shape}; return integers of shape {shape}"
+                f"the policy {name!r} returned {actions.dtype} of shape {actions.shape}; return integers of shape "
+                f"{shape}"
             )
         if actions.size != np.prod(shape) or actions.dtype.kind not in "fiu" or not np.isfinite(actions).all():
             raise UserError(
-                f"the policy {name!r} returned {actions.dtype} of shape {actions.shape}; return numbers of shape {shape}"
+                f"the policy {name!r} returned {actions.dtype} of shape {actions.shape}; return numbers of shape "
+                f"{shape}"
             )
         if spaces.n_actions is not None and not (actions.min() >= 0 and actions.max() < spaces.n_actions):
             raise UserError(f"the policy {name!r} returned action {actions.max()}; return 0 to {spaces.n_actions} - 1")
@@ -408,7 +410,8 @@ def check_same_format(recorders: Sequence[Recorder]) -> None:
         ):
             if ours != theirs:
                 raise UserError(
-                    f"{envs.name!r} has {format_text.format(ours)}, but {first_envs.name!r} has {format_text.format(theirs)}; record "
+                    f"{envs.name!r} has {format_text.format(ours)}, but {first_envs.name!r} has "
+                    f"{format_text.format(theirs)}; record "
                     "them into separate folders"
                 )
 

@@ -98,7 +98,8 @@ def read_features(settings: Settings) -> Features:
             surroundings = shape[0]
         else:
             raise UserError(
-                f"{feature.source} is {kind} of shape {list(shape)}; use {ROBOT_STATE} and {ENVIRONMENT_STATE} of shape [size] "
+                f"{feature.source} is {kind} of shape {list(shape)}; use {ROBOT_STATE} and {ENVIRONMENT_STATE} of "
+                "shape [size] "
                 f"and VISUAL of shape [{_CHANNELS}, height, width]"
             )
     for name, feature in _features(settings, "output_features"):
@@ -214,7 +215,8 @@ def _sources(directory: Path, settings: Settings, weights: Weights) -> tuple[_St
     modes = settings.part("normalization_mapping")
     if not modes.values:
         raise UserError(
-            f"{directory} has neither {PREPROCESSOR}.json nor a normalization_mapping in its config.json to scale its values "
+            f"{directory} has neither {PREPROCESSOR}.json nor a normalization_mapping in its config.json to scale its "
+            "values "
             "by; get the folder again"
         )
 

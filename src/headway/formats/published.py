@@ -299,7 +299,8 @@ def _find_family(config: ModelConfig, name: str) -> Family:
             return family
     format_name = f"as a published {name} model" if name in known else "in any published format"
     raise UserError(
-        f"this model cannot be saved {format_name}: {nearest_family(config, order)}; train one that can, such as a model of "
+        f"this model cannot be saved {format_name}: {nearest_family(config, order)}; train one that can, such as a "
+        "model of "
         "the recipe text or the preset gpt2"
     )
 

@@ -105,7 +105,7 @@ class FlattenedRows:
         return [tensor.unflatten(1, self.shape)]
 
 
-class TokenRows:
+class VocabularyRows:
     """A matrix whose rows are separate tensors [1, 1, D] in the file (class and distillation token)."""
 
     def slices(self, parts: Sequence[Tensor]) -> list[Tensor]:

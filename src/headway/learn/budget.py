@@ -224,8 +224,10 @@ def plan_steps(train: TrainConfig, speed: Speed, seconds: float, early_stopping:
         interval = -(-max(steps, 1) // evaluations)
     if steps < 1:
         raise UserError(
-            f"{max(seconds, 0):.0f} s are left for training, but a step takes {format_number(speed.step)} s, an evaluation "
-            f"{format_number(speed.evaluation)} s and the final results {format_number(speed.ending)} s; use more --minutes, or "
+            f"{max(seconds, 0):.0f} s are left for training, but a step takes {format_number(speed.step)} s, an "
+            "evaluation "
+            f"{format_number(speed.evaluation)} s and the final results {format_number(speed.ending)} s; use more "
+            "--minutes, or "
             "lower train.evaluate_limit"
         )
     return replace(train, steps=steps, evaluate_every=interval)

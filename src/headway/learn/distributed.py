@@ -174,7 +174,8 @@ class Heartbeat:
         if self._closed.is_set():
             return
         print(
-            f"headway: training process {lost} has not responded for {_HEARTBEAT_SECONDS * _MAX_MISSED:g} s (it may be stopped, or its "
+            f"headway: training process {lost} has not responded for {_HEARTBEAT_SECONDS * _MAX_MISSED:g} s (it may "
+            "be stopped, or its "
             "machine may be down); end it, and continue from the last checkpoint with --resume",
             file=sys.stderr,
             flush=True,

@@ -145,7 +145,8 @@ def match_tensors(model: nn.Module, start: nn.Module, name: str) -> TensorMatch:
             )
     if all(_in_head(key) for key in matched):
         raise ConfigError(
-            f"no weight of {name} ({type(pretrained_config).__name__}) matches this model ({type(config).__name__}) in name and "
+            f"no weight of {name} ({type(pretrained_config).__name__}) matches this model ({type(config).__name__}) "
+            "in name and "
             "shape; start from a model of the same architecture"
         )
     # A different number of heads would change the function without changing any shape.
@@ -380,6 +381,9 @@ def plan_tuning(
     reason = (
         f"{format_number(epochs)} epochs of {samples:,} samples at first, and more while validation improves"
         if data_limited
-        else f"as many epochs of {samples:,} samples as fit in {format_seconds(seconds)}; {format_number(epochs)} would be better"
+        else (
+            f"as many epochs of {samples:,} samples as fit in {format_seconds(seconds)}; "
+            f"{format_number(epochs)} would be better"
+        )
     )
     return TuningPlan({batch_setting: units}, useful, steps, epochs_read, reason)

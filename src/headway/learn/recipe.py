@@ -157,7 +157,8 @@ class Recipe:
         )
         if not name or len(name.encode()) > _MAX_NAME_BYTES or invalid is not None or name.strip(". ") != name:
             raise ConfigError(
-                f"the recipe's name is {format_path(name)!r}; use letters, digits and hyphens, at most {_MAX_NAME_BYTES} bytes"
+                f"the recipe's name is {format_path(name)!r}; use letters, digits and hyphens, at most "
+                f"{_MAX_NAME_BYTES} bytes"
             )
 
     def row_length(self, context: int | None) -> int:

@@ -102,7 +102,8 @@ def run_sections(run: Run, pictures: Sequence[Picture] = ()) -> Sections:
     if forecast and "loss" in best:  # the predicted and the actual final loss
         low, high = (compact_number(bound) for bound in forecast["loss_interval"])
         sentences.append(
-            f"After {forecast['step']:,} steps the predicted final validation loss was {compact_number(forecast['loss'])} "
+            f"After {forecast['step']:,} steps the predicted final validation loss was "
+            f"{compact_number(forecast['loss'])} "
             f"({low} to {high}); the best is {compact_number(best['loss'])}."
         )
     if refitted := summary.get("refitted"):

@@ -148,7 +148,8 @@ def read_progress(path: Path, version: int) -> Progress:
     found_version = data.pop("version", None) if isinstance(data, dict) else None
     if found_version != version:
         raise ConfigError(
-            f"{path} has version {str(found_version)[:50]}, but this headway reads {version}; use the version that wrote it"
+            f"{path} has version {str(found_version)[:50]}, but this headway reads {version}; use the version that "
+            "wrote it"
         )
     missing = [field.name for field in fields(Progress) if field.name not in data]
     if missing:

@@ -282,7 +282,8 @@ def choose_size(
         needed_seconds = scale.min_steps * (best.pace.overhead + best.batch * best.pace.share / best.pace.targets)
         description = "a model of this size" if len(candidates) == 1 else "the smallest model"
         raise UserError(
-            f"{max(seconds, 0):.0f} s are left for training, in which {description} makes only {best.steps} steps; increase "
+            f"{max(seconds, 0):.0f} s are left for training, in which {description} makes only {best.steps} steps; "
+            "increase "
             f"--minutes by {format_number(max(0.1, (needed_seconds - seconds) / 60))}"
         )
     return best, plans

@@ -145,7 +145,8 @@ def frame_rows(
         if limit.max_length is not None and length > limit.max_length:
             if not limit.truncate:
                 raise UserError(
-                    f"{locate(index)} has {length} tokens, but the model reads at most {limit.max_length}; shorten it, or "
+                    f"{locate(index)} has {length} tokens, but the model reads at most {limit.max_length}; shorten "
+                    "it, or "
                     "allow truncation (task.truncate=true in training, --truncate)"
                 )
             first_ids, second_ids = _truncate(first_ids, second_ids, max(0, limit.max_length - special_count))

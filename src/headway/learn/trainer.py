@@ -175,7 +175,8 @@ class Trainer:
             changed is None or changed.startswith("model")
         ):  # the data may change the model
             raise UserError(
-                f"{run.directory.path} was trained on other data: the new data have {data_difference}; pass the run's data, or "
+                f"{run.directory.path} was trained on other data: the new data have {data_difference}; pass the run's "
+                "data, or "
                 f"train a new run from it: --from {run.directory.path} --run NEW"
             )
         if changed:
@@ -268,7 +269,8 @@ class Trainer:
             minimum_minutes = 1.1 * minutes * (steps - start_step) / extra_train.steps
             raise UserError(
                 f"{path} has trained for {steps:,} steps, and its learning rate began to decay after {start_step:,}: "
-                f"{minutes:g} more minutes reach only step {new_steps:,}; use --minutes {format_number(minimum_minutes)} or more"
+                f"{minutes:g} more minutes reach only step {new_steps:,}; use --minutes "
+                f"{format_number(minimum_minutes)} or more"
             )
         schedule = recipe.schedule.extended(start_step, steps, new_steps)
         if schedule is None:

@@ -379,7 +379,8 @@ class TrainingLog:
             self._last_normal_step = step
         elif step - self._last_normal_step >= max(_DIVERGENCE_SPAN, self.run.recipe.train.steps // _DIVERGENCE_SPAN):
             self.display.print_line(
-                f"warning: training diverges: the loss is {self._loss:.4g} at step {step:,}, was {self._first_loss:.4g} at "
+                f"warning: training diverges: the loss is {self._loss:.4g} at step {step:,}, was "
+                f"{self._first_loss:.4g} at "
                 f"first, and has been far above that since step {self._last_normal_step + 1:,}; {_REMEDY}"
             )
             self._last_normal_step = None

@@ -115,7 +115,10 @@ class _EndpointApp:
             except TimeoutError:
                 if client is not None and client.disconnected:
                     raise ClientDisconnectedError("the client disconnected") from None
-                message = f"the request took longer than {context.settings.request_seconds:g} s; ask for less, or try again later"
+                message = (
+                    f"the request took longer than {context.settings.request_seconds:g} s; ask for less, "
+                    "or try again later"
+                )
                 await _send_error(StatusError(408, message, code="timeout"), context, responder)
             except ClientDisconnectedError:
                 raise

@@ -24,8 +24,8 @@ from headway.serve.bodies import (
     TopLogprob,
 )
 from headway.serve.generation import (
-    Delta,
     GenerationJob,
+    TextDelta,
     TokenFormatter,
     check_body,
     limits_of,
@@ -54,7 +54,7 @@ class _Completion:
     text: str = ""
     logprobs: TextLogprobs | None = None
     reason: FinishReason | None = None
-    first_delta: Delta | None = None
+    first_delta: TextDelta | None = None
     ids: list[int] = field(default_factory=list)
 
 
@@ -123,7 +123,7 @@ class _ChoiceBuilder:
         has_texts = body.truncate_prompt_tokens is None and isinstance(prompts[0], str)
         self._prompt_texts = prompts if has_texts else []
 
-    async def format_delta(self, delta: Delta) -> tuple[str, TextLogprobs | None]:
+    async def format_delta(self, delta: TextDelta) -> tuple[str, TextLogprobs | None]:
         """The text and the log probabilities that a delta adds. Those of a prompt, which may be long, are computed in a
         thread.
         """
@@ -136,7 +136,7 @@ class _ChoiceBuilder:
         logprobs = _logprobs(delta.token, self._offsets[index].next(delta.id))
         return prompt[0] + delta.text, _append_logprobs(prompt[1], logprobs)
 
-    def _start(self, delta: Delta) -> tuple[str, TextLogprobs | None]:
+    def _start(self, delta: TextDelta) -> tuple[str, TextLogprobs | None]:
         """The text and log probabilities before the first delta of a sequence."""
         request, echoes = self._job.request(delta.index), self._body.echo
         offsets = self._offsets[delta.index] = _Offsets(self._codec, () if echoes else request.prompt)
@@ -146,7 +146,7 @@ class _ChoiceBuilder:
         text = str(self._prompt_texts[request_index]) if self._prompt_texts else self._codec.decode(request.prompt)
         return text, self._prompt_logprobs(request, delta, offsets) if self._job.with_logprobs else None
 
-    def _prompt_logprobs(self, request: Request, delta: Delta, offsets: _Offsets) -> TextLogprobs:
+    def _prompt_logprobs(self, request: Request, delta: TextDelta, offsets: _Offsets) -> TextLogprobs:
         by_id, first_id = self._job.by_id, request.prompt[0]
         logprobs = TextLogprobs(
             [_token_name(self._formatter.token_logprob(first_id, 0.0, [], by_id))],

@@ -194,7 +194,8 @@ class _TerminalWriter:
 
     def _error(self, feature: str) -> UserError:
         return UserError(
-            f"{self._expression.source} has the pattern {self._expression.pattern!r:.80} with {feature}, which cannot be "
+            f"{self._expression.source} has the pattern {self._expression.pattern!r:.80} with {feature}, which cannot "
+            "be "
             "enforced; use another pattern"
         )
 
@@ -388,7 +389,8 @@ class _PatternParser:
 
     def _error(self, feature: str) -> UserError:
         return UserError(
-            f"{self._source} has the pattern {self._pattern!r:.80} with {feature} at character {self._position + 1}, which "
+            f"{self._source} has the pattern {self._pattern!r:.80} with {feature} at character {self._position + 1}, "
+            "which "
             "cannot be enforced; use another pattern"
         )
 

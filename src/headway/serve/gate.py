@@ -68,7 +68,10 @@ class Gate:
                 and key.max_concurrent is not None
                 and self._running[context.owner] >= key.max_concurrent
             ):
-                message = f"{key.max_concurrent} requests with this key are running, which is its limit; wait for one to finish"
+                message = (
+                    f"{key.max_concurrent} requests with this key are running, which is its limit; wait "
+                    "for one to finish"
+                )
                 raise StatusError(429, message, code="key_limit", retry_after=1)
             self._running[context.owner] += 1
             try:

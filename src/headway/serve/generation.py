@@ -240,7 +240,7 @@ class GenerationJob(NamedTuple):
         raise IndexError(index)
 
 
-class Delta(NamedTuple):
+class TextDelta(NamedTuple):
     """The output of one step for one of the requested sequences."""
 
     index: int
@@ -252,7 +252,7 @@ class Delta(NamedTuple):
     scores: Sequence[TokenScore] = ()  # of the prompt, in the first delta of a sequence
 
 
-async def stream_deltas(job: GenerationJob, context: Context) -> AsyncGenerator[Delta, None]:
+async def stream_deltas(job: GenerationJob, context: Context) -> AsyncGenerator[TextDelta, None]:
     """The output as it is generated. Token counts are recorded for the log and for `token_usage`."""
     prompt_tokens, generated = sum(len(request.prompt) for request in job.requests), 0
     first_indices = accumulate((request.n for request in job.requests[:-1]), initial=0)
@@ -277,7 +277,7 @@ async def stream_deltas(job: GenerationJob, context: Context) -> AsyncGenerator[
             if index in cached:
                 cached[index] = output.cached_tokens
                 context.log_fields["cached_tokens"] = sum(cached.values())
-            yield Delta(index, text, calls, token, reason, output.id, output.scores)
+            yield TextDelta(index, text, calls, token, reason, output.id, output.scores)
 
 
 class TokenFormatter:

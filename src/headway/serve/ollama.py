@@ -18,7 +18,7 @@ from msgspec import UNSET
 from headway import __version__
 from headway.serve import chat, completions, embeddings
 from headway.serve.bodies import CalledFunction, CalledTool, ChatBody, ChatMessage, CompletionBody, TokenLogprob
-from headway.serve.generation import Delta, GenerationJob, stream_deltas, text_codec
+from headway.serve.generation import GenerationJob, TextDelta, stream_deltas, text_codec
 from headway.serve.http_errors import StatusError
 from headway.serve.interfaces import Context, Endpoint, Events, ModelSummary, ReadyModel
 from headway.serve.ollama_bodies import (
@@ -328,7 +328,7 @@ def _set_output(
     line.logprobs = tokens or UNSET
 
 
-def _message_calls(delta: Delta) -> list[MessageCall]:
+def _message_calls(delta: TextDelta) -> list[MessageCall]:
     calls = [call for call in delta.calls if isinstance(call, ToolCall)]
     raw_arguments: Any = [msgspec.Raw(call.arguments.encode()) for call in calls]
     return [MessageCall(CallFunction(call.name, raw), call.id) for call, raw in zip(calls, raw_arguments)]
@@ -408,9 +408,11 @@ ENDPOINTS = (
         "POST", "/api/generate", answer_generate, "the answer to a prompt, for Ollama clients", GenerateBody,
         OllamaLine, OllamaLine, JSON_LINES,
     ),
-    Endpoint("POST", "/api/embed", create_embeddings, "the embedding of each input, for Ollama clients", EmbedBody, EmbedAnswer),
+    Endpoint("POST", "/api/embed", create_embeddings, "the embedding of each input, for Ollama clients",
+    EmbedBody, EmbedAnswer),
     Endpoint(
-        "POST", "/api/embeddings", create_embedding, "the embedding of a text, for older Ollama clients", EmbeddingsBody,
+        "POST", "/api/embeddings", create_embedding, "the embedding of a text, for older Ollama clients",
+        EmbeddingsBody,
         EmbeddingsAnswer,
     ),
     Endpoint("GET", "/api/tags", list_models, "the models, for Ollama clients", None, ModelsAnswer),

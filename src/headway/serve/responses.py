@@ -13,7 +13,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from headway.serve.bodies import HINT, CalledFunction, CalledTool, ChatBody, ChatMessage, FinishReason, TokenLogprob
 from headway.serve.chat import prepare
-from headway.serve.generation import Delta, GenerationJob, stream_deltas, token_usage
+from headway.serve.generation import GenerationJob, TextDelta, stream_deltas, token_usage
 from headway.serve.http_errors import StatusError
 from headway.serve.interfaces import Context, Endpoint, Events
 from headway.serve.neutral import Neutral, Neutrals
@@ -274,7 +274,7 @@ class _ResponseBuilder:
         self._tokens: list[TokenLogprob] = []  # of the text that comes next
         self._reason: FinishReason = "stop"
 
-    def add_delta(self, delta: Delta) -> Iterator[ResponseEvent]:
+    def add_delta(self, delta: TextDelta) -> Iterator[ResponseEvent]:
         if not self._next_number:
             yield self._make_event("response.created", response=self.response)
             yield self._make_event("response.in_progress", response=self.response)

@@ -138,7 +138,8 @@ def _bytes_per_token(codec: TokenizerCodec) -> list[bytes]:
     if missing:
         byte_name = repr(chr(missing[0])) if missing[0] < 128 else f"the byte 0x{missing[0]:X}"
         raise UserError(
-            f"the tokenizer has no token for {byte_name} ({len(missing)} bytes have none), so response formats cannot be "
+            f"the tokenizer has no token for {byte_name} ({len(missing)} bytes have none), so response formats cannot "
+            "be "
             "enforced; use a model with a token for every byte"
         )
     return tokens

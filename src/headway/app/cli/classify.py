@@ -65,7 +65,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
         items = _items(args, model)
         if args.attention and len(items) != 1:
             raise UserError(f"--attention takes one image, not {len(items)}; pass a single image")
-        predict = lambda batch: model.classify(
+        predict = lambda batch: model.classify(  # noqa: E731
             list(map(split_pair, batch)) if args.pairs else batch, truncate=args.truncate
         )
         for first, lines in [(None, items)] if items else number_chunks(sys.stdin):

@@ -31,13 +31,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("--models", dest="folder", type=Path, metavar="DIR", help="folder of further models to serve")
     add("--keep-alive", type=number(0), metavar="S", help="unload a model after S idle seconds (default: never)")
     add("--host", default="127.0.0.1", metavar="H", help="address to listen on (default: 127.0.0.1)")
-    add(
-        "--port",
-        type=integer(0, 65535),
-        default=8000,
-        metavar="N",
-        help="port to listen on; 0 chooses a free port (default: 8000)",
-    )
+    port = "port to listen on; 0 chooses a free port (default: 8000)"
+    add("--port", type=integer(0, 65535), default=8000, metavar="N", help=port)
     add("--api-key", action="append", default=[], metavar="KEY|@FILE", help=KEY_HELP)
     add(
         "--insecure",
@@ -52,36 +47,16 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         metavar="ORIGIN",
         help="origin of web pages that may send requests; * for all; repeatable",
     )
-    add(
-        "--slots",
-        type=integer(1),
-        default=64,
-        metavar="N",
-        help="number of sequences to generate at once (default: 64)",
-    )
-    add(
-        "--queue",
-        type=integer(1),
-        default=256,
-        metavar="N",
-        help="maximum number of waiting requests per model (default: 256)",
-    )
+    slots = "number of sequences to generate at once (default: 64)"
+    add("--slots", type=integer(1), default=64, metavar="N", help=slots)
+    queue = "maximum number of waiting requests per model (default: 256)"
+    add("--queue", type=integer(1), default=256, metavar="N", help=queue)
     memory = "memory for the KV cache in GB (default: a quarter of free memory)"
     add("--cache-memory", type=number(0, above=True), metavar="G", help=memory)
-    add(
-        "--timeout",
-        type=number(0, above=True),
-        default=600.0,
-        metavar="S",
-        help="time limit of a request in seconds (default: 600)",
-    )
-    add(
-        "--grace",
-        type=number(0),
-        default=10.0,
-        metavar="S",
-        help="seconds to finish running requests at shutdown (default: 10)",
-    )
+    timeout = "time limit of a request in seconds (default: 600)"
+    add("--timeout", type=number(0, above=True), default=600.0, metavar="S", help=timeout)
+    grace = "seconds to finish running requests at shutdown (default: 10)"
+    add("--grace", type=number(0), default=10.0, metavar="S", help=grace)
     add("--no-access-log", action="store_true", help="do not log each request on stdout")
     add_cache(parser)
     add(

@@ -34,5 +34,6 @@ def run(args: argparse.Namespace, terminal: Terminal) -> None:
     if not is_intact:
         count = len(verification.damaged)
         raise UserError(
-            f"{args.model} is damaged ({count} of {verification.files} files, {verification.damaged[0]}); restore it from a backup"
+            f"{args.model} is damaged ({count} of {verification.files} files, {verification.damaged[0]}); restore it "
+            "from a backup"
         )

@@ -110,7 +110,8 @@ def check_fits(codec: AgentCodec, spaces: Spaces, name: str) -> None:
         )
     if (spaces.n_actions, len(spaces.low)) != (codec.choices, len(codec.low)):
         raise UserError(
-            f"the environment {name!r} takes actions of {spaces.action_text}, but this agent outputs {codec.action_text}; "
+            f"the environment {name!r} takes actions of {spaces.action_text}, but this agent outputs "
+            f"{codec.action_text}; "
             "choose an environment that fits (--env), or train in this one"
         )
 

@@ -37,7 +37,8 @@ class Resampler:
         for value in (rate, wanted):
             if not _MIN_RATE <= value <= _MAX_RATE:
                 raise UserError(
-                    f"a rate of {value} samples per second is not within {_MIN_RATE} and {_MAX_RATE}; pass the true rate"
+                    f"a rate of {value} samples per second is not within {_MIN_RATE} and {_MAX_RATE}; pass the true "
+                    "rate"
                 )
         divisor = math.gcd(rate, wanted)
         self._old, self._new = rate // divisor, wanted // divisor
@@ -139,7 +140,8 @@ def log_mel(sound: Float[Tensor, "*B N"], bands: int = 80) -> Float[Tensor, "*B 
         raise UserError(f"the samples are {sound.dtype}; use floating-point numbers between -1 and 1")
     if sound.shape[-1] < MIN_SAMPLES:
         raise UserError(
-            f"a sound of {sound.shape[-1]} samples is shorter than one frame ({MIN_SAMPLES}); use a longer one, or pad it"
+            f"a sound of {sound.shape[-1]} samples is shorter than one frame ({MIN_SAMPLES}); use a longer one, or "
+            "pad it"
         )
     if not bool(sound.isfinite().all()):
         raise UserError("the sound has NaN or infinite samples; create the file again")

@@ -256,7 +256,8 @@ def check_speech(hours: float, num_words: int, different: int) -> None:
         return
     needed = min(_MIN_HOURS, hours * _MIN_REPETITIONS * max(1, different) / max(1, num_words))
     raise UserError(
-        f"there are {format_number(hours)} hours of speech with {different:,} different words, too few to learn transcription "
+        f"there are {format_number(hours)} hours of speech with {different:,} different words, too few to learn "
+        "transcription "
         f"from scratch; add speech up to about {format_number(needed)} hours, or start from a published Whisper "
         "with --from"
     )

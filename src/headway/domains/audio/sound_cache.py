@@ -171,7 +171,10 @@ def read_transcripts(paths: Sequence[Path], path: str = "path", text: str = "tex
     missing = [row for row, file in enumerate(files) if not file.is_file()]
     if missing:
         row = missing[0]
-        fact = f"{table.location(row)}: {table.columns['path'][row]} is not a file in {table.locations[row][0].path.parent}"
+        fact = (
+            f"{table.location(row)}: {table.columns['path'][row]} is not a file in "
+            f"{table.locations[row][0].path.parent}"
+        )
         _report_unusable(skip, fact, "transcripts", len(missing), len(files), "correct it, or remove the line")
     transcripts = Transcripts(
         files, table.columns["text"], table.named_splits, [table.location(row) for row in range(len(table))]

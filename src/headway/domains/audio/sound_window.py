@@ -71,5 +71,6 @@ def check_lengths(lengths: np.ndarray, frames: int, location: str, remedy: str) 
     max_length = int(lengths.max(initial=0))
     if frames_of(max_length) > frames:
         raise UserError(
-            f"{location} has {max_length / RATE:.2f} s, more than the model's window of {frames * HOP / RATE:g} s; {remedy}"
+            f"{location} has {max_length / RATE:.2f} s, more than the model's window of {frames * HOP / RATE:g} s; "
+            f"{remedy}"
         )

@@ -246,7 +246,8 @@ class TranscriptionStream:
                 text = self._transcriber.window_transcriber.text(ids)
                 if start < end and text.strip():
                     yield Segment(
-                        round(start, 3), round(end, 3), text, ids, window_text.logprob, window_text.compression, window_text.silence,
+                        round(start, 3), round(end, 3), text, ids, window_text.logprob,
+                        window_text.compression, window_text.silence,
                         window_text.temperature, tuple(group if self._transcriber.config.words else ()),
                     )  # fmt: skip
 

@@ -101,8 +101,10 @@ class WhisperTokens:
         alignment_heads = from_dict(list[tuple[int, int]], settings.get("alignment_heads") or [], "alignment_heads")
         tasks, languages = _tasks(codec), languages_of(codec, vocab_size)
         return WhisperTokens(
-            vocab_size, eos, start, no_timestamps, codec.token_id(_PREVIOUS), no_speech, tasks if languages else {}, languages,
-            tuple(sorted({*suppressed, *special, *languages.values(), no_timestamps})), tuple(suppressed_first), tuple(alignment_heads),
+            vocab_size, eos, start, no_timestamps, codec.token_id(_PREVIOUS), no_speech,
+            tasks if languages else {}, languages,
+            tuple(sorted({*suppressed, *special, *languages.values(), no_timestamps})),
+            tuple(suppressed_first), tuple(alignment_heads),
         )  # fmt: skip
 
     def check(self, language: str | None, task: Task) -> None:

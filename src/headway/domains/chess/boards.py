@@ -90,7 +90,8 @@ def board_from_fen(fen: str, where: str = "") -> chess.Board:
     prefix = f"{where}: " if where else ""
     if len(fen) > _MAX_FEN_CHARS:
         raise UserError(
-            f"{prefix}FEN {fen[:40]!r}... has {len(fen):,} characters, at most {_MAX_FEN_CHARS} are possible; correct it"
+            f"{prefix}FEN {fen[:40]!r}... has {len(fen):,} characters, at most {_MAX_FEN_CHARS} are possible; correct "
+            "it"
         )
     try:
         board = chess.Board(fen) if _STANDARD_FEN.fullmatch(fen) else _parse_unusual_fen(fen, prefix)

@@ -111,7 +111,8 @@ def _count_positions(task: GamesConfig, paths: Sequence[Path], minutes: float) -
     if seconds > _MAX_READING_SHARE * 60 * minutes:
         raise UserError(
             f"reading about {count:,} positions for the first time takes about {format_number(seconds / 60)} of the "
-            f"{minutes:g} minutes; set --minutes to {format_number(seconds / 60 / _MAX_READING_SHARE)} or more, or use fewer files (the "
+            f"{minutes:g} minutes; set --minutes to {format_number(seconds / 60 / _MAX_READING_SHARE)} or more, or "
+            "use fewer files (the "
             "next run reads them from the cache)"
         )
     return count

@@ -175,7 +175,8 @@ class ForecastConfig(TaskConfig):
         context = self.context or min(max(3 * season, 4 * horizon, 24), (train_steps - horizon) // 2)
         if train_steps < context + horizon or not (self.context or context >= max(4, season)):
             raise UserError(
-                f"the series {shortest.name!r} has {num_values:,} values, {max(0, train_steps):,} to train on, too few for a "
+                f"the series {shortest.name!r} has {num_values:,} values, {max(0, train_steps):,} to train on, too "
+                "few for a "
                 f"season of {season} and a horizon of {horizon}; "
                 "add more values, or choose a shorter task.season, context and horizon"
             )

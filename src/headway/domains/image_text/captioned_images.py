@@ -62,7 +62,8 @@ def read_captions(paths: Sequence[Path | str], columns: CaptionColumns = COLUMNS
         first = missing_rows[0]
         raise UserError(
             f"{table.location(first)}: there is no image {table.columns['image'][first]!r} ({files[first]}); "
-            f"{len(missing_rows):,} of {len(files):,} rows have no file. Paths are relative to the table's folder: correct "
+            f"{len(missing_rows):,} of {len(files):,} rows have no file. Paths are relative to the table's folder: "
+            "correct "
             "them, or remove these rows"
         )
     image_index: dict[Path, int] = {}

@@ -141,7 +141,8 @@ class CaptionDataset(SourceTargetExamples, IndexedExamples):
             row = int(too_long[0])
             limit_name = "task.longest" if limit == max_length else "the model's context, without bos and eos,"
             raise UserError(
-                f"{self.samples.locate(row)}: a caption of {lengths[row]} tokens exceeds {limit_name} of {limit}; shorten "
+                f"{self.samples.locate(row)}: a caption of {lengths[row]} tokens exceeds {limit_name} of {limit}; "
+                "shorten "
                 f"it, raise {'task.longest' if limit == max_length else 'model.context'}, or set task.drop_long=true, "
                 f"which leaves out {len(too_long):,} of {len(lengths):,}"
             )

@@ -37,7 +37,7 @@ _MAX_DISTANCE = 1.6  # times the minimum distance of two neighbours
 _MAX_TRIES = 200
 
 
-class Shape(NamedTuple):
+class SceneShape(NamedTuple):
     """A shape: its centre, in pixels from the left and from the top, and half its size."""
 
     colour: str
@@ -55,7 +55,7 @@ class Shape(NamedTuple):
 class Scene:
     """Its shapes from the largest to the smallest, and the grey level of its background."""
 
-    shapes: tuple[Shape, ...]
+    shapes: tuple[SceneShape, ...]
     background: int
 
     @property
@@ -71,7 +71,7 @@ class Scene:
         return any((shape.colour, shape.shape) in NOVEL for shape in self.shapes)
 
 
-def relation(first: Shape, second: Shape) -> str:
+def relation(first: SceneShape, second: SceneShape) -> str:
     """The position of `first` relative to `second`, along the axis of their larger distance."""
     dx, dy = second.x - first.x, second.y - first.y
     if abs(dx) > abs(dy):
@@ -90,7 +90,7 @@ def scene(seed: int, index: int, novel: bool = False) -> Scene:
     while positions is None:
         radii = [rng.uniform(*radius_range) for radius_range in _RADII[count - 1]]
         positions = _sample_positions(rng, radii)
-    shapes = (Shape(*pair, *position, radius) for pair, position, radius in zip(pairs, positions, radii))
+    shapes = (SceneShape(*pair, *position, radius) for pair, position, radius in zip(pairs, positions, radii))
     return Scene(tuple(shapes), rng.randint(215, 255))
 
 
@@ -141,7 +141,7 @@ def _pixel_range(centre: float, radius: float) -> slice:
 
 
 def _signed_distance(
-    shape: Shape, x: Float[np.ndarray, "1 W"], y: Float[np.ndarray, "H 1"]
+    shape: SceneShape, x: Float[np.ndarray, "1 W"], y: Float[np.ndarray, "H 1"]
 ) -> Float[np.ndarray, "H W"]:
     """The signed distance of each pixel to a shape, in pixels (negative inside); accurate near its edge."""
     r = shape.radius

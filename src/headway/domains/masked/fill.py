@@ -82,7 +82,8 @@ def mask_id(codec: Codec) -> int:
     mask = _tokenizer_codec(codec).mask
     if mask is None:
         raise UserError(
-            f"the tokenizer has no mask token ({' or '.join(MASK_NAMES)}); use that of a masked language model, or leave it "
+            f"the tokenizer has no mask token ({' or '.join(MASK_NAMES)}); use that of a masked language model, or "
+            "leave it "
             "out to train one"
         )
     return mask

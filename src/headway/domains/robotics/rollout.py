@@ -73,7 +73,8 @@ def check_fits(codec: RobotCodec, envs: VectorEnv) -> None:
     spaces = envs.spaces
     if spaces.action_size != len(codec.scale):
         raise UserError(
-            f"the environment {envs.name!r} takes actions of {spaces.action_text}, this policy outputs {len(codec.scale)} "
+            f"the environment {envs.name!r} takes actions of {spaces.action_text}, this policy outputs "
+            f"{len(codec.scale)} "
             "numbers; choose an environment that fits (--env), or train on demonstrations of this one"
         )
     if spaces.image or spaces.shape[0] < codec.recorded or (spaces.shape[0] > codec.recorded and not codec.cameras):

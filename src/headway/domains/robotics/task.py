@@ -319,14 +319,16 @@ def check_known(codec: RobotCodec, data: Demonstrations) -> None:
     for template, (expected, actual) in pairs.items():
         if expected != actual:
             raise UserError(
-                f"the policy has {template.format(expected)}, but the data have {template.format(actual)}; use demonstrations of "
+                f"the policy has {template.format(expected)}, but the data have {template.format(actual)}; use "
+                "demonstrations of "
                 "its robot"
             )
     for camera in codec.cameras:
         if camera.name not in data.cameras:
             available = ", ".join(data.cameras) or "none"
             raise UserError(
-                f"the policy has the camera {camera.name!r}, but the data have {available}; use demonstrations of its robot"
+                f"the policy has the camera {camera.name!r}, but the data have {available}; use demonstrations of its "
+                "robot"
             )
 
 
@@ -338,7 +340,8 @@ def check_settings(codec: RobotCodec, settings: Mapping[str, Any]) -> None:
     for name, wanted in settings.items():
         if wanted is not None and wanted != codec_settings.get(name, wanted):
             raise ConfigError(
-                f"task.{name} is {wanted}, but the policy to fine-tune has {codec_settings[name]}; leave task.{name} out"
+                f"task.{name} is {wanted}, but the policy to fine-tune has {codec_settings[name]}; leave task.{name} "
+                "out"
             )
 
 

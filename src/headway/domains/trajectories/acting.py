@@ -153,7 +153,8 @@ def check_fits(codec: TrajectoryCodec, envs: VectorEnv) -> None:
     spaces = envs.spaces
     if codec.choices != spaces.n_actions or (codec.choices is None and len(codec.reach) != spaces.action_size):
         raise UserError(
-            f"the environment {envs.name!r} takes actions of {spaces.action_text}, but this model outputs {codec.action_text}; "
+            f"the environment {envs.name!r} takes actions of {spaces.action_text}, but this model outputs "
+            f"{codec.action_text}; "
             "choose an environment that fits (--env), or train on episodes of this one"
         )
     if codec.shape != spaces.shape:

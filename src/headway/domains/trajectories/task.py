@@ -343,7 +343,10 @@ class StepActions(Objective[Trajectories]):
             return ""
         target_range = self._targets(examples, 2)
         if len(target_range) < 2:
-            return f"All training episodes have a return of {target_range[0]:.5g}, so the model has learned no other target."
+            return (
+                f"All training episodes have a return of {target_range[0]:.5g}, so the model has learned "
+                "no other target."
+            )
         if self.envs is None:
             return target_effect.action_effect(
                 model, examples, self.codec, examples.final_split, (target_range[0], target_range[1])
@@ -384,7 +387,8 @@ def _check_lengths(model: nn.Module, windows: StepWindows) -> None:
     max_timesteps = cast(TrajectoryEmbed, model.embed).config.timesteps
     if max_length > max_timesteps:
         raise UserError(
-            f"an episode has {max_length:,} steps, but this model has {max_timesteps:,} timesteps; leave the episode out, or "
+            f"an episode has {max_length:,} steps, but this model has {max_timesteps:,} timesteps; leave the episode "
+            "out, or "
             f"train a model with model.embed.timesteps={max_length}"
         )
 

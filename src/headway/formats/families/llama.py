@@ -118,7 +118,8 @@ def windows_by_layer(settings: Settings) -> list[int | None]:
     if window is None or not settings.get("use_sliding_window", bool, True):
         if kinds is not None and SLIDING_ATTENTION in kinds:
             raise UserError(
-                f"{settings.source}: layer_types has {SLIDING_ATTENTION!r}, but there is no window; set sliding_window (and "
+                f"{settings.source}: layer_types has {SLIDING_ATTENTION!r}, but there is no window; set "
+                "sliding_window (and "
                 f"use_sliding_window), or make all layers {FULL_ATTENTION!r}"
             )
         return [None] * depth

@@ -9,7 +9,7 @@ from typing import Any
 from headway.formats.families import clip
 from headway.formats.families.vit import height_width
 from headway.formats.settings import Settings
-from headway.formats.tensor_rules import Family, SingleRow, TensorRule, TokenRows, Unsplit, expect, linear, rule
+from headway.formats.tensor_rules import Family, SingleRow, TensorRule, Unsplit, VocabularyRows, expect, linear, rule
 from headway.nn.models import PatchEmbedConfig, PooledHeadConfig, ProbeHeadConfig, TwoTowerConfig
 from headway.nn.models.two_tower import HEAD
 from headway.nn.parts.feedforward import MLPConfig
@@ -69,7 +69,7 @@ def rules(config: TwoTowerConfig) -> list[TensorRule]:
     target, source = "left.heads.embedding", "vision_model.head"
     return [
         *clip.vision_rules(config.left),
-        rule(f"{target}.probe.table", f"{source}.probe", transform=TokenRows()),
+        rule(f"{target}.probe.table", f"{source}.probe", transform=VocabularyRows()),
         rule(f"{target}.qkv.weight", f"{source}.attention.in_proj_weight", transform=Unsplit()),
         rule(f"{target}.qkv.bias", f"{source}.attention.in_proj_bias", transform=Unsplit()),
         *linear(f"{target}.out", f"{source}.attention.out_proj"),

@@ -17,7 +17,7 @@ from headway.formats.tensor_rules import (
     FlattenedRows,
     SingleRow,
     TensorRule,
-    TokenRows,
+    VocabularyRows,
     expect,
     layers,
     linear,
@@ -152,7 +152,7 @@ def rules(kind: str, config: TransformerConfig) -> list[TensorRule]:
     return [
         rule("embed.project.weight", f"{patches}.weight", transform=FlattenedRows((embed.channels, *embed.patch))),
         rule("embed.project.bias", f"{patches}.bias"),
-        rule("embed.tokens.table", *(f"{kind}.embeddings.{name}" for name in tokens), transform=TokenRows()),
+        rule("embed.tokens.table", *(f"{kind}.embeddings.{name}" for name in tokens), transform=VocabularyRows()),
         rule("embed.positions.table", f"{kind}.embeddings.position_embeddings", transform=SingleRow()),
         *layers(len(config.stack.blocks), layer),
         *linear("stack.norm", f"{kind}.layernorm"),

@@ -210,7 +210,8 @@ def _find_family(config: ModelConfig, name: str) -> Family:
         if can_express(known[candidate], config):
             return known[candidate]
     raise UserError(
-        f"this model is not one that can be saved as GGUF ({', '.join(WRITABLE_FAMILIES)}); export it as a folder instead"
+        f"this model is not one that can be saved as GGUF ({', '.join(WRITABLE_FAMILIES)}); export it as a folder "
+        "instead"
     )
 
 

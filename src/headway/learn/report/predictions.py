@@ -26,10 +26,9 @@ def scatter_chart(actual: Float[np.ndarray, "N"], predicted: Float[np.ndarray, "
     elements = frame(x_axis, y_axis, x_label)
     diagonal = " ".join(f"{x_axis.position(end):.1f},{y_axis.position(end):.1f}" for end in (low, high))
     elements.append(f'<polyline class="curve s1 dashed" points="{diagonal}"/>')
-    elements += [
-        f'<circle class="dot s0" cx="{x_axis.position(x):.1f}" cy="{y_axis.position(y):.1f}" r="2.5" fill-opacity="0.6"/>'
-        for x, y in zip(actual.tolist(), predicted.tolist())
-    ]
+    for x, y in zip(actual.tolist(), predicted.tolist()):
+        center = f'cx="{x_axis.position(x):.1f}" cy="{y_axis.position(y):.1f}"'
+        elements.append(f'<circle class="dot s0" {center} r="2.5" fill-opacity="0.6"/>')
     return svg(WIDTH, HEIGHT, elements, f"{y_label} over {x_label}")
 
 

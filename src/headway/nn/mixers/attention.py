@@ -149,7 +149,8 @@ class SelfAttention(Mixer):
         if layout.group is not None and x.shape[1] > self._max_tokens(state):
             raise ConfigError(
                 f"{x.shape[1]} tokens with bidirectional groups exceed the limit of "
-                f"{self._max_tokens(state)} at once for a KV cache of {state.keys.shape[1]} slots; widen the attention window"
+                f"{self._max_tokens(state)} at once for a KV cache of {state.keys.shape[1]} slots; widen the "
+                "attention window"
             )
         for start in range(0, x.shape[1], self._max_tokens(state)):
             columns = slice(start, start + self._max_tokens(state))

@@ -161,7 +161,8 @@ def _sizes(stack: Stack, number: int, directions: str, stack_name: str) -> tuple
         parts = {"both": both, "forward": both[:1], "backward": both[1:]}[directions]
     if not all(isinstance(part, Mixer) and part.bridged for part in parts):
         raise ConfigError(
-            f"block {number} of the {stack_name} has the mixer {type(mixer).__name__}, whose state is not a set of vectors; "
+            f"block {number} of the {stack_name} has the mixer {type(mixer).__name__}, whose state is not a set of "
+            "vectors; "
             "choose a mixer such as lstm or gru, or set bridge to memory"
         )
     return tuple(size for part in parts for size in part.state_sizes)

@@ -87,13 +87,15 @@ class PatchEmbedConfig(EmbedConfig):
     def __post_init__(self) -> None:
         if min(*self.patch, *self.size, self.channels) < 1 or min(self.tokens, self.registers, self.stem_more) < 0:
             raise ConfigError(
-                f"patches of {_format_size(self.patch)} pixels in {self.channels} channels, images of {_format_size(self.size)}, "
+                f"patches of {_format_size(self.patch)} pixels in {self.channels} channels, images of "
+                f"{_format_size(self.size)}, "
                 f"{self.tokens} tokens, {self.registers} registers, stem_more {self.stem_more}; "
                 "set sizes above 0, and counts of 0 or more"
             )
         if any(length % part for length, part in zip(self.size, self.patch)):
             raise ConfigError(
-                f"images of {_format_size(self.size)} do not split into {_format_size(self.patch)} patches; {self._suggest_size()}"
+                f"images of {_format_size(self.size)} do not split into {_format_size(self.patch)} patches; "
+                f"{self._suggest_size()}"
             )
         length = self.patch[0]
         if self.stem == "convolutional" and (length != self.patch[1] or length < 2 or length & (length - 1)):

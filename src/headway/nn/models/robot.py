@@ -180,7 +180,8 @@ class RobotEmbed(nn.Module):
             raise UserError(f"states have size {size}, not this model's {self.config.states}; pass the robot's states")
         if len(observations.images) != len(self.cameras):
             raise UserError(
-                f"images of {len(observations.images)} cameras for a model with {len(self.cameras)}; pass all of its cameras"
+                f"images of {len(observations.images)} cameras for a model with {len(self.cameras)}; pass all of its "
+                "cameras"
             )
         if self.words is None and observations.words is not None:
             raise UserError("this model does not take task words; remove them")

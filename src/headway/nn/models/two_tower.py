@@ -61,7 +61,8 @@ class TwoTowerConfig(ModelConfig):
         image_width, text_width = widths
         if image_width != text_width:
             raise ConfigError(
-                f"the left tower outputs {image_width} features and the right one {text_width}; set model.shared to a common width "
+                f"the left tower outputs {image_width} features and the right one {text_width}; set model.shared to a "
+                "common width "
                 "(an attention-pooling head outputs the width of its tower)"
             )
         return image_width

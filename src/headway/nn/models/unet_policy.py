@@ -67,7 +67,8 @@ class KeypointsConfig:
         image_size = self.resized or next(iter(sizes), None)
         if image_size and self.crop and (self.crop[0] > image_size[0] or self.crop[1] > image_size[1]):
             raise ConfigError(
-                f"a crop of {self.crop[0]} x {self.crop[1]} pixels does not fit in {image_size[0]} x {image_size[1]}; set a "
+                f"a crop of {self.crop[0]} x {self.crop[1]} pixels does not fit in {image_size[0]} x {image_size[1]}; "
+                "set a "
                 "smaller crop"
             )
 

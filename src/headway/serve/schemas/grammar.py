@@ -398,7 +398,8 @@ class _GrammarWriter:
 
         return [
             [
-                Shape(kind, distinct, [index_of(target) for target in first], {name: index_of(target) for name, target in named.items()},
+                Shape(kind, distinct, [index_of(target) for target in first], {name: index_of(target) for name,
+                target in named.items()},
                       [index_of(target) for target in others], values)
                 for kind, distinct, first, named, others, values in self._shapes.get(schemas, [])
             ]

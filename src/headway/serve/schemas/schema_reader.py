@@ -130,7 +130,8 @@ class SchemaReader:
         allowed, read_groups = ALL, set()
         order = sorted(keywords, key=lambda name: name in _LATE_KEYWORDS)
         for name in order:
-            for group, read in ((_NUMBER_KEYWORDS, self._number_values), (_STRING_KEYWORDS, self._string_values), (_ARRAY_KEYWORDS, self._array_values),
+            for group, read in ((_NUMBER_KEYWORDS, self._number_values), (_STRING_KEYWORDS,
+            self._string_values), (_ARRAY_KEYWORDS, self._array_values),
                                 (_OBJECT_KEYWORDS, self._object_values)):  # fmt: skip
                 if name in group:
                     is_late = group is _OBJECT_KEYWORDS and "properties" in keywords and name != "properties"
