@@ -106,9 +106,7 @@ def train(
             chosen = configure_recipe(recipe, paths, set, seed, start, lora)
             setup = _prepare_run(chosen, recipe, set or {}, minutes, clock, torch_device, threads, directory)
         trainer = Trainer(
-            setup.recipe,
-            setup.task,
-            run_directory,
+            *(setup.recipe, setup.task, run_directory),
             device=torch_device,
             threads=threads,
             progress=progress,
