@@ -49,7 +49,7 @@ def test_a_mask_that_is_late_fails_alone() -> None:
 def test_forms_wait_while_too_many_late_ones_are_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(masks, "_LATE_THREADS", 0)
     failed = fill_masks([MaskBudget(lambda: None)])
-    assert "try again in a moment" in str(failed[0])
+    assert "ask again in a moment" in str(failed[0])
 
 
 def test_many_masks_that_are_each_in_time_have_a_limit_together() -> None:
