@@ -187,7 +187,7 @@ def test_memory_is_made_by_the_least_recently_used_of_the_idle(zoo: Path, monkey
         assert set(models.batchers()) == {"stories", "minilm"}
         async with models.using("stories"), models.using("minilm"):
             with pytest.raises(
-                StatusError, match=r"tales needs 1,040,128 bytes .* while minilm, stories is in use"
+                StatusError, match=r"tales needs 1,040,128 bytes .* and minilm, stories is in use"
             ) as e:
                 await use(models, "tales")
             assert (e.value.status, e.value.retry_after) == (503, 10)
@@ -246,7 +246,7 @@ def test_quantised_gguf_files_are_served_as_they_are_quantised(zoo: Path, tmp_pa
     assert models.notes() == ["eight: weights in Q8_0 are served in int8; --weights fp32 serves their exact values"]
     assert not found(weights="fp32").notes()
     assert found(weights="int4").summary("eight").weights == "int4"
-    assert found(backend="torch").notes() == ["eight: weights in Q8_0 are served in fp32, as the torch backend"]
+    assert found(backend="torch").notes() == ["eight: weights in Q8_0 are served in fp32, as torch is the backend"]
     assert found(backend="torch").summary("eight").weights is None
 
     async def work(models: ServedModels) -> None:

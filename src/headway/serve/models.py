@@ -404,7 +404,7 @@ def _loading_format(
     if find_device(options.device).type != "cpu":
         reason = "int8 and int4 run only on the CPU"
     elif options.backend == "torch":
-        reason = "the torch backend is selected"
+        reason = "torch is the backend"
     if reason is not None:
         return None, f"weights in {kind.name} are served in fp32, as {reason}"
     return weights, f"weights in {kind.name} are served in {weights}; --weights fp32 serves their exact values"
