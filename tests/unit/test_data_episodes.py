@@ -279,7 +279,7 @@ def test_files_of_several_environments_do_not_go_together(tmp_path: Path) -> Non
     with pytest.raises(UserError, match=r"has states of 2 numbers, but .* has 4 numbers"):
         read_episodes([tmp_path])
     write_episodes(tmp_path / "b.npz", collate_episodes(some(discrete=True), "b"))
-    with pytest.raises(UserError, match=r"has actions of choices, and .* of 2 numbers"):
+    with pytest.raises(UserError, match=r"has actions of discrete values, but .* has 2 numbers"):
         read_episodes([tmp_path])
     uneven = [some()[0], some()[1]._replace(states=np.zeros((1, 2), np.float32))]
     with pytest.raises(UserError, match="episode 1 has states of shape"):
