@@ -313,7 +313,7 @@ def test_no_output_replaces_an_input(
         "chess match run --openings game.pgn --pgn game.pgn",
     ):
         assert main(words.split()) == USER_ERROR
-        assert "could be overwritten" in capsys.readouterr().err, words
+        assert "would be overwritten" in capsys.readouterr().err, words
     assert set(files(tmp_path).values()) == {b"mine"}
 
 
