@@ -255,7 +255,9 @@ def test_a_run_of_another_format_is_refused(tmp_path: Path) -> None:
     train(tmp_path, counting_recipe())
     status = json.loads((tmp_path / "run.json").read_text())
     durable.write_json(tmp_path / "run.json", {**status, "format": 99})
-    with pytest.raises(UserError, match="a run of format 99, but this version of headway reads 1; use the version that wrote it"):
+    with pytest.raises(
+        UserError, match="a run of format 99, but this version of headway reads 1; use the version that wrote it"
+    ):
         train(tmp_path, counting_recipe(), resume=True)
     (tmp_path / "run.json").write_text("{")
     with pytest.raises(UserError, match=r"run.json is not JSON"):

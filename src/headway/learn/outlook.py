@@ -33,7 +33,7 @@ class Descent:
     most: float
 
     def forecast(self, loss: float, slope: float, share: float) -> LossForecast:
-        """Predict the final loss of a run whose validation loss is `loss` after a fraction `share` of its steps."""
+        """Predict the final loss of a run whose validation loss is `loss` after a `fraction` of its steps."""
         steep = max(slope, 0.0) + _LEAST
         low, middle, high = (loss * share ** (part * steep) for part in (self.most, self.middle, self.least))
         return LossForecast(low, middle, high)
