@@ -115,7 +115,7 @@ def hub_confirmed() -> bool:
 
 
 def unconfirmed(name: str | Path, what: str) -> UserError:
-    """The error for a name that is not a local path but may name a `what` on the hub."""
+    """The error for a name that is not a local path but may name a `noun` on the hub."""
     return UserError(
         f"there is no file or folder {name}; check the path, or write {HUB}{name} for the {what} of that name on the "
         f"Hugging Face hub ({_CONFIRMS}=1 allows it without {HUB})"

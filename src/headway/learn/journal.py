@@ -70,7 +70,7 @@ class Silent:
 
 
 class Rate:
-    """Exponentially averaged speeds per second over about the last `memory` seconds, without pauses."""
+    """Exponentially averaged speeds per second over about the last `window` seconds, without pauses."""
 
     def __init__(self, memory: float = 5.0) -> None:
         self.memory = memory

@@ -66,7 +66,7 @@ class Law:
 
 
 def _discounted(first: float, more: float, worth: float) -> float:
-    """`first`, plus `more` repetitions of it with diminishing value, which is at most `worth` times `first`."""
+    """`first`, plus `repetitions` of it with diminishing value, which is at most `limit` times `first`."""
     return first * (1 + worth * (1 - math.exp(-more / worth)))
 
 

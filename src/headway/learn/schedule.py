@@ -31,7 +31,7 @@ class ScheduleConfig:
         return self.after(step, rise, steps)
 
     def after(self, step: int, rise: int, steps: int) -> float:
-        """The factor after a warm-up of `rise` steps."""
+        """The factor after the `warmup_steps`."""
         raise NotImplementedError
 
     def planned(self, steps: int) -> Self:

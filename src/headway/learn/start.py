@@ -117,7 +117,7 @@ def lay_out(opened: Opened, start: str, directory: Path, beside: Iterable[str]) 
 
 
 def keep_symbols(model: ModelConfig, before: ModelConfig) -> ModelConfig:
-    """`model` with a vocabulary at least as large as that of `before`: published embeddings are often padded."""
+    """`model` with a vocabulary at least as large as that of `original`: published embeddings are often padded."""
     if isinstance(model, EncoderDecoderConfig) and isinstance(before, EncoderDecoderConfig):
         encoder = keep_symbols(model.encoder, before.encoder)
         decoder = keep_symbols(model.decoder, before.decoder)

@@ -91,7 +91,7 @@ class Classified(Numbered):
     def numbered(
         self, given: Sequence[str], trained: Collection[str], place: Callable[[int], str], workspace: Path
     ) -> Int[np.ndarray, "K"]:
-        """Set the class names from the `trained` labels, and return the class indices of `labels`, whose locations are
+        """Set the class names from `training_labels`, and return the class indices of `labels`, whose locations are
         `locate`. UserError for labels without training samples, and for fewer than two classes.
         """
         names = dict(zip(given, self._joined(given, workspace)))
