@@ -118,7 +118,7 @@ def hub_confirmed() -> bool:
 
 
 def hub_name_error(name: str | Path, noun: str) -> UserError:
-    """The error for a name that is not a local path but may name a `what` on the hub."""
+    """The error for a name that is not a local path but may name a `noun` on the hub."""
     return UserError(
         f"there is no file or folder {name}; check the path, or write {HUB_PREFIX}{name} for the {noun} of that name "
         "on the "

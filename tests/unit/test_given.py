@@ -209,7 +209,7 @@ def test_settings_of_verbs_are_checked(model: Model) -> None:
         (lambda: ask.generate("a", temperature="hot"), "temperature is 'hot'"),
         (lambda: ask.generate("a", stop=3), "the input is 3; pass a stop, or a list of these"),
         (lambda: ask.stream(["a"]), "prompt is a list; pass a string"),
-        (lambda: ask.complete("a", 0.7), "sampling is 0.7; give a Sampling"),
+        (lambda: ask.complete("a", 0.7), "sampling is 0.7; pass a Sampling"),
         (lambda: ask.translate("a", beam="4"), "is a language model, which cannot translate; use generate or embed"),
         (lambda: ask.chat(3), "3 is not a conversation; pass a string, or messages as"),
         (lambda: ask.chat(["hi"]), "a list is not a conversation"),

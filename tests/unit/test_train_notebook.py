@@ -61,7 +61,7 @@ def test_a_run_is_one_block_that_is_renewed(
     assert len(handle.shown) < 20  # though it has 40 steps
     last = handle.shown[-1]
     lines = repr(last).splitlines()
-    assert any("training 40 steps" in line for line in lines)
+    assert any("training for 40 steps" in line for line in lines)
     assert sum("validation loss" in line for line in lines) == 2
     assert lines[-1].startswith("step 40/40")
     assert "<progress" not in last._repr_html_()

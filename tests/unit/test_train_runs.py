@@ -255,7 +255,9 @@ def test_a_run_of_another_format_is_refused(tmp_path: Path) -> None:
     train(tmp_path, counting_recipe())
     status = json.loads((tmp_path / "run.json").read_text())
     durable.write_json(tmp_path / "run.json", {**status, "format": 99})
-    with pytest.raises(UserError, match="a run of format 99, this headway reads 1; use the version that wrote it"):
+    with pytest.raises(
+        UserError, match="a run of format 99, but this version of headway reads 1; use the version that wrote it"
+    ):
         train(tmp_path, counting_recipe(), resume=True)
     (tmp_path / "run.json").write_text("{")
     with pytest.raises(UserError, match=r"run.json is not JSON"):
@@ -521,7 +523,7 @@ def test_the_display_shows_rate_loss_and_time_left(tmp_path: Path, capsys: pytes
     task = counting(CountingConfig(), 1, delay=0.3)
     Trainer(recipe, task, tmp_path, device="cpu", threads=1).fit()
     shown = capsys.readouterr().err
-    assert "training 5 steps in" in shown
+    assert "training for 5 steps in" in shown
     assert "validation loss" in shown
     for part in ("step 5/5", "loss ", "tokens/s", "GFLOP/s", " left"):
         assert part in shown.splitlines()[-2] + shown.splitlines()[-1]
@@ -533,7 +535,7 @@ def test_loggers_are_asked_for_by_name(tmp_path: Path, monkeypatch: pytest.Monke
         train(tmp_path / "a", counting_recipe())
     monkeypatch.setitem(sys.modules, "wandb", None)
     monkeypatch.setenv("HEADWAY_LOG", "wandb")
-    with pytest.raises(UserError, match=r"asks for wandb, which is not installed; pip install 'headway\[logging\]'"):
+    with pytest.raises(UserError, match=r"names wandb, which is not installed; pip install 'headway\[logging\]'"):
         train(tmp_path / "b", replace(counting_recipe(), name="b"))
 
 
@@ -575,5 +577,5 @@ def test_of_equal_goals_the_model_of_the_smaller_loss_is_kept(tmp_path: Path, mo
 )
 @pytest.mark.parametrize("value", [math.nan, math.inf, -1.0])
 def test_rates_are_finite_and_none_is_negative(setting: str, value: float) -> None:
-    with pytest.raises(ConfigError, match=rf"{setting} is {value}; give"):
+    with pytest.raises(ConfigError, match=rf"{setting} is {value}; use"):
         counting_recipe(**{setting: value})

@@ -117,7 +117,7 @@ def test_more_layers_are_drawn_afresh(first: Path) -> None:
         ({"model.width": 64}, r"model.width 64 does not fit the weights of .*published, which have 32; remove it"),
         ({"model.context": 128}, r"model.context 128 does not fit the weights of .*published, which have 64"),
         ({"model.heads": 4}, r"heads 4 does not fit .*published, which has 2; remove this setting"),
-        ({"model.mixer": {"kind": "attention", "head_size": 8}}, r"mixer.qkv.weight has shape \(48, 32\), that of"),
+        ({"model.mixer": {"kind": "attention", "head_size": 8}}, r"mixer.qkv.weight has shape \(48, 32\), but that of"),
     ],
 )
 def test_settings_that_the_weights_do_not_fit_are_errors(

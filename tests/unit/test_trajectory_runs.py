@@ -67,7 +67,7 @@ def test_the_report_shows_returns_and_film(run: Path) -> None:
     assert "target return" in page
     assert "data:image/png;base64," in page
     assert "95 % from" in page
-    assert "timesteps a second" in page
+    assert "timesteps per second" in page
 
 
 def test_a_run_goes_on_bit_for_bit(run: Path, data: Path, tmp_path: Path) -> None:

@@ -212,7 +212,7 @@ def plan_steps(train: TrainConfig, speed: Speed, seconds: float, early_stopping:
     """`train` with the steps that fit in `seconds`, including evaluations and the work after the last step.
 
     If `evaluate_every` is 0, the run has ten evaluations, or fewer so that they take at most 5 % of the time (20 % if
-    they decide when training ends: `checked`).
+    they decide when training ends: `early_stopping`).
     """
     usable = _USABLE_FRACTION * seconds - speed.ending
     if train.evaluate_every:

@@ -117,7 +117,7 @@ def copy_start_files(pretrained: OpenedModel, start: str, directory: Path, extra
 
 
 def keep_vocabulary(model: ModelConfig, original: ModelConfig) -> ModelConfig:
-    """`model` with a vocabulary at least as large as that of `before`: published embeddings are often padded."""
+    """`model` with a vocabulary at least as large as that of `original`: published embeddings are often padded."""
     if isinstance(model, EncoderDecoderConfig) and isinstance(original, EncoderDecoderConfig):
         encoder = keep_vocabulary(model.encoder, original.encoder)
         decoder = keep_vocabulary(model.decoder, original.decoder)

@@ -33,7 +33,7 @@ class Descent:
     high: float
 
     def forecast(self, loss: float, slope: float, fraction: float) -> LossForecast:
-        """Predict the final loss of a run whose validation loss is `loss` after a fraction `share` of its steps."""
+        """Predict the final loss of a run whose validation loss is `loss` after a `fraction` of its steps."""
         slope_floor = max(slope, 0.0) + _MIN_SLOPE
         low, middle, high = (loss * fraction ** (factor * slope_floor) for factor in (self.high, self.middle, self.low))
         return LossForecast(low, middle, high)

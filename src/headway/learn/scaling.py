@@ -68,7 +68,7 @@ class ScalingLaw:
 
 
 def _with_diminishing_returns(first: float, repetitions: float, limit: float) -> float:
-    """`first`, plus `more` repetitions of it with diminishing value, which is at most `worth` times `first`."""
+    """`first`, plus `repetitions` of it with diminishing value, which is at most `limit` times `first`."""
     return first * (1 + limit * (1 - math.exp(-repetitions / limit)))
 
 
@@ -139,8 +139,8 @@ class Scale:
     `law` predicts losses by size; its losses appear in the reasons only if it is `calibrated` to runs of the domain.
     `descent` predicts final losses from early evaluations, if it was fitted for the domain.
 
-    `batch_setting` is the setting for the batch size, between `min_batch` and `max_batch`. `noise` times the square
-    root of the number of targets is the critical batch size in targets (McCandlish et al. 2018; the square root:
+    `batch_setting` is the setting for the batch size, between `min_batch` and `max_batch`. `noise_scale` times the
+    square root of the number of targets is the critical batch size in targets (McCandlish et al. 2018; the square root:
     Bergsma et al. 2025). `unit` is what `unique_targets` counts, for people. A model needs at least `min_steps` steps
     to learn something. Fine-tuning uses batches of at most `max_tuning_batch` samples and `tuning_lr_factor` times the
     usual learning rate. `shapes` are widths, depths and heads, from small to large.

@@ -31,7 +31,7 @@ class ScheduleConfig:
         return self.after(step, warmup_steps, steps)
 
     def after(self, step: int, warmup_steps: int, steps: int) -> float:
-        """The factor after a warm-up of `rise` steps."""
+        """The factor after the `warmup_steps`."""
         raise NotImplementedError
 
     def planned(self, steps: int) -> Self:

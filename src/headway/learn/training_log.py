@@ -80,7 +80,7 @@ class SilentDisplay:
 
 
 class SpeedAverage:
-    """Exponentially averaged speeds per second over about the last `memory` seconds, without pauses."""
+    """Exponentially averaged speeds per second over about the last `window` seconds, without pauses."""
 
     def __init__(self, window: float = 5.0) -> None:
         self.window = window

@@ -93,7 +93,7 @@ class ClassifiedExamples(IndexedExamples):
     def label_indices(
         self, labels: Sequence[str], training_labels: Collection[str], locate: Callable[[int], str], workspace: Path
     ) -> Int[np.ndarray, "K"]:
-        """Set the class names from the `trained` labels, and return the class indices of `labels`, whose locations are
+        """Set the class names from `training_labels`, and return the class indices of `labels`, whose locations are
         `locate`. UserError for labels without training samples, and for fewer than two classes.
         """
         names = dict(zip(labels, self._merge_spellings(labels, workspace)))
