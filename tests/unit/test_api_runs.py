@@ -341,7 +341,7 @@ def test_recipes_lists_names_sizes_data_and_scores(capsys: pytest.CaptureFixture
     } <= set(listed)
     assert all({"domain", "parameters", "data", "expected"} <= set(recipe) for recipe in listed.values())
     told = [listed[name][what] for name in ("scenes", "text") for what in ("makes_data", "data")]
-    assert told == [True, "makes its own", False, "yours (--data)"]
+    assert told == [True, "generated", False, "yours (--data)"]
 
 
 def test_a_tokenizer_is_trained_from_text(plays: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -166,7 +166,7 @@ def test_equal_tokens_are_more_steps_of_smaller_batches(
     grid = {"train.batch_tokens": [128, 512]}
     found, asked = told(monkeypatch, recipe, grid, tmp_path / "c", tokens=5120, seeds=1)
     assert [run.train.steps for run, _ in asked] == [pytest.approx(40, abs=3), pytest.approx(10, abs=1)]
-    assert found.notes[0] == "Each was trained on about 5,120 tokens on the same data."
+    assert found.notes[0] == "Each run trained on about 5,120 tokens on the same data."
     with pytest.raises(UserError, match=r"both minutes \(1\) and tokens \(5\) are set; pass one of them"):
         compare(recipe, grid, minutes=1.0, tokens=5, run=tmp_path / "d", device="cpu")
     assert not (tmp_path / "d").exists()
@@ -207,7 +207,7 @@ def test_rows_in_memory_are_compared_and_kept_for_resuming(tmp_path: Path) -> No
     assert found.recipe.data == (str(file),)
     again = compare(recipe, grid, frame, run=tmp_path / "c", device="cpu", resume=True)
     assert again.table() == found.table()
-    with pytest.raises(UserError, match="is not empty; go on"):
+    with pytest.raises(UserError, match="is not empty; continue with --resume"):
         compare(recipe, grid, frame, run=tmp_path / "c", device="cpu")
     assert file.is_file()
     with pytest.raises(UserError, match="only one variant"):
@@ -351,7 +351,7 @@ def test_a_trial_without_its_scores_is_refused(
         path.write_text(json.dumps({**status, part: value}), encoding="utf-8")
         assert cli.main(command(book, tmp_path / "copy", "--resume")) == cli.USER_ERROR
         line = capsys.readouterr().err.splitlines()[-1]
-        assert line.startswith(f"headway: {path} has no loss in '{part}'; remove ")
+        assert line.startswith(f"headway: {path} has no loss in '{part}'; delete ")
 
 
 def test_resume_begins_where_there_is_nothing(
@@ -394,7 +394,7 @@ def test_a_demo_that_was_stopped_goes_on_as_it_says(
         arguments = ["demo", "--run", str(tmp_path / "run"), "--device", "cpu", "--threads", "1"]
         assert cli.main(arguments) == cli.INTERRUPTED
     said = capsys.readouterr().err.splitlines()[-1]
-    assert said.startswith("headway: stopped at step 2 of 4; headway train pronounce --run ")
-    words = shlex.split(said.split("; ")[1].removesuffix(" goes on from there"))
+    assert said.startswith("headway: stopped at step 2 of 4; continue with: headway train pronounce --run ")
+    words = shlex.split(said.split("; continue with: ")[1])
     assert cli.main([*words[1:], "--device", "cpu", "--threads", "1"]) == cli.DONE
     assert json.loads((tmp_path / "run/run.json").read_text(encoding="utf-8"))["step"] == 4

@@ -448,7 +448,7 @@ def test_the_command_line(own: Path, capsys: pytest.CaptureFixture[str], monkeyp
     found, _ = said("evaluate", "runs/a", "--json")
     assert found["return_mean"] > 0
     rows, _ = said("recipes", "--json")
-    assert next(row for row in rows["recipes"] if row["name"] == "ppo")["data"] == "makes its own"
+    assert next(row for row in rows["recipes"] if row["name"] == "ppo")["data"] == "generated"
     for words, message in (
         (["rollout", "runs/a", "--target-return", "5"], "an agent without target returns"),
         (["rollout", "runs/a", "--env", "Acrobot-v1"], "has states of 6 numbers, but this agent takes 4"),

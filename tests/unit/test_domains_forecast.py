@@ -270,7 +270,7 @@ def test_what_cannot_be_forecast(run: Any, tmp_path: Path, capsys: pytest.Captur
         (["--data", str(monthly)], "steps of 1 months"),
         (["--picture", "x.bmp"], "is not a supported image file"),
         (["--out", str(tmp_path / "no" / "x.csv")], "not a folder"),
-        (["--steps", "0"], "whole number from 1"),
+        (["--steps", "0"], "is not an integer of at least 1"),
     ):
         assert cli.main(["forecast", str(run.directory), *arguments]) == cli.USER_ERROR
         told = capsys.readouterr().err.strip()

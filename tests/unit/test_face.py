@@ -49,7 +49,7 @@ def test_a_start_has_one_name() -> None:
     [
         ({"grid": {"model.mixer": "lstm"}}, "model.mixer is 'lstm'; pass a list of values to compare"),
         ({"grid": ["lstm"]}, "grid is a list; pass a mapping"),
-        ({"grid": {"model.depth": [1, 2]}, "seeds": 0}, "seeds is 0; give 1 or more"),
+        ({"grid": {"model.depth": [1, 2]}, "seeds": 0}, "seeds is 0; pass 1 or more"),
         ({"grid": {"model.depth": [1, 2]}, "resume": True}, "--resume without --run would use a new directory"),
         ({"grid": {"model.depth": [1, 2]}, "minutes": "3"}, "minutes is '3'; pass a number or None"),
     ],
@@ -143,7 +143,7 @@ def test_results_show_themselves_in_a_line_and_a_table() -> None:
 def test_one_match_and_a_refused_plan_show_themselves() -> None:
     one = torch.tensor(0.5)
     assert repr(hw.Matches(one, one)) == "Matches: of one image and one text, best text of each image [1]"
-    assert repr(hw.Plan(1.0, ("too few",))) == "Plan of 1 minutes: refused as too few"
+    assert repr(hw.Plan(1.0, ("too few",))) == "Plan of 1 minutes: refused because too few"
     assert '<a href="a%20b/report.html">report</a>' in shown()["run"][0]._repr_html_()
     many = hw.Transcription("a", None, 1.0, [hw.Segment(0.0, 1.0, "a", [], 0.0, 0.0, 0.0, 0.0)] * 51)
     assert "and 1 more" in many._repr_html_()

@@ -78,7 +78,11 @@ def test_every_model_has_a_kind_and_something_that_it_can() -> None:
     ("name", "ask", "message"),
     [
         ("gpt-1m", lambda model: model.translate("a"), "is a language model, which cannot translate; use generate or"),
-        ("gpt-1m", lambda model: model.look("a.png"), "is a language model, which cannot read images; use attention"),
+        (
+            "gpt-1m",
+            lambda model: model.look("a.png"),
+            "is a language model, which cannot show its attention to an image; use attention",
+        ),
         (
             "gpt-1m",
             lambda model: model.player(),
