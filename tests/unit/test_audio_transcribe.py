@@ -432,7 +432,7 @@ def test_subtitles_by_words() -> None:
         with pytest.raises(ConfigError, match=message):
             SubtitleLines(**given)
     lines = SubtitleLines(40)
-    for form, message in (("txt", "not in txt"), ("srt", "need word times")):
+    for form, message in (("txt", "not txt"), ("srt", "need word times")):
         with pytest.raises(UserError, match=message):
             format_transcript(Transcription("One", "en", 1.0, SEGMENTS[:1]), form, lines)  # type: ignore[arg-type]
     assert format_transcript(Transcription("", "en", 1.0, []), "vtt", lines) == "WEBVTT\n\n"
